@@ -1,0 +1,342 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Client talks to one API server, or to one agent's API. Several goroutines
+// may use it. Calls end with their context; there is no other timeout.
+type Client struct {
+	name string
+	base *url.URL
+	http *http.Client
+}
+
+// NewClient makes a client from a context. It does not connect yet.
+func NewClient(x Context) (*Client, error) {
+	base, err := url.Parse(x.Server)
+	if err != nil || base.Scheme != "https" || base.Host == "" {
+		return nil, fmt.Errorf("context %q: server %q is not an https URL", x.Name, x.Server)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM([]byte(x.CA)) {
+		return nil, fmt.Errorf("context %q: ca holds no certificate", x.Name)
+	}
+	pair, err := tls.X509KeyPair([]byte(x.Cert), []byte(x.Key))
+	if err != nil {
+		return nil, fmt.Errorf("context %q: certificate: %w", x.Name, err)
+	}
+	return NewClientTLS(x.Name, base, &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}), nil
+}
+
+// NewClientTLS makes a client with a TLS configuration of the caller's.
+func NewClientTLS(name string, base *url.URL, conf *tls.Config) *Client {
+	return &Client{name: name, base: base, http: &http.Client{Transport: &http.Transport{
+		TLSClientConfig:     conf,
+		DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 5 * time.Second,
+		IdleConnTimeout:     90 * time.Second,
+		ForceAttemptHTTP2:   true,
+	}}}
+}
+
+// NewUnixClient makes a client of the API on a unix socket: an agent's on its
+// own machine.
+func NewUnixClient(path string) *Client {
+	var d net.Dialer
+	return &Client{name: path, base: &url.URL{Scheme: "http", Host: "unix"}, http: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) },
+	}}}
+}
+
+// Name is the name of the context.
+func (c *Client) Name() string { return c.name }
+
+// Close drops idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+func (c *Client) do(ctx context.Context, method, path string, query url.Values, body any) (*http.Response, error) {
+	var payload io.Reader
+	contentType := "application/json"
+	switch b := body.(type) {
+	case nil:
+	case []byte:
+		payload, contentType = bytes.NewReader(b), "application/yaml"
+	default:
+		text, err := json.Marshal(b)
+		if err != nil {
+			return nil, fmt.Errorf("encode request: %w", err)
+		}
+		payload = bytes.NewReader(text)
+	}
+	u := c.base.JoinPath(path)
+	u.RawQuery = query.Encode()
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), payload)
+	if err != nil {
+		return nil, err
+	}
+	if payload != nil {
+		req.Header.Set("Content-Type", contentType)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.unreachable(err)
+	}
+	if resp.StatusCode >= 400 {
+		defer resp.Body.Close()
+		return nil, readError(resp)
+	}
+	return resp, nil
+}
+
+// unreachable says what a failed connection means to an operator.
+func (c *Client) unreachable(err error) error {
+	var expired x509.CertificateInvalidError
+	var unknown x509.UnknownAuthorityError
+	var alert tls.AlertError
+	switch {
+	case errors.As(err, &expired) && expired.Reason == x509.Expired:
+		return fmt.Errorf("cluster %q at %s: the server's certificate has expired: restart its API server, which issues a new one: %w", c.name, c.base.Host, err)
+	case errors.As(err, &unknown):
+		return fmt.Errorf("cluster %q at %s: the server's certificate is not signed by the context's ca: copy the context from that cluster again: %w", c.name, c.base.Host, err)
+	case errors.As(err, &alert):
+		return fmt.Errorf("cluster %q at %s does not accept the context's certificate (wrong cluster, or expired): ask its operator for a new one: %w", c.name, c.base.Host, err)
+	}
+	return fmt.Errorf("reach cluster %q at %s: %w", c.name, c.base.Host, err)
+}
+
+// call makes one request; out nil means that the answer is of no interest.
+func (c *Client) call(ctx context.Context, method, path string, query url.Values, body, out any) error {
+	resp, err := c.do(ctx, method, path, query, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		_, err := io.Copy(io.Discard, resp.Body)
+		return err
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("read answer of %s: %w", c.base.Host, err)
+	}
+	return nil
+}
+
+// maxLine bounds one line of a stream; an etcd value cannot be larger.
+const maxLine = 4 << 20
+
+// stream calls each with every line of an NDJSON answer until the stream, ctx
+// or each ends. The line is only valid during the call.
+func (c *Client) stream(ctx context.Context, path string, query url.Values, each func(line []byte) error) error {
+	resp, err := c.do(ctx, http.MethodGet, path, query, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(make([]byte, 64<<10), maxLine)
+	for lines.Scan() {
+		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
+			continue
+		}
+		if err := each(lines.Bytes()); err != nil {
+			return err
+		}
+	}
+	if err := lines.Err(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("stream from %s ended: %w", c.base.Host, err)
+	}
+	return ctx.Err()
+}
+
+// Apply sends a manifest of one or more YAML documents: all of it or nothing.
+func (c *Client) Apply(ctx context.Context, manifest []byte, dryRun bool) (*ApplyResult, error) {
+	query := url.Values{}
+	if dryRun {
+		query.Set("dry-run", "true")
+	}
+	var out ApplyResult
+	return &out, c.call(ctx, http.MethodPost, "/v1/apply", query, manifest, &out)
+}
+
+// DeleteManifest deletes the objects a manifest names; absent ones are no error.
+func (c *Client) DeleteManifest(ctx context.Context, manifest []byte) (*ApplyResult, error) {
+	var out ApplyResult
+	return &out, c.call(ctx, http.MethodPost, "/v1/delete", nil, manifest, &out)
+}
+
+func objectPath(plural, namespace, name string) string {
+	path := "/v1/objects/" + url.PathEscape(plural)
+	if name != "" {
+		if namespace == "" {
+			namespace = "_"
+		}
+		path += "/" + url.PathEscape(namespace) + "/" + url.PathEscape(name)
+	}
+	return path
+}
+
+// Objects lists objects of a kind; plural also takes the singular, the kind
+// and its short name. An empty namespace means all of them.
+func (c *Client) Objects(ctx context.Context, plural, namespace string) (*ObjectList, error) {
+	query := url.Values{}
+	if namespace != "" {
+		query.Set("namespace", namespace)
+	}
+	var out ObjectList
+	return &out, c.call(ctx, http.MethodGet, objectPath(plural, "", ""), query, nil, &out)
+}
+
+// Object gets one object; namespace is empty for kinds that have none.
+func (c *Client) Object(ctx context.Context, plural, namespace, name string) (*ObjectList, error) {
+	var out ObjectList
+	return &out, c.call(ctx, http.MethodGet, objectPath(plural, namespace, name), nil, nil, &out)
+}
+
+// Delete deletes one object.
+func (c *Client) Delete(ctx context.Context, plural, namespace, name string) (*ApplyResult, error) {
+	var out ApplyResult
+	return &out, c.call(ctx, http.MethodDelete, objectPath(plural, namespace, name), nil, nil, &out)
+}
+
+// Watch calls each with the objects there are, then with every change.
+func (c *Client) Watch(ctx context.Context, plural, namespace string, each func(WatchEvent) error) error {
+	query := url.Values{}
+	if namespace != "" {
+		query.Set("namespace", namespace)
+	}
+	return c.stream(ctx, "/v1/watch/"+url.PathEscape(plural), query, func(line []byte) error {
+		var ev WatchEvent
+		if err := json.Unmarshal(line, &ev); err != nil {
+			return fmt.Errorf("read watch event: %w", err)
+		}
+		return each(ev)
+	})
+}
+
+// Status asks how the cluster, its nodes and its peers are.
+func (c *Client) Status(ctx context.Context) (*Status, error) {
+	var out Status
+	return &out, c.call(ctx, http.MethodGet, "/v1/status", nil, nil, &out)
+}
+
+// Peers lists the peers.
+func (c *Client) Peers(ctx context.Context) (*PeerList, error) {
+	var out PeerList
+	return &out, c.call(ctx, http.MethodGet, "/v1/peers", nil, nil, &out)
+}
+
+// Invite asks for what the named cluster needs to read us.
+func (c *Client) Invite(ctx context.Context, peer string) (*Invite, error) {
+	var out Invite
+	return &out, c.call(ctx, http.MethodPost, "/v1/peers/invite", nil, InviteRequest{Peer: peer}, &out)
+}
+
+// AddPeer hands the server an invite of another cluster.
+func (c *Client) AddPeer(ctx context.Context, in *Invite) (*PeerStatus, error) {
+	var out PeerStatus
+	return &out, c.call(ctx, http.MethodPost, "/v1/peers", nil, in, &out)
+}
+
+// RemovePeer removes a peer and exactly its state, here.
+func (c *Client) RemovePeer(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/peers/"+url.PathEscape(name), nil, nil, nil)
+}
+
+// ReleasePeer lets a held mass deletion of a peer through.
+func (c *Client) ReleasePeer(ctx context.Context, name string) (*PeerStatus, error) {
+	var out PeerStatus
+	return &out, c.call(ctx, http.MethodPost, "/v1/peers/"+url.PathEscape(name)+"/release", nil, nil, &out)
+}
+
+// Nodes lists the cluster's nodes.
+func (c *Client) Nodes(ctx context.Context) (*NodeList, error) {
+	var out NodeList
+	return &out, c.call(ctx, http.MethodGet, "/v1/nodes", nil, nil, &out)
+}
+
+// AddNode registers a node and returns its join bundle.
+func (c *Client) AddNode(ctx context.Context, node NodeRequest) (*JoinBundle, error) {
+	var out JoinBundle
+	return &out, c.call(ctx, http.MethodPost, "/v1/nodes", nil, node, &out)
+}
+
+// RemoveNode removes a node, its endpoints and its rights.
+func (c *Client) RemoveNode(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/nodes/"+url.PathEscape(name), nil, nil, nil)
+}
+
+// RotateKeys asks every node for new tunnel keys.
+func (c *Client) RotateKeys(ctx context.Context) (*RotateResult, error) {
+	var out RotateResult
+	return &out, c.call(ctx, http.MethodPost, "/v1/rotate", nil, nil, &out)
+}
+
+// Identities lists identities of this cluster and of its peers.
+func (c *Client) Identities(ctx context.Context) (*IdentityList, error) {
+	var out IdentityList
+	return &out, c.call(ctx, http.MethodGet, "/v1/identities", nil, nil, &out)
+}
+
+// Services lists services with their backends in every cluster.
+func (c *Client) Services(ctx context.Context) (*ServiceList, error) {
+	var out ServiceList
+	return &out, c.call(ctx, http.MethodGet, "/v1/services", nil, nil, &out)
+}
+
+// Observe streams flow events as JSON lines: from an API server those of all
+// its nodes, from an agent its own. The query is package flow's filter. A line
+// is only valid during the call.
+func (c *Client) Observe(ctx context.Context, query url.Values, each func(line []byte) error) error {
+	return c.stream(ctx, "/v1/observe", query, each)
+}
+
+// Tables lists the tables of a node's agent. An empty node means that this
+// client talks to the agent itself.
+func (c *Client) Tables(ctx context.Context, node string) (*TableList, error) {
+	var out TableList
+	return &out, c.call(ctx, http.MethodGet, tablesPath(node, ""), nil, nil, &out)
+}
+
+// Table reads one table of a node's agent.
+func (c *Client) Table(ctx context.Context, node, name string) (*Table, error) {
+	var out Table
+	return &out, c.call(ctx, http.MethodGet, tablesPath(node, name), nil, nil, &out)
+}
+
+func tablesPath(node, table string) string {
+	path := "/v1/tables"
+	if node != "" {
+		path = "/v1/nodes/" + url.PathEscape(node) + "/tables"
+	}
+	if table != "" {
+		path += "/" + url.PathEscape(table)
+	}
+	return path
+}
+
+// GetRaw fetches a path as it is, such as "/v1/status" of an agent.
+func (c *Client) GetRaw(ctx context.Context, path string, query url.Values) ([]byte, error) {
+	resp, err := c.do(ctx, http.MethodGet, "/"+strings.TrimPrefix(path, "/"), query, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+}

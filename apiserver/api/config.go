@@ -1,0 +1,148 @@
+package api
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+)
+
+// AdminConfigPath is where an API server leaves the first operator's context.
+const AdminConfigPath = "/etc/weft/admin.conf"
+
+// Config is a file of contexts. It holds private keys, so it is written 0600.
+type Config struct {
+	// Current names the context used when none is asked for; empty means the
+	// only one there is.
+	Current  string    `json:"current,omitempty"`
+	Contexts []Context `json:"contexts"`
+}
+
+// Context is one cluster and the operator's identity in it.
+type Context struct {
+	Name   string `json:"name"`
+	Server string `json:"server"` // https://host:port
+	CA     string `json:"ca"`     // PEM, one or more certificates
+	Cert   string `json:"cert"`   // PEM
+	Key    string `json:"key"`    // PEM
+}
+
+// ConfigPath is the file that is used when none is named: $WEFT_CONFIG, else
+// ~/.config/weft/config, else /etc/weft/admin.conf; the first that exists.
+func ConfigPath() string {
+	if path := os.Getenv("WEFT_CONFIG"); path != "" {
+		return path
+	}
+	if home, err := os.UserHomeDir(); err == nil {
+		path := filepath.Join(home, ".config", "weft", "config")
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	return AdminConfigPath
+}
+
+// LoadConfig reads a file of contexts; an empty path means ConfigPath.
+// Unknown fields are refused.
+func LoadConfig(path string) (*Config, error) {
+	if path == "" {
+		path = ConfigPath()
+	}
+	text, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("no contexts at %s: copy the admin.conf that the API server wrote at its first start, or name the file in WEFT_CONFIG: %w", path, err)
+	case err != nil:
+		return nil, fmt.Errorf("read contexts: %w", err)
+	}
+	var c Config
+	if err := yaml.UnmarshalStrict(text, &c); err != nil {
+		return nil, fmt.Errorf("contexts file %s: %w", path, err)
+	}
+	for i, x := range c.Contexts {
+		if x.Name == "" || x.Server == "" {
+			return nil, fmt.Errorf("contexts file %s: context %d needs a name and a server", path, i+1)
+		}
+	}
+	return &c, nil
+}
+
+// Names lists the contexts in the order of the file.
+func (c *Config) Names() []string {
+	names := make([]string, len(c.Contexts))
+	for i, x := range c.Contexts {
+		names[i] = x.Name
+	}
+	return names
+}
+
+// Context finds a context by name. An empty name means Current, or the only
+// context there is.
+func (c *Config) Context(name string) (Context, error) {
+	if name == "" {
+		name = c.Current
+	}
+	if name == "" && len(c.Contexts) == 1 {
+		return c.Contexts[0], nil
+	}
+	if name == "" {
+		return Context{}, fmt.Errorf("there are %d contexts (%s): choose one with -c", len(c.Contexts), strings.Join(c.Names(), ", "))
+	}
+	i := slices.IndexFunc(c.Contexts, func(x Context) bool { return x.Name == name })
+	if i < 0 {
+		return Context{}, fmt.Errorf("no context %q: there is %s", name, strings.Join(c.Names(), ", "))
+	}
+	return c.Contexts[i], nil
+}
+
+// Set adds a context, or replaces the one of the same name.
+func (c *Config) Set(x Context) {
+	if i := slices.IndexFunc(c.Contexts, func(y Context) bool { return y.Name == x.Name }); i >= 0 {
+		c.Contexts[i] = x
+		return
+	}
+	c.Contexts = append(c.Contexts, x)
+}
+
+// Save writes the file whole, 0600, by rename.
+func (c *Config) Save(path string) error {
+	text, err := yaml.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("encode contexts: %w", err)
+	}
+	return WriteSecretFile(path, text)
+}
+
+// WriteSecretFile writes a 0600 file by rename, creating its folder (0700). A
+// file that already holds exactly this is left alone.
+func WriteSecretFile(path string, text []byte) error {
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, text) {
+		return os.Chmod(path, 0o600)
+	}
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // 0600 by itself
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(text)
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if err := errors.Join(err, tmp.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := os.Rename(tmp.Name(), path); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,102 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+)
+
+// Error is a refusal as the server sends it: what is wrong, and what to change.
+// Every answer with a status of 400 or above carries one.
+type Error struct {
+	// Status is the HTTP status; it is not part of the body.
+	Status int `json:"-"`
+	// Message says what is wrong, in one sentence.
+	Message string `json:"message"`
+	// Hint says what to change. Empty means that the message says it already.
+	Hint string `json:"hint,omitempty"`
+	// Problems lists the mistakes one by one where there can be several: a
+	// manifest reports all of them at once.
+	Problems []Problem `json:"problems,omitempty"`
+}
+
+// Problem is one mistake in a manifest.
+type Problem struct {
+	// Document counts from 1; 0 means the manifest as a whole.
+	Document  int    `json:"document,omitempty"`
+	Kind      string `json:"kind,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	Message   string `json:"message"`
+}
+
+// String is the mistake with its place: "document 2, Pod shop/web: …".
+func (p Problem) String() string {
+	var at []string
+	if p.Document > 0 {
+		at = append(at, fmt.Sprintf("document %d", p.Document))
+	}
+	if p.Kind != "" {
+		name := p.Name
+		if p.Namespace != "" {
+			name = p.Namespace + "/" + name
+		}
+		at = append(at, strings.TrimSpace(p.Kind+" "+name))
+	}
+	if len(at) == 0 {
+		return p.Message
+	}
+	return strings.Join(at, ", ") + ": " + p.Message
+}
+
+// Error joins message and problems; the hint is left to the edge that prints it.
+func (e *Error) Error() string {
+	if len(e.Problems) == 0 {
+		return e.Message
+	}
+	lines := make([]string, 0, len(e.Problems)+1)
+	if e.Message != "" {
+		lines = append(lines, e.Message)
+	}
+	for _, p := range e.Problems {
+		lines = append(lines, "  "+p.String())
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Refuse makes an Error with a status.
+func Refuse(status int, hint, format string, args ...any) *Error {
+	return &Error{Status: status, Message: fmt.Sprintf(format, args...), Hint: hint}
+}
+
+// NotFound says that what was named does not exist.
+func NotFound(hint, format string, args ...any) *Error {
+	return Refuse(http.StatusNotFound, hint, format, args...)
+}
+
+// Invalid says that what was sent cannot be accepted as it is.
+func Invalid(hint, format string, args ...any) *Error {
+	return Refuse(http.StatusUnprocessableEntity, hint, format, args...)
+}
+
+// Conflict says that what was sent contradicts what is there.
+func Conflict(hint, format string, args ...any) *Error {
+	return Refuse(http.StatusConflict, hint, format, args...)
+}
+
+// readError turns an answer of 400 or above into an *Error, also when it does
+// not come from our server.
+func readError(resp *http.Response) error {
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	e := &Error{}
+	if err := json.Unmarshal(body, e); err != nil || (e.Message == "" && len(e.Problems) == 0) {
+		e.Message = fmt.Sprintf("%s answered %s", resp.Request.URL.Host, resp.Status)
+		if text := strings.TrimSpace(string(body)); text != "" && len(text) < 400 {
+			e.Message += ": " + text
+		}
+	}
+	e.Status = resp.StatusCode
+	return e
+}

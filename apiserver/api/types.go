@@ -1,0 +1,332 @@
+package api
+
+import (
+	"encoding/json"
+	"net/netip"
+	"time"
+)
+
+// Ports the processes listen on unless told otherwise.
+const (
+	ServerPort    = 7443
+	AgentPort     = 7444
+	LANGossipPort = 7946
+	WANGossipPort = 7947
+)
+
+// Action is what an apply did to one object.
+type Action string
+
+// Actions of an apply.
+const (
+	Created    Action = "created"
+	Configured Action = "configured"
+	Unchanged  Action = "unchanged"
+	Deleted    Action = "deleted"
+)
+
+// ApplyResult answers POST /v1/apply and DELETE of objects.
+type ApplyResult struct {
+	Cluster string          `json:"cluster"`
+	DryRun  bool            `json:"dryRun,omitempty"`
+	Objects []AppliedObject `json:"objects"`
+}
+
+// AppliedObject is one object of a manifest and what became of it.
+type AppliedObject struct {
+	Cluster   string `json:"cluster"`
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+	Action    Action `json:"action"`
+}
+
+// ObjectList answers GET /v1/objects/…: objects as Kubernetes JSON.
+type ObjectList struct {
+	Cluster string `json:"cluster"`
+	// Kind is the kind of every item, such as "Pod".
+	Kind string `json:"kind"`
+	// Revision is the store's revision of the listing.
+	Revision int64             `json:"revision"`
+	Items    []json.RawMessage `json:"items"`
+}
+
+// WatchEvent is one line of GET /v1/watch/{plural}. The first lines are the
+// objects there are ("put"), then comes one "synced", then changes.
+type WatchEvent struct {
+	Cluster   string          `json:"cluster"`
+	Type      string          `json:"type"` // put, delete, synced
+	Kind      string          `json:"kind,omitempty"`
+	Namespace string          `json:"namespace,omitempty"`
+	Name      string          `json:"name,omitempty"`
+	Revision  int64           `json:"revision"`
+	Object    json.RawMessage `json:"object,omitempty"`
+}
+
+// Status answers GET /v1/status.
+type Status struct {
+	Cluster ClusterStatus `json:"cluster"`
+	Nodes   []NodeStatus  `json:"nodes"`
+	Peers   []PeerStatus  `json:"peers"`
+	// Refused is what was claimed by own nodes and not believed.
+	Refused []Refusal `json:"refused,omitempty"`
+	// Problems are sentences about what needs an operator.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// ClusterStatus describes the cluster that answers.
+type ClusterStatus struct {
+	Name                 string         `json:"name"`
+	ID                   uint32         `json:"id"`
+	PodCIDRs             []netip.Prefix `json:"podCIDRs"`
+	ServiceCIDR          netip.Prefix   `json:"serviceCIDR"`
+	MaxConnectedClusters uint32         `json:"maxConnectedClusters"`
+	// Generation is the store's own identity: a rebuilt store has another one.
+	Generation string `json:"generation"`
+	Version    string `json:"version"`
+	// UptimeSeconds counts from the start of the API server that answers.
+	UptimeSeconds float64 `json:"uptimeSeconds"`
+	Store         string  `json:"store"` // embedded, external
+	StoreVersion  string  `json:"storeVersion,omitempty"`
+	StoreBytes    int64   `json:"storeBytes"`
+	Revision      int64   `json:"revision"`
+	Endpoints     int     `json:"endpoints"`
+	Identities    int     `json:"identities"`
+	Services      int     `json:"services"`
+	Policies      int     `json:"policies"`
+}
+
+// NodeStatus is one registered node.
+type NodeStatus struct {
+	Cluster   string         `json:"cluster"`
+	Name      string         `json:"name"`
+	State     string         `json:"state"` // ready, silent, dead, never-seen
+	Addresses []netip.Addr   `json:"addresses"`
+	Internal  netip.Addr     `json:"internal"`
+	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
+	Endpoints int            `json:"endpoints"`
+	// Epoch is the node's key epoch; it grows with each rotation.
+	Epoch uint64 `json:"epoch"`
+	// Alive is what gossip says; nil means that gossip does not know the node.
+	Alive *bool `json:"alive,omitempty"`
+	// LastSeen is when the node was last known to be there; zero means never.
+	LastSeen   time.Time `json:"lastSeen"`
+	AgeSeconds float64   `json:"ageSeconds"`
+	Refused    uint64    `json:"refused,omitempty"`
+}
+
+// Refusal counts claims that were not believed, with one example.
+type Refusal struct {
+	Cluster string `json:"cluster"` // whose claim it was
+	Node    string `json:"node,omitempty"`
+	// Resource is what was claimed: node, endpoint, ip, identity, service, endpointslice.
+	Resource string    `json:"resource"`
+	Reason   string    `json:"reason"`
+	Count    uint64    `json:"count"`
+	Example  string    `json:"example"`
+	Last     time.Time `json:"last"`
+}
+
+// Control link states of a peer.
+const (
+	LinkConnecting = "connecting"
+	LinkUp         = "up"
+	LinkDown       = "down"
+	LinkRefused    = "refused" // it contradicts what we know; nothing is imported
+)
+
+// PeerStatus is one peer as the API server knows it.
+type PeerStatus struct {
+	Cluster     string         `json:"cluster"` // the cluster that answers
+	Name        string         `json:"name"`
+	ID          uint32         `json:"id"`
+	PodCIDRs    []netip.Prefix `json:"podCIDRs"`
+	ServiceCIDR netip.Prefix   `json:"serviceCIDR"`
+	Endpoints   []string       `json:"endpoints"`
+	Generation  string         `json:"generation,omitempty"`
+
+	// Control is the state of the link between the API servers, and nothing
+	// about the data path.
+	Control ControlStatus `json:"control"`
+	// Mirrors is how much of the peer is held here, by resource.
+	Mirrors []MirrorStatus `json:"mirrors,omitempty"`
+	Refused []Refusal      `json:"refused,omitempty"`
+	// DeadNodes is what the peer's own gossip says of its nodes.
+	DeadNodes []string `json:"deadNodes,omitempty"`
+}
+
+// ControlStatus is the control link to a peer.
+type ControlStatus struct {
+	State string    `json:"state"`
+	Since time.Time `json:"since"`
+	Error string    `json:"error,omitempty"`
+	// LastHeard is when the peer last proved that our copy is current; zero
+	// means never. AgeSeconds is its age now.
+	LastHeard  time.Time `json:"lastHeard"`
+	AgeSeconds float64   `json:"ageSeconds"`
+}
+
+// MirrorStatus is our copy of one resource of a peer.
+type MirrorStatus struct {
+	Resource string `json:"resource"` // nodes, ip, identities, services, endpointslices
+	Entries  int    `json:"entries"`
+	Synced   bool   `json:"synced"`
+	// Held counts deletions that wait for `weft peer release`.
+	Held int `json:"held,omitempty"`
+}
+
+// PeerList answers GET /v1/peers.
+type PeerList struct {
+	Cluster string       `json:"cluster"`
+	Peers   []PeerStatus `json:"peers"`
+}
+
+// InviteRequest asks POST /v1/peers/invite for what the named cluster needs to
+// join us.
+type InviteRequest struct {
+	// Peer is the name of the cluster that is invited.
+	Peer string `json:"peer"`
+}
+
+// Invite is what one operator hands to another: who we are, how we are
+// reached, and a client certificate for the invited cluster alone. It holds a
+// private key; a file with one is 0600.
+type Invite struct {
+	Kind    string    `json:"kind"` // InviteKind
+	For     string    `json:"for"`
+	Expires time.Time `json:"expires"`
+
+	Cluster              string         `json:"cluster"`
+	ID                   uint32         `json:"id"`
+	PodCIDRs             []netip.Prefix `json:"podCIDRs"`
+	ServiceCIDR          netip.Prefix   `json:"serviceCIDR"`
+	MaxConnectedClusters uint32         `json:"maxConnectedClusters"`
+	Generation           string         `json:"generation"`
+
+	EtcdEndpoints []string `json:"etcdEndpoints"`
+	CA            string   `json:"ca"`   // PEM, one or more certificates
+	Cert          string   `json:"cert"` // PEM, CN remote-<for>
+	Key           string   `json:"key"`  // PEM
+	// GossipAddresses (host:port) and GossipKey (base64) are those of the WAN
+	// gossip; empty means that the cluster does not take part in it.
+	GossipAddresses []string `json:"gossipAddresses,omitempty"`
+	GossipKey       string   `json:"gossipKey,omitempty"`
+}
+
+// InviteKind is the kind of an Invite, so that another file is told apart.
+const InviteKind = "WeftInvite"
+
+// NodeRequest asks POST /v1/nodes for a join bundle. Asking again for a node
+// that exists issues new certificates for it.
+type NodeRequest struct {
+	Name string `json:"name"`
+	// Addresses are the node's own; tunnels end at the first.
+	Addresses []netip.Addr   `json:"addresses"`
+	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
+}
+
+// NodeList answers GET /v1/nodes.
+type NodeList struct {
+	Cluster string       `json:"cluster"`
+	Nodes   []NodeStatus `json:"nodes"`
+}
+
+// JoinBundle is everything an agent needs to take part, kept by it as a 0600
+// file because it holds private keys.
+type JoinBundle struct {
+	Cluster              string         `json:"cluster"`
+	ClusterID            uint32         `json:"clusterID"`
+	MaxConnectedClusters uint32         `json:"maxConnectedClusters"`
+	ClusterPodCIDRs      []netip.Prefix `json:"clusterPodCIDRs"`
+	ServiceCIDR          netip.Prefix   `json:"serviceCIDR"`
+
+	Node      string         `json:"node"`
+	Addresses []netip.Addr   `json:"addresses"`
+	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
+
+	Server        string   `json:"server"` // URL of the API server
+	EtcdEndpoints []string `json:"etcdEndpoints"`
+
+	CA         string `json:"ca"`         // PEM bundle of the cluster
+	Cert       string `json:"cert"`       // client certificate, CN agent-<node>
+	Key        string `json:"key"`        // its key
+	ServerCert string `json:"serverCert"` // for the agent's own HTTPS API
+	ServerKey  string `json:"serverKey"`
+
+	// GossipKey is base64; GossipSeeds are host:port of the LAN gossip.
+	GossipKey   string   `json:"gossipKey"`
+	GossipSeeds []string `json:"gossipSeeds"`
+}
+
+// RotateResult answers POST /v1/rotate: the key epoch now wanted.
+type RotateResult struct {
+	Cluster string `json:"cluster"`
+	Epoch   uint64 `json:"epoch"`
+}
+
+// Identity is one row of GET /v1/identities.
+type Identity struct {
+	Cluster string `json:"cluster"` // whose identity it is
+	ID      uint32 `json:"id"`
+	Labels  string `json:"labels"` // sorted "source:key=value;" pairs
+	// Endpoints counts the local endpoints that have it.
+	Endpoints int `json:"endpoints"`
+}
+
+// IdentityList answers GET /v1/identities.
+type IdentityList struct {
+	Cluster    string     `json:"cluster"`
+	Identities []Identity `json:"identities"`
+}
+
+// Service is one row of GET /v1/services.
+type Service struct {
+	Cluster   string           `json:"cluster"`
+	Namespace string           `json:"namespace"`
+	Name      string           `json:"name"`
+	ClusterIP string           `json:"clusterIP,omitempty"`
+	Ports     []string         `json:"ports"` // "http 80/TCP"
+	Global    bool             `json:"global"`
+	Shared    bool             `json:"shared"`
+	Affinity  string           `json:"affinity"`
+	Backends  []ServiceBackend `json:"backends"`
+}
+
+// ServiceBackend is one backend of a service, in whichever cluster.
+type ServiceBackend struct {
+	Cluster string     `json:"cluster"`
+	Node    string     `json:"node,omitempty"`
+	Address netip.Addr `json:"address"`
+	Ready   bool       `json:"ready"`
+}
+
+// ServiceList answers GET /v1/services.
+type ServiceList struct {
+	Cluster  string    `json:"cluster"`
+	Services []Service `json:"services"`
+}
+
+// Table is one table of an agent: GET /v1/nodes/{node}/tables/{name}, and the
+// agent's own GET /v1/tables/{name}.
+type Table struct {
+	Cluster string     `json:"cluster"`
+	Node    string     `json:"node"`
+	Name    string     `json:"name"`
+	Columns []string   `json:"columns"`
+	Rows    [][]string `json:"rows"`
+}
+
+// TableList answers GET /v1/nodes/{node}/tables.
+type TableList struct {
+	Cluster string         `json:"cluster"`
+	Node    string         `json:"node"`
+	Tables  []TableSummary `json:"tables"`
+}
+
+// TableSummary says how far a table has reached the kernel.
+type TableSummary struct {
+	Name    string `json:"name"`
+	Rows    int    `json:"rows"`
+	Pending int    `json:"pending"`
+	Errors  int    `json:"errors"`
+}
