@@ -1,0 +1,198 @@
+// Package flow says in words what the kernel reported in numbers: who spoke to
+// whom, what became of it and by which policy; it keeps the last of these flows
+// and hands them to whoever follows.
+//
+// Which packets are worth a report is decided in package bpf; who an address
+// or an identity is, is asked of functions that the caller gives.
+package flow
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/weft-mesh/weft/identity"
+)
+
+// Verdict is what became of a flow's packet.
+type Verdict string
+
+const (
+	Forwarded Verdict = "FORWARDED" // the first packet of an allowed connection
+	Dropped   Verdict = "DROPPED"
+	Reset     Verdict = "RESET" // the pod was answered with a TCP reset: its path is down
+)
+
+// Direction is seen from the local pod, as policies see it.
+type Direction string
+
+const (
+	Egress  Direction = "EGRESS"
+	Ingress Direction = "INGRESS"
+)
+
+// Flow is one report. Its JSON field names are stable; one flow is one line in
+// every stream of the API.
+type Flow struct {
+	Time    time.Time `json:"time"`
+	Verdict Verdict   `json:"verdict"`
+	// Reason is why the packet was not forwarded, in the words of the drop
+	// counters; empty for a forwarded one.
+	Reason string `json:"reason,omitempty"`
+	// Policies decided: the one whose rule matched, or with DefaultDeny all
+	// that select the pod and none of which allows the packet.
+	Policies    []Policy  `json:"policies,omitempty"`
+	DefaultDeny bool      `json:"defaultDeny,omitempty"`
+	Direction   Direction `json:"direction"`
+	Source      Endpoint  `json:"source"`
+	// Destination is where the packet went or would have gone: behind a
+	// service that is the backend.
+	Destination Endpoint `json:"destination"`
+	// Service is what the pod had addressed, nil when it addressed the
+	// destination itself.
+	Service  *Service `json:"service,omitempty"`
+	Protocol string   `json:"protocol"`
+	TCPFlags []string `json:"tcpFlags,omitempty"`
+	ICMP     *ICMP    `json:"icmp,omitempty"`
+	Bytes    int      `json:"bytes,omitempty"`
+	// Node saw it, as cluster/node.
+	Node string `json:"node"`
+	// Summary is the packet in a few words, as Hubble puts them in brackets.
+	Summary string `json:"summary,omitempty"`
+	// Lost is how many flows this reader missed directly before this one,
+	// because it or the agent read too slowly. Before filtering: not every one
+	// of them need have been of interest.
+	Lost uint64 `json:"lost,omitempty"`
+}
+
+// Policy names a policy as the operator applied it. Namespace is empty for the
+// clusterwide kinds.
+type Policy struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+}
+
+// String is "namespace/name (Kind)".
+func (p Policy) String() string {
+	name := p.Name
+	if p.Namespace != "" {
+		name = p.Namespace + "/" + p.Name
+	}
+	return fmt.Sprintf("%s (%s)", name, p.Kind)
+}
+
+// Endpoint is one side of a flow. What is not known is left out: an address
+// outside all clusters has neither cluster nor pod, only the identity world.
+type Endpoint struct {
+	Cluster   string          `json:"cluster,omitempty"`
+	Namespace string          `json:"namespace,omitempty"`
+	Pod       string          `json:"pod,omitempty"`
+	Identity  identity.Number `json:"identity"`
+	Labels    []string        `json:"labels,omitempty"`
+	Address   netip.Addr      `json:"address"`
+	Port      uint16          `json:"port,omitempty"`
+}
+
+// Service is the frontend that a pod addressed.
+type Service struct {
+	Namespace string     `json:"namespace,omitempty"`
+	Name      string     `json:"name,omitempty"`
+	Address   netip.Addr `json:"address"`
+	Port      uint16     `json:"port,omitempty"`
+}
+
+// ICMP is the type and code of an ICMP packet.
+type ICMP struct {
+	Type uint8 `json:"type"`
+	Code uint8 `json:"code"`
+}
+
+// Name is "cluster/namespace/pod" when the pod is known, else the address.
+func (e Endpoint) Name() string {
+	if e.Pod == "" {
+		return e.Address.String()
+	}
+	return e.Cluster + "/" + e.Namespace + "/" + e.Pod
+}
+
+func (e Endpoint) line() string {
+	host := e.Name()
+	if e.Port != 0 {
+		if e.Pod == "" {
+			host = netip.AddrPortFrom(e.Address, e.Port).String()
+		} else {
+			host += ":" + strconv.Itoa(int(e.Port))
+		}
+	}
+	who := e.Identity.String()
+	if !e.Identity.Reserved() {
+		who = "ID:" + who
+	}
+	if e.Pod == "" && e.Cluster != "" {
+		who = e.Cluster + ", " + who
+	}
+	return host + " (" + who + ")"
+}
+
+// Line is the flow for a person, close to what `hubble observe` prints but
+// with the cluster of both sides and the policy in place:
+//
+//	Jan _2 15:04:05.000 [east/node-1]: east/shop/web-1:4321 (ID:65540) -> …
+//
+// Control characters in names are escaped, so that no stream can talk to the
+// terminal it is printed on.
+func (f *Flow) Line() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s [%s]: %s -> %s", f.Time.Local().Format(time.StampMilli),
+		f.Node, f.Source.line(), f.Destination.line())
+	if f.Service != nil {
+		fmt.Fprintf(&b, " via %s", f.Service.line())
+	}
+	fmt.Fprintf(&b, " %s %s", strings.ToLower(string(f.Direction)), f.Verdict)
+	if f.Reason != "" {
+		fmt.Fprintf(&b, " %s", f.Reason)
+	}
+	if len(f.Policies) > 0 {
+		names := make([]string, len(f.Policies))
+		for i, p := range f.Policies {
+			names[i] = p.String()
+		}
+		by := " BY "
+		if f.DefaultDeny {
+			by = " not allowed by "
+		}
+		b.WriteString(by + strings.Join(names, ", "))
+	}
+	if f.Summary != "" {
+		fmt.Fprintf(&b, " (%s)", f.Summary)
+	}
+	return printable(b.String())
+}
+
+func (s *Service) line() string {
+	addr := netip.AddrPortFrom(s.Address, s.Port).String()
+	if s.Name == "" {
+		return addr
+	}
+	return s.Namespace + "/" + s.Name + ":" + strconv.Itoa(int(s.Port))
+}
+
+// printable escapes what a terminal would act upon.
+func printable(s string) string {
+	clean := func(r rune) bool { return r >= ' ' && (r < 0x7f || r > 0x9f) }
+	if strings.IndexFunc(s, func(r rune) bool { return !clean(r) }) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if clean(r) {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, `\x%02x`, r)
+		}
+	}
+	return b.String()
+}

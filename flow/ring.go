@@ -1,0 +1,159 @@
+package flow
+
+import (
+	"context"
+	"sync"
+)
+
+// Ring keeps the last flows and serves any number of readers. Writing never
+// waits for a reader: one that falls behind by more than the ring holds loses
+// the oldest, and is told how many.
+//
+// All methods may be used by several goroutines.
+type Ring struct {
+	// mu guards everything below. It is held for the time of a copy, never
+	// while a reader works.
+	mu    sync.Mutex
+	slots []entry
+	seen  uint64 // flows ever added; the next one has this number
+	lost  uint64 // by the source, ever
+	added chan struct{}
+}
+
+// An entry remembers how many flows its source had lost before it.
+type entry struct {
+	flow Flow
+	lost uint64
+}
+
+// NewRing keeps the last size flows. size below 1 counts as 1.
+func NewRing(size int) *Ring {
+	return &Ring{slots: make([]entry, max(size, 1)), added: make(chan struct{})}
+}
+
+// Add appends a flow and wakes the readers that wait for one.
+func (r *Ring) Add(f Flow) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slots[r.seen%uint64(len(r.slots))] = entry{flow: f, lost: r.lost}
+	r.seen++
+	close(r.added)
+	r.added = make(chan struct{})
+}
+
+// Missed says that the source itself lost n flows, because the kernel's buffer
+// was full. Readers learn of it with the next flow they get.
+func (r *Ring) Missed(n uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lost += n
+}
+
+// Stats says how much has passed through a ring.
+type Stats struct {
+	Seen     uint64 `json:"seen"`     // flows ever added
+	Lost     uint64 `json:"lost"`     // lost by the source, ever
+	Kept     int    `json:"kept"`     // readable now
+	Capacity int    `json:"capacity"` // readable at most
+}
+
+// Stats returns the present counts.
+func (r *Ring) Stats() Stats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return Stats{Seen: r.seen, Lost: r.lost, Kept: int(r.seen - r.oldestLocked()), Capacity: len(r.slots)}
+}
+
+func (r *Ring) oldestLocked() uint64 {
+	if n := uint64(len(r.slots)); r.seen > n {
+		return r.seen - n
+	}
+	return 0
+}
+
+// Last returns up to n of the most recent flows that match, oldest first. A
+// nil match accepts all; n below 0 means all that are kept.
+func (r *Ring) Last(n int, match func(*Flow) bool) []Flow {
+	flows, _, _ := r.last(n, match)
+	return flows
+}
+
+// last returns beside the flows where a follower goes on from here.
+func (r *Ring) last(n int, match func(*Flow) bool) (flows []Flow, next, lost uint64) {
+	r.mu.Lock()
+	kept := make([]entry, 0, r.seen-r.oldestLocked())
+	for i := r.oldestLocked(); i < r.seen; i++ {
+		kept = append(kept, r.slots[i%uint64(len(r.slots))])
+	}
+	next, lost = r.seen, r.lost
+	r.mu.Unlock()
+
+	var chosen []entry
+	for i := len(kept) - 1; i >= 0 && (n < 0 || len(chosen) < n); i-- {
+		if match == nil || match(&kept[i].flow) {
+			chosen = append(chosen, kept[i])
+		}
+	}
+	for i := len(chosen) - 1; i >= 0; i-- {
+		f := chosen[i].flow
+		if i+1 < len(chosen) {
+			f.Lost += chosen[i].lost - chosen[i+1].lost
+		}
+		flows = append(flows, f)
+	}
+	return flows, next, lost
+}
+
+// Follow calls yield with up to last matching flows that are kept (as Last
+// counts them) and then with every matching one as it is added, until yield
+// fails or ctx ends, and returns that error. The Lost of a flow says what this
+// reader missed directly before it.
+func (r *Ring) Follow(ctx context.Context, last int, match func(*Flow) bool, yield func(Flow) error) error {
+	flows, next, lost := r.last(last, match)
+	for _, f := range flows {
+		if err := yield(f); err != nil {
+			return err
+		}
+	}
+	const batch = 256
+	buf := make([]entry, 0, batch)
+	var missed uint64 // by this reader since the last flow it was given
+	for {
+		r.mu.Lock()
+		if oldest := r.oldestLocked(); next < oldest {
+			missed += oldest - next
+			next = oldest
+		}
+		buf = buf[:0]
+		for ; next < r.seen && len(buf) < batch; next++ {
+			buf = append(buf, r.slots[next%uint64(len(r.slots))])
+		}
+		added := r.added
+		r.mu.Unlock()
+
+		for i := range buf {
+			if match != nil && !match(&buf[i].flow) {
+				continue
+			}
+			f := buf[i].flow
+			// An overtaken reader skips entries whose own losses it then sees
+			// in the entry it goes on with: the counts only ever grow.
+			f.Lost += missed + buf[i].lost - lost
+			missed, lost = 0, buf[i].lost
+			if err := yield(f); err != nil {
+				return err
+			}
+		}
+		if len(buf) > 0 {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-added:
+		}
+	}
+}
