@@ -18,7 +18,8 @@ enum direction {
 /* One row, read by every program. Written by the agent, always last: a row it
  * points to exists before the number here says so. */
 struct settings {
-	__u32 revision;         /* bumped when any verdict may have changed */
+	__u32 revision;         /* bumped when a verdict may have changed or a backend went;
+				 * 0: not written yet, nothing passes */
 	__u32 policy_gen;       /* which generation of classes, ports, policy counts */
 	__u32 tunnel_ifindex[2]; /* lanes; 0: not there */
 	struct addr internal;   /* this node's internal address */
@@ -47,10 +48,11 @@ enum flow_flags {
 	FLOW_RESET = 1 << 4,
 	FLOW_SERVICE = 1 << 5,          /* backend, bport, service are set */
 	FLOW_HOST = 1 << 6,             /* other side is this node itself */
+	FLOW_LOOP = 1 << 7,             /* a pod that reached itself through a service */
 };
 
 struct flow {
-	__u64 seen;      /* last packet, ns of CLOCK_BOOTTIME */
+	__u64 seen;      /* last packet, ns of CLOCK_MONOTONIC_COARSE */
 	__u32 revision;  /* settings.revision of the cached verdict */
 	__u32 identity;  /* of the other side, when judged */
 	__u32 rule;      /* that allowed it, 0: no policy */
@@ -61,6 +63,8 @@ struct flow {
 	__u16 cluster;   /* of the other side, 0: none */
 	__u8 flags;
 	__u8 pad;
+	__u32 ifindex;   /* of the local pod: a packet from elsewhere is spoofed */
+	__u32 pad2;
 };
 
 /* service_replies: from a backend's answer back to the address the pod used. */
@@ -145,9 +149,8 @@ struct group {
 
 struct service {
 	__u32 id;
-	__u32 revision; /* bumped when a backend is taken out */
 	__u8 groups;
-	__u8 pad[7];
+	__u8 pad[3];
 	struct group group[MAX_GROUPS];
 };
 
@@ -167,12 +170,19 @@ struct backend {
 	__u32 pad;
 };
 
-/* members: is this still a backend? Asked when service.revision moved on. */
+/* members: is this still a backend? Asked when settings.revision moved on, so
+ * it is to be bumped when a backend is taken out. A backend that only ends
+ * (terminating) leaves backends at once and members when it is gone. */
 struct member_key {
 	struct addr addr;
 	__u32 service;
 	__be16 port;
 	__u16 pad;
+};
+
+struct member {
+	__u8 terminating;
+	__u8 pad[3];
 };
 
 /* classes: identity to class; identities not here are class 0. */
@@ -219,6 +229,12 @@ struct set_info {
 };
 
 /* events: what the ring buffer carries. */
+/* counters: per CPU, index (reason, direction). */
+struct counter {
+	__u64 packets;
+	__u64 bytes;
+};
+
 enum event_type {
 	EVENT_DROP = 1,
 	EVENT_NEW_FLOW = 2, /* allowed */

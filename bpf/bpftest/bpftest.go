@@ -1,0 +1,255 @@
+// Package bpftest is package bpf without a kernel: tables in memory and a
+// datapath that only remembers what was attached, for tests without root.
+//
+// It forwards no packets; package bpf's own tests do that with the real programs.
+package bpftest
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/weft-mesh/weft/bpf"
+)
+
+// Table is a bpf.Table in memory. Fail makes writes fail on purpose.
+type Table[K comparable, V comparable] struct {
+	name  string
+	max   int
+	array bool
+
+	mu   sync.Mutex // guards what follows
+	rows map[K]V
+	fail func(op string, k K) error
+}
+
+// NewTable makes an empty table of at most max rows.
+func NewTable[K comparable, V comparable](name string, max int) *Table[K, V] {
+	return &Table[K, V]{name: name, max: max, rows: map[K]V{}}
+}
+
+func newArray[K comparable, V comparable](name string, max int) *Table[K, V] {
+	t := NewTable[K, V](name, max)
+	t.array = true
+	return t
+}
+
+// Fail asks f before every "update" and "delete"; its error is returned and the
+// row stays as it was. Nil ends that.
+func (t *Table[K, V]) Fail(f func(op string, k K) error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.fail = f
+}
+
+func (t *Table[K, V]) Name() string    { return t.name }
+func (t *Table[K, V]) MaxEntries() int { return t.max }
+
+func (t *Table[K, V]) Update(k K, v V) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.updateLocked(k, v)
+}
+
+func (t *Table[K, V]) updateLocked(k K, v V) error {
+	if t.fail != nil {
+		if err := t.fail("update", k); err != nil {
+			return fmt.Errorf("update %s: %w", t.name, err)
+		}
+	}
+	if i, ok := any(k).(uint32); t.array && ok && int(i) >= t.max {
+		return fmt.Errorf("update %s: %w", t.name, &bpf.FullError{Table: t.name, Limit: t.max})
+	}
+	var zero V
+	if t.array && v == zero {
+		delete(t.rows, k)
+		return nil
+	}
+	if _, ok := t.rows[k]; !ok && len(t.rows) >= t.max {
+		return fmt.Errorf("update %s: %w", t.name, &bpf.FullError{Table: t.name, Limit: t.max})
+	}
+	t.rows[k] = v
+	return nil
+}
+
+func (t *Table[K, V]) UpdateBatch(rows map[K]V) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for k, v := range rows {
+		if err := t.updateLocked(k, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *Table[K, V]) Delete(k K) error { return t.DeleteBatch([]K{k}) }
+
+func (t *Table[K, V]) DeleteBatch(keys []K) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, k := range keys {
+		if t.fail != nil {
+			if err := t.fail("delete", k); err != nil {
+				return fmt.Errorf("delete from %s: %w", t.name, err)
+			}
+		}
+		delete(t.rows, k)
+	}
+	return nil
+}
+
+func (t *Table[K, V]) Lookup(k K) (V, bool, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	v, ok := t.rows[k]
+	return v, ok, nil
+}
+
+// All yields a copy taken when it was called.
+func (t *Table[K, V]) All() (iter.Seq2[K, V], func() error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.All(maps.Clone(t.rows)), func() error { return nil }
+}
+
+func (t *Table[K, V]) Len() (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.rows), nil
+}
+
+// New gives empty tables with the default limits.
+func New() *bpf.Maps {
+	l := bpf.Defaults().Limits
+	return &bpf.Maps{
+		Settings:  newArray[uint32, bpf.Settings]("settings", 1),
+		Flows:     NewTable[bpf.FlowKey, bpf.Flow]("flows", int(l.Flows)),
+		Replies:   NewTable[bpf.ReplyKey, bpf.Reply]("replies", int(l.Replies)),
+		Endpoints: NewTable[bpf.Addr, bpf.Endpoint]("endpoints", int(l.Endpoints)),
+		IPs:       NewTable[bpf.Addr, bpf.IPInfo]("ips", int(l.IPs)),
+		Prefixes:  NewTable[bpf.PrefixKey, bpf.IPInfo]("prefixes", int(l.Prefixes)),
+		Nodes:     newArray[uint32, bpf.Node]("nodes", int(l.Nodes)),
+		Clusters:  newArray[uint32, bpf.Cluster]("clusters", bpf.MaxClusters),
+		Services:  NewTable[bpf.ServiceKey, bpf.Service]("services", int(l.Services)),
+		Backends:  NewTable[bpf.SlotKey, bpf.Backend]("backends", int(l.Backends)),
+		Members:   NewTable[bpf.MemberKey, bpf.Member]("members", int(l.Members)),
+		Classes:   NewTable[bpf.ClassKey, uint32]("classes", int(l.Classes)),
+		Ports:     newArray[uint32, uint16]("ports", bpf.PortRows),
+		Policy:    NewTable[bpf.PolicyKey, bpf.PolicyEntry]("policy", int(l.Policy)),
+		Sets:      NewTable[bpf.SetKey, bpf.SetInfo]("sets", int(l.Sets)),
+	}
+}
+
+// Datapath has the methods of bpf.Datapath and remembers what was asked of it.
+type Datapath struct {
+	maps   *bpf.Maps
+	events chan bpf.Event
+
+	mu       sync.Mutex // guards what follows
+	attached map[bpf.Attachment]bool
+	counters []bpf.Counter
+	closed   bool
+	removed  bool
+}
+
+// NewDatapath has empty tables and nothing attached.
+func NewDatapath() *Datapath {
+	return &Datapath{
+		maps:     New(),
+		events:   make(chan bpf.Event, 1024),
+		attached: map[bpf.Attachment]bool{},
+	}
+}
+
+func (d *Datapath) Maps() *bpf.Maps { return d.maps }
+
+func (d *Datapath) attach(a bpf.Attachment) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.attached[a] = true
+	return nil
+}
+
+func (d *Datapath) AttachPod(ifindex int) error {
+	return d.attach(bpf.Attachment{Role: bpf.RolePod, Ifindex: ifindex})
+}
+
+func (d *Datapath) AttachTunnel(ifindex, lane int) error {
+	return d.attach(bpf.Attachment{Role: bpf.RoleTunnel, Ifindex: ifindex, Lane: lane})
+}
+
+func (d *Datapath) AttachDevice(ifindex int) error {
+	return d.attach(bpf.Attachment{Role: bpf.RoleDevice, Ifindex: ifindex})
+}
+
+func (d *Datapath) Detach(ifindex int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	maps.DeleteFunc(d.attached, func(a bpf.Attachment, _ bool) bool { return a.Ifindex == ifindex })
+	return nil
+}
+
+// Attached lists what is attached, sorted.
+func (d *Datapath) Attached() ([]bpf.Attachment, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(d.attached), bpf.Attachment.Compare), nil
+}
+
+// Emit hands e to whoever runs Events.
+func (d *Datapath) Emit(e bpf.Event) { d.events <- e }
+
+func (d *Datapath) Events(ctx context.Context, f func(bpf.Event)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e := <-d.events:
+			f(e)
+		}
+	}
+}
+
+// SetCounters is what Counters returns from now on.
+func (d *Datapath) SetCounters(c []bpf.Counter) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.counters = slices.Clone(c)
+}
+
+func (d *Datapath) Counters() ([]bpf.Counter, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.counters), nil
+}
+
+func (d *Datapath) Lost() (uint64, error) { return 0, nil }
+
+func (d *Datapath) Sweep(now uint64) (bpf.Swept, error) { return bpf.SweepMaps(d.maps, now) }
+
+func (d *Datapath) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	return nil
+}
+
+func (d *Datapath) Remove() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.removed = true
+	clear(d.attached)
+	return nil
+}
+
+// Closed and Removed tell whether that was called.
+func (d *Datapath) Closed() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.closed }
+func (d *Datapath) Removed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.removed
+}

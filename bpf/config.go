@@ -1,0 +1,97 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+)
+
+// Config is what Load needs.
+type Config struct {
+	// PinDir is a directory on a BPF file system where maps and links outlive
+	// the process. It is created if absent.
+	PinDir string
+
+	// Limits are the sizes of the tables.
+	Limits Limits
+
+	// EventBytes is the size of the event buffer, a power of two and a multiple
+	// of the page size. An event takes 104 bytes: the default holds 10,000.
+	EventBytes uint32
+
+	// Log receives what Load adopts, resizes and attaches. Nil: nobody.
+	Log *slog.Logger
+}
+
+// Limits are rows per table. Rows take memory when they are used, except in
+// Nodes (8 bytes each, at once).
+type Limits struct {
+	// Flows bounds connections of all pods of the node; Replies those through
+	// services. A new flow beyond it is refused. About 150 bytes each.
+	Flows, Replies uint32
+	// Endpoints bounds pods of the node.
+	Endpoints uint32
+	// IPs bounds pods of the whole mesh, Prefixes CIDRs and CIDR rules.
+	IPs, Prefixes uint32
+	// Nodes bounds nodes of the whole mesh; at most 65,536.
+	Nodes uint32
+	// Services bounds frontends, Backends and Members slots of all of them.
+	Services, Backends, Members uint32
+	// Classes, Policy and Sets hold two generations of policy.
+	Classes, Policy, Sets uint32
+	// Fragments bounds datagrams in pieces; the oldest is forgotten first.
+	Fragments uint32
+}
+
+// Defaults suits a node of a mesh with a million pods.
+func Defaults() Config {
+	return Config{
+		PinDir: "/sys/fs/bpf/weft",
+		Limits: Limits{
+			Flows:     1 << 19,
+			Replies:   1 << 19,
+			Endpoints: 1 << 12,
+			IPs:       1 << 20,
+			Prefixes:  1 << 17,
+			Nodes:     1 << 16,
+			Services:  1 << 16,
+			Backends:  1 << 20,
+			Members:   1 << 20,
+			Classes:   1 << 18,
+			Policy:    1 << 17,
+			Sets:      1 << 13,
+			Fragments: 1 << 13,
+		},
+		EventBytes: 1 << 20,
+	}
+}
+
+func (l Limits) all() map[string]uint32 {
+	return map[string]uint32{
+		"flows": l.Flows, "replies": l.Replies, "endpoints": l.Endpoints, "ips": l.IPs,
+		"prefixes": l.Prefixes, "nodes": l.Nodes, "services": l.Services, "backends": l.Backends,
+		"members": l.Members, "classes": l.Classes, "policy": l.Policy, "sets": l.Sets,
+		"fragments": l.Fragments,
+	}
+}
+
+// Validate reports every mistake at once.
+func (c Config) Validate() error {
+	var errs []error
+	if !filepath.IsAbs(c.PinDir) {
+		errs = append(errs, fmt.Errorf("pin directory %q: give an absolute path on a BPF file system", c.PinDir))
+	}
+	for name, n := range c.Limits.all() {
+		if n == 0 {
+			errs = append(errs, fmt.Errorf("limit %s is 0: start from bpf.Defaults", name))
+		}
+	}
+	if c.Limits.Nodes > 1<<16 {
+		errs = append(errs, fmt.Errorf("limit nodes is %d: at most 65536", c.Limits.Nodes))
+	}
+	if c.EventBytes < 4096 || c.EventBytes&(c.EventBytes-1) != 0 {
+		errs = append(errs, fmt.Errorf("event buffer of %d bytes: give a power of two from 4096", c.EventBytes))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,40 @@
+/* Why a packet left the datapath where it did: one list for programs,
+ * counters, events and the Go names in reason.go (a test compares them).
+ *
+ * REASON(number, NAME, "name"). Numbers are kept for good: pinned counters and
+ * other versions' events speak them. From FIRST_DROP on the packet is gone.
+ */
+#pragma once
+
+#define REASONS(REASON) \
+	REASON(1, DELIVERED, "delivered") \
+	REASON(2, TUNNELLED, "tunnelled") \
+	REASON(3, TO_STACK, "to-stack") \
+	REASON(4, NOT_OURS, "not-ours") \
+	REASON(5, RESET_SENT, "reset-sent") \
+	REASON(16, POLICY_DENIED, "policy-denied") \
+	REASON(17, UNKNOWN_MEMBER, "unknown-member") \
+	REASON(18, NO_TUNNEL, "no-tunnel") \
+	REASON(19, PATH_DOWN, "path-down") \
+	REASON(20, PLAINTEXT, "plaintext") \
+	REASON(21, NO_BACKEND, "no-backend") \
+	REASON(22, FLOW_TABLE_FULL, "flow-table-full") \
+	REASON(23, SPOOFED_SOURCE, "spoofed-source") \
+	REASON(24, HELD, "held") \
+	REASON(25, NO_ENDPOINT, "no-endpoint") \
+	REASON(26, FRAGMENT, "fragment") \
+	REASON(27, INVALID, "invalid") \
+	REASON(28, NOT_SUPPORTED, "not-supported") \
+	REASON(29, NO_POLICY, "no-policy") \
+	REASON(30, FLOW_CLASH, "flow-clash") \
+	REASON(31, NOT_READY, "not-ready") \
+	REASON(32, FAILED, "failed")
+
+#define FIRST_DROP 16
+#define MAX_REASONS 64
+
+enum reason {
+#define REASON(number, name, text) REASON_##name = number,
+	REASONS(REASON)
+#undef REASON
+};

@@ -1,0 +1,88 @@
+package bpf
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// How long a silent flow lives, by state. The programs get the same numbers
+// when they are loaded.
+const (
+	TCPEstablished = 8000 * time.Second
+	TCPOpening     = 60 * time.Second // one side has spoken
+	TCPClosing     = 10 * time.Second // reset, or both have finished
+	NotTCP         = 60 * time.Second
+)
+
+// Now is the clock of Flow.Seen: CLOCK_MONOTONIC_COARSE in nanoseconds.
+func Now() uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		return 0 // never fails on Linux; 0 expires nothing
+	}
+	return uint64(ts.Nano())
+}
+
+// Lifetime is how long the flow lives without a packet.
+func (f Flow) Lifetime(proto uint8) time.Duration {
+	const closed = FlowFinLocal | FlowFinRemote
+	switch {
+	case proto != unix.IPPROTO_TCP:
+		return NotTCP
+	case f.Flags&FlowReset != 0, f.Flags&closed == closed:
+		return TCPClosing
+	case f.Flags&FlowReplied != 0:
+		return TCPEstablished
+	}
+	return TCPOpening
+}
+
+// Expired tells whether the flow has been silent for its lifetime at now.
+func (f Flow) Expired(proto uint8, now uint64) bool {
+	return now > f.Seen && now-f.Seen > uint64(f.Lifetime(proto))
+}
+
+// Swept is what one Sweep found.
+type Swept struct {
+	Live    int // flows left
+	Expired int // flows deleted
+	Orphans int // reply rows without flow, deleted
+}
+
+// SweepMaps deletes the flows expired at now, and reply rows without a flow.
+// A flow that a packet revives between look and delete is lost; its next packet
+// makes it anew.
+func SweepMaps(m *Maps, now uint64) (Swept, error) {
+	var s Swept
+	var dead []FlowKey
+	var replies []ReplyKey
+	rows, failed := m.Flows.All()
+	for k, f := range rows {
+		if !f.Expired(k.Proto, now) {
+			s.Live++
+			continue
+		}
+		dead = append(dead, k)
+		if f.Flags&FlowService != 0 {
+			replies = append(replies, f.reply(k))
+		}
+	}
+	if err := failed(); err != nil {
+		return s, fmt.Errorf("sweep flows: %w", err)
+	}
+	if err := m.Flows.DeleteBatch(dead); err != nil {
+		return s, fmt.Errorf("sweep flows: %w", err)
+	}
+	s.Expired = len(dead)
+	if err := m.Replies.DeleteBatch(replies); err != nil {
+		return s, fmt.Errorf("sweep replies: %w", err)
+	}
+	return s, nil
+}
+
+// reply is the key of the flow's row in replies.
+func (f Flow) reply(k FlowKey) ReplyKey {
+	return ReplyKey{Local: k.Local, Backend: f.Backend, Lport: k.Lport, Bport: f.Bport, Proto: k.Proto}
+}

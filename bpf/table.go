@@ -1,0 +1,70 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+)
+
+// Table is one map. Several goroutines may use it; of two writers of one key
+// the later wins.
+//
+// Arrays (settings, nodes, clusters, ports) always hold every index: Delete
+// writes the zero row, and All, Len and Lookup treat a zero row as absent.
+type Table[K comparable, V any] interface {
+	// Name is the map's name without version, as in "flows".
+	Name() string
+	// MaxEntries is its limit.
+	MaxEntries() int
+	// Update creates or replaces a row. Without room it returns a FullError.
+	Update(K, V) error
+	// UpdateBatch does so for many rows. After an error some are written.
+	UpdateBatch(map[K]V) error
+	// Delete removes a row, nil if it was absent.
+	Delete(K) error
+	// DeleteBatch removes many rows, whether present or not.
+	DeleteBatch([]K) error
+	// Lookup reads a row by exact key, also in the prefix table.
+	Lookup(K) (V, bool, error)
+	// All yields the rows. The function returned beside them tells afterwards
+	// whether they were all. Rows that change meanwhile may be missed or come
+	// twice.
+	All() (iter.Seq2[K, V], func() error)
+	// Len counts the rows; in the kernel that is a walk over all of them.
+	Len() (int, error)
+}
+
+// ErrFull is what errors.Is finds in every FullError.
+var ErrFull = errors.New("table is full")
+
+// FullError says which table is full and how to raise its limit.
+type FullError struct {
+	Table string
+	Limit int
+}
+
+func (e *FullError) Error() string {
+	return fmt.Sprintf("table %s is full at %d rows; raise limits.%s in the agent's configuration (--limit-%s)",
+		e.Table, e.Limit, e.Table, e.Table)
+}
+
+func (e *FullError) Is(target error) bool { return target == ErrFull }
+
+// Maps is every table, in the order a packet meets them.
+type Maps struct {
+	Settings  Table[uint32, Settings] // one row, key 0
+	Flows     Table[FlowKey, Flow]
+	Replies   Table[ReplyKey, Reply]
+	Endpoints Table[Addr, Endpoint]
+	IPs       Table[Addr, IPInfo]
+	Prefixes  Table[PrefixKey, IPInfo]
+	Nodes     Table[uint32, Node]    // by node index, from 1
+	Clusters  Table[uint32, Cluster] // by cluster ID
+	Services  Table[ServiceKey, Service]
+	Backends  Table[SlotKey, Backend]
+	Members   Table[MemberKey, Member]
+	Classes   Table[ClassKey, uint32]
+	Ports     Table[uint32, uint16] // by PortIndex
+	Policy    Table[PolicyKey, PolicyEntry]
+	Sets      Table[SetKey, SetInfo]
+}
