@@ -1,0 +1,162 @@
+package reflector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// pageSize keeps one answer of a large list well under etcd's message limit.
+const pageSize = 4096
+
+// Etcd is a Source and a Sink over one etcd client. Several goroutines may use it.
+type Etcd struct {
+	client *clientv3.Client
+
+	// mu guards lease.
+	mu    sync.Mutex
+	lease clientv3.LeaseID
+}
+
+// NewEtcd wraps client; it stays the caller's to close.
+func NewEtcd(client *clientv3.Client) *Etcd { return &Etcd{client: client} }
+
+// List implements Source. Pages are read at the revision of the first one.
+func (e *Etcd) List(ctx context.Context, prefix string) ([]KV, int64, error) {
+	var kvs []KV
+	var revision int64
+	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
+	for {
+		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(pageSize)}
+		if revision > 0 {
+			opts = append(opts, clientv3.WithRev(revision))
+		}
+		page, err := e.get(ctx, from, opts)
+		if err != nil {
+			return nil, 0, fmt.Errorf("list %s: %w", prefix, err)
+		}
+		if revision == 0 {
+			revision = page.Header.Revision
+		}
+		for _, kv := range page.Kvs {
+			kvs = append(kvs, KV{Key: string(kv.Key), Value: kv.Value, Revision: kv.ModRevision})
+		}
+		if !page.More || len(page.Kvs) == 0 {
+			return kvs, revision, nil
+		}
+		from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
+	}
+}
+
+func (e *Etcd) get(ctx context.Context, from string, opts []clientv3.OpOption) (*clientv3.GetResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return e.client.Get(ctx, from, opts...)
+}
+
+// Watch implements Source.
+func (e *Etcd) Watch(ctx context.Context, prefix string, revision int64, each func([]Event)) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	responses := e.client.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1), clientv3.WithProgressNotify())
+	for response := range responses {
+		if err := response.Err(); err != nil {
+			return fmt.Errorf("watch %s: %w", prefix, err)
+		}
+		events := make([]Event, 0, len(response.Events))
+		for _, ev := range response.Events {
+			e := Event{KV: KV{Key: string(ev.Kv.Key), Value: ev.Kv.Value, Revision: ev.Kv.ModRevision}}
+			e.Deleted = ev.Type == clientv3.EventTypeDelete
+			events = append(events, e)
+		}
+		each(events)
+	}
+	return ctx.Err()
+}
+
+const (
+	// callTimeout bounds one request. A store that takes longer counts as away.
+	callTimeout = 5 * time.Second
+	// leaseTTL is how long what an agent wrote outlives its last sign of life. Its
+	// end deletes nothing derived: the API server calls the node silent.
+	leaseTTL = 15 * 60
+)
+
+// Put writes key under the agent's lease, which it obtains when there is none.
+func (e *Etcd) Put(ctx context.Context, key string, value []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	for attempt := 0; ; attempt++ {
+		lease, err := e.leased(ctx)
+		if err != nil {
+			return fmt.Errorf("put %s: %w", key, err)
+		}
+		_, err = e.client.Put(ctx, key, string(value), clientv3.WithLease(lease))
+		if attempt == 0 && errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			e.forget(lease)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("put %s: %w", key, err)
+		}
+		return nil
+	}
+}
+
+// Delete removes key; an absent key is no error.
+func (e *Etcd) Delete(ctx context.Context, key string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := e.client.Delete(ctx, key); err != nil {
+		return fmt.Errorf("delete %s: %w", key, err)
+	}
+	return nil
+}
+
+// Renew keeps the lease alive. It reports lost when the lease is gone, with
+// everything written under it: the caller writes again.
+func (e *Etcd) Renew(ctx context.Context) (lost bool, err error) {
+	e.mu.Lock()
+	lease := e.lease
+	e.mu.Unlock()
+	if lease == clientv3.NoLease {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := e.client.KeepAliveOnce(ctx, lease); err != nil {
+		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			e.forget(lease)
+			return true, nil
+		}
+		return false, fmt.Errorf("renew lease: %w", err)
+	}
+	return false, nil
+}
+
+func (e *Etcd) leased(ctx context.Context) (clientv3.LeaseID, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.lease != clientv3.NoLease {
+		return e.lease, nil
+	}
+	grant, err := e.client.Grant(ctx, leaseTTL)
+	if err != nil {
+		return 0, fmt.Errorf("obtain a lease: %w", err)
+	}
+	e.lease = grant.ID
+	return e.lease, nil
+}
+
+func (e *Etcd) forget(lease clientv3.LeaseID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.lease == lease {
+		e.lease = clientv3.NoLease
+	}
+}

@@ -1,0 +1,203 @@
+// Package reflector follows prefixes of the cluster's etcd and hands on what
+// changed.
+//
+// It is the agent's only way in for wanted state, local and remote alike. What
+// a key means is its reader's business, and so is what follows from it.
+package reflector
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// KV is one key as stored. Revision is that of its last change.
+type KV struct {
+	Key      string
+	Value    []byte
+	Revision int64
+}
+
+// Event is one change. A deleted key has no value.
+type Event struct {
+	KV
+	Deleted bool
+}
+
+// Source is what a reflector needs of etcd.
+type Source interface {
+	// List returns all keys under prefix as they were at one revision.
+	List(ctx context.Context, prefix string) (kvs []KV, revision int64, err error)
+	// Watch calls each, in order, with what changed under prefix after revision.
+	// It blocks until ctx ends or it can no longer promise that nothing is
+	// missed; the caller then lists again.
+	Watch(ctx context.Context, prefix string, revision int64, each func([]Event)) error
+}
+
+// Config describes one reflector.
+type Config struct {
+	Prefix string
+	Source Source
+	// Apply receives changes in order. It is never called concurrently.
+	Apply func([]Event)
+	// Trust judges a list before anything is concluded from it; nil trusts every
+	// list. A list that is refused changes nothing and is asked for again.
+	Trust func([]KV) error
+	Log   *slog.Logger
+}
+
+// Reflector follows one prefix.
+//
+//	listing ──complete──► watching ──broken──► listing …
+//	            │
+//	            └─ what the list lacks is deleted, only then and only now
+//
+// A connection that goes away deletes nothing: rows stay as they are until a
+// complete list says otherwise.
+type Reflector struct {
+	cfg    Config
+	synced chan struct{}
+	once   sync.Once
+
+	// mu guards state, which is read by status.
+	mu    sync.Mutex
+	state State
+}
+
+// State is what there is to know about a reflector from outside.
+type State struct {
+	Prefix string `json:"prefix"`
+	// Synced is set once one list was read in full.
+	Synced bool `json:"synced"`
+	// Connected is set while the watch runs.
+	Connected bool `json:"connected"`
+	// Keys counts keys known now.
+	Keys int `json:"keys"`
+	// Heard is when the store last answered or reported a change.
+	Heard time.Time `json:"heard"`
+	// Error says why it is not connected; empty otherwise.
+	Error string `json:"error,omitempty"`
+}
+
+// New makes a reflector that does nothing until Run.
+func New(cfg Config) *Reflector {
+	return &Reflector{cfg: cfg, synced: make(chan struct{}), state: State{Prefix: cfg.Prefix}}
+}
+
+// Synced is closed after the first complete list was applied.
+func (r *Reflector) Synced() <-chan struct{} { return r.synced }
+
+// State returns the present state. Any goroutine may call it.
+func (r *Reflector) State() State {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state
+}
+
+func (r *Reflector) update(f func(*State)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f(&r.state)
+}
+
+const (
+	// firstPause and lastPause bound the wait before listing again. A store that
+	// is away is asked every 2 s at most: one small request per agent.
+	firstPause = 50 * time.Millisecond
+	lastPause  = 2 * time.Second
+)
+
+// Run follows the prefix until ctx ends.
+func (r *Reflector) Run(ctx context.Context) error {
+	known := map[string]int64{}
+	pause := firstPause
+	for ctx.Err() == nil {
+		healthy, err := r.follow(ctx, known)
+		if ctx.Err() != nil {
+			break
+		}
+		r.update(func(s *State) {
+			s.Connected = false
+			if err != nil {
+				s.Error = err.Error()
+			}
+		})
+		if healthy {
+			pause = firstPause
+		}
+		if err != nil {
+			r.cfg.Log.Debug("store is away, keeping what is known", "prefix", r.cfg.Prefix, "error", err)
+		}
+		// Jitter keeps a thousand agents from listing in the same moment.
+		wait := pause/2 + rand.N(pause)
+		pause = min(2*pause, lastPause)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+	return nil
+}
+
+// follow lists once and watches until that breaks. healthy says that the list
+// was good, so that the next attempt need not wait long.
+func (r *Reflector) follow(ctx context.Context, known map[string]int64) (healthy bool, err error) {
+	kvs, revision, err := r.cfg.Source.List(ctx, r.cfg.Prefix)
+	if err != nil {
+		return false, err
+	}
+	if r.cfg.Trust != nil {
+		if err := r.cfg.Trust(kvs); err != nil {
+			return false, err
+		}
+	}
+	if changes := sweep(known, kvs); len(changes) > 0 {
+		r.cfg.Apply(changes)
+	}
+	r.update(func(s *State) {
+		s.Synced, s.Connected, s.Error, s.Heard, s.Keys = true, true, "", time.Now(), len(known)
+	})
+	r.once.Do(func() { close(r.synced) })
+
+	err = r.cfg.Source.Watch(ctx, r.cfg.Prefix, revision, func(events []Event) {
+		for _, e := range events {
+			if e.Deleted {
+				delete(known, e.Key)
+			} else {
+				known[e.Key] = e.Revision
+			}
+		}
+		if len(events) > 0 {
+			r.cfg.Apply(events)
+		}
+		r.update(func(s *State) { s.Heard, s.Keys = time.Now(), len(known) })
+	})
+	if err == nil && ctx.Err() == nil {
+		err = errors.New("watch ended")
+	}
+	return true, err
+}
+
+// sweep turns a complete list into the changes against known, and brings known
+// up to it: deletions last, so that something renamed exists at every moment.
+func sweep(known map[string]int64, kvs []KV) []Event {
+	var events []Event
+	listed := make(map[string]struct{}, len(kvs))
+	for _, kv := range kvs {
+		listed[kv.Key] = struct{}{}
+		if known[kv.Key] != kv.Revision {
+			known[kv.Key] = kv.Revision
+			events = append(events, Event{KV: kv})
+		}
+	}
+	for key := range known {
+		if _, ok := listed[key]; !ok {
+			delete(known, key)
+			events = append(events, Event{KV: KV{Key: key}, Deleted: true})
+		}
+	}
+	return events
+}

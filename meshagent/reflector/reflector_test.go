@@ -1,0 +1,120 @@
+package reflector_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/meshagent/reflector/reflectortest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestKeepsRowsWhileTheStoreIsAwayAndSweepsAfterwards(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		store := reflectortest.New()
+		put := func(k string) {
+			if err := store.Put(ctx, k, []byte(k)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put("a/1")
+		put("a/2")
+		put("b/1")
+
+		rows := map[string]bool{}
+		r := reflector.New(reflector.Config{
+			Prefix: "a/", Source: store, Log: slog.New(slog.DiscardHandler),
+			Apply: func(events []reflector.Event) {
+				for _, e := range events {
+					if e.Deleted {
+						delete(rows, e.Key)
+					} else {
+						rows[e.Key] = true
+					}
+				}
+			},
+		})
+		done := make(chan error)
+		go func() { done <- r.Run(ctx) }()
+		<-r.Synced()
+		synctest.Wait()
+		want := func(when string, keys ...string) {
+			t.Helper()
+			w := map[string]bool{}
+			for _, k := range keys {
+				w[k] = true
+			}
+			if !maps.Equal(rows, w) {
+				t.Errorf("%s: rows %v, want %v", when, rows, w)
+			}
+		}
+		want("after the list", "a/1", "a/2")
+		put("a/3")
+		synctest.Wait()
+		want("after a change", "a/1", "a/2", "a/3")
+
+		store.SetAway(true)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		want("away", "a/1", "a/2", "a/3")
+		if s := r.State(); s.Connected || s.Error == "" {
+			t.Errorf("state while away: %+v", s)
+		}
+
+		store.SetAway(false)
+		if err := store.Delete(ctx, "a/1"); err != nil {
+			t.Fatal(err)
+		}
+		put("a/4")
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		want("back", "a/2", "a/3", "a/4")
+		if s := r.State(); !s.Connected || s.Keys != 3 {
+			t.Errorf("state when back: %+v", s)
+		}
+		cancel()
+		<-done
+	})
+}
+
+func TestAListThatIsNotTrustedChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		store := reflectortest.New()
+		_ = store.Put(ctx, "a/cluster", []byte("x"))
+		applied := 0
+		r := reflector.New(reflector.Config{
+			Prefix: "a/", Source: store, Log: slog.New(slog.DiscardHandler),
+			Apply: func(events []reflector.Event) { applied += len(events) },
+			Trust: func(kvs []reflector.KV) error {
+				if len(kvs) == 0 {
+					return errors.New("the store is empty")
+				}
+				return nil
+			},
+		})
+		done := make(chan error)
+		go func() { done <- r.Run(ctx) }()
+		<-r.Synced()
+		store.SetAway(true)
+		time.Sleep(time.Second)
+		store.Forget()
+		store.SetAway(false)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if applied != 1 || r.State().Error == "" {
+			t.Errorf("an empty list was applied: %d changes, state %+v", applied-1, r.State())
+		}
+		cancel()
+		<-done
+	})
+}

@@ -1,0 +1,161 @@
+// Package reflectortest is an etcd in memory, with the failures one wants to see.
+//
+// It keeps no history beyond the last few changes, as a compacted store does.
+package reflectortest
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/weft-mesh/weft/meshagent/reflector"
+)
+
+// ErrAway is what every call answers while the store is away.
+var ErrAway = errors.New("store is away")
+
+var errCompacted = errors.New("revision has been compacted")
+
+// Store is a reflector.Source and Sink. Several goroutines may use it.
+type Store struct {
+	// mu guards everything below.
+	mu       sync.Mutex
+	away     bool
+	revision int64
+	keys     map[string]reflector.KV
+	history  []reflector.Event
+	changed  chan struct{}
+}
+
+// New returns an empty store.
+func New() *Store {
+	return &Store{keys: map[string]reflector.KV{}, changed: make(chan struct{})}
+}
+
+// SetAway cuts or restores every connection. Watches end, as after a long cut.
+func (s *Store) SetAway(away bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.away = away
+	s.history = nil
+	s.wakeLocked()
+}
+
+// Forget empties the store, as a lost disk does.
+func (s *Store) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.keys)
+	s.history = nil
+}
+
+func (s *Store) wakeLocked() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Put stores value under key.
+func (s *Store) Put(ctx context.Context, key string, value []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.away {
+		return ErrAway
+	}
+	s.revision++
+	kv := reflector.KV{Key: key, Value: slices.Clone(value), Revision: s.revision}
+	s.keys[key] = kv
+	s.history = append(s.history, reflector.Event{KV: kv})
+	s.wakeLocked()
+	return nil
+}
+
+// Delete removes key.
+func (s *Store) Delete(ctx context.Context, key string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.away {
+		return ErrAway
+	}
+	if _, ok := s.keys[key]; !ok {
+		return nil
+	}
+	s.revision++
+	delete(s.keys, key)
+	s.history = append(s.history, reflector.Event{KV: reflector.KV{Key: key, Revision: s.revision}, Deleted: true})
+	s.wakeLocked()
+	return nil
+}
+
+// Renew implements the agent's Sink; leases here never end.
+func (s *Store) Renew(ctx context.Context) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.away {
+		return false, ErrAway
+	}
+	return false, nil
+}
+
+// Get returns the value under key.
+func (s *Store) Get(key string) ([]byte, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	kv, ok := s.keys[key]
+	return kv.Value, ok
+}
+
+// List implements reflector.Source.
+func (s *Store) List(ctx context.Context, prefix string) ([]reflector.KV, int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.away {
+		return nil, 0, ErrAway
+	}
+	var kvs []reflector.KV
+	for key, kv := range s.keys {
+		if strings.HasPrefix(key, prefix) {
+			kvs = append(kvs, kv)
+		}
+	}
+	slices.SortFunc(kvs, func(a, b reflector.KV) int { return strings.Compare(a.Key, b.Key) })
+	return kvs, s.revision, nil
+}
+
+// Watch implements reflector.Source.
+func (s *Store) Watch(ctx context.Context, prefix string, revision int64, each func([]reflector.Event)) error {
+	for {
+		events, changed, err := s.after(prefix, &revision)
+		if err != nil {
+			return err
+		}
+		if len(events) > 0 {
+			each(events)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+func (s *Store) after(prefix string, revision *int64) ([]reflector.Event, <-chan struct{}, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.away {
+		return nil, nil, ErrAway
+	}
+	if *revision < s.revision && (len(s.history) == 0 || s.history[0].Revision > *revision+1) {
+		return nil, nil, errCompacted
+	}
+	var events []reflector.Event
+	for _, e := range s.history {
+		if e.Revision > *revision && strings.HasPrefix(e.Key, prefix) {
+			events = append(events, e)
+		}
+	}
+	*revision = s.revision
+	return events, s.changed, nil
+}
