@@ -1,0 +1,274 @@
+package wire
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/weft-mesh/weft/identity"
+)
+
+// Weft's own keys. What ends in "/" is a prefix.
+const (
+	// ClusterKey holds a Cluster: who we are.
+	ClusterKey = "weft/state/cluster"
+	// StatePrefix covers all that agents of this cluster may read of it.
+	StatePrefix = "weft/state/"
+	// ObjectsPrefix holds manifests as they were applied, in Kubernetes JSON.
+	ObjectsPrefix = "weft/state/objects/"
+	// NodesPrefix holds what agents write about themselves.
+	NodesPrefix = "weft/state/nodes/"
+	// EndpointsPrefix holds an Endpoint per pod: checked, with its identity.
+	EndpointsPrefix = "weft/state/endpoints/"
+	// IdentitiesPrefix holds the allocation of identities.
+	IdentitiesPrefix   = "weft/state/identities/"
+	IdentityIDPrefix   = IdentitiesPrefix + "id/"
+	IdentityTextPrefix = IdentitiesPrefix + "value/"
+	// PeersPrefix holds a Peer per cluster we are joined with.
+	PeersPrefix = "weft/state/peers/"
+	// RotationKey holds a Rotation: the key epoch the operator wants.
+	RotationKey = "weft/state/rotation"
+	// OwnLivenessKey holds a PeerLiveness about our own nodes.
+	OwnLivenessKey = "weft/state/liveness"
+	// AgentsPrefix covers what agents may know and peers may not.
+	AgentsPrefix = "weft/agents/"
+	// GossipKey holds GossipKeys.
+	GossipKey = "weft/agents/gossip"
+	// SecretPrefix is for the API server alone.
+	SecretPrefix      = "weft/secret/"
+	PeerSecretsPrefix = "weft/secret/peers/"
+	// ExportPrefix covers what peers read beyond Cilium's format.
+	ExportPrefix      = "weft/export/"
+	ExportClusterKey  = "weft/export/cluster"
+	ExportNodesPrefix = "weft/export/nodes/"
+	// CachePrefix covers our copies of peers' ExportPrefix, a folder for each.
+	CachePrefix = "weft/cache/"
+)
+
+// Cilium's keys. What ends in "/" is a prefix.
+const (
+	CiliumStatePrefix   = "cilium/state/"
+	CiliumCachePrefix   = "cilium/cache/"
+	CiliumSyncedPrefix  = "cilium/synced/"
+	ClusterConfigPrefix = "cilium/cluster-config/"
+	// HeartbeatKey holds a time that is never older than a minute or two.
+	HeartbeatKey = "cilium/.heartbeat"
+)
+
+// noNamespace stands where a namespace would for objects that have none.
+const noNamespace = "_"
+
+// ObjectKey is where a manifest is kept; ns is "" for cluster-wide ones.
+func ObjectKey(plural, ns, name string) string {
+	if ns == "" {
+		ns = noNamespace
+	}
+	return ObjectsPrefix + plural + "/" + ns + "/" + name
+}
+
+// ParseObjectKey is the inverse of ObjectKey.
+func ParseObjectKey(key string) (plural, ns, name string, ok bool) {
+	p, ok := parts(key, ObjectsPrefix, 3)
+	if !ok {
+		return "", "", "", false
+	}
+	if p[1] == noNamespace {
+		p[1] = ""
+	}
+	return p[0], p[1], p[2], true
+}
+
+// NodePrefix is all that the agent of a node may write.
+func NodePrefix(node string) string { return NodesPrefix + node + "/" }
+
+// NodeKey holds the node's NodeState.
+func NodeKey(node string) string { return NodePrefix(node) + "node" }
+
+// NodeSyncedKey holds the agent's start ID once its list of endpoints is
+// complete.
+func NodeSyncedKey(node string) string { return NodePrefix(node) + "synced" }
+
+// NodeEndpointsPrefix covers the node's EndpointStates.
+func NodeEndpointsPrefix(node string) string { return NodePrefix(node) + "endpoints/" }
+
+// NodeEndpointKey holds an EndpointState.
+func NodeEndpointKey(node, ns, pod string) string {
+	return NodeEndpointsPrefix(node) + ns + "/" + pod
+}
+
+// NodeEntry says which of a node's keys a key is.
+type NodeEntry int
+
+const (
+	NodeEntryNode NodeEntry = iota + 1
+	NodeEntryEndpoint
+	NodeEntrySynced
+)
+
+// ParseNodesKey takes apart any key below NodesPrefix. ns and pod are set for
+// endpoints only.
+func ParseNodesKey(key string) (node string, entry NodeEntry, ns, pod string, ok bool) {
+	rest, ok := strings.CutPrefix(key, NodesPrefix)
+	if !ok {
+		return "", 0, "", "", false
+	}
+	p := strings.Split(rest, "/")
+	for _, s := range p {
+		if s == "" {
+			return "", 0, "", "", false
+		}
+	}
+	switch {
+	case len(p) == 2 && p[1] == "node":
+		return p[0], NodeEntryNode, "", "", true
+	case len(p) == 2 && p[1] == "synced":
+		return p[0], NodeEntrySynced, "", "", true
+	case len(p) == 4 && p[1] == "endpoints":
+		return p[0], NodeEntryEndpoint, p[2], p[3], true
+	}
+	return "", 0, "", "", false
+}
+
+// EndpointKey holds an Endpoint.
+func EndpointKey(ns, pod string) string { return EndpointsPrefix + ns + "/" + pod }
+
+// ParseEndpointKey is the inverse of EndpointKey.
+func ParseEndpointKey(key string) (ns, pod string, ok bool) {
+	p, ok := parts(key, EndpointsPrefix, 2)
+	if !ok {
+		return "", "", false
+	}
+	return p[0], p[1], true
+}
+
+// IdentityIDKey holds the labels of an allocated identity, in text.
+func IdentityIDKey(n identity.Number) string {
+	return IdentityIDPrefix + strconv.FormatUint(uint64(n), 10)
+}
+
+// ParseIdentityIDKey is the inverse of IdentityIDKey.
+func ParseIdentityIDKey(key string) (identity.Number, bool) {
+	return parseNumber(key, IdentityIDPrefix)
+}
+
+// PeerKey holds a Peer.
+func PeerKey(cluster string) string { return PeersPrefix + cluster }
+
+// ParsePeerKey is the inverse of PeerKey.
+func ParsePeerKey(key string) (cluster string, ok bool) { return one(key, PeersPrefix) }
+
+// PeerSecretKey holds what proves us to a peer.
+func PeerSecretKey(cluster string) string { return PeerSecretsPrefix + cluster }
+
+// ExportNodeKey holds an ExportNode.
+func ExportNodeKey(node string) string { return ExportNodesPrefix + node }
+
+// PeerCachePrefix covers our copy of a peer's weft/export/.
+func PeerCachePrefix(cluster string) string { return CachePrefix + cluster + "/" }
+
+// PeerClusterKey holds the peer's ExportCluster.
+func PeerClusterKey(cluster string) string { return PeerCachePrefix(cluster) + "cluster" }
+
+// PeerNodesPrefix covers the peer's ExportNodes.
+func PeerNodesPrefix(cluster string) string { return PeerCachePrefix(cluster) + "nodes/" }
+
+// PeerNodeKey holds the peer's ExportNode.
+func PeerNodeKey(cluster, node string) string { return PeerNodesPrefix(cluster) + node }
+
+// PeerLivenessKey holds what the peer's gossip says of its nodes. It is
+// written by our own API server, not copied.
+func PeerLivenessKey(cluster string) string { return PeerCachePrefix(cluster) + "liveness" }
+
+// CacheEntry says which of a peer's weft/cache/ keys a key is.
+type CacheEntry int
+
+const (
+	CacheEntryCluster CacheEntry = iota + 1
+	CacheEntryNode
+	CacheEntryLiveness
+)
+
+// ParseCacheKey takes apart any key below CachePrefix. node is set for nodes
+// only.
+func ParseCacheKey(key string) (cluster string, entry CacheEntry, node string, ok bool) {
+	if p, ok := parts(key, CachePrefix, 2); ok {
+		switch p[1] {
+		case "cluster":
+			return p[0], CacheEntryCluster, "", true
+		case "liveness":
+			return p[0], CacheEntryLiveness, "", true
+		}
+		return "", 0, "", false
+	}
+	if p, ok := parts(key, CachePrefix, 3); ok && p[1] == "nodes" {
+		return p[0], CacheEntryNode, p[2], true
+	}
+	return "", 0, "", false
+}
+
+// ExportToCache turns a key below weft/export/ into that of our copy.
+func ExportToCache(key, cluster string) (string, bool) {
+	rest, ok := strings.CutPrefix(key, ExportPrefix)
+	if !ok || rest == "" {
+		return "", false
+	}
+	return PeerCachePrefix(cluster) + rest, true
+}
+
+// parts splits what follows prefix; false unless it has exactly n parts, none
+// of them empty.
+func parts(key, prefix string, n int) ([]string, bool) {
+	rest, ok := strings.CutPrefix(key, prefix)
+	if !ok {
+		return nil, false
+	}
+	p := strings.Split(rest, "/")
+	if len(p) != n {
+		return nil, false
+	}
+	for _, s := range p {
+		if s == "" {
+			return nil, false
+		}
+	}
+	return p, true
+}
+
+func one(key, prefix string) (string, bool) {
+	p, ok := parts(key, prefix, 1)
+	if !ok {
+		return "", false
+	}
+	return p[0], true
+}
+
+// parseNumber accepts the one way FormatUint writes a number, so that no two
+// keys mean the same identity.
+func parseNumber(key, prefix string) (identity.Number, bool) {
+	s, ok := one(key, prefix)
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil || strconv.FormatUint(n, 10) != s {
+		return 0, false
+	}
+	return identity.Number(n), true
+}
+
+// ParseAddr reads an address as it stands on the wire: no zone, and in the one
+// way that String writes it.
+func ParseAddr(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("%q is not an IP address", s)
+	}
+	if a.Zone() != "" {
+		return netip.Addr{}, fmt.Errorf("address %q has a zone, which means nothing outside of its node", s)
+	}
+	if a.Is4In6() {
+		return netip.Addr{}, fmt.Errorf("address %q is IPv4 written as IPv6", s)
+	}
+	return a, nil
+}
