@@ -1,0 +1,31 @@
+package tunnel
+
+import "fmt"
+
+// Overheads in bytes, outermost first. One table, so that no two places
+// disagree about what fits.
+const (
+	overheadIPv6      = 40 // outer header, the larger of the two
+	overheadUDP       = 8
+	overheadWireGuard = 16 // type, receiver index, counter
+	overheadTag       = 16 // Poly1305
+	// paddingWireGuard rounds the inner packet up to 16 bytes, but never beyond
+	// the lane's MTU, so it costs nothing as long as the lane knows its MTU.
+	paddingWireGuard = 0
+
+	// Overhead is what a lane adds to a packet.
+	Overhead = overheadIPv6 + overheadUDP + overheadWireGuard + overheadTag + paddingWireGuard
+)
+
+// MinMTU is the smallest inner MTU: IPv6 refuses a link below it.
+const MinMTU = 1280
+
+// MTU is the inner MTU of lanes and pods over a device with the given MTU:
+// 1420 over 1500. It fails when less than MinMTU would be left.
+func MTU(device int) (int, error) {
+	inner := device - Overhead
+	if inner < MinMTU {
+		return 0, fmt.Errorf("device MTU %d leaves %d inside the tunnel, at least %d is needed: raise the device MTU to %d or more", device, inner, MinMTU, MinMTU+Overhead)
+	}
+	return inner, nil
+}
