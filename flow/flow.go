@@ -169,7 +169,7 @@ func (f *Flow) Line() string {
 	if f.Summary != "" {
 		fmt.Fprintf(&b, " (%s)", f.Summary)
 	}
-	return printable(b.String())
+	return Printable(b.String())
 }
 
 func (s *Service) line() string {
@@ -180,8 +180,8 @@ func (s *Service) line() string {
 	return s.Namespace + "/" + s.Name + ":" + strconv.Itoa(int(s.Port))
 }
 
-// printable escapes what a terminal would act upon.
-func printable(s string) string {
+// Printable escapes what a terminal would act upon.
+func Printable(s string) string {
 	clean := func(r rune) bool { return r >= ' ' && (r < 0x7f || r > 0x9f) }
 	if strings.IndexFunc(s, func(r rune) bool { return !clean(r) }) < 0 {
 		return s

@@ -1,0 +1,46 @@
+package flow
+
+import (
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseRequest(t *testing.T) {
+	for _, test := range []struct {
+		query, want, err string
+	}{
+		{query: "", want: "last=0"},
+		{query: "follow", want: "follow=true&last=0"},
+		{query: "follow=1&last=20", want: "follow=true&last=20"},
+		{query: "follow=false&last=-1&verdict=dropped", want: "last=-1&verdict=DROPPED"},
+		{query: "follow=maybe", err: `follow is true or false, not "maybe"`},
+		{query: "last=few", err: `last is a number of flows, not "few"`},
+		{query: "verdict=no", err: "filter verdict"},
+	} {
+		query, err := url.ParseQuery(test.query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := query.Encode()
+		r, err := ParseRequest(query)
+		if test.err != "" {
+			if err == nil || !strings.Contains(err.Error(), test.err) {
+				t.Errorf("%s: got %v, want …%s…", test.query, err, test.err)
+			}
+			continue
+		}
+		if err != nil || r.Values().Encode() != test.want {
+			t.Errorf("%s: got %s, %v, want %s", test.query, r.Values().Encode(), err, test.want)
+		}
+		back, err := ParseRequest(r.Values())
+		if diff := cmp.Diff(r, back, plain); err != nil || diff != "" {
+			t.Errorf("%s reads back as %v, %v", test.query, diff, err)
+		}
+		if query.Encode() != before {
+			t.Errorf("%s: the caller's query became %s", before, query.Encode())
+		}
+	}
+}
