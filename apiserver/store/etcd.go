@@ -1,0 +1,252 @@
+package store
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Numbers etcd's own clients use.
+const (
+	pageSize         = 1000 // keys per request of a listing
+	dialTimeout      = 5 * time.Second
+	keepAliveTime    = 15 * time.Second
+	keepAliveTimeout = 10 * time.Second
+	maxMessage       = 16 << 20
+)
+
+// DialConfig says how an etcd is reached.
+type DialConfig struct {
+	// Endpoints are https URLs; any of them will do.
+	Endpoints []string
+	// TLS holds the roots to believe and the certificate that names the user.
+	TLS *tls.Config
+	// SignOfLife is the pause between two requests that prove a watch alive.
+	// Three unanswered ones end the watch with ErrSilent. 0 means 5 s.
+	SignOfLife time.Duration
+}
+
+// Etcd is a Store on a real etcd.
+type Etcd struct {
+	client     *clientv3.Client
+	signOfLife time.Duration
+}
+
+var (
+	_ Store  = (*Etcd)(nil)
+	_ Leases = (*Etcd)(nil)
+)
+
+// Dial makes a client. It does not wait for a connection: the first call does.
+func Dial(c DialConfig) (*Etcd, error) {
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints:            c.Endpoints,
+		TLS:                  c.TLS,
+		DialTimeout:          dialTimeout,
+		DialKeepAliveTime:    keepAliveTime,
+		DialKeepAliveTimeout: keepAliveTimeout,
+		MaxCallSendMsgSize:   maxMessage,
+		BackoffWaitBetween:   50 * time.Millisecond,
+		Logger:               zap.NewNop(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("client of etcd %v: %w", c.Endpoints, err)
+	}
+	if c.SignOfLife == 0 {
+		c.SignOfLife = 5 * time.Second
+	}
+	return &Etcd{client: client, signOfLife: c.SignOfLife}, nil
+}
+
+// Client is the etcd client itself, for users, roles and maintenance.
+func (e *Etcd) Client() *clientv3.Client { return e.client }
+
+// Close ends the connection and every watch on it.
+func (e *Etcd) Close() error { return e.client.Close() }
+
+// Get implements Store.
+func (e *Etcd) Get(ctx context.Context, key string) (KV, error) {
+	resp, err := e.client.Get(ctx, key)
+	if err != nil {
+		return KV{}, explain(err)
+	}
+	if len(resp.Kvs) == 0 {
+		return KV{}, fmt.Errorf("%s: %w", key, ErrNotFound)
+	}
+	kv := resp.Kvs[0]
+	return KV{Key: string(kv.Key), Value: kv.Value, Created: kv.CreateRevision, Modified: kv.ModRevision, Lease: Lease(kv.Lease)}, nil
+}
+
+// List implements Store.
+func (e *Etcd) List(ctx context.Context, prefix string) ([]KV, int64, error) {
+	for {
+		kvs, revision, err := e.list(ctx, prefix)
+		if errors.Is(err, ErrCompacted) && ctx.Err() == nil {
+			continue // compacted between two pages: start over
+		}
+		return kvs, revision, err
+	}
+}
+
+func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int64, err error) {
+	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
+	for {
+		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(pageSize)}
+		if revision != 0 {
+			opts = append(opts, clientv3.WithRev(revision))
+		}
+		resp, err := e.client.Get(ctx, from, opts...)
+		if err != nil {
+			return nil, 0, explain(err)
+		}
+		if revision == 0 {
+			revision = resp.Header.Revision
+			kvs = make([]KV, 0, resp.Count)
+		}
+		for _, kv := range resp.Kvs {
+			kvs = append(kvs, KV{Key: string(kv.Key), Value: kv.Value, Created: kv.CreateRevision, Modified: kv.ModRevision, Lease: Lease(kv.Lease)})
+		}
+		if !resp.More {
+			return kvs, revision, nil
+		}
+		from = kvs[len(kvs)-1].Key + "\x00"
+	}
+}
+
+// Watch implements Store. It asks for a sign of life at every interval, because
+// a broken connection is otherwise indistinguishable from a quiet store.
+func (e *Etcd) Watch(ctx context.Context, prefix string, after int64, each func(Batch) error) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	changes := e.client.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(after+1), clientv3.WithProgressNotify())
+	tick := time.NewTicker(e.signOfLife)
+	defer tick.Stop()
+	unanswered := 0
+	for {
+		select {
+		case resp, open := <-changes:
+			if !open {
+				return cmpErr(ctx.Err(), ErrUnavailable)
+			}
+			if err := resp.Err(); err != nil {
+				return explain(err)
+			}
+			unanswered = 0
+			batch := Batch{Revision: resp.Header.Revision, Events: make([]Event, len(resp.Events))}
+			for i, ev := range resp.Events {
+				batch.Events[i] = Event{
+					KV:      KV{Key: string(ev.Kv.Key), Value: ev.Kv.Value, Created: ev.Kv.CreateRevision, Modified: ev.Kv.ModRevision, Lease: Lease(ev.Kv.Lease)},
+					Deleted: ev.Type == clientv3.EventTypeDelete,
+				}
+			}
+			if err := each(batch); err != nil {
+				return err
+			}
+		case <-tick.C:
+			if unanswered++; unanswered > 3 {
+				return ErrSilent
+			}
+			if err := e.client.RequestProgress(ctx); err != nil {
+				return cmpErr(ctx.Err(), explain(err))
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// cmpErr is the first error that is one.
+func cmpErr(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Commit implements Store.
+func (e *Etcd) Commit(ctx context.Context, txn Txn) (int64, bool, error) {
+	cmps := make([]clientv3.Cmp, len(txn.If))
+	for i, c := range txn.If {
+		cmps[i] = clientv3.Compare(clientv3.ModRevision(c.Key), "=", c.Modified)
+	}
+	ops := make([]clientv3.Op, len(txn.Then))
+	for i, op := range txn.Then {
+		switch {
+		case op.Delete && op.Prefix:
+			ops[i] = clientv3.OpDelete(op.Key, clientv3.WithPrefix())
+		case op.Delete:
+			ops[i] = clientv3.OpDelete(op.Key)
+		case op.Lease != 0:
+			ops[i] = clientv3.OpPut(op.Key, string(op.Value), clientv3.WithLease(clientv3.LeaseID(op.Lease)))
+		default:
+			ops[i] = clientv3.OpPut(op.Key, string(op.Value))
+		}
+	}
+	resp, err := e.client.Txn(ctx).If(cmps...).Then(ops...).Commit()
+	if err != nil {
+		return 0, false, explain(err)
+	}
+	return resp.Header.Revision, resp.Succeeded, nil
+}
+
+// Grant implements Leases.
+func (e *Etcd) Grant(ctx context.Context, ttl time.Duration) (Lease, error) {
+	resp, err := e.client.Grant(ctx, int64(ttl/time.Second))
+	if err != nil {
+		return 0, explain(err)
+	}
+	return Lease(resp.ID), nil
+}
+
+// KeepAlive implements Leases.
+func (e *Etcd) KeepAlive(ctx context.Context, lease Lease) error {
+	answers, err := e.client.KeepAlive(ctx, clientv3.LeaseID(lease))
+	if err != nil {
+		return explain(err)
+	}
+	for range answers {
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("lease %x: %w", int64(lease), ErrUnavailable)
+}
+
+// Revoke implements Leases.
+func (e *Etcd) Revoke(ctx context.Context, lease Lease) error {
+	_, err := e.client.Revoke(ctx, clientv3.LeaseID(lease))
+	return explain(err)
+}
+
+// explain joins etcd's error with ours of the same meaning.
+func explain(err error) error {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return err
+	}
+	var known error
+	switch rpc := rpctypes.Error(err); {
+	case errors.Is(rpc, rpctypes.ErrCompacted):
+		known = ErrCompacted
+	case errors.Is(rpc, rpctypes.ErrNoSpace):
+		known = ErrFull
+	case errors.Is(rpc, rpctypes.ErrPermissionDenied), errors.Is(rpc, rpctypes.ErrUserEmpty), errors.Is(rpc, rpctypes.ErrAuthFailed):
+		known = ErrDenied
+	case errors.Is(rpc, rpctypes.ErrRequestTooLarge), errors.Is(rpc, rpctypes.ErrTooManyOps):
+		known = ErrTooLarge
+	case errors.Is(rpc, rpctypes.ErrNoLeader), status.Code(err) == codes.Unavailable, errors.Is(err, context.DeadlineExceeded):
+		known = ErrUnavailable
+	default:
+		return err
+	}
+	return fmt.Errorf("%w: %w", known, err)
+}

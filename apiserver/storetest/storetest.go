@@ -1,0 +1,267 @@
+// Package storetest is the twin of an etcd in memory: package store's
+// interfaces with revisions, watches, compaction, leases and failures on
+// request.
+//
+// It starts no goroutine and reads no clock, so it fits into synctest bubbles.
+package storetest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/apiserver/store"
+)
+
+// Store is an etcd in memory. The zero value is not ready: use New.
+type Store struct {
+	mu        sync.Mutex // guards what follows
+	revision  int64
+	compacted int64 // watches must start after this revision
+	kvs       map[string]store.KV
+	history   []store.Event // in order of revision
+	changed   chan struct{} // closed and replaced at every commit
+	fail      func(call, key string) error
+	lease     store.Lease
+	lost      map[store.Lease]chan struct{}
+}
+
+var (
+	_ store.Store  = (*Store)(nil)
+	_ store.Leases = (*Store)(nil)
+)
+
+// New makes an empty store at revision 1, as etcd's is.
+func New() *Store {
+	return &Store{revision: 1, kvs: map[string]store.KV{}, changed: make(chan struct{}), lost: map[store.Lease]chan struct{}{}}
+}
+
+// Fail has fail asked before every call ("get", "list", "watch", "commit",
+// "grant"); the error it returns becomes the call's. Running watches end with
+// ErrUnavailable when it returns an error for "watch". nil ends the failures.
+func (s *Store) Fail(fail func(call, key string) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = fail
+	s.wakeLocked()
+}
+
+// Compact forgets history: watches that lag behind end with ErrCompacted.
+func (s *Store) Compact() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.compacted = s.revision
+	s.history = nil
+	s.wakeLocked()
+}
+
+// Revision is the current revision.
+func (s *Store) Revision() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.revision
+}
+
+// Dump is everything under prefix as "key=value" lines in order, for tests to
+// compare.
+func (s *Store) Dump(prefix string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var lines []string
+	for key, kv := range s.kvs {
+		if strings.HasPrefix(key, prefix) {
+			lines = append(lines, key+"="+string(kv.Value))
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+func (s *Store) wakeLocked() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *Store) failingLocked(call, key string) error {
+	if s.fail == nil {
+		return nil
+	}
+	return s.fail(call, key)
+}
+
+// Get implements store.Store.
+func (s *Store) Get(ctx context.Context, key string) (store.KV, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.beforeLocked(ctx, "get", key); err != nil {
+		return store.KV{}, err
+	}
+	kv, ok := s.kvs[key]
+	if !ok {
+		return store.KV{}, fmt.Errorf("%s: %w", key, store.ErrNotFound)
+	}
+	return kv, nil
+}
+
+func (s *Store) beforeLocked(ctx context.Context, call, key string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return s.failingLocked(call, key)
+}
+
+// List implements store.Store.
+func (s *Store) List(ctx context.Context, prefix string) ([]store.KV, int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.beforeLocked(ctx, "list", prefix); err != nil {
+		return nil, 0, err
+	}
+	var kvs []store.KV
+	for key, kv := range s.kvs {
+		if strings.HasPrefix(key, prefix) {
+			kvs = append(kvs, kv)
+		}
+	}
+	slices.SortFunc(kvs, func(a, b store.KV) int { return strings.Compare(a.Key, b.Key) })
+	return kvs, s.revision, nil
+}
+
+// Watch implements store.Store.
+func (s *Store) Watch(ctx context.Context, prefix string, after int64, each func(store.Batch) error) error {
+	for {
+		s.mu.Lock()
+		if err := s.beforeLocked(ctx, "watch", prefix); err != nil {
+			s.mu.Unlock()
+			return err
+		}
+		if after < s.compacted {
+			s.mu.Unlock()
+			return fmt.Errorf("watch %s: %w", prefix, store.ErrCompacted)
+		}
+		batch := store.Batch{Revision: s.revision}
+		for _, ev := range s.history {
+			if ev.Modified > after && strings.HasPrefix(ev.Key, prefix) {
+				batch.Events = append(batch.Events, ev)
+			}
+		}
+		changed := s.changed
+		s.mu.Unlock()
+		if len(batch.Events) > 0 {
+			if err := each(batch); err != nil {
+				return err
+			}
+		}
+		after = batch.Revision
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Commit implements store.Store.
+func (s *Store) Commit(ctx context.Context, txn store.Txn) (int64, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := ""
+	if len(txn.Then) > 0 {
+		key = txn.Then[0].Key
+	}
+	if err := s.beforeLocked(ctx, "commit", key); err != nil {
+		return 0, false, err
+	}
+	for _, c := range txn.If {
+		if s.kvs[c.Key].Modified != c.Modified {
+			return s.revision, false, nil
+		}
+	}
+	s.applyLocked(txn.Then)
+	return s.revision, true, nil
+}
+
+func (s *Store) applyLocked(ops []store.Op) {
+	next, before := s.revision+1, len(s.history)
+	for _, op := range ops {
+		if !op.Delete {
+			kv := store.KV{Key: op.Key, Value: slices.Clone(op.Value), Created: next, Modified: next, Lease: op.Lease}
+			if old, ok := s.kvs[op.Key]; ok {
+				kv.Created = old.Created
+			}
+			s.kvs[op.Key] = kv
+			s.history = append(s.history, store.Event{KV: kv})
+			continue
+		}
+		var gone []string
+		for key := range s.kvs {
+			if key == op.Key || op.Prefix && strings.HasPrefix(key, op.Key) {
+				gone = append(gone, key)
+			}
+		}
+		slices.Sort(gone)
+		for _, key := range gone {
+			delete(s.kvs, key)
+			s.history = append(s.history, store.Event{KV: store.KV{Key: key, Modified: next}, Deleted: true})
+		}
+	}
+	if len(s.history) > before {
+		s.revision = next
+		s.wakeLocked()
+	}
+}
+
+// Grant implements store.Leases. The lease ends only by Revoke or Expire.
+func (s *Store) Grant(ctx context.Context, _ time.Duration) (store.Lease, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.beforeLocked(ctx, "grant", ""); err != nil {
+		return 0, err
+	}
+	s.lease++
+	s.lost[s.lease] = make(chan struct{})
+	return s.lease, nil
+}
+
+// KeepAlive implements store.Leases.
+func (s *Store) KeepAlive(ctx context.Context, lease store.Lease) error {
+	s.mu.Lock()
+	lost, ok := s.lost[lease]
+	s.mu.Unlock()
+	if ok {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-lost:
+		}
+	}
+	return fmt.Errorf("lease %d: %w", lease, store.ErrUnavailable)
+}
+
+// Revoke implements store.Leases.
+func (s *Store) Revoke(_ context.Context, lease store.Lease) error {
+	s.Expire(lease)
+	return nil
+}
+
+// Expire ends a lease as if its owner had gone silent.
+func (s *Store) Expire(lease store.Lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lost, ok := s.lost[lease]
+	if !ok {
+		return
+	}
+	delete(s.lost, lease)
+	close(lost)
+	var ops []store.Op
+	for key, kv := range s.kvs {
+		if kv.Lease == lease {
+			ops = append(ops, store.Delete(key))
+		}
+	}
+	s.applyLocked(ops)
+}

@@ -1,0 +1,82 @@
+package storetest_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/apiserver/storetest"
+)
+
+func TestFollow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, ctx := storetest.New(), t.Context()
+		put := func(key, value string) {
+			t.Helper()
+			if err := store.Write(ctx, s, store.Put(key, []byte(value))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put("a/1", "x")
+		put("b/1", "other prefix")
+		ctx, cancel := context.WithCancel(ctx)
+		var batches []store.Batch
+		done := make(chan error, 1)
+		go func() {
+			done <- store.Follow(ctx, s, "a/", func(b store.Batch) error {
+				batches = append(batches, b)
+				return nil
+			})
+		}()
+		synctest.Wait()
+		put("a/2", "y")
+		synctest.Wait()
+		if err := store.Write(ctx, s, store.DeletePrefix("a/")); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("ended with %v", err)
+		}
+		if len(batches) != 3 || !batches[0].Complete || len(batches[0].Events) != 1 || batches[1].Complete ||
+			len(batches[2].Events) != 2 || !batches[2].Events[1].Deleted {
+			t.Errorf("batches: %+v", batches)
+		}
+	})
+}
+
+func TestCommitOnlyIfUnchanged(t *testing.T) {
+	s, ctx := storetest.New(), t.Context()
+	create := store.Txn{If: []store.Cond{{Key: "k"}}, Then: []store.Op{store.Put("k", []byte("1"))}}
+	if _, done, err := s.Commit(ctx, create); err != nil || !done {
+		t.Fatal(done, err)
+	}
+	if _, done, err := s.Commit(ctx, create); err != nil || done {
+		t.Fatal("created twice", err)
+	}
+	kv, err := s.Get(ctx, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := store.Txn{If: []store.Cond{{Key: "k", Modified: kv.Modified}}, Then: []store.Op{store.Put("k", []byte("2"))}}
+	if _, done, _ := s.Commit(ctx, change); !done {
+		t.Error("unchanged key refused")
+	}
+	if _, done, _ := s.Commit(ctx, change); done {
+		t.Error("changed key accepted")
+	}
+}
+
+func TestCompactionEndsLateWatch(t *testing.T) {
+	s, ctx := storetest.New(), t.Context()
+	if err := store.Write(ctx, s, store.Put("k", nil)); err != nil {
+		t.Fatal(err)
+	}
+	s.Compact()
+	if err := s.Watch(ctx, "k", 1, func(store.Batch) error { return nil }); !errors.Is(err, store.ErrCompacted) {
+		t.Error(err)
+	}
+}
