@@ -181,11 +181,12 @@ func (r Resource) ref(cluster, rest string) (ref CacheRef, ok bool) {
 	return ref, true
 }
 
-// parseIPKey reads the end of an address's key, 10.1.2.3 or 10.1.2.0/24.
+// parseIPKey reads the end of an address's key, 10.1.2.3 or 10.1.2.0/24. A
+// single address is never written as a prefix, so each has one key.
 func parseIPKey(s string) (netip.Prefix, bool) {
 	if strings.Contains(s, "/") {
 		p, err := netip.ParsePrefix(s)
-		if err != nil || p.Addr().Is4In6() || p != p.Masked() || p.String() != s {
+		if err != nil || p.Addr().Is4In6() || p != p.Masked() || p.String() != s || p.IsSingleIP() {
 			return netip.Prefix{}, false
 		}
 		return p, true
