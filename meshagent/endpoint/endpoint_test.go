@@ -1,0 +1,139 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestPoolGivesAnAddressBackAsLateAsPossible(t *testing.T) {
+	cidr := netip.MustParsePrefix("10.1.2.0/29")
+	p := NewPool(cidr, []Record{{IP: netip.MustParseAddr("10.1.2.3"), ID: 7}})
+	var got []string
+	for range 4 {
+		ip, id, err := p.Take()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if id == 7 || id == 0 {
+			t.Errorf("number %d was given out again", id)
+		}
+		got = append(got, ip.String())
+	}
+	want := []string{"10.1.2.4", "10.1.2.5", "10.1.2.6", "10.1.2.2"}
+	if !slices.Equal(got, want) {
+		t.Errorf("took %v, want %v", got, want)
+	}
+	if _, _, err := p.Take(); !errors.Is(err, ErrNoAddress) {
+		t.Errorf("a full pool says %v", err)
+	}
+	p.Return(Record{IP: netip.MustParseAddr("10.1.2.5"), ID: 8})
+	if ip, _, err := p.Take(); err != nil || ip.String() != "10.1.2.5" {
+		t.Errorf("took %v, %v after a return", ip, err)
+	}
+}
+
+func TestRecordsReadBackAndAreSecret(t *testing.T) {
+	dir := Dir(filepath.Join(t.TempDir(), "endpoints"))
+	if got, err := dir.Load(); err != nil || len(got) != 0 {
+		t.Fatalf("no directory: %v, %v", got, err)
+	}
+	r := Record{Namespace: "shop", Pod: "web-1", UID: "u", IP: netip.MustParseAddr("10.1.1.2"), ID: 3}
+	if err := dir.Save(r); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(filepath.Join(string(dir), "shop_web-1.json"))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	got, err := dir.Load()
+	if err != nil || !slices.Equal(got, []Record{r}) {
+		t.Errorf("read back %v, %v", got, err)
+	}
+	for range 2 {
+		if err := dir.Remove(r); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(string(dir), "x_y.json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dir.Load(); err == nil {
+		t.Error("half a file was accepted")
+	}
+}
+
+func TestReadProbe(t *testing.T) {
+	ip := netip.MustParseAddr("10.1.1.2")
+	pod := func(p *corev1.Probe) *corev1.Pod {
+		return &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{
+			Name: "web", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}, ReadinessProbe: p,
+		}}}}
+	}
+	for _, test := range []struct {
+		name   string
+		probe  *corev1.Probe
+		target string
+		bad    bool
+	}{
+		{name: "none"},
+		{name: "tcp", probe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(80)}}}, target: "10.1.1.2:80"},
+		{name: "http, named port", probe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ok", Port: intstr.FromString("http")}}}, target: "http://10.1.1.2:8080/ok"},
+		{name: "unknown port", probe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("x")}}}, bad: true},
+		{name: "exec", probe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{}}}, bad: true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := ReadProbe(pod(test.probe), ip)
+			if (err != nil) != test.bad {
+				t.Fatalf("error %v", err)
+			}
+			if got != nil && got.Target != test.target || got == nil && test.target != "" {
+				t.Errorf("target %+v, want %s", got, test.target)
+			}
+		})
+	}
+}
+
+func TestADeadProcessIsOutAfterOnePeriodAndTwoDoubts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		start := time.Now()
+		type change struct {
+			ready bool
+			at    time.Duration
+		}
+		var changes []change
+		p := &Probe{Period: time.Second, Timeout: time.Second, Failures: 3, Successes: 1}
+		ask := func(context.Context) error {
+			since := time.Since(start)
+			if since < 350*time.Millisecond || since > 5*time.Second && since < 8*time.Second {
+				return errors.New("refused")
+			}
+			return nil
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			p.Watch(ctx, false, ask, func(ready bool, _ error) { changes = append(changes, change{ready, time.Since(start)}) })
+		}()
+		time.Sleep(10 * time.Second)
+		cancel()
+		<-done
+		want := []change{{false, 0}, {true, 400 * time.Millisecond}, {false, 5600 * time.Millisecond}, {true, 8 * time.Second}}
+		if !slices.Equal(changes, want) {
+			t.Errorf("changes %v, want %v", changes, want)
+		}
+	})
+}

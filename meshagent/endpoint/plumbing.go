@@ -1,0 +1,275 @@
+package endpoint
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Link is a pod's device pair as it is in the kernel.
+type Link struct {
+	// Ifindex and Host name the host side.
+	Ifindex int
+	Host    string
+	// MAC is the pod's device's, HostMAC the host side's.
+	MAC, HostMAC net.HardwareAddr
+}
+
+// Plumbing is what a pod needs of the kernel.
+type Plumbing interface {
+	// Create makes namespace, device pair, address and routes, or finds them as
+	// they are and leaves them alone. The host side stays down until Up, so that
+	// programs are there before the first packet.
+	Create(r Record) (Link, error)
+	// Up lets packets through; harmless when they already pass.
+	Up(l Link, r Record) error
+	// Remove takes everything away; nil if nothing is left.
+	Remove(r Record) error
+}
+
+// gateway is every pod's next hop. It exists nowhere: a permanent neighbour
+// entry points to the host side of the pair.
+var gateway = netip.MustParseAddr("169.254.1.1")
+
+// podDevice is the device inside the pod.
+const podDevice = "eth0"
+
+// Kernel is Plumbing with netlink. It needs root and works in the namespace of
+// the process.
+type Kernel struct {
+	// MTU of the pods' devices, bytes.
+	MTU int
+	// NetnsDir holds the namespaces as files; /run/netns if empty.
+	NetnsDir string
+}
+
+func (k Kernel) dir() string {
+	if k.NetnsDir == "" {
+		return "/run/netns"
+	}
+	return k.NetnsDir
+}
+
+// HostDevice is the name of the host side: stable, and within the kernel's 15
+// bytes whatever the pod is called.
+func HostDevice(r Record) string {
+	sum := sha256.Sum256([]byte(r.Key()))
+	return "weft-" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:])[:10])
+}
+
+// Create implements Plumbing.
+func (k Kernel) Create(r Record) (_ Link, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("create network of pod %s: %w", r.Key(), err)
+		}
+	}()
+	path := filepath.Join(k.dir(), r.Name())
+	if err := ensureNamespace(k.dir(), path); err != nil {
+		return Link{}, err
+	}
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return Link{}, fmt.Errorf("open namespace: %w", err)
+	}
+	defer ns.Close()
+	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return Link{}, fmt.Errorf("enter namespace: %w", err)
+	}
+	defer pod.Close()
+
+	host, inside, err := k.ensurePair(r, ns, pod)
+	if err != nil {
+		return Link{}, err
+	}
+	if err := configurePod(pod, inside, host.Attrs().HardwareAddr, r.IP, k.MTU); err != nil {
+		return Link{}, err
+	}
+	if err := configureHost(host, inside.Attrs().HardwareAddr, r.IP); err != nil {
+		return Link{}, err
+	}
+	return Link{
+		Ifindex: host.Attrs().Index, Host: host.Attrs().Name,
+		MAC: inside.Attrs().HardwareAddr, HostMAC: host.Attrs().HardwareAddr,
+	}, nil
+}
+
+// ensurePair finds both sides of the pair or makes them anew. Half a pair is
+// what a namespace that died left behind, or somebody else's: it is replaced.
+func (k Kernel) ensurePair(r Record, ns netns.NsHandle, pod *netlink.Handle) (host, inside netlink.Link, err error) {
+	name := HostDevice(r)
+	host, hostErr := netlink.LinkByName(name)
+	inside, podErr := pod.LinkByName(podDevice)
+	if hostErr == nil && podErr == nil && inside.Attrs().ParentIndex == host.Attrs().Index {
+		return host, inside, nil
+	}
+	if hostErr == nil {
+		if err := netlink.LinkDel(host); err != nil {
+			return nil, nil, fmt.Errorf("remove half a device pair: %w", err)
+		}
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = name, k.MTU
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: podDevice, PeerNamespace: netlink.NsFd(ns), PeerMTU: uint32(k.MTU)}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return nil, nil, fmt.Errorf("add device pair %s: %w", name, err)
+	}
+	if host, err = netlink.LinkByName(name); err != nil {
+		return nil, nil, fmt.Errorf("find device %s: %w", name, err)
+	}
+	if inside, err = pod.LinkByName(podDevice); err != nil {
+		return nil, nil, fmt.Errorf("find device of the pod: %w", err)
+	}
+	return host, inside, nil
+}
+
+func configurePod(pod *netlink.Handle, dev netlink.Link, hostMAC net.HardwareAddr, ip netip.Addr, mtu int) error {
+	if lo, err := pod.LinkByName("lo"); err == nil {
+		if err := pod.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("set loopback up: %w", err)
+		}
+	}
+	if dev.Attrs().MTU != mtu {
+		if err := pod.LinkSetMTU(dev, mtu); err != nil {
+			return fmt.Errorf("set MTU %d: %w", mtu, err)
+		}
+	}
+	if err := pod.AddrReplace(dev, &netlink.Addr{IPNet: single(ip)}); err != nil {
+		return fmt.Errorf("give the address %s: %w", ip, err)
+	}
+	if err := pod.LinkSetUp(dev); err != nil {
+		return fmt.Errorf("set device up: %w", err)
+	}
+	index := dev.Attrs().Index
+	if err := pod.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, IP: gateway.AsSlice(), HardwareAddr: hostMAC}); err != nil {
+		return fmt.Errorf("set neighbour %s: %w", gateway, err)
+	}
+	routes := []netlink.Route{
+		{LinkIndex: index, Dst: single(gateway), Scope: netlink.SCOPE_LINK},
+		{LinkIndex: index, Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, Gw: gateway.AsSlice()},
+	}
+	for _, route := range routes {
+		if err := pod.RouteReplace(&route); err != nil {
+			return fmt.Errorf("set route %s in the pod: %w", route.Dst, err)
+		}
+	}
+	return nil
+}
+
+func configureHost(dev netlink.Link, podMAC net.HardwareAddr, ip netip.Addr) error {
+	// The host does not speak IPv6 on the pair, and takes answers as they come.
+	setSysctl("net/ipv6/conf/"+dev.Attrs().Name+"/disable_ipv6", "1")
+	setSysctl("net/ipv4/conf/"+dev.Attrs().Name+"/rp_filter", "0")
+	setSysctl("net/ipv4/conf/"+dev.Attrs().Name+"/forwarding", "1")
+	if dev.Attrs().Flags&net.FlagUp == 0 {
+		return nil
+	}
+	return routeHost(dev.Attrs().Index, podMAC, ip)
+}
+
+func routeHost(index int, podMAC net.HardwareAddr, ip netip.Addr) error {
+	if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: podMAC}); err != nil {
+		return fmt.Errorf("set neighbour %s: %w", ip, err)
+	}
+	route := netlink.Route{LinkIndex: index, Dst: single(ip), Scope: netlink.SCOPE_LINK}
+	if err := netlink.RouteReplace(&route); err != nil {
+		return fmt.Errorf("set route to %s: %w", ip, err)
+	}
+	return nil
+}
+
+// Up implements Plumbing. Routes need a device that is up, so they come here.
+func (k Kernel) Up(l Link, r Record) error {
+	dev, err := netlink.LinkByIndex(l.Ifindex)
+	if err != nil {
+		return fmt.Errorf("find device %s of pod %s: %w", l.Host, r.Key(), err)
+	}
+	if err := netlink.LinkSetUp(dev); err != nil {
+		return fmt.Errorf("set device %s of pod %s up: %w", l.Host, r.Key(), err)
+	}
+	return routeHost(l.Ifindex, l.MAC, r.IP)
+}
+
+// Remove implements Plumbing. The host's route goes with its device.
+func (k Kernel) Remove(r Record) error {
+	if dev, err := netlink.LinkByName(HostDevice(r)); err == nil {
+		if err := netlink.LinkDel(dev); err != nil {
+			return fmt.Errorf("remove device of pod %s: %w", r.Key(), err)
+		}
+	}
+	path := filepath.Join(k.dir(), r.Name())
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount namespace of pod %s: %w", r.Key(), err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove namespace of pod %s: %w", r.Key(), err)
+	}
+	return nil
+}
+
+// ensureNamespace makes a namespace and keeps it alive as a file. A file without
+// namespace behind it is what a reboot or a crash in between leaves.
+func ensureNamespace(dir, path string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err == nil && fs.Type == unix.NSFS_MAGIC {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	// The file is there a moment before the namespace: whoever waits for it looks
+	// at the file system type, as above.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o444)
+	if err != nil {
+		return fmt.Errorf("make namespace file: %w", err)
+	}
+	f.Close()
+	errs := make(chan error, 1)
+	go func() {
+		// The thread stays locked and ends with the goroutine: nothing else may
+		// ever run in the pod's namespace.
+		runtime.LockOSThread()
+		errs <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return fmt.Errorf("unshare: %w", err)
+			}
+			setSysctl("net/ipv6/conf/all/disable_ipv6", "1")
+			setSysctl("net/ipv6/conf/default/disable_ipv6", "1")
+			// Anyone in the pod may bind low ports and ping, as containers expect.
+			setSysctl("net/ipv4/ping_group_range", "0 2147483647")
+			setSysctl("net/ipv4/ip_unprivileged_port_start", "0")
+			self := fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
+			if err := unix.Mount(self, path, "bind", unix.MS_BIND, ""); err != nil {
+				return fmt.Errorf("mount namespace at %s: %w", path, err)
+			}
+			return nil
+		}()
+	}()
+	if err := <-errs; err != nil {
+		_ = os.Remove(path)
+		return err
+	}
+	return nil
+}
+
+// setSysctl writes a setting of the thread's network namespace. What a kernel
+// does not have (IPv6 switched off) needs no setting.
+func setSysctl(name, value string) {
+	_ = os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644)
+}
+
+func single(ip netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(ip.BitLen(), ip.BitLen())}
+}

@@ -1,0 +1,101 @@
+package endpoint
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// inFreshNamespace gives the test a network namespace of its own, which ends
+// with its thread.
+func inFreshNamespace(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPodGetsItsNetworkOnceAndLosesItOnce(t *testing.T) {
+	inFreshNamespace(t)
+	k := Kernel{MTU: 1420, NetnsDir: filepath.Join(t.TempDir(), "netns")}
+	r := Record{Namespace: "shop", Pod: "web-1", IP: netip.MustParseAddr("10.1.1.2"), ID: 1}
+	t.Cleanup(func() { _ = k.Remove(r) })
+
+	link, err := k.Create(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev, err := netlink.LinkByName(HostDevice(r))
+	if err != nil || dev.Attrs().Flags&net.FlagUp != 0 || dev.Attrs().MTU != 1420 {
+		t.Fatalf("host side %+v, %v; want it down with MTU 1420", dev.Attrs(), err)
+	}
+	if err := k.Up(link, r); err != nil {
+		t.Fatal(err)
+	}
+
+	// A restarted agent finds the same and changes nothing.
+	again, err := k.Create(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.Ifindex != link.Ifindex || again.MAC.String() != link.MAC.String() {
+		t.Errorf("adopted %+v, want %+v", again, link)
+	}
+
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: single(r.IP)}, netlink.RT_FILTER_DST)
+	if err != nil || len(routes) != 1 || routes[0].LinkIndex != link.Ifindex {
+		t.Errorf("route to the pod: %v, %v", routes, err)
+	}
+	ns, err := netns.GetFromPath(filepath.Join(k.NetnsDir, r.Name()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	pod, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pod.Close()
+	got, err := pod.RouteGet(net.IPv4(8, 8, 8, 8))
+	if err != nil || len(got) != 1 || got[0].Gw.String() != gateway.String() || got[0].Src.String() != r.IP.String() {
+		t.Errorf("route out of the pod: %v, %v", got, err)
+	}
+
+	// A namespace that died is made anew, with the same address.
+	if err := unix.Unmount(filepath.Join(k.NetnsDir, r.Name()), unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Create(r); err != nil {
+		t.Fatalf("after a reboot: %v", err)
+	}
+
+	for range 2 {
+		if err := k.Remove(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := netlink.LinkByName(HostDevice(r)); err == nil {
+		t.Error("the device is still there")
+	}
+	if _, err := os.Stat(filepath.Join(k.NetnsDir, r.Name())); err == nil {
+		t.Error("the namespace is still there")
+	}
+}
