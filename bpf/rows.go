@@ -45,7 +45,7 @@ type FlowKey struct {
 }
 
 // FlowFlags tell how far a flow has come.
-type FlowFlags uint8
+type FlowFlags uint32
 
 const (
 	FlowRemoteInitiated FlowFlags = 1 << 0 // judged as ingress; otherwise as egress
@@ -54,9 +54,29 @@ const (
 	FlowFinRemote       FlowFlags = 1 << 3
 	FlowReset           FlowFlags = 1 << 4
 	FlowService         FlowFlags = 1 << 5 // Backend, Bport and Service are set
-	FlowHost            FlowFlags = 1 << 6 // the other side is this node itself
-	FlowLoop            FlowFlags = 1 << 7 // a pod that reached itself through a service
+	FlowLoop            FlowFlags = 1 << 6 // a pod that reached itself through a service
 )
+
+// Via is where the other side of a flow is.
+type Via uint8
+
+const (
+	ViaStack  Via = 1 // the world, or this node itself
+	ViaPod    Via = 2 // a pod of this node
+	ViaTunnel Via = 3
+)
+
+func (v Via) String() string {
+	switch v {
+	case ViaStack:
+		return "stack"
+	case ViaPod:
+		return "pod"
+	case ViaTunnel:
+		return "tunnel"
+	}
+	return "unknown"
+}
 
 // Flow is what the datapath knows of a connection. It writes the rows itself.
 type Flow struct {
@@ -69,10 +89,10 @@ type Flow struct {
 	Bport    Port
 	Node     uint16 // of the other side, 0: not behind a tunnel
 	Cluster  uint16 // of the other side, 0: none
-	Flags    FlowFlags
+	Via      Via
 	Pad      uint8
+	Flags    FlowFlags
 	Ifindex  uint32 // of the local pod
-	Pad2     uint32
 }
 
 // ReplyKey finds the flow of a backend's answer.

@@ -47,8 +47,15 @@ enum flow_flags {
 	FLOW_FIN_REMOTE = 1 << 3,
 	FLOW_RESET = 1 << 4,
 	FLOW_SERVICE = 1 << 5,          /* backend, bport, service are set */
-	FLOW_HOST = 1 << 6,             /* other side is this node itself */
-	FLOW_LOOP = 1 << 7,             /* a pod that reached itself through a service */
+	FLOW_LOOP = 1 << 6,             /* a pod that reached itself through a service */
+};
+
+/* Where the other side of a flow is, which is also where its packets may come
+ * from. */
+enum via {
+	VIA_STACK = 1,  /* the world, or this node itself */
+	VIA_POD = 2,    /* a pod of this node */
+	VIA_TUNNEL = 3,
 };
 
 struct flow {
@@ -61,13 +68,13 @@ struct flow {
 	__be16 bport;
 	__u16 node;      /* of the other side, 0: not behind a tunnel */
 	__u16 cluster;   /* of the other side, 0: none */
-	__u8 flags;
+	__u8 via;
 	__u8 pad;
+	__u32 flags;     /* a word, so that two CPUs can add to it */
 	__u32 ifindex;   /* of the local pod: a packet from elsewhere is spoofed */
-	__u32 pad2;
 };
 
-/* service_replies: from a backend's answer back to the address the pod used. */
+/* replies: from a backend's answer back to the address the pod used. */
 struct reply_key {
 	struct addr local;
 	struct addr backend;
