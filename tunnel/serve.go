@@ -1,8 +1,16 @@
 package tunnel
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
 )
 
 // Defaults of names and ports, the same for every process of a node.
@@ -43,6 +51,134 @@ func ServeDefaults() ServeConfig {
 		StateDir:  DefaultServeStateDir,
 		SocketDir: DefaultSocketDir,
 		Log:       slog.Default(),
+	}
+}
+
+// Validate reports every mistake at once.
+func (c ServeConfig) Validate() error {
+	var errs []error
+	for i, name := range c.Devices {
+		if err := validDevice(name); err != nil {
+			errs = append(errs, fmt.Errorf("device of %s: %w", laneName(i), err))
+		}
+		if c.Ports[i] == 0 {
+			errs = append(errs, fmt.Errorf("port of %s is 0: peers need to know where to send, choose one such as %d", laneName(i), DefaultPorts[i]))
+		}
+	}
+	if c.Devices[0] == c.Devices[1] {
+		errs = append(errs, fmt.Errorf("both lanes are named %q: each needs a device of its own", c.Devices[0]))
+	}
+	if c.Ports[0] == c.Ports[1] && c.Ports[0] != 0 {
+		errs = append(errs, fmt.Errorf("both lanes listen on port %d: each needs its own", c.Ports[0]))
+	}
+	if c.MTU < MinMTU {
+		errs = append(errs, fmt.Errorf("MTU %d is below %d", c.MTU, MinMTU))
+	}
+	if c.StateDir == "" {
+		errs = append(errs, errors.New("no state directory: a restarted tunnel would know no peers"))
+	}
+	if c.SocketDir == "" {
+		errs = append(errs, fmt.Errorf("no socket directory: wgctrl looks in %s", DefaultSocketDir))
+	}
+	return errors.Join(errs...)
+}
+
+func validDevice(name string) error {
+	switch {
+	case name == "" || len(name) > 15:
+		return fmt.Errorf("%q: a device name has 1 to 15 characters", name)
+	case name == "." || name == ".." || filepath.Base(name) != name:
+		return fmt.Errorf("%q: a device name holds no slash", name)
+	}
+	return nil
+}
+
+// Serve is the `weft tunnel` process: userspace WireGuard on both lanes until
+// ctx ends or a device fails. Devices are persistent: when Serve ends, by
+// whatever death, they, their addresses, routes and programs stay, and packets
+// into them are lost, not leaked. The next Serve takes up configuration and
+// handshakes by itself, with or without an agent. Remove takes them away.
+//
+// It needs /dev/net/tun and CAP_NET_ADMIN.
+func Serve(ctx context.Context, cfg ServeConfig) error {
+	if err := cfg.Validate(); err != nil {
+		return fmt.Errorf("tunnel configuration: %w", err)
+	}
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	if err := os.MkdirAll(cfg.SocketDir, 0o755); err != nil {
+		return fmt.Errorf("socket directory: %w", err)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for i := range cfg.Devices {
+		g.Go(func() error {
+			if err := serveLane(ctx, cfg, i); err != nil {
+				return fmt.Errorf("serve %s: %w", cfg.Devices[i], err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// serveLane runs one device until ctx ends or it fails.
+func serveLane(ctx context.Context, cfg ServeConfig, lane int) error {
+	name := cfg.Devices[lane]
+	log := cfg.Log.With("device", name)
+	link, err := openTUN(name, cfg.MTU, log)
+	if err != nil {
+		return err
+	}
+	dev := device.NewDevice(link, conn.NewDefaultBind(), deviceLogger(log))
+	// Closes the TUN device and waits for its workers; what is persistent stays.
+	defer dev.Close()
+
+	saved := savedConfig{path: filepath.Join(cfg.StateDir, name+".conf"), log: log}
+	restored, err := saved.restore(dev)
+	if err != nil {
+		return err
+	}
+	if !restored {
+		if err := dev.IpcSet(fmt.Sprintf("listen_port=%d\n", cfg.Ports[lane])); err != nil {
+			return fmt.Errorf("listen on UDP port %d: %w", cfg.Ports[lane], err)
+		}
+	}
+	// Up binds the port, then every restored peer gets a keepalive, and with
+	// that a handshake, at once.
+	if err := dev.Up(); err != nil {
+		return fmt.Errorf("listen on its UDP port (is it in use?): %w", err)
+	}
+	path := filepath.Join(cfg.SocketDir, name+".sock")
+	socket, err := listenUAPI(path)
+	if err != nil {
+		return err
+	}
+	log.Info("tunnel device is up", "restored", restored)
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return serveUAPI(ctx, socket, path, dev, &saved, log) })
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-dev.Wait():
+			return errors.New("the device closed by itself; was it deleted?")
+		}
+	})
+	return g.Wait()
+}
+
+// deviceLogger passes wireguard-go's errors on. What it calls verbose is a line
+// per handshake of every peer, worth it only when debugging.
+func deviceLogger(log *slog.Logger) *device.Logger {
+	return &device.Logger{
+		Verbosef: func(format string, args ...any) {
+			if log.Enabled(context.Background(), slog.LevelDebug) {
+				log.Debug(fmt.Sprintf(format, args...))
+			}
+		},
+		Errorf: func(format string, args ...any) { log.Warn(fmt.Sprintf(format, args...)) },
 	}
 }
 

@@ -1,0 +1,175 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+)
+
+// saveRetry is the pause between attempts while the configuration cannot be
+// written, for want of disk space mostly.
+const saveRetry = 2 * time.Second
+
+// savedConfig is a device's configuration on disk: keys, port and peers, in
+// WireGuard's own configuration protocol, without what only counts.
+type savedConfig struct {
+	path string
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	written string // guarded by mu: the content of the file; "" if unknown
+	failed  bool   // guarded by mu: the file is behind the device
+}
+
+// restore gives the device what is saved and says whether there was anything. A
+// file that cannot be read as configuration is put aside: the agent knows
+// everything in it, and a tunnel that does not start helps nobody.
+func (s *savedConfig) restore(dev *device.Device) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	text, err := os.ReadFile(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("restore configuration: %w", err)
+	}
+	if err := dev.IpcSet(string(text)); err != nil {
+		aside := s.path + ".broken"
+		s.log.Error("saved configuration is put aside, the agent has to set it again", "file", aside, "error", err)
+		if err := dev.IpcSet("replace_peers=true\n"); err != nil {
+			return false, fmt.Errorf("forget a broken configuration: %w", err)
+		}
+		if err := os.Rename(s.path, aside); err != nil {
+			return false, fmt.Errorf("put a broken configuration aside: %w", err)
+		}
+		return false, nil
+	}
+	s.written = string(text)
+	return true, nil
+}
+
+// save writes the device's configuration if it differs from what is written. A
+// failure is logged and repaired by retry: the tunnel works now, and only its
+// next start would miss the change.
+func (s *savedConfig) save(dev *device.Device) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.saveLocked(dev)
+	if err != nil && !s.failed {
+		s.log.Error("configuration is not saved, a restarted tunnel would miss the last change", "error", err)
+	}
+	if err == nil && s.failed {
+		s.log.Info("configuration is saved again")
+	}
+	s.failed = err != nil
+}
+
+func (s *savedConfig) saveLocked(dev *device.Device) error {
+	text, err := dev.IpcGet()
+	if err != nil {
+		return fmt.Errorf("read configuration: %w", err)
+	}
+	text = durable(text)
+	if text == s.written {
+		return nil
+	}
+	if err := writeSecret(s.path, []byte(text)); err != nil {
+		return err
+	}
+	s.written = text
+	return nil
+}
+
+// retry repeats failed saves until ctx ends.
+func (s *savedConfig) retry(ctx context.Context, dev *device.Device) error {
+	tick := time.NewTicker(saveRetry)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		s.mu.Lock()
+		failed := s.failed
+		s.mu.Unlock()
+		if failed {
+			s.save(dev)
+		}
+	}
+}
+
+// durable drops counters and times from what a device reports and puts peers in
+// order, so that equal configurations are equal texts.
+func durable(report string) string {
+	var head []string
+	var peers []string
+	for line := range strings.Lines(report) {
+		key, _, _ := strings.Cut(line, "=")
+		switch key {
+		case "last_handshake_time_sec", "last_handshake_time_nsec", "tx_bytes", "rx_bytes":
+			continue
+		case "public_key":
+			peers = append(peers, line)
+			continue
+		}
+		if len(peers) == 0 {
+			head = append(head, line)
+			continue
+		}
+		peers[len(peers)-1] += line
+	}
+	slices.Sort(peers)
+	return strings.Join(head, "") + strings.Join(peers, "")
+}
+
+// writeSecret replaces a file as a whole, readable by its owner alone: after a
+// crash at any point it holds the old content or the new.
+func writeSecret(path string, content []byte) (err error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	aside, err := os.CreateTemp(dir, filepath.Base(path)+".*") // 0600
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			aside.Close()
+			os.Remove(aside.Name())
+		}
+	}()
+	if _, err := aside.Write(content); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := aside.Sync(); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := aside.Close(); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := os.Rename(aside.Name(), path); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
