@@ -1,0 +1,111 @@
+package policy
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"github.com/weft-mesh/weft/identity"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// peerIndex finds which of many peers an identity is, without asking each.
+//
+// A label peer is filed under one of its equalities, the most telling one; an
+// identity looks under each of its labels and asks what it finds in full.
+type peerIndex struct {
+	peers   []peer
+	byLabel map[labelValue][]uint32
+	cidrs   []uint32
+	rest    []uint32 // no equality to file them under
+}
+
+type labelValue struct{ key, value string }
+
+// add files a peer and returns its number.
+func (x *peerIndex) add(p peer) uint32 {
+	id := uint32(len(x.peers))
+	x.peers = append(x.peers, p)
+	if p.kind == peerCIDR {
+		x.cidrs = append(x.cidrs, id)
+		return id
+	}
+	keys := telling(p.selector)
+	if keys == nil {
+		x.rest = append(x.rest, id)
+	}
+	for _, k := range keys {
+		if x.byLabel == nil {
+			x.byLabel = map[labelValue][]uint32{}
+		}
+		x.byLabel[k] = append(x.byLabel[k], id)
+	}
+	return id
+}
+
+// telling chooses the equality to file a selector under: one of its own
+// before namespace and cluster, which nearly every selector has.
+func telling(s selector) []labelValue {
+	var best []labelValue
+	rank := 0
+	for _, r := range s {
+		var keys []labelValue
+		mine := 3
+		switch {
+		case r.source == identity.SourceReserved && r.op == metav1.LabelSelectorOpExists:
+			keys = []labelValue{{r.key, ""}}
+		case r.op == metav1.LabelSelectorOpIn:
+			for _, v := range r.values {
+				keys = append(keys, labelValue{r.key, v})
+			}
+		}
+		switch r.key {
+		case identity.KeyNamespace:
+			mine = 2
+		case identity.KeyCluster:
+			mine = 1
+		}
+		if keys != nil && mine > rank {
+			best, rank = keys, mine
+		}
+	}
+	return best
+}
+
+// find appends the numbers of the peers the identity is to buf, ascending.
+func (x *peerIndex) find(n identity.Number, labels identity.Labels, buf []uint32) []uint32 {
+	ask := func(ids []uint32) {
+		for _, id := range ids {
+			if x.peers[id].matches(n, labels) {
+				buf = append(buf, id)
+			}
+		}
+	}
+	isCIDR := false
+	for _, l := range labels {
+		ask(x.byLabel[labelValue{l.Key, l.Value}])
+		isCIDR = isCIDR || l.Source == identity.SourceCIDR
+	}
+	ask(x.rest)
+	if isCIDR || n.Reserved() {
+		ask(x.cidrs)
+	}
+	slices.Sort(buf)
+	return slices.Compact(buf)
+}
+
+// signature is a set of peers as a map key.
+func signature(ids []uint32) string {
+	out := make([]byte, 0, 4*len(ids))
+	for _, id := range ids {
+		out = binary.BigEndian.AppendUint32(out, id)
+	}
+	return string(out)
+}
+
+func readSignature(sig string) []uint32 {
+	var out []uint32
+	for b := []byte(sig); len(b) >= 4; b = b[4:] {
+		out = append(out, binary.BigEndian.Uint32(b))
+	}
+	return out
+}

@@ -1,0 +1,83 @@
+package policy
+
+import (
+	"slices"
+
+	"github.com/weft-mesh/weft/identity"
+)
+
+// Flow is a connection attempt as one of its ends is judged on it.
+type Flow struct {
+	Subject   identity.Labels // the end whose policies are asked
+	Direction Direction       // as the subject sees it
+	Peer      identity.Number // the other end
+	Proto     uint8
+	Port      uint16 // destination port, or the type for ICMP
+}
+
+// Judgement is a verdict with everything that led to it.
+type Judgement struct {
+	Allow    bool
+	Selected []*Policy  // policies that select the subject
+	Enforced bool       // one of them denies by default in this direction
+	Allowing []RuleInfo // rules that would let the flow pass
+	Denying  []RuleInfo // rules that forbid it; any one decides
+}
+
+// Evaluate judges one flow by the meaning of the policies, rule after rule,
+// with no table in between. It is slow, and what Compile is measured by.
+//
+// A subject that no policy denies by default may do what no rule forbids. A
+// peer of which nothing is known, neither in w nor reserved, is allowed by
+// rules about whoever only, and denied by every denial it could fall under.
+func Evaluate(w World, f Flow) Judgement {
+	labels, known := w.Identities[f.Peer]
+	if !known {
+		labels = identity.ReservedLabels(f.Peer)
+		known = labels != nil
+	}
+	if f.Peer == identity.UnknownMember {
+		known = false
+	}
+	var out Judgement
+	for _, p := range w.Policies {
+		for n, r := range p.rules {
+			if !r.subject.local(w.Cluster).matches(f.Subject) {
+				continue
+			}
+			if !slices.Contains(out.Selected, p) {
+				out.Selected = append(out.Selected, p)
+			}
+			out.Enforced = out.Enforced || r.enforced[f.Direction]
+			for _, t := range r.terms[f.Direction] {
+				if !t.meansPort(f.Proto, f.Port) || !t.meansPeer(w.Cluster, f.Peer, labels, known) {
+					continue
+				}
+				info := RuleInfo{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Spec: n, List: t.list, Index: t.index, Deny: t.deny, Log: r.log}
+				if t.deny {
+					out.Denying = append(out.Denying, info)
+				} else {
+					out.Allowing = append(out.Allowing, info)
+				}
+			}
+		}
+	}
+	out.Allow = len(out.Denying) == 0 && (len(out.Allowing) > 0 || !out.Enforced)
+	return out
+}
+
+func (t term) meansPort(proto uint8, port uint16) bool {
+	return t.ports == nil || slices.ContainsFunc(t.ports, func(s portSpec) bool { return s.covers(proto, port) })
+}
+
+func (t term) meansPeer(cluster string, n identity.Number, labels identity.Labels, known bool) bool {
+	if t.any {
+		return true
+	}
+	return slices.ContainsFunc(t.peers, func(p peer) bool {
+		if !known {
+			return t.deny && p.mayMatch(n)
+		}
+		return p.local(cluster).matches(n, labels)
+	})
+}

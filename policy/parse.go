@@ -1,0 +1,202 @@
+package policy
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+)
+
+// Parse reads one or more policies in YAML or JSON, as they are written for
+// Cilium. It is strict: a field that is unknown, misplaced, empty or not
+// supported is an error that says where it stands and what to change. All
+// mistakes of all documents are reported together, and then no policy is
+// returned. Documents without content are passed over.
+func Parse(data []byte) ([]*Policy, error) {
+	var (
+		out  []*Policy
+		errs []error
+		seen = map[string]bool{}
+	)
+	reader := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
+	for n := 1; ; n++ {
+		doc, err := reader.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("document %d: %w", n, err)
+		}
+		p, err := parseOne(doc)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("document %d: %w", n, err))
+			continue
+		}
+		if p == nil {
+			continue
+		}
+		if seen[p.String()] {
+			errs = append(errs, fmt.Errorf("document %d: %s stands twice; keep one of them, or give it another name", n, p))
+		}
+		seen[p.String()] = true
+		out = append(out, p)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// parseOne reads one document; nil if it holds nothing.
+func parseOne(doc []byte) (*Policy, error) {
+	text, err := yaml.YAMLToJSONStrict(doc)
+	if err != nil {
+		return nil, fmt.Errorf("not valid YAML: %w", err)
+	}
+	if string(bytes.TrimSpace(text)) == "null" {
+		return nil, nil
+	}
+	if err := checkKind(text); err != nil {
+		return nil, err
+	}
+	var m manifest
+	strict, err := kjson.UnmarshalStrict(text, &m)
+	if err != nil {
+		return nil, explainType(err)
+	}
+	who := fmt.Sprintf("%s %q", m.Kind, m.Metadata.Name)
+	var ps problems
+	for _, err := range strict {
+		ps.list = append(ps.list, explainStrict(err))
+	}
+	refuseNulls(text, &ps)
+	if err := ps.err(); err != nil {
+		return nil, fmt.Errorf("%s: %w", who, err)
+	}
+	p := m.policy(&ps)
+	if err := ps.err(); err != nil {
+		return nil, fmt.Errorf("%s: %w", who, err)
+	}
+	return p, nil
+}
+
+func checkKind(text []byte) error {
+	var head struct {
+		APIVersion string `json:"apiVersion"`
+		Kind       string `json:"kind"`
+	}
+	if err := json.Unmarshal(text, &head); err != nil {
+		return fmt.Errorf("not an object with apiVersion and kind: %w", err)
+	}
+	if head.Kind != KindNamespaced && head.Kind != KindClusterwide {
+		return fmt.Errorf("kind %q is not a policy; write %s or %s", head.Kind, KindNamespaced, KindClusterwide)
+	}
+	if head.APIVersion != APIVersion {
+		return fmt.Errorf("apiVersion %q of %s is not known; write %s", head.APIVersion, head.Kind, APIVersion)
+	}
+	return nil
+}
+
+// explainStrict turns the decoder's complaint into advice.
+func explainStrict(err error) error {
+	text := err.Error()
+	if at, ok := strings.CutPrefix(text, "unknown field "); ok {
+		return fmt.Errorf("%s: unknown field; remove it or correct its spelling", strings.Trim(at, `"`))
+	}
+	if at, ok := strings.CutPrefix(text, "duplicate field "); ok {
+		return fmt.Errorf("%s: stands twice; keep one of them", strings.Trim(at, `"`))
+	}
+	return err
+}
+
+// explainType says what a field of the wrong type should be.
+func explainType(err error) error {
+	var mismatch *json.UnmarshalTypeError
+	if errors.As(err, &mismatch) {
+		return fmt.Errorf("%s: is a %s but must be a %s", mismatch.Field, mismatch.Value, jsonName(mismatch.Type.Kind().String()))
+	}
+	return err
+}
+
+func jsonName(kind string) string {
+	switch kind {
+	case "struct", "map":
+		return "mapping"
+	case "slice":
+		return "list"
+	case "int64":
+		return "number"
+	case "bool":
+		return "true or false"
+	}
+	return kind
+}
+
+// refuseNulls refuses values left empty under spec and specs: read as zero
+// values, a forgotten one could select everyone.
+func refuseNulls(text []byte, ps *problems) {
+	var doc map[string]any
+	if json.Unmarshal(text, &doc) != nil {
+		return // the typed decoding has reported it
+	}
+	var walk func(at path, v any)
+	walk = func(at path, v any) {
+		switch v := v.(type) {
+		case nil:
+			ps.add(at, "has no value; give it one or remove it")
+		case map[string]any:
+			for _, key := range slices.Sorted(maps.Keys(v)) {
+				walk(at.field(key), v[key])
+			}
+		case []any:
+			for i, e := range v {
+				walk(at.index(i), e)
+			}
+		}
+	}
+	for _, key := range []string{"spec", "specs"} {
+		if v, ok := doc[key]; ok {
+			walk(path(key), v)
+		}
+	}
+}
+
+// policy checks a decoded manifest and makes it ready to compile. The result
+// counts only if ps is still empty.
+func (m manifest) policy(ps *problems) *Policy {
+	at := path("metadata")
+	if why := validation.IsDNS1123Subdomain(m.Metadata.Name); len(why) != 0 {
+		ps.add(at.field("name"), "%q is not a name: %s", m.Metadata.Name, why[0])
+	}
+	switch {
+	case m.Kind == KindClusterwide && m.Metadata.Namespace != "":
+		ps.add(at.field("namespace"), "%s has no namespace; leave it out, or write a %s", KindClusterwide, KindNamespaced)
+	case m.Kind == KindNamespaced && m.Metadata.Namespace == "":
+		m.Metadata.Namespace = "default"
+	case m.Kind == KindNamespaced:
+		if why := validation.IsDNS1123Label(m.Metadata.Namespace); len(why) != 0 {
+			ps.add(at.field("namespace"), "%q is not a namespace: %s", m.Metadata.Namespace, why[0])
+		}
+	}
+	if m.Spec == nil && len(m.Specs) == 0 {
+		ps.add("spec", "is missing; write spec, or a list under specs")
+	}
+	p := &Policy{Kind: m.Kind, Namespace: m.Metadata.Namespace, Name: m.Metadata.Name, manifest: m}
+	if m.Spec != nil {
+		p.rules = append(p.rules, m.Spec.rule("spec", p, ps))
+	}
+	for i, s := range m.Specs {
+		p.rules = append(p.rules, s.rule(path("specs").index(i), p, ps))
+	}
+	return p
+}

@@ -1,0 +1,234 @@
+package policy
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/weft-mesh/weft/identity"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+type peerKind uint8
+
+const (
+	peerLabels peerKind = iota // by label
+	peerCIDR                   // by address, outside of the mesh
+)
+
+// peer is who is on the other side: identities by label, or addresses outside
+// of every member cluster.
+type peer struct {
+	kind     peerKind
+	selector selector       // peerLabels
+	outside  bool           // peerLabels: means the world, never an unknown member
+	cidr     netip.Prefix   // peerCIDR
+	except   []netip.Prefix // peerCIDR: carved out of cidr
+}
+
+// local is the peer with the local cluster's name filled in.
+func (p peer) local(cluster string) peer {
+	p.selector = p.selector.local(cluster)
+	return p
+}
+
+// String identifies a peer after local: equal strings mean the same peer.
+func (p peer) String() string {
+	if p.kind == peerCIDR {
+		return fmt.Sprint(p.cidr, p.except)
+	}
+	return fmt.Sprint(p.outside, p.selector)
+}
+
+// matches reports whether the identity is such a peer. An unknown member is
+// none: it may be anyone.
+func (p peer) matches(n identity.Number, labels identity.Labels) bool {
+	switch {
+	case n == identity.UnknownMember:
+		return false
+	case p.kind == peerLabels:
+		return p.selector.matches(labels)
+	}
+	prefix, ok := cidrOf(labels)
+	if !ok {
+		// World is every address that no policy names, not even to except it.
+		return p.cidr.Bits() == 0 && isWorld(n, p.cidr.Addr())
+	}
+	return contains(p.cidr, prefix) && !slices.ContainsFunc(p.except, func(e netip.Prefix) bool { return contains(e, prefix) })
+}
+
+// mayMatch reports whether a peer of which nothing is known could be meant. A
+// denial that could mean it applies to it.
+func (p peer) mayMatch(n identity.Number) bool {
+	return n != identity.UnknownMember || p.kind == peerLabels && !p.outside
+}
+
+// isWorld: the identity of all addresses of a family that no policy names.
+func isWorld(n identity.Number, family netip.Addr) bool {
+	if family.Is4() {
+		return n == identity.World || n == identity.WorldIPv4
+	}
+	return n == identity.WorldIPv6
+}
+
+func contains(outer, inner netip.Prefix) bool {
+	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
+}
+
+// cidrKey writes a prefix as a label key; ":" would end the source, so IPv6
+// has "-" in its place, as in Cilium.
+func cidrKey(prefix netip.Prefix) string {
+	return strings.ReplaceAll(prefix.Masked().String(), ":", "-")
+}
+
+// cidrOf is the most specific prefix among the labels of a CIDR identity.
+func cidrOf(labels identity.Labels) (prefix netip.Prefix, ok bool) {
+	for _, l := range labels {
+		if l.Source != identity.SourceCIDR {
+			continue
+		}
+		p, err := netip.ParsePrefix(strings.ReplaceAll(l.Key, "-", ":"))
+		if err == nil && (!ok || p.Bits() > prefix.Bits()) {
+			prefix, ok = p, true
+		}
+	}
+	return prefix, ok
+}
+
+// reservedPeer selects one reserved identity.
+func reservedPeer(n identity.Number) peer {
+	return peer{
+		selector: selector{{source: identity.SourceReserved, key: n.String(), op: metav1.LabelSelectorOpExists}},
+		outside:  n == identity.World || n == identity.WorldIPv4 || n == identity.WorldIPv6,
+	}
+}
+
+// clusterPeers are what entity cluster means besides workloads.
+var clusterPeers = []peer{
+	reservedPeer(identity.Host), reservedPeer(identity.RemoteNode), reservedPeer(identity.Init), reservedPeer(identity.Ingress),
+	reservedPeer(identity.Health), reservedPeer(identity.Unmanaged), reservedPeer(identity.KubeAPIServer),
+}
+
+// entities are the peers behind each entity. "all" is not here: it is whoever.
+var entities = map[string][]peer{
+	"none":  {},
+	"world": {reservedPeer(identity.World), reservedPeer(identity.WorldIPv4), reservedPeer(identity.WorldIPv6)},
+	"cluster": append(slices.Clone(clusterPeers), peer{selector: selector{
+		{source: identity.SourceK8s, key: identity.KeyCluster, op: metav1.LabelSelectorOpIn, cluster: true}}}),
+	"cluster-mesh": append(slices.Clone(clusterPeers), peer{selector: selector{
+		{source: identity.SourceK8s, key: identity.KeyCluster, op: metav1.LabelSelectorOpExists}}}),
+	"host":           {reservedPeer(identity.Host)},
+	"init":           {reservedPeer(identity.Init)},
+	"ingress":        {reservedPeer(identity.Ingress)},
+	"unmanaged":      {reservedPeer(identity.Unmanaged)},
+	"remote-node":    {reservedPeer(identity.RemoteNode)},
+	"health":         {reservedPeer(identity.Health)},
+	"kube-apiserver": {reservedPeer(identity.KubeAPIServer)},
+}
+
+const entityAll = "all"
+
+// parsePeers reads the peers of one item. any means whoever: no peer field is
+// there, or entity all is.
+func parsePeers(at path, it item, namespace string, errs *problems) (peers []peer, any bool) {
+	for _, r := range it.refused {
+		if r.value != nil {
+			errs.add(at.field(r.field), "%s", r.reason)
+		}
+	}
+	onlyOne(at, it, errs)
+	if it.endpoints == nil && it.cidr == nil && it.cidrSet == nil && it.entities == nil {
+		// Without peers and without ports an item is written to switch on
+		// default denial; it selects no one.
+		return nil, len(it.ports) > 0 || len(it.icmps) > 0
+	}
+	for i, sel := range it.endpoints {
+		where := at.field(it.prefix + "Endpoints").index(i)
+		peers = append(peers, peer{selector: scopePeer(parseSelector(where, sel, errs), namespace)})
+	}
+	for i, text := range it.cidr {
+		if prefix, ok := parseCIDR(at.field(it.prefix+"CIDR").index(i), text, errs); ok {
+			peers = append(peers, peer{kind: peerCIDR, cidr: prefix})
+		}
+	}
+	for i, c := range it.cidrSet {
+		if p, ok := parseCIDRRule(at.field(it.prefix+"CIDRSet").index(i), c, errs); ok {
+			peers = append(peers, p)
+		}
+	}
+	for i, name := range it.entities {
+		if name == entityAll {
+			any = true
+			continue
+		}
+		known, ok := entities[name]
+		if !ok {
+			errs.add(at.field(it.prefix+"Entities").index(i), "%q is not an entity; write one of all, %s",
+				name, strings.Join(slices.Sorted(maps.Keys(entities)), ", "))
+		}
+		peers = append(peers, known...)
+	}
+	if any {
+		peers = nil
+	}
+	return peers, any
+}
+
+// onlyOne refuses what Cilium's schema lets in and its parser then drops: two
+// kinds of peers in one item.
+func onlyOne(at path, it item, errs *problems) {
+	var used []string
+	for _, f := range []struct {
+		name string
+		n    int
+	}{{"Endpoints", len(it.endpoints)}, {"CIDR", len(it.cidr)}, {"CIDRSet", len(it.cidrSet)}, {"Entities", len(it.entities)}} {
+		if f.n > 0 {
+			used = append(used, it.prefix+f.name)
+		}
+	}
+	if len(used) > 1 {
+		errs.add(at, "combines %s; write one list item for each", strings.Join(used, " and "))
+	}
+}
+
+func parseCIDRRule(at path, c *cidrRule, errs *problems) (peer, bool) {
+	if c.CIDRGroupRef != nil || c.CIDRGroupSelector != nil {
+		errs.add(at, "CIDR groups are not supported; write the addresses with cidr")
+		return peer{}, false
+	}
+	if c.CIDR == "" {
+		errs.add(at.field("cidr"), "is missing; write a prefix such as 10.0.0.0/8")
+		return peer{}, false
+	}
+	prefix, ok := parseCIDR(at.field("cidr"), c.CIDR, errs)
+	out := peer{kind: peerCIDR, cidr: prefix}
+	for i, text := range c.Except {
+		where := at.field("except").index(i)
+		except, good := parseCIDR(where, text, errs)
+		switch {
+		case !good || !ok:
+			continue
+		case except.Addr().Is4() != prefix.Addr().Is4():
+			errs.add(where, "%s is of another address family than cidr %s; move it to an entry of its own family", except, prefix)
+		case !contains(prefix, except):
+			errs.add(where, "%s is not inside cidr %s; leave it out, it excepts nothing", except, prefix)
+		}
+		out.except = append(out.except, except)
+	}
+	return out, ok
+}
+
+// parseCIDR reads a prefix, or a single address as the prefix of all its bits.
+func parseCIDR(at path, text string, errs *problems) (netip.Prefix, bool) {
+	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" && !addr.Is4In6() {
+		return netip.PrefixFrom(addr, addr.BitLen()), true
+	}
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil || prefix.Addr().Is4In6() {
+		errs.add(at, "%q is neither a prefix nor an address; write it as 10.0.0.0/8, 10.1.2.3 or fd00::/8", text)
+		return netip.Prefix{}, false
+	}
+	return prefix.Masked(), true
+}

@@ -1,0 +1,170 @@
+package policy
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/weft-mesh/weft/identity"
+)
+
+// Policy is one accepted manifest. It does not change once parsed, and any
+// number of goroutines may use it.
+type Policy struct {
+	Kind      string // KindNamespaced or KindClusterwide
+	Namespace string // "" for a cluster-wide policy
+	Name      string
+
+	manifest manifest
+	rules    []rule // spec, then specs, in the order written
+}
+
+// String is kind and name as an operator writes them.
+func (p *Policy) String() string {
+	if p.Namespace == "" {
+		return p.Kind + " " + p.Name
+	}
+	return p.Kind + " " + p.Namespace + "/" + p.Name
+}
+
+// MarshalJSON is the manifest again, without its status.
+func (p *Policy) MarshalJSON() ([]byte, error) {
+	m := p.manifest
+	m.Status = nil
+	return json.Marshal(m)
+}
+
+// Direction is a side of the subject.
+type Direction uint8
+
+const (
+	Egress  Direction = 0
+	Ingress Direction = 1
+)
+
+var directions = [...]Direction{Egress, Ingress}
+
+func (d Direction) String() string {
+	if d == Egress {
+		return "egress"
+	}
+	return "ingress"
+}
+
+// IP protocols that policies can name.
+const (
+	ProtoICMP   uint8 = 1
+	ProtoTCP    uint8 = 6
+	ProtoUDP    uint8 = 17
+	ProtoICMPv6 uint8 = 58
+	ProtoSCTP   uint8 = 132
+)
+
+// rule is one spec, ready to be compiled; it selects its subjects and holds
+// the terms of both directions.
+type rule struct {
+	subject  selector
+	enforced [2]bool // by Direction: what no term allows is denied
+	terms    [2][]term
+	log      string
+}
+
+// term is one entry of ingress, egress or a deny list.
+type term struct {
+	list  string // as written: ingress, ingressDeny, egress, egressDeny
+	index int    // in that list
+	deny  bool
+	any   bool       // whoever the peer is; peers is nil
+	peers []peer     // any one of them; none and not any: no one
+	ports []portSpec // any one of them; nil: whatever port and protocol
+}
+
+// portSpec is a range of ports of one protocol, or of ICMP types. First 0 and
+// last 65535 is any port.
+type portSpec struct {
+	proto       uint8
+	first, last uint16
+}
+
+func (s portSpec) anyPort() bool { return s.first == 0 && s.last == 65535 }
+
+func (s portSpec) covers(proto uint8, port uint16) bool {
+	return s.proto == proto && s.first <= port && port <= s.last
+}
+
+// CIDRs are the prefixes the policy names, exceptions included, sorted and
+// each once.
+func (p *Policy) CIDRs() []netip.Prefix {
+	set := map[netip.Prefix]bool{}
+	for _, r := range p.rules {
+		for _, terms := range r.terms {
+			for _, t := range terms {
+				for _, peer := range t.peers {
+					if peer.kind != peerCIDR {
+						continue
+					}
+					set[peer.cidr] = true
+					for _, e := range peer.except {
+						set[e] = true
+					}
+				}
+			}
+		}
+	}
+	out := make([]netip.Prefix, 0, len(set))
+	for prefix := range set {
+		out = append(out, prefix)
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return out
+}
+
+// CIDRIdentities are the prefixes that need a node-local identity of their
+// own, and the labels of each. Written into a longest-prefix map, every
+// address finds the most specific prefix any policy names, and that is all
+// the policies need to tell addresses apart. A whole address family is not
+// among them: it is world.
+func CIDRIdentities(policies []*Policy) map[netip.Prefix]identity.Labels {
+	out := map[netip.Prefix]identity.Labels{}
+	for _, p := range policies {
+		for _, prefix := range p.CIDRs() {
+			if prefix.Bits() > 0 {
+				out[prefix] = CIDRLabels(prefix)
+			}
+		}
+	}
+	return out
+}
+
+// CIDRLabels are the labels of an identity that stands for prefix.
+func CIDRLabels(prefix netip.Prefix) identity.Labels {
+	return identity.NewLabels(
+		identity.Label{Source: identity.SourceCIDR, Key: cidrKey(prefix)},
+		identity.Label{Source: identity.SourceReserved, Key: identity.World.String()},
+	)
+}
+
+// RuleInfo says where a cookie comes from.
+type RuleInfo struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+	Spec      int    `json:"spec"`  // 0 is spec, or the first of specs
+	List      string `json:"list"`  // ingress, ingressDeny, egress or egressDeny
+	Index     int    `json:"index"` // in that list
+	Deny      bool   `json:"deny"`
+	Log       string `json:"log,omitempty"` // spec.log.value
+}
+
+// Policy is namespace/name, or the name of a cluster-wide policy.
+func (r RuleInfo) Policy() string {
+	if r.Namespace == "" {
+		return r.Name
+	}
+	return r.Namespace + "/" + r.Name
+}
+
+func (r RuleInfo) String() string {
+	return fmt.Sprintf("%s %s %s[%d]", r.Kind, r.Policy(), r.List, r.Index)
+}

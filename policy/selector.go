@@ -1,0 +1,235 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/weft-mesh/weft/identity"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// selector picks identities by label; all requirements must hold. The empty
+// selector picks everyone that has labels.
+type selector []requirement
+
+// requirement is one condition on the labels with a source and key. Its
+// fields are as in metav1.LabelSelectorRequirement, values sorted.
+type requirement struct {
+	source, key string
+	op          metav1.LabelSelectorOperator
+	values      []string
+	// cluster: values is the local cluster's name, filled in by local().
+	cluster bool
+}
+
+// parseSelector reads a selector with Cilium's key prefixes k8s:, any: and
+// reserved:; a key without one means any:.
+func parseSelector(at path, in *metav1.LabelSelector, errs *problems) selector {
+	var out selector
+	for _, key := range slices.Sorted(maps.Keys(in.MatchLabels)) {
+		value := in.MatchLabels[key]
+		where := at.field("matchLabels").key(key)
+		source, name, ok := parseKey(where, key, errs)
+		if !ok {
+			continue
+		}
+		checkValue(where, source, value, errs)
+		out = append(out, requirement{source: source, key: name, op: metav1.LabelSelectorOpIn, values: []string{value}})
+	}
+	for i, expr := range in.MatchExpressions {
+		where := at.field("matchExpressions").index(i)
+		source, name, ok := parseKey(where.field("key"), expr.Key, errs)
+		if !ok {
+			continue
+		}
+		switch expr.Operator {
+		case metav1.LabelSelectorOpIn, metav1.LabelSelectorOpNotIn:
+			if len(expr.Values) == 0 {
+				errs.add(where.field("values"), "is empty; %s needs at least one value, or use Exists or DoesNotExist", expr.Operator)
+			}
+		case metav1.LabelSelectorOpExists, metav1.LabelSelectorOpDoesNotExist:
+			if len(expr.Values) != 0 {
+				errs.add(where.field("values"), "must be left out with %s; use In or NotIn to compare values", expr.Operator)
+			}
+		default:
+			errs.add(where.field("operator"), "%q is not an operator; write In, NotIn, Exists or DoesNotExist", expr.Operator)
+		}
+		for j, v := range expr.Values {
+			checkValue(where.field("values").index(j), source, v, errs)
+		}
+		values := slices.Compact(slices.Sorted(slices.Values(expr.Values)))
+		out = append(out, requirement{source: source, key: name, op: expr.Operator, values: values})
+	}
+	return out
+}
+
+// parseKey splits a selector key into source and label key.
+func parseKey(at path, text string, errs *problems) (source, key string, ok bool) {
+	source, key, found := strings.Cut(text, ":")
+	if !found {
+		source, key = identity.SourceAny, text
+	}
+	switch source {
+	case identity.SourceAny, identity.SourceK8s:
+		if why := validation.IsQualifiedName(key); len(why) != 0 {
+			errs.add(at, "%q is not a label key: %s", key, why[0])
+			return "", "", false
+		}
+	case identity.SourceReserved:
+		if !reservedKeys[key] {
+			errs.add(at, "%q is not a reserved label; write one of %s", text, strings.Join(slices.Sorted(maps.Keys(reservedKeys)), ", "))
+			return "", "", false
+		}
+	case identity.SourceCIDR:
+		errs.add(at, "%q selects addresses; write them with fromCIDR or toCIDR", text)
+		return "", "", false
+	default:
+		errs.add(at, "%q has a label source that no workload has here; write k8s:%s, or any:%s", text, key, key)
+		return "", "", false
+	}
+	return source, key, true
+}
+
+// reservedKeys are the keys a selector may name after reserved:.
+var reservedKeys = func() map[string]bool {
+	keys := map[string]bool{}
+	for n, labels := range identity.AllReserved() {
+		if n != identity.UnknownMember {
+			keys[labels[0].Key] = true
+		}
+	}
+	return keys
+}()
+
+func checkValue(at path, source, value string, errs *problems) {
+	if source == identity.SourceReserved {
+		if value != "" {
+			errs.add(at, "%q: reserved labels have no value; write \"\"", value)
+		}
+		return
+	}
+	if why := validation.IsValidLabelValue(value); len(why) != 0 {
+		errs.add(at, "%q is not a label value: %s", value, why[0])
+	}
+}
+
+// names reports whether a requirement is about one of the keys of source k8s
+// or any.
+func (s selector) names(match func(key string) bool) bool {
+	return slices.ContainsFunc(s, func(r requirement) bool {
+		return r.source != identity.SourceReserved && match(r.key)
+	})
+}
+
+func (s selector) namesKey(key string) bool {
+	return s.names(func(k string) bool { return k == key })
+}
+
+func (s selector) namesReserved() bool {
+	return slices.ContainsFunc(s, func(r requirement) bool { return r.source == identity.SourceReserved })
+}
+
+// scopePeer narrows a peer selector as Cilium does: to the policy's namespace
+// (namespace "" means any, but some), and to the local cluster, unless the
+// selector itself says otherwise. Naming a reserved label lifts both.
+func scopePeer(s selector, namespace string) selector {
+	if s.namesReserved() {
+		return s
+	}
+	out := slices.Clone(s)
+	byNamespaceLabels := s.names(func(k string) bool { return strings.HasPrefix(k, identity.KeyNamespaceLabels+".") })
+	switch {
+	case s.namesKey(identity.KeyNamespace):
+	case namespace == "":
+		out = append(out, requirement{source: identity.SourceK8s, key: identity.KeyNamespace, op: metav1.LabelSelectorOpExists})
+	case !byNamespaceLabels:
+		out = append(out, requirement{source: identity.SourceK8s, key: identity.KeyNamespace, op: metav1.LabelSelectorOpIn, values: []string{namespace}})
+	}
+	if !s.namesKey(identity.KeyCluster) {
+		out = append(out, requirement{source: identity.SourceK8s, key: identity.KeyCluster, op: metav1.LabelSelectorOpIn, cluster: true})
+	}
+	return out
+}
+
+// scopeSubject keeps a policy's subjects in its namespace. A cluster-wide one
+// has none to keep to.
+func scopeSubject(at path, s selector, namespace string, errs *problems) selector {
+	if namespace == "" {
+		return s
+	}
+	out := slices.DeleteFunc(slices.Clone(s), func(r requirement) bool {
+		if r.source == identity.SourceReserved || r.key != identity.KeyNamespace {
+			return false
+		}
+		if r.op != metav1.LabelSelectorOpIn || !slices.Equal(r.values, []string{namespace}) {
+			errs.add(at, "names %s, but a %s selects workloads of its own namespace %q only; leave that key out, or use a %s",
+				identity.KeyNamespace, KindNamespaced, namespace, KindClusterwide)
+		}
+		return true
+	})
+	return append(out, requirement{source: identity.SourceK8s, key: identity.KeyNamespace, op: metav1.LabelSelectorOpIn, values: []string{namespace}})
+}
+
+// local fills in the local cluster's name and sorts, so that selectors that
+// mean the same are written the same.
+func (s selector) local(cluster string) selector {
+	out := slices.Clone(s)
+	for i := range out {
+		if out[i].cluster {
+			out[i].values, out[i].cluster = []string{cluster}, false
+		}
+	}
+	slices.SortFunc(out, func(a, b requirement) int {
+		return cmp.Or(cmp.Compare(a.source, b.source), cmp.Compare(a.key, b.key), cmp.Compare(a.op, b.op), slices.Compare(a.values, b.values))
+	})
+	return out
+}
+
+// String identifies a selector: equal strings select alike.
+func (s selector) String() string {
+	var b strings.Builder
+	for _, r := range s {
+		fmt.Fprintf(&b, "%s:%s %s %q;", r.source, r.key, r.op, r.values)
+	}
+	return b.String()
+}
+
+// matches reports whether every requirement holds. A label that is not there
+// satisfies NotIn and DoesNotExist, as in Kubernetes.
+func (s selector) matches(labels identity.Labels) bool {
+	for _, r := range s {
+		if !r.holds(labels) {
+			return false
+		}
+	}
+	return true
+}
+
+func (r requirement) holds(labels identity.Labels) bool {
+	var there, in bool
+	if r.source != identity.SourceAny {
+		value, ok := labels.Get(r.source, r.key)
+		there, in = ok, ok && slices.Contains(r.values, value)
+	} else {
+		for _, l := range labels {
+			if l.Key == r.key {
+				there = true
+				in = in || slices.Contains(r.values, l.Value)
+			}
+		}
+	}
+	switch r.op {
+	case metav1.LabelSelectorOpIn:
+		return in
+	case metav1.LabelSelectorOpNotIn:
+		return !in
+	case metav1.LabelSelectorOpExists:
+		return there
+	default: // DoesNotExist
+		return !there
+	}
+}

@@ -1,0 +1,70 @@
+package policy
+
+import "github.com/weft-mesh/weft/identity"
+
+// World is everything verdicts depend on.
+type World struct {
+	Cluster  string // the local cluster's name: the scope of selectors that name none
+	Policies []*Policy
+	// Identities are all that are known, CIDR identities among them. The
+	// reserved ones may be left out.
+	Identities map[identity.Number]identity.Labels
+}
+
+// AnyClass is the class of entries that hold for whoever the peer is.
+const AnyClass uint32 = 0xffffffff
+
+// Tables is the content of the kernel's policy maps for one generation.
+//
+// The kernel asks for (class, protocol, port class), (class, protocol, any),
+// (class, any, any), then the same three for AnyClass; the first entry found
+// decides. If there is none, the set's default does.
+//
+// Not for concurrent use while AddIdentity or RemoveIdentity runs.
+type Tables struct {
+	// Classes maps an identity to its class. Class 0 is an identity that is
+	// not here: nothing allows it by label, and every denial applies to it.
+	Classes map[identity.Number]uint32
+	// Ports maps the ports of a protocol to port classes, sorted and without
+	// overlap; a port in no range has port class 0. For ICMP, ports are types.
+	Ports   map[uint8][]PortRange
+	Sets    map[uint32]SetInfo // without set 0, which allows everything
+	Entries map[EntryKey]Entry
+	Rules   []RuleInfo // by cookie; Rules[0] is empty, cookie 0 is no rule
+
+	compiler *compiler
+}
+
+// PortRange is a run of ports of one port class.
+type PortRange struct {
+	First, Last uint16
+	Class       uint16
+}
+
+// SetInfo describes a policy set: what all subjects under the same rules share.
+type SetInfo struct {
+	Enforced [2]bool     // by Direction: what no entry allows is denied
+	Policies [2][]string // by Direction: who says so; namespace/name or name, sorted
+}
+
+// EntryKey is what the kernel looks up.
+type EntryKey struct {
+	Set   uint32
+	Class uint32 // AnyClass: whoever
+	Port  uint16 // port class; 0: any
+	Proto uint8  // 0: any
+	Dir   Direction
+}
+
+// Entry is a verdict and the rule it comes from.
+type Entry struct {
+	Deny bool
+	Rule uint32 // cookie
+}
+
+// Verdict is the fate of a new flow.
+type Verdict struct {
+	Allow   bool
+	Rule    uint32 // cookie of the rule that decided; 0: no rule did
+	Default bool   // no rule matched: Allow is the set's default
+}
