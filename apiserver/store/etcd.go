@@ -74,7 +74,7 @@ func (e *Etcd) Close() error { return e.client.Close() }
 
 // Get implements Store.
 func (e *Etcd) Get(ctx context.Context, key string) (KV, error) {
-	resp, err := e.client.Get(ctx, key)
+	resp, err := again(ctx, func() (*clientv3.GetResponse, error) { return e.client.Get(ctx, key) })
 	if err != nil {
 		return KV{}, explain(err)
 	}
@@ -103,7 +103,7 @@ func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int6
 		if revision != 0 {
 			opts = append(opts, clientv3.WithRev(revision))
 		}
-		resp, err := e.client.Get(ctx, from, opts...)
+		resp, err := again(ctx, func() (*clientv3.GetResponse, error) { return e.client.Get(ctx, from, opts...) })
 		if err != nil {
 			return nil, 0, explain(err)
 		}
@@ -192,7 +192,9 @@ func (e *Etcd) Commit(ctx context.Context, txn Txn) (int64, bool, error) {
 			ops[i] = clientv3.OpPut(op.Key, string(op.Value))
 		}
 	}
-	resp, err := e.client.Txn(ctx).If(cmps...).Then(ops...).Commit()
+	resp, err := again(ctx, func() (*clientv3.TxnResponse, error) {
+		return e.client.Txn(ctx).If(cmps...).Then(ops...).Commit()
+	})
 	if err != nil {
 		return 0, false, explain(err)
 	}
@@ -226,6 +228,17 @@ func (e *Etcd) KeepAlive(ctx context.Context, lease Lease) error {
 func (e *Etcd) Revoke(ctx context.Context, lease Lease) error {
 	_, err := e.client.Revoke(ctx, clientv3.LeaseID(lease))
 	return explain(err)
+}
+
+// again repeats a call that met a change of users or roles on its way. etcd
+// refuses such a call before it does anything, so repeating it is safe.
+func again[R any](ctx context.Context, call func() (R, error)) (R, error) {
+	for {
+		resp, err := call()
+		if !errors.Is(err, rpctypes.ErrAuthOldRevision) || ctx.Err() != nil {
+			return resp, err
+		}
+	}
 }
 
 // explain joins etcd's error with ours of the same meaning.

@@ -1,0 +1,273 @@
+// Package authority is a cluster's certificate authority: one key made at the
+// first start, and certificates for servers, agents, operators and peers.
+//
+// Who may have a certificate is decided by its callers, and what its holder may
+// do by the store's users and the API's handlers.
+package authority
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+// Lifetimes, and how far certificates are dated back: a peer's clock that is
+// behind by less finds them valid.
+const (
+	caLifetime   = 10 * 365 * 24 * time.Hour
+	LeafLifetime = 365 * 24 * time.Hour
+	backdated    = 10 * time.Minute
+)
+
+// Users: the common name of a client certificate is the holder's name in the
+// store and in the API.
+const (
+	// Root may do everything in the store: the API server itself.
+	Root = "root"
+	// Admin may do everything in the API, and is nobody in the store.
+	Admin = "admin"
+
+	agentPrefix  = "agent-"
+	remotePrefix = "remote-"
+)
+
+// AgentUser is the user of a node's agent.
+func AgentUser(node string) string { return agentPrefix + node }
+
+// RemoteUser is the user of a peer cluster.
+func RemoteUser(cluster string) string { return remotePrefix + cluster }
+
+// ParseAgentUser is the inverse of AgentUser.
+func ParseAgentUser(user string) (node string, ok bool) { return cut(user, agentPrefix) }
+
+// ParseRemoteUser is the inverse of RemoteUser.
+func ParseRemoteUser(user string) (cluster string, ok bool) { return cut(user, remotePrefix) }
+
+func cut(user, prefix string) (string, bool) {
+	if len(user) <= len(prefix) || user[:len(prefix)] != prefix {
+		return "", false
+	}
+	return user[len(prefix):], true
+}
+
+// Authority issues certificates. Several goroutines may use it.
+type Authority struct {
+	cluster string
+	dir     string
+
+	mu     sync.RWMutex // guards what follows
+	cert   *x509.Certificate
+	key    *ecdsa.PrivateKey
+	bundle []byte // PEM: the issuing certificate first, then older ones
+}
+
+// Open reads the authority kept in dir, or makes it if there is none.
+func Open(dir, cluster string) (*Authority, error) {
+	a := &Authority{cluster: cluster, dir: dir}
+	keyText, err := os.ReadFile(a.path("ca.key"))
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := a.Rotate(); err != nil {
+			return nil, err
+		}
+		return a, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority: %w", err)
+	}
+	bundle, err := os.ReadFile(a.path("ca.crt"))
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority: %w", err)
+	}
+	if a.key, err = parseKey(keyText); err != nil {
+		return nil, fmt.Errorf("certificate authority %s: %w", a.path("ca.key"), err)
+	}
+	certs, err := ParseBundle(bundle)
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority %s: %w", a.path("ca.crt"), err)
+	}
+	a.cert, a.bundle = certs[0], bundle
+	if !a.key.PublicKey.Equal(a.cert.PublicKey) {
+		return nil, fmt.Errorf("certificate authority: ca.key in %s does not belong to the first certificate in ca.crt: restore both from one backup", dir)
+	}
+	return a, nil
+}
+
+func (a *Authority) path(name string) string { return filepath.Join(a.dir, name) }
+
+// BundlePath is the file that holds Bundle.
+func (a *Authority) BundlePath() string { return a.path("ca.crt") }
+
+// Bundle is the PEM of every certificate to believe: the issuing one first,
+// then those it replaced, so that certificates old and new are good meanwhile.
+func (a *Authority) Bundle() []byte {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return bytes.Clone(a.bundle)
+}
+
+// Rotate makes a new issuing key. The old certificate stays in the bundle until
+// it expires, so that nothing is interrupted while the bundle spreads.
+func (a *Authority) Rotate() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("make authority's key: %w", err)
+	}
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber:          serial(),
+		Subject:               pkix.Name{CommonName: "weft " + a.cluster},
+		NotBefore:             now.Add(-backdated),
+		NotAfter:              now.Add(caLifetime),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		MaxPathLenZero:        true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return fmt.Errorf("make authority's certificate: %w", err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return fmt.Errorf("make authority's certificate: %w", err)
+	}
+	keyText, err := marshalKey(key)
+	if err != nil {
+		return err
+	}
+
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	bundle, err := MergeBundles(encode("CERTIFICATE", der), a.bundle)
+	if err != nil {
+		return err
+	}
+	// The bundle goes first: should the key not follow, Open says that they do
+	// not belong together instead of issuing what nobody believes.
+	if err := api.WriteSecretFile(a.path("ca.crt"), bundle); err != nil {
+		return err
+	}
+	if err := api.WriteSecretFile(a.path("ca.key"), keyText); err != nil {
+		return err
+	}
+	a.cert, a.key, a.bundle = cert, key, bundle
+	return nil
+}
+
+// Request says what a certificate is for.
+type Request struct {
+	// User becomes the common name: who the holder is.
+	User string
+	// Client and Server say on which sides of a connection it is good.
+	Client, Server bool
+	// Names and Addresses are where a server is reached.
+	Names     []string
+	Addresses []netip.Addr
+	// Lifetime counts from now; 0 means LeafLifetime. It never outlasts the
+	// authority's own certificate.
+	Lifetime time.Duration
+}
+
+// Pair is a certificate and its key, both PEM. It does not print.
+type Pair struct {
+	Cert, Key []byte
+}
+
+// String hides what is secret.
+func (Pair) String() string { return "[certificate and key]" }
+
+// GoString hides what is secret.
+func (Pair) GoString() string { return "[certificate and key]" }
+
+// TLS is the pair as crypto/tls has it.
+func (p Pair) TLS() (tls.Certificate, error) { return tls.X509KeyPair(p.Cert, p.Key) }
+
+// Issue makes a key and a certificate for it. Nothing is kept.
+func (a *Authority) Issue(r Request) (Pair, error) {
+	if r.User == "" || len(r.User) > 64 { // RFC 5280's bound of a common name
+		return Pair{}, fmt.Errorf("issue certificate: the name %q must have 1 to 64 characters", r.User)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return Pair{}, fmt.Errorf("issue certificate for %s: %w", r.User, err)
+	}
+	if r.Lifetime == 0 {
+		r.Lifetime = LeafLifetime
+	}
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber: serial(),
+		Subject:      pkix.Name{CommonName: r.User, Organization: []string{a.cluster}},
+		NotBefore:    now.Add(-backdated),
+		NotAfter:     now.Add(r.Lifetime),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		DNSNames:     r.Names,
+	}
+	if template.NotAfter.After(a.cert.NotAfter) {
+		template.NotAfter = a.cert.NotAfter
+	}
+	if r.Client {
+		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
+	}
+	if r.Server {
+		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
+	}
+	for _, addr := range r.Addresses {
+		template.IPAddresses = append(template.IPAddresses, addr.AsSlice())
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
+	if err != nil {
+		return Pair{}, fmt.Errorf("issue certificate for %s: %w", r.User, err)
+	}
+	keyText, err := marshalKey(key)
+	if err != nil {
+		return Pair{}, err
+	}
+	return Pair{Cert: encode("CERTIFICATE", der), Key: keyText}, nil
+}
+
+// IssueFile issues a pair and keeps it in the authority's folder as name.crt
+// and name.key, both 0600. The paths are returned.
+func (a *Authority) IssueFile(name string, r Request) (cert, key string, err error) {
+	pair, err := a.Issue(r)
+	if err != nil {
+		return "", "", err
+	}
+	cert, key = a.path(name+".crt"), a.path(name+".key")
+	if err := api.WriteSecretFile(key, pair.Key); err != nil {
+		return "", "", err
+	}
+	return cert, key, api.WriteSecretFile(cert, pair.Cert)
+}
+
+// Pool is what to believe, as crypto/tls has it.
+func (a *Authority) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(a.Bundle())
+	return pool
+}
+
+func serial() *big.Int {
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		panic(err) // crypto/rand does not fail
+	}
+	return n.Add(n, big.NewInt(1))
+}

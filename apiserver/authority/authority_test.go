@@ -1,0 +1,105 @@
+package authority
+
+import (
+	"crypto/x509"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func open(t *testing.T, dir string) *Authority {
+	t.Helper()
+	a, err := Open(dir, "east")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func issue(t *testing.T, a *Authority, r Request) Pair {
+	t.Helper()
+	pair, err := a.Issue(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair
+}
+
+func TestOpenKeepsItsKey(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "pki")
+	first := open(t, dir).Bundle()
+	if second := open(t, dir).Bundle(); string(first) != string(second) {
+		t.Error("a second start made another authority")
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if info, _ := f.Info(); info.Mode().Perm() != 0o600 {
+			t.Errorf("%s is %v", f.Name(), info.Mode())
+		}
+	}
+}
+
+func TestIssue(t *testing.T) {
+	a := open(t, t.TempDir())
+	pair := issue(t, a, Request{User: AgentUser("n1"), Client: true, Server: true, Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}})
+	loaded, err := pair.TLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := loaded.Leaf
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: a.Pool(), DNSName: "172.16.1.1"}); err != nil {
+		t.Error(err)
+	}
+	if node, ok := ParseAgentUser(leaf.Subject.CommonName); !ok || node != "n1" {
+		t.Errorf("issued to %q", leaf.Subject.CommonName)
+	}
+	if text := fmt.Sprintf("%v %+v %#v %s", pair, pair, pair, pair); strings.Contains(text, "PRIVATE") {
+		t.Error("a key was printed")
+	}
+}
+
+func TestRotationOverlaps(t *testing.T) {
+	dir := t.TempDir()
+	a := open(t, dir)
+	old := issue(t, a, Request{User: "u", Client: true})
+	if err := a.Rotate(); err != nil {
+		t.Fatal(err)
+	}
+	a = open(t, dir)
+	for name, pair := range map[string]Pair{"old": old, "new": issue(t, a, Request{User: "u", Client: true})} {
+		if err := CheckPair(pair.Cert, pair.Key, a.Bundle(), "u"); err != nil {
+			t.Errorf("%s certificate: %v", name, err)
+		}
+	}
+}
+
+func TestCheckPair(t *testing.T) {
+	a, other := open(t, t.TempDir()), open(t, t.TempDir())
+	good := issue(t, a, Request{User: "remote-west", Client: true})
+	expired := issue(t, a, Request{User: "remote-west", Client: true, Lifetime: -time.Minute})
+	for name, c := range map[string]struct {
+		pair   Pair
+		bundle []byte
+		user   string
+		want   string
+	}{
+		"good":            {good, a.Bundle(), "remote-west", ""},
+		"expired":         {expired, a.Bundle(), "remote-west", "has expired"},
+		"someone else's":  {good, a.Bundle(), "remote-north", `is for "remote-west"`},
+		"other authority": {good, other.Bundle(), "remote-west", "not signed by"},
+		"no ca":           {good, nil, "remote-west", "no certificate"},
+		"mixed up":        {Pair{good.Cert, expired.Key}, a.Bundle(), "remote-west", "belong together"},
+	} {
+		err := CheckPair(c.pair.Cert, c.pair.Key, c.bundle, c.user)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %q", name, err, c.want)
+		}
+	}
+}
