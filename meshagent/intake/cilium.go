@@ -1,0 +1,80 @@
+package intake
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/wire"
+)
+
+func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// cilium reads our copy of what a peer exports in Cilium's form. Our API server
+// has checked it against the peer's rights before copying.
+func (w *writer) cilium(e reflector.Event) error {
+	ref, ok := wire.ParseCiliumCacheKey(e.Key)
+	if !ok {
+		return nil // a resource that is not ours to read
+	}
+	w.cluster = ref.Cluster
+	switch ref.Resource {
+	case wire.Nodes:
+		v, err := value(e, wire.Unmarshal[wire.Node])
+		if err != nil {
+			return err
+		}
+		if v != nil && (v.Name != ref.Node || v.Cluster != ref.Cluster) {
+			return fmt.Errorf("node speaks of itself as %s/%s", v.Cluster, v.Name)
+		}
+		tables.Change(w.txn, w.t.Nodes, &tables.Node{Cluster: ref.Cluster, Name: ref.Node}, func(n *tables.Node) bool {
+			n.Cilium = v
+			return !n.Empty()
+		})
+	case wire.IPs:
+		v, err := value(e, wire.Unmarshal[wire.IPIdentityPair])
+		if err != nil {
+			return err
+		}
+		row := &tables.IP{Cluster: ref.Cluster, Prefix: ref.IP}
+		if v == nil {
+			return write(w, w.t.IPs, row, false)
+		}
+		prefix, err := v.Prefix()
+		if err != nil {
+			return err
+		}
+		if prefix != ref.IP {
+			return fmt.Errorf("address speaks of %v", prefix)
+		}
+		row.Identity, row.Host, row.Namespace, row.Pod = v.ID, v.HostIP, v.K8sNamespace, v.K8sPodName
+		return write(w, w.t.IPs, row, true)
+	case wire.Identities:
+		return w.identity(e, ref.Identity)
+	case wire.Services:
+		v, err := value(e, wire.Unmarshal[wire.ClusterService])
+		if err != nil {
+			return err
+		}
+		if v != nil && (v.Cluster != ref.Cluster || v.Namespace != ref.Namespace || v.Name != ref.Name) {
+			return fmt.Errorf("service speaks of %s/%s/%s", v.Cluster, v.Namespace, v.Name)
+		}
+		return write(w, w.t.Services, &tables.Service{Cluster: ref.Cluster, Namespace: ref.Namespace, Name: ref.Name, Remote: v}, v != nil)
+	case wire.EndpointSlices:
+		v, err := value(e, wire.ParseClusterEndpointSlice)
+		if err != nil {
+			return err
+		}
+		row := &tables.Slice{Cluster: ref.Cluster, Namespace: ref.Namespace, Name: ref.Name}
+		if v == nil {
+			return write(w, w.t.Slices, row, false)
+		}
+		row.Remote = *v
+		if row.Remote.Cluster != ref.Cluster || row.Remote.Namespace != ref.Namespace || row.Remote.Name != ref.Name {
+			return fmt.Errorf("slice speaks of %s/%s/%s", row.Remote.Cluster, row.Remote.Namespace, row.Remote.Name)
+		}
+		return write(w, w.t.Slices, row, true)
+	}
+	return nil
+}

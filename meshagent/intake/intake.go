@@ -1,0 +1,408 @@
+// Package intake turns what stands in the cluster's etcd into rows.
+//
+// It is one path for local and remote: the source is part of the row. It reads
+// and checks form; what contradicts itself or exceeds a peer's rights is left
+// out where rows are put together, in package program.
+package intake
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cilium/statedb"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/policy"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Prefixes are all that an agent reads. One reflector follows each.
+var Prefixes = []string{
+	wire.StatePrefix,
+	wire.AgentsPrefix,
+	wire.CachePrefix,
+	wire.CiliumCachePrefix,
+	wire.CiliumSyncedPrefix,
+	wire.ClusterConfigPrefix,
+}
+
+// Intake writes imported rows. Several reflectors may call Apply at once.
+type Intake struct {
+	own    string
+	tables *tables.Tables
+
+	// mu guards gossip and changed. Keys are no row: tables are shown to people.
+	mu      sync.Mutex
+	gossip  wire.GossipKeys
+	changed chan struct{}
+}
+
+// New makes an intake for the cluster of this name.
+func New(own string, t *tables.Tables) *Intake {
+	return &Intake{own: own, tables: t, changed: make(chan struct{})}
+}
+
+// GossipKeys are the keys of the cluster's pool, none before they were read, and
+// a channel that is closed when they change.
+func (in *Intake) GossipKeys() (wire.GossipKeys, <-chan struct{}) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.gossip, in.changed
+}
+
+// Trust refuses a list of wire.StatePrefix that does not say whose it is, or
+// another cluster's: an etcd that was emptied is no reason to remove anything.
+func (in *Intake) Trust(prefix string) func([]reflector.KV) error {
+	if prefix != wire.StatePrefix {
+		return nil
+	}
+	return func(kvs []reflector.KV) error {
+		for _, kv := range kvs {
+			if kv.Key != wire.ClusterKey {
+				continue
+			}
+			c, err := wire.Unmarshal[wire.Cluster](kv.Value)
+			if err != nil {
+				return err
+			}
+			if c.Name != in.own {
+				return fmt.Errorf("the store belongs to cluster %q, this node to %q: check the etcd endpoints of the join bundle", c.Name, in.own)
+			}
+			return nil
+		}
+		return fmt.Errorf("the store holds no cluster yet; keeping what is known")
+	}
+}
+
+// Apply writes one batch as one transaction.
+func (in *Intake) Apply(events []reflector.Event) {
+	t := in.tables
+	txn := t.DB.WriteTxn(t.Clusters, t.Nodes, t.IPs, t.Identities, t.Services, t.Slices, t.Namespaces, t.Pods, t.Policies, t.Rejected)
+	for _, e := range events {
+		w := writer{in: in, t: t, txn: txn}
+		err := w.apply(e)
+		rejected := &tables.Rejected{StoreKey: e.Key, Cluster: w.cluster, Since: time.Now()}
+		if err == nil {
+			tables.Drop(txn, t.Rejected, rejected)
+			continue
+		}
+		// The row stays as it was: a value that cannot be read takes nothing away.
+		rejected.Error = err.Error()
+		tables.Put(txn, t.Rejected, rejected)
+	}
+	txn.Commit()
+}
+
+// writer writes the rows of one event.
+type writer struct {
+	in      *Intake
+	t       *tables.Tables
+	txn     statedb.WriteTxn
+	cluster string
+}
+
+func (w *writer) apply(e reflector.Event) error {
+	w.cluster = w.in.own
+	switch {
+	case strings.HasPrefix(e.Key, wire.StatePrefix):
+		return w.state(e)
+	case e.Key == wire.GossipKey:
+		return w.gossip(e)
+	case strings.HasPrefix(e.Key, wire.CachePrefix):
+		return w.cache(e)
+	case strings.HasPrefix(e.Key, wire.CiliumCachePrefix):
+		return w.cilium(e)
+	case strings.HasPrefix(e.Key, wire.CiliumSyncedPrefix):
+		return w.synced(e)
+	case strings.HasPrefix(e.Key, wire.ClusterConfigPrefix):
+		name, ok := wire.ParseClusterConfigKey(e.Key)
+		if !ok {
+			return errKey
+		}
+		w.cluster = name
+		return part(w, e, wire.ParseClusterConfig, func(c *tables.Cluster, v *wire.ClusterConfig) { c.Config = v })
+	}
+	return nil
+}
+
+var errKey = fmt.Errorf("not a key of this form")
+
+// part writes one part of a cluster's row.
+func part[V any](w *writer, e reflector.Event, read func([]byte) (V, error), set func(*tables.Cluster, *V)) error {
+	v, err := value(e, read)
+	if err != nil {
+		return err
+	}
+	tables.Change(w.txn, w.t.Clusters, &tables.Cluster{Name: w.cluster}, func(c *tables.Cluster) bool {
+		set(c, v)
+		return !c.Empty()
+	})
+	return nil
+}
+
+// value reads the event's value; nil for a deleted key.
+func value[V any](e reflector.Event, read func([]byte) (V, error)) (*V, error) {
+	if e.Deleted {
+		return nil, nil
+	}
+	v, err := read(e.Value)
+	if err != nil {
+		return nil, err
+	}
+	return &v, nil
+}
+
+func (w *writer) state(e reflector.Event) error {
+	switch {
+	case e.Key == wire.ClusterKey:
+		if e.Deleted {
+			return fmt.Errorf("the store no longer says whose it is; keeping what is known")
+		}
+		return part(w, e, wire.Unmarshal[wire.Cluster], func(c *tables.Cluster, v *wire.Cluster) { c.Own = v })
+	case e.Key == wire.RotationKey:
+		return part(w, e, wire.Unmarshal[wire.Rotation], func(c *tables.Cluster, v *wire.Rotation) { c.Rotation = v })
+	case e.Key == wire.OwnLivenessKey:
+		return part(w, e, wire.Unmarshal[wire.PeerLiveness], func(c *tables.Cluster, v *wire.PeerLiveness) { c.Liveness = v })
+	case strings.HasPrefix(e.Key, wire.PeersPrefix):
+		name, ok := wire.ParsePeerKey(e.Key)
+		if !ok {
+			return errKey
+		}
+		w.cluster = name
+		return part(w, e, wire.Unmarshal[wire.Peer], func(c *tables.Cluster, v *wire.Peer) {
+			if v != nil && !v.Connected {
+				v = nil // invited, but not added here
+			}
+			c.Peer = v
+		})
+	case strings.HasPrefix(e.Key, wire.NodesPrefix):
+		return w.node(e)
+	case strings.HasPrefix(e.Key, wire.EndpointsPrefix):
+		return w.endpoint(e)
+	case strings.HasPrefix(e.Key, wire.IdentityIDPrefix):
+		n, ok := wire.ParseIdentityIDKey(e.Key)
+		if !ok {
+			return errKey
+		}
+		return w.identity(e, n)
+	case strings.HasPrefix(e.Key, wire.ObjectsPrefix):
+		return w.object(e)
+	}
+	return nil
+}
+
+func (w *writer) node(e reflector.Event) error {
+	name, entry, _, _, ok := wire.ParseNodesKey(e.Key)
+	if !ok {
+		return errKey
+	}
+	if entry != wire.NodeEntryNode {
+		return nil // read by the API server, which answers with an Endpoint
+	}
+	v, err := value(e, wire.Unmarshal[wire.NodeState])
+	if err != nil {
+		return err
+	}
+	if v != nil && v.Name != name {
+		return fmt.Errorf("node %q speaks of itself as %q", name, v.Name)
+	}
+	tables.Change(w.txn, w.t.Nodes, &tables.Node{Cluster: w.cluster, Name: name}, func(n *tables.Node) bool {
+		n.State = v
+		return !n.Empty()
+	})
+	return nil
+}
+
+func (w *writer) endpoint(e reflector.Event) error {
+	namespace, name, ok := wire.ParseEndpointKey(e.Key)
+	if !ok {
+		return errKey
+	}
+	v, err := value(e, wire.Unmarshal[wire.Endpoint])
+	if err != nil {
+		return err
+	}
+	if v != nil && (v.Namespace != namespace || v.Pod != name || !v.IP.IsValid()) {
+		return fmt.Errorf("endpoint speaks of %s/%s at %v", v.Namespace, v.Pod, v.IP)
+	}
+	var before *wire.Endpoint
+	if old := tables.Get(w.txn, w.t.Pods, namespace+"/"+name); old != nil {
+		before = old.Endpoint
+	}
+	tables.Change(w.txn, w.t.Pods, &tables.Pod{Namespace: namespace, Name: name}, func(p *tables.Pod) bool {
+		p.Endpoint = v
+		return p.Object != nil || p.Endpoint != nil
+	})
+	if before != nil && (v == nil || v.IP != before.IP) {
+		w.ownIP(before, false)
+	}
+	if v != nil {
+		w.ownIP(v, true)
+	}
+	return nil
+}
+
+// ownIP writes the address of an own pod as any other cluster's is written. A
+// late deletion of a pod does not take the address from its next holder.
+func (w *writer) ownIP(ep *wire.Endpoint, there bool) {
+	row := &tables.IP{Cluster: w.cluster, Prefix: whole(ep.IP), Identity: ep.Identity, Host: ep.NodeIP, Namespace: ep.Namespace, Pod: ep.Pod}
+	if there {
+		tables.Put(w.txn, w.t.IPs, row)
+		return
+	}
+	if old := tables.Get(w.txn, w.t.IPs, row.Key()); old != nil && old.Namespace == ep.Namespace && old.Pod == ep.Pod {
+		tables.Drop(w.txn, w.t.IPs, row)
+	}
+}
+
+func (w *writer) identity(e reflector.Event, n identity.Number) error {
+	v, err := value(e, func(b []byte) (identity.Labels, error) { return identity.ParseLabels(string(b)) })
+	if err != nil {
+		return err
+	}
+	row := &tables.Identity{Cluster: w.cluster, Number: n}
+	if v == nil {
+		tables.Drop(w.txn, w.t.Identities, row)
+		return nil
+	}
+	row.Labels = *v
+	tables.Put(w.txn, w.t.Identities, row)
+	return nil
+}
+
+func (w *writer) gossip(e reflector.Event) error {
+	if e.Deleted {
+		return nil // a pool without keys would fall apart
+	}
+	keys, err := wire.Unmarshal[wire.GossipKeys](e.Value)
+	if err != nil {
+		return fmt.Errorf("gossip keys cannot be read") // never with their content
+	}
+	w.in.mu.Lock()
+	defer w.in.mu.Unlock()
+	w.in.gossip = keys
+	close(w.in.changed)
+	w.in.changed = make(chan struct{})
+	return nil
+}
+
+func (w *writer) cache(e reflector.Event) error {
+	cluster, entry, node, ok := wire.ParseCacheKey(e.Key)
+	if !ok {
+		return errKey
+	}
+	w.cluster = cluster
+	switch entry {
+	case wire.CacheEntryCluster:
+		return part(w, e, wire.Unmarshal[wire.ExportCluster], func(c *tables.Cluster, v *wire.ExportCluster) { c.Export = v })
+	case wire.CacheEntryLiveness:
+		return part(w, e, wire.Unmarshal[wire.PeerLiveness], func(c *tables.Cluster, v *wire.PeerLiveness) { c.Liveness = v })
+	}
+	v, err := value(e, wire.Unmarshal[wire.ExportNode])
+	if err != nil {
+		return err
+	}
+	tables.Change(w.txn, w.t.Nodes, &tables.Node{Cluster: cluster, Name: node}, func(n *tables.Node) bool {
+		n.Export = v
+		return !n.Empty()
+	})
+	return nil
+}
+
+func (w *writer) synced(e reflector.Event) error {
+	cluster, resource, ok := wire.ParseCacheSyncedKey(e.Key)
+	if !ok {
+		return nil // another kind of canary
+	}
+	w.cluster = cluster
+	tables.Change(w.txn, w.t.Clusters, &tables.Cluster{Name: cluster}, func(c *tables.Cluster) bool {
+		c.Synced = maps.Clone(c.Synced)
+		if e.Deleted {
+			delete(c.Synced, resource)
+			return !c.Empty()
+		}
+		if c.Synced == nil {
+			c.Synced = map[wire.Resource]time.Time{}
+		}
+		at, err := wire.ParseTime(e.Value)
+		if err != nil {
+			at = time.Time{} // that it is there is what counts
+		}
+		c.Synced[resource] = at
+		return true
+	})
+	return nil
+}
+
+func readObject[V any](b []byte) (V, error) {
+	var v V
+	if err := json.Unmarshal(b, &v); err != nil {
+		return v, fmt.Errorf("read %T: %w", v, err)
+	}
+	return v, nil
+}
+
+func (w *writer) object(e reflector.Event) error {
+	plural, namespace, name, ok := wire.ParseObjectKey(e.Key)
+	if !ok {
+		return errKey
+	}
+	switch plural {
+	case "namespaces":
+		v, err := value(e, readObject[corev1.Namespace])
+		if err != nil {
+			return err
+		}
+		return write(w, w.t.Namespaces, &tables.Namespace{Name: name, Object: v}, v != nil)
+	case "pods":
+		v, err := value(e, readObject[corev1.Pod])
+		if err != nil {
+			return err
+		}
+		tables.Change(w.txn, w.t.Pods, &tables.Pod{Namespace: namespace, Name: name}, func(p *tables.Pod) bool {
+			p.Object = v
+			return p.Object != nil || p.Endpoint != nil
+		})
+	case "services":
+		v, err := value(e, readObject[corev1.Service])
+		if err != nil {
+			return err
+		}
+		return write(w, w.t.Services, &tables.Service{Cluster: w.cluster, Namespace: namespace, Name: name, Object: v}, v != nil)
+	case "endpointslices":
+		v, err := value(e, readObject[discoveryv1.EndpointSlice])
+		if err != nil {
+			return err
+		}
+		return write(w, w.t.Slices, &tables.Slice{Cluster: w.cluster, Namespace: namespace, Name: name, Object: v}, v != nil)
+	case "ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies":
+		row := &tables.Policy{Kind: plural, Namespace: namespace, Name: name}
+		v, err := value(e, policy.Parse)
+		if err != nil {
+			return err
+		}
+		if v != nil {
+			row.Policies = *v
+		}
+		return write(w, w.t.Policies, row, v != nil)
+	}
+	return nil
+}
+
+// write puts the row or takes it away.
+func write[P any](w *writer, t statedb.RWTable[P], row P, there bool) error {
+	if there {
+		tables.Put(w.txn, t, row)
+	} else {
+		tables.Drop(w.txn, t, row)
+	}
+	return nil
+}

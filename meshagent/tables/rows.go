@@ -1,0 +1,280 @@
+package tables
+
+import (
+	"net/netip"
+	"strconv"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/policy"
+	"github.com/weft-mesh/weft/tunnel/probe"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Cluster is one member of the mesh. It is put together from several keys; a
+// part that was not read yet is nil.
+type Cluster struct {
+	Name string
+	// Own is set for the agent's own cluster and no other.
+	Own *wire.Cluster
+	// Peer is set for every other: what was agreed when it was added.
+	Peer   *wire.Peer
+	Config *wire.ClusterConfig
+	Export *wire.ExportCluster
+	// Synced holds the resources whose copy in our store is complete.
+	Synced map[wire.Resource]time.Time
+	// Liveness is what the cluster's own gossip says of its nodes.
+	Liveness *wire.PeerLiveness
+	// Rotation is the operator's wish, own cluster only.
+	Rotation *wire.Rotation
+}
+
+// Key of a cluster.
+func (c *Cluster) Key() string { return c.Name }
+
+// Empty says that no part is left.
+func (c *Cluster) Empty() bool {
+	return c.Own == nil && c.Peer == nil && c.Config == nil && c.Export == nil && len(c.Synced) == 0 && c.Liveness == nil && c.Rotation == nil
+}
+
+// Member says whether the cluster belongs to the mesh now: it is ours, or an
+// operator has added it. What is left of others is not used.
+func (c *Cluster) Member() bool { return c.Own != nil || c.Peer != nil }
+
+// ID of the cluster, 0 if not known.
+func (c *Cluster) ID() identity.ClusterID {
+	switch {
+	case c.Own != nil:
+		return c.Own.ID
+	case c.Peer != nil:
+		return c.Peer.ID
+	}
+	return 0
+}
+
+// PodCIDRs that the cluster may give addresses from.
+func (c *Cluster) PodCIDRs() []netip.Prefix {
+	switch {
+	case c.Own != nil:
+		return c.Own.PodCIDRs
+	case c.Peer != nil:
+		return c.Peer.PodCIDRs
+	}
+	return nil
+}
+
+// Owns says whether p lies in the cluster's pod CIDRs.
+func (c *Cluster) Owns(p netip.Prefix) bool {
+	for _, cidr := range c.PodCIDRs() {
+		if cidr.Bits() <= p.Bits() && cidr.Contains(p.Addr()) {
+			return true
+		}
+	}
+	return false
+}
+
+// Complete says whether everything the cluster exports was read in full. Its own
+// state is complete once listed.
+func (c *Cluster) Complete() bool {
+	if c.Own != nil {
+		return true
+	}
+	for _, r := range []wire.Resource{wire.Nodes, wire.Identities, wire.IPs} {
+		if _, ok := c.Synced[r]; !ok {
+			return false
+		}
+	}
+	_, services := c.Synced[wire.Services]
+	_, slices := c.Synced[wire.EndpointSlices]
+	return services || slices
+}
+
+// Node is one node of any cluster: State if it is ours, else Cilium and Export.
+type Node struct {
+	Cluster, Name string
+	State         *wire.NodeState
+	Cilium        *wire.Node
+	Export        *wire.ExportNode
+}
+
+// Key of a node: cluster/name.
+func (n *Node) Key() string { return n.Cluster + "/" + n.Name }
+
+// Empty says that no part is left.
+func (n *Node) Empty() bool { return n.State == nil && n.Cilium == nil && n.Export == nil }
+
+// Internal is the node's address inside the mesh.
+func (n *Node) Internal() netip.Addr {
+	switch {
+	case n.State != nil:
+		return n.State.Internal
+	case n.Cilium != nil:
+		return n.Cilium.Address(wire.NodeCiliumInternalIP)
+	}
+	return netip.Addr{}
+}
+
+// Addresses are the node's own, the one tunnels end at first.
+func (n *Node) Addresses() []netip.Addr {
+	if n.State != nil {
+		return n.State.Addresses
+	}
+	var out []netip.Addr
+	if n.Cilium != nil {
+		for _, typ := range []string{wire.NodeInternalIP, wire.NodeExternalIP} {
+			for _, a := range n.Cilium.IPAddresses {
+				if a.Type == typ && a.IP.IsValid() {
+					out = append(out, a.IP)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// PodCIDRs the node gives addresses from.
+func (n *Node) PodCIDRs() []netip.Prefix {
+	switch {
+	case n.State != nil:
+		return n.State.PodCIDRs
+	case n.Cilium != nil:
+		return n.Cilium.PodCIDRs()
+	}
+	return nil
+}
+
+// Lanes are the node's published keys and ports.
+func (n *Node) Lanes() (lanes [2]wire.Lane, epoch uint64) {
+	switch {
+	case n.State != nil:
+		return n.State.Lanes, n.State.Epoch
+	case n.Export != nil:
+		return n.Export.Lanes, n.Export.Epoch
+	}
+	return lanes, 0
+}
+
+// IP says whose an address or prefix of a cluster is.
+type IP struct {
+	Cluster  string
+	Prefix   netip.Prefix // a single address has all bits
+	Identity identity.Number
+	// Host is the node behind which it lies, as tunnel endpoint.
+	Host           netip.Addr
+	Namespace, Pod string
+}
+
+// Key of an address: cluster/prefix.
+func (i *IP) Key() string { return i.Cluster + "/" + i.Prefix.String() }
+
+// Identity is a number and what it stands for.
+type Identity struct {
+	Cluster string
+	Number  identity.Number
+	Labels  identity.Labels
+}
+
+// Key of an identity. Numbers are unique in the mesh, but a peer may claim
+// another's: such a row stays apart until it is judged.
+func (i *Identity) Key() string { return i.Cluster + "/" + strconv.FormatUint(uint64(i.Number), 10) }
+
+// Service is what one cluster says of a service.
+type Service struct {
+	Cluster, Namespace, Name string
+	Object                   *corev1.Service // own cluster
+	Remote                   *wire.ClusterService
+}
+
+// Key of a service: cluster/namespace/name.
+func (s *Service) Key() string { return s.Cluster + "/" + s.Namespace + "/" + s.Name }
+
+// Slice is a part of a service's backends.
+type Slice struct {
+	Cluster, Namespace, Name string
+	Object                   *discoveryv1.EndpointSlice // own cluster
+	Remote                   *wire.ClusterEndpointSlice
+}
+
+// Key of a slice: cluster/namespace/name.
+func (s *Slice) Key() string { return s.Cluster + "/" + s.Namespace + "/" + s.Name }
+
+// Namespace of the own cluster.
+type Namespace struct {
+	Name   string
+	Object *corev1.Namespace
+}
+
+// Key of a namespace.
+func (n *Namespace) Key() string { return n.Name }
+
+// Pod of the own cluster, on whichever node: what is wanted, and what the API
+// server vouches for.
+type Pod struct {
+	Namespace, Name string
+	Object          *corev1.Pod
+	Endpoint        *wire.Endpoint
+}
+
+// Key of a pod: namespace/name.
+func (p *Pod) Key() string { return p.Namespace + "/" + p.Name }
+
+// Policy is one manifest.
+type Policy struct {
+	Kind, Namespace, Name string
+	Policies              []*policy.Policy
+}
+
+// Key of a policy.
+func (p *Policy) Key() string { return p.Kind + "/" + p.Namespace + "/" + p.Name }
+
+// Phase is how far an endpoint has come.
+//
+//	creating ──network, programs──► held ──identity, policy──► live
+//	    └──────────────── pod deleted ──► removing ◄────────────┘
+type Phase string
+
+const (
+	Creating Phase = "creating"
+	Held     Phase = "held" // receives and sends nothing
+	Live     Phase = "live"
+	Removing Phase = "removing"
+)
+
+// Endpoint is a pod of this node.
+type Endpoint struct {
+	Namespace, Pod string
+	UID            string
+	ID             uint16
+	IP             netip.Addr
+	Device         string
+	Phase          Phase
+	Identity       identity.Number
+	Labels         identity.Labels
+	Set            uint32
+	Ready          bool
+	// Why is the last readiness failure, or what it waits for.
+	Why string
+}
+
+// Key of an endpoint: namespace/pod.
+func (e *Endpoint) Key() string { return e.Namespace + "/" + e.Pod }
+
+// Path is what is known of the way to a node.
+type Path struct {
+	Cluster, Node string
+	// Index is the node's row in the kernel.
+	Index uint16
+	Alive bool
+	Lane  int
+	// Keyed is unset while nothing may be sent to the node.
+	Keyed       bool
+	Observation probe.Observation
+	// GossipDead is set while members of the node's cluster hold it for dead.
+	GossipDead bool
+}
+
+// Key of a path: cluster/node.
+func (p *Path) Key() string { return p.Cluster + "/" + p.Node }
