@@ -1,0 +1,13 @@
+// Package deploy carries what a plain machine needs to run Weft: systemd units
+// and example configuration.
+//
+// It only holds the files. An operator installs them; the lab starts its nodes
+// from the very same ones.
+package deploy
+
+import "embed"
+
+// Files holds the units under systemd/ and the examples under example/.
+//
+//go:embed systemd example
+var Files embed.FS

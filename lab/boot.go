@@ -1,0 +1,202 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+// bootPatience bounds the start of one cluster.
+const bootPatience = 60 * time.Second
+
+// Boot starts every cluster that is not bare, all at the same time, the way an
+// operator would: the API server, then `weft node add` and its bundle for each
+// machine, then the tunnel and the agent. It returns when every API server
+// answers and every process runs.
+func (l *Lab) Boot(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, bootPatience)
+	defer cancel()
+	var g errgroup.Group
+	for i := range l.Topology.Clusters {
+		if c := &l.Topology.Clusters[i]; !c.Bare {
+			g.Go(func() error { return l.bootControl(ctx, c) })
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := l.mergeContexts(); err != nil {
+		return err
+	}
+	for i := range l.Topology.Clusters {
+		c := &l.Topology.Clusters[i]
+		if c.Bare {
+			continue
+		}
+		g.Go(func() error { return l.bootNodes(ctx, c) })
+		l.group.Go(func() error { return l.followPods(l.ctx, c.Name) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.ready = true
+	l.mu.Unlock()
+	return l.record()
+}
+
+// bootControl starts a cluster's API server and waits for the context that it
+// leaves for its first operator.
+func (l *Lab) bootControl(ctx context.Context, c *Cluster) error {
+	n := l.control(c)
+	config := map[string]any{
+		"cluster": c.Name, "id": c.ID, "podCIDRs": []string{c.PodCIDR.String()}, "serviceCIDR": c.ServiceCIDR.String(),
+		"advertise": n.Addr.String(), "dataDir": "/var/lib/weft/apiserver",
+	}
+	if err := writeYAML(n.path("/etc/weft/apiserver.yaml"), config); err != nil {
+		return err
+	}
+	if err := writeFlags(n, "apiserver", c.APIServer); err != nil {
+		return err
+	}
+	if err := n.Start("apiserver"); err != nil {
+		return err
+	}
+	return l.await(ctx, "API server of cluster "+c.Name, n, func() error {
+		_, err := os.Stat(n.path(api.AdminConfigPath))
+		return err
+	})
+}
+
+// mergeContexts writes the contexts of all clusters into one file.
+func (l *Lab) mergeContexts() error {
+	merged := &api.Config{}
+	for i := range l.Topology.Clusters {
+		c := &l.Topology.Clusters[i]
+		if c.Bare {
+			continue
+		}
+		one, err := api.LoadConfig(l.control(c).path(api.AdminConfigPath))
+		if err != nil {
+			return fmt.Errorf("cluster %s: %w", c.Name, err)
+		}
+		for _, x := range one.Contexts {
+			merged.Set(x)
+		}
+	}
+	return merged.Save(l.ConfigPath())
+}
+
+// bootNodes registers the machines of a cluster and starts what runs on each.
+func (l *Lab) bootNodes(ctx context.Context, c *Cluster) error {
+	err := l.await(ctx, "API server of cluster "+c.Name, l.control(c), func() error {
+		_, err := l.weft(ctx, "-c", c.Name, "status")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	var g errgroup.Group
+	for _, name := range c.Nodes {
+		n := l.nodes[c.Name+"/"+name]
+		g.Go(func() error {
+			if err := l.Join(ctx, n); err != nil {
+				return err
+			}
+			return l.StartAgent(n)
+		})
+	}
+	return g.Wait()
+}
+
+// Join registers a machine in its cluster and puts the bundle on its disk.
+func (l *Lab) Join(ctx context.Context, n *Node) error {
+	bundle, err := l.weft(ctx, "-c", n.Cluster.Name, "node", "add", n.Name, "--pod-cidr", n.Cluster.nodePodCIDR(n.Name).String(), "--address", n.Addr.String())
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(n.path("/etc/weft/join.yaml"), bundle, 0o600); err != nil {
+		return err
+	}
+	if err := writeYAML(n.path("/etc/weft/agent.yaml"), map[string]any{"join": "/etc/weft/join.yaml", "dataDir": "/var/lib/weft/agent"}); err != nil {
+		return err
+	}
+	return writeFlags(n, "agent", n.Cluster.Agent)
+}
+
+// StartAgent starts what the data path of a joined machine needs.
+func (l *Lab) StartAgent(n *Node) error {
+	for _, name := range l.nodeProcesses() {
+		if err := n.Start(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nodeProcesses is what runs on every node.
+func (l *Lab) nodeProcesses() []string {
+	if l.kernel {
+		return []string{"agent"}
+	}
+	return []string{"tunnel", "agent"}
+}
+
+// weft runs an operator's command and returns what it printed. Its error holds
+// what the command said.
+func (l *Lab) weft(ctx context.Context, args ...string) ([]byte, error) {
+	var stdout, stderr bytes.Buffer
+	if err := l.Run(ctx, l.Dir, &stdout, &stderr, append([]string{"weft"}, args...)...); err != nil {
+		return nil, fmt.Errorf("weft %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.Bytes(), nil
+}
+
+// await tries until it holds, the process that should make it so dies, or ctx
+// ends.
+func (l *Lab) await(ctx context.Context, what string, n *Node, holds func() error) error {
+	for {
+		err := holds()
+		if err == nil {
+			return nil
+		}
+		if failed := errors.Join(n.failures()...); failed != nil {
+			return failed
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not ready: %w%s", what, err, tail(l.logFile(n.dashed(), "apiserver"), 15))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func writeYAML(path string, value any) error {
+	data, err := yaml.Marshal(value)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, 0o600)
+}
+
+// writeFlags puts further flags where the unit of a process looks for them.
+func writeFlags(n *Node, process string, flags []string) error {
+	if len(flags) == 0 {
+		return nil
+	}
+	line := fmt.Sprintf("WEFT_%s_FLAGS=%s\n", strings.ToUpper(process), strings.Join(flags, " "))
+	return os.WriteFile(n.path("/etc/weft/"+process+".env"), []byte(line), 0o600)
+}

@@ -1,0 +1,226 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-mesh/weft/lab/fabric"
+	"github.com/weft-mesh/weft/lab/space"
+)
+
+// TestMain lets the test binary be the helpers that a lab starts.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "lab" {
+		if err := Helper(context.Background(), os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+}
+
+func raise(t *testing.T, lines string) *Lab {
+	t.Helper()
+	needRoot(t)
+	top, err := ParseTopology([]byte(lines))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := Raise(t.Context(), Config{Topology: top})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(l.Dir); err == nil {
+			t.Errorf("%s is left over", l.Dir)
+		}
+		if _, err := os.Stat(l.cgroup.Dir); err == nil {
+			t.Errorf("%s is left over", l.cgroup.Dir)
+		}
+	})
+	return l
+}
+
+// eventually waits for what the kernel does in its own time.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 5 s: %s", what)
+		}
+	}
+}
+
+const bare = `
+clusters:
+- {name: east, id: 1, bare: true}
+- {name: west, id: 2, bare: true, nodes: [n1]}
+`
+
+// dial tells how a TCP connection attempt from one node to another ends: an
+// answer, even a refusal, proves the path in both directions.
+func dial(t *testing.T, l *Lab, from, to string) string {
+	t.Helper()
+	source, err := l.Node(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, err := l.Node(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result string
+	err = space.Once(space.EnterProcess(source.sandbox.pid()), func() error {
+		result = tryConnect(target.Addr, 9, 300*time.Millisecond)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return result
+}
+
+func TestNetwork(t *testing.T) {
+	l := raise(t, bare)
+	expect := func(from, to, want string) {
+		t.Helper()
+		if got := dial(t, l, from, to); got != want {
+			t.Errorf("%s → %s: %s, want %s", from, to, got, want)
+		}
+	}
+	expect("east/n1", "east/n2", "refused")
+	expect("east/n1", "west/n1", "refused")
+
+	weather := l.Network.Weather().Clone()
+	weather.Off["west"] = true
+	l.Network.SetWeather(weather)
+	expect("east/n1", "west/n1", "timeout")
+	expect("east/n1", "east/n2", "refused")
+
+	weather = weather.Clone()
+	weather.Off["west"] = false
+	weather.Pairs[fabric.Pair{From: "east", To: "west"}] = fabric.Quality{Flows: []fabric.Flow{{Protocol: 6, Port: 9}}}
+	l.Network.SetWeather(weather)
+	expect("east/n1", "west/n1", "timeout")
+
+	weather = weather.Clone()
+	weather.Pairs[fabric.Pair{From: "east", To: "west"}] = fabric.Quality{Delay: 40 * time.Millisecond}
+	l.Network.SetWeather(weather)
+	start := time.Now()
+	expect("east/n1", "west/n1", "refused")
+	if took := time.Since(start); took < 40*time.Millisecond {
+		t.Errorf("delayed by 40 ms, yet answered after %v", took)
+	}
+
+	n2 := l.nodes["east/n2"]
+	if err := n2.Cut(); err != nil {
+		t.Fatal(err)
+	}
+	expect("east/n1", "east/n2", "timeout")
+	if err := n2.Heal(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "healed node answers", func() bool { return dial(t, l, "west/n1", "east/n2") == "refused" })
+}
+
+func TestPower(t *testing.T) {
+	l := raise(t, bare)
+	n := l.nodes["east/n2"]
+	if err := os.WriteFile(n.path("/etc/weft/kept"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := n.spawn("sleeper", exec.Command("/bin/sleep", "1000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.PowerOff(); err != nil {
+		t.Fatal(err)
+	}
+	if p.running() {
+		t.Error("a process outlives the power")
+	}
+	if got := dial(t, l, "east/n1", "east/n2"); got != "timeout" {
+		t.Errorf("a node without power answers: %s", got)
+	}
+	if err := n.PowerOn(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "node answers after power on", func() bool { return dial(t, l, "east/n1", "east/n2") == "refused" })
+	var out bytes.Buffer
+	if err := l.runIn(n, exec.Command("/bin/ls", "/etc/weft", "/run"), &out, &out); err != nil {
+		t.Fatal(err, out.String())
+	}
+	if got := strings.Join(strings.Fields(out.String()), " "); got != "/etc/weft: kept /run: netns weft wireguard" {
+		t.Errorf("in the node: %s", got)
+	}
+	if err := l.Failures(); err != nil {
+		t.Errorf("what the lab killed counts as failed: %v", err)
+	}
+}
+
+func TestUnexpectedEndIsReported(t *testing.T) {
+	l := raise(t, bare)
+	p, err := l.nodes["west/n1"].spawn("short", exec.Command("/bin/sh", "-c", "echo out of luck; exit 3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.done
+	if err := l.Failures(); err == nil || !strings.Contains(err.Error(), "short@west/n1 ended by itself: exit status 3") || !strings.Contains(err.Error(), "out of luck") {
+		t.Errorf("Failures = %v", err)
+	}
+}
+
+func TestPruneSparesTheLiving(t *testing.T) {
+	l := raise(t, bare)
+	dead := filepath.Join(Root, "dead")
+	if err := os.MkdirAll(dead, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dead, "lab.json"), []byte(`{"id":"dead"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	removed, err := Prune()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dead); err == nil {
+		t.Error("the dead lab is still there")
+	}
+	for _, id := range removed {
+		if id == l.ID {
+			t.Error("a living lab was pruned")
+		}
+	}
+	if got := dial(t, l, "east/n1", "west/n1"); got != "refused" {
+		t.Errorf("the living lab has lost its network: %s", got)
+	}
+	labs, err := List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, r := range labs {
+		found = found || r.ID == l.ID
+	}
+	if !found {
+		t.Errorf("List = %v, without %s", labs, l.ID)
+	}
+}

@@ -1,0 +1,349 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+// The lab stands in for the kubelet: it starts a pod's command when the pod's
+// network namespace appears on its node, starts it again when it ended and the
+// pod's restart policy says so, and kills it when the pod is gone.
+
+// Pod is one pod that a script can refer to.
+type Pod struct {
+	Cluster, Namespace, Name string
+	Node                     *Node // nil while not scheduled
+}
+
+// Full is the pod's name as scripts write it, such as east/default/web-1.
+func (p Pod) Full() string { return p.Cluster + "/" + p.Namespace + "/" + p.Name }
+
+// podState is what the stand-in knows of a pod.
+type podState struct {
+	Pod
+	spec    corev1.PodSpec
+	gone    bool      // deleted in the API server
+	started int       // how often its command was started
+	dead    time.Time // when its command was seen to have ended
+}
+
+// restartDelay is the pause before a pod's command is started again, so that
+// one that cannot run does not eat the machine.
+const restartDelay = 300 * time.Millisecond
+
+// podNamespaceDir is where the agent keeps the namespaces of its pods.
+const podNamespaceDir = "/run/netns"
+
+// hostsFile is what the agent writes for its pods' /etc/hosts.
+const hostsFile = "/run/weft/hosts"
+
+// processName is the pod's command among its node's processes.
+func (p Pod) processName() string { return "pod/" + p.Namespace + "_" + p.Name }
+
+// namespaceFile is the pod's network namespace, as seen in its node.
+func (p Pod) namespaceFile() string {
+	return filepath.Join(podNamespaceDir, p.Namespace+"_"+p.Name)
+}
+
+// present reports whether the agent has made the pod's namespace.
+func (p Pod) present() bool {
+	if p.Node == nil || !p.Node.Powered() {
+		return false
+	}
+	var fs unix.Statfs_t
+	err := unix.Statfs(p.Node.path(p.namespaceFile()), &fs)
+	return err == nil && fs.Type == unix.NSFS_MAGIC
+}
+
+// Pod finds a pod by its full name, or by cluster/name in namespace default.
+func (l *Lab) Pod(full string) (Pod, error) {
+	parts := strings.Split(full, "/")
+	if len(parts) == 2 {
+		parts = []string{parts[0], "default", parts[1]}
+	}
+	if len(parts) != 3 {
+		return Pod{}, fmt.Errorf("pod %q: write cluster/pod or cluster/namespace/pod", full)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.pods[strings.Join(parts, "/")]; p != nil && !p.gone {
+		return p.Pod, nil
+	}
+	return Pod{}, fmt.Errorf("no pod %q is known to the lab yet", full)
+}
+
+// Pods lists the pods there are.
+func (l *Lab) Pods() (pods []Pod) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.pods {
+		if !p.gone {
+			pods = append(pods, p.Pod)
+		}
+	}
+	return pods
+}
+
+// PodEvent is one line that a `weft lab pods` helper prints: a change, or the
+// end of the complete list it began with.
+type PodEvent struct {
+	Cluster string          `json:"cluster"`
+	Restart bool            `json:"restart,omitempty"` // a complete list follows
+	Event   *api.WatchEvent `json:"event,omitempty"`
+}
+
+// WatchPods prints the pods of every cluster and their changes as PodEvents.
+// It is the life of a helper process that runs beside the clusters, where the
+// API servers can be reached, and ends with ctx.
+func WatchPods(ctx context.Context, config string, cluster string, out io.Writer) error {
+	enc := json.NewEncoder(out)
+	for ctx.Err() == nil {
+		if err := watchOnce(ctx, config, cluster, enc); err != nil && errors.Is(err, os.ErrClosed) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+func watchOnce(ctx context.Context, config, cluster string, enc *json.Encoder) error {
+	conf, err := api.LoadConfig(config)
+	if err != nil {
+		return err
+	}
+	x, err := conf.Context(cluster)
+	if err != nil {
+		return err
+	}
+	client, err := api.NewClient(x)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if err := enc.Encode(PodEvent{Cluster: cluster, Restart: true}); err != nil {
+		return os.ErrClosed
+	}
+	return client.Watch(ctx, "pods", "", func(e api.WatchEvent) error {
+		return enc.Encode(PodEvent{Cluster: cluster, Event: &e})
+	})
+}
+
+// followPods runs the helper of one cluster and the stand-in for its kubelets.
+func (l *Lab) followPods(ctx context.Context, cluster string) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(l.binary, "lab", "pods", cluster)
+	cmd.Env, cmd.Stdout = l.environment(), w
+	helper, err := l.Operator.spawn("pods-"+cluster, cmd)
+	w.Close()
+	if err != nil {
+		r.Close()
+		return err
+	}
+	events := make(chan PodEvent)
+	l.group.Go(func() error {
+		defer close(events)
+		defer r.Close()
+		for dec := json.NewDecoder(r); ; {
+			var e PodEvent
+			if dec.Decode(&e) != nil {
+				return nil
+			}
+			select {
+			case events <- e:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
+	defer helper.kill()
+	var listed map[string]bool // pods of a list that is not complete yet
+	for tick := time.NewTicker(20 * time.Millisecond); ; {
+		select {
+		case <-ctx.Done():
+			tick.Stop()
+			return nil
+		case e, ok := <-events:
+			if !ok {
+				events = nil
+				continue
+			}
+			listed = l.notePod(e, listed)
+		case <-tick.C:
+			l.syncPods(cluster)
+		}
+	}
+}
+
+// notePod takes in an event. listed collects what a complete list holds.
+func (l *Lab) notePod(e PodEvent, listed map[string]bool) map[string]bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e.Restart {
+		return map[string]bool{}
+	}
+	key := e.Cluster + "/" + e.Event.Namespace + "/" + e.Event.Name
+	switch e.Event.Type {
+	case "put":
+		var pod corev1.Pod
+		if err := json.Unmarshal(e.Event.Object, &pod); err != nil {
+			l.log.Error("pod is not readable", "pod", key, "error", err)
+			return listed
+		}
+		state := l.pods[key]
+		if state == nil {
+			state = &podState{Pod: Pod{Cluster: e.Cluster, Namespace: e.Event.Namespace, Name: e.Event.Name}}
+			l.pods[key] = state
+		}
+		state.spec, state.gone = pod.Spec, false
+		state.Node = l.nodes[e.Cluster+"/"+pod.Spec.NodeName]
+		if listed != nil {
+			listed[key] = true
+		}
+	case "delete":
+		if state := l.pods[key]; state != nil {
+			state.gone = true
+		}
+	case "synced":
+		for key, state := range l.pods {
+			if state.Cluster == e.Cluster && !listed[key] {
+				state.gone = true
+			}
+		}
+		return nil
+	}
+	return listed
+}
+
+// syncPods starts and kills what should or should not run.
+func (l *Lab) syncPods(cluster string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for key, state := range l.pods {
+		if state.Cluster != cluster || state.Node == nil {
+			continue
+		}
+		p := state.Node.process(state.processName())
+		if state.gone {
+			if p != nil && p.running() {
+				_ = p.signal(unix.SIGKILL)
+			}
+			delete(l.pods, key)
+			continue
+		}
+		l.syncPodLocked(state, p)
+	}
+}
+
+func (l *Lab) syncPodLocked(state *podState, p *process) {
+	if len(state.spec.Containers) == 0 || len(state.spec.Containers[0].Command) == 0 || p != nil && p.running() || !state.present() {
+		return
+	}
+	if p != nil { // it ended in this life of the machine
+		p.expectEnd()
+		if state.spec.RestartPolicy == corev1.RestartPolicyNever {
+			return
+		}
+		if state.dead.IsZero() {
+			state.dead = time.Now()
+		}
+		if time.Since(state.dead) < restartDelay {
+			return
+		}
+	}
+	state.dead = time.Time{}
+	state.started++
+	if err := l.startPod(state); err != nil {
+		l.log.Error("pod does not start", "pod", state.Full(), "error", err)
+		state.dead = time.Now()
+	}
+}
+
+func (l *Lab) startPod(state *podState) error {
+	container := state.spec.Containers[0]
+	command := append(append([]string{}, container.Command...), container.Args...)
+	cmd := l.podCommand(state.Pod, command)
+	for _, e := range container.Env {
+		cmd.Env = append(cmd.Env, e.Name+"="+e.Value)
+	}
+	p, err := state.Node.spawn(state.processName(), cmd)
+	if err != nil {
+		return err
+	}
+	p.expectEnd() // ends are the kubelet's business, not failures of the lab
+	return nil
+}
+
+// podCommand wraps a command into the helper that moves it into the pod.
+func (l *Lab) podCommand(p Pod, command []string) *exec.Cmd {
+	if command[0] == "weft" {
+		command[0] = l.binary
+	}
+	args := append([]string{"lab", "enter", p.namespaceFile(), hostsFile, "--"}, command...)
+	cmd := exec.Command(l.binary, args...)
+	cmd.Dir = "/"
+	cmd.Env = append(l.environment(), "WEFT_CLUSTER="+p.Cluster, "WEFT_NAMESPACE="+p.Namespace, "WEFT_POD="+p.Name, "WEFT_LAB="+l.ID)
+	if p.Node != nil {
+		cmd.Env = append(cmd.Env, "WEFT_NODE="+p.Node.Name)
+	}
+	return cmd
+}
+
+// EnterPod turns the calling process into a pod's command: in the pod's network
+// namespace, with the node's hosts file as its own. It returns only errors.
+func EnterPod(netns, hosts string, command []string) error {
+	runtime.LockOSThread()
+	ns, err := os.Open(netns)
+	if err != nil {
+		return fmt.Errorf("pod has no network namespace: %w", err)
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("unshare mounts: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if _, err := os.Stat(hosts); err == nil {
+		if err := unix.Mount(hosts, "/etc/hosts", "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount hosts file: %w", err)
+		}
+	}
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter pod: %w", err)
+	}
+	path, err := exec.LookPath(command[0])
+	if err != nil {
+		return err
+	}
+	return unix.Exec(path, command, os.Environ())
+}
+
+// RunInPod runs a command in a pod and waits for its end.
+func (l *Lab) RunInPod(ctx context.Context, p Pod, stdout, stderr io.Writer, command ...string) error {
+	if !p.present() {
+		return fmt.Errorf("pod %s has no network namespace yet", p.Full())
+	}
+	cmd := l.podCommand(p, command)
+	bound := exec.CommandContext(ctx, cmd.Path, cmd.Args[1:]...)
+	bound.Env, bound.Dir = cmd.Env, cmd.Dir
+	return l.runIn(p.Node, bound, stdout, stderr)
+}

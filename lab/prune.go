@@ -1,0 +1,164 @@
+package lab
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-mesh/weft/lab/space"
+)
+
+// Root is where every lab keeps its directory, named by its ID.
+const Root = "/run/weft-lab"
+
+// cgroupPrefix comes before the lab's ID in the name of its cgroup.
+const cgroupPrefix = "weft-lab-"
+
+// Record is what a lab writes into its directory about itself.
+type Record struct {
+	ID       string                `json:"id"`
+	PID      int                   `json:"pid"`
+	File     string                `json:"file"` // the lab file it was raised from
+	Started  time.Time             `json:"started"`
+	Ready    bool                  `json:"ready"`    // all clusters answer
+	Config   string                `json:"config"`   // CLI contexts of its clusters
+	Nodes    map[string]NodeRecord `json:"nodes"`    // by cluster/node
+	Operator int                   `json:"operator"` // process in the operator's namespace
+}
+
+// NodeRecord says how to get into a machine.
+type NodeRecord struct {
+	PID    int    `json:"pid"` // its sandbox process; 0 without power
+	Cgroup string `json:"cgroup"`
+}
+
+// lockDir takes the lab's lock, which the kernel gives back when the process
+// dies, however it dies. It fails with unix.EWOULDBLOCK while the lab lives.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// List returns the records of all labs that are alive, oldest first.
+func List() ([]Record, error) {
+	dirs, err := os.ReadDir(Root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var labs []Record
+	for _, d := range dirs {
+		dir := filepath.Join(Root, d.Name())
+		lock, err := lockDir(dir)
+		if err == nil {
+			lock.Close()
+			continue
+		}
+		if r, err := ReadRecord(d.Name()); err == nil {
+			labs = append(labs, r)
+		}
+	}
+	slices.SortFunc(labs, func(a, b Record) int { return a.Started.Compare(b.Started) })
+	return labs, nil
+}
+
+// ReadRecord reads what a lab says about itself.
+func ReadRecord(id string) (Record, error) {
+	var r Record
+	data, err := os.ReadFile(filepath.Join(Root, id, "lab.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, fmt.Errorf("there is no lab %q; `weft lab list` shows those alive", id)
+	}
+	if err != nil {
+		return r, err
+	}
+	return r, json.Unmarshal(data, &r)
+}
+
+// Prune removes what labs left behind whose process is gone, and returns their
+// IDs. Labs that live are not touched.
+func Prune() (removed []string, err error) {
+	ids := map[string]bool{}
+	dirs, err := os.ReadDir(Root)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, d := range dirs {
+		ids[d.Name()] = true
+	}
+	root, err := space.CgroupRoot()
+	if err != nil {
+		return nil, err
+	}
+	groups, err := filepath.Glob(filepath.Join(root, cgroupPrefix+"*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range groups {
+		ids[strings.TrimPrefix(filepath.Base(g), cgroupPrefix)] = true
+	}
+	var failed []error
+	for id := range ids {
+		ok, err := pruneOne(root, id)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("prune lab %s: %w", id, err))
+		} else if ok {
+			removed = append(removed, id)
+		}
+	}
+	slices.Sort(removed)
+	return removed, errors.Join(failed...)
+}
+
+// pruneOne removes one lab unless somebody holds its lock.
+func pruneOne(cgroupRoot, id string) (bool, error) {
+	dir := filepath.Join(Root, id)
+	if _, err := os.Stat(dir); err == nil {
+		lock, err := lockDir(dir)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		defer lock.Close()
+		if young, err := keep(dir); young || err != nil {
+			return false, err
+		}
+	}
+	group := space.Cgroup{Dir: filepath.Join(cgroupRoot, cgroupPrefix+id)}
+	if err := group.Remove(); err != nil {
+		return false, err
+	}
+	return true, os.RemoveAll(dir)
+}
+
+// keep reports whether a directory without an owner may still get one: a lab
+// makes its directory a moment before it takes the lock.
+func keep(dir string) (bool, error) {
+	if _, err := os.Stat(filepath.Join(dir, "lab.json")); err == nil {
+		return false, nil
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return false, err
+	}
+	return time.Since(info.ModTime()) < 5*time.Second, nil
+}

@@ -1,0 +1,121 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// SandboxConfig tells a sandbox process what to prepare.
+type SandboxConfig struct {
+	Hostname string `json:"hostname"`
+	Etc      string `json:"etc"`             // directory that becomes /etc/weft
+	Var      string `json:"var"`             // directory that becomes /var/lib/weft
+	Disk     string `json:"disk,omitempty"`  // size of a fresh /var/lib/weft instead of Var
+	Plain    bool   `json:"plain,omitempty"` // sees the files of the lab's machine
+}
+
+// Sandbox turns the calling process, which was started in new network, mount
+// and host name namespaces, into the holder of a machine: it gives it a name,
+// directories of its own and a loopback device. What the machine keeps over a
+// power loss lies in Etc and Var.
+func Sandbox(c SandboxConfig) error {
+	if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
+		return fmt.Errorf("set host name: %w", err)
+	}
+	if c.Plain {
+		return loopbackUp()
+	}
+	// Mounts made here must not travel back to the machine the lab runs on.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	// Etc and Var lie below /run, which is about to be covered.
+	binds, err := openAll(c.Etc, c.Var)
+	if err != nil {
+		return err
+	}
+	defer closeAll(binds)
+	if err := mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+		return err
+	}
+	if err := mountVarRun(); err != nil {
+		return err
+	}
+	if err := bind(binds[0], "/etc/weft"); err != nil {
+		return err
+	}
+	if c.Disk != "" {
+		err = mount("tmpfs", "/var/lib/weft", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700,size="+c.Disk)
+	} else {
+		err = bind(binds[1], "/var/lib/weft")
+	}
+	if err != nil {
+		return err
+	}
+	if err := mount("bpf", "/sys/fs/bpf", "bpf", 0, "mode=0700"); err != nil {
+		return err
+	}
+	for _, dir := range []string{"/run/netns", "/run/wireguard", "/run/weft"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return loopbackUp()
+}
+
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback device: %w", err)
+	}
+	return netlink.LinkSetUp(lo)
+}
+
+// mountVarRun makes /var/run/wireguard private where /var/run is a directory
+// of its own and not, as usual, another name of /run.
+func mountVarRun() error {
+	if real, err := filepath.EvalSymlinks("/var/run"); err == nil && real == "/run" {
+		return nil
+	}
+	return mount("tmpfs", "/var/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755")
+}
+
+func openAll(dirs ...string) (files []*os.File, err error) {
+	for _, dir := range dirs {
+		f, err := os.Open(dir)
+		if err != nil {
+			closeAll(files)
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+func bind(dir *os.File, on string) error {
+	return mount(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), on, "", unix.MS_BIND, "")
+}
+
+// mount makes the directory it mounts on if the machine lacks it, which an
+// installed Weft would have made too.
+func mount(source, on, kind string, flags uintptr, data string) error {
+	if err := os.MkdirAll(on, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make mount point: %w", err)
+	}
+	if err := unix.Mount(source, on, kind, flags, data); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", source, on, err)
+	}
+	return nil
+}

@@ -1,0 +1,168 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/lab/fabric"
+)
+
+// Topology is what a lab consists of, as written in lab.yaml.
+//
+// The addresses are the lab's own convention; nothing in the product relies on
+// it. In the cluster with ID i, machine number n has the address 172.16.i.n and
+// the gateway is 172.16.i.254.
+type Topology struct {
+	Clusters []Cluster `json:"clusters"`
+	WAN      Link      `json:"wan,omitempty"`
+}
+
+// Cluster is one cluster to raise.
+type Cluster struct {
+	Name        string       `json:"name"`
+	ID          uint16       `json:"id"`                    // 1 to 254
+	Nodes       []string     `json:"nodes,omitempty"`       // n1 and n2 if empty
+	Control     string       `json:"control,omitempty"`     // runs the API server; the first node if empty
+	PodCIDR     netip.Prefix `json:"podCIDR,omitempty"`     // 10.<id>.0.0/16 if empty; each node gets a /24 of it
+	ServiceCIDR netip.Prefix `json:"serviceCIDR,omitempty"` // 10.<100+id>.0.0/16 if empty
+	Bare        bool         `json:"bare,omitempty"`        // machines only: no process is started
+	Disk        string       `json:"disk,omitempty"`        // limits /var/lib/weft of each node, such as 64m; it then forgets at power loss
+	APIServer   []string     `json:"apiserver,omitempty"`   // further flags of weft apiserver
+	Agent       []string     `json:"agent,omitempty"`       // further flags of weft agent
+}
+
+// Link is what the wide area network does in each direction.
+type Link struct {
+	Delay string  `json:"delay,omitempty"` // one way, such as 5ms
+	Loss  float64 `json:"loss,omitempty"`  // share of packets, 0 to 1
+}
+
+// DefaultTopology is two clusters, east and west, with two nodes each.
+func DefaultTopology() Topology {
+	return Topology{Clusters: []Cluster{{Name: "east", ID: 1}, {Name: "west", ID: 2}}}
+}
+
+// ParseTopology reads lab.yaml and fills in what it leaves out. It reports
+// every mistake at once.
+func ParseTopology(data []byte) (Topology, error) {
+	var t Topology
+	if err := yaml.UnmarshalStrict(data, &t); err != nil {
+		return Topology{}, fmt.Errorf("lab.yaml: %w", err)
+	}
+	if len(t.Clusters) == 0 {
+		return Topology{}, errors.New("lab.yaml: name at least one cluster under clusters:")
+	}
+	if err := t.complete(); err != nil {
+		return Topology{}, fmt.Errorf("lab.yaml: %w", err)
+	}
+	return t, nil
+}
+
+// A name must fit into a device name beside nothing else.
+var nameFormat = regexp.MustCompile(`^[a-z][a-z0-9-]{0,13}$`)
+
+func (t *Topology) complete() error {
+	var mistakes []error
+	names, ids := map[string]bool{}, map[uint16]bool{}
+	for i := range t.Clusters {
+		c := &t.Clusters[i]
+		wrong := func(format string, args ...any) {
+			mistakes = append(mistakes, fmt.Errorf("cluster %q: "+format, append([]any{c.Name}, args...)...))
+		}
+		if !nameFormat.MatchString(c.Name) {
+			wrong("name has 1 to 14 lower case letters, digits and dashes")
+		}
+		if c.ID < 1 || c.ID > 99 {
+			wrong("id is 1 to 99 in a lab, and not %d", c.ID)
+		}
+		if names[c.Name] || ids[c.ID] {
+			wrong("name and id %d must occur once", c.ID)
+		}
+		names[c.Name], ids[c.ID] = true, true
+		if len(c.Nodes) == 0 {
+			c.Nodes = []string{"n1", "n2"}
+		}
+		if len(c.Nodes) > 200 {
+			wrong("a lab's cluster has at most 200 nodes")
+		}
+		seen := map[string]bool{}
+		for _, n := range c.Nodes {
+			if !nameFormat.MatchString(n) || seen[n] {
+				wrong("node %q: each name occurs once and has 1 to 14 lower case letters, digits and dashes", n)
+			}
+			seen[n] = true
+		}
+		if c.Control == "" {
+			c.Control = c.Nodes[0]
+		}
+		if !seen[c.Control] {
+			wrong("control node %q is not among its nodes", c.Control)
+		}
+		if !c.PodCIDR.IsValid() {
+			c.PodCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(c.ID), 0, 0}), 16)
+		}
+		if !c.ServiceCIDR.IsValid() {
+			c.ServiceCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + c.ID), 0, 0}), 16)
+		}
+		if c.PodCIDR.Bits() > 20 || !c.PodCIDR.Addr().Is4() {
+			wrong("podCIDR %s: a lab gives each node a /24 of it, so use an IPv4 prefix up to /20", c.PodCIDR)
+		}
+	}
+	if _, err := t.weather(); err != nil {
+		mistakes = append(mistakes, err)
+	}
+	return errors.Join(mistakes...)
+}
+
+// weather translates the wan section.
+func (t *Topology) weather() (fabric.Weather, error) {
+	w := fabric.Weather{Default: fabric.Quality{Loss: t.WAN.Loss}}
+	if t.WAN.Loss < 0 || t.WAN.Loss > 1 {
+		return w, fmt.Errorf("wan: loss is a share from 0 to 1, and not %v", t.WAN.Loss)
+	}
+	if t.WAN.Delay != "" {
+		d, err := time.ParseDuration(t.WAN.Delay)
+		if err != nil || d < 0 {
+			return w, fmt.Errorf("wan: delay %q is not a duration such as 5ms", t.WAN.Delay)
+		}
+		w.Default.Delay = d
+	}
+	return w, nil
+}
+
+// number is the place of a node in its cluster, from 1.
+func (c *Cluster) number(node string) int {
+	for i, n := range c.Nodes {
+		if n == node {
+			return i + 1
+		}
+	}
+	return 0
+}
+
+// subnet is where the machines' own addresses lie.
+func (c *Cluster) subnet() netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(c.ID), 0}), 24)
+}
+
+// host is an address in subnet.
+func (c *Cluster) host(n int) netip.Addr {
+	return netip.AddrFrom4([4]byte{172, 16, byte(c.ID), byte(n)})
+}
+
+const (
+	gatewayHost  = 254 // the fabric's own address
+	operatorHost = 253 // where the operator's commands run
+)
+
+// nodePodCIDR is the share of the pod CIDR that a node gets.
+func (c *Cluster) nodePodCIDR(node string) netip.Prefix {
+	a := c.PodCIDR.Masked().Addr().As4()
+	a[2] += byte(c.number(node))
+	return netip.PrefixFrom(netip.AddrFrom4(a), 24)
+}

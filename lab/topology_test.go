@@ -1,0 +1,42 @@
+package lab
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestParseTopology(t *testing.T) {
+	top, err := ParseTopology([]byte("clusters:\n- {name: east, id: 1}\n- {name: west, id: 2, nodes: [a, b, c], control: b}\nwan: {delay: 5ms, loss: 0.1}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	west := &top.Clusters[1]
+	if got := west.nodePodCIDR("c").String(); got != "10.2.3.0/24" {
+		t.Errorf("pod CIDR of west/c = %s", got)
+	}
+	if got := west.host(west.number("b")).String(); got != "172.16.2.2" {
+		t.Errorf("address of west/b = %s", got)
+	}
+	if top.Clusters[0].Control != "n1" || top.Clusters[0].ServiceCIDR.String() != "10.101.0.0/16" {
+		t.Errorf("defaults of east = %+v", top.Clusters[0])
+	}
+}
+
+func TestParseTopologyMistakes(t *testing.T) {
+	for name, tt := range map[string]struct{ yaml, want string }{
+		"no cluster":        {"wan: {}", "at least one cluster"},
+		"unknown field":     {"clusters: [{name: a, id: 1, color: red}]", "color"},
+		"same ID":           {"clusters: [{name: a, id: 1}, {name: b, id: 1}]", "must occur once"},
+		"ID out of range":   {"clusters: [{name: a, id: 300}]", "1 to 99"},
+		"control elsewhere": {"clusters: [{name: a, id: 1, control: n9}]", "not among its nodes"},
+		"loss":              {"clusters: [{name: a, id: 1}]\nwan: {loss: 3}", "share from 0 to 1"},
+		"delay":             {"clusters: [{name: a, id: 1}]\nwan: {delay: soon}", "not a duration"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := ParseTopology([]byte(tt.yaml))
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error = %v, want one that says %q", err, tt.want)
+			}
+		})
+	}
+}
