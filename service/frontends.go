@@ -1,0 +1,217 @@
+package service
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// ClusterID numbers a cluster; 0 is none.
+type ClusterID uint16
+
+// MaxGroups bounds the clusters behind one frontend: a row of the kernel's
+// service map has room for this many.
+const MaxGroups = 32
+
+// Frontend is one address and port that a service is reached at.
+//
+//	Frontend ── Groups, one per cluster ── Backends: may get new connections
+//	                                    └─ Draining: keep those they have
+type Frontend struct {
+	Namespace, Name string // of the service
+	PortName        string
+	Addr            netip.Addr
+	Port            uint16
+	Protocol        Protocol
+	// Groups may be empty: the service is known and nobody answers. They are
+	// sorted by tier, then by cluster.
+	Groups []Group
+	// Omitted are clusters beyond MaxGroups, the least preferred ones.
+	Omitted []ClusterID
+}
+
+// Group holds the backends of one cluster.
+type Group struct {
+	Cluster ClusterID
+	// Tier orders groups: one counts only while every group of a lower tier is
+	// dead or empty.
+	Tier uint8
+	// Weight multiplies the number of backends in the choice between groups of
+	// a tier.
+	Weight   uint8
+	Backends []Backend
+	Draining []Backend
+}
+
+// Backend is an address and port that answers for a service. Node is "" if
+// the source does not say.
+type Backend struct {
+	Addr netip.Addr
+	Port uint16
+	Node string
+}
+
+func (b Backend) compare(other Backend) int {
+	return cmp.Or(b.Addr.Compare(other.Addr), cmp.Compare(b.Port, other.Port))
+}
+
+// Tiers. Groups whose only backends are about to go come after all others,
+// because they are used only where nobody is ready.
+const (
+	tierPreferred   = 0
+	tierOther       = 1
+	tierTerminating = 2 // added to the above
+)
+
+// Frontends says what stands behind every address and port of svc, as seen
+// from cluster own. slices holds each cluster's slices of the service; those of
+// other clusters count only if svc is global. The result depends on nothing
+// but the arguments, their order left out.
+func Frontends(own ClusterID, svc *Service, slices map[ClusterID][]Slice) []Frontend {
+	var out []Frontend
+	for _, addr := range svc.Addresses {
+		for _, port := range svc.Ports {
+			f := Frontend{
+				Namespace: svc.Namespace, Name: svc.Name,
+				PortName: port.Name, Addr: addr, Port: port.Port, Protocol: port.Protocol,
+			}
+			f.groups(own, svc, port, slices)
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+func (f *Frontend) groups(own ClusterID, svc *Service, port Port, from map[ClusterID][]Slice) {
+	for _, cluster := range slices.Sorted(maps.Keys(from)) {
+		if cluster != own && !svc.Global {
+			continue
+		}
+		g, ok := group(port, f.Addr.Is4(), from[cluster])
+		if !ok {
+			continue
+		}
+		g.Cluster = cluster
+		g.Tier += tier(svc.Affinity, cluster == own)
+		f.Groups = append(f.Groups, g)
+	}
+	slices.SortStableFunc(f.Groups, func(a, b Group) int {
+		return cmp.Or(cmp.Compare(a.Tier, b.Tier), order(own, a.Cluster, b.Cluster))
+	})
+	if len(f.Groups) > MaxGroups {
+		for _, g := range f.Groups[MaxGroups:] {
+			f.Omitted = append(f.Omitted, g.Cluster)
+		}
+		f.Groups = f.Groups[:MaxGroups]
+	}
+}
+
+// order puts the own cluster before all others, so that it is never omitted
+// from its tier.
+func order(own, a, b ClusterID) int {
+	if (a == own) != (b == own) {
+		if a == own {
+			return -1
+		}
+		return 1
+	}
+	return cmp.Compare(a, b)
+}
+
+func tier(a Affinity, local bool) uint8 {
+	if a == AffinityLocal && !local || a == AffinityRemote && local {
+		return tierOther
+	}
+	return tierPreferred
+}
+
+// candidate is an endpoint with the port applied.
+type candidate struct {
+	Backend
+	ready, lastResort bool
+}
+
+// group sorts the endpoints of one cluster into those that take connections and
+// those that keep theirs; false if there are none. Ready ones take them; if
+// there are none, those that still serve while they terminate do.
+func group(port Port, v4 bool, from []Slice) (Group, bool) {
+	all := candidates(port, v4, from)
+	g := Group{Weight: 1}
+	var last []Backend
+	for _, c := range all {
+		switch {
+		case c.ready:
+			g.Backends = append(g.Backends, c.Backend)
+		case c.lastResort:
+			last = append(last, c.Backend)
+		default:
+			g.Draining = append(g.Draining, c.Backend)
+		}
+	}
+	if len(g.Backends) > 0 {
+		g.Draining = append(g.Draining, last...)
+		slices.SortFunc(g.Draining, Backend.compare)
+	} else if len(last) > 0 {
+		g.Backends, g.Tier = last, tierTerminating
+	}
+	return g, len(all) > 0
+}
+
+// candidates are the endpoints sorted by address and port, each once: one that
+// moves between slices stands in both for a while. Slices are usually sorted
+// already, and then this is one pass.
+func candidates(port Port, v4 bool, from []Slice) []candidate {
+	var all []candidate
+	for i := range from {
+		number, ok := match(port, from[i].Ports)
+		if !ok {
+			continue
+		}
+		all = slices.Grow(all, len(from[i].Endpoints))
+		for _, e := range from[i].Endpoints {
+			if e.Addr.Is4() == v4 {
+				all = append(all, candidate{Backend{e.Addr, number, e.Node}, e.Ready, e.Serving && e.Terminating})
+			}
+		}
+	}
+	byAddr := func(a, b candidate) int { return a.compare(b.Backend) }
+	if !slices.IsSortedFunc(all, byAddr) {
+		slices.SortFunc(all, byAddr)
+	}
+	out := all[:0]
+	for _, c := range all {
+		n := len(out)
+		if n == 0 || out[n-1].compare(c.Backend) != 0 {
+			out = append(out, c)
+			continue
+		}
+		have := &out[n-1]
+		// The ready one knows the node.
+		if c.ready && !have.ready || c.ready == have.ready && c.Node > have.Node {
+			have.Node = c.Node
+		}
+		have.ready = have.ready || c.ready
+		have.lastResort = have.lastResort || c.lastResort
+	}
+	return out
+}
+
+// match finds a service's port among a slice's: by name and protocol. A port
+// without a name also takes a slice's only port of its protocol, because names
+// are needed only where there are several.
+func match(port Port, ports []SlicePort) (uint16, bool) {
+	var only uint16
+	candidates := 0
+	for _, p := range ports {
+		if p.Protocol != port.Protocol || p.Port == 0 {
+			continue
+		}
+		if p.Name == port.Name {
+			return p.Port, true
+		}
+		candidates++
+		only = p.Port
+	}
+	return only, port.Name == "" && candidates == 1
+}

@@ -1,0 +1,157 @@
+package service
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// Annotations of global services, Cilium's, each with its older name.
+const (
+	AnnotationGlobal   = "service.cilium.io/global"
+	AnnotationShared   = "service.cilium.io/shared"
+	AnnotationAffinity = "service.cilium.io/affinity"
+
+	aliasGlobal   = "io.cilium/global-service"
+	aliasShared   = "io.cilium/shared-service"
+	aliasAffinity = "io.cilium/service-affinity"
+
+	// AnnotationNamespaceGlobal, on a namespace, set to "false" keeps all of it
+	// from being exported.
+	AnnotationNamespaceGlobal = "clustermesh.cilium.io/global"
+)
+
+// annotation is the value in lower case. The newer name wins.
+func annotation(a map[string]string, name, alias string) (string, bool) {
+	v, ok := a[name]
+	if !ok {
+		v, ok = a[alias]
+	}
+	return strings.ToLower(v), ok
+}
+
+// sharing reads the three annotations as Cilium does: shared defaults to
+// global, an affinity that is not known means none, and neither has an effect
+// on a service that is not global.
+func sharing(a map[string]string) (global, shared bool, affinity Affinity) {
+	affinity = AffinityNone
+	if v, _ := annotation(a, AnnotationGlobal, aliasGlobal); v != "true" {
+		return false, false, affinity
+	}
+	shared = true
+	if v, ok := annotation(a, AnnotationShared, aliasShared); ok {
+		shared = v == "true"
+	}
+	switch v, _ := annotation(a, AnnotationAffinity, aliasAffinity); Affinity(v) {
+	case AffinityLocal:
+		affinity = AffinityLocal
+	case AffinityRemote:
+		affinity = AffinityRemote
+	}
+	return true, shared, affinity
+}
+
+// FromKubernetes reads a Kubernetes service. A service of type ExternalName
+// has neither addresses nor ports.
+func FromKubernetes(svc *corev1.Service) (Service, error) {
+	s := Service{
+		Namespace: svc.Namespace, Name: svc.Name,
+		Selector:        svc.Spec.Selector,
+		PublishNotReady: svc.Spec.PublishNotReadyAddresses,
+	}
+	s.Global, s.Shared, s.Affinity = sharing(svc.Annotations)
+	if svc.Spec.Type == corev1.ServiceTypeExternalName {
+		return s, nil
+	}
+	ips := slices.Clone(svc.Spec.ClusterIPs)
+	if len(ips) == 0 && svc.Spec.ClusterIP != "" {
+		ips = []string{svc.Spec.ClusterIP}
+	}
+	for _, text := range ips {
+		if text == corev1.ClusterIPNone || text == "" {
+			continue
+		}
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.Zone() != "" {
+			return Service{}, fmt.Errorf("service %s/%s: clusterIP %q is not an IP address", svc.Namespace, svc.Name, text)
+		}
+		s.Addresses = append(s.Addresses, a)
+	}
+	for _, p := range svc.Spec.Ports {
+		if p.Port < 1 || p.Port > 65535 {
+			return Service{}, fmt.Errorf("service %s/%s: port %d is out of range", svc.Namespace, svc.Name, p.Port)
+		}
+		port := Port{Name: p.Name, Protocol: protocol(p.Protocol), Port: uint16(p.Port), Target: uint16(p.Port)}
+		switch t := p.TargetPort; {
+		case t.Type == intstr.String:
+			port.Target, port.TargetName = 0, t.StrVal
+		case t.IntVal < 0 || t.IntVal > 65535:
+			return Service{}, fmt.Errorf("service %s/%s: targetPort %d is out of range", svc.Namespace, svc.Name, t.IntVal)
+		case t.IntVal != 0:
+			port.Target = uint16(t.IntVal)
+		}
+		s.Ports = append(s.Ports, port)
+	}
+	return s, nil
+}
+
+// SliceFromKubernetes reads a Kubernetes endpoint slice. Ports without a number
+// and addresses that are none are left out, because no connection could go
+// there.
+func SliceFromKubernetes(es *discoveryv1.EndpointSlice) Slice {
+	s := Slice{Namespace: es.Namespace, Name: es.Name, Service: es.Labels[discoveryv1.LabelServiceName]}
+	for _, p := range es.Ports {
+		if p.Port == nil || *p.Port < 1 || *p.Port > 65535 {
+			continue
+		}
+		port := SlicePort{Port: uint16(*p.Port), Protocol: TCP}
+		if p.Name != nil {
+			port.Name = *p.Name
+		}
+		if p.Protocol != nil {
+			port.Protocol = protocol(*p.Protocol)
+		}
+		s.Ports = append(s.Ports, port)
+	}
+	for _, e := range es.Endpoints {
+		for _, text := range e.Addresses {
+			a, err := netip.ParseAddr(text)
+			if err != nil {
+				continue
+			}
+			end := Endpoint{Addr: a}
+			end.Ready, end.Serving, end.Terminating = Conditions(e.Conditions.Ready, e.Conditions.Serving, e.Conditions.Terminating)
+			if e.NodeName != nil {
+				end.Node = *e.NodeName
+			}
+			if e.Zone != nil {
+				end.Zone = *e.Zone
+			}
+			s.Endpoints = append(s.Endpoints, end)
+		}
+	}
+	return s
+}
+
+// Conditions fills in what an endpoint slice does not say: nil is ready, is
+// serving if it is ready, is not terminating.
+func Conditions(ready, serving, terminating *bool) (isReady, isServing, isTerminating bool) {
+	isReady = ready == nil || *ready
+	isServing = isReady
+	if serving != nil {
+		isServing = *serving
+	}
+	return isReady, isServing, terminating != nil && *terminating
+}
+
+func protocol(p corev1.Protocol) Protocol {
+	if p == "" {
+		return TCP
+	}
+	return Protocol(p)
+}

@@ -1,0 +1,119 @@
+package service
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Pod is a workload that services may select.
+type Pod struct {
+	Namespace, Name string
+	Node            string
+	Addr            netip.Addr
+	Labels          map[string]string
+	Ready           bool
+	Terminating     bool
+	NamedPorts      []NamedPort
+}
+
+// NamedPort is a container port that a service may call by name.
+type NamedPort struct {
+	Name     string
+	Protocol Protocol
+	Port     uint16
+}
+
+// Selects reports whether the service's selector picks the pod. An empty
+// selector picks none: such a service's slices are made by hand.
+func (s *Service) Selects(p *Pod) bool {
+	if len(s.Selector) == 0 || s.Namespace != p.Namespace {
+		return false
+	}
+	for k, v := range s.Selector {
+		if got, ok := p.Labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// Slices makes the service's endpoint slices out of pods, as Kubernetes' own
+// controller would, for clusters that have none. Pods that have different
+// numbers under the same port name are in different slices. The names of the
+// slices are stable: they depend on the service and the ports alone. Pods
+// without an address are left out.
+func (s *Service) Slices(pods []Pod) []Slice {
+	byPorts := map[string]*Slice{}
+	for i := range pods {
+		p := &pods[i]
+		if !p.Addr.IsValid() || !s.Selects(p) {
+			continue
+		}
+		ports := s.resolve(p)
+		name := s.sliceName(p.Addr, ports)
+		slice := byPorts[name]
+		if slice == nil {
+			slice = &Slice{Namespace: s.Namespace, Name: name, Service: s.Name, Ports: ports}
+			byPorts[name] = slice
+		}
+		slice.Endpoints = append(slice.Endpoints, Endpoint{
+			Addr: p.Addr, Node: p.Node,
+			Ready:       (p.Ready && !p.Terminating) || s.PublishNotReady,
+			Serving:     p.Ready || s.PublishNotReady,
+			Terminating: p.Terminating,
+		})
+	}
+	out := make([]Slice, 0, len(byPorts))
+	for _, slice := range byPorts {
+		slices.SortFunc(slice.Endpoints, func(a, b Endpoint) int { return a.Addr.Compare(b.Addr) })
+		out = append(out, *slice)
+	}
+	slices.SortFunc(out, func(a, b Slice) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+// resolve turns the service's ports into the pod's numbers; ports that the pod
+// does not have are left out.
+func (s *Service) resolve(p *Pod) []SlicePort {
+	var out []SlicePort
+	for _, port := range s.Ports {
+		number := port.Target
+		if port.TargetName != "" {
+			i := slices.IndexFunc(p.NamedPorts, func(n NamedPort) bool {
+				return n.Name == port.TargetName && n.Protocol == port.Protocol
+			})
+			if i < 0 {
+				continue
+			}
+			number = p.NamedPorts[i].Port
+		}
+		out = append(out, SlicePort{Name: port.Name, Protocol: port.Protocol, Port: number})
+	}
+	return out
+}
+
+// sliceName tells slices of one service apart by family, and by those ports
+// whose number depends on the pod.
+func (s *Service) sliceName(a netip.Addr, ports []SlicePort) string {
+	name := s.Name + "-v4"
+	if a.Is6() {
+		name = s.Name + "-v6"
+	}
+	var parts []string
+	for _, port := range s.Ports {
+		if port.TargetName == "" {
+			continue
+		}
+		number := uint16(0)
+		for _, p := range ports {
+			if p.Name == port.Name && p.Protocol == port.Protocol {
+				number = p.Port
+			}
+		}
+		parts = append(parts, fmt.Sprintf("-%d", number))
+	}
+	return name + strings.Join(parts, "")
+}

@@ -1,0 +1,102 @@
+// Package service decides what stands behind a service: which backends of which
+// clusters, in which tiers, and how the rows of a kernel map follow from that.
+//
+// It knows neither etcd nor maps: callers bring Kubernetes objects and what
+// peers exported, and carry the result into the kernel.
+package service
+
+import (
+	"net/netip"
+)
+
+// Protocol is TCP, UDP or SCTP, in Kubernetes' spelling.
+type Protocol string
+
+// The protocols that services have.
+const (
+	TCP  Protocol = "TCP"
+	UDP  Protocol = "UDP"
+	SCTP Protocol = "SCTP"
+)
+
+// Number is the IP protocol number; 0 for a protocol that is none of ours.
+func (p Protocol) Number() uint8 {
+	switch p {
+	case TCP:
+		return 6
+	case UDP:
+		return 17
+	case SCTP:
+		return 132
+	}
+	return 0
+}
+
+// Affinity says which backends of a global service come first.
+type Affinity string
+
+// The affinities. AffinityNone treats the backends of all clusters alike; the
+// other two use the rest only while none of the preferred is healthy.
+const (
+	AffinityNone   Affinity = "none"
+	AffinityLocal  Affinity = "local"
+	AffinityRemote Affinity = "remote"
+)
+
+// Service is a service as its own cluster declares it.
+type Service struct {
+	Namespace, Name string
+	// Addresses are the ones it is reached at. A headless service has none,
+	// and so no frontends.
+	Addresses []netip.Addr
+	Ports     []Port
+	Selector  map[string]string
+	// Global merges the backends of all clusters' services of this name.
+	Global bool
+	// Shared offers the own backends to other clusters. False unless Global.
+	Shared bool
+	// Affinity is AffinityNone unless Global.
+	Affinity Affinity
+	// PublishNotReady takes backends for ready that are not.
+	PublishNotReady bool
+}
+
+// Exported reports whether peers may know of the service.
+func (s *Service) Exported() bool { return s.Global && s.Shared }
+
+// Port is a port of a service.
+type Port struct {
+	Name     string // may be "" if it is the only one
+	Protocol Protocol
+	Port     uint16
+	// Target is where backends listen: a number, or if 0 the container port
+	// called TargetName.
+	Target     uint16
+	TargetName string
+}
+
+// Slice is a part of a service's backends: endpoints that have the same ports.
+type Slice struct {
+	Namespace, Name string
+	Service         string
+	Ports           []SlicePort
+	Endpoints       []Endpoint
+}
+
+// SlicePort is a port of every endpoint of a slice, under the name that the
+// service gives it.
+type SlicePort struct {
+	Name     string
+	Protocol Protocol
+	Port     uint16
+}
+
+// Endpoint is a backend before ports are applied.
+type Endpoint struct {
+	Addr netip.Addr
+	Node string
+	Zone string
+	// Ready takes new connections. Serving answers, ready or not. Terminating
+	// is about to go.
+	Ready, Serving, Terminating bool
+}
