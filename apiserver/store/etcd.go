@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -122,11 +123,13 @@ func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int6
 }
 
 // Watch implements Store. It asks for a sign of life at every interval, because
-// a broken connection is otherwise indistinguishable from a quiet store.
+// a broken connection is otherwise indistinguishable from a quiet store. etcd
+// gives none to a watch that begins in the future, so it begins at the revision
+// itself, and what the caller has already is dropped.
 func (e *Etcd) Watch(ctx context.Context, prefix string, after int64, each func(Batch) error) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	changes := e.client.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(after+1), clientv3.WithProgressNotify())
+	changes := e.client.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(after), clientv3.WithProgressNotify())
 	tick := time.NewTicker(e.signOfLife)
 	defer tick.Stop()
 	unanswered := 0
@@ -140,12 +143,15 @@ func (e *Etcd) Watch(ctx context.Context, prefix string, after int64, each func(
 				return explain(err)
 			}
 			unanswered = 0
-			batch := Batch{Revision: resp.Header.Revision, Events: make([]Event, len(resp.Events))}
-			for i, ev := range resp.Events {
-				batch.Events[i] = Event{
+			batch := Batch{Revision: resp.Header.Revision, Events: make([]Event, 0, len(resp.Events))}
+			for _, ev := range resp.Events {
+				if ev.Kv.ModRevision <= after {
+					continue
+				}
+				batch.Events = append(batch.Events, Event{
 					KV:      KV{Key: string(ev.Kv.Key), Value: ev.Kv.Value, Created: ev.Kv.CreateRevision, Modified: ev.Kv.ModRevision, Lease: Lease(ev.Kv.Lease)},
 					Deleted: ev.Type == clientv3.EventTypeDelete,
-				}
+				})
 			}
 			if err := each(batch); err != nil {
 				return err
@@ -252,7 +258,8 @@ func explain(err error) error {
 		known = ErrCompacted
 	case errors.Is(rpc, rpctypes.ErrNoSpace):
 		known = ErrFull
-	case errors.Is(rpc, rpctypes.ErrPermissionDenied), errors.Is(rpc, rpctypes.ErrUserEmpty), errors.Is(rpc, rpctypes.ErrAuthFailed):
+	case errors.Is(rpc, rpctypes.ErrPermissionDenied), errors.Is(rpc, rpctypes.ErrUserEmpty), errors.Is(rpc, rpctypes.ErrAuthFailed),
+		strings.Contains(err.Error(), rpctypes.ErrPermissionDenied.Error()): // watches get it as text
 		known = ErrDenied
 	case errors.Is(rpc, rpctypes.ErrRequestTooLarge), errors.Is(rpc, rpctypes.ErrTooManyOps):
 		known = ErrTooLarge

@@ -1,0 +1,148 @@
+// Package embedded runs an etcd inside the API server: one member, reached by
+// mutual TLS only.
+//
+// Whoever connects, also the API server itself, does so through package store.
+package embedded
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+)
+
+// Numbers we chose. An apply is one transaction, so etcd's own limits (128
+// operations, 1.5 MiB) would be limits of a manifest.
+const (
+	MaxTxnOps       = 4096
+	MaxRequestBytes = 8 << 20
+	// compaction is how much history is kept for watchers that lag behind.
+	compaction = "10m"
+	// keepAliveMin is how often clients may ping without being cut off.
+	keepAliveMin = 5 * time.Second
+)
+
+// Config of the member.
+type Config struct {
+	// Dir holds its data; created 0700 if missing.
+	Dir string
+	// Name is the member's, by default "weft".
+	Name string
+	// Listen is the address for clients; port 0 takes a free one.
+	Listen string
+	// Advertise are the addresses (host:port) clients are told. Empty means
+	// Listen's.
+	Advertise []string
+	// Cert and Key are files with the server's certificate; CA is the file with
+	// what clients are checked against.
+	Cert, Key, CA string
+	// QuotaBytes bounds the database; etcd refuses writes beyond. 0 means 2 GiB.
+	QuotaBytes int64
+	Log        *slog.Logger
+}
+
+// Server is a running member.
+type Server struct {
+	etcd *embed.Etcd
+	addr string
+}
+
+// Start runs a member and returns once it serves. The caller closes it.
+func Start(ctx context.Context, c Config) (*Server, error) {
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("start etcd: %w", err)
+	}
+	conf := embed.NewConfig()
+	conf.Dir = c.Dir
+	conf.Name = c.Name
+	if conf.Name == "" {
+		conf.Name = "weft"
+	}
+	conf.ListenClientUrls = []url.URL{{Scheme: "https", Host: c.Listen}}
+	conf.AdvertiseClientUrls = conf.ListenClientUrls
+	if len(c.Advertise) > 0 {
+		conf.AdvertiseClientUrls = nil
+		for _, host := range c.Advertise {
+			conf.AdvertiseClientUrls = append(conf.AdvertiseClientUrls, url.URL{Scheme: "https", Host: host})
+		}
+	}
+	// A single member has nobody to talk to: it listens on loopback, on any
+	// port, and its advertised address is only its name in the membership.
+	conf.ListenPeerUrls = []url.URL{{Scheme: "https", Host: "127.0.0.1:0"}}
+	conf.AdvertisePeerUrls = []url.URL{{Scheme: "https", Host: "127.0.0.1:2380"}}
+	conf.InitialCluster = conf.Name + "=https://127.0.0.1:2380"
+	conf.ClientTLSInfo.CertFile, conf.ClientTLSInfo.KeyFile = c.Cert, c.Key
+	conf.ClientTLSInfo.TrustedCAFile, conf.ClientTLSInfo.ClientCertAuth = c.CA, true
+	conf.PeerTLSInfo = conf.ClientTLSInfo
+	conf.TlsMinVersion = "TLS1.3"
+	conf.MaxTxnOps, conf.MaxRequestBytes = MaxTxnOps, MaxRequestBytes
+	conf.QuotaBackendBytes = c.QuotaBytes
+	conf.AutoCompactionMode, conf.AutoCompactionRetention = embed.CompactorModePeriodic, compaction
+	conf.GRPCKeepAliveMinTime = keepAliveMin
+	conf.EnableGRPCGateway = false // it would act under the server's own name
+	conf.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(logCore{log: c.Log}))
+
+	etcd, err := embed.StartEtcd(conf)
+	if err != nil {
+		return nil, fmt.Errorf("start etcd: %w", explain(c, err))
+	}
+	s := &Server{etcd: etcd, addr: etcd.Clients[0].Addr().String()}
+	select {
+	case <-etcd.Server.ReadyNotify():
+		return s, nil
+	case err := <-etcd.Err():
+		s.Close()
+		return nil, fmt.Errorf("start etcd: %w", err)
+	case <-ctx.Done():
+		s.Close()
+		return nil, fmt.Errorf("start etcd: %w", ctx.Err())
+	}
+}
+
+// Run waits until ctx ends, then stops the member; or until it fails.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.Close()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-s.etcd.Err():
+		return fmt.Errorf("etcd stopped: %w", err)
+	case <-s.etcd.Server.StopNotify():
+		return errors.New("etcd stopped by itself")
+	}
+}
+
+// Close stops the member; closing twice is harmless.
+func (s *Server) Close() { s.etcd.Close() }
+
+// Addr is where clients connect on this machine: Listen with the real port,
+// and loopback where it listens on every address.
+func (s *Server) Addr() string {
+	host, port, err := net.SplitHostPort(s.addr)
+	if err != nil {
+		return s.addr
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// explain says what an operator can do about the usual reasons not to start.
+func explain(c Config, err error) error {
+	switch text := err.Error(); {
+	case strings.Contains(text, "address already in use"):
+		return fmt.Errorf("%s is in use: stop what listens there, or choose another --etcd-listen: %w", c.Listen, err)
+	case strings.Contains(text, "no space left"):
+		return fmt.Errorf("the file system of %s is full: make space there: %w", c.Dir, err)
+	}
+	return err
+}

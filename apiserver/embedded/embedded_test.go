@@ -1,0 +1,186 @@
+package embedded_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/apiserver/embedded"
+	"github.com/weft-mesh/weft/apiserver/store"
+)
+
+type cluster struct {
+	t    *testing.T
+	ca   *authority.Authority
+	conf embedded.Config
+	*embedded.Server
+}
+
+func start(t *testing.T) *cluster {
+	t.Helper()
+	ca, err := authority.Open(t.TempDir(), "east")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key, err := ca.IssueFile("etcd", authority.Request{User: "etcd", Client: true, Server: true, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cluster{t: t, ca: ca, conf: embedded.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", Cert: cert, Key: key, CA: ca.BundlePath(), Log: slog.New(slog.DiscardHandler)}}
+	c.run()
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func (c *cluster) run() {
+	c.t.Helper()
+	began := time.Now()
+	server, err := embedded.Start(c.t.Context(), c.conf)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Logf("etcd ready after %v", time.Since(began))
+	c.Server = server
+}
+
+func (c *cluster) as(user string) *store.Etcd {
+	c.t.Helper()
+	pair, err := c.ca.Issue(authority.Request{User: user, Client: true})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	cert, err := pair.TLS()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	e, err := store.Dial(store.DialConfig{
+		Endpoints: []string{"https://" + c.Addr()}, SignOfLife: 50 * time.Millisecond,
+		TLS: &tls.Config{RootCAs: c.ca.Pool(), Certificates: []tls.Certificate{cert}},
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { e.Close() })
+	return e
+}
+
+func TestUsersReadAndWriteOnlyTheirOwn(t *testing.T) {
+	c := start(t)
+	ctx := t.Context()
+	root := c.as(authority.Root)
+	if err := root.EnableAuth(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := root.EnableAuth(ctx); err != nil {
+		t.Fatal("repeated:", err)
+	}
+	agent := store.User{Name: "agent-n1", Read: []string{"weft/state/", "one"}, Write: []string{"weft/state/nodes/n1/"}}
+	for range 2 {
+		if err := root.SetUser(ctx, agent); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n1 := c.as(agent.Name)
+	put := func(e *store.Etcd, key string) error { return store.Write(ctx, e, store.Put(key, []byte("x"))) }
+	for _, key := range []string{"weft/state/nodes/n1/node", "weft/state/nodes/n2/node", "one", "one-more", "weft/secret/ca"} {
+		if err := put(root, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := put(n1, "weft/state/nodes/n1/node"); err != nil {
+		t.Error("own prefix:", err)
+	}
+	for _, key := range []string{"weft/state/nodes/n2/node", "weft/state/nodes/n1", "one"} {
+		if err := put(n1, key); !errors.Is(err, store.ErrDenied) {
+			t.Errorf("write of %s: %v", key, err)
+		}
+	}
+	if _, err := n1.Get(ctx, "one"); err != nil {
+		t.Error(err)
+	}
+	for _, key := range []string{"one-more", "weft/secret/ca"} {
+		if _, err := n1.Get(ctx, key); !errors.Is(err, store.ErrDenied) {
+			t.Errorf("read of %s: %v", key, err)
+		}
+	}
+	if err := n1.Watch(ctx, "weft/", 0, func(store.Batch) error { return nil }); !errors.Is(err, store.ErrDenied) {
+		t.Error("watch of everything:", err)
+	}
+	if _, _, err := c.as("nobody").List(ctx, "weft/state/"); !errors.Is(err, store.ErrDenied) {
+		t.Error("unknown user:", err)
+	}
+
+	agent.Read = []string{"weft/state/"}
+	if err := root.SetUser(ctx, agent); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n1.Get(ctx, "one"); !errors.Is(err, store.ErrDenied) {
+		t.Error("right not taken back:", err)
+	}
+	if err := root.RemoveUser(ctx, agent.Name); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n1.Get(ctx, "weft/state/nodes/n1/node"); !errors.Is(err, store.ErrDenied) {
+		t.Error("removed user:", err)
+	}
+}
+
+func TestWatchGivesSignsOfLifeAndSurvivesRestart(t *testing.T) {
+	c := start(t)
+	root := c.as(authority.Root)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	batches := make(chan store.Batch)
+	done := make(chan error, 1)
+	go func() {
+		done <- store.Persist(ctx, c.conf.Log, "follow", func(ctx context.Context) error {
+			return store.Follow(ctx, root, "k/", func(b store.Batch) error {
+				select {
+				case batches <- b:
+				case <-ctx.Done():
+				}
+				return nil
+			})
+		})
+	}()
+	next := func(what string, match func(store.Batch) bool) {
+		t.Helper()
+		for {
+			select {
+			case b := <-batches:
+				if match(b) {
+					return
+				}
+			case <-ctx.Done():
+				t.Fatal("waiting for", what)
+			}
+		}
+	}
+	next("complete list", func(b store.Batch) bool { return b.Complete })
+	next("sign of life", func(b store.Batch) bool { return !b.Complete && len(b.Events) == 0 })
+	put := func(value string) {
+		t.Helper()
+		if err := store.Write(ctx, root, store.Put("k/a", []byte(value))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("1")
+	next("change", func(b store.Batch) bool { return len(b.Events) == 1 })
+
+	c.conf.Listen = c.Addr()
+	c.Close()
+	c.run()
+	put("2")
+	next("change after restart", func(b store.Batch) bool {
+		return len(b.Events) == 1 && string(b.Events[0].Value) == "2"
+	})
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
