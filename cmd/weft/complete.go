@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+// A completer lists what can stand at a place of the command line.
+type completer = func(cmd *cobra.Command, args []string, begin string) ([]string, cobra.ShellCompDirective)
+
+const onlyThese = cobra.ShellCompDirectiveNoFileComp
+
+// completionTime bounds what a key press may wait for a cluster.
+const completionTime = 2 * time.Second
+
+// complete sets the completer of a flag that exists.
+func complete(cmd *cobra.Command, flag string, f completer) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, f); err != nil {
+		panic(err) // a flag that is not there: a mistake in this folder
+	}
+}
+
+func fixed(words ...string) completer {
+	return func(_ *cobra.Command, _ []string, begin string) ([]string, cobra.ShellCompDirective) {
+		return starting(words, begin), onlyThese
+	}
+}
+
+func starting(words []string, begin string) (fit []string) {
+	for _, w := range words {
+		if strings.HasPrefix(w, begin) {
+			fit = append(fit, w)
+		}
+	}
+	return fit
+}
+
+func completeContexts(_ *cobra.Command, _ []string, begin string) ([]string, cobra.ShellCompDirective) {
+	file, err := api.LoadConfig("")
+	if err != nil {
+		return nil, onlyThese
+	}
+	// After a comma only the last name is being typed.
+	head := begin[:strings.LastIndex(begin, ",")+1]
+	var names []string
+	for _, name := range append(file.Names(), "all") {
+		names = append(names, head+name)
+	}
+	return starting(names, begin), onlyThese | cobra.ShellCompDirectiveNoSpace
+}
+
+// fromCluster completes with names that the chosen clusters know. What cannot
+// be asked in time completes to nothing.
+func fromCluster(names func(context.Context, *api.Client, *cobra.Command, []string) ([]string, error)) completer {
+	return func(cmd *cobra.Command, args []string, begin string) ([]string, cobra.ShellCompDirective) {
+		all, err := clients(cmd)
+		if err != nil {
+			return nil, onlyThese
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+		defer cancel()
+		var words []string
+		for _, c := range all {
+			found, err := names(ctx, c, cmd, args)
+			c.Close()
+			if err == nil {
+				words = append(words, found...)
+			}
+		}
+		slices.Sort(words)
+		return starting(slices.Compact(words), begin), onlyThese
+	}
+}
+
+// first completes only the first argument.
+func first(f completer) completer {
+	return func(cmd *cobra.Command, args []string, begin string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, onlyThese
+		}
+		return f(cmd, args, begin)
+	}
+}
+
+var completePeers = fromCluster(func(ctx context.Context, c *api.Client, _ *cobra.Command, _ []string) (names []string, err error) {
+	peers, err := c.Peers(ctx)
+	if err == nil {
+		for _, p := range peers.Peers {
+			names = append(names, p.Name)
+		}
+	}
+	return names, err
+})
+
+var completeNodes = fromCluster(func(ctx context.Context, c *api.Client, _ *cobra.Command, _ []string) (names []string, err error) {
+	nodes, err := c.Nodes(ctx)
+	if err == nil {
+		for _, n := range nodes.Nodes {
+			names = append(names, n.Name)
+		}
+	}
+	return names, err
+})
+
+var completeNamespaces = fromCluster(func(ctx context.Context, c *api.Client, _ *cobra.Command, _ []string) ([]string, error) {
+	return objectNames(ctx, c, "namespaces", "")
+})
+
+// completeObjects completes "KIND" and then "KIND NAME…".
+func completeObjects(cmd *cobra.Command, args []string, begin string) ([]string, cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		return fixed(kindNames()...)(cmd, args, begin)
+	}
+	return fromCluster(func(ctx context.Context, c *api.Client, cmd *cobra.Command, args []string) ([]string, error) {
+		return objectNames(ctx, c, args[0], namespace(cmd))
+	})(cmd, args, begin)
+}

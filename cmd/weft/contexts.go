@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+// globalFlags are those of every command that talks to a cluster.
+func globalFlags(root *cobra.Command) {
+	flags := root.PersistentFlags()
+	flags.StringSliceP("context", "c", nil, "cluster to talk to, by the name of its context; several with commas, or all")
+	flags.StringP("namespace", "n", "", "namespace; lists show all without it, single objects are taken from default")
+	flags.StringP("output", "o", "table", "table, wide, name, json or yaml")
+	flags.Duration("timeout", 30*time.Second, "how long a request may take; streams have no limit")
+	complete(root, "context", completeContexts)
+	complete(root, "namespace", completeNamespaces)
+	complete(root, "output", fixed(formats...))
+}
+
+// clients connects to the contexts of -c. Without -c it is the current one.
+func clients(cmd *cobra.Command) ([]*api.Client, error) {
+	names, err := cmd.Flags().GetStringSlice("context")
+	if err != nil {
+		return nil, err
+	}
+	file, err := api.LoadConfig("")
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, usageError{err}
+		}
+		return nil, err
+	}
+	if slices.Contains(names, "all") && !slices.Contains(file.Names(), "all") {
+		names = file.Names()
+	}
+	if len(names) == 0 {
+		names = []string{""}
+	}
+	var all []*api.Client
+	for _, name := range names {
+		client, err := clientOf(file, name)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, client)
+	}
+	return all, nil
+}
+
+func clientOf(file *api.Config, name string) (*api.Client, error) {
+	x, err := file.Context(name)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return api.NewClient(x)
+}
+
+// client connects to the one context of -c.
+func client(cmd *cobra.Command) (*api.Client, error) {
+	all, err := clients(cmd)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) != 1 {
+		return nil, usageError{fmt.Errorf("%s works on one cluster, not on %d", cmd.CommandPath(), len(all))}
+	}
+	return all[0], nil
+}
+
+// patient is the command's context with --timeout.
+func patient(cmd *cobra.Command) (context.Context, context.CancelFunc) {
+	timeout, err := cmd.Flags().GetDuration("timeout")
+	if err != nil || timeout <= 0 {
+		return context.WithCancel(cmd.Context())
+	}
+	return context.WithTimeout(cmd.Context(), timeout)
+}
+
+// namespace is the value of -n, empty when it is not given.
+func namespace(cmd *cobra.Command) string {
+	ns, _ := cmd.Flags().GetString("namespace")
+	return ns
+}
+
+// each asks every chosen cluster in turn and stops at the first error. What
+// came before the error is returned too.
+func each[T any](cmd *cobra.Command, ask func(context.Context, *api.Client) (T, error)) ([]T, error) {
+	all, err := clients(cmd)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := patient(cmd)
+	defer cancel()
+	var answers []T
+	for _, c := range all {
+		answer, err := ask(ctx, c)
+		c.Close()
+		if err != nil {
+			if len(all) > 1 {
+				err = fmt.Errorf("%s: %w", c.Name(), err)
+			}
+			return answers, err
+		}
+		answers = append(answers, answer)
+	}
+	return answers, nil
+}
+
+// groupCommand is a command that only holds others.
+func groupCommand(use, short, group string, commands ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, GroupID: group, Args: usageArgs(subcommand)}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.AddCommand(commands...)
+	return cmd
+}
+
+// subcommand refuses what is no command, and says which there are.
+func subcommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	var names []string
+	for _, c := range cmd.Commands() {
+		if c.IsAvailableCommand() {
+			names = append(names, c.Name())
+		}
+	}
+	return fmt.Errorf("there is no %q; choose from %s", args[0], strings.Join(names, ", "))
+}

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+// The exit codes. Scripts rely on them.
+const (
+	exitOK          = 0
+	exitNo          = 1
+	exitUsage       = 2
+	exitUnreachable = 3
+	exitIncapable   = 4
+)
+
+const exitCodes = `Exit codes:
+  0  done, or the answer is yes
+  1  the answer is no: an expectation failed, a manifest was refused, it is not there
+  2  the command line or a file it names was not understood
+  3  a cluster could not be reached, or does not accept our certificate
+  4  this machine cannot do it: no root, no BPF, kernel too old`
+
+// usageError is a mistake on the command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// incapable says what this machine lacks.
+type incapable struct{ error }
+
+func (e incapable) Unwrap() error { return e.error }
+
+// errNo ends a command whose output has said why the answer is no.
+var errNo = errors.New("the answer is no")
+
+// usageArgs makes a wrong number of arguments a usage error.
+func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
+		}
+		return nil
+	}
+}
+
+// finish prints an error with a hint and returns the exit code.
+func finish(root *cobra.Command, err error) int {
+	if err == nil || errors.Is(err, errNo) {
+		return exitCode(err)
+	}
+	w := root.ErrOrStderr()
+	fmt.Fprintf(w, "weft: %s\n", printableLines(err.Error()))
+	if hint := explain(err); hint != "" {
+		fmt.Fprintf(w, "hint: %s\n", printableLines(hint))
+	}
+	return exitCode(err)
+}
+
+// exitCode is the code of an error. An error may name its own with a method
+// ExitCode.
+func exitCode(err error) int {
+	var usage usageError
+	var lack incapable
+	var refusal *api.Error
+	var own interface{ ExitCode() int }
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &own):
+		return own.ExitCode()
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.As(err, &lack):
+		return exitIncapable
+	case errors.As(err, &refusal):
+		if refusal.Status == http.StatusUnauthorized || refusal.Status == http.StatusBadGateway ||
+			refusal.Status == http.StatusServiceUnavailable || refusal.Status == http.StatusGatewayTimeout {
+			return exitUnreachable
+		}
+		return exitNo
+	case unreachable(err):
+		return exitUnreachable
+	}
+	return exitNo
+}
+
+func unreachable(err error) bool {
+	var dial *net.OpError
+	var alert tls.AlertError
+	var verify *tls.CertificateVerificationError
+	return errors.As(err, &dial) || errors.As(err, &alert) || errors.As(err, &verify) ||
+		errors.Is(err, context.DeadlineExceeded)
+}
+
+// explain turns a known cause into advice; it is empty where the error says
+// all there is.
+func explain(err error) (hint string) {
+	var refusal *api.Error
+	var dial *net.OpError
+	var hostname x509.HostnameError
+	switch {
+	case errors.As(err, &refusal):
+		return refusal.Hint
+	case errors.As(err, &hostname):
+		return "the context's server is not one of the names in the server's certificate; name it in the API server's configuration, or use an address it has"
+	case errors.As(err, &dial) && dial.Net == "unix":
+		return "is `weft agent` running on this machine? Its socket is " + agentSocket + "; name another with --socket"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "give it longer with --timeout, or look whether `weft apiserver` runs there"
+	case errors.As(err, &dial) && dial.Op == "dial":
+		return "does `weft apiserver` run there, and is the context's server right? `weft version -o json` shows which file the contexts come from"
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		return "run it as root"
+	}
+	var usage usageError
+	if errors.As(err, &usage) {
+		return "see `weft help`, or add --help to the command"
+	}
+	return ""
+}

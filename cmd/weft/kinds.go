@@ -1,0 +1,230 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+// A kind of object as `weft get` shows it. Every listing begins with cluster,
+// namespace and name and ends with the age; cells are what is between.
+type kind struct {
+	plural   string
+	names    []string // other words for it
+	columns  []column
+	cells    func(raw []byte) ([]string, error)
+	clusters bool // it has no namespace
+}
+
+var kinds = []kind{
+	{plural: "namespaces", names: []string{"namespace", "ns"}, clusters: true,
+		columns: columns("*LABELS"),
+		cells: cells(func(n *corev1.Namespace) []string {
+			return []string{labelList(n.Labels)}
+		})},
+	{plural: "pods", names: []string{"pod", "po"},
+		columns: columns("NODE", "ADDRESS", "*LABELS"),
+		cells: cells(func(p *corev1.Pod) []string {
+			return []string{p.Spec.NodeName, p.Status.PodIP, labelList(p.Labels)}
+		})},
+	{plural: "services", names: []string{"service", "svc"},
+		columns: columns("CLUSTER-IP", "PORTS", "GLOBAL", "*SELECTOR"),
+		cells: cells(func(s *corev1.Service) []string {
+			return []string{s.Spec.ClusterIP, servicePorts(s), yes(s.Annotations["service.cilium.io/global"] == "true"), labelList(s.Spec.Selector)}
+		})},
+	{plural: "endpointslices", names: []string{"endpointslice"},
+		columns: columns("SERVICE", "ADDRESSES", "PORTS"),
+		cells: cells(func(e *discoveryv1.EndpointSlice) []string {
+			return []string{e.Labels[discoveryv1.LabelServiceName], sliceAddresses(e), slicePorts(e)}
+		})},
+	{plural: "ciliumnetworkpolicies", names: []string{"ciliumnetworkpolicy", "cnp"},
+		columns: columns("SELECTS", "RULES"), cells: policyCells},
+	{plural: "ciliumclusterwidenetworkpolicies", names: []string{"ciliumclusterwidenetworkpolicy", "ccnp"}, clusters: true,
+		columns: columns("SELECTS", "RULES"), cells: policyCells},
+}
+
+// kindOf finds a kind by any of its names.
+func kindOf(word string) (kind, error) {
+	word = strings.ToLower(word)
+	for _, k := range kinds {
+		if k.plural == word {
+			return k, nil
+		}
+		for _, n := range k.names {
+			if n == word {
+				return k, nil
+			}
+		}
+	}
+	return kind{}, usageError{fmt.Errorf("there is no kind %q; choose from %s", word, strings.Join(kindNames(), ", "))}
+}
+
+func kindNames() []string {
+	names := make([]string, len(kinds))
+	for i, k := range kinds {
+		names[i] = k.plural
+	}
+	return names
+}
+
+// cells makes a kind's cells from its decoded objects.
+func cells[T any](of func(*T) []string) func([]byte) ([]string, error) {
+	return func(raw []byte) ([]string, error) {
+		var v T
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return nil, fmt.Errorf("read object: %w", err)
+		}
+		return of(&v), nil
+	}
+}
+
+// row is one object's line.
+func (k kind) row(cluster string, raw []byte) ([]string, error) {
+	var meta struct {
+		metav1.ObjectMeta `json:"metadata"`
+	}
+	if err := json.Unmarshal(raw, &meta); err != nil {
+		return nil, fmt.Errorf("read object: %w", err)
+	}
+	middle, err := k.cells(raw)
+	if err != nil {
+		return nil, err
+	}
+	row := []string{cluster, meta.Namespace, meta.Name}
+	if k.clusters {
+		row = []string{cluster, meta.Name}
+	}
+	return append(append(row, middle...), since(meta.CreationTimestamp.Time)), nil
+}
+
+func (k kind) heads() []column {
+	cols := columns("CLUSTER", "NAMESPACE", "NAME")
+	if k.clusters {
+		cols = columns("CLUSTER", "NAME")
+	}
+	return append(append(cols, k.columns...), column{head: "AGE"})
+}
+
+func servicePorts(s *corev1.Service) string {
+	var ports []string
+	for _, p := range s.Spec.Ports {
+		ports = append(ports, fmt.Sprintf("%d/%s", p.Port, orTCP(p.Protocol)))
+	}
+	return strings.Join(ports, ",")
+}
+
+func orTCP(p corev1.Protocol) corev1.Protocol {
+	if p == "" {
+		return corev1.ProtocolTCP
+	}
+	return p
+}
+
+func sliceAddresses(e *discoveryv1.EndpointSlice) string {
+	var all []string
+	for _, ep := range e.Endpoints {
+		all = append(all, ep.Addresses...)
+	}
+	return strings.Join(all, ",")
+}
+
+func slicePorts(e *discoveryv1.EndpointSlice) string {
+	var ports []string
+	for _, p := range e.Ports {
+		if p.Port == nil {
+			continue
+		}
+		protocol := corev1.ProtocolTCP
+		if p.Protocol != nil {
+			protocol = orTCP(*p.Protocol)
+		}
+		ports = append(ports, fmt.Sprintf("%d/%s", *p.Port, protocol))
+	}
+	return strings.Join(ports, ",")
+}
+
+// policySpec is as much of a policy as a listing shows.
+type policySpec struct {
+	EndpointSelector *metav1.LabelSelector `json:"endpointSelector"`
+	NodeSelector     *metav1.LabelSelector `json:"nodeSelector"`
+	Ingress          []any                 `json:"ingress"`
+	IngressDeny      []any                 `json:"ingressDeny"`
+	Egress           []any                 `json:"egress"`
+	EgressDeny       []any                 `json:"egressDeny"`
+}
+
+func policyCells(raw []byte) ([]string, error) {
+	var p struct {
+		Spec  *policySpec  `json:"spec"`
+		Specs []policySpec `json:"specs"`
+	}
+	if err := json.Unmarshal(raw, &p); err != nil {
+		return nil, fmt.Errorf("read policy: %w", err)
+	}
+	if p.Spec != nil {
+		p.Specs = append([]policySpec{*p.Spec}, p.Specs...)
+	}
+	var selects, rules []string
+	for _, s := range p.Specs {
+		selector := s.EndpointSelector
+		if selector == nil {
+			selector = s.NodeSelector
+		}
+		text := metav1.FormatLabelSelector(selector)
+		if selector != nil && len(selector.MatchLabels)+len(selector.MatchExpressions) == 0 {
+			text = "all"
+		}
+		selects = append(selects, text)
+		for _, r := range []struct {
+			name  string
+			rules []any
+		}{{"ingress", s.Ingress}, {"ingress-deny", s.IngressDeny}, {"egress", s.Egress}, {"egress-deny", s.EgressDeny}} {
+			if r.rules != nil {
+				rules = append(rules, fmt.Sprintf("%s:%d", r.name, len(r.rules)))
+			}
+		}
+	}
+	return []string{strings.Join(selects, "; "), strings.Join(rules, " ")}, nil
+}
+
+func labelList(labels map[string]string) string {
+	if len(labels) == 0 {
+		return ""
+	}
+	return metav1.FormatLabelSelector(&metav1.LabelSelector{MatchLabels: labels})
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// objectNames are the names of a kind's objects.
+func objectNames(ctx context.Context, c *api.Client, word, ns string) (names []string, err error) {
+	k, err := kindOf(word)
+	if err != nil {
+		return nil, err
+	}
+	l, err := c.Objects(ctx, k.plural, ns)
+	if err != nil {
+		return nil, err
+	}
+	for _, raw := range l.Items {
+		var meta struct {
+			metav1.ObjectMeta `json:"metadata"`
+		}
+		if json.Unmarshal(raw, &meta) == nil {
+			names = append(names, meta.Name)
+		}
+	}
+	return names, nil
+}

@@ -1,0 +1,57 @@
+// Command weft is the one binary of the mesh: the processes of a cluster and
+// the command line of its operator, with a file for each command.
+//
+// It reads flags and files, puts the parts together and prints; everything
+// else is done by the packages it imports.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	root := rootCommand()
+	err := root.ExecuteContext(ctx)
+	stop()
+	os.Exit(finish(root, err))
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "weft",
+		Short: "Joins clusters into one mesh",
+		Long: "weft joins clusters, Kubernetes or plain machines, into one mesh: a service keeps its\n" +
+			"name and a workload keeps its rights, whichever cluster a packet starts or ends in.\n\n" + exitCodes,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          usageArgs(cobra.NoArgs),
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	globalFlags(root)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddGroup(
+		&cobra.Group{ID: operate, Title: "Operate a mesh:"},
+		&cobra.Group{ID: look, Title: "Look into it:"},
+		&cobra.Group{ID: process, Title: "Processes of a cluster:"},
+	)
+	root.AddCommand(
+		applyCommand(), getCommand(), deleteCommand(),
+		peerCommand(), nodeCommand(), policyCommand(),
+		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), debugCommand(),
+		versionCommand(),
+	)
+	return root
+}
+
+// The groups of commands in the help.
+const (
+	operate = "operate"
+	look    = "look"
+	process = "process"
+)

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+func nodeCommand() *cobra.Command {
+	return groupCommand("node", "Nodes of a cluster, their join bundles and keys", operate,
+		nodeListCommand(), nodeAddCommand(), nodeDeleteCommand(), nodeRotateCommand())
+}
+
+func nodeListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "Show the nodes and how they are",
+		Args:  usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			lists, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.NodeList, error) { return c.Nodes(ctx) })
+			if err != nil {
+				return err
+			}
+			var nodes []api.NodeStatus
+			for _, l := range lists {
+				nodes = append(nodes, l.Nodes...)
+			}
+			return show(cmd, lists, nodeTable(nodes))
+		},
+	}
+}
+
+func nodeTable(nodes []api.NodeStatus) table {
+	t := table{
+		columns: columns("CLUSTER", "NODE", "STATE", "ENDPOINTS", "ADDRESS", "POD-CIDR", "KEY-EPOCH", "SEEN", "*INTERNAL", "*REFUSED"),
+		name:    1,
+		empty:   "there are no nodes; `weft node add NAME` makes a join bundle for one",
+	}
+	for _, n := range nodes {
+		seen := ""
+		if !n.LastSeen.IsZero() {
+			seen = age(n.AgeSeconds)
+		}
+		internal := ""
+		if n.Internal.IsValid() {
+			internal = n.Internal.String()
+		}
+		t.rows = append(t.rows, []string{n.Cluster, n.Name, n.State, fmt.Sprint(n.Endpoints), list(n.Addresses),
+			list(n.PodCIDRs), fmt.Sprint(n.Epoch), seen, internal, fmt.Sprint(n.Refused)})
+	}
+	return t
+}
+
+func nodeAddCommand() *cobra.Command {
+	var addresses, cidrs []string
+	var file string
+	cmd := &cobra.Command{
+		Use:   "add NAME --address IP --pod-cidr CIDR",
+		Short: "Register a node and print its join bundle",
+		Long: "Register a node and print its join bundle, the file that its agent starts from. It holds\n" +
+			"private keys: keep it 0600, as --write does. A node that is registered already gets new\n" +
+			"certificates.",
+		Example: "  weft node add east-3 --address 172.16.1.3 --pod-cidr 10.1.3.0/24 --write join.yaml",
+		Args:    usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			request := api.NodeRequest{Name: args[0]}
+			for _, text := range addresses {
+				a, err := netip.ParseAddr(text)
+				if err != nil {
+					return usageError{fmt.Errorf("--address: %w", err)}
+				}
+				request.Addresses = append(request.Addresses, a)
+			}
+			for _, text := range cidrs {
+				p, err := netip.ParsePrefix(text)
+				if err != nil {
+					return usageError{fmt.Errorf("--pod-cidr: %w", err)}
+				}
+				request.PodCIDRs = append(request.PodCIDRs, p)
+			}
+			c, err := client(cmd)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			ctx, cancel := patient(cmd)
+			defer cancel()
+			bundle, err := c.AddNode(ctx, request)
+			if err != nil {
+				return err
+			}
+			return secret(cmd, file, bundle)
+		},
+	}
+	cmd.Flags().StringSliceVar(&addresses, "address", nil, "the node's own address, the one for tunnels first")
+	cmd.Flags().StringSliceVar(&cidrs, "pod-cidr", nil, "the addresses of its pods")
+	cmd.Flags().StringVar(&file, "write", "", "write the bundle to this file, 0600, in place of the standard output")
+	return cmd
+}
+
+// secret hands over something that holds private keys: to a 0600 file, or to
+// the standard output for a pipe. It is YAML unless -o says JSON.
+func secret(cmd *cobra.Command, file string, v any) error {
+	f, err := format(cmd)
+	if err != nil {
+		return err
+	}
+	if file != "" {
+		text, err := yaml.Marshal(v)
+		if err != nil {
+			return fmt.Errorf("write %s: %w", file, err)
+		}
+		return api.WriteSecretFile(file, text)
+	}
+	if f != "json" {
+		f = "yaml"
+	}
+	return document(cmd.OutOrStdout(), f, v, 0)
+}
+
+func nodeDeleteCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "delete NAME",
+		Short:             "Remove a node, its endpoints and its rights",
+		Aliases:           []string{"remove"},
+		Args:              usageArgs(cobra.ExactArgs(1)),
+		ValidArgsFunction: first(completeNodes),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := client(cmd)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			ctx, cancel := patient(cmd)
+			defer cancel()
+			if err := c.RemoveNode(ctx, args[0]); err != nil {
+				return err
+			}
+			return done(cmd, c, "node %s removed", args[0])
+		},
+	}
+}
+
+func nodeRotateCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rotate-keys",
+		Short: "Ask every node of the cluster for new tunnel keys",
+		Long: "Ask every node of the cluster for new tunnel keys. Nodes change them on the lane that is\n" +
+			"idle, one epoch at a time, so that no packet is lost; `weft node list` shows the epoch that\n" +
+			"each has reached.",
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			results, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.RotateResult, error) { return c.RotateKeys(ctx) })
+			if err != nil {
+				return err
+			}
+			t := table{columns: columns("CLUSTER", "KEY-EPOCH")}
+			for _, r := range results {
+				t.rows = append(t.rows, []string{r.Cluster, fmt.Sprint(r.Epoch)})
+			}
+			return show(cmd, results, t)
+		},
+	}
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/flow"
+)
+
+// agentSocket is where an agent serves its API on its own machine.
+const agentSocket = "/run/weft/agent.sock"
+
+// defaultLast is how many flows come first without --last, as in hubble.
+const defaultLast = 20
+
+func observeCommand() *cobra.Command {
+	var request flow.Request
+	var all, local bool
+	var socket string
+	cmd := &cobra.Command{
+		Use:     "observe",
+		Short:   "Show who speaks to whom, what is dropped and by which policy",
+		GroupID: look,
+		Long: "Show flows: who speaks to whom, what is dropped, why and by which policy. From a cluster\n" +
+			"come those of all its nodes; with --local, or on a node without contexts, the agent of\n" +
+			"this machine is asked. Filters are joined by AND, the values of one filter by OR.",
+		Example: "  weft observe --verdict DROPPED --follow\n  weft -c all observe --to-pod shop/web --last 100\n" +
+			"  weft observe --from-cluster east --to-cluster west --port 80 -o json",
+		Args: usageArgs(cobra.NoArgs),
+	}
+	flags := cmd.Flags()
+	flags.BoolVarP(&request.Follow, "follow", "f", false, "go on with what happens next")
+	flags.IntVar(&request.Last, "last", defaultLast, "how many of the past flows come first (with --follow: none unless given)")
+	flags.BoolVar(&all, "all", false, "all past flows that are still kept")
+	flags.BoolVar(&local, "local", false, "ask the agent of this machine")
+	flags.StringVar(&socket, "socket", agentSocket, "the agent's socket for --local")
+	names, usage := flow.Names()
+	for _, name := range names {
+		if flags.Lookup(name) == nil && name != "namespace" {
+			flags.StringSlice(name, nil, usage[name])
+		}
+	}
+	for _, name := range []string{"from-cluster", "to-cluster", "cluster"} {
+		complete(cmd, name, completeContexts)
+	}
+	complete(cmd, "verdict", fixed(string(flow.Forwarded), string(flow.Dropped), string(flow.Reset)))
+	complete(cmd, "direction", fixed(string(flow.Egress), string(flow.Ingress)))
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var err error
+		if request.Filter, err = readFilter(cmd, names); err != nil {
+			return usageError{err}
+		}
+		switch {
+		case all:
+			request.Last = -1
+		case request.Follow && !flags.Changed("last"):
+			request.Last = 0
+		}
+		sources, err := observed(cmd, local, socket)
+		if err != nil {
+			return err
+		}
+		return observe(cmd, sources, request)
+	}
+	return cmd
+}
+
+// readFilter takes the filters among the flags.
+func readFilter(cmd *cobra.Command, names []string) (flow.Filter, error) {
+	query := make(url.Values)
+	for _, name := range names {
+		if !cmd.Flags().Changed(name) {
+			continue
+		}
+		if name == "namespace" { // the global flag
+			query[name] = []string{namespace(cmd)}
+			continue
+		}
+		values, err := cmd.Flags().GetStringSlice(name)
+		if err != nil {
+			return flow.Filter{}, err
+		}
+		query[name] = values
+	}
+	return flow.ParseFilter(query)
+}
+
+// observed are whom to ask: the chosen clusters, or this machine's agent.
+func observed(cmd *cobra.Command, local bool, socket string) ([]*api.Client, error) {
+	if !local && !cmd.Flags().Changed("context") {
+		if _, err := os.Stat(api.ConfigPath()); err != nil {
+			_, err := os.Stat(socket)
+			local = err == nil
+		}
+	}
+	if local {
+		return []*api.Client{api.NewUnixClient(socket)}, nil
+	}
+	return clients(cmd)
+}
+
+// observe prints the flows of all sources: sorted by time when they are past,
+// as they come when following.
+func observe(cmd *cobra.Command, sources []*api.Client, request flow.Request) error {
+	f, err := format(cmd)
+	if err != nil {
+		return err
+	}
+	p := &flowPrinter{out: cmd.OutOrStdout(), format: f, colour: colourful(cmd.OutOrStdout())}
+	ctx, cancel := cmd.Context(), context.CancelFunc(func() {})
+	if !request.Follow {
+		ctx, cancel = patient(cmd)
+	}
+	defer cancel()
+	var mu sync.Mutex // guards past and p
+	var past []flow.Flow
+	group, ctx := errgroup.WithContext(ctx)
+	for _, c := range sources {
+		group.Go(func() error {
+			defer c.Close()
+			err := c.Observe(ctx, request.Values(), func(line []byte) error {
+				var fl flow.Flow
+				if err := json.Unmarshal(line, &fl); err != nil {
+					return fmt.Errorf("read flow: %w", err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if request.Follow {
+					return p.print(&fl)
+				}
+				past = append(past, fl)
+				return nil
+			})
+			return ended(cmd, err)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	slices.SortStableFunc(past, func(a, b flow.Flow) int { return a.Time.Compare(b.Time) })
+	if request.Last >= 0 {
+		past = past[max(0, len(past)-request.Last):]
+	}
+	for i := range past {
+		if err := p.print(&past[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ended is nil for a stream that the operator ended.
+func ended(cmd *cobra.Command, err error) error {
+	if errors.Is(err, context.Canceled) && cmd.Context().Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// flowPrinter prints one flow after the other.
+type flowPrinter struct {
+	out    io.Writer
+	format string
+	colour bool
+}
+
+func (p *flowPrinter) print(f *flow.Flow) error {
+	if p.format == "json" {
+		text, err := json.Marshal(f)
+		if err == nil {
+			_, err = fmt.Fprintf(p.out, "%s\n", text)
+		}
+		return err
+	}
+	if p.format == "yaml" {
+		if _, err := fmt.Fprintln(p.out, "---"); err != nil {
+			return err
+		}
+		return document(p.out, p.format, f, 0)
+	}
+	if f.Lost > 0 {
+		fmt.Fprintf(p.out, "%d flows lost before this one: read faster, or filter less\n", f.Lost)
+	}
+	line := f.Line()
+	if p.colour {
+		verdict := string(f.Verdict)
+		line = strings.Replace(line, " "+verdict, " "+paint(verdict, false), 1)
+	}
+	_, err := fmt.Fprintln(p.out, line)
+	return err
+}

@@ -1,0 +1,311 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+func peerCommand() *cobra.Command {
+	return groupCommand("peer", "Clusters that this one is joined with", operate,
+		peerListCommand(), peerAddCommand(), peerInviteCommand(), peerRemoveCommand(), peerReleaseCommand())
+}
+
+func peerListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "Show the peers, their control link and the age of what is known of them",
+		Args:  usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			lists, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.PeerList, error) { return c.Peers(ctx) })
+			if err != nil {
+				return err
+			}
+			var peers []api.PeerStatus
+			for _, l := range lists {
+				peers = append(peers, l.Peers...)
+			}
+			return show(cmd, lists, peerTable(peers))
+		},
+	}
+}
+
+func peerTable(peers []api.PeerStatus) table {
+	t := table{
+		columns: columns("CLUSTER", "PEER", "ID", "CONTROL", "DATA-AGE", "ENTRIES", "SYNCED", "HELD", "REFUSED", "DEAD-NODES", "*POD-CIDR", "*SERVICE-CIDR", "*ERROR"),
+		name:    1,
+		empty:   "there are no peers; `weft -c HERE peer add THERE` joins two clusters",
+	}
+	for _, p := range peers {
+		var entries, held, synced int
+		var refused uint64
+		for _, m := range p.Mirrors {
+			entries, held = entries+m.Entries, held+m.Held
+			if m.Synced {
+				synced++
+			}
+		}
+		for _, r := range p.Refused {
+			refused += r.Count
+		}
+		heard := "never"
+		if !p.Control.LastHeard.IsZero() {
+			heard = age(p.Control.AgeSeconds)
+		}
+		service := ""
+		if p.ServiceCIDR.IsValid() {
+			service = p.ServiceCIDR.String()
+		}
+		t.rows = append(t.rows, []string{p.Cluster, p.Name, fmt.Sprint(p.ID), p.Control.State, heard,
+			fmt.Sprint(entries), fmt.Sprintf("%d/%d", synced, len(p.Mirrors)), fmt.Sprint(held), fmt.Sprint(refused),
+			strings.Join(p.DeadNodes, ","), list(p.PodCIDRs), service, p.Control.Error})
+	}
+	return t
+}
+
+func peerAddCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "add CONTEXT|FILE",
+		Short: "Join with another cluster",
+		Long: "Join with another cluster. With its context at hand, CA bundles and client certificates\n" +
+			"are exchanged both ways at once. With the file of an invite (`weft peer invite`, run by the\n" +
+			"other operator; - is the standard input) this side is done, and the other needs an invite\n" +
+			"of ours.",
+		Example:           "  weft -c east peer add west\n  weft -c east peer add invite-of-west.yaml",
+		Args:              usageArgs(cobra.ExactArgs(1)),
+		ValidArgsFunction: first(completeContexts),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			here, err := client(cmd)
+			if err != nil {
+				return err
+			}
+			defer here.Close()
+			ctx, cancel := patient(cmd)
+			defer cancel()
+			file, err := api.LoadConfig("")
+			if err != nil {
+				return err
+			}
+			if slices.Contains(file.Names(), args[0]) {
+				there, err := clientOf(file, args[0])
+				if err != nil {
+					return err
+				}
+				defer there.Close()
+				return join(ctx, cmd, here, there)
+			}
+			return addInvite(ctx, cmd, here, args[0], file.Names())
+		},
+	}
+}
+
+func addInvite(ctx context.Context, cmd *cobra.Command, here *api.Client, name string, contexts []string) error {
+	text, err := readInvite(cmd, name)
+	if errors.Is(err, os.ErrNotExist) {
+		return usageError{fmt.Errorf("%q is neither a context (there is %s) nor a file", name, strings.Join(contexts, ", "))}
+	}
+	if err != nil {
+		return err
+	}
+	var in api.Invite
+	if err := yaml.UnmarshalStrict(text, &in); err != nil || in.Kind != api.InviteKind {
+		return usageError{fmt.Errorf("%s holds no invite; the other cluster's operator makes one with `weft peer invite %s`", name, here.Name())}
+	}
+	p, err := here.AddPeer(ctx, &in)
+	if err != nil {
+		return err
+	}
+	return done(cmd, here, "peer %s added", p.Name)
+}
+
+func readInvite(cmd *cobra.Command, name string) ([]byte, error) {
+	if name == "-" {
+		return io.ReadAll(cmd.InOrStdin())
+	}
+	return os.ReadFile(name)
+}
+
+// join exchanges invites. When one side refuses, a peer that was not there
+// before is taken away again on both sides, so that nothing is half joined.
+func join(ctx context.Context, cmd *cobra.Command, here, there *api.Client) (err error) {
+	sides := [2]*api.Client{here, there}
+	var names [2]string
+	var known [2]bool
+	for i, c := range sides {
+		s, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		names[i] = s.Cluster.Name
+	}
+	for i, c := range sides {
+		l, err := c.Peers(ctx)
+		if err != nil {
+			return err
+		}
+		known[i] = slices.ContainsFunc(l.Peers, func(p api.PeerStatus) bool { return p.Name == names[1-i] })
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		for i, c := range sides {
+			if !known[i] {
+				_ = c.RemovePeer(undo, names[1-i]) // it may never have got there
+			}
+		}
+	}()
+	for i, c := range sides {
+		in, err := sides[1-i].Invite(ctx, names[i])
+		if err != nil {
+			return fmt.Errorf("cluster %s invites %s: %w", names[1-i], names[i], err)
+		}
+		if _, err := c.AddPeer(ctx, in); err != nil {
+			return fmt.Errorf("cluster %s adds %s: %w", names[i], names[1-i], err)
+		}
+	}
+	for i, c := range sides {
+		if err := done(cmd, c, "peer %s added", names[1-i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func peerInviteCommand() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "invite NAME",
+		Short: "Print what the cluster of this name needs to join us",
+		Long: "Print what the cluster of this name needs to join us: a client certificate for it alone,\n" +
+			"our CA bundle and addresses. It holds a private key: keep it 0600, as --write does.",
+		Example: "  weft -c east peer invite west --write invite-of-east.yaml",
+		Args:    usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := client(cmd)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			ctx, cancel := patient(cmd)
+			defer cancel()
+			in, err := c.Invite(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return secret(cmd, file, in)
+		},
+	}
+	cmd.Flags().StringVar(&file, "write", "", "write the invite to this file, 0600, in place of the standard output")
+	return cmd
+}
+
+func peerRemoveCommand() *cobra.Command {
+	var both bool
+	cmd := &cobra.Command{
+		Use:     "remove NAME",
+		Aliases: []string{"delete"},
+		Short:   "Leave a peer: remove it and exactly its state",
+		Long: "Remove a peer and exactly its state from this cluster, and its right to read us. The\n" +
+			"other side keeps what it knows of us until it removes us too; --both does that through\n" +
+			"its context.",
+		Example:           "  weft -c east peer remove west\n  weft -c east peer remove west --both",
+		Args:              usageArgs(cobra.ExactArgs(1)),
+		ValidArgsFunction: first(completePeers),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			here, err := client(cmd)
+			if err != nil {
+				return err
+			}
+			defer here.Close()
+			ctx, cancel := patient(cmd)
+			defer cancel()
+			var there *api.Client
+			own := here.Name()
+			if both {
+				file, err := api.LoadConfig("")
+				if err != nil {
+					return err
+				}
+				if there, err = clientOf(file, args[0]); err != nil {
+					return err
+				}
+				defer there.Close()
+				s, err := here.Status(ctx)
+				if err != nil {
+					return err
+				}
+				own = s.Cluster.Name
+			}
+			if err := here.RemovePeer(ctx, args[0]); err != nil {
+				return err
+			}
+			if err := done(cmd, here, "peer %s removed", args[0]); err != nil || !both {
+				return err
+			}
+			if err := there.RemovePeer(ctx, own); err != nil {
+				return err
+			}
+			return done(cmd, there, "peer %s removed", own)
+		},
+	}
+	cmd.Flags().BoolVar(&both, "both", false, "remove this cluster from the peer too, through the context of its name")
+	return cmd
+}
+
+func peerReleaseCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "release NAME",
+		Short: "Let a held mass deletion of a peer through",
+		Long: "Let a mass deletion of a peer through that is held here. A peer that comes back with an\n" +
+			"emptied store asks for everything of it to be deleted; that waits until an operator has\n" +
+			"looked (`weft peer list` shows how many entries under HELD).",
+		Args:              usageArgs(cobra.ExactArgs(1)),
+		ValidArgsFunction: first(completePeers),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := client(cmd)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			ctx, cancel := patient(cmd)
+			defer cancel()
+			if _, err := c.ReleasePeer(ctx, args[0]); err != nil {
+				return err
+			}
+			return done(cmd, c, "peer %s released", args[0])
+		},
+	}
+}
+
+// outcome is an act that worked.
+type outcome struct {
+	Cluster string `json:"cluster"` // the context it was done in
+	Done    string `json:"done"`
+}
+
+// done says that an act on a cluster worked.
+func done(cmd *cobra.Command, c *api.Client, what string, args ...any) error {
+	f, err := format(cmd)
+	if err != nil {
+		return err
+	}
+	result := outcome{Cluster: c.Name(), Done: fmt.Sprintf(what, args...)}
+	if f == "json" || f == "yaml" {
+		return show(cmd, []outcome{result}, table{})
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", result.Cluster, result.Done)
+	return err
+}
