@@ -1,0 +1,144 @@
+package tunnel
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// Keepalive is the persistent keepalive of every peer. It keeps NAT mappings
+// open and both lanes' sessions fresh, and it is what makes a restarted tunnel
+// shake hands by itself. A lane sends peers / Keepalive packets a second.
+const Keepalive = 25 * time.Second
+
+// plan names the smallest change that makes a lane hold the admitted peers.
+// Peers that are as they should be are not in it: touching them is how traffic
+// gets lost. keep are keys that stay although nobody admitted wants them;
+// before are the peers as last configured.
+//
+// Order matters within the plan. Addresses move by being given to their new
+// owner, which takes them from the old one without a moment in between, so
+// peers that get something come before peers that go.
+func plan(lane int, device []wgtypes.Peer, admitted []Peer, before roster, keep map[Key]bool, complete bool) []wgtypes.PeerConfig {
+	present := map[Key]wgtypes.Peer{}
+	for _, p := range device {
+		present[Key(p.PublicKey)] = p
+	}
+	wanted := map[Key]bool{}
+	claimed := map[netip.Prefix]bool{}
+	replaced := map[Key]bool{}
+	for _, p := range admitted {
+		if key := p.Keys[lane]; !key.IsZero() {
+			wanted[key] = true
+			for _, prefix := range p.Allowed {
+				claimed[prefix] = true
+			}
+		}
+		// A node that announces another key has given up the old one.
+		if old, known := before[p.Name()]; known && old.Keys[lane] != p.Keys[lane] {
+			replaced[old.Keys[lane]] = true
+		}
+	}
+
+	var changes, gone []wgtypes.PeerConfig
+	var orphans []net.IPNet
+	for _, p := range admitted {
+		key := p.Keys[lane]
+		if key.IsZero() {
+			continue
+		}
+		old, known := before[p.Name()]
+		moved := !known || old.Endpoint[lane] != p.Endpoint[lane] || old.Keys[lane] != key
+		now, there := present[key]
+		change, lost := update(key, p.Endpoint[lane], p.Allowed, now, there, moved)
+		if change != nil {
+			changes = append(changes, *change)
+		}
+		for _, prefix := range lost {
+			if !claimed[prefix] {
+				orphans = append(orphans, ipNet(prefix))
+			}
+		}
+	}
+	for _, p := range device {
+		key := Key(p.PublicKey)
+		if wanted[key] || keep[key] || !(complete || replaced[key]) {
+			continue
+		}
+		gone = append(gone, wgtypes.PeerConfig{PublicKey: p.PublicKey, Remove: true})
+	}
+	return slices.Concat(changes, drop(orphans), gone)
+}
+
+// update is the change for one wanted peer, nil if there is none, and the
+// prefixes it has and should not have.
+func update(key Key, endpoint netip.AddrPort, allowed []netip.Prefix, now wgtypes.Peer, there, moved bool) (*wgtypes.PeerConfig, []netip.Prefix) {
+	change := wgtypes.PeerConfig{PublicKey: wgtypes.Key(key)}
+	changed := !there
+	// A roaming peer has another endpoint than we were told, and knows better;
+	// only a newly announced one is set.
+	if endpoint.IsValid() && (!there || now.Endpoint == nil || moved && !sameEndpoint(now.Endpoint, endpoint)) {
+		change.Endpoint = net.UDPAddrFromAddrPort(endpoint)
+		changed = true
+	}
+	if now.PersistentKeepaliveInterval != Keepalive {
+		interval := Keepalive
+		change.PersistentKeepaliveInterval = &interval
+		changed = true
+	}
+	var lost []netip.Prefix
+	has := map[netip.Prefix]bool{}
+	for _, n := range now.AllowedIPs {
+		prefix := fromIPNet(n)
+		has[prefix] = true
+		if !slices.Contains(allowed, prefix) {
+			lost = append(lost, prefix)
+		}
+	}
+	for _, prefix := range allowed {
+		if !has[prefix] {
+			change.AllowedIPs = append(change.AllowedIPs, ipNet(prefix))
+			changed = true
+		}
+	}
+	if !changed {
+		return nil, lost
+	}
+	return &change, lost
+}
+
+// drop takes single prefixes from whoever has them. WireGuard's own way would
+// empty the peer's list first, and with it lose packets: they are given to a
+// peer that nobody is, and that peer is removed.
+func drop(prefixes []net.IPNet) []wgtypes.PeerConfig {
+	if len(prefixes) == 0 {
+		return nil
+	}
+	// Any key that no node has; it never gets an endpoint, so nothing is sent.
+	nobody := wgtypes.Key{31: 0x42}
+	return []wgtypes.PeerConfig{
+		{PublicKey: nobody, AllowedIPs: prefixes},
+		{PublicKey: nobody, Remove: true},
+	}
+}
+
+func sameEndpoint(have *net.UDPAddr, want netip.AddrPort) bool {
+	addr := have.AddrPort()
+	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()) == netip.AddrPortFrom(want.Addr().Unmap(), want.Port())
+}
+
+func ipNet(p netip.Prefix) net.IPNet {
+	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func fromIPNet(n net.IPNet) netip.Prefix {
+	addr, _ := netip.AddrFromSlice(n.IP)
+	bits, size := n.Mask.Size()
+	if size == 32 {
+		addr = addr.Unmap()
+	}
+	return netip.PrefixFrom(addr, bits)
+}

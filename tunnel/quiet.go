@@ -1,0 +1,61 @@
+package tunnel
+
+import (
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// watch remembers when a lane last received data. It sees only differences
+// between two looks.
+type watch struct {
+	last     time.Time
+	received uint64        // packets, userspace
+	perPeer  map[Key]int64 // bytes, kernel
+	started  bool
+}
+
+// packets looks at a count of packets that came out of the tunnel.
+func (w *watch) packets(received uint64, now time.Time) {
+	if !w.started || received != w.received {
+		w.last = now
+	}
+	w.received, w.started = received, true
+}
+
+// bytes looks at what each peer sent. The kernel counts handshakes and
+// keepalives in, so a difference is data only if they do not explain it.
+func (w *watch) bytes(peers map[Key]wgtypes.Peer, now time.Time) {
+	seen := make(map[Key]int64, len(peers))
+	for key, p := range peers {
+		seen[key] = p.ReceiveBytes
+		if !chatter(p.ReceiveBytes - w.perPeer[key]) {
+			w.last = now
+		}
+	}
+	if !w.started {
+		w.last = now
+	}
+	w.perPeer, w.started = seen, true
+}
+
+// Sizes of WireGuard's messages in bytes. The smallest that carries a packet
+// has 64, and all that do are 32 plus a multiple of 16.
+const (
+	messageInitiation = 148
+	messageResponse   = 92
+	messageKeepalive  = 32
+)
+
+// chatter says whether so many bytes are at most one handshake message and one
+// keepalive, as a quiet peer sends between two looks. No sum of data messages
+// gives the same number.
+func chatter(bytes int64) bool {
+	switch bytes {
+	case 0, messageKeepalive,
+		messageInitiation, messageInitiation + messageKeepalive,
+		messageResponse, messageResponse + messageKeepalive:
+		return true
+	}
+	return false
+}

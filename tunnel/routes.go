@@ -1,0 +1,242 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// routeProtocol marks our routes among everybody's, so that only those are
+// pruned. Any number that /etc/iproute2/rt_protos leaves free.
+const routeProtocol netlink.RouteProtocol = 187
+
+// Metrics of the routes to a member's CIDR: lane 0, lane 1, and below them
+// "unreachable", so that without a lane a packet is refused and does not leave
+// by the default route in the clear.
+const (
+	metricLane        = 10 // + lane
+	metricUnreachable = 1 << 20
+)
+
+// KernelHost is the Host of this network namespace.
+type KernelHost struct {
+	devices [LaneCount]string
+	log     *slog.Logger
+}
+
+var _ Host = (*KernelHost)(nil)
+
+// NewHost makes the Host that uses these devices. Zero: DefaultDevices.
+func NewHost(devices [LaneCount]string, log *slog.Logger) *KernelHost {
+	if devices == ([LaneCount]string{}) {
+		devices = DefaultDevices
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &KernelHost{devices, log}
+}
+
+// Set implements Host. Devices that are missing are an error, but only after
+// everything else is done, the unreachable routes first of all.
+func (h *KernelHost) Set(_ context.Context, want Network, complete bool) error {
+	var errs []error
+	var links [LaneCount]netlink.Link
+	for i, name := range h.devices {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("find device %s: %w", name, err))
+			continue
+		}
+		links[i] = link
+		errs = append(errs, setDevice(link, want.MTU))
+	}
+	if links[0] != nil && want.Internal.IsValid() {
+		errs = append(errs, setAddress(links[0], want.Internal, complete))
+	}
+	errs = append(errs, h.setRoutes(links, want, complete))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("set network: %w", err)
+	}
+	return nil
+}
+
+func setDevice(link netlink.Link, mtu int) error {
+	name := link.Attrs().Name
+	if mtu != 0 && link.Attrs().MTU != mtu {
+		if err := netlink.LinkSetMTU(link, mtu); err != nil {
+			return fmt.Errorf("set MTU of %s to %d: %w", name, mtu, err)
+		}
+	}
+	if link.Attrs().Flags&unix.IFF_UP == 0 {
+		if err := netlink.LinkSetUp(link); err != nil {
+			return fmt.Errorf("set device %s up: %w", name, err)
+		}
+	}
+	// Packets arrive on either lane, routes name the first: the strict check of
+	// the source would drop half of them. The kernel takes the larger of this
+	// and conf/all, and 2, loose, is the largest.
+	path := filepath.Join("/proc/sys/net/ipv4/conf", name, "rp_filter")
+	if now, err := os.ReadFile(path); err == nil && string(now) == "2\n" {
+		return nil
+	}
+	if err := os.WriteFile(path, []byte("2"), 0); err != nil {
+		return fmt.Errorf("loosen reverse path filter of %s: %w", name, err)
+	}
+	return nil
+}
+
+// setAddress puts the internal address on the device. Another one there is
+// removed only if the whole truth is known.
+func setAddress(link netlink.Link, internal netip.Addr, complete bool) error {
+	name := link.Attrs().Name
+	want := hostNet(internal)
+	have, err := netlink.AddrList(link, unix.AF_INET)
+	if err != nil {
+		return fmt.Errorf("list addresses of %s: %w", name, err)
+	}
+	present := false
+	for _, addr := range have {
+		if addr.IPNet.String() == want.String() {
+			present = true
+		}
+	}
+	if !present {
+		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: &want}); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add address %v to %s: %w", internal, name, err)
+		}
+	}
+	if !complete {
+		return nil
+	}
+	for _, addr := range have {
+		if addr.IPNet.String() == want.String() {
+			continue
+		}
+		if err := netlink.AddrDel(link, &addr); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("delete address %v from %s: %w", addr.IPNet, name, err)
+		}
+	}
+	return nil
+}
+
+// routeKey is what makes two routes the same one.
+type routeKey struct {
+	prefix netip.Prefix
+	metric int
+}
+
+// routeWant is the rest of a route.
+type routeWant struct {
+	device int // ifindex; 0: unreachable
+	source netip.Addr
+}
+
+// wantedRoutes is the table of routes for a network, by devices' ifindex (0:
+// the device is not there).
+func wantedRoutes(devices [LaneCount]int, want Network) map[routeKey]routeWant {
+	routes := map[routeKey]routeWant{}
+	for _, prefix := range want.Members {
+		prefix = prefix.Masked()
+		for i, index := range devices {
+			if index != 0 {
+				routes[routeKey{prefix, metricLane + i}] = routeWant{index, want.Internal}
+			}
+		}
+		routes[routeKey{prefix, metricUnreachable}] = routeWant{}
+	}
+	for _, prefix := range want.Local {
+		routes[routeKey{prefix.Masked(), metricUnreachable}] = routeWant{}
+	}
+	return routes
+}
+
+func (h *KernelHost) setRoutes(links [LaneCount]netlink.Link, want Network, complete bool) error {
+	var devices [LaneCount]int
+	for i, link := range links {
+		if link != nil {
+			devices[i] = link.Attrs().Index
+		}
+	}
+	wanted := wantedRoutes(devices, want)
+	have, err := netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_MAIN},
+		netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	present := map[routeKey]routeWant{}
+	var errs []error
+	for _, r := range have {
+		key, is := readRoute(r)
+		present[key] = is
+		if _, stays := wanted[key]; stays || !complete {
+			continue
+		}
+		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("delete route to %v: %w", key.prefix, err))
+		}
+	}
+	// Unreachable before reachable: at no moment is there a way out but ours.
+	for _, unreachable := range []bool{true, false} {
+		for key, w := range wanted {
+			if (w.device == 0) != unreachable {
+				continue
+			}
+			if is, there := present[key]; there && is == w {
+				continue
+			}
+			if err := netlink.RouteReplace(route(key, w)); err != nil {
+				errs = append(errs, fmt.Errorf("add route to %v: %w", key.prefix, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func route(key routeKey, w routeWant) *netlink.Route {
+	dst := ipNet(key.prefix)
+	r := &netlink.Route{Dst: &dst, Protocol: routeProtocol, Priority: key.metric, Table: unix.RT_TABLE_MAIN}
+	if w.device == 0 {
+		r.Type = unix.RTN_UNREACHABLE
+		return r
+	}
+	r.LinkIndex, r.Scope = w.device, netlink.SCOPE_LINK
+	if w.source.IsValid() {
+		r.Src = w.source.AsSlice()
+	}
+	return r
+}
+
+func readRoute(r netlink.Route) (routeKey, routeWant) {
+	key := routeKey{metric: r.Priority}
+	if r.Dst != nil {
+		key.prefix = fromIPNet(*r.Dst)
+	}
+	w := routeWant{}
+	if r.Type != unix.RTN_UNREACHABLE {
+		w.device = r.LinkIndex
+		if addr, ok := netip.AddrFromSlice(r.Src); ok {
+			w.source = addr.Unmap()
+		}
+	}
+	return key, w
+}
+
+// Remove takes our routes away, on the operator's explicit word. The internal
+// address goes with the device.
+func (h *KernelHost) Remove(ctx context.Context) error {
+	if err := h.setRoutes([LaneCount]netlink.Link{}, Network{}, true); err != nil {
+		return fmt.Errorf("remove routes: %w", err)
+	}
+	return nil
+}
+
+func hostNet(addr netip.Addr) net.IPNet { return ipNet(netip.PrefixFrom(addr, addr.BitLen())) }

@@ -1,0 +1,364 @@
+package tunnel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"reflect"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// ErrNoWireGuard is wrapped when a node has nothing that could encrypt.
+var ErrNoWireGuard = errors.New("kernel has no WireGuard and `weft tunnel` is not running: start weft-tunnel.service")
+
+// LanesConfig configures WireGuard.
+type LanesConfig struct {
+	// StateDir holds this node's private keys, 0600, and who its peers were.
+	StateDir string
+	// Devices are the lanes' names. Zero: DefaultDevices.
+	Devices [LaneCount]string
+	// Ports they listen on. Zero: DefaultPorts.
+	Ports [LaneCount]uint16
+	Log   *slog.Logger
+}
+
+// WireGuard is the Lanes of this machine: the kernel's where it has them,
+// otherwise those of `weft tunnel`, both through wgctrl.
+type WireGuard struct {
+	cfg     LanesConfig
+	links   links
+	control control
+
+	mu    sync.Mutex
+	keys  *keyring         // guarded by mu; nil until Ensure
+	own   Own              // guarded by mu
+	peers roster           // guarded by mu
+	quiet [LaneCount]watch // guarded by mu
+}
+
+var _ Lanes = (*WireGuard)(nil)
+
+// control is what we need of wgctrl.
+type control interface {
+	// Device reads one; fs.ErrNotExist if nothing serves it.
+	Device(name string) (*wgtypes.Device, error)
+	// ConfigureDevice changes what is named in the change.
+	ConfigureDevice(name string, change wgtypes.Config) error
+}
+
+// links makes and reads network devices.
+type links interface {
+	// ensure makes the device exist and be up; ErrNoWireGuard if it can not.
+	ensure(name string) (index int, kind Kind, err error)
+	// received counts packets that came out of the tunnel. Userspace only: the
+	// kernel's WireGuard counts keepalives in.
+	received(name string) (uint64, error)
+}
+
+// NewLanes makes the Lanes of this machine. Nothing is touched before Ensure.
+func NewLanes(cfg LanesConfig) *WireGuard {
+	if cfg.Devices == ([LaneCount]string{}) {
+		cfg.Devices = DefaultDevices
+	}
+	if cfg.Ports == ([LaneCount]uint16{}) {
+		cfg.Ports = DefaultPorts
+	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	return &WireGuard{cfg: cfg, links: kernelLinks{}, control: dialled{}}
+}
+
+// Ensure implements Lanes.
+func (w *WireGuard) Ensure(context.Context) (Own, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, err := w.ensureLocked(); err != nil {
+		return Own{}, fmt.Errorf("ensure lanes: %w", err)
+	}
+	return w.own, nil
+}
+
+// ensureLocked brings up devices with our keys and returns what they hold.
+func (w *WireGuard) ensureLocked() (held [LaneCount]*wgtypes.Device, err error) {
+	var own Own
+	for i, name := range w.cfg.Devices {
+		own.Lanes[i].Device, own.Lanes[i].Port = name, w.cfg.Ports[i]
+		if own.Lanes[i].Ifindex, own.Lanes[i].Kind, err = w.links.ensure(name); err != nil {
+			return held, err
+		}
+		if held[i], err = w.deviceLocked(name); err != nil {
+			return held, err
+		}
+	}
+	if err := w.loadLocked(held); err != nil {
+		return held, err
+	}
+	for i, name := range w.cfg.Devices {
+		key := w.keys.Lanes[i].PrivateKey
+		var change wgtypes.Config
+		// Setting even the same key again would end every session.
+		if held[i].PrivateKey != key.raw {
+			change.PrivateKey = &key.raw
+		}
+		if port := int(w.cfg.Ports[i]); held[i].ListenPort != port {
+			change.ListenPort = &port
+		}
+		if change.PrivateKey != nil || change.ListenPort != nil {
+			if err := w.control.ConfigureDevice(name, change); err != nil {
+				return held, fmt.Errorf("configure %s: %w", name, err)
+			}
+		}
+		if change.PrivateKey != nil {
+			w.keys.Lanes[i].Since = time.Now()
+			if err := w.keys.store(w.cfg.StateDir); err != nil {
+				return held, err
+			}
+			// Peers with our own former key, if any, are gone with it.
+			if held[i], err = w.deviceLocked(name); err != nil {
+				return held, err
+			}
+		}
+		own.Lanes[i].PublicKey = key.Public()
+	}
+	own.Epoch, own.Since = w.keys.Epoch, w.keys.Since
+	w.own = own
+	return held, nil
+}
+
+// loadLocked reads keys and peers from disk, or makes the keys. A device that
+// has a key although none is on disk keeps it: with it, traffic goes on.
+func (w *WireGuard) loadLocked(held [LaneCount]*wgtypes.Device) error {
+	if w.keys != nil {
+		return nil
+	}
+	keys, ok, err := loadKeyring(w.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		keys.Since = time.Now()
+		for i := range keys.Lanes {
+			keys.Lanes[i] = laneKeys{diskKey{PrivateKey{held[i].PrivateKey}}, keys.Since}
+			if !keys.Lanes[i].PrivateKey.IsZero() {
+				keys.Lanes[i].Since = time.Time{}
+				continue
+			}
+			fresh, err := NewPrivateKey()
+			if err != nil {
+				return err
+			}
+			keys.Lanes[i].PrivateKey = diskKey{fresh}
+		}
+		if err := keys.store(w.cfg.StateDir); err != nil {
+			return err
+		}
+	}
+	w.keys, w.peers = &keys, loadRoster(w.cfg.StateDir)
+	now := time.Now()
+	for i := range w.quiet {
+		w.quiet[i] = watch{last: now}
+	}
+	return nil
+}
+
+func (w *WireGuard) deviceLocked(name string) (*wgtypes.Device, error) {
+	dev, err := w.control.Device(name)
+	switch {
+	case err == nil:
+		return dev, nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, fmt.Errorf("device %s is there, but nobody serves it: %w", name, ErrNoWireGuard)
+	}
+	return nil, fmt.Errorf("read device %s: %w", name, err)
+}
+
+// Set implements Lanes.
+func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) ([]Refusal, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	held, err := w.ensureLocked()
+	if err != nil {
+		return nil, fmt.Errorf("set peers: %w", err)
+	}
+	admitted, refused := w.admitLocked(want)
+	next := w.successorLocked(admitted, refused, complete)
+	keep := map[Key]bool{}
+	for _, p := range refused {
+		for _, key := range w.peers[p.Cluster+"/"+p.Node].Keys {
+			keep[key] = true
+		}
+	}
+	for i, name := range w.cfg.Devices {
+		change := plan(i, held[i].Peers, admitted, w.peers, keep, complete)
+		if len(change) == 0 {
+			continue
+		}
+		if err := w.control.ConfigureDevice(name, wgtypes.Config{Peers: change}); err != nil {
+			return refused, fmt.Errorf("set peers: configure %s: %w", name, err)
+		}
+		w.cfg.Log.Debug("changed peers", "device", name, "changes", len(change))
+	}
+	if !reflect.DeepEqual(next, w.peers) {
+		if err := next.store(w.cfg.StateDir); err != nil {
+			return refused, fmt.Errorf("set peers: %w", err)
+		}
+		w.peers = next
+	}
+	return refused, nil
+}
+
+// admitLocked is Admit, and refuses whoever announces one of our own keys.
+func (w *WireGuard) admitLocked(want []Peer) ([]Peer, []Refusal) {
+	admitted, refused := Admit(want, slices.Collect(maps.Values(w.peers)))
+	admitted = slices.DeleteFunc(admitted, func(p Peer) bool {
+		for _, lane := range w.own.Lanes {
+			if slices.Contains(p.Keys[:], lane.PublicKey) {
+				refused = append(refused, Refusal{p.Cluster, p.Node, "announces this node's own public key"})
+				return true
+			}
+		}
+		return false
+	})
+	return admitted, refused
+}
+
+// successorLocked is the roster after a Set: admitted peers as they are now,
+// refused ones as they were, others only while the truth is incomplete.
+func (w *WireGuard) successorLocked(admitted []Peer, refused []Refusal, complete bool) roster {
+	next := roster{}
+	if !complete {
+		maps.Copy(next, w.peers)
+	}
+	for _, r := range refused {
+		name := r.Cluster + "/" + r.Node
+		if p, known := w.peers[name]; known {
+			next[name] = p
+		}
+	}
+	for _, p := range admitted {
+		next[p.Name()] = p
+	}
+	return next
+}
+
+// Rotate implements Lanes. The new key is on disk before it is in the device: a
+// process that dies in between sets it at its next start.
+func (w *WireGuard) Rotate(_ context.Context, to uint64) (Own, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, err := w.ensureLocked(); err != nil {
+		return Own{}, fmt.Errorf("rotate to epoch %d: %w", to, err)
+	}
+	if to <= w.keys.Epoch || (to-w.keys.Epoch)%2 != 1 {
+		return Own{}, fmt.Errorf("rotate from epoch %d to %d: the step must be odd and upwards, or it rekeys the lane in use", w.keys.Epoch, to)
+	}
+	fresh, err := NewPrivateKey()
+	if err != nil {
+		return Own{}, fmt.Errorf("rotate to epoch %d: %w", to, err)
+	}
+	keys := *w.keys
+	keys.Epoch, keys.Since = to, time.Now()
+	keys.Lanes[to%LaneCount].PrivateKey = diskKey{fresh}
+	if err := keys.store(w.cfg.StateDir); err != nil {
+		return Own{}, fmt.Errorf("rotate to epoch %d: %w", to, err)
+	}
+	w.keys = &keys
+	if _, err := w.ensureLocked(); err != nil {
+		return Own{}, fmt.Errorf("rotate to epoch %d: %w", to, err)
+	}
+	w.cfg.Log.Info("rotated key", "epoch", to, "lane", to%LaneCount)
+	return w.own, nil
+}
+
+// Status implements Lanes. It changes nothing.
+func (w *WireGuard) Status(context.Context) (Status, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.keys == nil {
+		return Status{}, errors.New("status of lanes: they are not ensured yet")
+	}
+	st := Status{Own: w.own}
+	var byKey [LaneCount]map[Key]wgtypes.Peer
+	now := time.Now()
+	for i, name := range w.cfg.Devices {
+		dev, err := w.deviceLocked(name)
+		if err != nil {
+			return Status{}, fmt.Errorf("status of lanes: %w", err)
+		}
+		byKey[i] = map[Key]wgtypes.Peer{}
+		for _, p := range dev.Peers {
+			byKey[i][Key(p.PublicKey)] = p
+		}
+		if err := w.watchLocked(i, byKey[i], now); err != nil {
+			return Status{}, fmt.Errorf("status of lanes: %w", err)
+		}
+		st.Quiet[i] = now.Sub(w.quiet[i].last)
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.peers)) {
+		p := w.peers[name]
+		row := PeerStatus{Cluster: p.Cluster, Node: p.Node}
+		for i := range row.Lanes {
+			if have, there := byKey[i][p.Keys[i]]; there && !p.Keys[i].IsZero() {
+				row.Lanes[i] = peerLane(have, w.keys.Lanes[i].Since)
+			}
+		}
+		st.Peers = append(st.Peers, row)
+	}
+	return st, nil
+}
+
+func peerLane(p wgtypes.Peer, since time.Time) PeerLane {
+	lane := PeerLane{Key: Key(p.PublicKey), RxBytes: p.ReceiveBytes, TxBytes: p.TransmitBytes}
+	// One from before our own key changed is of a session that is over.
+	if p.LastHandshakeTime.After(since) && p.LastHandshakeTime.UnixNano() > 0 {
+		lane.Handshake = p.LastHandshakeTime
+	}
+	if p.Endpoint != nil {
+		lane.Endpoint = p.Endpoint.AddrPort()
+	}
+	return lane
+}
+
+func (w *WireGuard) watchLocked(lane int, peers map[Key]wgtypes.Peer, now time.Time) error {
+	if w.own.Lanes[lane].Kind == Kernel {
+		w.quiet[lane].bytes(peers, now)
+		return nil
+	}
+	packets, err := w.links.received(w.cfg.Devices[lane])
+	if err != nil {
+		return err
+	}
+	w.quiet[lane].packets(packets, now)
+	return nil
+}
+
+// dialled opens wgctrl for each call: the kernel's module may be loaded, and
+// `weft tunnel` started, after we were.
+type dialled struct{}
+
+func (dialled) Device(name string) (*wgtypes.Device, error) {
+	c, err := wgctrl.New()
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.Device(name)
+}
+
+func (dialled) ConfigureDevice(name string, change wgtypes.Config) error {
+	c, err := wgctrl.New()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.ConfigureDevice(name, change)
+}
