@@ -1,0 +1,132 @@
+package policy
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestRefused(t *testing.T) {
+	const head = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p, namespace: default}\n"
+	for _, tt := range []struct {
+		name, manifest string
+		want           string // part of the sentence
+	}{
+		{"not YAML", "a: [", "not valid YAML"},
+		{"a key twice", "a: 1\na: 2", "already set"},
+		{"not an object", "[]", "not an object with apiVersion and kind"},
+		{"another kind", "kind: Pod\napiVersion: v1", `kind "Pod" is not a policy; write CiliumNetworkPolicy`},
+		{"an old version", "kind: CiliumNetworkPolicy\napiVersion: cilium.io/v1", "write cilium.io/v2"},
+		{"no name", strings.Replace(cnp("ingress: [{}]"), "name: p, ", "", 1), "metadata.name"},
+		{"a bad name", strings.Replace(cnp("ingress: [{}]"), "name: p,", "name: P_,", 1), "metadata.name"},
+		{"a bad namespace", strings.Replace(cnp("ingress: [{}]"), "namespace: default", "namespace: D.", 1), "metadata.namespace"},
+		{"a namespace of a cluster-wide policy", strings.Replace(ccnp("c", "ingress: [{}]"), "name: c", "name: c, namespace: d", 1), "metadata.namespace: CiliumClusterwideNetworkPolicy has no namespace; leave it out"},
+		{"neither spec nor specs", head, "spec: is missing"},
+		{"an unknown field", cnp("ingres: []"), "spec.ingres: unknown field"},
+		{"an unknown field deep inside", cnp("ingress: [{toPorts: [{ports: [{prt: \"80\"}]}]}]"), "spec.ingress[0].toPorts[0].ports[0].prt: unknown field"},
+		{"a field of the other direction", cnp("egress: [{fromEndpoints: [{}]}]"), "spec.egress[0].fromEndpoints: unknown field"},
+		{"a field in wrong case", cnp("Ingress: [{}]"), "spec.Ingress: unknown field"},
+		{"the wrong type", cnp("ingress: 5"), "spec.ingress"},
+		{"a forgotten value", cnp("ingress:"), "spec.ingress: has no value"},
+		{"a dash without item", cnp("ingress: [{fromEndpoints: [~]}]"), "spec.ingress[0].fromEndpoints[0]: has no value"},
+		{"a label without value", cnp("ingress: [{fromEndpoints: [{matchLabels: {app: ~}}]}]"), "has no value"},
+		{"no subject", head + "spec: {ingress: [{}]}", "spec.endpointSelector: is missing; write {} to select every workload of namespace default"},
+		{"nodes as subject", head + "spec: {nodeSelector: {}, ingress: [{}]}", "spec.nodeSelector: a CiliumNetworkPolicy cannot select nodes"},
+		{"nodes as subject of a cluster-wide policy", strings.Replace(ccnp("c", "ingress: [{}]"), "endpointSelector", "nodeSelector", 1), "spec.nodeSelector: policies for nodes are not supported"},
+		{"the subject of another namespace", strings.Replace(cnp("ingress: [{}]"), "app: web", "io.kubernetes.pod.namespace: kube-system", 1), `its own namespace "default" only`},
+		{"no rules", cnp("ingress: []"), "spec: allows and denies nothing"},
+		{"a name as log too long", cnp("log: {value: 123456789012345678901234567890123}\ningress: [{}]"), "is a number"},
+		{"a log value too long", cnp("log: {value: a23456789012345678901234567890123}\ningress: [{}]"), "spec.log.value: is longer than 32"},
+		{"an unprintable log value", cnp("log: {value: \"a\\tb\"}\ningress: [{}]"), "unprintable"},
+		{"a label without key", cnp("labels: [{value: x}]\ningress: [{}]"), "spec.labels[0].key"},
+
+		{"a bad label key", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"k8s:a b": x}}]}]`), "is not a label key"},
+		{"a bad label value", cnp(`ingress: [{fromEndpoints: [{matchLabels: {a: "x y"}}]}]`), "is not a label value"},
+		{"an unknown label source", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"container:a": x}}]}]`), "write k8s:a"},
+		{"an unknown reserved label", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"reserved:moon": ""}}]}]`), "is not a reserved label; write one of health, host"},
+		{"Weft's own reserved label", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"reserved:unknown-member": ""}}]}]`), "is not a reserved label"},
+		{"a reserved label with value", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"reserved:host": "true"}}]}]`), "reserved labels have no value"},
+		{"addresses as labels", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"cidr:10.0.0.0/8": ""}}]}]`), "write them with fromCIDR"},
+		{"an unknown operator", cnp(`ingress: [{fromEndpoints: [{matchExpressions: [{key: a, operator: Is}]}]}]`), `"Is" is not an operator`},
+		{"In without values", cnp(`ingress: [{fromEndpoints: [{matchExpressions: [{key: a, operator: In}]}]}]`), "needs at least one value"},
+		{"Exists with values", cnp(`ingress: [{fromEndpoints: [{matchExpressions: [{key: a, operator: Exists, values: [x]}]}]}]`), "must be left out with Exists"},
+
+		{"two kinds of peers", cnp("egress: [{toCIDR: [10.0.0.0/8], toEntities: [world]}]"), "spec.egress[0]: combines toCIDR and toEntities; write one list item for each"},
+		{"an unknown entity", cnp("egress: [{toEntities: [world-ipv4]}]"), `"world-ipv4" is not an entity; write one of all, cluster`},
+		{"not a prefix", cnp("egress: [{toCIDR: [10.0.0/8]}]"), `"10.0.0/8" is neither a prefix nor an address`},
+		{"an exception outside", cnp("egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: [11.0.0.0/8]}]}]"), "spec.egress[0].toCIDRSet[0].except[0]: 11.0.0.0/8 is not inside cidr 10.0.0.0/8"},
+		{"an exception of the other family", cnp("egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: ['fd00::/8']}]}]"), "of another address family"},
+		{"a set without prefix", cnp("egress: [{toCIDRSet: [{}]}]"), "cidr: is missing"},
+		{"a group of prefixes", cnp("egress: [{toCIDRSet: [{cidrGroupRef: g}]}]"), "CIDR groups are not supported"},
+		{"DNS names", cnp("egress: [{toFQDNs: [{matchName: a.example}]}]"), "spec.egress[0].toFQDNs: selecting by DNS name is not supported"},
+		{"an empty DNS name", cnp("egress: [{toFQDNs: [{}]}]"), "spec.egress[0].toFQDNs: selecting by DNS name"},
+		{"DNS names and entities", cnp("egress: [{toFQDNs: [{matchName: a.example}], toEntities: [world]}]"), "toFQDNs"},
+		{"services", cnp("egress: [{toServices: [{k8sService: {serviceName: a}}]}]"), "selecting by service is not supported"},
+		{"groups", cnp("egress: [{toGroups: [{aws: {}}]}]"), "toGroups: cloud provider groups"},
+		{"nodes", cnp("ingress: [{fromNodes: [{}]}]"), "fromNodes: selecting nodes"},
+		{"requires", cnp("ingress: [{fromRequires: []}]"), "fromRequires: was removed from Cilium 1.19"},
+		{"authentication", cnp("ingress: [{authentication: {mode: required}, fromEndpoints: [{}]}]"), "authentication.mode: mutual authentication is not supported"},
+		{"authentication, unknown", cnp("ingress: [{authentication: {mode: maybe}, fromEndpoints: [{}]}]"), `"maybe" is not a mode`},
+		{"authentication of a denial", cnp("ingressDeny: [{authentication: {mode: disabled}, fromEndpoints: [{}]}]"), "has no meaning in a deny list"},
+
+		{"requests", cnp(`ingress: [{toPorts: [{ports: [{port: "80"}], rules: {http: [{}]}}]}]`), "toPorts[0].rules: rules on requests (http, dns, kafka, l7) are not supported"},
+		{"requests of a denial", cnp(`ingressDeny: [{toPorts: [{ports: [{port: "80"}], rules: {http: [{}]}}]}]`), "a deny list takes ports only"},
+		{"server names", cnp(`egress: [{toPorts: [{ports: [{port: "443"}], serverNames: [a.example]}]}]`), "rules on TLS server names are not supported"},
+		{"TLS interception", cnp(`egress: [{toPorts: [{ports: [{port: "443"}], originatingTLS: {secret: {name: a}}}]}]`), "TLS interception is not supported"},
+		{"a listener", cnp(`egress: [{toPorts: [{ports: [{port: "443"}], listener: {name: a}}]}]`), "redirecting to a listener is not supported"},
+		{"no ports", cnp("ingress: [{toPorts: [{}]}]"), "ports: is empty; list the ports, or leave toPorts out"},
+		{"too many ports", cnp("ingress: [{toPorts: [{ports: [" + strings.Repeat(`{port: "80"},`, 41) + "]}]}]"), "lists 41 ports, 40 at most"},
+		{"a port that is missing", cnp("ingress: [{toPorts: [{ports: [{protocol: TCP}]}]}]"), "port: is missing"},
+		{"a port as number", cnp("ingress: [{toPorts: [{ports: [{port: 80}]}]}]"), `put it in quotes: "80"`},
+		{"a port out of range", cnp(`ingress: [{toPorts: [{ports: [{port: "70000"}]}]}]`), "out of range"},
+		{"a negative port", cnp(`ingress: [{toPorts: [{ports: [{port: "-1"}]}]}]`), "out of range"},
+		{"a named port", cnp(`ingress: [{toPorts: [{ports: [{port: https}]}]}]`), `"https" is a named port, which is not supported; write the number the workload listens on, such as "443"`},
+		{"a range backwards", cnp(`ingress: [{toPorts: [{ports: [{port: "80", endPort: 79}]}]}]`), "endPort: 79 is below port 80; swap them"},
+		{"a range out of range", cnp(`ingress: [{toPorts: [{ports: [{port: "80", endPort: 65536}]}]}]`), "endPort: 65536 is out of range"},
+		{"a range from any port", cnp(`ingress: [{toPorts: [{ports: [{port: "0", endPort: 79}]}]}]`), "port 0 already means any port"},
+		{"an unknown protocol", cnp(`ingress: [{toPorts: [{ports: [{port: "80", protocol: QUIC}]}]}]`), `"QUIC" is not a protocol; write TCP, UDP, SCTP or ANY`},
+		{"a protocol in small letters", cnp(`ingress: [{toPorts: [{ports: [{port: "80", protocol: tcp}]}]}]`), "write TCP"},
+		{"ICMP as protocol of a port", cnp(`ingress: [{toPorts: [{ports: [{port: "8", protocol: ICMP}]}]}]`), "use icmps instead"},
+		{"an extended protocol", cnp(`ingress: [{toPorts: [{ports: [{port: "0", protocol: VRRP}]}]}]`), `"VRRP" is not supported`},
+		{"ports and ICMP types", cnp(`ingress: [{toPorts: [{ports: [{port: "80"}]}], icmps: [{fields: [{type: 8}]}]}]`), "combines toPorts and icmps"},
+		{"no ICMP types", cnp(`ingress: [{icmps: [{fields: []}]}]`), "fields: is empty"},
+		{"too many ICMP types", cnp("ingress: [{icmps: [{fields: [" + strings.Repeat("{type: 8},", 41) + "]}]}]"), "lists 41 types"},
+		{"an ICMP type that is missing", cnp(`ingress: [{icmps: [{fields: [{family: IPv4}]}]}]`), "type: is missing"},
+		{"an ICMP type out of range", cnp(`ingress: [{icmps: [{fields: [{type: 256}]}]}]`), "256 is out of range"},
+		{"an ICMP type of the other family", cnp(`ingress: [{icmps: [{fields: [{type: PacketTooBig}]}]}]`), "is not an ICMP type of this family"},
+		{"an ICMP type of another type", cnp(`ingress: [{icmps: [{fields: [{type: [8]}]}]}]`), "neither a number nor a name"},
+		{"an unknown ICMP family", cnp(`ingress: [{icmps: [{fields: [{family: v4, type: 8}]}]}]`), "write IPv4 or IPv6"},
+		{"a policy twice", cnp("ingress: [{}]") + cnp("egress: [{}]"), "document 2: CiliumNetworkPolicy default/p stands twice"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ps, err := Parse([]byte(tt.manifest))
+			if err == nil {
+				t.Fatalf("accepted: %v\n%s", ps, tt.manifest)
+			}
+			if ps != nil {
+				t.Error("policies next to an error")
+			}
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("refused with\n%v\nwant a sentence with\n%s", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestEveryMistakeIsReportedAtOnce(t *testing.T) {
+	_, err := Parse([]byte(cnp("ingress: [{fromEntities: [moon]}, {fromCIDR: [x]}]") + named("q", "egress: [{toCIDR: [z]}]")))
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{`"moon"`, `"x"`, `"z"`, "document 1", "document 2"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%s is not in: %v", want, err)
+		}
+	}
+}
+
+func TestDocumentsWithoutContentArePassedOver(t *testing.T) {
+	ps := parse(t, "# nothing\n---\n---\n# still nothing\n"+cnp("ingress: [{}]")+"---\n")
+	if len(ps) != 1 || ps[0].String() != "CiliumNetworkPolicy default/p" {
+		t.Errorf("got %v", ps)
+	}
+}

@@ -1,0 +1,147 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weft-mesh/weft/identity"
+)
+
+// people are the identities of the last testWorld, by name.
+var people = map[string]identity.Number{}
+
+// testWorld knows pods of two clusters, and some addresses outside.
+func testWorld(t testing.TB, manifests string) World {
+	t.Helper()
+	clear(people)
+	w := World{Cluster: "west", Identities: map[identity.Number]identity.Labels{}}
+	add := func(name string, n identity.Number, labels identity.Labels) {
+		people[name] = n
+		w.Identities[n] = labels
+	}
+	pod := func(name, ns, cluster string, n identity.Number, labels string) {
+		set := map[string]string{}
+		for _, l := range strings.Fields(labels) {
+			k, v, _ := strings.Cut(l, "=")
+			set[k] = v
+		}
+		add(name, n, identity.PodLabels(ns, map[string]string{"team": ns, "kubernetes.io/metadata.name": ns}, set, "sa-"+name, cluster))
+	}
+	pod("web", "default", "west", 0x020001, "app=web tier=front")
+	pod("frontend", "default", "west", 0x020002, "app=frontend")
+	pod("intruder", "default", "west", 0x020003, "app=intruder")
+	pod("other/frontend", "other", "west", 0x020004, "app=frontend")
+	pod("east/frontend", "default", "east", 0x010001, "app=frontend")
+	pod("east/intruder", "default", "east", 0x010002, "app=intruder")
+	pod("east/other/frontend", "other", "east", 0x010003, "app=frontend")
+	for n, labels := range identity.AllReserved() {
+		add(n.String(), n, labels)
+	}
+	people["never seen"] = 0x030001
+
+	w.Policies = parse(t, manifests)
+	i := uint32(1)
+	prefixes := CIDRIdentities(w.Policies)
+	for _, p := range w.Policies {
+		for _, prefix := range p.CIDRs() {
+			if labels, ok := prefixes[prefix]; ok {
+				add(prefix.String(), identity.LocalNumber(i), labels)
+				i++
+			}
+		}
+	}
+	return w
+}
+
+func parse(t testing.TB, manifests string) []*Policy {
+	t.Helper()
+	ps, err := Parse([]byte(manifests))
+	if err != nil {
+		t.Fatalf("Parse: %v\n%s", err, manifests)
+	}
+	return ps
+}
+
+// cnp writes a policy for app=web in namespace default, with the given body
+// of its spec.
+func cnp(body string) string { return named("p", body) }
+
+func named(name, body string) string {
+	return fmt.Sprintf("---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: %s, namespace: default}\nspec:\n  endpointSelector: {matchLabels: {app: web}}\n%s\n", name, indent(body))
+}
+
+func ccnp(name, body string) string {
+	return fmt.Sprintf("---\napiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: %s}\nspec:\n  endpointSelector: {}\n%s\n", name, indent(body))
+}
+
+func indent(body string) string {
+	lines := strings.Split(strings.Trim(body, "\n"), "\n")
+	base := len(lines[0]) - len(strings.TrimLeft(lines[0], " \t"))
+	for i, l := range lines {
+		lines[i] = "  " + strings.ReplaceAll(l[min(base, len(l)):], "\t", "  ")
+	}
+	return strings.Join(lines, "\n")
+}
+
+// both judges by tables and by the oracle, and fails if they disagree.
+func both(t testing.TB, w World, tables *Tables, f Flow) Judgement {
+	t.Helper()
+	set, ok := tables.SetOf(f.Subject)
+	if !ok {
+		t.Fatalf("no policy set for %v", f.Subject)
+	}
+	got, want := tables.Verdict(set, f.Direction, f.Peer, f.Proto, f.Port), Evaluate(w, f)
+	if problem := disagree(tables, got, want); problem != "" {
+		t.Fatalf("%v %v peer %v proto %d port %d: %s\ntables %+v\noracle %+v", f.Subject, f.Direction, f.Peer, f.Proto, f.Port, problem, got, want)
+	}
+	return want
+}
+
+func disagree(tables *Tables, got Verdict, want Judgement) string {
+	if got.Allow != want.Allow {
+		return "verdicts differ"
+	}
+	matching := want.Allowing
+	if !got.Allow {
+		matching = want.Denying
+	}
+	switch {
+	case got.Default && len(want.Allowing)+len(want.Denying) > 0:
+		return "default, though a rule matches"
+	case !got.Default && !slices.Contains(matching, tables.Rules[got.Rule]):
+		return "the rule named is none that decides"
+	case got.Default && got.Rule != 0:
+		return "a default has no rule"
+	}
+	return ""
+}
+
+func compileFor(t testing.TB, w World, subjects ...string) *Tables {
+	t.Helper()
+	var labels []identity.Labels
+	for _, s := range subjects {
+		labels = append(labels, w.Identities[people[s]])
+	}
+	tables, err := Compile(w, labels)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tables
+}
+
+// passing lists who of all people may reach the subject on this port, or be
+// reached by it.
+func passing(t testing.TB, w World, subject string, dir Direction, proto uint8, port uint16) []string {
+	t.Helper()
+	tables := compileFor(t, w, subject)
+	var out []string
+	for name, n := range people {
+		if both(t, w, tables, Flow{w.Identities[people[subject]], dir, n, proto, port}).Allow {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
