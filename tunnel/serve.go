@@ -39,7 +39,7 @@ type ServeConfig struct {
 	StateDir string
 	// SocketDir holds the configuration sockets.
 	SocketDir string
-	Log       *slog.Logger
+	Log       *slog.Logger `json:"-"`
 }
 
 // ServeDefaults is the configuration of an ordinary node.

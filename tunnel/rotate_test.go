@@ -1,0 +1,132 @@
+package tunnel_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/weft-mesh/weft/tunnel"
+)
+
+// mesh plays the part of the agents and of etcd between two nodes: each is told
+// what the other published a while ago, and moves its stream when Choose says.
+type mesh struct {
+	nodes   [2]*node
+	streams [2]*stream // from nodes[i]
+	own     [2]tunnel.Own
+	told    [2]tunnel.Own // what nodes[i] knows of the other
+	used    [2]int
+}
+
+// tell gives node i what the other published.
+func (m *mesh) tell(i int) {
+	m.told[i] = m.own[1-i]
+	m.nodes[i].set(m.nodes[1-i].peer(m.told[i]))
+}
+
+// steer moves node i's stream and says whether it is where the epochs say.
+func (m *mesh) steer(i int) bool {
+	st := m.nodes[i].status()
+	m.used[i] = tunnel.Choose(m.own[i].Epoch, m.told[i].Epoch, m.used[i], st.Peers[0].Handshaken())
+	m.streams[i].lane.Store(int32(m.used[i]))
+	return m.used[i] == tunnel.Lane(m.own[i].Epoch, m.told[i].Epoch)
+}
+
+func (m *mesh) rotate(t *testing.T, i int) {
+	t.Helper()
+	n := m.nodes[i]
+	n.do(func() (err error) {
+		m.own[i], err = n.lanes.Rotate(context.Background(), m.own[i].Epoch+1)
+		return err
+	})
+}
+
+func TestRotationLosesNoPacket(t *testing.T) {
+	needRoot(t)
+	const rotations, perSecond = 10, 3000
+	a, b := pair(t)
+	seen := a.capture("wire")
+	m := &mesh{nodes: [2]*node{a, b}, streams: [2]*stream{
+		newStream(t, a, b, 7000, perSecond, 120*time.Second),
+		newStream(t, b, a, 7001, perSecond, 120*time.Second),
+	}}
+	m.own = [2]tunnel.Own{a.ready(), b.ready()}
+	m.told = [2]tunnel.Own{m.own[1], m.own[0]}
+	keys := map[tunnel.Key]bool{}
+	for round := range rotations {
+		for i := range m.nodes {
+			m.steer(i)
+			m.streams[i].flowing(t)
+		}
+		// One rotates, the other hears of it; then the other follows. Between
+		// the steps either side works with what it knows.
+		first := round % 2
+		for _, i := range []int{first, 1 - first} {
+			m.rotate(t, i)
+			m.steer(i)
+			m.tell(1 - i)
+			m.steer(1 - i)
+			m.streams[0].flowing(t)
+			m.streams[1].flowing(t)
+		}
+		eventually(t, 20*time.Second, func() error {
+			for i := range m.nodes {
+				if !m.steer(i) {
+					return fmt.Errorf("round %d: %s is still on lane %d", round, m.nodes[i].name, m.used[i])
+				}
+			}
+			return nil
+		})
+		for i := range m.nodes {
+			keys[m.own[i].Lanes[m.own[i].Epoch%tunnel.LaneCount].PublicKey] = true
+		}
+	}
+	if len(keys) != 2*rotations {
+		t.Errorf("%d different keys in %d rotations of 2 nodes", len(keys), rotations)
+	}
+	var sent, lost uint64
+	for _, s := range m.streams {
+		s.flowing(t)
+		n, l := s.finish(t)
+		sent, lost = sent+n, lost+l
+	}
+	t.Logf("%d rotations of both nodes under 2 × %d packets/s: %d sent, %d lost", rotations, perSecond, sent, lost)
+	if lost > 0 {
+		t.Errorf("lost %d of %d packets in %d rotations", lost, sent, rotations)
+	}
+	for _, frame := range seen.drain() {
+		if bytes.Contains(frame, []byte(marker)) {
+			t.Fatalf("payload in the clear on the wire: %x", frame)
+		}
+	}
+}
+
+func TestRestartedAgentKeepsSessions(t *testing.T) {
+	needRoot(t)
+	a, b := pair(t)
+	s := newStream(t, a, b, 7000, 2000, 60*time.Second)
+	s.flowing(t)
+	before := a.status()
+	for range 10 {
+		// A new process with the same directory: everything comes from disk
+		// and devices.
+		a.reopen()
+		own := a.ready()
+		if own != before.Own && (own.Epoch != before.Own.Epoch || own.Lanes != before.Own.Lanes) {
+			t.Fatalf("restarted agent publishes something else:\n%+v\n%+v", own, before.Own)
+		}
+		a.set(b.peer(b.ready()))
+		s.flowing(t)
+	}
+	after := a.status()
+	for i := range after.Peers[0].Lanes {
+		if was, is := before.Peers[0].Lanes[i], after.Peers[0].Lanes[i]; !is.Handshake.Equal(was.Handshake) {
+			t.Errorf("lane %d shook hands again at %v, sessions should have gone on since %v", i, is.Handshake, was.Handshake)
+		}
+	}
+	if sent, lost := s.finish(t); lost > 0 {
+		t.Errorf("lost %d of %d packets over agent restarts", lost, sent)
+	}
+}
