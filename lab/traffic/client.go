@@ -1,0 +1,204 @@
+package traffic
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Target is a server's address: http://web/, tcp://web:81 or udp://10.1.1.2:82.
+type Target struct {
+	Scheme string // http, tcp, udp
+	Host   string // host:port
+	URL    string // for http
+}
+
+// ParseTarget reads a Target. Without a scheme it is http.
+func ParseTarget(s string) (Target, error) {
+	if !strings.Contains(s, "://") {
+		s = "http://" + s
+	}
+	u, err := url.Parse(s)
+	if err != nil {
+		return Target{}, fmt.Errorf("target: %w", err)
+	}
+	t := Target{Scheme: u.Scheme, Host: u.Host, URL: s}
+	switch {
+	case u.Scheme != "http" && u.Scheme != "tcp" && u.Scheme != "udp":
+		return Target{}, fmt.Errorf("target %q: write http://…, tcp://… or udp://…", s)
+	case u.Port() == "" && u.Scheme != "http":
+		return Target{}, fmt.Errorf("target %q: needs a port", s)
+	case u.Port() == "":
+		t.Host = net.JoinHostPort(u.Hostname(), "80")
+	}
+	return t, nil
+}
+
+// Request makes one request on a connection of its own. from, if not empty, is
+// the local address or address:port to use.
+func Request(ctx context.Context, t Target, from, echo string) (Answer, error) {
+	if t.Scheme == "http" {
+		return requestHTTP(ctx, t, from, echo)
+	}
+	conn, err := dial(ctx, t, from)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer conn.Close()
+	return conn.ask(ctx, echo)
+}
+
+func requestHTTP(ctx context.Context, t Target, from, echo string) (Answer, error) {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		d, err := dialer("tcp", from)
+		if err != nil {
+			return nil, err
+		}
+		return d.DialContext(ctx, "tcp4", addr)
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.URL, nil)
+	if err != nil {
+		return Answer{}, err
+	}
+	if echo != "" {
+		q := req.URL.Query()
+		q.Set("echo", echo)
+		req.URL.RawQuery = q.Encode()
+	}
+	req.Header.Set("User-Agent", Marker)
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer resp.Body.Close()
+	body := bufio.NewReader(resp.Body)
+	line, err := body.ReadString('\n')
+	if err != nil {
+		return Answer{}, fmt.Errorf("read answer: %w", err)
+	}
+	if _, err := io.Copy(io.Discard, body); err != nil {
+		return Answer{}, fmt.Errorf("read answer: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return Answer{}, fmt.Errorf("answer has status %s", resp.Status)
+	}
+	return ParseAnswer(line)
+}
+
+func dialer(network, from string) (*net.Dialer, error) {
+	d := &net.Dialer{}
+	if from == "" {
+		return d, nil
+	}
+	if !strings.Contains(from, ":") {
+		from += ":0"
+	}
+	var err error
+	if network == "udp" {
+		d.LocalAddr, err = net.ResolveUDPAddr("udp4", from)
+	} else {
+		d.LocalAddr, err = net.ResolveTCPAddr("tcp4", from)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("local address: %w", err)
+	}
+	return d, nil
+}
+
+// connection is a TCP or UDP connection to a server of the lab.
+type connection struct {
+	net.Conn
+	in *bufio.Reader // of a stream; nil for UDP
+}
+
+func dial(ctx context.Context, t Target, from string) (*connection, error) {
+	d, err := dialer(t.Scheme, from)
+	if err != nil {
+		return nil, err
+	}
+	network := "udp4"
+	if t.Scheme != "udp" {
+		network = "tcp4"
+	}
+	conn, err := d.DialContext(ctx, network, t.Host)
+	if err != nil {
+		return nil, err
+	}
+	c := &connection{Conn: conn}
+	if t.Scheme != "udp" {
+		c.in = bufio.NewReader(conn)
+	}
+	return c, nil
+}
+
+// ask sends a word and waits for the answer to it until ctx ends.
+func (c *connection) ask(ctx context.Context, echo string) (Answer, error) {
+	if echo == "" {
+		echo = "hello"
+	}
+	if err := c.deadline(ctx); err != nil {
+		return Answer{}, err
+	}
+	if _, err := fmt.Fprintf(c, "%s %s\n", echo, Marker); err != nil {
+		return Answer{}, err
+	}
+	for {
+		line, err := c.line()
+		if err != nil {
+			return Answer{}, err
+		}
+		a, err := ParseAnswer(line)
+		if err != nil || a.Echo == echo {
+			return a, err
+		}
+	}
+}
+
+func (c *connection) deadline(ctx context.Context) error {
+	until, _ := ctx.Deadline()
+	return c.SetDeadline(until)
+}
+
+func (c *connection) line() (string, error) {
+	if c.in != nil {
+		return c.in.ReadString('\n')
+	}
+	pkt := make([]byte, 65536)
+	n, err := c.Read(pkt)
+	return string(pkt[:n]), err
+}
+
+// retransmits is how many segments the kernel has sent again on a TCP
+// connection since it was made.
+func (c *connection) retransmits() (count uint32) {
+	tcp, ok := c.Conn.(*net.TCPConn)
+	if !ok {
+		return 0
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if info, err := unix.GetsockoptTCPInfo(int(fd), syscall.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			count = info.Total_retrans
+		}
+	})
+	return count
+}
+
+// RequestWithin is Request with a time limit.
+func RequestWithin(ctx context.Context, limit time.Duration, t Target, from, echo string) (Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return Request(ctx, t, from, echo)
+}

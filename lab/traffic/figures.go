@@ -1,0 +1,81 @@
+package traffic
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"time"
+)
+
+// Tally sums up samples.
+type Tally struct {
+	Requests  int
+	Failed    int
+	Errors    map[string]int // failures by reason
+	ByCluster map[string]int // answers by the server's cluster
+	ByPod     map[string]int // answers by cluster/pod
+	Resent    int            // TCP segments sent again
+	Slowest   time.Duration  // answer
+}
+
+// Count makes a Tally.
+func Count(samples []Sample) Tally {
+	t := Tally{Errors: map[string]int{}, ByCluster: map[string]int{}, ByPod: map[string]int{}}
+	for _, s := range samples {
+		t.Requests++
+		t.Resent += int(s.Resent)
+		if s.Error != "" {
+			t.Failed++
+			t.Errors[s.Error]++
+			continue
+		}
+		t.ByCluster[s.Cluster]++
+		t.ByPod[s.Cluster+"/"+s.Pod]++
+		t.Slowest = max(t.Slowest, time.Duration(s.Took)*time.Microsecond)
+	}
+	return t
+}
+
+// Recovery is how long after a fault requests still went wrong: the time from
+// the fault to the beginning of the first request that was good and followed by
+// good ones only. A request is bad when it fails or takes longer than patience.
+// ok is false while the last steady of time up to now has not been all good, or
+// has seen no request.
+func Recovery(samples []Sample, fault, now time.Time, patience, steady time.Duration) (d time.Duration, ok bool) {
+	sorted := slices.Clone(samples)
+	slices.SortFunc(sorted, func(a, b Sample) int { return cmp.Compare(a.At, b.At) })
+	var lastBad, firstGood time.Time
+	for _, s := range sorted {
+		if s.End().Before(fault) {
+			continue
+		}
+		if s.Error != "" || time.Duration(s.Took)*time.Microsecond > patience {
+			lastBad, firstGood = s.Begin(), time.Time{}
+			continue
+		}
+		if firstGood.IsZero() && !s.Begin().Before(fault) {
+			firstGood = s.Begin()
+		}
+	}
+	if firstGood.IsZero() || len(sorted) == 0 {
+		return 0, false
+	}
+	if last := sorted[len(sorted)-1].Begin(); last.Sub(firstGood) < steady || now.Sub(last) > steady {
+		return 0, false
+	}
+	if lastBad.IsZero() {
+		return 0, true
+	}
+	return max(0, firstGood.Sub(fault)), true
+}
+
+// Percentile returns the value that a share of the values does not exceed, by
+// the nearest-rank method; 0 of no values.
+func Percentile(values []float64, share float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	rank := int(math.Ceil(share * float64(len(sorted))))
+	return sorted[min(max(rank, 1), len(sorted))-1]
+}

@@ -1,0 +1,120 @@
+package traffic
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// ServeConfig lists the addresses to serve on, such as ":80".
+type ServeConfig struct {
+	HTTP, TCP, UDP []string
+	Self           Answer
+}
+
+// maxBytes bounds how much a request may ask for.
+const maxBytes = 64 << 20
+
+// Serve answers until ctx ends. HTTP requests with ?bytes=n get n further
+// bytes. TCP connections are answered line by line, UDP packet by packet.
+func Serve(ctx context.Context, c ServeConfig) error {
+	g, ctx := errgroup.WithContext(ctx)
+	var lc net.ListenConfig
+	for _, addr := range c.HTTP {
+		l, err := lc.Listen(ctx, "tcp4", addr)
+		if err != nil {
+			return fmt.Errorf("serve http: %w", err)
+		}
+		server := &http.Server{Handler: c.handler()}
+		g.Go(func() error { return ignoreClosed(server.Serve(l)) })
+		g.Go(func() error { <-ctx.Done(); return server.Close() })
+	}
+	for _, addr := range c.TCP {
+		l, err := lc.Listen(ctx, "tcp4", addr)
+		if err != nil {
+			return fmt.Errorf("serve tcp: %w", err)
+		}
+		g.Go(func() error { return ignoreClosed(c.acceptTCP(ctx, l)) })
+		g.Go(func() error { <-ctx.Done(); return l.Close() })
+	}
+	for _, addr := range c.UDP {
+		l, err := lc.ListenPacket(ctx, "udp4", addr)
+		if err != nil {
+			return fmt.Errorf("serve udp: %w", err)
+		}
+		g.Go(func() error { return ignoreClosed(c.echoUDP(l)) })
+		g.Go(func() error { <-ctx.Done(); return l.Close() })
+	}
+	g.Go(func() error { <-ctx.Done(); return nil })
+	return g.Wait()
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+func (c ServeConfig) answer(peer net.Addr, echo string) string {
+	a := c.Self
+	a.Peer, a.Echo = peer.String(), echo
+	return a.String() + "\n"
+}
+
+func (c ServeConfig) handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a := c.Self
+		a.Peer, a.Echo = r.RemoteAddr, r.URL.Query().Get("echo")
+		fmt.Fprintln(w, a)
+		more, _ := strconv.Atoi(r.URL.Query().Get("bytes"))
+		for line := Marker + "\n"; more > 0 && more <= maxBytes; more -= len(line) {
+			if _, err := fmt.Fprint(w, line[:min(more, len(line))]); err != nil {
+				return
+			}
+		}
+	})
+}
+
+func (c ServeConfig) acceptTCP(ctx context.Context, l net.Listener) error {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		// The connection ends with its client, or with the process.
+		go func() {
+			defer conn.Close()
+			defer context.AfterFunc(ctx, func() { conn.Close() })()
+			for lines := bufio.NewScanner(conn); lines.Scan(); {
+				if _, err := fmt.Fprint(conn, c.answer(conn.RemoteAddr(), firstWord(lines.Text()))); err != nil {
+					return
+				}
+			}
+		}()
+	}
+}
+
+func (c ServeConfig) echoUDP(l net.PacketConn) error {
+	pkt := make([]byte, 65536)
+	for {
+		n, peer, err := l.ReadFrom(pkt)
+		if err != nil {
+			return err
+		}
+		// An answer that cannot be sent is a packet lost, which the client counts.
+		_, _ = l.WriteTo([]byte(c.answer(peer, firstWord(string(pkt[:n])))), peer)
+	}
+}
+
+func firstWord(s string) string {
+	word, _, _ := strings.Cut(strings.TrimSpace(s), " ")
+	return word
+}

@@ -1,0 +1,166 @@
+package traffic
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestAnswerReadsBack(t *testing.T) {
+	want := Answer{Cluster: "west", Node: "n1", Namespace: "default", Pod: "web-1", Peer: "10.1.1.2:4711", Echo: "7"}
+	got, err := ParseAnswer(want.String() + "\n")
+	if err != nil || got != want {
+		t.Errorf("ParseAnswer = %+v, %v; want %+v", got, err, want)
+	}
+	if _, err := ParseAnswer("HTTP/1.1 502 Bad Gateway"); err == nil {
+		t.Error("a stranger's answer is accepted")
+	}
+}
+
+// freePorts finds three ports of this machine that nobody uses.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func startServer(t *testing.T) (http, tcp, udp string) {
+	t.Helper()
+	http, tcp, udp = freePort(t), freePort(t), freePort(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- Serve(ctx, ServeConfig{HTTP: []string{http}, TCP: []string{tcp}, UDP: []string{udp}, Self: Answer{Cluster: "east", Pod: "web"}})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	for {
+		if conn, err := net.Dial("tcp4", tcp); err == nil {
+			conn.Close()
+			break
+		}
+	}
+	return http, tcp, udp
+}
+
+func TestLoad(t *testing.T) {
+	http, tcp, udp := startServer(t)
+	for name, c := range map[string]struct {
+		target string
+		keep   int
+	}{
+		"http, new connections": {"http://" + http + "/?bytes=5000", 0},
+		"tcp, new connections":  {"tcp://" + tcp, 0},
+		"tcp, kept connections": {"tcp://" + tcp, 2},
+		"udp, kept sockets":     {"udp://" + udp, 2},
+		"udp, new sockets":      {"udp://" + udp, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			target, err := ParseTarget(c.target)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			var out bytes.Buffer
+			if err := Load(ctx, LoadConfig{Target: target, Rate: 100, Timeout: time.Second, Keep: c.keep}, &out); err != nil {
+				t.Fatal(err)
+			}
+			tally := Count(parseSamples(t, out.String()))
+			if tally.Failed > 0 || tally.Requests < 10 || tally.ByPod["east/web"] != tally.Requests {
+				t.Errorf("tally = %+v", tally)
+			}
+		})
+	}
+}
+
+func parseSamples(t *testing.T, text string) (samples []Sample) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		var s Sample
+		if err := json.Unmarshal([]byte(line), &s); err != nil {
+			t.Fatal(err)
+		}
+		samples = append(samples, s)
+	}
+	return samples
+}
+
+func TestLoadCountsFailures(t *testing.T) {
+	nobody, err := ParseTarget("tcp://" + freePort(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	var out bytes.Buffer
+	if err := Load(ctx, LoadConfig{Target: nobody, Rate: 100, Timeout: time.Second}, &out); err != nil {
+		t.Fatal(err)
+	}
+	if tally := Count(parseSamples(t, out.String())); tally.Failed == 0 || tally.Errors["refused"] != tally.Requests {
+		t.Errorf("tally = %+v", tally)
+	}
+}
+
+func TestRecovery(t *testing.T) {
+	// Requests every 100 ms; the fault is at 1 s.
+	timeline := func(bad ...int) (samples []Sample) {
+		for i := range 30 {
+			s := Sample{At: int64(i) * 100_000, Took: 1000}
+			for _, b := range bad {
+				if b == i {
+					s.Error = "timeout"
+				}
+			}
+			samples = append(samples, s)
+		}
+		return samples
+	}
+	slow := timeline()
+	slow[11].Took = 600_000
+	for name, tt := range map[string]struct {
+		samples []Sample
+		want    time.Duration
+		ok      bool
+	}{
+		"nothing went wrong":      {timeline(), 0, true},
+		"two failed":              {timeline(10, 11), 200 * time.Millisecond, true},
+		"good in between":         {timeline(10, 14), 500 * time.Millisecond, true},
+		"bad before the fault":    {timeline(3), 0, true},
+		"slow counts as bad":      {slow, 200 * time.Millisecond, true},
+		"not yet steady":          {timeline(10, 28), 0, false},
+		"nothing good afterwards": {timeline()[:10], 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, ok := Recovery(tt.samples, time.UnixMicro(1_000_000), time.UnixMicro(3_000_000), 500*time.Millisecond, 500*time.Millisecond)
+			if got != tt.want || ok != tt.ok {
+				t.Errorf("Recovery = %v, %v; want %v, %v", got, ok, tt.want, tt.ok)
+			}
+		})
+	}
+}
+
+func TestPercentile(t *testing.T) {
+	values := []float64{5, 1, 3, 2, 4}
+	for share, want := range map[float64]float64{0.5: 3, 0.99: 5, 1: 5, 0: 1} {
+		if got := Percentile(values, share); got != want {
+			t.Errorf("Percentile(%v) = %v, want %v", share, got, want)
+		}
+	}
+}
