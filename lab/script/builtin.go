@@ -1,0 +1,254 @@
+package script
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Builtins are the commands that every script has. A line that is not a
+// command of the engine's is looked up here.
+func Builtins() map[string]Command { return builtins }
+
+var builtins map[string]Command
+
+// The table refers to functions that refer to the table.
+func init() {
+	builtins = map[string]Command{
+		"stdout": {Usage: "[-count=N] REGEXP", Summary: "the last command printed this", Run: onOutput(func(s *State) string { return s.Stdout })},
+		"stderr": {Usage: "[-count=N] REGEXP", Summary: "the last command said this to stderr", Run: onOutput(func(s *State) string { return s.Stderr })},
+		"grep":   {Usage: "[-count=N] REGEXP FILE", Summary: "a file contains this", Run: grep},
+		"cmp":    {Usage: "FILE|stdout|stderr FILE", Summary: "two texts are equal", Run: compare},
+		"json":   {Usage: "PATH =|!=|~|<|> VALUE", Summary: "a value in the JSON that the last command printed", Run: onJSON},
+		"save":   {Usage: "FILE", Summary: "keeps what the last command printed", Run: save},
+		"env":    {Usage: "NAME=VALUE", Summary: "sets a variable; the value 'stdout' takes what the last command printed", Run: setEnv},
+		"repeat": {Usage: "N … end", Summary: "runs the lines up to end N times, with $i from 1"},
+	}
+}
+
+// looksAtOutput reports whether a command judges what another one printed.
+func looksAtOutput(args []string) bool {
+	return slices.Contains([]string{"stdout", "stderr", "json"}, args[0]) ||
+		args[0] == "cmp" && len(args) > 1 && (args[1] == "stdout" || args[1] == "stderr")
+}
+
+func usage(name string) error { return fmt.Errorf("usage: %s %s", name, builtins[name].Usage) }
+
+func onOutput(text func(*State) string) func(context.Context, *State, []string) error {
+	return func(_ context.Context, s *State, args []string) error { return match(text(s), args) }
+}
+
+func match(text string, args []string) error {
+	count := -1
+	if len(args) > 0 && strings.HasPrefix(args[0], "-count=") {
+		n, err := strconv.Atoi(strings.TrimPrefix(args[0], "-count="))
+		if err != nil {
+			return fmt.Errorf("%s: write -count= and a number", args[0])
+		}
+		count, args = n, args[1:]
+	}
+	if len(args) != 1 {
+		return errors.New("give one regular expression, in single quotes if it has blanks")
+	}
+	re, err := regexp.Compile("(?m)" + args[0])
+	if err != nil {
+		return err
+	}
+	found := len(re.FindAllStringIndex(text, -1))
+	if count >= 0 && found != count {
+		return fmt.Errorf("it occurs %d times and not %d", found, count)
+	}
+	if count < 0 && found == 0 {
+		return errors.New("it does not occur")
+	}
+	return nil
+}
+
+func grep(_ context.Context, s *State, args []string) error {
+	if len(args) < 2 {
+		return usage("grep")
+	}
+	data, err := os.ReadFile(s.Path(args[len(args)-1]))
+	if err != nil {
+		return err
+	}
+	return match(string(data), args[:len(args)-1])
+}
+
+func (s *State) text(name string) (string, error) {
+	switch name {
+	case "stdout":
+		return s.Stdout, nil
+	case "stderr":
+		return s.Stderr, nil
+	}
+	data, err := os.ReadFile(s.Path(name))
+	return string(data), err
+}
+
+// compare ignores blanks at the ends of lines, which editors remove and tables
+// have.
+func compare(_ context.Context, s *State, args []string) error {
+	if len(args) != 2 {
+		return usage("cmp")
+	}
+	var texts [2][]string
+	for i, name := range args {
+		text, err := s.text(name)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(strings.TrimRight(text, " \n")) {
+			texts[i] = append(texts[i], strings.TrimRight(line, " \t\n"))
+		}
+	}
+	for i := range max(len(texts[0]), len(texts[1])) {
+		a, b := at(texts[0], i), at(texts[1], i)
+		if a != b {
+			return fmt.Errorf("line %d differs:\n    %s: %s\n    %s: %s", i+1, args[0], a, args[1], b)
+		}
+	}
+	return nil
+}
+
+func at(lines []string, i int) string {
+	if i < len(lines) {
+		return lines[i]
+	}
+	return "(no such line)"
+}
+
+func save(_ context.Context, s *State, args []string) error {
+	if len(args) != 1 {
+		return usage("save")
+	}
+	return os.WriteFile(s.Path(args[0]), []byte(s.Stdout), 0o600)
+}
+
+func setEnv(_ context.Context, s *State, args []string) error {
+	for _, arg := range args {
+		name, value, ok := strings.Cut(arg, "=")
+		if !ok || name == "" {
+			return usage("env")
+		}
+		if value == "stdout" {
+			value = strings.TrimSpace(s.Stdout)
+		}
+		s.Env[name] = value
+	}
+	return nil
+}
+
+// onJSON looks at one value. A path is field names and list indexes with dots
+// between; [field=value] picks the first element of a list with that field,
+// and # is the length of a list: peers[cluster=west].link, nodes.0.name,
+// objects.#.
+func onJSON(_ context.Context, s *State, args []string) error {
+	if len(args) != 3 {
+		return usage("json")
+	}
+	dec := json.NewDecoder(bytes.NewReader([]byte(s.Stdout)))
+	dec.UseNumber()
+	var value any
+	if err := dec.Decode(&value); err != nil {
+		return fmt.Errorf("the last command printed no JSON: %w", err)
+	}
+	value, err := descend(value, args[0])
+	if err != nil {
+		return err
+	}
+	got := asText(value)
+	holds, err := relate(got, args[1], args[2])
+	if err != nil || holds {
+		return err
+	}
+	return fmt.Errorf("it is %s", got)
+}
+
+func asText(value any) string {
+	switch v := value.(type) {
+	case string:
+		return v
+	case nil:
+		return "null"
+	case json.Number:
+		return v.String()
+	case []any:
+		if len(v) == 0 {
+			return "[]"
+		}
+	}
+	text, _ := json.Marshal(value)
+	return string(text)
+}
+
+func relate(got, operator, want string) (bool, error) {
+	switch operator {
+	case "=":
+		return got == want, nil
+	case "!=":
+		return got != want, nil
+	case "~":
+		return regexp.MatchString(want, got)
+	case "<", ">":
+		a, errA := strconv.ParseFloat(got, 64)
+		b, errB := strconv.ParseFloat(want, 64)
+		if err := errors.Join(errA, errB); err != nil {
+			return false, fmt.Errorf("%s compares numbers: %w", operator, err)
+		}
+		return operator == "<" && a < b || operator == ">" && a > b, nil
+	}
+	return false, fmt.Errorf("operator %q: use =, !=, ~, < or >", operator)
+}
+
+// descend follows a path. A field that is not there is null.
+func descend(value any, path string) (any, error) {
+	for _, step := range strings.Split(strings.NewReplacer("[", ".[", "]", "").Replace(path), ".") {
+		if step == "" {
+			continue
+		}
+		switch v := value.(type) {
+		case map[string]any:
+			value = v[step]
+		case []any:
+			var err error
+			if value, err = element(v, step); err != nil {
+				return nil, err
+			}
+		case nil:
+			return nil, nil
+		default:
+			return nil, fmt.Errorf("%s: there is nothing below %v", step, value)
+		}
+	}
+	return value, nil
+}
+
+func element(list []any, step string) (any, error) {
+	if step == "#" {
+		return json.Number(strconv.Itoa(len(list))), nil
+	}
+	if name, want, ok := strings.Cut(strings.TrimPrefix(step, "["), "="); ok {
+		for _, item := range list {
+			if m, ok := item.(map[string]any); ok && asText(m[name]) == want {
+				return item, nil
+			}
+		}
+		return nil, nil
+	}
+	i, err := strconv.Atoi(step)
+	if err != nil {
+		return nil, fmt.Errorf("%s: a list has numbers, # and [field=value]", step)
+	}
+	if i < 0 || i >= len(list) {
+		return nil, nil
+	}
+	return list[i], nil
+}

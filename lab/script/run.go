@@ -1,0 +1,264 @@
+package script
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// State is what the commands of one run share. Only the goroutine that runs
+// the script uses it.
+type State struct {
+	Dir    string            // holds the attached files
+	Env    map[string]string // variables
+	Stdout string            // of the last command that made output
+	Stderr string
+
+	remake func(context.Context) error // runs that command again
+}
+
+// Path resolves a file name of a script.
+func (s *State) Path(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(s.Dir, name)
+}
+
+// Command is a verb that scripts can use.
+type Command struct {
+	Usage   string // its arguments, such as NODE...
+	Summary string // one sentence
+	// Run does it. Its error fails the line.
+	Run func(ctx context.Context, s *State, args []string) error
+	// Makes says that it sets Stdout and Stderr, so that a later line that
+	// looks at them may run it again.
+	Makes bool
+}
+
+// Event is something that happens while a script runs.
+type Event struct {
+	Kind    EventKind
+	Section string // of SectionBegins
+	Line    *Line  // of LineBegins and LineEnds
+	Text    string // the line with variables replaced
+	Took    time.Duration
+	Err     error
+	Round   int // of RoundBegins, from 1
+	Rounds  int
+}
+
+// EventKind is the kind of an Event.
+type EventKind int
+
+// What happens in a run.
+const (
+	SectionBegins EventKind = iota
+	LineBegins
+	LineEnds
+	RoundBegins
+)
+
+// Engine runs scripts.
+type Engine struct {
+	Commands map[string]Command
+	// Watch is told of everything that happens, if not nil.
+	Watch func(Event)
+	// Patience bounds one attempt of one command; 0 is a minute.
+	Patience time.Duration
+}
+
+// retryPause is the time between two attempts of a line.
+const retryPause = 50 * time.Millisecond
+
+// Check reports unknown commands, so that nothing is raised for a script that
+// cannot end well.
+func (e *Engine) Check(s *Script) error {
+	var mistakes []error
+	var walk func(lines []Line)
+	walk = func(lines []Line) {
+		for _, l := range lines {
+			if l.Words[0] == "repeat" {
+				if _, err := times(l.Words); err != nil {
+					mistakes = append(mistakes, fmt.Errorf("%s:%d: %w", s.Name, l.Number, err))
+				}
+				walk(l.Body)
+				continue
+			}
+			if _, ok := e.Commands[l.Words[0]]; !ok {
+				if _, ok := builtins[l.Words[0]]; !ok {
+					mistakes = append(mistakes, fmt.Errorf("%s:%d: there is no command %q", s.Name, l.Number, l.Words[0]))
+				}
+			}
+		}
+	}
+	walk(s.Lines)
+	return errors.Join(mistakes...)
+}
+
+// Unpack writes the attached files into a directory.
+func Unpack(s *Script, dir string) error {
+	for _, f := range s.Files {
+		path := filepath.Join(dir, f.Name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, f.Data, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Run runs a script until its end, its first failure, or the end of ctx. The
+// error names the line.
+func (e *Engine) Run(ctx context.Context, s *Script, state *State) error {
+	if err := e.Check(s); err != nil {
+		return err
+	}
+	if state.Env == nil {
+		state.Env = map[string]string{}
+	}
+	return e.block(ctx, s, state, s.Lines)
+}
+
+func (e *Engine) tell(event Event) {
+	if e.Watch != nil {
+		e.Watch(event)
+	}
+}
+
+func (e *Engine) block(ctx context.Context, s *Script, state *State, lines []Line) error {
+	for i := range lines {
+		l := &lines[i]
+		if l.Section != "" {
+			e.tell(Event{Kind: SectionBegins, Section: l.Section, Line: l})
+		}
+		if l.Words[0] == "repeat" {
+			if err := e.repeat(ctx, s, state, l); err != nil {
+				return err
+			}
+			continue
+		}
+		begin := time.Now()
+		text, err := e.line(ctx, state, l)
+		e.tell(Event{Kind: LineEnds, Line: l, Text: text, Took: time.Since(begin), Err: err})
+		if err != nil {
+			return fmt.Errorf("%s:%d: %s: %w%s", s.Name, l.Number, l.Text, err, output(state))
+		}
+	}
+	return nil
+}
+
+func (e *Engine) repeat(ctx context.Context, s *Script, state *State, l *Line) error {
+	n, err := times(l.Words)
+	if err != nil {
+		return err
+	}
+	saved := maps.Clone(state.Env)
+	defer func() { state.Env = saved }()
+	for i := range n {
+		state.Env = maps.Clone(saved)
+		state.Env["i"] = strconv.Itoa(i + 1)
+		e.tell(Event{Kind: RoundBegins, Line: l, Round: i + 1, Rounds: n})
+		if err := e.block(ctx, s, state, l.Body); err != nil {
+			return fmt.Errorf("round %d of %d: %w", i+1, n, err)
+		}
+	}
+	return nil
+}
+
+// line runs one command, as often as it wants, and judges its end.
+func (e *Engine) line(ctx context.Context, state *State, l *Line) (text string, err error) {
+	args := make([]string, len(l.Words))
+	for i, word := range l.Words {
+		if args[i], err = expand(word, func(name string) (string, bool) { v, ok := state.Env[name]; return v, ok }); err != nil {
+			return l.Text, err
+		}
+	}
+	text = strings.Join(args, " ")
+	e.tell(Event{Kind: LineBegins, Line: l, Text: text})
+	command, ok := e.Commands[args[0]]
+	if !ok {
+		command = builtins[args[0]]
+	}
+	once := func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, e.patience())
+		defer cancel()
+		return judge(l.Want, command.Run(ctx, state, args[1:]))
+	}
+	attempt := once
+	if looks := looksAtOutput(args); looks && l.Retry > 0 && state.remake != nil {
+		attempt = func(ctx context.Context) error {
+			if err := once(ctx); err == nil {
+				return nil
+			}
+			if err := state.remake(ctx); err != nil {
+				return err
+			}
+			return once(ctx)
+		}
+	}
+	if command.Makes {
+		state.remake = once
+	}
+	deadline := time.Now().Add(l.Retry)
+	for {
+		err = attempt(ctx)
+		if err == nil || ctx.Err() != nil || time.Now().After(deadline) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryPause):
+		}
+	}
+	if err != nil && l.Retry > 0 {
+		err = fmt.Errorf("not within %v: %w", l.Retry, err)
+	}
+	return text, err
+}
+
+func (e *Engine) patience() time.Duration {
+	if e.Patience > 0 {
+		return e.Patience
+	}
+	return time.Minute
+}
+
+var errSucceeded = errors.New("it succeeded, and should have failed")
+
+func judge(want Want, err error) error {
+	switch want {
+	case Failure:
+		if err == nil {
+			return errSucceeded
+		}
+		return nil
+	case Either:
+		return nil
+	}
+	return err
+}
+
+// output shows what the last command printed, for a line that failed.
+func output(s *State) string {
+	var b strings.Builder
+	for _, part := range []struct{ name, text string }{{"stdout", s.Stdout}, {"stderr", s.Stderr}} {
+		if part.text == "" {
+			continue
+		}
+		lines := strings.Split(strings.TrimRight(part.text, "\n"), "\n")
+		if len(lines) > 40 {
+			lines = append(lines[:40], "…")
+		}
+		fmt.Fprintf(&b, "\n  %s of the last command:\n    %s", part.name, strings.Join(lines, "\n    "))
+	}
+	return b.String()
+}
