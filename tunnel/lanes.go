@@ -116,7 +116,7 @@ func (p PeerStatus) Handshaken() [LaneCount]bool {
 
 // Network is what the node's own stack needs to use the lanes.
 type Network struct {
-	// Internal is this node's address inside the mesh, put on lane 0 as a /32.
+	// Internal is this node's address inside the mesh, put on the lanes as a /32.
 	Internal netip.Addr
 	// MTU of both lanes; see MTU.
 	MTU int

@@ -58,9 +58,11 @@ func (h *KernelHost) Set(_ context.Context, want Network, complete bool) error {
 		}
 		links[i] = link
 		errs = append(errs, setDevice(link, want.MTU))
-	}
-	if links[0] != nil && want.Internal.IsValid() {
-		errs = append(errs, setAddress(links[0], want.Internal, complete))
+		// On both: for a device without any address, the kernel's loose check of
+		// the source is as strict as the strict one.
+		if want.Internal.IsValid() {
+			errs = append(errs, setAddress(link, want.Internal, complete))
+		}
 	}
 	errs = append(errs, h.setRoutes(links, want, complete))
 	if err := errors.Join(errs...); err != nil {
