@@ -1,0 +1,162 @@
+package program
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/policy"
+)
+
+// addresses are the rows that say who has which address.
+type addresses struct {
+	ips      map[bpf.Addr]bpf.IPInfo
+	prefixes map[bpf.PrefixKey]bpf.IPInfo
+	// from names the row of a table that a kernel row stems from.
+	from map[bpf.Addr]string
+}
+
+// deriveAddresses says who has which address.
+//
+// Prefixes, from wide to narrow: what policies name outside of the mesh; the
+// members' pod CIDRs, so that whatever is in them is a member's before anything
+// else is known; the nodes' pod CIDRs, so that an address is encrypted for its
+// node before its identity is known. Single addresses: nodes, then pods.
+func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]identity.Number) addresses {
+	a := addresses{ips: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}, from: map[bpf.Addr]string{}}
+	for cidr, n := range cidrs {
+		if v.inMesh(cidr) {
+			continue // a member is known by its labels alone
+		}
+		a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Identity: uint32(n)}
+	}
+	for _, c := range v.members {
+		for _, cidr := range c.PodCIDRs() {
+			a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Cluster: uint16(c.ID()), Flags: bpf.IPMember}
+		}
+	}
+	for key, n := range v.nodes {
+		a.node(v, n, index(key))
+	}
+	for ip := range v.tables.IPs.All(v.txn) {
+		a.pod(v, ip, index)
+	}
+	return a
+}
+
+func (a *addresses) node(v *view, n *tables.Node, index uint16) {
+	c := v.members[n.Cluster]
+	info := bpf.IPInfo{Node: index, Cluster: uint16(c.ID()), Flags: bpf.IPMember}
+	who := identity.RemoteNode
+	if v.isSelf(n) {
+		info.Flags |= bpf.IPLocal
+		who = identity.Host
+	}
+	for _, cidr := range n.PodCIDRs() {
+		a.prefixes[bpf.PrefixOf(cidr)] = info
+	}
+	// The node's own addresses are outside of the mesh's CIDRs and reached as
+	// they are; its internal one is inside and encrypted.
+	for _, addr := range n.Addresses() {
+		if !v.inMesh(whole(addr)) {
+			a.ips[bpf.AddrOf(addr)] = bpf.IPInfo{Identity: uint32(who)}
+		}
+	}
+	info.Identity = uint32(who)
+	a.ips[bpf.AddrOf(n.Internal())] = info
+	a.from[bpf.AddrOf(n.Internal())] = n.Key()
+}
+
+func (a *addresses) pod(v *view, ip *tables.IP, index func(string) uint16) {
+	c := v.members[ip.Cluster]
+	if c == nil {
+		return
+	}
+	if why := v.doubtful(c, ip); why != "" {
+		v.doubts = append(v.doubts, doubt{"ips", ip.Key(), why})
+		return
+	}
+	info := bpf.IPInfo{Identity: uint32(ip.Identity), Cluster: uint16(c.ID()), Flags: bpf.IPMember}
+	if n := v.byHost[ip.Cluster+"/"+ip.Host.String()]; n != nil {
+		if v.isSelf(n) {
+			info.Flags |= bpf.IPLocal
+		} else {
+			info.Node = index(n.Key())
+		}
+	}
+	if !ip.Prefix.IsSingleIP() {
+		a.prefixes[bpf.PrefixOf(ip.Prefix)] = info
+		return
+	}
+	key := bpf.AddrOf(ip.Prefix.Addr())
+	if _, taken := a.from[key]; taken {
+		return // a node's own address
+	}
+	a.ips[key] = info
+	a.from[key] = ip.Key()
+}
+
+// doubtful says why an address is not believed; "" if it is.
+func (v *view) doubtful(c *tables.Cluster, ip *tables.IP) string {
+	switch {
+	case !c.Owns(ip.Prefix):
+		return fmt.Sprintf("cluster %s does not own it", c.Name)
+	case ip.Identity == identity.Unknown:
+		return "no identity yet"
+	case !v.believes(c, ip.Identity):
+		return fmt.Sprintf("identity %v is not one of cluster %s", ip.Identity, c.Name)
+	}
+	return ""
+}
+
+// inMesh says whether a prefix lies inside a member's pod CIDRs.
+func (v *view) inMesh(p netip.Prefix) bool {
+	for _, c := range v.members {
+		if c.Owns(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// numbering gives the prefixes that policies name numbers of this node's own,
+// and keeps them: flows remember the number they were judged by.
+type numbering struct {
+	byPrefix map[netip.Prefix]identity.Number
+	last     uint32
+}
+
+// newNumbering takes over the numbers that stand in the kernel.
+func newNumbering(prefixes map[bpf.PrefixKey]bpf.IPInfo) *numbering {
+	n := &numbering{byPrefix: map[netip.Prefix]identity.Number{}}
+	for k, info := range prefixes {
+		if number := identity.Number(info.Identity); number.Scope() == identity.ScopeLocal {
+			n.byPrefix[k.Netip()] = number
+			n.last = max(n.last, uint32(number)&0xffffff)
+		}
+	}
+	return n
+}
+
+// number gives every prefix of the policies its number.
+func (n *numbering) number(policies []*policy.Policy) (byPrefix map[netip.Prefix]identity.Number, labels map[identity.Number]identity.Labels) {
+	byPrefix, labels = map[netip.Prefix]identity.Number{}, map[identity.Number]identity.Labels{}
+	wanted := policy.CIDRIdentities(policies)
+	for prefix, ls := range wanted {
+		number, ok := n.byPrefix[prefix]
+		if !ok {
+			n.last++
+			number = identity.LocalNumber(n.last)
+			n.byPrefix[prefix] = number
+		}
+		byPrefix[prefix], labels[number] = number, ls
+	}
+	for prefix := range n.byPrefix {
+		if _, ok := wanted[prefix]; !ok {
+			delete(n.byPrefix, prefix)
+		}
+	}
+	return byPrefix, labels
+}

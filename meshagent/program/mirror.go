@@ -1,0 +1,114 @@
+package program
+
+import (
+	"fmt"
+
+	"github.com/weft-mesh/weft/bpf"
+)
+
+// mirror carries wanted rows into one map and remembers what is in it.
+//
+// What it finds at the start is somebody's earlier decision: it is corrected
+// when it is wanted otherwise, and removed only when prune says that what is
+// not wanted is not wanted by anyone.
+type mirror[K comparable, V comparable] struct {
+	table bpf.Table[K, V]
+	have  map[K]V
+	mine  map[K]bool // wanted at some time in this process's life
+}
+
+func newMirror[K comparable, V comparable](table bpf.Table[K, V]) (*mirror[K, V], error) {
+	m := &mirror[K, V]{table: table, have: map[K]V{}, mine: map[K]bool{}}
+	rows, failed := table.All()
+	for k, v := range rows {
+		m.have[k] = v
+	}
+	if err := failed(); err != nil {
+		return nil, fmt.Errorf("read map %s: %w", table.Name(), err)
+	}
+	return m, nil
+}
+
+// refused is told of each row that the kernel did not take.
+type refused[K comparable] func(k K, err error)
+
+// batchFrom is the number of changed rows from which one system call for many
+// is worth building the batch.
+const batchFrom = 64
+
+// set makes the map hold want. It returns how many rows it changed; rows that
+// failed are tried again by the next call.
+func (m *mirror[K, V]) set(want map[K]V, prune bool, failed refused[K]) (changed int) {
+	return m.update(want, failed) + m.remove(want, prune, failed)
+}
+
+// update creates and changes rows, and removes none.
+func (m *mirror[K, V]) update(want map[K]V, failed refused[K]) (changed int) {
+	diff := map[K]V{}
+	for k, v := range want {
+		m.mine[k] = true
+		if have, ok := m.have[k]; !ok || have != v {
+			diff[k] = v
+		}
+	}
+	if len(diff) >= batchFrom && m.table.UpdateBatch(diff) == nil {
+		for k, v := range diff {
+			m.have[k] = v
+		}
+		return len(diff)
+	}
+	// One by one: a row that has no room, or that fails for its own reason, does
+	// not keep the others out.
+	for k, v := range diff {
+		if err := m.table.Update(k, v); err != nil {
+			failed(k, err)
+			continue
+		}
+		m.have[k] = v
+		changed++
+	}
+	return changed
+}
+
+// remove deletes rows that are not in want.
+func (m *mirror[K, V]) remove(want map[K]V, prune bool, failed refused[K]) (changed int) {
+	for k := range m.have {
+		if _, ok := want[k]; ok || !prune && !m.mine[k] {
+			continue
+		}
+		if err := m.table.Delete(k); err != nil {
+			failed(k, err)
+			continue
+		}
+		delete(m.have, k)
+		delete(m.mine, k)
+		changed++
+	}
+	return changed
+}
+
+// put writes one row now.
+func (m *mirror[K, V]) put(k K, v V) error {
+	m.mine[k] = true
+	if have, ok := m.have[k]; ok && have == v {
+		return nil
+	}
+	if err := m.table.Update(k, v); err != nil {
+		return err
+	}
+	m.have[k] = v
+	return nil
+}
+
+// drop deletes one row now.
+func (m *mirror[K, V]) drop(k K) error {
+	if _, ok := m.have[k]; !ok {
+		return nil
+	}
+	if err := m.table.Delete(k); err != nil {
+		return err
+	}
+	delete(m.have, k)
+	delete(m.mine, k)
+	return nil
+}

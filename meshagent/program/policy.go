@@ -1,0 +1,348 @@
+package program
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/policy"
+)
+
+// Explanation says what numbers in events mean. It does not change once made.
+type Explanation struct {
+	Gen   uint32
+	Rules []policy.RuleInfo         // by cookie
+	Sets  map[uint32]policy.SetInfo // by kernel number
+	Older *Explanation              // the generation before
+}
+
+// Of finds the explanation of a generation, nil if it is too old.
+func (x *Explanation) Of(gen uint32) *Explanation {
+	for ; x != nil; x = x.Older {
+		if x.Gen == gen {
+			return x
+		}
+	}
+	return nil
+}
+
+// policies carries compiled policies into the kernel, one generation after
+// another.
+type policies struct {
+	classes *mirror[bpf.ClassKey, uint32]
+	ports   *mirror[uint32, uint16]
+	entries *mirror[bpf.PolicyKey, bpf.PolicyEntry]
+	sets    *mirror[bpf.SetKey, bpf.SetInfo]
+
+	gen     uint32            // in force
+	current *policy.Tables    // what it holds; nil until the first compilation
+	content map[uint32]uint32 // kernel number to compiled number, of current
+	lastSet uint32
+	// known are the identities that current has classes for.
+	known map[identity.Number]identity.Labels
+	// stale is set while rows of an older generation may be in the maps, until
+	// readers that began before the switch are done.
+	stale time.Time
+	// behind is set while the maps may lack what current holds.
+	behind bool
+
+	explain atomic.Pointer[Explanation]
+}
+
+func newPolicies(m *bpf.Maps, gen uint32, endpoints map[bpf.Addr]bpf.Endpoint) (*policies, error) {
+	p := &policies{gen: gen, content: map[uint32]uint32{}}
+	var errs [4]error
+	p.classes, errs[0] = newMirror(m.Classes)
+	p.ports, errs[1] = newMirror(m.Ports)
+	p.entries, errs[2] = newMirror(m.Policy)
+	p.sets, errs[3] = newMirror(m.Sets)
+	for _, err := range errs {
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, e := range endpoints {
+		p.lastSet = max(p.lastSet, e.Set)
+	}
+	for k := range p.sets.have {
+		p.lastSet = max(p.lastSet, k.Set)
+	}
+	return p, nil
+}
+
+func (p *policies) fresh() uint32 {
+	p.lastSet++
+	return p.lastSet
+}
+
+// rows is one generation as rows.
+type rows struct {
+	classes map[bpf.ClassKey]uint32
+	ports   map[uint32]uint16
+	entries map[bpf.PolicyKey]bpf.PolicyEntry
+	sets    map[bpf.SetKey]bpf.SetInfo
+}
+
+// rowsOf writes a generation under kernel numbers.
+func rowsOf(gen uint32, t *policy.Tables, content map[uint32]uint32) rows {
+	r := rows{
+		classes: make(map[bpf.ClassKey]uint32, len(t.Classes)), ports: map[uint32]uint16{},
+		entries: map[bpf.PolicyKey]bpf.PolicyEntry{}, sets: map[bpf.SetKey]bpf.SetInfo{},
+	}
+	for n, class := range t.Classes {
+		if class != 0 {
+			r.classes[bpf.ClassKey{Gen: gen, Identity: uint32(n)}] = class
+		}
+	}
+	for proto, ranges := range t.Ports {
+		for _, pr := range ranges {
+			for port := int(pr.First); port <= int(pr.Last); port++ {
+				if i, ok := bpf.PortIndex(gen, proto, uint16(port)); ok {
+					r.ports[i] = pr.Class
+				}
+			}
+		}
+	}
+	numbers := map[uint32][]uint32{}
+	for number, compiled := range content {
+		numbers[compiled] = append(numbers[compiled], number)
+		r.sets[bpf.SetKey{Gen: gen, Set: number}] = setInfo(t.Sets[compiled])
+	}
+	for k, e := range t.Entries {
+		for _, number := range numbers[k.Set] {
+			r.entries[entryKey(gen, number, k)] = entry(e)
+		}
+	}
+	return r
+}
+
+func setInfo(s policy.SetInfo) bpf.SetInfo {
+	return bpf.SetInfo{Enforced: [2]uint8{bit(s.Enforced[0]), bit(s.Enforced[1])}}
+}
+
+func entryKey(gen, set uint32, k policy.EntryKey) bpf.PolicyKey {
+	return bpf.PolicyKey{Gen: gen, Set: set, Class: k.Class, Port: k.Port, Proto: k.Proto, Dir: bpf.Direction(k.Dir)}
+}
+
+func entry(e policy.Entry) bpf.PolicyEntry { return bpf.PolicyEntry{Rule: e.Rule, Deny: bit(e.Deny)} }
+
+// write puts rows beside what is there; nothing uses them yet.
+func (p *policies) write(r rows) (err error) {
+	fail := func(e error) {
+		if err == nil {
+			err = e
+		}
+	}
+	p.ports.update(r.ports, func(_ uint32, e error) { fail(e) })
+	p.entries.update(r.entries, func(_ bpf.PolicyKey, e error) { fail(e) })
+	p.sets.update(r.sets, func(_ bpf.SetKey, e error) { fail(e) })
+	if err != nil {
+		return err // a class whose lines are missing could miss a denial
+	}
+	p.classes.update(r.classes, func(_ bpf.ClassKey, e error) { fail(e) })
+	return err
+}
+
+// clean removes what the generation in force does not need.
+func (p *policies) clean() (err error) {
+	fail := func(e error) {
+		if err == nil {
+			err = e
+		}
+	}
+	want := rowsOf(p.gen, p.current, p.content)
+	p.classes.remove(want.classes, true, func(_ bpf.ClassKey, e error) { fail(e) })
+	p.entries.remove(want.entries, true, func(_ bpf.PolicyKey, e error) { fail(e) })
+	p.sets.remove(want.sets, true, func(_ bpf.SetKey, e error) { fail(e) })
+	p.ports.remove(want.ports, true, func(_ uint32, e error) { fail(e) })
+	return err
+}
+
+// grace is how long rows outlive the generation that used them: far longer than
+// a program runs.
+const grace = 100 * time.Millisecond
+
+// compile judges the world anew and prepares the next generation. rows are the
+// endpoints that stand in the kernel, by name; relabel changes the number of one
+// in its row. After it returned nil, caller switches to p.gen+1 by switched.
+func (p *policies) compile(w policy.World, subjects map[string]identity.Labels, present map[string]uint32, relabel func(ep string, set uint32) error) (*next, error) {
+	t, err := policy.Compile(w, slices.Collect(maps.Values(subjects)))
+	if err != nil {
+		return nil, fmt.Errorf("compile policies: %w", err)
+	}
+	compiled := map[string]uint32{}
+	for ep, labels := range subjects {
+		set, ok := t.SetOf(labels)
+		if !ok {
+			return nil, fmt.Errorf("compile policies: no set for endpoint %s", ep)
+		}
+		compiled[ep] = set
+	}
+	a := assign(present, compiled, p.fresh)
+	if err := p.splitRows(a, relabel); err != nil {
+		return nil, err
+	}
+	gen := p.gen + 1
+	r := rowsOf(gen, t, a.content)
+	// Two generations of ports share an array: what an older one left in this
+	// half must go before it counts again.
+	half := func(i uint32) bool { j, _ := bpf.PortIndex(gen, 6, 0); return i >= j && i < j+bpf.PortRows/2 }
+	for i := range p.ports.have {
+		if _, ok := r.ports[i]; !ok && half(i) {
+			if err := p.ports.drop(i); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := p.write(r); err != nil {
+		return nil, err
+	}
+	known := maps.Clone(w.Identities)
+	return &next{gen: gen, tables: t, assignment: a, known: known}, nil
+}
+
+// next is a generation that is written and not yet in force.
+type next struct {
+	gen        uint32
+	tables     *policy.Tables
+	assignment assignment
+	known      map[identity.Number]identity.Labels
+}
+
+// splitRows gives rows numbers of their own under the present generation.
+func (p *policies) splitRows(a assignment, relabel func(string, uint32) error) error {
+	for _, to := range a.split {
+		info := p.sets.have[bpf.SetKey{Gen: p.gen, Set: to.like}]
+		if err := p.sets.put(bpf.SetKey{Gen: p.gen, Set: to.number}, info); err != nil {
+			return err
+		}
+		for k, e := range p.entries.have {
+			if k.Gen != p.gen || k.Set != to.like || to.like == noSet {
+				continue
+			}
+			k.Set = to.number
+			if err := p.entries.put(k, e); err != nil {
+				return err
+			}
+		}
+	}
+	for ep, to := range a.split {
+		if err := relabel(ep, to.number); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// switched takes the prepared generation for the one in force.
+func (p *policies) switched(n *next, now time.Time) {
+	p.gen, p.current, p.content, p.known, p.stale, p.behind = n.gen, n.tables, n.assignment.content, n.known, now, false
+	p.explained()
+}
+
+// explained publishes what the numbers mean now.
+func (p *policies) explained() {
+	x := &Explanation{Gen: p.gen, Rules: p.current.Rules, Sets: map[uint32]policy.SetInfo{}}
+	for number, compiled := range p.content {
+		x.Sets[number] = p.current.Sets[compiled]
+	}
+	if older := p.explain.Load(); older != nil {
+		if older.Gen == x.Gen {
+			x.Older = older.Older
+		} else {
+			last := *older
+			last.Older = nil
+			x.Older = &last
+		}
+	}
+	p.explain.Store(x)
+}
+
+// identities brings the generation in force up to the identities there are,
+// without another one: lines first, then the class that leads to them.
+func (p *policies) identities(want map[identity.Number]identity.Labels) (changed int, err error) {
+	if p.behind {
+		if err := p.write(rowsOf(p.gen, p.current, p.content)); err != nil {
+			return 0, err
+		}
+		p.behind = false
+	}
+	// What fails below may be in the compiled tables and not in the kernel.
+	defer func() { p.behind = err != nil }()
+	numbers := map[uint32][]uint32{}
+	for number, compiled := range p.content {
+		numbers[compiled] = append(numbers[compiled], number)
+	}
+	for n, labels := range want {
+		if old, ok := p.known[n]; ok && old.Equal(labels) {
+			continue
+		}
+		class, entries := p.current.AddIdentity(n, labels)
+		for k, e := range entries {
+			for _, number := range numbers[k.Set] {
+				if err := p.entries.put(entryKey(p.gen, number, k), entry(e)); err != nil {
+					return changed, fmt.Errorf("identity %v: %w", n, err)
+				}
+			}
+		}
+		key := bpf.ClassKey{Gen: p.gen, Identity: uint32(n)}
+		if class == 0 {
+			err = p.classes.drop(key)
+		} else {
+			err = p.classes.put(key, class)
+		}
+		if err != nil {
+			return changed, fmt.Errorf("identity %v: %w", n, err)
+		}
+		p.known[n] = labels
+		changed++
+	}
+	for n := range p.known {
+		if _, ok := want[n]; ok {
+			continue
+		}
+		if err := p.classes.drop(bpf.ClassKey{Gen: p.gen, Identity: uint32(n)}); err != nil {
+			return changed, fmt.Errorf("identity %v: %w", n, err)
+		}
+		p.current.RemoveIdentity(n)
+		delete(p.known, n)
+		changed++
+	}
+	return changed, nil
+}
+
+// setFor gives the kernel number under which a subject's rules stand in the
+// generation in force, writing them if no endpoint has had them yet. ok is false
+// if it takes a compilation.
+func (p *policies) setFor(labels identity.Labels) (set uint32, ok bool, err error) {
+	if p.current == nil {
+		return 0, false, nil
+	}
+	compiled, ok := p.current.SetOf(labels)
+	if !ok {
+		return 0, false, nil
+	}
+	if compiled == noSet {
+		return noSet, true, nil
+	}
+	best := noSet
+	for number, content := range p.content {
+		if content == compiled && (best == noSet || number < best) {
+			best = number
+		}
+	}
+	if best == noSet {
+		best = p.fresh()
+	}
+	one := rowsOf(p.gen, &policy.Tables{Sets: p.current.Sets, Entries: p.current.Entries}, map[uint32]uint32{best: compiled})
+	if err := p.write(one); err != nil {
+		return 0, true, err
+	}
+	p.content[best] = compiled
+	p.explained()
+	return best, true, nil
+}

@@ -1,0 +1,172 @@
+package program
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/cilium/statedb"
+
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/service"
+)
+
+// view is one snapshot of the tables, with what may not be believed left out: a
+// cluster speaks for addresses in its own CIDRs, identities in its own range and
+// nodes of its own, and for nothing else.
+type view struct {
+	tables *tables.Tables
+	txn    statedb.ReadTxn
+	own    *tables.Cluster
+	split  identity.Split
+	self   string // this node's name
+	// members are the clusters of the mesh, the own one included.
+	members map[string]*tables.Cluster
+	nodes   map[string]*tables.Node // by cluster/name, those that may be used
+	// byHost finds a node by the address where its tunnels end.
+	byHost map[string]*tables.Node // "cluster/address"
+	// doubts are rows left out, by table and row.
+	doubts []doubt
+
+	// Indexes that are made when first asked for.
+	pods    map[string][]service.Pod
+	cidrs   map[netip.Prefix]string
+	lengths [129]bool
+}
+
+type doubt struct{ table, row, why string }
+
+// newView returns nil as long as the own cluster is not known.
+func newView(t *tables.Tables, txn statedb.ReadTxn, self string) *view {
+	v := &view{tables: t, txn: txn, self: self, members: map[string]*tables.Cluster{}, nodes: map[string]*tables.Node{}, byHost: map[string]*tables.Node{}}
+	clusters := tables.All(txn, t.Clusters)
+	for _, c := range clusters {
+		if c.Own != nil {
+			v.own = c
+		}
+	}
+	if v.own == nil {
+		return nil
+	}
+	v.split, _ = identity.SplitFor(int(v.own.Own.MaxConnectedClusters))
+	if v.split == 0 {
+		v.split = identity.Split255
+	}
+	v.admit(clusters)
+	v.addNodes(tables.All(txn, t.Nodes))
+	return v
+}
+
+// admit lets in clusters that do not contradict the own one or an earlier one.
+// The API server has judged the same before; this is for what it may have missed.
+func (v *view) admit(clusters []*tables.Cluster) {
+	v.members[v.own.Name] = v.own
+	ids := map[identity.ClusterID]string{v.own.ID(): v.own.Name}
+	for _, c := range clusters {
+		if c == v.own || c.Peer == nil {
+			continue
+		}
+		if other, taken := ids[c.ID()]; taken || c.ID() == 0 {
+			v.doubts = append(v.doubts, doubt{"clusters", c.Key(), fmt.Sprintf("its ID %d belongs to %q", c.ID(), other)})
+			continue
+		}
+		if with := v.overlapping(c); with != "" {
+			v.doubts = append(v.doubts, doubt{"clusters", c.Key(), "its pod CIDRs overlap with those of " + with})
+			continue
+		}
+		ids[c.ID()] = c.Name
+		v.members[c.Name] = c
+	}
+}
+
+func (v *view) overlapping(c *tables.Cluster) string {
+	for _, m := range v.members {
+		for _, a := range m.PodCIDRs() {
+			for _, b := range c.PodCIDRs() {
+				if a.Overlaps(b) {
+					return m.Name
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func (v *view) addNodes(nodes []*tables.Node) {
+	type claim struct {
+		cidr netip.Prefix
+		node string
+	}
+	var claims []claim
+	for _, n := range nodes {
+		c := v.members[n.Cluster]
+		if c == nil || !n.Internal().IsValid() || len(n.PodCIDRs()) == 0 {
+			continue
+		}
+		why := ""
+		for _, cidr := range n.PodCIDRs() {
+			if !c.Owns(cidr) {
+				why = fmt.Sprintf("its pod CIDR %v is not the cluster's", cidr)
+			}
+			for _, other := range claims {
+				if other.cidr.Overlaps(cidr) && other.node != n.Key() {
+					why = fmt.Sprintf("its pod CIDR %v overlaps with that of %s", cidr, other.node)
+				}
+			}
+		}
+		if !c.Owns(whole(n.Internal())) {
+			why = fmt.Sprintf("its internal address %v is not the cluster's", n.Internal())
+		}
+		if why != "" {
+			v.doubts = append(v.doubts, doubt{"nodes", n.Key(), why})
+			continue
+		}
+		for _, cidr := range n.PodCIDRs() {
+			claims = append(claims, claim{cidr, n.Key()})
+		}
+		v.nodes[n.Key()] = n
+		for _, a := range n.Addresses() {
+			v.byHost[n.Cluster+"/"+a.String()] = n
+		}
+	}
+}
+
+// isSelf says whether the node is the one we run on.
+func (v *view) isSelf(n *tables.Node) bool { return n.Cluster == v.own.Name && n.Name == v.self }
+
+// remote lists all nodes but our own, as members with an index.
+func (v *view) remote() []Member {
+	var out []Member
+	for key, n := range v.nodes {
+		if !v.isSelf(n) {
+			out = append(out, Member{Key: key, Cluster: v.members[n.Cluster].ID(), CIDRs: n.PodCIDRs()})
+		}
+	}
+	return out
+}
+
+// believes says whether a cluster may speak of this identity: one of its own
+// range, or a reserved one that means a kind of host.
+func (v *view) believes(c *tables.Cluster, n identity.Number) bool {
+	first, last := v.split.Range(c.ID())
+	return n >= first && n <= last
+}
+
+// complete says whether every member's state was read in full.
+func (v *view) complete() bool {
+	for _, c := range v.members {
+		if !c.Complete() {
+			return false
+		}
+	}
+	return true
+}
+
+func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// clusterOf is the cluster's name in "cluster/rest".
+func clusterOf(key string) string {
+	name, _, _ := strings.Cut(key, "/")
+	return name
+}

@@ -1,0 +1,298 @@
+package program
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/identity"
+)
+
+// Ways owns the maps nodes and clusters: which index a node has, whether it is
+// alive, and which lane leads to it. Several goroutines may use it: liveness
+// must not wait for whoever writes a large policy.
+type Ways struct {
+	nodes    bpf.Table[uint32, bpf.Node]
+	clusters bpf.Table[uint32, bpf.Cluster]
+
+	// mu guards what follows.
+	mu sync.Mutex
+	// byKey has the index of "cluster/node".
+	byKey map[string]uint16
+	// want is what the kernel should hold, have what it holds.
+	want, have map[uint16]bpf.Node
+	members    map[identity.ClusterID]bpf.Cluster
+	wrote      map[identity.ClusterID]bpf.Cluster
+	// found maps a pod CIDR to the index that an earlier life gave its node.
+	found map[netip.Prefix]uint16
+	last  uint16
+}
+
+// NewWays reads what is in the kernel. prefixes tell which index belonged to
+// the node with which pod CIDR: flows go on referring to it.
+func NewWays(m *bpf.Maps) (*Ways, error) {
+	w := &Ways{
+		nodes: m.Nodes, clusters: m.Clusters,
+		byKey: map[string]uint16{}, want: map[uint16]bpf.Node{}, have: map[uint16]bpf.Node{},
+		members: map[identity.ClusterID]bpf.Cluster{}, wrote: map[identity.ClusterID]bpf.Cluster{},
+		found: map[netip.Prefix]uint16{},
+	}
+	nodes, failed := m.Nodes.All()
+	for i, n := range nodes {
+		w.have[uint16(i)] = n
+		w.last = max(w.last, uint16(i))
+	}
+	if err := failed(); err != nil {
+		return nil, fmt.Errorf("read map nodes: %w", err)
+	}
+	clusters, failed := m.Clusters.All()
+	for i, c := range clusters {
+		w.wrote[identity.ClusterID(i)] = c
+	}
+	if err := failed(); err != nil {
+		return nil, fmt.Errorf("read map clusters: %w", err)
+	}
+	prefixes, failed := m.Prefixes.All()
+	for k, info := range prefixes {
+		if info.Node != 0 {
+			w.found[k.Netip()] = info.Node
+		}
+	}
+	if err := failed(); err != nil {
+		return nil, fmt.Errorf("read map prefixes: %w", err)
+	}
+	return w, nil
+}
+
+// Member is a node that has, or is to have, an index.
+type Member struct {
+	Key     string // cluster/node
+	Cluster identity.ClusterID
+	CIDRs   []netip.Prefix
+}
+
+// Index of a node, 0 if it has none.
+func (w *Ways) Index(key string) uint16 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.byKey[key]
+}
+
+// Assign gives every node an index, the one it had if there is one. A node that
+// is new is alive and not keyed: nothing is sent until its key is set.
+func (w *Ways) Assign(nodes []Member) (changed bool, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var errs []error
+	for _, n := range nodes {
+		if _, ok := w.byKey[n.Key]; ok {
+			continue
+		}
+		i, ok := w.indexLocked(n)
+		if !ok {
+			errs = append(errs, fmt.Errorf("node %s: %w", n.Key, &bpf.FullError{Table: "nodes", Limit: w.nodes.MaxEntries()}))
+			continue
+		}
+		changed = true
+		w.byKey[n.Key] = i
+		row, known := w.have[i]
+		if !known || row.Cluster != uint16(n.Cluster) {
+			row = bpf.Node{Alive: 1, Cluster: uint16(n.Cluster)}
+		}
+		w.want[i] = row
+	}
+	if err := w.flushLocked(); err != nil {
+		errs = append(errs, err)
+	}
+	return changed, errors.Join(errs...)
+}
+
+func (w *Ways) indexLocked(n Member) (uint16, bool) {
+	for _, cidr := range n.CIDRs {
+		i, ok := w.found[cidr]
+		if !ok || w.have[i].Cluster != uint16(n.Cluster) {
+			continue
+		}
+		if _, taken := w.want[i]; !taken {
+			return i, true
+		}
+	}
+	// From the last one on, so that an index rests before it is used again.
+	limit := min(w.nodes.MaxEntries()-1, 1<<16-1)
+	for range limit {
+		if w.last++; int(w.last) > limit || w.last == 0 {
+			w.last = 1
+		}
+		_, used := w.have[w.last]
+		if _, taken := w.want[w.last]; !used && !taken {
+			return w.last, true
+		}
+	}
+	return 0, false
+}
+
+// Release takes indexes from nodes that are gone. With prune, also rows that an
+// earlier life left. Call it after nothing refers to them any more.
+func (w *Ways) Release(nodes []Member, prune bool) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	wanted := map[string]bool{}
+	for _, n := range nodes {
+		wanted[n.Key] = true
+	}
+	var errs []error
+	gone := func(i uint16) bool {
+		if err := w.nodes.Delete(uint32(i)); err != nil {
+			errs = append(errs, err)
+			return false
+		}
+		delete(w.have, i)
+		delete(w.want, i)
+		return true
+	}
+	for key, i := range w.byKey {
+		if !wanted[key] && gone(i) {
+			delete(w.byKey, key)
+		}
+	}
+	if prune {
+		for i := range w.have {
+			if _, ok := w.want[i]; !ok {
+				gone(i)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// SetAlive says whether the path to a node carries; nil if the node has no
+// index.
+func (w *Ways) SetAlive(key string, alive bool) error {
+	return w.change(key, func(n *bpf.Node) { n.Alive = bit(alive) })
+}
+
+// SetLane says which lane leads to a node, and whether anything may be sent.
+func (w *Ways) SetLane(key string, lane int, keyed bool) error {
+	return w.change(key, func(n *bpf.Node) { n.Lane, n.Keyed = uint8(lane), bit(keyed) })
+}
+
+func (w *Ways) change(key string, f func(*bpf.Node)) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	i, ok := w.byKey[key]
+	if !ok {
+		return nil
+	}
+	row := w.want[i]
+	f(&row)
+	w.want[i] = row
+	if err := w.flushOneLocked(i); err != nil {
+		return fmt.Errorf("node %s: %w", key, err)
+	}
+	return nil
+}
+
+// Row is what the kernel should hold of a node.
+func (w *Ways) Row(key string) (bpf.Node, uint16) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	i := w.byKey[key]
+	return w.want[i], i
+}
+
+// SetCluster says whether any path to a cluster carries: one write that takes it
+// out of, or puts it back into, everything.
+func (w *Ways) SetCluster(id identity.ClusterID, alive bool) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	row := bpf.Cluster{Alive: bit(alive)}
+	w.members[id] = row
+	if w.wrote[id] == row {
+		return nil
+	}
+	if err := w.clusters.Update(uint32(id), row); err != nil {
+		return fmt.Errorf("cluster %d: %w", id, err)
+	}
+	w.wrote[id] = row
+	return nil
+}
+
+// ClusterAlive is what the kernel holds of a cluster; known is false for one that
+// has no row.
+func (w *Ways) ClusterAlive(id identity.ClusterID) (alive, known bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	row, ok := w.wrote[id]
+	return row.Alive == 1, ok
+}
+
+// Admit makes members' rows exist, alive unless known otherwise, and removes
+// those of clusters that left. With prune, also what an earlier life left.
+func (w *Ways) Admit(ids []identity.ClusterID, prune bool) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var errs []error
+	wanted := map[identity.ClusterID]bool{}
+	for _, id := range ids {
+		wanted[id] = true
+		row, ok := w.members[id]
+		if !ok {
+			if row, ok = w.wrote[id]; !ok {
+				row = bpf.Cluster{Alive: 1}
+			}
+			w.members[id] = row
+		}
+		if w.wrote[id] == row {
+			continue
+		}
+		if err := w.clusters.Update(uint32(id), row); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		w.wrote[id] = row
+	}
+	for id := range w.wrote {
+		_, mine := w.members[id]
+		if wanted[id] || !mine && !prune {
+			continue
+		}
+		if err := w.clusters.Delete(uint32(id)); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		delete(w.wrote, id)
+		delete(w.members, id)
+	}
+	return errors.Join(errs...)
+}
+
+func (w *Ways) flushLocked() error {
+	var errs []error
+	for i := range w.want {
+		if err := w.flushOneLocked(i); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (w *Ways) flushOneLocked(i uint16) error {
+	row := w.want[i]
+	if have, ok := w.have[i]; ok && have == row {
+		return nil
+	}
+	if err := w.nodes.Update(uint32(i), row); err != nil {
+		return err
+	}
+	w.have[i] = row
+	return nil
+}
+
+func bit(b bool) uint8 {
+	if b {
+		return 1
+	}
+	return 0
+}
