@@ -109,9 +109,6 @@ type Peer struct {
 	// Connected is set once we hold a certificate of the peer's: only then
 	// there is something to mirror. A peer may be invited and not yet added.
 	Connected bool `json:"connected,omitempty"`
-	// Released names the deletions that the operator has let through, by the
-	// number the peer's status shows.
-	Released uint64 `json:"released,omitempty"`
 }
 
 // PeerSecret proves us to a peer and is kept below weft/secret/.

@@ -1,0 +1,284 @@
+// Package export turns a cluster's own state into what its peers may read:
+// Cilium's entries under cilium/state/, and what goes beyond them under
+// weft/export/.
+//
+// What the state says was checked before it was written there. Who may read the
+// export is the store's business, and what is in it for whom the peers'.
+package export
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Config of an Exporter.
+type Config struct {
+	Store   store.Store
+	Cluster wire.Cluster
+	Log     *slog.Logger
+	// Heartbeat is the pause between two beats; 0 means a minute, which is what
+	// Cilium's readers expect.
+	Heartbeat time.Duration
+}
+
+// Exporter keeps the export equal to the state. One of a cluster's API servers
+// runs it at a time; if two do, they write the same.
+type Exporter struct {
+	conf Config
+
+	mu     sync.Mutex // guards what follows
+	status Status
+}
+
+// Status is how far the export is.
+type Status struct {
+	// Synced is when everything was written for the first time since the start;
+	// zero until then.
+	Synced time.Time
+	// Entries counts keys by resource, and "weft" for those beyond Cilium's.
+	Entries map[string]int
+	// Problems are sentences about what could not be exported, by key of the
+	// state.
+	Problems map[string]string
+}
+
+// New makes an Exporter.
+func New(c Config) *Exporter {
+	if c.Heartbeat == 0 {
+		c.Heartbeat = time.Minute
+	}
+	return &Exporter{conf: c}
+}
+
+// Status may be called at any time.
+func (e *Exporter) Status() Status {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.status
+	s.Entries, s.Problems = maps.Clone(s.Entries), maps.Clone(s.Problems)
+	return s
+}
+
+// Run exports until ctx ends, through failures of the store; then it returns
+// nil. What is exported stays.
+func (e *Exporter) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return store.Persist(ctx, e.conf.Log, "heartbeat", e.beat) })
+	g.Go(func() error { return store.Persist(ctx, e.conf.Log, "export", e.follow) })
+	return g.Wait()
+}
+
+// beat shows readers of the heartbeat that somebody keeps the export current.
+func (e *Exporter) beat(ctx context.Context) error {
+	tick := time.NewTicker(e.conf.Heartbeat)
+	defer tick.Stop()
+	for {
+		if err := store.Write(ctx, e.conf.Store, store.Put(wire.HeartbeatKey, wire.TimeText(time.Now()))); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// follow reads what is exported, then follows the state. Before the state is
+// complete it deletes nothing, and before everything is written it puts up no
+// canary.
+func (e *Exporter) follow(ctx context.Context) error {
+	have, err := e.exported(ctx)
+	if err != nil {
+		return fmt.Errorf("read what is exported: %w", err)
+	}
+	views := newViews(e.conf.Cluster)
+	return store.Follow(ctx, e.conf.Store, wire.StatePrefix, func(b store.Batch) error {
+		if b.Complete {
+			views = newViews(e.conf.Cluster)
+		}
+		dirty := views.apply(b.Events)
+		var ops []store.Op
+		if b.Complete {
+			ops = difference(have, views.all())
+		} else {
+			ops = changes(have, views, dirty)
+		}
+		if err := e.write(ctx, have, ops); err != nil {
+			return err
+		}
+		if b.Complete {
+			if err := store.Write(ctx, e.conf.Store, e.canaries()...); err != nil {
+				return err
+			}
+		}
+		e.report(have, views, b.Complete)
+		return nil
+	})
+}
+
+// exported is everything that Exporter writes and keeps, by key.
+func (e *Exporter) exported(ctx context.Context) (map[string][]byte, error) {
+	have := map[string][]byte{}
+	name := e.conf.Cluster.Name
+	prefixes := []string{wire.ExportPrefix}
+	for _, r := range wire.Resources {
+		prefixes = append(prefixes, r.StatePrefix(name))
+	}
+	for _, p := range prefixes {
+		kvs, _, err := e.conf.Store.List(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		for _, kv := range kvs {
+			have[kv.Key] = kv.Value
+		}
+	}
+	kv, err := e.conf.Store.Get(ctx, wire.ClusterConfigKey(name))
+	if err == nil {
+		have[kv.Key] = kv.Value
+	} else if !errors.Is(err, store.ErrNotFound) {
+		return nil, err
+	}
+	return have, nil
+}
+
+// write makes the writes and remembers them. A value that is too large for the
+// store is left out and shown, so that it does not keep back the others.
+func (e *Exporter) write(ctx context.Context, have map[string][]byte, ops []store.Op) error {
+	err := store.Write(ctx, e.conf.Store, ops...)
+	if errors.Is(err, store.ErrTooLarge) {
+		err = nil
+		kept := ops[:0:0]
+		for _, op := range ops {
+			switch werr := store.Write(ctx, e.conf.Store, op); {
+			case errors.Is(werr, store.ErrTooLarge):
+				e.problem(op.Key, fmt.Sprintf("is %d bytes, more than the store takes; split the service, or raise the store's limit", len(op.Value)))
+			case werr != nil:
+				return werr
+			default:
+				kept = append(kept, op)
+			}
+		}
+		ops = kept
+	}
+	if err != nil {
+		return err
+	}
+	for _, op := range ops {
+		if op.Delete {
+			delete(have, op.Key)
+		} else {
+			have[op.Key] = op.Value
+		}
+	}
+	return nil
+}
+
+func (e *Exporter) canaries() []store.Op {
+	now := wire.TimeText(time.Now())
+	ops := make([]store.Op, 0, len(wire.Resources))
+	for _, r := range wire.Resources {
+		ops = append(ops, store.Put(r.StateSyncedKey(e.conf.Cluster.Name), now))
+	}
+	return ops
+}
+
+func (e *Exporter) problem(key, sentence string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.status.Problems == nil {
+		e.status.Problems = map[string]string{}
+	}
+	e.status.Problems[key] = sentence
+	e.conf.Log.Warn("not exported", "key", key, "problem", sentence)
+}
+
+func (e *Exporter) report(have map[string][]byte, v *views, complete bool) {
+	counts := map[string]int{}
+	for key := range have {
+		counts[resourceOf(key)]++
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.status.Entries = counts
+	if complete && e.status.Synced.IsZero() {
+		e.status.Synced = time.Now()
+	}
+	for key := range e.status.Problems {
+		if !strings.HasPrefix(key, wire.StatePrefix) {
+			continue // of write: gone once it is written
+		}
+		if _, still := v.problems[key]; !still {
+			delete(e.status.Problems, key)
+		}
+	}
+	for key := range e.status.Problems {
+		if _, written := have[key]; written {
+			delete(e.status.Problems, key)
+		}
+	}
+	for key, sentence := range v.problems {
+		if e.status.Problems == nil {
+			e.status.Problems = map[string]string{}
+		}
+		if e.status.Problems[key] != sentence {
+			e.status.Problems[key] = sentence
+			e.conf.Log.Warn("not exported", "key", key, "problem", sentence)
+		}
+	}
+}
+
+func resourceOf(key string) string {
+	rest, ok := strings.CutPrefix(key, wire.CiliumStatePrefix)
+	if !ok {
+		return "weft"
+	}
+	r, _, _ := strings.Cut(rest, "/")
+	return r
+}
+
+// difference is what turns have into want, puts before deletions, so that what
+// is renamed is never missing under both names.
+func difference(have, want map[string][]byte) []store.Op {
+	var ops []store.Op
+	for _, key := range slices.Sorted(maps.Keys(want)) {
+		if old, ok := have[key]; !ok || !bytes.Equal(old, want[key]) {
+			ops = append(ops, store.Put(key, want[key]))
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(have)) {
+		if _, ok := want[key]; !ok {
+			ops = append(ops, store.Delete(key))
+		}
+	}
+	return ops
+}
+
+// changes is difference for the keys that dirty views are about.
+func changes(have map[string][]byte, v *views, dirty map[view]bool) []store.Op {
+	touched := map[string][]byte{}
+	before := map[string][]byte{}
+	for key := range v.refresh(dirty) {
+		if value, ok := v.value(key); ok {
+			touched[key] = value
+		}
+		if old, ok := have[key]; ok {
+			before[key] = old
+		}
+	}
+	return difference(before, touched)
+}

@@ -1,0 +1,247 @@
+package export
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/wire"
+)
+
+func (d view) compare(other view) int {
+	return cmp.Or(cmp.Compare(d.kind, other.kind), cmp.Compare(d.ns, other.ns), cmp.Compare(d.name, other.name))
+}
+
+// make is what peers may know of one view; nil for nothing.
+func (v *views) make(d view) map[string][]byte {
+	switch d.kind {
+	case ofCluster:
+		return v.ofCluster()
+	case ofNode:
+		return v.ofNode(d.name)
+	case ofEndpoint:
+		return v.ofEndpoint(d.ns, d.name)
+	case ofIdentity:
+		return v.ofIdentity(d.name)
+	case ofService:
+		return v.ofService(d.ns, d.name)
+	}
+	return nil
+}
+
+func (v *views) ofCluster() map[string][]byte {
+	off := false
+	return map[string][]byte{
+		wire.ClusterConfigKey(v.cluster.Name): wire.Marshal(wire.ClusterConfig{
+			ID: uint32(v.cluster.ID),
+			Capabilities: wire.Capabilities{
+				SyncedCanaries:           true,
+				MaxConnectedClusters:     v.cluster.MaxConnectedClusters,
+				ServiceExportsEnabled:    &off,
+				EndpointSlicesExportMode: wire.ServicesAndEndpointSlices,
+			},
+		}),
+		wire.ExportClusterKey: wire.Marshal(wire.ExportCluster{PodCIDRs: v.cluster.PodCIDRs, Generation: v.cluster.Generation}),
+	}
+}
+
+// wgAnnotation is where Cilium's agents of some releases look for the key.
+const wgAnnotation = "network.cilium.io/wg-pub-key"
+
+// ofNode exports a node once it can be reached: it has an address, and CIDRs
+// inside the cluster's. A node without a key is exported too, because its
+// addresses are members of the mesh, key or not.
+func (v *views) ofNode(name string) map[string][]byte {
+	n, ok := v.nodes[name]
+	if !ok {
+		return nil
+	}
+	if n.Name != name || len(n.Addresses) == 0 {
+		v.problems[wire.NodeKey(name)] = fmt.Sprintf("node %q names itself %q and has %d addresses; restart its agent", name, n.Name, len(n.Addresses))
+		return nil
+	}
+	for _, p := range n.PodCIDRs {
+		if !inside(v.cluster.PodCIDRs, p) {
+			v.problems[wire.NodeKey(name)] = fmt.Sprintf("node %q has pod CIDR %v, which is outside of the cluster's", name, p)
+			return nil
+		}
+	}
+	node := wire.Node{
+		Name: name, Cluster: v.cluster.Name, ClusterID: uint32(v.cluster.ID),
+		Source: wire.SourceCustomResource, Labels: n.Labels, BootID: n.BootID,
+	}
+	for _, a := range n.Addresses {
+		node.IPAddresses = append(node.IPAddresses, wire.NodeAddress{Type: wire.NodeInternalIP, IP: a})
+	}
+	if n.Internal.IsValid() {
+		node.IPAddresses = append(node.IPAddresses, wire.NodeAddress{Type: wire.NodeCiliumInternalIP, IP: n.Internal})
+	}
+	node.SetPodCIDRs(n.PodCIDRs)
+	if key := n.Lanes[n.Epoch%2].PublicKey; key != "" {
+		node.EncryptionKey, node.WireguardPubKey = wire.WireGuardKey, key
+		node.Annotations = map[string]string{wgAnnotation: key}
+	}
+	return map[string][]byte{
+		wire.NodeStateKey(v.cluster.Name, name): wire.Marshal(node),
+		wire.ExportNodeKey(name):                wire.Marshal(wire.ExportNode{Name: name, Epoch: n.Epoch, Lanes: n.Lanes}),
+	}
+}
+
+func (v *views) ofEndpoint(ns, pod string) map[string][]byte {
+	e, ok := v.endpoints[[2]string{ns, pod}]
+	if !ok || v.kept[ns] || !e.IP.IsValid() || v.split.Cluster(e.Identity) != v.cluster.ID {
+		return nil
+	}
+	return map[string][]byte{
+		wire.IPStateKey(e.IP): wire.Marshal(wire.IPIdentityPair{
+			IP: e.IP, HostIP: e.NodeIP, ID: e.Identity, Key: wire.WireGuardKey,
+			K8sNamespace: ns, K8sPodName: pod, K8sServiceAccount: e.ServiceAccount,
+			NamedPorts: e.NamedPorts,
+		}),
+	}
+}
+
+func (v *views) ofIdentity(digits string) map[string][]byte {
+	number, err := strconv.ParseUint(digits, 10, 32)
+	if err != nil {
+		return nil
+	}
+	n := identity.Number(number)
+	text, ok := v.identities[n]
+	if !ok || v.split.Cluster(n) != v.cluster.ID {
+		return nil
+	}
+	if labels, err := identity.ParseLabels(text); err != nil || v.kept[labels.Namespace()] {
+		return nil
+	}
+	return map[string][]byte{wire.IdentityStateKey(n): []byte(text)}
+}
+
+func (v *views) ofService(ns, name string) map[string][]byte {
+	obj := v.services[[2]string{ns, name}]
+	if obj == nil || v.kept[ns] {
+		return nil
+	}
+	svc, err := service.FromKubernetes(obj)
+	if err != nil {
+		v.problems[wire.ObjectKey("services", ns, name)] = err.Error()
+		return nil
+	}
+	delete(v.problems, wire.ObjectKey("services", ns, name))
+	if !svc.Exported() {
+		return nil
+	}
+	own := v.slices[[2]string{ns, name}]
+	out := map[string][]byte{
+		wire.ServiceStateKey(v.cluster.Name, ns, name): wire.Marshal(v.clusterService(&svc, obj, own)),
+	}
+	for _, slice := range own {
+		if s, ok := v.clusterSlice(slice); ok {
+			out[wire.SliceStateKey(v.cluster.Name, ns, slice.Name)] = s.Marshal()
+		}
+	}
+	return out
+}
+
+// clusterService is the older form. It lists ready backends only, because it
+// has no conditions.
+func (v *views) clusterService(svc *service.Service, obj *corev1.Service, own map[string]*discoveryv1.EndpointSlice) wire.ClusterService {
+	s := wire.ClusterService{
+		Cluster: v.cluster.Name, Namespace: svc.Namespace, Name: svc.Name,
+		Frontends: map[netip.Addr]map[string]wire.L4Addr{},
+		Backends:  map[netip.Addr]map[string]wire.L4Addr{},
+		Hostnames: map[netip.Addr]string{},
+		Zones:     map[netip.Addr]wire.BackendZone{},
+		Labels:    orEmpty(obj.Labels), Selector: orEmpty(obj.Spec.Selector),
+		IncludeExternal: true, Shared: true, ClusterID: uint32(v.cluster.ID),
+	}
+	for _, a := range svc.Addresses {
+		ports := map[string]wire.L4Addr{}
+		for _, p := range svc.Ports {
+			ports[p.Name] = wire.L4Addr{Protocol: string(p.Protocol), Port: p.Port}
+		}
+		s.Frontends[a] = ports
+	}
+	for _, name := range slices.Sorted(maps.Keys(own)) {
+		slice := service.SliceFromKubernetes(own[name])
+		for _, e := range slice.Endpoints {
+			if !e.Ready {
+				continue
+			}
+			if s.Backends[e.Addr] == nil {
+				s.Backends[e.Addr] = map[string]wire.L4Addr{}
+			}
+			for _, p := range slice.Ports {
+				s.Backends[e.Addr][p.Name] = wire.L4Addr{Protocol: string(p.Protocol), Port: p.Port}
+			}
+			if e.Zone != "" {
+				s.Zones[e.Addr] = wire.BackendZone{Zone: e.Zone, ForZones: []wire.ForZone{}}
+			}
+		}
+	}
+	return s
+}
+
+func (v *views) clusterSlice(es *discoveryv1.EndpointSlice) (*wire.ClusterEndpointSlice, bool) {
+	if es.AddressType != discoveryv1.AddressTypeIPv4 && es.AddressType != discoveryv1.AddressTypeIPv6 {
+		return nil, false
+	}
+	s := &wire.ClusterEndpointSlice{
+		Cluster: v.cluster.Name, ClusterID: uint32(v.cluster.ID),
+		Namespace: es.Namespace, Name: es.Name,
+		Labels: es.Labels, AddressType: string(es.AddressType),
+	}
+	for k, value := range es.Annotations {
+		// Only what is meant for the mesh; the rest is the cluster's own.
+		if strings.HasPrefix(k, "service.cilium.io/") {
+			if s.Annotations == nil {
+				s.Annotations = map[string]string{}
+			}
+			s.Annotations[k] = value
+		}
+	}
+	for _, e := range es.Endpoints {
+		end := wire.SliceEndpoint{
+			Addresses:  e.Addresses,
+			Conditions: wire.Conditions{Ready: e.Conditions.Ready, Serving: e.Conditions.Serving, Terminating: e.Conditions.Terminating},
+			Hostname:   deref(e.Hostname), NodeName: deref(e.NodeName), Zone: deref(e.Zone),
+		}
+		if e.Hints != nil {
+			for _, z := range e.Hints.ForZones {
+				end.ForZones = append(end.ForZones, z.Name)
+			}
+		}
+		s.Endpoints = append(s.Endpoints, end)
+	}
+	for _, p := range es.Ports {
+		port := wire.SlicePort{Name: deref(p.Name), Port: deref(p.Port), AppProtocol: deref(p.AppProtocol), Protocol: "TCP"}
+		if p.Protocol != nil {
+			port.Protocol = string(*p.Protocol)
+		}
+		s.Ports = append(s.Ports, port)
+	}
+	return s, true
+}
+
+func deref[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+func orEmpty(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return m
+}

@@ -1,0 +1,266 @@
+package export
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// view is a part of the export that is made anew as a whole: of one node, one
+// endpoint, one identity, or one service with its slices.
+type view struct {
+	kind     kind
+	ns, name string
+}
+
+type kind uint8
+
+const (
+	ofCluster kind = iota
+	ofNode
+	ofEndpoint
+	ofIdentity
+	ofService
+)
+
+// views holds the state and what follows from it. It is pure: events in,
+// wanted keys out.
+//
+//	state key ──apply──► dirty views ──refresh──► wanted keys
+//
+// Two views may want one key: two endpoints, while an address passes from one
+// pod to the next. Then the smaller view's value stands, and when it goes the
+// other's takes its place.
+type views struct {
+	cluster    wire.Cluster
+	split      identity.Split
+	kept       map[string]bool // namespaces that are not exported
+	nodes      map[string]wire.NodeState
+	endpoints  map[[2]string]wire.Endpoint
+	identities map[identity.Number]string
+	services   map[[2]string]*corev1.Service
+	slices     map[[2]string]map[string]*discoveryv1.EndpointSlice // by service
+	sliceOf    map[[2]string]string                                // slice to service
+
+	made     map[view]map[string][]byte
+	wanted   map[string]map[view]bool
+	problems map[string]string // by key of the state
+}
+
+func newViews(c wire.Cluster) *views {
+	split, err := identity.SplitFor(int(c.MaxConnectedClusters))
+	if err != nil {
+		split = identity.Split255
+	}
+	v := &views{
+		cluster: c, split: split,
+		kept:       map[string]bool{},
+		nodes:      map[string]wire.NodeState{},
+		endpoints:  map[[2]string]wire.Endpoint{},
+		identities: map[identity.Number]string{},
+		services:   map[[2]string]*corev1.Service{},
+		slices:     map[[2]string]map[string]*discoveryv1.EndpointSlice{},
+		sliceOf:    map[[2]string]string{},
+		made:       map[view]map[string][]byte{},
+		wanted:     map[string]map[view]bool{},
+		problems:   map[string]string{},
+	}
+	v.refresh(map[view]bool{{kind: ofCluster}: true})
+	return v
+}
+
+// apply takes in events and says which views they touch. Values that cannot be
+// read count as absent and leave a problem.
+func (v *views) apply(events []store.Event) map[view]bool {
+	dirty := map[view]bool{}
+	for _, e := range events {
+		delete(v.problems, e.Key)
+		if err := v.event(e, dirty); err != nil {
+			v.problems[e.Key] = err.Error()
+		}
+	}
+	return dirty
+}
+
+func (v *views) event(e store.Event, dirty map[view]bool) error {
+	if node, entry, _, _, ok := wire.ParseNodesKey(e.Key); ok {
+		if entry != wire.NodeEntryNode {
+			return nil
+		}
+		dirty[view{kind: ofNode, name: node}] = true
+		return set(v.nodes, node, e, wire.Unmarshal[wire.NodeState])
+	}
+	if ns, pod, ok := wire.ParseEndpointKey(e.Key); ok {
+		dirty[view{ofEndpoint, ns, pod}] = true
+		return set(v.endpoints, [2]string{ns, pod}, e, wire.Unmarshal[wire.Endpoint])
+	}
+	if n, ok := wire.ParseIdentityIDKey(e.Key); ok {
+		dirty[view{kind: ofIdentity, name: fmt.Sprint(uint32(n))}] = true
+		return set(v.identities, n, e, func(b []byte) (string, error) {
+			labels, err := wire.ParseIdentity(b)
+			return labels.String(), err
+		})
+	}
+	if plural, ns, name, ok := wire.ParseObjectKey(e.Key); ok {
+		return v.object(e, plural, ns, name, dirty)
+	}
+	return nil
+}
+
+func (v *views) object(e store.Event, plural, ns, name string, dirty map[view]bool) error {
+	switch plural {
+	case "namespaces":
+		var obj corev1.Namespace
+		if !e.Deleted {
+			if err := json.Unmarshal(e.Value, &obj); err != nil {
+				return fmt.Errorf("read namespace: %w", err)
+			}
+		}
+		if keep := obj.Annotations[service.AnnotationNamespaceGlobal] == "false"; keep != v.kept[name] {
+			v.kept[name] = keep
+			v.touchNamespace(name, dirty)
+		}
+	case "services":
+		dirty[view{ofService, ns, name}] = true
+		return set(v.services, [2]string{ns, name}, e, readObject[corev1.Service])
+	case "endpointslices":
+		key := [2]string{ns, name}
+		if was, ok := v.sliceOf[key]; ok {
+			dirty[view{ofService, ns, was}] = true
+			delete(v.slices[[2]string{ns, was}], name)
+			delete(v.sliceOf, key)
+		}
+		if e.Deleted {
+			return nil
+		}
+		slice, err := readObject[discoveryv1.EndpointSlice](e.Value)
+		if err != nil {
+			return err
+		}
+		owner := slice.Labels[wire.ServiceNameLabel]
+		if owner == "" {
+			return nil
+		}
+		of := [2]string{ns, owner}
+		if v.slices[of] == nil {
+			v.slices[of] = map[string]*discoveryv1.EndpointSlice{}
+		}
+		v.slices[of][name], v.sliceOf[key] = slice, owner
+		dirty[view{ofService, ns, owner}] = true
+	}
+	return nil
+}
+
+func readObject[T any](b []byte) (*T, error) {
+	obj := new(T)
+	if err := json.Unmarshal(b, obj); err != nil {
+		return nil, fmt.Errorf("read object: %w", err)
+	}
+	return obj, nil
+}
+
+func set[K comparable, T any](in map[K]T, key K, e store.Event, read func([]byte) (T, error)) error {
+	delete(in, key)
+	if e.Deleted {
+		return nil
+	}
+	value, err := read(e.Value)
+	if err != nil {
+		return err
+	}
+	in[key] = value
+	return nil
+}
+
+func (v *views) touchNamespace(ns string, dirty map[view]bool) {
+	for key := range v.endpoints {
+		if key[0] == ns {
+			dirty[view{ofEndpoint, key[0], key[1]}] = true
+		}
+	}
+	for key := range v.services {
+		if key[0] == ns {
+			dirty[view{ofService, key[0], key[1]}] = true
+		}
+	}
+	for n := range v.identities {
+		dirty[view{kind: ofIdentity, name: fmt.Sprint(uint32(n))}] = true
+	}
+}
+
+// refresh makes dirty views anew and says which keys they want or wanted.
+func (v *views) refresh(dirty map[view]bool) map[string]bool {
+	touched := map[string]bool{}
+	for d := range dirty {
+		for key := range v.made[d] {
+			touched[key] = true
+			delete(v.wanted[key], d)
+			if len(v.wanted[key]) == 0 {
+				delete(v.wanted, key)
+			}
+		}
+		made := v.make(d)
+		if len(made) == 0 {
+			delete(v.made, d)
+			continue
+		}
+		v.made[d] = made
+		for key := range made {
+			touched[key] = true
+			if v.wanted[key] == nil {
+				v.wanted[key] = map[view]bool{}
+			}
+			v.wanted[key][d] = true
+		}
+	}
+	return touched
+}
+
+// value is what a key should hold; false if it should not be.
+func (v *views) value(key string) ([]byte, bool) {
+	wanting := v.wanted[key]
+	if len(wanting) == 0 {
+		return nil, false
+	}
+	first := slices.MinFunc(slices.Collect(maps.Keys(wanting)), view.compare)
+	return v.made[first][key], true
+}
+
+// all makes every view and returns all wanted keys.
+func (v *views) all() map[string][]byte {
+	dirty := map[view]bool{{kind: ofCluster}: true}
+	for name := range v.nodes {
+		dirty[view{kind: ofNode, name: name}] = true
+	}
+	for key := range v.endpoints {
+		dirty[view{ofEndpoint, key[0], key[1]}] = true
+	}
+	for n := range v.identities {
+		dirty[view{kind: ofIdentity, name: fmt.Sprint(uint32(n))}] = true
+	}
+	for key := range v.services {
+		dirty[view{ofService, key[0], key[1]}] = true
+	}
+	v.refresh(dirty)
+	all := make(map[string][]byte, len(v.wanted))
+	for key := range v.wanted {
+		all[key], _ = v.value(key)
+	}
+	return all
+}
+
+func inside(all []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(all, func(c netip.Prefix) bool {
+		return c.Bits() <= p.Bits() && c.Contains(p.Addr())
+	})
+}
