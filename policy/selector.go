@@ -161,11 +161,12 @@ func scopeSubject(at path, s selector, namespace string, errs *problems) selecto
 	if namespace == "" {
 		return s
 	}
+	own := identity.NewLabels(identity.Label{Source: identity.SourceK8s, Key: identity.KeyNamespace, Value: namespace})
 	out := slices.DeleteFunc(slices.Clone(s), func(r requirement) bool {
 		if r.source == identity.SourceReserved || r.key != identity.KeyNamespace {
 			return false
 		}
-		if r.op != metav1.LabelSelectorOpIn || !slices.Equal(r.values, []string{namespace}) {
+		if !r.holds(own) {
 			errs.add(at, "names %s, but a %s selects workloads of its own namespace %q only; leave that key out, or use a %s",
 				identity.KeyNamespace, KindNamespaced, namespace, KindClusterwide)
 		}

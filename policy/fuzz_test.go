@@ -1,0 +1,272 @@
+package policy
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/weft-mesh/weft/identity"
+)
+
+// FuzzCompile draws a world from the fuzzed seed and holds every verdict of
+// its tables, also after identities have come one by one, against the oracle.
+func FuzzCompile(f *testing.F) {
+	for seed := range uint64(60) {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, seed uint64) { checkWorld(t, rand.New(rand.NewPCG(seed, 2))) })
+}
+
+func checkWorld(t *testing.T, r *rand.Rand) {
+	w := World{Cluster: "west", Identities: map[identity.Number]identity.Labels{}}
+	var text strings.Builder
+	for i := range 1 + r.IntN(5) {
+		text.WriteString(randomPolicy(r, i))
+	}
+	w.Policies = parse(t, text.String())
+	var subjects []identity.Labels
+	for i := range 12 + r.IntN(20) {
+		labels := randomPod(r)
+		w.Identities[identity.Number(0x010000+i)] = labels
+		if len(subjects) < 4 {
+			subjects = append(subjects, labels)
+		}
+	}
+	i := uint32(1)
+	for _, labels := range CIDRIdentities(w.Policies) {
+		w.Identities[identity.LocalNumber(i)] = labels
+		i++
+	}
+	whole, err := Compile(w, subjects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkFlows(t, r, w, whole, subjects, text.String())
+
+	// The same world, learnt one identity after another: the same verdicts.
+	some := World{Cluster: w.Cluster, Policies: w.Policies, Identities: map[identity.Number]identity.Labels{}}
+	grown, err := Compile(some, subjects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, labels := range w.Identities {
+		before := maps.Clone(grown.Entries)
+		_, more := grown.AddIdentity(n, labels)
+		for key, e := range before {
+			if grown.Entries[key] != e {
+				t.Fatalf("identity %v changed entry %+v from %+v to %+v", n, key, e, grown.Entries[key])
+			}
+		}
+		if len(before)+len(more) != len(grown.Entries) {
+			t.Fatalf("%d entries and %d new ones make %d", len(before), len(more), len(grown.Entries))
+		}
+		some.Identities[n] = labels
+		if r.IntN(4) == 0 {
+			checkFlows(t, r, some, grown, subjects, text.String())
+		}
+	}
+	checkFlows(t, r, w, grown, subjects, text.String())
+
+	slices.Reverse(w.Policies)
+	again, err := Compile(w, subjects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole.compiler, again.compiler = nil, nil
+	if !reflect.DeepEqual(whole, again) {
+		t.Fatalf("another order of policies makes other tables:\n%s", cmp.Diff(whole, again, cmp.AllowUnexported(Tables{})))
+	}
+}
+
+func checkFlows(t *testing.T, r *rand.Rand, w World, tables *Tables, subjects []identity.Labels, text string) {
+	peers := slices.Collect(maps.Keys(w.Identities))
+	peers = append(peers, identity.Unknown, identity.Host, identity.World, identity.WorldIPv6, identity.RemoteNode, identity.UnknownMember, 0x7fffff)
+	for range 300 {
+		f := Flow{
+			Subject: subjects[r.IntN(len(subjects))], Direction: Direction(r.IntN(2)), Peer: peers[r.IntN(len(peers))],
+			Proto: pick(r, ProtoTCP, ProtoUDP, ProtoSCTP, ProtoICMP, ProtoICMPv6, 47), Port: uint16(r.IntN(12)),
+		}
+		if r.IntN(10) == 0 {
+			f.Port = uint16(r.UintN(65536))
+		}
+		set, ok := tables.SetOf(f.Subject)
+		if !ok {
+			t.Fatalf("no set for %v", f.Subject)
+		}
+		got, want := tables.Verdict(set, f.Direction, f.Peer, f.Proto, f.Port), Evaluate(w, f)
+		if problem := disagree(tables, got, want); problem != "" {
+			t.Fatalf("%s: %+v, peer %v\ntables %+v %v\noracle %+v\n%s", problem, f, w.Identities[f.Peer], got, tables.Rules[got.Rule], want, text)
+		}
+	}
+}
+
+func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
+
+func randomPod(r *rand.Rand) identity.Labels {
+	labels := map[string]string{"app": pick(r, "a", "b", "c")}
+	if r.IntN(2) == 0 {
+		labels["tier"] = pick(r, "x", "y")
+	}
+	ns := pick(r, "default", "other")
+	return identity.PodLabels(ns, map[string]string{"team": ns}, labels, pick(r, "", "sa"), pick(r, "west", "west", "east"))
+}
+
+func randomPolicy(r *rand.Rand, i int) string {
+	doc := map[string]any{"apiVersion": APIVersion, "kind": KindNamespaced}
+	meta := map[string]any{"name": fmt.Sprintf("p%d", i), "namespace": pick(r, "default", "other")}
+	if r.IntN(3) == 0 {
+		doc["kind"] = KindClusterwide
+		delete(meta, "namespace")
+	}
+	doc["metadata"] = meta
+	doc["spec"] = randomSpec(r)
+	if r.IntN(3) == 0 {
+		doc["specs"] = []any{randomSpec(r), randomSpec(r)}
+	}
+	text, _ := json.Marshal(doc)
+	return "---\n" + string(text) + "\n"
+}
+
+func randomSpec(r *rand.Rand) map[string]any {
+	spec := map[string]any{"endpointSelector": pick(r, map[string]any{}, randomSelector(r))}
+	for list, prefix := range map[string]string{"ingress": "from", "ingressDeny": "from", "egress": "to", "egressDeny": "to"} {
+		if r.IntN(2) == 0 {
+			continue
+		}
+		var items []any
+		for range 1 + r.IntN(3) {
+			items = append(items, randomItem(r, prefix))
+		}
+		spec[list] = items
+	}
+	if len(spec) == 1 {
+		spec["ingress"] = []any{map[string]any{}}
+	}
+	if r.IntN(3) == 0 {
+		spec["enableDefaultDeny"] = map[string]any{"ingress": r.IntN(2) == 0, "egress": r.IntN(2) == 0}
+	}
+	return spec
+}
+
+func randomSelector(r *rand.Rand) map[string]any {
+	switch r.IntN(8) {
+	case 0:
+		return map[string]any{}
+	case 1:
+		return map[string]any{"matchExpressions": []any{map[string]any{"key": pick(r, "tier", "app"), "operator": pick(r, "Exists", "DoesNotExist")}}}
+	case 2:
+		return map[string]any{"matchExpressions": []any{map[string]any{"key": "any:app", "operator": pick(r, "In", "NotIn"), "values": []any{pick(r, "a", "b"), "c"}}}}
+	case 3:
+		return map[string]any{
+			"matchLabels":      map[string]any{"app": pick(r, "a", "b")},
+			"matchExpressions": []any{map[string]any{"key": identity.KeyCluster, "operator": "Exists"}, map[string]any{"key": "k8s:" + identity.KeyNamespace, "operator": "Exists"}},
+		}
+	case 4:
+		return map[string]any{"matchLabels": map[string]any{identity.KeyNamespaceLabels + ".team": pick(r, "default", "other")}}
+	}
+	return map[string]any{"matchLabels": map[string]any{"k8s:app": pick(r, "a", "b", "c"), "tier": pick(r, "x", "y")}}
+}
+
+func randomItem(r *rand.Rand, prefix string) map[string]any {
+	item := map[string]any{}
+	cidr := func() string { return pick(r, "0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "192.0.2.7", "::/0", "fd00::/8") }
+	switch r.IntN(8) {
+	case 0:
+	case 1:
+		item[prefix+"Entities"] = []any{pick(r, "all", "world", "cluster", "cluster-mesh", "host", "none")}
+	case 2:
+		item[prefix+"CIDR"] = []any{cidr(), cidr()}
+	case 3:
+		item[prefix+"CIDRSet"] = []any{map[string]any{"cidr": "10.0.0.0/8", "except": []any{pick(r, "10.1.0.0/16", "10.1.2.0/24")}}}
+	case 4:
+		item[prefix+"Endpoints"] = []any{}
+	default:
+		item[prefix+"Endpoints"] = []any{randomSelector(r), randomSelector(r)}
+	}
+	switch r.IntN(5) {
+	case 0, 1:
+		var ports []any
+		for range 1 + r.IntN(3) {
+			p := map[string]any{"port": fmt.Sprint(r.IntN(10)), "protocol": pick(r, "TCP", "TCP", "UDP", "SCTP", "ANY")}
+			if p["port"] != "0" && r.IntN(2) == 0 {
+				p["endPort"] = 10 + r.IntN(3)
+			}
+			ports = append(ports, p)
+		}
+		item["toPorts"] = []any{map[string]any{"ports": ports}}
+	case 2:
+		item["icmps"] = []any{map[string]any{"fields": []any{map[string]any{"type": r.IntN(10), "family": pick(r, "IPv4", "IPv6")}}}}
+	}
+	return item
+}
+
+// FuzzParse: what is accepted reads back the same, and nothing panics.
+func FuzzParse(f *testing.F) {
+	corpus, err := filepath.Glob("testdata/manifests/*.yaml")
+	if err != nil || len(corpus) == 0 {
+		f.Fatalf("no manifests: %v", err)
+	}
+	for _, file := range corpus {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	for i := range 10 {
+		f.Add([]byte(randomPolicy(r, i)))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		first, err := Parse(text)
+		if err != nil {
+			return
+		}
+		for _, p := range first {
+			again, err := json.Marshal(p)
+			if err != nil {
+				t.Fatalf("%v does not encode: %v", p, err)
+			}
+			second, err := Parse(again)
+			if err != nil || len(second) != 1 {
+				t.Fatalf("%v does not read back: %v\n%s", p, err, again)
+			}
+			twice, _ := json.Marshal(second[0])
+			if string(twice) != string(again) || !reflect.DeepEqual(p.rules, second[0].rules) {
+				t.Fatalf("%v reads back as another:\n%s\n%s", p, again, twice)
+			}
+		}
+		if _, err := Compile(World{Cluster: "west", Policies: first}, []identity.Labels{nil}); err != nil {
+			t.Fatalf("accepted, but does not compile: %v", err)
+		}
+	})
+}
+
+// FuzzCIDRKey: a prefix survives being a label.
+func FuzzCIDRKey(f *testing.F) {
+	f.Add("10.0.0.0/8")
+	f.Add("fd00::/8")
+	f.Add("::/0")
+	f.Fuzz(func(t *testing.T, text string) {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil || prefix.Addr().Is4In6() {
+			return
+		}
+		labels, err := identity.ParseLabels(CIDRLabels(prefix).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, ok := cidrOf(labels); !ok || got != prefix.Masked() {
+			t.Errorf("%v became %v", prefix, got)
+		}
+	})
+}
