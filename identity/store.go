@@ -1,0 +1,88 @@
+package identity
+
+import "context"
+
+// Store keeps keys with revisions, like etcd. Any number of goroutines may
+// use it. An error leaves open whether a Commit happened.
+type Store interface {
+	// Get reads one key, linearizably; false if it is absent.
+	Get(ctx context.Context, key string) (Row, bool, error)
+	// List reads all keys with the prefix as of one moment, sorted by key.
+	List(ctx context.Context, prefix string) ([]Row, error)
+	// Commit makes all changes if every condition holds, else none and
+	// returns false.
+	Commit(ctx context.Context, txn Txn) (bool, error)
+}
+
+// Row is one key of a Store.
+type Row struct {
+	Key      string
+	Value    []byte
+	Revision int64 // of the last change, etcd's ModRevision; never 0
+}
+
+// Txn is what Commit does.
+type Txn struct {
+	If   []Condition
+	Then []Change
+}
+
+func (t Txn) and(more Txn) Txn {
+	return Txn{If: append(t.If, more.If...), Then: append(t.Then, more.Then...)}
+}
+
+// Condition is about one key: that its last change was at Revision, or with
+// Revision 0 that it is absent. With Prefix it is about every key that begins
+// with Key, and Revision is 0: there is none.
+type Condition struct {
+	Key      string
+	Revision int64
+	Prefix   bool
+}
+
+// Change writes a key, or deletes it; deleting an absent key is no error.
+type Change struct {
+	Key    string
+	Value  []byte
+	Delete bool
+}
+
+// Keys of the allocation. Numbers are decimal, labels in their text form,
+// which ends in ";", so that the "/" after it cannot be part of them.
+//
+//	id/<number>              labels   the number is taken, and by whom
+//	value/<labels>           number   the only number of these labels
+//	value/<labels>/<owner>   number   why it is taken: one for each owner
+//	unused/<number>          labels   no owner was found at this revision
+//
+// The first two are written and deleted together. Nothing here hangs on a
+// lease: an owner that is silent still uses its numbers.
+const (
+	Prefix       = "weft/state/identities/"
+	prefixID     = Prefix + "id/"
+	prefixValue  = Prefix + "value/"
+	prefixUnused = Prefix + "unused/"
+)
+
+// IDKey is where the labels of a number stand; watching IDPrefix shows all.
+func IDKey(n Number) string { return prefixID + decimal(n) }
+
+// IDPrefix is what every IDKey begins with.
+const IDPrefix = prefixID
+
+// ReferenceKey is the key that says owner uses the number of these labels.
+func ReferenceKey(labels Labels, owner string) string { return referencePrefix(labels.String()) + owner }
+
+func valueKey(labels string) string        { return prefixValue + labels }
+func referencePrefix(labels string) string { return prefixValue + labels + "/" }
+func unusedKey(n Number) string            { return prefixUnused + decimal(n) }
+
+// ParseIDRow reads a row under IDPrefix.
+func ParseIDRow(key string, value []byte) (Number, Labels, error) {
+	n, err := parseDecimal(key, prefixID)
+	if err != nil {
+		return 0, nil, err
+	}
+	labels, err := ParseLabels(string(value))
+	return n, labels, err
+}
