@@ -1,0 +1,414 @@
+package probe
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Transport sends echo requests and receives answers. The prober alone calls
+// it, from one goroutine.
+type Transport interface {
+	// Send asks each target for an echo of its number. An error about single
+	// targets (no route, no device) is not returned: it is a missing answer.
+	Send(requests []Request) error
+	// Receive returns answers that have arrived, at most a few hundred at a
+	// time, none if there are none. It does not wait.
+	Receive() ([]Answer, error)
+	// Arrival waits until there may be something to receive, or until ctx ends.
+	Arrival(ctx context.Context)
+}
+
+// Request is one echo request.
+type Request struct {
+	Addr   netip.Addr
+	Device int // ifindex to send on, 0: as the routes say
+	Number uint32
+}
+
+// Answer is one echo reply.
+type Answer struct {
+	From   netip.Addr
+	Number uint32
+	// At is when it arrived at this host, not when it was read.
+	At time.Time
+}
+
+// Config of a Prober.
+type Config struct {
+	// Interval is the pause between two probes of one target. A target that
+	// falls silent is down after Interval × Thresholds.Down + Patience: 600 ms
+	// with the defaults. t targets cost t / Interval packets a second each way.
+	Interval time.Duration
+	// Patience is how long an answer may take at least. Slower paths get twice
+	// their smoothed round trip on top, up to MaxPatience.
+	Patience    time.Duration
+	MaxPatience time.Duration
+	// Stall is how late the prober's own loop may be before it concludes
+	// nothing from that time: then it was not listening itself.
+	Stall      time.Duration
+	Thresholds Thresholds
+	// OnChange is told each change of state, one at a time, and must not block.
+	// May be nil.
+	OnChange func(Observation)
+	Log      *slog.Logger
+}
+
+// Defaults find a dead path in about 600 ms, with evidence in about 400.
+func Defaults() Config {
+	return Config{
+		Interval:    100 * time.Millisecond,
+		Patience:    100 * time.Millisecond,
+		MaxPatience: time.Second,
+		Stall:       200 * time.Millisecond,
+		Thresholds:  Thresholds{Down: 5, DownWithEvidence: 3, Up: 2},
+	}
+}
+
+// Validate reports every mistake at once.
+func (c Config) Validate() error {
+	var errs []error
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{{"interval", c.Interval}, {"patience", c.Patience}, {"stall", c.Stall}} {
+		if d.value <= 0 {
+			errs = append(errs, fmt.Errorf("%s is %v: it must be above zero", d.name, d.value))
+		}
+	}
+	if c.MaxPatience < c.Patience {
+		errs = append(errs, fmt.Errorf("longest patience %v is shorter than the shortest, %v", c.MaxPatience, c.Patience))
+	}
+	t := c.Thresholds
+	if t.Up < 1 || t.Down < 1 || t.DownWithEvidence < 1 || t.DownWithEvidence > t.Down {
+		errs = append(errs, fmt.Errorf("thresholds %+v: each is at least 1, and evidence never asks for more misses", t))
+	}
+	return errors.Join(errs...)
+}
+
+// Prober probes its targets while Run runs. Its other methods may be called
+// from several goroutines, before and during Run.
+type Prober struct {
+	cfg       Config
+	transport Transport
+
+	mu       sync.Mutex
+	paths    map[string]*path    // guarded by mu, by target name
+	awaited  map[uint32]*probe   // guarded by mu, by number
+	evidence map[string]Evidence // guarded by mu, by target name
+	next     uint32              // guarded by mu: number of the next probe
+	beat     time.Time           // guarded by mu: the loop's last turn
+	hurry    chan struct{}       // has one element when targets want a probe now
+}
+
+// path is what is known of one target.
+type path struct {
+	seen    Observation
+	history []Outcome // newest last, at most historyLength
+	due     time.Time // of the next probe
+	waiting []*probe  // not answered yet, oldest first, for MaxPatience each
+}
+
+// probe is one request that may still be answered.
+type probe struct {
+	number uint32
+	path   *path
+	sent   time.Time
+	// deadline for the answer. It is missed if the queue, drained after that,
+	// did not hold it.
+	deadline time.Time
+	judged   bool
+	answered time.Time // zero: not yet
+}
+
+// historyLength is enough for any Thresholds that make sense.
+const historyLength = 64
+
+// New makes a Prober without targets.
+func New(cfg Config, transport Transport) (*Prober, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("prober: %w", err)
+	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	return &Prober{
+		cfg: cfg, transport: transport,
+		paths: map[string]*path{}, awaited: map[uint32]*probe{}, evidence: map[string]Evidence{},
+		hurry: make(chan struct{}, 1),
+	}, nil
+}
+
+// Set makes these the targets. One that stays keeps what is known of it; one
+// whose address or device changed is asked there from now on.
+func (p *Prober) Set(targets []Target) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	wanted := make(map[string]bool, len(targets))
+	now := time.Now()
+	for _, t := range targets {
+		wanted[t.Name()] = true
+		if known, there := p.paths[t.Name()]; there {
+			if known.seen.Target.Addr != t.Addr {
+				p.forgetLocked(known)
+			}
+			known.seen.Target = t
+			continue
+		}
+		p.paths[t.Name()] = &path{
+			seen: Observation{Target: t, State: Unknown, Since: now, Evidence: p.evidence[t.Name()]},
+			due:  now,
+		}
+	}
+	for name, known := range p.paths {
+		if !wanted[name] {
+			p.forgetLocked(known)
+			delete(p.paths, name)
+		}
+	}
+	p.hurryUp()
+}
+
+// SetEvidence says what else is known of targets, by name; those not named have
+// none. A target with new evidence is probed at once.
+func (p *Prober) SetEvidence(evidence map[string]Evidence) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	for name, path := range p.paths {
+		if evidence[name] != path.seen.Evidence {
+			path.seen.Evidence = evidence[name]
+			path.due = now
+		}
+	}
+	p.evidence = maps.Clone(evidence)
+	p.hurryUp()
+}
+
+// Look probes a target at once, for example because traffic to it gets no
+// answer. Unknown names are ignored.
+func (p *Prober) Look(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if path, there := p.paths[name]; there {
+		path.due = time.Now()
+		p.hurryUp()
+	}
+}
+
+// Observations are all rows, in order of name.
+func (p *Prober) Observations() []Observation {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	rows := make([]Observation, 0, len(p.paths))
+	for _, name := range slices.Sorted(maps.Keys(p.paths)) {
+		rows = append(rows, p.paths[name].seen)
+	}
+	return rows
+}
+
+func (p *Prober) hurryUp() {
+	select {
+	case p.hurry <- struct{}{}:
+	default:
+	}
+}
+
+// Run probes until ctx ends or the transport fails.
+//
+// Each turn of the loop has this order, and it matters: note the time, drain
+// the receive queue, judge what was due at the noted time, send. An answer that
+// waited in the queue is found before its absence is judged.
+func (p *Prober) Run(ctx context.Context) error {
+	for {
+		changes, wait, err := p.turn(time.Now())
+		if err != nil {
+			return fmt.Errorf("probe: %w", err)
+		}
+		for _, o := range changes {
+			p.cfg.Log.Info("path changed", "cluster", o.Target.Cluster, "node", o.Target.Node, "state", o.State, "reason", o.Reason)
+			if p.cfg.OnChange != nil {
+				p.cfg.OnChange(o)
+			}
+		}
+		if err := p.pause(ctx, wait); err != nil {
+			return nil
+		}
+	}
+}
+
+// pause waits until something is due, arrives, or is asked for.
+func (p *Prober) pause(ctx context.Context, wait time.Duration) error {
+	waiting, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-p.hurry:
+			cancel()
+		case <-waiting.Done():
+		}
+	}()
+	p.transport.Arrival(waiting)
+	cancel()
+	<-done
+	return ctx.Err()
+}
+
+// turn is one turn of the loop. It returns what changed and how long nothing
+// will be due.
+func (p *Prober) turn(now time.Time) ([]Observation, time.Duration, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	stalled := !p.beat.IsZero() && now.Sub(p.beat) > p.cfg.Interval+p.cfg.Stall
+	p.beat = now
+	if err := p.drainLocked(); err != nil {
+		return nil, 0, fmt.Errorf("receive: %w", err)
+	}
+	changes := p.judgeLocked(now, stalled)
+	if err := p.sendLocked(now); err != nil {
+		return nil, 0, fmt.Errorf("send: %w", err)
+	}
+	return changes, p.idleLocked(now), nil
+}
+
+func (p *Prober) drainLocked() error {
+	for {
+		answers, err := p.transport.Receive()
+		if err != nil {
+			return err
+		}
+		if len(answers) == 0 {
+			return nil
+		}
+		for _, a := range answers {
+			probe, awaited := p.awaited[a.Number]
+			if !awaited || probe.path.seen.Target.Addr != a.From {
+				continue
+			}
+			delete(p.awaited, a.Number)
+			probe.answered = a.At
+			if probe.answered.Before(probe.sent) {
+				probe.answered = probe.sent
+			}
+		}
+	}
+}
+
+// judgeLocked turns probes into outcomes and outcomes into states. Probes of a
+// path are judged in the order in which they were sent.
+func (p *Prober) judgeLocked(now time.Time, stalled bool) []Observation {
+	var changes []Observation
+	for _, name := range slices.Sorted(maps.Keys(p.paths)) {
+		path := p.paths[name]
+		path.waiting = slices.DeleteFunc(path.waiting, func(q *probe) bool {
+			path.judge(q, now, stalled)
+			over := !q.answered.IsZero() && q.judged || !now.Before(q.sent.Add(p.cfg.MaxPatience))
+			if over {
+				delete(p.awaited, q.number)
+			}
+			return over
+		})
+		state, reason := Decide(path.seen.State, path.history, path.seen.Evidence, p.cfg.Thresholds)
+		if state != path.seen.State {
+			path.seen.State, path.seen.Reason, path.seen.Since = state, reason, now
+			changes = append(changes, path.seen)
+		}
+	}
+	return changes
+}
+
+// judge adds the outcome of a probe to the history, if it has one now.
+func (path *path) judge(q *probe, now time.Time, stalled bool) {
+	switch {
+	case !q.answered.IsZero():
+		// Also after it was judged missed: however late, it shows that the path
+		// is there, and the next probes will be given the time that this took.
+		path.answer(q)
+	case q.judged || now.Before(q.deadline):
+		return
+	case stalled:
+		// Whoever does not get to run may not have sent in time either, and
+		// neither may the tunnel beside us.
+		path.add(Void)
+	default:
+		path.add(Missed)
+	}
+	q.judged = true
+}
+
+func (path *path) add(outcome Outcome) {
+	path.history = append(path.history, outcome)
+	if over := len(path.history) - historyLength; over > 0 {
+		path.history = slices.Delete(path.history, 0, over)
+	}
+	path.seen.Misses, path.seen.Answers = Row(path.history)
+}
+
+func (path *path) answer(q *probe) {
+	path.add(Answered)
+	path.seen.Answered = q.answered
+	rtt := max(q.answered.Sub(q.sent), 1)
+	if path.seen.RTT == 0 || q.judged {
+		path.seen.RTT = rtt
+	}
+	path.seen.RTT += (rtt - path.seen.RTT) / 8
+}
+
+func (p *Prober) sendLocked(now time.Time) error {
+	var batch []Request
+	for _, path := range p.paths {
+		if path.due.After(now) {
+			continue
+		}
+		// On the beat, however late this turn is; a beat that was missed
+		// altogether is not made up for.
+		path.due = path.due.Add(p.cfg.Interval)
+		if !path.due.After(now) {
+			path.due = now.Add(p.cfg.Interval)
+		}
+		p.next++
+		probe := &probe{number: p.next, path: path, sent: now, deadline: now.Add(p.patience(path))}
+		path.waiting = append(path.waiting, probe)
+		p.awaited[probe.number] = probe
+		batch = append(batch, Request{Addr: path.seen.Target.Addr, Device: path.seen.Target.Device, Number: probe.number})
+	}
+	if len(batch) == 0 {
+		return nil
+	}
+	return p.transport.Send(batch)
+}
+
+// patience is how long the next answer may take.
+func (p *Prober) patience(path *path) time.Duration {
+	return min(p.cfg.Patience+2*path.seen.RTT, p.cfg.MaxPatience)
+}
+
+// idleLocked is how long until a probe or a judgement is due.
+func (p *Prober) idleLocked(now time.Time) time.Duration {
+	idle := p.cfg.Interval
+	for _, path := range p.paths {
+		idle = min(idle, path.due.Sub(now))
+		for _, q := range path.waiting {
+			if !q.judged {
+				idle = min(idle, q.deadline.Sub(now))
+				break
+			}
+		}
+	}
+	return max(idle, time.Millisecond)
+}
+
+func (p *Prober) forgetLocked(path *path) {
+	for _, probe := range path.waiting {
+		delete(p.awaited, probe.number)
+	}
+	path.waiting, path.history = nil, nil
+	path.seen.State, path.seen.Misses, path.seen.Answers, path.seen.RTT = Unknown, 0, 0, 0
+}
