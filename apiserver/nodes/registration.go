@@ -1,0 +1,74 @@
+// Package nodes keeps the register of a cluster's nodes: which there are, which
+// addresses are theirs, and the bundles with which their agents join.
+//
+// What a node says of itself afterwards is checked against the register by
+// package endpoints.
+package nodes
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weft-mesh/weft/wire"
+)
+
+// RegistrationPrefix holds a Registration per node. Agents may read it: they
+// check each other's claims by it.
+const RegistrationPrefix = wire.StatePrefix + "registrations/"
+
+// RegistrationKey is where a node's registration is kept.
+func RegistrationKey(node string) string { return RegistrationPrefix + node }
+
+// ParseRegistrationKey is the inverse of RegistrationKey.
+func ParseRegistrationKey(key string) (node string, ok bool) {
+	node, ok = strings.CutPrefix(key, RegistrationPrefix)
+	return node, ok && node != "" && !strings.Contains(node, "/")
+}
+
+// Registration is what an operator has said about a node.
+type Registration struct {
+	Name      string         `json:"name"`
+	Addresses []netip.Addr   `json:"addresses"` // tunnels end at the first
+	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
+	Added     time.Time      `json:"added"`
+}
+
+// Internal is the node's own address in the mesh: the first of its first CIDR.
+func (r Registration) Internal() netip.Addr {
+	if len(r.PodCIDRs) == 0 {
+		return netip.Addr{}
+	}
+	return r.PodCIDRs[0].Addr().Next()
+}
+
+// Owns reports whether the address may be given to a pod of the node.
+func (r Registration) Owns(ip netip.Addr) bool {
+	return slices.ContainsFunc(r.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(ip) })
+}
+
+// Check says what is untrue in what a node claims to be; nil if nothing is.
+func (r Registration) Check(claim wire.NodeState) error {
+	if claim.Name != r.Name {
+		return fmt.Errorf("calls itself %q", claim.Name)
+	}
+	for _, ip := range claim.Addresses {
+		if !slices.Contains(r.Addresses, ip) {
+			return fmt.Errorf("claims address %s, which it was not registered with", ip)
+		}
+	}
+	if len(claim.Addresses) == 0 {
+		return fmt.Errorf("claims no address")
+	}
+	for _, p := range claim.PodCIDRs {
+		if !slices.Contains(r.PodCIDRs, p) {
+			return fmt.Errorf("claims pod CIDR %s, which it was not registered with", p)
+		}
+	}
+	if claim.Internal.IsValid() && claim.Internal != r.Internal() {
+		return fmt.Errorf("claims internal address %s, but its own is %s", claim.Internal, r.Internal())
+	}
+	return nil
+}

@@ -1,0 +1,132 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Delete deletes one object. Its kind may be any word FindKind knows.
+func (r *Registry) Delete(ctx context.Context, word, namespace, name string) (*api.ApplyResult, error) {
+	kind, namespace, err := r.place(word, namespace)
+	if err != nil {
+		return nil, err
+	}
+	result, err := r.delete(ctx, []object{{kind: kind, namespace: namespace, name: name}})
+	if err == nil && result.Objects[0].Action == api.Unchanged {
+		return nil, r.absent(kind, namespace, name)
+	}
+	return result, err
+}
+
+// DeleteManifest deletes the objects a manifest names, all in one transaction.
+// One that is not there is reported as unchanged.
+func (r *Registry) DeleteManifest(ctx context.Context, manifest []byte) (*api.ApplyResult, error) {
+	objects, problems := readManifest(manifest, true)
+	if len(problems) > 0 {
+		return nil, refusal(problems)
+	}
+	return r.delete(ctx, objects)
+}
+
+func (r *Registry) delete(ctx context.Context, objects []object) (*api.ApplyResult, error) {
+	going := map[string]bool{}
+	for _, o := range objects {
+		going[o.key()] = true
+	}
+	for range attempts {
+		result := &api.ApplyResult{Cluster: r.conf.Cluster}
+		var txn store.Txn
+		var problems []api.Problem
+		for _, o := range objects {
+			old, err := r.store.Get(ctx, o.key())
+			if errors.Is(err, store.ErrNotFound) {
+				result.Objects = append(result.Objects, r.applied(&o, api.Unchanged))
+				continue
+			}
+			if err != nil {
+				return nil, storeError(err)
+			}
+			problem, err := r.mayGo(ctx, &o, old, going)
+			if err != nil {
+				return nil, storeError(err)
+			}
+			if problem != "" {
+				problems = append(problems, o.problem("%s", problem))
+				continue
+			}
+			result.Objects = append(result.Objects, r.applied(&o, api.Deleted))
+			txn.If = append(txn.If, store.Cond{Key: o.key(), Modified: old.Modified})
+			txn.Then = append(txn.Then, store.Delete(o.key()))
+			if o.kind.Plural == "services" {
+				var svc corev1.Service
+				if json.Unmarshal(old.Value, &svc) == nil && allocated(&svc) {
+					txn.Then = append(txn.Then, store.Delete(serviceIPKey(svc.Spec.ClusterIP)))
+				}
+			}
+		}
+		if len(problems) > 0 {
+			return nil, refusal(problems)
+		}
+		if len(txn.Then) == 0 {
+			return result, nil
+		}
+		_, done, err := r.store.Commit(ctx, txn)
+		if err != nil {
+			return nil, storeError(err)
+		}
+		if done {
+			return result, nil
+		}
+	}
+	return nil, busy()
+}
+
+// mayGo says why an object cannot be deleted; "" if it can.
+func (r *Registry) mayGo(ctx context.Context, o *object, old store.KV, going map[string]bool) (string, error) {
+	switch o.kind.Plural {
+	case "endpointslices":
+		var slice discoveryv1.EndpointSlice
+		if json.Unmarshal(old.Value, &slice) == nil && slice.Labels[discoveryv1.LabelManagedBy] == ManagedBy {
+			return "is derived by weft and goes with its service " + slice.Labels[discoveryv1.LabelServiceName] + "; delete that instead", nil
+		}
+	case "namespaces":
+		var left []string
+		for _, kind := range kinds {
+			if !kind.Namespaced {
+				continue
+			}
+			kvs, _, err := r.store.List(ctx, listPrefix(kind, o.name))
+			if err != nil {
+				return "", err
+			}
+			for _, kv := range kvs {
+				_, _, name, _ := wire.ParseObjectKey(kv.Key)
+				if kind.Plural == "endpointslices" && managed(kv.Value) || going[kv.Key] {
+					continue
+				}
+				left = append(left, kind.Name+" "+name)
+			}
+		}
+		if len(left) > 5 {
+			left = append(left[:5], "…")
+		}
+		if len(left) > 0 {
+			return "still holds " + strings.Join(left, ", ") + "; delete them first, or in the same manifest", nil
+		}
+	}
+	return "", nil
+}
+
+func managed(text []byte) bool {
+	var slice discoveryv1.EndpointSlice
+	return json.Unmarshal(text, &slice) == nil && slice.Labels[discoveryv1.LabelManagedBy] == ManagedBy
+}

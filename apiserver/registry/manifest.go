@@ -1,0 +1,247 @@
+package registry
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/validation"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// decoder knows Kubernetes' types and refuses fields that they do not have.
+var decoder = serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
+
+// object is one document of a manifest, read and checked by itself: what can
+// be said about it without looking at the store.
+type object struct {
+	document  int
+	kind      Kind
+	namespace string
+	name      string
+	// value is a Kubernetes object or a *policy.Policy; encode is its JSON.
+	value any
+}
+
+func (o *object) key() string { return wire.ObjectKey(o.kind.Plural, o.namespace, o.name) }
+
+func (o *object) problem(format string, args ...any) api.Problem {
+	return api.Problem{Document: o.document, Kind: o.kind.Name, Namespace: o.namespace, Name: o.name, Message: fmt.Sprintf(format, args...)}
+}
+
+func (o *object) encode() ([]byte, error) { return json.Marshal(o.value) }
+
+// reading is what the readers of the kinds work on.
+type reading struct {
+	object
+	text     []byte // JSON
+	problems []api.Problem
+}
+
+func (r *reading) refuse(format string, args ...any) {
+	r.problems = append(r.problems, r.problem(format, args...))
+}
+
+// header is what every document has.
+type header struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Metadata   struct {
+		Name         string `json:"name"`
+		GenerateName string `json:"generateName"`
+		Namespace    string `json:"namespace"`
+	} `json:"metadata"`
+}
+
+// readManifest reads every document and reports every mistake. With headOnly,
+// for deletions, documents are not read beyond kind and name.
+func readManifest(text []byte, headOnly bool) ([]object, []api.Problem) {
+	var objects []object
+	var problems []api.Problem
+	seen := map[string]int{}
+	docs := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(text)))
+	for n := 1; ; n++ {
+		doc, err := docs.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			problems = append(problems, api.Problem{Document: n, Message: "not readable: " + err.Error()})
+			break
+		}
+		o, found := readDocument(n, doc, headOnly)
+		problems = append(problems, found...)
+		if o == nil || len(found) > 0 {
+			continue
+		}
+		if first, twice := seen[o.key()]; twice {
+			problems = append(problems, o.problem("document %d declares it already; keep one of the two", first))
+			continue
+		}
+		seen[o.key()] = n
+		objects = append(objects, *o)
+	}
+	if len(objects) == 0 && len(problems) == 0 {
+		problems = append(problems, api.Problem{Message: "the manifest holds no object; write at least one document with apiVersion, kind and metadata.name"})
+	}
+	return objects, problems
+}
+
+// readDocument reads one document; nil for one that is empty.
+func readDocument(n int, doc []byte, headOnly bool) (*object, []api.Problem) {
+	complain := func(format string, args ...any) []api.Problem {
+		return []api.Problem{{Document: n, Message: fmt.Sprintf(format, args...)}}
+	}
+	text, err := yaml.YAMLToJSONStrict(doc)
+	if err != nil {
+		return nil, complain("not valid YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	if string(bytes.TrimSpace(text)) == "null" {
+		return nil, nil
+	}
+	if len(text) == 0 || text[0] != '{' {
+		return nil, complain("not an object; write one with apiVersion, kind and metadata.name")
+	}
+	var head header
+	if err := json.Unmarshal(text, &head); err != nil {
+		return nil, complain("%s", explainType(err))
+	}
+	if head.Kind == "" {
+		return nil, complain("kind is missing; known kinds are %s", knownKinds())
+	}
+	kind, ok := FindKind(head.Kind)
+	if !ok || kind.Name != head.Kind {
+		return nil, complain("unknown kind %q; known kinds are %s", head.Kind, knownKinds())
+	}
+	r := reading{text: text, object: object{document: n, kind: kind, namespace: head.Metadata.Namespace, name: head.Metadata.Name}}
+	if head.APIVersion != kind.APIVersion {
+		r.refuse("apiVersion is %q; write %q", head.APIVersion, kind.APIVersion)
+		return nil, r.problems
+	}
+	if r.name == "" {
+		r.refuse("metadata.name is missing")
+	} else if mistakes := validation.IsDNS1123Subdomain(r.name); len(mistakes) > 0 {
+		r.refuse("metadata.name %q: %s", r.name, mistakes[0])
+	}
+	switch {
+	case !kind.Namespaced && r.namespace != "":
+		r.refuse("metadata.namespace must be empty: a %s belongs to no namespace", kind.Name)
+	case kind.Namespaced && r.namespace == "":
+		r.namespace = DefaultNamespace
+	case kind.Namespaced:
+		if mistakes := validation.IsDNS1123Label(r.namespace); len(mistakes) > 0 {
+			r.refuse("metadata.namespace %q: %s", r.namespace, mistakes[0])
+		}
+	}
+	if len(r.problems) > 0 || headOnly {
+		return &r.object, r.problems
+	}
+	kind.read(&r)
+	return &r.object, r.problems
+}
+
+// decode reads the document into one of Kubernetes' types, and nothing that
+// the type does not have.
+func decode[T runtime.Object](r *reading) (T, bool) {
+	var none T
+	value, _, err := decoder.Decode(r.text, nil, nil)
+	if strict, ok := runtime.AsStrictDecodingError(err); ok {
+		for _, err := range strict.Errors() {
+			r.refuse("%s", explainStrict(err))
+		}
+		return none, false
+	}
+	if err != nil {
+		r.refuse("%s", explainType(err))
+		return none, false
+	}
+	typed, ok := value.(T)
+	if !ok {
+		r.refuse("is a %T; this is a mistake of weft's", value)
+		return none, false
+	}
+	meta := any(typed).(metav1.Object)
+	meta.SetNamespace(r.namespace)
+	// What a store sets is not the manifest's to say; `get -o yaml` of another
+	// cluster is a fine manifest all the same.
+	meta.SetManagedFields(nil)
+	meta.SetResourceVersion("")
+	meta.SetUID("")
+	meta.SetGeneration(0)
+	meta.SetSelfLink("")
+	meta.SetCreationTimestamp(metav1.Time{})
+	checkMeta(r, meta)
+	r.value = typed
+	return typed, true
+}
+
+func checkMeta(r *reading, meta metav1.Object) {
+	for key, value := range meta.GetLabels() {
+		if mistakes := validation.IsQualifiedName(key); len(mistakes) > 0 {
+			r.refuse("metadata.labels: key %q: %s", key, mistakes[0])
+		}
+		if mistakes := validation.IsValidLabelValue(value); len(mistakes) > 0 {
+			r.refuse("metadata.labels[%q]: %s", key, mistakes[0])
+		}
+	}
+	for key := range meta.GetAnnotations() {
+		if mistakes := validation.IsQualifiedName(strings.ToLower(key)); len(mistakes) > 0 {
+			r.refuse("metadata.annotations: key %q: %s", key, mistakes[0])
+		}
+	}
+}
+
+func explainStrict(err error) string {
+	text := err.Error()
+	if at, ok := strings.CutPrefix(text, "unknown field "); ok {
+		return fmt.Sprintf("unknown field %s; remove it or correct its spelling", strings.Trim(at, `"`))
+	}
+	if at, ok := strings.CutPrefix(text, "duplicate field "); ok {
+		return fmt.Sprintf("field %s stands twice; keep one of them", strings.Trim(at, `"`))
+	}
+	return text
+}
+
+// wrongType is encoding/json's sentence, also as Kubernetes' decoder repeats it.
+var wrongType = regexp.MustCompile(`cannot unmarshal (\w+) into Go (?:struct field (\S+)|value) of type (\S+)`)
+
+// explainType turns the decoder's complaint about a type into advice.
+func explainType(err error) string {
+	text := err.Error()
+	m := wrongType.FindStringSubmatch(text)
+	if m == nil {
+		return strings.TrimPrefix(text, "json: ")
+	}
+	want := m[3]
+	switch {
+	case strings.Contains(want, "int"):
+		want = "number"
+	case want == "bool":
+		want = "true or false"
+	case strings.HasPrefix(want, "[]"):
+		want = "list"
+	case want != "string":
+		want = "mapping"
+	}
+	field := m[2]
+	if _, rest, ok := strings.Cut(field, "."); ok {
+		field = rest // the first part is a Go type's name
+	}
+	if field == "" {
+		field = "a value"
+	}
+	return fmt.Sprintf("%s is a %s, but must be a %s", field, m[1], want)
+}

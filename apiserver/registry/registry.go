@@ -1,0 +1,382 @@
+// Package registry keeps the objects operators apply: it reads manifests,
+// checks them, and stores all of one or nothing.
+//
+// What follows from the objects is derived elsewhere: endpoints in package
+// endpoints, exports in package export, kernel state in the agents.
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/uuid"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/nodes"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Limits of one manifest. The store takes transactions of 8 MiB and 4096
+// operations; a service takes up to two.
+const (
+	MaxManifestBytes = 4 << 20
+	maxObjects       = 1000
+	maxObjectBytes   = 1 << 20
+)
+
+// attempts is how often an apply starts over because somebody else changed the
+// same objects meanwhile.
+const attempts = 16
+
+// Config says whose objects these are.
+type Config struct {
+	Cluster     string
+	ServiceCIDR netip.Prefix
+}
+
+// Registry is the objects of a cluster. Several goroutines may use it, in
+// several API servers.
+type Registry struct {
+	conf  Config
+	store store.Store
+	now   func() time.Time
+}
+
+// New makes a registry on a store.
+func New(s store.Store, conf Config) *Registry {
+	return &Registry{conf: conf, store: s, now: time.Now}
+}
+
+// change is what becomes of one object.
+type change struct {
+	object
+	old    store.KV // zero Modified: there is none
+	text   []byte   // new JSON
+	action api.Action
+	ops    []store.Op
+	conds  []store.Cond
+}
+
+// Apply stores a manifest's objects, all in one transaction, or nothing. What
+// it refuses is an *api.Error that lists every mistake. With dryRun nothing is
+// stored, and the answer is what would have happened.
+func (r *Registry) Apply(ctx context.Context, manifest []byte, dryRun bool) (*api.ApplyResult, error) {
+	for range attempts {
+		// A plan completes the objects, so another attempt reads them anew.
+		objects, problems := readManifest(manifest, false)
+		if len(problems) > 0 {
+			return nil, refusal(problems)
+		}
+		if len(objects) > maxObjects {
+			return nil, api.Refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("split it into manifests of up to %d objects", maxObjects),
+				"the manifest holds %d objects, which is too many for one transaction", len(objects))
+		}
+		changes, err := r.plan(ctx, objects)
+		if err != nil {
+			return nil, err
+		}
+		result := &api.ApplyResult{Cluster: r.conf.Cluster, DryRun: dryRun}
+		var txn store.Txn
+		for _, c := range changes {
+			result.Objects = append(result.Objects, r.applied(&c.object, c.action))
+			txn.Then = append(txn.Then, c.ops...)
+			txn.If = append(txn.If, c.conds...)
+		}
+		if dryRun || len(txn.Then) == 0 {
+			return result, nil
+		}
+		_, done, err := r.store.Commit(ctx, txn)
+		if err != nil {
+			return nil, storeError(err)
+		}
+		if done {
+			return result, nil
+		}
+	}
+	return nil, busy()
+}
+
+func busy() error {
+	return api.Conflict("try again", "the same objects are being changed by somebody else")
+}
+
+func (r *Registry) applied(o *object, action api.Action) api.AppliedObject {
+	return api.AppliedObject{Cluster: r.conf.Cluster, Kind: o.kind.Name, Namespace: o.namespace, Name: o.name, Action: action}
+}
+
+// plan compares the objects with the store and says what to write.
+func (r *Registry) plan(ctx context.Context, objects []object) ([]change, error) {
+	changes := make([]change, len(objects))
+	var problems []api.Problem
+	ips := serviceIPs{registry: r}
+	for i, o := range objects {
+		c := &changes[i]
+		c.object = o
+		old, err := r.store.Get(ctx, o.key())
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, storeError(err)
+		}
+		c.old = old
+		problem, err := r.fit(ctx, c, &ips)
+		if err != nil {
+			return nil, storeError(err)
+		}
+		if problem != "" {
+			problems = append(problems, o.problem("%s", problem))
+			continue
+		}
+		if c.text, err = o.encode(); err != nil {
+			return nil, fmt.Errorf("encode %s: %w", o.key(), err)
+		}
+		if len(c.text) > maxObjectBytes {
+			problems = append(problems, o.problem("has %d bytes; an object may have %d", len(c.text), maxObjectBytes))
+			continue
+		}
+		switch {
+		case old.Modified == 0:
+			c.action = api.Created
+		case bytes.Equal(old.Value, c.text):
+			c.action, c.ops, c.conds = api.Unchanged, nil, nil
+			continue
+		default:
+			c.action = api.Configured
+		}
+		c.ops = append(c.ops, store.Put(o.key(), c.text))
+		c.conds = append(c.conds, store.Cond{Key: o.key(), Modified: old.Modified})
+	}
+	if len(problems) > 0 {
+		return nil, refusal(problems)
+	}
+	return changes, nil
+}
+
+// fit checks an object against what the store holds and completes it. A
+// problem is the operator's, an error the store's.
+func (r *Registry) fit(ctx context.Context, c *change, ips *serviceIPs) (problem string, err error) {
+	if meta := c.meta(); meta != nil {
+		if err := r.identify(meta, c.old); err != nil {
+			return "", err
+		}
+	}
+	switch v := c.value.(type) {
+	case *corev1.Pod:
+		return r.fitPod(ctx, c, v)
+	case *corev1.Service:
+		return ips.fit(ctx, c, v)
+	case *discoveryv1.EndpointSlice:
+		var old discoveryv1.EndpointSlice
+		if c.old.Modified != 0 && json.Unmarshal(c.old.Value, &old) == nil && old.Labels[discoveryv1.LabelManagedBy] == ManagedBy {
+			return "is derived from service " + old.Labels[discoveryv1.LabelServiceName] + " by weft; choose another name", nil
+		}
+	}
+	return "", nil
+}
+
+// identify keeps an object's UID and time of creation over its changes. A new
+// object of the same name is another one, and has another UID.
+func (r *Registry) identify(meta metav1.Object, old store.KV) error {
+	if old.Modified == 0 {
+		meta.SetUID(uuid.NewUUID())
+		meta.SetCreationTimestamp(metav1.NewTime(r.now().UTC().Truncate(time.Second)))
+		return nil
+	}
+	var was metav1.PartialObjectMetadata
+	if err := json.Unmarshal(old.Value, &was); err != nil {
+		return fmt.Errorf("stored object %s is damaged: %w", old.Key, err)
+	}
+	meta.SetUID(was.UID)
+	meta.SetCreationTimestamp(metav1.NewTime(was.CreationTimestamp.UTC()))
+	return nil
+}
+
+func (r *Registry) fitPod(ctx context.Context, c *change, pod *corev1.Pod) (string, error) {
+	node := pod.Spec.NodeName
+	key := nodes.RegistrationKey(node)
+	kv, err := r.store.Get(ctx, key)
+	if errors.Is(err, store.ErrNotFound) {
+		return r.unknownNode(ctx, node)
+	}
+	if err != nil {
+		return "", err
+	}
+	c.conds = append(c.conds, store.Cond{Key: key, Modified: kv.Modified})
+	if c.old.Modified == 0 {
+		return "", nil
+	}
+	var old corev1.Pod
+	if err := json.Unmarshal(c.old.Value, &old); err != nil {
+		return "", fmt.Errorf("stored object %s is damaged: %w", c.old.Key, err)
+	}
+	if old.Spec.NodeName != node {
+		return fmt.Sprintf("runs on node %s and cannot move to %s; delete it first", old.Spec.NodeName, node), nil
+	}
+	was, errWas := json.Marshal(old.Spec)
+	is, errIs := json.Marshal(pod.Spec)
+	if err := errors.Join(errWas, errIs); err != nil {
+		return "", err
+	}
+	if !bytes.Equal(was, is) {
+		return "its spec cannot change while it runs (labels and annotations can); delete it first", nil
+	}
+	return "", nil
+}
+
+func (r *Registry) unknownNode(ctx context.Context, node string) (string, error) {
+	kvs, _, err := r.store.List(ctx, nodes.RegistrationPrefix)
+	if err != nil {
+		return "", err
+	}
+	if len(kvs) == 0 {
+		return fmt.Sprintf("spec.nodeName %q is no node of cluster %s, which has none yet; add it with `weft node add`", node, r.conf.Cluster), nil
+	}
+	names := make([]string, 0, len(kvs))
+	for _, kv := range kvs {
+		if name, ok := nodes.ParseRegistrationKey(kv.Key); ok {
+			names = append(names, name)
+		}
+	}
+	if len(names) > 10 {
+		names = append(names[:10], "…")
+	}
+	return fmt.Sprintf("spec.nodeName %q is no node of cluster %s; its nodes are %s", node, r.conf.Cluster, strings.Join(names, ", ")), nil
+}
+
+// Get reads one object. Its kind may be any word FindKind knows.
+func (r *Registry) Get(ctx context.Context, word, namespace, name string) (*api.ObjectList, error) {
+	kind, namespace, err := r.place(word, namespace)
+	if err != nil {
+		return nil, err
+	}
+	kv, err := r.store.Get(ctx, wire.ObjectKey(kind.Plural, namespace, name))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, r.absent(kind, namespace, name)
+	}
+	if err != nil {
+		return nil, storeError(err)
+	}
+	return &api.ObjectList{Cluster: r.conf.Cluster, Kind: kind.Name, Revision: kv.Modified, Items: []json.RawMessage{kv.Value}}, nil
+}
+
+// List reads the objects of a kind; an empty namespace means all of them.
+func (r *Registry) List(ctx context.Context, word, namespace string) (*api.ObjectList, error) {
+	kind, err := findKind(word)
+	if err != nil {
+		return nil, err
+	}
+	kvs, revision, err := r.store.List(ctx, listPrefix(kind, namespace))
+	if err != nil {
+		return nil, storeError(err)
+	}
+	list := &api.ObjectList{Cluster: r.conf.Cluster, Kind: kind.Name, Revision: revision, Items: make([]json.RawMessage, len(kvs))}
+	for i, kv := range kvs {
+		list.Items[i] = kv.Value
+	}
+	return list, nil
+}
+
+// Watch calls each with the objects there are, then "synced", then changes,
+// until ctx or each ends. After a gap in the store's history there is another
+// "synced", preceded by every object: what is not among them is gone.
+func (r *Registry) Watch(ctx context.Context, word, namespace string, each func(api.WatchEvent) error) error {
+	kind, err := findKind(word)
+	if err != nil {
+		return err
+	}
+	return store.Follow(ctx, r.store, listPrefix(kind, namespace), func(b store.Batch) error {
+		for _, ev := range b.Events {
+			_, ns, name, ok := wire.ParseObjectKey(ev.Key)
+			if !ok {
+				continue
+			}
+			out := api.WatchEvent{Cluster: r.conf.Cluster, Type: "put", Kind: kind.Name, Namespace: ns, Name: name, Revision: ev.Modified, Object: ev.Value}
+			if ev.Deleted {
+				out.Type, out.Object = "delete", nil
+			}
+			if err := each(out); err != nil {
+				return err
+			}
+		}
+		if b.Complete {
+			return each(api.WatchEvent{Cluster: r.conf.Cluster, Type: "synced", Kind: kind.Name, Revision: b.Revision})
+		}
+		return nil
+	})
+}
+
+func listPrefix(kind Kind, namespace string) string {
+	prefix := wire.ObjectsPrefix + kind.Plural + "/"
+	if namespace != "" && kind.Namespaced {
+		prefix += namespace + "/"
+	}
+	return prefix
+}
+
+func findKind(word string) (Kind, error) {
+	kind, ok := FindKind(word)
+	if !ok {
+		return Kind{}, api.NotFound("", "unknown kind %q; known are %s", word, knownPlurals())
+	}
+	return kind, nil
+}
+
+// place completes what names an object: its kind, and its namespace.
+func (r *Registry) place(word, namespace string) (Kind, string, error) {
+	kind, err := findKind(word)
+	if err != nil {
+		return Kind{}, "", err
+	}
+	if namespace == "_" {
+		namespace = ""
+	}
+	switch {
+	case !kind.Namespaced:
+		return kind, "", nil
+	case namespace == "":
+		return kind, DefaultNamespace, nil
+	}
+	return kind, namespace, nil
+}
+
+func (r *Registry) absent(kind Kind, namespace, name string) error {
+	if namespace != "" {
+		name = namespace + "/" + name
+	}
+	return api.NotFound("", "cluster %s has no %s %s", r.conf.Cluster, kind.Name, name)
+}
+
+// refusal is the answer to a manifest with mistakes.
+func refusal(problems []api.Problem) error {
+	slices.SortStableFunc(problems, func(a, b api.Problem) int { return a.Document - b.Document })
+	e := api.Invalid("correct the manifest and apply it again", "the manifest is refused, nothing was changed:")
+	e.Problems = problems
+	return e
+}
+
+// storeError says what a failure of the store means to an operator. Errors that
+// are answers already pass unchanged.
+func storeError(err error) error {
+	var answer *api.Error
+	switch {
+	case errors.As(err, &answer):
+		return err
+	case errors.Is(err, store.ErrFull):
+		return api.Refuse(http.StatusInsufficientStorage, "make space on the API server's disk, or raise --etcd-quota-bytes and restart it", "the store is full, nothing was changed")
+	case errors.Is(err, store.ErrTooLarge):
+		return api.Refuse(http.StatusRequestEntityTooLarge, "split it into several manifests", "the manifest is too large for one transaction, nothing was changed")
+	case errors.Is(err, store.ErrUnavailable):
+		return api.Refuse(http.StatusServiceUnavailable, "look at the API server's log", "the store cannot be reached: %v", err)
+	}
+	return err
+}

@@ -1,0 +1,304 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/nodes"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/apiserver/storetest"
+	"github.com/weft-mesh/weft/wire"
+)
+
+func fixture(t *testing.T) (*Registry, *storetest.Store) {
+	t.Helper()
+	s := storetest.New()
+	for _, node := range []string{"n1", "n2"} {
+		reg := nodes.Registration{Name: node}
+		if err := store.Write(t.Context(), s, store.Put(nodes.RegistrationKey(node), wire.Marshal(reg))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return New(s, Config{Cluster: "east", ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16")}), s
+}
+
+func apply(t *testing.T, r *Registry, manifest string) *api.ApplyResult {
+	t.Helper()
+	result, err := r.Apply(t.Context(), []byte(manifest), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return result
+}
+
+func summary(result *api.ApplyResult) string {
+	var out []string
+	for _, o := range result.Objects {
+		out = append(out, strings.TrimPrefix(o.Namespace+"/"+o.Name+" "+string(o.Action), "/"))
+	}
+	return strings.Join(out, ", ")
+}
+
+const pod = `
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web}}
+spec:
+  nodeName: n1
+  containers:
+  - {name: web, image: none, command: [serve], ports: [{name: http, containerPort: 8080}]}
+`
+
+const webService = `
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+  namespace: shop
+  annotations: {service.cilium.io/global: "true"}
+spec:
+  selector: {app: web}
+  ports: [{port: 80, targetPort: http}]
+`
+
+const cnp = `
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: only-frontend}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {app: frontend}}]
+`
+
+func TestApply(t *testing.T) {
+	r, s := fixture(t)
+	all := pod + "---\n" + webService + "---\n" + cnp + "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n"
+	if got, want := summary(apply(t, r, all)), "shop/web-1 created, shop/web created, default/only-frontend created, shop created"; got != want {
+		t.Errorf("first: %s", got)
+	}
+	before := s.Revision()
+	if got, want := summary(apply(t, r, all)), "shop/web-1 unchanged, shop/web unchanged, default/only-frontend unchanged, shop unchanged"; got != want {
+		t.Errorf("again: %s", got)
+	}
+	if s.Revision() != before {
+		t.Error("an unchanged manifest was written")
+	}
+	if got := summary(apply(t, r, strings.Replace(pod, "app: web", "app: web, tier: front", 1))); got != "shop/web-1 configured" {
+		t.Errorf("changed: %s", got)
+	}
+
+	list, err := r.Get(t.Context(), "svc", "shop", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var svc corev1.Service
+	if err := json.Unmarshal(list.Items[0], &svc); err != nil {
+		t.Fatal(err)
+	}
+	if ip, err := netip.ParseAddr(svc.Spec.ClusterIP); err != nil || !r.conf.ServiceCIDR.Contains(ip) || svc.UID == "" || svc.Kind != "Service" {
+		t.Errorf("stored service: %s", list.Items[0])
+	}
+
+	// What one cluster shows is a manifest for another.
+	exported, _ := json.Marshal(svc)
+	if got := summary(apply(t, r, string(exported))); got != "shop/web unchanged" {
+		t.Errorf("exported and applied: %s", got)
+	}
+}
+
+func TestApplyRefuses(t *testing.T) {
+	for name, c := range map[string]struct{ manifest, want string }{
+		"no yaml":             {"a: [", "document 1: not valid YAML"},
+		"nothing":             {"---\n---\n", "holds no object"},
+		"a list":              {"- a\n", "document 1: not an object"},
+		"no kind":             {"apiVersion: v1\n", "document 1: kind is missing; known kinds are Namespace (v1), Pod (v1)"},
+		"unknown kind":        {"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n", `unknown kind "Deployment"; known kinds are Namespace (v1)`},
+		"wrong version":       {strings.Replace(pod, "v1", "v2", 1), `document 1, Pod shop/web-1: apiVersion is "v2"; write "v1"`},
+		"unknown field":       {strings.Replace(pod, "nodeName", "nodename: n1, nodeName", 1), "not valid YAML"},
+		"misspelt field":      {strings.Replace(pod, "containers:", "container: x\n  containers:", 1), `unknown field spec.container; remove it or correct its spelling`},
+		"field twice":         {strings.Replace(pod, "nodeName: n1", "nodeName: n1\n  nodeName: n2", 1), `"nodeName" already set`},
+		"wrong type":          {strings.Replace(webService, "port: 80", "port: eighty", 1), "ports.port is a string, but must be a number"},
+		"no name":             {strings.Replace(pod, "name: web-1, ", "", 1), "metadata.name is missing"},
+		"bad name":            {strings.Replace(pod, "web-1", "Web_1", 1), `metadata.name "Web_1": a lowercase RFC 1123 subdomain`},
+		"path as name":        {strings.Replace(pod, "web-1", "../x", 1), "metadata.name"},
+		"no node":             {strings.Replace(pod, "nodeName: n1", "nodeName: \"\"", 1), "spec.nodeName is missing"},
+		"unknown node":        {strings.Replace(pod, "nodeName: n1", "nodeName: n7", 1), `spec.nodeName "n7" is no node of cluster east; its nodes are n1, n2`},
+		"bad port":            {strings.Replace(pod, "8080", "80800", 1), "containerPort is 80800; choose one from 1 to 65535"},
+		"host network":        {strings.Replace(pod, "nodeName: n1", "nodeName: n1\n  hostNetwork: true", 1), "spec.hostNetwork"},
+		"namespace of none":   {"apiVersion: v1\nkind: Namespace\nmetadata: {name: x, namespace: shop}\n", "belongs to no namespace"},
+		"address outside":     {strings.Replace(webService, "spec:", "spec:\n  clusterIP: 10.1.0.7", 1), "outside of the service CIDR 10.101.0.0/16"},
+		"no address":          {strings.Replace(webService, "spec:", "spec:\n  clusterIP: web", 1), `"web" is not an IP address`},
+		"service type":        {strings.Replace(webService, "spec:", "spec:\n  type: LoadBalancer", 1), "spec.type LoadBalancer is not supported"},
+		"annotation":          {strings.Replace(webService, `"true"`, `"yes"`, 1), `annotation service.cilium.io/global is "yes"; write "true" or "false"`},
+		"policy field":        {strings.Replace(cnp, "ingress:", "ingres: []\n  ingress:", 1), "document 1, CiliumNetworkPolicy default/only-frontend: spec.ingres: unknown field"},
+		"managed slice":       {"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x, labels: {kubernetes.io/service-name: web, endpointslice.kubernetes.io/managed-by: weft}}\naddressType: IPv4\nendpoints: []\n", "derives by itself"},
+		"twice":               {webService + "---\n" + webService, "document 2, Service shop/web: document 1 declares it already"},
+		"second document bad": {webService + "---\nkind: Pot\n", `document 2: unknown kind "Pot"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, s := fixture(t)
+			before := s.Dump("")
+			_, err := r.Apply(t.Context(), []byte(c.manifest), false)
+			var refused *api.Error
+			if !errors.As(err, &refused) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v\nwant %s", err, c.want)
+			}
+			if !slices.Equal(before, s.Dump("")) {
+				t.Error("something was altered")
+			}
+		})
+	}
+}
+
+func TestEveryMistakeAtOnce(t *testing.T) {
+	r, _ := fixture(t)
+	_, err := r.Apply(t.Context(), []byte(strings.Replace(pod, "8080", "0", 1)+"---\nkind: Pot\n---\n"+strings.Replace(cnp, "fromEndpoints", "fromEndpoint", 1)), false)
+	var refused *api.Error
+	if !errors.As(err, &refused) || len(refused.Problems) != 3 || refused.Status != http.StatusUnprocessableEntity || refused.Hint == "" {
+		t.Errorf("got %+v", err)
+	}
+}
+
+func TestPodCannotMove(t *testing.T) {
+	r, _ := fixture(t)
+	apply(t, r, pod)
+	for _, change := range []string{strings.Replace(pod, "n1", "n2", 1), strings.Replace(pod, "serve", "other", 1)} {
+		if _, err := r.Apply(t.Context(), []byte(change), false); err == nil || !strings.Contains(err.Error(), "delete it first") {
+			t.Error(err)
+		}
+	}
+}
+
+func TestDryRunWritesNothing(t *testing.T) {
+	r, s := fixture(t)
+	before := s.Revision()
+	result, err := r.Apply(t.Context(), []byte(pod+"---\n"+webService), true)
+	if err != nil || s.Revision() != before || !result.DryRun || summary(result) != "shop/web-1 created, shop/web created" {
+		t.Errorf("%v %+v", err, result)
+	}
+}
+
+func TestServiceAddresses(t *testing.T) {
+	r, s := fixture(t)
+	apply(t, r, webService)
+	given := strings.Replace(strings.Replace(webService, "name: web", "name: fixed", 1), "spec:", "spec:\n  clusterIP: 10.101.0.9", 1)
+	apply(t, r, given)
+	taken := strings.Replace(given, "name: fixed", "name: other", 1)
+	if _, err := r.Apply(t.Context(), []byte(taken), false); err == nil || !strings.Contains(err.Error(), "belongs to service shop/fixed") {
+		t.Error(err)
+	}
+	if _, err := r.Apply(t.Context(), []byte(strings.Replace(given, "10.101.0.9", "10.101.0.10", 1)), false); err == nil || !strings.Contains(err.Error(), "cannot change") {
+		t.Error(err)
+	}
+	first := s.Dump(serviceIPPrefix)
+	if _, err := r.Delete(t.Context(), "Service", "shop", "web"); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Dump(serviceIPPrefix)) != 1 {
+		t.Error("address not freed")
+	}
+	apply(t, r, webService)
+	if !slices.Equal(first, s.Dump(serviceIPPrefix)) {
+		t.Error("a service that comes back gets another address")
+	}
+}
+
+func TestNoAddressTwice(t *testing.T) {
+	r, s := fixture(t)
+	r.conf.ServiceCIDR = netip.MustParsePrefix("10.101.0.0/28") // 14 addresses
+	var wg sync.WaitGroup
+	results := make([]error, 16)
+	for i := range results {
+		wg.Go(func() {
+			_, results[i] = r.Apply(context.Background(), []byte(strings.Replace(webService, "name: web", fmt.Sprintf("name: web-%d", i), 1)), false)
+		})
+	}
+	wg.Wait()
+	failed := 0
+	for _, err := range results {
+		if err != nil {
+			failed++
+			if !strings.Contains(err.Error(), "no address is free") {
+				t.Error(err)
+			}
+		}
+	}
+	if failed != 2 || len(s.Dump(serviceIPPrefix)) != 14 {
+		t.Errorf("%d failed, addresses %v", failed, s.Dump(serviceIPPrefix))
+	}
+}
+
+func TestDelete(t *testing.T) {
+	r, s := fixture(t)
+	before := s.Dump("")
+	apply(t, r, pod+"---\n"+webService+"---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n")
+	var refused *api.Error
+	if _, err := r.Delete(t.Context(), "ns", "", "shop"); !errors.As(err, &refused) || !strings.Contains(err.Error(), "still holds Pod web-1, Service web") {
+		t.Error(err)
+	}
+	if _, err := r.Delete(t.Context(), "pods", "shop", "web-2"); !errors.As(err, &refused) || refused.Status != http.StatusNotFound {
+		t.Error(err)
+	}
+	result, err := r.DeleteManifest(t.Context(), []byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n"+pod+"---\n"+webService+"---\n"+cnp))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := summary(result); got != "shop deleted, shop/web-1 deleted, shop/web deleted, default/only-frontend unchanged" {
+		t.Error(got)
+	}
+	if !slices.Equal(before, s.Dump("")) {
+		t.Error("left over:", s.Dump(""))
+	}
+}
+
+func TestStoreFailuresAreSentences(t *testing.T) {
+	r, s := fixture(t)
+	s.Fail(func(call, _ string) error {
+		if call == "commit" {
+			return fmt.Errorf("etcdserver: mvcc: database space exceeded: %w", store.ErrFull)
+		}
+		return nil
+	})
+	_, err := r.Apply(t.Context(), []byte(webService), false)
+	var refused *api.Error
+	if !errors.As(err, &refused) || refused.Status != http.StatusInsufficientStorage || !strings.Contains(refused.Hint, "make space") {
+		t.Error(err)
+	}
+}
+
+func FuzzReadManifest(f *testing.F) {
+	for _, seed := range []string{pod, webService, cnp, "a: [", "---\n", "{}", "kind: Pod\nmetadata: 7"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		objects, problems := readManifest(text, false)
+		if len(problems) > 0 {
+			return
+		}
+		for _, o := range objects {
+			first, err := o.encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, problems := readManifest(first, false)
+			if len(problems) > 0 || len(again) != 1 {
+				t.Fatalf("%s is refused when read back: %v", first, problems)
+			}
+			if second, _ := again[0].encode(); string(first) != string(second) {
+				t.Fatalf("reads back differently:\n%s\n%s", first, second)
+			}
+		}
+	})
+}

@@ -1,0 +1,141 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+	"math/big"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// serviceIPPrefix holds, for each service address in use, "namespace/name" of
+// the service that has it. The key is written together with the service, on
+// condition that it was not there: no two services ever have one address.
+const serviceIPPrefix = wire.StatePrefix + "serviceips/"
+
+func serviceIPKey(ip string) string { return serviceIPPrefix + ip }
+
+// allocated reports whether a service has an address of its own.
+func allocated(svc *corev1.Service) bool {
+	return svc.Spec.ClusterIP != "" && svc.Spec.ClusterIP != corev1.ClusterIPNone
+}
+
+// serviceIPs finds addresses for the services of one plan.
+type serviceIPs struct {
+	registry *Registry
+	taken    map[string]string // address → namespace/name; nil until needed
+}
+
+// fit settles a service's address: the one it has, the one it asks for, or a
+// free one.
+func (s *serviceIPs) fit(ctx context.Context, c *change, svc *corev1.Service) (problem string, err error) {
+	asked := svc.Spec.ClusterIP
+	if c.old.Modified != 0 {
+		var old corev1.Service
+		if err := json.Unmarshal(c.old.Value, &old); err != nil {
+			return "", fmt.Errorf("stored object %s is damaged: %w", c.old.Key, err)
+		}
+		if asked != "" && asked != old.Spec.ClusterIP {
+			return fmt.Sprintf("spec.clusterIP cannot change from %s to %s; delete the service first", old.Spec.ClusterIP, asked), nil
+		}
+		setClusterIP(svc, old.Spec.ClusterIP)
+		return "", nil
+	}
+	if asked == corev1.ClusterIPNone {
+		setClusterIP(svc, asked)
+		return "", nil
+	}
+	if s.taken == nil {
+		kvs, _, err := s.registry.store.List(ctx, serviceIPPrefix)
+		if err != nil {
+			return "", err
+		}
+		s.taken = make(map[string]string, len(kvs))
+		for _, kv := range kvs {
+			s.taken[kv.Key[len(serviceIPPrefix):]] = string(kv.Value)
+		}
+	}
+	who, cidr := c.namespace+"/"+c.name, s.registry.conf.ServiceCIDR
+	ip := asked
+	if asked == "" {
+		free, ok := freeAddress(cidr, who, func(ip netip.Addr) bool { return s.taken[ip.String()] == "" })
+		if !ok {
+			return fmt.Sprintf("no address is free in the service CIDR %s; delete services, or start the cluster with a larger one", cidr), nil
+		}
+		ip = free.String()
+	} else if problem := s.usable(asked); problem != "" {
+		return problem, nil
+	}
+	s.taken[ip] = who
+	setClusterIP(svc, ip)
+	c.conds = append(c.conds, store.Cond{Key: serviceIPKey(ip)})
+	c.ops = append(c.ops, store.Put(serviceIPKey(ip), []byte(who)))
+	return "", nil
+}
+
+func (s *serviceIPs) usable(text string) string {
+	cidr := s.registry.conf.ServiceCIDR
+	ip, err := netip.ParseAddr(text)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("spec.clusterIP %q is not an IP address", text)
+	case !cidr.Contains(ip) || ip == cidr.Masked().Addr() || ip == last(cidr):
+		return fmt.Sprintf("spec.clusterIP %s is outside of the service CIDR %s; choose one inside, or none to have one chosen", ip, cidr)
+	case s.taken[text] != "":
+		return fmt.Sprintf("spec.clusterIP %s belongs to service %s; choose another one, or none to have one chosen", ip, s.taken[text])
+	}
+	return ""
+}
+
+func setClusterIP(svc *corev1.Service, ip string) {
+	svc.Spec.ClusterIP = ip
+	svc.Spec.ClusterIPs = nil
+	if ip != "" {
+		svc.Spec.ClusterIPs = []string{ip}
+	}
+}
+
+// freeAddress picks an address of cidr for a name, always the same while it is
+// free: a service that is deleted and comes back is found where it was. The
+// first and the last address are never given away.
+func freeAddress(cidr netip.Prefix, name string, free func(netip.Addr) bool) (netip.Addr, bool) {
+	first, end := cidr.Masked().Addr().Next(), last(cidr)
+	hosts := cidr.Addr().BitLen() - cidr.Bits()
+	if hosts < 2 {
+		return netip.Addr{}, false
+	}
+	count := uint64(1)<<min(hosts, 32) - 2
+	h := fnv.New64a()
+	h.Write([]byte(name))
+	ip := plus(first, h.Sum64()%count)
+	for range count {
+		if free(ip) {
+			return ip, true
+		}
+		if ip = ip.Next(); ip == end || !cidr.Contains(ip) {
+			ip = first
+		}
+	}
+	return netip.Addr{}, false
+}
+
+func plus(ip netip.Addr, n uint64) netip.Addr {
+	sum := new(big.Int).Add(new(big.Int).SetBytes(ip.AsSlice()), new(big.Int).SetUint64(n))
+	out, _ := netip.AddrFromSlice(sum.FillBytes(make([]byte, ip.BitLen()/8)))
+	return out
+}
+
+func last(cidr netip.Prefix) netip.Addr {
+	b := cidr.Masked().Addr().AsSlice()
+	for i := cidr.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	ip, _ := netip.AddrFromSlice(b)
+	return ip
+}
