@@ -47,6 +47,8 @@ type policies struct {
 	// stale is set while rows of an older generation may be in the maps, until
 	// readers that began before the switch are done.
 	stale time.Time
+	// revision of the policies table that current was made of.
+	revision uint64
 	// behind is set while the maps may lack what current holds.
 	behind bool
 
@@ -145,6 +147,11 @@ func (p *policies) write(r rows) (err error) {
 	}
 	p.classes.update(r.classes, func(_ bpf.ClassKey, e error) { fail(e) })
 	return err
+}
+
+// forget drops kernel numbers that no endpoint has.
+func (p *policies) forget(used map[uint32]bool) {
+	maps.DeleteFunc(p.content, func(number, _ uint32) bool { return !used[number] })
 }
 
 // clean removes what the generation in force does not need.

@@ -249,7 +249,9 @@ type Endpoint struct {
 	UID            string
 	ID             uint16
 	IP             netip.Addr
-	Device         string
+	Device         string // host side of the pair
+	Ifindex        int
+	MAC, HostMAC   [6]byte
 	Phase          Phase
 	Identity       identity.Number
 	Labels         identity.Labels

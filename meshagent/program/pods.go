@@ -1,0 +1,145 @@
+package program
+
+import (
+	"fmt"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/tables"
+)
+
+// subject is a pod of this node that policies judge.
+type subject struct {
+	addr     bpf.Addr
+	identity identity.Number
+	labels   identity.Labels
+	set      uint32 // kernel number
+	placed   bool   // set is that of the generation in force
+}
+
+// learnSubjects finds out who the pods of this node are. A pod that was known
+// once stays who it was until something else is known: a row missing upstream
+// takes nothing away.
+func (p *Program) learnSubjects(v *view) {
+	seen := map[string]bool{}
+	for e := range v.tables.Endpoints.All(v.txn) {
+		seen[e.Key()] = true
+		addr := bpf.AddrOf(e.IP)
+		n, labels := p.whois(v, e, addr)
+		if labels == nil {
+			continue
+		}
+		s, known := p.subjects[e.Key()]
+		if known && s.addr == addr && s.identity == n && s.labels.Equal(labels) {
+			continue
+		}
+		p.subjects[e.Key()] = subject{addr: addr, identity: n, labels: labels}
+	}
+	for key := range p.subjects {
+		if !seen[key] {
+			delete(p.subjects, key)
+		}
+	}
+}
+
+// whois is the identity the API server has given the pod, else the one the
+// kernel holds from before.
+func (p *Program) whois(v *view, e *tables.Endpoint, addr bpf.Addr) (identity.Number, identity.Labels) {
+	pod := tables.Get(v.txn, v.tables.Pods, e.Key())
+	if pod != nil && pod.Endpoint != nil {
+		ep := pod.Endpoint
+		if ep.IP == e.IP && ep.Identity != identity.Unknown && (ep.UID == e.UID || ep.UID == "" || e.UID == "") {
+			if len(ep.Labels) > 0 {
+				return ep.Identity, ep.Labels
+			}
+			if row := tables.Get(v.txn, v.tables.Identities, (&tables.Identity{Cluster: v.own.Name, Number: ep.Identity}).Key()); row != nil {
+				return row.Number, row.Labels
+			}
+		}
+	}
+	if row, ok := p.endpoints.have[addr]; ok && row.Held == 0 && row.Ifindex == uint32(e.Ifindex) {
+		if known := tables.Get(v.txn, v.tables.Identities, (&tables.Identity{Cluster: v.own.Name, Number: identity.Number(row.Identity)}).Key()); known != nil {
+			return known.Number, known.Labels
+		}
+	}
+	return 0, nil
+}
+
+// unplaced says whether a subject needs a compilation to know its set, and
+// places those that do not.
+func (p *Program) unplaced() bool {
+	for key, s := range p.subjects {
+		if s.placed {
+			continue
+		}
+		set, ok, err := p.policies.setFor(s.labels)
+		if !ok || err != nil {
+			return true
+		}
+		s.set, s.placed = set, true
+		p.subjects[key] = s
+	}
+	return false
+}
+
+// pods writes the rows of this node's pods. A pod whose identity or policy is
+// not known yet is held.
+func (p *Program) pods(v *view, r *report) (changed int) {
+	r.stage("endpoints")
+	want := map[bpf.Addr]bpf.Endpoint{}
+	from := map[bpf.Addr]string{}
+	var live []*tables.Endpoint
+	for e := range v.tables.Endpoints.All(v.txn) {
+		if e.Ifindex == 0 || e.Phase == tables.Removing {
+			continue
+		}
+		addr := bpf.AddrOf(e.IP)
+		from[addr] = e.Key()
+		row := bpf.Endpoint{Ifindex: uint32(e.Ifindex), ID: e.ID, MAC: e.MAC, HostMAC: e.HostMAC, Held: 1}
+		if have, ok := p.endpoints.have[addr]; ok && have.Ifindex == row.Ifindex {
+			row.Identity, row.Set, row.Held = have.Identity, have.Set, have.Held
+		}
+		if s, ok := p.subjects[e.Key()]; ok && s.placed && s.addr == addr {
+			row.Identity, row.Set, row.Held = uint32(s.identity), s.set, 0
+			live = append(live, e)
+		}
+		want[addr] = row
+	}
+	// Nobody else writes this map: all pods of the node were adopted before.
+	changed = p.endpoints.set(want, true, func(k bpf.Addr, err error) { r.fail("endpoints", orText(from[k], k.String()), err) })
+	p.publish(v, live)
+	return changed
+}
+
+// publish says in the endpoints' rows what became of them.
+func (p *Program) publish(v *view, live []*tables.Endpoint) {
+	var changed []*tables.Endpoint
+	for _, e := range live {
+		s := p.subjects[e.Key()]
+		if have, ok := p.endpoints.have[s.addr]; !ok || have.Held != 0 {
+			continue
+		}
+		if e.Phase == tables.Held || e.Phase == tables.Live && (e.Identity != s.identity || e.Set != s.set) {
+			changed = append(changed, e)
+		}
+	}
+	if len(changed) == 0 {
+		return
+	}
+	t := v.tables
+	txn := t.DB.WriteTxn(t.Endpoints)
+	for _, e := range changed {
+		s := p.subjects[e.Key()]
+		tables.Change(txn, t.Endpoints, e, func(row *tables.Endpoint) bool {
+			if row.Ifindex != e.Ifindex || row.Phase == tables.Removing {
+				return true // changed meanwhile; the next pass sees it
+			}
+			row.Phase, row.Identity, row.Labels, row.Set = tables.Live, s.identity, s.labels, s.set
+			return true
+		})
+	}
+	txn.Commit()
+}
+
+// String tells a subject in logs.
+func (s subject) String() string { return fmt.Sprintf("%v (%v)", s.addr, s.identity) }

@@ -1,0 +1,456 @@
+// Package program carries the agent's tables into the datapath's maps.
+//
+// One loop looks at one snapshot and writes what differs: policy first, then who
+// has which address, then pods and services, and last the settings that make
+// programs look again. What a row should say is decided in pure functions
+// (derive…); how it gets there without a wrong moment in between is decided here.
+package program
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/cilium/statedb"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/policy"
+)
+
+// Config is what a Program needs.
+type Config struct {
+	// Self is the name of this node.
+	Self   string
+	Tables *tables.Tables
+	Maps   *bpf.Maps
+	Ways   *Ways
+	// Start is closed once all sources were listed and the node's pods adopted.
+	// Until then nothing in the kernel is touched.
+	Start <-chan struct{}
+	// Trace asks for an event for every new allowed flow.
+	Trace bool
+	Log   *slog.Logger
+}
+
+// Program is the loop. Run it once.
+type Program struct {
+	cfg Config
+
+	settings  bpf.Settings // as in the kernel
+	ips       *mirror[bpf.Addr, bpf.IPInfo]
+	prefixes  *mirror[bpf.PrefixKey, bpf.IPInfo]
+	endpoints *mirror[bpf.Addr, bpf.Endpoint]
+	policies  *policies
+	services  *services
+	numbers   *numbering
+
+	// Of the last snapshot each stage was done with; zero: do it.
+	did struct{ ways, policy, addresses, endpoints, services signature }
+	// epoch counts changes of what stages take from one another.
+	epoch    uint64
+	subjects map[string]subject
+	cidrs    map[netip.Prefix]identity.Number
+	attempts int
+	// passed is closed after the first pass that wrote everything.
+	passed chan struct{}
+	once   sync.Once
+
+	// mu guards lanes and kicked, which others set.
+	mu       sync.Mutex
+	lanes    [2]uint32
+	internal netip.Addr
+	kicked   chan struct{}
+}
+
+// signature says what a stage has seen: revisions of its tables.
+type signature struct {
+	a, b, c, d, e, f statedb.Revision
+	epoch            uint64
+	prune            bool
+}
+
+// New reads what is in the kernel and changes nothing.
+func New(cfg Config) (*Program, error) {
+	p := &Program{cfg: cfg, subjects: map[string]subject{}, kicked: make(chan struct{}, 1), passed: make(chan struct{})}
+	var err error
+	if p.settings, _, err = cfg.Maps.Settings.Lookup(0); err != nil {
+		return nil, fmt.Errorf("read settings: %w", err)
+	}
+	p.lanes, p.internal = p.settings.TunnelIfindex, p.settings.Internal.Netip()
+	if p.ips, err = newMirror(cfg.Maps.IPs); err != nil {
+		return nil, err
+	}
+	if p.prefixes, err = newMirror(cfg.Maps.Prefixes); err != nil {
+		return nil, err
+	}
+	if p.endpoints, err = newMirror(cfg.Maps.Endpoints); err != nil {
+		return nil, err
+	}
+	if p.policies, err = newPolicies(cfg.Maps, p.settings.PolicyGen, p.endpoints.have); err != nil {
+		return nil, err
+	}
+	if p.services, err = newServices(cfg.Maps); err != nil {
+		return nil, err
+	}
+	p.numbers = newNumbering(p.prefixes.have)
+	return p, nil
+}
+
+// Explain says what numbers in events mean; nil before the first compilation.
+// Any goroutine may call it.
+func (p *Program) Explain() *Explanation { return p.policies.explain.Load() }
+
+// Passed is closed once everything that was known at the start is in the kernel.
+func (p *Program) Passed() <-chan struct{} { return p.passed }
+
+// SetTunnels says which devices the lanes are and which address is the node's
+// own. Any goroutine may call it.
+func (p *Program) SetTunnels(ifindex [2]uint32, internal netip.Addr) {
+	p.mu.Lock()
+	p.lanes, p.internal = ifindex, internal
+	p.mu.Unlock()
+	select {
+	case p.kicked <- struct{}{}:
+	default:
+	}
+}
+
+const (
+	// settle is how long changes are collected before they are written.
+	settle = 2 * time.Millisecond
+	// Retries of rows that failed: soon at first, every 10 s at last.
+	firstRetry = 100 * time.Millisecond
+	lastRetry  = 10 * time.Second
+)
+
+// Run works until ctx ends. It leaves the kernel as it is.
+func (p *Program) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-p.cfg.Start:
+	}
+	for ctx.Err() == nil {
+		watches, wait := p.pass(ctx)
+		p.sleep(ctx, watches, wait)
+	}
+	return nil
+}
+
+// sleep waits for a change, a kick or wait, and then for things to settle.
+func (p *Program) sleep(ctx context.Context, watches *statedb.WatchSet, wait time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-p.kicked:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	_, _ = watches.Wait(ctx, settle)
+	cancel()
+	<-done
+}
+
+// pass writes one snapshot. It returns what to wait for and for how long at most.
+func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
+	t := p.cfg.Tables
+	txn := t.DB.ReadTxn()
+	watches := watch(txn, t)
+	v := newView(t, txn, p.cfg.Self)
+	if v == nil {
+		return watches, lastRetry
+	}
+	r := newReport(v)
+	changed := p.write(v, r)
+	changed = p.writeSettings(changed, v, r)
+	r.publish(t)
+
+	wait := lastRetry
+	if r.failed {
+		p.attempts++
+		wait = min(lastRetry, firstRetry<<min(p.attempts, 7))
+		wait = wait/2 + rand.N(wait/2)
+		p.cfg.Log.Warn("some rows did not reach the kernel, trying again", "rows", r.count(), "example", r.example(), "in", wait)
+	} else {
+		p.attempts = 0
+		p.once.Do(func() { close(p.passed) })
+	}
+	if !p.policies.stale.IsZero() {
+		wait = min(wait, grace)
+	}
+	return watches, wait
+}
+
+func watch(txn statedb.ReadTxn, t *tables.Tables) *statedb.WatchSet {
+	ws := statedb.NewWatchSet()
+	add(ws, txn, t.Clusters)
+	add(ws, txn, t.Nodes)
+	add(ws, txn, t.IPs)
+	add(ws, txn, t.Identities)
+	add(ws, txn, t.Services)
+	add(ws, txn, t.Slices)
+	add(ws, txn, t.Pods)
+	add(ws, txn, t.Policies)
+	add(ws, txn, t.Endpoints)
+	return ws
+}
+
+func add[P any](ws *statedb.WatchSet, txn statedb.ReadTxn, t statedb.Table[P]) {
+	_, ch := t.AllWatch(txn)
+	ws.Add(ch)
+}
+
+// write carries the snapshot into every map but settings. Each stage is skipped
+// if nothing it depends on has changed and it left no row behind.
+func (p *Program) write(v *view, r *report) (changed int) {
+	t, txn := v.tables, v.txn
+	prune := v.complete()
+	rev := signature{prune: prune, a: t.Clusters.Revision(txn), b: t.Nodes.Revision(txn)}
+
+	remote := v.remote()
+	if s := rev; p.did.ways != s {
+		p.ways(v, remote, prune, r)
+		p.did.ways = keep(s, r.clean("nodes", "clusters"))
+	}
+
+	s := rev
+	s.c, s.d, s.e, s.f, s.epoch = t.Policies.Revision(txn), t.Identities.Revision(txn), t.Pods.Revision(txn), t.Endpoints.Revision(txn), p.epoch
+	if p.did.policy != s {
+		changed += p.judge(v, r)
+		s.epoch = p.epoch
+		p.did.policy = keep(s, r.clean("policies", "identities"))
+	}
+	changed += p.expire(r)
+
+	s = rev
+	s.c, s.d, s.epoch = t.IPs.Revision(txn), t.Policies.Revision(txn), p.epoch
+	var obsolete func() int
+	if p.did.addresses != s {
+		var n int
+		n, obsolete = p.addresses(v, prune, r)
+		changed += n
+		p.did.addresses = keep(s, r.clean("ips"))
+	}
+
+	s = rev
+	s.c, s.d, s.epoch = t.Pods.Revision(txn), t.Endpoints.Revision(txn), p.epoch
+	if p.did.endpoints != s {
+		changed += p.pods(v, r)
+		p.did.endpoints = keep(s, r.clean("endpoints"))
+	}
+
+	s = rev
+	s.c, s.d, s.e, s.epoch = t.Services.Revision(txn), t.Slices.Revision(txn), t.Pods.Revision(txn), p.epoch
+	if p.did.services != s {
+		wanted, problems := deriveServices(v, p.cfg.Ways.Index)
+		v.doubts = append(v.doubts, problems...)
+		r.stage("services", "slices")
+		changed += p.services.set(wanted, prune, func(row string, err error) { r.fail("services", row, err) })
+		p.did.services = keep(s, r.clean("services"))
+	}
+
+	if obsolete != nil {
+		changed += obsolete()
+		if err := p.cfg.Ways.Release(remote, prune); err != nil {
+			r.fail("nodes", "", err)
+			p.did.ways = signature{}
+		}
+	}
+	return changed
+}
+
+// keep forgets a signature if its stage left something behind.
+func keep(s signature, clean bool) signature {
+	if !clean {
+		return signature{}
+	}
+	return s
+}
+
+// ways gives nodes their indexes and clusters their rows.
+func (p *Program) ways(v *view, remote []Member, prune bool, r *report) {
+	r.stage("nodes", "clusters")
+	changed, err := p.cfg.Ways.Assign(remote)
+	if err != nil {
+		r.fail("nodes", "", err)
+	}
+	if changed {
+		p.epoch++
+	}
+	var ids []identity.ClusterID
+	for _, c := range v.members {
+		ids = append(ids, c.ID())
+	}
+	if err := p.cfg.Ways.Admit(ids, prune); err != nil {
+		r.fail("clusters", "", err)
+	}
+}
+
+// addresses writes who has which address. What is obsolete goes later, when
+// nothing else refers to it.
+func (p *Program) addresses(v *view, prune bool, r *report) (changed int, obsolete func() int) {
+	r.stage("ips")
+	a := deriveAddresses(v, p.cfg.Ways.Index, p.cidrs)
+	failIP := func(k bpf.Addr, err error) { r.fail("ips", orText(a.from[k], k.String()), err) }
+	failPrefix := func(k bpf.PrefixKey, err error) { r.fail("ips", k.Netip().String(), err) }
+	// Prefixes first: an address without a row of its own is then already known
+	// to be a member's.
+	changed = p.prefixes.update(a.prefixes, failPrefix) + p.ips.update(a.ips, failIP)
+	return changed, func() int {
+		return p.ips.remove(a.ips, prune, failIP) + p.prefixes.remove(a.prefixes, prune, failPrefix)
+	}
+}
+
+func orText(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+// writeSettings writes the one row all programs read, with a new revision if a
+// verdict may have changed.
+func (p *Program) writeSettings(changed int, v *view, r *report) int {
+	p.mu.Lock()
+	want := p.settings
+	want.TunnelIfindex, want.Internal = p.lanes, bpf.AddrOf(p.internal)
+	p.mu.Unlock()
+	want.Cluster, want.PolicyGen, want.Trace = uint16(v.own.ID()), p.policies.gen, bit(p.cfg.Trace)
+	if p.policies.current == nil {
+		return changed // nothing may pass before there is a policy to judge by
+	}
+	if changed > 0 || want.Revision == 0 {
+		want.Revision = nextRevision(want.Revision)
+	}
+	if want == p.settings {
+		return changed
+	}
+	r.stage("settings")
+	if err := p.cfg.Maps.Settings.Update(0, want); err != nil {
+		r.fail("settings", "", err)
+		p.did.services = signature{} // so that the next pass counts a change
+		return changed
+	}
+	p.settings = want
+	return changed
+}
+
+// nextRevision skips 0, which means that nothing was written yet.
+func nextRevision(n uint32) uint32 {
+	if n++; n == 0 {
+		n = 1
+	}
+	return n
+}
+
+// judge brings policies and identities up to date: incrementally if it can, by a
+// new generation if it must.
+func (p *Program) judge(v *view, r *report) (changed int) {
+	r.stage("policies", "identities")
+	var all []*policy.Policy
+	for row := range v.tables.Policies.All(v.txn) {
+		all = append(all, row.Policies...)
+	}
+	cidrs, labels := p.numbers.number(all)
+	for row := range v.tables.Identities.All(v.txn) {
+		c := v.members[row.Cluster]
+		if c == nil {
+			continue
+		}
+		if !v.believes(c, row.Number) {
+			v.doubts = append(v.doubts, doubt{"identities", row.Key(), fmt.Sprintf("the number is not one of cluster %s", c.Name)})
+			continue
+		}
+		if claimed := row.Labels.Cluster(); claimed != c.Name && c != v.own {
+			v.doubts = append(v.doubts, doubt{"identities", row.Key(), fmt.Sprintf("it is labelled as cluster %q", claimed)})
+			continue
+		}
+		labels[row.Number] = row.Labels
+	}
+	p.learnSubjects(v)
+	p.cidrs = cidrs
+
+	rev := v.tables.Policies.Revision(v.txn)
+	if p.policies.current == nil || p.policies.revision != rev || p.unplaced() {
+		if err := p.compile(v, all, labels); err != nil {
+			r.fail("policies", "", err)
+			return changed
+		}
+		p.policies.revision = rev
+		p.epoch++
+		return changed + 1
+	}
+	n, err := p.policies.identities(labels)
+	if err != nil {
+		r.fail("identities", "", err)
+	}
+	return changed + n
+}
+
+// compile makes a generation and puts it into force.
+func (p *Program) compile(v *view, all []*policy.Policy, labels map[identity.Number]identity.Labels) error {
+	subjects, present := map[string]identity.Labels{}, map[string]uint32{}
+	for key, s := range p.subjects {
+		subjects[key] = s.labels
+		present[key] = p.endpoints.have[s.addr].Set
+	}
+	w := policy.World{Cluster: v.own.Name, Policies: all, Identities: labels}
+	next, err := p.policies.compile(w, subjects, present, func(ep string, set uint32) error {
+		addr := p.subjects[ep].addr
+		row, ok := p.endpoints.have[addr]
+		if !ok {
+			return nil
+		}
+		row.Set = set
+		return p.endpoints.put(addr, row)
+	})
+	if err != nil {
+		return err
+	}
+	want := p.settings
+	want.PolicyGen, want.Cluster = next.gen, uint16(v.own.ID())
+	want.Revision = nextRevision(want.Revision)
+	if err := p.cfg.Maps.Settings.Update(0, want); err != nil {
+		return fmt.Errorf("switch to policy generation %d: %w", next.gen, err)
+	}
+	p.settings = want
+	p.policies.switched(next, time.Now())
+	for key, set := range next.assignment.final {
+		s := p.subjects[key]
+		s.set, s.placed = set, true
+		p.subjects[key] = s
+	}
+	return nil
+}
+
+// expire removes the generation before once no program can be using it.
+func (p *Program) expire(r *report) int {
+	if p.policies.stale.IsZero() || time.Since(p.policies.stale) < grace {
+		return 0
+	}
+	// Numbers that only the switch needed have no endpoint any more.
+	used := map[uint32]bool{}
+	for _, row := range p.endpoints.have {
+		used[row.Set] = true
+	}
+	for _, s := range p.subjects {
+		used[s.set] = true
+	}
+	p.policies.forget(used)
+	if err := p.policies.clean(); err != nil {
+		r.fail("policies", "", err)
+		return 0
+	}
+	p.policies.stale = time.Time{}
+	return 0
+}

@@ -1,0 +1,130 @@
+package program
+
+import (
+	"time"
+
+	"github.com/cilium/statedb"
+
+	"github.com/weft-mesh/weft/meshagent/tables"
+)
+
+// report collects what became of the rows in one pass.
+type report struct {
+	view   *view
+	stages map[string]bool
+	errs   map[string]map[string]string
+	failed bool
+}
+
+func newReport(v *view) *report {
+	return &report{view: v, stages: map[string]bool{}, errs: map[string]map[string]string{}}
+}
+
+// stage says that these tables are being written anew.
+func (r *report) stage(names ...string) {
+	for _, name := range names {
+		r.stages[name] = true
+	}
+}
+
+// fail notes that the kernel did not take a row; row "" means the table as such.
+func (r *report) fail(table, row string, err error) {
+	r.failed = true
+	r.note(table, row, err.Error())
+}
+
+func (r *report) note(table, row, text string) {
+	if r.errs[table] == nil {
+		r.errs[table] = map[string]string{}
+	}
+	r.errs[table][row] = text
+	r.stages[table] = true
+}
+
+// clean says whether all rows of these tables got through.
+func (r *report) clean(names ...string) bool {
+	for _, name := range names {
+		if len(r.errs[name]) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (r *report) count() (n int) {
+	for _, rows := range r.errs {
+		n += len(rows)
+	}
+	return n
+}
+
+func (r *report) example() string {
+	for table, rows := range r.errs {
+		for row, text := range rows {
+			return table + " " + row + ": " + text
+		}
+	}
+	return ""
+}
+
+// publish writes problems and progress. Rows that are not believed are problems
+// as well, but nothing that trying again would help.
+func (r *report) publish(t *tables.Tables) {
+	for _, d := range r.view.doubts {
+		r.note(d.table, d.row, d.why)
+	}
+	now := time.Now()
+	txn := t.DB.WriteTxn(t.Problems, t.Progress)
+	dirty := false
+	for p := range t.Problems.All(txn) {
+		if _, still := r.errs[p.Table][p.Row]; r.stages[p.Table] && !still {
+			tables.Drop(txn, t.Problems, p)
+			dirty = true
+		}
+	}
+	for table, rows := range r.errs {
+		for row, text := range rows {
+			tables.Change(txn, t.Problems, &tables.Problem{Table: table, Row: row, Since: now}, func(p *tables.Problem) bool {
+				p.Error = text
+				p.Attempts++
+				return true
+			})
+			dirty = true
+		}
+	}
+	for table := range r.stages {
+		if rev, ok := revisionOf(r.view, table); ok {
+			tables.Put(txn, t.Progress, &tables.Progress{Table: table, Revision: rev, At: now})
+			dirty = true
+		}
+	}
+	if !dirty {
+		txn.Abort()
+		return
+	}
+	txn.Commit()
+}
+
+// revisionOf is the revision of a table in the snapshot that was written.
+func revisionOf(v *view, table string) (statedb.Revision, bool) {
+	t := v.tables
+	switch table {
+	case "clusters":
+		return t.Clusters.Revision(v.txn), true
+	case "nodes":
+		return t.Nodes.Revision(v.txn), true
+	case "ips":
+		return t.IPs.Revision(v.txn), true
+	case "identities":
+		return t.Identities.Revision(v.txn), true
+	case "services":
+		return t.Services.Revision(v.txn), true
+	case "slices":
+		return t.Slices.Revision(v.txn), true
+	case "policies":
+		return t.Policies.Revision(v.txn), true
+	case "endpoints":
+		return t.Endpoints.Revision(v.txn), true
+	}
+	return 0, false
+}
