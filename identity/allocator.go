@@ -69,7 +69,7 @@ func (a *Allocator) Acquire(ctx context.Context, labels Labels, owner string, al
 // acquire tries once; false if something changed meanwhile.
 func (a *Allocator) acquire(ctx context.Context, text, owner string, also Also) (Number, bool, error) {
 	n, txn, fresh, err := a.plan(ctx, text)
-	if err != nil || n == 0 {
+	if err != nil {
 		return 0, false, err
 	}
 	number := []byte(decimal(n))
@@ -95,7 +95,7 @@ func (a *Allocator) acquire(ctx context.Context, text, owner string, also Also) 
 }
 
 // plan decides which number the labels get and what must hold for that. A
-// fresh number is one chosen here. Number 0: look again.
+// fresh number is one chosen here.
 func (a *Allocator) plan(ctx context.Context, text string) (n Number, txn Txn, fresh bool, err error) {
 	value, there, err := a.store.Get(ctx, valueKey(text))
 	if err != nil {

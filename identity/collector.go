@@ -171,8 +171,15 @@ func (c *Collector) judge(ctx context.Context, n Number, h holding, inUse bool, 
 	}
 	text := h.labels()
 	if text == "" || h.owned || inUse {
+		var then []Change
 		if h.mark.Key != "" {
-			_, err = commit(Txn{If: unchanged, Then: []Change{{Key: unusedKey(n), Delete: true}}})
+			then = append(then, Change{Key: unusedKey(n), Delete: true})
+		}
+		if text != "" && h.id.Key == "" { // someone deleted it by hand
+			then = append(then, Change{Key: IDKey(n), Value: []byte(text)})
+		}
+		if len(then) > 0 {
+			_, err = commit(Txn{If: unchanged, Then: then})
 		}
 		return false, err
 	}

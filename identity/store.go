@@ -71,7 +71,9 @@ func IDKey(n Number) string { return prefixID + decimal(n) }
 const IDPrefix = prefixID
 
 // ReferenceKey is the key that says owner uses the number of these labels.
-func ReferenceKey(labels Labels, owner string) string { return referencePrefix(labels.String()) + owner }
+func ReferenceKey(labels Labels, owner string) string {
+	return referencePrefix(labels.String()) + owner
+}
 
 func valueKey(labels string) string        { return prefixValue + labels }
 func referencePrefix(labels string) string { return prefixValue + labels + "/" }

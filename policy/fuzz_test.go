@@ -178,7 +178,9 @@ func randomSelector(r *rand.Rand) map[string]any {
 
 func randomItem(r *rand.Rand, prefix string) map[string]any {
 	item := map[string]any{}
-	cidr := func() string { return pick(r, "0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "192.0.2.7", "::/0", "fd00::/8") }
+	cidr := func() string {
+		return pick(r, "0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "192.0.2.7", "::/0", "fd00::/8")
+	}
 	switch r.IntN(8) {
 	case 0:
 	case 1:

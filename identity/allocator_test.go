@@ -1,0 +1,261 @@
+package identity_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/identity/identitytest"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const first, last = 65536, 131071
+
+func allocator(t testing.TB, s identity.Store, first, last identity.Number) *identity.Allocator {
+	t.Helper()
+	a, err := identity.NewAllocator(s, first, last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func app(i int) identity.Labels {
+	return identity.NewLabels(identity.Label{Source: "k8s", Key: "app.kubernetes.io/name", Value: fmt.Sprint("a", i)})
+}
+
+// sound fails if a number has two meanings, labels two numbers, or someone
+// uses a number that is not taken or means something else.
+func sound(t testing.TB, rows map[string]string) {
+	t.Helper()
+	numbers := map[string]string{}
+	for key, value := range rows {
+		n, ok := strings.CutPrefix(key, identity.IDPrefix)
+		if !ok {
+			continue
+		}
+		if other, twice := numbers[value]; twice {
+			t.Errorf("%s has numbers %s and %s", value, n, other)
+		}
+		numbers[value] = n
+		if got := rows[identity.Prefix+"value/"+value]; got != n {
+			t.Errorf("number %s is %s, which has number %q", n, value, got)
+		}
+	}
+	for key, value := range rows {
+		if text, ok := strings.CutPrefix(key, identity.Prefix+"value/"); ok {
+			labels, _, _ := strings.Cut(text, ";/")
+			if numbers[strings.TrimSuffix(labels, ";")+";"] != value {
+				t.Errorf("%s uses number %s, which means something else", text, value)
+			}
+		}
+		if pod, ok := strings.CutPrefix(key, "pods/"); ok {
+			n, labels, _ := strings.Cut(value, " ")
+			if numbers[labels] != n {
+				t.Errorf("pod %s runs as %s, whose number is %q and not %s", pod, labels, numbers[labels], n)
+			}
+		}
+	}
+}
+
+// run records a pod in the transaction that allocates its identity.
+func run(pod string, labels identity.Labels) identity.Also {
+	return func(n identity.Number) identity.Txn {
+		return identity.Txn{Then: []identity.Change{{Key: "pods/" + pod, Value: fmt.Appendf(nil, "%d %s", uint32(n), labels)}}}
+	}
+}
+
+func TestEqualLabelsHaveOneNumber(t *testing.T) {
+	s, ctx := identitytest.New(), t.Context()
+	a := allocator(t, s, first, last)
+	x, err := a.Acquire(ctx, app(1), "pod-1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x < first || x > last {
+		t.Errorf("%d is outside of the range", uint32(x))
+	}
+	for _, other := range []*identity.Allocator{a, allocator(t, s, first, last)} {
+		if y, err := other.Acquire(ctx, app(1), "pod-2", nil); err != nil || y != x {
+			t.Errorf("got %v, %v; want %v", y, err, x)
+		}
+		if y, err := other.Acquire(ctx, app(2), "pod-3", nil); err != nil || y == x {
+			t.Errorf("other labels got %v, %v", y, err)
+		}
+	}
+	all, err := a.All(ctx)
+	if err != nil || len(all) != 2 || !all[x].Equal(app(1)) {
+		t.Errorf("all: %v, %v", all, err)
+	}
+	sound(t, s.Dump())
+}
+
+func TestManyAllocatorsAtOnce(t *testing.T) {
+	s := identitytest.New()
+	s.Before = func(identitytest.Op) error {
+		if rand.IntN(2) == 0 {
+			runtime.Gosched()
+		}
+		return nil
+	}
+	const kinds, allocators = 40, 8
+	numbers := make([][kinds]identity.Number, allocators)
+	var wg sync.WaitGroup
+	for i := range allocators {
+		// A range hardly larger than needed: they get into each other's way.
+		a := allocator(t, s, first, first+kinds+4)
+		for _, part := range [][2]int{{0, kinds / 2}, {kinds / 2, kinds}} {
+			wg.Go(func() {
+				for _, k := range rand.Perm(part[1] - part[0]) {
+					k += part[0]
+					n, err := a.Acquire(context.Background(), app(k), fmt.Sprint("pod-", i), nil)
+					if err != nil {
+						t.Error(err)
+					}
+					numbers[i][k] = n
+				}
+			})
+		}
+	}
+	wg.Wait()
+	for i := range numbers {
+		if numbers[i] != numbers[0] {
+			t.Errorf("allocator %d has other numbers:\n%v\n%v", i, numbers[i], numbers[0])
+		}
+	}
+	sound(t, s.Dump())
+}
+
+func TestCrashAtEveryStep(t *testing.T) {
+	for _, side := range []string{"before", "after"} {
+		for step := range 8 {
+			t.Run(fmt.Sprintf("%s step %d", side, step), func(t *testing.T) {
+				s, ctx := identitytest.New(), t.Context()
+				n := 0
+				crash := func(identitytest.Op) error {
+					n++
+					if n > step {
+						return identitytest.ErrInjected
+					}
+					return nil
+				}
+				if side == "before" {
+					s.Before = crash
+				} else {
+					s.After = crash
+				}
+				_, err := allocator(t, s, first, last).Acquire(ctx, app(1), "pod", run("pod", app(1)))
+				sound(t, s.Dump())
+				crashed := n > step
+				if crashed != errors.Is(err, identitytest.ErrInjected) {
+					t.Errorf("crashed: %v, error: %v", crashed, err)
+				}
+				s.Before, s.After = nil, nil
+				if _, err := allocator(t, s, first, last).Acquire(ctx, app(1), "pod", run("pod", app(1))); err != nil {
+					t.Error(err)
+				}
+				sound(t, s.Dump())
+				if got := len(s.Dump()); got != 4 {
+					t.Errorf("%d keys, want number, value, owner and pod: %v", got, s.Dump())
+				}
+			})
+		}
+	}
+}
+
+func TestExhausted(t *testing.T) {
+	s, ctx := identitytest.New(), t.Context()
+	a := allocator(t, s, first, first+2)
+	for i := range 3 {
+		if _, err := a.Acquire(ctx, app(i), "pod", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := a.Acquire(ctx, app(3), "pod", nil)
+	if !errors.Is(err, identity.ErrExhausted) || !strings.Contains(err.Error(), "all 3 from 65536 to 65538 are taken") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := a.Acquire(ctx, app(1), "another", nil); err != nil {
+		t.Errorf("labels that have a number still get it: %v", err)
+	}
+}
+
+func TestBadRange(t *testing.T) {
+	for name, r := range map[string][2]identity.Number{
+		"reserved": {1, 300}, "backwards": {300, 299}, "node-local": {identity.LocalNumber(1), identity.LocalNumber(9)},
+	} {
+		if _, err := identity.NewAllocator(identitytest.New(), r[0], r[1]); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestConditionsOfTheCaller(t *testing.T) {
+	s, ctx := identitytest.New(), t.Context()
+	a := allocator(t, s, first, last)
+	also := func(identity.Number) identity.Txn {
+		return identity.Txn{If: []identity.Condition{{Key: "pods/web"}}, Then: []identity.Change{{Key: "pods/web"}}}
+	}
+	s.Put("pods/web", "")
+	if _, err := a.Acquire(ctx, app(1), "web", also); !errors.Is(err, identity.ErrContended) {
+		t.Errorf("got %v", err)
+	}
+	if got := len(s.Dump()); got != 1 {
+		t.Errorf("something was written: %v", s.Dump())
+	}
+	if err := a.Release(ctx, app(1), "web", identity.Txn{If: []identity.Condition{{Key: "pods/web"}}}); !errors.Is(err, identity.ErrContended) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := a.Acquire(ctx, nil, "web", nil); err == nil {
+		t.Error("allocated for no labels")
+	}
+}
+
+func TestOwnersThatAreGone(t *testing.T) {
+	s, ctx := identitytest.New(), t.Context()
+	a := allocator(t, s, first, last)
+	for _, owner := range []string{"default/web-1", "default/web-2", "other/db"} {
+		if _, err := a.Acquire(ctx, app(1), owner, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, err := a.ReleaseOthers(ctx, func(owner string) bool { return strings.HasPrefix(owner, "default/") })
+	if err != nil || n != 1 {
+		t.Errorf("released %d, %v", n, err)
+	}
+	rows := s.Dump()
+	if _, there := rows[identity.ReferenceKey(app(1), "other/db")]; there {
+		t.Error("other/db is still there")
+	}
+	if _, there := rows[identity.ReferenceKey(app(1), "default/web-1")]; !there {
+		t.Error("default/web-1 is gone")
+	}
+}
+
+// A store that was tampered with heals instead of giving a number twice.
+func TestHalfOfThePairIsGone(t *testing.T) {
+	s, ctx := identitytest.New(), t.Context()
+	a := allocator(t, s, first, last)
+	n, err := a.Acquire(ctx, app(1), "pod", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Expire(func(key string) bool { return key == identity.IDKey(n) })
+	if again, err := a.Acquire(ctx, app(1), "pod", nil); err != nil || again != n {
+		t.Errorf("got %v, %v; want %v", again, err, n)
+	}
+	sound(t, s.Dump())
+
+	s.Put(identity.IDKey(n), app(2).String())
+	if again, err := a.Acquire(ctx, app(1), "pod", nil); err != nil || again == n {
+		t.Errorf("number %v means something else now; got %v, %v", n, again, err)
+	}
+}
