@@ -1,6 +1,12 @@
 package bpf
 
-// Counter is how many packets left the datapath for one reason.
+import (
+	"fmt"
+	"slices"
+)
+
+// Counter is how many packets left the datapath for one reason, since the maps
+// were made.
 type Counter struct {
 	Reason  Reason
 	Dir     Direction
@@ -13,3 +19,47 @@ const MaxClusters = 512
 
 // PortRows is the number of rows of table ports: two generations.
 const PortRows = 2 * portProto << 16
+
+// counted is a row of map counters on one CPU.
+type counted struct{ Packets, Bytes uint64 }
+
+// Counters sums the CPUs. Reasons that never occurred are absent; the others
+// come in order of reason, then direction.
+func (d *Datapath) Counters() ([]Counter, error) {
+	var all []Counter
+	reasons := make([]Reason, 0, len(reasonNames))
+	for r := range reasonNames {
+		reasons = append(reasons, r)
+	}
+	slices.Sort(reasons)
+	for _, r := range reasons {
+		for _, dir := range []Direction{Egress, Ingress} {
+			var cpus []counted
+			if err := d.maps["counters"].Lookup(uint32(r)<<1|uint32(dir), &cpus); err != nil {
+				return nil, fmt.Errorf("read counter %s: %w", r, err)
+			}
+			c := Counter{Reason: r, Dir: dir}
+			for _, cpu := range cpus {
+				c.Packets += cpu.Packets
+				c.Bytes += cpu.Bytes
+			}
+			if c.Packets > 0 {
+				all = append(all, c)
+			}
+		}
+	}
+	return all, nil
+}
+
+// Lost is how many events found no room in the buffer.
+func (d *Datapath) Lost() (uint64, error) {
+	var cpus []uint64
+	if err := d.maps["lost"].Lookup(uint32(0), &cpus); err != nil {
+		return 0, fmt.Errorf("read lost events: %w", err)
+	}
+	var n uint64
+	for _, cpu := range cpus {
+		n += cpu
+	}
+	return n, nil
+}

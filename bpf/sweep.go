@@ -58,10 +58,14 @@ func SweepMaps(m *Maps, now uint64) (Swept, error) {
 	var s Swept
 	var dead []FlowKey
 	var replies []ReplyKey
+	claims := 0 // rows of replies that live flows have
 	rows, failed := m.Flows.All()
 	for k, f := range rows {
 		if !f.Expired(k.Proto, now) {
 			s.Live++
+			if f.Flags&FlowService != 0 {
+				claims++
+			}
 			continue
 		}
 		dead = append(dead, k)
@@ -79,7 +83,40 @@ func SweepMaps(m *Maps, now uint64) (Swept, error) {
 	if err := m.Replies.DeleteBatch(replies); err != nil {
 		return s, fmt.Errorf("sweep replies: %w", err)
 	}
+	orphans, err := orphans(m, claims)
+	if err == nil {
+		err = m.Replies.DeleteBatch(orphans)
+	}
+	if err != nil {
+		return s, fmt.Errorf("sweep replies: %w", err)
+	}
+	s.Orphans = len(orphans)
 	return s, nil
+}
+
+// orphans are reply rows without flow: two CPUs chose different backends for
+// the first packets of one flow. A flow is looked up after its reply row was
+// read, and the datapath writes it right after that row.
+func orphans(m *Maps, claims int) (keys []ReplyKey, err error) {
+	all := map[ReplyKey]Reply{}
+	rows, failed := m.Replies.All()
+	for k, r := range rows {
+		all[k] = r
+	}
+	if err := failed(); err != nil || len(all) <= claims {
+		return nil, err
+	}
+	for k, r := range all {
+		flow := FlowKey{Local: k.Local, Remote: r.Remote, Lport: k.Lport, Rport: r.Rport, Proto: k.Proto}
+		f, ok, err := m.Flows.Lookup(flow)
+		if err != nil {
+			return nil, err
+		}
+		if !ok || f.reply(flow) != k {
+			keys = append(keys, k)
+		}
+	}
+	return keys, nil
 }
 
 // reply is the key of the flow's row in replies.

@@ -236,6 +236,22 @@ struct set_info {
 };
 
 /* events: what the ring buffer carries. */
+/* fragments: from what all pieces carry to what only the first one has. */
+struct fragment_key {
+	struct addr src;
+	struct addr dst;
+	__be16 id;
+	__u8 proto;
+	__u8 pad;
+};
+
+struct fragment {
+	__be16 sport;
+	__be16 dport;
+	__u8 asks; /* ICMP: an echo request */
+	__u8 pad[3];
+};
+
 /* counters: per CPU, index (reason, direction). */
 struct counter {
 	__u64 packets;

@@ -1,0 +1,151 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// filterHooks uses filters of a clsact qdisc, for kernels without tcx. The
+// kernel keeps them without a pin; their names tell which are ours.
+type filterHooks struct{ d *Datapath }
+
+const filterPrefix = "weft_"
+
+// filterName carries role, lane and program.
+func (a Attachment) filterName(program string) string {
+	return fmt.Sprintf("%s%s_%d_%s", filterPrefix, a.Role, a.Lane, program)
+}
+
+func parseFilterName(name string) (a Attachment, program string, ok bool) {
+	rest, ok := strings.CutPrefix(name, filterPrefix)
+	if !ok {
+		return a, "", false
+	}
+	role, rest, _ := strings.Cut(rest, "_")
+	a.Role = Role(role)
+	if _, err := fmt.Sscanf(rest, "%d_%s", &a.Lane, &program); err != nil {
+		return a, "", false
+	}
+	return a, program, true
+}
+
+var parents = map[bool]uint32{true: netlink.HANDLE_MIN_INGRESS, false: netlink.HANDLE_MIN_EGRESS}
+
+func (h *filterHooks) attach(a Attachment) error {
+	if a.Role == RoleTunnel {
+		if err := h.leaveLane(a); err != nil {
+			return err
+		}
+	}
+	qdisc := &netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: a.Ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+		QdiscType:  "clsact",
+	}
+	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add clsact qdisc (CONFIG_NET_SCH_INGRESS): %w", err)
+	}
+	in, out := a.Role.programs()
+	for _, program := range []string{in, out} {
+		if err := h.set(a, program, parents[program == in]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// set puts this generation's program in; an older one's is replaced in place.
+func (h *filterHooks) set(a Attachment, program string, parent uint32) error {
+	filter := &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: a.Ifindex, Parent: parent, Handle: 1, Priority: 1, Protocol: unix.ETH_P_ALL,
+		},
+		Fd: h.d.progs[program].FD(), Name: a.filterName(program), DirectAction: true,
+	}
+	if err := netlink.FilterReplace(filter); err != nil {
+		return fmt.Errorf("set filter %s (CONFIG_NET_CLS_BPF): %w", program, err)
+	}
+	return nil
+}
+
+// leaveLane detaches another device that served a's lane.
+func (h *filterHooks) leaveLane(a Attachment) error {
+	all, err := h.attached()
+	if err != nil {
+		return err
+	}
+	for _, old := range all {
+		if old.Role == RoleTunnel && old.Lane == a.Lane && old.Ifindex != a.Ifindex {
+			if err := h.detach(old.Ifindex); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// each visits our filters on the devices of this network namespace.
+func (h *filterHooks) each(visit func(a Attachment, program string, f *netlink.BpfFilter) error) error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	for _, l := range links {
+		for _, parent := range parents {
+			filters, err := netlink.FilterList(l, parent)
+			if err != nil {
+				continue // the device is gone, or has no such qdisc
+			}
+			for _, f := range filters {
+				ours, ok := f.(*netlink.BpfFilter)
+				if !ok {
+					continue
+				}
+				a, program, ok := parseFilterName(ours.Name)
+				if !ok {
+					continue
+				}
+				a.Ifindex = l.Attrs().Index
+				if err := visit(a, program, ours); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (h *filterHooks) adopt() (n int, err error) {
+	err = h.each(func(a Attachment, program string, f *netlink.BpfFilter) error {
+		if h.d.progs[program] == nil {
+			return nil // of a version with other programs: attach replaces it
+		}
+		n++
+		return h.set(a, program, f.Parent)
+	})
+	return n, err
+}
+
+func (h *filterHooks) attached() (all []Attachment, err error) {
+	err = h.each(func(a Attachment, _ string, _ *netlink.BpfFilter) error {
+		all = append(all, a)
+		return nil
+	})
+	return all, err
+}
+
+func (h *filterHooks) detach(index int) error {
+	return h.each(func(a Attachment, _ string, f *netlink.BpfFilter) error {
+		if a.Ifindex != index {
+			return nil
+		}
+		return netlink.FilterDel(f)
+	})
+}
+
+func (h *filterHooks) remove() error {
+	return h.each(func(_ Attachment, _ string, f *netlink.BpfFilter) error { return netlink.FilterDel(f) })
+}

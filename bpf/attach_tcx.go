@@ -1,0 +1,214 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+)
+
+// linkHooks uses tcx links (Linux 6.6): one pinned link per device and way,
+// whose program is replaced in place.
+type linkHooks struct{ d *Datapath }
+
+// haveTCX asks for a link on a device that does not exist: a kernel that knows
+// the kind complains about the device.
+var haveTCX = sync.OnceValue(func() bool {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS, License: "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		return false
+	}
+	defer prog.Close()
+	l, err := link.AttachTCX(link.TCXOptions{Interface: 1<<31 - 1, Program: prog, Attach: ebpf.AttachTCXIngress})
+	if err == nil {
+		l.Close()
+	}
+	return !errors.Is(err, ebpf.ErrNotSupported)
+})
+
+// way is one of a device's two.
+type way struct {
+	name   string
+	attach ebpf.AttachType
+}
+
+var (
+	receives = way{"receives", ebpf.AttachTCXIngress}
+	sends    = way{"sends", ebpf.AttachTCXEgress}
+)
+
+const linkPrefix = "weft_link_"
+
+// pin names a link: what it serves, so that a name never means two things at
+// once. A lane has one device at a time.
+func (a Attachment) pin(w way) string {
+	serves := a.Ifindex
+	if a.Role == RoleTunnel {
+		serves = a.Lane
+	}
+	return fmt.Sprintf("%s%s_%d_%s", linkPrefix, a.Role, serves, w.name)
+}
+
+// parsePin reads back what pin wrote; the device of a lane is not in it.
+func parsePin(name string) (a Attachment, w way, ok bool) {
+	role, rest, _ := strings.Cut(strings.TrimPrefix(name, linkPrefix), "_")
+	var serves int
+	var which string
+	if _, err := fmt.Sscanf(rest, "%d_%s", &serves, &which); err != nil || !strings.HasPrefix(name, linkPrefix) {
+		return a, w, false
+	}
+	a = Attachment{Role: Role(role), Ifindex: serves}
+	if a.Role == RoleTunnel {
+		a.Ifindex, a.Lane = 0, serves
+	}
+	w = receives
+	if which == sends.name {
+		w = sends
+	}
+	return a, w, true
+}
+
+func (h *linkHooks) program(r Role, w way) *ebpf.Program {
+	in, out := r.programs()
+	if w == receives {
+		return h.d.progs[in]
+	}
+	return h.d.progs[out]
+}
+
+func (h *linkHooks) attach(a Attachment) error {
+	for _, w := range []way{receives, sends} {
+		if err := h.attachWay(a, w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *linkHooks) attachWay(a Attachment, w way) error {
+	path, prog := filepath.Join(h.d.dir, a.pin(w)), h.program(a.Role, w)
+	old, err := open(path)
+	if err != nil {
+		return err
+	}
+	if old != nil {
+		defer old.Close()
+		if ifindex(old) == a.Ifindex {
+			return old.Update(prog)
+		}
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("remove link to a device that is gone: %w", err)
+		}
+	}
+	// Before everybody else: what ours lets through need not ask others, and
+	// what others let through has asked ours.
+	l, err := link.AttachTCX(link.TCXOptions{Interface: a.Ifindex, Program: prog, Attach: w.attach, Anchor: link.Head()})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	if err := l.Pin(path); err != nil {
+		return fmt.Errorf("pin link: %w", err)
+	}
+	return nil
+}
+
+// open opens a pinned link, nil if there is none.
+func open(path string) (link.Link, error) {
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open link %s: %w", filepath.Base(path), err)
+	}
+	return l, nil
+}
+
+// ifindex is the device of a link, 0 when the device is gone.
+func ifindex(l link.Link) int {
+	info, err := l.Info()
+	if err != nil || info.TCX() == nil {
+		return 0
+	}
+	return int(info.TCX().Ifindex)
+}
+
+// each visits the pinned links.
+func (h *linkHooks) each(visit func(path string, a Attachment, w way, l link.Link) error) error {
+	entries, err := os.ReadDir(h.d.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		a, w, ok := parsePin(e.Name())
+		if !ok {
+			continue
+		}
+		path := filepath.Join(h.d.dir, e.Name())
+		l, err := open(path)
+		if err != nil {
+			return err
+		}
+		if l == nil {
+			continue
+		}
+		a.Ifindex = ifindex(l)
+		err = visit(path, a, w, l)
+		l.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *linkHooks) adopt() (n int, err error) {
+	err = h.each(func(path string, a Attachment, w way, l link.Link) error {
+		if a.Ifindex == 0 {
+			return os.Remove(path)
+		}
+		n++
+		if err := l.Update(h.program(a.Role, w)); err != nil {
+			return fmt.Errorf("update link %s: %w", filepath.Base(path), err)
+		}
+		return nil
+	})
+	return n, err
+}
+
+func (h *linkHooks) attached() (all []Attachment, err error) {
+	err = h.each(func(_ string, a Attachment, _ way, _ link.Link) error {
+		if a.Ifindex != 0 {
+			all = append(all, a)
+		}
+		return nil
+	})
+	return all, err
+}
+
+// detach removes links to the device, and those that an unplugged one left
+// under its number.
+func (h *linkHooks) detach(index int) error {
+	return h.each(func(path string, a Attachment, _ way, _ link.Link) error {
+		named, _, _ := parsePin(filepath.Base(path))
+		if a.Ifindex == index || (a.Ifindex == 0 && named.Ifindex == index) {
+			return os.Remove(path)
+		}
+		return nil
+	})
+}
+
+func (h *linkHooks) remove() error {
+	return h.each(func(path string, _ Attachment, _ way, _ link.Link) error { return os.Remove(path) })
+}

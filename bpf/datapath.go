@@ -1,0 +1,272 @@
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/ringbuf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+// Datapath is one generation of programs over maps that outlive it. Several
+// goroutines may use it, but one at a time attaches, detaches and removes.
+type Datapath struct {
+	dir   string
+	log   *slog.Logger
+	maps  map[string]*ebpf.Map
+	progs map[string]*ebpf.Program
+	rows  *Maps
+	hooks hooks
+}
+
+// options are what only tests change.
+type options struct {
+	ethernetTunnel bool // lanes carry Ethernet headers, as packets of a test run do
+	clsact         bool // pretend to be a kernel without tcx
+}
+
+// Load brings a new generation into the kernel: it opens the pinned maps with
+// what they hold, or makes them, loads the programs, and puts them in the place
+// of the generation before on every device that has one. Packets meet either
+// generation and never none.
+//
+// It needs Linux 6.1, root, and a BPF file system; errors name what is missing.
+func Load(c Config) (*Datapath, error) { return load(c, options{}) }
+
+func load(c Config, o options) (_ *Datapath, err error) {
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("load datapath: %w", err)
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("load datapath: %w", explain(err))
+		}
+	}()
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift the limit on locked memory: %w", err)
+	}
+	if err := preparePinDir(c.PinDir); err != nil {
+		return nil, err
+	}
+	spec, err := loadDatapath()
+	if err != nil {
+		return nil, fmt.Errorf("read object: %w", err)
+	}
+	if err := configure(spec, c, o); err != nil {
+		return nil, err
+	}
+	maps, moved, err := openMaps(spec, c.PinDir)
+	if err != nil {
+		return nil, err
+	}
+	d := &Datapath{dir: c.PinDir, log: c.Log, maps: maps, rows: tables(maps)}
+	defer func() {
+		for _, r := range moved {
+			r.old.Close()
+		}
+		if err != nil {
+			d.Close()
+		}
+	}()
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps})
+	if err != nil {
+		return nil, fmt.Errorf("load programs: %w", err)
+	}
+	d.progs = coll.Programs
+	coll.Programs = nil // ours to close
+	coll.Close()
+
+	// From here on the new maps count: first the pins, then the programs, then
+	// what the old programs still wrote.
+	for name, r := range moved {
+		if err := repin(c.PinDir, name, r); err != nil {
+			return nil, err
+		}
+		c.Log.Info("resized map", "map", name, "from", r.old.MaxEntries(), "to", r.new.MaxEntries())
+	}
+	d.hooks = newHooks(d, o.clsact)
+	n, err := d.hooks.adopt()
+	if err != nil {
+		return nil, fmt.Errorf("replace the programs of the generation before: %w", err)
+	}
+	if n > 0 {
+		c.Log.Info("adopted attached programs", "hooks", n)
+	}
+	return d, d.catchUp(moved)
+}
+
+// configure sets sizes and load-time constants.
+func configure(spec *ebpf.CollectionSpec, c Config, o options) error {
+	for name, n := range c.Limits.all() {
+		spec.Maps[name].MaxEntries = n
+	}
+	spec.Maps["events"].MaxEntries = c.EventBytes
+	var tunnelL3 uint32
+	if o.ethernetTunnel {
+		tunnelL3 = 14
+	}
+	for name, value := range map[string]any{
+		"tcp_established_ns": uint64(TCPEstablished),
+		"tcp_opening_ns":     uint64(TCPOpening),
+		"tcp_closing_ns":     uint64(TCPClosing),
+		"not_tcp_ns":         uint64(NotTCP),
+		"tunnel_l3":          tunnelL3,
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("set constant %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// catchUp carries over the flows that the generation before wrote after they
+// had been copied.
+func (d *Datapath) catchUp(moved map[string]resized) error {
+	if r, ok := moved["replies"]; ok {
+		if err := copyRows(r.old, r.new); err != nil {
+			return fmt.Errorf("carry over replies: %w", err)
+		}
+	}
+	r, ok := moved["flows"]
+	if !ok {
+		return nil
+	}
+	old := &table[FlowKey, Flow]{name: "flows", m: r.old}
+	rows, failed := old.All()
+	for k, f := range rows {
+		if now, ok, err := d.rows.Flows.Lookup(k); err == nil && ok && now.Seen >= f.Seen {
+			continue
+		}
+		if err := d.rows.Flows.Update(k, f); err != nil {
+			return fmt.Errorf("carry over flows: %w", err)
+		}
+	}
+	return failed()
+}
+
+func preparePinDir(dir string) error {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: run it as root")
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("create pin directory: %w", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("look at pin directory %s: %w", dir, err)
+	}
+	if fs.Type != unix.BPF_FS_MAGIC {
+		return fmt.Errorf("pin directory %s is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf", dir)
+	}
+	return nil
+}
+
+// explain says what the kernel lacks, where its error does not.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSYS):
+		return fmt.Errorf("this kernel has no BPF (CONFIG_BPF_SYSCALL): %w", err)
+	case errors.Is(err, unix.EPERM) && os.Geteuid() != 0:
+		return fmt.Errorf("needs root: %w", err)
+	}
+	var refused *ebpf.VerifierError
+	if !errors.As(err, &refused) {
+		return err
+	}
+	for _, need := range []struct {
+		helper asm.BuiltinFunc
+		since  string
+	}{
+		{asm.FnRedirectPeer, "5.10"}, {asm.FnKtimeGetCoarseNs, "5.11"}, {asm.FnLoop, "5.17"},
+	} {
+		if errors.Is(features.HaveProgramHelper(ebpf.SchedCLS, need.helper), ebpf.ErrNotSupported) {
+			return fmt.Errorf("this kernel lacks %v (Linux %s); Weft needs 6.1: %w", need.helper, need.since, err)
+		}
+	}
+	return err
+}
+
+// Maps are the tables. They live as long as the Datapath is open.
+func (d *Datapath) Maps() *Maps { return d.rows }
+
+// Close lets go of everything and takes nothing away: programs, links and maps
+// stay in the kernel. Closing twice is harmless.
+func (d *Datapath) Close() error {
+	closeMaps(d.maps)
+	for _, p := range d.progs {
+		p.Close()
+	}
+	return nil
+}
+
+// Remove takes programs, links and maps out of the kernel. From then on nothing
+// guards the devices, and pods have no network.
+func (d *Datapath) Remove() error {
+	if err := d.hooks.remove(); err != nil {
+		return fmt.Errorf("remove datapath: %w", err)
+	}
+	entries, err := os.ReadDir(d.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove datapath: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "weft_") {
+			errs = append(errs, os.Remove(filepath.Join(d.dir, e.Name())))
+		}
+	}
+	if err := os.Remove(d.dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, d.Close())...)
+}
+
+// Events hands every event to f until ctx ends, then returns nil. One caller at
+// a time; events wait in the buffer while nobody calls.
+func (d *Datapath) Events(ctx context.Context, f func(Event)) error {
+	r, err := ringbuf.NewReader(d.maps["events"])
+	if err != nil {
+		return fmt.Errorf("open event buffer: %w", err)
+	}
+	defer r.Close()
+	stop := context.AfterFunc(ctx, func() { r.Close() })
+	defer stop()
+	var record ringbuf.Record
+	for {
+		switch err := r.ReadInto(&record); {
+		case errors.Is(err, ringbuf.ErrClosed):
+			return nil
+		case err != nil:
+			return fmt.Errorf("read event: %w", err)
+		}
+		if e, ok := decode(record.RawSample); ok {
+			f(e)
+		}
+	}
+}
+
+// decode reads what the programs wrote: a struct event.
+func decode(raw []byte) (e Event, ok bool) {
+	if len(raw) < int(unsafe.Sizeof(e)) {
+		return e, false
+	}
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&e)), unsafe.Sizeof(e)), raw)
+	return e, true
+}
+
+// Sweep deletes the flows expired at now, usually Now().
+func (d *Datapath) Sweep(now uint64) (Swept, error) { return SweepMaps(d.rows, now) }

@@ -1,0 +1,63 @@
+//go:build ignore
+
+/* from_device, to_device: the guard towards the outside. Packets of members
+ * are encrypted there or not at all; the world reaches pods by their policy.
+ */
+#include "lib/deliver.h"
+
+/* CIDRs decide, not single addresses: the guard must not depend on knowing who
+ * is there. */
+inline_always __u8 cidr_flags(const struct addr *a)
+{
+	struct prefix_key key = {.bits = 128, .addr = *a};
+	struct ip_info *ip = bpf_map_lookup_elem(&prefixes, &key);
+
+	return ip ? ip->flags : 0;
+}
+
+SEC("tc")
+int from_device(struct __sk_buff *skb)
+{
+	const struct settings *s = read_settings();
+	struct packet p = {};
+	struct origin o = {.via = VIA_STACK};
+	struct endpoint *ep;
+	__u8 dst;
+	int why = parse_eth(skb, &p);
+
+	/* What has no IPv4 addresses is the node's own affair. */
+	if (why && !p.l3)
+		return leave(skb, REASON_NOT_OURS, INGRESS, ACT_OK);
+	if (cidr_flags(&p.src) & IP_MEMBER)
+		return drop(skb, &p, REASON_PLAINTEXT, INGRESS);
+	ep = bpf_map_lookup_elem(&endpoints, &p.dst);
+	if (!ep) {
+		dst = cidr_flags(&p.dst);
+		if (dst & IP_MEMBER)
+			return drop(skb, &p, dst & IP_LOCAL ? REASON_NO_ENDPOINT : REASON_PLAINTEXT, INGRESS);
+		return leave(skb, REASON_NOT_OURS, INGRESS, ACT_OK);
+	}
+	if (why)
+		return leave_unread(skb, &p, why, INGRESS);
+	if (!s || !s->revision)
+		return drop(skb, &p, REASON_NOT_READY, INGRESS);
+	return deliver(skb, &p, s, ep, &o);
+}
+
+SEC("tc")
+int to_device(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	int why = parse_eth(skb, &p);
+	__u8 src;
+
+	if (why && !p.l3)
+		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
+	if (cidr_flags(&p.dst) & IP_MEMBER)
+		return drop(skb, &p, REASON_PLAINTEXT, EGRESS);
+	/* This node's pods may speak to the world, other nodes' not through us. */
+	src = cidr_flags(&p.src);
+	if (src & IP_MEMBER && !(src & IP_LOCAL))
+		return drop(skb, &p, REASON_PLAINTEXT, EGRESS);
+	return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
+}

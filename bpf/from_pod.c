@@ -1,0 +1,218 @@
+//go:build ignore
+
+/* from_pod: what a pod sends, seen on the host side of its veth.
+ *
+ * 1. It may only use its own address.
+ * 2. A known flow goes on as decided, unless the revision moved or its path died.
+ * 3. A new one chooses its backend, is judged as egress, and is remembered.
+ * 4. It leaves into a pod of this node, a tunnel, or the stack.
+ */
+#include "lib/deliver.h"
+#include "lib/loop.h"
+#include "lib/reset.h"
+
+#define LOOP 102 /* open_egress: the backend is the pod itself */
+
+/* Decides on a packet that belongs to no flow, and fills in one. Returns 0,
+ * LOOP, or why not. */
+once int open_egress(struct __sk_buff *skb, struct packet *p, const struct settings *s, struct flow *f)
+{
+	if (!p || !s || !f)
+		return REASON_FAILED;
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p->src);
+	struct service_key front = {.addr = p->dst, .port = p->dport, .proto = p->proto};
+	struct service *svc;
+	struct place at = {};
+	struct addr to = p->dst;
+	__be16 port = p->dport;
+	int why, verdict;
+
+	if (!ep || ep->ifindex != skb->ifindex)
+		return REASON_SPOOFED_SOURCE;
+	p->src_identity = ep->identity;
+	if (ep->held)
+		return REASON_HELD;
+	/* An answer to nothing, the end of what never began. */
+	if (p->proto == PROTO_ICMP && !p->asks)
+		return REASON_INVALID;
+	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_RST)
+		return REASON_INVALID;
+
+	*f = (struct flow){
+		.seen = bpf_ktime_get_coarse_ns(), .revision = s->revision, .ifindex = skb->ifindex,
+	};
+	svc = bpf_map_lookup_elem(&services, &front);
+	if (svc) {
+		p->service = p->dst.w[3];
+		p->service_port = p->dport;
+		why = choose_backend(s, svc, f);
+		if (why)
+			return why;
+		to = f->backend;
+		port = f->bport;
+		if (same(&to, &p->src))
+			return LOOP;
+	}
+	why = locate(s, &to, &at);
+	p->dst_identity = at.identity;
+	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(EGRESS, port));
+	if (verdict)
+		return verdict;
+	if (why)
+		return why;
+	if (at.node && path_down(s, at.node, at.cluster))
+		return REASON_PATH_DOWN;
+	f->identity = at.identity;
+	f->rule = p->rule;
+	f->node = at.node;
+	f->cluster = at.cluster;
+	f->via = at.via;
+	return 0;
+}
+
+/* An ICMP error from the pod, about a packet it was sent. Returns 0, with where
+ * it goes, or why not. */
+once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct settings *s)
+{
+	if (!p || !s)
+		return REASON_FAILED;
+	struct quote q = {};
+	struct flow_key key;
+	struct flow *f;
+	int why = read_quote(skb, p, &q);
+
+	if (why)
+		return why;
+	if (!same(&q.dst, &p->src) || !same(&q.src, &p->dst))
+		return REASON_INVALID;
+	key = (struct flow_key){
+		.local = q.dst, .remote = q.src, .lport = q.dport, .rport = q.sport, .proto = q.proto,
+	};
+	if (q.proto == PROTO_ICMP)
+		key.rport = q.asks ? htons(1) : 0;
+	f = bpf_map_lookup_elem(&flows, &key);
+	if (!f)
+		return REASON_INVALID;
+	if (f->ifindex != skb->ifindex)
+		return REASON_SPOOFED_SOURCE;
+	/* Nobody waits for a client's complaint about an answer. */
+	if (f->flags & (FLOW_SERVICE | FLOW_LOOP))
+		return REASON_NOT_SUPPORTED;
+	if (f->node && path_down(s, f->node, f->cluster))
+		return REASON_PATH_DOWN;
+	p->via = f->via;
+	p->node = f->node;
+	return 0;
+}
+
+/* Sends a packet that may leave on its way. */
+inline_always int send_on(struct __sk_buff *skb, struct packet *p, const struct settings *s)
+{
+	struct origin o = {.via = VIA_POD};
+	struct endpoint *ep;
+
+	switch (p->via) {
+	case VIA_TUNNEL:
+		return tunnel(skb, p, s, p->node);
+	case VIA_POD:
+		ep = bpf_map_lookup_elem(&endpoints, &p->dst);
+		if (!ep)
+			return drop(skb, p, REASON_NO_ENDPOINT, EGRESS);
+		return deliver(skb, p, s, ep, &o);
+	}
+	return leave(skb, REASON_TO_STACK, EGRESS, ACT_OK);
+}
+
+SEC("tc")
+int from_pod(struct __sk_buff *skb)
+{
+	const struct settings *s = read_settings();
+	struct packet p = {};
+	struct flow_key key;
+	struct flow *f;
+	__u64 now;
+	int why, dead;
+
+	why = parse_eth(skb, &p);
+	if (why)
+		return leave_unread(skb, &p, why, EGRESS);
+	if (!s || !s->revision)
+		return drop(skb, &p, REASON_NOT_READY, EGRESS);
+	if (unlikely(p.error)) {
+		why = error_from_pod(skb, &p, s);
+		return why ? drop(skb, &p, why, EGRESS) : send_on(skb, &p, s);
+	}
+
+	key = sent_key(&p);
+	now = bpf_ktime_get_coarse_ns();
+	f = bpf_map_lookup_elem(&flows, &key);
+	if (f) {
+		if (unlikely(f->ifindex != skb->ifindex)) {
+			/* Someone else's flow, or that of a pod that had the address
+			 * before: only its owner may end it. */
+			struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p.src);
+			if (!ep || ep->ifindex != skb->ifindex)
+				return drop(skb, &p, REASON_SPOOFED_SOURCE, EGRESS);
+			goto renew;
+		}
+		if (over(f, &p, now))
+			goto renew;
+		dead = 0;
+		if (unlikely(f->revision != s->revision)) {
+			why = rejudge(s, &p, &key, f);
+			if (why == RENEW)
+				goto renew;
+			if (why == GONE) {
+				dead = 1;
+			} else if (why) {
+				if (ends_flow(why))
+					forget(&key, f);
+				return drop(skb, &p, why, EGRESS);
+			}
+		}
+		if (f->node && path_down(s, f->node, f->cluster))
+			dead = 1;
+		if (likely(!dead))
+			goto known;
+
+		/* What cannot go on is told so, what can begins anew elsewhere. */
+		if (p.proto == PROTO_TCP && f->flags & FLOW_REPLIED) {
+			p.dst_identity = f->identity;
+			forget(&key, f);
+			return reset(skb, &p, REASON_PATH_DOWN);
+		}
+		if (!(f->flags & FLOW_SERVICE))
+			return drop(skb, &p, REASON_PATH_DOWN, EGRESS);
+renew:
+		forget(&key, f);
+	}
+	f = fresh_flow();
+	if (!f)
+		return drop(skb, &p, REASON_FAILED, EGRESS);
+	why = open_egress(skb, &p, s, f);
+	if (why == LOOP)
+		why = open_loop(&key, f);
+	else if (!why)
+		why = remember(&key, f);
+	if (why)
+		return drop(skb, &p, why, EGRESS);
+	trace(skb, &p, s, f->via, EGRESS);
+	f = bpf_map_lookup_elem(&flows, &key);
+	if (!f) /* swept in between: the sender repeats */
+		return drop(skb, &p, REASON_FAILED, EGRESS);
+known:
+	advance(f, &p, 1, now);
+	if (unlikely(f->flags & FLOW_LOOP))
+		return loop(skb, &p, &key, f);
+	p.via = f->via;
+	p.node = f->node;
+	if (f->flags & FLOW_SERVICE) {
+		struct addr backend = f->backend;
+		p.service = p.dst.w[3];
+		p.service_port = p.dport;
+		why = rewrite(skb, &p, DESTINATION, &backend, f->bport);
+		if (why)
+			return drop(skb, &p, why, EGRESS);
+	}
+	return send_on(skb, &p, s);
+}

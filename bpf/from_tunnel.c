@@ -1,0 +1,28 @@
+//go:build ignore
+
+/* from_tunnel: what comes out of a lane. The tunnel has proved which node sent
+ * it; who sent it there is a matter of its address.
+ */
+#include "lib/deliver.h"
+
+SEC("tc")
+int from_tunnel(struct __sk_buff *skb)
+{
+	const struct settings *s = read_settings();
+	struct packet p = {};
+	struct origin o = {.via = VIA_TUNNEL};
+	struct endpoint *ep;
+	int why = tunnel_l3 ? parse_eth(skb, &p) : parse_ip(skb, &p, 0);
+
+	if (why)
+		return leave_unread(skb, &p, why, INGRESS);
+	if (!s || !s->revision)
+		return drop(skb, &p, REASON_NOT_READY, INGRESS);
+	ep = bpf_map_lookup_elem(&endpoints, &p.dst);
+	if (ep)
+		return deliver(skb, &p, s, ep, &o);
+	if (same(&p.dst, &s->internal))
+		return leave(skb, REASON_TO_STACK, INGRESS, ACT_OK);
+	/* Nothing is forwarded from one tunnel into another or into the world. */
+	return drop(skb, &p, REASON_NO_ENDPOINT, INGRESS);
+}

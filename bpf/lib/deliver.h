@@ -1,0 +1,148 @@
+/* The way into a pod, the same from wherever the packet comes. */
+#pragma once
+
+#include "icmp.h"
+#include "judge.h"
+
+/* Who hands the packet over. */
+struct origin {
+	__u8 via;
+	__u8 host;    /* this node's own */
+	__u8 through; /* already on its way into the pod: only let it pass */
+};
+
+/* Judges a packet that belongs to no flow, and fills in one. Returns 0 or why not. */
+once int open_ingress(struct packet *p, const struct settings *s, const struct endpoint *ep,
+			     const struct origin *o, struct flow *f)
+{
+	if (!p || !s || !ep || !o || !f)
+		return REASON_FAILED;
+	struct place from = {};
+	int why = 0;
+
+	/* An answer nobody asked for, the end of what never began. */
+	if (p->proto == PROTO_ICMP && !p->asks)
+		return REASON_INVALID;
+	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_RST)
+		return REASON_INVALID;
+
+	if (o->host) {
+		from.identity = IDENTITY_HOST;
+	} else if (o->via == VIA_POD) {
+		locate(s, &p->src, &from);
+	} else {
+		resolve(s, &p->src, &from);
+		/* Only members speak through tunnels, and only there. */
+		if (o->via == VIA_TUNNEL && !from.member)
+			return REASON_SPOOFED_SOURCE;
+		if (o->via == VIA_STACK && from.member)
+			return REASON_PLAINTEXT;
+	}
+	p->src_identity = from.identity;
+	p->dst_identity = ep->identity;
+	if (!o->host)
+		why = judge(s, p, ep->set, from.identity, DIR_PORT(INGRESS, p->dport));
+	if (why)
+		return why;
+	*f = (struct flow){
+		.seen = bpf_ktime_get_coarse_ns(), .revision = s->revision,
+		.identity = from.identity, .rule = p->rule, .node = from.node, .cluster = from.cluster,
+		.via = o->via, .flags = FLOW_REMOTE_INITIATED, .ifindex = ep->ifindex,
+	};
+	return 0;
+}
+
+/* Puts the packet into the pod's hands. */
+inline_always int hand_over(struct __sk_buff *skb, struct packet *p, const struct endpoint *ep,
+			    const struct origin *o)
+{
+	struct ethhdr eth = {.proto = htons(ETH_IP)};
+
+	if (o->through)
+		return leave(skb, REASON_DELIVERED, INGRESS, ACT_OK);
+	__builtin_memcpy(eth.dest, ep->mac, 6);
+	__builtin_memcpy(eth.source, ep->host_mac, 6);
+	__u32 ifindex = ep->ifindex;
+	if (p->l3 == 0 && bpf_skb_change_head(skb, ETH_HLEN, 0))
+		return drop(skb, p, REASON_FAILED, INGRESS);
+	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
+		return drop(skb, p, REASON_FAILED, INGRESS);
+	return leave(skb, REASON_DELIVERED, INGRESS, bpf_redirect_peer(ifindex, 0));
+}
+
+once int deliver_error(struct __sk_buff *skb, struct packet *p, const struct endpoint *ep, const struct origin *o)
+{
+	if (!p || !ep || !o)
+		return ACT_SHOT;
+	int why = ep->held ? REASON_HELD : error_for_pod(skb, p);
+
+	return why ? drop(skb, p, why, INGRESS) : hand_over(skb, p, ep, o);
+}
+
+once int deliver_flow(struct __sk_buff *skb, struct packet *p, const struct settings *s,
+			const struct endpoint *ep, const struct origin *o)
+{
+	if (!p || !s || !ep || !o)
+		return ACT_SHOT;
+	struct flow_key key;
+	struct flow *f;
+	int why, translated = 0;
+	__u64 now;
+
+	p->dst_identity = ep->identity;
+	if (ep->held)
+		return drop(skb, p, REASON_HELD, INGRESS);
+
+	key = received_key(p);
+	now = bpf_ktime_get_coarse_ns();
+	f = bpf_map_lookup_elem(&flows, &key);
+	if (!f) {
+		f = find_service_flow(&key);
+		translated = !!f;
+	}
+	if (f && over(f, p, now)) {
+		forget(&key, f);
+		f = 0;
+	}
+	if (f && unlikely(f->revision != s->revision)) {
+		why = rejudge(s, p, &key, f);
+		if (why == RENEW) {
+			forget(&key, f);
+			f = 0;
+		} else if (why && why != GONE) { /* the pod's next packet sees to what is gone */
+			if (ends_flow(why))
+				forget(&key, f);
+			return drop(skb, p, why, INGRESS);
+		}
+	}
+	if (unlikely(!f)) {
+		translated = 0;
+		key = received_key(p);
+		f = fresh_flow();
+		if (!f)
+			return drop(skb, p, REASON_FAILED, INGRESS);
+		why = open_ingress(p, s, ep, o, f);
+		if (!why)
+			why = remember(&key, f);
+		if (why)
+			return drop(skb, p, why, INGRESS);
+		trace(skb, p, s, o->via, INGRESS);
+	} else {
+		if (f->via != o->via)
+			return drop(skb, p, REASON_SPOOFED_SOURCE, INGRESS);
+		advance(f, p, 0, now);
+	}
+	if (translated) {
+		why = rewrite(skb, p, SOURCE, &key.remote, key.rport);
+		if (why)
+			return drop(skb, p, why, INGRESS);
+	}
+	return hand_over(skb, p, ep, o);
+}
+
+/* Delivers p to ep, a pod of this node, if its policy agrees. */
+inline_always int deliver(struct __sk_buff *skb, struct packet *p, const struct settings *s,
+			  const struct endpoint *ep, const struct origin *o)
+{
+	return unlikely(p->error) ? deliver_error(skb, p, ep, o) : deliver_flow(skb, p, s, ep, o);
+}

@@ -1,0 +1,79 @@
+/* The only ways out: each counts, and a drop explains itself. */
+#pragma once
+
+#include "packet.h"
+
+inline_always void count(struct __sk_buff *skb, __u32 reason, __u32 dir)
+{
+	__u32 row = reason << 1 | dir;
+	struct counter *c = bpf_map_lookup_elem(&counters, &row);
+
+	if (c) {
+		c->packets++;
+		c->bytes += skb->len;
+	}
+}
+
+once int report(struct __sk_buff *skb, struct packet *p, __u32 type, __u32 reason, __u32 dir)
+{
+	if (!p)
+		return 0;
+	const struct settings *s = read_settings();
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+
+	if (!e || !s) {
+		__u32 zero = 0;
+		__u64 *n = bpf_map_lookup_elem(&lost, &zero);
+		if (n)
+			++*n;
+		if (e)
+			bpf_ringbuf_submit(e, 1 /* no wake-up */);
+		return 0;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->time = bpf_ktime_get_boot_ns();
+	e->src = p->src;
+	e->dst = p->dst;
+	if (p->service)
+		e->service = mapped(p->service);
+	e->service_port = p->service_port;
+	e->src_identity = p->src_identity;
+	e->dst_identity = p->dst_identity;
+	e->rule = p->rule;
+	e->set = p->set;
+	e->policy_gen = s->policy_gen;
+	e->ifindex = skb->ifindex;
+	e->sport = p->proto == PROTO_ICMP ? p->icmp : p->sport;
+	e->dport = p->proto == PROTO_ICMP ? 0 : p->dport;
+	e->bytes = skb->len;
+	e->type = type;
+	e->reason = reason;
+	e->dir = dir;
+	e->proto = p->proto;
+	e->tcp_flags = p->tcp_flags;
+	bpf_ringbuf_submit(e, 0);
+	return 0;
+}
+
+/* Leaves with a packet that goes on. */
+inline_always int leave(struct __sk_buff *skb, __u32 reason, __u32 dir, int action)
+{
+	count(skb, reason, dir);
+	return action;
+}
+
+/* Leaves with a packet that does not. */
+inline_always int drop(struct __sk_buff *skb, struct packet *p, __u32 reason, __u32 dir)
+{
+	count(skb, reason, dir);
+	report(skb, p, EVENT_DROP, reason, dir);
+	return ACT_SHOT;
+}
+
+/* Leaves a packet that could not be read, or that is none of our business. */
+inline_always int leave_unread(struct __sk_buff *skb, struct packet *p, __u32 reason, __u32 dir)
+{
+	if (reason < FIRST_DROP)
+		return leave(skb, reason, dir, ACT_OK);
+	return drop(skb, p, reason, dir);
+}

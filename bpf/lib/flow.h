@@ -1,0 +1,196 @@
+/* Flows: finding, ageing, making and forgetting them. */
+#pragma once
+
+#include "packet.h"
+
+/* The connection as the pod that sends p sees it. */
+inline_always struct flow_key sent_key(const struct packet *p)
+{
+	struct flow_key key = {
+		.local = p->src, .remote = p->dst,
+		.lport = p->sport, .rport = p->dport, .proto = p->proto,
+	};
+	if (p->proto == PROTO_ICMP)
+		key.rport = p->asks ? 0 : htons(1);
+	return key;
+}
+
+/* The connection as the pod that receives p sees it. */
+inline_always struct flow_key received_key(const struct packet *p)
+{
+	struct flow_key key = {
+		.local = p->dst, .remote = p->src,
+		.lport = p->dport, .rport = p->sport, .proto = p->proto,
+	};
+	if (p->proto == PROTO_ICMP)
+		key.rport = p->asks ? htons(1) : 0;
+	return key;
+}
+
+inline_always struct reply_key reply_key_of(const struct flow_key *key, const struct addr *backend, __be16 bport)
+{
+	return (struct reply_key){
+		.local = key->local, .backend = *backend,
+		.lport = key->lport, .bport = bport, .proto = key->proto,
+	};
+}
+
+inline_always int closing(const struct flow *f)
+{
+	const __u32 both = FLOW_FIN_LOCAL | FLOW_FIN_REMOTE;
+
+	return f->flags & FLOW_RESET || (f->flags & both) == both;
+}
+
+inline_always __u64 lifetime(const struct flow *f, __u8 proto)
+{
+	if (proto != PROTO_TCP)
+		return not_tcp_ns;
+	if (closing(f))
+		return tcp_closing_ns;
+	return f->flags & FLOW_REPLIED ? tcp_established_ns : tcp_opening_ns;
+}
+
+inline_always int opens(const struct packet *p)
+{
+	return p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* A flow that p cannot belong to any more: silent for too long, or closed and
+ * now opened again with the same ports. */
+inline_always int over(const struct flow *f, const struct packet *p, __u64 now)
+{
+	if (now > f->seen && now - f->seen > lifetime(f, p->proto))
+		return 1;
+	return opens(p) && closing(f);
+}
+
+/* Notes that p passed. Flags are only added, so a lost race is a later one.
+ * A deleted row may already hold another flow: it gets a flag or a time that
+ * is not its own, at worst a shorter life. */
+inline_always void advance(struct flow *f, const struct packet *p, int from_pod, __u64 now)
+{
+	__u32 add = 0;
+
+	if (from_pod == !!(f->flags & FLOW_REMOTE_INITIATED))
+		add |= FLOW_REPLIED;
+	if (p->proto == PROTO_TCP && !p->headless) {
+		if (p->tcp_flags & TCP_FIN)
+			add |= from_pod ? FLOW_FIN_LOCAL : FLOW_FIN_REMOTE;
+		if (p->tcp_flags & TCP_RST)
+			add |= FLOW_RESET;
+	}
+	if (add & ~f->flags)
+		__sync_fetch_and_or(&f->flags, add);
+	if (f->seen != now) /* spares the cache line between two ticks */
+		f->seen = now;
+}
+
+once int forget(const struct flow_key *key, const struct flow *f)
+{
+	if (!key || !f)
+		return 0;
+	if (f->flags & FLOW_SERVICE) {
+		struct reply_key reply = reply_key_of(key, &f->backend, f->bport);
+		bpf_map_delete_elem(&replies, &reply);
+	}
+	bpf_map_delete_elem(&flows, key);
+	return 0;
+}
+
+/* Finds the flow that goes through a service and whose backend is key->remote. key
+ * becomes that flow's. */
+part struct flow *find_service_flow(struct flow_key *key)
+{
+	struct reply_key reply = reply_key_of(key, &key->remote, key->rport);
+	struct reply *row = bpf_map_lookup_elem(&replies, &reply);
+	struct flow *f;
+
+	if (!row)
+		return 0;
+	key->remote = row->remote;
+	key->rport = row->rport;
+	f = bpf_map_lookup_elem(&flows, key);
+	if (f && same(&f->backend, &reply.backend) && f->bport == reply.bport)
+		return f;
+	return 0;
+}
+
+/* Is there a live flow whose answers look like those of local ↔ remote? */
+once int clashes(const struct flow_key *key, __u64 now)
+{
+	if (!key)
+		return 0;
+	struct flow *f = bpf_map_lookup_elem(&flows, key);
+
+	return f && now - f->seen <= lifetime(f, key->proto);
+}
+
+/* Claims backend's answers for the flow `key`. */
+once int claim_replies(const struct flow_key *key, const struct flow *f, __u64 now)
+{
+	if (!key || !f)
+		return REASON_FAILED;
+	struct reply_key reply = reply_key_of(key, &f->backend, f->bport);
+	struct reply row = {.remote = key->remote, .rport = key->rport}, *old;
+	struct flow_key other = *key;
+	long err;
+
+	/* The pod talks to the backend itself, from the same port. */
+	other.remote = f->backend;
+	other.rport = f->bport;
+	if (clashes(&other, now))
+		return REASON_FLOW_CLASH;
+
+	/* Or to the same backend through another service. */
+	old = bpf_map_lookup_elem(&replies, &reply);
+	if (old && (!same(&old->remote, &key->remote) || old->rport != key->rport)) {
+		other.remote = old->remote;
+		other.rport = old->rport;
+		if (clashes(&other, now))
+			return REASON_FLOW_CLASH;
+	}
+	err = bpf_map_update_elem(&replies, &reply, &row, ROW_ANY);
+	return err ? REASON_FLOW_TABLE_FULL : 0;
+}
+
+/* Is the answer of remote already another flow's, that goes through a service? */
+once int claimed(const struct flow_key *key, __u64 now)
+{
+	if (!key)
+		return 0;
+	struct reply_key reply = reply_key_of(key, &key->remote, key->rport);
+	struct reply *old = bpf_map_lookup_elem(&replies, &reply);
+	struct flow_key other = *key;
+
+	if (!old)
+		return 0;
+	other.remote = old->remote;
+	other.rport = old->rport;
+	return clashes(&other, now);
+}
+
+/* Stores a judged flow. Nothing is evicted for it: a live connection is worth
+ * more than a new one. */
+once int remember(const struct flow_key *key, const struct flow *f)
+{
+	if (!key || !f)
+		return REASON_FAILED;
+	long err;
+
+	if (f->flags & FLOW_SERVICE) {
+		int why = claim_replies(key, f, f->seen);
+		if (why)
+			return why;
+	} else if (claimed(key, f->seen)) {
+		return REASON_FLOW_CLASH;
+	}
+	err = bpf_map_update_elem(&flows, key, f, ROW_ANY);
+	if (!err)
+		return 0;
+	if (f->flags & FLOW_SERVICE) {
+		struct reply_key reply = reply_key_of(key, &f->backend, f->bport);
+		bpf_map_delete_elem(&replies, &reply);
+	}
+	return REASON_FLOW_TABLE_FULL;
+}

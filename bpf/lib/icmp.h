@@ -1,0 +1,100 @@
+/* ICMP errors: they belong to the flow of the packet they quote, or to nobody. */
+#pragma once
+
+#include "flow.h"
+#include "nat.h"
+
+/* The start of a quoted packet. */
+struct quote {
+	struct addr src;
+	struct addr dst;
+	__be16 sport;
+	__be16 dport;
+	__u16 l3;
+	__u16 l4;
+	__u8 proto;
+	__u8 asks;
+};
+
+once int read_quote(struct __sk_buff *skb, const struct packet *p, struct quote *q)
+{
+	if (!p || !q)
+		return REASON_FAILED;
+	struct iphdr ip;
+	__be16 l4[4];
+	__u32 off = p->l4 + sizeof(struct icmphdr), hlen;
+
+	if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)))
+		return REASON_INVALID;
+	hlen = (ip.version_ihl & 0xf) * 4;
+	if (ip.version_ihl >> 4 != 4 || hlen < sizeof(ip) || ip.frag_off & htons(IP_OFFSET))
+		return REASON_INVALID;
+	if (bpf_skb_load_bytes(skb, off + hlen, l4, sizeof(l4)))
+		return REASON_INVALID;
+	q->src = mapped(ip.saddr);
+	q->dst = mapped(ip.daddr);
+	q->proto = ip.protocol;
+	q->l3 = off;
+	q->l4 = off + hlen;
+	q->sport = l4[0];
+	q->dport = l4[1];
+	if (ip.protocol == PROTO_ICMP) {
+		q->asks = (ntohs(l4[0]) >> 8) == ICMP_ECHO;
+		q->sport = q->dport = l4[2];
+	}
+	return 0;
+}
+
+/* Makes a quote of a packet to a backend one of a packet to the service. The
+ * quoted header's own checksum takes up the address, so that the error's only
+ * has to take up the port. */
+once int restore_quote(struct __sk_buff *skb, struct packet *p, const struct quote *q,
+			      const struct addr *to, __be16 port)
+{
+	if (!p || !q || !to)
+		return REASON_FAILED;
+	__be32 from = q->dst.w[3], ip = to->w[3];
+	__be16 new = port;
+	long err;
+
+	err = bpf_l3_csum_replace(skb, q->l3 + 10, from, ip, sizeof(ip));
+	err |= bpf_skb_store_bytes(skb, q->l3 + 16, &ip, sizeof(ip), 0);
+	if (q->dport != port) {
+		err |= bpf_l4_csum_replace(skb, p->l4 + 2, q->dport, port, sizeof(port));
+		err |= bpf_skb_store_bytes(skb, q->l4 + 2, &new, sizeof(new), 0);
+	}
+	return err ? REASON_FAILED : 0;
+}
+
+/* An error for a pod about what it sent. Returns 0, with the quote as the pod
+ * knows it, or why not. */
+once int error_for_pod(struct __sk_buff *skb, struct packet *p)
+{
+	if (!p)
+		return REASON_FAILED;
+	struct quote q = {};
+	struct flow_key key;
+	struct flow *f;
+	int why = read_quote(skb, p, &q);
+
+	if (why)
+		return why;
+	if (!same(&q.src, &p->dst))
+		return REASON_INVALID;
+	key = (struct flow_key){
+		.local = q.src, .remote = q.dst, .lport = q.sport, .rport = q.dport, .proto = q.proto,
+	};
+	if (q.proto == PROTO_ICMP)
+		key.rport = q.asks ? 0 : htons(1);
+	f = bpf_map_lookup_elem(&flows, &key);
+	if (f)
+		return 0;
+	f = find_service_flow(&key);
+	if (!f)
+		return REASON_INVALID;
+	why = restore_quote(skb, p, &q, &key.remote, key.rport);
+	/* Said by the backend itself: then by the service. */
+	if (!why && same(&p->src, &q.dst))
+		why = rewrite(skb, p, SOURCE, &key.remote, 0);
+	return why;
+}

@@ -1,0 +1,71 @@
+/* What a changed revision does to a flow. */
+#pragma once
+
+#include "flow.h"
+#include "policy.h"
+#include "service.h"
+
+/* Answers of rejudge beside reasons. */
+enum {
+	KEEP = 0,
+	GONE = 100, /* the backend is none any more */
+	RENEW = 101, /* the pod is another one: not its flow */
+};
+
+/* Judges a flow again, as what it was when it began. Reasons for which it must
+ * end are those of judge; for others only this packet does. */
+once int rejudge(const struct settings *s, struct packet *p, const struct flow_key *key, struct flow *f)
+{
+	if (!s || !p || !key || !f)
+		return REASON_FAILED;
+	int remote = !!(f->flags & FLOW_REMOTE_INITIATED);
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &key->local);
+	struct addr other = f->flags & FLOW_SERVICE ? f->backend : key->remote;
+	struct place at = {};
+	__be16 port;
+	int why, verdict;
+
+	if (!ep || ep->ifindex != f->ifindex)
+		return RENEW;
+	if (ep->held)
+		return REASON_HELD;
+	if (f->flags & FLOW_LOOP)
+		goto keep;
+	if (f->flags & FLOW_SERVICE && !still_member(f))
+		return GONE;
+	/* The node itself (kubelet's probes) reaches its pods always. */
+	if (remote && f->via == VIA_STACK && f->identity == IDENTITY_HOST)
+		goto keep;
+
+	why = locate(s, &other, &at);
+	p->src_identity = remote ? at.identity : ep->identity;
+	p->dst_identity = remote ? ep->identity : at.identity;
+	port = remote ? key->lport : f->flags & FLOW_SERVICE ? f->bport : key->rport;
+	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(remote ? INGRESS : EGRESS, port));
+	if (verdict)
+		return verdict;
+	if (why && !remote)
+		return why;
+	f->identity = at.identity;
+	f->rule = p->rule;
+	f->node = at.node;
+	f->cluster = at.cluster;
+	f->via = at.via;
+keep:
+	f->revision = s->revision;
+	return KEEP;
+}
+
+inline_always int ends_flow(int verdict)
+{
+	return verdict == REASON_POLICY_DENIED || verdict == REASON_UNKNOWN_MEMBER || verdict == REASON_NO_POLICY;
+}
+
+/* Tells about an allowed new flow, if anybody wants to know. */
+inline_always void trace(struct __sk_buff *skb, struct packet *p, const struct settings *s, __u8 via, __u32 dir)
+{
+	static const __u8 way[] = {0, REASON_TO_STACK, REASON_DELIVERED, REASON_TUNNELLED};
+
+	if (s->trace)
+		report(skb, p, EVENT_NEW_FLOW, dir == INGRESS ? REASON_DELIVERED : way[via & 3], dir);
+}

@@ -1,0 +1,176 @@
+/* What the programs use of the kernel's interface: types, numbers, helpers.
+ *
+ * Written out here instead of taken from the system's headers, so that the
+ * object depends on the compiler alone and rebuilds byte by byte anywhere.
+ */
+#pragma once
+
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef unsigned long long __u64;
+typedef int __s32;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u16 __sum16;
+typedef __u32 __wsum;
+
+#define SEC(name) __attribute__((section(name), used))
+#define inline_always static inline __attribute__((always_inline))
+/* A function the verifier reads once, for whatever arguments, instead of once
+ * per way it is reached. It must check its pointers; nobody passes null. */
+#define once __attribute__((noinline))
+#define part static __attribute__((noinline))
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+#define htons(x) ((__be16)__builtin_bswap16((__u16)(x)))
+#define ntohs(x) __builtin_bswap16((__u16)(x))
+#define htonl(x) ((__be32)__builtin_bswap32((__u32)(x)))
+#define ntohl(x) __builtin_bswap32((__u32)(x))
+
+#define __uint(name, val) int(*name)[val]
+#define __type(name, val) typeof(val) *name
+
+enum map_type {
+	MAP_HASH = 1,
+	MAP_ARRAY = 2,
+	MAP_PERCPU_ARRAY = 6,
+	MAP_LRU_HASH = 9,
+	MAP_LPM_TRIE = 11,
+	MAP_RINGBUF = 27,
+};
+
+#define MAP_NO_PREALLOC 1u
+#define MAP_PROG_READ_ONLY (1u << 7)
+
+enum update_flags {
+	ROW_ANY = 0,
+	ROW_NEW = 1, /* only if absent */
+};
+
+#define EEXIST 17
+
+enum action {
+	ACT_OK = 0,
+	ACT_SHOT = 2,
+	ACT_REDIRECT = 7,
+};
+
+/* Fields up to the last one used; the kernel's goes on. */
+struct __sk_buff {
+	__u32 len;
+	__u32 pkt_type;
+	__u32 mark;
+	__u32 queue_mapping;
+	__u32 protocol;
+	__u32 vlan_present;
+	__u32 vlan_tci;
+	__u32 vlan_proto;
+	__u32 priority;
+	__u32 ingress_ifindex;
+	__u32 ifindex;
+	__u32 tc_index;
+	__u32 cb[5];
+	__u32 hash;
+	__u32 tc_classid;
+	__u32 data;
+	__u32 data_end;
+};
+
+#define ETH_HLEN 14
+#define ETH_IP 0x0800
+#define ETH_ARP 0x0806
+
+struct ethhdr {
+	__u8 dest[6];
+	__u8 source[6];
+	__be16 proto;
+} __attribute__((packed));
+
+struct iphdr {
+	__u8 version_ihl;
+	__u8 tos;
+	__be16 tot_len;
+	__be16 id;
+	__be16 frag_off;
+	__u8 ttl;
+	__u8 protocol;
+	__sum16 check;
+	__be32 saddr;
+	__be32 daddr;
+};
+
+#define IP_MORE 0x2000
+#define IP_OFFSET 0x1fff
+
+enum proto {
+	PROTO_ICMP = 1,
+	PROTO_TCP = 6,
+	PROTO_UDP = 17,
+	PROTO_SCTP = 132,
+};
+
+struct tcphdr {
+	__be16 source;
+	__be16 dest;
+	__be32 seq;
+	__be32 ack_seq;
+	__u8 doff; /* high nibble */
+	__u8 flags;
+	__be16 window;
+	__sum16 check;
+	__be16 urgent;
+};
+
+enum tcp_flags {
+	TCP_FIN = 0x01,
+	TCP_SYN = 0x02,
+	TCP_RST = 0x04,
+	TCP_ACK = 0x10,
+};
+
+struct icmphdr {
+	__u8 type;
+	__u8 code;
+	__sum16 check;
+	__be16 id;
+	__be16 seq;
+};
+
+enum icmp_type {
+	ICMP_ECHO_REPLY = 0,
+	ICMP_UNREACHABLE = 3,
+	ICMP_ECHO = 8,
+	ICMP_TIME_EXCEEDED = 11,
+	ICMP_PARAMETER = 12,
+};
+
+enum csum_flags {
+	CSUM_PSEUDO = 1 << 4,
+	CSUM_ZERO_IS_NONE = 1 << 5,
+};
+
+enum store_flags {
+	STORE_FIX_CSUM = 1 << 0,
+};
+
+/* Helpers, by the kernel's numbers. */
+static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*const bpf_map_update_elem)(void *map, const void *key, const void *val, __u64 flags) = (void *)2;
+static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
+static __u32 (*const bpf_get_prandom_u32)(void) = (void *)7;
+static long (*const bpf_skb_store_bytes)(struct __sk_buff *, __u32 off, const void *from, __u32 len, __u64 flags) = (void *)9;
+static long (*const bpf_l3_csum_replace)(struct __sk_buff *, __u32 off, __u64 from, __u64 to, __u64 size) = (void *)10;
+static long (*const bpf_l4_csum_replace)(struct __sk_buff *, __u32 off, __u64 from, __u64 to, __u64 flags) = (void *)11;
+static long (*const bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
+static long (*const bpf_skb_load_bytes)(const void *, __u32 off, void *to, __u32 len) = (void *)26;
+static long (*const bpf_csum_diff)(const void *from, __u32 from_size, const void *to, __u32 to_size, __wsum seed) = (void *)28;
+static long (*const bpf_skb_change_tail)(struct __sk_buff *, __u32 len, __u64 flags) = (void *)38;
+static long (*const bpf_skb_pull_data)(struct __sk_buff *, __u32 len) = (void *)39;
+static long (*const bpf_skb_change_head)(struct __sk_buff *, __u32 len, __u64 flags) = (void *)43;
+static __u64 (*const bpf_ktime_get_boot_ns)(void) = (void *)125;
+static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
+static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
+static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
+static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
+static long (*const bpf_loop)(__u32 times, void *callback, void *ctx, __u64 flags) = (void *)181;

@@ -1,0 +1,82 @@
+/* A pod that reaches itself through a service.
+ *
+ *	client side           server side
+ *	pod:c → vip:v   ──►   vip:c → pod:b
+ *	vip:v → pod:c   ◄──   pod:b → vip:c
+ *
+ * Each side is a flow of the same pod; that of the server keeps v where others
+ * keep the backend's port. No policy is asked: nobody else is involved. */
+#pragma once
+
+#include "deliver.h"
+
+inline_always struct flow_key loop_server(const struct flow_key *client, __be16 bport)
+{
+	struct flow_key key = *client;
+
+	key.lport = bport;
+	key.rport = client->lport;
+	return key;
+}
+
+/* Stores both sides. client has its backend. */
+once int open_loop(const struct flow_key *key, struct flow *client)
+{
+	if (!key || !client)
+		return REASON_FAILED;
+	struct flow_key server_key = loop_server(key, client->bport);
+	struct flow server = *client;
+	int why;
+
+	if (clashes(&server_key, client->seen))
+		return REASON_FLOW_CLASH;
+	client->flags |= FLOW_LOOP;
+	client->via = VIA_POD;
+	why = remember(key, client);
+	if (why)
+		return why;
+	server.flags = FLOW_LOOP | FLOW_REMOTE_INITIATED;
+	server.via = VIA_POD;
+	server.backend = (struct addr){};
+	server.bport = key->rport;
+	if (bpf_map_update_elem(&flows, &server_key, &server, ROW_ANY))
+		return REASON_FLOW_TABLE_FULL;
+	return 0;
+}
+
+/* Sends p, of the flow f, back into the pod it comes from. */
+once int loop(struct __sk_buff *skb, struct packet *p, const struct flow_key *key, const struct flow *f)
+{
+	if (!p || !key || !f)
+		return ACT_SHOT;
+	int answers = !!(f->flags & FLOW_REMOTE_INITIATED);
+	struct origin o = {.via = VIA_POD};
+	struct addr pod = key->local, vip = key->remote;
+	struct flow_key other_key = *key;
+	__be16 sport = answers ? f->bport : key->lport;
+	__be16 dport = answers ? key->rport : f->bport;
+	struct flow *other;
+	struct endpoint *ep;
+	int why;
+
+	if (answers) {
+		other_key.lport = key->rport;
+		other_key.rport = f->bport;
+	} else {
+		other_key = loop_server(key, f->bport);
+	}
+	other = bpf_map_lookup_elem(&flows, &other_key);
+	if (!other)
+		return drop(skb, p, REASON_INVALID, EGRESS);
+	advance(other, p, 0, bpf_ktime_get_coarse_ns());
+
+	why = rewrite(skb, p, DESTINATION, &pod, dport);
+	if (!why)
+		why = rewrite(skb, p, SOURCE, &vip, sport);
+	if (why)
+		return drop(skb, p, why, EGRESS);
+	ep = bpf_map_lookup_elem(&endpoints, &pod);
+	if (!ep)
+		return drop(skb, p, REASON_NO_ENDPOINT, EGRESS);
+	return hand_over(skb, p, ep, &o);
+}

@@ -1,0 +1,85 @@
+/* Every map. Sizes here are placeholders: the loader sets them from its limits.
+ * Names, pins and versions are the loader's, too (tables in maps.go). */
+#pragma once
+
+#include "kernel.h"
+#include "reasons.h"
+#include "types.h"
+
+#define HASH(map_name, key_type, value_type) \
+	struct { \
+		__uint(type, MAP_HASH); \
+		__type(key, key_type); \
+		__type(value, value_type); \
+		__uint(max_entries, 1024); \
+		__uint(map_flags, MAP_NO_PREALLOC); \
+	} map_name SEC(".maps")
+
+#define ARRAY(map_name, array_type, value_type, rows) \
+	struct { \
+		__uint(type, array_type); \
+		__type(key, __u32); \
+		__type(value, value_type); \
+		__uint(max_entries, rows); \
+	} map_name SEC(".maps")
+
+ARRAY(settings, MAP_ARRAY, struct settings, 1);
+HASH(flows, struct flow_key, struct flow);
+HASH(replies, struct reply_key, struct reply);
+HASH(endpoints, struct addr, struct endpoint);
+HASH(ips, struct addr, struct ip_info);
+
+struct {
+	__uint(type, MAP_LPM_TRIE);
+	__type(key, struct prefix_key);
+	__type(value, struct ip_info);
+	__uint(max_entries, 1024);
+	__uint(map_flags, MAP_NO_PREALLOC);
+} prefixes SEC(".maps");
+
+ARRAY(nodes, MAP_ARRAY, struct node, 1 << 16);
+ARRAY(clusters, MAP_ARRAY, struct cluster, 512);
+HASH(services, struct service_key, struct service);
+HASH(backends, struct slot_key, struct backend);
+HASH(members, struct member_key, struct member);
+HASH(classes, struct class_key, __u32);
+ARRAY(ports, MAP_ARRAY, __u16, 2 * PORTS_PROTOS << 16);
+HASH(policy, struct policy_key, struct policy_entry);
+HASH(sets, struct set_key, struct set_info);
+
+/* The ports of datagrams in pieces, by their first. Here the oldest may go:
+ * who waits longer than the others has lost a piece anyway. */
+struct {
+	__uint(type, MAP_LRU_HASH);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+	__uint(max_entries, 1024);
+} fragments SEC(".maps");
+
+ARRAY(counters, MAP_PERCPU_ARRAY, struct counter, 2 * MAX_REASONS);
+ARRAY(fresh, MAP_PERCPU_ARRAY, struct flow, 1); /* a flow in the making: too big for the stack */
+ARRAY(lost, MAP_PERCPU_ARRAY, __u64, 1); /* events without room */
+
+struct {
+	__uint(type, MAP_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} events SEC(".maps");
+
+/* Load-time constants. */
+volatile const __u64 tcp_established_ns;
+volatile const __u64 tcp_opening_ns;
+volatile const __u64 tcp_closing_ns;
+volatile const __u64 not_tcp_ns;
+volatile const __u32 tunnel_l3; /* where the IP header starts on a lane: 0, or behind Ethernet */
+
+inline_always struct flow *fresh_flow(void)
+{
+	__u32 zero = 0;
+	return bpf_map_lookup_elem(&fresh, &zero);
+}
+
+inline_always const struct settings *read_settings(void)
+{
+	__u32 zero = 0;
+	return bpf_map_lookup_elem(&settings, &zero);
+}

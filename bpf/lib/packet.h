@@ -1,0 +1,177 @@
+/* From bytes to what the rest decides by. */
+#pragma once
+
+#include "maps.h"
+
+struct packet {
+	struct addr src;
+	struct addr dst;
+	__be16 sport; /* ICMP echo: the identifier, on both sides */
+	__be16 dport;
+	__be16 icmp;  /* type, code */
+	__u16 l3;     /* offset of the IP header */
+	__u16 l4;     /* of what follows it */
+	__u8 proto;
+	__u8 tcp_flags;
+	__u8 headless; /* a later fragment: there is no transport header */
+	__u8 asks;     /* ICMP: an echo request */
+	__u8 error;    /* ICMP: an error about another packet */
+
+	/* What was found out on the way, for the event. */
+	__u32 src_identity;
+	__u32 dst_identity;
+	__u32 rule;
+	__u32 set;
+	__be32 service; /* address the pod used */
+	__be16 service_port;
+
+	/* Where it goes. */
+	__u8 via;
+	__u8 pad;
+	__u16 node;
+	__u16 pad2;
+};
+
+inline_always struct addr mapped(__be32 ip)
+{
+	return (struct addr){.w = {0, 0, htonl(0xffff), ip}};
+}
+
+inline_always int same(const struct addr *a, const struct addr *b)
+{
+	return a->w[3] == b->w[3] && a->w[2] == b->w[2] && a->w[1] == b->w[1] && a->w[0] == b->w[0];
+}
+
+/* The first fragment leaves its ports for those that follow it. */
+once int leave_ports(const struct packet *p, __be16 id)
+{
+	if (!p)
+		return 0;
+	struct fragment_key key = {.src = p->src, .dst = p->dst, .id = id, .proto = p->proto};
+	struct fragment row = {.sport = p->sport, .dport = p->dport, .asks = p->asks};
+
+	bpf_map_update_elem(&fragments, &key, &row, ROW_ANY);
+	return 0;
+}
+
+once int find_ports(struct packet *p, __be16 id)
+{
+	if (!p)
+		return REASON_FAILED;
+	struct fragment_key key = {.src = p->src, .dst = p->dst, .id = id, .proto = p->proto};
+	const struct fragment *row = bpf_map_lookup_elem(&fragments, &key);
+
+	/* Without ports there is no flow and no verdict. The sender repeats. */
+	if (!row)
+		return REASON_FRAGMENT;
+	p->sport = row->sport;
+	p->dport = row->dport;
+	p->asks = row->asks;
+	p->headless = 1;
+	return 0;
+}
+
+inline_always int parse_transport(struct packet *p, void *l4, void *end)
+{
+	switch (p->proto) {
+	case PROTO_TCP: {
+		struct tcphdr *tcp = l4;
+		if ((void *)(tcp + 1) > end)
+			return REASON_INVALID;
+		p->sport = tcp->source;
+		p->dport = tcp->dest;
+		p->tcp_flags = tcp->flags;
+		return 0;
+	}
+	case PROTO_UDP:
+	case PROTO_SCTP: {
+		__be16 *ports = l4;
+		if (l4 + 8 > end)
+			return REASON_INVALID;
+		p->sport = ports[0];
+		p->dport = ports[1];
+		return 0;
+	}
+	case PROTO_ICMP: {
+		struct icmphdr *icmp = l4;
+		if ((void *)(icmp + 1) > end)
+			return REASON_INVALID;
+		p->icmp = htons(icmp->type << 8 | icmp->code);
+		switch (icmp->type) {
+		case ICMP_ECHO:
+		case ICMP_ECHO_REPLY:
+			p->asks = icmp->type == ICMP_ECHO;
+			p->sport = p->dport = icmp->id;
+			return 0;
+		case ICMP_UNREACHABLE:
+		case ICMP_TIME_EXCEEDED:
+		case ICMP_PARAMETER:
+			p->error = 1;
+			return 0;
+		}
+		/* Redirects change routes from afar; the others nobody asks for. */
+		return REASON_NOT_SUPPORTED;
+	}
+	}
+	return REASON_NOT_SUPPORTED;
+}
+
+/* Reads an IPv4 packet whose header starts at l3. Returns 0 or why not. */
+inline_always int parse_ip(struct __sk_buff *skb, struct packet *p, __u32 l3)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	/* Headers are in the linear part but for odd senders. */
+	if (unlikely(data + l3 + 40 > end)) {
+		__u32 want = l3 + 80, have = end - data;
+		if (skb->len > have) {
+			bpf_skb_pull_data(skb, skb->len < want ? skb->len : want);
+			data = (void *)(long)skb->data;
+			end = (void *)(long)skb->data_end;
+		}
+	}
+
+	struct iphdr *ip = data + l3;
+	if ((void *)(ip + 1) > end)
+		return REASON_INVALID;
+	__u32 hlen = (ip->version_ihl & 0xf) * 4;
+	if (ip->version_ihl >> 4 != 4)
+		return REASON_NOT_SUPPORTED;
+	p->src = mapped(ip->saddr);
+	p->dst = mapped(ip->daddr);
+	p->proto = ip->protocol;
+	p->l3 = l3;
+	p->l4 = l3 + hlen;
+	if (hlen < sizeof(*ip) || ntohs(ip->tot_len) < hlen)
+		return REASON_INVALID;
+
+	__u16 frag = ntohs(ip->frag_off);
+	if (unlikely(frag & IP_OFFSET)) {
+		/* Two fragments that overlap the TCP header could show us one and
+		 * the pod another. */
+		if (p->proto == PROTO_TCP && (frag & IP_OFFSET) * 8 < sizeof(struct tcphdr))
+			return REASON_INVALID;
+		return find_ports(p, ip->id);
+	}
+	__be16 id = ip->id;
+	int why = parse_transport(p, data + l3 + hlen, end);
+	if (why)
+		return why;
+	if (unlikely(frag & IP_MORE))
+		leave_ports(p, id);
+	return 0;
+}
+
+/* Reads a packet behind an Ethernet header. ARP is not ours: pods find their
+ * gateway through the stack. */
+inline_always int parse_eth(struct __sk_buff *skb, struct packet *p)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ethhdr *eth = data;
+
+	if ((void *)(eth + 1) > end)
+		return REASON_INVALID;
+	if (likely(eth->proto == htons(ETH_IP)))
+		return parse_ip(skb, p, ETH_HLEN);
+	return eth->proto == htons(ETH_ARP) ? REASON_NOT_OURS : REASON_NOT_SUPPORTED;
+}

@@ -1,0 +1,102 @@
+/* Where an address is, who has it, and whether the path there lives. */
+#pragma once
+
+#include "events.h"
+
+enum identity {
+	IDENTITY_HOST = 1,
+	IDENTITY_WORLD = 2,
+	IDENTITY_UNKNOWN_MEMBER = 127,
+};
+
+struct place {
+	__u32 identity;
+	__u16 node;
+	__u16 cluster;
+	__u8 via;
+	__u8 member;
+	__u8 local; /* in this node's own pod CIDR */
+	__u8 pad;
+};
+
+/* What the tables say of an address that is no pod of this node. Exact before
+ * longest prefix: most addresses are pods. */
+inline_always void resolve(const struct settings *s, const struct addr *a, struct place *at)
+{
+	struct ip_info *ip;
+
+	*at = (struct place){.identity = IDENTITY_WORLD, .via = VIA_STACK};
+	if (same(a, &s->internal)) {
+		at->identity = IDENTITY_HOST;
+		return;
+	}
+	ip = bpf_map_lookup_elem(&ips, a);
+	if (!ip) {
+		struct prefix_key key = {.bits = 128, .addr = *a};
+		ip = bpf_map_lookup_elem(&prefixes, &key);
+	}
+	if (!ip)
+		return;
+	at->identity = ip->identity;
+	at->node = ip->node;
+	at->cluster = ip->cluster;
+	at->member = ip->cluster || ip->flags & IP_MEMBER;
+	at->local = !!(ip->flags & IP_LOCAL);
+	if (at->node || at->member)
+		at->via = VIA_TUNNEL;
+	if (at->member && !at->identity)
+		at->identity = IDENTITY_UNKNOWN_MEMBER;
+}
+
+/* Finds the place packets to a go to. Returns 0 or why there is none. */
+once int locate(const struct settings *s, const struct addr *a, struct place *at)
+{
+	if (!s || !a || !at)
+		return REASON_FAILED;
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, a);
+
+	if (ep) {
+		*at = (struct place){.identity = ep->identity, .via = VIA_POD};
+		return 0;
+	}
+	resolve(s, a, at);
+	if (at->via != VIA_TUNNEL)
+		return 0;
+	/* An address of ours that no pod has: the stack would send it somewhere. */
+	if (at->local)
+		return REASON_NO_ENDPOINT;
+	/* A member, no node: any other way out would be unencrypted. */
+	if (!at->node)
+		return REASON_NO_TUNNEL;
+	return 0;
+}
+
+/* Is the path to a node alive? Clusters are judged on their own, so that one
+ * write takes a lost one out. */
+inline_always int path_down(const struct settings *s, __u32 node, __u32 cluster)
+{
+	struct node *n = bpf_map_lookup_elem(&nodes, &node);
+
+	if (!n || !n->alive)
+		return 1;
+	if (cluster && cluster != s->cluster) {
+		struct cluster *c = bpf_map_lookup_elem(&clusters, &cluster);
+		if (!c || !c->alive)
+			return 1;
+	}
+	return 0;
+}
+
+/* Sends to a node through its lane. */
+inline_always int tunnel(struct __sk_buff *skb, struct packet *p, const struct settings *s, __u32 node)
+{
+	struct node *n = bpf_map_lookup_elem(&nodes, &node);
+	__u32 ifindex;
+
+	if (!n || !n->keyed)
+		return drop(skb, p, REASON_NO_TUNNEL, EGRESS);
+	ifindex = n->lane ? s->tunnel_ifindex[1] : s->tunnel_ifindex[0];
+	if (!ifindex)
+		return drop(skb, p, REASON_NO_TUNNEL, EGRESS);
+	return leave(skb, REASON_TUNNELLED, EGRESS, bpf_redirect(ifindex, 0));
+}

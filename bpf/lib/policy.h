@@ -1,0 +1,85 @@
+/* May they talk? Identity to class, port to port class, then the first of
+ * seven answers. The compiler in package policy has sorted out precedence. */
+#pragma once
+
+#include "packet.h"
+#include "place.h"
+
+inline_always __u32 class_of(const struct settings *s, __u32 identity)
+{
+	struct class_key key = {.gen = s->policy_gen, .identity = identity};
+	__u32 *class = bpf_map_lookup_elem(&classes, &key);
+
+	return class ? *class : 0;
+}
+
+inline_always __u16 port_class(const struct settings *s, __u8 proto, __u16 port)
+{
+	__u32 row = (s->policy_gen & 1) * PORTS_PROTOS;
+	__u16 *class;
+
+	switch (proto) {
+	case PROTO_TCP: row += PORTS_TCP; break;
+	case PROTO_UDP: row += PORTS_UDP; break;
+	case PROTO_SCTP: row += PORTS_SCTP; break;
+	default: row += PORTS_ICMP;
+	}
+	row = row << 16 | port;
+	class = bpf_map_lookup_elem(&ports, &row);
+	return class ? *class : 0;
+}
+
+/* The three answers for one class: port, protocol, anything. */
+inline_always struct policy_entry *find_rule(struct policy_key *key, __u8 proto, __u16 port)
+{
+	struct policy_entry *e;
+
+	key->proto = proto;
+	key->port = port;
+	if (port && (e = bpf_map_lookup_elem(&policy, key)))
+		return e;
+	key->port = 0;
+	if ((e = bpf_map_lookup_elem(&policy, key)))
+		return e;
+	key->proto = 0;
+	return bpf_map_lookup_elem(&policy, key);
+}
+
+/* Judges a new flow of a pod under policy set `set`. identity is the other
+ * side's. Returns 0 or why not; p->rule and p->set say who decided. */
+once int judge(const struct settings *s, struct packet *p, __u32 set, __u32 identity,
+		      __u32 dir_and_port)
+{
+	if (!s || !p)
+		return REASON_FAILED;
+	__u8 dir = dir_and_port >> 16;
+	__u16 port = p->proto == PROTO_ICMP ? ICMP_ECHO : ntohs((__u16)dir_and_port);
+	struct policy_key key = {.gen = s->policy_gen, .set = set, .dir = dir};
+	struct set_key in = {.gen = s->policy_gen, .set = set};
+	struct policy_entry *e;
+	struct set_info *info;
+
+	p->set = set;
+	p->rule = 0;
+	if (!set)
+		return 0;
+	port = port_class(s, p->proto, port);
+	key.class = class_of(s, identity);
+	e = find_rule(&key, p->proto, port);
+	if (!e) {
+		key.class = ANY_CLASS;
+		e = find_rule(&key, p->proto, port);
+	}
+	if (e) {
+		p->rule = e->rule;
+		return e->deny ? REASON_POLICY_DENIED : 0;
+	}
+	info = bpf_map_lookup_elem(&sets, &in);
+	if (!info)
+		return REASON_NO_POLICY;
+	if (!info->enforced[dir & 1])
+		return 0;
+	return identity == IDENTITY_UNKNOWN_MEMBER ? REASON_UNKNOWN_MEMBER : REASON_POLICY_DENIED;
+}
+
+#define DIR_PORT(dir, port) ((__u32)(dir) << 16 | (port))

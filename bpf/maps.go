@@ -1,0 +1,334 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// versions are the layouts of the rows, part of the pins' names. Raise a map's
+// number when its key or value changes shape or meaning: the next start then
+// begins with an empty map beside the old one, instead of reading it wrong.
+var versions = map[string]int{
+	"settings": 1, "flows": 1, "replies": 1, "endpoints": 1, "ips": 1, "prefixes": 1,
+	"nodes": 1, "clusters": 1, "services": 1, "backends": 1, "members": 1, "classes": 1,
+	"ports": 1, "policy": 1, "sets": 1, "fragments": 1, "counters": 1, "lost": 1, "events": 1,
+}
+
+// volatile maps start empty when their size changes: nothing in them is missed.
+var volatile = map[string]bool{"fragments": true, "events": true, "counters": true, "lost": true}
+
+func pinName(name string) string { return fmt.Sprintf("weft_%s_v%d", name, versions[name]) }
+
+// resized is a map on its way from one size to another.
+type resized struct{ old, new *ebpf.Map }
+
+// openMaps opens the pinned maps of spec, makes those that are absent, and
+// copies those whose size changed; the pins of the latter still name the old
+// ones. The caller closes all.
+func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map, moved map[string]resized, err error) {
+	maps, moved = map[string]*ebpf.Map{}, map[string]resized{}
+	defer func() {
+		if err != nil {
+			closeMaps(maps)
+			for _, r := range moved {
+				r.old.Close()
+			}
+		}
+	}()
+	for name := range versions {
+		ms, ok := spec.Maps[name]
+		if !ok {
+			return maps, moved, fmt.Errorf("map %s is not in the object; run go generate ./bpf", name)
+		}
+		ms.Name = "weft_" + name
+		path := filepath.Join(dir, pinName(name))
+		m, err := ebpf.LoadPinnedMap(path, nil)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			if m, err = ebpf.NewMap(ms); err != nil {
+				return maps, moved, fmt.Errorf("create map %s: %w", name, err)
+			}
+			maps[name] = m
+			if err := m.Pin(path); err != nil {
+				return maps, moved, fmt.Errorf("pin map %s: %w", name, err)
+			}
+			continue
+		case err != nil:
+			return maps, moved, fmt.Errorf("open map %s: %w", name, err)
+		}
+		if m.Type() != ms.Type || m.KeySize() != keySize(ms) || m.ValueSize() != ms.ValueSize {
+			m.Close()
+			return maps, moved, fmt.Errorf("map %s has another layout: remove %s, or raise its version", name, path)
+		}
+		if m.MaxEntries() == ms.MaxEntries {
+			maps[name] = m
+			continue
+		}
+		n, err := ebpf.NewMap(ms)
+		if err == nil && !volatile[name] {
+			err = copyRows(m, n)
+		}
+		if err != nil {
+			m.Close()
+			if n != nil {
+				n.Close()
+			}
+			return maps, moved, fmt.Errorf("resize map %s from %d to %d rows: %w", name, m.MaxEntries(), ms.MaxEntries, err)
+		}
+		maps[name], moved[name] = n, resized{m, n}
+	}
+	return maps, moved, nil
+}
+
+// keySize is the spec's, but for maps whose key the kernel does not have.
+func keySize(ms *ebpf.MapSpec) uint32 {
+	if ms.Type == ebpf.RingBuf {
+		return 0
+	}
+	return ms.KeySize
+}
+
+func closeMaps(maps map[string]*ebpf.Map) {
+	for _, m := range maps {
+		m.Close()
+	}
+}
+
+// repin lets the pin of a resized map name the new one, in one step.
+func repin(dir, name string, r resized) error {
+	path := filepath.Join(dir, pinName(name))
+	aside := path + "_new"
+	if err := os.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove old pin: %w", err)
+	}
+	if err := r.new.Pin(aside); err != nil {
+		return fmt.Errorf("pin resized map %s: %w", name, err)
+	}
+	if err := unix.Rename(aside, path); err != nil {
+		return fmt.Errorf("rename pin of map %s: %w", name, err)
+	}
+	return nil
+}
+
+// copyRows copies a map as bytes; rows may change meanwhile.
+func copyRows(from, to *ebpf.Map) error {
+	key, value := make([]byte, from.KeySize()), make([]byte, from.ValueSize())
+	rows := from.Iterate()
+	for rows.Next(&key, &value) {
+		if from.Type() == ebpf.Array && (isZero(value) || binary.NativeEndian.Uint32(key) >= to.MaxEntries()) {
+			continue
+		}
+		if err := to.Put(key, value); err != nil {
+			return fmt.Errorf("it holds more than that: %w", err)
+		}
+	}
+	if err := rows.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return err
+	}
+	return nil
+}
+
+func isZero(b []byte) bool {
+	for _, x := range b {
+		if x != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// tables wraps the kernel's maps.
+func tables(m map[string]*ebpf.Map) *Maps {
+	return &Maps{
+		Settings:  newTable[uint32, Settings]("settings", m),
+		Flows:     newTable[FlowKey, Flow]("flows", m),
+		Replies:   newTable[ReplyKey, Reply]("replies", m),
+		Endpoints: newTable[Addr, Endpoint]("endpoints", m),
+		IPs:       newTable[Addr, IPInfo]("ips", m),
+		Prefixes:  newTable[PrefixKey, IPInfo]("prefixes", m),
+		Nodes:     newTable[uint32, Node]("nodes", m),
+		Clusters:  newTable[uint32, Cluster]("clusters", m),
+		Services:  newTable[ServiceKey, Service]("services", m),
+		Backends:  newTable[SlotKey, Backend]("backends", m),
+		Members:   newTable[MemberKey, Member]("members", m),
+		Classes:   newTable[ClassKey, uint32]("classes", m),
+		Ports:     newTable[uint32, uint16]("ports", m),
+		Policy:    newTable[PolicyKey, PolicyEntry]("policy", m),
+		Sets:      newTable[SetKey, SetInfo]("sets", m),
+	}
+}
+
+// table is a Table in the kernel.
+type table[K, V comparable] struct {
+	name string
+	m    *ebpf.Map
+}
+
+func newTable[K, V comparable](name string, maps map[string]*ebpf.Map) Table[K, V] {
+	return &table[K, V]{name: name, m: maps[name]}
+}
+
+func (t *table[K, V]) Name() string    { return t.name }
+func (t *table[K, V]) MaxEntries() int { return int(t.m.MaxEntries()) }
+func (t *table[K, V]) array() bool     { return t.m.Type() == ebpf.Array }
+
+// wrote explains the error of a write.
+func (t *table[K, V]) wrote(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.E2BIG), errors.Is(err, unix.ENOSPC):
+		err = &FullError{Table: t.name, Limit: t.MaxEntries()}
+	case errors.Is(err, unix.ENOMEM):
+		err = fmt.Errorf("the kernel has no memory for another row: %w", err)
+	}
+	return fmt.Errorf("update %s: %w", t.name, err)
+}
+
+func (t *table[K, V]) Update(k K, v V) error { return t.wrote(t.m.Put(k, v)) }
+
+// batch is how many rows one system call carries.
+const batch = 4096
+
+func (t *table[K, V]) UpdateBatch(rows map[K]V) error {
+	keys, values := make([]K, 0, min(len(rows), batch)), make([]V, 0, min(len(rows), batch))
+	flush := func() error {
+		if len(keys) == 0 {
+			return nil
+		}
+		_, err := t.m.BatchUpdate(keys, values, nil)
+		keys, values = keys[:0], values[:0]
+		return t.wrote(err)
+	}
+	for k, v := range rows {
+		keys, values = append(keys, k), append(values, v)
+		if len(keys) == batch {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+func (t *table[K, V]) Delete(k K) error {
+	if t.array() {
+		var zero V
+		return t.Update(k, zero)
+	}
+	if err := t.m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete from %s: %w", t.name, err)
+	}
+	return nil
+}
+
+func (t *table[K, V]) DeleteBatch(keys []K) error {
+	if t.array() {
+		zeros := make(map[K]V, len(keys))
+		for _, k := range keys {
+			var zero V
+			zeros[k] = zero
+		}
+		return t.UpdateBatch(zeros)
+	}
+	for len(keys) > 0 {
+		n, err := t.m.BatchDelete(keys[:min(len(keys), batch)], nil)
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			n++ // the batch stops at an absent key: go on behind it
+		case err != nil:
+			return fmt.Errorf("delete from %s: %w", t.name, err)
+		}
+		keys = keys[min(n, len(keys)):]
+	}
+	return nil
+}
+
+func (t *table[K, V]) Lookup(k K) (v V, ok bool, err error) {
+	// A trie answers with the longest prefix; the row asked for is another one.
+	if t.m.Type() == ebpf.LPMTrie {
+		rows, failed := t.All()
+		for key, value := range rows {
+			if key == k {
+				return value, true, nil
+			}
+		}
+		return v, false, failed()
+	}
+	switch err := t.m.Lookup(k, &v); {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return v, false, nil
+	case err != nil:
+		return v, false, fmt.Errorf("look up in %s: %w", t.name, err)
+	}
+	var zero V
+	return v, !t.array() || v != zero, nil
+}
+
+func (t *table[K, V]) All() (iter.Seq2[K, V], func() error) {
+	var failed error
+	rows := func(yield func(K, V) bool) {
+		failed = t.walk(yield)
+		if failed != nil {
+			failed = fmt.Errorf("read %s: %w", t.name, failed)
+		}
+	}
+	return rows, func() error { return failed }
+}
+
+func (t *table[K, V]) walk(yield func(K, V) bool) error {
+	if t.m.Type() == ebpf.LPMTrie { // its batches start over at every call
+		var k K
+		var v V
+		rows := t.m.Iterate()
+		for rows.Next(&k, &v) {
+			if !yield(k, v) {
+				return nil
+			}
+		}
+		return rows.Err()
+	}
+	var zero V
+	var cursor ebpf.MapBatchCursor
+	size := batch
+	keys, values := make([]K, size), make([]V, size)
+	for {
+		n, err := t.m.BatchLookup(&cursor, keys, values, nil)
+		// A bucket that does not fit whole is not begun.
+		if errors.Is(err, unix.ENOSPC) && n == 0 {
+			size *= 2
+			keys, values = make([]K, size), make([]V, size)
+			continue
+		}
+		for i := range n {
+			if t.array() && values[i] == zero {
+				continue
+			}
+			if !yield(keys[i], values[i]) {
+				return nil
+			}
+		}
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+func (t *table[K, V]) Len() (n int, err error) {
+	rows, failed := t.All()
+	for range rows {
+		n++
+	}
+	return n, failed()
+}

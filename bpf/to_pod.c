@@ -1,0 +1,35 @@
+//go:build ignore
+
+/* to_pod: what the node's stack sends to a pod, seen on the host side of its
+ * veth. Pods and tunnels deliver past it; here come the node's own packets and
+ * those the stack forwards.
+ */
+#include "lib/deliver.h"
+
+SEC("tc")
+int to_pod(struct __sk_buff *skb)
+{
+	const struct settings *s = read_settings();
+	struct packet p = {};
+	struct origin o = {.via = VIA_STACK, .through = 1};
+	struct endpoint *ep;
+	int why = parse_eth(skb, &p);
+
+	if (why)
+		return leave_unread(skb, &p, why, INGRESS);
+	if (!s || !s->revision)
+		return drop(skb, &p, REASON_NOT_READY, INGRESS);
+	ep = bpf_map_lookup_elem(&endpoints, &p.dst);
+	if (!ep || ep->ifindex != skb->ifindex)
+		return drop(skb, &p, REASON_NO_ENDPOINT, INGRESS);
+	o.host = !skb->ingress_ifindex;
+	/* Members come through tunnels. One that the stack forwards got in some
+	 * other way. */
+	if (!o.host) {
+		struct place from;
+		resolve(s, &p.src, &from);
+		if (from.member)
+			return drop(skb, &p, REASON_PLAINTEXT, INGRESS);
+	}
+	return deliver(skb, &p, s, ep, &o);
+}
