@@ -88,6 +88,9 @@ func (t *ICMP) Send(requests []Request) error {
 	var failed error
 	err = raw.Control(func(fd uintptr) {
 		for _, r := range requests {
+			if !r.Addr.Is4() {
+				continue
+			}
 			if err := t.send(int(fd), r); errors.Is(err, unix.EBADF) {
 				failed = err
 			}

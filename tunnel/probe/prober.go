@@ -152,6 +152,7 @@ func (p *Prober) Set(targets []Target) {
 	wanted := make(map[string]bool, len(targets))
 	now := time.Now()
 	for _, t := range targets {
+		t.Addr = t.Addr.Unmap()
 		wanted[t.Name()] = true
 		if known, there := p.paths[t.Name()]; there {
 			if known.seen.Target.Addr != t.Addr {

@@ -1,0 +1,233 @@
+package gossip
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// freePort is a loopback port that nobody has, for TCP and UDP.
+func freePort(t *testing.T) netip.AddrPort {
+	t.Helper()
+	for range 100 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr := netip.MustParseAddrPort(l.Addr().String())
+		u, err := net.ListenPacket("udp", addr.String())
+		l.Close()
+		if err != nil {
+			continue
+		}
+		u.Close()
+		return addr
+	}
+	t.Fatal("no free port")
+	return netip.AddrPort{}
+}
+
+// running is a pool with its goroutine and what it told.
+type running struct {
+	*Pool
+	stop func() error
+
+	mu      sync.Mutex
+	events  []Event  // guarded by mu
+	reports []Report // guarded by mu
+}
+
+func key(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
+
+func start(t *testing.T, cfg Config) *running {
+	t.Helper()
+	r := &running{}
+	cfg.Speed, cfg.Label = VeryFast, "test"
+	cfg.Self.Role = APIServer
+	cfg.Self.Addr = freePort(t)
+	cfg.Log = slog.New(slog.DiscardHandler)
+	cfg.OnEvent = func(e Event) { r.mu.Lock(); r.events = append(r.events, e); r.mu.Unlock() }
+	cfg.OnReport = func(e Report) { r.mu.Lock(); r.reports = append(r.reports, e); r.mu.Unlock() }
+	p, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Pool = p
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	r.stop = sync.OnceValue(func() error { cancel(); return <-done })
+	t.Cleanup(func() {
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+func (r *running) names() (names []string) {
+	for _, m := range r.Members() {
+		names = append(names, m.String())
+	}
+	return names
+}
+
+func (r *running) told(kind Kind, name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.ContainsFunc(r.events, func(e Event) bool { return e.Kind == kind && e.Member.String() == name })
+}
+
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+		<-tick.C
+	}
+}
+
+func seeds(pools ...*running) (addrs []netip.AddrPort) {
+	for _, p := range pools {
+		addrs = append(addrs, p.cfg.Self.Addr)
+	}
+	return addrs
+}
+
+func TestMembersFindOneAnotherAndSayGoodbye(t *testing.T) {
+	both := []string{"east", "west"}
+	east := start(t, Config{Self: Member{Cluster: "east", Name: "a"}, Clusters: both, Keys: [][]byte{key(1), key(2)}})
+	west := start(t, Config{Self: Member{Cluster: "west", Name: "a"}, Clusters: both, Keys: [][]byte{key(2), key(1)}})
+	west.SetSeeds(seeds(east, west))
+	eventually(t, "east sees west", func() bool { return slices.Equal(east.names(), []string{"west/apiserver/a"}) })
+	eventually(t, "west sees east", func() bool { return slices.Equal(west.names(), []string{"east/apiserver/a"}) })
+	eventually(t, "east knows the round trip to west", func() bool { return east.RTT(west.cfg.Self) > 0 })
+
+	if err := west.stop(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "east hears the goodbye", func() bool { return east.told(Left, "west/apiserver/a") })
+	if east.told(Dead, "west/apiserver/a") {
+		t.Error("who says goodbye counts as dead")
+	}
+}
+
+func TestReportsReachEverybodyAndOnlyNewerOnesCount(t *testing.T) {
+	three := []string{"east", "west", "north"}
+	var pools []*running
+	for i, name := range three {
+		keys := [][]byte{key(byte(i + 1))}
+		for j := range three {
+			if j != i {
+				keys = append(keys, key(byte(j+1)))
+			}
+		}
+		pools = append(pools, start(t, Config{Self: Member{Cluster: name, Name: "a"}, Clusters: three, Keys: keys}))
+	}
+	// A chain: what east says reaches north through west alone.
+	pools[1].SetSeeds(seeds(pools[0]))
+	pools[2].SetSeeds(seeds(pools[1]))
+	eventually(t, "all know all", func() bool {
+		return !slices.ContainsFunc(pools, func(p *running) bool { return len(p.Members()) != 2 })
+	})
+	dead := func(p *running) string {
+		for _, r := range p.Reports() {
+			if r.Cluster == "east" {
+				return strings.Join(r.Dead, ",")
+			}
+		}
+		return "nothing"
+	}
+	pools[0].SetDead([]string{"n2", "n1", "n2"})
+	eventually(t, "north hears of east's dead nodes", func() bool { return dead(pools[2]) == "n1,n2" })
+	pools[0].SetDead(nil)
+	eventually(t, "north hears that they are back", func() bool { return dead(pools[2]) == "" })
+	old := Report{Cluster: "east", Reporter: "a", Sequence: 1, Dead: []string{"n9"}}
+	(&delegate{pools[2].Pool}).accept(old)
+	if got := dead(pools[2]); got != "" {
+		t.Errorf("an older report replaced a newer one: dead %q", got)
+	}
+	// More than a packet holds goes with the exchange of full state.
+	var many []string
+	for i := range 500 {
+		many = append(many, fmt.Sprintf("node-%03d", i))
+	}
+	pools[0].SetDead(many)
+	late := start(t, Config{Self: Member{Cluster: "north", Name: "late"}, Clusters: three, Keys: [][]byte{key(3), key(1), key(2)}})
+	late.SetSeeds(seeds(pools[0]))
+	eventually(t, "a newcomer hears of 500 dead nodes", func() bool { return dead(late) == strings.Join(many, ",") })
+}
+
+func TestStrangersAreRefusedAndCounted(t *testing.T) {
+	t.Run("another key", func(t *testing.T) {
+		east := start(t, Config{Self: Member{Cluster: "east", Name: "a"}, Clusters: []string{"east", "west"}, Keys: [][]byte{key(1)}})
+		west := start(t, Config{Self: Member{Cluster: "west", Name: "a"}, Clusters: []string{"east", "west"}, Keys: [][]byte{key(2)}})
+		west.SetSeeds(seeds(east))
+		eventually(t, "east counts a refusal", func() bool { return east.Refused() > 0 })
+		if names := east.names(); len(names) > 0 {
+			t.Errorf("let in: %v", names)
+		}
+		// Once the operators have exchanged keys it works without a restart.
+		if err := east.SetKeys([][]byte{key(1), key(2)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := west.SetKeys([][]byte{key(2), key(1)}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "they meet", func() bool { return len(east.Members()) == 1 && len(west.Members()) == 1 })
+	})
+	t.Run("a cluster that is no peer", func(t *testing.T) {
+		east := start(t, Config{Self: Member{Cluster: "east", Name: "a"}, Clusters: []string{"east"}, Keys: [][]byte{key(1)}})
+		south := start(t, Config{Self: Member{Cluster: "south", Name: "a"}, Clusters: []string{"east", "south"}, Keys: [][]byte{key(1)}})
+		south.SetSeeds(seeds(east))
+		eventually(t, "east counts a refusal", func() bool { return east.Refused() > 0 })
+		if names := east.names(); len(names) > 0 {
+			t.Errorf("let in: %v", names)
+		}
+		(&delegate{east.Pool}).accept(Report{Cluster: "south", Reporter: "a", Sequence: 1})
+		if len(east.Reports()) > 0 {
+			t.Error("a report of a stranger is kept")
+		}
+		east.SetClusters([]string{"south"})
+		eventually(t, "let in as a peer", func() bool { return len(east.Members()) == 1 })
+	})
+	t.Run("a name that is not its own", func(t *testing.T) {
+		node := &memberlist.Node{
+			Name: "east/agent/a", Addr: net.IPv4(127, 0, 0, 1),
+			Meta: []byte(`{"cluster":"west","role":"agent","name":"a"}`),
+		}
+		if _, err := member(node); err == nil {
+			t.Error("a member that says two things of itself is let in")
+		}
+	})
+}
+
+func TestConfigNamesEveryMistake(t *testing.T) {
+	err := Config{Self: Member{Cluster: "ea/st", Name: "a", Role: Agent}, Keys: [][]byte{{1, 2}}, Speed: "slow"}.Validate()
+	for _, want := range []string{"no slash", "others need one to reach us by", "2 bytes", "not among those let in", `speed "slow"`} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("no word of %q in: %v", want, err)
+		}
+	}
+	if _, err := New(Config{}); err == nil || errors.Unwrap(err) == nil {
+		t.Errorf("an empty configuration: %v", err)
+	}
+}

@@ -1,0 +1,270 @@
+package gossip
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// joinRetry is the pause between attempts to reach addresses that are not
+	// members yet, also after everybody was cut off from everybody.
+	joinRetry = time.Second
+	// leavePatience is how long a goodbye may take.
+	leavePatience = 500 * time.Millisecond
+)
+
+// Pool is one gossip pool as seen by one member. Its methods may be called from
+// several goroutines, before and during Run.
+type Pool struct {
+	cfg     Config
+	keyring *memberlist.Keyring
+	refused atomic.Uint64
+	leaving atomic.Bool
+
+	mu       sync.Mutex
+	clusters map[string]bool          // guarded by mu, those let in
+	seeds    []netip.AddrPort         // guarded by mu
+	members  map[string]Member        // guarded by mu, alive, by String; of any cluster
+	reports  map[string]Report        // guarded by mu, by cluster/reporter
+	own      Report                   // guarded by mu
+	rtt      map[string]time.Duration // guarded by mu, by String
+
+	// queue has a lock of its own, taken inside mu and never around it.
+	queue memberlist.TransmitLimitedQueue
+	alive atomic.Int64  // len(members), for queue
+	wake  chan struct{} // has one element when seeds changed
+}
+
+// New makes a pool of one. Nothing is sent before Run.
+func New(cfg Config) (*Pool, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("gossip: %w", err)
+	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	keyring, err := memberlist.NewKeyring(cfg.Keys, cfg.Keys[0])
+	if err != nil {
+		return nil, fmt.Errorf("gossip: keys: %w", err)
+	}
+	p := &Pool{
+		cfg: cfg, keyring: keyring,
+		members: map[string]Member{}, reports: map[string]Report{}, rtt: map[string]time.Duration{},
+		wake: make(chan struct{}, 1),
+	}
+	p.SetClusters(cfg.Clusters)
+	p.queue = memberlist.TransmitLimitedQueue{RetransmitMult: 3, NumNodes: func() int { return int(p.alive.Load()) + 1 }}
+	return p, nil
+}
+
+// Run takes part in the pool until ctx ends, then says goodbye. It fails when
+// the address cannot be listened on.
+func (p *Pool) Run(ctx context.Context) error {
+	conf := memberlist.DefaultLANConfig()
+	speeds[p.cfg.Speed].apply(conf)
+	self := p.cfg.Self
+	conf.Name, conf.Label, conf.Keyring = self.String(), p.cfg.Label, p.keyring
+	conf.BindAddr, conf.BindPort = self.Addr.Addr().String(), int(self.Addr.Port())
+	conf.AdvertiseAddr, conf.AdvertisePort = conf.BindAddr, conf.BindPort
+	d := &delegate{p}
+	conf.Delegate, conf.Events, conf.Alive, conf.Ping, conf.Conflict = d, d, d, d, d
+	conf.Logger = log.New(lineWriter{p.cfg.Log, &p.refused}, "", 0)
+	list, err := memberlist.Create(conf)
+	if err != nil {
+		return fmt.Errorf("gossip on %v: %w", self.Addr, err)
+	}
+	p.join(ctx, list)
+	// memberlist tells others that we are gone, but not whether we meant to: that
+	// travels ahead. A goodbye that nobody hears is no reason to stay.
+	p.leaving.Store(true)
+	if err := errors.Join(list.UpdateNode(leavePatience), list.Leave(leavePatience)); err != nil {
+		p.cfg.Log.Debug("left without a goodbye", "error", err)
+	}
+	p.leaving.Store(false)
+	if err := list.Shutdown(); err != nil {
+		return fmt.Errorf("gossip on %v: end: %w", self.Addr, err)
+	}
+	return nil
+}
+
+// join reaches out to seeds that are not members, until ctx ends.
+func (p *Pool) join(ctx context.Context, list *memberlist.Memberlist) {
+	tick := time.NewTicker(joinRetry)
+	defer tick.Stop()
+	for {
+		// Side by side: one that does not answer holds nobody up.
+		var g errgroup.Group
+		g.SetLimit(8)
+		for _, seed := range p.strangers() {
+			g.Go(func() error {
+				if ctx.Err() != nil {
+					return nil
+				}
+				if _, err := list.Join([]string{seed.String()}); err != nil {
+					p.cfg.Log.Debug("no answer from a member-to-be", "address", seed, "error", err)
+				}
+				return nil
+			})
+		}
+		g.Wait()
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.wake:
+		case <-tick.C:
+		}
+	}
+}
+
+// strangers are seeds that are neither members nor ourselves.
+func (p *Pool) strangers() []netip.AddrPort {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	known := map[netip.AddrPort]bool{p.cfg.Self.Addr: true}
+	for _, m := range p.members {
+		known[m.Addr] = true
+	}
+	return slices.DeleteFunc(slices.Clone(p.seeds), func(a netip.AddrPort) bool { return known[a] })
+}
+
+// SetSeeds says where members are expected. Those that are not members are
+// tried again every second.
+func (p *Pool) SetSeeds(seeds []netip.AddrPort) {
+	p.mu.Lock()
+	p.seeds = slices.Clone(seeds)
+	p.mu.Unlock()
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// SetClusters says whose members are let in, besides our own cluster's. Members
+// of a cluster that is not named any more are ignored from now on.
+func (p *Pool) SetClusters(clusters []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clusters = map[string]bool{p.cfg.Self.Cluster: true}
+	for _, c := range clusters {
+		p.clusters[c] = true
+	}
+	maps.DeleteFunc(p.reports, func(_ string, r Report) bool { return !p.clusters[r.Cluster] })
+}
+
+// SetKeys replaces the keys, the first being ours to send with. New ones are
+// there before old ones go, so nothing is missed in between.
+func (p *Pool) SetKeys(keys [][]byte) error {
+	if len(keys) == 0 {
+		return errors.New("gossip keys: at least one is needed")
+	}
+	for _, key := range keys {
+		if err := p.keyring.AddKey(key); err != nil {
+			return fmt.Errorf("gossip keys: %w", err)
+		}
+	}
+	if err := p.keyring.UseKey(keys[0]); err != nil {
+		return fmt.Errorf("gossip keys: %w", err)
+	}
+	for _, old := range p.keyring.GetKeys() {
+		if slices.ContainsFunc(keys, func(k []byte) bool { return bytes.Equal(k, old) }) {
+			continue
+		}
+		if err := p.keyring.RemoveKey(old); err != nil {
+			return fmt.Errorf("gossip keys: %w", err)
+		}
+	}
+	return nil
+}
+
+// Members are those alive, without ourselves, in order of name.
+func (p *Pool) Members() []Member {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := slices.DeleteFunc(slices.Collect(maps.Values(p.members)), func(m Member) bool { return !p.clusters[m.Cluster] })
+	slices.SortFunc(all, func(a, b Member) int { return cmp.Compare(a.String(), b.String()) })
+	return all
+}
+
+// RTT is the last round trip to a member, zero if none was measured.
+func (p *Pool) RTT(m Member) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rtt[m.String()]
+}
+
+// Refused counts packets and members that were not let in: of another pool,
+// under another key, or of a cluster that is not ours to talk to.
+func (p *Pool) Refused() uint64 { return p.refused.Load() }
+
+// SetDead passes on which of our own cluster's nodes are dead, if that is news.
+func (p *Pool) SetDead(nodes []string) {
+	nodes = slices.Compact(slices.Sorted(slices.Values(nodes)))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.own.Sequence != 0 && slices.Equal(nodes, p.own.Dead) {
+		return
+	}
+	p.own = Report{
+		Cluster: p.cfg.Self.Cluster, Reporter: p.cfg.Self.Name, Dead: nodes,
+		// The clock makes it grow over restarts, the maximum within one.
+		Sequence: max(p.own.Sequence+1, uint64(time.Now().UnixNano())),
+	}
+	p.spread(p.own)
+}
+
+// Reports are the newest of every other reporter, in order of cluster and name.
+func (p *Pool) Reports() []Report {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := slices.Collect(maps.Values(p.reports))
+	slices.SortFunc(all, func(a, b Report) int {
+		return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Reporter, b.Reporter))
+	})
+	return all
+}
+
+// String is the member's name in the pool.
+func (m Member) String() string { return m.Cluster + "/" + string(m.Role) + "/" + m.Name }
+
+// signsOfStrangers are what memberlist logs, and tells in no other way, about
+// packets and streams of another pool or under another key.
+var signsOfStrangers = []string{"Decrypt packet failed", "could decrypt", "unacceptable label", "encryption is configured but", "encryption is not configured"}
+
+// lineWriter carries memberlist's log lines, "[LEVEL] memberlist: text", to slog.
+type lineWriter struct {
+	log     *slog.Logger
+	refused *atomic.Uint64
+}
+
+func (w lineWriter) Write(line []byte) (int, error) {
+	severity, text, _ := strings.Cut(strings.TrimSpace(string(line)), " ")
+	level := slog.LevelDebug
+	switch severity {
+	case "[ERR]":
+		level = slog.LevelWarn
+	case "[WARN]":
+		level = slog.LevelInfo
+	}
+	for _, sign := range signsOfStrangers {
+		if bytes.Contains(line, []byte(sign)) {
+			w.refused.Add(1)
+			level = slog.LevelDebug // anybody can cause it: counted, not shouted
+			break
+		}
+	}
+	w.log.Log(context.Background(), level, text)
+	return len(line), nil
+}
