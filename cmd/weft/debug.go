@@ -98,13 +98,13 @@ func debugTableCommand() *cobra.Command {
 	return cmd
 }
 
-// agentTable shows an agent's table with cluster and node before each row. A
-// table that has a cluster of its own keeps that one too: it is the row's.
+// agentTable shows an agent's table, with the agent before each row: a cluster
+// or node in the row itself is what the row is about.
 func agentTable(l *api.Table) table {
-	t := table{columns: append(columns("CLUSTER", "NODE"), columns(headings(l.Columns)...)...), empty: "table " + l.Name + " is empty", name: 2}
+	t := table{columns: append(columns("AT"), columns(headings(l.Columns)...)...), empty: "table " + l.Name + " is empty", name: 1, ordered: true}
 	for _, row := range l.Rows {
 		row = append(slices.Clone(row), make([]string, max(0, len(l.Columns)-len(row)))...)
-		t.rows = append(t.rows, append([]string{l.Cluster, l.Node}, row[:len(l.Columns)]...))
+		t.rows = append(t.rows, append([]string{l.Cluster + "/" + l.Node}, row[:len(l.Columns)]...))
 	}
 	return t
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -61,7 +62,7 @@ func finish(root *cobra.Command, err error) int {
 		return exitCode(err)
 	}
 	w := root.ErrOrStderr()
-	fmt.Fprintf(w, "weft: %s\n", printableLines(err.Error()))
+	fmt.Fprintf(w, "weft: %s\n", printableLines(strings.TrimPrefix(err.Error(), "weft: ")))
 	if hint := explain(err); hint != "" {
 		fmt.Fprintf(w, "hint: %s\n", printableLines(hint))
 	}

@@ -25,7 +25,7 @@ func identities(cmd *cobra.Command, wanted func(api.Identity) bool) ([]*api.Iden
 		}
 		return l, err
 	})
-	t := table{columns: columns("CLUSTER", "ID", "ENDPOINTS", "LABELS"), name: 1, empty: "there are no identities", ordered: true}
+	t := table{columns: columns("CLUSTER", "ID", "ENDPOINTS", "LABELS"), name: 1, empty: "there are no identities"}
 	for _, l := range lists {
 		for _, i := range l.Identities {
 			t.rows = append(t.rows, []string{i.Cluster, fmt.Sprint(i.ID), fmt.Sprint(i.Endpoints), i.Labels})

@@ -58,10 +58,12 @@ type table struct {
 	ordered bool
 }
 
-// sorted returns t with its rows in order.
+// sorted returns t with its rows in order, each once: what two clusters say
+// alike is one row.
 func (t *table) sorted() *table {
 	if !t.ordered {
 		slices.SortStableFunc(t.rows, slices.Compare)
+		t.rows = slices.CompactFunc(t.rows, slices.Equal)
 	}
 	return t
 }

@@ -51,14 +51,14 @@ const waitStep = 200 * time.Millisecond
 // statuses asks until all is well or the time is up. A cluster that cannot be
 // reached yet is asked again too.
 func statuses(cmd *cobra.Command, wait time.Duration) ([]*api.Status, error) {
-	deadline := now().Add(wait)
+	deadline := time.Now().Add(wait)
 	for {
 		all, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.Status, error) { return c.Status(ctx) })
 		well := err == nil
 		for _, s := range all {
 			well = well && len(concerns(s)) == 0
 		}
-		if well || !now().Before(deadline) || err != nil && !unreachable(err) {
+		if well || !time.Now().Before(deadline) || err != nil && !unreachable(err) {
 			return all, err
 		}
 		select {

@@ -1,0 +1,291 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/weft-mesh/weft/lab"
+	"github.com/weft-mesh/weft/lab/scenario"
+	"github.com/weft-mesh/weft/lab/traffic"
+)
+
+func labCommand() *cobra.Command {
+	cmd := groupCommand("lab", "Raise whole clusters on this machine", look,
+		labRunCommand(), labUpCommand(), labDownCommand(), labListCommand(), labExecCommand(), labPruneCommand(), labVerbsCommand())
+	cmd.AddCommand(labHostCommand(), labServeCommand(), labRequestCommand(), labLoadCommand())
+	for _, name := range lab.Helpers {
+		cmd.AddCommand(&cobra.Command{Use: name, Hidden: true, DisableFlagParsing: true, RunE: func(cmd *cobra.Command, args []string) error {
+			return lab.Helper(cmd.Context(), append([]string{name}, args...))
+		}})
+	}
+	return cmd
+}
+
+func labRunCommand() *cobra.Command {
+	var watch, keep bool
+	cmd := &cobra.Command{
+		Use:   "run FILE...",
+		Short: "Run scenarios; exit code 0 if they hold",
+		Long: "Run scenarios: raise the clusters that a script needs, run it, and take them down again.\n" +
+			"With -o json the last line is an object with the outcome and the figures, one per scenario.",
+		Example: "  weft lab run --watch scenarios/demo.txtar",
+		Args:    usageArgs(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, files []string) error {
+			f, err := format(cmd)
+			if err != nil {
+				return err
+			}
+			for _, file := range files {
+				if _, _, err := scenario.Load(file); err != nil {
+					return usageError{err}
+				}
+			}
+			if err := lab.Preflight(); err != nil {
+				return incapable{err}
+			}
+			failed := false
+			for _, file := range files {
+				o := scenario.Options{View: labView(cmd, watch, f == "json")}
+				if keep {
+					o.Keep = keepLab(cmd.ErrOrStderr())
+				}
+				result := scenario.Run(cmd.Context(), file, o)
+				failed = failed || !result.OK
+				if f == "json" {
+					if err := json.NewEncoder(cmd.OutOrStdout()).Encode(result); err != nil {
+						return err
+					}
+				}
+			}
+			if failed {
+				return errNo
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&watch, "watch", false, "draw a live picture, if the output is a terminal")
+	cmd.Flags().BoolVar(&keep, "keep", false, "keep the clusters at the end, until interrupted")
+	return cmd
+}
+
+// labView draws on a terminal and prints lines elsewhere. With JSON they go to
+// the standard error.
+func labView(cmd *cobra.Command, watch, asJSON bool) scenario.View {
+	out := cmd.OutOrStdout()
+	if asJSON {
+		out = cmd.ErrOrStderr()
+	}
+	file, ok := out.(*os.File)
+	if !watch || !ok || !term.IsTerminal(int(file.Fd())) {
+		return scenario.NewPlain(out)
+	}
+	width := func() int {
+		if w, _, err := term.GetSize(int(file.Fd())); err == nil && w > 0 {
+			return w
+		}
+		return 80
+	}
+	return scenario.NewWatch(out, width, os.Getenv("NO_COLOR") == "")
+}
+
+func keepLab(out io.Writer) scenario.KeepFunc {
+	return func(ctx context.Context, l *lab.Lab, err error) {
+		if err != nil {
+			fmt.Fprintln(out, err)
+		}
+		fmt.Fprintf(out, "lab %s is kept; logs are in %s/logs; look around with\n  weft lab exec %s operator -- weft status\nand interrupt to end it\n", l.ID, l.Dir, l.ID)
+		<-ctx.Done()
+	}
+}
+
+func labUpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "up FILE",
+		Short: "Raise the clusters of a file, run its script, and keep them",
+		Args:  usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, _, err := scenario.Load(args[0]); err != nil {
+				return usageError{err}
+			}
+			if err := lab.Preflight(); err != nil {
+				return incapable{err}
+			}
+			r, err := scenario.Up(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s\n", r.ID)
+			fmt.Fprintf(cmd.ErrOrStderr(), "lab %s is up; try\n  weft lab exec %s operator -- weft status\n  weft lab down %s\n", r.ID, r.ID, r.ID)
+			return nil
+		},
+	}
+}
+
+func labHostCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "host FILE", Hidden: true, Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return scenario.Host(cmd.Context(), args[0], cmd.OutOrStdout())
+		},
+	}
+}
+
+func labDownCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "down LAB...",
+		Short:             "Take labs down",
+		Args:              usageArgs(cobra.MinimumNArgs(1)),
+		ValidArgsFunction: completeLabs,
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			for _, id := range ids {
+				if err := lab.Down(cmd.Context(), id); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func completeLabs(_ *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	labs, _ := lab.List()
+	var ids []string
+	for _, r := range labs {
+		ids = append(ids, r.ID+"\t"+r.File)
+	}
+	return ids, cobra.ShellCompDirectiveNoFileComp
+}
+
+func labListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "Show the labs that are up",
+		Args:  usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			labs, err := lab.List()
+			if err != nil {
+				return err
+			}
+			t := table{columns: columns("LAB", "AGE", "NODES", "FILE", "*PID"), empty: "no lab is up"}
+			for _, r := range labs {
+				t.rows = append(t.rows, []string{r.ID, age(time.Since(r.Started).Seconds()), fmt.Sprint(max(0, len(r.Nodes)-1)), r.File, fmt.Sprint(r.PID)})
+			}
+			return show(cmd, [][]lab.Record{labs}, t)
+		},
+	}
+}
+
+func labExecCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "exec LAB NODE|POD -- COMMAND...",
+		Short: "Run a command on a machine or in a pod of a lab",
+		Long: "Run a command on a machine or in a pod of a lab. A machine is CLUSTER/NODE, a pod\n" +
+			"CLUSTER/NAMESPACE/POD; operator is the machine from which every API server can be reached.",
+		Example:           "  weft lab exec 1f2e east/n1 -- weft debug tables\n  weft lab exec 1f2e operator -- weft -c west status",
+		Args:              usageArgs(cobra.MinimumNArgs(3)),
+		ValidArgsFunction: first(completeLabs),
+		RunE: func(_ *cobra.Command, args []string) error {
+			return lab.Exec(args[0], args[1], args[2:])
+		},
+	}
+}
+
+func labPruneCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "prune",
+		Short: "Remove what killed runs left behind",
+		Args:  usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			removed, err := lab.Prune()
+			for _, id := range removed {
+				fmt.Fprintf(cmd.OutOrStdout(), "lab %s removed\n", id)
+			}
+			return err
+		},
+	}
+}
+
+func labVerbsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "verbs",
+		Short: "Show the commands that scenarios can use",
+		Args:  usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
+			for _, v := range scenario.Manual() {
+				fmt.Fprintf(w, "%s %s\t%s\n", v.Name, v.Usage, v.Summary)
+			}
+			return w.Flush()
+		},
+	}
+}
+
+func labServeCommand() *cobra.Command {
+	c := traffic.ServeConfig{Self: traffic.Self()}
+	cmd := &cobra.Command{
+		Use:    "serve [--http ADDR] [--tcp ADDR] [--udp ADDR]",
+		Short:  "Answer with cluster, node, pod and the peer that is seen",
+		Hidden: true, Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return traffic.Serve(cmd.Context(), c) },
+	}
+	cmd.Flags().StringSliceVar(&c.HTTP, "http", nil, "addresses such as :80")
+	cmd.Flags().StringSliceVar(&c.TCP, "tcp", nil, "addresses; answered line by line")
+	cmd.Flags().StringSliceVar(&c.UDP, "udp", nil, "addresses; answered packet by packet")
+	return cmd
+}
+
+func labRequestCommand() *cobra.Command {
+	var count int
+	var timeout time.Duration
+	var from string
+	cmd := &cobra.Command{
+		Use: "request TARGET", Short: "Ask a server who it is", Hidden: true, Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			target, err := traffic.ParseTarget(args[0])
+			if err != nil {
+				return usageError{err}
+			}
+			var failed []error
+			for range count {
+				a, err := traffic.RequestWithin(cmd.Context(), timeout, target, from, "")
+				if err != nil {
+					failed = append(failed, fmt.Errorf("%s: %w", traffic.Reason(err), err))
+					continue
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), strings.TrimSuffix(a.String(), " "+traffic.Marker))
+			}
+			return errors.Join(failed...)
+		},
+	}
+	cmd.Flags().IntVar(&count, "count", 1, "how often")
+	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Second, "of each request")
+	cmd.Flags().StringVar(&from, "from", "", "local address, or address:port")
+	return cmd
+}
+
+func labLoadCommand() *cobra.Command {
+	var c traffic.LoadConfig
+	cmd := &cobra.Command{
+		Use: "load TARGET", Short: "Make requests at a steady rate and print what becomes of each", Hidden: true, Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if c.Target, err = traffic.ParseTarget(args[0]); err != nil {
+				return usageError{err}
+			}
+			return traffic.Load(cmd.Context(), c, cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().Float64Var(&c.Rate, "rate", 50, "requests per second")
+	cmd.Flags().DurationVar(&c.Timeout, "timeout", time.Second, "of each request")
+	cmd.Flags().IntVar(&c.Keep, "keep", 0, "connections to keep; 0 makes a new one for each request")
+	return cmd
+}
