@@ -14,22 +14,8 @@ inline_always void count(struct __sk_buff *skb, __u32 reason, __u32 dir)
 	}
 }
 
-once int report(struct __sk_buff *skb, struct packet *p, __u32 type, __u32 reason, __u32 dir)
+part int fill(struct event *e, const struct __sk_buff *skb, const struct packet *p)
 {
-	if (!p)
-		return 0;
-	const struct settings *s = read_settings();
-	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-
-	if (!e || !s) {
-		__u32 zero = 0;
-		__u64 *n = bpf_map_lookup_elem(&lost, &zero);
-		if (n)
-			++*n;
-		if (e)
-			bpf_ringbuf_submit(e, 1 /* no wake-up */);
-		return 0;
-	}
 	__builtin_memset(e, 0, sizeof(*e));
 	e->time = bpf_ktime_get_boot_ns();
 	e->src = p->src;
@@ -41,16 +27,34 @@ once int report(struct __sk_buff *skb, struct packet *p, __u32 type, __u32 reaso
 	e->dst_identity = p->dst_identity;
 	e->rule = p->rule;
 	e->set = p->set;
-	e->policy_gen = s->policy_gen;
 	e->ifindex = skb->ifindex;
 	e->sport = p->proto == PROTO_ICMP ? p->icmp : p->sport;
 	e->dport = p->proto == PROTO_ICMP ? 0 : p->dport;
 	e->bytes = skb->len;
+	e->proto = p->proto;
+	e->tcp_flags = p->tcp_flags;
+	return 0;
+}
+
+once int report(struct __sk_buff *skb, struct packet *p, __u32 type, __u32 reason, __u32 dir)
+{
+	if (!p)
+		return 0;
+	const struct settings *s = read_settings();
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+
+	if (!e) {
+		__u32 zero = 0;
+		__u64 *n = bpf_map_lookup_elem(&lost, &zero);
+		if (n)
+			++*n;
+		return 0;
+	}
+	fill(e, skb, p);
+	e->policy_gen = s ? s->policy_gen : 0;
 	e->type = type;
 	e->reason = reason;
 	e->dir = dir;
-	e->proto = p->proto;
-	e->tcp_flags = p->tcp_flags;
 	bpf_ringbuf_submit(e, 0);
 	return 0;
 }
