@@ -131,6 +131,11 @@ func TestOwnerComesBetweenLookAndAct(t *testing.T) {
 				return nil
 			}
 			collect(t, c, 0)
+			for key := range s.Dump() {
+				if strings.HasPrefix(key, identity.Prefix+"unused/") {
+					t.Errorf("%s stands although the number is in use", key)
+				}
+			}
 			collect(t, c, 0)
 			if !inside || !taken(t, a, n) {
 				t.Errorf("interleaved: %v, taken: %v", inside, taken(t, a, n))
