@@ -106,6 +106,11 @@ func checkFlows(t *testing.T, r *rand.Rand, w World, tables *Tables, subjects []
 		if problem := disagree(tables, got, want); problem != "" {
 			t.Fatalf("%s: %+v, peer %v\ntables %+v %v\noracle %+v\n%s", problem, f, w.Identities[f.Peer], got, tables.Rules[got.Rule], want, text)
 		}
+		if len(w.Identities[f.Peer])+len(identity.ReservedLabels(f.Peer)) > 0 && f.Peer != identity.UnknownMember {
+			if allow := naively(w, f); allow != want.Allow {
+				t.Fatalf("the manifests say %v: %+v, peer %v\noracle %+v\n%s", allow, f, w.Identities[f.Peer], want, text)
+			}
+		}
 	}
 }
 

@@ -28,6 +28,11 @@ func Parse(data []byte) ([]*Policy, error) {
 		errs []error
 		seen = map[string]bool{}
 	)
+	wrong := func(doc int, why ...error) {
+		for _, err := range why {
+			errs = append(errs, fmt.Errorf("document %d: %w", doc, err))
+		}
+	}
 	reader := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
 	for n := 1; ; n++ {
 		doc, err := reader.Read()
@@ -37,16 +42,13 @@ func Parse(data []byte) ([]*Policy, error) {
 		if err != nil {
 			return nil, fmt.Errorf("document %d: %w", n, err)
 		}
-		p, err := parseOne(doc)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("document %d: %w", n, err))
-			continue
-		}
-		if p == nil {
+		p, why := parseOne(doc)
+		wrong(n, why...)
+		if p == nil || len(why) > 0 {
 			continue
 		}
 		if seen[p.String()] {
-			errs = append(errs, fmt.Errorf("document %d: %s stands twice; keep one of them, or give it another name", n, p))
+			wrong(n, fmt.Errorf("%s stands twice; keep one of them, or give it another name", p))
 		}
 		seen[p.String()] = true
 		out = append(out, p)
@@ -57,37 +59,38 @@ func Parse(data []byte) ([]*Policy, error) {
 	return out, nil
 }
 
-// parseOne reads one document; nil if it holds nothing.
-func parseOne(doc []byte) (*Policy, error) {
+// parseOne reads one document; nil and nil if it holds nothing.
+func parseOne(doc []byte) (*Policy, []error) {
 	text, err := yaml.YAMLToJSONStrict(doc)
 	if err != nil {
-		return nil, fmt.Errorf("not valid YAML: %w", err)
+		return nil, []error{fmt.Errorf("not valid YAML: %w", err)}
 	}
 	if string(bytes.TrimSpace(text)) == "null" {
 		return nil, nil
 	}
 	if err := checkKind(text); err != nil {
-		return nil, err
+		return nil, []error{err}
 	}
-	var m manifest
+	var (
+		m  manifest
+		ps problems
+	)
 	strict, err := kjson.UnmarshalStrict(text, &m)
 	if err != nil {
-		return nil, explainType(err)
+		strict = append(strict, explainType(err))
 	}
-	who := fmt.Sprintf("%s %q", m.Kind, m.Metadata.Name)
-	var ps problems
 	for _, err := range strict {
 		ps.list = append(ps.list, explainStrict(err))
 	}
 	refuseNulls(text, &ps)
-	if err := ps.err(); err != nil {
-		return nil, fmt.Errorf("%s: %w", who, err)
+	var p *Policy
+	if len(ps.list) == 0 {
+		p = m.policy(&ps)
 	}
-	p := m.policy(&ps)
-	if err := ps.err(); err != nil {
-		return nil, fmt.Errorf("%s: %w", who, err)
+	for i, err := range ps.list {
+		ps.list[i] = fmt.Errorf("%s %q: %w", m.Kind, m.Metadata.Name, err)
 	}
-	return p, nil
+	return p, ps.list
 }
 
 func checkKind(text []byte) error {

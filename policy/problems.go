@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
 )
@@ -28,5 +27,3 @@ type problems struct {
 func (ps *problems) add(at path, format string, args ...any) {
 	ps.list = append(ps.list, fmt.Errorf("%s: "+format, append([]any{at}, args...)...))
 }
-
-func (ps *problems) err() error { return errors.Join(ps.list...) }
