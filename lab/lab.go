@@ -269,11 +269,8 @@ func (l *Lab) record() error {
 // Run executes a command as the operator: beside the clusters, with a way to
 // each API server that no cut of the lab touches. It ends with ctx.
 func (l *Lab) Run(ctx context.Context, dir string, stdout, stderr io.Writer, args ...string) error {
-	if args[0] == "weft" {
-		args[0] = l.binary
-	}
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Dir, cmd.Env = dir, l.environment()
+	cmd := l.command(ctx, args)
+	cmd.Dir = dir
 	return l.runIn(l.Operator, cmd, stdout, stderr)
 }
 

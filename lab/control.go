@@ -1,0 +1,251 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Ref names a process of a node.
+type Ref struct {
+	Process string
+	Node    *Node
+}
+
+func (r Ref) String() string { return r.Process + "@" + r.Node.Full() }
+
+// Refs finds processes by PROCESS@CLUSTER/NODE, each part of which may be a
+// pattern: agent@*/*, *@east/n1. PROCESS@CLUSTER means all of the cluster's
+// nodes. Only processes that a node is meant to run are found.
+func (l *Lab) Refs(pattern string) (refs []Ref, err error) {
+	process, where, ok := strings.Cut(pattern, "@")
+	if !ok {
+		return nil, fmt.Errorf("process %q: write PROCESS@CLUSTER/NODE, such as agent@east/n1", pattern)
+	}
+	if !strings.Contains(where, "/") {
+		where += "/*"
+	}
+	for _, n := range l.Nodes() {
+		if match, err := path.Match(where, n.Full()); err != nil || !match {
+			continue
+		}
+		for _, name := range l.installed(n) {
+			if match, err := path.Match(process, name); err == nil && match {
+				refs = append(refs, Ref{name, n})
+			}
+		}
+	}
+	if len(refs) == 0 {
+		return nil, fmt.Errorf("no process matches %q", pattern)
+	}
+	return refs, nil
+}
+
+// installed is what a machine starts when it boots, in this order.
+func (l *Lab) installed(n *Node) []string {
+	if n.Cluster == nil || n.Cluster.Bare {
+		return nil
+	}
+	if n.Name == n.Cluster.Control {
+		return append([]string{"apiserver"}, l.nodeProcesses()...)
+	}
+	return l.nodeProcesses()
+}
+
+// BootNode starts everything that the machine is meant to run, as it does after
+// power on.
+func (l *Lab) BootNode(n *Node) error {
+	for _, name := range l.installed(n) {
+		if err := n.Start(name); err != nil {
+			return err
+		}
+	}
+	return l.record()
+}
+
+// each does something to all processes at the same time.
+func each(refs []Ref, do func(Ref, *process) error) error {
+	failed := make([]error, len(refs))
+	var g errgroup.Group
+	for i, r := range refs {
+		g.Go(func() error {
+			if p := r.Node.process(r.Process); p == nil {
+				failed[i] = fmt.Errorf("%s was never started", r)
+			} else {
+				failed[i] = do(r, p)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	return errors.Join(failed...)
+}
+
+// Kill ends processes at once. They stay dead until they are started.
+func Kill(refs []Ref) error {
+	// First signal all, so that they die together.
+	if err := each(refs, func(_ Ref, p *process) error { return p.signal(unix.SIGKILL) }); err != nil {
+		return err
+	}
+	return each(refs, func(_ Ref, p *process) error { return p.kill() })
+}
+
+// Stop asks processes to end and waits for them.
+func Stop(refs []Ref) error { return each(refs, func(_ Ref, p *process) error { return p.stop() }) }
+
+// Start starts processes from their units.
+func Start(refs []Ref) error {
+	for _, r := range refs {
+		if err := r.Node.Start(r.Process); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Restart stops those that run and starts all.
+func Restart(refs []Ref) error {
+	if err := Stop(refs); err != nil {
+		return err
+	}
+	return Start(refs)
+}
+
+// Ended fails unless the processes have ended by themselves, and forgives
+// those that have: they count no more as failures of the lab.
+func Ended(refs []Ref) error {
+	return each(refs, func(r Ref, p *process) error {
+		if p.running() {
+			return fmt.Errorf("%s runs", r)
+		}
+		p.expectEnd()
+		return nil
+	})
+}
+
+// KillPod ends a pod's command. The kubelet's stand-in starts it again, unless
+// the pod's restart policy is Never.
+func (l *Lab) KillPod(p Pod) error {
+	if p.Node == nil {
+		return fmt.Errorf("pod %s is on no node", p.Full())
+	}
+	process := p.Node.process(p.processName())
+	if process == nil || !process.running() {
+		return fmt.Errorf("pod %s has no process that runs", p.Full())
+	}
+	return process.kill()
+}
+
+// RunOn executes a command on a machine, as somebody who is logged in there.
+func (l *Lab) RunOn(ctx context.Context, n *Node, stdout, stderr io.Writer, args ...string) error {
+	cmd := l.command(ctx, args)
+	cmd.Dir = "/"
+	cmd.Env = slices.DeleteFunc(cmd.Env, func(s string) bool { return strings.HasPrefix(s, "WEFT_CONFIG=") })
+	return l.runIn(n, cmd, stdout, stderr)
+}
+
+func (l *Lab) command(ctx context.Context, args []string) *exec.Cmd {
+	name := args[0]
+	if name == "weft" {
+		name = l.binary
+	}
+	cmd := exec.CommandContext(ctx, name, args[1:]...)
+	cmd.Env = l.environment()
+	return cmd
+}
+
+// Task is a command that runs in a pod beside its own.
+type Task struct{ process *process }
+
+// StartInPod starts a command in a pod. Its output goes to the file, which the
+// caller may close afterwards.
+func (l *Lab) StartInPod(p Pod, name string, stdout *os.File, command ...string) (*Task, error) {
+	if !p.present() {
+		return nil, fmt.Errorf("pod %s has no network namespace yet", p.Full())
+	}
+	cmd := l.podCommand(p, command)
+	cmd.Stdout = stdout
+	process, err := p.Node.spawn(name, cmd)
+	if err != nil {
+		return nil, err
+	}
+	process.expectEnd()
+	return &Task{process}, nil
+}
+
+// Stop asks the task to end and waits for it. One that has ended is no error.
+func (t *Task) Stop() error { return t.process.stop() }
+
+// Running reports whether the task has not ended.
+func (t *Task) Running() bool { return t.process.running() }
+
+// Log returns the last lines that the task said to stderr.
+func (t *Task) Log() string { return tail(t.process.log, 10) }
+
+// Memory is the resident memory of each of a machine's running processes, in
+// bytes by name.
+func (n *Node) Memory() map[string]uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	sizes := map[string]uint64{}
+	for name, p := range n.procs {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid()))
+		if err != nil || !p.running() {
+			continue
+		}
+		for line := range bytes.Lines(status) {
+			if f := strings.Fields(string(line)); len(f) > 1 && f[0] == "VmRSS:" {
+				kib, _ := strconv.ParseUint(f[1], 10, 64)
+				sizes[name] = kib << 10
+			}
+		}
+	}
+	return sizes
+}
+
+// ballast is the file that FillDisk writes.
+const ballast = "/var/lib/weft/ballast"
+
+// FillDisk leaves no room on the machine's limited disk.
+func (n *Node) FillDisk() error {
+	if n.Cluster == nil || n.Cluster.Disk == "" {
+		return fmt.Errorf("fill disk of %s: give its cluster a limited disk in lab.yaml, such as disk: 64m", n.Full())
+	}
+	f, err := os.OpenFile(n.path(ballast), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("fill disk of %s: %w", n.Full(), err)
+	}
+	defer f.Close()
+	for size := 1 << 20; size > 0; {
+		if _, err := f.Write(make([]byte, size)); errors.Is(err, unix.ENOSPC) {
+			size /= 2
+		} else if err != nil {
+			return fmt.Errorf("fill disk of %s: %w", n.Full(), err)
+		}
+	}
+	return nil
+}
+
+// FreeDisk removes what FillDisk wrote.
+func (n *Node) FreeDisk() error {
+	if err := os.Remove(n.path(ballast)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("free disk of %s: %w", n.Full(), err)
+	}
+	return nil
+}
+
+// Path is where a file of the machine lies on the lab's own. The path changes
+// with power.
+func (n *Node) Path(file string) string { return n.path(filepath.Clean(file)) }

@@ -1,0 +1,108 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-mesh/weft/lab/space"
+)
+
+// Exec turns the calling process into a command on a machine or in a pod of a
+// lab that lives. It returns only errors.
+func Exec(id, where string, command []string) error {
+	r, err := ReadRecord(id)
+	if err != nil {
+		return err
+	}
+	pod := ""
+	if parts := strings.Split(where, "/"); len(parts) == 3 {
+		if where, err = r.nodeOf(Pod{Cluster: parts[0], Namespace: parts[1], Name: parts[2]}); err != nil {
+			return err
+		}
+		pod = parts[1] + "_" + parts[2]
+	}
+	node, ok := r.Nodes[where]
+	if !ok {
+		return fmt.Errorf("no machine %q with power in lab %s", where, id)
+	}
+	binary, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if command[0] == "weft" {
+		command[0] = binary
+	}
+	if where == "operator" {
+		os.Setenv("WEFT_CONFIG", r.Config)
+	} else {
+		os.Unsetenv("WEFT_CONFIG")
+	}
+	dir, err := os.Getwd()
+	if err != nil || where != "operator" {
+		dir = "/" // of the machine
+	}
+	runtime.LockOSThread()
+	if err := space.EnterProcess(node.PID)(); err != nil {
+		return err
+	}
+	if pod != "" {
+		return EnterPod(filepath.Join(podNamespaceDir, pod), hostsFile, command)
+	}
+	path, err := exec.LookPath(command[0])
+	if err != nil {
+		return err
+	}
+	if err := unix.Chdir(dir); err != nil {
+		return err
+	}
+	return unix.Exec(path, command, os.Environ())
+}
+
+// nodeOf finds the machine on which the agent has made a pod.
+func (r Record) nodeOf(p Pod) (string, error) {
+	for name, n := range r.Nodes {
+		if !strings.HasPrefix(name, p.Cluster+"/") {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(fmt.Sprintf("/proc/%d/root", n.PID), p.namespaceFile())); err == nil {
+			return name, nil
+		}
+	}
+	return "", fmt.Errorf("no machine of lab %s has a pod %s", r.ID, p.Full())
+}
+
+// Down asks the process that holds a lab to end, and waits until it has.
+func Down(ctx context.Context, id string) error {
+	r, err := ReadRecord(id)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(Root, id)
+	if lock, err := lockDir(dir); err == nil { // nobody holds it
+		lock.Close()
+		_, err := Prune()
+		return err
+	}
+	if err := unix.Kill(r.PID, unix.SIGTERM); err != nil {
+		return fmt.Errorf("end lab %s: %w", id, err)
+	}
+	for {
+		if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}

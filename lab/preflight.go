@@ -1,0 +1,66 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-mesh/weft/lab/space"
+)
+
+// Preflight names in one line what this machine lacks to raise a lab; nil if
+// it lacks nothing.
+func Preflight() error {
+	if os.Geteuid() != 0 {
+		return errors.New("a lab needs root: run it with sudo")
+	}
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return fmt.Errorf("ask for the kernel's version: %w", err)
+	}
+	var major, minor int
+	release := unix.ByteSliceToString(name.Release[:])
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err == nil && (major < 6 || major == 6 && minor < 1) {
+		return fmt.Errorf("a lab needs Linux 6.1 or newer; this is %s", release)
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		return errors.New("a lab needs TUN devices: there is no /dev/net/tun (modprobe tun)")
+	}
+	root, err := space.CgroupRoot()
+	if err != nil {
+		return errors.New("a lab needs a version 2 cgroup tree: none is mounted (mount -t cgroup2 none /sys/fs/cgroup)")
+	}
+	probe, err := space.NewCgroup(filepath.Join(root, cgroupPrefix+"probe-"+fmt.Sprint(os.Getpid())))
+	if err != nil {
+		return fmt.Errorf("a lab needs cgroups of its own: %w", err)
+	}
+	defer probe.Remove()
+	if _, err := os.Stat(filepath.Join(probe.Dir, "cgroup.kill")); err != nil {
+		return errors.New("a lab needs cgroup.kill, which this kernel's cgroups do not have")
+	}
+	ns, err := space.NewNet()
+	if err != nil {
+		return fmt.Errorf("a lab needs network namespaces: %w", err)
+	}
+	ns.Close()
+	return canBPF()
+}
+
+// canBPF asks the kernel for the smallest map there is.
+func canBPF() error {
+	if _, err := os.Stat("/sys/fs/bpf"); err != nil {
+		return errors.New("a lab needs BPF: this kernel has no /sys/fs/bpf")
+	}
+	var f unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/bpf", &f); err != nil {
+		return fmt.Errorf("a lab needs BPF: %w", err)
+	}
+	fd, err := unix.Fsopen("bpf", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("a lab needs the BPF file system, which this kernel does not have: %w", err)
+	}
+	return unix.Close(fd)
+}

@@ -1,0 +1,81 @@
+package scenario
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/weft-mesh/weft/lab/fabric"
+	"github.com/weft-mesh/weft/lab/traffic"
+)
+
+// tunnelPorts are the UDP ports of the two tunnel lanes.
+var tunnelPorts = []uint16{51871, 51872}
+
+func (v *Live) capture(_ context.Context, args []string) error {
+	if len(args) < 1 || len(args) > 2 {
+		return usageError{}
+	}
+	name := "capture"
+	if len(args) == 2 {
+		name = args[1]
+	}
+	c := v.captures[name]
+	if args[0] == "start" {
+		if c != nil {
+			return fmt.Errorf("capture %q runs already", name)
+		}
+		return v.startCapture(name)
+	}
+	if c == nil {
+		return fmt.Errorf("there is no capture %q", name)
+	}
+	switch args[0] {
+	case "check":
+		return judge(c.Findings())
+	case "stop":
+		v.mu.Lock()
+		delete(v.captures, name)
+		v.mu.Unlock()
+		f, err := c.Stop()
+		if err != nil {
+			return err
+		}
+		v.Figures.Set(name+"_packets", float64(f.Packets))
+		v.Figures.Set(name+"_packets_in_tunnels", float64(f.Encrypted))
+		v.Figures.Set(name+"_packets_in_the_clear", float64(f.Marked+f.Exposed))
+		return judge(f)
+	}
+	return usageError{}
+}
+
+func (v *Live) startCapture(name string) error {
+	var inside []netip.Prefix
+	for _, c := range v.Lab.Topology.Clusters {
+		inside = append(inside, c.PodCIDR, c.ServiceCIDR)
+	}
+	c, err := v.Lab.Network.StartCapture(fabric.CaptureConfig{Marker: []byte(traffic.Marker), Inside: inside, Encrypted: tunnelPorts})
+	if err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.captures[name] = c
+	return nil
+}
+
+// judge fails when something was seen in the clear, or when not everything was
+// looked at.
+func judge(f fabric.Findings) error {
+	examples := strings.Join(append([]string{""}, f.Examples...), "\n    ")
+	switch {
+	case f.Missed > 0:
+		return fmt.Errorf("%d packets were not looked at: the machine is too slow for this capture", f.Missed)
+	case f.Marked > 0:
+		return fmt.Errorf("%d packets hold payload in the clear%s", f.Marked, examples)
+	case f.Exposed > 0:
+		return fmt.Errorf("%d packets with pod or service addresses are outside of tunnels%s", f.Exposed, examples)
+	}
+	return nil
+}

@@ -1,0 +1,345 @@
+package scenario
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/lab"
+	"github.com/weft-mesh/weft/lab/traffic"
+)
+
+// load is a steady load that runs, or ran, in a pod.
+type load struct {
+	name, from, target string
+	task               *lab.Task
+	read               chan struct{} // closed when all samples are in
+
+	mu      sync.Mutex
+	samples []traffic.Sample // guarded by mu; in the order in which they ended
+	sorted  bool
+}
+
+// gather takes in samples until the load ends.
+func (l *load) gather(r *os.File) {
+	defer close(l.read)
+	defer r.Close()
+	for dec := json.NewDecoder(r); ; {
+		var s traffic.Sample
+		if dec.Decode(&s) != nil {
+			return
+		}
+		l.mu.Lock()
+		l.samples = append(l.samples, s)
+		l.mu.Unlock()
+	}
+}
+
+// all returns the samples of requests that had not ended before a moment.
+func (l *load) all(since time.Time) []traffic.Sample {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// Samples end nearly in order: look back until well before the moment.
+	i := len(l.samples)
+	for i > 0 && l.samples[i-1].End().After(since.Add(-time.Second)) {
+		i--
+	}
+	return slices.DeleteFunc(slices.Clone(l.samples[i:]), func(s traffic.Sample) bool { return s.End().Before(since) })
+}
+
+func (l *load) stop() error {
+	err := l.task.Stop()
+	<-l.read
+	return err
+}
+
+// loadOptions are the options of all load verbs.
+type loadOptions struct {
+	rate                             float64
+	keep                             int
+	timeout, within, patience, quiet time.Duration
+	since, only                      string
+	maxFailed, maxResent, min        int
+	slowest                          time.Duration
+}
+
+func (o *loadOptions) define(f *flag.FlagSet) {
+	f.Float64Var(&o.rate, "rate", 50, "")
+	f.IntVar(&o.keep, "keep", 0, "")
+	f.DurationVar(&o.timeout, "timeout", time.Second, "")
+	f.DurationVar(&o.within, "within", time.Second, "")
+	f.DurationVar(&o.patience, "patience", 500*time.Millisecond, "")
+	f.DurationVar(&o.quiet, "steady", 500*time.Millisecond, "")
+	f.StringVar(&o.since, "since", "", "")
+	f.StringVar(&o.only, "only", "", "")
+	f.IntVar(&o.maxFailed, "max-failed", -1, "")
+	f.IntVar(&o.maxResent, "max-resent", -1, "")
+	f.IntVar(&o.min, "min", 1, "")
+	f.DurationVar(&o.slowest, "slowest", 0, "")
+}
+
+// loadUsage is the manual of the load verbs.
+const loadUsage = `load start NAME [--rate N] [--keep N] [--timeout D] POD TARGET   new connections, or N that are kept
+       load stop NAME                                                stops it; figures NAME_requests, NAME_failed
+       load steady NAME [--within D]                                 all requests of the last D are good
+       load blocked NAME [--within D]                                none of the last D is good
+       load answers NAME [--within D] CLUSTER|CLUSTER/POD...         answers of the last D come from exactly these
+       load check NAME [--since MARK] [--max-failed N] [--max-resent N] [--min N] [--only REASON,...] [--slowest D]
+       load recovered NAME SERIES [--patience D] [--steady D]        good again; samples the time since the fault
+       load reset NAME SERIES                                        kept connections that broke were reset; samples it`
+
+func (v *Live) load(ctx context.Context, args []string) error {
+	var o loadOptions
+	if len(args) < 2 {
+		return errors.New("usage: " + loadUsage)
+	}
+	rest, err := flags(args[2:], o.define)
+	if err != nil {
+		return fmt.Errorf("%w\nusage: %s", err, loadUsage)
+	}
+	if args[0] == "start" {
+		if len(rest) != 2 {
+			return errors.New("usage: " + loadUsage)
+		}
+		return v.startLoad(args[1], rest[0], rest[1], o)
+	}
+	l := v.loads[args[1]]
+	if l == nil {
+		return fmt.Errorf("there is no load %q", args[1])
+	}
+	if args[0] != "stop" && !l.task.Running() {
+		if err := l.died(); err != nil {
+			return err
+		}
+	}
+	switch args[0] {
+	case "stop":
+		return v.stopLoad(l)
+	case "steady":
+		return l.steady(o)
+	case "blocked":
+		return l.blocked(o)
+	case "answers":
+		return l.answers(o, rest)
+	case "check":
+		return v.checkLoad(l, o)
+	case "recovered", "reset":
+		if len(rest) != 1 {
+			return errors.New("usage: " + loadUsage)
+		}
+		if args[0] == "reset" {
+			return v.loadReset(l, rest[0])
+		}
+		return v.loadRecovered(l, rest[0], o)
+	}
+	return errors.New("usage: " + loadUsage)
+}
+
+// died tells why a load that should run does not. One that was stopped may
+// still be looked at.
+func (l *load) died() error {
+	<-l.read
+	if l.sorted {
+		return nil
+	}
+	return fmt.Errorf("load %s has ended by itself%s", l.name, l.task.Log())
+}
+
+func (v *Live) startLoad(name, from, target string, o loadOptions) error {
+	if old := v.loads[name]; old != nil && old.task.Running() {
+		return fmt.Errorf("load %s runs already", name)
+	}
+	pod, err := v.Lab.Pod(from)
+	if err != nil {
+		return err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	task, err := v.Lab.StartInPod(pod, "load-"+name, w, "weft", "lab", "load",
+		"--rate", fmt.Sprint(o.rate), "--keep", fmt.Sprint(o.keep), "--timeout", o.timeout.String(), target)
+	if err != nil {
+		r.Close()
+		return err
+	}
+	l := &load{name: name, from: from, target: target, task: task, read: make(chan struct{})}
+	v.mu.Lock()
+	v.loads[name] = l
+	v.mu.Unlock()
+	go l.gather(r)
+	return nil
+}
+
+func (v *Live) stopLoad(l *load) error {
+	if err := l.stop(); err != nil {
+		return err
+	}
+	l.sorted = true
+	t := traffic.Count(l.all(time.Time{}))
+	v.Figures.Add(l.name+"_requests", float64(t.Requests))
+	v.Figures.Add(l.name+"_failed", float64(t.Failed))
+	return nil
+}
+
+func (l *load) steady(o loadOptions) error {
+	t := traffic.Count(l.all(time.Now().Add(-o.within)))
+	if t.Requests == 0 || t.Failed > 0 {
+		return fmt.Errorf("of %d requests in the last %v, %d failed%s", t.Requests, o.within, t.Failed, reasons(t))
+	}
+	return nil
+}
+
+func (l *load) blocked(o loadOptions) error {
+	t := traffic.Count(l.all(time.Now().Add(-o.within)))
+	if t.Requests == 0 || t.Failed < t.Requests {
+		return fmt.Errorf("of %d requests in the last %v, %d were answered", t.Requests, o.within, t.Requests-t.Failed)
+	}
+	return nil
+}
+
+func reasons(t traffic.Tally) string {
+	if t.Failed == 0 {
+		return ""
+	}
+	var parts []string
+	for _, reason := range slices.Sorted(maps.Keys(t.Errors)) {
+		parts = append(parts, fmt.Sprintf("%d %s", t.Errors[reason], reason))
+	}
+	return " (" + strings.Join(parts, ", ") + ")"
+}
+
+func (l *load) answers(o loadOptions, want []string) error {
+	t := traffic.Count(l.all(time.Now().Add(-o.within)))
+	got := t.ByCluster
+	if len(want) > 0 && strings.Contains(want[0], "/") {
+		got = t.ByPod
+	}
+	slices.Sort(want)
+	if names := slices.Sorted(maps.Keys(got)); !slices.Equal(names, want) {
+		return fmt.Errorf("answers of the last %v come from %s; %d requests failed%s", o.within, counts(got), t.Failed, reasons(t))
+	}
+	return nil
+}
+
+func counts(by map[string]int) string {
+	if len(by) == 0 {
+		return "nobody"
+	}
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(by)) {
+		parts = append(parts, fmt.Sprintf("%s %d", name, by[name]))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func (v *Live) checkLoad(l *load, o loadOptions) error {
+	var since time.Time
+	if o.since != "" {
+		var err error
+		if since, err = v.since(o.since); err != nil {
+			return err
+		}
+	}
+	samples := l.all(since)
+	t := traffic.Count(samples)
+	var failed []error
+	if t.Requests < o.min {
+		failed = append(failed, fmt.Errorf("only %d requests", t.Requests))
+	}
+	if o.maxFailed >= 0 && t.Failed > o.maxFailed {
+		failed = append(failed, fmt.Errorf("%d of %d requests failed%s%s", t.Failed, t.Requests, reasons(t), v.examples(samples)))
+	}
+	if o.maxResent >= 0 && t.Resent > o.maxResent {
+		failed = append(failed, fmt.Errorf("%d TCP segments were sent again", t.Resent))
+	}
+	if o.slowest > 0 && t.Slowest > o.slowest {
+		failed = append(failed, fmt.Errorf("the slowest answer took %v", t.Slowest))
+	}
+	if o.only != "" {
+		for reason, n := range t.Errors {
+			if !slices.Contains(strings.Split(o.only, ","), reason) {
+				failed = append(failed, fmt.Errorf("%d failed by %s%s", n, reason, v.examples(samples)))
+			}
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// examples lists the first few failures with their times since the last fault.
+func (v *Live) examples(samples []traffic.Sample) string {
+	sort.Slice(samples, func(i, j int) bool { return samples[i].At < samples[j].At })
+	var b strings.Builder
+	n := 0
+	for _, s := range samples {
+		if s.Error == "" {
+			continue
+		}
+		when := s.Begin().Format("15:04:05.000")
+		if fault, ok := v.marks["fault"]; ok {
+			when = fmt.Sprintf("fault%+.3fs", s.Begin().Sub(fault).Seconds())
+		}
+		fmt.Fprintf(&b, "\n    %s, after %v: %s", when, time.Duration(s.Took)*time.Microsecond, s.Detail)
+		if n++; n == 5 {
+			break
+		}
+	}
+	return b.String()
+}
+
+// loadRecovered samples how long the last fault was felt by new requests.
+func (v *Live) loadRecovered(l *load, series string, o loadOptions) error {
+	fault, err := v.since("fault")
+	if err != nil {
+		return err
+	}
+	samples := l.all(fault)
+	d, ok := traffic.Recovery(samples, fault, time.Now(), o.patience, o.quiet)
+	t := traffic.Count(samples)
+	if !ok {
+		return fmt.Errorf("since the fault %v ago %d of %d requests failed%s, the last %v were not all good",
+			time.Since(fault).Round(time.Millisecond), t.Failed, t.Requests, reasons(t), o.quiet)
+	}
+	v.Figures.Sample(series, d.Seconds())
+	v.Figures.Add(series+"_failed", float64(t.Failed))
+	return nil
+}
+
+// loadReset samples, for each kept connection that the last fault broke, how
+// long after the fault it was reset. One that was left hanging is a failure.
+func (v *Live) loadReset(l *load, series string) error {
+	fault, err := v.since("fault")
+	if err != nil {
+		return err
+	}
+	samples := l.all(fault)
+	sort.SliceStable(samples, func(i, j int) bool { return samples[i].At < samples[j].At })
+	broken := map[int]traffic.Sample{}
+	for _, s := range samples {
+		if _, seen := broken[s.Conn]; !seen && s.Error != "" {
+			broken[s.Conn] = s
+		}
+	}
+	if len(broken) == 0 {
+		return errors.New("no kept connection was broken by the fault")
+	}
+	for conn, s := range broken {
+		if s.Error != "reset" || s.Renewed {
+			return fmt.Errorf("kept connection %d was not reset but ended by %s after %v: %s", conn, s.Error, time.Duration(s.Took)*time.Microsecond, s.Detail)
+		}
+	}
+	for _, s := range broken {
+		v.Figures.Sample(series, s.End().Sub(fault).Seconds())
+	}
+	return nil
+}

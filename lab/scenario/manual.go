@@ -1,0 +1,18 @@
+package scenario
+
+import (
+	"maps"
+	"slices"
+)
+
+// Verb is an entry of the scenario language's manual.
+type Verb struct{ Name, Usage, Summary string }
+
+// Manual lists all verbs by name.
+func Manual() (verbs []Verb) {
+	all := Verbs()
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		verbs = append(verbs, Verb{name, all[name].Usage, all[name].Summary})
+	}
+	return verbs
+}

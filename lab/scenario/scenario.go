@@ -1,0 +1,191 @@
+// Package scenario runs stories about clusters in a lab: it gives scripts
+// their verbs, measures, and tells what happens.
+//
+// The language of the scripts is package script's; the clusters are package
+// lab's.
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/lab"
+	"github.com/weft-mesh/weft/lab/fabric"
+	"github.com/weft-mesh/weft/lab/script"
+)
+
+// Options says how to run a scenario.
+type Options struct {
+	Binary string   // weft; the running program if empty
+	View   View     // is told what happens; nil tells nobody
+	Keep   KeepFunc // if not nil, called before the lab is taken down
+}
+
+// KeepFunc is called at the end of a run, while the lab is still up, and
+// returns when it may go.
+type KeepFunc func(context.Context, *lab.Lab, error)
+
+// View is told what happens in a run. Its methods are called by one goroutine.
+type View interface {
+	// Begin is called first, before anything is raised.
+	Begin(s *script.Script)
+	// Up is called when the clusters run.
+	Up(*Live)
+	// Event is called for every step of the script.
+	Event(script.Event)
+	// Say is called with a line that a script shows.
+	Say(line string)
+	// End is called last.
+	End(Result)
+}
+
+// Result is the outcome of a run.
+type Result struct {
+	Scenario string         `json:"scenario"`
+	OK       bool           `json:"ok"`
+	Figures  map[string]any `json:"figures"`
+	Error    string         `json:"error,omitempty"`
+	Seconds  float64        `json:"seconds"`
+}
+
+// Live is a run that is under way: what views look at and verbs work on.
+type Live struct {
+	Lab     *lab.Lab
+	Figures *Figures
+
+	view  View
+	state *script.State
+	marks map[string]time.Time
+
+	mu       sync.Mutex
+	loads    map[string]*load           // guarded by mu, for views
+	captures map[string]*fabric.Capture // guarded by mu, for views
+}
+
+// Load reads a scenario and its topology. Without a lab.yaml it is the default
+// topology.
+func Load(path string) (*script.Script, lab.Topology, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, lab.Topology{}, err
+	}
+	s, err := script.Parse(filepath.Base(path), data)
+	if err != nil {
+		return nil, lab.Topology{}, err
+	}
+	topology := lab.DefaultTopology()
+	if text, ok := s.File("lab.yaml"); ok {
+		if topology, err = lab.ParseTopology(text); err != nil {
+			return nil, lab.Topology{}, fmt.Errorf("%s: %w", s.Name, err)
+		}
+	}
+	return s, topology, (&script.Engine{Commands: (&Live{}).verbs()}).Check(s)
+}
+
+// Run raises the clusters of a scenario, runs it and takes them down again. A
+// scenario that does not hold is a Result that is not OK.
+func Run(ctx context.Context, path string, o Options) Result {
+	begin := time.Now()
+	result := Result{Scenario: strings.TrimSuffix(filepath.Base(path), ".txtar"), Figures: map[string]any{}}
+	view := o.View
+	if view == nil {
+		view = silent{}
+	}
+	figures := newFigures()
+	err := run(ctx, path, o, view, figures)
+	result.OK, result.Figures, result.Seconds = err == nil, figures.Summary(), time.Since(begin).Seconds()
+	if err != nil {
+		result.Error = err.Error()
+	}
+	view.End(result)
+	return result
+}
+
+func run(ctx context.Context, path string, o Options, view View, figures *Figures) (err error) {
+	s, topology, err := Load(path)
+	if err != nil {
+		return err
+	}
+	if err := lab.Preflight(); err != nil {
+		return err
+	}
+	if _, err := lab.Prune(); err != nil {
+		return err
+	}
+	view.Begin(s)
+	absolute, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	raising := time.Now()
+	l, err := lab.Raise(ctx, lab.Config{Topology: topology, Binary: o.Binary, File: absolute})
+	if err != nil {
+		return err
+	}
+	live := newLive(l, view, figures)
+	defer func() {
+		if o.Keep != nil {
+			o.Keep(ctx, l, err)
+		}
+		err = errors.Join(err, live.close())
+	}()
+	if err := live.unpack(s); err != nil {
+		return err
+	}
+	if err := l.Boot(ctx); err != nil {
+		return fmt.Errorf("raise clusters: %w", err)
+	}
+	figures.Set("raise_seconds", time.Since(raising).Seconds())
+	view.Up(live)
+	engine := &script.Engine{Commands: live.verbs(), Watch: view.Event}
+	if err := engine.Run(ctx, s, live.state); err != nil {
+		return errors.Join(err, l.Failures())
+	}
+	return l.Failures()
+}
+
+func newLive(l *lab.Lab, view View, figures *Figures) *Live {
+	return &Live{Lab: l, Figures: figures, view: view, loads: map[string]*load{}, captures: map[string]*fabric.Capture{}, marks: map[string]time.Time{}}
+}
+
+// unpack writes the attached files where the operator's commands find them.
+func (v *Live) unpack(s *script.Script) error {
+	dir := filepath.Join(v.Lab.Dir, "work")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	v.state = &script.State{Dir: dir, Env: map[string]string{"WORK": dir, "LAB": v.Lab.ID}}
+	for _, n := range v.Lab.Nodes() {
+		v.state.Env[strings.ReplaceAll(n.Full(), "/", "_")] = n.Addr.String()
+	}
+	return script.Unpack(s, dir)
+}
+
+func (v *Live) close() error {
+	var failed []error
+	for _, l := range v.loads {
+		_ = l.stop()
+	}
+	for _, c := range v.captures {
+		_, err := c.Stop()
+		failed = append(failed, err)
+	}
+	return errors.Join(append(failed, v.Lab.Close())...)
+}
+
+// fault marks the moment at which a script did something to the clusters.
+func (v *Live) fault() { v.marks["fault"] = time.Now() }
+
+type silent struct{}
+
+func (silent) Begin(*script.Script) {}
+func (silent) Up(*Live)             {}
+func (silent) Event(script.Event)   {}
+func (silent) Say(string)           {}
+func (silent) End(Result)           {}

@@ -1,0 +1,228 @@
+package scenario
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weft-mesh/weft/lab/script"
+)
+
+type handler func(ctx context.Context, args []string) error
+
+// verbs is every command that a scenario can use beside the engine's own. They
+// act at once and look at what is now: waiting is the script's, with *.
+func (v *Live) verbs() map[string]script.Command {
+	all := map[string]script.Command{
+		"weft": {Usage: "ARGS...", Summary: "runs the operator's command line, beside the clusters", Makes: true, Run: v.weft},
+	}
+	add := func(makes bool, name, usage, summary string, do handler) {
+		all[name] = script.Command{Usage: usage, Summary: summary, Makes: makes, Run: func(ctx context.Context, _ *script.State, args []string) error {
+			err := do(ctx, args)
+			var misuse usageError
+			if errors.As(err, &misuse) {
+				return fmt.Errorf("usage: %s %s", name, usage)
+			}
+			return err
+		}}
+	}
+	add(true, "on", "NODE COMMAND...", "runs a command on a machine", v.on)
+	add(true, "in", "POD COMMAND...", "runs a command in a pod", v.in)
+	add(true, "request", "[--count N] [--timeout D] [--from ADDR] POD TARGET", "asks a server from a pod and prints who answered", v.request)
+
+	add(false, "kill", "PROCESS@NODE|POD...", "ends processes at once, all together", v.kill)
+	add(false, "stop", "PROCESS@NODE...", "asks processes to end and waits", v.stop)
+	add(false, "start", "PROCESS@NODE...", "starts processes", v.start)
+	add(false, "restart", "PROCESS@NODE...", "stops what runs and starts it again", v.restart)
+	add(false, "ended", "PROCESS@NODE...", "processes have ended by themselves, rightly", v.ended)
+	add(false, "power", "off|on NODE...", "kills all of a machine and its links; boots it", v.power)
+	add(false, "disk", "fill|free NODE", "leaves no room on a limited disk", v.disk)
+	add(false, "memory", "PREFIX", "figures: the largest of each process, in MiB", v.memory)
+
+	add(false, "cut", "NODE | CLUSTER | CLUSTER CLUSTER [PROTOCOL/PORT...|control]", "cuts a link, or some of its flows", v.cut)
+	add(false, "heal", "all | what was cut", "mends what was cut", v.heal)
+	add(false, "delay", "[CLUSTER CLUSTER] D", "delays packets, one way", v.delay)
+	add(false, "loss", "[CLUSTER CLUSTER] SHARE", "loses packets, 0 to 1", v.loss)
+
+	add(false, "load", "start|stop|steady|answers|check|recovered|reset ...", "a steady load and what became of it", v.load)
+	add(false, "capture", "start|stop|check [NAME]", "looks at every packet outside of the machines", v.capture)
+
+	add(false, "mark", "NAME", "remembers this moment", v.mark)
+	add(false, "sample", "SERIES VALUE | SERIES since MARK", "adds to a series of figures", v.sample)
+	add(false, "figure", "NAME VALUE", "sets a figure", v.figure)
+	add(false, "expect", "FIGURE <|<=|=|>=|> VALUE", "a figure is as it should be", v.expect)
+	add(false, "show", "[REGEXP]", "shows what the last command printed, or the lines that match", v.show)
+	return all
+}
+
+// Verbs lists all commands of the scenario language, for its manual.
+func Verbs() map[string]script.Command {
+	all := (&Live{}).verbs()
+	for name, c := range script.Builtins() {
+		all[name] = c
+	}
+	return all
+}
+
+// usageError is replaced by the verb's usage.
+type usageError struct{}
+
+func (usageError) Error() string { return "wrong use" }
+
+// flags parses a verb's options; mistakes become its usage.
+func flags(args []string, define func(*flag.FlagSet)) ([]string, error) {
+	set := flag.NewFlagSet("", flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	define(set)
+	var rest []string
+	for {
+		if err := set.Parse(args); err != nil {
+			return nil, err
+		}
+		if args = set.Args(); len(args) == 0 {
+			return rest, nil
+		}
+		rest, args = append(rest, args[0]), args[1:]
+	}
+}
+
+// capture of output: keep sets what later lines look at.
+func (v *Live) keep(stdout, stderr *bytes.Buffer) {
+	v.state.Stdout, v.state.Stderr = stdout.String(), stderr.String()
+}
+
+// said adds a command's own words to the way it ended.
+func said(err error, stderr *bytes.Buffer) error {
+	if err == nil {
+		return nil
+	}
+	if text := strings.TrimSpace(stderr.String()); text != "" {
+		return fmt.Errorf("%w: %s", err, text)
+	}
+	return err
+}
+
+func (v *Live) weft(ctx context.Context, _ *script.State, args []string) error {
+	var stdout, stderr bytes.Buffer
+	err := v.Lab.Run(ctx, v.state.Dir, &stdout, &stderr, append([]string{"weft"}, args...)...)
+	v.keep(&stdout, &stderr)
+	return said(err, &stderr)
+}
+
+func (v *Live) on(ctx context.Context, args []string) error {
+	if len(args) < 2 {
+		return usageError{}
+	}
+	n, err := v.Lab.Node(args[0])
+	if err != nil {
+		return err
+	}
+	var stdout, stderr bytes.Buffer
+	err = v.Lab.RunOn(ctx, n, &stdout, &stderr, args[1:]...)
+	v.keep(&stdout, &stderr)
+	return said(err, &stderr)
+}
+
+func (v *Live) in(ctx context.Context, args []string) error {
+	if len(args) < 2 {
+		return usageError{}
+	}
+	pod, err := v.Lab.Pod(args[0])
+	if err != nil {
+		return err
+	}
+	var stdout, stderr bytes.Buffer
+	err = v.Lab.RunInPod(ctx, pod, &stdout, &stderr, args[1:]...)
+	v.keep(&stdout, &stderr)
+	return said(err, &stderr)
+}
+
+func (v *Live) request(ctx context.Context, args []string) error {
+	command := []string{"weft", "lab", "request"}
+	var count, from string
+	timeout := 2 * time.Second
+	rest, err := flags(args, func(f *flag.FlagSet) {
+		f.StringVar(&count, "count", "1", "")
+		f.StringVar(&from, "from", "", "")
+		f.DurationVar(&timeout, "timeout", timeout, "")
+	})
+	if err != nil || len(rest) != 2 {
+		return usageError{}
+	}
+	command = append(command, "--count", count, "--timeout", timeout.String(), "--from", from, rest[1])
+	return v.in(ctx, append([]string{rest[0]}, command...))
+}
+
+func (v *Live) mark(_ context.Context, args []string) error {
+	if len(args) != 1 {
+		return usageError{}
+	}
+	v.marks[args[0]] = time.Now()
+	return nil
+}
+
+func (v *Live) since(mark string) (time.Time, error) {
+	at, ok := v.marks[mark]
+	if !ok {
+		return at, fmt.Errorf("there is no mark %q", mark)
+	}
+	return at, nil
+}
+
+func (v *Live) sample(_ context.Context, args []string) error {
+	switch {
+	case len(args) == 3 && args[1] == "since":
+		at, err := v.since(args[2])
+		if err != nil {
+			return err
+		}
+		v.Figures.Sample(args[0], time.Since(at).Seconds())
+		return nil
+	case len(args) == 2:
+		value, err := number(args[1])
+		if err == nil {
+			v.Figures.Sample(args[0], value)
+		}
+		return err
+	}
+	return usageError{}
+}
+
+func (v *Live) figure(_ context.Context, args []string) error {
+	if len(args) != 2 {
+		return usageError{}
+	}
+	value, err := number(args[1])
+	if err == nil {
+		v.Figures.Set(args[0], value)
+	}
+	return err
+}
+
+func (v *Live) expect(_ context.Context, args []string) error {
+	if len(args) != 3 {
+		return usageError{}
+	}
+	return v.Figures.expect(args[0], args[1], args[2])
+}
+
+func (v *Live) show(_ context.Context, args []string) error {
+	lines := slices.Collect(strings.Lines(v.state.Stdout))
+	if len(args) > 0 {
+		re, err := pattern(strings.Join(args, " "))
+		if err != nil {
+			return err
+		}
+		lines = slices.DeleteFunc(lines, func(line string) bool { return !re.MatchString(line) })
+	}
+	for _, line := range lines {
+		v.view.Say(strings.TrimRight(line, "\n"))
+	}
+	return nil
+}

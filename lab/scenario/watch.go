@@ -1,0 +1,278 @@
+package scenario
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/lab/script"
+	"github.com/weft-mesh/weft/lab/traffic"
+)
+
+// Watch tells a run as a picture that is redrawn in place on a terminal: the
+// clusters and their links, where the requests go, what the wire carries, and
+// the last steps.
+type Watch struct {
+	out   io.Writer
+	width func() int
+	color bool
+
+	mu      sync.Mutex
+	begin   time.Time // guarded by mu, like what follows
+	story   string
+	section string
+	steps   []string
+	said    []string
+	doing   string
+	live    *Live
+	drawn   int // lines of the last picture
+
+	quit chan struct{}
+	done chan struct{}
+}
+
+// The sizes of the picture's changing parts, in lines.
+const (
+	watchSteps = 6
+	watchSaid  = 8
+)
+
+// redraw is the pause between two pictures.
+const redraw = 125 * time.Millisecond
+
+// NewWatch makes a View for a terminal of the given width in columns. It draws
+// from Begin to End.
+func NewWatch(out io.Writer, width func() int, color bool) *Watch {
+	return &Watch{out: out, width: width, color: color, quit: make(chan struct{}), done: make(chan struct{})}
+}
+
+// Begin implements View.
+func (w *Watch) Begin(s *script.Script) {
+	w.mu.Lock()
+	w.begin, w.story, w.section = time.Now(), s.Story, "raising clusters"
+	w.mu.Unlock()
+	fmt.Fprint(w.out, "\x1b[?25l")
+	go w.loop()
+}
+
+func (w *Watch) loop() {
+	defer close(w.done)
+	for tick := time.NewTicker(redraw); ; {
+		w.draw()
+		select {
+		case <-tick.C:
+		case <-w.quit:
+			tick.Stop()
+			return
+		}
+	}
+}
+
+// Up implements View.
+func (w *Watch) Up(live *Live) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.live = live
+}
+
+// Event implements View.
+func (w *Watch) Event(e script.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch e.Kind {
+	case script.SectionBegins:
+		w.section, w.said = e.Section, nil
+	case script.RoundBegins:
+		w.doing = fmt.Sprintf("round %d of %d", e.Round, e.Rounds)
+	case script.LineBegins:
+		w.doing = prefix(e.Line) + e.Text
+	case script.LineEnds:
+		mark := w.paint(green, "✓")
+		if e.Err != nil {
+			mark = w.paint(red, "✗")
+		}
+		w.steps = append(w.steps, fmt.Sprintf("%s %s%s", mark, prefix(e.Line), e.Text))
+		w.steps = w.steps[max(0, len(w.steps)-watchSteps):]
+		w.doing = ""
+	}
+}
+
+// Say implements View.
+func (w *Watch) Say(line string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.said = append(w.said, line)
+	w.said = w.said[max(0, len(w.said)-watchSaid):]
+}
+
+// End implements View. It leaves the last picture and prints the summary below.
+func (w *Watch) End(r Result) {
+	w.mu.Lock()
+	begun := !w.begin.IsZero()
+	w.mu.Unlock()
+	if begun {
+		close(w.quit)
+		<-w.done
+		fmt.Fprint(w.out, "\x1b[?25h")
+	}
+	p := &Plain{Out: w.out, live: w.live}
+	p.End(r)
+}
+
+const (
+	bold   = "1"
+	dim    = "2"
+	red    = "31"
+	green  = "32"
+	yellow = "33"
+	cyan   = "36"
+)
+
+func (w *Watch) paint(code, text string) string {
+	if !w.color {
+		return text
+	}
+	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+func (w *Watch) draw() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	lines := w.picture()
+	var b strings.Builder
+	if w.drawn > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA", w.drawn)
+	}
+	for _, line := range lines {
+		b.WriteString("\x1b[2K" + clip(line, w.width()-1) + "\n")
+	}
+	b.WriteString("\x1b[J")
+	io.WriteString(w.out, b.String())
+	w.drawn = len(lines)
+}
+
+func (w *Watch) picture() []string {
+	lines := []string{
+		w.paint(bold, "weft lab") + "  " + w.story + w.paint(dim, fmt.Sprintf("  %.0f s", time.Since(w.begin).Seconds())),
+		"",
+		w.paint(bold, "▸ "+w.section),
+		"",
+	}
+	if w.live != nil {
+		lines = append(lines, w.clusters()...)
+		lines = append(lines, w.traffic()...)
+		lines = append(lines, "")
+	}
+	for i := range watchSaid {
+		if i < len(w.said) {
+			lines = append(lines, w.paint(cyan, "  │ ")+w.said[i])
+		}
+	}
+	for _, step := range w.steps {
+		lines = append(lines, "  "+step)
+	}
+	if w.doing != "" {
+		lines = append(lines, w.paint(yellow, "  … "+w.doing))
+	}
+	return lines
+}
+
+// clusters is a line per cluster: its uplink and its machines.
+func (w *Watch) clusters() (lines []string) {
+	l := w.live.Lab
+	weather := l.Network.Weather()
+	for _, c := range l.Topology.Clusters {
+		link := w.paint(green, "── wan")
+		if weather.Off[c.Name] {
+			link = w.paint(red, "─╳ wan")
+		}
+		var nodes []string
+		for _, name := range c.Nodes {
+			n, err := l.Node(c.Name + "/" + name)
+			switch {
+			case err != nil:
+			case !n.Powered():
+				nodes = append(nodes, w.paint(red, "✗ "+name+" no power"))
+			case !l.Network.Fabric(c.Name).Up(name):
+				nodes = append(nodes, w.paint(red, "╳ "+name+" cut"))
+			default:
+				nodes = append(nodes, w.paint(green, "● ")+name)
+			}
+		}
+		lines = append(lines, fmt.Sprintf("  %-10s %s   %s", c.Name, strings.Join(nodes, "  "), link))
+	}
+	return append(lines, w.partial()...)
+}
+
+// partial names the flows that are cut between two clusters.
+func (w *Watch) partial() (lines []string) {
+	weather := w.live.Lab.Network.Weather()
+	for _, a := range w.live.Lab.Topology.Clusters {
+		for _, b := range w.live.Lab.Topology.Clusters {
+			q := weather.Between(a.Name, b.Name)
+			if a.Name >= b.Name || weather.Off[a.Name] || weather.Off[b.Name] {
+				continue
+			}
+			if q.Cut {
+				lines = append(lines, w.paint(red, fmt.Sprintf("  %s ─╳─ %s", a.Name, b.Name)))
+			} else if len(q.Flows) > 0 {
+				lines = append(lines, w.paint(yellow, fmt.Sprintf("  %s ─╳─ %s  %d flows are cut, the rest passes", a.Name, b.Name, len(q.Flows))))
+			}
+		}
+	}
+	return lines
+}
+
+// traffic is a line per load with the last second, and one per capture.
+func (w *Watch) traffic() (lines []string) {
+	w.live.mu.Lock()
+	loads, captures := maps.Clone(w.live.loads), maps.Clone(w.live.captures)
+	w.live.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(loads)) {
+		l := loads[name]
+		if !l.task.Running() {
+			continue
+		}
+		t := traffic.Count(l.all(time.Now().Add(-time.Second)))
+		line := fmt.Sprintf("  %s → %s  ", l.from, l.target)
+		for _, cluster := range slices.Sorted(maps.Keys(t.ByCluster)) {
+			share := t.ByCluster[cluster] * 20 / max(1, t.Requests)
+			line += fmt.Sprintf(" %s %s %d/s", cluster, w.paint(green, strings.Repeat("█", share)), t.ByCluster[cluster])
+		}
+		if t.Failed > 0 {
+			line += w.paint(red, fmt.Sprintf("  %d failed%s", t.Failed, reasons(t)))
+		}
+		lines = append(lines, line)
+	}
+	for _, name := range slices.Sorted(maps.Keys(captures)) {
+		f := captures[name].Findings()
+		verdict := w.paint(green, "0 in the clear")
+		if f.Marked+f.Exposed > 0 {
+			verdict = w.paint(red, fmt.Sprintf("%d in the clear", f.Marked+f.Exposed))
+		}
+		lines = append(lines, fmt.Sprintf("  wire: %d packets, %d of tunnels, %s", f.Packets, f.Encrypted, verdict))
+	}
+	return lines
+}
+
+// clip shortens a line to a number of columns, counting no escape sequences.
+func clip(line string, columns int) string {
+	seen, escape := 0, false
+	for i, r := range line {
+		switch {
+		case r == '\x1b':
+			escape = true
+		case escape:
+			escape = r != 'm'
+		default:
+			if seen++; seen > columns {
+				return line[:i] + "\x1b[0m"
+			}
+		}
+	}
+	return line
+}
