@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -94,33 +93,33 @@ const (
 	mapValue = 2
 )
 
-// Encoder and decoder are safe for concurrent use in the forms used here.
-var (
-	encoder = sync.OnceValue(func() *zstd.Encoder {
-		e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
-		if err != nil {
-			panic(err)
-		}
-		return e
-	})
-	decoder = sync.OnceValue(func() *zstd.Decoder {
-		d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxSliceSize))
-		if err != nil {
-			panic(err)
-		}
-		return d
-	})
-)
+// Encoder and decoder are safe for concurrent use in the forms used here. They
+// hold channels, so they are made before any test can be in a synctest bubble;
+// their buffers come with the first use.
+var encoder, decoder = codecs()
+
+func codecs() (*zstd.Encoder, *zstd.Decoder) {
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		panic(err)
+	}
+	e.EncodeAll(nil, nil)
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxSliceSize))
+	if err != nil {
+		panic(err)
+	}
+	return e, d
+}
 
 // Marshal writes the slice as it stands in etcd. Equal slices give equal bytes.
 func (s *ClusterEndpointSlice) Marshal() []byte {
-	return encoder().EncodeAll(s.proto(), nil)
+	return encoder.EncodeAll(s.proto(), nil)
 }
 
 // ParseClusterEndpointSlice reads a slice as it stands in etcd. Fields it does
 // not know are passed over; what it returns is not checked yet.
 func ParseClusterEndpointSlice(b []byte) (*ClusterEndpointSlice, error) {
-	raw, err := decoder().DecodeAll(b, nil)
+	raw, err := decoder.DecodeAll(b, nil)
 	if err != nil {
 		return nil, fmt.Errorf("decompress endpoint slice: %w", err)
 	}

@@ -113,7 +113,7 @@ func (e *Exporter) follow(ctx context.Context) error {
 		dirty := views.apply(b.Events)
 		var ops []store.Op
 		if b.Complete {
-			ops = difference(have, views.all())
+			ops = difference(have, views.all(), views.keeps)
 		} else {
 			ops = changes(have, views, dirty)
 		}
@@ -252,8 +252,9 @@ func resourceOf(key string) string {
 }
 
 // difference is what turns have into want, puts before deletions, so that what
-// is renamed is never missing under both names.
-func difference(have, want map[string][]byte) []store.Op {
+// is renamed is never missing under both names. keeps exempts keys from
+// deletion.
+func difference(have, want map[string][]byte, keeps func(key string) bool) []store.Op {
 	var ops []store.Op
 	for _, key := range slices.Sorted(maps.Keys(want)) {
 		if old, ok := have[key]; !ok || !bytes.Equal(old, want[key]) {
@@ -261,7 +262,7 @@ func difference(have, want map[string][]byte) []store.Op {
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(have)) {
-		if _, ok := want[key]; !ok {
+		if _, ok := want[key]; !ok && !keeps(key) {
 			ops = append(ops, store.Delete(key))
 		}
 	}
@@ -280,5 +281,5 @@ func changes(have map[string][]byte, v *views, dirty map[view]bool) []store.Op {
 			before[key] = old
 		}
 	}
-	return difference(before, touched)
+	return difference(before, touched, v.keeps)
 }

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
@@ -57,23 +58,26 @@ func (v *views) ofCluster() map[string][]byte {
 // wgAnnotation is where Cilium's agents of some releases look for the key.
 const wgAnnotation = "network.cilium.io/wg-pub-key"
 
-// ofNode exports a node once it can be reached: it has an address, and CIDRs
-// inside the cluster's. A node without a key is exported too, because its
-// addresses are members of the mesh, key or not.
+// ofNode exports a node as it was last seen in agreement with the register. One
+// without a key is exported too, because its addresses are members of the mesh,
+// key or not.
 func (v *views) ofNode(name string) map[string][]byte {
-	n, ok := v.nodes[name]
+	registration, registered := v.register[name]
+	if !registered {
+		delete(v.agreed, name)
+		return nil
+	}
+	if claim, ok := v.claimed[name]; ok {
+		delete(v.problems, wire.NodeKey(name))
+		if err := v.check(registration, claim); err != nil {
+			v.problems[wire.NodeKey(name)] = fmt.Sprintf("node %q %v", name, err)
+		} else {
+			v.agreed[name] = claim
+		}
+	}
+	n, ok := v.agreed[name]
 	if !ok {
 		return nil
-	}
-	if n.Name != name || len(n.Addresses) == 0 {
-		v.problems[wire.NodeKey(name)] = fmt.Sprintf("node %q names itself %q and has %d addresses; restart its agent", name, n.Name, len(n.Addresses))
-		return nil
-	}
-	for _, p := range n.PodCIDRs {
-		if !inside(v.cluster.PodCIDRs, p) {
-			v.problems[wire.NodeKey(name)] = fmt.Sprintf("node %q has pod CIDR %v, which is outside of the cluster's", name, p)
-			return nil
-		}
 	}
 	node := wire.Node{
 		Name: name, Cluster: v.cluster.Name, ClusterID: uint32(v.cluster.ID),
@@ -94,6 +98,15 @@ func (v *views) ofNode(name string) map[string][]byte {
 		wire.NodeStateKey(v.cluster.Name, name): wire.Marshal(node),
 		wire.ExportNodeKey(name):                wire.Marshal(wire.ExportNode{Name: name, Epoch: n.Epoch, Lanes: n.Lanes}),
 	}
+}
+
+func (v *views) check(r nodes.Registration, claim wire.NodeState) error {
+	for _, p := range claim.PodCIDRs {
+		if !inside(v.cluster.PodCIDRs, p) {
+			return fmt.Errorf("has pod CIDR %v, which is outside of the cluster's", p)
+		}
+	}
+	return r.Check(claim)
 }
 
 func (v *views) ofEndpoint(ns, pod string) map[string][]byte {

@@ -6,10 +6,12 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"
@@ -45,7 +47,9 @@ type views struct {
 	cluster    wire.Cluster
 	split      identity.Split
 	kept       map[string]bool // namespaces that are not exported
-	nodes      map[string]wire.NodeState
+	register   map[string]nodes.Registration
+	claimed    map[string]wire.NodeState // what nodes say of themselves
+	agreed     map[string]wire.NodeState // the last of it that the register bears out
 	endpoints  map[[2]string]wire.Endpoint
 	identities map[identity.Number]string
 	services   map[[2]string]*corev1.Service
@@ -65,7 +69,9 @@ func newViews(c wire.Cluster) *views {
 	v := &views{
 		cluster: c, split: split,
 		kept:       map[string]bool{},
-		nodes:      map[string]wire.NodeState{},
+		register:   map[string]nodes.Registration{},
+		claimed:    map[string]wire.NodeState{},
+		agreed:     map[string]wire.NodeState{},
 		endpoints:  map[[2]string]wire.Endpoint{},
 		identities: map[identity.Number]string{},
 		services:   map[[2]string]*corev1.Service{},
@@ -94,11 +100,25 @@ func (v *views) apply(events []store.Event) map[view]bool {
 
 func (v *views) event(e store.Event, dirty map[view]bool) error {
 	if node, entry, _, _, ok := wire.ParseNodesKey(e.Key); ok {
-		if entry != wire.NodeEntryNode {
+		// A node's state hangs on its agent's lease. An agent that is silent has
+		// withdrawn nothing, so only the end of the registration counts.
+		if entry != wire.NodeEntryNode || e.Deleted {
 			return nil
 		}
+		n, err := wire.Unmarshal[wire.NodeState](e.Value)
+		if err != nil {
+			return err
+		}
 		dirty[view{kind: ofNode, name: node}] = true
-		return set(v.nodes, node, e, wire.Unmarshal[wire.NodeState])
+		v.claimed[node] = n
+		return nil
+	}
+	if node, ok := nodes.ParseRegistrationKey(e.Key); ok {
+		dirty[view{kind: ofNode, name: node}] = true
+		if e.Deleted {
+			delete(v.claimed, node)
+		}
+		return set(v.register, node, e, wire.Unmarshal[nodes.Registration])
 	}
 	if ns, pod, ok := wire.ParseEndpointKey(e.Key); ok {
 		dirty[view{ofEndpoint, ns, pod}] = true
@@ -202,6 +222,11 @@ func (v *views) touchNamespace(ns string, dirty map[view]bool) {
 func (v *views) refresh(dirty map[view]bool) map[string]bool {
 	touched := map[string]bool{}
 	for d := range dirty {
+		if d.kind == ofNode {
+			// Its keys may be there without having been made, see keeps.
+			touched[wire.NodeStateKey(v.cluster.Name, d.name)] = true
+			touched[wire.ExportNodeKey(d.name)] = true
+		}
 		for key := range v.made[d] {
 			touched[key] = true
 			delete(v.wanted[key], d)
@@ -239,7 +264,7 @@ func (v *views) value(key string) ([]byte, bool) {
 // all makes every view and returns all wanted keys.
 func (v *views) all() map[string][]byte {
 	dirty := map[view]bool{{kind: ofCluster}: true}
-	for name := range v.nodes {
+	for name := range v.claimed {
 		dirty[view{kind: ofNode, name: name}] = true
 	}
 	for key := range v.endpoints {
@@ -257,6 +282,21 @@ func (v *views) all() map[string][]byte {
 		all[key], _ = v.value(key)
 	}
 	return all
+}
+
+// keeps reports whether an exported key outlives that nothing is known of it:
+// that of a registered node whose agent is silent, as after a restart of ours.
+func (v *views) keeps(key string) bool {
+	node, ok := strings.CutPrefix(key, wire.ExportNodesPrefix)
+	if !ok {
+		node, ok = strings.CutPrefix(key, wire.Nodes.StatePrefix(v.cluster.Name))
+	}
+	if !ok {
+		return false
+	}
+	_, registered := v.register[node]
+	_, known := v.agreed[node]
+	return registered && !known
 }
 
 func inside(all []netip.Prefix, p netip.Prefix) bool {

@@ -1,0 +1,389 @@
+package export
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weft-mesh/weft/apiserver/nodes"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/apiserver/storetest"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var east = wire.Cluster{
+	Name: "east", ID: 1, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
+	ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16"), MaxConnectedClusters: 255, Generation: "g1",
+}
+
+// bench is a store, an exporter at work on it, and the test's way of writing.
+type bench struct {
+	t    *testing.T
+	st   *storetest.Store
+	exp  *Exporter
+	stop func()
+}
+
+// run calls each inside a bubble, with the exporter running.
+func run(t *testing.T, before func(*bench), each func(*bench)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		b := &bench{t: t, st: storetest.New()}
+		if before != nil {
+			before(b)
+		}
+		b.start()
+		each(b)
+		b.stop()
+	})
+}
+
+func (b *bench) start() {
+	ctx, cancel := context.WithCancel(b.t.Context())
+	done := make(chan error)
+	b.exp = New(Config{Store: b.st, Cluster: east, Log: slog.New(slog.DiscardHandler)})
+	go func() { done <- b.exp.Run(ctx) }()
+	b.stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.t.Errorf("Run: %v", err)
+		}
+	}
+	synctest.Wait()
+}
+
+func (b *bench) put(key string, v any) {
+	b.t.Helper()
+	value, ok := v.([]byte)
+	if !ok {
+		var err error
+		if value, err = json.Marshal(v); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	b.write(store.Put(key, value))
+}
+
+func (b *bench) write(ops ...store.Op) {
+	b.t.Helper()
+	if err := store.Write(b.t.Context(), b.st, ops...); err != nil {
+		b.t.Fatal(err)
+	}
+	synctest.Wait()
+}
+
+// keys are the exported keys, without those that are always there.
+func (b *bench) keys() []string {
+	var out []string
+	for _, prefix := range []string{wire.CiliumStatePrefix, wire.ExportPrefix} {
+		for _, line := range b.st.Dump(prefix) {
+			key, _, _ := strings.Cut(line, "=")
+			if key != wire.ExportClusterKey {
+				out = append(out, key)
+			}
+		}
+	}
+	return out
+}
+
+func (b *bench) expect(want ...string) {
+	b.t.Helper()
+	slices.Sort(want)
+	got := b.keys()
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" {
+		b.t.Errorf("exported keys (-want +got):\n%s", diff)
+	}
+}
+
+func (b *bench) value(key string) string {
+	kv, err := b.st.Get(b.t.Context(), key)
+	if err != nil {
+		return err.Error()
+	}
+	return string(kv.Value)
+}
+
+func node(n int) (nodes.Registration, wire.NodeState) {
+	addr := netip.AddrFrom4([4]byte{172, 16, 1, byte(n)})
+	cidr := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(n), 0}), 24)
+	name := fmt.Sprintf("n%d", n)
+	r := nodes.Registration{Name: name, Addresses: []netip.Addr{addr}, PodCIDRs: []netip.Prefix{cidr}}
+	return r, wire.NodeState{Name: name, Addresses: r.Addresses, PodCIDRs: r.PodCIDRs, Internal: r.Internal(), Epoch: 1,
+		Lanes: [2]wire.Lane{{}, {PublicKey: "VRksOB6ZNds4oXWIGfSVpvc0gBhcOWFmzvTDcyvULlI=", Port: 51872}}}
+}
+
+func endpoint(ns, pod, ip string, n identity.Number) wire.Endpoint {
+	return wire.Endpoint{Namespace: ns, Pod: pod, Node: "n1", NodeIP: netip.MustParseAddr("172.16.1.1"), IP: netip.MustParseAddr(ip), Identity: n, Ready: true}
+}
+
+func webService(annotations map[string]string) *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Annotations: annotations},
+		Spec: corev1.ServiceSpec{ClusterIP: "10.101.0.1", Selector: map[string]string{"app": "web"},
+			Ports: []corev1.ServicePort{{Name: "http", Port: 80}}},
+	}
+}
+
+func webSlice(addresses ...string) *discoveryv1.EndpointSlice {
+	name, port, yes, no := "http", int32(8080), true, false
+	s := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "shop", Name: "web-v4", Labels: map[string]string{wire.ServiceNameLabel: "web"}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
+	}
+	for _, a := range addresses {
+		ready := &yes
+		if strings.HasSuffix(a, "!") {
+			a, ready = strings.TrimSuffix(a, "!"), &no
+		}
+		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{a}, Conditions: discoveryv1.EndpointConditions{Ready: ready}})
+	}
+	return s
+}
+
+var global = map[string]string{service.AnnotationGlobal: "true"}
+
+func TestClusterIntroducesItself(t *testing.T) {
+	run(t, nil, func(b *bench) {
+		if got, want := b.value("cilium/cluster-config/east"), `{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":false,"endpointSlicesExportMode":"services-and-endpointslices"}}`; got != want {
+			t.Errorf("cluster-config %s", got)
+		}
+		if got, want := b.value(wire.ExportClusterKey), `{"podCIDRs":["10.1.0.0/16"],"generation":"g1"}`; got != want {
+			t.Errorf("export %s", got)
+		}
+		for _, r := range wire.Resources {
+			if _, err := wire.ParseTime([]byte(b.value(r.StateSyncedKey("east")))); err != nil {
+				t.Errorf("canary of %s: %v", r, err)
+			}
+		}
+		first := b.value(wire.HeartbeatKey)
+		time.Sleep(61 * time.Second)
+		synctest.Wait()
+		if second := b.value(wire.HeartbeatKey); second == first {
+			t.Error("no second heartbeat after a minute")
+		}
+	})
+}
+
+func TestNodes(t *testing.T) {
+	run(t, nil, func(b *bench) {
+		r, n := node(1)
+		b.put(wire.NodeKey("n1"), n)
+		b.expect() // not registered
+		b.put(nodes.RegistrationKey("n1"), r)
+		exported := []string{"cilium/state/nodes/v1/east/n1", "weft/export/nodes/n1"}
+		b.expect(exported...)
+		got, err := wire.ParseNode(wire.CacheRef{Cluster: "east", Node: "n1"}, 1, []byte(b.value(exported[0])))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.WireguardPubKey != n.Lanes[1].PublicKey || got.Address(wire.NodeCiliumInternalIP) != n.Internal {
+			t.Errorf("node %+v", got)
+		}
+
+		lie := n
+		lie.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.1.2.0/24")}
+		b.put(wire.NodeKey("n1"), lie)
+		b.expect(exported...)
+		if p := b.exp.Status().Problems[wire.NodeKey("n1")]; !strings.Contains(p, "10.1.2.0/24") {
+			t.Errorf("problem %q", p)
+		}
+		b.put(wire.NodeKey("n1"), n)
+		if p := b.exp.Status().Problems; len(p) != 0 {
+			t.Errorf("problems %v", p)
+		}
+
+		// The lease runs out, and we restart: silence withdraws nothing.
+		b.write(store.DeletePrefix(wire.NodePrefix("n1")))
+		b.expect(exported...)
+		b.stop()
+		b.start()
+		b.expect(exported...)
+
+		b.write(store.Delete(nodes.RegistrationKey("n1")))
+		b.expect()
+	})
+}
+
+func TestEndpointsAndIdentities(t *testing.T) {
+	run(t, nil, func(b *bench) {
+		b.put(wire.IdentityIDKey(65537), []byte("k8s:app=web;k8s:io.cilium.k8s.policy.cluster=east;k8s:io.kubernetes.pod.namespace=shop;"))
+		b.put(wire.EndpointKey("shop", "web-0"), endpoint("shop", "web-0", "10.1.1.2", 65537))
+		b.put(wire.EndpointKey("shop", "new"), endpoint("shop", "new", "10.1.1.3", 0))         // no identity yet
+		b.put(wire.EndpointKey("shop", "odd"), endpoint("shop", "odd", "10.1.1.4", 131073))    // another cluster's
+		b.put(wire.IdentityIDKey(131073), []byte("k8s:io.cilium.k8s.policy.cluster=east;"))    // likewise
+		b.put(wire.IdentityIDKey(65538), []byte("no labels"))                                  // unreadable
+		b.put(wire.NodeEndpointKey("n1", "shop", "web-0"), wire.EndpointState{Pod: "ignored"}) // not vouched for
+		b.expect("cilium/state/identities/v1/id/65537", "cilium/state/ip/v1/default/10.1.1.2")
+		if got, want := b.value("cilium/state/ip/v1/default/10.1.1.2"), `{"IP":"10.1.1.2","Mask":null,"HostIP":"172.16.1.1","ID":65537,"Key":255,"Metadata":"","K8sNamespace":"shop","K8sPodName":"web-0"}`; got != want {
+			t.Errorf("pair %s", got)
+		}
+		if p := b.exp.Status().Problems[wire.IdentityIDKey(65538)]; p == "" {
+			t.Error("an unreadable identity left no problem")
+		}
+		if got := b.exp.Status().Entries["ip"]; got != 1 {
+			t.Errorf("%d addresses counted", got)
+		}
+
+		b.put(wire.ObjectKey("namespaces", "", "shop"), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Annotations: map[string]string{service.AnnotationNamespaceGlobal: "false"}}})
+		b.expect()
+		b.put(wire.ObjectKey("namespaces", "", "shop"), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+		b.expect("cilium/state/identities/v1/id/65537", "cilium/state/ip/v1/default/10.1.1.2")
+	})
+}
+
+// An address that passes from one pod to the next is never missing.
+func TestAddressChangesHands(t *testing.T) {
+	run(t, nil, func(b *bench) {
+		b.put(wire.EndpointKey("shop", "a"), endpoint("shop", "a", "10.1.1.2", 65537))
+		b.put(wire.EndpointKey("shop", "b"), endpoint("shop", "b", "10.1.1.2", 65538))
+		key := "cilium/state/ip/v1/default/10.1.1.2"
+		if !strings.Contains(b.value(key), "65537") {
+			t.Errorf("the first pod lost its address: %s", b.value(key))
+		}
+		before := b.st.Revision()
+		b.write(store.Delete(wire.EndpointKey("shop", "a")))
+		if !strings.Contains(b.value(key), "65538") {
+			t.Errorf("the second pod did not get it: %s", b.value(key))
+		}
+		if writes := b.st.Revision() - before; writes != 2 { // the test's and one put
+			t.Errorf("%d revisions", writes)
+		}
+	})
+}
+
+func TestServices(t *testing.T) {
+	run(t, nil, func(b *bench) {
+		svc, slice := wire.ServiceStateKey("east", "shop", "web"), wire.SliceStateKey("east", "shop", "web-v4")
+		b.put(wire.ObjectKey("endpointslices", "shop", "web-v4"), webSlice("10.1.1.2", "10.1.1.3!"))
+		b.put(wire.ObjectKey("services", "shop", "web"), webService(nil))
+		b.expect()
+		b.put(wire.ObjectKey("services", "shop", "web"), webService(global))
+		b.expect(svc, slice)
+		s, err := wire.ParseClusterService(wire.CacheRef{Cluster: "east", Namespace: "shop", Name: "web"}, 1, []byte(b.value(svc)))
+		if err != nil || len(s.Backends) != 1 || !s.Shared || !s.IncludeExternal {
+			t.Errorf("service %+v, %v", s, err)
+		}
+		es, err := wire.ParseSlice(wire.CacheRef{Cluster: "east", Namespace: "shop", Name: "web-v4"}, 1, []byte(b.value(slice)))
+		if err != nil || len(es.Endpoints) != 2 || *es.Endpoints[1].Conditions.Ready {
+			t.Errorf("slice %+v, %v", es, err)
+		}
+
+		before := b.st.Revision()
+		b.put(wire.ObjectKey("services", "shop", "web"), webService(global))
+		if writes := b.st.Revision() - before; writes != 1 {
+			t.Errorf("an unchanged service was written: %d revisions", writes)
+		}
+
+		b.put(wire.ObjectKey("services", "shop", "web"), webService(map[string]string{service.AnnotationGlobal: "true", service.AnnotationShared: "false"}))
+		b.expect()
+		b.put(wire.ObjectKey("services", "shop", "web"), webService(global))
+		b.write(store.Delete(wire.ObjectKey("endpointslices", "shop", "web-v4")))
+		b.expect(svc)
+		b.write(store.Delete(wire.ObjectKey("services", "shop", "web")))
+		b.expect()
+	})
+}
+
+// A restart deletes what is no longer wanted, and writes nothing else.
+func TestRestartIsMinimal(t *testing.T) {
+	run(t, nil, func(b *bench) {
+		b.put(wire.EndpointKey("shop", "a"), endpoint("shop", "a", "10.1.1.2", 65537))
+		b.put(wire.ObjectKey("services", "shop", "web"), webService(global))
+		b.stop()
+		b.put(wire.IPStateKey(netip.MustParseAddr("10.1.9.9")), []byte("{}")) // left behind
+		before := b.st.Revision()
+		b.start()
+		b.expect("cilium/state/ip/v1/default/10.1.1.2", "cilium/state/services/v1/east/shop/web")
+		if writes := b.st.Revision() - before; writes != 3 { // the deletion, the canaries, the heartbeat
+			t.Errorf("%d revisions", writes)
+		}
+	})
+}
+
+// While the state cannot be listed nothing is deleted.
+func TestNoDeletionsBeforeTheStateIsRead(t *testing.T) {
+	left := wire.IPStateKey(netip.MustParseAddr("10.1.9.9"))
+	before := func(b *bench) {
+		b.put(left, []byte("{}"))
+		b.st.Fail(func(call, key string) error {
+			if call == "list" && key == wire.StatePrefix {
+				return store.ErrUnavailable
+			}
+			return nil
+		})
+	}
+	run(t, before, func(b *bench) {
+		time.Sleep(10 * time.Second)
+		b.expect(left)
+		if _, err := b.st.Get(b.t.Context(), wire.IPs.StateSyncedKey("east")); err == nil {
+			t.Error("a canary stands before anything was read")
+		}
+		b.st.Fail(nil)
+		time.Sleep(10 * time.Second)
+		b.expect()
+	})
+}
+
+func TestCompactionAndFailingWrites(t *testing.T) {
+	run(t, nil, func(b *bench) {
+		failures := 0
+		b.st.Fail(func(call, _ string) error {
+			if call == "commit" && failures < 3 {
+				failures++
+				return store.ErrUnavailable
+			}
+			return nil
+		})
+		ctx := context.Background()
+		for range 3 { // the test's own writes fail too
+			_ = store.Write(ctx, b.st, store.Put(wire.RotationKey, []byte("{}")))
+		}
+		b.put(wire.EndpointKey("shop", "a"), endpoint("shop", "a", "10.1.1.2", 65537))
+		b.st.Compact()
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		b.expect("cilium/state/ip/v1/default/10.1.1.2")
+	})
+}
+
+func TestTooLargeIsShownAndKeepsNothingBack(t *testing.T) {
+	run(t, nil, func(b *bench) {
+		key := wire.ServiceStateKey("east", "shop", "web")
+		b.st.Fail(func(call, k string) error {
+			if call == "commit" && k == key {
+				return store.ErrTooLarge
+			}
+			return nil
+		})
+		b.put(wire.ObjectKey("services", "shop", "web"), webService(global))
+		if p := b.exp.Status().Problems[key]; !strings.Contains(p, "more than the store takes") {
+			t.Errorf("problem %q", p)
+		}
+		b.put(wire.EndpointKey("shop", "a"), endpoint("shop", "a", "10.1.1.2", 65537))
+		b.st.Fail(nil)
+		b.put(wire.ObjectKey("services", "shop", "web"), webService(global))
+		b.expect("cilium/state/ip/v1/default/10.1.1.2", key)
+		if p := b.exp.Status().Problems; len(p) != 0 {
+			t.Errorf("problems %v", p)
+		}
+	})
+}
