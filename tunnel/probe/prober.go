@@ -308,9 +308,12 @@ func (p *Prober) judgeLocked(now time.Time, stalled bool) []Observation {
 	var changes []Observation
 	for _, name := range slices.Sorted(maps.Keys(p.paths)) {
 		path := p.paths[name]
+		open := false // an earlier probe may still be answered
 		path.waiting = slices.DeleteFunc(path.waiting, func(q *probe) bool {
-			path.judge(q, now, stalled)
-			over := !q.answered.IsZero() && q.judged || !now.Before(q.sent.Add(p.cfg.MaxPatience))
+			if open = open || !path.judge(q, now, stalled); open {
+				return false
+			}
+			over := !q.answered.IsZero() || !now.Before(q.sent.Add(p.cfg.MaxPatience))
 			if over {
 				delete(p.awaited, q.number)
 			}
@@ -325,15 +328,17 @@ func (p *Prober) judgeLocked(now time.Time, stalled bool) []Observation {
 	return changes
 }
 
-// judge adds the outcome of a probe to the history, if it has one now.
-func (path *path) judge(q *probe, now time.Time, stalled bool) {
+// judge adds the outcome of a probe to the history, once, and says whether it
+// has one by now.
+func (path *path) judge(q *probe, now time.Time, stalled bool) bool {
 	switch {
 	case !q.answered.IsZero():
 		// Also after it was judged missed: however late, it shows that the path
 		// is there, and the next probes will be given the time that this took.
 		path.answer(q)
-	case q.judged || now.Before(q.deadline):
-		return
+	case q.judged:
+	case now.Before(q.deadline):
+		return false
 	case stalled:
 		// Whoever does not get to run may not have sent in time either, and
 		// neither may the tunnel beside us.
@@ -342,6 +347,7 @@ func (path *path) judge(q *probe, now time.Time, stalled bool) {
 		path.add(Missed)
 	}
 	q.judged = true
+	return true
 }
 
 func (path *path) add(outcome Outcome) {

@@ -1,0 +1,156 @@
+package probe_test
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weft-mesh/weft/tunnel/probe"
+)
+
+// outcomes reads a row of outcomes: "a" answered, "m" missed, "." void.
+func outcomes(row string) (all []probe.Outcome) {
+	for _, c := range row {
+		all = append(all, map[rune]probe.Outcome{'a': probe.Answered, 'm': probe.Missed, '.': probe.Void}[c])
+	}
+	return all
+}
+
+func TestDecide(t *testing.T) {
+	limits := probe.Defaults().Thresholds
+	gossip := probe.Evidence{GossipDead: true}
+	for name, c := range map[string]struct {
+		now      probe.State
+		row      string
+		evidence probe.Evidence
+		want     probe.State
+	}{
+		"nothing seen yet stays unknown":               {probe.Unknown, "", probe.Evidence{}, probe.Unknown},
+		"gossip alone takes nothing down":              {probe.Up, "", gossip, probe.Up},
+		"gossip against answers takes nothing down":    {probe.Up, "aaaaa", gossip, probe.Up},
+		"one answer is not up yet":                     {probe.Unknown, "a", probe.Evidence{}, probe.Unknown},
+		"two answers are up":                           {probe.Unknown, "aa", probe.Evidence{}, probe.Up},
+		"a lost probe keeps it up":                     {probe.Up, "aaam", probe.Evidence{}, probe.Up},
+		"four misses keep it up":                       {probe.Up, "aammmm", probe.Evidence{}, probe.Up},
+		"five misses take it down":                     {probe.Up, "aammmmm", probe.Evidence{}, probe.Down},
+		"two misses with evidence keep it up":          {probe.Up, "aamm", gossip, probe.Up},
+		"three misses with evidence take it down":      {probe.Up, "aammm", gossip, probe.Down},
+		"every second lost keeps it up":                {probe.Up, "mamamamama", probe.Evidence{}, probe.Up},
+		"never answered is down after five":            {probe.Unknown, "mmmmm", probe.Evidence{}, probe.Down},
+		"one answer does not bring it back":            {probe.Down, "mmmmma", probe.Evidence{}, probe.Down},
+		"answers that do not follow on do not either":  {probe.Down, "mmamama", probe.Evidence{}, probe.Down},
+		"two answers bring it back":                    {probe.Down, "mmmmmaa", probe.Evidence{}, probe.Up},
+		"two answers bring it back against gossip":     {probe.Down, "mmmmmaa", gossip, probe.Up},
+		"a stall counts for nothing":                   {probe.Up, "aa.....", probe.Evidence{}, probe.Up},
+		"a stall neither adds to misses nor ends them": {probe.Up, "ammmm..m", probe.Evidence{}, probe.Down},
+		"a stall does not end a row of answers":        {probe.Down, "mmmma..a", probe.Evidence{}, probe.Up},
+		"down stays down while silent":                 {probe.Down, "mmmmmmmm", probe.Evidence{}, probe.Down},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, reason := probe.Decide(c.now, outcomes(c.row), c.evidence, limits)
+			if got != c.want {
+				t.Errorf("%s after %q: %s (%s), want %s", c.now, c.row, got, reason, c.want)
+			}
+			if (got != c.now) != (reason != "") {
+				t.Errorf("a change has a reason, and only a change: %s to %s because %q", c.now, got, reason)
+			}
+		})
+	}
+}
+
+func TestClusters(t *testing.T) {
+	for name, c := range map[string]struct{ states, want string }{
+		"all witnesses down":             {"down down down", "down"},
+		"one still answers":              {"down up down", "up"},
+		"one was only just added":        {"down unknown down", "down"},
+		"none was judged":                {"unknown unknown", "unknown"},
+		"one answers, others not judged": {"unknown up unknown", "up"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var rows []probe.Observation
+			for _, s := range strings.Fields(c.states) {
+				rows = append(rows, probe.Observation{Target: probe.Target{Cluster: "west"}, State: probe.State(s)})
+			}
+			for range 2 { // in either order
+				if got := probe.Clusters(rows); got["west"] != probe.State(c.want) || len(got) != 1 {
+					t.Errorf("%s: %v, want %s", c.states, got, c.want)
+				}
+				slices.Reverse(rows)
+			}
+		})
+	}
+}
+
+func mesh(clusters, nodes int) (all []probe.Target) {
+	for c := range clusters {
+		for n := range nodes {
+			all = append(all, probe.Target{
+				Cluster: fmt.Sprintf("c%d", c), Node: fmt.Sprintf("n%d", n),
+				Addr: netip.AddrFrom4([4]byte{10, byte(c), byte(n), 1}),
+			})
+		}
+	}
+	return all
+}
+
+func names(targets []probe.Target) (all []string) {
+	for _, t := range targets {
+		all = append(all, t.Name())
+	}
+	return all
+}
+
+func TestWitnesses(t *testing.T) {
+	t.Run("a small cluster is probed whole, without ourselves", func(t *testing.T) {
+		got := names(probe.Witnesses("c0/n0", mesh(2, 2), nil, probe.MaxWitnesses))
+		if want := []string{"c0/n1", "c1/n0", "c1/n1"}; !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	})
+	t.Run("a large one by three", func(t *testing.T) {
+		if got := probe.Witnesses("c0/n0", mesh(3, 100), nil, probe.MaxWitnesses); len(got) != 9 {
+			t.Errorf("%d targets in 3 clusters of 100: %v", len(got), names(got))
+		}
+	})
+	t.Run("and whoever we have flows with", func(t *testing.T) {
+		flows := map[string]bool{"c1/n7": true, "c1/n8": true, "c1/gone": true}
+		got := names(probe.Witnesses("c0/n0", mesh(2, 100), flows, probe.MaxWitnesses))
+		for _, want := range []string{"c1/n7", "c1/n8"} {
+			if !slices.Contains(got, want) {
+				t.Errorf("%s is missing in %v", want, got)
+			}
+		}
+		if len(got) > 8 || !slices.IsSorted(got) {
+			t.Errorf("want at most 3 and 3 and 2, sorted: %v", got)
+		}
+	})
+	t.Run("one that leaves changes one", func(t *testing.T) {
+		all := mesh(1, 50)
+		before := names(probe.Witnesses("x/y", all, nil, 3))
+		left := slices.DeleteFunc(slices.Clone(all), func(n probe.Target) bool { return n.Name() == before[1] })
+		after := names(probe.Witnesses("x/y", left, nil, 3))
+		same := 0
+		for _, n := range after {
+			if slices.Contains(before, n) {
+				same++
+			}
+		}
+		if same != 2 {
+			t.Errorf("%v became %v", before, after)
+		}
+	})
+	t.Run("the load is spread", func(t *testing.T) {
+		asked := map[string]int{}
+		for i := range 300 {
+			for _, w := range probe.Witnesses(fmt.Sprintf("x/n%d", i), mesh(1, 30), nil, 3) {
+				asked[w.Name()]++
+			}
+		}
+		if most := slices.Max(slices.Collect(maps.Values(asked))); len(asked) != 30 || most > 3*30 {
+			t.Errorf("%d nodes asked, one of them by %d of 300, want about 30: %v", len(asked), most, asked)
+		}
+	})
+}
