@@ -44,6 +44,7 @@ func rootCommand() *cobra.Command {
 		applyCommand(), getCommand(), deleteCommand(),
 		peerCommand(), nodeCommand(), policyCommand(),
 		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), debugCommand(),
+		tunnelCommand(),
 		versionCommand(),
 	)
 	return root

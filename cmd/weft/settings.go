@@ -1,0 +1,212 @@
+package main
+
+import (
+	"encoding"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"reflect"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+)
+
+// A setting is one field of a process's configuration: a key of its YAML file
+// and a flag of its command. podCIDRs in the file is --pod-cidrs here.
+type setting struct {
+	index []int // of the field, for reflect
+	flag  string
+	typ   reflect.Type
+}
+
+var loggerType = reflect.TypeFor[*slog.Logger]()
+
+// settingsOf lists the fields of a configuration, those of structs inside it
+// too: limits.flows becomes --limit-flows.
+func settingsOf(t reflect.Type, prefix string, at []int) (all []setting) {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if !f.IsExported() || tag == "-" || f.Type == loggerType || f.Type.Kind() == reflect.Func || f.Type.Kind() == reflect.Interface {
+			continue
+		}
+		if tag == "" {
+			tag = f.Name
+		}
+		index := append(append([]int(nil), at...), i)
+		if f.Type.Kind() == reflect.Struct && !reflect.PointerTo(f.Type).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
+			all = append(all, settingsOf(f.Type, prefix+strings.TrimSuffix(kebab(tag), "s")+"-", index)...)
+			continue
+		}
+		all = append(all, setting{index: index, flag: prefix + kebab(tag), typ: f.Type})
+	}
+	return all
+}
+
+// kebab turns podCIDRs into pod-cidrs.
+func kebab(name string) string {
+	var b strings.Builder
+	runes := []rune(name)
+	for i, r := range runes {
+		upper := unicode.IsUpper(r)
+		afterLower := i > 0 && !unicode.IsUpper(runes[i-1])
+		// The last capital of a row begins a word unless only an s follows.
+		newWord := i > 0 && unicode.IsUpper(runes[i-1]) && i+1 < len(runes) && unicode.IsLower(runes[i+1]) &&
+			string(runes[i+1:]) != "s"
+		if upper && i > 0 && (afterLower || newWord) {
+			b.WriteByte('-')
+		}
+		b.WriteRune(unicode.ToLower(r))
+	}
+	return b.String()
+}
+
+// configure gives a command --config and a flag for every field of its
+// configuration. The returned function reads the file over the defaults and
+// the flags over both. usage has a sentence for each flag; a field without one
+// is for tests alone and gets no flag.
+func configure[C any](cmd *cobra.Command, defaults C, usage map[string]string) (read func() (C, error)) {
+	flags := cmd.Flags()
+	file := flags.String("config", "", "YAML file with the same settings, in the spelling of Go: podCIDRs for --pod-cidrs")
+	values := reflect.ValueOf(defaults)
+	var all []setting
+	for _, s := range settingsOf(values.Type(), "", nil) {
+		text, ok := usage[s.flag]
+		if !ok {
+			continue
+		}
+		all = append(all, s)
+		v := values.FieldByIndex(s.index)
+		switch s.typ.Kind() {
+		case reflect.Bool:
+			flags.Bool(s.flag, v.Bool(), text)
+		case reflect.Slice, reflect.Array:
+			var items []string
+			for i := range v.Len() {
+				items = append(items, fmt.Sprint(v.Index(i)))
+			}
+			flags.StringSlice(s.flag, items, text)
+		default:
+			flags.String(s.flag, defaultText(v), text)
+		}
+	}
+	return func() (C, error) {
+		c := defaults
+		if *file != "" {
+			text, err := os.ReadFile(*file)
+			if err != nil {
+				return c, usageError{fmt.Errorf("read configuration: %w", err)}
+			}
+			if err := yaml.UnmarshalStrict(text, &c); err != nil {
+				return c, usageError{fmt.Errorf("configuration %s: %w", *file, err)}
+			}
+		}
+		var errs []error
+		target := reflect.ValueOf(&c).Elem()
+		for _, s := range all {
+			if flags.Changed(s.flag) {
+				if err := set(target.FieldByIndex(s.index), cmd, s.flag); err != nil {
+					errs = append(errs, fmt.Errorf("--%s: %w", s.flag, err))
+				}
+			}
+		}
+		if err := errors.Join(errs...); err != nil {
+			return c, usageError{err}
+		}
+		return c, nil
+	}
+}
+
+// defaultText is a default as help shows it; nothing for what is not set.
+func defaultText(v reflect.Value) string {
+	if v.IsZero() && v.Kind() == reflect.Struct {
+		return ""
+	}
+	return fmt.Sprint(v)
+}
+
+// set carries a flag's value into its field.
+func set(field reflect.Value, cmd *cobra.Command, flag string) error {
+	switch field.Kind() {
+	case reflect.Bool:
+		b, err := cmd.Flags().GetBool(flag)
+		field.SetBool(b)
+		return err
+	case reflect.Slice, reflect.Array:
+		texts, err := cmd.Flags().GetStringSlice(flag)
+		if err != nil {
+			return err
+		}
+		if field.Kind() == reflect.Array && len(texts) != field.Len() {
+			return fmt.Errorf("give %d values, with commas", field.Len())
+		}
+		list := reflect.MakeSlice(reflect.SliceOf(field.Type().Elem()), len(texts), len(texts))
+		for i, text := range texts {
+			if err := setText(list.Index(i), text); err != nil {
+				return err
+			}
+		}
+		if field.Kind() == reflect.Array {
+			reflect.Copy(field, list)
+		} else {
+			field.Set(list)
+		}
+		return nil
+	}
+	text, err := cmd.Flags().GetString(flag)
+	if err != nil {
+		return err
+	}
+	return setText(field, text)
+}
+
+// setText reads a single value.
+func setText(field reflect.Value, text string) error {
+	target := field.Addr().Interface()
+	if t, ok := target.(encoding.TextUnmarshaler); ok {
+		return t.UnmarshalText([]byte(text))
+	}
+	switch field.Kind() {
+	case reflect.String:
+		field.SetString(text)
+		return nil
+	case reflect.Int64:
+		if d, ok := target.(*time.Duration); ok {
+			var err error
+			*d, err = time.ParseDuration(text)
+			return err
+		}
+	}
+	if err := json.Unmarshal([]byte(text), target); err != nil {
+		return fmt.Errorf("%q is no %s", text, field.Kind())
+	}
+	return nil
+}
+
+// logFlags add --log-format and --log-level and return what makes the logger
+// of a process.
+func logFlags(cmd *cobra.Command) func() (*slog.Logger, error) {
+	format := cmd.Flags().String("log-format", "text", "text or json")
+	level := cmd.Flags().String("log-level", "info", "debug, info, warn or error")
+	complete(cmd, "log-format", fixed("text", "json"))
+	complete(cmd, "log-level", fixed("debug", "info", "warn", "error"))
+	return func() (*slog.Logger, error) {
+		var l slog.Level
+		if err := l.UnmarshalText([]byte(*level)); err != nil {
+			return nil, usageError{fmt.Errorf("--log-level: choose debug, info, warn or error, not %q", *level)}
+		}
+		options := &slog.HandlerOptions{Level: l}
+		switch *format {
+		case "text":
+			return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), options)), nil
+		case "json":
+			return slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), options)), nil
+		}
+		return nil, usageError{fmt.Errorf("--log-format: choose text or json, not %q", *format)}
+	}
+}
