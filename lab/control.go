@@ -5,12 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -148,14 +146,6 @@ func (l *Lab) KillPod(p Pod) error {
 	return process.kill()
 }
 
-// RunOn executes a command on a machine, as somebody who is logged in there.
-func (l *Lab) RunOn(ctx context.Context, n *Node, stdout, stderr io.Writer, args ...string) error {
-	cmd := l.command(ctx, args)
-	cmd.Dir = "/"
-	cmd.Env = slices.DeleteFunc(cmd.Env, func(s string) bool { return strings.HasPrefix(s, "WEFT_CONFIG=") })
-	return l.runIn(n, cmd, stdout, stderr)
-}
-
 func (l *Lab) command(ctx context.Context, args []string) *exec.Cmd {
 	name := args[0]
 	if name == "weft" {
@@ -165,34 +155,6 @@ func (l *Lab) command(ctx context.Context, args []string) *exec.Cmd {
 	cmd.Env = l.environment()
 	return cmd
 }
-
-// Task is a command that runs in a pod beside its own.
-type Task struct{ process *process }
-
-// StartInPod starts a command in a pod. Its output goes to the file, which the
-// caller may close afterwards.
-func (l *Lab) StartInPod(p Pod, name string, stdout *os.File, command ...string) (*Task, error) {
-	if !p.present() {
-		return nil, fmt.Errorf("pod %s has no network namespace yet", p.Full())
-	}
-	cmd := l.podCommand(p, command)
-	cmd.Stdout = stdout
-	process, err := p.Node.spawn(name, cmd)
-	if err != nil {
-		return nil, err
-	}
-	process.expectEnd()
-	return &Task{process}, nil
-}
-
-// Stop asks the task to end and waits for it. One that has ended is no error.
-func (t *Task) Stop() error { return t.process.stop() }
-
-// Running reports whether the task has not ended.
-func (t *Task) Running() bool { return t.process.running() }
-
-// Log returns the last lines that the task said to stderr.
-func (t *Task) Log() string { return tail(t.process.log, 10) }
 
 // Memory is the resident memory of each of a machine's running processes, in
 // bytes by name.

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -293,6 +294,79 @@ func (l *Lab) startPod(state *podState) error {
 	return nil
 }
 
+// Place is where a command can run: a machine, or a pod on it.
+type Place struct {
+	Node *Node
+	Pod  *Pod // nil is the machine itself
+}
+
+// Place finds a machine or a pod by its full name. A name that could be
+// either is a machine.
+func (l *Lab) Place(full string) (Place, error) {
+	if n, err := l.Node(full); err == nil {
+		return Place{Node: n}, nil
+	}
+	p, err := l.Pod(full)
+	if err != nil {
+		return Place{}, err
+	}
+	if !p.present() {
+		return Place{}, fmt.Errorf("pod %s has no network namespace yet", p.Full())
+	}
+	return Place{Node: p.Node, Pod: &p}, nil
+}
+
+// placed prepares a command for a place.
+func (l *Lab) placed(ctx context.Context, at Place, command []string) *exec.Cmd {
+	if at.Pod == nil {
+		cmd := l.command(ctx, command)
+		cmd.Dir = "/"
+		cmd.Env = slices.DeleteFunc(cmd.Env, func(s string) bool { return strings.HasPrefix(s, "WEFT_CONFIG=") })
+		cmd.Env = append(cmd.Env, "WEFT_NODE="+at.Node.Name)
+		if at.Node.Cluster != nil {
+			cmd.Env = append(cmd.Env, "WEFT_CLUSTER="+at.Node.Cluster.Name)
+		}
+		return cmd
+	}
+	inner := l.podCommand(*at.Pod, command)
+	cmd := exec.CommandContext(ctx, inner.Path, inner.Args[1:]...)
+	cmd.Env, cmd.Dir = inner.Env, inner.Dir
+	return cmd
+}
+
+// RunAt runs a command on a machine or in a pod and waits for its end.
+func (l *Lab) RunAt(ctx context.Context, at Place, stdout, stderr io.Writer, command ...string) error {
+	return l.runIn(at.Node, l.placed(ctx, at, command), stdout, stderr)
+}
+
+// Task is a command that runs in a place beside what is there anyway.
+type Task struct{ process *process }
+
+// StartAt starts a command on a machine or in a pod, under a name that is not
+// in use there. Its output goes to stdout, which the caller may close
+// afterwards, or to a log if that is nil.
+func (l *Lab) StartAt(at Place, name string, stdout *os.File, command ...string) (*Task, error) {
+	cmd := l.placed(context.Background(), at, command)
+	if stdout != nil {
+		cmd.Stdout = stdout
+	}
+	process, err := at.Node.spawn(name, cmd)
+	if err != nil {
+		return nil, err
+	}
+	process.expectEnd()
+	return &Task{process}, nil
+}
+
+// Stop asks the task to end and waits for it. One that has ended is no error.
+func (t *Task) Stop() error { return t.process.stop() }
+
+// Running reports whether the task has not ended.
+func (t *Task) Running() bool { return t.process.running() }
+
+// Log returns the last lines that the task said to stderr.
+func (t *Task) Log() string { return tail(t.process.log, 10) }
+
 // podCommand wraps a command into the helper that moves it into the pod.
 func (l *Lab) podCommand(p Pod, command []string) *exec.Cmd {
 	if command[0] == "weft" {
@@ -335,15 +409,4 @@ func EnterPod(netns, hosts string, command []string) error {
 		return err
 	}
 	return unix.Exec(path, command, os.Environ())
-}
-
-// RunInPod runs a command in a pod and waits for its end.
-func (l *Lab) RunInPod(ctx context.Context, p Pod, stdout, stderr io.Writer, command ...string) error {
-	if !p.present() {
-		return fmt.Errorf("pod %s has no network namespace yet", p.Full())
-	}
-	cmd := l.podCommand(p, command)
-	bound := exec.CommandContext(ctx, cmd.Path, cmd.Args[1:]...)
-	bound.Env, bound.Dir = cmd.Env, cmd.Dir
-	return l.runIn(p.Node, bound, stdout, stderr)
 }

@@ -136,6 +136,9 @@ func (f *Fabric) Plug(port string, into *os.File, device string, addr netip.Addr
 		LinkAttrs:     netlink.LinkAttrs{Name: port, MasterIndex: f.bridge, TxQLen: queueLen},
 		PeerName:      device,
 		PeerNamespace: netlink.NsFd(into.Fd()),
+		// As on a real machine, the address is the same after a power loss:
+		// neighbours would go on sending to the old one for half a minute.
+		PeerHardwareAddr: hardwareAddr(addr),
 	}
 	if err := f.link.LinkAdd(veth); err != nil {
 		return fmt.Errorf("plug %s into fabric %s: %w", port, f.Cluster, err)
@@ -163,6 +166,12 @@ func (f *Fabric) Plug(port string, into *os.File, device string, addr netip.Addr
 		return fmt.Errorf("default route of %s: %w", port, err)
 	}
 	return nil
+}
+
+// hardwareAddr is a locally administered Ethernet address for an IPv4 address.
+func hardwareAddr(a netip.Addr) net.HardwareAddr {
+	b := a.As4()
+	return net.HardwareAddr{0x02, 0x77, b[0], b[1], b[2], b[3]}
 }
 
 // SetPort takes a port down or up again, like pulling its cable. Everything in

@@ -88,7 +88,7 @@ func (o *loadOptions) define(f *flag.FlagSet) {
 }
 
 // loadUsage is the manual of the load verbs.
-const loadUsage = `load start NAME [--rate N] [--keep N] [--timeout D] POD TARGET   new connections, or N that are kept
+const loadUsage = `load start NAME [--rate N] [--keep N] [--timeout D] NODE|POD TARGET   new connections, or N that are kept
        load stop NAME                                                stops it; figures NAME_requests, NAME_failed
        load steady NAME [--within D]                                 all requests of the last D are good
        load blocked NAME [--within D]                                none of the last D is good
@@ -158,7 +158,7 @@ func (v *Live) startLoad(name, from, target string, o loadOptions) error {
 	if old := v.loads[name]; old != nil && old.task.Running() {
 		return fmt.Errorf("load %s runs already", name)
 	}
-	pod, err := v.Lab.Pod(from)
+	place, err := v.Lab.Place(from)
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func (v *Live) startLoad(name, from, target string, o loadOptions) error {
 		return err
 	}
 	defer w.Close()
-	task, err := v.Lab.StartInPod(pod, "load-"+name, w, "weft", "lab", "load",
+	task, err := v.Lab.StartAt(place, "load-"+name, w, "weft", "lab", "load",
 		"--rate", fmt.Sprint(o.rate), "--keep", fmt.Sprint(o.keep), "--timeout", o.timeout.String(), target)
 	if err != nil {
 		r.Close()

@@ -32,9 +32,9 @@ func (v *Live) verbs() map[string]script.Command {
 			return err
 		}}
 	}
-	add(true, "on", "NODE COMMAND...", "runs a command on a machine", v.on)
-	add(true, "in", "POD COMMAND...", "runs a command in a pod", v.in)
-	add(true, "request", "[--count N] [--timeout D] [--from ADDR] POD TARGET", "asks a server from a pod and prints who answered", v.request)
+	add(true, "at", "NODE|POD COMMAND...", "runs a command on a machine or in a pod", v.at)
+	add(true, "request", "[--count N] [--timeout D] [--from ADDR] NODE|POD TARGET", "asks a server and prints who answered", v.request)
+	add(false, "daemon", "NAME NODE|POD COMMAND...", "starts a command that stays", v.daemon)
 
 	add(false, "kill", "PROCESS@NODE|POD...", "ends processes at once, all together", v.kill)
 	add(false, "stop", "PROCESS@NODE...", "asks processes to end and waits", v.stop)
@@ -92,7 +92,7 @@ func flags(args []string, define func(*flag.FlagSet)) ([]string, error) {
 	}
 }
 
-// capture of output: keep sets what later lines look at.
+// keep sets what later lines look at.
 func (v *Live) keep(stdout, stderr *bytes.Buffer) {
 	v.state.Stdout, v.state.Stderr = stdout.String(), stderr.String()
 }
@@ -115,32 +115,30 @@ func (v *Live) weft(ctx context.Context, _ *script.State, args []string) error {
 	return said(err, &stderr)
 }
 
-func (v *Live) on(ctx context.Context, args []string) error {
+func (v *Live) at(ctx context.Context, args []string) error {
 	if len(args) < 2 {
 		return usageError{}
 	}
-	n, err := v.Lab.Node(args[0])
+	place, err := v.Lab.Place(args[0])
 	if err != nil {
 		return err
 	}
 	var stdout, stderr bytes.Buffer
-	err = v.Lab.RunOn(ctx, n, &stdout, &stderr, args[1:]...)
+	err = v.Lab.RunAt(ctx, place, &stdout, &stderr, args[1:]...)
 	v.keep(&stdout, &stderr)
 	return said(err, &stderr)
 }
 
-func (v *Live) in(ctx context.Context, args []string) error {
-	if len(args) < 2 {
+// daemon is for what no systemd unit of Weft's describes.
+func (v *Live) daemon(_ context.Context, args []string) error {
+	if len(args) < 3 {
 		return usageError{}
 	}
-	pod, err := v.Lab.Pod(args[0])
-	if err != nil {
-		return err
+	place, err := v.Lab.Place(args[1])
+	if err == nil {
+		_, err = v.Lab.StartAt(place, args[0], nil, args[2:]...)
 	}
-	var stdout, stderr bytes.Buffer
-	err = v.Lab.RunInPod(ctx, pod, &stdout, &stderr, args[1:]...)
-	v.keep(&stdout, &stderr)
-	return said(err, &stderr)
+	return err
 }
 
 func (v *Live) request(ctx context.Context, args []string) error {
@@ -156,7 +154,7 @@ func (v *Live) request(ctx context.Context, args []string) error {
 		return usageError{}
 	}
 	command = append(command, "--count", count, "--timeout", timeout.String(), "--from", from, rest[1])
-	return v.in(ctx, append([]string{rest[0]}, command...))
+	return v.at(ctx, append([]string{rest[0]}, command...))
 }
 
 func (v *Live) mark(_ context.Context, args []string) error {
