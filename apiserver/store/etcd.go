@@ -184,6 +184,9 @@ func (e *Etcd) Commit(ctx context.Context, txn Txn) (int64, bool, error) {
 	cmps := make([]clientv3.Cmp, len(txn.If))
 	for i, c := range txn.If {
 		cmps[i] = clientv3.Compare(clientv3.ModRevision(c.Key), "=", c.Modified)
+		if c.Prefix {
+			cmps[i] = cmps[i].WithPrefix()
+		}
 	}
 	ops := make([]clientv3.Op, len(txn.Then))
 	for i, op := range txn.Then {

@@ -66,6 +66,8 @@ type Batch struct {
 type Cond struct {
 	Key      string
 	Modified int64
+	// Prefix, with a Modified of 0, means that no key begins with Key.
+	Prefix bool
 }
 
 // Op is a write: a put, or a deletion of a key or of a whole prefix.
@@ -78,7 +80,8 @@ type Op struct {
 	Prefix bool
 }
 
-// Txn is a set of writes made together, if every condition holds.
+// Txn is a set of writes made together, if every condition holds. No key may be
+// written twice.
 type Txn struct {
 	If   []Cond
 	Then []Op

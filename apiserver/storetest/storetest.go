@@ -175,13 +175,40 @@ func (s *Store) Commit(ctx context.Context, txn store.Txn) (int64, bool, error) 
 	if err := s.beforeLocked(ctx, "commit", key); err != nil {
 		return 0, false, err
 	}
+	if err := writtenTwice(txn.Then); err != nil {
+		return 0, false, err
+	}
 	for _, c := range txn.If {
-		if s.kvs[c.Key].Modified != c.Modified {
+		if !s.holdsLocked(c) {
 			return s.revision, false, nil
 		}
 	}
 	s.applyLocked(txn.Then)
 	return s.revision, true, nil
+}
+
+// writtenTwice refuses what etcd refuses: two writes of one key at once.
+func writtenTwice(ops []store.Op) error {
+	for i, a := range ops {
+		for _, b := range ops[i+1:] {
+			if a.Key == b.Key && !(a.Delete && b.Delete) {
+				return fmt.Errorf("duplicate key given in txn request: %s", a.Key)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Store) holdsLocked(c store.Cond) bool {
+	if !c.Prefix {
+		return s.kvs[c.Key].Modified == c.Modified
+	}
+	for key := range s.kvs {
+		if strings.HasPrefix(key, c.Key) {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *Store) applyLocked(ops []store.Op) {

@@ -1,0 +1,115 @@
+package endpoints
+
+import (
+	"fmt"
+
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// verdict is what becomes of one pod's endpoint.
+type verdict int
+
+const (
+	keep   verdict = iota // leave what there is, also if there is nothing
+	remove                // nothing, or nothing any more
+	write                 // what was derived
+)
+
+// refused is a claim of a node's that is not believed.
+type refused struct {
+	node            string
+	modified        int64 // the claim's
+	reason, example string
+}
+
+// endpoint decides what the cluster says of a pod. The identity's number is
+// left to be filled in. A pod is there once it is declared on a registered node
+// and that node's agent claims it; it goes when one of the two is taken back,
+// and not because the agent falls silent.
+func (m *model) endpoint(cluster string, who name) (want wire.Endpoint, v verdict, no []refused) {
+	have, there := m.endpoints[who]
+	p := m.pods[who]
+	no = m.strays(who)
+	if p == nil {
+		return want, remove, no
+	}
+	n := m.nodes[p.node]
+	if n == nil || n.registration == nil {
+		return want, remove, no
+	}
+	// An endpoint of an earlier pod of this name is not to be kept.
+	otherwise := keep
+	if there && (have.value.UID != p.uid || have.value.Node != p.node) {
+		otherwise = remove
+	}
+	says := n.claims[who]
+	if says == nil {
+		if n.synced {
+			return want, remove, no
+		}
+		return want, otherwise, no
+	}
+	says.honest = true
+	if says.UID != "" && says.UID != p.uid {
+		if !m.gone[says.UID] { // else it is late: about the pod's predecessor
+			no = append(no, refused{p.node, says.modified, "pod has another UID", fmt.Sprintf("%s claimed with UID %s", who, says.UID)})
+		}
+		return want, otherwise, no
+	}
+	if other, taken := m.byIP[says.IP]; taken && other != who && m.leaving(other) {
+		return want, otherwise, no // its turn comes once the other has left
+	}
+	if reason := m.check(n, who, says); reason != "" {
+		return want, otherwise, append(no, refused{p.node, says.modified, reason, fmt.Sprintf("%s at %s", who, says.IP)})
+	}
+	return wire.Endpoint{
+		Namespace: who.namespace, Pod: who.name, UID: p.uid,
+		Node: p.node, NodeIP: n.registration.Addresses[0], IP: says.IP,
+		// Labels and ports are those declared: the claim's do not count.
+		Labels:         identity.PodLabels(who.namespace, m.namespaces[who.namespace], p.labels, p.account, cluster),
+		ServiceAccount: p.account,
+		NamedPorts:     p.namedPorts,
+		Ready:          says.Ready,
+		State:          says.State,
+	}, write, no
+}
+
+// check says why a node's claim about a pod's address is not believed.
+func (m *model) check(n *node, who name, claim *claim) string {
+	switch {
+	case claim.Namespace != who.namespace || claim.Pod != who.name:
+		return "names another pod than its key"
+	case len(n.registration.Addresses) == 0:
+		return "node is registered without an address"
+	case !claim.IP.IsValid():
+		return "has no address"
+	case !n.registration.Owns(claim.IP):
+		return "address is outside of the node's pod CIDRs"
+	case claim.IP == n.registration.Internal():
+		return "address is the node's own"
+	}
+	if other, taken := m.byIP[claim.IP]; taken && other != who {
+		return "address belongs to another pod of the node"
+	}
+	return ""
+}
+
+// leaving reports whether a pod's endpoint is about to be removed.
+func (m *model) leaving(who name) bool {
+	have, p := m.endpoints[who], m.pods[who]
+	return p == nil || p.uid != have.value.UID
+}
+
+// strays are claims of the pod by nodes that it was not declared on.
+func (m *model) strays(who name) (no []refused) {
+	p := m.pods[who]
+	for nodeName := range m.claimants[who] {
+		says := m.nodes[nodeName].claims[who]
+		if p != nil && p.node == nodeName || says.honest || m.gone[says.UID] {
+			continue
+		}
+		no = append(no, refused{nodeName, says.modified, "pod is not declared on the node", fmt.Sprintf("%s at %s", who, says.IP)})
+	}
+	return no
+}

@@ -1,0 +1,326 @@
+package endpoints
+
+import (
+	"encoding/json"
+	"maps"
+	"net/netip"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/weft-mesh/weft/apiserver/nodes"
+	"github.com/weft-mesh/weft/apiserver/registry"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// name is a namespaced name.
+type name struct{ namespace, name string }
+
+func (n name) String() string { return n.namespace + "/" + n.name }
+
+// model is what weft/state/ says, as far as endpoints follow from it. It is fed
+// from one watch, so that it is at any time what the store was at a revision.
+type model struct {
+	namespaces map[string]map[string]string // labels
+	pods       map[name]*pod
+	services   map[name]*service.Service
+	nodes      map[string]*node
+	endpoints  map[name]stored[wire.Endpoint]
+	// slices are those derived here, by service and then by their own name.
+	slices map[name]map[string]stored[*discoveryv1.EndpointSlice]
+
+	// byIP are the pods that have an address, or are about to get it.
+	byIP map[netip.Addr]name
+	// sliceOf is the service of each slice.
+	sliceOf map[name]name
+	// claimants are the nodes that claim a pod.
+	claimants map[name]map[string]bool
+	// members are the services whose slices hold a pod's endpoint.
+	members map[name]map[name]bool
+	// gone are the UIDs of pods deleted lately: claims about them are late, not
+	// wrong.
+	gone map[string]bool
+
+	// What has to be looked at again.
+	dirtyPods, dirtyServices map[name]bool
+	dirtyNodes               map[string]bool
+}
+
+// stored is a value with the revision of its last change.
+type stored[T any] struct {
+	value    T
+	modified int64
+	text     []byte
+}
+
+type pod struct {
+	uid        string
+	node       string
+	labels     map[string]string
+	account    string
+	namedPorts []wire.NamedPort
+}
+
+type node struct {
+	registration *nodes.Registration     // nil: not registered
+	state        *stored[wire.NodeState] // nil: not claimed
+	synced       bool
+	claims       map[name]*claim
+}
+
+// claim is what an agent says of a pod on its node.
+type claim struct {
+	wire.EndpointState
+	modified int64
+	// honest is set once the claim was about a pod declared on the node. When
+	// the pod goes, the claim is late, not wrong.
+	honest bool
+}
+
+func newModel() *model {
+	return &model{
+		namespaces: map[string]map[string]string{}, pods: map[name]*pod{}, services: map[name]*service.Service{},
+		nodes: map[string]*node{}, endpoints: map[name]stored[wire.Endpoint]{},
+		slices:    map[name]map[string]stored[*discoveryv1.EndpointSlice]{},
+		claimants: map[name]map[string]bool{}, byIP: map[netip.Addr]name{}, sliceOf: map[name]name{},
+		members: map[name]map[name]bool{}, gone: map[string]bool{},
+		dirtyPods: map[name]bool{}, dirtyServices: map[name]bool{}, dirtyNodes: map[string]bool{},
+	}
+}
+
+// apply takes a change in. What cannot be read counts as not there; our own
+// programs write it, and a node's claims are checked later.
+func (m *model) apply(ev store.Event) {
+	switch {
+	case strings.HasPrefix(ev.Key, wire.ObjectsPrefix):
+		m.applyObject(ev)
+	case strings.HasPrefix(ev.Key, wire.NodesPrefix):
+		m.applyNode(ev)
+	case strings.HasPrefix(ev.Key, wire.EndpointsPrefix):
+		m.applyEndpoint(ev)
+	case strings.HasPrefix(ev.Key, nodes.RegistrationPrefix):
+		m.applyRegistration(ev)
+	}
+}
+
+func read[T any](ev store.Event) *T {
+	if ev.Deleted {
+		return nil
+	}
+	v := new(T)
+	if json.Unmarshal(ev.Value, v) != nil {
+		return nil
+	}
+	return v
+}
+
+func (m *model) applyObject(ev store.Event) {
+	plural, ns, objectName, ok := wire.ParseObjectKey(ev.Key)
+	if !ok {
+		return
+	}
+	who := name{ns, objectName}
+	switch plural {
+	case "namespaces":
+		var labels map[string]string
+		if v := read[corev1.Namespace](ev); v != nil {
+			labels = v.Labels
+		}
+		if maps.Equal(labels, m.namespaces[objectName]) {
+			return
+		}
+		m.namespaces[objectName] = labels
+		for other := range m.pods {
+			if other.namespace == objectName {
+				m.dirtyPods[other] = true
+			}
+		}
+	case "pods":
+		m.applyPod(who, read[corev1.Pod](ev))
+	case "services":
+		delete(m.services, who)
+		if v := read[corev1.Service](ev); v != nil {
+			if svc, err := service.FromKubernetes(v); err == nil {
+				m.services[who] = &svc
+			}
+		}
+		m.dirtyServices[who] = true
+	case "endpointslices":
+		m.applySlice(who, ev)
+	}
+}
+
+func (m *model) applyPod(who name, v *corev1.Pod) {
+	old := m.pods[who]
+	if old != nil && (v == nil || string(v.UID) != old.uid) {
+		if len(m.gone) > 4096 {
+			clear(m.gone)
+		}
+		m.gone[old.uid] = true
+	}
+	if v == nil {
+		delete(m.pods, who)
+	} else {
+		m.pods[who] = &pod{uid: string(v.UID), node: v.Spec.NodeName, labels: v.Labels, account: v.Spec.ServiceAccountName, namedPorts: namedPorts(v)}
+		// The labels decide which services select the pod.
+		m.touchServices(who)
+	}
+	m.dirtyPods[who] = true
+}
+
+func namedPorts(v *corev1.Pod) []wire.NamedPort {
+	var out []wire.NamedPort
+	for _, c := range v.Spec.Containers {
+		for _, p := range c.Ports {
+			if p.Name != "" {
+				out = append(out, wire.NamedPort{Name: p.Name, Port: uint16(p.ContainerPort), Protocol: string(p.Protocol)})
+			}
+		}
+	}
+	return out
+}
+
+func (m *model) applySlice(who name, ev store.Event) {
+	if svc, ok := m.sliceOf[who]; ok {
+		delete(m.slices[svc], who.name)
+		delete(m.sliceOf, who)
+		m.dirtyServices[svc] = true
+	}
+	v := read[discoveryv1.EndpointSlice](ev)
+	if v == nil || v.Labels[discoveryv1.LabelManagedBy] != registry.ManagedBy {
+		return
+	}
+	svc := name{who.namespace, v.Labels[discoveryv1.LabelServiceName]}
+	if m.slices[svc] == nil {
+		m.slices[svc] = map[string]stored[*discoveryv1.EndpointSlice]{}
+	}
+	m.sliceOf[who] = svc
+	m.slices[svc][who.name] = stored[*discoveryv1.EndpointSlice]{v, ev.Modified, ev.Value}
+	m.dirtyServices[svc] = true
+}
+
+func (m *model) node(nodeName string) *node {
+	n := m.nodes[nodeName]
+	if n == nil {
+		n = &node{claims: map[name]*claim{}}
+		m.nodes[nodeName] = n
+	}
+	return n
+}
+
+func (m *model) applyNode(ev store.Event) {
+	nodeName, entry, ns, podName, ok := wire.ParseNodesKey(ev.Key)
+	if !ok {
+		return
+	}
+	n := m.node(nodeName)
+	switch entry {
+	case wire.NodeEntryNode:
+		n.state = nil
+		if v := read[wire.NodeState](ev); v != nil {
+			n.state = &stored[wire.NodeState]{value: *v, modified: ev.Modified}
+		}
+		m.dirtyNodes[nodeName] = true
+	case wire.NodeEntrySynced:
+		n.synced = !ev.Deleted
+		if !n.synced {
+			return
+		}
+		// The list is complete: what it lacks is gone.
+		for who, e := range m.endpoints {
+			if _, claimed := n.claims[who]; e.value.Node == nodeName && !claimed {
+				m.dirtyPods[who] = true
+			}
+		}
+	case wire.NodeEntryEndpoint:
+		who := name{ns, podName}
+		delete(n.claims, who)
+		delete(m.claimants[who], nodeName)
+		if v := read[wire.EndpointState](ev); v != nil {
+			n.claims[who] = &claim{EndpointState: *v, modified: ev.Modified}
+			if m.claimants[who] == nil {
+				m.claimants[who] = map[string]bool{}
+			}
+			m.claimants[who][nodeName] = true
+		} else if len(m.claimants[who]) == 0 {
+			delete(m.claimants, who)
+		}
+		m.dirtyPods[who] = true
+	}
+}
+
+func (m *model) applyRegistration(ev store.Event) {
+	nodeName, ok := nodes.ParseRegistrationKey(ev.Key)
+	if !ok {
+		return
+	}
+	n := m.node(nodeName)
+	n.registration = read[nodes.Registration](ev)
+	m.dirtyNodes[nodeName] = true
+	for who, p := range m.pods {
+		if p.node == nodeName {
+			m.dirtyPods[who] = true
+		}
+	}
+	for who, e := range m.endpoints {
+		if e.value.Node == nodeName {
+			m.dirtyPods[who] = true
+		}
+	}
+	for who := range n.claims {
+		m.dirtyPods[who] = true
+	}
+}
+
+func (m *model) applyEndpoint(ev store.Event) {
+	ns, podName, ok := wire.ParseEndpointKey(ev.Key)
+	if !ok {
+		return
+	}
+	who := name{ns, podName}
+	if old, ok := m.endpoints[who]; ok {
+		delete(m.endpoints, who)
+		m.free(old.value.Node, old.value.IP, who)
+	}
+	if v := read[wire.Endpoint](ev); v != nil {
+		m.byIP[v.IP] = who
+		m.endpoints[who] = stored[wire.Endpoint]{*v, ev.Modified, ev.Value}
+	}
+	m.dirtyPods[who] = true
+	m.touchServices(who)
+}
+
+// free gives an address back and has others that claim it looked at again.
+func (m *model) free(nodeName string, ip netip.Addr, who name) {
+	if m.byIP[ip] != who {
+		return
+	}
+	delete(m.byIP, ip)
+	if n := m.nodes[nodeName]; n != nil {
+		for other, claim := range n.claims {
+			if claim.IP == ip && other != who {
+				m.dirtyPods[other] = true
+			}
+		}
+	}
+}
+
+// touchServices marks the services that hold the pod, and those that should.
+func (m *model) touchServices(who name) {
+	for svc := range m.members[who] {
+		m.dirtyServices[svc] = true
+	}
+	p := m.pods[who]
+	if p == nil {
+		return
+	}
+	candidate := service.Pod{Namespace: who.namespace, Labels: p.labels}
+	for svcName, svc := range m.services {
+		if svc.Selects(&candidate) {
+			m.dirtyServices[svcName] = true
+		}
+	}
+}

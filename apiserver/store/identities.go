@@ -1,0 +1,52 @@
+package store
+
+import (
+	"context"
+	"errors"
+
+	"github.com/weft-mesh/weft/identity"
+)
+
+// Identities is a store as package identity's allocator wants it.
+func Identities(s Store) identity.Store { return identities{s} }
+
+type identities struct{ store Store }
+
+// Get implements identity.Store.
+func (i identities) Get(ctx context.Context, key string) (identity.Row, bool, error) {
+	kv, err := i.store.Get(ctx, key)
+	if errors.Is(err, ErrNotFound) {
+		return identity.Row{}, false, nil
+	}
+	return row(kv), err == nil, err
+}
+
+// List implements identity.Store.
+func (i identities) List(ctx context.Context, prefix string) ([]identity.Row, error) {
+	kvs, _, err := i.store.List(ctx, prefix)
+	if err != nil {
+		return nil, err
+	}
+	rows := make([]identity.Row, len(kvs))
+	for n, kv := range kvs {
+		rows[n] = row(kv)
+	}
+	return rows, nil
+}
+
+// Commit implements identity.Store.
+func (i identities) Commit(ctx context.Context, txn identity.Txn) (bool, error) {
+	var out Txn
+	for _, c := range txn.If {
+		out.If = append(out.If, Cond{Key: c.Key, Modified: c.Revision, Prefix: c.Prefix})
+	}
+	for _, c := range txn.Then {
+		out.Then = append(out.Then, Op{Key: c.Key, Value: c.Value, Delete: c.Delete})
+	}
+	_, done, err := i.store.Commit(ctx, out)
+	return done, err
+}
+
+func row(kv KV) identity.Row {
+	return identity.Row{Key: kv.Key, Value: kv.Value, Revision: kv.Modified}
+}
