@@ -1,0 +1,250 @@
+package mirror
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Reason says in a word why a claim was not believed.
+type Reason string
+
+// The reasons. They are values of a metric's label and do not change.
+const (
+	Malformed       Reason = "malformed"        // cannot be read, or contradicts its own key
+	ForeignAddress  Reason = "foreign-address"  // outside of what the peer may use
+	ForeignIdentity Reason = "foreign-identity" // outside of the peer's range
+	ForeignName     Reason = "foreign-name"     // labels of another cluster, or reserved ones
+	TooLarge        Reason = "too-large"        // more than our store takes
+)
+
+// claims checks a peer's values. A peer can lie only about itself: whatever
+// reaches beyond the CIDRs and the ID that were agreed on is refused.
+type claims struct {
+	peer  wire.Peer
+	own   wire.Cluster
+	split identity.Split
+}
+
+func newClaims(own wire.Cluster, peer wire.Peer) claims {
+	split, err := identity.SplitFor(int(own.MaxConnectedClusters))
+	if err != nil {
+		split = identity.Split255
+	}
+	return claims{peer: peer, own: own, split: split}
+}
+
+// folder is a prefix in the peer's store, what it is called, and how a key
+// below it is judged and rewritten.
+type folder struct {
+	name     string
+	prefix   string
+	resource wire.Resource // "" for weft/export/
+}
+
+func (c claims) folders() []folder {
+	var out []folder
+	for _, r := range wire.Resources {
+		out = append(out, folder{string(r), r.StatePrefix(c.peer.Name), r})
+	}
+	return append(out, folder{name: "weft", prefix: wire.ExportPrefix})
+}
+
+// judge says under which of our keys a peer's value may be kept; a non-empty
+// reason means not at all.
+func (c claims) judge(f folder, key string, value []byte) (ours string, reason Reason, err error) {
+	if f.resource == "" {
+		reason, err = c.export(key, value)
+		ours, _ = wire.ExportToCache(key, c.peer.Name)
+		return ours, reason, err
+	}
+	ours, ok := f.resource.StateToCache(key, c.peer.Name)
+	ref, readable := f.resource.ParseStateKey(key, c.peer.Name)
+	if !ok || !readable {
+		return ours, Malformed, fmt.Errorf("the key is none of %s", f.resource)
+	}
+	switch f.resource {
+	case wire.Nodes:
+		reason, err = c.node(ref, value)
+	case wire.IPs:
+		reason, err = c.ip(ref, value)
+	case wire.Identities:
+		reason, err = c.identity(ref, value)
+	case wire.Services:
+		reason, err = c.service(ref, value)
+	case wire.EndpointSlices:
+		reason, err = c.slice(ref, value)
+	}
+	return ours, reason, err
+}
+
+func (c claims) node(ref wire.CacheRef, value []byte) (Reason, error) {
+	n, err := wire.ParseNode(ref, c.peer.ID, value)
+	if err != nil {
+		return Malformed, err
+	}
+	cidrs := n.PodCIDRs()
+	for _, p := range cidrs {
+		if !inside(c.peer.PodCIDRs, p) {
+			return ForeignAddress, fmt.Errorf("pod CIDR %v is outside of %v", p, c.peer.PodCIDRs)
+		}
+	}
+	for _, a := range n.IPAddresses {
+		if a.Type == wire.NodeCiliumInternalIP {
+			if !contains(cidrs, a.IP) {
+				return ForeignAddress, fmt.Errorf("internal address %v is outside of the node's own CIDRs", a.IP)
+			}
+			continue
+		}
+		if err := c.underlay(a.IP); err != nil {
+			return ForeignAddress, err
+		}
+	}
+	for _, a := range []netip.Addr{n.IPv4HealthIP, n.IPv6HealthIP, n.IPv4IngressIP, n.IPv6IngressIP} {
+		if a.IsValid() && !contains(cidrs, a) {
+			return ForeignAddress, fmt.Errorf("address %v is outside of the node's own CIDRs", a)
+		}
+	}
+	if n.WireguardPubKey != "" && !publicKey(n.WireguardPubKey) {
+		return Malformed, fmt.Errorf("WireguardPubKey is no key")
+	}
+	return "", nil
+}
+
+// underlay checks an address that tunnels may end at. It lies in no announced
+// CIDR, but it must not be one that means something here.
+func (c claims) underlay(a netip.Addr) error {
+	switch {
+	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return fmt.Errorf("node address %v is none that a node can have", a)
+	case contains(c.own.PodCIDRs, a), c.own.ServiceCIDR.IsValid() && c.own.ServiceCIDR.Contains(a):
+		return fmt.Errorf("node address %v lies in this cluster's own CIDRs", a)
+	}
+	return nil
+}
+
+func (c claims) ip(ref wire.CacheRef, value []byte) (Reason, error) {
+	p, err := wire.ParseIPIdentityPair(ref, value)
+	if err != nil {
+		return Malformed, err
+	}
+	if !inside(c.peer.PodCIDRs, ref.IP) {
+		return ForeignAddress, fmt.Errorf("%v is outside of %v", ref.IP, c.peer.PodCIDRs)
+	}
+	if p.HostIP.IsValid() {
+		if err := c.underlay(p.HostIP); err != nil {
+			return ForeignAddress, err
+		}
+	}
+	return c.number(p.ID)
+}
+
+// number refuses reserved identities too: a pod that calls itself host or
+// health would pass policies that name those.
+func (c claims) number(n identity.Number) (Reason, error) {
+	if c.split.Cluster(n) != c.peer.ID {
+		first, last := c.split.Range(c.peer.ID)
+		return ForeignIdentity, fmt.Errorf("identity %d is outside of %d to %d", uint32(n), uint32(first), uint32(last))
+	}
+	return "", nil
+}
+
+func (c claims) identity(ref wire.CacheRef, value []byte) (Reason, error) {
+	labels, err := wire.ParseIdentity(value)
+	if err != nil {
+		return Malformed, err
+	}
+	if reason, err := c.number(ref.Identity); err != nil {
+		return reason, err
+	}
+	for _, l := range labels {
+		switch l.Source {
+		case identity.SourceReserved, identity.SourceCIDR, "fqdn":
+			return ForeignName, fmt.Errorf("label %v is not a workload's", l)
+		}
+	}
+	if got := labels.Cluster(); got != c.peer.Name {
+		return ForeignName, fmt.Errorf("labels name cluster %q", got)
+	}
+	return "", nil
+}
+
+func (c claims) service(ref wire.CacheRef, value []byte) (Reason, error) {
+	s, err := wire.ParseClusterService(ref, c.peer.ID, value)
+	if err != nil {
+		return Malformed, err
+	}
+	for a := range s.Backends {
+		if !contains(c.peer.PodCIDRs, a) {
+			return ForeignAddress, fmt.Errorf("backend %v is outside of %v", a, c.peer.PodCIDRs)
+		}
+	}
+	return "", nil
+}
+
+func (c claims) slice(ref wire.CacheRef, value []byte) (Reason, error) {
+	s, err := wire.ParseSlice(ref, c.peer.ID, value)
+	if err != nil {
+		return Malformed, err
+	}
+	for _, e := range s.Endpoints {
+		for _, text := range e.Addresses {
+			if a, err := wire.ParseAddr(text); err != nil || !contains(c.peer.PodCIDRs, a) {
+				return ForeignAddress, fmt.Errorf("endpoint %s is outside of %v", text, c.peer.PodCIDRs)
+			}
+		}
+	}
+	return "", nil
+}
+
+func (c claims) export(key string, value []byte) (Reason, error) {
+	if key == wire.ExportClusterKey {
+		e, err := wire.Unmarshal[wire.ExportCluster](value)
+		if err != nil {
+			return Malformed, err
+		}
+		for _, p := range e.PodCIDRs {
+			if !inside(c.peer.PodCIDRs, p) {
+				return ForeignAddress, fmt.Errorf("pod CIDR %v is outside of %v; add the peer anew if it has grown", p, c.peer.PodCIDRs)
+			}
+		}
+		return "", nil
+	}
+	cacheKey, _ := wire.ExportToCache(key, c.peer.Name)
+	_, entry, node, ok := wire.ParseCacheKey(cacheKey)
+	if !ok || entry != wire.CacheEntryNode {
+		// Also our own liveness key lies in that folder, and a peer must not
+		// write it.
+		return Malformed, fmt.Errorf("the key is none that is exported")
+	}
+	n, err := wire.Unmarshal[wire.ExportNode](value)
+	if err != nil {
+		return Malformed, err
+	}
+	if n.Name != node {
+		return Malformed, fmt.Errorf("name is %q, but the key says %q", n.Name, node)
+	}
+	for i, lane := range n.Lanes {
+		if lane.PublicKey != "" && (!publicKey(lane.PublicKey) || lane.Port == 0) {
+			return Malformed, fmt.Errorf("lane %d has no usable key and port", i)
+		}
+	}
+	return "", nil
+}
+
+func publicKey(s string) bool {
+	b, err := base64.StdEncoding.DecodeString(s)
+	return err == nil && len(b) == 32
+}
+
+func inside(all []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(all, func(c netip.Prefix) bool { return c.Bits() <= p.Bits() && c.Contains(p.Addr()) })
+}
+
+func contains(all []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(all, func(c netip.Prefix) bool { return c.Contains(a) })
+}

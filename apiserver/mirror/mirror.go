@@ -1,0 +1,283 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Source is a peer's store, opened for one session.
+type Source interface {
+	store.Store
+	Close() error
+}
+
+// Config of a Mirror.
+type Config struct {
+	Own  wire.Cluster
+	Peer wire.Peer
+	// Store is ours; the mirror writes only this peer's keys.
+	Store store.Store
+	// Dial opens the peer's store. It need not wait for the connection.
+	Dial func() (Source, error)
+	Log  *slog.Logger
+	// FirstPause and LastPause bound the pauses between two sessions: they
+	// double, each drawn between half of it and the whole, so that all peers of
+	// a cluster that comes back do not arrive at once. 0 means 200 ms and 5 s.
+	FirstPause, LastPause time.Duration
+	// Answer is how long the first question of a session may take before the
+	// peer counts as down; 0 means 5 s.
+	Answer time.Duration
+	// Listing is how long one resource may take to list; 0 means two minutes.
+	Listing time.Duration
+}
+
+// ErrRefused: the peer contradicts what was agreed on; nothing is imported.
+var ErrRefused = errors.New("refused")
+
+// Mirror copies one peer. Run may be called once; the other methods by any
+// goroutine at any time.
+type Mirror struct {
+	conf   Config
+	claims claims
+
+	writing sync.Mutex // held over a decision and its write; taken before mu
+	mu      sync.Mutex // guards what follows
+	known   bool       // have is what our store holds; not after a failed write
+	have    map[string]entry
+	held    map[string]bool // keys of have whose deletion waits for an operator
+	// generation is that of the peer's store that have is a copy of. It lags
+	// behind while deletions are held, here and in our store, so that a restart
+	// holds them again.
+	generation string
+	pending    []byte // the peer's ExportCluster, not copied while deletions are held
+	count      counters
+}
+
+// entry is one of our keys, with enough of its value to see a change.
+type entry struct {
+	folder string
+	hash   uint64
+}
+
+var seed = maphash.MakeSeed()
+
+// New makes a Mirror.
+func New(c Config) *Mirror {
+	if c.FirstPause == 0 {
+		c.FirstPause = 200 * time.Millisecond
+	}
+	if c.LastPause == 0 {
+		c.LastPause = 5 * time.Second
+	}
+	if c.Answer == 0 {
+		c.Answer = 5 * time.Second
+	}
+	if c.Listing == 0 {
+		c.Listing = 2 * time.Minute
+	}
+	m := &Mirror{conf: c, claims: newClaims(c.Own, c.Peer), have: map[string]entry{}, held: map[string]bool{}}
+	m.count = counters{state: api.LinkConnecting, since: time.Now(), synced: map[wire.Resource]bool{}, refused: map[refusalKey]*api.Refusal{}}
+	return m
+}
+
+// Peer is whom the mirror copies.
+func (m *Mirror) Peer() wire.Peer { return m.conf.Peer }
+
+// Run copies until ctx ends; then it returns nil. The copy stays, whatever
+// happens to the link.
+func (m *Mirror) Run(ctx context.Context) error {
+	pause := m.conf.FirstPause
+	for {
+		began := time.Now()
+		err := m.session(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		state := api.LinkDown
+		if errors.Is(err, ErrRefused) {
+			state = api.LinkRefused
+		}
+		m.setState(state, err)
+		m.conf.Log.Warn("control link to peer is down", "peer", m.conf.Peer.Name, "state", state, "err", err)
+		if time.Since(began) > m.conf.LastPause {
+			pause = m.conf.FirstPause
+		}
+		timer := time.NewTimer(pause/2 + rand.N(pause/2+1))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+		pause = min(2*pause, m.conf.LastPause)
+	}
+}
+
+// session is one connection: agree, wait for the canaries, list everything,
+// mark and sweep, then follow until something breaks. It never returns nil.
+func (m *Mirror) session(ctx context.Context) error {
+	if err := m.recall(ctx); err != nil {
+		return fmt.Errorf("read our copy: %w", err)
+	}
+	src, err := m.conf.Dial()
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	config, err := m.agree(ctx, src)
+	if err != nil {
+		return err
+	}
+	if config.Capabilities.SyncedCanaries {
+		if err := m.awaitCanaries(ctx, src, config); err != nil {
+			return err
+		}
+	}
+	lists, err := m.list(ctx, src)
+	if err != nil {
+		return err
+	}
+	if err := m.introduce(ctx, config); err != nil {
+		return err
+	}
+	if err := m.sweep(ctx, lists); err != nil {
+		return err
+	}
+	if err := m.raiseCanaries(ctx, config.Capabilities.EndpointSlicesExportMode); err != nil {
+		return err
+	}
+	m.setState(api.LinkUp, nil)
+	m.hear()
+	m.conf.Log.Info("control link to peer is up", "peer", m.conf.Peer.Name)
+
+	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range lists {
+		g.Go(func() error { return m.follow(ctx, src, l.folder, l.revision) })
+	}
+	return g.Wait()
+}
+
+// recall reads our copy unless it is known: nobody else writes these keys.
+func (m *Mirror) recall(ctx context.Context) error {
+	m.mu.Lock()
+	known := m.known
+	m.mu.Unlock()
+	if known {
+		return nil
+	}
+	have := map[string]entry{}
+	generation := ""
+	synced := map[wire.Resource]bool{}
+	for _, f := range m.claims.folders() {
+		prefix := wire.PeerCachePrefix(m.conf.Peer.Name)
+		if f.resource != "" {
+			prefix = f.resource.CachePrefix(m.conf.Peer.Name)
+			_, err := m.conf.Store.Get(ctx, f.resource.CacheSyncedKey(m.conf.Peer.Name))
+			if err != nil && !errors.Is(err, store.ErrNotFound) {
+				return err
+			}
+			synced[f.resource] = err == nil
+		}
+		kvs, _, err := m.conf.Store.List(ctx, prefix)
+		if err != nil {
+			return err
+		}
+		for _, kv := range kvs {
+			switch kv.Key {
+			case wire.PeerLivenessKey(m.conf.Peer.Name):
+				continue // not copied from the peer
+			case wire.PeerClusterKey(m.conf.Peer.Name):
+				if c, err := wire.Unmarshal[wire.ExportCluster](kv.Value); err == nil {
+					generation = c.Generation
+				}
+			}
+			have[kv.Key] = entry{folder: f.name, hash: maphash.Bytes(seed, kv.Value)}
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.known, m.have, m.generation, m.count.synced = true, have, generation, synced
+	// What was held and is still missing is found by the next complete list.
+	clear(m.held)
+	return nil
+}
+
+// agree reads how the peer introduces itself and compares it with what was
+// agreed on when it was added.
+func (m *Mirror) agree(ctx context.Context, src Source) (wire.ClusterConfig, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.conf.Answer)
+	defer cancel()
+	kv, err := src.Get(ctx, wire.ClusterConfigKey(m.conf.Peer.Name))
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return wire.ClusterConfig{}, fmt.Errorf("the peer's store does not say who it is yet (no %s)", wire.ClusterConfigKey(m.conf.Peer.Name))
+	case errors.Is(err, store.ErrDenied):
+		return wire.ClusterConfig{}, fmt.Errorf("%w: the peer does not let us read: ask its operator for a new invite and add it again: %w", ErrRefused, err)
+	case err != nil:
+		return wire.ClusterConfig{}, err
+	}
+	return Agree(m.conf.Own, m.conf.Peer, kv.Value)
+}
+
+// Agree checks a peer's cluster-config against what was agreed on. Its errors
+// wrap ErrRefused.
+func Agree(own wire.Cluster, peer wire.Peer, value []byte) (wire.ClusterConfig, error) {
+	config, err := wire.ParseClusterConfig(value)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("its cluster-config cannot be used: %w", err)
+	case config.ID == uint32(own.ID):
+		err = fmt.Errorf("it uses cluster ID %d, which is ours; one of the two must be rebuilt with another ID", config.ID)
+	case config.ID != uint32(peer.ID):
+		err = fmt.Errorf("it says that its cluster ID is %d, but it was added with %d; remove it and add it again", config.ID, peer.ID)
+	case config.Capabilities.MaxConnectedClusters != own.MaxConnectedClusters:
+		err = fmt.Errorf("it is made for %d connected clusters and we for %d; all clusters of a mesh need the same maxConnectedClusters", config.Capabilities.MaxConnectedClusters, own.MaxConnectedClusters)
+	}
+	if err != nil {
+		return wire.ClusterConfig{}, fmt.Errorf("cluster %q: %w: %w", peer.Name, ErrRefused, err)
+	}
+	return config, nil
+}
+
+// introduce tells our agents of the peer, as one that is read through us.
+func (m *Mirror) introduce(ctx context.Context, config wire.ClusterConfig) error {
+	config.Capabilities.Cached = true
+	key, value := wire.ClusterConfigKey(m.conf.Peer.Name), wire.Marshal(config)
+	if kv, err := m.conf.Store.Get(ctx, key); err == nil && string(kv.Value) == string(value) {
+		return nil
+	}
+	return store.Write(ctx, m.conf.Store, store.Put(key, value))
+}
+
+// Release lets the held deletions through. It says how many there were.
+func (m *Mirror) Release(ctx context.Context) (int, error) {
+	m.writing.Lock()
+	defer m.writing.Unlock()
+	m.mu.Lock()
+	ops := m.clusterOpLocked()
+	n := len(m.held)
+	for key := range m.held {
+		ops = append(ops, store.Delete(key))
+	}
+	m.mu.Unlock()
+	if n == 0 {
+		return 0, nil
+	}
+	if err := m.commit(ctx, ops); err != nil {
+		return 0, fmt.Errorf("release %d deletions of peer %q: %w", n, m.conf.Peer.Name, err)
+	}
+	m.conf.Log.Info("held deletions were released", "peer", m.conf.Peer.Name, "entries", n)
+	return n, nil
+}

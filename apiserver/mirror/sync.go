@@ -1,0 +1,373 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"time"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// errRewound: the peer's store is behind where we were. It is another store.
+var errRewound = errors.New("the peer's store is older than our copy of it; reading it anew")
+
+// listing is one folder of a peer, complete as of a revision.
+type listing struct {
+	folder   folder
+	kvs      []store.KV
+	revision int64
+}
+
+// awaitCanaries waits until the peer's store has been filled: before, an entry
+// that is not there means nothing.
+func (m *Mirror) awaitCanaries(ctx context.Context, src Source, config wire.ClusterConfig) error {
+	missing := map[string]bool{}
+	for _, r := range wire.Resources {
+		if expected(r, config.Capabilities.EndpointSlicesExportMode) {
+			missing[r.StateSyncedKey(m.conf.Peer.Name)] = true
+		}
+	}
+	enough := errors.New("all canaries are there")
+	err := store.Follow(ctx, src, wire.SyncedPrefix(m.conf.Peer.Name), func(b store.Batch) error {
+		for _, e := range b.Events {
+			if !e.Deleted {
+				delete(missing, e.Key)
+			}
+		}
+		if len(missing) == 0 {
+			return enough
+		}
+		m.setState(api.LinkConnecting, fmt.Errorf("the peer is filling its store; %d of its resources are not complete yet", len(missing)))
+		return nil
+	})
+	if errors.Is(err, enough) {
+		return nil
+	}
+	return fmt.Errorf("wait until the peer has filled its store: %w", err)
+}
+
+// expected says whether a cluster of that export mode writes the resource.
+func expected(r wire.Resource, mode string) bool {
+	switch r {
+	case wire.Services:
+		return mode != wire.EndpointSlicesOnly
+	case wire.EndpointSlices:
+		return mode != ""
+	}
+	return true
+}
+
+func (m *Mirror) list(ctx context.Context, src Source) ([]listing, error) {
+	var out []listing
+	for _, f := range m.claims.folders() {
+		kvs, revision, err := listOne(ctx, src, f.prefix, m.conf.Listing)
+		if errors.Is(err, store.ErrDenied) && f.resource == "" {
+			continue // a Cilium peer: its role does not name our prefix
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list the peer's %s: %w", f.name, err)
+		}
+		out = append(out, listing{f, kvs, revision})
+	}
+	return out, nil
+}
+
+func listOne(ctx context.Context, src Source, prefix string, within time.Duration) ([]store.KV, int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	return src.List(ctx, prefix)
+}
+
+// sweep makes our copy equal to complete lists. What they lack goes, unless it
+// is so much that it is held.
+func (m *Mirror) sweep(ctx context.Context, lists []listing) error {
+	m.writing.Lock()
+	defer m.writing.Unlock()
+	m.mu.Lock()
+	ops, listed := m.sweepLocked(lists)
+	m.mu.Unlock()
+	if err := m.commit(ctx, ops); err != nil {
+		return fmt.Errorf("write our copy: %w", err)
+	}
+	m.mu.Lock()
+	if len(m.held) == 0 {
+		m.generation = listed
+	}
+	m.count.relists++
+	m.mu.Unlock()
+	return nil
+}
+
+func (m *Mirror) sweepLocked(lists []listing) (ops []store.Op, generation string) {
+	seen := map[string]bool{}
+	m.pending = nil
+	for _, l := range lists {
+		for _, kv := range l.kvs {
+			if ours, op, ok := m.acceptLocked(l.folder, kv.Key, kv.Value); ok {
+				seen[ours] = true
+				ops = append(ops, op...)
+			}
+			if kv.Key == wire.ExportClusterKey {
+				if c, err := wire.Unmarshal[wire.ExportCluster](kv.Value); err == nil {
+					generation = c.Generation
+				}
+			}
+		}
+	}
+	r := relist{Generation: m.generation, Listed: generation}
+	var gone []string
+	for key, e := range m.have {
+		r.Have++
+		missing := !seen[key]
+		if missing {
+			r.Missing++
+			gone = append(gone, key)
+		}
+		if e.folder == string(wire.Nodes) {
+			r.Nodes++
+			if missing {
+				r.MissingNodes++
+			}
+		}
+	}
+	m.count.holding = hold(r)
+	clear(m.held)
+	if m.count.holding != "" {
+		for _, key := range gone {
+			m.held[key] = true
+		}
+		m.conf.Log.Warn("deletions of a peer are held", "peer", m.conf.Peer.Name, "entries", r.Missing, "why", m.count.holding)
+		return ops, generation
+	}
+	for _, key := range gone {
+		ops = append(ops, store.Delete(key))
+	}
+	return append(ops, m.clusterOpLocked()...), generation
+}
+
+// acceptLocked judges one of the peer's values: the key it is kept under, what
+// to write, false if it is refused. The cluster's own entry waits in pending,
+// because it carries the generation.
+func (m *Mirror) acceptLocked(f folder, key string, value []byte) (ours string, ops []store.Op, ok bool) {
+	ours, reason, err := m.claims.judge(f, key, value)
+	if err != nil {
+		m.refuseLocked(f, key, reason, err)
+		return ours, nil, false
+	}
+	if key == wire.ExportClusterKey {
+		m.pending = value
+		return ours, nil, true
+	}
+	if e, known := m.have[ours]; known && e.hash == maphash.Bytes(seed, value) {
+		return ours, nil, true
+	}
+	return ours, []store.Op{store.Put(ours, value)}, true
+}
+
+// clusterOpLocked writes the cluster's own entry if it changed.
+func (m *Mirror) clusterOpLocked() []store.Op {
+	if m.pending == nil {
+		return nil
+	}
+	key := wire.PeerClusterKey(m.conf.Peer.Name)
+	if e, known := m.have[key]; known && e.hash == maphash.Bytes(seed, m.pending) {
+		return nil
+	}
+	return []store.Op{store.Put(key, m.pending)}
+}
+
+// follow carries changes over until the watch ends. A history that was
+// compacted away ends the session, and the next begins with a complete list.
+func (m *Mirror) follow(ctx context.Context, src Source, f folder, after int64) error {
+	err := src.Watch(ctx, f.prefix, after, func(b store.Batch) error {
+		if b.Revision < after {
+			return errRewound
+		}
+		after = b.Revision
+		m.hear()
+		return m.change(ctx, f, b.Events)
+	})
+	if err == nil {
+		err = store.ErrUnavailable
+	}
+	return fmt.Errorf("follow the peer's %s: %w", f.name, err)
+}
+
+// change carries over what the peer wrote and withdrew.
+func (m *Mirror) change(ctx context.Context, f folder, events []store.Event) error {
+	if len(events) == 0 {
+		return nil
+	}
+	m.writing.Lock()
+	defer m.writing.Unlock()
+	m.mu.Lock()
+	ops, rebuilt := m.changeLocked(f, events)
+	m.mu.Unlock()
+	if rebuilt {
+		return errRewound
+	}
+	if err := m.commit(ctx, ops); err != nil {
+		return fmt.Errorf("write our copy: %w", err)
+	}
+	return nil
+}
+
+func (m *Mirror) changeLocked(f folder, events []store.Event) (ops []store.Op, rebuilt bool) {
+	for _, e := range lastOfEach(events) {
+		var ours string
+		var put []store.Op
+		ok := false
+		if e.Deleted {
+			ours = m.oursOf(f, e.Key)
+		} else if ours, put, ok = m.acceptLocked(f, e.Key, e.Value); ok {
+			if e.Key == wire.ExportClusterKey {
+				if c, err := wire.Unmarshal[wire.ExportCluster](e.Value); err == nil && m.generation != "" && c.Generation != m.generation && len(m.held) == 0 {
+					return nil, true
+				}
+				if len(m.held) == 0 {
+					put = m.clusterOpLocked()
+				}
+			}
+			delete(m.held, ours)
+			ops = append(ops, put...)
+			continue
+		}
+		// Withdrawn, or replaced by a lie: what it said before no longer holds.
+		if _, known := m.have[ours]; known {
+			ops = append(ops, store.Delete(ours))
+		}
+	}
+	if m.count.holding != "" && len(m.held) == 0 {
+		// Everything came back.
+		m.count.holding = ""
+		ops = append(ops, m.clusterOpLocked()...)
+	}
+	return ops, false
+}
+
+// lastOfEach drops all changes of a key but the last, because a transaction
+// takes one write of a key, and what was in between is nobody's business.
+func lastOfEach(events []store.Event) []store.Event {
+	last := make(map[string]int, len(events))
+	for i, e := range events {
+		last[e.Key] = i
+	}
+	if len(last) == len(events) {
+		return events
+	}
+	out := make([]store.Event, 0, len(last))
+	for i, e := range events {
+		if last[e.Key] == i {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func (m *Mirror) oursOf(f folder, key string) string {
+	var ours string
+	if f.resource == "" {
+		ours, _ = wire.ExportToCache(key, m.conf.Peer.Name)
+	} else {
+		ours, _ = f.resource.StateToCache(key, m.conf.Peer.Name)
+	}
+	return ours
+}
+
+// commit writes to our store and remembers what stands there. A value that is
+// too large for it is refused by itself. After any other failure it is not
+// known how much was written, and the next session reads it.
+func (m *Mirror) commit(ctx context.Context, ops []store.Op) error {
+	err := store.Write(ctx, m.conf.Store, ops...)
+	if err == nil {
+		m.remember(ops)
+		return nil
+	}
+	if errors.Is(err, store.ErrTooLarge) {
+		err = m.commitEach(ctx, ops)
+	}
+	if err != nil {
+		m.mu.Lock()
+		m.known = false
+		m.mu.Unlock()
+	}
+	return err
+}
+
+func (m *Mirror) commitEach(ctx context.Context, ops []store.Op) error {
+	for _, op := range ops {
+		switch err := store.Write(ctx, m.conf.Store, op); {
+		case errors.Is(err, store.ErrTooLarge):
+			m.mu.Lock()
+			m.refuseLocked(folder{name: m.folderOf(op.Key)}, op.Key, TooLarge, fmt.Errorf("%d bytes are more than our store takes", len(op.Value)))
+			m.mu.Unlock()
+		case err != nil:
+			return err
+		default:
+			m.remember([]store.Op{op})
+		}
+	}
+	return nil
+}
+
+func (m *Mirror) folderOf(key string) string {
+	if ref, ok := wire.ParseCiliumCacheKey(key); ok {
+		return string(ref.Resource)
+	}
+	return "weft"
+}
+
+func (m *Mirror) remember(ops []store.Op) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, op := range ops {
+		if op.Delete {
+			delete(m.have, op.Key)
+			delete(m.held, op.Key)
+			m.count.withdrawn++
+			continue
+		}
+		m.have[op.Key] = entry{folder: m.folderOf(op.Key), hash: maphash.Bytes(seed, op.Value)}
+		m.count.written++
+		if op.Key == wire.PeerClusterKey(m.conf.Peer.Name) {
+			if c, err := wire.Unmarshal[wire.ExportCluster](op.Value); err == nil {
+				m.generation = c.Generation
+			}
+		}
+	}
+	if m.count.holding != "" && len(m.held) == 0 {
+		m.count.holding = ""
+	}
+}
+
+// raiseCanaries tells our agents what of the copy is complete. They stay up: a
+// later session changes nothing about that.
+func (m *Mirror) raiseCanaries(ctx context.Context, mode string) error {
+	var ops []store.Op
+	var raised []wire.Resource
+	for _, r := range wire.Resources {
+		if !expected(r, mode) {
+			continue
+		}
+		raised = append(raised, r)
+		key := r.CacheSyncedKey(m.conf.Peer.Name)
+		if _, err := m.conf.Store.Get(ctx, key); errors.Is(err, store.ErrNotFound) {
+			ops = append(ops, store.Put(key, wire.TimeText(time.Now())))
+		} else if err != nil {
+			return fmt.Errorf("raise canaries: %w", err)
+		}
+	}
+	if err := store.Write(ctx, m.conf.Store, ops...); err != nil {
+		return fmt.Errorf("raise canaries: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range raised {
+		m.count.synced[r] = true
+	}
+	return nil
+}
