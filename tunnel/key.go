@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"fmt"
+	"io"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
@@ -82,8 +83,8 @@ func (p PrivateKey) Equal(q PrivateKey) bool {
 // String hides the key, so that a log line with a struct in it is harmless.
 func (p PrivateKey) String() string { return "(private key)" }
 
-// GoString hides the key from %#v as String does from %v.
-func (p PrivateKey) GoString() string { return p.String() }
+// Format hides the key from every verb.
+func (p PrivateKey) Format(to fmt.State, _ rune) { io.WriteString(to, p.String()) }
 
 // encode is the base64 form, for the key file alone.
 func (p PrivateKey) encode() string { return base64.StdEncoding.EncodeToString(p.raw[:]) }

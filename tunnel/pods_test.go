@@ -1,0 +1,237 @@
+package tunnel_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+
+	"github.com/weft-mesh/weft/tunnel/probe"
+)
+
+// pod is a namespace behind a node, at .10 of its CIDR.
+func newPod(t *testing.T, n *node) (s *space, addr netip.Addr) {
+	t.Helper()
+	four := n.internal.As4()
+	four[3] = 10
+	addr = netip.AddrFrom4(four)
+	s = newSpace(t)
+	wire(t, n.space, s, "pod", "eth0", "", addr.String()+"/32")
+	s.do(func() error {
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetMTU(eth0, 1420); err != nil {
+			return err
+		}
+		gateway := n.internal.AsSlice()
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: &net.IPNet{IP: gateway, Mask: net.CIDRMask(32, 32)}}); err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: gateway})
+	})
+	n.do(func() error {
+		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
+			return err
+		}
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/pod/proxy_arp", []byte("1"), 0); err != nil {
+			return err
+		}
+		host, err := netlink.LinkByName("pod")
+		if err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: host.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(32, 32)}})
+	})
+	return s, addr
+}
+
+// redirect sends all that leaves the node's pod for other pods into a lane, as
+// the datapath does: from the veth's tcx, past the host's stack.
+func redirect(t *testing.T, n *node, device string) {
+	t.Helper()
+	n.do(func() error {
+		lane, err := netlink.LinkByName(device)
+		if err != nil {
+			return err
+		}
+		host, err := netlink.LinkByName("pod")
+		if err != nil {
+			return err
+		}
+		prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Type: ebpf.SchedCLS, License: "GPL",
+			Instructions: asm.Instructions{
+				// Anything but IPv4, ARP above all, goes to the stack.
+				asm.LoadMem(asm.R2, asm.R1, 16, asm.Word), // __sk_buff.protocol
+				asm.Mov.Imm(asm.R0, -1),                   // TCX_NEXT
+				asm.JNE.Imm(asm.R2, 0x0008, "out"),
+				asm.Mov.Imm(asm.R1, int32(lane.Attrs().Index)),
+				asm.Mov.Imm(asm.R2, 0),
+				asm.FnRedirect.Call(),
+				asm.Return().WithSymbol("out"),
+			},
+		})
+		if err != nil {
+			return err
+		}
+		l, err := link.AttachTCX(link.TCXOptions{Interface: host.Attrs().Index, Program: prog, Attach: ebpf.AttachTCXIngress})
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { l.Close(); prog.Close() })
+		return nil
+	})
+}
+
+// transfer sends size bytes over one TCP connection and compares.
+func transfer(t *testing.T, from, to *space, addr netip.Addr, size int64) time.Duration {
+	t.Helper()
+	var l net.Listener
+	to.do(func() (err error) {
+		l, err = net.Listen("tcp4", netip.AddrPortFrom(addr, 8080).String())
+		return err
+	})
+	defer l.Close()
+	type result struct {
+		sum [32]byte
+		n   int64
+		err error
+	}
+	got := make(chan result, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			got <- result{err: err}
+			return
+		}
+		defer c.Close()
+		h := sha256.New()
+		n, err := io.Copy(h, c)
+		got <- result{[32]byte(h.Sum(nil)), n, err}
+	}()
+	var c net.Conn
+	from.do(func() (err error) {
+		c, err = net.DialTimeout("tcp4", netip.AddrPortFrom(addr, 8080).String(), 10*time.Second)
+		return err
+	})
+	start := time.Now()
+	h := sha256.New()
+	block := make([]byte, 1<<20)
+	for i := range block {
+		block[i] = byte(i * 7)
+	}
+	for sent := int64(0); sent < size; sent += int64(len(block)) {
+		if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		h.Write(block)
+		if _, err := c.Write(block); err != nil {
+			t.Fatalf("after %d bytes: %v", sent, err)
+		}
+	}
+	c.Close()
+	r := <-got
+	if r.err != nil || r.n != size || r.sum != [32]byte(h.Sum(nil)) {
+		t.Fatalf("sent %d bytes, arrived %d, same content %v, %v", size, r.n, r.sum == [32]byte(h.Sum(nil)), r.err)
+	}
+	return time.Since(start)
+}
+
+// Pods hand over segments of up to 64 KiB whose checksums are not filled in.
+func TestPodsSegmentsCrossTheTunnel(t *testing.T) {
+	needRoot(t)
+	a, b := pair(t)
+	podA, _ := newPod(t, a)
+	podB, addrB := newPod(t, b)
+	const size = 64 << 20
+	t.Run("forwarded by the stack", func(t *testing.T) {
+		took := transfer(t, podA, podB, addrB, size)
+		t.Logf("%.2f Gbit/s", 8*size/took.Seconds()/1e9)
+	})
+	for lane := range a.config.Devices {
+		t.Run(fmt.Sprintf("redirected into lane %d", lane), func(t *testing.T) {
+			redirect(t, a, a.config.Devices[lane])
+			redirect(t, b, b.config.Devices[lane])
+			took := transfer(t, podA, podB, addrB, size)
+			t.Logf("%.2f Gbit/s", 8*size/took.Seconds()/1e9)
+		})
+	}
+}
+
+func TestProbesNoticeACutAndItsHealing(t *testing.T) {
+	needRoot(t)
+	a, b := pair(t)
+	own := a.ready()
+	changes := make(chan probe.Observation, 100)
+	for lane := range own.Lanes {
+		var transport *probe.ICMP
+		a.do(func() (err error) {
+			transport, err = probe.NewICMP(a.internal)
+			return err
+		})
+		cfg := probe.Defaults()
+		cfg.OnChange = func(o probe.Observation) { changes <- o }
+		p, err := probe.New(cfg, transport)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Set([]probe.Target{{Cluster: "east", Node: fmt.Sprintf("lane%d", lane), Addr: b.internal, Device: own.Lanes[lane].Ifindex}})
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- p.Run(ctx) }()
+		t.Cleanup(func() {
+			cancel()
+			if err := errors.Join(<-done, transport.Close()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	await := func(want probe.State) time.Duration {
+		t.Helper()
+		start := time.Now()
+		for range own.Lanes {
+			select {
+			case o := <-changes:
+				if o.State != want {
+					t.Fatalf("%s is %s, want %s: %+v", o.Target.Name(), o.State, want, o)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatalf("not %s within 10 s", want)
+			}
+		}
+		return time.Since(start)
+	}
+	t.Logf("up after %v", await(probe.Up))
+	b.do(func() error {
+		link, err := netlink.LinkByName("wire")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetDown(link)
+	})
+	down := await(probe.Down)
+	b.do(func() error {
+		link, err := netlink.LinkByName("wire")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(link)
+	})
+	t.Logf("down %v after the cut, up %v after healing", down, await(probe.Up))
+	if down > 900*time.Millisecond {
+		t.Errorf("down only %v after the cut", down)
+	}
+}
