@@ -34,6 +34,9 @@ var Prefixes = []string{
 	wire.ClusterConfigPrefix,
 }
 
+// registrations holds what operators said about nodes, one key for each.
+const registrations = wire.StatePrefix + "registrations/"
+
 // Intake writes imported rows. Several reflectors may call Apply at once.
 type Intake struct {
 	own    string
@@ -185,6 +188,17 @@ func (w *writer) state(e reflector.Event) error {
 		})
 	case strings.HasPrefix(e.Key, wire.NodesPrefix):
 		return w.node(e)
+	case strings.HasPrefix(e.Key, registrations):
+		v, err := value(e, wire.Unmarshal[tables.Registration])
+		if err != nil {
+			return err
+		}
+		name := strings.TrimPrefix(e.Key, registrations)
+		tables.Change(w.txn, w.t.Nodes, &tables.Node{Cluster: w.cluster, Name: name}, func(n *tables.Node) bool {
+			n.Registration = v
+			return !n.Empty()
+		})
+		return nil
 	case strings.HasPrefix(e.Key, wire.EndpointsPrefix):
 		return w.endpoint(e)
 	case strings.HasPrefix(e.Key, wire.IdentityIDPrefix):
@@ -215,7 +229,10 @@ func (w *writer) node(e reflector.Event) error {
 		return fmt.Errorf("node %q speaks of itself as %q", name, v.Name)
 	}
 	tables.Change(w.txn, w.t.Nodes, &tables.Node{Cluster: w.cluster, Name: name}, func(n *tables.Node) bool {
-		n.State = v
+		// What a registered node last said stays true when its agent falls silent.
+		if v != nil || n.Registration == nil {
+			n.State = v
+		}
 		return !n.Empty()
 	})
 	return nil

@@ -104,7 +104,7 @@ func (v *view) addNodes(nodes []*tables.Node) {
 		if c == nil || !n.Internal().IsValid() || len(n.PodCIDRs()) == 0 {
 			continue
 		}
-		why := ""
+		why := n.Doubt()
 		for _, cidr := range n.PodCIDRs() {
 			if !c.Owns(cidr) {
 				why = fmt.Sprintf("its pod CIDR %v is not the cluster's", cidr)

@@ -87,8 +87,19 @@ const (
 	leaseTTL = 15 * 60
 )
 
-// Put writes key under the agent's lease, which it obtains when there is none.
+// Put writes key until it is deleted.
 func (e *Etcd) Put(ctx context.Context, key string, value []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := e.client.Put(ctx, key, string(value)); err != nil {
+		return fmt.Errorf("put %s: %w", key, err)
+	}
+	return nil
+}
+
+// PutLeased writes key under the agent's lease, which it obtains when there is
+// none.
+func (e *Etcd) PutLeased(ctx context.Context, key string, value []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	for attempt := 0; ; attempt++ {

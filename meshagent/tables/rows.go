@@ -1,7 +1,9 @@
 package tables
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -92,19 +94,51 @@ func (c *Cluster) Complete() bool {
 	return services || slices
 }
 
-// Node is one node of any cluster: State if it is ours, else Cilium and Export.
+// Node is one node of any cluster. Of our own: what the operator registered, and
+// what its agent says; of a peer's: Cilium and Export.
 type Node struct {
 	Cluster, Name string
+	Registration  *Registration
 	State         *wire.NodeState
 	Cilium        *wire.Node
 	Export        *wire.ExportNode
+}
+
+// Registration is what an operator said about a node: it may claim no more.
+type Registration struct {
+	Name      string         `json:"name"`
+	Addresses []netip.Addr   `json:"addresses"`
+	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
+}
+
+// Doubt says what is untrue in what the node says of itself; "" if nothing is.
+func (n *Node) Doubt() string {
+	if n.State == nil {
+		return ""
+	}
+	if n.Registration == nil {
+		return "it is not registered"
+	}
+	for _, a := range n.State.Addresses {
+		if !slices.Contains(n.Registration.Addresses, a) {
+			return fmt.Sprintf("it claims address %v, which it was not registered with", a)
+		}
+	}
+	for _, p := range n.State.PodCIDRs {
+		if !slices.Contains(n.Registration.PodCIDRs, p) {
+			return fmt.Sprintf("it claims pod CIDR %v, which it was not registered with", p)
+		}
+	}
+	return ""
 }
 
 // Key of a node: cluster/name.
 func (n *Node) Key() string { return n.Cluster + "/" + n.Name }
 
 // Empty says that no part is left.
-func (n *Node) Empty() bool { return n.State == nil && n.Cilium == nil && n.Export == nil }
+func (n *Node) Empty() bool {
+	return n.Registration == nil && n.State == nil && n.Cilium == nil && n.Export == nil
+}
 
 // Internal is the node's address inside the mesh.
 func (n *Node) Internal() netip.Addr {

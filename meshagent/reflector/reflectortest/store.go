@@ -71,6 +71,11 @@ func (s *Store) Put(ctx context.Context, key string, value []byte) error {
 	return nil
 }
 
+// PutLeased is Put: leases here never end.
+func (s *Store) PutLeased(ctx context.Context, key string, value []byte) error {
+	return s.Put(ctx, key, value)
+}
+
 // Delete removes key.
 func (s *Store) Delete(ctx context.Context, key string) error {
 	s.mu.Lock()
@@ -88,7 +93,7 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-// Renew implements the agent's Sink; leases here never end.
+// Renew keeps leases, which never end here.
 func (s *Store) Renew(ctx context.Context) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

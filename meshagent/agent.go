@@ -1,0 +1,234 @@
+// Package meshagent is the agent of a node: it turns what the cluster's etcd
+// says into rows of the datapath, tunnels and pods' networks, and tells the
+// cluster what only this node knows.
+//
+// It puts libraries together and decides nothing that they could: who may talk
+// is package policy's, what stands behind a service package service's, which
+// lane and which path tunnel's. Nothing a packet needs lives in this process:
+// stopping it removes nothing.
+//
+//	etcd ─► reflector ─► intake ─► tables ─► program ─► maps
+//	                                 │  ▲        lanes ─► WireGuard, routes
+//	                                 │  └─ workloads, liveness
+//	                                 └─► publisher ─► etcd
+package meshagent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/flow"
+	"github.com/weft-mesh/weft/meshagent/endpoint"
+	"github.com/weft-mesh/weft/meshagent/intake"
+	"github.com/weft-mesh/weft/meshagent/program"
+	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/tunnel/gossip"
+)
+
+// Agent is all parts of an agent, put together over its edges.
+type Agent struct {
+	Tables *tables.Tables
+
+	cfg     Config
+	node    node
+	edges   *Edges
+	log     *slog.Logger
+	started time.Time
+
+	intake     *intake.Intake
+	reflectors []*reflector.Reflector
+	ways       *program.Ways
+	program    *program.Program
+	workloads  *workloads
+	lanes      *lanes
+	liveness   *liveness
+	publisher  *publisher
+	hosts      *hosts
+	observer   *observer
+	ring       *flow.Ring
+
+	listed chan struct{} // closed once every prefix was read in full
+	start  chan struct{} // closed once the kernel's rows may be touched
+}
+
+// part is something that runs until ctx ends.
+type part interface {
+	Run(ctx context.Context) error
+}
+
+// newAgent builds everything and starts nothing. It reads the kernel's maps.
+func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
+	log := cfg.Log.With("cluster", n.cluster, "node", n.name)
+	a := &Agent{
+		Tables: tables.New(), cfg: cfg, node: n, edges: edges, log: log, started: time.Now(),
+		ring: flow.NewRing(cfg.KeepFlows), listed: make(chan struct{}), start: make(chan struct{}),
+	}
+	internal := endpoint.Internal(n.cidr)
+	a.intake = intake.New(n.cluster, a.Tables)
+	for _, prefix := range intake.Prefixes {
+		a.reflectors = append(a.reflectors, reflector.New(reflector.Config{
+			Prefix: prefix, Source: edges.Source, Apply: a.intake.Apply, Trust: a.intake.Trust(prefix), Log: log,
+		}))
+	}
+	var err error
+	if a.ways, err = program.NewWays(edges.Datapath.Maps()); err != nil {
+		return nil, err
+	}
+	a.program, err = program.New(program.Config{
+		Self: n.name, Tables: a.Tables, Maps: edges.Datapath.Maps(), Ways: a.ways, Start: a.start, Trace: cfg.Trace, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	dir := endpoint.Dir(filepath.Join(cfg.StateDir, "endpoints"))
+	if a.workloads, err = newWorkloads(n, a.Tables, edges.Datapath, edges.Plumbing, dir, a.listed, log); err != nil {
+		return nil, err
+	}
+	a.lanes = &lanes{
+		node: n, edges: edges, tables: a.Tables, ways: a.ways, listed: a.start, internal: internal, log: log,
+		tell: func(ifindex [2]uint32) { a.program.SetTunnels(ifindex, internal) },
+		up:   make(chan struct{}), changed: make(chan struct{}),
+	}
+	a.liveness = &liveness{
+		node: n, edges: edges, tables: a.Tables, ways: a.ways, lanes: a.lanes, internal: internal, start: a.start, log: log,
+		changed: make(chan struct{}, 1),
+	}
+	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, settled: a.workloads.settled, log: log}
+	a.hosts = &hosts{path: cfg.Hosts, own: n.cluster, tables: a.Tables, listed: a.listed, log: log}
+	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, ring: a.ring, log: log}
+	return a, nil
+}
+
+// guard makes the own cluster's addresses known as members' before anything is
+// attached: until the rest is known, nothing of theirs leaves in the clear.
+func (a *Agent) guard() error {
+	prefixes := a.edges.Datapath.Maps().Prefixes
+	for _, p := range a.node.members {
+		key := bpf.PrefixOf(p)
+		if _, ok, err := prefixes.Lookup(key); err != nil || ok {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := prefixes.Update(key, bpf.IPInfo{Cluster: uint16(a.node.bundle.ClusterID), Flags: bpf.IPMember}); err != nil {
+			return fmt.Errorf("guard %v: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// flowSweep is the pause between two looks at all flows. A closed connection
+// holds its row that much longer at most.
+const flowSweep = 5 * time.Second
+
+// run works until ctx ends or a part fails. When it returns, nothing that it
+// started is still running, and the kernel goes on with what it has.
+func (a *Agent) run(ctx context.Context, more ...part) error {
+	if err := a.Tables.DB.Start(); err != nil {
+		return fmt.Errorf("start tables: %w", err)
+	}
+	defer func() { _ = a.Tables.DB.Stop() }()
+	g, ctx := errgroup.WithContext(ctx)
+	parts := []part{a.workloads, a.program, a.lanes, a.liveness, a.publisher, a.hosts, a.observer}
+	for _, r := range a.reflectors {
+		parts = append(parts, r)
+	}
+	for _, p := range append(parts, more...) {
+		g.Go(func() error { return p.Run(ctx) })
+	}
+	g.Go(func() error { return a.gossip(ctx) })
+	g.Go(func() error {
+		return sweep(ctx, a.edges.Datapath, flowSweep, func(s bpf.Swept, err error) {
+			if err != nil && ctx.Err() == nil {
+				a.log.Warn("flows were not swept, trying again", "error", err)
+			}
+		})
+	})
+	g.Go(func() error { return a.order(ctx) })
+	return g.Wait()
+}
+
+// order opens the gates: the kernel's rows may be touched once every source was
+// read in full and the pods of an earlier life were found.
+func (a *Agent) order(ctx context.Context) error {
+	for _, r := range a.reflectors {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.Synced():
+		}
+	}
+	close(a.listed)
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-a.workloads.adopted:
+	}
+	close(a.start)
+	a.log.Info("all sources read", "after", time.Since(a.started).Round(time.Millisecond))
+	return nil
+}
+
+// gossip takes part in the cluster's pool. Without it probes alone tell.
+func (a *Agent) gossip(ctx context.Context) error {
+	if a.edges.Gossip == nil || a.cfg.GossipPort == 0 {
+		return nil
+	}
+	for ctx.Err() == nil {
+		keys, changed := a.intake.GossipKeys()
+		lan := keys.LAN
+		if len(lan) == 0 && len(a.node.gossip) > 0 {
+			lan = [][]byte{a.node.gossip}
+		}
+		if len(lan) == 0 {
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			}
+			continue
+		}
+		cfg := gossip.Config{
+			Self:  gossip.Member{Cluster: a.node.cluster, Name: a.node.name, Role: gossip.Agent, Addr: netip.AddrPortFrom(a.node.ip, a.cfg.GossipPort)},
+			Label: "weft-lan-" + a.node.cluster, Speed: gossip.VeryFast, Keys: lan, Clusters: []string{a.node.cluster},
+			OnEvent: a.liveness.heard, Log: a.log,
+		}
+		err := a.gossipOnce(ctx, cfg, changed)
+		if err != nil && ctx.Err() == nil {
+			a.log.Warn("gossip stopped, starting again", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+	}
+	return nil
+}
+
+// gossipOnce takes part until the keys change.
+func (a *Agent) gossipOnce(ctx context.Context, cfg gossip.Config, changed <-chan struct{}) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer cancel()
+		return a.edges.Gossip(ctx, cfg, a.node.seeds)
+	})
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-changed:
+			cancel()
+		}
+		return nil
+	})
+	return g.Wait()
+}

@@ -1,0 +1,177 @@
+package meshagent
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/tunnel"
+)
+
+// Config of an agent. What the join bundle says may be left empty here.
+type Config struct {
+	// Join is the bundle that the API server issued for this node, 0600.
+	Join string `json:"join"`
+	// NodeName, NodeIP and PodCIDR are the join bundle's unless given. NodeIP is
+	// where tunnels to this node end.
+	NodeName string       `json:"nodeName,omitempty"`
+	NodeIP   netip.Addr   `json:"nodeIP,omitzero"`
+	PodCIDR  netip.Prefix `json:"podCIDR,omitzero"`
+	// Device is the interface towards the other nodes; empty: the one that holds
+	// NodeIP.
+	Device string `json:"device,omitempty"`
+
+	// StateDir holds what outlives a reboot: endpoints and keys.
+	StateDir string `json:"dataDir"`
+	// BPFDir is where maps and programs outlive the agent, on a BPF file system.
+	BPFDir string `json:"bpfDir"`
+	// NetnsDir holds the pods' network namespaces as files.
+	NetnsDir string `json:"netnsDir"`
+	// Hosts is the file that names services, in the form of /etc/hosts, for
+	// bind-mounting into pods. Empty: none is written.
+	Hosts string `json:"hosts"`
+	// Socket is the local API, 0600; Listen its port on NodeIP, by mutual TLS.
+	Socket string `json:"socket"`
+	Listen string `json:"listen"`
+	// MetricsAddress serves /metrics in plain HTTP. Empty: not served.
+	MetricsAddress string `json:"metricsAddress"`
+	// GossipPort is where the cluster's agents hear of one another; 0: they do
+	// not, and probes alone find what is dead.
+	GossipPort uint16 `json:"gossipPort"`
+
+	// Limits are rows per map; see bpf.Limits.
+	Limits bpf.Limits `json:"limits"`
+	// KeepFlows is how many flow events are kept for readers, some 500 bytes each.
+	KeepFlows int `json:"keepFlows"`
+	// Trace reports new allowed flows as well as drops.
+	Trace bool `json:"trace"`
+
+	Log *slog.Logger `json:"-"`
+}
+
+// Defaults are those of an ordinary node.
+func Defaults() Config {
+	return Config{
+		Join:           "/etc/weft/join.yaml",
+		StateDir:       "/var/lib/weft/agent",
+		BPFDir:         bpf.Defaults().PinDir,
+		NetnsDir:       "/run/netns",
+		Hosts:          "/run/weft/hosts",
+		Socket:         "/run/weft/agent.sock",
+		Listen:         fmt.Sprintf(":%d", api.AgentPort),
+		MetricsAddress: ":9962",
+		GossipPort:     api.LANGossipPort,
+		Limits:         bpf.Defaults().Limits,
+		KeepFlows:      4096,
+		Trace:          true,
+		Log:            slog.Default(),
+	}
+}
+
+// LoadConfig reads a YAML file over base. Unknown fields are refused.
+func LoadConfig(path string, base Config) (Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return base, fmt.Errorf("read configuration: %w", err)
+	}
+	if err := yaml.UnmarshalStrict(text, &base); err != nil {
+		return base, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return base, nil
+}
+
+// Validate reports every mistake at once.
+func (c Config) Validate() error {
+	var errs []error
+	for _, f := range []struct{ name, path string }{
+		{"join", c.Join}, {"data-dir", c.StateDir}, {"bpf-dir", c.BPFDir}, {"netns-dir", c.NetnsDir}, {"socket", c.Socket},
+	} {
+		if !filepath.IsAbs(f.path) {
+			errs = append(errs, fmt.Errorf("%s is %q: give an absolute path", f.name, f.path))
+		}
+	}
+	if c.Hosts != "" && !filepath.IsAbs(c.Hosts) {
+		errs = append(errs, fmt.Errorf("hosts is %q: give an absolute path, or leave it empty", c.Hosts))
+	}
+	if c.PodCIDR.IsValid() && (!c.PodCIDR.Addr().Is4() || c.PodCIDR.Bits() > 30) {
+		errs = append(errs, fmt.Errorf("pod-cidr is %v: give an IPv4 prefix of /30 or shorter", c.PodCIDR))
+	}
+	if c.KeepFlows < 1 {
+		errs = append(errs, fmt.Errorf("keep-flows is %d: at least 1", c.KeepFlows))
+	}
+	if err := (bpf.Config{PinDir: c.BPFDir, Limits: c.Limits, EventBytes: bpf.Defaults().EventBytes}).Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// node is everything an agent knows of itself before it has asked anyone.
+type node struct {
+	cluster string
+	name    string
+	ip      netip.Addr
+	cidr    netip.Prefix
+	members []netip.Prefix // own cluster's pod CIDRs
+	seeds   []string
+	gossip  []byte
+	bundle  *api.JoinBundle
+}
+
+func (n node) key() string { return n.cluster + "/" + n.name }
+
+// readJoin reads the join bundle, and what the configuration says instead.
+func readJoin(c Config) (node, error) {
+	text, err := os.ReadFile(c.Join)
+	if err != nil {
+		return node{}, fmt.Errorf("read join bundle: %w; issue one with `weft node add` and copy it to %s", err, c.Join)
+	}
+	var b api.JoinBundle
+	if err := yaml.UnmarshalStrict(text, &b); err != nil {
+		return node{}, fmt.Errorf("join bundle %s: %w", c.Join, err)
+	}
+	return whoAmI(c, &b)
+}
+
+func whoAmI(c Config, b *api.JoinBundle) (node, error) {
+	n := node{cluster: b.Cluster, name: b.Node, ip: c.NodeIP, cidr: c.PodCIDR, members: b.ClusterPodCIDRs, seeds: b.GossipSeeds, bundle: b}
+	if c.NodeName != "" && c.NodeName != b.Node {
+		return n, fmt.Errorf("node-name is %q, but the join bundle was issued for %q: issue one for this node", c.NodeName, b.Node)
+	}
+	if !n.ip.IsValid() && len(b.Addresses) > 0 {
+		n.ip = b.Addresses[0]
+	}
+	if !n.cidr.IsValid() && len(b.PodCIDRs) > 0 {
+		n.cidr = b.PodCIDRs[0]
+	}
+	switch {
+	case n.cluster == "" || n.name == "":
+		return n, fmt.Errorf("join bundle %s names no cluster or no node: issue a new one", c.Join)
+	case !n.ip.IsValid():
+		return n, fmt.Errorf("no address of this node is known: give --node-ip")
+	case !n.cidr.IsValid():
+		return n, fmt.Errorf("no pod CIDR of this node is known: give --pod-cidr")
+	}
+	if len(b.PodCIDRs) > 0 && !slices.Contains(b.PodCIDRs, n.cidr) {
+		return n, fmt.Errorf("pod-cidr is %v, but the join bundle says %v", n.cidr, b.PodCIDRs)
+	}
+	if b.GossipKey != "" {
+		key, err := base64.StdEncoding.DecodeString(b.GossipKey)
+		if err != nil {
+			return n, fmt.Errorf("gossip key of join bundle %s is not base64", c.Join)
+		}
+		n.gossip = key
+	}
+	return n, nil
+}
+
+// mtu is what pods and lanes get over the device.
+func mtu(device int) (int, error) { return tunnel.MTU(device) }

@@ -1,0 +1,61 @@
+package meshagent
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/meshagent/endpoint"
+	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/tunnel"
+	"github.com/weft-mesh/weft/tunnel/gossip"
+	"github.com/weft-mesh/weft/tunnel/probe"
+)
+
+// Datapath is what an agent needs of package bpf.
+type Datapath interface {
+	Maps() *bpf.Maps
+	// Attach… put programs on a device, or replace those of an earlier
+	// generation in one step.
+	AttachPod(ifindex int) error
+	AttachTunnel(ifindex, lane int) error
+	AttachDevice(ifindex int) error
+	Detach(ifindex int) error
+	// Events calls f with each event until ctx ends.
+	Events(ctx context.Context, f func(bpf.Event)) error
+	Counters() ([]bpf.Counter, error)
+	// Lost counts events that found the buffer full.
+	Lost() (uint64, error)
+	// Sweep deletes flows that have been silent for their lifetime.
+	Sweep(now uint64) (bpf.Swept, error)
+}
+
+// Sink takes what an agent says of itself.
+type Sink interface {
+	Put(ctx context.Context, key string, value []byte) error
+	// PutLeased is Put for a key that goes when the agent has been silent for
+	// long.
+	PutLeased(ctx context.Context, key string, value []byte) error
+	Delete(ctx context.Context, key string) error
+	// Renew keeps leased keys; lost reports that they are gone.
+	Renew(ctx context.Context) (lost bool, err error)
+}
+
+// Edges are all places where an agent meets something that is not Weft's, each
+// with a twin for tests.
+type Edges struct {
+	Source   reflector.Source
+	Sink     Sink
+	Datapath Datapath
+	Lanes    tunnel.Lanes
+	Host     tunnel.Host
+	Plumbing endpoint.Plumbing
+	// Transport opens probes from the node's internal address.
+	Transport func(source netip.Addr) (probe.Transport, error)
+	// Gossip takes part in the cluster's pool until ctx ends; nil: it does not.
+	Gossip func(ctx context.Context, cfg gossip.Config, seeds []string) error
+	// MTU of lanes and pods, bytes.
+	MTU int
+	// BootID is the kernel's.
+	BootID string
+}

@@ -1,0 +1,108 @@
+package meshagent
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/service"
+)
+
+// hosts keeps a file in the form of /etc/hosts with the services of the own
+// cluster: the same name leads to the same service whichever cluster answers.
+//
+// The file is bind-mounted into pods, and a bind mount follows the inode, so it
+// is rewritten in place, in one write. A reader may see it half written for a
+// moment when it grows beyond a page.
+type hosts struct {
+	path   string
+	own    string
+	tables *tables.Tables
+	listed <-chan struct{}
+	log    *slog.Logger
+}
+
+// Run works until ctx ends; the file stays.
+func (h *hosts) Run(ctx context.Context) error {
+	if h.path == "" {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-h.listed:
+	}
+	for ctx.Err() == nil {
+		txn := h.tables.DB.ReadTxn()
+		_, changed := h.tables.Services.AllWatch(txn)
+		var again <-chan time.Time
+		if err := writeInPlace(h.path, hostsFile(h.own, tables.All(txn, h.tables.Services))); err != nil {
+			h.log.Warn("names of services are not up to date, trying again", "error", err)
+			again = time.After(5 * time.Second)
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-again:
+		}
+	}
+	return nil
+}
+
+// defaultNamespace is the one whose services are also known by name alone.
+const defaultNamespace = "default"
+
+// hostsFile is the content: localhost, then a line per address, sorted.
+func hostsFile(own string, services []*tables.Service) []byte {
+	lines := []string{"127.0.0.1 localhost", "::1 localhost ip6-localhost"}
+	var names []string
+	for _, row := range services {
+		if row.Object == nil || row.Cluster != own {
+			continue
+		}
+		svc, err := service.FromKubernetes(row.Object)
+		if err != nil {
+			continue // said in the row
+		}
+		name := svc.Name + "." + svc.Namespace
+		all := []string{name + ".svc.cluster.local", name + ".svc", name}
+		if svc.Namespace == defaultNamespace {
+			all = append(all, svc.Name)
+		}
+		for _, a := range svc.Addresses {
+			names = append(names, a.String()+" "+strings.Join(all, " "))
+		}
+	}
+	slices.Sort(names)
+	return []byte(strings.Join(append(lines, names...), "\n") + "\n")
+}
+
+func writeInPlace(path string, content []byte) error {
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, content) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return fmt.Errorf("write names: %w", err)
+	}
+	defer f.Close()
+	// Written over and then cut to length: a reader finds old or new lines, and
+	// never an empty file.
+	if _, err := f.WriteAt(content, 0); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := f.Truncate(int64(len(content))); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,274 @@
+package meshagent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/flow"
+	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/meshagent/tables"
+)
+
+// Status answers GET /v1/status.
+type Status struct {
+	Cluster string `json:"cluster"`
+	Node    string `json:"node"`
+	// Ready is set once everything known at the start is in the kernel.
+	Ready         bool              `json:"ready"`
+	UptimeSeconds float64           `json:"uptimeSeconds"`
+	Sources       []reflector.State `json:"sources"`
+	Tables        []tables.Summary  `json:"tables"`
+	Clusters      []ClusterPath     `json:"clusters"`
+	Paths         []NodePath        `json:"paths"`
+	KeyEpoch      uint64            `json:"keyEpoch"`
+	PolicyGen     uint32            `json:"policyGeneration"`
+	Flows         flow.Stats        `json:"events"`
+	Problems      []string          `json:"problems,omitempty"`
+}
+
+// ClusterPath is the data path to a peer, as this node sees it.
+type ClusterPath struct {
+	Cluster string `json:"cluster"`
+	Alive   bool   `json:"alive"`
+	Nodes   int    `json:"nodes"`
+	Down    int    `json:"down"`
+}
+
+// NodePath is the data path to one node.
+type NodePath struct {
+	Cluster    string    `json:"cluster"`
+	Node       string    `json:"node"`
+	Alive      bool      `json:"alive"`
+	State      string    `json:"state"`
+	Since      time.Time `json:"since"`
+	RTTMicros  int64     `json:"rttMicros"`
+	Lane       int       `json:"lane"`
+	Keyed      bool      `json:"keyed"`
+	GossipDead bool      `json:"gossipDead,omitempty"`
+	Reason     string    `json:"reason,omitempty"`
+}
+
+// handler serves the agent's own API.
+func (a *Agent) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { answer(w, a.Status()) })
+	mux.HandleFunc("GET /v1/tables", func(w http.ResponseWriter, r *http.Request) {
+		l := api.TableList{Cluster: a.node.cluster, Node: a.node.name}
+		for _, s := range a.Tables.Summaries() {
+			l.Tables = append(l.Tables, api.TableSummary{Name: s.Name, Rows: s.Rows, Pending: s.Pending, Errors: s.Errors})
+		}
+		answer(w, l)
+	})
+	mux.HandleFunc("GET /v1/tables/{name}", func(w http.ResponseWriter, r *http.Request) {
+		name := r.PathValue("name")
+		shown, ok := a.Tables.Show(name)
+		if !ok {
+			refuse(w, api.NotFound(fmt.Sprintf("there is %v", a.Tables.Names()), "the agent has no table %q", name))
+			return
+		}
+		answer(w, api.Table{Cluster: a.node.cluster, Node: a.node.name, Name: name, Columns: shown.Columns, Rows: shown.Rows})
+	})
+	mux.HandleFunc("GET /v1/observe", a.observe)
+	return mux
+}
+
+// observe streams flows as JSON lines.
+func (a *Agent) observe(w http.ResponseWriter, r *http.Request) {
+	req, err := flow.ParseRequest(r.URL.Query())
+	if err != nil {
+		refuse(w, api.Invalid("", "%v", err))
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.WriteHeader(http.StatusOK)
+	control := http.NewResponseController(w)
+	_ = control.Flush()
+	lines := json.NewEncoder(w)
+	if !req.Follow {
+		for _, f := range a.ring.Last(req.Last, req.Filter.Match) {
+			if lines.Encode(f) != nil {
+				return
+			}
+		}
+		return
+	}
+	_ = a.ring.Follow(r.Context(), req.Last, req.Filter.Match, func(f flow.Flow) error {
+		if err := lines.Encode(f); err != nil {
+			return err
+		}
+		return control.Flush()
+	})
+}
+
+func answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // a reader that went away needs no error
+}
+
+func refuse(w http.ResponseWriter, e *api.Error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(e.Status)
+	_ = json.NewEncoder(w).Encode(e)
+}
+
+// Status is the agent in one look.
+func (a *Agent) Status() Status {
+	txn := a.Tables.DB.ReadTxn()
+	own, _, _ := a.lanes.Own()
+	s := Status{
+		Cluster: a.node.cluster, Node: a.node.name, Ready: closed(a.program.Passed()), UptimeSeconds: time.Since(a.started).Seconds(),
+		Tables: a.Tables.Summaries(), KeyEpoch: own.Epoch, Flows: a.ring.Stats(),
+	}
+	if x := a.program.Explain(); x != nil {
+		s.PolicyGen = x.Gen
+	}
+	for _, r := range a.reflectors {
+		s.Sources = append(s.Sources, r.State())
+	}
+	byCluster := map[string]*ClusterPath{}
+	for c := range a.Tables.Clusters.All(txn) {
+		if !c.Member() || c.Own != nil {
+			continue
+		}
+		alive, known := a.ways.ClusterAlive(c.ID())
+		byCluster[c.Name] = &ClusterPath{Cluster: c.Name, Alive: alive || !known}
+	}
+	for p := range a.Tables.Paths.All(txn) {
+		s.Paths = append(s.Paths, NodePath{
+			Cluster: p.Cluster, Node: p.Node, Alive: p.Alive, State: string(p.Observation.State), Since: p.Observation.Since,
+			RTTMicros: p.Observation.RTT.Microseconds(), Lane: p.Lane, Keyed: p.Keyed, GossipDead: p.GossipDead, Reason: p.Observation.Reason,
+		})
+		if c := byCluster[p.Cluster]; c != nil {
+			c.Nodes++
+			if !p.Alive {
+				c.Down++
+			}
+		}
+	}
+	for c := range a.Tables.Clusters.All(txn) {
+		if p := byCluster[c.Name]; p != nil {
+			s.Clusters = append(s.Clusters, *p)
+		}
+	}
+	for p := range a.Tables.Problems.All(txn) {
+		s.Problems = append(s.Problems, fmt.Sprintf("%s %s: %s (for %v)", p.Table, p.Row, p.Error, time.Since(p.Since).Round(time.Second)))
+	}
+	return s
+}
+
+func closed(ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
+	}
+}
+
+// serve answers on l until ctx ends. Streams end with ctx as well.
+func serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		<-ctx.Done()
+		_ = s.Close()
+	}()
+	err := s.Serve(l)
+	if ctx.Err() != nil {
+		<-done
+		return nil
+	}
+	return fmt.Errorf("serve %s: %w", l.Addr(), err)
+}
+
+// listenUnix takes over a socket that an earlier life left.
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	// Made aside and renamed, so that it never exists with wider rights.
+	private := path + ".new"
+	_ = os.Remove(private)
+	l, err := net.Listen("unix", private)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(private, 0o600), os.Rename(private, path)); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return l, nil
+}
+
+// serverTLS asks every caller for a certificate of the cluster's CA, and lets in
+// operators and the API server alone: peers have certificates of this CA too.
+func serverTLS(b *api.JoinBundle) (*tls.Config, error) {
+	cert, err := tls.X509KeyPair([]byte(b.ServerCert), []byte(b.ServerKey))
+	if err != nil {
+		return nil, fmt.Errorf("server certificate of the join bundle: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM([]byte(b.CA)) {
+		return nil, errors.New("the join bundle holds no CA certificate")
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert,
+		VerifyConnection: func(s tls.ConnectionState) error {
+			switch cn := s.PeerCertificates[0].Subject.CommonName; cn {
+			case "root", "admin":
+				return nil
+			default:
+				return fmt.Errorf("user %q may not ask an agent", cn)
+			}
+		},
+	}, nil
+}
+
+// clientTLS proves this node to etcd.
+func clientTLS(b *api.JoinBundle) (*tls.Config, error) {
+	cert, err := tls.X509KeyPair([]byte(b.Cert), []byte(b.Key))
+	if err != nil {
+		return nil, fmt.Errorf("client certificate of the join bundle: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM([]byte(b.CA)) {
+		return nil, errors.New("the join bundle holds no CA certificate")
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: pool}, nil
+}
+
+// retryListen listens as soon as the address is there: a node may be given it
+// after its agent has started.
+func retryListen(ctx context.Context, log *slog.Logger, listen func() (net.Listener, error)) (net.Listener, error) {
+	for told := false; ; told = true {
+		l, err := listen()
+		if err == nil {
+			return l, nil
+		}
+		if !told {
+			log.Warn("cannot listen yet, trying again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(time.Second):
+		}
+	}
+}

@@ -1,0 +1,305 @@
+package meshagent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/meshagent/program"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/tunnel"
+)
+
+// lanes keeps both WireGuard devices configured towards every node, chooses the
+// lane to each, and rotates the node's keys.
+type lanes struct {
+	node     node
+	edges    *Edges
+	tables   *tables.Tables
+	ways     *program.Ways
+	listed   <-chan struct{}
+	internal netip.Addr
+	// tell is given the devices whenever they change.
+	tell func(ifindex [2]uint32)
+	log  *slog.Logger
+
+	// up is closed once devices, address and routes are there for the first time.
+	up   chan struct{}
+	once sync.Once
+
+	// mu guards own and changed, which are read by others.
+	mu      sync.Mutex
+	own     tunnel.Own
+	changed chan struct{}
+
+	// Of the loop alone.
+	attached [tunnel.LaneCount]int
+	waiting  string // why no rotation yet, told once
+}
+
+// Own is what this node publishes of its lanes; ok is false before they exist.
+// The channel is closed when it changes.
+func (l *lanes) Own() (own tunnel.Own, ok bool, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.own, l.own.Lanes[0].Device != "", l.changed
+}
+
+func (l *lanes) setOwn(own tunnel.Own) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if own == l.own {
+		return
+	}
+	l.own = own
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// laneTurn is how often devices are looked at without a change: how soon a
+// handshake moves traffic to a new key.
+const laneTurn = 500 * time.Millisecond
+
+// Run works until ctx ends; lanes, peers and routes stay.
+func (l *lanes) Run(ctx context.Context) error {
+	var last string
+	for ctx.Err() == nil {
+		txn := l.tables.DB.ReadTxn()
+		_, nodes := l.tables.Nodes.AllWatch(txn)
+		_, clusters := l.tables.Clusters.AllWatch(txn)
+		mesh := program.NewMesh(l.tables, txn, l.node.name)
+		err := l.turn(ctx, mesh)
+		if err != nil && ctx.Err() == nil && err.Error() != last {
+			last = err.Error()
+			l.log.Warn("lanes are not as wanted, trying again", "error", err)
+		}
+		if err == nil {
+			last = ""
+		}
+		l.report(err)
+		select {
+		case <-ctx.Done():
+		case <-nodes:
+		case <-clusters:
+		case <-time.After(laneTurn):
+		}
+	}
+	return nil
+}
+
+// turn brings devices, routes, peers and the choice of lanes up to date.
+func (l *lanes) turn(ctx context.Context, mesh *program.Mesh) error {
+	own, err := l.edges.Lanes.Ensure(ctx)
+	if err != nil {
+		return err
+	}
+	for i, lane := range own.Lanes {
+		if l.attached[i] == lane.Ifindex {
+			continue
+		}
+		if err := l.edges.Datapath.AttachTunnel(lane.Ifindex, i); err != nil {
+			return fmt.Errorf("attach programs to %s: %w", lane.Device, err)
+		}
+		l.attached[i] = lane.Ifindex
+	}
+	l.setOwn(own)
+	members := l.node.members
+	listed := l.isListed()
+	complete := false
+	if mesh != nil && listed {
+		members, complete = mesh.CIDRs, mesh.Complete
+	}
+	network := tunnel.Network{Internal: l.internal, MTU: l.edges.MTU, Members: members, Local: []netip.Prefix{l.node.cidr}}
+	if err := l.edges.Host.Set(ctx, network, complete); err != nil {
+		return err
+	}
+	l.tell([2]uint32{uint32(own.Lanes[0].Ifindex), uint32(own.Lanes[1].Ifindex)})
+	l.once.Do(func() { close(l.up) })
+	if mesh == nil || !listed {
+		return nil
+	}
+	return l.peers(ctx, mesh, own)
+}
+
+func (l *lanes) isListed() bool {
+	select {
+	case <-l.listed:
+		return true
+	default:
+		return false
+	}
+}
+
+func (l *lanes) peers(ctx context.Context, mesh *program.Mesh, own tunnel.Own) error {
+	var want []tunnel.Peer
+	for _, n := range mesh.Remote {
+		if p, ok := peerOf(n); ok {
+			want = append(want, p)
+		}
+	}
+	refused, err := l.edges.Lanes.Set(ctx, want, mesh.Complete)
+	if err != nil {
+		return err
+	}
+	l.problems(refused)
+	status, err := l.edges.Lanes.Status(ctx)
+	if err != nil {
+		return err
+	}
+	l.setOwn(status.Own)
+	if err := l.choose(mesh, status); err != nil {
+		return err
+	}
+	return l.rotate(ctx, mesh, status)
+}
+
+// peerOf is a node as a WireGuard peer; false if nothing can be said to it yet.
+func peerOf(n *tables.Node) (tunnel.Peer, bool) {
+	published, _ := n.Lanes()
+	p := tunnel.Peer{Cluster: n.Cluster, Node: n.Name}
+	addrs := n.Addresses()
+	for i, lane := range published {
+		key, err := tunnel.ParseKey(lane.PublicKey)
+		if err != nil {
+			continue // said in the node's row by whoever reads keys
+		}
+		p.Keys[i] = key
+		if len(addrs) > 0 && lane.Port != 0 {
+			p.Endpoint[i] = netip.AddrPortFrom(addrs[0], lane.Port)
+		}
+	}
+	p.Allowed = append(p.Allowed, n.PodCIDRs()...)
+	if in := n.Internal(); in.IsValid() && !covered(in, n.PodCIDRs()) {
+		p.Allowed = append(p.Allowed, netip.PrefixFrom(in, in.BitLen()))
+	}
+	return p, !p.Keys[0].IsZero() || !p.Keys[1].IsZero()
+}
+
+func covered(a netip.Addr, by []netip.Prefix) bool {
+	for _, p := range by {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// choose writes which lane leads to each node. A node whose key is not on the
+// device is not keyed, and nothing is sent to it.
+func (l *lanes) choose(mesh *program.Mesh, status tunnel.Status) error {
+	configured := map[string]tunnel.PeerStatus{}
+	for _, p := range status.Peers {
+		configured[p.Cluster+"/"+p.Node] = p
+	}
+	for key, n := range mesh.Remote {
+		_, epoch := n.Lanes()
+		p := configured[key]
+		row, _ := l.ways.Row(key)
+		used := -1
+		if row.Keyed == 1 {
+			used = int(row.Lane)
+		}
+		lane := tunnel.Choose(status.Own.Epoch, epoch, used, p.Handshaken())
+		if p.Lanes[lane].Key.IsZero() && !p.Lanes[1-lane].Key.IsZero() {
+			lane = 1 - lane
+		}
+		if err := l.ways.SetLane(key, lane, !p.Lanes[lane].Key.IsZero()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rotate takes one step towards the highest key epoch that anyone has or the
+// operator wants.
+func (l *lanes) rotate(ctx context.Context, mesh *program.Mesh, status tunnel.Status) error {
+	own := status.Own
+	wanted := own.Epoch
+	if r := mesh.Own.Rotation; r != nil {
+		wanted = max(wanted, r.Epoch)
+	}
+	epochs := map[string]uint64{}
+	for key, n := range mesh.Remote {
+		if _, epoch := n.Lanes(); l.alive(key, mesh, n) {
+			epochs[key] = epoch
+			wanted = max(wanted, epoch)
+		}
+	}
+	to := tunnel.NextEpoch(own.Epoch, wanted)
+	if to == own.Epoch {
+		return nil
+	}
+	if err := tunnel.MayRotate(own.Epoch, to, epochs, time.Since(own.Since), status.Quiet[to%tunnel.LaneCount]); err != nil {
+		if l.waiting == "" {
+			l.log.Info("key rotation waits", "from", own.Epoch, "to", to, "why", err)
+		}
+		l.waiting = err.Error()
+		return nil
+	}
+	l.waiting = ""
+	next, err := l.edges.Lanes.Rotate(ctx, to)
+	if err != nil {
+		return err
+	}
+	l.log.Info("keys rotated", "epoch", next.Epoch, "lane", next.Epoch%tunnel.LaneCount)
+	l.setOwn(next)
+	return nil
+}
+
+// alive says whether a node takes part in rotations: a dead one catches up when
+// it returns. A peer without lanes of ours (plain Cilium) never does.
+func (l *lanes) alive(key string, mesh *program.Mesh, n *tables.Node) bool {
+	row, i := l.ways.Row(key)
+	alive, known := l.ways.ClusterAlive(mesh.Members[n.Cluster].ID())
+	return i != 0 && row.Alive == 1 && row.Keyed == 1 && (alive || !known || n.Cluster == l.node.cluster)
+}
+
+// problems writes refusals into the table of problems, and removes old ones.
+func (l *lanes) problems(refused []tunnel.Refusal) {
+	now := map[string]string{}
+	for _, r := range refused {
+		now[r.Cluster+"/"+r.Node] = r.Reason
+	}
+	writeProblems(l.tables, "lanes", now)
+}
+
+func (l *lanes) report(err error) {
+	now := map[string]string{}
+	if err != nil {
+		now[l.node.key()] = err.Error()
+	}
+	writeProblems(l.tables, "devices", now)
+}
+
+// writeProblems makes these the problems of one table, touching nothing that is
+// so already.
+func writeProblems(t *tables.Tables, table string, now map[string]string) {
+	txn := t.DB.WriteTxn(t.Problems)
+	changed := false
+	for p := range t.Problems.All(txn) {
+		if p.Table == table && now[p.Row] == "" {
+			tables.Drop(txn, t.Problems, p)
+			changed = true
+		}
+	}
+	for row, text := range now {
+		blank := &tables.Problem{Table: table, Row: row, Since: time.Now()}
+		if old := tables.Get(txn, t.Problems, blank.Key()); old != nil && old.Error == text {
+			continue
+		}
+		tables.Change(txn, t.Problems, blank, func(p *tables.Problem) bool {
+			p.Error = text
+			p.Attempts++
+			return true
+		})
+		changed = true
+	}
+	if !changed {
+		txn.Abort()
+		return
+	}
+	txn.Commit()
+}

@@ -1,0 +1,298 @@
+package meshagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/meshagent/program"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/tunnel/gossip"
+	"github.com/weft-mesh/weft/tunnel/probe"
+)
+
+// liveness finds out which nodes and clusters can be reached, and writes it into
+// the kernel at once: it waits for no other loop.
+type liveness struct {
+	node     node
+	edges    *Edges
+	tables   *tables.Tables
+	ways     *program.Ways
+	lanes    *lanes
+	internal netip.Addr
+	// start is closed when the kernel's rows may be touched.
+	start <-chan struct{}
+	log   *slog.Logger
+
+	// mu guards gossiped: own nodes that the pool holds for dead.
+	mu       sync.Mutex
+	gossiped map[string]bool
+	changed  chan struct{} // one element when it changed
+}
+
+// Small clusters are probed whole; of larger ones, witnesses and the nodes that
+// have flows.
+const smallCluster = 8
+
+// livenessTurn is how often targets and rows are compared without a change.
+const livenessTurn = 250 * time.Millisecond
+
+// Run works until ctx ends; what it found out last stays in the kernel.
+func (l *liveness) Run(ctx context.Context) error {
+	for _, ready := range []<-chan struct{}{l.lanes.up, l.start} {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ready:
+		}
+	}
+	for ctx.Err() == nil {
+		err := l.probe(ctx)
+		if err != nil && ctx.Err() == nil {
+			l.log.Warn("probing stopped, starting again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+	return nil
+}
+
+func (l *liveness) probe(ctx context.Context) error {
+	transport, err := l.edges.Transport(l.internal)
+	if err != nil {
+		return err
+	}
+	if c, ok := transport.(interface{ Close() error }); ok {
+		defer c.Close()
+	}
+	cfg := probe.Defaults()
+	cfg.Log = l.log
+	var prober *probe.Prober
+	cfg.OnChange = func(o probe.Observation) { l.apply(prober.Observations()) }
+	if prober, err = probe.New(cfg, transport); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return prober.Run(ctx) })
+	g.Go(func() error { return l.targets(ctx, prober) })
+	return g.Wait()
+}
+
+// targets tells the prober whom to ask, and writes rows that an earlier attempt
+// could not.
+func (l *liveness) targets(ctx context.Context, prober *probe.Prober) error {
+	var flows map[uint16]bool
+	var counted time.Time
+	for ctx.Err() == nil {
+		if time.Since(counted) > 2*time.Second {
+			flows, counted = l.nodesWithFlows(), time.Now()
+		}
+		txn := l.tables.DB.ReadTxn()
+		_, nodes := l.tables.Nodes.AllWatch(txn)
+		_, clusters := l.tables.Clusters.AllWatch(txn)
+		if mesh := program.NewMesh(l.tables, txn, l.node.name); mesh != nil {
+			evidence := l.evidence(mesh)
+			prober.Set(l.choose(mesh, flows, evidence))
+			prober.SetEvidence(evidence)
+		}
+		l.apply(prober.Observations())
+		select {
+		case <-ctx.Done():
+		case <-nodes:
+		case <-clusters:
+		case <-l.changed:
+		case <-time.After(livenessTurn):
+		}
+	}
+	return nil
+}
+
+// nodesWithFlows are the indexes of nodes that local pods talk to. An error
+// leaves some out, which only makes them be judged by their cluster.
+func (l *liveness) nodesWithFlows() map[uint16]bool {
+	out := map[uint16]bool{}
+	rows, _ := l.edges.Datapath.Maps().Flows.All()
+	for _, f := range rows {
+		if f.Node != 0 {
+			out[f.Node] = true
+		}
+	}
+	return out
+}
+
+func (l *liveness) choose(mesh *program.Mesh, flows map[uint16]bool, evidence map[string]probe.Evidence) []probe.Target {
+	own, _, _ := l.lanes.Own()
+	size := map[string]int{}
+	for _, n := range mesh.Remote {
+		size[n.Cluster]++
+	}
+	var all []probe.Target
+	must := map[string]bool{}
+	for key, n := range mesh.Remote {
+		row, index := l.ways.Row(key)
+		if index == 0 || row.Keyed == 0 {
+			continue // nothing can be sent there, so silence would mean nothing
+		}
+		all = append(all, probe.Target{Cluster: n.Cluster, Node: n.Name, Addr: n.Internal(), Device: own.Lanes[row.Lane&1].Ifindex})
+		if flows[index] || evidence[key].GossipDead || size[n.Cluster] <= smallCluster {
+			must[key] = true
+		}
+	}
+	return probe.Witnesses(l.node.key(), all, must, probe.MaxWitnesses)
+}
+
+// evidence is what gossip says: our own pool's view of our nodes, and every
+// peer's of its own.
+func (l *liveness) evidence(mesh *program.Mesh) map[string]probe.Evidence {
+	out := map[string]probe.Evidence{}
+	for name, c := range mesh.Members {
+		if c.Liveness == nil {
+			continue
+		}
+		for n := range c.Liveness.Dead {
+			out[name+"/"+n] = probe.Evidence{GossipDead: true}
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for n := range l.gossiped {
+		out[l.node.cluster+"/"+n] = probe.Evidence{GossipDead: true}
+	}
+	return out
+}
+
+// heard takes an event of the pool.
+func (l *liveness) heard(e gossip.Event) {
+	if e.Member.Role != gossip.Agent || e.Member.Cluster != l.node.cluster {
+		return
+	}
+	l.mu.Lock()
+	next := maps.Clone(l.gossiped)
+	if next == nil {
+		next = map[string]bool{}
+	}
+	// An agent that left said goodbye: its node lives on without it.
+	if e.Kind == gossip.Dead {
+		next[e.Member.Name] = true
+	} else {
+		delete(next, e.Member.Name)
+	}
+	l.gossiped = next
+	l.mu.Unlock()
+	select {
+	case l.changed <- struct{}{}:
+	default:
+	}
+}
+
+// apply writes observations into the kernel, then into the table.
+func (l *liveness) apply(observations []probe.Observation) {
+	txn := l.tables.DB.ReadTxn()
+	mesh := program.NewMesh(l.tables, txn, l.node.name)
+	if mesh == nil {
+		return
+	}
+	var errs []error
+	// Clusters first: one write helps every service at once.
+	states := probe.Clusters(observations)
+	for name, c := range mesh.Members {
+		if state, judged := states[name]; judged && c != mesh.Own {
+			if err := l.ways.SetCluster(c.ID(), state != probe.Down); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	seen := map[string]probe.Observation{}
+	for _, o := range observations {
+		seen[o.Target.Name()] = o
+		if err := l.ways.SetAlive(o.Target.Name(), o.State != probe.Down); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for key := range mesh.Remote {
+		if _, asked := seen[key]; asked {
+			continue
+		}
+		// Nobody asks it any more: what was last known of it would never change.
+		if row, i := l.ways.Row(key); i != 0 && row.Alive == 0 && row.Keyed == 1 {
+			errs = append(errs, l.ways.SetAlive(key, true))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		l.log.Warn("liveness did not reach the kernel, trying again", "error", err)
+		writeProblems(l.tables, "paths", map[string]string{"": err.Error()})
+	} else {
+		writeProblems(l.tables, "paths", nil)
+	}
+	l.publish(mesh, seen)
+}
+
+// publish writes the table of paths, only rows that differ in more than the last
+// answer's time.
+func (l *liveness) publish(mesh *program.Mesh, seen map[string]probe.Observation) {
+	evidence := l.evidence(mesh)
+	txn := l.tables.DB.WriteTxn(l.tables.Paths)
+	changed := false
+	for row := range l.tables.Paths.All(txn) {
+		if mesh.Remote[row.Key()] == nil {
+			tables.Drop(txn, l.tables.Paths, row)
+			changed = true
+		}
+	}
+	for key, n := range mesh.Remote {
+		kernel, index := l.ways.Row(key)
+		row := &tables.Path{
+			Cluster: n.Cluster, Node: n.Name, Index: index, Alive: kernel.Alive == 1, Lane: int(kernel.Lane), Keyed: kernel.Keyed == 1,
+			Observation: seen[key], GossipDead: evidence[key].GossipDead,
+		}
+		old := tables.Get(txn, l.tables.Paths, key)
+		if old != nil && samePath(old, row) {
+			continue
+		}
+		tables.Put(txn, l.tables.Paths, row)
+		changed = true
+	}
+	if !changed {
+		txn.Abort()
+		return
+	}
+	txn.Commit()
+}
+
+// pathAge is how old the figures of an unchanged path may become in its row.
+const pathAge = 5 * time.Second
+
+func samePath(a, b *tables.Path) bool {
+	if b.Observation.Answered.Sub(a.Observation.Answered) > pathAge {
+		return false
+	}
+	x, y := *a, *b
+	x.Observation, y.Observation = probe.Observation{}, probe.Observation{}
+	return x == y && a.Observation.State == b.Observation.State && a.Observation.Since.Equal(b.Observation.Since)
+}
+
+// sweep deletes flows that have ended or fallen silent, until ctx ends.
+func sweep(ctx context.Context, d Datapath, every time.Duration, told func(bpf.Swept, error)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(every):
+		}
+		s, err := d.Sweep(bpf.Now())
+		if err != nil {
+			err = fmt.Errorf("sweep flows: %w", err)
+		}
+		told(s, err)
+	}
+}

@@ -1,0 +1,113 @@
+package meshagent
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weft-mesh/weft/wire"
+)
+
+// collector reads everything when it is asked: nothing is counted twice, and a
+// restart loses nothing that the kernel keeps.
+type collector struct{ agent *Agent }
+
+var (
+	descPackets = desc("datapath_packets_total", "Packets by the way they left the datapath.", "reason", "direction", "verdict")
+	descBytes   = desc("datapath_bytes_total", "Bytes by the way they left the datapath.", "reason", "direction", "verdict")
+	descRows    = desc("table_rows", "Rows of the agent's tables by status.", "table", "status")
+	descSource  = desc("source_connected", "Whether a prefix of the cluster's etcd is being watched.", "prefix")
+	descSynced  = desc("source_synced", "Whether a prefix was read in full.", "prefix")
+	descHeard   = desc("source_age_seconds", "Time since the store last answered or reported a change.", "prefix")
+	descPath    = desc("path_up", "Whether a node is reached through the tunnel, by probes.", "cluster", "node")
+	descRTT     = desc("path_rtt_seconds", "Smoothed round-trip time through the tunnel.", "cluster", "node")
+	descCluster = desc("cluster_path_up", "Whether any path to a peer cluster carries.", "cluster")
+	descAge     = desc("peer_data_age_seconds", "Time since what a peer exports was last known to be complete here.", "cluster")
+	descEvents  = desc("events_total", "Events taken from the datapath.")
+	descLost    = desc("events_lost_total", "Events that found the buffer full.")
+	descEpoch   = desc("key_epoch", "Epoch of this node's newest tunnel key.")
+	descGen     = desc("policy_generation", "Generation of policy in force.")
+	descProblem = desc("problems", "Rows that did not reach the kernel or are not believed.", "table")
+	descReady   = desc("ready", "Whether everything known at the start is in the kernel.")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("weft_agent_"+name, help, labels, nil)
+}
+
+// Describe sends nothing: label values come and go with rows.
+func (c collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(out chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	count := func(d *prometheus.Desc, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
+	}
+	a := c.agent
+	if counters, err := a.edges.Datapath.Counters(); err == nil {
+		for _, n := range counters {
+			verdict := "passed"
+			if n.Reason.Drop() {
+				verdict = "dropped"
+			}
+			count(descPackets, float64(n.Packets), n.Reason.String(), n.Dir.String(), verdict)
+			count(descBytes, float64(n.Bytes), n.Reason.String(), n.Dir.String(), verdict)
+		}
+	}
+	for _, s := range a.Tables.Summaries() {
+		gauge(descRows, float64(s.Rows-s.Pending-s.Errors), s.Name, "done")
+		gauge(descRows, float64(s.Pending), s.Name, "pending")
+		gauge(descRows, float64(s.Errors), s.Name, "error")
+	}
+	for _, r := range a.reflectors {
+		s := r.State()
+		gauge(descSource, truth(s.Connected), s.Prefix)
+		gauge(descSynced, truth(s.Synced), s.Prefix)
+		if !s.Heard.IsZero() {
+			gauge(descHeard, time.Since(s.Heard).Seconds(), s.Prefix)
+		}
+	}
+	txn := a.Tables.DB.ReadTxn()
+	for p := range a.Tables.Paths.All(txn) {
+		gauge(descPath, truth(p.Alive), p.Cluster, p.Node)
+		gauge(descRTT, p.Observation.RTT.Seconds(), p.Cluster, p.Node)
+	}
+	for cl := range a.Tables.Clusters.All(txn) {
+		if !cl.Member() || cl.Own != nil {
+			continue
+		}
+		alive, known := a.ways.ClusterAlive(cl.ID())
+		gauge(descCluster, truth(alive || !known), cl.Name)
+		if at, ok := cl.Synced[wire.Nodes]; ok && !at.IsZero() {
+			gauge(descAge, time.Since(at).Seconds(), cl.Name)
+		}
+	}
+	byTable := map[string]int{}
+	for p := range a.Tables.Problems.All(txn) {
+		byTable[p.Table]++
+	}
+	for table, n := range byTable {
+		gauge(descProblem, float64(n), table)
+	}
+	stats := a.ring.Stats()
+	count(descEvents, float64(stats.Seen))
+	if lost, err := a.edges.Datapath.Lost(); err == nil {
+		count(descLost, float64(lost))
+	}
+	own, _, _ := a.lanes.Own()
+	gauge(descEpoch, float64(own.Epoch))
+	if x := a.program.Explain(); x != nil {
+		gauge(descGen, float64(x.Gen))
+	}
+	gauge(descReady, truth(closed(a.program.Passed())))
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,159 @@
+package meshagent
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/flow"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/program"
+	"github.com/weft-mesh/weft/meshagent/tables"
+)
+
+// observer turns the kernel's events into flows that name pods, clusters and
+// policies, and keeps the last of them.
+type observer struct {
+	node     node
+	datapath Datapath
+	tables   *tables.Tables
+	explain  func() *program.Explanation
+	ring     *flow.Ring
+	log      *slog.Logger
+
+	// mu guards the cache of frontends, which the one decoding goroutine fills.
+	mu        sync.Mutex
+	frontends map[netip.AddrPort]string
+	revision  uint64
+}
+
+// Run works until ctx ends.
+func (o *observer) Run(ctx context.Context) error {
+	resolver := flow.Resolver{
+		Node: o.node.key(), Time: sinceBoot,
+		Endpoint: o.endpoint, Rule: o.rule, Selecting: o.selecting, Service: o.service,
+	}
+	var lost uint64
+	for ctx.Err() == nil {
+		err := o.datapath.Events(ctx, func(e bpf.Event) {
+			if now, err := o.datapath.Lost(); err == nil && now > lost {
+				o.ring.Missed(now - lost)
+				lost = now
+			}
+			o.ring.Add(resolver.Decode(&e))
+		})
+		if err != nil && ctx.Err() == nil {
+			o.log.Warn("events of the datapath stopped, starting again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+	return nil
+}
+
+// sinceBoot turns the kernel's clock into a time of day.
+func sinceBoot(ns uint64) time.Time {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil || ns == 0 {
+		return time.Now()
+	}
+	return time.Now().Add(-time.Duration(ts.Nano() - int64(ns)))
+}
+
+// endpoint says whose an address is.
+func (o *observer) endpoint(a netip.Addr, n identity.Number) flow.Endpoint {
+	txn := o.tables.DB.ReadTxn()
+	var e flow.Endpoint
+	for c := range o.tables.Clusters.All(txn) {
+		if !a.IsValid() || !c.Member() || !c.Owns(netip.PrefixFrom(a, a.BitLen())) {
+			continue
+		}
+		e.Cluster = c.Name
+		if row := tables.Get(txn, o.tables.IPs, (&tables.IP{Cluster: c.Name, Prefix: netip.PrefixFrom(a, a.BitLen())}).Key()); row != nil {
+			e.Namespace, e.Pod = row.Namespace, row.Pod
+			if n == identity.Unknown {
+				n = row.Identity
+			}
+		}
+		if row := tables.Get(txn, o.tables.Identities, (&tables.Identity{Cluster: c.Name, Number: n}).Key()); row != nil {
+			e.Labels = texts(row.Labels)
+		}
+		break
+	}
+	if e.Labels == nil {
+		e.Labels = texts(identity.ReservedLabels(n))
+	}
+	return e
+}
+
+func texts(labels identity.Labels) []string {
+	var out []string
+	for _, l := range labels {
+		out = append(out, l.String())
+	}
+	return out
+}
+
+func (o *observer) rule(gen, cookie uint32) (flow.Policy, bool) {
+	x := o.explain().Of(gen)
+	if x == nil || int(cookie) >= len(x.Rules) {
+		return flow.Policy{}, false
+	}
+	r := x.Rules[cookie]
+	return flow.Policy{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name}, true
+}
+
+func (o *observer) selecting(gen, set uint32, dir flow.Direction) []flow.Policy {
+	x := o.explain().Of(gen)
+	if x == nil {
+		return nil
+	}
+	d := 0
+	if dir == flow.Ingress {
+		d = 1
+	}
+	var out []flow.Policy
+	for _, name := range x.Sets[set].Policies[d] {
+		namespace, rest, namespaced := strings.Cut(name, "/")
+		p := flow.Policy{Kind: "CiliumClusterwideNetworkPolicy", Name: name}
+		if namespaced {
+			p = flow.Policy{Kind: "CiliumNetworkPolicy", Namespace: namespace, Name: rest}
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// service names a frontend of the own cluster.
+func (o *observer) service(addr netip.AddrPort, _ uint8) (namespace, name string) {
+	txn := o.tables.DB.ReadTxn()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if rev := o.tables.Services.Revision(txn); o.frontends == nil || rev != o.revision {
+		o.frontends, o.revision = map[netip.AddrPort]string{}, rev
+		for s := range o.tables.Services.All(txn) {
+			if s.Object == nil {
+				continue
+			}
+			for _, text := range append([]string{s.Object.Spec.ClusterIP}, s.Object.Spec.ClusterIPs...) {
+				a, err := netip.ParseAddr(text)
+				if err != nil {
+					continue
+				}
+				for _, p := range s.Object.Spec.Ports {
+					o.frontends[netip.AddrPortFrom(a, uint16(p.Port))] = s.Namespace + "/" + s.Name
+				}
+			}
+		}
+	}
+	namespace, name, _ = strings.Cut(o.frontends[addr], "/")
+	return namespace, name
+}

@@ -1,0 +1,207 @@
+package meshagent
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weft-mesh/weft/meshagent/endpoint"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// publisher writes upward what this node alone knows: itself and its pods. It is
+// all an agent ever writes to etcd.
+//
+// What it says of node and pods holds until it says otherwise; only the mark
+// that the list is complete hangs on a lease, so that a silent agent is noticed
+// and nothing of it is taken away.
+type publisher struct {
+	node   node
+	edges  *Edges
+	tables *tables.Tables
+	lanes  *lanes
+	// settled is closed when the table of endpoints is what it should be.
+	settled <-chan struct{}
+	log     *slog.Logger
+
+	// Of the loop alone.
+	start string            // names this start of the agent
+	have  map[string][]byte // in etcd, as far as known; nil: not asked yet
+}
+
+// leaseTurn is how often the lease is renewed: a third of it may go wrong twice.
+const leaseTurn = 5 * time.Minute
+
+// Run works until ctx ends; what was written stays.
+func (p *publisher) Run(ctx context.Context) error {
+	p.start = startID()
+	pause := 50 * time.Millisecond
+	renewed := time.Now()
+	for ctx.Err() == nil {
+		txn := p.tables.DB.ReadTxn()
+		_, endpoints := p.tables.Endpoints.AllWatch(txn)
+		_, pods := p.tables.Pods.AllWatch(txn)
+		_, known, own := p.lanes.Own()
+		err := p.turn(ctx, txnEndpoints(p.tables), known)
+		wait := leaseTurn
+		if err != nil && ctx.Err() == nil {
+			p.log.Debug("could not tell the API server, trying again", "error", err)
+			wait, pause = pause, min(2*pause, 2*time.Second)
+		} else {
+			pause = 50 * time.Millisecond
+		}
+		if time.Since(renewed) >= leaseTurn {
+			if lost, err := p.edges.Sink.Renew(ctx); err == nil {
+				renewed = time.Now()
+				if lost {
+					delete(p.have, wire.NodeSyncedKey(p.node.name))
+					wait = 0
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-endpoints:
+		case <-pods:
+		case <-own:
+		case <-p.settledOnce():
+		case <-time.After(wait):
+		}
+	}
+	return nil
+}
+
+// settledOnce wakes the loop when the list becomes complete, and never after it
+// was marked.
+func (p *publisher) settledOnce() <-chan struct{} {
+	if p.have[wire.NodeSyncedKey(p.node.name)] != nil {
+		return nil
+	}
+	return p.settled
+}
+
+func txnEndpoints(t *tables.Tables) []*tables.Endpoint {
+	return tables.All(t.DB.ReadTxn(), t.Endpoints)
+}
+
+// turn writes what differs. Deletions and the mark wait until the list is
+// complete.
+func (p *publisher) turn(ctx context.Context, endpoints []*tables.Endpoint, lanesKnown bool) error {
+	if p.have == nil {
+		kvs, _, err := p.edges.Source.List(ctx, wire.NodePrefix(p.node.name))
+		if err != nil {
+			return err
+		}
+		p.have = map[string][]byte{}
+		for _, kv := range kvs {
+			p.have[kv.Key] = kv.Value
+		}
+		// A mark of an earlier start hangs on an earlier lease.
+		delete(p.have, wire.NodeSyncedKey(p.node.name))
+	}
+	want := map[string][]byte{}
+	if lanesKnown {
+		want[wire.NodeKey(p.node.name)] = wire.Marshal(p.state())
+	}
+	txn := p.tables.DB.ReadTxn()
+	for _, e := range endpoints {
+		if !e.IP.IsValid() || e.Phase == tables.Removing {
+			continue
+		}
+		pod := tables.Get(txn, p.tables.Pods, e.Key())
+		want[wire.NodeEndpointKey(p.node.name, e.Namespace, e.Pod)] = wire.Marshal(endpointState(e, pod))
+	}
+	for key, value := range want {
+		if bytes.Equal(p.have[key], value) {
+			continue
+		}
+		if err := p.edges.Sink.Put(ctx, key, value); err != nil {
+			return err
+		}
+		p.have[key] = value
+	}
+	select {
+	case <-p.settled:
+	default:
+		return nil
+	}
+	return p.complete(ctx, want)
+}
+
+// complete deletes what is gone and marks the list.
+func (p *publisher) complete(ctx context.Context, want map[string][]byte) error {
+	mark := wire.NodeSyncedKey(p.node.name)
+	for key := range p.have {
+		if want[key] != nil || key == mark || key == wire.NodeKey(p.node.name) {
+			continue
+		}
+		if err := p.edges.Sink.Delete(ctx, key); err != nil {
+			return err
+		}
+		delete(p.have, key)
+	}
+	if p.have[mark] != nil {
+		return nil
+	}
+	if err := p.edges.Sink.PutLeased(ctx, mark, []byte(p.start)); err != nil {
+		return err
+	}
+	p.have[mark] = []byte(p.start)
+	return nil
+}
+
+func (p *publisher) state() wire.NodeState {
+	own, _, _ := p.lanes.Own()
+	s := wire.NodeState{
+		Name: p.node.name, Addresses: []netip.Addr{p.node.ip}, Internal: endpoint.Internal(p.node.cidr),
+		PodCIDRs: []netip.Prefix{p.node.cidr}, Epoch: own.Epoch, BootID: p.edges.BootID,
+	}
+	for i, lane := range own.Lanes {
+		s.Lanes[i] = wire.Lane{PublicKey: lane.PublicKey.String(), Port: lane.Port}
+	}
+	return s
+}
+
+// endpointState is what is said of a pod. Without its object it is on its way
+// out and says no more than its address.
+func endpointState(e *tables.Endpoint, pod *tables.Pod) wire.EndpointState {
+	s := wire.EndpointState{Namespace: e.Namespace, Pod: e.Pod, UID: e.UID, IP: e.IP, State: wire.EndpointCreating}
+	if e.Phase == tables.Live {
+		s.State, s.Ready = wire.EndpointNotReady, e.Ready
+		if e.Ready {
+			s.State = wire.EndpointReady
+		}
+	}
+	if pod == nil || pod.Object == nil {
+		return s
+	}
+	if pod.Object.DeletionTimestamp != nil {
+		s.State = wire.EndpointTerminating
+	}
+	for _, c := range pod.Object.Spec.Containers {
+		for _, port := range c.Ports {
+			if port.Name == "" || port.ContainerPort < 1 || port.ContainerPort > 65535 {
+				continue
+			}
+			protocol := port.Protocol
+			if protocol == "" {
+				protocol = corev1.ProtocolTCP
+			}
+			s.NamedPorts = append(s.NamedPorts, wire.NamedPort{Name: port.Name, Port: uint16(port.ContainerPort), Protocol: string(protocol)})
+		}
+	}
+	return s
+}
+
+func startID() string {
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails
+	return hex.EncodeToString(id[:])
+}

@@ -1,0 +1,214 @@
+package meshagent
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/vishvananda/netlink"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/meshagent/endpoint"
+	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/tunnel"
+	"github.com/weft-mesh/weft/tunnel/gossip"
+	"github.com/weft-mesh/weft/tunnel/probe"
+)
+
+// Run is the agent of this machine. It works until ctx ends or a part fails, and
+// leaves everything in the kernel as it is.
+func Run(ctx context.Context, cfg Config) (err error) {
+	cfg.Log = cmp.Or(cfg.Log, slog.Default())
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	n, err := readJoin(cfg)
+	if err != nil {
+		return err
+	}
+	device, err := findDevice(cfg.Device, n.ip)
+	if err != nil {
+		return err
+	}
+	inner, err := mtu(device.Attrs().MTU)
+	if err != nil {
+		return err
+	}
+	datapath, err := bpf.Load(bpf.Config{PinDir: cfg.BPFDir, Limits: cfg.Limits, EventBytes: bpf.Defaults().EventBytes, Log: cfg.Log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, datapath.Close()) }()
+	client, err := dialEtcd(ctx, n)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	etcd := reflector.NewEtcd(client)
+
+	a, err := newAgent(cfg, n, &Edges{
+		Source: etcd, Sink: etcd, Datapath: datapath,
+		Lanes:     tunnel.NewLanes(tunnel.LanesConfig{StateDir: filepath.Join(cfg.StateDir, "lanes"), Log: cfg.Log}),
+		Host:      tunnel.NewHost([tunnel.LaneCount]string{}, cfg.Log),
+		Plumbing:  endpoint.Kernel{MTU: inner, NetnsDir: cfg.NetnsDir},
+		Transport: func(source netip.Addr) (probe.Transport, error) { return probe.NewICMP(source) },
+		Gossip:    joinPool,
+		MTU:       inner,
+		BootID:    bootID(),
+	})
+	if err != nil {
+		return err
+	}
+	// The guard stands before the door opens.
+	if err := a.guard(); err != nil {
+		return err
+	}
+	if err := datapath.AttachDevice(device.Attrs().Index); err != nil {
+		return fmt.Errorf("attach programs to %s: %w", device.Attrs().Name, err)
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
+		return fmt.Errorf("switch on forwarding: %w", err)
+	}
+	servers, err := a.servers()
+	if err != nil {
+		return err
+	}
+	a.log.Info("agent starts", "address", n.ip, "podCIDR", n.cidr, "device", device.Attrs().Name, "mtu", inner)
+	return a.run(ctx, servers...)
+}
+
+// server is one listener of the agent's.
+type server struct {
+	log    *slog.Logger
+	listen func() (net.Listener, error)
+	http   http.Handler
+}
+
+// Run serves until ctx ends.
+func (s server) Run(ctx context.Context) error {
+	l, err := retryListen(ctx, s.log, s.listen)
+	if err != nil || l == nil {
+		return err
+	}
+	return serve(ctx, l, s.http)
+}
+
+// servers are the socket, the port for operators and the one for metrics.
+func (a *Agent) servers() ([]part, error) {
+	conf, err := serverTLS(a.node.bundle)
+	if err != nil {
+		return nil, err
+	}
+	api := a.handler()
+	parts := []part{
+		server{a.log, func() (net.Listener, error) { return listenUnix(a.cfg.Socket) }, api},
+	}
+	if a.cfg.Listen != "" {
+		host, port, err := net.SplitHostPort(a.cfg.Listen)
+		if err != nil {
+			return nil, fmt.Errorf("listen %q: %w", a.cfg.Listen, err)
+		}
+		at := net.JoinHostPort(cmp.Or(host, a.node.ip.String()), port)
+		parts = append(parts, server{a.log, func() (net.Listener, error) {
+			l, err := net.Listen("tcp", at)
+			if err != nil {
+				return nil, err
+			}
+			return tls.NewListener(l, conf), nil
+		}, api})
+	}
+	if a.cfg.MetricsAddress != "" {
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(collector{a}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		mux := http.NewServeMux()
+		mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+		parts = append(parts, server{a.log, func() (net.Listener, error) { return net.Listen("tcp", a.cfg.MetricsAddress) }, mux})
+	}
+	return parts, nil
+}
+
+// findDevice is the named interface, or the one that holds the address.
+func findDevice(name string, ip netip.Addr) (netlink.Link, error) {
+	if name != "" {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return nil, fmt.Errorf("find device %s: %w", name, err)
+		}
+		return link, nil
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	for _, link := range links {
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		if err != nil {
+			return nil, fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
+		}
+		for _, a := range addrs {
+			if have, ok := netip.AddrFromSlice(a.IP); ok && have.Unmap() == ip {
+				return link, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("no device has the node's address %v: give --node-ip or --device", ip)
+}
+
+// dialEtcd connects in the background: an etcd that is away keeps no agent from
+// starting.
+func dialEtcd(ctx context.Context, n node) (*clientv3.Client, error) {
+	conf, err := clientTLS(n.bundle)
+	if err != nil {
+		return nil, err
+	}
+	client, err := clientv3.New(clientv3.Config{
+		Context: ctx, Endpoints: n.bundle.EtcdEndpoints, TLS: conf,
+		DialTimeout: 2 * time.Second, DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
+		AutoSyncInterval: 0, PermitWithoutStream: true, MaxCallRecvMsgSize: 64 << 20, Logger: zap.NewNop(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("connect to etcd at %s: %w", strings.Join(n.bundle.EtcdEndpoints, ", "), err)
+	}
+	return client, nil
+}
+
+// joinPool is Edges.Gossip of this machine.
+func joinPool(ctx context.Context, cfg gossip.Config, seeds []string) error {
+	pool, err := gossip.New(cfg)
+	if err != nil {
+		return err
+	}
+	var addrs []netip.AddrPort
+	for _, s := range seeds {
+		a, err := netip.ParseAddrPort(s)
+		if err != nil {
+			return fmt.Errorf("gossip seed %q is not address:port", s)
+		}
+		addrs = append(addrs, a)
+	}
+	pool.SetSeeds(addrs)
+	return pool.Run(ctx)
+}
+
+func bootID() string {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "" // says less, breaks nothing
+	}
+	return strings.TrimSpace(string(text))
+}
