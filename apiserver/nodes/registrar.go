@@ -1,0 +1,328 @@
+package nodes
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// guardKey changes with every change of the register, so that two nodes that
+// are added at once do not get overlapping addresses.
+const guardKey = wire.SecretPrefix + "nodes"
+
+const (
+	// defaultBits is the size of a pod CIDR that is chosen here.
+	defaultBits = 24
+	// maxName keeps the common name of an agent's certificate below 64.
+	maxName  = 48
+	attempts = 16
+)
+
+// Config of a Registrar.
+type Config struct {
+	Cluster   wire.Cluster
+	Store     store.Store
+	Users     store.Users
+	Authority *authority.Authority
+	// Server, EtcdEndpoints and GossipSeeds are what agents connect to.
+	Server        string
+	EtcdEndpoints []string
+	GossipSeeds   []string
+}
+
+// Registrar keeps the register. Several goroutines may use it.
+type Registrar struct{ conf Config }
+
+// New makes a Registrar.
+func New(c Config) *Registrar { return &Registrar{conf: c} }
+
+// Register is every registration, by name.
+func (r *Registrar) Register(ctx context.Context) (map[string]Registration, error) {
+	kvs, _, err := r.conf.Store.List(ctx, RegistrationPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("read the register of nodes: %w", err)
+	}
+	register := make(map[string]Registration, len(kvs))
+	for _, kv := range kvs {
+		reg, err := wire.Unmarshal[Registration](kv.Value)
+		if err != nil {
+			return nil, fmt.Errorf("read the register of nodes: %s: %w", kv.Key, err)
+		}
+		register[reg.Name] = reg
+	}
+	return register, nil
+}
+
+// Add registers a node and issues its bundle. A node that is there already gets
+// new certificates, and its new addresses if some are given.
+func (r *Registrar) Add(ctx context.Context, request api.NodeRequest) (*api.JoinBundle, error) {
+	reg, err := r.register(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.conf.Users.SetUser(ctx, agentRights(reg.Name)); err != nil {
+		return nil, err
+	}
+	return r.bundle(ctx, reg)
+}
+
+// agentRights are all that an agent may do in the store.
+func agentRights(node string) store.User {
+	return store.User{
+		Name: authority.AgentUser(node),
+		Read: []string{
+			wire.StatePrefix, wire.AgentsPrefix, wire.CachePrefix,
+			wire.CiliumCachePrefix, wire.CiliumSyncedPrefix, wire.ClusterConfigPrefix,
+		},
+		Write: []string{wire.NodePrefix(node)},
+	}
+}
+
+func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (Registration, error) {
+	for range attempts {
+		guard, err := r.conf.Store.Get(ctx, guardKey)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return Registration{}, err
+		}
+		register, err := r.Register(ctx)
+		if err != nil {
+			return Registration{}, err
+		}
+		old, there := register[request.Name]
+		delete(register, request.Name)
+		reg, err := r.admit(request, old, register)
+		if err != nil {
+			return Registration{}, err
+		}
+		if there && slices.Equal(old.Addresses, reg.Addresses) {
+			return reg, nil
+		}
+		_, done, err := r.conf.Store.Commit(ctx, store.Txn{
+			If: []store.Cond{{Key: guardKey, Modified: guard.Modified}},
+			Then: []store.Op{
+				store.Put(guardKey, []byte(reg.Name)),
+				store.Put(RegistrationKey(reg.Name), wire.Marshal(reg)),
+			},
+		})
+		if err != nil || done {
+			return reg, err
+		}
+	}
+	return Registration{}, api.Conflict("try again", "the register of nodes is being changed by somebody else")
+}
+
+// admit decides what a request registers, given what is registered of the node
+// already, if anything, and of all others.
+func (r *Registrar) admit(request api.NodeRequest, old Registration, others map[string]Registration) (Registration, error) {
+	c := r.conf.Cluster
+	if mistakes := validation.IsDNS1123Subdomain(request.Name); len(mistakes) > 0 || len(request.Name) > maxName {
+		return old, api.Invalid(fmt.Sprintf("use up to %d of a-z, 0-9, '-' and '.'", maxName), "%q cannot be a node's name", request.Name)
+	}
+	reg := Registration{Name: request.Name, Addresses: request.Addresses, PodCIDRs: request.PodCIDRs, Added: old.Added}
+	known := !old.Added.IsZero()
+	if !known {
+		reg.Added = time.Now().UTC().Truncate(time.Second)
+	}
+	if known && len(reg.Addresses) == 0 {
+		reg.Addresses = old.Addresses
+	}
+	if known && len(reg.PodCIDRs) == 0 {
+		reg.PodCIDRs = old.PodCIDRs
+	}
+	if known && !slices.Equal(reg.PodCIDRs, old.PodCIDRs) {
+		return old, api.Conflict(fmt.Sprintf("remove the node first, or leave its pod CIDR at %s", join(old.PodCIDRs)),
+			"node %s has pod CIDR %s, which cannot change to %s while it is registered", old.Name, join(old.PodCIDRs), join(reg.PodCIDRs))
+	}
+	if len(reg.Addresses) == 0 {
+		return old, api.Invalid("name the address at which other nodes reach it", "node %s has no address", reg.Name)
+	}
+	for _, ip := range reg.Addresses {
+		if !ip.IsValid() || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLoopback() || ip.Zone() != "" {
+			return old, api.Invalid("name the address at which other nodes reach it", "%s cannot be a node's address", ip)
+		}
+		if inside(c.PodCIDRs, ip) || c.ServiceCIDR.Contains(ip) {
+			return old, api.Invalid("give the node's own address, not one of its pods", "address %s of node %s lies in a CIDR of the cluster's pods or services", ip, reg.Name)
+		}
+		for _, other := range others {
+			if slices.Contains(other.Addresses, ip) {
+				return old, api.Conflict("give each node its own address", "address %s belongs to node %s", ip, other.Name)
+			}
+		}
+	}
+	if len(reg.PodCIDRs) == 0 {
+		free, ok := freeCIDR(c.PodCIDRs, others)
+		if !ok {
+			return old, api.Conflict("remove nodes, or extend the cluster's pod CIDRs", "no /%d is free in the cluster's pod CIDRs %s", defaultBits, join(c.PodCIDRs))
+		}
+		reg.PodCIDRs = []netip.Prefix{free}
+	}
+	return reg, checkCIDRs(c, reg, others)
+}
+
+func checkCIDRs(c wire.Cluster, reg Registration, others map[string]Registration) error {
+	for i, p := range reg.PodCIDRs {
+		if !p.IsValid() || p != p.Masked() || p.Addr().BitLen()-p.Bits() < 2 {
+			return api.Invalid("write it like 10.1.2.0/24, with room for at least two addresses", "%s cannot be a node's pod CIDR", p)
+		}
+		if !slices.ContainsFunc(c.PodCIDRs, func(whole netip.Prefix) bool { return whole.Bits() <= p.Bits() && whole.Contains(p.Addr()) }) {
+			return api.Invalid("choose a part of "+join(c.PodCIDRs), "pod CIDR %s of node %s is outside of the cluster's %s", p, reg.Name, join(c.PodCIDRs))
+		}
+		for _, q := range reg.PodCIDRs[:i] {
+			if q.Overlaps(p) {
+				return api.Invalid("name each address once", "pod CIDRs %s and %s overlap", q, p)
+			}
+		}
+		for _, other := range others {
+			for _, q := range other.PodCIDRs {
+				if q.Overlaps(p) {
+					return api.Conflict("choose one that is free", "pod CIDR %s overlaps %s of node %s", p, q, other.Name)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// freeCIDR is the first part of the cluster's CIDRs that no node has.
+func freeCIDR(whole []netip.Prefix, others map[string]Registration) (netip.Prefix, bool) {
+	taken := func(p netip.Prefix) bool {
+		for _, other := range others {
+			if slices.ContainsFunc(other.PodCIDRs, p.Overlaps) {
+				return true
+			}
+		}
+		return false
+	}
+	for _, w := range whole {
+		if !w.Addr().Is4() || w.Bits() > defaultBits {
+			if w.Addr().Is4() && !taken(w) {
+				return w, true
+			}
+			continue
+		}
+		b := w.Masked().Addr().As4()
+		base := uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2])
+		for i := range uint32(1) << (defaultBits - w.Bits()) {
+			n := base + i
+			p := netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(n >> 16), byte(n >> 8), byte(n)}), defaultBits)
+			if !taken(p) {
+				return p, true
+			}
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+func inside(prefixes []netip.Prefix, ip netip.Addr) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(ip) })
+}
+
+func join(prefixes []netip.Prefix) string {
+	texts := make([]string, len(prefixes))
+	for i, p := range prefixes {
+		texts[i] = p.String()
+	}
+	return strings.Join(texts, ", ")
+}
+
+func (r *Registrar) bundle(ctx context.Context, reg Registration) (*api.JoinBundle, error) {
+	keys, err := GossipKeys(ctx, r.conf.Store)
+	if err != nil {
+		return nil, err
+	}
+	ca := r.conf.Authority
+	client, err := ca.Issue(authority.Request{User: authority.AgentUser(reg.Name), Client: true})
+	if err != nil {
+		return nil, err
+	}
+	server, err := ca.Issue(authority.Request{User: reg.Name, Server: true, Names: []string{reg.Name, "localhost"}, Addresses: reg.Addresses})
+	if err != nil {
+		return nil, err
+	}
+	c := r.conf.Cluster
+	return &api.JoinBundle{
+		Cluster: c.Name, ClusterID: uint32(c.ID), MaxConnectedClusters: c.MaxConnectedClusters,
+		ClusterPodCIDRs: c.PodCIDRs, ServiceCIDR: c.ServiceCIDR,
+		Node: reg.Name, Addresses: reg.Addresses, PodCIDRs: reg.PodCIDRs,
+		Server: r.conf.Server, EtcdEndpoints: r.conf.EtcdEndpoints,
+		CA: string(ca.Bundle()), Cert: string(client.Cert), Key: string(client.Key),
+		ServerCert: string(server.Cert), ServerKey: string(server.Key),
+		GossipKey: base64.StdEncoding.EncodeToString(keys.LAN[0]), GossipSeeds: r.conf.GossipSeeds,
+	}, nil
+}
+
+// Remove removes a node: its rights first, then all that it said and the pods
+// that were to run on it. Their endpoints follow.
+func (r *Registrar) Remove(ctx context.Context, node string) error {
+	if _, err := r.conf.Store.Get(ctx, RegistrationKey(node)); errors.Is(err, store.ErrNotFound) {
+		return api.NotFound("`weft node list` shows them", "cluster %s has no node %q", r.conf.Cluster.Name, node)
+	} else if err != nil {
+		return err
+	}
+	if err := r.conf.Users.RemoveUser(ctx, authority.AgentUser(node)); err != nil {
+		return err
+	}
+	ops := []store.Op{store.DeletePrefix(wire.NodePrefix(node))}
+	pods, _, err := r.conf.Store.List(ctx, wire.ObjectsPrefix+"pods/")
+	if err != nil {
+		return fmt.Errorf("remove node %s: %w", node, err)
+	}
+	for _, kv := range pods {
+		var pod corev1.Pod
+		if json.Unmarshal(kv.Value, &pod) == nil && pod.Spec.NodeName == node {
+			ops = append(ops, store.Delete(kv.Key))
+		}
+	}
+	// The registration goes last: whatever stops us before, the node can be
+	// removed again.
+	ops = append(ops, store.Put(guardKey, []byte(node)), store.Delete(RegistrationKey(node)))
+	if err := store.Write(ctx, r.conf.Store, ops...); err != nil {
+		return fmt.Errorf("remove node %s: %w", node, err)
+	}
+	return nil
+}
+
+// GossipKeys are the cluster's keys for gossip among its nodes, made when there
+// are none.
+func GossipKeys(ctx context.Context, s store.Store) (wire.GossipKeys, error) {
+	for {
+		kv, err := s.Get(ctx, wire.GossipKey)
+		if err == nil {
+			keys, err := wire.Unmarshal[wire.GossipKeys](kv.Value)
+			if err == nil && len(keys.LAN) == 0 {
+				err = errors.New("it holds none")
+			}
+			if err != nil {
+				return keys, fmt.Errorf("gossip keys in the store: %w", err)
+			}
+			return keys, nil
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return wire.GossipKeys{}, fmt.Errorf("gossip keys: %w", err)
+		}
+		key := make([]byte, 32)
+		rand.Read(key) // does not fail
+		_, _, err = s.Commit(ctx, store.Txn{
+			If:   []store.Cond{{Key: wire.GossipKey}},
+			Then: []store.Op{store.Put(wire.GossipKey, wire.Marshal(wire.GossipKeys{LAN: [][]byte{key}}))},
+		})
+		if err != nil {
+			return wire.GossipKeys{}, fmt.Errorf("gossip keys: %w", err)
+		}
+	}
+}

@@ -1,0 +1,158 @@
+package nodes
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/apiserver/storetest"
+	"github.com/weft-mesh/weft/wire"
+)
+
+func registrar(t *testing.T) (*Registrar, *storetest.Store, *storetest.Users) {
+	t.Helper()
+	ca, err := authority.Open(t.TempDir(), "east")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, users := storetest.New(), &storetest.Users{}
+	return New(Config{
+		Cluster: wire.Cluster{Name: "east", ID: 1, MaxConnectedClusters: 255,
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16")},
+		Store: s, Users: users, Authority: ca, Server: "https://172.16.1.1:7443", EtcdEndpoints: []string{"https://172.16.1.1:2379"},
+	}), s, users
+}
+
+func request(name, ip, cidr string) api.NodeRequest {
+	r := api.NodeRequest{Name: name}
+	if ip != "" {
+		r.Addresses = []netip.Addr{netip.MustParseAddr(ip)}
+	}
+	if cidr != "" {
+		r.PodCIDRs = []netip.Prefix{netip.MustParsePrefix(cidr)}
+	}
+	return r
+}
+
+func TestAdd(t *testing.T) {
+	r, s, users := registrar(t)
+	b, err := r.Add(t.Context(), request("n1", "172.16.1.1", "10.1.1.0/24"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := authority.CheckPair([]byte(b.Cert), []byte(b.Key), []byte(b.CA), "agent-n1"); err != nil {
+		t.Error(err)
+	}
+	if b.GossipKey == "" || b.Cluster != "east" || b.Node != "n1" || b.ServerCert == "" {
+		t.Errorf("bundle lacks something: %+v", b)
+	}
+	user, ok := users.User("agent-n1")
+	if !ok || !slices.Equal(user.Write, []string{"weft/state/nodes/n1/"}) || slices.Contains(user.Read, wire.SecretPrefix) {
+		t.Errorf("rights: %+v", user)
+	}
+	before := s.Dump(RegistrationPrefix)
+	again, err := r.Add(t.Context(), request("n1", "", ""))
+	if err != nil || again.Cert == b.Cert || again.GossipKey != b.GossipKey || !slices.Equal(before, s.Dump(RegistrationPrefix)) {
+		t.Errorf("asked again: %v", err)
+	}
+	if b, err := r.Add(t.Context(), request("n2", "172.16.1.2", "")); err != nil || b.PodCIDRs[0] != netip.MustParsePrefix("10.1.0.0/24") {
+		t.Errorf("chosen pod CIDR: %v %v", b, err)
+	}
+}
+
+func TestAddRefuses(t *testing.T) {
+	r, s, _ := registrar(t)
+	if _, err := r.Add(t.Context(), request("n1", "172.16.1.1", "10.1.1.0/24")); err != nil {
+		t.Fatal(err)
+	}
+	before := s.Dump("")
+	for name, c := range map[string]struct {
+		request api.NodeRequest
+		want    string
+	}{
+		"bad name":          {request("N_1", "172.16.1.9", ""), "cannot be a node's name"},
+		"long name":         {request(strings.Repeat("n", 60), "172.16.1.9", ""), "cannot be a node's name"},
+		"no address":        {request("n9", "", ""), "has no address"},
+		"loopback":          {request("n9", "127.0.0.1", ""), "cannot be a node's address"},
+		"a pod's address":   {request("n9", "10.1.1.4", ""), "lies in a CIDR"},
+		"another's address": {request("n9", "172.16.1.1", ""), "belongs to node n1"},
+		"outside":           {request("n9", "172.16.1.9", "10.2.1.0/24"), "outside of the cluster's 10.1.0.0/16"},
+		"wider":             {request("n9", "172.16.1.9", "10.0.0.0/8"), "outside of the cluster's"},
+		"overlap":           {request("n9", "172.16.1.9", "10.1.1.128/25"), "overlaps 10.1.1.0/24 of node n1"},
+		"not masked":        {request("n9", "172.16.1.9", "10.1.2.7/24"), "cannot be a node's pod CIDR"},
+		"change of CIDR":    {request("n1", "", "10.1.2.0/24"), "cannot change"},
+	} {
+		_, err := r.Add(t.Context(), c.request)
+		var refused *api.Error
+		if !errors.As(err, &refused) || !strings.Contains(err.Error(), c.want) || refused.Hint == "" {
+			t.Errorf("%s: got %v, want %q", name, err, c.want)
+		}
+	}
+	if !slices.Equal(before, s.Dump("")) {
+		t.Error("something was altered")
+	}
+}
+
+func TestAddManyAtOnce(t *testing.T) {
+	r, _, _ := registrar(t)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			ip := netip.AddrFrom4([4]byte{172, 16, 1, byte(10 + i)}).String()
+			if _, err := r.Add(t.Context(), request("n"+string(rune('a'+i)), ip, "")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	register, err := r.Register(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[netip.Prefix]string{}
+	for name, reg := range register {
+		if other := seen[reg.PodCIDRs[0]]; other != "" {
+			t.Errorf("%s and %s both have %s", name, other, reg.PodCIDRs[0])
+		}
+		seen[reg.PodCIDRs[0]] = name
+	}
+	if len(seen) != 8 {
+		t.Errorf("%d nodes", len(seen))
+	}
+}
+
+func TestRemove(t *testing.T) {
+	r, s, users := registrar(t)
+	for _, q := range []api.NodeRequest{request("n1", "172.16.1.1", ""), request("n2", "172.16.1.2", "")} {
+		if _, err := r.Add(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pod := func(name, node string) store.Op {
+		return store.Put(wire.ObjectKey("pods", "shop", name), []byte(`{"spec":{"nodeName":"`+node+`"}}`))
+	}
+	if err := store.Write(t.Context(), s, pod("a", "n1"), pod("b", "n2"), store.Put(wire.NodeKey("n1"), nil), store.Put(wire.NodeKey("n2"), nil)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Remove(t.Context(), "n1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range s.Dump(wire.StatePrefix) {
+		if strings.Contains(line, "n1") {
+			t.Error("left over:", line)
+		}
+	}
+	if len(s.Dump(wire.ObjectsPrefix)) != 1 || !slices.Equal(users.Names(), []string{"agent-n2"}) {
+		t.Error("too much was removed, or too little")
+	}
+	var refused *api.Error
+	if err := r.Remove(t.Context(), "n1"); !errors.As(err, &refused) || refused.Status != 404 {
+		t.Error(err)
+	}
+}
