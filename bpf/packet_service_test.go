@@ -1,0 +1,251 @@
+package bpf
+
+import "time"
+
+var serviceCases = []packetCase{
+	{name: "to a backend of this node and back", steps: []step{
+		{hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonDelivered,
+			out: ip(podA, podB, tcp(1000, 8080, "S")), check: func(n *node, _ sent) {
+				f, ok := n.flow(podA, 1000, near, 80, 6)
+				if !ok || f.Flags != FlowService || f.Backend != addr(podB) || f.Bport.Number() != 8080 || f.Service != 80 {
+					n.Errorf("flow %+v", f)
+				}
+			}},
+		{hook: "from b", in: ip(podB, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(near, podA, tcp(80, 1000, "SA"))},
+		{hook: "from a", in: ip(podA, near, tcp(1000, 80, "PA").says("odd")), want: ReasonDelivered,
+			out: ip(podA, podB, tcp(1000, 8080, "PA").says("odd")), check: flowsAre(2)},
+	}},
+	{name: "to a remote backend and back", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, udp(1000, 80).says("hello")), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080).says("hello"))},
+		{hook: "out of tunnel", in: ip(podC, podA, udp(8080, 1000).says("you")), want: ReasonDelivered, out: ip(far, podA, udp(80, 1000).says("you"))},
+	}},
+	{name: "UDP without checksum stays without", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, udp(1000, 80).unchecked()), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080).unchecked())},
+	}},
+	{name: "policy is asked about the backend and its port", state: func(n *node) {
+		n.policy(podA, Egress)
+		n.class(5, idC)
+		n.portClass(1, 6, 8080)
+		n.rule(PolicyKey{Class: 5, Proto: 6, Port: 1}, PolicyEntry{Rule: 1})
+		onlyC(n)
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonPolicyDenied, check: func(n *node, s sent) {
+			if e := s.event; e.Service != addr(near) || e.ServicePort.Number() != 80 || e.DstIdentity != idB {
+				n.Errorf("event %+v", *e)
+			}
+		}},
+	}},
+	{name: "no backends", steps: []step{
+		{hook: "from a", in: ip(podA, empty, tcp(1000, 80, "S")), want: ReasonNoBackend},
+	}},
+	{name: "the next tier when the first is empty", state: func(n *node) {
+		row, _, _ := n.m.Services.Lookup(front(near, 6))
+		row.Group[0].Count = 0
+		set(n, n.m.Services, front(near, 6), row)
+		onlyC(n)
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+	}},
+	{name: "the next tier when no slot of the first lives", state: func(n *node) {
+		set(n, n.m.Backends, SlotKey{Service: 80, Cluster: 1}, Backend{Addr: addr(podE), Port: PortOf(8080), Node: 2})
+		nodeDies(2)(n)
+		onlyC(n)
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+	}},
+	{name: "no tier left", state: func(n *node) { clusterDies(n) }, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonNoBackend},
+		{hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonDelivered, out: ip(podA, podB, tcp(1000, 8080, "S"))},
+	}},
+	{name: "weight 0 takes no new connections", state: func(n *node) {
+		row, _, _ := n.m.Services.Lookup(front(far, 6))
+		row.Group[0].Weight = 0
+		set(n, n.m.Services, front(far, 6), row)
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonNoBackend},
+	}},
+	{name: "a pod that reaches itself", steps: []step{
+		{hook: "from b", in: ip(podB, near, tcp(1000, 80, "S")), want: ReasonDelivered, out: ip(near, podB, tcp(1000, 8080, "S"))},
+		{hook: "from b", in: ip(podB, near, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(near, podB, tcp(80, 1000, "SA"))},
+		{change: revisionMoves, hook: "from b", in: ip(podB, near, tcp(1000, 80, "A")), want: ReasonDelivered, out: ip(near, podB, tcp(1000, 8080, "A")),
+			check: func(n *node, _ sent) {
+				client, _ := n.flow(podB, 1000, near, 80, 6)
+				server, _ := n.flow(podB, 8080, near, 1000, 6)
+				if client.Flags&FlowReplied == 0 || server.Flags&FlowReplied == 0 {
+					n.Errorf("client %+v\nserver %+v", client, server)
+				}
+			}},
+	}},
+	{name: "two services with one backend, from one port", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{change: func(n *node) { unset(n, n.m.Backends, SlotKey{Service: 80, Cluster: 1}) },
+			hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonFlowClash},
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 8080, "S")), want: ReasonFlowClash},
+		{hook: "from a", in: ip(podA, near, tcp(1001, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1001, 8080, "S"))},
+	}},
+	{name: "a backend spoken to directly is not claimed by a service", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 8080, "S")), want: ReasonTunnelled},
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonFlowClash, check: flowsAre(1)},
+	}},
+	{name: "SCTP keeps its port or is refused", state: func(n *node) {
+		onlyC(n)
+		set(n, n.m.Services, ServiceKey{Addr: addr("10.101.0.82"), Port: PortOf(8080), Proto: 132},
+			Service{ID: 81, Groups: 1, Group: [MaxGroups]Group{{Cluster: 2, Weight: 1, Count: 2}}})
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, "10.101.0.82", &sctpLayer{1000, 8080}), want: ReasonTunnelled, out: ip(podA, podC, &sctpLayer{1000, 8080})},
+		{hook: "from a", in: ip(podA, far, &sctpLayer{1001, 80}), want: ReasonNotSupported},
+	}},
+	{name: "a backend taken out: TCP is reset", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(far, podA, tcp(80, 1000, "SA"))},
+		{change: revisionMoves, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "A"))},
+		{change: takeOutC, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A").at(7, 9)), want: ReasonResetSent,
+			out: ip(far, podA, tcp(80, 1000, "R").at(9, 0)), check: flowsAre(0)},
+	}},
+	{name: "a backend taken out: UDP goes to another", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
+		{change: func(n *node) { takeOutC(n); set(n, n.m.Nodes, 4, Node{Alive: 1, Keyed: 1, Cluster: 2}) },
+			hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podD, udp(1000, 8080))},
+		{hook: "out of tunnel", in: ip(podD, podA, udp(8080, 1000)), want: ReasonDelivered, out: ip(far, podA, udp(80, 1000))},
+	}},
+}
+
+// takeOutC removes the backend c of service 81.
+func takeOutC(n *node) {
+	unset(n, n.m.Backends, SlotKey{Service: 81, Slot: 0, Cluster: 2})
+	unset(n, n.m.Members, MemberKey{Service: 81, Addr: addr(podC), Port: PortOf(8080)})
+	n.change(nil)
+}
+
+var failureCases = []packetCase{
+	{name: "node lost: established TCP is reset", steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "SA")), want: ReasonDelivered},
+		{change: nodeDies(3), hook: "from a", in: ip(podA, podC, tcp(1000, 80, "PA").at(100, 200).says("are you there?")), want: ReasonResetSent,
+			out: ip(podC, podA, tcp(80, 1000, "R").at(200, 0)), check: func(n *node, s sent) {
+				if s.event == nil || s.event.Type != EventReset || s.event.Reason != ReasonPathDown {
+					n.Errorf("event %+v", s.event)
+				}
+				flowsAre(0)(n, s)
+			}},
+	}},
+	{name: "a reset without ACK to go by acknowledges", steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "SA")), want: ReasonDelivered},
+		{change: nodeDies(3), hook: "from a", in: ip(podA, podC, tcp(1000, 80, "F").at(100, 0).says("abc")), want: ReasonResetSent,
+			out: ip(podC, podA, tcp(80, 1000, "RA").at(0, 104))},
+	}},
+	{name: "cluster lost: a service's TCP is reset, the next connection goes nearer", state: func(n *node) {
+		row, _, _ := n.m.Services.Lookup(front(near, 6))
+		row.Group[0].Tier, row.Group[1].Tier = 1, 0
+		set(n, n.m.Services, front(near, 6), row)
+		onlyC(n)
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(near, podA, tcp(80, 1000, "SA"))},
+		{change: clusterDies, hook: "from a", in: ip(podA, near, tcp(1000, 80, "A").at(1, 5)), want: ReasonResetSent, out: ip(near, podA, tcp(80, 1000, "R").at(5, 0))},
+		{hook: "from a", in: ip(podA, near, tcp(1001, 80, "S")), want: ReasonDelivered, out: ip(podA, podB, tcp(1001, 8080, "S"))},
+	}},
+	{name: "cluster lost: a SYN sent again goes elsewhere", state: func(n *node) {
+		row, _, _ := n.m.Services.Lookup(front(near, 6))
+		row.Group[0].Tier, row.Group[1].Tier = 1, 0
+		set(n, n.m.Services, front(near, 6), row)
+		onlyC(n)
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{change: clusterDies, hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonDelivered, out: ip(podA, podB, tcp(1000, 8080, "S"))},
+		{hook: "from b", in: ip(podB, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(near, podA, tcp(80, 1000, "SA"))},
+	}},
+	{name: "node lost: a service's UDP goes elsewhere", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
+		{change: func(n *node) {
+			set(n, n.m.Nodes, 4, Node{Alive: 1, Keyed: 1, Cluster: 2})
+			nodeDies(3)(n)
+		}, hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podD, udp(1000, 8080)), check: flowsAre(1)},
+	}},
+	{name: "node lost: other traffic is dropped, the flow waits", steps: []step{
+		{hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonTunnelled},
+		{change: nodeDies(3), hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonPathDown, check: flowsAre(1)},
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonPathDown, check: flowsAre(1)},
+		{change: func(n *node) { set(n, n.m.Nodes, 3, Node{Alive: 1, Keyed: 1, Cluster: 2}) },
+			hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonTunnelled},
+	}},
+	{name: "a node without key, a lane without device", steps: []step{
+		{hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonTunnelled},
+		{change: func(n *node) { set(n, n.m.Nodes, 3, Node{Alive: 1, Cluster: 2}) }, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonNoTunnel},
+		{change: func(n *node) {
+			set(n, n.m.Nodes, 3, Node{Alive: 1, Keyed: 1, Cluster: 2, Lane: 1})
+			n.change(func(s *Settings) { s.TunnelIfindex[1] = 0 })
+		}, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonNoTunnel},
+		{change: func(n *node) { set(n, n.m.Nodes, 3, Node{Alive: 1, Keyed: 1, Cluster: 2}) }, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonTunnelled},
+	}},
+	{name: "a pod that moved to another node", steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
+		{change: func(n *node) {
+			set(n, n.m.IPs, addr(podC), IPInfo{Identity: idC, Cluster: 2, Node: 4, Flags: IPMember})
+			n.change(nil)
+		}, hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A")), want: ReasonTunnelled, check: func(n *node, _ sent) {
+			if f, _ := n.flow(podA, 1000, podC, 80, 6); f.Node != 4 {
+				n.Errorf("flow %+v", f)
+			}
+		}},
+	}},
+}
+
+var stateCases = []packetCase{
+	{name: "full table refuses the new and keeps the live", state: func(n *node) {
+		for i := range n.config.Limits.Flows - 1 {
+			set(n, n.m.Flows, FlowKey{Local: addr(podB), Remote: addr(world), Lport: PortOf(uint16(i)), Proto: 6}, Flow{Seen: Now()})
+		}
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
+		{hook: "from a", in: ip(podA, podC, tcp(1001, 80, "S")), want: ReasonFlowTableFull},
+		{change: onlyC, hook: "from a", in: ip(podA, far, tcp(1002, 80, "S")), want: ReasonFlowTableFull, check: func(n *node, _ sent) {
+			if left, _ := n.m.Replies.Len(); left != 0 {
+				n.Errorf("%d replies left behind", left)
+			}
+		}},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(9, 80, "S")), want: ReasonFlowTableFull},
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A")), want: ReasonTunnelled},
+	}},
+	{name: "an opening that nobody answers ends after a minute", steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
+		{change: ages(50 * time.Second), hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "SA")), want: ReasonDelivered},
+		{change: ages(20 * time.Minute), hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A")), want: ReasonTunnelled, check: func(n *node, _ sent) {
+			if f, _ := n.flow(podA, 1000, podC, 80, 6); f.Flags&FlowReplied == 0 {
+				n.Errorf("established flow was forgotten: %+v", f)
+			}
+		}},
+	}},
+	{name: "an expired flow does not let an answer in", state: deny(Ingress), steps: []step{
+		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, udp(53, 1000)), want: ReasonDelivered},
+		{change: ages(61 * time.Second), hook: "out of tunnel", in: ip(podC, podA, udp(53, 1000)), want: ReasonPolicyDenied, check: flowsAre(0)},
+	}},
+	{name: "after both have finished a flow ends soon", state: deny(Ingress), steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "SA")), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "FA")), want: ReasonTunnelled},
+		{change: ages(time.Minute), hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "FA")), want: ReasonDelivered},
+		{change: ages(9 * time.Second), hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A")), want: ReasonTunnelled},
+		{change: ages(11 * time.Second), hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "A")), want: ReasonPolicyDenied},
+	}},
+	{name: "a reset ends a flow soon", state: deny(Ingress), steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "RA")), want: ReasonDelivered},
+		{change: ages(11 * time.Second), hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "A")), want: ReasonPolicyDenied},
+	}},
+	{name: "a port used again begins anew, with a backend of its own", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "RA")), want: ReasonDelivered, out: ip(far, podA, tcp(80, 1000, "RA"))},
+		{change: func(n *node) {
+			set(n, n.m.Nodes, 4, Node{Alive: 1, Keyed: 1, Cluster: 2})
+			unset(n, n.m.Backends, SlotKey{Service: 81, Slot: 0, Cluster: 2})
+		}, hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podD, tcp(1000, 8080, "S"))},
+	}},
+	{name: "a reset to nobody", steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "R")), want: ReasonInvalid},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(1000, 80, "R")), want: ReasonInvalid},
+	}},
+}
