@@ -43,7 +43,7 @@ func rootCommand() *cobra.Command {
 	root.AddCommand(
 		applyCommand(), getCommand(), deleteCommand(),
 		peerCommand(), nodeCommand(), policyCommand(),
-		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), debugCommand(),
+		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), debugCommand(), labCommand(),
 		tunnelCommand(),
 		versionCommand(),
 	)
