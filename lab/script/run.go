@@ -75,7 +75,7 @@ type Engine struct {
 }
 
 // retryPause is the time between two attempts of a line.
-const retryPause = 50 * time.Millisecond
+const retryPause = 100 * time.Millisecond
 
 // Check reports unknown commands, so that nothing is raised for a script that
 // cannot end well.

@@ -1,0 +1,79 @@
+package scenarios
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weft-mesh/weft/lab"
+	"github.com/weft-mesh/weft/lab/scenario"
+)
+
+// wanted is what must work, each as a scenario of this name.
+var wanted = []string{
+	"demo", "global-service", "identity-policy", "global-failover", "agent-restart", "control-partition",
+	"encryption", "peer-lifecycle", "hybrid", "bad-input",
+}
+
+func files(t *testing.T) []string {
+	t.Helper()
+	found, err := filepath.Glob("*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// TestStories needs no root: every script parses, knows its verbs, and begins
+// with a sentence.
+func TestStories(t *testing.T) {
+	var names []string
+	for _, file := range files(t) {
+		names = append(names, strings.TrimSuffix(file, ".txtar"))
+		s, _, err := scenario.Load(file)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if !strings.HasSuffix(s.Story, ".") {
+			t.Errorf("%s begins with no sentence: %q", file, s.Story)
+		}
+	}
+	for _, name := range wanted {
+		if !slices.Contains(names, name) {
+			t.Errorf("there is no scenario %s", name)
+		}
+	}
+}
+
+// TestScenarios runs every script in a lab of its own, one after the other.
+func TestScenarios(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	if err := lab.Preflight(); err != nil {
+		t.Fatal(err)
+	}
+	weft := filepath.Join(t.TempDir(), "weft")
+	if out, err := exec.Command("go", "build", "-o", weft, "../cmd/weft").CombinedOutput(); err != nil {
+		t.Fatalf("build weft: %v\n%s", err, out)
+	}
+	for _, file := range files(t) {
+		t.Run(strings.TrimSuffix(file, ".txtar"), func(t *testing.T) {
+			result := scenario.Run(t.Context(), file, scenario.Options{Binary: weft, View: scenario.NewPlain(t.Output())})
+			if !result.OK {
+				t.Fatal(result.Error)
+			}
+			figures, err := json.Marshal(result.Figures)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(t.Output(), "figures of %s: %s\n", result.Scenario, figures)
+		})
+	}
+}
