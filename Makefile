@@ -1,0 +1,43 @@
+# Weft. `make demo` shows what it does, `make test` checks all of it, and
+# `make` alone does what CI does; none of them changes the tree.
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+# The race detector needs a C compiler; CI always has one.
+RACE := $(if $(shell command -v cc),$(if $(CI)$(WEFT_RACE),-race))
+
+.PHONY: all
+all: lint check-generated test
+
+.PHONY: build
+build: ## put ./weft here
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o weft ./cmd/weft
+
+.PHONY: demo
+demo: build ## raise two clusters on this machine, do the main job, show and check it
+	./weft lab run --watch scenarios/demo.txtar
+
+# Scenarios measure time, so they run alone and without the race detector; the
+# packages' own tests share the machine.
+.PHONY: test
+test: build ## everything there is to test; as root also what needs root
+	go test $(RACE) -timeout 10m $$(go list ./... | grep -v '/scenarios$$')
+	go test -count=1 -timeout 25m ./scenarios
+
+.PHONY: bench
+bench: build ## print measurements as JSON lines
+	go run ./internal/bench
+
+.PHONY: generate
+generate: ## compile the BPF programs again; needs clang-19
+	go generate ./...
+
+.PHONY: check-generated
+check-generated: ## the committed objects are what the sources compile to
+	internal/check-generated.sh
+
+.PHONY: lint
+lint: ## gofmt and go vet
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$bad" || { echo "run gofmt on: $$bad" >&2; exit 1; }
+	go vet ./...

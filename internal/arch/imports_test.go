@@ -1,0 +1,126 @@
+package arch
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// mayImport is the direction of the tree. A name stands for its folder and what
+// is below it, except where a longer name is here too. An import that is not
+// listed is a mistake, or a decision that belongs in this table.
+var mayImport = map[string][]string{
+	"identity":      {},
+	"service":       {},
+	"bpf":           {},
+	"tunnel":        {},
+	"deploy":        {},
+	"wire":          {"identity"},
+	"policy":        {"identity"},
+	"flow":          {"identity", "bpf"},
+	"apiserver/api": {},
+	"apiserver":     {"apiserver/api", "identity", "wire", "policy", "service", "flow", "tunnel"},
+	"meshagent":     {"apiserver/api", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel"},
+	"lab":           {"apiserver/api", "flow", "deploy"},
+	"cmd/weft":      {"apiserver", "apiserver/api", "meshagent", "tunnel", "lab", "policy", "flow", "identity", "bpf"},
+	"scenarios":     {"lab"},
+	"internal":      {},
+}
+
+// worksFor says which part each of these modules does its work in; one that is
+// not used there is there for show.
+var worksFor = map[string]string{
+	"go.etcd.io/etcd/client/v3":           "apiserver",
+	"go.etcd.io/etcd/server/v3/embed":     "apiserver",
+	"github.com/cilium/ebpf":              "bpf",
+	"golang.zx2c4.com/wireguard/wgctrl":   "tunnel",
+	"k8s.io/client-go":                    "apiserver",
+	"github.com/hashicorp/memberlist":     "tunnel",
+	"github.com/prometheus/client_golang": "meshagent",
+}
+
+// part is the name in mayImport that a folder belongs to.
+func part(dir string) string {
+	for name := dir; ; {
+		if _, ok := mayImport[name]; ok {
+			return name
+		}
+		i := strings.LastIndex(name, "/")
+		if i < 0 {
+			return ""
+		}
+		name = name[:i]
+	}
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	for _, f := range goFiles(t) {
+		from := part(f.dir())
+		if from == "" {
+			t.Errorf("%s: folder %s is not in mayImport", f.path, f.dir())
+			continue
+		}
+		ours, _ := f.imports()
+		for _, name := range ours {
+			to := part(name)
+			if to != from && !slices.Contains(mayImport[from], to) {
+				t.Errorf("%s imports %s: %s may import %v", f.path, name, from, mayImport[from])
+			}
+		}
+	}
+}
+
+// A cycle between parts could hide in a table that is only read.
+func TestTheTableHasNoCycle(t *testing.T) {
+	var visit func(name string, above []string)
+	visit = func(name string, above []string) {
+		if slices.Contains(above, name) {
+			t.Fatalf("%s imports itself: %v", name, append(above, name))
+		}
+		for _, below := range mayImport[name] {
+			visit(below, append(slices.Clone(above), name))
+		}
+	}
+	for name := range mayImport {
+		visit(name, nil)
+	}
+}
+
+// In-memory twins end in "test"; nothing that runs in earnest may use one.
+func TestTwinsAreForTestsOnly(t *testing.T) {
+	for _, f := range goFiles(t) {
+		if f.test() || f.twin() {
+			continue
+		}
+		ours, others := f.imports()
+		for _, name := range ours {
+			if strings.HasSuffix(name, "test") {
+				t.Errorf("%s imports the twin %s", f.path, name)
+			}
+		}
+		if slices.Contains(others, "testing") {
+			t.Errorf("%s imports testing", f.path)
+		}
+	}
+}
+
+func TestModulesDoTheWorkTheyAreMadeFor(t *testing.T) {
+	left := maps.Clone(worksFor)
+	for _, f := range goFiles(t) {
+		if f.test() {
+			continue
+		}
+		_, others := f.imports()
+		for _, name := range others {
+			for mod, folder := range left {
+				if (name == mod || strings.HasPrefix(name, mod+"/")) && strings.HasPrefix(f.path, folder+"/") {
+					delete(left, mod)
+				}
+			}
+		}
+	}
+	for mod, folder := range left {
+		t.Errorf("%s is not used in %s", mod, folder)
+	}
+}
