@@ -1,0 +1,202 @@
+// Package apiserver puts a cluster's mesh API server together: store, register,
+// endpoints, export, mirrors of peers, and the API over all of them.
+//
+// Each part is a package below; what runs in the kernel, and whether a path is
+// alive, is the agents' business.
+package apiserver
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"strconv"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Config of an API server. Cluster, ID, PodCIDRs, ServiceCIDR and Advertise
+// have no defaults.
+type Config struct {
+	// Cluster is the cluster's name: up to 32 of a-z, 0-9 and "-". ID numbers it
+	// in the mesh, from 1 to MaxConnectedClusters. Neither can change later.
+	Cluster string `json:"cluster"`
+	ID      uint32 `json:"id"`
+	// PodCIDRs are the addresses of all pods of the cluster, ServiceCIDR those
+	// of its services. No two clusters of a mesh may share any.
+	PodCIDRs    []netip.Prefix `json:"podCIDRs"`
+	ServiceCIDR netip.Prefix   `json:"serviceCIDR"`
+	// MaxConnectedClusters is 255 or 511, the same in the whole mesh. 511 halves
+	// the identities a cluster can have, to 32,768.
+	MaxConnectedClusters uint32 `json:"maxConnectedClusters"`
+
+	// DataDir holds certificates and the embedded etcd. 0700.
+	DataDir string `json:"dataDir"`
+	// AdminConfig is where the first operator's context is written, 0600.
+	AdminConfig string `json:"adminConfig"`
+	// Advertise is the address at which agents, operators and peers reach this
+	// API server. AdvertiseNames are further names and addresses it has.
+	Advertise      netip.Addr `json:"advertise"`
+	AdvertiseNames []string   `json:"advertiseNames,omitempty"`
+	// Listen serves the API, EtcdListen the store; both by mutual TLS. Port 0
+	// takes a free one, for tests.
+	Listen     string `json:"listen"`
+	EtcdListen string `json:"etcdListen"`
+	// MetricsAddress serves /metrics in plain HTTP. Empty: not served.
+	MetricsAddress string `json:"metricsAddress"`
+	// EtcdQuotaBytes bounds the embedded etcd's database. Writes are refused
+	// beyond it, reads are not. An entry of a pod takes about 2 kB.
+	EtcdQuotaBytes int64 `json:"etcdQuotaBytes"`
+	// DiskReserveBytes is how much of the file system of DataDir stays free:
+	// below it, writes are refused, because an etcd that cannot write ends.
+	DiskReserveBytes int64 `json:"diskReserveBytes"`
+
+	// EtcdEndpoints are https URLs of an existing etcd to use in place of the
+	// embedded one; EtcdCA, EtcdCert and EtcdKey are the files to reach it with,
+	// as its user root. Its version is checked.
+	EtcdEndpoints []string `json:"etcdEndpoints,omitempty"`
+	EtcdCA        string   `json:"etcdCA,omitempty"`
+	EtcdCert      string   `json:"etcdCert,omitempty"`
+	EtcdKey       string   `json:"etcdKey,omitempty"`
+
+	// GossipPort is this process's in the pool of the cluster's agents,
+	// WANGossipPort that in the pool of all clusters' API servers. 0: it takes
+	// no part, and dead nodes are found by probes alone.
+	GossipPort    uint16 `json:"gossipPort"`
+	WANGossipPort uint16 `json:"wanGossipPort"`
+
+	Log *slog.Logger `json:"-"`
+}
+
+// gossipPort is not the agents': an API server may run on a node.
+const gossipPort = 7948
+
+// Defaults are those of an ordinary cluster.
+func Defaults() Config {
+	return Config{
+		MaxConnectedClusters: uint32(identity.Split255),
+		DataDir:              "/var/lib/weft/apiserver",
+		AdminConfig:          api.AdminConfigPath,
+		Listen:               fmt.Sprintf(":%d", api.ServerPort),
+		EtcdListen:           ":2379",
+		MetricsAddress:       ":9963",
+		EtcdQuotaBytes:       2 << 30,
+		DiskReserveBytes:     256 << 20,
+		GossipPort:           gossipPort,
+		WANGossipPort:        api.WANGossipPort,
+		Log:                  slog.Default(),
+	}
+}
+
+// Validate reports every mistake at once.
+func (c Config) Validate() error {
+	var errs []error
+	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if err := wire.CheckClusterName(c.Cluster); err != nil {
+		errs = append(errs, err)
+	}
+	split, err := identity.SplitFor(int(c.MaxConnectedClusters))
+	if err != nil {
+		errs = append(errs, err)
+	} else if c.ID > uint32(split.MaxCluster()) || c.ID == 0 {
+		add("id is %d: choose one from 1 to %d that no other cluster of the mesh has", c.ID, split.MaxCluster())
+	}
+	errs = append(errs, c.validateCIDRs()...)
+	if !c.Advertise.IsValid() || c.Advertise.IsUnspecified() || c.Advertise.Zone() != "" {
+		add("advertise is %q: give the address at which agents and peers reach this machine", text(c.Advertise))
+	}
+	if !filepath.IsAbs(c.DataDir) {
+		add("data-dir is %q: give an absolute path", c.DataDir)
+	}
+	if !filepath.IsAbs(c.AdminConfig) {
+		add("admin-config is %q: give an absolute path", c.AdminConfig)
+	}
+	listeners := []struct {
+		name, addr string
+		optional   bool
+	}{{"listen", c.Listen, false}, {"metrics-address", c.MetricsAddress, true}, {"etcd-listen", c.EtcdListen, len(c.EtcdEndpoints) > 0}}
+	for _, l := range listeners {
+		if l.addr == "" && l.optional {
+			continue
+		}
+		if _, port, err := net.SplitHostPort(l.addr); err != nil {
+			add("%s is %q: write host:port, or :port for every address", l.name, l.addr)
+		} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			add("%s is %q: the port is no number from 0 to 65535", l.name, l.addr)
+		}
+	}
+	if c.GossipPort != 0 && c.GossipPort == c.WANGossipPort {
+		add("gossip-port and wan-gossip-port are both %d: give each its own", c.GossipPort)
+	}
+	if c.EtcdQuotaBytes < 8<<20 {
+		add("etcd-quota-bytes is %d: give at least %d", c.EtcdQuotaBytes, 8<<20)
+	}
+	if c.DiskReserveBytes < 0 {
+		add("disk-reserve-bytes is %d: give 0 or more", c.DiskReserveBytes)
+	}
+	for _, e := range c.EtcdEndpoints {
+		if u, err := url.Parse(e); err != nil || u.Scheme != "https" || u.Host == "" {
+			add("etcd-endpoints: %q is no https URL", e)
+		}
+	}
+	if given := c.EtcdCA != "" || c.EtcdCert != "" || c.EtcdKey != ""; given != (len(c.EtcdEndpoints) > 0) {
+		add("etcd-endpoints, etcd-ca, etcd-cert and etcd-key belong together: give all of them, or none for the embedded etcd")
+	} else if given && (c.EtcdCA == "" || c.EtcdCert == "" || c.EtcdKey == "") {
+		add("an existing etcd needs all of etcd-ca, etcd-cert and etcd-key")
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) validateCIDRs() (errs []error) {
+	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if len(c.PodCIDRs) == 0 {
+		add("pod-cidrs is missing: give the addresses of the cluster's pods, like 10.1.0.0/16")
+	}
+	all := append(append([]netip.Prefix(nil), c.PodCIDRs...), c.ServiceCIDR)
+	for i, p := range all {
+		name := "pod-cidrs"
+		if i == len(all)-1 {
+			name = "service-cidr"
+		}
+		switch {
+		case !p.IsValid():
+			add("%s is missing or no CIDR: write it like 10.1.0.0/16", name)
+			continue
+		case p != p.Masked():
+			add("%s: %s has bits beyond its prefix: write %s", name, p, p.Masked())
+		case !p.Addr().Is4():
+			add("%s: %s is IPv6, which is not supported yet", name, p)
+		case p.Bits() < 8 || p.Bits() > 28:
+			add("%s: %s is too large or too small: give a prefix from /8 to /28", name, p)
+		case c.Advertise.IsValid() && p.Contains(c.Advertise):
+			add("%s: %s contains %s, the address of this machine: pods and services need addresses of their own", name, p, c.Advertise)
+		}
+		for _, q := range all[:i] {
+			if q.IsValid() && q.Overlaps(p) {
+				add("%s: %s overlaps %s: no address may mean two things", name, p, q)
+			}
+		}
+	}
+	return errs
+}
+
+func text(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+// cluster is the configuration as it is written to the store.
+func (c Config) cluster() wire.Cluster {
+	return wire.Cluster{
+		Name: c.Cluster, ID: identity.ClusterID(c.ID), PodCIDRs: c.PodCIDRs, ServiceCIDR: c.ServiceCIDR,
+		MaxConnectedClusters: cmp.Or(c.MaxConnectedClusters, uint32(identity.Split255)),
+	}
+}

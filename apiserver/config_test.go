@@ -1,0 +1,55 @@
+package apiserver
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func good() Config {
+	c := Defaults()
+	c.Cluster, c.ID = "east", 1
+	c.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}
+	c.ServiceCIDR = netip.MustParsePrefix("10.101.0.0/16")
+	c.Advertise = netip.MustParseAddr("172.16.1.1")
+	return c
+}
+
+func TestValidate(t *testing.T) {
+	if err := good().Validate(); err != nil {
+		t.Error("a good configuration:", err)
+	}
+	prefix := netip.MustParsePrefix
+	for name, c := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"name too long":      {func(c *Config) { c.Cluster = strings.Repeat("e", 33) }, "1 to 32 of a-z"},
+		"name in capitals":   {func(c *Config) { c.Cluster = "East" }, `cluster name "East"`},
+		"no ID":              {func(c *Config) { c.ID = 0 }, "choose one from 1 to 255"},
+		"ID beyond range":    {func(c *Config) { c.ID = 300 }, "choose one from 1 to 255"},
+		"other split":        {func(c *Config) { c.MaxConnectedClusters = 300 }, "255 or 511"},
+		"no pod CIDR":        {func(c *Config) { c.PodCIDRs = nil }, "pod-cidrs is missing"},
+		"no service CIDR":    {func(c *Config) { c.ServiceCIDR = netip.Prefix{} }, "service-cidr is missing"},
+		"bits beyond":        {func(c *Config) { c.PodCIDRs[0] = netip.MustParsePrefix("10.1.2.0/16") }, "write 10.1.0.0/16"},
+		"overlap":            {func(c *Config) { c.ServiceCIDR = prefix("10.1.128.0/17") }, "overlaps 10.1.0.0/16"},
+		"own address":        {func(c *Config) { c.PodCIDRs[0] = prefix("172.16.0.0/16") }, "contains 172.16.1.1"},
+		"IPv6":               {func(c *Config) { c.PodCIDRs[0] = prefix("fd00::/48") }, "not supported yet"},
+		"no address":         {func(c *Config) { c.Advertise = netip.Addr{} }, "advertise is"},
+		"relative path":      {func(c *Config) { c.DataDir = "data" }, "data-dir"},
+		"listen":             {func(c *Config) { c.Listen = "7443" }, "listen is"},
+		"port":               {func(c *Config) { c.EtcdListen = ":70000" }, "no number from 0 to 65535"},
+		"half external":      {func(c *Config) { c.EtcdEndpoints = []string{"https://e:2379"} }, "belong together"},
+		"plain etcd":         {func(c *Config) { c.EtcdEndpoints = []string{"http://e:2379"} }, "no https URL"},
+		"everything at once": {func(c *Config) { *c = Config{} }, "advertise is"},
+	} {
+		conf := good()
+		c.change(&conf)
+		if err := conf.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %q", name, err, c.want)
+		}
+	}
+	if lines := strings.Count((Config{}).Validate().Error(), "\n"); lines < 6 {
+		t.Errorf("an empty configuration has %d mistakes", lines+1)
+	}
+}
