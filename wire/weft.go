@@ -109,6 +109,9 @@ type Peer struct {
 	// Connected is set once we hold a certificate of the peer's: only then
 	// there is something to mirror. A peer may be invited and not yet added.
 	Connected bool `json:"connected,omitempty"`
+	// Removing is set from the operator's word until the last of its keys is
+	// gone, and the Peer with them. Neither of the above is set then.
+	Removing bool `json:"removing,omitempty"`
 }
 
 // PeerSecret proves us to a peer and is kept below weft/secret/.
