@@ -250,7 +250,7 @@ func (p *Program) write(v *view, r *report) (changed int) {
 	}
 
 	s = rev
-	s.c, s.d, s.e, s.epoch = t.Services.Revision(txn), t.Slices.Revision(txn), t.Pods.Revision(txn), p.epoch
+	s.c, s.d, s.epoch = t.Services.Revision(txn), t.Slices.Revision(txn), p.epoch
 	if p.did.services != s {
 		wanted, problems := deriveServices(v, p.cfg.Ways.Index)
 		v.doubts = append(v.doubts, problems...)

@@ -103,12 +103,7 @@ func deriveServices(v *view, index func(string) uint16) (wanted []wantedService,
 			problems = append(problems, doubt{"services", row.Key(), err.Error()})
 			continue
 		}
-		name := row.Namespace + "/" + row.Name
-		from := slices[name]
-		if len(svc.Selector) > 0 {
-			own := service.ClusterID(v.own.ID())
-			from = withOwn(from, own, svc.Slices(v.podsOf(row.Namespace)))
-		}
+		from := slices[row.Namespace+"/"+row.Name]
 		for _, f := range service.Frontends(service.ClusterID(v.own.ID()), &svc, from) {
 			if len(f.Omitted) > 0 {
 				problems = append(problems, doubt{"services", row.Key(), fmt.Sprintf("%d clusters offer it, %d fit: %v are left out", len(f.Groups)+len(f.Omitted), len(f.Groups), f.Omitted)})
@@ -129,16 +124,6 @@ func deriveServices(v *view, index func(string) uint16) (wanted []wantedService,
 		kept = append(kept, w)
 	}
 	return kept, problems
-}
-
-func withOwn(from map[service.ClusterID][]service.Slice, own service.ClusterID, slices []service.Slice) map[service.ClusterID][]service.Slice {
-	out := map[service.ClusterID][]service.Slice{own: slices}
-	for c, s := range from {
-		if c != own {
-			out[c] = s
-		}
-	}
-	return out
 }
 
 // slices collects slices by service and cluster. Endpoints outside of their
@@ -228,29 +213,6 @@ func fromService(in *wire.ClusterService) []service.Slice {
 		out = append(out, s)
 	}
 	return out
-}
-
-// podsOf lists the pods of a namespace that have an address. A pod that is asked
-// to stop no longer counts as ready.
-func (v *view) podsOf(namespace string) []service.Pod {
-	if v.pods == nil {
-		v.pods = map[string][]service.Pod{}
-		for p := range v.tables.Pods.All(v.txn) {
-			if p.Object == nil || p.Endpoint == nil {
-				continue
-			}
-			pod := service.Pod{
-				Namespace: p.Namespace, Name: p.Name, Node: p.Endpoint.Node, Addr: p.Endpoint.IP,
-				Labels: p.Object.Labels, Ready: p.Endpoint.Ready,
-				Terminating: p.Object.DeletionTimestamp != nil || p.Endpoint.State == wire.EndpointTerminating,
-			}
-			for _, n := range p.Endpoint.NamedPorts {
-				pod.NamedPorts = append(pod.NamedPorts, service.NamedPort{Name: n.Name, Protocol: service.Protocol(n.Protocol), Port: n.Port})
-			}
-			v.pods[p.Namespace] = append(v.pods[p.Namespace], pod)
-		}
-	}
-	return v.pods[namespace]
 }
 
 // rowsFor turns a frontend into rows.

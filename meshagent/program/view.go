@@ -9,7 +9,6 @@ import (
 
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
-	"github.com/weft-mesh/weft/service"
 )
 
 // view is one snapshot of the tables, with what may not be believed left out: a
@@ -30,7 +29,6 @@ type view struct {
 	doubts []doubt
 
 	// Indexes that are made when first asked for.
-	pods    map[string][]service.Pod
 	cidrs   map[netip.Prefix]string
 	lengths [129]bool
 }
