@@ -1,0 +1,187 @@
+package peering
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// check says everything that speaks against adding the cluster of an invite;
+// nil if nothing does. A cluster that is a peer already may be added again under
+// the same name and ID, with a new certificate or larger CIDRs.
+func check(own wire.Cluster, peers []wire.Peer, in *api.Invite) error {
+	if in.Kind != api.InviteKind {
+		return api.Invalid("create one with `weft peer invite` in the other cluster", "this is not an invite: kind is %q, want %q", in.Kind, api.InviteKind)
+	}
+	var c checker
+	c.whose(own, in)
+	c.number(own, in)
+	c.addresses(own, in)
+	for _, p := range peers {
+		c.against(p, in)
+	}
+	c.access(own, in)
+	return c.result(in.Cluster)
+}
+
+// checker collects what is wrong, so that an operator learns all of it at once.
+type checker struct {
+	taken    bool // it contradicts what is there, rather than itself
+	problems []api.Problem
+}
+
+func (c *checker) invalid(format string, args ...any) {
+	c.problems = append(c.problems, api.Problem{Message: fmt.Sprintf(format, args...)})
+}
+
+func (c *checker) conflict(format string, args ...any) {
+	c.taken = true
+	c.invalid(format, args...)
+}
+
+func (c *checker) result(cluster string) error {
+	if len(c.problems) == 0 {
+		return nil
+	}
+	refuse := api.Invalid
+	if c.taken {
+		refuse = api.Conflict
+	}
+	if len(c.problems) == 1 {
+		return refuse("", "cluster %q cannot be added: %s", cluster, c.problems[0].Message)
+	}
+	err := refuse("", "cluster %q cannot be added:", cluster)
+	err.Problems = c.problems
+	return err
+}
+
+func (c *checker) whose(own wire.Cluster, in *api.Invite) {
+	if in.For != own.Name {
+		c.invalid("the invite is for %q and this is %q; ask for one with `weft peer invite %s`", in.For, own.Name, own.Name)
+	}
+	if err := wire.CheckClusterName(in.Cluster); err != nil {
+		c.invalid("%v", err)
+	}
+	if in.Cluster == own.Name {
+		c.conflict("it has our own name; one of the two must be rebuilt under another --cluster-name")
+	}
+}
+
+func (c *checker) number(own wire.Cluster, in *api.Invite) {
+	split, err := identity.SplitFor(int(own.MaxConnectedClusters))
+	if err != nil {
+		c.invalid("this cluster's %v", err)
+		return
+	}
+	if in.MaxConnectedClusters != own.MaxConnectedClusters {
+		c.conflict("it is made for %d connected clusters and we for %d; all clusters of a mesh need the same --max-connected-clusters", in.MaxConnectedClusters, own.MaxConnectedClusters)
+	}
+	if in.ID == 0 || in.ID > uint32(split.MaxCluster()) {
+		c.invalid("cluster ID %d is out of range; rebuild it with a --cluster-id from 1 to %d", in.ID, split.MaxCluster())
+	} else if in.ID == uint32(own.ID) {
+		c.conflict("cluster ID %d is our own; rebuild one of the two with another --cluster-id", in.ID)
+	}
+}
+
+func (c *checker) addresses(own wire.Cluster, in *api.Invite) {
+	if len(in.PodCIDRs) == 0 {
+		c.invalid("it names no pod CIDR; an invite without one lets it announce nothing")
+	}
+	for i, p := range in.PodCIDRs {
+		switch {
+		case !p.IsValid() || p != p.Masked() || p.Addr().Is4In6():
+			c.invalid("pod CIDR %v is none; write it as 10.2.0.0/16, without bits outside of the mask", p)
+			continue
+		case p.Bits() == 0:
+			c.invalid("pod CIDR %v is every address", p)
+			continue
+		}
+		for _, q := range in.PodCIDRs[:i] {
+			if p.Overlaps(q) {
+				c.invalid("its pod CIDRs %v and %v overlap", q, p)
+			}
+		}
+		for _, q := range own.PodCIDRs {
+			if p.Overlaps(q) {
+				c.conflict("its pod CIDR %v overlaps our own %v; rebuild one of the two with another --pod-cidr", p, q)
+			}
+		}
+		if own.ServiceCIDR.IsValid() && p.Overlaps(own.ServiceCIDR) {
+			c.conflict("its pod CIDR %v overlaps our service CIDR %v; rebuild one of the two with other CIDRs", p, own.ServiceCIDR)
+		}
+	}
+}
+
+// against compares with a peer that is there.
+func (c *checker) against(p wire.Peer, in *api.Invite) {
+	if p.Name == in.Cluster {
+		if p.Removing {
+			c.conflict("it is still being removed; try again in a moment")
+		}
+		if p.Connected && uint32(p.ID) != in.ID {
+			c.conflict("a peer of this name is here with cluster ID %d, not %d; if it was rebuilt, remove it first with `weft peer remove %s`", p.ID, in.ID, p.Name)
+		}
+		return
+	}
+	if !p.Connected {
+		return
+	}
+	if uint32(p.ID) == in.ID {
+		c.conflict("cluster ID %d is used by peer %q; rebuild one of the two with another --cluster-id", in.ID, p.Name)
+	}
+	for _, mine := range in.PodCIDRs {
+		for _, q := range p.PodCIDRs {
+			if mine.IsValid() && mine.Overlaps(q) {
+				c.conflict("its pod CIDR %v overlaps %v of peer %q; rebuild one of the two with another --pod-cidr", mine, q, p.Name)
+			}
+		}
+	}
+}
+
+func (c *checker) access(own wire.Cluster, in *api.Invite) {
+	if len(in.EtcdEndpoints) == 0 {
+		c.invalid("it says nowhere how its store is reached; set --advertise-etcd there and invite again")
+	}
+	for _, e := range in.EtcdEndpoints {
+		if u, err := url.Parse(e); err != nil || u.Scheme != "https" || u.Port() == "" || u.Hostname() == "" {
+			c.invalid("endpoint %q is not of the form https://host:port", e)
+		}
+	}
+	if _, err := authority.ParseBundle([]byte(in.CA)); err != nil {
+		c.invalid("its ca: %v", err)
+	} else if err := authority.CheckPair([]byte(in.Cert), []byte(in.Key), []byte(in.CA), authority.RemoteUser(own.Name)); err != nil {
+		c.invalid("%v; ask for a new invite with `weft peer invite %s`", err, own.Name)
+	}
+	for _, a := range in.GossipAddresses {
+		if _, _, err := net.SplitHostPort(a); err != nil {
+			c.invalid("gossip address %q is not of the form host:port", a)
+		}
+	}
+	if key, err := base64.StdEncoding.DecodeString(in.GossipKey); err != nil || len(key) != 0 && !slices.Contains([]int{16, 24, 32}, len(key)) {
+		c.invalid("its gossip key must be 16, 24 or 32 bytes in base64")
+	}
+}
+
+// peerOf is what is kept of an invite, without its secrets.
+func peerOf(in *api.Invite) wire.Peer {
+	return wire.Peer{
+		Name: in.Cluster, ID: identity.ClusterID(in.ID),
+		PodCIDRs: slices.Clone(in.PodCIDRs), ServiceCIDR: in.ServiceCIDR,
+		MaxConnectedClusters: in.MaxConnectedClusters,
+		Endpoints:            slices.Clone(in.EtcdEndpoints),
+		CA:                   in.CA, Gossip: slices.Clone(in.GossipAddresses),
+		Connected: true,
+	}
+}
+
+func secretOf(in *api.Invite) wire.PeerSecret {
+	key, _ := base64.StdEncoding.DecodeString(in.GossipKey)
+	return wire.PeerSecret{Cert: in.Cert, Key: in.Key, GossipKey: key}
+}

@@ -1,0 +1,99 @@
+package peering
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+// maxBody bounds a request; an invite is a few kilobytes.
+const maxBody = 1 << 20
+
+// Mount adds the handlers of /v1/peers to mux. Whoever reaches them may call
+// them: the API server has asked before.
+func (p *Peering) Mount(mux *http.ServeMux) {
+	mux.HandleFunc("GET /v1/peers", handle(p.getPeers))
+	mux.HandleFunc("GET /v1/peers/{name}", handle(p.getPeer))
+	mux.HandleFunc("POST /v1/peers", handle(p.postPeer))
+	mux.HandleFunc("POST /v1/peers/invite", handle(p.postInvite))
+	mux.HandleFunc("POST /v1/peers/{name}/release", handle(p.postRelease))
+	mux.HandleFunc("DELETE /v1/peers/{name}", handle(p.deletePeer))
+}
+
+func (p *Peering) getPeers(*http.Request) (any, error) {
+	return api.PeerList{Cluster: p.conf.Cluster.Name, Peers: p.Status()}, nil
+}
+
+func (p *Peering) getPeer(r *http.Request) (any, error) {
+	for _, s := range p.Status() {
+		if s.Name == r.PathValue("name") {
+			return s, nil
+		}
+	}
+	return nil, api.NotFound("`weft peer list` shows those there are", "cluster %q has no peer %q", p.conf.Cluster.Name, r.PathValue("name"))
+}
+
+func (p *Peering) postPeer(r *http.Request) (any, error) {
+	in, err := body[api.Invite](r)
+	if err != nil {
+		return nil, err
+	}
+	return p.Add(r.Context(), in)
+}
+
+func (p *Peering) postInvite(r *http.Request) (any, error) {
+	in, err := body[api.InviteRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	return p.Invite(r.Context(), in.Peer)
+}
+
+func (p *Peering) postRelease(r *http.Request) (any, error) {
+	return p.Release(r.Context(), r.PathValue("name"))
+}
+
+func (p *Peering) deletePeer(r *http.Request) (any, error) {
+	return struct{}{}, p.Remove(r.Context(), r.PathValue("name"))
+}
+
+// body reads a request in JSON or YAML and refuses fields it does not know.
+func body[T any](r *http.Request) (*T, error) {
+	text, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	if err != nil {
+		return nil, fmt.Errorf("read request: %w", err)
+	}
+	if len(text) > maxBody {
+		return nil, api.Invalid("", "the request is larger than %d bytes", maxBody)
+	}
+	in := new(T)
+	if err := yaml.UnmarshalStrict(text, in); err != nil {
+		return nil, api.Invalid("create an invite with `weft peer invite` and pass it on as it is", "the request cannot be read: %v", err)
+	}
+	return in, nil
+}
+
+// handle turns a function into a handler that answers in JSON.
+func handle(f func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		answer, err := f(r)
+		status := http.StatusOK
+		if err != nil {
+			var refusal *api.Error
+			if !errors.As(err, &refusal) {
+				refusal = api.Refuse(http.StatusInternalServerError, "", "%v", err)
+			}
+			answer, status = refusal, refusal.Status
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		// The caller is gone if this fails.
+		_ = json.NewEncoder(w).Encode(answer)
+	}
+}

@@ -1,0 +1,277 @@
+package peering
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/apiserver/mirror"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Authority is what peering needs of the cluster's certificate authority.
+type Authority interface {
+	Issue(authority.Request) (authority.Pair, error)
+	// Bundle is the PEM that peers check our servers against.
+	Bundle() []byte
+}
+
+// Config of a Peering.
+type Config struct {
+	Cluster   wire.Cluster
+	Store     store.Store
+	Users     store.Users
+	Authority Authority
+	// EtcdEndpoints (https://host:port) are where peers reach our store.
+	EtcdEndpoints []string
+	// GossipAddresses (host:port) and GossipKey are those of our WAN gossip;
+	// empty if we take no part in it.
+	GossipAddresses []string
+	GossipKey       []byte
+	// Dialer reaches peers; nil means Etcd.
+	Dialer Dialer
+	Log    *slog.Logger
+}
+
+// Peering knows the peers of a cluster. Run keeps a mirror for each; the other
+// methods may be called by any goroutine, once Run has begun.
+type Peering struct {
+	conf Config
+
+	changing sync.Mutex // held over a check and the write it allows; taken before mu
+	mu       sync.Mutex // guards what follows
+	peers    map[string]wire.Peer
+	mirrors  map[string]*running
+}
+
+// New makes a Peering.
+func New(c Config) *Peering {
+	if c.Dialer == nil {
+		c.Dialer = Etcd{}
+	}
+	return &Peering{conf: c, peers: map[string]wire.Peer{}, mirrors: map[string]*running{}}
+}
+
+// Invite makes what the named cluster needs to read us: a user, a certificate
+// for it, and where we are. Inviting again makes another certificate, and the
+// older ones stay good until they expire or the peer is removed.
+func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, error) {
+	if err := wire.CheckClusterName(cluster); err != nil {
+		return nil, api.Invalid("", "%v", err)
+	}
+	own := p.conf.Cluster
+	if cluster == own.Name {
+		return nil, api.Invalid("name the cluster that is to join", "cluster %q cannot invite itself", cluster)
+	}
+	if len(p.conf.EtcdEndpoints) == 0 {
+		return nil, api.Invalid("start the API server with --advertise-etcd", "peers cannot reach the store of cluster %q: no address for them is set", own.Name)
+	}
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	peer, cond, err := p.peer(ctx, cluster)
+	if err != nil {
+		return nil, err
+	}
+	if peer.Removing {
+		return nil, api.Conflict("try again in a moment", "peer %q is still being removed", cluster)
+	}
+	if err := p.conf.Users.SetUser(ctx, reader(own.Name, cluster)); err != nil {
+		return nil, err
+	}
+	pair, err := p.conf.Authority.Issue(authority.Request{User: authority.RemoteUser(cluster), Client: true})
+	if err != nil {
+		return nil, err
+	}
+	if !peer.Invited {
+		peer.Name, peer.Invited = cluster, true
+		if err := p.commit(ctx, cond, store.Put(wire.PeerKey(cluster), wire.Marshal(peer))); err != nil {
+			return nil, err
+		}
+	}
+	return &api.Invite{
+		Kind: api.InviteKind, For: cluster, Expires: time.Now().Add(authority.LeafLifetime).UTC().Truncate(time.Second),
+		Cluster: own.Name, ID: uint32(own.ID), PodCIDRs: own.PodCIDRs, ServiceCIDR: own.ServiceCIDR,
+		MaxConnectedClusters: own.MaxConnectedClusters, Generation: own.Generation,
+		EtcdEndpoints: p.conf.EtcdEndpoints, CA: string(p.conf.Authority.Bundle()),
+		Cert: string(pair.Cert), Key: string(pair.Key),
+		GossipAddresses: p.conf.GossipAddresses, GossipKey: base64.StdEncoding.EncodeToString(p.conf.GossipKey),
+	}, nil
+}
+
+// reader is what a peer may do in our store: read what is exported, nothing
+// else.
+func reader(own, cluster string) store.User {
+	return store.User{Name: authority.RemoteUser(cluster), Read: []string{
+		wire.CiliumStatePrefix,
+		wire.ExportPrefix,
+		wire.ClusterConfigKey(own),
+		wire.SyncedPrefix(own),
+		wire.HeartbeatKey,
+	}}
+}
+
+// Add makes a peer of the cluster that an invite is from. It is refused with
+// every reason there is, and nothing is altered then. A peer that does not
+// answer is added all the same: its status shows that it is down.
+func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, error) {
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	peers, err := p.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := check(p.conf.Cluster, peers, in); err != nil {
+		return nil, err
+	}
+	peer, secret := peerOf(in), secretOf(in)
+	if err := p.greet(ctx, peer, secret); err != nil {
+		return nil, err
+	}
+	old, cond, err := p.peer(ctx, peer.Name)
+	if err != nil {
+		return nil, err
+	}
+	peer.Invited = old.Invited
+	// The time also makes the record differ, so that a new certificate alone
+	// starts the mirror anew.
+	peer.Added = time.Now().UTC()
+	if err := p.commit(ctx, cond,
+		store.Put(wire.PeerSecretKey(peer.Name), wire.Marshal(secret)),
+		store.Put(wire.PeerKey(peer.Name), wire.Marshal(peer))); err != nil {
+		return nil, err
+	}
+	p.conf.Log.Info("peer added", "peer", peer.Name, "id", peer.ID)
+	status := p.status(peer, time.Now())
+	return &status, nil
+}
+
+// greet asks the peer who it is, if it answers.
+func (p *Peering) greet(ctx context.Context, peer wire.Peer, secret wire.PeerSecret) error {
+	conf, err := tlsOf(peer, secret)
+	if err != nil {
+		return api.Invalid("", "%v", err)
+	}
+	err = p.conf.Dialer.Probe(ctx, peer.Endpoints, conf)
+	if errors.Is(err, errUnreachable) {
+		p.conf.Log.Warn("peer is added unseen", "peer", peer.Name, "err", err)
+		return nil
+	}
+	if err != nil {
+		return api.Invalid("", "cluster %q cannot be added: %v", peer.Name, err)
+	}
+	src, err := p.conf.Dialer.Open(peer.Endpoints, conf)
+	if err != nil {
+		return api.Invalid("", "cluster %q cannot be added: %v", peer.Name, err)
+	}
+	defer src.Close()
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	kv, err := src.Get(ctx, wire.ClusterConfigKey(peer.Name))
+	switch {
+	case errors.Is(err, store.ErrDenied):
+		return api.Invalid("ask for a new invite there", "cluster %q cannot be added: it does not let us read what it exports", peer.Name)
+	case errors.Is(err, store.ErrNotFound):
+		return nil // its store is being filled
+	case err != nil:
+		p.conf.Log.Warn("peer is added unseen", "peer", peer.Name, "err", err)
+		return nil
+	}
+	if _, err := mirror.Agree(p.conf.Cluster, peer, kv.Value); err != nil {
+		return api.Conflict("", "%v", err)
+	}
+	return nil
+}
+
+// Remove parts from a cluster: its user, its certificate with us, our mirror of
+// it and exactly its keys. What it knows of us, its own operator removes there.
+func (p *Peering) Remove(ctx context.Context, cluster string) error {
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	peer, cond, err := p.peer(ctx, cluster)
+	if err != nil {
+		return err
+	}
+	if cond.Modified == 0 {
+		return api.NotFound("`weft peer list` shows those there are", "cluster %q has no peer %q", p.conf.Cluster.Name, cluster)
+	}
+	if err := p.conf.Users.RemoveUser(ctx, authority.RemoteUser(cluster)); err != nil {
+		return err
+	}
+	peer.Invited, peer.Connected, peer.Removing = false, false, true
+	if err := p.commit(ctx, cond,
+		store.Put(wire.PeerKey(cluster), wire.Marshal(peer)),
+		store.Delete(wire.PeerSecretKey(cluster))); err != nil {
+		return err
+	}
+	// Run would do the same, and does it after a crash here.
+	return p.finish(ctx, cluster)
+}
+
+// Release lets a peer's held deletions through.
+func (p *Peering) Release(ctx context.Context, cluster string) (*api.PeerStatus, error) {
+	p.mu.Lock()
+	peer, known := p.peers[cluster]
+	m := p.mirrors[cluster]
+	p.mu.Unlock()
+	if !known || m == nil {
+		return nil, api.NotFound("`weft peer list` shows those there are", "cluster %q has no peer %q", p.conf.Cluster.Name, cluster)
+	}
+	n, err := m.mirror.Release(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if n == 0 {
+		return nil, api.Conflict("", "nothing of peer %q is held", cluster)
+	}
+	status := p.status(peer, time.Now())
+	return &status, nil
+}
+
+// peer reads a peer, and the condition that it has not changed since. An absent
+// one is the zero value.
+func (p *Peering) peer(ctx context.Context, cluster string) (wire.Peer, store.Cond, error) {
+	key := wire.PeerKey(cluster)
+	kv, err := p.conf.Store.Get(ctx, key)
+	if errors.Is(err, store.ErrNotFound) {
+		return wire.Peer{}, store.Cond{Key: key}, nil
+	}
+	if err != nil {
+		return wire.Peer{}, store.Cond{}, err
+	}
+	peer, err := wire.Unmarshal[wire.Peer](kv.Value)
+	return peer, store.Cond{Key: key, Modified: kv.Modified}, err
+}
+
+func (p *Peering) list(ctx context.Context) ([]wire.Peer, error) {
+	kvs, _, err := p.conf.Store.List(ctx, wire.PeersPrefix)
+	if err != nil {
+		return nil, err
+	}
+	peers := make([]wire.Peer, 0, len(kvs))
+	for _, kv := range kvs {
+		peer, err := wire.Unmarshal[wire.Peer](kv.Value)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", kv.Key, err)
+		}
+		peers = append(peers, peer)
+	}
+	return peers, nil
+}
+
+func (p *Peering) commit(ctx context.Context, cond store.Cond, ops ...store.Op) error {
+	_, done, err := p.conf.Store.Commit(ctx, store.Txn{If: []store.Cond{cond}, Then: ops})
+	if err != nil {
+		return err
+	}
+	if !done {
+		return api.Conflict("try again", "somebody else changed the peer at the same time")
+	}
+	return nil
+}

@@ -1,0 +1,292 @@
+package peering
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/apiserver/mirror"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Invited is the control state of a peer that holds a certificate of ours and
+// was not added here: there is no link yet.
+const Invited = "invited"
+
+// Removing is the control state of a peer whose keys are being deleted.
+const Removing = "removing"
+
+// running is a mirror at work.
+type running struct {
+	mirror *mirror.Mirror
+	secret wire.PeerSecret
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func (r *running) stop() {
+	r.cancel()
+	<-r.done
+}
+
+// Run keeps a mirror for every peer until ctx ends; then it returns nil, and
+// everything copied stays. One of a cluster's API servers runs it at a time.
+func (p *Peering) Run(ctx context.Context) error {
+	var mirrors sync.WaitGroup
+	defer mirrors.Wait()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, r := range p.mirrors {
+			r.cancel()
+		}
+	}()
+	return store.Persist(ctx, p.conf.Log, "following the peers", func(ctx context.Context) error {
+		return store.Follow(ctx, p.conf.Store, wire.PeersPrefix, func(b store.Batch) error {
+			return p.apply(ctx, &mirrors, b)
+		})
+	})
+}
+
+func (p *Peering) apply(ctx context.Context, mirrors *sync.WaitGroup, b store.Batch) error {
+	p.mu.Lock()
+	gone := map[string]bool{}
+	if b.Complete {
+		for name := range p.peers {
+			gone[name] = true
+		}
+	}
+	touched := map[string]bool{}
+	for _, e := range b.Events {
+		name, ok := wire.ParsePeerKey(e.Key)
+		if !ok {
+			continue
+		}
+		if e.Deleted {
+			gone[name] = true
+			continue
+		}
+		peer, err := wire.Unmarshal[wire.Peer](e.Value)
+		if err != nil {
+			p.mu.Unlock()
+			return fmt.Errorf("%s: %w", e.Key, err)
+		}
+		p.peers[name] = peer
+		touched[name] = true
+		delete(gone, name)
+	}
+	for name := range gone {
+		delete(p.peers, name)
+		touched[name] = true
+	}
+	p.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(touched)) {
+		if err := p.carry(ctx, mirrors, name, b.Complete); err != nil {
+			return fmt.Errorf("peer %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// carry makes what runs agree with what is wanted of one peer.
+func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name string, first bool) error {
+	p.mu.Lock()
+	peer, wanted := p.peers[name]
+	have := p.mirrors[name]
+	p.mu.Unlock()
+	if peer.Removing {
+		return p.finish(ctx, name)
+	}
+	if peer.Invited && first {
+		// After an upgrade its rights may be others.
+		if err := p.conf.Users.SetUser(ctx, reader(p.conf.Cluster.Name, name)); err != nil {
+			return err
+		}
+	}
+	if !wanted {
+		// finish did this, but a mirror may have begun in between.
+		p.halt(name)
+		return p.purge(ctx, name)
+	}
+	if !peer.Connected {
+		p.halt(name)
+		return nil
+	}
+	kv, err := p.conf.Store.Get(ctx, wire.PeerSecretKey(name))
+	if errors.Is(err, store.ErrNotFound) {
+		p.halt(name)
+		p.conf.Log.Error("no certificate for a peer is left: add it again with a new invite", "peer", name)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	secret, err := wire.Unmarshal[wire.PeerSecret](kv.Value)
+	if err != nil {
+		return err
+	}
+	if have != nil && same(have.mirror.Peer(), peer) && have.secret.Cert == secret.Cert && have.secret.Key == secret.Key {
+		return nil
+	}
+	p.halt(name)
+	p.start(ctx, mirrors, peer, secret)
+	return nil
+}
+
+// same compares what a mirror depends on.
+func same(a, b wire.Peer) bool {
+	a.Invited, b.Invited = false, false
+	return string(wire.Marshal(a)) == string(wire.Marshal(b))
+}
+
+func (p *Peering) start(ctx context.Context, mirrors *sync.WaitGroup, peer wire.Peer, secret wire.PeerSecret) {
+	ctx, cancel := context.WithCancel(ctx)
+	r := &running{secret: secret, cancel: cancel, done: make(chan struct{})}
+	r.mirror = mirror.New(mirror.Config{
+		Own: p.conf.Cluster, Peer: peer, Store: p.conf.Store, Log: p.conf.Log,
+		Dial: func() (mirror.Source, error) {
+			conf, err := tlsOf(peer, secret)
+			if err != nil {
+				return nil, err
+			}
+			return p.conf.Dialer.Open(peer.Endpoints, conf)
+		},
+	})
+	p.mu.Lock()
+	p.mirrors[peer.Name] = r
+	p.mu.Unlock()
+	mirrors.Go(func() {
+		defer close(r.done)
+		if err := r.mirror.Run(ctx); err != nil {
+			p.conf.Log.Error("mirror ended", "peer", peer.Name, "err", err)
+		}
+	})
+}
+
+// halt stops a mirror and waits for it; its copy stays.
+func (p *Peering) halt(name string) {
+	p.mu.Lock()
+	r := p.mirrors[name]
+	delete(p.mirrors, name)
+	p.mu.Unlock()
+	if r != nil {
+		r.stop()
+	}
+}
+
+// finish deletes everything of a peer that is being removed, and the peer last,
+// so that a crash in between is made up for.
+func (p *Peering) finish(ctx context.Context, name string) error {
+	p.halt(name)
+	if err := p.purge(ctx, name); err != nil {
+		return err
+	}
+	peer, cond, err := p.peer(ctx, name)
+	if err != nil || !peer.Removing {
+		return err // somebody finished it before
+	}
+	if err := p.conf.Users.RemoveUser(ctx, authority.RemoteUser(name)); err != nil {
+		return err
+	}
+	_, done, err := p.conf.Store.Commit(ctx, store.Txn{If: []store.Cond{cond}, Then: []store.Op{store.Delete(wire.PeerKey(name))}})
+	if done {
+		p.conf.Log.Info("peer removed", "peer", name)
+	}
+	return err
+}
+
+// purge deletes exactly the keys that a mirror of the peer writes, and its
+// liveness. The cluster-config goes first: no agent begins to read what is about
+// to go.
+func (p *Peering) purge(ctx context.Context, name string) error {
+	ops := []store.Op{store.Delete(wire.ClusterConfigKey(name)), store.DeletePrefix(wire.SyncedPrefix(name))}
+	for _, r := range wire.Resources {
+		ops = append(ops, store.DeletePrefix(r.AllCachePrefix()+name+"/"))
+	}
+	ops = append(ops, store.DeletePrefix(wire.PeerCachePrefix(name)))
+	for _, op := range ops {
+		if err := store.Write(ctx, p.conf.Store, op); err != nil {
+			return fmt.Errorf("delete what is left of peer %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Status is every peer in order of names.
+func (p *Peering) Status() []api.PeerStatus {
+	now := time.Now()
+	p.mu.Lock()
+	peers := slices.Collect(maps.Values(p.peers))
+	p.mu.Unlock()
+	slices.SortFunc(peers, func(a, b wire.Peer) int { return cmp.Compare(a.Name, b.Name) })
+	out := make([]api.PeerStatus, 0, len(peers))
+	for _, peer := range peers {
+		out = append(out, p.status(peer, now))
+	}
+	return out
+}
+
+func (p *Peering) status(peer wire.Peer, now time.Time) api.PeerStatus {
+	p.mu.Lock()
+	r := p.mirrors[peer.Name]
+	p.mu.Unlock()
+	if r != nil {
+		return r.mirror.Status(now)
+	}
+	s := api.PeerStatus{
+		Cluster: p.conf.Cluster.Name, Name: peer.Name, ID: uint32(peer.ID),
+		PodCIDRs: peer.PodCIDRs, ServiceCIDR: peer.ServiceCIDR, Endpoints: peer.Endpoints,
+		Control: api.ControlStatus{State: api.LinkConnecting, Since: peer.Added},
+	}
+	switch {
+	case peer.Removing:
+		s.Control.State = Removing
+	case !peer.Connected:
+		s.Control.State = Invited
+	}
+	return s
+}
+
+// Problems are sentences about what needs an operator, by peer.
+func (p *Peering) Problems() []string {
+	p.mu.Lock()
+	var mirrors []*mirror.Mirror
+	for _, name := range slices.Sorted(maps.Keys(p.mirrors)) {
+		mirrors = append(mirrors, p.mirrors[name].mirror)
+	}
+	p.mu.Unlock()
+	var out []string
+	for _, m := range mirrors {
+		out = append(out, m.Problems()...)
+	}
+	return out
+}
+
+// GossipPeer is a peer to exchange WAN gossip with.
+type GossipPeer struct {
+	Name      string
+	Addresses []string // host:port
+	Key       []byte   // never printed
+}
+
+// Gossip lists the connected peers that take part in WAN gossip.
+func (p *Peering) Gossip() []GossipPeer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []GossipPeer
+	for _, name := range slices.Sorted(maps.Keys(p.mirrors)) {
+		r := p.mirrors[name]
+		if peer := r.mirror.Peer(); len(peer.Gossip) > 0 && len(r.secret.GossipKey) > 0 {
+			out = append(out, GossipPeer{Name: name, Addresses: peer.Gossip, Key: r.secret.GossipKey})
+		}
+	}
+	return out
+}
