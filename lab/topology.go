@@ -20,6 +20,9 @@ import (
 type Topology struct {
 	Clusters []Cluster `json:"clusters"`
 	WAN      Link      `json:"wan,omitempty"`
+	// Manual leaves the start of the clusters to the script, for what has to
+	// happen before.
+	Manual bool `json:"manual,omitempty"`
 }
 
 // Cluster is one cluster to raise.

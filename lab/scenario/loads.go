@@ -68,7 +68,8 @@ type loadOptions struct {
 	keep                             int
 	timeout, within, patience, quiet time.Duration
 	since, only                      string
-	maxFailed, maxResent, min        int
+	maxFailed, maxAnswered           int
+	maxResent, min                   int
 	slowest                          time.Duration
 }
 
@@ -82,6 +83,7 @@ func (o *loadOptions) define(f *flag.FlagSet) {
 	f.StringVar(&o.since, "since", "", "")
 	f.StringVar(&o.only, "only", "", "")
 	f.IntVar(&o.maxFailed, "max-failed", -1, "")
+	f.IntVar(&o.maxAnswered, "max-answered", -1, "")
 	f.IntVar(&o.maxResent, "max-resent", -1, "")
 	f.IntVar(&o.min, "min", 1, "")
 	f.DurationVar(&o.slowest, "slowest", 0, "")
@@ -93,7 +95,7 @@ const loadUsage = `load start NAME [--rate N] [--keep N] [--timeout D] NODE|POD 
        load steady NAME [--within D]                                 all requests of the last D are good
        load blocked NAME [--within D]                                none of the last D is good
        load answers NAME [--within D] CLUSTER|CLUSTER/POD...         answers of the last D come from exactly these
-       load check NAME [--since MARK] [--max-failed N] [--max-resent N] [--min N] [--only REASON,...] [--slowest D]
+       load check NAME [--since MARK] [--max-failed N] [--max-answered N] [--max-resent N] [--min N] [--only REASON,...] [--slowest D]
        load recovered NAME SERIES [--patience D] [--steady D]        good again; samples the time since the fault
        load reset NAME SERIES                                        kept connections that broke were reset; samples it`
 
@@ -259,6 +261,9 @@ func (v *Live) checkLoad(l *load, o loadOptions) error {
 	}
 	if o.maxFailed >= 0 && t.Failed > o.maxFailed {
 		failed = append(failed, fmt.Errorf("%d of %d requests failed%s%s", t.Failed, t.Requests, reasons(t), v.examples(samples)))
+	}
+	if answered := t.Requests - t.Failed; o.maxAnswered >= 0 && answered > o.maxAnswered {
+		failed = append(failed, fmt.Errorf("%d of %d requests were answered, by %s", answered, t.Requests, counts(t.ByPod)))
 	}
 	if o.maxResent >= 0 && t.Resent > o.maxResent {
 		failed = append(failed, fmt.Errorf("%d TCP segments were sent again", t.Resent))

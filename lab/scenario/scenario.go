@@ -138,10 +138,12 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 	if err := live.unpack(s); err != nil {
 		return err
 	}
-	if err := l.Boot(ctx); err != nil {
-		return fmt.Errorf("raise clusters: %w", err)
+	if !topology.Manual {
+		if err := l.Boot(ctx); err != nil {
+			return fmt.Errorf("raise clusters: %w", err)
+		}
+		figures.Set("raise_seconds", time.Since(raising).Seconds())
 	}
-	figures.Set("raise_seconds", time.Since(raising).Seconds())
 	view.Up(live)
 	engine := &script.Engine{Commands: live.verbs(), Watch: view.Event}
 	if err := engine.Run(ctx, s, live.state); err != nil {

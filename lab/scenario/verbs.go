@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weft-mesh/weft/lab"
 	"github.com/weft-mesh/weft/lab/script"
 )
 
@@ -36,6 +37,9 @@ func (v *Live) verbs() map[string]script.Command {
 	add(true, "request", "[--count N] [--timeout D] [--from ADDR] NODE|POD TARGET", "asks a server and prints who answered", v.request)
 	add(false, "daemon", "NAME NODE|POD COMMAND...", "starts a command that stays", v.daemon)
 
+	add(true, "etcd", "CLUSTER USER "+lab.EtcdUsage, "asks a cluster's store as one of its users, past the API server", v.etcd)
+	add(false, "context", "[--signed-by CLUSTER] [--user USER] [--expired] NAME CLUSTER", "forges a context for the operator's commands", v.context)
+	add(false, "boot", "", "starts the clusters of a topology that says manual", v.boot)
 	add(false, "kill", "PROCESS@NODE|POD...", "ends processes at once, all together", v.kill)
 	add(false, "stop", "PROCESS@NODE...", "asks processes to end and waits", v.stop)
 	add(false, "start", "PROCESS@NODE...", "starts processes", v.start)
@@ -155,6 +159,45 @@ func (v *Live) request(ctx context.Context, args []string) error {
 	}
 	command = append(command, "--count", count, "--timeout", timeout.String(), "--from", from, rest[1])
 	return v.at(ctx, append([]string{rest[0]}, command...))
+}
+
+func (v *Live) etcd(ctx context.Context, args []string) error {
+	if len(args) < 4 {
+		return usageError{}
+	}
+	var stdout, stderr bytes.Buffer
+	err := v.Lab.Etcd(ctx, args[0], args[1], &stdout, &stderr, args[2:]...)
+	v.keep(&stdout, &stderr)
+	return said(err, &stderr)
+}
+
+func (v *Live) context(_ context.Context, args []string) error {
+	forgery := lab.Forgery{User: "admin"}
+	rest, err := flags(args, func(f *flag.FlagSet) {
+		f.StringVar(&forgery.SignedBy, "signed-by", "", "")
+		f.StringVar(&forgery.User, "user", forgery.User, "")
+		f.BoolVar(&forgery.Expired, "expired", false, "")
+	})
+	if err != nil || len(rest) != 2 {
+		return usageError{}
+	}
+	forgery.Name, forgery.Cluster = rest[0], rest[1]
+	if forgery.SignedBy == "" {
+		forgery.SignedBy = forgery.Cluster
+	}
+	return v.Lab.ForgeContext(forgery)
+}
+
+func (v *Live) boot(ctx context.Context, args []string) error {
+	if len(args) > 0 || !v.Lab.Topology.Manual {
+		return usageError{}
+	}
+	begin := time.Now()
+	if err := v.Lab.Boot(ctx); err != nil {
+		return err
+	}
+	v.Figures.Set("raise_seconds", time.Since(begin).Seconds())
+	return nil
 }
 
 func (v *Live) mark(_ context.Context, args []string) error {

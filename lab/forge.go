@@ -1,0 +1,202 @@
+package lab
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/authority"
+)
+
+// What stands here is for scripts that show how Weft meets lies, mistakes and
+// curiosity: the lab owns every disk, so it can sign any certificate and write
+// anything into any store.
+
+// etcdPort is where an API server's store listens.
+const etcdPort = "2379"
+
+// authority opens the certificate authority on a control node's disk.
+func (l *Lab) authority(c *Cluster) (*authority.Authority, error) {
+	dir := ""
+	root := l.control(c).path("/var/lib/weft/apiserver")
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err == nil && filepath.Base(path) == "ca.key" {
+			dir = filepath.Dir(path)
+			return fs.SkipAll
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if dir == "" {
+		return nil, fmt.Errorf("cluster %s has no certificate authority on its disk yet", c.Name)
+	}
+	return authority.Open(dir, c.Name)
+}
+
+// Forgery describes a context that no operator was given.
+type Forgery struct {
+	Name     string // of the context
+	Cluster  string // whose API server it names
+	SignedBy string // whose authority signs its certificate
+	User     string // in the certificate
+	Expired  bool
+}
+
+// ForgeContext adds a context to the lab's file.
+func (l *Lab) ForgeContext(f Forgery) error {
+	c, err := l.Cluster(f.SignedBy)
+	if err != nil {
+		return err
+	}
+	pair, err := l.issue(c, f.User, f.Expired)
+	if err != nil {
+		return err
+	}
+	config, err := api.LoadConfig(l.ConfigPath())
+	if err != nil {
+		return err
+	}
+	x, err := config.Context(f.Cluster)
+	if err != nil {
+		return err
+	}
+	x.Name, x.Cert, x.Key = f.Name, string(pair.Cert), string(pair.Key)
+	config.Set(x)
+	return config.Save(l.ConfigPath())
+}
+
+func (l *Lab) issue(c *Cluster, user string, expired bool) (authority.Pair, error) {
+	a, err := l.authority(c)
+	if err != nil {
+		return authority.Pair{}, err
+	}
+	r := authority.Request{User: user, Client: true, Lifetime: time.Hour}
+	if expired {
+		r.Lifetime = -time.Second
+	}
+	return a.Issue(r)
+}
+
+// etcdRequest is what an etcd helper is told to do.
+type etcdRequest struct {
+	Endpoint      string
+	CA, Cert, Key string   // PEM
+	Args          []string // as of EtcdUsage
+}
+
+// EtcdUsage is how a store is asked.
+const EtcdUsage = "get [--prefix] [--keys] KEY | put KEY VALUE | del [--prefix] KEY"
+
+// Etcd asks a cluster's store as one of its users, past the API server.
+func (l *Lab) Etcd(ctx context.Context, cluster, user string, stdout, stderr io.Writer, args ...string) error {
+	c, err := l.Cluster(cluster)
+	if err != nil {
+		return err
+	}
+	a, err := l.authority(c)
+	if err != nil {
+		return err
+	}
+	pair, err := l.issue(c, user, false)
+	if err != nil {
+		return err
+	}
+	request, err := json.Marshal(etcdRequest{
+		Endpoint: net.JoinHostPort(l.control(c).Addr.String(), etcdPort),
+		CA:       string(a.Bundle()), Cert: string(pair.Cert), Key: string(pair.Key), Args: args,
+	})
+	if err != nil {
+		return err
+	}
+	file, err := os.CreateTemp(l.Dir, "etcd-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file.Name())
+	_, err = file.Write(request)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return err
+	}
+	return l.Run(ctx, l.Dir, stdout, stderr, "weft", "lab", "etcd", file.Name())
+}
+
+// askEtcd is the life of an etcd helper.
+func askEtcd(ctx context.Context, file string, out io.Writer) error {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	var r etcdRequest
+	if err := json.Unmarshal(data, &r); err != nil {
+		return err
+	}
+	roots, err := authority.ParseBundle([]byte(r.CA))
+	if err != nil {
+		return err
+	}
+	pair, err := tls.X509KeyPair([]byte(r.Cert), []byte(r.Key))
+	if err != nil {
+		return err
+	}
+	believed := x509.NewCertPool()
+	for _, root := range roots {
+		believed.AddCert(root)
+	}
+	conf := &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: believed, MinVersion: tls.VersionTLS13}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"https://" + r.Endpoint}, TLS: conf, DialTimeout: 5 * time.Second, Context: ctx})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return etcdCommand(ctx, client, r.Args, out)
+}
+
+func etcdCommand(ctx context.Context, client *clientv3.Client, args []string, out io.Writer) error {
+	var options []clientv3.OpOption
+	var words []string
+	for _, arg := range args {
+		switch arg {
+		case "--prefix":
+			options = append(options, clientv3.WithPrefix())
+		case "--keys":
+			options = append(options, clientv3.WithKeysOnly())
+		default:
+			words = append(words, arg)
+		}
+	}
+	switch {
+	case len(words) == 2 && words[0] == "get":
+		got, err := client.Get(ctx, words[1], options...)
+		if err != nil {
+			return err
+		}
+		for _, kv := range got.Kvs {
+			fmt.Fprintln(out, strings.TrimSpace(string(kv.Key)+" "+string(kv.Value)))
+		}
+		return nil
+	case len(words) == 3 && words[0] == "put":
+		_, err := client.Put(ctx, words[1], words[2])
+		return err
+	case len(words) == 2 && words[0] == "del":
+		_, err := client.Delete(ctx, words[1], options...)
+		return err
+	}
+	return errors.New("usage: " + EtcdUsage)
+}
