@@ -22,7 +22,7 @@ func agentCommand() *cobra.Command {
 		"node-ip":         "address where tunnels to this node end, if not the join bundle's",
 		"pod-cidr":        "addresses of this node's pods, if not the join bundle's",
 		"device":          "interface towards the other nodes; the one that has the node's address",
-		"state-dir":       "where endpoints and keys outlive a reboot",
+		"data-dir":        "where endpoints and keys outlive a reboot",
 		"bpf-dir":         "where maps and programs outlive the agent, on a BPF file system",
 		"netns-dir":       "where the pods' network namespaces are, as files",
 		"hosts":           "file that names services, in the form of /etc/hosts; empty: none is written",
