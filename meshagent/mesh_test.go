@@ -1,0 +1,301 @@
+package meshagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/bpf/bpftest"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// web is a global service at 10.10<cluster>.0.10:80.
+func (c *testCluster) web(t *testing.T, annotations map[string]string) netip.Addr {
+	vip := fmt.Sprintf("10.%d.0.10", 100+int(c.id))
+	s := corev1.Service{}
+	s.Namespace, s.Name, s.Annotations = "shop", "web", annotations
+	s.Spec.ClusterIP = vip
+	s.Spec.Selector = map[string]string{"app": "web"}
+	s.Spec.Ports = []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(8080), Protocol: corev1.ProtocolTCP}}
+	c.put(t, wire.ObjectKey("services", "shop", "web"), s)
+	return netip.MustParseAddr(vip)
+}
+
+var global = map[string]string{"service.cilium.io/global": "true"}
+
+func frontend(vip netip.Addr) bpf.ServiceKey {
+	return bpf.ServiceKey{Addr: bpf.AddrOf(vip), Port: bpf.PortOf(80), Proto: 6}
+}
+
+// raise makes two joined clusters with one node and one pod each: a client in
+// east, web in west, and a global service.
+func raise(t *testing.T) (w *world, east, west *testNode, vip netip.Addr) {
+	w = newWorld(t)
+	east, west = w.node("east", 1), w.node("west", 1)
+	w.peer()
+	vip = w.clusters["east"].web(t, global)
+	w.clusters["west"].web(t, global)
+	east.pod("client", "client")
+	west.pod("web-1", "web")
+	east.run()
+	west.run()
+	w.step()
+	return w, east, west, vip
+}
+
+func TestTwoClustersReachOneAnotherByIdentityAndEncrypted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, east, west, vip := raise(t)
+
+		client, web := netip.MustParseAddr("10.1.1.2"), netip.MustParseAddr("10.2.1.2")
+		info, ok, _ := east.maps().IPs.Lookup(bpf.AddrOf(web))
+		if !ok || identity.Split255.Cluster(identity.Number(info.Identity)) != 2 || info.Node == 0 || info.Cluster != 2 || info.Flags != bpf.IPMember {
+			t.Errorf("east knows web as %+v, %v", info, ok)
+		}
+		info, _, _ = west.maps().IPs.Lookup(bpf.AddrOf(client))
+		if identity.Split255.Cluster(identity.Number(info.Identity)) != 1 {
+			t.Errorf("west sees the client's own identity as %+v", info)
+		}
+		prefix, ok, _ := east.maps().Prefixes.Lookup(bpf.PrefixOf(netip.MustParsePrefix("10.2.0.0/16")))
+		if !ok || prefix.Flags != bpf.IPMember || prefix.Identity != 0 {
+			t.Errorf("west's CIDR in east: %+v, %v", prefix, ok)
+		}
+		node, ok, _ := east.maps().Nodes.Lookup(1)
+		if !ok || node.Alive != 1 || node.Keyed != 1 || node.Cluster != 2 {
+			t.Errorf("way to west-1: %+v, %v", node, ok)
+		}
+		pod, ok, _ := east.maps().Endpoints.Lookup(bpf.AddrOf(client))
+		if !ok || pod.Held != 0 || pod.Identity == 0 {
+			t.Errorf("client's row: %+v, %v", pod, ok)
+		}
+		service, ok, _ := east.maps().Services.Lookup(frontend(vip))
+		if !ok || service.Groups != 1 || service.Group[0] != (bpf.Group{Count: 1, Cluster: 2, Weight: 1}) {
+			t.Errorf("web in east: %+v, %v", service, ok)
+		}
+		slot, _, _ := east.maps().Backends.Lookup(bpf.SlotKey{Service: service.ID, Cluster: 2})
+		if slot.Addr.Netip() != web || slot.Port.Number() != 8080 || slot.Node != 1 {
+			t.Errorf("its backend: %+v", slot)
+		}
+		settings, _, _ := east.maps().Settings.Lookup(0)
+		if settings.Revision == 0 || settings.PolicyGen == 0 || settings.TunnelIfindex != [2]uint32{100, 101} || settings.Internal.Netip() != east.internal() || settings.Cluster != 1 {
+			t.Errorf("settings: %+v", settings)
+		}
+		if got := east.host.Network(); len(got.Members) != 2 || got.MTU != 1420 {
+			t.Errorf("routes of east: %+v", got)
+		}
+		// No row anywhere is left pending or wrong.
+		for _, s := range east.agent.Tables.Summaries() {
+			if s.Errors+s.Pending > 0 {
+				shown, _ := east.agent.Tables.Show(s.Name)
+				t.Errorf("table %s: %+v\n%v", s.Name, s, shown.Rows)
+			}
+		}
+	})
+}
+
+func TestALostClusterIsOneWriteWithinASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, east, _, _ := raise(t)
+		alive := func() (node, cluster uint8) {
+			n, _, _ := east.maps().Nodes.Lookup(1)
+			c, _, _ := east.maps().Clusters.Lookup(2)
+			return n.Alive, c.Alive
+		}
+		if n, c := alive(); n != 1 || c != 1 {
+			t.Fatalf("before: node %d, cluster %d", n, c)
+		}
+		services := rowsOf(t, east.maps().Services)
+		w.net.setCut("west", true)
+		time.Sleep(800 * time.Millisecond)
+		synctest.Wait()
+		if n, c := alive(); n != 0 || c != 0 {
+			t.Errorf("800 ms after the cut: node %d, cluster %d", n, c)
+		}
+		if got := rowsOf(t, east.maps().Services); !reflect.DeepEqual(got, services) {
+			t.Error("the loss of a path changed services")
+		}
+		w.net.setCut("west", false)
+		time.Sleep(800 * time.Millisecond)
+		synctest.Wait()
+		if n, c := alive(); n != 1 || c != 1 {
+			t.Errorf("800 ms after healing: node %d, cluster %d", n, c)
+		}
+	})
+}
+
+// kernel is everything that must survive.
+func kernel(t *testing.T, n *testNode) map[string]any {
+	m := n.maps()
+	settings, _, _ := m.Settings.Lookup(0)
+	settings.Revision, settings.PolicyGen = 0, 0
+	return map[string]any{
+		"settings": settings, "endpoints": rowsOf(t, m.Endpoints), "ips": rowsOf(t, m.IPs), "prefixes": rowsOf(t, m.Prefixes),
+		"nodes": rowsOf(t, m.Nodes), "clusters": rowsOf(t, m.Clusters), "services": rowsOf(t, m.Services), "backends": rowsOf(t, m.Backends), "members": rowsOf(t, m.Members),
+	}
+}
+
+func sameKernel(t *testing.T, when string, got, want map[string]any) {
+	t.Helper()
+	for name := range want {
+		if !reflect.DeepEqual(got[name], want[name]) {
+			t.Errorf("%s, map %s:\n got %v\nwant %v", when, name, got[name], want[name])
+		}
+	}
+}
+
+func TestARestartedAgentChangesNothingWithOrWithoutItsStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, east, west, _ := raise(t)
+		before := kernel(t, east)
+		east.stop()
+		sameKernel(t, "stopped", kernel(t, east), before)
+
+		east.cluster.store.SetAway(true)
+		east.run()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		sameKernel(t, "store away", kernel(t, east), before)
+
+		// The store comes back empty: no reason to remove anything.
+		east.stop()
+		east.cluster.store.SetAway(false)
+		full := east.cluster.store
+		east.cluster.store = newWorld(t).clusters["east"].store
+		_ = east.cluster.store.Delete(context.Background(), wire.ClusterKey)
+		east.run()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		sameKernel(t, "store empty", kernel(t, east), before)
+		east.stop()
+
+		east.cluster.store = full
+		east.run()
+		w.step()
+		sameKernel(t, "restarted", kernel(t, east), before)
+		// And it works on.
+		west.pod("web-2", "web")
+		w.step()
+		svc := rowsOf(t, east.maps().Services)
+		for _, s := range svc {
+			if s.Group[0].Count != 2 {
+				t.Errorf("a new backend after the restart: %+v", s.Group[0])
+			}
+		}
+		east.stop()
+	})
+}
+
+func TestWritesThatFailAreTriedAgainAndHarmNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, east, west, vip := raise(t)
+		refusal := errors.New("not now")
+		ips := east.maps().IPs.(*bpftest.Table[bpf.Addr, bpf.IPInfo])
+		ips.Fail(func(op string, k bpf.Addr) error {
+			if k.Netip() == netip.MustParseAddr("10.2.1.3") {
+				return refusal
+			}
+			return nil
+		})
+		west.pod("web-2", "web")
+		west.pod("web-3", "web")
+		w.step()
+		if _, ok, _ := ips.Lookup(bpf.AddrOf(netip.MustParseAddr("10.2.1.4"))); !ok {
+			if _, ok, _ := ips.Lookup(bpf.AddrOf(netip.MustParseAddr("10.2.1.2"))); !ok {
+				t.Error("one failure kept others out")
+			}
+		}
+		shown, _ := east.agent.Tables.Show("ips")
+		found := false
+		for _, row := range shown.Rows {
+			if row[1] == "10.2.1.3" {
+				found = strings.HasPrefix(row[len(row)-1], "error: ") && strings.Contains(row[len(row)-1], "not now")
+			}
+		}
+		if !found {
+			t.Errorf("the row does not say what is wrong: %v", shown.Rows)
+		}
+		ips.Fail(nil)
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		if _, ok, _ := ips.Lookup(bpf.AddrOf(netip.MustParseAddr("10.2.1.3"))); !ok {
+			t.Error("it was not tried again")
+		}
+		if problems := tables.All(east.agent.Tables.DB.ReadTxn(), east.agent.Tables.Problems); len(problems) != 0 {
+			t.Errorf("problems that are over: %v", problems)
+		}
+		s, _, _ := east.maps().Services.Lookup(frontend(vip))
+		if s.Group[0].Count != 3 {
+			t.Errorf("backends: %+v", s.Group[0])
+		}
+	})
+}
+
+func TestAPeerThatLeavesTakesExactlyItsState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, east, _, vip := raise(t)
+		east.pod("web-9", "web")
+		w.step()
+		ctx := context.Background()
+		_ = east.cluster.store.Delete(ctx, wire.PeerKey("west"))
+		w.step()
+		for a, info := range rowsOf(t, east.maps().IPs) {
+			if info.Cluster == 2 {
+				t.Errorf("left behind: %v %+v", a, info)
+			}
+		}
+		for p, info := range rowsOf(t, east.maps().Prefixes) {
+			if info.Cluster == 2 {
+				t.Errorf("left behind: %v %+v", p, info)
+			}
+		}
+		if nodes := rowsOf(t, east.maps().Nodes); len(nodes) != 0 {
+			t.Errorf("left behind: %v", nodes)
+		}
+		if got := east.lanes.Peers(); len(got) != 0 {
+			t.Errorf("left behind: %v", got)
+		}
+		s, ok, _ := east.maps().Services.Lookup(frontend(vip))
+		if !ok || s.Groups != 1 || s.Group[0].Cluster != 1 || s.Group[0].Count != 1 {
+			t.Errorf("the service of the own cluster: %+v, %v", s, ok)
+		}
+		if _, ok, _ := east.maps().Endpoints.Lookup(bpf.AddrOf(netip.MustParseAddr("10.1.1.2"))); !ok {
+			t.Error("an own pod is gone")
+		}
+	})
+}
+
+func TestAPodIsHeldUntilItsPolicyAndIdentityAreThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, east, _, _ := raise(t)
+		east.pod("late", "late")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		addr := bpf.AddrOf(netip.MustParseAddr("10.1.1.3"))
+		row, ok, _ := east.maps().Endpoints.Lookup(addr)
+		if !ok || row.Held != 1 {
+			t.Fatalf("without identity: %+v, %v", row, ok)
+		}
+		w.step()
+		if row, _, _ = east.maps().Endpoints.Lookup(addr); row.Held != 0 || row.Identity == 0 {
+			t.Errorf("with identity: %+v", row)
+		}
+		// Deleted explicitly, it goes altogether.
+		_ = east.cluster.store.Delete(context.Background(), wire.ObjectKey("pods", "shop", "late"))
+		w.step()
+		if _, ok, _ := east.maps().Endpoints.Lookup(addr); ok || len(east.plumbing.links) != 1 {
+			t.Errorf("after its deletion: row %v, links %v", ok, east.plumbing.links)
+		}
+	})
+}
