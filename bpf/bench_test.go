@@ -1,0 +1,155 @@
+package bpf
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+)
+
+// BenchmarkPacket measures one packet through BPF_PROG_TEST_RUN, with as many
+// identities, addresses, classes and flows in the maps as the name says, the
+// pod under a policy set with one rule for each of 100 classes.
+//
+// Established: one hot TCP flow without a service, since packets keep what a
+// run does to them. New: a fresh source port in each run of one packet, which
+// costs more to measure; compare it with the baseline of that kind.
+func BenchmarkPacket(b *testing.B) {
+	for _, identities := range []int{100, 16000} {
+		n := benchNode(b, identities)
+		for _, c := range []struct {
+			name, program string
+			in            func(port uint16) []byte
+		}{
+			{"egress", "from_pod", func(p uint16) []byte { return packet(ip(podA, podC, tcp(p, 80, "A").says("data"))) }},
+			{"ingress", "from_tunnel", func(p uint16) []byte { return packet(ip(podD, podA, tcp(p, 80, "A").says("data"))) }},
+		} {
+			b.Run(fmt.Sprintf("established/%s/%d", c.name, identities), func(b *testing.B) {
+				repeat(b, n.progs[c.program], redirect, c.in(1000))
+			})
+			b.Run(fmt.Sprintf("new/%s/%d", c.name, identities), func(b *testing.B) {
+				single(b, n.progs[c.program], redirect, c.in, func() { forgetNew(b, n.rows.Flows) })
+			})
+		}
+		b.Run(fmt.Sprintf("denied/egress/%d", identities), func(b *testing.B) {
+			repeat(b, n.progs["from_pod"], dropped, packet(ip(podA, podE, tcp(1000, 80, "S"))))
+		})
+	}
+	empty := emptyProgram(b)
+	in := packet(ip(podA, podC, tcp(1000, 80, "A").says("data")))
+	b.Run("baseline/established", func(b *testing.B) { repeat(b, empty, pass, in) })
+	b.Run("baseline/new", func(b *testing.B) {
+		single(b, empty, pass, func(uint16) []byte { return in }, func() {})
+	})
+}
+
+func emptyProgram(b *testing.B) *ebpf.Program {
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS, License: "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, pass), asm.Return()},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { p.Close() })
+	return p
+}
+
+// repeat sends one packet b.N times.
+func repeat(b *testing.B, p *ebpf.Program, want uint32, in []byte) {
+	b.Helper()
+	run(b, p, want, in, 1000) // warm
+	b.ReportMetric(float64(run(b, p, want, in, b.N)), "ns/packet")
+	b.ReportMetric(0, "ns/op")
+}
+
+// single sends b.N packets one by one, each from the next port; forget is called
+// before a port comes again.
+func single(b *testing.B, p *ebpf.Program, want uint32, in func(port uint16) []byte, forget func()) {
+	b.Helper()
+	var total time.Duration
+	for i := range b.N {
+		if uint16(i) == 0 {
+			forget()
+		}
+		total += run(b, p, want, in(uint16(i)), 1)
+	}
+	b.ReportMetric(float64(total.Nanoseconds())/float64(b.N), "ns/packet")
+	b.ReportMetric(0, "ns/op")
+}
+
+func run(b *testing.B, p *ebpf.Program, want uint32, in []byte, times int) time.Duration {
+	b.Helper()
+	got, each, err := p.Benchmark(in, times, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if got != want {
+		b.Fatalf("action %d, want %d", got, want)
+	}
+	return each
+}
+
+// forgetNew deletes the flows that runs have made; those of benchNode stay.
+func forgetNew(b *testing.B, flows Table[FlowKey, Flow]) {
+	b.Helper()
+	var made []FlowKey
+	rows, failed := flows.All()
+	for k := range rows {
+		if k.Remote == addr(podC) || k.Remote == addr(podD) {
+			made = append(made, k)
+		}
+	}
+	if err := failed(); err != nil {
+		b.Fatal(err)
+	}
+	if err := flows.DeleteBatch(made); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// benchNode has its pod a on the loopback device, which is where test runs
+// without context take place.
+func benchNode(b *testing.B, identities int) *Datapath {
+	b.Helper()
+	config := smallConfig(ownNamespaces(b))
+	config.Limits.Flows = 1 << 18
+	d, err := load(config, options{ethernetTunnel: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { d.Close() })
+	m := d.Maps()
+	fillMesh(b, m, 1, 2)
+	ips, classes, flows := map[Addr]IPInfo{}, map[ClassKey]uint32{}, map[FlowKey]Flow{}
+	at := netip.MustParseAddr("10.2.3.0")
+	for i := range identities {
+		id := uint32(200000 + i)
+		ips[AddrOf(at)] = IPInfo{Identity: id, Cluster: 2, Node: 3, Flags: IPMember}
+		classes[ClassKey{Gen: 1, Identity: id}] = uint32(1 + i%100)
+		flows[FlowKey{Local: addr(podA), Remote: AddrOf(at), Lport: PortOf(9), Rport: PortOf(80), Proto: 6}] =
+			Flow{Seen: Now(), Revision: 1, Via: ViaTunnel, Ifindex: 1}
+		at = at.Next()
+	}
+	classes[ClassKey{Gen: 1, Identity: idC}], classes[ClassKey{Gen: 1, Identity: idD}] = 5, 5
+	for _, err := range []error{m.IPs.UpdateBatch(ips), m.Classes.UpdateBatch(classes), m.Flows.UpdateBatch(flows)} {
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	port, _ := PortIndex(1, 6, 80)
+	set(b, m.Ports, port, 1)
+	for class := range uint32(101) {
+		for _, dir := range []Direction{Egress, Ingress} {
+			set(b, m.Policy, PolicyKey{Gen: 1, Set: 7, Class: class + 1, Port: 1, Proto: 6, Dir: dir}, PolicyEntry{Rule: class})
+		}
+	}
+	set(b, m.Sets, SetKey{Gen: 1, Set: 7}, SetInfo{Enforced: [2]uint8{1, 1}})
+	ep, _, _ := m.Endpoints.Lookup(addr(podA))
+	ep.Set = 7
+	set(b, m.Endpoints, addr(podA), ep)
+	return d
+}
