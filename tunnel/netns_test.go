@@ -164,14 +164,21 @@ func (n *node) reopen() {
 // start runs the node's `weft tunnel`.
 func (n *node) start() {
 	n.t.Helper()
-	text, err := json.Marshal(n.config)
+	n.process = n.command(n.config)
+	n.process.Stderr = testLog{n.t, n.name}
+	n.do(n.process.Start)
+}
+
+// command is a `weft tunnel` process, to be started inside.
+func (n *node) command(cfg tunnel.ServeConfig) *exec.Cmd {
+	n.t.Helper()
+	text, err := json.Marshal(cfg)
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	n.process = exec.Command(os.Args[0])
-	n.process.Env = append(os.Environ(), serveVariable+"="+string(text))
-	n.process.Stderr = testLog{n.t, n.name}
-	n.do(n.process.Start)
+	process := exec.Command(os.Args[0])
+	process.Env = append(os.Environ(), serveVariable+"="+string(text))
+	return process
 }
 
 // kill is kill -9, and waits for the end.

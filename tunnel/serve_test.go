@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -325,4 +326,149 @@ func TestMissingTunnelProcessIsNamed(t *testing.T) {
 	if after := n.ready(); after.Lanes != before.Lanes {
 		t.Errorf("keys or devices changed over a restart:\n%+v\n%+v", before, after)
 	}
+}
+
+// refused runs a second process beside the first and returns what it says.
+func refused(t *testing.T, n *node, cfg tunnel.ServeConfig) string {
+	t.Helper()
+	var said strings.Builder
+	process := n.command(cfg)
+	process.Stderr = &said
+	n.do(process.Start)
+	ended := make(chan error, 1)
+	go func() { ended <- process.Wait() }()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Errorf("it served, and ended well: %s", &said)
+		}
+	case <-time.After(10 * time.Second):
+		process.Process.Kill()
+		<-ended
+		t.Errorf("it serves: %s", &said)
+	}
+	return said.String()
+}
+
+func TestServeSaysWhatIsInTheWay(t *testing.T) {
+	needRoot(t)
+	n := newNode(t, 1)
+	n.start()
+	n.ready()
+
+	twin := n.config
+	twin.StateDir = t.TempDir()
+	if got := refused(t, n, twin); !strings.Contains(got, "another process serves this device") {
+		t.Errorf("the same devices twice: %s", got)
+	}
+	n.ready() // and the first does not notice
+
+	taken := n.config
+	taken.Devices = [tunnel.LaneCount]string{n.config.Devices[0] + "x", n.config.Devices[1] + "x"}
+	taken.StateDir = t.TempDir()
+	if got := refused(t, n, taken); !strings.Contains(got, "UDP port") {
+		t.Errorf("the same ports twice: %s", got)
+	}
+	foreign := taken
+	foreign.Devices[0], foreign.Ports = "lo", [tunnel.LaneCount]uint16{7, 8}
+	if got := refused(t, n, foreign); !strings.Contains(got, "lo: attach: a device of this name is there and is no TUN device") {
+		t.Errorf("a device that is no TUN: %s", got)
+	}
+	n.do(func() error { return tunnel.Remove(taken) })
+	n.do(func() error {
+		if err := tunnel.Remove(tunnel.ServeConfig{Devices: [tunnel.LaneCount]string{"lo", "lo"}}); err == nil {
+			return errors.New("removed the loopback device")
+		}
+		return nil
+	})
+}
+
+func TestDeletedDeviceEndsTheProcess(t *testing.T) {
+	needRoot(t)
+	n := newNode(t, 1)
+	n.start()
+	before := n.ready()
+	n.do(func() error {
+		link, err := netlink.LinkByName(n.config.Devices[0])
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(link)
+	})
+	// Whoever supervises it starts it again, and everything is back.
+	if err := n.process.Wait(); err == nil {
+		t.Error("ended without an error, although its device is gone")
+	}
+	n.process = nil
+	n.start()
+	if after := n.ready(); after.Lanes[0].PublicKey != before.Lanes[0].PublicKey {
+		t.Errorf("another key on the new device: %+v", after)
+	}
+}
+
+func TestBrokenSavedConfigurationIsPutAside(t *testing.T) {
+	needRoot(t)
+	a, b := pair(t)
+	peers := func(n *node) string {
+		text, err := os.ReadFile(savedFile(n, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	before := peers(a)
+	if !strings.Contains(before, "private_key=") || strings.Count(before, "public_key=") != 1 {
+		t.Fatalf("saved:\n%s", before)
+	}
+	a.kill()
+	if err := os.WriteFile(savedFile(a, 0), []byte(before[:len(before)/2]+"\nnonsense\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.start()
+	a.ready()
+	a.set(b.peer(b.ready())) // the agent's next round
+	shaken(t, a, b)
+	if after := peers(a); after != before {
+		t.Errorf("saved:\n%s\nwant:\n%s", after, before)
+	}
+	if !exists(savedFile(a, 0) + ".broken") {
+		t.Error("the broken file is gone, and with it what happened")
+	}
+}
+
+func TestFullDiskIsSurvivedAndRepaired(t *testing.T) {
+	needRoot(t)
+	a, b := newNode(t, 1), newNode(t, 2)
+	wire(t, a.space, b.space, "wire", "wire", "192.0.2.1/24", "192.0.2.2/24")
+	// A state directory that takes nothing: a file stands where it should be.
+	dir := a.config.StateDir
+	a.start()
+	b.start()
+	ownB := b.ready()
+	eventually(t, 10*time.Second, func() error {
+		if !exists(filepath.Join(a.config.SocketDir, a.config.Devices[1]+".sock")) || !exists(filepath.Join(a.config.SocketDir, a.config.Devices[0]+".sock")) {
+			return errors.New("not serving yet")
+		}
+		return nil
+	})
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ownA := a.ready()
+	a.set(b.peer(ownB))
+	b.set(a.peer(ownA))
+	shaken(t, a, b) // it works, only the next start would not know
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, func() error {
+		text, err := os.ReadFile(savedFile(a, 0))
+		if err != nil || !strings.Contains(string(text), "public_key=") {
+			return fmt.Errorf("not saved yet: %w", err)
+		}
+		return nil
+	})
 }
