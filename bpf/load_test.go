@@ -1,0 +1,245 @@
+package bpf
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+)
+
+func mustLoad(t *testing.T, c Config, o options) *Datapath {
+	t.Helper()
+	d, err := load(c, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func TestConfigValidate(t *testing.T) {
+	if err := Defaults().Validate(); err != nil {
+		t.Errorf("defaults: %v", err)
+	}
+	c := Defaults()
+	c.PinDir, c.Limits.Flows, c.EventBytes, c.Limits.Nodes = "weft", 0, 5000, 1<<17
+	err := c.Validate()
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, part := range []string{`"weft"`, "limit flows", "5000", "131072"} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%q does not mention %s", err, part)
+		}
+	}
+}
+
+func TestLoadNeedsBPFFileSystem(t *testing.T) {
+	needRoot(t)
+	_, err := Load(smallConfig(filepath.Join(t.TempDir(), "weft")))
+	if err == nil || !strings.Contains(err.Error(), "mount -t bpf") {
+		t.Errorf("error %v does not say what to mount", err)
+	}
+}
+
+// Both ways of attaching keep what is in the maps and on the devices over a
+// restart, and take away everything when told to, and only then.
+func TestGenerations(t *testing.T) {
+	for name, o := range map[string]options{"tcx": {}, "clsact": {clsact: true}} {
+		t.Run(name, func(t *testing.T) {
+			c := smallConfig(ownNamespaces(t))
+			a := addVeth(t, "a")
+			first := mustLoad(t, c, o)
+			set(t, first.Maps().Flows, FlowKey{Proto: 6}, Flow{Seen: 7})
+			set(t, first.Maps().Settings, 0, Settings{Revision: 5})
+			for range 2 {
+				if err := first.AttachPod(a); err != nil {
+					t.Fatal(err)
+				}
+			}
+			old := programsOn(t, a)
+			if len(old) != 2 {
+				t.Fatalf("programs %v, want two", old)
+			}
+			if err := first.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if got := programsOn(t, a); !reflect.DeepEqual(got, old) {
+				t.Errorf("programs after Close %v, before %v", got, old)
+			}
+
+			second := mustLoad(t, c, o)
+			if f, ok, err := second.Maps().Flows.Lookup(FlowKey{Proto: 6}); !ok || f.Seen != 7 || err != nil {
+				t.Errorf("flow after restart: %+v %v %v", f, ok, err)
+			}
+			if s, _, _ := second.Maps().Settings.Lookup(0); s.Revision != 5 {
+				t.Errorf("settings after restart: %+v", s)
+			}
+			fresh := programsOn(t, a)
+			if len(fresh) != 2 {
+				t.Fatalf("programs %v, want two", fresh)
+			}
+			for id := range fresh {
+				if old[id] {
+					t.Errorf("program %d is of the generation before", id)
+				}
+			}
+			want := []Attachment{{Role: RolePod, Ifindex: a}}
+			if got, err := second.Attached(); err != nil || !reflect.DeepEqual(got, want) {
+				t.Errorf("attached %v, %v", got, err)
+			}
+			if err := second.Detach(a); err != nil {
+				t.Fatal(err)
+			}
+			if got := programsOn(t, a); len(got) != 0 {
+				t.Errorf("programs after Detach %v", got)
+			}
+			if err := second.Detach(a); err != nil {
+				t.Errorf("detach twice: %v", err)
+			}
+			if err := second.AttachPod(a); err != nil {
+				t.Fatal(err)
+			}
+			if err := second.Remove(); err != nil {
+				t.Fatal(err)
+			}
+			if got := programsOn(t, a); len(got) != 0 {
+				t.Errorf("programs after Remove %v", got)
+			}
+			if _, err := os.Stat(c.PinDir); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("pins after Remove: %v", err)
+			}
+		})
+	}
+}
+
+// programsOn are the IDs of the programs on both ways of a device.
+func programsOn(t *testing.T, ifindex int) map[ebpf.ProgramID]bool {
+	t.Helper()
+	ids := map[ebpf.ProgramID]bool{}
+	for _, way := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+		for _, id := range queryTCX(t, ifindex, way) {
+			ids[id] = true
+		}
+	}
+	l, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, parent := range parents {
+		filters, _ := netlink.FilterList(l, parent)
+		for _, f := range filters {
+			if f, ok := f.(*netlink.BpfFilter); ok {
+				ids[ebpf.ProgramID(f.Id)] = true
+			}
+		}
+	}
+	return ids
+}
+
+// A device that went away leaves nothing that another with its number, or the
+// next start, would trip over.
+func TestDeviceGone(t *testing.T) {
+	c := smallConfig(ownNamespaces(t))
+	d := mustLoad(t, c, options{})
+	a, b := addVeth(t, "a"), addVeth(t, "b")
+	for _, dev := range []int{a, b} {
+		if err := d.AttachPod(dev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"host-a", "host-b"} {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.LinkDel(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := d.Attached(); err != nil || len(got) != 0 {
+		t.Errorf("attached %v, %v", got, err)
+	}
+	if err := d.Detach(a); err != nil {
+		t.Errorf("detach: %v", err)
+	}
+	if err := d.AttachPod(a); err == nil {
+		t.Error("attached to a device that is gone")
+	}
+	mustLoad(t, c, options{})
+	left, _ := filepath.Glob(filepath.Join(c.PinDir, linkPrefix+"*"))
+	if len(left) != 0 {
+		t.Errorf("pins left: %v", left)
+	}
+}
+
+func TestAttachRefusesTheWrongKind(t *testing.T) {
+	d := mustLoad(t, smallConfig(ownNamespaces(t)), options{})
+	if err := d.AttachTunnel(addVeth(t, "a"), 0); err == nil || !strings.Contains(err.Error(), "link type ether") {
+		t.Errorf("veth as tunnel: %v", err)
+	}
+	if err := d.AttachTunnel(1, 2); err == nil {
+		t.Error("lane 2 accepted")
+	}
+}
+
+// A changed limit moves the rows into a map of the new size.
+func TestResize(t *testing.T) {
+	c := smallConfig(ownNamespaces(t))
+	first := mustLoad(t, c, options{})
+	for i := range 600 {
+		set(t, first.Maps().Flows, FlowKey{Lport: PortOf(uint16(i))}, Flow{Seen: uint64(i)})
+		set(t, first.Maps().Replies, ReplyKey{Lport: PortOf(uint16(i))}, Reply{})
+	}
+	set(t, first.Maps().Nodes, 63, Node{Alive: 1})
+
+	c.Limits.Flows, c.Limits.Replies, c.Limits.Nodes = 1<<11, 1<<11, 128
+	c.EventBytes *= 2
+	var log bytes.Buffer
+	c.Log = slog.New(slog.NewTextHandler(&log, nil))
+	second := mustLoad(t, c, options{})
+	if n, err := second.Maps().Flows.Len(); n != 600 || err != nil || second.Maps().Flows.MaxEntries() != 1<<11 {
+		t.Errorf("%d flows of %d, %v", n, second.Maps().Flows.MaxEntries(), err)
+	}
+	if n, _ := second.Maps().Replies.Len(); n != 600 {
+		t.Errorf("%d replies", n)
+	}
+	if _, ok, _ := second.Maps().Nodes.Lookup(63); !ok {
+		t.Error("node was lost")
+	}
+	if !strings.Contains(log.String(), "map=flows from=1024 to=2048") {
+		t.Errorf("log says %s", log.String())
+	}
+	third := mustLoad(t, c, options{})
+	if n, _ := third.Maps().Flows.Len(); n != 600 {
+		t.Errorf("%d flows after another start", n)
+	}
+
+	c.Limits.Flows = 500
+	if _, err := Load(c); err == nil || !strings.Contains(err.Error(), "resize map flows from 2048 to 500 rows") {
+		t.Errorf("shrunk below its content: %v", err)
+	}
+	if n, _ := third.Maps().Flows.Len(); n != 600 {
+		t.Errorf("%d flows after a start that failed", n)
+	}
+}
+
+func queryTCX(t *testing.T, ifindex int, way ebpf.AttachType) (ids []ebpf.ProgramID) {
+	t.Helper()
+	res, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: way})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range res.Programs {
+		ids = append(ids, p.ID)
+	}
+	return ids
+}
