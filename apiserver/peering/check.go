@@ -70,7 +70,7 @@ func (c *checker) whose(own wire.Cluster, in *api.Invite) {
 		c.invalid("%v", err)
 	}
 	if in.Cluster == own.Name {
-		c.conflict("it has our own name; one of the two must be rebuilt under another --cluster-name")
+		c.conflict("it has our own name; one of the two must be rebuilt under another name")
 	}
 }
 
@@ -81,12 +81,12 @@ func (c *checker) number(own wire.Cluster, in *api.Invite) {
 		return
 	}
 	if in.MaxConnectedClusters != own.MaxConnectedClusters {
-		c.conflict("it is made for %d connected clusters and we for %d; all clusters of a mesh need the same --max-connected-clusters", in.MaxConnectedClusters, own.MaxConnectedClusters)
+		c.conflict("it is made for %d connected clusters and we for %d; all clusters of a mesh need the same maxConnectedClusters", in.MaxConnectedClusters, own.MaxConnectedClusters)
 	}
 	if in.ID == 0 || in.ID > uint32(split.MaxCluster()) {
-		c.invalid("cluster ID %d is out of range; rebuild it with a --cluster-id from 1 to %d", in.ID, split.MaxCluster())
+		c.invalid("cluster ID %d is out of range; rebuild it with an id from 1 to %d", in.ID, split.MaxCluster())
 	} else if in.ID == uint32(own.ID) {
-		c.conflict("cluster ID %d is our own; rebuild one of the two with another --cluster-id", in.ID)
+		c.conflict("cluster ID %d is our own; rebuild one of the two with another id", in.ID)
 	}
 }
 
@@ -110,7 +110,7 @@ func (c *checker) addresses(own wire.Cluster, in *api.Invite) {
 		}
 		for _, q := range own.PodCIDRs {
 			if p.Overlaps(q) {
-				c.conflict("its pod CIDR %v overlaps our own %v; rebuild one of the two with another --pod-cidr", p, q)
+				c.conflict("its pod CIDR %v overlaps our own %v; rebuild one of the two with other podCIDRs", p, q)
 			}
 		}
 		if own.ServiceCIDR.IsValid() && p.Overlaps(own.ServiceCIDR) {
@@ -134,12 +134,12 @@ func (c *checker) against(p wire.Peer, in *api.Invite) {
 		return
 	}
 	if uint32(p.ID) == in.ID {
-		c.conflict("cluster ID %d is used by peer %q; rebuild one of the two with another --cluster-id", in.ID, p.Name)
+		c.conflict("cluster ID %d is used by peer %q; rebuild one of the two with another id", in.ID, p.Name)
 	}
 	for _, mine := range in.PodCIDRs {
 		for _, q := range p.PodCIDRs {
-			if mine.IsValid() && mine.Overlaps(q) {
-				c.conflict("its pod CIDR %v overlaps %v of peer %q; rebuild one of the two with another --pod-cidr", mine, q, p.Name)
+			if mine.IsValid() && mine.Bits() > 0 && mine.Overlaps(q) {
+				c.conflict("its pod CIDR %v overlaps %v of peer %q; rebuild one of the two with other podCIDRs", mine, q, p.Name)
 			}
 		}
 	}
@@ -147,7 +147,7 @@ func (c *checker) against(p wire.Peer, in *api.Invite) {
 
 func (c *checker) access(own wire.Cluster, in *api.Invite) {
 	if len(in.EtcdEndpoints) == 0 {
-		c.invalid("it says nowhere how its store is reached; set --advertise-etcd there and invite again")
+		c.invalid("it says nowhere how its store is reached; set advertise there and invite again")
 	}
 	for _, e := range in.EtcdEndpoints {
 		if u, err := url.Parse(e); err != nil || u.Scheme != "https" || u.Port() == "" || u.Hostname() == "" {

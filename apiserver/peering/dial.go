@@ -93,7 +93,7 @@ func explain(host string, err error) error {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return fmt.Errorf("the certificate of the server at %s has expired or is not valid yet; restart its API server, or check the clocks: %w", host, err)
 	case errors.As(err, &name):
-		return fmt.Errorf("the server at %s is certified for other names; set its --advertise-etcd and invite again: %w", host, err)
+		return fmt.Errorf("the server at %s is certified for other names; set advertise or advertiseNames there and invite again: %w", host, err)
 	case errors.As(err, &alert):
 		return fmt.Errorf("the server at %s does not accept the certificate in the invite; ask for a new one: %w", host, err)
 	}

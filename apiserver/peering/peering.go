@@ -71,7 +71,7 @@ func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, erro
 		return nil, api.Invalid("name the cluster that is to join", "cluster %q cannot invite itself", cluster)
 	}
 	if len(p.conf.EtcdEndpoints) == 0 {
-		return nil, api.Invalid("start the API server with --advertise-etcd", "peers cannot reach the store of cluster %q: no address for them is set", own.Name)
+		return nil, api.Invalid("set advertise in the configuration of the API server", "peers cannot reach the store of cluster %q: no address for them is set", own.Name)
 	}
 	p.changing.Lock()
 	defer p.changing.Unlock()

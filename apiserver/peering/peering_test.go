@@ -1,0 +1,505 @@
+package peering
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/apiserver/mirror"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/apiserver/storetest"
+	"github.com/weft-mesh/weft/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func describe(name string, id uint32) wire.Cluster {
+	c := wire.Cluster{Name: name, MaxConnectedClusters: 255, Generation: name + "-1",
+		PodCIDRs:    []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(id), 0, 0}), 16)},
+		ServiceCIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + id), 0, 0}), 16)}
+	_ = json.Unmarshal(fmt.Append(nil, id), &c.ID)
+	return c
+}
+
+// world is the network between clusters in one test: stores by endpoint.
+type world struct {
+	stores map[string]*storetest.Store
+	down   map[string]bool
+	probe  error
+}
+
+type session struct{ *storetest.Store }
+
+func (session) Close() error { return nil }
+
+func (w *world) Probe(_ context.Context, endpoints []string, _ *tls.Config) error {
+	if w.down[endpoints[0]] {
+		return errUnreachable
+	}
+	return w.probe
+}
+
+func (w *world) Open(endpoints []string, _ *tls.Config) (mirror.Source, error) {
+	if w.down[endpoints[0]] || w.stores[endpoints[0]] == nil {
+		return nil, store.ErrUnavailable
+	}
+	return session{w.stores[endpoints[0]]}, nil
+}
+
+// cluster is one side.
+type cluster struct {
+	t     *testing.T
+	own   wire.Cluster
+	st    *storetest.Store
+	users *storetest.Users
+	ca    *authority.Authority
+	p     *Peering
+	stop  func()
+}
+
+func endpointOf(name string) string { return "https://" + name + ".test:2379" }
+
+func (w *world) cluster(t *testing.T, name string, id uint32) *cluster {
+	t.Helper()
+	ca, err := authority.Open(t.TempDir(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cluster{t: t, own: describe(name, id), st: storetest.New(), users: &storetest.Users{}, ca: ca}
+	w.stores[endpointOf(name)] = c.st
+	c.p = New(Config{Cluster: c.own, Store: c.st, Users: c.users, Authority: ca, EtcdEndpoints: []string{endpointOf(name)},
+		GossipAddresses: []string{name + ".test:7947"}, GossipKey: bytes.Repeat([]byte{byte(id)}, 32),
+		Dialer: w, Log: slog.New(slog.DiscardHandler)})
+	c.export(fmt.Sprintf(`{"id":%d,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"endpointSlicesExportMode":"services-and-endpointslices"}}`, id))
+	c.start()
+	return c
+}
+
+// export writes what an exporter would, for one node and one pod.
+func (c *cluster) export(config string) {
+	c.t.Helper()
+	ops := []store.Op{
+		store.Put(wire.ClusterConfigKey(c.own.Name), []byte(config)),
+		store.Put(wire.ExportClusterKey, wire.Marshal(wire.ExportCluster{PodCIDRs: c.own.PodCIDRs, Generation: c.own.Generation})),
+		store.Put(wire.NodeStateKey(c.own.Name, "n1"), wire.Marshal(wire.Node{Name: "n1", Cluster: c.own.Name, ClusterID: uint32(c.own.ID)})),
+		store.Put(wire.IPStateKey(c.own.PodCIDRs[0].Addr().Next()), fmt.Appendf(nil, `{"IP":"%v","ID":%d}`, c.own.PodCIDRs[0].Addr().Next(), uint32(c.own.ID)<<16+1)),
+	}
+	for _, r := range wire.Resources {
+		ops = append(ops, store.Put(r.StateSyncedKey(c.own.Name), wire.TimeText(time.Now())))
+	}
+	if err := store.Write(context.Background(), c.st, ops...); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *cluster) start() {
+	ctx, cancel := context.WithCancel(c.t.Context())
+	done := make(chan error)
+	go func() { done <- c.p.Run(ctx) }()
+	c.stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			c.t.Errorf("Run: %v", err)
+		}
+	}
+	synctest.Wait()
+}
+
+// restart is what a crash of the API server and its start are like.
+func (c *cluster) restart() {
+	c.stop()
+	c.p = New(c.p.conf)
+	c.start()
+}
+
+// read makes c a reader of from.
+func (c *cluster) read(from *cluster) {
+	c.t.Helper()
+	in, err := from.p.Invite(c.t.Context(), c.own.Name)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if _, err := c.p.Add(c.t.Context(), in); err != nil {
+		c.t.Fatal(err)
+	}
+	synctest.Wait()
+}
+
+func (c *cluster) status(peer string) api.PeerStatus {
+	for _, s := range c.p.Status() {
+		if s.Name == peer {
+			return s
+		}
+	}
+	return api.PeerStatus{}
+}
+
+// of lists every key that is about a peer.
+func (c *cluster) of(peer string) []string {
+	var out []string
+	for _, line := range c.st.Dump("") {
+		key, _, _ := strings.Cut(line, "=")
+		if strings.Contains(key, "/"+peer) {
+			out = append(out, key)
+		}
+	}
+	return out
+}
+
+func inWorld(t *testing.T, each func(*testing.T, *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		each(t, &world{stores: map[string]*storetest.Store{}, down: map[string]bool{}})
+	})
+}
+
+func TestTwoClustersJoinAndPart(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
+		defer func() { east.stop(); west.stop() }()
+		blank := east.st.Dump("")
+		east.read(west)
+		west.read(east)
+		for _, c := range []struct {
+			at   *cluster
+			peer string
+		}{{east, "west"}, {west, "east"}} {
+			if s := c.at.status(c.peer); s.Control.State != api.LinkUp || s.Cluster != c.at.own.Name {
+				t.Errorf("%s: %+v", c.at.own.Name, s)
+			}
+			want := store.User{Name: "remote-" + c.peer, Read: []string{"cilium/state/", "weft/export/", "cilium/cluster-config/" + c.at.own.Name, "cilium/synced/" + c.at.own.Name + "/", "cilium/.heartbeat"}}
+			if got, _ := c.at.users.User("remote-" + c.peer); !cmp.Equal(want, got) {
+				t.Errorf("user %+v", got)
+			}
+		}
+		if got := len(east.st.Dump("cilium/cache/")); got != 2 {
+			t.Errorf("%d entries of west", got)
+		}
+		if g := east.p.Gossip(); len(g) != 1 || g[0].Name != "west" || g[0].Addresses[0] != "west.test:7947" || g[0].Key[0] != 2 {
+			t.Errorf("gossip %v", g)
+		}
+		for _, line := range east.st.Dump("weft/state/") {
+			if strings.Contains(line, "PRIVATE KEY") {
+				t.Errorf("a secret that agents can read: %.60s", line)
+			}
+		}
+
+		if err := east.p.Remove(t.Context(), "west"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if diff := cmp.Diff(blank, east.st.Dump("")); diff != "" {
+			t.Errorf("left behind:\n%s", diff)
+		}
+		if n := east.users.Names(); len(n) != 0 {
+			t.Errorf("users %v", n)
+		}
+		if len(west.of("east")) == 0 {
+			t.Error("removing west at east took something from west")
+		}
+		if err := east.p.Remove(t.Context(), "west"); !refusal(err, http.StatusNotFound) {
+			t.Errorf("removed twice: %v", err)
+		}
+
+		east.read(west)
+		if s := east.status("west"); s.Control.State != api.LinkUp || len(east.st.Dump("cilium/cache/")) != 2 {
+			t.Errorf("added again: %+v", s)
+		}
+	})
+}
+
+func refusal(err error, status int) bool {
+	var e *api.Error
+	return errors.As(err, &e) && e.Status == status
+}
+
+func TestThreeClustersOneLeaves(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west, south := w.cluster(t, "east", 1), w.cluster(t, "west", 2), w.cluster(t, "south", 3)
+		defer func() { east.stop(); west.stop(); south.stop() }()
+		east.read(west)
+		kept := east.st.Dump("")
+		east.read(south)
+		if err := east.p.Remove(t.Context(), "south"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if diff := cmp.Diff(kept, east.st.Dump("")); diff != "" {
+			t.Errorf("removing south left or took:\n%s", diff)
+		}
+	})
+}
+
+func TestRestartGoesOn(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
+		defer func() { east.stop(); west.stop() }()
+		east.read(west)
+		west.read(east)
+		before := east.st.Dump("")
+		east.restart()
+		if s := east.status("west"); s.Control.State != api.LinkUp {
+			t.Errorf("status %+v", s)
+		}
+		if diff := cmp.Diff(before, east.st.Dump("")); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+// A removal that a crash cut short is finished at the next start.
+func TestRemovalIsFinishedAfterACrash(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
+		defer func() { east.stop(); west.stop() }()
+		blank := east.st.Dump("")
+		east.read(west)
+		west.read(east)
+		writes := 0
+		east.st.Fail(func(call, _ string) error {
+			if call == "commit" {
+				if writes++; writes > 3 {
+					return store.ErrUnavailable
+				}
+			}
+			return nil
+		})
+		if err := east.p.Remove(t.Context(), "west"); err == nil {
+			t.Error("no failure was told")
+		}
+		east.stop()
+		if s := wire.PeerKey("west"); len(east.st.Dump(s)) != 1 {
+			t.Error("the peer was forgotten before its keys were gone")
+		}
+		east.st.Fail(nil)
+		east.p = New(east.p.conf)
+		east.start()
+		if diff := cmp.Diff(blank, east.st.Dump("")); diff != "" {
+			t.Errorf("left behind:\n%s", diff)
+		}
+	})
+}
+
+func TestInvitedOnly(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east := w.cluster(t, "east", 1)
+		defer func() { east.stop() }()
+		blank := east.st.Dump("")
+		in, err := east.p.Invite(t.Context(), "west")
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if s := east.status("west"); s.Control.State != Invited {
+			t.Errorf("status %+v", s)
+		}
+		if err := authority.CheckPair([]byte(in.Cert), []byte(in.Key), []byte(in.CA), "remote-west"); err != nil {
+			t.Error(err)
+		}
+		if _, err := east.p.Release(t.Context(), "west"); !refusal(err, http.StatusNotFound) {
+			t.Errorf("release: %v", err)
+		}
+		if err := east.p.Remove(t.Context(), "west"); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(blank, east.st.Dump("")); diff != "" || len(east.users.Names()) != 0 {
+			t.Errorf("left behind: %v\n%s", east.users.Names(), diff)
+		}
+		for _, name := range []string{"east", "", "Not/A/Name"} {
+			if _, err := east.p.Invite(t.Context(), name); !refusal(err, http.StatusUnprocessableEntity) {
+				t.Errorf("invite of %q: %v", name, err)
+			}
+		}
+	})
+}
+
+// Whatever is wrong is said in a sentence, and nothing is altered.
+func TestBadInvites(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west, south := w.cluster(t, "east", 1), w.cluster(t, "west", 2), w.cluster(t, "south", 3)
+		defer func() { east.stop(); west.stop(); south.stop() }()
+		east.read(west)
+		other, err := south.p.Invite(t.Context(), "other")
+		if err != nil {
+			t.Fatal(err)
+		}
+		expired, err := south.ca.Issue(authority.Request{User: "remote-east", Client: true, Lifetime: -time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		good, err := south.p.Invite(t.Context(), "east")
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := east.st.Dump("")
+		for _, c := range []struct {
+			name   string
+			change func(*api.Invite)
+			status int
+			want   string
+		}{
+			{"another kind", func(in *api.Invite) { in.Kind = "JoinBundle" }, 422, "this is not an invite"},
+			{"for another cluster", func(in *api.Invite) { in.For = "north" }, 422, `weft peer invite east`},
+			{"a bad name", func(in *api.Invite) { in.Cluster = "So uth" }, 422, "use 1 to 32 of a-z"},
+			{"our name", func(in *api.Invite) { in.Cluster = "east" }, 409, "our own name"},
+			{"our ID", func(in *api.Invite) { in.ID = 1 }, 409, "cluster ID 1 is our own"},
+			{"a peer's ID", func(in *api.Invite) { in.ID = 2 }, 409, `cluster ID 2 is used by peer "west"`},
+			{"a peer's name", func(in *api.Invite) { in.Cluster = "west" }, 409, "a peer of this name is here with cluster ID 2, not 3"},
+			{"ID 0", func(in *api.Invite) { in.ID = 0 }, 422, "from 1 to 255"},
+			{"ID beyond the range", func(in *api.Invite) { in.ID = 256 }, 422, "from 1 to 255"},
+			{"another maximum", func(in *api.Invite) { in.MaxConnectedClusters = 511 }, 409, "maxConnectedClusters"},
+			{"our CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.1.128.0/17")} }, 409, "overlaps our own 10.1.0.0/16"},
+			{"our service CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.101.1.0/24")} }, 409, "overlaps our service CIDR"},
+			{"a peer's CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.2.0.0/15")} }, 409, `overlaps 10.2.0.0/16 of peer "west"`},
+			{"no CIDR", func(in *api.Invite) { in.PodCIDRs = nil }, 422, "no pod CIDR"},
+			{"everything", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")} }, 422, "every address"},
+			{"host bits", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.3.0.1/16")} }, 422, "without bits outside"},
+			{"its own overlap", func(in *api.Invite) { in.PodCIDRs = append(in.PodCIDRs, netip.MustParsePrefix("10.3.1.0/24")) }, 422, "overlap"},
+			{"expired", func(in *api.Invite) { in.Cert, in.Key = string(expired.Cert), string(expired.Key) }, 422, "has expired on"},
+			{"another's certificate", func(in *api.Invite) { in.Cert, in.Key = other.Cert, other.Key }, 422, `is for "remote-other"`},
+			{"another CA", func(in *api.Invite) { in.CA = string(west.ca.Bundle()) }, 422, "not signed by the ca"},
+			{"no CA", func(in *api.Invite) { in.CA = "" }, 422, "no certificate"},
+			{"another key", func(in *api.Invite) { in.Key = other.Key }, 422, "do not belong together"},
+			{"no endpoint", func(in *api.Invite) { in.EtcdEndpoints = nil }, 422, "how its store is reached"},
+			{"plain endpoint", func(in *api.Invite) { in.EtcdEndpoints = []string{"http://south.test:2379"} }, 422, "https://host:port"},
+			{"gossip address", func(in *api.Invite) { in.GossipAddresses = []string{"south"} }, 422, "host:port"},
+			{"gossip key", func(in *api.Invite) { in.GossipKey = "abc" }, 422, "gossip key"},
+		} {
+			in := *good
+			in.PodCIDRs = append([]netip.Prefix(nil), good.PodCIDRs...)
+			c.change(&in)
+			_, err := east.p.Add(t.Context(), &in)
+			if !refusal(err, c.status) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%s: %v", c.name, err)
+			}
+		}
+		twice := *good
+		twice.ID, twice.PodCIDRs = 1, east.own.PodCIDRs
+		var e *api.Error
+		if _, err := east.p.Add(t.Context(), &twice); !errors.As(err, &e) || len(e.Problems) != 2 {
+			t.Errorf("two mistakes: %v", err)
+		}
+
+		w.probe = errors.New("the server at south.test:2379 is not certified by the ca in the invite")
+		if _, err := east.p.Add(t.Context(), good); !refusal(err, 422) || !strings.Contains(err.Error(), "not certified by the ca") {
+			t.Errorf("CA mismatch: %v", err)
+		}
+		w.probe = nil
+		south.export(`{"id":7,"capabilities":{"syncedCanaries":true}}`)
+		if _, err := east.p.Add(t.Context(), good); !refusal(err, 409) || !strings.Contains(err.Error(), "cluster ID is 7") {
+			t.Errorf("another cluster answers: %v", err)
+		}
+		south.st.Fail(func(string, string) error { return store.ErrDenied })
+		if _, err := east.p.Add(t.Context(), good); !refusal(err, 422) || !strings.Contains(err.Error(), "does not let us read") {
+			t.Errorf("no user there: %v", err)
+		}
+		south.st.Fail(nil)
+
+		if diff := cmp.Diff(before, east.st.Dump("")); diff != "" {
+			t.Errorf("altered:\n%s", diff)
+		}
+	})
+}
+
+func TestUnreachablePeerIsAddedAndShown(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
+		defer func() { east.stop(); west.stop() }()
+		w.down[endpointOf("west")] = true
+		east.read(west)
+		if s := east.status("west"); s.Control.State != api.LinkDown || s.Control.Error == "" {
+			t.Errorf("status %+v", s)
+		}
+		w.down[endpointOf("west")] = false
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if s := east.status("west"); s.Control.State != api.LinkUp {
+			t.Errorf("status %+v", s)
+		}
+		// A new certificate for the same peer replaces the link, not the copy.
+		before := east.st.Dump("cilium/cache/")
+		east.read(west)
+		if s := east.status("west"); s.Control.State != api.LinkUp || !cmp.Equal(before, east.st.Dump("cilium/cache/")) {
+			t.Errorf("status %+v", s)
+		}
+	})
+}
+
+func TestHTTP(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
+		defer func() { east.stop(); west.stop() }()
+		call := func(c *cluster, method, path, body string, want int) string {
+			t.Helper()
+			mux := http.NewServeMux()
+			c.p.Mount(mux)
+			rec := httptest.NewRecorder()
+			mux.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body)))
+			synctest.Wait()
+			if rec.Code != want {
+				t.Errorf("%s %s: %d, want %d: %s", method, path, rec.Code, want, rec.Body)
+			}
+			return rec.Body.String()
+		}
+		invite := call(west, "POST", "/v1/peers/invite", `{"peer":"east"}`, 200)
+		call(east, "POST", "/v1/peers", invite, 200)
+		var list api.PeerList
+		if err := json.Unmarshal([]byte(call(east, "GET", "/v1/peers", "", 200)), &list); err != nil || len(list.Peers) != 1 || list.Cluster != "east" {
+			t.Errorf("list %+v, %v", list, err)
+		}
+		call(east, "GET", "/v1/peers/west", "", 200)
+		call(east, "GET", "/v1/peers/north", "", 404)
+		call(east, "POST", "/v1/peers", `{"kind":"WeftInvite","colour":"red"}`, 422)
+		call(east, "POST", "/v1/peers", strings.Repeat("x", maxBody+1), 422)
+		call(east, "POST", "/v1/peers/invite", `{"peer":"east"}`, 422)
+		call(east, "POST", "/v1/peers/west/release", "", 409)
+
+		// West forgets everything, and is refilled with a node only.
+		west.st = storetest.New()
+		w.stores[endpointOf("west")].Fail(func(string, string) error { return store.ErrUnavailable })
+		w.stores[endpointOf("west")] = west.st
+		west.own.Generation = "west-2"
+		west.export(`{"id":2,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"endpointSlicesExportMode":"services-and-endpointslices"}}`)
+		if err := store.Write(t.Context(), west.st, store.Delete(wire.IPStateKey(west.own.PodCIDRs[0].Addr().Next()))); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if p := east.p.Problems(); len(p) != 1 || !strings.Contains(p[0], "held: 1 deletions") {
+			t.Errorf("problems %q", p)
+		}
+		call(east, "POST", "/v1/peers/west/release", "", 200)
+		if p := east.p.Problems(); len(p) != 0 {
+			t.Errorf("problems %q", p)
+		}
+		if got := len(east.st.Dump("cilium/cache/ip/")); got != 0 {
+			t.Errorf("%d addresses after release", got)
+		}
+		call(east, "DELETE", "/v1/peers/west", "", 200)
+		call(east, "DELETE", "/v1/peers/west", "", 404)
+	})
+}
+
+func TestSecretsStayInside(t *testing.T) {
+	key := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32))
+	if s := fmt.Sprintf("%v %+v %#v", secretOf(&api.Invite{Key: "k3y", GossipKey: key}), secretOf(&api.Invite{Key: "k3y"}), secretOf(&api.Invite{Key: "k3y"})); strings.Contains(s, "k3y") {
+		t.Errorf("printed: %s", s)
+	}
+}
