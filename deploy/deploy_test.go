@@ -1,0 +1,58 @@
+package deploy
+
+import (
+	"io/fs"
+	"path"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/apiserver"
+	"github.com/weft-mesh/weft/meshagent"
+)
+
+func example(t *testing.T, name string) []byte {
+	t.Helper()
+	data, err := Files.ReadFile("example/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func TestExamplesAreAccepted(t *testing.T) {
+	server := apiserver.Defaults()
+	if err := yaml.UnmarshalStrict(example(t, "apiserver.yaml"), &server); err != nil {
+		t.Error(err)
+	} else if err := server.Validate(); err != nil {
+		t.Error(err)
+	}
+	agent := meshagent.Defaults()
+	if err := yaml.UnmarshalStrict(example(t, "agent.yaml"), &agent); err != nil {
+		t.Error(err)
+	} else if err := agent.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUnits looks for what makes a unit of Weft's keep the promise that
+// stopping is not removing, and that what ends is started again.
+func TestUnits(t *testing.T) {
+	units, err := fs.Glob(Files, "systemd/*.service")
+	if err != nil || len(units) != 3 {
+		t.Fatalf("units = %v, %v; want three", units, err)
+	}
+	for _, name := range units {
+		data, err := Files.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		command := strings.TrimSuffix(strings.TrimPrefix(path.Base(name), "weft-"), ".service")
+		for _, want := range []string{"ExecStart=/usr/local/bin/weft " + command, "Restart=always", "StateDirectory=weft/" + command} {
+			if !strings.Contains(string(data), want) {
+				t.Errorf("%s lacks %s", name, want)
+			}
+		}
+	}
+}

@@ -1,0 +1,182 @@
+package scenario
+
+import (
+	"bytes"
+	"flag"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-mesh/weft/lab"
+	"github.com/weft-mesh/weft/lab/fabric"
+	"github.com/weft-mesh/weft/lab/script"
+	"github.com/weft-mesh/weft/lab/traffic"
+)
+
+func TestFigures(t *testing.T) {
+	f := newFigures()
+	f.Set("leaks", 0)
+	f.Add("failed", 2)
+	f.Add("failed", 3)
+	for i := range 100 {
+		f.Sample("failover", float64(i+1)/100)
+	}
+	for text, holds := range map[string]bool{
+		"leaks = 0": true, "leaks > 0": false, "failed >= 5": true, "failed < 5": false,
+		"failover.p50 = 500ms": true, "failover.p99 < 1s": true, "failover.p99 < 990ms": false, "failover.max <= 1s": true, "failover.count = 100": true,
+	} {
+		words := strings.Fields(text)
+		if err := f.expect(words[0], words[1], words[2]); (err == nil) != holds {
+			t.Errorf("expect %s: %v", text, err)
+		}
+	}
+	for _, text := range []string{"nothing = 0", "failover = 1", "failover.p12 = 1", "leaks ~ 0", "leaks = soon"} {
+		words := strings.Fields(text)
+		if err := f.expect(words[0], words[1], words[2]); err == nil {
+			t.Errorf("expect %s is accepted", text)
+		}
+	}
+	if got := f.Summary()["failover"]; got != (Series{100, 0.5, 0.99, 1}) {
+		t.Errorf("summary = %+v", got)
+	}
+}
+
+func TestFlagsStandAnywhere(t *testing.T) {
+	var rate int
+	rest, err := flags([]string{"east/client", "--rate", "7", "http://web"}, func(f *flag.FlagSet) { f.IntVar(&rate, "rate", 0, "") })
+	if err != nil || rate != 7 || !slices.Equal(rest, []string{"east/client", "http://web"}) {
+		t.Errorf("flags = %d, %q, %v", rate, rest, err)
+	}
+}
+
+// samples are requests 10 ms apart that end now; each word is the pod that
+// answered, or !reason.
+func samples(words string) *load {
+	fields := strings.Fields(words)
+	begin := time.Now().Add(-time.Duration(len(fields)) * 10 * time.Millisecond)
+	l := &load{name: "x"}
+	for i, word := range fields {
+		s := traffic.Sample{At: begin.Add(time.Duration(i) * 10 * time.Millisecond).UnixMicro(), Took: 1000, Conn: i%2 + 1}
+		if reason, failed := strings.CutPrefix(word, "!"); failed {
+			s.Error = reason
+		} else {
+			s.Cluster, s.Pod, _ = strings.Cut(word, "/")
+		}
+		l.samples = append(l.samples, s)
+	}
+	return l
+}
+
+func TestLoadVerdicts(t *testing.T) {
+	o := loadOptions{within: time.Second}
+	mixed := samples("east/a west/b east/a !timeout")
+	good := samples("east/a west/b east/a")
+	dead := samples("!refused !timeout")
+	for name, tt := range map[string]struct {
+		err  error
+		want string
+	}{
+		"steady":              {good.steady(o), ""},
+		"not steady":          {mixed.steady(o), "1 failed (1 timeout)"},
+		"no requests":         {samples("").steady(o), "of 0 requests"},
+		"blocked":             {dead.blocked(o), ""},
+		"not blocked":         {mixed.blocked(o), "3 were answered"},
+		"answers by cluster":  {good.answers(o, []string{"west", "east"}), ""},
+		"answers by pod":      {good.answers(o, []string{"west/b", "east/a"}), ""},
+		"one is missing":      {good.answers(o, []string{"west/b", "east/a", "east/c"}), "east/a 2, west/b 1"},
+		"one too many":        {good.answers(o, []string{"east"}), "west 1"},
+		"nobody answers":      {dead.answers(o, []string{"east"}), "nobody"},
+		"too late for within": {good.steady(loadOptions{within: time.Nanosecond}), "of 0 requests"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if tt.want == "" && tt.err != nil || tt.want != "" && (tt.err == nil || !strings.Contains(tt.err.Error(), tt.want)) {
+				t.Errorf("error = %v, want %q", tt.err, tt.want)
+			}
+		})
+	}
+}
+
+func TestLoadChecks(t *testing.T) {
+	v := &Live{marks: map[string]time.Time{}, Figures: newFigures()}
+	l := samples("east/a !timeout east/a !reset east/b")
+	check := func(want string, change func(*loadOptions)) {
+		t.Helper()
+		o := loadOptions{maxFailed: -1, maxAnswered: -1, maxResent: -1, min: 1}
+		change(&o)
+		err := v.checkLoad(l, o)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("error = %v, want %q", err, want)
+		}
+	}
+	check("", func(o *loadOptions) { o.maxFailed = 2 })
+	check("2 of 5 requests failed (1 reset, 1 timeout)", func(o *loadOptions) { o.maxFailed = 1 })
+	check("3 of 5 requests were answered, by east/a 2, east/b 1", func(o *loadOptions) { o.maxAnswered = 0 })
+	check("1 failed by timeout", func(o *loadOptions) { o.only = "reset" })
+	check("only 5 requests", func(o *loadOptions) { o.min = 6 })
+	check("no mark", func(o *loadOptions) { o.since = "never" })
+}
+
+func TestLoadReset(t *testing.T) {
+	v := &Live{marks: map[string]time.Time{"fault": time.Now().Add(-time.Second)}, Figures: newFigures()}
+	if err := v.loadReset(samples("west/a west/a !reset west/a !refused east/b"), "reset"); err != nil {
+		t.Error(err)
+	}
+	if n, _ := v.Figures.Value("reset.count"); n != 1 {
+		t.Errorf("%v connections were sampled, want 1", n)
+	}
+	if err := v.loadReset(samples("west/a west/a !timeout west/a"), "reset"); err == nil || !strings.Contains(err.Error(), "ended by timeout") {
+		t.Errorf("a hanging connection gives %v", err)
+	}
+	if err := v.loadReset(samples("west/a west/a"), "reset"); err == nil {
+		t.Error("nothing broke, and that is fine?")
+	}
+}
+
+func TestPair(t *testing.T) {
+	top := lab.DefaultTopology()
+	v := &Live{Lab: &lab.Lab{Topology: top}}
+	w := (&fabric.Weather{}).Clone()
+	if err := v.pair(w, []string{"east", "west", "control"}, true); err != nil {
+		t.Fatal(err)
+	}
+	if q := w.Between("west", "east"); q.Cut || len(q.Flows) != len(controlFlows) {
+		t.Errorf("west to east = %+v", q)
+	}
+	if err := v.pair(w, []string{"east", "west", "tcp/2379"}, false); err != nil {
+		t.Fatal(err)
+	}
+	if q := w.Between("east", "west"); len(q.Flows) != len(controlFlows)-1 {
+		t.Errorf("east to west = %+v", q)
+	}
+	if err := v.pair(w, []string{"east", "mars"}, true); err == nil {
+		t.Error("a cluster that is not there was cut")
+	}
+}
+
+func TestPlainTellsTheStory(t *testing.T) {
+	var out bytes.Buffer
+	p := NewPlain(&out)
+	s, err := script.Parse("story.txtar", []byte("# A story.\n\n# Part one\n* ! fail\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Begin(s)
+	p.Event(script.Event{Kind: script.SectionBegins, Section: "Part one"})
+	p.Event(script.Event{Kind: script.LineEnds, Line: &s.Lines[0], Text: "fail", Took: time.Second})
+	p.End(Result{Scenario: "story", OK: true, Seconds: 1})
+	for _, want := range []string{"story: A story.", "# Part one", "* ! fail  [1.0s]", "ok    story (1.0 s)"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is missing in\n%s", want, out.String())
+		}
+	}
+}
+
+func TestClip(t *testing.T) {
+	if got := clip("\x1b[1mabc\x1b[0mdef", 4); got != "\x1b[1mabc\x1b[0md\x1b[0m" {
+		t.Errorf("clip = %q", got)
+	}
+	if got := clip("abc", 3); got != "abc" {
+		t.Errorf("clip = %q", got)
+	}
+}
