@@ -66,7 +66,8 @@ func (p pace) apply(to *memberlist.Config) {
 	to.GossipInterval, to.GossipNodes = p.gossip, p.fanout
 	to.SuspicionMult, to.SuspicionMaxTimeoutMult = p.suspicion, p.suspicionMax
 	to.PushPullInterval, to.TCPTimeout = p.pushPull, p.stream
-	// A member that restarts elsewhere under its own name is let in again as
-	// soon as its former self is known to be dead.
-	to.DeadNodeReclaimTime = time.Second
+	// A member that restarts elsewhere under its own name is let in as soon as
+	// its former self is known to be dead. Zero would mean never, and every
+	// moment of waiting means one until the next exchange of full state.
+	to.DeadNodeReclaimTime = time.Nanosecond
 }

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -18,7 +20,54 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// memberVariable turns this test binary into a member that never says goodbye:
+// its own address and a seed's.
+const memberVariable = "WEFT_TEST_GOSSIP_MEMBER"
+
+func TestMain(m *testing.M) {
+	if text, ok := os.LookupEnv(memberVariable); ok {
+		self, seed, _ := strings.Cut(text, " ")
+		p, err := New(Config{
+			Self:  Member{Cluster: "west", Role: APIServer, Name: "a", Addr: netip.MustParseAddrPort(self)},
+			Label: "test", Speed: VeryFast, Keys: [][]byte{key(1)}, Clusters: []string{"east", "west"},
+		})
+		if err != nil {
+			panic(err)
+		}
+		p.SetSeeds([]netip.AddrPort{netip.MustParseAddrPort(seed)})
+		panic(p.Run(context.Background()))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func TestKilledMemberIsDeadWithinASecond(t *testing.T) {
+	both := []string{"east", "west"}
+	one := start(t, Config{Self: Member{Cluster: "east", Name: "1"}, Clusters: both, Keys: [][]byte{key(1)}})
+	two := start(t, Config{Self: Member{Cluster: "east", Name: "2"}, Clusters: both, Keys: [][]byte{key(1)}})
+	two.SetSeeds(seeds(one))
+	const victim = "west/apiserver/a"
+	for range 5 {
+		process := exec.Command(os.Args[0])
+		process.Env = append(os.Environ(), fmt.Sprintf("%s=%v %v", memberVariable, freePort(t), one.cfg.Self.Addr))
+		if err := process.Start(); err != nil {
+			t.Fatal(err)
+		}
+		known := func(r *running) bool { return slices.Contains(r.names(), victim) }
+		eventually(t, "both know the third", func() bool { return known(one) && known(two) })
+		process.Process.Kill()
+		process.Wait()
+		killed := time.Now()
+		eventually(t, "both hold it for dead", func() bool { return !known(one) && !known(two) })
+		took := time.Since(killed)
+		t.Logf("dead for both after %v", took)
+		if took > 3*time.Second {
+			t.Errorf("dead only after %v", took)
+		}
+	}
+	if !one.told(Dead, victim) || one.told(Left, victim) {
+		t.Error("a killed member did not say goodbye")
+	}
+}
 
 // freePort is a loopback port that nobody has, for TCP and UDP.
 func freePort(t *testing.T) netip.AddrPort {
