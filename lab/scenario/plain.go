@@ -78,6 +78,9 @@ func prefix(l *script.Line) string {
 // Say implements View.
 func (p *Plain) Say(line string) { p.line("    │ %s", line) }
 
+// Down implements View.
+func (p *Plain) Down() {}
+
 // End implements View.
 func (p *Plain) End(r Result) {
 	fmt.Fprintln(p.Out)

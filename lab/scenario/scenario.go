@@ -41,6 +41,8 @@ type View interface {
 	Event(script.Event)
 	// Say is called with a line that a script shows.
 	Say(line string)
+	// Down is called when the clusters are about to be taken down.
+	Down()
 	// End is called last.
 	End(Result)
 }
@@ -133,6 +135,7 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 		if o.Keep != nil {
 			o.Keep(ctx, l, err)
 		}
+		view.Down()
 		err = errors.Join(err, live.close())
 	}()
 	if err := live.unpack(s); err != nil {
@@ -190,4 +193,5 @@ func (silent) Begin(*script.Script) {}
 func (silent) Up(*Live)             {}
 func (silent) Event(script.Event)   {}
 func (silent) Say(string)           {}
+func (silent) Down()                {}
 func (silent) End(Result)           {}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/weft-mesh/weft/lab/script"
 	"github.com/weft-mesh/weft/lab/traffic"
@@ -33,6 +34,7 @@ type Watch struct {
 
 	quit chan struct{}
 	done chan struct{}
+	once sync.Once
 }
 
 // The sizes of the picture's changing parts, in lines.
@@ -109,16 +111,27 @@ func (w *Watch) Say(line string) {
 	w.said = w.said[max(0, len(w.said)-watchSaid):]
 }
 
-// End implements View. It leaves the last picture and prints the summary below.
-func (w *Watch) End(r Result) {
+// Down implements View. It leaves the last picture as it is.
+func (w *Watch) Down() { w.stop() }
+
+func (w *Watch) stop() {
 	w.mu.Lock()
 	begun := !w.begin.IsZero()
 	w.mu.Unlock()
-	if begun {
+	if !begun {
+		return
+	}
+	w.once.Do(func() {
 		close(w.quit)
 		<-w.done
+		w.draw()
 		fmt.Fprint(w.out, "\x1b[?25h")
-	}
+	})
+}
+
+// End implements View. It prints the summary below the last picture.
+func (w *Watch) End(r Result) {
+	w.stop()
 	p := &Plain{Out: w.out, live: w.live}
 	p.End(r)
 }
@@ -156,12 +169,13 @@ func (w *Watch) draw() {
 }
 
 func (w *Watch) picture() []string {
-	lines := []string{
-		w.paint(bold, "weft lab") + "  " + w.story + w.paint(dim, fmt.Sprintf("  %.0f s", time.Since(w.begin).Seconds())),
-		"",
-		w.paint(bold, "▸ "+w.section),
-		"",
+	lines := []string{w.paint(bold, "weft lab") + w.paint(dim, fmt.Sprintf("  %.0f s", time.Since(w.begin).Seconds()))}
+	lines = append(lines, wrap(w.story, w.width()-1)...)
+	lines = append(lines, "")
+	for _, line := range wrap("▸ "+w.section, w.width()-1) {
+		lines = append(lines, w.paint(bold, line))
 	}
+	lines = append(lines, "")
 	if w.live != nil {
 		lines = append(lines, w.clusters()...)
 		lines = append(lines, w.traffic()...)
@@ -257,6 +271,22 @@ func (w *Watch) traffic() (lines []string) {
 		lines = append(lines, fmt.Sprintf("  wire: %d packets, %d of tunnels, %s", f.Packets, f.Encrypted, verdict))
 	}
 	return lines
+}
+
+// wrap breaks a text into lines of at most so many columns, at blanks.
+func wrap(text string, columns int) (lines []string) {
+	line := ""
+	for _, word := range strings.Fields(text) {
+		if line != "" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > columns {
+			lines = append(lines, line)
+			line = ""
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
+	}
+	return append(lines, line)
 }
 
 // clip shortens a line to a number of columns, counting no escape sequences.
