@@ -92,13 +92,14 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 	if a.workloads, err = newWorkloads(n, a.Tables, edges.Datapath, edges.Plumbing, dir, a.listed, log); err != nil {
 		return nil, err
 	}
+	meshes := &program.Meshes{Tables: a.Tables, Self: n.name}
 	a.lanes = &lanes{
-		node: n, edges: edges, tables: a.Tables, ways: a.ways, listed: a.start, internal: internal, log: log,
+		node: n, edges: edges, tables: a.Tables, ways: a.ways, meshes: meshes, listed: a.start, internal: internal, log: log,
 		tell: func(ifindex [2]uint32) { a.program.SetTunnels(ifindex, internal) },
 		up:   make(chan struct{}), changed: make(chan struct{}),
 	}
 	a.liveness = &liveness{
-		node: n, edges: edges, tables: a.Tables, ways: a.ways, lanes: a.lanes, internal: internal, start: a.start, log: log,
+		node: n, edges: edges, tables: a.Tables, ways: a.ways, meshes: meshes, lanes: a.lanes, internal: internal, start: a.start, log: log,
 		changed: make(chan struct{}, 1),
 	}
 	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, settled: a.workloads.settled, log: log}

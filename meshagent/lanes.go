@@ -20,6 +20,7 @@ type lanes struct {
 	edges    *Edges
 	tables   *tables.Tables
 	ways     *program.Ways
+	meshes   *program.Meshes
 	listed   <-chan struct{}
 	internal netip.Addr
 	// tell is given the devices whenever they change.
@@ -70,7 +71,7 @@ func (l *lanes) Run(ctx context.Context) error {
 		txn := l.tables.DB.ReadTxn()
 		_, nodes := l.tables.Nodes.AllWatch(txn)
 		_, clusters := l.tables.Clusters.AllWatch(txn)
-		mesh := program.NewMesh(l.tables, txn, l.node.name)
+		mesh := l.meshes.Of(txn)
 		err := l.turn(ctx, mesh)
 		if err != nil && ctx.Err() == nil && err.Error() != last {
 			last = err.Error()

@@ -26,6 +26,7 @@ type liveness struct {
 	edges    *Edges
 	tables   *tables.Tables
 	ways     *program.Ways
+	meshes   *program.Meshes
 	lanes    *lanes
 	internal netip.Addr
 	// start is closed when the kernel's rows may be touched.
@@ -92,15 +93,16 @@ func (l *liveness) probe(ctx context.Context) error {
 // could not.
 func (l *liveness) targets(ctx context.Context, prober *probe.Prober) error {
 	var flows map[uint16]bool
-	var counted time.Time
+	var count time.Time
 	for ctx.Err() == nil {
-		if time.Since(counted) > 2*time.Second {
-			flows, counted = l.nodesWithFlows(), time.Now()
+		if begun := time.Now(); begun.After(count) {
+			flows = l.nodesWithFlows()
+			count = begun.Add(rest(2*time.Second, time.Since(begun)))
 		}
 		txn := l.tables.DB.ReadTxn()
 		_, nodes := l.tables.Nodes.AllWatch(txn)
 		_, clusters := l.tables.Clusters.AllWatch(txn)
-		if mesh := program.NewMesh(l.tables, txn, l.node.name); mesh != nil {
+		if mesh := l.meshes.Of(txn); mesh != nil {
 			evidence := l.evidence(mesh)
 			prober.Set(l.choose(mesh, flows, evidence))
 			prober.SetEvidence(evidence)
@@ -198,7 +200,7 @@ func (l *liveness) heard(e gossip.Event) {
 // apply writes observations into the kernel, then into the table.
 func (l *liveness) apply(observations []probe.Observation) {
 	txn := l.tables.DB.ReadTxn()
-	mesh := program.NewMesh(l.tables, txn, l.node.name)
+	mesh := l.meshes.Of(txn)
 	if mesh == nil {
 		return
 	}
@@ -283,16 +285,23 @@ func samePath(a, b *tables.Path) bool {
 
 // sweep deletes flows that have ended or fallen silent, until ctx ends.
 func sweep(ctx context.Context, d Datapath, every time.Duration, told func(bpf.Swept, error)) error {
+	wait := every
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(every):
+		case <-time.After(wait):
 		}
+		begun := time.Now()
 		s, err := d.Sweep(bpf.Now())
+		wait = rest(every, time.Since(begun))
 		if err != nil {
 			err = fmt.Errorf("sweep flows: %w", err)
 		}
 		told(s, err)
 	}
 }
+
+// rest is the pause after work that took so long: a twentieth of the time is
+// spent working at most, however many flows there are.
+func rest(every, took time.Duration) time.Duration { return max(every, 20*took) }

@@ -141,6 +141,9 @@ func configurePod(pod *netlink.Handle, dev netlink.Link, hostMAC net.HardwareAdd
 			return fmt.Errorf("set loopback up: %w", err)
 		}
 	}
+	if dev.Attrs().MTU == mtu && configured(pod, dev) {
+		return nil // a pod of an earlier life: hands off
+	}
 	if dev.Attrs().MTU != mtu {
 		if err := pod.LinkSetMTU(dev, mtu); err != nil {
 			return fmt.Errorf("set MTU %d: %w", mtu, err)
@@ -166,6 +169,20 @@ func configurePod(pod *netlink.Handle, dev netlink.Link, hostMAC net.HardwareAdd
 		}
 	}
 	return nil
+}
+
+// configured says whether the last step of configurePod was done before.
+func configured(pod *netlink.Handle, dev netlink.Link) bool {
+	routes, err := pod.RouteList(dev, netlink.FAMILY_V4)
+	if err != nil {
+		return false
+	}
+	for _, r := range routes {
+		if r.Gw != nil && r.Gw.Equal(gateway.AsSlice()) {
+			return dev.Attrs().Flags&net.FlagUp != 0
+		}
+	}
+	return false
 }
 
 func configureHost(dev netlink.Link, podMAC net.HardwareAddr, ip netip.Addr) error {

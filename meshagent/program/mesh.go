@@ -3,6 +3,7 @@ package program
 import (
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/cilium/statedb"
 
@@ -43,4 +44,28 @@ func NewMesh(t *tables.Tables, txn statedb.ReadTxn, self string) *Mesh {
 	}
 	slices.SortFunc(m.CIDRs, netip.Prefix.Compare)
 	return m
+}
+
+// Meshes remembers the last Mesh as long as it is current. Several goroutines may
+// use it; what it returns is not to be changed.
+type Meshes struct {
+	Tables *tables.Tables
+	Self   string
+
+	// mu guards what follows.
+	mu       sync.Mutex
+	mesh     *Mesh
+	clusters statedb.Revision
+	nodes    statedb.Revision
+}
+
+// Of is the Mesh of a snapshot.
+func (m *Meshes) Of(txn statedb.ReadTxn) *Mesh {
+	clusters, nodes := m.Tables.Clusters.Revision(txn), m.Tables.Nodes.Revision(txn)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mesh == nil || clusters != m.clusters || nodes != m.nodes {
+		m.mesh, m.clusters, m.nodes = NewMesh(m.Tables, txn, m.Self), clusters, nodes
+	}
+	return m.mesh
 }

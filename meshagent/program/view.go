@@ -1,8 +1,10 @@
 package program
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/cilium/statedb"
@@ -91,42 +93,71 @@ func (v *view) overlapping(c *tables.Cluster) string {
 	return ""
 }
 
+// addNodes admits nodes that claim no more than they may.
 func (v *view) addNodes(nodes []*tables.Node) {
-	type claim struct {
-		cidr netip.Prefix
-		node string
-	}
 	var claims []claim
 	for _, n := range nodes {
 		c := v.members[n.Cluster]
 		if c == nil || !n.Internal().IsValid() || len(n.PodCIDRs()) == 0 {
 			continue
 		}
-		why := n.Doubt()
-		for _, cidr := range n.PodCIDRs() {
-			if !c.Owns(cidr) {
-				why = fmt.Sprintf("its pod CIDR %v is not the cluster's", cidr)
-			}
-			for _, other := range claims {
-				if other.cidr.Overlaps(cidr) && other.node != n.Key() {
-					why = fmt.Sprintf("its pod CIDR %v overlaps with that of %s", cidr, other.node)
-				}
-			}
-		}
-		if !c.Owns(whole(n.Internal())) {
-			why = fmt.Sprintf("its internal address %v is not the cluster's", n.Internal())
-		}
-		if why != "" {
+		if why := overclaim(c, n); why != "" {
 			v.doubts = append(v.doubts, doubt{"nodes", n.Key(), why})
 			continue
 		}
-		for _, cidr := range n.PodCIDRs() {
-			claims = append(claims, claim{cidr, n.Key()})
-		}
 		v.nodes[n.Key()] = n
+		for _, cidr := range n.PodCIDRs() {
+			claims = append(claims, claim{cidr.Masked(), n.Key()})
+		}
+	}
+	v.settle(claims)
+	for _, n := range v.nodes {
 		for _, a := range n.Addresses() {
 			v.byHost[n.Cluster+"/"+a.String()] = n
 		}
+	}
+}
+
+// overclaim says what a node claims beyond its right; "" if nothing.
+func overclaim(c *tables.Cluster, n *tables.Node) string {
+	if why := n.Doubt(); why != "" {
+		return why
+	}
+	for _, cidr := range n.PodCIDRs() {
+		if !c.Owns(cidr) {
+			return fmt.Sprintf("its pod CIDR %v is not the cluster's", cidr)
+		}
+	}
+	if !c.Owns(whole(n.Internal())) {
+		return fmt.Sprintf("its internal address %v is not the cluster's", n.Internal())
+	}
+	return ""
+}
+
+type claim struct {
+	cidr netip.Prefix
+	node string
+}
+
+// settle leaves out nodes whose CIDR lies within, or is, another's: of two equal
+// ones the first by name keeps it. In order of address, wide before narrow, a
+// CIDR that contains another comes before it.
+func (v *view) settle(claims []claim) {
+	slices.SortFunc(claims, func(a, b claim) int {
+		return cmp.Or(a.cidr.Addr().Compare(b.cidr.Addr()), cmp.Compare(a.cidr.Bits(), b.cidr.Bits()), cmp.Compare(a.node, b.node))
+	})
+	var open []claim
+	for _, c := range claims {
+		for len(open) > 0 && !open[len(open)-1].cidr.Overlaps(c.cidr) {
+			open = open[:len(open)-1]
+		}
+		if len(open) > 0 && open[len(open)-1].node != c.node {
+			other := open[len(open)-1]
+			delete(v.nodes, c.node)
+			v.doubts = append(v.doubts, doubt{"nodes", c.node, fmt.Sprintf("its pod CIDR %v overlaps with %v of %s", c.cidr, other.cidr, other.node)})
+			continue
+		}
+		open = append(open, c)
 	}
 }
 
