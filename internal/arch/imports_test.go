@@ -20,12 +20,15 @@ var mayImport = map[string][]string{
 	"policy":        {"identity"},
 	"flow":          {"identity", "bpf"},
 	"apiserver/api": {},
-	"apiserver":     {"apiserver/api", "identity", "wire", "policy", "service", "flow", "tunnel"},
-	"meshagent":     {"apiserver/api", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel"},
-	"lab":           {"apiserver/api", "flow", "deploy"},
-	"cmd/weft":      {"apiserver", "apiserver/api", "meshagent", "tunnel", "lab", "policy", "flow", "identity", "bpf"},
-	"scenarios":     {"lab"},
-	"internal":      {},
+	// The lab signs with the authorities of its clusters, to show what is done
+	// about forgeries.
+	"apiserver/authority": {"apiserver/api"},
+	"apiserver":           {"apiserver/api", "apiserver/authority", "identity", "wire", "policy", "service", "flow", "tunnel"},
+	"meshagent":           {"apiserver/api", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel"},
+	"lab":                 {"apiserver/api", "apiserver/authority", "flow", "deploy"},
+	"cmd/weft":            {"apiserver", "apiserver/api", "meshagent", "tunnel", "lab", "policy", "flow", "identity", "bpf"},
+	"scenarios":           {"lab"},
+	"internal":            {"lab"},
 }
 
 // worksFor says which part each of these modules does its work in; one that is
