@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,6 +41,7 @@ func describe(name string, id uint32) wire.Cluster {
 
 // world is the network between clusters in one test: stores by endpoint.
 type world struct {
+	mu     sync.Mutex // guards what follows
 	stores map[string]*storetest.Store
 	down   map[string]bool
 	probe  error
@@ -50,6 +52,8 @@ type session struct{ *storetest.Store }
 func (session) Close() error { return nil }
 
 func (w *world) Probe(_ context.Context, endpoints []string, _ *tls.Config) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.down[endpoints[0]] {
 		return errUnreachable
 	}
@@ -57,10 +61,19 @@ func (w *world) Probe(_ context.Context, endpoints []string, _ *tls.Config) erro
 }
 
 func (w *world) Open(endpoints []string, _ *tls.Config) (mirror.Source, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.down[endpoints[0]] || w.stores[endpoints[0]] == nil {
 		return nil, store.ErrUnavailable
 	}
 	return session{w.stores[endpoints[0]]}, nil
+}
+
+// set changes the world while others look at it.
+func (w *world) set(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
 }
 
 // cluster is one side.
@@ -83,7 +96,7 @@ func (w *world) cluster(t *testing.T, name string, id uint32) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{t: t, own: describe(name, id), st: storetest.New(), users: &storetest.Users{}, ca: ca}
-	w.stores[endpointOf(name)] = c.st
+	w.set(func() { w.stores[endpointOf(name)] = c.st })
 	c.p = New(Config{Cluster: c.own, Store: c.st, Users: c.users, Authority: ca, EtcdEndpoints: []string{endpointOf(name)},
 		GossipAddresses: []string{name + ".test:7947"}, GossipKey: bytes.Repeat([]byte{byte(id)}, 32),
 		Dialer: w, Log: slog.New(slog.DiscardHandler)})
@@ -422,12 +435,12 @@ func TestUnreachablePeerIsAddedAndShown(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
 		defer func() { east.stop(); west.stop() }()
-		w.down[endpointOf("west")] = true
+		w.set(func() { w.down[endpointOf("west")] = true })
 		east.read(west)
 		if s := east.status("west"); s.Control.State != api.LinkDown || s.Control.Error == "" {
 			t.Errorf("status %+v", s)
 		}
-		w.down[endpointOf("west")] = false
+		w.set(func() { w.down[endpointOf("west")] = false })
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if s := east.status("west"); s.Control.State != api.LinkUp {
@@ -473,8 +486,9 @@ func TestHTTP(t *testing.T) {
 
 		// West forgets everything, and is refilled with a node only.
 		west.st = storetest.New()
-		w.stores[endpointOf("west")].Fail(func(string, string) error { return store.ErrUnavailable })
-		w.stores[endpointOf("west")] = west.st
+		old := w.stores[endpointOf("west")]
+		w.set(func() { w.stores[endpointOf("west")] = west.st })
+		old.Fail(func(string, string) error { return store.ErrUnavailable })
 		west.own.Generation = "west-2"
 		west.export(`{"id":2,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"endpointSlicesExportMode":"services-and-endpointslices"}}`)
 		if err := store.Write(t.Context(), west.st, store.Delete(wire.IPStateKey(west.own.PodCIDRs[0].Addr().Next()))); err != nil {
