@@ -57,6 +57,7 @@ type Program struct {
 	subjects map[string]subject
 	cidrs    map[netip.Prefix]identity.Number
 	attempts int
+	moved    bool // a verdict may have changed since settings were written
 	// passed is closed after the first pass that wrote everything.
 	passed chan struct{}
 	once   sync.Once
@@ -171,8 +172,7 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 		return watches, lastRetry
 	}
 	r := newReport(v)
-	changed := p.write(v, r)
-	changed = p.writeSettings(changed, v, r)
+	p.writeSettings(p.write(v, r), v, r)
 	r.publish(t)
 
 	wait := lastRetry
@@ -320,29 +320,28 @@ func orText(s, otherwise string) string {
 
 // writeSettings writes the one row all programs read, with a new revision if a
 // verdict may have changed.
-func (p *Program) writeSettings(changed int, v *view, r *report) int {
+func (p *Program) writeSettings(changed int, v *view, r *report) {
 	p.mu.Lock()
 	want := p.settings
 	want.TunnelIfindex, want.Internal = p.lanes, bpf.AddrOf(p.internal)
 	p.mu.Unlock()
 	want.Cluster, want.PolicyGen, want.Trace = uint16(v.own.ID()), p.policies.gen, bit(p.cfg.Trace)
 	if p.policies.current == nil {
-		return changed // nothing may pass before there is a policy to judge by
+		return // nothing may pass before there is a policy to judge by
 	}
-	if changed > 0 || want.Revision == 0 {
+	r.stage("settings")
+	p.moved = p.moved || changed > 0 // remembered until it was written
+	if p.moved || want.Revision == 0 {
 		want.Revision = nextRevision(want.Revision)
 	}
 	if want == p.settings {
-		return changed
+		return
 	}
-	r.stage("settings")
 	if err := p.cfg.Maps.Settings.Update(0, want); err != nil {
 		r.fail("settings", "", err)
-		p.did.services = signature{} // so that the next pass counts a change
-		return changed
+		return
 	}
-	p.settings = want
-	return changed
+	p.settings, p.moved = want, false
 }
 
 // nextRevision skips 0, which means that nothing was written yet.
@@ -447,8 +446,9 @@ func (p *Program) expire(r *report) int {
 		used[s.set] = true
 	}
 	p.policies.forget(used)
+	r.stage("generations")
 	if err := p.policies.clean(); err != nil {
-		r.fail("policies", "", err)
+		r.fail("generations", "", err)
 		return 0
 	}
 	p.policies.stale = time.Time{}
