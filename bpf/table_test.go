@@ -1,0 +1,243 @@
+package bpf_test
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/bpf/bpftest"
+)
+
+func kernelMaps(t *testing.T, edit func(*bpf.Limits)) *bpf.Maps {
+	t.Helper()
+	c := bpf.SmallConfig(bpf.OwnNamespaces(t))
+	if edit != nil {
+		edit(&c.Limits)
+	}
+	d, err := bpf.Load(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d.Maps()
+}
+
+// both runs a test against the kernel's tables and against their twins.
+func both(t *testing.T, f func(*testing.T, *bpf.Maps)) {
+	t.Run("memory", func(t *testing.T) { f(t, bpftest.New()) })
+	t.Run("kernel", func(t *testing.T) { f(t, kernelMaps(t, nil)) })
+}
+
+func TestHash(t *testing.T) {
+	both(t, func(t *testing.T, m *bpf.Maps) {
+		rows := map[bpf.ClassKey]uint32{}
+		var keys []bpf.ClassKey
+		for i := range uint32(10000) {
+			rows[bpf.ClassKey{Gen: 1, Identity: i}] = i
+			keys = append(keys, bpf.ClassKey{Gen: 1, Identity: i})
+		}
+		if err := m.Classes.UpdateBatch(rows); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := m.Classes.Len(); n != len(rows) || err != nil {
+			t.Fatalf("%d rows, %v", n, err)
+		}
+		seen := map[bpf.ClassKey]uint32{}
+		all, failed := m.Classes.All()
+		for k, v := range all {
+			seen[k] = v
+		}
+		if err := failed(); err != nil || len(seen) != len(rows) || seen[bpf.ClassKey{Gen: 1, Identity: 77}] != 77 {
+			t.Fatalf("%d rows seen, %v", len(seen), err)
+		}
+		for range all {
+			break // leaves the rest
+		}
+		// Half of them are absent already, here and there.
+		for i := 0; i < len(keys); i += 2 {
+			if err := m.Classes.Delete(keys[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := m.Classes.DeleteBatch(append(keys[:9000:9000], bpf.ClassKey{Gen: 9})); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := m.Classes.Len(); n != 500 || err != nil {
+			t.Errorf("%d rows left, %v", n, err)
+		}
+		if err := m.Classes.Delete(keys[0]); err != nil {
+			t.Errorf("delete an absent row: %v", err)
+		}
+		if _, ok, err := m.Classes.Lookup(keys[0]); ok || err != nil {
+			t.Errorf("look up an absent row: %v %v", ok, err)
+		}
+		if v, ok, err := m.Classes.Lookup(keys[9999]); v != 9999 || !ok || err != nil {
+			t.Errorf("look up: %v %v %v", v, ok, err)
+		}
+		if err := m.Classes.UpdateBatch(nil); err != nil {
+			t.Errorf("update nothing: %v", err)
+		}
+	})
+}
+
+func TestArray(t *testing.T) {
+	both(t, func(t *testing.T, m *bpf.Maps) {
+		index, ok := bpf.PortIndex(3, 17, 53)
+		if !ok {
+			t.Fatal("UDP has no ports")
+		}
+		if _, ok := bpf.PortIndex(3, 47, 53); ok {
+			t.Error("GRE has ports")
+		}
+		if _, ok, err := m.Ports.Lookup(index); ok || err != nil {
+			t.Errorf("zero row is present: %v", err)
+		}
+		if err := m.Ports.UpdateBatch(map[uint32]uint16{index: 7, index + 1: 8}); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := m.Ports.Len(); n != 2 || err != nil {
+			t.Errorf("%d rows, %v", n, err)
+		}
+		if err := m.Ports.DeleteBatch([]uint32{index}); err != nil {
+			t.Fatal(err)
+		}
+		if v, ok, err := m.Ports.Lookup(index + 1); v != 8 || !ok || err != nil {
+			t.Errorf("look up: %v %v %v", v, ok, err)
+		}
+		if n, _ := m.Ports.Len(); n != 1 {
+			t.Errorf("%d rows left", n)
+		}
+		if err := m.Clusters.Update(bpf.MaxClusters, bpf.Cluster{Alive: 1}); !errors.Is(err, bpf.ErrFull) {
+			t.Errorf("row beyond the end: %v", err)
+		}
+	})
+}
+
+func TestPrefixes(t *testing.T) {
+	both(t, func(t *testing.T, m *bpf.Maps) {
+		wide, narrow := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.1.2.0/24")
+		if err := m.Prefixes.UpdateBatch(map[bpf.PrefixKey]bpf.IPInfo{bpf.PrefixOf(wide): {Node: 1}, bpf.PrefixOf(narrow): {Node: 2}}); err != nil {
+			t.Fatal(err)
+		}
+		if v, ok, err := m.Prefixes.Lookup(bpf.PrefixOf(narrow)); v.Node != 2 || !ok || err != nil {
+			t.Errorf("look up: %v %v %v", v, ok, err)
+		}
+		if v, ok, err := m.Prefixes.Lookup(bpf.PrefixOf(netip.MustParsePrefix("10.1.3.0/24"))); ok || err != nil {
+			t.Errorf("a shorter prefix answers for an absent one: %v %v", v, err)
+		}
+		if err := m.Prefixes.DeleteBatch([]bpf.PrefixKey{bpf.PrefixOf(wide)}); err != nil {
+			t.Fatal(err)
+		}
+		all, failed := m.Prefixes.All()
+		for k := range all {
+			if k.Netip() != narrow {
+				t.Errorf("left is %v", k.Netip())
+			}
+		}
+		if err := failed(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestFull(t *testing.T) {
+	m := kernelMaps(t, func(l *bpf.Limits) { l.Endpoints, l.Classes = 2, 2 })
+	for i := range 3 {
+		err := m.Endpoints.Update(bpf.Addr{byte(i)}, bpf.Endpoint{})
+		var full *bpf.FullError
+		if want := i == 2; errors.Is(err, bpf.ErrFull) != want || errors.As(err, &full) != want {
+			t.Errorf("row %d: %v", i, err)
+		}
+		if full != nil && (full.Table != "endpoints" || full.Limit != 2) {
+			t.Errorf("error %+v", full)
+		}
+	}
+	if err := m.Classes.UpdateBatch(map[bpf.ClassKey]uint32{{Gen: 1}: 1, {Gen: 2}: 1, {Gen: 3}: 1}); !errors.Is(err, bpf.ErrFull) {
+		t.Errorf("batch: %v", err)
+	}
+	small := bpftest.NewTable[uint32, uint32]("small", 1)
+	if err := errors.Join(small.Update(1, 1), small.Update(1, 2)); err != nil {
+		t.Error(err)
+	}
+	if err := small.Update(2, 1); !errors.Is(err, bpf.ErrFull) {
+		t.Errorf("twin: %v", err)
+	}
+}
+
+func TestSweep(t *testing.T) {
+	both(t, func(t *testing.T, m *bpf.Maps) {
+		const second = uint64(time.Second)
+		now := 10000 * second
+		key := func(port uint16, proto uint8) bpf.FlowKey {
+			return bpf.FlowKey{Local: bpf.Addr{1}, Remote: bpf.Addr{2}, Lport: bpf.PortOf(port), Rport: bpf.PortOf(80), Proto: proto}
+		}
+		const finished = bpf.FlowFinLocal | bpf.FlowFinRemote
+		keep := map[bpf.FlowKey]bpf.Flow{
+			key(1, 6):  {Seen: now - 59*second},
+			key(2, 6):  {Seen: now - 7999*second, Flags: bpf.FlowReplied},
+			key(3, 6):  {Seen: now - 7999*second, Flags: bpf.FlowReplied | bpf.FlowFinLocal},
+			key(4, 6):  {Seen: now - 9*second, Flags: bpf.FlowReplied | finished},
+			key(5, 17): {Seen: now - 59*second, Flags: bpf.FlowReplied},
+			key(6, 17): {Seen: now + 5*second}, // a packet came after now was read
+			key(7, 17): {Seen: now, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)},
+		}
+		gone := map[bpf.FlowKey]bpf.Flow{
+			key(11, 6):  {Seen: now - 61*second},
+			key(12, 6):  {Seen: now - 8001*second, Flags: bpf.FlowReplied},
+			key(13, 6):  {Seen: now - 11*second, Flags: bpf.FlowReplied | finished},
+			key(14, 6):  {Seen: now - 11*second, Flags: bpf.FlowReplied | bpf.FlowReset},
+			key(15, 17): {Seen: now - 61*second, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)},
+		}
+		reply := func(port uint16, backend byte) bpf.ReplyKey {
+			return bpf.ReplyKey{Local: bpf.Addr{1}, Backend: bpf.Addr{backend}, Lport: bpf.PortOf(port), Bport: bpf.PortOf(8080), Proto: 17}
+		}
+		row := bpf.Reply{Remote: bpf.Addr{2}, Rport: bpf.PortOf(80)}
+		err := errors.Join(m.Flows.UpdateBatch(keep), m.Flows.UpdateBatch(gone), m.Replies.UpdateBatch(map[bpf.ReplyKey]bpf.Reply{
+			reply(7, 9): row, reply(15, 9): row,
+			reply(7, 8):  row, // the other CPU's choice
+			reply(99, 9): row, // without any flow
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := bpf.SweepMaps(m, now)
+		if want := (bpf.Swept{Live: len(keep), Expired: len(gone), Orphans: 2}); got != want || err != nil {
+			t.Errorf("swept %+v, %v, want %+v", got, err, want)
+		}
+		for k := range keep {
+			if _, ok, _ := m.Flows.Lookup(k); !ok {
+				t.Errorf("flow from port %d is gone", k.Lport.Number())
+			}
+		}
+		if n, _ := m.Flows.Len(); n != len(keep) {
+			t.Errorf("%d flows left", n)
+		}
+		if _, ok, _ := m.Replies.Lookup(reply(7, 9)); !ok {
+			t.Error("the reply of a live flow is gone")
+		}
+		if n, _ := m.Replies.Len(); n != 1 {
+			t.Errorf("%d replies left", n)
+		}
+	})
+}
+
+func TestAddr(t *testing.T) {
+	for _, s := range []string{"10.1.2.3", "2001:db8::1"} {
+		if got := bpf.AddrOf(netip.MustParseAddr(s)).String(); got != s {
+			t.Errorf("%s came back as %s", s, got)
+		}
+	}
+	if bpf.AddrOf(netip.Addr{}) != (bpf.Addr{}) || (bpf.Addr{}).Netip().IsValid() {
+		t.Error("no address is not none")
+	}
+	for _, s := range []string{"10.1.2.0/24", "0.0.0.0/0", "2001:db8::/32", "::/0"} {
+		if got := bpf.PrefixOf(netip.MustParsePrefix(s)).Netip().String(); got != s {
+			t.Errorf("%s came back as %s", s, got)
+		}
+	}
+	if bpf.PortOf(0x1234) != (bpf.Port{0x12, 0x34}) {
+		t.Error("ports are not in network order")
+	}
+}
