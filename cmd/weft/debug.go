@@ -20,12 +20,20 @@ func debugCommand() *cobra.Command {
 type agentFlags struct{ node, socket string }
 
 func (a *agentFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&a.node, "node", "", "node to ask, through its cluster; without it the agent of this machine")
-	cmd.Flags().StringVar(&a.socket, "socket", agentSocket, "the socket of this machine's agent")
+	cmd.Flags().StringVar(&a.node, "node", "", "node to ask, through its cluster")
+	a.addLocal(cmd)
 	complete(cmd, "node", completeNodes)
 }
 
+func (a *agentFlags) addLocal(cmd *cobra.Command) {
+	cmd.Flags().Bool("local", true, "ask the agent of this machine; so it is without --node")
+	cmd.Flags().StringVar(&a.socket, "socket", agentSocket, "the socket of this machine's agent")
+}
+
 func (a *agentFlags) client(cmd *cobra.Command) (*api.Client, error) {
+	if a.node != "" && cmd.Flags().Changed("local") {
+		return nil, usageError{fmt.Errorf("%s: give either --node or --local", cmd.CommandPath())}
+	}
 	if a.node == "" {
 		return api.NewUnixClient(a.socket), nil
 	}
@@ -134,6 +142,6 @@ func debugAgentCommand() *cobra.Command {
 			return document(cmd.OutOrStdout(), f, v, 0)
 		},
 	}
-	cmd.Flags().StringVar(&agent.socket, "socket", agentSocket, "the socket of this machine's agent")
+	agent.addLocal(cmd)
 	return cmd
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,10 +17,11 @@ import (
 func getCommand() *cobra.Command {
 	var watch bool
 	cmd := &cobra.Command{
-		Use:     "get KIND [NAME…]",
+		Use:     "get KIND[,KIND…] [NAME…]",
 		Short:   "Show objects as they were applied",
 		GroupID: operate,
-		Long: "Show objects as they were applied: all of a kind, or those named.\n\nKinds: " +
+		Long: "Show objects as they were applied: all of a kind, or those named. Without -n a list is of\n" +
+			"all namespaces. Of several kinds -o name gives KIND/NAME.\n\nKinds: " +
 			strings.Join(kindNames(), ", ") + ".",
 		Example: "  weft get pods -n shop\n  weft -c east,west get services\n" +
 			"  weft get cnp web -n shop -o yaml\n  weft get pods --watch",
@@ -30,23 +32,69 @@ func getCommand() *cobra.Command {
 			if k, name, ok := strings.Cut(words, "/"); ok {
 				words, names = k, append([]string{name}, names...)
 			}
-			k, err := kindOf(words)
-			if err != nil {
-				return err
+			var wanted []kind
+			for word := range strings.SplitSeq(words, ",") {
+				k, err := kindOf(word)
+				if err != nil {
+					return err
+				}
+				wanted = append(wanted, k)
 			}
-			if watch {
-				return watchObjects(cmd, k, names)
+			switch {
+			case cmd.Flags().Changed("all-namespaces") && namespace(cmd) != "":
+				return usageError{errors.New("weft get: give either a namespace or -A")}
+			case len(wanted) > 1 && (watch || len(names) > 0):
+				return usageError{errors.New("weft get: of several kinds neither names nor --watch")}
+			case len(wanted) > 1:
+				return getKinds(cmd, wanted)
+			case watch:
+				return watchObjects(cmd, wanted[0], names)
 			}
-			return getObjects(cmd, k, names)
+			return getObjects(cmd, wanted[0], names)
 		},
 	}
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on with every change")
+	cmd.Flags().BoolP("all-namespaces", "A", false, "all namespaces; so it is without -n")
 	return cmd
 }
 
-// getObjects lists a kind, or shows the named ones in the order given.
-func getObjects(cmd *cobra.Command, k kind, names []string) error {
-	lists, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.ObjectList, error) {
+// getKinds shows several kinds, one after the other.
+func getKinds(cmd *cobra.Command, kinds []kind) error {
+	f, err := format(cmd)
+	if err != nil {
+		return err
+	}
+	if f != "name" {
+		for i, k := range kinds {
+			if i > 0 {
+				fmt.Fprintln(cmd.OutOrStdout(), map[string]string{"yaml": "---"}[f])
+			}
+			if err := getObjects(cmd, k, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	names := table{columns: columns("NAME"), empty: "there are no such objects"}
+	for _, k := range kinds {
+		lists, err := objectLists(cmd, k, nil)
+		if err != nil {
+			return err
+		}
+		t, _, err := objectTable(k, lists)
+		if err != nil {
+			return err
+		}
+		for _, row := range t.rows {
+			names.rows = append(names.rows, []string{k.plural + "/" + row[t.name]})
+		}
+	}
+	return show(cmd, names.rows, names)
+}
+
+// objectLists asks for all of a kind, or for the named ones in the order given.
+func objectLists(cmd *cobra.Command, k kind, names []string) ([]*api.ObjectList, error) {
+	return each(cmd, func(ctx context.Context, c *api.Client) (*api.ObjectList, error) {
 		if len(names) == 0 {
 			return c.Objects(ctx, k.plural, namespace(cmd))
 		}
@@ -61,24 +109,36 @@ func getObjects(cmd *cobra.Command, k kind, names []string) error {
 		}
 		return all, nil
 	})
-	if err != nil {
-		return err
-	}
-	t := table{columns: k.heads(), name: len(k.heads()) - len(k.columns) - 2, empty: "there are no " + k.plural}
-	var documents []json.RawMessage
+}
+
+// objectTable is the lists of a kind as a table, and all objects in them.
+func objectTable(k kind, lists []*api.ObjectList) (t table, objects []json.RawMessage, err error) {
+	t = table{columns: k.heads(), name: len(k.heads()) - len(k.columns) - 2, empty: "there are no " + k.plural}
 	for _, l := range lists {
 		for _, raw := range l.Items {
 			row, err := k.row(l.Cluster, raw)
 			if err != nil {
-				return err
+				return t, nil, err
 			}
 			t.rows = append(t.rows, row)
-			documents = append(documents, raw)
+			objects = append(objects, raw)
 		}
+	}
+	return t, objects, nil
+}
+
+func getObjects(cmd *cobra.Command, k kind, names []string) error {
+	lists, err := objectLists(cmd, k, names)
+	if err != nil {
+		return err
+	}
+	t, objects, err := objectTable(k, lists)
+	if err != nil {
+		return err
 	}
 	// YAML is what can be applied again; so is the JSON of named objects.
 	if f, err := format(cmd); err != nil || f == "yaml" || f == "json" && len(names) > 0 {
-		return show(cmd, documents, t)
+		return show(cmd, objects, t)
 	}
 	return show(cmd, lists, t)
 }
@@ -96,34 +156,30 @@ func objectNamespace(cmd *cobra.Command, k kind) string {
 
 // listPolicies lists both kinds of policy in one table.
 func listPolicies(cmd *cobra.Command) error {
-	var lists []*api.ObjectList
-	t := table{columns: columns("CLUSTER", "NAMESPACE", "NAME", "SELECTS", "RULES", "AGE"), name: 2, empty: "there are no policies: everything is allowed"}
+	var all []*api.ObjectList
+	policies := table{columns: columns("CLUSTER", "NAMESPACE", "NAME", "SELECTS", "RULES", "AGE"), name: 2, empty: "there are no policies: everything is allowed"}
 	for _, word := range []string{"cnp", "ccnp"} {
 		k, err := kindOf(word)
 		if err != nil {
 			return err
 		}
-		found, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.ObjectList, error) {
-			return c.Objects(ctx, k.plural, namespace(cmd))
-		})
+		lists, err := objectLists(cmd, k, nil)
 		if err != nil {
 			return err
 		}
-		for _, l := range found {
-			for _, raw := range l.Items {
-				row, err := k.row(l.Cluster, raw)
-				if err != nil {
-					return err
-				}
-				if k.clusters {
-					row = slices.Insert(row, 1, "")
-				}
-				t.rows = append(t.rows, row)
-			}
+		t, _, err := objectTable(k, lists)
+		if err != nil {
+			return err
 		}
-		lists = append(lists, found...)
+		for _, row := range t.rows {
+			if k.clusters {
+				row = slices.Insert(row, 1, "")
+			}
+			policies.rows = append(policies.rows, row)
+		}
+		all = append(all, lists...)
 	}
-	return show(cmd, lists, t)
+	return show(cmd, all, policies)
 }
 
 // watchObjects prints a line for each object there is and each change.

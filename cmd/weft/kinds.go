@@ -37,7 +37,7 @@ var kinds = []kind{
 	{plural: "services", names: []string{"service", "svc"},
 		columns: columns("CLUSTER-IP", "PORTS", "GLOBAL", "*SELECTOR"),
 		cells: cells(func(s *corev1.Service) []string {
-			return []string{s.Spec.ClusterIP, servicePorts(s), yes(s.Annotations["service.cilium.io/global"] == "true"), labelList(s.Spec.Selector)}
+			return []string{s.Spec.ClusterIP, servicePorts(s), fmt.Sprint(s.Annotations["service.cilium.io/global"] == "true"), labelList(s.Spec.Selector)}
 		})},
 	{plural: "endpointslices", names: []string{"endpointslice"},
 		columns: columns("SERVICE", "ADDRESSES", "PORTS"),
@@ -199,13 +199,6 @@ func labelList(labels map[string]string) string {
 		return ""
 	}
 	return metav1.FormatLabelSelector(&metav1.LabelSelector{MatchLabels: labels})
-}
-
-func yes(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
 }
 
 // objectNames are the names of a kind's objects.

@@ -41,7 +41,7 @@ func serviceListCommand() *cobra.Command {
 			for _, l := range lists {
 				for _, s := range l.Services {
 					t.rows = append(t.rows, []string{s.Cluster, s.Namespace, s.Name, s.ClusterIP, strings.Join(s.Ports, ","),
-						yes(s.Global), yes(s.Shared), s.Affinity, backendCounts(s.Backends), backendAddresses(s.Backends)})
+						fmt.Sprint(s.Global), fmt.Sprint(s.Shared), s.Affinity, backendCounts(s.Backends), backendAddresses(s.Backends)})
 				}
 			}
 			return show(cmd, lists, t)
