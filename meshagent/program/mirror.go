@@ -72,8 +72,13 @@ func (m *mirror[K, V]) update(want map[K]V, failed refused[K]) (changed int) {
 
 // remove deletes rows that are not in want.
 func (m *mirror[K, V]) remove(want map[K]V, prune bool, failed refused[K]) (changed int) {
+	return m.removeBut(want, prune, func(K) bool { return false }, failed)
+}
+
+// removeBut deletes rows that are neither in want nor kept.
+func (m *mirror[K, V]) removeBut(want map[K]V, prune bool, kept func(K) bool, failed refused[K]) (changed int) {
 	for k := range m.have {
-		if _, ok := want[k]; ok || !prune && !m.mine[k] {
+		if _, ok := want[k]; ok || !prune && !m.mine[k] || kept(k) {
 			continue
 		}
 		if err := m.table.Delete(k); err != nil {

@@ -15,71 +15,53 @@ import (
 // services carries frontends into the kernel. The slots of a group change by
 // the least number of writes, each of which leaves a usable state.
 type services struct {
-	table   bpf.Table[bpf.ServiceKey, bpf.Service]
-	slots   bpf.Table[bpf.SlotKey, bpf.Backend]
+	rows    *mirror[bpf.ServiceKey, bpf.Service]
+	slots   *mirror[bpf.SlotKey, bpf.Backend]
 	members *mirror[bpf.MemberKey, bpf.Member]
-
-	have map[bpf.ServiceKey]bpf.Service
-	mine map[bpf.ServiceKey]bool
-	// filled are the slots in the kernel, in order.
-	filled map[groupKey][]bpf.Backend
-	lastID uint32
-}
-
-type groupKey struct {
-	service uint32
-	cluster uint16
+	lastID  uint32
 }
 
 func newServices(m *bpf.Maps) (*services, error) {
-	s := &services{
-		table: m.Services, slots: m.Backends,
-		have: map[bpf.ServiceKey]bpf.Service{}, mine: map[bpf.ServiceKey]bool{}, filled: map[groupKey][]bpf.Backend{},
-	}
-	var err error
-	if s.members, err = newMirror(m.Members); err != nil {
+	s := &services{}
+	var errs [3]error
+	s.rows, errs[0] = newMirror(m.Services)
+	s.slots, errs[1] = newMirror(m.Backends)
+	s.members, errs[2] = newMirror(m.Members)
+	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
-	all, failed := m.Services.All()
-	for k, v := range all {
-		s.have[k] = v
-		s.lastID = max(s.lastID, v.ID)
+	for _, row := range s.rows.have {
+		s.lastID = max(s.lastID, row.ID)
 	}
-	if err := failed(); err != nil {
-		return nil, fmt.Errorf("read map services: %w", err)
-	}
-	bySlot := map[groupKey]map[uint32]bpf.Backend{}
-	slots, failed := m.Backends.All()
-	for k, b := range slots {
-		g := groupKey{k.Service, k.Cluster}
-		if bySlot[g] == nil {
-			bySlot[g] = map[uint32]bpf.Backend{}
-		}
-		bySlot[g][k.Slot] = b
+	for k := range s.slots.have {
 		s.lastID = max(s.lastID, k.Service)
-	}
-	if err := failed(); err != nil {
-		return nil, fmt.Errorf("read map backends: %w", err)
-	}
-	for g, slots := range bySlot {
-		s.filled[g] = inOrder(slots)
 	}
 	return s, nil
 }
 
-// inOrder lists slots 0, 1, … up to the first one missing or standing twice:
-// what a write that was cut short left is written again.
-func inOrder(slots map[uint32]bpf.Backend) []bpf.Backend {
+// filled lists a group's slots in order, as far as they are usable: what a write
+// that was cut short left is written again.
+func (s *services) filled(row bpf.Service, cluster uint16) []bpf.Backend {
 	var out []bpf.Backend
 	seen := map[bpf.Backend]bool{}
-	for i := uint32(0); ; i++ {
-		b, ok := slots[i]
+	for i := range uint32(countIn(row, cluster)) {
+		b, ok := s.slots.have[bpf.SlotKey{Service: row.ID, Slot: i, Cluster: cluster}]
 		if !ok || seen[b] {
-			return out
+			break
 		}
 		seen[b] = true
 		out = append(out, b)
 	}
+	return out
+}
+
+func countIn(row bpf.Service, cluster uint16) int {
+	for _, g := range row.Group[:row.Groups] {
+		if g.Cluster == cluster {
+			return int(g.Count)
+		}
+	}
+	return 0
 }
 
 // wantedService is a frontend as rows.
@@ -263,192 +245,109 @@ func (v *view) nodeOf(addr netip.Addr, index func(string) uint16) uint16 {
 	return 0
 }
 
-// set carries frontends into the kernel. Order within one frontend: members,
-// new slots, the row itself with its counts, then what is left over. failed is
+// set carries frontends into the kernel. Order: members, new slots, the row
+// itself with its counts; then, for all, what no row leads to any more. failed is
 // told of rows that did not make it.
 func (s *services) set(wanted []wantedService, prune bool, failed func(row string, err error)) (changed int) {
-	keep := map[bpf.ServiceKey]bool{}
+	keep := map[bpf.ServiceKey]bpf.Service{}
 	members := map[bpf.MemberKey]bpf.Member{}
-	var after []func() error
+	slots := map[bpf.SlotKey]bpf.Backend{}
+	// Of services whose row is not as wanted, nothing is taken away: the row may
+	// still lead there.
+	behind := map[uint32]bool{}
 	for i := range wanted {
 		w := &wanted[i]
-		keep[w.key] = true
-		s.mine[w.key] = true
-		row, known := s.have[w.key]
+		s.rows.mine[w.key] = true
+		row, known := s.rows.have[w.key]
 		if !known {
 			s.lastID++
-			row = bpf.Service{ID: s.lastID}
+			row.ID = s.lastID
 		}
-		n, later, err := s.one(w, row, known, members)
+		n, err := s.one(w, row)
 		changed += n
+		keep[w.key] = s.rows.have[w.key]
 		if err != nil {
+			behind[row.ID] = true
 			failed(w.from, err)
-		}
-		after = append(after, later...)
-	}
-	// A slot that is cleared and a member that is struck no longer appear in any
-	// row above.
-	for _, f := range after {
-		if err := f(); err != nil {
-			failed("", err)
-		}
-		changed++
-	}
-	for key, row := range s.have {
-		if keep[key] || !prune && !s.mine[key] {
 			continue
 		}
-		if err := s.removeOne(key, row); err != nil {
-			failed(fmt.Sprintf("%v:%d", key.Addr, key.Port.Number()), err)
-			continue
+		for k, m := range w.members {
+			k.Service = row.ID
+			members[k] = m
 		}
-		changed++
+		for cluster := range w.slots {
+			for slot := range uint32(countIn(keep[w.key], cluster)) {
+				slots[bpf.SlotKey{Service: row.ID, Slot: slot, Cluster: cluster}] = bpf.Backend{}
+			}
+		}
 	}
-	changed += s.members.remove(members, prune, func(k bpf.MemberKey, err error) { failed(k.Addr.String(), err) })
+	changed += s.rows.remove(keep, prune, func(k bpf.ServiceKey, err error) {
+		behind[s.rows.have[k].ID] = true
+		failed(fmt.Sprintf("%v:%d", k.Addr, k.Port.Number()), err)
+	})
+	// Rows of an earlier life that are not to be pruned yet lead somewhere too.
+	for k, row := range s.rows.have {
+		if _, ok := keep[k]; !ok {
+			behind[row.ID] = true
+		}
+	}
+	changed += s.slots.removeBut(slots, true, func(k bpf.SlotKey) bool { return behind[k.Service] }, func(k bpf.SlotKey, err error) {
+		failed(fmt.Sprintf("slot %d of service %d", k.Slot, k.Service), err)
+	})
+	changed += s.members.removeBut(members, true, func(k bpf.MemberKey) bool { return behind[k.Service] }, func(k bpf.MemberKey, err error) {
+		failed(fmt.Sprintf("member %v of service %d", k.Addr, k.Service), err)
+	})
 	return changed
 }
 
-// one writes one frontend and returns what is to be cleared afterwards.
-func (s *services) one(w *wantedService, row bpf.Service, known bool, members map[bpf.MemberKey]bpf.Member) (changed int, after []func() error, err error) {
-	for k, m := range w.members {
-		k.Service = row.ID
-		members[k] = m
-	}
-	// Until the row below counts anew, the old members stay in use.
+// one writes one frontend and takes nothing away.
+func (s *services) one(w *wantedService, row bpf.Service) (changed int, err error) {
 	for k, m := range w.members {
 		k.Service = row.ID
 		if old, ok := s.members.have[k]; ok && old == m {
 			continue
 		}
 		if err := s.members.put(k, m); err != nil {
-			return changed, nil, err
+			return changed, err
 		}
 		changed++
 	}
 	next := bpf.Service{ID: row.ID, Groups: uint8(len(w.groups))}
-	type result struct {
-		key   groupKey
-		slots []bpf.Backend
-		clear []uint32
-	}
-	var results []result
 	var errs []error
 	for i, g := range w.groups {
-		key := groupKey{row.ID, g.Cluster}
-		r, n, err := s.fill(key, w.slots[g.Cluster], countIn(row, g.Cluster))
+		count, n, err := s.fill(row, g.Cluster, w.slots[g.Cluster])
 		changed += n
 		if err != nil {
-			// What fits is used; the row says what is missing.
-			errs = append(errs, err)
+			errs = append(errs, err) // what fits is used
 		}
-		g.Count = uint32(len(r.slots))
+		g.Count = count
 		next.Group[i] = g
-		results = append(results, result{key, r.slots, r.clear})
 	}
-	if !known || next != row {
-		if err := s.table.Update(w.key, next); err != nil {
-			return changed, nil, errors.Join(append(errs, err)...)
+	if have, ok := s.rows.have[w.key]; !ok || have != next {
+		if err := s.rows.put(w.key, next); err != nil {
+			return changed, errors.Join(append(errs, err)...)
 		}
-		s.have[w.key] = next
 		changed++
 	}
-	inUse := map[uint16]bool{}
-	for _, r := range results {
-		s.filled[r.key] = r.slots
-		inUse[r.key.cluster] = true
-		if len(r.clear) > 0 {
-			after = append(after, s.clear(r.key, r.clear))
-		}
-	}
-	for _, g := range row.Group[:row.Groups] {
-		key := groupKey{row.ID, g.Cluster}
-		if inUse[g.Cluster] || len(s.filled[key]) == 0 {
-			continue
-		}
-		gone := make([]uint32, len(s.filled[key]))
-		for i := range gone {
-			gone[i] = uint32(i)
-		}
-		delete(s.filled, key)
-		after = append(after, s.clear(key, gone))
-	}
-	return changed, after, errors.Join(errs...)
+	return changed, errors.Join(errs...)
 }
 
-func countIn(row bpf.Service, cluster uint16) int {
-	for _, g := range row.Group[:row.Groups] {
-		if g.Cluster == cluster {
-			return int(g.Count)
-		}
-	}
-	return 0
-}
-
-type filling struct {
-	slots []bpf.Backend
-	clear []uint32
-}
-
-// fill writes the slots of one group. On an error it returns the slots that are
-// usable all the same.
-func (s *services) fill(key groupKey, want []bpf.Backend, count int) (filling, int, error) {
-	have := s.filled[key]
-	if count < len(have) {
-		have = have[:count] // what is beyond the count was never cleared
-	}
+// fill writes the slots of one group and returns how many count from now on,
+// also after an error.
+func (s *services) fill(row bpf.Service, cluster uint16, want []bpf.Backend) (count uint32, changed int, err error) {
+	have := s.filled(row, cluster)
 	ops, slots := service.Slots(have, want)
-	out := filling{slots: slots}
-	now := append([]bpf.Backend(nil), have...)
-	changed := 0
+	now := uint32(len(have))
 	for _, op := range ops {
-		switch op.Kind {
-		case service.Put:
-			if err := s.slots.Update(bpf.SlotKey{Service: key.service, Slot: op.Slot, Cluster: key.cluster}, op.Backend); err != nil {
-				return filling{slots: now}, changed, err
-			}
-			changed++
-			if int(op.Slot) == len(now) {
-				now = append(now, op.Backend)
-			} else {
-				now[op.Slot] = op.Backend
-			}
-		case service.Clear:
-			out.clear = append(out.clear, op.Slot)
+		if op.Kind != service.Put {
+			continue // counts change with the row, and clearing comes after it
 		}
+		key := bpf.SlotKey{Service: row.ID, Slot: op.Slot, Cluster: cluster}
+		if err := s.slots.put(key, op.Backend); err != nil {
+			return now, changed, err
+		}
+		changed++
+		now = max(now, op.Slot+1)
 	}
-	return out, changed, nil
-}
-
-func (s *services) clear(key groupKey, slots []uint32) func() error {
-	return func() error {
-		keys := make([]bpf.SlotKey, 0, len(slots))
-		for _, slot := range slots {
-			keys = append(keys, bpf.SlotKey{Service: key.service, Slot: slot, Cluster: key.cluster})
-		}
-		return s.slots.DeleteBatch(keys)
-	}
-}
-
-// removeOne takes a frontend away: the row first, so that nothing leads to what
-// goes after it.
-func (s *services) removeOne(key bpf.ServiceKey, row bpf.Service) error {
-	if err := s.table.Delete(key); err != nil {
-		return err
-	}
-	delete(s.have, key)
-	delete(s.mine, key)
-	for group, slots := range s.filled {
-		if group.service != row.ID {
-			continue
-		}
-		gone := make([]uint32, len(slots))
-		for i := range gone {
-			gone[i] = uint32(i)
-		}
-		if err := s.clear(group, gone)(); err != nil {
-			return err
-		}
-		delete(s.filled, group)
-	}
-	return nil
+	return uint32(len(slots)), changed, nil
 }

@@ -1,0 +1,168 @@
+package program
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/bpf/bpftest"
+)
+
+func backendAt(i int) bpf.Backend {
+	return bpf.Backend{Addr: bpf.AddrOf(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})), Port: bpf.PortOf(80)}
+}
+
+func wantedWith(clusters map[uint16][]bpf.Backend) wantedService {
+	w := wantedService{
+		key: bpf.ServiceKey{Addr: bpf.AddrOf(netip.MustParseAddr("10.101.0.1")), Port: bpf.PortOf(80), Proto: 6}, from: "east/shop/web",
+		slots: clusters, members: map[bpf.MemberKey]bpf.Member{},
+	}
+	for c := uint16(1); c < 5; c++ {
+		backends, ok := clusters[c]
+		if !ok {
+			continue
+		}
+		w.groups = append(w.groups, bpf.Group{Count: uint32(len(backends)), Cluster: c, Weight: 1})
+		for _, b := range backends {
+			w.members[bpf.MemberKey{Addr: b.Addr, Port: b.Port}] = bpf.Member{}
+		}
+	}
+	return w
+}
+
+// usable says what is wrong with the maps as a packet would find them.
+func usable(m *bpf.Maps) error {
+	for key, s := range rowsIn(m.Services) {
+		for _, g := range s.Group[:s.Groups] {
+			for i := range g.Count {
+				b, ok, _ := m.Backends.Lookup(bpf.SlotKey{Service: s.ID, Slot: i, Cluster: g.Cluster})
+				if !ok {
+					return fmt.Errorf("%v: cluster %d has no slot %d of %d", key, g.Cluster, i, g.Count)
+				}
+				if _, ok, _ := m.Members.Lookup(bpf.MemberKey{Addr: b.Addr, Service: s.ID, Port: b.Port}); !ok {
+					return fmt.Errorf("%v: backend %v is no member", key, b.Addr)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// TestServicesAreUsableAfterEveryWrite changes backends at random, with writes
+// that fail and agents that restart in between.
+func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
+	for seed := range uint64(60) {
+		r := rand.New(rand.NewPCG(seed, 7))
+		tp := &tap{}
+		inner := bpftest.New()
+		m := *inner
+		m.Services = tapped[bpf.ServiceKey, bpf.Service]{inner.Services, tp}
+		m.Backends = tappedBatch{tapped[bpf.SlotKey, bpf.Backend]{inner.Backends, tp}}
+		m.Members = tapped[bpf.MemberKey, bpf.Member]{inner.Members, tp}
+		tp.after = func() {
+			if err := usable(inner); err != nil && !t.Failed() {
+				t.Errorf("seed %d: %v", seed, err)
+			}
+		}
+		failing := false
+		tp.before = func() error {
+			if failing && r.IntN(6) == 0 {
+				return errors.New("injected")
+			}
+			return nil
+		}
+		s, err := newServices(&m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var id uint32
+		for round := range 25 {
+			clusters := map[uint16][]bpf.Backend{}
+			for c := uint16(1); c < 5; c++ {
+				if r.IntN(4) == 0 {
+					continue
+				}
+				for i := range 8 {
+					if r.IntN(2) == 0 {
+						clusters[c] = append(clusters[c], backendAt(int(c)*256+i))
+					}
+				}
+			}
+			if r.IntN(5) == 0 {
+				if s, err = newServices(&m); err != nil {
+					t.Fatal(err)
+				}
+			}
+			failing = true
+			for range 3 {
+				s.set([]wantedService{wantedWith(clusters)}, true, func(string, error) {})
+			}
+			failing = false
+			s.set([]wantedService{wantedWith(clusters)}, true, func(row string, err error) { t.Fatalf("%s: %v", row, err) })
+
+			n := 0
+			for _, b := range clusters {
+				n += len(b)
+			}
+			if got := len(rowsIn(inner.Backends)); got != n && !t.Failed() {
+				// Slots that a failed clearing left are below nobody's count; they go
+				// with the next restart or the service.
+				if got < n {
+					t.Errorf("seed %d round %d: %d slots, want %d", seed, round, got, n)
+				}
+			}
+			for _, row := range rowsIn(inner.Services) {
+				if id == 0 {
+					id = row.ID
+				}
+				if row.ID != id {
+					t.Fatalf("seed %d: the service's number %d became %d", seed, id, row.ID)
+				}
+			}
+		}
+		s.set(nil, true, func(row string, err error) { t.Fatalf("%s: %v", row, err) })
+		s, _ = newServices(&m)
+		s.set(nil, true, func(row string, err error) { t.Fatalf("%s: %v", row, err) })
+		if n := len(rowsIn(inner.Services)) + len(rowsIn(inner.Backends)) + len(rowsIn(inner.Members)); n != 0 {
+			t.Errorf("seed %d: %d rows left of nothing", seed, n)
+		}
+	}
+}
+
+// tappedBatch asks before deletions of many as well.
+type tappedBatch struct {
+	tapped[bpf.SlotKey, bpf.Backend]
+}
+
+func (t tappedBatch) DeleteBatch(keys []bpf.SlotKey) error {
+	return t.tap.write(func() error { return t.Table.DeleteBatch(keys) })
+}
+
+func TestAFullMapSaysWhichAndKeepsWhatFits(t *testing.T) {
+	m := bpftest.New()
+	m.Backends = bpftest.NewTable[bpf.SlotKey, bpf.Backend]("backends", 3)
+	s, err := newServices(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var many []bpf.Backend
+	for i := range 5 {
+		many = append(many, backendAt(i))
+	}
+	var said error
+	s.set([]wantedService{wantedWith(map[uint16][]bpf.Backend{1: many})}, true, func(_ string, err error) { said = err })
+	if !errors.Is(said, bpf.ErrFull) {
+		t.Errorf("said %v", said)
+	}
+	for _, row := range rowsIn(m.Services) {
+		if row.Group[0].Count != 3 {
+			t.Errorf("usable backends: %+v", row.Group[0])
+		}
+	}
+	if err := usable(m); err != nil {
+		t.Error(err)
+	}
+}
