@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"time"
 
@@ -28,11 +29,12 @@ type Dialer interface {
 // errUnreachable: no endpoint of the peer answers.
 var errUnreachable = errors.New("none of its endpoints answers")
 
-// Timing of links to peers. A silent peer counts as down after three to four
-// signs of life that do not come, so within 8 s.
+// Timing of links to peers: a peer that gives no sign of life for silence counts
+// as down.
 const (
 	probeTimeout = 3 * time.Second
 	signOfLife   = 2 * time.Second
+	silence      = 6 * time.Second
 )
 
 // Etcd reaches real peers.
@@ -40,7 +42,32 @@ type Etcd struct{}
 
 // Open implements Dialer.
 func (Etcd) Open(endpoints []string, conf *tls.Config) (mirror.Source, error) {
-	return store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf, SignOfLife: signOfLife})
+	e, err := store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf, SignOfLife: signOfLife})
+	if err != nil {
+		return nil, err
+	}
+	return watched{e}, nil
+}
+
+// watched ends a watch that hears nothing for too long. The store's own check
+// cannot: while its client looks for a server that is gone, it blocks.
+type watched struct{ *store.Etcd }
+
+func (w watched) Watch(ctx context.Context, prefix string, after int64, each func(store.Batch) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	timer := time.AfterFunc(silence, func() { cancel(store.ErrSilent) })
+	defer timer.Stop()
+	err := w.Etcd.Watch(ctx, prefix, after, func(b store.Batch) error {
+		// What we do with a batch is not the peer's silence.
+		timer.Stop()
+		defer timer.Reset(silence)
+		return each(b)
+	})
+	if errors.Is(context.Cause(ctx), store.ErrSilent) {
+		return store.ErrSilent
+	}
+	return err
 }
 
 // Probe implements Dialer. The store's own client would hide the reason of a
@@ -86,7 +113,7 @@ func explain(host string, err error) error {
 	var unknown x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
 	var name x509.HostnameError
-	var alert tls.AlertError
+	var alert *net.OpError
 	switch {
 	case errors.As(err, &unknown):
 		return fmt.Errorf("the server at %s is not certified by the ca in the invite; ask for a new invite, or check who answers there: %w", host, err)
@@ -94,7 +121,7 @@ func explain(host string, err error) error {
 		return fmt.Errorf("the certificate of the server at %s has expired or is not valid yet; restart its API server, or check the clocks: %w", host, err)
 	case errors.As(err, &name):
 		return fmt.Errorf("the server at %s is certified for other names; set advertise or advertiseNames there and invite again: %w", host, err)
-	case errors.As(err, &alert):
+	case errors.As(err, &alert) && alert.Op == "remote error": // crypto/tls: an alert came in
 		return fmt.Errorf("the server at %s does not accept the certificate in the invite; ask for a new one: %w", host, err)
 	}
 	return fmt.Errorf("%w: %w", errUnreachable, err)
