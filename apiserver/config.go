@@ -77,6 +77,9 @@ type Config struct {
 // gossipPort is not the agents': an API server may run on a node.
 const gossipPort = 7948
 
+// agentGossipPort is where agents listen unless told otherwise.
+const agentGossipPort = api.LANGossipPort
+
 // Defaults are those of an ordinary cluster.
 func Defaults() Config {
 	return Config{

@@ -49,7 +49,8 @@ func NewClientTLS(name string, base *url.URL, conf *tls.Config) *Client {
 		DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 5 * time.Second,
 		IdleConnTimeout:     90 * time.Second,
-		ForceAttemptHTTP2:   true,
+		// HTTP/1.1, on purpose: over HTTP/2 a server's refusal of our certificate
+		// comes back as "could not be established", without the reason.
 	}}}
 }
 
@@ -106,14 +107,15 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 func (c *Client) unreachable(err error) error {
 	var expired x509.CertificateInvalidError
 	var unknown x509.UnknownAuthorityError
-	var alert tls.AlertError
-	switch {
+	switch text := err.Error(); {
 	case errors.As(err, &expired) && expired.Reason == x509.Expired:
 		return fmt.Errorf("cluster %q at %s: the server's certificate has expired: restart its API server, which issues a new one: %w", c.name, c.base.Host, err)
 	case errors.As(err, &unknown):
 		return fmt.Errorf("cluster %q at %s: the server's certificate is not signed by the context's ca: copy the context from that cluster again: %w", c.name, c.base.Host, err)
-	case errors.As(err, &alert):
-		return fmt.Errorf("cluster %q at %s does not accept the context's certificate (wrong cluster, or expired): ask its operator for a new one: %w", c.name, c.base.Host, err)
+	case strings.Contains(text, "tls: expired certificate"):
+		return fmt.Errorf("cluster %q at %s does not accept the context's certificate, which has expired: ask its operator for a new one: %w", c.name, c.base.Host, err)
+	case strings.Contains(text, "remote error: tls:"):
+		return fmt.Errorf("cluster %q at %s does not accept the context's certificate, which is another cluster's or too old: ask its operator for a new one: %w", c.name, c.base.Host, err)
 	}
 	return fmt.Errorf("reach cluster %q at %s: %w", c.name, c.base.Host, err)
 }

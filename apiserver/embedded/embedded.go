@@ -107,9 +107,9 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	}
 }
 
-// Run waits until ctx ends, then stops the member; or until it fails.
-func (s *Server) Run(ctx context.Context) error {
-	defer s.Close()
+// Wait waits until ctx ends, or the member does by itself, which is an error.
+// It does not stop the member: its clients go first, then Close.
+func (s *Server) Wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil

@@ -122,6 +122,17 @@ func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int6
 	}
 }
 
+// Count is how many keys begin with prefix, and the store's revision.
+func (e *Etcd) Count(ctx context.Context, prefix string) (n int, revision int64, err error) {
+	resp, err := again(ctx, func() (*clientv3.GetResponse, error) {
+		return e.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+	})
+	if err != nil {
+		return 0, 0, explain(err)
+	}
+	return int(resp.Count), resp.Header.Revision, nil
+}
+
 // Watch implements Store. It asks for a sign of life at every interval, because
 // a broken connection is otherwise indistinguishable from a quiet store. etcd
 // gives none to a watch that begins in the future, so it begins at the revision

@@ -1,0 +1,455 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// etcd's client and server leave these behind for good, once a process.
+		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"),
+		goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"),
+	)
+}
+
+// process is an API server in this process, on loopback.
+type process struct {
+	t    *testing.T
+	conf Config
+	srv  *server
+	url  string
+	stop func()
+}
+
+func config(t *testing.T) Config {
+	t.Helper()
+	c := good()
+	c.Advertise = netip.MustParseAddr("127.0.0.1")
+	c.DataDir, c.AdminConfig = t.TempDir(), filepath.Join(t.TempDir(), "admin.conf")
+	c.Listen, c.EtcdListen, c.MetricsAddress = "127.0.0.1:0", "127.0.0.1:0", ""
+	c.GossipPort, c.WANGossipPort, c.DiskReserveBytes = 0, 0, 0
+	c.Log = slog.New(slog.DiscardHandler)
+	return c
+}
+
+func start(t *testing.T, conf Config) *process {
+	t.Helper()
+	p := &process{t: t, conf: conf}
+	ctx, cancel := context.WithCancel(context.Background())
+	up, done := make(chan struct{}), make(chan error, 1)
+	began := time.Now()
+	go func() {
+		done <- run(ctx, conf, func(s *server, url string) { p.srv, p.url = s, url; close(up) })
+	}()
+	select {
+	case <-up:
+		t.Logf("ready after %v", time.Since(began))
+	case err := <-done:
+		t.Fatal(err)
+	}
+	stopped := false
+	p.stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-done; err != nil {
+			t.Error("ended with:", err)
+		}
+	}
+	t.Cleanup(p.stop)
+	return p
+}
+
+func (p *process) admin() *api.Client {
+	p.t.Helper()
+	file, err := api.LoadConfig(p.conf.AdminConfig)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	x, err := file.Context("")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	c, err := api.NewClient(x)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(c.Close)
+	return c
+}
+
+// as is a client of the API under another user's certificate.
+func (p *process) as(user string, lifetime time.Duration) *api.Client {
+	p.t.Helper()
+	pair, err := p.srv.authority.Issue(authority.Request{User: user, Client: true, Lifetime: lifetime})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	c, err := api.NewClient(api.Context{Name: user, Server: p.url, CA: string(p.srv.authority.Bundle()), Cert: string(pair.Cert), Key: string(pair.Key)})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(c.Close)
+	return c
+}
+
+// agent is a node's agent, as far as the store sees it.
+type agent struct {
+	*store.Etcd
+	t    *testing.T
+	node string
+}
+
+func (p *process) agent(b *api.JoinBundle) *agent {
+	p.t.Helper()
+	return &agent{Etcd: dial(p.t, b.EtcdEndpoints, b.CA, b.Cert, b.Key), t: p.t, node: b.Node}
+}
+
+func dial(t *testing.T, endpoints []string, ca, cert, key string) *store.Etcd {
+	t.Helper()
+	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(ca))
+	conf := &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots}
+	e, err := store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	return e
+}
+
+func (a *agent) put(key string, v any) error {
+	return store.Write(a.t.Context(), a.Etcd, store.Put(key, wire.Marshal(v)))
+}
+
+func (a *agent) claim(pod, ip string) {
+	a.t.Helper()
+	err := a.put(wire.NodeEndpointKey(a.node, "shop", pod), wire.EndpointState{Namespace: "shop", Pod: pod, IP: netip.MustParseAddr(ip), Ready: true, State: wire.EndpointReady})
+	if err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+func eventually(t *testing.T, what string, holds func() error) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := holds()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		<-tick.C
+	}
+}
+
+func join(t *testing.T, c *api.Client, i int) *api.JoinBundle {
+	t.Helper()
+	b, err := c.AddNode(t.Context(), api.NodeRequest{
+		Name: fmt.Sprintf("n%d", i), Addresses: []netip.Addr{netip.AddrFrom4([4]byte{172, 16, 1, byte(i)})},
+		PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i), 0}), 24)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+const shop = `
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop, annotations: {service.cilium.io/global: "true"}}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web}}
+spec: {nodeName: n1, containers: [{name: c}]}
+`
+
+func backends(t *testing.T, c *api.Client) string {
+	t.Helper()
+	list, err := c.Services(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, s := range list.Services {
+		for _, b := range s.Backends {
+			out = append(out, fmt.Sprintf("%s/%s/%s %s", b.Cluster, b.Node, s.Name, b.Address))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+func TestFromApplyToSliceThroughRestart(t *testing.T) {
+	conf := config(t)
+	p := start(t, conf)
+	ctx, admin := t.Context(), p.admin()
+	if info, err := os.Stat(conf.AdminConfig); err != nil || info.Mode().Perm() != 0o600 {
+		t.Error("admin.conf:", err, info)
+	}
+	n1 := p.agent(join(t, admin, 1))
+	if _, err := admin.Apply(ctx, []byte(shop), false); err != nil {
+		t.Fatal(err)
+	}
+	n1.claim("web-1", "10.1.1.5")
+	eventually(t, "backend appears", func() error {
+		if got := backends(t, admin); got != "east/n1/web 10.1.1.5" {
+			return errors.New(got)
+		}
+		return nil
+	})
+	eventually(t, "backend is exported", func() error {
+		_, err := p.srv.store.Get(ctx, wire.IPStateKey(netip.MustParseAddr("10.1.1.5")))
+		return err
+	})
+	status, err := admin.Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status.Cluster.Endpoints != 1 || status.Cluster.Services != 1 || status.Cluster.Identities != 1 || status.Nodes[0].State != nodeSilent || status.Cluster.StoreVersion == "" {
+		t.Errorf("status: %+v", status)
+	}
+	generation := status.Cluster.Generation
+	before, err := os.ReadFile(conf.AdminConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	conf.Listen, conf.EtcdListen = strings.TrimPrefix(p.url, "https://"), p.srv.etcd.Addr()
+	p.stop()
+	p = start(t, conf)
+	if after, _ := os.ReadFile(conf.AdminConfig); string(before) != string(after) {
+		t.Error("a restart changed the operator's context")
+	}
+	if status, err = admin.Status(ctx); err != nil || status.Cluster.Generation != generation {
+		t.Error("generation changed", err)
+	}
+	// The agent's connection finds its way back by itself.
+	if err := n1.put(wire.NodeKey("n1"), wire.NodeState{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}, Epoch: 3}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.Delete(ctx, "pod", "shop", "web-1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "backend goes with its pod", func() error {
+		if got := backends(t, admin); got != "" {
+			return errors.New(got)
+		}
+		return nil
+	})
+	eventually(t, "node is ready", func() error {
+		list, err := admin.Nodes(ctx)
+		if err != nil || list.Nodes[0].State != nodeReady || list.Nodes[0].Epoch != 3 {
+			return fmt.Errorf("%v %+v", err, list)
+		}
+		return nil
+	})
+	for range 2 {
+		if r, err := admin.RotateKeys(ctx); err != nil || r.Epoch != 4 {
+			t.Error("rotation:", r, err)
+		}
+	}
+}
+
+func TestRights(t *testing.T) {
+	p := start(t, config(t))
+	ctx, admin := t.Context(), p.admin()
+	n1 := p.agent(join(t, admin, 1))
+	join(t, admin, 2)
+
+	// The store.
+	if err := n1.put(wire.NodeKey("n1"), wire.NodeState{Name: "n1"}); err != nil {
+		t.Error("own node:", err)
+	}
+	for _, key := range []string{wire.NodeKey("n2"), wire.NodeEndpointKey("n2", "shop", "x"), wire.EndpointKey("shop", "x"), wire.ClusterKey} {
+		if err := n1.put(key, "lie"); !errors.Is(err, store.ErrDenied) {
+			t.Errorf("agent writes %s: %v", key, err)
+		}
+	}
+	for _, prefix := range []string{wire.StatePrefix, wire.AgentsPrefix, wire.CachePrefix, wire.CiliumCachePrefix, wire.CiliumSyncedPrefix, wire.ClusterConfigPrefix} {
+		if _, _, err := n1.List(ctx, prefix); err != nil {
+			t.Errorf("agent reads %s: %v", prefix, err)
+		}
+	}
+	if _, _, err := n1.List(ctx, wire.SecretPrefix); !errors.Is(err, store.ErrDenied) {
+		t.Errorf("agent reads secrets: %v", err)
+	}
+	invite, err := admin.Invite(ctx, "west")
+	if err != nil {
+		t.Fatal(err)
+	}
+	west := dial(t, invite.EtcdEndpoints, invite.CA, invite.Cert, invite.Key)
+	if _, _, err := west.List(ctx, wire.CiliumStatePrefix); err != nil {
+		t.Errorf("peer reads the export: %v", err)
+	}
+	for _, prefix := range []string{wire.StatePrefix, wire.AgentsPrefix, wire.SecretPrefix, wire.CiliumCachePrefix, wire.CachePrefix} {
+		if _, _, err := west.List(ctx, prefix); !errors.Is(err, store.ErrDenied) {
+			t.Errorf("peer reads %s: %v", prefix, err)
+		}
+	}
+	if err := store.Write(ctx, west, store.Put(wire.CiliumStatePrefix+"x", nil)); !errors.Is(err, store.ErrDenied) {
+		t.Errorf("peer writes: %v", err)
+	}
+
+	// The API.
+	var refused *api.Error
+	for _, user := range []string{authority.AgentUser("n1"), authority.RemoteUser("west"), "mallory"} {
+		c := p.as(user, time.Hour)
+		if _, err := c.Apply(ctx, []byte(shop), false); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
+			t.Errorf("%s applies: %v", user, err)
+		}
+		if _, err := c.Invite(ctx, "north"); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
+			t.Errorf("%s invites: %v", user, err)
+		}
+	}
+	own := p.as(authority.AgentUser("n1"), time.Hour)
+	if b, err := own.AddNode(ctx, api.NodeRequest{Name: "n1"}); err != nil || b.Node != "n1" {
+		t.Errorf("agent renews its bundle: %v", err)
+	}
+	if _, err := own.AddNode(ctx, api.NodeRequest{Name: "n2"}); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
+		t.Errorf("agent asks for another's bundle: %v", err)
+	}
+	if _, err := p.as(authority.Admin, -time.Minute).Status(ctx); err == nil || !strings.Contains(err.Error(), "expired") {
+		t.Errorf("expired certificate: %v", err)
+	}
+	other, err := authority.Open(t.TempDir(), "west")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := other.Issue(authority.Request{User: authority.Admin, Client: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := api.NewClient(api.Context{Name: "east", Server: p.url, CA: string(p.srv.authority.Bundle()), Cert: string(pair.Cert), Key: string(pair.Key)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer foreign.Close()
+	if _, err := foreign.Status(ctx); err == nil || !strings.Contains(err.Error(), "does not accept the context's certificate") {
+		t.Errorf("certificate of another cluster: %v", err)
+	}
+
+	// Removal takes the rights back.
+	if err := admin.RemoveNode(ctx, "n1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := n1.put(wire.NodeKey("n1"), wire.NodeState{Name: "n1"}); !errors.Is(err, store.ErrDenied) {
+		t.Errorf("removed node writes: %v", err)
+	}
+}
+
+func TestWatch(t *testing.T) {
+	p := start(t, config(t))
+	admin := p.admin()
+	join(t, admin, 1)
+	if _, err := admin.Apply(t.Context(), []byte(shop), false); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	var got []string
+	err := admin.Watch(ctx, "pods", "", func(ev api.WatchEvent) error {
+		got = append(got, ev.Type+" "+ev.Name)
+		switch ev.Type {
+		case "synced":
+			_, err := admin.Delete(ctx, "pods", "shop", "web-1")
+			return err
+		case "delete":
+			cancel()
+		}
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) || strings.Join(got, ", ") != "put web-1, synced , delete web-1" {
+		t.Errorf("%v: %v", err, got)
+	}
+}
+
+func TestAnotherClusterDoesNotTakeTheStore(t *testing.T) {
+	conf := config(t)
+	start(t, conf).stop()
+	other := conf
+	other.Cluster, other.ID = "west", 2
+	err := Run(t.Context(), other)
+	if err == nil || !strings.Contains(err.Error(), `cluster is east in this store and cannot become west`) || !strings.Contains(err.Error(), "id is 1") {
+		t.Error(err)
+	}
+	wider := conf
+	wider.PodCIDRs = append(wider.PodCIDRs, netip.MustParsePrefix("10.5.0.0/16"))
+	p := start(t, wider)
+	if len(p.srv.cluster.PodCIDRs) != 2 {
+		t.Error("CIDR not added")
+	}
+	if err := Run(t.Context(), conf); err == nil || !strings.Contains(err.Error(), "another API server uses") {
+		t.Error("a second one on the same data:", err)
+	}
+}
+
+func TestDiskNearlyFull(t *testing.T) {
+	p := start(t, config(t))
+	ctx, admin := t.Context(), p.admin()
+	n1 := p.agent(join(t, admin, 1))
+	if _, err := admin.Apply(ctx, []byte(shop), false); err != nil {
+		t.Fatal(err)
+	}
+	full := newSpace(p.conf.DataDir, 100<<20, p.srv.store, p.conf.Log)
+	full.free = func(string) (uint64, error) { return 1 << 20, nil }
+	if err := full.look(ctx); err != nil {
+		t.Fatal(err)
+	}
+	changed := []byte(strings.ReplaceAll(shop, "app: web", "app: other"))
+	var refused *api.Error
+	if _, err := admin.Apply(ctx, changed, false); !errors.As(err, &refused) || refused.Status != http.StatusInsufficientStorage || refused.Hint == "" {
+		t.Errorf("apply: %v", err)
+	}
+	if err := full.refusal(); err == nil || !strings.Contains(err.Error(), "1 MiB are free") {
+		t.Error(err)
+	}
+	if err := n1.put(wire.NodeKey("n1"), wire.NodeState{Name: "n1"}); !errors.Is(err, store.ErrFull) {
+		t.Errorf("agent's write: %v", err)
+	}
+	if _, err := admin.Delete(ctx, "services", "shop", "web"); err != nil {
+		t.Errorf("a deletion makes space: %v", err)
+	}
+	full.free = func(string) (uint64, error) { return 110 << 20, nil }
+	if err := full.look(ctx); err != nil || full.problem() == "" {
+		t.Error("let through too early", err)
+	}
+	full.free = func(string) (uint64, error) { return 1 << 30, nil }
+	if err := full.look(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.Apply(ctx, changed, false); err != nil {
+		t.Errorf("space again: %v", err)
+	}
+}

@@ -1,0 +1,171 @@
+package apiserver
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/nodes"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// States of a node, as an operator sees them. They are about its agent: packets
+// may well go on without it.
+const (
+	nodeReady     = "ready"
+	nodeSilent    = "silent"
+	nodeNeverSeen = "never-seen"
+)
+
+// census knows when each node's agent was last heard of, by its lease in the
+// store and by gossip.
+type census struct {
+	store store.Store
+	log   *slog.Logger
+
+	mu       sync.Mutex // guards what follows
+	claims   map[string]wire.NodeState
+	leased   map[string]bool      // the node's key is there
+	seen     map[string]time.Time // last sign of life
+	gossiped map[string]bool      // what gossip says, if anything
+	deaths   map[string]time.Time // when gossip gave it up
+	changed  chan struct{}        // has one element when deaths changed
+}
+
+func newCensus(s store.Store, log *slog.Logger) *census {
+	return &census{
+		store: s, log: log, claims: map[string]wire.NodeState{}, leased: map[string]bool{}, seen: map[string]time.Time{},
+		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, changed: make(chan struct{}, 1),
+	}
+}
+
+// Run follows what agents say of their nodes, until ctx ends.
+func (c *census) Run(ctx context.Context) error {
+	return store.Persist(ctx, c.log, "following nodes", func(ctx context.Context) error {
+		return store.Follow(ctx, c.store, wire.NodesPrefix, func(b store.Batch) error {
+			c.apply(b)
+			return nil
+		})
+	})
+}
+
+func (c *census) apply(b store.Batch) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b.Complete {
+		clear(c.leased)
+	}
+	for _, ev := range b.Events {
+		node, entry, _, _, ok := wire.ParseNodesKey(ev.Key)
+		if !ok {
+			continue
+		}
+		if !ev.Deleted && !b.Complete {
+			c.seen[node] = time.Now()
+		}
+		if entry != wire.NodeEntryNode {
+			continue
+		}
+		delete(c.leased, node)
+		if ev.Deleted {
+			continue // what it said last is still the best we know
+		}
+		if v, err := wire.Unmarshal[wire.NodeState](ev.Value); err == nil {
+			c.claims[node], c.leased[node] = v, true
+		}
+	}
+}
+
+// heard takes in what gossip says of a node's agent.
+func (c *census) heard(node string, alive bool, at time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if alive {
+		c.seen[node] = at
+		delete(c.deaths, node)
+	} else {
+		if was, ok := c.gossiped[node]; ok && was {
+			c.seen[node] = at
+		}
+		c.deaths[node] = at
+	}
+	c.gossiped[node] = alive
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+}
+
+// forget drops a node that was removed.
+func (c *census) forget(node string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.claims, node)
+	delete(c.leased, node)
+	delete(c.seen, node)
+	delete(c.gossiped, node)
+	delete(c.deaths, node)
+}
+
+// dead are the nodes whose agents gossip has given up, and when.
+func (c *census) dead() map[string]time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.deaths)
+}
+
+// epoch is the highest key epoch of any node.
+func (c *census) epoch() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var highest uint64
+	for _, v := range c.claims {
+		highest = max(highest, v.Epoch)
+	}
+	return highest
+}
+
+// status is one line per registered node, in order of name. endpoints and
+// refused are counts by node.
+func (c *census) status(cluster string, register map[string]nodes.Registration, endpoints map[string]int, refused map[string]uint64) []api.NodeStatus {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	out := make([]api.NodeStatus, 0, len(register))
+	for _, name := range slices.Sorted(maps.Keys(register)) {
+		r := register[name]
+		s := api.NodeStatus{
+			Cluster: cluster, Name: name, State: nodeReady, Addresses: r.Addresses, Internal: r.Internal(), PodCIDRs: r.PodCIDRs,
+			Endpoints: endpoints[name], Epoch: c.claims[name].Epoch, LastSeen: c.seen[name], Refused: refused[name],
+		}
+		alive, known := c.gossiped[name]
+		switch {
+		case known && alive:
+			s.LastSeen = now
+		case known:
+			s.State = nodeSilent
+		}
+		if known {
+			s.Alive = &alive
+		}
+		_, claimed := c.claims[name]
+		switch {
+		case !claimed && s.LastSeen.IsZero() && s.Endpoints == 0:
+			s.State = nodeNeverSeen
+		case !c.leased[name]:
+			s.State = nodeSilent
+		}
+		if !s.LastSeen.IsZero() {
+			s.AgeSeconds = max(0, now.Sub(s.LastSeen).Seconds())
+		}
+		out = append(out, s)
+	}
+	slices.SortStableFunc(out, func(a, b api.NodeStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}

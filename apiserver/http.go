@@ -1,0 +1,255 @@
+package apiserver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/apiserver/registry"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// maxRequest bounds a request that is not a manifest.
+const maxRequest = 1 << 20
+
+// handler serves the API. Whoever comes this far has a certificate of the
+// cluster's; admit says what it is good for.
+func (s *server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/apply", s.answer(s.postApply))
+	mux.HandleFunc("POST /v1/delete", s.answer(s.postDelete))
+	mux.HandleFunc("GET /v1/objects/{plural}", s.answer(func(r *http.Request) (any, error) {
+		return s.registry.List(r.Context(), r.PathValue("plural"), r.URL.Query().Get("namespace"))
+	}))
+	mux.HandleFunc("GET /v1/objects/{plural}/{namespace}/{name}", s.answer(func(r *http.Request) (any, error) {
+		return s.registry.Get(r.Context(), r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"))
+	}))
+	mux.HandleFunc("DELETE /v1/objects/{plural}/{namespace}/{name}", s.answer(func(r *http.Request) (any, error) {
+		return s.registry.Delete(r.Context(), r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"))
+	}))
+	mux.HandleFunc("GET /v1/watch/{plural}", s.watch)
+	mux.HandleFunc("GET /v1/status", s.answer(func(r *http.Request) (any, error) { return s.status(r.Context()) }))
+	mux.HandleFunc("GET /v1/nodes", s.answer(func(r *http.Request) (any, error) {
+		nodes, err := s.nodeStatus(r.Context())
+		return api.NodeList{Cluster: s.cluster.Name, Nodes: nodes}, err
+	}))
+	mux.HandleFunc("POST /v1/nodes", s.answer(s.postNode))
+	mux.HandleFunc("DELETE /v1/nodes/{name}", s.answer(s.deleteNode))
+	mux.HandleFunc("GET /v1/nodes/{name}/status", s.proxy(func(r *http.Request) string { return "/v1/status" }))
+	mux.HandleFunc("GET /v1/nodes/{name}/tables", s.proxy(func(r *http.Request) string { return "/v1/tables" }))
+	mux.HandleFunc("GET /v1/nodes/{name}/tables/{table}", s.proxy(func(r *http.Request) string { return "/v1/tables/" + r.PathValue("table") }))
+	mux.HandleFunc("POST /v1/rotate", s.answer(s.postRotate))
+	mux.HandleFunc("GET /v1/identities", s.answer(func(r *http.Request) (any, error) { return s.identities(r.Context()) }))
+	mux.HandleFunc("GET /v1/services", s.answer(func(r *http.Request) (any, error) { return s.services(r.Context()) }))
+	mux.HandleFunc("GET /v1/observe", s.observe)
+	s.peering.Mount(mux)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		refuse(w, api.NotFound("client and server may be of different versions; `weft version` shows both", "the API has no %s %s", r.Method, r.URL.Path))
+	})
+	return s.metrics.count(s.admit(mux))
+}
+
+// admit lets operators do everything and agents what concerns their own node.
+// Everybody else, peers above all, has no business here.
+func (s *server) admit(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch user := callerOf(r); {
+		case user == authority.Admin, user == authority.Root:
+		case isAgent(user) && (r.Method == http.MethodGet && r.URL.Path == "/v1/status" || r.Method == http.MethodPost && r.URL.Path == "/v1/nodes"):
+			// postNode looks whether it is the agent's own node.
+		default:
+			refuse(w, api.Refuse(http.StatusForbidden, "use the context of an operator of cluster "+s.cluster.Name, "user %q may not %s %s", user, r.Method, r.URL.Path))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func isAgent(user string) bool {
+	_, ok := authority.ParseAgentUser(user)
+	return ok
+}
+
+// callerOf is the common name of the client's certificate, which the TLS
+// handshake has verified.
+func callerOf(r *http.Request) string {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return ""
+	}
+	return r.TLS.PeerCertificates[0].Subject.CommonName
+}
+
+// answer turns a function into a handler that answers in JSON.
+func (s *server) answer(f func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		v, err := f(r)
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(v) // a caller that went away needs no error
+	}
+}
+
+// fail answers with an error. One that is not an answer already is the
+// server's, and is logged.
+func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	var refusal *api.Error
+	switch {
+	case errors.As(err, &refusal):
+	case errors.Is(err, store.ErrFull):
+		refusal = api.Refuse(http.StatusInsufficientStorage, "make space on the API server's disk, or raise --etcd-quota-bytes and restart it", "the store is full, nothing was changed")
+	case errors.Is(err, store.ErrUnavailable):
+		refusal = api.Refuse(http.StatusServiceUnavailable, "look at the API server's log", "the store cannot be reached: %v", err)
+	default:
+		if !errors.Is(err, context.Canceled) {
+			s.log.Error("a request failed", "method", r.Method, "path", r.URL.Path, "user", callerOf(r), "err", err)
+		}
+		refusal = api.Refuse(http.StatusInternalServerError, "look at the API server's log", "%v", err)
+	}
+	refuse(w, refusal)
+}
+
+func refuse(w http.ResponseWriter, e *api.Error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(e.Status)
+	_ = json.NewEncoder(w).Encode(e) // a caller that went away needs no error
+}
+
+func (s *server) manifest(r *http.Request) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(r.Body, registry.MaxManifestBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	if len(text) > registry.MaxManifestBytes {
+		return nil, api.Refuse(http.StatusRequestEntityTooLarge, "split it into several manifests", "the manifest has more than %d MiB", registry.MaxManifestBytes>>20)
+	}
+	return text, nil
+}
+
+func (s *server) postApply(r *http.Request) (any, error) {
+	text, err := s.manifest(r)
+	if err != nil {
+		return nil, err
+	}
+	dryRun := false
+	switch v := r.URL.Query().Get("dry-run"); v {
+	case "", "false":
+	case "true":
+		dryRun = true
+	default:
+		return nil, api.Invalid("write true or false", "dry-run is %q", v)
+	}
+	if !dryRun {
+		if err := s.space.refusal(); err != nil {
+			return nil, err
+		}
+	}
+	return s.registry.Apply(r.Context(), text, dryRun)
+}
+
+func (s *server) postDelete(r *http.Request) (any, error) {
+	text, err := s.manifest(r)
+	if err != nil {
+		return nil, err
+	}
+	return s.registry.DeleteManifest(r.Context(), text)
+}
+
+func (s *server) postNode(r *http.Request) (any, error) {
+	var request api.NodeRequest
+	text, err := io.ReadAll(io.LimitReader(r.Body, maxRequest))
+	if err != nil {
+		return nil, fmt.Errorf("read request: %w", err)
+	}
+	if err := yaml.UnmarshalStrict(text, &request); err != nil {
+		return nil, api.Invalid("", "the request cannot be read: %v", err)
+	}
+	if node, ok := authority.ParseAgentUser(callerOf(r)); ok {
+		// An agent may renew its own bundle, and change nothing by it.
+		if node != request.Name || len(request.Addresses) > 0 || len(request.PodCIDRs) > 0 {
+			return nil, api.Refuse(http.StatusForbidden, "", "the agent of node %s may ask for its own bundle only, as it is registered", node)
+		}
+	}
+	if err := s.space.refusal(); err != nil {
+		return nil, err
+	}
+	return s.registrar.Add(r.Context(), request)
+}
+
+func (s *server) deleteNode(r *http.Request) (any, error) {
+	name := r.PathValue("name")
+	if err := s.registrar.Remove(r.Context(), name); err != nil {
+		return nil, err
+	}
+	s.census.forget(name)
+	return api.ApplyResult{Cluster: s.cluster.Name, Objects: []api.AppliedObject{{Cluster: s.cluster.Name, Kind: "Node", Name: name, Action: api.Deleted}}}, nil
+}
+
+// postRotate asks for the key epoch after the newest there is.
+func (s *server) postRotate(r *http.Request) (any, error) {
+	for {
+		kv, err := s.store.Get(r.Context(), wire.RotationKey)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		var wanted wire.Rotation
+		if err == nil {
+			if wanted, err = wire.Unmarshal[wire.Rotation](kv.Value); err != nil {
+				return nil, err
+			}
+		}
+		// Asking again while a rotation is under way asks for the same.
+		next := max(s.census.epoch()+1, wanted.Epoch)
+		_, done, err := s.store.Commit(r.Context(), store.Txn{
+			If:   []store.Cond{{Key: wire.RotationKey, Modified: kv.Modified}},
+			Then: []store.Op{store.Put(wire.RotationKey, wire.Marshal(wire.Rotation{Epoch: next}))},
+		})
+		if err != nil {
+			return nil, err
+		}
+		if done {
+			return api.RotateResult{Cluster: s.cluster.Name, Epoch: next}, nil
+		}
+	}
+}
+
+// watch streams objects as JSON lines.
+func (s *server) watch(w http.ResponseWriter, r *http.Request) {
+	plural := r.PathValue("plural")
+	if _, ok := registry.FindKind(plural); !ok {
+		_, err := s.registry.List(r.Context(), plural, "") // says what kinds there are
+		s.fail(w, r, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.WriteHeader(http.StatusOK)
+	control, lines := http.NewResponseController(w), json.NewEncoder(w)
+	err := s.registry.Watch(r.Context(), plural, r.URL.Query().Get("namespace"), func(ev api.WatchEvent) error {
+		if err := lines.Encode(ev); err != nil {
+			return err
+		}
+		return control.Flush()
+	})
+	// The status is sent already: a store that fails ends the stream, and the
+	// watcher starts over.
+	if err != nil && r.Context().Err() == nil {
+		s.log.Warn("a watch ended", "kind", plural, "err", err)
+	}
+}
+
+// Patience of the API with its clients.
+const (
+	headerPatience = 10 * time.Second
+	closePatience  = 2 * time.Second
+)

@@ -1,0 +1,90 @@
+package apiserver
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metrics are the API server's own, beside those of its parts. etcd's are
+// registered by etcd itself and are served with them.
+type metrics struct {
+	registry *prometheus.Registry
+	requests *prometheus.HistogramVec
+}
+
+func newMetrics(s *server) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "weft_apiserver_request_seconds", Help: "Time to answer a request of the API, by method and status.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8),
+		}, []string{"method", "status"}),
+	}
+	m.registry.MustRegister(m.requests, nodeCollector{s}, s.peering)
+	return m
+}
+
+// serve answers /metrics.
+func (m *metrics) serve() http.Handler {
+	// Go's and the process's metrics are in the default registry, with etcd's.
+	return promhttp.HandlerFor(prometheus.Gatherers{m.registry, prometheus.DefaultGatherer}, promhttp.HandlerOpts{})
+}
+
+// count measures what next answers. Streams are measured when they end.
+func (m *metrics) count(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		began, seen := time.Now(), &statusWriter{ResponseWriter: w, status: http.StatusOK}
+		next.ServeHTTP(seen, r)
+		m.requests.WithLabelValues(r.Method, strconv.Itoa(seen.status)).Observe(time.Since(began).Seconds())
+	})
+}
+
+// statusWriter remembers the status that was sent.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets http.ResponseController reach what is below.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// nodeCollector reports endpoints and refused claims by node.
+type nodeCollector struct{ s *server }
+
+var (
+	endpointsDesc = prometheus.NewDesc("weft_apiserver_endpoints", "Endpoints the cluster vouches for, by node.", []string{"node"}, nil)
+	refusedDesc   = prometheus.NewDesc("weft_apiserver_refused_claims_total", "Claims of nodes that were not believed.", []string{"node", "resource", "reason"}, nil)
+	spaceDesc     = prometheus.NewDesc("weft_apiserver_disk_free_bytes", "Free space of the data folder's file system.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c nodeCollector) Describe(out chan<- *prometheus.Desc) {
+	out <- endpointsDesc
+	out <- refusedDesc
+	out <- spaceDesc
+}
+
+// Collect implements prometheus.Collector.
+func (c nodeCollector) Collect(out chan<- prometheus.Metric) {
+	derived := c.s.endpoints.Status()
+	for node, n := range derived.Endpoints {
+		out <- prometheus.MustNewConstMetric(endpointsDesc, prometheus.GaugeValue, float64(n), node)
+	}
+	for _, r := range derived.Refusals {
+		out <- prometheus.MustNewConstMetric(refusedDesc, prometheus.CounterValue, float64(r.Count), r.Node, r.Resource, r.Reason)
+	}
+	c.s.space.mu.Lock()
+	left := c.s.space.left
+	c.s.space.mu.Unlock()
+	out <- prometheus.MustNewConstMetric(spaceDesc, prometheus.GaugeValue, float64(left))
+}

@@ -1,0 +1,282 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/endpoints"
+	"github.com/weft-mesh/weft/apiserver/export"
+	"github.com/weft-mesh/weft/apiserver/nodes"
+	"github.com/weft-mesh/weft/apiserver/peering"
+	"github.com/weft-mesh/weft/apiserver/registry"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// certificateRenewal is how often the server's own certificate is made anew:
+// often enough that it never ends.
+const certificateRenewal = 30 * 24 * time.Hour
+
+// server is an API server at work.
+type server struct {
+	*foundation
+	log   *slog.Logger
+	began time.Time
+
+	registry  *registry.Registry
+	registrar *nodes.Registrar
+	endpoints *endpoints.Controller
+	collector *identity.Collector
+	exporter  *export.Exporter
+	peering   *peering.Peering
+	census    *census
+	gossiper  *gossiper
+	space     *space
+	agents    *agents
+	metrics   *metrics
+
+	mu   sync.RWMutex // guards cert
+	cert *tls.Certificate
+}
+
+// Run serves until ctx ends or a part fails. When it returns, nothing that it
+// started is still running. Everything is in the store, so it may as well be
+// killed.
+func Run(ctx context.Context, conf Config) error {
+	return run(ctx, conf, nil)
+}
+
+// run is Run; ready is told where the API listens, once it does. May be nil.
+func run(ctx context.Context, conf Config, ready func(*server, string)) error {
+	if err := conf.Validate(); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	if conf.Log == nil {
+		conf.Log = slog.New(slog.DiscardHandler)
+	}
+	f, err := lay(ctx, conf)
+	if err != nil {
+		return fmt.Errorf("start API server: %w", err)
+	}
+	// Closed after everything that uses it has ended.
+	defer f.close()
+
+	listener, err := net.Listen("tcp", conf.Listen)
+	if err != nil {
+		return fmt.Errorf("start API server: %w", listenError("listen", conf.Listen, err))
+	}
+	defer listener.Close()
+	url := "https://" + f.advertised(listener.Addr())
+	s, err := build(ctx, f, url)
+	if err != nil {
+		return fmt.Errorf("start API server: %w", err)
+	}
+	defer s.agents.close()
+
+	g, ctx := errgroup.WithContext(ctx)
+	if err := s.serveMetrics(ctx, g); err != nil {
+		return fmt.Errorf("start API server: %w", err)
+	}
+	g.Go(func() error { return s.serve(ctx, tls.NewListener(listener, s.tls()), s.handler()) })
+	g.Go(func() error { return s.endpoints.Run(ctx) })
+	g.Go(func() error { return s.collector.Run(ctx) })
+	g.Go(func() error { return s.exporter.Run(ctx) })
+	g.Go(func() error { return s.peering.Run(ctx) })
+	g.Go(func() error { return s.census.Run(ctx) })
+	g.Go(func() error { return s.gossiper.Run(ctx) })
+	g.Go(func() error { return s.space.Run(ctx) })
+	g.Go(func() error { return s.renew(ctx) })
+	if f.etcd != nil {
+		g.Go(func() error { return f.etcd.Wait(ctx) })
+	}
+	// Whoever finds the operator's context finds a server that answers.
+	if err := f.writeAdmin(url); err != nil {
+		g.Go(func() error { return err })
+	}
+	conf.Log.Info("API server is ready", "cluster", f.cluster.Name, "id", f.cluster.ID, "url", url, "generation", f.cluster.Generation, "after", time.Since(s.began))
+	if ready != nil {
+		ready(s, url)
+	}
+	return g.Wait()
+}
+
+// build makes the parts; none of them runs yet.
+func build(ctx context.Context, f *foundation, url string) (*server, error) {
+	s := &server{foundation: f, log: f.conf.Log, began: time.Now()}
+	if err := s.renewCertificate(); err != nil {
+		return nil, err
+	}
+	s.space = newSpace(f.conf.DataDir, f.conf.DiskReserveBytes, s.store, s.log)
+	if err := s.space.freeNow(ctx); err != nil {
+		return nil, err
+	}
+	wanKey, err := secretKey(ctx, s.store, "gossip")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := nodes.GossipKeys(ctx, s.store); err != nil {
+		return nil, err
+	}
+	s.registry = registry.New(s.store, registry.Config{Cluster: f.cluster.Name, ServiceCIDR: f.cluster.ServiceCIDR})
+	at := func(port uint16) []string {
+		if port == 0 {
+			return nil
+		}
+		return []string{net.JoinHostPort(f.conf.Advertise.String(), strconv.Itoa(int(port)))}
+	}
+	s.registrar = nodes.New(nodes.Config{
+		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f.authority,
+		Server: url, EtcdEndpoints: f.etcdEndpoints(), GossipSeeds: at(f.conf.GossipPort),
+	})
+	split, err := identity.SplitFor(int(f.cluster.MaxConnectedClusters))
+	if err != nil {
+		return nil, err
+	}
+	first, last := split.Range(f.cluster.ID)
+	allocator, err := identity.NewAllocator(store.Identities(s.store), first, last)
+	if err != nil {
+		return nil, err
+	}
+	s.endpoints = endpoints.New(endpoints.Config{Store: s.store, Allocator: allocator, Cluster: f.cluster.Name, Log: s.log})
+	collect := identity.DefaultCollectorConfig()
+	collect.InUse, collect.Log = s.identitiesInUse, s.log
+	s.collector = identity.NewCollector(allocator, collect)
+	s.exporter = export.New(export.Config{Store: s.store, Cluster: f.cluster, Log: s.log})
+	s.peering = peering.New(peering.Config{
+		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f.authority,
+		EtcdEndpoints: f.etcdEndpoints(), GossipAddresses: at(f.conf.WANGossipPort), GossipKey: wanKey, Log: s.log,
+	})
+	s.census = newCensus(s.store, s.log)
+	s.gossiper = &gossiper{
+		conf: f.conf, cluster: f.cluster, store: s.store, census: s.census, wanKey: wanKey,
+		peers: s.peering.Gossip, log: s.log, reports: make(chan struct{}, 1),
+	}
+	s.agents = &agents{clients: map[string]*api.Client{}, conf: &tls.Config{
+		RootCAs: f.authority.Pool(), Certificates: []tls.Certificate{f.root}, MinVersion: tls.VersionTLS13,
+	}}
+	s.metrics = newMetrics(s)
+	return s, nil
+}
+
+// identitiesInUse are the numbers that endpoints have, whatever the allocator's
+// references say.
+func (s *server) identitiesInUse(ctx context.Context) (map[identity.Number]bool, error) {
+	kvs, _, err := s.store.List(ctx, wire.EndpointsPrefix)
+	if err != nil {
+		return nil, err
+	}
+	used := make(map[identity.Number]bool, len(kvs))
+	for _, kv := range kvs {
+		e, err := wire.Unmarshal[wire.Endpoint](kv.Value)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", kv.Key, err)
+		}
+		used[e.Identity] = true
+	}
+	return used, nil
+}
+
+// tls is how the API is served. Certificate and roots are looked up for each
+// connection, so that both may change.
+func (s *server) tls() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"},
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			s.mu.RLock()
+			defer s.mu.RUnlock()
+			return &tls.Config{
+				MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"},
+				Certificates: []tls.Certificate{*s.cert},
+				ClientCAs:    s.authority.Pool(), ClientAuth: tls.RequireAndVerifyClientCert,
+			}, nil
+		},
+	}
+}
+
+func (s *server) renewCertificate() error {
+	pair, err := s.authority.Issue(s.serverRequest("apiserver"))
+	if err != nil {
+		return err
+	}
+	cert, err := pair.TLS()
+	if err != nil {
+		return fmt.Errorf("own certificate: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cert = &cert
+	return nil
+}
+
+// renew makes the certificate anew before it ends. That of the embedded etcd is
+// a file that is read for each connection, and is made anew with it.
+func (s *server) renew(ctx context.Context) error {
+	tick := time.NewTicker(certificateRenewal)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		err := s.renewCertificate()
+		if err == nil && s.etcd != nil {
+			_, _, err = s.issueEtcd()
+		}
+		if err != nil {
+			s.log.Error("certificates could not be renewed, trying again later", "err", err)
+		}
+	}
+}
+
+// serve answers on a listener until ctx ends, then lets requests finish for a
+// moment.
+func (s *server) serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
+	h := &http.Server{
+		Handler: handler, ReadHeaderTimeout: headerPatience,
+		// Streams end with the server.
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- h.Serve(listener) }()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
+	case <-ctx.Done():
+	}
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), closePatience)
+	defer cancel()
+	err := h.Shutdown(patience)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = h.Close()
+	}
+	<-ended
+	return err
+}
+
+func (s *server) serveMetrics(ctx context.Context, g *errgroup.Group) error {
+	if s.conf.MetricsAddress == "" {
+		return nil
+	}
+	listener, err := net.Listen("tcp", s.conf.MetricsAddress)
+	if err != nil {
+		return listenError("metrics-address", s.conf.MetricsAddress, err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", s.metrics.serve())
+	g.Go(func() error { return s.serve(ctx, listener, mux) })
+	return nil
+}

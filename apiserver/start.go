@@ -1,0 +1,322 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/util/uuid"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/apiserver/embedded"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// startPatience bounds what a start waits for the store.
+const startPatience = 30 * time.Second
+
+// adminRenewal is how long before its end an operator's certificate in the
+// admin config is replaced at a start.
+const adminRenewal = 90 * 24 * time.Hour
+
+// foundation is what everything else stands on. It is closed last.
+type foundation struct {
+	conf      Config
+	authority *authority.Authority
+	root      tls.Certificate  // proves us to the store and to agents
+	etcd      *embedded.Server // nil: an existing etcd is used
+	store     *store.Etcd
+	cluster   wire.Cluster
+	closers   []func()
+}
+
+func (f *foundation) close() {
+	for _, c := range slices.Backward(f.closers) {
+		c()
+	}
+	f.closers = nil
+}
+
+// lay starts the store and agrees with it on who this cluster is.
+func lay(ctx context.Context, conf Config) (_ *foundation, err error) {
+	f := &foundation{conf: conf}
+	defer func() {
+		if err != nil {
+			f.close()
+		}
+	}()
+	if err := os.MkdirAll(conf.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	if err := f.lock(); err != nil {
+		return nil, err
+	}
+	if f.authority, err = authority.Open(filepath.Join(conf.DataDir, "pki"), conf.Cluster); err != nil {
+		return nil, err
+	}
+	pair, err := f.authority.Issue(authority.Request{User: authority.Root, Client: true})
+	if err != nil {
+		return nil, err
+	}
+	if f.root, err = pair.TLS(); err != nil {
+		return nil, fmt.Errorf("own certificate: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	if len(conf.EtcdEndpoints) > 0 {
+		err = f.connect(ctx)
+	} else {
+		err = f.startEtcd(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := f.store.EnableAuth(ctx); err != nil {
+		return nil, err
+	}
+	f.cluster, err = agree(ctx, f.store, conf.cluster())
+	return f, err
+}
+
+// lock keeps a second API server away from the same data.
+func (f *foundation) lock() error {
+	path := filepath.Join(f.conf.DataDir, "lock")
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		file.Close()
+		return fmt.Errorf("another API server uses %s: stop it, or give this one its own --data-dir", f.conf.DataDir)
+	}
+	f.closers = append(f.closers, func() { file.Close() })
+	return nil
+}
+
+func (f *foundation) startEtcd(ctx context.Context) error {
+	cert, key, err := f.issueEtcd()
+	if err != nil {
+		return err
+	}
+	_, port, _ := net.SplitHostPort(f.conf.EtcdListen) // Validate has looked
+	f.etcd, err = embedded.Start(ctx, embedded.Config{
+		Dir: filepath.Join(f.conf.DataDir, "etcd"), Listen: f.conf.EtcdListen,
+		Advertise: []string{net.JoinHostPort(f.conf.Advertise.String(), port)},
+		Cert:      cert, Key: key, CA: f.authority.BundlePath(),
+		QuotaBytes: f.conf.EtcdQuotaBytes, Log: f.conf.Log,
+	})
+	if err != nil {
+		return err
+	}
+	f.closers = append(f.closers, f.etcd.Close)
+	return f.dial([]string{"https://" + f.etcd.Addr()}, &tls.Config{
+		RootCAs: f.authority.Pool(), Certificates: []tls.Certificate{f.root}, MinVersion: tls.VersionTLS13,
+	})
+}
+
+// issueEtcd writes the embedded etcd's certificate. Peers with Cilium's own
+// reader look for the names in it.
+func (f *foundation) issueEtcd() (cert, key string, err error) {
+	return f.authority.IssueFile("etcd", f.serverRequest("etcd", "clustermesh-apiserver.cilium.io", f.conf.Cluster+".mesh.cilium.io"))
+}
+
+func (f *foundation) connect(ctx context.Context) error {
+	ca, err := os.ReadFile(f.conf.EtcdCA)
+	if err != nil {
+		return fmt.Errorf("--etcd-ca: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(ca) {
+		return fmt.Errorf("--etcd-ca: %s holds no certificate", f.conf.EtcdCA)
+	}
+	cert, err := tls.LoadX509KeyPair(f.conf.EtcdCert, f.conf.EtcdKey)
+	if err != nil {
+		return fmt.Errorf("--etcd-cert and --etcd-key: %w", err)
+	}
+	if err := f.dial(f.conf.EtcdEndpoints, &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}); err != nil {
+		return err
+	}
+	return f.store.CheckVersions(ctx)
+}
+
+func (f *foundation) dial(endpoints []string, conf *tls.Config) error {
+	s, err := store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf})
+	if err != nil {
+		return err
+	}
+	f.store = s
+	f.closers = append(f.closers, func() { s.Close() })
+	return nil
+}
+
+// serverRequest is for a certificate of this process: it is reached by what it
+// advertises, and from this machine.
+func (f *foundation) serverRequest(user string, names ...string) authority.Request {
+	r := authority.Request{
+		User: user, Client: true, Server: true,
+		Names:     append([]string{"localhost", f.conf.Cluster}, names...),
+		Addresses: []netip.Addr{f.conf.Advertise, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()},
+	}
+	for _, name := range f.conf.AdvertiseNames {
+		if a, err := netip.ParseAddr(name); err == nil {
+			r.Addresses = append(r.Addresses, a)
+		} else {
+			r.Names = append(r.Names, name)
+		}
+	}
+	return r
+}
+
+// etcdEndpoints are what agents and peers connect to.
+func (f *foundation) etcdEndpoints() []string {
+	if f.etcd == nil {
+		return f.conf.EtcdEndpoints
+	}
+	_, port, err := net.SplitHostPort(f.etcd.Addr())
+	if err != nil {
+		return nil
+	}
+	return []string{"https://" + net.JoinHostPort(f.conf.Advertise.String(), port)}
+}
+
+// agree writes who this cluster is into an empty store, and otherwise compares.
+// Name, ID, split and service CIDR stay what they are for as long as the store
+// lives: identities and addresses everywhere depend on them. Pod CIDRs may be
+// added.
+func agree(ctx context.Context, s store.Store, want wire.Cluster) (wire.Cluster, error) {
+	for {
+		kv, err := s.Get(ctx, wire.ClusterKey)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return want, fmt.Errorf("read who this cluster is: %w", err)
+		}
+		next := want
+		if err == nil {
+			is, err := wire.Unmarshal[wire.Cluster](kv.Value)
+			if err != nil {
+				return want, fmt.Errorf("read who this cluster is: %w", err)
+			}
+			if err := compatible(is, want); err != nil {
+				return want, err
+			}
+			next.Generation = is.Generation
+			if slices.Equal(is.PodCIDRs, want.PodCIDRs) {
+				return is, nil
+			}
+		} else {
+			next.Generation = string(uuid.NewUUID())
+		}
+		_, done, err := s.Commit(ctx, store.Txn{
+			If:   []store.Cond{{Key: wire.ClusterKey, Modified: kv.Modified}},
+			Then: []store.Op{store.Put(wire.ClusterKey, wire.Marshal(next))},
+		})
+		if err != nil {
+			return want, fmt.Errorf("write who this cluster is: %w", err)
+		}
+		if done {
+			return next, nil
+		}
+	}
+}
+
+func compatible(is, want wire.Cluster) error {
+	var errs []error
+	fixed := func(name string, was, now any) {
+		if was != now {
+			errs = append(errs, fmt.Errorf("%s is %v in this store and cannot become %v: start with the old value, or with an empty data folder", name, was, now))
+		}
+	}
+	fixed("cluster", is.Name, want.Name)
+	fixed("id", is.ID, want.ID)
+	fixed("max-connected-clusters", is.MaxConnectedClusters, want.MaxConnectedClusters)
+	fixed("service-cidr", is.ServiceCIDR, want.ServiceCIDR)
+	for _, p := range is.PodCIDRs {
+		if !slices.Contains(want.PodCIDRs, p) {
+			errs = append(errs, fmt.Errorf("pod-cidrs lacks %s, which this cluster has: CIDRs can be added, not taken away", p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// secretKey reads a random key of 32 bytes that is kept in the store for the
+// API servers alone, and makes it when there is none.
+func secretKey(ctx context.Context, s store.Store, name string) ([]byte, error) {
+	for {
+		kv, err := s.Get(ctx, wire.SecretPrefix+name)
+		if err == nil {
+			return kv.Value, nil
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return nil, fmt.Errorf("key %s: %w", name, err)
+		}
+		key := make([]byte, 32)
+		rand.Read(key) // does not fail
+		_, _, err = s.Commit(ctx, store.Txn{If: []store.Cond{{Key: wire.SecretPrefix + name}}, Then: []store.Op{store.Put(wire.SecretPrefix+name, key)}})
+		if err != nil {
+			return nil, fmt.Errorf("key %s: %w", name, err)
+		}
+	}
+}
+
+// writeAdmin leaves the first operator's context, unless there is one that is
+// good for long enough. Other contexts in the file are kept.
+func (f *foundation) writeAdmin(server string) error {
+	path := f.conf.AdminConfig
+	file := &api.Config{}
+	if old, err := api.LoadConfig(path); err == nil {
+		file = old
+		if x, err := old.Context(f.conf.Cluster); err == nil && x.Server == server && x.CA == string(f.authority.Bundle()) && lasts(x.Cert) {
+			return nil
+		}
+	}
+	pair, err := f.authority.Issue(authority.Request{User: authority.Admin, Client: true})
+	if err != nil {
+		return err
+	}
+	file.Set(api.Context{Name: f.conf.Cluster, Server: server, CA: string(f.authority.Bundle()), Cert: string(pair.Cert), Key: string(pair.Key)})
+	if err := file.Save(path); err != nil {
+		return fmt.Errorf("leave the operator's context: %w", err)
+	}
+	f.conf.Log.Info("wrote the operator's context", "path", path)
+	return nil
+}
+
+func lasts(cert string) bool {
+	block, _ := pem.Decode([]byte(cert))
+	if block == nil {
+		return false
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	return err == nil && time.Until(leaf.NotAfter) > adminRenewal
+}
+
+// host:port of this API server, as others reach it.
+func (f *foundation) advertised(listener net.Addr) string {
+	_, port, err := net.SplitHostPort(listener.String())
+	if err != nil {
+		port = strconv.Itoa(api.ServerPort)
+	}
+	return net.JoinHostPort(f.conf.Advertise.String(), port)
+}
+
+// listenError says what an operator can do about a port that is taken.
+func listenError(flag, addr string, err error) error {
+	if strings.Contains(err.Error(), "address already in use") {
+		return fmt.Errorf("%s is in use: stop what listens there, or choose another --%s: %w", addr, flag, err)
+	}
+	return fmt.Errorf("listen on --%s %s: %w", flag, addr, err)
+}

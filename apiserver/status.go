@@ -1,0 +1,144 @@
+package apiserver
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// status answers how the cluster, its nodes and its peers are. Counts come from
+// the store, without its values.
+func (s *server) status(ctx context.Context) (*api.Status, error) {
+	derived := s.endpoints.Status()
+	nodes, err := s.nodeStatus(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := s.cluster
+	out := &api.Status{
+		Cluster: api.ClusterStatus{
+			Name: c.Name, ID: uint32(c.ID), PodCIDRs: c.PodCIDRs, ServiceCIDR: c.ServiceCIDR,
+			MaxConnectedClusters: c.MaxConnectedClusters, Generation: c.Generation,
+			Version: version(), UptimeSeconds: time.Since(s.began).Seconds(), Store: "embedded",
+		},
+		Nodes: nodes, Peers: s.peering.Status(), Refused: derived.Refusals,
+		Problems: slices.Concat(derived.Problems, s.peering.Problems(), s.exportProblems()),
+	}
+	if len(s.conf.EtcdEndpoints) > 0 {
+		out.Cluster.Store = "external"
+	}
+	if problem := s.space.problem(); problem != "" {
+		out.Problems = append(out.Problems, problem)
+	}
+	for _, n := range nodes {
+		out.Cluster.Endpoints += n.Endpoints
+	}
+	for _, count := range []struct {
+		prefix string
+		to     *int
+	}{
+		{wire.IdentityIDPrefix, &out.Cluster.Identities},
+		{wire.ObjectsPrefix + "services/", &out.Cluster.Services},
+		{wire.ObjectsPrefix + "ciliumnetworkpolicies/", &out.Cluster.Policies},
+		{wire.ObjectsPrefix + "ciliumclusterwidenetworkpolicies/", &out.Cluster.Policies},
+	} {
+		n, revision, err := s.store.Count(ctx, count.prefix)
+		if err != nil {
+			return nil, err
+		}
+		*count.to += n
+		out.Cluster.Revision = revision
+	}
+	out.Cluster.StoreVersion, out.Cluster.StoreBytes, err = s.store.Version(ctx, s.store.Client().Endpoints()[0])
+	if err != nil {
+		out.Problems = append(out.Problems, fmt.Sprintf("store: %v", err))
+	}
+	if out.Peers == nil {
+		out.Peers = []api.PeerStatus{}
+	}
+	return out, nil
+}
+
+func (s *server) nodeStatus(ctx context.Context) ([]api.NodeStatus, error) {
+	register, err := s.registrar.Register(ctx)
+	if err != nil {
+		return nil, err
+	}
+	derived := s.endpoints.Status()
+	refused := map[string]uint64{}
+	for _, r := range derived.Refusals {
+		refused[r.Node] += r.Count
+	}
+	return s.census.status(s.cluster.Name, register, derived.Endpoints, refused), nil
+}
+
+func (s *server) exportProblems() []string {
+	var out []string
+	for key, problem := range s.exporter.Status().Problems {
+		out = append(out, "export of "+key+": "+problem)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// version is that of the build.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	return cmp.Or(info.Main.Version, "(devel)")
+}
+
+// identities lists the numbers of this cluster and of its peers.
+func (s *server) identities(ctx context.Context) (*api.IdentityList, error) {
+	out := &api.IdentityList{Cluster: s.cluster.Name, Identities: []api.Identity{}}
+	used := map[uint32]int{}
+	endpoints, _, err := s.store.List(ctx, wire.EndpointsPrefix)
+	if err != nil {
+		return nil, err
+	}
+	for _, kv := range endpoints {
+		if e, err := wire.Unmarshal[wire.Endpoint](kv.Value); err == nil {
+			used[uint32(e.Identity)]++
+		}
+	}
+	own, _, err := s.store.List(ctx, wire.IdentityIDPrefix)
+	if err != nil {
+		return nil, err
+	}
+	for _, kv := range own {
+		if n, ok := wire.ParseIdentityIDKey(kv.Key); ok {
+			out.Identities = append(out.Identities, api.Identity{Cluster: s.cluster.Name, ID: uint32(n), Labels: string(kv.Value), Endpoints: used[uint32(n)]})
+		}
+	}
+	cached, _, err := s.store.List(ctx, wire.Identities.AllCachePrefix())
+	if err != nil {
+		return nil, err
+	}
+	for _, kv := range cached {
+		if ref, ok := wire.ParseCiliumCacheKey(kv.Key); ok {
+			out.Identities = append(out.Identities, api.Identity{Cluster: ref.Cluster, ID: uint32(ref.Identity), Labels: string(kv.Value)})
+		}
+	}
+	peers, _, err := s.store.List(ctx, wire.IPs.AllCachePrefix())
+	if err != nil {
+		return nil, err
+	}
+	for _, kv := range peers {
+		if pair, err := wire.Unmarshal[wire.IPIdentityPair](kv.Value); err == nil {
+			used[uint32(pair.ID)]++
+		}
+	}
+	for i := range out.Identities {
+		out.Identities[i].Endpoints = used[out.Identities[i].ID]
+	}
+	slices.SortFunc(out.Identities, func(a, b api.Identity) int { return cmp.Compare(a.ID, b.ID) })
+	return out, nil
+}

@@ -1,0 +1,51 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+// Alarm is the part of a store that refuses writes for want of space.
+type Alarm interface {
+	// RaiseNoSpace has the store refuse all writes but deletions, with ErrFull.
+	// It may be repeated.
+	RaiseNoSpace(ctx context.Context) error
+	// EndNoSpace lets writes through again, unless the store itself is over its
+	// quota. It may be repeated.
+	EndNoSpace(ctx context.Context) error
+}
+
+var _ Alarm = (*Etcd)(nil)
+
+// RaiseNoSpace implements Alarm.
+func (e *Etcd) RaiseNoSpace(ctx context.Context) error {
+	if err := e.setAlarm(ctx, etcdserverpb.AlarmRequest_ACTIVATE); err != nil {
+		return fmt.Errorf("raise the alarm of no space: %w", explain(err))
+	}
+	return nil
+}
+
+// EndNoSpace implements Alarm.
+func (e *Etcd) EndNoSpace(ctx context.Context) error {
+	if err := e.setAlarm(ctx, etcdserverpb.AlarmRequest_DEACTIVATE); err != nil {
+		return fmt.Errorf("end the alarm of no space: %w", explain(err))
+	}
+	return nil
+}
+
+func (e *Etcd) setAlarm(ctx context.Context, action etcdserverpb.AlarmRequest_AlarmAction) error {
+	members, err := e.client.MemberList(ctx)
+	if err != nil {
+		return err
+	}
+	maintenance := etcdserverpb.NewMaintenanceClient(e.client.ActiveConnection())
+	for _, m := range members.Members {
+		_, err := maintenance.Alarm(ctx, &etcdserverpb.AlarmRequest{Action: action, MemberID: m.ID, Alarm: etcdserverpb.AlarmType_NOSPACE})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,52 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/coreos/go-semver/semver"
+)
+
+// fixed are the first versions, by minor, in which a watch cannot read what its
+// user may not (CVE-2026-73499): agents and peers are kept apart by rights.
+var fixed = []semver.Version{*semver.New("3.5.33"), *semver.New("3.6.14"), *semver.New("3.7.1")}
+
+// Version is an endpoint's version and the size of its database in bytes.
+func (e *Etcd) Version(ctx context.Context, endpoint string) (version string, bytes int64, err error) {
+	status, err := e.client.Status(ctx, endpoint)
+	if err != nil {
+		return "", 0, fmt.Errorf("ask etcd at %s for its version: %w", endpoint, explain(err))
+	}
+	return status.Version, status.DbSize, nil
+}
+
+// CheckVersions refuses an etcd of which a member is too old to keep users
+// apart.
+func (e *Etcd) CheckVersions(ctx context.Context) error {
+	for _, endpoint := range e.client.Endpoints() {
+		version, _, err := e.Version(ctx, endpoint)
+		if err != nil {
+			return err
+		}
+		if err := checkVersion(version); err != nil {
+			return fmt.Errorf("etcd at %s: %w", endpoint, err)
+		}
+	}
+	return nil
+}
+
+func checkVersion(text string) error {
+	v, err := semver.NewVersion(text)
+	if err != nil {
+		return fmt.Errorf("version %q is not understood", text)
+	}
+	for _, f := range fixed {
+		if v.Major == f.Major && v.Minor == f.Minor && !v.LessThan(f) {
+			return nil
+		}
+	}
+	if last := fixed[len(fixed)-1]; v.Major > last.Major || v.Major == last.Major && v.Minor > last.Minor {
+		return nil
+	}
+	return fmt.Errorf("version %s lets a watch read what its user may not (CVE-2026-73499): upgrade to 3.5.33, 3.6.14, 3.7.1 or later", text)
+}
