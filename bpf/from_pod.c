@@ -19,11 +19,11 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 {
 	if (!p || !s || !f)
 		return REASON_FAILED;
-	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p->src);
+	struct addr to = p->src;
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &to);
 	struct service_key front = {.addr = p->dst, .port = p->dport, .proto = p->proto};
 	struct service *svc;
 	struct place at = {};
-	struct addr to = p->dst;
 	__be16 port = p->dport;
 	int why, verdict;
 
@@ -41,6 +41,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	*f = (struct flow){
 		.seen = bpf_ktime_get_coarse_ns(), .revision = s->revision, .ifindex = skb->ifindex,
 	};
+	to = p->dst;
 	svc = bpf_map_lookup_elem(&services, &front);
 	if (svc) {
 		p->service = p->dst.w[3];
@@ -191,9 +192,9 @@ renew:
 		return drop(skb, &p, REASON_FAILED, EGRESS);
 	why = open_egress(skb, &p, s, f);
 	if (why == LOOP)
-		why = open_loop(&key, f);
+		why = open_loop(&key);
 	else if (!why)
-		why = remember(&key, f);
+		why = f->flags & FLOW_SERVICE ? remember_service(&key, f) : remember(&key, f);
 	if (why)
 		return drop(skb, &p, why, EGRESS);
 	trace(skb, &p, s, f->via, EGRESS);
@@ -207,10 +208,9 @@ known:
 	p.via = f->via;
 	p.node = f->node;
 	if (f->flags & FLOW_SERVICE) {
-		struct addr backend = f->backend;
 		p.service = p.dst.w[3];
 		p.service_port = p.dport;
-		why = rewrite(skb, &p, DESTINATION, &backend, f->bport);
+		why = rewrite(skb, &p, DESTINATION, &f->backend, f->bport);
 		if (why)
 			return drop(skb, &p, why, EGRESS);
 	}

@@ -18,6 +18,7 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct e
 	if (!p || !s || !ep || !o || !f)
 		return REASON_FAILED;
 	struct place from = {};
+	struct addr src = p->src;
 	int why = 0;
 
 	/* An answer nobody asked for, the end of what never began. */
@@ -29,9 +30,9 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct e
 	if (o->host) {
 		from.identity = IDENTITY_HOST;
 	} else if (o->via == VIA_POD) {
-		locate(s, &p->src, &from);
+		locate(s, &src, &from);
 	} else {
-		resolve(s, &p->src, &from);
+		resolve(s, &src, &from);
 		/* Only members speak through tunnels, and only there. */
 		if (o->via == VIA_TUNNEL && !from.member)
 			return REASON_SPOOFED_SOURCE;

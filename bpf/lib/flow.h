@@ -86,10 +86,8 @@ inline_always void advance(struct flow *f, const struct packet *p, int from_pod,
 		f->seen = now;
 }
 
-once int forget(const struct flow_key *key, const struct flow *f)
+part int forget(const struct flow_key *key, const struct flow *f)
 {
-	if (!key || !f)
-		return 0;
 	if (f->flags & FLOW_SERVICE) {
 		struct reply_key reply = reply_key_of(key, &f->backend, f->bport);
 		bpf_map_delete_elem(&replies, &reply);
@@ -117,20 +115,16 @@ part struct flow *find_service_flow(struct flow_key *key)
 }
 
 /* Is there a live flow whose answers look like those of local ↔ remote? */
-once int clashes(const struct flow_key *key, __u64 now)
+part int clashes(const struct flow_key *key, __u64 now)
 {
-	if (!key)
-		return 0;
 	struct flow *f = bpf_map_lookup_elem(&flows, key);
 
 	return f && now - f->seen <= lifetime(f, key->proto);
 }
 
 /* Claims backend's answers for the flow `key`. */
-once int claim_replies(const struct flow_key *key, const struct flow *f, __u64 now)
+inline_always int claim_replies(const struct flow_key *key, const struct flow *f, __u64 now)
 {
-	if (!key || !f)
-		return REASON_FAILED;
 	struct reply_key reply = reply_key_of(key, &f->backend, f->bport);
 	struct reply row = {.remote = key->remote, .rport = key->rport}, *old;
 	struct flow_key other = *key;
@@ -155,10 +149,8 @@ once int claim_replies(const struct flow_key *key, const struct flow *f, __u64 n
 }
 
 /* Is the answer of remote already another flow's, that goes through a service? */
-once int claimed(const struct flow_key *key, __u64 now)
+part int claimed(const struct flow_key *key, __u64 now)
 {
-	if (!key)
-		return 0;
 	struct reply_key reply = reply_key_of(key, &key->remote, key->rport);
 	struct reply *old = bpf_map_lookup_elem(&replies, &reply);
 	struct flow_key other = *key;
@@ -172,25 +164,24 @@ once int claimed(const struct flow_key *key, __u64 now)
 
 /* Stores a judged flow. Nothing is evicted for it: a live connection is worth
  * more than a new one. */
-once int remember(const struct flow_key *key, const struct flow *f)
+part int remember(const struct flow_key *key, const struct flow *f)
 {
-	if (!key || !f)
-		return REASON_FAILED;
-	long err;
-
-	if (f->flags & FLOW_SERVICE) {
-		int why = claim_replies(key, f, f->seen);
-		if (why)
-			return why;
-	} else if (claimed(key, f->seen)) {
+	if (claimed(key, f->seen))
 		return REASON_FLOW_CLASH;
-	}
-	err = bpf_map_update_elem(&flows, key, f, ROW_ANY);
-	if (!err)
+	return bpf_map_update_elem(&flows, key, f, ROW_ANY) ? REASON_FLOW_TABLE_FULL : 0;
+}
+
+/* Stores one that goes through a service. */
+part int remember_service(const struct flow_key *key, const struct flow *f)
+{
+	struct reply_key reply;
+	int why = claim_replies(key, f, f->seen);
+
+	if (why)
+		return why;
+	if (!bpf_map_update_elem(&flows, key, f, ROW_ANY))
 		return 0;
-	if (f->flags & FLOW_SERVICE) {
-		struct reply_key reply = reply_key_of(key, &f->backend, f->bport);
-		bpf_map_delete_elem(&replies, &reply);
-	}
+	reply = reply_key_of(key, &f->backend, f->bport);
+	bpf_map_delete_elem(&replies, &reply);
 	return REASON_FLOW_TABLE_FULL;
 }

@@ -19,7 +19,8 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 	if (!s || !p || !key || !f)
 		return REASON_FAILED;
 	int remote = !!(f->flags & FLOW_REMOTE_INITIATED);
-	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &key->local);
+	struct addr local = key->local;
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &local);
 	struct addr other = f->flags & FLOW_SERVICE ? f->backend : key->remote;
 	struct place at = {};
 	__be16 port;

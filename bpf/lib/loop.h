@@ -19,29 +19,28 @@ inline_always struct flow_key loop_server(const struct flow_key *client, __be16 
 	return key;
 }
 
-/* Stores both sides. client has its backend. */
-once int open_loop(const struct flow_key *key, struct flow *client)
+/* Stores both sides. The fresh flow is the client's, with its backend; the
+ * server's after. */
+once int open_loop(const struct flow_key *key)
 {
-	if (!key || !client)
+	struct flow *f = fresh_flow();
+
+	if (!key || !f)
 		return REASON_FAILED;
-	struct flow_key server_key = loop_server(key, client->bport);
-	struct flow server = *client;
+	struct flow_key client = *key, server = loop_server(key, f->bport);
 	int why;
 
-	if (clashes(&server_key, client->seen))
+	if (clashes(&server, f->seen))
 		return REASON_FLOW_CLASH;
-	client->flags |= FLOW_LOOP;
-	client->via = VIA_POD;
-	why = remember(key, client);
+	f->flags |= FLOW_LOOP;
+	f->via = VIA_POD;
+	why = remember_service(&client, f);
 	if (why)
 		return why;
-	server.flags = FLOW_LOOP | FLOW_REMOTE_INITIATED;
-	server.via = VIA_POD;
-	server.backend = (struct addr){};
-	server.bport = key->rport;
-	if (bpf_map_update_elem(&flows, &server_key, &server, ROW_ANY))
-		return REASON_FLOW_TABLE_FULL;
-	return 0;
+	f->flags = FLOW_LOOP | FLOW_REMOTE_INITIATED;
+	f->backend = (struct addr){};
+	f->bport = key->rport;
+	return bpf_map_update_elem(&flows, &server, f, ROW_ANY) ? REASON_FLOW_TABLE_FULL : 0;
 }
 
 /* Sends p, of the flow f, back into the pod it comes from. */

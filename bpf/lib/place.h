@@ -53,13 +53,14 @@ once int locate(const struct settings *s, const struct addr *a, struct place *at
 {
 	if (!s || !a || !at)
 		return REASON_FAILED;
-	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, a);
+	struct addr key = *a;
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &key);
 
 	if (ep) {
 		*at = (struct place){.identity = ep->identity, .via = VIA_POD};
 		return 0;
 	}
-	resolve(s, a, at);
+	resolve(s, &key, at);
 	if (at->via != VIA_TUNNEL)
 		return 0;
 	/* An address of ours that no pod has: the stack would send it somewhere. */
