@@ -13,7 +13,7 @@ import (
 
 func debugCommand() *cobra.Command {
 	return groupCommand("debug", "Look into one node: its agent's tables, the kernel's maps", look,
-		debugTablesCommand(), debugTableCommand(), debugAgentCommand())
+		debugTablesCommand(), debugTableCommand(), debugMapsCommand(), debugMapCommand(), debugAgentCommand())
 }
 
 // agentFlags choose an agent: one of a cluster by --node, else this machine's.

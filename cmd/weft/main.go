@@ -44,7 +44,7 @@ func rootCommand() *cobra.Command {
 		applyCommand(), getCommand(), deleteCommand(),
 		peerCommand(), nodeCommand(), policyCommand(),
 		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), debugCommand(), labCommand(),
-		agentCommand(), tunnelCommand(),
+		apiserverCommand(), agentCommand(), tunnelCommand(),
 		versionCommand(),
 	)
 	return root

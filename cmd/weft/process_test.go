@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-mesh/weft/apiserver"
 	"github.com/weft-mesh/weft/meshagent"
 	"github.com/weft-mesh/weft/tunnel"
 )
@@ -16,6 +17,7 @@ func TestEverySettingHasAFlag(t *testing.T) {
 		cmd    *cobra.Command
 		config reflect.Type
 	}{
+		{apiserverCommand(), reflect.TypeFor[apiserver.Config]()},
 		{agentCommand(), reflect.TypeFor[meshagent.Config]()},
 		{tunnelCommand(), reflect.TypeFor[tunnel.ServeConfig]()},
 	} {

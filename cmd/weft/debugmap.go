@@ -1,0 +1,218 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/spf13/cobra"
+
+	"github.com/weft-mesh/weft/bpf"
+)
+
+// What packets meet stands in the kernel's maps, agent or no agent, so these
+// commands read them from there.
+
+// A kernelMap is the shape of one map: its rows in Go.
+type kernelMap struct {
+	name       string
+	key, value reflect.Type
+}
+
+// kernelMaps are the maps of package bpf, in the order a packet meets them.
+func kernelMaps() (all []kernelMap) {
+	maps := reflect.TypeFor[bpf.Maps]()
+	for i := range maps.NumField() {
+		lookup, ok := maps.Field(i).Type.MethodByName("Lookup")
+		if ok {
+			all = append(all, kernelMap{strings.ToLower(maps.Field(i).Name), lookup.Type.In(0), lookup.Type.Out(0)})
+		}
+	}
+	return all
+}
+
+// open opens the newest layout of the map, for reading alone.
+func (k kernelMap) open(dir string) (*ebpf.Map, error) {
+	pins, err := filepath.Glob(filepath.Join(dir, "weft_"+k.name+"_v*"))
+	if err != nil || len(pins) == 0 {
+		return nil, fmt.Errorf("there is no map %s in %s: has `weft agent` run on this machine, with another --bpf-dir?", k.name, dir)
+	}
+	slices.Sort(pins)
+	m, err := ebpf.LoadPinnedMap(pins[len(pins)-1], &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return nil, fmt.Errorf("open map %s: %w", k.name, err)
+	}
+	if int(m.KeySize()) != binary.Size(reflect.Zero(k.key).Interface()) || int(m.ValueSize()) != binary.Size(reflect.Zero(k.value).Interface()) {
+		m.Close()
+		return nil, fmt.Errorf("map %s has the layout of another version of weft", k.name)
+	}
+	return m, nil
+}
+
+// rows reads the map. In an array a row of zeros is none.
+func (k kernelMap) rows(m *ebpf.Map, yield func(key, value []byte)) error {
+	var key, value []byte
+	entries := m.Iterate()
+	for entries.Next(&key, &value) {
+		if m.Type() != ebpf.Array || slices.ContainsFunc(value, func(b byte) bool { return b != 0 }) {
+			yield(key, value)
+		}
+	}
+	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return fmt.Errorf("read map %s: %w", k.name, err)
+	}
+	return nil
+}
+
+// heads are the fields of key and value.
+func (k kernelMap) heads() []string {
+	return append(fieldNames(k.key, "KEY"), fieldNames(k.value, "VALUE")...)
+}
+
+func (k kernelMap) cells(key, value []byte) ([]string, error) {
+	var all []string
+	for _, half := range []struct {
+		typ reflect.Type
+		raw []byte
+	}{{k.key, key}, {k.value, value}} {
+		v := reflect.New(half.typ)
+		if _, err := binary.Decode(half.raw, binary.NativeEndian, v.Interface()); err != nil {
+			return nil, fmt.Errorf("row of map %s: %w", k.name, err)
+		}
+		all = append(all, fieldTexts(v.Elem())...)
+	}
+	return all, nil
+}
+
+func fieldNames(t reflect.Type, alone string) (names []string) {
+	if t.Kind() != reflect.Struct {
+		return []string{alone}
+	}
+	for i := range t.NumField() {
+		if name := t.Field(i).Name; !strings.HasPrefix(name, "Pad") {
+			names = append(names, strings.ToUpper(name))
+		}
+	}
+	return names
+}
+
+func fieldTexts(v reflect.Value) (texts []string) {
+	if v.Kind() != reflect.Struct {
+		return []string{rowText(v)}
+	}
+	for i := range v.NumField() {
+		if !strings.HasPrefix(v.Type().Field(i).Name, "Pad") {
+			texts = append(texts, rowText(v.Field(i)))
+		}
+	}
+	return texts
+}
+
+// rowText shows one field. Of a list of structs only those in use are shown.
+func rowText(v reflect.Value) string {
+	if port, ok := v.Interface().(bpf.Port); ok {
+		return fmt.Sprint(port.Number())
+	}
+	if _, ok := v.Interface().(fmt.Stringer); !ok && v.Kind() == reflect.Array && v.Type().Elem().Kind() == reflect.Struct {
+		var used []string
+		for i := range v.Len() {
+			if !v.Index(i).IsZero() {
+				used = append(used, fmt.Sprintf("%+v", v.Index(i).Interface()))
+			}
+		}
+		return strings.Join(used, " ")
+	}
+	return fmt.Sprint(v.Interface())
+}
+
+// mapNames are the names of all maps.
+func mapNames() []string {
+	var names []string
+	for _, k := range kernelMaps() {
+		names = append(names, k.name)
+	}
+	return names
+}
+
+func debugMapsCommand() *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{
+		Use:   "maps",
+		Short: "Show the kernel's maps on this machine and how full they are",
+		Args:  usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			type usage struct {
+				Map  string `json:"map"`
+				Rows int    `json:"rows"`
+				Max  uint32 `json:"max"`
+			}
+			t := table{columns: columns("MAP", "ROWS", "MAX"), ordered: true}
+			var all []usage
+			for _, k := range kernelMaps() {
+				m, err := k.open(dir)
+				if err != nil {
+					return err
+				}
+				u := usage{Map: k.name, Max: m.MaxEntries()}
+				err = k.rows(m, func(_, _ []byte) { u.Rows++ })
+				m.Close()
+				if err != nil {
+					return err
+				}
+				all = append(all, u)
+				t.rows = append(t.rows, []string{u.Map, fmt.Sprint(u.Rows), fmt.Sprint(u.Max)})
+			}
+			return show(cmd, all, t)
+		},
+	}
+	cmd.Flags().StringVar(&dir, "bpf-dir", bpf.Defaults().PinDir, "where the maps are pinned")
+	return cmd
+}
+
+func debugMapCommand() *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{
+		Use:               "map NAME",
+		Short:             "Show the rows of one of the kernel's maps on this machine",
+		Long:              "Show the rows of one of the kernel's maps on this machine. It needs root, but no agent.\n\nMaps: " + strings.Join(mapNames(), ", ") + ".",
+		Example:           "  weft debug map flows\n  weft debug map policy -o json",
+		Args:              usageArgs(cobra.ExactArgs(1)),
+		ValidArgsFunction: first(fixed(mapNames()...)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			i := slices.IndexFunc(kernelMaps(), func(k kernelMap) bool { return k.name == args[0] })
+			if i < 0 {
+				return usageError{fmt.Errorf("there is no map %q; choose from %s", args[0], strings.Join(mapNames(), ", "))}
+			}
+			k := kernelMaps()[i]
+			m, err := k.open(dir)
+			if err != nil {
+				return err
+			}
+			defer m.Close()
+			t := table{columns: columns(k.heads()...), empty: "map " + k.name + " is empty"}
+			documents := []map[string]string{}
+			err = k.rows(m, func(key, value []byte) {
+				cells, decodeErr := k.cells(key, value)
+				if decodeErr != nil {
+					return
+				}
+				row := map[string]string{}
+				for i, head := range k.heads() {
+					row[strings.ToLower(head)] = cells[i]
+				}
+				documents, t.rows = append(documents, row), append(t.rows, cells)
+			})
+			if err != nil {
+				return err
+			}
+			return show(cmd, []any{documents}, t)
+		},
+	}
+	cmd.Flags().StringVar(&dir, "bpf-dir", bpf.Defaults().PinDir, "where the maps are pinned")
+	return cmd
+}

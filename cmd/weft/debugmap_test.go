@@ -1,0 +1,64 @@
+package main
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weft-mesh/weft/bpf"
+)
+
+func encode(t *testing.T, v any) []byte {
+	t.Helper()
+	raw, err := binary.Append(nil, binary.NativeEndian, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func TestRowsOfKernelMapsAreReadable(t *testing.T) {
+	a := func(s string) bpf.Addr { return bpf.AddrOf(netip.MustParseAddr(s)) }
+	service := bpf.Service{ID: 3, Groups: 1}
+	service.Group[0] = bpf.Group{Count: 2, Cluster: 1, Weight: 1}
+	for _, test := range []struct {
+		name       string
+		key, value any
+		want       string
+	}{
+		{"ips", a("10.2.1.9"), bpf.IPInfo{Identity: 131080, Node: 3, Cluster: 2}, "KEY=10.2.1.9 IDENTITY=131080 NODE=3 CLUSTER=2"},
+		{"classes", bpf.ClassKey{Gen: 1, Identity: 65540}, uint32(4), "GEN=1 IDENTITY=65540 VALUE=4"},
+		{"services", bpf.ServiceKey{Addr: a("10.101.0.7"), Port: bpf.PortOf(80), Proto: 6}, service, "ADDR=10.101.0.7 PORT=80 PROTO=6 ID=3 GROUPS=1 GROUP={Count:2 Cluster:1"},
+	} {
+		i := slices.IndexFunc(kernelMaps(), func(k kernelMap) bool { return k.name == test.name })
+		if i < 0 {
+			t.Fatalf("there is no map %s among %v", test.name, mapNames())
+		}
+		k := kernelMaps()[i]
+		cells, err := k.cells(encode(t, test.key), encode(t, test.value))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var words []string
+		for i, head := range k.heads() {
+			words = append(words, head+"="+cells[i])
+		}
+		if got := strings.Join(words, " "); !strings.HasPrefix(got, test.want) {
+			t.Errorf("%s: got %s, want %s…", test.name, got, test.want)
+		}
+	}
+}
+
+// Every row has a size of its own, as the kernel does.
+func TestKernelMapsHaveFixedRows(t *testing.T) {
+	if n := len(kernelMaps()); n < 15 {
+		t.Errorf("found %d maps", n)
+	}
+	for _, k := range kernelMaps() {
+		if k.key.Size() == 0 || k.value.Size() == 0 {
+			t.Errorf("map %s: rows without a size", k.name)
+		}
+	}
+}
