@@ -28,14 +28,18 @@ type claims struct {
 	peer  wire.Peer
 	own   wire.Cluster
 	split identity.Split
+	taken func(netip.Addr) string
 }
 
-func newClaims(own wire.Cluster, peer wire.Peer) claims {
+func newClaims(own wire.Cluster, peer wire.Peer, taken func(netip.Addr) string) claims {
 	split, err := identity.SplitFor(int(own.MaxConnectedClusters))
 	if err != nil {
 		split = identity.Split255
 	}
-	return claims{peer: peer, own: own, split: split}
+	if taken == nil {
+		taken = func(netip.Addr) string { return "" }
+	}
+	return claims{peer: peer, own: own, split: split, taken: taken}
 }
 
 // folder is a prefix in the peer's store, what it is called, and how a key
@@ -123,6 +127,9 @@ func (c claims) underlay(a netip.Addr) error {
 		return fmt.Errorf("node address %v is none that a node can have", a)
 	case contains(c.own.PodCIDRs, a), c.own.ServiceCIDR.IsValid() && c.own.ServiceCIDR.Contains(a):
 		return fmt.Errorf("node address %v lies in this cluster's own CIDRs", a)
+	}
+	if whose := c.taken(a); whose != "" {
+		return fmt.Errorf("node address %v belongs to %s", a, whose)
 	}
 	return nil
 }

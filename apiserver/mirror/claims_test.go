@@ -32,7 +32,12 @@ func slice(change func(*wire.ClusterEndpointSlice)) []byte {
 
 // A peer can lie only about itself.
 func TestClaims(t *testing.T) {
-	c := newClaims(east, westAsPeer)
+	c := newClaims(east, westAsPeer, func(a netip.Addr) string {
+		if a == netip.MustParseAddr("172.16.1.1") {
+			return "node n1 of this cluster"
+		}
+		return ""
+	})
 	in := map[string]folder{}
 	for _, f := range c.folders() {
 		in[f.name] = f
@@ -58,6 +63,7 @@ func TestClaims(t *testing.T) {
 		{"node inside our pods", "nodes", node, `{"Name":"n1","Cluster":"west","ClusterID":2,"IPAddresses":[{"Type":"InternalIP","IP":"10.1.1.1"}]}`, ForeignAddress},
 		{"node inside our services", "nodes", node, `{"Name":"n1","Cluster":"west","ClusterID":2,"IPAddresses":[{"Type":"ExternalIP","IP":"10.101.0.1"}]}`, ForeignAddress},
 		{"node on loopback", "nodes", node, `{"Name":"n1","Cluster":"west","ClusterID":2,"IPAddresses":[{"Type":"InternalIP","IP":"127.0.0.1"}]}`, ForeignAddress},
+		{"node at our node's address", "nodes", node, `{"Name":"n1","Cluster":"west","ClusterID":2,"IPAddresses":[{"Type":"InternalIP","IP":"172.16.1.1"}]}`, ForeignAddress},
 		{"node with a foreign internal address", "nodes", node, `{"Name":"n1","Cluster":"west","ClusterID":2,"IPAddresses":[{"Type":"CiliumInternalIP","IP":"10.2.2.1"}],"IPv4AllocCIDR":{"IP":"10.2.1.0","Mask":"////AA=="}}`, ForeignAddress},
 		{"node with a foreign health address", "nodes", node, `{"Name":"n1","Cluster":"west","ClusterID":2,"IPv4HealthIP":"10.1.0.9","IPv4AllocCIDR":{"IP":"10.2.1.0","Mask":"////AA=="}}`, ForeignAddress},
 		{"node of another cluster", "nodes", node, `{"Name":"n1","Cluster":"south","ClusterID":2}`, Malformed},
@@ -69,6 +75,7 @@ func TestClaims(t *testing.T) {
 		{"address of the world", "ip", "cilium/state/ip/v1/default/8.8.8.8", `{"IP":"8.8.8.8","ID":131073}`, ForeignAddress},
 		{"everything", "ip", "cilium/state/ip/v1/default/0.0.0.0/0", `{"IP":"0.0.0.0","Mask":"AAAAAA==","ID":131073}`, ForeignAddress},
 		{"behind one of our pods", "ip", ip, `{"IP":"10.2.1.2","HostIP":"10.1.1.2","ID":131073}`, ForeignAddress},
+		{"behind our node", "ip", ip, `{"IP":"10.2.1.2","HostIP":"172.16.1.1","ID":131073}`, ForeignAddress},
 		{"with our identity", "ip", ip, `{"IP":"10.2.1.2","ID":65537}`, ForeignIdentity},
 		{"as host", "ip", ip, `{"IP":"10.2.1.2","ID":1}`, ForeignIdentity},
 		{"with a node-local identity", "ip", ip, `{"IP":"10.2.1.2","ID":16908289}`, ForeignIdentity},

@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -29,6 +30,10 @@ type Config struct {
 	Peer wire.Peer
 	// Store is ours; the mirror writes only this peer's keys.
 	Store store.Store
+	// Taken says whose an address is that the peer has no right to name as one
+	// of its nodes', beyond what follows from Own: "" if nobody's. nil: never
+	// anybody's. It is called with the mirror locked and must not call back.
+	Taken func(netip.Addr) string
 	// Dial opens the peer's store. It need not wait for the connection.
 	Dial func() (Source, error)
 	Log  *slog.Logger
@@ -87,7 +92,7 @@ func New(c Config) *Mirror {
 	if c.Listing == 0 {
 		c.Listing = 2 * time.Minute
 	}
-	m := &Mirror{conf: c, claims: newClaims(c.Own, c.Peer), have: map[string]entry{}, held: map[string]bool{}}
+	m := &Mirror{conf: c, claims: newClaims(c.Own, c.Peer, c.Taken), have: map[string]entry{}, held: map[string]bool{}}
 	m.count = counters{state: api.LinkConnecting, since: time.Now(), synced: map[wire.Resource]bool{}, refused: map[refusalKey]*api.Refusal{}}
 	return m
 }

@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/store"
 )
 
 // maxBody bounds a request; an invite is a few kilobytes.
@@ -86,8 +87,14 @@ func handle(f func(*http.Request) (any, error)) http.HandlerFunc {
 		status := http.StatusOK
 		if err != nil {
 			var refusal *api.Error
-			if !errors.As(err, &refusal) {
-				refusal = api.Refuse(http.StatusInternalServerError, "", "%v", err)
+			switch {
+			case errors.As(err, &refusal):
+			case errors.Is(err, store.ErrFull):
+				refusal = api.Refuse(http.StatusInsufficientStorage, "make space on the API server's disk, or raise etcdQuotaBytes and restart it", "the store is full, nothing was changed")
+			case errors.Is(err, store.ErrUnavailable):
+				refusal = api.Refuse(http.StatusServiceUnavailable, "look at the API server's log", "the store cannot be reached: %v", err)
+			default:
+				refusal = api.Refuse(http.StatusInternalServerError, "look at the API server's log", "%v", err)
 			}
 			answer, status = refusal, refusal.Status
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -49,6 +50,7 @@ type Peering struct {
 	mu       sync.Mutex // guards what follows
 	peers    map[string]wire.Peer
 	mirrors  map[string]*running
+	nodes    map[string][]netip.Addr // our own
 }
 
 // New makes a Peering.
@@ -56,7 +58,7 @@ func New(c Config) *Peering {
 	if c.Dialer == nil {
 		c.Dialer = Etcd{}
 	}
-	return &Peering{conf: c, peers: map[string]wire.Peer{}, mirrors: map[string]*running{}}
+	return &Peering{conf: c, peers: map[string]wire.Peer{}, mirrors: map[string]*running{}, nodes: map[string][]netip.Addr{}}
 }
 
 // Invite makes what the named cluster needs to read us: a user, a certificate

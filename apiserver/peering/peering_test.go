@@ -24,6 +24,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/mirror"
+	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/apiserver/storetest"
 	"github.com/weft-mesh/weft/wire"
@@ -256,6 +257,33 @@ func TestThreeClustersOneLeaves(t *testing.T) {
 		synctest.Wait()
 		if diff := cmp.Diff(kept, east.st.Dump("")); diff != "" {
 			t.Errorf("removing south left or took:\n%s", diff)
+		}
+	})
+}
+
+// A node of a peer is neither at our nodes' addresses nor among another's pods.
+func TestNodesOfPeersTakeNobodysAddress(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west, south := w.cluster(t, "east", 1), w.cluster(t, "west", 2), w.cluster(t, "south", 3)
+		defer func() { east.stop(); west.stop(); south.stop() }()
+		ours := nodes.Registration{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}}
+		if err := store.Write(t.Context(), east.st, store.Put(nodes.RegistrationKey("n1"), wire.Marshal(ours))); err != nil {
+			t.Fatal(err)
+		}
+		east.read(south)
+		east.read(west)
+		for i, a := range []string{"172.16.1.1", "10.3.1.2", "172.16.2.9"} {
+			node := wire.Node{Name: fmt.Sprintf("x%d", i), Cluster: "west", ClusterID: 2, IPAddresses: []wire.NodeAddress{{Type: wire.NodeInternalIP, IP: netip.MustParseAddr(a)}}}
+			if err := store.Write(t.Context(), west.st, store.Put(wire.NodeStateKey("west", node.Name), wire.Marshal(node))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if got := len(east.st.Dump("cilium/cache/nodes/v1/west/x")); got != 1 {
+			t.Errorf("%d nodes believed", got)
+		}
+		if r := east.status("west").Refused; len(r) != 1 || r[0].Count != 2 {
+			t.Errorf("refused %+v", r)
 		}
 	})
 }

@@ -6,13 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/mirror"
+	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -49,11 +53,74 @@ func (p *Peering) Run(ctx context.Context) error {
 			r.cancel()
 		}
 	}()
-	return store.Persist(ctx, p.conf.Log, "following the peers", func(ctx context.Context) error {
-		return store.Follow(ctx, p.conf.Store, wire.PeersPrefix, func(b store.Batch) error {
-			return p.apply(ctx, &mirrors, b)
+	// No mirror judges anything before our own nodes are known.
+	known := make(chan struct{})
+	tell := sync.OnceFunc(func() { close(known) })
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return store.Persist(ctx, p.conf.Log, "following the own nodes", func(ctx context.Context) error {
+			return store.Follow(ctx, p.conf.Store, nodes.RegistrationPrefix, func(b store.Batch) error {
+				p.register(b)
+				tell()
+				return nil
+			})
 		})
 	})
+	g.Go(func() error {
+		select {
+		case <-known:
+		case <-ctx.Done():
+			return nil
+		}
+		return store.Persist(ctx, p.conf.Log, "following the peers", func(ctx context.Context) error {
+			return store.Follow(ctx, p.conf.Store, wire.PeersPrefix, func(b store.Batch) error {
+				return p.apply(ctx, &mirrors, b)
+			})
+		})
+	})
+	return g.Wait()
+}
+
+// register keeps the addresses of our own nodes.
+func (p *Peering) register(b store.Batch) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if b.Complete {
+		clear(p.nodes)
+	}
+	for _, e := range b.Events {
+		name, ok := nodes.ParseRegistrationKey(e.Key)
+		if !ok {
+			continue
+		}
+		delete(p.nodes, name)
+		if r, err := wire.Unmarshal[nodes.Registration](e.Value); err == nil && !e.Deleted {
+			p.nodes[name] = r.Addresses
+		}
+	}
+}
+
+// taken says whose an address is that no node of the peer can have; "" if
+// nobody's.
+func (p *Peering) taken(peer string, a netip.Addr) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, addresses := range p.nodes {
+		if slices.Contains(addresses, a) {
+			return fmt.Sprintf("node %q of this cluster", name)
+		}
+	}
+	for _, other := range p.peers {
+		if other.Name == peer || !other.Connected {
+			continue
+		}
+		for _, c := range other.PodCIDRs {
+			if c.Contains(a) {
+				return fmt.Sprintf("the pods of cluster %q", other.Name)
+			}
+		}
+	}
+	return ""
 }
 
 func (p *Peering) apply(ctx context.Context, mirrors *sync.WaitGroup, b store.Batch) error {
@@ -152,6 +219,7 @@ func (p *Peering) start(ctx context.Context, mirrors *sync.WaitGroup, peer wire.
 	r := &running{secret: secret, cancel: cancel, done: make(chan struct{})}
 	r.mirror = mirror.New(mirror.Config{
 		Own: p.conf.Cluster, Peer: peer, Store: p.conf.Store, Log: p.conf.Log,
+		Taken: func(a netip.Addr) string { return p.taken(peer.Name, a) },
 		Dial: func() (mirror.Source, error) {
 			conf, err := tlsOf(peer, secret)
 			if err != nil {
