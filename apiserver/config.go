@@ -87,7 +87,7 @@ func Defaults() Config {
 		DataDir:              "/var/lib/weft/apiserver",
 		AdminConfig:          api.AdminConfigPath,
 		Listen:               fmt.Sprintf(":%d", api.ServerPort),
-		EtcdListen:           ":2379",
+		EtcdListen:           "0.0.0.0:2379",
 		MetricsAddress:       ":9963",
 		EtcdQuotaBytes:       2 << 30,
 		DiskReserveBytes:     256 << 20,
