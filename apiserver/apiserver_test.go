@@ -424,8 +424,17 @@ func TestDiskNearlyFull(t *testing.T) {
 	}
 	full := newSpace(p.conf.DataDir, 100<<20, p.srv.store, p.conf.Log)
 	full.free = func(string) (uint64, error) { return 1 << 20, nil }
+	if err := full.lay(); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(full.ballast); err != nil || info.Size() != 25<<20 {
+		t.Error("ballast:", info, err)
+	}
 	if err := full.look(ctx); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := os.Stat(full.ballast); err == nil {
+		t.Error("ballast is still there")
 	}
 	changed := []byte(strings.ReplaceAll(shop, "app: web", "app: other"))
 	var refused *api.Error

@@ -12,6 +12,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -82,17 +83,17 @@ func (c *census) apply(b store.Batch) {
 	}
 }
 
-// heard takes in what gossip says of a node's agent.
-func (c *census) heard(node string, alive bool, at time.Time) {
+// heard takes in what gossip says of a node's agent. An agent that has said
+// goodbye is silent, but its node is not dead: it may only be starting again.
+func (c *census) heard(node string, what gossip.Kind, at time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if alive {
+	alive := what == gossip.Alive
+	if alive || c.gossiped[node] {
 		c.seen[node] = at
-		delete(c.deaths, node)
-	} else {
-		if was, ok := c.gossiped[node]; ok && was {
-			c.seen[node] = at
-		}
+	}
+	delete(c.deaths, node)
+	if what == gossip.Dead {
 		c.deaths[node] = at
 	}
 	c.gossiped[node] = alive

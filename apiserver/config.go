@@ -90,7 +90,7 @@ func Defaults() Config {
 		EtcdListen:           "0.0.0.0:2379",
 		MetricsAddress:       ":9963",
 		EtcdQuotaBytes:       2 << 30,
-		DiskReserveBytes:     256 << 20,
+		DiskReserveBytes:     128 << 20,
 		GossipPort:           gossipPort,
 		WANGossipPort:        api.WANGossipPort,
 		Log:                  slog.Default(),

@@ -80,7 +80,7 @@ func (g *gossiper) lan(ctx context.Context) error {
 		Label: "weft-lan-" + g.cluster.Name, Speed: gossip.VeryFast, Keys: keys.LAN, Clusters: []string{g.cluster.Name},
 		OnEvent: func(e gossip.Event) {
 			if e.Member.Role == gossip.Agent && e.Member.Cluster == g.cluster.Name {
-				g.census.heard(e.Member.Name, e.Kind == gossip.Alive, e.At)
+				g.census.heard(e.Member.Name, e.Kind, e.At)
 			}
 		},
 		Log: g.log,

@@ -66,6 +66,7 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	if conf.Log == nil {
 		conf.Log = slog.New(slog.DiscardHandler)
 	}
+	began := time.Now()
 	f, err := lay(ctx, conf)
 	if err != nil {
 		return fmt.Errorf("start API server: %w", err)
@@ -79,7 +80,7 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	}
 	defer listener.Close()
 	url := "https://" + f.advertised(listener.Addr())
-	s, err := build(ctx, f, url)
+	s, err := build(ctx, f, url, began)
 	if err != nil {
 		return fmt.Errorf("start API server: %w", err)
 	}
@@ -113,13 +114,13 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 }
 
 // build makes the parts; none of them runs yet.
-func build(ctx context.Context, f *foundation, url string) (*server, error) {
-	s := &server{foundation: f, log: f.conf.Log, began: time.Now()}
+func build(ctx context.Context, f *foundation, url string, began time.Time) (*server, error) {
+	s := &server{foundation: f, log: f.conf.Log, began: began}
 	if err := s.renewCertificate(); err != nil {
 		return nil, err
 	}
 	s.space = newSpace(f.conf.DataDir, f.conf.DiskReserveBytes, s.store, s.log)
-	if err := s.space.freeNow(ctx); err != nil {
+	if err := s.space.begin(ctx); err != nil {
 		return nil, err
 	}
 	wanKey, err := secretKey(ctx, s.store, "gossip")

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -15,16 +18,20 @@ import (
 	"github.com/weft-mesh/weft/apiserver/store"
 )
 
-// spaceTurn is how often the disk is looked at. A write-ahead log segment has
-// 64 MiB; the reserve is several of them.
-const spaceTurn = time.Second
+// spaceTurn is how often the disk is looked at.
+const spaceTurn = 200 * time.Millisecond
 
 // space keeps the store from filling its disk: an etcd that cannot write ends,
 // and takes everything else along. Below the reserve, all writes are refused by
 // etcd's own alarm, agents' and ours alike; reads and watches go on.
+//
+// A quarter of the reserve is a file, the ballast. It is dropped before the
+// alarm is raised, because somebody else may have filled the disk to the last
+// byte meanwhile, and the alarm and what is under way need some themselves.
 type space struct {
 	dir     string
 	reserve uint64
+	ballast string
 	alarm   store.Alarm
 	free    func(dir string) (uint64, error)
 	log     *slog.Logger
@@ -35,7 +42,7 @@ type space struct {
 }
 
 func newSpace(dir string, reserve int64, alarm store.Alarm, log *slog.Logger) *space {
-	return &space{dir: dir, reserve: uint64(reserve), alarm: alarm, free: freeBytes, log: log}
+	return &space{dir: dir, reserve: uint64(reserve), ballast: filepath.Join(dir, "ballast"), alarm: alarm, free: freeBytes, log: log}
 }
 
 func freeBytes(dir string) (uint64, error) {
@@ -63,7 +70,7 @@ func (s *space) Run(ctx context.Context) error {
 }
 
 // look raises the alarm below the reserve, and ends one it has raised once there
-// is a quarter more than it.
+// is half as much again.
 func (s *space) look(ctx context.Context) error {
 	left, err := s.free(s.dir)
 	if err != nil {
@@ -74,20 +81,44 @@ func (s *space) look(ctx context.Context) error {
 	s.left = left
 	if left < s.reserve {
 		s.full = true
-	} else if left >= s.reserve+s.reserve/4 {
+	} else if left >= s.reserve+s.reserve/2 {
 		s.full = false
 	}
 	full := s.full
 	s.mu.Unlock()
 	switch {
+	case full && !was:
+		s.log.Error("the disk is nearly full, the store takes no more writes", "dir", s.dir, "free", left, "reserve", s.reserve)
+		return errors.Join(s.drop(), s.alarm.RaiseNoSpace(ctx))
 	case full:
-		if !was {
-			s.log.Error("the disk is nearly full, the store takes no more writes", "dir", s.dir, "free", left, "reserve", s.reserve)
-		}
+		// Again, because an alarm can be ended by others too.
 		return s.alarm.RaiseNoSpace(ctx)
 	case was:
 		s.log.Info("there is space again", "dir", s.dir, "free", left)
-		return s.alarm.EndNoSpace(ctx)
+		return errors.Join(s.alarm.EndNoSpace(ctx), s.lay())
+	}
+	return nil
+}
+
+// lay makes the ballast, of blocks that are really taken.
+func (s *space) lay() error {
+	f, err := os.OpenFile(s.ballast, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("lay ballast: %w", err)
+	}
+	err = unix.Fallocate(int(f.Fd()), 0, 0, int64(s.reserve/4))
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = nil // such a file system goes without
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("lay ballast: %w", err), s.drop())
+	}
+	return nil
+}
+
+func (s *space) drop() error {
+	if err := os.Remove(s.ballast); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("drop ballast: %w", err)
 	}
 	return nil
 }
@@ -111,14 +142,12 @@ func (s *space) refusal() error {
 	return api.Refuse(http.StatusInsufficientStorage, "make space there, then try again", "%s", problem)
 }
 
-// freeNow ends an alarm that was left by an earlier run if there is space.
-func (s *space) freeNow(ctx context.Context) error {
+// begin ends an alarm that an earlier run has left, if there is space now, and
+// lays the ballast.
+func (s *space) begin(ctx context.Context) error {
 	left, err := s.free(s.dir)
-	if err != nil || left < s.reserve {
+	if err != nil || left < s.reserve || s.reserve == 0 {
 		return err
 	}
-	if err := s.alarm.EndNoSpace(ctx); err != nil && !errors.Is(err, store.ErrUnavailable) {
-		return err
-	}
-	return nil
+	return errors.Join(s.alarm.EndNoSpace(ctx), s.lay())
 }

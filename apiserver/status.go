@@ -3,12 +3,15 @@ package apiserver
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"runtime/debug"
 	"slices"
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -62,7 +65,26 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 	if out.Peers == nil {
 		out.Peers = []api.PeerStatus{}
 	}
+	for i := range out.Peers {
+		if err := s.addDeadNodes(ctx, &out.Peers[i]); err != nil {
+			return nil, err
+		}
+	}
 	return out, nil
+}
+
+// addDeadNodes adds what the peer's gossip says of its nodes.
+func (s *server) addDeadNodes(ctx context.Context, peer *api.PeerStatus) error {
+	kv, err := s.store.Get(ctx, wire.PeerLivenessKey(peer.Name))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	l, err := wire.Unmarshal[wire.PeerLiveness](kv.Value)
+	peer.DeadNodes = slices.Sorted(maps.Keys(l.Dead))
+	return err
 }
 
 func (s *server) nodeStatus(ctx context.Context) ([]api.NodeStatus, error) {

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
@@ -51,8 +52,9 @@ type Config struct {
 
 // Server is a running member.
 type Server struct {
-	etcd *embed.Etcd
-	addr string
+	etcd    *embed.Etcd
+	addr    string
+	closing *atomic.Bool
 }
 
 // Start runs a member and returns once it serves. The caller closes it.
@@ -79,6 +81,9 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	conf.ListenPeerUrls = []url.URL{{Scheme: "https", Host: "127.0.0.1:0"}}
 	conf.AdvertisePeerUrls = []url.URL{{Scheme: "https", Host: "127.0.0.1:2380"}}
 	conf.InitialCluster = conf.Name + "=https://127.0.0.1:2380"
+	// It has nobody to vote with either: it waits for rivals only as long as it
+	// must.
+	conf.TickMs, conf.ElectionMs = 20, 200
 	conf.ClientTLSInfo.CertFile, conf.ClientTLSInfo.KeyFile = c.Cert, c.Key
 	conf.ClientTLSInfo.TrustedCAFile, conf.ClientTLSInfo.ClientCertAuth = c.CA, true
 	conf.PeerTLSInfo = conf.ClientTLSInfo
@@ -88,13 +93,14 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	conf.AutoCompactionMode, conf.AutoCompactionRetention = embed.CompactorModePeriodic, compaction
 	conf.GRPCKeepAliveMinTime = keepAliveMin
 	conf.EnableGRPCGateway = false // it would act under the server's own name
-	conf.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(logCore{log: c.Log}))
+	closing := new(atomic.Bool)
+	conf.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(logCore{log: c.Log, closing: closing}))
 
 	etcd, err := embed.StartEtcd(conf)
 	if err != nil {
 		return nil, fmt.Errorf("start etcd: %w", explain(c, err))
 	}
-	s := &Server{etcd: etcd, addr: etcd.Clients[0].Addr().String()}
+	s := &Server{etcd: etcd, addr: etcd.Clients[0].Addr().String(), closing: closing}
 	select {
 	case <-etcd.Server.ReadyNotify():
 		return s, nil
@@ -121,7 +127,10 @@ func (s *Server) Wait(ctx context.Context) error {
 }
 
 // Close stops the member; closing twice is harmless.
-func (s *Server) Close() { s.etcd.Close() }
+func (s *Server) Close() {
+	s.closing.Store(true)
+	s.etcd.Close()
+}
 
 // Addr is where clients connect on this machine: Listen with the real port,
 // and loopback where it listens on every address.

@@ -3,6 +3,7 @@ package embedded
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 
 	"go.uber.org/zap/zapcore"
 )
@@ -12,15 +13,18 @@ import (
 type logCore struct {
 	log    *slog.Logger
 	fields []zapcore.Field
+	// closing is set while the member stops; etcd calls that a failure of each
+	// of its listeners.
+	closing *atomic.Bool
 }
 
 // Enabled implements zapcore.LevelEnabler.
 func (c logCore) Enabled(level zapcore.Level) bool {
-	return level >= zapcore.WarnLevel && c.log.Enabled(context.Background(), levels(level))
+	return level >= zapcore.WarnLevel && c.log.Enabled(context.Background(), c.level(level))
 }
 
-func levels(level zapcore.Level) slog.Level {
-	if level >= zapcore.ErrorLevel {
+func (c logCore) level(level zapcore.Level) slog.Level {
+	if level >= zapcore.ErrorLevel && !c.closing.Load() {
 		return slog.LevelError
 	}
 	return slog.LevelDebug
@@ -28,7 +32,8 @@ func levels(level zapcore.Level) slog.Level {
 
 // With implements zapcore.Core.
 func (c logCore) With(fields []zapcore.Field) zapcore.Core {
-	return logCore{c.log, append(c.fields[:len(c.fields):len(c.fields)], fields...)}
+	c.fields = append(c.fields[:len(c.fields):len(c.fields)], fields...)
+	return c
 }
 
 // Check implements zapcore.Core.
@@ -49,7 +54,7 @@ func (c logCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	for key, value := range values.Fields {
 		attrs = append(attrs, slog.Any(key, value))
 	}
-	c.log.LogAttrs(context.Background(), levels(entry.Level), "etcd: "+entry.Message, attrs...)
+	c.log.LogAttrs(context.Background(), c.level(entry.Level), "etcd: "+entry.Message, attrs...)
 	return nil
 }
 

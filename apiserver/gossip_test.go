@@ -1,0 +1,169 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/weft-mesh/weft/apiserver/nodes"
+	"github.com/weft-mesh/weft/tunnel/gossip"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// freePort is free for TCP and UDP on loopback, most likely still when used.
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	for range 20 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		u, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", port))
+		l.Close()
+		if err == nil {
+			u.Close()
+			return uint16(port)
+		}
+	}
+	t.Fatal("no port is free")
+	return 0
+}
+
+// TestDeathIsToldToPeers has an agent of east fall silent and looks for it in
+// west's store.
+func TestDeathIsToldToPeers(t *testing.T) {
+	conf := config(t)
+	conf.GossipPort, conf.WANGossipPort = freePort(t), freePort(t)
+	east := start(t, conf)
+	conf = config(t)
+	conf.Cluster, conf.ID = "west", 2
+	conf.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}
+	conf.ServiceCIDR = netip.MustParsePrefix("10.102.0.0/16")
+	conf.DataDir, conf.AdminConfig = t.TempDir(), filepath.Join(t.TempDir(), "admin.conf")
+	conf.WANGossipPort = freePort(t)
+	west := start(t, conf)
+	ctx := t.Context()
+	join(t, east.admin(), 1)
+
+	for _, way := range [][2]*process{{east, west}, {west, east}} {
+		invite, err := way[0].admin().Invite(ctx, way[1].conf.Cluster)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := way[1].admin().AddPeer(ctx, invite); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// The agent takes part in the pool under the settings that agents have.
+	keys, err := nodes.GossipKeys(ctx, east.srv.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := func(name string) (stop func()) {
+		p, err := gossip.New(gossip.Config{
+			Self:  gossip.Member{Cluster: "east", Name: name, Role: gossip.Agent, Addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t))},
+			Label: "weft-lan-east", Speed: gossip.VeryFast, Keys: keys.LAN, Clusters: []string{"east"}, Log: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.SetSeeds([]netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), east.conf.GossipPort)})
+		ctx, cancel := context.WithCancel(ctx)
+		done := make(chan error, 1)
+		go func() { done <- p.Run(ctx) }()
+		return func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	stop := pool("n1")
+	eventually(t, "agent is heard", func() error {
+		list, err := east.admin().Nodes(ctx)
+		if err != nil {
+			return err
+		}
+		if n := list.Nodes[0]; n.Alive == nil || !*n.Alive || n.AgeSeconds > 1 {
+			return fmt.Errorf("%+v", n)
+		}
+		return nil
+	})
+	stop()
+	eventually(t, "agent has said goodbye", func() error {
+		list, err := east.admin().Nodes(ctx)
+		if err != nil {
+			return err
+		}
+		if n := list.Nodes[0]; *n.Alive || n.State != nodeSilent {
+			return fmt.Errorf("%+v", n)
+		}
+		return nil
+	})
+	if dead := east.srv.census.dead(); len(dead) != 0 {
+		t.Error("a goodbye is taken for a death:", dead)
+	}
+
+	// A death cannot be had without killing a process, so the census is told.
+	east.srv.census.heard("n1", gossip.Dead, east.srv.began)
+	eventually(t, "own store knows", func() error {
+		kv, err := east.srv.store.Get(ctx, wire.OwnLivenessKey)
+		return hasDead(kv.Value, err, "n1")
+	})
+	eventually(t, "peer's store knows", func() error {
+		kv, err := west.srv.store.Get(ctx, wire.PeerLivenessKey("east"))
+		return hasDead(kv.Value, err, "n1")
+	})
+	eventually(t, "peer's operator sees it", func() error {
+		status, err := west.admin().Status(ctx)
+		if err != nil {
+			return err
+		}
+		if strings.Join(status.Peers[0].DeadNodes, " ") != "n1" {
+			return fmt.Errorf("%+v", status.Peers[0].DeadNodes)
+		}
+		return nil
+	})
+	east.srv.census.heard("n1", gossip.Alive, east.srv.began)
+	eventually(t, "peer's store knows that it is back", func() error {
+		kv, err := west.srv.store.Get(ctx, wire.PeerLivenessKey("east"))
+		if err := hasDead(kv.Value, err, "n1"); err == nil {
+			return errors.New("still dead")
+		}
+		return nil
+	})
+
+	if err := west.admin().RemovePeer(ctx, "east"); err != nil {
+		t.Fatal(err)
+	}
+	east.srv.census.heard("n1", gossip.Dead, east.srv.began)
+	eventually(t, "nothing is left of a peer that has gone", func() error {
+		kvs, _, err := west.srv.store.List(ctx, wire.CachePrefix)
+		if err == nil && len(kvs) > 0 {
+			err = fmt.Errorf("%d keys, first %s", len(kvs), kvs[0].Key)
+		}
+		return err
+	})
+}
+
+func hasDead(text []byte, err error, node string) error {
+	if err != nil {
+		return err
+	}
+	l, err := wire.Unmarshal[wire.PeerLiveness](text)
+	if err != nil {
+		return err
+	}
+	if _, ok := l.Dead[node]; !ok {
+		return fmt.Errorf("dead: %v", l.Dead)
+	}
+	return nil
+}
