@@ -37,7 +37,8 @@ type Config struct {
 	Dir string
 	// Name is the member's, by default "weft".
 	Name string
-	// Listen is the address for clients; port 0 takes a free one.
+	// Listen is the address for clients: host:port, or :port for every address;
+	// port 0 takes a free one.
 	Listen string
 	// Advertise are the addresses (host:port) clients are told. Empty means
 	// Listen's.
@@ -67,6 +68,9 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	conf.Name = c.Name
 	if conf.Name == "" {
 		conf.Name = "weft"
+	}
+	if strings.HasPrefix(c.Listen, ":") {
+		c.Listen = "0.0.0.0" + c.Listen // etcd wants an address
 	}
 	conf.ListenClientUrls = []url.URL{{Scheme: "https", Host: c.Listen}}
 	conf.AdvertiseClientUrls = conf.ListenClientUrls
