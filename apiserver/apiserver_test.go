@@ -259,6 +259,9 @@ func TestFromApplyToSliceThroughRestart(t *testing.T) {
 	if err := n1.put(wire.NodeKey("n1"), wire.NodeState{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}, Epoch: 3}); err != nil {
 		t.Fatal(err)
 	}
+	if err := n1.put(wire.NodeSyncedKey("n1"), "start"); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := admin.Delete(ctx, "pod", "shop", "web-1"); err != nil {
 		t.Fatal(err)
 	}

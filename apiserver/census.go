@@ -20,19 +20,20 @@ import (
 // may well go on without it.
 const (
 	nodeReady     = "ready"
+	nodeStarting  = "starting" // it answers, but has not reported in full yet
 	nodeSilent    = "silent"
 	nodeNeverSeen = "never-seen"
 )
 
-// census knows when each node's agent was last heard of, by its lease in the
-// store and by gossip.
+// census knows when each node's agent was last heard of, by the mark it keeps
+// in the store under a lease and by gossip.
 type census struct {
 	store store.Store
 	log   *slog.Logger
 
 	mu       sync.Mutex // guards what follows
 	claims   map[string]wire.NodeState
-	leased   map[string]bool      // the node's key is there
+	synced   map[string]bool      // the mark is there: it has reported, and lives
 	seen     map[string]time.Time // last sign of life
 	gossiped map[string]bool      // what gossip says, if anything
 	deaths   map[string]time.Time // when gossip gave it up
@@ -41,7 +42,7 @@ type census struct {
 
 func newCensus(s store.Store, log *slog.Logger) *census {
 	return &census{
-		store: s, log: log, claims: map[string]wire.NodeState{}, leased: map[string]bool{}, seen: map[string]time.Time{},
+		store: s, log: log, claims: map[string]wire.NodeState{}, synced: map[string]bool{}, seen: map[string]time.Time{},
 		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, changed: make(chan struct{}, 1),
 	}
 }
@@ -60,7 +61,7 @@ func (c *census) apply(b store.Batch) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if b.Complete {
-		clear(c.leased)
+		clear(c.synced)
 	}
 	for _, ev := range b.Events {
 		node, entry, _, _, ok := wire.ParseNodesKey(ev.Key)
@@ -70,15 +71,16 @@ func (c *census) apply(b store.Batch) {
 		if !ev.Deleted && !b.Complete {
 			c.seen[node] = time.Now()
 		}
-		if entry != wire.NodeEntryNode {
-			continue
-		}
-		delete(c.leased, node)
-		if ev.Deleted {
-			continue // what it said last is still the best we know
-		}
-		if v, err := wire.Unmarshal[wire.NodeState](ev.Value); err == nil {
-			c.claims[node], c.leased[node] = v, true
+		switch entry {
+		case wire.NodeEntrySynced:
+			c.synced[node] = !ev.Deleted
+		case wire.NodeEntryNode:
+			if ev.Deleted {
+				continue // what it said last is still the best we know
+			}
+			if v, err := wire.Unmarshal[wire.NodeState](ev.Value); err == nil {
+				c.claims[node] = v
+			}
 		}
 	}
 }
@@ -108,7 +110,7 @@ func (c *census) forget(node string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.claims, node)
-	delete(c.leased, node)
+	delete(c.synced, node)
 	delete(c.seen, node)
 	delete(c.gossiped, node)
 	delete(c.deaths, node)
@@ -146,21 +148,20 @@ func (c *census) status(cluster string, register map[string]nodes.Registration, 
 			Endpoints: endpoints[name], Epoch: c.claims[name].Epoch, LastSeen: c.seen[name], Refused: refused[name],
 		}
 		alive, known := c.gossiped[name]
-		switch {
-		case known && alive:
-			s.LastSeen = now
-		case known:
-			s.State = nodeSilent
-		}
 		if known {
 			s.Alive = &alive
 		}
+		if alive {
+			s.LastSeen = now
+		}
 		_, claimed := c.claims[name]
 		switch {
-		case !claimed && s.LastSeen.IsZero() && s.Endpoints == 0:
+		case !claimed && s.LastSeen.IsZero():
 			s.State = nodeNeverSeen
-		case !c.leased[name]:
+		case known && !alive, !known && !c.synced[name]:
 			s.State = nodeSilent
+		case !c.synced[name]:
+			s.State = nodeStarting
 		}
 		if !s.LastSeen.IsZero() {
 			s.AgeSeconds = max(0, now.Sub(s.LastSeen).Seconds())
