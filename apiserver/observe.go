@@ -33,6 +33,7 @@ const (
 // agents talks to the agents' own APIs as the API server.
 type agents struct {
 	conf *tls.Config
+	port int // api.AgentPort, but for tests
 
 	mu      sync.Mutex             // guards clients
 	clients map[string]*api.Client // by host:port
@@ -42,7 +43,7 @@ func (a *agents) client(node nodes.Registration) (*api.Client, error) {
 	if len(node.Addresses) == 0 {
 		return nil, fmt.Errorf("node %s is registered without an address", node.Name)
 	}
-	host := net.JoinHostPort(node.Addresses[0].String(), strconv.Itoa(api.AgentPort))
+	host := net.JoinHostPort(node.Addresses[0].String(), strconv.Itoa(a.port))
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	c := a.clients[host]

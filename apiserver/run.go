@@ -164,7 +164,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 		conf: f.conf, cluster: f.cluster, store: s.store, census: s.census, wanKey: wanKey,
 		peers: s.peering.Gossip, log: s.log, reports: make(chan struct{}, 1),
 	}
-	s.agents = &agents{clients: map[string]*api.Client{}, conf: &tls.Config{
+	s.agents = &agents{clients: map[string]*api.Client{}, port: api.AgentPort, conf: &tls.Config{
 		RootCAs: f.authority.Pool(), Certificates: []tls.Certificate{f.root}, MinVersion: tls.VersionTLS13,
 	}}
 	s.metrics = newMetrics(s)

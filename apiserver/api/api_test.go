@@ -1,0 +1,79 @@
+package api
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestConfigReadsBackWhatItSaves(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "weft", "config")
+	c := &Config{}
+	c.Set(Context{Name: "east", Server: "https://e:7443", Key: "k"})
+	c.Set(Context{Name: "west", Server: "https://w:7443"})
+	c.Set(Context{Name: "east", Server: "https://e:7444", Key: "k"})
+	if err := c.Save(path); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Error(info.Mode(), err)
+	}
+	t.Setenv("WEFT_CONFIG", path)
+	again, err := LoadConfig("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x, err := again.Context("east"); err != nil || x.Server != "https://e:7444" || len(again.Contexts) != 2 {
+		t.Errorf("%+v %v", again, err)
+	}
+	if _, err := again.Context("north"); err == nil || !strings.Contains(err.Error(), "there is east, west") {
+		t.Error(err)
+	}
+	if _, err := again.Context(""); err == nil || !strings.Contains(err.Error(), "choose one with -c") {
+		t.Error(err)
+	}
+	again.Current = "west"
+	if x, err := again.Context(""); err != nil || x.Name != "west" {
+		t.Error(x, err)
+	}
+}
+
+func TestConfigRefuses(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config")
+	if _, err := LoadConfig(path); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "admin.conf") {
+		t.Error(err)
+	}
+	for text, want := range map[string]string{
+		"contexts: [{name: a, sever: b}]": "sever",
+		"contexts: [{name: a}]":           "context 1 needs a name and a server",
+		"contexts: {":                     "config",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := LoadConfig(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+func TestClientRefusesBadContexts(t *testing.T) {
+	for _, x := range []Context{{Name: "e", Server: "http://e:1"}, {Name: "e", Server: "https://e:1"}, {Name: "e", Server: "https://e:1", CA: "x"}} {
+		if _, err := NewClient(x); err == nil || !strings.Contains(err.Error(), `context "e"`) {
+			t.Error(err)
+		}
+	}
+}
+
+func TestErrorsReadAsSentences(t *testing.T) {
+	e := Invalid("correct it", "the manifest is refused:")
+	e.Problems = []Problem{
+		{Document: 2, Kind: "Pod", Namespace: "shop", Name: "web", Message: "spec.nodeName is missing"},
+		{Message: "it is empty"},
+	}
+	if got, want := e.Error(), "the manifest is refused:\n  document 2, Pod shop/web: spec.nodeName is missing\n  it is empty"; got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
