@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -425,6 +426,43 @@ func TestSavedConfigurationIsStable(t *testing.T) {
 	if durable(a) != want || durable(b) != want {
 		t.Errorf("saved as\n%s\nand\n%s\nwant\n%s", durable(a), durable(b), want)
 	}
+}
+
+func TestOnlyUnansweredPeersAreGreetedAgain(t *testing.T) {
+	peer := func(key, handshake, endpoint, keepalive string) string {
+		return "public_key=" + key + "\npreshared_key=00\n" + endpoint +
+			"last_handshake_time_sec=" + handshake + "\ntx_bytes=1\npersistent_keepalive_interval=" + keepalive + "\nallowed_ip=10.0.0.0/8\n"
+	}
+	report := "private_key=aa\nlisten_port=1\n" +
+		peer("11", "5", "endpoint=192.0.2.1:1\n", "25") + // answered
+		peer("22", "0", "endpoint=192.0.2.2:1\n", "25") +
+		peer("33", "0", "", "25") + // nowhere to send to
+		peer("44", "0", "endpoint=192.0.2.4:1\n", "0") // not ours to begin
+	want := "public_key=22\nremove=true\npublic_key=22\npreshared_key=00\nendpoint=192.0.2.2:1\npersistent_keepalive_interval=25\nallowed_ip=10.0.0.0/8\n"
+	if got := unanswered(report); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	for _, none := range []string{"", "private_key=aa\n"} {
+		if got := unanswered(none); got != "" {
+			t.Errorf("without peers: %s", got)
+		}
+	}
+}
+
+func TestErrorsOfEveryPacketAreToldOnceInAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lines strings.Builder
+		log := deviceLogger(slog.New(slog.NewTextHandler(&lines, nil)))
+		for range 1000 {
+			log.Errorf("no way to %s", "n1")
+		}
+		log.Errorf("something else")
+		pass(logPause)
+		log.Errorf("no way to %s", "n2")
+		if got := strings.Count(lines.String(), "\n"); got != 3 || !strings.Contains(lines.String(), `msg="no way to n2" untold=999`) {
+			t.Errorf("%d lines:\n%s", got, &lines)
+		}
+	})
 }
 
 func TestSecretIsReplacedAsAWhole(t *testing.T) {

@@ -115,6 +115,27 @@ func wire(t *testing.T, a, b *space, nameA, nameB, addrA, addrB string) {
 	}
 }
 
+func (s *space) link(name string) (link netlink.Link) {
+	s.t.Helper()
+	s.do(func() (err error) {
+		link, err = netlink.LinkByName(name)
+		return err
+	})
+	return link
+}
+
+// wire sets the namespace's end of the wire up or down.
+func (s *space) wire(up bool) {
+	s.t.Helper()
+	link := s.link("wire")
+	s.do(func() error {
+		if up {
+			return netlink.LinkSetUp(link)
+		}
+		return netlink.LinkSetDown(link)
+	})
+}
+
 var serial atomic.Uint32
 
 // node is one machine: a namespace, a `weft tunnel` process and Lanes.
@@ -202,6 +223,17 @@ func (n *node) stop() error {
 // ready waits until the node's lanes answer.
 func (n *node) ready() tunnel.Own {
 	n.t.Helper()
+	if n.process != nil {
+		// First the process, or a kernel that can would make the devices itself.
+		eventually(n.t, 10*time.Second, func() error {
+			for _, device := range n.config.Devices {
+				if !exists(filepath.Join(n.config.SocketDir, device+".sock")) {
+					return fmt.Errorf("%s is not served yet", device)
+				}
+			}
+			return nil
+		})
+	}
 	var own tunnel.Own
 	eventually(n.t, 10*time.Second, func() error {
 		return n.in(func() (err error) {
@@ -410,4 +442,9 @@ func exists(path string) bool {
 
 func savedFile(n *node, lane int) string {
 	return filepath.Join(n.config.StateDir, n.config.Devices[lane]+".conf")
+}
+
+// hostPrefix is an address outside the node's CIDR.
+func hostPrefix(n *node) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, 200, n.internal.As4()[2]}), 32)
 }

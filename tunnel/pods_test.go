@@ -215,21 +215,9 @@ func TestProbesNoticeACutAndItsHealing(t *testing.T) {
 		return time.Since(start)
 	}
 	t.Logf("up after %v", await(probe.Up))
-	b.do(func() error {
-		link, err := netlink.LinkByName("wire")
-		if err != nil {
-			return err
-		}
-		return netlink.LinkSetDown(link)
-	})
+	b.wire(false)
 	down := await(probe.Down)
-	b.do(func() error {
-		link, err := netlink.LinkByName("wire")
-		if err != nil {
-			return err
-		}
-		return netlink.LinkSetUp(link)
-	})
+	b.wire(true)
 	t.Logf("down %v after the cut, up %v after healing", down, await(probe.Up))
 	if down > 900*time.Millisecond {
 		t.Errorf("down only %v after the cut", down)

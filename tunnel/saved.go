@@ -26,6 +26,7 @@ type savedConfig struct {
 	path string
 	log  *slog.Logger
 
+	// mu also keeps changes of the device apart from one another.
 	mu      sync.Mutex
 	written string // guarded by mu: the content of the file; "" if unknown
 	failed  bool   // guarded by mu: the file is behind the device
@@ -59,13 +60,21 @@ func (s *savedConfig) restore(dev *device.Device) (bool, error) {
 	return true, nil
 }
 
-// save writes the device's configuration if it differs from what is written. A
-// failure is logged and repaired by retry: the tunnel works now, and only its
-// next start would miss the change.
-func (s *savedConfig) save(dev *device.Device) {
+// change gives the device a change and saves what comes of it. The error is the
+// device's: see saveLocked for the disk's.
+func (s *savedConfig) change(dev *device.Device, change string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	err := s.saveLocked(dev)
+	err := dev.IpcSet(change)
+	s.saveLocked(dev)
+	return err
+}
+
+// saveLocked writes the device's configuration if it differs from what is written. A
+// failure is logged and repaired by retry: the tunnel works now, and only its
+// next start would miss the change.
+func (s *savedConfig) saveLocked(dev *device.Device) {
+	err := s.writeLocked(dev)
 	if err != nil && !s.failed {
 		s.log.Error("configuration is not saved, a restarted tunnel would miss the last change", "error", err)
 	}
@@ -75,7 +84,7 @@ func (s *savedConfig) save(dev *device.Device) {
 	s.failed = err != nil
 }
 
-func (s *savedConfig) saveLocked(dev *device.Device) error {
+func (s *savedConfig) writeLocked(dev *device.Device) error {
 	text, err := dev.IpcGet()
 	if err != nil {
 		return fmt.Errorf("read configuration: %w", err)
@@ -102,11 +111,10 @@ func (s *savedConfig) retry(ctx context.Context, dev *device.Device) error {
 		case <-tick.C:
 		}
 		s.mu.Lock()
-		failed := s.failed
-		s.mu.Unlock()
-		if failed {
-			s.save(dev)
+		if s.failed {
+			s.saveLocked(dev)
 		}
+		s.mu.Unlock()
 	}
 }
 

@@ -158,6 +158,9 @@ func serveLane(ctx context.Context, cfg ServeConfig, lane int) error {
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return serveUAPI(ctx, socket, path, dev, &saved, log) })
+	if restored {
+		g.Go(func() error { return saved.greet(ctx, dev) })
+	}
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -167,19 +170,6 @@ func serveLane(ctx context.Context, cfg ServeConfig, lane int) error {
 		}
 	})
 	return g.Wait()
-}
-
-// deviceLogger passes wireguard-go's errors on. What it calls verbose is a line
-// per handshake of every peer, worth it only when debugging.
-func deviceLogger(log *slog.Logger) *device.Logger {
-	return &device.Logger{
-		Verbosef: func(format string, args ...any) {
-			if log.Enabled(context.Background(), slog.LevelDebug) {
-				log.Debug(fmt.Sprintf(format, args...))
-			}
-		},
-		Errorf: func(format string, args ...any) { log.Warn(fmt.Sprintf(format, args...)) },
-	}
 }
 
 func laneName(lane int) string { return fmt.Sprintf("lane %d", lane) }

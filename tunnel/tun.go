@@ -19,10 +19,13 @@ const tunDevice = "/dev/net/tun"
 // openTUN makes the persistent TUN device, or reattaches to the one that an
 // earlier process left, and sets it up.
 func openTUN(name string, mtu int, log *slog.Logger) (tun.Device, error) {
-	_, err := netlink.LinkByName(name)
+	there, err := netlink.LinkByName(name)
 	fresh := errors.As(err, &netlink.LinkNotFoundError{})
 	if err != nil && !fresh {
 		return nil, fmt.Errorf("look for device: %w", err)
+	}
+	if !fresh && there.Type() == "wireguard" {
+		return nil, errors.New("the kernel itself serves this device: `weft tunnel` is not needed on this node")
 	}
 	file, err := attachTUN(name)
 	if err != nil {

@@ -100,8 +100,7 @@ func answer(c net.Conn, dev *device.Device, saved *savedConfig, log *slog.Logger
 		case "get=1\n":
 			err = dev.IpcGetOperation(w)
 		case "set=1\n":
-			err = dev.IpcSet(body)
-			saved.save(dev)
+			err = saved.change(dev, body)
 		default:
 			log.Warn("unknown configuration request", "request", strings.TrimSpace(operation))
 			return

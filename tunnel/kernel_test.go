@@ -1,0 +1,129 @@
+package tunnel_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/weft-mesh/weft/tunnel"
+)
+
+// needKernelWireGuard skips on kernels that cannot make such a link.
+func needKernelWireGuard(t *testing.T) {
+	t.Helper()
+	needRoot(t)
+	s := newSpace(t)
+	err := s.in(func() error {
+		return netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "wg0"}})
+	})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skip("needs a kernel with WireGuard (CONFIG_WIREGUARD): this one has none")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The same stream, rotations and restarts as with userspace, over any mixture
+// of kernel and userspace.
+func TestKernelWireGuard(t *testing.T) {
+	needKernelWireGuard(t)
+	for name, userspace := range map[string][2]bool{
+		"kernel to kernel":    {false, false},
+		"kernel to userspace": {false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newNode(t, 1), newNode(t, 2)
+			wire(t, a.space, b.space, "wire", "wire", "192.0.2.1/24", "192.0.2.2/24")
+			for i, n := range []*node{a, b} {
+				if userspace[i] {
+					n.start()
+				}
+				want := map[bool]tunnel.Kind{false: tunnel.Kernel, true: tunnel.Userspace}[userspace[i]]
+				if own := n.ready(); own.Lanes[0].Kind != want || own.Lanes[1].Kind != want {
+					t.Fatalf("%s is %+v, want %s", n.name, own.Lanes, want)
+				}
+			}
+			a.set(b.peer(b.ready()))
+			b.set(a.peer(a.ready()))
+			shaken(t, a, b)
+
+			seen := a.capture("wire")
+			m := &mesh{nodes: [2]*node{a, b}, streams: [2]*stream{
+				newStream(t, a, b, 7000, 500, 120*time.Second),
+				newStream(t, b, a, 7001, 500, 120*time.Second),
+			}}
+			m.own = [2]tunnel.Own{a.ready(), b.ready()}
+			m.told = [2]tunnel.Own{m.own[1], m.own[0]}
+			for round := range 4 {
+				for _, i := range []int{round % 2, 1 - round%2} {
+					m.steer(i)
+					m.rotate(t, i)
+					m.tell(1 - i)
+					m.steer(1 - i)
+					m.streams[0].flowing(t)
+					m.streams[1].flowing(t)
+				}
+				eventually(t, 20*time.Second, func() error {
+					for i := range m.nodes {
+						if !m.steer(i) {
+							return fmt.Errorf("round %d: %s is still on lane %d", round, m.nodes[i].name, m.used[i])
+						}
+					}
+					return nil
+				})
+				a.reopen()
+				b.reopen()
+				a.ready()
+				b.ready()
+				m.tell(0)
+				m.tell(1)
+			}
+			for _, s := range m.streams {
+				s.flowing(t)
+				sent, lost := s.finish(t)
+				t.Logf("%d sent, %d lost", sent, lost)
+				if lost > 0 {
+					t.Errorf("lost %d of %d packets", lost, sent)
+				}
+			}
+			for _, frame := range seen.drain() {
+				if bytes.Contains(frame, []byte(marker)) {
+					t.Fatalf("payload in the clear on the wire: %x", frame)
+				}
+			}
+
+			// The lane that carried the data is the one that is not quiet; the
+			// other had handshakes and keepalives alone.
+			quietLane := int((m.own[0].Epoch + 1) % tunnel.LaneCount)
+			a.status()
+			eventually(t, 10*time.Second, func() error {
+				if st := a.status(); st.Quiet[quietLane] < 300*time.Millisecond {
+					return fmt.Errorf("lane %d is quiet for %v", quietLane, st.Quiet[quietLane])
+				}
+				return nil
+			})
+
+			// One prefix goes without touching the other.
+			few := b.peer(m.own[1])
+			few.Allowed = append(few.Allowed, hostPrefix(b))
+			a.set(few)
+			few.Allowed = few.Allowed[:1]
+			a.set(few)
+			a.do(func() error {
+				_, err := a.lanes.Set(context.Background(), nil, true)
+				return err
+			})
+			if st := a.status(); len(st.Peers) > 0 {
+				t.Errorf("peers are left: %+v", st.Peers)
+			}
+		})
+	}
+}
