@@ -126,13 +126,9 @@ func (c *Controller) settle(ctx context.Context, m *model) error {
 	}
 	m.dirtyServices = servicesLeft
 
-	counts := map[string]int{}
-	for _, e := range m.endpoints {
-		counts[e.value.Node]++
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.status.Synced, c.status.Endpoints = true, counts
+	c.status.Synced, c.status.Endpoints = true, maps.Clone(m.perNode)
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -392,5 +393,53 @@ func TestDivide(t *testing.T) {
 	}
 	if len(divide("web-v4", nil, second)) != 0 {
 		t.Error("empty parts are kept")
+	}
+}
+
+// TestWatchedAndListedAgree plays random histories: what was derived step by
+// step is what a controller derives that finds it all at its start.
+func TestWatchedAndListedAgree(t *testing.T) {
+	for seed := range uint64(20) {
+		run(t, func(e *east) {
+			random := rand.New(rand.NewPCG(seed, 1))
+			any := func(of ...string) string { return of[random.IntN(len(of))] }
+			exists := map[string]string{} // pod → node
+			for range 150 {
+				pod := any("a", "b", "c", "d", "e")
+				node := any("n1", "n2")
+				switch random.IntN(8) {
+				case 0, 1:
+					if exists[pod] == "" {
+						exists[pod] = node
+						e.pod(pod, node, any("web", "db"))
+					}
+				case 2:
+					if exists[pod] != "" {
+						e.delete("pods", "shop", pod)
+						delete(exists, pod)
+					}
+				case 3, 4:
+					e.claim(node, pod, fmt.Sprintf("10.1.%s.%d", strings.TrimPrefix(node, "n"), 1+random.IntN(6)), random.IntN(2) == 0)
+				case 5:
+					e.write(store.Delete(wire.NodeEndpointKey(node, "shop", pod)))
+				case 6:
+					e.put(wire.NodeSyncedKey(node), "start")
+				case 7:
+					if random.IntN(2) == 0 {
+						e.apply(shopService)
+					} else if _, err := e.registry.DeleteManifest(t.Context(), []byte(shopService)); err != nil {
+						t.Fatal(err)
+					}
+					synctest.Wait()
+				}
+			}
+			before := e.store.Dump("")
+			stop := e.start()
+			after := e.store.Dump("")
+			stop()
+			if !slices.Equal(before, after) {
+				t.Errorf("seed %d: a fresh start derives something else:\n%s\n\n%s", seed, strings.Join(before, "\n"), strings.Join(after, "\n"))
+			}
+		})
 	}
 }

@@ -38,8 +38,13 @@ type model struct {
 	sliceOf map[name]name
 	// claimants are the nodes that claim a pod.
 	claimants map[name]map[string]bool
-	// members are the services whose slices hold a pod's endpoint.
-	members map[name]map[name]bool
+	// inNamespace and servicesIn are the endpoints and services by namespace.
+	inNamespace, servicesIn map[string]map[name]bool
+	// perNode counts the endpoints of each node.
+	perNode map[string]int
+	// members are the services whose slices hold a pod's endpoint, held the pods
+	// whose endpoints a service's slices hold.
+	members, held map[name]map[name]bool
 	// gone are the UIDs of pods deleted lately: claims about them are late, not
 	// wrong.
 	gone map[string]bool
@@ -86,7 +91,8 @@ func newModel() *model {
 		nodes: map[string]*node{}, endpoints: map[name]stored[wire.Endpoint]{},
 		slices:    map[name]map[string]stored[*discoveryv1.EndpointSlice]{},
 		claimants: map[name]map[string]bool{}, byIP: map[netip.Addr]name{}, sliceOf: map[name]name{},
-		members: map[name]map[name]bool{}, gone: map[string]bool{},
+		inNamespace: map[string]map[name]bool{}, servicesIn: map[string]map[name]bool{}, perNode: map[string]int{},
+		members: map[name]map[name]bool{}, held: map[name]map[name]bool{}, gone: map[string]bool{},
 		dirtyPods: map[name]bool{}, dirtyServices: map[name]bool{}, dirtyNodes: map[string]bool{},
 	}
 }
@@ -142,9 +148,11 @@ func (m *model) applyObject(ev store.Event) {
 		m.applyPod(who, read[corev1.Pod](ev))
 	case "services":
 		delete(m.services, who)
+		unset(m.servicesIn, ns, who)
 		if v := read[corev1.Service](ev); v != nil {
 			if svc, err := service.FromKubernetes(v); err == nil {
 				m.services[who] = &svc
+				set(m.servicesIn, ns, who)
 			}
 		}
 		m.dirtyServices[who] = true
@@ -283,10 +291,16 @@ func (m *model) applyEndpoint(ev store.Event) {
 	who := name{ns, podName}
 	if old, ok := m.endpoints[who]; ok {
 		delete(m.endpoints, who)
+		unset(m.inNamespace, ns, who)
+		if m.perNode[old.value.Node]--; m.perNode[old.value.Node] == 0 {
+			delete(m.perNode, old.value.Node)
+		}
 		m.free(old.value.Node, old.value.IP, who)
 	}
 	if v := read[wire.Endpoint](ev); v != nil {
 		m.byIP[v.IP] = who
+		set(m.inNamespace, ns, who)
+		m.perNode[v.Node]++
 		m.endpoints[who] = stored[wire.Endpoint]{*v, ev.Modified, ev.Value}
 	}
 	m.dirtyPods[who] = true
@@ -318,9 +332,23 @@ func (m *model) touchServices(who name) {
 		return
 	}
 	candidate := service.Pod{Namespace: who.namespace, Labels: p.labels}
-	for svcName, svc := range m.services {
-		if svc.Selects(&candidate) {
+	for svcName := range m.servicesIn[who.namespace] {
+		if m.services[svcName].Selects(&candidate) {
 			m.dirtyServices[svcName] = true
 		}
+	}
+}
+
+// set and unset keep an index; no empty set stays behind.
+func set[K comparable](index map[K]map[name]bool, key K, who name) {
+	if index[key] == nil {
+		index[key] = map[name]bool{}
+	}
+	index[key][who] = true
+}
+
+func unset[K comparable](index map[K]map[name]bool, key K, who name) {
+	if delete(index[key], who); len(index[key]) == 0 {
+		delete(index, key)
 	}
 }

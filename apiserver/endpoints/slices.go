@@ -28,9 +28,9 @@ func (m *model) serviceSlices(svcName name) map[string]*discoveryv1.EndpointSlic
 		return nil
 	}
 	var pods []service.Pod
-	for who, e := range m.endpoints {
-		p := m.pods[who]
-		if p == nil || who.namespace != svcName.namespace {
+	for who := range m.inNamespace[svcName.namespace] {
+		p, e := m.pods[who], m.endpoints[who]
+		if p == nil {
 			continue
 		}
 		candidate := service.Pod{
@@ -154,18 +154,16 @@ func (m *model) remember(svcName name, derived map[string]*discoveryv1.EndpointS
 			}
 		}
 	}
-	for who := range held {
-		if m.members[who] == nil {
-			m.members[who] = map[name]bool{}
+	for who := range m.held[svcName] {
+		if !held[who] {
+			unset(m.members, who, svcName)
 		}
-		m.members[who][svcName] = true
 	}
-	for who, services := range m.members {
-		if services[svcName] && !held[who] {
-			if delete(services, svcName); len(services) == 0 {
-				delete(m.members, who)
-			}
-		}
+	for who := range held {
+		set(m.members, who, svcName)
+	}
+	if m.held[svcName] = held; len(held) == 0 {
+		delete(m.held, svcName)
 	}
 }
 
