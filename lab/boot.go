@@ -21,8 +21,7 @@ const bootPatience = 60 * time.Second
 
 // Boot starts every cluster that is not bare, all at the same time, the way an
 // operator would: the API server, then `weft node add` and its bundle for each
-// machine, then the tunnel and the agent. It returns when every API server
-// answers and every process runs.
+// machine, then the tunnel and the agent. It returns when every node is ready.
 func (l *Lab) Boot(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootPatience)
 	defer cancel()
@@ -116,7 +115,13 @@ func (l *Lab) bootNodes(ctx context.Context, c *Cluster) error {
 			return l.StartAgent(n)
 		})
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if _, err := l.weft(ctx, "-c", c.Name, "status", "--wait", "30s"); err != nil {
+		return errors.Join(fmt.Errorf("nodes of cluster %s are not ready: %w", c.Name, err), l.Failures())
+	}
+	return nil
 }
 
 // Join registers a machine in its cluster and puts the bundle on its disk.

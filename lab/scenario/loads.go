@@ -26,7 +26,8 @@ type load struct {
 
 	mu      sync.Mutex
 	samples []traffic.Sample // guarded by mu; in the order in which they ended
-	sorted  bool
+	known   time.Time        // guarded by mu; requests that began before have a sample
+	stopped bool
 }
 
 // gather takes in samples until the load ends.
@@ -34,12 +35,16 @@ func (l *load) gather(r *os.File) {
 	defer close(l.read)
 	defer r.Close()
 	for dec := json.NewDecoder(r); ; {
-		var s traffic.Sample
-		if dec.Decode(&s) != nil {
+		var line traffic.Line
+		if dec.Decode(&line) != nil {
 			return
 		}
 		l.mu.Lock()
-		l.samples = append(l.samples, s)
+		if line.Oldest != 0 {
+			l.known = time.UnixMicro(line.Oldest)
+		} else {
+			l.samples = append(l.samples, line.Sample)
+		}
 		l.mu.Unlock()
 	}
 }
@@ -54,6 +59,13 @@ func (l *load) all(since time.Time) []traffic.Sample {
 		i--
 	}
 	return slices.DeleteFunc(slices.Clone(l.samples[i:]), func(s traffic.Sample) bool { return s.End().Before(since) })
+}
+
+// complete is the moment before which all requests that began have a sample.
+func (l *load) complete() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.known
 }
 
 func (l *load) stop() error {
@@ -97,7 +109,7 @@ const loadUsage = `load start NAME [--rate N] [--keep N] [--timeout D] NODE|POD 
        load answers NAME [--within D] CLUSTER|CLUSTER/POD...         answers of the last D come from exactly these
        load check NAME [--since MARK] [--max-failed N] [--max-answered N] [--max-resent N] [--min N] [--only REASON,...] [--slowest D]
        load recovered NAME SERIES [--patience D] [--steady D]        good again; samples the time since the fault
-       load reset NAME SERIES                                        kept connections that broke were reset; samples it`
+       load reset NAME SERIES [--min N]                              N kept connections broke and were reset; samples it`
 
 func (v *Live) load(ctx context.Context, args []string) error {
 	var o loadOptions
@@ -139,7 +151,7 @@ func (v *Live) load(ctx context.Context, args []string) error {
 			return errors.New("usage: " + loadUsage)
 		}
 		if args[0] == "reset" {
-			return v.loadReset(l, rest[0])
+			return v.loadReset(l, rest[0], o)
 		}
 		return v.loadRecovered(l, rest[0], o)
 	}
@@ -150,7 +162,7 @@ func (v *Live) load(ctx context.Context, args []string) error {
 // still be looked at.
 func (l *load) died() error {
 	<-l.read
-	if l.sorted {
+	if l.stopped {
 		return nil
 	}
 	return fmt.Errorf("load %s has ended by itself%s", l.name, l.task.Log())
@@ -187,17 +199,21 @@ func (v *Live) stopLoad(l *load) error {
 	if err := l.stop(); err != nil {
 		return err
 	}
-	l.sorted = true
+	l.stopped = true
 	t := traffic.Count(l.all(time.Time{}))
 	v.Figures.Add(l.name+"_requests", float64(t.Requests))
 	v.Figures.Add(l.name+"_failed", float64(t.Failed))
 	return nil
 }
 
+// steady is about requests that ended of late, and none may hang since.
 func (l *load) steady(o loadOptions) error {
+	if hanging := time.Since(l.complete()); hanging > o.within {
+		return fmt.Errorf("a request has been under way for %v", hanging.Round(time.Millisecond))
+	}
 	t := traffic.Count(l.all(time.Now().Add(-o.within)))
 	if t.Requests == 0 || t.Failed > 0 {
-		return fmt.Errorf("of %d requests in the last %v, %d failed%s", t.Requests, o.within, t.Failed, reasons(t))
+		return fmt.Errorf("of %d requests in the last %v, %d failed%s; answers came from %s", t.Requests, o.within, t.Failed, reasons(t), counts(t.ByPod))
 	}
 	return nil
 }
@@ -266,7 +282,7 @@ func (v *Live) checkLoad(l *load, o loadOptions) error {
 		failed = append(failed, fmt.Errorf("%d of %d requests were answered, by %s", answered, t.Requests, counts(t.ByPod)))
 	}
 	if o.maxResent >= 0 && t.Resent > o.maxResent {
-		failed = append(failed, fmt.Errorf("%d TCP segments were sent again", t.Resent))
+		failed = append(failed, fmt.Errorf("%d TCP segments were lost", t.Resent))
 	}
 	if o.slowest > 0 && t.Slowest > o.slowest {
 		failed = append(failed, fmt.Errorf("the slowest answer took %v", t.Slowest))
@@ -308,8 +324,9 @@ func (v *Live) loadRecovered(l *load, series string, o loadOptions) error {
 	if err != nil {
 		return err
 	}
+	known := l.complete() // asked before the samples
 	samples := l.all(fault)
-	d, ok := traffic.Recovery(samples, fault, time.Now(), o.patience, o.quiet)
+	d, ok := traffic.Recovery(samples, fault, known, o.patience, o.quiet)
 	t := traffic.Count(samples)
 	if !ok {
 		return fmt.Errorf("since the fault %v ago %d of %d requests failed%s, the last %v were not all good",
@@ -322,7 +339,7 @@ func (v *Live) loadRecovered(l *load, series string, o loadOptions) error {
 
 // loadReset samples, for each kept connection that the last fault broke, how
 // long after the fault it was reset. One that was left hanging is a failure.
-func (v *Live) loadReset(l *load, series string) error {
+func (v *Live) loadReset(l *load, series string, o loadOptions) error {
 	fault, err := v.since("fault")
 	if err != nil {
 		return err
@@ -335,8 +352,8 @@ func (v *Live) loadReset(l *load, series string) error {
 			broken[s.Conn] = s
 		}
 	}
-	if len(broken) == 0 {
-		return errors.New("no kept connection was broken by the fault")
+	if len(broken) < o.min {
+		return fmt.Errorf("the fault broke %d kept connections, not %d", len(broken), o.min)
 	}
 	for conn, s := range broken {
 		if s.Error != "reset" || s.Renewed {

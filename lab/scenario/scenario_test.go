@@ -55,7 +55,7 @@ func TestFlagsStandAnywhere(t *testing.T) {
 func samples(words string) *load {
 	fields := strings.Fields(words)
 	begin := time.Now().Add(-time.Duration(len(fields)) * 10 * time.Millisecond)
-	l := &load{name: "x"}
+	l := &load{name: "x", known: time.Now()}
 	for i, word := range fields {
 		s := traffic.Sample{At: begin.Add(time.Duration(i) * 10 * time.Millisecond).UnixMicro(), Took: 1000, Conn: i%2 + 1}
 		if reason, failed := strings.CutPrefix(word, "!"); failed {
@@ -73,21 +73,23 @@ func TestLoadVerdicts(t *testing.T) {
 	mixed := samples("east/a west/b east/a !timeout")
 	good := samples("east/a west/b east/a")
 	dead := samples("!refused !timeout")
+	hanging := samples("east/a east/a")
+	hanging.known = time.Now().Add(-2 * time.Second)
 	for name, tt := range map[string]struct {
 		err  error
 		want string
 	}{
-		"steady":              {good.steady(o), ""},
-		"not steady":          {mixed.steady(o), "1 failed (1 timeout)"},
-		"no requests":         {samples("").steady(o), "of 0 requests"},
-		"blocked":             {dead.blocked(o), ""},
-		"not blocked":         {mixed.blocked(o), "3 were answered"},
-		"answers by cluster":  {good.answers(o, []string{"west", "east"}), ""},
-		"answers by pod":      {good.answers(o, []string{"west/b", "east/a"}), ""},
-		"one is missing":      {good.answers(o, []string{"west/b", "east/a", "east/c"}), "east/a 2, west/b 1"},
-		"one too many":        {good.answers(o, []string{"east"}), "west 1"},
-		"nobody answers":      {dead.answers(o, []string{"east"}), "nobody"},
-		"too late for within": {good.steady(loadOptions{within: time.Nanosecond}), "of 0 requests"},
+		"steady":             {good.steady(o), ""},
+		"not steady":         {mixed.steady(o), "1 failed (1 timeout)"},
+		"no requests":        {samples("").steady(o), "of 0 requests"},
+		"blocked":            {dead.blocked(o), ""},
+		"not blocked":        {mixed.blocked(o), "3 were answered"},
+		"answers by cluster": {good.answers(o, []string{"west", "east"}), ""},
+		"answers by pod":     {good.answers(o, []string{"west/b", "east/a"}), ""},
+		"one is missing":     {good.answers(o, []string{"west/b", "east/a", "east/c"}), "east/a 2, west/b 1"},
+		"one too many":       {good.answers(o, []string{"east"}), "west 1"},
+		"nobody answers":     {dead.answers(o, []string{"east"}), "nobody"},
+		"one is hanging":     {hanging.steady(o), "under way"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tt.want == "" && tt.err != nil || tt.want != "" && (tt.err == nil || !strings.Contains(tt.err.Error(), tt.want)) {
@@ -119,16 +121,16 @@ func TestLoadChecks(t *testing.T) {
 
 func TestLoadReset(t *testing.T) {
 	v := &Live{marks: map[string]time.Time{"fault": time.Now().Add(-time.Second)}, Figures: newFigures()}
-	if err := v.loadReset(samples("west/a west/a !reset west/a !refused east/b"), "reset"); err != nil {
+	if err := v.loadReset(samples("west/a west/a !reset west/a !refused east/b"), "reset", loadOptions{min: 1}); err != nil {
 		t.Error(err)
 	}
 	if n, _ := v.Figures.Value("reset.count"); n != 1 {
 		t.Errorf("%v connections were sampled, want 1", n)
 	}
-	if err := v.loadReset(samples("west/a west/a !timeout west/a"), "reset"); err == nil || !strings.Contains(err.Error(), "ended by timeout") {
+	if err := v.loadReset(samples("west/a west/a !timeout west/a"), "reset", loadOptions{min: 1}); err == nil || !strings.Contains(err.Error(), "ended by timeout") {
 		t.Errorf("a hanging connection gives %v", err)
 	}
-	if err := v.loadReset(samples("west/a west/a"), "reset"); err == nil {
+	if err := v.loadReset(samples("west/a west/a"), "reset", loadOptions{min: 1}); err == nil {
 		t.Error("nothing broke, and that is fine?")
 	}
 }

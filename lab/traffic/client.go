@@ -177,9 +177,10 @@ func (c *connection) line() (string, error) {
 	return string(pkt[:n]), err
 }
 
-// retransmits is how many segments the kernel has sent again on a TCP
-// connection since it was made.
-func (c *connection) retransmits() (count uint32) {
+// lost is how many segments of a TCP connection the kernel believes lost since
+// it was made: those it sent again, but for those that the other side then said
+// it had received twice. These were only slow.
+func (c *connection) lost() (count int32) {
 	tcp, ok := c.Conn.(*net.TCPConn)
 	if !ok {
 		return 0
@@ -190,7 +191,7 @@ func (c *connection) retransmits() (count uint32) {
 	}
 	_ = raw.Control(func(fd uintptr) {
 		if info, err := unix.GetsockoptTCPInfo(int(fd), syscall.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			count = info.Total_retrans
+			count = int32(info.Total_retrans) - int32(info.Dsack_dups)
 		}
 	})
 	return count

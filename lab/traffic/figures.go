@@ -14,7 +14,7 @@ type Tally struct {
 	Errors    map[string]int // failures by reason
 	ByCluster map[string]int // answers by the server's cluster
 	ByPod     map[string]int // answers by cluster/pod
-	Resent    int            // TCP segments sent again
+	Resent    int            // TCP segments lost
 	Slowest   time.Duration  // answer
 }
 
@@ -39,12 +39,15 @@ func Count(samples []Sample) Tally {
 // Recovery is how long after a fault requests still went wrong: the time from
 // the fault to the beginning of the first request that was good and followed by
 // good ones only. A request is bad when it fails or takes longer than patience.
-// ok is false while the last steady of time up to now has not been all good, or
-// has seen no request.
-func Recovery(samples []Sample, fault, now time.Time, patience, steady time.Duration) (d time.Duration, ok bool) {
+//
+// A request is in samples only when it has ended, and only those that began
+// before known all have. Later ones that were good say nothing: others may yet
+// turn out bad. ok is false while the steady time up to known has not been all
+// good, or has seen no request.
+func Recovery(samples []Sample, fault, known time.Time, patience, steady time.Duration) (d time.Duration, ok bool) {
 	sorted := slices.Clone(samples)
 	slices.SortFunc(sorted, func(a, b Sample) int { return cmp.Compare(a.At, b.At) })
-	var lastBad, firstGood time.Time
+	var lastBad, firstGood, lastGood time.Time
 	for _, s := range sorted {
 		if s.End().Before(fault) {
 			continue
@@ -53,20 +56,21 @@ func Recovery(samples []Sample, fault, now time.Time, patience, steady time.Dura
 			lastBad, firstGood = s.Begin(), time.Time{}
 			continue
 		}
-		if firstGood.IsZero() && !s.Begin().Before(fault) {
+		if s.Begin().Before(fault) || s.Begin().After(known) {
+			continue
+		}
+		if firstGood.IsZero() {
 			firstGood = s.Begin()
 		}
+		lastGood = s.Begin()
 	}
-	if firstGood.IsZero() || len(sorted) == 0 {
-		return 0, false
-	}
-	if last := sorted[len(sorted)-1].Begin(); last.Sub(firstGood) < steady || now.Sub(last) > steady {
+	if firstGood.IsZero() || lastGood.Sub(firstGood) < steady || known.Sub(lastGood) > steady {
 		return 0, false
 	}
 	if lastBad.IsZero() {
 		return 0, true
 	}
-	return max(0, firstGood.Sub(fault)), true
+	return firstGood.Sub(fault), true
 }
 
 // Percentile returns the value that a share of the values does not exceed, by

@@ -36,8 +36,21 @@ type Sample struct {
 	Node    string `json:"node,omitempty"`
 	Pod     string `json:"pod,omitempty"`
 	Conn    int    `json:"conn,omitempty"`    // with Keep: which connection, from 1
-	Resent  uint32 `json:"resent,omitempty"`  // TCP segments sent again during the request
+	Resent  int32  `json:"resent,omitempty"`  // TCP segments lost during the request; negative if an earlier one was not lost after all
 	Renewed bool   `json:"renewed,omitempty"` // with Keep: the first on a new connection
+}
+
+// Progress is printed now and then between samples: every request that began
+// before Oldest has a Sample by then.
+type Progress struct {
+	Oldest int64 `json:"oldest"` // microseconds since 1970; now, if no request is under way
+}
+
+// Line is one line of a load's output: a Sample, or a Progress if Oldest is
+// not zero.
+type Line struct {
+	Sample
+	Progress
 }
 
 // Begin is when the request began.
@@ -54,7 +67,7 @@ func Load(ctx context.Context, c LoadConfig, out io.Writer) error {
 	if c.Rate <= 0 || c.Timeout <= 0 {
 		return fmt.Errorf("load: rate and timeout must be above zero")
 	}
-	l := &load{LoadConfig: c, out: bufio.NewWriter(out)}
+	l := &load{LoadConfig: c, out: bufio.NewWriter(out), open: map[int64]time.Time{}}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.flush(ctx) })
 	switch {
@@ -80,8 +93,27 @@ func Load(ctx context.Context, c LoadConfig, out io.Writer) error {
 
 type load struct {
 	LoadConfig
-	mu  sync.Mutex
-	out *bufio.Writer // guarded by mu
+	mu   sync.Mutex
+	out  *bufio.Writer       // guarded by mu, like what follows
+	open map[int64]time.Time // when the requests under way began
+	last int64               // key in open
+}
+
+// begin notes that a request is under way; note ends it.
+func (l *load) begin() (key int64, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last++
+	at = time.Now()
+	l.open[l.last] = at
+	return l.last, at
+}
+
+// forget drops a request that was never made.
+func (l *load) forget(key int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.open, key)
 }
 
 // flush lets readers see samples soon after they happened.
@@ -92,17 +124,28 @@ func (l *load) flush(ctx context.Context) error {
 			tick.Stop()
 			return nil
 		case <-tick.C:
-			l.mu.Lock()
-			err := l.out.Flush()
-			l.mu.Unlock()
-			if err != nil {
+			if err := l.progress(); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-func (l *load) note(begin time.Time, a Answer, err error, s Sample) {
+func (l *load) progress() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	oldest := time.Now()
+	for _, at := range l.open {
+		if at.Before(oldest) {
+			oldest = at
+		}
+	}
+	line, _ := json.Marshal(Progress{oldest.UnixMicro()})
+	l.out.Write(append(line, '\n'))
+	return l.out.Flush()
+}
+
+func (l *load) note(key int64, begin time.Time, a Answer, err error, s Sample) {
 	s.At, s.Took = begin.UnixMicro(), time.Since(begin).Microseconds()
 	s.Cluster, s.Node, s.Pod = a.Cluster, a.Node, a.Pod
 	if err != nil {
@@ -111,6 +154,7 @@ func (l *load) note(begin time.Time, a Answer, err error, s Sample) {
 	line, _ := json.Marshal(s)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	delete(l.open, key)
 	l.out.Write(append(line, '\n'))
 }
 
@@ -126,8 +170,11 @@ func pace(ctx context.Context, rate float64, each func(n int)) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
-			each(n)
 		}
+		if ctx.Err() != nil { // catching up, the timer is always first
+			return
+		}
+		each(n)
 	}
 }
 
@@ -136,10 +183,10 @@ func (l *load) fresh(ctx context.Context) error {
 	var under sync.WaitGroup
 	defer under.Wait()
 	pace(ctx, l.Rate, func(n int) {
+		key, begin := l.begin()
 		under.Go(func() {
-			begin := time.Now()
 			a, err := RequestWithin(context.WithoutCancel(ctx), l.Timeout, l.Target, "", strconv.Itoa(n))
-			l.note(begin, a, err, Sample{})
+			l.note(key, begin, a, err, Sample{})
 		})
 	})
 	return nil
@@ -156,7 +203,7 @@ func (l *load) kept(ctx context.Context, number int) error {
 	target := l.Target
 	target.Scheme = "tcp"
 	pace(ctx, l.Rate/float64(l.Keep), func(n int) {
-		begin := time.Now()
+		key, begin := l.begin()
 		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.Timeout)
 		defer cancel()
 		s := Sample{Conn: number}
@@ -164,20 +211,31 @@ func (l *load) kept(ctx context.Context, number int) error {
 		var err error
 		if conn == nil {
 			s.Renewed = true
-			conn, err = dial(limit, target, "")
+			conn, err = redial(ctx, l.Timeout, target)
+			if err != nil && ctx.Err() != nil {
+				l.forget(key)
+				return // only a connection for later requests
+			}
 		}
 		if err == nil {
-			before := conn.retransmits()
+			before := conn.lost()
 			a, err = conn.ask(limit, strconv.Itoa(n))
-			s.Resent = conn.retransmits() - before
+			s.Resent = conn.lost() - before
 		}
-		l.note(begin, a, err, s)
+		l.note(key, begin, a, err, s)
 		if err != nil && conn != nil {
 			conn.Close()
 			conn = nil
 		}
 	})
 	return nil
+}
+
+// redial makes a connection, unless ctx ends first.
+func redial(ctx context.Context, limit time.Duration, t Target) (*connection, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return dial(ctx, t, "")
 }
 
 // packets sends numbered UDP packets from one socket and waits for the answer
@@ -187,7 +245,7 @@ func (l *load) packets(ctx context.Context, number int) error {
 	if err != nil {
 		return fmt.Errorf("load: %w", err)
 	}
-	w := &window{sent: map[string]time.Time{}}
+	w := &window{sent: map[string]packet{}}
 	g := new(errgroup.Group)
 	g.Go(func() error {
 		for {
@@ -199,20 +257,22 @@ func (l *load) packets(ctx context.Context, number int) error {
 				return nil // closed below
 			}
 			if a, err := ParseAnswer(line); err == nil {
-				if begin, ok := w.take(a.Echo); ok {
-					l.note(begin, a, nil, Sample{Conn: number})
+				if p, ok := w.take(a.Echo); ok {
+					l.note(p.key, p.begin, a, nil, Sample{Conn: number})
 				}
 			}
 		}
 	})
 	lost := func(all bool) {
-		for _, begin := range w.expired(l.Timeout, all) {
-			l.note(begin, Answer{}, errLost, Sample{Conn: number})
+		for _, p := range w.expired(l.Timeout, all) {
+			l.note(p.key, p.begin, Answer{}, errLost, Sample{Conn: number})
 		}
 	}
 	pace(ctx, l.Rate/float64(l.Keep), func(n int) {
 		word := strconv.Itoa(n)
-		w.add(word)
+		var p packet
+		p.key, p.begin = l.begin()
+		w.add(word, p)
 		// A packet that is refused here is lost like any other.
 		_, _ = fmt.Fprintf(conn, "%s %s\n", word, Marker)
 		lost(false)

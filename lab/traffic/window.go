@@ -13,38 +13,44 @@ func (lostError) Timeout() bool { return true }
 
 var errLost = lostError{}
 
+// packet is one that waits for an answer.
+type packet struct {
+	key   int64 // of load.begin
+	begin time.Time
+}
+
 // window is the packets that wait for an answer, by the word they carry.
 type window struct {
 	mu   sync.Mutex
-	sent map[string]time.Time // guarded by mu
+	sent map[string]packet // guarded by mu
 }
 
-func (w *window) add(word string) {
+func (w *window) add(word string, p packet) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.sent[word] = time.Now()
+	w.sent[word] = p
 }
 
 // take removes a packet that was answered.
-func (w *window) take(word string) (time.Time, bool) {
+func (w *window) take(word string) (packet, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	begin, ok := w.sent[word]
+	p, ok := w.sent[word]
 	delete(w.sent, word)
-	return begin, ok
+	return p, ok
 }
 
 // expired removes the packets that have waited too long, or all of them.
-func (w *window) expired(limit time.Duration, all bool) (begins []time.Time) {
+func (w *window) expired(limit time.Duration, all bool) (gone []packet) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for word, begin := range w.sent {
-		if all || time.Since(begin) > limit {
-			begins = append(begins, begin)
+	for word, p := range w.sent {
+		if all || time.Since(p.begin) > limit {
+			gone = append(gone, p)
 			delete(w.sent, word)
 		}
 	}
-	return begins
+	return gone
 }
 
 func (w *window) open() int {
