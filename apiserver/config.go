@@ -59,7 +59,9 @@ type Config struct {
 
 	// EtcdEndpoints are https URLs of an existing etcd to use in place of the
 	// embedded one; EtcdCA, EtcdCert and EtcdKey are the files to reach it with,
-	// as its user root. Its version is checked.
+	// as its user root. Its version is checked. It must ask for client
+	// certificates and trust those signed by pki/ca.crt in DataDir too, because
+	// agents and peers connect to it. Several API servers may share it.
 	EtcdEndpoints []string `json:"etcdEndpoints,omitempty"`
 	EtcdCA        string   `json:"etcdCA,omitempty"`
 	EtcdCert      string   `json:"etcdCert,omitempty"`

@@ -138,7 +138,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 		return []string{net.JoinHostPort(f.conf.Advertise.String(), strconv.Itoa(int(port)))}
 	}
 	s.registrar = nodes.New(nodes.Config{
-		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f.authority,
+		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f,
 		Server: url, EtcdEndpoints: f.etcdEndpoints(), GossipSeeds: at(f.conf.GossipPort),
 	})
 	split, err := identity.SplitFor(int(f.cluster.MaxConnectedClusters))
@@ -156,7 +156,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 	s.collector = identity.NewCollector(allocator, collect)
 	s.exporter = export.New(export.Config{Store: s.store, Cluster: f.cluster, Log: s.log})
 	s.peering = peering.New(peering.Config{
-		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f.authority,
+		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f,
 		EtcdEndpoints: f.etcdEndpoints(), GossipAddresses: at(f.conf.WANGossipPort), GossipKey: wanKey, Log: s.log,
 	})
 	s.census = newCensus(s.store, s.log)

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -41,6 +42,7 @@ type foundation struct {
 	root      tls.Certificate  // proves us to the store and to agents
 	etcd      *embedded.Server // nil: an existing etcd is used
 	store     *store.Etcd
+	etcdCA    []byte // of an existing etcd, PEM
 	cluster   wire.Cluster
 	closers   []func()
 }
@@ -69,13 +71,6 @@ func lay(ctx context.Context, conf Config) (_ *foundation, err error) {
 	if f.authority, err = authority.Open(filepath.Join(conf.DataDir, "pki"), conf.Cluster); err != nil {
 		return nil, err
 	}
-	pair, err := f.authority.Issue(authority.Request{User: authority.Root, Client: true})
-	if err != nil {
-		return nil, err
-	}
-	if f.root, err = pair.TLS(); err != nil {
-		return nil, fmt.Errorf("own certificate: %w", err)
-	}
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
 	if len(conf.EtcdEndpoints) > 0 {
@@ -89,8 +84,68 @@ func lay(ctx context.Context, conf Config) (_ *foundation, err error) {
 	if err := f.store.EnableAuth(ctx); err != nil {
 		return nil, err
 	}
-	f.cluster, err = agree(ctx, f.store, conf.cluster())
-	return f, err
+	if f.cluster, err = agree(ctx, f.store, conf.cluster()); err != nil {
+		return nil, err
+	}
+	if f.etcd == nil {
+		if err := f.shareAuthority(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return f, f.issueRoot()
+}
+
+// issueRoot makes what proves us to the embedded etcd and to agents.
+func (f *foundation) issueRoot() error {
+	pair, err := f.authority.Issue(authority.Request{User: authority.Root, Client: true})
+	if err != nil {
+		return err
+	}
+	if f.root, err = pair.TLS(); err != nil {
+		return fmt.Errorf("own certificate: %w", err)
+	}
+	return nil
+}
+
+// shareAuthority makes all API servers on one etcd one authority: that of the
+// first. The embedded etcd has but one.
+func (f *foundation) shareAuthority(ctx context.Context) error {
+	own, err := f.authority.Secret()
+	if err != nil {
+		return err
+	}
+	_, first, err := f.store.Commit(ctx, store.Txn{
+		If:   []store.Cond{{Key: authorityKey}},
+		Then: []store.Op{store.Put(authorityKey, wire.Marshal(own))},
+	})
+	if err != nil || first {
+		return err
+	}
+	kv, err := f.store.Get(ctx, authorityKey)
+	if err != nil {
+		return err
+	}
+	shared, err := wire.Unmarshal[authority.Secret](kv.Value)
+	if err != nil || bytes.Equal(shared.Key, own.Key) {
+		return err
+	}
+	return f.authority.Adopt(shared)
+}
+
+// authorityKey holds the authority that several API servers share.
+const authorityKey = wire.SecretPrefix + "authority"
+
+// Issue implements nodes.Authority and peering.Authority.
+func (f *foundation) Issue(r authority.Request) (authority.Pair, error) { return f.authority.Issue(r) }
+
+// Bundle implements nodes.Authority and peering.Authority: what agents and peers
+// are to believe, an existing etcd's CA included.
+func (f *foundation) Bundle() []byte {
+	merged, err := authority.MergeBundles(f.authority.Bundle(), f.etcdCA)
+	if err != nil {
+		return f.authority.Bundle() // cannot be: both were read before
+	}
+	return merged
 }
 
 // lock keeps a second API server away from the same data.
@@ -109,6 +164,9 @@ func (f *foundation) lock() error {
 }
 
 func (f *foundation) startEtcd(ctx context.Context) error {
+	if err := f.issueRoot(); err != nil {
+		return err
+	}
 	cert, key, err := f.issueEtcd()
 	if err != nil {
 		return err
@@ -140,10 +198,12 @@ func (f *foundation) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("--etcd-ca: %w", err)
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(ca) {
-		return fmt.Errorf("--etcd-ca: %s holds no certificate", f.conf.EtcdCA)
+	if _, err := authority.ParseBundle(ca); err != nil {
+		return fmt.Errorf("--etcd-ca: %s: %w", f.conf.EtcdCA, err)
 	}
+	f.etcdCA = ca
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
 	cert, err := tls.LoadX509KeyPair(f.conf.EtcdCert, f.conf.EtcdKey)
 	if err != nil {
 		return fmt.Errorf("--etcd-cert and --etcd-key: %w", err)

@@ -146,14 +146,62 @@ func (a *Authority) Rotate() error {
 	if err != nil {
 		return fmt.Errorf("make authority's certificate: %w", err)
 	}
-	keyText, err := marshalKey(key)
-	if err != nil {
-		return err
-	}
-
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	bundle, err := MergeBundles(encode("CERTIFICATE", der), a.bundle)
+	if err != nil {
+		return err
+	}
+	return a.keepLocked(cert, key, bundle)
+}
+
+// Secret is all there is to an authority, for several API servers of one
+// cluster to be one. It holds the key in the clear and does not print.
+type Secret struct {
+	Bundle []byte `json:"bundle"` // PEM
+	Key    []byte `json:"key"`    // PEM
+}
+
+// String hides what is secret.
+func (Secret) String() string { return "[authority]" }
+
+// GoString hides what is secret.
+func (Secret) GoString() string { return "[authority]" }
+
+// Secret is what another API server adopts.
+func (a *Authority) Secret() (Secret, error) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	key, err := marshalKey(a.key)
+	return Secret{Bundle: bytes.Clone(a.bundle), Key: key}, err
+}
+
+// Adopt makes this authority the one that the secret is from, on disk too. What
+// it was before stays in the bundle.
+func (a *Authority) Adopt(s Secret) error {
+	key, err := parseKey(s.Key)
+	if err != nil {
+		return fmt.Errorf("adopt authority: %w", err)
+	}
+	certs, err := ParseBundle(s.Bundle)
+	if err != nil {
+		return fmt.Errorf("adopt authority: %w", err)
+	}
+	if !key.PublicKey.Equal(certs[0].PublicKey) {
+		return errors.New("adopt authority: key and certificate do not belong together")
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	bundle, err := MergeBundles(s.Bundle, a.bundle)
+	if err != nil {
+		return fmt.Errorf("adopt authority: %w", err)
+	}
+	return a.keepLocked(certs[0], key, bundle)
+}
+
+// keepLocked writes the authority down and uses it from then on.
+func (a *Authority) keepLocked(cert *x509.Certificate, key *ecdsa.PrivateKey, bundle []byte) error {
+	text, err := marshalKey(key)
 	if err != nil {
 		return err
 	}
@@ -162,7 +210,7 @@ func (a *Authority) Rotate() error {
 	if err := api.WriteSecretFile(a.path("ca.crt"), bundle); err != nil {
 		return err
 	}
-	if err := api.WriteSecretFile(a.path("ca.key"), keyText); err != nil {
+	if err := api.WriteSecretFile(a.path("ca.key"), text); err != nil {
 		return err
 	}
 	a.cert, a.key, a.bundle = cert, key, bundle

@@ -33,12 +33,19 @@ const (
 	attempts = 16
 )
 
+// Authority is what the register needs of the cluster's certificate authority.
+type Authority interface {
+	Issue(authority.Request) (authority.Pair, error)
+	// Bundle is the PEM that agents check the API server and the store against.
+	Bundle() []byte
+}
+
 // Config of a Registrar.
 type Config struct {
 	Cluster   wire.Cluster
 	Store     store.Store
 	Users     store.Users
-	Authority *authority.Authority
+	Authority Authority
 	// Server, EtcdEndpoints and GossipSeeds are what agents connect to.
 	Server        string
 	EtcdEndpoints []string
