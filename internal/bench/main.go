@@ -44,7 +44,7 @@ type step struct {
 var steps = []step{
 	{"packets", []string{"go", "test", "-run", "^$", "-bench", "^BenchmarkPacket$", "-benchtime", "200000x", "./bpf"}, benchmarks("packet")},
 	{"policy", []string{"go", "test", "-run", "^$", "-bench", ".", "-benchtime", "1s", "./policy", "./service"}, benchmarks("control")},
-	{"spread", []string{"./weft", "lab", "run", "-o", "json", "internal/bench/spread.txtar"}, scenarios("spread")},
+	{"spread", []string{"./weft", "lab", "run", "-o", "json", "internal/bench/spread.txtar"}, scenarios("spread", "_failed")},
 	{"failover", []string{"./weft", "lab", "run", "-o", "json", "internal/bench/failover.txtar"}, scenarios("failover")},
 }
 

@@ -72,8 +72,9 @@ type result struct {
 }
 
 // scenarios reads the figures of a scenario. Single figures keep their names;
-// of a series come p50, p99, max and count.
-func scenarios(group string) func([]byte) ([]figure, error) {
+// of a series come p50, p99, max and count. Left out are those that end in one
+// of without: failures that the script provokes say nothing.
+func scenarios(group string, without ...string) func([]byte) ([]figure, error) {
 	return func(output []byte) (figures []figure, err error) {
 		lines := bytes.Split(bytes.TrimSpace(output), []byte("\n"))
 		var r result
@@ -81,6 +82,9 @@ func scenarios(group string) func([]byte) ([]figure, error) {
 			return nil, fmt.Errorf("its last line is no result: %w", err)
 		}
 		for _, name := range slices.Sorted(maps.Keys(r.Figures)) {
+			if slices.ContainsFunc(without, func(end string) bool { return strings.HasSuffix(name, end) }) {
+				continue
+			}
 			switch v := r.Figures[name].(type) {
 			case float64:
 				figures = append(figures, figure{group + "/" + name, v, unitOf(name)})

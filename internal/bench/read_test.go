@@ -35,21 +35,21 @@ PASS
 
 func TestScenarios(t *testing.T) {
 	const text = `east answers
-{"scenario":"spread","ok":true,"figures":{"rest_agent_mib":41.5,"raise_seconds":7.25,"usable":{"count":20,"p50":0.1,"p99":0.2,"max":0.3}}}
+{"scenario":"spread","ok":true,"figures":{"usable_failed":9,"rest_agent_mib":41.5,"raise_seconds":7.25,"usable":{"count":20,"p50":0.1,"p99":0.2,"max":0.3}}}
 `
 	want := []figure{
 		{"spread/raise_seconds", 7.25, "s"}, {"spread/rest_agent_mib", 41.5, "MiB"},
 		{"spread/usable/count", 20, "1"}, {"spread/usable/p50", 0.1, "s"}, {"spread/usable/p99", 0.2, "s"}, {"spread/usable/max", 0.3, "s"},
 	}
-	got, err := scenarios("spread")([]byte(text))
+	got, err := scenarios("spread", "_failed")([]byte(text))
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
-	got, err = scenarios("spread")([]byte(strings.Replace(text, `"ok":true`, `"ok":false,"error":"it is 2"`, 1)))
+	got, err = scenarios("spread", "_failed")([]byte(strings.Replace(text, `"ok":true`, `"ok":false,"error":"it is 2"`, 1)))
 	if len(got) != len(want) || err == nil || !strings.Contains(err.Error(), "it is 2") {
 		t.Errorf("got %d figures, %v", len(got), err)
 	}
-	if _, err := scenarios("spread")([]byte("weft: a lab needs root\n")); err == nil {
+	if _, err := scenarios("spread", "_failed")([]byte("weft: a lab needs root\n")); err == nil {
 		t.Error("no result, and that is no error")
 	}
 }
