@@ -60,9 +60,7 @@ func actionOf(hook string, r Reason) int {
 		return dropped
 	case r == ReasonDelivered && (hook == "to a" || hook == "to b" || hook == "forwarded to a"):
 		return pass
-	case r == ReasonTunnelled && hook == "into tunnel":
-		return pass
-	case r == ReasonToStack, r == ReasonNotOurs:
+	case r == ReasonToStack, r == ReasonNotOurs, r == ReasonEnteredLane:
 		return pass
 	}
 	return redirect
@@ -230,8 +228,8 @@ var pathCases = []packetCase{
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, tcp(1, 22, "S")), want: ReasonToStack, check: flowsAre(0)},
 	}},
 	{name: "into the tunnel go the node and its pods", steps: []step{
-		{hook: "into tunnel", in: ip(nodeInternal, podC, tcp(1, 2, "S")), want: ReasonTunnelled},
-		{hook: "into tunnel", in: ip(podA, podC, tcp(1, 2, "S")), want: ReasonTunnelled},
+		{hook: "into tunnel", in: ip(nodeInternal, podC, tcp(1, 2, "S")), want: ReasonEnteredLane},
+		{hook: "into tunnel", in: ip(podA, podC, tcp(1, 2, "S")), want: ReasonEnteredLane},
 		{hook: "into tunnel", in: ip(world, podC, tcp(1, 2, "S")), want: ReasonSpoofedSource},
 		{hook: "into tunnel", in: ip("10.1.1.77", podC, tcp(1, 2, "S")), want: ReasonSpoofedSource},
 	}},

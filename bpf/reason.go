@@ -8,11 +8,12 @@ type Reason uint8
 
 // The ways out. From ReasonPolicyDenied on the packet was dropped.
 const (
-	ReasonDelivered Reason = 1 // handed to a pod of this node
-	ReasonTunnelled Reason = 2 // handed to a tunnel
-	ReasonToStack   Reason = 3 // left to the node's network stack
-	ReasonNotOurs   Reason = 4 // nothing the hook decides about, let through
-	ReasonResetSent Reason = 5 // the pod was answered with a TCP reset
+	ReasonDelivered   Reason = 1 // handed to a pod of this node
+	ReasonTunnelled   Reason = 2 // a pod's, handed to a lane
+	ReasonToStack     Reason = 3 // left to the node's network stack
+	ReasonNotOurs     Reason = 4 // nothing the hook decides about, let through
+	ReasonResetSent   Reason = 5 // the pod was answered with a TCP reset
+	ReasonEnteredLane Reason = 6 // seen by the lane: what pods and the node itself send
 
 	ReasonPolicyDenied  Reason = 16 // a rule denies it, or no rule allows it
 	ReasonUnknownMember Reason = 17 // denied, and the other side is a member address without identity
@@ -39,6 +40,7 @@ var reasonNames = map[Reason]string{
 	ReasonToStack:       "to-stack",
 	ReasonNotOurs:       "not-ours",
 	ReasonResetSent:     "reset-sent",
+	ReasonEnteredLane:   "entered-lane",
 	ReasonPolicyDenied:  "policy-denied",
 	ReasonUnknownMember: "unknown-member",
 	ReasonNoTunnel:      "no-tunnel",

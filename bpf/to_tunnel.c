@@ -19,5 +19,5 @@ int to_tunnel(struct __sk_buff *skb)
 		return drop(skb, &p, REASON_NOT_READY, EGRESS);
 	if (!same(&p.src, &s->internal) && !bpf_map_lookup_elem(&endpoints, &p.src))
 		return drop(skb, &p, REASON_SPOOFED_SOURCE, EGRESS);
-	return leave(skb, REASON_TUNNELLED, EGRESS, ACT_OK);
+	return leave(skb, REASON_ENTERED_LANE, EGRESS, ACT_OK);
 }
