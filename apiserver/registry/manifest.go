@@ -67,7 +67,8 @@ type header struct {
 }
 
 // readManifest reads every document and reports every mistake. With headOnly,
-// for deletions, documents are not read beyond kind and name.
+// for deletions, documents are not read beyond kind and name. Of two documents
+// about one object the later counts, as if they were applied one by one.
 func readManifest(text []byte, headOnly bool) ([]object, []api.Problem) {
 	var objects []object
 	var problems []api.Problem
@@ -87,11 +88,11 @@ func readManifest(text []byte, headOnly bool) ([]object, []api.Problem) {
 		if o == nil || len(found) > 0 {
 			continue
 		}
-		if first, twice := seen[o.key()]; twice {
-			problems = append(problems, o.problem("document %d declares it already; keep one of the two", first))
+		if at, twice := seen[o.key()]; twice {
+			objects[at] = *o
 			continue
 		}
-		seen[o.key()] = n
+		seen[o.key()] = len(objects)
 		objects = append(objects, *o)
 	}
 	if len(objects) == 0 && len(problems) == 0 {

@@ -144,7 +144,6 @@ func TestApplyRefuses(t *testing.T) {
 		"annotation":          {strings.Replace(webService, `"true"`, `"yes"`, 1), `annotation service.cilium.io/global is "yes"; write "true" or "false"`},
 		"policy field":        {strings.Replace(cnp, "ingress:", "ingres: []\n  ingress:", 1), "document 1, CiliumNetworkPolicy default/only-frontend: spec.ingres: unknown field"},
 		"managed slice":       {"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x, labels: {kubernetes.io/service-name: web, endpointslice.kubernetes.io/managed-by: weft}}\naddressType: IPv4\nendpoints: []\n", "derives by itself"},
-		"twice":               {webService + "---\n" + webService, "document 2, Service shop/web: document 1 declares it already"},
 		"second document bad": {webService + "---\nkind: Pot\n", `document 2: unknown kind "Pot"`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -168,6 +167,17 @@ func TestEveryMistakeAtOnce(t *testing.T) {
 	var refused *api.Error
 	if !errors.As(err, &refused) || len(refused.Problems) != 3 || refused.Status != http.StatusUnprocessableEntity || refused.Hint == "" {
 		t.Errorf("got %+v", err)
+	}
+}
+
+func TestLaterDocumentCounts(t *testing.T) {
+	r, _ := fixture(t)
+	overlay := strings.Replace(webService, `global: "true"`, `global: "false"`, 1)
+	if got := summary(apply(t, r, webService+"---\n"+pod+"---\n"+overlay)); got != "shop/web created, shop/web-1 created" {
+		t.Error(got)
+	}
+	if got := summary(apply(t, r, overlay)); got != "shop/web unchanged" {
+		t.Error(got)
 	}
 }
 
