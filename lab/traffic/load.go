@@ -61,7 +61,7 @@ func (s Sample) End() time.Time { return time.UnixMicro(s.At + s.Took) }
 
 // Load makes requests until ctx ends, waits for those under way, and prints
 // every Sample as a line of JSON. Requests begin at a steady rate whatever
-// becomes of earlier ones; with Keep, a connection's next request waits for
+// becomes of earlier ones; with Keep, a TCP connection's next request waits for
 // its last.
 func Load(ctx context.Context, c LoadConfig, out io.Writer) error {
 	if c.Rate <= 0 || c.Timeout <= 0 {
@@ -158,23 +158,27 @@ func (l *load) note(key int64, begin time.Time, a Answer, err error, s Sample) {
 	l.out.Write(append(line, '\n'))
 }
 
-// pace calls each at the given rate until ctx ends. After a stall it catches
-// up, so that the number of requests stays right.
+// pace calls each at the given rate until ctx ends. When each falls behind, the
+// next call comes at once and the ones that were missed are left out.
 func pace(ctx context.Context, rate float64, each func(n int)) {
-	begin := time.Now()
+	interval := time.Duration(float64(time.Second) / rate)
+	next := time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for n := 0; ; n++ {
-		timer.Reset(time.Until(begin.Add(time.Duration(float64(n) / rate * float64(time.Second)))))
+		timer.Reset(time.Until(next))
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 		}
-		if ctx.Err() != nil { // catching up, the timer is always first
+		if ctx.Err() != nil { // both had happened
 			return
 		}
 		each(n)
+		if next = next.Add(interval); next.Before(time.Now()) {
+			next = time.Now()
+		}
 	}
 }
 
