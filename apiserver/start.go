@@ -172,19 +172,51 @@ func (f *foundation) startEtcd(ctx context.Context) error {
 		return err
 	}
 	_, port, _ := net.SplitHostPort(f.conf.EtcdListen) // Validate has looked
-	f.etcd, err = embedded.Start(ctx, embedded.Config{
+	conf := embedded.Config{
 		Dir: filepath.Join(f.conf.DataDir, "etcd"), Listen: f.conf.EtcdListen,
 		Advertise: []string{net.JoinHostPort(f.conf.Advertise.String(), port)},
 		Cert:      cert, Key: key, CA: f.authority.BundlePath(),
 		QuotaBytes: f.conf.EtcdQuotaBytes, Log: f.conf.Log,
-	})
-	if err != nil {
+	}
+	if err := f.closeStore(ctx, conf); err != nil {
+		return err
+	}
+	if f.etcd, err = embedded.Start(ctx, conf); err != nil {
 		return err
 	}
 	f.closers = append(f.closers, f.etcd.Close)
-	return f.dial([]string{"https://" + f.etcd.Addr()}, &tls.Config{
-		RootCAs: f.authority.Pool(), Certificates: []tls.Certificate{f.root}, MinVersion: tls.VersionTLS13,
-	})
+	return f.dial([]string{"https://" + f.etcd.Addr()}, f.rootTLS())
+}
+
+func (f *foundation) rootTLS() *tls.Config {
+	return &tls.Config{RootCAs: f.authority.Pool(), Certificates: []tls.Certificate{f.root}, MinVersion: tls.VersionTLS13}
+}
+
+// closeStore turns on authentication in a new store before anybody can reach
+// it, on a port that nobody knows. Otherwise there would be a moment in which
+// every certificate opens everything, and in which the agents of a cluster that
+// lost its store would be told, by a complete and trusted list, that there is
+// nothing.
+func (f *foundation) closeStore(ctx context.Context, conf embedded.Config) error {
+	closed := filepath.Join(conf.Dir, "closed")
+	if _, err := os.Stat(closed); err == nil {
+		return nil
+	}
+	conf.Listen = "127.0.0.1:0"
+	etcd, err := embedded.Start(ctx, conf)
+	if err != nil {
+		return err
+	}
+	defer etcd.Close()
+	s, err := store.Dial(store.DialConfig{Endpoints: []string{"https://" + etcd.Addr()}, TLS: f.rootTLS()})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if err := s.EnableAuth(ctx); err != nil {
+		return err
+	}
+	return api.WriteSecretFile(closed, []byte("authentication is on\n"))
 }
 
 // issueEtcd writes the embedded etcd's certificate. Peers with Cilium's own
