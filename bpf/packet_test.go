@@ -137,6 +137,13 @@ func ages(d time.Duration) func(*node) { return func(n *node) { n.age(d) } }
 // only c lets service 81 choose nothing but c, so that cases know who answers.
 func onlyC(n *node) { nodeDies(4)(n) }
 
+// onLane makes the device of the tunnel hooks that lane.
+func onLane(lane int) func(*node) {
+	return func(n *node) {
+		n.change(func(s *Settings) { s.TunnelIfindex[lane] = uint32(n.b) })
+	}
+}
+
 func TestPackets(t *testing.T) {
 	for _, cases := range [][]packetCase{pathCases, policyCases, serviceCases, failureCases, guardCases, icmpCases, fragmentCases, stateCases} {
 		for _, c := range cases {
@@ -228,10 +235,23 @@ var pathCases = []packetCase{
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, tcp(1, 22, "S")), want: ReasonToStack, check: flowsAre(0)},
 	}},
 	{name: "into the tunnel go the node and its pods", steps: []step{
-		{hook: "into tunnel", in: ip(nodeInternal, podC, tcp(1, 2, "S")), want: ReasonEnteredLane},
+		{hook: "into tunnel", in: ip(nodeInternal, "10.2.0.9", tcp(1, 2, "S")), want: ReasonEnteredLane},
 		{hook: "into tunnel", in: ip(podA, podC, tcp(1, 2, "S")), want: ReasonEnteredLane},
 		{hook: "into tunnel", in: ip(world, podC, tcp(1, 2, "S")), want: ReasonSpoofedSource},
 		{hook: "into tunnel", in: ip("10.1.1.77", podC, tcp(1, 2, "S")), want: ReasonSpoofedSource},
+	}},
+	{name: "the node's own packets take the lane its pods use", state: onLane(1), steps: []step{
+		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7)), want: ReasonEnteredLane},
+		{hook: "into tunnel", in: ip(nodeInternal, "10.2.1.1", echoReply(7)), want: ReasonEnteredLane},
+		{hook: "into tunnel", in: ip(nodeInternal, podD, echo(7)), want: ReasonChangedLane},
+		{hook: "into tunnel", in: ip(nodeInternal, "10.2.2.1", echoReply(7)), want: ReasonChangedLane},
+		{hook: "into tunnel", in: ip(podA, podD, udp(1, 2)), want: ReasonEnteredLane},
+		{hook: "into tunnel", in: ip(nodeInternal, podD, echo(7)), want: ReasonEnteredLane,
+			change: func(n *node) { set(n, n.m.Nodes, 4, Node{Alive: 1, Keyed: 1, Cluster: 2, Lane: 1}) }},
+		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7)), want: ReasonChangedLane,
+			change: func(n *node) { set(n, n.m.Nodes, 3, Node{Keyed: 1, Cluster: 2}) }},
+		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7)), want: ReasonEnteredLane,
+			change: func(n *node) { set(n, n.m.Nodes, 3, Node{Alive: 1, Cluster: 2}) }},
 	}},
 	{name: "what is not IPv4", steps: []step{
 		{hook: "from a", frame: ethernet(0x0806, make([]byte, 28)), want: ReasonNotOurs},

@@ -14,6 +14,7 @@ const (
 	ReasonNotOurs     Reason = 4 // nothing the hook decides about, let through
 	ReasonResetSent   Reason = 5 // the pod was answered with a TCP reset
 	ReasonEnteredLane Reason = 6 // seen by the lane: what pods and the node itself send
+	ReasonChangedLane Reason = 7 // the node's own, moved to the lane in use
 
 	ReasonPolicyDenied  Reason = 16 // a rule denies it, or no rule allows it
 	ReasonUnknownMember Reason = 17 // denied, and the other side is a member address without identity
@@ -41,6 +42,7 @@ var reasonNames = map[Reason]string{
 	ReasonNotOurs:       "not-ours",
 	ReasonResetSent:     "reset-sent",
 	ReasonEnteredLane:   "entered-lane",
+	ReasonChangedLane:   "changed-lane",
 	ReasonPolicyDenied:  "policy-denied",
 	ReasonUnknownMember: "unknown-member",
 	ReasonNoTunnel:      "no-tunnel",

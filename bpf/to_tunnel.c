@@ -2,8 +2,29 @@
 
 /* to_tunnel: what goes into a lane. Only this node's own addresses do: the far
  * side believes the source.
+ *
+ * The kernel's routes know lane 0 alone. What the node itself sends, above all
+ * its answers to probes, moves here to the lane that its pods use: on the other
+ * nothing may flow, or its key could never be changed without loss.
  */
-#include "lib/events.h"
+#include "lib/place.h"
+
+/* The device of the lane in use towards a member's node; 0: not known. */
+once __u32 lane_to(const struct settings *s, const struct packet *p)
+{
+	if (!s || !p)
+		return 0;
+	struct place at = {};
+	struct node *n;
+	__u32 node;
+
+	resolve(s, &p->dst, &at);
+	node = at.node;
+	n = bpf_map_lookup_elem(&nodes, &node);
+	if (!node || !n || !n->keyed)
+		return 0;
+	return n->lane ? s->tunnel_ifindex[1] : s->tunnel_ifindex[0];
+}
 
 SEC("tc")
 int to_tunnel(struct __sk_buff *skb)
@@ -17,7 +38,13 @@ int to_tunnel(struct __sk_buff *skb)
 		return leave_unread(skb, &p, why, EGRESS);
 	if (!s || !s->revision)
 		return drop(skb, &p, REASON_NOT_READY, EGRESS);
-	if (!same(&p.src, &s->internal) && !bpf_map_lookup_elem(&endpoints, &p.src))
+	if (same(&p.src, &s->internal)) {
+		__u32 ifindex = lane_to(s, &p);
+
+		if (ifindex && ifindex != skb->ifindex)
+			return leave(skb, REASON_CHANGED_LANE, EGRESS, bpf_redirect(ifindex, 0));
+	} else if (!bpf_map_lookup_elem(&endpoints, &p.src)) {
 		return drop(skb, &p, REASON_SPOOFED_SOURCE, EGRESS);
+	}
 	return leave(skb, REASON_ENTERED_LANE, EGRESS, ACT_OK);
 }
