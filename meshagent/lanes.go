@@ -68,10 +68,17 @@ const laneTurn = 500 * time.Millisecond
 func (l *lanes) Run(ctx context.Context) error {
 	var last string
 	for ctx.Err() == nil {
+		listed := l.isListed() // before the snapshot, so that it speaks of it
 		txn := l.tables.DB.ReadTxn()
 		_, nodes := l.tables.Nodes.AllWatch(txn)
 		_, clusters := l.tables.Clusters.AllWatch(txn)
 		mesh := l.meshes.Of(txn)
+		opened := l.listed
+		if listed {
+			opened = nil
+		} else {
+			mesh = nil
+		}
 		err := l.turn(ctx, mesh)
 		if err != nil && ctx.Err() == nil && err.Error() != last {
 			last = err.Error()
@@ -85,13 +92,16 @@ func (l *lanes) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-nodes:
 		case <-clusters:
+		case <-opened:
 		case <-time.After(laneTurn):
 		}
 	}
 	return nil
 }
 
-// turn brings devices, routes, peers and the choice of lanes up to date.
+// turn brings devices, routes, peers and the choice of lanes up to date. Without
+// a mesh only what this node knows by itself: a beginning of the truth would
+// take away keys that have not been read yet.
 func (l *lanes) turn(ctx context.Context, mesh *program.Mesh) error {
 	own, err := l.edges.Lanes.Ensure(ctx)
 	if err != nil {
@@ -108,9 +118,8 @@ func (l *lanes) turn(ctx context.Context, mesh *program.Mesh) error {
 	}
 	l.setOwn(own)
 	members := l.node.members
-	listed := l.isListed()
 	complete := false
-	if mesh != nil && listed {
+	if mesh != nil {
 		members, complete = mesh.CIDRs, mesh.Complete
 	}
 	network := tunnel.Network{Internal: l.internal, MTU: l.edges.MTU, Members: members, Local: []netip.Prefix{l.node.cidr}}
@@ -119,7 +128,7 @@ func (l *lanes) turn(ctx context.Context, mesh *program.Mesh) error {
 	}
 	l.tell([2]uint32{uint32(own.Lanes[0].Ifindex), uint32(own.Lanes[1].Ifindex)})
 	l.once.Do(func() { close(l.up) })
-	if mesh == nil || !listed {
+	if mesh == nil {
 		return nil
 	}
 	return l.peers(ctx, mesh, own)

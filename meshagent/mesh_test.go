@@ -17,7 +17,9 @@ import (
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -194,6 +196,51 @@ func TestARestartedAgentChangesNothingWithOrWithoutItsStore(t *testing.T) {
 			}
 		}
 		east.stop()
+	})
+}
+
+// lateSource takes its time to list some prefixes.
+type lateSource struct {
+	reflector.Source
+	late map[string]time.Duration
+}
+
+func (s lateSource) List(ctx context.Context, prefix string) ([]reflector.KV, int64, error) {
+	time.Sleep(s.late[prefix])
+	return s.Source.List(ctx, prefix)
+}
+
+// slowLanes takes its time to look at devices.
+type slowLanes struct {
+	tunnel.Lanes
+	pause time.Duration
+}
+
+func (l slowLanes) Ensure(ctx context.Context) (tunnel.Own, error) {
+	time.Sleep(l.pause)
+	return l.Lanes.Ensure(ctx)
+}
+
+// What is read last holds the keys of other clusters' nodes. A snapshot from
+// before must not count as complete because it is so by the time it is used.
+func TestARestartedAgentKeepsKeysThatItHasNotReadYet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, east, west, _ := raise(t)
+		before := kernel(t, east)
+		east.stop()
+		east.datapath.Maps().Nodes.(*bpftest.Table[uint32, bpf.Node]).Fail(func(op string, k uint32) error {
+			t.Errorf("%s of node %d", op, k)
+			return nil
+		})
+		east.alter = func(e *Edges) {
+			e.Source = lateSource{e.Source, map[string]time.Duration{wire.CachePrefix: 20 * time.Millisecond}}
+			e.Lanes = slowLanes{e.Lanes, 15 * time.Millisecond}
+		}
+		east.run()
+		w.step()
+		sameKernel(t, "restarted", kernel(t, east), before)
+		east.stop()
+		west.stop()
 	})
 }
 

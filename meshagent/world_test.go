@@ -61,8 +61,10 @@ type testNode struct {
 	lanes    *tunneltest.Lanes
 	host     *tunneltest.Host
 	plumbing *plumbing
-	agent    *Agent
-	stop     func()
+	// alter changes the next agent's edges, if it is set.
+	alter func(*Edges)
+	agent *Agent
+	stop  func()
 }
 
 func newWorld(t *testing.T) *world {
@@ -136,11 +138,15 @@ func (n *testNode) run() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.agent, err = newAgent(cfg, who, &Edges{
+	edges := &Edges{
 		Source: n.cluster.store, Sink: n.cluster.store, Datapath: n.datapath, Lanes: n.lanes, Host: n.host, Plumbing: n.plumbing,
 		Transport: func(src netip.Addr) (probe.Transport, error) { return n.world.net.from(src), nil },
 		MTU:       1420, BootID: "boot",
-	})
+	}
+	if n.alter != nil {
+		n.alter(edges)
+	}
+	n.agent, err = newAgent(cfg, who, edges)
 	if err != nil {
 		t.Fatal(err)
 	}
