@@ -18,6 +18,7 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 )
 
 // Numbers we chose. An apply is one transaction, so etcd's own limits (128
@@ -100,10 +101,15 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	closing := new(atomic.Bool)
 	conf.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(logCore{log: c.Log, closing: closing}))
 
+	rights := new(guard)
+	conf.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainStreamInterceptor(rights.stream)}
+
 	etcd, err := embed.StartEtcd(conf)
 	if err != nil {
 		return nil, fmt.Errorf("start etcd: %w", explain(c, err))
 	}
+	users := etcd.Server.AuthStore()
+	rights.users.Store(&users)
 	s := &Server{etcd: etcd, addr: etcd.Clients[0].Addr().String(), closing: closing}
 	select {
 	case <-etcd.Server.ReadyNotify():

@@ -130,6 +130,96 @@ func TestUsersReadAndWriteOnlyTheirOwn(t *testing.T) {
 	}
 }
 
+func TestWatchEndsWithTheRightsOfItsUser(t *testing.T) {
+	c := start(t)
+	root := c.as(authority.Root)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := root.EnableAuth(ctx); err != nil {
+		t.Fatal(err)
+	}
+	set := func(name string, read ...string) {
+		t.Helper()
+		if err := root.SetUser(ctx, store.User{Name: name, Read: read}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, takeAway := range map[string]func(user string) error{
+		"removed": func(user string) error { return root.RemoveUser(ctx, user) },
+		"removed and there again": func(user string) error {
+			if err := root.RemoveUser(ctx, user); err != nil {
+				return err
+			}
+			return root.SetUser(ctx, store.User{Name: user})
+		},
+		"fewer rights": func(user string) error { return root.SetUser(ctx, store.User{Name: user, Read: []string{"other/"}}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			set("west", "state/", "other/")
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			heard := make(chan string, 100)
+			ended := make(chan error, 1)
+			west := c.as("west")
+			_, now, err := west.List(ctx, "state/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				ended <- west.Watch(ctx, "state/", now, func(b store.Batch) error {
+					for _, e := range b.Events {
+						heard <- string(e.Value)
+					}
+					return nil
+				})
+			}()
+			await := func(want string) {
+				t.Helper()
+				for {
+					select {
+					case got := <-heard:
+						if got == want {
+							return
+						}
+					case err := <-ended:
+						t.Fatal("watch ended:", err)
+					case <-ctx.Done():
+						t.Fatal("nothing came")
+					}
+				}
+			}
+			put := func(value string) {
+				t.Helper()
+				if err := store.Write(ctx, root, store.Put("state/a", []byte(value))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			put(name + "1")
+			await(name + "1")
+			set("north", "state/") // no business of west's
+			put(name + "2")
+			await(name + "2")
+			if err := takeAway("west"); err != nil {
+				t.Fatal(err)
+			}
+			put("secret")
+			select {
+			case err := <-ended:
+				if err == nil || ctx.Err() != nil {
+					t.Error("watch ended with", err)
+				}
+			case <-ctx.Done():
+				t.Fatal("the watch goes on")
+			}
+			for len(heard) > 0 {
+				if got := <-heard; got == "secret" {
+					t.Error("the user heard what it may not read")
+				}
+			}
+		})
+	}
+}
+
 func TestWatchGivesSignsOfLifeAndSurvivesRestart(t *testing.T) {
 	c := start(t)
 	root := c.as(authority.Root)

@@ -1,0 +1,112 @@
+package embedded
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/server/v3/auth"
+	"google.golang.org/grpc"
+)
+
+// etcd asks whether a watch is allowed when the watch begins, and never again: a
+// peer that was removed would go on hearing of everything for as long as it
+// keeps its connection. Here a watch ends as soon as the rights of its user are
+// no longer those that it began with, before anything more is sent. The client
+// may begin another one, and is judged anew.
+
+// guard ends watches whose user's rights have changed. The store of users is
+// there once the member has started.
+type guard struct {
+	users atomic.Pointer[auth.AuthStore]
+}
+
+func (g *guard) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	if info.FullMethod != etcdserverpb.Watch_Watch_FullMethodName {
+		return handle(srv, s)
+	}
+	ctx, cancel := context.WithCancel(s.Context())
+	defer cancel()
+	w := &guardedWatch{ServerStream: s, guard: g, ctx: ctx, cancel: cancel}
+	err := handle(srv, w)
+	if w.ended() {
+		return rpctypes.ErrGRPCPermissionDenied
+	}
+	return err
+}
+
+// guardedWatch looks at its user's rights whenever any right has changed since
+// it last sent something.
+type guardedWatch struct {
+	grpc.ServerStream
+	guard  *guard
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu       sync.Mutex // guards what follows
+	begun    bool
+	over     bool
+	revision uint64
+	rights   [sha256.Size]byte
+}
+
+func (w *guardedWatch) Context() context.Context { return w.ctx }
+
+func (w *guardedWatch) ended() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.over
+}
+
+func (w *guardedWatch) SendMsg(m any) error {
+	if !w.allowed() {
+		w.cancel()
+		return rpctypes.ErrGRPCPermissionDenied
+	}
+	return w.ServerStream.SendMsg(m)
+}
+
+func (w *guardedWatch) allowed() bool {
+	store := w.guard.users.Load()
+	if store == nil || !(*store).IsAuthEnabled() {
+		return true // nothing is served before the API server has turned it on
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	revision := (*store).Revision()
+	if w.over || w.begun && revision == w.revision {
+		return !w.over
+	}
+	rights, known := rightsOf(w.ServerStream.Context(), *store)
+	w.over = !known || w.begun && rights != w.rights
+	w.begun, w.revision, w.rights = true, revision, rights
+	return !w.over
+}
+
+// rightsOf digests what the user of a connection may do; false if there is no
+// such user.
+func rightsOf(ctx context.Context, users auth.AuthStore) (sum [sha256.Size]byte, known bool) {
+	who := users.AuthInfoFromTLS(ctx)
+	if who == nil {
+		return sum, false
+	}
+	user, err := users.UserGet(&etcdserverpb.AuthUserGetRequest{Name: who.Username})
+	if err != nil {
+		return sum, false
+	}
+	digest := sha256.New()
+	for _, name := range user.Roles {
+		role, err := users.RoleGet(&etcdserverpb.AuthRoleGetRequest{Role: name})
+		if err != nil {
+			return sum, false
+		}
+		for _, p := range role.Perm {
+			fmt.Fprintf(digest, "%v %q %q\n", p.PermType, p.Key, p.RangeEnd)
+		}
+	}
+	return [sha256.Size]byte(digest.Sum(nil)), true
+}
