@@ -2,6 +2,7 @@ package api
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,6 +64,20 @@ func TestClientRefusesBadContexts(t *testing.T) {
 	for _, x := range []Context{{Name: "e", Server: "http://e:1"}, {Name: "e", Server: "https://e:1"}, {Name: "e", Server: "https://e:1", CA: "x"}} {
 		if _, err := NewClient(x); err == nil || !strings.Contains(err.Error(), `context "e"`) {
 			t.Error(err)
+		}
+	}
+}
+
+func TestSecretsDoNotPrint(t *testing.T) {
+	for _, v := range []any{
+		Invite{Key: "hidden", GossipKey: "hidden"}, &Invite{Key: "hidden"},
+		JoinBundle{Key: "hidden", ServerKey: "hidden", GossipKey: "hidden"}, &JoinBundle{Key: "hidden"},
+		Context{Name: "e", Key: "hidden"}, &Config{Contexts: []Context{{Key: "hidden"}}},
+	} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
+			if text := fmt.Sprintf(verb, v); strings.Contains(text, "hidden") {
+				t.Errorf("%s of %T: %s", verb, v, text)
+			}
 		}
 	}
 }

@@ -33,6 +33,12 @@ type Context struct {
 	Key    string `json:"key"`    // PEM
 }
 
+// String hides what is secret.
+func (x Context) String() string { return "context " + x.Name }
+
+// GoString hides what is secret.
+func (x Context) GoString() string { return x.String() }
+
 // ConfigPath is the file that is used when none is named: $WEFT_CONFIG, else
 // ~/.config/weft/config, else /etc/weft/admin.conf; the first that exists.
 func ConfigPath() string {

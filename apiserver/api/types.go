@@ -213,6 +213,12 @@ type Invite struct {
 	GossipKey       string   `json:"gossipKey,omitempty"`
 }
 
+// String hides what is secret.
+func (Invite) String() string { return "[invite]" }
+
+// GoString hides what is secret.
+func (Invite) GoString() string { return "[invite]" }
+
 // InviteKind is the kind of an Invite, so that another file is told apart.
 const InviteKind = "WeftInvite"
 
@@ -257,6 +263,12 @@ type JoinBundle struct {
 	GossipKey   string   `json:"gossipKey"`
 	GossipSeeds []string `json:"gossipSeeds"`
 }
+
+// String hides what is secret.
+func (JoinBundle) String() string { return "[join bundle]" }
+
+// GoString hides what is secret.
+func (JoinBundle) GoString() string { return "[join bundle]" }
 
 // RotateResult answers POST /v1/rotate: the key epoch now wanted.
 type RotateResult struct {
