@@ -3,7 +3,6 @@ package lab
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -118,10 +117,10 @@ func (l *Lab) bootNodes(ctx context.Context, c *Cluster) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if _, err := l.weft(ctx, "-c", c.Name, "status", "--wait", "30s"); err != nil {
-		return errors.Join(fmt.Errorf("nodes of cluster %s are not ready: %w", c.Name, err), l.Failures())
-	}
-	return nil
+	return l.await(ctx, "cluster "+c.Name, l.control(c), func() error {
+		_, err := l.weft(ctx, "-c", c.Name, "status", "--wait", "2s")
+		return err
+	})
 }
 
 // Join registers a machine in its cluster and puts the bundle on its disk.
@@ -175,7 +174,7 @@ func (l *Lab) await(ctx context.Context, what string, n *Node, holds func() erro
 		if err == nil {
 			return nil
 		}
-		if failed := errors.Join(n.failures()...); failed != nil {
+		if failed := l.Failures(); failed != nil {
 			return failed
 		}
 		select {
