@@ -106,6 +106,17 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 	return 0;
 }
 
+/* deliver_flow, apart: the stack of from_pod has no room for both. */
+once int deliver_next_door(struct __sk_buff *skb, struct packet *p, const struct settings *s,
+			   const struct endpoint *ep)
+{
+	if (!p || !s || !ep)
+		return ACT_SHOT;
+	struct origin o = {.via = VIA_POD};
+
+	return deliver_flow(skb, p, s, ep, &o);
+}
+
 /* Sends a packet that may leave on its way. */
 inline_always int send_on(struct __sk_buff *skb, struct packet *p, const struct settings *s)
 {
@@ -119,7 +130,9 @@ inline_always int send_on(struct __sk_buff *skb, struct packet *p, const struct 
 		ep = bpf_map_lookup_elem(&endpoints, &p->dst);
 		if (!ep)
 			return drop(skb, p, REASON_NO_ENDPOINT, EGRESS);
-		return deliver(skb, p, s, ep, &o);
+		if (p->error)
+			return deliver_error(skb, p, ep, &o);
+		return deliver_next_door(skb, p, s, ep);
 	}
 	return leave(skb, REASON_TO_STACK, EGRESS, ACT_OK);
 }

@@ -18,7 +18,6 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct e
 	if (!p || !s || !ep || !o || !f)
 		return REASON_FAILED;
 	struct place from = {};
-	struct addr src = p->src;
 	int why = 0;
 
 	/* An answer nobody asked for, the end of what never began. */
@@ -30,9 +29,9 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct e
 	if (o->host) {
 		from.identity = IDENTITY_HOST;
 	} else if (o->via == VIA_POD) {
-		locate(s, &src, &from);
+		locate(s, &p->src, &from);
 	} else {
-		resolve(s, &src, &from);
+		resolve(s, &p->src, &from);
 		/* Only members speak through tunnels, and only there. */
 		if (o->via == VIA_TUNNEL && !from.member)
 			return REASON_SPOOFED_SOURCE;
@@ -80,11 +79,9 @@ once int deliver_error(struct __sk_buff *skb, struct packet *p, const struct end
 	return why ? drop(skb, p, why, INGRESS) : hand_over(skb, p, ep, o);
 }
 
-once int deliver_flow(struct __sk_buff *skb, struct packet *p, const struct settings *s,
-			const struct endpoint *ep, const struct origin *o)
+inline_always int deliver_flow(struct __sk_buff *skb, struct packet *p, const struct settings *s,
+			       const struct endpoint *ep, const struct origin *o)
 {
-	if (!p || !s || !ep || !o)
-		return ACT_SHOT;
 	struct flow_key key;
 	struct flow *f;
 	int why, translated = 0;

@@ -23,6 +23,7 @@ struct place {
  * longest prefix: most addresses are pods. */
 inline_always void resolve(const struct settings *s, const struct addr *a, struct place *at)
 {
+	struct prefix_key key = {.bits = 128, .addr = *a};
 	struct ip_info *ip;
 
 	*at = (struct place){.identity = IDENTITY_WORLD, .via = VIA_STACK};
@@ -30,11 +31,9 @@ inline_always void resolve(const struct settings *s, const struct addr *a, struc
 		at->identity = IDENTITY_HOST;
 		return;
 	}
-	ip = bpf_map_lookup_elem(&ips, a);
-	if (!ip) {
-		struct prefix_key key = {.bits = 128, .addr = *a};
+	ip = bpf_map_lookup_elem(&ips, &key.addr);
+	if (!ip)
 		ip = bpf_map_lookup_elem(&prefixes, &key);
-	}
 	if (!ip)
 		return;
 	at->identity = ip->identity;
