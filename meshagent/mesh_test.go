@@ -221,6 +221,36 @@ func (l slowLanes) Ensure(ctx context.Context) (tunnel.Own, error) {
 	return l.Lanes.Ensure(ctx)
 }
 
+// loudSink tells what is written.
+type loudSink struct {
+	Sink
+	wrote func(key string, value []byte)
+}
+
+func (s loudSink) Put(ctx context.Context, key string, value []byte) error {
+	s.wrote(key, value)
+	return s.Sink.Put(ctx, key, value)
+}
+
+func TestARestartedAgentNeverCallsAReadyPodNotReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, east, west, _ := raise(t)
+		west.stop()
+		var wrote []string
+		west.alter = func(e *Edges) {
+			e.Source = lateSource{e.Source, map[string]time.Duration{wire.StatePrefix: 20 * time.Millisecond, wire.CachePrefix: 30 * time.Millisecond}}
+			e.Sink = loudSink{e.Sink, func(key string, value []byte) { wrote = append(wrote, fmt.Sprintf("%s: %s", key, value)) }}
+		}
+		west.run()
+		w.step()
+		if len(wrote) > 0 {
+			t.Errorf("the agent wrote %q", wrote)
+		}
+		east.stop()
+		west.stop()
+	})
+}
+
 // What is read last holds the keys of other clusters' nodes. A snapshot from
 // before must not count as complete because it is so by the time it is used.
 func TestARestartedAgentKeepsKeysThatItHasNotReadYet(t *testing.T) {

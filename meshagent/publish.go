@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/cilium/statedb"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-mesh/weft/meshagent/endpoint"
@@ -45,11 +46,12 @@ func (p *publisher) Run(ctx context.Context) error {
 	pause := 50 * time.Millisecond
 	renewed := time.Now()
 	for ctx.Err() == nil {
+		settled := p.isSettled() // before the snapshot, so that it speaks of it
 		txn := p.tables.DB.ReadTxn()
 		_, endpoints := p.tables.Endpoints.AllWatch(txn)
 		_, pods := p.tables.Pods.AllWatch(txn)
 		_, known, own := p.lanes.Own()
-		err := p.turn(ctx, txnEndpoints(p.tables), known)
+		err := p.turn(ctx, txn, settled, known)
 		wait := leaseTurn
 		if err != nil && ctx.Err() == nil {
 			p.log.Debug("could not tell the API server, trying again", "error", err)
@@ -87,13 +89,19 @@ func (p *publisher) settledOnce() <-chan struct{} {
 	return p.settled
 }
 
-func txnEndpoints(t *tables.Tables) []*tables.Endpoint {
-	return tables.All(t.DB.ReadTxn(), t.Endpoints)
+func (p *publisher) isSettled() bool {
+	select {
+	case <-p.settled:
+		return true
+	default:
+		return false
+	}
 }
 
-// turn writes what differs. Deletions and the mark wait until the list is
-// complete.
-func (p *publisher) turn(ctx context.Context, endpoints []*tables.Endpoint, lanesKnown bool) error {
+// turn writes what differs. Of pods nothing is said before the table is
+// settled: one that was just found again does not yet know that it is ready, and
+// saying so would take it out of its services.
+func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lanesKnown bool) error {
 	if p.have == nil {
 		kvs, _, err := p.edges.Source.List(ctx, wire.NodePrefix(p.node.name))
 		if err != nil {
@@ -110,9 +118,8 @@ func (p *publisher) turn(ctx context.Context, endpoints []*tables.Endpoint, lane
 	if lanesKnown {
 		want[wire.NodeKey(p.node.name)] = wire.Marshal(p.state())
 	}
-	txn := p.tables.DB.ReadTxn()
-	for _, e := range endpoints {
-		if !e.IP.IsValid() || e.Phase == tables.Removing {
+	for e := range p.tables.Endpoints.All(txn) {
+		if !settled || !e.IP.IsValid() || e.Phase == tables.Removing {
 			continue
 		}
 		pod := tables.Get(txn, p.tables.Pods, e.Key())
@@ -127,9 +134,7 @@ func (p *publisher) turn(ctx context.Context, endpoints []*tables.Endpoint, lane
 		}
 		p.have[key] = value
 	}
-	select {
-	case <-p.settled:
-	default:
+	if !settled {
 		return nil
 	}
 	return p.complete(ctx, want)
