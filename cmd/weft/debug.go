@@ -12,8 +12,8 @@ import (
 )
 
 func debugCommand() *cobra.Command {
-	return groupCommand("debug", "Look into one node: its agent's tables, the kernel's maps", look,
-		debugTablesCommand(), debugTableCommand(), debugMapsCommand(), debugMapCommand(), debugAgentCommand())
+	return groupCommand("debug", "Look into one node: its agent's tables, the kernel's maps, WireGuard", look,
+		debugTablesCommand(), debugTableCommand(), debugMapsCommand(), debugMapCommand(), debugLanesCommand(), debugAgentCommand())
 }
 
 // agentFlags choose an agent: one of a cluster by --node, else this machine's.
