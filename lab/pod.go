@@ -37,6 +37,7 @@ func (p Pod) Full() string { return p.Cluster + "/" + p.Namespace + "/" + p.Name
 type podState struct {
 	Pod
 	spec    corev1.PodSpec
+	store   string    // generation of the store that last listed it
 	gone    bool      // deleted in the API server
 	started int       // how often its command was started
 	dead    time.Time // when its command was seen to have ended
@@ -104,6 +105,7 @@ func (l *Lab) Pods() (pods []Pod) {
 type PodEvent struct {
 	Cluster string          `json:"cluster"`
 	Restart bool            `json:"restart,omitempty"` // a complete list follows
+	Store   string          `json:"store,omitempty"`   // with Restart: generation of the store that lists
 	Event   *api.WatchEvent `json:"event,omitempty"`
 }
 
@@ -138,7 +140,11 @@ func watchOnce(ctx context.Context, config, cluster string, enc *json.Encoder) e
 		return err
 	}
 	defer client.Close()
-	if err := enc.Encode(PodEvent{Cluster: cluster, Restart: true}); err != nil {
+	status, err := client.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if err := enc.Encode(PodEvent{Cluster: cluster, Restart: true, Store: status.Cluster.Generation}); err != nil {
 		return os.ErrClosed
 	}
 	return client.Watch(ctx, "pods", "", func(e api.WatchEvent) error {
@@ -177,7 +183,7 @@ func (l *Lab) followPods(ctx context.Context, cluster string) error {
 		}
 	})
 	defer helper.kill()
-	var listed map[string]bool // pods of a list that is not complete yet
+	var list podList
 	for tick := time.NewTicker(20 * time.Millisecond); ; {
 		select {
 		case <-ctx.Done():
@@ -188,19 +194,28 @@ func (l *Lab) followPods(ctx context.Context, cluster string) error {
 				events = nil
 				continue
 			}
-			listed = l.notePod(e, listed)
+			l.notePod(e, &list)
 		case <-tick.C:
 			l.syncPods(cluster)
 		}
 	}
 }
 
-// notePod takes in an event. listed collects what a complete list holds.
-func (l *Lab) notePod(e PodEvent, listed map[string]bool) map[string]bool {
+// podList is what the API server is telling of its pods.
+type podList struct {
+	store string          // generation of the store that it comes from
+	names map[string]bool // nil once it is complete and changes follow
+}
+
+// notePod takes in an event. A store that was rebuilt withdraws nothing by
+// lacking a pod: the command of a workload does not end because the mesh has
+// lost its records.
+func (l *Lab) notePod(e PodEvent, list *podList) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e.Restart {
-		return map[string]bool{}
+		*list = podList{e.Store, map[string]bool{}}
+		return
 	}
 	key := e.Cluster + "/" + e.Event.Namespace + "/" + e.Event.Name
 	switch e.Event.Type {
@@ -208,17 +223,17 @@ func (l *Lab) notePod(e PodEvent, listed map[string]bool) map[string]bool {
 		var pod corev1.Pod
 		if err := json.Unmarshal(e.Event.Object, &pod); err != nil {
 			l.log.Error("pod is not readable", "pod", key, "error", err)
-			return listed
+			return
 		}
 		state := l.pods[key]
 		if state == nil {
 			state = &podState{Pod: Pod{Cluster: e.Cluster, Namespace: e.Event.Namespace, Name: e.Event.Name}}
 			l.pods[key] = state
 		}
-		state.spec, state.gone = pod.Spec, false
+		state.spec, state.store, state.gone = pod.Spec, list.store, false
 		state.Node = l.nodes[e.Cluster+"/"+pod.Spec.NodeName]
-		if listed != nil {
-			listed[key] = true
+		if list.names != nil {
+			list.names[key] = true
 		}
 	case "delete":
 		if state := l.pods[key]; state != nil {
@@ -226,13 +241,12 @@ func (l *Lab) notePod(e PodEvent, listed map[string]bool) map[string]bool {
 		}
 	case "synced":
 		for key, state := range l.pods {
-			if state.Cluster == e.Cluster && !listed[key] {
+			if state.Cluster == e.Cluster && state.store == list.store && !list.names[key] {
 				state.gone = true
 			}
 		}
-		return nil
+		list.names = nil
 	}
-	return listed
 }
 
 // syncPods starts and kills what should or should not run.

@@ -1,0 +1,46 @@
+package lab
+
+import (
+	"maps"
+	"slices"
+	"testing"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+func TestPodsEndWhenTheyAreWithdrawn(t *testing.T) {
+	list := func(store string) PodEvent { return PodEvent{Cluster: "east", Restart: true, Store: store} }
+	event := func(kind, name string) PodEvent {
+		return PodEvent{Cluster: "east", Event: &api.WatchEvent{Type: kind, Namespace: "default", Name: name, Object: []byte("{}")}}
+	}
+	before := []PodEvent{list("first"), event("put", "a"), event("put", "b"), event("synced", "")}
+	for name, test := range map[string]struct {
+		then []PodEvent
+		gone []string
+	}{
+		"deleted":                      {[]PodEvent{event("delete", "a")}, []string{"a"}},
+		"missing from the next list":   {[]PodEvent{list("first"), event("put", "b"), event("synced", "")}, []string{"a"}},
+		"an incomplete list":           {[]PodEvent{list("first"), event("put", "b")}, nil},
+		"missing from a rebuilt store": {[]PodEvent{list("second"), event("put", "b"), event("synced", "")}, nil},
+		"deleted in the rebuilt store": {[]PodEvent{list("second"), event("put", "b"), event("synced", ""), event("delete", "b")}, []string{"b"}},
+		"listed by the rebuilt store, then missing": {[]PodEvent{list("second"), event("put", "b"), event("synced", ""),
+			list("second"), event("synced", "")}, []string{"b"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := &Lab{pods: map[string]*podState{}, nodes: map[string]*Node{}}
+			var pods podList
+			for _, e := range append(slices.Clone(before), test.then...) {
+				l.notePod(e, &pods)
+			}
+			var gone []string
+			for _, key := range slices.Sorted(maps.Keys(l.pods)) {
+				if l.pods[key].gone {
+					gone = append(gone, l.pods[key].Name)
+				}
+			}
+			if !slices.Equal(gone, test.gone) {
+				t.Errorf("gone are %v, want %v", gone, test.gone)
+			}
+		})
+	}
+}
