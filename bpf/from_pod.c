@@ -195,6 +195,10 @@ int from_pod(struct __sk_buff *skb)
 			forget(&key, f);
 			return reset(skb, &p, REASON_PATH_DOWN);
 		}
+		/* An answer goes out all the same: who asked was heard a moment ago,
+		 * and has no other way to it. If the path is down it is lost there. */
+		if (f->flags & FLOW_REMOTE_INITIATED)
+			goto known;
 		if (!(f->flags & FLOW_SERVICE))
 			return drop(skb, &p, REASON_PATH_DOWN, EGRESS);
 renew:

@@ -157,6 +157,14 @@ var failureCases = []packetCase{
 		{change: clusterDies, hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonDelivered, out: ip(podA, podB, tcp(1000, 8080, "S"))},
 		{hook: "from b", in: ip(podB, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(near, podA, tcp(80, 1000, "SA"))},
 	}},
+	{name: "node lost, or only slow: answers are not held back", steps: []step{
+		{hook: "out of tunnel", in: ip(podC, podA, udp(1000, 53)), want: ReasonDelivered},
+		{change: nodeDies(3), hook: "from a", in: ip(podA, podC, udp(53, 1000)), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(1000, 80, "S")), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, tcp(80, 1000, "SA")), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, echo(7)), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, echoReply(7)), want: ReasonTunnelled},
+	}},
 	{name: "node lost: a service's UDP goes elsewhere", state: onlyC, steps: []step{
 		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
 		{change: func(n *node) {
