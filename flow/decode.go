@@ -37,9 +37,11 @@ func (r *Resolver) Decode(ev *bpf.Event) Flow {
 		Time:      time.Now(),
 		Verdict:   Forwarded,
 		Direction: Egress,
-		Protocol:  protocolName(ev.Proto),
 		Bytes:     int(ev.Bytes),
 		Node:      r.Node,
+	}
+	if ev.Src != (bpf.Addr{}) {
+		f.Protocol = protocolName(ev.Proto)
 	}
 	if r.Time != nil {
 		f.Time = r.Time(ev.Time)

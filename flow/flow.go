@@ -53,6 +53,7 @@ type Flow struct {
 	// Service is what the pod had addressed, nil when it addressed the
 	// destination itself.
 	Service  *Service `json:"service,omitempty"`
+	// Protocol is its name, or its number; empty for what is not IPv4.
 	Protocol string   `json:"protocol"`
 	TCPFlags []string `json:"tcpFlags,omitempty"`
 	ICMP     *ICMP    `json:"icmp,omitempty"`
@@ -110,16 +111,24 @@ type ICMP struct {
 	Code uint8 `json:"code"`
 }
 
-// Name is "cluster/namespace/pod" when the pod is known, else the address.
+// Name is "cluster/namespace/pod" when the pod is known, else the address, or
+// a question mark for a packet whose addresses were not read: one that is not
+// IPv4.
 func (e Endpoint) Name() string {
-	if e.Pod == "" {
-		return e.Address.String()
+	switch {
+	case e.Pod != "":
+		return e.Cluster + "/" + e.Namespace + "/" + e.Pod
+	case !e.Address.IsValid():
+		return "?"
 	}
-	return e.Cluster + "/" + e.Namespace + "/" + e.Pod
+	return e.Address.String()
 }
 
 func (e Endpoint) line() string {
 	host := e.Name()
+	if host == "?" {
+		return host
+	}
 	if e.Port != 0 {
 		if e.Pod == "" {
 			host = netip.AddrPortFrom(e.Address, e.Port).String()

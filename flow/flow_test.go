@@ -37,6 +37,7 @@ func TestLine(t *testing.T) {
 	stranger := denied()
 	stranger.Source = Endpoint{Cluster: "east", Identity: identity.UnknownMember, Address: netip.MustParseAddr("10.1.7.7")}
 	stranger.Policies, stranger.Service, stranger.Summary = nil, &Service{Address: netip.MustParseAddr("10.101.0.1"), Port: 53}, ""
+	unread := Flow{Time: denied().Time, Verdict: Dropped, Reason: "not-supported", Direction: Egress, Node: "west/west-1"}
 	rude := denied()
 	rude.Source.Pod, rude.Service = "a\x1b[2Jb\u009b", nil
 
@@ -49,6 +50,7 @@ func TestLine(t *testing.T) {
 		{"a rule that denies", explicit, "[west/west-1]: east/shop/frontend-1:40000 (ID:65540) -> west/shop/web-2:80 (ID:131080) ingress DROPPED policy-denied BY no-frontend (CiliumClusterwideNetworkPolicy) (TCP Flags: SYN)"},
 		{"from outside", world, "[west/west-1]: 192.0.2.1:5 (world) -> west/shop/web-2:80 (ID:131080) ingress FORWARDED (TCP Flags: SYN)"},
 		{"member without identity", stranger, "[west/west-1]: 10.1.7.7 (east, unknown-member) -> west/shop/web-2:80 (ID:131080) via 10.101.0.1:53 ingress DROPPED policy-denied"},
+		{"nothing was read", unread, "[west/west-1]: ? -> ? egress DROPPED not-supported"},
 		{"a name that would move the cursor", rude, `[west/west-1]: east/shop/a\x1b[2Jb\x9b:40000 (ID:65540) -> west/shop/web-2:80 (ID:131080) ingress DROPPED policy-denied not allowed by shop/web (CiliumNetworkPolicy) (TCP Flags: SYN)`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
