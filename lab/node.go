@@ -134,7 +134,7 @@ func (n *Node) startSandboxLocked() error {
 	defer ready.Close()
 	cmd.Stdout = out
 	log := n.lab.logFile(n.dashed(), "sandbox")
-	n.sandbox, err = spawn(n.lab.forker, "sandbox@"+n.Full(), cmd, n.group, log)
+	n.sandbox, err = spawn(n.lab.forker, "sandbox@"+n.Full(), cmd, 0, n.group, log)
 	out.Close()
 	if err != nil {
 		return err
@@ -230,6 +230,11 @@ var errNoPower = errors.New("it has no power")
 // Spawn starts a command in the node's namespaces and cgroup under a name that
 // is not in use. Its output goes to a log unless cmd.Stdout is set.
 func (n *Node) spawn(name string, cmd *exec.Cmd) (*process, error) {
+	return n.spawnNice(name, cmd, 0)
+}
+
+// spawnNice is spawn with a priority, as in Nice= of a unit.
+func (n *Node) spawnNice(name string, cmd *exec.Cmd, nice int) (*process, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.sandbox == nil {
@@ -238,7 +243,7 @@ func (n *Node) spawn(name string, cmd *exec.Cmd) (*process, error) {
 	if p := n.procs[name]; p != nil && p.running() {
 		return nil, fmt.Errorf("start %s on %s: it is running", name, n.Full())
 	}
-	p, err := spawn(n.thread, name+"@"+n.Full(), cmd, n.group, n.lab.logFile(n.dashed(), name))
+	p, err := spawn(n.thread, name+"@"+n.Full(), cmd, nice, n.group, n.lab.logFile(n.dashed(), name))
 	if err == nil {
 		n.procs[name] = p
 	}
@@ -258,7 +263,7 @@ func (n *Node) Start(name string) error {
 	cmd := exec.Command(n.lab.binary, args[1:]...)
 	cmd.Dir = "/"
 	cmd.Env = append(n.lab.environment(), env...)
-	_, err = n.spawn(name, cmd)
+	_, err = n.spawnNice(name, cmd, u.nice)
 	return err
 }
 

@@ -36,7 +36,7 @@ const stopPatience = 10 * time.Second
 // spawn starts a command on a thread, so in that thread's namespaces. The child
 // dies with the thread, and is born into the cgroup. What it prints goes to a
 // log, which is opened here: the thread may see other files under that name.
-func spawn(on *space.Thread, name string, cmd *exec.Cmd, cgroup *os.File, log string) (*process, error) {
+func spawn(on *space.Thread, name string, cmd *exec.Cmd, nice int, cgroup *os.File, log string) (*process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
@@ -51,12 +51,24 @@ func spawn(on *space.Thread, name string, cmd *exec.Cmd, cgroup *os.File, log st
 		attr.Cloneflags = cmd.SysProcAttr.Cloneflags
 	}
 	cmd.SysProcAttr = attr
-	if err := on.Do(cmd.Start); err != nil {
+	if err := on.Do(func() error { return startNice(cmd, nice) }); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	p := &process{name: name, log: log, cmd: cmd, done: make(chan struct{})}
 	go p.reap()
 	return p, nil
+}
+
+// startNice starts a command with the priority that its thread takes on for it.
+func startNice(cmd *exec.Cmd, nice int) error {
+	if nice == 0 {
+		return cmd.Start()
+	}
+	thread := unix.Gettid()
+	if err := unix.Setpriority(unix.PRIO_PROCESS, thread, nice); err != nil {
+		return fmt.Errorf("set priority %d: %w", nice, err)
+	}
+	return errors.Join(cmd.Start(), unix.Setpriority(unix.PRIO_PROCESS, thread, 0))
 }
 
 func (p *process) reap() {

@@ -4,17 +4,19 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 
 	"github.com/weft-mesh/weft/deploy"
 )
 
 // unit is what the lab uses of a systemd service file. The lab is no systemd:
-// of all settings it follows those that say what to start.
+// of all settings it follows those that say what to start and how urgent it is.
 type unit struct {
 	exec        []string
 	environment []string
 	files       []string // EnvironmentFile=, as paths in the node
+	nice        int
 }
 
 // loadUnit reads the unit of a process as it is installed on real machines.
@@ -53,6 +55,10 @@ func parseUnit(text string) (u unit, err error) {
 			}
 		case "EnvironmentFile":
 			u.files = append(u.files, strings.TrimSpace(value))
+		case "Nice":
+			if u.nice, err = strconv.Atoi(strings.TrimSpace(value)); err != nil {
+				return unit{}, fmt.Errorf("unit: Nice=%s is no number", value)
+			}
 		}
 	}
 	if len(u.exec) == 0 {

@@ -23,7 +23,7 @@ func TestUnitsOfTheDeployFolder(t *testing.T) {
 }
 
 func TestUnitCommand(t *testing.T) {
-	u, err := parseUnit("# comment\n[Unit]\nDescription=x\n[Service]\nEnvironment=A=1 \"B=2\"\nEnvironmentFile=-/etc/weft/x.env\nExecStart=/usr/local/bin/weft agent \\\n  --a $FLAGS $NONE\nRestart=always\n")
+	u, err := parseUnit("# comment\n[Unit]\nDescription=x\n[Service]\nEnvironment=A=1 \"B=2\"\nEnvironmentFile=-/etc/weft/x.env\nNice=-3\nExecStart=/usr/local/bin/weft agent \\\n  --a $FLAGS $NONE\nRestart=always\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +37,10 @@ func TestUnitCommand(t *testing.T) {
 	if want := []string{"A=1", "B=2", "FLAGS=--b --c"}; !slices.Equal(env, want) {
 		t.Errorf("env = %q, want %q", env, want)
 	}
-	for _, bad := range []string{"[Service]\nRestart=always\n", "[Service]\nExecStart\n"} {
+	if u.nice != -3 {
+		t.Errorf("nice = %d, want -3", u.nice)
+	}
+	for _, bad := range []string{"[Service]\nRestart=always\n", "[Service]\nExecStart=x\nNice=much\n", "[Service]\nExecStart\n"} {
 		if _, err := parseUnit(bad); err == nil {
 			t.Errorf("unit %q is accepted", bad)
 		}
