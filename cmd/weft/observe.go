@@ -55,6 +55,10 @@ func observeCommand() *cobra.Command {
 	for _, name := range []string{"from-cluster", "to-cluster", "cluster"} {
 		complete(cmd, name, completeContexts)
 	}
+	complete(cmd, "node", completeNodes)
+	for _, name := range []string{"from-namespace", "to-namespace"} {
+		complete(cmd, name, completeNamespaces)
+	}
 	complete(cmd, "verdict", fixed(string(flow.Forwarded), string(flow.Dropped), string(flow.Reset)))
 	complete(cmd, "direction", fixed(string(flow.Egress), string(flow.Ingress)))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
