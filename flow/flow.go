@@ -52,7 +52,7 @@ type Flow struct {
 	Destination Endpoint `json:"destination"`
 	// Service is what the pod had addressed, nil when it addressed the
 	// destination itself.
-	Service  *Service `json:"service,omitempty"`
+	Service *Service `json:"service,omitempty"`
 	// Protocol is its name, or its number; empty for what is not IPv4.
 	Protocol string   `json:"protocol"`
 	TCPFlags []string `json:"tcpFlags,omitempty"`
