@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func mustLoad(t *testing.T, c Config, o options) *Datapath {
@@ -39,6 +40,16 @@ func TestConfigValidate(t *testing.T) {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q does not mention %s", err, part)
 		}
+	}
+}
+
+func TestExplain(t *testing.T) {
+	if err := explain(unix.ENOSYS); !strings.Contains(err.Error(), "CONFIG_BPF_SYSCALL") || !errors.Is(err, unix.ENOSYS) {
+		t.Errorf("no BPF: %v", err)
+	}
+	other := errors.New("other")
+	if err := explain(other); err != other {
+		t.Errorf("another error became %v", err)
 	}
 }
 

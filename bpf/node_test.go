@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,6 +45,8 @@ type node struct {
 	config Config
 	a, b   int // devices of the pods' host sides
 	events *ringbuf.Reader
+
+	network netns.NsHandle
 }
 
 func needRoot(t testing.TB) {
@@ -88,6 +91,10 @@ func newNode(t *testing.T) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
+	if n.network, err = netns.Get(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.network.Close() })
 	n.Datapath, n.m = d, d.Maps()
 	n.a, n.b = addVeth(t, "a"), addVeth(t, "b")
 	if n.events, err = ringbuf.NewReader(d.maps["events"]); err != nil {
@@ -96,6 +103,42 @@ func newNode(t *testing.T) *node {
 	t.Cleanup(func() { n.events.Close() })
 	fillMesh(t, n.m, n.a, n.b)
 	return n
+}
+
+// again is the node as new, for a case of its own: loading takes most of the
+// time. The case runs in the node's network.
+func (n *node) again(t *testing.T) *node {
+	t.Helper()
+	runtime.LockOSThread() // and so the thread ends with the case
+	if err := netns.Set(n.network); err != nil {
+		t.Fatal(err)
+	}
+	fresh := *n
+	fresh.T = t
+	for _, clear := range []func(testing.TB){
+		clearer(n.m.Settings), clearer(n.m.Flows), clearer(n.m.Replies), clearer(n.m.Endpoints), clearer(n.m.IPs),
+		clearer(n.m.Prefixes), clearer(n.m.Nodes), clearer(n.m.Clusters), clearer(n.m.Services), clearer(n.m.Backends),
+		clearer(n.m.Members), clearer(n.m.Classes), clearer(n.m.Ports), clearer(n.m.Policy), clearer(n.m.Sets),
+		clearer(newTable[[36]byte, [8]byte]("fragments", n.maps)),
+	} {
+		clear(t)
+	}
+	fillMesh(t, n.m, n.a, n.b)
+	return &fresh
+}
+
+func clearer[K comparable, V any](table Table[K, V]) func(testing.TB) {
+	return func(t testing.TB) {
+		t.Helper()
+		var keys []K
+		rows, failed := table.All()
+		for k := range rows {
+			keys = append(keys, k)
+		}
+		if err := errors.Join(failed(), table.DeleteBatch(keys)); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func addVeth(t testing.TB, name string) int {

@@ -1,6 +1,9 @@
 package bpf
 
-import "time"
+import (
+	"testing"
+	"time"
+)
 
 var serviceCases = []packetCase{
 	{name: "to a backend of this node and back", steps: []step{
@@ -256,4 +259,32 @@ var stateCases = []packetCase{
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "R")), want: ReasonInvalid},
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(1000, 80, "R")), want: ReasonInvalid},
 	}},
+}
+
+// New flows spread over the groups of a tier by count × weight, and within a
+// group evenly.
+func TestSpread(t *testing.T) {
+	n := newNode(t)
+	const flows = 1000
+	set(n, n.m.Services, front(far, 17), Service{ID: 81, Groups: 3, Group: [MaxGroups]Group{
+		{Cluster: 1, Count: 1, Weight: 2},
+		{Cluster: 2, Count: 2, Weight: 3},
+		{Cluster: 3, Count: 100, Weight: 255}, // not alive
+	}})
+	set(n, n.m.Backends, SlotKey{Service: 81, Slot: 0, Cluster: 1}, Backend{Addr: addr(podB), Port: PortOf(8080)})
+	got := map[string]int{}
+	for port := range uint16(flows / 2) { // to a pod of this node each takes two flows
+		n.send("from_pod", n.a, 0, packet(ip(podA, far, udp(port+1, 80))))
+		f, ok := n.flow(podA, port+1, far, 80, 17)
+		if !ok {
+			t.Fatalf("no flow from port %d", port+1)
+		}
+		got[f.Backend.String()]++
+	}
+	for pod, share := range map[string]int{podB: 2, podC: 3, podD: 3} {
+		want := flows / 2 * share / 8
+		if d := got[pod] - want; d < -60 || d > 60 { // six standard deviations
+			t.Errorf("%s has %d flows, want about %d", pod, got[pod], want)
+		}
+	}
 }

@@ -145,10 +145,11 @@ func onLane(lane int) func(*node) {
 }
 
 func TestPackets(t *testing.T) {
+	shared := newNode(t)
 	for _, cases := range [][]packetCase{pathCases, policyCases, serviceCases, failureCases, guardCases, icmpCases, fragmentCases, stateCases} {
 		for _, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
-				n := newNode(t)
+				n := shared.again(t)
 				if c.state != nil {
 					c.state(n)
 				}

@@ -44,14 +44,10 @@ enum map_type {
 };
 
 #define MAP_NO_PREALLOC 1u
-#define MAP_PROG_READ_ONLY (1u << 7)
 
 enum update_flags {
-	ROW_ANY = 0,
-	ROW_NEW = 1, /* only if absent */
+	ROW_ANY = 0, /* creates or replaces */
 };
-
-#define EEXIST 17
 
 enum action {
 	ACT_OK = 0,
