@@ -148,11 +148,23 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 		figures.Set("raise_seconds", time.Since(raising).Seconds())
 	}
 	view.Up(live)
-	engine := &script.Engine{Commands: live.verbs(), Watch: view.Event}
-	if err := engine.Run(ctx, s, live.state); err != nil {
-		return errors.Join(err, l.Failures())
+	return live.tell(ctx, s)
+}
+
+// tell runs the script.
+func (v *Live) tell(ctx context.Context, s *script.Script) error {
+	var machine stall
+	var measuring sync.WaitGroup
+	watched, stop := context.WithCancel(ctx)
+	measuring.Go(func() { machine.Run(watched) })
+	engine := &script.Engine{Commands: v.verbs(), Watch: v.view.Event}
+	err := engine.Run(ctx, s, v.state)
+	stop()
+	measuring.Wait()
+	if err = errors.Join(err, v.Lab.Failures()); err != nil {
+		return errors.Join(err, machine.remark())
 	}
-	return l.Failures()
+	return nil
 }
 
 func newLive(l *lab.Lab, view View, figures *Figures) *Live {

@@ -1,0 +1,45 @@
+package scenario
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+)
+
+// stallStep is how often a stall looks at the clock, and stallWorth from when
+// on its lateness is worth a word.
+const (
+	stallStep  = 10 * time.Millisecond
+	stallWorth = 250 * time.Millisecond
+)
+
+// stall measures how long this machine let a process wait that was ready to
+// run. It excuses nothing; it tells a reader of a failure where to look.
+type stall struct{ worst atomic.Int64 }
+
+// Run measures until ctx ends.
+func (s *stall) Run(ctx context.Context) {
+	tick := time.NewTicker(stallStep)
+	defer tick.Stop()
+	for last := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := time.Now()
+		if late := int64(now.Sub(last) - stallStep); late > s.worst.Load() {
+			s.worst.Store(late)
+		}
+		last = now
+	}
+}
+
+// remark is a sentence for a failure, empty when the machine kept up.
+func (s *stall) remark() error {
+	if worst := time.Duration(s.worst.Load()); worst >= stallWorth {
+		return fmt.Errorf("(this machine stood still for up to %v meanwhile: it is too busy for times below that)", worst.Round(time.Millisecond))
+	}
+	return nil
+}
