@@ -39,6 +39,9 @@ type workloads struct {
 	records map[string]endpoint.Record
 	failed  map[string]int
 	probes  map[string]*probing
+	// found are pods that went on without us. One whose machine has booted since
+	// begins anew, whatever was last said of it.
+	found map[string]bool
 	wg      sync.WaitGroup
 }
 
@@ -56,7 +59,7 @@ func newWorkloads(n node, t *tables.Tables, d Datapath, p endpoint.Plumbing, dir
 	w := &workloads{
 		node: n, tables: t, datapath: d, plumbing: p, dir: dir, listed: listed, log: log,
 		adopted: make(chan struct{}), settled: make(chan struct{}),
-		pool: endpoint.NewPool(n.cidr, records), records: map[string]endpoint.Record{}, failed: map[string]int{}, probes: map[string]*probing{},
+		pool: endpoint.NewPool(n.cidr, records), records: map[string]endpoint.Record{}, failed: map[string]int{}, probes: map[string]*probing{}, found: map[string]bool{},
 	}
 	for _, r := range records {
 		w.records[r.Key()] = r
@@ -179,6 +182,7 @@ func (w *workloads) bring(r endpoint.Record) error {
 	if err != nil {
 		return err
 	}
+	w.found[r.Key()] = ok && row.Ifindex == uint32(link.Ifindex) && row.Held == 0
 	if !ok || row.Ifindex != uint32(link.Ifindex) {
 		row = bpf.Endpoint{Ifindex: uint32(link.Ifindex), ID: r.ID, Held: 1}
 		copy(row.MAC[:], link.MAC)
@@ -234,6 +238,7 @@ func (w *workloads) remove(r endpoint.Record) error {
 	w.pool.Return(r)
 	delete(w.records, r.Key())
 	delete(w.failed, r.Key())
+	delete(w.found, r.Key())
 	w.change(r, func(*tables.Endpoint) bool { return false })
 	w.log.Info("pod removed", "pod", r.Key(), "ip", r.IP)
 	return nil
@@ -310,7 +315,7 @@ func (w *workloads) watchReadiness(ctx context.Context) {
 			w.ready(r, true, nil)
 		default:
 			// What it was before the agent restarted, until asked.
-			was := pod.Endpoint != nil && pod.Endpoint.Ready && pod.Endpoint.IP == e.IP
+			was := w.found[e.Key()] && pod.Endpoint != nil && pod.Endpoint.Ready && pod.Endpoint.IP == e.IP
 			if was {
 				w.ready(r, true, nil)
 			}

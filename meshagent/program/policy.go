@@ -176,7 +176,17 @@ const grace = 100 * time.Millisecond
 // compile judges the world anew and prepares the next generation. rows are the
 // endpoints that stand in the kernel, by name; relabel changes the number of one
 // in its row. After it returned nil, caller switches to p.gen+1 by switched.
+// After an error everything is judged as before, and what was written is removed
+// like an older generation.
 func (p *policies) compile(w policy.World, subjects map[string]identity.Labels, present map[string]uint32, relabel func(ep string, set uint32) error) (*next, error) {
+	n, err := p.prepare(w, subjects, present, relabel)
+	if err != nil && p.current != nil && p.stale.IsZero() {
+		p.stale = time.Now()
+	}
+	return n, err
+}
+
+func (p *policies) prepare(w policy.World, subjects map[string]identity.Labels, present map[string]uint32, relabel func(ep string, set uint32) error) (*next, error) {
 	t, err := policy.Compile(w, slices.Collect(maps.Values(subjects)))
 	if err != nil {
 		return nil, fmt.Errorf("compile policies: %w", err)
@@ -205,11 +215,28 @@ func (p *policies) compile(w policy.World, subjects map[string]identity.Labels, 
 			}
 		}
 	}
+	if err := p.abandon(gen, r); err != nil {
+		return nil, err
+	}
 	if err := p.write(r); err != nil {
 		return nil, err
 	}
 	known := maps.Clone(w.Identities)
 	return &next{gen: gen, tables: t, assignment: a, known: known}, nil
+}
+
+// abandon removes what an attempt that failed has left of a generation: once the
+// generation is in force, it would count.
+func (p *policies) abandon(gen uint32, r rows) (err error) {
+	fail := func(e error) {
+		if err == nil {
+			err = e
+		}
+	}
+	p.classes.removeBut(r.classes, true, func(k bpf.ClassKey) bool { return k.Gen != gen }, func(_ bpf.ClassKey, e error) { fail(e) })
+	p.entries.removeBut(r.entries, true, func(k bpf.PolicyKey) bool { return k.Gen != gen }, func(_ bpf.PolicyKey, e error) { fail(e) })
+	p.sets.removeBut(r.sets, true, func(k bpf.SetKey) bool { return k.Gen != gen }, func(_ bpf.SetKey, e error) { fail(e) })
+	return err
 }
 
 // next is a generation that is written and not yet in force.
@@ -236,6 +263,7 @@ func (p *policies) splitRows(a assignment, relabel func(string, uint32) error) e
 				return err
 			}
 		}
+		p.adopt(to)
 	}
 	for ep, to := range a.split {
 		if err := relabel(ep, to.number); err != nil {
@@ -243,6 +271,19 @@ func (p *policies) splitRows(a assignment, relabel func(string, uint32) error) e
 		}
 	}
 	return nil
+}
+
+// adopt makes a number of the generation in force out of one that a switch has
+// split off: if the switch never comes, rows go on having it.
+func (p *policies) adopt(to splitTo) {
+	if p.current == nil {
+		return
+	}
+	meaning, known := p.content[to.like]
+	if known || to.like == noSet {
+		p.content[to.number] = meaning
+		p.explained()
+	}
 }
 
 // switched takes the prepared generation for the one in force.

@@ -411,7 +411,14 @@ func (p *Program) compile(v *view, all []*policy.Policy, labels map[identity.Num
 			return nil
 		}
 		row.Set = set
-		return p.endpoints.put(addr, row)
+		if err := p.endpoints.put(addr, row); err != nil {
+			return err
+		}
+		if s := p.subjects[ep]; s.placed {
+			s.set = set
+			p.subjects[ep] = s
+		}
+		return nil
 	})
 	if err != nil {
 		return err

@@ -1,0 +1,148 @@
+package program
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/bpf/bpftest"
+	"github.com/weft-mesh/weft/meshagent/tables"
+)
+
+// small is a bench whose table of policy has so many rows.
+func small(t *testing.T, limit int) *bench {
+	b := newBench(t)
+	m := bpftest.New()
+	m.Policy = bpftest.NewTable[bpf.PolicyKey, bpf.PolicyEntry]("policy", limit)
+	b.maps = tapMaps(m, b.tap)
+	b.restart()
+	return b
+}
+
+// late makes everything that waits for a moment after the last switch due.
+func (b *bench) late() {
+	b.p.policies.stale = time.Now().Add(-time.Hour)
+	b.p.pass(b.t.Context())
+}
+
+// wide lets an intruder in at ten ports: more rows than small tables have.
+func wide() string {
+	var text strings.Builder
+	text.WriteString(`
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: wide, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {app: intruder, io.cilium.k8s.policy.cluster: west}}]
+    toPorts:
+    - ports:
+`)
+	for port := range 10 {
+		fmt.Fprintf(&text, "      - {port: \"%d\", protocol: TCP}\n", 80+port)
+	}
+	return text.String()
+}
+
+func TestPolicyThatDoesNotFitChangesNothing(t *testing.T) {
+	for _, before := range []string{"", allowFrontend} {
+		b := small(t, 8)
+		web := b.pod("web-1", "web", "10.1.1.2", 65537)
+		b.remote("frontend", 131073)
+		b.remote("intruder", 131074)
+		b.policy("web", before)
+		b.pass()
+		b.late()
+		b.tap.after = func() {
+			if ok, known := judgePacket(b.maps, web, 131073, bpf.Ingress, 6, 80); !ok || !known {
+				t.Fatal("the frontend is kept out")
+			}
+			if ok, _ := judgePacket(b.maps, web, 131074, bpf.Ingress, 6, 80); ok != (before == "") {
+				t.Fatal("the intruder is judged otherwise")
+			}
+		}
+		b.policy("wide", wide())
+		for range 5 {
+			b.pass()
+			b.late()
+		}
+		problems := tables.All(b.tab.DB.ReadTxn(), b.tab.Problems)
+		if len(problems) != 1 || !strings.Contains(problems[0].Error, "--limit-policy") {
+			t.Errorf("problems: %+v", problems)
+		}
+		if n := len(rowsIn(b.maps.Sets)); n > 4 {
+			t.Errorf("%d sets after a few attempts", n)
+		}
+	}
+}
+
+// What an attempt that failed has left must neither count nor take up room.
+func TestPolicyFitsAfterOneThatDidNot(t *testing.T) {
+	for range 20 { // rows are written in any order
+		b := small(t, 8)
+		web := b.pod("web-1", "web", "10.1.1.2", 65537)
+		b.remote("frontend", 131073)
+		b.remote("intruder", 131074)
+		b.pass()
+		b.policy("wide", wide())
+		b.pass()
+		b.tap.after = func() {
+			s, _, _ := b.maps.Settings.Lookup(0)
+			row, _, _ := b.maps.Endpoints.Lookup(web)
+			if info, _, _ := b.maps.Sets.Lookup(bpf.SetKey{Gen: s.PolicyGen, Set: row.Set}); info.Enforced[bpf.Ingress] == 0 {
+				return
+			}
+			for port := range uint16(20) {
+				if ok, _ := judgePacket(b.maps, web, 131074, bpf.Ingress, 6, 80+port); ok {
+					t.Fatalf("the intruder gets in at port %d", 80+port)
+				}
+			}
+		}
+		b.policy("wide", "")
+		b.policy("web", allowFrontend)
+		b.pass()
+		b.late()
+		b.want("frontend", web, 131073, 80, true)
+		b.want("intruder", web, 131074, 80, false)
+		if problems := tables.All(b.tab.DB.ReadTxn(), b.tab.Problems); len(problems) > 0 {
+			t.Fatalf("problems left: %+v", problems[0])
+		}
+	}
+}
+
+// TestNoGapBetweenNoPolicyAndOne fails every write once in turn while the first
+// policy of a pod comes and goes, and what a switch leaves is cleaned up at once.
+func TestNoGapBetweenNoPolicyAndOne(t *testing.T) {
+	for failAt := range 40 {
+		b := newBench(t)
+		web := b.pod("web-1", "web", "10.1.1.2", 65537)
+		b.remote("frontend", 131073)
+		b.pass()
+		b.tap.after = func() {
+			if ok, known := judgePacket(b.maps, web, 131073, bpf.Ingress, 6, 80); !ok || !known {
+				t.Fatalf("write %d fails: the frontend is kept out", failAt)
+			}
+		}
+		n := 0
+		b.tap.before = func() error {
+			if n++; n == failAt {
+				return errors.New("injected")
+			}
+			return nil
+		}
+		for _, text := range []string{allowFrontend, ""} {
+			b.policy("web", text)
+			for range 4 {
+				b.late()
+			}
+		}
+		row, _, _ := b.maps.Endpoints.Lookup(web)
+		if row.Set != noSet {
+			t.Errorf("write %d fails: set %d without a policy", failAt, row.Set)
+		}
+	}
+}
