@@ -116,7 +116,7 @@ func forgetNew(b *testing.B, flows Table[FlowKey, Flow]) {
 func benchNode(b *testing.B, identities int) *Datapath {
 	b.Helper()
 	config := smallConfig(ownNamespaces(b))
-	config.Limits.Flows = 1 << 18
+	config.Limits.Flows, config.Limits.IPs, config.Limits.Classes = 1<<18, 1<<15, 1<<15
 	d, err := load(config, options{ethernetTunnel: true})
 	if err != nil {
 		b.Fatal(err)

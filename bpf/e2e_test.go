@@ -398,7 +398,7 @@ func TestReloadLosesNothing(t *testing.T) {
 					}
 				}
 			}()
-			for range 20 {
+			for range 10 {
 				d := mustLoad(t, n.config, o)
 				if err := d.AttachPod(n.host[podA]); err != nil {
 					t.Error(err)

@@ -78,8 +78,12 @@ func ownNamespaces(t testing.TB) string {
 func smallConfig(dir string) Config {
 	c := Defaults()
 	c.PinDir = dir
-	c.Limits.Nodes = 64
-	c.Limits.Flows, c.Limits.Replies = 1<<10, 1<<10
+	l := &c.Limits
+	l.Nodes = 64
+	for _, rows := range []*uint32{&l.Flows, &l.Replies, &l.Endpoints, &l.Prefixes, &l.Services, &l.Backends, &l.Members, &l.Policy, &l.Sets, &l.Fragments} {
+		*rows = 1 << 10
+	}
+	l.IPs, l.Classes = 1<<14, 1<<14
 	return c
 }
 
@@ -106,7 +110,8 @@ func newNode(t *testing.T) *node {
 }
 
 // again is the node as new, for a case of its own: loading takes most of the
-// time. The case runs in the node's network.
+// time. The case runs in the node's network. Table ports is too large to walk:
+// who writes to it clears up.
 func (n *node) again(t *testing.T) *node {
 	t.Helper()
 	runtime.LockOSThread() // and so the thread ends with the case
@@ -118,7 +123,7 @@ func (n *node) again(t *testing.T) *node {
 	for _, clear := range []func(testing.TB){
 		clearer(n.m.Settings), clearer(n.m.Flows), clearer(n.m.Replies), clearer(n.m.Endpoints), clearer(n.m.IPs),
 		clearer(n.m.Prefixes), clearer(n.m.Nodes), clearer(n.m.Clusters), clearer(n.m.Services), clearer(n.m.Backends),
-		clearer(n.m.Members), clearer(n.m.Classes), clearer(n.m.Ports), clearer(n.m.Policy), clearer(n.m.Sets),
+		clearer(n.m.Members), clearer(n.m.Classes), clearer(n.m.Policy), clearer(n.m.Sets),
 		clearer(newTable[[36]byte, [8]byte]("fragments", n.maps)),
 	} {
 		clear(t)
@@ -259,6 +264,7 @@ func (n *node) class(class uint32, identities ...uint32) {
 func (n *node) portClass(class uint16, proto uint8, port uint16) {
 	i, _ := PortIndex(1, proto, port)
 	set(n, n.m.Ports, i, class)
+	n.Cleanup(func() { unset(n, n.m.Ports, i) })
 }
 
 func (n *node) rule(k PolicyKey, e PolicyEntry) {
