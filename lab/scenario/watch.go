@@ -40,7 +40,7 @@ type Watch struct {
 // The sizes of the picture's changing parts, in lines.
 const (
 	watchSteps = 6
-	watchSaid  = 8
+	watchSaid  = 6
 )
 
 // redraw is the pause between two pictures.
@@ -87,7 +87,7 @@ func (w *Watch) Event(e script.Event) {
 	defer w.mu.Unlock()
 	switch e.Kind {
 	case script.SectionBegins:
-		w.section, w.said = e.Section, nil
+		w.section = e.Section
 	case script.RoundBegins:
 		w.doing = fmt.Sprintf("round %d of %d", e.Round, e.Rounds)
 	case script.LineBegins:
