@@ -18,7 +18,6 @@ import (
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/reflector"
-	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/wire"
@@ -375,27 +374,5 @@ func TestAPodIsHeldUntilItsPolicyAndIdentityAreThere(t *testing.T) {
 		if _, ok, _ := east.maps().Endpoints.Lookup(addr); ok || len(east.plumbing.links) != 1 {
 			t.Errorf("after its deletion: row %v, links %v", ok, east.plumbing.links)
 		}
-	})
-}
-
-func TestARestartTakesNoReadyPodOutOfService(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, _, west, _ := raise(t)
-		key := wire.NodeEndpointKey(west.name, "shop", "web-1")
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() {
-			_, revision, _ := west.cluster.store.List(ctx, key)
-			done <- west.cluster.store.Watch(ctx, key, revision, func(events []reflector.Event) {
-				for _, e := range events {
-					t.Errorf("said anew: %s", e.Value)
-				}
-			})
-		}()
-		west.stop()
-		west.run()
-		w.step()
-		cancel()
-		<-done
 	})
 }
