@@ -266,7 +266,11 @@ func (r *Registry) Get(ctx context.Context, word, namespace, name string) (*api.
 	if err != nil {
 		return nil, storeError(err)
 	}
-	return &api.ObjectList{Cluster: r.conf.Cluster, Kind: kind.Name, Revision: kv.Modified, Items: []json.RawMessage{kv.Value}}, nil
+	item, err := r.showOneStatus(ctx, kind, namespace, name, kv.Value)
+	if err != nil {
+		return nil, err
+	}
+	return &api.ObjectList{Cluster: r.conf.Cluster, Kind: kind.Name, Revision: kv.Modified, Items: []json.RawMessage{item}}, nil
 }
 
 // List reads the objects of a kind; an empty namespace means all of them.
@@ -282,6 +286,9 @@ func (r *Registry) List(ctx context.Context, word, namespace string) (*api.Objec
 	list := &api.ObjectList{Cluster: r.conf.Cluster, Kind: kind.Name, Revision: revision, Items: make([]json.RawMessage, len(kvs))}
 	for i, kv := range kvs {
 		list.Items[i] = kv.Value
+	}
+	if err := r.showStatus(ctx, kind, namespace, list.Items); err != nil {
+		return nil, err
 	}
 	return list, nil
 }

@@ -312,3 +312,52 @@ func FuzzReadManifest(f *testing.F) {
 		}
 	})
 }
+
+// A pod's status is its endpoint's, and never part of what was applied.
+func TestPodsShowTheirStatus(t *testing.T) {
+	r, s := fixture(t)
+	apply(t, r, pod)
+	read := func() corev1.Pod {
+		t.Helper()
+		one, err := r.Get(t.Context(), "pod", "shop", "web-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := r.List(t.Context(), "pods", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(one.Items[0]) != string(all.Items[0]) {
+			t.Errorf("one pod reads %s, and in the list %s", one.Items[0], all.Items[0])
+		}
+		var p corev1.Pod
+		if err := json.Unmarshal(one.Items[0], &p); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	p := read()
+	if p.Status.Phase != corev1.PodPending || p.Status.PodIP != "" {
+		t.Errorf("without an endpoint: %+v", p.Status)
+	}
+	e := wire.Endpoint{Namespace: "shop", Pod: "web-1", UID: string(p.UID), IP: netip.MustParseAddr("10.1.1.7"), NodeIP: netip.MustParseAddr("192.0.2.1"), Ready: true}
+	put := func() {
+		if err := store.Write(t.Context(), s, store.Put(wire.EndpointKey("shop", "web-1"), wire.Marshal(e))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put()
+	p = read()
+	if p.Status.PodIP != "10.1.1.7" || p.Status.HostIP != "192.0.2.1" || p.Status.Conditions[0].Status != corev1.ConditionTrue {
+		t.Errorf("with a ready endpoint: %+v", p.Status)
+	}
+	exported, _ := json.Marshal(p)
+	if got := summary(apply(t, r, string(exported))); got != "shop/web-1 unchanged" {
+		t.Errorf("shown and applied: %s", got)
+	}
+	e.UID = "of an earlier pod of that name"
+	put()
+	if p = read(); p.Status.PodIP != "" {
+		t.Errorf("shows another pod's endpoint: %+v", p.Status)
+	}
+}

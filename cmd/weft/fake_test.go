@@ -229,7 +229,7 @@ func (f *fake) apply(action api.Action) func(*http.Request) (any, error) {
 var stored = map[string]map[string]string{
 	"pods": {
 		"web-1":      `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web-1","namespace":"shop","labels":{"app":"web"},"creationTimestamp":"2026-01-02T11:00:00Z"},"spec":{"nodeName":"east-1"}}`,
-		"frontend-1": `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"frontend-1","namespace":"shop"},"spec":{"nodeName":"east-2"},"status":{"podIP":"10.1.2.5"}}`,
+		"frontend-1": `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"frontend-1","namespace":"shop"},"spec":{"nodeName":"east-2"},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}],"podIP":"10.1.2.5"}}`,
 	},
 	"namespaces": {"shop": `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"shop","labels":{"team":"a"},"creationTimestamp":"2025-12-30T12:00:00Z"}}`},
 	"services": {"web": `{"apiVersion":"v1","kind":"Service","metadata":{"name":"web","namespace":"shop","annotations":{"service.cilium.io/global":"true"}},

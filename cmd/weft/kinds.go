@@ -30,9 +30,9 @@ var kinds = []kind{
 			return []string{labelList(n.Labels)}
 		})},
 	{plural: "pods", names: []string{"pod", "po"},
-		columns: columns("NODE", "ADDRESS", "*LABELS"),
+		columns: columns("NODE", "ADDRESS", "READY", "*LABELS"),
 		cells: cells(func(p *corev1.Pod) []string {
-			return []string{p.Spec.NodeName, p.Status.PodIP, labelList(p.Labels)}
+			return []string{p.Spec.NodeName, p.Status.PodIP, podReady(p), labelList(p.Labels)}
 		})},
 	{plural: "services", names: []string{"service", "svc"},
 		columns: columns("CLUSTER-IP", "PORTS", "GLOBAL", "*SELECTOR"),
@@ -220,4 +220,15 @@ func objectNames(ctx context.Context, c *api.Client, word, ns string) (names []s
 		}
 	}
 	return names, nil
+}
+
+// podReady is yes or no, pending while the pod has no address yet, and nothing
+// where no status was shown.
+func podReady(p *corev1.Pod) string {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return map[bool]string{true: "yes", false: "no"}[c.Status == corev1.ConditionTrue]
+		}
+	}
+	return strings.ToLower(string(p.Status.Phase))
 }

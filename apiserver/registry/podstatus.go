@@ -1,0 +1,94 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// A manifest's status is not kept: what a pod's is stands in its endpoint, and
+// is put together when it is read. A pod without an endpoint is Pending.
+
+const podsPlural = "pods"
+
+// showStatus fills in the status of pods as they are read. Other kinds are
+// left as they are.
+func (r *Registry) showStatus(ctx context.Context, kind Kind, namespace string, items []json.RawMessage) error {
+	if kind.Plural != podsPlural || len(items) == 0 {
+		return nil
+	}
+	prefix := wire.EndpointsPrefix
+	if namespace != "" {
+		prefix += namespace + "/"
+	}
+	kvs, _, err := r.store.List(ctx, prefix)
+	if err != nil {
+		return storeError(err)
+	}
+	endpoints := make(map[string]wire.Endpoint, len(kvs))
+	for _, kv := range kvs {
+		if e, err := wire.Unmarshal[wire.Endpoint](kv.Value); err == nil {
+			endpoints[e.Namespace+"/"+e.Pod] = e
+		}
+	}
+	for i, item := range items {
+		if items[i], err = podWithStatus(item, endpoints); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// showOneStatus is showStatus for a single object.
+func (r *Registry) showOneStatus(ctx context.Context, kind Kind, namespace, name string, item json.RawMessage) (json.RawMessage, error) {
+	if kind.Plural != podsPlural {
+		return item, nil
+	}
+	endpoints := map[string]wire.Endpoint{}
+	kv, err := r.store.Get(ctx, wire.EndpointKey(namespace, name))
+	switch {
+	case err == nil:
+		if e, err := wire.Unmarshal[wire.Endpoint](kv.Value); err == nil {
+			endpoints[e.Namespace+"/"+e.Pod] = e
+		}
+	case !errors.Is(err, store.ErrNotFound):
+		return nil, storeError(err)
+	}
+	return podWithStatus(item, endpoints)
+}
+
+func podWithStatus(item json.RawMessage, endpoints map[string]wire.Endpoint) (json.RawMessage, error) {
+	var pod corev1.Pod
+	if err := json.Unmarshal(item, &pod); err != nil {
+		return nil, fmt.Errorf("read stored pod: %w", err)
+	}
+	e, known := endpoints[pod.Namespace+"/"+pod.Name]
+	pod.Status = podStatus(e, known && (e.UID == "" || e.UID == string(pod.UID)))
+	return json.Marshal(&pod)
+}
+
+func podStatus(e wire.Endpoint, known bool) corev1.PodStatus {
+	if !known || !e.IP.IsValid() {
+		return corev1.PodStatus{Phase: corev1.PodPending}
+	}
+	ready := corev1.ConditionFalse
+	if e.Ready {
+		ready = corev1.ConditionTrue
+	}
+	s := corev1.PodStatus{
+		Phase:      corev1.PodRunning,
+		PodIP:      e.IP.String(),
+		PodIPs:     []corev1.PodIP{{IP: e.IP.String()}},
+		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}},
+	}
+	if e.NodeIP.IsValid() {
+		s.HostIP = e.NodeIP.String()
+	}
+	return s
+}
