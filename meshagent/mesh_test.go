@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/tunnel"
@@ -245,6 +247,43 @@ func TestARestartedAgentNeverCallsAReadyPodNotReady(t *testing.T) {
 		w.step()
 		if len(wrote) > 0 {
 			t.Errorf("the agent wrote %q", wrote)
+		}
+		east.stop()
+		west.stop()
+	})
+}
+
+func TestAPodOfABootedMachineIsNotReadyUntilAsked(t *testing.T) {
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := server.Addr().(*net.TCPAddr).Port
+	synctest.Test(t, func(t *testing.T) {
+		w, east, west, _ := raise(t)
+		var p corev1.Pod
+		p.Namespace, p.Name, p.UID, p.Spec.NodeName = "shop", "db-1", "uid-db", west.name
+		p.Spec.Containers = []corev1.Container{{ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{
+			TCPSocket: &corev1.TCPSocketAction{Host: "127.0.0.1", Port: intstr.FromInt(port)},
+		}}}}
+		west.cluster.put(t, wire.ObjectKey("pods", p.Namespace, p.Name), p)
+		w.step()
+		state := func() string {
+			kv, _ := west.cluster.store.Get(wire.NodeEndpointKey(west.name, p.Namespace, p.Name))
+			return string(kv)
+		}
+		if !strings.Contains(state(), `"ready":true`) {
+			t.Fatalf("before: %s", state())
+		}
+
+		west.stop()
+		server.Close()
+		west.datapath, west.plumbing.links = bpftest.NewDatapath(), map[string]endpoint.Link{}
+		west.run()
+		time.Sleep(50 * time.Millisecond)
+		synctest.Wait()
+		if !strings.Contains(state(), `"ready":false`) {
+			t.Errorf("booted: %s", state())
 		}
 		east.stop()
 		west.stop()

@@ -42,7 +42,7 @@ type workloads struct {
 	// found are pods that went on without us. One whose machine has booted since
 	// begins anew, whatever was last said of it.
 	found map[string]bool
-	wg      sync.WaitGroup
+	wg    sync.WaitGroup
 }
 
 // probing is the readiness check of one pod.
@@ -182,7 +182,9 @@ func (w *workloads) bring(r endpoint.Record) error {
 	if err != nil {
 		return err
 	}
-	w.found[r.Key()] = ok && row.Ifindex == uint32(link.Ifindex) && row.Held == 0
+	if _, known := w.found[r.Key()]; !known {
+		w.found[r.Key()] = ok && row.Ifindex == uint32(link.Ifindex) && row.Held == 0
+	}
 	if !ok || row.Ifindex != uint32(link.Ifindex) {
 		row = bpf.Endpoint{Ifindex: uint32(link.Ifindex), ID: r.ID, Held: 1}
 		copy(row.MAC[:], link.MAC)
