@@ -274,3 +274,30 @@ func TestWatchGivesSignsOfLifeAndSurvivesRestart(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestWatchOfAStoreThatStaysAwayEnds(t *testing.T) {
+	c := start(t)
+	root := c.as(authority.Root)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	alive, ended := make(chan struct{}, 100), make(chan error, 1)
+	go func() {
+		ended <- root.Watch(ctx, "weft/", 1, func(store.Batch) error {
+			select {
+			case alive <- struct{}{}:
+			default:
+			}
+			return nil
+		})
+	}()
+	select {
+	case <-alive:
+	case err := <-ended:
+		t.Fatal("the watch ended while the store was there:", err)
+	}
+	c.Close()
+	if err := <-ended; err == nil || ctx.Err() != nil {
+		t.Error("a store that was away was not noticed:", err)
+	}
+	c.run() // cleaning up closes it once more
+}

@@ -171,8 +171,16 @@ func (e *Etcd) Watch(ctx context.Context, prefix string, after int64, each func(
 			if unanswered++; unanswered > 3 {
 				return ErrSilent
 			}
-			if err := e.client.RequestProgress(ctx); err != nil {
-				return cmpErr(ctx.Err(), explain(err))
+			// While its connection is away, the client keeps who asks waiting.
+			ask, enough := context.WithTimeout(ctx, e.signOfLife)
+			err := e.client.RequestProgress(ask)
+			late := ask.Err() != nil
+			enough()
+			if err != nil && !late {
+				return explain(err)
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
 			}
 		case <-ctx.Done():
 			return ctx.Err()
