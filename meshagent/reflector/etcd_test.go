@@ -1,0 +1,139 @@
+package reflector_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+
+	"github.com/weft-mesh/weft/meshagent/reflector"
+)
+
+// startEtcd runs one member on this machine.
+func startEtcd(t *testing.T) *clientv3.Client {
+	t.Helper()
+	free := func() url.URL {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		return url.URL{Scheme: "http", Host: l.Addr().String()}
+	}
+	cfg := embed.NewConfig()
+	cfg.Dir, cfg.LogLevel, cfg.ZapLoggerBuilder = t.TempDir(), "fatal", embed.NewZapLoggerBuilder(zap.NewNop())
+	client, peer := free(), free()
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	server, err := embed.StartEtcd(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	select {
+	case <-server.Server.ReadyNotify():
+	case <-time.After(30 * time.Second):
+		t.Fatal("etcd does not start")
+	}
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{client.String()}, Logger: zap.NewNop(), DialTimeout: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
+	client := startEtcd(t)
+	ctx := t.Context()
+	e := reflector.NewEtcd(client)
+
+	// More than a page, at one revision.
+	const many = 5000
+	for from := 0; from < many; from += 100 {
+		var ops []clientv3.Op
+		for i := from; i < from+100; i++ {
+			ops = append(ops, clientv3.OpPut(fmt.Sprintf("a/%05d", i), "x"))
+		}
+		if _, err := client.Txn(ctx).Then(ops...).Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := e.Put(ctx, "b/1", []byte("not ours")); err != nil {
+		t.Fatal(err)
+	}
+	kvs, revision, err := e.List(ctx, "a/")
+	if err != nil || len(kvs) != many || kvs[0].Key != "a/00000" || kvs[many-1].Key != fmt.Sprintf("a/%05d", many-1) {
+		t.Fatalf("listed %d, %v", len(kvs), err)
+	}
+
+	// Everything after the list is heard, in order.
+	if err := e.Put(ctx, "a/new", []byte("y")); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Delete(ctx, "a/00000"); err != nil {
+		t.Fatal(err)
+	}
+	watching, cancel := context.WithTimeout(ctx, 20*time.Second)
+	var heard []string
+	err = e.Watch(watching, "a/", revision, func(events []reflector.Event) {
+		for _, ev := range events {
+			heard = append(heard, fmt.Sprint(ev.Key, " ", string(ev.Value), " ", ev.Deleted))
+		}
+		if len(heard) == 2 {
+			cancel()
+		}
+	})
+	if len(heard) != 2 || heard[0] != "a/new y false" || heard[1] != "a/00000  true" {
+		t.Errorf("heard %q, %v", heard, err)
+	}
+
+	// What was compacted away is an error, and not silence.
+	now, err := client.Get(ctx, "a/new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Compact(ctx, now.Header.Revision); err != nil {
+		t.Fatal(err)
+	}
+	watching, cancel = context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	if err := e.Watch(watching, "a/", 1, func([]reflector.Event) {}); err == nil || watching.Err() != nil {
+		t.Errorf("a watch from before a compaction: %v", err)
+	}
+
+	// A leased key goes with its lease, the others stay; the next one is written
+	// under a new lease.
+	if err := e.PutLeased(ctx, "l/mark", []byte("1")); err != nil {
+		t.Fatal(err)
+	}
+	if lost, err := e.Renew(ctx); lost || err != nil {
+		t.Errorf("renewed: lost %v, %v", lost, err)
+	}
+	leases, err := client.Leases(ctx)
+	if err != nil || len(leases.Leases) != 1 {
+		t.Fatalf("leases %v, %v", leases, err)
+	}
+	if _, err := client.Revoke(ctx, leases.Leases[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	if lost, err := e.Renew(ctx); !lost || err != nil {
+		t.Errorf("after its end: lost %v, %v", lost, err)
+	}
+	if kvs, _, err := e.List(ctx, "l/"); err != nil || len(kvs) != 0 {
+		t.Errorf("left: %v, %v", kvs, err)
+	}
+	if err := e.PutLeased(ctx, "l/mark", []byte("2")); err != nil {
+		t.Error(err)
+	}
+	if kvs, _, err := e.List(ctx, "b/"); err != nil || len(kvs) != 1 {
+		t.Errorf("the unleased key: %v, %v", kvs, err)
+	}
+}
