@@ -87,6 +87,16 @@ var serviceCases = []packetCase{
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 8080, "S")), want: ReasonFlowClash},
 		{hook: "from a", in: ip(podA, near, tcp(1001, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1001, 8080, "S"))},
 	}},
+	{name: "a flow that ended leaves answers to who has them since", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{change: func(n *node) {
+			unset(n, n.m.Backends, SlotKey{Service: 80, Cluster: 1})
+			n.age(TCPOpening + time.Second)
+		},
+			hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonFlowClash},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(near, podA, tcp(80, 1000, "SA"))},
+	}},
 	{name: "a backend spoken to directly is not claimed by a service", state: onlyC, steps: []step{
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 8080, "S")), want: ReasonTunnelled},
 		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonFlowClash, check: flowsAre(1)},

@@ -119,6 +119,16 @@ func flowsAre(want int) func(*node, sent) {
 	}
 }
 
+// talk wants an event of a packet from one identity to another.
+func talk(from, to uint32) func(*node, sent) {
+	return func(n *node, s sent) {
+		n.Helper()
+		if e := s.event; e.SrcIdentity != from || e.DstIdentity != to {
+			n.Errorf("event %+v, want identity %d to %d", *e, from, to)
+		}
+	}
+}
+
 func nodeDies(id uint32) func(*node) {
 	return func(n *node) {
 		row, _, _ := n.m.Nodes.Lookup(id)
@@ -351,6 +361,12 @@ var policyCases = []packetCase{
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "SA")), want: ReasonDelivered},
 		{change: deny(Egress), hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "A")), want: ReasonPolicyDenied, check: flowsAre(0)},
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A")), want: ReasonPolicyDenied},
+	}},
+	{name: "who is who when a policy change ends a flow with an answer", steps: []step{
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(9, 80, "S")), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
+		{change: deny(Ingress), hook: "from a", in: ip(podA, podC, tcp(80, 9, "SA")), want: ReasonPolicyDenied, check: talk(idA, idC)},
+		{change: deny(Egress), hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "SA")), want: ReasonPolicyDenied, check: talk(idC, idA)},
 	}},
 	{name: "a policy change that does not concern a flow keeps it", steps: []step{
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(9, 80, "S")), want: ReasonDelivered},

@@ -57,8 +57,8 @@ type Swept struct {
 func SweepMaps(m *Maps, now uint64) (Swept, error) {
 	var s Swept
 	var dead []FlowKey
-	var replies []ReplyKey
-	claims := 0 // rows of replies that live flows have
+	claimed := map[ReplyKey]Reply{} // the reply rows of dead flows
+	claims := 0                     // rows of replies that live flows have
 	rows, failed := m.Flows.All()
 	for k, f := range rows {
 		if !f.Expired(k.Proto, now) {
@@ -70,7 +70,7 @@ func SweepMaps(m *Maps, now uint64) (Swept, error) {
 		}
 		dead = append(dead, k)
 		if f.Flags&FlowService != 0 {
-			replies = append(replies, f.reply(k))
+			claimed[f.reply(k)] = Reply{Remote: k.Remote, Rport: k.Rport}
 		}
 	}
 	if err := failed(); err != nil {
@@ -80,6 +80,15 @@ func SweepMaps(m *Maps, now uint64) (Swept, error) {
 		return s, fmt.Errorf("sweep flows: %w", err)
 	}
 	s.Expired = len(dead)
+	var replies []ReplyKey
+	for k, r := range claimed {
+		// Another flow may have claimed the answers since the dead one ended.
+		if now, ok, err := m.Replies.Lookup(k); err != nil {
+			return s, fmt.Errorf("sweep replies: %w", err)
+		} else if ok && now == r {
+			replies = append(replies, k)
+		}
+	}
 	if err := m.Replies.DeleteBatch(replies); err != nil {
 		return s, fmt.Errorf("sweep replies: %w", err)
 	}

@@ -174,6 +174,8 @@ func TestSweep(t *testing.T) {
 			return bpf.FlowKey{Local: bpf.Addr{1}, Remote: bpf.Addr{2}, Lport: bpf.PortOf(port), Rport: bpf.PortOf(80), Proto: proto}
 		}
 		const finished = bpf.FlowFinLocal | bpf.FlowFinRemote
+		// Through another service to the backend that the dead flow from its port had.
+		other := bpf.FlowKey{Local: bpf.Addr{1}, Remote: bpf.Addr{3}, Lport: bpf.PortOf(16), Rport: bpf.PortOf(80), Proto: 17}
 		keep := map[bpf.FlowKey]bpf.Flow{
 			key(1, 6):  {Seen: now - 59*second},
 			key(2, 6):  {Seen: now - 7999*second, Flags: bpf.FlowReplied},
@@ -182,6 +184,7 @@ func TestSweep(t *testing.T) {
 			key(5, 17): {Seen: now - 59*second, Flags: bpf.FlowReplied},
 			key(6, 17): {Seen: now + 5*second}, // a packet came after now was read
 			key(7, 17): {Seen: now, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)},
+			other:      {Seen: now, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)},
 		}
 		gone := map[bpf.FlowKey]bpf.Flow{
 			key(11, 6):  {Seen: now - 61*second},
@@ -189,6 +192,7 @@ func TestSweep(t *testing.T) {
 			key(13, 6):  {Seen: now - 11*second, Flags: bpf.FlowReplied | finished},
 			key(14, 6):  {Seen: now - 11*second, Flags: bpf.FlowReplied | bpf.FlowReset},
 			key(15, 17): {Seen: now - 61*second, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)},
+			key(16, 17): {Seen: now - 61*second, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)},
 		}
 		reply := func(port uint16, backend byte) bpf.ReplyKey {
 			return bpf.ReplyKey{Local: bpf.Addr{1}, Backend: bpf.Addr{backend}, Lport: bpf.PortOf(port), Bport: bpf.PortOf(8080), Proto: 17}
@@ -196,6 +200,7 @@ func TestSweep(t *testing.T) {
 		row := bpf.Reply{Remote: bpf.Addr{2}, Rport: bpf.PortOf(80)}
 		err := errors.Join(m.Flows.UpdateBatch(keep), m.Flows.UpdateBatch(gone), m.Replies.UpdateBatch(map[bpf.ReplyKey]bpf.Reply{
 			reply(7, 9): row, reply(15, 9): row,
+			reply(16, 9): {Remote: other.Remote, Rport: other.Rport},
 			reply(7, 8):  row, // the other CPU's choice
 			reply(99, 9): row, // without any flow
 		}))
@@ -214,10 +219,12 @@ func TestSweep(t *testing.T) {
 		if n, _ := m.Flows.Len(); n != len(keep) {
 			t.Errorf("%d flows left", n)
 		}
-		if _, ok, _ := m.Replies.Lookup(reply(7, 9)); !ok {
-			t.Error("the reply of a live flow is gone")
+		for _, k := range []bpf.ReplyKey{reply(7, 9), reply(16, 9)} {
+			if _, ok, _ := m.Replies.Lookup(k); !ok {
+				t.Errorf("the reply of a live flow from port %d is gone", k.Lport.Number())
+			}
 		}
-		if n, _ := m.Replies.Len(); n != 1 {
+		if n, _ := m.Replies.Len(); n != 2 {
 			t.Errorf("%d replies left", n)
 		}
 	})

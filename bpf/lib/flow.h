@@ -90,7 +90,11 @@ part int forget(const struct flow_key *key, const struct flow *f)
 {
 	if (f->flags & FLOW_SERVICE) {
 		struct reply_key reply = reply_key_of(key, &f->backend, f->bport);
-		bpf_map_delete_elem(&replies, &reply);
+		struct reply *row = bpf_map_lookup_elem(&replies, &reply);
+
+		/* Another flow may have claimed the answers since this one ended. */
+		if (row && same(&row->remote, &key->remote) && row->rport == key->rport)
+			bpf_map_delete_elem(&replies, &reply);
 	}
 	bpf_map_delete_elem(&flows, key);
 	return 0;

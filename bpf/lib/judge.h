@@ -24,7 +24,7 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 	struct addr other = f->flags & FLOW_SERVICE ? f->backend : key->remote;
 	struct place at = {};
 	__be16 port;
-	int why, verdict;
+	int why, verdict, sent;
 
 	if (!ep || ep->ifindex != f->ifindex)
 		return RENEW;
@@ -39,8 +39,9 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 		goto keep;
 
 	why = locate(s, &other, &at);
-	p->src_identity = remote ? at.identity : ep->identity;
-	p->dst_identity = remote ? ep->identity : at.identity;
+	sent = same(&p->src, &key->local);
+	p->src_identity = sent ? ep->identity : at.identity;
+	p->dst_identity = sent ? at.identity : ep->identity;
 	port = remote ? key->lport : f->flags & FLOW_SERVICE ? f->bport : key->rport;
 	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(remote ? INGRESS : EGRESS, port));
 	if (verdict)
