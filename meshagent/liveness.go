@@ -209,6 +209,9 @@ func (l *liveness) apply(observations []probe.Observation) {
 	states := probe.Clusters(observations)
 	for name, c := range mesh.Members {
 		if state, judged := states[name]; judged && c != mesh.Own {
+			if state == probe.Up {
+				l.ways.Answered(c.ID())
+			}
 			if err := l.ways.SetCluster(c.ID(), state != probe.Down); err != nil {
 				errs = append(errs, err)
 			}

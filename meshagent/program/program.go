@@ -154,6 +154,8 @@ func (p *Program) sleep(ctx context.Context, watches *statedb.WatchSet, wait tim
 		select {
 		case <-p.kicked:
 			cancel()
+		case <-p.cfg.Ways.news:
+			cancel()
 		case <-ctx.Done():
 		}
 	}()
@@ -171,6 +173,7 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 	if v == nil {
 		return watches, lastRetry
 	}
+	v.answered = p.cfg.Ways.HasAnswered
 	r := newReport(v)
 	p.writeSettings(p.write(v, r), v, r)
 	r.publish(t)
@@ -250,7 +253,7 @@ func (p *Program) write(v *view, r *report) (changed int) {
 	}
 
 	s = rev
-	s.c, s.d, s.epoch = t.Services.Revision(txn), t.Slices.Revision(txn), p.epoch
+	s.c, s.d, s.e, s.epoch = t.Services.Revision(txn), t.Slices.Revision(txn), p.cfg.Ways.answersSeen(), p.epoch
 	if p.did.services != s {
 		wanted, problems := deriveServices(v, p.cfg.Ways.Index)
 		v.doubts = append(v.doubts, problems...)

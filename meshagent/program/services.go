@@ -7,6 +7,7 @@ import (
 	"sort"
 
 	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
@@ -213,7 +214,11 @@ func (v *view) rowsFor(f service.Frontend, from string, index func(string) uint1
 		for _, b := range g.Draining {
 			w.members[bpf.MemberKey{Addr: bpf.AddrOf(b.Addr), Port: bpf.PortOf(b.Port)}] = bpf.Member{Terminating: 1}
 		}
-		w.groups = append(w.groups, bpf.Group{Count: uint32(len(g.Backends)), Cluster: cluster, Tier: g.Tier, Weight: g.Weight})
+		weight := g.Weight
+		if id := identity.ClusterID(cluster); id != v.own.ID() && v.answered != nil && !v.answered(id) {
+			weight = 0 // it is prepared, and nobody is sent there yet
+		}
+		w.groups = append(w.groups, bpf.Group{Count: uint32(len(g.Backends)), Cluster: cluster, Tier: g.Tier, Weight: weight})
 	}
 	return w
 }

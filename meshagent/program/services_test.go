@@ -9,6 +9,10 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/wire"
 )
 
 func backendAt(i int) bpf.Backend {
@@ -165,4 +169,44 @@ func TestAFullMapSaysWhichAndKeepsWhatFits(t *testing.T) {
 	if err := usable(m); err != nil {
 		t.Error(err)
 	}
+}
+
+// A peer that has just joined may not know our keys yet: what is sent to it then
+// is lost.
+func TestServicesUseAPeerOnceItHasAnswered(t *testing.T) {
+	m := bpftest.New()
+	w, err := NewWays(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &view{own: &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1}}, answered: w.HasAnswered}
+	weights := func() (east, west uint16) {
+		f := service.Frontend{Addr: netip.MustParseAddr("10.101.0.1"), Port: 80, Protocol: service.TCP,
+			Groups: []service.Group{{Cluster: 1, Weight: 1}, {Cluster: 2, Weight: 1}}}
+		g := v.rowsFor(f, "east/shop/web", func(string) uint16 { return 0 }).groups
+		return uint16(g[0].Weight), uint16(g[1].Weight)
+	}
+	want := func(when string, west uint16) {
+		t.Helper()
+		if e, got := weights(); e != 1 || got != west {
+			t.Errorf("%s: weights %d and %d, want 1 and %d", when, e, got, west)
+		}
+	}
+	if err := w.Admit([]identity.ClusterID{1, 2}, true); err != nil {
+		t.Fatal(err)
+	}
+	want("joined", 0)
+	before := w.answersSeen()
+	w.Answered(2)
+	if w.answersSeen() == before {
+		t.Error("nobody is told of the answer")
+	}
+	want("answered", 1)
+	if again, err := NewWays(m); err != nil || !again.HasAnswered(2) {
+		t.Error("forgotten by a restart", err)
+	}
+	if err := errors.Join(w.Admit([]identity.ClusterID{1}, true), w.Admit([]identity.ClusterID{1, 2}, true)); err != nil {
+		t.Fatal(err)
+	}
+	want("left and joined again", 0)
 }

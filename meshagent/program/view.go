@@ -30,6 +30,10 @@ type view struct {
 	// doubts are rows left out, by table and row.
 	doubts []doubt
 
+	// answered says whether a peer has ever answered through the tunnel; nil: all
+	// have.
+	answered func(identity.ClusterID) bool
+
 	// Indexes that are made when first asked for.
 	cidrs   map[netip.Prefix]string
 	lengths [129]bool

@@ -25,6 +25,11 @@ type Ways struct {
 	want, have map[uint16]bpf.Node
 	members    map[identity.ClusterID]bpf.Cluster
 	wrote      map[identity.ClusterID]bpf.Cluster
+	// answered are the clusters that some node of has answered through the tunnel,
+	// in this life of the agent or in one before.
+	answered map[identity.ClusterID]bool
+	answers  uint64 // how often that has changed
+	news     chan struct{}
 	// found maps a pod CIDR to the index that an earlier life gave its node.
 	found map[netip.Prefix]uint16
 	last  uint16
@@ -37,7 +42,7 @@ func NewWays(m *bpf.Maps) (*Ways, error) {
 		nodes: m.Nodes, clusters: m.Clusters,
 		byKey: map[string]uint16{}, want: map[uint16]bpf.Node{}, have: map[uint16]bpf.Node{},
 		members: map[identity.ClusterID]bpf.Cluster{}, wrote: map[identity.ClusterID]bpf.Cluster{},
-		found: map[netip.Prefix]uint16{},
+		found: map[netip.Prefix]uint16{}, answered: map[identity.ClusterID]bool{}, news: make(chan struct{}, 1),
 	}
 	nodes, failed := m.Nodes.All()
 	for i, n := range nodes {
@@ -50,6 +55,7 @@ func NewWays(m *bpf.Maps) (*Ways, error) {
 	clusters, failed := m.Clusters.All()
 	for i, c := range clusters {
 		w.wrote[identity.ClusterID(i)] = c
+		w.answered[identity.ClusterID(i)] = true
 	}
 	if err := failed(); err != nil {
 		return nil, fmt.Errorf("read map clusters: %w", err)
@@ -264,8 +270,40 @@ func (w *Ways) Admit(ids []identity.ClusterID, prune bool) error {
 		}
 		delete(w.wrote, id)
 		delete(w.members, id)
+		delete(w.answered, id)
+		w.answers++
 	}
 	return errors.Join(errs...)
+}
+
+// Answered notes that a node of a cluster has answered through the tunnel. Only
+// then services use it: that we know its keys does not say that it knows ours.
+func (w *Ways) Answered(id identity.ClusterID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.answered[id] {
+		return
+	}
+	w.answered[id] = true
+	w.answers++
+	select {
+	case w.news <- struct{}{}:
+	default:
+	}
+}
+
+// HasAnswered says whether Answered was called for a cluster since it joined.
+func (w *Ways) HasAnswered(id identity.ClusterID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.answered[id]
+}
+
+// answersSeen changes with what HasAnswered says.
+func (w *Ways) answersSeen() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.answers
 }
 
 func (w *Ways) flushLocked() error {
