@@ -16,8 +16,8 @@ type completer = func(cmd *cobra.Command, args []string, begin string) ([]string
 
 const onlyThese = cobra.ShellCompDirectiveNoFileComp
 
-// completionTime bounds what a key press may wait for a cluster.
-const completionTime = 2 * time.Second
+// completionTime bounds what a key press may wait for a cluster. Tests wait longer.
+var completionTime = 2 * time.Second
 
 // complete sets the completer of a flag that exists.
 func complete(cmd *cobra.Command, flag string, f completer) {

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"weft": func() {
 			now = func() time.Time { return noon }
-			time.Local = time.UTC
+			time.Local, completionTime = time.UTC, time.Minute
 			main()
 		},
 	})
