@@ -71,6 +71,11 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
+const (
+	answered   = 10 * time.Second
+	unanswered = 300 * time.Millisecond
+)
+
 const bare = `
 clusters:
 - {name: east, id: 1, bare: true}
@@ -78,8 +83,9 @@ clusters:
 `
 
 // dial tells how a TCP connection attempt from one node to another ends: an
-// answer, even a refusal, proves the path in both directions.
-func dial(t *testing.T, l *Lab, from, to string) string {
+// answer, even a refusal, proves the path in both directions. Who expects an
+// answer is patient, as the machine may be busy.
+func dial(t *testing.T, l *Lab, from, to string, patience time.Duration) string {
 	t.Helper()
 	source, err := l.Node(from)
 	if err != nil {
@@ -91,7 +97,7 @@ func dial(t *testing.T, l *Lab, from, to string) string {
 	}
 	var result string
 	err = space.Once(space.EnterProcess(source.sandbox.pid()), func() error {
-		result = tryConnect(target.Addr, 9, 300*time.Millisecond)
+		result = tryConnect(target.Addr, 9, patience)
 		return nil
 	})
 	if err != nil {
@@ -104,7 +110,11 @@ func TestNetwork(t *testing.T) {
 	l := raise(t, bare)
 	expect := func(from, to, want string) {
 		t.Helper()
-		if got := dial(t, l, from, to); got != want {
+		patience := answered
+		if want == "timeout" {
+			patience = unanswered
+		}
+		if got := dial(t, l, from, to, patience); got != want {
 			t.Errorf("%s → %s: %s, want %s", from, to, got, want)
 		}
 	}
@@ -140,7 +150,7 @@ func TestNetwork(t *testing.T) {
 	if err := n2.Heal(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "healed node answers", func() bool { return dial(t, l, "west/n1", "east/n2") == "refused" })
+	eventually(t, "healed node answers", func() bool { return dial(t, l, "west/n1", "east/n2", unanswered) == "refused" })
 }
 
 func TestPower(t *testing.T) {
@@ -159,13 +169,13 @@ func TestPower(t *testing.T) {
 	if p.running() {
 		t.Error("a process outlives the power")
 	}
-	if got := dial(t, l, "east/n1", "east/n2"); got != "timeout" {
+	if got := dial(t, l, "east/n1", "east/n2", unanswered); got != "timeout" {
 		t.Errorf("a node without power answers: %s", got)
 	}
 	if err := n.PowerOn(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "node answers after power on", func() bool { return dial(t, l, "east/n1", "east/n2") == "refused" })
+	eventually(t, "node answers after power on", func() bool { return dial(t, l, "east/n1", "east/n2", unanswered) == "refused" })
 	var out bytes.Buffer
 	if err := l.runIn(n, exec.Command("/bin/ls", "/etc/weft", "/run"), &out, &out); err != nil {
 		t.Fatal(err, out.String())
@@ -211,7 +221,7 @@ func TestPruneSparesTheLiving(t *testing.T) {
 			t.Error("a living lab was pruned")
 		}
 	}
-	if got := dial(t, l, "east/n1", "west/n1"); got != "refused" {
+	if got := dial(t, l, "east/n1", "west/n1", answered); got != "refused" {
 		t.Errorf("the living lab has lost its network: %s", got)
 	}
 	labs, err := List()
