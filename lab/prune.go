@@ -71,7 +71,11 @@ func List() ([]Record, error) {
 			lock.Close()
 			continue
 		}
-		if r, err := ReadRecord(d.Name()); err == nil {
+		r, err := ReadRecord(d.Name())
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, err // not the same as none
+		}
+		if err == nil {
 			labs = append(labs, r)
 		}
 	}

@@ -103,7 +103,7 @@ func keepLab(out io.Writer) scenario.KeepFunc {
 		if err != nil {
 			fmt.Fprintln(out, err)
 		}
-		fmt.Fprintf(out, "lab %s is kept; logs are in %s/logs; look around with\n  weft lab exec %s operator -- weft status\nand interrupt to end it\n", l.ID, l.Dir, l.ID)
+		fmt.Fprintf(out, "lab %s is kept; logs are in %s/logs; look around with\n  weft lab exec %s operator -- weft -c all status\nand interrupt to end it\n", l.ID, l.Dir, l.ID)
 		<-ctx.Done()
 	}
 }
@@ -125,7 +125,7 @@ func labUpCommand() *cobra.Command {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s\n", r.ID)
-			fmt.Fprintf(cmd.ErrOrStderr(), "lab %s is up; try\n  weft lab exec %s operator -- weft status\n  weft lab down %s\n", r.ID, r.ID, r.ID)
+			fmt.Fprintf(cmd.ErrOrStderr(), "lab %s is up; try\n  weft lab exec %s operator -- weft -c all status\n  weft lab down %s\n", r.ID, r.ID, r.ID)
 			return nil
 		},
 	}

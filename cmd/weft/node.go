@@ -64,7 +64,7 @@ func nodeAddCommand() *cobra.Command {
 		Short: "Register a node and print its join bundle",
 		Long: "Register a node and print its join bundle, the file that its agent starts from. It holds\n" +
 			"private keys: keep it 0600, as --write does. A node that is registered already gets new\n" +
-			"certificates.",
+			"certificates, and another --address replaces the one it has.",
 		Example: "  weft node add east-3 --address 172.16.1.3 --pod-cidr 10.1.3.0/24 --write join.yaml",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
