@@ -298,3 +298,25 @@ func TestSpread(t *testing.T) {
 		}
 	}
 }
+
+// A node that dies with many neighbouring slots of a group hides none of the
+// others.
+func TestSpreadPastDeadNode(t *testing.T) {
+	n := newNode(t)
+	const slots, flows = 40, 100
+	nodeDies(2)(n)
+	set(n, n.m.Services, front(far, 17), Service{ID: 81, Groups: 1, Group: [MaxGroups]Group{{Cluster: 2, Count: slots, Weight: 1}}})
+	for i := range uint32(slots) {
+		b := Backend{Addr: addr(podE), Port: PortOf(8080), Node: 2}
+		if i >= slots/2 {
+			b = Backend{Addr: addr(podC), Port: PortOf(8080), Node: 3}
+		}
+		set(n, n.m.Backends, SlotKey{Service: 81, Slot: i, Cluster: 2}, b)
+	}
+	for port := range uint16(flows) {
+		n.send("from_pod", n.a, 0, packet(ip(podA, far, udp(port+1, 80))))
+		if f, ok := n.flow(podA, port+1, far, 80, 17); !ok || f.Backend != addr(podC) {
+			t.Errorf("from port %d: flow %v, %+v", port+1, ok, f)
+		}
+	}
+}

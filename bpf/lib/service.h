@@ -61,7 +61,8 @@ static long consider_slot(__u32 i, struct choice *c)
 	if (i >= count)
 		return 1;
 	key.cluster = c->svc->group[c->group].cluster;
-	key.slot = c->start + i;
+	/* Neighbours are often pods of one node, and die together. */
+	key.slot = count > PROBES ? bpf_get_prandom_u32() % count : c->start + i;
 	if (key.slot >= count)
 		key.slot -= count;
 	b = bpf_map_lookup_elem(&backends, &key);
