@@ -151,12 +151,12 @@ func findDevice(name string, ip netip.Addr) (netlink.Link, error) {
 		}
 		return link, nil
 	}
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
 	for _, link := range links {
-		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 		if err != nil {
 			return nil, fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
 		}
@@ -167,6 +167,17 @@ func findDevice(name string, ip netip.Addr) (netlink.Link, error) {
 		}
 	}
 	return nil, fmt.Errorf("no device has the node's address %v: give --node-ip or --device", ip)
+}
+
+// whole asks again while the kernel's list changes under its reader, which at
+// start is likely: devices come and go.
+func whole[T any](list func() (T, error)) (all T, err error) {
+	for range 50 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }
 
 // dialEtcd connects in the background: an etcd that is away keeps no agent from
