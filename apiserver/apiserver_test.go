@@ -53,6 +53,7 @@ func config(t *testing.T) Config {
 
 func start(t *testing.T, conf Config) *process {
 	t.Helper()
+	conf.Version = "v1"
 	p := &process{t: t, conf: conf}
 	ctx, cancel := context.WithCancel(context.Background())
 	up, done := make(chan struct{}), make(chan error, 1)
@@ -237,7 +238,7 @@ func TestFromApplyToSliceThroughRestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if status.Cluster.Endpoints != 1 || status.Cluster.Services != 1 || status.Cluster.Identities != 1 || status.Nodes[0].State != nodeSilent || status.Cluster.StoreVersion == "" {
+	if status.Cluster.Endpoints != 1 || status.Cluster.Services != 1 || status.Cluster.Identities != 1 || status.Nodes[0].State != nodeSilent || status.Cluster.StoreVersion == "" || status.Cluster.Version != "v1" {
 		t.Errorf("status: %+v", status)
 	}
 	generation := status.Cluster.Generation

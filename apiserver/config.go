@@ -73,7 +73,10 @@ type Config struct {
 	GossipPort    uint16 `json:"gossipPort"`
 	WANGossipPort uint16 `json:"wanGossipPort"`
 
-	Log *slog.Logger `json:"-"`
+	// Version is that of the program, as the status shows it; empty: what Go's
+	// build says.
+	Version string       `json:"-"`
+	Log     *slog.Logger `json:"-"`
 }
 
 // gossipPort is not the agents': an API server may run on a node.

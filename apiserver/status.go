@@ -28,7 +28,7 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 		Cluster: api.ClusterStatus{
 			Name: c.Name, ID: uint32(c.ID), PodCIDRs: c.PodCIDRs, ServiceCIDR: c.ServiceCIDR,
 			MaxConnectedClusters: c.MaxConnectedClusters, Generation: c.Generation,
-			Version: version(), UptimeSeconds: time.Since(s.began).Seconds(), Store: "embedded",
+			Version: cmp.Or(s.conf.Version, version()), UptimeSeconds: time.Since(s.began).Seconds(), Store: "embedded",
 		},
 		Nodes: nodes, Peers: s.peering.Status(), Refused: derived.Refusals,
 		Problems: slices.Concat(derived.Problems, s.peering.Problems(), s.exportProblems()),

@@ -50,6 +50,7 @@ func apiserverCommand() *cobra.Command {
 		if err := c.Validate(); err != nil {
 			return usageError{err}
 		}
+		c.Version = version
 		return apiserver.Run(cmd.Context(), c)
 	}
 	return cmd
