@@ -208,7 +208,8 @@ func (l *liveness) apply(observations []probe.Observation) {
 	// Clusters first: one write helps every service at once.
 	states := probe.Clusters(observations)
 	for name, c := range mesh.Members {
-		if state, judged := states[name]; judged && c != mesh.Own {
+		// What was not judged yet since this agent started stands as it was.
+		if state, judged := states[name]; judged && state != probe.Unknown && c != mesh.Own {
 			if state == probe.Up {
 				l.ways.Answered(c.ID())
 			}
@@ -220,6 +221,9 @@ func (l *liveness) apply(observations []probe.Observation) {
 	seen := map[string]probe.Observation{}
 	for _, o := range observations {
 		seen[o.Target.Name()] = o
+		if o.State == probe.Unknown {
+			continue
+		}
 		if err := l.ways.SetAlive(o.Target.Name(), o.State != probe.Down); err != nil {
 			errs = append(errs, err)
 		}

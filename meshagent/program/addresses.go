@@ -57,10 +57,12 @@ func (a *addresses) node(v *view, n *tables.Node, index uint16) {
 	for _, cidr := range n.PodCIDRs() {
 		a.prefixes[bpf.PrefixOf(cidr)] = info
 	}
-	// The node's own addresses are outside of the mesh's CIDRs and reached as
-	// they are; its internal one is inside and encrypted.
+	// An own node's own addresses are outside of the mesh's CIDRs and reached as
+	// they are; the internal one is inside and encrypted. Those of a peer's nodes
+	// are where tunnels end and nothing more: they lie in nothing that the peer
+	// owns, and a row here would let it take any address out of policies' CIDRs.
 	for _, addr := range n.Addresses() {
-		if !v.inMesh(whole(addr)) {
+		if c == v.own && !v.inMesh(whole(addr)) {
 			a.ips[bpf.AddrOf(addr)] = bpf.IPInfo{Identity: uint32(who)}
 		}
 	}
