@@ -229,6 +229,8 @@ type NodeRequest struct {
 	// Addresses are the node's own; tunnels end at the first.
 	Addresses []netip.Addr   `json:"addresses"`
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
+	// Replace says that a node that is registered has moved to these addresses.
+	Replace bool `json:"replace,omitempty"`
 }
 
 // NodeList answers GET /v1/nodes.

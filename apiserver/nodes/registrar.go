@@ -119,6 +119,10 @@ func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (Regi
 		if there && slices.Equal(old.Addresses, reg.Addresses) {
 			return reg, nil
 		}
+		if there && !request.Replace {
+			return Registration{}, api.Conflict("repeat the address it has, or say that it has moved: `weft node add --replace`",
+				"node %s is registered with address %s; another one would cut it off until its agent has it too", reg.Name, join(old.Addresses))
+		}
 		_, done, err := r.conf.Store.Commit(ctx, store.Txn{
 			If: []store.Cond{{Key: guardKey, Modified: guard.Modified}},
 			Then: []store.Op{
@@ -239,10 +243,10 @@ func inside(prefixes []netip.Prefix, ip netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
-func join(prefixes []netip.Prefix) string {
-	texts := make([]string, len(prefixes))
-	for i, p := range prefixes {
-		texts[i] = p.String()
+func join[T fmt.Stringer](all []T) string {
+	texts := make([]string, len(all))
+	for i, v := range all {
+		texts[i] = v.String()
 	}
 	return strings.Join(texts, ", ")
 }

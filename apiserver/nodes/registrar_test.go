@@ -156,3 +156,22 @@ func TestRemove(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A slip of the pen moves no node.
+func TestAnotherAddressIsSaid(t *testing.T) {
+	r, _, _ := registrar(t)
+	if _, err := r.Add(t.Context(), request("n1", "172.16.1.1", "10.1.1.0/24")); err != nil {
+		t.Fatal(err)
+	}
+	moved := request("n1", "172.16.1.9", "10.1.1.0/24")
+	if _, err := r.Add(t.Context(), moved); err == nil || !strings.Contains(err.Error(), "172.16.1.1") {
+		t.Errorf("moved without a word: %v", err)
+	}
+	if b, err := r.Add(t.Context(), request("n1", "", "")); err != nil || b.Addresses[0].String() != "172.16.1.1" {
+		t.Errorf("after the refusal: %v, %v", b, err)
+	}
+	moved.Replace = true
+	if b, err := r.Add(t.Context(), moved); err != nil || b.Addresses[0].String() != "172.16.1.9" {
+		t.Errorf("with --replace: %v", err)
+	}
+}

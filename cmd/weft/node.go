@@ -59,16 +59,17 @@ func nodeTable(nodes []api.NodeStatus) table {
 func nodeAddCommand() *cobra.Command {
 	var addresses, cidrs []string
 	var file string
+	var replace bool
 	cmd := &cobra.Command{
 		Use:   "add NAME --address IP --pod-cidr CIDR",
 		Short: "Register a node and print its join bundle",
 		Long: "Register a node and print its join bundle, the file that its agent starts from. It holds\n" +
 			"private keys: keep it 0600, as --write does. A node that is registered already gets new\n" +
-			"certificates, and another --address replaces the one it has.",
+			"certificates; only --replace gives it another address.",
 		Example: "  weft node add east-3 --address 172.16.1.3 --pod-cidr 10.1.3.0/24 --write join.yaml",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			request := api.NodeRequest{Name: args[0]}
+			request := api.NodeRequest{Name: args[0], Replace: replace}
 			for _, text := range addresses {
 				a, err := netip.ParseAddr(text)
 				if err != nil {
@@ -99,6 +100,7 @@ func nodeAddCommand() *cobra.Command {
 	}
 	cmd.Flags().StringSliceVar(&addresses, "address", nil, "the node's own address, the one for tunnels first")
 	cmd.Flags().StringSliceVar(&cidrs, "pod-cidr", nil, "the addresses of its pods")
+	cmd.Flags().BoolVar(&replace, "replace", false, "the node has moved to this address")
 	cmd.Flags().StringVar(&file, "write", "", "write the bundle to this file, 0600, in place of the standard output")
 	return cmd
 }
