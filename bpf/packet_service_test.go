@@ -109,12 +109,20 @@ var serviceCases = []packetCase{
 		{hook: "from a", in: ip(podA, "10.101.0.82", &sctpLayer{1000, 8080}), want: ReasonTunnelled, out: ip(podA, podC, &sctpLayer{1000, 8080})},
 		{hook: "from a", in: ip(podA, far, &sctpLayer{1001, 80}), want: ReasonNotSupported},
 	}},
-	{name: "a backend taken out: TCP is reset", state: onlyC, steps: []step{
+	{name: "a backend taken out: open TCP goes on until the pod is gone", state: onlyC, steps: []step{
 		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(far, podA, tcp(80, 1000, "SA"))},
 		{change: revisionMoves, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "A"))},
-		{change: takeOutC, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A").at(7, 9)), want: ReasonResetSent,
+		{change: takeOutC, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "A"))},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "A")), want: ReasonDelivered, out: ip(far, podA, tcp(80, 1000, "A"))},
+		{change: func(n *node) { unset(n, n.m.IPs, addr(podC)); n.change(nil) },
+			hook: "from a", in: ip(podA, far, tcp(1000, 80, "A").at(7, 9)), want: ReasonResetSent,
 			out: ip(far, podA, tcp(80, 1000, "R").at(9, 0)), check: flowsAre(0)},
+	}},
+	{name: "a backend taken out before it answered: another one is asked", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{change: func(n *node) { takeOutC(n); set(n, n.m.Nodes, 4, Node{Alive: 1, Keyed: 1, Cluster: 2}) },
+			hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podD, tcp(1000, 8080, "S"))},
 	}},
 	{name: "a backend taken out: UDP goes to another", state: onlyC, steps: []step{
 		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},

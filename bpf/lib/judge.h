@@ -32,13 +32,17 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 		return REASON_HELD;
 	if (f->flags & FLOW_LOOP)
 		goto keep;
-	if (f->flags & FLOW_SERVICE && !still_member(f))
-		return GONE;
 	/* The node itself (kubelet's probes) reaches its pods always. */
 	if (remote && f->via == VIA_STACK && f->identity == IDENTITY_HOST)
 		goto keep;
 
 	why = locate(s, &other, &at);
+	/* A backend that was taken out of its service keeps the open connections it
+	 * has for as long as it is there. Everything else begins anew. */
+	if (f->flags & FLOW_SERVICE && !still_member(f) &&
+	    (key->proto != PROTO_TCP || !(f->flags & FLOW_REPLIED) || why || at.via != f->via ||
+	     at.identity == IDENTITY_UNKNOWN_MEMBER))
+		return GONE;
 	sent = same(&p->src, &key->local);
 	p->src_identity = sent ? ep->identity : at.identity;
 	p->dst_identity = sent ? at.identity : ep->identity;
