@@ -22,6 +22,7 @@ import (
 type load struct {
 	name, from, target string
 	task               *lab.Task
+	begun              time.Time
 	read               chan struct{} // closed when all samples are in
 
 	mu      sync.Mutex
@@ -187,7 +188,7 @@ func (v *Live) startLoad(name, from, target string, o loadOptions) error {
 		r.Close()
 		return err
 	}
-	l := &load{name: name, from: from, target: target, task: task, read: make(chan struct{})}
+	l := &load{name: name, from: from, target: target, task: task, begun: time.Now(), read: make(chan struct{})}
 	v.mu.Lock()
 	v.loads[name] = l
 	v.mu.Unlock()
@@ -206,9 +207,14 @@ func (v *Live) stopLoad(l *load) error {
 	return nil
 }
 
-// steady is about requests that ended of late, and none may hang since.
+// steady is about requests that ended of late. The load has run for as long, and
+// none hangs for half of it: one that is about to fail would otherwise be counted
+// against what the script does next.
 func (l *load) steady(o loadOptions) error {
-	if hanging := time.Since(l.complete()); hanging > o.within {
+	if ran := time.Since(l.begun); ran < o.within {
+		return fmt.Errorf("it has run for %v only", ran.Round(time.Millisecond))
+	}
+	if hanging := time.Since(l.complete()); hanging > o.within/2 {
 		return fmt.Errorf("a request has been under way for %v", hanging.Round(time.Millisecond))
 	}
 	t := traffic.Count(l.all(time.Now().Add(-o.within)))

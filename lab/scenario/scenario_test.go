@@ -74,7 +74,9 @@ func TestLoadVerdicts(t *testing.T) {
 	good := samples("east/a west/b east/a")
 	dead := samples("!refused !timeout")
 	hanging := samples("east/a east/a")
-	hanging.known = time.Now().Add(-2 * time.Second)
+	hanging.known = time.Now().Add(-600 * time.Millisecond)
+	young := samples("east/a east/a")
+	young.begun = time.Now().Add(-500 * time.Millisecond)
 	for name, tt := range map[string]struct {
 		err  error
 		want string
@@ -90,6 +92,7 @@ func TestLoadVerdicts(t *testing.T) {
 		"one too many":       {good.answers(o, []string{"east"}), "west 1"},
 		"nobody answers":     {dead.answers(o, []string{"east"}), "nobody"},
 		"one is hanging":     {hanging.steady(o), "under way"},
+		"too young to tell":  {young.steady(o), "has run for"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tt.want == "" && tt.err != nil || tt.want != "" && (tt.err == nil || !strings.Contains(tt.err.Error(), tt.want)) {
