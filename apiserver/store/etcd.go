@@ -13,6 +13,8 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/weft-mesh/weft/wire/watch"
 )
 
 // Numbers etcd's own clients use.
@@ -31,7 +33,7 @@ type DialConfig struct {
 	// TLS holds the roots to believe and the certificate that names the user.
 	TLS *tls.Config
 	// SignOfLife is the pause between two requests that prove a watch alive.
-	// Three unanswered ones end the watch with ErrSilent. 0 means 5 s.
+	// A few unanswered ones end the watch with ErrSilent. 0 means 5 s.
 	SignOfLife time.Duration
 }
 
@@ -133,69 +135,29 @@ func (e *Etcd) Count(ctx context.Context, prefix string) (n int, revision int64,
 	return int(resp.Count), resp.Header.Revision, nil
 }
 
-// Watch implements Store. It asks for a sign of life at every interval, because
-// a broken connection is otherwise indistinguishable from a quiet store. etcd
-// gives none to a watch that begins in the future, so it begins at the revision
-// itself, and what the caller has already is dropped.
+// Watch implements Store.
 func (e *Etcd) Watch(ctx context.Context, prefix string, after int64, each func(Batch) error) error {
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
-	changes := e.client.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(after), clientv3.WithProgressNotify())
-	tick := time.NewTicker(e.signOfLife)
-	defer tick.Stop()
-	unanswered := 0
-	for {
-		select {
-		case resp, open := <-changes:
-			if !open {
-				return cmpErr(ctx.Err(), ErrUnavailable)
+	var enough error
+	err := watch.Prefix(ctx, e.client, prefix, after, e.signOfLife, func(revision int64, changes []*clientv3.Event) error {
+		batch := Batch{Revision: revision, Events: make([]Event, len(changes))}
+		for i, ev := range changes {
+			batch.Events[i] = Event{
+				KV:      KV{Key: string(ev.Kv.Key), Value: ev.Kv.Value, Created: ev.Kv.CreateRevision, Modified: ev.Kv.ModRevision, Lease: Lease(ev.Kv.Lease)},
+				Deleted: ev.Type == clientv3.EventTypeDelete,
 			}
-			if err := resp.Err(); err != nil {
-				return explain(err)
-			}
-			unanswered = 0
-			batch := Batch{Revision: resp.Header.Revision, Events: make([]Event, 0, len(resp.Events))}
-			for _, ev := range resp.Events {
-				if ev.Kv.ModRevision <= after {
-					continue
-				}
-				batch.Events = append(batch.Events, Event{
-					KV:      KV{Key: string(ev.Kv.Key), Value: ev.Kv.Value, Created: ev.Kv.CreateRevision, Modified: ev.Kv.ModRevision, Lease: Lease(ev.Kv.Lease)},
-					Deleted: ev.Type == clientv3.EventTypeDelete,
-				})
-			}
-			if err := each(batch); err != nil {
-				return err
-			}
-		case <-tick.C:
-			if unanswered++; unanswered > 3 {
-				return ErrSilent
-			}
-			// While its connection is away, the client keeps who asks waiting.
-			ask, enough := context.WithTimeout(ctx, e.signOfLife)
-			err := e.client.RequestProgress(ask)
-			late := ask.Err() != nil
-			enough()
-			if err != nil && !late {
-				return explain(err)
-			}
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-		case <-ctx.Done():
-			return ctx.Err()
 		}
+		enough = each(batch)
+		return enough
+	})
+	switch {
+	case enough != nil:
+		return enough
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err == nil:
+		return ErrUnavailable
 	}
-}
-
-// cmpErr is the first error that is one.
-func cmpErr(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return explain(err)
 }
 
 // Commit implements Store.

@@ -9,6 +9,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/weft-mesh/weft/wire/watch"
 )
 
 // Errors a caller decides something by. Others are passed on as they come.
@@ -18,7 +20,7 @@ var (
 	// ErrCompacted: the revision asked for is no longer kept; list again.
 	ErrCompacted = errors.New("revision is compacted")
 	// ErrSilent: a watch got no sign of life; the connection may be gone.
-	ErrSilent = errors.New("no sign of life from the store")
+	ErrSilent = watch.ErrSilent
 	// ErrDenied: the store's user may not do this.
 	ErrDenied = errors.New("permission denied by the store")
 	// ErrFull: the store takes no more writes until space is made.

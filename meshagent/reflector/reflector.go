@@ -32,8 +32,9 @@ type Source interface {
 	// List returns all keys under prefix as they were at one revision.
 	List(ctx context.Context, prefix string) (kvs []KV, revision int64, err error)
 	// Watch calls each, in order, with what changed under prefix after revision.
-	// It blocks until ctx ends or it can no longer promise that nothing is
-	// missed; the caller then lists again.
+	// Without changes it is a sign of life. It blocks until ctx ends or it can no
+	// longer promise that nothing is missed, which includes a store that has fallen
+	// silent; the caller then lists again.
 	Watch(ctx context.Context, prefix string, revision int64, each func([]Event)) error
 }
 
@@ -76,7 +77,8 @@ type State struct {
 	Connected bool `json:"connected"`
 	// Keys counts keys known now.
 	Keys int `json:"keys"`
-	// Heard is when the store last answered or reported a change.
+	// Heard is when the store last answered, reported a change or gave a sign of
+	// life.
 	Heard time.Time `json:"heard"`
 	// Error says why it is not connected; empty otherwise.
 	Error string `json:"error,omitempty"`
