@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/peering"
 	"github.com/weft-mesh/weft/apiserver/store"
@@ -33,6 +35,7 @@ type gossiper struct {
 	store   store.Store
 	census  *census
 	wanKey  []byte
+	trust   *authority.Authority // signs what we report
 	peers   func() []peering.GossipPeer
 	log     *slog.Logger
 	reports chan struct{} // has one element when a report came in
@@ -118,8 +121,27 @@ func (g *gossiper) wan() (*gossip.Pool, error) {
 			default:
 			}
 		},
-		Log: g.log,
+		Sign:   func(text []byte) ([]byte, error) { return g.trust.Sign(reportKind, text) },
+		Verify: g.verify,
+		Log:    g.log,
 	})
+}
+
+// reportKind is what reports of dead nodes are signed as.
+const reportKind = "report of dead nodes"
+
+// verify says whether a cluster signed a report: what a peer's servers are
+// checked against also tells what else is the peer's.
+func (g *gossiper) verify(cluster string, text, signature []byte) error {
+	if cluster == g.cluster.Name {
+		return authority.Signed(g.trust.Bundle(), reportKind, text, signature)
+	}
+	for _, p := range g.peers() {
+		if p.Name == cluster {
+			return authority.Signed([]byte(p.CA), reportKind, text, signature)
+		}
+	}
+	return fmt.Errorf("cluster %q is no peer", cluster)
 }
 
 // follow keeps the WAN pool's members and keys those of the peers.
@@ -168,7 +190,9 @@ func (g *gossiper) writeOwn(ctx context.Context, wan *gossip.Pool) error {
 	for {
 		dead := g.census.dead()
 		if wan != nil {
-			wan.SetDead(slices.Collect(maps.Keys(dead)))
+			if err := wan.SetDead(slices.Collect(maps.Keys(dead))); err != nil {
+				return err
+			}
 		}
 		if written == nil || !maps.EqualFunc(dead, written, time.Time.Equal) {
 			if err := store.Write(ctx, g.store, store.Put(wire.OwnLivenessKey, wire.Marshal(wire.PeerLiveness{Dead: dead, Seen: time.Now().UTC()}))); err != nil {
@@ -196,6 +220,11 @@ func (g *gossiper) writePeers(ctx context.Context, wan *gossip.Pool) error {
 			peers[p.Name] = true
 		}
 		said := map[string]map[string]time.Time{}
+		for cluster := range written {
+			if peers[cluster] {
+				said[cluster] = map[string]time.Time{} // unless it still says so
+			}
+		}
 		for _, r := range wan.Reports() {
 			if !peers[r.Cluster] {
 				continue
@@ -216,6 +245,11 @@ func (g *gossiper) writePeers(ctx context.Context, wan *gossip.Pool) error {
 				continue
 			}
 			err := g.writePeer(ctx, cluster, wire.PeerLiveness{Dead: dead, Seen: time.Now().UTC()})
+			if errors.Is(err, store.ErrTooLarge) {
+				// One peer's excess is no reason not to hear the others.
+				g.log.Warn("a peer names too many dead nodes to write them down", "peer", cluster, "nodes", len(dead))
+				err = nil
+			}
 			if err != nil {
 				return err
 			}

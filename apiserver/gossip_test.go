@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/wire"
@@ -140,6 +141,48 @@ func TestDeathIsToldToPeers(t *testing.T) {
 		}
 		return nil
 	})
+
+	// South is let into the pool as any peer is, and speaks for east.
+	south, err := authority.Open(t.TempDir(), "south")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t))
+	liar, err := gossip.New(gossip.Config{
+		Self:  gossip.Member{Cluster: "east", Name: "south", Role: gossip.APIServer, Addr: addr},
+		Label: wanLabel, Speed: gossip.WAN, Keys: [][]byte{west.srv.gossiper.wanKey}, Clusters: []string{"east", "west"},
+		Sign: func(text []byte) ([]byte, error) { return south.Sign(reportKind, text) },
+		Log:  slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := liar.SetDead([]string{"n2"}); err != nil {
+		t.Fatal(err)
+	}
+	liar.SetSeeds([]netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), west.conf.WANGossipPort)})
+	lying, cease := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- liar.Run(lying) }()
+	eventually(t, "the liar is in the pool", func() error {
+		if len(liar.Members()) == 0 {
+			return errors.New("alone")
+		}
+		return nil
+	})
+	// What east says next comes after the lie on the same way.
+	east.srv.census.heard("n1", gossip.Dead, east.srv.began)
+	eventually(t, "the true one is heard", func() error {
+		kv, err := west.srv.store.Get(ctx, wire.PeerLivenessKey("east"))
+		if hasDead(kv.Value, err, "n2") == nil {
+			t.Fatal("another member's word about east counts")
+		}
+		return hasDead(kv.Value, err, "n1")
+	})
+	cease()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 
 	if err := west.admin().RemovePeer(ctx, "east"); err != nil {
 		t.Fatal(err)

@@ -161,7 +161,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 	})
 	s.census = newCensus(s.store, s.log)
 	s.gossiper = &gossiper{
-		conf: f.conf, cluster: f.cluster, store: s.store, census: s.census, wanKey: wanKey,
+		conf: f.conf, cluster: f.cluster, store: s.store, census: s.census, wanKey: wanKey, trust: f.authority,
 		peers: s.peering.Gossip, log: s.log, reports: make(chan struct{}, 1),
 	}
 	s.agents = &agents{clients: map[string]*api.Client{}, port: api.AgentPort, conf: &tls.Config{

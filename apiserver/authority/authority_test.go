@@ -46,6 +46,43 @@ func TestOpenKeepsItsKey(t *testing.T) {
 	}
 }
 
+func TestSigned(t *testing.T) {
+	a, other := open(t, t.TempDir()), open(t, t.TempDir())
+	text := []byte("n1 is dead")
+	signature, err := a.Sign("report", text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := a.Bundle()
+	if err := a.Rotate(); err != nil {
+		t.Fatal(err)
+	}
+	both, err := MergeBundles(other.Bundle(), before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := issue(t, a, Request{User: "remote-west", Client: true})
+	for name, c := range map[string]struct {
+		bundle []byte
+		kind   string
+		text   string
+		good   bool
+	}{
+		"good":                  {before, "report", "n1 is dead", true},
+		"before the rotation":   {a.Bundle(), "report", "n1 is dead", true},
+		"one of several":        {both, "report", "n1 is dead", true},
+		"another authority":     {other.Bundle(), "report", "n1 is dead", false},
+		"another text":          {before, "report", "n2 is dead", false},
+		"another kind":          {before, "order", "n1 is dead", false},
+		"a bundle of no CA":     {leaf.Cert, "report", "n1 is dead", false},
+		"nothing to check with": {nil, "report", "n1 is dead", false},
+	} {
+		if err := Signed(c.bundle, c.kind, []byte(c.text), signature); (err == nil) != c.good {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestIssue(t *testing.T) {
 	a := open(t, t.TempDir())
 	pair := issue(t, a, Request{User: AgentUser("n1"), Client: true, Server: true, Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}})

@@ -343,6 +343,7 @@ type GossipPeer struct {
 	Name      string
 	Addresses []string // host:port
 	Key       []byte   // never printed
+	CA        string   // PEM: tells what the peer has signed
 }
 
 // Gossip lists the connected peers that take part in WAN gossip.
@@ -353,7 +354,7 @@ func (p *Peering) Gossip() []GossipPeer {
 	for _, name := range slices.Sorted(maps.Keys(p.mirrors)) {
 		r := p.mirrors[name]
 		if peer := r.mirror.Peer(); len(peer.Gossip) > 0 && len(r.secret.GossipKey) > 0 {
-			out = append(out, GossipPeer{Name: name, Addresses: peer.Gossip, Key: r.secret.GossipKey})
+			out = append(out, GossipPeer{Name: name, Addresses: peer.Gossip, Key: r.secret.GossipKey, CA: peer.CA})
 		}
 	}
 	return out

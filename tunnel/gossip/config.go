@@ -36,9 +36,12 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// maxName bounds the parts of a member's name, in characters.
+const maxName = 128
+
 func (m Member) validate() error {
 	for _, part := range []string{m.Cluster, m.Name, string(m.Role)} {
-		if part == "" || strings.ContainsAny(part, "/\n") || len(part) > 128 {
+		if part == "" || strings.ContainsAny(part, "/\n") || len(part) > maxName {
 			return fmt.Errorf("member %q: cluster, role and name have 1 to 128 characters and no slash", m.String())
 		}
 	}

@@ -2,10 +2,10 @@ package gossip
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -153,29 +153,47 @@ func (d *delegate) NotifyMsg(text []byte) {
 	d.accept(r)
 }
 
-// accept keeps a report if it is news, and passes it on.
+// accept keeps a report if it is news from the cluster that it is about, and
+// passes it on.
 func (d *delegate) accept(r Report) {
 	if r.Cluster == d.cfg.Self.Cluster && r.Reporter == d.cfg.Self.Name {
 		return // our own, come round
 	}
 	d.mu.Lock()
-	key := r.Cluster + "/" + r.Reporter
-	known := d.reports[key]
-	refused := !d.clusters[r.Cluster] || r.Reporter == "" || strings.Contains(r.Reporter, "/")
-	if refused || r.Sequence <= known.Sequence {
-		d.mu.Unlock()
-		if refused {
-			d.refused.Add(1)
-		}
-		return
+	news, err := d.keepLocked(r)
+	d.mu.Unlock()
+	if err != nil {
+		d.refused.Add(1)
+		d.cfg.Log.Debug("a report is not believed", "cluster", r.Cluster, "reporter", r.Reporter, "err", err)
+	}
+	if news && d.cfg.OnReport != nil {
+		d.cfg.OnReport(r)
+	}
+}
+
+func (d *delegate) keepLocked(r Report) (news bool, err error) {
+	if !d.clusters[r.Cluster] {
+		return false, errors.New("it is of no peer of ours")
+	}
+	key, now := r.Cluster+"/"+r.Reporter, time.Now()
+	known, again := d.reports[key]
+	if news, err := judge(known, r, now); !news {
+		return false, err
+	}
+	if d.cfg.Verify == nil {
+		return false, errors.New("nobody can tell who signed it")
+	}
+	if err := d.cfg.Verify(r.Cluster, r.text(), r.Signature); err != nil {
+		return false, err
+	}
+	d.forgetLocked(now)
+	if !again && d.reportersLocked(r.Cluster) >= maxReporters {
+		return false, fmt.Errorf("its cluster has %d other reporters", maxReporters)
 	}
 	r.Dead = slices.Clone(r.Dead)
 	d.reports[key] = r
 	d.spread(r)
-	d.mu.Unlock()
-	if d.cfg.OnReport != nil {
-		d.cfg.OnReport(r)
-	}
+	return true, nil
 }
 
 // maxBroadcast is what fits into one packet beside what memberlist adds, in

@@ -48,10 +48,13 @@ type Report struct {
 	Cluster string `json:"cluster"`
 	// Reporter is the API server that wrote it; each has its own sequence.
 	Reporter string `json:"reporter"`
-	// Sequence grows with every report of a reporter, over restarts too.
+	// Sequence grows with every report of a reporter, over restarts too: it is
+	// the time at which it was made, in ns since 1970.
 	Sequence uint64 `json:"sequence"`
 	// Dead are the cluster's own nodes that gossip holds for dead, sorted.
 	Dead []string `json:"dead"`
+	// Signature is the cluster's, over everything else.
+	Signature []byte `json:"signature,omitempty"`
 }
 
 // Speed trades how soon a death is noticed for packets and false alarms.
@@ -86,5 +89,11 @@ type Config struct {
 	// OnReport is told every newer report of another reporter, one at a time,
 	// and must not block. May be nil.
 	OnReport func(Report)
-	Log      *slog.Logger
+	// Sign signs a report of our own cluster, and Verify says whether a cluster
+	// signed a text, nil if so: members can claim to be of any cluster. Verify is
+	// called with the pool locked and must not call back. Where one is nil, no
+	// report is made, or none is believed.
+	Sign   func(text []byte) ([]byte, error)
+	Verify func(cluster string, text, signature []byte) error
+	Log    *slog.Logger
 }

@@ -3,6 +3,7 @@ package gossip
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -109,6 +110,7 @@ func start(t *testing.T, cfg Config) *running {
 	cfg.Self.Role = APIServer
 	cfg.Self.Addr = freePort(t)
 	cfg.Log = slog.New(slog.DiscardHandler)
+	cfg.Sign, cfg.Verify = signer(cfg.Self.Cluster), verify
 	cfg.OnEvent = func(e Event) { r.mu.Lock(); r.events = append(r.events, e); r.mu.Unlock() }
 	cfg.OnReport = func(e Report) { r.mu.Lock(); r.reports = append(r.reports, e); r.mu.Unlock() }
 	p, err := New(cfg)
@@ -125,6 +127,26 @@ func start(t *testing.T, cfg Config) *running {
 			t.Error(err)
 		}
 	})
+	return r
+}
+
+// signer signs as a cluster does, for verify to tell.
+func signer(cluster string) func([]byte) ([]byte, error) {
+	return func(text []byte) ([]byte, error) {
+		sum := sha256.Sum256(append([]byte("key of "+cluster), text...))
+		return sum[:], nil
+	}
+}
+
+func verify(cluster string, text, signature []byte) error {
+	if want, _ := signer(cluster)(text); !bytes.Equal(want, signature) {
+		return errors.New("signed by somebody else")
+	}
+	return nil
+}
+
+func signed(by string, r Report) Report {
+	r.Signature, _ = signer(by)(r.text())
 	return r
 }
 
@@ -205,11 +227,18 @@ func TestReportsReachEverybodyAndOnlyNewerOnesCount(t *testing.T) {
 		}
 		return "nothing"
 	}
-	pools[0].SetDead([]string{"n2", "n1", "n2"})
+	set := func(dead ...string) {
+		t.Helper()
+		if err := pools[0].SetDead(dead); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set("n2", "n1", "n2")
 	eventually(t, "north hears of east's dead nodes", func() bool { return dead(pools[2]) == "n1,n2" })
-	pools[0].SetDead(nil)
+	set()
 	eventually(t, "north hears that they are back", func() bool { return dead(pools[2]) == "" })
-	old := Report{Cluster: "east", Reporter: "a", Sequence: 1, Dead: []string{"n9"}}
+	minuteAgo := uint64(time.Now().Add(-time.Minute).UnixNano())
+	old := signed("east", Report{Cluster: "east", Reporter: "a", Sequence: minuteAgo, Dead: []string{"n9"}})
 	(&delegate{pools[2].Pool}).accept(old)
 	if got := dead(pools[2]); got != "" {
 		t.Errorf("an older report replaced a newer one: dead %q", got)
@@ -219,7 +248,7 @@ func TestReportsReachEverybodyAndOnlyNewerOnesCount(t *testing.T) {
 	for i := range 500 {
 		many = append(many, fmt.Sprintf("node-%03d", i))
 	}
-	pools[0].SetDead(many)
+	set(many...)
 	late := start(t, Config{Self: Member{Cluster: "north", Name: "late"}, Clusters: three, Keys: [][]byte{key(3), key(1), key(2)}})
 	late.SetSeeds(seeds(pools[0]))
 	eventually(t, "a newcomer hears of 500 dead nodes", func() bool { return dead(late) == strings.Join(many, ",") })
@@ -251,7 +280,7 @@ func TestStrangersAreRefusedAndCounted(t *testing.T) {
 		if names := east.names(); len(names) > 0 {
 			t.Errorf("let in: %v", names)
 		}
-		(&delegate{east.Pool}).accept(Report{Cluster: "south", Reporter: "a", Sequence: 1})
+		(&delegate{east.Pool}).accept(signed("south", Report{Cluster: "south", Reporter: "a", Sequence: uint64(time.Now().UnixNano())}))
 		if len(east.Reports()) > 0 {
 			t.Error("a report of a stranger is kept")
 		}

@@ -100,7 +100,8 @@ func (p *Pool) Run(ctx context.Context) error {
 	return nil
 }
 
-// join reaches out to seeds that are not members, until ctx ends.
+// join reaches out to seeds that are not members, and keeps our own report
+// fresh, until ctx ends.
 func (p *Pool) join(ctx context.Context, list *memberlist.Memberlist) {
 	tick := time.NewTicker(joinRetry)
 	defer tick.Stop()
@@ -120,6 +121,9 @@ func (p *Pool) join(ctx context.Context, list *memberlist.Memberlist) {
 			})
 		}
 		g.Wait()
+		if err := p.refresh(); err != nil {
+			p.cfg.Log.Warn("peers hear nothing of our nodes", "err", err)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -210,30 +214,77 @@ func (p *Pool) RTT(m Member) time.Duration {
 func (p *Pool) Refused() uint64 { return p.refused.Load() }
 
 // SetDead passes on which of our own cluster's nodes are dead, if that is news.
-func (p *Pool) SetDead(nodes []string) {
+// It fails if that cannot be signed.
+func (p *Pool) SetDead(nodes []string) error {
 	nodes = slices.Compact(slices.Sorted(slices.Values(nodes)))
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.own.Sequence != 0 && slices.Equal(nodes, p.own.Dead) {
-		return
+		return nil
 	}
-	p.own = Report{
-		Cluster: p.cfg.Self.Cluster, Reporter: p.cfg.Self.Name, Dead: nodes,
-		// The clock makes it grow over restarts, the maximum within one.
-		Sequence: max(p.own.Sequence+1, uint64(time.Now().UnixNano())),
+	return p.reportLocked(nodes)
+}
+
+// refresh says again what was said last, before it is too old to count.
+func (p *Pool) refresh() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.own.Sequence == 0 {
+		return nil // nothing was said yet
 	}
-	p.spread(p.own)
+	// One far ahead is from before our clock was set right.
+	if age := time.Since(p.own.made()); age < reportRefresh && age > -reportRefresh {
+		return nil
+	}
+	return p.reportLocked(p.own.Dead)
+}
+
+func (p *Pool) reportLocked(dead []string) error {
+	if p.cfg.Sign == nil {
+		return errors.New("report dead nodes: no key to sign with")
+	}
+	now := time.Now()
+	r := Report{Cluster: p.cfg.Self.Cluster, Reporter: p.cfg.Self.Name, Dead: dead, Sequence: uint64(now.UnixNano())}
+	// The clock makes it grow over restarts, and this while it stands still.
+	if ahead := p.own.made().Sub(now); ahead >= 0 && ahead < reportRefresh {
+		r.Sequence = p.own.Sequence + 1
+	}
+	var err error
+	if r.Signature, err = p.cfg.Sign(r.text()); err != nil {
+		return fmt.Errorf("report dead nodes: %w", err)
+	}
+	p.own = r
+	p.spread(r)
+	return nil
 }
 
 // Reports are the newest of every other reporter, in order of cluster and name.
+// One that was not heard for reportLife does not count any more.
 func (p *Pool) Reports() []Report {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.forgetLocked(time.Now())
 	all := slices.Collect(maps.Values(p.reports))
 	slices.SortFunc(all, func(a, b Report) int {
 		return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Reporter, b.Reporter))
 	})
 	return all
+}
+
+// forgetLocked drops reports that are too old to count.
+func (p *Pool) forgetLocked(now time.Time) {
+	maps.DeleteFunc(p.reports, func(_ string, r Report) bool {
+		return now.Sub(r.made()) > reportLife
+	})
+}
+
+func (p *Pool) reportersLocked(cluster string) (n int) {
+	for _, r := range p.reports {
+		if r.Cluster == cluster {
+			n++
+		}
+	}
+	return n
 }
 
 // String is the member's name in the pool.

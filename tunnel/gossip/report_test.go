@@ -1,0 +1,121 @@
+package gossip
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// alone is a pool that hears nobody.
+func alone(t *testing.T, cluster string) *delegate {
+	t.Helper()
+	p, err := New(Config{
+		Self:  Member{Cluster: cluster, Name: "a", Role: APIServer, Addr: netip.MustParseAddrPort("127.0.0.1:1")},
+		Speed: WAN, Keys: [][]byte{key(1)}, Clusters: []string{"east", "west", "north"}, Sign: signer(cluster), Verify: verify,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &delegate{p}
+}
+
+// A member of the pool, that has all its keys, says something about another
+// cluster's nodes.
+func TestReportCountsOnlyFromTheClusterItIsAbout(t *testing.T) {
+	now := uint64(time.Now().UnixNano())
+	honest := signed("west", Report{Cluster: "west", Reporter: "a", Sequence: now, Dead: []string{"n1"}})
+	altered := honest
+	altered.Dead = []string{"n1", "n2"}
+	renamed := honest
+	renamed.Reporter = "b"
+	unsigned := honest
+	unsigned.Signature = nil
+	for name, c := range map[string]struct {
+		report Report
+		kept   bool
+	}{
+		"its own":           {honest, true},
+		"somebody else's":   {signed("north", Report{Cluster: "west", Reporter: "a", Sequence: now, Dead: []string{"n1"}}), false},
+		"in our own name":   {signed("north", Report{Cluster: "east", Reporter: "b", Sequence: now}), false},
+		"not signed":        {unsigned, false},
+		"altered":           {altered, false},
+		"another reporter":  {renamed, false},
+		"too old":           {signed("west", Report{Cluster: "west", Reporter: "a", Sequence: now - uint64(reportLife+time.Minute)}), false},
+		"from ahead":        {signed("west", Report{Cluster: "west", Reporter: "a", Sequence: now + uint64(reportLife+time.Minute)}), false},
+		"beyond any time":   {signed("west", Report{Cluster: "west", Reporter: "a", Sequence: 1<<64 - 1}), false},
+		"of no reporter":    {signed("west", Report{Cluster: "west", Sequence: now}), false},
+		"of no name":        {signed("west", Report{Cluster: "west", Reporter: "a/b", Sequence: now}), false},
+		"too many nodes":    {signed("west", Report{Cluster: "west", Reporter: "a", Sequence: now, Dead: make([]string, maxDead+1)}), false},
+		"clocks that drift": {signed("west", Report{Cluster: "west", Reporter: "a", Sequence: now + uint64(reportLife/2)}), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := alone(t, "east")
+			d.accept(c.report)
+			if kept := len(d.Reports()) == 1; kept != c.kept {
+				t.Errorf("kept: %v", kept)
+			}
+			if refused := d.Refused() == 1; refused == c.kept {
+				t.Errorf("refused: %d", d.Refused())
+			}
+			if passedOn := len(d.GetBroadcasts(0, 1400)) == 1; passedOn != c.kept {
+				t.Errorf("passed on: %v", passedOn)
+			}
+		})
+	}
+}
+
+func TestClusterCannotHaveAnyNumberOfReporters(t *testing.T) {
+	d, now := alone(t, "east"), uint64(time.Now().UnixNano())
+	for i := range 2 * maxReporters {
+		d.accept(signed("west", Report{Cluster: "west", Reporter: fmt.Sprint(i), Sequence: now}))
+	}
+	d.accept(signed("west", Report{Cluster: "west", Reporter: "0", Sequence: now + 1}))
+	d.accept(signed("north", Report{Cluster: "north", Reporter: "a", Sequence: now}))
+	if got := d.Reports(); len(got) != maxReporters+1 || got[1].Sequence != now+1 {
+		t.Errorf("%d reports: %v", len(got), got)
+	}
+}
+
+func TestReportIsRefreshedAndForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		east, west := alone(t, "east"), alone(t, "west")
+		if err := west.SetDead([]string{"n1"}); err != nil {
+			t.Fatal(err)
+		}
+		pass := func() {
+			if err := west.refresh(); err != nil {
+				t.Fatal(err)
+			}
+			east.MergeRemoteState(west.LocalState(false), false)
+		}
+		dead := func() string {
+			for _, r := range east.Reports() {
+				return strings.Join(r.Dead, " ")
+			}
+			return "nothing"
+		}
+		for range 10 {
+			pass()
+			if dead() != "n1" {
+				t.Fatal(dead())
+			}
+			time.Sleep(reportRefresh)
+		}
+		before := west.LocalState(false)
+		time.Sleep(reportLife)
+		if dead() != "nothing" {
+			t.Error("a report outlives its time:", dead())
+		}
+		east.MergeRemoteState(before, false)
+		if dead() != "nothing" {
+			t.Error("a report is brought up again:", dead())
+		}
+		pass()
+		if dead() != "n1" {
+			t.Error("west speaks again and is not heard:", dead())
+		}
+	})
+}
