@@ -179,9 +179,7 @@ int from_pod(struct __sk_buff *skb)
 			if (why == GONE) {
 				dead = 1;
 			} else if (why) {
-				if (ends_flow(why))
-					forget(&key, f);
-				return drop(skb, &p, why, EGRESS);
+				return refuse(skb, &p, f, why, now);
 			}
 		}
 		if (f->node && path_down(s, f->node, f->cluster))

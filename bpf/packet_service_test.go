@@ -97,6 +97,15 @@ var serviceCases = []packetCase{
 		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonFlowClash},
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(near, podA, tcp(80, 1000, "SA"))},
 	}},
+	{name: "a flow that closes gives its answers away", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "FA")), want: ReasonDelivered, out: ip(far, podA, tcp(80, 1000, "FA"))},
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "FA")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "FA"))},
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 8080, "S")), want: ReasonTunnelled, check: flowsAre(1)},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "RA")), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S")), check: flowsAre(1)},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(far, podA, tcp(80, 1000, "SA"))},
+	}},
 	{name: "a backend spoken to directly is not claimed by a service", state: onlyC, steps: []step{
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 8080, "S")), want: ReasonTunnelled},
 		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonFlowClash, check: flowsAre(1)},

@@ -129,6 +129,16 @@ func talk(from, to uint32) func(*node, sent) {
 	}
 }
 
+// under wants an event that names the direction whose policy decided.
+func under(dir Direction) func(*node, sent) {
+	return func(n *node, s sent) {
+		n.Helper()
+		if s.event.Dir != dir || s.dir != dir {
+			n.Errorf("event says %v, counter %v, want %v", s.event.Dir, s.dir, dir)
+		}
+	}
+}
+
 func nodeDies(id uint32) func(*node) {
 	return func(n *node) {
 		row, _, _ := n.m.Nodes.Lookup(id)
@@ -359,8 +369,29 @@ var policyCases = []packetCase{
 	{name: "a policy change ends an established flow at its next packet", steps: []step{
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "SA")), want: ReasonDelivered},
-		{change: deny(Egress), hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "A")), want: ReasonPolicyDenied, check: flowsAre(0)},
+		{change: deny(Egress), hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "A")), want: ReasonPolicyDenied, check: under(Egress)},
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A")), want: ReasonPolicyDenied},
+	}},
+	{name: "what the asked pod repeats does not open the ended flow again", steps: []step{
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(9, 80, "S")), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, tcp(80, 9, "SA")), want: ReasonTunnelled},
+		{change: deny(Ingress), hook: "out of tunnel", in: ip(podC, podA, tcp(9, 80, "A")), want: ReasonPolicyDenied},
+		{hook: "from a", in: ip(podA, podC, tcp(80, 9, "A")), want: ReasonPolicyDenied, check: under(Ingress)},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(9, 80, "A")), want: ReasonPolicyDenied, check: under(Ingress)},
+		{change: ages(time.Hour), hook: "from a", in: ip(podA, podC, tcp(80, 9, "A")), want: ReasonPolicyDenied},
+	}},
+	{name: "nor of a flow without connections, however long it goes on", steps: []step{
+		{hook: "out of tunnel", in: ip(podC, podA, udp(9, 80)), want: ReasonDelivered},
+		{change: deny(Ingress), hook: "from a", in: ip(podA, podC, udp(80, 9)), want: ReasonPolicyDenied},
+		{change: ages(40 * time.Second), hook: "from a", in: ip(podA, podC, udp(80, 9)), want: ReasonPolicyDenied},
+		{change: ages(40 * time.Second), hook: "from a", in: ip(podA, podC, udp(80, 9)), want: ReasonPolicyDenied, check: flowsAre(1)},
+	}},
+	{name: "a flow that may again goes on where it was", steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "SA")), want: ReasonDelivered},
+		{change: deny(Egress), hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A")), want: ReasonPolicyDenied},
+		{change: func(n *node) { n.rule(PolicyKey{Class: AnyClass}, PolicyEntry{Rule: 3}); n.change(nil) },
+			hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A")), want: ReasonTunnelled, check: flowsAre(1)},
 	}},
 	{name: "who is who when a policy change ends a flow with an answer", steps: []step{
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(9, 80, "S")), want: ReasonDelivered},

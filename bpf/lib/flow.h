@@ -118,12 +118,18 @@ part struct flow *find_service_flow(struct flow_key *key)
 	return 0;
 }
 
-/* Is there a live flow whose answers look like those of local ↔ remote? */
+/* Is there a live flow whose answers look like those of local ↔ remote? One that
+ * is over or about to be gives way. */
 part int clashes(const struct flow_key *key, __u64 now)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, key);
 
-	return f && now - f->seen <= lifetime(f, key->proto);
+	if (!f)
+		return 0;
+	if (!closing(f) && (now < f->seen || now - f->seen <= lifetime(f, key->proto)))
+		return 1;
+	forget(key, f);
+	return 0;
 }
 
 /* Claims backend's answers for the flow `key`. */

@@ -12,8 +12,10 @@ enum {
 	RENEW = 101, /* the pod is another one: not its flow */
 };
 
-/* Judges a flow again, as what it was when it began. Reasons for which it must
- * end are those of judge; for others only this packet does. */
+/* Judges a flow again, as what it was when it began. One that is refused keeps
+ * its row and its old revision: each packet of it, either way, is judged again.
+ * Forgotten, it would come back as the answering pod's own with the next packet
+ * that pod repeats. */
 once int rejudge(const struct settings *s, struct packet *p, const struct flow_key *key, struct flow *f)
 {
 	if (!s || !p || !key || !f)
@@ -62,9 +64,11 @@ keep:
 	return KEEP;
 }
 
-inline_always int ends_flow(int verdict)
+/* Drops a packet of the flow f, under the direction whose policy f is asked. */
+inline_always int refuse(struct __sk_buff *skb, struct packet *p, struct flow *f, __u32 reason, __u64 now)
 {
-	return verdict == REASON_POLICY_DENIED || verdict == REASON_UNKNOWN_MEMBER || verdict == REASON_NO_POLICY;
+	f->seen = now; /* as long as somebody tries */
+	return drop(skb, p, reason, f->flags & FLOW_REMOTE_INITIATED ? INGRESS : EGRESS);
 }
 
 /* Tells about an allowed new flow, if anybody wants to know. */

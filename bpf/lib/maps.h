@@ -1,4 +1,4 @@
-/* Every map. Sizes here are placeholders: the loader sets them from its limits.
+/* Every map. Sizes here only let them compile: the loader sets its limits.
  * Names, pins and versions are the loader's, too (tables in maps.go). */
 #pragma once
 
