@@ -408,7 +408,8 @@ func TestReloadLosesNothing(t *testing.T) {
 			}
 			close(stop)
 			if what := <-lost; what != "" {
-				t.Error(what)
+				counters, _ := n.d.Counters()
+				t.Errorf("%s; counted: %+v", what, counters)
 			}
 		})
 	}
