@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -502,4 +503,27 @@ func TestEmptiedStoreTellsNobodyThatThereIsNothing(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+}
+
+func TestStatusShowsWhatANodesKernelLacks(t *testing.T) {
+	p := start(t, config(t))
+	n1 := p.agent(join(t, p.admin(), 1))
+	full := wire.NodeProblem{Table: "services", Row: "shop/web", Rows: 2, Error: "it is full"}
+	if err := n1.put(wire.NodeProblemsKey("n1"), wire.NodeProblems{Problems: []wire.NodeProblem{full}}); err != nil {
+		t.Fatal(err)
+	}
+	shows := func(want ...api.NodeProblem) func() error {
+		return func() error {
+			s, err := p.admin().Status(t.Context())
+			if err == nil && !slices.Equal(s.Nodes[0].Problems, want) {
+				err = fmt.Errorf("got %+v", s.Nodes[0].Problems)
+			}
+			return err
+		}
+	}
+	eventually(t, "the problem is shown", shows(api.NodeProblem(full)))
+	if err := store.Write(t.Context(), n1, store.Delete(wire.NodeProblemsKey("n1"))); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "what is over is not shown", shows())
 }

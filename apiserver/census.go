@@ -33,6 +33,7 @@ type census struct {
 
 	mu       sync.Mutex // guards what follows
 	claims   map[string]wire.NodeState
+	problems map[string]wire.NodeProblems
 	synced   map[string]bool      // the mark is there: it has reported, and lives
 	seen     map[string]time.Time // last sign of life
 	gossiped map[string]bool      // what gossip says, if anything
@@ -42,7 +43,7 @@ type census struct {
 
 func newCensus(s store.Store, log *slog.Logger) *census {
 	return &census{
-		store: s, log: log, claims: map[string]wire.NodeState{}, synced: map[string]bool{}, seen: map[string]time.Time{},
+		store: s, log: log, claims: map[string]wire.NodeState{}, problems: map[string]wire.NodeProblems{}, synced: map[string]bool{}, seen: map[string]time.Time{},
 		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, changed: make(chan struct{}, 1),
 	}
 }
@@ -62,6 +63,7 @@ func (c *census) apply(b store.Batch) {
 	defer c.mu.Unlock()
 	if b.Complete {
 		clear(c.synced)
+		clear(c.problems)
 	}
 	for _, ev := range b.Events {
 		node, entry, _, _, ok := wire.ParseNodesKey(ev.Key)
@@ -80,6 +82,11 @@ func (c *census) apply(b store.Batch) {
 			}
 			if v, err := wire.Unmarshal[wire.NodeState](ev.Value); err == nil {
 				c.claims[node] = v
+			}
+		case wire.NodeEntryProblems:
+			delete(c.problems, node)
+			if v, err := wire.Unmarshal[wire.NodeProblems](ev.Value); err == nil && !ev.Deleted {
+				c.problems[node] = v
 			}
 		}
 	}
@@ -110,6 +117,7 @@ func (c *census) forget(node string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.claims, node)
+	delete(c.problems, node)
 	delete(c.synced, node)
 	delete(c.seen, node)
 	delete(c.gossiped, node)
@@ -146,6 +154,9 @@ func (c *census) status(cluster string, register map[string]nodes.Registration, 
 		s := api.NodeStatus{
 			Cluster: cluster, Name: name, State: nodeReady, Addresses: r.Addresses, Internal: r.Internal(), PodCIDRs: r.PodCIDRs,
 			Endpoints: endpoints[name], Epoch: c.claims[name].Epoch, LastSeen: c.seen[name], Refused: refused[name],
+		}
+		for _, p := range c.problems[name].Problems {
+			s.Problems = append(s.Problems, api.NodeProblem(p))
 		}
 		alive, known := c.gossiped[name]
 		if known {

@@ -17,8 +17,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// publisher writes upward what this node alone knows: itself and its pods. It is
-// all an agent ever writes to etcd.
+// publisher writes upward what this node alone knows: itself, its pods and what
+// its kernel lacks. It is all an agent ever writes to etcd.
 //
 // What it says of node and pods holds until it says otherwise; only the mark
 // that the list is complete hangs on a lease, so that a silent agent is noticed
@@ -50,9 +50,11 @@ func (p *publisher) Run(ctx context.Context) error {
 		txn := p.tables.DB.ReadTxn()
 		_, endpoints := p.tables.Endpoints.AllWatch(txn)
 		_, pods := p.tables.Pods.AllWatch(txn)
+		_, failing := p.tables.Problems.AllWatch(txn)
 		_, known, own := p.lanes.Own()
-		err := p.turn(ctx, txn, settled, known)
-		wait := leaseTurn
+		problems, due := lasting(p.tables.Problems.All(txn), time.Now())
+		err := p.turn(ctx, txn, settled, known, problems)
+		wait := min(leaseTurn, due)
 		if err != nil && ctx.Err() == nil {
 			p.log.Debug("could not tell the API server, trying again", "error", err)
 			wait, pause = pause, min(2*pause, 2*time.Second)
@@ -72,6 +74,7 @@ func (p *publisher) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-endpoints:
 		case <-pods:
+		case <-failing:
 		case <-own:
 		case <-p.settledOnce():
 		case <-time.After(wait):
@@ -101,7 +104,7 @@ func (p *publisher) isSettled() bool {
 // turn writes what differs. Of pods nothing is said before the table is
 // settled: one that was just found again does not yet know that it is ready, and
 // saying so would take it out of its services.
-func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lanesKnown bool) error {
+func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lanesKnown bool, problems []wire.NodeProblem) error {
 	if p.have == nil {
 		kvs, _, err := p.edges.Source.List(ctx, wire.NodePrefix(p.node.name))
 		if err != nil {
@@ -117,6 +120,9 @@ func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lane
 	want := map[string][]byte{}
 	if lanesKnown {
 		want[wire.NodeKey(p.node.name)] = wire.Marshal(p.state())
+	}
+	if len(problems) > 0 {
+		want[wire.NodeProblemsKey(p.node.name)] = wire.Marshal(wire.NodeProblems{Problems: problems})
 	}
 	for e := range p.tables.Endpoints.All(txn) {
 		if !settled || !e.IP.IsValid() || e.Phase == tables.Removing {

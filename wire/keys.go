@@ -89,6 +89,9 @@ func NodeKey(node string) string { return NodePrefix(node) + "node" }
 // complete.
 func NodeSyncedKey(node string) string { return NodePrefix(node) + "synced" }
 
+// NodeProblemsKey holds the node's NodeProblems, while it has any.
+func NodeProblemsKey(node string) string { return NodePrefix(node) + "problems" }
+
 // NodeEndpointsPrefix covers the node's EndpointStates.
 func NodeEndpointsPrefix(node string) string { return NodePrefix(node) + "endpoints/" }
 
@@ -104,6 +107,7 @@ const (
 	NodeEntryNode NodeEntry = iota + 1
 	NodeEntryEndpoint
 	NodeEntrySynced
+	NodeEntryProblems
 )
 
 // ParseNodesKey takes apart any key below NodesPrefix. ns and pod are set for
@@ -124,6 +128,8 @@ func ParseNodesKey(key string) (node string, entry NodeEntry, ns, pod string, ok
 		return p[0], NodeEntryNode, "", "", true
 	case len(p) == 2 && p[1] == "synced":
 		return p[0], NodeEntrySynced, "", "", true
+	case len(p) == 2 && p[1] == "problems":
+		return p[0], NodeEntryProblems, "", "", true
 	case len(p) == 4 && p[1] == "endpoints":
 		return p[0], NodeEntryEndpoint, p[2], p[3], true
 	}

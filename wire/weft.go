@@ -43,6 +43,20 @@ type Lane struct {
 	Port      uint16 `json:"port"`      // UDP
 }
 
+// NodeProblems is what an agent says of rows that are not in its kernel. They
+// are for people; nothing follows from them.
+type NodeProblems struct {
+	Problems []NodeProblem `json:"problems"`
+}
+
+// NodeProblem is one cause and how many rows of a table it keeps out.
+type NodeProblem struct {
+	Table string `json:"table"`
+	Row   string `json:"row,omitempty"` // one of them; "" means the table as such
+	Rows  int    `json:"rows"`
+	Error string `json:"error"`
+}
+
 // EndpointState is what an agent says of a pod on its node.
 type EndpointState struct {
 	Namespace string     `json:"namespace"`

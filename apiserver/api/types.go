@@ -113,6 +113,18 @@ type NodeStatus struct {
 	LastSeen   time.Time `json:"lastSeen"`
 	AgeSeconds float64   `json:"ageSeconds"`
 	Refused    uint64    `json:"refused,omitempty"`
+	// Problems are rows that its kernel lacks, by cause, as its agent last said.
+	Problems []NodeProblem `json:"problems,omitempty"`
+}
+
+// NodeProblem is one cause and how many rows of a table it keeps out of a
+// node's kernel.
+type NodeProblem struct {
+	Table string `json:"table"`
+	// Row is one of them; "" means the table as such.
+	Row   string `json:"row,omitempty"`
+	Rows  int    `json:"rows"`
+	Error string `json:"error"`
 }
 
 // Refusal counts claims that were not believed, with one example.

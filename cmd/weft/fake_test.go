@@ -127,6 +127,9 @@ func (f *fake) status() api.Status {
 	}
 	if f.name == "west" {
 		s.Nodes[0].State, s.Nodes[0].LastSeen, s.Nodes[0].AgeSeconds = "silent", noon.Add(-time.Hour), 3600
+		s.Nodes[1].Problems = []api.NodeProblem{
+			{Table: "services", Row: "west/shop/web", Rows: 2, Error: "table services is full at 3 rows; raise limits.services"},
+			{Table: "ips", Row: "10.2.1.9", Rows: 1, Error: "not now"}, {Table: "policies", Rows: 1, Error: "table policy is full at 8 rows"}}
 		s.Problems = []string{"the disk of the store is 91% full"}
 		s.Peers = append(s.Peers, api.PeerStatus{Cluster: "west", Name: "north", ID: 3, PodCIDRs: []netip.Prefix{prefix("10.%d.0.0/16", 3)}, ServiceCIDR: prefix("10.%d.0.0/16", 103),
 			Control:   api.ControlStatus{State: api.LinkDown, Since: heard, Error: "connection refused", LastHeard: noon.Add(-90 * time.Minute), AgeSeconds: 5400},

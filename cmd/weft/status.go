@@ -76,6 +76,9 @@ func concerns(s *api.Status) []string {
 		if n.State != "ready" {
 			sentences = append(sentences, fmt.Sprintf("node %s is %s", n.Name, n.State))
 		}
+		for _, p := range n.Problems {
+			sentences = append(sentences, nodeProblem(n.Name, p))
+		}
 	}
 	for _, p := range s.Peers {
 		if p.Control.State != api.LinkUp {
@@ -105,6 +108,19 @@ func concerns(s *api.Status) []string {
 		sentences = append(sentences, fmt.Sprintf("%s: %d × %s refused: %s (for example %s)", from, r.Count, r.Resource, r.Reason, r.Example))
 	}
 	return sentences
+}
+
+// nodeProblem says what a node's kernel lacks, and where all of it is listed:
+// some tables hold no row that could be looked at.
+func nodeProblem(node string, p api.NodeProblem) string {
+	what := p.Table + ": "
+	switch {
+	case p.Rows > 1:
+		what = fmt.Sprintf("%d rows of %s are not in the kernel (for example %s): ", p.Rows, p.Table, p.Row)
+	case p.Row != "":
+		what = fmt.Sprintf("%s %s is not in the kernel: ", p.Table, p.Row)
+	}
+	return fmt.Sprintf("node %s: %s%s (`weft debug table problems --node %s`)", node, what, p.Error, node)
 }
 
 func refusals(s *api.Status) []api.Refusal {
