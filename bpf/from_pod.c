@@ -141,7 +141,7 @@ SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
 	const struct settings *s = read_settings();
-	struct packet p = {};
+	struct packet p = {.pod = skb->ifindex};
 	struct flow_key key;
 	struct flow *f;
 	__u64 now;

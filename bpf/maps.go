@@ -19,7 +19,7 @@ import (
 var versions = map[string]int{
 	"settings": 1, "flows": 1, "replies": 1, "endpoints": 1, "ips": 1, "prefixes": 1,
 	"nodes": 1, "clusters": 1, "services": 1, "backends": 1, "members": 1, "classes": 1,
-	"ports": 1, "policy": 1, "sets": 1, "fragments": 1, "counters": 1, "lost": 1, "events": 1,
+	"ports": 1, "policy": 1, "sets": 1, "fragments": 2, "counters": 1, "lost": 1, "events": 1,
 }
 
 // volatile maps start empty when their size changes: nothing in them is missed.

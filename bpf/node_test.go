@@ -124,7 +124,7 @@ func (n *node) again(t *testing.T) *node {
 		clearer(n.m.Settings), clearer(n.m.Flows), clearer(n.m.Replies), clearer(n.m.Endpoints), clearer(n.m.IPs),
 		clearer(n.m.Prefixes), clearer(n.m.Nodes), clearer(n.m.Clusters), clearer(n.m.Services), clearer(n.m.Backends),
 		clearer(n.m.Members), clearer(n.m.Classes), clearer(n.m.Policy), clearer(n.m.Sets),
-		clearer(newTable[[36]byte, [8]byte]("fragments", n.maps)),
+		clearer(newTable[[40]byte, [8]byte]("fragments", n.maps)),
 	} {
 		clear(t)
 	}

@@ -143,6 +143,11 @@ var fragmentCases = []packetCase{
 		{hook: "from a", in: rest(podA, podC, 5), want: ReasonFragment},
 		{hook: "out of tunnel", in: rest(podC, podA, 5), want: ReasonFragment},
 	}},
+	{name: "a pod's pieces are not another's", steps: []step{
+		{hook: "from a", in: ip(podA, podC, udp(1000, 80).unchecked().says("firsthalf")).piece(5, 0, true), want: ReasonTunnelled},
+		{hook: "from b", in: ip(podA, podC, udp(9, 9).unchecked().says("firsthalf")).piece(5, 0, true), want: ReasonSpoofedSource},
+		{hook: "from a", in: rest(podA, podC, 5), want: ReasonTunnelled, check: flowsAre(1)},
+	}},
 	{name: "a piece that rewrites the TCP header", steps: []step{
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")).piece(5, 0, true), want: ReasonTunnelled},
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 22, "S")).piece(5, 8, false), want: ReasonInvalid},

@@ -16,6 +16,7 @@ struct packet {
 	__u8 headless; /* a later fragment: there is no transport header */
 	__u8 asks;     /* ICMP: an echo request */
 	__u8 error;    /* ICMP: an error about another packet */
+	__u32 pod;     /* device of the sender, a pod of this node; 0: another sender */
 
 	/* What was found out on the way, for the event. */
 	__u32 src_identity;
@@ -47,7 +48,7 @@ once int leave_ports(const struct packet *p, __be16 id)
 {
 	if (!p)
 		return 0;
-	struct fragment_key key = {.src = p->src, .dst = p->dst, .id = id, .proto = p->proto};
+	struct fragment_key key = {.src = p->src, .dst = p->dst, .pod = p->pod, .id = id, .proto = p->proto};
 	struct fragment row = {.sport = p->sport, .dport = p->dport, .asks = p->asks};
 
 	bpf_map_update_elem(&fragments, &key, &row, ROW_ANY);
@@ -58,7 +59,7 @@ once int find_ports(struct packet *p, __be16 id)
 {
 	if (!p)
 		return REASON_FAILED;
-	struct fragment_key key = {.src = p->src, .dst = p->dst, .id = id, .proto = p->proto};
+	struct fragment_key key = {.src = p->src, .dst = p->dst, .pod = p->pod, .id = id, .proto = p->proto};
 	const struct fragment *row = bpf_map_lookup_elem(&fragments, &key);
 
 	/* Without ports there is no flow and no verdict. The sender repeats. */

@@ -235,11 +235,11 @@ struct set_info {
 	__u8 pad[2];
 };
 
-/* events: what the ring buffer carries. */
 /* fragments: from what all pieces carry to what only the first one has. */
 struct fragment_key {
 	struct addr src;
 	struct addr dst;
+	__u32 pod; /* device of the pod that sends: it cannot change another's rows */
 	__be16 id;
 	__u8 proto;
 	__u8 pad;
@@ -258,6 +258,7 @@ struct counter {
 	__u64 bytes;
 };
 
+/* events: what the ring buffer carries. */
 enum event_type {
 	EVENT_DROP = 1,
 	EVENT_NEW_FLOW = 2, /* allowed */
