@@ -468,43 +468,6 @@ func TestDiskNearlyFull(t *testing.T) {
 	}
 }
 
-// TestEmptiedStoreTellsNobodyThatThereIsNothing takes a cluster's store away
-// while an agent watches: it must not get to read the empty one, not even for
-// the moment in which it is made.
-func TestEmptiedStoreTellsNobodyThatThereIsNothing(t *testing.T) {
-	conf := config(t)
-	p := start(t, conf)
-	n1 := p.agent(join(t, p.admin(), 1))
-	conf.EtcdListen = p.srv.etcd.Addr()
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() {
-		for ctx.Err() == nil {
-			kvs, _, err := n1.List(ctx, wire.StatePrefix)
-			if err == nil && len(kvs) == 0 {
-				done <- errors.New("the agent was told that there is nothing")
-				return
-			}
-		}
-		done <- nil
-	}()
-	p.stop()
-	if err := os.RemoveAll(filepath.Join(conf.DataDir, "etcd")); err != nil {
-		t.Fatal(err)
-	}
-	p = start(t, conf)
-	eventually(t, "agent is refused", func() error {
-		if _, _, err := n1.List(ctx, wire.StatePrefix); !errors.Is(err, store.ErrDenied) {
-			return fmt.Errorf("got %v", err)
-		}
-		return nil
-	})
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-}
-
 func TestStatusShowsWhatANodesKernelLacks(t *testing.T) {
 	p := start(t, config(t))
 	n1 := p.agent(join(t, p.admin(), 1))

@@ -189,7 +189,11 @@ func (s *server) postNode(r *http.Request) (any, error) {
 
 func (s *server) deleteNode(r *http.Request) (any, error) {
 	name := r.PathValue("name")
-	if err := s.registrar.Remove(r.Context(), name); err != nil {
+	lost, err := s.memory.forget(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.registrar.Remove(r.Context(), name); err != nil && !lost {
 		return nil, err
 	}
 	s.census.forget(name)

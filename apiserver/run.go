@@ -42,6 +42,7 @@ type server struct {
 	exporter  *export.Exporter
 	peering   *peering.Peering
 	census    *census
+	memory    *memory
 	gossiper  *gossiper
 	space     *space
 	agents    *agents
@@ -96,6 +97,7 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	g.Go(func() error { return s.exporter.Run(ctx) })
 	g.Go(func() error { return s.peering.Run(ctx) })
 	g.Go(func() error { return s.census.Run(ctx) })
+	g.Go(func() error { return s.memory.Run(ctx) })
 	g.Go(func() error { return s.gossiper.Run(ctx) })
 	g.Go(func() error { return s.space.Run(ctx) })
 	g.Go(func() error { return s.renew(ctx) })
@@ -160,6 +162,9 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 		EtcdEndpoints: f.etcdEndpoints(), GossipAddresses: at(f.conf.WANGossipPort), GossipKey: wanKey, Log: s.log,
 	})
 	s.census = newCensus(s.store, s.log)
+	if s.memory, err = openMemory(f.conf.DataDir, f.cluster.Generation, s.store, s.log); err != nil {
+		return nil, err
+	}
 	s.gossiper = &gossiper{
 		conf: f.conf, cluster: f.cluster, store: s.store, census: s.census, wanKey: wanKey, trust: f.authority,
 		peers: s.peering.Gossip, log: s.log, reports: make(chan struct{}, 1),

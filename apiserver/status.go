@@ -31,7 +31,7 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 			Version: cmp.Or(s.conf.Version, version()), UptimeSeconds: time.Since(s.began).Seconds(), Store: "embedded",
 		},
 		Nodes: nodes, Peers: s.peering.Status(), Refused: derived.Refusals,
-		Problems: slices.Concat(derived.Problems, s.peering.Problems(), s.exportProblems()),
+		Problems: slices.Concat(s.memory.problems(), derived.Problems, s.peering.Problems(), s.exportProblems()),
 	}
 	if len(s.conf.EtcdEndpoints) > 0 {
 		out.Cluster.Store = "external"

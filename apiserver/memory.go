@@ -1,0 +1,136 @@
+package apiserver
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/nodes"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// memory is the register of nodes as this API server last saw it, in a file
+// beside the store. A store that was emptied cannot say what it held: its nodes
+// go on by what they have, are let in no more, and nobody would know which they
+// are.
+type memory struct {
+	path  string
+	store store.Store
+	log   *slog.Logger
+
+	mu   sync.Mutex // guards what follows
+	know known
+}
+
+// known is what the file holds.
+type known struct {
+	// Generation is that of the store whose register Nodes is.
+	Generation string                        `json:"generation"`
+	Nodes      map[string]nodes.Registration `json:"nodes,omitempty"`
+	// Lost are nodes of an emptied store that were not added again yet.
+	Lost map[string]nodes.Registration `json:"lost,omitempty"`
+}
+
+func openMemory(dir, generation string, s store.Store, log *slog.Logger) (*memory, error) {
+	m := &memory{path: filepath.Join(dir, "nodes.json"), store: s, log: log}
+	text, err := os.ReadFile(m.path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("remember nodes: %w", err)
+	}
+	if err := json.Unmarshal(text, &m.know); len(text) > 0 && err != nil {
+		return nil, fmt.Errorf("remember nodes: %s: %w (it may be deleted)", m.path, err)
+	}
+	if m.know.Lost == nil {
+		m.know.Lost = map[string]nodes.Registration{}
+	}
+	if m.know.Generation != generation {
+		maps.Copy(m.know.Lost, m.know.Nodes)
+		m.know.Nodes = nil
+	}
+	m.know.Generation = generation
+	if m.know.Nodes == nil {
+		m.know.Nodes = map[string]nodes.Registration{}
+	}
+	return m, nil
+}
+
+// Run follows the register until ctx ends.
+func (m *memory) Run(ctx context.Context) error {
+	return store.Persist(ctx, m.log, "remembering nodes", func(ctx context.Context) error {
+		return store.Follow(ctx, m.store, nodes.RegistrationPrefix, m.apply)
+	})
+}
+
+func (m *memory) apply(b store.Batch) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if b.Complete {
+		clear(m.know.Nodes)
+	}
+	for _, ev := range b.Events {
+		name, ok := nodes.ParseRegistrationKey(ev.Key)
+		if !ok {
+			continue
+		}
+		delete(m.know.Nodes, name)
+		if r, err := wire.Unmarshal[nodes.Registration](ev.Value); err == nil && !ev.Deleted {
+			m.know.Nodes[name] = r
+			delete(m.know.Lost, name)
+		}
+	}
+	return m.saveLocked()
+}
+
+// forget drops a lost node that is not coming back; false if there is none.
+func (m *memory) forget(node string) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, lost := m.know.Lost[node]; !lost {
+		return false, nil
+	}
+	delete(m.know.Lost, node)
+	return true, m.saveLocked()
+}
+
+func (m *memory) saveLocked() error {
+	if err := api.WriteSecretFile(m.path, wire.Marshal(m.know)); err != nil {
+		return fmt.Errorf("remember nodes: %w", err)
+	}
+	return nil
+}
+
+// problems are sentences for the status: what an emptied store asks of the
+// operator, node by node.
+func (m *memory) problems() (out []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.know.Lost) == 0 {
+		return nil
+	}
+	out = append(out, "the cluster's store was emptied: add its nodes again as follows, then apply its manifests and add its peers")
+	for _, r := range slices.SortedFunc(maps.Values(m.know.Lost), func(a, b nodes.Registration) int { return cmp.Compare(a.Name, b.Name) }) {
+		out = append(out, fmt.Sprintf("node %s is not let in: `weft node add %s --address %s --pod-cidr %s --write join.yaml`, then start its agent with this file (if it is gone: `weft node delete %s`)",
+			r.Name, r.Name, joined(r.Addresses), joined(r.PodCIDRs), r.Name))
+	}
+	return out
+}
+
+func joined[T fmt.Stringer](all []T) string {
+	texts := make([]string, len(all))
+	for i, v := range all {
+		texts[i] = v.String()
+	}
+	return strings.Join(texts, ",")
+}

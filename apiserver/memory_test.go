@@ -1,0 +1,90 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// TestEmptiedStoreTellsNobodyThatThereIsNothing takes a cluster's store away
+// while an agent watches: it must not get to read the empty one, not even for
+// the moment in which it is made.
+func TestEmptiedStoreTellsNobodyThatThereIsNothing(t *testing.T) {
+	conf := config(t)
+	p := start(t, conf)
+	n1 := p.agent(join(t, p.admin(), 1))
+	join(t, p.admin(), 2)
+	eventually(t, "both nodes are remembered", func() error {
+		text, err := os.ReadFile(p.srv.memory.path)
+		if err == nil && !strings.Contains(string(text), `"n2"`) {
+			err = fmt.Errorf("it holds %s", text)
+		}
+		return err
+	})
+	conf.EtcdListen = p.srv.etcd.Addr()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		for ctx.Err() == nil {
+			kvs, _, err := n1.List(ctx, wire.StatePrefix)
+			if err == nil && len(kvs) == 0 {
+				done <- errors.New("the agent was told that there is nothing")
+				return
+			}
+		}
+		done <- nil
+	}()
+	p.stop()
+	if err := os.RemoveAll(filepath.Join(conf.DataDir, "etcd")); err != nil {
+		t.Fatal(err)
+	}
+	p = start(t, conf)
+	eventually(t, "agent is refused", func() error {
+		if _, _, err := n1.List(ctx, wire.StatePrefix); !errors.Is(err, store.ErrDenied) {
+			return fmt.Errorf("got %v", err)
+		}
+		return nil
+	})
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+
+	// The status says how its nodes come back, until they are back or given up.
+	problems := func(want ...string) {
+		t.Helper()
+		eventually(t, "what the status asks for", func() error {
+			s, err := p.admin().Status(t.Context())
+			if err != nil {
+				return err
+			}
+			got := strings.Join(s.Problems, "\n")
+			for _, text := range want {
+				if !strings.Contains(got, text) {
+					return fmt.Errorf("%q says nothing of %q", got, text)
+				}
+			}
+			if len(want) == 0 && got != "" {
+				return errors.New(got)
+			}
+			return nil
+		})
+	}
+	problems("was emptied", "weft node add n1 --address 172.16.1.1 --pod-cidr 10.1.1.0/24", "weft node delete n2")
+	p.stop()
+	p = start(t, conf)
+	problems("node n1 is not let in", "node n2 is not let in")
+	join(t, p.admin(), 1)
+	problems("node n2 is not let in")
+	if err := p.admin().RemoveNode(t.Context(), "n2"); err != nil {
+		t.Error(err)
+	}
+	problems()
+}
