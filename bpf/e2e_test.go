@@ -119,6 +119,11 @@ func (n *realNode) addPod(name, ip string) (macs [2]net.HardwareAddr) {
 	pod := ipNet(ip).IPNet
 	n.must(netlink.NeighAdd(&netlink.Neigh{LinkIndex: n.host[ip], IP: pod.IP, HardwareAddr: macs[0], State: netlink.NUD_PERMANENT}))
 	n.must(netlink.RouteAdd(&netlink.Route{LinkIndex: n.host[ip], Dst: pod, Scope: netlink.SCOPE_LINK, Src: net.ParseIP(nodeInternal)}))
+	for up := false; !up; { // until then it loses what it is given to send
+		link, err := h.LinkByIndex(dev)
+		n.must(err)
+		up = link.Attrs().OperState == netlink.OperUp
+	}
 	return macs
 }
 

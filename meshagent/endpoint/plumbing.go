@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -32,7 +33,8 @@ type Plumbing interface {
 	// they are and leaves them alone. The host side stays down until Up, so that
 	// programs are there before the first packet.
 	Create(r Record) (Link, error)
-	// Up lets packets through; harmless when they already pass.
+	// Up lets packets through, and returns when the pod's first will not be lost;
+	// harmless when they already pass.
 	Up(l Link, r Record) error
 	// Remove takes everything away; nil if nothing is left.
 	Remove(r Record) error
@@ -216,7 +218,39 @@ func (k Kernel) Up(l Link, r Record) error {
 	if err := netlink.LinkSetUp(dev); err != nil {
 		return fmt.Errorf("set device %s of pod %s up: %w", l.Host, r.Key(), err)
 	}
-	return routeHost(l.Ifindex, l.MAC, r.IP)
+	if err := routeHost(l.Ifindex, l.MAC, r.IP); err != nil {
+		return err
+	}
+	return k.awaitCarrier(r)
+}
+
+// awaitCarrier returns when the pod's device can send. Its side of the pair was
+// up first, without carrier, and gets its queue from the kernel's link watcher a
+// moment after the host's side is up: until then it loses what the pod sends.
+// Asking makes the watcher look at once since Linux 6.8. A pod that has taken its
+// device down itself is not waited for.
+func (k Kernel) awaitCarrier(r Record) error {
+	const patience, pause = time.Second, 2 * time.Millisecond
+	ns, err := netns.GetFromPath(filepath.Join(k.dir(), r.Name()))
+	if err != nil {
+		return fmt.Errorf("open namespace of pod %s: %w", r.Key(), err)
+	}
+	defer ns.Close()
+	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("enter namespace of pod %s: %w", r.Key(), err)
+	}
+	defer pod.Close()
+	for deadline := time.Now().Add(patience); ; time.Sleep(pause) {
+		dev, err := pod.LinkByName(podDevice)
+		if err != nil {
+			return fmt.Errorf("find device of pod %s: %w", r.Key(), err)
+		}
+		up := dev.Attrs().Flags&net.FlagUp != 0
+		if !up || dev.Attrs().OperState == netlink.OperUp || time.Now().After(deadline) {
+			return nil
+		}
+	}
 }
 
 // Remove implements Plumbing. The host's route goes with its device.
