@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
@@ -80,6 +82,32 @@ func (l *Lab) ForgeContext(f Forgery) error {
 	return config.Save(l.ConfigPath())
 }
 
+// ForgeInvite replaces the certificate in an invite. An empty SignedBy is the
+// cluster that invites, an empty User whom the invite is for.
+func (l *Lab) ForgeInvite(path string, f Forgery) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var in api.Invite
+	if err := yaml.UnmarshalStrict(text, &in); err != nil {
+		return fmt.Errorf("invite %s: %w", path, err)
+	}
+	c, err := l.Cluster(cmp.Or(f.SignedBy, in.Cluster))
+	if err != nil {
+		return err
+	}
+	pair, err := l.issue(c, cmp.Or(f.User, authority.RemoteUser(in.For)), f.Expired)
+	if err != nil {
+		return err
+	}
+	in.Cert, in.Key = string(pair.Cert), string(pair.Key)
+	if text, err = yaml.Marshal(in); err != nil {
+		return err
+	}
+	return os.WriteFile(path, text, 0o600)
+}
+
 func (l *Lab) issue(c *Cluster, user string, expired bool) (authority.Pair, error) {
 	a, err := l.authority(c)
 	if err != nil {
@@ -100,7 +128,7 @@ type etcdRequest struct {
 }
 
 // EtcdUsage is how a store is asked.
-const EtcdUsage = "get [--prefix] [--keys] KEY | put KEY VALUE | del [--prefix] KEY"
+const EtcdUsage = "get [--prefix] [--keys|--births] KEY | put KEY VALUE | del [--prefix] KEY"
 
 // Etcd asks a cluster's store as one of its users, past the API server.
 func (l *Lab) Etcd(ctx context.Context, cluster, user string, stdout, stderr io.Writer, args ...string) error {
@@ -171,12 +199,16 @@ func askEtcd(ctx context.Context, file string, out io.Writer) error {
 func etcdCommand(ctx context.Context, client *clientv3.Client, args []string, out io.Writer) error {
 	var options []clientv3.OpOption
 	var words []string
+	births := false
 	for _, arg := range args {
 		switch arg {
 		case "--prefix":
 			options = append(options, clientv3.WithPrefix())
 		case "--keys":
 			options = append(options, clientv3.WithKeysOnly())
+		case "--births": // a key that was deleted and written again has another one
+			options = append(options, clientv3.WithKeysOnly())
+			births = true
 		default:
 			words = append(words, arg)
 		}
@@ -188,6 +220,10 @@ func etcdCommand(ctx context.Context, client *clientv3.Client, args []string, ou
 			return err
 		}
 		for _, kv := range got.Kvs {
+			if births {
+				fmt.Fprintln(out, string(kv.Key), kv.CreateRevision)
+				continue
+			}
 			fmt.Fprintln(out, strings.TrimSpace(string(kv.Key)+" "+string(kv.Value)))
 		}
 		return nil

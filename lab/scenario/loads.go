@@ -80,7 +80,7 @@ type loadOptions struct {
 	rate                             float64
 	keep                             int
 	timeout, within, patience, quiet time.Duration
-	since, only                      string
+	since, through, only             string
 	maxFailed, maxAnswered           int
 	maxResent, min                   int
 	slowest                          time.Duration
@@ -94,6 +94,7 @@ func (o *loadOptions) define(f *flag.FlagSet) {
 	f.DurationVar(&o.patience, "patience", 500*time.Millisecond, "")
 	f.DurationVar(&o.quiet, "steady", 500*time.Millisecond, "")
 	f.StringVar(&o.since, "since", "", "")
+	f.StringVar(&o.through, "through", "", "")
 	f.StringVar(&o.only, "only", "", "")
 	f.IntVar(&o.maxFailed, "max-failed", -1, "")
 	f.IntVar(&o.maxAnswered, "max-answered", -1, "")
@@ -107,8 +108,10 @@ const loadUsage = `load start NAME [--rate N] [--keep N] [--timeout D] NODE|POD 
        load stop NAME                                                stops it; figures NAME_requests, NAME_failed
        load steady NAME [--within D]                                 all requests of the last D are good
        load blocked NAME [--within D]                                none of the last D is good
-       load answers NAME [--within D] CLUSTER|CLUSTER/POD...         answers of the last D come from exactly these
-       load check NAME [--since MARK] [--max-failed N] [--max-answered N] [--max-resent N] [--min N] [--only REASON,...] [--slowest D]
+       load answers NAME [--within D | --since MARK] CLUSTER|CLUSTER/POD...
+                                                                     answers of the last D, or of all requests since, come from exactly these
+       load check NAME [--since MARK] [--through MARK] [--max-failed N] [--max-answered N] [--max-resent N] [--min N] [--only REASON,...] [--slowest D]
+                                                                     counts; with --through, when none from before that moment is under way
        load recovered NAME SERIES [--patience D] [--steady D]        good again; samples the time since the fault
        load reset NAME SERIES [--min N]                              N kept connections broke and were reset; samples it`
 
@@ -144,7 +147,7 @@ func (v *Live) load(ctx context.Context, args []string) error {
 	case "blocked":
 		return l.blocked(o)
 	case "answers":
-		return l.answers(o, rest)
+		return v.answers(l, o, rest)
 	case "check":
 		return v.checkLoad(l, o)
 	case "recovered", "reset":
@@ -243,15 +246,28 @@ func reasons(t traffic.Tally) string {
 	return " (" + strings.Join(parts, ", ") + ")"
 }
 
-func (l *load) answers(o loadOptions, want []string) error {
-	t := traffic.Count(l.all(time.Now().Add(-o.within)))
+func (v *Live) answers(l *load, o loadOptions, want []string) error {
+	since, span := time.Now().Add(-o.within), o.within
+	if o.since != "" {
+		var err error
+		if since, err = v.since(o.since); err != nil {
+			return err
+		}
+		span = time.Since(since).Round(time.Millisecond)
+	}
+	samples := l.all(since)
+	if o.since != "" {
+		// What was asked before may well be answered after.
+		samples = slices.DeleteFunc(samples, func(s traffic.Sample) bool { return s.Begin().Before(since) })
+	}
+	t := traffic.Count(samples)
 	got := t.ByCluster
 	if len(want) > 0 && strings.Contains(want[0], "/") {
 		got = t.ByPod
 	}
 	slices.Sort(want)
 	if names := slices.Sorted(maps.Keys(got)); !slices.Equal(names, want) {
-		return fmt.Errorf("answers of the last %v come from %s; %d requests failed%s", o.within, counts(got), t.Failed, reasons(t))
+		return fmt.Errorf("answers of the last %v come from %s; %d requests failed%s", span, counts(got), t.Failed, reasons(t))
 	}
 	return nil
 }
@@ -273,6 +289,15 @@ func (v *Live) checkLoad(l *load, o loadOptions) error {
 		var err error
 		if since, err = v.since(o.since); err != nil {
 			return err
+		}
+	}
+	if o.through != "" {
+		through, err := v.since(o.through)
+		if err != nil {
+			return err
+		}
+		if known := l.complete(); !l.stopped && known.Before(through) {
+			return fmt.Errorf("a request has been under way since %v before %s", through.Sub(known).Round(time.Millisecond), o.through)
 		}
 	}
 	samples := l.all(since)

@@ -69,7 +69,9 @@ func samples(words string) *load {
 }
 
 func TestLoadVerdicts(t *testing.T) {
+	v := &Live{marks: map[string]time.Time{"long ago": time.Now().Add(-time.Minute), "now": time.Now()}}
 	o := loadOptions{within: time.Second}
+	ago, now := loadOptions{since: "long ago"}, loadOptions{since: "now"}
 	mixed := samples("east/a west/b east/a !timeout")
 	good := samples("east/a west/b east/a")
 	dead := samples("!refused !timeout")
@@ -86,11 +88,13 @@ func TestLoadVerdicts(t *testing.T) {
 		"no requests":        {samples("").steady(o), "of 0 requests"},
 		"blocked":            {dead.blocked(o), ""},
 		"not blocked":        {mixed.blocked(o), "3 were answered"},
-		"answers by cluster": {good.answers(o, []string{"west", "east"}), ""},
-		"answers by pod":     {good.answers(o, []string{"west/b", "east/a"}), ""},
-		"one is missing":     {good.answers(o, []string{"west/b", "east/a", "east/c"}), "east/a 2, west/b 1"},
-		"one too many":       {good.answers(o, []string{"east"}), "west 1"},
-		"nobody answers":     {dead.answers(o, []string{"east"}), "nobody"},
+		"answers by cluster": {v.answers(good, o, []string{"west", "east"}), ""},
+		"answers by pod":     {v.answers(good, o, []string{"west/b", "east/a"}), ""},
+		"one is missing":     {v.answers(good, o, []string{"west/b", "east/a", "east/c"}), "east/a 2, west/b 1"},
+		"one too many":       {v.answers(good, o, []string{"east"}), "west 1"},
+		"answers since then": {v.answers(good, ago, []string{"east", "west"}), ""},
+		"one before now":     {v.answers(good, now, []string{"east", "west"}), "nobody"},
+		"nobody answers":     {v.answers(dead, o, []string{"east"}), "nobody"},
 		"one is hanging":     {hanging.steady(o), "under way"},
 		"too young to tell":  {young.steady(o), "has run for"},
 	} {
@@ -103,7 +107,7 @@ func TestLoadVerdicts(t *testing.T) {
 }
 
 func TestLoadChecks(t *testing.T) {
-	v := &Live{marks: map[string]time.Time{}, Figures: newFigures()}
+	v := &Live{marks: map[string]time.Time{"before": time.Now().Add(-time.Minute), "after": time.Now().Add(time.Minute)}, Figures: newFigures()}
 	l := samples("east/a !timeout east/a !reset east/b")
 	check := func(want string, change func(*loadOptions)) {
 		t.Helper()
@@ -119,6 +123,8 @@ func TestLoadChecks(t *testing.T) {
 	check("3 of 5 requests were answered, by east/a 2, east/b 1", func(o *loadOptions) { o.maxAnswered = 0 })
 	check("1 failed by timeout", func(o *loadOptions) { o.only = "reset" })
 	check("only 5 requests", func(o *loadOptions) { o.min = 6 })
+	check("", func(o *loadOptions) { o.through = "before" })
+	check("under way", func(o *loadOptions) { o.through = "after" })
 	check("no mark", func(o *loadOptions) { o.since = "never" })
 }
 

@@ -2,6 +2,7 @@ package scenario
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -39,6 +40,7 @@ func (v *Live) verbs() map[string]script.Command {
 
 	add(true, "etcd", "CLUSTER USER "+lab.EtcdUsage, "asks a cluster's store as one of its users, past the API server", v.etcd)
 	add(false, "context", "[--signed-by CLUSTER] [--user USER] [--expired] NAME CLUSTER", "forges a context for the operator's commands", v.context)
+	add(false, "certificate", "[--signed-by CLUSTER] [--user USER] [--expired] FILE", "forges the certificate in an invite", v.certificate)
 	add(false, "boot", "", "starts the clusters of a topology that says manual", v.boot)
 	add(false, "kill", "PROCESS@NODE|POD...", "ends processes at once, all together", v.kill)
 	add(false, "stop", "PROCESS@NODE...", "asks processes to end and waits", v.stop)
@@ -172,20 +174,31 @@ func (v *Live) etcd(ctx context.Context, args []string) error {
 }
 
 func (v *Live) context(_ context.Context, args []string) error {
-	forgery := lab.Forgery{User: "admin"}
-	rest, err := flags(args, func(f *flag.FlagSet) {
-		f.StringVar(&forgery.SignedBy, "signed-by", "", "")
-		f.StringVar(&forgery.User, "user", forgery.User, "")
-		f.BoolVar(&forgery.Expired, "expired", false, "")
-	})
+	forgery, rest, err := forgery(args)
 	if err != nil || len(rest) != 2 {
 		return usageError{}
 	}
 	forgery.Name, forgery.Cluster = rest[0], rest[1]
-	if forgery.SignedBy == "" {
-		forgery.SignedBy = forgery.Cluster
-	}
+	forgery.SignedBy = cmp.Or(forgery.SignedBy, forgery.Cluster)
+	forgery.User = cmp.Or(forgery.User, "admin")
 	return v.Lab.ForgeContext(forgery)
+}
+
+func (v *Live) certificate(_ context.Context, args []string) error {
+	forgery, rest, err := forgery(args)
+	if err != nil || len(rest) != 1 {
+		return usageError{}
+	}
+	return v.Lab.ForgeInvite(v.state.Path(rest[0]), forgery)
+}
+
+func forgery(args []string) (f lab.Forgery, rest []string, err error) {
+	rest, err = flags(args, func(set *flag.FlagSet) {
+		set.StringVar(&f.SignedBy, "signed-by", "", "")
+		set.StringVar(&f.User, "user", "", "")
+		set.BoolVar(&f.Expired, "expired", false, "")
+	})
+	return f, rest, err
 }
 
 func (v *Live) boot(ctx context.Context, args []string) error {

@@ -26,6 +26,7 @@ func init() {
 		"stderr": {Usage: "[-count=N] REGEXP", Summary: "the last command said this to stderr", Run: onOutput(func(s *State) string { return s.Stderr })},
 		"grep":   {Usage: "[-count=N] REGEXP FILE", Summary: "a file contains this", Run: grep},
 		"cmp":    {Usage: "FILE|stdout|stderr FILE", Summary: "two texts are equal", Run: compare},
+		"holds":  {Usage: "FILE|stdout|stderr FILE", Summary: "a text has every line of another", Run: contain},
 		"json":   {Usage: "PATH =|!=|~|<|> VALUE", Summary: "a value in the JSON that the last command printed", Run: onJSON},
 		"save":   {Usage: "FILE", Summary: "keeps what the last command printed", Run: save},
 		"env":    {Usage: "NAME=VALUE", Summary: "sets a variable; the value 'stdout' takes what the last command printed", Run: setEnv},
@@ -36,7 +37,7 @@ func init() {
 // looksAtOutput reports whether a command judges what another one printed.
 func looksAtOutput(args []string) bool {
 	return slices.Contains([]string{"stdout", "stderr", "json"}, args[0]) ||
-		args[0] == "cmp" && len(args) > 1 && (args[1] == "stdout" || args[1] == "stderr")
+		slices.Contains([]string{"cmp", "holds"}, args[0]) && len(args) > 1 && (args[1] == "stdout" || args[1] == "stderr")
 }
 
 func usage(name string) error { return fmt.Errorf("usage: %s %s", name, builtins[name].Usage) }
@@ -96,18 +97,9 @@ func (s *State) text(name string) (string, error) {
 // compare ignores blanks at the ends of lines, which editors remove and tables
 // have.
 func compare(_ context.Context, s *State, args []string) error {
-	if len(args) != 2 {
-		return usage("cmp")
-	}
-	var texts [2][]string
-	for i, name := range args {
-		text, err := s.text(name)
-		if err != nil {
-			return err
-		}
-		for line := range strings.Lines(strings.TrimRight(text, " \n")) {
-			texts[i] = append(texts[i], strings.TrimRight(line, " \t\n"))
-		}
+	texts, err := s.two(args, "cmp")
+	if err != nil {
+		return err
 	}
 	for i := range max(len(texts[0]), len(texts[1])) {
 		a, b := at(texts[0], i), at(texts[1], i)
@@ -116,6 +108,37 @@ func compare(_ context.Context, s *State, args []string) error {
 		}
 	}
 	return nil
+}
+
+// contain ignores the order of lines, and blanks at their ends.
+func contain(_ context.Context, s *State, args []string) error {
+	texts, err := s.two(args, "holds")
+	if err != nil {
+		return err
+	}
+	for _, line := range texts[1] {
+		if !slices.Contains(texts[0], line) {
+			return fmt.Errorf("%s lacks this line of %s:\n    %s", args[0], args[1], line)
+		}
+	}
+	return nil
+}
+
+// two reads the lines of two texts.
+func (s *State) two(args []string, command string) (texts [2][]string, err error) {
+	if len(args) != 2 {
+		return texts, usage(command)
+	}
+	for i, name := range args {
+		text, err := s.text(name)
+		if err != nil {
+			return texts, err
+		}
+		for line := range strings.Lines(strings.TrimRight(text, " \n")) {
+			texts[i] = append(texts[i], strings.TrimRight(line, " \t\n"))
+		}
+	}
+	return texts, nil
 }
 
 func at(lines []string, i int) string {

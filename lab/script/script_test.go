@@ -43,6 +43,8 @@ func TestRun(t *testing.T) {
 		"bad duration":                {"*soon echo", "*soon"},
 		"count":                       {"echo a a a\nstdout -count=3 a\n! stdout -count=2 a", ""},
 		"cmp":                         {"echo a b\ncmp stdout want\n-- want --\na b\n", ""},
+		"holds":                       {"echo a b\nholds want stdout\n-- want --\nc\na b\nd\n", ""},
+		"holds tells the line":        {"echo a c\nholds want stdout\n-- want --\na b\n", "want lacks this line of stdout:\n    a c"},
 		"cmp tells the line":          {"echo a c\ncmp stdout want\n-- want --\na b\n", "line 1 differs"},
 		"json":                        {"echo '{\"a\":[{\"n\":\"x\",\"v\":1},{\"n\":\"y\",\"v\":2}]}'\njson a[n=y].v = 2\njson a.# = 2\njson a.0.v < 2\njson a.0.n ~ ^x\njson b.c = null", ""},
 		"json says what it is":        {"echo '{\"a\":1}'\njson a = 2", "it is 1"},
