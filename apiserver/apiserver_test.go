@@ -329,7 +329,7 @@ func TestRights(t *testing.T) {
 
 	// The API.
 	var refused *api.Error
-	for _, user := range []string{authority.AgentUser("n1"), authority.RemoteUser("west"), "mallory"} {
+	for _, user := range []string{authority.AgentUser("n1"), authority.RemoteUser("west", 0), "mallory"} {
 		c := p.as(user, time.Hour)
 		if _, err := c.Apply(ctx, []byte(shop), false); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
 			t.Errorf("%s applies: %v", user, err)

@@ -36,7 +36,9 @@ const (
 	// GossipKey holds GossipKeys.
 	GossipKey = "weft/agents/gossip"
 	// SecretPrefix is for the API server alone.
-	SecretPrefix      = "weft/secret/"
+	SecretPrefix = "weft/secret/"
+	// RemovalsKey counts the invited peers that were removed.
+	RemovalsKey       = SecretPrefix + "removals"
 	PeerSecretsPrefix = "weft/secret/peers/"
 	// ExportPrefix covers what peers read beyond Cilium's format.
 	ExportPrefix      = "weft/export/"

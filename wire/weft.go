@@ -120,6 +120,8 @@ type Peer struct {
 	// Invited is set while the peer holds a certificate of ours, and so a user
 	// in our etcd.
 	Invited bool `json:"invited,omitempty"`
+	// Generation is the user's; see authority.RemoteUser.
+	Generation uint64 `json:"generation,omitempty"`
 	// Connected is set once we hold a certificate of the peer's: only then
 	// there is something to mirror. A peer may be invited and not yet added.
 	Connected bool `json:"connected,omitempty"`

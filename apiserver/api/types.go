@@ -217,7 +217,7 @@ type Invite struct {
 
 	EtcdEndpoints []string `json:"etcdEndpoints"`
 	CA            string   `json:"ca"`   // PEM, one or more certificates
-	Cert          string   `json:"cert"` // PEM, CN remote-<for>
+	Cert          string   `json:"cert"` // PEM, CN as of authority.RemoteUser
 	Key           string   `json:"key"`  // PEM
 	// GossipAddresses (host:port) and GossipKey (base64) are those of the WAN
 	// gossip; empty means that the cluster does not take part in it.

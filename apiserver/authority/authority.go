@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -49,14 +50,26 @@ const (
 // AgentUser is the user of a node's agent.
 func AgentUser(node string) string { return agentPrefix + node }
 
-// RemoteUser is the user of a peer cluster.
-func RemoteUser(cluster string) string { return remotePrefix + cluster }
+// RemoteUser is the user of a peer cluster. A peer that is invited again after
+// one was removed is another user, of a higher generation: whoever kept a
+// certificate from before is nobody.
+func RemoteUser(cluster string, generation uint64) string {
+	if generation == 0 {
+		return remotePrefix + cluster
+	}
+	return fmt.Sprintf("%s%s.%d", remotePrefix, cluster, generation)
+}
 
 // ParseAgentUser is the inverse of AgentUser.
 func ParseAgentUser(user string) (node string, ok bool) { return cut(user, agentPrefix) }
 
-// ParseRemoteUser is the inverse of RemoteUser.
-func ParseRemoteUser(user string) (cluster string, ok bool) { return cut(user, remotePrefix) }
+// ParseRemoteUser says whose user it is, of whichever generation. The name of a
+// cluster has no dot.
+func ParseRemoteUser(user string) (cluster string, ok bool) {
+	cluster, ok = cut(user, remotePrefix)
+	cluster, _, _ = strings.Cut(cluster, ".")
+	return cluster, ok && cluster != ""
+}
 
 func cut(user, prefix string) (string, bool) {
 	if len(user) <= len(prefix) || user[:len(prefix)] != prefix {

@@ -84,7 +84,8 @@ func MergeBundles(bundles ...[]byte) ([]byte, error) {
 }
 
 // CheckPair says what is wrong with a certificate and key that should name
-// user and be believed by holders of bundle; nil if they are good now.
+// user, or a peer's user of any generation, and be believed by holders of bundle;
+// nil if they are good now.
 func CheckPair(cert, key, bundle []byte, user string) error {
 	pair := Pair{Cert: cert, Key: key}
 	loaded, err := pair.TLS()
@@ -96,11 +97,15 @@ func CheckPair(cert, key, bundle []byte, user string) error {
 		return fmt.Errorf("certificate: %w", err)
 	}
 	if now := time.Now(); now.After(leaf.NotAfter) {
-		return fmt.Errorf("the certificate has expired on %s; ask for a new one", leaf.NotAfter.Format(time.DateOnly))
+		return fmt.Errorf("the certificate has expired on %s", leaf.NotAfter.Format(time.DateOnly))
 	} else if now.Before(leaf.NotBefore) {
 		return fmt.Errorf("the certificate is not valid before %s; check the clocks of both machines", leaf.NotBefore.Format(time.RFC3339))
 	}
-	if leaf.Subject.CommonName != user {
+	is := leaf.Subject.CommonName
+	if cluster, ok := ParseRemoteUser(is); ok {
+		is = RemoteUser(cluster, 0)
+	}
+	if is != user {
 		return fmt.Errorf("the certificate is for %q, not for %q", leaf.Subject.CommonName, user)
 	}
 	roots := x509.NewCertPool()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
@@ -154,9 +155,11 @@ func (c *checker) access(own wire.Cluster, in *api.Invite) {
 			c.invalid("endpoint %q is not of the form https://host:port", e)
 		}
 	}
-	if _, err := authority.ParseBundle([]byte(in.CA)); err != nil {
+	if !in.Expires.IsZero() && time.Now().After(in.Expires) {
+		c.invalid("the invite has expired on %s; ask for a new one with `weft peer invite %s`", in.Expires.Format(time.DateOnly), own.Name)
+	} else if _, err := authority.ParseBundle([]byte(in.CA)); err != nil {
 		c.invalid("its ca: %v", err)
-	} else if err := authority.CheckPair([]byte(in.Cert), []byte(in.Key), []byte(in.CA), authority.RemoteUser(own.Name)); err != nil {
+	} else if err := authority.CheckPair([]byte(in.Cert), []byte(in.Key), []byte(in.CA), authority.RemoteUser(own.Name, 0)); err != nil {
 		c.invalid("%v; ask for a new invite with `weft peer invite %s`", err, own.Name)
 	}
 	for _, a := range in.GossipAddresses {

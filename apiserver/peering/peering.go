@@ -63,7 +63,8 @@ func New(c Config) *Peering {
 
 // Invite makes what the named cluster needs to read us: a user, a certificate
 // for it, and where we are. Inviting again makes another certificate, and the
-// older ones stay good until they expire or the peer is removed.
+// older ones stay good until they expire or the peer is removed, from when on
+// none of them ever is again.
 func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, error) {
 	if err := wire.CheckClusterName(cluster); err != nil {
 		return nil, api.Invalid("", "%v", err)
@@ -84,16 +85,27 @@ func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, erro
 	if peer.Removing {
 		return nil, api.Conflict("try again in a moment", "peer %q is still being removed", cluster)
 	}
-	if err := p.conf.Users.SetUser(ctx, reader(own.Name, cluster)); err != nil {
+	conds, ops := []store.Cond{cond}, []store.Op(nil)
+	if !peer.Invited {
+		var unchanged store.Cond
+		if peer.Generation, unchanged, err = p.removals(ctx); err != nil {
+			return nil, err
+		}
+		peer.Name, peer.Invited = cluster, true
+		conds = append(conds, unchanged)
+		ops = append(ops, store.Put(wire.PeerKey(cluster), wire.Marshal(peer)),
+			store.Put(wire.RemovalsKey, wire.Marshal(peer.Generation)))
+	}
+	reader := reader(own.Name, peer)
+	if err := p.conf.Users.SetUser(ctx, reader); err != nil {
 		return nil, err
 	}
-	pair, err := p.conf.Authority.Issue(authority.Request{User: authority.RemoteUser(cluster), Client: true})
+	pair, err := p.conf.Authority.Issue(authority.Request{User: reader.Name, Client: true})
 	if err != nil {
 		return nil, err
 	}
-	if !peer.Invited {
-		peer.Name, peer.Invited = cluster, true
-		if err := p.commit(ctx, cond, store.Put(wire.PeerKey(cluster), wire.Marshal(peer))); err != nil {
+	if len(ops) > 0 {
+		if err := p.commit(ctx, conds, ops...); err != nil {
 			return nil, err
 		}
 	}
@@ -109,8 +121,8 @@ func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, erro
 
 // reader is what a peer may do in our store: read what is exported, nothing
 // else.
-func reader(own, cluster string) store.User {
-	return store.User{Name: authority.RemoteUser(cluster), Read: []string{
+func reader(own string, peer wire.Peer) store.User {
+	return store.User{Name: authority.RemoteUser(peer.Name, peer.Generation), Read: []string{
 		wire.CiliumStatePrefix,
 		wire.ExportPrefix,
 		wire.ClusterConfigKey(own),
@@ -140,11 +152,11 @@ func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, err
 	if err != nil {
 		return nil, err
 	}
-	peer.Invited = old.Invited
+	peer.Invited, peer.Generation = old.Invited, old.Generation
 	// The time also makes the record differ, so that a new certificate alone
 	// starts the mirror anew.
 	peer.Added = time.Now().UTC()
-	if err := p.commit(ctx, cond,
+	if err := p.commit(ctx, []store.Cond{cond},
 		store.Put(wire.PeerSecretKey(peer.Name), wire.Marshal(secret)),
 		store.Put(wire.PeerKey(peer.Name), wire.Marshal(peer))); err != nil {
 		return nil, err
@@ -203,13 +215,21 @@ func (p *Peering) Remove(ctx context.Context, cluster string) error {
 	if cond.Modified == 0 {
 		return api.NotFound("`weft peer list` shows those there are", "cluster %q has no peer %q", p.conf.Cluster.Name, cluster)
 	}
-	if err := p.conf.Users.RemoveUser(ctx, authority.RemoteUser(cluster)); err != nil {
+	if err := p.conf.Users.RemoveUser(ctx, authority.RemoteUser(cluster, peer.Generation)); err != nil {
 		return err
 	}
+	conds, ops := []store.Cond{cond}, []store.Op(nil)
+	if peer.Invited {
+		n, unchanged, err := p.removals(ctx)
+		if err != nil {
+			return err
+		}
+		conds, ops = append(conds, unchanged), append(ops, store.Put(wire.RemovalsKey, wire.Marshal(n+1)))
+	}
 	peer.Invited, peer.Connected, peer.Removing = false, false, true
-	if err := p.commit(ctx, cond,
+	if err := p.commit(ctx, conds, append(ops,
 		store.Put(wire.PeerKey(cluster), wire.Marshal(peer)),
-		store.Delete(wire.PeerSecretKey(cluster))); err != nil {
+		store.Delete(wire.PeerSecretKey(cluster)))...); err != nil {
 		return err
 	}
 	// Run would do the same, and does it after a crash here.
@@ -251,6 +271,20 @@ func (p *Peering) peer(ctx context.Context, cluster string) (wire.Peer, store.Co
 	return peer, store.Cond{Key: key, Modified: kv.Modified}, err
 }
 
+// removals counts the invited peers that were removed, and gives the condition
+// that none was since.
+func (p *Peering) removals(ctx context.Context) (uint64, store.Cond, error) {
+	kv, err := p.conf.Store.Get(ctx, wire.RemovalsKey)
+	if errors.Is(err, store.ErrNotFound) {
+		return 0, store.Cond{Key: wire.RemovalsKey}, nil
+	}
+	if err != nil {
+		return 0, store.Cond{}, err
+	}
+	n, err := wire.Unmarshal[uint64](kv.Value)
+	return n, store.Cond{Key: wire.RemovalsKey, Modified: kv.Modified}, err
+}
+
 func (p *Peering) list(ctx context.Context) ([]wire.Peer, error) {
 	kvs, _, err := p.conf.Store.List(ctx, wire.PeersPrefix)
 	if err != nil {
@@ -267,8 +301,8 @@ func (p *Peering) list(ctx context.Context) ([]wire.Peer, error) {
 	return peers, nil
 }
 
-func (p *Peering) commit(ctx context.Context, cond store.Cond, ops ...store.Op) error {
-	_, done, err := p.conf.Store.Commit(ctx, store.Txn{If: []store.Cond{cond}, Then: ops})
+func (p *Peering) commit(ctx context.Context, conds []store.Cond, ops ...store.Op) error {
+	_, done, err := p.conf.Store.Commit(ctx, store.Txn{If: conds, Then: ops})
 	if err != nil {
 		return err
 	}

@@ -174,7 +174,7 @@ func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name strin
 	}
 	if peer.Invited && first {
 		// After an upgrade its rights may be others.
-		if err := p.conf.Users.SetUser(ctx, reader(p.conf.Cluster.Name, name)); err != nil {
+		if err := p.conf.Users.SetUser(ctx, reader(p.conf.Cluster.Name, peer)); err != nil {
 			return err
 		}
 	}
@@ -211,6 +211,7 @@ func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name strin
 // same compares what a mirror depends on.
 func same(a, b wire.Peer) bool {
 	a.Invited, b.Invited = false, false
+	a.Generation, b.Generation = 0, 0
 	return string(wire.Marshal(a)) == string(wire.Marshal(b))
 }
 
@@ -261,7 +262,7 @@ func (p *Peering) finish(ctx context.Context, name string) error {
 	if err != nil || !peer.Removing {
 		return err // somebody finished it before
 	}
-	if err := p.conf.Users.RemoveUser(ctx, authority.RemoteUser(name)); err != nil {
+	if err := p.conf.Users.RemoveUser(ctx, authority.RemoteUser(name, peer.Generation)); err != nil {
 		return err
 	}
 	_, done, err := p.conf.Store.Commit(ctx, store.Txn{If: []store.Cond{cond}, Then: []store.Op{store.Delete(wire.PeerKey(name))}})

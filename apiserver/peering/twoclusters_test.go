@@ -114,6 +114,11 @@ func (s *site) dial(pair authority.Pair, ca []byte) *store.Etcd {
 	return e
 }
 
+func (s *site) dialInvite(in *api.Invite) *store.Etcd {
+	s.t.Helper()
+	return s.dial(authority.Pair{Cert: []byte(in.Cert), Key: []byte(in.Key)}, []byte(in.CA))
+}
+
 func (s *site) put(key string, v any) {
 	s.t.Helper()
 	value, ok := v.([]byte)
@@ -245,12 +250,12 @@ func TestTwoClustersOnRealStores(t *testing.T) {
 	})
 	blank := east.dump("cilium/", "weft/")
 	invite := east.read(west)
-	west.read(east)
+	ofEast := west.read(east)
 	eventually(t, copied(west, east))
 	eventually(t, copied(east, west))
 
 	t.Run("rights", func(t *testing.T) {
-		e := west.dial(authority.Pair{Cert: []byte(invite.Cert), Key: []byte(invite.Key)}, []byte(invite.CA))
+		e := west.dialInvite(invite)
 		defer e.Close()
 		for _, prefix := range []string{"cilium/state/", "weft/export/", "cilium/synced/west/", "cilium/cluster-config/west", "cilium/.heartbeat"} {
 			if _, err := e.Get(t.Context(), prefix); err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -373,9 +378,11 @@ func TestTwoClustersOnRealStores(t *testing.T) {
 		if err := east.p.Remove(t.Context(), "west"); err != nil {
 			t.Fatal(err)
 		}
-		heartbeat := func(line string) bool { return strings.HasPrefix(line, wire.HeartbeatKey+"=") }
+		own := func(line string) bool {
+			return strings.HasPrefix(line, wire.HeartbeatKey+"=") || strings.HasPrefix(line, wire.RemovalsKey+"=")
+		}
 		eventually(t, func() string {
-			return cmp.Diff(slices.DeleteFunc(slices.Clone(blank), heartbeat), slices.DeleteFunc(east.dump("cilium/", "weft/"), heartbeat))
+			return cmp.Diff(slices.DeleteFunc(slices.Clone(blank), own), slices.DeleteFunc(east.dump("cilium/", "weft/"), own))
 		})
 		if _, err := east.root.Client().UserGet(t.Context(), "remote-west"); err == nil {
 			t.Error("west's user is still there")
@@ -383,6 +390,27 @@ func TestTwoClustersOnRealStores(t *testing.T) {
 		if _, err := east.root.Client().RoleGet(t.Context(), "remote-west"); err == nil {
 			t.Error("west's role is still there")
 		}
+	})
+
+	t.Run("invited again", func(t *testing.T) {
+		before := east.dialInvite(ofEast)
+		defer before.Close()
+		again, err := east.p.Invite(t.Context(), "west")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := before.List(t.Context(), "cilium/state/"); !errors.Is(err, store.ErrDenied) {
+			t.Error("the certificate from before the removal is good again:", err)
+		}
+		now := east.dialInvite(again)
+		defer now.Close()
+		if _, _, err := now.List(t.Context(), "cilium/state/"); err != nil {
+			t.Error(err)
+		}
+		if _, err := west.p.Add(t.Context(), again); err != nil {
+			t.Error(err)
+		}
+		eventually(t, copied(east, west))
 	})
 }
 

@@ -1,0 +1,189 @@
+package peering
+
+import (
+	"errors"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/apiserver/store"
+)
+
+func TestInvitedOnly(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east := w.cluster(t, "east", 1)
+		defer func() { east.stop() }()
+		blank := east.left()
+		in, err := east.p.Invite(t.Context(), "west")
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if s := east.status("west"); s.Control.State != Invited {
+			t.Errorf("status %+v", s)
+		}
+		if err := authority.CheckPair([]byte(in.Cert), []byte(in.Key), []byte(in.CA), "remote-west"); err != nil {
+			t.Error(err)
+		}
+		if _, err := east.p.Release(t.Context(), "west"); !refusal(err, http.StatusNotFound) {
+			t.Errorf("release: %v", err)
+		}
+		if err := east.p.Remove(t.Context(), "west"); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(blank, east.left()); diff != "" || len(east.users.Names()) != 0 {
+			t.Errorf("left behind: %v\n%s", east.users.Names(), diff)
+		}
+		for _, name := range []string{"east", "", "Not/A/Name"} {
+			if _, err := east.p.Invite(t.Context(), name); !refusal(err, http.StatusUnprocessableEntity) {
+				t.Errorf("invite of %q: %v", name, err)
+			}
+		}
+	})
+}
+
+// Whoever kept a certificate of a peer that was removed is nobody, also after
+// that peer was invited again.
+func TestRemovalEndsCertificatesForGood(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
+		defer func() { east.stop(); west.stop() }()
+		holder := func(in *api.Invite) string {
+			t.Helper()
+			pair, err := authority.Pair{Cert: []byte(in.Cert), Key: []byte(in.Key)}.TLS()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pair.Leaf.Subject.CommonName
+		}
+		invite := func() *api.Invite {
+			t.Helper()
+			in, err := east.p.Invite(t.Context(), "west")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return in
+		}
+		seen := map[string]bool{}
+		for range 3 {
+			first := invite()
+			if _, err := west.p.Add(t.Context(), first); err != nil {
+				t.Fatal(err)
+			}
+			east.read(west)
+			east.restart()
+			if second := invite(); holder(second) != holder(first) {
+				t.Errorf("%s is cut off by an invite that nobody has used: %s", holder(first), holder(second))
+			}
+			if got := strings.Join(east.users.Names(), " "); got != holder(first) || seen[got] {
+				t.Errorf("users %q, certificate for %q, before %v", got, holder(first), seen)
+			}
+			seen[holder(first)] = true
+			if err := east.p.Remove(t.Context(), "west"); err != nil {
+				t.Fatal(err)
+			}
+			if n := east.users.Names(); len(n) != 0 {
+				t.Errorf("users %v", n)
+			}
+		}
+	})
+}
+
+// Whatever is wrong is said in a sentence, and nothing is altered.
+func TestBadInvites(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west, south := w.cluster(t, "east", 1), w.cluster(t, "west", 2), w.cluster(t, "south", 3)
+		defer func() { east.stop(); west.stop(); south.stop() }()
+		east.read(west)
+		other, err := south.p.Invite(t.Context(), "other")
+		if err != nil {
+			t.Fatal(err)
+		}
+		expired, err := south.ca.Issue(authority.Request{User: "remote-east", Client: true, Lifetime: -time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		good, err := south.p.Invite(t.Context(), "east")
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := east.st.Dump("")
+		for _, c := range []struct {
+			name   string
+			change func(*api.Invite)
+			status int
+			want   string
+		}{
+			{"another kind", func(in *api.Invite) { in.Kind = "JoinBundle" }, 422, "this is not an invite"},
+			{"for another cluster", func(in *api.Invite) { in.For = "north" }, 422, `weft peer invite east`},
+			{"a bad name", func(in *api.Invite) { in.Cluster = "So uth" }, 422, "use 1 to 32 of a-z"},
+			{"our name", func(in *api.Invite) { in.Cluster = "east" }, 409, "our own name"},
+			{"our ID", func(in *api.Invite) { in.ID = 1 }, 409, "cluster ID 1 is our own"},
+			{"a peer's ID", func(in *api.Invite) { in.ID = 2 }, 409, `cluster ID 2 is used by peer "west"`},
+			{"a peer's name", func(in *api.Invite) { in.Cluster = "west" }, 409, "a peer of this name is here with cluster ID 2, not 3"},
+			{"ID 0", func(in *api.Invite) { in.ID = 0 }, 422, "from 1 to 255"},
+			{"ID beyond the range", func(in *api.Invite) { in.ID = 256 }, 422, "from 1 to 255"},
+			{"another maximum", func(in *api.Invite) { in.MaxConnectedClusters = 511 }, 409, "maxConnectedClusters"},
+			{"our CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.1.128.0/17")} }, 409, "overlaps our own 10.1.0.0/16"},
+			{"our service CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.101.1.0/24")} }, 409, "overlaps our service CIDR"},
+			{"a peer's CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.2.0.0/15")} }, 409, `overlaps 10.2.0.0/16 of peer "west"`},
+			{"no CIDR", func(in *api.Invite) { in.PodCIDRs = nil }, 422, "no pod CIDR"},
+			{"everything", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")} }, 422, "every address"},
+			{"host bits", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.3.0.1/16")} }, 422, "without bits outside"},
+			{"its own overlap", func(in *api.Invite) { in.PodCIDRs = append(in.PodCIDRs, netip.MustParsePrefix("10.3.1.0/24")) }, 422, "overlap"},
+			{"expired long ago", func(in *api.Invite) {
+				in.Expires = time.Now().Add(-time.Hour)
+				in.Cert, in.Key = string(expired.Cert), string(expired.Key)
+			}, 422, "the invite has expired on 1999-12-31; ask for a new one with `weft peer invite east`"},
+			{"expired", func(in *api.Invite) { in.Cert, in.Key = string(expired.Cert), string(expired.Key) }, 422, "has expired on"},
+			{"another's certificate", func(in *api.Invite) { in.Cert, in.Key = other.Cert, other.Key }, 422, `is for "remote-other"`},
+			{"another CA", func(in *api.Invite) { in.CA = string(west.ca.Bundle()) }, 422, "not signed by the ca"},
+			{"no CA", func(in *api.Invite) { in.CA = "" }, 422, "no certificate"},
+			{"another key", func(in *api.Invite) { in.Key = other.Key }, 422, "do not belong together"},
+			{"no endpoint", func(in *api.Invite) { in.EtcdEndpoints = nil }, 422, "how its store is reached"},
+			{"plain endpoint", func(in *api.Invite) { in.EtcdEndpoints = []string{"http://south.test:2379"} }, 422, "https://host:port"},
+			{"gossip address", func(in *api.Invite) { in.GossipAddresses = []string{"south"} }, 422, "host:port"},
+			{"gossip key", func(in *api.Invite) { in.GossipKey = "abc" }, 422, "gossip key"},
+		} {
+			in := *good
+			in.PodCIDRs = append([]netip.Prefix(nil), good.PodCIDRs...)
+			c.change(&in)
+			_, err := east.p.Add(t.Context(), &in)
+			if !refusal(err, c.status) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%s: %v", c.name, err)
+			}
+		}
+		twice := *good
+		twice.ID, twice.PodCIDRs = 1, east.own.PodCIDRs
+		var e *api.Error
+		if _, err := east.p.Add(t.Context(), &twice); !errors.As(err, &e) || len(e.Problems) != 2 {
+			t.Errorf("two mistakes: %v", err)
+		}
+
+		w.probe = errors.New("the server at south.test:2379 is not certified by the ca in the invite")
+		if _, err := east.p.Add(t.Context(), good); !refusal(err, 422) || !strings.Contains(err.Error(), "not certified by the ca") {
+			t.Errorf("CA mismatch: %v", err)
+		}
+		w.probe = nil
+		south.export(`{"id":7,"capabilities":{"syncedCanaries":true}}`)
+		if _, err := east.p.Add(t.Context(), good); !refusal(err, 409) || !strings.Contains(err.Error(), "cluster ID is 7") {
+			t.Errorf("another cluster answers: %v", err)
+		}
+		south.st.Fail(func(string, string) error { return store.ErrDenied })
+		if _, err := east.p.Add(t.Context(), good); !refusal(err, 422) || !strings.Contains(err.Error(), "does not let us read") {
+			t.Errorf("no user there: %v", err)
+		}
+		south.st.Fail(nil)
+
+		if diff := cmp.Diff(before, east.st.Dump("")); diff != "" {
+			t.Errorf("altered:\n%s", diff)
+		}
+	})
+}
