@@ -218,9 +218,12 @@ func peerRemoveCommand() *cobra.Command {
 		Use:     "remove NAME",
 		Aliases: []string{"delete"},
 		Short:   "Leave a peer: remove it and exactly its state",
-		Long: "Remove a peer and exactly its state from this cluster, and its right to read us. The\n" +
-			"other side keeps what it knows of us until it removes us too; --both does that through\n" +
-			"its context.",
+		Long: "Remove a peer and exactly its state from this cluster, and its right to read us: no\n" +
+			"certificate that it has opens anything again, not even after a new invite. The other side\n" +
+			"keeps what it knows of us until it removes us too; --both does that through its context.\n\n" +
+			"What the peer is listening to ends too, except with an existing etcd (etcdEndpoints), which\n" +
+			"asks for rights only when a watch begins: restart its members one after the other, or the\n" +
+			"peer goes on hearing of changes until its connection ends.",
 		Example:           "  weft -c east peer remove west\n  weft -c east peer remove west --both",
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completePeers),
