@@ -83,7 +83,7 @@ func (l *Lab) ForgeContext(f Forgery) error {
 }
 
 // ForgeInvite replaces the certificate in an invite. An empty SignedBy is the
-// cluster that invites, an empty User whom the invite is for.
+// cluster that invites, an empty User that of the certificate there is.
 func (l *Lab) ForgeInvite(path string, f Forgery) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -97,7 +97,11 @@ func (l *Lab) ForgeInvite(path string, f Forgery) error {
 	if err != nil {
 		return err
 	}
-	pair, err := l.issue(c, cmp.Or(f.User, authority.RemoteUser(in.For)), f.Expired)
+	genuine, err := tls.X509KeyPair([]byte(in.Cert), []byte(in.Key))
+	if err != nil {
+		return fmt.Errorf("invite %s: %w", path, err)
+	}
+	pair, err := l.issue(c, cmp.Or(f.User, genuine.Leaf.Subject.CommonName), f.Expired)
 	if err != nil {
 		return err
 	}
