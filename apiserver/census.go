@@ -142,6 +142,21 @@ func (c *census) epoch() uint64 {
 	return highest
 }
 
+// holding are the nodes that keep what they have from a store before this one,
+// in order of name.
+func (c *census) holding() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	nodes := []string{}
+	for name, v := range c.claims {
+		if v.Holding != "" {
+			nodes = append(nodes, name)
+		}
+	}
+	slices.Sort(nodes)
+	return nodes
+}
+
 // status is one line per registered node, in order of name. endpoints and
 // refused are counts by node.
 func (c *census) status(cluster string, register map[string]nodes.Registration, endpoints map[string]int, refused map[string]uint64) []api.NodeStatus {

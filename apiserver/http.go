@@ -48,6 +48,7 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("GET /v1/nodes/{name}/tables", s.proxy(func(r *http.Request) string { return "/v1/tables" }))
 	mux.HandleFunc("GET /v1/nodes/{name}/tables/{table}", s.proxy(func(r *http.Request) string { return "/v1/tables/" + r.PathValue("table") }))
 	mux.HandleFunc("POST /v1/rotate", s.answer(s.postRotate))
+	mux.HandleFunc("POST /v1/release", s.answer(s.postRelease))
 	mux.HandleFunc("GET /v1/identities", s.answer(func(r *http.Request) (any, error) { return s.identities(r.Context()) }))
 	mux.HandleFunc("GET /v1/services", s.answer(func(r *http.Request) (any, error) { return s.services(r.Context()) }))
 	mux.HandleFunc("GET /v1/observe", s.observe)
@@ -224,6 +225,32 @@ func (s *server) postRotate(r *http.Request) (any, error) {
 		}
 		if done {
 			return api.RotateResult{Cluster: s.cluster.Name, Epoch: next}, nil
+		}
+	}
+}
+
+// postRelease says that this store holds what belongs here: nodes that still keep
+// what they have from one that was lost go by it from now on.
+func (s *server) postRelease(r *http.Request) (any, error) {
+	for {
+		kv, err := s.store.Get(r.Context(), wire.ClusterKey)
+		if err != nil {
+			return nil, err
+		}
+		c, err := wire.Unmarshal[wire.Cluster](kv.Value)
+		if err != nil {
+			return nil, err
+		}
+		c.Released = true
+		_, done, err := s.store.Commit(r.Context(), store.Txn{
+			If:   []store.Cond{{Key: wire.ClusterKey, Modified: kv.Modified}},
+			Then: []store.Op{store.Put(wire.ClusterKey, wire.Marshal(c))},
+		})
+		if err != nil {
+			return nil, err
+		}
+		if done {
+			return api.ReleaseResult{Cluster: s.cluster.Name, Generation: c.Generation, Nodes: s.census.holding()}, nil
 		}
 	}
 }

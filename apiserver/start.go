@@ -305,7 +305,7 @@ func agree(ctx context.Context, s store.Store, want wire.Cluster) (wire.Cluster,
 			if err := compatible(is, want); err != nil {
 				return want, err
 			}
-			next.Generation = is.Generation
+			next.Generation, next.Released = is.Generation, is.Released
 			if slices.Equal(is.PodCIDRs, want.PodCIDRs) {
 				return is, nil
 			}

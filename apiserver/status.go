@@ -8,6 +8,7 @@ import (
 	"maps"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
@@ -38,6 +39,9 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 	}
 	if problem := s.space.problem(); problem != "" {
 		out.Problems = append(out.Problems, problem)
+	}
+	if held := s.census.holding(); len(held) > 0 {
+		out.Problems = append(out.Problems, fmt.Sprintf("held: %s keep what they have from the store before this one: apply everything that belongs here, then `weft node release` lets them go by it", strings.Join(held, ", ")))
 	}
 	for _, n := range nodes {
 		out.Cluster.Endpoints += n.Endpoints

@@ -5,7 +5,8 @@
 // It puts libraries together and decides nothing that they could: who may talk
 // is package policy's, what stands behind a service package service's, which
 // lane and which path tunnel's. Nothing a packet needs lives in this process:
-// stopping it removes nothing.
+// stopping it removes nothing, and neither does a store that was lost: the agent
+// keeps what it has until an operator releases it to the rebuilt one.
 //
 //	etcd ─► reflector ─► intake ─► tables ─► program ─► maps
 //	                                 │  ▲        lanes ─► WireGuard, routes
@@ -30,6 +31,7 @@ import (
 	"github.com/weft-mesh/weft/meshagent/program"
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/meshagent/trust"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 )
 
@@ -43,6 +45,7 @@ type Agent struct {
 	log     *slog.Logger
 	started time.Time
 
+	trust      *trust.Trust
 	intake     *intake.Intake
 	reflectors []*reflector.Reflector
 	ways       *program.Ways
@@ -72,13 +75,16 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 		ring: flow.NewRing(cfg.KeepFlows), listed: make(chan struct{}), start: make(chan struct{}),
 	}
 	internal := endpoint.Internal(n.cidr)
+	var err error
+	if a.trust, err = trust.New(n.cluster, filepath.Join(cfg.StateDir, "generation"), edges.Source, log); err != nil {
+		return nil, err
+	}
 	a.intake = intake.New(n.cluster, a.Tables)
 	for _, prefix := range intake.Prefixes {
 		a.reflectors = append(a.reflectors, reflector.New(reflector.Config{
-			Prefix: prefix, Source: edges.Source, Apply: a.intake.Apply, Trust: a.intake.Trust(prefix), Log: log,
+			Prefix: prefix, Source: edges.Source, Apply: a.intake.Apply, Trust: a.trust.Judge, Log: log,
 		}))
 	}
-	var err error
 	if a.ways, err = program.NewWays(edges.Datapath.Maps()); err != nil {
 		return nil, err
 	}
@@ -102,7 +108,7 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 		node: n, edges: edges, tables: a.Tables, ways: a.ways, meshes: meshes, lanes: a.lanes, internal: internal, start: a.start, log: log,
 		changed: make(chan struct{}, 1),
 	}
-	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, settled: a.workloads.settled, log: log}
+	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, trust: a.trust, settled: a.workloads.settled, log: log}
 	a.hosts = &hosts{path: cfg.Hosts, own: n.cluster, tables: a.Tables, listed: a.listed, log: log}
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, ring: a.ring, log: log}
 	return a, nil

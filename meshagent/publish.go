@@ -14,6 +14,7 @@ import (
 
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/meshagent/trust"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -28,6 +29,7 @@ type publisher struct {
 	edges  *Edges
 	tables *tables.Tables
 	lanes  *lanes
+	trust  *trust.Trust
 	// settled is closed when the table of endpoints is what it should be.
 	settled <-chan struct{}
 	log     *slog.Logger
@@ -35,6 +37,8 @@ type publisher struct {
 	// Of the loop alone.
 	start string            // names this start of the agent
 	have  map[string][]byte // in etcd, as far as known; nil: not asked yet
+	// holding is the generation that we go by while it is not the store's.
+	holding string
 }
 
 // leaseTurn is how often the lease is renewed: a third of it may go wrong twice.
@@ -52,6 +56,10 @@ func (p *publisher) Run(ctx context.Context) error {
 		_, pods := p.tables.Pods.AllWatch(txn)
 		_, failing := p.tables.Problems.AllWatch(txn)
 		_, known, own := p.lanes.Own()
+		holding, changed := p.trust.Holding()
+		if holding != p.holding {
+			p.have, p.holding = nil, holding // another store: it has none of it
+		}
 		problems, due := lasting(p.tables.Problems.All(txn), time.Now())
 		err := p.turn(ctx, txn, settled, known, problems)
 		wait := min(leaseTurn, due)
@@ -76,6 +84,7 @@ func (p *publisher) Run(ctx context.Context) error {
 		case <-pods:
 		case <-failing:
 		case <-own:
+		case <-changed:
 		case <-p.settledOnce():
 		case <-time.After(wait):
 		}
@@ -173,6 +182,7 @@ func (p *publisher) state() wire.NodeState {
 	s := wire.NodeState{
 		Name: p.node.name, Addresses: []netip.Addr{p.node.ip}, Internal: endpoint.Internal(p.node.cidr),
 		PodCIDRs: []netip.Prefix{p.node.cidr}, Epoch: own.Epoch, BootID: p.edges.BootID,
+		Holding: p.holding,
 	}
 	for i, lane := range own.Lanes {
 		s.Lanes[i] = wire.Lane{PublicKey: lane.PublicKey.String(), Port: lane.Port}

@@ -19,6 +19,9 @@ type Cluster struct {
 	// Generation names this etcd store: a new one means that everything was
 	// lost and written anew, and that what is missing was not taken back.
 	Generation string `json:"generation"`
+	// Released is the operator's word that a store that was rebuilt holds what
+	// belongs there: until then nodes keep what they have from the one before.
+	Released bool `json:"released,omitempty"`
 }
 
 // NodeState is what an agent says of its node.
@@ -31,8 +34,11 @@ type NodeState struct {
 	Epoch uint64  `json:"epoch"`
 	Lanes [2]Lane `json:"lanes"`
 	// BootID is the kernel's: it changes when the node was rebooted.
-	BootID string            `json:"bootID,omitempty"`
-	Labels map[string]string `json:"labels,omitempty"`
+	BootID string `json:"bootID,omitempty"`
+	// Holding is the generation of the store before this one, as long as the node
+	// keeps what it has from there.
+	Holding string            `json:"holding,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"`
 	// Silent is set by readers, never by the agent: its lease has run out.
 	Silent bool `json:"silent,omitempty"`
 }

@@ -290,6 +290,13 @@ func (c *Client) RotateKeys(ctx context.Context) (*RotateResult, error) {
 	return &out, c.call(ctx, http.MethodPost, "/v1/rotate", nil, nil, &out)
 }
 
+// ReleaseNodes lets nodes go by this store that keep what they have from one
+// that was lost.
+func (c *Client) ReleaseNodes(ctx context.Context) (*ReleaseResult, error) {
+	var out ReleaseResult
+	return &out, c.call(ctx, http.MethodPost, "/v1/release", nil, nil, &out)
+}
+
 // Identities lists identities of this cluster and of its peers.
 func (c *Client) Identities(ctx context.Context) (*IdentityList, error) {
 	var out IdentityList

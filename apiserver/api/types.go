@@ -290,6 +290,15 @@ type RotateResult struct {
 	Epoch   uint64 `json:"epoch"`
 }
 
+// ReleaseResult answers POST /v1/release.
+type ReleaseResult struct {
+	Cluster string `json:"cluster"`
+	// Generation is that of the store that nodes now go by.
+	Generation string `json:"generation"`
+	// Nodes are those that kept what they have from an earlier store.
+	Nodes []string `json:"nodes"`
+}
+
 // Identity is one row of GET /v1/identities.
 type Identity struct {
 	Cluster string `json:"cluster"` // whose identity it is

@@ -48,6 +48,9 @@ func newFake(name string, id uint32, mesh map[string]*fake) *fake {
 	mux.HandleFunc("POST /v1/nodes", f.answer(f.addNode))
 	mux.HandleFunc("DELETE /v1/nodes/{name}", f.answer(func(r *http.Request) (any, error) { return nil, nil }))
 	mux.HandleFunc("POST /v1/rotate", f.answer(func(*http.Request) (any, error) { return api.RotateResult{Cluster: name, Epoch: 3}, nil }))
+	mux.HandleFunc("POST /v1/release", f.answer(func(*http.Request) (any, error) {
+		return api.ReleaseResult{Cluster: name, Generation: "g2", Nodes: []string{"east-1", "east-2"}}, nil
+	}))
 	mux.HandleFunc("GET /v1/identities", f.answer(func(*http.Request) (any, error) { return f.identities(), nil }))
 	mux.HandleFunc("GET /v1/services", f.answer(func(*http.Request) (any, error) { return f.services(), nil }))
 	mux.HandleFunc("POST /v1/apply", f.answer(f.apply(api.Configured)))

@@ -13,7 +13,7 @@ import (
 
 func nodeCommand() *cobra.Command {
 	return groupCommand("node", "Nodes of a cluster, their join bundles and keys", operate,
-		nodeListCommand(), nodeAddCommand(), nodeDeleteCommand(), nodeRotateCommand())
+		nodeListCommand(), nodeAddCommand(), nodeDeleteCommand(), nodeRotateCommand(), nodeReleaseCommand())
 }
 
 func nodeListCommand() *cobra.Command {
@@ -164,6 +164,29 @@ func nodeRotateCommand() *cobra.Command {
 			t := table{columns: columns("CLUSTER", "KEY-EPOCH")}
 			for _, r := range results {
 				t.rows = append(t.rows, []string{r.Cluster, fmt.Sprint(r.Epoch)})
+			}
+			return show(cmd, results, t)
+		},
+	}
+}
+
+func nodeReleaseCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "release",
+		Short: "Let nodes go by a store that was rebuilt",
+		Long: "Let nodes go by a store that was rebuilt. After the cluster's store was lost, nodes keep\n" +
+			"everything they have, and take nothing from the new one: what it lacks was never withdrawn.\n" +
+			"Add the nodes and peers, apply the manifests, and then say so with this command. What is\n" +
+			"not in the store by then goes.",
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			results, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.ReleaseResult, error) { return c.ReleaseNodes(ctx) })
+			if err != nil {
+				return err
+			}
+			t := table{columns: columns("CLUSTER", "RELEASED", "GENERATION")}
+			for _, r := range results {
+				t.rows = append(t.rows, []string{r.Cluster, list(r.Nodes), r.Generation})
 			}
 			return show(cmd, results, t)
 		},

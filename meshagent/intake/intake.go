@@ -61,30 +61,6 @@ func (in *Intake) GossipKeys() (wire.GossipKeys, <-chan struct{}) {
 	return in.gossip, in.changed
 }
 
-// Trust refuses a list of wire.StatePrefix that does not say whose it is, or
-// another cluster's: an etcd that was emptied is no reason to remove anything.
-func (in *Intake) Trust(prefix string) func([]reflector.KV) error {
-	if prefix != wire.StatePrefix {
-		return nil
-	}
-	return func(kvs []reflector.KV) error {
-		for _, kv := range kvs {
-			if kv.Key != wire.ClusterKey {
-				continue
-			}
-			c, err := wire.Unmarshal[wire.Cluster](kv.Value)
-			if err != nil {
-				return err
-			}
-			if c.Name != in.own {
-				return fmt.Errorf("the store belongs to cluster %q, this node to %q: check the etcd endpoints of the join bundle", c.Name, in.own)
-			}
-			return nil
-		}
-		return fmt.Errorf("the store holds no cluster yet; keeping what is known")
-	}
-}
-
 // Apply writes one batch as one transaction.
 func (in *Intake) Apply(events []reflector.Event) {
 	t := in.tables

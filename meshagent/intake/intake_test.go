@@ -166,30 +166,8 @@ func TestSecretsAreInNoTable(t *testing.T) {
 	}
 }
 
-func TestAListIsTrustedOnlyFromTheOwnCluster(t *testing.T) {
+func TestTheOwnClusterDoesNotGoWithItsKey(t *testing.T) {
 	d := newDesk(t)
-	trust := d.in.Trust(wire.StatePrefix)
-	cluster := func(name string) []reflector.KV {
-		return []reflector.KV{{Key: wire.ClusterKey, Value: wire.Marshal(wire.Cluster{Name: name, ID: 1})}}
-	}
-	for _, test := range []struct {
-		name string
-		list []reflector.KV
-		ok   bool
-	}{
-		{"own", cluster("east"), true},
-		{"another's", cluster("west"), false},
-		{"empty", nil, false},
-		{"broken", []reflector.KV{{Key: wire.ClusterKey, Value: []byte("{")}}, false},
-	} {
-		if err := trust(test.list); (err == nil) != test.ok {
-			t.Errorf("%s: %v", test.name, err)
-		}
-	}
-	if d.in.Trust(wire.CachePrefix) != nil {
-		t.Error("an empty cache is an ordinary one")
-	}
-	// One key that goes does not make the cluster go.
 	d.putJSON(wire.ClusterKey, wire.Cluster{Name: "east", ID: 1})
 	d.drop(wire.ClusterKey)
 	d.want("clusters", "east 1 yes", true)

@@ -44,9 +44,10 @@ type Config struct {
 	Source Source
 	// Apply receives changes in order. It is never called concurrently.
 	Apply func([]Event)
-	// Trust judges a list before anything is concluded from it; nil trusts every
-	// list. A list that is refused changes nothing and is asked for again.
-	Trust func([]KV) error
+	// Trust says whether the store is to be believed, before it is asked for a list
+	// and again before anything is concluded from it; nil believes every store. A
+	// list that is refused changes nothing and is asked for again.
+	Trust func(context.Context) error
 	Log   *slog.Logger
 }
 
@@ -147,14 +148,9 @@ func (r *Reflector) Run(ctx context.Context) error {
 // follow lists once and watches until that breaks. healthy says that the list
 // was good, so that the next attempt need not wait long.
 func (r *Reflector) follow(ctx context.Context, known map[string]int64) (healthy bool, err error) {
-	kvs, revision, err := r.cfg.Source.List(ctx, r.cfg.Prefix)
+	kvs, revision, err := r.list(ctx)
 	if err != nil {
 		return false, err
-	}
-	if r.cfg.Trust != nil {
-		if err := r.cfg.Trust(kvs); err != nil {
-			return false, err
-		}
 	}
 	if changes := sweep(known, kvs); len(changes) > 0 {
 		r.cfg.Apply(changes)
@@ -181,6 +177,22 @@ func (r *Reflector) follow(ctx context.Context, known map[string]int64) (healthy
 		err = errors.New("watch ended")
 	}
 	return true, err
+}
+
+// list reads everything from a store that was trusted before and after.
+func (r *Reflector) list(ctx context.Context) ([]KV, int64, error) {
+	trust := r.cfg.Trust
+	if trust == nil {
+		trust = func(context.Context) error { return nil }
+	}
+	if err := trust(ctx); err != nil {
+		return nil, 0, err
+	}
+	kvs, revision, err := r.cfg.Source.List(ctx, r.cfg.Prefix)
+	if err != nil {
+		return nil, 0, err
+	}
+	return kvs, revision, trust(ctx)
 }
 
 // sweep turns a complete list into the changes against known, and brings known

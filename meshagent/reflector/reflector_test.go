@@ -95,8 +95,8 @@ func TestAListThatIsNotTrustedChangesNothing(t *testing.T) {
 		r := reflector.New(reflector.Config{
 			Prefix: "a/", Source: store, Log: slog.New(slog.DiscardHandler),
 			Apply: func(events []reflector.Event) { applied += len(events) },
-			Trust: func(kvs []reflector.KV) error {
-				if len(kvs) == 0 {
+			Trust: func(context.Context) error {
+				if _, ok := store.Get("a/cluster"); !ok {
 					return errors.New("the store is empty")
 				}
 				return nil

@@ -1,0 +1,107 @@
+package trust_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"testing"
+
+	"github.com/weft-mesh/weft/meshagent/reflector/reflectortest"
+	"github.com/weft-mesh/weft/meshagent/trust"
+	"github.com/weft-mesh/weft/wire"
+)
+
+func TestANodeStaysWithItsStore(t *testing.T) {
+	cluster := func(name, generation string, released bool) []byte {
+		return wire.Marshal(wire.Cluster{Name: name, ID: 1, Generation: generation, Released: released})
+	}
+	for _, test := range []struct {
+		name   string
+		before string // generation of an earlier store, "": none
+		store  []byte // nil: empty
+		ok     bool
+		holds  string
+	}{
+		{"first store", "", cluster("east", "g1", false), true, ""},
+		{"the same one", "g1", cluster("east", "g1", false), true, ""},
+		{"another cluster's", "g1", cluster("west", "g1", false), false, ""},
+		{"emptied", "g1", nil, false, ""},
+		{"broken", "g1", []byte("{"), false, ""},
+		{"rebuilt", "g1", cluster("east", "g2", false), false, "g1"},
+		{"rebuilt and released", "g1", cluster("east", "g2", true), true, ""},
+		{"one that does not say", "g1", cluster("east", "", false), true, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "agent", "generation")
+			judge := func(value []byte) (*trust.Trust, error) {
+				store := reflectortest.New()
+				if value != nil {
+					if err := store.Put(t.Context(), wire.ClusterKey, value); err != nil {
+						t.Fatal(err)
+					}
+				}
+				tr, err := trust.New("east", path, store, slog.New(slog.DiscardHandler))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return tr, tr.Judge(t.Context())
+			}
+			if test.before != "" {
+				if _, err := judge(cluster("east", test.before, false)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			tr, err := judge(test.store)
+			holds, _ := tr.Holding()
+			if (err == nil) != test.ok || holds != test.holds {
+				t.Errorf("judged %v, holding %q", err, holds)
+			}
+		})
+	}
+}
+
+// An operator's word, or the return of the store, ends the hold, and whoever
+// waits is told.
+func TestAHoldEnds(t *testing.T) {
+	for name, next := range map[string]wire.Cluster{
+		"released":  {Name: "east", ID: 1, Generation: "g2", Released: true},
+		"came back": {Name: "east", ID: 1, Generation: "g1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := reflectortest.New()
+			put := func(c wire.Cluster) { _ = store.Put(t.Context(), wire.ClusterKey, wire.Marshal(c)) }
+			tr, err := trust.New("east", filepath.Join(t.TempDir(), "generation"), store, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			put(wire.Cluster{Name: "east", ID: 1, Generation: "g1"})
+			first := tr.Judge(t.Context())
+			put(wire.Cluster{Name: "east", ID: 1, Generation: "g2"})
+			if err := tr.Judge(t.Context()); first != nil || err == nil {
+				t.Fatalf("judged %v, then %v", first, err)
+			}
+			_, changed := tr.Holding()
+			put(next)
+			if err := tr.Judge(t.Context()); err != nil {
+				t.Error(err)
+			}
+			<-changed
+			if holds, _ := tr.Holding(); holds != "" {
+				t.Errorf("still holding %q", holds)
+			}
+		})
+	}
+}
+
+func TestAStoreThatIsAwayIsNotJudged(t *testing.T) {
+	store := reflectortest.New()
+	store.SetAway(true)
+	tr, err := trust.New("east", filepath.Join(t.TempDir(), "generation"), store, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.Judge(context.Background()); !errors.Is(err, reflectortest.ErrAway) {
+		t.Error(err)
+	}
+}
