@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -24,6 +25,7 @@ const (
 	keepAliveTime    = 15 * time.Second
 	keepAliveTimeout = 10 * time.Second
 	maxMessage       = 16 << 20
+	maxAnswer        = 64 << 20 // a page of large values, or what a watch missed
 )
 
 // DialConfig says how an etcd is reached.
@@ -35,12 +37,18 @@ type DialConfig struct {
 	// SignOfLife is the pause between two requests that prove a watch alive.
 	// A few unanswered ones end the watch with ErrSilent. 0 means 5 s.
 	SignOfLife time.Duration
+	// MostKeys and MostBytes, of keys and values, bound what one listing of a
+	// store may hold that is not ours: it fails with ErrTooMuch beyond them. 0
+	// means no bound.
+	MostKeys, MostBytes int
 }
 
 // Etcd is a Store on a real etcd.
 type Etcd struct {
 	client     *clientv3.Client
 	signOfLife time.Duration
+	mostKeys   int // 0: no bound
+	mostBytes  int // 0: no bound
 }
 
 var (
@@ -50,6 +58,10 @@ var (
 
 // Dial makes a client. It does not wait for a connection: the first call does.
 func Dial(c DialConfig) (*Etcd, error) {
+	answer := 0 // etcd's own, 2 GiB
+	if c.MostBytes > 0 {
+		answer = maxAnswer
+	}
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            c.Endpoints,
 		TLS:                  c.TLS,
@@ -57,6 +69,8 @@ func Dial(c DialConfig) (*Etcd, error) {
 		DialKeepAliveTime:    keepAliveTime,
 		DialKeepAliveTimeout: keepAliveTimeout,
 		MaxCallSendMsgSize:   maxMessage,
+		MaxCallRecvMsgSize:   answer,
+		DialOptions:          []grpc.DialOption{grpc.WithChainUnaryInterceptor(wholeAnswer), grpc.WithChainStreamInterceptor(wholeStream)},
 		BackoffWaitBetween:   50 * time.Millisecond,
 		Logger:               zap.NewNop(),
 	})
@@ -66,7 +80,7 @@ func Dial(c DialConfig) (*Etcd, error) {
 	if c.SignOfLife == 0 {
 		c.SignOfLife = 5 * time.Second
 	}
-	return &Etcd{client: client, signOfLife: c.SignOfLife}, nil
+	return &Etcd{client: client, signOfLife: c.SignOfLife, mostKeys: c.MostKeys, mostBytes: c.MostBytes}, nil
 }
 
 // Client is the etcd client itself, for users, roles and maintenance.
@@ -101,6 +115,7 @@ func (e *Etcd) List(ctx context.Context, prefix string) ([]KV, int64, error) {
 
 func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int64, err error) {
 	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
+	bytes := 0
 	for {
 		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(pageSize)}
 		if revision != 0 {
@@ -112,10 +127,14 @@ func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int6
 		}
 		if revision == 0 {
 			revision = resp.Header.Revision
-			kvs = make([]KV, 0, resp.Count)
+			kvs = make([]KV, 0, max(0, min(resp.Count, 1<<20))) // a peer may say anything
 		}
 		for _, kv := range resp.Kvs {
+			bytes += len(kv.Key) + len(kv.Value)
 			kvs = append(kvs, KV{Key: string(kv.Key), Value: kv.Value, Created: kv.CreateRevision, Modified: kv.ModRevision, Lease: Lease(kv.Lease)})
+		}
+		if over(len(kvs), e.mostKeys) || over(bytes, e.mostBytes) {
+			return nil, 0, fmt.Errorf("list %s: %w", prefix, ErrTooMuch)
 		}
 		if !resp.More {
 			return kvs, revision, nil
@@ -123,6 +142,8 @@ func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int6
 		from = kvs[len(kvs)-1].Key + "\x00"
 	}
 }
+
+func over(n, most int) bool { return most > 0 && n > most }
 
 // Count is how many keys begin with prefix, and the store's revision.
 func (e *Etcd) Count(ctx context.Context, prefix string) (n int, revision int64, err error) {
