@@ -17,6 +17,7 @@ import (
 	"strconv"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/mirror"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -67,6 +68,12 @@ type Config struct {
 	EtcdCert      string   `json:"etcdCert,omitempty"`
 	EtcdKey       string   `json:"etcdKey,omitempty"`
 
+	// PeerEntries and PeerBytes, of keys and values, bound what is copied of one
+	// peer: beyond either, our copy of it stays as it is and the status says so.
+	// A mesh is expected to have 500,000 entries; one of a pod has about 250 bytes.
+	PeerEntries int `json:"peerEntries"`
+	PeerBytes   int `json:"peerBytes"`
+
 	// GossipPort is this process's in the pool of the cluster's agents,
 	// WANGossipPort that in the pool of all clusters' API servers. 0: it takes
 	// no part, and dead nodes are found by probes alone.
@@ -96,6 +103,8 @@ func Defaults() Config {
 		MetricsAddress:       ":9963",
 		EtcdQuotaBytes:       2 << 30,
 		DiskReserveBytes:     128 << 20,
+		PeerEntries:          mirror.DefaultLimit().Entries,
+		PeerBytes:            mirror.DefaultLimit().Bytes,
 		GossipPort:           gossipPort,
 		WANGossipPort:        api.WANGossipPort,
 		Log:                  slog.Default(),
@@ -147,6 +156,9 @@ func (c Config) Validate() error {
 	}
 	if c.DiskReserveBytes < 0 {
 		add("disk-reserve-bytes is %d: give 0 or more", c.DiskReserveBytes)
+	}
+	if c.PeerEntries < 1 || c.PeerBytes < 1 {
+		add("peer-entries is %d and peer-bytes %d: give at least 1 each", c.PeerEntries, c.PeerBytes)
 	}
 	for _, e := range c.EtcdEndpoints {
 		if u, err := url.Parse(e); err != nil || u.Scheme != "https" || u.Host == "" {

@@ -40,6 +40,7 @@ func TestValidate(t *testing.T) {
 		"listen":             {func(c *Config) { c.Listen = "7443" }, "listen is"},
 		"port":               {func(c *Config) { c.EtcdListen = ":70000" }, "no number from 0 to 65535"},
 		"half external":      {func(c *Config) { c.EtcdEndpoints = []string{"https://e:2379"} }, "belong together"},
+		"no room for peers":  {func(c *Config) { c.PeerEntries = 0 }, "peer-entries is 0"},
 		"plain etcd":         {func(c *Config) { c.EtcdEndpoints = []string{"http://e:2379"} }, "no https URL"},
 		"everything at once": {func(c *Config) { *c = Config{} }, "advertise is"},
 	} {

@@ -17,6 +17,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/endpoints"
 	"github.com/weft-mesh/weft/apiserver/export"
+	"github.com/weft-mesh/weft/apiserver/mirror"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/peering"
 	"github.com/weft-mesh/weft/apiserver/registry"
@@ -159,7 +160,8 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 	s.exporter = export.New(export.Config{Store: s.store, Cluster: f.cluster, Log: s.log})
 	s.peering = peering.New(peering.Config{
 		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f,
-		EtcdEndpoints: f.etcdEndpoints(), GossipAddresses: at(f.conf.WANGossipPort), GossipKey: wanKey, Log: s.log,
+		EtcdEndpoints: f.etcdEndpoints(), GossipAddresses: at(f.conf.WANGossipPort), GossipKey: wanKey,
+		Limit: mirror.Limit{Entries: f.conf.PeerEntries, Bytes: f.conf.PeerBytes}, Log: s.log,
 	})
 	s.census = newCensus(s.store, s.log)
 	if s.memory, err = openMemory(f.conf.DataDir, f.cluster.Generation, s.store, s.log); err != nil {

@@ -20,6 +20,7 @@ const (
 	ForeignIdentity Reason = "foreign-identity" // outside of the peer's range
 	ForeignName     Reason = "foreign-name"     // labels of another cluster, or reserved ones
 	TooLarge        Reason = "too-large"        // more than our store takes
+	OverLimit       Reason = "over-limit"       // more than we copy of one peer
 )
 
 // claims checks a peer's values. A peer can lie only about itself: whatever

@@ -30,6 +30,8 @@ type Config struct {
 	Peer wire.Peer
 	// Store is ours; the mirror writes only this peer's keys.
 	Store store.Store
+	// Limit bounds the copy; the zero value means DefaultLimit.
+	Limit Limit
 	// Taken says whose an address is that the peer has no right to name as one
 	// of its nodes', beyond what follows from Own: "" if nobody's. nil: never
 	// anybody's. It is called with the mirror locked and must not call back.
@@ -61,6 +63,7 @@ type Mirror struct {
 	mu      sync.Mutex // guards what follows
 	known   bool       // have is what our store holds; not after a failed write
 	have    map[string]entry
+	bytes   int             // of have, keys and values
 	held    map[string]bool // keys of have whose deletion waits for an operator
 	// generation is that of the peer's store that have is a copy of. It lags
 	// behind while deletions are held, here and in our store, so that a restart
@@ -74,6 +77,11 @@ type Mirror struct {
 type entry struct {
 	folder string
 	hash   uint64
+	size   int // of key and value
+}
+
+func entryOf(folder, key string, value []byte) entry {
+	return entry{folder: folder, hash: maphash.Bytes(seed, value), size: len(key) + len(value)}
 }
 
 var seed = maphash.MakeSeed()
@@ -91,6 +99,9 @@ func New(c Config) *Mirror {
 	}
 	if c.Listing == 0 {
 		c.Listing = 2 * time.Minute
+	}
+	if c.Limit == (Limit{}) {
+		c.Limit = DefaultLimit()
 	}
 	m := &Mirror{conf: c, claims: newClaims(c.Own, c.Peer, c.Taken), have: map[string]entry{}, held: map[string]bool{}}
 	m.count = counters{state: api.LinkConnecting, since: time.Now(), synced: map[wire.Resource]bool{}, refused: map[refusalKey]*api.Refusal{}}
@@ -119,7 +130,11 @@ func (m *Mirror) Run(ctx context.Context) error {
 		if time.Since(began) > m.conf.LastPause {
 			pause = m.conf.FirstPause
 		}
-		timer := time.NewTimer(pause/2 + rand.N(pause/2+1))
+		wait := pause/2 + rand.N(pause/2+1)
+		if errors.Is(err, errOverLimit) {
+			wait = overLimitPause
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -182,7 +197,7 @@ func (m *Mirror) recall(ctx context.Context) error {
 	if known {
 		return nil
 	}
-	have := map[string]entry{}
+	have, bytes := map[string]entry{}, 0
 	generation := ""
 	synced := map[wire.Resource]bool{}
 	for _, f := range m.claims.folders() {
@@ -208,12 +223,13 @@ func (m *Mirror) recall(ctx context.Context) error {
 					generation = c.Generation
 				}
 			}
-			have[kv.Key] = entry{folder: f.name, hash: maphash.Bytes(seed, kv.Value)}
+			e := entryOf(f.name, kv.Key, kv.Value)
+			have[kv.Key], bytes = e, bytes+e.size
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.known, m.have, m.generation, m.count.synced = true, have, generation, synced
+	m.known, m.have, m.bytes, m.generation, m.count.synced = true, have, bytes, generation, synced
 	// What was held and is still missing is found by the next complete list.
 	clear(m.held)
 	return nil

@@ -82,6 +82,9 @@ func (m *Mirror) Problems() []string {
 	if m.count.state == api.LinkRefused {
 		out = append(out, fmt.Sprintf("peer %s: nothing is imported: %s", name, m.count.err))
 	}
+	if near := m.conf.Limit.near(len(m.have), m.bytes); near != "" && m.count.state != api.LinkRefused {
+		out = append(out, fmt.Sprintf("peer %s: %s", name, near))
+	}
 	if n := len(m.held); n > 0 {
 		out = append(out, fmt.Sprintf("peer %s: held: %d deletions (%s); if they are meant, `weft peer release %s` lets them through", name, n, m.count.holding, name))
 	}

@@ -63,13 +63,23 @@ func expected(r wire.Resource, mode string) bool {
 
 func (m *Mirror) list(ctx context.Context, src Source) ([]listing, error) {
 	var out []listing
+	entries, bytes := 0, 0
 	for _, f := range m.claims.folders() {
 		kvs, revision, err := listOne(ctx, src, f.prefix, m.conf.Listing)
 		if errors.Is(err, store.ErrDenied) && f.resource == "" {
 			continue // a Cilium peer: its role does not name our prefix
 		}
-		if err != nil {
+		if errors.Is(err, store.ErrTooMuch) {
+			entries = m.conf.Limit.Entries + 1
+		} else if err != nil {
 			return nil, fmt.Errorf("list the peer's %s: %w", f.name, err)
+		}
+		entries += len(kvs)
+		for _, kv := range kvs {
+			bytes += len(kv.Key) + len(kv.Value)
+		}
+		if err := m.bound(f, entries, bytes); err != nil {
+			return nil, err
 		}
 		out = append(out, listing{f, kvs, revision})
 	}
@@ -89,7 +99,11 @@ func (m *Mirror) sweep(ctx context.Context, lists []listing) error {
 	defer m.writing.Unlock()
 	m.mu.Lock()
 	ops, listed := m.sweepLocked(lists)
+	entries, bytes := m.afterLocked(ops)
 	m.mu.Unlock()
+	if err := m.bound(folder{name: "entries", prefix: wire.CiliumStatePrefix}, entries, bytes); err != nil {
+		return err
+	}
 	if err := m.commit(ctx, ops); err != nil {
 		return fmt.Errorf("write our copy: %w", err)
 	}
@@ -149,6 +163,32 @@ func (m *Mirror) sweepLocked(lists []listing) (ops []store.Op, generation string
 	return append(ops, m.clusterOpLocked()...), generation
 }
 
+// bound refuses to copy so much of the peer.
+func (m *Mirror) bound(f folder, entries, bytes int) error {
+	err := m.conf.Limit.check(entries, bytes)
+	if err == nil {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.refuseLocked(f, f.prefix, OverLimit, err)
+	return fmt.Errorf("%w: %w", ErrRefused, err)
+}
+
+// afterLocked is how large our copy would be after these writes.
+func (m *Mirror) afterLocked(ops []store.Op) (entries, bytes int) {
+	entries, bytes = len(m.have), m.bytes
+	for _, op := range ops {
+		if e, known := m.have[op.Key]; known {
+			entries, bytes = entries-1, bytes-e.size
+		}
+		if !op.Delete {
+			entries, bytes = entries+1, bytes+len(op.Key)+len(op.Value)
+		}
+	}
+	return entries, bytes
+}
+
 // acceptLocked judges one of the peer's values: the key it is kept under, what
 // to write, false if it is refused. The cluster's own entry waits in pending,
 // because it carries the generation.
@@ -206,9 +246,13 @@ func (m *Mirror) change(ctx context.Context, f folder, events []store.Event) err
 	defer m.writing.Unlock()
 	m.mu.Lock()
 	ops, rebuilt := m.changeLocked(f, events)
+	entries, bytes := m.afterLocked(ops)
 	m.mu.Unlock()
 	if rebuilt {
 		return errRewound
+	}
+	if err := m.bound(f, entries, bytes); err != nil {
+		return err
 	}
 	if err := m.commit(ctx, ops); err != nil {
 		return fmt.Errorf("write our copy: %w", err)
@@ -325,13 +369,16 @@ func (m *Mirror) remember(ops []store.Op) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, op := range ops {
+		m.bytes -= m.have[op.Key].size // 0 for what is new
 		if op.Delete {
 			delete(m.have, op.Key)
 			delete(m.held, op.Key)
 			m.count.withdrawn++
 			continue
 		}
-		m.have[op.Key] = entry{folder: m.folderOf(op.Key), hash: maphash.Bytes(seed, op.Value)}
+		e := entryOf(m.folderOf(op.Key), op.Key, op.Value)
+		m.have[op.Key] = e
+		m.bytes += e.size
 		m.count.written++
 		if op.Key == wire.PeerClusterKey(m.conf.Peer.Name) {
 			if c, err := wire.Unmarshal[wire.ExportCluster](op.Value); err == nil {

@@ -37,12 +37,12 @@ const (
 	silence      = 6 * time.Second
 )
 
-// Etcd reaches real peers.
-type Etcd struct{}
+// Etcd reaches real peers, and reads no more of one at a time than Limit.
+type Etcd struct{ Limit mirror.Limit }
 
 // Open implements Dialer.
-func (Etcd) Open(endpoints []string, conf *tls.Config) (mirror.Source, error) {
-	e, err := store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf, SignOfLife: signOfLife})
+func (d Etcd) Open(endpoints []string, conf *tls.Config) (mirror.Source, error) {
+	e, err := store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf, SignOfLife: signOfLife, MostKeys: d.Limit.Entries, MostBytes: d.Limit.Bytes})
 	if err != nil {
 		return nil, err
 	}

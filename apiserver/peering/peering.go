@@ -36,7 +36,9 @@ type Config struct {
 	// empty if we take no part in it.
 	GossipAddresses []string
 	GossipKey       []byte
-	// Dialer reaches peers; nil means Etcd.
+	// Limit bounds our copy of each peer; the zero value means mirror's default.
+	Limit mirror.Limit
+	// Dialer reaches peers; nil means Etcd, with that limit.
 	Dialer Dialer
 	Log    *slog.Logger
 }
@@ -55,8 +57,11 @@ type Peering struct {
 
 // New makes a Peering.
 func New(c Config) *Peering {
+	if c.Limit == (mirror.Limit{}) {
+		c.Limit = mirror.DefaultLimit()
+	}
 	if c.Dialer == nil {
-		c.Dialer = Etcd{}
+		c.Dialer = Etcd{Limit: c.Limit}
 	}
 	return &Peering{conf: c, peers: map[string]wire.Peer{}, mirrors: map[string]*running{}, nodes: map[string][]netip.Addr{}}
 }

@@ -219,7 +219,7 @@ func (p *Peering) start(ctx context.Context, mirrors *sync.WaitGroup, peer wire.
 	ctx, cancel := context.WithCancel(ctx)
 	r := &running{secret: secret, cancel: cancel, done: make(chan struct{})}
 	r.mirror = mirror.New(mirror.Config{
-		Own: p.conf.Cluster, Peer: peer, Store: p.conf.Store, Log: p.conf.Log,
+		Own: p.conf.Cluster, Peer: peer, Store: p.conf.Store, Limit: p.conf.Limit, Log: p.conf.Log,
 		Taken: func(a netip.Addr) string { return p.taken(peer.Name, a) },
 		Dial: func() (mirror.Source, error) {
 			conf, err := tlsOf(peer, secret)

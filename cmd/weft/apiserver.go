@@ -36,6 +36,8 @@ func apiserverCommand() *cobra.Command {
 		"etcd-ca":                "file with the CA of that etcd",
 		"etcd-cert":              "file with our client certificate there, as its user root",
 		"etcd-key":               "file with its key",
+		"peer-entries":           "how many entries are copied of one peer at most",
+		"peer-bytes":             "how many bytes are copied of one peer at most",
 		"gossip-port":            "port of the gossip with this cluster's agents; 0: none",
 		"wan-gossip-port":        "port of the gossip with other clusters' API servers; 0: none",
 	})

@@ -1,0 +1,151 @@
+package mirror
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/store"
+)
+
+func TestLimitDecides(t *testing.T) {
+	l := Limit{Entries: 100, Bytes: 10_000}
+	for name, c := range map[string]struct {
+		entries, bytes int
+		over, near     string
+	}{
+		"far":             {90, 9000, "", ""},
+		"near":            {91, 10, "", "91 entries of at most 100 are copied"},
+		"near in bytes":   {1, 9001, "", "9001 bytes of at most 10000 are copied"},
+		"full":            {100, 10_000, "", "100 entries of at most 100"},
+		"one too many":    {101, 10, "over its limit of 100 entries; raise peerEntries", "101 entries"},
+		"a byte too many": {1, 10_001, "over its limit of 10000 bytes; raise peerBytes", "10001 bytes"},
+	} {
+		err := l.check(c.entries, c.bytes)
+		if (err != nil) != (c.over != "") || err != nil && (!errors.Is(err, errOverLimit) || !strings.Contains(err.Error(), c.over)) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if near := l.near(c.entries, c.bytes); (near != "") != (c.near != "") || !strings.Contains(near, c.near) {
+			t.Errorf("%s: %q", name, near)
+		}
+	}
+}
+
+// A peer grows without end: our copy stays what it was at the limit.
+func TestFloodEndsAtTheLimit(t *testing.T) {
+	run(t, func(b *bench) {
+		b.m.conf.Limit = Limit{Entries: 11, Bytes: 1 << 20}
+		b.pod(10, 131073)
+		b.pod(11, 131073)
+		b.same()
+		if p := strings.Join(b.m.Problems(), "\n"); !strings.Contains(p, "peer west: 11 entries of at most 11 are copied") {
+			t.Errorf("problems %q", p)
+		}
+		before := b.got()
+		over := func(when string) {
+			t.Helper()
+			if s := b.state(); s.State != api.LinkRefused || !strings.Contains(s.Error, "over its limit of 11 entries; raise peerEntries") {
+				t.Errorf("%s: control %+v", when, s)
+			}
+			if diff := cmp.Diff(before, b.got()); diff != "" {
+				t.Errorf("%s:\n%s", when, diff)
+			}
+		}
+		b.pod(12, 131073)
+		over("one more")
+		if p := strings.Join(b.m.Problems(), "\n"); !strings.Contains(p, "peer west: nothing is imported: ") || !strings.Contains(p, "--peer-entries") {
+			t.Errorf("problems %q", p)
+		}
+		for n := 13; n < 100; n++ {
+			b.pod(n, 131073)
+		}
+		b.wait()
+		over("listed")
+		refused := uint64(0)
+		for _, r := range b.m.Status(time.Now()).Refused {
+			if r.Reason == string(OverLimit) {
+				refused += r.Count
+			}
+		}
+		if refused < 2 {
+			t.Errorf("counted %d times", refused)
+		}
+		b.stop()
+		b.start() // with room for all
+		b.same()
+		b.m.conf.Limit = Limit{Entries: 120, Bytes: 1 << 20}
+		for n := 13; n < 100; n++ {
+			b.there(store.Delete(podKey(n)))
+		}
+		b.m.mu.Lock()
+		entries, bytes := len(b.m.have), b.m.bytes
+		b.m.known = false
+		b.m.mu.Unlock()
+		if err := b.m.recall(t.Context()); err != nil || b.m.bytes != bytes || len(b.m.have) != entries {
+			t.Errorf("counted %d bytes of %d entries, there are %d of %d; %v", bytes, entries, b.m.bytes, len(b.m.have), err)
+		}
+	})
+}
+
+// A peer that comes back within the limit is copied again, without a word from
+// anybody.
+func TestBackWithinTheLimit(t *testing.T) {
+	run(t, func(b *bench) {
+		b.m.conf.Limit = Limit{Entries: 100, Bytes: 1 << 20}
+		b.there(store.Put("cilium/state/identities/v1/id/131074", make([]byte, 2<<20)))
+		// No label at all: it is refused as a lie before it is counted.
+		b.same()
+		for n := 10; n < 120; n++ {
+			b.pod(n, 131073)
+		}
+		if b.state().State != api.LinkRefused {
+			t.Errorf("control %+v", b.state())
+		}
+		for n := 10; n < 120; n++ {
+			b.there(store.Delete(podKey(n)))
+		}
+		b.wait()
+		if b.state().State == api.LinkUp {
+			t.Error("2 MiB of lies are listed under a limit of one")
+		}
+		b.there(store.Delete("cilium/state/identities/v1/id/131074"))
+		b.wait()
+		b.wait()
+		if s := b.state(); s.State != api.LinkUp {
+			t.Errorf("control %+v", s)
+		}
+		if n, err := b.m.Release(t.Context()); err != nil {
+			t.Error(n, err)
+		}
+		b.same()
+	})
+}
+
+// What is held counts, and can be released all the same.
+func TestHeldEntriesCount(t *testing.T) {
+	run(t, func(b *bench) {
+		b.m.conf.Limit = Limit{Entries: 12, Bytes: 1 << 20}
+		b.rebuilt()
+		b.fill("w2")
+		for n := 2; n <= 4; n++ {
+			b.there(store.Delete(podKey(n)))
+			b.pod(n+100, 131073)
+		}
+		b.pod(99, 131073)
+		b.wait()
+		b.wait()
+		if s := b.state(); s.State != api.LinkRefused || b.held() != 3 {
+			t.Errorf("held %d, control %+v", b.held(), s)
+		}
+		if n, err := b.m.Release(t.Context()); n != 3 || err != nil {
+			t.Errorf("released %d, %v", n, err)
+		}
+		b.wait()
+		b.wait()
+		b.same()
+	})
+}
