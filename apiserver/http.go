@@ -109,7 +109,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.As(err, &refusal):
 	case errors.Is(err, store.ErrFull):
-		refusal = api.Refuse(http.StatusInsufficientStorage, "make space on the API server's disk, or raise --etcd-quota-bytes and restart it", "the store is full, nothing was changed")
+		refusal = api.StoreFull()
 	case errors.Is(err, store.ErrUnavailable):
 		refusal = api.Refuse(http.StatusServiceUnavailable, "look at the API server's log", "the store cannot be reached: %v", err)
 	default:

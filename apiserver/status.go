@@ -66,6 +66,9 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 	if err != nil {
 		out.Problems = append(out.Problems, fmt.Sprintf("store: %v", err))
 	}
+	if problem := quotaProblem(out.Cluster.StoreBytes, s.conf.EtcdQuotaBytes); problem != "" && len(s.conf.EtcdEndpoints) == 0 {
+		out.Problems = append(out.Problems, problem)
+	}
 	if out.Peers == nil {
 		out.Peers = []api.PeerStatus{}
 	}
@@ -75,6 +78,15 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 		}
 	}
 	return out, nil
+}
+
+// quotaProblem warns before etcd refuses writes: the last twentieth can be one
+// transaction. An external etcd's quota is not known here.
+func quotaProblem(bytes, quota int64) string {
+	if bytes < quota-quota/20 {
+		return ""
+	}
+	return fmt.Sprintf("the store has %d of the %d MiB that it may have; beyond, nothing is written: raise --etcd-quota-bytes and restart the API server", bytes>>20, quota>>20)
 }
 
 // addDeadNodes adds what the peer's gossip says of its nodes.

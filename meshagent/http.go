@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
@@ -67,7 +68,7 @@ func (a *Agent) handler() http.Handler {
 	mux.HandleFunc("GET /v1/tables", func(w http.ResponseWriter, r *http.Request) {
 		l := api.TableList{Cluster: a.node.cluster, Node: a.node.name}
 		for _, s := range a.Tables.Summaries() {
-			l.Tables = append(l.Tables, api.TableSummary{Name: s.Name, Rows: s.Rows, Pending: s.Pending, Errors: s.Errors})
+			l.Tables = append(l.Tables, api.TableSummary(s))
 		}
 		answer(w, l)
 	})
@@ -75,7 +76,7 @@ func (a *Agent) handler() http.Handler {
 		name := r.PathValue("name")
 		shown, ok := a.Tables.Show(name)
 		if !ok {
-			refuse(w, api.NotFound(fmt.Sprintf("there is %v", a.Tables.Names()), "the agent has no table %q", name))
+			refuse(w, api.NotFound("choose from "+strings.Join(a.Tables.Names(), ", "), "the agent has no table %q", name))
 			return
 		}
 		answer(w, api.Table{Cluster: a.node.cluster, Node: a.node.name, Name: name, Columns: shown.Columns, Rows: shown.Rows})

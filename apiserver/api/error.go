@@ -86,6 +86,13 @@ func Conflict(hint, format string, args ...any) *Error {
 	return Refuse(http.StatusConflict, hint, format, args...)
 }
 
+// StoreFull says that the store takes no writes. It does so for two reasons,
+// and its refusal is the same for both.
+func StoreFull() *Error {
+	return Refuse(http.StatusInsufficientStorage, "make space if its disk is full, raise --etcd-quota-bytes if it has reached that; `weft status` says which",
+		"the store takes no more writes, nothing was changed")
+}
+
 // readError turns an answer of 400 or above into an *Error, also when it does
 // not come from our server.
 func readError(resp *http.Response) error {

@@ -90,7 +90,7 @@ func handle(f func(*http.Request) (any, error)) http.HandlerFunc {
 			switch {
 			case errors.As(err, &refusal):
 			case errors.Is(err, store.ErrFull):
-				refusal = api.Refuse(http.StatusInsufficientStorage, "make space on the API server's disk, or raise etcdQuotaBytes and restart it", "the store is full, nothing was changed")
+				refusal = api.StoreFull()
 			case errors.Is(err, store.ErrUnavailable):
 				refusal = api.Refuse(http.StatusServiceUnavailable, "look at the API server's log", "the store cannot be reached: %v", err)
 			default:

@@ -379,7 +379,7 @@ func storeError(err error) error {
 	case errors.As(err, &answer):
 		return err
 	case errors.Is(err, store.ErrFull):
-		return api.Refuse(http.StatusInsufficientStorage, "make space on the API server's disk, or raise --etcd-quota-bytes and restart it", "the store is full, nothing was changed")
+		return api.StoreFull()
 	case errors.Is(err, store.ErrTooLarge):
 		return api.Refuse(http.StatusRequestEntityTooLarge, "split it into several manifests", "the manifest is too large for one transaction, nothing was changed")
 	case errors.Is(err, store.ErrUnavailable):

@@ -17,8 +17,10 @@ type Shown struct {
 
 // Summary counts a table's rows by status.
 type Summary struct {
-	Name                  string
-	Rows, Pending, Errors int
+	Name    string `json:"name"`
+	Rows    int    `json:"rows"`
+	Pending int    `json:"pending"`
+	Errors  int    `json:"errors"`
 }
 
 // shown is how one table is listed.
