@@ -1,22 +1,21 @@
 package main
 
 import (
+	"context"
+	"log/slog"
+
 	"github.com/spf13/cobra"
 
 	"github.com/weft-mesh/weft/meshagent"
 )
 
 func agentCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:     "agent",
-		Short:   "Run a node's agent",
-		GroupID: process,
+	return processCommand(&cobra.Command{
+		Use:   "agent",
+		Short: "Run a node's agent",
 		Long: "Run a node's agent. It starts from the join bundle that `weft node add` printed. When it\n" +
 			"stops, nothing is removed: packets go on by what is in the kernel.",
-		Args: usageArgs(cobra.NoArgs),
-	}
-	logger := logFlags(cmd)
-	config := configure(cmd, meshagent.Defaults(), map[string]string{
+	}, meshagent.Defaults(), map[string]string{
 		"join":            "join bundle of this node",
 		"node-name":       "name of this node, if not the join bundle's",
 		"node-ip":         "address where tunnels to this node end, if not the join bundle's",
@@ -45,19 +44,8 @@ func agentCommand() *cobra.Command {
 		"limit-policy":    "rows of the table of policy",
 		"limit-sets":      "rows of the table of policy sets",
 		"limit-fragments": "datagrams in pieces that are remembered",
+	}, func(ctx context.Context, c meshagent.Config, log *slog.Logger) error {
+		c.Log = log
+		return meshagent.Run(ctx, c)
 	})
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := config()
-		if err != nil {
-			return err
-		}
-		if c.Log, err = logger(); err != nil {
-			return err
-		}
-		if err := c.Validate(); err != nil {
-			return usageError{err}
-		}
-		return meshagent.Run(cmd.Context(), c)
-	}
-	return cmd
 }

@@ -1,23 +1,22 @@
 package main
 
 import (
+	"context"
+	"log/slog"
+
 	"github.com/spf13/cobra"
 
 	"github.com/weft-mesh/weft/apiserver"
 )
 
 func apiserverCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:     "apiserver",
-		Short:   "Run a cluster's mesh API server",
-		GroupID: process,
+	return processCommand(&cobra.Command{
+		Use:   "apiserver",
+		Short: "Run a cluster's mesh API server",
 		Long: "Run a cluster's mesh API server, with an etcd inside it unless --etcd-endpoints names\n" +
 			"another. At its first start it makes the cluster's certificate authority and leaves a\n" +
 			"context for the first operator.",
-		Args: usageArgs(cobra.NoArgs),
-	}
-	logger := logFlags(cmd)
-	config := configure(cmd, apiserver.Defaults(), map[string]string{
+	}, apiserver.Defaults(), map[string]string{
 		"cluster":                "name of the cluster: 1 to 32 of a-z, 0-9 and -; it cannot change later",
 		"id":                     "number of the cluster, that no other one of the mesh has; it cannot change later",
 		"pod-cidrs":              "addresses of all pods of the cluster",
@@ -40,20 +39,9 @@ func apiserverCommand() *cobra.Command {
 		"peer-bytes":             "how many bytes are copied of one peer at most",
 		"gossip-port":            "port of the gossip with this cluster's agents; 0: none",
 		"wan-gossip-port":        "port of the gossip with other clusters' API servers; 0: none",
-	})
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := config()
-		if err != nil {
-			return err
-		}
-		if c.Log, err = logger(); err != nil {
-			return err
-		}
-		if err := c.Validate(); err != nil {
-			return usageError{err}
-		}
+	}, func(ctx context.Context, c apiserver.Config, log *slog.Logger) error {
+		c.Log = log
 		c.Version = version
-		return apiserver.Run(cmd.Context(), c)
-	}
-	return cmd
+		return apiserver.Run(ctx, c)
+	})
 }
