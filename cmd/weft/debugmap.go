@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-mesh/weft/bpf"
 )
@@ -38,6 +41,9 @@ func kernelMaps() (all []kernelMap) {
 
 // open opens the newest layout of the map, for reading alone.
 func (k kernelMap) open(dir string) (*ebpf.Map, error) {
+	if _, err := os.ReadDir(dir); errors.Is(err, fs.ErrPermission) {
+		return nil, incapable{fmt.Errorf("the maps in %s are root's alone: %w", dir, err)}
+	}
 	pins, err := filepath.Glob(filepath.Join(dir, "weft_"+k.name+"_v*"))
 	if err != nil || len(pins) == 0 {
 		return nil, fmt.Errorf("there is no map %s in %s: has `weft agent` run on this machine, with another --bpf-dir?", k.name, dir)
@@ -54,19 +60,42 @@ func (k kernelMap) open(dir string) (*ebpf.Map, error) {
 	return m, nil
 }
 
+// rowsAtOnce is how many rows one system call reads.
+const rowsAtOnce = 4096
+
 // rows reads the map. In an array a row of zeros is none.
-func (k kernelMap) rows(m *ebpf.Map, yield func(key, value []byte)) error {
-	var key, value []byte
-	entries := m.Iterate()
-	for entries.Next(&key, &value) {
-		if m.Type() != ebpf.Array || slices.ContainsFunc(value, func(b byte) bool { return b != 0 }) {
-			yield(key, value)
+func (k kernelMap) rows(m *ebpf.Map, yield func(key, value reflect.Value)) error {
+	if m.Type() == ebpf.LPMTrie { // its batches start over at every call
+		key, value := reflect.New(k.key), reflect.New(k.value)
+		entries := m.Iterate()
+		for entries.Next(key.Interface(), value.Interface()) {
+			yield(key.Elem(), value.Elem())
+		}
+		if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+			return fmt.Errorf("read map %s: %w", k.name, err)
+		}
+		return nil
+	}
+	var cursor ebpf.MapBatchCursor
+	for size := rowsAtOnce; ; {
+		keys, values := reflect.MakeSlice(reflect.SliceOf(k.key), size, size), reflect.MakeSlice(reflect.SliceOf(k.value), size, size)
+		n, err := m.BatchLookup(&cursor, keys.Interface(), values.Interface(), nil)
+		if errors.Is(err, unix.ENOSPC) && n == 0 { // a bucket that does not fit whole is not begun
+			size *= 2
+			continue
+		}
+		for i := range n {
+			if m.Type() != ebpf.Array || !values.Index(i).IsZero() {
+				yield(keys.Index(i), values.Index(i))
+			}
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read map %s: %w", k.name, err)
 		}
 	}
-	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-		return fmt.Errorf("read map %s: %w", k.name, err)
-	}
-	return nil
 }
 
 // heads are the fields of key and value.
@@ -74,19 +103,8 @@ func (k kernelMap) heads() []string {
 	return append(fieldNames(k.key, "KEY"), fieldNames(k.value, "VALUE")...)
 }
 
-func (k kernelMap) cells(key, value []byte) ([]string, error) {
-	var all []string
-	for _, half := range []struct {
-		typ reflect.Type
-		raw []byte
-	}{{k.key, key}, {k.value, value}} {
-		v := reflect.New(half.typ)
-		if _, err := binary.Decode(half.raw, binary.NativeEndian, v.Interface()); err != nil {
-			return nil, fmt.Errorf("row of map %s: %w", k.name, err)
-		}
-		all = append(all, fieldTexts(v.Elem())...)
-	}
-	return all, nil
+func (k kernelMap) cells(key, value reflect.Value) []string {
+	return append(fieldTexts(key), fieldTexts(value)...)
 }
 
 func fieldNames(t reflect.Type, alone string) (names []string) {
@@ -113,8 +131,12 @@ func fieldTexts(v reflect.Value) (texts []string) {
 	return texts
 }
 
-// rowText shows one field. Of a list of structs only those in use are shown.
+// rowText shows one field, an address that is none as nothing. Of a list of
+// structs only those in use are shown.
 func rowText(v reflect.Value) string {
+	if addr, ok := v.Interface().(bpf.Addr); ok && !addr.Netip().IsValid() {
+		return ""
+	}
 	if port, ok := v.Interface().(bpf.Port); ok {
 		return fmt.Sprint(port.Number())
 	}
@@ -159,7 +181,7 @@ func debugMapsCommand() *cobra.Command {
 					return err
 				}
 				u := usage{Map: k.name, Max: m.MaxEntries()}
-				err = k.rows(m, func(_, _ []byte) { u.Rows++ })
+				err = k.rows(m, func(_, _ reflect.Value) { u.Rows++ })
 				m.Close()
 				if err != nil {
 					return err
@@ -196,11 +218,8 @@ func debugMapCommand() *cobra.Command {
 			defer m.Close()
 			t := table{columns: columns(k.heads()...), empty: "map " + k.name + " is empty"}
 			documents := []map[string]string{}
-			err = k.rows(m, func(key, value []byte) {
-				cells, decodeErr := k.cells(key, value)
-				if decodeErr != nil {
-					return
-				}
+			err = k.rows(m, func(key, value reflect.Value) {
+				cells := k.cells(key, value)
 				row := map[string]string{}
 				for i, head := range k.heads() {
 					row[strings.ToLower(head)] = cells[i]
