@@ -117,7 +117,19 @@ func (c *Client) unreachable(err error) error {
 	case strings.Contains(text, "remote error: tls:"):
 		return fmt.Errorf("cluster %q at %s does not accept the context's certificate, which is another cluster's or too old: ask its operator for a new one: %w", c.name, c.base.Host, err)
 	}
-	return fmt.Errorf("reach cluster %q at %s: %w", c.name, c.base.Host, err)
+	if c.base.Scheme == "http" {
+		return fmt.Errorf("reach the agent of this machine: %w", cause(err))
+	}
+	return fmt.Errorf("reach cluster %q at %s: %w", c.name, c.base.Host, cause(err))
+}
+
+// cause is a failed request's error without method and URL, which are ours.
+func cause(err error) error {
+	var request *url.Error
+	if errors.As(err, &request) {
+		return request.Err
+	}
+	return err
 }
 
 // call makes one request; out nil means that the answer is of no interest.

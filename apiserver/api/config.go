@@ -98,7 +98,7 @@ func (c *Config) Context(name string) (Context, error) {
 		return c.Contexts[0], nil
 	}
 	if name == "" {
-		return Context{}, fmt.Errorf("there are %d contexts (%s): choose one with -c", len(c.Contexts), strings.Join(c.Names(), ", "))
+		return Context{}, fmt.Errorf("there are %d contexts (%s): choose one with -c, or -c all", len(c.Contexts), strings.Join(c.Names(), ", "))
 	}
 	i := slices.IndexFunc(c.Contexts, func(x Context) bool { return x.Name == name })
 	if i < 0 {

@@ -56,6 +56,12 @@ func clients(cmd *cobra.Command) ([]*api.Client, error) {
 	return all, nil
 }
 
+// several tells whether -c may name more than one cluster.
+func several(cmd *cobra.Command) bool {
+	names, _ := cmd.Flags().GetStringSlice("context")
+	return len(names) > 1 || slices.Contains(names, "all")
+}
+
 func clientOf(file *api.Config, name string) (*api.Client, error) {
 	x, err := file.Context(name)
 	if err != nil {

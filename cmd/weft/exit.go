@@ -62,7 +62,9 @@ func finish(root *cobra.Command, err error) int {
 		return exitCode(err)
 	}
 	w := root.ErrOrStderr()
-	fmt.Fprintf(w, "weft: %s\n", printableLines(strings.TrimPrefix(err.Error(), "weft: ")))
+	// A command names itself by its whole path, which begins with ours.
+	text := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "weft: "), "weft ")
+	fmt.Fprintf(w, "weft: %s\n", printableLines(text))
 	if hint := explain(err); hint != "" {
 		fmt.Fprintf(w, "hint: %s\n", printableLines(hint))
 	}
@@ -116,6 +118,8 @@ func explain(err error) (hint string) {
 		return refusal.Hint
 	case errors.As(err, &hostname):
 		return "the context's server is not one of the names in the server's certificate; name it in the API server's configuration, or use an address it has"
+	case errors.As(err, &dial) && dial.Net == "unix" && errors.Is(err, fs.ErrPermission):
+		return "run it as root: the socket is root's alone"
 	case errors.As(err, &dial) && dial.Net == "unix":
 		return "is `weft agent` running on this machine? Its socket is " + agentSocket + "; name another with --socket"
 	case errors.Is(err, context.DeadlineExceeded):

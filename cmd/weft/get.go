@@ -64,7 +64,7 @@ func getKinds(cmd *cobra.Command, kinds []kind) error {
 	if err != nil {
 		return err
 	}
-	if f != "name" {
+	if f != "name" && f != "json" {
 		for i, k := range kinds {
 			if i > 0 {
 				fmt.Fprintln(cmd.OutOrStdout(), map[string]string{"yaml": "---"}[f])
@@ -76,6 +76,7 @@ func getKinds(cmd *cobra.Command, kinds []kind) error {
 		return nil
 	}
 	names := table{columns: columns("NAME"), empty: "there are no such objects"}
+	var all []*api.ObjectList
 	for _, k := range kinds {
 		lists, err := objectLists(cmd, k, nil)
 		if err != nil {
@@ -86,10 +87,11 @@ func getKinds(cmd *cobra.Command, kinds []kind) error {
 			return err
 		}
 		for _, row := range t.rows {
-			names.rows = append(names.rows, []string{k.plural + "/" + row[t.name]})
+			names.rows = append(names.rows, []string{k.plural + "/" + t.fullName(cmd, row)})
 		}
+		all = append(all, lists...)
 	}
-	return show(cmd, names.rows, names)
+	return show(cmd, all, names)
 }
 
 // objectLists asks for all of a kind, or for the named ones in the order given.

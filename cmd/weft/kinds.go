@@ -63,7 +63,27 @@ func kindOf(word string) (kind, error) {
 			}
 		}
 	}
+	if command := elsewhere(word); command != "" {
+		return kind{}, usageError{fmt.Errorf("%q is not a kind of manifest; `weft %s` shows them", word, command)}
+	}
 	return kind{}, usageError{fmt.Errorf("there is no kind %q; choose from %s", word, strings.Join(kindNames(), ", "))}
+}
+
+// elsewhere is the command that shows what has no manifest, or several kinds.
+func elsewhere(word string) string {
+	switch word {
+	case "node", "nodes":
+		return "node list"
+	case "peer", "peers", "cluster", "clusters":
+		return "peer list"
+	case "policy", "policies", "networkpolicy", "networkpolicies":
+		return "policy list"
+	case "identity", "identities":
+		return "identity list"
+	case "flow", "flows":
+		return "observe"
+	}
+	return ""
 }
 
 func kindNames() []string {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"reflect"
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
@@ -73,14 +74,14 @@ func nodeAddCommand() *cobra.Command {
 			for _, text := range addresses {
 				a, err := netip.ParseAddr(text)
 				if err != nil {
-					return usageError{fmt.Errorf("--address: %w", err)}
+					return usageError{fmt.Errorf("--address: %w", valueError(text, reflect.TypeFor[netip.Addr]()))}
 				}
 				request.Addresses = append(request.Addresses, a)
 			}
 			for _, text := range cidrs {
 				p, err := netip.ParsePrefix(text)
 				if err != nil {
-					return usageError{fmt.Errorf("--pod-cidr: %w", err)}
+					return usageError{fmt.Errorf("--pod-cidr: %w", valueError(text, reflect.TypeFor[netip.Prefix]()))}
 				}
 				request.PodCIDRs = append(request.PodCIDRs, p)
 			}

@@ -68,8 +68,8 @@ func (t *table) sorted() *table {
 	return t
 }
 
-// show prints answers as -o wants them. JSON has one document for each answer,
-// as several clusters can have been asked.
+// show prints answers as -o wants them. JSON is one document: the answer, or a
+// list of them where there can be several, as when several clusters are asked.
 func show[T any](cmd *cobra.Command, answers []T, t table) error {
 	f, err := format(cmd)
 	if err != nil {
@@ -77,7 +77,12 @@ func show[T any](cmd *cobra.Command, answers []T, t table) error {
 	}
 	out := cmd.OutOrStdout()
 	switch f {
-	case "json", "yaml":
+	case "json":
+		if len(answers) != 1 || several(cmd) {
+			return document(out, f, append([]T{}, answers...), 0)
+		}
+		return document(out, f, answers[0], 0)
+	case "yaml":
 		for i, a := range answers {
 			if err := document(out, f, a, i); err != nil {
 				return err
@@ -89,7 +94,7 @@ func show[T any](cmd *cobra.Command, answers []T, t table) error {
 	switch {
 	case f == "name":
 		for _, row := range t.rows {
-			fmt.Fprintln(out, flow.Printable(row[t.name]))
+			fmt.Fprintln(out, flow.Printable(t.fullName(cmd, row)))
 		}
 	case len(t.rows) == 0:
 		fmt.Fprintln(cmd.ErrOrStderr(), t.empty)
@@ -97,6 +102,19 @@ func show[T any](cmd *cobra.Command, answers []T, t table) error {
 		t.write(out, f == "wide", colourful(out))
 	}
 	return nil
+}
+
+// fullName is what -o name prints: the name, after what of its cluster and
+// namespace the command line leaves open.
+func (t *table) fullName(cmd *cobra.Command, row []string) string {
+	name := row[t.name]
+	for i := len(t.columns) - 1; i >= 0; i-- {
+		open := t.columns[i].head == "NAMESPACE" && namespace(cmd) == "" || t.columns[i].head == "CLUSTER" && several(cmd)
+		if open && i != t.name && row[i] != "" {
+			name = row[i] + "/" + name
+		}
+	}
+	return name
 }
 
 // document prints one value as JSON or YAML.

@@ -176,12 +176,7 @@ func join(ctx context.Context, cmd *cobra.Command, here, there *api.Client) (err
 			return fmt.Errorf("cluster %s adds %s: %w", names[i], names[1-i], err)
 		}
 	}
-	for i, c := range sides {
-		if err := done(cmd, c, "peer %s added", names[1-i]); err != nil {
-			return err
-		}
-	}
-	return nil
+	return report(cmd, outcome{here.Name(), fmt.Sprintf("peer %s added", names[1])}, outcome{there.Name(), fmt.Sprintf("peer %s added", names[0])})
 }
 
 func peerInviteCommand() *cobra.Command {
@@ -301,14 +296,22 @@ type outcome struct {
 
 // done says that an act on a cluster worked.
 func done(cmd *cobra.Command, c *api.Client, what string, args ...any) error {
+	return report(cmd, outcome{Cluster: c.Name(), Done: fmt.Sprintf(what, args...)})
+}
+
+// report prints acts that worked.
+func report(cmd *cobra.Command, acts ...outcome) error {
 	f, err := format(cmd)
 	if err != nil {
 		return err
 	}
-	result := outcome{Cluster: c.Name(), Done: fmt.Sprintf(what, args...)}
 	if f == "json" || f == "yaml" {
-		return show(cmd, []outcome{result}, table{})
+		return show(cmd, acts, table{})
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", result.Cluster, result.Done)
-	return err
+	for _, act := range acts {
+		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", act.Cluster, act.Done); err != nil {
+			return err
+		}
+	}
+	return nil
 }

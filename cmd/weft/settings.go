@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"reflect"
 	"strings"
@@ -169,6 +170,13 @@ func set(field reflect.Value, cmd *cobra.Command, flag string) error {
 func setText(field reflect.Value, text string) error {
 	target := field.Addr().Interface()
 	if t, ok := target.(encoding.TextUnmarshaler); ok {
+		switch target.(type) {
+		case *netip.Addr, *netip.Prefix:
+			if t.UnmarshalText([]byte(text)) != nil {
+				return valueError(text, field.Type())
+			}
+			return nil
+		}
 		return t.UnmarshalText([]byte(text))
 	}
 	switch field.Kind() {
@@ -178,12 +186,14 @@ func setText(field reflect.Value, text string) error {
 	case reflect.Int64:
 		if d, ok := target.(*time.Duration); ok {
 			var err error
-			*d, err = time.ParseDuration(text)
-			return err
+			if *d, err = time.ParseDuration(text); err != nil {
+				return valueError(text, field.Type())
+			}
+			return nil
 		}
 	}
 	if err := json.Unmarshal([]byte(text), target); err != nil {
-		return fmt.Errorf("%q is no %s", text, field.Kind())
+		return valueError(text, field.Type())
 	}
 	return nil
 }

@@ -59,7 +59,7 @@ func TestConfigure(t *testing.T) {
 			c.NodeIP, c.Every = netip.MustParseAddr("192.0.2.1"), time.Minute
 		}},
 		{name: "every mistake at once", args: []string{"--node-ip=here", "--every=often", "--ports=1", "--limit-flows=many"},
-			err: "--node-ip: ParseAddr(\"here\"): unable to parse IP\n--ports: give 2 values, with commas\n--every: time: invalid duration \"often\"\n--limit-flows: \"many\" is no uint32"},
+			err: "--node-ip: \"here\" is not an address such as 192.0.2.11\n--ports: give 2 values, with commas\n--every: \"often\" is not a duration such as 30s or 5m\n--limit-flows: \"many\" is not a whole number from 0 to 4294967295"},
 		{name: "no such file", args: []string{"--config", file + "x"}, err: "read configuration: open"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -21,13 +21,19 @@ type build struct {
 	Contexts string `json:"contexts"`
 }
 
+func thisBuild() build {
+	return build{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Contexts: api.ConfigPath()}
+}
+
+func (b build) String() string { return fmt.Sprintf("weft %s (%s, %s)", b.Version, b.Go, b.Platform) }
+
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Show the version of this binary",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			b := build{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Contexts: api.ConfigPath()}
+			b := thisBuild()
 			f, err := format(cmd)
 			if err != nil {
 				return err
@@ -38,7 +44,7 @@ func versionCommand() *cobra.Command {
 			case "name":
 				_, err = fmt.Fprintln(cmd.OutOrStdout(), b.Version)
 			default:
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "weft %s (%s, %s)\n", b.Version, b.Go, b.Platform)
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), b)
 			}
 			return err
 		},

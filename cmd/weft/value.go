@@ -1,0 +1,60 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"regexp"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// A value that cannot be read is refused by saying what can be: the standard
+// library's own errors name its functions.
+
+// valueError says that a text is not of a type.
+func valueError(text string, t reflect.Type) error {
+	return fmt.Errorf("%q is not %s", text, wanted(t))
+}
+
+func wanted(t reflect.Type) string {
+	switch t {
+	case reflect.TypeFor[netip.Addr]():
+		return "an address such as 192.0.2.11"
+	case reflect.TypeFor[netip.Prefix]():
+		return "a prefix such as 10.1.0.0/16"
+	case reflect.TypeFor[time.Duration]():
+		return "a duration such as 30s or 5m"
+	}
+	switch k := t.Kind(); {
+	case k >= reflect.Uint && k <= reflect.Uint64:
+		return fmt.Sprintf("a whole number from 0 to %d", ^uint64(0)>>(64-t.Bits()))
+	case k >= reflect.Int && k <= reflect.Int64:
+		return "a whole number"
+	case k == reflect.Float64:
+		return "a number"
+	case k == reflect.Bool:
+		return "true or false"
+	}
+	return "a " + t.String()
+}
+
+// flagTypes are the flags' own names of what they hold.
+var flagTypes = map[string]reflect.Type{
+	"int": reflect.TypeFor[int](), "uint16": reflect.TypeFor[uint16](), "uint64": reflect.TypeFor[uint64](), "float64": reflect.TypeFor[float64](),
+	"duration": reflect.TypeFor[time.Duration](), "bool": reflect.TypeFor[bool](),
+}
+
+// invalidArgument is how cobra says that a flag's value cannot be read.
+var invalidArgument = regexp.MustCompile(`^invalid argument "(.*)" for "(?:-., )?--([^"]+)" flag: `)
+
+// flagError is a usage error in our words.
+func flagError(cmd *cobra.Command, err error) error {
+	if m := invalidArgument.FindStringSubmatch(err.Error()); m != nil {
+		if f := cmd.Flag(m[2]); f != nil && flagTypes[f.Value.Type()] != nil {
+			err = fmt.Errorf("--%s: %w", m[2], valueError(m[1], flagTypes[f.Value.Type()]))
+		}
+	}
+	return usageError{err}
+}
