@@ -73,9 +73,17 @@ func (r *Resolver) endpoint(a bpf.Addr, n uint32) Endpoint {
 	return e
 }
 
+// notIPv4 sums up a packet of another protocol. The datapath reads nothing of
+// it, but what pods send unasked, as when they come up, is IPv6.
+const notIPv4 = "not IPv4, most likely IPv6"
+
 // ports fills what the fourth layer says; ICMP carries type and code in the
 // place of the source port.
 func (f *Flow) ports(ev *bpf.Event) {
+	if ev.Src == (bpf.Addr{}) && ev.Reason == bpf.ReasonNotSupported {
+		f.Summary = notIPv4
+		return
+	}
 	switch ev.Proto {
 	case 1, 58:
 		f.ICMP = &ICMP{Type: ev.Sport[0], Code: ev.Sport[1]}

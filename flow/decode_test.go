@@ -113,7 +113,7 @@ func TestDecode(t *testing.T) {
 				*ev = bpf.Event{Time: ev.Time, Type: bpf.EventDrop, Reason: bpf.ReasonNotSupported, Dir: bpf.Egress, Bytes: 90}
 			},
 			func(f *Flow) {
-				*f = Flow{Time: f.Time, Verdict: Dropped, Reason: "not-supported", Direction: Egress, Bytes: 90, Node: f.Node}
+				*f = Flow{Time: f.Time, Verdict: Dropped, Reason: "not-supported", Direction: Egress, Bytes: 90, Node: f.Node, Summary: "not IPv4, most likely IPv6"}
 			}},
 		{"a protocol without a name here",
 			func(ev *bpf.Event) { ev.Proto, ev.TCPFlags = 47, 0 },
