@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -130,6 +131,23 @@ func (v *Live) disk(_ context.Context, args []string) error {
 		return n.FreeDisk()
 	}
 	return usageError{}
+}
+
+func (v *Live) metrics(ctx context.Context, args []string) error {
+	refs, err := v.refs(args)
+	if err != nil {
+		return err
+	}
+	var text bytes.Buffer
+	for _, r := range refs {
+		one, err := lab.Metrics(ctx, r)
+		if err != nil {
+			return err
+		}
+		text.Write(one)
+	}
+	v.keep(&text, &bytes.Buffer{})
+	return nil
 }
 
 // memory sets PREFIX_PROCESS_mib to the largest resident size there is now.

@@ -49,6 +49,7 @@ func (v *Live) verbs() map[string]script.Command {
 	add(false, "ended", "PROCESS@NODE...", "processes have ended by themselves, rightly", v.ended)
 	add(false, "power", "off|on NODE...", "kills all of a machine and its links; boots it", v.power)
 	add(false, "disk", "fill|free NODE", "leaves no room on a limited disk", v.disk)
+	add(true, "metrics", "PROCESS@NODE...", "prints what processes tell Prometheus", v.metrics)
 	add(false, "memory", "PREFIX", "figures: the largest of each process, in MiB", v.memory)
 
 	add(false, "cut", "NODE | CLUSTER | CLUSTER CLUSTER [PROTOCOL/PORT...|control]", "cuts a link, or some of its flows", v.cut)

@@ -30,13 +30,14 @@ func init() {
 		"json":   {Usage: "PATH =|!=|~|<|> VALUE", Summary: "a value in the JSON that the last command printed", Run: onJSON},
 		"save":   {Usage: "FILE", Summary: "keeps what the last command printed", Run: save},
 		"env":    {Usage: "NAME=VALUE", Summary: "sets a variable; the value 'stdout' takes what the last command printed", Run: setEnv},
+		"take":   {Usage: "NAME REGEXP", Summary: "sets a variable to what the group in it matches of the last command's output", Run: take},
 		"repeat": {Usage: "N … end", Summary: "runs the lines up to end N times, with $i from 1"},
 	}
 }
 
 // looksAtOutput reports whether a command judges what another one printed.
 func looksAtOutput(args []string) bool {
-	return slices.Contains([]string{"stdout", "stderr", "json"}, args[0]) ||
+	return slices.Contains([]string{"stdout", "stderr", "json", "take"}, args[0]) ||
 		slices.Contains([]string{"cmp", "holds"}, args[0]) && len(args) > 1 && (args[1] == "stdout" || args[1] == "stderr")
 }
 
@@ -166,6 +167,25 @@ func setEnv(_ context.Context, s *State, args []string) error {
 		}
 		s.Env[name] = value
 	}
+	return nil
+}
+
+func take(_ context.Context, s *State, args []string) error {
+	if len(args) != 2 {
+		return usage("take")
+	}
+	re, err := regexp.Compile("(?m)" + args[1])
+	if err != nil {
+		return err
+	}
+	if re.NumSubexp() != 1 {
+		return errors.New("put the part to take into one group, as in 'port ([0-9]+)'")
+	}
+	found := re.FindStringSubmatch(s.Stdout)
+	if found == nil {
+		return errors.New("it does not occur")
+	}
+	s.Env[args[0]] = found[1]
 	return nil
 }
 

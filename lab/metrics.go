@@ -1,0 +1,53 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+)
+
+// metricsPorts are where Weft's processes serve /metrics by default.
+var metricsPorts = map[string]uint16{"agent": 9962, "apiserver": 9963}
+
+// Metrics is what a process tells Prometheus.
+func Metrics(ctx context.Context, r Ref) ([]byte, error) {
+	port, ok := metricsPorts[r.Process]
+	if !ok {
+		return nil, fmt.Errorf("%s has no metrics; agent and apiserver do", r)
+	}
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: r.Node.dial}
+	url := "http://" + netip.AddrPortFrom(r.Node.Addr, port).String() + "/metrics"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := (&http.Client{Transport: transport, Timeout: 5 * time.Second}).Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("metrics of %s: %w", r, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("metrics of %s: status %s", r, resp.Status)
+	}
+	return io.ReadAll(resp.Body)
+}
+
+// dial connects from within the node: a socket stays in the namespace in which
+// it was made.
+func (n *Node) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+	n.mu.Lock()
+	thread := n.thread
+	n.mu.Unlock()
+	if thread == nil {
+		return nil, errNoPower
+	}
+	err = thread.Do(func() error {
+		conn, err = (&net.Dialer{}).DialContext(ctx, network, addr)
+		return err
+	})
+	return conn, err
+}
