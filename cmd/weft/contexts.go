@@ -121,6 +121,18 @@ func each[T any](cmd *cobra.Command, ask func(context.Context, *api.Client) (T, 
 	return answers, nil
 }
 
+// on works on the one chosen cluster.
+func on(cmd *cobra.Command, work func(context.Context, *api.Client) error) error {
+	c, err := client(cmd)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ctx, cancel := patient(cmd)
+	defer cancel()
+	return work(ctx, c)
+}
+
 // groupCommand is a command that only holds others.
 func groupCommand(use, short, group string, commands ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, GroupID: group, Args: usageArgs(subcommand)}

@@ -78,11 +78,7 @@ func getKinds(cmd *cobra.Command, kinds []kind) error {
 	names := table{columns: columns("NAME"), empty: "there are no such objects"}
 	var all []*api.ObjectList
 	for _, k := range kinds {
-		lists, err := objectLists(cmd, k, nil)
-		if err != nil {
-			return err
-		}
-		t, _, err := objectTable(k, lists)
+		lists, t, err := listObjects(cmd, k, nil)
 		if err != nil {
 			return err
 		}
@@ -94,9 +90,10 @@ func getKinds(cmd *cobra.Command, kinds []kind) error {
 	return show(cmd, all, names)
 }
 
-// objectLists asks for all of a kind, or for the named ones in the order given.
-func objectLists(cmd *cobra.Command, k kind, names []string) ([]*api.ObjectList, error) {
-	return each(cmd, func(ctx context.Context, c *api.Client) (*api.ObjectList, error) {
+// listObjects asks for all of a kind, or for the named ones in the order given,
+// and returns the answers as they are and as a table.
+func listObjects(cmd *cobra.Command, k kind, names []string) (lists []*api.ObjectList, t table, err error) {
+	lists, err = each(cmd, func(ctx context.Context, c *api.Client) (*api.ObjectList, error) {
 		if len(names) == 0 {
 			return c.Objects(ctx, k.plural, namespace(cmd))
 		}
@@ -111,35 +108,33 @@ func objectLists(cmd *cobra.Command, k kind, names []string) ([]*api.ObjectList,
 		}
 		return all, nil
 	})
-}
-
-// objectTable is the lists of a kind as a table, and all objects in them.
-func objectTable(k kind, lists []*api.ObjectList) (t table, objects []json.RawMessage, err error) {
+	if err != nil {
+		return nil, t, err
+	}
 	t = table{columns: k.heads(), name: len(k.heads()) - len(k.columns) - 2, empty: "there are no " + k.plural}
 	for _, l := range lists {
 		for _, raw := range l.Items {
 			row, err := k.row(l.Cluster, raw)
 			if err != nil {
-				return t, nil, err
+				return nil, t, err
 			}
 			t.rows = append(t.rows, row)
-			objects = append(objects, raw)
 		}
 	}
-	return t, objects, nil
+	return lists, t, nil
 }
 
 func getObjects(cmd *cobra.Command, k kind, names []string) error {
-	lists, err := objectLists(cmd, k, names)
-	if err != nil {
-		return err
-	}
-	t, objects, err := objectTable(k, lists)
+	lists, t, err := listObjects(cmd, k, names)
 	if err != nil {
 		return err
 	}
 	// YAML is what can be applied again; so is the JSON of named objects.
 	if f, err := format(cmd); err != nil || f == "yaml" || f == "json" && len(names) > 0 {
+		var objects []json.RawMessage
+		for _, l := range lists {
+			objects = append(objects, l.Items...)
+		}
 		return show(cmd, objects, t)
 	}
 	return show(cmd, lists, t)
@@ -165,11 +160,7 @@ func listPolicies(cmd *cobra.Command) error {
 		if err != nil {
 			return err
 		}
-		lists, err := objectLists(cmd, k, nil)
-		if err != nil {
-			return err
-		}
-		t, _, err := objectTable(k, lists)
+		lists, t, err := listObjects(cmd, k, nil)
 		if err != nil {
 			return err
 		}

@@ -18,22 +18,8 @@ func nodeCommand() *cobra.Command {
 }
 
 func nodeListCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "list",
-		Short: "Show the nodes and how they are",
-		Args:  usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			lists, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.NodeList, error) { return c.Nodes(ctx) })
-			if err != nil {
-				return err
-			}
-			var nodes []api.NodeStatus
-			for _, l := range lists {
-				nodes = append(nodes, l.Nodes...)
-			}
-			return show(cmd, lists, nodeTable(nodes))
-		},
-	}
+	return listCommand("Show the nodes and how they are", (*api.Client).Nodes,
+		func(l *api.NodeList) []api.NodeStatus { return l.Nodes }, nodeTable)
 }
 
 func nodeTable(nodes []api.NodeStatus) table {
@@ -85,18 +71,13 @@ func nodeAddCommand() *cobra.Command {
 				}
 				request.PodCIDRs = append(request.PodCIDRs, p)
 			}
-			c, err := client(cmd)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			ctx, cancel := patient(cmd)
-			defer cancel()
-			bundle, err := c.AddNode(ctx, request)
-			if err != nil {
-				return err
-			}
-			return secret(cmd, file, bundle)
+			return on(cmd, func(ctx context.Context, c *api.Client) error {
+				bundle, err := c.AddNode(ctx, request)
+				if err != nil {
+					return err
+				}
+				return secret(cmd, file, bundle)
+			})
 		},
 	}
 	cmd.Flags().StringSliceVar(&addresses, "address", nil, "the node's own address, the one for tunnels first")
@@ -134,17 +115,12 @@ func nodeDeleteCommand() *cobra.Command {
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completeNodes),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := client(cmd)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			ctx, cancel := patient(cmd)
-			defer cancel()
-			if err := c.RemoveNode(ctx, args[0]); err != nil {
-				return err
-			}
-			return done(cmd, c, "node %s removed", args[0])
+			return on(cmd, func(ctx context.Context, c *api.Client) error {
+				if err := c.RemoveNode(ctx, args[0]); err != nil {
+					return err
+				}
+				return done(cmd, c, "node %s removed", args[0])
+			})
 		},
 	}
 }
@@ -158,15 +134,14 @@ func nodeRotateCommand() *cobra.Command {
 			"each has reached.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			results, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.RotateResult, error) { return c.RotateKeys(ctx) })
-			if err != nil {
-				return err
-			}
-			t := table{columns: columns("CLUSTER", "KEY-EPOCH")}
-			for _, r := range results {
-				t.rows = append(t.rows, []string{r.Cluster, fmt.Sprint(r.Epoch)})
-			}
-			return show(cmd, results, t)
+			ask := func(ctx context.Context, c *api.Client) (*api.RotateResult, error) { return c.RotateKeys(ctx) }
+			return showEach(cmd, ask, func(results []*api.RotateResult) table {
+				t := table{columns: columns("CLUSTER", "KEY-EPOCH")}
+				for _, r := range results {
+					t.rows = append(t.rows, []string{r.Cluster, fmt.Sprint(r.Epoch)})
+				}
+				return t
+			})
 		},
 	}
 }

@@ -22,22 +22,8 @@ func peerCommand() *cobra.Command {
 }
 
 func peerListCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "list",
-		Short: "Show the peers, their control link and the age of what is known of them",
-		Args:  usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			lists, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.PeerList, error) { return c.Peers(ctx) })
-			if err != nil {
-				return err
-			}
-			var peers []api.PeerStatus
-			for _, l := range lists {
-				peers = append(peers, l.Peers...)
-			}
-			return show(cmd, lists, peerTable(peers))
-		},
-	}
+	return listCommand("Show the peers, their control link and the age of what is known of them", (*api.Client).Peers,
+		func(l *api.PeerList) []api.PeerStatus { return l.Peers }, peerTable)
 }
 
 func peerTable(peers []api.PeerStatus) table {
@@ -85,26 +71,21 @@ func peerAddCommand() *cobra.Command {
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completeContexts),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			here, err := client(cmd)
-			if err != nil {
-				return err
-			}
-			defer here.Close()
-			ctx, cancel := patient(cmd)
-			defer cancel()
-			file, err := api.LoadConfig("")
-			if err != nil {
-				return err
-			}
-			if slices.Contains(file.Names(), args[0]) {
+			return on(cmd, func(ctx context.Context, here *api.Client) error {
+				file, err := api.LoadConfig("")
+				if err != nil {
+					return err
+				}
+				if !slices.Contains(file.Names(), args[0]) {
+					return addInvite(ctx, cmd, here, args[0], file.Names())
+				}
 				there, err := clientOf(file, args[0])
 				if err != nil {
 					return err
 				}
 				defer there.Close()
 				return join(ctx, cmd, here, there)
-			}
-			return addInvite(ctx, cmd, here, args[0], file.Names())
+			})
 		},
 	}
 }
@@ -189,18 +170,13 @@ func peerInviteCommand() *cobra.Command {
 		Example: "  weft -c east peer invite west --write invite-of-east.yaml",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := client(cmd)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			ctx, cancel := patient(cmd)
-			defer cancel()
-			in, err := c.Invite(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			return secret(cmd, file, in)
+			return on(cmd, func(ctx context.Context, c *api.Client) error {
+				in, err := c.Invite(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return secret(cmd, file, in)
+			})
 		},
 	}
 	cmd.Flags().StringVar(&file, "write", "", "write the invite to this file, 0600, in place of the standard output")
@@ -223,44 +199,45 @@ func peerRemoveCommand() *cobra.Command {
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completePeers),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			here, err := client(cmd)
-			if err != nil {
-				return err
-			}
-			defer here.Close()
-			ctx, cancel := patient(cmd)
-			defer cancel()
-			var there *api.Client
-			own := here.Name()
-			if both {
-				file, err := api.LoadConfig("")
-				if err != nil {
-					return err
+			return on(cmd, func(ctx context.Context, here *api.Client) error {
+				if both {
+					return part(ctx, cmd, here, args[0])
 				}
-				if there, err = clientOf(file, args[0]); err != nil {
-					return err
-				}
-				defer there.Close()
-				s, err := here.Status(ctx)
-				if err != nil {
-					return err
-				}
-				own = s.Cluster.Name
-			}
-			if err := here.RemovePeer(ctx, args[0]); err != nil {
-				return err
-			}
-			if err := done(cmd, here, "peer %s removed", args[0]); err != nil || !both {
-				return err
-			}
-			if err := there.RemovePeer(ctx, own); err != nil {
-				return err
-			}
-			return done(cmd, there, "peer %s removed", own)
+				return leave(ctx, cmd, here, args[0])
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&both, "both", false, "remove this cluster from the peer too, through the context of its name")
 	return cmd
+}
+
+// leave removes a peer from one cluster.
+func leave(ctx context.Context, cmd *cobra.Command, c *api.Client, peer string) error {
+	if err := c.RemovePeer(ctx, peer); err != nil {
+		return err
+	}
+	return done(cmd, c, "peer %s removed", peer)
+}
+
+// part removes two clusters from each other, this one first.
+func part(ctx context.Context, cmd *cobra.Command, here *api.Client, peer string) error {
+	file, err := api.LoadConfig("")
+	if err != nil {
+		return err
+	}
+	there, err := clientOf(file, peer)
+	if err != nil {
+		return err
+	}
+	defer there.Close()
+	s, err := here.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if err := leave(ctx, cmd, here, peer); err != nil {
+		return err
+	}
+	return leave(ctx, cmd, there, s.Cluster.Name)
 }
 
 func peerReleaseCommand() *cobra.Command {
@@ -273,17 +250,12 @@ func peerReleaseCommand() *cobra.Command {
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completePeers),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := client(cmd)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			ctx, cancel := patient(cmd)
-			defer cancel()
-			if _, err := c.ReleasePeer(ctx, args[0]); err != nil {
-				return err
-			}
-			return done(cmd, c, "peer %s released", args[0])
+			return on(cmd, func(ctx context.Context, c *api.Client) error {
+				if _, err := c.ReleasePeer(ctx, args[0]); err != nil {
+					return err
+				}
+				return done(cmd, c, "peer %s released", args[0])
+			})
 		},
 	}
 }

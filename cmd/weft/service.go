@@ -24,29 +24,30 @@ func serviceListCommand() *cobra.Command {
 			"each backend.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			lists, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.ServiceList, error) {
+			ask := func(ctx context.Context, c *api.Client) (*api.ServiceList, error) {
 				l, err := c.Services(ctx)
 				if ns := namespace(cmd); err == nil && ns != "" {
 					l.Services = slices.DeleteFunc(l.Services, func(s api.Service) bool { return s.Namespace != ns })
 				}
 				return l, err
-			})
-			if err != nil {
-				return err
 			}
-			t := table{
-				columns: columns("CLUSTER", "NAMESPACE", "NAME", "CLUSTER-IP", "PORTS", "GLOBAL", "SHARED", "AFFINITY", "BACKENDS", "*ADDRESSES"),
-				name:    2, empty: "there are no services",
-			}
-			for _, l := range lists {
-				for _, s := range l.Services {
-					t.rows = append(t.rows, []string{s.Cluster, s.Namespace, s.Name, s.ClusterIP, strings.Join(s.Ports, ","),
-						fmt.Sprint(s.Global), fmt.Sprint(s.Shared), s.Affinity, backendCounts(s.Backends), backendAddresses(s.Backends)})
-				}
-			}
-			return show(cmd, lists, t)
+			return showEach(cmd, ask, serviceTable)
 		},
 	}
+}
+
+func serviceTable(lists []*api.ServiceList) table {
+	t := table{
+		columns: columns("CLUSTER", "NAMESPACE", "NAME", "CLUSTER-IP", "PORTS", "GLOBAL", "SHARED", "AFFINITY", "BACKENDS", "*ADDRESSES"),
+		name:    2, empty: "there are no services",
+	}
+	for _, l := range lists {
+		for _, s := range l.Services {
+			t.rows = append(t.rows, []string{s.Cluster, s.Namespace, s.Name, s.ClusterIP, strings.Join(s.Ports, ","),
+				fmt.Sprint(s.Global), fmt.Sprint(s.Shared), s.Affinity, backendCounts(s.Backends), backendAddresses(s.Backends)})
+		}
+	}
+	return t
 }
 
 // backendCounts is "east:2/2 west:1/2": ready of all, by cluster.

@@ -1,0 +1,38 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+// showEach asks every chosen cluster and shows the answers.
+func showEach[T any](cmd *cobra.Command, ask func(context.Context, *api.Client) (T, error), tableOf func([]T) table) error {
+	answers, err := each(cmd, ask)
+	if err != nil {
+		return err
+	}
+	return show(cmd, answers, tableOf(answers))
+}
+
+// listCommand lists what every chosen cluster has of one thing. ask is a method
+// of api.Client; things takes them out of an answer.
+func listCommand[L, T any](short string, ask func(*api.Client, context.Context) (L, error), things func(L) []T, tableOf func([]T) table) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: short,
+		Args:  usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			askOne := func(ctx context.Context, c *api.Client) (L, error) { return ask(c, ctx) }
+			return showEach(cmd, askOne, func(lists []L) table {
+				var all []T
+				for _, l := range lists {
+					all = append(all, things(l)...)
+				}
+				return tableOf(all)
+			})
+		},
+	}
+}
