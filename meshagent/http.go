@@ -2,8 +2,6 @@ package meshagent
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -218,41 +216,15 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// serverTLS asks every caller for a certificate of the cluster's CA, and lets in
-// operators and the API server alone: peers have certificates of this CA too.
-func serverTLS(b *api.JoinBundle) (*tls.Config, error) {
-	cert, err := tls.X509KeyPair([]byte(b.ServerCert), []byte(b.ServerKey))
-	if err != nil {
-		return nil, fmt.Errorf("server certificate of the join bundle: %w", err)
+// mayAsk lets in operators and the API server alone: peers have certificates of
+// the same CA.
+func mayAsk(user string) error {
+	switch user {
+	case "root", "admin":
+		return nil
+	default:
+		return fmt.Errorf("user %q may not ask an agent", user)
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM([]byte(b.CA)) {
-		return nil, errors.New("the join bundle holds no CA certificate")
-	}
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert,
-		VerifyConnection: func(s tls.ConnectionState) error {
-			switch cn := s.PeerCertificates[0].Subject.CommonName; cn {
-			case "root", "admin":
-				return nil
-			default:
-				return fmt.Errorf("user %q may not ask an agent", cn)
-			}
-		},
-	}, nil
-}
-
-// clientTLS proves this node to etcd.
-func clientTLS(b *api.JoinBundle) (*tls.Config, error) {
-	cert, err := tls.X509KeyPair([]byte(b.Cert), []byte(b.Key))
-	if err != nil {
-		return nil, fmt.Errorf("client certificate of the join bundle: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM([]byte(b.CA)) {
-		return nil, errors.New("the join bundle holds no CA certificate")
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: pool}, nil
 }
 
 // retryListen listens as soon as the address is there: a node may be given it

@@ -23,6 +23,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/meshagent/certificate"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/tunnel"
@@ -54,14 +55,22 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, datapath.Close()) }()
-	client, err := dialEtcd(ctx, n)
+	var a *Agent
+	certificates, err := certificate.New(n.bundle, certificate.Config{
+		Path: cfg.Join, Log: cfg.Log,
+		Tell: func(problem string) { a.tellOfCertificates(problem) },
+	})
+	if err != nil {
+		return err
+	}
+	client, err := dialEtcd(ctx, n, certificates.Client())
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	etcd := reflector.NewEtcd(client)
 
-	a, err := newAgent(cfg, n, &Edges{
+	a, err = newAgent(cfg, n, &Edges{
 		Source: etcd, Sink: etcd, Datapath: datapath,
 		Lanes:     tunnel.NewLanes(tunnel.LanesConfig{StateDir: filepath.Join(cfg.StateDir, "lanes"), Log: cfg.Log}),
 		Host:      tunnel.NewHost([tunnel.LaneCount]string{}, cfg.Log),
@@ -84,12 +93,22 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
 		return fmt.Errorf("switch on forwarding: %w", err)
 	}
-	servers, err := a.servers()
+	servers, err := a.servers(certificates.Server(mayAsk))
 	if err != nil {
 		return err
 	}
 	a.log.Info("agent starts", "address", n.ip, "podCIDR", n.cidr, "device", device.Attrs().Name, "mtu", inner)
-	return a.run(ctx, servers...)
+	return a.run(ctx, append(servers, certificates)...)
+}
+
+// tellOfCertificates shows an operator what keeps them from being renewed, ""
+// if nothing does.
+func (a *Agent) tellOfCertificates(problem string) {
+	now := map[string]string{}
+	if problem != "" {
+		now[""] = problem // of no row
+	}
+	writeProblems(a.Tables, "certificates", now)
 }
 
 // server is one listener of the agent's.
@@ -109,11 +128,7 @@ func (s server) Run(ctx context.Context) error {
 }
 
 // servers are the socket, the port for operators and the one for metrics.
-func (a *Agent) servers() ([]part, error) {
-	conf, err := serverTLS(a.node.bundle)
-	if err != nil {
-		return nil, err
-	}
+func (a *Agent) servers(conf *tls.Config) ([]part, error) {
 	api := a.handler()
 	parts := []part{
 		server{a.log, func() (net.Listener, error) { return listenUnix(a.cfg.Socket) }, api},
@@ -182,11 +197,7 @@ func whole[T any](list func() (T, error)) (all T, err error) {
 
 // dialEtcd connects in the background: an etcd that is away keeps no agent from
 // starting.
-func dialEtcd(ctx context.Context, n node) (*clientv3.Client, error) {
-	conf, err := clientTLS(n.bundle)
-	if err != nil {
-		return nil, err
-	}
+func dialEtcd(ctx context.Context, n node, conf *tls.Config) (*clientv3.Client, error) {
 	client, err := clientv3.New(clientv3.Config{
 		Context: ctx, Endpoints: n.bundle.EtcdEndpoints, TLS: conf,
 		DialTimeout: 2 * time.Second, DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second,

@@ -1,0 +1,238 @@
+// Package certificate keeps a node's certificates good: it asks the API server
+// for new ones long before they end, keeps them in the join bundle, and hands
+// out the newest to whoever makes a connection.
+//
+// Who may have one is decided by the API server, and what it opens by the store.
+package certificate
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/url"
+	"sync"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+// Certificates last a year. New ones are asked for when a third of that is left,
+// and operators are told when it is a sixth: months in which an API server may be
+// away. Looks are an hour apart, after one that failed a minute and then up to that.
+const (
+	dueShare    = 1.0 / 3
+	urgentShare = 1.0 / 6
+	lookPause   = time.Hour
+	retryPause  = time.Minute
+	askPatience = 30 * time.Second
+)
+
+// Config of a Holder.
+type Config struct {
+	// Path is the file of the join bundle.
+	Path string
+	// Ask asks the API server for the node's bundle; nil means API.
+	Ask func(ctx context.Context, b *api.JoinBundle, conf *tls.Config) (*api.JoinBundle, error)
+	// Tell is told what an operator must know, "" when that is over. May be nil.
+	Tell func(problem string)
+	Log  *slog.Logger
+}
+
+// Holder holds a node's certificates. Several goroutines may use it.
+type Holder struct {
+	conf Config
+
+	mu     sync.RWMutex // guards what follows
+	bundle api.JoinBundle
+	papers
+	unsaved bool // the file does not have the newest yet
+}
+
+// papers are what a bundle proves, parsed.
+type papers struct {
+	client, server tls.Certificate
+	roots          *x509.CertPool
+}
+
+// New reads the certificates of a bundle. They may have expired: what the
+// kernel does goes on without them.
+func New(b *api.JoinBundle, conf Config) (*Holder, error) {
+	p, err := parse(b)
+	if err != nil {
+		return nil, err
+	}
+	if conf.Ask == nil {
+		conf.Ask = API
+	}
+	if conf.Tell == nil {
+		conf.Tell = func(string) {}
+	}
+	return &Holder{conf: conf, bundle: *b, papers: p}, nil
+}
+
+func parse(b *api.JoinBundle) (p papers, err error) {
+	if p.client, err = tls.X509KeyPair([]byte(b.Cert), []byte(b.Key)); err != nil {
+		return p, fmt.Errorf("client certificate of the join bundle: %w", err)
+	}
+	if p.server, err = tls.X509KeyPair([]byte(b.ServerCert), []byte(b.ServerKey)); err != nil {
+		return p, fmt.Errorf("server certificate of the join bundle: %w", err)
+	}
+	p.roots = x509.NewCertPool()
+	if !p.roots.AppendCertsFromPEM([]byte(b.CA)) {
+		return p, errors.New("the join bundle holds no CA certificate")
+	}
+	return p, nil
+}
+
+// Client proves this node to the store and the API server, by the newest
+// certificate at the time of each connection. Its roots stay those that it was
+// made with.
+func (h *Holder) Client() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, RootCAs: h.now().roots,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			client := h.now().client
+			return &client, nil
+		},
+	}
+}
+
+// Server asks every caller for a certificate of the cluster's, and allowed
+// whether its user may call.
+func (h *Holder) Server(allowed func(user string) error) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			p := h.now()
+			return &tls.Config{
+				MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{p.server},
+				ClientCAs: p.roots, ClientAuth: tls.RequireAndVerifyClientCert,
+				VerifyConnection: func(s tls.ConnectionState) error {
+					return allowed(s.PeerCertificates[0].Subject.CommonName)
+				},
+			}, nil
+		},
+	}
+}
+
+func (h *Holder) now() papers {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.papers
+}
+
+// Run renews until ctx ends.
+func (h *Holder) Run(ctx context.Context) error {
+	retry := retryPause
+	for {
+		pause := lookPause
+		if err := h.look(ctx, time.Now()); err == nil {
+			retry = retryPause
+		} else if ctx.Err() == nil {
+			h.conf.Log.Warn("certificates were not renewed, trying again", "err", err)
+			pause, retry = retry, min(2*retry, lookPause)
+		}
+		// Drawn, because many nodes may have got theirs at once.
+		timer := time.NewTimer(pause/2 + rand.N(pause/2))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+	}
+}
+
+// look renews what is due. The new ones are used at once, and kept for the next
+// life as soon as the file can be written.
+func (h *Holder) look(ctx context.Context, now time.Time) error {
+	p := h.now()
+	left := min(share(p.client.Leaf, now), share(p.server.Leaf, now))
+	if left <= dueShare {
+		if err := h.renew(ctx); err != nil {
+			if left <= urgentShare {
+				h.conf.Tell(fmt.Sprintf("the node's certificates end on %s and cannot be renewed (%v): issue new ones with `weft node add %s --write join.yaml`, copy that to %s and restart the agent",
+					end(p), err, h.bundle.Node, h.conf.Path))
+			}
+			return err
+		}
+	}
+	if err := h.save(); err != nil {
+		h.conf.Tell(fmt.Sprintf("the node's certificates were renewed until %s, but cannot be kept (%v): after a restart of the agent the old ones count", end(h.now()), err))
+		return err
+	}
+	h.conf.Tell("")
+	return nil
+}
+
+// share is how much of a certificate's life is left; nothing or less if it has
+// ended.
+func share(c *x509.Certificate, now time.Time) float64 {
+	return float64(c.NotAfter.Sub(now)) / float64(c.NotAfter.Sub(c.NotBefore))
+}
+
+// end is when the first of them ends.
+func end(p papers) string {
+	first := p.client.Leaf.NotAfter
+	if p.server.Leaf.NotAfter.Before(first) {
+		first = p.server.Leaf.NotAfter
+	}
+	return first.UTC().Format(time.DateOnly)
+}
+
+func (h *Holder) renew(ctx context.Context) error {
+	h.mu.RLock()
+	next := h.bundle
+	h.mu.RUnlock()
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	got, err := h.conf.Ask(ctx, &next, h.Client())
+	if err != nil {
+		return err
+	}
+	// The rest of the bundle stays as the operator has it.
+	next.CA, next.Cert, next.Key, next.ServerCert, next.ServerKey = got.CA, got.Cert, got.Key, got.ServerCert, got.ServerKey
+	p, err := parse(&next)
+	if err != nil {
+		return fmt.Errorf("what the API server sent: %w", err)
+	}
+	h.mu.Lock()
+	h.bundle, h.papers, h.unsaved = next, p, true
+	h.mu.Unlock()
+	h.conf.Log.Info("certificates are renewed", "until", p.client.Leaf.NotAfter)
+	return nil
+}
+
+func (h *Holder) save() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.unsaved {
+		return nil
+	}
+	text, err := yaml.Marshal(h.bundle)
+	if err != nil {
+		return err
+	}
+	if err := api.WriteSecretFile(h.conf.Path, text); err != nil {
+		return err
+	}
+	h.unsaved = false
+	return nil
+}
+
+// API asks the real API server.
+func API(ctx context.Context, b *api.JoinBundle, conf *tls.Config) (*api.JoinBundle, error) {
+	base, err := url.Parse(b.Server)
+	if err != nil {
+		return nil, fmt.Errorf("API server of the join bundle: %w", err)
+	}
+	c := api.NewClientTLS(b.Cluster, base, conf)
+	defer c.Close()
+	return c.AddNode(ctx, api.NodeRequest{Name: b.Node})
+}

@@ -1,0 +1,259 @@
+package certificate
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+// issuer is a cluster's authority.
+type issuer struct {
+	t    *testing.T
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	last int64
+}
+
+func newIssuer(t *testing.T) *issuer {
+	t.Helper()
+	i := &issuer{t: t}
+	i.key = i.makeKey()
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "east"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now(), NotAfter: time.Now().Add(10 * year), KeyUsage: x509.KeyUsageCertSign}
+	i.cert = i.sign(template, template, i.key)
+	return i
+}
+
+const year = 365 * 24 * time.Hour
+
+func (i *issuer) makeKey() *ecdsa.PrivateKey {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return key
+}
+
+func (i *issuer) sign(template, parent *x509.Certificate, key *ecdsa.PrivateKey) *x509.Certificate {
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, i.key)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return cert
+}
+
+func (i *issuer) pair(name string) (cert, key string) {
+	k := i.makeKey()
+	i.last++
+	c := i.sign(&x509.Certificate{
+		SerialNumber: big.NewInt(1 + i.last), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now(), NotAfter: time.Now().Add(year),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}, i.cert, k)
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return text("CERTIFICATE", c.Raw), text("PRIVATE KEY", der)
+}
+
+func text(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+}
+
+func (i *issuer) bundle() *api.JoinBundle {
+	b := &api.JoinBundle{Cluster: "east", Node: "n1", CA: text("CERTIFICATE", i.cert.Raw), GossipKey: "as it is"}
+	b.Cert, b.Key = i.pair("agent-n1")
+	b.ServerCert, b.ServerKey = i.pair("admin")
+	return b
+}
+
+// node holds what a node has for ten years.
+type node struct {
+	*Holder
+	path  string
+	away  error
+	asked int
+	told  string
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	i := newIssuer(t)
+	n := &node{path: filepath.Join(t.TempDir(), "join.yaml")}
+	var err error
+	n.Holder, err = New(i.bundle(), Config{
+		Path: n.path, Log: slog.New(slog.DiscardHandler), Tell: func(s string) { n.told = s },
+		Ask: func(_ context.Context, b *api.JoinBundle, conf *tls.Config) (*api.JoinBundle, error) {
+			n.asked++
+			if n.away != nil {
+				return nil, n.away
+			}
+			if c, err := conf.GetClientCertificate(nil); err != nil || c.Leaf.Subject.CommonName != "agent-n1" {
+				t.Errorf("asked as %v, %v", c, err)
+			}
+			fresh := i.bundle()
+			fresh.GossipKey = "another"
+			return fresh, nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func (n *node) run(t *testing.T) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- n.Run(ctx) }()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func (n *node) left() time.Duration {
+	c := n.now()
+	return min(time.Until(c.client.Leaf.NotAfter), time.Until(c.server.Leaf.NotAfter))
+}
+
+func TestCertificatesNeverEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		defer n.run(t)()
+		time.Sleep(year * 66 / 100)
+		synctest.Wait()
+		if n.asked != 0 {
+			t.Errorf("asked %d times for nothing", n.asked)
+		}
+		for range 40 {
+			time.Sleep(year / 8)
+			if n.left() < year/4 {
+				t.Fatalf("only %v left", n.left())
+			}
+		}
+		if n.asked > 9 {
+			t.Errorf("asked %d times in five years", n.asked)
+		}
+		var b api.JoinBundle
+		file, err := os.ReadFile(n.path)
+		if err != nil || yaml.Unmarshal(file, &b) != nil {
+			t.Fatal(err)
+		}
+		kept, err := parse(&b)
+		if err != nil || !kept.client.Leaf.Equal(n.now().client.Leaf) || !kept.server.Leaf.Equal(n.now().server.Leaf) || b.GossipKey != "as it is" {
+			t.Errorf("the file does not have what is used: %v", err)
+		}
+		if info, _ := os.Stat(n.path); info.Mode().Perm() != 0o600 {
+			t.Error(info.Mode())
+		}
+	})
+}
+
+func TestOperatorIsToldInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		n.away = errors.New("nobody there")
+		defer n.run(t)()
+		time.Sleep(year * 3 / 4)
+		synctest.Wait()
+		if n.asked == 0 || n.told != "" {
+			t.Errorf("asked %d times, told %q", n.asked, n.told)
+		}
+		time.Sleep(year / 10)
+		synctest.Wait()
+		for _, want := range []string{"end on 2000-12-31", "nobody there", "weft node add n1", n.path} {
+			if !strings.Contains(n.told, want) {
+				t.Errorf("told %q, without %q", n.told, want)
+			}
+		}
+		n.away = nil
+		time.Sleep(2 * lookPause)
+		synctest.Wait()
+		if n.told != "" || n.left() < year/2 {
+			t.Errorf("told %q, %v left", n.told, n.left())
+		}
+	})
+}
+
+// A file that cannot be written keeps nobody from using what was issued.
+func TestFileCannotBeWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		if err := os.Mkdir(n.path, 0o700); err != nil { // in the way
+			t.Fatal(err)
+		}
+		defer n.run(t)()
+		time.Sleep(year*2/3 + 48*time.Hour)
+		synctest.Wait()
+		if n.asked != 1 || n.left() < year/2 || !strings.Contains(n.told, "cannot be kept") {
+			t.Errorf("asked %d times, %v left, told %q", n.asked, n.left(), n.told)
+		}
+		if err := os.Remove(n.path); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * lookPause)
+		synctest.Wait()
+		if _, err := os.Stat(n.path); err != nil || n.told != "" || n.asked != 1 {
+			t.Errorf("asked %d times, told %q, %v", n.asked, n.told, err)
+		}
+	})
+}
+
+func TestConnectionsUseTheNewest(t *testing.T) {
+	n := newNode(t)
+	var callers []string
+	server := n.Server(func(user string) error { callers = append(callers, user); return nil })
+	client := n.Client()
+	client.ServerName = "127.0.0.1"
+	serials := func() (ofServer, ofClient string) {
+		t.Helper()
+		here, there := net.Pipe()
+		s := tls.Server(there, server)
+		done := make(chan error, 1)
+		go func() { done <- s.Handshake(); _, _ = s.Write([]byte("x")) }()
+		c := tls.Client(here, client)
+		if err := c.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Read(make([]byte, 1))
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		defer here.Close()
+		return c.ConnectionState().PeerCertificates[0].SerialNumber.String(), s.ConnectionState().PeerCertificates[0].SerialNumber.String()
+	}
+	s1, c1 := serials()
+	if err := n.renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s2, c2 := serials()
+	if s1 == s2 || c1 == c2 || strings.Join(callers, " ") != "agent-n1 agent-n1" {
+		t.Errorf("server %s then %s, client %s then %s, callers %v", s1, s2, c1, c2, callers)
+	}
+}
