@@ -135,7 +135,7 @@ func on(cmd *cobra.Command, work func(context.Context, *api.Client) error) error
 
 // groupCommand is a command that only holds others.
 func groupCommand(use, short, group string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, GroupID: group, Args: usageArgs(subcommand)}
+	cmd := &cobra.Command{Use: use, Short: short, GroupID: group, Args: subcommand}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	cmd.AddCommand(commands...)
 	return cmd
@@ -152,5 +152,5 @@ func subcommand(cmd *cobra.Command, args []string) error {
 			names = append(names, c.Name())
 		}
 	}
-	return fmt.Errorf("there is no %q; choose from %s", args[0], strings.Join(names, ", "))
+	return usageError{fmt.Errorf("%s: there is no %q; choose from %s", cmd.CommandPath(), args[0], strings.Join(names, ", "))}
 }

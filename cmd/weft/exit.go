@@ -46,13 +46,14 @@ func (e incapable) Unwrap() error { return e.error }
 // errNo ends a command whose output has said why the answer is no.
 var errNo = errors.New("the answer is no")
 
-// usageArgs makes a wrong number of arguments a usage error.
+// usageArgs makes a wrong number of arguments a usage error that says how the
+// command is written.
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
+		if check(cmd, args) == nil {
+			return nil
 		}
-		return nil
+		return usageError{fmt.Errorf("%s: write it as `%s %s`", cmd.CommandPath(), cmd.Parent().CommandPath(), cmd.Use)}
 	}
 }
 

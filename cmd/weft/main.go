@@ -30,7 +30,7 @@ func rootCommand() *cobra.Command {
 			"name and a workload keeps its rights, whichever cluster a packet starts or ends in.\n\n" + exitCodes,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          usageArgs(cobra.NoArgs),
+		Args:          subcommand,
 		Version:       version,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

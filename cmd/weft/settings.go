@@ -104,7 +104,7 @@ func configure[C any](cmd *cobra.Command, defaults C, usage map[string]string) (
 				return c, usageError{fmt.Errorf("read configuration: %w", err)}
 			}
 			if err := yaml.UnmarshalStrict(text, &c); err != nil {
-				return c, usageError{fmt.Errorf("configuration %s: %w", *file, err)}
+				return c, usageError{fmt.Errorf("configuration %s: %w", *file, fileError(err))}
 			}
 		}
 		var errs []error

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -57,4 +60,24 @@ func flagError(cmd *cobra.Command, err error) error {
 		}
 	}
 	return usageError{err}
+}
+
+// How the packages that read a configuration file speak of it.
+var (
+	fileWords   = strings.NewReplacer("error unmarshaling JSON: ", "", "while decoding JSON: ", "", "error converting YAML to JSON: ", "", "json: ", "")
+	badAddress  = regexp.MustCompile(`^(?:netip\.)?Parse(Addr|Prefix)\((".*")\): `)
+	badType     = regexp.MustCompile(`^cannot unmarshal (\w+) into Go (?:struct field \w+\.(\S+)|value) of type `)
+	addressType = map[string]reflect.Type{"Addr": reflect.TypeFor[netip.Addr](), "Prefix": reflect.TypeFor[netip.Prefix]()}
+)
+
+// fileError is what is wrong in a configuration file, in our words.
+func fileError(err error) error {
+	text := fileWords.Replace(err.Error())
+	if m := badAddress.FindStringSubmatch(text); m != nil {
+		return fmt.Errorf("%s is not %s", m[2], wanted(addressType[m[1]]))
+	}
+	if m := badType.FindStringSubmatch(text); m != nil {
+		return fmt.Errorf("%s cannot be a %s", cmp.Or(m[2], "the file"), m[1])
+	}
+	return errors.New(text)
 }
