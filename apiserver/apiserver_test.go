@@ -21,6 +21,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/internal/loopbacktest"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -44,10 +45,10 @@ type process struct {
 func config(t *testing.T) Config {
 	t.Helper()
 	c := good()
-	c.Advertise = netip.MustParseAddr("127.0.0.1")
+	c.Advertise = loopbacktest.Addr(t)
 	c.DataDir, c.AdminConfig = t.TempDir(), filepath.Join(t.TempDir(), "admin.conf")
-	c.Listen, c.EtcdListen, c.MetricsAddress = "127.0.0.1:0", "127.0.0.1:0", ""
-	c.GossipPort, c.WANGossipPort, c.DiskReserveBytes = 0, 0, 0
+	c.Listen, c.EtcdListen = fmt.Sprintf("%v:17443", c.Advertise), fmt.Sprintf("%v:12379", c.Advertise)
+	c.MetricsAddress, c.GossipPort, c.WANGossipPort, c.DiskReserveBytes = "", 0, 0, 0
 	c.Log = slog.New(slog.DiscardHandler)
 	return c
 }
@@ -159,7 +160,7 @@ func (a *agent) claim(pod, ip string) {
 
 func eventually(t *testing.T, what string, holds func() error) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -248,7 +249,6 @@ func TestFromApplyToSliceThroughRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	conf.Listen, conf.EtcdListen = strings.TrimPrefix(p.url, "https://"), p.srv.etcd.Addr()
 	p.stop()
 	p = start(t, conf)
 	if after, _ := os.ReadFile(conf.AdminConfig); string(before) != string(after) {
@@ -381,7 +381,7 @@ func TestWatch(t *testing.T) {
 	if _, err := admin.Apply(t.Context(), []byte(shop), false); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var got []string
 	err := admin.Watch(ctx, "pods", "", func(ev api.WatchEvent) error {

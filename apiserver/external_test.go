@@ -36,7 +36,7 @@ func TestExistingEtcd(t *testing.T) {
 	if err := os.WriteFile(trusted, both, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	etcd, err := embedded.Start(t.Context(), embedded.Config{Dir: filepath.Join(dir, "data"), Listen: "127.0.0.1:0", Cert: cert, Key: key, CA: trusted, Log: conf.Log})
+	etcd, err := embedded.Start(t.Context(), embedded.Config{Dir: filepath.Join(dir, "data"), Listen: conf.EtcdListen, Cert: cert, Key: key, CA: trusted, Log: conf.Log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +47,8 @@ func TestExistingEtcd(t *testing.T) {
 	}
 	one := start(t, conf)
 	other := conf
-	other.DataDir, other.AdminConfig = t.TempDir(), filepath.Join(t.TempDir(), "admin.conf")
+	another := config(t)
+	other.Advertise, other.Listen, other.DataDir, other.AdminConfig = another.Advertise, another.Listen, another.DataDir, another.AdminConfig
 	two := start(t, other)
 
 	// A node that joins by one is served by both.

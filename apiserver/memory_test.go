@@ -28,7 +28,6 @@ func TestEmptiedStoreTellsNobodyThatThereIsNothing(t *testing.T) {
 		}
 		return err
 	})
-	conf.EtcdListen = p.srv.etcd.Addr()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -19,13 +18,16 @@ import (
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/flow"
+	"github.com/weft-mesh/weft/internal/loopbacktest"
 	"github.com/weft-mesh/weft/wire"
 )
 
-// fakeAgent serves an agent's API for a node at an address of loopback.
-func (p *process) fakeAgent(node, ip string, handler http.HandlerFunc) (stop func()) {
+// fakeAgent serves an agent's API for a node at an address of loopback. Without
+// a handler there is only the node.
+func (p *process) fakeAgent(node string, handler http.HandlerFunc) (stop func()) {
 	p.t.Helper()
-	addr := netip.MustParseAddr(ip)
+	p.srv.agents.port = 14245
+	addr := loopbacktest.Addr(p.t)
 	reg := nodes.Registration{Name: node, Addresses: []netip.Addr{addr}}
 	if err := store.Write(p.t.Context(), p.srv.store, store.Put(nodes.RegistrationKey(node), wire.Marshal(reg))); err != nil {
 		p.t.Fatal(err)
@@ -41,7 +43,7 @@ func (p *process) fakeAgent(node, ip string, handler http.HandlerFunc) (stop fun
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	l, err := tls.Listen("tcp", net.JoinHostPort(ip, fmt.Sprint(p.srv.agents.port)), &tls.Config{
+	l, err := tls.Listen("tcp", fmt.Sprintf("%v:%d", addr, p.srv.agents.port), &tls.Config{
 		Certificates: []tls.Certificate{cert}, ClientCAs: p.srv.authority.Pool(), ClientAuth: tls.RequireAndVerifyClientCert,
 	})
 	if err != nil {
@@ -86,11 +88,10 @@ func flows(node string, seconds []int, follow <-chan int) http.HandlerFunc {
 
 func TestObserveMergesNodes(t *testing.T) {
 	p := start(t, config(t))
-	p.srv.agents.port = int(freePort(t))
 	news := make(chan int)
-	defer p.fakeAgent("n1", "127.0.0.1", flows("n1", []int{1, 4, 5}, news))()
-	defer p.fakeAgent("n2", "127.0.0.2", flows("n2", []int{2, 3, 6}, nil))()
-	p.fakeAgent("n3", "127.0.0.3", nil) // does not answer
+	defer p.fakeAgent("n1", flows("n1", []int{1, 4, 5}, news))()
+	defer p.fakeAgent("n2", flows("n2", []int{2, 3, 6}, nil))()
+	p.fakeAgent("n3", nil) // does not answer
 
 	var got []string
 	line := func(text []byte) error {
@@ -109,7 +110,7 @@ func TestObserveMergesNodes(t *testing.T) {
 	}
 
 	got = nil
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	enough := errors.New("enough")
 	go func() {
@@ -135,15 +136,14 @@ func TestObserveMergesNodes(t *testing.T) {
 
 func TestTablesOfAnAgent(t *testing.T) {
 	p := start(t, config(t))
-	p.srv.agents.port = int(freePort(t))
-	defer p.fakeAgent("n1", "127.0.0.1", func(w http.ResponseWriter, r *http.Request) {
+	defer p.fakeAgent("n1", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/v1/tables/nodes" {
 			refuse(w, api.NotFound("there is nodes", "the agent has no table %q", r.URL.Path))
 			return
 		}
 		_ = json.NewEncoder(w).Encode(api.Table{Name: "nodes", Node: "n1", Rows: [][]string{{"a"}}})
 	})()
-	p.fakeAgent("n2", "127.0.0.2", nil)
+	p.fakeAgent("n2", nil)
 	if table, err := p.admin().Table(t.Context(), "n1", "nodes"); err != nil || table.Rows[0][0] != "a" {
 		t.Error(table, err)
 	}

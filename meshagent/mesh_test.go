@@ -18,6 +18,7 @@ import (
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/internal/loopbacktest"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -254,17 +255,17 @@ func TestARestartedAgentNeverCallsAReadyPodNotReady(t *testing.T) {
 }
 
 func TestAPodOfABootedMachineIsNotReadyUntilAsked(t *testing.T) {
-	server, err := net.Listen("tcp", "127.0.0.1:0")
+	addr := netip.AddrPortFrom(loopbacktest.Addr(t), 10080)
+	server, err := net.Listen("tcp", addr.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := server.Addr().(*net.TCPAddr).Port
 	synctest.Test(t, func(t *testing.T) {
 		w, east, west, _ := raise(t)
 		var p corev1.Pod
 		p.Namespace, p.Name, p.UID, p.Spec.NodeName = "shop", "db-1", "uid-db", west.name
 		p.Spec.Containers = []corev1.Container{{ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{
-			TCPSocket: &corev1.TCPSocketAction{Host: "127.0.0.1", Port: intstr.FromInt(port)},
+			TCPSocket: &corev1.TCPSocketAction{Host: addr.Addr().String(), Port: intstr.FromInt(int(addr.Port()))},
 		}}}}
 		west.cluster.put(t, wire.ObjectKey("pods", p.Namespace, p.Name), p)
 		w.step()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/embedded"
 	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/internal/loopbacktest"
 )
 
 type cluster struct {
@@ -27,11 +29,12 @@ func start(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, key, err := ca.IssueFile("etcd", authority.Request{User: "etcd", Client: true, Server: true, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
+	addr := loopbacktest.Addr(t)
+	cert, key, err := ca.IssueFile("etcd", authority.Request{User: "etcd", Client: true, Server: true, Addresses: []netip.Addr{addr}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, ca: ca, conf: embedded.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", Cert: cert, Key: key, CA: ca.BundlePath(), Log: slog.New(slog.DiscardHandler)}}
+	c := &cluster{t: t, ca: ca, conf: embedded.Config{Dir: t.TempDir(), Listen: fmt.Sprintf("%v:12379", addr), Cert: cert, Key: key, CA: ca.BundlePath(), Log: slog.New(slog.DiscardHandler)}}
 	c.run()
 	t.Cleanup(func() { c.Close() })
 	return c
@@ -133,7 +136,7 @@ func TestUsersReadAndWriteOnlyTheirOwn(t *testing.T) {
 func TestWatchEndsWithTheRightsOfItsUser(t *testing.T) {
 	c := start(t)
 	root := c.as(authority.Root)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := root.EnableAuth(ctx); err != nil {
 		t.Fatal(err)
@@ -223,7 +226,7 @@ func TestWatchEndsWithTheRightsOfItsUser(t *testing.T) {
 func TestWatchGivesSignsOfLifeAndSurvivesRestart(t *testing.T) {
 	c := start(t)
 	root := c.as(authority.Root)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	batches := make(chan store.Batch)
 	done := make(chan error, 1)
@@ -262,7 +265,6 @@ func TestWatchGivesSignsOfLifeAndSurvivesRestart(t *testing.T) {
 	put("1")
 	next("change", func(b store.Batch) bool { return len(b.Events) == 1 })
 
-	c.conf.Listen = c.Addr()
 	c.Close()
 	c.run()
 	put("2")
@@ -278,7 +280,7 @@ func TestWatchGivesSignsOfLifeAndSurvivesRestart(t *testing.T) {
 func TestWatchOfAStoreThatStaysAwayEnds(t *testing.T) {
 	c := start(t)
 	root := c.as(authority.Root)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	alive, ended := make(chan struct{}, 100), make(chan error, 1)
 	go func() {

@@ -27,6 +27,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/peering"
 	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/internal/loopbacktest"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -37,7 +38,7 @@ type site struct {
 	own  wire.Cluster
 	ca   *authority.Authority
 	dir  string
-	addr string
+	addr netip.Addr
 	root *store.Etcd
 	p    *peering.Peering
 	exp  *export.Exporter
@@ -50,7 +51,7 @@ func newSite(t *testing.T, name string, id byte) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{t: t, ca: ca, dir: t.TempDir(), addr: "127.0.0.1:0", own: wire.Cluster{
+	s := &site{t: t, ca: ca, dir: t.TempDir(), addr: loopbacktest.Addr(t), own: wire.Cluster{
 		Name: name, ID: identity.ClusterID(id), MaxConnectedClusters: 255, Generation: name + "-1",
 		PodCIDRs:    []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, id, 0, 0}), 16)},
 		ServiceCIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 100 + id, 0, 0}), 16),
@@ -63,15 +64,14 @@ func newSite(t *testing.T, name string, id byte) *site {
 func (s *site) start() {
 	s.t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	cert, key, err := s.ca.IssueFile("etcd", authority.Request{User: "etcd", Client: true, Server: true, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
+	cert, key, err := s.ca.IssueFile("etcd", authority.Request{User: "etcd", Client: true, Server: true, Addresses: []netip.Addr{s.addr}})
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	etcd, err := embedded.Start(s.t.Context(), embedded.Config{Dir: s.dir, Listen: s.addr, Cert: cert, Key: key, CA: s.ca.BundlePath(), Log: log})
+	etcd, err := embedded.Start(s.t.Context(), embedded.Config{Dir: s.dir, Listen: fmt.Sprintf("%v:12379", s.addr), Cert: cert, Key: key, CA: s.ca.BundlePath(), Log: log})
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.addr = etcd.Addr() // the same port after a restart
 	pair, err := s.ca.Issue(authority.Request{User: authority.Root, Client: true})
 	if err != nil {
 		s.t.Fatal(err)
@@ -99,7 +99,7 @@ func (s *site) start() {
 	}
 }
 
-func (s *site) endpoint() string { return "https://" + s.addr }
+func (s *site) endpoint() string { return fmt.Sprintf("https://%v:12379", s.addr) }
 
 func (s *site) dial(pair authority.Pair, ca []byte) *store.Etcd {
 	s.t.Helper()
@@ -219,7 +219,7 @@ func (s *site) read(from *site) *api.Invite {
 func eventually(t *testing.T, what func() string) {
 	t.Helper()
 	var last string
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		if last = what(); last == "" {
 			return
 		}

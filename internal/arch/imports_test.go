@@ -29,11 +29,17 @@ var mayImport = map[string][]string{
 	"cmd/weft":            {"apiserver", "apiserver/api", "meshagent", "tunnel", "lab", "policy", "flow", "identity", "bpf"},
 	"scenarios":           {"lab"},
 	"internal":            {"lab"},
+	// Addresses for tests of every part.
+	"internal/loopbacktest": {},
 }
 
 // testsMayImport is what a part's tests may use besides.
 var testsMayImport = map[string][]string{
-	"deploy": {"apiserver", "meshagent"}, // the examples are read as the processes read them
+	"deploy":    {"apiserver", "meshagent"}, // the examples are read as the processes read them
+	"apiserver": {"internal/loopbacktest"},
+	"meshagent": {"internal/loopbacktest"},
+	"tunnel":    {"internal/loopbacktest"},
+	"lab":       {"internal/loopbacktest"},
 }
 
 // worksFor says which part each of these modules does its work in; one that is

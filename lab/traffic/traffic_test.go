@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"net"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/weft-mesh/weft/internal/loopbacktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -25,20 +27,10 @@ func TestAnswerReadsBack(t *testing.T) {
 	}
 }
 
-// freePorts finds three ports of this machine that nobody uses.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 func startServer(t *testing.T) (http, tcp, udp string) {
 	t.Helper()
-	http, tcp, udp = freePort(t), freePort(t), freePort(t)
+	addr := loopbacktest.Addr(t)
+	http, tcp, udp = fmt.Sprintf("%v:10080", addr), fmt.Sprintf("%v:10081", addr), fmt.Sprintf("%v:10082", addr)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
@@ -50,13 +42,54 @@ func startServer(t *testing.T) (http, tcp, udp string) {
 			t.Error(err)
 		}
 	})
-	for {
-		if conn, err := net.Dial("tcp4", tcp); err == nil {
-			conn.Close()
-			break
+	for _, address := range []string{"http://" + http, "tcp://" + tcp, "udp://" + udp} {
+		target, err := ParseTarget(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(time.Minute); ; {
+			_, err := RequestWithin(t.Context(), time.Second, target, "", "0")
+			if err == nil {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s does not answer: %v", address, err)
+			}
 		}
 	}
 	return http, tcp, udp
+}
+
+// enough takes a load's lines and ends it when there are samples enough,
+// however long a busy machine takes for them.
+type enough struct {
+	bytes.Buffer
+	samples int
+	end     func()
+}
+
+func (e *enough) Write(p []byte) (int, error) {
+	n, err := e.Buffer.Write(p)
+	if bytes.Count(e.Bytes(), []byte(`"took":`)) >= e.samples {
+		e.end()
+	}
+	return n, err
+}
+
+// load10 makes requests until ten have ended.
+func load10(t *testing.T, target string, keep int) Tally {
+	t.Helper()
+	to, err := ParseTarget(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out := &enough{samples: 10, end: cancel}
+	if err := Load(ctx, LoadConfig{Target: to, Rate: 100, Timeout: time.Minute, Keep: keep}, out); err != nil {
+		t.Fatal(err)
+	}
+	return Count(parseSamples(t, out.String()))
 }
 
 func TestLoad(t *testing.T) {
@@ -72,17 +105,7 @@ func TestLoad(t *testing.T) {
 		"udp, new sockets":      {"udp://" + udp, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			target, err := ParseTarget(c.target)
-			if err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-			defer cancel()
-			var out bytes.Buffer
-			if err := Load(ctx, LoadConfig{Target: target, Rate: 100, Timeout: time.Second, Keep: c.keep}, &out); err != nil {
-				t.Fatal(err)
-			}
-			tally := Count(parseSamples(t, out.String()))
+			tally := load10(t, c.target, c.keep)
 			if tally.Failed > 0 || tally.Requests < 10 || tally.ByPod["east/web"] != tally.Requests {
 				t.Errorf("tally = %+v", tally)
 			}
@@ -105,17 +128,8 @@ func parseSamples(t *testing.T, text string) (samples []Sample) {
 }
 
 func TestLoadCountsFailures(t *testing.T) {
-	nobody, err := ParseTarget("tcp://" + freePort(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	var out bytes.Buffer
-	if err := Load(ctx, LoadConfig{Target: nobody, Rate: 100, Timeout: time.Second}, &out); err != nil {
-		t.Fatal(err)
-	}
-	if tally := Count(parseSamples(t, out.String())); tally.Failed == 0 || tally.Errors["refused"] != tally.Requests {
+	tally := load10(t, fmt.Sprintf("tcp://%v:10080", loopbacktest.Addr(t)), 0)
+	if tally.Failed < 10 || tally.Errors["refused"] != tally.Requests {
 		t.Errorf("tally = %+v", tally)
 	}
 }

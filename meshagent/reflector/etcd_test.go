@@ -3,7 +3,6 @@ package reflector_test
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/url"
 	"testing"
 	"time"
@@ -12,23 +11,17 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
+	"github.com/weft-mesh/weft/internal/loopbacktest"
 	"github.com/weft-mesh/weft/meshagent/reflector"
 )
 
 // startEtcd runs one member on this machine.
 func startEtcd(t *testing.T) *clientv3.Client {
 	t.Helper()
-	free := func() url.URL {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		return url.URL{Scheme: "http", Host: l.Addr().String()}
-	}
 	cfg := embed.NewConfig()
 	cfg.Dir, cfg.LogLevel, cfg.ZapLoggerBuilder = t.TempDir(), "fatal", embed.NewZapLoggerBuilder(zap.NewNop())
-	client, peer := free(), free()
+	addr := loopbacktest.Addr(t)
+	client, peer := url.URL{Scheme: "http", Host: fmt.Sprintf("%v:12379", addr)}, url.URL{Scheme: "http", Host: fmt.Sprintf("%v:12380", addr)}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
@@ -39,10 +32,10 @@ func startEtcd(t *testing.T) *clientv3.Client {
 	t.Cleanup(server.Close)
 	select {
 	case <-server.Server.ReadyNotify():
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("etcd does not start")
 	}
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{client.String()}, Logger: zap.NewNop(), DialTimeout: 5 * time.Second})
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{client.String()}, Logger: zap.NewNop(), DialTimeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +74,7 @@ func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 	if err := e.Delete(ctx, "a/00000"); err != nil {
 		t.Fatal(err)
 	}
-	watching, cancel := context.WithTimeout(ctx, 20*time.Second)
+	watching, cancel := context.WithTimeout(ctx, time.Minute)
 	var heard []string
 	err = e.Watch(watching, "a/", revision, func(events []reflector.Event) {
 		for _, ev := range events {
@@ -103,7 +96,7 @@ func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 	if _, err := client.Compact(ctx, now.Header.Revision); err != nil {
 		t.Fatal(err)
 	}
-	watching, cancel = context.WithTimeout(ctx, 20*time.Second)
+	watching, cancel = context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	if err := e.Watch(watching, "a/", 1, func([]reflector.Event) {}); err == nil || watching.Err() != nil {
 		t.Errorf("a watch from before a compaction: %v", err)
