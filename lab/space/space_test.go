@@ -2,6 +2,7 @@ package space
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,7 +75,7 @@ func TestCgroupKillsAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := NewCgroup(filepath.Join(root, "weft-test-space", "inner"))
+	c, err := NewCgroup(filepath.Join(root, fmt.Sprintf("weft-test-space-%d", os.Getpid()), "inner"))
 	if err != nil {
 		t.Fatal(err)
 	}
