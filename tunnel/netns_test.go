@@ -225,7 +225,7 @@ func (n *node) ready() tunnel.Own {
 	n.t.Helper()
 	if n.process != nil {
 		// First the process, or a kernel that can would make the devices itself.
-		eventually(n.t, 10*time.Second, func() error {
+		eventually(n.t, 30*time.Second, func() error {
 			for _, device := range n.config.Devices {
 				if !exists(filepath.Join(n.config.SocketDir, device+".sock")) {
 					return fmt.Errorf("%s is not served yet", device)
@@ -235,7 +235,7 @@ func (n *node) ready() tunnel.Own {
 		})
 	}
 	var own tunnel.Own
-	eventually(n.t, 10*time.Second, func() error {
+	eventually(n.t, 30*time.Second, func() error {
 		return n.in(func() (err error) {
 			own, err = n.lanes.Ensure(context.Background())
 			return err
@@ -329,7 +329,7 @@ func pair(t *testing.T) (a, b *node) {
 func shaken(t *testing.T, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {
-		eventually(t, 15*time.Second, func() error {
+		eventually(t, 30*time.Second, func() error {
 			for _, p := range n.status().Peers {
 				if p.Handshaken() != [tunnel.LaneCount]bool{true, true} {
 					return fmt.Errorf("%s: handshakes with %s: %v", n.name, p.Node, p.Handshaken())
