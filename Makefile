@@ -6,6 +6,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 # The race detector needs a C compiler; CI always has one.
 RACE := $(if $(shell command -v cc),$(if $(CI)$(WEFT_RACE),-race))
+# It would have every process that a test starts wait a second at its end.
+export GORACE := atexit_sleep_ms=0
 
 .PHONY: all
 all: lint check-generated test

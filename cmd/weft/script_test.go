@@ -58,6 +58,8 @@ func TestScripts(t *testing.T) {
 			path := filepath.Join(env.WorkDir, "contexts")
 			env.Setenv("WEFT_CONFIG", path)
 			env.Setenv("HOME", env.WorkDir)
+			// The race detector would have every command wait a second at its end.
+			env.Setenv("GORACE", "atexit_sleep_ms=0")
 			socket := filepath.Join(env.WorkDir, "agent.sock")
 			env.Setenv("SOCK", socket)
 			stop, err := serveAgent(socket)
