@@ -266,7 +266,7 @@ var stateCases = []packetCase{
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "SA")), want: ReasonDelivered},
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "FA")), want: ReasonTunnelled},
 		{change: ages(time.Minute), hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "FA")), want: ReasonDelivered},
-		{change: ages(9 * time.Second), hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A")), want: ReasonTunnelled},
+		{change: ages(5 * time.Second), hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A")), want: ReasonTunnelled},
 		{change: ages(11 * time.Second), hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "A")), want: ReasonPolicyDenied},
 	}},
 	{name: "a reset ends a flow soon", state: deny(Ingress), steps: []step{
