@@ -50,7 +50,7 @@ func checkWorld(t *testing.T, r *rand.Rand) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkFlows(t, r, w, whole, subjects, text.String())
+	checkFlows(t, r, w, whole, subjects, text.String(), 300)
 
 	// The same world, learnt one identity after another: the same verdicts.
 	some := World{Cluster: w.Cluster, Policies: w.Policies, Identities: map[identity.Number]identity.Labels{}}
@@ -71,10 +71,10 @@ func checkWorld(t *testing.T, r *rand.Rand) {
 		}
 		some.Identities[n] = labels
 		if r.IntN(4) == 0 {
-			checkFlows(t, r, some, grown, subjects, text.String())
+			checkFlows(t, r, some, grown, subjects, text.String(), 30)
 		}
 	}
-	checkFlows(t, r, w, grown, subjects, text.String())
+	checkFlows(t, r, w, grown, subjects, text.String(), 100)
 
 	slices.Reverse(w.Policies)
 	again, err := Compile(w, subjects)
@@ -87,10 +87,10 @@ func checkWorld(t *testing.T, r *rand.Rand) {
 	}
 }
 
-func checkFlows(t *testing.T, r *rand.Rand, w World, tables *Tables, subjects []identity.Labels, text string) {
+func checkFlows(t *testing.T, r *rand.Rand, w World, tables *Tables, subjects []identity.Labels, text string, flows int) {
 	peers := slices.Collect(maps.Keys(w.Identities))
 	peers = append(peers, identity.Unknown, identity.Host, identity.World, identity.WorldIPv6, identity.RemoteNode, identity.UnknownMember, 0x7fffff)
-	for range 300 {
+	for range flows {
 		f := Flow{
 			Subject: subjects[r.IntN(len(subjects))], Direction: Direction(r.IntN(2)), Peer: peers[r.IntN(len(peers))],
 			Proto: pick(r, ProtoTCP, ProtoUDP, ProtoSCTP, ProtoICMP, ProtoICMPv6, 47), Port: uint16(r.IntN(12)),
