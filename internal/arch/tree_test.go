@@ -84,8 +84,18 @@ func read(t *testing.T, name string) string {
 	return string(text)
 }
 
-// goFiles parses every Go file of the tree.
-func goFiles(t *testing.T) (files []*file) {
+// goFiles are the Go files of the tree, parsed once.
+func goFiles(t *testing.T) []*file {
+	t.Helper()
+	if parsed == nil {
+		parsed = parse(t)
+	}
+	return parsed
+}
+
+var parsed []*file
+
+func parse(t *testing.T) (files []*file) {
 	t.Helper()
 	for _, name := range sources(t) {
 		if !strings.HasSuffix(name, ".go") {
