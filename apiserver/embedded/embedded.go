@@ -61,6 +61,11 @@ type Server struct {
 
 // Start runs a member and returns once it serves. The caller closes it.
 func Start(ctx context.Context, c Config) (*Server, error) {
+	return start(ctx, c, func(*embed.Config) {})
+}
+
+// start is Start; change has the last word on etcd's own configuration.
+func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("start etcd: %w", err)
 	}
@@ -102,7 +107,13 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	conf.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(logCore{log: c.Log, closing: closing}))
 
 	rights := new(guard)
-	conf.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainStreamInterceptor(rights.stream)}
+	conf.GRPCAdditionalServerOptions = []grpc.ServerOption{
+		grpc.ChainStreamInterceptor(rights.stream),
+		// A client that goes away leaves its request behind, and that would read a
+		// database which is closed by then: etcd panics.
+		grpc.WaitForHandlers(true),
+	}
+	change(conf)
 
 	etcd, err := embed.StartEtcd(conf)
 	if err != nil {
