@@ -219,18 +219,11 @@ func TestProbesNoticeACutAndItsHealing(t *testing.T) {
 			}
 		}
 	}
+	// How long it may take is tested in package probe, where no other program
+	// takes part of the time.
 	await(probe.Up)
-	// Thresholds and pauses are tested in package probe; here it is enough if
-	// they are kept once, as the machine may be busy.
-	var took []time.Duration
-	for len(took) < 5 {
-		b.wire(false)
-		took = append(took, await(probe.Down))
-		b.wire(true)
-		await(probe.Up)
-		if slices.Min(took) < 900*time.Millisecond {
-			return
-		}
-	}
-	t.Errorf("down only %v after the cut", took)
+	b.wire(false)
+	t.Logf("down %v after the cut", await(probe.Down))
+	b.wire(true)
+	t.Logf("up %v after healing", await(probe.Up))
 }

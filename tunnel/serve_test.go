@@ -231,10 +231,10 @@ func TestKilledTunnelComesBackByItself(t *testing.T) {
 		from = append(from, fromRestarted.gap(killed))
 	}
 	t.Logf("outages: to the restarted node %v, from it %v", to, from)
-	// On a busy machine some take longer, and every one if WireGuard's timers
-	// had to run out.
-	if slices.Min(to) > time.Second || slices.Min(from) > time.Second {
-		t.Errorf("outages of a killed and restarted tunnel: to it %v, from it %v, want below 1 s", to, from)
+	// A busy machine stretches them. If a timer of WireGuard's had to run out,
+	// each would take 5 s.
+	if slices.Min(to) > 4*time.Second || slices.Min(from) > 4*time.Second {
+		t.Errorf("outages of a killed and restarted tunnel: to it %v, from it %v, want a handshake's time", to, from)
 	}
 	for _, frame := range seen.drain() {
 		if bytes.Contains(frame, []byte(marker)) {

