@@ -139,3 +139,22 @@ func tlsOf(p wire.Peer, s wire.PeerSecret) (*tls.Config, error) {
 	}
 	return &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}, nil
 }
+
+// endingSoon is how long before its end an operator is told of a certificate that
+// only another operator can replace.
+const endingSoon = 60 * 24 * time.Hour
+
+// ending says that the certificate which a peer gave us ends; "" while there is
+// time.
+func ending(own, peer string, s wire.PeerSecret, now time.Time) string {
+	pair, err := authority.Pair{Cert: []byte(s.Cert), Key: []byte(s.Key)}.TLS()
+	if err != nil {
+		return "" // the mirror says so
+	}
+	end := pair.Leaf.NotAfter
+	if end.Sub(now) > endingSoon {
+		return ""
+	}
+	return fmt.Sprintf("peer %s: the certificate that it lets us read with ends on %s: ask its operator for a new invite, `weft peer invite %s`, and `weft peer add` it",
+		peer, end.UTC().Format(time.DateOnly), own)
+}

@@ -187,3 +187,35 @@ func TestBadInvites(t *testing.T) {
 		}
 	})
 }
+
+// A certificate that nobody renews by itself is called in time.
+func TestOperatorHearsOfACertificateThatEnds(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
+		defer func() { east.stop(); west.stop() }()
+		in, err := west.p.Invite(t.Context(), "east")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			left time.Duration
+			want string
+		}{
+			{endingSoon + time.Hour, ""},
+			{endingSoon - time.Hour, "peer west: the certificate that it lets us read with ends on 2000-02-29: ask its operator for a new invite, `weft peer invite east`, and `weft peer add` it"},
+		} {
+			short, err := west.ca.Issue(authority.Request{User: authority.RemoteUser("east", 0), Client: true, Lifetime: c.left})
+			if err != nil {
+				t.Fatal(err)
+			}
+			in.Cert, in.Key = string(short.Cert), string(short.Key)
+			if _, err := east.p.Add(t.Context(), in); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if got := strings.Join(east.p.Problems(), "\n"); got != c.want {
+				t.Errorf("%v left: %q", c.left, got)
+			}
+		}
+	})
+}

@@ -327,14 +327,17 @@ func (p *Peering) status(peer wire.Peer, now time.Time) api.PeerStatus {
 // Problems are sentences about what needs an operator, by peer.
 func (p *Peering) Problems() []string {
 	p.mu.Lock()
-	var mirrors []*mirror.Mirror
+	var all []*running
 	for _, name := range slices.Sorted(maps.Keys(p.mirrors)) {
-		mirrors = append(mirrors, p.mirrors[name].mirror)
+		all = append(all, p.mirrors[name])
 	}
 	p.mu.Unlock()
 	var out []string
-	for _, m := range mirrors {
-		out = append(out, m.Problems()...)
+	for _, r := range all {
+		out = append(out, r.mirror.Problems()...)
+		if text := ending(p.conf.Cluster.Name, r.mirror.Peer().Name, r.secret, time.Now()); text != "" {
+			out = append(out, text)
+		}
 	}
 	return out
 }

@@ -166,7 +166,9 @@ func peerInviteCommand() *cobra.Command {
 		Use:   "invite NAME",
 		Short: "Print what the cluster of this name needs to join us",
 		Long: "Print what the cluster of this name needs to join us: a client certificate for it alone,\n" +
-			"our CA bundle and addresses. It holds a private key: keep it 0600, as --write does.",
+			"our CA bundle and addresses. It holds a private key: keep it 0600, as --write does.\n\n" +
+			"The certificate lasts a year. The status of the cluster that added it asks for another\n" +
+			"invite two months ahead; adding that one interrupts nothing.",
 		Example: "  weft -c east peer invite west --write invite-of-east.yaml",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
