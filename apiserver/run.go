@@ -171,9 +171,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 		conf: f.conf, cluster: f.cluster, store: s.store, census: s.census, wanKey: wanKey, trust: f.authority,
 		peers: s.peering.Gossip, log: s.log, reports: make(chan struct{}, 1),
 	}
-	s.agents = &agents{clients: map[string]*api.Client{}, port: api.AgentPort, conf: &tls.Config{
-		RootCAs: f.authority.Pool(), Certificates: []tls.Certificate{f.root}, MinVersion: tls.VersionTLS13,
-	}}
+	s.agents = &agents{clients: map[string]*api.Client{}, port: api.AgentPort, conf: f.rootTLS()}
 	s.metrics = newMetrics(s)
 	return s, nil
 }
@@ -228,8 +226,18 @@ func (s *server) renewCertificate() error {
 	return nil
 }
 
-// renew makes the certificate anew before it ends. That of the embedded etcd is
-// a file that is read for each connection, and is made anew with it.
+// renewAll makes every certificate of this process anew. That of the embedded
+// etcd is a file that is read for each connection.
+func (s *server) renewAll() error {
+	err := errors.Join(s.renewCertificate(), s.issueRoot())
+	if s.etcd != nil {
+		_, _, etcdErr := s.issueEtcd()
+		err = errors.Join(err, etcdErr)
+	}
+	return err
+}
+
+// renew makes the certificates anew long before they end.
 func (s *server) renew(ctx context.Context) error {
 	tick := time.NewTicker(certificateRenewal)
 	defer tick.Stop()
@@ -239,11 +247,7 @@ func (s *server) renew(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		err := s.renewCertificate()
-		if err == nil && s.etcd != nil {
-			_, _, err = s.issueEtcd()
-		}
-		if err != nil {
+		if err := s.renewAll(); err != nil {
 			s.log.Error("certificates could not be renewed, trying again later", "err", err)
 		}
 	}

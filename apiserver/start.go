@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,8 +40,8 @@ const adminRenewal = 90 * 24 * time.Hour
 type foundation struct {
 	conf      Config
 	authority *authority.Authority
-	root      tls.Certificate  // proves us to the store and to agents
-	etcd      *embedded.Server // nil: an existing etcd is used
+	root      atomic.Pointer[tls.Certificate] // proves us to the store and to agents
+	etcd      *embedded.Server                // nil: an existing etcd is used
 	store     *store.Etcd
 	etcdCA    []byte // of an existing etcd, PEM
 	cluster   wire.Cluster
@@ -101,9 +102,11 @@ func (f *foundation) issueRoot() error {
 	if err != nil {
 		return err
 	}
-	if f.root, err = pair.TLS(); err != nil {
+	root, err := pair.TLS()
+	if err != nil {
 		return fmt.Errorf("own certificate: %w", err)
 	}
+	f.root.Store(&root)
 	return nil
 }
 
@@ -188,8 +191,12 @@ func (f *foundation) startEtcd(ctx context.Context) error {
 	return f.dial([]string{"https://" + f.etcd.Addr()}, f.rootTLS())
 }
 
+// rootTLS looks the certificate up for each connection: it is made anew.
 func (f *foundation) rootTLS() *tls.Config {
-	return &tls.Config{RootCAs: f.authority.Pool(), Certificates: []tls.Certificate{f.root}, MinVersion: tls.VersionTLS13}
+	return &tls.Config{
+		RootCAs: f.authority.Pool(), MinVersion: tls.VersionTLS13,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return f.root.Load(), nil },
+	}
 }
 
 // closeStore turns on authentication in a new store before anybody can reach

@@ -1,0 +1,43 @@
+package apiserver
+
+import (
+	"crypto/x509"
+	"testing"
+
+	"github.com/weft-mesh/weft/apiserver/store"
+)
+
+// An API server that runs for years still opens its own store, and is believed
+// by whoever connects.
+func TestCertificatesAreMadeAnew(t *testing.T) {
+	p := start(t, config(t))
+	conf := p.srv.rootTLS() // as handed out at the start
+	proof := func() (root, api *x509.Certificate) {
+		t.Helper()
+		client, err := conf.GetClientCertificate(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server, err := p.srv.tls().GetConfigForClient(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return client.Leaf, server.Certificates[0].Leaf
+	}
+	root, api := proof()
+	if err := p.srv.renewAll(); err != nil {
+		t.Fatal(err)
+	}
+	newRoot, newAPI := proof()
+	if root.Equal(newRoot) || api.Equal(newAPI) {
+		t.Errorf("root made anew: %v, API's: %v", !root.Equal(newRoot), !api.Equal(newAPI))
+	}
+	again, err := store.Dial(store.DialConfig{Endpoints: p.srv.etcdEndpoints(), TLS: conf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if _, _, err := again.List(t.Context(), "weft/"); err != nil {
+		t.Error(err)
+	}
+}
