@@ -129,7 +129,7 @@ func (l *Lab) prepare() (err error) {
 	if err := os.Mkdir(l.Dir, 0o700); err != nil {
 		return fmt.Errorf("lab %s: %w", l.ID, err)
 	}
-	if l.lock, err = lockDir(l.Dir); err != nil {
+	if l.lock, err = ownDir(l.Dir); err != nil {
 		return fmt.Errorf("lock lab %s: %w", l.ID, err)
 	}
 	root, err := space.CgroupRoot()

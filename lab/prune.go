@@ -40,18 +40,29 @@ type NodeRecord struct {
 	Cgroup string `json:"cgroup"`
 }
 
-// lockDir takes the lab's lock, which the kernel gives back when the process
-// dies, however it dies. It fails with unix.EWOULDBLOCK while the lab lives.
-func lockDir(dir string) (*os.File, error) {
+// ownDir takes the lock of one's own lab, which the kernel gives back when the
+// process dies, however it dies. It waits for others that only look, by lockDir,
+// whether the lab lives.
+func ownDir(dir string) (*os.File, error) { return flock(dir, unix.LOCK_EX) }
+
+// lockDir takes a lab's lock, or fails with unix.EWOULDBLOCK while it lives.
+func lockDir(dir string) (*os.File, error) { return flock(dir, unix.LOCK_EX|unix.LOCK_NB) }
+
+func flock(dir string, how int) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, err
+	for {
+		switch err := unix.Flock(int(f.Fd()), how); err {
+		case nil:
+			return f, nil
+		case unix.EINTR:
+		default:
+			f.Close()
+			return nil, err
+		}
 	}
-	return f, nil
 }
 
 // List returns the records of all labs that are alive, oldest first.
