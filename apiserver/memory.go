@@ -119,9 +119,9 @@ func (m *memory) problems() (out []string) {
 	if len(m.know.Lost) == 0 {
 		return nil
 	}
-	out = append(out, "the cluster's store was emptied: add its nodes again as follows, then apply its manifests and add its peers")
+	out = append(out, "the cluster's store was emptied: add its nodes again as follows, apply its manifests, add its peers, and then `weft node release`")
 	for _, r := range slices.SortedFunc(maps.Values(m.know.Lost), func(a, b nodes.Registration) int { return cmp.Compare(a.Name, b.Name) }) {
-		out = append(out, fmt.Sprintf("node %s is not let in: `weft node add %s --address %s --pod-cidr %s --write join.yaml`, then start its agent with this file (if it is gone: `weft node delete %s`)",
+		out = append(out, fmt.Sprintf("node %s is not let in: `weft node add %s --address %s --pod-cidr %s --write join.yaml` lets it in again (if it is gone: `weft node delete %s`)",
 			r.Name, r.Name, joined(r.Addresses), joined(r.PodCIDRs), r.Name))
 	}
 	return out
