@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/weft-mesh/weft/lab"
@@ -69,35 +70,40 @@ func samples(words string) *load {
 }
 
 func TestLoadVerdicts(t *testing.T) {
-	v := &Live{marks: map[string]time.Time{"long ago": time.Now().Add(-time.Minute), "now": time.Now()}}
-	o := loadOptions{within: time.Second}
-	ago, now := loadOptions{since: "long ago"}, loadOptions{since: "now"}
-	mixed := samples("east/a west/b east/a !timeout")
-	good := samples("east/a west/b east/a")
-	dead := samples("!refused !timeout")
-	hanging := samples("east/a east/a")
-	hanging.known = time.Now().Add(-600 * time.Millisecond)
-	young := samples("east/a east/a")
-	young.begun = time.Now().Add(-500 * time.Millisecond)
-	for name, tt := range map[string]struct {
+	type verdict struct {
 		err  error
 		want string
-	}{
-		"steady":             {good.steady(o), ""},
-		"not steady":         {mixed.steady(o), "1 failed (1 timeout)"},
-		"no requests":        {samples("").steady(o), "of 0 requests"},
-		"blocked":            {dead.blocked(o), ""},
-		"not blocked":        {mixed.blocked(o), "3 were answered"},
-		"answers by cluster": {v.answers(good, o, []string{"west", "east"}), ""},
-		"answers by pod":     {v.answers(good, o, []string{"west/b", "east/a"}), ""},
-		"one is missing":     {v.answers(good, o, []string{"west/b", "east/a", "east/c"}), "east/a 2, west/b 1"},
-		"one too many":       {v.answers(good, o, []string{"east"}), "west 1"},
-		"answers since then": {v.answers(good, ago, []string{"east", "west"}), ""},
-		"one before now":     {v.answers(good, now, []string{"east", "west"}), "nobody"},
-		"nobody answers":     {v.answers(dead, o, []string{"east"}), "nobody"},
-		"one is hanging":     {hanging.steady(o), "under way"},
-		"too young to tell":  {young.steady(o), "has run for"},
-	} {
+	}
+	var verdicts map[string]verdict
+	synctest.Test(t, func(*testing.T) { // where now stays now
+		v := &Live{marks: map[string]time.Time{"long ago": time.Now().Add(-time.Minute), "now": time.Now()}}
+		o := loadOptions{within: time.Second}
+		ago, now := loadOptions{since: "long ago"}, loadOptions{since: "now"}
+		mixed := samples("east/a west/b east/a !timeout")
+		good := samples("east/a west/b east/a")
+		dead := samples("!refused !timeout")
+		hanging := samples("east/a east/a")
+		hanging.known = time.Now().Add(-600 * time.Millisecond)
+		young := samples("east/a east/a")
+		young.begun = time.Now().Add(-500 * time.Millisecond)
+		verdicts = map[string]verdict{
+			"steady":             {good.steady(o), ""},
+			"not steady":         {mixed.steady(o), "1 failed (1 timeout)"},
+			"no requests":        {samples("").steady(o), "of 0 requests"},
+			"blocked":            {dead.blocked(o), ""},
+			"not blocked":        {mixed.blocked(o), "3 were answered"},
+			"answers by cluster": {v.answers(good, o, []string{"west", "east"}), ""},
+			"answers by pod":     {v.answers(good, o, []string{"west/b", "east/a"}), ""},
+			"one is missing":     {v.answers(good, o, []string{"west/b", "east/a", "east/c"}), "east/a 2, west/b 1"},
+			"one too many":       {v.answers(good, o, []string{"east"}), "west 1"},
+			"answers since then": {v.answers(good, ago, []string{"east", "west"}), ""},
+			"one before now":     {v.answers(good, now, []string{"east", "west"}), "nobody"},
+			"nobody answers":     {v.answers(dead, o, []string{"east"}), "nobody"},
+			"one is hanging":     {hanging.steady(o), "under way"},
+			"too young to tell":  {young.steady(o), "has run for"},
+		}
+	})
+	for name, tt := range verdicts {
 		t.Run(name, func(t *testing.T) {
 			if tt.want == "" && tt.err != nil || tt.want != "" && (tt.err == nil || !strings.Contains(tt.err.Error(), tt.want)) {
 				t.Errorf("error = %v, want %q", tt.err, tt.want)
