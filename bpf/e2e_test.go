@@ -150,7 +150,7 @@ func (l *lane) receive() []byte {
 	l.t.Helper()
 	b := make([]byte, 65536)
 	for {
-		l.file.SetReadDeadline(time.Now().Add(5 * time.Second))
+		l.file.SetReadDeadline(time.Now().Add(30 * time.Second))
 		n, err := l.file.Read(b)
 		if err != nil {
 			l.t.Fatalf("nothing came out of the lane: %v", err)
@@ -223,7 +223,7 @@ func (n *realNode) talk(c net.Conn) {
 	said := strings.Repeat("weft", 1<<16)
 	go io.WriteString(c, said)
 	heard := make([]byte, len(said))
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err := io.ReadFull(c, heard); err != nil || string(heard) != said {
 		n.Fatalf("%v → %v: %v", c.LocalAddr(), c.RemoteAddr(), err)
 	}
@@ -236,7 +236,7 @@ func TestPodsTalk(t *testing.T) {
 			n.listen(podA, 8080)
 			n.listen(podB, 8080)
 			for what, to := range map[string]string{"directly": podB + ":8080", "through a service": near + ":80"} {
-				c, err := n.dial(podA, to, 5*time.Second)
+				c, err := n.dial(podA, to, 30*time.Second)
 				if err != nil {
 					t.Fatalf("%s: %v", what, err)
 				}
@@ -248,12 +248,12 @@ func TestPodsTalk(t *testing.T) {
 					t.Errorf("%s: flow %v: %+v", what, key, f)
 				}
 			}
-			loop, err := n.dial(podB, near+":80", 5*time.Second)
+			loop, err := n.dial(podB, near+":80", 30*time.Second)
 			if err != nil {
 				t.Fatalf("to itself: %v", err)
 			}
 			n.talk(loop)
-			host, err := net.DialTimeout("tcp4", podA+":8080", 5*time.Second)
+			host, err := net.DialTimeout("tcp4", podA+":8080", 30*time.Second)
 			if err != nil {
 				t.Fatalf("from the node: %v", err)
 			}
@@ -326,7 +326,7 @@ func TestThroughTunnel(t *testing.T) {
 	}
 	n.lane.send(ip(podC, podA, udp(8080, 1000).says("answer")))
 	b := make([]byte, 100)
-	pod.SetReadDeadline(time.Now().Add(5 * time.Second))
+	pod.SetReadDeadline(time.Now().Add(30 * time.Second))
 	if got, err := pod.Read(b); err != nil || string(b[:got]) != "answer" {
 		t.Errorf("pod read %q, %v", b[:got], err)
 	}
@@ -345,14 +345,14 @@ func TestResetOverDeadPath(t *testing.T) {
 			return
 		}
 	}()
-	c, err := n.dial(podA, podC+":80", 5*time.Second)
+	c, err := n.dial(podA, podC+":80", 30*time.Second)
 	n.must(err)
 	<-opened
 	set(t, n.d.Maps().Clusters, 2, Cluster{})
 	if _, err := io.WriteString(c, strings.Repeat("are you there? ", 1000)); err != nil {
 		t.Fatal(err)
 	}
-	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	c.SetReadDeadline(time.Now().Add(30 * time.Second))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("read ended with %v, want a reset", err)
 	}
@@ -395,7 +395,7 @@ func TestReloadLosesNothing(t *testing.T) {
 					default:
 					}
 					io.WriteString(client, "ping")
-					client.SetReadDeadline(time.Now().Add(5 * time.Second))
+					client.SetReadDeadline(time.Now().Add(30 * time.Second))
 					if _, err := client.Read(b); err != nil {
 						lost <- fmt.Sprintf("packet %d: %v", i, err)
 						<-stop

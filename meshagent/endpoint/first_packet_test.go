@@ -51,7 +51,7 @@ func TestFirstPacketOfAPodArrives(t *testing.T) {
 		if _, err := client.Write([]byte("first")); err != nil {
 			t.Fatal(err)
 		}
-		server.SetReadDeadline(time.Now().Add(5 * time.Second))
+		server.SetReadDeadline(time.Now().Add(30 * time.Second))
 		if _, _, err := server.ReadFrom(make([]byte, 10)); err != nil {
 			t.Fatalf("pod %d: %v", i, err)
 		}
