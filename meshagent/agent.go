@@ -60,6 +60,8 @@ type Agent struct {
 
 	listed chan struct{} // closed once every prefix was read in full
 	start  chan struct{} // closed once the kernel's rows may be touched
+	open   chan struct{} // closed once others may find this node alive
+	booted bool          // nothing of an earlier agent is in the kernel
 }
 
 // part is something that runs until ctx ends.
@@ -72,7 +74,7 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 	log := cfg.Log.With("cluster", n.cluster, "node", n.name)
 	a := &Agent{
 		Tables: tables.New(), cfg: cfg, node: n, edges: edges, log: log, started: time.Now(),
-		ring: flow.NewRing(cfg.KeepFlows), listed: make(chan struct{}), start: make(chan struct{}),
+		ring: flow.NewRing(cfg.KeepFlows), listed: make(chan struct{}), start: make(chan struct{}), open: make(chan struct{}),
 	}
 	internal := endpoint.Internal(n.cidr)
 	var err error
@@ -84,6 +86,13 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 		a.reflectors = append(a.reflectors, reflector.New(reflector.Config{
 			Prefix: prefix, Source: edges.Source, Apply: a.intake.Apply, Trust: a.trust.Judge, Log: log,
 		}))
+	}
+	settings, _, err := edges.Datapath.Maps().Settings.Lookup(0)
+	if err != nil {
+		return nil, fmt.Errorf("read settings: %w", err)
+	}
+	if a.booted = settings.Revision == 0; !a.booted {
+		close(a.open)
 	}
 	if a.ways, err = program.NewWays(edges.Datapath.Maps()); err != nil {
 		return nil, err
@@ -100,7 +109,7 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 	}
 	meshes := &program.Meshes{Tables: a.Tables, Self: n.name}
 	a.lanes = &lanes{
-		node: n, edges: edges, tables: a.Tables, ways: a.ways, meshes: meshes, listed: a.start, internal: internal, log: log,
+		node: n, edges: edges, tables: a.Tables, ways: a.ways, meshes: meshes, listed: a.start, open: a.open, internal: internal, log: log,
 		tell: func(ifindex [2]uint32) { a.program.SetTunnels(ifindex, internal) },
 		up:   make(chan struct{}), changed: make(chan struct{}),
 	}
@@ -108,7 +117,7 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 		node: n, edges: edges, tables: a.Tables, ways: a.ways, meshes: meshes, lanes: a.lanes, internal: internal, start: a.start, log: log,
 		changed: make(chan struct{}, 1),
 	}
-	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, trust: a.trust, settled: a.workloads.settled, log: log}
+	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, trust: a.trust, settled: a.workloads.settled, told: make(chan struct{}), log: log}
 	a.hosts = &hosts{path: cfg.Hosts, own: n.cluster, tables: a.Tables, listed: a.listed, log: log}
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, ring: a.ring, log: log}
 	return a, nil
@@ -165,7 +174,9 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 }
 
 // order opens the gates: the kernel's rows may be touched once every source was
-// read in full and the pods of an earlier life were found.
+// read in full and the pods of an earlier life were found. After a boot others
+// may find this node alive once it has said that its pods are only starting:
+// before, they would still be taken for what they were.
 func (a *Agent) order(ctx context.Context) error {
 	for _, r := range a.reflectors {
 		select {
@@ -182,8 +193,23 @@ func (a *Agent) order(ctx context.Context) error {
 	}
 	close(a.start)
 	a.log.Info("all sources read", "after", time.Since(a.started).Round(time.Millisecond))
+	if !a.booted {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-a.publisher.told:
+	case <-time.After(toldPatience):
+		a.log.Warn("the API server does not hear that this machine's pods are starting; they may get requests too early")
+	}
+	close(a.open)
 	return nil
 }
+
+// toldPatience is how long a machine that has booted waits for the API server to
+// take what it says of its pods: a store that is full must not keep it away.
+const toldPatience = 5 * time.Second
 
 // gossip takes part in the cluster's pool. Without it probes alone tell.
 func (a *Agent) gossip(ctx context.Context) error {

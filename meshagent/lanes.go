@@ -16,18 +16,22 @@ import (
 // lanes keeps both WireGuard devices configured towards every node, chooses the
 // lane to each, and rotates the node's keys.
 type lanes struct {
-	node     node
-	edges    *Edges
-	tables   *tables.Tables
-	ways     *program.Ways
-	meshes   *program.Meshes
-	listed   <-chan struct{}
+	node   node
+	edges  *Edges
+	tables *tables.Tables
+	ways   *program.Ways
+	meshes *program.Meshes
+	listed <-chan struct{}
+	// open is closed when others may find this node alive: until then it has no
+	// internal address, and answers no probe.
+	open     <-chan struct{}
 	internal netip.Addr
 	// tell is given the devices whenever they change.
 	tell func(ifindex [2]uint32)
 	log  *slog.Logger
 
-	// up is closed once devices, address and routes are there for the first time.
+	// up is closed once devices, address and routes are all there for the first
+	// time.
 	up   chan struct{}
 	once sync.Once
 
@@ -68,11 +72,15 @@ const laneTurn = 500 * time.Millisecond
 func (l *lanes) Run(ctx context.Context) error {
 	var last string
 	for ctx.Err() == nil {
-		listed := l.isListed() // before the snapshot, so that it speaks of it
+		listed := closed(l.listed) // before the snapshot, so that it speaks of it
 		txn := l.tables.DB.ReadTxn()
 		_, nodes := l.tables.Nodes.AllWatch(txn)
 		_, clusters := l.tables.Clusters.AllWatch(txn)
 		mesh := l.meshes.Of(txn)
+		gate := l.open
+		if closed(gate) {
+			gate = nil
+		}
 		opened := l.listed
 		if listed {
 			opened = nil
@@ -93,6 +101,7 @@ func (l *lanes) Run(ctx context.Context) error {
 		case <-nodes:
 		case <-clusters:
 		case <-opened:
+		case <-gate:
 		case <-time.After(laneTurn):
 		}
 	}
@@ -122,25 +131,22 @@ func (l *lanes) turn(ctx context.Context, mesh *program.Mesh) error {
 	if mesh != nil {
 		members, complete = mesh.CIDRs, mesh.Complete
 	}
-	network := tunnel.Network{Internal: l.internal, MTU: l.edges.MTU, Members: members, Local: []netip.Prefix{l.node.cidr}}
+	network := tunnel.Network{MTU: l.edges.MTU, Members: members, Local: []netip.Prefix{l.node.cidr}}
+	open := closed(l.open)
+	if open {
+		network.Internal = l.internal
+	}
 	if err := l.edges.Host.Set(ctx, network, complete); err != nil {
 		return err
 	}
 	l.tell([2]uint32{uint32(own.Lanes[0].Ifindex), uint32(own.Lanes[1].Ifindex)})
-	l.once.Do(func() { close(l.up) })
+	if open {
+		l.once.Do(func() { close(l.up) })
+	}
 	if mesh == nil {
 		return nil
 	}
 	return l.peers(ctx, mesh, own)
-}
-
-func (l *lanes) isListed() bool {
-	select {
-	case <-l.listed:
-		return true
-	default:
-		return false
-	}
 }
 
 func (l *lanes) peers(ctx context.Context, mesh *program.Mesh, own tunnel.Own) error {

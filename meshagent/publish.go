@@ -32,7 +32,9 @@ type publisher struct {
 	trust  *trust.Trust
 	// settled is closed when the table of endpoints is what it should be.
 	settled <-chan struct{}
-	log     *slog.Logger
+	// told is closed once the store has the complete list.
+	told chan struct{}
+	log  *slog.Logger
 
 	// Of the loop alone.
 	start string            // names this start of the agent
@@ -50,7 +52,11 @@ func (p *publisher) Run(ctx context.Context) error {
 	pause := 50 * time.Millisecond
 	renewed := time.Now()
 	for ctx.Err() == nil {
-		settled := p.isSettled() // before the snapshot, so that it speaks of it
+		settled := closed(p.settled) // before the snapshot, so that it speaks of it
+		settling := p.settled
+		if settled {
+			settling = nil
+		}
 		txn := p.tables.DB.ReadTxn()
 		_, endpoints := p.tables.Endpoints.AllWatch(txn)
 		_, pods := p.tables.Pods.AllWatch(txn)
@@ -85,29 +91,11 @@ func (p *publisher) Run(ctx context.Context) error {
 		case <-failing:
 		case <-own:
 		case <-changed:
-		case <-p.settledOnce():
+		case <-settling:
 		case <-time.After(wait):
 		}
 	}
 	return nil
-}
-
-// settledOnce wakes the loop when the list becomes complete, and never after it
-// was marked.
-func (p *publisher) settledOnce() <-chan struct{} {
-	if p.have[wire.NodeSyncedKey(p.node.name)] != nil {
-		return nil
-	}
-	return p.settled
-}
-
-func (p *publisher) isSettled() bool {
-	select {
-	case <-p.settled:
-		return true
-	default:
-		return false
-	}
 }
 
 // turn writes what differs. Of pods nothing is said before the table is
@@ -174,6 +162,9 @@ func (p *publisher) complete(ctx context.Context, want map[string][]byte) error 
 		return err
 	}
 	p.have[mark] = []byte(p.start)
+	if !closed(p.told) {
+		close(p.told)
+	}
 	return nil
 }
 

@@ -116,7 +116,8 @@ func (p PeerStatus) Handshaken() [LaneCount]bool {
 
 // Network is what the node's own stack needs to use the lanes.
 type Network struct {
-	// Internal is this node's address inside the mesh, put on the lanes as a /32.
+	// Internal is this node's address inside the mesh, put on the lanes as a /32;
+	// the zero Addr leaves them as they are.
 	Internal netip.Addr
 	// MTU of both lanes; see MTU.
 	MTU int
