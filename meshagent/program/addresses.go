@@ -142,8 +142,10 @@ func newNumbering(prefixes map[bpf.PrefixKey]bpf.IPInfo) *numbering {
 	return n
 }
 
-// number gives every prefix of the policies its number.
-func (n *numbering) number(policies []*policy.Policy) (byPrefix map[netip.Prefix]identity.Number, labels map[identity.Number]identity.Labels) {
+// number gives every prefix of the policies its number. One that no policy names
+// any more keeps number and labels as long as it stands in the kernel: addresses
+// are judged by it until then.
+func (n *numbering) number(policies []*policy.Policy, stands func(netip.Prefix) bool) (byPrefix map[netip.Prefix]identity.Number, labels map[identity.Number]identity.Labels) {
 	byPrefix, labels = map[netip.Prefix]identity.Number{}, map[identity.Number]identity.Labels{}
 	wanted := policy.CIDRIdentities(policies)
 	for prefix, ls := range wanted {
@@ -155,8 +157,13 @@ func (n *numbering) number(policies []*policy.Policy) (byPrefix map[netip.Prefix
 		}
 		byPrefix[prefix], labels[number] = number, ls
 	}
-	for prefix := range n.byPrefix {
-		if _, ok := wanted[prefix]; !ok {
+	for prefix, number := range n.byPrefix {
+		if _, ok := wanted[prefix]; ok {
+			continue
+		}
+		if stands(prefix) {
+			labels[number] = policy.CIDRLabels(prefix)
+		} else {
 			delete(n.byPrefix, prefix)
 		}
 	}

@@ -310,7 +310,12 @@ func (p *Program) addresses(v *view, prune bool, r *report) (changed int, obsole
 	// to be a member's.
 	changed = p.prefixes.update(a.prefixes, failPrefix) + p.ips.update(a.ips, failIP)
 	return changed, func() int {
-		return p.ips.remove(a.ips, prune, failIP) + p.prefixes.remove(a.prefixes, prune, failPrefix)
+		n := p.ips.remove(a.ips, prune, failIP)
+		gone := p.prefixes.remove(a.prefixes, prune, failPrefix)
+		if gone > 0 {
+			p.did.policy = signature{} // numbers that only they had go too
+		}
+		return n + gone
 	}
 }
 
@@ -363,7 +368,7 @@ func (p *Program) judge(v *view, r *report) (changed int) {
 	for row := range v.tables.Policies.All(v.txn) {
 		all = append(all, row.Policies...)
 	}
-	cidrs, labels := p.numbers.number(all)
+	cidrs, labels := p.numbers.number(all, p.stands)
 	for row := range v.tables.Identities.All(v.txn) {
 		c := v.members[row.Cluster]
 		if c == nil {
@@ -384,6 +389,10 @@ func (p *Program) judge(v *view, r *report) (changed int) {
 
 	rev := v.tables.Policies.Revision(v.txn)
 	if p.policies.current == nil || p.policies.revision != rev || p.unplaced() {
+		if err := p.introduce(v, cidrs); err != nil {
+			r.fail("policies", "", err)
+			return changed
+		}
 		if err := p.compile(v, all, labels); err != nil {
 			r.fail("policies", "", err)
 			return changed

@@ -1,0 +1,51 @@
+package program
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/identity"
+)
+
+// stands says whether a prefix has a row in the kernel.
+func (p *Program) stands(prefix netip.Prefix) bool {
+	_, ok := p.prefixes.have[bpf.PrefixOf(prefix)]
+	return ok
+}
+
+// introduce writes prefixes that policies are about to name, before they do: in
+// the generation in force each is of the class that its addresses had until now.
+// Written after the switch instead, they would be judged without it by rules that
+// were made for it.
+func (p *Program) introduce(v *view, cidrs map[netip.Prefix]identity.Number) error {
+	if p.settings.Revision == 0 {
+		return nil // nothing is judged yet
+	}
+	for prefix, n := range cidrs {
+		if v.inMesh(prefix) || p.stands(prefix) {
+			continue
+		}
+		gen := p.policies.gen
+		if class, ok := p.policies.classes.have[bpf.ClassKey{Gen: gen, Identity: uint32(p.takenFor(prefix))}]; ok {
+			if err := p.policies.classes.put(bpf.ClassKey{Gen: gen, Identity: uint32(n)}, class); err != nil {
+				return fmt.Errorf("introduce %v: %w", prefix, err)
+			}
+		}
+		if err := p.prefixes.put(bpf.PrefixOf(prefix), bpf.IPInfo{Identity: uint32(n)}); err != nil {
+			return fmt.Errorf("introduce %v: %w", prefix, err)
+		}
+	}
+	return nil
+}
+
+// takenFor is the identity that addresses of a prefix have now.
+func (p *Program) takenFor(prefix netip.Prefix) identity.Number {
+	best, who := -1, identity.World
+	for k, info := range p.prefixes.have {
+		if cover := k.Netip(); cover.Bits() <= prefix.Bits() && cover.Bits() > best && cover.Contains(prefix.Addr()) {
+			best, who = cover.Bits(), identity.Number(info.Identity)
+		}
+	}
+	return who
+}

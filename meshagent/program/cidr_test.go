@@ -1,0 +1,121 @@
+package program
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/statedb"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// whoIs is the identity that the kernel takes an address outside of the mesh for.
+func whoIs(m *bpf.Maps, a netip.Addr) identity.Number {
+	best, who := -1, identity.World
+	for k, info := range rowsIn(m.Prefixes) {
+		if p := k.Netip(); p.Contains(a) && p.Bits() > best {
+			best, who = p.Bits(), identity.Number(info.Identity)
+		}
+	}
+	return who
+}
+
+// denyTo lets a pod speak to everybody but these prefixes, allowTo to them alone.
+const (
+	denyTo = `
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  egress:
+  - toPorts: [{ports: [{port: "80", protocol: TCP}]}]
+  egressDeny:
+  - toCIDR: [%s]
+`
+	allowTo = `
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  egress:
+  - toCIDR: [%s]
+`
+)
+
+// TestNoGapWhilePrefixesChange: an address that is denied, or allowed, before and
+// after a change is so at every moment between, also when the agent was away
+// while the policy changed.
+func TestNoGapWhilePrefixesChange(t *testing.T) {
+	const wide, narrow, other = "198.0.0.0/8", "198.51.0.0/16", "203.0.0.0/8"
+	for _, c := range []struct {
+		name          string
+		before, after []string
+	}{
+		{"narrower", []string{wide}, []string{narrow}},
+		{"wider", []string{narrow}, []string{wide}},
+		{"the inner one goes", []string{wide, narrow}, []string{wide}},
+		{"the inner one comes", []string{wide}, []string{wide, narrow}},
+		{"the outer one goes", []string{wide, narrow}, []string{narrow}},
+		{"another comes", []string{narrow}, []string{narrow, other}},
+	} {
+		for _, restarts := range []bool{false, true} {
+			for rule, text := range map[string]string{"deny": denyTo, "allow": allowTo} {
+				t.Run(fmt.Sprintf("%s, %s, restart %v", rule, c.name, restarts), func(t *testing.T) {
+					prefixesChange(t, text, c.before, c.after, restarts)
+				})
+			}
+		}
+	}
+}
+
+func prefixesChange(t *testing.T, text string, before, after []string, restarts bool) {
+	b := newBench(t)
+	web := b.pod("web-1", "web", "10.1.1.2", 65537)
+	apply := func(cidrs []string) { b.policy("web", fmt.Sprintf(text, strings.Join(cidrs, ", "))) }
+	named, elsewhere := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.0.2.1")
+	look := func() {
+		for a, want := range map[netip.Addr]bool{named: text == allowTo, elsewhere: text == denyTo} {
+			if got, known := judgePacket(b.maps, web, whoIs(b.maps, a), bpf.Egress, 6, 80); got != want || !known {
+				t.Errorf("%v as %v: allowed %v (known %v), before and after %v", a, whoIs(b.maps, a), got, known, want)
+			}
+		}
+	}
+	apply(before)
+	b.pass()
+	look()
+	b.write(func(txn statedb.WriteTxn) {
+		west := tables.Get(txn, b.tab.Clusters, "west")
+		next := *west
+		next.Synced = map[wire.Resource]time.Time{wire.Nodes: {}, wire.Identities: {}, wire.IPs: {}, wire.Services: {}}
+		tables.Put(txn, b.tab.Clusters, &next)
+	})
+	if restarts {
+		b.restart()
+	}
+	b.tap.after = look
+	apply(after)
+	for range 4 {
+		b.pass()
+		b.p.policies.stale = time.Now().Add(-time.Hour) // rows of the generation before go
+	}
+	if got := len(rowsIn(b.maps.Prefixes)); got != 2+len(after) {
+		t.Errorf("prefixes %v", rowsIn(b.maps.Prefixes))
+	}
+	local := 0
+	for k := range rowsIn(b.maps.Classes) {
+		if identity.Number(k.Identity).Scope() == identity.ScopeLocal {
+			local++
+		}
+	}
+	if local != len(after) {
+		t.Errorf("%d numbers of prefixes are left: %v", local, rowsIn(b.maps.Classes))
+	}
+}
