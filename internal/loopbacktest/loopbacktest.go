@@ -20,13 +20,15 @@ const claim = 1024
 // long as they are below those the kernel chooses from, 32768 and more.
 func Addr(t testing.TB) netip.Addr {
 	t.Helper()
-	for {
+	var err error
+	for range 100 {
 		addr := netip.AddrFrom4([4]byte{127, byte(1 + rand.N(254)), byte(rand.N(256)), byte(1 + rand.N(254))})
-		held, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, claim)))
-		if err != nil {
-			continue
+		var held *net.UDPConn
+		if held, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, claim))); err == nil {
+			t.Cleanup(func() { held.Close() })
+			return addr
 		}
-		t.Cleanup(func() { held.Close() })
-		return addr
 	}
+	t.Fatalf("no address of loopback can be had: %v", err)
+	return netip.Addr{}
 }
