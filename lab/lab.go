@@ -80,6 +80,9 @@ func Raise(ctx context.Context, c Config) (_ *Lab, err error) {
 	if err := l.Topology.complete(); err != nil {
 		return nil, err
 	}
+	if err := hurry(); err != nil {
+		return nil, err
+	}
 	if err := l.prepare(); err != nil {
 		return nil, err
 	}
@@ -285,7 +288,7 @@ func (l *Lab) runIn(n *Node, cmd *exec.Cmd, stdout, stderr io.Writer) error {
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	// The directory is named as seen from outside the sandbox.
 	cmd.SysProcAttr = deathWith(group)
-	if err := thread.Do(cmd.Start); err != nil {
+	if err := thread.Do(func() error { return startNice(cmd, 0) }); err != nil {
 		return fmt.Errorf("run on %s: %w", n.Full(), err)
 	}
 	return cmd.Wait()

@@ -59,18 +59,6 @@ func spawn(on *space.Thread, name string, cmd *exec.Cmd, nice int, cgroup *os.Fi
 	return p, nil
 }
 
-// startNice starts a command with the priority that its thread takes on for it.
-func startNice(cmd *exec.Cmd, nice int) error {
-	if nice == 0 {
-		return cmd.Start()
-	}
-	thread := unix.Gettid()
-	if err := unix.Setpriority(unix.PRIO_PROCESS, thread, nice); err != nil {
-		return fmt.Errorf("set priority %d: %w", nice, err)
-	}
-	return errors.Join(cmd.Start(), unix.Setpriority(unix.PRIO_PROCESS, thread, 0))
-}
-
 func (p *process) reap() {
 	err := p.cmd.Wait()
 	p.mu.Lock()

@@ -3,8 +3,13 @@ package scenario
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-mesh/weft/lab"
 )
 
 // stallStep is how often a stall looks at the clock, and stallWorth from when
@@ -18,16 +23,14 @@ const (
 // run. It excuses nothing; it tells a reader of a failure where to look.
 type stall struct{ worst atomic.Int64 }
 
-// Run measures until ctx ends.
+// Run measures until ctx ends, on a thread of ordinary priority, which ends with
+// it: the lab's others are more urgent than what they run.
 func (s *stall) Run(ctx context.Context) {
-	tick := time.NewTicker(stallStep)
-	defer tick.Stop()
-	for last := time.Now(); ; {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	runtime.LockOSThread()
+	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), lab.OrdinaryNice())
+	step := unix.NsecToTimespec(int64(stallStep))
+	for last := time.Now(); ctx.Err() == nil; {
+		_ = unix.Nanosleep(&step, nil)
 		now := time.Now()
 		if late := int64(now.Sub(last) - stallStep); late > s.worst.Load() {
 			s.worst.Store(late)

@@ -1,0 +1,69 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// The lab's own process is the network between its clusters. On a machine that
+// is too busy a real network would go on, so the lab runs before all that it
+// starts; otherwise what waits for a processor looks like a cut cable.
+const networkNice = -15
+
+// OrdinaryNice is the priority that the process had, and that what it starts
+// has unless its unit says another.
+var OrdinaryNice = sync.OnceValue(func() int {
+	raw, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+	if err != nil {
+		return 0
+	}
+	return 20 - raw // the system call's result is 20 - nice
+})
+
+// hurry gives all threads of the process the network's priority; threads to
+// come have that of the one that makes them.
+func hurry() error {
+	OrdinaryNice()
+	for done := map[int]bool{}; ; {
+		threads, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			return err
+		}
+		news := false
+		for _, t := range threads {
+			id, err := strconv.Atoi(t.Name())
+			if err != nil || done[id] {
+				continue
+			}
+			done[id], news = true, true
+			if err := unix.Setpriority(unix.PRIO_PROCESS, id, networkNice); err != nil && err != unix.ESRCH {
+				return fmt.Errorf("give the network between the clusters its priority: %w", err)
+			}
+		}
+		if !news {
+			return nil
+		}
+	}
+}
+
+// startNice starts a command with the priority that its thread takes on for
+// it; 0 is the ordinary one.
+func startNice(cmd *exec.Cmd, nice int) error {
+	if nice == 0 {
+		nice = OrdinaryNice()
+	}
+	thread := unix.Gettid()
+	if err := unix.Setpriority(unix.PRIO_PROCESS, thread, nice); err != nil {
+		return fmt.Errorf("set priority %d: %w", nice, err)
+	}
+	err := cmd.Start()
+	if again := unix.Setpriority(unix.PRIO_PROCESS, thread, networkNice); err == nil {
+		err = again
+	}
+	return err
+}
