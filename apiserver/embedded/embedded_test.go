@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,7 +52,11 @@ func (c *cluster) run() {
 	c.Server = server
 }
 
-func (c *cluster) as(user string) *store.Etcd {
+func (c *cluster) as(user string) *store.Etcd { return c.watching(user, 0) }
+
+// watching asks for signs of life at this interval. A busy machine gives them
+// late, and then ends a watch that is impatient.
+func (c *cluster) watching(user string, signOfLife time.Duration) *store.Etcd {
 	c.t.Helper()
 	pair, err := c.ca.Issue(authority.Request{User: user, Client: true})
 	if err != nil {
@@ -62,7 +67,7 @@ func (c *cluster) as(user string) *store.Etcd {
 		c.t.Fatal(err)
 	}
 	e, err := store.Dial(store.DialConfig{
-		Endpoints: []string{"https://" + c.Addr()}, SignOfLife: 50 * time.Millisecond,
+		Endpoints: []string{"https://" + c.Addr()}, SignOfLife: signOfLife,
 		TLS: &tls.Config{RootCAs: c.ca.Pool(), Certificates: []tls.Certificate{cert}},
 	})
 	if err != nil {
@@ -225,7 +230,7 @@ func TestWatchEndsWithTheRightsOfItsUser(t *testing.T) {
 
 func TestWatchGivesSignsOfLifeAndSurvivesRestart(t *testing.T) {
 	c := start(t)
-	root := c.as(authority.Root)
+	root := c.watching(authority.Root, 50*time.Millisecond)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	batches := make(chan store.Batch)
@@ -279,24 +284,32 @@ func TestWatchGivesSignsOfLifeAndSurvivesRestart(t *testing.T) {
 
 func TestWatchOfAStoreThatStaysAwayEnds(t *testing.T) {
 	c := start(t)
-	root := c.as(authority.Root)
+	root := c.watching(authority.Root, 50*time.Millisecond)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	alive, ended := make(chan struct{}, 100), make(chan error, 1)
+	var closing atomic.Bool
 	go func() {
-		ended <- root.Watch(ctx, "weft/", 1, func(store.Batch) error {
-			select {
-			case alive <- struct{}{}:
-			default:
+		for {
+			err := root.Watch(ctx, "weft/", 1, func(store.Batch) error {
+				select {
+				case alive <- struct{}{}:
+				default:
+				}
+				return nil
+			})
+			if closing.Load() || !errors.Is(err, store.ErrSilent) {
+				ended <- err
+				return
 			}
-			return nil
-		})
+		}
 	}()
 	select {
 	case <-alive:
 	case err := <-ended:
 		t.Fatal("the watch ended while the store was there:", err)
 	}
+	closing.Store(true)
 	c.Close()
 	if err := <-ended; err == nil || ctx.Err() != nil {
 		t.Error("a store that was away was not noticed:", err)
