@@ -57,12 +57,15 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	why = locate(s, &to, &at);
 	p->dst_identity = at.identity;
 	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(EGRESS, port));
-	if (verdict)
+	if (!verdict)
+		verdict = why;
+	if (!verdict && at.node && path_down(s, at.node, at.cluster))
+		verdict = REASON_PATH_DOWN;
+	if (verdict) { /* the event tells who was meant */
+		p->dst = to;
+		p->dport = port;
 		return verdict;
-	if (why)
-		return why;
-	if (at.node && path_down(s, at.node, at.cluster))
-		return REASON_PATH_DOWN;
+	}
 	f->identity = at.identity;
 	f->rule = p->rule;
 	f->node = at.node;
@@ -145,7 +148,7 @@ int from_pod(struct __sk_buff *skb)
 	struct flow_key key;
 	struct flow *f;
 	__u64 now;
-	int why, dead;
+	int why, dead, opened = 0;
 
 	why = parse_eth(skb, &p);
 	if (why)
@@ -179,7 +182,7 @@ int from_pod(struct __sk_buff *skb)
 			if (why == GONE) {
 				dead = 1;
 			} else if (why) {
-				return refuse(skb, &p, f, why, now);
+				return refuse(skb, &p, &key, f, why, now);
 			}
 		}
 		if (f->node && path_down(s, f->node, f->cluster))
@@ -190,6 +193,7 @@ int from_pod(struct __sk_buff *skb)
 		/* What cannot go on is told so, what can begins anew elsewhere. */
 		if (p.proto == PROTO_TCP && f->flags & FLOW_REPLIED) {
 			p.dst_identity = f->identity;
+			name_service(&p, &key, f);
 			forget(&key, f);
 			return reset(skb, &p, REASON_PATH_DOWN);
 		}
@@ -212,14 +216,17 @@ renew:
 		why = f->flags & FLOW_SERVICE ? remember_service(&key, f) : remember(&key, f);
 	if (why)
 		return drop(skb, &p, why, EGRESS);
-	trace(skb, &p, s, f->via, EGRESS);
+	opened = 1;
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (!f) /* swept in between: the sender repeats */
 		return drop(skb, &p, REASON_FAILED, EGRESS);
 known:
 	advance(f, &p, 1, now);
-	if (unlikely(f->flags & FLOW_LOOP))
+	if (unlikely(f->flags & FLOW_LOOP)) {
+		if (opened)
+			trace(skb, &p, s, f->via, EGRESS);
 		return loop(skb, &p, &key, f);
+	}
 	p.via = f->via;
 	p.node = f->node;
 	if (f->flags & FLOW_SERVICE) {
@@ -229,5 +236,7 @@ known:
 		if (why)
 			return drop(skb, &p, why, EGRESS);
 	}
+	if (opened)
+		trace(skb, &p, s, f->via, EGRESS);
 	return send_on(skb, &p, s);
 }

@@ -34,10 +34,26 @@ var serviceCases = []packetCase{
 	}, steps: []step{
 		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
 		{hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonPolicyDenied, check: func(n *node, s sent) {
-			if e := s.event; e.Service != addr(near) || e.ServicePort.Number() != 80 || e.DstIdentity != idB {
-				n.Errorf("event %+v", *e)
+			through(near, podA, podB)(n, s)
+			if s.event.DstIdentity != idB {
+				n.Errorf("event %+v", *s.event)
 			}
 		}},
+	}},
+	{name: "events name the service and its backend", state: func(n *node) {
+		onlyC(n)
+		n.change(func(s *Settings) { s.Trace = 1 })
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S")), check: through(far, podA, podC)},
+		{change: deny(Egress), hook: "from a", in: ip(podA, far, tcp(1000, 80, "A")), want: ReasonPolicyDenied, check: through(far, podA, podC)},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "A")), want: ReasonPolicyDenied, check: through(far, podC, podA)},
+		{hook: "from b", in: ip(podB, near, tcp(1000, 80, "S")), want: ReasonDelivered, out: ip(near, podB, tcp(1000, 8080, "S")), check: through(near, podB, near)},
+	}},
+	{name: "an event of a reset names them too", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(far, podA, tcp(80, 1000, "SA"))},
+		{change: clusterDies, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A").at(7, 9)), want: ReasonResetSent,
+			out: ip(far, podA, tcp(80, 1000, "R").at(9, 0)), check: through(far, podA, podC)},
 	}},
 	{name: "no backends", steps: []step{
 		{hook: "from a", in: ip(podA, empty, tcp(1000, 80, "S")), want: ReasonNoBackend},

@@ -129,6 +129,16 @@ func talk(from, to uint32) func(*node, sent) {
 	}
 }
 
+// through wants an event of a packet from src to dst, in a flow through service.
+func through(service, src, dst string) func(*node, sent) {
+	return func(n *node, s sent) {
+		n.Helper()
+		if e := s.event; e == nil || e.Service != addr(service) || e.ServicePort.Number() != 80 || e.Src != addr(src) || e.Dst != addr(dst) {
+			n.Errorf("event %+v, want %s → %s through %s", e, src, dst, service)
+		}
+	}
+}
+
 // under wants an event that names the direction whose policy decided.
 func under(dir Direction) func(*node, sent) {
 	return func(n *node, s sent) {

@@ -108,7 +108,7 @@ inline_always int deliver_flow(struct __sk_buff *skb, struct packet *p, const st
 			forget(&key, f);
 			f = 0;
 		} else if (why && why != GONE) { /* the pod's next packet sees to what is gone */
-			return refuse(skb, p, f, why, now);
+			return refuse(skb, p, &key, f, why, now);
 		}
 	}
 	if (unlikely(!f)) {

@@ -86,6 +86,19 @@ inline_always void advance(struct flow *f, const struct packet *p, int from_pod,
 		f->seen = now;
 }
 
+/* Names, for the event, the service that p's flow goes through, and its backend. */
+inline_always void name_service(struct packet *p, const struct flow_key *key, const struct flow *f)
+{
+	if (!(f->flags & FLOW_SERVICE))
+		return;
+	p->service = key->remote.w[3];
+	p->service_port = key->rport;
+	if (same(&p->src, &key->local)) {
+		p->dst = f->backend;
+		p->dport = f->bport;
+	}
+}
+
 part int forget(const struct flow_key *key, const struct flow *f)
 {
 	if (f->flags & FLOW_SERVICE) {

@@ -65,8 +65,10 @@ keep:
 }
 
 /* Drops a packet of the flow f, under the direction whose policy f is asked. */
-inline_always int refuse(struct __sk_buff *skb, struct packet *p, struct flow *f, __u32 reason, __u64 now)
+inline_always int refuse(struct __sk_buff *skb, struct packet *p, const struct flow_key *key, struct flow *f,
+			 __u32 reason, __u64 now)
 {
+	name_service(p, key, f);
 	f->seen = now; /* as long as somebody tries */
 	return drop(skb, p, reason, f->flags & FLOW_REMOTE_INITIATED ? INGRESS : EGRESS);
 }
