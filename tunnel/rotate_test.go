@@ -109,7 +109,9 @@ func TestRestartedAgentKeepsSessions(t *testing.T) {
 	s := newStream(t, a, b, 7000, 1000, 120*time.Second)
 	s.flowing(t)
 	before := a.status()
-	for range 10 {
+	last, renewed := before.Peers[0].Lanes, 0
+	const restarts = 10
+	for range restarts {
 		// A new process with the same directory: everything comes from disk
 		// and devices.
 		a.reopen()
@@ -119,12 +121,18 @@ func TestRestartedAgentKeepsSessions(t *testing.T) {
 		}
 		a.set(b.peer(b.ready()))
 		s.flowing(t)
-	}
-	after := a.status()
-	for i := range after.Peers[0].Lanes {
-		if was, is := before.Peers[0].Lanes[i], after.Peers[0].Lanes[i]; !is.Handshake.Equal(was.Handshake) {
-			t.Errorf("lane %d shook hands again at %v, sessions should have gone on since %v", i, is.Handshake, was.Handshake)
+		lanes := a.status().Peers[0].Lanes
+		for i := range lanes {
+			if !lanes[i].Handshake.Equal(last[i].Handshake) {
+				renewed++
+			}
 		}
+		last = lanes
+	}
+	// On a busy machine a first handshake of 5 s ago may be repeated meanwhile,
+	// whoever restarts; a restart that ends sessions is seen every time.
+	if renewed > restarts/2 {
+		t.Errorf("%d handshakes in %d restarts, sessions should have gone on", renewed, restarts)
 	}
 	if sent, lost := s.finish(t); lost > 0 {
 		t.Errorf("lost %d of %d packets over agent restarts", lost, sent)

@@ -176,17 +176,20 @@ func TestTrafficIsEncrypted(t *testing.T) {
 		t.Errorf("lost %d of %d on a quiet tunnel", lost, sent)
 	}
 	wireguard := 0
-	for _, frame := range seen.drain() {
-		if bytes.Contains(frame, []byte(marker)) {
-			t.Fatalf("payload in the clear on the wire: %x", frame)
+	eventually(t, 30*time.Second, func() error {
+		for _, frame := range seen.drain() {
+			if bytes.Contains(frame, []byte(marker)) {
+				t.Fatalf("payload in the clear on the wire: %x", frame)
+			}
+			if isWireGuard(frame) {
+				wireguard++
+			}
 		}
-		if isWireGuard(frame) {
-			wireguard++
+		if wireguard < 1000 {
+			return fmt.Errorf("saw %d WireGuard frames, want at least the 1000 sent: the capture shows nothing", wireguard)
 		}
-	}
-	if wireguard < 1000 {
-		t.Errorf("saw %d WireGuard frames, want at least the 1000 sent: the capture shows nothing", wireguard)
-	}
+		return nil
+	})
 }
 
 // Types of WireGuard's messages.
