@@ -59,7 +59,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(EGRESS, port));
 	if (!verdict)
 		verdict = why;
-	if (!verdict && at.node && path_down(s, at.node, at.cluster))
+	if (!verdict && at.node && path_to(s, at.node, at.cluster) == PATH_DEAD)
 		verdict = REASON_PATH_DOWN;
 	if (verdict) { /* the event tells who was meant */
 		p->dst = to;
@@ -102,7 +102,7 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 	/* Nobody waits for a client's complaint about an answer. */
 	if (f->flags & (FLOW_SERVICE | FLOW_LOOP))
 		return REASON_NOT_SUPPORTED;
-	if (f->node && path_down(s, f->node, f->cluster))
+	if (f->node && path_to(s, f->node, f->cluster) == PATH_DEAD)
 		return REASON_PATH_DOWN;
 	p->via = f->via;
 	p->node = f->node;
@@ -149,6 +149,7 @@ int from_pod(struct __sk_buff *skb)
 	struct flow *f;
 	__u64 now;
 	int why, dead, opened = 0;
+	__u8 path;
 
 	why = parse_eth(skb, &p);
 	if (why)
@@ -185,13 +186,17 @@ int from_pod(struct __sk_buff *skb)
 				return refuse(skb, &p, &key, f, why, now);
 			}
 		}
-		if (f->node && path_down(s, f->node, f->cluster))
-			dead = 1;
+		path = f->node ? path_to(s, f->node, f->cluster) : PATH_ALIVE;
+		if (unlikely(path != PATH_ALIVE)) {
+			int waits = established(f, p.proto) || !(f->flags & FLOW_SERVICE);
+			if (path == PATH_DEAD || !waits)
+				dead = 1;
+		}
 		if (likely(!dead))
 			goto known;
 
 		/* What cannot go on is told so, what can begins anew elsewhere. */
-		if (p.proto == PROTO_TCP && f->flags & FLOW_REPLIED) {
+		if (established(f, p.proto)) {
 			p.dst_identity = f->identity;
 			name_service(&p, &key, f);
 			forget(&key, f);

@@ -210,7 +210,7 @@ func TestResize(t *testing.T) {
 		set(t, first.Maps().Flows, FlowKey{Lport: PortOf(uint16(i))}, Flow{Seen: uint64(i)})
 		set(t, first.Maps().Replies, ReplyKey{Lport: PortOf(uint16(i))}, Reply{})
 	}
-	set(t, first.Maps().Nodes, 63, Node{Alive: 1})
+	set(t, first.Maps().Nodes, 63, Node{Path: PathAlive})
 
 	c.Limits.Flows, c.Limits.Replies, c.Limits.Nodes = 1<<11, 1<<11, 128
 	c.EventBytes *= 2

@@ -198,10 +198,10 @@ func fillMesh(t testing.TB, m *Maps, a, b int) {
 	set(t, m.IPs, addr(podC), IPInfo{Identity: idC, Cluster: 2, Node: 3, Flags: IPMember})
 	set(t, m.IPs, addr(podD), IPInfo{Identity: idD, Cluster: 2, Node: 4, Flags: IPMember})
 	set(t, m.IPs, addr(podE), IPInfo{Identity: idE, Cluster: 1, Node: 2, Flags: IPMember})
-	set(t, m.Nodes, 2, Node{Alive: 1, Keyed: 1, Cluster: 1})
-	set(t, m.Nodes, 3, Node{Alive: 1, Keyed: 1, Cluster: 2, Lane: 1})
-	set(t, m.Nodes, 4, Node{Alive: 1, Keyed: 1, Cluster: 2})
-	set(t, m.Clusters, 2, Cluster{Alive: 1})
+	set(t, m.Nodes, 2, Node{Path: PathAlive, Keyed: 1, Cluster: 1})
+	set(t, m.Nodes, 3, Node{Path: PathAlive, Keyed: 1, Cluster: 2, Lane: 1})
+	set(t, m.Nodes, 4, Node{Path: PathAlive, Keyed: 1, Cluster: 2})
+	set(t, m.Clusters, 2, Cluster{Path: PathAlive})
 
 	local := Group{Cluster: 1, Tier: 0, Weight: 1, Count: 1}
 	remote := Group{Cluster: 2, Tier: 1, Weight: 1, Count: 2}

@@ -146,12 +146,12 @@ var serviceCases = []packetCase{
 	}},
 	{name: "a backend taken out before it answered: another one is asked", state: onlyC, steps: []step{
 		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
-		{change: func(n *node) { takeOutC(n); set(n, n.m.Nodes, 4, Node{Alive: 1, Keyed: 1, Cluster: 2}) },
+		{change: func(n *node) { takeOutC(n); set(n, n.m.Nodes, 4, Node{Path: PathAlive, Keyed: 1, Cluster: 2}) },
 			hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podD, tcp(1000, 8080, "S"))},
 	}},
 	{name: "a backend taken out: UDP goes to another", state: onlyC, steps: []step{
 		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
-		{change: func(n *node) { takeOutC(n); set(n, n.m.Nodes, 4, Node{Alive: 1, Keyed: 1, Cluster: 2}) },
+		{change: func(n *node) { takeOutC(n); set(n, n.m.Nodes, 4, Node{Path: PathAlive, Keyed: 1, Cluster: 2}) },
 			hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podD, udp(1000, 8080))},
 		{hook: "out of tunnel", in: ip(podD, podA, udp(8080, 1000)), want: ReasonDelivered, out: ip(far, podA, udp(80, 1000))},
 	}},
@@ -214,7 +214,7 @@ var failureCases = []packetCase{
 	{name: "node lost: a service's UDP goes elsewhere", state: onlyC, steps: []step{
 		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
 		{change: func(n *node) {
-			set(n, n.m.Nodes, 4, Node{Alive: 1, Keyed: 1, Cluster: 2})
+			set(n, n.m.Nodes, 4, Node{Path: PathAlive, Keyed: 1, Cluster: 2})
 			nodeDies(3)(n)
 		}, hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podD, udp(1000, 8080)), check: flowsAre(1)},
 	}},
@@ -222,17 +222,34 @@ var failureCases = []packetCase{
 		{hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonTunnelled},
 		{change: nodeDies(3), hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonPathDown, check: flowsAre(1)},
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonPathDown, check: flowsAre(1)},
-		{change: func(n *node) { set(n, n.m.Nodes, 3, Node{Alive: 1, Keyed: 1, Cluster: 2}) },
+		{change: func(n *node) { set(n, n.m.Nodes, 3, Node{Path: PathAlive, Keyed: 1, Cluster: 2}) },
 			hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonTunnelled},
 	}},
 	{name: "a node without key, a lane without device", steps: []step{
 		{hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonTunnelled},
-		{change: func(n *node) { set(n, n.m.Nodes, 3, Node{Alive: 1, Cluster: 2}) }, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonNoTunnel},
+		{change: func(n *node) { set(n, n.m.Nodes, 3, Node{Path: PathAlive, Cluster: 2}) }, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonNoTunnel},
 		{change: func(n *node) {
-			set(n, n.m.Nodes, 3, Node{Alive: 1, Keyed: 1, Cluster: 2, Lane: 1})
+			set(n, n.m.Nodes, 3, Node{Path: PathAlive, Keyed: 1, Cluster: 2, Lane: 1})
 			n.change(func(s *Settings) { s.TunnelIfindex[1] = 0 })
 		}, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonNoTunnel},
-		{change: func(n *node) { set(n, n.m.Nodes, 3, Node{Alive: 1, Keyed: 1, Cluster: 2}) }, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonTunnelled},
+		{change: func(n *node) { set(n, n.m.Nodes, 3, Node{Path: PathAlive, Keyed: 1, Cluster: 2}) }, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonTunnelled},
+	}},
+	{name: "a silent path: what is open waits, what has a choice goes elsewhere", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(far, podA, tcp(80, 1000, "SA"))},
+		{hook: "from a", in: ip(podA, far, tcp(1001, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1001, 8080, "S"))},
+		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
+		{change: func(n *node) {
+			set(n, n.m.Nodes, 3, Node{Path: PathSilent, Keyed: 1, Cluster: 2})
+			set(n, n.m.Nodes, 4, Node{Path: PathAlive, Keyed: 1, Cluster: 2})
+		}, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "A"))},
+		{hook: "from a", in: ip(podA, far, tcp(1001, 80, "S")), want: ReasonTunnelled, out: ip(podA, podD, tcp(1001, 8080, "S"))},
+		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podD, udp(1000, 8080))},
+		{hook: "from a", in: ip(podA, podC, tcp(1002, 80, "S")), want: ReasonTunnelled},
+		{change: clusterFallsSilent, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "A"))},
+		{hook: "from a", in: ip(podA, far, tcp(1003, 80, "S")), want: ReasonNoBackend},
+		{change: clusterDies, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A").at(7, 9)), want: ReasonResetSent,
+			out: ip(far, podA, tcp(80, 1000, "R").at(9, 0))},
 	}},
 	{name: "a pod that moved to another node", steps: []step{
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
@@ -294,7 +311,7 @@ var stateCases = []packetCase{
 		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "RA")), want: ReasonDelivered, out: ip(far, podA, tcp(80, 1000, "RA"))},
 		{change: func(n *node) {
-			set(n, n.m.Nodes, 4, Node{Alive: 1, Keyed: 1, Cluster: 2})
+			set(n, n.m.Nodes, 4, Node{Path: PathAlive, Keyed: 1, Cluster: 2})
 			unset(n, n.m.Backends, SlotKey{Service: 81, Slot: 0, Cluster: 2})
 		}, hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podD, tcp(1000, 8080, "S"))},
 	}},

@@ -152,13 +152,14 @@ func under(dir Direction) func(*node, sent) {
 func nodeDies(id uint32) func(*node) {
 	return func(n *node) {
 		row, _, _ := n.m.Nodes.Lookup(id)
-		row.Alive = 0
+		row.Path = PathDead
 		set(n, n.m.Nodes, id, row)
 	}
 }
 
-func clusterDies(n *node)   { set(n, n.m.Clusters, 2, Cluster{}) }
-func revisionMoves(n *node) { n.change(nil) }
+func clusterFallsSilent(n *node) { set(n, n.m.Clusters, 2, Cluster{Path: PathSilent}) }
+func clusterDies(n *node)        { set(n, n.m.Clusters, 2, Cluster{}) }
+func revisionMoves(n *node)      { n.change(nil) }
 func deny(dir Direction) func(*node) {
 	return func(n *node) { n.policy(podA, dir) }
 }
@@ -278,11 +279,11 @@ var pathCases = []packetCase{
 		{hook: "into tunnel", in: ip(nodeInternal, "10.2.2.1", echoReply(7)), want: ReasonChangedLane},
 		{hook: "into tunnel", in: ip(podA, podD, udp(1, 2)), want: ReasonEnteredLane},
 		{hook: "into tunnel", in: ip(nodeInternal, podD, echo(7)), want: ReasonEnteredLane,
-			change: func(n *node) { set(n, n.m.Nodes, 4, Node{Alive: 1, Keyed: 1, Cluster: 2, Lane: 1}) }},
+			change: func(n *node) { set(n, n.m.Nodes, 4, Node{Path: PathAlive, Keyed: 1, Cluster: 2, Lane: 1}) }},
 		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7)), want: ReasonChangedLane,
 			change: func(n *node) { set(n, n.m.Nodes, 3, Node{Keyed: 1, Cluster: 2}) }},
 		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7)), want: ReasonEnteredLane,
-			change: func(n *node) { set(n, n.m.Nodes, 3, Node{Alive: 1, Cluster: 2}) }},
+			change: func(n *node) { set(n, n.m.Nodes, 3, Node{Path: PathAlive, Cluster: 2}) }},
 	}},
 	{name: "what is not IPv4", steps: []step{
 		{hook: "from a", frame: ethernet(0x0806, make([]byte, 28)), want: ReasonNotOurs},

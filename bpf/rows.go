@@ -141,9 +141,18 @@ type IPInfo struct {
 	Pad      [3]uint8
 }
 
+// Path is what is known of the way through the tunnel to a node or a cluster.
+type Path uint8
+
+const (
+	PathDead   Path = iota // what is open over it is ended, what has a choice goes elsewhere
+	PathAlive              // it carries
+	PathSilent             // went down a moment ago: as dead, but open TCP connections wait
+)
+
 // Node is one node of any cluster, by the agent's own index from 1.
 type Node struct {
-	Alive   uint8 // path through the tunnel, by probes
+	Path    Path  // by probes
 	Lane    uint8 // which tunnel device carries it
 	Keyed   uint8 // 0: its key is not known, nothing is sent
 	Pad     uint8
@@ -153,8 +162,8 @@ type Node struct {
 
 // Cluster is a row by cluster ID. The own cluster's row is never asked.
 type Cluster struct {
-	Alive uint8
-	Pad   [3]uint8
+	Path Path // the best of its nodes'
+	Pad  [3]uint8
 }
 
 // MaxGroups is how many groups (clusters) a service can have.

@@ -109,7 +109,7 @@ func TestArray(t *testing.T) {
 		if n, _ := m.Ports.Len(); n != 1 {
 			t.Errorf("%d rows left", n)
 		}
-		if err := m.Clusters.Update(bpf.MaxClusters, bpf.Cluster{Alive: 1}); !errors.Is(err, bpf.ErrFull) {
+		if err := m.Clusters.Update(bpf.MaxClusters, bpf.Cluster{Path: bpf.PathAlive}); !errors.Is(err, bpf.ErrFull) {
 			t.Errorf("row beyond the end: %v", err)
 		}
 	})

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/flow"
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -141,8 +142,8 @@ func (a *Agent) Status() Status {
 		if !c.Member() || c.Own != nil {
 			continue
 		}
-		alive, known := a.ways.ClusterAlive(c.ID())
-		byCluster[c.Name] = &ClusterPath{Cluster: c.Name, Alive: alive || !known}
+		path, known := a.ways.Cluster(c.ID())
+		byCluster[c.Name] = &ClusterPath{Cluster: c.Name, Alive: path == bpf.PathAlive || !known}
 	}
 	for p := range a.Tables.Paths.All(txn) {
 		s.Paths = append(s.Paths, NodePath{

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/program"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/tunnel"
@@ -269,8 +270,8 @@ func (l *lanes) rotate(ctx context.Context, mesh *program.Mesh, status tunnel.St
 // it returns. A peer without lanes of ours (plain Cilium) never does.
 func (l *lanes) alive(key string, mesh *program.Mesh, n *tables.Node) bool {
 	row, i := l.ways.Row(key)
-	alive, known := l.ways.ClusterAlive(mesh.Members[n.Cluster].ID())
-	return i != 0 && row.Alive == 1 && row.Keyed == 1 && (alive || !known || n.Cluster == l.node.cluster)
+	path, known := l.ways.Cluster(mesh.Members[n.Cluster].ID())
+	return i != 0 && row.Path != bpf.PathDead && row.Keyed == 1 && (path != bpf.PathDead || !known || n.Cluster == l.node.cluster)
 }
 
 // problems writes refusals into the table of problems, and removes old ones.

@@ -79,7 +79,10 @@ func (l *liveness) probe(ctx context.Context) error {
 	cfg := probe.Defaults()
 	cfg.Log = l.log
 	var prober *probe.Prober
-	cfg.OnChange = func(o probe.Observation) { l.apply(prober.Observations()) }
+	cfg.OnChange = func(o probe.Observation) {
+		l.apply(prober.Observations())
+		l.again() // a path that went down is silent first, and dead a little later
+	}
 	if prober, err = probe.New(cfg, transport); err != nil {
 		return err
 	}
@@ -107,16 +110,36 @@ func (l *liveness) targets(ctx context.Context, prober *probe.Prober) error {
 			prober.Set(l.choose(mesh, flows, evidence))
 			prober.SetEvidence(evidence)
 		}
-		l.apply(prober.Observations())
+		observations := prober.Observations()
+		l.apply(observations)
 		select {
 		case <-ctx.Done():
 		case <-nodes:
 		case <-clusters:
 		case <-l.changed:
-		case <-time.After(livenessTurn):
+		case <-time.After(untilDead(observations, time.Now())):
 		}
 	}
 	return nil
+}
+
+// untilDead is how long until the next silent path is dead, livenessTurn at most.
+func untilDead(observations []probe.Observation, now time.Time) time.Duration {
+	wait := livenessTurn
+	for _, o := range observations {
+		if o.Standing(now) == probe.Silent {
+			wait = min(wait, o.Since.Add(probe.DoubtTime).Sub(now))
+		}
+	}
+	return wait
+}
+
+// again makes targets and rows be compared at once.
+func (l *liveness) again() {
+	select {
+	case l.changed <- struct{}{}:
+	default:
+	}
 }
 
 // nodesWithFlows are the indexes of nodes that local pods talk to. An error
@@ -191,11 +214,11 @@ func (l *liveness) heard(e gossip.Event) {
 	}
 	l.gossiped = next
 	l.mu.Unlock()
-	select {
-	case l.changed <- struct{}{}:
-	default:
-	}
+	l.again()
 }
+
+// paths are the rows that standings of paths make in the kernel.
+var paths = map[probe.Standing]bpf.Path{probe.Dead: bpf.PathDead, probe.Silent: bpf.PathSilent, probe.Alive: bpf.PathAlive}
 
 // apply writes observations into the kernel, then into the table.
 func (l *liveness) apply(observations []probe.Observation) {
@@ -205,15 +228,16 @@ func (l *liveness) apply(observations []probe.Observation) {
 		return
 	}
 	var errs []error
+	now := time.Now()
 	// Clusters first: one write helps every service at once.
-	states := probe.Clusters(observations)
+	standings := probe.Clusters(observations, now)
 	for name, c := range mesh.Members {
 		// What was not judged yet since this agent started stands as it was.
-		if state, judged := states[name]; judged && state != probe.Unknown && c != mesh.Own {
-			if state == probe.Up {
+		if path, judged := paths[standings[name]]; judged && c != mesh.Own {
+			if path == bpf.PathAlive {
 				l.ways.Answered(c.ID())
 			}
-			if err := l.ways.SetCluster(c.ID(), state != probe.Down); err != nil {
+			if err := l.ways.SetCluster(c.ID(), path); err != nil {
 				errs = append(errs, err)
 			}
 		}
@@ -221,10 +245,11 @@ func (l *liveness) apply(observations []probe.Observation) {
 	seen := map[string]probe.Observation{}
 	for _, o := range observations {
 		seen[o.Target.Name()] = o
-		if o.State == probe.Unknown {
+		path, judged := paths[o.Standing(now)]
+		if !judged {
 			continue
 		}
-		if err := l.ways.SetAlive(o.Target.Name(), o.State != probe.Down); err != nil {
+		if err := l.ways.SetPath(o.Target.Name(), path); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -233,8 +258,8 @@ func (l *liveness) apply(observations []probe.Observation) {
 			continue
 		}
 		// Nobody asks it any more: what was last known of it would never change.
-		if row, i := l.ways.Row(key); i != 0 && row.Alive == 0 && row.Keyed == 1 {
-			errs = append(errs, l.ways.SetAlive(key, true))
+		if row, i := l.ways.Row(key); i != 0 && row.Path != bpf.PathAlive && row.Keyed == 1 {
+			errs = append(errs, l.ways.SetPath(key, bpf.PathAlive))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -261,7 +286,7 @@ func (l *liveness) publish(mesh *program.Mesh, seen map[string]probe.Observation
 	for key, n := range mesh.Remote {
 		kernel, index := l.ways.Row(key)
 		row := &tables.Path{
-			Cluster: n.Cluster, Node: n.Name, Index: index, Alive: kernel.Alive == 1, Lane: int(kernel.Lane), Keyed: kernel.Keyed == 1,
+			Cluster: n.Cluster, Node: n.Name, Index: index, Alive: kernel.Path == bpf.PathAlive, Lane: int(kernel.Lane), Keyed: kernel.Keyed == 1,
 			Observation: seen[key], GossipDead: evidence[key].GossipDead,
 		}
 		old := tables.Get(txn, l.tables.Paths, key)

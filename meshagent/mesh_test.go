@@ -78,7 +78,7 @@ func TestTwoClustersReachOneAnotherByIdentityAndEncrypted(t *testing.T) {
 			t.Errorf("west's CIDR in east: %+v, %v", prefix, ok)
 		}
 		node, ok, _ := east.maps().Nodes.Lookup(1)
-		if !ok || node.Alive != 1 || node.Keyed != 1 || node.Cluster != 2 {
+		if !ok || node.Path != bpf.PathAlive || node.Keyed != 1 || node.Cluster != 2 {
 			t.Errorf("way to west-1: %+v, %v", node, ok)
 		}
 		pod, ok, _ := east.maps().Endpoints.Lookup(bpf.AddrOf(client))
@@ -113,30 +113,28 @@ func TestTwoClustersReachOneAnotherByIdentityAndEncrypted(t *testing.T) {
 func TestALostClusterIsOneWriteWithinASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, east, _, _ := raise(t)
-		alive := func() (node, cluster uint8) {
+		are := func(when string, want bpf.Path) {
+			t.Helper()
+			synctest.Wait()
 			n, _, _ := east.maps().Nodes.Lookup(1)
 			c, _, _ := east.maps().Clusters.Lookup(2)
-			return n.Alive, c.Alive
+			if n.Path != want || c.Path != want {
+				t.Fatalf("%s: node %d, cluster %d, want %d", when, n.Path, c.Path, want)
+			}
 		}
-		if n, c := alive(); n != 1 || c != 1 {
-			t.Fatalf("before: node %d, cluster %d", n, c)
-		}
+		are("before", bpf.PathAlive)
 		services := rowsOf(t, east.maps().Services)
 		w.net.setCut("west", true)
 		time.Sleep(800 * time.Millisecond)
-		synctest.Wait()
-		if n, c := alive(); n != 0 || c != 0 {
-			t.Errorf("800 ms after the cut: node %d, cluster %d", n, c)
-		}
+		are("800 ms after the cut", bpf.PathSilent)
+		time.Sleep(500 * time.Millisecond)
+		are("1.3 s after the cut", bpf.PathDead)
 		if got := rowsOf(t, east.maps().Services); !reflect.DeepEqual(got, services) {
 			t.Error("the loss of a path changed services")
 		}
 		w.net.setCut("west", false)
 		time.Sleep(800 * time.Millisecond)
-		synctest.Wait()
-		if n, c := alive(); n != 1 || c != 1 {
-			t.Errorf("800 ms after healing: node %d, cluster %d", n, c)
-		}
+		are("800 ms after healing", bpf.PathAlive)
 	})
 }
 

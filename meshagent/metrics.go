@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -79,8 +80,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		if !cl.Member() || cl.Own != nil {
 			continue
 		}
-		alive, known := a.ways.ClusterAlive(cl.ID())
-		gauge(descCluster, truth(alive || !known), cl.Name)
+		path, known := a.ways.Cluster(cl.ID())
+		gauge(descCluster, truth(path == bpf.PathAlive || !known), cl.Name)
 		if at, ok := cl.Synced[wire.Nodes]; ok && !at.IsZero() {
 			gauge(descAge, time.Since(at).Seconds(), cl.Name)
 		}

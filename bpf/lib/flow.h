@@ -51,6 +51,12 @@ inline_always __u64 lifetime(const struct flow *f, __u8 proto)
 	return f->flags & FLOW_REPLIED ? tcp_established_ns : tcp_opening_ns;
 }
 
+/* Would its end be noticed? Others find another backend in silence. */
+inline_always int established(const struct flow *f, __u8 proto)
+{
+	return proto == PROTO_TCP && f->flags & FLOW_REPLIED;
+}
+
 inline_always int opens(const struct packet *p)
 {
 	return p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;

@@ -71,20 +71,22 @@ once int locate(const struct settings *s, const struct addr *a, struct place *at
 	return 0;
 }
 
-/* Is the path to a node alive? Clusters are judged on their own, so that one
+/* What is the path to a node like? Clusters are judged on their own, so that one
  * write takes a lost one out. */
-inline_always int path_down(const struct settings *s, __u32 node, __u32 cluster)
+inline_always __u8 path_to(const struct settings *s, __u32 node, __u32 cluster)
 {
 	struct node *n = bpf_map_lookup_elem(&nodes, &node);
 
-	if (!n || !n->alive)
-		return 1;
+	if (!n || n->path == PATH_DEAD)
+		return PATH_DEAD;
 	if (cluster && cluster != s->cluster) {
 		struct cluster *c = bpf_map_lookup_elem(&clusters, &cluster);
-		if (!c || !c->alive)
-			return 1;
+		if (!c)
+			return PATH_DEAD;
+		if (c->path != PATH_ALIVE)
+			return c->path;
 	}
-	return 0;
+	return n->path;
 }
 
 /* Sends to a node through its lane. */

@@ -36,7 +36,7 @@ static long consider_group(__u32 i, struct choice *c)
 		return 0;
 	if (cluster != c->s->cluster) {
 		struct cluster *row = bpf_map_lookup_elem(&clusters, &cluster);
-		if (!row || !row->alive)
+		if (!row || row->path != PATH_ALIVE)
 			return 0;
 	}
 	if (g->tier < c->tier) {
@@ -66,7 +66,7 @@ static long consider_slot(__u32 i, struct choice *c)
 	if (key.slot >= count)
 		key.slot -= count;
 	b = bpf_map_lookup_elem(&backends, &key);
-	if (!b || (b->node && path_down(c->s, b->node, key.cluster)))
+	if (!b || (b->node && path_to(c->s, b->node, key.cluster) != PATH_ALIVE))
 		return 0;
 	c->f->backend = b->addr;
 	c->f->bport = b->port;

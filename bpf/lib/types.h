@@ -121,9 +121,17 @@ struct prefix_key {
 	struct addr addr;
 };
 
+/* What is known of a path. Over a silent one nothing new begins that has a
+ * choice, but open TCP connections wait: it may only be late. */
+enum path {
+	PATH_DEAD,
+	PATH_ALIVE,
+	PATH_SILENT, /* went down a moment ago */
+};
+
 /* nodes: one per node of every cluster, by the agent's own index, from 1. */
 struct node {
-	__u8 alive;   /* path through the tunnel, by probes */
+	__u8 path;    /* through the tunnel, by probes: enum path */
 	__u8 lane;    /* which tunnel device carries it */
 	__u8 keyed;   /* 0: its key is not known, nothing is sent */
 	__u8 pad;
@@ -133,7 +141,7 @@ struct node {
 
 /* clusters: by cluster ID. One write takes a lost cluster out of everything. */
 struct cluster {
-	__u8 alive;
+	__u8 path; /* enum path, the best of its nodes' */
 	__u8 pad[3];
 };
 

@@ -105,7 +105,7 @@ func (w *Ways) Assign(nodes []Member) (changed bool, err error) {
 		w.byKey[n.Key] = i
 		row, known := w.have[i]
 		if !known || row.Cluster != uint16(n.Cluster) {
-			row = bpf.Node{Alive: 1, Cluster: uint16(n.Cluster)}
+			row = bpf.Node{Path: bpf.PathAlive, Cluster: uint16(n.Cluster)}
 		}
 		w.want[i] = row
 	}
@@ -173,10 +173,9 @@ func (w *Ways) Release(nodes []Member, prune bool) error {
 	return errors.Join(errs...)
 }
 
-// SetAlive says whether the path to a node carries; nil if the node has no
-// index.
-func (w *Ways) SetAlive(key string, alive bool) error {
-	return w.change(key, func(n *bpf.Node) { n.Alive = bit(alive) })
+// SetPath says what the path to a node is like; nil if the node has no index.
+func (w *Ways) SetPath(key string, path bpf.Path) error {
+	return w.change(key, func(n *bpf.Node) { n.Path = path })
 }
 
 // SetLane says which lane leads to a node, and whether anything may be sent.
@@ -208,12 +207,12 @@ func (w *Ways) Row(key string) (bpf.Node, uint16) {
 	return w.want[i], i
 }
 
-// SetCluster says whether any path to a cluster carries: one write that takes it
-// out of, or puts it back into, everything.
-func (w *Ways) SetCluster(id identity.ClusterID, alive bool) error {
+// SetCluster says what the best path to a cluster is like: one write that takes
+// it out of, or puts it back into, everything.
+func (w *Ways) SetCluster(id identity.ClusterID, path bpf.Path) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	row := bpf.Cluster{Alive: bit(alive)}
+	row := bpf.Cluster{Path: path}
 	w.members[id] = row
 	if w.wrote[id] == row {
 		return nil
@@ -225,13 +224,13 @@ func (w *Ways) SetCluster(id identity.ClusterID, alive bool) error {
 	return nil
 }
 
-// ClusterAlive is what the kernel holds of a cluster; known is false for one that
-// has no row.
-func (w *Ways) ClusterAlive(id identity.ClusterID) (alive, known bool) {
+// Cluster is the path that the kernel holds for a cluster; known is false for one
+// that has no row.
+func (w *Ways) Cluster(id identity.ClusterID) (path bpf.Path, known bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	row, ok := w.wrote[id]
-	return row.Alive == 1, ok
+	return row.Path, ok
 }
 
 // Admit makes members' rows exist, alive unless known otherwise, and removes
@@ -246,7 +245,7 @@ func (w *Ways) Admit(ids []identity.ClusterID, prune bool) error {
 		row, ok := w.members[id]
 		if !ok {
 			if row, ok = w.wrote[id]; !ok {
-				row = bpf.Cluster{Alive: 1}
+				row = bpf.Cluster{Path: bpf.PathAlive}
 			}
 			w.members[id] = row
 		}

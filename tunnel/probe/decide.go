@@ -1,6 +1,9 @@
 package probe
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // Decide is the judgement of one path: from the state it has and the outcomes
 // since, oldest first, to the state it should have, with the reason in words
@@ -38,17 +41,43 @@ func Row(outcomes []Outcome) (misses, answers int) {
 	return misses, answers
 }
 
-// Clusters judges each cluster by its paths: up when any is up, down when every
-// path that was judged is down, unknown while none was. One answering node
-// shows that the way into the cluster is there; one that was only just added
-// shows nothing.
-func Clusters(observations []Observation) map[string]State {
-	states := map[string]State{}
-	for _, o := range observations {
-		was, seen := states[o.Target.Cluster]
-		if !seen || was == Unknown || o.State == Up {
-			states[o.Target.Cluster] = o.State
-		}
+// Standing is what may be done over a path, from the least that is known to the
+// best.
+type Standing uint8
+
+const (
+	Unjudged Standing = iota // nothing is taken away on a guess
+	Dead                     // what is open over it is to be ended
+	Silent                   // down for less than DoubtTime: begin elsewhere, end nothing
+	Alive
+)
+
+// DoubtTime is how long a path may be down before it is dead. A tunnel process
+// or a node that gets no processor for a moment is silent like a dead one, but
+// comes back with everything that was open.
+const DoubtTime = 500 * time.Millisecond
+
+// Standing of the path at a time. Where gossip holds the node for dead as well
+// there is no doubt.
+func (o Observation) Standing(now time.Time) Standing {
+	switch {
+	case o.State == Up:
+		return Alive
+	case o.State != Down:
+		return Unjudged
+	case !o.Evidence.GossipDead && now.Before(o.Since.Add(DoubtTime)):
+		return Silent
 	}
-	return states
+	return Dead
+}
+
+// Clusters judges each cluster by the best of its paths that was judged. One
+// answering node shows that the way into the cluster is there; one that was only
+// just added shows nothing.
+func Clusters(observations []Observation, now time.Time) map[string]Standing {
+	standings := map[string]Standing{}
+	for _, o := range observations {
+		standings[o.Target.Cluster] = max(standings[o.Target.Cluster], o.Standing(now))
+	}
+	return standings
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weft-mesh/weft/tunnel/probe"
 )
@@ -62,21 +63,34 @@ func TestDecide(t *testing.T) {
 }
 
 func TestClusters(t *testing.T) {
-	for name, c := range map[string]struct{ states, want string }{
-		"all witnesses down":             {"down down down", "down"},
-		"one still answers":              {"down up down", "up"},
-		"one was only just added":        {"down unknown down", "down"},
-		"none was judged":                {"unknown unknown", "unknown"},
-		"one answers, others not judged": {"unknown up unknown", "up"},
+	now := time.Now()
+	doubt := now.Add(-probe.DoubtTime)
+	for name, c := range map[string]struct {
+		states string
+		since  time.Time
+		want   probe.Standing
+	}{
+		"all witnesses down":             {"down down down", doubt, probe.Dead},
+		"a moment ago":                   {"down down down", doubt.Add(1), probe.Silent},
+		"and gossip agrees":              {"dead dead", now, probe.Dead},
+		"of one only":                    {"dead down", now, probe.Silent},
+		"one still answers":              {"down up down", doubt, probe.Alive},
+		"one was only just added":        {"down unknown down", doubt, probe.Dead},
+		"none was judged":                {"unknown unknown", doubt, probe.Unjudged},
+		"one answers, others not judged": {"unknown up unknown", doubt, probe.Alive},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var rows []probe.Observation
 			for _, s := range strings.Fields(c.states) {
-				rows = append(rows, probe.Observation{Target: probe.Target{Cluster: "west"}, State: probe.State(s)})
+				o := probe.Observation{Target: probe.Target{Cluster: "west"}, State: probe.State(s), Since: c.since}
+				if s == "dead" {
+					o.State, o.Evidence.GossipDead = probe.Down, true
+				}
+				rows = append(rows, o)
 			}
 			for range 2 { // in either order
-				if got := probe.Clusters(rows); got["west"] != probe.State(c.want) || len(got) != 1 {
-					t.Errorf("%s: %v, want %s", c.states, got, c.want)
+				if got := probe.Clusters(rows, now); got["west"] != c.want || len(got) != 1 {
+					t.Errorf("%s: %v, want %v", c.states, got, c.want)
 				}
 				slices.Reverse(rows)
 			}
