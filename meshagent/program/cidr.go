@@ -41,11 +41,20 @@ func (p *Program) introduce(v *view, cidrs map[netip.Prefix]identity.Number) err
 
 // takenFor is the identity that addresses of a prefix have now.
 func (p *Program) takenFor(prefix netip.Prefix) identity.Number {
-	best, who := -1, identity.World
-	for k, info := range p.prefixes.have {
-		if cover := k.Netip(); cover.Bits() <= prefix.Bits() && cover.Bits() > best && cover.Contains(prefix.Addr()) {
-			best, who = cover.Bits(), identity.Number(info.Identity)
+	return around(prefix, func(k bpf.PrefixKey) (bpf.IPInfo, bool) {
+		info, ok := p.prefixes.have[k]
+		return info, ok
+	})
+}
+
+// around is the identity of the narrowest prefix with a row that holds all of
+// prefix, the world if there is none. It looks once for every length: a policy may
+// name thousands of prefixes, and the loop that fills the kernel waits for each.
+func around(prefix netip.Prefix, row func(bpf.PrefixKey) (bpf.IPInfo, bool)) identity.Number {
+	for bits := prefix.Bits(); bits >= 0; bits-- {
+		if info, ok := row(bpf.PrefixOf(netip.PrefixFrom(prefix.Addr(), bits))); ok {
+			return identity.Number(info.Identity)
 		}
 	}
-	return who
+	return identity.World
 }

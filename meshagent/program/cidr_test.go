@@ -2,6 +2,7 @@ package program
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"strings"
 	"testing"
@@ -117,5 +118,35 @@ func prefixesChange(t *testing.T, text string, before, after []string, restarts 
 	}
 	if local != len(after) {
 		t.Errorf("%d numbers of prefixes are left: %v", local, rowsIn(b.maps.Classes))
+	}
+}
+
+// Of random prefixes around and beside each other, around finds the one that
+// trying all of them finds, by a look per length.
+func TestAroundFindsTheNarrowest(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	random := func() netip.Prefix { // few bits differ, so that many lie in others
+		if r.IntN(2) == 0 {
+			return netip.PrefixFrom(netip.AddrFrom4([4]byte{0: byte(r.IntN(2)) << 7, 3: byte(r.IntN(4))}), r.IntN(33)).Masked()
+		}
+		return netip.PrefixFrom(netip.AddrFrom16([16]byte{0: byte(r.IntN(2)) << 7, 15: byte(r.IntN(4))}), r.IntN(129)).Masked()
+	}
+	for range 500 {
+		rows := map[bpf.PrefixKey]bpf.IPInfo{}
+		for n := range r.IntN(40) {
+			rows[bpf.PrefixOf(random())] = bpf.IPInfo{Identity: uint32(identity.LocalNumber(uint32(n + 1)))}
+		}
+		prefix := random()
+		best, want := -1, identity.World
+		for k, info := range rows {
+			if p := k.Netip(); p.Bits() <= prefix.Bits() && p.Bits() > best && p.Contains(prefix.Addr()) {
+				best, want = p.Bits(), identity.Number(info.Identity)
+			}
+		}
+		looks := 0
+		got := around(prefix, func(k bpf.PrefixKey) (bpf.IPInfo, bool) { looks++; info, ok := rows[k]; return info, ok })
+		if got != want || looks > prefix.Bits()+1 {
+			t.Errorf("around %v: %v by %d looks, want %v", prefix, got, looks, want)
+		}
 	}
 }
