@@ -247,7 +247,7 @@ var failureCases = []packetCase{
 		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podD, udp(1000, 8080))},
 		{hook: "from a", in: ip(podA, podC, tcp(1002, 80, "S")), want: ReasonTunnelled},
 		{change: clusterFallsSilent, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "A"))},
-		{hook: "from a", in: ip(podA, far, tcp(1003, 80, "S")), want: ReasonNoBackend},
+		{change: nodeDies(4), hook: "from a", in: ip(podA, far, tcp(1003, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1003, 8080, "S"))},
 		{change: clusterDies, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A").at(7, 9)), want: ReasonResetSent,
 			out: ip(far, podA, tcp(80, 1000, "R").at(9, 0))},
 	}},

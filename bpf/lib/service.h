@@ -4,7 +4,7 @@
 #include "place.h"
 
 #define PROBES 16   /* slots looked at before a group counts as dead */
-#define ATTEMPTS 4  /* groups given up before the service does */
+#define ATTEMPTS 5  /* groups given up before the service does */
 
 /* A choice under way. Loops are bpf_loop's, whose body the verifier reads once. */
 struct choice {
@@ -17,7 +17,13 @@ struct choice {
 	__u32 group;  /* drawn so far, MAX_GROUPS: none */
 	__u32 start;  /* slot to begin with */
 	__u32 found;
+	__u32 doubtful; /* silent paths will do: there are no others */
 };
+
+inline_always int usable(const struct choice *c, __u8 path)
+{
+	return path == PATH_ALIVE || (path == PATH_SILENT && c->doubtful);
+}
 
 /* One pass finds the lowest tier alive and draws from it: a group of share w
  * replaces the one drawn so far with probability w / total, which in the end
@@ -36,7 +42,7 @@ static long consider_group(__u32 i, struct choice *c)
 		return 0;
 	if (cluster != c->s->cluster) {
 		struct cluster *row = bpf_map_lookup_elem(&clusters, &cluster);
-		if (!row || row->path != PATH_ALIVE)
+		if (!row || !usable(c, row->path))
 			return 0;
 	}
 	if (g->tier < c->tier) {
@@ -66,7 +72,7 @@ static long consider_slot(__u32 i, struct choice *c)
 	if (key.slot >= count)
 		key.slot -= count;
 	b = bpf_map_lookup_elem(&backends, &key);
-	if (!b || (b->node && path_to(c->s, b->node, key.cluster) != PATH_ALIVE))
+	if (!b || (b->node && !usable(c, path_to(c->s, b->node, key.cluster))))
 		return 0;
 	c->f->backend = b->addr;
 	c->f->bport = b->port;
@@ -84,12 +90,19 @@ once int choose_backend(const struct settings *s, const struct service *svc, str
 	for (int i = 0; i < ATTEMPTS; i++) {
 		__u32 count;
 
+		/* The last attempt is for silent paths, when no other is left. */
+		if (i == ATTEMPTS - 1) {
+			c.doubtful = 1;
+			c.skip = 0;
+		} else if (c.group == MAX_GROUPS) {
+			continue;
+		}
 		c.tier = 256;
 		c.total = 0;
 		c.group = MAX_GROUPS;
 		bpf_loop(MAX_GROUPS, consider_group, &c, 0);
 		if (c.group >= MAX_GROUPS)
-			break;
+			continue;
 		count = svc->group[c.group].count;
 		c.start = count ? bpf_get_prandom_u32() % count : 0;
 		bpf_loop(PROBES, consider_slot, &c, 0);
