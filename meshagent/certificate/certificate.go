@@ -11,9 +11,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"net/url"
+	"os"
 	"sync"
 	"time"
 
@@ -196,8 +198,7 @@ func (h *Holder) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// The rest of the bundle stays as the operator has it.
-	next.CA, next.Cert, next.Key, next.ServerCert, next.ServerKey = got.CA, got.Cert, got.Key, got.ServerCert, got.ServerKey
+	renewed(&next, got)
 	p, err := parse(&next)
 	if err != nil {
 		return fmt.Errorf("what the API server sent: %w", err)
@@ -209,13 +210,30 @@ func (h *Holder) renew(ctx context.Context) error {
 	return nil
 }
 
+// renewed gives a bundle the certificates of another, and leaves the rest of it.
+func renewed(b, by *api.JoinBundle) {
+	b.CA, b.Cert, b.Key, b.ServerCert, b.ServerKey = by.CA, by.Cert, by.Key, by.ServerCert, by.ServerKey
+}
+
+// save keeps the newest certificates in the file as it is now: an operator may
+// have written it since it was read.
 func (h *Holder) save() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.unsaved {
 		return nil
 	}
-	text, err := yaml.Marshal(h.bundle)
+	b, err := read(h.conf.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		b = h.bundle
+	case err != nil:
+		return err
+	case b.Cluster != h.bundle.Cluster || b.Node != h.bundle.Node:
+		return nil // for the next life this machine is another node
+	}
+	renewed(&b, &h.bundle)
+	text, err := yaml.Marshal(b)
 	if err != nil {
 		return err
 	}
@@ -224,6 +242,17 @@ func (h *Holder) save() error {
 	}
 	h.unsaved = false
 	return nil
+}
+
+func read(path string) (b api.JoinBundle, err error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return b, err
+	}
+	if err := yaml.UnmarshalStrict(text, &b); err != nil {
+		return b, fmt.Errorf("join bundle %s: %w", path, err)
+	}
+	return b, nil
 }
 
 // API asks the real API server.

@@ -225,6 +225,58 @@ func TestFileCannotBeWritten(t *testing.T) {
 	})
 }
 
+// What an operator has written into the file since the start stays there.
+func TestFileStaysTheOperators(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		write func(b *api.JoinBundle) string
+		kept  bool // the new certificates are added
+		told  string
+	}{
+		{"unchanged", func(b *api.JoinBundle) string { return marshal(b) }, true, ""},
+		{"API server and store moved", func(b *api.JoinBundle) string {
+			b.Server, b.EtcdEndpoints, b.GossipSeeds = "https://192.0.2.9:8443", []string{"https://192.0.2.9:2379"}, nil
+			return marshal(b)
+		}, true, ""},
+		{"another cluster's", func(b *api.JoinBundle) string { b.Cluster = "west"; return marshal(b) }, false, ""},
+		{"another node's", func(b *api.JoinBundle) string { b.Node = "n2"; return marshal(b) }, false, ""},
+		{"not understood", func(b *api.JoinBundle) string { return marshal(b) + "mistyped: 1\n" }, false, "mistyped"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newNode(t)
+				n.bundle.GossipSeeds = []string{"192.0.2.1:7946"}
+				want := n.bundle
+				wrote := test.write(&want)
+				if err := os.WriteFile(n.path, []byte(wrote), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				defer n.run(t)()
+				time.Sleep(year*2/3 + 48*time.Hour)
+				synctest.Wait()
+				if test.kept {
+					renewed(&want, &n.bundle)
+					wrote = marshal(&want)
+				}
+				if got, err := os.ReadFile(n.path); err != nil || string(got) != wrote {
+					t.Errorf("the file has, %v:\n%s\nwant:\n%s", err, got, wrote)
+				}
+				if n.asked != 1 || (n.told == "") != (test.told == "") || !strings.Contains(n.told, test.told) {
+					t.Errorf("asked %d times, told %q", n.asked, n.told)
+				}
+			})
+		})
+	}
+}
+
+func marshal(b *api.JoinBundle) string {
+	text, err := yaml.Marshal(b)
+	if err != nil {
+		panic(err)
+	}
+	return string(text)
+}
+
 func TestConnectionsUseTheNewest(t *testing.T) {
 	n := newNode(t)
 	var callers []string
