@@ -141,6 +141,11 @@ const authorityKey = wire.SecretPrefix + "authority"
 // Issue implements nodes.Authority and peering.Authority.
 func (f *foundation) Issue(r authority.Request) (authority.Pair, error) { return f.authority.Issue(r) }
 
+// KeepRemovals implements peering.Authority.
+func (f *foundation) KeepRemovals(atLeast uint64) (uint64, error) {
+	return f.authority.KeepRemovals(atLeast)
+}
+
 // Bundle implements nodes.Authority and peering.Authority: what agents and peers
 // are to believe, an existing etcd's CA included.
 func (f *foundation) Bundle() []byte {

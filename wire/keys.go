@@ -37,7 +37,8 @@ const (
 	GossipKey = "weft/agents/gossip"
 	// SecretPrefix is for the API server alone.
 	SecretPrefix = "weft/secret/"
-	// RemovalsKey counts the invited peers that were removed.
+	// RemovalsKey counts the invited peers that were removed. The authority's
+	// folder keeps the count too.
 	RemovalsKey       = SecretPrefix + "removals"
 	PeerSecretsPrefix = "weft/secret/peers/"
 	// ExportPrefix covers what peers read beyond Cilium's format.

@@ -14,6 +14,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/apiserver/storetest"
 )
 
 func TestInvitedOnly(t *testing.T) {
@@ -50,7 +51,7 @@ func TestInvitedOnly(t *testing.T) {
 }
 
 // Whoever kept a certificate of a peer that was removed is nobody, also after
-// that peer was invited again.
+// that peer was invited again, and also by a store that was rebuilt.
 func TestRemovalEndsCertificatesForGood(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
@@ -72,7 +73,10 @@ func TestRemovalEndsCertificatesForGood(t *testing.T) {
 			return in
 		}
 		seen := map[string]bool{}
-		for range 3 {
+		for round := range 4 {
+			if round > 1 {
+				east.restartOn(storetest.New(), &storetest.Users{})
+			}
 			first := invite()
 			if _, err := west.p.Add(t.Context(), first); err != nil {
 				t.Fatal(err)
@@ -92,6 +96,32 @@ func TestRemovalEndsCertificatesForGood(t *testing.T) {
 			if n := east.users.Names(); len(n) != 0 {
 				t.Errorf("users %v", n)
 			}
+		}
+	})
+}
+
+// One API server removes a peer, and another of the same cluster is the first on
+// the store that replaces the one they shared.
+func TestRemovalIsKeptByEveryAPIServer(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		first := w.cluster(t, "east", 1)
+		defer func() { first.stop() }()
+		second := w.cluster(t, "east", 1)
+		defer func() { second.stop() }()
+		second.restartOn(first.st, first.users)
+		if _, err := first.p.Invite(t.Context(), "west"); err != nil {
+			t.Fatal(err)
+		}
+		if err := first.p.Remove(t.Context(), "west"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		second.restartOn(storetest.New(), &storetest.Users{})
+		if _, err := second.p.Invite(t.Context(), "west"); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(second.users.Names(), " "); got != authority.RemoteUser("west", 1) {
+			t.Errorf("users %s", got)
 		}
 	})
 }

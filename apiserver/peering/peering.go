@@ -22,6 +22,9 @@ type Authority interface {
 	Issue(authority.Request) (authority.Pair, error)
 	// Bundle is the PEM that peers check our servers against.
 	Bundle() []byte
+	// KeepRemovals raises the count of removals that outlasts the store, as the
+	// authority's certificates do, to atLeast; it returns what it is then.
+	KeepRemovals(atLeast uint64) (uint64, error)
 }
 
 // Config of a Peering.
@@ -229,7 +232,11 @@ func (p *Peering) Remove(ctx context.Context, cluster string) error {
 		if err != nil {
 			return err
 		}
-		conds, ops = append(conds, unchanged), append(ops, store.Put(wire.RemovalsKey, wire.Marshal(n+1)))
+		// Kept first: a count that is too high harms nobody.
+		if n, err = p.conf.Authority.KeepRemovals(n + 1); err != nil {
+			return err
+		}
+		conds, ops = append(conds, unchanged), append(ops, store.Put(wire.RemovalsKey, wire.Marshal(n)))
 	}
 	peer.Invited, peer.Connected, peer.Removing = false, false, true
 	if err := p.commit(ctx, conds, append(ops,
@@ -276,18 +283,39 @@ func (p *Peering) peer(ctx context.Context, cluster string) (wire.Peer, store.Co
 	return peer, store.Cond{Key: key, Modified: kv.Modified}, err
 }
 
-// removals counts the invited peers that were removed, and gives the condition
-// that none was since.
+// removals counts the invited peers that were removed, by the store or by what
+// outlasts it, and gives the condition that none was since.
 func (p *Peering) removals(ctx context.Context) (uint64, store.Cond, error) {
 	kv, err := p.conf.Store.Get(ctx, wire.RemovalsKey)
-	if errors.Is(err, store.ErrNotFound) {
-		return 0, store.Cond{Key: wire.RemovalsKey}, nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return 0, store.Cond{}, err
 	}
-	n, err := wire.Unmarshal[uint64](kv.Value)
+	var n uint64
+	if err == nil {
+		if n, err = wire.Unmarshal[uint64](kv.Value); err != nil {
+			return 0, store.Cond{}, err
+		}
+	}
+	n, err = p.conf.Authority.KeepRemovals(n)
 	return n, store.Cond{Key: wire.RemovalsKey, Modified: kv.Modified}, err
+}
+
+// keepRemovals keeps what the cluster's other API servers counted: they share
+// the store, and each has a folder of its own.
+func (p *Peering) keepRemovals(b store.Batch) error {
+	for _, e := range b.Events {
+		if e.Key != wire.RemovalsKey || e.Deleted {
+			continue
+		}
+		n, err := wire.Unmarshal[uint64](e.Value)
+		if err != nil {
+			return fmt.Errorf("%s: %w", e.Key, err)
+		}
+		if _, err := p.conf.Authority.KeepRemovals(n); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *Peering) list(ctx context.Context) ([]wire.Peer, error) {

@@ -144,6 +144,16 @@ func (c *cluster) restart() {
 	c.start()
 }
 
+// restartOn is a start on another store, with the keys that were there before.
+func (c *cluster) restartOn(st *storetest.Store, users *storetest.Users) {
+	c.stop()
+	c.st, c.users = st, users
+	conf := c.p.conf
+	conf.Store, conf.Users = st, users
+	c.p = New(conf)
+	c.start()
+}
+
 // read makes c a reader of from.
 func (c *cluster) read(from *cluster) {
 	c.t.Helper()

@@ -67,6 +67,11 @@ func (p *Peering) Run(ctx context.Context) error {
 		})
 	})
 	g.Go(func() error {
+		return store.Persist(ctx, p.conf.Log, "keeping the count of removals", func(ctx context.Context) error {
+			return store.Follow(ctx, p.conf.Store, wire.RemovalsKey, p.keepRemovals)
+		})
+	})
+	g.Go(func() error {
 		select {
 		case <-known:
 		case <-ctx.Done():
