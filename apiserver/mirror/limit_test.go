@@ -10,6 +10,7 @@ import (
 
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
 )
 
 func TestLimitDecides(t *testing.T) {
@@ -89,6 +90,33 @@ func TestFloodEndsAtTheLimit(t *testing.T) {
 			t.Errorf("counted %d bytes of %d entries, there are %d of %d; %v", bytes, entries, b.m.bytes, len(b.m.have), err)
 		}
 	})
+}
+
+// A listing that the store itself broke off names the bound that it is over.
+func TestListingBrokenOff(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{store.ErrTooMany, "raise peerEntries"},
+		{store.ErrTooMuch, "raise peerBytes"},
+	} {
+		run(t, func(b *bench) {
+			b.theirs.Fail(func(call, key string) error {
+				switch {
+				case call == "watch":
+					return store.ErrUnavailable
+				case call == "list" && strings.HasPrefix(key, wire.CiliumStatePrefix):
+					return c.err
+				}
+				return nil
+			})
+			b.wait()
+			if s := b.state(); s.State != api.LinkRefused || !strings.Contains(s.Error, c.want) {
+				t.Errorf("%v: control %+v", c.err, s)
+			}
+		})
+	}
 }
 
 // A peer that comes back within the limit is copied again, without a word from

@@ -69,9 +69,12 @@ func (m *Mirror) list(ctx context.Context, src Source) ([]listing, error) {
 		if errors.Is(err, store.ErrDenied) && f.resource == "" {
 			continue // a Cilium peer: its role does not name our prefix
 		}
-		if errors.Is(err, store.ErrTooMuch) {
+		switch {
+		case errors.Is(err, store.ErrTooMany):
 			entries = m.conf.Limit.Entries + 1
-		} else if err != nil {
+		case errors.Is(err, store.ErrTooMuch):
+			bytes = m.conf.Limit.Bytes + 1
+		case err != nil:
 			return nil, fmt.Errorf("list the peer's %s: %w", f.name, err)
 		}
 		entries += len(kvs)

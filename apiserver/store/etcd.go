@@ -38,8 +38,8 @@ type DialConfig struct {
 	// A few unanswered ones end the watch with ErrSilent. 0 means 5 s.
 	SignOfLife time.Duration
 	// MostKeys and MostBytes, of keys and values, bound what one listing of a
-	// store may hold that is not ours: it fails with ErrTooMuch beyond them. 0
-	// means no bound.
+	// store may hold that is not ours: it fails with ErrTooMany or ErrTooMuch
+	// beyond them. 0 means no bound.
 	MostKeys, MostBytes int
 }
 
@@ -133,7 +133,10 @@ func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int6
 			bytes += len(kv.Key) + len(kv.Value)
 			kvs = append(kvs, KV{Key: string(kv.Key), Value: kv.Value, Created: kv.CreateRevision, Modified: kv.ModRevision, Lease: Lease(kv.Lease)})
 		}
-		if over(len(kvs), e.mostKeys) || over(bytes, e.mostBytes) {
+		if over(len(kvs), e.mostKeys) {
+			return nil, 0, fmt.Errorf("list %s: %w", prefix, ErrTooMany)
+		}
+		if over(bytes, e.mostBytes) {
 			return nil, 0, fmt.Errorf("list %s: %w", prefix, ErrTooMuch)
 		}
 		if !resp.More {

@@ -27,8 +27,10 @@ var (
 	ErrFull = errors.New("the store is full")
 	// ErrTooLarge: one value, or one transaction, is over the store's limit.
 	ErrTooLarge = errors.New("too large for the store")
-	// ErrTooMuch: a listing is over the bounds that it was to keep.
-	ErrTooMuch = errors.New("more than was asked for")
+	// ErrTooMany: a listing has more keys than it was to have.
+	ErrTooMany = errors.New("more keys than were asked for")
+	// ErrTooMuch: a listing has more bytes than it was to have.
+	ErrTooMuch = errors.New("more bytes than were asked for")
 	// ErrUnavailable: the store cannot be reached, or has no leader.
 	ErrUnavailable = errors.New("the store cannot be reached")
 )
