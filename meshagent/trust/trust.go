@@ -3,8 +3,9 @@
 // A store that was lost and rebuilt has withdrawn nothing: what its lists lack,
 // it does not know. A node therefore stays with the store that it has its state
 // from, by its generation, also across restarts, until an operator says that the
-// rebuilt one holds what belongs there. What is done with a list is package
-// reflector's business.
+// rebuilt one holds what belongs there. Another cluster's store is none of that:
+// nobody's word but the file's removal makes a node go by it. What is done with a
+// list is package reflector's business.
 package trust
 
 import (
@@ -38,13 +39,22 @@ type Trust struct {
 }
 
 // New makes the trust of a node in the cluster of this name. path is the file
-// that remembers across restarts which store it goes by.
+// that remembers across restarts which store it goes by, as cluster/generation. If
+// that is another cluster's, everything this machine has is from there, and New
+// fails.
 func New(own, path string, source reflector.Source, log *slog.Logger) (*Trust, error) {
 	kept, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read which store this node goes by: %w", err)
 	}
-	return &Trust{own: own, path: path, source: source, log: log, kept: strings.TrimSpace(string(kept)), changed: make(chan struct{})}, nil
+	cluster, generation, ok := strings.Cut(strings.TrimSpace(string(kept)), "/")
+	if !ok {
+		cluster, generation = own, cluster // a file that names no cluster is of our own
+	}
+	if cluster != own {
+		return nil, fmt.Errorf("the join bundle is of cluster %q, and this machine keeps what it has from cluster %q: to leave %[2]s for good, delete %[3]s and start the agent again", own, cluster, path)
+	}
+	return &Trust{own: own, path: path, source: source, log: log, kept: generation, changed: make(chan struct{})}, nil
 }
 
 // Holding is the generation of the lost store that the node still goes by, ""
@@ -96,7 +106,7 @@ func (t *Trust) admit(c wire.Cluster) error {
 	if err := os.MkdirAll(filepath.Dir(t.path), 0o700); err != nil {
 		return fmt.Errorf("remember which store this node goes by: %w", err)
 	}
-	if err := endpoint.WriteFile(t.path, []byte(c.Generation+"\n")); err != nil {
+	if err := endpoint.WriteFile(t.path, []byte(t.own+"/"+c.Generation+"\n")); err != nil {
 		return fmt.Errorf("remember which store this node goes by: %w", err)
 	}
 	t.kept = c.Generation

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/weft-mesh/weft/meshagent/reflector/reflectortest"
@@ -58,6 +60,43 @@ func TestANodeStaysWithItsStore(t *testing.T) {
 				t.Errorf("judged %v, holding %q", err, holds)
 			}
 		})
+	}
+}
+
+// A machine that moves to another cluster is told so, not that a store was
+// rebuilt, and releasing that cluster's nodes does not take away what it has.
+func TestAnotherClustersStateIsKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "generation")
+	join := func(cluster string) error {
+		store := reflectortest.New()
+		if err := store.Put(t.Context(), wire.ClusterKey, wire.Marshal(wire.Cluster{Name: cluster, ID: 1, Generation: "of-" + cluster, Released: true})); err != nil {
+			t.Fatal(err)
+		}
+		tr, err := trust.New(cluster, path, store, slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		return tr.Judge(t.Context())
+	}
+	if err := join("east"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		err := join("west")
+		for _, want := range []string{`of cluster "west"`, `from cluster "east"`, "leave east for good", "delete " + path} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v, without %q", err, want)
+			}
+		}
+	}
+	if err := join("east"); err != nil {
+		t.Errorf("back in its cluster: %v", err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := join("west"); err != nil {
+		t.Errorf("left for good: %v", err)
 	}
 }
 
