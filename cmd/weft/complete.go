@@ -65,14 +65,8 @@ func fromCluster(names func(context.Context, *api.Client, *cobra.Command, []stri
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
 		defer cancel()
-		var words []string
-		for _, c := range all {
-			found, err := names(ctx, c, cmd, args)
-			c.Close()
-			if err == nil {
-				words = append(words, found...)
-			}
-		}
+		found, _ := askAll(ctx, all, func(ctx context.Context, c *api.Client) ([]string, error) { return names(ctx, c, cmd, args) })
+		words := slices.Concat(found...)
 		slices.Sort(words)
 		return starting(slices.Compact(words), begin), onlyThese
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -97,8 +98,8 @@ func namespace(cmd *cobra.Command) string {
 	return ns
 }
 
-// each asks every chosen cluster in turn and stops at the first error. What
-// came before the error is returned too.
+// each asks every chosen cluster. The answers of those that gave one are
+// returned even when others failed.
 func each[T any](cmd *cobra.Command, ask func(context.Context, *api.Client) (T, error)) ([]T, error) {
 	all, err := clients(cmd)
 	if err != nil {
@@ -106,19 +107,31 @@ func each[T any](cmd *cobra.Command, ask func(context.Context, *api.Client) (T, 
 	}
 	ctx, cancel := patient(cmd)
 	defer cancel()
-	var answers []T
-	for _, c := range all {
-		answer, err := ask(ctx, c)
-		c.Close()
-		if err != nil {
-			if len(all) > 1 {
-				err = fmt.Errorf("%s: %w", c.Name(), err)
+	return askAll(ctx, all, ask)
+}
+
+// askAll asks all at once, so that one which does not answer takes none of the
+// others' time, and closes them. Answers and errors are in the order of all.
+func askAll[T any](ctx context.Context, all []*api.Client, ask func(context.Context, *api.Client) (T, error)) ([]T, error) {
+	answers, failed := make([]T, len(all)), make([]error, len(all))
+	var asked sync.WaitGroup
+	for i, c := range all {
+		asked.Go(func() {
+			defer c.Close()
+			answers[i], failed[i] = ask(ctx, c)
+			if failed[i] != nil && len(all) > 1 {
+				failed[i] = fmt.Errorf("%s: %w", c.Name(), failed[i])
 			}
-			return answers, err
-		}
-		answers = append(answers, answer)
+		})
 	}
-	return answers, nil
+	asked.Wait()
+	var given []T
+	for i, err := range failed {
+		if err == nil {
+			given = append(given, answers[i])
+		}
+	}
+	return given, errors.Join(failed...)
 }
 
 // on works on the one chosen cluster.

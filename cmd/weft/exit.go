@@ -30,7 +30,8 @@ const exitCodes = `Exit codes:
   0  done, or the answer is yes
   1  the answer is no: an expectation failed, a manifest was refused, it is not there
   2  the command line or a file it names was not understood
-  3  a cluster could not be reached, or does not accept our certificate
+  3  a cluster could not be reached, or does not accept our certificate; what
+     others answered is shown
   4  this machine cannot do it: no root, no BPF, kernel too old`
 
 // usageError is a mistake on the command line.
@@ -62,19 +63,47 @@ func finish(root *cobra.Command, err error) int {
 	if err == nil || errors.Is(err, errNo) {
 		return exitCode(err)
 	}
-	w := root.ErrOrStderr()
-	// A command names itself by its whole path, which begins with ours.
-	text := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "weft: "), "weft ")
-	fmt.Fprintf(w, "weft: %s\n", printableLines(text))
-	if hint := explain(err); hint != "" {
-		fmt.Fprintf(w, "hint: %s\n", printableLines(hint))
+	var lines, hints []string
+	for _, one := range parts(err) {
+		// A command names itself by its whole path, which begins with ours.
+		lines = append(lines, "weft: "+strings.TrimPrefix(strings.TrimPrefix(one.Error(), "weft: "), "weft "))
+		if hint := explain(one); hint != "" {
+			hints = append(hints, "hint: "+hint)
+		}
+	}
+	said := map[string]bool{} // several clusters may have the same to say
+	for _, line := range append(lines, hints...) {
+		if !said[line] {
+			fmt.Fprintln(root.ErrOrStderr(), printableLines(line))
+		}
+		said[line] = true
 	}
 	return exitCode(err)
 }
 
-// exitCode is the code of an error. An error may name its own with a method
-// ExitCode.
+// parts are the errors that were joined to one, such as those of several
+// clusters.
+func parts(err error) (all []error) {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok || err.Error() != errors.Join(joined.Unwrap()...).Error() { // a sentence about several errors is one
+		return []error{err}
+	}
+	for _, one := range joined.Unwrap() {
+		all = append(all, parts(one)...)
+	}
+	return all
+}
+
+// exitCode is the code of an error, of several the highest. An error may name
+// its own with a method ExitCode.
 func exitCode(err error) int {
+	if all := parts(err); len(all) > 1 {
+		highest := exitOK
+		for _, one := range all {
+			highest = max(highest, exitCode(one))
+		}
+		return highest
+	}
 	var usage usageError
 	var lack incapable
 	var refusal *api.Error

@@ -64,34 +64,37 @@ func getKinds(cmd *cobra.Command, kinds []kind) error {
 	if err != nil {
 		return err
 	}
-	if f != "name" && f != "json" {
-		for i, k := range kinds {
+	together := f == "name" || f == "json"
+	names := table{columns: columns("NAME"), empty: "there are no such objects"}
+	var all []*api.ObjectList
+	var failed error
+	for i, k := range kinds {
+		lists, t, err := listObjects(cmd, k, nil)
+		failed = errors.Join(failed, err)
+		if err != nil && len(lists) == 0 {
+			break // nobody answers
+		}
+		if !together {
 			if i > 0 {
 				fmt.Fprintln(cmd.OutOrStdout(), map[string]string{"yaml": "---"}[f])
 			}
-			if err := getObjects(cmd, k, nil); err != nil {
+			if err := showObjects(cmd, lists, t, f == "yaml"); err != nil {
 				return err
 			}
-		}
-		return nil
-	}
-	names := table{columns: columns("NAME"), empty: "there are no such objects"}
-	var all []*api.ObjectList
-	for _, k := range kinds {
-		lists, t, err := listObjects(cmd, k, nil)
-		if err != nil {
-			return err
 		}
 		for _, row := range t.rows {
 			names.rows = append(names.rows, []string{k.plural + "/" + t.fullName(cmd, row)})
 		}
 		all = append(all, lists...)
 	}
-	return show(cmd, all, names)
+	if !together {
+		return failed
+	}
+	return showPart(cmd, all, names, failed)
 }
 
 // listObjects asks for all of a kind, or for the named ones in the order given,
-// and returns the answers as they are and as a table.
+// and returns the answers as they are and as a table, even if not all answered.
 func listObjects(cmd *cobra.Command, k kind, names []string) (lists []*api.ObjectList, t table, err error) {
 	lists, err = each(cmd, func(ctx context.Context, c *api.Client) (*api.ObjectList, error) {
 		if len(names) == 0 {
@@ -108,9 +111,6 @@ func listObjects(cmd *cobra.Command, k kind, names []string) (lists []*api.Objec
 		}
 		return all, nil
 	})
-	if err != nil {
-		return nil, t, err
-	}
 	t = table{columns: k.heads(), name: len(k.heads()) - len(k.columns) - 2, empty: "there are no " + k.plural}
 	for _, l := range lists {
 		for _, raw := range l.Items {
@@ -121,16 +121,25 @@ func listObjects(cmd *cobra.Command, k kind, names []string) (lists []*api.Objec
 			t.rows = append(t.rows, row)
 		}
 	}
-	return lists, t, nil
+	return lists, t, err
 }
 
 func getObjects(cmd *cobra.Command, k kind, names []string) error {
-	lists, t, err := listObjects(cmd, k, names)
+	f, err := format(cmd)
 	if err != nil {
 		return err
 	}
+	lists, t, err := listObjects(cmd, k, names)
+	if err != nil && len(lists) == 0 {
+		return err
+	}
 	// YAML is what can be applied again; so is the JSON of named objects.
-	if f, err := format(cmd); err != nil || f == "yaml" || f == "json" && len(names) > 0 {
+	return errors.Join(showObjects(cmd, lists, t, f == "yaml" || f == "json" && len(names) > 0), err)
+}
+
+// showObjects shows lists, or each of their objects as it was applied.
+func showObjects(cmd *cobra.Command, lists []*api.ObjectList, t table, applied bool) error {
+	if applied {
 		var objects []json.RawMessage
 		for _, l := range lists {
 			objects = append(objects, l.Items...)
@@ -154,6 +163,7 @@ func objectNamespace(cmd *cobra.Command, k kind) string {
 // listPolicies lists both kinds of policy in one table.
 func listPolicies(cmd *cobra.Command) error {
 	var all []*api.ObjectList
+	var failed error
 	policies := table{columns: columns("CLUSTER", "NAMESPACE", "NAME", "SELECTS", "RULES", "AGE"), name: 2, empty: "there are no policies: everything is allowed"}
 	for _, word := range []string{"cnp", "ccnp"} {
 		k, err := kindOf(word)
@@ -161,9 +171,7 @@ func listPolicies(cmd *cobra.Command) error {
 			return err
 		}
 		lists, t, err := listObjects(cmd, k, nil)
-		if err != nil {
-			return err
-		}
+		failed = errors.Join(failed, err)
 		for _, row := range t.rows {
 			if k.clusters {
 				row = slices.Insert(row, 1, "")
@@ -172,7 +180,7 @@ func listPolicies(cmd *cobra.Command) error {
 		}
 		all = append(all, lists...)
 	}
-	return show(cmd, all, policies)
+	return showPart(cmd, all, policies, failed)
 }
 
 // watchObjects prints a line for each object there is and each change.

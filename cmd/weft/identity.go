@@ -41,10 +41,7 @@ func identityListCommand() *cobra.Command {
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			lists, t, err := identities(cmd, func(api.Identity) bool { return true })
-			if err != nil {
-				return err
-			}
-			return show(cmd, lists, t)
+			return showPart(cmd, lists, t, err)
 		},
 	}
 }
@@ -67,13 +64,13 @@ func identityGetCommand() *cobra.Command {
 					rows: [][]string{{"any", fmt.Sprint(one.ID), one.Labels}}})
 			}
 			lists, t, err := identities(cmd, func(i api.Identity) bool { return i.ID == uint32(n) })
+			if len(t.rows) > 0 {
+				return showPart(cmd, lists, t, err)
+			}
 			if err != nil {
 				return err
 			}
-			if len(t.rows) == 0 {
-				return fmt.Errorf("nobody has identity %d: not this cluster, and no peer that it knows", n)
-			}
-			return show(cmd, lists, t)
+			return fmt.Errorf("nobody has identity %d: not this cluster, and no peer that it knows", n)
 		},
 	}
 }

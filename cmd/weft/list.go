@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -11,10 +12,15 @@ import (
 // showEach asks every chosen cluster and shows the answers.
 func showEach[T any](cmd *cobra.Command, ask func(context.Context, *api.Client) (T, error), tableOf func([]T) table) error {
 	answers, err := each(cmd, ask)
-	if err != nil {
+	return showPart(cmd, answers, tableOf(answers), err)
+}
+
+// showPart shows what answered before the error of what did not.
+func showPart[T any](cmd *cobra.Command, answers []T, t table, err error) error {
+	if err != nil && len(answers) == 0 {
 		return err
 	}
-	return show(cmd, answers, tableOf(answers))
+	return errors.Join(show(cmd, answers, t), err)
 }
 
 // listCommand lists what every chosen cluster has of one thing. ask is a method

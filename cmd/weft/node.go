@@ -156,15 +156,14 @@ func nodeReleaseCommand() *cobra.Command {
 			"not in the store by then goes.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			results, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.ReleaseResult, error) { return c.ReleaseNodes(ctx) })
-			if err != nil {
-				return err
-			}
-			t := table{columns: columns("CLUSTER", "RELEASED", "GENERATION")}
-			for _, r := range results {
-				t.rows = append(t.rows, []string{r.Cluster, list(r.Nodes), r.Generation})
-			}
-			return show(cmd, results, t)
+			ask := func(ctx context.Context, c *api.Client) (*api.ReleaseResult, error) { return c.ReleaseNodes(ctx) }
+			return showEach(cmd, ask, func(results []*api.ReleaseResult) table {
+				t := table{columns: columns("CLUSTER", "RELEASED", "GENERATION")}
+				for _, r := range results {
+					t.rows = append(t.rows, []string{r.Cluster, list(r.Nodes), r.Generation})
+				}
+				return t
+			})
 		},
 	}
 }

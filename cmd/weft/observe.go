@@ -13,7 +13,6 @@ import (
 	"sync"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/flow"
@@ -116,7 +115,8 @@ func observed(cmd *cobra.Command, local bool, socket string) ([]*api.Client, err
 }
 
 // observe prints the flows of all sources: sorted by time when they are past,
-// as they come when following.
+// as they come when following. A source that fails says so and ends none of the
+// others.
 func observe(cmd *cobra.Command, sources []*api.Client, request flow.Request) error {
 	f, err := format(cmd)
 	if err != nil {
@@ -130,39 +130,35 @@ func observe(cmd *cobra.Command, sources []*api.Client, request flow.Request) er
 	defer cancel()
 	var mu sync.Mutex // guards past and p
 	var past []flow.Flow
-	group, ctx := errgroup.WithContext(ctx)
-	for _, c := range sources {
-		group.Go(func() error {
-			defer c.Close()
-			err := c.Observe(ctx, request.Values(), func(line []byte) error {
-				var fl flow.Flow
-				if err := json.Unmarshal(line, &fl); err != nil {
-					return fmt.Errorf("read flow: %w", err)
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				if request.Follow {
-					return p.print(&fl)
-				}
-				past = append(past, fl)
-				return nil
-			})
-			return ended(cmd, err)
+	_, failed := askAll(ctx, sources, func(ctx context.Context, c *api.Client) (none struct{}, err error) {
+		err = c.Observe(ctx, request.Values(), func(line []byte) error {
+			var fl flow.Flow
+			if err := json.Unmarshal(line, &fl); err != nil {
+				return fmt.Errorf("read flow: %w", err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if request.Follow {
+				return p.print(&fl)
+			}
+			past = append(past, fl)
+			return nil
 		})
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
+		if err = ended(cmd, err); err != nil && request.Follow && len(sources) > 1 {
+			fmt.Fprintln(cmd.ErrOrStderr(), printableLines(fmt.Sprintf("weft: %s: %v", c.Name(), err)))
+		}
+		return none, err
+	})
 	slices.SortStableFunc(past, func(a, b flow.Flow) int { return a.Time.Compare(b.Time) })
 	if request.Last >= 0 {
 		past = past[max(0, len(past)-request.Last):]
 	}
 	for i := range past {
 		if err := p.print(&past[i]); err != nil {
-			return err
+			return errors.Join(err, failed)
 		}
 	}
-	return nil
+	return failed
 }
 
 // ended is nil for a stream that the operator ended.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -26,10 +27,10 @@ func statusCommand() *cobra.Command {
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			all, err := statuses(cmd, wait)
-			if err != nil {
+			if err != nil && len(all) == 0 {
 				return err
 			}
-			if err := showStatus(cmd, all); err != nil {
+			if err := errors.Join(showStatus(cmd, all), err); err != nil {
 				return err
 			}
 			for _, s := range all {
