@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -193,7 +194,8 @@ func peerRemoveCommand() *cobra.Command {
 		Short:   "Leave a peer: remove it and exactly its state",
 		Long: "Remove a peer and exactly its state from this cluster, and its right to read us: no\n" +
 			"certificate that it has opens anything again, not even after a new invite. The other side\n" +
-			"keeps what it knows of us until it removes us too; --both does that through its context.\n\n" +
+			"keeps what it knows of us until it removes us too; --both does that through its context, and\n" +
+			"finishes what was done by half.\n\n" +
 			"What the peer is listening to ends too, except with an existing etcd (etcdEndpoints), which\n" +
 			"asks for rights only when a watch begins: restart its members one after the other, or the\n" +
 			"peer goes on hearing of changes until its connection ends.",
@@ -205,7 +207,10 @@ func peerRemoveCommand() *cobra.Command {
 				if both {
 					return part(ctx, cmd, here, args[0])
 				}
-				return leave(ctx, cmd, here, args[0])
+				if err := here.RemovePeer(ctx, args[0]); err != nil {
+					return err
+				}
+				return done(cmd, here, "peer %s removed", args[0])
 			})
 		},
 	}
@@ -213,15 +218,9 @@ func peerRemoveCommand() *cobra.Command {
 	return cmd
 }
 
-// leave removes a peer from one cluster.
-func leave(ctx context.Context, cmd *cobra.Command, c *api.Client, peer string) error {
-	if err := c.RemovePeer(ctx, peer); err != nil {
-		return err
-	}
-	return done(cmd, c, "peer %s removed", peer)
-}
-
-// part removes two clusters from each other, this one first.
+// part removes two clusters from each other, this one first. A side that is
+// done already is no mistake, so that half a failure can be finished by the
+// same command.
 func part(ctx context.Context, cmd *cobra.Command, here *api.Client, peer string) error {
 	file, err := api.LoadConfig("")
 	if err != nil {
@@ -236,10 +235,37 @@ func part(ctx context.Context, cmd *cobra.Command, here *api.Client, peer string
 	if err != nil {
 		return err
 	}
-	if err := leave(ctx, cmd, here, peer); err != nil {
-		return err
+	self := s.Cluster.Name
+	first := here.RemovePeer(ctx, peer)
+	if first != nil && !absent(first) {
+		return first
 	}
-	return leave(ctx, cmd, there, s.Cluster.Name)
+	second := there.RemovePeer(ctx, self)
+	if absent(first) && absent(second) {
+		return first
+	}
+	var acts []outcome
+	if first == nil {
+		acts = append(acts, outcome{here.Name(), fmt.Sprintf("peer %s removed", peer)})
+	}
+	switch {
+	case second == nil:
+		acts = append(acts, outcome{there.Name(), fmt.Sprintf("peer %s removed", self)})
+	case absent(second):
+		second = nil
+	default:
+		second = fmt.Errorf("%s may still have %s: finish with `weft -c %s peer remove %s`: %w", peer, self, there.Name(), self, second)
+	}
+	if len(acts) == 0 {
+		return second
+	}
+	return errors.Join(report(cmd, acts...), second)
+}
+
+// absent tells that a server says there is no such thing.
+func absent(err error) bool {
+	var refusal *api.Error
+	return errors.As(err, &refusal) && refusal.Status == http.StatusNotFound
 }
 
 func peerReleaseCommand() *cobra.Command {
