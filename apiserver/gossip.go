@@ -2,7 +2,6 @@ package apiserver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -206,78 +205,4 @@ func (g *gossiper) writeOwn(ctx context.Context, wan *gossip.Pool) error {
 		case <-g.census.changed:
 		}
 	}
-}
-
-// writePeers writes down what peers say of their own dead nodes. A peer with
-// several API servers is believed when one of them says so.
-func (g *gossiper) writePeers(ctx context.Context, wan *gossip.Pool) error {
-	written := map[string]map[string]time.Time{}
-	tick := time.NewTicker(peersTurn)
-	defer tick.Stop()
-	for {
-		peers := map[string]bool{}
-		for _, p := range g.peers() {
-			peers[p.Name] = true
-		}
-		said := map[string]map[string]time.Time{}
-		for cluster := range written {
-			if peers[cluster] {
-				said[cluster] = map[string]time.Time{} // unless it still says so
-			}
-		}
-		for _, r := range wan.Reports() {
-			if !peers[r.Cluster] {
-				continue
-			}
-			if said[r.Cluster] == nil {
-				said[r.Cluster] = map[string]time.Time{}
-			}
-			for _, node := range r.Dead {
-				since, ok := written[r.Cluster][node]
-				if !ok {
-					since = time.Now().UTC()
-				}
-				said[r.Cluster][node] = since
-			}
-		}
-		for cluster, dead := range said {
-			if old, ok := written[cluster]; ok && maps.EqualFunc(dead, old, time.Time.Equal) {
-				continue
-			}
-			err := g.writePeer(ctx, cluster, wire.PeerLiveness{Dead: dead, Seen: time.Now().UTC()})
-			if errors.Is(err, store.ErrTooLarge) {
-				// One peer's excess is no reason not to hear the others.
-				g.log.Warn("a peer names too many dead nodes to write them down", "peer", cluster, "nodes", len(dead))
-				err = nil
-			}
-			if err != nil {
-				return err
-			}
-			written[cluster] = dead
-		}
-		maps.DeleteFunc(written, func(cluster string, _ map[string]time.Time) bool { return !peers[cluster] })
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-g.reports:
-		case <-tick.C: // peers come and go
-		}
-	}
-}
-
-// writePeer writes only while the peer is one: its removal takes its liveness
-// along, and nothing may come after.
-func (g *gossiper) writePeer(ctx context.Context, cluster string, l wire.PeerLiveness) error {
-	peer, err := g.store.Get(ctx, wire.PeerKey(cluster))
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	_, _, err = g.store.Commit(ctx, store.Txn{
-		If:   []store.Cond{{Key: peer.Key, Modified: peer.Modified}},
-		Then: []store.Op{store.Put(wire.PeerLivenessKey(cluster), wire.Marshal(l))},
-	})
-	return err
 }

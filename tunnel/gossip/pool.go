@@ -233,7 +233,7 @@ func (p *Pool) refresh() error {
 		return nil // nothing was said yet
 	}
 	// One far ahead is from before our clock was set right.
-	if age := time.Since(p.own.made()); age < reportRefresh && age > -reportRefresh {
+	if age := time.Since(p.own.Made()); age < reportRefresh && age > -reportRefresh {
 		return nil
 	}
 	return p.reportLocked(p.own.Dead)
@@ -246,7 +246,7 @@ func (p *Pool) reportLocked(dead []string) error {
 	now := time.Now()
 	r := Report{Cluster: p.cfg.Self.Cluster, Reporter: p.cfg.Self.Name, Dead: dead, Sequence: uint64(now.UnixNano())}
 	// The clock makes it grow over restarts, and this while it stands still.
-	if ahead := p.own.made().Sub(now); ahead >= 0 && ahead < reportRefresh {
+	if ahead := p.own.Made().Sub(now); ahead >= 0 && ahead < reportRefresh {
 		r.Sequence = p.own.Sequence + 1
 	}
 	var err error
@@ -259,7 +259,7 @@ func (p *Pool) reportLocked(dead []string) error {
 }
 
 // Reports are the newest of every other reporter, in order of cluster and name.
-// One that was not heard for reportLife does not count any more.
+// One that was not heard for ReportLife does not count any more.
 func (p *Pool) Reports() []Report {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -274,7 +274,7 @@ func (p *Pool) Reports() []Report {
 // forgetLocked drops reports that are too old to count.
 func (p *Pool) forgetLocked(now time.Time) {
 	maps.DeleteFunc(p.reports, func(_ string, r Report) bool {
-		return now.Sub(r.made()) > reportLife
+		return now.Sub(r.Made()) > ReportLife
 	})
 }
 

@@ -9,21 +9,22 @@ import (
 
 // In the pool itself members cannot be told apart: each holds every key and
 // says of itself what it likes. So a report counts by its signature, which only
-// the cluster that it is about can make, and for reportLife, so that whoever
+// the cluster that it is about can make, and for ReportLife, so that whoever
 // passes it on cannot bring it up again later.
 
 const (
 	// reportRefresh is how often a reporter says again what it said last.
 	reportRefresh = 5 * time.Minute
-	// reportLife is how long a report counts: two missed refreshes, or clocks
+	// ReportLife is how long a report counts: two missed refreshes, or clocks
 	// that are apart by as much.
-	reportLife = 3 * reportRefresh
+	ReportLife = 3 * reportRefresh
 	// maxDead and maxReporters bound what a cluster can make us remember.
 	maxDead      = 5000
 	maxReporters = 8
 )
 
-func (r Report) made() time.Time { return time.Unix(0, int64(r.Sequence)) }
+// Made is when the report was made, by its reporter's clock.
+func (r Report) Made() time.Time { return time.Unix(0, int64(r.Sequence)) }
 
 // text is what is signed.
 func (r Report) text() []byte {
@@ -39,14 +40,14 @@ func (r Report) text() []byte {
 // An error says why it would not count even if it were; its signature is not
 // looked at.
 func judge(known, r Report, now time.Time) (news bool, err error) {
-	switch age := now.Sub(r.made()); {
+	switch age := now.Sub(r.Made()); {
 	case r.Reporter == "" || len(r.Reporter) > maxName || strings.Contains(r.Reporter, "/"):
 		return false, fmt.Errorf("reporter %.64q is no member's name", r.Reporter)
 	case len(r.Dead) > maxDead:
 		return false, fmt.Errorf("it names %d nodes, more than %d", len(r.Dead), maxDead)
-	case age > reportLife:
+	case age > ReportLife:
 		return false, fmt.Errorf("it is %v old", age.Round(time.Second))
-	case age < -reportLife:
+	case age < -ReportLife:
 		return false, fmt.Errorf("it is from %v ahead of our clock", -age.Round(time.Second))
 	}
 	return r.Sequence > known.Sequence, nil

@@ -43,13 +43,13 @@ func TestReportCountsOnlyFromTheClusterItIsAbout(t *testing.T) {
 		"not signed":        {unsigned, false},
 		"altered":           {altered, false},
 		"another reporter":  {renamed, false},
-		"too old":           {signed("west", Report{Cluster: "west", Reporter: "a", Sequence: now - uint64(reportLife+time.Minute)}), false},
-		"from ahead":        {signed("west", Report{Cluster: "west", Reporter: "a", Sequence: now + uint64(reportLife+time.Minute)}), false},
+		"too old":           {signed("west", Report{Cluster: "west", Reporter: "a", Sequence: now - uint64(ReportLife+time.Minute)}), false},
+		"from ahead":        {signed("west", Report{Cluster: "west", Reporter: "a", Sequence: now + uint64(ReportLife+time.Minute)}), false},
 		"beyond any time":   {signed("west", Report{Cluster: "west", Reporter: "a", Sequence: 1<<64 - 1}), false},
 		"of no reporter":    {signed("west", Report{Cluster: "west", Sequence: now}), false},
 		"of no name":        {signed("west", Report{Cluster: "west", Reporter: "a/b", Sequence: now}), false},
 		"too many nodes":    {signed("west", Report{Cluster: "west", Reporter: "a", Sequence: now, Dead: make([]string, maxDead+1)}), false},
-		"clocks that drift": {signed("west", Report{Cluster: "west", Reporter: "a", Sequence: now + uint64(reportLife/2)}), true},
+		"clocks that drift": {signed("west", Report{Cluster: "west", Reporter: "a", Sequence: now + uint64(ReportLife/2)}), true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := alone(t, "east")
@@ -105,7 +105,7 @@ func TestReportIsRefreshedAndForgotten(t *testing.T) {
 			time.Sleep(reportRefresh)
 		}
 		before := west.LocalState(false)
-		time.Sleep(reportLife)
+		time.Sleep(ReportLife)
 		if dead() != "nothing" {
 			t.Error("a report outlives its time:", dead())
 		}
