@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -230,8 +231,17 @@ func (s *server) postRotate(r *http.Request) (any, error) {
 }
 
 // postRelease says that this store holds what belongs here: nodes that still keep
-// what they have from one that was lost go by it from now on.
+// what they have from one that was lost go by it from now on. Said too early, the
+// word would count for a loss to come, or take away what lost nodes have.
 func (s *server) postRelease(r *http.Request) (any, error) {
+	rebuilt, lost := s.memory.rebuilt()
+	if len(lost) > 0 {
+		return nil, api.Conflict("add them again, or delete those that are gone; `weft status` says how",
+			"nothing was released: %s of the store before this one are not let in, and what they hold would go", strings.Join(lost, ", "))
+	}
+	if !rebuilt && len(s.census.holding()) == 0 {
+		return nil, api.Conflict("", "nothing to release: no store of cluster %s was lost, and its nodes go by this one", s.cluster.Name)
+	}
 	for {
 		kv, err := s.store.Get(r.Context(), wire.ClusterKey)
 		if err != nil {

@@ -37,8 +37,10 @@ type memory struct {
 // known is what the file holds.
 type known struct {
 	// Generation is that of the store whose register Nodes is.
-	Generation string                        `json:"generation"`
-	Nodes      map[string]nodes.Registration `json:"nodes,omitempty"`
+	Generation string `json:"generation"`
+	// Rebuilt is set once a store before this one was lost.
+	Rebuilt bool                          `json:"rebuilt,omitempty"`
+	Nodes   map[string]nodes.Registration `json:"nodes,omitempty"`
 	// Lost are nodes of an emptied store that were not added again yet.
 	Lost map[string]nodes.Registration `json:"lost,omitempty"`
 }
@@ -56,6 +58,7 @@ func openMemory(dir, generation string, s store.Store, log *slog.Logger) (*memor
 		m.know.Lost = map[string]nodes.Registration{}
 	}
 	if m.know.Generation != generation {
+		m.know.Rebuilt = m.know.Rebuilt || m.know.Generation != ""
 		maps.Copy(m.know.Lost, m.know.Nodes)
 		m.know.Nodes = nil
 	}
@@ -91,6 +94,14 @@ func (m *memory) apply(b store.Batch) error {
 		}
 	}
 	return m.saveLocked()
+}
+
+// rebuilt says whether a store before this one was lost, and lost which of its
+// nodes were not added again yet, in order of name.
+func (m *memory) rebuilt() (yes bool, lost []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.know.Rebuilt, slices.Sorted(maps.Keys(m.know.Lost))
 }
 
 // forget drops a lost node that is not coming back; false if there is none.

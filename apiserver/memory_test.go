@@ -76,14 +76,27 @@ func TestEmptiedStoreTellsNobodyThatThereIsNothing(t *testing.T) {
 			return nil
 		})
 	}
+	// While they are away, what they have is not given up.
+	release := func(refused string) {
+		t.Helper()
+		result, err := p.admin().ReleaseNodes(t.Context())
+		if (err == nil) != (refused == "") || err != nil && !strings.Contains(err.Error(), refused) {
+			t.Errorf("released %+v, %v, want %q", result, err, refused)
+		}
+	}
+	release("n1, n2 of the store before")
 	problems("was emptied", "weft node add n1 --address 172.16.1.1 --pod-cidr 10.1.1.0/24", "weft node delete n2")
 	p.stop()
 	p = start(t, conf)
 	problems("node n1 is not let in", "node n2 is not let in")
 	join(t, p.admin(), 1)
 	problems("node n2 is not let in")
+	release("n2 of the store before")
 	if err := p.admin().RemoveNode(t.Context(), "n2"); err != nil {
 		t.Error(err)
 	}
 	problems()
+	p.stop()
+	p = start(t, conf)
+	release("")
 }

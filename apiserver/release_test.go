@@ -17,6 +17,17 @@ func TestNodesAreReleasedToARebuiltStore(t *testing.T) {
 	p := start(t, conf)
 	ctx, admin := t.Context(), p.admin()
 	n1 := p.agent(join(t, admin, 1))
+	released := func() bool {
+		kv, err := p.srv.store.Get(ctx, wire.ClusterKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := wire.Unmarshal[wire.Cluster](kv.Value)
+		return err == nil && c.Released && c.Generation == p.srv.cluster.Generation
+	}
+	if _, err := admin.ReleaseNodes(ctx); err == nil || !strings.Contains(err.Error(), "no store of cluster east was lost") || released() {
+		t.Errorf("nothing was lost: %v, released %v", err, released())
+	}
 	if err := n1.put(wire.NodeKey("n1"), wire.NodeState{Name: "n1", Holding: "lost"}); err != nil {
 		t.Fatal(err)
 	}
@@ -36,14 +47,6 @@ func TestNodesAreReleasedToARebuiltStore(t *testing.T) {
 	result, err := admin.ReleaseNodes(ctx)
 	if err != nil || !slices.Equal(result.Nodes, []string{"n1"}) {
 		t.Errorf("released %+v, %v", result, err)
-	}
-	released := func() bool {
-		kv, err := p.srv.store.Get(ctx, wire.ClusterKey)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := wire.Unmarshal[wire.Cluster](kv.Value)
-		return err == nil && c.Released && c.Generation == result.Generation
 	}
 	if !released() {
 		t.Error("the store does not say so")

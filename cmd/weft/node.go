@@ -153,7 +153,8 @@ func nodeReleaseCommand() *cobra.Command {
 		Long: "Let nodes go by a store that was rebuilt. After the cluster's store was lost, nodes keep\n" +
 			"everything they have, and take nothing from the new one: what it lacks was never withdrawn.\n" +
 			"Add the nodes and peers, apply the manifests, and then say so with this command. What is\n" +
-			"not in the store by then goes.",
+			"not in the store by then goes. Refused if no store was lost, and while nodes of the lost one\n" +
+			"are neither added again nor deleted.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ask := func(ctx context.Context, c *api.Client) (*api.ReleaseResult, error) { return c.ReleaseNodes(ctx) }
