@@ -13,9 +13,9 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// TestFirstPacketOfAPodArrives sends as soon as Up returns, while others keep
-// the kernel's lock of devices busy: a device that its link watcher has not seen
-// yet drops what it is given, and nobody counts it.
+// TestFirstPacketOfAPodArrives sends as soon as Up returns: a device that the
+// kernel's link watcher has not seen yet drops what it is given, and nobody counts
+// it. The watcher is late for one of many devices, so it makes many.
 func TestFirstPacketOfAPodArrives(t *testing.T) {
 	inFreshNamespace(t)
 	lo, err := netlink.LinkByName("lo")
