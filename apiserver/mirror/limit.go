@@ -7,8 +7,9 @@ import (
 )
 
 // Limit is how much of one peer is copied at most, what is held included. Beyond
-// it nothing more is: our copy stays as it is, until there is less or the limit
-// is raised, and our store has room for everybody else.
+// it nothing more is: our copy may only shrink, until there is less or the limit
+// is raised. So a peer cannot fill our store by what it has. It can by how often
+// it changes that: history is kept for a while, and is not limited by peer.
 type Limit struct {
 	Entries int
 	// Bytes are those of keys and values. etcd takes somewhat more.
