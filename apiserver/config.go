@@ -69,7 +69,7 @@ type Config struct {
 	EtcdKey       string   `json:"etcdKey,omitempty"`
 
 	// PeerEntries and PeerBytes, of keys and values, bound what is copied of one
-	// peer: beyond either, our copy of it stays as it is and the status says so.
+	// peer: beyond either, our copy of it only shrinks and the status says so.
 	// A mesh is expected to have 500,000 entries; one of a pod has about 250 bytes.
 	PeerEntries int `json:"peerEntries"`
 	PeerBytes   int `json:"peerBytes"`

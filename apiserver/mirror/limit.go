@@ -8,8 +8,9 @@ import (
 
 // Limit is how much of one peer is copied at most, what is held included. Beyond
 // it nothing more is: our copy may only shrink, until there is less or the limit
-// is raised. So a peer cannot fill our store by what it has. It can by how often
-// it changes that: history is kept for a while, and is not limited by peer.
+// is raised, and beyond twice the limit it stays as it is. So a peer cannot fill
+// our store by what it has. It can by how often it changes that: history is kept
+// for a while, and is not limited by peer.
 type Limit struct {
 	Entries int
 	// Bytes are those of keys and values. etcd takes somewhat more.
@@ -25,7 +26,7 @@ func DefaultLimit() Limit { return Limit{Entries: 1_000_000, Bytes: 256 << 20} }
 var errOverLimit = errors.New("over its limit")
 
 // overLimitPause is the pause between two looks at a peer that is over its
-// limit: each look reads as much as the limit allows.
+// limit: each look reads up to three times what the limit allows.
 const overLimitPause = time.Minute
 
 // check says whether so much may be copied; nil if so.

@@ -2,6 +2,9 @@ package mirror
 
 import (
 	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +92,52 @@ func TestFloodEndsAtTheLimit(t *testing.T) {
 		if err := b.m.recall(t.Context()); err != nil || b.m.bytes != bytes || len(b.m.have) != entries {
 			t.Errorf("counted %d bytes of %d entries, there are %d of %d; %v", bytes, entries, b.m.bytes, len(b.m.have), err)
 		}
+	})
+}
+
+// A peer over its limit withdraws, and our copy of what it withdrew goes: with
+// the change that takes it over the limit, and later, when all there is are lists.
+func TestOverTheLimitCopyMayShrink(t *testing.T) {
+	run(t, func(b *bench) {
+		b.m.conf.Limit = Limit{Entries: 14, Bytes: 1 << 20}
+		copied := func(n int) bool {
+			return slices.ContainsFunc(b.got(), func(line string) bool {
+				return strings.HasPrefix(line, fmt.Sprintf("cilium/cache/ip/v1/west/10.2.1.%d=", n))
+			})
+		}
+		var flood []store.Op
+		for n := 10; n < 20; n++ {
+			flood = append(flood, store.Put(podKey(n), wire.Marshal(wire.IPIdentityPair{IP: netip.AddrFrom4([4]byte{10, 2, 1, byte(n)}), ID: 131073})))
+		}
+		if !copied(2) || !copied(3) {
+			t.Fatalf("nothing to withdraw: %q", b.got())
+		}
+		b.there(append(flood, store.Delete(podKey(2)))...)
+		if s := b.state(); s.State != api.LinkRefused || copied(2) || !copied(3) || copied(10) {
+			t.Errorf("with the flood: control %+v, copy %q", s, b.got())
+		}
+		b.there(store.Delete(podKey(3)))
+		b.wait()
+		b.wait()
+		if s := b.state(); s.State != api.LinkRefused || copied(3) || !copied(4) || copied(10) {
+			t.Errorf("after the flood: control %+v, copy %q", s, b.got())
+		}
+		before := b.got()
+		for n := 20; n < 60; n++ {
+			b.pod(n, 131073)
+		}
+		b.there(store.Delete(podKey(4)))
+		b.wait()
+		b.wait()
+		if diff := cmp.Diff(before, b.got()); diff != "" {
+			t.Errorf("what is not read to its end says something:\n%s", diff)
+		}
+		for n := 10; n < 60; n++ {
+			b.there(store.Delete(podKey(n)))
+		}
+		b.wait()
+		b.wait()
+		b.same()
 	})
 }
 

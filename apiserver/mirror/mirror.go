@@ -166,13 +166,16 @@ func (m *Mirror) session(ctx context.Context) error {
 		}
 	}
 	lists, err := m.list(ctx, src)
+	if lists != nil && errors.Is(err, errOverLimit) {
+		return m.sweep(ctx, lists, err)
+	}
 	if err != nil {
 		return err
 	}
 	if err := m.introduce(ctx, config); err != nil {
 		return err
 	}
-	if err := m.sweep(ctx, lists); err != nil {
+	if err := m.sweep(ctx, lists, nil); err != nil {
 		return err
 	}
 	if err := m.raiseCanaries(ctx, config.Capabilities.EndpointSlicesExportMode); err != nil {

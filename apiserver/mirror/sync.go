@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
@@ -61,8 +62,11 @@ func expected(r wire.Resource, mode string) bool {
 	return true
 }
 
-func (m *Mirror) list(ctx context.Context, src Source) ([]listing, error) {
-	var out []listing
+// list reads everything of the peer. One that is over its limit fails with
+// errOverLimit, and with lists all the same if they are complete: what is over
+// twice the limit is not read to its end.
+func (m *Mirror) list(ctx context.Context, src Source) (out []listing, over error) {
+	most := Limit{Entries: 2 * m.conf.Limit.Entries, Bytes: 2 * m.conf.Limit.Bytes}
 	entries, bytes := 0, 0
 	for _, f := range m.claims.folders() {
 		kvs, revision, err := listOne(ctx, src, f.prefix, m.conf.Listing)
@@ -71,9 +75,9 @@ func (m *Mirror) list(ctx context.Context, src Source) ([]listing, error) {
 		}
 		switch {
 		case errors.Is(err, store.ErrTooMany):
-			entries = m.conf.Limit.Entries + 1
+			return nil, m.bound(f, m.conf.Limit.Entries+1, bytes)
 		case errors.Is(err, store.ErrTooMuch):
-			bytes = m.conf.Limit.Bytes + 1
+			return nil, m.bound(f, entries, m.conf.Limit.Bytes+1)
 		case err != nil:
 			return nil, fmt.Errorf("list the peer's %s: %w", f.name, err)
 		}
@@ -81,12 +85,15 @@ func (m *Mirror) list(ctx context.Context, src Source) ([]listing, error) {
 		for _, kv := range kvs {
 			bytes += len(kv.Key) + len(kv.Value)
 		}
-		if err := m.bound(f, entries, bytes); err != nil {
-			return nil, err
+		if over == nil {
+			over = m.bound(f, entries, bytes)
+		}
+		if over != nil && most.check(entries, bytes) != nil {
+			return nil, over
 		}
 		out = append(out, listing{f, kvs, revision})
 	}
-	return out, nil
+	return out, over
 }
 
 func listOne(ctx context.Context, src Source, prefix string, within time.Duration) ([]store.KV, int64, error) {
@@ -96,19 +103,19 @@ func listOne(ctx context.Context, src Source, prefix string, within time.Duratio
 }
 
 // sweep makes our copy equal to complete lists. What they lack goes, unless it
-// is so much that it is held.
-func (m *Mirror) sweep(ctx context.Context, lists []listing) error {
+// is so much that it is held. over is why it may only shrink; nil: it may grow.
+func (m *Mirror) sweep(ctx context.Context, lists []listing, over error) error {
 	m.writing.Lock()
 	defer m.writing.Unlock()
 	m.mu.Lock()
 	ops, listed := m.sweepLocked(lists)
 	entries, bytes := m.afterLocked(ops)
 	m.mu.Unlock()
-	if err := m.bound(folder{name: "entries", prefix: wire.CiliumStatePrefix}, entries, bytes); err != nil {
-		return err
+	if over == nil {
+		over = m.bound(folder{name: "entries", prefix: wire.CiliumStatePrefix}, entries, bytes)
 	}
-	if err := m.commit(ctx, ops); err != nil {
-		return fmt.Errorf("write our copy: %w", err)
+	if err := m.commitWithin(ctx, ops, over); err != nil {
+		return err
 	}
 	m.mu.Lock()
 	if len(m.held) == 0 {
@@ -254,13 +261,7 @@ func (m *Mirror) change(ctx context.Context, f folder, events []store.Event) err
 	if rebuilt {
 		return errRewound
 	}
-	if err := m.bound(f, entries, bytes); err != nil {
-		return err
-	}
-	if err := m.commit(ctx, ops); err != nil {
-		return fmt.Errorf("write our copy: %w", err)
-	}
-	return nil
+	return m.commitWithin(ctx, ops, m.bound(f, entries, bytes))
 }
 
 func (m *Mirror) changeLocked(f folder, events []store.Event) (ops []store.Op, rebuilt bool) {
@@ -323,6 +324,23 @@ func (m *Mirror) oursOf(f folder, key string) string {
 		ours, _ = f.resource.StateToCache(key, m.conf.Peer.Name)
 	}
 	return ours
+}
+
+// commitWithin writes what may be written: everything, or what makes our copy no
+// larger if the peer is over its limit, and fails with that then.
+func (m *Mirror) commitWithin(ctx context.Context, ops []store.Op, over error) error {
+	if over != nil {
+		m.mu.Lock()
+		ops = slices.DeleteFunc(ops, func(op store.Op) bool {
+			e, known := m.have[op.Key]
+			return !op.Delete && (!known || op.Key == wire.PeerClusterKey(m.conf.Peer.Name) || len(op.Key)+len(op.Value) > e.size)
+		})
+		m.mu.Unlock()
+	}
+	if err := m.commit(ctx, ops); err != nil {
+		return fmt.Errorf("write our copy: %w", err)
+	}
+	return over
 }
 
 // commit writes to our store and remembers what stands there. A value that is
