@@ -1,9 +1,11 @@
 package gossip
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -161,10 +163,14 @@ func (d *delegate) accept(r Report) {
 	}
 	d.mu.Lock()
 	news, err := d.keepLocked(r)
+	level := slog.LevelDebug
+	if now := time.Now(); err != nil && d.clusters[r.Cluster] && now.Sub(d.warned[r.Cluster]) >= warnAgain {
+		level, d.warned[r.Cluster] = slog.LevelWarn, now
+	}
 	d.mu.Unlock()
 	if err != nil {
 		d.refused.Add(1)
-		d.cfg.Log.Debug("a report is not believed", "cluster", r.Cluster, "reporter", r.Reporter, "err", err)
+		d.cfg.Log.Log(context.Background(), level, "a report of dead nodes does not count", "cluster", r.Cluster, "reporter", fmt.Sprintf("%.64s", r.Reporter), "err", err)
 	}
 	if news && d.cfg.OnReport != nil {
 		d.cfg.OnReport(r)

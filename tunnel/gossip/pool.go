@@ -41,6 +41,7 @@ type Pool struct {
 	seeds    []netip.AddrPort         // guarded by mu
 	members  map[string]Member        // guarded by mu, alive, by String; of any cluster
 	reports  map[string]Report        // guarded by mu, by cluster/reporter
+	warned   map[string]time.Time     // guarded by mu, by cluster, of reports that do not count
 	own      Report                   // guarded by mu
 	rtt      map[string]time.Duration // guarded by mu, by String
 
@@ -63,7 +64,7 @@ func New(cfg Config) (*Pool, error) {
 	p := &Pool{
 		cfg: cfg, keyring: keyring,
 		members: map[string]Member{}, reports: map[string]Report{}, rtt: map[string]time.Duration{},
-		wake: make(chan struct{}, 1),
+		warned: map[string]time.Time{}, wake: make(chan struct{}, 1),
 	}
 	p.SetClusters(cfg.Clusters)
 	p.queue = memberlist.TransmitLimitedQueue{RetransmitMult: 3, NumNodes: func() int { return int(p.alive.Load()) + 1 }}
@@ -166,6 +167,7 @@ func (p *Pool) SetClusters(clusters []string) {
 		p.clusters[c] = true
 	}
 	maps.DeleteFunc(p.reports, func(_ string, r Report) bool { return !p.clusters[r.Cluster] })
+	maps.DeleteFunc(p.warned, func(cluster string, _ time.Time) bool { return !p.clusters[cluster] })
 }
 
 // SetKeys replaces the keys, the first being ours to send with. New ones are

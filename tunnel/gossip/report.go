@@ -15,9 +15,13 @@ import (
 const (
 	// reportRefresh is how often a reporter says again what it said last.
 	reportRefresh = 5 * time.Minute
-	// ReportLife is how long a report counts: two missed refreshes, or clocks
-	// that are apart by as much.
+	// ReportLife is how long a report counts. What is left of it after one
+	// refresh, 10 min, may be two missed refreshes or a reporter's clock that is
+	// behind ours; one may be ahead by all of it.
 	ReportLife = 3 * reportRefresh
+	// warnAgain is the pause between two warnings of reports of one peer that do
+	// not count. Anybody in the pool can cause them.
+	warnAgain = time.Hour
 	// maxDead and maxReporters bound what a cluster can make us remember.
 	maxDead      = 5000
 	maxReporters = 8
@@ -46,9 +50,9 @@ func judge(known, r Report, now time.Time) (news bool, err error) {
 	case len(r.Dead) > maxDead:
 		return false, fmt.Errorf("it names %d nodes, more than %d", len(r.Dead), maxDead)
 	case age > ReportLife:
-		return false, fmt.Errorf("it is %v old", age.Round(time.Second))
+		return false, fmt.Errorf("it is %v old: compare the clocks", age.Round(time.Second))
 	case age < -ReportLife:
-		return false, fmt.Errorf("it is from %v ahead of our clock", -age.Round(time.Second))
+		return false, fmt.Errorf("it is from %v ahead of our clock: compare the two", -age.Round(time.Second))
 	}
 	return r.Sequence > known.Sequence, nil
 }

@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -77,6 +78,68 @@ func TestClusterCannotHaveAnyNumberOfReporters(t *testing.T) {
 	if got := d.Reports(); len(got) != maxReporters+1 || got[1].Sequence != now+1 {
 		t.Errorf("%d reports: %v", len(got), got)
 	}
+}
+
+// TestClocksApart has a report arrive again and again until the next is made, as
+// members pass it on.
+func TestClocksApart(t *testing.T) {
+	for _, c := range []struct {
+		ahead time.Duration
+		heard bool
+	}{
+		{-ReportLife, false},
+		{-(ReportLife - reportRefresh) - time.Minute, false},
+		{-(ReportLife - reportRefresh), true},
+		{ReportLife, true},
+		{ReportLife + time.Minute, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d := alone(t, "east")
+			r := signed("west", Report{Cluster: "west", Reporter: "a", Sequence: uint64(time.Now().Add(c.ahead).UnixNano())})
+			always := true
+			for range int(reportRefresh / time.Second) {
+				d.accept(r)
+				always = always && len(d.Reports()) == 1
+				time.Sleep(time.Second)
+			}
+			if always != c.heard {
+				t.Errorf("%v ahead: counts until the next is made: %v", c.ahead, always)
+			}
+		})
+	}
+}
+
+// A peer whose reports do not count is called, and not again and again. Others
+// are nobody's business.
+func TestOperatorHearsOfReportsThatDoNotCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := alone(t, "east")
+		var lines strings.Builder
+		d.cfg.Log = slog.New(slog.NewTextHandler(&lines, &slog.HandlerOptions{Level: slog.LevelWarn}))
+		d.SetClusters([]string{"west", "north"})
+		for _, c := range []struct {
+			pause time.Duration
+			want  string
+		}{{0, "cluster=west cluster=north"}, {time.Minute, ""}, {warnAgain, "cluster=west cluster=north"}} {
+			time.Sleep(c.pause)
+			lines.Reset()
+			old := uint64(time.Now().Add(-ReportLife - time.Minute).UnixNano())
+			for range 10 {
+				for _, cluster := range []string{"west", "north", "south"} {
+					d.accept(signed(cluster, Report{Cluster: cluster, Reporter: "a", Sequence: old}))
+				}
+			}
+			var got []string
+			for _, word := range strings.Fields(lines.String()) {
+				if strings.HasPrefix(word, "cluster=") {
+					got = append(got, word)
+				}
+			}
+			if strings.Join(got, " ") != c.want || c.want != "" && !strings.Contains(lines.String(), "it is 16m0s old: compare the clocks") {
+				t.Errorf("after %v: %s", c.pause, lines.String())
+			}
+		}
+	})
 }
 
 func TestReportIsRefreshedAndForgotten(t *testing.T) {
