@@ -54,8 +54,19 @@ func ConfigPath() string {
 	return AdminConfigPath
 }
 
+// ConfigSyntax says that a file of contexts is not written as one.
+type ConfigSyntax struct {
+	Path string
+	Err  error
+}
+
+func (e *ConfigSyntax) Error() string { return "contexts file " + e.Path + ": " + e.Err.Error() }
+
+// Unwrap returns what is wrong with the file.
+func (e *ConfigSyntax) Unwrap() error { return e.Err }
+
 // LoadConfig reads a file of contexts; an empty path means ConfigPath.
-// Unknown fields are refused.
+// Unknown fields are refused with ConfigSyntax.
 func LoadConfig(path string) (*Config, error) {
 	if path == "" {
 		path = ConfigPath()
@@ -64,12 +75,14 @@ func LoadConfig(path string) (*Config, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("no contexts at %s: copy the admin.conf that the API server wrote at its first start, or name the file in WEFT_CONFIG: %w", path, err)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("the contexts at %s are not yours to read: copy them to ~/.config/weft/config, or name the file in WEFT_CONFIG: %w", path, err)
 	case err != nil:
 		return nil, fmt.Errorf("read contexts: %w", err)
 	}
 	var c Config
 	if err := yaml.UnmarshalStrict(text, &c); err != nil {
-		return nil, fmt.Errorf("contexts file %s: %w", path, err)
+		return nil, &ConfigSyntax{Path: path, Err: err}
 	}
 	for i, x := range c.Contexts {
 		if x.Name == "" || x.Server == "" {

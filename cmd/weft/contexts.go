@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
 	"sync"
@@ -33,11 +32,8 @@ func clients(cmd *cobra.Command) ([]*api.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, err := api.LoadConfig("")
+	file, err := contexts()
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, usageError{err}
-		}
 		return nil, err
 	}
 	if slices.Contains(names, "all") && !slices.Contains(file.Names(), "all") {
@@ -63,12 +59,29 @@ func several(cmd *cobra.Command) bool {
 	return len(names) > 1 || slices.Contains(names, "all")
 }
 
+// contexts reads the file of contexts.
+func contexts() (*api.Config, error) {
+	file, err := api.LoadConfig("")
+	var syntax *api.ConfigSyntax
+	if errors.As(err, &syntax) {
+		err = fmt.Errorf("contexts file %s: %w", syntax.Path, fileError(syntax.Err))
+	}
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return file, nil
+}
+
 func clientOf(file *api.Config, name string) (*api.Client, error) {
 	x, err := file.Context(name)
 	if err != nil {
 		return nil, usageError{err}
 	}
-	return api.NewClient(x)
+	c, err := api.NewClient(x)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return c, nil
 }
 
 // client connects to the one context of -c.

@@ -115,7 +115,7 @@ func exitCode(err error) int {
 		return own.ExitCode()
 	case errors.As(err, &usage):
 		return exitUsage
-	case errors.As(err, &lack):
+	case errors.As(err, &lack), forbidden(err):
 		return exitIncapable
 	case errors.As(err, &refusal):
 		if refusal.Status == http.StatusUnauthorized || refusal.Status == http.StatusBadGateway ||
@@ -137,12 +137,20 @@ func unreachable(err error) bool {
 		errors.Is(err, context.DeadlineExceeded)
 }
 
+// forbidden tells that this machine did not let us. A connection to another
+// one may be forbidden too, by a firewall of ours: that one is unreachable.
+func forbidden(err error) bool {
+	var dial *net.OpError
+	return errors.Is(err, fs.ErrPermission) && (!errors.As(err, &dial) || dial.Net == "unix")
+}
+
 // explain turns a known cause into advice; it is empty where the error says
 // all there is.
 func explain(err error) (hint string) {
 	var refusal *api.Error
 	var dial *net.OpError
 	var hostname x509.HostnameError
+	var usage usageError
 	switch {
 	case errors.As(err, &refusal):
 		return refusal.Hint
@@ -156,12 +164,10 @@ func explain(err error) (hint string) {
 		return "give it longer with --timeout, or look whether `weft apiserver` runs there"
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return "does `weft apiserver` run there, and is the context's server right? `weft version -o json` shows which file the contexts come from"
-	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
-		return "run it as root"
-	}
-	var usage usageError
-	if errors.As(err, &usage) {
+	case errors.As(err, &usage):
 		return "see `weft help`, or add --help to the command"
+	case forbidden(err) && os.Geteuid() != 0:
+		return "run it as root"
 	}
 	return ""
 }

@@ -73,7 +73,7 @@ func peerAddCommand() *cobra.Command {
 		ValidArgsFunction: first(completeContexts),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return on(cmd, func(ctx context.Context, here *api.Client) error {
-				file, err := api.LoadConfig("")
+				file, err := contexts()
 				if err != nil {
 					return err
 				}
@@ -91,10 +91,10 @@ func peerAddCommand() *cobra.Command {
 	}
 }
 
-func addInvite(ctx context.Context, cmd *cobra.Command, here *api.Client, name string, contexts []string) error {
+func addInvite(ctx context.Context, cmd *cobra.Command, here *api.Client, name string, known []string) error {
 	text, err := readInvite(cmd, name)
 	if errors.Is(err, os.ErrNotExist) {
-		return usageError{fmt.Errorf("%q is neither a context (there is %s) nor a file", name, strings.Join(contexts, ", "))}
+		return usageError{fmt.Errorf("%q is neither a context (there is %s) nor a file", name, strings.Join(known, ", "))}
 	}
 	if err != nil {
 		return err
@@ -222,7 +222,7 @@ func peerRemoveCommand() *cobra.Command {
 // done already is no mistake, so that half a failure can be finished by the
 // same command.
 func part(ctx context.Context, cmd *cobra.Command, here *api.Client, peer string) error {
-	file, err := api.LoadConfig("")
+	file, err := contexts()
 	if err != nil {
 		return err
 	}
