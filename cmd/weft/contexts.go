@@ -28,10 +28,7 @@ func globalFlags(root *cobra.Command) {
 
 // clients connects to the contexts of -c. Without -c it is the current one.
 func clients(cmd *cobra.Command) ([]*api.Client, error) {
-	names, err := cmd.Flags().GetStringSlice("context")
-	if err != nil {
-		return nil, err
-	}
+	names := chosen(cmd)
 	file, err := contexts()
 	if err != nil {
 		return nil, err
@@ -53,9 +50,21 @@ func clients(cmd *cobra.Command) ([]*api.Client, error) {
 	return all, nil
 }
 
+// chosen are the values of -c, each once: completion reads the command line
+// twice.
+func chosen(cmd *cobra.Command) (names []string) {
+	all, _ := cmd.Flags().GetStringSlice("context")
+	for _, name := range all {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // several tells whether -c may name more than one cluster.
 func several(cmd *cobra.Command) bool {
-	names, _ := cmd.Flags().GetStringSlice("context")
+	names := chosen(cmd)
 	return len(names) > 1 || slices.Contains(names, "all")
 }
 
