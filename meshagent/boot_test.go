@@ -34,8 +34,8 @@ func (s *fullSink) Put(ctx context.Context, key string, value []byte) error {
 }
 
 // A machine that has booted answers probes only after the store knows that its
-// pods are starting anew; an agent that restarts changes nothing about its
-// address, not even without a store.
+// pods are starting anew, and everybody has heard of it; an agent that restarts
+// changes nothing about its address, not even without a store.
 func TestABootedMachineIsFoundAliveOnceItsPodsAreKnownToStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -51,10 +51,19 @@ func TestABootedMachineIsFoundAliveOnceItsPodsAreKnownToStart(t *testing.T) {
 			t.Errorf("before it was told: %+v", n)
 		}
 		sink.set(false)
-		time.Sleep(2 * time.Second) // the publisher's longest pause
+		<-east.agent.publisher.told
+		if waited := time.Since(began); waited >= toldPatience {
+			t.Errorf("told after %v", waited)
+		}
+		time.Sleep(newsTime - time.Nanosecond)
 		synctest.Wait()
-		if n := east.host.Network(); n.Internal != east.internal() || time.Since(began) >= toldPatience {
-			t.Errorf("after it was told: %+v", n)
+		if n := east.host.Network(); n.Internal.IsValid() {
+			t.Errorf("before others have heard: %+v", n)
+		}
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		if n := east.host.Network(); n.Internal != east.internal() {
+			t.Errorf("after others have heard: %+v", n)
 		}
 		w.step()
 		east.stop()
@@ -65,6 +74,20 @@ func TestABootedMachineIsFoundAliveOnceItsPodsAreKnownToStart(t *testing.T) {
 		synctest.Wait()
 		if n := east.host.Network(); n.Internal != east.internal() {
 			t.Errorf("restarted: %+v", n)
+		}
+		east.stop()
+	})
+}
+
+// Without pods there is no news to wait for.
+func TestABootedMachineWithoutPodsIsFoundAliveAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		east := newWorld(t).node("east", 1)
+		east.run()
+		<-east.agent.publisher.told
+		synctest.Wait()
+		if n := east.host.Network(); n.Internal != east.internal() {
+			t.Errorf("it has %+v", n)
 		}
 		east.stop()
 	})
