@@ -80,18 +80,21 @@ func (g *gossiper) lan(ctx context.Context) error {
 	pool, err := gossip.New(gossip.Config{
 		Self:  g.self(g.conf.GossipPort),
 		Label: "weft-lan-" + g.cluster.Name, Speed: gossip.VeryFast, Keys: keys.LAN, Clusters: []string{g.cluster.Name},
-		OnEvent: func(e gossip.Event) {
-			if e.Member.Role == gossip.Agent && e.Member.Cluster == g.cluster.Name {
-				g.census.heard(e.Member.Name, e.Kind, e.At)
-			}
-		},
-		Log: g.log,
+		OnEvent: g.count,
+		Log:     g.log,
 	})
 	if err != nil {
 		return err
 	}
 	pool.SetSeeds(g.agents(ctx))
 	return pool.Run(ctx)
+}
+
+// count tells the census of an agent that came, left or died.
+func (g *gossiper) count(e gossip.Event) {
+	if e.Member.Role == gossip.Agent && e.Member.Cluster == g.cluster.Name {
+		g.census.heard(e.Member.Name, e.Kind, e.At)
+	}
 }
 
 // agents are where the cluster's agents listen, as registered: an API server

@@ -168,6 +168,25 @@ func seeds(pools ...*running) (addrs []netip.AddrPort) {
 	return addrs
 }
 
+// What memberlist tells of a member that is gone is a goodbye if it said so last.
+func TestGoodbyeIsNotADeath(t *testing.T) {
+	for leaving, want := range map[bool]Kind{false: Dead, true: Left} {
+		west := alone(t, "west")
+		gone := &memberlist.Node{Name: west.cfg.Self.String(), Addr: west.cfg.Self.Addr.Addr().AsSlice(), Port: west.cfg.Self.Addr.Port(), Meta: west.NodeMeta(memberlist.MetaMaxSize)}
+		var told []Kind
+		east := alone(t, "east")
+		east.cfg.OnEvent = func(e Event) { told = append(told, e.Kind) }
+		east.NotifyJoin(gone)
+		west.leaving.Store(leaving)
+		gone.Meta = west.NodeMeta(memberlist.MetaMaxSize)
+		east.NotifyUpdate(gone)
+		east.NotifyLeave(gone)
+		if !slices.Equal(told, []Kind{Alive, want}) {
+			t.Errorf("leaving %v: told %v", leaving, told)
+		}
+	}
+}
+
 func TestMembersFindOneAnotherAndSayGoodbye(t *testing.T) {
 	both := []string{"east", "west"}
 	// A machine that is too busy may hold a member for dead, or miss its goodbye,
