@@ -66,6 +66,8 @@ func observeCommand() *cobra.Command {
 			return usageError{err}
 		}
 		switch {
+		case request.Last < 0:
+			return usageError{errors.New("--last: give how many flows, from 0; --all shows those that are kept")}
 		case all:
 			request.Last = -1
 		case request.Follow && !flags.Changed("last"):
@@ -157,6 +159,9 @@ func observe(cmd *cobra.Command, sources []*api.Client, request flow.Request) er
 		if err := p.print(&past[i]); err != nil {
 			return errors.Join(err, failed)
 		}
+	}
+	if len(past) == 0 && failed == nil && !request.Follow && request.Last != 0 {
+		fmt.Fprintln(cmd.ErrOrStderr(), "no flows match")
 	}
 	return failed
 }
