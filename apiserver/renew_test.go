@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"testing"
 
@@ -12,7 +13,7 @@ import (
 func TestCertificatesAreMadeAnew(t *testing.T) {
 	p := start(t, config(t))
 	conf := p.srv.rootTLS() // as handed out at the start
-	proof := func() (root, api *x509.Certificate) {
+	proof := func() (root, api, etcd *x509.Certificate) {
 		t.Helper()
 		client, err := conf.GetClientCertificate(nil)
 		if err != nil {
@@ -22,15 +23,21 @@ func TestCertificatesAreMadeAnew(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return client.Leaf, server.Certificates[0].Leaf
+		// A connection of its own, as every agent and peer makes one.
+		conn, err := tls.Dial("tcp", p.srv.etcd.Addr(), conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		return client.Leaf, server.Certificates[0].Leaf, conn.ConnectionState().PeerCertificates[0]
 	}
-	root, api := proof()
+	root, api, etcd := proof()
 	if err := p.srv.renewAll(); err != nil {
 		t.Fatal(err)
 	}
-	newRoot, newAPI := proof()
-	if root.Equal(newRoot) || api.Equal(newAPI) {
-		t.Errorf("root made anew: %v, API's: %v", !root.Equal(newRoot), !api.Equal(newAPI))
+	newRoot, newAPI, newEtcd := proof()
+	if root.Equal(newRoot) || api.Equal(newAPI) || etcd.Equal(newEtcd) {
+		t.Errorf("root made anew: %v, API's: %v, etcd's: %v", !root.Equal(newRoot), !api.Equal(newAPI), !etcd.Equal(newEtcd))
 	}
 	again, err := store.Dial(store.DialConfig{Endpoints: p.srv.etcdEndpoints(), TLS: conf})
 	if err != nil {
