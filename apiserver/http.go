@@ -191,12 +191,19 @@ func (s *server) postNode(r *http.Request) (any, error) {
 
 func (s *server) deleteNode(r *http.Request) (any, error) {
 	name := r.PathValue("name")
+	refused := s.registrar.Remove(r.Context(), name)
+	var answer *api.Error
+	absent := errors.As(refused, &answer) && answer.Status == http.StatusNotFound
+	if refused != nil && !absent {
+		return nil, refused
+	}
 	lost, err := s.memory.forget(name)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.registrar.Remove(r.Context(), name); err != nil && !lost {
-		return nil, err
+	// One that an emptied store has lost is not registered.
+	if absent && !lost {
+		return nil, refused
 	}
 	s.census.forget(name)
 	return api.ApplyResult{Cluster: s.cluster.Name, Objects: []api.AppliedObject{{Cluster: s.cluster.Name, Kind: "Node", Name: name, Action: api.Deleted}}}, nil

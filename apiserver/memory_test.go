@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -99,4 +101,25 @@ func TestEmptiedStoreTellsNobodyThatThereIsNothing(t *testing.T) {
 	p.stop()
 	p = start(t, conf)
 	release("")
+}
+
+// A lost node whose removal fails for another reason than that it is not
+// registered is neither reported as deleted nor forgotten.
+func TestLostNodeIsForgottenOnlyWhenRemoved(t *testing.T) {
+	p := start(t, config(t))
+	p.srv.memory.mu.Lock()
+	p.srv.memory.know.Lost["n2"] = nodes.Registration{Name: "n2"}
+	p.srv.memory.mu.Unlock()
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, c := range []struct {
+		ctx     context.Context
+		removed bool
+	}{{gone, false}, {t.Context(), true}, {t.Context(), false}} {
+		r := httptest.NewRequestWithContext(c.ctx, "DELETE", "/v1/nodes/n2", nil)
+		r.SetPathValue("name", "n2")
+		if _, err := p.srv.deleteNode(r); (err == nil) != c.removed {
+			t.Errorf("want removed: %v, got %v", c.removed, err)
+		}
+	}
 }
