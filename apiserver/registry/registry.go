@@ -360,7 +360,7 @@ func (r *Registry) absent(kind Kind, namespace, name string) error {
 	if namespace != "" {
 		name = namespace + "/" + name
 	}
-	return api.NotFound("", "cluster %s has no %s %s", r.conf.Cluster, kind.Name, name)
+	return api.NotFound(fmt.Sprintf("`weft get %s` shows those there are", kind.Plural), "cluster %s has no %s %s", r.conf.Cluster, kind.Name, name)
 }
 
 // refusal is the answer to a manifest with mistakes.

@@ -258,7 +258,7 @@ func TestDelete(t *testing.T) {
 	if _, err := r.Delete(t.Context(), "ns", "", "shop"); !errors.As(err, &refused) || !strings.Contains(err.Error(), "still holds Pod web-1, Service web") {
 		t.Error(err)
 	}
-	if _, err := r.Delete(t.Context(), "pods", "shop", "web-2"); !errors.As(err, &refused) || refused.Status != http.StatusNotFound {
+	if _, err := r.Delete(t.Context(), "pods", "shop", "web-2"); !errors.As(err, &refused) || refused.Status != http.StatusNotFound || refused.Hint != "`weft get pods` shows those there are" {
 		t.Error(err)
 	}
 	result, err := r.DeleteManifest(t.Context(), []byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n"+pod+"---\n"+webService+"---\n"+cnp))

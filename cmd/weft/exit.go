@@ -44,6 +44,14 @@ type incapable struct{ error }
 
 func (e incapable) Unwrap() error { return e.error }
 
+// hinted is an error with what can be done about it.
+type hinted struct {
+	error
+	hint string
+}
+
+func (e hinted) Unwrap() error { return e.error }
+
 // errNo ends a command whose output has said why the answer is no.
 var errNo = errors.New("the answer is no")
 
@@ -151,7 +159,10 @@ func explain(err error) (hint string) {
 	var dial *net.OpError
 	var hostname x509.HostnameError
 	var usage usageError
+	var own hinted
 	switch {
+	case errors.As(err, &own):
+		return own.hint
 	case errors.As(err, &refusal):
 		return refusal.Hint
 	case errors.As(err, &hostname):
@@ -164,9 +175,7 @@ func explain(err error) (hint string) {
 		return "give it longer with --timeout, or look whether `weft apiserver` runs there"
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return "does `weft apiserver` run there, and is the context's server right? `weft version -o json` shows which file the contexts come from"
-	case errors.As(err, &usage):
-		return "see `weft help`, or add --help to the command"
-	case forbidden(err) && os.Geteuid() != 0:
+	case forbidden(err) && !errors.As(err, &usage) && os.Geteuid() != 0:
 		return "run it as root"
 	}
 	return ""

@@ -70,7 +70,7 @@ func identityGetCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return fmt.Errorf("nobody has identity %d: not this cluster, and no peer that it knows", n)
+			return hinted{fmt.Errorf("nobody has identity %d: not this cluster, and no peer that it knows", n), "`weft identity list` shows those there are"}
 		},
 	}
 }

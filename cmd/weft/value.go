@@ -56,10 +56,10 @@ var invalidArgument = regexp.MustCompile(`^invalid argument "(.*)" for "(?:-., )
 func flagError(cmd *cobra.Command, err error) error {
 	if m := invalidArgument.FindStringSubmatch(err.Error()); m != nil {
 		if f := cmd.Flag(m[2]); f != nil && flagTypes[f.Value.Type()] != nil {
-			err = fmt.Errorf("--%s: %w", m[2], valueError(m[1], flagTypes[f.Value.Type()]))
+			return usageError{fmt.Errorf("--%s: %w", m[2], valueError(m[1], flagTypes[f.Value.Type()]))}
 		}
 	}
-	return usageError{err}
+	return usageError{hinted{err, fmt.Sprintf("`%s --help` lists the flags", cmd.CommandPath())}}
 }
 
 // How the packages that read a configuration file speak of it.
