@@ -160,29 +160,6 @@ func objectNamespace(cmd *cobra.Command, k kind) string {
 	return "default"
 }
 
-// listPolicies lists both kinds of policy in one table.
-func listPolicies(cmd *cobra.Command) error {
-	var all []*api.ObjectList
-	var failed error
-	policies := table{columns: columns("CLUSTER", "NAMESPACE", "NAME", "SELECTS", "RULES", "AGE"), name: 2, empty: "there are no policies: everything is allowed"}
-	for _, word := range []string{"cnp", "ccnp"} {
-		k, err := kindOf(word)
-		if err != nil {
-			return err
-		}
-		lists, t, err := listObjects(cmd, k, nil)
-		failed = errors.Join(failed, err)
-		for _, row := range t.rows {
-			if k.clusters {
-				row = slices.Insert(row, 1, "")
-			}
-			policies.rows = append(policies.rows, row)
-		}
-		all = append(all, lists...)
-	}
-	return showPart(cmd, all, policies, failed)
-}
-
 // watchObjects prints a line for each object there is and each change.
 func watchObjects(cmd *cobra.Command, k kind, names []string) error {
 	f, err := format(cmd)

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/policy"
 )
 
@@ -19,9 +23,50 @@ func policyListCommand() *cobra.Command {
 		Short: "Show the policies of both kinds",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return listPolicies(cmd)
+			return showEach(cmd, func(ctx context.Context, c *api.Client) (*policyList, error) { return policies(ctx, c, namespace(cmd)) }, policyTable)
 		},
 	}
+}
+
+// policyList is a cluster's policies of both kinds.
+type policyList struct {
+	Cluster  string            `json:"cluster"`
+	Policies []json.RawMessage `json:"policies"` // as they were applied
+	rows     [][]string
+}
+
+func policies(ctx context.Context, c *api.Client, namespace string) (*policyList, error) {
+	all := &policyList{Policies: []json.RawMessage{}}
+	for _, word := range []string{"cnp", "ccnp"} {
+		k, err := kindOf(word)
+		if err != nil {
+			return nil, err
+		}
+		l, err := c.Objects(ctx, k.plural, namespace)
+		if err != nil {
+			return nil, err
+		}
+		for _, raw := range l.Items {
+			row, err := k.row(l.Cluster, raw)
+			if err != nil {
+				return nil, err
+			}
+			if k.clusters {
+				row = slices.Insert(row, 1, "")
+			}
+			all.rows = append(all.rows, row)
+		}
+		all.Cluster, all.Policies = l.Cluster, append(all.Policies, l.Items...)
+	}
+	return all, nil
+}
+
+func policyTable(lists []*policyList) table {
+	t := table{columns: columns("CLUSTER", "NAMESPACE", "NAME", "SELECTS", "RULES", "AGE"), name: 2, empty: "there are no policies: everything is allowed"}
+	for _, l := range lists {
+		t.rows = append(t.rows, l.rows...)
+	}
+	return t
 }
 
 // checked is what became of one manifest.
