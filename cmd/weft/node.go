@@ -2,8 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
 
 	"github.com/spf13/cobra"
@@ -71,12 +75,15 @@ func nodeAddCommand() *cobra.Command {
 				}
 				request.PodCIDRs = append(request.PodCIDRs, p)
 			}
+			if err := writable(file); err != nil {
+				return err
+			}
 			return on(cmd, func(ctx context.Context, c *api.Client) error {
 				bundle, err := c.AddNode(ctx, request)
 				if err != nil {
 					return err
 				}
-				return secret(cmd, file, bundle)
+				return secret(cmd, c, file, "join bundle of node "+args[0], bundle)
 			})
 		},
 	}
@@ -87,9 +94,21 @@ func nodeAddCommand() *cobra.Command {
 	return cmd
 }
 
+// writable refuses a file of --write whose folder is not there, before a
+// cluster is asked for what would be lost.
+func writable(file string) error {
+	if file == "" {
+		return nil
+	}
+	if info, err := os.Stat(filepath.Dir(file)); errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
+		return usageError{fmt.Errorf("--write %s: there is no folder %s", file, filepath.Dir(file))}
+	}
+	return nil
+}
+
 // secret hands over something that holds private keys: to a 0600 file, or to
 // the standard output for a pipe. It is YAML unless -o says JSON.
-func secret(cmd *cobra.Command, file string, v any) error {
+func secret(cmd *cobra.Command, c *api.Client, file, what string, v any) error {
 	f, err := format(cmd)
 	if err != nil {
 		return err
@@ -99,7 +118,10 @@ func secret(cmd *cobra.Command, file string, v any) error {
 		if err != nil {
 			return fmt.Errorf("write %s: %w", file, err)
 		}
-		return api.WriteSecretFile(file, text)
+		if err := api.WriteSecretFile(file, text); err != nil {
+			return err
+		}
+		return done(cmd, c, "%s written to %s", what, file)
 	}
 	if f != "json" {
 		f = "yaml"

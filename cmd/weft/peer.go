@@ -173,12 +173,15 @@ func peerInviteCommand() *cobra.Command {
 		Example: "  weft -c east peer invite west --write invite-of-east.yaml",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := writable(file); err != nil {
+				return err
+			}
 			return on(cmd, func(ctx context.Context, c *api.Client) error {
 				in, err := c.Invite(ctx, args[0])
 				if err != nil {
 					return err
 				}
-				return secret(cmd, file, in)
+				return secret(cmd, c, file, "invite for "+args[0], in)
 			})
 		},
 	}
