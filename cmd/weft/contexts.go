@@ -132,6 +132,12 @@ func each[T any](cmd *cobra.Command, ask func(context.Context, *api.Client) (T, 
 	return askAll(ctx, all, ask)
 }
 
+// halfDone is the error of an act that has done something before it: its answer
+// says what.
+type halfDone struct{ error }
+
+func (e halfDone) Unwrap() error { return e.error }
+
 // askAll asks all at once, so that one which does not answer takes none of the
 // others' time, and closes them. Answers and errors are in the order of all.
 func askAll[T any](ctx context.Context, all []*api.Client, ask func(context.Context, *api.Client) (T, error)) ([]T, error) {
@@ -149,7 +155,7 @@ func askAll[T any](ctx context.Context, all []*api.Client, ask func(context.Cont
 	asked.Wait()
 	var given []T
 	for i, err := range failed {
-		if err == nil {
+		if half := (halfDone{}); err == nil || errors.As(err, &half) {
 			given = append(given, answers[i])
 		}
 	}

@@ -58,11 +58,14 @@ func deletion(cmd *cobra.Command, files, args []string) (func(context.Context, *
 		return nil, err
 	}
 	return func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
-		all := &api.ApplyResult{Cluster: c.Name()}
+		all := new(api.ApplyResult)
 		for _, name := range args[1:] {
 			r, err := c.Delete(ctx, k.plural, objectNamespace(cmd, k), name)
+			if err != nil && len(all.Objects) > 0 {
+				return all, halfDone{err}
+			}
 			if err != nil {
-				return all, err
+				return nil, err
 			}
 			r.Objects = append(all.Objects, r.Objects...)
 			all = r
