@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -93,10 +94,38 @@ func (i *issuer) bundle() *api.JoinBundle {
 // node holds what a node has for ten years.
 type node struct {
 	*Holder
-	path  string
-	away  error
-	asked int
-	told  string
+	path string
+
+	mu    sync.Mutex
+	away  error  // guarded by mu
+	asked int    // guarded by mu
+	told  string // guarded by mu
+}
+
+func (n *node) setAway(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.away = err
+}
+
+// ask counts a question, and says why there is no answer.
+func (n *node) ask() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.asked++
+	return n.away
+}
+
+func (n *node) tell(s string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.told = s
+}
+
+func (n *node) heard() (asked int, told string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.asked, n.told
 }
 
 func newNode(t *testing.T) *node {
@@ -105,11 +134,10 @@ func newNode(t *testing.T) *node {
 	n := &node{path: filepath.Join(t.TempDir(), "join.yaml")}
 	var err error
 	n.Holder, err = New(i.bundle(), Config{
-		Path: n.path, Log: slog.New(slog.DiscardHandler), Tell: func(s string) { n.told = s },
+		Path: n.path, Log: slog.New(slog.DiscardHandler), Tell: n.tell,
 		Ask: func(_ context.Context, b *api.JoinBundle, conf *tls.Config) (*api.JoinBundle, error) {
-			n.asked++
-			if n.away != nil {
-				return nil, n.away
+			if err := n.ask(); err != nil {
+				return nil, err
 			}
 			if c, err := conf.GetClientCertificate(nil); err != nil || c.Leaf.Subject.CommonName != "agent-n1" {
 				t.Errorf("asked as %v, %v", c, err)
@@ -148,8 +176,8 @@ func TestCertificatesNeverEnd(t *testing.T) {
 		defer n.run(t)()
 		time.Sleep(year * 66 / 100)
 		synctest.Wait()
-		if n.asked != 0 {
-			t.Errorf("asked %d times for nothing", n.asked)
+		if asked, _ := n.heard(); asked != 0 {
+			t.Errorf("asked %d times for nothing", asked)
 		}
 		for range 40 {
 			time.Sleep(year / 8)
@@ -157,8 +185,8 @@ func TestCertificatesNeverEnd(t *testing.T) {
 				t.Fatalf("only %v left", n.left())
 			}
 		}
-		if n.asked > 9 {
-			t.Errorf("asked %d times in five years", n.asked)
+		if asked, _ := n.heard(); asked > 9 {
+			t.Errorf("asked %d times in five years", asked)
 		}
 		var b api.JoinBundle
 		file, err := os.ReadFile(n.path)
@@ -178,25 +206,25 @@ func TestCertificatesNeverEnd(t *testing.T) {
 func TestOperatorIsToldInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t)
-		n.away = errors.New("nobody there")
+		n.setAway(errors.New("nobody there"))
 		defer n.run(t)()
 		time.Sleep(year * 3 / 4)
 		synctest.Wait()
-		if n.asked == 0 || n.told != "" {
-			t.Errorf("asked %d times, told %q", n.asked, n.told)
+		if asked, told := n.heard(); asked == 0 || told != "" {
+			t.Errorf("asked %d times, told %q", asked, told)
 		}
 		time.Sleep(year / 10)
 		synctest.Wait()
 		for _, want := range []string{"end on 2000-12-31", "nobody there", "weft node add n1", n.path} {
-			if !strings.Contains(n.told, want) {
-				t.Errorf("told %q, without %q", n.told, want)
+			if _, told := n.heard(); !strings.Contains(told, want) {
+				t.Errorf("told %q, without %q", told, want)
 			}
 		}
-		n.away = nil
+		n.setAway(nil)
 		time.Sleep(2 * lookPause)
 		synctest.Wait()
-		if n.told != "" || n.left() < year/2 {
-			t.Errorf("told %q, %v left", n.told, n.left())
+		if _, told := n.heard(); told != "" || n.left() < year/2 {
+			t.Errorf("told %q, %v left", told, n.left())
 		}
 	})
 }
@@ -211,16 +239,17 @@ func TestFileCannotBeWritten(t *testing.T) {
 		defer n.run(t)()
 		time.Sleep(year*2/3 + 48*time.Hour)
 		synctest.Wait()
-		if n.asked != 1 || n.left() < year/2 || !strings.Contains(n.told, "cannot be kept") {
-			t.Errorf("asked %d times, %v left, told %q", n.asked, n.left(), n.told)
+		if asked, told := n.heard(); asked != 1 || n.left() < year/2 || !strings.Contains(told, "cannot be kept") {
+			t.Errorf("asked %d times, %v left, told %q", asked, n.left(), told)
 		}
 		if err := os.Remove(n.path); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * lookPause)
 		synctest.Wait()
-		if _, err := os.Stat(n.path); err != nil || n.told != "" || n.asked != 1 {
-			t.Errorf("asked %d times, told %q, %v", n.asked, n.told, err)
+		asked, told := n.heard()
+		if _, err := os.Stat(n.path); err != nil || told != "" || asked != 1 {
+			t.Errorf("asked %d times, told %q, %v", asked, told, err)
 		}
 	})
 }
@@ -261,8 +290,8 @@ func TestFileStaysTheOperators(t *testing.T) {
 				if got, err := os.ReadFile(n.path); err != nil || string(got) != wrote {
 					t.Errorf("the file has, %v:\n%s\nwant:\n%s", err, got, wrote)
 				}
-				if n.asked != 1 || (n.told == "") != (test.told == "") || !strings.Contains(n.told, test.told) {
-					t.Errorf("asked %d times, told %q", n.asked, n.told)
+				if asked, told := n.heard(); asked != 1 || (told == "") != (test.told == "") || !strings.Contains(told, test.told) {
+					t.Errorf("asked %d times, told %q", asked, told)
 				}
 			})
 		})
