@@ -18,14 +18,19 @@ type addresses struct {
 	from map[bpf.Addr]string
 }
 
+// everyIPv4 has a row of its own. The kernel keeps IPv4 as ::ffff:0:0/96, where an
+// IPv6 prefix that a policy names, ::/1 for one, would be the longest for all of it.
+var everyIPv4 = netip.MustParsePrefix("0.0.0.0/0")
+
 // deriveAddresses says who has which address.
 //
-// Prefixes, from wide to narrow: what policies name outside of the mesh; the
+// Prefixes, from wide to narrow: the world; what policies name outside of the mesh; the
 // members' pod CIDRs, so that whatever is in them is a member's before anything
 // else is known; the nodes' pod CIDRs, so that an address is encrypted for its
 // node before its identity is known. Single addresses: nodes, then pods.
 func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]identity.Number) addresses {
 	a := addresses{ips: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}, from: map[bpf.Addr]string{}}
+	a.prefixes[bpf.PrefixOf(everyIPv4)] = bpf.IPInfo{Identity: uint32(identity.World)}
 	for cidr, n := range cidrs {
 		if v.inMesh(cidr) {
 			continue // a member is known by its labels alone
