@@ -46,7 +46,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	if (svc) {
 		p->service = p->dst.w[3];
 		p->service_port = p->dport;
-		why = choose_backend(s, svc, f);
+		why = choose_backend(s, svc, f, 0);
 		if (why)
 			return why;
 		to = f->backend;
@@ -72,6 +72,18 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	f->cluster = at.cluster;
 	f->via = at.via;
 	return 0;
+}
+
+/* Has the service of a flow a backend whose path is alive? */
+once int alive_elsewhere(const struct settings *s, const struct flow_key *key)
+{
+	if (!s || !key)
+		return 0;
+	struct service_key front = {.addr = key->remote, .port = key->rport, .proto = key->proto};
+	struct service *svc = bpf_map_lookup_elem(&services, &front);
+	struct flow *chosen = fresh_flow();
+
+	return !svc || (chosen && !choose_backend(s, svc, chosen, 1));
 }
 
 /* An ICMP error from the pod, about a packet it was sent. Returns 0, with where
@@ -189,7 +201,7 @@ int from_pod(struct __sk_buff *skb)
 		path = f->node ? path_to(s, f->node, f->cluster) : PATH_ALIVE;
 		if (unlikely(path != PATH_ALIVE)) {
 			int waits = established(f, p.proto) || !(f->flags & FLOW_SERVICE);
-			if (path == PATH_DEAD || !waits)
+			if (path == PATH_DEAD || (!waits && alive_elsewhere(s, &key)))
 				dead = 1;
 		}
 		if (likely(!dead))
@@ -217,8 +229,11 @@ renew:
 	why = open_egress(skb, &p, s, f);
 	if (why == LOOP)
 		why = open_loop(&key);
-	else if (!why)
+	else if (!why) {
 		why = f->flags & FLOW_SERVICE ? remember_service(&key, f) : remember(&key, f);
+		if (why)
+			name_service(&p, &key, f);
+	}
 	if (why)
 		return drop(skb, &p, why, EGRESS);
 	opened = 1;
@@ -238,8 +253,10 @@ known:
 		p.service = p.dst.w[3];
 		p.service_port = p.dport;
 		why = rewrite(skb, &p, DESTINATION, &f->backend, f->bport);
-		if (why)
+		if (why) {
+			name_service(&p, &key, f);
 			return drop(skb, &p, why, EGRESS);
+		}
 	}
 	if (opened)
 		trace(skb, &p, s, f->via, EGRESS);

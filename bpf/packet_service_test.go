@@ -251,6 +251,33 @@ var failureCases = []packetCase{
 		{change: clusterDies, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A").at(7, 9)), want: ReasonResetSent,
 			out: ip(far, podA, tcp(80, 1000, "R").at(9, 0))},
 	}},
+	{name: "a silent path serves where the nearer backends are dead", state: func(n *node) {
+		set(n, n.m.Backends, SlotKey{Service: 80, Cluster: 1}, Backend{Addr: addr(podE), Port: PortOf(8080), Node: 2})
+		for _, proto := range []uint8{6, 17} {
+			row, _, _ := n.m.Services.Lookup(front(near, proto))
+			row.Group[1].Tier = 1
+			set(n, n.m.Services, front(near, proto), row)
+		}
+		onlyC(n)
+	}, steps: []step{
+		{change: func(n *node) {
+			nodeDies(2)(n)
+			clusterFallsSilent(n)
+		}, hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{change: clusterDies, hook: "from a", in: ip(podA, near, tcp(1001, 80, "S")), want: ReasonNoBackend},
+	}},
+	{name: "over silent paths alone UDP stays with its backend", steps: []step{
+		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080)), change: onlyC},
+		{change: func(n *node) {
+			set(n, n.m.Nodes, 4, Node{Path: PathAlive, Keyed: 1, Cluster: 2})
+			clusterFallsSilent(n)
+		}, hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
+		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
+		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
+		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
+		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080)), check: flowsAre(1)},
+		{change: clusterDies, hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonNoBackend},
+	}},
 	{name: "a pod that moved to another node", steps: []step{
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
 		{change: func(n *node) {
@@ -272,7 +299,8 @@ var stateCases = []packetCase{
 	}, steps: []step{
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
 		{hook: "from a", in: ip(podA, podC, tcp(1001, 80, "S")), want: ReasonFlowTableFull},
-		{change: onlyC, hook: "from a", in: ip(podA, far, tcp(1002, 80, "S")), want: ReasonFlowTableFull, check: func(n *node, _ sent) {
+		{change: onlyC, hook: "from a", in: ip(podA, far, tcp(1002, 80, "S")), want: ReasonFlowTableFull, check: func(n *node, s sent) {
+			through(far, podA, podC)(n, s)
 			if left, _ := n.m.Replies.Len(); left != 0 {
 				n.Errorf("%d replies left behind", left)
 			}

@@ -147,7 +147,7 @@ type Path uint8
 const (
 	PathDead   Path = iota // what is open over it is ended, what has a choice goes elsewhere
 	PathAlive              // it carries
-	PathSilent             // went down a moment ago: as dead, but open TCP connections wait
+	PathSilent             // went down a moment ago: services use others if there are any, nothing is ended
 )
 
 // Node is one node of any cluster, by the agent's own index from 1.
@@ -162,8 +162,9 @@ type Node struct {
 
 // Cluster is a row by cluster ID. The own cluster's row is never asked.
 type Cluster struct {
-	Path Path // the best of its nodes'
-	Pad  [3]uint8
+	Path   Path  // the best of its nodes'
+	Member uint8 // 1: a dead cluster's row is not all zero, as if there were none
+	Pad    [2]uint8
 }
 
 // MaxGroups is how many groups (clusters) a service can have.

@@ -4,7 +4,7 @@
 #include "place.h"
 
 #define PROBES 16   /* slots looked at before a group counts as dead */
-#define ATTEMPTS 5  /* groups given up before the service does */
+#define ATTEMPTS 4  /* groups given up before the service does, for either kind of path */
 
 /* A choice under way. Loops are bpf_loop's, whose body the verifier reads once. */
 struct choice {
@@ -80,22 +80,24 @@ static long consider_slot(__u32 i, struct choice *c)
 	return 1;
 }
 
-/* Fills in f's backend. Returns 0 or NO_BACKEND. */
-once int choose_backend(const struct settings *s, const struct service *svc, struct flow *f)
+/* Fills in f's backend. Silent paths will do when no other is left, unless only
+ * those alive are asked for. Returns 0 or NO_BACKEND. */
+once int choose_backend(const struct settings *s, const struct service *svc, struct flow *f, int alive)
 {
 	if (!s || !svc || !f)
 		return REASON_FAILED;
 	struct choice c = {.s = s, .svc = svc, .f = f};
 
-	for (int i = 0; i < ATTEMPTS; i++) {
+	for (int i = 0; i < 2 * ATTEMPTS; i++) {
 		__u32 count;
 
-		/* The last attempt is for silent paths, when no other is left. */
-		if (i == ATTEMPTS - 1) {
+		if (i == ATTEMPTS) {
+			if (alive)
+				break;
 			c.doubtful = 1;
 			c.skip = 0;
 		} else if (c.group == MAX_GROUPS) {
-			continue;
+			continue; /* no group is left for this kind of path */
 		}
 		c.tier = 256;
 		c.total = 0;

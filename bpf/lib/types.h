@@ -141,8 +141,9 @@ struct node {
 
 /* clusters: by cluster ID. One write takes a lost cluster out of everything. */
 struct cluster {
-	__u8 path; /* enum path, the best of its nodes' */
-	__u8 pad[3];
+	__u8 path;   /* enum path, the best of its nodes' */
+	__u8 member; /* 1: a dead cluster's row is not all zero, as if there were none */
+	__u8 pad[2];
 };
 
 /* services: a frontend and its groups, one per cluster. */
