@@ -80,7 +80,7 @@ func (l *liveness) probe(ctx context.Context) error {
 	cfg.Log = l.log
 	var prober *probe.Prober
 	cfg.OnChange = func(o probe.Observation) {
-		l.apply(prober.Observations())
+		l.apply(prober.Observations(), time.Now())
 		l.again() // a path that went down is silent first, and dead a little later
 	}
 	if prober, err = probe.New(cfg, transport); err != nil {
@@ -110,14 +110,14 @@ func (l *liveness) targets(ctx context.Context, prober *probe.Prober) error {
 			prober.Set(l.choose(mesh, flows, evidence))
 			prober.SetEvidence(evidence)
 		}
-		observations := prober.Observations()
-		l.apply(observations)
+		observations, now := prober.Observations(), time.Now()
+		l.apply(observations, now)
 		select {
 		case <-ctx.Done():
 		case <-nodes:
 		case <-clusters:
 		case <-l.changed:
-		case <-time.After(untilDead(observations, time.Now())):
+		case <-time.After(untilDead(observations, now)):
 		}
 	}
 	return nil
@@ -221,14 +221,13 @@ func (l *liveness) heard(e gossip.Event) {
 var paths = map[probe.Standing]bpf.Path{probe.Dead: bpf.PathDead, probe.Silent: bpf.PathSilent, probe.Alive: bpf.PathAlive}
 
 // apply writes observations into the kernel, then into the table.
-func (l *liveness) apply(observations []probe.Observation) {
+func (l *liveness) apply(observations []probe.Observation, now time.Time) {
 	txn := l.tables.DB.ReadTxn()
 	mesh := l.meshes.Of(txn)
 	if mesh == nil {
 		return
 	}
 	var errs []error
-	now := time.Now()
 	// Clusters first: one write helps every service at once.
 	standings := probe.Clusters(observations, now)
 	for name, c := range mesh.Members {

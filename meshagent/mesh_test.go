@@ -138,6 +138,37 @@ func TestALostClusterIsOneWriteWithinASecond(t *testing.T) {
 	})
 }
 
+func TestARestartedAgentDoesNotDoubtWhatIsDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, east, west, _ := raise(t)
+		w.net.setCut("west", true)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		before := kernel(t, east)
+		east.stop()
+		east.run()
+		for range 200 {
+			time.Sleep(10 * time.Millisecond)
+			synctest.Wait()
+			n, _, _ := east.maps().Nodes.Lookup(1)
+			c, known, _ := east.maps().Clusters.Lookup(2)
+			if n.Path != bpf.PathDead || c.Path != bpf.PathDead || !known {
+				t.Fatalf("node %d, cluster %d (known %v), want both dead", n.Path, c.Path, known)
+			}
+		}
+		w.step()
+		sameKernel(t, "restarted", kernel(t, east), before)
+		w.net.setCut("west", false)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if c, _, _ := east.maps().Clusters.Lookup(2); c.Path != bpf.PathAlive {
+			t.Errorf("healed, the cluster is %d", c.Path)
+		}
+		east.stop()
+		west.stop()
+	})
+}
+
 // kernel is everything that must survive.
 func kernel(t *testing.T, n *testNode) map[string]any {
 	m := n.maps()

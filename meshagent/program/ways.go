@@ -175,8 +175,19 @@ func (w *Ways) Release(nodes []Member, prune bool) error {
 
 // SetPath says what the path to a node is like; nil if the node has no index.
 func (w *Ways) SetPath(key string, path bpf.Path) error {
-	return w.change(key, func(n *bpf.Node) { n.Path = path })
+	return w.change(key, func(n *bpf.Node) { n.Path = turned(n.Path, path) })
 }
+
+// turned is what a path becomes. Only one that carried falls silent: an agent that
+// starts judges anew what was dead all along.
+func turned(from, to bpf.Path) bpf.Path {
+	if from == bpf.PathDead && to == bpf.PathSilent {
+		return from
+	}
+	return to
+}
+
+func clusterRow(path bpf.Path) bpf.Cluster { return bpf.Cluster{Path: path, Member: 1} }
 
 // SetLane says which lane leads to a node, and whether anything may be sent.
 func (w *Ways) SetLane(key string, lane int, keyed bool) error {
@@ -212,7 +223,10 @@ func (w *Ways) Row(key string) (bpf.Node, uint16) {
 func (w *Ways) SetCluster(id identity.ClusterID, path bpf.Path) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	row := bpf.Cluster{Path: path}
+	if old, ok := w.wrote[id]; ok {
+		path = turned(old.Path, path)
+	}
+	row := clusterRow(path)
 	w.members[id] = row
 	if w.wrote[id] == row {
 		return nil
@@ -244,8 +258,9 @@ func (w *Ways) Admit(ids []identity.ClusterID, prune bool) error {
 		wanted[id] = true
 		row, ok := w.members[id]
 		if !ok {
-			if row, ok = w.wrote[id]; !ok {
-				row = bpf.Cluster{Path: bpf.PathAlive}
+			row = clusterRow(bpf.PathAlive)
+			if old, ok := w.wrote[id]; ok {
+				row = clusterRow(old.Path)
 			}
 			w.members[id] = row
 		}
