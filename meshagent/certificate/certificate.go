@@ -231,6 +231,9 @@ func (h *Holder) save() error {
 		return err
 	case b.Cluster != h.bundle.Cluster || b.Node != h.bundle.Node:
 		return nil // for the next life this machine is another node
+	case issued(&b).After(h.client.Leaf.NotBefore):
+		h.unsaved = false // it is newer, of a rebuilt cluster maybe
+		return nil
 	}
 	renewed(&b, &h.bundle)
 	text, err := yaml.Marshal(b)
@@ -242,6 +245,15 @@ func (h *Holder) save() error {
 	}
 	h.unsaved = false
 	return nil
+}
+
+// issued is when a bundle's certificates were; zero if that cannot be read.
+func issued(b *api.JoinBundle) time.Time {
+	p, err := parse(b)
+	if err != nil {
+		return time.Time{}
+	}
+	return p.client.Leaf.NotBefore
 }
 
 func read(path string) (b api.JoinBundle, err error) {

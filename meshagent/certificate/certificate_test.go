@@ -298,6 +298,33 @@ func TestFileStaysTheOperators(t *testing.T) {
 	}
 }
 
+// The file could not be written; the cluster is rebuilt, with another CA, and the
+// operator brings the node its new bundle.
+func TestFileStaysNewer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		if err := os.Mkdir(n.path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		defer n.run(t)()
+		time.Sleep(year*2/3 + 48*time.Hour)
+		synctest.Wait()
+		if err := os.Remove(n.path); err != nil {
+			t.Fatal(err)
+		}
+		wrote := marshal(newIssuer(t).bundle())
+		if err := os.WriteFile(n.path, []byte(wrote), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * lookPause)
+		synctest.Wait()
+		asked, told := n.heard()
+		if got, err := os.ReadFile(n.path); err != nil || string(got) != wrote || asked != 1 || told != "" {
+			t.Errorf("asked %d times, told %q, the file has, %v:\n%s\nwant:\n%s", asked, told, err, got, wrote)
+		}
+	})
+}
+
 func marshal(b *api.JoinBundle) string {
 	text, err := yaml.Marshal(b)
 	if err != nil {
