@@ -17,7 +17,7 @@ import (
 )
 
 // Exec turns the calling process into a command on a machine or in a pod of a
-// lab that lives. It returns only errors.
+// lab that lives, and that ends with the machine's power. It returns only errors.
 func Exec(id, where string, command []string) error {
 	r, err := ReadRecord(id)
 	if err != nil {
@@ -49,6 +49,11 @@ func Exec(id, where string, command []string) error {
 	dir, err := os.Getwd()
 	if err != nil || where != "operator" {
 		dir = "/" // of the machine
+	}
+	// Joined before its namespaces are entered: either the machine's end kills
+	// us too, or there is nothing left to enter.
+	if err := (space.Cgroup{Dir: node.Cgroup}).Join(); err != nil {
+		return err
 	}
 	runtime.LockOSThread()
 	if err := space.EnterProcess(node.PID)(); err != nil {

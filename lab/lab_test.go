@@ -20,7 +20,11 @@ import (
 // TestMain lets the test binary be the helpers that a lab starts.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "lab" {
-		if err := Helper(context.Background(), os.Args[2:]); err != nil {
+		help := func() error { return Helper(context.Background(), os.Args[2:]) }
+		if os.Args[2] == "exec" && len(os.Args) > 5 {
+			help = func() error { return Exec(os.Args[3], os.Args[4], os.Args[5:]) }
+		}
+		if err := help(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -186,6 +190,44 @@ func TestPower(t *testing.T) {
 	if err := l.Failures(); err != nil {
 		t.Errorf("what the lab killed counts as failed: %v", err)
 	}
+}
+
+func TestExecEndsWithItsMachine(t *testing.T) {
+	l := raise(t, bare)
+	within := func(where string) *process {
+		t.Helper()
+		cmd := exec.Command(l.binary, "lab", "exec", l.ID, where, "/bin/sleep", "1000")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		p := &process{name: where, cmd: cmd, done: make(chan struct{})}
+		go p.reap()
+		t.Cleanup(func() {
+			if err := p.kill(); err != nil {
+				t.Error(err)
+			}
+		})
+		eventually(t, "command runs on "+where, func() bool {
+			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.pid()))
+			return string(name) == "sleep\n" || !p.running()
+		})
+		if !p.running() {
+			t.Fatalf("command on %s: %v", where, p.err)
+		}
+		return p
+	}
+	node, other, operator := within("east/n1"), within("west/n1"), within("operator")
+	if err := l.nodes["east/n1"].PowerOff(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "command ends with its machine", func() bool { return !node.running() })
+	if !other.running() || !operator.running() {
+		t.Error("the end of one machine ends commands on others")
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "all commands end with the lab", func() bool { return !other.running() && !operator.running() })
 }
 
 func TestUnexpectedEndIsReported(t *testing.T) {

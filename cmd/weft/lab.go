@@ -191,6 +191,7 @@ func labExecCommand() *cobra.Command {
 		Short: "Run a command on a machine or in a pod of a lab",
 		Long: "Run a command on a machine or in a pod of a lab. A machine is CLUSTER/NODE, a pod\n" +
 			"CLUSTER/NAMESPACE/POD; operator is the machine from which every API server can be reached.\n" +
+			"The command ends with the power of its machine, so with the lab at the latest.\n" +
 			"The first word weft is this binary; further in, as after env, it is looked for in PATH.",
 		Example:           "  weft lab exec 1f2e east/n1 -- weft debug tables\n  weft lab exec 1f2e operator -- weft -c west status",
 		Args:              usageArgs(cobra.MinimumNArgs(3)),

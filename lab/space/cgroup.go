@@ -53,6 +53,14 @@ func (c Cgroup) Open() (*os.File, error) {
 	return os.NewFile(uintptr(fd), c.Dir), nil
 }
 
+// Join moves the calling process into the cgroup.
+func (c Cgroup) Join() error {
+	if err := os.WriteFile(filepath.Join(c.Dir, "cgroup.procs"), []byte("0"), 0); err != nil {
+		return fmt.Errorf("join cgroup: %w", err)
+	}
+	return nil
+}
+
 // Kill ends every process in the cgroup and below it, as if its machine had
 // lost power, and returns when none is left. It gives up after five seconds.
 func (c Cgroup) Kill() error {
