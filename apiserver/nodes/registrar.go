@@ -166,6 +166,9 @@ func (r *Registrar) admit(request api.NodeRequest, old Registration, others map[
 		if !ip.IsValid() || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLoopback() || ip.Zone() != "" {
 			return old, api.Invalid("name the address at which other nodes reach it", "%s cannot be a node's address", ip)
 		}
+		if !ip.Is4() {
+			return old, api.Invalid("name its IPv4 address", "%s cannot be a node's address: the mesh speaks IPv4 only", ip)
+		}
 		if inside(c.PodCIDRs, ip) || c.ServiceCIDR.Contains(ip) {
 			return old, api.Invalid("give the node's own address, not one of its pods", "address %s of node %s lies in a CIDR of the cluster's pods or services", ip, reg.Name)
 		}

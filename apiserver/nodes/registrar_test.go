@@ -80,6 +80,8 @@ func TestAddRefuses(t *testing.T) {
 		"long name":         {request(strings.Repeat("n", 60), "172.16.1.9", ""), "cannot be a node's name"},
 		"no address":        {request("n9", "", ""), "has no address"},
 		"loopback":          {request("n9", "127.0.0.1", ""), "cannot be a node's address"},
+		"IPv6":              {request("n9", "fd00::1", "10.1.9.0/24"), "fd00::1 cannot be a node's address: the mesh speaks IPv4 only"},
+		"IPv4 in IPv6":      {request("n9", "::ffff:172.16.1.9", ""), "the mesh speaks IPv4 only"},
 		"a pod's address":   {request("n9", "10.1.1.4", ""), "lies in a CIDR"},
 		"another's address": {request("n9", "172.16.1.1", ""), "belongs to node n1"},
 		"outside":           {request("n9", "172.16.1.9", "10.2.1.0/24"), "outside of the cluster's 10.1.0.0/16"},
