@@ -1,6 +1,10 @@
 package bpf
 
-import "fmt"
+import (
+	"fmt"
+	"maps"
+	"slices"
+)
 
 // Reason says why a packet left the datapath where it did. The list is
 // lib/reasons.h; a test keeps both equal.
@@ -64,6 +68,11 @@ var reasonNames = map[Reason]string{
 
 // Drop tells whether the packet was dropped.
 func (r Reason) Drop() bool { return r >= ReasonPolicyDenied }
+
+// DropReasons are all reasons to drop a packet, in the order of their numbers.
+func DropReasons() []Reason {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(reasonNames)), func(r Reason) bool { return !r.Drop() })
+}
 
 // String is the name that counters, events and the CLI show.
 func (r Reason) String() string {

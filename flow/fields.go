@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
 )
 
@@ -16,7 +18,7 @@ import (
 var fields = func() []field {
 	all := []field{
 		list("verdict", "FORWARDED, DROPPED or RESET", parseVerdict, func(f *Filter) *[]Verdict { return &f.Verdicts }),
-		list("reason", "why a packet was dropped, for example policy-denied", nonEmpty, func(f *Filter) *[]string { return &f.Reasons }),
+		list("reason", "why a packet was dropped, for example policy-denied", parseReason, func(f *Filter) *[]string { return &f.Reasons }),
 		list("direction", "EGRESS or INGRESS, seen from the pod", parseDirection, func(f *Filter) *[]Direction { return &f.Directions }),
 		list("protocol", "TCP, UDP, ICMP, SCTP", parseProtocol, func(f *Filter) *[]string { return &f.Protocols }),
 		list("node", "node that saw it, as node or cluster/node; * matches", parseGlob, func(f *Filter) *[]string { return &f.Nodes }),
@@ -96,6 +98,23 @@ func parseVerdict(s string) (Verdict, error) {
 		return v, nil
 	}
 	return "", fmt.Errorf("there is no verdict %q; choose FORWARDED, DROPPED or RESET", s)
+}
+
+func parseReason(s string) (string, error) {
+	reasons := Reasons()
+	if low := strings.ToLower(s); slices.Contains(reasons, low) {
+		return low, nil
+	}
+	return "", fmt.Errorf("there is no reason %q; choose from %s", s, strings.Join(reasons, ", "))
+}
+
+// Reasons are all that a flow can have, sorted.
+func Reasons() (names []string) {
+	for _, r := range bpf.DropReasons() {
+		names = append(names, r.String())
+	}
+	slices.Sort(names)
+	return names
 }
 
 func parseDirection(s string) (Direction, error) {

@@ -43,6 +43,7 @@ func TestMatch(t *testing.T) {
 		{"verdict=FORWARDED&verdict=DROPPED", true},
 		{"verdict=DROPPED&reason=no-tunnel", false},
 		{"reason=policy-denied", true},
+		{"reason=Policy-Denied", true},
 		{"direction=ingress", true},
 		{"direction=egress", false},
 		{"protocol=tcp", true},
@@ -134,6 +135,8 @@ func TestFilterWithoutPods(t *testing.T) {
 func TestParseFilterRefuses(t *testing.T) {
 	for query, want := range map[string]string{
 		"verdict=LOST":           `filter verdict: there is no verdict "LOST"; choose FORWARDED, DROPPED or RESET`,
+		"reason=policy_denied":   `filter reason: there is no reason "policy_denied"; choose from failed, flow-clash, `,
+		"reason=delivered":       `there is no reason "delivered"; choose from`,
 		"verdict=":               `there is no verdict ""`,
 		"pod=":                   "the value is empty",
 		"pod=a/b/c/d":            "too many parts",

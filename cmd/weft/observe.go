@@ -59,6 +59,7 @@ func observeCommand() *cobra.Command {
 		complete(cmd, name, completeNamespaces)
 	}
 	complete(cmd, "verdict", fixed(string(flow.Forwarded), string(flow.Dropped), string(flow.Reset)))
+	complete(cmd, "reason", fixed(flow.Reasons()...))
 	complete(cmd, "direction", fixed(string(flow.Egress), string(flow.Ingress)))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var err error
