@@ -80,7 +80,8 @@ func (s *server) askAgent(ctx context.Context, node, path string, query url.Valu
 	if err != nil {
 		return nil, err
 	}
-	reg, ok := register[node]
+	// Nodes are also named as they are shown, with the cluster before them.
+	reg, ok := register[strings.TrimPrefix(node, s.cluster.Name+"/")]
 	if !ok {
 		return nil, api.NotFound("`weft node list` shows them", "cluster %s has no node %q", s.cluster.Name, node)
 	}

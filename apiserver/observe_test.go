@@ -144,10 +144,12 @@ func TestTablesOfAnAgent(t *testing.T) {
 		_ = json.NewEncoder(w).Encode(api.Table{Name: "nodes", Node: "n1", Rows: [][]string{{"a"}}})
 	})()
 	p.fakeAgent("n2", nil)
-	if table, err := p.admin().Table(t.Context(), "n1", "nodes"); err != nil || table.Rows[0][0] != "a" {
-		t.Error(table, err)
+	for _, node := range []string{"n1", "east/n1"} {
+		if table, err := p.admin().Table(t.Context(), node, "nodes"); err != nil || table.Rows[0][0] != "a" {
+			t.Error(node, table, err)
+		}
 	}
-	for node, want := range map[string]string{"n1": "no table", "n2": "does not answer", "n9": `no node "n9"`} {
+	for node, want := range map[string]string{"n1": "no table", "n2": "does not answer", "n9": `no node "n9"`, "west/n1": `no node "west/n1"`} {
 		var refused *api.Error
 		if _, err := p.admin().Table(t.Context(), node, "ghosts"); !errors.As(err, &refused) || !strings.Contains(err.Error(), want) || refused.Hint == "" {
 			t.Errorf("%s: %v", node, err)

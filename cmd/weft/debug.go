@@ -20,7 +20,7 @@ func debugCommand() *cobra.Command {
 type agentFlags struct{ node, socket string }
 
 func (a *agentFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&a.node, "node", "", "node to ask, through its cluster")
+	cmd.Flags().StringVar(&a.node, "node", "", "node to ask, through its cluster: node or cluster/node")
 	a.addLocal(cmd)
 	complete(cmd, "node", completeNodes)
 }
