@@ -261,7 +261,8 @@ func labRequestCommand() *cobra.Command {
 			for range count {
 				a, err := traffic.RequestWithin(cmd.Context(), timeout, target, from, "")
 				if err != nil {
-					failed = append(failed, fmt.Errorf("%s: %w", traffic.Reason(err), err))
+					// No hint: who does not answer is a server of the lab's, not ours.
+					failed = append(failed, hinted{fmt.Errorf("%s: %w", traffic.Reason(err), err), ""})
 					continue
 				}
 				fmt.Fprintln(cmd.OutOrStdout(), strings.TrimSuffix(a.String(), " "+traffic.Marker))
