@@ -213,7 +213,11 @@ func peerRemoveCommand() *cobra.Command {
 				if err := here.RemovePeer(ctx, args[0]); err != nil {
 					return err
 				}
-				return done(cmd, here, "peer %s removed", args[0])
+				if err := done(cmd, here, "peer %s removed", args[0]); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintf(cmd.ErrOrStderr(), "hint: %s keeps what it knows of this cluster until it removes it too: its operator does that, or `weft -c %s peer remove %s --both` with its context\n", args[0], here.Name(), args[0])
+				return err
 			})
 		},
 	}
