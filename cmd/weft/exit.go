@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -32,7 +33,7 @@ const exitCodes = `Exit codes:
   2  the command line or a file it names was not understood
   3  a cluster could not be reached, or does not accept our certificate; what
      others answered is shown
-  4  this machine cannot do it: no root, no BPF, kernel too old`
+  4  this machine cannot do it: no root, no BPF, kernel too old, an address in use`
 
 // usageError is a mistake on the command line.
 type usageError struct{ error }
@@ -123,7 +124,7 @@ func exitCode(err error) int {
 		return own.ExitCode()
 	case errors.As(err, &usage):
 		return exitUsage
-	case errors.As(err, &lack), forbidden(err):
+	case errors.As(err, &lack), forbidden(err), listening(err):
 		return exitIncapable
 	case errors.As(err, &refusal):
 		if refusal.Status == http.StatusUnauthorized || refusal.Status == http.StatusBadGateway ||
@@ -138,28 +139,44 @@ func exitCode(err error) int {
 }
 
 func unreachable(err error) bool {
-	var dial *net.OpError
 	var alert tls.AlertError
 	var verify *tls.CertificateVerificationError
-	return errors.As(err, &dial) || errors.As(err, &alert) || errors.As(err, &verify) ||
+	return connection(err) != nil || errors.As(err, &alert) || errors.As(err, &verify) ||
 		errors.Is(err, context.DeadlineExceeded)
+}
+
+// connection is the error of reaching somebody, or of speaking with them. It is
+// nil where we wait for others to reach us.
+func connection(err error) *net.OpError {
+	var op *net.OpError
+	if !errors.As(err, &op) || listening(err) {
+		return nil
+	}
+	return op
+}
+
+// listening tells that this machine could not take the address we were to
+// listen at: another process has it, it is forbidden, or not the machine's.
+func listening(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "listen"
 }
 
 // forbidden tells that this machine did not let us. A connection to another
 // one may be forbidden too, by a firewall of ours: that one is unreachable.
 func forbidden(err error) bool {
-	var dial *net.OpError
-	return errors.Is(err, fs.ErrPermission) && (!errors.As(err, &dial) || dial.Net == "unix")
+	to := connection(err)
+	return errors.Is(err, fs.ErrPermission) && (to == nil || to.Net == "unix")
 }
 
 // explain turns a known cause into advice; it is empty where the error says
 // all there is.
 func explain(err error) (hint string) {
 	var refusal *api.Error
-	var dial *net.OpError
 	var hostname x509.HostnameError
 	var usage usageError
 	var own hinted
+	to := connection(err)
 	switch {
 	case errors.As(err, &own):
 		return own.hint
@@ -167,14 +184,16 @@ func explain(err error) (hint string) {
 		return refusal.Hint
 	case errors.As(err, &hostname):
 		return "the context's server is not one of the names in the server's certificate; name it in the API server's configuration, or use an address it has"
-	case errors.As(err, &dial) && dial.Net == "unix" && errors.Is(err, fs.ErrPermission):
+	case to != nil && to.Net == "unix" && errors.Is(err, fs.ErrPermission):
 		return "run it as root: the socket is root's alone"
-	case errors.As(err, &dial) && dial.Net == "unix":
+	case to != nil && to.Net == "unix":
 		return "is `weft agent` running on this machine? Its socket is " + agentSocket + "; name another with --socket"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "give it longer with --timeout, or look whether `weft apiserver` runs there"
-	case errors.As(err, &dial) && dial.Op == "dial":
+	case to != nil && to.Op == "dial":
 		return "does `weft apiserver` run there, and is the context's server right? `weft version -o json` shows which file the contexts come from"
+	case listening(err) && errors.Is(err, syscall.EADDRINUSE):
+		return "`ss -lntup` shows which process has the address: stop that one, or choose another address"
 	case forbidden(err) && !errors.As(err, &usage) && os.Geteuid() != 0:
 		return "run it as root"
 	}

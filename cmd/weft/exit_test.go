@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -23,6 +24,11 @@ func TestExitCodes(t *testing.T) {
 		"a socket of root's":               {&net.OpError{Op: "dial", Net: "unix", Err: syscall.EACCES}, exitIncapable},
 		"no agent at the socket":           {&net.OpError{Op: "dial", Net: "unix", Err: syscall.ENOENT}, exitUnreachable},
 		"a firewall of ours":               {&net.OpError{Op: "dial", Net: "tcp", Err: syscall.EPERM}, exitUnreachable},
+		"a port of root's":                 {&net.OpError{Op: "listen", Net: "tcp", Err: syscall.EACCES}, exitIncapable},
+		"a port in use":                    {&net.OpError{Op: "listen", Net: "tcp", Err: syscall.EADDRINUSE}, exitIncapable},
+		"an address of another machine":    {&net.OpError{Op: "listen", Net: "tcp", Err: syscall.EADDRNOTAVAIL}, exitIncapable},
+		"a connection that breaks":         {&net.OpError{Op: "read", Net: "tcp", Err: syscall.ECONNRESET}, exitUnreachable},
+		"a refused certificate":            {&net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}, exitUnreachable},
 		"a named file of root's":           {usageError{&fs.PathError{Op: "open", Path: "x", Err: syscall.EACCES}}, exitUsage},
 		"a refusal":                        {api.NotFound("", "there is none"), exitNo},
 		"one cluster refuses, one is away": {errors.Join(api.NotFound("", "there is none"), away), exitUnreachable},
@@ -30,6 +36,27 @@ func TestExitCodes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if code := exitCode(c.err); code != c.code {
 				t.Errorf("exit code %d of %v, want %d", code, c.err, c.code)
+			}
+		})
+	}
+}
+
+// A listener that fails is told apart from a cluster that is away.
+func TestAdviceOnListening(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  *net.OpError
+		want string
+	}{
+		"a port in use":            {&net.OpError{Op: "listen", Net: "tcp", Err: syscall.EADDRINUSE}, "choose another address"},
+		"a socket in use":          {&net.OpError{Op: "listen", Net: "unix", Err: syscall.EADDRINUSE}, "choose another address"},
+		"nobody at the address":    {&net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}, "does `weft apiserver` run there"},
+		"no agent at the socket":   {&net.OpError{Op: "dial", Net: "unix", Err: syscall.ENOENT}, "is `weft agent` running"},
+		"a socket's folder absent": {&net.OpError{Op: "listen", Net: "unix", Err: syscall.ENOENT}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hint := explain(fmt.Errorf("start: %w", c.err))
+			if !strings.Contains(hint, c.want) || (hint == "") != (c.want == "") {
+				t.Errorf("hint %q of %v, want %q", hint, c.err, c.want)
 			}
 		})
 	}
