@@ -69,11 +69,11 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 
 // finish prints an error with a hint and returns the exit code.
 func finish(root *cobra.Command, err error) int {
-	if err == nil || errors.Is(err, errNo) {
-		return exitCode(err)
-	}
 	var lines, hints []string
 	for _, one := range parts(err) {
+		if one == nil || one == errNo { // what was joined to errNo is still to be said
+			continue
+		}
 		// A command names itself by its whole path, which begins with ours.
 		lines = append(lines, "weft: "+strings.TrimPrefix(strings.TrimPrefix(one.Error(), "weft: "), "weft "))
 		if hint := explain(one); hint != "" {

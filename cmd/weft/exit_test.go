@@ -61,3 +61,28 @@ func TestAdviceOnListening(t *testing.T) {
 		})
 	}
 }
+
+// errNo says nothing, what was joined to it does.
+func TestFinishPrints(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		want string
+		code int
+	}{
+		"nothing when done":       {nil, "", exitOK},
+		"nothing of an answer":    {errNo, "", exitNo},
+		"what is joined to it":    {errors.Join(errNo, errors.New("disk full")), "weft: disk full\n", exitNo},
+		"what it is joined to":    {errors.Join(usageError{errors.New("no such file")}, errNo), "weft: no such file\n", exitUsage},
+		"the same of two once":    {errors.Join(errors.New("away"), errors.New("away")), "weft: away\n", exitNo},
+		"hints after every error": {errors.Join(hinted{errors.New("a"), "c"}, errors.New("b")), "weft: a\nweft: b\nhint: c\n", exitNo},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var printed strings.Builder
+			root := rootCommand()
+			root.SetErr(&printed)
+			if code := finish(root, c.err); code != c.code || printed.String() != c.want {
+				t.Errorf("printed %q with exit code %d, want %q with %d", printed.String(), code, c.want, c.code)
+			}
+		})
+	}
+}
