@@ -53,6 +53,11 @@ type hinted struct {
 
 func (e hinted) Unwrap() error { return e.error }
 
+// said is an error that was printed when it happened; finish adds its hint.
+type said struct{ error }
+
+func (e said) Unwrap() error { return e.error }
+
 // errNo ends a command whose output has said why the answer is no.
 var errNo = errors.New("the answer is no")
 
@@ -75,17 +80,19 @@ func finish(root *cobra.Command, err error) int {
 			continue
 		}
 		// A command names itself by its whole path, which begins with ours.
-		lines = append(lines, "weft: "+strings.TrimPrefix(strings.TrimPrefix(one.Error(), "weft: "), "weft "))
+		if !errors.As(one, new(said)) {
+			lines = append(lines, "weft: "+strings.TrimPrefix(strings.TrimPrefix(one.Error(), "weft: "), "weft "))
+		}
 		if hint := explain(one); hint != "" {
 			hints = append(hints, "hint: "+hint)
 		}
 	}
-	said := map[string]bool{} // several clusters may have the same to say
+	printed := map[string]bool{} // several clusters may have the same to say
 	for _, line := range append(lines, hints...) {
-		if !said[line] {
+		if !printed[line] {
 			fmt.Fprintln(root.ErrOrStderr(), printableLines(line))
 		}
-		said[line] = true
+		printed[line] = true
 	}
 	return exitCode(err)
 }

@@ -118,8 +118,8 @@ func observed(cmd *cobra.Command, local bool, socket string) ([]*api.Client, err
 }
 
 // observe prints the flows of all sources: sorted by time when they are past,
-// as they come when following. A source that fails says so and ends none of the
-// others.
+// as they come when following. A source that fails then says so at once, and ends
+// none of the others.
 func observe(cmd *cobra.Command, sources []*api.Client, request flow.Request) error {
 	f, err := format(cmd)
 	if err != nil {
@@ -149,6 +149,7 @@ func observe(cmd *cobra.Command, sources []*api.Client, request flow.Request) er
 		})
 		if err = ended(cmd, err); err != nil && request.Follow && len(sources) > 1 {
 			fmt.Fprintln(cmd.ErrOrStderr(), printableLines(fmt.Sprintf("weft: %s: %v", c.Name(), err)))
+			err = said{err}
 		}
 		return none, err
 	})
