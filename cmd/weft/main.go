@@ -33,6 +33,11 @@ func rootCommand() *cobra.Command {
 		Args:          subcommand,
 		Version:       version,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		// Before the command acts: an output that there is not must not hide what was done.
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := format(cmd)
+			return err
+		},
 	}
 	root.SetVersionTemplate(thisBuild().String() + "\n")
 	globalFlags(root)

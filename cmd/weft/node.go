@@ -94,16 +94,28 @@ func nodeAddCommand() *cobra.Command {
 	return cmd
 }
 
-// writable refuses a file of --write whose folder is not there, before a
-// cluster is asked for what would be lost.
+// writable refuses a file of --write that cannot be written, before a cluster is
+// asked for what would be lost.
 func writable(file string) error {
 	if file == "" {
 		return nil
 	}
-	if info, err := os.Stat(filepath.Dir(file)); errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
-		return usageError{fmt.Errorf("--write %s: there is no folder %s", file, filepath.Dir(file))}
+	folder := filepath.Dir(file)
+	if info, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
+		return usageError{fmt.Errorf("--write %s: there is no folder %s", file, folder)}
 	}
-	return nil
+	if info, err := os.Stat(file); err == nil && info.IsDir() {
+		return usageError{fmt.Errorf("--write %s: that is a folder; name a file in it", file)}
+	}
+	probe, err := os.CreateTemp(folder, ".weft-*") // as the file itself is going to be written
+	if err != nil {
+		var path *fs.PathError // its name is one that nobody chose
+		if errors.As(err, &path) {
+			err = path.Err
+		}
+		return usageError{fmt.Errorf("--write %s: no file can be written in folder %s: %w", file, folder, err)}
+	}
+	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
 
 // secret hands over something that holds private keys: to a 0600 file, or to
