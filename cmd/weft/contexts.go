@@ -147,6 +147,7 @@ func askAll[T any](ctx context.Context, all []*api.Client, ask func(context.Cont
 		asked.Go(func() {
 			defer c.Close()
 			answers[i], failed[i] = ask(ctx, c)
+			failed[i] = advised(c, failed[i])
 			if failed[i] != nil && len(all) > 1 {
 				failed[i] = fmt.Errorf("%s: %w", c.Name(), failed[i])
 			}
@@ -171,7 +172,25 @@ func on(cmd *cobra.Command, work func(context.Context, *api.Client) error) error
 	defer c.Close()
 	ctx, cancel := patient(cmd)
 	defer cancel()
-	return work(ctx, c)
+	return advised(c, work(ctx, c))
+}
+
+// advised makes a hint that says how to see what there is name the cluster that
+// was asked, unless its context is the current one. A server does not know by
+// which name it was asked.
+func advised(c *api.Client, err error) error {
+	var refusal *api.Error
+	if !absent(err) || !errors.As(err, &refusal) {
+		return err
+	}
+	file, unread := contexts()
+	if unread != nil || !slices.Contains(file.Names(), c.Name()) { // an agent's socket has no context
+		return err
+	}
+	if current, unset := file.Context(""); unset == nil && current.Name == c.Name() {
+		return err
+	}
+	return hinted{err, strings.ReplaceAll(refusal.Hint, "`weft ", "`weft -c "+c.Name()+" ")}
 }
 
 // groupCommand is a command that only holds others.

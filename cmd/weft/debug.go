@@ -50,7 +50,8 @@ func ask[T any](cmd *cobra.Command, a *agentFlags, request func(context.Context,
 	defer c.Close()
 	ctx, cancel := patient(cmd)
 	defer cancel()
-	return request(ctx, c)
+	answer, err := request(ctx, c)
+	return answer, advised(c, err)
 }
 
 func debugTablesCommand() *cobra.Command {

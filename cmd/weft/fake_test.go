@@ -262,7 +262,7 @@ func (f *fake) objects(r *http.Request) (any, error) {
 func (f *fake) object(r *http.Request) (any, error) {
 	text, ok := stored[r.PathValue("plural")][r.PathValue("name")]
 	if ns := r.PathValue("namespace"); !ok || ns != "_" && ns != "shop" {
-		return nil, api.NotFound("", "there is no %s %s/%s in cluster %s", r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"), f.name)
+		return nil, api.NotFound(fmt.Sprintf("`weft get %s` shows those there are", r.PathValue("plural")), "there is no %s %s/%s in cluster %s", r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"), f.name)
 	}
 	return api.ObjectList{Cluster: f.name, Items: []json.RawMessage{json.RawMessage(text)}}, nil
 }
