@@ -122,7 +122,7 @@ func (s *server) observe(w http.ResponseWriter, r *http.Request) {
 	if !request.Follow {
 		kept, missing := s.keptFlows(r.Context(), register, request)
 		if len(missing) > 0 {
-			w.Header().Set("Weft-Silent-Nodes", strings.Join(missing, ","))
+			w.Header().Set(api.SilentNodes, strings.Join(missing, ","))
 		}
 		for _, line := range kept {
 			if _, err := w.Write(line.text); err != nil {
@@ -170,7 +170,7 @@ func (s *server) keptFlows(ctx context.Context, register map[string]nodes.Regist
 			var lines []timed
 			c, err := s.agents.client(register[name])
 			if err == nil {
-				err = c.Observe(ctx, request.Values(), func(line []byte) error {
+				_, err = c.Observe(ctx, request.Values(), func(line []byte) error {
 					var f struct {
 						Time time.Time `json:"time"`
 					}
@@ -208,7 +208,7 @@ func (s *server) followFlows(ctx context.Context, reg nodes.Registration, reques
 	}
 	var ended error
 	for ctx.Err() == nil && ended == nil {
-		_ = c.Observe(ctx, request.Values(), func(line []byte) error {
+		_, _ = c.Observe(ctx, request.Values(), func(line []byte) error {
 			request.Last = 0
 			ended = each(line)
 			return ended

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -102,8 +103,12 @@ func TestObserveMergesNodes(t *testing.T) {
 		got = append(got, fmt.Sprintf("%s@%d", f.Node, f.Time.Unix()))
 		return nil
 	}
-	if err := p.admin().Observe(t.Context(), url.Values{"last": {"3"}}, line); err != nil {
+	silent, err := p.admin().Observe(t.Context(), url.Values{"last": {"3"}}, line)
+	if err != nil {
 		t.Fatal(err)
+	}
+	if !slices.Equal(silent, []string{"n3"}) {
+		t.Error("silent:", silent)
 	}
 	if text := strings.Join(got, " "); text != "n1@4 n1@5 n2@6" {
 		t.Error("newest of all:", text)
@@ -119,7 +124,7 @@ func TestObserveMergesNodes(t *testing.T) {
 		case <-ctx.Done():
 		}
 	}()
-	err := p.admin().Observe(ctx, url.Values{"follow": {"true"}}, func(text []byte) error {
+	_, err = p.admin().Observe(ctx, url.Values{"follow": {"true"}}, func(text []byte) error {
 		if err := line(text); err != nil {
 			return err
 		}
@@ -129,7 +134,7 @@ func TestObserveMergesNodes(t *testing.T) {
 		t.Errorf("followed: %v %v", got, err)
 	}
 	var refused *api.Error
-	if err := p.admin().Observe(ctx, url.Values{"verdict": {"MAYBE"}}, line); !errors.As(err, &refused) || refused.Status != http.StatusUnprocessableEntity {
+	if _, err := p.admin().Observe(ctx, url.Values{"verdict": {"MAYBE"}}, line); !errors.As(err, &refused) || refused.Status != http.StatusUnprocessableEntity {
 		t.Errorf("a filter that means nothing: %v", err)
 	}
 }

@@ -149,15 +149,20 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 	return nil
 }
 
+// SilentNodes is the header that names, with commas, the nodes whose agents did
+// not answer.
+const SilentNodes = "Weft-Silent-Nodes"
+
 // maxLine bounds one line of a stream; an etcd value cannot be larger.
 const maxLine = 4 << 20
 
 // stream calls each with every line of an NDJSON answer until the stream, ctx
-// or each ends. The line is only valid during the call.
-func (c *Client) stream(ctx context.Context, path string, query url.Values, each func(line []byte) error) error {
+// or each ends. The line is only valid during the call. The header is nil if there
+// was no answer.
+func (c *Client) stream(ctx context.Context, path string, query url.Values, each func(line []byte) error) (http.Header, error) {
 	resp, err := c.do(ctx, http.MethodGet, path, query, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	lines := bufio.NewScanner(resp.Body)
@@ -167,16 +172,13 @@ func (c *Client) stream(ctx context.Context, path string, query url.Values, each
 			continue
 		}
 		if err := each(lines.Bytes()); err != nil {
-			return err
+			return resp.Header, err
 		}
 	}
-	if err := lines.Err(); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return fmt.Errorf("stream from %s ended: %w", c.base.Host, err)
+	if err := lines.Err(); err != nil && ctx.Err() == nil {
+		return resp.Header, fmt.Errorf("stream from %s ended: %w", c.base.Host, err)
 	}
-	return ctx.Err()
+	return resp.Header, ctx.Err()
 }
 
 // Apply sends a manifest of one or more YAML documents: all of it or nothing.
@@ -235,13 +237,14 @@ func (c *Client) Watch(ctx context.Context, plural, namespace string, each func(
 	if namespace != "" {
 		query.Set("namespace", namespace)
 	}
-	return c.stream(ctx, "/v1/watch/"+url.PathEscape(plural), query, func(line []byte) error {
+	_, err := c.stream(ctx, "/v1/watch/"+url.PathEscape(plural), query, func(line []byte) error {
 		var ev WatchEvent
 		if err := json.Unmarshal(line, &ev); err != nil {
 			return fmt.Errorf("read watch event: %w", err)
 		}
 		return each(ev)
 	})
+	return err
 }
 
 // Status asks how the cluster, its nodes and its peers are.
@@ -324,8 +327,15 @@ func (c *Client) Services(ctx context.Context) (*ServiceList, error) {
 // Observe streams flow events as JSON lines: from an API server those of all
 // its nodes, from an agent its own. The query is package flow's filter. A line
 // is only valid during the call.
-func (c *Client) Observe(ctx context.Context, query url.Values, each func(line []byte) error) error {
-	return c.stream(ctx, "/v1/observe", query, each)
+//
+// It returns the nodes whose agents did not answer. Only what is asked without
+// follow knows them: a stream begins before all have been asked.
+func (c *Client) Observe(ctx context.Context, query url.Values, each func(line []byte) error) (silent []string, err error) {
+	head, err := c.stream(ctx, "/v1/observe", query, each)
+	if names := head.Get(SilentNodes); names != "" {
+		silent = strings.Split(names, ",")
+	}
+	return silent, err
 }
 
 // Tables lists the tables of a node's agent. An empty node means that this

@@ -288,6 +288,7 @@ func (f *fake) watch(w http.ResponseWriter, r *http.Request) {
 }
 
 // serveFlows has two flows, the older one of west's clock behind east's.
+// The agent of west's second node is dead.
 func serveFlows(cluster string) http.HandlerFunc {
 	ring := flow.NewRing(8)
 	denied := flow.Flow{Time: noon.Add(-time.Minute), Verdict: flow.Dropped, Reason: "policy-denied", DefaultDeny: true, Direction: flow.Ingress, Protocol: "TCP",
@@ -310,6 +311,9 @@ func serveFlows(cluster string) http.HandlerFunc {
 			w.WriteHeader(http.StatusBadRequest)
 			_ = json.NewEncoder(w).Encode(api.Error{Message: err.Error()})
 			return
+		}
+		if !request.Follow && cluster == "west" {
+			w.Header().Set(api.SilentNodes, "west-2")
 		}
 		for _, f := range ring.Last(request.Last, request.Filter.Match) {
 			_ = json.NewEncoder(w).Encode(f)

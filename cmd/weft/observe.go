@@ -34,7 +34,8 @@ func observeCommand() *cobra.Command {
 		GroupID: look,
 		Long: "Show flows: who speaks to whom, what is dropped, why and by which policy. From a cluster\n" +
 			"come those of all its nodes; with --local, or on a node without contexts, the agent of\n" +
-			"this machine is asked. Filters are joined by AND, the values of one filter by OR.",
+			"this machine is asked. Nodes whose agents do not answer, so that their flows are\n" +
+			"missing, are named on the standard error. Filters are joined by AND, the values of one filter by OR.",
 		Example: "  weft observe --verdict DROPPED --follow\n  weft -c all observe --to-pod shop/web --last 100\n" +
 			"  weft observe --from-cluster east --to-cluster west --port 80 -o json",
 		Args: usageArgs(cobra.NoArgs),
@@ -133,8 +134,17 @@ func observe(cmd *cobra.Command, sources []*api.Client, request flow.Request) er
 	defer cancel()
 	var mu sync.Mutex // guards past and p
 	var past []flow.Flow
-	_, failed := askAll(ctx, sources, func(ctx context.Context, c *api.Client) (none struct{}, err error) {
-		err = c.Observe(ctx, request.Values(), func(line []byte) error {
+	gaps, failed := askAll(ctx, sources, func(ctx context.Context, c *api.Client) (gap string, err error) {
+		if request.Follow {
+			var asked sync.WaitGroup
+			defer asked.Wait()
+			asked.Go(func() {
+				// Nothing of the past, only who answers. What fails here fails the stream.
+				silent, _ := c.Observe(ctx, new(flow.Request).Values(), func([]byte) error { return nil })
+				fmt.Fprint(cmd.ErrOrStderr(), missing(c, silent))
+			})
+		}
+		silent, err := c.Observe(ctx, request.Values(), func(line []byte) error {
 			var fl flow.Flow
 			if err := json.Unmarshal(line, &fl); err != nil {
 				return fmt.Errorf("read flow: %w", err)
@@ -151,8 +161,9 @@ func observe(cmd *cobra.Command, sources []*api.Client, request flow.Request) er
 			fmt.Fprintln(cmd.ErrOrStderr(), printableLines(fmt.Sprintf("weft: %s: %v", c.Name(), err)))
 			err = said{err}
 		}
-		return none, err
+		return missing(c, silent), err
 	})
+	fmt.Fprint(cmd.ErrOrStderr(), strings.Join(gaps, ""))
 	slices.SortStableFunc(past, func(a, b flow.Flow) int { return a.Time.Compare(b.Time) })
 	if request.Last >= 0 {
 		past = past[max(0, len(past)-request.Last):]
@@ -166,6 +177,15 @@ func observe(cmd *cobra.Command, sources []*api.Client, request flow.Request) er
 		fmt.Fprintln(cmd.ErrOrStderr(), "no flows match")
 	}
 	return failed
+}
+
+// missing is a line about nodes whose flows are not there to be shown, empty if
+// there are none.
+func missing(c *api.Client, silent []string) string {
+	if len(silent) == 0 {
+		return ""
+	}
+	return printableLines(fmt.Sprintf("weft: %s: the flows of %s are missing: no answer from the agent there", c.Name(), strings.Join(silent, ", "))) + "\n"
 }
 
 // ended is nil for a stream that the operator ended.
