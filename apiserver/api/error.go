@@ -24,6 +24,9 @@ type Error struct {
 
 // Problem is one mistake in a manifest.
 type Problem struct {
+	// File is where the document stands. Only who sent the manifest knows it; in
+	// an answer it is empty.
+	File string `json:"file,omitempty"`
 	// Document counts from 1; 0 means the manifest as a whole.
 	Document  int    `json:"document,omitempty"`
 	Kind      string `json:"kind,omitempty"`
@@ -32,7 +35,7 @@ type Problem struct {
 	Message   string `json:"message"`
 }
 
-// String is the mistake with its place: "document 2, Pod shop/web: …".
+// String is the mistake with its place: "web.yaml: document 2, Pod shop/web: …".
 func (p Problem) String() string {
 	var at []string
 	if p.Document > 0 {
@@ -45,10 +48,14 @@ func (p Problem) String() string {
 		}
 		at = append(at, strings.TrimSpace(p.Kind+" "+name))
 	}
-	if len(at) == 0 {
-		return p.Message
+	text := p.Message
+	if len(at) > 0 {
+		text = strings.Join(at, ", ") + ": " + text
 	}
-	return strings.Join(at, ", ") + ": " + p.Message
+	if p.File != "" {
+		text = p.File + ": " + text
+	}
+	return text
 }
 
 // Error joins message and problems; the hint is left to the edge that prints it.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -9,8 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/weft-mesh/weft/apiserver/api"
 )
@@ -32,7 +35,8 @@ func applyCommand() *cobra.Command {
 				return err
 			}
 			results, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
-				return c.Apply(ctx, manifest, dryRun)
+				result, err := c.Apply(ctx, manifest.text(), dryRun)
+				return result, manifest.locate(err)
 			})
 			return errors.Join(showApplied(cmd, results), err)
 		},
@@ -42,26 +46,79 @@ func applyCommand() *cobra.Command {
 	return cmd
 }
 
-// readManifests joins files, folders and the standard input.
-func readManifests(cmd *cobra.Command, names []string) ([]byte, error) {
+// manifests are files in the order in which they are sent, as one manifest.
+type manifests []manifestFile
+
+type manifestFile struct {
+	name string
+	text []byte
+}
+
+// between ends a file's last document.
+const between = "\n---\n"
+
+func (m manifests) text() []byte {
+	var texts [][]byte
+	for _, f := range m {
+		texts = append(texts, f.text)
+	}
+	return bytes.Join(texts, []byte(between))
+}
+
+// locate names the file in each problem of a refusal, and counts documents in
+// that file.
+func (m manifests) locate(err error) error {
+	var refusal *api.Error
+	if !errors.As(err, &refusal) {
+		return err
+	}
+	for i := range refusal.Problems {
+		p := &refusal.Problems[i]
+		for _, f := range m {
+			if n := f.documents(); p.Document > n {
+				p.Document -= n
+				continue
+			}
+			if p.Document > 0 { // 0 is the manifest as a whole
+				p.File = f.name
+			}
+			break
+		}
+	}
+	return err
+}
+
+// documents counts as the server does, that is with those that are empty.
+func (f manifestFile) documents() (n int) {
+	docs := utilyaml.NewYAMLReader(bufio.NewReader(io.MultiReader(bytes.NewReader(f.text), strings.NewReader(between))))
+	for {
+		if _, err := docs.Read(); err != nil {
+			return n
+		}
+		n++
+	}
+}
+
+// readManifests reads files, folders and the standard input.
+func readManifests(cmd *cobra.Command, names []string) (manifests, error) {
 	if len(names) == 0 {
 		return nil, usageError{fmt.Errorf("%s: name a manifest, a folder, or - for the standard input", cmd.CommandPath())}
 	}
-	var all [][]byte
+	var all manifests
 	for _, name := range names {
-		texts, err := readManifest(cmd, name)
+		files, err := readManifest(cmd, name)
 		if err != nil {
 			return nil, usageError{fmt.Errorf("read manifest: %w", err)}
 		}
-		all = append(all, texts...)
+		all = append(all, files...)
 	}
-	return bytes.Join(all, []byte("\n---\n")), nil
+	return all, nil
 }
 
-func readManifest(cmd *cobra.Command, name string) ([][]byte, error) {
+func readManifest(cmd *cobra.Command, name string) (manifests, error) {
 	if name == "-" {
 		text, err := io.ReadAll(cmd.InOrStdin())
-		return [][]byte{text}, err
+		return manifests{{name, text}}, err
 	}
 	info, err := os.Stat(name)
 	if err != nil {
@@ -83,15 +140,15 @@ func readManifest(cmd *cobra.Command, name string) ([][]byte, error) {
 			return nil, fmt.Errorf("folder %s has no .yaml, .yml or .json file", name)
 		}
 	}
-	var texts [][]byte
+	var files manifests
 	for _, path := range paths {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			return nil, err
 		}
-		texts = append(texts, text)
+		files = append(files, manifestFile{path, text})
 	}
-	return texts, nil
+	return files, nil
 }
 
 // showApplied says what became of each object, in the order of the manifest.

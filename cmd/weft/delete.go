@@ -42,7 +42,8 @@ func deletion(cmd *cobra.Command, files, args []string) (func(context.Context, *
 		}
 		manifest, err := readManifests(cmd, files)
 		return func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
-			return c.DeleteManifest(ctx, manifest)
+			result, err := c.DeleteManifest(ctx, manifest.text())
+			return result, manifest.locate(err)
 		}, err
 	}
 	if len(args) > 0 {

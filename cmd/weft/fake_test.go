@@ -217,9 +217,9 @@ func (f *fake) apply(action api.Action) func(*http.Request) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		if strings.Contains(string(text), "broken") {
+		if before, _, found := strings.Cut(string(text), "broken"); found {
 			return nil, &api.Error{Status: 422, Message: "nothing was applied", Hint: "correct the manifest and apply it again",
-				Problems: []api.Problem{{Document: 1, Kind: "Pod", Namespace: "shop", Name: "broken", Message: "spec.containers: give at least one"}}}
+				Problems: []api.Problem{{Document: 1 + strings.Count(before, "\n---\n"), Kind: "Pod", Namespace: "shop", Name: "broken", Message: "spec.containers: give at least one"}}}
 		}
 		result := api.ApplyResult{Cluster: f.name, DryRun: r.URL.Query().Get("dry-run") == "true"}
 		for _, line := range strings.Split(string(text), "\n") {

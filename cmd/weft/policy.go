@@ -94,12 +94,12 @@ func policyValidateCommand() *cobra.Command {
 			var all []checked
 			var bad bool
 			for _, name := range args {
-				texts, err := readManifest(cmd, name)
+				files, err := readManifest(cmd, name)
 				if err != nil {
 					return usageError{fmt.Errorf("read policy: %w", err)}
 				}
-				for _, text := range texts {
-					c := check(name, text)
+				for _, f := range files {
+					c := check(f.name, f.text)
 					bad = bad || !c.Valid
 					all = append(all, c)
 				}
