@@ -94,13 +94,16 @@ func clientOf(file *api.Config, name string) (*api.Client, error) {
 }
 
 // client connects to the one context of -c.
-func client(cmd *cobra.Command) (*api.Client, error) {
+func client(cmd *cobra.Command) (*api.Client, error) { return clientFor(cmd, cmd.CommandPath()) }
+
+// clientFor is client for a part of a command, which the error names.
+func clientFor(cmd *cobra.Command, what string) (*api.Client, error) {
 	all, err := clients(cmd)
 	if err != nil {
 		return nil, err
 	}
 	if len(all) != 1 {
-		return nil, usageError{fmt.Errorf("%s works on one cluster, not on %d", cmd.CommandPath(), len(all))}
+		return nil, usageError{fmt.Errorf("%s works on one cluster, not on %d", what, len(all))}
 	}
 	return all[0], nil
 }

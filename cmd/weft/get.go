@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weft-mesh/weft/apiserver/api"
-	"github.com/weft-mesh/weft/flow"
 )
 
 func getCommand() *cobra.Command {
@@ -160,18 +159,20 @@ func objectNamespace(cmd *cobra.Command, k kind) string {
 	return "default"
 }
 
-// watchObjects prints a line for each object there is and each change.
+// watchObjects prints a table of what there is, and a row for each change.
 func watchObjects(cmd *cobra.Command, k kind, names []string) error {
 	f, err := format(cmd)
 	if err != nil {
 		return err
 	}
-	c, err := client(cmd)
+	c, err := clientFor(cmd, cmd.CommandPath()+" --watch")
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	out := cmd.OutOrStdout()
+	t := table{columns: append(columns("EVENT"), k.heads()...)}
+	synced := false
 	err = c.Watch(cmd.Context(), k.plural, namespace(cmd), func(ev api.WatchEvent) error {
 		if ev.Type != "synced" && len(names) > 0 && !slices.Contains(names, ev.Name) {
 			return nil
@@ -184,16 +185,36 @@ func watchObjects(cmd *cobra.Command, k kind, names []string) error {
 			return err
 		}
 		if ev.Type == "synced" {
-			return nil
-		}
-		row := []string{ev.Cluster, ev.Namespace, ev.Name}
-		if len(ev.Object) > 0 {
-			if row, err = k.row(ev.Cluster, ev.Object); err != nil {
+			synced = true
+		} else {
+			row, err := k.eventRow(ev)
+			if err != nil {
 				return err
 			}
+			t.rows = append(t.rows, append(row, make([]string, len(t.columns)-len(row))...))
 		}
-		_, err := fmt.Fprintln(out, flow.Printable(strings.Join(append([]string{ev.Type}, row...), "  ")))
+		if !synced || len(t.rows) == 0 {
+			return nil // what there is already makes one table
+		}
+		err := t.write(out, f == "wide", colourful(out))
+		t.rows = nil
 		return err
 	})
 	return ended(cmd, err)
+}
+
+// eventRow is what a watch shows of a change: of an object that is gone, only
+// which it was.
+func (k kind) eventRow(ev api.WatchEvent) ([]string, error) {
+	row := []string{ev.Cluster, ev.Namespace, ev.Name}
+	if k.clusters {
+		row = []string{ev.Cluster, ev.Name}
+	}
+	if len(ev.Object) > 0 {
+		var err error
+		if row, err = k.row(ev.Cluster, ev.Object); err != nil {
+			return nil, err
+		}
+	}
+	return append([]string{ev.Type}, row...), nil
 }

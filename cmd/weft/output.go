@@ -56,6 +56,8 @@ type table struct {
 	empty string
 	// ordered rows stay as they are.
 	ordered bool
+	// widths are those of the columns written so far.
+	widths []int
 }
 
 // sorted returns t with its rows in order, each once: what two clusters say
@@ -99,7 +101,7 @@ func show[T any](cmd *cobra.Command, answers []T, t table) error {
 	case len(t.rows) == 0:
 		fmt.Fprintln(cmd.ErrOrStderr(), t.empty)
 	default:
-		t.write(out, f == "wide", colourful(out))
+		return t.write(out, f == "wide", colourful(out))
 	}
 	return nil
 }
@@ -143,12 +145,18 @@ func document(out io.Writer, f string, v any, i int) error {
 
 // write aligns the columns, two spaces apart. Control characters in cells are
 // escaped, and an empty cell shows as a dash so that columns can be counted.
-func (t *table) write(out io.Writer, wide, colour bool) {
-	lines := [][]string{nil}
-	for _, c := range t.columns {
-		if wide || !c.wide {
-			lines[0] = append(lines[0], c.head)
+// A table that is written again, with other rows, goes on below the first ones.
+func (t *table) write(out io.Writer, wide, colour bool) error {
+	var lines [][]string
+	headed := t.widths == nil
+	if headed {
+		lines = append(lines, nil)
+		for _, c := range t.columns {
+			if wide || !c.wide {
+				lines[0] = append(lines[0], c.head)
+			}
 		}
+		t.widths = make([]int, len(lines[0]))
 	}
 	for _, row := range t.rows {
 		var line []string
@@ -163,10 +171,9 @@ func (t *table) write(out io.Writer, wide, colour bool) {
 		}
 		lines = append(lines, line)
 	}
-	widths := make([]int, len(lines[0]))
 	for _, line := range lines {
 		for i, cell := range line {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+			t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cell))
 		}
 	}
 	for n, line := range lines {
@@ -174,15 +181,18 @@ func (t *table) write(out io.Writer, wide, colour bool) {
 		for i, cell := range line {
 			pad := ""
 			if i+1 < len(line) {
-				pad = strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2)
+				pad = strings.Repeat(" ", t.widths[i]-utf8.RuneCountInString(cell)+2)
 			}
 			if colour {
-				cell = paint(cell, n == 0)
+				cell = paint(cell, headed && n == 0)
 			}
 			b.WriteString(cell + pad)
 		}
-		fmt.Fprintln(out, b.String())
+		if _, err := fmt.Fprintln(out, b.String()); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 // headings turns an agent's column names, such as PodCIDR, into heads.
