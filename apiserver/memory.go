@@ -54,6 +54,8 @@ func openMemory(dir, generation string, s store.Store, log *slog.Logger) (*memor
 	if err := json.Unmarshal(text, &m.know); len(text) > 0 && err != nil {
 		return nil, fmt.Errorf("remember nodes: %s: %w (it may be deleted)", m.path, err)
 	}
+	// A file from before there was Rebuilt tells it by what was lost.
+	m.know.Rebuilt = m.know.Rebuilt || len(m.know.Lost) > 0
 	if m.know.Lost == nil {
 		m.know.Lost = map[string]nodes.Registration{}
 	}

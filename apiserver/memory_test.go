@@ -103,6 +103,30 @@ func TestEmptiedStoreTellsNobodyThatThereIsNothing(t *testing.T) {
 	release("")
 }
 
+// A nodes.json from before it said that a store was lost says so by its lost
+// nodes, and goes on saying it when there are none any more.
+func TestLostNodesTellOfALostStore(t *testing.T) {
+	for text, want := range map[string]bool{
+		`{"generation":"g2","lost":{"n1":{"name":"n1"}}}`:  true,
+		`{"generation":"g2","nodes":{"n1":{"name":"n1"}}}`: false,
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "nodes.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m, err := openMemory(dir, "g2", nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.forget("n1"); err != nil {
+			t.Fatal(err)
+		}
+		if yes, lost := m.rebuilt(); yes != want || len(lost) != 0 {
+			t.Errorf("%s: rebuilt %v, lost %q", text, yes, lost)
+		}
+	}
+}
+
 // A lost node whose removal fails for another reason than that it is not
 // registered is neither reported as deleted nor forgotten.
 func TestLostNodeIsForgottenOnlyWhenRemoved(t *testing.T) {
