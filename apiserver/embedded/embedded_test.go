@@ -288,7 +288,7 @@ func TestWatchOfAStoreThatStaysAwayEnds(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	alive, ended := make(chan struct{}, 100), make(chan error, 1)
-	var closing atomic.Bool
+	var closed atomic.Bool
 	go func() {
 		for {
 			err := root.Watch(ctx, "weft/", 1, func(store.Batch) error {
@@ -298,7 +298,8 @@ func TestWatchOfAStoreThatStaysAwayEnds(t *testing.T) {
 				}
 				return nil
 			})
-			if closing.Load() || !errors.Is(err, store.ErrSilent) {
+			// On a busy machine the store may seem away while it is there.
+			if closed.Load() || !errors.Is(err, store.ErrSilent) {
 				ended <- err
 				return
 			}
@@ -309,8 +310,8 @@ func TestWatchOfAStoreThatStaysAwayEnds(t *testing.T) {
 	case err := <-ended:
 		t.Fatal("the watch ended while the store was there:", err)
 	}
-	closing.Store(true)
 	c.Close()
+	closed.Store(true)
 	if err := <-ended; err == nil || ctx.Err() != nil {
 		t.Error("a store that was away was not noticed:", err)
 	}
