@@ -50,6 +50,8 @@ func (g *gossiper) Run(ctx context.Context) error {
 			return err
 		}
 	}
+	// Without a pool nothing is heard, and what was heard before grows old.
+	heard := func() []gossip.Report { return nil }
 	group, ctx := errgroup.WithContext(ctx)
 	if g.conf.GossipPort != 0 {
 		group.Go(func() error { return store.Persist(ctx, g.log, "gossip among agents", g.lan) })
@@ -57,10 +59,11 @@ func (g *gossiper) Run(ctx context.Context) error {
 	if wan != nil {
 		group.Go(func() error { return store.Persist(ctx, g.log, "gossip among clusters", wan.Run) })
 		group.Go(func() error { return g.follow(ctx, wan) })
-		group.Go(func() error {
-			return store.Persist(ctx, g.log, "writing down what peers say of their nodes", func(ctx context.Context) error { return g.writePeers(ctx, wan) })
-		})
+		heard = wan.Reports
 	}
+	group.Go(func() error {
+		return store.Persist(ctx, g.log, "writing down what peers say of their nodes", func(ctx context.Context) error { return g.writePeers(ctx, heard) })
+	})
 	group.Go(func() error {
 		return store.Persist(ctx, g.log, "writing down which nodes are dead", func(ctx context.Context) error { return g.writeOwn(ctx, wan) })
 	})

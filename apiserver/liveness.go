@@ -17,16 +17,17 @@ import (
 // long as the report it is from would, and whoever hears the peer keeps it fresh.
 
 // recordRefresh is how much newer a report is than what stands in the store
-// before that is written again just for its age.
+// before that is written again just for its age, and how long that counts as known
+// before it is looked at again.
 const recordRefresh = gossip.ReportLife / 3
 
 // heardOf is what should stand in the store of a peer's dead nodes, given what
 // does and the reports there are of the peer; false if that may stay. A peer with
 // several API servers is believed when one of them says so.
 func heardOf(stands wire.PeerLiveness, reports []gossip.Report, now time.Time) (wire.PeerLiveness, bool) {
+	old := now.Sub(stands.Seen).Abs() >= gossip.ReportLife
 	if len(reports) == 0 {
-		old := len(stands.Dead) > 0 && now.Sub(stands.Seen).Abs() >= gossip.ReportLife
-		return wire.PeerLiveness{Seen: stands.Seen}, old
+		return wire.PeerLiveness{Seen: stands.Seen}, old && len(stands.Dead) > 0
 	}
 	next := wire.PeerLiveness{Dead: map[string]time.Time{}}
 	for _, r := range reports {
@@ -44,33 +45,46 @@ func heardOf(stands wire.PeerLiveness, reports []gossip.Report, now time.Time) (
 	if next.Seen.After(now) {
 		next.Seen = now.UTC() // the peer's clock is ahead of ours
 	}
+	if stands.Seen.After(next.Seen) && !old {
+		return stands, false // another API server has heard what did not reach us yet
+	}
 	stale := len(next.Dead) > 0 && next.Seen.Sub(stands.Seen) >= recordRefresh
 	return next, stale || stands.Seen.IsZero() || !maps.EqualFunc(next.Dead, stands.Dead, time.Time.Equal)
 }
 
-// writePeers writes down what peers say of their own dead nodes.
-func (g *gossiper) writePeers(ctx context.Context, wan *gossip.Pool) error {
-	known := map[string]wire.PeerLiveness{} // what stood there when we last looked
+// looked is what stood in the store of a peer's dead nodes, and when.
+type looked struct {
+	stands wire.PeerLiveness
+	at     time.Time
+}
+
+// writePeers writes down what peers say of their own dead nodes, in the reports
+// that are heard. What stands there is looked at again now and then all the same:
+// another API server may have written it, and not be there to wipe it out.
+func (g *gossiper) writePeers(ctx context.Context, heard func() []gossip.Report) error {
+	last := map[string]looked{}
 	tick := time.NewTicker(peersTurn)
 	defer tick.Stop()
 	for {
 		reports := map[string][]gossip.Report{}
-		for _, r := range wan.Reports() {
+		for _, r := range heard() {
 			reports[r.Cluster] = append(reports[r.Cluster], r)
 		}
 		peers := map[string]bool{}
 		for _, p := range g.peers() {
 			peers[p.Name] = true
-			stands, looked := known[p.Name]
-			if _, change := heardOf(stands, reports[p.Name], time.Now()); looked && !change {
+			now := time.Now()
+			l, ok := last[p.Name]
+			if _, change := heardOf(l.stands, reports[p.Name], now); ok && !change && now.Sub(l.at) < recordRefresh {
 				continue
 			}
-			var err error
-			if known[p.Name], err = g.writePeer(ctx, p.Name, reports[p.Name]); err != nil {
+			stands, err := g.writePeer(ctx, p.Name, reports[p.Name])
+			if err != nil {
 				return err
 			}
+			last[p.Name] = looked{stands, now}
 		}
-		maps.DeleteFunc(known, func(cluster string, _ wire.PeerLiveness) bool { return !peers[cluster] })
+		maps.DeleteFunc(last, func(cluster string, _ looked) bool { return !peers[cluster] })
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

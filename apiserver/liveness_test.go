@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -52,6 +51,8 @@ func TestHeardOf(t *testing.T) {
 		{"no word any more", stands(gossip.ReportLife, "n1"), nil, true, "", gossip.ReportLife},
 		{"no word, and nobody dead", stands(time.Hour), nil, false, "", 0},
 		{"written by a clock far ahead", stands(-time.Hour, "n1"), nil, true, "", -time.Hour},
+		{"another has heard later", stands(time.Second, "n1"), reports(report(time.Minute, "n2")), false, "", 0},
+		{"another has heard far ahead", stands(-time.Hour, "n1"), reports(report(time.Minute, "n2")), true, "n2", time.Minute},
 		{"the peer's clock is ahead", wire.PeerLiveness{}, reports(report(-time.Minute, "n1")), true, "n1", 0},
 	} {
 		next, write := heardOf(c.stands, c.reports, now)
@@ -69,51 +70,97 @@ func TestHeardOf(t *testing.T) {
 	}
 }
 
-// TestPeerThatFellSilentIsNotQuotedForEver has an API server that hears nothing
-// of a peer, on a store that says something of it: from its own earlier life at
-// first, and then from another API server that does hear.
+// TestPeerThatFellSilentIsNotQuotedForEver has an API server on a store that says
+// something of a peer, which it does not hear of itself: from its own earlier life
+// at first, and then from another API server, which hears the peer and goes.
 func TestPeerThatFellSilentIsNotQuotedForEver(t *testing.T) {
+	for name, c := range map[string]struct {
+		before bool          // something stands there from the beginning
+		hears  []string      // nil: nothing; else who is dead by the peer's reports
+		quoted time.Duration // how long the other one's word stands at most
+	}{
+		"hears nothing, and something stands there": {true, nil, gossip.ReportLife},
+		"hears nothing, and nothing stands there":   {false, nil, gossip.ReportLife},
+		"hears of nobody dead":                      {false, []string{}, recordRefresh},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				st := storetest.New()
+				dead := wire.PeerLiveness{Dead: map[string]time.Time{"n9": time.Now()}}
+				write := func() {
+					t.Helper()
+					dead.Seen = time.Now()
+					if err := store.Write(t.Context(), st, store.Put(wire.PeerLivenessKey("west"), wire.Marshal(dead))); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if c.before {
+					write()
+				}
+				if err := store.Write(t.Context(), st, store.Put(wire.PeerKey("west"), wire.Marshal(wire.Peer{Name: "west"}))); err != nil {
+					t.Fatal(err)
+				}
+				heard := func() []gossip.Report {
+					if c.hears == nil {
+						return nil
+					}
+					return []gossip.Report{{Cluster: "west", Sequence: uint64(time.Now().UnixNano()), Dead: c.hears}}
+				}
+				g := &gossiper{
+					store: st, log: slog.New(slog.DiscardHandler), reports: make(chan struct{}, 1),
+					peers: func() []peering.GossipPeer { return []peering.GossipPeer{{Name: "west"}} },
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error)
+				go func() { done <- g.writePeers(ctx, heard) }()
+				after := func(d time.Duration, want bool) {
+					t.Helper()
+					time.Sleep(d)
+					synctest.Wait()
+					kv, err := st.Get(t.Context(), wire.PeerLivenessKey("west"))
+					if is := hasDead(kv.Value, err, "n9") == nil; is != want {
+						t.Errorf("n9 is dead: %v, %s", is, kv.Value)
+					}
+				}
+				after(gossip.ReportLife-time.Minute, c.before)
+				write()
+				if c.hears == nil {
+					after(c.quoted-time.Minute, true)
+					after(2*time.Minute, false)
+				} else {
+					after(c.quoted, false)
+				}
+				cancel()
+				<-done
+			})
+		})
+	}
+}
+
+// An API server outside the pool of clusters lets what it wrote when it took
+// part grow old all the same.
+func TestWithoutAPoolPeersAreNotQuotedForEver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := storetest.New()
-		dead := wire.PeerLiveness{Dead: map[string]time.Time{"n9": time.Now()}}
-		write := func() {
-			t.Helper()
-			dead.Seen = time.Now()
-			if err := store.Write(t.Context(), st, store.Put(wire.PeerLivenessKey("west"), wire.Marshal(dead))); err != nil {
-				t.Fatal(err)
-			}
-		}
-		write()
-		if err := store.Write(t.Context(), st, store.Put(wire.PeerKey("west"), wire.Marshal(wire.Peer{Name: "west"}))); err != nil {
+		if err := store.Write(t.Context(), st,
+			store.Put(wire.PeerKey("west"), wire.Marshal(wire.Peer{Name: "west"})),
+			store.Put(wire.PeerLivenessKey("west"), wire.Marshal(wire.PeerLiveness{Dead: map[string]time.Time{"n9": time.Now()}, Seen: time.Now()}))); err != nil {
 			t.Fatal(err)
 		}
-		pool, err := gossip.New(gossip.Config{
-			Self:  gossip.Member{Cluster: "east", Name: "a", Role: gossip.APIServer, Addr: netip.MustParseAddrPort("127.0.0.1:1")},
-			Speed: gossip.WAN, Keys: [][]byte{make([]byte, 32)}, Clusters: []string{"east", "west"},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		log := slog.New(slog.DiscardHandler)
 		g := &gossiper{
-			store: st, log: slog.New(slog.DiscardHandler), reports: make(chan struct{}, 1),
+			store: st, census: newCensus(st, log), log: log, reports: make(chan struct{}, 1),
 			peers: func() []peering.GossipPeer { return []peering.GossipPeer{{Name: "west"}} },
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- g.writePeers(ctx, pool) }()
-		after := func(d time.Duration, want bool) {
-			t.Helper()
-			time.Sleep(d)
-			synctest.Wait()
-			kv, err := st.Get(t.Context(), wire.PeerLivenessKey("west"))
-			if is := hasDead(kv.Value, err, "n9") == nil; is != want {
-				t.Errorf("n9 is dead: %v, %s", is, kv.Value)
-			}
+		go func() { done <- g.Run(ctx) }()
+		time.Sleep(gossip.ReportLife + time.Minute)
+		synctest.Wait()
+		kv, err := st.Get(t.Context(), wire.PeerLivenessKey("west"))
+		if err != nil || hasDead(kv.Value, err, "n9") == nil {
+			t.Errorf("n9 is dead: %s, %v", kv.Value, err)
 		}
-		after(gossip.ReportLife-time.Minute, true)
-		write()
-		after(gossip.ReportLife-time.Minute, true)
-		after(2*time.Minute, false)
 		cancel()
 		<-done
 	})
