@@ -70,6 +70,7 @@ type Config struct {
 
 	// PeerEntries and PeerBytes, of keys and values, bound what is copied of one
 	// peer: beyond either, our copy of it only shrinks and the status says so.
+	// Beyond twice either it stays as it is: what the peer withdraws stays too.
 	// A mesh is expected to have 500,000 entries; one of a pod has about 250 bytes.
 	PeerEntries int `json:"peerEntries"`
 	PeerBytes   int `json:"peerBytes"`

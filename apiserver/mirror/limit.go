@@ -8,7 +8,8 @@ import (
 
 // Limit is how much of one peer is copied at most, what is held included. Beyond
 // it nothing more is: our copy may only shrink, until there is less or the limit
-// is raised, and beyond twice the limit it stays as it is. So a peer cannot fill
+// is raised. Beyond what Read allows it stays as it is, and keeps what the peer
+// withdraws. So a peer cannot fill
 // our store by what it has. It can by how often it changes that: history is kept
 // for a while, and is not limited by peer.
 type Limit struct {
@@ -16,6 +17,10 @@ type Limit struct {
 	// Bytes are those of keys and values. etcd takes somewhat more.
 	Bytes int
 }
+
+// Read is how much of a peer is read at most, in one listing as in all of them
+// together, to find what it withdrew: twice the limit.
+func (l Limit) Read() Limit { return Limit{Entries: 2 * l.Entries, Bytes: 2 * l.Bytes} }
 
 // DefaultLimit is twice what a whole mesh is expected to have. An entry of a pod
 // has about 250 bytes, so both bounds are reached at about the same size, at an
@@ -26,7 +31,7 @@ func DefaultLimit() Limit { return Limit{Entries: 1_000_000, Bytes: 256 << 20} }
 var errOverLimit = errors.New("over its limit")
 
 // overLimitPause is the pause between two looks at a peer that is over its
-// limit: each look reads up to three times what the limit allows.
+// limit: each look reads up to four times what the limit allows.
 const overLimitPause = time.Minute
 
 // check says whether so much may be copied; nil if so.

@@ -106,7 +106,7 @@ func TestOverTheLimitCopyMayShrink(t *testing.T) {
 			})
 		}
 		var flood []store.Op
-		for n := 10; n < 20; n++ {
+		for n := 10; n < 25; n++ { // more than the limit in one folder alone
 			flood = append(flood, store.Put(podKey(n), wire.Marshal(wire.IPIdentityPair{IP: netip.AddrFrom4([4]byte{10, 2, 1, byte(n)}), ID: 131073})))
 		}
 		if !copied(2) || !copied(3) {
@@ -123,7 +123,7 @@ func TestOverTheLimitCopyMayShrink(t *testing.T) {
 			t.Errorf("after the flood: control %+v, copy %q", s, b.got())
 		}
 		before := b.got()
-		for n := 20; n < 60; n++ {
+		for n := 25; n < 60; n++ {
 			b.pod(n, 131073)
 		}
 		b.there(store.Delete(podKey(4)))

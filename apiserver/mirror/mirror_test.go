@@ -24,8 +24,27 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// open is a peer's store as one session has it.
-type open struct{ *storetest.Store }
+// open is a peer's store as one session has it, which lists no more at a time
+// than the real ones do.
+type open struct {
+	*storetest.Store
+	most Limit
+}
+
+func (o open) List(ctx context.Context, prefix string) ([]store.KV, int64, error) {
+	kvs, revision, err := o.Store.List(ctx, prefix)
+	bytes := 0
+	for _, kv := range kvs {
+		bytes += len(kv.Key) + len(kv.Value)
+	}
+	switch {
+	case len(kvs) > o.most.Entries:
+		return nil, 0, store.ErrTooMany
+	case bytes > o.most.Bytes:
+		return nil, 0, store.ErrTooMuch
+	}
+	return kvs, revision, err
+}
 
 func (open) Close() error { return nil }
 
@@ -53,7 +72,7 @@ func (b *bench) start() {
 	ctx, cancel := context.WithCancel(b.t.Context())
 	done := make(chan error)
 	b.m = New(Config{Own: east, Peer: westAsPeer, Store: b.ours, Log: slog.New(slog.DiscardHandler),
-		Dial: func() (Source, error) { return open{b.theirs}, nil }})
+		Dial: func() (Source, error) { return open{b.theirs, b.m.conf.Limit.Read()}, nil }})
 	go func() { done <- b.m.Run(ctx) }()
 	b.stop = func() {
 		cancel()
@@ -449,7 +468,7 @@ func TestRewoundStoreIsReadAnew(t *testing.T) {
 		var once bool
 		sessions := 0
 		m := New(Config{Own: east, Peer: westAsPeer, Store: b.ours, Log: slog.New(slog.DiscardHandler),
-			Dial: func() (Source, error) { sessions++; return rewound{open{b.theirs}, &once}, nil }})
+			Dial: func() (Source, error) { sessions++; return rewound{open{b.theirs, DefaultLimit().Read()}, &once}, nil }})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- m.Run(ctx) }()

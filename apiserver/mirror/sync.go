@@ -63,10 +63,10 @@ func expected(r wire.Resource, mode string) bool {
 }
 
 // list reads everything of the peer. One that is over its limit fails with
-// errOverLimit, and with lists all the same if they are complete: what is over
-// twice the limit is not read to its end.
+// errOverLimit, and with lists all the same if they are complete: more than
+// Limit.Read allows is not read to its end.
 func (m *Mirror) list(ctx context.Context, src Source) (out []listing, over error) {
-	most := Limit{Entries: 2 * m.conf.Limit.Entries, Bytes: 2 * m.conf.Limit.Bytes}
+	most := m.conf.Limit.Read()
 	entries, bytes := 0, 0
 	for _, f := range m.claims.folders() {
 		kvs, revision, err := listOne(ctx, src, f.prefix, m.conf.Listing)

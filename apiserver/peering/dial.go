@@ -37,12 +37,14 @@ const (
 	silence      = 6 * time.Second
 )
 
-// Etcd reaches real peers, and reads no more of one at a time than Limit.
+// Etcd reaches real peers, and reads no more of one at a time than is read of a
+// peer under Limit.
 type Etcd struct{ Limit mirror.Limit }
 
 // Open implements Dialer.
 func (d Etcd) Open(endpoints []string, conf *tls.Config) (mirror.Source, error) {
-	e, err := store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf, SignOfLife: signOfLife, MostKeys: d.Limit.Entries, MostBytes: d.Limit.Bytes})
+	most := d.Limit.Read()
+	e, err := store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf, SignOfLife: signOfLife, MostKeys: most.Entries, MostBytes: most.Bytes})
 	if err != nil {
 		return nil, err
 	}
