@@ -15,22 +15,33 @@ import (
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
+
+	lists "github.com/weft-mesh/weft/manifest"
 )
 
 // Parse reads one or more policies in YAML or JSON, as they are written for
 // Cilium. It is strict: a field that is unknown, misplaced, empty or not
 // supported is an error that says where it stands and what to change. All
 // mistakes of all documents are reported together, and then no policy is
-// returned. Documents without content are passed over.
+// returned. Documents without content are passed over; a list stands for its
+// items.
 func Parse(data []byte) ([]*Policy, error) {
 	var (
 		out  []*Policy
 		errs []error
 		seen = map[string]bool{}
 	)
-	wrong := func(doc int, why ...error) {
+	add := func(at string, text []byte) {
+		p, why := parseOne(text)
+		if p != nil && len(why) == 0 {
+			if seen[p.String()] {
+				why = append(why, fmt.Errorf("%s stands twice; keep one of them, or give it another name", p))
+			}
+			seen[p.String()] = true
+			out = append(out, p)
+		}
 		for _, err := range why {
-			errs = append(errs, fmt.Errorf("document %d: %w", doc, err))
+			errs = append(errs, fmt.Errorf("%s: %w", at, err))
 		}
 	}
 	reader := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
@@ -39,19 +50,22 @@ func Parse(data []byte) ([]*Policy, error) {
 		if errors.Is(err, io.EOF) {
 			break
 		}
+		at := fmt.Sprintf("document %d", n)
 		if err != nil {
-			return nil, fmt.Errorf("document %d: %w", n, err)
+			return nil, fmt.Errorf("%s: %w", at, err)
 		}
-		p, why := parseOne(doc)
-		wrong(n, why...)
-		if p == nil || len(why) > 0 {
+		text, err := yaml.YAMLToJSONStrict(doc)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: not valid YAML: %w", at, err))
 			continue
 		}
-		if seen[p.String()] {
-			wrong(n, fmt.Errorf("%s stands twice; keep one of them, or give it another name", p))
+		items, list := lists.Items(text)
+		if !list {
+			add(at, text)
 		}
-		seen[p.String()] = true
-		out = append(out, p)
+		for i, item := range items {
+			add(fmt.Sprintf("%s, item %d", at, i+1), item)
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -59,12 +73,8 @@ func Parse(data []byte) ([]*Policy, error) {
 	return out, nil
 }
 
-// parseOne reads one document; nil and nil if it holds nothing.
-func parseOne(doc []byte) (*Policy, []error) {
-	text, err := yaml.YAMLToJSONStrict(doc)
-	if err != nil {
-		return nil, []error{fmt.Errorf("not valid YAML: %w", err)}
-	}
+// parseOne reads one policy from JSON; nil and nil if there is nothing.
+func parseOne(text []byte) (*Policy, []error) {
 	if string(bytes.TrimSpace(text)) == "null" {
 		return nil, nil
 	}

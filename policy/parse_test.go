@@ -13,7 +13,8 @@ func TestRefused(t *testing.T) {
 	}{
 		{"not YAML", "a: [", "not valid YAML"},
 		{"a key twice", "a: 1\na: 2", "already set"},
-		{"not an object", "[]", "not an object with apiVersion and kind"},
+		{"not an object", "5", "not an object with apiVersion and kind"},
+		{"an item that is no object", "[5]", "document 1, item 1: not an object with apiVersion and kind"},
 		{"another kind", "kind: Pod\napiVersion: v1", `kind "Pod" is not a policy; write CiliumNetworkPolicy`},
 		{"an old version", "kind: CiliumNetworkPolicy\napiVersion: cilium.io/v1", "write cilium.io/v2"},
 		{"no name", strings.Replace(cnp("ingress: [{}]"), "name: p, ", "", 1), "metadata.name"},
@@ -120,6 +121,16 @@ func TestEveryMistakeIsReportedAtOnce(t *testing.T) {
 	for _, want := range []string{`"moon"`, `"x"`, `"z"`, "document 1", "document 2"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is not in: %v", want, err)
+		}
+	}
+}
+
+func TestAListStandsForItsItems(t *testing.T) {
+	for _, head := range []string{"", "apiVersion: v1\nkind: List\nitems:\n"} {
+		item := "- " + strings.ReplaceAll(strings.TrimPrefix(cnp("ingress: [{}]"), "---\n"), "\n", "\n  ")
+		ps := parse(t, head+item)
+		if len(ps) != 1 || ps[0].String() != "CiliumNetworkPolicy default/p" {
+			t.Errorf("got %v", ps)
 		}
 	}
 }

@@ -28,7 +28,9 @@ type Problem struct {
 	// an answer it is empty.
 	File string `json:"file,omitempty"`
 	// Document counts from 1; 0 means the manifest as a whole.
-	Document  int    `json:"document,omitempty"`
+	Document int `json:"document,omitempty"`
+	// Item counts from 1 in a document that is a list; else it is 0.
+	Item      int    `json:"item,omitempty"`
 	Kind      string `json:"kind,omitempty"`
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name,omitempty"`
@@ -40,6 +42,9 @@ func (p Problem) String() string {
 	var at []string
 	if p.Document > 0 {
 		at = append(at, fmt.Sprintf("document %d", p.Document))
+	}
+	if p.Item > 0 {
+		at = append(at, fmt.Sprintf("item %d", p.Item))
 	}
 	if p.Kind != "" {
 		name := p.Name

@@ -19,16 +19,18 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/wire"
 )
 
 // decoder knows Kubernetes' types and refuses fields that they do not have.
 var decoder = serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
 
-// object is one document of a manifest, read and checked by itself: what can
+// object is one document of a manifest, or an item of one, read and checked by itself: what can
 // be said about it without looking at the store.
 type object struct {
 	document  int
+	item      int // 0 if the document is the object
 	kind      Kind
 	namespace string
 	name      string
@@ -39,7 +41,7 @@ type object struct {
 func (o *object) key() string { return wire.ObjectKey(o.kind.Plural, o.namespace, o.name) }
 
 func (o *object) problem(format string, args ...any) api.Problem {
-	return api.Problem{Document: o.document, Kind: o.kind.Name, Namespace: o.namespace, Name: o.name, Message: fmt.Sprintf(format, args...)}
+	return api.Problem{Document: o.document, Item: o.item, Kind: o.kind.Name, Namespace: o.namespace, Name: o.name, Message: fmt.Sprintf(format, args...)}
 }
 
 func (o *object) encode() ([]byte, error) { return json.Marshal(o.value) }
@@ -66,7 +68,7 @@ type header struct {
 	} `json:"metadata"`
 }
 
-// readManifest reads every document and reports every mistake. With headOnly,
+// readManifest reads every document, and every item of a list, and reports every mistake. With headOnly,
 // for deletions, documents are not read beyond kind and name. Of two documents
 // about one object the later counts, as if they were applied one by one.
 func readManifest(text []byte, headOnly bool) ([]object, []api.Problem) {
@@ -83,17 +85,16 @@ func readManifest(text []byte, headOnly bool) ([]object, []api.Problem) {
 			problems = append(problems, api.Problem{Document: n, Message: "not readable: " + err.Error()})
 			break
 		}
-		o, found := readDocument(n, doc, headOnly)
+		read, found := readDocument(n, doc, headOnly)
 		problems = append(problems, found...)
-		if o == nil || len(found) > 0 {
-			continue
+		for _, o := range read {
+			if at, twice := seen[o.key()]; twice {
+				objects[at] = o
+				continue
+			}
+			seen[o.key()] = len(objects)
+			objects = append(objects, o)
 		}
-		if at, twice := seen[o.key()]; twice {
-			objects[at] = *o
-			continue
-		}
-		seen[o.key()] = len(objects)
-		objects = append(objects, *o)
 	}
 	if len(objects) == 0 && len(problems) == 0 {
 		problems = append(problems, api.Problem{Message: "the manifest holds no object; write at least one document with apiVersion, kind and metadata.name"})
@@ -101,14 +102,34 @@ func readManifest(text []byte, headOnly bool) ([]object, []api.Problem) {
 	return objects, problems
 }
 
-// readDocument reads one document; nil for one that is empty.
-func readDocument(n int, doc []byte, headOnly bool) (*object, []api.Problem) {
-	complain := func(format string, args ...any) []api.Problem {
-		return []api.Problem{{Document: n, Message: fmt.Sprintf(format, args...)}}
-	}
+// readDocument reads the object of a document, or those of a list. It returns
+// those without mistakes.
+func readDocument(n int, doc []byte, headOnly bool) (objects []object, problems []api.Problem) {
 	text, err := yaml.YAMLToJSONStrict(doc)
 	if err != nil {
-		return nil, complain("not valid YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
+		return nil, []api.Problem{{Document: n, Message: "not valid YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")}}
+	}
+	add := func(item int, text []byte) {
+		o, found := readObject(n, item, text, headOnly)
+		problems = append(problems, found...)
+		if o != nil && len(found) == 0 {
+			objects = append(objects, *o)
+		}
+	}
+	items, list := manifest.Items(text)
+	if !list {
+		add(0, text)
+	}
+	for i, text := range items {
+		add(i+1, text)
+	}
+	return objects, problems
+}
+
+// readObject reads one object from JSON; nil if there is nothing.
+func readObject(n, item int, text []byte, headOnly bool) (*object, []api.Problem) {
+	complain := func(format string, args ...any) []api.Problem {
+		return []api.Problem{{Document: n, Item: item, Message: fmt.Sprintf(format, args...)}}
 	}
 	if string(bytes.TrimSpace(text)) == "null" {
 		return nil, nil
@@ -127,7 +148,7 @@ func readDocument(n int, doc []byte, headOnly bool) (*object, []api.Problem) {
 	if !ok || kind.Name != head.Kind {
 		return nil, complain("unknown kind %q; known kinds are %s", head.Kind, knownKinds())
 	}
-	r := reading{text: text, object: object{document: n, kind: kind, namespace: head.Metadata.Namespace, name: head.Metadata.Name}}
+	r := reading{text: text, object: object{document: n, item: item, kind: kind, namespace: head.Metadata.Namespace, name: head.Metadata.Name}}
 	if head.APIVersion != kind.APIVersion {
 		r.refuse("apiVersion is %q; write %q", head.APIVersion, kind.APIVersion)
 		return nil, r.problems

@@ -122,7 +122,9 @@ func TestApplyRefuses(t *testing.T) {
 	for name, c := range map[string]struct{ manifest, want string }{
 		"no yaml":             {"a: [", "document 1: not valid YAML"},
 		"nothing":             {"---\n---\n", "holds no object"},
-		"a list":              {"- a\n", "document 1: not an object"},
+		"a list":              {"- a\n", "document 1, item 1: not an object"},
+		"an item":             {"- " + strings.ReplaceAll(strings.TrimSpace(webService), "\n", "\n  ") + "\n- kind: Pot\n", `document 1, item 2: unknown kind "Pot"`},
+		"an empty list":       {"apiVersion: v1\nkind: List\nitems: []\n", "holds no object"},
 		"no kind":             {"apiVersion: v1\n", "document 1: kind is missing; known kinds are Namespace (v1), Pod (v1)"},
 		"unknown kind":        {"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n", `unknown kind "Deployment"; known kinds are Namespace (v1)`},
 		"wrong version":       {strings.Replace(pod, "v1", "v2", 1), `document 1, Pod shop/web-1: apiVersion is "v2"; write "v1"`},
@@ -177,6 +179,24 @@ func TestLaterDocumentCounts(t *testing.T) {
 		t.Error(got)
 	}
 	if got := summary(apply(t, r, overlay)); got != "shop/web unchanged" {
+		t.Error(got)
+	}
+}
+
+func TestListsOfObjects(t *testing.T) {
+	r, _ := fixture(t)
+	item := func(text string) string {
+		return "- " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n  ") + "\n"
+	}
+	list := "apiVersion: v1\nkind: List\nmetadata: {resourceVersion: \"\"}\nitems:\n" + item(webService) + item(cnp)
+	if got := summary(apply(t, r, list+"---\n"+item(pod))); got != "shop/web created, default/only-frontend created, shop/web-1 created" {
+		t.Error(got)
+	}
+	result, err := r.DeleteManifest(t.Context(), []byte(list))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := summary(result); got != "shop/web deleted, default/only-frontend deleted" {
 		t.Error(got)
 	}
 }

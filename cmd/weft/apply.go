@@ -26,8 +26,8 @@ func applyCommand() *cobra.Command {
 		Short:   "Create or change objects from manifests",
 		GroupID: operate,
 		Long: "Create or change the objects of manifests: Kubernetes and Cilium YAML as it is. All of\n" +
-			"them are accepted, or none is. A folder stands for its .yaml, .yml and .json files, and\n" +
-			"- for the standard input. Objects without a namespace go to default.",
+			"them are accepted, or none is. A folder stands for its .yaml, .yml and .json files, a\n" +
+			"list for its items, and - for the standard input. Objects without a namespace go to default.",
 		Example: "  weft apply web.yaml\n  weft -c east,west apply manifests/\n  weft apply --dry-run -f policy.yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			manifest, err := readManifests(cmd, append(files, args...))

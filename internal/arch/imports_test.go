@@ -12,18 +12,19 @@ import (
 // listed is a mistake, or a decision that belongs in this table.
 var mayImport = map[string][]string{
 	"identity":      {},
+	"manifest":      {},
 	"service":       {},
 	"bpf":           {},
 	"tunnel":        {},
 	"deploy":        {},
 	"wire":          {"identity"},
-	"policy":        {"identity"},
+	"policy":        {"identity", "manifest"},
 	"flow":          {"identity", "bpf"},
 	"apiserver/api": {},
 	// The lab signs with the authorities of its clusters, to show what is done
 	// about forgeries.
 	"apiserver/authority": {"apiserver/api"},
-	"apiserver":           {"apiserver/api", "apiserver/authority", "identity", "wire", "policy", "service", "flow", "tunnel"},
+	"apiserver":           {"apiserver/api", "apiserver/authority", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel"},
 	"meshagent":           {"apiserver/api", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel"},
 	"lab":                 {"apiserver/api", "apiserver/authority", "flow", "deploy"},
 	"cmd/weft":            {"apiserver", "apiserver/api", "meshagent", "tunnel", "lab", "policy", "flow", "identity", "bpf"},

@@ -1,0 +1,46 @@
+// Package manifest takes the lists in a manifest apart into their objects.
+//
+// What an object is, and whether it is a good one, is left to those who read it.
+package manifest
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+)
+
+// Items returns the objects of a list in JSON: an array, kind List as kubectl
+// prints it or another kind that ends so, or a cluster's objects as `weft get
+// -o json` prints them. A list in a list stands for its items. It returns false
+// for what is no list.
+func Items(text []byte) (items []json.RawMessage, list bool) {
+	var direct []json.RawMessage
+	if bytes.HasPrefix(bytes.TrimSpace(text), []byte("[")) {
+		if json.Unmarshal(text, &direct) != nil {
+			return nil, false
+		}
+	} else {
+		var l struct {
+			APIVersion string            `json:"apiVersion"`
+			Kind       string            `json:"kind"`
+			Cluster    string            `json:"cluster"`
+			Items      []json.RawMessage `json:"items"`
+		}
+		if json.Unmarshal(text, &l) != nil {
+			return nil, false
+		}
+		ours := l.Cluster != "" && l.APIVersion == "" && l.Items != nil
+		if !ours && !strings.HasSuffix(l.Kind, "List") {
+			return nil, false
+		}
+		direct = l.Items
+	}
+	for _, one := range direct {
+		if inner, list := Items(one); list {
+			items = append(items, inner...)
+		} else {
+			items = append(items, one)
+		}
+	}
+	return items, true
+}
