@@ -51,7 +51,8 @@ func identityGetCommand() *cobra.Command {
 		Use:   "get NUMBER|NAME",
 		Short: "Show what an identity stands for",
 		Long: "Show what an identity stands for. Reserved ones, such as world, mean the same everywhere\n" +
-			"and are answered without asking a cluster.",
+			"and are answered without asking a cluster. Those from 16777216 on stand for prefixes of\n" +
+			"policies; each node has its own, which `weft debug map prefixes` shows there.",
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := identity.ParseNumber(args[0])
@@ -62,6 +63,10 @@ func identityGetCommand() *cobra.Command {
 				one := api.Identity{ID: uint32(n), Labels: labels.String()}
 				return show(cmd, []api.Identity{one}, table{columns: columns("CLUSTER", "ID", "LABELS"), name: 1,
 					rows: [][]string{{"any", fmt.Sprint(one.ID), one.Labels}}})
+			}
+			if n.Scope() == identity.ScopeLocal {
+				return hinted{fmt.Errorf("identity %d stands for a prefix of a policy, and each node numbers those for itself", n),
+					"`weft debug map prefixes` shows which prefix, on the node that has reported the number"}
 			}
 			lists, t, err := identities(cmd, func(i api.Identity) bool { return i.ID == uint32(n) })
 			if len(t.rows) > 0 {
