@@ -17,12 +17,13 @@ const (
 // Action is what an apply did to one object.
 type Action string
 
-// Actions of an apply.
+// Actions of an apply or a deletion.
 const (
 	Created    Action = "created"
 	Configured Action = "configured"
 	Unchanged  Action = "unchanged"
 	Deleted    Action = "deleted"
+	Absent     Action = "absent" // there was nothing to delete
 )
 
 // ApplyResult answers POST /v1/apply and DELETE of objects.

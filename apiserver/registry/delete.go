@@ -21,14 +21,14 @@ func (r *Registry) Delete(ctx context.Context, word, namespace, name string) (*a
 		return nil, err
 	}
 	result, err := r.delete(ctx, []object{{kind: kind, namespace: namespace, name: name}})
-	if err == nil && result.Objects[0].Action == api.Unchanged {
+	if err == nil && result.Objects[0].Action == api.Absent {
 		return nil, r.absent(kind, namespace, name)
 	}
 	return result, err
 }
 
 // DeleteManifest deletes the objects a manifest names, all in one transaction.
-// One that is not there is reported as unchanged.
+// One that is not there is reported as absent.
 func (r *Registry) DeleteManifest(ctx context.Context, manifest []byte) (*api.ApplyResult, error) {
 	objects, problems := readManifest(manifest, true)
 	if len(problems) > 0 {
@@ -49,7 +49,7 @@ func (r *Registry) delete(ctx context.Context, objects []object) (*api.ApplyResu
 		for _, o := range objects {
 			old, err := r.store.Get(ctx, o.key())
 			if errors.Is(err, store.ErrNotFound) {
-				result.Objects = append(result.Objects, r.applied(&o, api.Unchanged))
+				result.Objects = append(result.Objects, r.applied(&o, api.Absent))
 				continue
 			}
 			if err != nil {

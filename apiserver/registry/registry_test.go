@@ -285,7 +285,7 @@ func TestDelete(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := summary(result); got != "shop deleted, shop/web-1 deleted, shop/web deleted, default/only-frontend unchanged" {
+	if got := summary(result); got != "shop deleted, shop/web-1 deleted, shop/web deleted, default/only-frontend absent" {
 		t.Error(got)
 	}
 	if !slices.Equal(before, s.Dump("")) {

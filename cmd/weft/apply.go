@@ -46,6 +46,9 @@ func applyCommand() *cobra.Command {
 	return cmd
 }
 
+// manifestEndings are those of the files that a folder stands for.
+var manifestEndings = []string{".yaml", ".yml", ".json"}
+
 // manifests are files in the order in which they are sent, as one manifest.
 type manifests []manifestFile
 
@@ -132,7 +135,7 @@ func readManifest(cmd *cobra.Command, name string) (manifests, error) {
 		}
 		paths = nil
 		for _, e := range entries {
-			if slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(e.Name())) && !e.IsDir() {
+			if slices.Contains(manifestEndings, filepath.Ext(e.Name())) && !e.IsDir() {
 				paths = append(paths, filepath.Join(name, e.Name()))
 			}
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -18,7 +20,7 @@ func deleteCommand() *cobra.Command {
 		Short:   "Delete objects, by name or as manifests list them",
 		GroupID: operate,
 		Long: "Delete objects by kind and name, or those that manifests list. An object of a manifest\n" +
-			"that is not there is no mistake; a name that is not there is.",
+			"that is not there is no mistake, and reported as absent; a name that is not there is.",
 		Example:           "  weft delete pod web-1 -n shop\n  weft delete pod/web-1 -n shop\n  weft delete -f web.yaml",
 		ValidArgsFunction: completeObjects,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -55,6 +57,9 @@ func deletion(cmd *cobra.Command, files, args []string) (func(context.Context, *
 		return nil, usageError{fmt.Errorf("weft delete: name a kind and what to delete, or a manifest with -f")}
 	}
 	k, err := kindOf(args[0])
+	if err != nil && slices.Contains(manifestEndings, filepath.Ext(args[1])) {
+		err = hinted{err, "delete what a manifest lists with -f: `weft delete -f FILE`"}
+	}
 	if err != nil {
 		return nil, err
 	}
