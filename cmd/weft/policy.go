@@ -121,6 +121,9 @@ func check(file string, text []byte) checked {
 	if err != nil {
 		c.Valid, c.Problems = false, strings.Split(err.Error(), "\n")
 	}
+	if err == nil && len(policies) == 0 {
+		c.Valid, c.Problems = false, []string{"holds no policy"}
+	}
 	for _, p := range policies {
 		c.Policies = append(c.Policies, checkedPolicy{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name})
 	}
@@ -145,9 +148,6 @@ func showChecked(cmd *cobra.Command, all []checked) error {
 		}
 		for _, p := range c.Problems {
 			fmt.Fprintln(cmd.OutOrStdout(), printableLines(c.File+": "+p))
-		}
-		if len(c.Policies)+len(c.Problems) == 0 {
-			fmt.Fprintln(cmd.OutOrStdout(), printableLines(c.File+": holds no policy"))
 		}
 	}
 	return nil
