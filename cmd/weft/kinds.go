@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -63,6 +65,9 @@ func kindOf(word string) (kind, error) {
 			}
 		}
 	}
+	if slices.Contains([]string{"networkpolicy", "networkpolicies", "netpol"}, word) {
+		return kind{}, usageError{errors.New("Kubernetes' NetworkPolicy is not supported; write it as a CiliumNetworkPolicy")}
+	}
 	if command := elsewhere(word); command != "" {
 		return kind{}, usageError{fmt.Errorf("%q is not a kind of manifest; `weft %s` shows them", word, command)}
 	}
@@ -76,7 +81,7 @@ func elsewhere(word string) string {
 		return "node list"
 	case "peer", "peers", "cluster", "clusters":
 		return "peer list"
-	case "policy", "policies", "networkpolicy", "networkpolicies":
+	case "policy", "policies":
 		return "policy list"
 	case "identity", "identities":
 		return "identity list"
