@@ -54,6 +54,8 @@ func TestRefused(t *testing.T) {
 		{"two kinds of peers", cnp("egress: [{toCIDR: [10.0.0.0/8], toEntities: [world]}]"), "spec.egress[0]: combines toCIDR and toEntities; write one list item for each"},
 		{"an unknown entity", cnp("egress: [{toEntities: [world-ipv4]}]"), `"world-ipv4" is not an entity; write one of all, cluster`},
 		{"not a prefix", cnp("egress: [{toCIDR: [10.0.0/8]}]"), `"10.0.0/8" is neither a prefix nor an address`},
+		{"IPv4 in the form of IPv6", cnp("egress: [{toCIDR: ['::ffff:0:0/96']}]"), `"::ffff:0:0/96" is IPv4 in the form of IPv6; write it as IPv4`},
+		{"an IPv4 address in the form of IPv6", cnp("egress: [{toCIDR: ['::ffff:10.1.2.3']}]"), "write it as IPv4"},
 		{"an exception outside", cnp("egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: [11.0.0.0/8]}]}]"), "spec.egress[0].toCIDRSet[0].except[0]: 11.0.0.0/8 is not inside cidr 10.0.0.0/8"},
 		{"an exception of the other family", cnp("egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: ['fd00::/8']}]}]"), "of another address family"},
 		{"a set without prefix", cnp("egress: [{toCIDRSet: [{}]}]"), "cidr: is missing"},

@@ -225,8 +225,13 @@ func parseCIDR(at path, text string, errs *problems) (netip.Prefix, bool) {
 	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" && !addr.Is4In6() {
 		return netip.PrefixFrom(addr, addr.BitLen()), true
 	}
+	written, _, _ := strings.Cut(text, "/")
+	if addr, err := netip.ParseAddr(written); err == nil && addr.Is4In6() {
+		errs.add(at, "%q is IPv4 in the form of IPv6; write it as IPv4, such as 10.0.0.0/8", text)
+		return netip.Prefix{}, false
+	}
 	prefix, err := netip.ParsePrefix(text)
-	if err != nil || prefix.Addr().Is4In6() {
+	if err != nil {
 		errs.add(at, "%q is neither a prefix nor an address; write it as 10.0.0.0/8, 10.1.2.3 or fd00::/8", text)
 		return netip.Prefix{}, false
 	}
