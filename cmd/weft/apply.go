@@ -173,7 +173,9 @@ func showApplied(cmd *cobra.Command, results []*api.ApplyResult) error {
 			if r.DryRun {
 				note = " (dry run)"
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), printableLines(fmt.Sprintf("%s: %s %s %s%s", r.Cluster, o.Kind, name, o.Action, note)))
+			if _, err := fmt.Fprintln(cmd.OutOrStdout(), printableLines(fmt.Sprintf("%s: %s %s %s%s", r.Cluster, o.Kind, name, o.Action, note))); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

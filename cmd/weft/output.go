@@ -96,7 +96,9 @@ func show[T any](cmd *cobra.Command, answers []T, t table) error {
 	switch {
 	case f == "name":
 		for _, row := range t.rows {
-			fmt.Fprintln(out, flow.Printable(t.fullName(cmd, row)))
+			if _, err := fmt.Fprintln(out, flow.Printable(t.fullName(cmd, row))); err != nil {
+				return err
+			}
 		}
 	case len(t.rows) == 0:
 		fmt.Fprintln(cmd.ErrOrStderr(), t.empty)
@@ -137,7 +139,9 @@ func document(out io.Writer, f string, v any, i int) error {
 		return fmt.Errorf("write as %s: %w", f, err)
 	}
 	if i > 0 {
-		fmt.Fprintln(out, "---")
+		if _, err := fmt.Fprintln(out, "---"); err != nil {
+			return err
+		}
 	}
 	_, err = out.Write(y)
 	return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -138,17 +139,19 @@ func showChecked(cmd *cobra.Command, all []checked) error {
 	if f == "json" || f == "yaml" {
 		return show(cmd, all, table{})
 	}
+	var lines strings.Builder
 	for _, c := range all {
 		for _, p := range c.Policies {
 			name := p.Name
 			if p.Namespace != "" {
 				name = p.Namespace + "/" + name
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), printableLines(fmt.Sprintf("%s: %s %s is valid", c.File, p.Kind, name)))
+			fmt.Fprintln(&lines, printableLines(fmt.Sprintf("%s: %s %s is valid", c.File, p.Kind, name)))
 		}
 		for _, p := range c.Problems {
-			fmt.Fprintln(cmd.OutOrStdout(), printableLines(c.File+": "+p))
+			fmt.Fprintln(&lines, printableLines(c.File+": "+p))
 		}
 	}
-	return nil
+	_, err = io.WriteString(cmd.OutOrStdout(), lines.String())
+	return err
 }

@@ -145,16 +145,18 @@ func showStatus(cmd *cobra.Command, all []*api.Status) error {
 		return show(cmd, all, names)
 	}
 	out := cmd.OutOrStdout()
+	var text strings.Builder
 	for i, s := range all {
 		if i > 0 {
-			fmt.Fprintln(out)
+			fmt.Fprintln(&text)
 		}
-		writeStatus(out, s, f == "wide", colourful(out))
+		writeStatus(&text, s, f == "wide", colourful(out))
 	}
-	return nil
+	_, err = io.WriteString(out, text.String())
+	return err
 }
 
-func writeStatus(out io.Writer, s *api.Status, wide, colour bool) {
+func writeStatus(out *strings.Builder, s *api.Status, wide, colour bool) {
 	c := s.Cluster
 	fmt.Fprintln(out, printableLines(fmt.Sprintf("Cluster %s (ID %d of %d), API server %s, up %s", c.Name, c.ID, c.MaxConnectedClusters, c.Version, age(c.UptimeSeconds))))
 	fmt.Fprintln(out, printableLines(fmt.Sprintf("  store      %s etcd %s, %s, revision %d, generation %s", c.Store, c.StoreVersion, size(c.StoreBytes), c.Revision, c.Generation)))
