@@ -17,7 +17,10 @@ const MaxGroups = 32
 // Frontend is one address and port that a service is reached at.
 //
 //	Frontend ── Groups, one per cluster ── Backends: may get new connections
-//	                                    └─ Draining: keep those they have
+//	                                    └─ Draining: about to go, keep all they have
+//
+// An endpoint that neither is ready nor serves until it goes is in neither: open
+// TCP connections do not need it there, and everything else finds another.
 type Frontend struct {
 	Namespace, Name string // of the service
 	PortName        string
@@ -133,29 +136,25 @@ type candidate struct {
 }
 
 // group sorts the endpoints of one cluster into those that take connections and
-// those that keep theirs; false if there are none. Ready ones take them; if
+// those that keep theirs; false if there are neither. Ready ones take them; if
 // there are none, those that still serve while they terminate do.
 func group(port Port, v4 bool, from []Slice) (Group, bool) {
-	all := candidates(port, v4, from)
 	g := Group{Weight: 1}
 	var last []Backend
-	for _, c := range all {
+	for _, c := range candidates(port, v4, from) {
 		switch {
 		case c.ready:
 			g.Backends = append(g.Backends, c.Backend)
 		case c.lastResort:
 			last = append(last, c.Backend)
-		default:
-			g.Draining = append(g.Draining, c.Backend)
 		}
 	}
 	if len(g.Backends) > 0 {
-		g.Draining = append(g.Draining, last...)
-		slices.SortFunc(g.Draining, Backend.compare)
-	} else if len(last) > 0 {
+		g.Draining = last
+	} else {
 		g.Backends, g.Tier = last, tierTerminating
 	}
-	return g, len(all) > 0
+	return g, len(g.Backends) > 0
 }
 
 // candidates are the endpoints sorted by address and port, each once: one that

@@ -45,7 +45,7 @@ func web(t *testing.T, pairs ...string) *Service {
 }
 
 // at is a slice with endpoints written as "10.1.1.2", "10.1.1.2 not-ready",
-// "10.1.1.2 terminating".
+// "10.1.1.2 serving", "10.1.1.2 terminating".
 func at(port uint16, endpoints ...string) []Slice {
 	s := Slice{Namespace: "shop", Name: "web-1", Service: "web", Ports: []SlicePort{{"http", TCP, port}}}
 	for _, text := range endpoints {
@@ -54,6 +54,8 @@ func at(port uint16, endpoints ...string) []Slice {
 		switch state {
 		case "":
 			e.Ready, e.Serving = true, true
+		case "serving":
+			e.Serving = true
 		case "terminating":
 			e.Serving, e.Terminating = true, true
 		}
@@ -99,13 +101,16 @@ func TestGlobalServices(t *testing.T) {
 		{"an unknown affinity is none", []string{AnnotationGlobal, "true", AnnotationAffinity, "nearest"}, both, "0 1: 10.1.1.2:8080\n0 2: 10.2.1.2:8081"},
 		{"affinity without global has no effect", []string{AnnotationAffinity, "remote"}, both, "0 1: 10.1.1.2:8080"},
 		{"local unhealthy leaves remote", []string{AnnotationGlobal, "true", AnnotationAffinity, "local"},
-			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 not-ready"), west: at(8080, "10.2.1.2")}, "0 1: (10.1.1.2:8080)\n1 2: 10.2.1.2:8080"},
+			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 not-ready"), west: at(8080, "10.2.1.2")}, "1 2: 10.2.1.2:8080"},
 		{"terminating is no match for ready elsewhere", []string{AnnotationGlobal, "true", AnnotationAffinity, "local"},
 			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 terminating"), west: at(8080, "10.2.1.2")}, "1 2: 10.2.1.2:8080\n2 1: 10.1.1.2:8080"},
 		{"terminating drains beside ready", nil,
 			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 terminating", "10.1.1.3")}, "0 1: 10.1.1.3:8080 (10.1.1.2:8080)"},
 		{"terminating serves where nobody is ready", nil,
-			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 terminating", "10.1.1.3 not-ready")}, "2 1: 10.1.1.2:8080 (10.1.1.3:8080)"},
+			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 terminating", "10.1.1.3 not-ready")}, "2 1: 10.1.1.2:8080"},
+		{"not ready keeps nothing but open TCP, which needs no row", nil,
+			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 not-ready", "10.1.1.3 serving", "10.1.1.4")}, "0 1: 10.1.1.4:8080"},
+		{"not ready, and nobody else", nil, map[ClusterID][]Slice{east: at(8080, "10.1.1.2 not-ready")}, ""},
 		{"in two slices at once", nil,
 			map[ClusterID][]Slice{east: append(at(8080, "10.1.1.2 not-ready"), at(8080, "10.1.1.2")...)}, "0 1: 10.1.1.2:8080"},
 		{"nobody", []string{AnnotationGlobal, "true"}, nil, ""},

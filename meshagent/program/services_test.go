@@ -3,6 +3,7 @@ package program
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -209,4 +210,29 @@ func TestServicesUseAPeerOnceItHasAnswered(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("left and joined again", 0)
+}
+
+// What is no member keeps its open TCP connections, but no UDP and no SYN that
+// was not answered: for those that is only right while somebody is about to go.
+func TestNotReadyBackendsAreNoMembers(t *testing.T) {
+	svc := service.Service{Namespace: "shop", Name: "dns", Addresses: []netip.Addr{netip.MustParseAddr("10.101.0.1")},
+		Ports: []service.Port{{Protocol: service.UDP, Port: 53}}}
+	v := &view{own: &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1}}}
+	f := service.Frontends(1, &svc, map[service.ClusterID][]service.Slice{1: {{
+		Ports: []service.SlicePort{{Protocol: service.UDP, Port: 53}},
+		Endpoints: []service.Endpoint{
+			{Addr: netip.MustParseAddr("10.1.1.2"), Ready: true, Serving: true},
+			{Addr: netip.MustParseAddr("10.1.1.3")},
+			{Addr: netip.MustParseAddr("10.1.1.4"), Serving: true, Terminating: true},
+			{Addr: netip.MustParseAddr("10.1.1.5"), Terminating: true},
+		},
+	}}})
+	got := v.rowsFor(f[0], "east/shop/dns", func(string) uint16 { return 0 }).members
+	want := map[bpf.MemberKey]bpf.Member{
+		{Addr: bpf.AddrOf(netip.MustParseAddr("10.1.1.2")), Port: bpf.PortOf(53)}: {},
+		{Addr: bpf.AddrOf(netip.MustParseAddr("10.1.1.4")), Port: bpf.PortOf(53)}: {Terminating: 1},
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("members %v, want %v", got, want)
+	}
 }
