@@ -56,6 +56,8 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	}
 	why = locate(s, &to, &at);
 	p->dst_identity = at.identity;
+	if (why == REASON_NO_BACKEND)
+		return why;
 	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(EGRESS, port));
 	if (!verdict)
 		verdict = why;
@@ -146,7 +148,7 @@ inline_always int send_on(struct __sk_buff *skb, struct packet *p, const struct 
 		if (!ep)
 			return drop(skb, p, REASON_NO_ENDPOINT, EGRESS);
 		if (p->error)
-			return deliver_error(skb, p, ep, &o);
+			return deliver_error(skb, p, s, ep, &o);
 		return deliver_next_door(skb, p, s, ep);
 	}
 	return leave(skb, REASON_TO_STACK, EGRESS, ACT_OK);

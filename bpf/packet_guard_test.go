@@ -114,6 +114,17 @@ var icmpCases = []packetCase{
 		{hook: "out of tunnel", in: ip(podD, podA, portUnreachable().quoting(ip(podA, podC, udp(1000, 8080).unchecked()).withOptions(4))), want: ReasonDelivered,
 			out: ip(podD, podA, portUnreachable().quoting(ip(podA, far, udp(1000, 80).unchecked()).withOptions(4)))},
 	}},
+	{name: "an error from somewhere the flow never was", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonTunnelled},
+		{hook: "from a", in: ip(podA, far, udp(1001, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1001, 8080))},
+		{hook: "into node", in: ip(world, podA, portUnreachable().quoting(ip(podA, podC, udp(1000, 53)))), want: ReasonSpoofedSource},
+		{hook: "into node", in: ip(world, podA, portUnreachable().quoting(ip(podA, podC, udp(1001, 8080)))), want: ReasonSpoofedSource},
+		{hook: "from b", in: ip(podB, podA, portUnreachable().quoting(ip(podA, podC, udp(1000, 53)))), want: ReasonInvalid},
+		{hook: "out of tunnel", in: ip(podE, podA, portUnreachable().quoting(ip(podA, podC, udp(1000, 53)))), want: ReasonSpoofedSource},
+		{hook: "out of tunnel", in: ip(podE, podA, portUnreachable().quoting(ip(podA, podC, udp(1001, 8080)))), want: ReasonSpoofedSource},
+		{hook: "out of tunnel", in: ip(podD, podA, portUnreachable().quoting(ip(podA, podC, udp(1000, 53)))), want: ReasonDelivered},
+		{hook: "to a", in: ip(nodeInternal, podA, portUnreachable().quoting(ip(podA, podC, udp(1000, 53)))), want: ReasonDelivered},
+	}},
 	{name: "a pod's error about what it was sent", steps: []step{
 		{hook: "out of tunnel", in: ip(podC, podA, udp(9, 53)), want: ReasonDelivered},
 		{hook: "from a", in: ip(podA, podC, portUnreachable().quoting(ip(podC, podA, udp(9, 53)))), want: ReasonTunnelled},

@@ -55,6 +55,20 @@ var serviceCases = []packetCase{
 		{change: clusterDies, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A").at(7, 9)), want: ReasonResetSent,
 			out: ip(far, podA, tcp(80, 1000, "R").at(9, 0)), check: through(far, podA, podC)},
 	}},
+	{name: "an address of services that none has goes nowhere", state: func(n *node) {
+		set(n, n.m.Prefixes, prefix("10.101.0.0/16"), IPInfo{Identity: 2, Flags: IPService})
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, "10.101.0.200", udp(1000, 80)), want: ReasonNoBackend, check: flowsAre(0)},
+		{hook: "from a", in: ip(podA, "10.101.0.200", tcp(1000, 80, "S")), want: ReasonNoBackend},
+		{hook: "from a", in: ip(podA, near, tcp(1000, 81, "S")), want: ReasonNoBackend},
+		{hook: "from a", in: ip(podA, near, echo(7)), want: ReasonNoBackend, check: flowsAre(0)},
+		{change: func(n *node) {
+			row, _, _ := n.m.Services.Lookup(front(near, 17))
+			set(n, n.m.Services, ServiceKey{Addr: addr("10.101.0.200"), Port: PortOf(80), Proto: 17}, row)
+			nodeDies(3)(n)
+			nodeDies(4)(n)
+		}, hook: "from a", in: ip(podA, "10.101.0.200", udp(1000, 80)), want: ReasonDelivered, out: ip(podA, podB, udp(1000, 8080))},
+	}},
 	{name: "no backends", steps: []step{
 		{hook: "from a", in: ip(podA, empty, tcp(1000, 80, "S")), want: ReasonNoBackend},
 	}},

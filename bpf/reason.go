@@ -25,7 +25,7 @@ const (
 	ReasonNoTunnel      Reason = 18 // member address, but no node, key or tunnel device for it
 	ReasonPathDown      Reason = 19 // the node or cluster behind the tunnel does not answer
 	ReasonPlaintext     Reason = 20 // member address outside a tunnel
-	ReasonNoBackend     Reason = 21 // service without usable backend
+	ReasonNoBackend     Reason = 21 // service without usable backend, or an address of services that none has
 	ReasonFlowTableFull Reason = 22 // no room for a new flow
 	ReasonSpoofedSource Reason = 23 // source is not the pod's address
 	ReasonHeld          Reason = 24 // the pod is not programmed yet

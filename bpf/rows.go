@@ -130,6 +130,8 @@ type IPFlags uint8
 const (
 	IPMember IPFlags = 1 << 0 // in a member cluster's CIDR (own or remote): encrypted or not at all
 	IPLocal  IPFlags = 1 << 1 // in this node's own pod CIDR
+	// In the own cluster's service CIDR: nobody is there but by a service.
+	IPService IPFlags = 1 << 2
 )
 
 // IPInfo says who has an address and behind which tunnel it lies.

@@ -4,13 +4,6 @@
 #include "icmp.h"
 #include "judge.h"
 
-/* Who hands the packet over. */
-struct origin {
-	__u8 via;
-	__u8 host;    /* this node's own */
-	__u8 through; /* already on its way into the pod: only let it pass */
-};
-
 /* Judges a packet that belongs to no flow, and fills in one. Returns 0 or why not. */
 once int open_ingress(struct packet *p, const struct settings *s, const struct endpoint *ep,
 			     const struct origin *o, struct flow *f)
@@ -70,11 +63,12 @@ inline_always int hand_over(struct __sk_buff *skb, struct packet *p, const struc
 	return leave(skb, REASON_DELIVERED, INGRESS, bpf_redirect_peer(ifindex, 0));
 }
 
-once int deliver_error(struct __sk_buff *skb, struct packet *p, const struct endpoint *ep, const struct origin *o)
+once int deliver_error(struct __sk_buff *skb, struct packet *p, const struct settings *s,
+		       const struct endpoint *ep, const struct origin *o)
 {
-	if (!p || !ep || !o)
+	if (!p || !s || !ep || !o)
 		return ACT_SHOT;
-	int why = ep->held ? REASON_HELD : error_for_pod(skb, p);
+	int why = ep->held ? REASON_HELD : error_for_pod(skb, p, s, o);
 
 	return why ? drop(skb, p, why, INGRESS) : hand_over(skb, p, ep, o);
 }
@@ -140,5 +134,5 @@ inline_always int deliver_flow(struct __sk_buff *skb, struct packet *p, const st
 inline_always int deliver(struct __sk_buff *skb, struct packet *p, const struct settings *s,
 			  const struct endpoint *ep, const struct origin *o)
 {
-	return unlikely(p->error) ? deliver_error(skb, p, ep, o) : deliver_flow(skb, p, s, ep, o);
+	return unlikely(p->error) ? deliver_error(skb, p, s, ep, o) : deliver_flow(skb, p, s, ep, o);
 }

@@ -3,6 +3,7 @@
 
 #include "flow.h"
 #include "nat.h"
+#include "place.h"
 
 /* The start of a quoted packet. */
 struct quote {
@@ -66,11 +67,28 @@ once int restore_quote(struct __sk_buff *skb, struct packet *p, const struct quo
 	return err ? REASON_FAILED : 0;
 }
 
+/* Can who sent an error have seen a packet of the flow? It must come the flow's
+ * way, and out of a tunnel from the cluster the flow goes to. The stack's own come
+ * about any. */
+inline_always int on_path(const struct settings *s, const struct packet *p, const struct flow *f, const struct origin *o)
+{
+	struct place from = {};
+
+	if (o->through)
+		return 1;
+	if (f->via != o->via)
+		return 0;
+	if (o->via != VIA_TUNNEL)
+		return 1;
+	resolve(s, &p->src, &from);
+	return from.cluster == f->cluster;
+}
+
 /* An error for a pod about what it sent. Returns 0, with the quote as the pod
  * knows it, or why not. */
-once int error_for_pod(struct __sk_buff *skb, struct packet *p)
+once int error_for_pod(struct __sk_buff *skb, struct packet *p, const struct settings *s, const struct origin *o)
 {
-	if (!p)
+	if (!p || !s || !o)
 		return REASON_FAILED;
 	struct quote q = {};
 	struct flow_key key;
@@ -88,10 +106,12 @@ once int error_for_pod(struct __sk_buff *skb, struct packet *p)
 		key.rport = q.asks ? 0 : htons(1);
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (f)
-		return 0;
+		return on_path(s, p, f, o) ? 0 : REASON_SPOOFED_SOURCE;
 	f = find_service_flow(&key);
 	if (!f)
 		return REASON_INVALID;
+	if (!on_path(s, p, f, o))
+		return REASON_SPOOFED_SOURCE;
 	why = restore_quote(skb, p, &q, &key.remote, key.rport);
 	/* Said by the backend itself: then by the service. */
 	if (!why && same(&p->src, &q.dst))

@@ -16,7 +16,14 @@ struct place {
 	__u8 via;
 	__u8 member;
 	__u8 local; /* in this node's own pod CIDR */
-	__u8 pad;
+	__u8 service; /* in the service CIDR */
+};
+
+/* Who hands a packet over to a pod. */
+struct origin {
+	__u8 via;
+	__u8 host;    /* this node's own */
+	__u8 through; /* already on its way into the pod: only let it pass */
 };
 
 /* What the tables say of an address that is no pod of this node. Exact before
@@ -41,6 +48,7 @@ inline_always void resolve(const struct settings *s, const struct addr *a, struc
 	at->cluster = ip->cluster;
 	at->member = ip->cluster || ip->flags & IP_MEMBER;
 	at->local = !!(ip->flags & IP_LOCAL);
+	at->service = !!(ip->flags & IP_SERVICE);
 	if (at->node || at->member)
 		at->via = VIA_TUNNEL;
 	if (at->member && !at->identity)
@@ -60,6 +68,9 @@ once int locate(const struct settings *s, const struct addr *a, struct place *at
 		return 0;
 	}
 	resolve(s, &key, at);
+	/* No service has it, or not yet: the stack would send it by the default route. */
+	if (at->service)
+		return REASON_NO_BACKEND;
 	if (at->via != VIA_TUNNEL)
 		return 0;
 	/* An address of ours that no pod has: the stack would send it somewhere. */

@@ -114,6 +114,7 @@ struct ip_info {
 enum ip_flags {
 	IP_MEMBER = 1 << 0, /* in a member cluster's CIDR: encrypted or not at all */
 	IP_LOCAL = 1 << 1,  /* in this node's own pod CIDR */
+	IP_SERVICE = 1 << 2, /* in the service CIDR: nobody is there but by a service */
 };
 
 struct prefix_key {

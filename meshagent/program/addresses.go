@@ -24,7 +24,8 @@ var everyIPv4 = netip.MustParsePrefix("0.0.0.0/0")
 
 // deriveAddresses says who has which address.
 //
-// Prefixes, from wide to narrow: the world; what policies name outside of the mesh; the
+// Prefixes, from wide to narrow: the world; what policies name outside of the mesh;
+// the own services' CIDR, so that a packet to none of them goes nowhere; the
 // members' pod CIDRs, so that whatever is in them is a member's before anything
 // else is known; the nodes' pod CIDRs, so that an address is encrypted for its
 // node before its identity is known. Single addresses: nodes, then pods.
@@ -36,6 +37,9 @@ func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]
 			continue // a member is known by its labels alone
 		}
 		a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Identity: uint32(n)}
+	}
+	if cidr := v.own.Own.ServiceCIDR; cidr.IsValid() {
+		a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Identity: uint32(identity.World), Flags: bpf.IPService}
 	}
 	for _, c := range v.members {
 		for _, cidr := range c.PodCIDRs() {
@@ -118,8 +122,12 @@ func (v *view) doubtful(c *tables.Cluster, ip *tables.IP) string {
 	return ""
 }
 
-// inMesh says whether a prefix lies inside a member's pod CIDRs.
+// inMesh says whether a prefix lies inside a member's pod CIDRs or the own
+// cluster's service CIDR. Policies cannot mean it by its addresses.
 func (v *view) inMesh(p netip.Prefix) bool {
+	if s := v.own.Own.ServiceCIDR; s.IsValid() && s.Bits() <= p.Bits() && s.Contains(p.Addr()) {
+		return true
+	}
 	for _, c := range v.members {
 		if c.Owns(p) {
 			return true

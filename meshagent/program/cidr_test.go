@@ -152,3 +152,30 @@ func TestAroundFindsTheNarrowest(t *testing.T) {
 		}
 	}
 }
+
+// Addresses of services have no other owner, whatever a policy names.
+func TestServiceAddressesAreNobodyElses(t *testing.T) {
+	b := newBench(t)
+	b.pod("web-1", "web", "10.1.1.2", 65537)
+	b.write(func(txn statedb.WriteTxn) {
+		east := tables.Get(txn, b.tab.Clusters, "east")
+		next, own := *east, *east.Own
+		own.ServiceCIDR = netip.MustParsePrefix("10.101.0.0/16")
+		next.Own = &own
+		tables.Put(txn, b.tab.Clusters, &next)
+	})
+	b.policy("web", fmt.Sprintf(allowTo, "10.0.0.0/8, 10.101.0.0/16, 10.101.0.80/32"))
+	b.pass()
+	services := 0
+	for k, info := range rowsIn(b.maps.Prefixes) {
+		if p := k.Netip(); p.Bits() >= 8 && p.Contains(netip.MustParseAddr("10.101.0.80")) && p != netip.MustParsePrefix("10.0.0.0/8") {
+			services++
+			if info != (bpf.IPInfo{Identity: uint32(identity.World), Flags: bpf.IPService}) {
+				t.Errorf("%v is %+v", p, info)
+			}
+		}
+	}
+	if services != 1 {
+		t.Errorf("prefixes %v", rowsIn(b.maps.Prefixes))
+	}
+}
