@@ -303,6 +303,49 @@ func TestServices(t *testing.T) {
 	})
 }
 
+// Peers refuse a backend outside of the pod CIDRs. Whoever adds one hears of it
+// here, and the others are offered as before.
+func TestForeignEndpointsAreLeftOut(t *testing.T) {
+	run(t, nil, func(b *bench) {
+		svc, slice := wire.ServiceStateKey("east", "shop", "web"), wire.SliceStateKey("east", "shop", "web-v4")
+		object, endpoints := wire.ObjectKey("services", "shop", "web"), wire.ObjectKey("endpointslices", "shop", "web-v4")
+		b.put(object, webService(global))
+		b.put(endpoints, webSlice("10.1.1.2", "10.1.1.3"))
+		asBefore := []string{b.value(svc), b.value(slice)}
+
+		mixed := webSlice("10.1.1.2", "192.0.2.7", "10.1.1.3")
+		mixed.Endpoints[2].Addresses = []string{"192.0.2.8", "10.1.1.3"}
+		b.put(endpoints, mixed)
+		b.expect(svc, slice)
+		if diff := cmp.Diff(asBefore, []string{b.value(svc), b.value(slice)}); diff != "" {
+			t.Errorf("one foreign address changed what is exported:\n%s", diff)
+		}
+		want := "peers would not believe endpoints outside of the cluster's pod CIDRs [10.1.0.0/16]; left out: 192.0.2.7 of slice web-v4, 192.0.2.8 of slice web-v4"
+		if got := b.exp.Status().Problems[object]; got != want {
+			t.Errorf("problem %q", got)
+		}
+
+		b.put(endpoints, webSlice("192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"))
+		if got := b.exp.Status().Problems[object]; !strings.HasSuffix(got, "192.0.2.3 of slice web-v4 and 2 more") {
+			t.Errorf("problem %q", got)
+		}
+		s, err := wire.ParseSlice(wire.CacheRef{Cluster: "east", Namespace: "shop", Name: "web-v4"}, 1, []byte(b.value(slice)))
+		if err != nil || len(s.Endpoints) != 0 {
+			t.Errorf("slice %+v, %v", s, err)
+		}
+
+		b.put(object, webService(nil)) // ours alone: any address will do
+		if p := b.exp.Status().Problems; len(p) != 0 {
+			t.Errorf("problems %v", p)
+		}
+		b.put(object, webService(global))
+		b.put(endpoints, webSlice("10.1.1.2"))
+		if p := b.exp.Status().Problems; len(p) != 0 {
+			t.Errorf("problems %v", p)
+		}
+	})
+}
+
 // A restart deletes what is no longer wanted, and writes nothing else.
 func TestRestartIsMinimal(t *testing.T) {
 	run(t, nil, func(b *bench) {

@@ -144,16 +144,20 @@ func (v *views) ofService(ns, name string) map[string][]byte {
 	if obj == nil || v.kept[ns] {
 		return nil
 	}
+	problem := wire.ObjectKey("services", ns, name)
 	svc, err := service.FromKubernetes(obj)
 	if err != nil {
-		v.problems[wire.ObjectKey("services", ns, name)] = err.Error()
+		v.problems[problem] = err.Error()
 		return nil
 	}
-	delete(v.problems, wire.ObjectKey("services", ns, name))
+	delete(v.problems, problem)
 	if !svc.Exported() {
 		return nil
 	}
-	own := v.slices[[2]string{ns, name}]
+	own, foreign := v.believable(v.slices[[2]string{ns, name}])
+	if len(foreign) > 0 {
+		v.problems[problem] = fmt.Sprintf("peers would not believe endpoints outside of the cluster's pod CIDRs %v; left out: %s", v.cluster.PodCIDRs, some(foreign))
+	}
 	out := map[string][]byte{
 		wire.ServiceStateKey(v.cluster.Name, ns, name): wire.Marshal(v.clusterService(&svc, obj, own)),
 	}
@@ -163,6 +167,40 @@ func (v *views) ofService(ns, name string) map[string][]byte {
 		}
 	}
 	return out
+}
+
+// believable are slices without the addresses that lie outside of the cluster's
+// pod CIDRs, and which those are: peers refuse them.
+func (v *views) believable(all map[string]*discoveryv1.EndpointSlice) (own map[string]*discoveryv1.EndpointSlice, foreign []string) {
+	own = map[string]*discoveryv1.EndpointSlice{}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		slice := *all[name]
+		slice.Endpoints = nil
+		for _, e := range all[name].Endpoints {
+			var inside []string
+			for _, text := range e.Addresses {
+				if a, err := wire.ParseAddr(text); err == nil && contains(v.cluster.PodCIDRs, a) {
+					inside = append(inside, text)
+				} else {
+					foreign = append(foreign, text+" of slice "+name)
+				}
+			}
+			if e.Addresses = inside; len(inside) > 0 {
+				slice.Endpoints = append(slice.Endpoints, e)
+			}
+		}
+		own[name] = &slice
+	}
+	return own, foreign
+}
+
+// some names the first few of all, so that a line stays readable.
+func some(all []string) string {
+	const most = 3
+	if len(all) <= most {
+		return strings.Join(all, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(all[:most], ", "), len(all)-most)
 }
 
 // clusterService is the older form. It lists ready backends only, because it

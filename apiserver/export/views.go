@@ -304,3 +304,7 @@ func inside(all []netip.Prefix, p netip.Prefix) bool {
 		return c.Bits() <= p.Bits() && c.Contains(p.Addr())
 	})
 }
+
+func contains(all []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(all, func(c netip.Prefix) bool { return c.Contains(a) })
+}
