@@ -39,7 +39,7 @@ const (
 
 // node is a Datapath in a network and mount namespace of its own.
 type node struct {
-	*testing.T
+	testing.TB
 	*Datapath
 	m      *Maps
 	config Config
@@ -87,9 +87,9 @@ func smallConfig(dir string) Config {
 	return c
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t testing.TB) *node {
 	t.Helper()
-	n := &node{T: t, config: smallConfig(ownNamespaces(t))}
+	n := &node{TB: t, config: smallConfig(ownNamespaces(t))}
 	d, err := load(n.config, options{ethernetTunnel: true})
 	if err != nil {
 		t.Fatal(err)
@@ -112,14 +112,14 @@ func newNode(t *testing.T) *node {
 // again is the node as new, for a case of its own: loading takes most of the
 // time. The case runs in the node's network. Table ports is too large to walk:
 // who writes to it clears up.
-func (n *node) again(t *testing.T) *node {
+func (n *node) again(t testing.TB) *node {
 	t.Helper()
 	runtime.LockOSThread() // and so the thread ends with the case
 	if err := netns.Set(n.network); err != nil {
 		t.Fatal(err)
 	}
 	fresh := *n
-	fresh.T = t
+	fresh.TB = t
 	for _, clear := range []func(testing.TB){
 		clearer(n.m.Settings), clearer(n.m.Flows), clearer(n.m.Replies), clearer(n.m.Endpoints), clearer(n.m.IPs),
 		clearer(n.m.Prefixes), clearer(n.m.Nodes), clearer(n.m.Clusters), clearer(n.m.Services), clearer(n.m.Backends),

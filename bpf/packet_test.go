@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 	"time"
 
@@ -175,20 +176,24 @@ func onLane(lane int) func(*node) {
 	}
 }
 
+// packetTable is every case. TestPackets checks it, BenchmarkCases measures it.
+var packetTable = slices.Concat(pathCases, policyCases, serviceCases, failureCases, guardCases, icmpCases, fragmentCases, stateCases)
+
 func TestPackets(t *testing.T) {
 	shared := newNode(t)
-	for _, cases := range [][]packetCase{pathCases, policyCases, serviceCases, failureCases, guardCases, icmpCases, fragmentCases, stateCases} {
-		for _, c := range cases {
-			t.Run(c.name, func(t *testing.T) {
-				n := shared.again(t)
-				if c.state != nil {
-					c.state(n)
-				}
-				for i, s := range c.steps {
-					n.step(i+1, s)
-				}
-			})
-		}
+	for _, c := range packetTable {
+		t.Run(c.name, func(t *testing.T) { shared.again(t).play(c) })
+	}
+}
+
+// play puts the node into the state that a case has after its last packet.
+func (n *node) play(c packetCase) {
+	n.Helper()
+	if c.state != nil {
+		c.state(n)
+	}
+	for i, s := range c.steps {
+		n.step(i+1, s)
 	}
 }
 

@@ -43,6 +43,7 @@ type step struct {
 // steps are everything that is measured, the quiet machine's first.
 var steps = []step{
 	{"packets", []string{"go", "test", "-run", "^$", "-bench", "^BenchmarkPacket$", "-benchtime", "200000x", "./bpf"}, benchmarks("packet")},
+	{"cases", []string{"go", "test", "-run", "^$", "-bench", "^BenchmarkCases$", "-benchtime", "1000x", "./bpf"}, benchmarks("cases")},
 	{"policy", []string{"go", "test", "-run", "^$", "-bench", ".", "-benchtime", "1s", "./policy", "./service"}, benchmarks("control")},
 	{"spread", []string{"./weft", "lab", "run", "-o", "json", "internal/bench/spread.txtar"}, scenarios("spread", "_failed")},
 	{"failover", []string{"./weft", "lab", "run", "-o", "json", "internal/bench/failover.txtar"}, scenarios("failover")},
