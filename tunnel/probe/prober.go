@@ -191,17 +191,6 @@ func (p *Prober) SetEvidence(evidence map[string]Evidence) {
 	p.hurryUp()
 }
 
-// Look probes a target at once, for example because traffic to it gets no
-// answer. Unknown names are ignored.
-func (p *Prober) Look(name string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if path, there := p.paths[name]; there {
-		path.due = time.Now()
-		p.hurryUp()
-	}
-}
-
 // Observations are all rows, in order of name.
 func (p *Prober) Observations() []Observation {
 	p.mu.Lock()

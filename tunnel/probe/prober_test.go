@@ -196,22 +196,6 @@ func TestTargetsComeAndGo(t *testing.T) {
 	})
 }
 
-func TestLookProbesAtOnce(t *testing.T) {
-	inBubble(t, func(t *testing.T, b *bench) {
-		b.network.Answer(n1.Addr, time.Millisecond)
-		b.Set([]probe.Target{n1})
-		b.next(t, time.Second)
-		synctest.Wait()
-		before := b.network.Sent()
-		b.Look(n1.Name())
-		b.Look("nobody/nowhere")
-		synctest.Wait()
-		if after := b.network.Sent(); after != before+1 {
-			t.Errorf("%d probes at once, want 1", after-before)
-		}
-	})
-}
-
 func TestBrokenTransportEndsRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, err := probe.New(probe.Defaults(), broken{})
