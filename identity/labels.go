@@ -13,6 +13,7 @@ const (
 	SourceK8s      = "k8s"
 	SourceReserved = "reserved"
 	SourceCIDR     = "cidr"
+	SourceFQDN     = "fqdn"
 	SourceAny      = "any"
 )
 
@@ -23,6 +24,12 @@ const (
 	KeyServiceAccount  = "io.cilium.k8s.policy.serviceaccount"
 	KeyNamespaceLabels = "io.cilium.k8s.namespace.labels" // prefix of the namespace's own labels
 )
+
+// Given reports whether labels with this key are the cluster's to give: its own
+// name, and a workload's namespace and account. No workload can claim one.
+func Given(key string) bool {
+	return key == KeyNamespace || strings.HasPrefix(key, "io.cilium.k8s.")
+}
 
 // Label is one fact about a workload. Keys hold no "=", and none of the three
 // a ";".
@@ -140,6 +147,25 @@ func (ls Labels) Namespace() string {
 func (ls Labels) Cluster() string {
 	name, _ := ls.Get(SourceK8s, KeyCluster)
 	return name
+}
+
+// Foreign says why these labels cannot be those of a workload of this cluster,
+// as one of its peers should ask; nil if they can. Selectors also go by key
+// alone, so no other source may name a cluster either.
+func (ls Labels) Foreign(cluster string) error {
+	for _, l := range ls {
+		switch l.Source {
+		case SourceReserved, SourceCIDR, SourceFQDN, SourceAny:
+			return fmt.Errorf("label %v is not a workload's", l)
+		}
+		if l.Key == KeyCluster && l.Source != SourceK8s {
+			return fmt.Errorf("label %v names a cluster, which only source %s can", l, SourceK8s)
+		}
+	}
+	if got := ls.Cluster(); got != cluster {
+		return fmt.Errorf("labels name cluster %q", got)
+	}
+	return nil
 }
 
 // MarshalText is String, so that JSON holds Cilium's text form.

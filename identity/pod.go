@@ -64,7 +64,7 @@ func PodLabels(namespace string, namespaceLabels, podLabels map[string]string, s
 		}
 	}
 	for key, value := range podLabels {
-		if key == KeyNamespace || strings.HasPrefix(key, "io.cilium.k8s.") {
+		if Given(key) {
 			continue
 		}
 		add(key, value)

@@ -27,7 +27,7 @@ type requirement struct {
 }
 
 // parseSelector reads a selector with Cilium's key prefixes k8s:, any: and
-// reserved:; a key without one means any:.
+// reserved:; a key without one means any:, see parseKey.
 func parseSelector(at path, in *metav1.LabelSelector, errs *problems) selector {
 	var out selector
 	for _, key := range slices.Sorted(maps.Keys(in.MatchLabels)) {
@@ -67,7 +67,9 @@ func parseSelector(at path, in *metav1.LabelSelector, errs *problems) selector {
 	return out
 }
 
-// parseKey splits a selector key into source and label key.
+// parseKey splits a selector key into source and label key. Keys that are a
+// cluster's to give have no other source than k8s: any: would take the word of
+// whoever else has a label with that key.
 func parseKey(at path, text string, errs *problems) (source, key string, ok bool) {
 	source, key, found := strings.Cut(text, ":")
 	if !found {
@@ -90,6 +92,9 @@ func parseKey(at path, text string, errs *problems) (source, key string, ok bool
 	default:
 		errs.add(at, "%q has a label source that no workload has here; write k8s:%s, or any:%s", text, key, key)
 		return "", "", false
+	}
+	if source == identity.SourceAny && identity.Given(key) {
+		source = identity.SourceK8s
 	}
 	return source, key, true
 }

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/weft-mesh/weft/identity"
 )
 
 const everyReserved = "health host ingress init kube-apiserver remote-node unmanaged unknown-member world world-ipv4 world-ipv6"
@@ -175,6 +177,44 @@ func TestWhomWebMayReach(t *testing.T) {
 			got := passing(t, w, "web", Egress, ProtoTCP, 80)
 			if want := words(tt.want); !slices.Equal(got, want) {
 				t.Errorf("reachable: %v\nwant:      %v", got, want)
+			}
+		})
+	}
+}
+
+// A label that some other source gives cannot stand for a cluster's own word,
+// neither to be let in nor to slip past a denial.
+func TestOnlyItsClusterSaysWhereAWorkloadBelongs(t *testing.T) {
+	for _, tt := range []struct {
+		name, manifests string
+		allow           bool
+	}{
+		{"named as the cluster", cnp("ingress: [{fromEndpoints: [{matchLabels: {app: frontend, io.cilium.k8s.policy.cluster: west}}]}]"), false},
+		{"named as the cluster, with any:", cnp(`ingress: [{fromEndpoints: [{matchLabels: {app: frontend, "any:io.cilium.k8s.policy.cluster": west}}]}]`), false},
+		{"its real cluster is named", cnp("ingress: [{fromEndpoints: [{matchLabels: {app: frontend, io.cilium.k8s.policy.cluster: east}}]}]"), true},
+		{"whoever is not of the cluster is denied", cnp(`
+enableDefaultDeny: {ingress: false}
+ingressDeny: [{fromEndpoints: [{matchExpressions: [{key: io.cilium.k8s.policy.cluster, operator: NotIn, values: [west]}]}]}]`), false},
+		{"named as the namespace", ccnp("c", `ingress: [{fromEndpoints: [{matchLabels: {io.kubernetes.pod.namespace: other, "k8s:io.cilium.k8s.policy.cluster": east}}]}]`), false},
+		{"whoever is of no other namespace is denied", ccnp("c", `
+enableDefaultDeny: {ingress: false}
+ingressDeny: [{fromEndpoints: [{matchExpressions: [{key: io.kubernetes.pod.namespace, operator: NotIn, values: [other]}, {key: "k8s:io.cilium.k8s.policy.cluster", operator: Exists}]}]}]`), false},
+		{"named by its namespace's labels", cnp(`ingress: [{fromEndpoints: [{matchLabels: {io.cilium.k8s.namespace.labels.team: other, "k8s:io.cilium.k8s.policy.cluster": east}}]}]`), false},
+		{"named by its account", cnp(`ingress: [{fromEndpoints: [{matchLabels: {io.cilium.k8s.policy.serviceaccount: admin, "k8s:io.cilium.k8s.policy.cluster": east}}]}]`), false},
+		{"a reserved word as key is no entity", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"reserved:host": ""}}]}, {fromEntities: [host]}]`), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := testWorld(t, tt.manifests)
+			labels, err := identity.ParseLabels("container:host;k8s:host;k8s:app=frontend;k8s:io.kubernetes.pod.namespace=default;k8s:io.cilium.k8s.policy.cluster=east;" +
+				"container:io.cilium.k8s.policy.cluster=west;container:io.kubernetes.pod.namespace=other;" +
+				"container:io.cilium.k8s.namespace.labels.team=other;container:io.cilium.k8s.policy.serviceaccount=admin")
+			if err != nil {
+				t.Fatal(err)
+			}
+			people["forged"] = 0x010009
+			w.Identities[people["forged"]] = labels
+			if got := slices.Contains(passing(t, w, "web", Ingress, ProtoTCP, 80), "forged"); got != tt.allow {
+				t.Errorf("allowed in: %v, want %v", got, tt.allow)
 			}
 		})
 	}
