@@ -169,14 +169,8 @@ func (c claims) identity(ref wire.CacheRef, value []byte) (Reason, error) {
 	if reason, err := c.number(ref.Identity); err != nil {
 		return reason, err
 	}
-	for _, l := range labels {
-		switch l.Source {
-		case identity.SourceReserved, identity.SourceCIDR, "fqdn":
-			return ForeignName, fmt.Errorf("label %v is not a workload's", l)
-		}
-	}
-	if got := labels.Cluster(); got != c.peer.Name {
-		return ForeignName, fmt.Errorf("labels name cluster %q", got)
+	if err := labels.Foreign(c.peer.Name); err != nil {
+		return ForeignName, err
 	}
 	return "", nil
 }

@@ -192,6 +192,37 @@ func TestPolicyFollowsPoliciesPodsAndIdentities(t *testing.T) {
 	}
 }
 
+// Whatever let it into the tables: an identity of a peer that also claims to be
+// of another cluster, or something reserved, is nobody.
+func TestAForgedIdentityIsNobody(t *testing.T) {
+	for name, forged := range map[string]string{
+		"our cluster beside its own": "container:io.cilium.k8s.policy.cluster=east",
+		"the host":                   "reserved:host",
+		"addresses":                  "cidr:0.0.0.0/0",
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			web := b.pod("web-1", "web", "10.1.1.2", 65537)
+			labels, err := identity.ParseLabels("k8s:app=frontend;k8s:io.cilium.k8s.policy.cluster=west;k8s:io.kubernetes.pod.namespace=shop;" + forged)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.write(func(txn statedb.WriteTxn) {
+				tables.Put(txn, b.tab.Identities, &tables.Identity{Cluster: "west", Number: 131073, Labels: labels})
+			})
+			b.remote("frontend", 131074)
+			b.policy("web", allowFrontend)
+			b.pass()
+			b.want("frontend", web, 131074, 80, true)
+			b.want("forged", web, 131073, 80, false)
+			problems := tables.All(b.tab.DB.ReadTxn(), b.tab.Problems)
+			if len(problems) != 1 || problems[0].Table != "identities" {
+				t.Errorf("problems: %+v", problems)
+			}
+		})
+	}
+}
+
 // TestNoGapWhateverFails fails every write once in turn while policies change:
 // the intruder never gets in, and the frontend is never kept out.
 func TestNoGapWhateverFails(t *testing.T) {

@@ -378,9 +378,11 @@ func (p *Program) judge(v *view, r *report) (changed int) {
 			v.doubts = append(v.doubts, doubt{"identities", row.Key(), fmt.Sprintf("the number is not one of cluster %s", c.Name)})
 			continue
 		}
-		if claimed := row.Labels.Cluster(); claimed != c.Name && c != v.own {
-			v.doubts = append(v.doubts, doubt{"identities", row.Key(), fmt.Sprintf("it is labelled as cluster %q", claimed)})
-			continue
+		if c != v.own {
+			if err := row.Labels.Foreign(c.Name); err != nil {
+				v.doubts = append(v.doubts, doubt{"identities", row.Key(), err.Error()})
+				continue
+			}
 		}
 		labels[row.Number] = row.Labels
 	}
