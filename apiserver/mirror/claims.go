@@ -59,18 +59,27 @@ func (c claims) folders() []folder {
 	return append(out, folder{name: "weft", prefix: wire.ExportPrefix})
 }
 
-// judge says under which of our keys a peer's value may be kept; a non-empty
-// reason means not at all.
-func (c claims) judge(f folder, key string, value []byte) (ours string, reason Reason, err error) {
+// judge says under which of our keys a peer's value may be kept, and what of it:
+// nil is nothing. What was refused has a reason, also where the rest is kept.
+func (c claims) judge(f folder, key string, value []byte) (ours string, kept []byte, reason Reason, err error) {
+	ours, kept, reason, err = c.rest(f, key, value)
+	if err == nil {
+		kept = value
+	}
+	return ours, kept, reason, err
+}
+
+// rest is judge, but tells only of a value that is refused what is kept.
+func (c claims) rest(f folder, key string, value []byte) (ours string, rest []byte, reason Reason, err error) {
 	if f.resource == "" {
 		reason, err = c.export(key, value)
 		ours, _ = wire.ExportToCache(key, c.peer.Name)
-		return ours, reason, err
+		return ours, nil, reason, err
 	}
 	ours, ok := f.resource.StateToCache(key, c.peer.Name)
 	ref, readable := f.resource.ParseStateKey(key, c.peer.Name)
 	if !ok || !readable {
-		return ours, Malformed, fmt.Errorf("the key is none of %s", f.resource)
+		return ours, nil, Malformed, fmt.Errorf("the key is none of %s", f.resource)
 	}
 	switch f.resource {
 	case wire.Nodes:
@@ -80,11 +89,11 @@ func (c claims) judge(f folder, key string, value []byte) (ours string, reason R
 	case wire.Identities:
 		reason, err = c.identity(ref, value)
 	case wire.Services:
-		reason, err = c.service(ref, value)
+		rest, reason, err = c.service(ref, value)
 	case wire.EndpointSlices:
-		reason, err = c.slice(ref, value)
+		rest, reason, err = c.slice(ref, value)
 	}
-	return ours, reason, err
+	return ours, rest, reason, err
 }
 
 func (c claims) node(ref wire.CacheRef, value []byte) (Reason, error) {
@@ -175,32 +184,74 @@ func (c claims) identity(ref wire.CacheRef, value []byte) (Reason, error) {
 	return "", nil
 }
 
-func (c claims) service(ref wire.CacheRef, value []byte) (Reason, error) {
+// service leaves foreign backends out, so that a single one does not take the
+// others with it; rest is nil if there are no others. slice does the same.
+func (c claims) service(ref wire.CacheRef, value []byte) (rest []byte, reason Reason, err error) {
 	s, err := wire.ParseClusterService(ref, c.peer.ID, value)
 	if err != nil {
-		return Malformed, err
+		return nil, Malformed, err
 	}
+	var foreign []netip.Addr
 	for a := range s.Backends {
 		if !contains(c.peer.PodCIDRs, a) {
-			return ForeignAddress, fmt.Errorf("backend %v is outside of %v", a, c.peer.PodCIDRs)
+			foreign = append(foreign, a)
 		}
 	}
-	return "", nil
+	for _, a := range foreign {
+		delete(s.Backends, a)
+		delete(s.Hostnames, a)
+		delete(s.Zones, a)
+	}
+	switch {
+	case len(foreign) == 0:
+		return nil, "", nil
+	case len(s.Backends) > 0:
+		rest = wire.Marshal(s)
+	}
+	return rest, ForeignAddress, c.outside("backend", foreign)
 }
 
-func (c claims) slice(ref wire.CacheRef, value []byte) (Reason, error) {
+func (c claims) slice(ref wire.CacheRef, value []byte) (rest []byte, reason Reason, err error) {
 	s, err := wire.ParseSlice(ref, c.peer.ID, value)
 	if err != nil {
-		return Malformed, err
+		return nil, Malformed, err
 	}
+	var foreign []netip.Addr
+	var left []wire.SliceEndpoint
 	for _, e := range s.Endpoints {
+		var own []string
 		for _, text := range e.Addresses {
-			if a, err := wire.ParseAddr(text); err != nil || !contains(c.peer.PodCIDRs, a) {
-				return ForeignAddress, fmt.Errorf("endpoint %s is outside of %v", text, c.peer.PodCIDRs)
+			a, err := wire.ParseAddr(text)
+			if err != nil {
+				return nil, Malformed, err
+			}
+			if contains(c.peer.PodCIDRs, a) {
+				own = append(own, text)
+			} else {
+				foreign = append(foreign, a)
 			}
 		}
+		if e.Addresses = own; len(own) > 0 {
+			left = append(left, e)
+		}
 	}
-	return "", nil
+	switch {
+	case len(foreign) == 0:
+		return nil, "", nil
+	case len(left) > 0:
+		s.Endpoints = left
+		rest = s.Marshal()
+	}
+	return rest, ForeignAddress, c.outside("endpoint", foreign)
+}
+
+// outside names the least of the foreign addresses, and how many more there are.
+func (c claims) outside(what string, foreign []netip.Addr) error {
+	more := ""
+	if n := len(foreign) - 1; n > 0 {
+		more = fmt.Sprintf(" (and %d more)", n)
+	}
+	return fmt.Errorf("%s %v%s is outside of %v", what, slices.MinFunc(foreign, netip.Addr.Compare), more, c.peer.PodCIDRs)
 }
 
 func (c claims) export(key string, value []byte) (Reason, error) {

@@ -112,9 +112,12 @@ func TestClaims(t *testing.T) {
 		{"our liveness", "weft", "weft/export/liveness", `{}`, Malformed},
 		{"unknown key", "weft", "weft/export/weights/x", `{}`, Malformed},
 	} {
-		_, reason, err := c.judge(in[tc.folder], tc.key, []byte(tc.value))
+		_, kept, reason, err := c.judge(in[tc.folder], tc.key, []byte(tc.value))
 		if reason != tc.want || (reason != "") != (err != nil) {
 			t.Errorf("%s: %q, %v; want %q", tc.name, reason, err, tc.want)
+		}
+		if reason == "" && string(kept) != tc.value || reason != "" && kept != nil {
+			t.Errorf("%s: kept %q", tc.name, kept)
 		}
 	}
 }

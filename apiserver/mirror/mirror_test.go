@@ -144,8 +144,8 @@ func (b *bench) want() []string {
 	for _, f := range b.m.claims.folders() {
 		for _, line := range b.theirs.Dump(f.prefix) {
 			key, value, _ := strings.Cut(line, "=")
-			if ours, reason, _ := b.m.claims.judge(f, key, []byte(value)); reason == "" {
-				out = append(out, ours+"="+value)
+			if ours, kept, _, _ := b.m.claims.judge(f, key, []byte(value)); kept != nil {
+				out = append(out, ours+"="+string(kept))
 			}
 		}
 	}

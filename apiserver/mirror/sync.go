@@ -200,12 +200,14 @@ func (m *Mirror) afterLocked(ops []store.Op) (entries, bytes int) {
 }
 
 // acceptLocked judges one of the peer's values: the key it is kept under, what
-// to write, false if it is refused. The cluster's own entry waits in pending,
+// to write, false if all of it is refused. The cluster's own entry waits in pending,
 // because it carries the generation.
 func (m *Mirror) acceptLocked(f folder, key string, value []byte) (ours string, ops []store.Op, ok bool) {
-	ours, reason, err := m.claims.judge(f, key, value)
+	ours, value, reason, err := m.claims.judge(f, key, value)
 	if err != nil {
 		m.refuseLocked(f, key, reason, err)
+	}
+	if value == nil {
 		return ours, nil, false
 	}
 	if key == wire.ExportClusterKey {
