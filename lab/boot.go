@@ -139,18 +139,11 @@ func (l *Lab) Join(ctx context.Context, n *Node) error {
 }
 
 // StartAgent starts what the data path of a joined machine needs.
-func (l *Lab) StartAgent(n *Node) error {
-	for _, name := range l.nodeProcesses() {
-		if err := n.Start(name); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (l *Lab) StartAgent(n *Node) error { return startInOrder(n, l.nodeProcesses()) }
 
 // nodeProcesses is what runs on every node.
 func (l *Lab) nodeProcesses() []string {
-	if l.kernel {
+	if l.kernel && !l.Topology.Userspace {
 		return []string{"agent"}
 	}
 	return []string{"tunnel", "agent"}

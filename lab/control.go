@@ -65,10 +65,8 @@ func (l *Lab) installed(n *Node) []string {
 // BootNode starts everything that the machine is meant to run, as it does after
 // power on.
 func (l *Lab) BootNode(n *Node) error {
-	for _, name := range l.installed(n) {
-		if err := n.Start(name); err != nil {
-			return err
-		}
+	if err := startInOrder(n, l.installed(n)); err != nil {
+		return err
 	}
 	return l.record()
 }

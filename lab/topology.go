@@ -23,6 +23,9 @@ type Topology struct {
 	// Manual leaves the start of the clusters to the script, for what has to
 	// happen before.
 	Manual bool `json:"manual,omitempty"`
+	// Userspace runs `weft tunnel` on every node although the kernel may have
+	// WireGuard, for scripts about that process.
+	Userspace bool `json:"userspace,omitempty"`
 }
 
 // Cluster is one cluster to raise.

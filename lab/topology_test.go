@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -38,5 +39,23 @@ func TestParseTopologyMistakes(t *testing.T) {
 				t.Errorf("error = %v, want one that says %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// A script about `weft tunnel` holds on any kernel.
+func TestProcessesOfANode(t *testing.T) {
+	for _, tt := range []struct {
+		kernel, userspace bool
+		want              []string
+	}{
+		{false, false, []string{"tunnel", "agent"}},
+		{false, true, []string{"tunnel", "agent"}},
+		{true, false, []string{"agent"}},
+		{true, true, []string{"tunnel", "agent"}},
+	} {
+		l := &Lab{kernel: tt.kernel, Topology: Topology{Userspace: tt.userspace}}
+		if got := l.nodeProcesses(); !slices.Equal(got, tt.want) {
+			t.Errorf("kernel %v, userspace %v: %q, want %q", tt.kernel, tt.userspace, got, tt.want)
+		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weft-mesh/weft/lab"
 	"github.com/weft-mesh/weft/lab/scenario"
+	"github.com/weft-mesh/weft/lab/script"
 )
 
 // wanted is what must work, each as a scenario of this name.
@@ -35,7 +36,7 @@ func TestStories(t *testing.T) {
 	var names []string
 	for _, file := range files(t) {
 		names = append(names, strings.TrimSuffix(file, ".txtar"))
-		s, _, err := scenario.Load(file)
+		s, topology, err := scenario.Load(file)
 		if err != nil {
 			t.Error(err)
 			continue
@@ -43,12 +44,28 @@ func TestStories(t *testing.T) {
 		if !strings.HasSuffix(s.Story, ".") {
 			t.Errorf("%s begins with no sentence: %q", file, s.Story)
 		}
+		if names := processes(s.Lines); slices.Contains(names, "tunnel") && !topology.Userspace {
+			t.Errorf("%s is about weft tunnel, which runs on every kernel only with userspace: true in lab.yaml", file)
+		}
 	}
 	for _, name := range wanted {
 		if !slices.Contains(names, name) {
 			t.Errorf("there is no scenario %s", name)
 		}
 	}
+}
+
+// processes are the names before the @ in what a script says.
+func processes(lines []script.Line) (names []string) {
+	for _, l := range lines {
+		for _, word := range l.Words {
+			if name, _, ok := strings.Cut(word, "@"); ok {
+				names = append(names, name)
+			}
+		}
+		names = append(names, processes(l.Body)...)
+	}
+	return names
 }
 
 // TestScenarios runs every script in a lab of its own, one after the other.
