@@ -3,6 +3,7 @@ package deploy
 import (
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	"testing"
 
@@ -53,6 +54,23 @@ func TestUnits(t *testing.T) {
 			if !strings.Contains(string(data), want) {
 				t.Errorf("%s lacks %s", name, want)
 			}
+		}
+	}
+}
+
+// TestTunnelUnitAsksTheKernel: whether it has WireGuard is to be seen only
+// when the module was loaded, so the unit waits for that.
+func TestTunnelUnitAsksTheKernel(t *testing.T) {
+	data, err := Files.ReadFile("systemd/weft-tunnel.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"Wants=modprobe@wireguard.service", "After=modprobe@wireguard.service",
+		"ConditionPathExists=!/sys/module/wireguard", "Before=weft-agent.service",
+	} {
+		if !slices.Contains(strings.Split(string(data), "\n"), want) {
+			t.Errorf("weft-tunnel.service lacks %s", want)
 		}
 	}
 }
