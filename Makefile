@@ -23,7 +23,7 @@ demo: build ## raise two clusters on this machine, do the main job, show and che
 # Scenarios measure time, so they run alone and without the race detector; the
 # packages' own tests share the machine.
 .PHONY: test
-test: build ## everything there is to test; as root also what needs root
+test: build ## everything there is to test; what needs root or WireGuard in the kernel where there is that
 	go test $(RACE) -timeout 10m $$(go list ./... | grep -v '/scenarios$$')
 	go test -count=1 -timeout 25m ./scenarios
 
