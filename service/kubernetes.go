@@ -21,8 +21,8 @@ const (
 	aliasShared   = "io.cilium/shared-service"
 	aliasAffinity = "io.cilium/service-affinity"
 
-	// AnnotationNamespaceGlobal, on a namespace, set to "false" keeps all of it
-	// from being exported.
+	// AnnotationNamespaceGlobal, on a namespace, set to "false" in any case
+	// keeps all of it from being exported.
 	AnnotationNamespaceGlobal = "clustermesh.cilium.io/global"
 )
 

@@ -243,10 +243,12 @@ func TestEndpointsAndIdentities(t *testing.T) {
 			t.Errorf("%d addresses counted", got)
 		}
 
-		b.put(wire.ObjectKey("namespaces", "", "shop"), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Annotations: map[string]string{service.AnnotationNamespaceGlobal: "false"}}})
-		b.expect()
-		b.put(wire.ObjectKey("namespaces", "", "shop"), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
-		b.expect("cilium/state/identities/v1/id/65537", "cilium/state/ip/v1/default/10.1.1.2")
+		for _, no := range []string{"false", "False", "FALSE"} {
+			b.put(wire.ObjectKey("namespaces", "", "shop"), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Annotations: map[string]string{service.AnnotationNamespaceGlobal: no}}})
+			b.expect()
+			b.put(wire.ObjectKey("namespaces", "", "shop"), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+			b.expect("cilium/state/identities/v1/id/65537", "cilium/state/ip/v1/default/10.1.1.2")
+		}
 	})
 }
 

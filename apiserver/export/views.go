@@ -146,7 +146,7 @@ func (v *views) object(e store.Event, plural, ns, name string, dirty map[view]bo
 				return fmt.Errorf("read namespace: %w", err)
 			}
 		}
-		if keep := obj.Annotations[service.AnnotationNamespaceGlobal] == "false"; keep != v.kept[name] {
+		if keep := strings.EqualFold(obj.Annotations[service.AnnotationNamespaceGlobal], "false"); keep != v.kept[name] {
 			v.kept[name] = keep
 			v.touchNamespace(name, dirty)
 		}
