@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"encoding/json"
@@ -120,9 +121,8 @@ func readService(r *reading) {
 	checkBool(r, svc.Annotations, service.AnnotationGlobal, "io.cilium/global-service")
 	checkBool(r, svc.Annotations, service.AnnotationShared, "io.cilium/shared-service")
 	for _, name := range []string{service.AnnotationAffinity, "io.cilium/service-affinity"} {
-		switch value, ok := svc.Annotations[name]; {
-		case !ok, value == "local", value == "remote", value == "none":
-		default:
+		value, ok := svc.Annotations[name]
+		if ok && !slices.Contains([]string{"local", "remote", "none"}, strings.ToLower(value)) {
 			r.refuse("annotation %s is %q; write local, remote or none", name, value)
 		}
 	}

@@ -144,6 +144,7 @@ func TestApplyRefuses(t *testing.T) {
 		"no address":          {strings.Replace(webService, "spec:", "spec:\n  clusterIP: web", 1), `"web" is not an IP address`},
 		"service type":        {strings.Replace(webService, "spec:", "spec:\n  type: LoadBalancer", 1), "spec.type LoadBalancer is not supported"},
 		"annotation":          {strings.Replace(webService, `"true"`, `"yes"`, 1), `annotation service.cilium.io/global is "yes"; write "true" or "false"`},
+		"affinity":            {strings.Replace(webService, `"true"`, `"true", io.cilium/service-affinity: near`, 1), `annotation io.cilium/service-affinity is "near"; write local, remote or none`},
 		"policy field":        {strings.Replace(cnp, "ingress:", "ingres: []\n  ingress:", 1), "document 1, CiliumNetworkPolicy default/only-frontend: spec.ingres: unknown field"},
 		"managed slice":       {"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x, labels: {kubernetes.io/service-name: web, endpointslice.kubernetes.io/managed-by: weft}}\naddressType: IPv4\nendpoints: []\n", "derives by itself"},
 		"second document bad": {webService + "---\nkind: Pot\n", `document 2: unknown kind "Pot"`},
@@ -169,6 +170,15 @@ func TestEveryMistakeAtOnce(t *testing.T) {
 	var refused *api.Error
 	if !errors.As(err, &refused) || len(refused.Problems) != 3 || refused.Status != http.StatusUnprocessableEntity || refused.Hint == "" {
 		t.Errorf("got %+v", err)
+	}
+}
+
+// Whoever acts on these annotations reads them in any case, and so do we.
+func TestAnnotationsInAnyCase(t *testing.T) {
+	r, _ := fixture(t)
+	text := strings.Replace(webService, `"true"`, `"TRUE", service.cilium.io/affinity: Local`, 1)
+	if got := summary(apply(t, r, text+"---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {clustermesh.cilium.io/global: \"False\"}}\n")); got != "shop/web created, shop created" {
+		t.Error(got)
 	}
 }
 
