@@ -238,7 +238,7 @@ var stored = map[string]map[string]string{
 		"frontend-1": `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"frontend-1","namespace":"shop"},"spec":{"nodeName":"east-2"},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}],"podIP":"10.1.2.5"}}`,
 	},
 	"namespaces": {"shop": `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"shop","labels":{"team":"a"},"creationTimestamp":"2025-12-30T12:00:00Z"}}`},
-	"services": {"web": `{"apiVersion":"v1","kind":"Service","metadata":{"name":"web","namespace":"shop","annotations":{"service.cilium.io/global":"true"}},
+	"services": {"web": `{"apiVersion":"v1","kind":"Service","metadata":{"name":"web","namespace":"shop","annotations":{"io.cilium/global-service":"True"}},
 		"spec":{"clusterIP":"10.101.0.7","selector":{"app":"web"},"ports":[{"port":80},{"port":53,"protocol":"UDP"}]}}`},
 	"endpointslices": {"web-x": `{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","metadata":{"name":"web-x","namespace":"shop","labels":{"kubernetes.io/service-name":"web"}},
 		"endpoints":[{"addresses":["10.1.1.9"]},{"addresses":["10.1.2.9"]}],"ports":[{"port":80,"protocol":"TCP"}]}`},

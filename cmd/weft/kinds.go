@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/service"
 )
 
 // A kind of object as `weft get` shows it. Every listing begins with cluster,
@@ -39,7 +40,7 @@ var kinds = []kind{
 	{plural: "services", names: []string{"service", "svc"},
 		columns: columns("CLUSTER-IP", "PORTS", "GLOBAL", "*SELECTOR"),
 		cells: cells(func(s *corev1.Service) []string {
-			return []string{s.Spec.ClusterIP, servicePorts(s), fmt.Sprint(s.Annotations["service.cilium.io/global"] == "true"), labelList(s.Spec.Selector)}
+			return []string{s.Spec.ClusterIP, servicePorts(s), fmt.Sprint(isGlobal(s)), labelList(s.Spec.Selector)}
 		})},
 	{plural: "endpointslices", names: []string{"endpointslice"},
 		columns: columns("SERVICE", "ADDRESSES", "PORTS"),
@@ -135,6 +136,12 @@ func (k kind) heads() []column {
 		cols = columns("CLUSTER", "NAME")
 	}
 	return append(append(cols, k.columns...), column{head: "AGE"})
+}
+
+// isGlobal reads the annotations as everyone who acts on them does.
+func isGlobal(s *corev1.Service) bool {
+	read, err := service.FromKubernetes(s)
+	return err == nil && read.Global
 }
 
 func servicePorts(s *corev1.Service) string {

@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 	"apiserver":           {"apiserver/api", "apiserver/authority", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel"},
 	"meshagent":           {"apiserver/api", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel"},
 	"lab":                 {"apiserver/api", "apiserver/authority", "flow", "deploy"},
-	"cmd/weft":            {"apiserver", "apiserver/api", "meshagent", "tunnel", "lab", "policy", "flow", "identity", "bpf"},
+	"cmd/weft":            {"apiserver", "apiserver/api", "meshagent", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf"},
 	"scenarios":           {"lab"},
 	"internal":            {"lab"},
 	// Addresses for tests of every part.
