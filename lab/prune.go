@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,6 +33,17 @@ type Record struct {
 	Config   string                `json:"config"`   // CLI contexts of its clusters
 	Nodes    map[string]NodeRecord `json:"nodes"`    // by cluster/node
 	Operator int                   `json:"operator"` // process in the operator's namespace
+}
+
+// Clusters are the names of the lab's clusters.
+func (r Record) Clusters() []string {
+	names := map[string]bool{}
+	for place := range r.Nodes {
+		if cluster, _, ok := strings.Cut(place, "/"); ok { // the operator's machine is in none
+			names[cluster] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
 }
 
 // NodeRecord says how to get into a machine.

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -29,5 +30,12 @@ func TestOwnerWaitsForWhoOnlyLooks(t *testing.T) {
 	look.Close()
 	if err := <-owned; err != nil {
 		t.Error(err)
+	}
+}
+
+func TestRecordNamesItsClusters(t *testing.T) {
+	r := Record{Nodes: map[string]NodeRecord{"west/n1": {}, "east/n2": {}, "east/n1": {}, "operator": {}}}
+	if got := r.Clusters(); !slices.Equal(got, []string{"east", "west"}) {
+		t.Errorf("clusters are %q", got)
 	}
 }

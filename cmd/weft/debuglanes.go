@@ -17,6 +17,7 @@ import (
 
 // lanePeer is one WireGuard peer of one lane, as the device has it.
 type lanePeer struct {
+	At        string    `json:"at"`
 	Device    string    `json:"device"`
 	PublicKey string    `json:"publicKey"`
 	Endpoint  string    `json:"endpoint,omitempty"`
@@ -27,36 +28,39 @@ type lanePeer struct {
 }
 
 func debugLanesCommand() *cobra.Command {
-	return &cobra.Command{
+	var here machine
+	cmd := &cobra.Command{
 		Use:   "lanes",
 		Short: "Show the WireGuard peers on this machine",
 		Long: "Show the WireGuard peers on this machine's two lanes, as the devices have them. It needs\n" +
 			"root, but no agent.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			peers, err := lanePeers()
+			peers, err := lanePeers(here.at())
 			if err != nil {
 				return err
 			}
 			return show(cmd, []any{peers}, laneTable(peers, time.Now()))
 		},
 	}
+	here.add(cmd)
+	return cmd
 }
 
 func laneTable(peers []lanePeer, now time.Time) table {
-	t := table{columns: columns("DEVICE", "PUBLIC-KEY", "ALLOWED", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT"), ordered: true, empty: "no lane has a peer"}
+	t := table{columns: columns("AT", "DEVICE", "PUBLIC-KEY", "ALLOWED", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT"), name: 1, ordered: true, empty: "no lane has a peer"}
 	for _, p := range peers {
 		shaken := "never"
 		if !p.Handshake.IsZero() {
 			shaken = age(now.Sub(p.Handshake).Seconds())
 		}
-		t.rows = append(t.rows, []string{p.Device, p.PublicKey[:8], list(p.Allowed), p.Endpoint, shaken, size(p.Received), size(p.Sent)})
+		t.rows = append(t.rows, []string{p.At, p.Device, p.PublicKey[:8], list(p.Allowed), p.Endpoint, shaken, size(p.Received), size(p.Sent)})
 	}
 	return t
 }
 
-// lanePeers reads both devices. Private keys stay where they are.
-func lanePeers() ([]lanePeer, error) {
+// lanePeers reads both devices of the machine at. Private keys stay where they are.
+func lanePeers(at string) ([]lanePeer, error) {
 	client, err := wgctrl.New()
 	if err != nil {
 		return nil, fmt.Errorf("read the lanes: %w", err)
@@ -73,7 +77,7 @@ func lanePeers() ([]lanePeer, error) {
 		}
 		of := make([]lanePeer, 0, len(device.Peers))
 		for _, p := range device.Peers {
-			of = append(of, lanePeerOf(name, p))
+			of = append(of, lanePeerOf(at, name, p))
 		}
 		slices.SortFunc(of, func(a, b lanePeer) int { return slices.Compare(a.Allowed, b.Allowed) })
 		peers = append(peers, of...)
@@ -81,9 +85,9 @@ func lanePeers() ([]lanePeer, error) {
 	return peers, nil
 }
 
-func lanePeerOf(device string, p wgtypes.Peer) lanePeer {
+func lanePeerOf(at, device string, p wgtypes.Peer) lanePeer {
 	out := lanePeer{
-		Device: device, PublicKey: p.PublicKey.String(), Allowed: []string{},
+		At: at, Device: device, PublicKey: p.PublicKey.String(), Allowed: []string{},
 		Handshake: p.LastHandshakeTime, Received: p.ReceiveBytes, Sent: p.TransmitBytes,
 	}
 	if p.Endpoint != nil {

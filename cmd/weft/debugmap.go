@@ -152,6 +152,21 @@ func rowText(v reflect.Value) string {
 	return fmt.Sprint(v.Interface())
 }
 
+// table has the machine before each row: a cluster or node in the row itself is
+// what the row is about.
+func (k kernelMap) table() table {
+	return table{columns: columns(append([]string{"AT"}, k.heads()...)...), name: 1, empty: "map " + k.name + " is empty"}
+}
+
+// document is a row by the names of its columns.
+func (t *table) document(row []string) map[string]string {
+	named := map[string]string{}
+	for i, c := range t.columns {
+		named[strings.ToLower(c.head)] = row[i]
+	}
+	return named
+}
+
 // mapNames are the names of all maps.
 func mapNames() []string {
 	var names []string
@@ -163,41 +178,46 @@ func mapNames() []string {
 
 func debugMapsCommand() *cobra.Command {
 	var dir string
+	var here machine
 	cmd := &cobra.Command{
 		Use:   "maps",
 		Short: "Show the kernel's maps on this machine and how full they are",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			type usage struct {
+				At   string `json:"at"`
 				Map  string `json:"map"`
 				Rows int    `json:"rows"`
 				Max  uint32 `json:"max"`
 			}
-			t := table{columns: columns("MAP", "ROWS", "MAX"), ordered: true}
+			t := table{columns: columns("AT", "MAP", "ROWS", "MAX"), name: 1, ordered: true}
+			at := here.at()
 			var all []usage
 			for _, k := range kernelMaps() {
 				m, err := k.open(dir)
 				if err != nil {
 					return err
 				}
-				u := usage{Map: k.name, Max: m.MaxEntries()}
+				u := usage{At: at, Map: k.name, Max: m.MaxEntries()}
 				err = k.rows(m, func(_, _ reflect.Value) { u.Rows++ })
 				m.Close()
 				if err != nil {
 					return err
 				}
 				all = append(all, u)
-				t.rows = append(t.rows, []string{u.Map, fmt.Sprint(u.Rows), fmt.Sprint(u.Max)})
+				t.rows = append(t.rows, []string{u.At, u.Map, fmt.Sprint(u.Rows), fmt.Sprint(u.Max)})
 			}
 			return show(cmd, all, t)
 		},
 	}
 	cmd.Flags().StringVar(&dir, "bpf-dir", bpf.Defaults().PinDir, "where the maps are pinned")
+	here.add(cmd)
 	return cmd
 }
 
 func debugMapCommand() *cobra.Command {
 	var dir string
+	var here machine
 	cmd := &cobra.Command{
 		Use:               "map NAME",
 		Short:             "Show the rows of one of the kernel's maps on this machine",
@@ -216,15 +236,12 @@ func debugMapCommand() *cobra.Command {
 				return err
 			}
 			defer m.Close()
-			t := table{columns: columns(k.heads()...), empty: "map " + k.name + " is empty"}
+			t := k.table()
+			at := here.at()
 			documents := []map[string]string{}
 			err = k.rows(m, func(key, value reflect.Value) {
-				cells := k.cells(key, value)
-				row := map[string]string{}
-				for i, head := range k.heads() {
-					row[strings.ToLower(head)] = cells[i]
-				}
-				documents, t.rows = append(documents, row), append(t.rows, cells)
+				cells := append([]string{at}, k.cells(key, value)...)
+				documents, t.rows = append(documents, t.document(cells)), append(t.rows, cells)
 			})
 			if err != nil {
 				return err
@@ -233,5 +250,6 @@ func debugMapCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&dir, "bpf-dir", bpf.Defaults().PinDir, "where the maps are pinned")
+	here.add(cmd)
 	return cmd
 }

@@ -176,9 +176,9 @@ func labListCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			t := table{columns: columns("LAB", "AGE", "NODES", "FILE", "*PID"), empty: "no lab is up"}
+			t := table{columns: columns("LAB", "CLUSTERS", "AGE", "NODES", "FILE", "*PID"), empty: "no lab is up"}
 			for _, r := range labs {
-				t.rows = append(t.rows, []string{r.ID, age(time.Since(r.Started).Seconds()), fmt.Sprint(max(0, len(r.Nodes)-1)), r.File, fmt.Sprint(r.PID)})
+				t.rows = append(t.rows, []string{r.ID, list(r.Clusters()), age(time.Since(r.Started).Seconds()), fmt.Sprint(max(0, len(r.Nodes)-1)), r.File, fmt.Sprint(r.PID)})
 			}
 			return show(cmd, [][]lab.Record{labs}, t)
 		},
