@@ -133,8 +133,10 @@ func (s *server) remoteBackends(ctx context.Context) (map[serviceName][]api.Serv
 		if err != nil {
 			continue // the mirror does not take it in
 		}
+		maintained := service.Weightless(slice.Annotations)
 		for _, e := range slice.Endpoints {
 			ready, _, _ := service.Conditions(e.Conditions.Ready, e.Conditions.Serving, e.Conditions.Terminating)
+			ready = ready && !maintained
 			for _, text := range e.Addresses {
 				if ip, err := wire.ParseAddr(text); err == nil {
 					add(origin{serviceName{ref.Namespace, slice.Service()}, ref.Cluster}, api.ServiceBackend{Cluster: ref.Cluster, Node: e.NodeName, Address: ip, Ready: ready})

@@ -17,10 +17,10 @@ const MaxGroups = 32
 // Frontend is one address and port that a service is reached at.
 //
 //	Frontend ── Groups, one per cluster ── Backends: may get new connections
-//	                                    └─ Draining: about to go, keep all they have
+//	                                    └─ Draining: about to go or in maintenance, keep all they have
 //
-// An endpoint that neither is ready nor serves until it goes is in neither: open
-// TCP connections do not need it there, and everything else finds another.
+// An endpoint that is only not ready is in neither: open TCP connections do not
+// need it there, and everything else finds another.
 type Frontend struct {
 	Namespace, Name string // of the service
 	PortName        string
@@ -132,7 +132,7 @@ func tier(a Affinity, local bool) uint8 {
 // candidate is an endpoint with the port applied.
 type candidate struct {
 	Backend
-	ready, lastResort bool
+	ready, lastResort, draining bool
 }
 
 // group sorts the endpoints of one cluster into those that take connections and
@@ -147,14 +147,17 @@ func group(port Port, v4 bool, from []Slice) (Group, bool) {
 			g.Backends = append(g.Backends, c.Backend)
 		case c.lastResort:
 			last = append(last, c.Backend)
+		case c.draining:
+			g.Draining = append(g.Draining, c.Backend)
 		}
 	}
 	if len(g.Backends) > 0 {
-		g.Draining = last
-	} else {
+		g.Draining = append(g.Draining, last...)
+		slices.SortFunc(g.Draining, Backend.compare)
+	} else if len(last) > 0 {
 		g.Backends, g.Tier = last, tierTerminating
 	}
-	return g, len(g.Backends) > 0
+	return g, len(g.Backends)+len(g.Draining) > 0
 }
 
 // candidates are the endpoints sorted by address and port, each once: one that
@@ -170,7 +173,7 @@ func candidates(port Port, v4 bool, from []Slice) []candidate {
 		all = slices.Grow(all, len(from[i].Endpoints))
 		for _, e := range from[i].Endpoints {
 			if e.Addr.Is4() == v4 {
-				all = append(all, candidate{Backend{e.Addr, number, e.Node}, e.Ready, e.Serving && e.Terminating})
+				all = append(all, candidate{Backend{e.Addr, number, e.Node}, e.Ready, e.Serving && e.Terminating && !e.Draining, e.Draining})
 			}
 		}
 	}
@@ -192,6 +195,7 @@ func candidates(port Port, v4 bool, from []Slice) []candidate {
 		}
 		have.ready = have.ready || c.ready
 		have.lastResort = have.lastResort || c.lastResort
+		have.draining = have.draining || c.draining
 	}
 	return out
 }

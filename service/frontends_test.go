@@ -45,7 +45,7 @@ func web(t *testing.T, pairs ...string) *Service {
 }
 
 // at is a slice with endpoints written as "10.1.1.2", "10.1.1.2 not-ready",
-// "10.1.1.2 serving", "10.1.1.2 terminating".
+// "10.1.1.2 serving", "10.1.1.2 terminating", "10.1.1.2 draining".
 func at(port uint16, endpoints ...string) []Slice {
 	s := Slice{Namespace: "shop", Name: "web-1", Service: "web", Ports: []SlicePort{{"http", TCP, port}}}
 	for _, text := range endpoints {
@@ -58,6 +58,10 @@ func at(port uint16, endpoints ...string) []Slice {
 			e.Serving = true
 		case "terminating":
 			e.Serving, e.Terminating = true, true
+		case "draining":
+			e.Serving, e.Draining = true, true
+		case "terminating and draining":
+			e.Serving, e.Terminating, e.Draining = true, true, true
 		}
 		s.Endpoints = append(s.Endpoints, e)
 	}
@@ -111,6 +115,14 @@ func TestGlobalServices(t *testing.T) {
 		{"not ready keeps nothing but open TCP, which needs no row", nil,
 			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 not-ready", "10.1.1.3 serving", "10.1.1.4")}, "0 1: 10.1.1.4:8080"},
 		{"not ready, and nobody else", nil, map[ClusterID][]Slice{east: at(8080, "10.1.1.2 not-ready")}, ""},
+		{"draining beside ready and terminating", nil,
+			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 terminating", "10.1.1.3", "10.1.1.4 draining")}, "0 1: 10.1.1.3:8080 (10.1.1.2:8080) (10.1.1.4:8080)"},
+		{"draining, and nobody else", nil,
+			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 draining", "10.1.1.3 terminating and draining")}, "0 1: (10.1.1.2:8080) (10.1.1.3:8080)"},
+		{"terminating serves, draining does not", nil,
+			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 terminating", "10.1.1.3 draining")}, "2 1: 10.1.1.2:8080 (10.1.1.3:8080)"},
+		{"drained in one slice, ready in another", nil,
+			map[ClusterID][]Slice{east: append(at(8080, "10.1.1.2 draining"), at(8080, "10.1.1.2")...)}, "0 1: 10.1.1.2:8080"},
 		{"in two slices at once", nil,
 			map[ClusterID][]Slice{east: append(at(8080, "10.1.1.2 not-ready"), at(8080, "10.1.1.2")...)}, "0 1: 10.1.1.2:8080"},
 		{"nobody", []string{AnnotationGlobal, "true"}, nil, ""},
@@ -186,14 +198,14 @@ func TestMoreClustersThanGroups(t *testing.T) {
 func TestOrderDoesNotMatter(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	svc := web(t, AnnotationGlobal, "true", AnnotationAffinity, "local")
-	states := []string{"", " not-ready", " terminating"}
+	states := []string{"", " not-ready", " terminating", " draining"}
 	for range 200 {
 		var all [2][]Slice
 		for c := range all {
 			for range r.IntN(4) {
 				var ends []string
 				for range r.IntN(4) {
-					ends = append(ends, fmt.Sprintf("10.%d.0.%d%s", c+1, r.IntN(6), states[r.IntN(3)]))
+					ends = append(ends, fmt.Sprintf("10.%d.0.%d%s", c+1, r.IntN(6), states[r.IntN(4)]))
 				}
 				all[c] = append(all[c], at(8080, ends...)...)
 			}
@@ -277,6 +289,28 @@ func TestSliceFromKubernetes(t *testing.T) {
 		}}
 	if diff := cmp.Diff(want, s, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Weight 0 is maintenance. Nothing else is, not even what cannot be read.
+func TestWeightOfASlice(t *testing.T) {
+	for weight, maintained := range map[string]bool{"0": true, "00": true, "1": false, "100": false, "": false, "none": false, "-0": false} {
+		s := SliceFromKubernetes(&discoveryv1.EndpointSlice{
+			ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{AnnotationWeight: weight}},
+			Endpoints: []discoveryv1.Endpoint{
+				{Addresses: []string{"10.1.1.2"}},
+				{Addresses: []string{"10.1.1.3"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr(false), Serving: ptr(true), Terminating: ptr(true)}},
+				{Addresses: []string{"10.1.1.4"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr(false)}},
+			},
+		})
+		want := []Endpoint{
+			{Addr: addr("10.1.1.2"), Ready: !maintained, Serving: true, Draining: maintained},
+			{Addr: addr("10.1.1.3"), Serving: true, Terminating: true, Draining: maintained},
+			{Addr: addr("10.1.1.4")},
+		}
+		if diff := cmp.Diff(want, s.Endpoints, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+			t.Errorf("weight %q:\n%s", weight, diff)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,6 +21,10 @@ const (
 	aliasGlobal   = "io.cilium/global-service"
 	aliasShared   = "io.cilium/shared-service"
 	aliasAffinity = "io.cilium/service-affinity"
+
+	// AnnotationWeight, on an endpoint slice, is the share of each of its
+	// endpoints.
+	AnnotationWeight = "service.cilium.io/weight"
 
 	// AnnotationNamespaceGlobal, on a namespace, set to "false" in any case
 	// keeps all of it from being exported.
@@ -135,7 +140,17 @@ func SliceFromKubernetes(es *discoveryv1.EndpointSlice) Slice {
 			s.Endpoints = append(s.Endpoints, end)
 		}
 	}
+	if Weightless(es.Annotations) {
+		s.Drain()
+	}
 	return s
+}
+
+// Weightless reports whether a slice's annotations give its endpoints weight 0:
+// they are in maintenance. All other weights are taken for the same.
+func Weightless(annotations map[string]string) bool {
+	weight, err := strconv.ParseUint(annotations[AnnotationWeight], 10, 16)
+	return err == nil && weight == 0
 }
 
 // Conditions fills in what an endpoint slice does not say: nil is ready, is

@@ -83,6 +83,15 @@ type Slice struct {
 	Endpoints       []Endpoint
 }
 
+// Drain lets no new connections to the slice's endpoints.
+func (s *Slice) Drain() {
+	for i := range s.Endpoints {
+		e := &s.Endpoints[i]
+		e.Draining = e.Ready || e.Serving && e.Terminating
+		e.Ready = false
+	}
+}
+
 // SlicePort is a port of every endpoint of a slice, under the name that the
 // service gives it.
 type SlicePort struct {
@@ -97,6 +106,7 @@ type Endpoint struct {
 	Node string
 	Zone string
 	// Ready takes new connections. Serving answers, ready or not. Terminating
-	// is about to go.
-	Ready, Serving, Terminating bool
+	// is about to go. Draining takes no new connections, not even where nobody
+	// else would, and keeps those it has.
+	Ready, Serving, Terminating, Draining bool
 }

@@ -305,6 +305,24 @@ func TestServices(t *testing.T) {
 	})
 }
 
+// Maintenance: the newer form says so, the older one can only leave them out.
+func TestWeightZero(t *testing.T) {
+	run(t, nil, func(b *bench) {
+		resting := webSlice("10.1.1.2")
+		resting.Annotations = map[string]string{service.AnnotationWeight: "0"}
+		b.put(wire.ObjectKey("services", "shop", "web"), webService(global))
+		b.put(wire.ObjectKey("endpointslices", "shop", "web-v4"), resting)
+		svc, err := wire.ParseClusterService(wire.CacheRef{Cluster: "east", Namespace: "shop", Name: "web"}, 1, []byte(b.value(wire.ServiceStateKey("east", "shop", "web"))))
+		if err != nil || len(svc.Backends) != 0 {
+			t.Errorf("service %+v, %v", svc, err)
+		}
+		s, err := wire.ParseSlice(wire.CacheRef{Cluster: "east", Namespace: "shop", Name: "web-v4"}, 1, []byte(b.value(wire.SliceStateKey("east", "shop", "web-v4"))))
+		if err != nil || len(s.Endpoints) != 1 || s.Annotations[service.AnnotationWeight] != "0" {
+			t.Errorf("slice %+v, %v", s, err)
+		}
+	})
+}
+
 // Peers refuse a backend outside of the pod CIDRs. Whoever adds one hears of it
 // here, and the others are offered as before.
 func TestForeignEndpointsAreLeftOut(t *testing.T) {

@@ -180,6 +180,9 @@ func fromSlice(in *wire.ClusterEndpointSlice) service.Slice {
 			s.Endpoints = append(s.Endpoints, end)
 		}
 	}
+	if service.Weightless(in.Annotations) {
+		s.Drain()
+	}
 	return s
 }
 

@@ -212,6 +212,22 @@ func TestServicesUseAPeerOnceItHasAnswered(t *testing.T) {
 	want("left and joined again", 0)
 }
 
+// A peer's slice of weight 0 is in maintenance.
+func TestAPeersSliceOfWeightZeroDrains(t *testing.T) {
+	for weight, want := range map[string]service.Endpoint{
+		"0": {Addr: netip.MustParseAddr("10.2.1.2"), Serving: true, Draining: true},
+		"5": {Addr: netip.MustParseAddr("10.2.1.2"), Ready: true, Serving: true},
+	} {
+		s := fromSlice(&wire.ClusterEndpointSlice{
+			Annotations: map[string]string{service.AnnotationWeight: weight},
+			Endpoints:   []wire.SliceEndpoint{{Addresses: []string{"10.2.1.2"}}},
+		})
+		if len(s.Endpoints) != 1 || s.Endpoints[0] != want {
+			t.Errorf("weight %s: %+v", weight, s.Endpoints)
+		}
+	}
+}
+
 // What is no member keeps its open TCP connections, but no UDP and no SYN that
 // was not answered: for those that is only right while somebody is about to go.
 func TestNotReadyBackendsAreNoMembers(t *testing.T) {
