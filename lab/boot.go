@@ -5,12 +5,10 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/apiserver/api"
 )
@@ -57,11 +55,7 @@ func (l *Lab) Boot(ctx context.Context) error {
 // leaves for its first operator.
 func (l *Lab) bootControl(ctx context.Context, c *Cluster) error {
 	n := l.control(c)
-	config := map[string]any{
-		"cluster": c.Name, "id": c.ID, "podCIDRs": []string{c.PodCIDR.String()}, "serviceCIDR": c.ServiceCIDR.String(),
-		"advertise": n.Addr.String(), "dataDir": "/var/lib/weft/apiserver",
-	}
-	if err := writeYAML(n.path("/etc/weft/apiserver.yaml"), config); err != nil {
+	if err := installExample(n, "apiserver", apiServerSite(n)); err != nil {
 		return err
 	}
 	if err := writeFlags(n, "apiserver", c.APIServer); err != nil {
@@ -132,7 +126,7 @@ func (l *Lab) Join(ctx context.Context, n *Node) error {
 	if err := os.WriteFile(n.path("/etc/weft/join.yaml"), bundle, 0o600); err != nil {
 		return err
 	}
-	if err := writeYAML(n.path("/etc/weft/agent.yaml"), map[string]any{"join": "/etc/weft/join.yaml", "dataDir": "/var/lib/weft/agent"}); err != nil {
+	if err := installExample(n, "agent", nil); err != nil {
 		return err
 	}
 	return writeFlags(n, "agent", n.Cluster.Agent)
@@ -176,17 +170,6 @@ func (l *Lab) await(ctx context.Context, what string, n *Node, holds func() erro
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-}
-
-func writeYAML(path string, value any) error {
-	data, err := yaml.Marshal(value)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(path, data, 0o600)
 }
 
 // writeFlags puts further flags where the unit of a process looks for them.

@@ -1,0 +1,68 @@
+package lab
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/weft-mesh/weft/deploy"
+)
+
+// The configuration of a lab's machines is the example of the deploy folder,
+// as an operator would install it: the agent's as it is, the API server's with
+// the values that differ from site to site. An example that is wrong fails the
+// lab.
+
+// installExample puts the example configuration of a process on the machine's
+// disk, with the site's values in place of the example's.
+func installExample(n *Node, process string, site map[string]string) error {
+	example, err := deploy.Files.ReadFile("example/" + process + ".yaml")
+	if err != nil {
+		return err
+	}
+	text, err := atSite(string(example), site)
+	if err != nil {
+		return fmt.Errorf("deploy/example/%s.yaml: %w", process, err)
+	}
+	path := n.path("/etc/weft/" + process + ".yaml")
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte(text), 0o600)
+}
+
+// atSite replaces the values of a site in an example. Each of its keys must
+// begin exactly one line; every other line stays as it is.
+func atSite(example string, site map[string]string) (string, error) {
+	var text strings.Builder
+	times := map[string]int{}
+	for line := range strings.Lines(example) {
+		key, _, _ := strings.Cut(line, ":")
+		if value, ok := site[key]; ok {
+			line = key + ": " + value + "\n"
+			times[key]++
+		}
+		text.WriteString(line)
+	}
+	for _, key := range slices.Sorted(maps.Keys(site)) {
+		if times[key] != 1 {
+			return "", fmt.Errorf("%d lines begin with %s:, want one", times[key], key)
+		}
+	}
+	return text.String(), nil
+}
+
+// apiServerSite is what an operator edits in the API server's example.
+func apiServerSite(n *Node) map[string]string {
+	c := n.Cluster
+	return map[string]string{
+		"cluster":     c.Name,
+		"id":          fmt.Sprint(c.ID),
+		"podCIDRs":    "[" + c.PodCIDR.String() + "]",
+		"serviceCIDR": c.ServiceCIDR.String(),
+		"advertise":   n.Addr.String(),
+	}
+}
