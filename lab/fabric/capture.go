@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -41,15 +42,18 @@ const maxExamples = 5
 // that falls behind.
 const captureBuffer = 64 << 20
 
+// maxPacket is more than any packet has, in bytes.
+const maxPacket = 1 << 17
+
 // Capture looks at every packet on every device of the fabrics and of the wide
-// area network.
+// area network. Findings may be asked for by several goroutines.
 type Capture struct {
-	config  CaptureConfig
-	sockets []*os.File
-	group   errgroup.Group
+	config CaptureConfig
+	group  errgroup.Group
 
 	mu       sync.Mutex
-	findings Findings // guarded by mu
+	findings Findings   // guarded by mu
+	sockets  []*os.File // opened before anybody else looks, emptied by Stop under mu
 }
 
 // StartCapture begins to look. Stop ends it.
@@ -71,11 +75,20 @@ func (n *Network) StartCapture(config CaptureConfig) (_ *Capture, err error) {
 	return c, nil
 }
 
-// listen opens one socket for all devices of a namespace. The kernel hands the
-// packets over without their link layer headers.
+// listen begins to look at all devices of a namespace.
 func (c *Capture) listen(where string, ns *os.File) error {
-	var socket *os.File
-	err := space.Once(space.EnterNet(ns), func() error {
+	if err := c.open(where, ns); err != nil {
+		return err
+	}
+	socket := c.sockets[len(c.sockets)-1]
+	c.group.Go(func() error { return c.look(socket) })
+	return nil
+}
+
+// open opens one socket for all devices of a namespace. The kernel hands the
+// packets over without their link layer headers.
+func (c *Capture) open(where string, ns *os.File) error {
+	return space.Once(space.EnterNet(ns), func() error {
 		proto := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(proto))
 		if err != nil {
@@ -85,22 +98,17 @@ func (c *Capture) listen(where string, ns *os.File) error {
 			unix.Close(fd)
 			return fmt.Errorf("capture buffer: %w", err)
 		}
-		socket = os.NewFile(uintptr(fd), where)
+		c.sockets = append(c.sockets, os.NewFile(uintptr(fd), where))
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	c.sockets = append(c.sockets, socket)
-	c.group.Go(func() error { return c.look(socket) })
-	return nil
 }
 
+// look reads a socket until its deadline, which Stop sets.
 func (c *Capture) look(socket *os.File) error {
-	pkt := make([]byte, 1<<17)
+	pkt := make([]byte, maxPacket)
 	for {
 		size, err := socket.Read(pkt)
-		if errors.Is(err, os.ErrClosed) {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil
 		}
 		if errors.Is(err, unix.ENETDOWN) { // told once when a device goes down
@@ -163,29 +171,85 @@ func describe(pkt []byte) string {
 }
 
 // Findings returns what was seen so far.
-func (c *Capture) Findings() Findings {
+func (c *Capture) Findings() (Findings, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for _, socket := range c.sockets {
+		err := onSocket(socket, func(fd int) error {
+			// The kernel counts from zero again after each look.
+			stats, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+			if err == nil {
+				c.findings.Missed += uint64(stats.Drops)
+			}
+			return err
+		})
+		if err != nil {
+			return Findings{}, fmt.Errorf("capture: count what was missed: %w", err)
+		}
+	}
 	f := c.findings
 	f.Examples = slices.Clone(f.Examples)
-	return f
+	return f, nil
 }
 
-// Stop ends the capture and returns all it has seen.
+// Stop ends the capture and returns all it has seen, up to the last packet
+// before it was called. Stopping again is harmless.
 func (c *Capture) Stop() (Findings, error) {
-	var missed uint64
+	var failed []error
 	for _, socket := range c.sockets {
-		if raw, err := socket.SyscallConn(); err == nil {
-			_ = raw.Control(func(fd uintptr) {
-				if stats, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
-					missed += uint64(stats.Drops)
-				}
-			})
-		}
-		socket.Close()
+		failed = append(failed, onSocket(socket, deafen), socket.SetReadDeadline(time.Unix(1, 0)))
 	}
-	err := c.group.Wait()
-	f := c.Findings()
-	f.Missed = missed
-	return f, err
+	failed = append(failed, c.group.Wait())
+	for _, socket := range c.sockets {
+		failed = append(failed, onSocket(socket, func(fd int) error { return c.drain(socket.Name(), fd) }))
+	}
+	f, err := c.Findings()
+	failed = append(failed, err)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, socket := range c.sockets {
+		failed = append(failed, socket.Close())
+	}
+	c.sockets = nil
+	return f, errors.Join(failed...)
+}
+
+// deafen makes the kernel put nothing more into a socket.
+func deafen(fd int) error {
+	nothing := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+	program := &unix.SockFprog{Len: uint16(len(nothing)), Filter: &nothing[0]}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, program); err != nil {
+		return fmt.Errorf("capture: stop: %w", err)
+	}
+	return nil
+}
+
+// drain looks at what the kernel still holds for a deaf socket.
+func (c *Capture) drain(where string, fd int) error {
+	pkt := make([]byte, maxPacket)
+	for {
+		size, err := unix.Read(fd, pkt)
+		switch {
+		case err == nil:
+			c.note(where, pkt[:size])
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENETDOWN):
+		default:
+			return fmt.Errorf("capture: %w", err)
+		}
+	}
+}
+
+// onSocket does something to a socket itself.
+func onSocket(socket *os.File, do func(fd int) error) error {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = do(int(fd)) }); err != nil {
+		return err
+	}
+	return failed
 }

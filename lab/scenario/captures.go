@@ -33,7 +33,11 @@ func (v *Live) capture(_ context.Context, args []string) error {
 	}
 	switch args[0] {
 	case "check":
-		return judge(c.Findings())
+		f, err := c.Findings()
+		if err != nil {
+			return err
+		}
+		return judge(f)
 	case "stop":
 		v.mu.Lock()
 		delete(v.captures, name)

@@ -263,10 +263,15 @@ func (w *Watch) traffic() (lines []string) {
 		lines = append(lines, line)
 	}
 	for _, name := range slices.Sorted(maps.Keys(captures)) {
-		f := captures[name].Findings()
+		f, err := captures[name].Findings()
 		verdict := w.paint(green, "0 in the clear")
-		if f.Marked+f.Exposed > 0 {
+		switch {
+		case err != nil:
+			verdict = w.paint(red, err.Error())
+		case f.Marked+f.Exposed > 0:
 			verdict = w.paint(red, fmt.Sprintf("%d in the clear", f.Marked+f.Exposed))
+		case f.Missed > 0:
+			verdict = w.paint(red, fmt.Sprintf("%d not looked at", f.Missed))
 		}
 		lines = append(lines, fmt.Sprintf("  wire: %d packets, %d of tunnels, %s", f.Packets, f.Encrypted, verdict))
 	}
