@@ -43,6 +43,22 @@ func TestFigures(t *testing.T) {
 	}
 }
 
+func TestFiguresAddUp(t *testing.T) {
+	v := &Live{Figures: newFigures(), state: &script.State{
+		Stdout: "packets{node=\"n1\"} 3\npackets{node=\"n2\"} 1.5e+06\nbytes{node=\"n1\"} 70\n"}}
+	if err := v.figure(t.Context(), []string{"packets", "sum", `^packets\{.*\} (\S+)$`}); err != nil {
+		t.Fatal(err)
+	}
+	if got := v.Figures.Summary()["packets"]; got != 1500003.0 {
+		t.Errorf("the sum is %v, want 1500003", got)
+	}
+	for _, expression := range []string{`^drops\{.*\} (\S+)$`, `^packets`, `node="(.*)"`, `(`} {
+		if err := v.figure(t.Context(), []string{"wrong", "sum", expression}); err == nil {
+			t.Errorf("sum %s is accepted", expression)
+		}
+	}
+}
+
 func TestFlagsStandAnywhere(t *testing.T) {
 	var rate int
 	rest, err := flags([]string{"east/client", "--rate", "7", "http://web"}, func(f *flag.FlagSet) { f.IntVar(&rate, "rate", 0, "") })

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -62,7 +63,7 @@ func (v *Live) verbs() map[string]script.Command {
 
 	add(false, "mark", "NAME", "remembers this moment", v.mark)
 	add(false, "sample", "SERIES VALUE | SERIES since MARK", "adds to a series of figures", v.sample)
-	add(false, "figure", "NAME VALUE", "sets a figure", v.figure)
+	add(false, "figure", "NAME VALUE | NAME sum REGEXP", "sets a figure; sum adds up what the group matches of the last command's output", v.figure)
 	add(false, "expect", "FIGURE <|<=|=|>=|> VALUE", "a figure is as it should be", v.expect)
 	add(false, "show", "[REGEXP]", "shows what the last command printed, or the lines that match", v.show)
 	return all
@@ -249,15 +250,44 @@ func (v *Live) sample(_ context.Context, args []string) error {
 	return usageError{}
 }
 
-func (v *Live) figure(_ context.Context, args []string) error {
-	if len(args) != 2 {
+func (v *Live) figure(_ context.Context, args []string) (err error) {
+	var value float64
+	switch {
+	case len(args) == 3 && args[1] == "sum":
+		value, err = v.sum(args[2])
+	case len(args) == 2:
+		value, err = number(args[1])
+	default:
 		return usageError{}
 	}
-	value, err := number(args[1])
 	if err == nil {
 		v.Figures.Set(args[0], value)
 	}
 	return err
+}
+
+// sum adds up what the expression's group matches of the last command's output.
+// Nothing that matches is a mistake and not 0.
+func (v *Live) sum(expression string) (total float64, err error) {
+	re, err := regexp.Compile("(?m)" + expression)
+	if err != nil {
+		return 0, err
+	}
+	if re.NumSubexp() != 1 {
+		return 0, errors.New("give an expression with one group")
+	}
+	found := re.FindAllStringSubmatch(v.state.Stdout, -1)
+	if len(found) == 0 {
+		return 0, errors.New("it does not occur")
+	}
+	for _, m := range found {
+		value, err := number(m[1])
+		if err != nil {
+			return 0, err
+		}
+		total += value
+	}
+	return total, nil
 }
 
 func (v *Live) expect(_ context.Context, args []string) error {
