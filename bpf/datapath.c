@@ -6,5 +6,6 @@
 #include "from_tunnel.c"
 #include "to_tunnel.c"
 #include "device.c"
+#include "sweep.c"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

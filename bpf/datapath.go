@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -28,6 +29,10 @@ type Datapath struct {
 	progs map[string]*ebpf.Program
 	rows  *Maps
 	hooks hooks
+
+	sweeping sync.Mutex // held while the following are used
+	sweep    *ebpf.Program
+	doomed   *ebpf.Map // the flows that sweep is to look at
 }
 
 // options are what only tests change.
@@ -86,6 +91,7 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
+	d.sweep, d.doomed = coll.DetachProgram("sweep"), coll.DetachMap("doomed")
 	d.progs = coll.Programs
 	coll.Programs = nil // ours to close
 	coll.Close()
@@ -210,6 +216,8 @@ func (d *Datapath) Close() error {
 	for _, p := range d.progs {
 		p.Close()
 	}
+	d.sweep.Close()
+	d.doomed.Close()
 	return nil
 }
 
@@ -269,4 +277,4 @@ func decode(raw []byte) (e Event, ok bool) {
 }
 
 // Sweep deletes the flows expired at now, usually Now().
-func (d *Datapath) Sweep(now uint64) (Swept, error) { return SweepMaps(d.rows, now) }
+func (d *Datapath) Sweep(now uint64) (Swept, error) { return SweepMaps(d.rows, now, d.forget) }

@@ -20,6 +20,7 @@ const (
 	datapathMapClasses          = "classes"
 	datapathMapClusters         = "clusters"
 	datapathMapCounters         = "counters"
+	datapathMapDoomed           = "doomed"
 	datapathMapEndpoints        = "endpoints"
 	datapathMapEvents           = "events"
 	datapathMapFlows            = "flows"
@@ -39,6 +40,7 @@ const (
 	datapathProgFromDevice      = "from_device"
 	datapathProgFromPod         = "from_pod"
 	datapathProgFromTunnel      = "from_tunnel"
+	datapathProgSweep           = "sweep"
 	datapathProgToDevice        = "to_device"
 	datapathProgToPod           = "to_pod"
 	datapathProgToTunnel        = "to_tunnel"
@@ -94,6 +96,7 @@ type datapathProgramSpecs struct {
 	FromDevice *ebpf.ProgramSpec `ebpf:"from_device"`
 	FromPod    *ebpf.ProgramSpec `ebpf:"from_pod"`
 	FromTunnel *ebpf.ProgramSpec `ebpf:"from_tunnel"`
+	Sweep      *ebpf.ProgramSpec `ebpf:"sweep"`
 	ToDevice   *ebpf.ProgramSpec `ebpf:"to_device"`
 	ToPod      *ebpf.ProgramSpec `ebpf:"to_pod"`
 	ToTunnel   *ebpf.ProgramSpec `ebpf:"to_tunnel"`
@@ -107,6 +110,7 @@ type datapathMapSpecs struct {
 	Classes   *ebpf.MapSpec `ebpf:"classes"`
 	Clusters  *ebpf.MapSpec `ebpf:"clusters"`
 	Counters  *ebpf.MapSpec `ebpf:"counters"`
+	Doomed    *ebpf.MapSpec `ebpf:"doomed"`
 	Endpoints *ebpf.MapSpec `ebpf:"endpoints"`
 	Events    *ebpf.MapSpec `ebpf:"events"`
 	Flows     *ebpf.MapSpec `ebpf:"flows"`
@@ -160,6 +164,7 @@ type datapathMaps struct {
 	Classes   *ebpf.Map `ebpf:"classes"`
 	Clusters  *ebpf.Map `ebpf:"clusters"`
 	Counters  *ebpf.Map `ebpf:"counters"`
+	Doomed    *ebpf.Map `ebpf:"doomed"`
 	Endpoints *ebpf.Map `ebpf:"endpoints"`
 	Events    *ebpf.Map `ebpf:"events"`
 	Flows     *ebpf.Map `ebpf:"flows"`
@@ -184,6 +189,7 @@ func (m *datapathMaps) Close() error {
 		m.Classes,
 		m.Clusters,
 		m.Counters,
+		m.Doomed,
 		m.Endpoints,
 		m.Events,
 		m.Flows,
@@ -221,6 +227,7 @@ type datapathPrograms struct {
 	FromDevice *ebpf.Program `ebpf:"from_device"`
 	FromPod    *ebpf.Program `ebpf:"from_pod"`
 	FromTunnel *ebpf.Program `ebpf:"from_tunnel"`
+	Sweep      *ebpf.Program `ebpf:"sweep"`
 	ToDevice   *ebpf.Program `ebpf:"to_device"`
 	ToPod      *ebpf.Program `ebpf:"to_pod"`
 	ToTunnel   *ebpf.Program `ebpf:"to_tunnel"`
@@ -231,6 +238,7 @@ func (p *datapathPrograms) Close() error {
 		p.FromDevice,
 		p.FromPod,
 		p.FromTunnel,
+		p.Sweep,
 		p.ToDevice,
 		p.ToPod,
 		p.ToTunnel,

@@ -2,8 +2,10 @@ package bpf
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -51,47 +53,36 @@ type Swept struct {
 	Orphans int // reply rows without flow, deleted
 }
 
-// SweepMaps deletes the flows expired at now, and reply rows without a flow.
-// A flow that a packet revives between look and delete is lost; its next packet
-// makes it anew.
-func SweepMaps(m *Maps, now uint64) (Swept, error) {
+// Forget deletes those of the named flows that are still expired at now, with
+// their reply rows, and returns how many. A packet may revive a flow, or a new
+// connection use its ports again, at any time before.
+type Forget func(dead []FlowKey, now uint64) (gone int, err error)
+
+// SweepMaps has forget delete the flows expired at now, and deletes reply rows
+// without a flow.
+func SweepMaps(m *Maps, now uint64, forget Forget) (Swept, error) {
 	var s Swept
 	var dead []FlowKey
-	claimed := map[ReplyKey]Reply{} // the reply rows of dead flows
-	claims := 0                     // rows of replies that live flows have
+	claims := 0 // rows of replies that live flows have
 	rows, failed := m.Flows.All()
 	for k, f := range rows {
-		if !f.Expired(k.Proto, now) {
-			s.Live++
-			if f.Flags&FlowService != 0 {
-				claims++
-			}
+		if f.Expired(k.Proto, now) {
+			dead = append(dead, k)
 			continue
 		}
-		dead = append(dead, k)
+		s.Live++
 		if f.Flags&FlowService != 0 {
-			claimed[f.reply(k)] = Reply{Remote: k.Remote, Rport: k.Rport}
+			claims++
 		}
 	}
 	if err := failed(); err != nil {
 		return s, fmt.Errorf("sweep flows: %w", err)
 	}
-	if err := m.Flows.DeleteBatch(dead); err != nil {
+	var err error
+	if s.Expired, err = forget(dead, now); err != nil {
 		return s, fmt.Errorf("sweep flows: %w", err)
 	}
-	s.Expired = len(dead)
-	var replies []ReplyKey
-	for k, r := range claimed {
-		// Another flow may have claimed the answers since the dead one ended.
-		if now, ok, err := m.Replies.Lookup(k); err != nil {
-			return s, fmt.Errorf("sweep replies: %w", err)
-		} else if ok && now == r {
-			replies = append(replies, k)
-		}
-	}
-	if err := m.Replies.DeleteBatch(replies); err != nil {
-		return s, fmt.Errorf("sweep replies: %w", err)
-	}
+	s.Live += len(dead) - s.Expired
 	orphans, err := orphans(m, claims)
 	if err == nil {
 		err = m.Replies.DeleteBatch(orphans)
@@ -101,6 +92,35 @@ func SweepMaps(m *Maps, now uint64) (Swept, error) {
 	}
 	s.Orphans = len(orphans)
 	return s, nil
+}
+
+// sweptAtOnce is how many flows one run of the program is named: rows of doomed.
+const sweptAtOnce = 4096
+
+// forget implements Forget in the kernel, where nothing comes between the look
+// and the deletion.
+func (d *Datapath) forget(dead []FlowKey, now uint64) (gone int, err error) {
+	d.sweeping.Lock()
+	defer d.sweeping.Unlock()
+	for some := range slices.Chunk(dead, sweptAtOnce) {
+		rows := make([]uint32, len(some))
+		for i := range rows {
+			rows[i] = uint32(i)
+		}
+		if _, err := d.doomed.BatchUpdate(rows, some, nil); err != nil {
+			return gone, fmt.Errorf("name the flows: %w", err)
+		}
+		asked := struct { // struct sweep
+			Now        uint64
+			Count, Pad uint32
+		}{Now: now, Count: uint32(len(some))}
+		n, err := d.sweep.Run(&ebpf.RunOptions{Context: asked})
+		if err != nil {
+			return gone, fmt.Errorf("run program sweep: %w", err)
+		}
+		gone += int(n)
+	}
+	return gone, nil
 }
 
 // orphans are reply rows without flow: two CPUs chose different backends for

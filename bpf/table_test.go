@@ -12,6 +12,11 @@ import (
 
 func kernelMaps(t *testing.T, edit func(*bpf.Limits)) *bpf.Maps {
 	t.Helper()
+	return kernelDatapath(t, edit).Maps()
+}
+
+func kernelDatapath(t *testing.T, edit func(*bpf.Limits)) *bpf.Datapath {
+	t.Helper()
 	c := bpf.SmallConfig(bpf.OwnNamespaces(t))
 	if edit != nil {
 		edit(&c.Limits)
@@ -21,7 +26,7 @@ func kernelMaps(t *testing.T, edit func(*bpf.Limits)) *bpf.Maps {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
-	return d.Maps()
+	return d
 }
 
 // both runs a test against the kernel's tables and against their twins.
@@ -167,7 +172,7 @@ func TestFull(t *testing.T) {
 }
 
 func TestSweep(t *testing.T) {
-	both(t, func(t *testing.T, m *bpf.Maps) {
+	sweep := func(t *testing.T, m *bpf.Maps, forget bpf.Forget) {
 		const second = uint64(time.Second)
 		now := 10000 * second
 		key := func(port uint16, proto uint8) bpf.FlowKey {
@@ -194,20 +199,30 @@ func TestSweep(t *testing.T) {
 			key(15, 17): {Seen: now - 61*second, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)},
 			key(16, 17): {Seen: now - 61*second, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)},
 		}
+		// A new connection uses the ports again after the look, and before the deletion.
+		again := key(20, 17)
+		ended := bpf.Flow{Seen: now - 61*second, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)}
+		begun := bpf.Flow{Seen: now, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)}
 		reply := func(port uint16, backend byte) bpf.ReplyKey {
 			return bpf.ReplyKey{Local: bpf.Addr{1}, Backend: bpf.Addr{backend}, Lport: bpf.PortOf(port), Bport: bpf.PortOf(8080), Proto: 17}
 		}
 		row := bpf.Reply{Remote: bpf.Addr{2}, Rport: bpf.PortOf(80)}
 		err := errors.Join(m.Flows.UpdateBatch(keep), m.Flows.UpdateBatch(gone), m.Replies.UpdateBatch(map[bpf.ReplyKey]bpf.Reply{
-			reply(7, 9): row, reply(15, 9): row,
+			reply(7, 9): row, reply(15, 9): row, reply(20, 9): row,
 			reply(16, 9): {Remote: other.Remote, Rport: other.Rport},
 			reply(7, 8):  row, // the other CPU's choice
 			reply(99, 9): row, // without any flow
-		}))
+		}), m.Flows.Update(again, ended))
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := bpf.SweepMaps(m, now)
+		keep[again] = begun
+		got, err := bpf.SweepMaps(m, now, func(dead []bpf.FlowKey, now uint64) (int, error) {
+			if err := m.Flows.Update(again, begun); err != nil {
+				t.Error(err)
+			}
+			return forget(dead, now)
+		})
 		if want := (bpf.Swept{Live: len(keep), Expired: len(gone), Orphans: 2}); got != want || err != nil {
 			t.Errorf("swept %+v, %v, want %+v", got, err, want)
 		}
@@ -219,14 +234,22 @@ func TestSweep(t *testing.T) {
 		if n, _ := m.Flows.Len(); n != len(keep) {
 			t.Errorf("%d flows left", n)
 		}
-		for _, k := range []bpf.ReplyKey{reply(7, 9), reply(16, 9)} {
+		for _, k := range []bpf.ReplyKey{reply(7, 9), reply(16, 9), reply(20, 9)} {
 			if _, ok, _ := m.Replies.Lookup(k); !ok {
 				t.Errorf("the reply of a live flow from port %d is gone", k.Lport.Number())
 			}
 		}
-		if n, _ := m.Replies.Len(); n != 2 {
+		if n, _ := m.Replies.Len(); n != 3 {
 			t.Errorf("%d replies left", n)
 		}
+	}
+	t.Run("memory", func(t *testing.T) {
+		m := bpftest.New()
+		sweep(t, m, bpftest.Forget(m))
+	})
+	t.Run("kernel", func(t *testing.T) {
+		d := kernelDatapath(t, nil)
+		sweep(t, d.Maps(), d.Forget)
 	})
 }
 

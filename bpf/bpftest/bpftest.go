@@ -229,7 +229,40 @@ func (d *Datapath) Counters() ([]bpf.Counter, error) {
 
 func (d *Datapath) Lost() (uint64, error) { return 0, nil }
 
-func (d *Datapath) Sweep(now uint64) (bpf.Swept, error) { return bpf.SweepMaps(d.maps, now) }
+func (d *Datapath) Sweep(now uint64) (bpf.Swept, error) {
+	return bpf.SweepMaps(d.maps, now, Forget(d.maps))
+}
+
+// Forget is the twin of program sweep.
+func Forget(m *bpf.Maps) bpf.Forget {
+	return func(dead []bpf.FlowKey, now uint64) (gone int, err error) {
+		for _, k := range dead {
+			f, ok, err := m.Flows.Lookup(k)
+			if err != nil {
+				return gone, err
+			}
+			if !ok || !f.Expired(k.Proto, now) {
+				continue
+			}
+			if f.Flags&bpf.FlowService != 0 {
+				reply := bpf.ReplyKey{Local: k.Local, Backend: f.Backend, Lport: k.Lport, Bport: f.Bport, Proto: k.Proto}
+				// Another flow may have claimed the answers since this one ended.
+				if row, ok, err := m.Replies.Lookup(reply); err != nil {
+					return gone, err
+				} else if ok && row == (bpf.Reply{Remote: k.Remote, Rport: k.Rport}) {
+					if err := m.Replies.Delete(reply); err != nil {
+						return gone, err
+					}
+				}
+			}
+			if err := m.Flows.Delete(k); err != nil {
+				return gone, err
+			}
+			gone++
+		}
+		return gone, nil
+	}
+}
 
 func (d *Datapath) Close() error {
 	d.mu.Lock()
