@@ -2,7 +2,9 @@ package policy
 
 import (
 	"encoding/json"
+	"slices"
 	"strconv"
+	"strings"
 )
 
 // Names of ICMP types, as Cilium accepts them.
@@ -26,6 +28,14 @@ var icmpTypes = map[uint8]map[string]uint16{
 
 const maxICMPType = 255
 
+// icmpPassing are the types that pass anywhere: echoes, and errors about what
+// was sent. Programs drop all others before they ask for a policy.
+var icmpPassing = []string{"EchoRequest", "EchoReply", "DestinationUnreachable", "TimeExceeded", "ParameterProblem"}
+
+func icmpPasses(number uint16) bool {
+	return slices.ContainsFunc(icmpPassing, func(name string) bool { return icmpTypes[ProtoICMP][name] == number })
+}
+
 func parseICMP(at path, f *icmpField, ps *problems) (portSpec, bool) {
 	var proto uint8
 	switch f.Family {
@@ -33,6 +43,7 @@ func parseICMP(at path, f *icmpField, ps *problems) (portSpec, bool) {
 		proto = ProtoICMP
 	case "IPv6":
 		proto = ProtoICMPv6
+		ps.addNew(at.field("family"), "IPv6 is not supported: no ICMPv6 passes; leave this entry out")
 	default:
 		ps.add(at.field("family"), "%q is not a family; write IPv4 or IPv6", f.Family)
 		return portSpec{}, false
@@ -50,7 +61,8 @@ func parseICMP(at path, f *icmpField, ps *problems) (portSpec, bool) {
 	case json.Unmarshal(f.Type, &number) == nil:
 	case json.Unmarshal(f.Type, &name) == nil:
 		if n, ok := icmpTypes[proto][name]; ok {
-			return portSpec{proto, n, n}, true
+			number = int64(n)
+			break
 		}
 		n, err := strconv.ParseInt(name, 10, 64)
 		if err != nil {
@@ -65,6 +77,10 @@ func parseICMP(at path, f *icmpField, ps *problems) (portSpec, bool) {
 	if number < 0 || number > maxICMPType {
 		ps.add(where, "%d is out of range; write a number from 0 to %d", number, maxICMPType)
 		return portSpec{}, false
+	}
+	if proto == ProtoICMP && !icmpPasses(uint16(number)) {
+		ps.addNew(where, "%s is not supported: no ICMP but echoes and errors passes; leave this entry out, or write %s",
+			f.Type, strings.Join(icmpPassing, ", "))
 	}
 	return portSpec{proto, uint16(number), uint16(number)}, true
 }

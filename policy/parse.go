@@ -25,14 +25,20 @@ import (
 // mistakes of all documents are reported together, and then no policy is
 // returned. Documents without content are passed over; a list stands for its
 // items.
-func Parse(data []byte) ([]*Policy, error) {
+func Parse(data []byte) ([]*Policy, error) { return parseAll(data, false) }
+
+// ParseStored reads what Parse accepts, and what it once accepted: a policy that
+// is in force and cannot be read any more would no longer hold.
+func ParseStored(data []byte) ([]*Policy, error) { return parseAll(data, true) }
+
+func parseAll(data []byte, stored bool) ([]*Policy, error) {
 	var (
 		out  []*Policy
 		errs []error
 		seen = map[string]bool{}
 	)
 	add := func(at string, text []byte) {
-		p, why := parseOne(text)
+		p, why := parseOne(text, stored)
 		if p != nil && len(why) == 0 {
 			if seen[p.String()] {
 				why = append(why, fmt.Errorf("%s stands twice; keep one of them, or give it another name", p))
@@ -74,7 +80,7 @@ func Parse(data []byte) ([]*Policy, error) {
 }
 
 // parseOne reads one policy from JSON; nil and nil if there is nothing.
-func parseOne(text []byte) (*Policy, []error) {
+func parseOne(text []byte, stored bool) (*Policy, []error) {
 	if string(bytes.TrimSpace(text)) == "null" {
 		return nil, nil
 	}
@@ -83,7 +89,7 @@ func parseOne(text []byte) (*Policy, []error) {
 	}
 	var (
 		m  manifest
-		ps problems
+		ps = problems{stored: stored}
 	)
 	strict, err := kjson.UnmarshalStrict(text, &m)
 	if err != nil {

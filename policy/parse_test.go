@@ -97,6 +97,10 @@ func TestRefused(t *testing.T) {
 		{"an ICMP type out of range", cnp(`ingress: [{icmps: [{fields: [{type: 256}]}]}]`), "256 is out of range"},
 		{"an ICMP type of the other family", cnp(`ingress: [{icmps: [{fields: [{type: PacketTooBig}]}]}]`), "is not an ICMP type of this family"},
 		{"an ICMP type of another type", cnp(`ingress: [{icmps: [{fields: [{type: [8]}]}]}]`), "neither a number nor a name"},
+		{"an ICMP type that nothing lets pass", cnp(`ingress: [{icmps: [{fields: [{type: Timestamp}]}]}]`), `spec.ingress[0].icmps[0].fields[0].type: "Timestamp" is not supported: no ICMP but echoes and errors passes; leave this entry out, or write EchoRequest, EchoReply,`},
+		{"such a type as number", cnp(`egressDeny: [{icmps: [{fields: [{type: 5}]}]}]`), `type: 5 is not supported`},
+		{"such a type as number in quotes", cnp(`egress: [{icmps: [{fields: [{type: "13"}]}]}]`), `type: "13" is not supported`},
+		{"ICMPv6", cnp(`ingress: [{icmps: [{fields: [{family: IPv6, type: EchoRequest}]}]}]`), "fields[0].family: IPv6 is not supported: no ICMPv6 passes; leave this entry out"},
 		{"an unknown ICMP family", cnp(`ingress: [{icmps: [{fields: [{family: v4, type: 8}]}]}]`), "write IPv4 or IPv6"},
 		{"a policy twice", cnp("ingress: [{}]") + cnp("egress: [{}]"), "document 2: CiliumNetworkPolicy default/p stands twice"},
 	} {
@@ -142,4 +146,26 @@ func TestDocumentsWithoutContentArePassedOver(t *testing.T) {
 	if len(ps) != 1 || ps[0].String() != "CiliumNetworkPolicy default/p" {
 		t.Errorf("got %v", ps)
 	}
+}
+
+func TestWhatIsStoredStaysReadable(t *testing.T) {
+	text := []byte(cnp(`
+ingress:
+- fromEntities: [host]
+- icmps: [{fields: [{type: Timestamp}, {type: 5}, {type: 128, family: IPv6}]}]`))
+	if ps, err := Parse(text); err == nil {
+		t.Errorf("accepted anew: %v", ps)
+	}
+	ps, err := ParseStored(text)
+	if err != nil || len(ps) != 1 {
+		t.Errorf("got %v, %v", ps, err)
+	}
+	if ps, err := ParseStored([]byte(cnp("ingres: []"))); err == nil {
+		t.Errorf("accepted what never was: %v", ps)
+	}
+}
+
+func TestEveryTypeThatPassesIsAccepted(t *testing.T) {
+	parse(t, cnp(`ingress: [{icmps: [{fields: [{type: 0}, {type: 3}, {type: 8, family: IPv4}, {type: 11}, {type: 12}, {type: "8"},
+		{type: Echo}, {type: EchoRequest}, {type: EchoReply}, {type: DestinationUnreachable}, {type: TimeExceeded}, {type: ParameterProblem}]}]}]`))
 }

@@ -21,9 +21,18 @@ func (p path) key(key string) path { return p + path("["+strconv.Quote(key)+"]")
 // problems collects everything that is wrong, so that an operator sees it at
 // once.
 type problems struct {
-	list []error
+	list   []error
+	stored bool // see ParseStored
 }
 
 func (ps *problems) add(at path, format string, args ...any) {
 	ps.list = append(ps.list, fmt.Errorf("%s: "+format, append([]any{at}, args...)...))
+}
+
+// addNew is about what does no harm where it is stored already: it only never
+// comes to anything.
+func (ps *problems) addNew(at path, format string, args ...any) {
+	if !ps.stored {
+		ps.add(at, format, args...)
+	}
 }

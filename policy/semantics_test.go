@@ -92,7 +92,6 @@ ingress:
 		{"no protocol means TCP, UDP and SCTP", cnp(`ingress: [{fromEntities: [host], toPorts: [{ports: [{port: "80"}]}]}]`), "host"},
 		{"port 0 is any", cnp(`ingress: [{fromEntities: [host], toPorts: [{ports: [{port: "0", protocol: TCP}]}]}]`), "host"},
 		{"a range includes its ends", cnp(`ingress: [{fromEntities: [host], toPorts: [{ports: [{port: "79", endPort: 80}]}]}]`), "host"},
-		{"ICMP is not TCP", cnp(`ingress: [{icmps: [{fields: [{type: 80}]}]}]`), ""},
 		{"denial beats allowance of another policy", named("a", "ingress: [{fromEndpoints: [{}]}]") +
 			named("b", "ingressDeny: [{fromEndpoints: [{matchLabels: {app: intruder}}]}]"), "web frontend"},
 		{"denial by port leaves other ports", cnp(`
@@ -217,5 +216,15 @@ ingressDeny: [{fromEndpoints: [{matchExpressions: [{key: io.kubernetes.pod.names
 				t.Errorf("allowed in: %v, want %v", got, tt.allow)
 			}
 		})
+	}
+}
+
+func TestAnICMPTypeIsNoPort(t *testing.T) {
+	w := testWorld(t, cnp("ingress: [{fromEntities: [host], icmps: [{fields: [{type: 8}]}]}]"))
+	if got := passing(t, w, "web", Ingress, ProtoICMP, 8); !slices.Equal(got, []string{"host"}) {
+		t.Errorf("echo requests of %v pass", got)
+	}
+	if got := passing(t, w, "web", Ingress, ProtoTCP, 8); len(got) > 0 {
+		t.Errorf("%v may reach port 8", got)
 	}
 }

@@ -378,7 +378,7 @@ func (w *writer) object(e reflector.Event) error {
 		return write(w, w.t.Slices, &tables.Slice{Cluster: w.cluster, Namespace: namespace, Name: name, Object: v}, v != nil)
 	case "ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies":
 		row := &tables.Policy{Kind: plural, Namespace: namespace, Name: name}
-		v, err := value(e, policy.Parse)
+		v, err := value(e, policy.ParseStored)
 		if err != nil {
 			return err
 		}

@@ -78,6 +78,15 @@ func TestAValueThatCannotBeReadTakesNothingAway(t *testing.T) {
 	d.want("nodes", "west n1", false)
 }
 
+// A policy that was accepted once is in force, whatever is refused by now.
+func TestAStoredPolicyIsTaken(t *testing.T) {
+	d := newDesk(t)
+	d.put(wire.ObjectKey("ciliumnetworkpolicies", "shop", "ping"), `{"apiVersion":"cilium.io/v2","kind":"CiliumNetworkPolicy",
+		"metadata":{"name":"ping","namespace":"shop"},
+		"spec":{"endpointSelector":{},"ingress":[{"icmps":[{"fields":[{"type":8},{"type":128,"family":"IPv6"}]}]}]}}`)
+	d.want("policies", "ping", true)
+}
+
 func TestANodeIsPutTogetherFromItsParts(t *testing.T) {
 	d := newDesk(t)
 	cilium, weft := wire.Nodes.CachePrefix("west")+"n1", wire.PeerNodeKey("west", "n1")
