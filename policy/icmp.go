@@ -43,7 +43,6 @@ func parseICMP(at path, f *icmpField, ps *problems) (portSpec, bool) {
 		proto = ProtoICMP
 	case "IPv6":
 		proto = ProtoICMPv6
-		ps.addNew(at.field("family"), "IPv6 is not supported: no ICMPv6 passes; leave this entry out")
 	default:
 		ps.add(at.field("family"), "%q is not a family; write IPv4 or IPv6", f.Family)
 		return portSpec{}, false

@@ -100,7 +100,6 @@ func TestRefused(t *testing.T) {
 		{"an ICMP type that nothing lets pass", cnp(`ingress: [{icmps: [{fields: [{type: Timestamp}]}]}]`), `spec.ingress[0].icmps[0].fields[0].type: "Timestamp" is not supported: no ICMP but echoes and errors passes; leave this entry out, or write EchoRequest, EchoReply,`},
 		{"such a type as number", cnp(`egressDeny: [{icmps: [{fields: [{type: 5}]}]}]`), `type: 5 is not supported`},
 		{"such a type as number in quotes", cnp(`egress: [{icmps: [{fields: [{type: "13"}]}]}]`), `type: "13" is not supported`},
-		{"ICMPv6", cnp(`ingress: [{icmps: [{fields: [{family: IPv6, type: EchoRequest}]}]}]`), "fields[0].family: IPv6 is not supported: no ICMPv6 passes; leave this entry out"},
 		{"an unknown ICMP family", cnp(`ingress: [{icmps: [{fields: [{family: v4, type: 8}]}]}]`), "write IPv4 or IPv6"},
 		{"a policy twice", cnp("ingress: [{}]") + cnp("egress: [{}]"), "document 2: CiliumNetworkPolicy default/p stands twice"},
 	} {
