@@ -236,11 +236,15 @@ func TestFromApplyToSliceThroughRestart(t *testing.T) {
 		_, err := p.srv.store.Get(ctx, wire.IPStateKey(netip.MustParseAddr("10.1.1.5")))
 		return err
 	})
-	status, err := admin.Status(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if status.Cluster.Endpoints != 1 || status.Cluster.Services != 1 || status.Cluster.Identities != 1 || status.Nodes[0].State != nodeSilent || status.Cluster.StoreVersion == "" || status.Cluster.Version != "v1" {
+	var status *api.Status
+	eventually(t, "status counts it", func() (err error) { // just after it is written
+		status, err = admin.Status(ctx)
+		if err == nil && status.Cluster.Endpoints != 1 {
+			err = fmt.Errorf("%+v", status)
+		}
+		return err
+	})
+	if status.Cluster.Services != 1 || status.Cluster.Identities != 1 || status.Nodes[0].State != nodeSilent || status.Cluster.StoreVersion == "" || status.Cluster.Version != "v1" {
 		t.Errorf("status: %+v", status)
 	}
 	generation := status.Cluster.Generation
