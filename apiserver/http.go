@@ -157,7 +157,7 @@ func (s *server) postApply(r *http.Request) (any, error) {
 			return nil, err
 		}
 	}
-	return s.registry.Apply(r.Context(), text, dryRun)
+	return s.registry.Apply(r.Context(), text, r.URL.Query().Get("namespace"), dryRun)
 }
 
 func (s *server) postDelete(r *http.Request) (any, error) {
@@ -165,7 +165,7 @@ func (s *server) postDelete(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.registry.DeleteManifest(r.Context(), text)
+	return s.registry.DeleteManifest(r.Context(), text, r.URL.Query().Get("namespace"))
 }
 
 func (s *server) postNode(r *http.Request) (any, error) {

@@ -25,7 +25,7 @@ metadata: {name: vm-1, namespace: shop, labels: {kubernetes.io/service-name: vm}
 addressType: IPv4
 endpoints: [{addresses: [10.1.1.2]}]
 ports: [{port: 80}]
-`), false); err != nil {
+`), "", false); err != nil {
 			t.Fatal(err)
 		}
 		remote := &wire.ClusterEndpointSlice{

@@ -182,8 +182,10 @@ func (c *Client) stream(ctx context.Context, path string, query url.Values, each
 }
 
 // Apply sends a manifest of one or more YAML documents: all of it or nothing.
-func (c *Client) Apply(ctx context.Context, manifest []byte, dryRun bool) (*ApplyResult, error) {
-	query := url.Values{}
+// Objects that name no namespace go to the one given, and others are refused;
+// empty means default, and any.
+func (c *Client) Apply(ctx context.Context, manifest []byte, namespace string, dryRun bool) (*ApplyResult, error) {
+	query := inNamespace(namespace)
 	if dryRun {
 		query.Set("dry-run", "true")
 	}
@@ -192,9 +194,19 @@ func (c *Client) Apply(ctx context.Context, manifest []byte, dryRun bool) (*Appl
 }
 
 // DeleteManifest deletes the objects a manifest names; absent ones are no error.
-func (c *Client) DeleteManifest(ctx context.Context, manifest []byte) (*ApplyResult, error) {
+// The namespace is as in Apply.
+func (c *Client) DeleteManifest(ctx context.Context, manifest []byte, namespace string) (*ApplyResult, error) {
 	var out ApplyResult
-	return &out, c.call(ctx, http.MethodPost, "/v1/delete", nil, manifest, &out)
+	return &out, c.call(ctx, http.MethodPost, "/v1/delete", inNamespace(namespace), manifest, &out)
+}
+
+// inNamespace is a query for one namespace, or for none in particular.
+func inNamespace(namespace string) url.Values {
+	query := url.Values{}
+	if namespace != "" {
+		query.Set("namespace", namespace)
+	}
+	return query
 }
 
 func objectPath(plural, namespace, name string) string {
@@ -211,10 +223,7 @@ func objectPath(plural, namespace, name string) string {
 // Objects lists objects of a kind; plural also takes the singular, the kind
 // and its short name. An empty namespace means all of them.
 func (c *Client) Objects(ctx context.Context, plural, namespace string) (*ObjectList, error) {
-	query := url.Values{}
-	if namespace != "" {
-		query.Set("namespace", namespace)
-	}
+	query := inNamespace(namespace)
 	var out ObjectList
 	return &out, c.call(ctx, http.MethodGet, objectPath(plural, "", ""), query, nil, &out)
 }
@@ -233,10 +242,7 @@ func (c *Client) Delete(ctx context.Context, plural, namespace, name string) (*A
 
 // Watch calls each with the objects there are, then with every change.
 func (c *Client) Watch(ctx context.Context, plural, namespace string, each func(WatchEvent) error) error {
-	query := url.Values{}
-	if namespace != "" {
-		query.Set("namespace", namespace)
-	}
+	query := inNamespace(namespace)
 	_, err := c.stream(ctx, "/v1/watch/"+url.PathEscape(plural), query, func(line []byte) error {
 		var ev WatchEvent
 		if err := json.Unmarshal(line, &ev); err != nil {

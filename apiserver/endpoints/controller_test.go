@@ -89,7 +89,7 @@ func (e *east) write(ops ...store.Op) {
 
 func (e *east) apply(manifest string) {
 	e.t.Helper()
-	if _, err := e.registry.Apply(e.t.Context(), []byte(manifest), false); err != nil {
+	if _, err := e.registry.Apply(e.t.Context(), []byte(manifest), "", false); err != nil {
 		e.t.Fatal(err)
 	}
 	synctest.Wait()
@@ -427,7 +427,7 @@ func TestWatchedAndListedAgree(t *testing.T) {
 				case 7:
 					if random.IntN(2) == 0 {
 						e.apply(shopService)
-					} else if _, err := e.registry.DeleteManifest(t.Context(), []byte(shopService)); err != nil {
+					} else if _, err := e.registry.DeleteManifest(t.Context(), []byte(shopService), ""); err != nil {
 						t.Fatal(err)
 					}
 					synctest.Wait()

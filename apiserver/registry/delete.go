@@ -28,9 +28,9 @@ func (r *Registry) Delete(ctx context.Context, word, namespace, name string) (*a
 }
 
 // DeleteManifest deletes the objects a manifest names, all in one transaction.
-// One that is not there is reported as absent.
-func (r *Registry) DeleteManifest(ctx context.Context, manifest []byte) (*api.ApplyResult, error) {
-	objects, problems := readManifest(manifest, true)
+// One that is not there is reported as absent. The namespace is as in Apply.
+func (r *Registry) DeleteManifest(ctx context.Context, manifest []byte, namespace string) (*api.ApplyResult, error) {
+	objects, problems := readManifest(manifest, namespace, true)
 	if len(problems) > 0 {
 		return nil, refusal(problems)
 	}

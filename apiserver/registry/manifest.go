@@ -68,10 +68,12 @@ type header struct {
 	} `json:"metadata"`
 }
 
-// readManifest reads every document, and every item of a list, and reports every mistake. With headOnly,
+// readManifest reads every document, and every item of a list, and reports every mistake. In a
+// namespace that is asked for belong the objects that name none, and others are
+// a mistake; empty, it is DefaultNamespace and no mistake. With headOnly,
 // for deletions, documents are not read beyond kind and name. Of two documents
 // about one object the later counts, as if they were applied one by one.
-func readManifest(text []byte, headOnly bool) ([]object, []api.Problem) {
+func readManifest(text []byte, namespace string, headOnly bool) ([]object, []api.Problem) {
 	var objects []object
 	var problems []api.Problem
 	seen := map[string]int{}
@@ -85,7 +87,7 @@ func readManifest(text []byte, headOnly bool) ([]object, []api.Problem) {
 			problems = append(problems, api.Problem{Document: n, Message: "not readable: " + err.Error()})
 			break
 		}
-		read, found := readDocument(n, doc, headOnly)
+		read, found := readDocument(n, doc, namespace, headOnly)
 		problems = append(problems, found...)
 		for _, o := range read {
 			if at, twice := seen[o.key()]; twice {
@@ -104,13 +106,13 @@ func readManifest(text []byte, headOnly bool) ([]object, []api.Problem) {
 
 // readDocument reads the object of a document, or those of a list. It returns
 // those without mistakes.
-func readDocument(n int, doc []byte, headOnly bool) (objects []object, problems []api.Problem) {
+func readDocument(n int, doc []byte, namespace string, headOnly bool) (objects []object, problems []api.Problem) {
 	text, err := yaml.YAMLToJSONStrict(doc)
 	if err != nil {
 		return nil, []api.Problem{{Document: n, Message: "not valid YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")}}
 	}
 	add := func(item int, text []byte) {
-		o, found := readObject(n, item, text, headOnly)
+		o, found := readObject(n, item, text, namespace, headOnly)
 		problems = append(problems, found...)
 		if o != nil && len(found) == 0 {
 			objects = append(objects, *o)
@@ -127,7 +129,7 @@ func readDocument(n int, doc []byte, headOnly bool) (objects []object, problems 
 }
 
 // readObject reads one object from JSON; nil if there is nothing.
-func readObject(n, item int, text []byte, headOnly bool) (*object, []api.Problem) {
+func readObject(n, item int, text []byte, namespace string, headOnly bool) (*object, []api.Problem) {
 	complain := func(format string, args ...any) []api.Problem {
 		return []api.Problem{{Document: n, Item: item, Message: fmt.Sprintf(format, args...)}}
 	}
@@ -161,9 +163,14 @@ func readObject(n, item int, text []byte, headOnly bool) (*object, []api.Problem
 	switch {
 	case !kind.Namespaced && r.namespace != "":
 		r.refuse("metadata.namespace must be empty: a %s belongs to no namespace", kind.Name)
-	case kind.Namespaced && r.namespace == "":
+	case kind.Namespaced && r.namespace == "" && namespace == "":
 		r.namespace = DefaultNamespace
+	case kind.Namespaced && namespace != "" && r.namespace != "" && r.namespace != namespace:
+		r.refuse("metadata.namespace is not %q, for which -n asks; give -n %s or none, or correct the manifest", namespace, r.namespace)
 	case kind.Namespaced:
+		if r.namespace == "" {
+			r.namespace, r.text = namespace, withNamespace(text, namespace)
+		}
 		if mistakes := validation.IsDNS1123Label(r.namespace); len(mistakes) > 0 {
 			r.refuse("metadata.namespace %q: %s", r.namespace, mistakes[0])
 		}
@@ -173,6 +180,18 @@ func readObject(n, item int, text []byte, headOnly bool) (*object, []api.Problem
 	}
 	kind.read(&r)
 	return &r.object, r.problems
+}
+
+// withNamespace writes the namespace into an object's metadata, for what reads
+// the text itself.
+func withNamespace(text []byte, namespace string) []byte {
+	var fields, meta map[string]json.RawMessage
+	if json.Unmarshal(text, &fields) != nil || json.Unmarshal(fields["metadata"], &meta) != nil {
+		return text // whoever reads it says what is wrong
+	}
+	meta["namespace"] = wire.Marshal(namespace)
+	fields["metadata"] = wire.Marshal(meta)
+	return wire.Marshal(fields)
 }
 
 // decode reads the document into one of Kubernetes' types, and nothing that

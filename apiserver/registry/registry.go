@@ -71,11 +71,13 @@ type change struct {
 
 // Apply stores a manifest's objects, all in one transaction, or nothing. What
 // it refuses is an *api.Error that lists every mistake. With dryRun nothing is
-// stored, and the answer is what would have happened.
-func (r *Registry) Apply(ctx context.Context, manifest []byte, dryRun bool) (*api.ApplyResult, error) {
+// stored, and the answer is what would have happened. Objects that name no
+// namespace go to the one given, and others are refused; empty means default,
+// and any.
+func (r *Registry) Apply(ctx context.Context, manifest []byte, namespace string, dryRun bool) (*api.ApplyResult, error) {
 	for range attempts {
 		// A plan completes the objects, so another attempt reads them anew.
-		objects, problems := readManifest(manifest, false)
+		objects, problems := readManifest(manifest, namespace, false)
 		if len(problems) > 0 {
 			return nil, refusal(problems)
 		}

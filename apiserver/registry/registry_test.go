@@ -35,7 +35,7 @@ func fixture(t *testing.T) (*Registry, *storetest.Store) {
 
 func apply(t *testing.T, r *Registry, manifest string) *api.ApplyResult {
 	t.Helper()
-	result, err := r.Apply(t.Context(), []byte(manifest), false)
+	result, err := r.Apply(t.Context(), []byte(manifest), "", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestApplyRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r, s := fixture(t)
 			before := s.Dump("")
-			_, err := r.Apply(t.Context(), []byte(c.manifest), false)
+			_, err := r.Apply(t.Context(), []byte(c.manifest), "", false)
 			var refused *api.Error
 			if !errors.As(err, &refused) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v\nwant %s", err, c.want)
@@ -164,9 +164,39 @@ func TestApplyRefuses(t *testing.T) {
 	}
 }
 
+func TestNamespaceThatIsAskedFor(t *testing.T) {
+	r, _ := fixture(t)
+	nowhere := strings.Replace(pod, ", namespace: shop", "", 1)
+	everything := nowhere + "---\n" + cnp + "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: team}\n"
+	result, err := r.Apply(t.Context(), []byte(everything), "team", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := summary(result); got != "team/web-1 created, team/only-frontend created, team created" {
+		t.Error(got)
+	}
+	policies, err := r.List(t.Context(), "cnp", "team")
+	if err != nil || len(policies.Items) != 1 || !strings.Contains(string(policies.Items[0]), `"namespace":"team"`) {
+		t.Errorf("stored policies: %+v, %v", policies, err)
+	}
+	const want = `Pod shop/web-1: metadata.namespace is not "team", for which -n asks; give -n shop or none`
+	if _, err := r.Apply(t.Context(), []byte(pod), "team", false); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("applied to another namespace: %v", err)
+	}
+	if _, err := r.DeleteManifest(t.Context(), []byte(pod), "team"); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("deleted from another namespace: %v", err)
+	}
+	if _, err := r.Apply(t.Context(), []byte(nowhere), "No_Namespace", false); err == nil || !strings.Contains(err.Error(), `metadata.namespace "No_Namespace"`) {
+		t.Errorf("applied to no namespace: %v", err)
+	}
+	if result, err = r.DeleteManifest(t.Context(), []byte(nowhere), "team"); err != nil || summary(result) != "team/web-1 deleted" {
+		t.Errorf("deleted: %v, %v", result, err)
+	}
+}
+
 func TestEveryMistakeAtOnce(t *testing.T) {
 	r, _ := fixture(t)
-	_, err := r.Apply(t.Context(), []byte(strings.Replace(pod, "8080", "0", 1)+"---\nkind: Pot\n---\n"+strings.Replace(cnp, "fromEndpoints", "fromEndpoint", 1)), false)
+	_, err := r.Apply(t.Context(), []byte(strings.Replace(pod, "8080", "0", 1)+"---\nkind: Pot\n---\n"+strings.Replace(cnp, "fromEndpoints", "fromEndpoint", 1)), "", false)
 	var refused *api.Error
 	if !errors.As(err, &refused) || len(refused.Problems) != 3 || refused.Status != http.StatusUnprocessableEntity || refused.Hint == "" {
 		t.Errorf("got %+v", err)
@@ -202,7 +232,7 @@ func TestListsOfObjects(t *testing.T) {
 	if got := summary(apply(t, r, list+"---\n"+item(pod))); got != "shop/web created, default/only-frontend created, shop/web-1 created" {
 		t.Error(got)
 	}
-	result, err := r.DeleteManifest(t.Context(), []byte(list))
+	result, err := r.DeleteManifest(t.Context(), []byte(list), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +245,7 @@ func TestPodCannotMove(t *testing.T) {
 	r, _ := fixture(t)
 	apply(t, r, pod)
 	for _, change := range []string{strings.Replace(pod, "n1", "n2", 1), strings.Replace(pod, "serve", "other", 1)} {
-		if _, err := r.Apply(t.Context(), []byte(change), false); err == nil || !strings.Contains(err.Error(), "delete it first") {
+		if _, err := r.Apply(t.Context(), []byte(change), "", false); err == nil || !strings.Contains(err.Error(), "delete it first") {
 			t.Error(err)
 		}
 	}
@@ -224,7 +254,7 @@ func TestPodCannotMove(t *testing.T) {
 func TestDryRunWritesNothing(t *testing.T) {
 	r, s := fixture(t)
 	before := s.Revision()
-	result, err := r.Apply(t.Context(), []byte(pod+"---\n"+webService), true)
+	result, err := r.Apply(t.Context(), []byte(pod+"---\n"+webService), "", true)
 	if err != nil || s.Revision() != before || !result.DryRun || summary(result) != "shop/web-1 created, shop/web created" {
 		t.Errorf("%v %+v", err, result)
 	}
@@ -236,10 +266,10 @@ func TestServiceAddresses(t *testing.T) {
 	given := strings.Replace(strings.Replace(webService, "name: web", "name: fixed", 1), "spec:", "spec:\n  clusterIP: 10.101.0.9", 1)
 	apply(t, r, given)
 	taken := strings.Replace(given, "name: fixed", "name: other", 1)
-	if _, err := r.Apply(t.Context(), []byte(taken), false); err == nil || !strings.Contains(err.Error(), "belongs to service shop/fixed") {
+	if _, err := r.Apply(t.Context(), []byte(taken), "", false); err == nil || !strings.Contains(err.Error(), "belongs to service shop/fixed") {
 		t.Error(err)
 	}
-	if _, err := r.Apply(t.Context(), []byte(strings.Replace(given, "10.101.0.9", "10.101.0.10", 1)), false); err == nil || !strings.Contains(err.Error(), "cannot change") {
+	if _, err := r.Apply(t.Context(), []byte(strings.Replace(given, "10.101.0.9", "10.101.0.10", 1)), "", false); err == nil || !strings.Contains(err.Error(), "cannot change") {
 		t.Error(err)
 	}
 	first := s.Dump(serviceIPPrefix)
@@ -262,7 +292,7 @@ func TestNoAddressTwice(t *testing.T) {
 	results := make([]error, 16)
 	for i := range results {
 		wg.Go(func() {
-			_, results[i] = r.Apply(context.Background(), []byte(strings.Replace(webService, "name: web", fmt.Sprintf("name: web-%d", i), 1)), false)
+			_, results[i] = r.Apply(context.Background(), []byte(strings.Replace(webService, "name: web", fmt.Sprintf("name: web-%d", i), 1)), "", false)
 		})
 	}
 	wg.Wait()
@@ -291,7 +321,7 @@ func TestDelete(t *testing.T) {
 	if _, err := r.Delete(t.Context(), "pods", "shop", "web-2"); !errors.As(err, &refused) || refused.Status != http.StatusNotFound || refused.Hint != "`weft get pods` shows those there are" {
 		t.Error(err)
 	}
-	result, err := r.DeleteManifest(t.Context(), []byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n"+pod+"---\n"+webService+"---\n"+cnp))
+	result, err := r.DeleteManifest(t.Context(), []byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n"+pod+"---\n"+webService+"---\n"+cnp), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +341,7 @@ func TestStoreFailuresAreSentences(t *testing.T) {
 		}
 		return nil
 	})
-	_, err := r.Apply(t.Context(), []byte(webService), false)
+	_, err := r.Apply(t.Context(), []byte(webService), "", false)
 	var refused *api.Error
 	if !errors.As(err, &refused) || refused.Status != http.StatusInsufficientStorage || !strings.Contains(refused.Hint, "make space") {
 		t.Error(err)
@@ -323,7 +353,7 @@ func FuzzReadManifest(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		objects, problems := readManifest(text, false)
+		objects, problems := readManifest(text, "", false)
 		if len(problems) > 0 {
 			return
 		}
@@ -332,7 +362,7 @@ func FuzzReadManifest(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			again, problems := readManifest(first, false)
+			again, problems := readManifest(first, "", false)
 			if len(problems) > 0 || len(again) != 1 {
 				t.Fatalf("%s is refused when read back: %v", first, problems)
 			}

@@ -27,7 +27,8 @@ func applyCommand() *cobra.Command {
 		GroupID: operate,
 		Long: "Create or change the objects of manifests: Kubernetes and Cilium YAML as it is. All of\n" +
 			"them are accepted, or none is. A folder stands for its .yaml, .yml and .json files, a\n" +
-			"list for its items, and - for the standard input. Objects without a namespace go to default.",
+			"list for its items, and - for the standard input. Objects without a namespace go to that of\n" +
+			"-n, or to default without it; with -n those of another namespace are refused.",
 		Example: "  weft apply web.yaml\n  weft -c east,west apply manifests/\n  weft apply --dry-run -f policy.yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			manifest, err := readManifests(cmd, append(files, args...))
@@ -35,7 +36,7 @@ func applyCommand() *cobra.Command {
 				return err
 			}
 			results, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
-				result, err := c.Apply(ctx, manifest.text(), dryRun)
+				result, err := c.Apply(ctx, manifest.text(), namespace(cmd), dryRun)
 				return result, manifest.locate(err)
 			})
 			return errors.Join(showApplied(cmd, results), err)

@@ -18,7 +18,7 @@ import (
 func globalFlags(root *cobra.Command) {
 	flags := root.PersistentFlags()
 	flags.StringSliceP("context", "c", nil, "cluster to talk to, by the name of its context; several with commas, or all")
-	flags.StringP("namespace", "n", "", "namespace; lists show all without it, single objects are taken from default")
+	flags.StringP("namespace", "n", "", "namespace; lists show all without it, single objects and those of manifests are of default")
 	flags.StringP("output", "o", "table", "table, wide, name, json or yaml")
 	flags.Duration("timeout", 30*time.Second, "how long a request may take; streams have no limit")
 	complete(root, "context", completeContexts)

@@ -20,7 +20,8 @@ func deleteCommand() *cobra.Command {
 		Short:   "Delete objects, by name or as manifests list them",
 		GroupID: operate,
 		Long: "Delete objects by kind and name, or those that manifests list. An object of a manifest\n" +
-			"that is not there is no mistake, and reported as absent; a name that is not there is.",
+			"that is not there is no mistake, and reported as absent; a name that is not there is. Of\n" +
+			"which namespace they are is read as by weft apply.",
 		Example:           "  weft delete pod web-1 -n shop\n  weft delete pod/web-1 -n shop\n  weft delete -f web.yaml",
 		ValidArgsFunction: completeObjects,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -44,7 +45,7 @@ func deletion(cmd *cobra.Command, files, args []string) (func(context.Context, *
 		}
 		manifest, err := readManifests(cmd, files)
 		return func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
-			result, err := c.DeleteManifest(ctx, manifest.text())
+			result, err := c.DeleteManifest(ctx, manifest.text(), namespace(cmd))
 			return result, manifest.locate(err)
 		}, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/tls"
 	"encoding/json"
 	"encoding/pem"
@@ -224,7 +225,7 @@ func (f *fake) apply(action api.Action) func(*http.Request) (any, error) {
 		result := api.ApplyResult{Cluster: f.name, DryRun: r.URL.Query().Get("dry-run") == "true"}
 		for _, line := range strings.Split(string(text), "\n") {
 			if name, ok := strings.CutPrefix(line, "  name: "); ok {
-				result.Objects = append(result.Objects, api.AppliedObject{Cluster: f.name, Kind: "Pod", Namespace: "shop", Name: name, Action: action})
+				result.Objects = append(result.Objects, api.AppliedObject{Cluster: f.name, Kind: "Pod", Namespace: cmp.Or(r.URL.Query().Get("namespace"), "shop"), Name: name, Action: action})
 			}
 		}
 		return result, nil
