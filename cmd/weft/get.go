@@ -165,6 +165,9 @@ func watchObjects(cmd *cobra.Command, k kind, names []string) error {
 	if err != nil {
 		return err
 	}
+	if f == "name" {
+		return usageError{errors.New("names do not say what happened to them; watch with -o table, json or yaml")}
+	}
 	c, err := clientFor(cmd, cmd.CommandPath()+" --watch")
 	if err != nil {
 		return err
@@ -172,17 +175,21 @@ func watchObjects(cmd *cobra.Command, k kind, names []string) error {
 	defer c.Close()
 	out := cmd.OutOrStdout()
 	t := table{columns: append(columns("EVENT"), k.heads()...)}
-	synced := false
+	synced, events := false, 0
 	err = c.Watch(cmd.Context(), k.plural, namespace(cmd), func(ev api.WatchEvent) error {
 		if ev.Type != "synced" && len(names) > 0 && !slices.Contains(names, ev.Name) {
 			return nil
 		}
-		if f == "json" || f == "yaml" {
+		switch {
+		case f == "json":
 			line, err := json.Marshal(ev)
 			if err == nil {
 				_, err = fmt.Fprintf(out, "%s\n", line)
 			}
 			return err
+		case f == "yaml":
+			events++
+			return document(out, f, ev, events-1)
 		}
 		if ev.Type == "synced" {
 			synced = true

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -124,9 +123,13 @@ func labUpCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s\n", r.ID)
+			if f, _ := format(cmd); f == "json" || f == "yaml" {
+				err = document(cmd.OutOrStdout(), f, r, 0)
+			} else {
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), r.ID)
+			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "lab %s is up; try\n  weft lab exec %s operator -- weft -c all status\n  weft lab down %s\n", r.ID, r.ID, r.ID)
-			return nil
+			return err
 		},
 	}
 }
@@ -147,12 +150,15 @@ func labDownCommand() *cobra.Command {
 		Args:              usageArgs(cobra.MinimumNArgs(1)),
 		ValidArgsFunction: completeLabs,
 		RunE: func(cmd *cobra.Command, ids []string) error {
+			var gone []string
+			var failed error
 			for _, id := range ids {
-				if err := lab.Down(cmd.Context(), id); err != nil {
-					return err
+				if failed = lab.Down(cmd.Context(), id); failed != nil {
+					break
 				}
+				gone = append(gone, id)
 			}
-			return nil
+			return errors.Join(showRemoved(cmd, gone), failed)
 		},
 	}
 }
@@ -209,12 +215,18 @@ func labPruneCommand() *cobra.Command {
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			removed, err := lab.Prune()
-			for _, id := range removed {
-				fmt.Fprintf(cmd.OutOrStdout(), "lab %s removed\n", id)
-			}
-			return err
+			return errors.Join(showRemoved(cmd, removed), err)
 		},
 	}
+}
+
+// showRemoved tells which labs are gone.
+func showRemoved(cmd *cobra.Command, ids []string) error {
+	t := table{columns: columns("REMOVED"), empty: "no lab was left behind"}
+	for _, id := range ids {
+		t.rows = append(t.rows, []string{id})
+	}
+	return show(cmd, [][]string{append([]string{}, ids...)}, t)
 }
 
 func labVerbsCommand() *cobra.Command {
@@ -223,11 +235,12 @@ func labVerbsCommand() *cobra.Command {
 		Short: "Show the commands that scenarios can use",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
-			for _, v := range scenario.Manual() {
-				fmt.Fprintf(w, "%s %s\t%s\n", v.Name, v.Usage, v.Summary)
+			verbs := scenario.Manual()
+			t := table{columns: columns("VERB", "ARGUMENTS", "DOES")}
+			for _, v := range verbs {
+				t.rows = append(t.rows, []string{v.Name, v.Usage, v.Summary})
 			}
-			return w.Flush()
+			return show(cmd, [][]scenario.Verb{verbs}, t)
 		},
 	}
 }

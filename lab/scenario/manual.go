@@ -6,7 +6,11 @@ import (
 )
 
 // Verb is an entry of the scenario language's manual.
-type Verb struct{ Name, Usage, Summary string }
+type Verb struct {
+	Name    string `json:"name"`
+	Usage   string `json:"usage"` // its arguments
+	Summary string `json:"summary"`
+}
 
 // Manual lists all verbs by name.
 func Manual() (verbs []Verb) {
