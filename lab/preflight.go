@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-mesh/weft/lab/space"
@@ -49,18 +50,20 @@ func Preflight() error {
 	return canBPF()
 }
 
-// canBPF asks the kernel for the smallest map there is.
+// canBPF asks the kernel for the file system that pins need, and for the smallest
+// map there is.
 func canBPF() error {
 	if _, err := os.Stat("/sys/fs/bpf"); err != nil {
 		return errors.New("a lab needs BPF: this kernel has no /sys/fs/bpf")
-	}
-	var f unix.Statfs_t
-	if err := unix.Statfs("/sys/fs/bpf", &f); err != nil {
-		return fmt.Errorf("a lab needs BPF: %w", err)
 	}
 	fd, err := unix.Fsopen("bpf", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("a lab needs the BPF file system, which this kernel does not have: %w", err)
 	}
-	return unix.Close(fd)
+	unix.Close(fd)
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		return fmt.Errorf("a lab needs BPF, which this machine does not allow: %w", err)
+	}
+	return m.Close()
 }

@@ -8,12 +8,15 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"flag"
+	"fmt"
 	"math/big"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"go.uber.org/goleak"
 
 	"github.com/weft-mesh/weft/apiserver/api"
 )
@@ -23,8 +26,20 @@ var update = flag.Bool("update", false, "write what the commands print into the 
 // noon is now in every script.
 var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 
+// leakless fails also if tests leave goroutines behind.
+type leakless struct{ *testing.M }
+
+func (m leakless) Run() int {
+	code := m.M.Run()
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	return code
+}
+
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
+	testscript.Main(leakless{m}, map[string]func(){
 		"weft": func() {
 			now = func() time.Time { return noon }
 			time.Local, completionTime = time.UTC, time.Minute
