@@ -139,7 +139,7 @@ part struct flow *find_service_flow(struct flow_key *key)
 
 /* Is there a live flow whose answers look like those of local ↔ remote? One that
  * is over or about to be gives way. */
-part int clashes(const struct flow_key *key, __u64 now)
+inline_always int clashes(const struct flow_key *key, __u64 now)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, key);
 
@@ -178,7 +178,7 @@ inline_always int claim_replies(const struct flow_key *key, const struct flow *f
 }
 
 /* Is the answer of remote already another flow's, that goes through a service? */
-part int claimed(const struct flow_key *key, __u64 now)
+inline_always int claimed(const struct flow_key *key, __u64 now)
 {
 	struct reply_key reply = reply_key_of(key, &key->remote, key->rport);
 	struct reply *old = bpf_map_lookup_elem(&replies, &reply);

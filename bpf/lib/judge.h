@@ -21,9 +21,8 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 	if (!s || !p || !key || !f)
 		return REASON_FAILED;
 	int remote = !!(f->flags & FLOW_REMOTE_INITIATED);
-	struct addr local = key->local;
-	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &local);
-	struct addr other = f->flags & FLOW_SERVICE ? f->backend : key->remote;
+	struct addr a = key->local; /* then the other's: the stack is short */
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &a);
 	struct place at = {};
 	__be16 port;
 	int why, verdict, sent;
@@ -38,7 +37,8 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 	if (remote && f->via == VIA_STACK && f->identity == IDENTITY_HOST)
 		goto keep;
 
-	why = locate(s, &other, &at);
+	a = f->flags & FLOW_SERVICE ? f->backend : key->remote;
+	why = locate(s, &a, &at);
 	/* A backend that was taken out of its service keeps the open connections it
 	 * has for as long as it is there. Everything else begins anew. */
 	if (f->flags & FLOW_SERVICE && !still_member(f) &&
