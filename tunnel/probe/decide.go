@@ -57,15 +57,15 @@ const (
 // comes back with everything that was open.
 const DoubtTime = 500 * time.Millisecond
 
-// Standing of the path at a time. Where gossip holds the node for dead as well
-// there is no doubt.
+// Standing of the path at a time. What gossip says of the node does not end the
+// doubt: it speaks of the agent, which may only be restarting.
 func (o Observation) Standing(now time.Time) Standing {
 	switch {
 	case o.State == Up:
 		return Alive
 	case o.State != Down:
 		return Unjudged
-	case !o.Evidence.GossipDead && now.Before(o.Since.Add(DoubtTime)):
+	case now.Before(o.Since.Add(DoubtTime)):
 		return Silent
 	}
 	return Dead

@@ -72,8 +72,8 @@ func TestClusters(t *testing.T) {
 	}{
 		"all witnesses down":             {"down down down", doubt, probe.Dead},
 		"a moment ago":                   {"down down down", doubt.Add(1), probe.Silent},
-		"and gossip agrees":              {"dead dead", now, probe.Dead},
-		"of one only":                    {"dead down", now, probe.Silent},
+		"also if gossip agrees":          {"dead dead", doubt.Add(1), probe.Silent},
+		"gossip agrees, and the time":    {"dead dead", doubt, probe.Dead},
 		"one still answers":              {"down up down", doubt, probe.Alive},
 		"one was only just added":        {"down unknown down", doubt, probe.Dead},
 		"none was judged":                {"unknown unknown", doubt, probe.Unjudged},
