@@ -349,10 +349,11 @@ func TestStoreFailuresAreSentences(t *testing.T) {
 }
 
 func FuzzReadManifest(f *testing.F) {
-	for _, seed := range []string{pod, webService, cnp, "a: [", "---\n", "{}", "kind: Pod\nmetadata: 7"} {
+	for _, seed := range []string{pod, webService, cnp, "a: [", "---\n", "{}", "kind: Pod\nmetadata: 7", "apiVersion: v1\nkind: Pod\nmetadata:\n", "[null]"} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
+		readManifest(text, "shop", false)
 		objects, problems := readManifest(text, "", false)
 		if len(problems) > 0 {
 			return
@@ -419,5 +420,17 @@ func TestPodsShowTheirStatus(t *testing.T) {
 	put()
 	if p = read(); p.Status.PodIP != "" {
 		t.Errorf("shows another pod's endpoint: %+v", p.Status)
+	}
+}
+
+// Metadata may be there and say nothing.
+func TestEmptyMetadataIsAMistakeInAnyNamespace(t *testing.T) {
+	for _, namespace := range []string{"", "shop"} {
+		for _, headOnly := range []bool{false, true} {
+			objects, problems := readManifest([]byte("apiVersion: v1\nkind: Pod\nmetadata:\n"), namespace, headOnly)
+			if len(objects) > 0 || len(problems) == 0 {
+				t.Errorf("in namespace %q, head only %v: objects %v, problems %v", namespace, headOnly, objects, problems)
+			}
+		}
 	}
 }
