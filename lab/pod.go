@@ -40,6 +40,7 @@ type podState struct {
 	store   string    // generation of the store that last listed it
 	gone    bool      // deleted in the API server
 	started int       // how often its command was started
+	entered uint64    // network namespace that its command was started in
 	dead    time.Time // when its command was seen to have ended
 }
 
@@ -61,14 +62,23 @@ func (p Pod) namespaceFile() string {
 	return filepath.Join(podNamespaceDir, p.Namespace+"_"+p.Name)
 }
 
-// present reports whether the agent has made the pod's namespace.
-func (p Pod) present() bool {
+// network is the inode of the pod's network namespace, 0 while the agent has
+// not made it.
+func (p Pod) network() uint64 {
 	if p.Node == nil || !p.Node.Powered() {
-		return false
+		return 0
 	}
+	file, err := os.Open(p.Node.path(p.namespaceFile()))
+	if err != nil {
+		return 0
+	}
+	defer file.Close()
 	var fs unix.Statfs_t
-	err := unix.Statfs(p.Node.path(p.namespaceFile()), &fs)
-	return err == nil && fs.Type == unix.NSFS_MAGIC
+	var stat unix.Stat_t
+	if unix.Fstatfs(int(file.Fd()), &fs) != nil || fs.Type != unix.NSFS_MAGIC || unix.Fstat(int(file.Fd()), &stat) != nil {
+		return 0
+	}
+	return stat.Ino
 }
 
 // Pod finds a pod by its full name, or by cluster/name in namespace default.
@@ -270,7 +280,19 @@ func (l *Lab) syncPods(cluster string) {
 }
 
 func (l *Lab) syncPodLocked(state *podState, p *process) {
-	if len(state.spec.Containers) == 0 || len(state.spec.Containers[0].Command) == 0 || p != nil && p.running() || !state.present() {
+	if len(state.spec.Containers) == 0 || len(state.spec.Containers[0].Command) == 0 {
+		return
+	}
+	network := state.network()
+	if network == 0 {
+		return
+	}
+	if p != nil && p.running() {
+		// A pod that replaced one of its name may have been seen before its
+		// network: then the command sits in its predecessor's.
+		if state.entered != network && p.signal(unix.SIGKILL) == nil {
+			state.dead = time.Now().Add(-restartDelay)
+		}
 		return
 	}
 	if p != nil { // it ended in this life of the machine
@@ -287,6 +309,7 @@ func (l *Lab) syncPodLocked(state *podState, p *process) {
 	}
 	state.dead = time.Time{}
 	state.started++
+	state.entered = network
 	if err := l.startPod(state); err != nil {
 		l.log.Error("pod does not start", "pod", state.Full(), "error", err)
 		state.dead = time.Now()
@@ -324,7 +347,7 @@ func (l *Lab) Place(full string) (Place, error) {
 	if err != nil {
 		return Place{}, err
 	}
-	if !p.present() {
+	if p.network() == 0 {
 		return Place{}, fmt.Errorf("pod %s has no network namespace yet", p.Full())
 	}
 	return Place{Node: p.Node, Pod: &p}, nil
@@ -397,7 +420,9 @@ func (l *Lab) podCommand(p Pod, command []string) *exec.Cmd {
 }
 
 // EnterPod turns the calling process into a pod's command: in the pod's network
-// namespace, with the node's hosts file as its own. It returns only errors.
+// namespace, with the node's hosts file as its own and no name server: the real
+// machine's would not answer here, and asking it would cost seconds. It returns
+// only errors.
 func EnterPod(netns, hosts string, command []string) error {
 	runtime.LockOSThread()
 	ns, err := os.Open(netns)
@@ -414,6 +439,9 @@ func EnterPod(netns, hosts string, command []string) error {
 		if err := unix.Mount(hosts, "/etc/hosts", "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("mount hosts file: %w", err)
 		}
+	}
+	if err := unix.Mount(os.DevNull, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("hide the machine's name servers: %w", err)
 	}
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("enter pod: %w", err)
