@@ -94,7 +94,10 @@ func Down(ctx context.Context, id string) error {
 	dir := filepath.Join(Root, id)
 	if lock, err := lockDir(dir); err == nil { // nobody holds it
 		lock.Close()
-		_, err := Prune()
+		root, err := space.CgroupRoot()
+		if err == nil {
+			_, err = pruneOne(root, id)
+		}
 		return err
 	}
 	if err := unix.Kill(r.PID, unix.SIGTERM); err != nil {

@@ -44,6 +44,9 @@ func labRunCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if f != "table" && f != "json" {
+				return usageError{fmt.Errorf("a run has no form %s; write -o json", f)}
+			}
 			for _, file := range files {
 				if _, _, err := scenario.Load(file); err != nil {
 					return usageError{err}
@@ -158,7 +161,7 @@ func labDownCommand() *cobra.Command {
 				}
 				gone = append(gone, id)
 			}
-			return errors.Join(showRemoved(cmd, gone), failed)
+			return errors.Join(showRemoved(cmd, gone, failed), failed)
 		},
 	}
 }
@@ -215,14 +218,18 @@ func labPruneCommand() *cobra.Command {
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			removed, err := lab.Prune()
-			return errors.Join(showRemoved(cmd, removed), err)
+			return errors.Join(showRemoved(cmd, removed, err), err)
 		},
 	}
 }
 
-// showRemoved tells which labs are gone.
-func showRemoved(cmd *cobra.Command, ids []string) error {
-	t := table{columns: columns("REMOVED"), empty: "no lab was left behind"}
+// showRemoved tells which labs are gone. That none was left behind it says only
+// if removing did not fail.
+func showRemoved(cmd *cobra.Command, ids []string, failed error) error {
+	t := table{columns: columns("REMOVED")}
+	if failed == nil {
+		t.empty = "no lab was left behind"
+	}
 	for _, id := range ids {
 		t.rows = append(t.rows, []string{id})
 	}

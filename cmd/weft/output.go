@@ -101,7 +101,9 @@ func show[T any](cmd *cobra.Command, answers []T, t table) error {
 			}
 		}
 	case len(t.rows) == 0:
-		fmt.Fprintln(cmd.ErrOrStderr(), t.empty)
+		if t.empty != "" {
+			fmt.Fprintln(cmd.ErrOrStderr(), t.empty)
+		}
 	default:
 		return t.write(out, f == "wide", colourful(out))
 	}
