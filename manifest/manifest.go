@@ -11,13 +11,22 @@ import (
 
 // Items returns the objects of a list in JSON: an array, kind List as kubectl
 // prints it or another kind that ends so, or a cluster's objects as `weft get
-// -o json` prints them. A list in a list stands for its items. It returns false
-// for what is no list.
+// -o json` prints them. A list in a list stands for its items, as deep as such
+// lists go: several clusters, several kinds, kind List. What is deeper is left
+// as it is, because every level costs a copy of all below. It returns false for
+// what is no list.
 func Items(text []byte) (items []json.RawMessage, list bool) {
+	return appendItems(nil, text, deepest)
+}
+
+// deepest is how many lists may be in each other.
+const deepest = 4
+
+func appendItems(items []json.RawMessage, text []byte, depth int) ([]json.RawMessage, bool) {
 	var direct []json.RawMessage
 	if bytes.HasPrefix(bytes.TrimSpace(text), []byte("[")) {
 		if json.Unmarshal(text, &direct) != nil {
-			return nil, false
+			return items, false
 		}
 	} else {
 		var l struct {
@@ -27,18 +36,20 @@ func Items(text []byte) (items []json.RawMessage, list bool) {
 			Items      []json.RawMessage `json:"items"`
 		}
 		if json.Unmarshal(text, &l) != nil {
-			return nil, false
+			return items, false
 		}
 		ours := l.Cluster != "" && l.APIVersion == "" && l.Items != nil
 		if !ours && !strings.HasSuffix(l.Kind, "List") {
-			return nil, false
+			return items, false
 		}
 		direct = l.Items
 	}
 	for _, one := range direct {
-		if inner, list := Items(one); list {
-			items = append(items, inner...)
-		} else {
+		list := false
+		if depth > 1 {
+			items, list = appendItems(items, one, depth-1)
+		}
+		if !list {
 			items = append(items, one)
 		}
 	}

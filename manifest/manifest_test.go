@@ -21,6 +21,8 @@ func TestItems(t *testing.T) {
 		"a cluster's objects":     {`{"cluster":"east","kind":"Pod","revision":7,"items":[{"a":1}]}`, `[{"a":1}]`, true},
 		"several kinds' objects":  {`[{"cluster":"east","kind":"Pod","items":[{"a":1}]},{"cluster":"east","kind":"Service","items":[{"b":2}]}]`, `[{"a":1},{"b":2}]`, true},
 		"a list between objects":  {`[{"a":1},[{"b":2},[]],{"c":3}]`, `[{"a":1},{"b":2},{"c":3}]`, true},
+		"lists four deep":         {`[[[[{"a":1}]]]]`, `[{"a":1}]`, true},
+		"lists five deep":         {`[[[[[{"a":1}]]]]]`, `[[{"a":1}]]`, true},
 		"nothing that is an item": {`[null]`, `[null]`, true},
 	} {
 		t.Run(name, func(t *testing.T) {

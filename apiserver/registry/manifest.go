@@ -123,6 +123,9 @@ func readDocument(n int, doc []byte, namespace string, headOnly bool) (objects [
 		add(0, text)
 	}
 	for i, text := range items {
+		if len(problems) > maxProblems {
+			break // more than will be told
+		}
 		add(i+1, text)
 	}
 	return objects, problems
@@ -140,7 +143,9 @@ func readObject(n, item int, text []byte, namespace string, headOnly bool) (*obj
 		return nil, complain("not an object; write one with apiVersion, kind and metadata.name")
 	}
 	var head header
-	if err := json.Unmarshal(text, &head); err != nil {
+	var doc map[string]json.RawMessage
+	err := errors.Join(json.Unmarshal(text, &head), json.Unmarshal(text, &doc))
+	if err != nil {
 		return nil, complain("%s", explainType(err))
 	}
 	if head.Kind == "" {
@@ -153,6 +158,10 @@ func readObject(n, item int, text []byte, namespace string, headOnly bool) (*obj
 	r := reading{text: text, object: object{document: n, item: item, kind: kind, namespace: head.Metadata.Namespace, name: head.Metadata.Name}}
 	if head.APIVersion != kind.APIVersion {
 		r.refuse("apiVersion is %q; write %q", head.APIVersion, kind.APIVersion)
+		return nil, r.problems
+	}
+	if meta := doc["metadata"]; meta == nil || string(meta) == "null" {
+		r.refuse("metadata.name is missing") // whatever Metadata says
 		return nil, r.problems
 	}
 	if r.name == "" {

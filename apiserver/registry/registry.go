@@ -33,6 +33,7 @@ import (
 const (
 	MaxManifestBytes = 4 << 20
 	maxObjects       = 1000
+	maxProblems      = 100 // told of one manifest
 	maxObjectBytes   = 1 << 20
 )
 
@@ -369,6 +370,9 @@ func (r *Registry) absent(kind Kind, namespace, name string) error {
 func refusal(problems []api.Problem) error {
 	slices.SortStableFunc(problems, func(a, b api.Problem) int { return a.Document - b.Document })
 	e := api.Invalid("correct the manifest and apply it again", "the manifest is refused, nothing was changed:")
+	if len(problems) > maxProblems {
+		problems = append(problems[:maxProblems:maxProblems], api.Problem{Message: "there are more mistakes than these"})
+	}
 	e.Problems = problems
 	return e
 }

@@ -427,10 +427,27 @@ func TestPodsShowTheirStatus(t *testing.T) {
 func TestEmptyMetadataIsAMistakeInAnyNamespace(t *testing.T) {
 	for _, namespace := range []string{"", "shop"} {
 		for _, headOnly := range []bool{false, true} {
-			objects, problems := readManifest([]byte("apiVersion: v1\nkind: Pod\nmetadata:\n"), namespace, headOnly)
-			if len(objects) > 0 || len(problems) == 0 {
-				t.Errorf("in namespace %q, head only %v: objects %v, problems %v", namespace, headOnly, objects, problems)
+			for _, text := range []string{
+				"apiVersion: v1\nkind: Pod\nmetadata:\n",
+				"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata:\nspec: {endpointSelector: {}}\n",
+				"apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nMetadata: {name: x}\nmetadata:\nspec: {endpointSelector: {}}\n",
+				"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nMetadata: {name: x}\nmetadata:\nspec: {endpointSelector: {}}\n",
+			} {
+				objects, problems := readManifest([]byte(text), namespace, headOnly)
+				if len(objects) > 0 || len(problems) == 0 {
+					t.Errorf("%sin namespace %q, head only %v: objects %v, problems %v", text, namespace, headOnly, objects, problems)
+				}
 			}
 		}
+	}
+}
+
+// What is wrong a thousand times is said a hundred times, and that there is more.
+func TestManyMistakes(t *testing.T) {
+	var refused *api.Error
+	r := New(storetest.New(), Config{Cluster: "east", ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16")})
+	_, err := r.Apply(t.Context(), []byte("["+strings.Repeat("0,", 1000)+"0]"), "", false)
+	if !errors.As(err, &refused) || len(refused.Problems) != maxProblems+1 || !strings.Contains(refused.Problems[maxProblems].Message, "more mistakes") {
+		t.Errorf("%+v", err)
 	}
 }
