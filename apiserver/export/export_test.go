@@ -354,6 +354,14 @@ func TestForeignEndpointsAreLeftOut(t *testing.T) {
 			t.Errorf("slice %+v, %v", s, err)
 		}
 
+		b.put(wire.ObjectKey("namespaces", "", "shop"), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Annotations: map[string]string{service.AnnotationNamespaceGlobal: "false"}}})
+		if p := b.exp.Status().Problems; len(p) != 0 {
+			t.Errorf("problems of what is not exported: %v", p)
+		}
+		b.put(wire.ObjectKey("namespaces", "", "shop"), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+		if p := b.exp.Status().Problems; len(p) != 1 {
+			t.Errorf("problems %v", p)
+		}
 		b.put(object, webService(nil)) // ours alone: any address will do
 		if p := b.exp.Status().Problems; len(p) != 0 {
 			t.Errorf("problems %v", p)

@@ -140,17 +140,17 @@ func (v *views) ofIdentity(digits string) map[string][]byte {
 }
 
 func (v *views) ofService(ns, name string) map[string][]byte {
+	problem := wire.ObjectKey("services", ns, name)
+	delete(v.problems, problem)
 	obj := v.services[[2]string{ns, name}]
 	if obj == nil || v.kept[ns] {
 		return nil
 	}
-	problem := wire.ObjectKey("services", ns, name)
 	svc, err := service.FromKubernetes(obj)
 	if err != nil {
 		v.problems[problem] = err.Error()
 		return nil
 	}
-	delete(v.problems, problem)
 	if !svc.Exported() {
 		return nil
 	}
