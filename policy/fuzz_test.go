@@ -149,7 +149,7 @@ func randomSpec(r *rand.Rand) map[string]any {
 		}
 		var items []any
 		for range 1 + r.IntN(3) {
-			items = append(items, randomItem(r, prefix))
+			items = append(items, randomItem(r, prefix, strings.HasSuffix(list, "Deny")))
 		}
 		spec[list] = items
 	}
@@ -181,7 +181,7 @@ func randomSelector(r *rand.Rand) map[string]any {
 	return map[string]any{"matchLabels": map[string]any{"k8s:app": pick(r, "a", "b", "c"), "tier": pick(r, "x", "y")}}
 }
 
-func randomItem(r *rand.Rand, prefix string) map[string]any {
+func randomItem(r *rand.Rand, prefix string, deny bool) map[string]any {
 	item := map[string]any{}
 	cidr := func() string {
 		return pick(r, "0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "192.0.2.7", "::/0", "fd00::/8")
@@ -211,7 +211,14 @@ func randomItem(r *rand.Rand, prefix string) map[string]any {
 		}
 		item["toPorts"] = []any{map[string]any{"ports": ports}}
 	case 2:
-		item["icmps"] = []any{map[string]any{"fields": []any{map[string]any{"type": pick(r, 0, 3, 8), "family": "IPv4"}}}}
+		field := map[string]any{"type": pick(r, 0, 3, 8), "family": "IPv4"}
+		switch {
+		case r.IntN(2) == 0:
+			field = map[string]any{"type": r.IntN(12), "family": "IPv6"}
+		case deny:
+			field["type"] = 8
+		}
+		item["icmps"] = []any{map[string]any{"fields": []any{field}}}
 	}
 	return item
 }

@@ -36,7 +36,7 @@ func icmpPasses(number uint16) bool {
 	return slices.ContainsFunc(icmpPassing, func(name string) bool { return icmpTypes[ProtoICMP][name] == number })
 }
 
-func parseICMP(at path, f *icmpField, ps *problems) (portSpec, bool) {
+func parseICMP(at path, f *icmpField, deny bool, ps *problems) (portSpec, bool) {
 	var proto uint8
 	switch f.Family {
 	case "", "IPv4":
@@ -77,9 +77,13 @@ func parseICMP(at path, f *icmpField, ps *problems) (portSpec, bool) {
 		ps.add(where, "%d is out of range; write a number from 0 to %d", number, maxICMPType)
 		return portSpec{}, false
 	}
-	if proto == ProtoICMP && !icmpPasses(uint16(number)) {
+	switch {
+	case proto != ProtoICMP:
+	case !icmpPasses(uint16(number)):
 		ps.addNew(where, "%s is not supported: no ICMP but echoes and errors passes; leave this entry out, or write %s",
 			f.Type, strings.Join(icmpPassing, ", "))
+	case deny && number != int64(icmpTypes[ProtoICMP]["EchoRequest"]):
+		ps.addNew(where, "%s cannot be denied: answers and errors pass with the flow that they belong to; deny that one, such as EchoRequest", f.Type)
 	}
 	return portSpec{proto, uint16(number), uint16(number)}, true
 }

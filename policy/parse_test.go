@@ -100,6 +100,8 @@ func TestRefused(t *testing.T) {
 		{"an ICMP type that nothing lets pass", cnp(`ingress: [{icmps: [{fields: [{type: Timestamp}]}]}]`), `spec.ingress[0].icmps[0].fields[0].type: "Timestamp" is not supported: no ICMP but echoes and errors passes; leave this entry out, or write EchoRequest, EchoReply,`},
 		{"such a type as number", cnp(`egressDeny: [{icmps: [{fields: [{type: 5}]}]}]`), `type: 5 is not supported`},
 		{"such a type as number in quotes", cnp(`egress: [{icmps: [{fields: [{type: "13"}]}]}]`), `type: "13" is not supported`},
+		{"an answer that is denied", cnp(`egressDeny: [{icmps: [{fields: [{type: EchoReply}]}]}]`), `egressDeny[0].icmps[0].fields[0].type: "EchoReply" cannot be denied: answers and errors pass with the flow`},
+		{"an error that is denied", cnp(`ingressDeny: [{icmps: [{fields: [{type: 3}]}]}]`), `type: 3 cannot be denied`},
 		{"an unknown ICMP family", cnp(`ingress: [{icmps: [{fields: [{family: v4, type: 8}]}]}]`), "write IPv4 or IPv6"},
 		{"a policy twice", cnp("ingress: [{}]") + cnp("egress: [{}]"), "document 2: CiliumNetworkPolicy default/p stands twice"},
 	} {

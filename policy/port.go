@@ -61,7 +61,7 @@ func parsePorts(at path, it item, deny bool, ps *problems) []portSpec {
 			ps.add(where.field("fields"), "lists %d types, %d at most; use a second item", len(r.Fields), maxICMPFields)
 		}
 		for j, f := range r.Fields {
-			if spec, ok := parseICMP(where.field("fields").index(j), f, ps); ok {
+			if spec, ok := parseICMP(where.field("fields").index(j), f, deny, ps); ok {
 				out = append(out, spec)
 			}
 		}
