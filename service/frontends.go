@@ -99,8 +99,10 @@ func (f *Frontend) groups(own ClusterID, svc *Service, port Port, from map[Clust
 		g.Tier += tier(svc.Affinity, cluster == own)
 		f.Groups = append(f.Groups, g)
 	}
+	// Those that only finish what they have leave the places to those that take
+	// connections.
 	slices.SortStableFunc(f.Groups, func(a, b Group) int {
-		return cmp.Or(cmp.Compare(a.Tier, b.Tier), order(own, a.Cluster, b.Cluster))
+		return cmp.Or(a.finishing()-b.finishing(), cmp.Compare(a.Tier, b.Tier), order(own, a.Cluster, b.Cluster))
 	})
 	if len(f.Groups) > MaxGroups {
 		for _, g := range f.Groups[MaxGroups:] {
@@ -108,6 +110,14 @@ func (f *Frontend) groups(own ClusterID, svc *Service, port Port, from map[Clust
 		}
 		f.Groups = f.Groups[:MaxGroups]
 	}
+}
+
+// finishing is 1 for a group that takes no new connections.
+func (g *Group) finishing() int {
+	if len(g.Backends) == 0 {
+		return 1
+	}
+	return 0
 }
 
 // order puts the own cluster before all others, so that it is never omitted

@@ -192,6 +192,13 @@ func TestMoreClustersThanGroups(t *testing.T) {
 	if len(f.Groups) != MaxGroups || len(f.Omitted) != 8 || f.Groups[0].Cluster != 40 {
 		t.Errorf("%d groups, first %d, omitted %v", len(f.Groups), f.Groups[0].Cluster, f.Omitted)
 	}
+	for c := ClusterID(1); c < 40; c++ {
+		all[c] = at(8080, fmt.Sprintf("10.%d.1.2 draining", c))
+	}
+	all[39] = at(8080, "10.39.1.2")
+	if f := Frontends(1, web(t, AnnotationGlobal, "true"), all)[0]; f.Groups[0].Cluster != 39 || f.Groups[1].Cluster != 40 {
+		t.Errorf("those in maintenance come before those that take connections: %v", f.Groups)
+	}
 }
 
 // The result does not depend on the order of slices and endpoints.
