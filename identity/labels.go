@@ -150,16 +150,16 @@ func (ls Labels) Cluster() string {
 }
 
 // Foreign says why these labels cannot be those of a workload of this cluster,
-// as one of its peers should ask; nil if they can. Selectors also go by key
-// alone, so no other source may name a cluster either.
+// as one of its peers should ask; nil if they can. What a cluster gives, no
+// other source may give either, whoever asks by the key alone.
 func (ls Labels) Foreign(cluster string) error {
 	for _, l := range ls {
 		switch l.Source {
 		case SourceReserved, SourceCIDR, SourceFQDN, SourceAny:
 			return fmt.Errorf("label %v is not a workload's", l)
 		}
-		if l.Key == KeyCluster && l.Source != SourceK8s {
-			return fmt.Errorf("label %v names a cluster, which only source %s can", l, SourceK8s)
+		if Given(l.Key) && l.Source != SourceK8s {
+			return fmt.Errorf("label %v is a cluster's to give, from source %s", l, SourceK8s)
 		}
 	}
 	if got := ls.Cluster(); got != cluster {
