@@ -2,7 +2,8 @@
 
 /* sweep: deletes flows that the agent found to be over, each only if it still is.
  * Between the agent's look and its word a new connection may have come to use the
- * same ports; deleting that one would cut it off from its backend.
+ * same ports; deleting that one would cut it off from its backend. What is left of
+ * that moment is the few instructions from here to the deletion.
  */
 #include "lib/flow.h"
 

@@ -83,22 +83,18 @@ func SweepMaps(m *Maps, now uint64, forget Forget) (Swept, error) {
 		return s, fmt.Errorf("sweep flows: %w", err)
 	}
 	s.Live += len(dead) - s.Expired
-	orphans, err := orphans(m, claims)
-	if err == nil {
-		err = m.Replies.DeleteBatch(orphans)
-	}
-	if err != nil {
+	if s.Orphans, err = forgetOrphans(m, claims); err != nil {
 		return s, fmt.Errorf("sweep replies: %w", err)
 	}
-	s.Orphans = len(orphans)
 	return s, nil
 }
 
 // sweptAtOnce is how many flows one run of the program is named: rows of doomed.
 const sweptAtOnce = 4096
 
-// forget implements Forget in the kernel, where nothing comes between the look
-// and the deletion.
+// forget implements Forget in the kernel, where it is a matter of nanoseconds
+// that a packet could come between the look and the deletion. It would cost its
+// connection the first answer: the next packet makes the flow anew.
 func (d *Datapath) forget(dead []FlowKey, now uint64) (gone int, err error) {
 	d.sweeping.Lock()
 	defer d.sweeping.Unlock()
@@ -123,29 +119,50 @@ func (d *Datapath) forget(dead []FlowKey, now uint64) (gone int, err error) {
 	return gone, nil
 }
 
-// orphans are reply rows without flow: two CPUs chose different backends for
-// the first packets of one flow. A flow is looked up after its reply row was
-// read, and the datapath writes it right after that row.
-func orphans(m *Maps, claims int) (keys []ReplyKey, err error) {
+// forgetOrphans deletes reply rows without flow, and returns how many: two CPUs
+// chose different backends for the first packets of one flow. A row that was
+// found so is read again at once before it is deleted, then its flow, which the
+// datapath writes right after the row: a new connection may have claimed it.
+func forgetOrphans(m *Maps, claims int) (gone int, err error) {
 	all := map[ReplyKey]Reply{}
 	rows, failed := m.Replies.All()
 	for k, r := range rows {
 		all[k] = r
 	}
 	if err := failed(); err != nil || len(all) <= claims {
-		return nil, err
+		return 0, err
 	}
 	for k, r := range all {
-		flow := FlowKey{Local: k.Local, Remote: r.Remote, Lport: k.Lport, Rport: r.Rport, Proto: k.Proto}
-		f, ok, err := m.Flows.Lookup(flow)
+		orphan, err := isOrphan(m, k, r)
 		if err != nil {
-			return nil, err
+			return gone, err
 		}
-		if !ok || f.reply(flow) != k {
-			keys = append(keys, k)
+		if !orphan {
+			continue
 		}
+		again, ok, err := m.Replies.Lookup(k)
+		if err != nil {
+			return gone, err
+		}
+		if !ok || again != r {
+			continue
+		}
+		if orphan, err = isOrphan(m, k, r); err != nil || !orphan {
+			continue
+		}
+		if err := m.Replies.Delete(k); err != nil {
+			return gone, err
+		}
+		gone++
 	}
-	return keys, nil
+	return gone, nil
+}
+
+// isOrphan reports whether the row's flow is gone or goes to another backend.
+func isOrphan(m *Maps, k ReplyKey, r Reply) (bool, error) {
+	flow := FlowKey{Local: k.Local, Remote: r.Remote, Lport: k.Lport, Rport: r.Rport, Proto: k.Proto}
+	f, ok, err := m.Flows.Lookup(flow)
+	return err == nil && (!ok || f.reply(flow) != k), err
 }
 
 // reply is the key of the flow's row in replies.
