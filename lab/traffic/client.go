@@ -120,6 +120,10 @@ type connection struct {
 	in *bufio.Reader // of a stream; nil for UDP
 }
 
+// keepAlive has those who wait say something now and then: whoever sends nothing
+// is not told that the other side is gone.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second}
+
 func dial(ctx context.Context, t Target, from string) (*connection, error) {
 	d, err := dialer(t.Scheme, from)
 	if err != nil {
@@ -128,6 +132,7 @@ func dial(ctx context.Context, t Target, from string) (*connection, error) {
 	network := "udp4"
 	if t.Scheme != "udp" {
 		network = "tcp4"
+		d.KeepAliveConfig = keepAlive
 	}
 	conn, err := d.DialContext(ctx, network, t.Host)
 	if err != nil {
