@@ -32,7 +32,6 @@ type Record struct {
 	Ready    bool                  `json:"ready"`    // all clusters answer
 	Config   string                `json:"config"`   // CLI contexts of its clusters
 	Nodes    map[string]NodeRecord `json:"nodes"`    // by cluster/node
-	Operator int                   `json:"operator"` // process in the operator's namespace
 }
 
 // Clusters are the names of the lab's clusters.

@@ -189,7 +189,7 @@ func labListCommand() *cobra.Command {
 			for _, r := range labs {
 				t.rows = append(t.rows, []string{r.ID, list(r.Clusters()), age(time.Since(r.Started).Seconds()), fmt.Sprint(max(0, len(r.Nodes)-1)), r.File, fmt.Sprint(r.PID)})
 			}
-			return show(cmd, [][]lab.Record{labs}, t)
+			return show(cmd, [][]lab.Record{append([]lab.Record{}, labs...)}, t)
 		},
 	}
 }
