@@ -2,6 +2,7 @@ package scenarios
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -68,6 +69,22 @@ func processes(lines []script.Line) (names []string) {
 	return names
 }
 
+// build makes the binary, in a directory that any user may enter.
+func build(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "weft")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	weft := filepath.Join(dir, "weft")
+	out, err := exec.Command("go", "build", "-o", weft, "../cmd/weft").CombinedOutput()
+	if err = errors.Join(err, os.Chmod(dir, 0o755)); err != nil {
+		t.Fatalf("build weft: %v\n%s", err, out)
+	}
+	return weft
+}
+
 // TestScenarios runs every script in a lab of its own, one after the other.
 func TestScenarios(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -76,10 +93,7 @@ func TestScenarios(t *testing.T) {
 	if err := lab.Preflight(); err != nil {
 		t.Fatal(err)
 	}
-	weft := filepath.Join(t.TempDir(), "weft")
-	if out, err := exec.Command("go", "build", "-o", weft, "../cmd/weft").CombinedOutput(); err != nil {
-		t.Fatalf("build weft: %v\n%s", err, out)
-	}
+	weft := build(t)
 	for _, file := range files(t) {
 		t.Run(strings.TrimSuffix(file, ".txtar"), func(t *testing.T) {
 			result := scenario.Run(t.Context(), file, scenario.Options{Binary: weft, View: scenario.NewPlain(t.Output())})
