@@ -1,17 +1,21 @@
 package gossip
 
 import (
+	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/memberlist"
 )
 
 // alone is a pool that hears nobody.
-func alone(t *testing.T, cluster string) *delegate {
+func alone(t testing.TB, cluster string) *delegate {
 	t.Helper()
 	p, err := New(Config{
 		Self:  Member{Cluster: cluster, Name: "a", Role: APIServer, Addr: netip.MustParseAddrPort("127.0.0.1:1")},
@@ -179,6 +183,42 @@ func TestReportIsRefreshedAndForgotten(t *testing.T) {
 		pass()
 		if dead() != "n1" {
 			t.Error("west speaks again and is not heard:", dead())
+		}
+	})
+}
+
+// FuzzMember: whatever a member that holds the pool's keys says of itself and of
+// others, only what a cluster signed is kept and passed on.
+func FuzzMember(f *testing.F) {
+	honest, err := json.Marshal(signed("west", Report{Cluster: "west", Reporter: "a", Sequence: uint64(time.Now().UnixNano()), Dead: []string{"n1"}}))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add("west/apiserver/a", []byte(`{"cluster":"west","role":"apiserver","name":"a"}`), honest)
+	f.Add("west/agent/../n1", []byte(`{"cluster":"west","role":"agent","name":"../n1"}`), []byte(`{"cluster":"west","reporter":"a","sequence":18446744073709551615}`))
+	f.Add("", []byte("null"), []byte("[null]"))
+	d := alone(f, "east")
+	f.Fuzz(func(t *testing.T, name string, meta, said []byte) {
+		n := &memberlist.Node{Name: name, Addr: net.IP{192, 0, 2, 1}, Port: 7946, Meta: meta}
+		if m, err := member(n); d.NotifyAlive(n) == nil && (err != nil || m.String() != name || !d.admits(m.Cluster)) {
+			t.Errorf("%q was let in as %v: %v", name, m, err)
+		}
+		d.NotifyJoin(n)
+		d.NotifyUpdate(n)
+		d.NotifyMsg(said)
+		d.MergeRemoteState(said, false)
+		d.MergeRemoteState(append(append([]byte("["), said...), ']'), true)
+		d.NotifyLeave(n)
+		for _, r := range d.Reports() {
+			if err := verify(r.Cluster, r.text(), r.Signature); err != nil {
+				t.Errorf("keeps %+v: %v", r, err)
+			}
+		}
+		for _, sent := range d.GetBroadcasts(0, 1400) {
+			var r Report
+			if err := json.Unmarshal(sent, &r); err != nil || verify(r.Cluster, r.text(), r.Signature) != nil {
+				t.Errorf("passes on %s", sent)
+			}
 		}
 	})
 }
