@@ -25,13 +25,13 @@ const cgroupPrefix = "weft-lab-"
 
 // Record is what a lab writes into its directory about itself.
 type Record struct {
-	ID       string                `json:"id"`
-	PID      int                   `json:"pid"`
-	File     string                `json:"file"` // the lab file it was raised from
-	Started  time.Time             `json:"started"`
-	Ready    bool                  `json:"ready"`    // all clusters answer
-	Config   string                `json:"config"`   // CLI contexts of its clusters
-	Nodes    map[string]NodeRecord `json:"nodes"`    // by cluster/node
+	ID      string                `json:"id"`
+	PID     int                   `json:"pid"`
+	File    string                `json:"file"` // the lab file it was raised from
+	Started time.Time             `json:"started"`
+	Ready   bool                  `json:"ready"`  // all clusters answer
+	Config  string                `json:"config"` // CLI contexts of its clusters
+	Nodes   map[string]NodeRecord `json:"nodes"`  // by cluster/node
 }
 
 // Clusters are the names of the lab's clusters.
