@@ -81,6 +81,19 @@ func TestLabByHand(t *testing.T) {
 		}
 	}
 
+	bad := filepath.Join(t.TempDir(), "bad.txtar")
+	if err := os.WriteFile(bad, []byte(strings.Replace(kept, "n1 true", "n1 false", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	said := run(1, "run", bad)
+	_, salvaged, _ := strings.Cut(said, "are kept in ")
+	salvaged, _, _ = strings.Cut(salvaged, "\n")
+	if info, err := os.Stat(filepath.Join(salvaged, "east-n1-sandbox.log")); err != nil || salvaged == "" {
+		t.Errorf("what failed leaves no logs (%v, %v):\n%s", info, err, said)
+	} else {
+		os.RemoveAll(salvaged)
+	}
+
 	first := up()
 	if got := run(0, "exec", first.ID, "east/n1", "--", "sh", "-c", "ls /var/lib/weft && echo in"); got != "in" {
 		t.Errorf("a fresh machine says %q", got)

@@ -328,22 +328,49 @@ func (v *Live) checkLoad(l *load, o loadOptions) error {
 	return errors.Join(failed...)
 }
 
-// examples lists the first few failures with their times since the last fault.
+// examples lists the first few failures with their times since the last fault,
+// and with kept connections what became of each that failed.
 func (v *Live) examples(samples []traffic.Sample) string {
 	sort.Slice(samples, func(i, j int) bool { return samples[i].At < samples[j].At })
+	when := func(s traffic.Sample) string {
+		at := s.Begin().Format("15:04:05.000")
+		if fault, ok := v.marks["fault"]; ok {
+			at += fmt.Sprintf(" (fault%+.3fs)", s.Begin().Sub(fault).Seconds())
+		}
+		return at
+	}
+	type history struct {
+		failed         int
+		first, last    string // failures
+		before, answer string // who answered last before the first one, and after it
+	}
 	var b strings.Builder
+	conns := map[int]*history{}
 	n := 0
 	for _, s := range samples {
-		if s.Error == "" {
-			continue
+		h := conns[s.Conn]
+		if h == nil {
+			h = &history{before: "nobody", answer: "nobody"}
+			conns[s.Conn] = h
 		}
-		when := s.Begin().Format("15:04:05.000")
-		if fault, ok := v.marks["fault"]; ok {
-			when = fmt.Sprintf("fault%+.3fs", s.Begin().Sub(fault).Seconds())
+		switch who := s.Cluster + "/" + s.Pod; {
+		case s.Error == "" && h.failed == 0:
+			h.before = who
+		case s.Error == "":
+			h.answer = who + " at " + when(s)
+		default:
+			if h.last = when(s); h.failed == 0 {
+				h.first = h.last
+			}
+			h.failed++
+			if n++; n <= 5 {
+				fmt.Fprintf(&b, "\n    %s, after %v: %s", when(s), time.Duration(s.Took)*time.Microsecond, s.Detail)
+			}
 		}
-		fmt.Fprintf(&b, "\n    %s, after %v: %s", when, time.Duration(s.Took)*time.Microsecond, s.Detail)
-		if n++; n == 5 {
-			break
+	}
+	for _, number := range slices.Sorted(maps.Keys(conns)) {
+		if h := conns[number]; number > 0 && h.failed > 0 {
+			fmt.Fprintf(&b, "\n    connection %d: %d from %s to %s; answered before by %s, last by %s", number, h.failed, h.first, h.last, h.before, h.answer)
 		}
 	}
 	return b.String()

@@ -135,6 +135,9 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 		if o.Keep != nil {
 			o.Keep(ctx, l, err)
 		}
+		if err != nil && ctx.Err() == nil {
+			err = errors.Join(err, live.salvage(ctx))
+		}
 		view.Down()
 		err = errors.Join(err, live.close())
 	}()
