@@ -17,6 +17,7 @@ type Explanation struct {
 	Gen   uint32
 	Rules []policy.RuleInfo         // by cookie
 	Sets  map[uint32]policy.SetInfo // by kernel number
+	Next  *Explanation              // one that is about to be in force
 	Older *Explanation              // the generation before
 }
 
@@ -25,6 +26,9 @@ func (x *Explanation) Of(gen uint32) *Explanation {
 	for ; x != nil; x = x.Older {
 		if x.Gen == gen {
 			return x
+		}
+		if x.Next != nil && x.Next.Gen == gen {
+			return x.Next
 		}
 	}
 	return nil
@@ -286,6 +290,17 @@ func (p *policies) adopt(to splitTo) {
 	}
 }
 
+// announce publishes what the numbers will mean, so that the first packet that
+// the next generation judges is told like any other.
+func (p *policies) announce(n *next) {
+	x := Explanation{Gen: p.gen}
+	if now := p.explain.Load(); now != nil {
+		x = *now
+	}
+	x.Next = explanation(n.gen, n.tables, n.assignment.content)
+	p.explain.Store(&x)
+}
+
 // switched takes the prepared generation for the one in force.
 func (p *policies) switched(n *next, now time.Time) {
 	p.gen, p.current, p.content, p.known, p.stale, p.behind = n.gen, n.tables, n.assignment.content, n.known, now, false
@@ -294,20 +309,27 @@ func (p *policies) switched(n *next, now time.Time) {
 
 // explained publishes what the numbers mean now.
 func (p *policies) explained() {
-	x := &Explanation{Gen: p.gen, Rules: p.current.Rules, Sets: map[uint32]policy.SetInfo{}}
-	for number, compiled := range p.content {
-		x.Sets[number] = p.current.Sets[compiled]
-	}
+	x := explanation(p.gen, p.current, p.content)
 	if older := p.explain.Load(); older != nil {
 		if older.Gen == x.Gen {
 			x.Older = older.Older
 		} else {
 			last := *older
-			last.Older = nil
+			last.Next, last.Older = nil, nil
 			x.Older = &last
 		}
 	}
 	p.explain.Store(x)
+}
+
+// explanation is that of a generation whose kernel numbers stand for these
+// compiled ones.
+func explanation(gen uint32, t *policy.Tables, content map[uint32]uint32) *Explanation {
+	x := &Explanation{Gen: gen, Rules: t.Rules, Sets: map[uint32]policy.SetInfo{}}
+	for number, compiled := range content {
+		x.Sets[number] = t.Sets[compiled]
+	}
+	return x
 }
 
 // identities brings the generation in force up to the identities there are,

@@ -224,7 +224,8 @@ func TestAForgedIdentityIsNobody(t *testing.T) {
 }
 
 // TestNoGapWhateverFails fails every write once in turn while policies change:
-// the intruder never gets in, and the frontend is never kept out.
+// the intruder never gets in, the frontend is never kept out, and every drop can
+// be told with its policy.
 func TestNoGapWhateverFails(t *testing.T) {
 	for failAt := range 70 {
 		t.Run(fmt.Sprint(failAt), func(t *testing.T) {
@@ -240,6 +241,11 @@ func TestNoGapWhateverFails(t *testing.T) {
 				}
 				if ok, _ := judgePacket(b.maps, web, 131074, bpf.Ingress, 6, 80); ok {
 					t.Error("the intruder gets in")
+				}
+				force, _, _ := b.maps.Settings.Lookup(0)
+				row, _, _ := b.maps.Endpoints.Lookup(web)
+				if x := b.p.Explain().Of(force.PolicyGen); x == nil || len(x.Sets[row.Set].Policies[1]) == 0 {
+					t.Error("nobody could tell which policy keeps the intruder out")
 				}
 			}
 			n := 0

@@ -437,6 +437,7 @@ func (p *Program) compile(v *view, all []*policy.Policy, labels map[identity.Num
 	if err != nil {
 		return err
 	}
+	p.policies.announce(next)
 	want := p.settings
 	want.PolicyGen, want.Cluster = next.gen, uint16(v.own.ID())
 	want.Revision = nextRevision(want.Revision)
