@@ -202,7 +202,7 @@ int from_pod(struct __sk_buff *skb)
 		}
 		path = f->node ? path_to(s, f->node, f->cluster) : PATH_ALIVE;
 		if (unlikely(path != PATH_ALIVE)) {
-			int waits = established(f, p.proto) || !(f->flags & FLOW_SERVICE);
+			int waits = f->flags & FLOW_REPLIED || !(f->flags & FLOW_SERVICE);
 			if (path == PATH_DEAD || (!waits && alive_elsewhere(s, &key)))
 				dead = 1;
 		}

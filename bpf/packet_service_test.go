@@ -253,13 +253,19 @@ var failureCases = []packetCase{
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(far, podA, tcp(80, 1000, "SA"))},
 		{hook: "from a", in: ip(podA, far, tcp(1001, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1001, 8080, "S"))},
 		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
+		{hook: "from a", in: ip(podA, far, udp(1001, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1001, 8080))},
+		{hook: "out of tunnel", in: ip(podC, podA, udp(8080, 1001)), want: ReasonDelivered, out: ip(far, podA, udp(80, 1001))},
 		{change: func(n *node) {
 			set(n, n.m.Nodes, 3, Node{Path: PathSilent, Keyed: 1, Cluster: 2})
 			set(n, n.m.Nodes, 4, Node{Path: PathAlive, Keyed: 1, Cluster: 2})
 		}, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "A"))},
 		{hook: "from a", in: ip(podA, far, tcp(1001, 80, "S")), want: ReasonTunnelled, out: ip(podA, podD, tcp(1001, 8080, "S"))},
 		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podD, udp(1000, 8080))},
-		{hook: "from a", in: ip(podA, podC, tcp(1002, 80, "S")), want: ReasonTunnelled},
+		{hook: "from a", in: ip(podA, far, udp(1001, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1001, 8080))},
+		{hook: "out of tunnel", in: ip(podC, podA, udp(8080, 1001)), want: ReasonDelivered, out: ip(far, podA, udp(80, 1001))},
+		{change: nodeDies(3), hook: "from a", in: ip(podA, far, udp(1001, 80)), want: ReasonTunnelled, out: ip(podA, podD, udp(1001, 8080))},
+		{change: func(n *node) { set(n, n.m.Nodes, 3, Node{Path: PathSilent, Keyed: 1, Cluster: 2}) },
+			hook: "from a", in: ip(podA, podC, tcp(1002, 80, "S")), want: ReasonTunnelled},
 		{change: clusterFallsSilent, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "A"))},
 		{change: nodeDies(4), hook: "from a", in: ip(podA, far, tcp(1003, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1003, 8080, "S"))},
 		{change: clusterDies, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A").at(7, 9)), want: ReasonResetSent,

@@ -123,7 +123,7 @@ struct prefix_key {
 };
 
 /* What is known of a path. Over a silent one nothing new begins that has a
- * choice, but open TCP connections wait: it may only be late. */
+ * choice, but what was answered waits: it may only be late. */
 enum path {
 	PATH_DEAD,
 	PATH_ALIVE,
