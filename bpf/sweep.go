@@ -134,28 +134,28 @@ func forgetOrphans(m *Maps, claims int) (gone int, err error) {
 	}
 	for k, r := range all {
 		orphan, err := isOrphan(m, k, r)
+		if orphan {
+			orphan, err = stillOrphan(m, k, r)
+		}
+		if orphan {
+			err = m.Replies.Delete(k)
+		}
 		if err != nil {
 			return gone, err
 		}
-		if !orphan {
-			continue
+		if orphan {
+			gone++
 		}
-		again, ok, err := m.Replies.Lookup(k)
-		if err != nil {
-			return gone, err
-		}
-		if !ok || again != r {
-			continue
-		}
-		if orphan, err = isOrphan(m, k, r); err != nil || !orphan {
-			continue
-		}
-		if err := m.Replies.Delete(k); err != nil {
-			return gone, err
-		}
-		gone++
 	}
 	return gone, nil
+}
+
+// stillOrphan is isOrphan, of a row that may have changed since it was read.
+func stillOrphan(m *Maps, k ReplyKey, r Reply) (bool, error) {
+	if again, ok, err := m.Replies.Lookup(k); err != nil || !ok || again != r {
+		return false, err
+	}
+	return isOrphan(m, k, r)
 }
 
 // isOrphan reports whether the row's flow is gone or goes to another backend.

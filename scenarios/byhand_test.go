@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/lab"
+	"github.com/weft-mesh/weft/lab/space"
 )
 
 const kept = `# Two machines to play with.
@@ -29,6 +30,10 @@ clusters:
 func TestLabByHand(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
+	}
+	cgroups, err := space.CgroupRoot()
+	if err != nil {
+		t.Fatal(err)
 	}
 	weft := build(t)
 	file := filepath.Join(t.TempDir(), "kept.txtar")
@@ -69,9 +74,7 @@ func TestLabByHand(t *testing.T) {
 				run(0, "prune")
 			}
 			dirs, _ := filepath.Glob(filepath.Join(lab.Root, r.ID))
-			groups, _ := filepath.Glob("/sys/fs/cgroup/weft-lab-" + r.ID)
-			unified, _ := filepath.Glob("/sys/fs/cgroup/unified/weft-lab-" + r.ID)
-			groups = append(groups, unified...)
+			groups, _ := filepath.Glob(filepath.Join(cgroups, "weft-lab-"+r.ID))
 			if len(dirs)+len(groups) == 0 {
 				return
 			}

@@ -195,7 +195,7 @@ func readObject(n, item int, text []byte, namespace string, headOnly bool) (*obj
 // the text itself.
 func withNamespace(text []byte, namespace string) []byte {
 	var fields, meta map[string]json.RawMessage
-	if json.Unmarshal(text, &fields) != nil || json.Unmarshal(fields["metadata"], &meta) != nil || meta == nil {
+	if json.Unmarshal(text, &fields) != nil || json.Unmarshal(fields["metadata"], &meta) != nil {
 		return text // whoever reads it says what is wrong
 	}
 	meta["namespace"] = wire.Marshal(namespace)
