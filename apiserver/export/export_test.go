@@ -325,6 +325,26 @@ func TestWeightZero(t *testing.T) {
 
 // Peers refuse a backend outside of the pod CIDRs. Whoever adds one hears of it
 // here, and the others are offered as before.
+// A service that cannot be read is withdrawn, and that is not kept quiet, whatever
+// else happens to it.
+func TestUnreadableServiceStaysAProblem(t *testing.T) {
+	run(t, nil, func(b *bench) {
+		key := wire.ObjectKey("services", "shop", "web")
+		b.put(wire.ObjectKey("endpointslices", "shop", "web-v4"), webSlice("10.1.1.2"))
+		b.put(key, webService(global))
+		b.put(key, []byte(`{"spec": 5}`))
+		b.put(wire.ObjectKey("endpointslices", "shop", "web-v4"), webSlice("10.1.1.3"))
+		b.expect()
+		if p := b.exp.Status().Problems; len(p) != 1 || p[key] == "" {
+			t.Errorf("problems %v", p)
+		}
+		b.write(store.Delete(key))
+		if p := b.exp.Status().Problems; len(p) != 0 {
+			t.Errorf("problems of a service that is gone: %v", p)
+		}
+	})
+}
+
 func TestForeignEndpointsAreLeftOut(t *testing.T) {
 	run(t, nil, func(b *bench) {
 		svc, slice := wire.ServiceStateKey("east", "shop", "web"), wire.SliceStateKey("east", "shop", "web-v4")

@@ -140,10 +140,13 @@ func (v *views) ofIdentity(digits string) map[string][]byte {
 }
 
 func (v *views) ofService(ns, name string) map[string][]byte {
+	obj := v.services[[2]string{ns, name}]
+	if obj == nil {
+		return nil // or it cannot be read, which is a problem of apply's
+	}
 	problem := wire.ObjectKey("services", ns, name)
 	delete(v.problems, problem)
-	obj := v.services[[2]string{ns, name}]
-	if obj == nil || v.kept[ns] {
+	if v.kept[ns] {
 		return nil
 	}
 	svc, err := service.FromKubernetes(obj)
