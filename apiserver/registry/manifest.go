@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/kubernetes/scheme"
+	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/apiserver/api"
@@ -88,7 +89,9 @@ func readManifest(text []byte, namespace string, headOnly bool) ([]object, []api
 			break
 		}
 		read, found := readDocument(n, doc, namespace, headOnly)
-		problems = append(problems, found...)
+		if problems = append(problems, found...); len(problems) > maxProblems {
+			break // more than will be told
+		}
 		for _, o := range read {
 			if at, twice := seen[o.key()]; twice {
 				objects[at] = o
@@ -142,10 +145,9 @@ func readObject(n, item int, text []byte, namespace string, headOnly bool) (*obj
 	if len(text) == 0 || text[0] != '{' {
 		return nil, complain("not an object; write one with apiVersion, kind and metadata.name")
 	}
+	// Only what is spelled as the API spells it: Metadata is no metadata.
 	var head header
-	var doc map[string]json.RawMessage
-	err := errors.Join(json.Unmarshal(text, &head), json.Unmarshal(text, &doc))
-	if err != nil {
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &head); err != nil {
 		return nil, complain("%s", explainType(err))
 	}
 	if head.Kind == "" {
@@ -158,10 +160,6 @@ func readObject(n, item int, text []byte, namespace string, headOnly bool) (*obj
 	r := reading{text: text, object: object{document: n, item: item, kind: kind, namespace: head.Metadata.Namespace, name: head.Metadata.Name}}
 	if head.APIVersion != kind.APIVersion {
 		r.refuse("apiVersion is %q; write %q", head.APIVersion, kind.APIVersion)
-		return nil, r.problems
-	}
-	if meta := doc["metadata"]; meta == nil || string(meta) == "null" {
-		r.refuse("metadata.name is missing") // whatever Metadata says
 		return nil, r.problems
 	}
 	if r.name == "" {
@@ -195,7 +193,7 @@ func readObject(n, item int, text []byte, namespace string, headOnly bool) (*obj
 // the text itself.
 func withNamespace(text []byte, namespace string) []byte {
 	var fields, meta map[string]json.RawMessage
-	if json.Unmarshal(text, &fields) != nil || json.Unmarshal(fields["metadata"], &meta) != nil {
+	if json.Unmarshal(text, &fields) != nil || json.Unmarshal(fields["metadata"], &meta) != nil || meta == nil {
 		return text // whoever reads it says what is wrong
 	}
 	meta["namespace"] = wire.Marshal(namespace)

@@ -373,8 +373,21 @@ func refusal(problems []api.Problem) error {
 	if len(problems) > maxProblems {
 		problems = append(problems[:maxProblems:maxProblems], api.Problem{Message: "there are more mistakes than these"})
 	}
+	for i, p := range problems {
+		problems[i].Name, problems[i].Message = shorten(p.Name), shorten(p.Message)
+	}
 	e.Problems = problems
 	return e
+}
+
+// shorten keeps of a sentence that quotes a manifest what a person reads: all
+// mistakes of a manifest have to fit into one answer.
+func shorten(text string) string {
+	const most = 1000
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
 }
 
 // storeError says what a failure of the store means to an operator. Errors that

@@ -429,6 +429,8 @@ func TestEmptyMetadataIsAMistakeInAnyNamespace(t *testing.T) {
 		for _, headOnly := range []bool{false, true} {
 			for _, text := range []string{
 				"apiVersion: v1\nkind: Pod\nmetadata:\n",
+				"apiVersion: v1\nkind: Pod\nmetadata: {}\nMetadata: {name: x}\n",
+				"apiVersion: v1\nkind: Pod\nmetadata: {Name: x}\n",
 				"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata:\nspec: {endpointSelector: {}}\n",
 				"apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nMetadata: {name: x}\nmetadata:\nspec: {endpointSelector: {}}\n",
 				"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nMetadata: {name: x}\nmetadata:\nspec: {endpointSelector: {}}\n",
@@ -446,8 +448,18 @@ func TestEmptyMetadataIsAMistakeInAnyNamespace(t *testing.T) {
 func TestManyMistakes(t *testing.T) {
 	var refused *api.Error
 	r := New(storetest.New(), Config{Cluster: "east", ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16")})
-	_, err := r.Apply(t.Context(), []byte("["+strings.Repeat("0,", 1000)+"0]"), "", false)
-	if !errors.As(err, &refused) || len(refused.Problems) != maxProblems+1 || !strings.Contains(refused.Problems[maxProblems].Message, "more mistakes") {
-		t.Errorf("%+v", err)
+	long := "{apiVersion: v1, kind: Pod, metadata: {name: " + strings.Repeat("x", 20000) + "}}\n"
+	for name, text := range map[string]string{
+		"in one list":       "[" + strings.Repeat("0,", 1000) + "0]",
+		"in many documents": strings.Repeat("0\n---\n", 1000),
+		"long ones":         strings.Repeat("---\n"+long, 1000),
+	} {
+		_, err := r.Apply(t.Context(), []byte(text), "", false)
+		if !errors.As(err, &refused) || len(refused.Problems) != maxProblems+1 || !strings.Contains(refused.Problems[maxProblems].Message, "more mistakes") {
+			t.Errorf("%s: %+v", name, err)
+		}
+		if answer, err := json.Marshal(refused); len(answer) > 1<<19 || err != nil {
+			t.Errorf("%s: an answer of %d bytes, %v", name, len(answer), err)
+		}
 	}
 }
