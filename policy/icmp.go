@@ -79,6 +79,8 @@ func parseICMP(at path, f *icmpField, deny bool, ps *problems) (portSpec, bool) 
 	}
 	switch {
 	case proto != ProtoICMP:
+	case deny && !icmpPasses(uint16(number)):
+		ps.addNew(where, "%s is not supported: no ICMP but echoes and errors passes; leave this entry out", f.Type)
 	case !icmpPasses(uint16(number)):
 		ps.addNew(where, "%s is not supported: no ICMP but echoes and errors passes; leave this entry out, or write %s",
 			f.Type, strings.Join(icmpPassing, ", "))

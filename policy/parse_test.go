@@ -98,7 +98,7 @@ func TestRefused(t *testing.T) {
 		{"an ICMP type of the other family", cnp(`ingress: [{icmps: [{fields: [{type: PacketTooBig}]}]}]`), "is not an ICMP type of this family"},
 		{"an ICMP type of another type", cnp(`ingress: [{icmps: [{fields: [{type: [8]}]}]}]`), "neither a number nor a name"},
 		{"an ICMP type that nothing lets pass", cnp(`ingress: [{icmps: [{fields: [{type: Timestamp}]}]}]`), `spec.ingress[0].icmps[0].fields[0].type: "Timestamp" is not supported: no ICMP but echoes and errors passes; leave this entry out, or write EchoRequest, EchoReply,`},
-		{"such a type as number", cnp(`egressDeny: [{icmps: [{fields: [{type: 5}]}]}]`), `type: 5 is not supported`},
+		{"such a type denied, as number", cnp(`egressDeny: [{icmps: [{fields: [{type: 5}]}]}]`), `type: 5 is not supported: no ICMP but echoes and errors passes; leave this entry out`},
 		{"such a type as number in quotes", cnp(`egress: [{icmps: [{fields: [{type: "13"}]}]}]`), `type: "13" is not supported`},
 		{"an answer that is denied", cnp(`egressDeny: [{icmps: [{fields: [{type: EchoReply}]}]}]`), `egressDeny[0].icmps[0].fields[0].type: "EchoReply" cannot be denied: answers and errors pass with the flow`},
 		{"an error that is denied", cnp(`ingressDeny: [{icmps: [{fields: [{type: 3}]}]}]`), `type: 3 cannot be denied`},
@@ -117,6 +117,14 @@ func TestRefused(t *testing.T) {
 				t.Errorf("refused with\n%v\nwant a sentence with\n%s", err, tt.want)
 			}
 		})
+	}
+}
+
+// What a refusal advises is not refused in its turn.
+func TestAdviceForADeniedICMPType(t *testing.T) {
+	_, err := Parse([]byte(cnp(`egressDeny: [{icmps: [{fields: [{type: 5}]}]}]`)))
+	if err == nil || strings.Contains(err.Error(), "EchoReply") {
+		t.Errorf("refused with %v", err)
 	}
 }
 
