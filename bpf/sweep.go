@@ -92,9 +92,10 @@ func SweepMaps(m *Maps, now uint64, forget Forget) (Swept, error) {
 // sweptAtOnce is how many flows one run of the program is named: rows of doomed.
 const sweptAtOnce = 4096
 
-// forget implements Forget in the kernel, where it is a matter of nanoseconds
-// that a packet could come between the look and the deletion. It would cost its
-// connection the first answer: the next packet makes the flow anew.
+// forget implements Forget in the kernel, where a few instructions lie between the
+// look and the deletion. A packet that came between them would cost its connection
+// the first answer, and at worst, if it had written only the reply row by then, all
+// of them until the flow expires again.
 func (d *Datapath) forget(dead []FlowKey, now uint64) (gone int, err error) {
 	d.sweeping.Lock()
 	defer d.sweeping.Unlock()

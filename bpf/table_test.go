@@ -253,6 +253,49 @@ func TestSweep(t *testing.T) {
 	})
 }
 
+// A connection that begins between the two looks at a reply row keeps it, and so
+// does one of which the second look could not tell.
+func TestSweepLooksTwice(t *testing.T) {
+	flow := bpf.FlowKey{Local: bpf.Addr{1}, Remote: bpf.Addr{2}, Lport: bpf.PortOf(5), Rport: bpf.PortOf(80), Proto: 17}
+	begun := bpf.Flow{Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)}
+	row := bpf.ReplyKey{Local: flow.Local, Backend: begun.Backend, Lport: flow.Lport, Bport: begun.Bport, Proto: 17}
+	failed := errors.New("failed on purpose")
+	for _, tt := range []struct {
+		name string
+		then error // of the second look
+	}{{"begun", nil}, {"unknown", failed}} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := bpftest.New()
+			if err := m.Replies.Update(row, bpf.Reply{Remote: flow.Remote, Rport: flow.Rport}); err != nil {
+				t.Fatal(err)
+			}
+			looks := 0
+			m.Flows = looked{m.Flows, func() (bpf.Flow, bool, error) {
+				looks++
+				if looks == 1 {
+					return bpf.Flow{}, false, nil
+				}
+				return begun, true, tt.then
+			}}
+			got, err := bpf.SweepMaps(m, 0, bpftest.Forget(m))
+			if got.Orphans != 0 || looks != 2 || !errors.Is(err, tt.then) {
+				t.Errorf("swept %+v after %d looks, %v", got, looks, err)
+			}
+			if _, ok, _ := m.Replies.Lookup(row); !ok {
+				t.Error("the row is gone")
+			}
+		})
+	}
+}
+
+// looked is a table of flows that says what is found.
+type looked struct {
+	bpf.Table[bpf.FlowKey, bpf.Flow]
+	find func() (bpf.Flow, bool, error)
+}
+
+func (l looked) Lookup(bpf.FlowKey) (bpf.Flow, bool, error) { return l.find() }
+
 func TestAddr(t *testing.T) {
 	for _, s := range []string{"10.1.2.3", "2001:db8::1"} {
 		if got := bpf.AddrOf(netip.MustParseAddr(s)).String(); got != s {
