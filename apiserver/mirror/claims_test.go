@@ -89,6 +89,8 @@ func TestClaims(t *testing.T) {
 		{"our cluster's labels beside its own", "identities", id, "container:io.cilium.k8s.policy.cluster=east;k8s:app=frontend;k8s:io.cilium.k8s.policy.cluster=west;", ForeignName},
 		{"its own cluster's labels from elsewhere", "identities", id, "container:io.cilium.k8s.policy.cluster=west;k8s:io.cilium.k8s.policy.cluster=west;", ForeignName},
 		{"a cluster without value beside its own", "identities", id, "container:io.cilium.k8s.policy.cluster;k8s:io.cilium.k8s.policy.cluster=west;", ForeignName},
+		{"its own namespace from elsewhere", "identities", id, "container:io.kubernetes.pod.namespace=shop;k8s:io.cilium.k8s.policy.cluster=west;", ForeignName},
+		{"a namespace's label from elsewhere", "identities", id, "container:io.cilium.k8s.namespace.labels.team=pay;k8s:io.cilium.k8s.policy.cluster=west;", ForeignName},
 		{"two clusters' labels", "identities", id, "k8s:io.cilium.k8s.policy.cluster=west;k8s:io.cilium.k8s.policy.cluster=east;", Malformed},
 		{"a source in capitals", "identities", id, "K8S:io.cilium.k8s.policy.cluster=east;k8s:io.cilium.k8s.policy.cluster=west;", ForeignName},
 		{"a source with a space", "identities", id, "k8s:io.cilium.k8s.policy.cluster=west; k8s:io.cilium.k8s.policy.cluster=east;", ForeignName},
