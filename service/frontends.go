@@ -28,9 +28,10 @@ type Frontend struct {
 	Port            uint16
 	Protocol        Protocol
 	// Groups may be empty: the service is known and nobody answers. They are
-	// sorted by tier, then by cluster.
+	// sorted by tier, then by cluster, those that take no new connections last.
 	Groups []Group
-	// Omitted are clusters beyond MaxGroups, the least preferred ones.
+	// Omitted are clusters beyond MaxGroups, the least preferred ones. What they
+	// only finish is cut short: their backends are none of the service's any more.
 	Omitted []ClusterID
 }
 
@@ -120,8 +121,8 @@ func (g *Group) finishing() int {
 	return 0
 }
 
-// order puts the own cluster before all others, so that it is never omitted
-// from its tier.
+// order puts the own cluster before all others, so that of its tier it is omitted
+// only while it takes no new connections.
 func order(own, a, b ClusterID) int {
 	if (a == own) != (b == own) {
 		if a == own {
