@@ -36,7 +36,7 @@ type Sample struct {
 	Node    string `json:"node,omitempty"`
 	Pod     string `json:"pod,omitempty"`
 	Conn    int    `json:"conn,omitempty"`    // with Keep: which connection, from 1
-	Resent  int32  `json:"resent,omitempty"`  // TCP segments lost during the request; negative if an earlier one was not lost after all
+	Resent  int32  `json:"resent,omitempty"`  // TCP segments lost since the connection's last request; negative if an earlier one was not lost after all
 	Renewed bool   `json:"renewed,omitempty"` // with Keep: the first on a new connection
 }
 
@@ -204,6 +204,7 @@ func (l *load) kept(ctx context.Context, number int) error {
 			conn.Close()
 		}
 	}()
+	var lost int32 // segments of conn, as far as they are told
 	target := l.Target
 	target.Scheme = "tcp"
 	pace(ctx, l.Rate/float64(l.Keep), func(n int) {
@@ -220,11 +221,14 @@ func (l *load) kept(ctx context.Context, number int) error {
 				l.forget(key)
 				return // only a connection for later requests
 			}
+			if err == nil {
+				lost = conn.lost() // its SYN may be
+			}
 		}
 		if err == nil {
-			before := conn.lost()
 			a, err = conn.ask(limit, strconv.Itoa(n))
-			s.Resent = conn.lost() - before
+			now := conn.lost()
+			s.Resent, lost = now-lost, now
 		}
 		l.note(key, begin, a, err, s)
 		if err != nil && conn != nil {
