@@ -144,15 +144,15 @@ func TestLoadChecks(t *testing.T) {
 	check("2 of 5 requests failed (1 reset, 1 timeout)", func(o *loadOptions) { o.maxFailed = 1 })
 	check("3 of 5 requests were answered, by east/a 2, east/b 1", func(o *loadOptions) { o.maxAnswered = 0 })
 	check("1 failed by timeout", func(o *loadOptions) { o.only = "reset" })
-	for i := range l.samples {
-		l.samples[i].Conn = 1 + i%2
-	}
 	check("connection 2: 2 from ", func(o *loadOptions) { o.maxFailed = 1 })
 	check("; answered before by nobody, last by nobody", func(o *loadOptions) { o.maxFailed = 1 })
 	check("only 5 requests", func(o *loadOptions) { o.min = 6 })
 	check("", func(o *loadOptions) { o.through = "before" })
 	check("under way", func(o *loadOptions) { o.through = "after" })
 	check("no mark", func(o *loadOptions) { o.since = "never" })
+	l = samples("east/a east/c !timeout east/c east/b")
+	check("connection 1: 1 from ", func(o *loadOptions) { o.maxFailed = 0 })
+	check("; answered before by east/a, last by east/b at ", func(o *loadOptions) { o.maxFailed = 0 })
 }
 
 func TestLoadReset(t *testing.T) {
