@@ -37,7 +37,8 @@ func labRunCommand() *cobra.Command {
 		Short: "Run scenarios; exit code 0 if they hold",
 		Long: "Run scenarios: raise the clusters that a script needs, run it, and take them down again.\n" +
 			"With -o json the last line is an object with the outcome and the figures, one per scenario.\n" +
-			"Of one that fails, the logs and what its clusters knew at the end are kept; the last lines say where.",
+			"Of one that fails once its machines are up, the logs and what its clusters knew at the end\n" +
+			"are kept; the last lines say where.",
 		Example: "  weft lab run --watch scenarios/demo.txtar",
 		Args:    usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, files []string) error {

@@ -132,11 +132,11 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 	}
 	live := newLive(l, view, figures)
 	defer func() {
-		if o.Keep != nil {
-			o.Keep(ctx, l, err)
-		}
 		if err != nil && ctx.Err() == nil {
 			err = errors.Join(err, live.salvage(ctx))
+		}
+		if o.Keep != nil { // often ends only with ctx
+			o.Keep(ctx, l, err)
 		}
 		view.Down()
 		err = errors.Join(err, live.close())
