@@ -85,26 +85,30 @@ func (r Record) nodeOf(p Pod) (string, error) {
 	return "", fmt.Errorf("no machine of lab %s has a pod %s", r.ID, p.Full())
 }
 
-// Down asks the process that holds a lab to end, and waits until it has.
+// Down asks the process that holds a lab to end, and waits until it has. What
+// nobody holds any more it removes itself.
 func Down(ctx context.Context, id string) error {
 	r, err := ReadRecord(id)
 	if err != nil {
 		return err
 	}
-	dir := filepath.Join(Root, id)
-	if lock, err := lockDir(dir); err == nil { // nobody holds it
-		lock.Close()
-		root, err := space.CgroupRoot()
-		if err == nil {
-			_, err = pruneOne(root, id)
-		}
+	root, err := space.CgroupRoot()
+	if err != nil {
 		return err
 	}
+	removed, err := pruneOne(root, id)
+	if removed || errors.Is(err, os.ErrNotExist) { // the latter by somebody else
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("prune lab %s: %w", id, err)
+	}
+	// The lock is held, so the process is the one that the record names.
 	if err := unix.Kill(r.PID, unix.SIGTERM); err != nil {
 		return fmt.Errorf("end lab %s: %w", id, err)
 	}
 	for {
-		if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(Root, id)); errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
 		select {
