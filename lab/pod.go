@@ -297,7 +297,7 @@ func (l *Lab) syncPodLocked(state *podState, p *process) {
 	}
 	if p != nil { // it ended in this life of the machine
 		p.expectEnd()
-		if state.spec.RestartPolicy == corev1.RestartPolicyNever {
+		if state.over(network) {
 			return
 		}
 		if state.dead.IsZero() {
@@ -314,6 +314,12 @@ func (l *Lab) syncPodLocked(state *podState, p *process) {
 		l.log.Error("pod does not start", "pod", state.Full(), "error", err)
 		state.dead = time.Now()
 	}
+}
+
+// over reports whether a command that has ended is not started again. One that
+// sat in the network of another pod, which had this one's name, was not its.
+func (s *podState) over(network uint64) bool {
+	return s.spec.RestartPolicy == corev1.RestartPolicyNever && s.entered == network
 }
 
 func (l *Lab) startPod(state *podState) error {

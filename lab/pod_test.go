@@ -5,8 +5,30 @@ import (
 	"slices"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/weft-mesh/weft/apiserver/api"
 )
+
+func TestPodsStartAgainOrNot(t *testing.T) {
+	const before, now = 1, 2 // networks
+	for name, test := range map[string]struct {
+		policy  corev1.RestartPolicy
+		entered uint64
+		over    bool
+	}{
+		"always":                         {corev1.RestartPolicyAlways, now, false},
+		"never":                          {corev1.RestartPolicyNever, now, true},
+		"never, but a predecessor ended": {corev1.RestartPolicyNever, before, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &podState{spec: corev1.PodSpec{RestartPolicy: test.policy}, entered: test.entered}
+			if got := s.over(now); got != test.over {
+				t.Errorf("over = %v, want %v", got, test.over)
+			}
+		})
+	}
+}
 
 func TestPodsEndWhenTheyAreWithdrawn(t *testing.T) {
 	list := func(store string) PodEvent { return PodEvent{Cluster: "east", Restart: true, Store: store} }
