@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-mesh/weft/internal/loopbacktest"
 )
@@ -125,6 +128,34 @@ func parseSamples(t *testing.T, text string) (samples []Sample) {
 		}
 	}
 	return samples
+}
+
+// A connection that only waits is to notice within seconds that it is dead.
+func TestConnectionsAreKeptAlive(t *testing.T) {
+	_, tcp, _ := startServer(t)
+	c, err := dial(t.Context(), Target{Scheme: "tcp", Host: tcp}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	raw, err := c.Conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, option := range []struct {
+		name                string
+		level, number, want int
+	}{
+		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+		{"TCP_KEEPIDLE", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1},
+		{"TCP_KEEPINTVL", unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1},
+	} {
+		var got int
+		controlled := raw.Control(func(fd uintptr) { got, err = unix.GetsockoptInt(int(fd), option.level, option.number) })
+		if err = errors.Join(controlled, err); err != nil || got != option.want {
+			t.Errorf("%s = %d (%v), want %d", option.name, got, err, option.want)
+		}
+	}
 }
 
 func TestLoadCountsFailures(t *testing.T) {
