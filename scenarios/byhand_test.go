@@ -1,6 +1,7 @@
 package scenarios
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"os"
@@ -23,6 +24,15 @@ at east/n1 true
 -- lab.yaml --
 clusters:
 - {name: east, id: 1, bare: true}
+`
+
+const failing = `# A cluster in which something fails.
+
+at east/n1 false
+
+-- lab.yaml --
+clusters:
+- {name: east, id: 1, nodes: [n1]}
 `
 
 // A lab can be raised to play with; it is listed, lets commands in, and goes
@@ -52,67 +62,115 @@ func TestLabByHand(t *testing.T) {
 		}
 		return strings.TrimSpace(string(out))
 	}
-	up := func() lab.Record {
+	// listed is what the list says of a lab that is alive.
+	listed := func(id string) (r lab.Record, alive bool) {
 		t.Helper()
-		id := run(0, "up", file)
 		var records []lab.Record
 		if err := json.Unmarshal([]byte(run(0, "list", "-o", "json")), &records); err != nil {
 			t.Fatal(err)
 		}
-		i := slices.IndexFunc(records, func(r lab.Record) bool { return r.ID == id })
-		if i < 0 {
-			t.Fatalf("lab %s is not in the list %v", id, records)
+		if i := slices.IndexFunc(records, func(r lab.Record) bool { return r.ID == id }); i >= 0 {
+			return records[i], true
 		}
-		return records[i]
+		return lab.Record{}, false
 	}
-	// gone waits until nothing is left of a lab, and prunes before every look if
-	// asked to: a killed process holds its lab until it has ended.
-	gone := func(r lab.Record, prune bool) {
+	// left are the directories of a lab that are there: its own and its cgroup.
+	left := func(id string) (dirs []string) {
+		for _, dir := range []string{filepath.Join(lab.Root, id), filepath.Join(cgroups, "weft-lab-"+id)} {
+			if _, err := os.Stat(dir); err == nil {
+				dirs = append(dirs, dir)
+			}
+		}
+		return dirs
+	}
+	gone := func(id string) {
 		t.Helper()
-		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-			if prune {
-				run(0, "prune")
-			}
-			dirs, _ := filepath.Glob(filepath.Join(lab.Root, r.ID))
-			groups, _ := filepath.Glob(filepath.Join(cgroups, "weft-lab-"+r.ID))
-			if len(dirs)+len(groups) == 0 {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("lab %s is left over: %v %v", r.ID, dirs, groups)
-			}
+		if dirs := left(id); len(dirs) > 0 {
+			t.Errorf("lab %s is left over: %v", id, dirs)
 		}
 	}
-
-	bad := filepath.Join(t.TempDir(), "bad.txtar")
-	if err := os.WriteFile(bad, []byte(strings.Replace(kept, "n1 true", "n1 false", 1)), 0o600); err != nil {
-		t.Fatal(err)
+	up := func() lab.Record {
+		t.Helper()
+		id := run(0, "up", file)
+		t.Cleanup(func() { _ = exec.Command(weft, "lab", "down", id).Run() })
+		r, alive := listed(id)
+		if dirs := left(id); !alive || len(dirs) != 2 {
+			t.Fatalf("lab %s is up: in the list %v, its directories %v", id, alive, dirs)
+		}
+		return r
 	}
-	said := run(1, "run", bad)
-	_, salvaged, _ := strings.Cut(said, "are kept in ")
-	salvaged, _, _ = strings.Cut(salvaged, "\n")
-	if info, err := os.Stat(filepath.Join(salvaged, "east-n1-sandbox.log")); err != nil || salvaged == "" {
-		t.Errorf("what failed leaves no logs (%v, %v):\n%s", info, err, said)
-	} else {
-		os.RemoveAll(salvaged)
-	}
+	t.Run("salvage", func(t *testing.T) { salvages(t, weft) })
 
 	first := up()
 	if got := run(0, "exec", first.ID, "east/n1", "--", "sh", "-c", "ls /var/lib/weft && echo in"); got != "in" {
 		t.Errorf("a fresh machine says %q", got)
 	}
 	run(7, "exec", first.ID, "east/n1", "--", "sh", "-c", "exit 7")
-	second := up()
+	second, third := up(), up()
 	if got := run(0, "down", first.ID, "-o", "json"); !strings.Contains(got, first.ID) || strings.Contains(got, second.ID) {
 		t.Errorf("down says %s", got)
 	}
-	gone(first, false)
+	gone(first.ID)
 	run(1, "down", first.ID)
 
-	if err := syscall.Kill(second.PID, syscall.SIGKILL); err != nil {
+	// A killed process holds its lab until it has ended.
+	for _, r := range []lab.Record{second, third} {
+		if err := syscall.Kill(r.PID, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(time.Minute); ; {
+			if _, alive := listed(r.ID); !alive {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("lab %s is alive although its process was killed", r.ID)
+			}
+		}
+	}
+	run(0, "down", second.ID)
+	gone(second.ID)
+	if len(left(third.ID)) == 0 {
+		t.Errorf("down of lab %s took lab %s with it", second.ID, third.ID)
+	}
+	if got := run(0, "prune"); !strings.Contains(got, third.ID) {
+		t.Errorf("prune says %q, not that lab %s is gone", got, third.ID)
+	}
+	gone(third.ID)
+}
+
+// What can explain a failure is kept, and at hand while the lab is kept too.
+func salvages(t *testing.T, weft string) {
+	file := filepath.Join(t.TempDir(), "failing.txtar")
+	if err := os.WriteFile(file, []byte(failing), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	gone(second, true)
+	cmd := exec.Command(weft, "lab", "run", "--keep", file)
+	stderr, err := cmd.StderrPipe()
+	if err = errors.Join(err, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	var said, dir string
+	for lines := bufio.NewScanner(stderr); lines.Scan() && !strings.HasPrefix(lines.Text(), "and interrupt"); {
+		said += lines.Text() + "\n"
+		if _, after, ok := strings.Cut(lines.Text(), "are kept in "); ok {
+			dir = after
+			defer os.RemoveAll(dir)
+		}
+	}
+	if dir == "" {
+		t.Errorf("nothing tells where the logs are:\n%s", said)
+	}
+	for name, want := range map[string]string{
+		"east-n1-agent.log": "", "status.txt": "Cluster east (ID 1 of 255)", "flows.txt": "no flows match", "dropped.txt": "no flows match",
+	} {
+		if text, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%s (%v) does not say %q:\n%s", name, err, want, text)
+		}
+	}
+	err = cmd.Process.Signal(syscall.SIGINT)
+	if _ = cmd.Wait(); err != nil || cmd.ProcessState.ExitCode() != 1 {
+		t.Errorf("interrupted (%v), it ends with %v", err, cmd.ProcessState)
+	}
 }
 
 // Who is not root is told so in one line.
@@ -120,7 +178,14 @@ func TestLabNeedsRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to become somebody else")
 	}
-	cmd := exec.Command(build(t), "lab", "run", "demo.txtar")
+	weft := build(t)
+	dir := filepath.Dir(weft)
+	file := filepath.Join(dir, "kept.txtar")
+	if err := errors.Join(os.WriteFile(file, []byte(kept), 0o644), os.Chmod(file, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(weft, "lab", "run", file)
+	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	var stderr strings.Builder
 	cmd.Stderr = &stderr

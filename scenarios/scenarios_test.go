@@ -69,7 +69,7 @@ func processes(lines []script.Line) (names []string) {
 	return names
 }
 
-// build makes the binary, in a directory that any user may enter.
+// build makes the binary for any user, in a directory that any user may enter.
 func build(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "weft")
@@ -79,7 +79,7 @@ func build(t *testing.T) string {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	weft := filepath.Join(dir, "weft")
 	out, err := exec.Command("go", "build", "-o", weft, "../cmd/weft").CombinedOutput()
-	if err = errors.Join(err, os.Chmod(dir, 0o755)); err != nil {
+	if err = errors.Join(err, os.Chmod(dir, 0o755), os.Chmod(weft, 0o755)); err != nil {
 		t.Fatalf("build weft: %v\n%s", err, out)
 	}
 	return weft
