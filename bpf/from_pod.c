@@ -154,6 +154,16 @@ inline_always int send_on(struct __sk_buff *skb, struct packet *p, const struct 
 	return leave(skb, REASON_TO_STACK, EGRESS, ACT_OK);
 }
 
+/* Does f not wait for a path that is silent or dead? */
+part int ends(const struct settings *s, const struct flow_key *key, const struct flow *f, __u8 path, __u64 now)
+{
+	if (path == PATH_DEAD)
+		return !established(f, key->proto) || !lately(f, now);
+	if (f->flags & FLOW_REPLIED || !(f->flags & FLOW_SERVICE))
+		return 0;
+	return alive_elsewhere(s, key);
+}
+
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
@@ -202,9 +212,9 @@ int from_pod(struct __sk_buff *skb)
 		}
 		path = f->node ? path_to(s, f->node, f->cluster) : PATH_ALIVE;
 		if (unlikely(path != PATH_ALIVE)) {
-			int waits = f->flags & FLOW_REPLIED || !(f->flags & FLOW_SERVICE);
-			if (path == PATH_DEAD || (!waits && alive_elsewhere(s, &key)))
-				dead = 1;
+			dead |= ends(s, &key, f, path, now);
+			if (path == PATH_DEAD && !dead)
+				now = f->seen; /* see lately */
 		}
 		if (likely(!dead))
 			goto known;

@@ -225,6 +225,15 @@ var failureCases = []packetCase{
 		{hook: "out of tunnel", in: ip(podC, podA, echo(7)), want: ReasonDelivered},
 		{hook: "from a", in: ip(podA, podC, echoReply(7)), want: ReasonTunnelled},
 	}},
+	{name: "a path dead in our eyes alone: who is heard is answered, and nobody else", steps: []step{
+		{change: nodeDies(3), hook: "out of tunnel", in: ip(podC, podA, tcp(1000, 80, "S")), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, tcp(80, 1000, "SA")), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(1000, 80, "PA")), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, tcp(80, 1000, "A")), want: ReasonTunnelled},
+		{change: func(n *node) { n.age(heardFor * 3 / 5) }, hook: "from a", in: ip(podA, podC, tcp(80, 1000, "PA")), want: ReasonTunnelled},
+		{change: func(n *node) { n.age(heardFor * 3 / 5) }, hook: "from a", in: ip(podA, podC, tcp(80, 1000, "PA").at(7, 9)), want: ReasonResetSent,
+			out: ip(podC, podA, tcp(1000, 80, "R").at(9, 0))},
+	}},
 	{name: "node lost: a service's UDP goes elsewhere", state: onlyC, steps: []step{
 		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
 		{change: func(n *node) {

@@ -155,12 +155,19 @@ func nodeDies(id uint32) func(*node) {
 		row, _, _ := n.m.Nodes.Lookup(id)
 		row.Path = PathDead
 		set(n, n.m.Nodes, id, row)
+		n.age(heardFor)
 	}
 }
 
+// heardFor is how long after its last packet a flow over a dead path goes on.
+const heardFor = 500 * time.Millisecond
+
 func clusterFallsSilent(n *node) { set(n, n.m.Clusters, 2, Cluster{Path: PathSilent}) }
-func clusterDies(n *node)        { set(n, n.m.Clusters, 2, Cluster{}) }
-func revisionMoves(n *node)      { n.change(nil) }
+func clusterDies(n *node) {
+	set(n, n.m.Clusters, 2, Cluster{})
+	n.age(heardFor)
+}
+func revisionMoves(n *node) { n.change(nil) }
 func deny(dir Direction) func(*node) {
 	return func(n *node) { n.policy(podA, dir) }
 }

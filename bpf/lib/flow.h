@@ -57,6 +57,15 @@ inline_always int established(const struct flow *f, __u8 proto)
 	return proto == PROTO_TCP && f->flags & FLOW_REPLIED;
 }
 
+/* Was it heard while its path is dead? Two nodes do not find at the same moment
+ * that the path between them is back: who is asked by the first to know answers.
+ * What a pod sends over a dead path is not noted, so that this ends. As long as
+ * probe.DoubtTime. */
+inline_always int lately(const struct flow *f, __u64 now)
+{
+	return now < f->seen + 500 * 1000 * 1000ULL;
+}
+
 inline_always int opens(const struct packet *p)
 {
 	return p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
