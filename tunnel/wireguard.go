@@ -40,10 +40,11 @@ type WireGuard struct {
 	control control
 
 	mu    sync.Mutex
-	keys  *keyring         // guarded by mu; nil until Ensure
-	own   Own              // guarded by mu
-	peers roster           // guarded by mu
-	quiet [LaneCount]watch // guarded by mu
+	keys  *keyring             // guarded by mu; nil until Ensure
+	own   Own                  // guarded by mu
+	peers roster               // guarded by mu
+	quiet [LaneCount]watch     // guarded by mu
+	asked [LaneCount]strangers // guarded by mu
 }
 
 var _ Lanes = (*WireGuard)(nil)
@@ -74,7 +75,11 @@ func NewLanes(cfg LanesConfig) *WireGuard {
 		cfg.Ports = DefaultPorts
 	}
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	return &WireGuard{cfg: cfg, links: kernelLinks{}, control: dialled{}}
+	w := &WireGuard{cfg: cfg, links: kernelLinks{}, control: dialled{}}
+	for i := range w.asked {
+		w.asked[i] = strangers{}
+	}
+	return w
 }
 
 // Ensure implements Lanes.
@@ -198,7 +203,8 @@ func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) ([]Refusa
 		}
 	}
 	for i, name := range w.cfg.Devices {
-		change := plan(i, held[i].Peers, admitted, w.peers, keep, complete)
+		peers, change := w.renewLocked(i, held[i].Peers, admitted)
+		change = append(change, plan(i, peers, admitted, w.peers, keep, complete)...)
 		if len(change) == 0 {
 			continue
 		}
@@ -214,6 +220,23 @@ func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) ([]Refusa
 		w.peers = next
 	}
 	return refused, nil
+}
+
+// renewLocked names the peers to remove, because plan is to add them anew, and
+// those that the lane has without them.
+func (w *WireGuard) renewLocked(lane int, held []wgtypes.Peer, admitted []Peer) (rest []wgtypes.Peer, remove []wgtypes.PeerConfig) {
+	due := w.asked[lane].due(w.own.Lanes[lane].PublicKey, held, time.Now())
+	if len(due) == 0 {
+		return held, nil
+	}
+	for _, p := range admitted {
+		if key := p.Keys[lane]; due[key] {
+			remove = append(remove, wgtypes.PeerConfig{PublicKey: wgtypes.Key(key), Remove: true})
+			held = slices.DeleteFunc(slices.Clone(held), func(h wgtypes.Peer) bool { return Key(h.PublicKey) == key })
+		}
+	}
+	w.cfg.Log.Debug("makes peers anew that answered no handshake", "device", w.cfg.Devices[lane], "peers", len(remove))
+	return held, remove
 }
 
 // admitLocked is Admit, and refuses whoever announces one of our own keys.

@@ -1,0 +1,60 @@
+package tunnel
+
+import (
+	"bytes"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// renewals are the pauses after which a peer that never answered a handshake is
+// made anew, one after the other; a new peer may send one at once. WireGuard
+// itself waits 5 s, which two nodes that begin at the same moment pay in full:
+// each asks before the other knows its key, or their questions cross and both
+// answers come to nobody. They grow, so that no slow path is cut short for ever.
+var renewals = []time.Duration{250 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second}
+
+// strangers are the peers of one lane that never shook hands.
+type strangers map[Key]asking
+
+type asking struct {
+	since time.Time
+	times int // made anew
+}
+
+// due are those of the lane's peers to make anew now. Of two nodes that call
+// each other the one with the greater key is the slower, so that they do not
+// meet again.
+func (s strangers) due(own Key, peers []wgtypes.Peer, now time.Time) map[Key]bool {
+	due := map[Key]bool{}
+	waiting := map[Key]bool{}
+	for _, p := range peers {
+		key := Key(p.PublicKey)
+		if p.Endpoint == nil || p.LastHandshakeTime.After(time.Unix(0, 0)) {
+			continue
+		}
+		waiting[key] = true
+		a, known := s[key]
+		if !known {
+			s[key] = asking{since: now}
+			continue
+		}
+		if a.times == len(renewals) {
+			continue
+		}
+		pause := renewals[a.times]
+		if bytes.Compare(own[:], key[:]) > 0 {
+			pause += pause / 2
+		}
+		if now.Sub(a.since) >= pause {
+			due[key] = true
+			s[key] = asking{since: now, times: a.times + 1}
+		}
+	}
+	for key := range s {
+		if !waiting[key] {
+			delete(s, key)
+		}
+	}
+	return due
+}
