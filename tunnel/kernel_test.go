@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -28,9 +29,9 @@ func kernelHasWireGuard(t *testing.T) bool {
 	return err == nil
 }
 
-// A stream, rotations and restarts over every mixture of WireGuards that this
-// machine can make: with a kernel that has none, userspace alone.
-func TestMixturesOfWireGuard(t *testing.T) {
+// mixtures runs a test over every mixture of WireGuards that this machine can
+// make: with a kernel that has none, userspace alone.
+func mixtures(t *testing.T, f func(t *testing.T, a, b *node)) {
 	needRoot(t)
 	mixtures := map[string][2]bool{"userspace to userspace": {true, true}}
 	if kernelHasWireGuard(t) {
@@ -49,79 +50,116 @@ func TestMixturesOfWireGuard(t *testing.T) {
 					t.Fatalf("%s is %+v, want %s", n.name, own.Lanes, want)
 				}
 			}
+			f(t, a, b)
+		})
+	}
+}
+
+// A node is asked before it knows the asker's key, and could not call it.
+func TestQuestionThatNobodyUnderstoodIsAskedAgain(t *testing.T) {
+	mixtures(t, func(t *testing.T, a, b *node) {
+		a.set(b.peer(b.ready()))
+		eventually(t, 30*time.Second, func() error {
+			if st := a.status(); st.Peers[0].Lanes[0].TxBytes == 0 {
+				return errors.New("nothing was asked")
+			}
+			return nil
+		})
+		unknown := a.peer(a.ready())
+		unknown.Endpoint = [tunnel.LaneCount]netip.AddrPort{}
+		b.set(unknown)
+		eventually(t, 30*time.Second, func() error {
 			a.set(b.peer(b.ready()))
-			b.set(a.peer(a.ready()))
-			shaken(t, a, b)
+			if got := a.status().Peers[0].Handshaken(); got != [tunnel.LaneCount]bool{true, true} {
+				return fmt.Errorf("handshakes: %v", got)
+			}
+			return nil
+		})
+		// WireGuard repeats a question itself after 5 s, and counts both.
+		const question = 148 // bytes
+		for _, lane := range a.status().Peers[0].Lanes {
+			if lane.TxBytes >= 2*question {
+				t.Errorf("%d bytes were sent: the peer was not made anew", lane.TxBytes)
+			}
+		}
+	})
+}
 
-			seen := a.capture("wire")
-			m := &mesh{nodes: [2]*node{a, b}, streams: [2]*stream{
-				newStream(t, a, b, 7000, 500, 120*time.Second),
-				newStream(t, b, a, 7001, 500, 120*time.Second),
-			}}
-			m.own = [2]tunnel.Own{a.ready(), b.ready()}
-			m.told = [2]tunnel.Own{m.own[1], m.own[0]}
-			for round := range 4 {
-				for _, i := range []int{round % 2, 1 - round%2} {
-					m.steer(i)
-					m.rotate(t, i)
-					m.tell(1 - i)
-					m.steer(1 - i)
-					m.streams[0].flowing(t)
-					m.streams[1].flowing(t)
-				}
-				eventually(t, 20*time.Second, func() error {
-					for i := range m.nodes {
-						if !m.steer(i) {
-							return fmt.Errorf("round %d: %s is still on lane %d", round, m.nodes[i].name, m.used[i])
-						}
+// A stream, rotations and restarts.
+func TestMixturesOfWireGuard(t *testing.T) {
+	mixtures(t, func(t *testing.T, a, b *node) {
+		a.set(b.peer(b.ready()))
+		b.set(a.peer(a.ready()))
+		shaken(t, a, b)
+
+		seen := a.capture("wire")
+		m := &mesh{nodes: [2]*node{a, b}, streams: [2]*stream{
+			newStream(t, a, b, 7000, 500, 120*time.Second),
+			newStream(t, b, a, 7001, 500, 120*time.Second),
+		}}
+		m.own = [2]tunnel.Own{a.ready(), b.ready()}
+		m.told = [2]tunnel.Own{m.own[1], m.own[0]}
+		for round := range 4 {
+			for _, i := range []int{round % 2, 1 - round%2} {
+				m.steer(i)
+				m.rotate(t, i)
+				m.tell(1 - i)
+				m.steer(1 - i)
+				m.streams[0].flowing(t)
+				m.streams[1].flowing(t)
+			}
+			eventually(t, 20*time.Second, func() error {
+				for i := range m.nodes {
+					if !m.steer(i) {
+						return fmt.Errorf("round %d: %s is still on lane %d", round, m.nodes[i].name, m.used[i])
 					}
-					return nil
-				})
-				a.reopen()
-				b.reopen()
-				a.ready()
-				b.ready()
-				m.tell(0)
-				m.tell(1)
-			}
-			for _, s := range m.streams {
-				s.flowing(t)
-				sent, lost := s.finish(t)
-				t.Logf("%d sent, %d lost", sent, lost)
-				if lost > 0 {
-					t.Errorf("lost %d of %d packets", lost, sent)
-				}
-			}
-			for _, frame := range seen.drain() {
-				if bytes.Contains(frame, []byte(marker)) {
-					t.Fatalf("payload in the clear on the wire: %x", frame)
-				}
-			}
-
-			// The lane that carried the data is the one that is not quiet; the
-			// other had handshakes and keepalives alone.
-			quietLane := int((m.own[0].Epoch + 1) % tunnel.LaneCount)
-			a.status()
-			eventually(t, 10*time.Second, func() error {
-				if st := a.status(); st.Quiet[quietLane] < 300*time.Millisecond {
-					return fmt.Errorf("lane %d is quiet for %v", quietLane, st.Quiet[quietLane])
 				}
 				return nil
 			})
-
-			// One prefix goes without touching the other.
-			few := b.peer(m.own[1])
-			few.Allowed = append(few.Allowed, hostPrefix(b))
-			a.set(few)
-			few.Allowed = few.Allowed[:1]
-			a.set(few)
-			a.do(func() error {
-				_, err := a.lanes.Set(context.Background(), nil, true)
-				return err
-			})
-			if st := a.status(); len(st.Peers) > 0 {
-				t.Errorf("peers are left: %+v", st.Peers)
+			a.reopen()
+			b.reopen()
+			a.ready()
+			b.ready()
+			m.tell(0)
+			m.tell(1)
+		}
+		for _, s := range m.streams {
+			s.flowing(t)
+			sent, lost := s.finish(t)
+			t.Logf("%d sent, %d lost", sent, lost)
+			if lost > 0 {
+				t.Errorf("lost %d of %d packets", lost, sent)
 			}
+		}
+		for _, frame := range seen.drain() {
+			if bytes.Contains(frame, []byte(marker)) {
+				t.Fatalf("payload in the clear on the wire: %x", frame)
+			}
+		}
+
+		// The lane that carried the data is the one that is not quiet; the
+		// other had handshakes and keepalives alone.
+		quietLane := int((m.own[0].Epoch + 1) % tunnel.LaneCount)
+		a.status()
+		eventually(t, 10*time.Second, func() error {
+			if st := a.status(); st.Quiet[quietLane] < 300*time.Millisecond {
+				return fmt.Errorf("lane %d is quiet for %v", quietLane, st.Quiet[quietLane])
+			}
+			return nil
 		})
-	}
+
+		// One prefix goes without touching the other.
+		few := b.peer(m.own[1])
+		few.Allowed = append(few.Allowed, hostPrefix(b))
+		a.set(few)
+		few.Allowed = few.Allowed[:1]
+		a.set(few)
+		a.do(func() error {
+			_, err := a.lanes.Set(context.Background(), nil, true)
+			return err
+		})
+		if st := a.status(); len(st.Peers) > 0 {
+			t.Errorf("peers are left: %+v", st.Peers)
+		}
+	})
 }
