@@ -33,8 +33,8 @@ type resized struct{ old, new *ebpf.Map }
 
 // openMaps opens the pinned maps of spec, makes those that are absent, and
 // copies those whose size changed, or that an agent of before could not map into
-// its memory; the pins of the latter still name the old
-// ones. The caller closes all.
+// its memory; the pins of the latter still name the old ones. The caller closes
+// all.
 func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map, moved map[string]resized, err error) {
 	maps, moved = map[string]*ebpf.Map{}, map[string]resized{}
 	defer func() {
