@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -45,6 +46,53 @@ func BenchmarkPacket(b *testing.B) {
 	b.Run("baseline/established", func(b *testing.B) { repeat(b, empty, pass, in) })
 	b.Run("baseline/new", func(b *testing.B) {
 		single(b, empty, pass, func(uint16) []byte { return in }, func() {})
+	})
+}
+
+// BenchmarkReadPorts reads the largest array, as every start of an agent does: in
+// place, and by the system calls that hash tables are read by.
+func BenchmarkReadPorts(b *testing.B) {
+	d, err := load(smallConfig(ownNamespaces(b)), options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.Maps().Ports.Update(80, 1); err != nil {
+		b.Fatal(err)
+	}
+	found := func(b *testing.B, rows int) {
+		if rows != 1 {
+			b.Fatalf("found %d rows", rows)
+		}
+	}
+	b.Run("in place", func(b *testing.B) {
+		for b.Loop() {
+			n, err := d.Maps().Ports.Len()
+			if err != nil {
+				b.Fatal(err)
+			}
+			found(b, n)
+		}
+	})
+	b.Run("by batches", func(b *testing.B) {
+		keys, values := make([]uint32, batch), make([]uint16, batch)
+		for b.Loop() {
+			var cursor ebpf.MapBatchCursor
+			rows := 0
+			for more := true; more; {
+				n, err := d.maps["ports"].BatchLookup(&cursor, keys, values, nil)
+				for _, v := range values[:n] {
+					if v != 0 {
+						rows++
+					}
+				}
+				more = err == nil
+				if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+					b.Fatal(err)
+				}
+			}
+			found(b, rows)
+		}
 	})
 }
 

@@ -243,6 +243,31 @@ func TestResize(t *testing.T) {
 	}
 }
 
+// An array of an agent that could not read it in place is one that can, with its
+// rows.
+func TestArrayOfBefore(t *testing.T) {
+	c := smallConfig(ownNamespaces(t))
+	m := mustLoad(t, c, options{}).maps["nodes"]
+	old, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: m.KeySize(), ValueSize: m.ValueSize(), MaxEntries: m.MaxEntries()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	row := Node{Path: PathAlive, Keyed: 1}
+	path := filepath.Join(c.PinDir, pinName("nodes"))
+	if err := errors.Join(old.Put(uint32(7), row), os.Remove(path), old.Pin(path)); err != nil {
+		t.Fatal(err)
+	}
+	got := map[uint32]Node{}
+	rows, failed := mustLoad(t, c, options{}).Maps().Nodes.All()
+	for k, v := range rows {
+		got[k] = v
+	}
+	if err := failed(); err != nil || len(got) != 1 || got[7] != row {
+		t.Errorf("nodes %v, %v", got, err)
+	}
+}
+
 func queryTCX(t *testing.T, ifindex int, way ebpf.AttachType) (ids []ebpf.ProgramID) {
 	t.Helper()
 	if !haveTCX() {
