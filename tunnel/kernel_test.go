@@ -93,29 +93,12 @@ func TestMixturesOfWireGuard(t *testing.T) {
 		shaken(t, a, b)
 
 		seen := a.capture("wire")
-		m := &mesh{nodes: [2]*node{a, b}, streams: [2]*stream{
-			newStream(t, a, b, 7000, 500, 120*time.Second),
-			newStream(t, b, a, 7001, 500, 120*time.Second),
-		}}
-		m.own = [2]tunnel.Own{a.ready(), b.ready()}
-		m.told = [2]tunnel.Own{m.own[1], m.own[0]}
+		m := newMesh(t, a, b, 500)
 		for round := range 4 {
-			for _, i := range []int{round % 2, 1 - round%2} {
+			for i := range m.nodes {
 				m.steer(i)
-				m.rotate(t, i)
-				m.tell(1 - i)
-				m.steer(1 - i)
-				m.streams[0].flowing(t)
-				m.streams[1].flowing(t)
 			}
-			eventually(t, 20*time.Second, func() error {
-				for i := range m.nodes {
-					if !m.steer(i) {
-						return fmt.Errorf("round %d: %s is still on lane %d", round, m.nodes[i].name, m.used[i])
-					}
-				}
-				return nil
-			})
+			m.round(t, round)
 			a.reopen()
 			b.reopen()
 			a.ready()

@@ -43,42 +43,55 @@ func (m *mesh) rotate(t *testing.T, i int) {
 	})
 }
 
+// newMesh lets both send to each other.
+func newMesh(t *testing.T, a, b *node, perSecond int) *mesh {
+	return &mesh{
+		nodes: [2]*node{a, b},
+		streams: [2]*stream{
+			newStream(t, a, b, 7000, perSecond, 120*time.Second),
+			newStream(t, b, a, 7001, perSecond, 120*time.Second),
+		},
+		own:  [2]tunnel.Own{a.ready(), b.ready()},
+		told: [2]tunnel.Own{b.ready(), a.ready()},
+	}
+}
+
+// round rotates both: one does, the other hears of it, then the other follows.
+// Between the steps either side works with what it knows.
+func (m *mesh) round(t *testing.T, round int) {
+	t.Helper()
+	first := round % 2
+	for _, i := range []int{first, 1 - first} {
+		m.rotate(t, i)
+		m.steer(i)
+		m.tell(1 - i)
+		m.steer(1 - i)
+		m.streams[0].flowing(t)
+		m.streams[1].flowing(t)
+	}
+	eventually(t, 30*time.Second, func() error {
+		for i := range m.nodes {
+			if !m.steer(i) {
+				return fmt.Errorf("round %d: %s is still on lane %d", round, m.nodes[i].name, m.used[i])
+			}
+		}
+		return nil
+	})
+}
+
 func TestRotationLosesNoPacket(t *testing.T) {
 	needRoot(t)
 	const rotations, perSecond = 6, 1000
 	a, b := pair(t)
 	seen := a.capture("wire")
-	m := &mesh{nodes: [2]*node{a, b}, streams: [2]*stream{
-		newStream(t, a, b, 7000, perSecond, 120*time.Second),
-		newStream(t, b, a, 7001, perSecond, 120*time.Second),
-	}}
-	m.own = [2]tunnel.Own{a.ready(), b.ready()}
-	m.told = [2]tunnel.Own{m.own[1], m.own[0]}
+	m := newMesh(t, a, b, perSecond)
 	keys := map[tunnel.Key]bool{}
 	for round := range rotations {
 		for i := range m.nodes {
 			m.steer(i)
 			m.streams[i].flowing(t)
 		}
-		// One rotates, the other hears of it; then the other follows. Between
-		// the steps either side works with what it knows.
-		first := round % 2
-		for _, i := range []int{first, 1 - first} {
-			m.rotate(t, i)
-			m.steer(i)
-			m.tell(1 - i)
-			m.steer(1 - i)
-			m.streams[0].flowing(t)
-			m.streams[1].flowing(t)
-		}
-		eventually(t, 30*time.Second, func() error {
-			for i := range m.nodes {
-				if !m.steer(i) {
-					return fmt.Errorf("round %d: %s is still on lane %d", round, m.nodes[i].name, m.used[i])
-				}
-			}
-			return nil
-		})
+		m.round(t, round)
 		for i := range m.nodes {
 			keys[m.own[i].Lanes[m.own[i].Epoch%tunnel.LaneCount].PublicKey] = true
 		}

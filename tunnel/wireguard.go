@@ -222,23 +222,6 @@ func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) ([]Refusa
 	return refused, nil
 }
 
-// renewLocked names the peers to remove, because plan is to add them anew, and
-// those that the lane has without them.
-func (w *WireGuard) renewLocked(lane int, held []wgtypes.Peer, admitted []Peer) (rest []wgtypes.Peer, remove []wgtypes.PeerConfig) {
-	due := w.asked[lane].due(w.own.Lanes[lane].PublicKey, held, time.Now())
-	if len(due) == 0 {
-		return held, nil
-	}
-	for _, p := range admitted {
-		if key := p.Keys[lane]; due[key] {
-			remove = append(remove, wgtypes.PeerConfig{PublicKey: wgtypes.Key(key), Remove: true})
-			held = slices.DeleteFunc(slices.Clone(held), func(h wgtypes.Peer) bool { return Key(h.PublicKey) == key })
-		}
-	}
-	w.cfg.Log.Debug("makes peers anew that answered no handshake", "device", w.cfg.Devices[lane], "peers", len(remove))
-	return held, remove
-}
-
 // admitLocked is Admit, and refuses whoever announces one of our own keys.
 func (w *WireGuard) admitLocked(want []Peer) ([]Peer, []Refusal) {
 	admitted, refused := Admit(want, slices.Collect(maps.Values(w.peers)))
