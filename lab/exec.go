@@ -103,7 +103,8 @@ func Down(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("prune lab %s: %w", id, err)
 	}
-	// The lock is held, so the process is the one that the record names.
+	// The lock is held: by the process that the record names, or for a moment by
+	// somebody who lists, after the former has ended.
 	if err := unix.Kill(r.PID, unix.SIGTERM); err != nil {
 		return fmt.Errorf("end lab %s: %w", id, err)
 	}
