@@ -31,7 +31,7 @@ type Allocator struct {
 
 	mu    sync.Mutex
 	next  Number          // where to look for a free number
-	taken map[Number]bool // as far as known; nil: never listed
+	taken map[Number]bool // as far as known; nil: to be listed
 }
 
 // NewAllocator allocates from first to last, both included.
@@ -84,12 +84,18 @@ func (a *Allocator) acquire(ctx context.Context, text, owner string, also Also) 
 	if err != nil || ok || !fresh {
 		return n, ok, err
 	}
-	if _, there, err := a.store.Get(ctx, IDKey(n)); err != nil {
+	_, there, err := a.store.Get(ctx, IDKey(n))
+	if err != nil {
 		return 0, false, err
-	} else if !there {
-		a.mu.Lock()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if there {
+		// Another allocator takes numbers here, likely many in a row: look
+		// again which are taken, and from elsewhere.
+		a.taken = nil
+	} else {
 		delete(a.taken, n)
-		a.mu.Unlock()
 	}
 	return 0, false, nil
 }

@@ -134,6 +134,32 @@ func TestManyAllocatorsAtOnce(t *testing.T) {
 	sound(t, s.Dump())
 }
 
+// Each allocator last looked before another took nearly all numbers: it looks
+// again, instead of trying them one by one until its attempts run out.
+func TestNumbersThatOthersTookInARow(t *testing.T) {
+	s, ctx := identitytest.New(), t.Context()
+	const size, late = 200, 8
+	var behind [late]*identity.Allocator
+	for i := range behind {
+		behind[i] = allocator(t, s, first, first+size-1)
+		if _, err := behind[i].Acquire(ctx, app(i), "early", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := allocator(t, s, first, first+size-1)
+	for i := range size - 2*late {
+		if _, err := other.Acquire(ctx, app(late+i), "other", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, a := range behind {
+		if _, err := a.Acquire(ctx, app(size+i), "late", nil); err != nil {
+			t.Error(err)
+		}
+	}
+	sound(t, s.Dump())
+}
+
 func TestCrashAtEveryStep(t *testing.T) {
 	for _, side := range []string{"before", "after"} {
 		for step := range 8 {
