@@ -213,8 +213,7 @@ int from_pod(struct __sk_buff *skb)
 		path = f->node ? path_to(s, f->node, f->cluster) : PATH_ALIVE;
 		if (unlikely(path != PATH_ALIVE)) {
 			dead |= ends(s, &key, f, path, now);
-			if (path == PATH_DEAD && !dead)
-				now = f->seen; /* see lately */
+			now = 0; /* see lately and advance */
 		}
 		if (likely(!dead))
 			goto known;

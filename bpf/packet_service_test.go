@@ -230,8 +230,21 @@ var failureCases = []packetCase{
 		{hook: "from a", in: ip(podA, podC, tcp(80, 1000, "SA")), want: ReasonTunnelled},
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(1000, 80, "PA")), want: ReasonDelivered},
 		{hook: "from a", in: ip(podA, podC, tcp(80, 1000, "A")), want: ReasonTunnelled},
-		{change: func(n *node) { n.age(heardFor * 3 / 5) }, hook: "from a", in: ip(podA, podC, tcp(80, 1000, "PA")), want: ReasonTunnelled},
-		{change: func(n *node) { n.age(heardFor * 3 / 5) }, hook: "from a", in: ip(podA, podC, tcp(80, 1000, "PA").at(7, 9)), want: ReasonResetSent,
+		{change: func(n *node) { n.age(heardFor / 5) }, hook: "from a", in: ip(podA, podC, tcp(80, 1000, "PA")), want: ReasonTunnelled},
+		{change: func(n *node) { n.age(heardFor * 9 / 10) }, hook: "from a", in: ip(podA, podC, tcp(80, 1000, "PA").at(7, 9)), want: ReasonResetSent,
+			out: ip(podC, podA, tcp(1000, 80, "R").at(9, 0))},
+	}},
+	{name: "what a pod sends while a path is silent is not heard when it is dead", steps: []step{
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(1000, 80, "S")), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, tcp(80, 1000, "SA")), want: ReasonTunnelled},
+		{change: func(n *node) {
+			set(n, n.m.Nodes, 3, Node{Path: PathSilent, Keyed: 1, Cluster: 2})
+			n.age(heardFor * 9 / 10)
+		}, hook: "from a", in: ip(podA, podC, tcp(80, 1000, "PA")), want: ReasonTunnelled},
+		{change: func(n *node) {
+			set(n, n.m.Nodes, 3, Node{Path: PathDead, Keyed: 1, Cluster: 2})
+			n.age(heardFor / 5)
+		}, hook: "from a", in: ip(podA, podC, tcp(80, 1000, "PA").at(7, 9)), want: ReasonResetSent,
 			out: ip(podC, podA, tcp(1000, 80, "R").at(9, 0))},
 	}},
 	{name: "node lost: a service's UDP goes elsewhere", state: onlyC, steps: []step{

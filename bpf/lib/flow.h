@@ -59,8 +59,9 @@ inline_always int established(const struct flow *f, __u8 proto)
 
 /* Was it heard while its path is dead? Two nodes do not find at the same moment
  * that the path between them is back: who is asked by the first to know answers.
- * What a pod sends over a dead path is not noted, so that this ends. As long as
- * probe.DoubtTime. */
+ * What a pod sends over a silent or dead path is not noted, and a path is silent
+ * for probe.DoubtTime, which is as long as this, before it is dead: so only the
+ * other side counts. */
 inline_always int lately(const struct flow *f, __u64 now)
 {
 	return now < f->seen + 500 * 1000 * 1000ULL;
@@ -80,9 +81,10 @@ inline_always int over(const struct flow *f, const struct packet *p, __u64 now)
 	return opens(p) && closing(f);
 }
 
-/* Notes that p passed. Flags are only added, so a lost race is a later one.
- * A deleted row may already hold another flow: it gets a flag or a time that
- * is not its own, at worst a shorter life. */
+/* Notes that p passed, at the time now, or at none if that is 0. Flags are only
+ * added and times only grow, so a lost race is a later one. A deleted row may
+ * already hold another flow: it gets a flag or a time that is not its own, at
+ * worst a shorter life. */
 inline_always void advance(struct flow *f, const struct packet *p, int from_pod, __u64 now)
 {
 	__u32 add = 0;
@@ -97,7 +99,7 @@ inline_always void advance(struct flow *f, const struct packet *p, int from_pod,
 	}
 	if (add & ~f->flags)
 		__sync_fetch_and_or(&f->flags, add);
-	if (f->seen != now) /* spares the cache line between two ticks */
+	if (f->seen < now) /* spares the cache line between two ticks */
 		f->seen = now;
 }
 
