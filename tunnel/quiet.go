@@ -29,7 +29,11 @@ func (w *watch) bytes(peers map[Key]wgtypes.Peer, now time.Time) {
 	seen := make(map[Key]int64, len(peers))
 	for key, p := range peers {
 		seen[key] = p.ReceiveBytes
-		if !chatter(p.ReceiveBytes - w.perPeer[key]) {
+		before := w.perPeer[key]
+		if before > p.ReceiveBytes {
+			before = 0 // the peer was made anew
+		}
+		if !chatter(p.ReceiveBytes - before) {
 			w.last = now
 		}
 	}

@@ -13,10 +13,11 @@ import (
 // itself waits 5 s, which two nodes that begin at the same moment pay in full:
 // each asks before the other knows its key, or their questions cross and both
 // answers come to nobody. They grow, so that no slow path is cut short for ever.
+// The agent looks at its lanes twice a second, so the first is that long.
 //
 // This is the agent's, with the kernel's WireGuard as with `weft tunnel`, which
 // greets the peers of its life before also while no agent is there.
-var renewals = []time.Duration{250 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second}
+var renewals = []time.Duration{400 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second}
 
 // strangers are the peers of one lane that never shook hands.
 type strangers map[Key]asking
@@ -27,10 +28,9 @@ type asking struct {
 }
 
 // due are those of the lane's peers to make anew now. Of two nodes that call
-// each other the one with the greater key is the slower, so that they do not
-// meet again.
-func (s strangers) due(own Key, peers []wgtypes.Peer, now time.Time) map[Key]bool {
-	due := map[Key]bool{}
+// each other the one with the greater key waits twice as long, so that they do
+// not meet again.
+func (s strangers) due(own Key, peers []wgtypes.Peer, now time.Time) (due []wgtypes.Peer) {
 	waiting := map[Key]bool{}
 	for _, p := range peers {
 		key := Key(p.PublicKey)
@@ -48,10 +48,10 @@ func (s strangers) due(own Key, peers []wgtypes.Peer, now time.Time) map[Key]boo
 		}
 		pause := renewals[a.times]
 		if bytes.Compare(own[:], key[:]) > 0 {
-			pause += pause / 2
+			pause *= 2
 		}
 		if now.Sub(a.since) >= pause {
-			due[key] = true
+			due = append(due, p)
 			s[key] = asking{since: now, times: a.times + 1}
 		}
 	}
@@ -63,19 +63,27 @@ func (s strangers) due(own Key, peers []wgtypes.Peer, now time.Time) map[Key]boo
 	return due
 }
 
-// renewLocked names the peers to remove, because plan is to add them anew, and
-// those that the lane has without them.
-func (w *WireGuard) renewLocked(lane int, held []wgtypes.Peer, admitted []Peer) (rest []wgtypes.Peer, remove []wgtypes.PeerConfig) {
-	due := w.asked[lane].due(w.own.Lanes[lane].PublicKey, held, time.Now())
-	if len(due) == 0 {
-		return held, nil
-	}
+// renewLocked is the change that makes admitted peers of the lane anew, as they
+// are: where one was last heard is better known than where it says it is.
+func (w *WireGuard) renewLocked(lane int, held []wgtypes.Peer, admitted []Peer) (change []wgtypes.PeerConfig) {
+	wanted := map[Key]bool{}
 	for _, p := range admitted {
-		if key := p.Keys[lane]; due[key] {
-			remove = append(remove, wgtypes.PeerConfig{PublicKey: wgtypes.Key(key), Remove: true})
-			held = slices.DeleteFunc(slices.Clone(held), func(h wgtypes.Peer) bool { return Key(h.PublicKey) == key })
-		}
+		wanted[p.Keys[lane]] = true
 	}
-	w.cfg.Log.Debug("makes peers anew that answered no handshake", "device", w.cfg.Devices[lane], "peers", len(remove))
-	return held, remove
+	held = slices.DeleteFunc(slices.Clone(held), func(p wgtypes.Peer) bool { return !wanted[Key(p.PublicKey)] })
+	due := w.asked[lane].due(w.own.Lanes[lane].PublicKey, held, time.Now())
+	for _, p := range due {
+		change = append(change,
+			wgtypes.PeerConfig{PublicKey: p.PublicKey, Remove: true},
+			wgtypes.PeerConfig{
+				PublicKey:                   p.PublicKey,
+				Endpoint:                    p.Endpoint,
+				PersistentKeepaliveInterval: &p.PersistentKeepaliveInterval,
+				AllowedIPs:                  p.AllowedIPs,
+			})
+	}
+	if len(due) > 0 {
+		w.cfg.Log.Debug("makes peers anew that answered no handshake", "device", w.cfg.Devices[lane], "peers", len(due))
+	}
+	return change
 }

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,33 +58,101 @@ func TestStrangersAreAskedAgain(t *testing.T) {
 	})
 }
 
-// Of two that call each other one waits longer.
+// Of two that call each other, and look twice a second at the same moments, as
+// agents do that the same event woke, never both make the other anew.
 func TestStrangersDoNotMeetAgain(t *testing.T) {
-	small, great, now := Key{1}, Key{2}, time.Now()
-	asks := func(own, other Key, after time.Duration) bool {
-		s := strangers{}
-		peers := []wgtypes.Peer{{PublicKey: wgtypes.Key(other), Endpoint: &net.UDPAddr{}}}
-		s.due(own, peers, now)
-		return s.due(own, peers, now.Add(after))[other]
+	small, great, start := Key{1}, Key{2}, time.Now()
+	turn := 500 * time.Millisecond
+	called := map[Key]int{}
+	sides := map[Key]strangers{small: {}, great: {}}
+	for at := time.Duration(0); at < time.Minute; at += turn {
+		both := 0
+		for own, other := range map[Key]Key{small: great, great: small} {
+			peers := []wgtypes.Peer{{PublicKey: wgtypes.Key(other), Endpoint: &net.UDPAddr{}}}
+			n := len(sides[own].due(own, peers, start.Add(at)))
+			called[own] += n
+			both += n
+			if own == small && at == turn && n != 1 {
+				t.Error("the smaller key does not call again at the first turn")
+			}
+		}
+		if both == 2 {
+			t.Errorf("both call again after %v", at)
+		}
 	}
-	if first := renewals[0]; !asks(small, great, first) || asks(great, small, first) || !asks(great, small, first*3/2) {
-		t.Error("both call again at once, or one does not")
+	if called[small] != len(renewals) || called[great] != len(renewals) {
+		t.Errorf("called again %d and %d times, want %d each", called[small], called[great], len(renewals))
 	}
 }
 
-// Who is not wanted any more is not made anew, and stays as long as plan keeps it.
+// Where a peer was last heard, before whatever made the tunnel forget their
+// handshake, is kept: nobody else may know, if it is behind NAT.
+func TestStrangersKeepTheirEndpoint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		w := m.lanes(t.TempDir())
+		a, hidden := somebody("a", 'a', "10.2.1.0/24"), somebody("hidden", 'h', "10.2.2.0/24")
+		hidden.Endpoint = [LaneCount]netip.AddrPort{}
+		mustSet(t, w, true, a, hidden)
+		for i := range m.devices["weft0"].Peers {
+			m.devices["weft0"].Peers[i].Endpoint = &net.UDPAddr{IP: net.IPv4(198, 51, 100, byte(i)), Port: 1234}
+		}
+		want := m.holds("weft0")
+		clear(m.touched)
+		for range 60 {
+			pass(time.Second)
+			mustSet(t, w, true, a, hidden)
+			if got := m.holds("weft0"); got != want {
+				t.Fatalf("weft0 holds\n%s\nwant\n%s", got, want)
+			}
+		}
+		for _, p := range []Peer{a, hidden} {
+			if got := m.touched[wgtypes.Key(p.Keys[0])]; got != 2*len(renewals) {
+				t.Errorf("%s was touched %d times, want %d", p.Node, got, 2*len(renewals))
+			}
+		}
+	})
+}
+
+// Who is not wanted any more is not made anew, stays as long as plan keeps it,
+// and is called again once it is wanted.
 func TestStrangersThatNobodyWantsStay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine()
 		w := m.lanes(t.TempDir())
 		mustSet(t, w, true, somebody("a", 'a', "10.2.1.0/24"))
 		want := m.holds("weft0")
-		for range 10 {
+		for range 60 {
 			pass(time.Second)
 			mustSet(t, w, false)
 			if got := m.holds("weft0"); got != want {
 				t.Fatalf("weft0 holds\n%s\nwant\n%s", got, want)
 			}
 		}
+		clear(m.touched)
+		for range 60 {
+			pass(time.Second)
+			mustSet(t, w, true, somebody("a", 'a', "10.2.1.0/24"))
+		}
+		if got := m.touched[wgtypes.Key(somebody("a", 'a').Keys[0])]; got != 2*len(renewals) {
+			t.Errorf("wanted again, it was touched %d times, want %d", got, 2*len(renewals))
+		}
 	})
+}
+
+// The kernel counts a peer's handshakes anew with the peer: no data came.
+func TestStrangersAreQuiet(t *testing.T) {
+	start := time.Now()
+	w := watch{last: start}
+	key := Key{1}
+	for i, received := range []int64{0, messageInitiation, 0, messageResponse, messageKeepalive} {
+		w.bytes(map[Key]wgtypes.Peer{key: {ReceiveBytes: received}}, start.Add(time.Duration(i)*time.Second))
+	}
+	if !w.last.Equal(start) {
+		t.Errorf("what a new peer was sent counts as data, %v after the start", w.last.Sub(start))
+	}
+	w.bytes(map[Key]wgtypes.Peer{key: {ReceiveBytes: messageKeepalive + 64}}, start.Add(time.Minute))
+	if got := w.last.Sub(start); got != time.Minute {
+		t.Errorf("data was last seen after %v, want a minute", got)
+	}
 }

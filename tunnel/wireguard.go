@@ -203,8 +203,8 @@ func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) ([]Refusa
 		}
 	}
 	for i, name := range w.cfg.Devices {
-		peers, change := w.renewLocked(i, held[i].Peers, admitted)
-		change = append(change, plan(i, peers, admitted, w.peers, keep, complete)...)
+		change := slices.Concat(w.renewLocked(i, held[i].Peers, admitted),
+			plan(i, held[i].Peers, admitted, w.peers, keep, complete))
 		if len(change) == 0 {
 			continue
 		}
