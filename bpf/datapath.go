@@ -102,7 +102,7 @@ func load(c Config, o options) (_ *Datapath, err error) {
 		if err := repin(c.PinDir, name, r); err != nil {
 			return nil, err
 		}
-		c.Log.Info("resized map", "map", name, "from", r.old.MaxEntries(), "to", r.new.MaxEntries())
+		c.Log.Info("copied map to a new one", "map", name, "from", r.old.MaxEntries(), "to", r.new.MaxEntries())
 	}
 	d.hooks = newHooks(d, o.clsact)
 	n, err := d.hooks.adopt()

@@ -235,7 +235,7 @@ func TestResize(t *testing.T) {
 	}
 
 	c.Limits.Flows = 500
-	if _, err := Load(c); err == nil || !strings.Contains(err.Error(), "resize map flows from 2048 to 500 rows") {
+	if _, err := Load(c); err == nil || !strings.Contains(err.Error(), "copy map flows of 2048 rows to one of 500") {
 		t.Errorf("shrunk below its content: %v", err)
 	}
 	if n, _ := third.Maps().Flows.Len(); n != 600 {

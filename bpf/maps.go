@@ -28,7 +28,7 @@ var volatile = map[string]bool{"fragments": true, "events": true, "counters": tr
 
 func pinName(name string) string { return fmt.Sprintf("weft_%s_v%d", name, versions[name]) }
 
-// resized is a map on its way from one size to another.
+// resized is a map on its way from one size, or one set of flags, to another.
 type resized struct{ old, new *ebpf.Map }
 
 // openMaps opens the pinned maps of spec, makes those that are absent, and
@@ -86,7 +86,7 @@ func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map,
 			if n != nil {
 				n.Close()
 			}
-			return maps, moved, fmt.Errorf("resize map %s from %d to %d rows: %w", name, m.MaxEntries(), ms.MaxEntries, err)
+			return maps, moved, fmt.Errorf("copy map %s of %d rows to one of %d: %w", name, m.MaxEntries(), ms.MaxEntries, err)
 		}
 		maps[name], moved[name] = n, resized{m, n}
 	}

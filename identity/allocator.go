@@ -140,9 +140,10 @@ func (a *Allocator) plan(ctx context.Context, text string) (n Number, txn Txn, f
 	}, true, nil
 }
 
-// free proposes a number that is probably free, and no other goroutine of
-// this allocator gets it proposed. Numbers go round the whole range, so that
-// one that was freed rests as long as possible.
+// free proposes a number that is probably free; another goroutine of this
+// allocator gets it proposed only if numbers were looked at anew since. They go
+// round the range, so that one that was freed rests long, and begin anywhere
+// after each meeting with another allocator.
 func (a *Allocator) free(ctx context.Context) (Number, error) {
 	a.mu.Lock()
 	n, ok := a.proposeLocked()
