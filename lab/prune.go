@@ -54,13 +54,15 @@ type NodeRecord struct {
 // ownDir takes the lock of one's own lab, which the kernel gives back when the
 // process dies, however it dies. It waits for others that only look, by lockDir,
 // whether the lab lives.
-func ownDir(dir string) (*os.File, error) { return flock(dir, unix.LOCK_EX) }
+func ownDir(dir string) (*os.File, error) { return flock(dir, os.O_CREATE, unix.LOCK_EX) }
 
-// lockDir takes a lab's lock, or fails with unix.EWOULDBLOCK while it lives.
-func lockDir(dir string) (*os.File, error) { return flock(dir, unix.LOCK_EX|unix.LOCK_NB) }
+// lockDir takes a lab's lock, or fails with unix.EWOULDBLOCK while it lives. It
+// makes no lock: a lab that ends removes its directory, and fails to if something
+// new comes into it meanwhile.
+func lockDir(dir string) (*os.File, error) { return flock(dir, 0, unix.LOCK_EX|unix.LOCK_NB) }
 
-func flock(dir string, how int) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+func flock(dir string, create, how int) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), create|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -92,6 +94,9 @@ func List() ([]Record, error) {
 		if err == nil {
 			lock.Close()
 			continue
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // just being made, or just ending
 		}
 		r, err := ReadRecord(d.Name())
 		if errors.Is(err, fs.ErrPermission) {
@@ -153,7 +158,7 @@ func Prune() (removed []string, err error) {
 	return removed, errors.Join(failed...)
 }
 
-// pruneOne removes one lab unless somebody holds its lock.
+// pruneOne removes what is left of one lab, unless somebody holds its lock.
 func pruneOne(cgroupRoot, id string) (bool, error) {
 	dir := filepath.Join(Root, id)
 	if _, err := os.Stat(dir); err == nil {
@@ -161,11 +166,16 @@ func pruneOne(cgroupRoot, id string) (bool, error) {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return false, nil
 		}
-		if err != nil {
+		if err == nil {
+			defer lock.Close()
+		} else if !errors.Is(err, fs.ErrNotExist) {
 			return false, err
 		}
-		defer lock.Close()
-		if young, err := keep(dir); young || err != nil {
+		young, err := keep(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil // removed by somebody else just now
+		}
+		if young || err != nil {
 			return false, err
 		}
 	}

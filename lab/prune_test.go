@@ -1,6 +1,9 @@
 package lab
 
 import (
+	"errors"
+	"io/fs"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -10,7 +13,7 @@ import (
 // is just being raised.
 func TestOwnerWaitsForWhoOnlyLooks(t *testing.T) {
 	dir := t.TempDir()
-	look, err := lockDir(dir)
+	look, err := ownDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,6 +33,17 @@ func TestOwnerWaitsForWhoOnlyLooks(t *testing.T) {
 	look.Close()
 	if err := <-owned; err != nil {
 		t.Error(err)
+	}
+}
+
+// A lab that ends removes its directory, in which nothing new may come to be.
+func TestWhoOnlyLooksLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	if lock, err := lockDir(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("there is no lock, and it was taken: %v, %v", lock, err)
+	}
+	if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
+		t.Errorf("in the directory are %v (%v)", files, err)
 	}
 }
 
