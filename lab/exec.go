@@ -1,15 +1,12 @@
 package lab
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -83,39 +80,4 @@ func (r Record) nodeOf(p Pod) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("no machine of lab %s has a pod %s", r.ID, p.Full())
-}
-
-// Down asks the process that holds a lab to end, and waits until it has. What
-// nobody holds any more it removes itself.
-func Down(ctx context.Context, id string) error {
-	r, err := ReadRecord(id)
-	if err != nil {
-		return err
-	}
-	root, err := space.CgroupRoot()
-	if err != nil {
-		return err
-	}
-	removed, err := pruneOne(root, id)
-	if removed || errors.Is(err, os.ErrNotExist) { // the latter by somebody else
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("prune lab %s: %w", id, err)
-	}
-	// The lock is held: by the process that the record names, or for a moment by
-	// somebody who lists, after the former has ended.
-	if err := unix.Kill(r.PID, unix.SIGTERM); err != nil {
-		return fmt.Errorf("end lab %s: %w", id, err)
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(Root, id)); errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }

@@ -4,9 +4,12 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/weft-mesh/weft/lab/space"
 )
 
 // Others try every lab's lock to see whether it lives, also that of one which
@@ -45,6 +48,31 @@ func TestWhoOnlyLooksLeavesNothing(t *testing.T) {
 	if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
 		t.Errorf("in the directory are %v (%v)", files, err)
 	}
+}
+
+// What has no lock is nobody's: its process ended while it removed the lab.
+func TestWithoutALockNobodyLives(t *testing.T) {
+	r, lock := recorded(t)
+	r.names(t, waiting(t, nil).Process)
+	if err := os.Remove(lock.Name()); err != nil {
+		t.Fatal(err)
+	}
+	labs, err := List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.ContainsFunc(labs, func(l Record) bool { return l.ID == r.ID }) {
+		t.Error("the list shows it")
+	}
+	root, err := space.CgroupRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pruneOne(root, r.ID); err != nil {
+		t.Error(err)
+	}
+	// Another run may have been quicker, and be about to remove it.
+	eventually(t, "it is gone", func() bool { _, err := os.Stat(filepath.Join(Root, r.ID)); return err != nil })
 }
 
 func TestRecordNamesItsClusters(t *testing.T) {
