@@ -67,7 +67,7 @@ func Load(ctx context.Context, c LoadConfig, out io.Writer) error {
 	if c.Rate <= 0 || c.Timeout <= 0 {
 		return fmt.Errorf("load: rate and timeout must be above zero")
 	}
-	l := &load{LoadConfig: c, out: bufio.NewWriter(out), open: map[int64]time.Time{}}
+	l := &load{LoadConfig: c, out: bufio.NewWriter(out), open: map[int64]time.Time{}, lost: (*connection).lost}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.flush(ctx) })
 	switch {
@@ -93,6 +93,8 @@ func Load(ctx context.Context, c LoadConfig, out io.Writer) error {
 
 type load struct {
 	LoadConfig
+	lost func(*connection) int32 // segments since it was made
+
 	mu   sync.Mutex
 	out  *bufio.Writer       // guarded by mu, like what follows
 	open map[int64]time.Time // when the requests under way began
@@ -204,7 +206,7 @@ func (l *load) kept(ctx context.Context, number int) error {
 			conn.Close()
 		}
 	}()
-	var lost int32 // segments of conn, as far as they are told
+	var told int32 // of the segments that conn lost
 	target := l.Target
 	target.Scheme = "tcp"
 	pace(ctx, l.Rate/float64(l.Keep), func(n int) {
@@ -222,13 +224,13 @@ func (l *load) kept(ctx context.Context, number int) error {
 				return // only a connection for later requests
 			}
 			if err == nil {
-				lost = conn.lost() // its SYN may be
+				told = l.lost(conn) // its SYN may be
 			}
 		}
 		if err == nil {
 			a, err = conn.ask(limit, strconv.Itoa(n))
-			now := conn.lost()
-			s.Resent, lost = now-lost, now
+			now := l.lost(conn)
+			s.Resent, told = now-told, now
 		}
 		l.note(key, begin, a, err, s)
 		if err != nil && conn != nil {
