@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -21,24 +22,48 @@ func (v *Live) salvage(ctx context.Context) error {
 	defer cancel()
 	return errors.Join(
 		fmt.Errorf("logs, status and flows of the end are kept in %s", dir),
-		os.CopyFS(dir, os.DirFS(filepath.Join(v.Lab.Dir, "logs"))),
+		keepFiles(dir, filepath.Join(v.Lab.Dir, "logs")),
 		v.keepAnswer(ctx, filepath.Join(dir, "dropped.txt"), "observe", "--all", "--verdict", "DROPPED", "--verdict", "RESET"),
 		v.keepAnswer(ctx, filepath.Join(dir, "flows.txt"), "observe", "--all"),
 		v.keepAnswer(ctx, filepath.Join(dir, "status.txt"), "status"),
 	)
 }
 
+// keepFiles copies the files of a directory, every one that can be copied.
+func keepFiles(to, from string) error {
+	files, err := os.ReadDir(from)
+	failed := []error{err}
+	for _, f := range files {
+		failed = append(failed, keep(filepath.Join(to, f.Name()), func(w io.Writer) error {
+			file, err := os.Open(filepath.Join(from, f.Name()))
+			if err != nil {
+				return err
+			}
+			defer file.Close()
+			_, err = io.Copy(w, file)
+			return err
+		}))
+	}
+	return errors.Join(failed...)
+}
+
 // keepAnswer writes what all clusters answer to a file. Who does not answer any
 // more says so there.
 func (v *Live) keepAnswer(ctx context.Context, path string, question ...string) error {
+	return keep(path, func(w io.Writer) error {
+		err := v.Lab.Run(ctx, filepath.Dir(path), w, w, append([]string{"weft", "-c", "all", "--timeout", "5s"}, question...)...)
+		if err != nil {
+			_, err = fmt.Fprintln(w, err)
+		}
+		return err
+	})
+}
+
+// keep makes a file of what is written.
+func keep(path string, write func(io.Writer) error) error {
 	file, err := os.Create(path)
 	if err != nil {
 		return err
 	}
-	defer file.Close()
-	if err := v.Lab.Run(ctx, filepath.Dir(path), file, file, append([]string{"weft", "-c", "all", "--timeout", "5s"}, question...)...); err != nil {
-		_, err = fmt.Fprintln(file, err)
-		return err
-	}
-	return nil
+	return errors.Join(write(file), file.Close())
 }
