@@ -323,8 +323,6 @@ func TestWeightZero(t *testing.T) {
 	})
 }
 
-// Peers refuse a backend outside of the pod CIDRs. Whoever adds one hears of it
-// here, and the others are offered as before.
 // A service that cannot be read is withdrawn, and that is not kept quiet, whatever
 // else happens to it.
 func TestUnreadableServiceStaysAProblem(t *testing.T) {
@@ -345,6 +343,8 @@ func TestUnreadableServiceStaysAProblem(t *testing.T) {
 	})
 }
 
+// Peers refuse a backend outside of the pod CIDRs. Whoever adds one hears of it
+// here, and the others are offered as before.
 func TestForeignEndpointsAreLeftOut(t *testing.T) {
 	run(t, nil, func(b *bench) {
 		svc, slice := wire.ServiceStateKey("east", "shop", "web"), wire.SliceStateKey("east", "shop", "web-v4")
