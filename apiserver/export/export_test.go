@@ -223,6 +223,35 @@ func TestNodes(t *testing.T) {
 	})
 }
 
+// A node whose state cannot be read is exported as it was, also by an API server
+// that never read it, and that is not kept quiet, whatever else happens to it.
+func TestUnreadableNodeStaysAProblem(t *testing.T) {
+	run(t, nil, func(b *bench) {
+		r, n := node(1)
+		key, exported := wire.NodeKey("n1"), []string{"cilium/state/nodes/v1/east/n1", "weft/export/nodes/n1"}
+		b.put(nodes.RegistrationKey("n1"), r)
+		b.put(key, n)
+		asBefore := []string{b.value(exported[0]), b.value(exported[1])}
+		b.put(key, []byte(`{"epoch": "x"}`))
+		for _, when := range []string{"at once", "after a restart"} {
+			b.put(nodes.RegistrationKey("n1"), r)
+			b.expect(exported...)
+			if diff := cmp.Diff(asBefore, []string{b.value(exported[0]), b.value(exported[1])}); diff != "" {
+				t.Errorf("%s: exported (-before +after):\n%s", when, diff)
+			}
+			if p := b.exp.Status().Problems; len(p) != 1 || p[key] == "" {
+				t.Errorf("%s: problems %v", when, p)
+			}
+			b.stop()
+			b.start()
+		}
+		b.put(key, n)
+		if p := b.exp.Status().Problems; len(p) != 0 {
+			t.Errorf("problems of a node that is readable again: %v", p)
+		}
+	})
+}
+
 func TestEndpointsAndIdentities(t *testing.T) {
 	run(t, nil, func(b *bench) {
 		b.put(wire.IdentityIDKey(65537), []byte("k8s:app=web;k8s:io.cilium.k8s.policy.cluster=east;k8s:io.kubernetes.pod.namespace=shop;"))

@@ -107,6 +107,10 @@ func (v *views) event(e store.Event, dirty map[view]bool) error {
 		}
 		n, err := wire.Unmarshal[wire.NodeState](e.Value)
 		if err != nil {
+			// Like one that the register refuses: what was agreed stays exported,
+			// for a node has pods that peers talk to, whatever its agent says. But
+			// what it said before is no claim any more.
+			delete(v.claimed, node)
 			return err
 		}
 		dirty[view{kind: ofNode, name: node}] = true
