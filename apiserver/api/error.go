@@ -105,10 +105,14 @@ func StoreFull() *Error {
 		"the store takes no more writes, nothing was changed")
 }
 
+// MaxErrorBytes is how much of a refusal's JSON is read; a longer one tells
+// nothing but its status.
+const MaxErrorBytes = 1 << 20
+
 // readError turns an answer of 400 or above into an *Error, also when it does
 // not come from our server.
 func readError(resp *http.Response) error {
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, MaxErrorBytes))
 	e := &Error{}
 	if err := json.Unmarshal(body, e); err != nil || (e.Message == "" && len(e.Problems) == 0) {
 		e.Message = fmt.Sprintf("%s answered %s", resp.Request.URL.Host, resp.Status)

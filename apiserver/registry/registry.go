@@ -373,17 +373,27 @@ func refusal(problems []api.Problem) error {
 	if len(problems) > maxProblems {
 		problems = append(problems[:maxProblems:maxProblems], api.Problem{Message: "there are more mistakes than these"})
 	}
-	for i, p := range problems {
-		problems[i].Name, problems[i].Message = shorten(p.Name), shorten(p.Message)
+	for i := range problems {
+		p := &problems[i]
+		p.Namespace, p.Name, p.Message = shorten(p.Namespace, maxNameTold), shorten(p.Name, maxNameTold), shorten(p.Message, maxSentenceTold)
 	}
 	e.Problems = problems
 	return e
 }
 
-// shorten keeps of a sentence that quotes a manifest what a person reads: all
-// mistakes of a manifest have to fit into one answer.
-func shorten(text string) string {
-	const most = 1000
+// What is told of a mistake, in bytes: the longest good name, and a long
+// sentence. JSON writes up to 6 bytes for one of them, as \u003c for <, and 200
+// take in the dots, the other fields and their names. All mistakes of a manifest
+// have to fit into one answer:
+//
+//	(maxProblems + 1) × (6 × (2 × maxNameTold + maxSentenceTold) + 200) = 932,836 < api.MaxErrorBytes
+const (
+	maxNameTold     = 253
+	maxSentenceTold = 1000
+)
+
+// shorten keeps of a text that quotes a manifest what a person reads.
+func shorten(text string, most int) string {
 	if len(text) <= most {
 		return text
 	}

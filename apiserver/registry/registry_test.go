@@ -448,17 +448,23 @@ func TestEmptyMetadataIsAMistakeInAnyNamespace(t *testing.T) {
 func TestManyMistakes(t *testing.T) {
 	var refused *api.Error
 	r := New(storetest.New(), Config{Cluster: "east", ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16")})
-	long := "{apiVersion: v1, kind: Pod, metadata: {name: " + strings.Repeat("x", 20000) + "}}\n"
+	pod := func(namespace, name string) string {
+		return fmt.Sprintf("---\n{apiVersion: v1, kind: Pod, metadata: {namespace: %q, name: %q}}\n", namespace, name)
+	}
+	x, escaped := strings.Repeat("x", 20000), strings.Repeat("<", 1500)
 	for name, text := range map[string]string{
-		"in one list":       "[" + strings.Repeat("0,", 1000) + "0]",
-		"in many documents": strings.Repeat("0\n---\n", 1000),
-		"long ones":         strings.Repeat("---\n"+long, 1000),
+		"in one list":                  "[" + strings.Repeat("0,", 1000) + "0]",
+		"in many documents":            strings.Repeat("0\n---\n", 1000),
+		"of long names":                strings.Repeat(pod("shop", x), 110),
+		"of long namespaces":           strings.Repeat(pod(x, "web"), 110),
+		"that JSON escapes":            strings.Repeat(pod("shop", escaped), 110),
+		"that JSON escapes everywhere": strings.Repeat(pod(escaped, escaped), 110),
 	} {
 		_, err := r.Apply(t.Context(), []byte(text), "", false)
 		if !errors.As(err, &refused) || len(refused.Problems) != maxProblems+1 || !strings.Contains(refused.Problems[maxProblems].Message, "more mistakes") {
 			t.Errorf("%s: %+v", name, err)
 		}
-		if answer, err := json.Marshal(refused); len(answer) > 1<<19 || err != nil {
+		if answer, err := json.Marshal(refused); len(answer) > api.MaxErrorBytes || err != nil {
 			t.Errorf("%s: an answer of %d bytes, %v", name, len(answer), err)
 		}
 	}
