@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"strings"
+
+	kjson "sigs.k8s.io/json"
 )
 
 // Items returns the objects of a list in JSON: an array, kind List as kubectl
@@ -14,7 +16,7 @@ import (
 // -o json` prints them. A list in a list stands for its items, as deep as such
 // lists go: several clusters, several kinds, kind List. What is deeper is left
 // as it is, because every level costs a copy of all below. It returns false for
-// what is no list.
+// what is no list; kind List without items is none, and Items are no items.
 func Items(text []byte) (items []json.RawMessage, list bool) {
 	return appendItems(nil, text, deepest)
 }
@@ -30,19 +32,18 @@ func appendItems(items []json.RawMessage, text []byte, depth int) ([]json.RawMes
 		}
 	} else {
 		var l struct {
-			APIVersion string            `json:"apiVersion"`
-			Kind       string            `json:"kind"`
-			Cluster    string            `json:"cluster"`
-			Items      []json.RawMessage `json:"items"`
+			APIVersion string          `json:"apiVersion"`
+			Kind       string          `json:"kind"`
+			Cluster    string          `json:"cluster"`
+			Items      json.RawMessage `json:"items"` // null where there are none
 		}
-		if json.Unmarshal(text, &l) != nil {
+		if kjson.UnmarshalCaseSensitivePreserveInts(text, &l) != nil || json.Unmarshal(l.Items, &direct) != nil {
 			return items, false
 		}
-		ours := l.Cluster != "" && l.APIVersion == "" && l.Items != nil
+		ours := l.Cluster != "" && l.APIVersion == "" && direct != nil
 		if !ours && !strings.HasSuffix(l.Kind, "List") {
 			return items, false
 		}
-		direct = l.Items
 	}
 	for _, one := range direct {
 		list := false

@@ -117,6 +117,9 @@ func checkKind(text []byte) error {
 	if err := json.Unmarshal(text, &head); err != nil {
 		return fmt.Errorf("not an object with apiVersion and kind: %w", err)
 	}
+	if strings.HasSuffix(head.Kind, "List") {
+		return fmt.Errorf("kind %q has no items to take apart; list its policies under items, in few lists inside each other", head.Kind)
+	}
 	if head.Kind != KindNamespaced && head.Kind != KindClusterwide {
 		return fmt.Errorf("kind %q is not a policy; write %s or %s", head.Kind, KindNamespaced, KindClusterwide)
 	}

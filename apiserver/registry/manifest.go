@@ -153,6 +153,9 @@ func readObject(n, item int, text []byte, namespace string, headOnly bool) (*obj
 	if head.Kind == "" {
 		return nil, complain("kind is missing; known kinds are %s", knownKinds())
 	}
+	if strings.HasSuffix(head.Kind, "List") {
+		return nil, complain("kind %q has no items to take apart; list its objects under items, in few lists inside each other", head.Kind)
+	}
 	kind, ok := FindKind(head.Kind)
 	if !ok || kind.Name != head.Kind {
 		return nil, complain("unknown kind %q; known kinds are %s", head.Kind, knownKinds())
