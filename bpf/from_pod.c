@@ -213,7 +213,8 @@ int from_pod(struct __sk_buff *skb)
 		path = f->node ? path_to(s, f->node, f->cluster) : PATH_ALIVE;
 		if (unlikely(path != PATH_ALIVE)) {
 			dead |= ends(s, &key, f, path, now);
-			now = 0; /* see lately and advance */
+			if (established(f, p.proto))
+				now = 0; /* see lately and advance */
 		}
 		if (likely(!dead))
 			goto known;

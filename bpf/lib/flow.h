@@ -59,9 +59,9 @@ inline_always int established(const struct flow *f, __u8 proto)
 
 /* Was it heard while its path is dead? Two nodes do not find at the same moment
  * that the path between them is back: who is asked by the first to know answers.
- * What a pod sends over a silent or dead path is not noted, and a path is silent
- * for probe.DoubtTime, which is as long as this, before it is dead: so only the
- * other side counts. */
+ * What a pod sends on open TCP over a silent or dead path is not noted, and a
+ * path that gives no answer is silent for probe.DoubtTime, which is as long as
+ * this, before it is dead: so only the other side counts. */
 inline_always int lately(const struct flow *f, __u64 now)
 {
 	return now < f->seen + 500 * 1000 * 1000ULL;
