@@ -13,7 +13,7 @@ import (
 // itself waits 5 s, which two nodes that begin at the same moment pay in full:
 // each asks before the other knows its key, or their questions cross and both
 // answers come to nobody. They grow, so that no slow path is cut short for ever.
-// The agent looks at its lanes twice a second, so the first is that long.
+// The agent looks at its lanes twice a second: the first ends just before a look.
 //
 // This is the agent's, with the kernel's WireGuard as with `weft tunnel`, which
 // greets the peers of its life before also while no agent is there.
@@ -28,8 +28,8 @@ type asking struct {
 }
 
 // due are those of the lane's peers to make anew now. Of two nodes that call
-// each other the one with the greater key waits twice as long, so that they do
-// not meet again.
+// each other the one with the greater key waits half as long again, so that they
+// do not meet each time.
 func (s strangers) due(own Key, peers []wgtypes.Peer, now time.Time) (due []wgtypes.Peer) {
 	waiting := map[Key]bool{}
 	for _, p := range peers {
@@ -48,7 +48,7 @@ func (s strangers) due(own Key, peers []wgtypes.Peer, now time.Time) (due []wgty
 		}
 		pause := renewals[a.times]
 		if bytes.Compare(own[:], key[:]) > 0 {
-			pause *= 2
+			pause += pause / 2
 		}
 		if now.Sub(a.since) >= pause {
 			due = append(due, p)

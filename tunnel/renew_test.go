@@ -1,8 +1,10 @@
 package tunnel
 
 import (
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,30 +60,40 @@ func TestStrangersAreAskedAgain(t *testing.T) {
 	})
 }
 
-// Of two that call each other, and look twice a second at the same moments, as
-// agents do that the same event woke, never both make the other anew.
+// Two that call each other look twice a second. If they do so in step, as agents
+// that the same event woke, never both make the other anew at once; and not each
+// time, however much later one began.
 func TestStrangersDoNotMeetAgain(t *testing.T) {
 	small, great, start := Key{1}, Key{2}, time.Now()
-	turn := 500 * time.Millisecond
-	called := map[Key]int{}
-	sides := map[Key]strangers{small: {}, great: {}}
-	for at := time.Duration(0); at < time.Minute; at += turn {
-		both := 0
-		for own, other := range map[Key]Key{small: great, great: small} {
-			peers := []wgtypes.Peer{{PublicKey: wgtypes.Key(other), Endpoint: &net.UDPAddr{}}}
-			n := len(sides[own].due(own, peers, start.Add(at)))
-			called[own] += n
-			both += n
-			if own == small && at == turn && n != 1 {
-				t.Error("the smaller key does not call again at the first turn")
+	const turn = 500 * time.Millisecond
+	calls := func(own, other Key, begin time.Duration) map[time.Duration]bool {
+		s, at := strangers{}, map[time.Duration]bool{}
+		peers := []wgtypes.Peer{{PublicKey: wgtypes.Key(other), Endpoint: &net.UDPAddr{}}}
+		for now := begin; now < begin+time.Minute; now += turn {
+			if len(s.due(own, peers, start.Add(now))) > 0 {
+				at[now] = true
 			}
 		}
-		if both == 2 {
-			t.Errorf("both call again after %v", at)
-		}
+		return at
 	}
-	if called[small] != len(renewals) || called[great] != len(renewals) {
-		t.Errorf("called again %d and %d times, want %d each", called[small], called[great], len(renewals))
+	first := calls(small, great, 0)
+	if len(first) != len(renewals) || !first[turn] {
+		t.Errorf("the smaller key calls again after %v", slices.Sorted(maps.Keys(first)))
+	}
+	for begin := -20 * turn; begin <= 20*turn; begin += turn {
+		second := calls(great, small, begin)
+		if len(second) != len(renewals) {
+			t.Errorf("the greater key calls again after %v", slices.Sorted(maps.Keys(second)))
+		}
+		met := 0
+		for at := range second {
+			if first[at] {
+				met++
+			}
+		}
+		if met > 2 || met > 0 && begin == 0 {
+			t.Errorf("begun %v apart they meet %d times", begin, met)
+		}
 	}
 }
 
