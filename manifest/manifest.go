@@ -16,7 +16,8 @@ import (
 // -o json` prints them. A list in a list stands for its items, as deep as such
 // lists go: several clusters, several kinds, kind List. What is deeper is left
 // as it is, because every level costs a copy of all below. It returns false for
-// what is no list; kind List without items is none, and Items are no items.
+// what is no list: kind List without items is none, nor with more than a list has,
+// such as Items.
 func Items(text []byte) (items []json.RawMessage, list bool) {
 	return appendItems(nil, text, deepest)
 }
@@ -34,10 +35,13 @@ func appendItems(items []json.RawMessage, text []byte, depth int) ([]json.RawMes
 		var l struct {
 			APIVersion string          `json:"apiVersion"`
 			Kind       string          `json:"kind"`
+			Metadata   json.RawMessage `json:"metadata"`
 			Cluster    string          `json:"cluster"`
+			Revision   json.RawMessage `json:"revision"`
 			Items      json.RawMessage `json:"items"` // null where there are none
 		}
-		if kjson.UnmarshalCaseSensitivePreserveInts(text, &l) != nil || json.Unmarshal(l.Items, &direct) != nil {
+		unknown, err := kjson.UnmarshalStrict(text, &l)
+		if err != nil || len(unknown) > 0 || json.Unmarshal(l.Items, &direct) != nil {
 			return items, false
 		}
 		ours := l.Cluster != "" && l.APIVersion == "" && direct != nil

@@ -114,11 +114,11 @@ func checkKind(text []byte) error {
 		APIVersion string `json:"apiVersion"`
 		Kind       string `json:"kind"`
 	}
-	if err := json.Unmarshal(text, &head); err != nil {
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &head); err != nil {
 		return fmt.Errorf("not an object with apiVersion and kind: %w", err)
 	}
 	if strings.HasSuffix(head.Kind, "List") {
-		return fmt.Errorf("kind %q has no items to take apart; list its policies under items, in few lists inside each other", head.Kind)
+		return fmt.Errorf("kind %q is no list to take apart; one has apiVersion, kind, metadata and items, nothing else, and stands in no more than 3 others", head.Kind)
 	}
 	if head.Kind != KindNamespaced && head.Kind != KindClusterwide {
 		return fmt.Errorf("kind %q is not a policy; write %s or %s", head.Kind, KindNamespaced, KindClusterwide)

@@ -154,7 +154,7 @@ func readObject(n, item int, text []byte, namespace string, headOnly bool) (*obj
 		return nil, complain("kind is missing; known kinds are %s", knownKinds())
 	}
 	if strings.HasSuffix(head.Kind, "List") {
-		return nil, complain("kind %q has no items to take apart; list its objects under items, in few lists inside each other", head.Kind)
+		return nil, complain("kind %q is no list to take apart; one has apiVersion, kind, metadata and items, nothing else, and stands in no more than 3 others", head.Kind)
 	}
 	kind, ok := FindKind(head.Kind)
 	if !ok || kind.Name != head.Kind {
