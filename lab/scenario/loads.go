@@ -23,11 +23,13 @@ type load struct {
 	name, from, target string
 	task               *lab.Task
 	begun              time.Time
+	keep               int           // connections
 	read               chan struct{} // closed when all samples are in
 
 	mu      sync.Mutex
 	samples []traffic.Sample // guarded by mu; in the order in which they ended
 	known   time.Time        // guarded by mu; requests that began before have a sample
+	made    map[int]bool     // guarded by mu; kept connections that were ever answered on
 	stopped bool
 }
 
@@ -44,9 +46,16 @@ func (l *load) gather(r *os.File) {
 		if line.Oldest != 0 {
 			l.known = time.UnixMicro(line.Oldest)
 		} else {
-			l.samples = append(l.samples, line.Sample)
+			l.addLocked(line.Sample)
 		}
 		l.mu.Unlock()
+	}
+}
+
+func (l *load) addLocked(s traffic.Sample) {
+	l.samples = append(l.samples, s)
+	if s.Error == "" && s.Conn > 0 {
+		l.made[s.Conn] = true
 	}
 }
 
@@ -67,6 +76,13 @@ func (l *load) complete() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.known
+}
+
+// connections counts those kept ones that were ever answered on.
+func (l *load) connections() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.made)
 }
 
 func (l *load) stop() error {
@@ -106,7 +122,7 @@ func (o *loadOptions) define(f *flag.FlagSet) {
 // loadUsage is the manual of the load verbs.
 const loadUsage = `load start NAME [--rate N] [--keep N] [--timeout D] NODE|POD TARGET   new connections, or N that are kept
        load stop NAME                                                stops it; figures NAME_requests, NAME_failed
-       load steady NAME [--within D]                                 all requests of the last D are good
+       load steady NAME [--within D]                                 all requests of the last D are good, all N connections made
        load blocked NAME [--within D]                                none of the last D is good
        load answers NAME [--within D | --since MARK] CLUSTER|CLUSTER/POD...
                                                                      answers of the last D, or of all requests since, come from exactly these
@@ -191,7 +207,7 @@ func (v *Live) startLoad(name, from, target string, o loadOptions) error {
 		r.Close()
 		return err
 	}
-	l := &load{name: name, from: from, target: target, task: task, begun: time.Now(), read: make(chan struct{})}
+	l := &load{name: name, from: from, target: target, task: task, begun: time.Now(), keep: o.keep, read: make(chan struct{}), made: map[int]bool{}}
 	v.mu.Lock()
 	v.loads[name] = l
 	v.mu.Unlock()
@@ -210,15 +226,19 @@ func (v *Live) stopLoad(l *load) error {
 	return nil
 }
 
-// steady is about requests that ended of late. The load has run for as long, and
-// none hangs for half of it: one that is about to fail would otherwise be counted
-// against what the script does next.
+// steady is about requests that ended of late. The load has run for as long, all
+// connections that it keeps are made, and no request hangs for half of it: one
+// that is about to fail would otherwise be counted against what the script does
+// next.
 func (l *load) steady(o loadOptions) error {
 	if ran := time.Since(l.begun); ran < o.within {
 		return fmt.Errorf("it has run for %v only", ran.Round(time.Millisecond))
 	}
 	if hanging := time.Since(l.complete()); hanging > o.within/2 {
 		return fmt.Errorf("a request has been under way for %v", hanging.Round(time.Millisecond))
+	}
+	if made := l.connections(); made < l.keep {
+		return fmt.Errorf("of %d connections that it keeps %d are made", l.keep, made)
 	}
 	t := traffic.Count(l.all(time.Now().Add(-o.within)))
 	if t.Requests == 0 || t.Failed > 0 {

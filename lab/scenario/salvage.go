@@ -29,7 +29,8 @@ func (v *Live) salvage(ctx context.Context) error {
 	)
 }
 
-// keepFiles copies the files of a directory, every one that can be copied.
+// keepFiles copies the files of a directory that has no folders, every one that
+// can be copied.
 func keepFiles(to, from string) error {
 	files, err := os.ReadDir(from)
 	failed := []error{err}

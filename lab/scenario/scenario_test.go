@@ -72,7 +72,7 @@ func TestFlagsStandAnywhere(t *testing.T) {
 func samples(words string) *load {
 	fields := strings.Fields(words)
 	begin := time.Now().Add(-time.Duration(len(fields)) * 10 * time.Millisecond)
-	l := &load{name: "x", known: time.Now()}
+	l := &load{name: "x", known: time.Now(), made: map[int]bool{}}
 	for i, word := range fields {
 		s := traffic.Sample{At: begin.Add(time.Duration(i) * 10 * time.Millisecond).UnixMicro(), Took: 1000, Conn: i%2 + 1}
 		if reason, failed := strings.CutPrefix(word, "!"); failed {
@@ -80,7 +80,7 @@ func samples(words string) *load {
 		} else {
 			s.Cluster, s.Pod, _ = strings.Cut(word, "/")
 		}
-		l.samples = append(l.samples, s)
+		l.addLocked(s)
 	}
 	return l
 }
@@ -102,6 +102,8 @@ func TestLoadVerdicts(t *testing.T) {
 		hanging.known = time.Now().Add(-600 * time.Millisecond)
 		young := samples("east/a east/a")
 		young.begun = time.Now().Add(-500 * time.Millisecond)
+		kept, unmade := samples("east/a east/a"), samples("east/a !reset east/a")
+		kept.keep, unmade.keep = 2, 2
 		verdicts = map[string]verdict{
 			"steady":             {good.steady(o), ""},
 			"not steady":         {mixed.steady(o), "1 failed (1 timeout)"},
@@ -116,6 +118,8 @@ func TestLoadVerdicts(t *testing.T) {
 			"one before now":     {v.answers(good, now, []string{"east", "west"}), "nobody"},
 			"nobody answers":     {v.answers(dead, o, []string{"east"}), "nobody"},
 			"one is hanging":     {hanging.steady(o), "under way"},
+			"all are made":       {kept.steady(o), ""},
+			"one is not made":    {unmade.steady(o), "of 2 connections that it keeps 1 are made"},
 			"too young to tell":  {young.steady(o), "has run for"},
 		}
 	})
