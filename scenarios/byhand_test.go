@@ -129,13 +129,14 @@ func TestLabByHand(t *testing.T) {
 	run(1, "down", first.ID)
 
 	// A killed process holds its lab until it has ended.
-	for _, r := range []lab.Record{second, third} {
+	kill := func(r lab.Record) string {
+		t.Helper()
 		if err := syscall.Kill(r.PID, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		for deadline := time.Now().Add(time.Minute); ; {
 			if _, alive := listed(r.ID); !alive {
-				break
+				return r.ID
 			}
 			if time.Now().After(deadline) {
 				t.Fatalf("lab %s is alive although its process was killed", r.ID)
@@ -145,7 +146,7 @@ func TestLabByHand(t *testing.T) {
 	// Whoever raises a lab elsewhere on this machine prunes too, and may be first,
 	// or just at it. What is dead goes in any case; the rest is tried until nobody
 	// came between.
-	one, other := second.ID, third.ID
+	one, other := kill(second), kill(third)
 	for tries := 1; ; tries++ {
 		code, _, stderr := try("down", one)
 		goes(one)
@@ -158,22 +159,8 @@ func TestLabByHand(t *testing.T) {
 		if tries == 10 {
 			t.Fatalf("down of lab %s: exit code %d, lab %s spared: %v\n%s\nthen prune says %q", one, code, other, spared, stderr, pruned)
 		}
-		one, other = dead(t), dead(t)
+		one, other = kill(up()), kill(up())
 	}
-}
-
-// dead makes what a killed lab leaves, in small, and returns its ID.
-func dead(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp(lab.Root, "dead-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.WriteFile(filepath.Join(dir, "lab.json"), []byte("{}"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return filepath.Base(dir)
 }
 
 // What can explain a failure is kept, and at hand while the lab is kept too.
