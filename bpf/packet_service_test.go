@@ -247,6 +247,14 @@ var failureCases = []packetCase{
 		}, hook: "from a", in: ip(podA, podC, tcp(80, 1000, "PA").at(7, 9)), want: ReasonResetSent,
 			out: ip(podC, podA, tcp(1000, 80, "R").at(9, 0))},
 	}},
+	{name: "a flow over a dead path lives as long as its pod answers", steps: []step{
+		{hook: "out of tunnel", in: ip(podC, podA, udp(1000, 53)), want: ReasonDelivered},
+		{change: func(n *node) {
+			nodeDies(3)(n)
+			n.age(NotTCP * 2 / 3)
+		}, hook: "from a", in: ip(podA, podC, udp(53, 1000)), want: ReasonTunnelled},
+		{change: ages(NotTCP * 2 / 3), hook: "from a", in: ip(podA, podC, udp(53, 1000)), want: ReasonTunnelled, check: flowsAre(1)},
+	}},
 	{name: "node lost: a service's UDP goes elsewhere", state: onlyC, steps: []step{
 		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
 		{change: func(n *node) {

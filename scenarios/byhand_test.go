@@ -159,7 +159,8 @@ func TestLabByHand(t *testing.T) {
 		if tries == 10 {
 			t.Fatalf("down of lab %s: exit code %d, lab %s spared: %v\n%s\nthen prune says %q", one, code, other, spared, stderr, pruned)
 		}
-		one, other = kill(up()), kill(up())
+		a, b := up(), up() // which prunes: both before one is dead
+		one, other = kill(a), kill(b)
 	}
 }
 

@@ -238,7 +238,7 @@ func (l *load) steady(o loadOptions) error {
 		return fmt.Errorf("a request has been under way for %v", hanging.Round(time.Millisecond))
 	}
 	if made := l.connections(); made < l.keep {
-		return fmt.Errorf("of %d connections that it keeps %d are made", l.keep, made)
+		return fmt.Errorf("of %d connections that it keeps %d were made", l.keep, made)
 	}
 	t := traffic.Count(l.all(time.Now().Add(-o.within)))
 	if t.Requests == 0 || t.Failed > 0 {

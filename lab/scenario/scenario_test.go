@@ -119,7 +119,7 @@ func TestLoadVerdicts(t *testing.T) {
 			"nobody answers":     {v.answers(dead, o, []string{"east"}), "nobody"},
 			"one is hanging":     {hanging.steady(o), "under way"},
 			"all are made":       {kept.steady(o), ""},
-			"one is not made":    {unmade.steady(o), "of 2 connections that it keeps 1 are made"},
+			"one is not made":    {unmade.steady(o), "of 2 connections that it keeps 1 were made"},
 			"too young to tell":  {young.steady(o), "has run for"},
 		}
 	})
