@@ -6,6 +6,7 @@ package manifest
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strings"
 
 	kjson "sigs.k8s.io/json"
@@ -24,6 +25,17 @@ func Items(text []byte) (items []json.RawMessage, list bool) {
 
 // deepest is how many lists may be in each other.
 const deepest = 4
+
+// Misshapen says what is wrong with an object of a list's kind that Items took
+// for no list; nil for other kinds.
+func Misshapen(kind string) error {
+	if !isList(kind) {
+		return nil
+	}
+	return fmt.Errorf("kind %q is no list to take apart; one has apiVersion, kind, metadata and items, nothing else, and stands in no more than %d others", kind, deepest-1)
+}
+
+func isList(kind string) bool { return strings.HasSuffix(kind, "List") }
 
 func appendItems(items []json.RawMessage, text []byte, depth int) ([]json.RawMessage, bool) {
 	var direct []json.RawMessage
@@ -45,7 +57,7 @@ func appendItems(items []json.RawMessage, text []byte, depth int) ([]json.RawMes
 			return items, false
 		}
 		ours := l.Cluster != "" && l.APIVersion == "" && direct != nil
-		if !ours && !strings.HasSuffix(l.Kind, "List") {
+		if !ours && !isList(l.Kind) {
 			return items, false
 		}
 	}

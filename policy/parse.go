@@ -117,8 +117,8 @@ func checkKind(text []byte) error {
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &head); err != nil {
 		return fmt.Errorf("not an object with apiVersion and kind: %w", err)
 	}
-	if strings.HasSuffix(head.Kind, "List") {
-		return fmt.Errorf("kind %q is no list to take apart; one has apiVersion, kind, metadata and items, nothing else, and stands in no more than 3 others", head.Kind)
+	if err := lists.Misshapen(head.Kind); err != nil {
+		return err
 	}
 	if head.Kind != KindNamespaced && head.Kind != KindClusterwide {
 		return fmt.Errorf("kind %q is not a policy; write %s or %s", head.Kind, KindNamespaced, KindClusterwide)

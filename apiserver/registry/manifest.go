@@ -153,8 +153,8 @@ func readObject(n, item int, text []byte, namespace string, headOnly bool) (*obj
 	if head.Kind == "" {
 		return nil, complain("kind is missing; known kinds are %s", knownKinds())
 	}
-	if strings.HasSuffix(head.Kind, "List") {
-		return nil, complain("kind %q is no list to take apart; one has apiVersion, kind, metadata and items, nothing else, and stands in no more than 3 others", head.Kind)
+	if err := manifest.Misshapen(head.Kind); err != nil {
+		return nil, complain("%s", err)
 	}
 	kind, ok := FindKind(head.Kind)
 	if !ok || kind.Name != head.Kind {
