@@ -97,12 +97,17 @@ func TestLabByHand(t *testing.T) {
 			t.Errorf("lab %s is left over: %v", id, dirs)
 		}
 	}
+	eventually := func(what string, holds func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("not within a minute: %s", what)
+			}
+		}
+	}
 	goes := func(id string) {
 		t.Helper()
-		deadline := time.Now().Add(time.Minute)
-		for ; len(left(id)) > 0 && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		}
-		gone(id)
+		eventually("nothing is left of lab "+id, func() bool { return len(left(id)) == 0 })
 	}
 	up := func() lab.Record {
 		t.Helper()
@@ -134,14 +139,8 @@ func TestLabByHand(t *testing.T) {
 		if err := syscall.Kill(r.PID, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		for deadline := time.Now().Add(time.Minute); ; {
-			if _, alive := listed(r.ID); !alive {
-				return r.ID
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("lab %s is alive although its process was killed", r.ID)
-			}
-		}
+		eventually("the list knows that the process of lab "+r.ID+" was killed", func() bool { _, alive := listed(r.ID); return !alive })
+		return r.ID
 	}
 	// Whoever raises a lab elsewhere on this machine prunes too, and may be first,
 	// or just at it. What is dead goes in any case; the rest is tried until nobody

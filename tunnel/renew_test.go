@@ -67,14 +67,14 @@ func TestStrangersDoNotMeetAgain(t *testing.T) {
 	small, great, start := Key{1}, Key{2}, time.Now()
 	const turn = 500 * time.Millisecond
 	calls := func(own, other Key, begin time.Duration) map[time.Duration]bool {
-		s, at := strangers{}, map[time.Duration]bool{}
+		s, called := strangers{}, map[time.Duration]bool{}
 		peers := []wgtypes.Peer{{PublicKey: wgtypes.Key(other), Endpoint: &net.UDPAddr{}}}
-		for now := begin; now < begin+time.Minute; now += turn {
-			if len(s.due(own, peers, start.Add(now))) > 0 {
-				at[now] = true
+		for at := begin; at < begin+time.Minute; at += turn {
+			if len(s.due(own, peers, start.Add(at))) > 0 {
+				called[at] = true
 			}
 		}
-		return at
+		return called
 	}
 	first := calls(small, great, 0)
 	if len(first) != len(renewals) || !first[turn] {

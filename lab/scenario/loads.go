@@ -29,7 +29,6 @@ type load struct {
 	mu      sync.Mutex
 	samples []traffic.Sample // guarded by mu; in the order in which they ended
 	known   time.Time        // guarded by mu; requests that began before have a sample
-	made    map[int]bool     // guarded by mu; kept connections that were ever answered on
 	stopped bool
 }
 
@@ -46,16 +45,9 @@ func (l *load) gather(r *os.File) {
 		if line.Oldest != 0 {
 			l.known = time.UnixMicro(line.Oldest)
 		} else {
-			l.addLocked(line.Sample)
+			l.samples = append(l.samples, line.Sample)
 		}
 		l.mu.Unlock()
-	}
-}
-
-func (l *load) addLocked(s traffic.Sample) {
-	l.samples = append(l.samples, s)
-	if s.Error == "" && s.Conn > 0 {
-		l.made[s.Conn] = true
 	}
 }
 
@@ -82,7 +74,13 @@ func (l *load) complete() time.Time {
 func (l *load) connections() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.made)
+	made := map[int]bool{}
+	for i := 0; i < len(l.samples) && len(made) < l.keep; i++ {
+		if s := l.samples[i]; s.Error == "" {
+			made[s.Conn] = true
+		}
+	}
+	return len(made)
 }
 
 func (l *load) stop() error {
@@ -207,7 +205,7 @@ func (v *Live) startLoad(name, from, target string, o loadOptions) error {
 		r.Close()
 		return err
 	}
-	l := &load{name: name, from: from, target: target, task: task, begun: time.Now(), keep: o.keep, read: make(chan struct{}), made: map[int]bool{}}
+	l := &load{name: name, from: from, target: target, task: task, begun: time.Now(), keep: o.keep, read: make(chan struct{})}
 	v.mu.Lock()
 	v.loads[name] = l
 	v.mu.Unlock()

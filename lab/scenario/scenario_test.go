@@ -72,7 +72,7 @@ func TestFlagsStandAnywhere(t *testing.T) {
 func samples(words string) *load {
 	fields := strings.Fields(words)
 	begin := time.Now().Add(-time.Duration(len(fields)) * 10 * time.Millisecond)
-	l := &load{name: "x", known: time.Now(), made: map[int]bool{}}
+	l := &load{name: "x", known: time.Now()}
 	for i, word := range fields {
 		s := traffic.Sample{At: begin.Add(time.Duration(i) * 10 * time.Millisecond).UnixMicro(), Took: 1000, Conn: i%2 + 1}
 		if reason, failed := strings.CutPrefix(word, "!"); failed {
@@ -80,7 +80,7 @@ func samples(words string) *load {
 		} else {
 			s.Cluster, s.Pod, _ = strings.Cut(word, "/")
 		}
-		l.addLocked(s)
+		l.samples = append(l.samples, s)
 	}
 	return l
 }
