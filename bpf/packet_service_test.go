@@ -262,6 +262,14 @@ var failureCases = []packetCase{
 			nodeDies(3)(n)
 		}, hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podD, udp(1000, 8080)), check: flowsAre(1)},
 	}},
+	{name: "a flow over a dead path runs out although its pod asks", steps: []step{
+		{hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonTunnelled},
+		{change: func(n *node) {
+			nodeDies(3)(n)
+			n.age(NotTCP * 2 / 3)
+		}, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonPathDown, check: flowsAre(1)},
+		{change: ages(NotTCP * 2 / 3), hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonPathDown, check: flowsAre(0)},
+	}},
 	{name: "node lost: other traffic is dropped, the flow waits", steps: []step{
 		{hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonTunnelled},
 		{change: nodeDies(3), hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonPathDown, check: flowsAre(1)},
