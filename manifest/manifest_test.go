@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 )
 
@@ -38,5 +39,29 @@ func TestItems(t *testing.T) {
 				t.Errorf("got %s, %v; want %s, %v", got, list, c.want, c.list)
 			}
 		})
+	}
+}
+
+// The advice names the depth to which Items takes lists apart.
+func TestMisshapen(t *testing.T) {
+	nested := func(others int) string {
+		const open, end = `{"kind":"List","items":[`, `]}`
+		return strings.Repeat(open, others+1) + `{"kind":"Pod"}` + strings.Repeat(end, others+1)
+	}
+	for others, want := range map[int]string{3: "Pod", 4: "List"} {
+		items, list := Items([]byte(nested(others)))
+		if !list || len(items) != 1 {
+			t.Fatalf("a list in %d others: %s, %v", others, items, list)
+		}
+		var left struct{ Kind string }
+		if err := json.Unmarshal(items[0], &left); err != nil || left.Kind != want {
+			t.Errorf("of a list in %d others a %s is left, want a %s (%v)", others, left.Kind, want, err)
+		}
+	}
+	if err := Misshapen("PodList"); err == nil || !strings.Contains(err.Error(), `kind "PodList"`) || !strings.Contains(err.Error(), "in no more than 3 other lists") {
+		t.Errorf("a list's kind: %v", err)
+	}
+	if err := Misshapen("Pod"); err != nil {
+		t.Errorf("another kind: %v", err)
 	}
 }
