@@ -74,13 +74,13 @@ func (l *load) complete() time.Time {
 func (l *load) connections() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	made := map[int]bool{}
-	for i := 0; i < len(l.samples) && len(made) < l.keep; i++ {
+	answered := map[int]bool{}
+	for i := 0; i < len(l.samples) && len(answered) < l.keep; i++ {
 		if s := l.samples[i]; s.Error == "" {
-			made[s.Conn] = true
+			answered[s.Conn] = true
 		}
 	}
-	return len(made)
+	return len(answered)
 }
 
 func (l *load) stop() error {
@@ -120,7 +120,7 @@ func (o *loadOptions) define(f *flag.FlagSet) {
 // loadUsage is the manual of the load verbs.
 const loadUsage = `load start NAME [--rate N] [--keep N] [--timeout D] NODE|POD TARGET   new connections, or N that are kept
        load stop NAME                                                stops it; figures NAME_requests, NAME_failed
-       load steady NAME [--within D]                                 all requests of the last D are good, all N connections made
+       load steady NAME [--within D]                                 all requests of the last D are good, each of N connections was answered on
        load blocked NAME [--within D]                                none of the last D is good
        load answers NAME [--within D | --since MARK] CLUSTER|CLUSTER/POD...
                                                                      answers of the last D, or of all requests since, come from exactly these
@@ -224,10 +224,10 @@ func (v *Live) stopLoad(l *load) error {
 	return nil
 }
 
-// steady is about requests that ended of late. The load has run for as long, all
-// connections that it keeps are made, and no request hangs for half of it: one
-// that is about to fail would otherwise be counted against what the script does
-// next.
+// steady is about requests that ended of late. The load has run for as long, each
+// connection that it keeps was answered on, and no request hangs for half of it:
+// one that is about to fail would otherwise be counted against what the script
+// does next.
 func (l *load) steady(o loadOptions) error {
 	if ran := time.Since(l.begun); ran < o.within {
 		return fmt.Errorf("it has run for %v only", ran.Round(time.Millisecond))
@@ -235,8 +235,8 @@ func (l *load) steady(o loadOptions) error {
 	if hanging := time.Since(l.complete()); hanging > o.within/2 {
 		return fmt.Errorf("a request has been under way for %v", hanging.Round(time.Millisecond))
 	}
-	if made := l.connections(); made < l.keep {
-		return fmt.Errorf("of %d connections that it keeps %d were made", l.keep, made)
+	if answered := l.connections(); answered < l.keep {
+		return fmt.Errorf("of %d connections that it keeps %d were ever answered on", l.keep, answered)
 	}
 	t := traffic.Count(l.all(time.Now().Add(-o.within)))
 	if t.Requests == 0 || t.Failed > 0 {

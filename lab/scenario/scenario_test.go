@@ -102,8 +102,8 @@ func TestLoadVerdicts(t *testing.T) {
 		hanging.known = time.Now().Add(-600 * time.Millisecond)
 		young := samples("east/a east/a")
 		young.begun = time.Now().Add(-500 * time.Millisecond)
-		kept, unmade := samples("east/a east/a"), samples("east/a !reset east/a")
-		kept.keep, unmade.keep = 2, 2
+		kept, partly := samples("east/a east/a"), samples("east/a !reset east/a")
+		kept.keep, partly.keep = 2, 2
 		verdicts = map[string]verdict{
 			"steady":             {good.steady(o), ""},
 			"not steady":         {mixed.steady(o), "1 failed (1 timeout)"},
@@ -118,8 +118,8 @@ func TestLoadVerdicts(t *testing.T) {
 			"one before now":     {v.answers(good, now, []string{"east", "west"}), "nobody"},
 			"nobody answers":     {v.answers(dead, o, []string{"east"}), "nobody"},
 			"one is hanging":     {hanging.steady(o), "under way"},
-			"all are made":       {kept.steady(o), ""},
-			"one is not made":    {unmade.steady(o), "of 2 connections that it keeps 1 were made"},
+			"all answer":         {kept.steady(o), ""},
+			"one never did":      {partly.steady(o), "of 2 connections that it keeps 1 were ever answered on"},
 			"too young to tell":  {young.steady(o), "has run for"},
 		}
 	})
