@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,23 +92,23 @@ func TestLabByHand(t *testing.T) {
 		}
 		return dirs
 	}
-	gone := func(id string) {
-		t.Helper()
+	gone := func(id string) error {
 		if dirs := left(id); len(dirs) > 0 {
-			t.Errorf("lab %s is left over: %v", id, dirs)
+			return fmt.Errorf("of lab %s is left over: %v", id, dirs)
 		}
+		return nil
 	}
-	eventually := func(what string, holds func() bool) {
+	eventually := func(f func() error) {
 		t.Helper()
-		for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+			err := f()
+			if err == nil {
+				return
+			}
 			if time.Now().After(deadline) {
-				t.Fatalf("not within a minute: %s", what)
+				t.Fatalf("still not after a minute: %v", err)
 			}
 		}
-	}
-	goes := func(id string) {
-		t.Helper()
-		eventually("nothing is left of lab "+id, func() bool { return len(left(id)) == 0 })
 	}
 	up := func() lab.Record {
 		t.Helper()
@@ -130,7 +131,9 @@ func TestLabByHand(t *testing.T) {
 	if got := run(0, "down", first.ID, "-o", "json"); !strings.Contains(got, first.ID) || strings.Contains(got, second.ID) {
 		t.Errorf("down says %s", got)
 	}
-	gone(first.ID)
+	if err := gone(first.ID); err != nil {
+		t.Error(err)
+	}
 	run(1, "down", first.ID)
 
 	// A killed process holds its lab until it has ended.
@@ -139,7 +142,12 @@ func TestLabByHand(t *testing.T) {
 		if err := syscall.Kill(r.PID, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		eventually("the list knows that the process of lab "+r.ID+" was killed", func() bool { _, alive := listed(r.ID); return !alive })
+		eventually(func() error {
+			if _, alive := listed(r.ID); alive {
+				return fmt.Errorf("the list takes lab %s for alive, whose process was killed", r.ID)
+			}
+			return nil
+		})
 		return r.ID
 	}
 	// Whoever raises a lab elsewhere on this machine prunes too, and may be first,
@@ -148,10 +156,21 @@ func TestLabByHand(t *testing.T) {
 	one, other := kill(second), kill(third)
 	for tries := 1; ; tries++ {
 		code, _, stderr := try("down", one)
-		goes(one)
-		spared := len(left(other)) > 0
+		eventually(func() error {
+			if err := gone(one); err != nil {
+				return fmt.Errorf("%w; down said: %s", err, stderr)
+			}
+			return nil
+		})
+		spared := gone(other) != nil
 		pruned := run(0, "prune")
-		goes(other)
+		eventually(func() error {
+			err := gone(other)
+			if err != nil {
+				err = fmt.Errorf("%w; prune said: %s", err, run(0, "prune"))
+			}
+			return err
+		})
 		if code == 0 && spared && strings.Contains(pruned, other) {
 			break
 		}
