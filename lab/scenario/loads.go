@@ -120,7 +120,7 @@ func (o *loadOptions) define(f *flag.FlagSet) {
 // loadUsage is the manual of the load verbs.
 const loadUsage = `load start NAME [--rate N] [--keep N] [--timeout D] NODE|POD TARGET   new connections, or N that are kept
        load stop NAME                                                stops it; figures NAME_requests, NAME_failed
-       load steady NAME [--within D]                                 all requests of the last D are good, each of N connections was answered on
+       load steady NAME [--within D]                                 all requests of the last D are good, each connection that it keeps was ever answered on
        load blocked NAME [--within D]                                none of the last D is good
        load answers NAME [--within D | --since MARK] CLUSTER|CLUSTER/POD...
                                                                      answers of the last D, or of all requests since, come from exactly these
