@@ -244,7 +244,7 @@ func TestFromApplyToSliceThroughRestart(t *testing.T) {
 		}
 		return err
 	})
-	if status.Cluster.Services != 1 || status.Cluster.Identities != 1 || status.Nodes[0].State != nodeSilent || status.Cluster.StoreVersion == "" || status.Cluster.Version != "v1" {
+	if status.Cluster.Services != 1 || status.Cluster.Identities != 1 || status.Nodes[0].State != api.NodeSilent || status.Cluster.StoreVersion == "" || status.Cluster.Version != "v1" {
 		t.Errorf("status: %+v", status)
 	}
 	generation := status.Cluster.Generation
@@ -279,7 +279,7 @@ func TestFromApplyToSliceThroughRestart(t *testing.T) {
 	})
 	eventually(t, "node is ready", func() error {
 		list, err := admin.Nodes(ctx)
-		if err != nil || list.Nodes[0].State != nodeReady || list.Nodes[0].Epoch != 3 {
+		if err != nil || list.Nodes[0].State != api.NodeReady || list.Nodes[0].Epoch != 3 {
 			return fmt.Errorf("%v %+v", err, list)
 		}
 		return nil

@@ -16,15 +16,6 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// States of a node, as an operator sees them. They are about its agent: packets
-// may well go on without it.
-const (
-	nodeReady     = "ready"
-	nodeStarting  = "starting" // it answers, but has not reported in full yet
-	nodeSilent    = "silent"
-	nodeNeverSeen = "never-seen"
-)
-
 // census knows when each node's agent was last heard of, by the mark it keeps
 // in the store under a lease and by gossip.
 type census struct {
@@ -38,13 +29,20 @@ type census struct {
 	seen     map[string]time.Time // last sign of life
 	gossiped map[string]bool      // what gossip says, if anything
 	deaths   map[string]time.Time // when gossip gave it up
+	states   map[string]stay      // as last shown
 	changed  chan struct{}        // has one element when deaths changed
+}
+
+// stay is how long a node has been in a state.
+type stay struct {
+	state string
+	since time.Time
 }
 
 func newCensus(s store.Store, log *slog.Logger) *census {
 	return &census{
 		store: s, log: log, claims: map[string]wire.NodeState{}, problems: map[string]wire.NodeProblems{}, synced: map[string]bool{}, seen: map[string]time.Time{},
-		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, changed: make(chan struct{}, 1),
+		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, states: map[string]stay{}, changed: make(chan struct{}, 1),
 	}
 }
 
@@ -122,6 +120,7 @@ func (c *census) forget(node string) {
 	delete(c.seen, node)
 	delete(c.gossiped, node)
 	delete(c.deaths, node)
+	delete(c.states, node)
 }
 
 // dead are the nodes whose agents gossip has given up, and when.
@@ -167,7 +166,7 @@ func (c *census) status(cluster string, register map[string]nodes.Registration, 
 	for _, name := range slices.Sorted(maps.Keys(register)) {
 		r := register[name]
 		s := api.NodeStatus{
-			Cluster: cluster, Name: name, State: nodeReady, Addresses: r.Addresses, Internal: r.Internal(), PodCIDRs: r.PodCIDRs,
+			Cluster: cluster, Name: name, State: api.NodeReady, Addresses: r.Addresses, Internal: r.Internal(), PodCIDRs: r.PodCIDRs,
 			Endpoints: endpoints[name], Epoch: c.claims[name].Epoch, LastSeen: c.seen[name], Refused: refused[name],
 		}
 		for _, p := range c.problems[name].Problems {
@@ -183,15 +182,19 @@ func (c *census) status(cluster string, register map[string]nodes.Registration, 
 		_, claimed := c.claims[name]
 		switch {
 		case !claimed && s.LastSeen.IsZero():
-			s.State = nodeNeverSeen
+			s.State = api.NodeNeverConnected
 		case known && !alive, !known && !c.synced[name]:
-			s.State = nodeSilent
+			s.State = api.NodeSilent
 		case !c.synced[name]:
-			s.State = nodeStarting
+			s.State = api.NodeStarting
 		}
 		if !s.LastSeen.IsZero() {
 			s.AgeSeconds = max(0, now.Sub(s.LastSeen).Seconds())
 		}
+		if c.states[name].state != s.State {
+			c.states[name] = stay{s.State, now}
+		}
+		s.Since = c.states[name].since
 		out = append(out, s)
 	}
 	slices.SortStableFunc(out, func(a, b api.NodeStatus) int { return cmp.Compare(a.Name, b.Name) })

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/storetest"
@@ -86,7 +87,7 @@ func TestDeathIsToldToPeers(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if n := list.Nodes[0]; *n.Alive || n.State != nodeSilent {
+		if n := list.Nodes[0]; *n.Alive || n.State != api.NodeSilent {
 			return fmt.Errorf("%+v", n)
 		}
 		return nil

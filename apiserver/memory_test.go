@@ -66,7 +66,7 @@ func TestEmptiedStoreTellsNobodyThatThereIsNothing(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			got := strings.Join(s.Problems, "\n")
+			got := concernsOf(s, "StoreEmptied")
 			for _, text := range want {
 				if !strings.Contains(got, text) {
 					return fmt.Errorf("%q says nothing of %q", got, text)

@@ -36,10 +36,8 @@ func TestNodesAreReleasedToARebuiltStore(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(status.Problems, func(s string) bool {
-			return strings.HasPrefix(s, "held: n1 ") && strings.Contains(s, "weft node release")
-		}) {
-			return fmt.Errorf("problems %q", status.Problems)
+		if got := concernsOf(status, "StoreRebuilt"); !strings.HasPrefix(got, "held: n1 ") || !strings.Contains(got, "weft node release") {
+			return fmt.Errorf("concerns %q", got)
 		}
 		return nil
 	}

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
@@ -32,16 +31,10 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 			Version: cmp.Or(s.conf.Version, version()), UptimeSeconds: time.Since(s.began).Seconds(), Store: "embedded",
 		},
 		Nodes: nodes, Peers: s.peering.Status(), Refused: derived.Refusals,
-		Problems: slices.Concat(s.memory.problems(), derived.Problems, s.peering.Problems(), s.exportProblems()),
 	}
+	var problems []api.Concern
 	if len(s.conf.EtcdEndpoints) > 0 {
 		out.Cluster.Store = "external"
-	}
-	if problem := s.space.problem(); problem != "" {
-		out.Problems = append(out.Problems, problem)
-	}
-	if held := s.census.holding(); len(held) > 0 {
-		out.Problems = append(out.Problems, fmt.Sprintf("held: %s keep what they have from the store before this one: apply everything that belongs here, then `weft node release` lets them go by it", strings.Join(held, ", ")))
 	}
 	for _, n := range nodes {
 		out.Cluster.Endpoints += n.Endpoints
@@ -64,10 +57,10 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 	}
 	out.Cluster.StoreVersion, out.Cluster.StoreBytes, err = s.store.Version(ctx, s.store.Client().Endpoints()[0])
 	if err != nil {
-		out.Problems = append(out.Problems, fmt.Sprintf("store: %v", err))
+		problems = append(problems, api.Concern{Object: "store", Reason: "StoreUnreachable", Message: fmt.Sprintf("store: %v", err)})
 	}
 	if problem := quotaProblem(out.Cluster.StoreBytes, s.conf.EtcdQuotaBytes); problem != "" && len(s.conf.EtcdEndpoints) == 0 {
-		out.Problems = append(out.Problems, problem)
+		problems = append(problems, api.Concern{Object: "store", Reason: "StoreNearlyFull", Message: problem})
 	}
 	if out.Peers == nil {
 		out.Peers = []api.PeerStatus{}
@@ -77,6 +70,7 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 			return nil, err
 		}
 	}
+	out.Concerns, out.Settling = api.Judge(time.Now(), s.differences(out, append(problems, s.problems()...)))
 	return out, nil
 }
 
@@ -114,15 +108,6 @@ func (s *server) nodeStatus(ctx context.Context) ([]api.NodeStatus, error) {
 		refused[r.Node] += r.Count
 	}
 	return s.census.status(s.cluster.Name, register, derived.Endpoints, refused), nil
-}
-
-func (s *server) exportProblems() []string {
-	var out []string
-	for key, problem := range s.exporter.Status().Problems {
-		out = append(out, "export of "+key+": "+problem)
-	}
-	slices.Sort(out)
-	return out
 }
 
 // version is that of the build.

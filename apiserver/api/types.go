@@ -71,8 +71,10 @@ type Status struct {
 	Peers   []PeerStatus  `json:"peers"`
 	// Refused is what was claimed by own nodes and not believed.
 	Refused []Refusal `json:"refused,omitempty"`
-	// Problems are sentences about what needs an operator.
-	Problems []string `json:"problems,omitempty"`
+	// Concerns are what is not as wanted and needs an operator; Settling is what is
+	// not as wanted either, but has not been so for long.
+	Concerns []Concern `json:"concerns,omitempty"`
+	Settling []Concern `json:"settling,omitempty"`
 }
 
 // ClusterStatus describes the cluster that answers.
@@ -97,11 +99,21 @@ type ClusterStatus struct {
 	Policies      int     `json:"policies"`
 }
 
+// States of a node's agent. Packets may well go on without it.
+const (
+	NodeReady          = "ready"
+	NodeStarting       = "starting" // it answers, but has not reported in full yet
+	NodeSilent         = "silent"
+	NodeNeverConnected = "never-connected"
+)
+
 // NodeStatus is one registered node.
 type NodeStatus struct {
-	Cluster   string         `json:"cluster"`
-	Name      string         `json:"name"`
-	State     string         `json:"state"` // ready, silent, dead, never-seen
+	Cluster string `json:"cluster"`
+	Name    string `json:"name"`
+	State   string `json:"state"` // one of the constants above
+	// Since is when the state began, as far as this API server knows.
+	Since     time.Time      `json:"since,omitzero"`
 	Addresses []netip.Addr   `json:"addresses"`
 	Internal  netip.Addr     `json:"internal"`
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`

@@ -134,7 +134,11 @@ func (f *fake) status() api.Status {
 		s.Nodes[1].Problems = []api.NodeProblem{
 			{Table: "services", Row: "west/shop/web", Rows: 2, Error: "table services is full at 3 rows; raise limits.services"},
 			{Table: "ips", Row: "10.2.1.9", Rows: 1, Error: "not now"}, {Table: "policies", Rows: 1, Error: "table policy is full at 8 rows"}}
-		s.Problems = []string{"the disk of the store is 91% full"}
+		s.Concerns = []api.Concern{
+			{Object: "store", Reason: "DiskNearlyFull", Message: "the disk of the store is 91% full"},
+			{Object: "node west-2", Node: "west-2", Reason: "AgentSilent", Message: "agent on west-2 has not answered for 60 min (its traffic continues)", Next: "start it"},
+		}
+		s.Settling = []api.Concern{{Object: "node west-1", Node: "west-1", Reason: "AgentStarting", Message: "agent on west-1 has been starting for 1 s", Next: "look at its log"}}
 		s.Peers = append(s.Peers, api.PeerStatus{Cluster: "west", Name: "north", ID: 3, PodCIDRs: []netip.Prefix{prefix("10.%d.0.0/16", 3)}, ServiceCIDR: prefix("10.%d.0.0/16", 103),
 			Control:   api.ControlStatus{State: api.LinkDown, Since: heard, Error: "connection refused", LastHeard: noon.Add(-90 * time.Minute), AgeSeconds: 5400},
 			Mirrors:   []api.MirrorStatus{{Resource: "nodes", Entries: 2, Synced: true}, {Resource: "ip", Entries: 40, Synced: true, Held: 38}},

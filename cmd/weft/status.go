@@ -26,7 +26,7 @@ func statusCommand() *cobra.Command {
 		Example: "  weft status\n  weft -c all status --check\n  weft status --wait 1m",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			all, err := statuses(cmd, wait)
+			all, err := statuses(cmd, check, wait)
 			if err != nil && len(all) == 0 {
 				return err
 			}
@@ -34,7 +34,7 @@ func statusCommand() *cobra.Command {
 				return err
 			}
 			for _, s := range all {
-				if (check || wait > 0) && len(concerns(s)) > 0 {
+				if (check || wait > 0) && len(s.Concerns) > 0 || wait > 0 && len(s.Settling) > 0 {
 					return errNo
 				}
 			}
@@ -49,17 +49,25 @@ func statusCommand() *cobra.Command {
 // waitStep is the pause between two looks of --wait.
 const waitStep = 200 * time.Millisecond
 
+// settleTime is how long --check waits for what is only settling: longer than
+// the grace of any concern.
+const settleTime = 20 * time.Second
+
 // statuses asks until all is well or the time is up. A cluster that cannot be
-// reached yet is asked again too.
-func statuses(cmd *cobra.Command, wait time.Duration) ([]*api.Status, error) {
-	deadline := time.Now().Add(wait)
+// reached yet is asked again too. A check waits for what is only settling, so that
+// its answer is final.
+func statuses(cmd *cobra.Command, check bool, wait time.Duration) ([]*api.Status, error) {
+	began := time.Now()
 	for {
 		all, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.Status, error) { return c.Status(ctx) })
-		well := err == nil
+		bad, settling := err != nil, false
 		for _, s := range all {
-			well = well && len(concerns(s)) == 0
+			bad = bad || len(s.Concerns) > 0
+			settling = settling || len(s.Settling) > 0
 		}
-		if well || !time.Now().Before(deadline) || err != nil && !unreachable(err) {
+		took := time.Since(began)
+		again := took < wait && (bad || settling) || check && settling && !bad && took < settleTime
+		if !again || err != nil && !unreachable(err) {
 			return all, err
 		}
 		select {
@@ -68,68 +76,6 @@ func statuses(cmd *cobra.Command, wait time.Duration) ([]*api.Status, error) {
 		case <-time.After(waitStep):
 		}
 	}
-}
-
-// concerns are sentences about everything that is not as it should be.
-func concerns(s *api.Status) []string {
-	sentences := append([]string(nil), s.Problems...)
-	for _, n := range s.Nodes {
-		if n.State != "ready" {
-			sentences = append(sentences, fmt.Sprintf("node %s is %s", n.Name, n.State))
-		}
-		for _, p := range n.Problems {
-			sentences = append(sentences, nodeProblem(n.Name, p))
-		}
-	}
-	for _, p := range s.Peers {
-		if p.Control.State != api.LinkUp {
-			text := fmt.Sprintf("control link to %s is %s", p.Name, p.Control.State)
-			if p.Control.Error != "" {
-				text += ": " + p.Control.Error
-			}
-			sentences = append(sentences, text)
-		}
-		for _, m := range p.Mirrors {
-			if m.Held > 0 {
-				sentences = append(sentences, fmt.Sprintf("peer %s wants to delete %d of %d %s at once, which is held: look, then `weft peer release %s`", p.Name, m.Held, m.Entries, m.Resource, p.Name))
-			}
-			if !m.Synced && p.Control.State == api.LinkUp {
-				sentences = append(sentences, fmt.Sprintf("%s of peer %s are not complete yet", m.Resource, p.Name))
-			}
-		}
-		if len(p.DeadNodes) > 0 {
-			sentences = append(sentences, fmt.Sprintf("peer %s has dead nodes: %s", p.Name, strings.Join(p.DeadNodes, ", ")))
-		}
-	}
-	for _, r := range refusals(s) {
-		from := "peer " + r.Cluster
-		if r.Node != "" {
-			from = "node " + r.Node
-		}
-		sentences = append(sentences, fmt.Sprintf("%s: %d × %s refused: %s (for example %s)", from, r.Count, r.Resource, r.Reason, r.Example))
-	}
-	return sentences
-}
-
-// nodeProblem says what a node's kernel lacks, and where all of it is listed:
-// some tables hold no row that could be looked at.
-func nodeProblem(node string, p api.NodeProblem) string {
-	what := p.Table + ": "
-	switch {
-	case p.Rows > 1:
-		what = fmt.Sprintf("%d rows of %s are not in the kernel (for example %s): ", p.Rows, p.Table, p.Row)
-	case p.Row != "":
-		what = fmt.Sprintf("%s %s is not in the kernel: ", p.Table, p.Row)
-	}
-	return fmt.Sprintf("node %s: %s%s (`weft debug table problems --node %s`)", node, what, p.Error, node)
-}
-
-func refusals(s *api.Status) []api.Refusal {
-	all := append([]api.Refusal(nil), s.Refused...)
-	for _, p := range s.Peers {
-		all = append(all, p.Refused...)
-	}
-	return all
 }
 
 func showStatus(cmd *cobra.Command, all []*api.Status) error {
@@ -169,14 +115,19 @@ func writeStatus(out *strings.Builder, s *api.Status, wide, colour bool) {
 		}
 	}
 	fmt.Fprintln(out)
-	sentences := concerns(s)
-	if len(sentences) == 0 {
+	if len(s.Concerns)+len(s.Settling) == 0 {
 		fmt.Fprintln(out, "All is well.")
-		return
 	}
-	fmt.Fprintln(out, "Needs attention:")
-	for _, line := range sentences {
-		fmt.Fprintln(out, "  - "+printableLines(line))
+	for _, part := range []struct {
+		head     string
+		concerns []api.Concern
+	}{{"Needs attention:", s.Concerns}, {"Settling:", s.Settling}} {
+		if len(part.concerns) > 0 {
+			fmt.Fprintln(out, part.head)
+		}
+		for _, c := range part.concerns {
+			fmt.Fprintln(out, "  - "+printableLines(c.String()))
+		}
 	}
 }
 

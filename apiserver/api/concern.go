@@ -1,0 +1,94 @@
+package api
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Concern is one thing that is not as it is wanted. `weft status` prints it as a
+// line, and -o json has the parts.
+type Concern struct {
+	Cluster string `json:"cluster"` // whose API server says so
+	// Object is what is not as wanted, as people name it: "node e2", "peer west",
+	// "path e1 → west/w1", "service default/web", "store".
+	Object string `json:"object"`
+	// Node is where it is seen, if it is not seen everywhere.
+	Node string `json:"node,omitempty"`
+	// Reason is one word in CamelCase that stays the same whatever the details
+	// are: alerts select by it.
+	Reason string `json:"reason"`
+	// Message is a sentence without a full stop that names the object and the
+	// cause. Whoever makes it writes {age} where the age belongs; without that the
+	// age follows in parentheses.
+	Message string `json:"message"`
+	// Next is what to do, as an imperative.
+	Next string `json:"next,omitempty"`
+	// Since is when it began; zero if nobody knows. AgeSeconds is its age now.
+	Since      time.Time `json:"since,omitzero"`
+	AgeSeconds float64   `json:"ageSeconds,omitempty"`
+	// Grace is how long it may last before it concerns anybody; 0 means
+	// ConcernGrace.
+	Grace time.Duration `json:"-"`
+}
+
+// ConcernGrace is how long wanted and actual may differ by default: what a start,
+// a restart or a change needs.
+const ConcernGrace = 3 * time.Second
+
+// String is the line that people read.
+func (c Concern) String() string {
+	if c.Next == "" {
+		return c.Message
+	}
+	return c.Message + ": " + c.Next
+}
+
+// ageMark stands in a message where the age belongs.
+const ageMark = "{age}"
+
+// Judge sorts differences between wanted and actual into those that have lasted
+// too long and those that may still be settling, as of now, and completes them
+// with their ages. Both are in order of object.
+func Judge(now time.Time, all []Concern) (concerns, settling []Concern) {
+	for _, c := range all {
+		var old time.Duration
+		if !c.Since.IsZero() {
+			old = max(0, now.Sub(c.Since))
+			c.AgeSeconds = old.Seconds()
+		}
+		switch {
+		case strings.Contains(c.Message, ageMark):
+			c.Message = strings.ReplaceAll(c.Message, ageMark, Words(old))
+		case !c.Since.IsZero():
+			c.Message += " (" + Words(old) + ")"
+		}
+		if !c.Since.IsZero() && old < cmp.Or(c.Grace, ConcernGrace) {
+			settling = append(settling, c)
+		} else {
+			concerns = append(concerns, c)
+		}
+	}
+	for _, list := range [][]Concern{concerns, settling} {
+		slices.SortStableFunc(list, func(a, b Concern) int {
+			return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Object, b.Object))
+		})
+	}
+	return concerns, settling
+}
+
+// Words is an age as a sentence has it: "23 s", "4 min", "3 h", "12 d".
+func Words(a time.Duration) string {
+	const day = 24 * time.Hour
+	switch {
+	case a < 2*time.Minute:
+		return fmt.Sprintf("%d s", max(0, a)/time.Second)
+	case a < 2*time.Hour:
+		return fmt.Sprintf("%d min", a/time.Minute)
+	case a < 2*day:
+		return fmt.Sprintf("%d h", a/time.Hour)
+	}
+	return fmt.Sprintf("%d d", a/day)
+}
