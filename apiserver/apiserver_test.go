@@ -327,6 +327,21 @@ func TestRights(t *testing.T) {
 			t.Errorf("peer reads %s: %v", prefix, err)
 		}
 	}
+	// What Cilium's readers ask for, range by range: refused one, they never come
+	// as far as the state.
+	for _, asked := range []string{"cilium/.heartbeat", "cilium/synced/east/", "cilium/state/nodes/v1/east/", "cilium/state/serviceexports/v1/east/"} {
+		if _, _, err := west.List(ctx, asked); err != nil {
+			t.Errorf("peer reads the range %s: %v", asked, err)
+		}
+	}
+	if _, err := west.Get(ctx, "cilium/cluster-config/east"); err != nil {
+		t.Errorf("peer reads the cluster's configuration: %v", err)
+	}
+	for _, wider := range []string{"cilium/", "cilium/.", "cilium/synced/", "cilium/cluster-config/"} {
+		if _, _, err := west.List(ctx, wider); !errors.Is(err, store.ErrDenied) {
+			t.Errorf("peer reads the range %s: %v", wider, err)
+		}
+	}
 	if err := store.Write(ctx, west, store.Put(wire.CiliumStatePrefix+"x", nil)); !errors.Is(err, store.ErrDenied) {
 		t.Errorf("peer writes: %v", err)
 	}

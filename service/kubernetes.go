@@ -134,8 +134,16 @@ func SliceFromKubernetes(es *discoveryv1.EndpointSlice) Slice {
 			if e.NodeName != nil {
 				end.Node = *e.NodeName
 			}
+			if e.Hostname != nil {
+				end.Hostname = *e.Hostname
+			}
 			if e.Zone != nil {
 				end.Zone = *e.Zone
+			}
+			if e.Hints != nil {
+				for _, z := range e.Hints.ForZones {
+					end.ForZones = append(end.ForZones, z.Name)
+				}
 			}
 			s.Endpoints = append(s.Endpoints, end)
 		}

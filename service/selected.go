@@ -17,6 +17,10 @@ type Pod struct {
 	Ready           bool
 	Terminating     bool
 	NamedPorts      []NamedPort
+	// Zone is that of its node. Hostname counts for services that are called
+	// Subdomain, as in Kubernetes.
+	Zone                string
+	Hostname, Subdomain string
 }
 
 // NamedPort is a container port that a service may call by name.
@@ -59,8 +63,12 @@ func (s *Service) Slices(pods []Pod) []Slice {
 			slice = &Slice{Namespace: s.Namespace, Name: name, Service: s.Name, Ports: ports}
 			byPorts[name] = slice
 		}
+		hostname := ""
+		if p.Subdomain == s.Name {
+			hostname = p.Hostname
+		}
 		slice.Endpoints = append(slice.Endpoints, Endpoint{
-			Addr: p.Addr, Node: p.Node,
+			Addr: p.Addr, Node: p.Node, Zone: p.Zone, Hostname: hostname,
 			Ready:       (p.Ready && !p.Terminating) || s.PublishNotReady,
 			Serving:     p.Ready || s.PublishNotReady,
 			Terminating: p.Terminating,

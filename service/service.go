@@ -104,7 +104,12 @@ type SlicePort struct {
 type Endpoint struct {
 	Addr netip.Addr
 	Node string
-	Zone string
+	// Hostname is the name below the service's that a headless service has for
+	// it; "" for none.
+	Hostname string
+	// Zone is where it runs, ForZones which clients it is meant for.
+	Zone     string
+	ForZones []string
 	// Ready takes new connections. Serving answers, ready or not. Terminating
 	// is about to go. Draining takes no new connections, not even where nobody
 	// else would, and keeps those it has.

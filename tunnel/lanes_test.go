@@ -398,6 +398,7 @@ func TestWantedRoutes(t *testing.T) {
 		Members:  []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")},
 		Local:    []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")},
 	}
+	want.Members = append(want.Members, netip.MustParsePrefix("fd00:10:2::/48")) // a dual-stack peer's
 	both := wantedRoutes([2]int{7, 8}, want)
 	none := wantedRoutes([2]int{}, want)
 	member, local := want.Members[0], want.Local[0]

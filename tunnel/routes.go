@@ -143,10 +143,14 @@ type routeWant struct {
 }
 
 // wantedRoutes is the table of routes for a network, by devices' ifindex (0:
-// the device is not there).
+// the device is not there). Pods and tunnels carry IPv4 only: a member's IPv6
+// CIDR, which a dual-stack peer announces beside the other, has no way in.
 func wantedRoutes(devices [LaneCount]int, want Network) map[routeKey]routeWant {
 	routes := map[routeKey]routeWant{}
 	for _, prefix := range want.Members {
+		if !prefix.Addr().Is4() {
+			continue
+		}
 		prefix = prefix.Masked()
 		for i, index := range devices {
 			if index != 0 {

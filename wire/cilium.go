@@ -242,7 +242,7 @@ type ClusterService struct {
 	Namespace       string                           `json:"namespace"`
 	Name            string                           `json:"name"`
 	Frontends       map[netip.Addr]map[string]L4Addr `json:"frontends"` // by port name
-	Backends        map[netip.Addr]map[string]L4Addr `json:"backends"`  // by port name; ready ones only
+	Backends        map[netip.Addr]map[string]L4Addr `json:"backends"`  // by port name; those ready or serving
 	Hostnames       map[netip.Addr]string            `json:"hostnames"`
 	Zones           map[netip.Addr]BackendZone       `json:"zones"`
 	Labels          map[string]string                `json:"labels"`

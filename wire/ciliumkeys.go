@@ -2,6 +2,7 @@ package wire
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,11 +18,19 @@ const (
 	Identities     Resource = "identities"
 	Services       Resource = "services"
 	EndpointSlices Resource = "endpointslices"
+	// ServiceExports are MCS-API's. We export none, which is also a complete
+	// list: Cilium waits for its canary wherever a cluster config has
+	// serviceExportsEnabled, true or false.
+	ServiceExports Resource = "serviceexports"
 )
 
 // Resources are all that we export and mirror. Identities come before the
 // addresses that use them, nodes before what lives on them.
 var Resources = []Resource{Nodes, Identities, IPs, Services, EndpointSlices}
+
+// Canaries are the resources whose canary a cluster puts up once it has written
+// everything it exports.
+var Canaries = append(slices.Clone(Resources), ServiceExports)
 
 // StatePrefix covers a cluster's entries in its own etcd. For addresses and
 // identities the cluster does not show in the key.

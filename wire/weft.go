@@ -37,8 +37,7 @@ type NodeState struct {
 	BootID string `json:"bootID,omitempty"`
 	// Holding is the generation of the store before this one, as long as the node
 	// keeps what it has from there.
-	Holding string            `json:"holding,omitempty"`
-	Labels  map[string]string `json:"labels,omitempty"`
+	Holding string `json:"holding,omitempty"`
 	// Silent is set by readers, never by the agent: its lease has run out.
 	Silent bool `json:"silent,omitempty"`
 }

@@ -254,6 +254,9 @@ type NodeRequest struct {
 	// Addresses are the node's own; tunnels end at the first.
 	Addresses []netip.Addr   `json:"addresses"`
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
+	// Labels are the node's, as Kubernetes has them; nil leaves those of a
+	// registered node alone.
+	Labels map[string]string `json:"labels,omitempty"`
 	// Replace says that a node that is registered has moved to these addresses.
 	Replace bool `json:"replace,omitempty"`
 }

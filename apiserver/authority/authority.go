@@ -60,6 +60,10 @@ func RemoteUser(cluster string, generation uint64) string {
 	return fmt.Sprintf("%s%s.%d", remotePrefix, cluster, generation)
 }
 
+// RemoteShared is the one user that all peers of a Cilium cluster share when its
+// clustermesh.apiserver.tls.authMode is legacy or migration.
+const RemoteShared = "remote"
+
 // ParseAgentUser is the inverse of AgentUser.
 func ParseAgentUser(user string) (node string, ok bool) { return cut(user, agentPrefix) }
 

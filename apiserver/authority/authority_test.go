@@ -121,6 +121,7 @@ func TestCheckPair(t *testing.T) {
 	a, other := open(t, t.TempDir()), open(t, t.TempDir())
 	good := issue(t, a, Request{User: "remote-west", Client: true})
 	expired := issue(t, a, Request{User: "remote-west", Client: true, Lifetime: -time.Minute})
+	shared := issue(t, a, Request{User: "remote", Client: true})
 	for name, c := range map[string]struct {
 		pair   Pair
 		bundle []byte
@@ -128,6 +129,8 @@ func TestCheckPair(t *testing.T) {
 		want   string
 	}{
 		"good":            {good, a.Bundle(), "remote-west", ""},
+		"Cilium's shared": {shared, a.Bundle(), "remote-west", ""},
+		"no peer's":       {shared, a.Bundle(), "agent-n1", `is for "remote"`},
 		"expired":         {expired, a.Bundle(), "remote-west", "has expired"},
 		"someone else's":  {good, a.Bundle(), "remote-north", `is for "remote-west"`},
 		"other authority": {good, other.Bundle(), "remote-west", "not signed by"},

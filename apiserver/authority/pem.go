@@ -84,8 +84,8 @@ func MergeBundles(bundles ...[]byte) ([]byte, error) {
 }
 
 // CheckPair says what is wrong with a certificate and key that should name
-// user, or a peer's user of any generation, and be believed by holders of bundle;
-// nil if they are good now.
+// user, and be believed by holders of bundle; nil if they are good now. Where user
+// is a peer's, any generation of it is good, and so is RemoteShared.
 func CheckPair(cert, key, bundle []byte, user string) error {
 	pair := Pair{Cert: cert, Key: key}
 	loaded, err := pair.TLS()
@@ -105,7 +105,8 @@ func CheckPair(cert, key, bundle []byte, user string) error {
 	if cluster, ok := ParseRemoteUser(is); ok {
 		is = RemoteUser(cluster, 0)
 	}
-	if is != user {
+	_, peer := ParseRemoteUser(user)
+	if is != user && !(peer && is == RemoteShared) {
 		return fmt.Errorf("the certificate is for %q, not for %q", leaf.Subject.CommonName, user)
 	}
 	roots := x509.NewCertPool()

@@ -224,6 +224,52 @@ func TestFromManifestToSlice(t *testing.T) {
 	})
 }
 
+// As Kubernetes' own controller has it: the zone is the node's, also when it
+// changes, and a hostname counts below the service that the pod names as its
+// subdomain.
+func TestSlicesNameZoneAndHostname(t *testing.T) {
+	run(t, func(e *east) {
+		e.apply(`
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: None, selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: other, namespace: shop}
+spec: {clusterIP: None, selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-0, namespace: shop, labels: {app: web}}
+spec: {nodeName: n1, hostname: zero, subdomain: web, containers: [{name: c}]}
+`)
+		e.claim("n1", "web-0", "10.1.1.2", true)
+		for _, zone := range []string{"", "z1", "z2"} {
+			reg := nodes.Registration{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}}
+			if zone != "" {
+				reg.Labels = map[string]string{"topology.kubernetes.io/zone": zone}
+			}
+			e.put(nodes.RegistrationKey("n1"), reg)
+			for svc, hostname := range map[string]string{"web": "zero", "other": ""} {
+				kv, err := e.store.Get(t.Context(), wire.ObjectKey("endpointslices", "shop", svc+"-v4"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				s, err := wire.Unmarshal[discoveryv1.EndpointSlice](kv.Value)
+				if err != nil || len(s.Endpoints) != 1 {
+					t.Fatalf("%s: %v, %s", svc, err, kv.Value)
+				}
+				got := service.SliceFromKubernetes(&s).Endpoints[0]
+				if got.Zone != zone || got.Hostname != hostname {
+					t.Errorf("%s in zone %q: zone %q, hostname %q", svc, zone, got.Zone, got.Hostname)
+				}
+			}
+		}
+	})
+}
+
 func TestSameLabelsSameIdentity(t *testing.T) {
 	run(t, func(e *east) {
 		for i, node := range []string{"n1", "n2"} {

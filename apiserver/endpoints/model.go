@@ -67,6 +67,8 @@ type pod struct {
 	labels     map[string]string
 	account    string
 	namedPorts []wire.NamedPort
+	// hostname and subdomain name it below a headless service.
+	hostname, subdomain string
 }
 
 type node struct {
@@ -172,7 +174,10 @@ func (m *model) applyPod(who name, v *corev1.Pod) {
 	if v == nil {
 		delete(m.pods, who)
 	} else {
-		m.pods[who] = &pod{uid: string(v.UID), node: v.Spec.NodeName, labels: v.Labels, account: v.Spec.ServiceAccountName, namedPorts: namedPorts(v)}
+		m.pods[who] = &pod{
+			uid: string(v.UID), node: v.Spec.NodeName, labels: v.Labels, account: v.Spec.ServiceAccountName, namedPorts: namedPorts(v),
+			hostname: v.Spec.Hostname, subdomain: v.Spec.Subdomain,
+		}
 		// The labels decide which services select the pod.
 		m.touchServices(who)
 	}
@@ -266,11 +271,16 @@ func (m *model) applyRegistration(ev store.Event) {
 		return
 	}
 	n := m.node(nodeName)
+	zone := n.registration.Zone()
 	n.registration = read[nodes.Registration](ev)
+	moved := n.registration.Zone() != zone
 	m.dirtyNodes[nodeName] = true
 	for who, p := range m.pods {
 		if p.node == nodeName {
 			m.dirtyPods[who] = true
+			if moved {
+				m.touchServices(who)
+			}
 		}
 	}
 	for who, e := range m.endpoints {

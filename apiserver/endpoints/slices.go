@@ -36,6 +36,10 @@ func (m *model) serviceSlices(svcName name) map[string]*discoveryv1.EndpointSlic
 		candidate := service.Pod{
 			Namespace: who.namespace, Name: who.name, Node: e.value.Node, Addr: e.value.IP,
 			Labels: p.labels, Ready: e.value.Ready, Terminating: e.value.State == wire.EndpointTerminating,
+			Hostname: p.hostname, Subdomain: p.subdomain,
+		}
+		if n := m.nodes[e.value.Node]; n != nil {
+			candidate.Zone = n.registration.Zone()
 		}
 		for _, np := range p.namedPorts {
 			candidate.NamedPorts = append(candidate.NamedPorts, service.NamedPort{Name: np.Name, Protocol: service.Protocol(np.Protocol), Port: np.Port})
@@ -127,9 +131,18 @@ func kubernetesSlice(sliceName string, of service.Slice, endpoints []service.End
 			Addresses:  []string{e.Addr.String()},
 			Conditions: discoveryv1.EndpointConditions{Ready: &e.Ready, Serving: &e.Serving, Terminating: &e.Terminating},
 			NodeName:   &e.Node,
+			Hostname:   unlessEmpty(e.Hostname),
+			Zone:       unlessEmpty(e.Zone),
 		})
 	}
 	return s
+}
+
+func unlessEmpty(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
 }
 
 func addresses(s *discoveryv1.EndpointSlice) []netip.Addr {

@@ -190,8 +190,8 @@ func (e *Exporter) write(ctx context.Context, have map[string][]byte, ops []stor
 
 func (e *Exporter) canaries() []store.Op {
 	now := wire.TimeText(time.Now())
-	ops := make([]store.Op, 0, len(wire.Resources))
-	for _, r := range wire.Resources {
+	ops := make([]store.Op, 0, len(wire.Canaries))
+	for _, r := range wire.Canaries {
 		ops = append(ops, store.Put(r.StateSyncedKey(e.conf.Cluster.Name), now))
 	}
 	return ops

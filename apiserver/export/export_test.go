@@ -161,28 +161,6 @@ func webSlice(addresses ...string) *discoveryv1.EndpointSlice {
 
 var global = map[string]string{service.AnnotationGlobal: "true"}
 
-func TestClusterIntroducesItself(t *testing.T) {
-	run(t, nil, func(b *bench) {
-		if got, want := b.value("cilium/cluster-config/east"), `{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":false,"endpointSlicesExportMode":"services-and-endpointslices"}}`; got != want {
-			t.Errorf("cluster-config %s", got)
-		}
-		if got, want := b.value(wire.ExportClusterKey), `{"podCIDRs":["10.1.0.0/16"],"generation":"g1"}`; got != want {
-			t.Errorf("export %s", got)
-		}
-		for _, r := range wire.Resources {
-			if _, err := wire.ParseTime([]byte(b.value(r.StateSyncedKey("east")))); err != nil {
-				t.Errorf("canary of %s: %v", r, err)
-			}
-		}
-		first := b.value(wire.HeartbeatKey)
-		time.Sleep(61 * time.Second)
-		synctest.Wait()
-		if second := b.value(wire.HeartbeatKey); second == first {
-			t.Error("no second heartbeat after a minute")
-		}
-	})
-}
-
 func TestNodes(t *testing.T) {
 	run(t, nil, func(b *bench) {
 		r, n := node(1)

@@ -81,7 +81,7 @@ func (v *views) ofNode(name string) map[string][]byte {
 	}
 	node := wire.Node{
 		Name: name, Cluster: v.cluster.Name, ClusterID: uint32(v.cluster.ID),
-		Source: wire.SourceCustomResource, Labels: n.Labels, BootID: n.BootID,
+		Source: wire.SourceCustomResource, Labels: registration.Labels, BootID: n.BootID,
 	}
 	for _, a := range n.Addresses {
 		node.IPAddresses = append(node.IPAddresses, wire.NodeAddress{Type: wire.NodeInternalIP, IP: a})
@@ -206,8 +206,10 @@ func some(all []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(all[:most], ", "), len(all)-most)
 }
 
-// clusterService is the older form. It lists ready backends only, because it
-// has no conditions.
+// clusterService is the older form, which has no conditions: like Cilium's, it
+// lists what is ready or still serving, and a zone's hints only beside the zone.
+// What is in maintenance is left out: a reader of this form would send it new
+// connections.
 func (v *views) clusterService(svc *service.Service, obj *corev1.Service, own map[string]*discoveryv1.EndpointSlice) wire.ClusterService {
 	s := wire.ClusterService{
 		Cluster: v.cluster.Name, Namespace: svc.Namespace, Name: svc.Name,
@@ -228,7 +230,7 @@ func (v *views) clusterService(svc *service.Service, obj *corev1.Service, own ma
 	for _, name := range slices.Sorted(maps.Keys(own)) {
 		slice := service.SliceFromKubernetes(own[name])
 		for _, e := range slice.Endpoints {
-			if !e.Ready {
+			if e.Draining || !e.Ready && !e.Serving {
 				continue
 			}
 			if s.Backends[e.Addr] == nil {
@@ -237,8 +239,15 @@ func (v *views) clusterService(svc *service.Service, obj *corev1.Service, own ma
 			for _, p := range slice.Ports {
 				s.Backends[e.Addr][p.Name] = wire.L4Addr{Protocol: string(p.Protocol), Port: p.Port}
 			}
+			if e.Hostname != "" {
+				s.Hostnames[e.Addr] = e.Hostname
+			}
 			if e.Zone != "" {
-				s.Zones[e.Addr] = wire.BackendZone{Zone: e.Zone, ForZones: []wire.ForZone{}}
+				zone := wire.BackendZone{Zone: e.Zone, ForZones: []wire.ForZone{}}
+				for _, z := range e.ForZones {
+					zone.ForZones = append(zone.ForZones, wire.ForZone{Name: z})
+				}
+				s.Zones[e.Addr] = zone
 			}
 		}
 	}

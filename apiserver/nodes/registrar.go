@@ -7,13 +7,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
@@ -116,10 +119,11 @@ func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (Regi
 		if err != nil {
 			return Registration{}, err
 		}
-		if there && slices.Equal(old.Addresses, reg.Addresses) {
+		moved := !slices.Equal(old.Addresses, reg.Addresses)
+		if there && !moved && maps.Equal(old.Labels, reg.Labels) {
 			return reg, nil
 		}
-		if there && !request.Replace {
+		if there && moved && !request.Replace {
 			return Registration{}, api.Conflict("repeat the address it has, or say that it has moved: `weft node add --replace`",
 				"node %s is registered with address %s; another one would cut it off until its agent has it too", reg.Name, join(old.Addresses))
 		}
@@ -144,8 +148,14 @@ func (r *Registrar) admit(request api.NodeRequest, old Registration, others map[
 	if mistakes := validation.IsDNS1123Subdomain(request.Name); len(mistakes) > 0 || len(request.Name) > maxName {
 		return old, api.Invalid(fmt.Sprintf("use up to %d of a-z, 0-9, '-' and '.'", maxName), "%q cannot be a node's name", request.Name)
 	}
-	reg := Registration{Name: request.Name, Addresses: request.Addresses, PodCIDRs: request.PodCIDRs, Added: old.Added}
+	reg := Registration{Name: request.Name, Addresses: request.Addresses, PodCIDRs: request.PodCIDRs, Labels: request.Labels, Added: old.Added}
+	if mistakes := metav1validation.ValidateLabels(request.Labels, field.NewPath("labels")); len(mistakes) > 0 {
+		return old, api.Invalid("write labels as in Kubernetes, for example topology.kubernetes.io/zone=eu-1a", "labels of node %s: %v", request.Name, mistakes.ToAggregate())
+	}
 	known := !old.Added.IsZero()
+	if known && request.Labels == nil {
+		reg.Labels = old.Labels
+	}
 	if !known {
 		reg.Added = time.Now().UTC().Truncate(time.Second)
 	}

@@ -89,6 +89,7 @@ func TestAddRefuses(t *testing.T) {
 		"overlap":           {request("n9", "172.16.1.9", "10.1.1.128/25"), "overlaps 10.1.1.0/24 of node n1"},
 		"not masked":        {request("n9", "172.16.1.9", "10.1.2.7/24"), "cannot be a node's pod CIDR"},
 		"change of CIDR":    {request("n1", "", "10.1.2.0/24"), "cannot change"},
+		"bad label":         {api.NodeRequest{Name: "n1", Labels: map[string]string{"zone": "a b"}}, "labels of node n1"},
 	} {
 		_, err := r.Add(t.Context(), c.request)
 		var refused *api.Error
@@ -160,6 +161,30 @@ func TestRemove(t *testing.T) {
 }
 
 // A slip of the pen moves no node.
+// A certificate that is renewed names no labels, and leaves them alone.
+func TestLabelsStay(t *testing.T) {
+	r, _, _ := registrar(t)
+	labelled := request("n1", "172.16.1.1", "10.1.1.0/24")
+	labelled.Labels = map[string]string{"topology.kubernetes.io/zone": "z1"}
+	for _, c := range []struct {
+		request api.NodeRequest
+		zone    string
+	}{
+		{labelled, "z1"},
+		{request("n1", "", ""), "z1"},
+		{api.NodeRequest{Name: "n1", Labels: map[string]string{"topology.kubernetes.io/zone": "z2"}}, "z2"},
+		{api.NodeRequest{Name: "n1", Labels: map[string]string{}}, ""},
+	} {
+		if _, err := r.Add(t.Context(), c.request); err != nil {
+			t.Fatal(err)
+		}
+		register, err := r.Register(t.Context())
+		if reg := register["n1"]; err != nil || reg.Zone() != c.zone {
+			t.Errorf("after labels %v: zone %q, want %q (%v)", c.request.Labels, reg.Zone(), c.zone, err)
+		}
+	}
+}
+
 func TestAnotherAddressIsSaid(t *testing.T) {
 	r, _, _ := registrar(t)
 	if _, err := r.Add(t.Context(), request("n1", "172.16.1.1", "10.1.1.0/24")); err != nil {

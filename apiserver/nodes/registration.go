@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -34,6 +36,16 @@ type Registration struct {
 	Addresses []netip.Addr   `json:"addresses"` // tunnels end at the first
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
 	Added     time.Time      `json:"added"`
+	// Labels are Kubernetes' of a node; peers see them.
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// Zone is the failure domain of the node; "" if it has none, or if r is nil.
+func (r *Registration) Zone() string {
+	if r == nil {
+		return ""
+	}
+	return r.Labels[corev1.LabelTopologyZone]
 }
 
 // Internal is the node's own address in the mesh: the first of its first CIDR.

@@ -128,14 +128,15 @@ func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, erro
 }
 
 // reader is what a peer may do in our store: read what is exported, nothing
-// else.
+// else. Cilium's readers ask for the heartbeat as a prefix, and etcd refuses a
+// range that is wider than the right to it.
 func reader(own string, peer wire.Peer) store.User {
 	return store.User{Name: authority.RemoteUser(peer.Name, peer.Generation), Read: []string{
 		wire.CiliumStatePrefix,
 		wire.ExportPrefix,
 		wire.ClusterConfigKey(own),
 		wire.SyncedPrefix(own),
-		wire.HeartbeatKey,
+		wire.HeartbeatKey + "*",
 	}}
 }
 

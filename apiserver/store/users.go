@@ -12,8 +12,9 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// User is who may read and write what. What ends in "/" is a prefix, anything
-// else a single key. Users have no password: the common name of their client
+// User is who may read and write what. What ends in "/" covers all keys below
+// it, what ends in "*" all keys that begin with the rest, anything else is a
+// single key. Users have no password: the common name of their client
 // certificate says who they are.
 type User struct {
 	Name        string
@@ -141,9 +142,10 @@ func permissions(u User) []permission {
 	}
 	out := make([]permission, 0, len(kinds))
 	for key, kind := range kinds {
-		p := permission{key: key, kind: kind}
-		if strings.HasSuffix(key, "/") {
-			p.end = clientv3.GetPrefixRangeEnd(key)
+		begin, wildcard := strings.CutSuffix(key, "*")
+		p := permission{key: begin, kind: kind}
+		if wildcard || strings.HasSuffix(begin, "/") {
+			p.end = clientv3.GetPrefixRangeEnd(begin)
 		}
 		out = append(out, p)
 	}

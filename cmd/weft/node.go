@@ -49,6 +49,7 @@ func nodeTable(nodes []api.NodeStatus) table {
 
 func nodeAddCommand() *cobra.Command {
 	var addresses, cidrs []string
+	var labels map[string]string
 	var file string
 	var replace bool
 	cmd := &cobra.Command{
@@ -60,7 +61,7 @@ func nodeAddCommand() *cobra.Command {
 		Example: "  weft node add east-3 --address 172.16.1.3 --pod-cidr 10.1.3.0/24 --write join.yaml",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			request := api.NodeRequest{Name: args[0], Replace: replace}
+			request := api.NodeRequest{Name: args[0], Labels: labels, Replace: replace}
 			for _, text := range addresses {
 				a, err := netip.ParseAddr(text)
 				if err != nil {
@@ -89,6 +90,7 @@ func nodeAddCommand() *cobra.Command {
 	}
 	cmd.Flags().StringSliceVar(&addresses, "address", nil, "the node's own address, the one for tunnels first")
 	cmd.Flags().StringSliceVar(&cidrs, "pod-cidr", nil, "the addresses of its pods")
+	cmd.Flags().StringToStringVar(&labels, "label", nil, "labels of the node, for example topology.kubernetes.io/zone=eu-1a")
 	cmd.Flags().BoolVar(&replace, "replace", false, "the node has moved to this address")
 	cmd.Flags().StringVar(&file, "write", "", "write the bundle to this file, 0600, in place of the standard output")
 	return cmd

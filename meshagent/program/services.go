@@ -186,7 +186,8 @@ func fromSlice(in *wire.ClusterEndpointSlice) service.Slice {
 	return s
 }
 
-// fromService reads the older form, which has ready backends only, each with
+// fromService reads the older form, which has no conditions, so that all it lists
+// counts as ready; each backend comes with
 // ports of its own.
 func fromService(in *wire.ClusterService) []service.Slice {
 	var out []service.Slice

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"testing"
 
 	"github.com/weft-mesh/weft/bpf"
@@ -222,7 +223,7 @@ func TestAPeersSliceOfWeightZeroDrains(t *testing.T) {
 			Annotations: map[string]string{service.AnnotationWeight: weight},
 			Endpoints:   []wire.SliceEndpoint{{Addresses: []string{"10.2.1.2"}}},
 		})
-		if len(s.Endpoints) != 1 || s.Endpoints[0] != want {
+		if !reflect.DeepEqual(s.Endpoints, []service.Endpoint{want}) {
 			t.Errorf("weight %s: %+v", weight, s.Endpoints)
 		}
 	}
