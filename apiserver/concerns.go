@@ -117,7 +117,7 @@ func peerConcerns(peers []api.PeerStatus) (out []api.Concern) {
 			if m.Held > 0 {
 				out = append(out, api.Concern{
 					Object: object, Reason: "DeletionsHeld", Message: fmt.Sprintf("peer %s wants to delete %d of %d %s at once, which is held", p.Name, m.Held, m.Entries, m.Resource),
-					Next: "if it is meant, `weft peer release " + p.Name + "`",
+					Next: "look, then `weft peer release " + p.Name + "`",
 				})
 			}
 			if !m.Synced && p.Control.State == api.LinkUp {
