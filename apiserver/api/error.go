@@ -22,7 +22,7 @@ type Error struct {
 	Problems []Problem `json:"problems,omitempty"`
 }
 
-// Problem is one mistake in a manifest.
+// Problem is one mistake in a manifest, or a warning about it.
 type Problem struct {
 	// File is where the document stands. Only who sent the manifest knows it; in
 	// an answer it is empty.

@@ -31,6 +31,8 @@ type ApplyResult struct {
 	Cluster string          `json:"cluster"`
 	DryRun  bool            `json:"dryRun,omitempty"`
 	Objects []AppliedObject `json:"objects"`
+	// Warnings name what was accepted but may not do what its author expects.
+	Warnings []Problem `json:"warnings,omitempty"`
 }
 
 // AppliedObject is one object of a manifest and what became of it.

@@ -36,13 +36,19 @@ type object struct {
 	namespace string
 	name      string
 	// value is a Kubernetes object or a *policy.Policy; encode is its JSON.
-	value any
+	value    any
+	warnings []api.Problem
 }
 
 func (o *object) key() string { return wire.ObjectKey(o.kind.Plural, o.namespace, o.name) }
 
 func (o *object) problem(format string, args ...any) api.Problem {
 	return api.Problem{Document: o.document, Item: o.item, Kind: o.kind.Name, Namespace: o.namespace, Name: o.name, Message: fmt.Sprintf(format, args...)}
+}
+
+// warn tells whoever applies the object about something that does not keep it out.
+func (o *object) warn(format string, args ...any) {
+	o.warnings = append(o.warnings, o.problem(format, args...))
 }
 
 func (o *object) encode() ([]byte, error) { return json.Marshal(o.value) }

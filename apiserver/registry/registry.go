@@ -94,9 +94,11 @@ func (r *Registry) Apply(ctx context.Context, manifest []byte, namespace string,
 		var txn store.Txn
 		for _, c := range changes {
 			result.Objects = append(result.Objects, r.applied(&c.object, c.action))
+			result.Warnings = append(result.Warnings, c.warnings...)
 			txn.Then = append(txn.Then, c.ops...)
 			txn.If = append(txn.If, c.conds...)
 		}
+		result.Warnings = tellable(result.Warnings, "there are more warnings than these")
 		if dryRun || len(txn.Then) == 0 {
 			return result, nil
 		}
@@ -368,17 +370,23 @@ func (r *Registry) absent(kind Kind, namespace, name string) error {
 
 // refusal is the answer to a manifest with mistakes.
 func refusal(problems []api.Problem) error {
-	slices.SortStableFunc(problems, func(a, b api.Problem) int { return a.Document - b.Document })
 	e := api.Invalid("correct the manifest and apply it again", "the manifest is refused, nothing was changed:")
+	e.Problems = tellable(problems, "there are more mistakes than these")
+	return e
+}
+
+// tellable sorts problems by document and cuts them to what one answer holds; rest
+// is said if some are left out.
+func tellable(problems []api.Problem, rest string) []api.Problem {
+	slices.SortStableFunc(problems, func(a, b api.Problem) int { return a.Document - b.Document })
 	if len(problems) > maxProblems {
-		problems = append(problems[:maxProblems:maxProblems], api.Problem{Message: "there are more mistakes than these"})
+		problems = append(problems[:maxProblems:maxProblems], api.Problem{Message: rest})
 	}
 	for i := range problems {
 		p := &problems[i]
 		p.Namespace, p.Name, p.Message = shorten(p.Namespace, maxNameTold), shorten(p.Name, maxNameTold), shorten(p.Message, maxSentenceTold)
 	}
-	e.Problems = problems
-	return e
+	return problems
 }
 
 // What is told of a mistake, in bytes: the longest good name, and a long

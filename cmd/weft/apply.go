@@ -37,7 +37,7 @@ func applyCommand() *cobra.Command {
 			}
 			results, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
 				result, err := c.Apply(ctx, manifest.text(), namespace(cmd), dryRun)
-				return result, manifest.locate(err)
+				return result, manifest.located(result, err)
 			})
 			return errors.Join(showApplied(cmd, results), err)
 		},
@@ -69,15 +69,22 @@ func (m manifests) text() []byte {
 	return bytes.Join(texts, []byte(between))
 }
 
-// locate names the file in each problem of a refusal, and counts documents in
-// that file.
-func (m manifests) locate(err error) error {
+// located names the files in an answer's warnings, or in a refusal's problems.
+func (m manifests) located(result *api.ApplyResult, err error) error {
 	var refusal *api.Error
-	if !errors.As(err, &refusal) {
-		return err
+	switch {
+	case errors.As(err, &refusal):
+		m.locate(refusal.Problems)
+	case err == nil:
+		m.locate(result.Warnings)
 	}
-	for i := range refusal.Problems {
-		p := &refusal.Problems[i]
+	return err
+}
+
+// locate names the file in each problem, and counts documents in that file.
+func (m manifests) locate(problems []api.Problem) {
+	for i := range problems {
+		p := &problems[i]
 		for _, f := range m {
 			if n := f.documents(); p.Document > n {
 				p.Document -= n
@@ -89,7 +96,6 @@ func (m manifests) locate(err error) error {
 			break
 		}
 	}
-	return err
 }
 
 // documents counts as the server does, that is with those that are empty.
@@ -156,7 +162,13 @@ func readManifest(cmd *cobra.Command, name string) (manifests, error) {
 }
 
 // showApplied says what became of each object, in the order of the manifest.
+// Warnings go to standard error.
 func showApplied(cmd *cobra.Command, results []*api.ApplyResult) error {
+	for _, r := range results {
+		for _, w := range r.Warnings {
+			fmt.Fprintln(cmd.ErrOrStderr(), printableLines(fmt.Sprintf("%s: warning: %s", r.Cluster, w)))
+		}
+	}
 	f, err := format(cmd)
 	if err != nil {
 		return err

@@ -46,7 +46,7 @@ func deletion(cmd *cobra.Command, files, args []string) (func(context.Context, *
 		manifest, err := readManifests(cmd, files)
 		return func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
 			result, err := c.DeleteManifest(ctx, manifest.text(), namespace(cmd))
-			return result, manifest.locate(err)
+			return result, manifest.located(result, err)
 		}, err
 	}
 	if len(args) > 0 {

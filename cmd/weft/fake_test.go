@@ -232,6 +232,9 @@ func (f *fake) apply(action api.Action) func(*http.Request) (any, error) {
 				result.Objects = append(result.Objects, api.AppliedObject{Cluster: f.name, Kind: "Pod", Namespace: cmp.Or(r.URL.Query().Get("namespace"), "shop"), Name: name, Action: action})
 			}
 		}
+		if before, _, found := strings.Cut(string(text), "doubtful"); found && action == api.Configured {
+			result.Warnings = []api.Problem{{Document: 1 + strings.Count(before, "\n---\n"), Kind: "Pod", Namespace: "shop", Name: "doubtful", Message: "spec.image: is not run here"}}
+		}
 		return result, nil
 	}
 }
