@@ -23,6 +23,9 @@ const (
 	KeyCluster         = "io.cilium.k8s.policy.cluster"
 	KeyServiceAccount  = "io.cilium.k8s.policy.serviceaccount"
 	KeyNamespaceLabels = "io.cilium.k8s.namespace.labels" // prefix of the namespace's own labels
+
+	// NamespaceName is the label that every namespace has: its own name.
+	NamespaceName = "kubernetes.io/metadata.name"
 )
 
 // Given reports whether labels with this key are the cluster's to give: its own

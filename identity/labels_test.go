@@ -16,19 +16,19 @@ func TestPodLabels(t *testing.T) {
 		want           string
 	}{
 		{"a bare pod has a namespace and a cluster", nil, nil, "",
-			"k8s:io.cilium.k8s.policy.cluster=east;k8s:io.kubernetes.pod.namespace=shop;"},
-		{"its own labels and its account", nil, map[string]string{"app": "web", "tier": ""}, "runner",
-			"k8s:app=web;k8s:io.cilium.k8s.policy.cluster=east;k8s:io.cilium.k8s.policy.serviceaccount=runner;k8s:io.kubernetes.pod.namespace=shop;k8s:tier=;"},
-		{"its namespace's labels, whatever their name", map[string]string{"kubernetes.io/metadata.name": "shop"}, nil, "",
 			"k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=shop;k8s:io.cilium.k8s.policy.cluster=east;k8s:io.kubernetes.pod.namespace=shop;"},
+		{"its own labels and its account", nil, map[string]string{"app": "web", "tier": ""}, "runner",
+			"k8s:app=web;k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=shop;k8s:io.cilium.k8s.policy.cluster=east;k8s:io.cilium.k8s.policy.serviceaccount=runner;k8s:io.kubernetes.pod.namespace=shop;k8s:tier=;"},
+		{"its namespace's labels, but for the one that is always its name", map[string]string{"team": "a", "kubernetes.io/metadata.name": "kube-system"}, nil, "",
+			"k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=shop;k8s:io.cilium.k8s.namespace.labels.team=a;k8s:io.cilium.k8s.policy.cluster=east;k8s:io.kubernetes.pod.namespace=shop;"},
 		{"labels that differ from pod to pod do not count", nil, map[string]string{
 			"pod-template-hash": "1", "controller-revision-hash": "2", "statefulset.kubernetes.io/pod-name": "web-0",
 			"apps.kubernetes.io/pod-index": "0", "batch.kubernetes.io/job-completion-index": "1", "topology.kubernetes.io/zone": "a",
 			"failure-domain.beta.kubernetes.io/zone": "a", "annotation.x": "1", "etcd_node": "1", "app.kubernetes.io/name": "web",
-		}, "", "k8s:app.kubernetes.io/name=web;k8s:io.cilium.k8s.policy.cluster=east;k8s:io.kubernetes.pod.namespace=shop;"},
+		}, "", "k8s:app.kubernetes.io/name=web;k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=shop;k8s:io.cilium.k8s.policy.cluster=east;k8s:io.kubernetes.pod.namespace=shop;"},
 		{"a pod cannot speak for its namespace, account or cluster", nil, map[string]string{
 			KeyNamespace: "kube-system", KeyCluster: "west", KeyServiceAccount: "admin", KeyNamespaceLabels + ".team": "root",
-		}, "", "k8s:io.cilium.k8s.policy.cluster=east;k8s:io.kubernetes.pod.namespace=shop;"},
+		}, "", "k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=shop;k8s:io.cilium.k8s.policy.cluster=east;k8s:io.kubernetes.pod.namespace=shop;"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := PodLabels("shop", tt.ns, tt.pod, tt.serviceAccount, "east")

@@ -18,7 +18,7 @@ const (
 	Health        Number = 4
 	Init          Number = 5 // a workload whose labels are not known yet
 	RemoteNode    Number = 6 // any other node of any member cluster
-	KubeAPIServer Number = 7
+	KubeAPIServer Number = 7 // a remote node that runs an API server of the own cluster
 	Ingress       Number = 8
 	WorldIPv4     Number = 9
 	WorldIPv6     Number = 10
@@ -104,7 +104,11 @@ func ReservedLabels(n Number) Labels {
 	if !ok || n == Unknown {
 		return nil
 	}
-	return Labels{{Source: SourceReserved, Key: name}}
+	labels := Labels{{Source: SourceReserved, Key: name}}
+	if n == KubeAPIServer {
+		labels = append(labels, Label{Source: SourceReserved, Key: RemoteNode.String()})
+	}
+	return labels
 }
 
 // AllReserved maps every named reserved number to its labels, Unknown left

@@ -53,9 +53,24 @@ func Relevant(key string) bool {
 	return leftOut == 0 || kept > leftOut
 }
 
-// PodLabels are the identity labels of a pod. Labels in the name of Cilium or
-// of the namespace that a pod claims for itself do not count: a pod cannot
-// speak for its namespace, its account or its cluster.
+// Selectable says why no workload's identity can have a label with this key; ""
+// if one can.
+func Selectable(key string) string {
+	switch {
+	case key == KeyNamespace, key == KeyCluster, key == KeyServiceAccount:
+		return ""
+	case Given(key) && !strings.HasPrefix(key, KeyNamespaceLabels+"."):
+		return "no identity has a label of this name"
+	case !Relevant(key):
+		return "the label filter leaves it out of identities (as Cilium's default filter does)"
+	}
+	return ""
+}
+
+// PodLabels are the identity labels of a pod. Labels that a pod claims in the
+// name of Cilium or of its namespace do not count: a pod cannot speak for its
+// namespace, its account or its cluster. Every namespace has the label
+// NamespaceName, whether it was declared or not.
 func PodLabels(namespace string, namespaceLabels, podLabels map[string]string, serviceAccount, cluster string) Labels {
 	labels := make([]Label, 0, len(podLabels)+len(namespaceLabels)+3)
 	add := func(key, value string) {
@@ -72,6 +87,7 @@ func PodLabels(namespace string, namespaceLabels, podLabels map[string]string, s
 	for key, value := range namespaceLabels {
 		add(KeyNamespaceLabels+"."+key, value)
 	}
+	add(KeyNamespaceLabels+"."+NamespaceName, namespace)
 	add(KeyNamespace, namespace)
 	if serviceAccount != "" {
 		add(KeyServiceAccount, serviceAccount)

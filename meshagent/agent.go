@@ -98,7 +98,7 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 		return nil, err
 	}
 	a.program, err = program.New(program.Config{
-		Self: n.name, Tables: a.Tables, Maps: edges.Datapath.Maps(), Ways: a.ways, Start: a.start, Trace: cfg.Trace, Log: log,
+		Self: n.name, APIServers: n.apiServers(), Tables: a.Tables, Maps: edges.Datapath.Maps(), Ways: a.ways, Start: a.start, Trace: cfg.Trace, Log: log,
 	})
 	if err != nil {
 		return nil, err

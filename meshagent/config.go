@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -127,6 +128,22 @@ type node struct {
 }
 
 func (n node) key() string { return n.cluster + "/" + n.name }
+
+// apiServers are the addresses of the cluster's API servers, as far as the join
+// bundle gives addresses and not names.
+func (n node) apiServers() []netip.Addr {
+	var out []netip.Addr
+	for _, text := range append([]string{n.bundle.Server}, n.bundle.EtcdEndpoints...) {
+		u, err := url.Parse(text)
+		if err != nil {
+			continue
+		}
+		if addr, err := netip.ParseAddr(u.Hostname()); err == nil && !slices.Contains(out, addr.Unmap()) {
+			out = append(out, addr.Unmap())
+		}
+	}
+	return out
+}
 
 // readJoin reads the join bundle, and what the configuration says instead.
 func readJoin(c Config) (node, error) {

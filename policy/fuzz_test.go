@@ -42,7 +42,7 @@ func checkWorld(t *testing.T, r *rand.Rand) {
 		}
 	}
 	i := uint32(1)
-	for _, labels := range CIDRIdentities(w.Policies) {
+	for _, labels := range CIDRIdentities(w.Policies, nil) {
 		w.Identities[identity.LocalNumber(i)] = labels
 		i++
 	}
@@ -184,7 +184,7 @@ func randomSelector(r *rand.Rand) map[string]any {
 func randomItem(r *rand.Rand, prefix string, deny bool) map[string]any {
 	item := map[string]any{}
 	cidr := func() string {
-		return pick(r, "0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "192.0.2.7", "::/0", "fd00::/8")
+		return pick(r, "0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "192.0.2.7/32", "::/0", "fd00::/8")
 	}
 	switch r.IntN(8) {
 	case 0:

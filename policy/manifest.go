@@ -133,18 +133,19 @@ type item struct {
 }
 
 type refusedPeer struct {
-	field  string
-	value  json.RawMessage
-	reason string
+	field   string
+	value   json.RawMessage
+	reason  string
+	selects bool // names peers; an empty list of them is nobody
 }
 
 func (i *ingressItem) item() item {
 	return item{
 		prefix: "from", endpoints: i.FromEndpoints, cidr: i.FromCIDR, cidrSet: i.FromCIDRSet, entities: i.FromEntities,
 		refused: []refusedPeer{
-			{"fromNodes", i.FromNodes, reasonNodes},
-			{"fromGroups", i.FromGroups, reasonGroups},
-			{"fromRequires", i.FromRequires, reasonRequires},
+			{"fromNodes", i.FromNodes, reasonNodes, true},
+			{"fromGroups", i.FromGroups, reasonGroups, true},
+			{"fromRequires", i.FromRequires, reasonRequires, false},
 		},
 		ports: i.ToPorts, icmps: i.ICMPs, authn: i.Authentication,
 	}
@@ -154,11 +155,11 @@ func (e *egressItem) item() item {
 	return item{
 		prefix: "to", endpoints: e.ToEndpoints, cidr: e.ToCIDR, cidrSet: e.ToCIDRSet, entities: e.ToEntities,
 		refused: []refusedPeer{
-			{"toNodes", e.ToNodes, reasonNodes},
-			{"toGroups", e.ToGroups, reasonGroups},
-			{"toRequires", e.ToRequires, reasonRequires},
-			{"toServices", e.ToServices, reasonServices},
-			{"toFQDNs", e.ToFQDNs, reasonFQDNs},
+			{"toNodes", e.ToNodes, reasonNodes, true},
+			{"toGroups", e.ToGroups, reasonGroups, true},
+			{"toRequires", e.ToRequires, reasonRequires, false},
+			{"toServices", e.ToServices, reasonServices, true},
+			{"toFQDNs", e.ToFQDNs, reasonFQDNs, true},
 		},
 		ports: e.ToPorts, icmps: e.ICMPs, authn: e.Authentication,
 	}

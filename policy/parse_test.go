@@ -47,6 +47,13 @@ func TestRefused(t *testing.T) {
 		{"an unknown label source", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"container:a": x}}]}]`), "write k8s:a"},
 		{"an unknown reserved label", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"reserved:moon": ""}}]}]`), "is not a reserved label; write one of health, host"},
 		{"Weft's own reserved label", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"reserved:unknown-member": ""}}]}]`), "is not a reserved label"},
+		{"a reserved label that nothing has", cnp(`ingressDeny: [{fromEndpoints: [{matchLabels: {"reserved:init": ""}}]}]`), `"init" selects nobody: Weft has no endpoint of this kind`},
+		{"an entity that nothing has", cnp(`egressDeny: [{toEntities: [host, health]}]`), `spec.egressDeny[0].toEntities[1]: "health" selects nobody: Weft has no endpoint of this kind`},
+		{"a label that differs from pod to pod", cnp(`ingress: [{fromEndpoints: [{matchLabels: {statefulset.kubernetes.io/pod-name: web-0}}]}]`), `"statefulset.kubernetes.io/pod-name" selects nobody: the label filter leaves it out of identities`},
+		{"such a label in an expression", cnp(`ingress: [{fromEndpoints: [{matchExpressions: [{key: "k8s:pod-template-hash", operator: DoesNotExist}]}]}]`), `matchExpressions[0].key: "k8s:pod-template-hash" selects nobody: the label filter`},
+		{"such a label of the subject", strings.Replace(cnp("ingress: [{}]"), "app: web", "topology.kubernetes.io/zone: a", 1), `spec.endpointSelector.matchLabels["topology.kubernetes.io/zone"]: "topology.kubernetes.io/zone" selects nobody`},
+		{"a revision's label", cnp(`egressDeny: [{toEndpoints: [{matchLabels: {"any:controller-revision-hash": a}}]}]`), "the label filter leaves it out of identities"},
+		{"a label in Cilium's name that it does not give", cnp(`ingressDeny: [{fromEndpoints: [{matchLabels: {io.cilium.k8s.policy.name: a}}]}]`), `"io.cilium.k8s.policy.name" selects nobody: no identity has a label of this name`},
 		{"a reserved label with value", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"reserved:host": "true"}}]}]`), "reserved labels have no value"},
 		{"addresses as labels", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"cidr:10.0.0.0/8": ""}}]}]`), "write them with fromCIDR"},
 		{"an unknown operator", cnp(`ingress: [{fromEndpoints: [{matchExpressions: [{key: a, operator: Is}]}]}]`), `"Is" is not an operator`},
@@ -55,9 +62,11 @@ func TestRefused(t *testing.T) {
 
 		{"two kinds of peers", cnp("egress: [{toCIDR: [10.0.0.0/8], toEntities: [world]}]"), "spec.egress[0]: combines toCIDR and toEntities; write one list item for each"},
 		{"an unknown entity", cnp("egress: [{toEntities: [world-ipv4]}]"), `"world-ipv4" is not an entity; write one of all, cluster`},
-		{"not a prefix", cnp("egress: [{toCIDR: [10.0.0/8]}]"), `"10.0.0/8" is neither a prefix nor an address`},
-		{"IPv4 in the form of IPv6", cnp("egress: [{toCIDR: ['::ffff:0:0/96']}]"), `"::ffff:0:0/96" is IPv4 in the form of IPv6; write it as IPv4`},
-		{"an IPv4 address in the form of IPv6", cnp("egress: [{toCIDR: ['::ffff:10.1.2.3']}]"), "write it as IPv4"},
+		{"not a prefix", cnp("egress: [{toCIDR: [10.0.0/8]}]"), `"10.0.0/8" is not a prefix; write one such as`},
+		{"a bare address", cnp("egress: [{toCIDR: [10.1.2.3]}]"), `spec.egress[0].toCIDR[0]: "10.1.2.3" is an address; a prefix is needed, write 10.1.2.3/32`},
+		{"a bare address in a set", cnp("ingress: [{fromCIDRSet: [{cidr: 'fd00::1'}]}]"), `cidr: "fd00::1" is an address; a prefix is needed, write fd00::1/128`},
+		{"a bare address as exception", cnp("ingress: [{fromCIDRSet: [{cidr: 10.0.0.0/8, except: [10.1.2.3]}]}]"), `except[0]: "10.1.2.3" is an address`},
+		{"an IPv4 address in the form of IPv6", cnp("egress: [{toCIDR: ['::ffff:10.1.2.3']}]"), "write 10.1.2.3/32"},
 		{"an exception outside", cnp("egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: [11.0.0.0/8]}]}]"), "spec.egress[0].toCIDRSet[0].except[0]: 11.0.0.0/8 is not inside cidr 10.0.0.0/8"},
 		{"an exception of the other family", cnp("egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: ['fd00::/8']}]}]"), "of another address family"},
 		{"a set without prefix", cnp("egress: [{toCIDRSet: [{}]}]"), "cidr: is missing"},
@@ -83,6 +92,9 @@ func TestRefused(t *testing.T) {
 		{"a port that is missing", cnp("ingress: [{toPorts: [{ports: [{protocol: TCP}]}]}]"), "port: is missing"},
 		{"a port as number", cnp("ingress: [{toPorts: [{ports: [{port: 80}]}]}]"), `put it in quotes: "80"`},
 		{"a port out of range", cnp(`ingress: [{toPorts: [{ports: [{port: "70000"}]}]}]`), "out of range"},
+		{"a port with leading zero", cnp(`ingress: [{toPorts: [{ports: [{port: "080"}]}]}]`), `"080" is not a port number; write "80"`},
+		{"another one", cnp(`egressDeny: [{toPorts: [{ports: [{port: "010"}]}]}]`), `"010" is not a port number; write "10"`},
+		{"a range as one port", cnp(`ingress: [{toPorts: [{ports: [{port: "6581-6586"}]}]}]`), `"6581-6586" is a range; write port: "6581" and endPort: 6586`},
 		{"a negative port", cnp(`ingress: [{toPorts: [{ports: [{port: "-1"}]}]}]`), "out of range"},
 		{"a named port", cnp(`ingress: [{toPorts: [{ports: [{port: https}]}]}]`), `"https" is a named port, which is not supported; write the number the workload listens on, such as "443"`},
 		{"a range backwards", cnp(`ingress: [{toPorts: [{ports: [{port: "80", endPort: 79}]}]}]`), "endPort: 79 is below port 80; swap them"},
@@ -163,6 +175,10 @@ func TestWhatIsStoredStaysReadable(t *testing.T) {
 	text := []byte(cnp(`
 ingress:
 - fromEntities: [host]
+- fromEntities: [health]
+- fromCIDR: [192.0.2.1]
+- fromEndpoints: [{matchLabels: {pod-template-hash: a, io.cilium.k8s.policy.name: b}}]
+  toPorts: [{ports: [{port: "080"}]}]
 - icmps: [{fields: [{type: Timestamp}, {type: 5}, {type: 128, family: IPv6}]}]`))
 	if ps, err := Parse(text); err == nil {
 		t.Errorf("accepted anew: %v", ps)
@@ -179,4 +195,19 @@ ingress:
 func TestEveryTypeThatPassesIsAccepted(t *testing.T) {
 	parse(t, cnp(`ingress: [{icmps: [{fields: [{type: 0}, {type: 3}, {type: 8, family: IPv4}, {type: 11}, {type: 12}, {type: "8"},
 		{type: Echo}, {type: EchoRequest}, {type: EchoReply}, {type: DestinationUnreachable}, {type: TimeExceeded}, {type: ParameterProblem}]}]}]`))
+}
+
+func TestWarnings(t *testing.T) {
+	for _, tt := range []struct{ name, manifest, want string }{
+		{"nothing", cnp("ingress: [{}]"), ""},
+		{"default denial beside rules", cnp("enableDefaultDeny: {ingress: true, egress: false}\ningress: [{}]"), ""},
+		{"default denial without rules", cnp("enableDefaultDeny: {egress: true}\ningress: [{}]"),
+			"spec.enableDefaultDeny.egress: denies all egress of the workloads it selects, as there are no egress rules (Cilium ignores it then)"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := strings.Join(parse(t, tt.manifest)[0].Warnings(), "; "); got != tt.want {
+				t.Errorf("warned %q, want %q", got, tt.want)
+			}
+		})
+	}
 }

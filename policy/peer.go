@@ -54,7 +54,7 @@ func (p peer) matches(n identity.Number, labels identity.Labels) bool {
 	prefix, ok := cidrOf(labels)
 	if !ok {
 		// World is every address that no policy names, not even to except it.
-		return p.cidr.Bits() == 0 && isWorld(n, p.cidr.Addr())
+		return p.cidr.Bits() == 0 && isWorld(n, p.cidr.Addr()) && !slices.ContainsFunc(p.except, func(e netip.Prefix) bool { return e.Bits() == 0 })
 	}
 	return contains(p.cidr, prefix) && !slices.ContainsFunc(p.except, func(e netip.Prefix) bool { return contains(e, prefix) })
 }
@@ -131,15 +131,34 @@ var entities = map[string][]peer{
 const entityAll = "all"
 
 // parsePeers reads the peers of one item. any means whoever: no peer field is
-// there, or entity all is.
+// there, or entity all is. A peer field that is an empty list selects nobody,
+// whatever stands beside it, as in Cilium.
 func parsePeers(at path, it item, namespace string, errs *problems) (peers []peer, any bool) {
-	for _, r := range it.refused {
-		if r.value != nil {
-			errs.add(at.field(r.field), "%s", r.reason)
+	fields, nobody := 0, false
+	for _, f := range []struct{ given, empty bool }{
+		{it.endpoints != nil, len(it.endpoints) == 0},
+		{it.cidr != nil, len(it.cidr) == 0},
+		{it.cidrSet != nil, len(it.cidrSet) == 0},
+		{it.entities != nil, len(it.entities) == 0},
+	} {
+		if f.given {
+			fields++
+			nobody = nobody || f.empty
 		}
 	}
+	for _, r := range it.refused {
+		if r.value == nil {
+			continue
+		}
+		fields++
+		if r.selects && emptyList(r.value) {
+			nobody = true
+			continue
+		}
+		errs.add(at.field(r.field), "%s", r.reason)
+	}
 	onlyOne(at, it, errs)
-	if it.endpoints == nil && it.cidr == nil && it.cidrSet == nil && it.entities == nil {
+	if fields == 0 {
 		// Without peers and without ports an item is written to switch on
 		// default denial; it selects no one.
 		return nil, len(it.ports) > 0 || len(it.icmps) > 0
@@ -168,7 +187,11 @@ func parsePeers(at path, it item, namespace string, errs *problems) (peers []pee
 			errs.add(at.field(it.prefix+"Entities").index(i), "%q is not an entity; write one of all, %s",
 				name, strings.Join(slices.Sorted(maps.Keys(entities)), ", "))
 		}
+		refuseAbsent(at.field(it.prefix+"Entities").index(i), name, errs)
 		peers = append(peers, known...)
+	}
+	if nobody {
+		return nil, false
 	}
 	if any {
 		peers = nil
@@ -220,20 +243,21 @@ func parseCIDRRule(at path, c *cidrRule, errs *problems) (peer, bool) {
 	return out, ok
 }
 
-// parseCIDR reads a prefix, or a single address as the prefix of all its bits.
+// parseCIDR reads a prefix. IPv4 written in the form of IPv6 is IPv4.
 func parseCIDR(at path, text string, errs *problems) (netip.Prefix, bool) {
-	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" && !addr.Is4In6() {
-		return netip.PrefixFrom(addr, addr.BitLen()), true
-	}
-	written, _, _ := strings.Cut(text, "/")
-	if addr, err := netip.ParseAddr(written); err == nil && addr.Is4In6() {
-		errs.add(at, "%q is IPv4 in the form of IPv6; write it as IPv4, such as 10.0.0.0/8", text)
-		return netip.Prefix{}, false
+	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
+		addr = addr.Unmap()
+		prefix := netip.PrefixFrom(addr, addr.BitLen())
+		errs.addNew(at, "%q is an address; a prefix is needed, write %s", text, prefix)
+		return prefix, true
 	}
 	prefix, err := netip.ParsePrefix(text)
 	if err != nil {
-		errs.add(at, "%q is neither a prefix nor an address; write it as 10.0.0.0/8, 10.1.2.3 or fd00::/8", text)
+		errs.add(at, "%q is not a prefix; write one such as 10.0.0.0/8, 10.1.2.3/32 or fd00::/8", text)
 		return netip.Prefix{}, false
+	}
+	if mapped := 128 - 32; prefix.Addr().Is4In6() && prefix.Bits() >= mapped {
+		prefix = netip.PrefixFrom(prefix.Addr().Unmap(), prefix.Bits()-mapped)
 	}
 	return prefix.Masked(), true
 }

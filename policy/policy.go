@@ -3,6 +3,8 @@ package policy
 import (
 	"encoding/json"
 	"fmt"
+	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -18,6 +20,14 @@ type Policy struct {
 
 	manifest manifest
 	rules    []rule // spec, then specs, in the order written
+	warnings []string
+}
+
+// Warnings say what is accepted and may still not do what its author expects.
+func (p *Policy) Warnings() []string { return slices.Clone(p.warnings) }
+
+func (p *Policy) warn(at path, format string, args ...any) {
+	p.warnings = append(p.warnings, fmt.Sprintf("%s: "+format, append([]any{at}, args...)...))
 }
 
 // String is kind and name as an operator writes them.
@@ -93,39 +103,44 @@ func (s portSpec) covers(proto uint8, port uint16) bool {
 	return s.proto == proto && s.first <= port && port <= s.last
 }
 
-// CIDRs are the prefixes the policy names, exceptions included, sorted and
-// each once.
-func (p *Policy) CIDRs() []netip.Prefix {
-	set := map[netip.Prefix]bool{}
-	for _, r := range p.rules {
-		for _, terms := range r.terms {
-			for _, t := range terms {
+// peers are all peers that the policy's rules name.
+func (p *Policy) peers() iter.Seq[peer] {
+	return func(yield func(peer) bool) {
+		for _, r := range p.rules {
+			for _, t := range slices.Concat(r.terms[:]...) {
 				for _, peer := range t.peers {
-					if peer.kind != peerCIDR {
-						continue
-					}
-					set[peer.cidr] = true
-					for _, e := range peer.except {
-						set[e] = true
+					if !yield(peer) {
+						return
 					}
 				}
 			}
 		}
 	}
-	out := make([]netip.Prefix, 0, len(set))
-	for prefix := range set {
-		out = append(out, prefix)
+}
+
+// CIDRs are the prefixes the policy names, exceptions included, sorted and
+// each once.
+func (p *Policy) CIDRs() []netip.Prefix {
+	set := map[netip.Prefix]bool{}
+	for peer := range p.peers() {
+		if peer.kind != peerCIDR {
+			continue
+		}
+		set[peer.cidr] = true
+		for _, e := range peer.except {
+			set[e] = true
+		}
 	}
-	slices.SortFunc(out, netip.Prefix.Compare)
-	return out
+	return slices.SortedFunc(maps.Keys(set), netip.Prefix.Compare)
 }
 
 // CIDRIdentities are the prefixes that need a node-local identity of their
 // own, and the labels of each. Written into a longest-prefix map, every
 // address finds the most specific prefix any policy names, and that is all
 // the policies need to tell addresses apart. A whole address family is not
-// among them: it is world.
-func CIDRIdentities(policies []*Policy) map[netip.Prefix]identity.Labels {
+// among them: it is world. The cluster's API servers are among them if a policy
+// tells them from the rest of the world.
+func CIDRIdentities(policies []*Policy, apiServers []netip.Addr) map[netip.Prefix]identity.Labels {
 	out := map[netip.Prefix]identity.Labels{}
 	for _, p := range policies {
 		for _, prefix := range p.CIDRs() {
@@ -134,7 +149,33 @@ func CIDRIdentities(policies []*Policy) map[netip.Prefix]identity.Labels {
 			}
 		}
 	}
+	if !slices.ContainsFunc(policies, (*Policy).namesAPIServers) {
+		return out
+	}
+	for _, addr := range apiServers {
+		prefix := netip.PrefixFrom(addr, addr.BitLen())
+		out[prefix] = WithAPIServer(CIDRLabels(prefix))
+	}
 	return out
+}
+
+// WithAPIServer are the labels of somebody who is one of the cluster's API servers
+// as well.
+func WithAPIServer(labels identity.Labels) identity.Labels {
+	return identity.NewLabels(append(slices.Clone(labels), identity.Label{Source: identity.SourceReserved, Key: identity.KubeAPIServer.String()})...)
+}
+
+// namesAPIServers reports whether a peer of the policy is told by being an API
+// server.
+func (p *Policy) namesAPIServers() bool {
+	for r := range p.peers() {
+		for _, q := range r.selector {
+			if q.source == identity.SourceReserved && q.key == identity.KubeAPIServer.String() {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // CIDRLabels are the labels of an identity that stands for prefix.

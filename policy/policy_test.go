@@ -43,7 +43,7 @@ func testWorld(t testing.TB, manifests string) World {
 
 	w.Policies = parse(t, manifests)
 	i := uint32(1)
-	prefixes := CIDRIdentities(w.Policies)
+	prefixes := CIDRIdentities(w.Policies, nil)
 	for _, p := range w.Policies {
 		for _, prefix := range p.CIDRs() {
 			if labels, ok := prefixes[prefix]; ok {

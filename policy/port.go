@@ -129,6 +129,8 @@ func parsePort(at path, p *portProtocol, ps *problems) []portSpec {
 	return out
 }
 
+func digitsOnly(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
+
 func refuseProtocol(name string) string {
 	upper := strings.ToUpper(name)
 	switch _, known := protocols[upper]; {
@@ -154,7 +156,14 @@ func parsePortNumber(at path, raw json.RawMessage, ps *problems) (uint16, bool) 
 	}
 	n, err := strconv.ParseUint(text, 10, 16)
 	if err == nil {
+		if plain := strconv.FormatUint(n, 10); plain != text {
+			ps.addNew(at, "%q is not a port number; write %q", text, plain)
+		}
 		return uint16(n), true
+	}
+	if first, last, ok := strings.Cut(text, "-"); ok && digitsOnly(first) && digitsOnly(last) {
+		ps.add(at, "%q is a range; write port: %q and endPort: %s", text, first, last)
+		return 0, false
 	}
 	if _, digits := strconv.ParseInt(text, 10, 64); digits == nil || strings.Trim(text, "0123456789") == "" {
 		ps.add(at, "%q is out of range; write a number from 0 to %d", text, maxPort)

@@ -40,10 +40,13 @@ func (s *spec) rule(at path, p *Policy, ps *problems) rule {
 		Ingress: len(s.Ingress)+len(s.IngressDeny) > 0,
 	}
 	if d := s.EnableDefaultDeny; d != nil {
+		where := at.field("enableDefaultDeny")
 		if d.Ingress != nil {
+			warnDefaultDeny(where, Ingress, *d.Ingress && !out.enforced[Ingress], p)
 			out.enforced[Ingress] = *d.Ingress
 		}
 		if d.Egress != nil {
+			warnDefaultDeny(where, Egress, *d.Egress && !out.enforced[Egress], p)
 			out.enforced[Egress] = *d.Egress
 		}
 	}
@@ -60,6 +63,14 @@ func (s *spec) rule(at path, p *Policy, ps *problems) rule {
 		out.add(at, "egress", i, it.item(), p, ps)
 	}
 	return out
+}
+
+// warnDefaultDeny: the field's documentation says that it denies, Cilium's engine
+// ignores it without rules. We do what the documentation says.
+func warnDefaultDeny(at path, dir Direction, lone bool, p *Policy) {
+	if lone {
+		p.warn(at.field(dir.String()), "denies all %s of the workloads it selects, as there are no %s rules (Cilium ignores it then)", dir, dir)
+	}
 }
 
 func inNamespace(p *Policy) string {
@@ -106,6 +117,12 @@ func checkLog(at path, value string, ps *problems) {
 			return
 		}
 	}
+}
+
+// emptyList reports whether a raw value is a list without items.
+func emptyList(raw json.RawMessage) bool {
+	var items []json.RawMessage
+	return json.Unmarshal(raw, &items) == nil && len(items) == 0
 }
 
 // hollow reports whether a raw value is absent or says nothing: {}, [] or "".

@@ -86,6 +86,7 @@ func parseKey(at path, text string, errs *problems) (source, key string, ok bool
 			errs.add(at, "%q is not a reserved label; write one of %s", text, strings.Join(slices.Sorted(maps.Keys(reservedKeys)), ", "))
 			return "", "", false
 		}
+		refuseAbsent(at, key, errs)
 	case identity.SourceCIDR:
 		errs.add(at, "%q selects addresses; write them with fromCIDR or toCIDR", text)
 		return "", "", false
@@ -93,18 +94,35 @@ func parseKey(at path, text string, errs *problems) (source, key string, ok bool
 		errs.add(at, "%q has a label source that no workload has here; write k8s:%s, or any:%s", text, key, key)
 		return "", "", false
 	}
+	if source == identity.SourceReserved {
+		return source, key, true
+	}
+	if why := identity.Selectable(key); why != "" {
+		errs.addNew(at, "%q selects nobody: %s; select by another label", text, why)
+	}
 	if source == identity.SourceAny && identity.Given(key) {
 		source = identity.SourceK8s
 	}
 	return source, key, true
 }
 
+// absent are the reserved identities that Cilium knows and nothing here ever
+// has.
+var absent = []identity.Number{identity.Unmanaged, identity.Health, identity.Init, identity.Ingress}
+
+// refuseAbsent refuses a reserved name that would select nobody.
+func refuseAbsent(at path, name string, errs *problems) {
+	if slices.ContainsFunc(absent, func(n identity.Number) bool { return n.String() == name }) {
+		errs.addNew(at, "%q selects nobody: Weft has no endpoint of this kind; remove it", name)
+	}
+}
+
 // reservedKeys are the keys a selector may name after reserved:.
 var reservedKeys = func() map[string]bool {
 	keys := map[string]bool{}
-	for n, labels := range identity.AllReserved() {
+	for n := range identity.AllReserved() {
 		if n != identity.UnknownMember {
-			keys[labels[0].Key] = true
+			keys[n.String()] = true
 		}
 	}
 	return keys

@@ -84,8 +84,13 @@ ingress:
 			"web frontend intruder other/frontend health host ingress init kube-apiserver remote-node unmanaged"},
 		{"entity cluster-mesh is all member clusters", cnp("ingress: [{fromEntities: [cluster-mesh]}]"),
 			pods + " health host ingress init kube-apiserver remote-node unmanaged"},
-		{"single entities", cnp("ingress: [{fromEntities: [host, remote-node, kube-apiserver, health, init, ingress, unmanaged]}]"),
-			"host remote-node kube-apiserver health init ingress unmanaged"},
+		{"single entities", cnp("ingress: [{fromEntities: [host, remote-node]}]"), "host remote-node kube-apiserver"},
+		{"an API server's node is a node, a node is no API server", cnp("ingress: [{fromEntities: [kube-apiserver]}]"), "kube-apiserver"},
+		{"an empty list of one kind selects nobody, whatever stands beside it", cnp("ingress: [{fromCIDR: [], fromEndpoints: [{}]}]"), ""},
+		{"an empty list of what is not supported selects nobody", cnp("ingress: [{fromNodes: []}, {fromGroups: [], toPorts: [{ports: [{port: \"80\"}]}]}]"), ""},
+		{"an empty list beside entity all", cnp("ingress: [{fromEntities: [all], fromCIDRSet: []}]"), ""},
+		{"an empty list denies nobody", cnp("enableDefaultDeny: {ingress: false}\ningressDeny: [{fromEntities: [], fromEndpoints: [{}]}]"), everyone},
+		{"every namespace has its name as a label", cnp("ingress: [{fromEndpoints: [{matchLabels: {k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name: other}}]}]"), "other/frontend"},
 		{"ports without peers are for whoever", cnp(`ingress: [{toPorts: [{ports: [{port: "80", protocol: TCP}]}]}]`), everyone},
 		{"another port is not this one", cnp(`ingress: [{toPorts: [{ports: [{port: "81", protocol: TCP}]}]}]`), ""},
 		{"another protocol neither", cnp(`ingress: [{toPorts: [{ports: [{port: "80", protocol: UDP}]}]}]`), ""},
@@ -138,8 +143,8 @@ ingress: [{fromEndpoints: [{matchLabels: {app: frontend}}]}]`), everyone},
 		{"the union of specs", strings.Replace(cnp("ingress: [{fromEntities: [host]}]"), "spec:", `
 specs:
 - endpointSelector: {matchLabels: {app: web}}
-  ingress: [{fromEntities: [health]}]
-spec:`, 1), "health host"},
+  ingress: [{fromEndpoints: [{matchLabels: {app: intruder}}]}]
+spec:`, 1), "intruder host"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := testWorld(t, tt.manifests)
@@ -161,12 +166,17 @@ func TestWhomWebMayReach(t *testing.T) {
 	}{
 		{"a workload of the own namespace", cnp("egress: [{toEndpoints: [{matchLabels: {app: frontend}}]}]"), "frontend"},
 		{"a prefix is neither workload nor node", cnp("egress: [{toCIDR: [10.0.0.0/8]}]"), "10.0.0.0/8"},
-		{"a single address", cnp("egress: [{toCIDR: [192.0.2.1]}]"), "192.0.2.1/32"},
+		{"a single address", cnp("egress: [{toCIDR: [192.0.2.1/32]}]"), "192.0.2.1/32"},
 		{"a prefix holds the prefixes inside it", named("a", "egress: [{toCIDR: [10.0.0.0/8]}]") + named("b", "ingress: [{fromCIDR: [10.1.0.0/16, 11.0.0.0/8]}]"), "10.0.0.0/8 10.1.0.0/16"},
 		{"an exception is carved out", cnp("egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: [10.96.0.0/12]}]}]"), "10.0.0.0/8"},
 		{"of its own entry only", cnp("egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: [10.96.0.0/12]}, {cidr: 10.96.0.0/16}]}]"), "10.0.0.0/8 10.96.0.0/16"},
 		{"every IPv4 address is the world, too", cnp("egress: [{toCIDR: [0.0.0.0/0]}, {toCIDR: [10.0.0.0/8]}]"), "10.0.0.0/8 world world-ipv4"},
 		{"but for its exceptions", cnp("egress: [{toCIDRSet: [{cidr: 0.0.0.0/0, except: [10.0.0.0/8]}]}]"), "world world-ipv4"},
+		{"an exception of the whole family leaves nothing", cnp("egress: [{toCIDRSet: [{cidr: 0.0.0.0/0, except: [0.0.0.0/0]}]}]\ningress: [{fromCIDR: [10.0.0.0/8]}]"), ""},
+		{"an exception as large as its prefix leaves nothing", cnp("egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: [10.0.0.0/8]}]}]\ningress: [{fromCIDR: [10.1.0.0/16]}]"), ""},
+		{"exceptions in halves leave nothing of what they name", cnp("egress: [{toCIDRSet: [{cidr: 0.0.0.0/0, except: [0.0.0.0/1, 128.0.0.0/1]}]}]"), "world world-ipv4"},
+		{"IPv4 in the form of IPv6 is IPv4", cnp("egress: [{toCIDR: ['::ffff:10.0.0.0/104']}]"), "10.0.0.0/8"},
+		{"an empty list of services or names selects nobody", cnp("egress: [{toServices: []}, {toFQDNs: [], toPorts: [{ports: [{port: \"80\"}]}]}, {toGroups: []}, {toNodes: [], toEntities: [world]}]"), ""},
 		{"every IPv6 address", cnp("egress: [{toCIDR: [\"::/0\", \"fd00::/8\"]}]"), "fd00::/8 world-ipv6"},
 		{"world holds every prefix", cnp("egress: [{toEntities: [world]}]\ningress: [{fromCIDR: [10.0.0.0/8, \"fd00::/8\"]}]"), "10.0.0.0/8 fd00::/8 world world-ipv4 world-ipv6"},
 		{"denial inside an allowed prefix", cnp("egress: [{toCIDR: [10.0.0.0/8]}]\negressDeny: [{toCIDR: [10.1.0.0/16]}]"), "10.0.0.0/8"},

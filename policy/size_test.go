@@ -125,13 +125,13 @@ func TestAPolicyGivenTwice(t *testing.T) {
 }
 
 func TestRulesSayWhereTheyStand(t *testing.T) {
-	w := testWorld(t, cnp("log: {value: front}\ningress: [{fromEntities: [host]}, {fromEntities: [health]}]\nenableDefaultDeny: {ingress: false}")+
+	w := testWorld(t, cnp("log: {value: front}\ningress: [{fromEntities: [host]}, {fromEntities: [remote-node]}]\nenableDefaultDeny: {ingress: false}")+
 		ccnp("c", "ingressDeny: [{fromEntities: [world]}]"))
 	tables := compileFor(t, w, "web")
 	set, _ := tables.SetOf(w.Identities[people["web"]])
 	for peer, want := range map[identity.Number]string{
-		identity.Health: "CiliumNetworkPolicy default/p ingress[1]",
-		identity.World:  "CiliumClusterwideNetworkPolicy c ingressDeny[0]",
+		identity.RemoteNode: "CiliumNetworkPolicy default/p ingress[1]",
+		identity.World:      "CiliumClusterwideNetworkPolicy c ingressDeny[0]",
 	} {
 		v := tables.Verdict(set, Ingress, peer, ProtoTCP, 80)
 		if got := tables.Rules[v.Rule].String(); got != want {

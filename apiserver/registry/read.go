@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/policy"
 	"github.com/weft-mesh/weft/service"
 )
@@ -30,6 +31,11 @@ func readNamespace(r *reading) {
 		r.refuse("metadata.name %q: %s", r.name, mistakes[0])
 	}
 	checkBool(r, ns.Annotations, service.AnnotationNamespaceGlobal)
+	// Kubernetes gives every namespace this label, and lets nobody change it.
+	if value, ok := ns.Labels[identity.NamespaceName]; ok && value != r.name {
+		r.refuse("metadata.labels[%q] is %q, but this label is always the namespace's name: remove it or write %q", identity.NamespaceName, value, r.name)
+	}
+	metav1.SetMetaDataLabel(&ns.ObjectMeta, identity.NamespaceName, r.name)
 	ns.Status = corev1.NamespaceStatus{}
 }
 
@@ -272,6 +278,9 @@ func readPolicy(r *reading) {
 		return
 	}
 	r.value = policies[0]
+	for _, w := range policies[0].Warnings() {
+		r.warn("%s", w)
+	}
 }
 
 // leaves takes joined errors apart, so that each is a problem of its own.

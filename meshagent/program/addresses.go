@@ -3,6 +3,7 @@ package program
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
@@ -72,6 +73,10 @@ func (a *addresses) node(v *view, n *tables.Node, index uint16) {
 	// owns, and a row here would let it take any address out of policies' CIDRs.
 	for _, addr := range n.Addresses() {
 		if c == v.own && !v.inMesh(whole(addr)) {
+			if who == identity.RemoteNode && slices.Contains(v.apiServers, addr) {
+				a.ips[bpf.AddrOf(addr)] = bpf.IPInfo{Identity: uint32(identity.KubeAPIServer)}
+				continue
+			}
 			a.ips[bpf.AddrOf(addr)] = bpf.IPInfo{Identity: uint32(who)}
 		}
 	}
@@ -158,9 +163,8 @@ func newNumbering(prefixes map[bpf.PrefixKey]bpf.IPInfo) *numbering {
 // number gives every prefix of the policies its number. One that no policy names
 // any more keeps number and labels as long as it stands in the kernel: addresses
 // are judged by it until then.
-func (n *numbering) number(policies []*policy.Policy, stands func(netip.Prefix) bool) (byPrefix map[netip.Prefix]identity.Number, labels map[identity.Number]identity.Labels) {
+func (n *numbering) number(wanted map[netip.Prefix]identity.Labels, stands func(netip.Prefix) bool) (byPrefix map[netip.Prefix]identity.Number, labels map[identity.Number]identity.Labels) {
 	byPrefix, labels = map[netip.Prefix]identity.Number{}, map[identity.Number]identity.Labels{}
-	wanted := policy.CIDRIdentities(policies)
 	for prefix, ls := range wanted {
 		number, ok := n.byPrefix[prefix]
 		if !ok {

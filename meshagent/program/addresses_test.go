@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/cilium/statedb"
+
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -38,4 +40,58 @@ func TestAPeersNodeOwnsNoAddressOutsideOfItsCIDRs(t *testing.T) {
 	if got, ok := a.ips[bpf.AddrOf(addr("8.8.8.8"))]; ok {
 		t.Errorf("a peer's word made 8.8.8.8 %v", identity.Number(got.Identity))
 	}
+}
+
+// An API server is one wherever it runs: on this node, on another, on a machine
+// that is no node.
+func TestAPIServersAreToldFromOthers(t *testing.T) {
+	addr := netip.MustParseAddr
+	b := newBench(t)
+	b.servers = []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2"), addr("198.51.100.9")}
+	b.restart()
+	web := b.pod("web-1", "web", "10.1.1.2", 65537)
+	node := func(name, underlay, cidr, internal string) *tables.Node {
+		cidrs := []netip.Prefix{netip.MustParsePrefix(cidr)}
+		return &tables.Node{Cluster: "east", Name: name,
+			Registration: &tables.Registration{Name: name, Addresses: []netip.Addr{addr(underlay)}, PodCIDRs: cidrs},
+			State:        &wire.NodeState{Name: name, Addresses: []netip.Addr{addr(underlay)}, Internal: addr(internal), PodCIDRs: cidrs}}
+	}
+	b.write(func(txn statedb.WriteTxn) {
+		tables.Put(txn, b.tab.Nodes, node("n1", "192.0.2.1", "10.1.1.0/24", "10.1.1.1"))
+		tables.Put(txn, b.tab.Nodes, node("n2", "192.0.2.2", "10.1.2.0/24", "10.1.2.1"))
+		tables.Put(txn, b.tab.Nodes, node("n3", "192.0.2.3", "10.1.3.0/24", "10.1.3.1"))
+	})
+	look := func(when string, want map[string]bool) {
+		t.Helper()
+		b.pass()
+		for ip, want := range want {
+			who := whoIs(b.maps, addr(ip))
+			if info, ok := rowsIn(b.maps.IPs)[bpf.AddrOf(addr(ip))]; ok {
+				who = identity.Number(info.Identity)
+			}
+			if got, known := judgePacket(b.maps, web, who, bpf.Egress, 6, 443); got != want || !known {
+				t.Errorf("%s: %s as %v: allowed %v (known %v), want %v", when, ip, who, got, known, want)
+			}
+		}
+	}
+	const deny = `
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  enableDefaultDeny: {egress: false}
+  egressDeny: [{toEntities: [kube-apiserver]}]
+`
+	b.policy("web", deny)
+	look("denied", map[string]bool{"192.0.2.1": false, "192.0.2.2": false, "192.0.2.3": true, "198.51.100.9": false, "198.51.100.8": true})
+	b.policy("web", `
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  egress: [{toEntities: [remote-node]}, {toCIDR: [198.51.100.9/32]}]
+`)
+	look("by what else they are", map[string]bool{"192.0.2.1": false, "192.0.2.2": true, "192.0.2.3": true, "198.51.100.9": true, "198.51.100.8": false})
 }

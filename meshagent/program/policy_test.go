@@ -66,6 +66,8 @@ type bench struct {
 	maps *bpf.Maps
 	p    *Program
 	tap  *tap
+	// servers are the API servers' addresses from the next restart on.
+	servers []netip.Addr
 }
 
 func newBench(t *testing.T) *bench {
@@ -86,7 +88,7 @@ func (b *bench) restart() {
 	}
 	start := make(chan struct{})
 	close(start)
-	if b.p, err = New(Config{Self: "n1", Tables: b.tab, Maps: b.maps, Ways: ways, Start: start, Log: slog.New(slog.DiscardHandler)}); err != nil {
+	if b.p, err = New(Config{Self: "n1", APIServers: b.servers, Tables: b.tab, Maps: b.maps, Ways: ways, Start: start, Log: slog.New(slog.DiscardHandler)}); err != nil {
 		b.t.Fatal(err)
 	}
 }

@@ -26,10 +26,12 @@ import (
 // Config is what a Program needs.
 type Config struct {
 	// Self is the name of this node.
-	Self   string
-	Tables *tables.Tables
-	Maps   *bpf.Maps
-	Ways   *Ways
+	Self string
+	// APIServers are the addresses of the own cluster's API servers.
+	APIServers []netip.Addr
+	Tables     *tables.Tables
+	Maps       *bpf.Maps
+	Ways       *Ways
 	// Start is closed once all sources were listed and the node's pods adopted.
 	// Until then nothing in the kernel is touched.
 	Start <-chan struct{}
@@ -174,6 +176,7 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 		return watches, lastRetry
 	}
 	v.answered = p.cfg.Ways.HasAnswered
+	v.apiServers = p.cfg.APIServers
 	r := newReport(v)
 	p.writeSettings(p.write(v, r), v, r)
 	r.publish(t)
@@ -368,7 +371,10 @@ func (p *Program) judge(v *view, r *report) (changed int) {
 	for row := range v.tables.Policies.All(v.txn) {
 		all = append(all, row.Policies...)
 	}
-	cidrs, labels := p.numbers.number(all, p.stands)
+	cidrs, labels := p.numbers.number(policy.CIDRIdentities(all, v.apiServers), p.stands)
+	if v.isAPIServer(v.nodes[v.own.Name+"/"+v.self]) {
+		labels[identity.Host] = policy.WithAPIServer(identity.ReservedLabels(identity.Host))
+	}
 	for row := range v.tables.Identities.All(v.txn) {
 		c := v.members[row.Cluster]
 		if c == nil {

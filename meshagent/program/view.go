@@ -34,6 +34,8 @@ type view struct {
 	// have.
 	answered func(identity.ClusterID) bool
 
+	apiServers []netip.Addr // of the own cluster
+
 	// Indexes that are made when first asked for.
 	cidrs   map[netip.Prefix]string
 	lengths [129]bool
@@ -167,6 +169,12 @@ func (v *view) settle(claims []claim) {
 
 // isSelf says whether the node is the one we run on.
 func (v *view) isSelf(n *tables.Node) bool { return n.Cluster == v.own.Name && n.Name == v.self }
+
+// isAPIServer says whether an API server of the own cluster has an address of the
+// node's.
+func (v *view) isAPIServer(n *tables.Node) bool {
+	return n != nil && slices.ContainsFunc(n.Addresses(), func(a netip.Addr) bool { return slices.Contains(v.apiServers, a) })
+}
 
 // remote lists all nodes but our own, as members with an index.
 func (v *view) remote() []Member {
