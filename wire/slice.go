@@ -13,6 +13,11 @@ import (
 // ServiceNameLabel names, on an endpoint slice, the service it belongs to.
 const ServiceNameLabel = "kubernetes.io/service-name"
 
+// ManagedBy is the value of an endpoint slice's managed-by label
+// (endpointslice.kubernetes.io/managed-by) for slices that the API server
+// derives from services and pods.
+const ManagedBy = "weft"
+
 // ClusterEndpointSlice is a part of a global service's backends in the newer
 // form, with conditions. It stands in etcd as protobuf compressed by zstd.
 type ClusterEndpointSlice struct {

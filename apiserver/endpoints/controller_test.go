@@ -270,6 +270,46 @@ spec: {nodeName: n1, hostname: zero, subdomain: web, containers: [{name: c}]}
 	})
 }
 
+// A sidecar runs as long as its pod, so its ports have names like any other's; an
+// init container that ends has none.
+func TestNamedPortOfASidecar(t *testing.T) {
+	run(t, func(e *east) {
+		e.apply(`
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, ports: [{name: a, port: 80, targetPort: inside}, {name: b, port: 81, targetPort: http}, {name: c, port: 82, targetPort: early}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-0, namespace: shop, labels: {app: web}}
+spec:
+  nodeName: n1
+  initContainers:
+  - {name: early, ports: [{name: early, containerPort: 7000}]}
+  - {name: proxy, restartPolicy: Always, ports: [{name: inside, containerPort: 15006}, {name: http, containerPort: 15001}]}
+  containers:
+  - {name: c, ports: [{name: http, containerPort: 8080}]}
+`)
+		e.claim("n1", "web-0", "10.1.1.2", true)
+		kvs, _, err := e.store.List(t.Context(), wire.ObjectKey("endpointslices", "shop", ""))
+		if err != nil || len(kvs) != 1 {
+			t.Fatal(err, kvs)
+		}
+		s, err := wire.Unmarshal[discoveryv1.EndpointSlice](kvs[0].Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]int32{}
+		for _, p := range s.Ports {
+			got[*p.Name] = *p.Port
+		}
+		if fmt.Sprint(got) != "map[a:15006 b:8080]" {
+			t.Errorf("ports %v", got)
+		}
+	})
+}
+
 func TestSameLabelsSameIdentity(t *testing.T) {
 	run(t, func(e *east) {
 		for i, node := range []string{"n1", "n2"} {

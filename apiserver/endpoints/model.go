@@ -4,13 +4,13 @@ import (
 	"encoding/json"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/weft-mesh/weft/apiserver/nodes"
-	"github.com/weft-mesh/weft/apiserver/registry"
 	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
@@ -184,9 +184,17 @@ func (m *model) applyPod(who name, v *corev1.Pod) {
 	m.dirtyPods[who] = true
 }
 
+// namedPorts are those of the containers that run as long as the pod does: the
+// sidecars among the init containers come last, as Kubernetes looks names up.
 func namedPorts(v *corev1.Pod) []wire.NamedPort {
 	var out []wire.NamedPort
-	for _, c := range v.Spec.Containers {
+	running := slices.Clone(v.Spec.Containers)
+	for _, c := range v.Spec.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			running = append(running, c)
+		}
+	}
+	for _, c := range running {
 		for _, p := range c.Ports {
 			if p.Name != "" {
 				out = append(out, wire.NamedPort{Name: p.Name, Port: uint16(p.ContainerPort), Protocol: string(p.Protocol)})
@@ -203,7 +211,7 @@ func (m *model) applySlice(who name, ev store.Event) {
 		m.dirtyServices[svc] = true
 	}
 	v := read[discoveryv1.EndpointSlice](ev)
-	if v == nil || v.Labels[discoveryv1.LabelManagedBy] != registry.ManagedBy {
+	if v == nil || v.Labels[discoveryv1.LabelManagedBy] != wire.ManagedBy {
 		return
 	}
 	svc := name{who.namespace, v.Labels[discoveryv1.LabelServiceName]}

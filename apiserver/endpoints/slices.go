@@ -11,7 +11,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/weft-mesh/weft/apiserver/registry"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -116,7 +115,7 @@ func kubernetesSlice(sliceName string, of service.Slice, endpoints []service.End
 		TypeMeta: metav1.TypeMeta{APIVersion: discoveryv1.SchemeGroupVersion.String(), Kind: "EndpointSlice"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: of.Namespace, Name: sliceName, Labels: map[string]string{
 			discoveryv1.LabelServiceName: of.Service,
-			discoveryv1.LabelManagedBy:   registry.ManagedBy,
+			discoveryv1.LabelManagedBy:   wire.ManagedBy,
 		}},
 		AddressType: discoveryv1.AddressTypeIPv4,
 	}

@@ -95,7 +95,7 @@ func (r *Registry) mayGo(ctx context.Context, o *object, old store.KV, going map
 	switch o.kind.Plural {
 	case "endpointslices":
 		var slice discoveryv1.EndpointSlice
-		if json.Unmarshal(old.Value, &slice) == nil && slice.Labels[discoveryv1.LabelManagedBy] == ManagedBy {
+		if json.Unmarshal(old.Value, &slice) == nil && slice.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy {
 			return "is derived by weft and goes with its service " + slice.Labels[discoveryv1.LabelServiceName] + "; delete that instead", nil
 		}
 	case "namespaces":
@@ -128,5 +128,5 @@ func (r *Registry) mayGo(ctx context.Context, o *object, old store.KV, going map
 
 func managed(text []byte) bool {
 	var slice discoveryv1.EndpointSlice
-	return json.Unmarshal(text, &slice) == nil && slice.Labels[discoveryv1.LabelManagedBy] == ManagedBy
+	return json.Unmarshal(text, &slice) == nil && slice.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy
 }

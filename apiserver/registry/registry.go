@@ -182,9 +182,10 @@ func (r *Registry) fit(ctx context.Context, c *change, ips *serviceIPs) (problem
 		return ips.fit(ctx, c, v)
 	case *discoveryv1.EndpointSlice:
 		var old discoveryv1.EndpointSlice
-		if c.old.Modified != 0 && json.Unmarshal(c.old.Value, &old) == nil && old.Labels[discoveryv1.LabelManagedBy] == ManagedBy {
+		if c.old.Modified != 0 && json.Unmarshal(c.old.Value, &old) == nil && old.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy {
 			return "is derived from service " + old.Labels[discoveryv1.LabelServiceName] + " by weft; choose another name", nil
 		}
+		return r.fitSlice(ctx, v)
 	}
 	return "", nil
 }

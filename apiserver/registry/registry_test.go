@@ -25,7 +25,7 @@ func fixture(t *testing.T) (*Registry, *storetest.Store) {
 	t.Helper()
 	s := storetest.New()
 	for _, node := range []string{"n1", "n2"} {
-		reg := nodes.Registration{Name: node}
+		reg := nodes.Registration{Name: node, Addresses: []netip.Addr{netip.MustParseAddr("172.16.1." + node[1:])}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1." + node[1:] + ".0/24")}}
 		if err := store.Write(t.Context(), s, store.Put(nodes.RegistrationKey(node), wire.Marshal(reg))); err != nil {
 			t.Fatal(err)
 		}
@@ -118,6 +118,11 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// slice is a hand-written one with an address.
+func slice(address string) string {
+	return "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x, labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nendpoints: [{addresses: [" + address + "]}]\n"
+}
+
 func TestApplyRefuses(t *testing.T) {
 	for name, c := range map[string]struct{ manifest, want string }{
 		"no yaml":             {"a: [", "document 1: not valid YAML"},
@@ -148,6 +153,16 @@ func TestApplyRefuses(t *testing.T) {
 		"affinity":            {strings.Replace(webService, `"true"`, `"true", io.cilium/service-affinity: near`, 1), `annotation io.cilium/service-affinity is "near"; write local, remote or none`},
 		"policy field":        {strings.Replace(cnp, "ingress:", "ingres: []\n  ingress:", 1), "document 1, CiliumNetworkPolicy default/only-frontend: spec.ingres: unknown field"},
 		"managed slice":       {"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x, labels: {kubernetes.io/service-name: web, endpointslice.kubernetes.io/managed-by: weft}}\naddressType: IPv4\nendpoints: []\n", "derives by itself"},
+		"slice to loopback":   {slice("127.0.0.1"), "127.0.0.1 is a loopback address, which no backend can have"},
+		"slice to metadata":   {slice("169.254.169.254"), "link-local"},
+		"slice to nowhere":    {slice("0.0.0.0"), "no network"},
+		"slice to many":       {slice("224.0.0.1"), "multicast"},
+		"slice to all":        {slice("255.255.255.255"), "broadcast"},
+		"slice to a service":  {slice("10.101.0.7"), "10.101.0.7 is a service's address"},
+		"slice to a node":     {slice("172.16.1.2"), "172.16.1.2 is the address of node n2"},
+		"slice to its inside": {slice("10.1.1.1"), "10.1.1.1 is the address of node n1"},
+		"sidecar twice":       {strings.Replace(pod, "containers:", "initContainers: [{name: web}]\n  containers:", 1), `spec.containers[0].name "web" is used twice`},
+		"sidecar's port":      {strings.Replace(pod, "containers:", "initContainers: [{name: proxy, restartPolicy: Always, ports: [{containerPort: 0}]}]\n  containers:", 1), "spec.initContainers[0].ports[0].containerPort is 0"},
 		"second document bad": {webService + "---\nkind: Pot\n", `document 2: unknown kind "Pot"`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"sort"
 
+	discoveryv1 "k8s.io/api/discovery/v1"
+
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -109,23 +111,26 @@ func deriveServices(v *view, index func(string) uint16) (wanted []wantedService,
 	return kept, problems
 }
 
-// slices collects slices by service and cluster. Endpoints outside of their
-// cluster's CIDRs are not believed: a peer could point our clients anywhere.
+// slices collects slices by service and cluster, without the endpoints that are
+// not theirs to offer: a peer, or whoever may write slices in one namespace, could
+// point clients anywhere.
 func (v *view) slices(problems *[]doubt) map[string]map[service.ClusterID][]service.Slice {
 	out := map[string]map[service.ClusterID][]service.Slice{}
 	inSlices := map[string]bool{} // cluster/namespace/service, in the newer form
-	add := func(c *tables.Cluster, s service.Slice, row string, foreign bool) {
-		if foreign {
-			kept := s.Endpoints[:0]
-			for _, e := range s.Endpoints {
-				if c.Owns(whole(e.Addr)) {
-					kept = append(kept, e)
-				} else {
-					*problems = append(*problems, doubt{"slices", row, fmt.Sprintf("backend %v is not cluster %s's", e.Addr, c.Name)})
-				}
+	add := func(c *tables.Cluster, s service.Slice, row string, derived bool) {
+		kept := s.Endpoints[:0]
+		for _, e := range s.Endpoints {
+			why := v.misplaced(c, e.Addr)
+			if why == "" && c == v.own && !derived {
+				why = v.trespasses(s.Namespace, e.Addr)
 			}
-			s.Endpoints = kept
+			if why != "" {
+				*problems = append(*problems, doubt{"slices", row, why})
+				continue
+			}
+			kept = append(kept, e)
 		}
+		s.Endpoints = kept
 		name := s.Namespace + "/" + s.Service
 		if out[name] == nil {
 			out[name] = map[service.ClusterID][]service.Slice{}
@@ -138,11 +143,11 @@ func (v *view) slices(problems *[]doubt) map[string]map[service.ClusterID][]serv
 		switch {
 		case c == nil:
 		case row.Object != nil && c == v.own:
-			add(c, service.SliceFromKubernetes(row.Object), row.Key(), false)
+			add(c, service.SliceFromKubernetes(row.Object), row.Key(), row.Object.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy)
 		case row.Remote != nil && c != v.own:
 			s := fromSlice(row.Remote)
 			inSlices[row.Cluster+"/"+s.Namespace+"/"+s.Service] = true
-			add(c, s, row.Key(), true)
+			add(c, s, row.Key(), false)
 		}
 	}
 	for row := range v.tables.Services.All(v.txn) {
@@ -151,7 +156,7 @@ func (v *view) slices(problems *[]doubt) map[string]map[service.ClusterID][]serv
 			continue
 		}
 		for _, s := range fromService(row.Remote) {
-			add(c, s, row.Key(), true)
+			add(c, s, row.Key(), false)
 		}
 	}
 	return out

@@ -38,6 +38,7 @@ type view struct {
 
 	// Indexes that are made when first asked for.
 	cidrs   map[netip.Prefix]string
+	hosts   map[netip.Addr]string // of nodes themselves, see nodeAddresses
 	lengths [129]bool
 }
 

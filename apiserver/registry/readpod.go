@@ -1,0 +1,73 @@
+package registry
+
+import (
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+func readPod(r *reading) {
+	pod, ok := decode[*corev1.Pod](r)
+	if !ok {
+		return
+	}
+	pod.Status = corev1.PodStatus{}
+	spec := &pod.Spec
+	if spec.NodeName == "" {
+		r.refuse("spec.nodeName is missing; name the node that runs it (`weft node list` shows them)")
+	}
+	if spec.HostNetwork {
+		r.refuse("spec.hostNetwork is true, but only pods with an address of their own can be part of the mesh; remove it")
+	}
+	if len(spec.Containers) == 0 {
+		r.refuse("spec.containers is empty; declare at least one container with a name")
+	}
+	names := map[string]bool{}
+	checkContainers(r, "spec.initContainers", spec.InitContainers, names)
+	checkContainers(r, "spec.containers", spec.Containers, names)
+	if spec.RestartPolicy == "" {
+		spec.RestartPolicy = corev1.RestartPolicyAlways
+	}
+	if spec.ServiceAccountName == "" {
+		spec.ServiceAccountName = "default"
+	}
+}
+
+// checkContainers also fills in what a container leaves out. names are of all
+// containers of the pod.
+func checkContainers(r *reading, field string, containers []corev1.Container, names map[string]bool) {
+	for i, c := range containers {
+		at := fmt.Sprintf("%s[%d]", field, i)
+		if mistakes := validation.IsDNS1123Label(c.Name); len(mistakes) > 0 {
+			r.refuse("%s.name %q: %s", at, c.Name, mistakes[0])
+		}
+		if names[c.Name] {
+			r.refuse("%s.name %q is used twice; give each container its own", at, c.Name)
+		}
+		names[c.Name] = true
+		ports := map[string]bool{}
+		for j, p := range c.Ports {
+			if p.ContainerPort < 1 || p.ContainerPort > 65535 {
+				r.refuse("%s.ports[%d].containerPort is %d; choose one from 1 to 65535", at, j, p.ContainerPort)
+			}
+			if p.HostPort != 0 {
+				r.refuse("%s.ports[%d].hostPort is not supported; remove it and use a service", at, j)
+			}
+			checkProtocol(r, p.Protocol, "%s.ports[%d].protocol", at, j)
+			if p.Protocol == "" {
+				c.Ports[j].Protocol = corev1.ProtocolTCP
+			}
+			if p.Name == "" {
+				continue
+			}
+			if mistakes := validation.IsValidPortName(p.Name); len(mistakes) > 0 {
+				r.refuse("%s.ports[%d].name %q: %s", at, j, p.Name, mistakes[0])
+			}
+			if ports[p.Name] {
+				r.refuse("%s.ports[%d].name %q is used twice; give each port its own", at, j, p.Name)
+			}
+			ports[p.Name] = true
+		}
+	}
+}

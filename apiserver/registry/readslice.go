@@ -1,0 +1,84 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/weft-mesh/weft/apiserver/nodes"
+	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/wire"
+)
+
+func readEndpointSlice(r *reading) {
+	slice, ok := decode[*discoveryv1.EndpointSlice](r)
+	if !ok {
+		return
+	}
+	if slice.Labels[discoveryv1.LabelServiceName] == "" {
+		r.refuse("label %s is missing; set it to the name of the slice's service", discoveryv1.LabelServiceName)
+	}
+	if slice.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy {
+		r.refuse("label %s is %q, which marks slices that weft derives by itself; remove it", discoveryv1.LabelManagedBy, wire.ManagedBy)
+	}
+	if slice.AddressType != discoveryv1.AddressTypeIPv4 && slice.AddressType != discoveryv1.AddressTypeIPv6 {
+		r.refuse("addressType is %q; write IPv4 or IPv6", slice.AddressType)
+	}
+	for i, e := range slice.Endpoints {
+		if len(e.Addresses) == 0 {
+			r.refuse("endpoints[%d].addresses is empty", i)
+		}
+		for _, text := range e.Addresses {
+			ip, err := netip.ParseAddr(text)
+			if err != nil || ip.Is4() != (slice.AddressType == discoveryv1.AddressTypeIPv4) {
+				r.refuse("endpoints[%d].addresses: %q is not an %s address", i, text, slice.AddressType)
+			} else if err := service.CheckAddress(ip); err != nil {
+				r.refuse("endpoints[%d].addresses: %v, which no backend can have", i, err)
+			}
+		}
+	}
+	for i, p := range slice.Ports {
+		if p.Port == nil || *p.Port < 1 || *p.Port > 65535 {
+			r.refuse("ports[%d].port must be from 1 to 65535", i)
+		}
+		if p.Protocol != nil {
+			checkProtocol(r, *p.Protocol, "ports[%d].protocol", i)
+		}
+	}
+}
+
+// fitSlice refuses addresses that mean something of the cluster's own: a slice is
+// written in one namespace, and leads the clients of its service there. Agents
+// check the same again for what changes later, and whose pod an address is.
+func (r *Registry) fitSlice(ctx context.Context, slice *discoveryv1.EndpointSlice) (problem string, err error) {
+	kvs, _, err := r.store.List(ctx, nodes.RegistrationPrefix)
+	if err != nil {
+		return "", err
+	}
+	of := map[netip.Addr]string{}
+	for _, kv := range kvs {
+		if reg, err := wire.Unmarshal[nodes.Registration](kv.Value); err == nil {
+			of[reg.Internal()] = reg.Name
+			for _, a := range reg.Addresses {
+				of[a] = reg.Name
+			}
+		}
+	}
+	for i, e := range slice.Endpoints {
+		for _, text := range e.Addresses {
+			ip, err := netip.ParseAddr(text)
+			if err != nil {
+				continue // readEndpointSlice has refused it
+			}
+			if cidr := r.conf.ServiceCIDR; cidr.IsValid() && cidr.Contains(ip) {
+				return fmt.Sprintf("endpoints[%d].addresses: %v is a service's address; name the pods behind it", i, ip), nil
+			}
+			if node, ok := of[ip]; ok {
+				return fmt.Sprintf("endpoints[%d].addresses: %v is the address of node %s, which no service may lead to", i, ip, node), nil
+			}
+		}
+	}
+	return "", nil
+}

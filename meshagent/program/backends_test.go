@@ -1,0 +1,84 @@
+package program
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Whoever may write slices in one namespace, and a peer, could point the clients
+// of a service anywhere: only what is theirs stands behind it.
+func TestBackendsAreTheirOwnersOnly(t *testing.T) {
+	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
+	all := tables.New()
+	own := &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1, PodCIDRs: []netip.Prefix{prefix("10.1.0.0/16")}, ServiceCIDR: prefix("10.101.0.0/16")}}
+	peer := &tables.Cluster{Name: "west", Peer: &wire.Peer{Name: "west", ID: 2, PodCIDRs: []netip.Prefix{prefix("10.2.0.0/16")}}}
+	node := func(cluster, underlay, internal string) *tables.Node {
+		return &tables.Node{Cluster: cluster, Name: "n1", State: &wire.NodeState{Name: "n1", Addresses: []netip.Addr{addr(underlay)}, Internal: addr(internal)}}
+	}
+	slice := func(cluster, namespace string, derived bool, a string) *tables.Slice {
+		s := &tables.Slice{Cluster: cluster, Namespace: namespace, Name: "web"}
+		labels := map[string]string{wire.ServiceNameLabel: "web"}
+		if cluster != "east" {
+			s.Remote = &wire.ClusterEndpointSlice{Namespace: namespace, Name: "web", Labels: labels, AddressType: "IPv4", Endpoints: []wire.SliceEndpoint{{Addresses: []string{a}}}}
+			return s
+		}
+		if derived {
+			labels[discoveryv1.LabelManagedBy] = wire.ManagedBy
+		}
+		s.Object = &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "web", Labels: labels}, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{a}}}}
+		return s
+	}
+	for name, c := range map[string]struct {
+		slice *tables.Slice
+		why   string // "" if the backend counts
+	}{
+		"own pod":                       {slice("east", "shop", false, "10.1.1.2"), ""},
+		"own pod, derived":              {slice("east", "shop", true, "10.1.1.2"), ""},
+		"pod not there yet":             {slice("east", "shop", false, "10.1.1.9"), ""},
+		"outside of the mesh":           {slice("east", "shop", false, "192.0.2.77"), ""},
+		"where a peer says its node is": {slice("east", "shop", false, "192.0.2.99"), ""},
+		"another namespace's pod":       {slice("east", "dev", false, "10.1.1.2"), "pod shop/web-0, which is in another namespace"},
+		"loopback":                      {slice("east", "shop", false, "127.0.0.1"), "loopback"},
+		"cloud metadata":                {slice("east", "shop", false, "169.254.169.254"), "link-local"},
+		"a service":                     {slice("east", "shop", false, "10.101.0.1"), "is a service's address"},
+		"a node":                        {slice("east", "shop", false, "192.0.2.1"), "is the address of node east/n1"},
+		"a node, derived":               {slice("east", "shop", true, "10.1.1.1"), "is the address of node east/n1"},
+		"a peer's pod":                  {slice("east", "shop", false, "10.2.1.2"), "is cluster west's"},
+		"peer's own":                    {slice("west", "shop", false, "10.2.1.2"), ""},
+		"peer's node":                   {slice("west", "shop", false, "10.2.1.1"), "is the address of node west/n1"},
+		"peer names ours":               {slice("west", "shop", false, "10.1.1.2"), "is not cluster west's"},
+		"peer names our service":        {slice("west", "shop", false, "10.101.0.1"), "is a service's address"},
+		"peer names loopback":           {slice("west", "shop", false, "127.0.0.1"), "loopback"},
+	} {
+		txn := all.DB.WriteTxn(all.Slices, all.IPs)
+		tables.Put(txn, all.IPs, &tables.IP{Cluster: "east", Prefix: prefix("10.1.1.2/32"), Namespace: "shop", Pod: "web-0"})
+		tables.Put(txn, all.Slices, c.slice)
+		v := &view{
+			tables: all, txn: txn, own: own, members: map[string]*tables.Cluster{"east": own, "west": peer},
+			nodes: map[string]*tables.Node{"east/n1": node("east", "192.0.2.1", "10.1.1.1"), "west/n1": node("west", "192.0.2.99", "10.2.1.1")},
+		}
+		var problems []doubt
+		kept := 0
+		for _, clusters := range v.slices(&problems) {
+			for _, slices := range clusters {
+				for _, s := range slices {
+					kept += len(s.Endpoints)
+				}
+			}
+		}
+		txn.Abort()
+		switch {
+		case c.why == "" && (kept != 1 || len(problems) != 0):
+			t.Errorf("%s: %d kept, %v", name, kept, problems)
+		case c.why != "" && (kept != 0 || len(problems) != 1 || !strings.Contains(problems[0].why, c.why)):
+			t.Errorf("%s: %d kept, %v, want %q", name, kept, problems, c.why)
+		}
+	}
+}

@@ -1,0 +1,38 @@
+package service
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func TestCheckAddress(t *testing.T) {
+	for text, want := range map[string]string{
+		"10.1.1.2":        "",
+		"192.0.2.1":       "",
+		"fd00:10:1::2":    "",
+		"::ffff:10.1.1.2": "write 10.1.1.2",
+		"0.0.0.0":         "no network",
+		"0.1.2.3":         "no network",
+		"::":              "unspecified",
+		"127.0.0.1":       "loopback",
+		"127.8.9.1":       "loopback",
+		"::1":             "loopback",
+		"169.254.169.254": "link-local",
+		"fe80::1":         "link-local",
+		"fe80::1%eth0":    "not an IP address",
+		"224.0.0.1":       "multicast",
+		"239.255.255.250": "multicast",
+		"ff02::1":         "multicast",
+		"240.0.0.1":       "reserved",
+		"255.255.255.255": "broadcast",
+	} {
+		err := CheckAddress(netip.MustParseAddr(text))
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+	if CheckAddress(netip.Addr{}) == nil {
+		t.Error("no address at all can be a backend's")
+	}
+}
