@@ -155,6 +155,37 @@ func TestNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "healed node answers", func() bool { return dial(t, l, "west/n1", "east/n2", answered) == "refused" })
+
+	// One way between two nodes: some flows, then all.
+	n1, port9 := l.nodes["east/n1"], []fabric.Flow{{Protocol: 6, Port: 9}}
+	for _, to := range []string{"east/n2", "west/n1"} {
+		addr := l.nodes[to].Addr
+		for _, step := range []struct {
+			flows []fabric.Flow
+			on    bool
+			want  string
+		}{
+			{[]fabric.Flow{{Protocol: 17, Port: 9}, {Protocol: 6, Port: 10}}, true, "refused"},
+			{port9, true, "timeout"},
+			{port9, false, "refused"},
+			{nil, true, "timeout"},
+			{nil, false, "refused"},
+		} {
+			if err := n1.Block(addr, step.flows, step.on); err != nil {
+				t.Fatal(err)
+			}
+			expect("east/n1", to, step.want)
+		}
+	}
+	if err := n2.Block(n1.Addr, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	expect("east/n1", "east/n2", "timeout") // the answer is lost
+	expect("west/n1", "east/n2", "refused")
+	if err := n2.Unblock(); err != nil {
+		t.Fatal(err)
+	}
+	expect("east/n1", "east/n2", "refused")
 }
 
 func TestPower(t *testing.T) {

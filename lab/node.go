@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -307,6 +308,21 @@ func (n *Node) failures() (failed []error) {
 // Cut pulls the node's network cable, at the switch's end: the kernel would
 // drop the default route if the node's own device went down.
 func (n *Node) Cut() error { return n.fabric.SetPort(n.Name, false) }
+
+// Block stops, or no longer stops, packets of the node to an address: all, or
+// those of some flows.
+func (n *Node) Block(to netip.Addr, flows []fabric.Flow, on bool) error {
+	blocks := slices.DeleteFunc(n.fabric.Blocks(n.Name), func(b fabric.Block) bool {
+		return b.To == to && (len(flows) == 0 || slices.Equal(b.Flows, flows))
+	})
+	if on {
+		blocks = append(blocks, fabric.Block{To: to, Flows: flows})
+	}
+	return n.fabric.SetBlocks(n.Name, blocks)
+}
+
+// Unblock lets everything of the node pass.
+func (n *Node) Unblock() error { return n.fabric.SetBlocks(n.Name, nil) }
 
 // Heal puts the network cable back.
 func (n *Node) Heal() error { return n.fabric.SetPort(n.Name, true) }

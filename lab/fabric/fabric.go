@@ -43,11 +43,12 @@ type Fabric struct {
 	mu     sync.Mutex
 	bridge int             // guarded by mu, like what follows
 	ports  map[string]bool // by name, true: up
+	blocks map[string][]Block
 }
 
 // newFabric makes the namespace, the bridge and the uplink.
 func newFabric(cluster string, subnet netip.Prefix, gateway netip.Addr) (_ *Fabric, err error) {
-	f := &Fabric{Cluster: cluster, Subnet: subnet, Gateway: gateway, ports: map[string]bool{}}
+	f := &Fabric{Cluster: cluster, Subnet: subnet, Gateway: gateway, ports: map[string]bool{}, blocks: map[string][]Block{}}
 	defer func() {
 		if err != nil {
 			f.close()
@@ -157,6 +158,11 @@ func (f *Fabric) Plug(port string, into *os.File, device string, addr netip.Addr
 	}
 	if err := f.setPortLocked(port, true); err != nil {
 		return err
+	}
+	if len(f.blocks[port]) > 0 {
+		if err := f.blockLocked(port); err != nil {
+			return err
+		}
 	}
 	if !defaultRoute {
 		return nil

@@ -44,6 +44,8 @@ func TestQuality(t *testing.T) {
 		"other port":               {Quality{Flows: []Flow{{6, 7443}}}, packet(6, nodeA, nodeB, ""), true},
 		"a fragment has no port":   {Quality{Flows: []Flow{{6, 2379}}}, later, true},
 		"not even a header":        {Quality{Flows: []Flow{{6, 2379}}}, []byte{0x45}, true},
+		"as large as may be":       {Quality{Limit: 30}, packet(6, nodeA, nodeB, "ab"), true},
+		"too large":                {Quality{Limit: 30}, packet(6, nodeA, nodeB, "abc"), false},
 		"headers without the rest": {Quality{Flows: []Flow{{6, 2379}}}, packet(6, nodeA, nodeB, "")[:20], true},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -21,6 +21,7 @@ type Quality struct {
 	Loss  float64       // share of packets lost, 0 to 1
 	Cut   bool          // nothing passes
 	Flows []Flow        // these do not pass
+	Limit int           // nor do larger packets than this, in bytes, and nobody is told; 0: all sizes do
 }
 
 // Flow names the packets of one service by protocol and port, at either end.
@@ -82,7 +83,7 @@ func (w *Weather) Between(from, to string) Quality {
 
 // passes decides the fate of a packet before chance is asked.
 func (q Quality) passes(pkt []byte) bool {
-	if q.Cut {
+	if q.Cut || q.Limit > 0 && len(pkt) > q.Limit {
 		return false
 	}
 	if len(q.Flows) == 0 {

@@ -14,7 +14,8 @@ import (
 // controlFlows is what two clusters' API servers say to each other.
 var controlFlows = []string{"tcp/2379", "tcp/7443", "7947"}
 
-// cut and heal take a node, a cluster, or two clusters and perhaps some flows.
+// cut and heal take a node, a cluster, or two clusters or nodes and perhaps some
+// flows.
 func (v *Live) cut(_ context.Context, args []string) error  { return v.link(args, true) }
 func (v *Live) heal(_ context.Context, args []string) error { return v.link(args, false) }
 
@@ -24,6 +25,8 @@ func (v *Live) link(args []string, cut bool) error {
 		return usageError{}
 	case !cut && len(args) == 1 && args[0] == "all":
 		return v.healAll()
+	case len(args) > 1 && strings.Contains(args[1], "/"):
+		return v.oneWay(args, cut)
 	case strings.Contains(args[0], "/"):
 		n, err := v.Lab.Node(args[0])
 		if err != nil {
@@ -54,17 +57,9 @@ func (v *Live) pair(weather *fabric.Weather, args []string, cut bool) error {
 	if _, err := v.Lab.Cluster(args[1]); err != nil {
 		return err
 	}
-	var flows []fabric.Flow
-	words := args[2:]
-	if slices.Equal(words, []string{"control"}) {
-		words = controlFlows
-	}
-	for _, word := range words {
-		f, err := fabric.ParseFlow(word)
-		if err != nil {
-			return err
-		}
-		flows = append(flows, f)
+	flows, err := flowsOf(args[2:])
+	if err != nil {
+		return err
 	}
 	both(weather, args[0], args[1], func(q *fabric.Quality) {
 		if len(flows) == 0 {
@@ -79,6 +74,38 @@ func (v *Live) pair(weather *fabric.Weather, args []string, cut bool) error {
 	return nil
 }
 
+func flowsOf(words []string) (flows []fabric.Flow, err error) {
+	if slices.Equal(words, []string{"control"}) {
+		words = controlFlows
+	}
+	for _, word := range words {
+		f, err := fabric.ParseFlow(word)
+		if err != nil {
+			return nil, err
+		}
+		flows = append(flows, f)
+	}
+	return flows, nil
+}
+
+// oneWay changes what one node may send to another.
+func (v *Live) oneWay(args []string, cut bool) error {
+	from, err := v.Lab.Node(args[0])
+	if err != nil {
+		return err
+	}
+	to, err := v.Lab.Node(args[1])
+	if err != nil {
+		return err
+	}
+	flows, err := flowsOf(args[2:])
+	if err != nil {
+		return err
+	}
+	v.fault()
+	return from.Block(to.Addr, flows, cut)
+}
+
 func both(weather *fabric.Weather, a, b string, change func(*fabric.Quality)) {
 	for _, p := range []fabric.Pair{{From: a, To: b}, {From: b, To: a}} {
 		q, ok := weather.Pairs[p]
@@ -90,7 +117,7 @@ func both(weather *fabric.Weather, a, b string, change func(*fabric.Quality)) {
 	}
 }
 
-// healAll mends every cut; delays and losses stay.
+// healAll mends every cut; delays, limits and losses stay.
 func (v *Live) healAll() error {
 	v.fault()
 	weather := v.Lab.Network.Weather().Clone()
@@ -101,6 +128,9 @@ func (v *Live) healAll() error {
 	}
 	v.Lab.Network.SetWeather(weather)
 	for _, n := range v.Lab.Nodes() {
+		if err := n.Unblock(); err != nil {
+			return err
+		}
 		if n.Powered() {
 			if err := n.Heal(); err != nil {
 				return err
@@ -140,6 +170,16 @@ func (v *Live) quality(args []string, change func(q *fabric.Quality, value strin
 func (v *Live) delay(_ context.Context, args []string) error {
 	return v.quality(args, func(q *fabric.Quality, value string) (err error) {
 		q.Delay, err = time.ParseDuration(value)
+		return err
+	})
+}
+
+func (v *Live) limit(_ context.Context, args []string) error {
+	return v.quality(args, func(q *fabric.Quality, value string) (err error) {
+		q.Limit, err = strconv.Atoi(value)
+		if err == nil && q.Limit < 0 {
+			return fmt.Errorf("a limit is a number of bytes, or 0 for none, and not %s", value)
+		}
 		return err
 	})
 }

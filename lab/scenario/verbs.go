@@ -53,9 +53,10 @@ func (v *Live) verbs() map[string]script.Command {
 	add(true, "metrics", "PROCESS@NODE...", "prints what processes tell Prometheus", v.metrics)
 	add(false, "memory", "PREFIX", "figures: the largest of each process, in MiB", v.memory)
 
-	add(false, "cut", "NODE | CLUSTER | CLUSTER CLUSTER [PROTOCOL/PORT...|control]", "cuts a link, or some of its flows", v.cut)
+	add(false, "cut", "NODE | CLUSTER | CLUSTER CLUSTER [PROTOCOL/PORT...|control] | NODE NODE [PROTOCOL/PORT...]", "cuts a link, or some of its flows; between two nodes only from the first to the second", v.cut)
 	add(false, "heal", "all | what was cut", "mends what was cut", v.heal)
 	add(false, "delay", "[CLUSTER CLUSTER] D", "delays packets, one way", v.delay)
+	add(false, "limit", "[CLUSTER CLUSTER] BYTES", "swallows larger packets without a word; 0: none", v.limit)
 	add(false, "loss", "[CLUSTER CLUSTER] SHARE", "loses packets, 0 to 1", v.loss)
 
 	add(false, "load", "start|stop|steady|answers|check|recovered|reset ...", "a steady load and what became of it", v.load)

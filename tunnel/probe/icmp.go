@@ -29,6 +29,7 @@ const (
 	icmpEchoReply   = 0
 	icmpEchoRequest = 8
 	icmpLength      = 16 // header, cookie, number
+	ipv4Header      = 20
 )
 
 // NewICMP opens a raw socket bound to source, which must be an address of this
@@ -70,6 +71,10 @@ func (t *ICMP) prepare(fd int) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1); err != nil {
 		return fmt.Errorf("ask for times of arrival: %w", err)
 	}
+	// A packet that is too large for the device is to be lost, not cut up.
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE); err != nil {
+		return fmt.Errorf("forbid fragments: %w", err)
+	}
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: t.source.As4()}); err != nil {
 		return fmt.Errorf("bind to %v: %w", t.source, err)
 	}
@@ -100,7 +105,7 @@ func (t *ICMP) Send(requests []Request) error {
 }
 
 func (t *ICMP) send(fd int, r Request) error {
-	packet := make([]byte, icmpLength)
+	packet := make([]byte, max(icmpLength, r.Size-ipv4Header)&^1)
 	packet[0] = icmpEchoRequest
 	binary.BigEndian.PutUint16(packet[4:], t.id)
 	binary.BigEndian.PutUint16(packet[6:], uint16(r.Number))

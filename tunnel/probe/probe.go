@@ -18,6 +18,9 @@ type Target struct {
 	Addr netip.Addr
 	// Device is the ifindex of the lane to send on; 0: as the routes say.
 	Device int
+	// Size of the largest packet that the tunnel sends there, in bytes, headers
+	// included; 0: whether it passes is not asked.
+	Size int
 }
 
 // Name is "cluster/node".
@@ -73,5 +76,10 @@ type Observation struct {
 	RTT      time.Duration // smoothed; zero: never answered
 	Answered time.Time     // the last answer; zero: never
 	Evidence Evidence
-	Reason   string // of the last change, in words
+	Reason   string // of the last change of State, in words
+	// Limit is the largest packet that passes, in bytes, if that is less than
+	// Target.Size; 0: that passes, or is not known. LimitSince is when it was
+	// found out.
+	Limit      int
+	LimitSince time.Time
 }

@@ -31,6 +31,9 @@ type Request struct {
 	Addr   netip.Addr
 	Device int // ifindex to send on, 0: as the routes say
 	Number uint32
+	// Size of the whole IP packet in bytes; 0: as small as can be. It must not be
+	// fragmented on its way.
+	Size int
 }
 
 // Answer is one echo reply.
@@ -51,11 +54,17 @@ type Config struct {
 	// their smoothed round trip on top, up to MaxPatience.
 	Patience    time.Duration
 	MaxPatience time.Duration
+	// SizeInterval is the pause between two probes of a target's full size. A
+	// path that begins to swallow large packets is found after some ten
+	// intervals of probing once it is tried; t targets cost t / SizeInterval
+	// large packets a second each way.
+	SizeInterval time.Duration
 	// Stall is how late the prober's own loop may be before it concludes
 	// nothing from that time: then it was not listening itself.
 	Stall      time.Duration
 	Thresholds Thresholds
-	// OnChange is told each change of state, one at a time, and must not block.
+	// OnChange is told each change of state or limit, one at a time, and must not
+	// block.
 	// May be nil.
 	OnChange func(Observation)
 	Log      *slog.Logger
@@ -64,11 +73,12 @@ type Config struct {
 // Defaults find a dead path in about 600 ms, with evidence in about 400.
 func Defaults() Config {
 	return Config{
-		Interval:    100 * time.Millisecond,
-		Patience:    100 * time.Millisecond,
-		MaxPatience: time.Second,
-		Stall:       200 * time.Millisecond,
-		Thresholds:  Thresholds{Down: 5, DownWithEvidence: 3, Up: 2},
+		Interval:     100 * time.Millisecond,
+		Patience:     100 * time.Millisecond,
+		MaxPatience:  time.Second,
+		SizeInterval: 2 * time.Second,
+		Stall:        200 * time.Millisecond,
+		Thresholds:   Thresholds{Down: 5, DownWithEvidence: 3, Up: 2},
 	}
 }
 
@@ -78,7 +88,7 @@ func (c Config) Validate() error {
 	for _, d := range []struct {
 		name  string
 		value time.Duration
-	}{{"interval", c.Interval}, {"patience", c.Patience}, {"stall", c.Stall}} {
+	}{{"interval", c.Interval}, {"patience", c.Patience}, {"size interval", c.SizeInterval}, {"stall", c.Stall}} {
 		if d.value <= 0 {
 			errs = append(errs, fmt.Errorf("%s is %v: it must be above zero", d.name, d.value))
 		}
@@ -114,6 +124,10 @@ type path struct {
 	history []Outcome // newest last, at most historyLength
 	due     time.Time // of the next probe
 	waiting []*probe  // not answered yet, oldest first, for MaxPatience each
+
+	sizing Sizing
+	sized  *probe    // of the size that sizing tries; nil: none under way
+	resize time.Time // when the next of those is due
 }
 
 // probe is one request that may still be answered.
@@ -158,12 +172,18 @@ func (p *Prober) Set(targets []Target) {
 			if known.seen.Target.Addr != t.Addr {
 				p.forgetLocked(known)
 			}
+			if known.seen.Target.Size != t.Size {
+				p.forgetSizeLocked(known)
+				known.sizing = Sizing{Want: t.Size}
+			}
 			known.seen.Target = t
 			continue
 		}
 		p.paths[t.Name()] = &path{
-			seen: Observation{Target: t, State: Unknown, Since: now, Evidence: p.evidence[t.Name()]},
-			due:  now,
+			seen:   Observation{Target: t, State: Unknown, Since: now, Evidence: p.evidence[t.Name()]},
+			due:    now,
+			sizing: Sizing{Want: t.Size},
+			resize: now,
 		}
 	}
 	for name, known := range p.paths {
@@ -221,7 +241,7 @@ func (p *Prober) Run(ctx context.Context) error {
 			return fmt.Errorf("probe: %w", err)
 		}
 		for _, o := range changes {
-			p.cfg.Log.Info("path changed", "cluster", o.Target.Cluster, "node", o.Target.Node, "state", o.State, "reason", o.Reason)
+			p.cfg.Log.Info("path changed", "cluster", o.Target.Cluster, "node", o.Target.Node, "state", o.State, "reason", o.Reason, "limit", o.Limit)
 			if p.cfg.OnChange != nil {
 				p.cfg.OnChange(o)
 			}
@@ -308,13 +328,45 @@ func (p *Prober) judgeLocked(now time.Time, stalled bool) []Observation {
 			}
 			return over
 		})
+		before := path.seen
+		p.judgeSizeLocked(path, now, stalled)
 		state, reason := Decide(path.seen.State, path.history, path.seen.Evidence, p.cfg.Thresholds)
 		if state != path.seen.State {
 			path.seen.State, path.seen.Reason, path.seen.Since = state, reason, now
+		}
+		if before.State != path.seen.State || before.Limit != path.seen.Limit {
 			changes = append(changes, path.seen)
 		}
 	}
 	return changes
+}
+
+// judgeSizeLocked takes the search for the size of a path one step further. A
+// large packet that was lost says something only where small ones are answered.
+func (p *Prober) judgeSizeLocked(path *path, now time.Time, stalled bool) {
+	q := path.sized
+	if q == nil || q.answered.IsZero() && now.Before(q.deadline) {
+		return
+	}
+	outcome := Missed
+	switch {
+	case !q.answered.IsZero():
+		outcome = Answered
+	case stalled || path.seen.State != Up || path.seen.Misses > 0:
+		outcome = Void
+	}
+	path.sizing = path.sizing.After(outcome)
+	p.forgetSizeLocked(path)
+	path.resize = now.Add(p.cfg.SizeInterval)
+	if path.sizing.Searching() {
+		path.resize = now.Add(p.cfg.Interval)
+	}
+	switch limit := path.sizing.Limit(); {
+	case limit == 0 && path.sizing.Searching():
+		// What was known stands until something else is.
+	case limit != path.seen.Limit:
+		path.seen.Limit, path.seen.LimitSince = limit, now
+	}
 }
 
 // judge adds the outcome of a probe to the history, once, and says whether it
@@ -360,6 +412,12 @@ func (path *path) answer(q *probe) {
 func (p *Prober) sendLocked(now time.Time) error {
 	var batch []Request
 	for _, path := range p.paths {
+		if size := path.sizing.Next(); size > 0 && path.sized == nil && path.seen.State == Up && !path.resize.After(now) {
+			p.next++
+			path.sized = &probe{number: p.next, path: path, sent: now, deadline: now.Add(2 * p.patience(path))}
+			p.awaited[p.next] = path.sized
+			batch = append(batch, Request{Addr: path.seen.Target.Addr, Device: path.seen.Target.Device, Number: p.next, Size: size})
+		}
 		if path.due.After(now) {
 			continue
 		}
@@ -391,6 +449,12 @@ func (p *Prober) idleLocked(now time.Time) time.Duration {
 	idle := p.cfg.Interval
 	for _, path := range p.paths {
 		idle = min(idle, path.due.Sub(now))
+		switch {
+		case path.sized != nil:
+			idle = min(idle, path.sized.deadline.Sub(now))
+		case path.seen.State == Up && path.sizing.Next() > 0:
+			idle = min(idle, path.resize.Sub(now))
+		}
 		for _, q := range path.waiting {
 			if !q.judged {
 				idle = min(idle, q.deadline.Sub(now))
@@ -405,6 +469,16 @@ func (p *Prober) forgetLocked(path *path) {
 	for _, probe := range path.waiting {
 		delete(p.awaited, probe.number)
 	}
-	path.waiting, path.history = nil, nil
+	p.forgetSizeLocked(path)
+	path.waiting, path.history, path.sizing = nil, nil, Sizing{Want: path.sizing.Want}
 	path.seen.State, path.seen.Misses, path.seen.Answers, path.seen.RTT = Unknown, 0, 0, 0
+	path.seen.Limit, path.seen.LimitSince = 0, time.Time{}
+}
+
+// forgetSizeLocked gives up what is under way of a path's full size.
+func (p *Prober) forgetSizeLocked(path *path) {
+	if path.sized != nil {
+		delete(p.awaited, path.sized.number)
+		path.sized = nil
+	}
 }

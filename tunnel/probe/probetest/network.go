@@ -17,6 +17,7 @@ import (
 type Network struct {
 	mu      sync.Mutex
 	rtt     map[netip.Addr]time.Duration // guarded by mu: who answers, and how fast
+	limit   map[netip.Addr]int           // guarded by mu: the largest packet that passes, if set
 	answers []probe.Answer               // guarded by mu: on their way, in no order
 	sent    int                          // guarded by mu
 	last    map[netip.Addr]probe.Request // guarded by mu
@@ -42,6 +43,16 @@ func (n *Network) Cut(addr netip.Addr) {
 	delete(n.rtt, addr)
 }
 
+// Limit lets nothing larger pass to an address and back; 0: everything passes.
+func (n *Network) Limit(addr netip.Addr, bytes int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.limit == nil {
+		n.limit = map[netip.Addr]int{}
+	}
+	n.limit[addr] = bytes
+}
+
 // Hold keeps the prober from running for a while, as a busy machine does.
 func (n *Network) Hold(d time.Duration) {
 	n.mu.Lock()
@@ -56,7 +67,7 @@ func (n *Network) Sent() int {
 	return n.sent
 }
 
-// Last is the newest request to an address.
+// Last is the newest small request to an address.
 func (n *Network) Last(addr netip.Addr) probe.Request {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -71,8 +82,12 @@ func (n *Network) Send(requests []probe.Request) error {
 		n.last = map[netip.Addr]probe.Request{}
 	}
 	for _, r := range requests {
-		n.sent++
-		n.last[r.Addr] = r
+		if n.sent++; r.Size == 0 {
+			n.last[r.Addr] = r
+		}
+		if n.limit[r.Addr] > 0 && r.Size > n.limit[r.Addr] {
+			continue
+		}
 		if rtt, answers := n.rtt[r.Addr]; answers {
 			n.answers = append(n.answers, probe.Answer{From: r.Addr, Number: r.Number, At: time.Now().Add(rtt)})
 		}

@@ -1,0 +1,126 @@
+package fabric
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Block is what a port does not let in from its machine: packets to an address,
+// all of them or those of some flows. It is how one direction between two
+// machines is cut, also of the same cluster.
+type Block struct {
+	To    netip.Addr
+	Flows []Flow // none: everything
+}
+
+// SetBlocks makes these the blocks of a port. They outlast a power loss of the
+// machine.
+func (f *Fabric) SetBlocks(port string, blocks []Block) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	had := f.blocks[port]
+	f.blocks[port] = slices.Clone(blocks)
+	if len(had) == 0 && len(blocks) == 0 {
+		return nil
+	}
+	return f.blockLocked(port)
+}
+
+// Blocks of a port.
+func (f *Fabric) Blocks(port string) []Block {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.blocks[port])
+}
+
+func (f *Fabric) blockLocked(port string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("block port %s of fabric %s: %w", port, f.Cluster, err)
+		}
+	}()
+	dev, err := f.link.LinkByName(port)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil // Plug does it
+	}
+	if err != nil {
+		return err
+	}
+	qdisc := &netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: dev.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+		QdiscType:  "clsact",
+	}
+	if err := f.link.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "block", Type: ebpf.SchedCLS, License: "GPL", Instructions: instructions(f.blocks[port])})
+	if err != nil {
+		return err
+	}
+	defer prog.Close() // the filter keeps it
+	return f.link.FilterReplace(&netlink.BpfFilter{
+		FilterAttrs:  netlink.FilterAttrs{LinkIndex: dev.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Priority: 1, Protocol: unix.ETH_P_ALL},
+		Fd:           prog.FD(),
+		Name:         "block",
+		DirectAction: true,
+	})
+}
+
+// Offsets into an Ethernet frame with an IPv4 header without options.
+const (
+	atEtherType = 12
+	atProtocol  = 23
+	atDst       = 30
+	atPorts     = 34
+)
+
+// instructions drop what is blocked. A packet that is too short for a load ends
+// the program with 0, which lets it pass.
+func instructions(blocks []Block) asm.Instructions {
+	pass := asm.Mov.Imm(asm.R0, -1) // TC_ACT_UNSPEC: as if there were no filter
+	if len(blocks) == 0 {
+		return asm.Instructions{pass, asm.Return()}
+	}
+	ins := asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1), // where loads look for the packet
+		asm.LoadAbs(atEtherType, asm.Half),
+		asm.JNE.Imm(asm.R0, unix.ETH_P_IP, "pass"),
+	}
+	for i, b := range blocks {
+		to := b.To.As4()
+		next := fmt.Sprintf("block%d", i+1)
+		ins = append(ins,
+			asm.LoadAbs(atDst, asm.Word),
+			// As 64 bits: an immediate would have its sign extended.
+			asm.LoadImm(asm.R1, int64(to[0])<<24|int64(to[1])<<16|int64(to[2])<<8|int64(to[3]), asm.DWord),
+			asm.JNE.Reg(asm.R0, asm.R1, next))
+		if len(b.Flows) == 0 {
+			ins = append(ins, asm.Ja.Label("drop"))
+		}
+		for j, f := range b.Flows {
+			other := fmt.Sprintf("block%dflow%d", i, j+1)
+			ins = append(ins, asm.LoadAbs(atProtocol, asm.Byte))
+			if f.Protocol != 0 {
+				ins = append(ins, asm.JNE.Imm(asm.R0, int32(f.Protocol), other))
+			}
+			for _, at := range []int32{atPorts, atPorts + 2} {
+				ins = append(ins, asm.LoadAbs(at, asm.Half), asm.JEq.Imm(asm.R0, int32(f.Port), "drop"))
+			}
+			ins = append(ins, asm.Mov.Imm(asm.R0, 0).WithSymbol(other))
+		}
+		ins = append(ins, asm.Mov.Imm(asm.R0, 0).WithSymbol(next))
+	}
+	return append(ins,
+		asm.Ja.Label("pass"),
+		asm.Mov.Imm(asm.R0, 2).WithSymbol("drop"), // TC_ACT_SHOT
+		asm.Return(),
+		pass.WithSymbol("pass"),
+		asm.Return())
+}
