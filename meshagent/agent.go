@@ -115,9 +115,9 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 	}
 	a.liveness = &liveness{
 		node: n, edges: edges, tables: a.Tables, ways: a.ways, meshes: meshes, lanes: a.lanes, internal: internal, start: a.start, log: log,
-		changed: make(chan struct{}, 1),
+		changed: make(chan struct{}, 1), news: make(chan struct{}),
 	}
-	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, trust: a.trust, settled: a.workloads.settled, told: make(chan struct{}), log: log}
+	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, paths: a.liveness, trust: a.trust, settled: a.workloads.settled, told: make(chan struct{}), log: log}
 	a.hosts = &hosts{path: cfg.Hosts, own: n.cluster, tables: a.Tables, listed: a.listed, log: log}
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, ring: a.ring, log: log}
 	return a, nil

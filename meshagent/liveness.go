@@ -17,6 +17,7 @@ import (
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/tunnel/probe"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // liveness finds out which nodes and clusters can be reached, and writes it into
@@ -37,6 +38,11 @@ type liveness struct {
 	mu       sync.Mutex
 	gossiped map[string]bool
 	changed  chan struct{} // one element when it changed
+
+	// telling guards what is to be told of paths; see paths.go.
+	telling sync.Mutex
+	unwell  []wire.NodePath // not to be changed
+	news    chan struct{}   // closed when unwell changes
 }
 
 // Small clusters are probed whole; of larger ones, witnesses and the nodes that
@@ -168,7 +174,7 @@ func (l *liveness) choose(mesh *program.Mesh, flows map[uint16]bool, evidence ma
 		if index == 0 || row.Keyed == 0 {
 			continue // nothing can be sent there, so silence would mean nothing
 		}
-		all = append(all, probe.Target{Cluster: n.Cluster, Node: n.Name, Addr: n.Internal(), Device: own.Lanes[row.Lane&1].Ifindex})
+		all = append(all, probe.Target{Cluster: n.Cluster, Node: n.Name, Addr: n.Internal(), Device: own.Lanes[row.Lane&1].Ifindex, Size: l.edges.MTU})
 		if flows[index] || evidence[key].GossipDead || size[n.Cluster] <= smallCluster {
 			must[key] = true
 		}
@@ -268,6 +274,7 @@ func (l *liveness) apply(observations []probe.Observation, now time.Time) {
 		writeProblems(l.tables, "paths", nil)
 	}
 	l.publish(mesh, seen)
+	l.tell(unwell(observations, l.edges.MTU, now))
 }
 
 // publish writes the table of paths, only rows that differ in more than the last
@@ -311,7 +318,7 @@ func samePath(a, b *tables.Path) bool {
 	}
 	x, y := *a, *b
 	x.Observation, y.Observation = probe.Observation{}, probe.Observation{}
-	return x == y && a.Observation.State == b.Observation.State && a.Observation.Since.Equal(b.Observation.Since)
+	return x == y && a.Observation.State == b.Observation.State && a.Observation.Since.Equal(b.Observation.Since) && a.Observation.Limit == b.Observation.Limit
 }
 
 // sweep deletes flows that have ended or fallen silent, until ctx ends.

@@ -18,8 +18,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// publisher writes upward what this node alone knows: itself, its pods and what
-// its kernel lacks. It is all an agent ever writes to etcd.
+// publisher writes upward what this node alone knows: itself, its pods, what its
+// kernel lacks and which paths do not carry what they should. It is all an agent ever writes to etcd.
 //
 // What it says of node and pods holds until it says otherwise; only the mark
 // that the list is complete hangs on a lease, so that a silent agent is noticed
@@ -29,6 +29,7 @@ type publisher struct {
 	edges  *Edges
 	tables *tables.Tables
 	lanes  *lanes
+	paths  *liveness
 	trust  *trust.Trust
 	// settled is closed when the table of endpoints is what it should be.
 	settled <-chan struct{}
@@ -66,8 +67,9 @@ func (p *publisher) Run(ctx context.Context) error {
 		if holding != p.holding {
 			p.have, p.holding = nil, holding // another store: it has none of it
 		}
+		unwell, pathsChanged := p.paths.Unwell()
 		problems, due := lasting(p.tables.Problems.All(txn), time.Now())
-		err := p.turn(ctx, txn, settled, known, problems)
+		err := p.turn(ctx, txn, settled, known, problems, unwell)
 		wait := min(leaseTurn, due)
 		if err != nil && ctx.Err() == nil {
 			p.log.Debug("could not tell the API server, trying again", "error", err)
@@ -89,6 +91,7 @@ func (p *publisher) Run(ctx context.Context) error {
 		case <-endpoints:
 		case <-pods:
 		case <-failing:
+		case <-pathsChanged:
 		case <-own:
 		case <-changed:
 		case <-settling:
@@ -101,7 +104,7 @@ func (p *publisher) Run(ctx context.Context) error {
 // turn writes what differs. Of pods nothing is said before the table is
 // settled: one that was just found again does not yet know that it is ready, and
 // saying so would take it out of its services.
-func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lanesKnown bool, problems []wire.NodeProblem) error {
+func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lanesKnown bool, problems []wire.NodeProblem, unwell []wire.NodePath) error {
 	if p.have == nil {
 		kvs, _, err := p.edges.Source.List(ctx, wire.NodePrefix(p.node.name))
 		if err != nil {
@@ -120,6 +123,9 @@ func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lane
 	}
 	if len(problems) > 0 {
 		want[wire.NodeProblemsKey(p.node.name)] = wire.Marshal(wire.NodeProblems{Problems: problems})
+	}
+	if len(unwell) > 0 {
+		want[wire.NodePathsKey(p.node.name)] = wire.Marshal(wire.NodePaths{Paths: unwell})
 	}
 	for e := range p.tables.Endpoints.All(txn) {
 		if !settled || !e.IP.IsValid() || e.Phase == tables.Removing {

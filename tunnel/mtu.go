@@ -6,6 +6,7 @@ import "fmt"
 // disagree about what fits.
 const (
 	overheadIPv6      = 40 // outer header, the larger of the two
+	overheadIPv4      = 20
 	overheadUDP       = 8
 	overheadWireGuard = 16 // type, receiver index, counter
 	overheadTag       = 16 // Poly1305
@@ -16,6 +17,13 @@ const (
 	// Overhead is what a lane adds to a packet.
 	Overhead = overheadIPv6 + overheadUDP + overheadWireGuard + overheadTag + paddingWireGuard
 )
+
+// Outer is the size of the IPv4 packet in which a lane of this MTU sends one of
+// inner bytes: 1480 for 1420.
+func Outer(inner, mtu int) int {
+	padded := min((inner+15)/16*16, max(inner, mtu))
+	return overheadIPv4 + overheadUDP + overheadWireGuard + padded + overheadTag
+}
 
 // MinMTU is the smallest inner MTU: IPv6 refuses a link below it.
 const MinMTU = 1280

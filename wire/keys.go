@@ -95,6 +95,9 @@ func NodeSyncedKey(node string) string { return NodePrefix(node) + "synced" }
 // NodeProblemsKey holds the node's NodeProblems, while it has any.
 func NodeProblemsKey(node string) string { return NodePrefix(node) + "problems" }
 
+// NodePathsKey holds the node's NodePaths, while it has any.
+func NodePathsKey(node string) string { return NodePrefix(node) + "paths" }
+
 // NodeEndpointsPrefix covers the node's EndpointStates.
 func NodeEndpointsPrefix(node string) string { return NodePrefix(node) + "endpoints/" }
 
@@ -111,6 +114,7 @@ const (
 	NodeEntryEndpoint
 	NodeEntrySynced
 	NodeEntryProblems
+	NodeEntryPaths
 )
 
 // ParseNodesKey takes apart any key below NodesPrefix. ns and pod are set for
@@ -133,6 +137,8 @@ func ParseNodesKey(key string) (node string, entry NodeEntry, ns, pod string, ok
 		return p[0], NodeEntrySynced, "", "", true
 	case len(p) == 2 && p[1] == "problems":
 		return p[0], NodeEntryProblems, "", "", true
+	case len(p) == 2 && p[1] == "paths":
+		return p[0], NodeEntryPaths, "", "", true
 	case len(p) == 4 && p[1] == "endpoints":
 		return p[0], NodeEntryEndpoint, p[2], p[3], true
 	}

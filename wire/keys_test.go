@@ -97,6 +97,9 @@ func TestParseKeys(t *testing.T) {
 	if n, e, _, _, ok := ParseNodesKey(NodeProblemsKey("n1")); !ok || n != "n1" || e != NodeEntryProblems {
 		t.Errorf("problems: %q %v %v", n, e, ok)
 	}
+	if n, e, _, _, ok := ParseNodesKey(NodePathsKey("n1")); !ok || n != "n1" || e != NodeEntryPaths {
+		t.Errorf("paths: %q %v %v", n, e, ok)
+	}
 	if c, e, n, ok := ParseCacheKey(PeerNodeKey("west", "n1")); !ok || c != "west" || e != CacheEntryNode || n != "n1" {
 		t.Errorf("cache: %q %v %q %v", c, e, n, ok)
 	}

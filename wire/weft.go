@@ -62,6 +62,28 @@ type NodeProblem struct {
 	Error string `json:"error"`
 }
 
+// NodePaths is what an agent says of paths that do not carry what they should.
+// They are for people, like problems; nothing follows from them.
+type NodePaths struct {
+	Paths []NodePath `json:"paths"`
+}
+
+// NodePath is a path that is down or limited, or all the paths to a cluster that
+// are down.
+type NodePath struct {
+	Cluster string `json:"cluster"`
+	// Node is the other end; "" means all nodes of the cluster that are probed, of
+	// which there are Probed.
+	Node   string `json:"node,omitempty"`
+	Probed int    `json:"probed,omitempty"`
+	// Limit is the size of the largest packet that passes, Sends that of the
+	// largest that the tunnel sends, both in bytes outside of the tunnel. 0: the
+	// path is down.
+	Limit int       `json:"limit,omitempty"`
+	Sends int       `json:"sends,omitempty"`
+	Since time.Time `json:"since"`
+}
+
 // EndpointState is what an agent says of a pod on its node.
 type EndpointState struct {
 	Namespace string     `json:"namespace"`

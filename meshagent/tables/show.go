@@ -135,7 +135,7 @@ func (e *Endpoint) TableRow() []string {
 }
 
 func (*Path) TableHeader() []string {
-	return []string{"Cluster", "Node", "Index", "Alive", "Lane", "Keyed", "State", "Since", "RTT", "Gossip", "Reason"}
+	return []string{"Cluster", "Node", "Index", "Alive", "Lane", "Keyed", "State", "Since", "RTT", "Limit", "Gossip", "Reason"}
 }
 
 func (p *Path) TableRow() []string {
@@ -144,8 +144,12 @@ func (p *Path) TableRow() []string {
 		gossip = "dead"
 	}
 	o := p.Observation
+	limit := "-"
+	if o.Limit > 0 {
+		limit = strconv.Itoa(o.Limit)
+	}
 	return []string{p.Cluster, p.Node, fmt.Sprint(p.Index), yes(p.Alive), strconv.Itoa(p.Lane), yes(p.Keyed),
-		or(string(o.State)), stamp(o.Since), o.RTT.Round(time.Microsecond).String(), gossip, or(o.Reason)}
+		or(string(o.State)), stamp(o.Since), o.RTT.Round(time.Microsecond).String(), limit, gossip, or(o.Reason)}
 }
 
 func (*Problem) TableHeader() []string {

@@ -1,0 +1,83 @@
+package meshagent
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/weft-mesh/weft/tunnel"
+	"github.com/weft-mesh/weft/tunnel/probe"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// mostPaths is how many single paths are told, the oldest first; whoever asks the
+// node sees all.
+const mostPaths = 32
+
+// unwell sums up which paths have been down or limited for a while. A cluster of
+// which nothing that is probed answers is one entry, however large it is. The
+// result depends on the observations' order and on nothing that changes with each
+// probe, so that it is told anew only when something has changed.
+func unwell(observations []probe.Observation, mtu int, now time.Time) []wire.NodePath {
+	type count struct {
+		probed, down int
+		since        time.Time
+	}
+	clusters := map[string]*count{}
+	var single []wire.NodePath
+	for _, o := range observations {
+		c := clusters[o.Target.Cluster]
+		if c == nil {
+			c = &count{}
+			clusters[o.Target.Cluster] = c
+		}
+		c.probed++
+		p := wire.NodePath{Cluster: o.Target.Cluster, Node: o.Target.Node}
+		switch {
+		case o.State == probe.Down:
+			p.Since = o.Since
+			c.down++
+			if o.Since.After(c.since) {
+				c.since = o.Since // all are down since the last one went
+			}
+		case o.State == probe.Up && o.Limit > 0:
+			p.Limit, p.Sends, p.Since = tunnel.Outer(o.Limit, mtu), tunnel.Outer(mtu, mtu), o.LimitSince
+		default:
+			continue
+		}
+		if now.Sub(p.Since) >= lastingAfter {
+			p.Since = p.Since.UTC().Truncate(time.Millisecond)
+			single = append(single, p)
+		}
+	}
+	var all []wire.NodePath
+	for name, c := range clusters {
+		if c.down == c.probed && now.Sub(c.since) >= lastingAfter {
+			all = append(all, wire.NodePath{Cluster: name, Probed: c.probed, Since: c.since.UTC().Truncate(time.Millisecond)})
+			single = slices.DeleteFunc(single, func(p wire.NodePath) bool { return p.Cluster == name })
+		}
+	}
+	slices.SortFunc(all, func(a, b wire.NodePath) int { return cmp.Compare(a.Cluster, b.Cluster) })
+	slices.SortStableFunc(single, func(a, b wire.NodePath) int { return a.Since.Compare(b.Since) })
+	return append(all, single[:min(len(single), mostPaths)]...)
+}
+
+// tell makes these the paths that the API server is told.
+func (l *liveness) tell(paths []wire.NodePath) {
+	l.telling.Lock()
+	defer l.telling.Unlock()
+	if slices.Equal(paths, l.unwell) {
+		return
+	}
+	l.unwell = paths
+	close(l.news)
+	l.news = make(chan struct{})
+}
+
+// Unwell are the paths that the API server is to be told, and a channel that is
+// closed when they change.
+func (l *liveness) Unwell() ([]wire.NodePath, <-chan struct{}) {
+	l.telling.Lock()
+	defer l.telling.Unlock()
+	return l.unwell, l.news
+}
