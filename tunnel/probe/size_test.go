@@ -131,13 +131,15 @@ func TestFullSizeIsProbedRarely(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
 		b.network.Answer(n1.Addr, time.Millisecond)
 		b.Set([]probe.Target{n1})
-		time.Sleep(time.Minute)
-		small := b.network.Sent()
+		b.next(t, time.Second)
+		begun := b.network.Sent()
+		b.quiet(t, time.Minute)
+		small := b.network.Sent() - begun
 		big := n1
 		big.Size = 1420
 		b.Set([]probe.Target{big})
-		time.Sleep(time.Minute)
-		if extra := b.network.Sent() - 2*small; extra < 28 || extra > 32 {
+		b.quiet(t, time.Minute)
+		if extra := b.network.Sent() - begun - 2*small; extra < 28 || extra > 32 {
 			t.Errorf("%d large probes in a minute, want 30", extra)
 		}
 	})
