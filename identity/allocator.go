@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -13,13 +14,20 @@ import (
 var (
 	// ErrExhausted: every number of the cluster's range is taken.
 	ErrExhausted = errors.New("no identity number is left")
-	// ErrContended: others kept changing what the transaction depends on, or
-	// the caller's own conditions do not hold. Nothing was written.
-	ErrContended = errors.New("kept being overtaken by other writers")
+	// ErrStale: the caller's own conditions do not hold, so what it knows is out
+	// of date. Nothing was written, and trying again before it knows more is in
+	// vain.
+	ErrStale = errors.New("was overtaken by another writer")
+	// ErrContended: others kept changing what the allocation depends on. Nothing
+	// was written.
+	ErrContended = errors.New("kept being overtaken by other allocators")
 )
 
 // attempts bounds how often one call starts over.
 const attempts = 20
+
+// maxKnown bounds how many labels an allocator remembers the number of.
+const maxKnown = 4096
 
 // Allocator gives numbers to labels, one number to equal labels and no number
 // twice, whoever else allocates from the same store. It takes no locks in the
@@ -32,6 +40,13 @@ type Allocator struct {
 	mu    sync.Mutex
 	next  Number          // where to look for a free number
 	taken map[Number]bool // as far as known; nil: to be listed
+	known map[string]pair // by the labels' text
+}
+
+// pair is a number and the revisions of the two keys that give it to labels.
+type pair struct {
+	n         Number
+	value, id int64
 }
 
 // NewAllocator allocates from first to last, both included.
@@ -39,54 +54,147 @@ func NewAllocator(store Store, first, last Number) (*Allocator, error) {
 	if first < FirstAllocatable || last < first || last.Scope() != ScopeGlobal {
 		return nil, fmt.Errorf("identity range %d to %d is not inside a cluster's range; take it from Split.Range", first, last)
 	}
-	return &Allocator{store: store, first: first, last: last}, nil
+	return &Allocator{store: store, first: first, last: last, known: map[string]pair{}}, nil
 }
 
 // Also is a part of the caller's own that commits together with an
-// allocation, or not at all. It is asked anew at every attempt.
+// allocation, or not at all. It is asked again at every attempt.
 type Also func(n Number) Txn
 
-// Acquire returns the number of the labels and records that owner uses it,
-// after allocating one if there is none. Owners are the caller's own names,
-// such as namespace/pod. Repeating it is harmless, also after an error. also
-// may be nil.
-func (a *Allocator) Acquire(ctx context.Context, labels Labels, owner string, also Also) (Number, error) {
-	if len(labels) == 0 || owner == "" {
-		return 0, errors.New("an identity needs labels and an owner")
-	}
-	for range attempts {
-		n, ok, err := a.acquire(ctx, labels.String(), owner, also)
-		if err != nil {
-			return 0, fmt.Errorf("allocate an identity for %v: %w", labels, err)
-		}
-		if ok {
-			return n, nil
-		}
-	}
-	return 0, fmt.Errorf("allocate an identity for %v: %w", labels, ErrContended)
+// Request asks for the number of labels on behalf of an owner. Owners are the
+// caller's own names, such as namespace/pod. Also may be nil.
+type Request struct {
+	Labels Labels
+	Owner  string
+	Also   Also
 }
 
-// acquire tries once; false if something changed meanwhile.
-func (a *Allocator) acquire(ctx context.Context, text, owner string, also Also) (Number, bool, error) {
-	n, txn, fresh, err := a.plan(ctx, text)
+// Use says that an owner no longer uses the number of these labels. Also
+// commits with it and may be empty.
+type Use struct {
+	Labels Labels
+	Owner  string
+	Also   Txn
+}
+
+// Result is what became of one Request or Use.
+type Result struct {
+	Number Number
+	// Revision is that of the writes.
+	Revision int64
+	Err      error
+}
+
+// Acquire is AcquireAll for one request.
+func (a *Allocator) Acquire(ctx context.Context, labels Labels, owner string, also Also) (Number, error) {
+	r := a.AcquireAll(ctx, []Request{{labels, owner, also}})[0]
+	return r.Number, r.Err
+}
+
+// AcquireAll returns the number of each request's labels and records that its
+// owner uses it, after allocating one if there is none. Many requests share a
+// transaction, and one that fails does not hold up the others. Repeating it is
+// harmless, also after an error.
+func (a *Allocator) AcquireAll(ctx context.Context, requests []Request) []Result {
+	results := make([]Result, len(requests))
+	var pending []int
+	for i, r := range requests {
+		if len(r.Labels) == 0 || r.Owner == "" {
+			results[i].Err = errors.New("an identity needs labels and an owner")
+			continue
+		}
+		pending = append(pending, i)
+	}
+	for failures := 0; len(pending) > 0 && failures < attempts; {
+		var failed bool
+		if pending, failed = a.round(ctx, requests, pending, results); failed {
+			failures++
+		}
+	}
+	for _, i := range pending {
+		results[i].Err = ErrContended
+	}
+	for i := range results {
+		if err := results[i].Err; err != nil {
+			results[i] = Result{Err: fmt.Errorf("allocate an identity for %v: %w", requests[i].Labels, err)}
+		}
+	}
+	return results
+}
+
+// round tries each pending request once and returns those that are left: some
+// wait for one with the same new labels to have gone ahead, the others failed
+// because something changed meanwhile.
+func (a *Allocator) round(ctx context.Context, requests []Request, pending []int, results []Result) (left []int, failed bool) {
+	plans := map[string]*plan{}
+	var txns []Txn
+	var tried []int
+	for _, i := range pending {
+		r := requests[i]
+		text := r.Labels.String()
+		p := plans[text]
+		if p == nil {
+			p = a.plan(ctx, text)
+			plans[text] = p
+		} else if p.creates {
+			left = append(left, i)
+			continue
+		}
+		if p.err != nil {
+			results[i].Err = p.err
+			continue
+		}
+		txn := Txn{If: p.txn.If, Then: slices.Concat(p.txn.Then, []Change{
+			{Key: referencePrefix(text) + r.Owner, Value: []byte(decimal(p.n))},
+			// Whoever saw the number unused has to look again.
+			{Key: unusedKey(p.n), Delete: true},
+		})}
+		if r.Also != nil {
+			txn = txn.and(r.Also(p.n))
+		}
+		txns, tried = append(txns, txn), append(tried, i)
+	}
+	for j, o := range a.store.CommitEach(ctx, txns) {
+		i := tried[j]
+		text := requests[i].Labels.String()
+		p := plans[text]
+		switch {
+		case o.Err != nil:
+			results[i].Err = o.Err
+			a.forget(text)
+		case o.Revision != 0:
+			results[i] = Result{Number: p.n, Revision: o.Revision}
+			a.remember(text, p, o.Revision)
+		default:
+			a.forget(text)
+			again, err := a.missed(ctx, p, txns[j].If[len(p.txn.If):])
+			results[i].Err = err
+			if again {
+				left, failed = append(left, i), true
+			}
+		}
+	}
+	return left, failed
+}
+
+// missed looks why a transaction did not happen: because the caller's own
+// conditions do not hold, which is final, or else because of another allocator.
+func (a *Allocator) missed(ctx context.Context, p *plan, own []Condition) (again bool, err error) {
+	for _, c := range own {
+		row, _, err := a.store.Get(ctx, c.Key)
+		if err != nil {
+			return false, err
+		}
+		if !c.Prefix && row.Revision != c.Revision {
+			return false, ErrStale
+		}
+	}
+	if !p.fresh {
+		return true, nil
+	}
+	_, there, err := a.store.Get(ctx, IDKey(p.n))
 	if err != nil {
-		return 0, false, err
-	}
-	number := []byte(decimal(n))
-	txn.Then = append(txn.Then,
-		Change{Key: referencePrefix(text) + owner, Value: number},
-		// Whoever saw the number unused has to look again.
-		Change{Key: unusedKey(n), Delete: true})
-	if also != nil {
-		txn = txn.and(also(n))
-	}
-	ok, err := a.store.Commit(ctx, txn)
-	if err != nil || ok || !fresh {
-		return n, ok, err
-	}
-	_, there, err := a.store.Get(ctx, IDKey(n))
-	if err != nil {
-		return 0, false, err
+		return false, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -95,49 +203,94 @@ func (a *Allocator) acquire(ctx context.Context, text, owner string, also Also) 
 		// again which are taken, and from elsewhere.
 		a.taken = nil
 	} else {
-		delete(a.taken, n)
+		delete(a.taken, p.n)
 	}
-	return 0, false, nil
+	return true, nil
 }
 
-// plan decides which number the labels get and what must hold for that. A
-// fresh number is one chosen here.
-func (a *Allocator) plan(ctx context.Context, text string) (n Number, txn Txn, fresh bool, err error) {
+// remember keeps what a transaction that succeeded says about the labels.
+func (a *Allocator) remember(text string, p *plan, revision int64) {
+	known := pair{p.n, p.value, p.id}
+	if known.value == 0 {
+		known.value = revision
+	}
+	if known.id == 0 {
+		known.id = revision
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.known) >= maxKnown {
+		clear(a.known)
+	}
+	a.known[text] = known
+}
+
+func (a *Allocator) forget(text string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.known, text)
+}
+
+// plan is which number labels get, and the transaction that gives it to them.
+type plan struct {
+	n         Number
+	txn       Txn
+	value, id int64 // revisions of the two keys; 0: the transaction writes it
+	creates   bool  // it writes one of them
+	fresh     bool  // the number was chosen here
+	err       error
+}
+
+// plan decides which number the labels get and what must hold for that.
+func (a *Allocator) plan(ctx context.Context, text string) *plan {
+	a.mu.Lock()
+	known, ok := a.known[text]
+	a.mu.Unlock()
+	if ok {
+		return known.plan(text)
+	}
 	value, there, err := a.store.Get(ctx, valueKey(text))
 	if err != nil {
-		return 0, Txn{}, false, err
+		return &plan{err: err}
 	}
 	unchanged := Condition{Key: valueKey(text), Revision: value.Revision} // 0 if absent
 	if there {
 		n, err := parseDecimal(string(value.Value), "")
 		if err != nil {
-			return 0, Txn{}, false, fmt.Errorf("%s: %w", value.Key, err)
+			return &plan{err: fmt.Errorf("%s: %w", value.Key, err)}
 		}
 		id, taken, err := a.store.Get(ctx, IDKey(n))
 		switch {
 		case err != nil:
-			return 0, Txn{}, false, err
+			return &plan{err: err}
 		case taken && string(id.Value) == text:
-			return n, Txn{If: []Condition{unchanged, {Key: id.Key, Revision: id.Revision}}}, false, nil
+			return pair{n, value.Revision, id.Revision}.plan(text)
 		case !taken && a.inRange(n):
 			// Half of the pair is gone, which no transaction of ours does.
-			return n, Txn{
+			return &plan{n: n, value: value.Revision, creates: true, txn: Txn{
 				If:   []Condition{unchanged, {Key: IDKey(n)}},
 				Then: []Change{{Key: IDKey(n), Value: []byte(text)}},
-			}, false, nil
+			}}
 		}
 	}
-	n, err = a.free(ctx)
+	n, err := a.free(ctx)
 	if err != nil {
-		return 0, Txn{}, false, err
+		return &plan{err: err}
 	}
-	return n, Txn{
+	return &plan{n: n, creates: true, fresh: true, txn: Txn{
 		If: []Condition{unchanged, {Key: IDKey(n)}},
 		Then: []Change{
 			{Key: IDKey(n), Value: []byte(text)},
 			{Key: valueKey(text), Value: []byte(decimal(n))},
 		},
-	}, true, nil
+	}}
+}
+
+// plan for labels that have their number: both keys stay as they are.
+func (p pair) plan(text string) *plan {
+	return &plan{n: p.n, value: p.value, id: p.id, txn: Txn{
+		If: []Condition{{Key: valueKey(text), Revision: p.value}, {Key: IDKey(p.n), Revision: p.id}},
+	}}
 }
 
 // free proposes a number that is probably free; another goroutine of this
@@ -194,19 +347,31 @@ func (a *Allocator) proposeLocked() (Number, bool) {
 
 func (a *Allocator) inRange(n Number) bool { return a.first <= n && n <= a.last }
 
-// Release records that owner no longer uses the number of these labels, and
-// commits also with it, which may be empty. The number itself stays until a
-// Collector finds that no one uses it. Nil if the owner did not use it.
+// Release is ReleaseAll for one use.
 func (a *Allocator) Release(ctx context.Context, labels Labels, owner string, also Txn) error {
-	txn := Txn{Then: []Change{{Key: ReferenceKey(labels, owner), Delete: true}}}.and(also)
-	ok, err := a.store.Commit(ctx, txn)
-	if err == nil && !ok {
-		err = ErrContended
+	return a.ReleaseAll(ctx, []Use{{labels, owner, also}})[0].Err
+}
+
+// ReleaseAll records that owners no longer use the numbers of these labels. The
+// numbers themselves stay until a Collector finds that no one uses them. An
+// owner that did not use the number is no error; ErrStale says that Also's
+// conditions do not hold.
+func (a *Allocator) ReleaseAll(ctx context.Context, uses []Use) []Result {
+	txns := make([]Txn, len(uses))
+	for i, u := range uses {
+		txns[i] = Txn{Then: []Change{{Key: ReferenceKey(u.Labels, u.Owner), Delete: true}}}.and(u.Also)
 	}
-	if err != nil {
-		return fmt.Errorf("release identity %v of %s: %w", labels, owner, err)
+	results := make([]Result, len(uses))
+	for i, o := range a.store.CommitEach(ctx, txns) {
+		results[i] = Result{Revision: o.Revision, Err: o.Err}
+		if o.Err == nil && o.Revision == 0 {
+			results[i].Err = ErrStale
+		}
+		if err := results[i].Err; err != nil {
+			results[i].Err = fmt.Errorf("release identity %v of %s: %w", uses[i].Labels, uses[i].Owner, err)
+		}
 	}
-	return nil
+	return results
 }
 
 // ReleaseOthers drops the references of every owner that keep refuses. Only

@@ -231,17 +231,68 @@ func TestConditionsOfTheCaller(t *testing.T) {
 		return identity.Txn{If: []identity.Condition{{Key: "pods/web"}}, Then: []identity.Change{{Key: "pods/web"}}}
 	}
 	s.Put("pods/web", "")
-	if _, err := a.Acquire(ctx, app(1), "web", also); !errors.Is(err, identity.ErrContended) {
+	if _, err := a.Acquire(ctx, app(1), "web", also); !errors.Is(err, identity.ErrStale) {
 		t.Errorf("got %v", err)
 	}
 	if got := len(s.Dump()); got != 1 {
 		t.Errorf("something was written: %v", s.Dump())
 	}
-	if err := a.Release(ctx, app(1), "web", identity.Txn{If: []identity.Condition{{Key: "pods/web"}}}); !errors.Is(err, identity.ErrContended) {
+	if err := a.Release(ctx, app(1), "web", identity.Txn{If: []identity.Condition{{Key: "pods/web"}}}); !errors.Is(err, identity.ErrStale) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := a.Acquire(ctx, nil, "web", nil); err == nil {
 		t.Error("allocated for no labels")
+	}
+}
+
+// What a stale caller asks for cannot come true by asking again: it costs one
+// transaction, and those that ask with it get theirs.
+func TestAStaleConditionEndsTheTry(t *testing.T) {
+	s, ctx := identitytest.New(), t.Context()
+	commits := 0
+	s.Before = func(op identitytest.Op) error {
+		if op.Name == "Commit" {
+			commits++
+		}
+		return nil
+	}
+	a := allocator(t, s, first, last)
+	s.Put("pods/b", "newer")
+	absent := func(pod string) identity.Also {
+		return func(n identity.Number) identity.Txn {
+			txn := run(pod, app(1))(n)
+			txn.If = append(txn.If, identity.Condition{Key: "pods/" + pod})
+			return txn
+		}
+	}
+	results := a.AcquireAll(ctx, []identity.Request{
+		{app(1), "a", absent("a")}, {app(1), "b", absent("b")}, {nil, "nobody", nil}, {app(1), "c", absent("c")}, {app(2), "d", nil},
+	})
+	if !errors.Is(results[1].Err, identity.ErrStale) || results[2].Err == nil {
+		t.Errorf("b: %v, nobody: %v", results[1].Err, results[2].Err)
+	}
+	for _, i := range []int{0, 3, 4} {
+		if results[i].Err != nil || results[i].Number == 0 || results[i].Revision == 0 {
+			t.Errorf("request %d: %+v", i, results[i])
+		}
+	}
+	if results[0].Number != results[3].Number || results[0].Number == results[4].Number {
+		t.Errorf("numbers: %+v", results)
+	}
+	if commits != 4 {
+		t.Errorf("%d transactions were tried for four requests", commits)
+	}
+	rows := s.Dump()
+	if rows["pods/b"] != "newer" || rows[identity.ReferenceKey(app(1), "b")] != "" {
+		t.Errorf("b was written: %v", rows)
+	}
+	delete(rows, "pods/b")
+	sound(t, rows)
+
+	// The number that is remembered is gone meanwhile: it is looked at again.
+	s.Expire(func(key string) bool { return strings.HasPrefix(key, identity.Prefix) })
+	if _, err := a.Acquire(ctx, app(1), "e", run("e", app(1))); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -1,6 +1,9 @@
 package identity
 
-import "context"
+import (
+	"context"
+	"slices"
+)
 
 // Store keeps keys with revisions, like etcd. Any number of goroutines may
 // use it. An error leaves open whether a Commit happened.
@@ -12,6 +15,17 @@ type Store interface {
 	// Commit makes all changes if every condition holds, else none and
 	// returns false.
 	Commit(ctx context.Context, txn Txn) (bool, error)
+	// CommitEach makes each transaction whole or not at all, many at once. The
+	// conditions of those that share a commit hold together, before any of their
+	// changes; two of them may make the same change.
+	CommitEach(ctx context.Context, txns []Txn) []Outcome
+}
+
+// Outcome is what became of one transaction of many: made at a Revision, not
+// made because a condition does not hold (0), or left open by an error.
+type Outcome struct {
+	Revision int64
+	Err      error
 }
 
 // Row is one key of a Store.
@@ -28,7 +42,7 @@ type Txn struct {
 }
 
 func (t Txn) and(more Txn) Txn {
-	return Txn{If: append(t.If, more.If...), Then: append(t.Then, more.Then...)}
+	return Txn{If: slices.Concat(t.If, more.If), Then: slices.Concat(t.Then, more.Then)}
 }
 
 // Condition is about one key: that its last change was at Revision, or with

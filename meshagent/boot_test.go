@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/weft-mesh/weft/meshagent/reflector"
 )
 
 // fullSink refuses everything while it is full.
@@ -23,14 +25,19 @@ func (s *fullSink) set(full bool) {
 	s.full = full
 }
 
-func (s *fullSink) Put(ctx context.Context, key string, value []byte) error {
+func (s *fullSink) Write(ctx context.Context, changes []reflector.Change) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// What is said of pods is what counts.
-	if s.full && strings.Contains(key, "/endpoints/") {
-		return errors.New("full")
+	for _, c := range changes {
+		// What is said of pods is what counts.
+		if s.full && strings.Contains(c.Key, "/endpoints/") {
+			return errors.New("full")
+		}
+		if err := s.Sink.Write(ctx, []reflector.Change{c}); err != nil {
+			return err
+		}
 	}
-	return s.Sink.Put(ctx, key, value)
+	return nil
 }
 
 // A machine that has booted answers probes only after the store knows that its

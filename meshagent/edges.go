@@ -32,11 +32,10 @@ type Datapath interface {
 
 // Sink takes what an agent says of itself.
 type Sink interface {
-	Put(ctx context.Context, key string, value []byte) error
-	// PutLeased is Put for a key that goes when the agent has been silent for
-	// long.
+	// Write makes changes in their order, as many at once as the store takes.
+	Write(ctx context.Context, changes []reflector.Change) error
+	// PutLeased writes a key that goes when the agent has been silent for long.
 	PutLeased(ctx context.Context, key string, value []byte) error
-	Delete(ctx context.Context, key string) error
 	// Renew keeps leased keys; lost reports that they are gone.
 	Renew(ctx context.Context) (lost bool, err error)
 }

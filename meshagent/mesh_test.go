@@ -256,12 +256,14 @@ func (l slowLanes) Ensure(ctx context.Context) (tunnel.Own, error) {
 // loudSink tells what is written.
 type loudSink struct {
 	Sink
-	wrote func(key string, value []byte)
+	wrote func(reflector.Change)
 }
 
-func (s loudSink) Put(ctx context.Context, key string, value []byte) error {
-	s.wrote(key, value)
-	return s.Sink.Put(ctx, key, value)
+func (s loudSink) Write(ctx context.Context, changes []reflector.Change) error {
+	for _, c := range changes {
+		s.wrote(c)
+	}
+	return s.Sink.Write(ctx, changes)
 }
 
 func TestARestartedAgentNeverCallsAReadyPodNotReady(t *testing.T) {
@@ -271,7 +273,7 @@ func TestARestartedAgentNeverCallsAReadyPodNotReady(t *testing.T) {
 		var wrote []string
 		west.alter = func(e *Edges) {
 			e.Source = lateSource{e.Source, map[string]time.Duration{wire.StatePrefix: 20 * time.Millisecond, wire.CachePrefix: 30 * time.Millisecond}}
-			e.Sink = loudSink{e.Sink, func(key string, value []byte) { wrote = append(wrote, fmt.Sprintf("%s: %s", key, value)) }}
+			e.Sink = loudSink{e.Sink, func(c reflector.Change) { wrote = append(wrote, fmt.Sprintf("%s: %s", c.Key, c.Value)) }}
 		}
 		west.run()
 		w.step()

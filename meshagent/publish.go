@@ -6,13 +6,16 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/cilium/statedb"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-mesh/weft/meshagent/endpoint"
+	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/meshagent/trust"
 	"github.com/weft-mesh/weft/wire"
@@ -134,33 +137,44 @@ func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lane
 		pod := tables.Get(txn, p.tables.Pods, e.Key())
 		want[wire.NodeEndpointKey(p.node.name, e.Namespace, e.Pod)] = wire.Marshal(endpointState(e, pod))
 	}
-	for key, value := range want {
-		if bytes.Equal(p.have[key], value) {
-			continue
+	var changes []reflector.Change
+	for _, key := range slices.Sorted(maps.Keys(want)) {
+		if !bytes.Equal(p.have[key], want[key]) {
+			changes = append(changes, reflector.Change{Key: key, Value: want[key]})
 		}
-		if err := p.edges.Sink.Put(ctx, key, value); err != nil {
-			return err
+	}
+	if settled {
+		changes = append(changes, p.gone(want)...)
+	}
+	if err := p.edges.Sink.Write(ctx, changes); err != nil {
+		return err
+	}
+	for _, c := range changes {
+		if c.Delete {
+			delete(p.have, c.Key)
+		} else {
+			p.have[c.Key] = c.Value
 		}
-		p.have[key] = value
 	}
 	if !settled {
 		return nil
 	}
-	return p.complete(ctx, want)
+	return p.complete(ctx)
 }
 
-// complete deletes what is gone and marks the list.
-func (p *publisher) complete(ctx context.Context, want map[string][]byte) error {
-	mark := wire.NodeSyncedKey(p.node.name)
-	for key := range p.have {
-		if want[key] != nil || key == mark || key == wire.NodeKey(p.node.name) {
-			continue
+// gone are the deletions of what is no longer.
+func (p *publisher) gone(want map[string][]byte) (changes []reflector.Change) {
+	for _, key := range slices.Sorted(maps.Keys(p.have)) {
+		if want[key] == nil && key != wire.NodeSyncedKey(p.node.name) && key != wire.NodeKey(p.node.name) {
+			changes = append(changes, reflector.Change{Key: key, Delete: true})
 		}
-		if err := p.edges.Sink.Delete(ctx, key); err != nil {
-			return err
-		}
-		delete(p.have, key)
 	}
+	return changes
+}
+
+// complete marks the list as complete.
+func (p *publisher) complete(ctx context.Context) error {
+	mark := wire.NodeSyncedKey(p.node.name)
 	if p.have[mark] != nil {
 		return nil
 	}

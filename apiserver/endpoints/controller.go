@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"slices"
@@ -12,17 +13,15 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/wire"
 )
 
-// writers is how many writes are under way at once. etcd commits what arrives
-// together in one go, so waiting for each would waste most of its speed.
-const writers = 16
+// retryAfter is the shortest pause between two tries of what the store would not
+// take, such as an endpoint for which no identity is left.
+const retryAfter = time.Second
 
 // Config of a Controller.
 type Config struct {
@@ -76,6 +75,12 @@ func (c *Controller) Run(ctx context.Context) error {
 			for _, ev := range b.Events {
 				m.apply(ev)
 			}
+			// A sign of life, or a while later: what failed may work now.
+			if now := time.Now(); len(b.Events) == 0 || now.Sub(m.retried) >= retryAfter {
+				m.retried = now
+				m.podWork.retry()
+				m.serviceWork.retry()
+			}
 			if err := c.settle(ctx, m); err != nil {
 				return err
 			}
@@ -106,157 +111,157 @@ func (k refusalKey) compare(other refusalKey) int {
 	return slices.Compare([]string{k.node, k.resource, k.reason}, []string{other.node, other.resource, other.reason})
 }
 
-// settle writes what follows from everything that is dirty. What another writer
-// changed meanwhile stays dirty: its event is on the way. An error ends the
-// following of the store, and everything is derived anew.
+// settle decides about everything that is dirty and writes what follows, many
+// in one transaction. What was written, and what another writer was quicker
+// with, is looked at again when its event arrives, and not before: until then
+// the model is behind the store, and every try would be in vain. An error ends
+// the following of the store, and everything is derived again.
 func (c *Controller) settle(ctx context.Context, m *model) error {
 	c.nodes(m)
-	podsLeft, err := c.each(ctx, sorted(m.dirtyPods), func(who name) func(context.Context) (bool, error) {
-		return c.pod(m, who)
-	})
-	if err != nil {
+	if err := c.pods(ctx, m); err != nil {
 		return err
 	}
-	m.dirtyPods = podsLeft
-	servicesLeft, err := c.each(ctx, sorted(m.dirtyServices), func(svc name) func(context.Context) (bool, error) {
-		return c.service(m, svc)
-	})
-	if err != nil {
+	if err := c.services(ctx, m); err != nil {
 		return err
 	}
-	m.dirtyServices = servicesLeft
-
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.status.Synced, c.status.Endpoints = true, maps.Clone(m.perNode)
 	return nil
 }
 
-// each decides one after the other, because decisions share the model, and
-// writes side by side. It returns the names that are not done.
-func (c *Controller) each(ctx context.Context, names []name, decide func(name) func(context.Context) (done bool, err error)) (map[name]bool, error) {
-	var mu sync.Mutex
-	left := map[name]bool{}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(writers)
-	for _, who := range names {
-		act := decide(who)
-		if act == nil {
-			continue
-		}
-		g.Go(func() error {
-			done, err := act(ctx)
-			if !done {
-				mu.Lock()
-				left[who] = true
-				mu.Unlock()
-			}
-			return err
-		})
-	}
-	return left, g.Wait()
+// pending is a write of an endpoint or a slice.
+type pending struct {
+	who      name   // the pod, or the service
+	key      string // what is written
+	modified int64  // the key's revision as far as the model knows
 }
 
-// pod decides about one pod's endpoint and returns the write; nil for none.
-func (c *Controller) pod(m *model, who name) func(context.Context) (bool, error) {
+// pods writes the endpoints of dirty pods.
+func (c *Controller) pods(ctx context.Context, m *model) error {
+	var releases, acquisitions []pending
+	var uses []identity.Use
+	var requests []identity.Request
+	for _, who := range m.podWork.take() {
+		w, use, request := c.pod(m, who)
+		switch {
+		case use != nil:
+			releases, uses = append(releases, w), append(uses, *use)
+		case request != nil:
+			acquisitions, requests = append(acquisitions, w), append(requests, *request)
+		}
+	}
+	// Releases first: what is released makes room.
+	results := c.conf.Allocator.ReleaseAll(ctx, uses)
+	results = append(results, c.conf.Allocator.AcquireAll(ctx, requests)...)
+	for i, w := range append(releases, acquisitions...) {
+		if err := c.outcome(m, w, results[i].Revision, results[i].Err, m.podWork); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pod decides about one pod's endpoint and returns the write, if there is one.
+func (c *Controller) pod(m *model, who name) (pending, *identity.Use, *identity.Request) {
 	want, v, no := m.endpoint(c.conf.Cluster, who)
 	for _, claim := range no {
 		c.refuse("endpoint", who.String(), claim)
 	}
 	have, there := m.endpoints[who]
-	key := wire.EndpointKey(who.namespace, who.name)
-	unchanged := identity.Condition{Key: key, Revision: have.modified}
+	w := pending{who, wire.EndpointKey(who.namespace, who.name), have.modified}
+	unchanged := []identity.Condition{{Key: w.key, Revision: w.modified}}
 	switch {
 	case v == keep, v == remove && !there:
-		return nil
+		return w, nil, nil
 	case v == remove:
-		return func(ctx context.Context) (bool, error) {
-			err := c.conf.Allocator.Release(ctx, have.value.Labels, who.String(), identity.Txn{
-				If:   []identity.Condition{unchanged},
-				Then: []identity.Change{{Key: key, Delete: true}},
-			})
-			return c.outcome(key, err)
-		}
+		return w, &identity.Use{Labels: have.value.Labels, Owner: who.String(), Also: identity.Txn{
+			If: unchanged, Then: []identity.Change{{Key: w.key, Delete: true}},
+		}}, nil
 	}
 	if there && have.value.Labels.Equal(want.Labels) {
 		want.Identity = have.value.Identity
 		if bytes.Equal(wire.Marshal(want), have.text) {
-			return nil
+			return w, nil, nil
 		}
 	}
 	m.byIP[want.IP] = who
-	return func(ctx context.Context) (bool, error) {
-		_, err := c.conf.Allocator.Acquire(ctx, want.Labels, who.String(), func(n identity.Number) identity.Txn {
-			e := want
-			e.Identity = n
-			txn := identity.Txn{If: []identity.Condition{unchanged}, Then: []identity.Change{{Key: key, Value: wire.Marshal(e)}}}
-			if there && !have.value.Labels.Equal(want.Labels) {
-				txn.Then = append(txn.Then, identity.Change{Key: identity.ReferenceKey(have.value.Labels, who.String()), Delete: true})
-			}
-			return txn
-		})
-		return c.outcome(key, err)
-	}
+	return w, nil, &identity.Request{Labels: want.Labels, Owner: who.String(), Also: func(n identity.Number) identity.Txn {
+		e := want
+		e.Identity = n
+		txn := identity.Txn{If: unchanged, Then: []identity.Change{{Key: w.key, Value: wire.Marshal(e)}}}
+		if there && !have.value.Labels.Equal(want.Labels) {
+			txn.Then = append(txn.Then, identity.Change{Key: identity.ReferenceKey(have.value.Labels, who.String()), Delete: true})
+		}
+		return txn
+	}}
 }
 
-// service decides about one service's slices and returns the write; nil for
-// none.
-func (c *Controller) service(m *model, svc name) func(context.Context) (bool, error) {
+// services writes the slices of dirty services.
+func (c *Controller) services(ctx context.Context, m *model) error {
+	var writes []pending
+	var txns []store.Txn
+	for _, svc := range m.serviceWork.take() {
+		for w, op := range c.service(m, svc) {
+			writes = append(writes, w)
+			txns = append(txns, store.Txn{If: []store.Cond{{Key: w.key, Modified: w.modified}}, Then: []store.Op{op}})
+		}
+	}
+	for i, o := range store.CommitEach(ctx, c.conf.Store, txns) {
+		if o.Err == nil && o.Revision == 0 {
+			o.Err = identity.ErrStale
+		}
+		if err := c.outcome(m, writes[i], o.Revision, o.Err, m.serviceWork); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// service decides about one service's slices and goes through the writes.
+func (c *Controller) service(m *model, svc name) iter.Seq2[pending, store.Op] {
 	derived := m.serviceSlices(svc)
 	m.remember(svc, derived)
-	var txns []store.Txn
-	add := func(sliceName string, modified int64, op store.Op) {
-		txns = append(txns, store.Txn{If: []store.Cond{{Key: op.Key, Modified: modified}}, Then: []store.Op{op}})
-	}
 	have := m.slices[svc]
-	for _, sliceName := range slices.Sorted(maps.Keys(derived)) {
-		text, old := encode(derived[sliceName]), have[sliceName]
-		if !bytes.Equal(text, old.text) {
-			add(sliceName, old.modified, store.Put(wire.ObjectKey("endpointslices", svc.namespace, sliceName), text))
-		}
+	at := func(sliceName string) pending {
+		return pending{svc, wire.ObjectKey("endpointslices", svc.namespace, sliceName), have[sliceName].modified}
 	}
-	for _, sliceName := range slices.Sorted(maps.Keys(have)) {
-		if derived[sliceName] == nil {
-			add(sliceName, have[sliceName].modified, store.Delete(wire.ObjectKey("endpointslices", svc.namespace, sliceName)))
-		}
-	}
-	if len(txns) == 0 {
-		return nil
-	}
-	return func(ctx context.Context) (bool, error) {
-		all := true
-		for _, txn := range txns {
-			_, done, err := c.conf.Store.Commit(ctx, txn)
-			if err == nil && !done {
-				err = identity.ErrContended
+	return func(yield func(pending, store.Op) bool) {
+		for _, sliceName := range slices.Sorted(maps.Keys(derived)) {
+			text, w := encode(derived[sliceName]), at(sliceName)
+			if !bytes.Equal(text, have[sliceName].text) && !yield(w, store.Put(w.key, text)) {
+				return
 			}
-			done, err = c.outcome(txn.Then[0].Key, err)
-			if err != nil {
-				return false, err
-			}
-			all = all && done
 		}
-		return all, nil
+		for _, sliceName := range slices.Sorted(maps.Keys(have)) {
+			if w := at(sliceName); derived[sliceName] == nil && !yield(w, store.Delete(w.key)) {
+				return
+			}
+		}
 	}
 }
 
-// outcome sorts a write's error: being overtaken is settled by the event on its
-// way; what cannot be written at all is shown and tried again; the rest ends
-// the following of the store.
-func (c *Controller) outcome(key string, err error) (done bool, fatal error) {
+// outcome sorts what became of a write: one that was made, or overtaken, is
+// settled by its event; what cannot be written at all is shown and tried again
+// later; the rest ends the following of the store.
+func (c *Controller) outcome(m *model, w pending, revision int64, err error, of *work) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case err == nil:
-		delete(c.problems, key)
-		return true, nil
+		delete(c.problems, w.key)
+		m.await(w.key, revision, w.who, of)
+	case errors.Is(err, identity.ErrStale):
+		m.await(w.key, w.modified+1, w.who, of)
 	case errors.Is(err, identity.ErrContended):
-		return false, nil
+		of.later[w.who] = true
 	case errors.Is(err, identity.ErrExhausted), errors.Is(err, store.ErrTooLarge), errors.Is(err, store.ErrFull):
-		c.problems[key] = err.Error()
-		return false, nil
+		c.problems[w.key] = err.Error()
+		of.later[w.who] = true
+	default:
+		return fmt.Errorf("write %s: %w", w.key, err)
 	}
-	return false, fmt.Errorf("write %s: %w", key, err)
+	return nil
 }
 
 // nodes looks at what nodes say of themselves. Nothing follows from it here:

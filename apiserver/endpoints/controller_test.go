@@ -48,12 +48,17 @@ func run(t *testing.T, test func(e *east)) {
 // start runs a new controller, as an API server that comes up does.
 func (e *east) start() (stop func()) {
 	e.t.Helper()
+	return e.startOn(e.store)
+}
+
+func (e *east) startOn(s store.Store) (stop func()) {
+	e.t.Helper()
 	first, last := identity.Split255.Range(1)
-	alloc, err := identity.NewAllocator(store.Identities(e.store), first, last)
+	alloc, err := identity.NewAllocator(store.Identities(s), first, last)
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	e.Controller = New(Config{Store: e.store, Allocator: alloc, Cluster: "east", Log: slog.New(slog.DiscardHandler)})
+	e.Controller = New(Config{Store: s, Allocator: alloc, Cluster: "east", Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(e.t.Context())
 	done := make(chan error, 1)
 	go func() { done <- e.Run(ctx) }()

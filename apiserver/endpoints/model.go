@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -50,8 +51,71 @@ type model struct {
 	gone map[string]bool
 
 	// What has to be looked at again.
-	dirtyPods, dirtyServices map[name]bool
-	dirtyNodes               map[string]bool
+	podWork, serviceWork *work
+	dirtyNodes           map[string]bool
+	// awaited are keys whose last write, ours or another's, is not in the model yet.
+	awaited map[string]await
+	// retried is when what could not be written was last tried again.
+	retried time.Time
+}
+
+// await is what a key's event is waited for: it has to be of this revision at
+// least.
+type await struct {
+	revision int64
+	who      name
+	of       *work
+}
+
+// work is the pods, or the services, to decide about.
+//
+//	dirty ──taken, written──► waiting ──event──► dirty
+//	  ▲          └──refused by the store──► later
+//	  └──────────────── a while later ────────┘
+type work struct {
+	dirty   map[name]bool
+	later   map[name]bool
+	waiting map[name]int // events each waits for; never 0
+}
+
+func newWork() *work {
+	return &work{dirty: map[name]bool{}, later: map[name]bool{}, waiting: map[name]int{}}
+}
+
+// take empties dirty and returns those to decide about now. Of the others an
+// event is on its way, which makes them dirty again.
+func (w *work) take() []name {
+	maps.DeleteFunc(w.dirty, func(who name, _ bool) bool { return w.waiting[who] > 0 })
+	names := sorted(w.dirty)
+	clear(w.dirty)
+	return names
+}
+
+// retry makes dirty what could not be written.
+func (w *work) retry() {
+	maps.Copy(w.dirty, w.later)
+	clear(w.later)
+}
+
+// await has who wait for the event of a key.
+func (m *model) await(key string, revision int64, who name, of *work) {
+	if _, ok := m.awaited[key]; !ok {
+		of.waiting[who]++
+	}
+	m.awaited[key] = await{revision, who, of}
+}
+
+// arrived ends the waiting for an event.
+func (m *model) arrived(ev store.Event) {
+	a, ok := m.awaited[ev.Key]
+	if !ok || ev.Modified < a.revision {
+		return
+	}
+	delete(m.awaited, ev.Key)
+	a.of.dirty[a.who] = true
+	if a.of.waiting[a.who]--; a.of.waiting[a.who] == 0 {
+		delete(a.of.waiting, a.who)
+	}
 }
 
 // stored is a value with the revision of its last change.
@@ -95,13 +159,14 @@ func newModel() *model {
 		claimants: map[name]map[string]bool{}, byIP: map[netip.Addr]name{}, sliceOf: map[name]name{},
 		inNamespace: map[string]map[name]bool{}, servicesIn: map[string]map[name]bool{}, perNode: map[string]int{},
 		members: map[name]map[name]bool{}, held: map[name]map[name]bool{}, gone: map[string]bool{},
-		dirtyPods: map[name]bool{}, dirtyServices: map[name]bool{}, dirtyNodes: map[string]bool{},
+		podWork: newWork(), serviceWork: newWork(), dirtyNodes: map[string]bool{}, awaited: map[string]await{},
 	}
 }
 
 // apply takes a change in. What cannot be read counts as not there; our own
 // programs write it, and a node's claims are checked later.
 func (m *model) apply(ev store.Event) {
+	m.arrived(ev)
 	switch {
 	case strings.HasPrefix(ev.Key, wire.ObjectsPrefix):
 		m.applyObject(ev)
@@ -143,7 +208,7 @@ func (m *model) applyObject(ev store.Event) {
 		m.namespaces[objectName] = labels
 		for other := range m.pods {
 			if other.namespace == objectName {
-				m.dirtyPods[other] = true
+				m.podWork.dirty[other] = true
 			}
 		}
 	case "pods":
@@ -157,7 +222,7 @@ func (m *model) applyObject(ev store.Event) {
 				set(m.servicesIn, ns, who)
 			}
 		}
-		m.dirtyServices[who] = true
+		m.serviceWork.dirty[who] = true
 	case "endpointslices":
 		m.applySlice(who, ev)
 	}
@@ -181,7 +246,7 @@ func (m *model) applyPod(who name, v *corev1.Pod) {
 		// The labels decide which services select the pod.
 		m.touchServices(who)
 	}
-	m.dirtyPods[who] = true
+	m.podWork.dirty[who] = true
 }
 
 // namedPorts are those of the containers that run as long as the pod does: the
@@ -208,7 +273,7 @@ func (m *model) applySlice(who name, ev store.Event) {
 	if svc, ok := m.sliceOf[who]; ok {
 		delete(m.slices[svc], who.name)
 		delete(m.sliceOf, who)
-		m.dirtyServices[svc] = true
+		m.serviceWork.dirty[svc] = true
 	}
 	v := read[discoveryv1.EndpointSlice](ev)
 	if v == nil || v.Labels[discoveryv1.LabelManagedBy] != wire.ManagedBy {
@@ -220,7 +285,7 @@ func (m *model) applySlice(who name, ev store.Event) {
 	}
 	m.sliceOf[who] = svc
 	m.slices[svc][who.name] = stored[*discoveryv1.EndpointSlice]{v, ev.Modified, ev.Value}
-	m.dirtyServices[svc] = true
+	m.serviceWork.dirty[svc] = true
 }
 
 func (m *model) node(nodeName string) *node {
@@ -253,7 +318,7 @@ func (m *model) applyNode(ev store.Event) {
 		// The list is complete: what it lacks is gone.
 		for who, e := range m.endpoints {
 			if _, claimed := n.claims[who]; e.value.Node == nodeName && !claimed {
-				m.dirtyPods[who] = true
+				m.podWork.dirty[who] = true
 			}
 		}
 	case wire.NodeEntryEndpoint:
@@ -269,7 +334,7 @@ func (m *model) applyNode(ev store.Event) {
 		} else if len(m.claimants[who]) == 0 {
 			delete(m.claimants, who)
 		}
-		m.dirtyPods[who] = true
+		m.podWork.dirty[who] = true
 	}
 }
 
@@ -285,7 +350,7 @@ func (m *model) applyRegistration(ev store.Event) {
 	m.dirtyNodes[nodeName] = true
 	for who, p := range m.pods {
 		if p.node == nodeName {
-			m.dirtyPods[who] = true
+			m.podWork.dirty[who] = true
 			if moved {
 				m.touchServices(who)
 			}
@@ -293,11 +358,11 @@ func (m *model) applyRegistration(ev store.Event) {
 	}
 	for who, e := range m.endpoints {
 		if e.value.Node == nodeName {
-			m.dirtyPods[who] = true
+			m.podWork.dirty[who] = true
 		}
 	}
 	for who := range n.claims {
-		m.dirtyPods[who] = true
+		m.podWork.dirty[who] = true
 	}
 }
 
@@ -321,7 +386,7 @@ func (m *model) applyEndpoint(ev store.Event) {
 		m.perNode[v.Node]++
 		m.endpoints[who] = stored[wire.Endpoint]{*v, ev.Modified, ev.Value}
 	}
-	m.dirtyPods[who] = true
+	m.podWork.dirty[who] = true
 	m.touchServices(who)
 }
 
@@ -334,7 +399,7 @@ func (m *model) free(nodeName string, ip netip.Addr, who name) {
 	if n := m.nodes[nodeName]; n != nil {
 		for other, claim := range n.claims {
 			if claim.IP == ip && other != who {
-				m.dirtyPods[other] = true
+				m.podWork.dirty[other] = true
 			}
 		}
 	}
@@ -343,7 +408,7 @@ func (m *model) free(nodeName string, ip netip.Addr, who name) {
 // touchServices marks the services that hold the pod, and those that should.
 func (m *model) touchServices(who name) {
 	for svc := range m.members[who] {
-		m.dirtyServices[svc] = true
+		m.serviceWork.dirty[svc] = true
 	}
 	p := m.pods[who]
 	if p == nil {
@@ -352,7 +417,7 @@ func (m *model) touchServices(who name) {
 	candidate := service.Pod{Namespace: who.namespace, Labels: p.labels}
 	for svcName := range m.servicesIn[who.namespace] {
 		if m.services[svcName].Selects(&candidate) {
-			m.dirtyServices[svcName] = true
+			m.serviceWork.dirty[svcName] = true
 		}
 	}
 }

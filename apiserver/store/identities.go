@@ -36,15 +36,31 @@ func (i identities) List(ctx context.Context, prefix string) ([]identity.Row, er
 
 // Commit implements identity.Store.
 func (i identities) Commit(ctx context.Context, txn identity.Txn) (bool, error) {
-	var out Txn
+	_, done, err := i.store.Commit(ctx, transaction(txn))
+	return done, err
+}
+
+// CommitEach implements identity.Store.
+func (i identities) CommitEach(ctx context.Context, txns []identity.Txn) []identity.Outcome {
+	ours := make([]Txn, len(txns))
+	for n, txn := range txns {
+		ours[n] = transaction(txn)
+	}
+	out := make([]identity.Outcome, len(txns))
+	for n, o := range CommitEach(ctx, i.store, ours) {
+		out[n] = identity.Outcome(o)
+	}
+	return out
+}
+
+func transaction(txn identity.Txn) (out Txn) {
 	for _, c := range txn.If {
 		out.If = append(out.If, Cond{Key: c.Key, Modified: c.Revision, Prefix: c.Prefix})
 	}
 	for _, c := range txn.Then {
 		out.Then = append(out.Then, Op{Key: c.Key, Value: c.Value, Delete: c.Delete})
 	}
-	_, done, err := i.store.Commit(ctx, out)
-	return done, err
+	return out
 }
 
 func row(kv KV) identity.Row {

@@ -126,30 +126,3 @@ func Delete(key string) Op { return Op{Key: key, Delete: true} }
 
 // DeletePrefix makes the deletion of every key that begins with prefix.
 func DeletePrefix(prefix string) Op { return Op{Key: prefix, Delete: true, Prefix: true} }
-
-// Write makes writes unconditionally, in as many transactions as it takes: it
-// is for writes that may be repeated, not for those that belong together.
-func Write(ctx context.Context, s Store, ops ...Op) error {
-	for len(ops) > 0 {
-		n := min(len(ops), writeChunk)
-		size := 0
-		for i := range n {
-			if size += len(ops[i].Key) + len(ops[i].Value); size > writeBytes && i > 0 {
-				n = i
-				break
-			}
-		}
-		if _, _, err := s.Commit(ctx, Txn{Then: ops[:n]}); err != nil {
-			return err
-		}
-		ops = ops[n:]
-	}
-	return nil
-}
-
-// etcd refuses transactions of more than 128 operations or 1.5 MiB, both by
-// default; Write stays below.
-const (
-	writeChunk = 100
-	writeBytes = 1 << 20
-)

@@ -71,6 +71,23 @@ func (s *Store) Commit(ctx context.Context, txn identity.Txn) (ok bool, err erro
 	return ok && err == nil, err
 }
 
+// CommitEach implements identity.Store, one transaction after the other. Hooks
+// see each.
+func (s *Store) CommitEach(ctx context.Context, txns []identity.Txn) []identity.Outcome {
+	outcomes := make([]identity.Outcome, len(txns))
+	for i, txn := range txns {
+		err := s.do(ctx, Op{Name: "Commit", Txn: txn}, func() {
+			if s.commitLocked(txn) {
+				outcomes[i].Revision = s.revision
+			}
+		})
+		if err != nil {
+			outcomes[i] = identity.Outcome{Err: err}
+		}
+	}
+	return outcomes
+}
+
 func (s *Store) do(ctx context.Context, op Op, act func()) error {
 	if err := ctx.Err(); err != nil {
 		return err

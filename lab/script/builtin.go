@@ -29,6 +29,7 @@ func init() {
 		"holds":  {Usage: "FILE|stdout|stderr FILE", Summary: "a text has every line of another", Run: contain},
 		"json":   {Usage: "PATH =|!=|~|<|> VALUE", Summary: "a value in the JSON that the last command printed", Run: onJSON},
 		"save":   {Usage: "FILE", Summary: "keeps what the last command printed", Run: save},
+		"copies": {Usage: "N FILE TO", Summary: "writes a file N times into another, with ${i} from 1", Run: copies},
 		"env":    {Usage: "NAME=VALUE", Summary: "sets a variable; the value 'stdout' takes what the last command printed", Run: setEnv},
 		"take":   {Usage: "NAME REGEXP", Summary: "sets a variable to what the group in it matches of the last command's output", Run: take},
 		"repeat": {Usage: "N … end", Summary: "runs the lines up to end N times, with $i from 1"},
@@ -154,6 +155,26 @@ func save(_ context.Context, s *State, args []string) error {
 		return usage("save")
 	}
 	return os.WriteFile(s.Path(args[0]), []byte(s.Stdout), 0o600)
+}
+
+// copies makes many objects of one: the documents of a file, numbered.
+func copies(_ context.Context, s *State, args []string) error {
+	if len(args) != 3 {
+		return usage("copies")
+	}
+	n, err := strconv.Atoi(args[0])
+	if err != nil || n < 1 {
+		return usage("copies")
+	}
+	template, err := os.ReadFile(s.Path(args[1]))
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	for i := range n {
+		fmt.Fprintf(&out, "---\n%s", bytes.ReplaceAll(template, []byte("${i}"), []byte(strconv.Itoa(i+1))))
+	}
+	return os.WriteFile(s.Path(args[2]), out.Bytes(), 0o600)
 }
 
 func setEnv(_ context.Context, s *State, args []string) error {

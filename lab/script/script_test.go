@@ -52,6 +52,8 @@ func TestRun(t *testing.T) {
 		"json":                        {"echo '{\"a\":[{\"n\":\"x\",\"v\":1},{\"n\":\"y\",\"v\":2}]}'\njson a[n=y].v = 2\njson a.# = 2\njson a.0.v < 2\njson a.0.n ~ ^x\njson b.c = null", ""},
 		"json says what it is":        {"echo '{\"a\":1}'\njson a = 2", "it is 1"},
 		"save and grep":               {"echo hello\nsave f\ngrep hel f\n! grep bye f", ""},
+		"copies":                      {"copies 3 f many\ngrep -count=3 'name: web-[123]$' many\ngrep -count=3 '^---$' many\n-- f --\nname: web-${i}\n", ""},
+		"copies of nothing":           {"copies 0 f many\n-- f --\n", "usage: copies N FILE TO"},
 		"files stay in their place":   {"echo\n-- ../x --\n", "names stay below"},
 		"comment lines are a section": {"# one\n# two\necho", ""},
 	} {

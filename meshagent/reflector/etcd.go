@@ -91,14 +91,60 @@ const (
 	leaseTTL = 15 * 60
 )
 
-// Put writes key until it is deleted.
-func (e *Etcd) Put(ctx context.Context, key string, value []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	if _, err := e.client.Put(ctx, key, string(value)); err != nil {
-		return fmt.Errorf("put %s: %w", key, err)
+// Change is a key to write, or to delete.
+type Change struct {
+	Key    string
+	Value  []byte
+	Delete bool
+}
+
+// etcd refuses transactions of more than 128 operations or 1.5 MiB, both by
+// default; Write stays below.
+const (
+	mostChanges = 100
+	mostBytes   = 1 << 20
+)
+
+// Write makes changes in their order, as many in one transaction as etcd takes:
+// each costs a write to its disk. Deleting an absent key is no error. After an
+// error, some may have been made.
+func (e *Etcd) Write(ctx context.Context, changes []Change) error {
+	for len(changes) > 0 {
+		n := portion(changes)
+		if err := e.commit(ctx, changes[:n]); err != nil {
+			return fmt.Errorf("write %s and %d more: %w", changes[0].Key, n-1, err)
+		}
+		changes = changes[n:]
 	}
 	return nil
+}
+
+// portion is how many of the first changes fit into one transaction, at least
+// one. No key may be written twice in it.
+func portion(changes []Change) int {
+	size, seen := 0, map[string]bool{}
+	for i, c := range changes {
+		size += len(c.Key) + len(c.Value)
+		if i > 0 && (i == mostChanges || size > mostBytes || seen[c.Key]) {
+			return i
+		}
+		seen[c.Key] = true
+	}
+	return len(changes)
+}
+
+func (e *Etcd) commit(ctx context.Context, changes []Change) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	ops := make([]clientv3.Op, len(changes))
+	for i, c := range changes {
+		ops[i] = clientv3.OpPut(c.Key, string(c.Value))
+		if c.Delete {
+			ops[i] = clientv3.OpDelete(c.Key)
+		}
+	}
+	_, err := e.client.Txn(ctx).Then(ops...).Commit()
+	return err
 }
 
 // PutLeased writes key under the agent's lease, which it obtains when there is
@@ -121,16 +167,6 @@ func (e *Etcd) PutLeased(ctx context.Context, key string, value []byte) error {
 		}
 		return nil
 	}
-}
-
-// Delete removes key; an absent key is no error.
-func (e *Etcd) Delete(ctx context.Context, key string) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	if _, err := e.client.Delete(ctx, key); err != nil {
-		return fmt.Errorf("delete %s: %w", key, err)
-	}
-	return nil
 }
 
 // Renew keeps the lease alive. It reports lost when the lease is gone, with

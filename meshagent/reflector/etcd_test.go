@@ -59,7 +59,7 @@ func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := e.Put(ctx, "b/1", []byte("not ours")); err != nil {
+	if err := e.Write(ctx, []reflector.Change{{Key: "b/1", Value: []byte("not ours")}}); err != nil {
 		t.Fatal(err)
 	}
 	kvs, revision, err := e.List(ctx, "a/")
@@ -68,10 +68,7 @@ func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 	}
 
 	// Everything after the list is heard, in order.
-	if err := e.Put(ctx, "a/new", []byte("y")); err != nil {
-		t.Fatal(err)
-	}
-	if err := e.Delete(ctx, "a/00000"); err != nil {
+	if err := e.Write(ctx, []reflector.Change{{Key: "a/new", Value: []byte("y")}, {Key: "a/00000", Delete: true}}); err != nil {
 		t.Fatal(err)
 	}
 	watching, cancel := context.WithTimeout(ctx, time.Minute)
@@ -128,5 +125,36 @@ func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 	}
 	if kvs, _, err := e.List(ctx, "b/"); err != nil || len(kvs) != 1 {
 		t.Errorf("the unleased key: %v, %v", kvs, err)
+	}
+}
+
+// What belongs to one turn costs the store few transactions, none larger than
+// an etcd takes that was not configured for us.
+func TestEtcdWritesManyChangesInFewTransactions(t *testing.T) {
+	client := startEtcd(t)
+	ctx := t.Context()
+	e := reflector.NewEtcd(client)
+	var changes []reflector.Change
+	for i := range 300 {
+		changes = append(changes, reflector.Change{Key: fmt.Sprintf("a/%03d", i), Value: []byte("x")})
+	}
+	// A key that is written twice, and more bytes than one transaction has.
+	changes = append(changes, reflector.Change{Key: "a/000", Value: []byte("y")}, reflector.Change{Key: "a/001", Delete: true})
+	for i := range 3 {
+		changes = append(changes, reflector.Change{Key: fmt.Sprintf("b/%d", i), Value: make([]byte, 700<<10)})
+	}
+	before, err := client.Get(ctx, "a/", clientv3.WithCountOnly())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Write(ctx, changes); err != nil {
+		t.Fatal(err)
+	}
+	kvs, revision, err := e.List(ctx, "a/")
+	if err != nil || len(kvs) != 299 || string(kvs[0].Value) != "y" || kvs[1].Key != "a/002" {
+		t.Errorf("%d keys, %v", len(kvs), err)
+	}
+	if n := revision - before.Header.Revision; n != 6 {
+		t.Errorf("%d transactions, want 3 for what is small and 3 for what is large", n)
 	}
 }

@@ -29,7 +29,8 @@ type Watcher interface {
 
 // Prefix calls each, in order, with what changed under prefix after a revision,
 // and with the revision that this is current to; without events it is a sign of
-// life. It returns nil if the client closed the watch, and otherwise why it ended:
+// life. What arrives while each is busy comes in one call: whoever falls behind
+// in a burst catches up in one go. It returns nil if the client closed the watch, and otherwise why it ended:
 // ctx, each, the store, or ErrSilent, which takes four to eight times the
 // interval.
 //
@@ -40,7 +41,13 @@ type Watcher interface {
 func Prefix(ctx context.Context, w Watcher, prefix string, after int64, interval time.Duration, each func(revision int64, events []*clientv3.Event) error) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	changes := w.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(after), clientv3.WithProgressNotify())
+	changes := make(chan clientv3.WatchResponse)
+	gathered := make(chan struct{})
+	defer func() { cancel(); <-gathered }()
+	go func() {
+		defer close(gathered)
+		gather(ctx, w.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(after), clientv3.WithProgressNotify()), changes)
+	}()
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	unanswered := 0
@@ -66,6 +73,40 @@ func Prefix(ctx context.Context, w Watcher, prefix string, after int64, interval
 			}
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+	}
+}
+
+// gather passes responses on until in or ctx ends, and puts those together that
+// arrive before the reader takes them.
+func gather(ctx context.Context, in clientv3.WatchChan, out chan<- clientv3.WatchResponse) {
+	defer close(out)
+	var waiting []clientv3.WatchResponse
+	for {
+		var next clientv3.WatchResponse
+		var ready chan<- clientv3.WatchResponse
+		if len(waiting) > 0 {
+			next, ready = waiting[0], out
+		} else if in == nil {
+			return
+		}
+		select {
+		case resp, open := <-in:
+			if !open {
+				in = nil
+				continue
+			}
+			last := len(waiting) - 1
+			if last < 0 || waiting[last].Err() != nil || resp.Err() != nil {
+				waiting = append(waiting, resp)
+				continue
+			}
+			waiting[last].Header = resp.Header
+			waiting[last].Events = append(waiting[last].Events, resp.Events...)
+		case ready <- next:
+			waiting = waiting[1:]
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -3,6 +3,8 @@ package watch_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -96,6 +98,41 @@ func TestItEndsWithItsContext(t *testing.T) {
 		cancel()
 		if err := <-ended; !errors.Is(err, context.Canceled) || time.Since(began) != 0 {
 			t.Errorf("ended after %v with %v", time.Since(began), err)
+		}
+	})
+}
+
+// Whoever is busy hears in one call of what happened meanwhile, in order.
+func TestWhatArrivesMeanwhileComesTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := watchtest.New(1)
+		var calls []string
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() {
+			ended <- watch.Prefix(ctx, w, "a/", 1, interval, func(revision int64, events []*clientv3.Event) error {
+				call := fmt.Sprint(revision)
+				for _, ev := range events {
+					call += " " + string(ev.Kv.Key)
+				}
+				calls = append(calls, call)
+				time.Sleep(time.Second)
+				return nil
+			})
+		}()
+		synctest.Wait()
+		for i := range 20 {
+			w.Put(fmt.Sprint("a/", i), "")
+			synctest.Wait()
+		}
+		time.Sleep(1500 * time.Millisecond)
+		w.Put("a/last", "")
+		time.Sleep(5 * time.Second)
+		cancel()
+		<-ended
+		want := []string{"2 a/0", "21 a/1 a/2 a/3 a/4 a/5 a/6 a/7 a/8 a/9 a/10 a/11 a/12 a/13 a/14 a/15 a/16 a/17 a/18 a/19", "22 a/last"}
+		if !slices.Equal(calls, want) {
+			t.Errorf("calls %q, want %q", calls, want)
 		}
 	})
 }

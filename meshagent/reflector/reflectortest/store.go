@@ -71,6 +71,20 @@ func (s *Store) Put(ctx context.Context, key string, value []byte) error {
 	return nil
 }
 
+// Write makes changes in their order.
+func (s *Store) Write(ctx context.Context, changes []reflector.Change) error {
+	for _, c := range changes {
+		act := func() error { return s.Put(ctx, c.Key, c.Value) }
+		if c.Delete {
+			act = func() error { return s.Delete(ctx, c.Key) }
+		}
+		if err := act(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // PutLeased is Put: leases here never end.
 func (s *Store) PutLeased(ctx context.Context, key string, value []byte) error {
 	return s.Put(ctx, key, value)

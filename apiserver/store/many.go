@@ -1,0 +1,221 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"slices"
+)
+
+// etcd refuses transactions of more than 128 conditions or operations, or of
+// 1.5 MiB, both by default; what is put together here stays below.
+const (
+	mostOps   = 100
+	mostBytes = 1 << 20
+)
+
+// Write makes writes unconditionally, in as many transactions as it takes: it
+// is for writes that may be repeated, not for those that belong together.
+func Write(ctx context.Context, s Store, ops ...Op) error {
+	for len(ops) > 0 {
+		n := min(len(ops), mostOps)
+		size := 0
+		for i := range n {
+			if size += ops[i].size(); size > mostBytes && i > 0 {
+				n = i
+				break
+			}
+		}
+		if _, _, err := s.Commit(ctx, Txn{Then: ops[:n]}); err != nil {
+			return err
+		}
+		ops = ops[n:]
+	}
+	return nil
+}
+
+func (op *Op) size() int { return len(op.Key) + len(op.Value) }
+
+// Outcome is what became of one transaction of CommitEach: made at Revision; not
+// made, because a condition does not hold, if that is 0; left open by an error.
+type Outcome struct {
+	Revision int64
+	Err      error
+}
+
+// CommitEach makes each transaction whole or not at all, and as many at once as
+// etcd takes, because each commit costs a write to its disk. One that cannot be
+// made does not hold up the others. The conditions of those that share a commit
+// hold together, before any of their writes; two of them may make the same
+// write. After an error of the store's own, what follows is not tried.
+func CommitEach(ctx context.Context, s Store, txns []Txn) []Outcome {
+	out := make([]Outcome, len(txns))
+	for _, g := range groups(txns) {
+		if err := g.commit(ctx, s, txns, out); err != nil {
+			for i := range out {
+				if out[i].Revision == 0 && out[i].Err == nil && i >= g.members[0] {
+					out[i].Err = err
+				}
+			}
+			return out
+		}
+	}
+	return out
+}
+
+// group is transactions that are made together.
+type group struct {
+	members []int
+	whole   Txn
+	size    int
+	conds   map[string]Cond
+	ops     map[string]Op
+}
+
+// groups puts neighbours together for as long as they fit.
+func groups(txns []Txn) (all []*group) {
+	var g *group
+	for i, txn := range txns {
+		if g == nil || !g.takes(txn) {
+			g = &group{conds: map[string]Cond{}, ops: map[string]Op{}}
+			all = append(all, g)
+		}
+		g.add(i, txn)
+	}
+	return all
+}
+
+// takes reports whether a transaction fits in: by size, and because it does not
+// contradict the others.
+func (g *group) takes(txn Txn) bool {
+	conds, ops, size := len(g.whole.If), len(g.whole.Then), g.size
+	for _, c := range txn.If {
+		if c.Prefix {
+			return false
+		}
+		had, ok := g.conds[c.Key]
+		if ok && had != c {
+			return false
+		}
+		if !ok {
+			conds, size = conds+1, size+len(c.Key)
+		}
+	}
+	for _, op := range txn.Then {
+		if op.Prefix {
+			return false
+		}
+		had, ok := g.ops[op.Key]
+		if ok && !had.equal(op) {
+			return false
+		}
+		if !ok {
+			ops, size = ops+1, size+op.size()
+		}
+	}
+	return conds <= mostOps && ops <= mostOps && size <= mostBytes && !g.whole.alone()
+}
+
+// alone is a transaction about more than single keys, which shares with none.
+func (t *Txn) alone() bool {
+	return slices.ContainsFunc(t.If, func(c Cond) bool { return c.Prefix }) || slices.ContainsFunc(t.Then, func(o Op) bool { return o.Prefix })
+}
+
+func (op *Op) equal(other Op) bool {
+	return op.Key == other.Key && string(op.Value) == string(other.Value) && op.Lease == other.Lease && op.Delete == other.Delete && op.Prefix == other.Prefix
+}
+
+func (g *group) add(i int, txn Txn) {
+	g.members = append(g.members, i)
+	for _, c := range txn.If {
+		if _, ok := g.conds[c.Key]; !ok {
+			g.conds[c.Key] = c
+			g.whole.If = append(g.whole.If, c)
+			g.size += len(c.Key)
+		}
+	}
+	for _, op := range txn.Then {
+		if _, ok := g.ops[op.Key]; !ok {
+			g.ops[op.Key] = op
+			g.whole.Then = append(g.whole.Then, op)
+			g.size += op.size()
+		}
+	}
+}
+
+// commit makes the group. If it does not hold as a whole, those members go whose
+// conditions a look at the store refutes, and the others are made without them.
+// An error is the store's.
+func (g *group) commit(ctx context.Context, s Store, txns []Txn, out []Outcome) error {
+	revision, done, err := s.Commit(ctx, g.whole)
+	switch {
+	case err == nil && done:
+		for _, i := range g.members {
+			out[i].Revision = revision
+		}
+		return nil
+	case err == nil && len(g.members) == 1:
+		return nil
+	case err == nil:
+		return g.without(ctx, s, txns, out)
+	case !errors.Is(err, ErrTooLarge):
+		return err
+	case len(g.members) == 1:
+		out[g.members[0]].Err = err
+		return nil
+	}
+	return single(ctx, s, txns, g.members, out)
+}
+
+// without commits what is left of a group without those that do not hold.
+func (g *group) without(ctx context.Context, s Store, txns []Txn, out []Outcome) error {
+	rest := &group{conds: map[string]Cond{}, ops: map[string]Op{}}
+	seen := map[string]int64{}
+	for _, i := range g.members {
+		holds, err := holds(ctx, s, txns[i].If, seen)
+		if err != nil {
+			return err
+		}
+		if holds {
+			rest.add(i, txns[i])
+		}
+	}
+	switch len(rest.members) {
+	case 0:
+		return nil
+	case len(g.members): // changed back meanwhile
+		return single(ctx, s, txns, g.members, out)
+	}
+	return rest.commit(ctx, s, txns, out)
+}
+
+// single commits one after the other.
+func single(ctx context.Context, s Store, txns []Txn, members []int, out []Outcome) error {
+	for _, i := range members {
+		g := &group{conds: map[string]Cond{}, ops: map[string]Op{}}
+		g.add(i, txns[i])
+		if err := g.commit(ctx, s, txns, out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// holds looks whether conditions about single keys hold now. seen are the
+// revisions of the keys that were looked at before.
+func holds(ctx context.Context, s Store, conds []Cond, seen map[string]int64) (bool, error) {
+	for _, c := range conds {
+		modified, ok := seen[c.Key]
+		if !ok {
+			kv, err := s.Get(ctx, c.Key)
+			if err != nil && !errors.Is(err, ErrNotFound) {
+				return false, err
+			}
+			modified = kv.Modified
+			seen[c.Key] = modified
+		}
+		if modified != c.Modified {
+			return false, nil
+		}
+	}
+	return true, nil
+}
