@@ -222,7 +222,7 @@ func TestFromApplyToSliceThroughRestart(t *testing.T) {
 		t.Error("admin.conf:", err, info)
 	}
 	n1 := p.agent(join(t, admin, 1))
-	if _, err := admin.Apply(ctx, []byte(shop), "", false); err != nil {
+	if _, err := admin.Apply(ctx, []byte(shop), api.ManifestOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	n1.claim("web-1", "10.1.1.5")
@@ -350,7 +350,7 @@ func TestRights(t *testing.T) {
 	var refused *api.Error
 	for _, user := range []string{authority.AgentUser("n1"), authority.RemoteUser("west", 0), "mallory"} {
 		c := p.as(user, time.Hour)
-		if _, err := c.Apply(ctx, []byte(shop), "", false); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
+		if _, err := c.Apply(ctx, []byte(shop), api.ManifestOptions{}); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
 			t.Errorf("%s applies: %v", user, err)
 		}
 		if _, err := c.Invite(ctx, "north"); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
@@ -397,7 +397,7 @@ func TestWatch(t *testing.T) {
 	p := start(t, config(t))
 	admin := p.admin()
 	join(t, admin, 1)
-	if _, err := admin.Apply(t.Context(), []byte(shop), "", false); err != nil {
+	if _, err := admin.Apply(t.Context(), []byte(shop), api.ManifestOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -443,7 +443,7 @@ func TestDiskNearlyFull(t *testing.T) {
 	p := start(t, config(t))
 	ctx, admin := t.Context(), p.admin()
 	n1 := p.agent(join(t, admin, 1))
-	if _, err := admin.Apply(ctx, []byte(shop), "", false); err != nil {
+	if _, err := admin.Apply(ctx, []byte(shop), api.ManifestOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	full := newSpace(p.conf.DataDir, 100<<20, p.srv.store, p.conf.Log)
@@ -462,7 +462,7 @@ func TestDiskNearlyFull(t *testing.T) {
 	}
 	changed := []byte(strings.ReplaceAll(shop, "app: web", "app: other"))
 	var refused *api.Error
-	if _, err := admin.Apply(ctx, changed, "", false); !errors.As(err, &refused) || refused.Status != http.StatusInsufficientStorage || refused.Hint == "" {
+	if _, err := admin.Apply(ctx, changed, api.ManifestOptions{}); !errors.As(err, &refused) || refused.Status != http.StatusInsufficientStorage || refused.Hint == "" {
 		t.Errorf("apply: %v", err)
 	}
 	if err := full.refusal(); err == nil || !strings.Contains(err.Error(), "1 MiB are free") {
@@ -482,7 +482,7 @@ func TestDiskNearlyFull(t *testing.T) {
 	if err := full.look(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := admin.Apply(ctx, changed, "", false); err != nil {
+	if _, err := admin.Apply(ctx, changed, api.ManifestOptions{}); err != nil {
 		t.Errorf("space again: %v", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/embedded"
 	"github.com/weft-mesh/weft/wire"
@@ -56,7 +57,7 @@ func TestExistingEtcd(t *testing.T) {
 	if err := one.agent(bundle).put(wire.NodeKey("n1"), wire.NodeState{Name: "n1"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := two.admin().Apply(t.Context(), []byte(shop), "", false); err != nil {
+	if _, err := two.admin().Apply(t.Context(), []byte(shop), api.ManifestOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	one.agent(bundle).claim("web-1", "10.1.1.5")

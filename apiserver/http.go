@@ -144,20 +144,16 @@ func (s *server) postApply(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	dryRun := false
-	switch v := r.URL.Query().Get("dry-run"); v {
-	case "", "false":
-	case "true":
-		dryRun = true
-	default:
-		return nil, api.Invalid("write true or false", "dry-run is %q", v)
+	opts, err := api.ReadManifestOptions(r.URL.Query())
+	if err != nil {
+		return nil, err
 	}
-	if !dryRun {
+	if !opts.DryRun {
 		if err := s.space.refusal(); err != nil {
 			return nil, err
 		}
 	}
-	return s.registry.Apply(r.Context(), text, r.URL.Query().Get("namespace"), dryRun)
+	return s.registry.Apply(r.Context(), text, opts)
 }
 
 func (s *server) postDelete(r *http.Request) (any, error) {
@@ -165,7 +161,11 @@ func (s *server) postDelete(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.registry.DeleteManifest(r.Context(), text, r.URL.Query().Get("namespace"))
+	opts, err := api.ReadManifestOptions(r.URL.Query())
+	if err != nil {
+		return nil, err
+	}
+	return s.registry.DeleteManifest(r.Context(), text, opts)
 }
 
 func (s *server) postNode(r *http.Request) (any, error) {

@@ -3,6 +3,7 @@ package apiserver
 import (
 	"testing"
 
+	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
@@ -25,7 +26,7 @@ metadata: {name: vm-1, namespace: shop, labels: {kubernetes.io/service-name: vm}
 addressType: IPv4
 endpoints: [{addresses: [10.1.1.2]}]
 ports: [{port: 80}]
-`), "", false); err != nil {
+`), api.ManifestOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		remote := &wire.ClusterEndpointSlice{

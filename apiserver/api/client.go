@@ -182,22 +182,16 @@ func (c *Client) stream(ctx context.Context, path string, query url.Values, each
 }
 
 // Apply sends a manifest of one or more YAML documents: all of it or nothing.
-// Objects that name no namespace go to the one given, and others are refused;
-// empty means default, and any.
-func (c *Client) Apply(ctx context.Context, manifest []byte, namespace string, dryRun bool) (*ApplyResult, error) {
-	query := inNamespace(namespace)
-	if dryRun {
-		query.Set("dry-run", "true")
-	}
+func (c *Client) Apply(ctx context.Context, manifest []byte, opts ManifestOptions) (*ApplyResult, error) {
 	var out ApplyResult
-	return &out, c.call(ctx, http.MethodPost, "/v1/apply", query, manifest, &out)
+	return &out, c.call(ctx, http.MethodPost, "/v1/apply", opts.query(), manifest, &out)
 }
 
-// DeleteManifest deletes the objects a manifest names; absent ones are no error.
-// The namespace is as in Apply.
-func (c *Client) DeleteManifest(ctx context.Context, manifest []byte, namespace string) (*ApplyResult, error) {
+// DeleteManifest deletes the objects a manifest names; those that do not exist
+// are reported, not treated as errors. There is no dry run of it.
+func (c *Client) DeleteManifest(ctx context.Context, manifest []byte, opts ManifestOptions) (*ApplyResult, error) {
 	var out ApplyResult
-	return &out, c.call(ctx, http.MethodPost, "/v1/delete", inNamespace(namespace), manifest, &out)
+	return &out, c.call(ctx, http.MethodPost, "/v1/delete", opts.query(), manifest, &out)
 }
 
 // inNamespace is a query for one namespace, or for none in particular.

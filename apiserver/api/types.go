@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"net/netip"
+	"net/url"
 	"time"
 )
 
@@ -23,8 +24,54 @@ const (
 	Configured Action = "configured"
 	Unchanged  Action = "unchanged"
 	Deleted    Action = "deleted"
-	Absent     Action = "absent" // there was nothing to delete
+	Absent     Action = "absent"  // there was nothing to delete
+	Skipped    Action = "skipped" // of a kind that is not known, see ManifestOptions
 )
+
+// ManifestOptions say how a manifest is read and what is done with it.
+type ManifestOptions struct {
+	// Namespace is where objects go that name none; others are refused then.
+	// Empty means that they go to default, and others where they say.
+	Namespace string
+	// DryRun changes nothing, and answers what would have happened.
+	DryRun bool
+	// IgnoreUnknown skips objects of kinds that are not known, instead of refusing
+	// the manifest.
+	IgnoreUnknown bool
+}
+
+// Names of the options in a request's query.
+const (
+	queryNamespace     = "namespace"
+	queryDryRun        = "dry-run"
+	queryIgnoreUnknown = "ignore-unknown"
+)
+
+func (o ManifestOptions) query() url.Values {
+	query := inNamespace(o.Namespace)
+	if o.DryRun {
+		query.Set(queryDryRun, "true")
+	}
+	if o.IgnoreUnknown {
+		query.Set(queryIgnoreUnknown, "true")
+	}
+	return query
+}
+
+// ReadManifestOptions is the inverse of what a Client asks.
+func ReadManifestOptions(query url.Values) (o ManifestOptions, err error) {
+	o.Namespace = query.Get(queryNamespace)
+	for name, to := range map[string]*bool{queryDryRun: &o.DryRun, queryIgnoreUnknown: &o.IgnoreUnknown} {
+		switch v := query.Get(name); v {
+		case "", "false":
+		case "true":
+			*to = true
+		default:
+			return o, Invalid("write true or false", "%s is %q", name, v)
+		}
+	}
+	return o, nil
+}
 
 // ApplyResult answers POST /v1/apply and DELETE of objects.
 type ApplyResult struct {

@@ -14,6 +14,7 @@ import (
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/registry"
 	"github.com/weft-mesh/weft/apiserver/store"
@@ -94,7 +95,7 @@ func (e *east) write(ops ...store.Op) {
 
 func (e *east) apply(manifest string) {
 	e.t.Helper()
-	if _, err := e.registry.Apply(e.t.Context(), []byte(manifest), "", false); err != nil {
+	if _, err := e.registry.Apply(e.t.Context(), []byte(manifest), api.ManifestOptions{}); err != nil {
 		e.t.Fatal(err)
 	}
 	synctest.Wait()
@@ -518,7 +519,7 @@ func TestWatchedAndListedAgree(t *testing.T) {
 				case 7:
 					if random.IntN(2) == 0 {
 						e.apply(shopService)
-					} else if _, err := e.registry.DeleteManifest(t.Context(), []byte(shopService), ""); err != nil {
+					} else if _, err := e.registry.DeleteManifest(t.Context(), []byte(shopService), api.ManifestOptions{}); err != nil {
 						t.Fatal(err)
 					}
 					synctest.Wait()

@@ -28,9 +28,9 @@ func (r *Registry) Delete(ctx context.Context, word, namespace, name string) (*a
 }
 
 // DeleteManifest deletes the objects a manifest names, all in one transaction.
-// One that is not there is reported as absent. The namespace is as in Apply.
-func (r *Registry) DeleteManifest(ctx context.Context, manifest []byte, namespace string) (*api.ApplyResult, error) {
-	objects, problems := readManifest(manifest, namespace, true)
+// One that is not there is reported as absent.
+func (r *Registry) DeleteManifest(ctx context.Context, manifest []byte, opts api.ManifestOptions) (*api.ApplyResult, error) {
+	objects, problems := readManifest(manifest, opts, true)
 	if len(problems) > 0 {
 		return nil, refusal(problems)
 	}
@@ -47,6 +47,10 @@ func (r *Registry) delete(ctx context.Context, objects []object) (*api.ApplyResu
 		var txn store.Txn
 		var problems []api.Problem
 		for _, o := range objects {
+			if o.skipped {
+				result.Objects = append(result.Objects, r.applied(&o, api.Skipped))
+				continue
+			}
 			old, err := r.store.Get(ctx, o.key())
 			if errors.Is(err, store.ErrNotFound) {
 				result.Objects = append(result.Objects, r.applied(&o, api.Absent))

@@ -20,6 +20,20 @@ type Kind struct {
 	read       func(*reading)
 }
 
+// controlled are Kubernetes' kinds that mean pods, which a controller makes.
+var controlled = map[string]bool{
+	"Deployment": true, "ReplicaSet": true, "ReplicationController": true, "StatefulSet": true, "DaemonSet": true,
+	"Job": true, "CronJob": true,
+}
+
+// group is the API group of an apiVersion; "" for the core's.
+func group(apiVersion string) string {
+	if group, _, ok := strings.Cut(apiVersion, "/"); ok {
+		return group
+	}
+	return ""
+}
+
 // DefaultNamespace is where objects without a namespace belong.
 const DefaultNamespace = "default"
 

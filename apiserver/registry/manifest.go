@@ -38,6 +38,11 @@ type object struct {
 	// value is a Kubernetes object or a *policy.Policy; encode is its JSON.
 	value    any
 	warnings []api.Problem
+	// printed is set for what a cluster printed of its own objects: what it chose
+	// for them, an address for one, is nobody's wish here.
+	printed bool
+	// skipped is an object of a kind that is not known here.
+	skipped bool
 }
 
 func (o *object) key() string { return wire.ObjectKey(o.kind.Plural, o.namespace, o.name) }
@@ -77,10 +82,11 @@ type header struct {
 
 // readManifest reads every document, and every item of a list, and reports every mistake. In a
 // namespace that is asked for belong the objects that name none, and others are
-// a mistake; empty, it is DefaultNamespace and no mistake. With headOnly,
+// a mistake; empty, it is DefaultNamespace and no mistake. Objects of kinds that
+// are not known are a mistake, or skipped where that is asked for. With headOnly,
 // for deletions, documents are not read beyond kind and name. Of two documents
 // about one object the later counts, as if they were applied one by one.
-func readManifest(text []byte, namespace string, headOnly bool) ([]object, []api.Problem) {
+func readManifest(text []byte, opts api.ManifestOptions, headOnly bool) ([]object, []api.Problem) {
 	var objects []object
 	var problems []api.Problem
 	seen := map[string]int{}
@@ -94,7 +100,7 @@ func readManifest(text []byte, namespace string, headOnly bool) ([]object, []api
 			problems = append(problems, api.Problem{Document: n, Message: "not readable: " + err.Error()})
 			break
 		}
-		read, found := readDocument(n, doc, namespace, headOnly)
+		read, found := readDocument(n, doc, opts, headOnly)
 		if problems = append(problems, found...); len(problems) > maxProblems {
 			break // more than will be told
 		}
@@ -115,13 +121,13 @@ func readManifest(text []byte, namespace string, headOnly bool) ([]object, []api
 
 // readDocument reads the object of a document, or those of a list. It returns
 // those without mistakes.
-func readDocument(n int, doc []byte, namespace string, headOnly bool) (objects []object, problems []api.Problem) {
+func readDocument(n int, doc []byte, opts api.ManifestOptions, headOnly bool) (objects []object, problems []api.Problem) {
 	text, err := yaml.YAMLToJSONStrict(doc)
 	if err != nil {
 		return nil, []api.Problem{{Document: n, Message: "not valid YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")}}
 	}
 	add := func(item int, text []byte) {
-		o, found := readObject(n, item, text, namespace, headOnly)
+		o, found := readObject(n, item, text, opts, headOnly)
 		problems = append(problems, found...)
 		if o != nil && len(found) == 0 {
 			objects = append(objects, *o)
@@ -141,7 +147,8 @@ func readDocument(n int, doc []byte, namespace string, headOnly bool) (objects [
 }
 
 // readObject reads one object from JSON; nil if there is nothing.
-func readObject(n, item int, text []byte, namespace string, headOnly bool) (*object, []api.Problem) {
+func readObject(n, item int, text []byte, opts api.ManifestOptions, headOnly bool) (*object, []api.Problem) {
+	namespace := opts.Namespace
 	complain := func(format string, args ...any) []api.Problem {
 		return []api.Problem{{Document: n, Item: item, Message: fmt.Sprintf(format, args...)}}
 	}
@@ -163,8 +170,18 @@ func readObject(n, item int, text []byte, namespace string, headOnly bool) (*obj
 		return nil, complain("%s", err)
 	}
 	kind, ok := FindKind(head.Kind)
-	if !ok || kind.Name != head.Kind {
-		return nil, complain("unknown kind %q; known kinds are %s", head.Kind, knownKinds())
+	ok = ok && kind.Name == head.Kind
+	if opts.IgnoreUnknown && (!ok || group(head.APIVersion) != group(kind.APIVersion)) {
+		return &object{
+			document: n, item: item, kind: Kind{Name: head.Kind, Plural: head.APIVersion + " " + head.Kind},
+			namespace: head.Metadata.Namespace, name: head.Metadata.Name, skipped: true,
+		}, nil
+	}
+	switch {
+	case !ok && controlled[head.Kind]:
+		return nil, complain("kind %q needs a controller, and there is none here; apply the pods themselves, or leave such objects out with --ignore-unknown", head.Kind)
+	case !ok:
+		return nil, complain("unknown kind %q; known kinds are %s; --ignore-unknown leaves others out", head.Kind, knownKinds())
 	}
 	r := reading{text: text, object: object{document: n, item: item, kind: kind, namespace: head.Metadata.Namespace, name: head.Metadata.Name}}
 	if head.APIVersion != kind.APIVersion {
@@ -234,6 +251,7 @@ func decode[T runtime.Object](r *reading) (T, bool) {
 	meta.SetNamespace(r.namespace)
 	// What a store sets is not the manifest's to say; `get -o yaml` of another
 	// cluster is a fine manifest all the same.
+	r.printed = meta.GetUID() != "" || meta.GetResourceVersion() != ""
 	meta.SetManagedFields(nil)
 	meta.SetResourceVersion("")
 	meta.SetUID("")

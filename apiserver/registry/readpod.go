@@ -7,6 +7,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
+// ownImage is what a lab's pods name: their command is started there.
+const ownImage = "weft"
+
 func readPod(r *reading) {
 	pod, ok := decode[*corev1.Pod](r)
 	if !ok {
@@ -26,6 +29,11 @@ func readPod(r *reading) {
 	names := map[string]bool{}
 	checkContainers(r, "spec.initContainers", spec.InitContainers, names)
 	checkContainers(r, "spec.containers", spec.Containers, names)
+	for i, c := range spec.Containers {
+		if c.Image != "" && c.Image != ownImage {
+			r.warn("spec.containers[%d].image %q is not run: a pod is a network namespace here, /run/netns/%s_%s on its node, in which you start processes yourself", i, c.Image, r.namespace, r.name)
+		}
+	}
 	if spec.RestartPolicy == "" {
 		spec.RestartPolicy = corev1.RestartPolicyAlways
 	}

@@ -26,19 +26,22 @@ func readService(r *reading) {
 	case "":
 		spec.Type = corev1.ServiceTypeClusterIP
 	case corev1.ServiceTypeClusterIP:
+	case corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer:
+		r.warn("spec.type is %s: pods reach the service at its cluster IP; from outside of the mesh nobody reaches it", spec.Type)
+	case corev1.ServiceTypeExternalName:
+		r.refuse("spec.type is ExternalName, which only a DNS server could answer, and there is none; give the service ports and an EndpointSlice with the addresses")
 	default:
-		r.refuse("spec.type %s is not supported; write ClusterIP", spec.Type)
+		r.refuse("spec.type %s is not a type of service; write ClusterIP", spec.Type)
 	}
+	warnOutside(r, spec)
 	if spec.SessionAffinity != "" && spec.SessionAffinity != corev1.ServiceAffinityNone {
 		r.refuse("spec.sessionAffinity %s is not supported; remove it", spec.SessionAffinity)
 	}
 	if p := spec.InternalTrafficPolicy; p != nil && *p != corev1.ServiceInternalTrafficPolicyCluster {
 		r.refuse("spec.internalTrafficPolicy %s is not supported; remove it", *p)
 	}
-	if len(spec.ExternalIPs) > 0 {
-		r.refuse("spec.externalIPs is not supported; remove it")
-	}
 	checkClusterIP(r, spec)
+	checkFamilies(r, spec)
 	checkServicePorts(r, spec)
 	checkBool(r, svc.Annotations, service.AnnotationGlobal, "io.cilium/global-service")
 	checkBool(r, svc.Annotations, service.AnnotationShared, "io.cilium/shared-service")
@@ -50,16 +53,71 @@ func readService(r *reading) {
 	}
 }
 
-func checkClusterIP(r *reading, spec *corev1.ServiceSpec) {
-	if len(spec.ClusterIPs) > 1 {
-		r.refuse("spec.clusterIPs names %d addresses; keep one", len(spec.ClusterIPs))
+// warnOutside names the fields of a service that lead to it from outside of the
+// mesh, or choose among its backends, and have no effect yet. They are kept, and
+// take effect with a release that has them.
+func warnOutside(r *reading, spec *corev1.ServiceSpec) {
+	unused := func(there bool, field, what string) {
+		if there {
+			r.warn("spec.%s has no effect: %s", field, what)
+		}
+	}
+	unused(len(spec.ExternalIPs) > 0, "externalIPs", "packets to these addresses are not balanced")
+	unused(spec.LoadBalancerIP != "", "loadBalancerIP", "load balancer addresses are not given out")
+	unused(spec.LoadBalancerClass != nil, "loadBalancerClass", "load balancer addresses are not given out")
+	unused(len(spec.LoadBalancerSourceRanges) > 0, "loadBalancerSourceRanges", "nobody reaches the service from outside; use a policy for clients inside")
+	unused(spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal, "externalTrafficPolicy", "nobody reaches the service from outside")
+	unused(spec.HealthCheckNodePort != 0, "healthCheckNodePort", "no health check listens there")
+	unused(spec.TrafficDistribution != nil, "trafficDistribution", "backends of all zones count alike")
+	for i, p := range spec.Ports {
+		if p.NodePort != 0 {
+			r.warn("spec.ports[%d].nodePort has no effect: nodes do not listen on %d", i, p.NodePort)
+		}
+	}
+}
+
+// checkFamilies keeps of a dual-stack service what is IPv4, and refuses one that
+// would have nothing left.
+func checkFamilies(r *reading, spec *corev1.ServiceSpec) {
+	for _, f := range spec.IPFamilies {
+		if f != corev1.IPv4Protocol && f != corev1.IPv6Protocol {
+			r.refuse("spec.ipFamilies names %q; write IPv4", f)
+			return
+		}
+	}
+	only6 := len(spec.IPFamilies) > 0 && !slices.Contains(spec.IPFamilies, corev1.IPv4Protocol)
+	if ip, err := netip.ParseAddr(spec.ClusterIP); only6 || err == nil && ip.Is6() {
+		r.refuse("the service has IPv6 only, which pods do not speak here; give it IPv4 in spec.ipFamilies and no IPv6 spec.clusterIP")
 		return
 	}
-	if len(spec.ClusterIPs) == 1 {
+	if slices.Contains(spec.IPFamilies, corev1.IPv6Protocol) {
+		r.warn("spec.ipFamilies: IPv6 has no effect, the service has its IPv4 address only")
+	} else if p := spec.IPFamilyPolicy; p != nil && *p == corev1.IPFamilyPolicyRequireDualStack {
+		r.warn("spec.ipFamilyPolicy RequireDualStack has no effect, the service has its IPv4 address only")
+	}
+}
+
+func checkClusterIP(r *reading, spec *corev1.ServiceSpec) {
+	if len(spec.ClusterIPs) > 2 {
+		r.refuse("spec.clusterIPs names %d addresses; keep one of each family at most", len(spec.ClusterIPs))
+		return
+	}
+	if len(spec.ClusterIPs) > 0 {
 		if spec.ClusterIP != "" && spec.ClusterIP != spec.ClusterIPs[0] {
 			r.refuse("spec.clusterIP is %s but spec.clusterIPs[0] is %s; keep one of them", spec.ClusterIP, spec.ClusterIPs[0])
 		}
 		spec.ClusterIP = spec.ClusterIPs[0]
+	}
+	if len(spec.ClusterIPs) == 2 {
+		first, err1 := netip.ParseAddr(spec.ClusterIPs[0])
+		second, err2 := netip.ParseAddr(spec.ClusterIPs[1])
+		if err1 != nil || err2 != nil || first.Is4() == second.Is4() {
+			r.refuse("spec.clusterIPs %v are not an address of each family", spec.ClusterIPs)
+			return
+		}
+		if first.Is6() {
+			spec.ClusterIP = spec.ClusterIPs[1]
+		}
 	}
 	spec.ClusterIPs = nil // set again with the final address
 	if spec.ClusterIP == "" || spec.ClusterIP == corev1.ClusterIPNone {
@@ -114,8 +172,8 @@ func checkServicePorts(r *reading, spec *corev1.ServiceSpec) {
 		case t.IntVal < 1 || t.IntVal > 65535:
 			r.refuse("spec.ports[%d].targetPort is %d; choose one from 1 to 65535", i, t.IntVal)
 		}
-		if p.NodePort != 0 {
-			r.refuse("spec.ports[%d].nodePort is not supported; remove it", i)
+		if p.NodePort < 0 || p.NodePort > 65535 {
+			r.refuse("spec.ports[%d].nodePort is %d; choose one from 1 to 65535", i, p.NodePort)
 		}
 	}
 }

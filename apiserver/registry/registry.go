@@ -71,14 +71,12 @@ type change struct {
 }
 
 // Apply stores a manifest's objects, all in one transaction, or nothing. What
-// it refuses is an *api.Error that lists every mistake. With dryRun nothing is
-// stored, and the answer is what would have happened. Objects that name no
-// namespace go to the one given, and others are refused; empty means default,
-// and any.
-func (r *Registry) Apply(ctx context.Context, manifest []byte, namespace string, dryRun bool) (*api.ApplyResult, error) {
+// it refuses is an *api.Error that lists every mistake. In a dry run nothing is
+// stored, and the answer is what would have happened.
+func (r *Registry) Apply(ctx context.Context, manifest []byte, opts api.ManifestOptions) (*api.ApplyResult, error) {
 	for range attempts {
 		// A plan completes the objects, so another attempt reads them anew.
-		objects, problems := readManifest(manifest, namespace, false)
+		objects, problems := readManifest(manifest, opts, false)
 		if len(problems) > 0 {
 			return nil, refusal(problems)
 		}
@@ -90,7 +88,7 @@ func (r *Registry) Apply(ctx context.Context, manifest []byte, namespace string,
 		if err != nil {
 			return nil, err
 		}
-		result := &api.ApplyResult{Cluster: r.conf.Cluster, DryRun: dryRun}
+		result := &api.ApplyResult{Cluster: r.conf.Cluster, DryRun: opts.DryRun}
 		var txn store.Txn
 		for _, c := range changes {
 			result.Objects = append(result.Objects, r.applied(&c.object, c.action))
@@ -99,7 +97,7 @@ func (r *Registry) Apply(ctx context.Context, manifest []byte, namespace string,
 			txn.If = append(txn.If, c.conds...)
 		}
 		result.Warnings = tellable(result.Warnings, "there are more warnings than these")
-		if dryRun || len(txn.Then) == 0 {
+		if opts.DryRun || len(txn.Then) == 0 {
 			return result, nil
 		}
 		_, done, err := r.store.Commit(ctx, txn)
@@ -129,6 +127,10 @@ func (r *Registry) plan(ctx context.Context, objects []object) ([]change, error)
 	for i, o := range objects {
 		c := &changes[i]
 		c.object = o
+		if o.skipped {
+			c.action = api.Skipped
+			continue
+		}
 		old, err := r.store.Get(ctx, o.key())
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return nil, storeError(err)

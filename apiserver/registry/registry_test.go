@@ -35,7 +35,7 @@ func fixture(t *testing.T) (*Registry, *storetest.Store) {
 
 func apply(t *testing.T, r *Registry, manifest string) *api.ApplyResult {
 	t.Helper()
-	result, err := r.Apply(t.Context(), []byte(manifest), "", false)
+	result, err := r.Apply(t.Context(), []byte(manifest), api.ManifestOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ metadata: {name: web-1, namespace: shop, labels: {app: web}}
 spec:
   nodeName: n1
   containers:
-  - {name: web, image: none, command: [serve], ports: [{name: http, containerPort: 8080}]}
+  - {name: web, image: weft, command: [serve], ports: [{name: http, containerPort: 8080}]}
 `
 
 const webService = `
@@ -132,7 +132,7 @@ func TestApplyRefuses(t *testing.T) {
 		"an empty list":       {"apiVersion: v1\nkind: List\nitems: []\n", "holds no object"},
 		"misspelled items":    {"apiVersion: v1\nkind: List\nItems: [{kind: Pod}]\n---\n" + pod, `document 1: kind "List" is no list to take apart: write its objects as a sequence under items`},
 		"no kind":             {"apiVersion: v1\n", "document 1: kind is missing; known kinds are Namespace (v1), Pod (v1)"},
-		"unknown kind":        {"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n", `unknown kind "Deployment"; known kinds are Namespace (v1)`},
+		"unknown kind":        {"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n", `kind "Deployment" needs a controller, and there is none here; apply the pods themselves, or leave such objects out with --ignore-unknown`},
 		"wrong version":       {strings.Replace(pod, "v1", "v2", 1), `document 1, Pod shop/web-1: apiVersion is "v2"; write "v1"`},
 		"unknown field":       {strings.Replace(pod, "nodeName", "nodename: n1, nodeName", 1), "not valid YAML"},
 		"misspelt field":      {strings.Replace(pod, "containers:", "container: x\n  containers:", 1), `unknown field spec.container; remove it or correct its spelling`},
@@ -148,7 +148,14 @@ func TestApplyRefuses(t *testing.T) {
 		"namespace of none":   {"apiVersion: v1\nkind: Namespace\nmetadata: {name: x, namespace: shop}\n", "belongs to no namespace"},
 		"address outside":     {strings.Replace(webService, "spec:", "spec:\n  clusterIP: 10.1.0.7", 1), "outside of the service CIDR 10.101.0.0/16"},
 		"no address":          {strings.Replace(webService, "spec:", "spec:\n  clusterIP: web", 1), `"web" is not an IP address`},
-		"service type":        {strings.Replace(webService, "spec:", "spec:\n  type: LoadBalancer", 1), "spec.type LoadBalancer is not supported"},
+		"service type":        {strings.Replace(webService, "spec:", "spec:\n  type: Loadbalancer", 1), "spec.type Loadbalancer is not a type of service"},
+		"external name":       {strings.Replace(webService, "spec:", "spec:\n  type: ExternalName\n  externalName: example.com", 1), "spec.type is ExternalName, which only a DNS server could answer"},
+		"IPv6 only":           {strings.Replace(webService, "spec:", "spec:\n  ipFamilies: [IPv6]", 1), "the service has IPv6 only"},
+		"IPv6 address":        {strings.Replace(webService, "spec:", "spec:\n  clusterIP: fd00::7", 1), "the service has IPv6 only"},
+		"two of a family":     {strings.Replace(webService, "spec:", "spec:\n  clusterIPs: [10.101.0.7, 10.101.0.8]", 1), "are not an address of each family"},
+		"affinity to clients": {strings.Replace(webService, "spec:", "spec:\n  sessionAffinity: ClientIP", 1), "spec.sessionAffinity ClientIP is not supported"},
+		"bad node port":       {strings.Replace(webService, "port: 80,", "port: 80, nodePort: 80800,", 1), "nodePort is 80800"},
+		"Knative's service":   {"apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: x}\n", `apiVersion is "serving.knative.dev/v1"; write "v1"`},
 		"annotation":          {strings.Replace(webService, `"true"`, `"yes"`, 1), `annotation service.cilium.io/global is "yes"; write "true" or "false"`},
 		"affinity":            {strings.Replace(webService, `"true"`, `"true", io.cilium/service-affinity: near`, 1), `annotation io.cilium/service-affinity is "near"; write local, remote or none`},
 		"policy field":        {strings.Replace(cnp, "ingress:", "ingres: []\n  ingress:", 1), "document 1, CiliumNetworkPolicy default/only-frontend: spec.ingres: unknown field"},
@@ -168,7 +175,7 @@ func TestApplyRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r, s := fixture(t)
 			before := s.Dump("")
-			_, err := r.Apply(t.Context(), []byte(c.manifest), "", false)
+			_, err := r.Apply(t.Context(), []byte(c.manifest), api.ManifestOptions{})
 			var refused *api.Error
 			if !errors.As(err, &refused) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v\nwant %s", err, c.want)
@@ -184,7 +191,7 @@ func TestNamespaceThatIsAskedFor(t *testing.T) {
 	r, _ := fixture(t)
 	nowhere := strings.Replace(pod, ", namespace: shop", "", 1)
 	everything := nowhere + "---\n" + cnp + "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: team}\n"
-	result, err := r.Apply(t.Context(), []byte(everything), "team", false)
+	result, err := r.Apply(t.Context(), []byte(everything), api.ManifestOptions{Namespace: "team"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,23 +203,23 @@ func TestNamespaceThatIsAskedFor(t *testing.T) {
 		t.Errorf("stored policies: %+v, %v", policies, err)
 	}
 	const want = `Pod shop/web-1: metadata.namespace is not "team", for which -n asks; give -n shop or none`
-	if _, err := r.Apply(t.Context(), []byte(pod), "team", false); err == nil || !strings.Contains(err.Error(), want) {
+	if _, err := r.Apply(t.Context(), []byte(pod), api.ManifestOptions{Namespace: "team"}); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("applied to another namespace: %v", err)
 	}
-	if _, err := r.DeleteManifest(t.Context(), []byte(pod), "team"); err == nil || !strings.Contains(err.Error(), want) {
+	if _, err := r.DeleteManifest(t.Context(), []byte(pod), api.ManifestOptions{Namespace: "team"}); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("deleted from another namespace: %v", err)
 	}
-	if _, err := r.Apply(t.Context(), []byte(nowhere), "No_Namespace", false); err == nil || !strings.Contains(err.Error(), `metadata.namespace "No_Namespace"`) {
+	if _, err := r.Apply(t.Context(), []byte(nowhere), api.ManifestOptions{Namespace: "No_Namespace"}); err == nil || !strings.Contains(err.Error(), `metadata.namespace "No_Namespace"`) {
 		t.Errorf("applied to no namespace: %v", err)
 	}
-	if result, err = r.DeleteManifest(t.Context(), []byte(nowhere), "team"); err != nil || summary(result) != "team/web-1 deleted" {
+	if result, err = r.DeleteManifest(t.Context(), []byte(nowhere), api.ManifestOptions{Namespace: "team"}); err != nil || summary(result) != "team/web-1 deleted" {
 		t.Errorf("deleted: %v, %v", result, err)
 	}
 }
 
 func TestEveryMistakeAtOnce(t *testing.T) {
 	r, _ := fixture(t)
-	_, err := r.Apply(t.Context(), []byte(strings.Replace(pod, "8080", "0", 1)+"---\nkind: Pot\n---\n"+strings.Replace(cnp, "fromEndpoints", "fromEndpoint", 1)), "", false)
+	_, err := r.Apply(t.Context(), []byte(strings.Replace(pod, "8080", "0", 1)+"---\nkind: Pot\n---\n"+strings.Replace(cnp, "fromEndpoints", "fromEndpoint", 1)), api.ManifestOptions{})
 	var refused *api.Error
 	if !errors.As(err, &refused) || len(refused.Problems) != 3 || refused.Status != http.StatusUnprocessableEntity || refused.Hint == "" {
 		t.Errorf("got %+v", err)
@@ -248,7 +255,7 @@ func TestListsOfObjects(t *testing.T) {
 	if got := summary(apply(t, r, list+"---\n"+item(pod))); got != "shop/web created, default/only-frontend created, shop/web-1 created" {
 		t.Error(got)
 	}
-	result, err := r.DeleteManifest(t.Context(), []byte(list), "")
+	result, err := r.DeleteManifest(t.Context(), []byte(list), api.ManifestOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +268,7 @@ func TestPodCannotMove(t *testing.T) {
 	r, _ := fixture(t)
 	apply(t, r, pod)
 	for _, change := range []string{strings.Replace(pod, "n1", "n2", 1), strings.Replace(pod, "serve", "other", 1)} {
-		if _, err := r.Apply(t.Context(), []byte(change), "", false); err == nil || !strings.Contains(err.Error(), "delete it first") {
+		if _, err := r.Apply(t.Context(), []byte(change), api.ManifestOptions{}); err == nil || !strings.Contains(err.Error(), "delete it first") {
 			t.Error(err)
 		}
 	}
@@ -270,7 +277,7 @@ func TestPodCannotMove(t *testing.T) {
 func TestDryRunWritesNothing(t *testing.T) {
 	r, s := fixture(t)
 	before := s.Revision()
-	result, err := r.Apply(t.Context(), []byte(pod+"---\n"+webService), "", true)
+	result, err := r.Apply(t.Context(), []byte(pod+"---\n"+webService), api.ManifestOptions{DryRun: true})
 	if err != nil || s.Revision() != before || !result.DryRun || summary(result) != "shop/web-1 created, shop/web created" {
 		t.Errorf("%v %+v", err, result)
 	}
@@ -282,10 +289,10 @@ func TestServiceAddresses(t *testing.T) {
 	given := strings.Replace(strings.Replace(webService, "name: web", "name: fixed", 1), "spec:", "spec:\n  clusterIP: 10.101.0.9", 1)
 	apply(t, r, given)
 	taken := strings.Replace(given, "name: fixed", "name: other", 1)
-	if _, err := r.Apply(t.Context(), []byte(taken), "", false); err == nil || !strings.Contains(err.Error(), "belongs to service shop/fixed") {
+	if _, err := r.Apply(t.Context(), []byte(taken), api.ManifestOptions{}); err == nil || !strings.Contains(err.Error(), "belongs to service shop/fixed") {
 		t.Error(err)
 	}
-	if _, err := r.Apply(t.Context(), []byte(strings.Replace(given, "10.101.0.9", "10.101.0.10", 1)), "", false); err == nil || !strings.Contains(err.Error(), "cannot change") {
+	if _, err := r.Apply(t.Context(), []byte(strings.Replace(given, "10.101.0.9", "10.101.0.10", 1)), api.ManifestOptions{}); err == nil || !strings.Contains(err.Error(), "cannot change") {
 		t.Error(err)
 	}
 	first := s.Dump(serviceIPPrefix)
@@ -308,7 +315,7 @@ func TestNoAddressTwice(t *testing.T) {
 	results := make([]error, 16)
 	for i := range results {
 		wg.Go(func() {
-			_, results[i] = r.Apply(context.Background(), []byte(strings.Replace(webService, "name: web", fmt.Sprintf("name: web-%d", i), 1)), "", false)
+			_, results[i] = r.Apply(context.Background(), []byte(strings.Replace(webService, "name: web", fmt.Sprintf("name: web-%d", i), 1)), api.ManifestOptions{})
 		})
 	}
 	wg.Wait()
@@ -337,7 +344,7 @@ func TestDelete(t *testing.T) {
 	if _, err := r.Delete(t.Context(), "pods", "shop", "web-2"); !errors.As(err, &refused) || refused.Status != http.StatusNotFound || refused.Hint != "`weft get pods` shows those there are" {
 		t.Error(err)
 	}
-	result, err := r.DeleteManifest(t.Context(), []byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n"+pod+"---\n"+webService+"---\n"+cnp), "")
+	result, err := r.DeleteManifest(t.Context(), []byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n"+pod+"---\n"+webService+"---\n"+cnp), api.ManifestOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,7 +364,7 @@ func TestStoreFailuresAreSentences(t *testing.T) {
 		}
 		return nil
 	})
-	_, err := r.Apply(t.Context(), []byte(webService), "", false)
+	_, err := r.Apply(t.Context(), []byte(webService), api.ManifestOptions{})
 	var refused *api.Error
 	if !errors.As(err, &refused) || refused.Status != http.StatusInsufficientStorage || !strings.Contains(refused.Hint, "make space") {
 		t.Error(err)
@@ -369,8 +376,8 @@ func FuzzReadManifest(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		readManifest(text, "shop", false)
-		objects, problems := readManifest(text, "", false)
+		readManifest(text, api.ManifestOptions{Namespace: "shop"}, false)
+		objects, problems := readManifest(text, api.ManifestOptions{}, false)
 		if len(problems) > 0 {
 			return
 		}
@@ -379,7 +386,7 @@ func FuzzReadManifest(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			again, problems := readManifest(first, "", false)
+			again, problems := readManifest(first, api.ManifestOptions{}, false)
 			if len(problems) > 0 || len(again) != 1 {
 				t.Fatalf("%s is refused when read back: %v", first, problems)
 			}
@@ -451,7 +458,7 @@ func TestEmptyMetadataIsAMistakeInAnyNamespace(t *testing.T) {
 				"apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nMetadata: {name: x}\nmetadata:\nspec: {endpointSelector: {}}\n",
 				"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nMetadata: {name: x}\nmetadata:\nspec: {endpointSelector: {}}\n",
 			} {
-				objects, problems := readManifest([]byte(text), namespace, headOnly)
+				objects, problems := readManifest([]byte(text), api.ManifestOptions{Namespace: namespace}, headOnly)
 				if len(objects) > 0 || len(problems) == 0 {
 					t.Errorf("%sin namespace %q, head only %v: objects %v, problems %v", text, namespace, headOnly, objects, problems)
 				}
@@ -476,7 +483,7 @@ func TestManyMistakes(t *testing.T) {
 		"that JSON escapes":            strings.Repeat(pod("shop", escaped), 110),
 		"that JSON escapes everywhere": strings.Repeat(pod(escaped, escaped), 110),
 	} {
-		_, err := r.Apply(t.Context(), []byte(text), "", false)
+		_, err := r.Apply(t.Context(), []byte(text), api.ManifestOptions{})
 		if !errors.As(err, &refused) || len(refused.Problems) != maxProblems+1 || !strings.Contains(refused.Problems[maxProblems].Message, "more mistakes") {
 			t.Errorf("%s: %+v", name, err)
 		}
@@ -490,7 +497,7 @@ func TestApplyWarns(t *testing.T) {
 	r, _ := fixture(t)
 	doubtful := strings.Replace(cnp, "  ingress:", "  enableDefaultDeny: {egress: true}\n  ingress:", 1)
 	for _, dryRun := range []bool{true, false} {
-		result, err := r.Apply(t.Context(), []byte(pod+"---\n"+doubtful), "", dryRun)
+		result, err := r.Apply(t.Context(), []byte(pod+"---\n"+doubtful), api.ManifestOptions{DryRun: dryRun})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -519,7 +526,7 @@ func TestANamespaceIsLabelledWithItsName(t *testing.T) {
 			t.Errorf("with %s: labels %v (%v)", labels, got.Labels, err)
 		}
 	}
-	_, err := r.Apply(t.Context(), fmt.Appendf(nil, ns, "kubernetes.io/metadata.name: prod"), "", false)
+	_, err := r.Apply(t.Context(), fmt.Appendf(nil, ns, "kubernetes.io/metadata.name: prod"), api.ManifestOptions{})
 	if err == nil || !strings.Contains(err.Error(), `is "prod", but this label is always the namespace's name: remove it or write "dev"`) {
 		t.Errorf("another name: %v", err)
 	}

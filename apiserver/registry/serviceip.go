@@ -36,6 +36,10 @@ type serviceIPs struct {
 // free one.
 func (s *serviceIPs) fit(ctx context.Context, c *change, svc *corev1.Service) (problem string, err error) {
 	asked := svc.Spec.ClusterIP
+	if ip, err := netip.ParseAddr(asked); err == nil && c.printed && !s.registry.conf.ServiceCIDR.Contains(ip) {
+		c.warn("spec.clusterIP %s is one of another cluster; it gets its own from %s here", asked, s.registry.conf.ServiceCIDR)
+		asked = ""
+	}
 	if c.old.Modified != 0 {
 		var old corev1.Service
 		if err := json.Unmarshal(c.old.Value, &old); err != nil {

@@ -20,7 +20,7 @@ import (
 
 func applyCommand() *cobra.Command {
 	var files []string
-	var dryRun bool
+	var opts api.ManifestOptions
 	cmd := &cobra.Command{
 		Use:     "apply FILE…",
 		Short:   "Create or change objects from manifests",
@@ -35,16 +35,22 @@ func applyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			opts.Namespace = namespace(cmd)
 			results, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
-				result, err := c.Apply(ctx, manifest.text(), namespace(cmd), dryRun)
+				result, err := c.Apply(ctx, manifest.text(), opts)
 				return result, manifest.located(result, err)
 			})
 			return errors.Join(showApplied(cmd, results), err)
 		},
 	}
 	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "manifest, folder or - (as the arguments are)")
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check only; nothing is changed")
+	cmd.Flags().BoolVar(&opts.DryRun, "dry-run", false, "check only; nothing is changed")
+	ignoreUnknownFlag(cmd, &opts)
 	return cmd
+}
+
+func ignoreUnknownFlag(cmd *cobra.Command, opts *api.ManifestOptions) {
+	cmd.Flags().BoolVar(&opts.IgnoreUnknown, "ignore-unknown", false, "skip objects of kinds Weft does not know, such as Deployment")
 }
 
 // manifestEndings are those of the files that a folder stands for.

@@ -15,17 +15,18 @@ import (
 
 func deleteCommand() *cobra.Command {
 	var files []string
+	var opts api.ManifestOptions
 	cmd := &cobra.Command{
 		Use:     "delete KIND NAME… | -f FILE",
 		Short:   "Delete objects, by name or as manifests list them",
 		GroupID: operate,
-		Long: "Delete objects by kind and name, or those that manifests list. An object of a manifest\n" +
-			"that is not there is no mistake, and reported as absent; a name that is not there is. Of\n" +
-			"which namespace they are is read as by weft apply.",
+		Long: "Delete objects by kind and name, or those that manifests list. Objects of a manifest that\n" +
+			"do not exist are reported, not treated as errors; a name that does not exist is an error.\n" +
+			"Namespaces are resolved as in weft apply.",
 		Example:           "  weft delete pod web-1 -n shop\n  weft delete pod/web-1 -n shop\n  weft delete -f web.yaml",
 		ValidArgsFunction: completeObjects,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			act, err := deletion(cmd, files, args)
+			act, err := deletion(cmd, files, opts, args)
 			if err != nil {
 				return err
 			}
@@ -34,18 +35,20 @@ func deleteCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "delete what this manifest lists")
+	ignoreUnknownFlag(cmd, &opts)
 	return cmd
 }
 
 // deletion reads the command line.
-func deletion(cmd *cobra.Command, files, args []string) (func(context.Context, *api.Client) (*api.ApplyResult, error), error) {
+func deletion(cmd *cobra.Command, files []string, opts api.ManifestOptions, args []string) (func(context.Context, *api.Client) (*api.ApplyResult, error), error) {
 	if len(files) > 0 {
 		if len(args) > 0 {
 			return nil, usageError{errors.New("weft delete: give either files or a kind and names")}
 		}
 		manifest, err := readManifests(cmd, files)
+		opts.Namespace = namespace(cmd)
 		return func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
-			result, err := c.DeleteManifest(ctx, manifest.text(), namespace(cmd))
+			result, err := c.DeleteManifest(ctx, manifest.text(), opts)
 			return result, manifest.located(result, err)
 		}, err
 	}
