@@ -19,7 +19,8 @@ import (
 //
 // Established: one hot TCP flow without a service, since packets keep what a
 // run does to them. New: a fresh source port in each run of one packet, which
-// costs more to measure; compare it with the baseline of that kind.
+// costs more to measure; compare it with the baseline of that kind. Within the
+// pod's share, beyond it, and in the place of an unanswered one that it gives up.
 func BenchmarkPacket(b *testing.B) {
 	for _, identities := range []int{100, 16000} {
 		n := benchNode(b, identities)
@@ -34,7 +35,16 @@ func BenchmarkPacket(b *testing.B) {
 				repeat(b, n.progs[c.program], redirect, c.in(1000))
 			})
 			b.Run(fmt.Sprintf("new/%s/%d", c.name, identities), func(b *testing.B) {
-				single(b, n.progs[c.program], redirect, c.in, func() { forgetNew(b, n.rows.Flows) })
+				set(b, n.rows.Budgets, 0, Budget{Each: 1 << 17})
+				single(b, n.progs[c.program], redirect, c.in, func() { forgetNew(b, n) })
+			})
+			b.Run(fmt.Sprintf("new beyond share/%s/%d", c.name, identities), func(b *testing.B) {
+				set(b, n.rows.Budgets, 0, Budget{Common: 1 << 17})
+				single(b, n.progs[c.program], redirect, c.in, func() { forgetNew(b, n) })
+			})
+			b.Run(fmt.Sprintf("new for another/%s/%d", c.name, identities), func(b *testing.B) {
+				set(b, n.rows.Budgets, 0, Budget{Common: 100})
+				single(b, n.progs[c.program], redirect, c.in, func() { forgetNew(b, n) })
 			})
 		}
 		b.Run(fmt.Sprintf("denied/egress/%d", identities), func(b *testing.B) {
@@ -192,8 +202,11 @@ func run(b *testing.B, p *ebpf.Program, want uint32, in []byte, times int) time.
 }
 
 // forgetNew deletes the flows that runs have made; those of benchNode stay.
-func forgetNew(b *testing.B, flows Table[FlowKey, Flow]) {
+func forgetNew(b *testing.B, d *Datapath) {
 	b.Helper()
+	flows := d.rows.Flows
+	unset(b, d.rows.Shares, 1)
+	unset(b, d.rows.Shares, SharesCommon)
 	var made []FlowKey
 	rows, failed := flows.All()
 	for k := range rows {
@@ -214,7 +227,7 @@ func forgetNew(b *testing.B, flows Table[FlowKey, Flow]) {
 func benchNode(b *testing.B, identities int) *Datapath {
 	b.Helper()
 	config := smallConfig(ownNamespaces(b))
-	config.Limits.Flows, config.Limits.IPs, config.Limits.Classes = 1<<18, 1<<15, 1<<15
+	config.Limits.Flows, config.Limits.Replies, config.Limits.IPs, config.Limits.Classes = 1<<18, 1<<18, 1<<15, 1<<15
 	d, err := load(config, options{ethernetTunnel: true})
 	if err != nil {
 		b.Fatal(err)

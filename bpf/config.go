@@ -17,7 +17,7 @@ type Config struct {
 	Limits Limits
 
 	// EventBytes is the size of the event buffer, a power of two and a multiple
-	// of the page size. An event takes 104 bytes: the default holds 10,000.
+	// of the page size. An event takes 112 bytes: the default holds 9,300.
 	EventBytes uint32
 
 	// Log receives what Load adopts, resizes and attaches. Nil: nobody.
@@ -28,7 +28,9 @@ type Config struct {
 // 16 bytes for each possible one, and 8 in Nodes: 55 MB with the defaults.
 type Limits struct {
 	// Flows bounds connections of all pods of the node; Replies those through
-	// services. A new flow beyond it is refused. About 150 bytes each.
+	// services, and may not be less: who has a share of the one has it of the
+	// other. A new flow beyond a pod's share and what is left of the common rest
+	// is refused. About 200 bytes each.
 	Flows, Replies uint32
 	// Endpoints bounds pods of the node.
 	Endpoints uint32
@@ -86,6 +88,9 @@ func (c Config) Validate() error {
 		if n == 0 {
 			errs = append(errs, fmt.Errorf("limit %s is 0: start from bpf.Defaults", name))
 		}
+	}
+	if c.Limits.Replies < c.Limits.Flows {
+		errs = append(errs, fmt.Errorf("limit replies is %d, limit flows %d: a flow through a service has a row in each, give replies at least as many", c.Limits.Replies, c.Limits.Flows))
 	}
 	if c.Limits.Nodes > 1<<16 {
 		errs = append(errs, fmt.Errorf("limit nodes is %d: at most 65536", c.Limits.Nodes))

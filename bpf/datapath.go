@@ -33,6 +33,8 @@ type Datapath struct {
 	sweeping sync.Mutex // held while the following are used
 	sweep    *ebpf.Program
 	doomed   *ebpf.Map // the flows that sweep is to look at
+	settle   *ebpf.Program
+	doubts   map[uint32]int64 // errors of accounts that the last sweep found
 }
 
 // options are what only tests change.
@@ -91,7 +93,7 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
-	d.sweep, d.doomed = coll.DetachProgram("sweep"), coll.DetachMap("doomed")
+	d.sweep, d.settle, d.doomed = coll.DetachProgram("sweep"), coll.DetachProgram("settle"), coll.DetachMap("doomed")
 	d.progs = coll.Programs
 	coll.Programs = nil // ours to close
 	coll.Close()
@@ -103,6 +105,13 @@ func load(c Config, o options) (_ *Datapath, err error) {
 			return nil, err
 		}
 		c.Log.Info("copied map to a new one", "map", name, "from", r.old.MaxEntries(), "to", r.new.MaxEntries())
+	}
+	pods, err := d.devices()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.divide(len(pods)); err != nil {
+		return nil, err
 	}
 	d.hooks = newHooks(d, o.clsact)
 	n, err := d.hooks.adopt()
@@ -120,6 +129,7 @@ func configure(spec *ebpf.CollectionSpec, c Config, o options) error {
 	for name, n := range c.Limits.all() {
 		spec.Maps[name].MaxEntries = n
 	}
+	spec.Maps["shares"].MaxEntries = 2*c.Limits.Endpoints + 2 // pods that are gone keep theirs until their flows are
 	spec.Maps["events"].MaxEntries = c.EventBytes
 	var tunnelL3 uint32
 	if o.ethernetTunnel {
@@ -131,6 +141,8 @@ func configure(spec *ebpf.CollectionSpec, c Config, o options) error {
 		"tcp_closing_ns":     uint64(TCPClosing),
 		"not_tcp_ns":         uint64(NotTCP),
 		"tunnel_l3":          tunnelL3,
+		"events_bytes":       c.EventBytes,
+		"events_each":        max(c.EventBytes/2/eventRecord/sureTellers, 1),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("set constant %s: %w", name, err)
@@ -217,6 +229,7 @@ func (d *Datapath) Close() error {
 		p.Close()
 	}
 	d.sweep.Close()
+	d.settle.Close()
 	d.doomed.Close()
 	return nil
 }
@@ -276,5 +289,24 @@ func decode(raw []byte) (e Event, ok bool) {
 	return e, true
 }
 
-// Sweep deletes the flows expired at now, usually Now().
-func (d *Datapath) Sweep(now uint64) (Swept, error) { return SweepMaps(d.rows, now, d.forget) }
+// Sweep deletes the flows expired at now, usually Now(), and settles the accounts of
+// those who hold the others.
+func (d *Datapath) Sweep(now uint64) (Swept, error) {
+	d.sweeping.Lock()
+	defer d.sweeping.Unlock()
+	before, err := d.accounts()
+	if err != nil {
+		return Swept{}, err
+	}
+	after := before
+	s, held, err := sweepMaps(d.rows, now, func(dead []FlowKey, now uint64) (int, error) {
+		if after, err = d.accounts(); err != nil {
+			return 0, err
+		}
+		return d.forgetLocked(dead, now)
+	})
+	if err != nil {
+		return s, err
+	}
+	return s, d.settleLocked(before, after, held)
+}

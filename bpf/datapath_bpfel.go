@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	datapathMapBackends         = "backends"
+	datapathMapBudgets          = "budgets"
 	datapathMapClasses          = "classes"
 	datapathMapClusters         = "clusters"
 	datapathMapCounters         = "counters"
@@ -26,9 +27,11 @@ const (
 	datapathMapFlows            = "flows"
 	datapathMapFragments        = "fragments"
 	datapathMapFresh            = "fresh"
+	datapathMapGivenUp          = "given_up"
 	datapathMapIps              = "ips"
 	datapathMapLost             = "lost"
 	datapathMapMembers          = "members"
+	datapathMapNoShare          = "no_share"
 	datapathMapNodes            = "nodes"
 	datapathMapPolicy           = "policy"
 	datapathMapPorts            = "ports"
@@ -37,13 +40,17 @@ const (
 	datapathMapServices         = "services"
 	datapathMapSets             = "sets"
 	datapathMapSettings         = "settings"
+	datapathMapShares           = "shares"
 	datapathProgFromDevice      = "from_device"
 	datapathProgFromPod         = "from_pod"
 	datapathProgFromTunnel      = "from_tunnel"
+	datapathProgSettle          = "settle"
 	datapathProgSweep           = "sweep"
 	datapathProgToDevice        = "to_device"
 	datapathProgToPod           = "to_pod"
 	datapathProgToTunnel        = "to_tunnel"
+	datapathVarEventsBytes      = "events_bytes"
+	datapathVarEventsEach       = "events_each"
 	datapathVarNotTcpNs         = "not_tcp_ns"
 	datapathVarTcpClosingNs     = "tcp_closing_ns"
 	datapathVarTcpEstablishedNs = "tcp_established_ns"
@@ -96,6 +103,7 @@ type datapathProgramSpecs struct {
 	FromDevice *ebpf.ProgramSpec `ebpf:"from_device"`
 	FromPod    *ebpf.ProgramSpec `ebpf:"from_pod"`
 	FromTunnel *ebpf.ProgramSpec `ebpf:"from_tunnel"`
+	Settle     *ebpf.ProgramSpec `ebpf:"settle"`
 	Sweep      *ebpf.ProgramSpec `ebpf:"sweep"`
 	ToDevice   *ebpf.ProgramSpec `ebpf:"to_device"`
 	ToPod      *ebpf.ProgramSpec `ebpf:"to_pod"`
@@ -107,6 +115,7 @@ type datapathProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathMapSpecs struct {
 	Backends  *ebpf.MapSpec `ebpf:"backends"`
+	Budgets   *ebpf.MapSpec `ebpf:"budgets"`
 	Classes   *ebpf.MapSpec `ebpf:"classes"`
 	Clusters  *ebpf.MapSpec `ebpf:"clusters"`
 	Counters  *ebpf.MapSpec `ebpf:"counters"`
@@ -116,9 +125,11 @@ type datapathMapSpecs struct {
 	Flows     *ebpf.MapSpec `ebpf:"flows"`
 	Fragments *ebpf.MapSpec `ebpf:"fragments"`
 	Fresh     *ebpf.MapSpec `ebpf:"fresh"`
+	GivenUp   *ebpf.MapSpec `ebpf:"given_up"`
 	Ips       *ebpf.MapSpec `ebpf:"ips"`
 	Lost      *ebpf.MapSpec `ebpf:"lost"`
 	Members   *ebpf.MapSpec `ebpf:"members"`
+	NoShare   *ebpf.MapSpec `ebpf:"no_share"`
 	Nodes     *ebpf.MapSpec `ebpf:"nodes"`
 	Policy    *ebpf.MapSpec `ebpf:"policy"`
 	Ports     *ebpf.MapSpec `ebpf:"ports"`
@@ -127,12 +138,15 @@ type datapathMapSpecs struct {
 	Services  *ebpf.MapSpec `ebpf:"services"`
 	Sets      *ebpf.MapSpec `ebpf:"sets"`
 	Settings  *ebpf.MapSpec `ebpf:"settings"`
+	Shares    *ebpf.MapSpec `ebpf:"shares"`
 }
 
 // datapathVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathVariableSpecs struct {
+	EventsBytes      *ebpf.VariableSpec `ebpf:"events_bytes"`
+	EventsEach       *ebpf.VariableSpec `ebpf:"events_each"`
 	NotTcpNs         *ebpf.VariableSpec `ebpf:"not_tcp_ns"`
 	TcpClosingNs     *ebpf.VariableSpec `ebpf:"tcp_closing_ns"`
 	TcpEstablishedNs *ebpf.VariableSpec `ebpf:"tcp_established_ns"`
@@ -161,6 +175,7 @@ func (o *datapathObjects) Close() error {
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathMaps struct {
 	Backends  *ebpf.Map `ebpf:"backends"`
+	Budgets   *ebpf.Map `ebpf:"budgets"`
 	Classes   *ebpf.Map `ebpf:"classes"`
 	Clusters  *ebpf.Map `ebpf:"clusters"`
 	Counters  *ebpf.Map `ebpf:"counters"`
@@ -170,9 +185,11 @@ type datapathMaps struct {
 	Flows     *ebpf.Map `ebpf:"flows"`
 	Fragments *ebpf.Map `ebpf:"fragments"`
 	Fresh     *ebpf.Map `ebpf:"fresh"`
+	GivenUp   *ebpf.Map `ebpf:"given_up"`
 	Ips       *ebpf.Map `ebpf:"ips"`
 	Lost      *ebpf.Map `ebpf:"lost"`
 	Members   *ebpf.Map `ebpf:"members"`
+	NoShare   *ebpf.Map `ebpf:"no_share"`
 	Nodes     *ebpf.Map `ebpf:"nodes"`
 	Policy    *ebpf.Map `ebpf:"policy"`
 	Ports     *ebpf.Map `ebpf:"ports"`
@@ -181,11 +198,13 @@ type datapathMaps struct {
 	Services  *ebpf.Map `ebpf:"services"`
 	Sets      *ebpf.Map `ebpf:"sets"`
 	Settings  *ebpf.Map `ebpf:"settings"`
+	Shares    *ebpf.Map `ebpf:"shares"`
 }
 
 func (m *datapathMaps) Close() error {
 	return _DatapathClose(
 		m.Backends,
+		m.Budgets,
 		m.Classes,
 		m.Clusters,
 		m.Counters,
@@ -195,9 +214,11 @@ func (m *datapathMaps) Close() error {
 		m.Flows,
 		m.Fragments,
 		m.Fresh,
+		m.GivenUp,
 		m.Ips,
 		m.Lost,
 		m.Members,
+		m.NoShare,
 		m.Nodes,
 		m.Policy,
 		m.Ports,
@@ -206,6 +227,7 @@ func (m *datapathMaps) Close() error {
 		m.Services,
 		m.Sets,
 		m.Settings,
+		m.Shares,
 	)
 }
 
@@ -213,6 +235,8 @@ func (m *datapathMaps) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathVariables struct {
+	EventsBytes      *ebpf.Variable `ebpf:"events_bytes"`
+	EventsEach       *ebpf.Variable `ebpf:"events_each"`
 	NotTcpNs         *ebpf.Variable `ebpf:"not_tcp_ns"`
 	TcpClosingNs     *ebpf.Variable `ebpf:"tcp_closing_ns"`
 	TcpEstablishedNs *ebpf.Variable `ebpf:"tcp_established_ns"`
@@ -227,6 +251,7 @@ type datapathPrograms struct {
 	FromDevice *ebpf.Program `ebpf:"from_device"`
 	FromPod    *ebpf.Program `ebpf:"from_pod"`
 	FromTunnel *ebpf.Program `ebpf:"from_tunnel"`
+	Settle     *ebpf.Program `ebpf:"settle"`
 	Sweep      *ebpf.Program `ebpf:"sweep"`
 	ToDevice   *ebpf.Program `ebpf:"to_device"`
 	ToPod      *ebpf.Program `ebpf:"to_pod"`
@@ -238,6 +263,7 @@ func (p *datapathPrograms) Close() error {
 		p.FromDevice,
 		p.FromPod,
 		p.FromTunnel,
+		p.Settle,
 		p.Sweep,
 		p.ToDevice,
 		p.ToPod,

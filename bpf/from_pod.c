@@ -40,6 +40,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 
 	*f = (struct flow){
 		.seen = bpf_ktime_get_coarse_ns(), .revision = s->revision, .ifindex = skb->ifindex,
+		.owner = skb->ifindex,
 	};
 	to = p->dst;
 	svc = bpf_map_lookup_elem(&services, &front);

@@ -25,7 +25,7 @@ func TestLayout(t *testing.T) {
 		"endpoint": Endpoint{}, "ip_info": IPInfo{}, "prefix_key": PrefixKey{}, "node": Node{}, "cluster": Cluster{},
 		"service_key": ServiceKey{}, "service": Service{}, "group": Group{}, "slot_key": SlotKey{}, "backend": Backend{},
 		"member_key": MemberKey{}, "member": Member{}, "class_key": ClassKey{}, "policy_key": PolicyKey{},
-		"policy_entry": PolicyEntry{}, "set_key": SetKey{}, "set_info": SetInfo{}, "event": Event{}, "counter": counted{},
+		"policy_entry": PolicyEntry{}, "set_key": SetKey{}, "set_info": SetInfo{}, "event": Event{}, "share": Share{}, "budget": Budget{}, "counter": counted{},
 	} {
 		var c *btf.Struct
 		if err := spec.Types.TypeByName(name, &c); err != nil {

@@ -18,9 +18,9 @@ import (
 // number when its key or value changes shape or meaning: the next start then
 // begins with an empty map beside the old one, instead of reading it wrong.
 var versions = map[string]int{
-	"settings": 1, "flows": 1, "replies": 1, "endpoints": 1, "ips": 1, "prefixes": 1,
+	"settings": 1, "flows": 2, "shares": 1, "budgets": 1, "replies": 1, "endpoints": 1, "ips": 1, "prefixes": 1,
 	"nodes": 1, "clusters": 1, "services": 1, "backends": 1, "members": 1, "classes": 1,
-	"ports": 1, "policy": 1, "sets": 1, "fragments": 2, "counters": 1, "lost": 1, "events": 1,
+	"ports": 1, "policy": 1, "sets": 1, "fragments": 3, "counters": 1, "lost": 1, "events": 2,
 }
 
 // volatile maps start empty when their size changes: nothing in them is missed.
@@ -156,6 +156,8 @@ func tables(m map[string]*ebpf.Map) *Maps {
 		Settings:  newTable[uint32, Settings]("settings", m),
 		Flows:     newTable[FlowKey, Flow]("flows", m),
 		Replies:   newTable[ReplyKey, Reply]("replies", m),
+		Shares:    newTable[uint32, Share]("shares", m),
+		Budgets:   newTable[uint32, Budget]("budgets", m),
 		Endpoints: newTable[Addr, Endpoint]("endpoints", m),
 		IPs:       newTable[Addr, IPInfo]("ips", m),
 		Prefixes:  newTable[PrefixKey, IPInfo]("prefixes", m),

@@ -121,13 +121,14 @@ func (n *node) again(t testing.TB) *node {
 	fresh := *n
 	fresh.TB = t
 	for _, clear := range []func(testing.TB){
-		clearer(n.m.Settings), clearer(n.m.Flows), clearer(n.m.Replies), clearer(n.m.Endpoints), clearer(n.m.IPs),
+		clearer(n.m.Settings), clearer(n.m.Flows), clearer(n.m.Replies), clearer(n.m.Shares), clearer(n.m.Endpoints), clearer(n.m.IPs),
 		clearer(n.m.Prefixes), clearer(n.m.Nodes), clearer(n.m.Clusters), clearer(n.m.Services), clearer(n.m.Backends),
 		clearer(n.m.Members), clearer(n.m.Classes), clearer(n.m.Policy), clearer(n.m.Sets),
-		clearer(newTable[[40]byte, [8]byte]("fragments", n.maps)),
+		clearer(newTable[[24]byte, [40]byte]("fragments", n.maps)),
 	} {
 		clear(t)
 	}
+	set(t, n.m.Budgets, 0, BudgetFor(n.config.Limits.Flows, 0))
 	fillMesh(t, n.m, n.a, n.b)
 	return &fresh
 }

@@ -93,6 +93,8 @@ type Flow struct {
 	Pad      uint8
 	Flags    FlowFlags
 	Ifindex  uint32 // of the local pod
+	Owner    uint32 // whose share it takes: the opener's device if that is a pod of this node, else that of the receiver; 0: the node itself
+	Pad2     uint32
 }
 
 // ReplyKey finds the flow of a backend's answer.
@@ -110,6 +112,32 @@ type Reply struct {
 	Remote Addr
 	Rport  Port
 	Pad    uint16
+}
+
+// newest is how many of its last flows an owner's account names.
+const newest = 8
+
+// Share is what an owner holds of the tables that all pods use: the pod behind a
+// device, the node itself (SharesNode), or all beyond their shares (SharesCommon).
+type Share struct {
+	Used       int64  // rows of flows
+	Opened     uint64 // rows ever taken
+	Refused    uint64 // new flows that found no room
+	Evicted    uint64 // unanswered flows given up for newer ones
+	Suppressed uint64 // events not told
+	Unsaid     uint32 // of those since the last that was told
+	Second     uint32 // that Told counts
+	Told       uint32 // events
+	Next       uint32 // slot of Newest to write
+	Newest     [newest]FlowKey
+}
+
+// Budget is how many rows of flows are whose.
+type Budget struct {
+	Each   uint32 // what a pod is sure of
+	Node   uint32 // what the node is sure of
+	Common uint32 // what nobody is
+	Pad    uint32
 }
 
 // Endpoint is a pod of this node, by address.
@@ -296,6 +324,8 @@ type Event struct {
 	Proto       uint8
 	TCPFlags    uint8
 	Pad         [3]uint8
+	Suppressed  uint32 // events of the same pod before this one that were not told: it makes too many
+	Pad2        uint32
 }
 
 // ports is an array: index by generation, protocol and port.

@@ -18,6 +18,24 @@ struct sweep {
 
 ARRAY(doomed, MAP_ARRAY, struct flow_key, SWEPT_AT_ONCE);
 
+/* settle: corrects an account by what the agent found. */
+struct settlement {
+	__u32 owner;
+	__u32 pad;
+	__s64 add;
+};
+
+SEC("syscall")
+int settle(struct settlement *asked)
+{
+	__u32 owner = asked->owner;
+	struct share *sh = share_of(owner);
+
+	if (sh)
+		__sync_fetch_and_add(&sh->used, asked->add);
+	return 0;
+}
+
 struct sweeping {
 	__u64 now;
 	__u32 count;

@@ -61,11 +61,18 @@ type Forget func(dead []FlowKey, now uint64) (gone int, err error)
 // SweepMaps has forget delete the flows expired at now, and deletes reply rows
 // without a flow.
 func SweepMaps(m *Maps, now uint64, forget Forget) (Swept, error) {
-	var s Swept
+	s, _, err := sweepMaps(m, now, forget)
+	return s, err
+}
+
+// sweepMaps says beside it how many flows each owner had before any was deleted.
+func sweepMaps(m *Maps, now uint64, forget Forget) (s Swept, held map[uint32]int64, err error) {
+	held = map[uint32]int64{}
 	var dead []FlowKey
 	claims := 0 // rows of replies that live flows have
 	rows, failed := m.Flows.All()
 	for k, f := range rows {
+		held[f.Owner]++
 		if f.Expired(k.Proto, now) {
 			dead = append(dead, k)
 			continue
@@ -76,17 +83,16 @@ func SweepMaps(m *Maps, now uint64, forget Forget) (Swept, error) {
 		}
 	}
 	if err := failed(); err != nil {
-		return s, fmt.Errorf("sweep flows: %w", err)
+		return s, held, fmt.Errorf("sweep flows: %w", err)
 	}
-	var err error
 	if s.Expired, err = forget(dead, now); err != nil {
-		return s, fmt.Errorf("sweep flows: %w", err)
+		return s, held, fmt.Errorf("sweep flows: %w", err)
 	}
 	s.Live += len(dead) - s.Expired
 	if s.Orphans, err = forgetOrphans(m, claims); err != nil {
-		return s, fmt.Errorf("sweep replies: %w", err)
+		return s, held, fmt.Errorf("sweep replies: %w", err)
 	}
-	return s, nil
+	return s, held, nil
 }
 
 // sweptAtOnce is how many flows one run of the program is named: rows of doomed.
@@ -99,6 +105,10 @@ const sweptAtOnce = 4096
 func (d *Datapath) forget(dead []FlowKey, now uint64) (gone int, err error) {
 	d.sweeping.Lock()
 	defer d.sweeping.Unlock()
+	return d.forgetLocked(dead, now)
+}
+
+func (d *Datapath) forgetLocked(dead []FlowKey, now uint64) (gone int, err error) {
 	for some := range slices.Chunk(dead, sweptAtOnce) {
 		rows := make([]uint32, len(some))
 		for i := range rows {

@@ -9,7 +9,7 @@ import (
 // Table is one map. Several goroutines may use it; of two writers of one key
 // the later wins.
 //
-// Arrays (settings, nodes, clusters, ports) always hold every index: Delete
+// Arrays (settings, budgets, nodes, clusters, ports) always hold every index: Delete
 // writes the zero row, and All, Len and Lookup treat a zero row as absent.
 type Table[K comparable, V any] interface {
 	// Name is the map's name without version, as in "flows".
@@ -55,6 +55,8 @@ type Maps struct {
 	Settings  Table[uint32, Settings] // one row, key 0
 	Flows     Table[FlowKey, Flow]
 	Replies   Table[ReplyKey, Reply]
+	Shares    Table[uint32, Share]  // by device
+	Budgets   Table[uint32, Budget] // one row, key 0
 	Endpoints Table[Addr, Endpoint]
 	IPs       Table[Addr, IPInfo]
 	Prefixes  Table[PrefixKey, IPInfo]

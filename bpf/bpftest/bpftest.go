@@ -129,6 +129,8 @@ func New() *bpf.Maps {
 		Settings:  newArray[uint32, bpf.Settings]("settings", 1),
 		Flows:     NewTable[bpf.FlowKey, bpf.Flow]("flows", int(l.Flows)),
 		Replies:   NewTable[bpf.ReplyKey, bpf.Reply]("replies", int(l.Replies)),
+		Shares:    NewTable[uint32, bpf.Share]("shares", 2*int(l.Endpoints)),
+		Budgets:   newArray[uint32, bpf.Budget]("budgets", 1),
 		Endpoints: NewTable[bpf.Addr, bpf.Endpoint]("endpoints", int(l.Endpoints)),
 		IPs:       NewTable[bpf.Addr, bpf.IPInfo]("ips", int(l.IPs)),
 		Prefixes:  NewTable[bpf.PrefixKey, bpf.IPInfo]("prefixes", int(l.Prefixes)),

@@ -41,6 +41,7 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct e
 		.seen = bpf_ktime_get_coarse_ns(), .revision = s->revision,
 		.identity = from.identity, .rule = p->rule, .node = from.node, .cluster = from.cluster,
 		.via = o->via, .flags = FLOW_REMOTE_INITIATED, .ifindex = ep->ifindex,
+		.owner = o->host ? NODE_ITSELF : p->pod,
 	};
 	return 0;
 }
@@ -134,5 +135,6 @@ inline_always int deliver_flow(struct __sk_buff *skb, struct packet *p, const st
 inline_always int deliver(struct __sk_buff *skb, struct packet *p, const struct settings *s,
 			  const struct endpoint *ep, const struct origin *o)
 {
+	p->pod = ep->ifindex;
 	return unlikely(p->error) ? deliver_error(skb, p, s, ep, o) : deliver_flow(skb, p, s, ep, o);
 }

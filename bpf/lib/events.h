@@ -2,6 +2,7 @@
 #pragma once
 
 #include "packet.h"
+#include "share.h"
 
 inline_always void count(struct __sk_buff *skb, __u32 reason, __u32 dir)
 {
@@ -41,8 +42,12 @@ once int report(struct __sk_buff *skb, struct packet *p, __u32 type, __u32 reaso
 	if (!p)
 		return 0;
 	const struct settings *s = read_settings();
-	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	struct share *sh = share_of(p->pod);
+	struct event *e;
 
+	if (sh && !may_tell(sh, bpf_ktime_get_boot_ns()))
+		return 0;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e) {
 		__u32 zero = 0;
 		__u64 *n = bpf_map_lookup_elem(&lost, &zero);
@@ -55,6 +60,8 @@ once int report(struct __sk_buff *skb, struct packet *p, __u32 type, __u32 reaso
 	e->type = type;
 	e->reason = reason;
 	e->dir = dir;
+	if (sh && sh->unsaid)
+		e->suppressed = __sync_lock_test_and_set(&sh->unsaid, 0);
 	bpf_ringbuf_submit(e, 0);
 	return 0;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "packet.h"
+#include "share.h"
 
 /* The connection as the pod that sends p sees it. */
 inline_always struct flow_key sent_key(const struct packet *p)
@@ -118,6 +119,8 @@ inline_always void name_service(struct packet *p, const struct flow_key *key, co
 
 part int forget(const struct flow_key *key, const struct flow *f)
 {
+	__u32 owner = f->owner;
+
 	if (f->flags & FLOW_SERVICE) {
 		struct reply_key reply = reply_key_of(key, &f->backend, f->bport);
 		struct reply *row = bpf_map_lookup_elem(&replies, &reply);
@@ -126,7 +129,8 @@ part int forget(const struct flow_key *key, const struct flow *f)
 		if (row && same(&row->remote, &key->remote) && row->rport == key->rport)
 			bpf_map_delete_elem(&replies, &reply);
 	}
-	bpf_map_delete_elem(&flows, key);
+	if (!bpf_map_delete_elem(&flows, key)) /* of two that forget it one gives it back */
+		release(owner);
 	return 0;
 }
 
@@ -189,7 +193,7 @@ inline_always int claim_replies(const struct flow_key *key, const struct flow *f
 }
 
 /* Is the answer of remote already another flow's, that goes through a service? */
-inline_always int claimed(const struct flow_key *key, __u64 now)
+part int claimed(const struct flow_key *key, __u64 now)
 {
 	struct reply_key reply = reply_key_of(key, &key->remote, key->rport);
 	struct reply *old = bpf_map_lookup_elem(&replies, &reply);
@@ -202,13 +206,79 @@ inline_always int claimed(const struct flow_key *key, __u64 now)
 	return clashes(&other, now);
 }
 
-/* Stores a judged flow. Nothing is evicted for it: a live connection is worth
- * more than a new one. */
-part int remember(const struct flow_key *key, const struct flow *f)
+/* Forgets the flow that is `back` from the end of those the owner opened beyond
+ * its share, if nobody has answered it. */
+inline_always int give_up(struct share *sh, __u32 owner, __u32 back)
 {
-	if (claimed(key, f->seen))
-		return REASON_FLOW_CLASH;
-	return bpf_map_update_elem(&flows, key, f, ROW_ANY) ? REASON_FLOW_TABLE_FULL : 0;
+	__u32 zero = 0;
+	struct flow_key *key = bpf_map_lookup_elem(&given_up, &zero);
+	struct flow *f;
+
+	if (!key)
+		return 0;
+	*key = sh->newest[(sh->next - back) % NEWEST]; /* a copy: others write there */
+	f = bpf_map_lookup_elem(&flows, key);
+	if (!f || f->owner != owner || f->flags & FLOW_REPLIED)
+		return 0;
+	forget(key, f);
+	__sync_fetch_and_add(&sh->evicted, 1);
+	return 1;
+}
+
+/* Makes room in what the owner holds: the oldest of its newest flows goes, else
+ * the last but one. The last may be the other row of the packet under way, to a
+ * pod next door. */
+inline_always int make_room(struct share *sh, __u32 owner)
+{
+	if (give_up(sh, owner, NEWEST) || give_up(sh, owner, 2))
+		return 1;
+	__sync_fetch_and_add(&sh->next, 1); /* others' turn */
+	return 0;
+}
+
+/* Stores a flow of its owner. Nothing is evicted for it: a live connection is
+ * worth more than a new one. Only an owner that has all it may have swaps a flow
+ * of its own, unanswered, for it. */
+part int store(const struct flow_key *key, const struct flow *f)
+{
+	__u32 owner = f->owner;
+	struct share *sh;
+	int why = charge(owner, 0);
+	long err;
+
+	if (likely(why == WITHIN_SHARE)) {
+		err = bpf_map_update_elem(&flows, key, f, ROW_NEW);
+		if (likely(!err))
+			return 0;
+		release(owner);
+		/* Its first packets came on two CPUs: the other's flow is as good. */
+		if (err == -EXISTS)
+			return 0;
+	}
+	sh = share_of(owner);
+	if (!sh)
+		return REASON_FAILED;
+	if (why == REASON_FLOW_TABLE_FULL && make_room(sh, owner))
+		why = charge(owner, 1);
+	if (why == BEYOND_SHARE) {
+		err = bpf_map_update_elem(&flows, key, f, ROW_NEW);
+		if (!err) {
+			sh->newest[sh->next % NEWEST] = *key;
+			__sync_fetch_and_add(&sh->next, 1);
+			return 0;
+		}
+		release(owner);
+		if (err == -EXISTS)
+			return 0;
+	}
+	__sync_fetch_and_add(&sh->refused, 1);
+	return REASON_FLOW_TABLE_FULL;
+}
+
+/* Stores a judged flow. */
+inline_always int remember(const struct flow_key *key, const struct flow *f)
+{
+	return claimed(key, f->seen) ? REASON_FLOW_CLASH : store(key, f);
 }
 
 /* Stores one that goes through a service. */
@@ -219,9 +289,10 @@ part int remember_service(const struct flow_key *key, const struct flow *f)
 
 	if (why)
 		return why;
-	if (!bpf_map_update_elem(&flows, key, f, ROW_ANY))
+	why = store(key, f);
+	if (!why)
 		return 0;
 	reply = reply_key_of(key, &f->backend, f->bport);
 	bpf_map_delete_elem(&replies, &reply);
-	return REASON_FLOW_TABLE_FULL;
+	return why;
 }

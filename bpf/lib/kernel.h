@@ -10,6 +10,7 @@ typedef unsigned short __u16;
 typedef unsigned int __u32;
 typedef unsigned long long __u64;
 typedef int __s32;
+typedef long long __s64;
 typedef __u16 __be16;
 typedef __u32 __be32;
 typedef __u16 __sum16;
@@ -47,6 +48,13 @@ enum map_type {
 
 enum update_flags {
 	ROW_ANY = 0, /* creates or replaces */
+	ROW_NEW = 1, /* creates, or fails with EXISTS */
+};
+
+#define EXISTS 17
+
+enum ring_query {
+	RING_UNREAD = 0, /* bytes */
 };
 
 enum action {
@@ -170,6 +178,7 @@ static long (*const bpf_skb_change_head)(struct __sk_buff *, __u32 len, __u64 fl
 static __u64 (*const bpf_ktime_get_boot_ns)(void) = (void *)125;
 static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
+static __u64 (*const bpf_ringbuf_query)(void *ringbuf, __u64 flags) = (void *)134;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
 static long (*const bpf_loop)(__u32 times, void *callback, void *ctx, __u64 flags) = (void *)181;

@@ -40,7 +40,7 @@ once int open_loop(const struct flow_key *key)
 	f->flags = FLOW_LOOP | FLOW_REMOTE_INITIATED;
 	f->backend = (struct addr){};
 	f->bport = key->rport;
-	return bpf_map_update_elem(&flows, &server, f, ROW_ANY) ? REASON_FLOW_TABLE_FULL : 0;
+	return store(&server, f);
 }
 
 /* Sends p, of the flow f, back into the pod it comes from. */

@@ -26,6 +26,10 @@
 ARRAY(settings, MAP_ARRAY, struct settings, 1);
 HASH(flows, struct flow_key, struct flow);
 HASH(replies, struct reply_key, struct reply);
+HASH(shares, __u32, struct share);
+ARRAY(budgets, MAP_ARRAY, struct budget, 1);
+ARRAY(given_up, MAP_PERCPU_ARRAY, struct flow_key, 1); /* on its way out: the stack is short */
+ARRAY(no_share, MAP_ARRAY, struct share, 1); /* how an account begins; nobody writes it */
 HASH(endpoints, struct addr, struct endpoint);
 HASH(ips, struct addr, struct ip_info);
 
@@ -48,7 +52,8 @@ HASH(policy, struct policy_key, struct policy_entry);
 HASH(sets, struct set_key, struct set_info);
 
 /* The ports of datagrams in pieces, by their first. Here the oldest may go:
- * who waits longer than the others has lost a piece anyway. */
+ * who waits longer than the others has lost a piece anyway. No sender has more
+ * than its slots. */
 struct {
 	__uint(type, MAP_LRU_HASH);
 	__type(key, struct fragment_key);
@@ -70,6 +75,8 @@ volatile const __u64 tcp_established_ns;
 volatile const __u64 tcp_opening_ns;
 volatile const __u64 tcp_closing_ns;
 volatile const __u64 not_tcp_ns;
+volatile const __u32 events_bytes; /* size of events */
+volatile const __u32 events_each;  /* events a second that a pod may tell at any time */
 volatile const __u32 tunnel_l3; /* where the IP header starts on a lane: 0, or behind Ethernet */
 
 inline_always struct flow *fresh_flow(void)

@@ -16,7 +16,8 @@ struct packet {
 	__u8 headless; /* a later fragment: there is no transport header */
 	__u8 asks;     /* ICMP: an echo request */
 	__u8 error;    /* ICMP: an error about another packet */
-	__u32 pod;     /* device of the sender, a pod of this node; 0: another sender */
+	__u32 pod;     /* device of the sender, a pod of this node; else of the receiver once that is
+			* known: it pays for what the packet takes */
 
 	/* What was found out on the way, for the event. */
 	__u32 src_identity;
@@ -43,13 +44,28 @@ inline_always int same(const struct addr *a, const struct addr *b)
 	return a->w[3] == b->w[3] && a->w[2] == b->w[2] && a->w[1] == b->w[1] && a->w[0] == b->w[0];
 }
 
+inline_always struct fragment_key fragment_key_of(const struct packet *p, __be16 id)
+{
+	/* Senders count datagrams, each by its own rules: the next one's slot is
+	 * another. */
+	__u32 slot = (p->dst.w[3] >> 24) + ntohs(id) + p->proto;
+	struct fragment_key key = {.pod = p->pod, .slot = slot % FRAGMENT_SLOTS};
+
+	if (!p->pod)
+		key.src = p->src;
+	return key;
+}
+
 /* The first fragment leaves its ports for those that follow it. */
 once int leave_ports(const struct packet *p, __be16 id)
 {
 	if (!p)
 		return 0;
-	struct fragment_key key = {.src = p->src, .dst = p->dst, .pod = p->pod, .id = id, .proto = p->proto};
-	struct fragment row = {.sport = p->sport, .dport = p->dport, .asks = p->asks};
+	struct fragment_key key = fragment_key_of(p, id);
+	struct fragment row = {
+		.src = p->src, .dst = p->dst, .id = id, .proto = p->proto,
+		.sport = p->sport, .dport = p->dport, .asks = p->asks,
+	};
 
 	bpf_map_update_elem(&fragments, &key, &row, ROW_ANY);
 	return 0;
@@ -59,11 +75,11 @@ once int find_ports(struct packet *p, __be16 id)
 {
 	if (!p)
 		return REASON_FAILED;
-	struct fragment_key key = {.src = p->src, .dst = p->dst, .pod = p->pod, .id = id, .proto = p->proto};
+	struct fragment_key key = fragment_key_of(p, id);
 	const struct fragment *row = bpf_map_lookup_elem(&fragments, &key);
 
 	/* Without ports there is no flow and no verdict. The sender repeats. */
-	if (!row)
+	if (!row || row->id != id || row->proto != p->proto || !same(&row->src, &p->src) || !same(&row->dst, &p->dst))
 		return REASON_FRAGMENT;
 	p->sport = row->sport;
 	p->dport = row->dport;

@@ -72,6 +72,8 @@ struct flow {
 	__u8 pad;
 	__u32 flags;     /* a word, so that two CPUs can add to it */
 	__u32 ifindex;   /* of the local pod: a packet from elsewhere is spoofed */
+	__u32 owner;     /* in shares: who opened it */
+	__u32 pad2;
 };
 
 /* replies: from a backend's answer back to the address the pod used. */
@@ -88,6 +90,31 @@ struct reply {
 	struct addr remote;
 	__be16 rport;
 	__u16 pad;
+};
+
+/* shares: what an owner holds of the tables that all use. The key is the device of
+ * a pod, or one of the owners in share.h. */
+#define NEWEST 8 /* a power of two */
+
+struct share {
+	__s64 used;       /* rows of flows */
+	__u64 opened;     /* rows ever taken, so that a walk over flows can be compared */
+	__u64 refused;    /* new flows that found no room */
+	__u64 evicted;    /* flows that nobody had answered, given up for newer ones */
+	__u64 suppressed; /* events */
+	__u32 unsaid;     /* events suppressed since the last that was told */
+	__u32 second;     /* that told counts */
+	__u32 told;       /* events */
+	__u32 next;       /* slot of newest to write */
+	struct flow_key newest[NEWEST]; /* flows opened beyond the share */
+};
+
+/* budgets: one row, written by the agent. In rows of flows. */
+struct budget {
+	__u32 each;   /* what a pod is sure of */
+	__u32 node;   /* what the node is sure of */
+	__u32 common; /* what nobody is */
+	__u32 pad;
 };
 
 /* endpoints: the pods of this node, by address. */
@@ -245,21 +272,25 @@ struct set_info {
 	__u8 pad[2];
 };
 
-/* fragments: from what all pieces carry to what only the first one has. */
+/* fragments: from what all pieces carry to what only the first one has. Each sender
+ * has a few slots, by a hash of what the pieces carry: it overwrites its own rows
+ * and cannot push out or change another's. */
+#define FRAGMENT_SLOTS 32
+
 struct fragment_key {
-	struct addr src;
-	struct addr dst;
-	__u32 pod; /* device of the pod that sends: it cannot change another's rows */
-	__be16 id;
-	__u8 proto;
-	__u8 pad;
+	struct addr src; /* of a sender elsewhere; zero: a pod of this node */
+	__u32 pod;       /* its device: it may write any source */
+	__u32 slot;
 };
 
 struct fragment {
+	struct addr src;
+	struct addr dst;
+	__be16 id;
+	__u8 proto;
+	__u8 asks; /* ICMP: an echo request */
 	__be16 sport;
 	__be16 dport;
-	__u8 asks; /* ICMP: an echo request */
-	__u8 pad[3];
 };
 
 /* counters: per CPU, index (reason, direction). */
@@ -296,4 +327,6 @@ struct event {
 	__u8 proto;
 	__u8 tcp_flags;
 	__u8 pad[3];
+	__u32 suppressed; /* events of the same pod before this one that were not told */
+	__u32 pad2;
 };
