@@ -30,6 +30,9 @@ type census struct {
 	gossiped map[string]bool      // what gossip says, if anything
 	deaths   map[string]time.Time // when gossip gave it up
 	states   map[string]stay      // as last shown
+	ahead    map[string]time.Time // since when each is ahead of the store, as last shown
+	removed  map[string]time.Time // not registered any more, but its agent answers
+	standing map[string]said      // how far each is with the store, as last heard
 	changed  chan struct{}        // has one element when deaths changed
 }
 
@@ -39,10 +42,41 @@ type stay struct {
 	since time.Time
 }
 
+// said is what an agent said of itself, and when.
+type said struct {
+	wire.StoreStanding
+	at time.Time
+}
+
+// stands takes in how far an agent is with the store.
+func (c *census) stands(node string, s wire.StoreStanding, at time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.standing[node] = said{s, at}
+}
+
+// store is how far the agent is, now. What was said a while ago by an agent that
+// reads the store says nothing against it: it is pinged in turn with all others.
+func (s said) store(now time.Time, alive bool) *api.NodeStore {
+	seconds := func(v float64) time.Duration { return time.Duration(max(0, v) * float64(time.Second)) }
+	out := &api.NodeStore{Revision: s.Revision, LagSeconds: max(0, s.HeardSeconds), Cause: s.Cause, Behind: s.Cause != ""}
+	heard := s.at.Add(-seconds(s.HeardSeconds))
+	if !s.Never {
+		out.Read = heard
+	}
+	if out.Behind || !alive {
+		out.LagSeconds = max(0, now.Sub(heard).Seconds())
+	}
+	if out.Behind {
+		out.Since = s.at.Add(-seconds(s.LostSeconds))
+	}
+	return out
+}
+
 func newCensus(s store.Store, log *slog.Logger) *census {
 	return &census{
 		store: s, log: log, claims: map[string]wire.NodeState{}, problems: map[string]wire.NodeProblems{}, synced: map[string]bool{}, seen: map[string]time.Time{},
-		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, states: map[string]stay{}, changed: make(chan struct{}, 1),
+		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, states: map[string]stay{}, ahead: map[string]time.Time{}, removed: map[string]time.Time{}, standing: map[string]said{}, changed: make(chan struct{}, 1),
 	}
 }
 
@@ -96,6 +130,10 @@ func (c *census) heard(node string, what gossip.Kind, at time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	alive := what == gossip.Alive
+	if _, ok := c.removed[node]; ok && !alive {
+		c.forgetLocked(node) // it was removed before, and is no dead node of ours
+		return
+	}
 	if alive || c.gossiped[node] {
 		c.seen[node] = at
 	}
@@ -114,6 +152,16 @@ func (c *census) heard(node string, what gossip.Kind, at time.Time) {
 func (c *census) forget(node string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	alive := c.gossiped[node]
+	c.forgetLocked(node)
+	if alive {
+		c.gossiped[node], c.removed[node] = true, time.Now()
+	}
+}
+
+func (c *census) forgetLocked(node string) {
+	delete(c.removed, node)
+	delete(c.ahead, node)
 	delete(c.claims, node)
 	delete(c.problems, node)
 	delete(c.synced, node)
@@ -121,6 +169,38 @@ func (c *census) forget(node string) {
 	delete(c.gossiped, node)
 	delete(c.deaths, node)
 	delete(c.states, node)
+	delete(c.standing, node)
+}
+
+// strangers are agents that answer without being registered, and since when that
+// is known.
+func (c *census) strangers(register map[string]nodes.Registration) map[string]time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for node := range c.removed {
+		if _, ok := register[node]; ok {
+			delete(c.removed, node) // added again
+		}
+	}
+	for node, alive := range c.gossiped {
+		if _, ok := register[node]; !ok && alive && c.removed[node].IsZero() {
+			c.removed[node] = time.Now()
+		}
+	}
+	return maps.Clone(c.removed)
+}
+
+// aheadSince is since when a node is ahead of the store, as far as anybody has
+// looked.
+func (c *census) aheadSince(node string, is bool) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !is {
+		delete(c.ahead, node)
+	} else if c.ahead[node].IsZero() {
+		c.ahead[node] = time.Now()
+	}
+	return c.ahead[node]
 }
 
 // dead are the nodes whose agents gossip has given up, and when.
@@ -159,9 +239,12 @@ func (c *census) holding() []string {
 // status is one line per registered node, in order of name. endpoints and
 // refused are counts by node.
 func (c *census) status(cluster string, register map[string]nodes.Registration, endpoints map[string]int, refused map[string]uint64) []api.NodeStatus {
+	return c.statusAt(time.Now(), cluster, register, endpoints, refused)
+}
+
+func (c *census) statusAt(now time.Time, cluster string, register map[string]nodes.Registration, endpoints map[string]int, refused map[string]uint64) []api.NodeStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := time.Now()
 	out := make([]api.NodeStatus, 0, len(register))
 	for _, name := range slices.Sorted(maps.Keys(register)) {
 		r := register[name]
@@ -188,6 +271,13 @@ func (c *census) status(cluster string, register map[string]nodes.Registration, 
 		case !c.synced[name]:
 			s.State = api.NodeStarting
 		}
+		if said, ok := c.standing[name]; ok && s.State != api.NodeNeverConnected {
+			s.Store = said.store(now, alive)
+		}
+		unwell := s.Store != nil && s.Store.Behind || slices.ContainsFunc(s.Problems, unready)
+		if unwell && s.State != api.NodeSilent && s.State != api.NodeNeverConnected {
+			s.State = api.NodeNotReady
+		}
 		if !s.LastSeen.IsZero() {
 			s.AgeSeconds = max(0, now.Sub(s.LastSeen).Seconds())
 		}
@@ -195,6 +285,9 @@ func (c *census) status(cluster string, register map[string]nodes.Registration, 
 			c.states[name] = stay{s.State, now}
 		}
 		s.Since = c.states[name].since
+		if s.State == api.NodeNeverConnected {
+			s.Since = r.Added
+		}
 		out = append(out, s)
 	}
 	slices.SortStableFunc(out, func(a, b api.NodeStatus) int { return cmp.Compare(a.Name, b.Name) })

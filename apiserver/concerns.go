@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // differences is everything that is not as wanted, in whatever state it is;
@@ -15,11 +16,24 @@ import (
 // more function here: from what the status shows to concerns, free of clocks, locks
 // and the store. more is what is known elsewhere.
 func (s *server) differences(out *api.Status, more []api.Concern) []api.Concern {
-	all := slices.Concat(more, nodeConcerns(out.Nodes), peerConcerns(out.Peers), refusalConcerns(out))
+	all := slices.Concat(more, nodeConcerns(out.Nodes), aheadConcerns(out.Nodes, out.Cluster.Revision, s.census.aheadSince), peerConcerns(out.Peers), refusalConcerns(out))
 	for i := range all {
 		all[i].Cluster = s.cluster.Name
 	}
-	return all
+	return once(all)
+}
+
+// once leaves one of those that several nodes say of the same object.
+func once(all []api.Concern) (out []api.Concern) {
+	type same struct{ object, message string }
+	seen := map[same]bool{}
+	for _, c := range all {
+		if id := (same{c.Object, c.Message}); !seen[id] {
+			seen[id] = true
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // problems are the concerns of the server's own parts.
@@ -61,6 +75,9 @@ func sentences(object, reason string, messages []string) (out []api.Concern) {
 const (
 	silentGrace   = 5 * time.Second
 	startingGrace = 10 * time.Second
+	storeGrace    = 5 * time.Second
+	// A large cluster's agents are asked in turn.
+	aheadGrace = 15 * time.Second
 )
 
 func nodeConcerns(nodes []api.NodeStatus) (out []api.Concern) {
@@ -80,27 +97,108 @@ func nodeConcerns(nodes []api.NodeStatus) (out []api.Concern) {
 			c.Message, c.Next = fmt.Sprintf("agent on %s has not answered for {age} (its traffic continues)", n.Name), "start it, or `weft node delete "+n.Name+"` if the machine is gone"
 			out = append(out, c)
 		}
+		if c, ok := storeConcern(n); ok {
+			out = append(out, c)
+		}
 		for _, p := range n.Problems {
-			out = append(out, nodeProblem(n.Name, p))
+			out = append(out, nodeProblem(n.Cluster, n.Name, p))
 		}
 	}
 	return out
 }
 
-// nodeProblem says what a node's kernel lacks, and where all of it is listed:
-// some tables hold no row that could be looked at.
-func nodeProblem(node string, p api.NodeProblem) api.Concern {
-	what := p.Table + ": "
+// storeConcern says why an agent that answers does not read its store. The
+// gossip is alive and traffic goes on; what is new, policies above all, does not
+// arrive.
+func storeConcern(n api.NodeStatus) (api.Concern, bool) {
+	if n.Store == nil || !n.Store.Behind || n.State == api.NodeSilent {
+		return api.Concern{}, false
+	}
+	lag := api.Words(time.Duration(n.Store.LagSeconds * float64(time.Second)))
+	if n.Store.Read.IsZero() {
+		lag = "more than " + lag // it has not read anything since it started
+	}
+	c := api.Concern{
+		Object: "node " + n.Name, Node: n.Name, Reason: "StoreNotRead", Since: n.Store.Since, Grace: storeGrace, Dated: true,
+		Message: fmt.Sprintf("node %s cannot read its store (%s): its policies are %s old", n.Name, n.Store.Cause, lag),
+		Next:    "is TCP 2379 open between them, and is etcdEndpoints in its join bundle right?",
+	}
+	if strings.Contains(n.Store.Cause, "certificate") {
+		c.Next = "give it a new join bundle with `weft node add " + n.Name + " --write join.yaml`"
+	}
+	return c, true
+}
+
+// aheadConcerns are nodes that have read more than the store holds: it was
+// restored from an older copy.
+func aheadConcerns(nodes []api.NodeStatus, revision int64, since func(node string, is bool) time.Time) (out []api.Concern) {
+	for _, n := range nodes {
+		is := n.Store != nil && n.Store.Revision > revision && n.State != api.NodeSilent
+		at := since(n.Name, is)
+		if !is {
+			continue
+		}
+		out = append(out, api.Concern{
+			Object: "node " + n.Name, Node: n.Name, Reason: "AheadOfStore", Since: at, Grace: aheadGrace,
+			Message: fmt.Sprintf("node %s is at revision %d, and its store only at %d, which was restored from an older copy", n.Name, n.Store.Revision, revision),
+			Next:    "restart its agent",
+		})
+	}
+	return out
+}
+
+// strangerConcerns are agents that answer although their nodes were removed.
+func strangerConcerns(cluster string, strangers map[string]time.Time) (out []api.Concern) {
+	for name, since := range strangers {
+		out = append(out, api.Concern{
+			Object: "node " + name, Node: name, Reason: "NodeRemoved", Since: since, Grace: silentGrace,
+			Message: fmt.Sprintf("%s was removed from cluster %s and still runs", name, cluster), Next: "stop its agent",
+		})
+	}
+	return out
+}
+
+// nodeProblem is what an agent says of its node as a line: what is concerned, why,
+// and what to do. Most are rows that a table of the kernel lacks; where all of them
+// are listed is said, because some tables hold no row that could be looked at.
+func nodeProblem(cluster, node string, p api.NodeProblem) api.Concern {
+	c := api.Concern{Object: "node " + node, Node: node, Since: p.Since, Next: "`weft debug table problems --node " + node + "` lists them"}
 	switch {
+	case p.Table == wire.ProblemTunnels:
+		c.Reason, c.Message = "TunnelDown", fmt.Sprintf("tunnel on %s is down: %s", node, p.Error)
+		c.Next = ""
+	case p.Table == wire.ProblemPaths && p.Row == "":
+		c.Reason, c.Message = "PathsNotWatched", fmt.Sprintf("node %s does not watch its paths, traffic will not move away from dead nodes: %s", node, p.Error)
+		c.Next = ""
+	case p.Table == wire.ProblemCertificates:
+		c.Reason, c.Message, c.Next = "CertificateEnds", fmt.Sprintf("node %s: %s", node, p.Error), ""
+	case p.Table == wire.ProblemFiles:
+		c.Reason, c.Message, c.Next = "DamagedFile", fmt.Sprintf("node %s: %s", node, p.Error), ""
+	case p.Table == wire.ProblemPods:
+		what := "pod " + p.Row
+		if p.Rows > 1 {
+			what = fmt.Sprintf("%d pods (for example %s)", p.Rows, p.Row)
+		}
+		c.Object, c.Reason, c.Message = "pod "+p.Row, "PodWithoutNetwork", fmt.Sprintf("%s on node %s: no network yet: %s", what, node, p.Error)
+		c.Next = ""
+	case p.Table == "nodes" && p.Error == wire.NotRegistered && p.Rows == 1:
+		gone := strings.TrimPrefix(p.Row, cluster+"/")
+		c.Object, c.Reason, c.Message = "node "+gone, "NodeRemoved", fmt.Sprintf("%s was removed from cluster %s and still runs", gone, cluster)
+		c.Node, c.Next = gone, "stop its agent"
 	case p.Rows > 1:
-		what = fmt.Sprintf("%d rows of %s are not in the kernel (for example %s): ", p.Rows, p.Table, p.Row)
+		c.Reason, c.Message = "NotInKernel", fmt.Sprintf("node %s: %d rows of %s are not in the kernel (for example %s): %s", node, p.Rows, p.Table, p.Row, p.Error)
 	case p.Row != "":
-		what = fmt.Sprintf("%s %s is not in the kernel: ", p.Table, p.Row)
+		c.Reason, c.Message = "NotInKernel", fmt.Sprintf("node %s: %s %s is not in the kernel: %s", node, p.Table, p.Row, p.Error)
+	default:
+		c.Reason, c.Message = "NotInKernel", fmt.Sprintf("node %s: %s: %s", node, p.Table, p.Error)
 	}
-	return api.Concern{
-		Object: "node " + node, Node: node, Reason: "NotInKernel",
-		Message: fmt.Sprintf("node %s: %s%s", node, what, p.Error), Next: "`weft debug table problems --node " + node + "` lists them",
-	}
+	return c
+}
+
+// unready says whether a node with this problem cannot do its work: what it lacks
+// is not one row, but a part.
+func unready(p api.NodeProblem) bool {
+	return p.Table == wire.ProblemTunnels || p.Table == wire.ProblemPaths && p.Row == ""
 }
 
 func peerConcerns(peers []api.PeerStatus) (out []api.Concern) {

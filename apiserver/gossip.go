@@ -83,8 +83,8 @@ func (g *gossiper) lan(ctx context.Context) error {
 	pool, err := gossip.New(gossip.Config{
 		Self:  g.self(g.conf.GossipPort),
 		Label: "weft-lan-" + g.cluster.Name, Speed: gossip.VeryFast, Keys: keys.LAN, Clusters: []string{g.cluster.Name},
-		OnEvent: g.count,
-		Log:     g.log,
+		OnEvent: g.count, OnSaid: g.said,
+		Log: g.log,
 	})
 	if err != nil {
 		return err
@@ -97,6 +97,17 @@ func (g *gossiper) lan(ctx context.Context) error {
 func (g *gossiper) count(e gossip.Event) {
 	if e.Member.Role == gossip.Agent && e.Member.Cluster == g.cluster.Name {
 		g.census.heard(e.Member.Name, e.Kind, e.At)
+	}
+}
+
+// said hands on how far an agent is with its store. Whoever has the pool's key
+// can claim to be another; nothing but what the status shows follows from it.
+func (g *gossiper) said(m gossip.Member, text []byte) {
+	if m.Role != gossip.Agent || m.Cluster != g.cluster.Name {
+		return
+	}
+	if s, err := wire.Unmarshal[wire.StoreStanding](text); err == nil {
+		g.census.stands(m.Name, s, time.Now())
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -19,10 +20,11 @@ import (
 // the store, without its values.
 func (s *server) status(ctx context.Context) (*api.Status, error) {
 	derived := s.endpoints.Status()
-	nodes, err := s.nodeStatus(ctx)
+	register, err := s.registrar.Register(ctx)
 	if err != nil {
 		return nil, err
 	}
+	rows := s.nodeRows(register)
 	c := s.cluster
 	out := &api.Status{
 		Cluster: api.ClusterStatus{
@@ -30,13 +32,13 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 			MaxConnectedClusters: c.MaxConnectedClusters, Generation: c.Generation,
 			Version: cmp.Or(s.conf.Version, version()), UptimeSeconds: time.Since(s.began).Seconds(), Store: "embedded",
 		},
-		Nodes: nodes, Peers: s.peering.Status(), Refused: derived.Refusals,
+		Nodes: rows, Peers: s.peering.Status(), Refused: derived.Refusals,
 	}
-	var problems []api.Concern
+	problems := strangerConcerns(c.Name, s.census.strangers(register))
 	if len(s.conf.EtcdEndpoints) > 0 {
 		out.Cluster.Store = "external"
 	}
-	for _, n := range nodes {
+	for _, n := range rows {
 		out.Cluster.Endpoints += n.Endpoints
 	}
 	for _, count := range []struct {
@@ -102,12 +104,16 @@ func (s *server) nodeStatus(ctx context.Context) ([]api.NodeStatus, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.nodeRows(register), nil
+}
+
+func (s *server) nodeRows(register map[string]nodes.Registration) []api.NodeStatus {
 	derived := s.endpoints.Status()
 	refused := map[string]uint64{}
 	for _, r := range derived.Refusals {
 		refused[r.Node] += r.Count
 	}
-	return s.census.status(s.cluster.Name, register, derived.Endpoints, refused), nil
+	return s.census.status(s.cluster.Name, register, derived.Endpoints, refused)
 }
 
 // version is that of the build.

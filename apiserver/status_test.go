@@ -7,6 +7,9 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/nodes"
+	"github.com/weft-mesh/weft/tunnel/gossip"
+	"github.com/weft-mesh/weft/wire"
 )
 
 func TestTheQuotaIsAProblemBeforeItIsReached(t *testing.T) {
@@ -66,6 +69,127 @@ func TestNodeConcernsNameObjectAgeAndNextStep(t *testing.T) {
 		}
 		if got != [2]string{test.concern, test.settling} {
 			t.Errorf("%s: %q", test.name, got)
+		}
+	}
+}
+
+func TestAnAgentThatLivesMayNotReadItsStore(t *testing.T) {
+	now := time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+	register := map[string]nodes.Registration{"e2": {Name: "e2"}}
+	for _, test := range []struct {
+		name  string
+		said  *wire.StoreStanding
+		ago   time.Duration // since it was said
+		alive bool
+		state string
+		lag   float64
+		line  string // starts so
+	}{
+		{"has said nothing", nil, 0, true, api.NodeReady, 0, ""},
+		{"reads it", &wire.StoreStanding{Revision: 40, HeardSeconds: 2}, time.Minute, true, api.NodeReady, 2, ""},
+		{"another cluster's certificate", &wire.StoreStanding{Revision: 40, HeardSeconds: 230, LostSeconds: 225, Cause: "certificate of cluster west"}, 10 * time.Second, true, api.NodeNotReady, 240,
+			"node e2 cannot read its store (certificate of cluster west): its policies are 4 min old; give it a new join bundle with `weft node add e2 "},
+		{"never since its start", &wire.StoreStanding{HeardSeconds: 50, Never: true, LostSeconds: 50, Cause: "172.16.1.1:2378 refuses connections"}, 10 * time.Second, true, api.NodeNotReady, 60,
+			"node e2 cannot read its store (172.16.1.1:2378 refuses connections): its policies are more than 60 s old; is TCP 2379 open"},
+		{"only for a moment", &wire.StoreStanding{Revision: 40, HeardSeconds: 9, LostSeconds: 1, Cause: "it does not answer"}, time.Second, true, api.NodeNotReady, 10, ""},
+		{"died since", &wire.StoreStanding{Revision: 40, HeardSeconds: 3, LostSeconds: 3, Cause: "it does not answer"}, time.Hour, false, api.NodeSilent, 3603, ""},
+	} {
+		c := newCensus(nil, nil)
+		c.claims["e2"], c.synced["e2"] = wire.NodeState{Name: "e2"}, true
+		c.gossiped["e2"] = test.alive
+		if test.said != nil {
+			c.standing["e2"] = said{*test.said, now.Add(-test.ago)}
+		}
+		rows := c.statusAt(now, "east", register, nil, nil)
+		if rows[0].State != test.state {
+			t.Errorf("%s: state %s", test.name, rows[0].State)
+		}
+		if s := rows[0].Store; (s == nil) != (test.said == nil) || s != nil && s.LagSeconds != test.lag {
+			t.Errorf("%s: store %+v", test.name, s)
+		}
+		var line string
+		concerns, _ := api.Judge(now, nodeConcerns(rows))
+		for _, c := range concerns {
+			if c.Reason == "StoreNotRead" {
+				line = c.String()
+			}
+		}
+		if (line == "") != (test.line == "") || !strings.HasPrefix(line, test.line) {
+			t.Errorf("%s: %q", test.name, line)
+		}
+	}
+}
+
+// An agent that has read more than the store holds reads a store that is gone.
+func TestANodeAheadOfItsStoreIsAConcern(t *testing.T) {
+	at := func(revision int64) []api.NodeStatus {
+		return []api.NodeStatus{{Name: "e1", State: api.NodeReady, Store: &api.NodeStore{Revision: revision}}}
+	}
+	c := newCensus(nil, nil)
+	if got := aheadConcerns(at(431), 431, c.aheadSince); len(got) != 0 {
+		t.Errorf("level with it: %v", got)
+	}
+	got := aheadConcerns(at(500), 431, c.aheadSince)
+	if len(got) != 1 || got[0].Since.IsZero() || !strings.HasPrefix(got[0].String(), "node e1 is at revision 500, and its store only at 431, ") {
+		t.Errorf("ahead: %v", got)
+	}
+	if again := aheadConcerns(at(501), 431, c.aheadSince); !again[0].Since.Equal(got[0].Since) {
+		t.Errorf("since %v, and then since %v", got[0].Since, again[0].Since)
+	}
+	aheadConcerns(at(431), 431, c.aheadSince)
+	if len(c.ahead) != 0 {
+		t.Errorf("kept %v", c.ahead)
+	}
+}
+
+// A removed node whose agent goes on is told to be stopped, until it is; it is no
+// dead node of the cluster's.
+func TestARemovedNodeThatAnswersIsAConcern(t *testing.T) {
+	c := newCensus(nil, nil)
+	register := map[string]nodes.Registration{"e1": {Name: "e1"}}
+	for _, name := range []string{"e1", "e2"} {
+		c.heard(name, gossip.Alive, time.Now())
+	}
+	if got := strangerConcerns("east", c.strangers(map[string]nodes.Registration{"e1": {}, "e2": {}})); len(got) != 0 {
+		t.Errorf("both are registered: %v", got)
+	}
+	c.forget("e2")
+	got := strangerConcerns("east", c.strangers(register))
+	if len(got) != 1 || got[0].String() != "e2 was removed from cluster east and still runs: stop its agent" || got[0].Since.IsZero() {
+		t.Errorf("removed: %v", got)
+	}
+	c.heard("e2", gossip.Dead, time.Now())
+	if got := c.strangers(register); len(got) != 0 || len(c.dead()) != 0 {
+		t.Errorf("killed: %v, dead %v", got, c.dead())
+	}
+	c.heard("e2", gossip.Alive, time.Now()) // this API server was not there when it was removed
+	if got := c.strangers(register); len(got) != 1 {
+		t.Errorf("started again: %v", got)
+	}
+	if got := c.strangers(map[string]nodes.Registration{"e2": {}}); got["e2"] != (time.Time{}) {
+		t.Errorf("added again: %v", got)
+	}
+}
+
+func TestProblemsOfNodesReadLikeSentences(t *testing.T) {
+	for _, test := range []struct {
+		p      api.NodeProblem
+		object string
+		want   string
+		ready  bool
+	}{
+		{api.NodeProblem{Table: "services", Row: "west/shop/web", Rows: 2, Error: "table services is full at 3 rows; raise limits.services"}, "node n1",
+			"node n1: 2 rows of services are not in the kernel (for example west/shop/web): table services is full at 3 rows; raise limits.services; `weft debug table problems --node n1` lists them", true},
+		{api.NodeProblem{Table: "ips", Row: "10.2.1.9", Rows: 1, Error: "not now"}, "node n1", "node n1: ips 10.2.1.9 is not in the kernel: not now; `weft debug table problems --node n1` lists them", true},
+		{api.NodeProblem{Table: "policies", Rows: 1, Error: "full"}, "node n1", "node n1: policies: full; `weft debug table problems --node n1` lists them", true},
+		{api.NodeProblem{Table: wire.ProblemTunnels, Row: "east/n1", Rows: 1, Error: "no WireGuard"}, "node n1", "tunnel on n1 is down: no WireGuard", false},
+		{api.NodeProblem{Table: wire.ProblemPaths, Rows: 1, Error: "not permitted"}, "node n1", "node n1 does not watch its paths, traffic will not move away from dead nodes: not permitted", false},
+		{api.NodeProblem{Table: wire.ProblemPods, Row: "shop/web", Rows: 1, Error: "disk full"}, "pod shop/web", "pod shop/web on node n1: no network yet: disk full", true},
+		{api.NodeProblem{Table: "nodes", Row: "east/n2", Rows: 1, Error: wire.NotRegistered}, "node n2", "n2 was removed from cluster east and still runs: stop its agent", true},
+	} {
+		c := nodeProblem("east", "n1", test.p)
+		if c.String() != test.want || c.Object != test.object || c.Reason == "" || unready(test.p) == test.ready {
+			t.Errorf("%+v: %q, %+v", test.p, c, c)
 		}
 	}
 }

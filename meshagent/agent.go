@@ -56,6 +56,7 @@ type Agent struct {
 	publisher  *publisher
 	hosts      *hosts
 	observer   *observer
+	standing   *standing
 	ring       *flow.Ring
 
 	listed chan struct{} // closed once every prefix was read in full
@@ -86,6 +87,10 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 		a.reflectors = append(a.reflectors, reflector.New(reflector.Config{
 			Prefix: prefix, Source: edges.Source, Apply: a.intake.Apply, Trust: a.trust.Judge, Log: log,
 		}))
+	}
+	a.standing = &standing{diagnose: edges.Diagnose, started: a.started, log: log}
+	for _, r := range a.reflectors {
+		a.standing.states = append(a.standing.states, r.State)
 	}
 	settings, _, err := edges.Datapath.Maps().Settings.Lookup(0)
 	if err != nil {
@@ -154,7 +159,7 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 	}
 	defer func() { _ = a.Tables.DB.Stop() }()
 	g, ctx := errgroup.WithContext(ctx)
-	parts := []part{a.workloads, a.program, a.lanes, a.liveness, a.publisher, a.hosts, a.observer}
+	parts := []part{a.workloads, a.program, a.lanes, a.liveness, a.publisher, a.hosts, a.observer, a.standing}
 	for _, r := range a.reflectors {
 		parts = append(parts, r)
 	}
@@ -244,7 +249,7 @@ func (a *Agent) gossip(ctx context.Context) error {
 		cfg := gossip.Config{
 			Self:  gossip.Member{Cluster: a.node.cluster, Name: a.node.name, Role: gossip.Agent, Addr: netip.AddrPortFrom(a.node.ip, a.cfg.GossipPort)},
 			Label: "weft-lan-" + a.node.cluster, Speed: gossip.VeryFast, Keys: lan, Clusters: []string{a.node.cluster},
-			OnEvent: a.liveness.heard, Log: a.log,
+			OnEvent: a.liveness.heard, Say: a.standing.say, Log: a.log,
 		}
 		err := a.gossipOnce(ctx, cfg, changed)
 		if err != nil && ctx.Err() == nil {

@@ -53,6 +53,9 @@ type Edges struct {
 	Transport func(source netip.Addr) (probe.Transport, error)
 	// Gossip takes part in the cluster's pool until ctx ends; nil: it does not.
 	Gossip func(ctx context.Context, cfg gossip.Config, seeds []string) error
+	// Diagnose says in a few words why the store cannot be reached, "" if it can be;
+	// nil: nobody knows.
+	Diagnose func(ctx context.Context) string
 	// MTU of lanes and pods, bytes.
 	MTU int
 	// BootID is the kernel's.

@@ -19,6 +19,7 @@ import (
 	"github.com/weft-mesh/weft/flow"
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // Status answers GET /v1/status.
@@ -26,16 +27,18 @@ type Status struct {
 	Cluster string `json:"cluster"`
 	Node    string `json:"node"`
 	// Ready is set once everything known at the start is in the kernel.
-	Ready         bool              `json:"ready"`
-	UptimeSeconds float64           `json:"uptimeSeconds"`
-	Sources       []reflector.State `json:"sources"`
-	Tables        []tables.Summary  `json:"tables"`
-	Clusters      []ClusterPath     `json:"clusters"`
-	Paths         []NodePath        `json:"paths"`
-	KeyEpoch      uint64            `json:"keyEpoch"`
-	PolicyGen     uint32            `json:"policyGeneration"`
-	Flows         flow.Stats        `json:"events"`
-	Problems      []string          `json:"problems,omitempty"`
+	Ready         bool    `json:"ready"`
+	UptimeSeconds float64 `json:"uptimeSeconds"`
+	// Store is how far all sources are together, as the cluster is told.
+	Store     wire.StoreStanding `json:"store"`
+	Sources   []reflector.State  `json:"sources"`
+	Tables    []tables.Summary   `json:"tables"`
+	Clusters  []ClusterPath      `json:"clusters"`
+	Paths     []NodePath         `json:"paths"`
+	KeyEpoch  uint64             `json:"keyEpoch"`
+	PolicyGen uint32             `json:"policyGeneration"`
+	Flows     flow.Stats         `json:"events"`
+	Problems  []string           `json:"problems,omitempty"`
 }
 
 // ClusterPath is the data path to a peer, as this node sees it.
@@ -129,7 +132,7 @@ func (a *Agent) Status() Status {
 	own, _, _ := a.lanes.Own()
 	s := Status{
 		Cluster: a.node.cluster, Node: a.node.name, Ready: closed(a.program.Passed()), UptimeSeconds: time.Since(a.started).Seconds(),
-		Tables: a.Tables.Summaries(), KeyEpoch: own.Epoch, Flows: a.ring.Stats(),
+		Store: a.standing.Standing(), Tables: a.Tables.Summaries(), KeyEpoch: own.Epoch, Flows: a.ring.Stats(),
 	}
 	if x := a.program.Explain(); x != nil {
 		s.PolicyGen = x.Gen

@@ -12,6 +12,8 @@ import (
 	"github.com/weft-mesh/weft/meshagent/program"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/tunnel"
+
+	"github.com/weft-mesh/weft/wire"
 )
 
 // lanes keeps both WireGuard devices configured towards every node, chooses the
@@ -288,7 +290,7 @@ func (l *lanes) report(err error) {
 	if err != nil {
 		now[l.node.key()] = err.Error()
 	}
-	writeProblems(l.tables, "devices", now)
+	writeProblems(l.tables, wire.ProblemTunnels, now)
 }
 
 // writeProblems makes these the problems of one table, touching nothing that is

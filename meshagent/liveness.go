@@ -269,9 +269,9 @@ func (l *liveness) apply(observations []probe.Observation, now time.Time) {
 	}
 	if err := errors.Join(errs...); err != nil {
 		l.log.Warn("liveness did not reach the kernel, trying again", "error", err)
-		writeProblems(l.tables, "paths", map[string]string{"": err.Error()})
+		writeProblems(l.tables, wire.ProblemPaths, map[string]string{"": err.Error()})
 	} else {
-		writeProblems(l.tables, "paths", nil)
+		writeProblems(l.tables, wire.ProblemPaths, nil)
 	}
 	l.publish(mesh, seen)
 	l.tell(unwell(observations, l.edges.MTU, now))

@@ -37,9 +37,12 @@ func lasting(all iter.Seq2[*tables.Problem, statedb.Revision], now time.Time) (c
 		if !ok {
 			i = len(causes)
 			at[c] = i
-			causes = append(causes, wire.NodeProblem{Table: p.Table, Row: p.Row, Error: p.Error})
+			causes = append(causes, wire.NodeProblem{Table: p.Table, Row: p.Row, Error: p.Error, Since: p.Since.UTC()})
 		}
 		causes[i].Rows++
+		if p.Since.Before(causes[i].Since) {
+			causes[i].Since = p.Since.UTC()
+		}
 	}
 	// In order of key before, and so each time alike.
 	slices.SortStableFunc(causes, func(a, b wire.NodeProblem) int { return cmp.Compare(b.Rows, a.Rows) })

@@ -40,7 +40,7 @@ func TestOnlyWhatLastsIsToldByCause(t *testing.T) {
 				problem("ips", "", "refused", time.Minute), problem("services", "a", "full", lastingAfter), problem("services", "b", "full", time.Hour),
 				problem("services", "c", "full", 0),
 			},
-			want: []wire.NodeProblem{{Table: "services", Row: "a", Rows: 2, Error: "full"}, {Table: "ips", Rows: 1, Error: "refused"}},
+			want: []wire.NodeProblem{{Table: "services", Row: "a", Rows: 2, Error: "full", Since: now.Add(-time.Hour).UTC()}, {Table: "ips", Rows: 1, Error: "refused", Since: now.Add(-time.Minute).UTC()}},
 			due:  lastingAfter, count: 2,
 		},
 		{name: "not all there are", all: many, due: leaseTurn, count: mostProblems},

@@ -29,6 +29,8 @@ import (
 	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/tunnel/probe"
+
+	"github.com/weft-mesh/weft/wire"
 )
 
 // Run is the agent of this machine. It works until ctx ends or a part fails, and
@@ -77,8 +79,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Plumbing:  endpoint.Kernel{MTU: inner, NetnsDir: cfg.NetnsDir},
 		Transport: func(source netip.Addr) (probe.Transport, error) { return probe.NewICMP(source) },
 		Gossip:    joinPool,
-		MTU:       inner,
-		BootID:    bootID(),
+		Diagnose: func(ctx context.Context) string {
+			return diagnose(ctx, n.cluster, agentUser+n.name, n.bundle.EtcdEndpoints, certificates.Client())
+		},
+		MTU:    inner,
+		BootID: bootID(),
 	})
 	if err != nil {
 		return err
@@ -108,7 +113,7 @@ func (a *Agent) tellOfCertificates(problem string) {
 	if problem != "" {
 		now[""] = problem // of no row
 	}
-	writeProblems(a.Tables, "certificates", now)
+	writeProblems(a.Tables, wire.ProblemCertificates, now)
 }
 
 // server is one listener of the agent's.
@@ -208,6 +213,9 @@ func dialEtcd(ctx context.Context, n node, conf *tls.Config) (*clientv3.Client, 
 	}
 	return client, nil
 }
+
+// agentUser begins the common name of an agent's certificate.
+const agentUser = "agent-"
 
 // joinPool is Edges.Gossip of this machine.
 func joinPool(ctx context.Context, cfg gossip.Config, seeds []string) error {

@@ -54,12 +54,26 @@ type NodeProblems struct {
 	Problems []NodeProblem `json:"problems"`
 }
 
+// Tables of NodeProblem that are no maps of the kernel.
+const (
+	ProblemTunnels      = "devices"      // the tunnels' devices
+	ProblemPaths        = "paths"        // without a row: probing as such
+	ProblemCertificates = "certificates" // without a row
+	ProblemFiles        = "files"        // rows are paths of files
+	ProblemPods         = "pods"         // rows are namespace/name
+)
+
+// NotRegistered is the problem of a node whose agent runs after its removal.
+const NotRegistered = "it is not registered"
+
 // NodeProblem is one cause and how many rows of a table it keeps out.
 type NodeProblem struct {
 	Table string `json:"table"`
 	Row   string `json:"row,omitempty"` // one of them; "" means the table as such
 	Rows  int    `json:"rows"`
 	Error string `json:"error"`
+	// Since is when the first of them failed.
+	Since time.Time `json:"since,omitzero"`
 }
 
 // NodePaths is what an agent says of paths that do not carry what they should.

@@ -30,8 +30,9 @@ type Concern struct {
 	Since      time.Time `json:"since,omitzero"`
 	AgeSeconds float64   `json:"ageSeconds,omitempty"`
 	// Grace is how long it may last before it concerns anybody; 0 means
-	// ConcernGrace.
+	// ConcernGrace. Dated says that the message tells the age that matters.
 	Grace time.Duration `json:"-"`
+	Dated bool          `json:"-"`
 }
 
 // ConcernGrace is how long wanted and actual may differ by default: what a start,
@@ -40,8 +41,11 @@ const ConcernGrace = 3 * time.Second
 
 // String is the line that people read.
 func (c Concern) String() string {
-	if c.Next == "" {
+	switch {
+	case c.Next == "":
 		return c.Message
+	case strings.Contains(c.Message, ": "):
+		return c.Message + "; " + c.Next
 	}
 	return c.Message + ": " + c.Next
 }
@@ -62,7 +66,7 @@ func Judge(now time.Time, all []Concern) (concerns, settling []Concern) {
 		switch {
 		case strings.Contains(c.Message, ageMark):
 			c.Message = strings.ReplaceAll(c.Message, ageMark, Words(old))
-		case !c.Since.IsZero():
+		case !c.Since.IsZero() && !c.Dated:
 			c.Message += " (" + Words(old) + ")"
 		}
 		if !c.Since.IsZero() && old < cmp.Or(c.Grace, ConcernGrace) {

@@ -151,7 +151,8 @@ type ClusterStatus struct {
 // States of a node's agent. Packets may well go on without it.
 const (
 	NodeReady          = "ready"
-	NodeStarting       = "starting" // it answers, but has not reported in full yet
+	NodeStarting       = "starting"  // it answers, but has not reported in full yet
+	NodeNotReady       = "not-ready" // it answers, but its node is not as it should be
 	NodeSilent         = "silent"
 	NodeNeverConnected = "never-connected"
 )
@@ -175,8 +176,27 @@ type NodeStatus struct {
 	LastSeen   time.Time `json:"lastSeen"`
 	AgeSeconds float64   `json:"ageSeconds"`
 	Refused    uint64    `json:"refused,omitempty"`
+	// Store is how far the agent is with its store; nil if it has not said so. An
+	// agent may live and not read it, or read it and be silent otherwise.
+	Store *NodeStore `json:"store,omitempty"`
 	// Problems are rows that its kernel lacks, by cause, as its agent last said.
 	Problems []NodeProblem `json:"problems,omitempty"`
+}
+
+// NodeStore is how far an agent is with its store.
+type NodeStore struct {
+	// Revision is that of the store up to which the agent has read everything; 0:
+	// nothing since it started.
+	Revision int64 `json:"revision"`
+	// LagSeconds is how long ago that was known to be current.
+	LagSeconds float64 `json:"lagSeconds"`
+	// Behind says that the agent does not get what is new, and Cause why. Since is
+	// when that began.
+	Behind bool      `json:"behind,omitempty"`
+	Cause  string    `json:"cause,omitempty"`
+	Since  time.Time `json:"since,omitzero"`
+	// Read is when the store was last read, zero if not since the agent started.
+	Read time.Time `json:"read,omitzero"`
 }
 
 // NodeProblem is one cause and how many rows of a table it keeps out of a
@@ -187,6 +207,8 @@ type NodeProblem struct {
 	Row   string `json:"row,omitempty"`
 	Rows  int    `json:"rows"`
 	Error string `json:"error"`
+	// Since is when the first of them failed.
+	Since time.Time `json:"since,omitzero"`
 }
 
 // Refusal counts claims that were not believed, with one example.

@@ -129,6 +129,9 @@ func (f *fake) status() api.Status {
 				PodCIDRs: []netip.Prefix{prefix("10.%d.1.0/24", id)}, Endpoints: 2, Epoch: 1, Alive: &alive, LastSeen: heard, AgeSeconds: 1},
 		},
 	}
+	for i := range s.Nodes {
+		s.Nodes[i].Store = &api.NodeStore{Revision: 431 - int64(i), LagSeconds: s.Nodes[i].AgeSeconds}
+	}
 	if f.name == "west" {
 		s.Nodes[0].State, s.Nodes[0].LastSeen, s.Nodes[0].AgeSeconds = "silent", noon.Add(-time.Hour), 3600
 		s.Nodes[1].Problems = []api.NodeProblem{

@@ -28,7 +28,7 @@ func nodeListCommand() *cobra.Command {
 
 func nodeTable(nodes []api.NodeStatus) table {
 	t := table{
-		columns: columns("CLUSTER", "NODE", "STATE", "ENDPOINTS", "ADDRESS", "POD-CIDR", "KEY-EPOCH", "SEEN", "*INTERNAL", "*REFUSED"),
+		columns: columns("CLUSTER", "NODE", "STATE", "ENDPOINTS", "ADDRESS", "POD-CIDR", "KEY-EPOCH", "SEEN", "REVISION", "LAG", "*INTERNAL", "*REFUSED"),
 		name:    1,
 		empty:   "there are no nodes; `weft node add NAME` makes a join bundle for one",
 	}
@@ -41,8 +41,12 @@ func nodeTable(nodes []api.NodeStatus) table {
 		if n.Internal.IsValid() {
 			internal = n.Internal.String()
 		}
+		revision, lag := "", ""
+		if n.Store != nil {
+			revision, lag = fmt.Sprint(n.Store.Revision), age(n.Store.LagSeconds)
+		}
 		t.rows = append(t.rows, []string{n.Cluster, n.Name, n.State, fmt.Sprint(n.Endpoints), list(n.Addresses),
-			list(n.PodCIDRs), fmt.Sprint(n.Epoch), seen, internal, fmt.Sprint(n.Refused)})
+			list(n.PodCIDRs), fmt.Sprint(n.Epoch), seen, revision, lag, internal, fmt.Sprint(n.Refused)})
 	}
 	return t
 }

@@ -62,15 +62,15 @@ func (e *Etcd) get(ctx context.Context, from string, opts []clientv3.OpOption) (
 }
 
 // Watch implements Source. A store that falls silent ends it with watch.ErrSilent.
-func (e *Etcd) Watch(ctx context.Context, prefix string, revision int64, each func([]Event)) error {
-	err := watch.Prefix(ctx, e.client, prefix, revision, signOfLife, func(_ int64, changes []*clientv3.Event) error {
+func (e *Etcd) Watch(ctx context.Context, prefix string, revision int64, each func(int64, []Event)) error {
+	err := watch.Prefix(ctx, e.client, prefix, revision, signOfLife, func(current int64, changes []*clientv3.Event) error {
 		events := make([]Event, 0, len(changes))
 		for _, ev := range changes {
 			e := Event{KV: KV{Key: string(ev.Kv.Key), Value: ev.Kv.Value, Revision: ev.Kv.ModRevision}}
 			e.Deleted = ev.Type == clientv3.EventTypeDelete
 			events = append(events, e)
 		}
-		each(events)
+		each(current, events)
 		return nil
 	})
 	if err != nil && ctx.Err() == nil {

@@ -73,7 +73,7 @@ func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 	}
 	watching, cancel := context.WithTimeout(ctx, time.Minute)
 	var heard []string
-	err = e.Watch(watching, "a/", revision, func(events []reflector.Event) {
+	err = e.Watch(watching, "a/", revision, func(current int64, events []reflector.Event) {
 		for _, ev := range events {
 			heard = append(heard, fmt.Sprint(ev.Key, " ", string(ev.Value), " ", ev.Deleted))
 		}
@@ -95,7 +95,7 @@ func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 	}
 	watching, cancel = context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if err := e.Watch(watching, "a/", 1, func([]reflector.Event) {}); err == nil || watching.Err() != nil {
+	if err := e.Watch(watching, "a/", 1, func(int64, []reflector.Event) {}); err == nil || watching.Err() != nil {
 		t.Errorf("a watch from before a compaction: %v", err)
 	}
 

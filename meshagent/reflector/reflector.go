@@ -31,11 +31,12 @@ type Event struct {
 type Source interface {
 	// List returns all keys under prefix as they were at one revision.
 	List(ctx context.Context, prefix string) (kvs []KV, revision int64, err error)
-	// Watch calls each, in order, with what changed under prefix after revision.
-	// Without changes it is a sign of life. It blocks until ctx ends or it can no
+	// Watch calls each, in order, with what changed under prefix after revision,
+	// and with the revision that this is current to. Without changes it is a sign of
+	// life. It blocks until ctx ends or it can no
 	// longer promise that nothing is missed, which includes a store that has fallen
 	// silent; the caller then lists again.
-	Watch(ctx context.Context, prefix string, revision int64, each func([]Event)) error
+	Watch(ctx context.Context, prefix string, revision int64, each func(revision int64, events []Event)) error
 }
 
 // Config describes one reflector.
@@ -76,6 +77,9 @@ type State struct {
 	Synced bool `json:"synced"`
 	// Connected is set while the watch runs.
 	Connected bool `json:"connected"`
+	// Revision is that of the store up to which everything under the prefix was
+	// read, as of Heard.
+	Revision int64 `json:"revision"`
 	// Keys counts keys known now.
 	Keys int `json:"keys"`
 	// Heard is when the store last answered, reported a change or gave a sign of
@@ -156,11 +160,11 @@ func (r *Reflector) follow(ctx context.Context, known map[string]int64) (healthy
 		r.cfg.Apply(changes)
 	}
 	r.update(func(s *State) {
-		s.Synced, s.Connected, s.Error, s.Heard, s.Keys = true, true, "", time.Now(), len(known)
+		s.Synced, s.Connected, s.Error, s.Heard, s.Revision, s.Keys = true, true, "", time.Now(), revision, len(known)
 	})
 	r.once.Do(func() { close(r.synced) })
 
-	err = r.cfg.Source.Watch(ctx, r.cfg.Prefix, revision, func(events []Event) {
+	err = r.cfg.Source.Watch(ctx, r.cfg.Prefix, revision, func(revision int64, events []Event) {
 		for _, e := range events {
 			if e.Deleted {
 				delete(known, e.Key)
@@ -171,7 +175,7 @@ func (r *Reflector) follow(ctx context.Context, known map[string]int64) (healthy
 		if len(events) > 0 {
 			r.cfg.Apply(events)
 		}
-		r.update(func(s *State) { s.Heard, s.Keys = time.Now(), len(known) })
+		r.update(func(s *State) { s.Heard, s.Revision, s.Keys = time.Now(), revision, len(known) })
 	})
 	if err == nil && ctx.Err() == nil {
 		err = errors.New("watch ended")

@@ -117,7 +117,7 @@ func (n *Node) Doubt() string {
 		return ""
 	}
 	if n.Registration == nil {
-		return "it is not registered"
+		return wire.NotRegistered
 	}
 	for _, a := range n.State.Addresses {
 		if !slices.Contains(n.Registration.Addresses, a) {

@@ -136,13 +136,22 @@ func (d *delegate) NotifyConflict(existing, other *memberlist.Node) {
 }
 
 // AckPayload implements memberlist.PingDelegate.
-func (d *delegate) AckPayload() []byte { return nil }
+func (d *delegate) AckPayload() []byte {
+	if d.cfg.Say == nil {
+		return nil
+	}
+	said := d.cfg.Say()
+	return said[:min(len(said), MaxSaid)]
+}
 
 // NotifyPingComplete implements memberlist.PingDelegate.
-func (d *delegate) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, _ []byte) {
+func (d *delegate) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, said []byte) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.rtt[n.Name] = rtt
+	d.mu.Unlock()
+	if m, err := member(n); err == nil && d.cfg.OnSaid != nil && len(said) > 0 && d.admits(m.Cluster) {
+		d.cfg.OnSaid(m, said)
+	}
 }
 
 // NotifyMsg implements memberlist.Delegate: a report that somebody passes on.

@@ -71,6 +71,9 @@ const (
 	Steady Speed = "steady"
 )
 
+// MaxSaid is how much fits into the answer to a ping, in bytes.
+const MaxSaid = 512
+
 // Config of one pool.
 type Config struct {
 	// Self is this process. Addr is where it listens, UDP and TCP, and where
@@ -95,5 +98,11 @@ type Config struct {
 	// report is made, or none is believed.
 	Sign   func(text []byte) ([]byte, error)
 	Verify func(cluster string, text, signature []byte) error
+	// Say is what this member tells whoever pings it, MaxSaid bytes at most; it is
+	// asked for every ping and must not block. OnSaid is told what a member that we
+	// pinged says, every time, and must not block either. Nothing of it is passed
+	// on, so it costs no packets. Both may be nil.
+	Say    func() []byte
+	OnSaid func(Member, []byte)
 	Log    *slog.Logger
 }

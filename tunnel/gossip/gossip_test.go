@@ -187,6 +187,54 @@ func TestGoodbyeIsNotADeath(t *testing.T) {
 	}
 }
 
+// What a member says of itself reaches whoever pings it, up to a bound, again and
+// again, and only of members that are let in.
+func TestWhoPingsAMemberHearsWhatItSays(t *testing.T) {
+	both := []string{"east", "west"}
+	var mu sync.Mutex
+	text, heard := []byte("one"), map[string]string{}
+	east := start(t, Config{Self: Member{Cluster: "east", Name: "a"}, Clusters: both, Keys: [][]byte{key(1)}, OnSaid: func(m Member, said []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		heard[m.String()] = string(said)
+	}})
+	west := start(t, Config{Self: Member{Cluster: "west", Name: "a"}, Clusters: both, Keys: [][]byte{key(1)}, Say: func() []byte {
+		mu.Lock()
+		defer mu.Unlock()
+		return text
+	}})
+	quiet := start(t, Config{Self: Member{Cluster: "west", Name: "quiet"}, Clusters: both, Keys: [][]byte{key(1)}})
+	west.SetSeeds(seeds(east))
+	quiet.SetSeeds(seeds(east))
+	hears := func(want string) func() bool {
+		return func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return heard["west/apiserver/a"] == want
+		}
+	}
+	eventually(t, "east hears west", hears("one"))
+	mu.Lock()
+	text = bytes.Repeat([]byte("x"), MaxSaid+1)
+	mu.Unlock()
+	eventually(t, "east hears what is new, cut off", hears(strings.Repeat("x", MaxSaid)))
+	mu.Lock()
+	if len(heard) != 1 {
+		t.Errorf("heard of %v", heard)
+	}
+	clear(heard)
+	mu.Unlock()
+	east.SetClusters([]string{"east"})
+	said := alone(t, "west")
+	node := &memberlist.Node{Name: said.cfg.Self.String(), Addr: said.cfg.Self.Addr.Addr().AsSlice(), Port: said.cfg.Self.Addr.Port(), Meta: said.NodeMeta(memberlist.MetaMaxSize)}
+	(&delegate{east.Pool}).NotifyPingComplete(node, time.Millisecond, []byte("lie"))
+	mu.Lock()
+	defer mu.Unlock()
+	if heard[node.Name] == "lie" {
+		t.Error("heard a member of a cluster that is not let in")
+	}
+}
+
 func TestMembersFindOneAnotherAndSayGoodbye(t *testing.T) {
 	both := []string{"east", "west"}
 	// A machine that is too busy may hold a member for dead, or miss its goodbye,

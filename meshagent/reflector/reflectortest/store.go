@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/weft-mesh/weft/meshagent/reflector"
 )
@@ -142,20 +143,22 @@ func (s *Store) List(ctx context.Context, prefix string) ([]reflector.KV, int64,
 	return kvs, s.revision, nil
 }
 
+// signOfLife is the pause between two of them, as a real store gives them.
+const signOfLife = 10 * time.Second
+
 // Watch implements reflector.Source.
-func (s *Store) Watch(ctx context.Context, prefix string, revision int64, each func([]reflector.Event)) error {
+func (s *Store) Watch(ctx context.Context, prefix string, revision int64, each func(int64, []reflector.Event)) error {
 	for {
 		events, changed, err := s.after(prefix, &revision)
 		if err != nil {
 			return err
 		}
-		if len(events) > 0 {
-			each(events)
-		}
+		each(revision, events)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-changed:
+		case <-time.After(signOfLife):
 		}
 	}
 }

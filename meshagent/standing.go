@@ -1,0 +1,170 @@
+package meshagent
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// standing finds out how far this agent is with its store, and why not further,
+// writes that into the log, and answers pings of the cluster's gossip with it: an
+// agent that does not read its store may be alive and well otherwise, and has no
+// other way to say so.
+type standing struct {
+	states []func() reflector.State
+	// diagnose asks the store's addresses why they do not answer; nil: the errors
+	// of those who follow it must do.
+	diagnose func(context.Context) string
+	started  time.Time
+	log      *slog.Logger
+
+	mu  sync.Mutex // guards now
+	now reading
+
+	// Of the loop alone.
+	told  time.Time     // when the log was last told, zero while the store is read
+	pause time.Duration // until it is told again
+}
+
+// reading is how far all sources are together.
+type reading struct {
+	revision int64
+	heard    time.Time // zero: never
+	lost     time.Time // zero: it is read
+	cause    string
+}
+
+const (
+	// standingTurn is how often the sources are looked at.
+	standingTurn = 500 * time.Millisecond
+	// quietLimit is how long a store may say nothing: two signs of life and a half.
+	quietLimit = 25 * time.Second
+	// diagnoseAgain is the pause between two diagnoses of one loss.
+	diagnoseAgain = 5 * time.Second
+	// The log repeats that the store is not read after firstReminder, and then
+	// twice as late each time.
+	firstReminder = time.Minute
+	lastReminder  = time.Hour
+	// startPatience is how long a start may take until the store is read.
+	startPatience = time.Second
+)
+
+// read sums up the sources: what all of them have, and why one of them does not
+// go on. before is the last result: a loss lasts since it began.
+func read(states []reflector.State, before reading, started, now time.Time) reading {
+	var r reading
+	heardAll := true
+	for i, s := range states {
+		if i == 0 || s.Revision < r.revision {
+			r.revision = s.Revision
+		}
+		if s.Heard.IsZero() {
+			heardAll = false
+		} else if r.heard.IsZero() || s.Heard.Before(r.heard) {
+			r.heard = s.Heard
+		}
+		switch {
+		case !s.Connected && s.Error != "":
+			r.cause = cmp.Or(r.cause, s.Error)
+		case s.Connected && now.Sub(s.Heard) > quietLimit:
+			r.cause = cmp.Or(r.cause, "it does not answer")
+		}
+	}
+	if !heardAll {
+		r.heard = time.Time{}
+		if r.cause == "" && now.Sub(started) > startPatience {
+			r.cause = "it does not answer"
+		}
+	}
+	if r.cause != "" {
+		r.lost = before.lost
+		if r.lost.IsZero() {
+			r.lost = now
+		}
+	}
+	return r
+}
+
+// Run works until ctx ends.
+func (s *standing) Run(ctx context.Context) error {
+	var asked time.Time
+	var diagnosis string
+	for ctx.Err() == nil {
+		states := make([]reflector.State, len(s.states))
+		for i, state := range s.states {
+			states[i] = state()
+		}
+		next := read(states, s.last(), s.started, time.Now())
+		if next.cause == "" {
+			asked, diagnosis = time.Time{}, ""
+		} else if s.diagnose != nil {
+			if time.Since(asked) >= diagnoseAgain {
+				diagnosis, asked = s.diagnose(ctx), time.Now()
+			}
+			next.cause = cmp.Or(diagnosis, next.cause)
+		}
+		s.set(next)
+		s.tell(next, time.Now())
+		select {
+		case <-ctx.Done():
+		case <-time.After(standingTurn):
+		}
+	}
+	return nil
+}
+
+// tell writes losses into the log, at once and then ever more rarely, and when
+// they are over.
+func (s *standing) tell(r reading, now time.Time) {
+	switch {
+	case r.cause == "" && s.told.IsZero():
+	case r.cause == "":
+		s.log.Info("the store is read again", "revision", r.revision)
+		s.told = time.Time{}
+	case s.told.IsZero():
+		s.log.Warn("the store cannot be read; keeping what is known", "cause", r.cause, "revision", r.revision, "heard", r.heard)
+		s.told, s.pause = now, firstReminder
+	case now.Sub(s.told) >= s.pause:
+		s.log.Warn("the store still cannot be read; keeping what is known", "cause", r.cause, "revision", r.revision, "for", now.Sub(r.lost).Round(time.Second))
+		s.told, s.pause = now, min(2*s.pause, lastReminder)
+	}
+}
+
+func (s *standing) last() reading {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now
+}
+
+func (s *standing) set(r reading) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now = r
+}
+
+// maxCause is how much of a cause travels, in bytes: an answer to a ping has room
+// for 512.
+const maxCause = 320
+
+// Standing is what the cluster is told.
+func (s *standing) Standing() wire.StoreStanding {
+	r, now := s.last(), time.Now()
+	out := wire.StoreStanding{Revision: r.revision, Never: r.heard.IsZero(), Cause: r.cause[:min(len(r.cause), maxCause)]}
+	if out.Never {
+		out.HeardSeconds = now.Sub(s.started).Seconds()
+	} else {
+		out.HeardSeconds = now.Sub(r.heard).Seconds()
+	}
+	if r.cause != "" {
+		out.LostSeconds = now.Sub(r.lost).Seconds()
+	}
+	return out
+}
+
+// say is Standing as an answer to a ping.
+func (s *standing) say() []byte { return wire.Marshal(s.Standing()) }
