@@ -20,9 +20,22 @@ type Config struct {
 	// of the page size. An event takes 112 bytes: the default holds 9,300.
 	EventBytes uint32
 
+	// Unreachable says what happens to a packet of a pod that is known to be
+	// hopeless.
+	Unreachable Unreachable
+
 	// Log receives what Load adopts, resizes and attaches. Nil: nobody.
 	Log *slog.Logger
 }
+
+// Unreachable says what happens to a packet of a pod that is known to be hopeless:
+// to a service without backends, or over a dead path.
+type Unreachable string
+
+const (
+	UnreachableReset Unreachable = "reset" // the pod is told: a TCP reset, an ICMP error for the rest
+	UnreachableDrop  Unreachable = "drop"  // the packet is dropped, and the pod runs into its timeout
+)
 
 // Limits are rows per table. A row takes its memory when it is used; at once go
 // 16 bytes for each possible one, and 8 in Nodes: 55 MB with the defaults.
@@ -65,7 +78,8 @@ func Defaults() Config {
 			Sets:      1 << 13,
 			Fragments: 1 << 13,
 		},
-		EventBytes: 1 << 20,
+		EventBytes:  1 << 20,
+		Unreachable: UnreachableReset,
 	}
 }
 
@@ -94,6 +108,9 @@ func (c Config) Validate() error {
 	}
 	if c.Limits.Nodes > 1<<16 {
 		errs = append(errs, fmt.Errorf("limit nodes is %d: at most 65536", c.Limits.Nodes))
+	}
+	if c.Unreachable != UnreachableReset && c.Unreachable != UnreachableDrop {
+		errs = append(errs, fmt.Errorf("unreachable is %q: choose %s or %s", c.Unreachable, UnreachableReset, UnreachableDrop))
 	}
 	if c.EventBytes < 4096 || c.EventBytes&(c.EventBytes-1) != 0 {
 		errs = append(errs, fmt.Errorf("event buffer of %d bytes: give a power of two from 4096", c.EventBytes))

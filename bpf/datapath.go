@@ -135,6 +135,10 @@ func configure(spec *ebpf.CollectionSpec, c Config, o options) error {
 	if o.ethernetTunnel {
 		tunnelL3 = 14
 	}
+	var swallow uint32
+	if c.Unreachable == UnreachableDrop {
+		swallow = 1
+	}
 	for name, value := range map[string]any{
 		"tcp_established_ns": uint64(TCPEstablished),
 		"tcp_opening_ns":     uint64(TCPOpening),
@@ -143,6 +147,8 @@ func configure(spec *ebpf.CollectionSpec, c Config, o options) error {
 		"tunnel_l3":          tunnelL3,
 		"events_bytes":       c.EventBytes,
 		"events_each":        max(c.EventBytes/2/eventRecord/sureTellers, 1),
+
+		"swallow_unreachable": swallow,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("set constant %s: %w", name, err)

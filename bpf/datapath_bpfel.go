@@ -16,46 +16,49 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	datapathMapBackends         = "backends"
-	datapathMapBudgets          = "budgets"
-	datapathMapClasses          = "classes"
-	datapathMapClusters         = "clusters"
-	datapathMapCounters         = "counters"
-	datapathMapDoomed           = "doomed"
-	datapathMapEndpoints        = "endpoints"
-	datapathMapEvents           = "events"
-	datapathMapFlows            = "flows"
-	datapathMapFragments        = "fragments"
-	datapathMapFresh            = "fresh"
-	datapathMapGivenUp          = "given_up"
-	datapathMapIps              = "ips"
-	datapathMapLost             = "lost"
-	datapathMapMembers          = "members"
-	datapathMapNoShare          = "no_share"
-	datapathMapNodes            = "nodes"
-	datapathMapPolicy           = "policy"
-	datapathMapPorts            = "ports"
-	datapathMapPrefixes         = "prefixes"
-	datapathMapReplies          = "replies"
-	datapathMapServices         = "services"
-	datapathMapSets             = "sets"
-	datapathMapSettings         = "settings"
-	datapathMapShares           = "shares"
-	datapathProgFromDevice      = "from_device"
-	datapathProgFromPod         = "from_pod"
-	datapathProgFromTunnel      = "from_tunnel"
-	datapathProgSettle          = "settle"
-	datapathProgSweep           = "sweep"
-	datapathProgToDevice        = "to_device"
-	datapathProgToPod           = "to_pod"
-	datapathProgToTunnel        = "to_tunnel"
-	datapathVarEventsBytes      = "events_bytes"
-	datapathVarEventsEach       = "events_each"
-	datapathVarNotTcpNs         = "not_tcp_ns"
-	datapathVarTcpClosingNs     = "tcp_closing_ns"
-	datapathVarTcpEstablishedNs = "tcp_established_ns"
-	datapathVarTcpOpeningNs     = "tcp_opening_ns"
-	datapathVarTunnelL3         = "tunnel_l3"
+	datapathMapBackends           = "backends"
+	datapathMapBudgets            = "budgets"
+	datapathMapClasses            = "classes"
+	datapathMapClusters           = "clusters"
+	datapathMapCounters           = "counters"
+	datapathMapDoomed             = "doomed"
+	datapathMapEndpoints          = "endpoints"
+	datapathMapErrorsSent         = "errors_sent"
+	datapathMapEvents             = "events"
+	datapathMapFlows              = "flows"
+	datapathMapFragments          = "fragments"
+	datapathMapFresh              = "fresh"
+	datapathMapGivenUp            = "given_up"
+	datapathMapIps                = "ips"
+	datapathMapLost               = "lost"
+	datapathMapMembers            = "members"
+	datapathMapNoShare            = "no_share"
+	datapathMapNodes              = "nodes"
+	datapathMapPolicy             = "policy"
+	datapathMapPorts              = "ports"
+	datapathMapPrefixes           = "prefixes"
+	datapathMapQuoted             = "quoted"
+	datapathMapReplies            = "replies"
+	datapathMapServices           = "services"
+	datapathMapSets               = "sets"
+	datapathMapSettings           = "settings"
+	datapathMapShares             = "shares"
+	datapathProgFromDevice        = "from_device"
+	datapathProgFromPod           = "from_pod"
+	datapathProgFromTunnel        = "from_tunnel"
+	datapathProgSettle            = "settle"
+	datapathProgSweep             = "sweep"
+	datapathProgToDevice          = "to_device"
+	datapathProgToPod             = "to_pod"
+	datapathProgToTunnel          = "to_tunnel"
+	datapathVarEventsBytes        = "events_bytes"
+	datapathVarEventsEach         = "events_each"
+	datapathVarNotTcpNs           = "not_tcp_ns"
+	datapathVarSwallowUnreachable = "swallow_unreachable"
+	datapathVarTcpClosingNs       = "tcp_closing_ns"
+	datapathVarTcpEstablishedNs   = "tcp_established_ns"
+	datapathVarTcpOpeningNs       = "tcp_opening_ns"
+	datapathVarTunnelL3           = "tunnel_l3"
 )
 
 // loadDatapath returns the embedded CollectionSpec for datapath.
@@ -114,44 +117,47 @@ type datapathProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathMapSpecs struct {
-	Backends  *ebpf.MapSpec `ebpf:"backends"`
-	Budgets   *ebpf.MapSpec `ebpf:"budgets"`
-	Classes   *ebpf.MapSpec `ebpf:"classes"`
-	Clusters  *ebpf.MapSpec `ebpf:"clusters"`
-	Counters  *ebpf.MapSpec `ebpf:"counters"`
-	Doomed    *ebpf.MapSpec `ebpf:"doomed"`
-	Endpoints *ebpf.MapSpec `ebpf:"endpoints"`
-	Events    *ebpf.MapSpec `ebpf:"events"`
-	Flows     *ebpf.MapSpec `ebpf:"flows"`
-	Fragments *ebpf.MapSpec `ebpf:"fragments"`
-	Fresh     *ebpf.MapSpec `ebpf:"fresh"`
-	GivenUp   *ebpf.MapSpec `ebpf:"given_up"`
-	Ips       *ebpf.MapSpec `ebpf:"ips"`
-	Lost      *ebpf.MapSpec `ebpf:"lost"`
-	Members   *ebpf.MapSpec `ebpf:"members"`
-	NoShare   *ebpf.MapSpec `ebpf:"no_share"`
-	Nodes     *ebpf.MapSpec `ebpf:"nodes"`
-	Policy    *ebpf.MapSpec `ebpf:"policy"`
-	Ports     *ebpf.MapSpec `ebpf:"ports"`
-	Prefixes  *ebpf.MapSpec `ebpf:"prefixes"`
-	Replies   *ebpf.MapSpec `ebpf:"replies"`
-	Services  *ebpf.MapSpec `ebpf:"services"`
-	Sets      *ebpf.MapSpec `ebpf:"sets"`
-	Settings  *ebpf.MapSpec `ebpf:"settings"`
-	Shares    *ebpf.MapSpec `ebpf:"shares"`
+	Backends   *ebpf.MapSpec `ebpf:"backends"`
+	Budgets    *ebpf.MapSpec `ebpf:"budgets"`
+	Classes    *ebpf.MapSpec `ebpf:"classes"`
+	Clusters   *ebpf.MapSpec `ebpf:"clusters"`
+	Counters   *ebpf.MapSpec `ebpf:"counters"`
+	Doomed     *ebpf.MapSpec `ebpf:"doomed"`
+	Endpoints  *ebpf.MapSpec `ebpf:"endpoints"`
+	ErrorsSent *ebpf.MapSpec `ebpf:"errors_sent"`
+	Events     *ebpf.MapSpec `ebpf:"events"`
+	Flows      *ebpf.MapSpec `ebpf:"flows"`
+	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
+	Fresh      *ebpf.MapSpec `ebpf:"fresh"`
+	GivenUp    *ebpf.MapSpec `ebpf:"given_up"`
+	Ips        *ebpf.MapSpec `ebpf:"ips"`
+	Lost       *ebpf.MapSpec `ebpf:"lost"`
+	Members    *ebpf.MapSpec `ebpf:"members"`
+	NoShare    *ebpf.MapSpec `ebpf:"no_share"`
+	Nodes      *ebpf.MapSpec `ebpf:"nodes"`
+	Policy     *ebpf.MapSpec `ebpf:"policy"`
+	Ports      *ebpf.MapSpec `ebpf:"ports"`
+	Prefixes   *ebpf.MapSpec `ebpf:"prefixes"`
+	Quoted     *ebpf.MapSpec `ebpf:"quoted"`
+	Replies    *ebpf.MapSpec `ebpf:"replies"`
+	Services   *ebpf.MapSpec `ebpf:"services"`
+	Sets       *ebpf.MapSpec `ebpf:"sets"`
+	Settings   *ebpf.MapSpec `ebpf:"settings"`
+	Shares     *ebpf.MapSpec `ebpf:"shares"`
 }
 
 // datapathVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathVariableSpecs struct {
-	EventsBytes      *ebpf.VariableSpec `ebpf:"events_bytes"`
-	EventsEach       *ebpf.VariableSpec `ebpf:"events_each"`
-	NotTcpNs         *ebpf.VariableSpec `ebpf:"not_tcp_ns"`
-	TcpClosingNs     *ebpf.VariableSpec `ebpf:"tcp_closing_ns"`
-	TcpEstablishedNs *ebpf.VariableSpec `ebpf:"tcp_established_ns"`
-	TcpOpeningNs     *ebpf.VariableSpec `ebpf:"tcp_opening_ns"`
-	TunnelL3         *ebpf.VariableSpec `ebpf:"tunnel_l3"`
+	EventsBytes        *ebpf.VariableSpec `ebpf:"events_bytes"`
+	EventsEach         *ebpf.VariableSpec `ebpf:"events_each"`
+	NotTcpNs           *ebpf.VariableSpec `ebpf:"not_tcp_ns"`
+	SwallowUnreachable *ebpf.VariableSpec `ebpf:"swallow_unreachable"`
+	TcpClosingNs       *ebpf.VariableSpec `ebpf:"tcp_closing_ns"`
+	TcpEstablishedNs   *ebpf.VariableSpec `ebpf:"tcp_established_ns"`
+	TcpOpeningNs       *ebpf.VariableSpec `ebpf:"tcp_opening_ns"`
+	TunnelL3           *ebpf.VariableSpec `ebpf:"tunnel_l3"`
 }
 
 // datapathObjects contains all objects after they have been loaded into the kernel.
@@ -174,31 +180,33 @@ func (o *datapathObjects) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathMaps struct {
-	Backends  *ebpf.Map `ebpf:"backends"`
-	Budgets   *ebpf.Map `ebpf:"budgets"`
-	Classes   *ebpf.Map `ebpf:"classes"`
-	Clusters  *ebpf.Map `ebpf:"clusters"`
-	Counters  *ebpf.Map `ebpf:"counters"`
-	Doomed    *ebpf.Map `ebpf:"doomed"`
-	Endpoints *ebpf.Map `ebpf:"endpoints"`
-	Events    *ebpf.Map `ebpf:"events"`
-	Flows     *ebpf.Map `ebpf:"flows"`
-	Fragments *ebpf.Map `ebpf:"fragments"`
-	Fresh     *ebpf.Map `ebpf:"fresh"`
-	GivenUp   *ebpf.Map `ebpf:"given_up"`
-	Ips       *ebpf.Map `ebpf:"ips"`
-	Lost      *ebpf.Map `ebpf:"lost"`
-	Members   *ebpf.Map `ebpf:"members"`
-	NoShare   *ebpf.Map `ebpf:"no_share"`
-	Nodes     *ebpf.Map `ebpf:"nodes"`
-	Policy    *ebpf.Map `ebpf:"policy"`
-	Ports     *ebpf.Map `ebpf:"ports"`
-	Prefixes  *ebpf.Map `ebpf:"prefixes"`
-	Replies   *ebpf.Map `ebpf:"replies"`
-	Services  *ebpf.Map `ebpf:"services"`
-	Sets      *ebpf.Map `ebpf:"sets"`
-	Settings  *ebpf.Map `ebpf:"settings"`
-	Shares    *ebpf.Map `ebpf:"shares"`
+	Backends   *ebpf.Map `ebpf:"backends"`
+	Budgets    *ebpf.Map `ebpf:"budgets"`
+	Classes    *ebpf.Map `ebpf:"classes"`
+	Clusters   *ebpf.Map `ebpf:"clusters"`
+	Counters   *ebpf.Map `ebpf:"counters"`
+	Doomed     *ebpf.Map `ebpf:"doomed"`
+	Endpoints  *ebpf.Map `ebpf:"endpoints"`
+	ErrorsSent *ebpf.Map `ebpf:"errors_sent"`
+	Events     *ebpf.Map `ebpf:"events"`
+	Flows      *ebpf.Map `ebpf:"flows"`
+	Fragments  *ebpf.Map `ebpf:"fragments"`
+	Fresh      *ebpf.Map `ebpf:"fresh"`
+	GivenUp    *ebpf.Map `ebpf:"given_up"`
+	Ips        *ebpf.Map `ebpf:"ips"`
+	Lost       *ebpf.Map `ebpf:"lost"`
+	Members    *ebpf.Map `ebpf:"members"`
+	NoShare    *ebpf.Map `ebpf:"no_share"`
+	Nodes      *ebpf.Map `ebpf:"nodes"`
+	Policy     *ebpf.Map `ebpf:"policy"`
+	Ports      *ebpf.Map `ebpf:"ports"`
+	Prefixes   *ebpf.Map `ebpf:"prefixes"`
+	Quoted     *ebpf.Map `ebpf:"quoted"`
+	Replies    *ebpf.Map `ebpf:"replies"`
+	Services   *ebpf.Map `ebpf:"services"`
+	Sets       *ebpf.Map `ebpf:"sets"`
+	Settings   *ebpf.Map `ebpf:"settings"`
+	Shares     *ebpf.Map `ebpf:"shares"`
 }
 
 func (m *datapathMaps) Close() error {
@@ -210,6 +218,7 @@ func (m *datapathMaps) Close() error {
 		m.Counters,
 		m.Doomed,
 		m.Endpoints,
+		m.ErrorsSent,
 		m.Events,
 		m.Flows,
 		m.Fragments,
@@ -223,6 +232,7 @@ func (m *datapathMaps) Close() error {
 		m.Policy,
 		m.Ports,
 		m.Prefixes,
+		m.Quoted,
 		m.Replies,
 		m.Services,
 		m.Sets,
@@ -235,13 +245,14 @@ func (m *datapathMaps) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathVariables struct {
-	EventsBytes      *ebpf.Variable `ebpf:"events_bytes"`
-	EventsEach       *ebpf.Variable `ebpf:"events_each"`
-	NotTcpNs         *ebpf.Variable `ebpf:"not_tcp_ns"`
-	TcpClosingNs     *ebpf.Variable `ebpf:"tcp_closing_ns"`
-	TcpEstablishedNs *ebpf.Variable `ebpf:"tcp_established_ns"`
-	TcpOpeningNs     *ebpf.Variable `ebpf:"tcp_opening_ns"`
-	TunnelL3         *ebpf.Variable `ebpf:"tunnel_l3"`
+	EventsBytes        *ebpf.Variable `ebpf:"events_bytes"`
+	EventsEach         *ebpf.Variable `ebpf:"events_each"`
+	NotTcpNs           *ebpf.Variable `ebpf:"not_tcp_ns"`
+	SwallowUnreachable *ebpf.Variable `ebpf:"swallow_unreachable"`
+	TcpClosingNs       *ebpf.Variable `ebpf:"tcp_closing_ns"`
+	TcpEstablishedNs   *ebpf.Variable `ebpf:"tcp_established_ns"`
+	TcpOpeningNs       *ebpf.Variable `ebpf:"tcp_opening_ns"`
+	TunnelL3           *ebpf.Variable `ebpf:"tunnel_l3"`
 }
 
 // datapathPrograms contains all programs after they have been loaded into the kernel.

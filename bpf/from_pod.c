@@ -9,7 +9,7 @@
  */
 #include "lib/deliver.h"
 #include "lib/loop.h"
-#include "lib/reset.h"
+#include "lib/refuse.h"
 
 #define LOOP 102 /* open_egress: the backend is the pod itself */
 
@@ -62,8 +62,10 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(EGRESS, port));
 	if (!verdict)
 		verdict = why;
-	if (!verdict && at.node && path_to(s, at.node, at.cluster) == PATH_DEAD)
-		verdict = REASON_PATH_DOWN;
+	if (!verdict && at.node)
+		verdict = way_to(s, at.node, at.cluster);
+	if (!verdict && at.via != VIA_STACK && p->ttl <= 1)
+		verdict = REASON_TTL_EXCEEDED;
 	if (verdict) { /* the event tells who was meant */
 		p->dst = to;
 		p->dport = port;
@@ -119,6 +121,8 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 		return REASON_NOT_SUPPORTED;
 	if (f->node && path_to(s, f->node, f->cluster) == PATH_DEAD)
 		return REASON_PATH_DOWN;
+	if (f->via != VIA_STACK && p->ttl <= 1)
+		return REASON_TTL_EXCEEDED;
 	p->via = f->via;
 	p->node = f->node;
 	return 0;
@@ -126,13 +130,11 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 
 /* deliver_flow, apart: the stack of from_pod has no room for both. */
 once int deliver_next_door(struct __sk_buff *skb, struct packet *p, const struct settings *s,
-			   const struct endpoint *ep)
+			   const struct endpoint *ep, const struct origin *o)
 {
-	if (!p || !s || !ep)
+	if (!p || !s || !ep || !o)
 		return ACT_SHOT;
-	struct origin o = {.via = VIA_POD};
-
-	return deliver_flow(skb, p, s, ep, &o);
+	return deliver_flow(skb, p, s, ep, o);
 }
 
 /* Sends a packet that may leave on its way. */
@@ -147,10 +149,10 @@ inline_always int send_on(struct __sk_buff *skb, struct packet *p, const struct 
 	case VIA_POD:
 		ep = bpf_map_lookup_elem(&endpoints, &p->dst);
 		if (!ep)
-			return drop(skb, p, REASON_NO_ENDPOINT, EGRESS);
+			return turn_away(skb, p, REASON_NO_ENDPOINT);
 		if (p->error)
 			return deliver_error(skb, p, s, ep, &o);
-		return deliver_next_door(skb, p, s, ep);
+		return deliver_next_door(skb, p, s, ep, &o);
 	}
 	return leave(skb, REASON_TO_STACK, EGRESS, ACT_OK);
 }
@@ -163,6 +165,18 @@ part int ends(const struct settings *s, const struct flow_key *key, const struct
 	if (f->flags & FLOW_REPLIED || !(f->flags & FLOW_SERVICE))
 		return 0;
 	return alive_elsewhere(s, key);
+}
+
+/* refuse, of a packet whose pod may be told. */
+part int turn_down(struct __sk_buff *skb, struct packet *p, const struct flow_key *key, struct flow *f, __u32 why)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	if (f->flags & FLOW_REMOTE_INITIATED)
+		return refuse(skb, p, key, f, why, now);
+	name_service(p, key, f);
+	f->seen = now;
+	return turn_away(skb, p, why);
 }
 
 SEC("tc")
@@ -178,7 +192,7 @@ int from_pod(struct __sk_buff *skb)
 
 	why = parse_eth(skb, &p);
 	if (why)
-		return leave_unread(skb, &p, why, EGRESS);
+		return why < FIRST_DROP ? leave(skb, why, EGRESS, ACT_OK) : turn_away(skb, &p, why);
 	if (!s || !s->revision)
 		return drop(skb, &p, REASON_NOT_READY, EGRESS);
 	if (unlikely(p.error)) {
@@ -208,7 +222,7 @@ int from_pod(struct __sk_buff *skb)
 			if (why == GONE) {
 				dead = 1;
 			} else if (why) {
-				return refuse(skb, &p, &key, f, why, now);
+				return turn_down(skb, &p, &key, f, why);
 			}
 		}
 		path = f->node ? path_to(s, f->node, f->cluster) : PATH_ALIVE;
@@ -232,7 +246,7 @@ int from_pod(struct __sk_buff *skb)
 		if (f->flags & FLOW_REMOTE_INITIATED)
 			goto known;
 		if (!(f->flags & FLOW_SERVICE))
-			return drop(skb, &p, REASON_PATH_DOWN, EGRESS);
+			return turn_away(skb, &p, REASON_PATH_DOWN);
 renew:
 		forget(&key, f);
 	}
@@ -248,12 +262,14 @@ renew:
 			name_service(&p, &key, f);
 	}
 	if (why)
-		return drop(skb, &p, why, EGRESS);
+		return turn_away(skb, &p, why);
 	opened = 1;
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (!f) /* swept in between: the sender repeats */
 		return drop(skb, &p, REASON_FAILED, EGRESS);
 known:
+	if (unlikely(p.ttl <= 1 && f->via != VIA_STACK))
+		return turn_away(skb, &p, REASON_TTL_EXCEEDED);
 	advance(f, &p, 1, now);
 	if (unlikely(f->flags & FLOW_LOOP)) {
 		if (opened)
@@ -268,7 +284,7 @@ known:
 		why = rewrite(skb, &p, DESTINATION, &f->backend, f->bport);
 		if (why) {
 			name_service(&p, &key, f);
-			return drop(skb, &p, why, EGRESS);
+			return turn_away(skb, &p, why);
 		}
 	}
 	if (opened)

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -22,6 +23,7 @@ type ipLayer struct {
 	id       uint16
 	frag     uint16 // flags and offset as on the wire
 	options  int    // bytes of no-operation
+	hops     uint8  // left behind, of 64
 	version  uint8
 	inner    layer
 	payload  []byte
@@ -55,6 +57,14 @@ func (l *ipLayer) piece(id uint16, offset int, more bool) *ipLayer {
 }
 
 func (l *ipLayer) withOptions(n int) *ipLayer { l.options = n; return l }
+func (l *ipLayer) withTTL(n uint8) *ipLayer   { l.hops = 64 - n; return l }
+
+// hop is the packet behind a router.
+func (l *ipLayer) hop() *ipLayer {
+	next := *l
+	next.hops++
+	return &next
+}
 
 func (l *ipLayer) encode([]byte) []byte {
 	var body []byte
@@ -80,7 +90,7 @@ func (l *ipLayer) encode([]byte) []byte {
 	binary.BigEndian.PutUint16(h[2:], uint16(len(h)+len(body)))
 	binary.BigEndian.PutUint16(h[4:], l.id)
 	binary.BigEndian.PutUint16(h[6:], l.frag)
-	h[8], h[9] = 64, l.proto
+	h[8], h[9] = 64-l.hops, l.proto
 	src, dst := l.src.As4(), l.dst.As4()
 	copy(h[12:], src[:])
 	copy(h[16:], dst[:])
@@ -169,6 +179,7 @@ type icmpLayer struct {
 	kind, code uint8
 	id         uint16
 	quote      *ipLayer
+	quoted     int // bytes of it at most, 0: its header and 8
 }
 
 func echo(id uint16) *icmpLayer            { return &icmpLayer{kind: 8, id: id} }
@@ -181,7 +192,8 @@ func (i *icmpLayer) encode([]byte) []byte {
 	b[0], b[1] = i.kind, i.code
 	binary.BigEndian.PutUint16(b[4:], i.id)
 	if i.quote != nil {
-		b = append(b, i.quote.encode(nil)[:28+i.quote.options]...)
+		quote := i.quote.encode(nil)
+		b = append(b, quote[:min(cmp.Or(i.quoted, 28+i.quote.options), len(quote))]...)
 	}
 	return b
 }

@@ -31,12 +31,12 @@ func TestConfigValidate(t *testing.T) {
 		t.Errorf("defaults: %v", err)
 	}
 	c := Defaults()
-	c.PinDir, c.Limits.Flows, c.EventBytes, c.Limits.Nodes = "weft", 0, 5000, 1<<17
+	c.PinDir, c.Limits.Flows, c.EventBytes, c.Limits.Nodes, c.Unreachable = "weft", 0, 5000, 1<<17, "maybe"
 	err := c.Validate()
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, part := range []string{`"weft"`, "limit flows", "5000", "131072"} {
+	for _, part := range []string{`"weft"`, "limit flows", "5000", "131072", "unreachable is \"maybe\": choose reset or drop"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q does not mention %s", err, part)
 		}

@@ -21,10 +21,11 @@ var versions = map[string]int{
 	"settings": 1, "flows": 2, "shares": 1, "budgets": 1, "replies": 1, "endpoints": 1, "ips": 1, "prefixes": 1,
 	"nodes": 1, "clusters": 1, "services": 1, "backends": 1, "members": 1, "classes": 1,
 	"ports": 1, "policy": 1, "sets": 1, "fragments": 3, "counters": 1, "lost": 1, "events": 2,
+	"errors_sent": 1,
 }
 
 // volatile maps start empty when their size changes: nothing in them is missed.
-var volatile = map[string]bool{"fragments": true, "events": true, "counters": true, "lost": true}
+var volatile = map[string]bool{"fragments": true, "events": true, "counters": true, "lost": true, "errors_sent": true}
 
 func pinName(name string) string { return fmt.Sprintf("weft_%s_v%d", name, versions[name]) }
 

@@ -89,7 +89,13 @@ func smallConfig(dir string) Config {
 
 func newNode(t testing.TB) *node {
 	t.Helper()
+	return newNodeWith(t, func(*Config) {})
+}
+
+func newNodeWith(t testing.TB, edit func(*Config)) *node {
+	t.Helper()
 	n := &node{TB: t, config: smallConfig(ownNamespaces(t))}
+	edit(&n.config)
 	d, err := load(n.config, options{ethernetTunnel: true})
 	if err != nil {
 		t.Fatal(err)
@@ -124,7 +130,7 @@ func (n *node) again(t testing.TB) *node {
 		clearer(n.m.Settings), clearer(n.m.Flows), clearer(n.m.Replies), clearer(n.m.Shares), clearer(n.m.Endpoints), clearer(n.m.IPs),
 		clearer(n.m.Prefixes), clearer(n.m.Nodes), clearer(n.m.Clusters), clearer(n.m.Services), clearer(n.m.Backends),
 		clearer(n.m.Members), clearer(n.m.Classes), clearer(n.m.Policy), clearer(n.m.Sets),
-		clearer(newTable[[24]byte, [40]byte]("fragments", n.maps)),
+		clearer(newTable[[24]byte, [40]byte]("fragments", n.maps)), clearer(newTable[uint32, uint64]("errors_sent", n.maps)),
 	} {
 		clear(t)
 	}

@@ -279,11 +279,13 @@ var failureCases = []packetCase{
 	}},
 	{name: "a node without key, a lane without device", steps: []step{
 		{hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonTunnelled},
-		{change: func(n *node) { set(n, n.m.Nodes, 3, Node{Path: PathAlive, Cluster: 2}) }, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonNoTunnel},
+		{change: func(n *node) { set(n, n.m.Nodes, 3, Node{Path: PathAlive, Cluster: 2}) }, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonNoTunnel, silent: true},
 		{change: func(n *node) {
 			set(n, n.m.Nodes, 3, Node{Path: PathAlive, Keyed: 1, Cluster: 2, Lane: 1})
 			n.change(func(s *Settings) { s.TunnelIfindex[1] = 0 })
-		}, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonNoTunnel},
+		}, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonNoTunnel, silent: true},
+		{hook: "from a", in: ip(podA, podC, udp(1001, 80)), want: ReasonNoTunnel},
+		{hook: "from a", in: ip(podA, podC, tcp(1001, 80, "S").at(7, 0)), want: ReasonNoTunnel, check: flowsAre(1)},
 		{change: func(n *node) { set(n, n.m.Nodes, 3, Node{Path: PathAlive, Keyed: 1, Cluster: 2}) }, hook: "from a", in: ip(podA, podC, udp(1000, 80)), want: ReasonTunnelled},
 	}},
 	{name: "a silent path: what is open waits, what has a choice goes elsewhere", state: onlyC, steps: []step{

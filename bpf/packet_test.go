@@ -25,6 +25,7 @@ type step struct {
 	want   Reason
 	out    layer // nil: as it came
 	rule   uint32
+	silent bool              // dropped, and nobody is told although the reason is certain
 	check  func(*node, sent) // after it
 }
 
@@ -81,20 +82,30 @@ func (n *node) step(i int, s step) {
 	if got.reason != s.want {
 		n.Fatalf("packet %d, %s: %s, want %s\n%s", i, s.hook, got.reason, s.want, describe(in))
 	}
-	if want := actionOf(s.hook, s.want); got.action != want {
-		n.Errorf("packet %d, %s: action %d, want %d", i, s.hook, got.action, want)
+	wantAction, wantEvent, out := actionOf(s.hook, s.want), EventDrop, s.out
+	if s.want.Drop() && out == nil && !s.silent {
+		out = answerTo(s)
+	}
+	if s.want.Drop() && out != nil {
+		wantAction, wantEvent = redirect, EventRefused
+	}
+	if got.action != wantAction {
+		n.Errorf("packet %d, %s: action %d, want %d", i, s.hook, got.action, wantAction)
 	}
 	if s.want.Drop() {
 		switch {
 		case got.event == nil:
 			n.Errorf("packet %d, %s: dropped without an event", i, s.hook)
-		case got.event.Type != EventDrop || got.event.Reason != s.want || got.event.Rule != s.rule:
+		case got.event.Type != wantEvent || got.event.Reason != s.want || got.event.Rule != s.rule:
 			n.Errorf("packet %d, %s: event %+v", i, s.hook, *got.event)
 		}
-	} else if s.in != nil {
-		out := s.in
-		if s.out != nil {
-			out = s.out
+	}
+	if s.in != nil && (!s.want.Drop() || out != nil) {
+		if out == nil {
+			out = s.in
+		}
+		if s.want == ReasonDelivered && got.action == redirect {
+			out = out.(*ipLayer).hop()
 		}
 		if diff := cmp.Diff(describeIP(out.encode(nil), true), describeIP(got.out[14:], true)); diff != "" {
 			n.Errorf("packet %d, %s (- want, + got):\n%s", i, s.hook, diff)
@@ -184,7 +195,7 @@ func onLane(lane int) func(*node) {
 }
 
 // packetTable is every case. TestPackets checks it, BenchmarkCases measures it.
-var packetTable = slices.Concat(pathCases, policyCases, serviceCases, failureCases, guardCases, icmpCases, fragmentCases, stateCases, shareCases)
+var packetTable = slices.Concat(pathCases, policyCases, serviceCases, failureCases, guardCases, icmpCases, fragmentCases, stateCases, shareCases, refusalCases, hopCases)
 
 func TestPackets(t *testing.T) {
 	shared := newNode(t)

@@ -37,6 +37,7 @@ const (
 	ReasonFlowClash     Reason = 30 // answers could not be told from another flow's
 	ReasonNotReady      Reason = 31 // no settings written yet
 	ReasonFailed        Reason = 32 // the kernel refused to change or redirect it
+	ReasonTTLExceeded   Reason = 33 // its time to live was used up
 )
 
 var reasonNames = map[Reason]string{
@@ -64,6 +65,7 @@ var reasonNames = map[Reason]string{
 	ReasonFlowClash:     "flow-clash",
 	ReasonNotReady:      "not-ready",
 	ReasonFailed:        "failed",
+	ReasonTTLExceeded:   "ttl-exceeded",
 }
 
 // Drop tells whether the packet was dropped.

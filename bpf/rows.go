@@ -300,6 +300,7 @@ const (
 	EventDrop    EventType = 1
 	EventNewFlow EventType = 2 // allowed; only with Settings.Trace
 	EventReset   EventType = 3 // the pod was answered with a reset: path down
+	EventRefused EventType = 4 // dropped, and the pod was told by a reset or an ICMP error
 )
 
 // Event is what the datapath reports of one packet.

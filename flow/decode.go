@@ -54,6 +54,8 @@ func (r *Resolver) Decode(ev *bpf.Event) Flow {
 		f.Verdict, f.Reason = Dropped, ev.Reason.String()
 	case bpf.EventReset:
 		f.Verdict, f.Reason = Reset, ev.Reason.String()
+	case bpf.EventRefused:
+		f.Verdict, f.Reason = Refused, ev.Reason.String()
 	}
 	f.Source = r.endpoint(ev.Src, ev.SrcIdentity)
 	f.Destination = r.endpoint(ev.Dst, ev.DstIdentity)

@@ -93,6 +93,14 @@ func TestDecode(t *testing.T) {
 				f.Verdict, f.Reason, f.Direction, f.DefaultDeny, f.Policies = Reset, "path-down", Egress, false, nil
 				f.TCPFlags, f.Summary = []string{"PSH", "ACK"}, "TCP Flags: PSH, ACK"
 			}},
+		{"refused, and why",
+			func(ev *bpf.Event) {
+				ev.Type, ev.Reason, ev.Dir, ev.TCPFlags = bpf.EventRefused, bpf.ReasonNoBackend, bpf.Egress, 0x02
+			},
+			func(f *Flow) {
+				f.Verdict, f.Reason, f.Direction, f.DefaultDeny, f.Policies = Refused, "no-backend", Egress, false, nil
+				f.TCPFlags, f.Summary = []string{"SYN"}, "TCP Flags: SYN"
+			}},
 		{"no service",
 			func(ev *bpf.Event) { ev.Service, ev.ServicePort = bpf.Addr{}, bpf.Port{} },
 			func(f *Flow) { f.Service = nil }},

@@ -17,7 +17,7 @@ import (
 // fields are all filters there are. Whatever parse accepts, texts gives back.
 var fields = func() []field {
 	all := []field{
-		list("verdict", "FORWARDED, DROPPED or RESET", parseVerdict, func(f *Filter) *[]Verdict { return &f.Verdicts }),
+		list("verdict", "FORWARDED, DROPPED, RESET or REFUSED", parseVerdict, func(f *Filter) *[]Verdict { return &f.Verdicts }),
 		list("reason", "why a packet was dropped, for example policy-denied", parseReason, func(f *Filter) *[]string { return &f.Reasons }),
 		list("direction", "EGRESS or INGRESS, seen from the pod", parseDirection, func(f *Filter) *[]Direction { return &f.Directions }),
 		list("protocol", "TCP, UDP, ICMP, SCTP", parseProtocol, func(f *Filter) *[]string { return &f.Protocols }),
@@ -94,10 +94,10 @@ func parseTime(s string) (time.Time, error) {
 
 func parseVerdict(s string) (Verdict, error) {
 	switch v := Verdict(strings.ToUpper(s)); v {
-	case Forwarded, Dropped, Reset:
+	case Forwarded, Dropped, Reset, Refused:
 		return v, nil
 	}
-	return "", fmt.Errorf("there is no verdict %q; choose FORWARDED, DROPPED or RESET", s)
+	return "", fmt.Errorf("there is no verdict %q; choose FORWARDED, DROPPED, RESET or REFUSED", s)
 }
 
 func parseReason(s string) (string, error) {

@@ -134,7 +134,7 @@ func TestFilterWithoutPods(t *testing.T) {
 
 func TestParseFilterRefuses(t *testing.T) {
 	for query, want := range map[string]string{
-		"verdict=LOST":           `filter verdict: there is no verdict "LOST"; choose FORWARDED, DROPPED or RESET`,
+		"verdict=LOST":           `filter verdict: there is no verdict "LOST"; choose FORWARDED, DROPPED, RESET or REFUSED`,
 		"reason=policy_denied":   `filter reason: there is no reason "policy_denied"; choose from failed, flow-clash, `,
 		"reason=delivered":       `there is no reason "delivered"; choose from`,
 		"verdict=":               `there is no verdict ""`,

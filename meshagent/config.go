@@ -55,6 +55,8 @@ type Config struct {
 	KeepFlows int `json:"keepFlows"`
 	// Trace reports new allowed flows as well as drops.
 	Trace bool `json:"trace"`
+	// Unreachable says what happens to a pod's packet that is known to be hopeless.
+	Unreachable bpf.Unreachable `json:"unreachable"`
 
 	Log *slog.Logger `json:"-"`
 }
@@ -74,6 +76,7 @@ func Defaults() Config {
 		Limits:         bpf.Defaults().Limits,
 		KeepFlows:      4096,
 		Trace:          true,
+		Unreachable:    bpf.Defaults().Unreachable,
 		Log:            slog.Default(),
 	}
 }
@@ -109,10 +112,15 @@ func (c Config) Validate() error {
 	if c.KeepFlows < 1 {
 		errs = append(errs, fmt.Errorf("keep-flows is %d: at least 1", c.KeepFlows))
 	}
-	if err := (bpf.Config{PinDir: c.BPFDir, Limits: c.Limits, EventBytes: bpf.Defaults().EventBytes}).Validate(); err != nil {
+	if err := c.datapath().Validate(); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// datapath is what the datapath needs of the configuration.
+func (c Config) datapath() bpf.Config {
+	return bpf.Config{PinDir: c.BPFDir, Limits: c.Limits, EventBytes: bpf.Defaults().EventBytes, Unreachable: c.Unreachable, Log: c.Log}
 }
 
 // node is everything an agent knows of itself before it has asked anyone.

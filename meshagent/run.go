@@ -52,7 +52,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	datapath, err := bpf.Load(bpf.Config{PinDir: cfg.BPFDir, Limits: cfg.Limits, EventBytes: bpf.Defaults().EventBytes, Log: cfg.Log})
+	datapath, err := bpf.Load(cfg.datapath())
 	if err != nil {
 		return err
 	}

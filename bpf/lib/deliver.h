@@ -46,20 +46,40 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct e
 	return 0;
 }
 
+/* What is written when a packet is handed over, in one go. */
+struct head {
+	struct ethhdr eth;
+	__u8 ip[8];
+	__u8 ttl;
+	__u8 protocol;
+	__sum16 check;
+} __attribute__((packed, aligned(2)));
+
 /* Puts the packet into the pod's hands. */
-inline_always int hand_over(struct __sk_buff *skb, struct packet *p, const struct endpoint *ep,
+part int hand_over(struct __sk_buff *skb, struct packet *p, const struct endpoint *ep,
 			    const struct origin *o)
 {
-	struct ethhdr eth = {.proto = htons(ETH_IP)};
+	struct head head = {.eth.proto = htons(ETH_IP)};
+	struct head *now;
+	__u32 check;
 
 	if (o->through)
 		return leave(skb, REASON_DELIVERED, INGRESS, ACT_OK);
-	__builtin_memcpy(eth.dest, ep->mac, 6);
-	__builtin_memcpy(eth.source, ep->host_mac, 6);
+	__builtin_memcpy(head.eth.dest, ep->mac, 6);
+	__builtin_memcpy(head.eth.source, ep->host_mac, 6);
 	__u32 ifindex = ep->ifindex;
 	if (p->l3 == 0 && bpf_skb_change_head(skb, ETH_HLEN, 0))
 		return drop(skb, p, REASON_FAILED, INGRESS);
-	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
+	now = (struct head *)(long)skb->data;
+	if ((void *)(now + 1) > (void *)(long)skb->data_end)
+		return drop(skb, p, REASON_FAILED, INGRESS);
+	/* The mesh is one hop, whose end is here: what came was worth more than 1. */
+	__builtin_memcpy(head.ip, now->ip, sizeof(head.ip));
+	head.ttl = now->ttl - 1;
+	head.protocol = now->protocol;
+	check = now->check + htons(0x0100);
+	head.check = check + (check >> 16);
+	if (bpf_skb_store_bytes(skb, 0, &head, sizeof(head), 0))
 		return drop(skb, p, REASON_FAILED, INGRESS);
 	return leave(skb, REASON_DELIVERED, INGRESS, bpf_redirect_peer(ifindex, 0));
 }
@@ -136,5 +156,7 @@ inline_always int deliver(struct __sk_buff *skb, struct packet *p, const struct 
 			  const struct endpoint *ep, const struct origin *o)
 {
 	p->pod = ep->ifindex;
+	if (unlikely(p->ttl <= 1 && !o->through))
+		return drop(skb, p, REASON_TTL_EXCEEDED, INGRESS);
 	return unlikely(p->error) ? deliver_error(skb, p, s, ep, o) : deliver_flow(skb, p, s, ep, o);
 }

@@ -88,6 +88,11 @@ struct __sk_buff {
 #define ETH_IP 0x0800
 #define ETH_ARP 0x0806
 
+enum packet_type {
+	PACKET_BROADCAST = 1,
+	PACKET_MULTICAST = 2,
+};
+
 struct ethhdr {
 	__u8 dest[6];
 	__u8 source[6];
@@ -150,6 +155,13 @@ enum icmp_type {
 	ICMP_ECHO = 8,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETER = 12,
+};
+
+/* Of ICMP_UNREACHABLE. */
+enum icmp_code {
+	ICMP_HOST_UNREACHABLE = 1,
+	ICMP_PROTOCOL_UNREACHABLE = 2,
+	ICMP_PORT_UNREACHABLE = 3,
 };
 
 enum csum_flags {

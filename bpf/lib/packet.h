@@ -29,7 +29,7 @@ struct packet {
 
 	/* Where it goes. */
 	__u8 via;
-	__u8 pad;
+	__u8 ttl;     /* as it arrived */
 	__u16 node;
 	__u16 pad2;
 };
@@ -157,6 +157,7 @@ inline_always int parse_ip(struct __sk_buff *skb, struct packet *p, __u32 l3)
 	p->src = mapped(ip->saddr);
 	p->dst = mapped(ip->daddr);
 	p->proto = ip->protocol;
+	p->ttl = ip->ttl;
 	p->l3 = l3;
 	p->l4 = l3 + hlen;
 	if (hlen < sizeof(*ip) || ntohs(ip->tot_len) < hlen)

@@ -28,19 +28,18 @@ struct origin {
 
 /* What the tables say of an address that is no pod of this node. Exact before
  * longest prefix: most addresses are pods. */
-inline_always void resolve(const struct settings *s, const struct addr *a, struct place *at)
+inline_always void resolve_key(const struct settings *s, const struct prefix_key *key, struct place *at)
 {
-	struct prefix_key key = {.bits = 128, .addr = *a};
 	struct ip_info *ip;
 
 	*at = (struct place){.identity = IDENTITY_WORLD, .via = VIA_STACK};
-	if (same(a, &s->internal)) {
+	if (same(&key->addr, &s->internal)) {
 		at->identity = IDENTITY_HOST;
 		return;
 	}
-	ip = bpf_map_lookup_elem(&ips, &key.addr);
+	ip = bpf_map_lookup_elem(&ips, &key->addr);
 	if (!ip)
-		ip = bpf_map_lookup_elem(&prefixes, &key);
+		ip = bpf_map_lookup_elem(&prefixes, key);
 	if (!ip)
 		return;
 	at->identity = ip->identity;
@@ -55,19 +54,26 @@ inline_always void resolve(const struct settings *s, const struct addr *a, struc
 		at->identity = IDENTITY_UNKNOWN_MEMBER;
 }
 
+inline_always void resolve(const struct settings *s, const struct addr *a, struct place *at)
+{
+	struct prefix_key key = {.bits = 128, .addr = *a};
+
+	resolve_key(s, &key, at);
+}
+
 /* Finds the place packets to a go to. Returns 0 or why there is none. */
 once int locate(const struct settings *s, const struct addr *a, struct place *at)
 {
 	if (!s || !a || !at)
 		return REASON_FAILED;
-	struct addr key = *a;
-	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &key);
+	struct prefix_key key = {.bits = 128, .addr = *a}; /* one copy for three tables: the stack is short */
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &key.addr);
 
 	if (ep) {
 		*at = (struct place){.identity = ep->identity, .via = VIA_POD};
 		return 0;
 	}
-	resolve(s, &key, at);
+	resolve_key(s, &key, at);
 	/* No service has it, or not yet: the stack would send it by the default route. */
 	if (at->service)
 		return REASON_NO_BACKEND;
@@ -100,15 +106,27 @@ inline_always __u8 path_to(const struct settings *s, __u32 node, __u32 cluster)
 	return n->path;
 }
 
+/* The lane that carries packets to a node; 0: none does. */
+inline_always __u32 lane_of(const struct settings *s, const struct node *n)
+{
+	if (!n || !n->keyed)
+		return 0;
+	return n->lane ? s->tunnel_ifindex[1] : s->tunnel_ifindex[0];
+}
+
+/* Can something new begin over the path to a node? Returns 0 or why not. */
+inline_always int way_to(const struct settings *s, __u32 node, __u32 cluster)
+{
+	if (path_to(s, node, cluster) == PATH_DEAD)
+		return REASON_PATH_DOWN;
+	return lane_of(s, bpf_map_lookup_elem(&nodes, &node)) ? 0 : REASON_NO_TUNNEL;
+}
+
 /* Sends to a node through its lane. */
 inline_always int tunnel(struct __sk_buff *skb, struct packet *p, const struct settings *s, __u32 node)
 {
-	struct node *n = bpf_map_lookup_elem(&nodes, &node);
-	__u32 ifindex;
+	__u32 ifindex = lane_of(s, bpf_map_lookup_elem(&nodes, &node));
 
-	if (!n || !n->keyed)
-		return drop(skb, p, REASON_NO_TUNNEL, EGRESS);
-	ifindex = n->lane ? s->tunnel_ifindex[1] : s->tunnel_ifindex[0];
 	if (!ifindex)
 		return drop(skb, p, REASON_NO_TUNNEL, EGRESS);
 	return leave(skb, REASON_TUNNELLED, EGRESS, bpf_redirect(ifindex, 0));

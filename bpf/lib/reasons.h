@@ -30,7 +30,8 @@
 	REASON(29, NO_POLICY, "no-policy") \
 	REASON(30, FLOW_CLASH, "flow-clash") \
 	REASON(31, NOT_READY, "not-ready") \
-	REASON(32, FAILED, "failed")
+	REASON(32, FAILED, "failed") \
+	REASON(33, TTL_EXCEEDED, "ttl-exceeded")
 
 #define FIRST_DROP 16
 #define MAX_REASONS 64

@@ -21,60 +21,51 @@ once int turn_into_reset(struct __sk_buff *skb, const struct packet *p)
 	if (!p)
 		return REASON_FAILED;
 	struct {
-		struct ethhdr eth;
-		struct iphdr ip;
-		struct tcphdr tcp;
-	} __attribute__((packed, aligned(2))) r;
-	struct {
 		__be32 src, dst;
 		__be16 proto, len;
 	} pseudo;
-	struct ethhdr eth;
-	struct iphdr ip;
-	struct tcphdr tcp;
+	struct ethhdr in_eth, eth;
+	struct iphdr in_ip, ip = {.version_ihl = 0x45, .ttl = 64, .protocol = PROTO_TCP};
+	struct tcphdr in, tcp = {.doff = sizeof(tcp) / 4 << 4};
 	__wsum sum;
 
 	/* Options would shift the checksum that the device was told to fill in. */
 	if (p->l3 != ETH_HLEN || p->l4 != ETH_HLEN + sizeof(struct iphdr) || p->headless)
 		return REASON_PATH_DOWN;
-	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) ||
-	    bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(ip), &tcp, sizeof(tcp)))
+	if (bpf_skb_load_bytes(skb, 0, &in_eth, sizeof(in_eth)) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN, &in_ip, sizeof(in_ip)) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(in_ip), &in, sizeof(in)))
 		return REASON_FAILED;
 
-	__builtin_memset(&r, 0, sizeof(r));
-	__builtin_memcpy(r.eth.dest, eth.source, 6);
-	__builtin_memcpy(r.eth.source, eth.dest, 6);
-	r.eth.proto = eth.proto;
-	r.ip.version_ihl = 0x45;
-	r.ip.tot_len = htons(RESET_LEN - ETH_HLEN);
-	r.ip.ttl = 64;
-	r.ip.protocol = PROTO_TCP;
-	r.ip.saddr = ip.daddr;
-	r.ip.daddr = ip.saddr;
-	r.tcp.source = tcp.dest;
-	r.tcp.dest = tcp.source;
-	r.tcp.doff = sizeof(tcp) / 4 << 4;
-	if (tcp.flags & TCP_ACK) {
-		r.tcp.flags = TCP_RST;
-		r.tcp.seq = tcp.ack_seq;
+	__builtin_memcpy(eth.dest, in_eth.source, 6);
+	__builtin_memcpy(eth.source, in_eth.dest, 6);
+	eth.proto = in_eth.proto;
+	ip.tot_len = htons(RESET_LEN - ETH_HLEN);
+	ip.saddr = in_ip.daddr;
+	ip.daddr = in_ip.saddr;
+	tcp.source = in.dest;
+	tcp.dest = in.source;
+	if (in.flags & TCP_ACK) {
+		tcp.flags = TCP_RST;
+		tcp.seq = in.ack_seq;
 	} else {
-		__u32 taken = ntohs(ip.tot_len) - sizeof(ip) - (tcp.doff >> 4) * 4;
-		taken += !!(tcp.flags & TCP_SYN) + !!(tcp.flags & TCP_FIN);
-		r.tcp.flags = TCP_RST | TCP_ACK;
-		r.tcp.ack_seq = htonl(ntohl(tcp.seq) + taken);
+		__u32 taken = ntohs(in_ip.tot_len) - sizeof(in_ip) - (in.doff >> 4) * 4;
+		taken += !!(in.flags & TCP_SYN) + !!(in.flags & TCP_FIN);
+		tcp.flags = TCP_RST | TCP_ACK;
+		tcp.ack_seq = htonl(ntohl(in.seq) + taken);
 	}
-	pseudo.src = r.ip.saddr;
-	pseudo.dst = r.ip.daddr;
+	pseudo.src = ip.saddr;
+	pseudo.dst = ip.daddr;
 	pseudo.proto = htons(PROTO_TCP);
 	pseudo.len = htons(sizeof(tcp));
-	struct iphdr iph = r.ip;
-	struct tcphdr tcph = r.tcp;
-	r.ip.check = fold(bpf_csum_diff(0, 0, &iph, sizeof(iph), 0));
+	ip.check = fold(bpf_csum_diff(0, 0, &ip, sizeof(ip), 0));
 	sum = bpf_csum_diff(0, 0, &pseudo, sizeof(pseudo), 0);
-	r.tcp.check = fold(bpf_csum_diff(0, 0, &tcph, sizeof(tcph), sum));
+	tcp.check = fold(bpf_csum_diff(0, 0, &tcp, sizeof(tcp), sum));
 
 	if (bpf_skb_change_tail(skb, RESET_LEN, 0) ||
-	    bpf_skb_store_bytes(skb, 0, &r, sizeof(r), STORE_FIX_CSUM))
+	    bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), STORE_FIX_CSUM) ||
+	    bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), STORE_FIX_CSUM) ||
+	    bpf_skb_store_bytes(skb, ETH_HLEN + sizeof(ip), &tcp, sizeof(tcp), STORE_FIX_CSUM))
 		return REASON_FAILED;
 	return 0;
 }

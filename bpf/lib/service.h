@@ -3,42 +3,55 @@
 
 #include "place.h"
 
-#define PROBES 16   /* slots looked at before a group counts as dead */
-#define ATTEMPTS 4  /* groups given up before the service does, for either kind of path */
+#define NO_TIER 256
+#define DRAWS 16       /* tickets drawn at random before all are gone through */
 
-/* A choice under way. Loops are bpf_loop's, whose body the verifier reads once. */
+/* A choice under way. Each group of a tier holds a ticket per slot, times its weight:
+ * who wins is decided by drawing tickets until one names a backend whose path is
+ * alive. Draws at random find one soon unless most are dead, and favour nobody. After
+ * them come all tickets, once each, in an order shuffled for this choice: a backend
+ * whose path is alive is found whenever there is one, at the price of a look at each
+ * that is not. Loops are bpf_loop's, whose body the verifier reads once. */
 struct choice {
 	const struct settings *s;
 	const struct service *svc;
 	struct flow *f;
-	__u32 skip;   /* groups given up, a bit mask */
-	__u32 tier;   /* lowest so far with a usable group */
-	__u32 total;  /* shares of that tier so far */
-	__u32 group;  /* drawn so far, MAX_GROUPS: none */
-	__u32 start;  /* slot to begin with */
-	__u32 found;
-	__u32 doubtful; /* silent paths will do: there are no others */
+	__u32 from;   /* lower tiers were given up */
+	__u32 tier;   /* asked now: the lowest from there with a usable group, or NO_TIER */
+	__u32 groups; /* its usable groups, a bit mask */
+	__u32 total;  /* their tickets */
+	__u32 mask;   /* of the shuffle, 2^bits - 1: tickets from total on do not exist */
+	__u32 half;   /* bits / 2, rounded up */
+	__u32 key[3];
+	__u8 alive;    /* no other paths are asked for */
+	__u8 found;
+	__u8 doubtful; /* silent paths will do: there are no others */
+	__u8 silent;   /* a silent path was passed over */
 };
 
-inline_always int usable(const struct choice *c, __u8 path)
+inline_always int usable(struct choice *c, __u8 path)
 {
+	if (path == PATH_SILENT)
+		c->silent = 1;
 	return path == PATH_ALIVE || (path == PATH_SILENT && c->doubtful);
 }
 
-/* One pass finds the lowest tier alive and draws from it: a group of share w
- * replaces the one drawn so far with probability w / total, which in the end
- * is w / sum for each. */
+inline_always __u32 tickets(const struct group *g)
+{
+	return g->count * g->weight;
+}
+
+/* One pass finds the tier and counts its tickets. */
 static long consider_group(__u32 i, struct choice *c)
 {
 	const struct group *g;
-	__u32 cluster, share;
+	__u32 cluster;
 
 	if (i >= MAX_GROUPS || i >= c->svc->groups)
 		return 1;
 	g = &c->svc->group[i];
 	cluster = g->cluster;
-	share = g->count * g->weight;
-	if (!share || c->skip >> i & 1 || g->tier > c->tier)
+	if (!tickets(g) || g->tier < c->from || g->tier > c->tier)
 		return 0;
 	if (cluster != c->s->cluster) {
 		struct cluster *row = bpf_map_lookup_elem(&clusters, &cluster);
@@ -48,36 +61,107 @@ static long consider_group(__u32 i, struct choice *c)
 	if (g->tier < c->tier) {
 		c->tier = g->tier;
 		c->total = 0;
+		c->groups = 0;
 	}
-	c->total += share;
-	if (c->total && bpf_get_prandom_u32() % c->total < share)
-		c->group = i;
+	c->total += tickets(g);
+	c->groups |= 1u << i;
 	return 0;
 }
 
-static long consider_slot(__u32 i, struct choice *c)
+/* Chooses the backend that a ticket names, if it is usable. */
+inline_always long choose(__u32 ticket, struct choice *c)
 {
-	struct slot_key key = {.service = c->svc->id};
+	const struct service *svc = c->svc;
+	struct slot_key key = {.service = svc->id};
 	struct backend *b;
-	__u32 count;
+	__u32 node;
 
-	if (c->group >= MAX_GROUPS)
-		return 1;
-	count = c->svc->group[c->group].count;
-	if (i >= count)
-		return 1;
-	key.cluster = c->svc->group[c->group].cluster;
-	/* Neighbours are often pods of one node, and die together. */
-	key.slot = count > PROBES ? bpf_get_prandom_u32() % count : c->start + i;
-	if (key.slot >= count)
-		key.slot -= count;
+	for (int i = 0; i < MAX_GROUPS; i++) {
+		__u32 share = tickets(&svc->group[i]), count = svc->group[i].count;
+
+		if (!(c->groups >> i))
+			return 0;
+		if (!(c->groups >> i & 1))
+			continue;
+		if (ticket >= share) {
+			ticket -= share;
+			continue;
+		}
+		if (!count)
+			return 0;
+		key.cluster = svc->group[i].cluster;
+		key.slot = ticket % count;
+		break;
+	}
 	b = bpf_map_lookup_elem(&backends, &key);
-	if (!b || (b->node && !usable(c, path_to(c->s, b->node, key.cluster))))
+	if (!b)
+		return 0;
+	node = b->node;
+	if (node && (!usable(c, path_to(c->s, node, key.cluster)) || !lane_of(c->s, bpf_map_lookup_elem(&nodes, &node))))
 		return 0;
 	c->f->backend = b->addr;
 	c->f->bport = b->port;
 	c->found = 1;
 	return 1;
+}
+
+/* The i-th number of an order in which each from 0 to mask comes once: every step
+ * can be undone. */
+inline_always __u32 shuffled(const struct choice *c, __u32 i)
+{
+	__u32 half = c->half & 31;
+
+	i = (i + c->key[0]) * (c->key[1] | 1) & c->mask;
+	i ^= i >> half;
+	i = (i + c->key[2]) * (c->key[1] >> 16 | 1) & c->mask;
+	i ^= i >> half;
+	return i * (c->key[2] >> 16 | 1) & c->mask;
+}
+
+static long ask_ticket(__u32 i, struct choice *c)
+{
+	__u32 ticket;
+
+	if (i < DRAWS) {
+		ticket = bpf_get_prandom_u32();
+		if (c->total)
+			ticket %= c->total;
+	} else {
+		ticket = shuffled(c, i - DRAWS);
+	}
+	return ticket < c->total ? choose(ticket, c) : 0;
+}
+
+/* Asks the tickets of the next tier. */
+static long ask_next_tier(__u32 i, struct choice *c)
+{
+	__u32 mask;
+
+	c->tier = NO_TIER;
+	c->groups = 0;
+	c->total = 0;
+	bpf_loop(MAX_GROUPS, consider_group, c, 0);
+	if (c->tier >= NO_TIER) {
+		if (c->doubtful || c->alive || !c->silent)
+			return 1;
+		c->doubtful = 1;
+		c->from = 0;
+		return 0;
+	}
+	mask = (c->total - 1) | 1;
+	mask |= mask >> 1;
+	mask |= mask >> 2;
+	mask |= mask >> 4;
+	mask |= mask >> 8;
+	mask |= mask >> 16;
+	c->mask = mask;
+	c->half = (__builtin_popcount(mask) + 1) / 2;
+	c->key[0] = bpf_get_prandom_u32();
+	c->key[1] = bpf_get_prandom_u32();
+	c->key[2] = bpf_get_prandom_u32();
+	bpf_loop(DRAWS + mask + 1, ask_ticket, c, 0);
+	c->from = c->tier + 1;
+	return !!c->found;
 }
 
 /* Fills in f's backend. Silent paths will do when no other is left, unless only
@@ -86,36 +170,15 @@ once int choose_backend(const struct settings *s, const struct service *svc, str
 {
 	if (!s || !svc || !f)
 		return REASON_FAILED;
-	struct choice c = {.s = s, .svc = svc, .f = f};
+	struct choice c = {.s = s, .svc = svc, .f = f, .alive = !!alive};
 
-	for (int i = 0; i < 2 * ATTEMPTS; i++) {
-		__u32 count;
-
-		if (i == ATTEMPTS) {
-			if (alive)
-				break;
-			c.doubtful = 1;
-			c.skip = 0;
-		} else if (c.group == MAX_GROUPS) {
-			continue; /* no group is left for this kind of path */
-		}
-		c.tier = 256;
-		c.total = 0;
-		c.group = MAX_GROUPS;
-		bpf_loop(MAX_GROUPS, consider_group, &c, 0);
-		if (c.group >= MAX_GROUPS)
-			continue;
-		count = svc->group[c.group].count;
-		c.start = count ? bpf_get_prandom_u32() % count : 0;
-		bpf_loop(PROBES, consider_slot, &c, 0);
-		if (c.found) {
-			f->service = svc->id;
-			f->flags |= FLOW_SERVICE;
-			return 0;
-		}
-		c.skip |= 1u << c.group;
-	}
-	return REASON_NO_BACKEND;
+	/* Every group may be a tier of its own, asked for either kind of path. */
+	bpf_loop(2 * MAX_GROUPS + 2, ask_next_tier, &c, 0);
+	if (!c.found)
+		return REASON_NO_BACKEND;
+	f->service = svc->id;
+	f->flags |= FLOW_SERVICE;
+	return 0;
 }
 
 /* Is the flow's backend still one of its service's? */

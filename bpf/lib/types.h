@@ -304,6 +304,7 @@ enum event_type {
 	EVENT_DROP = 1,
 	EVENT_NEW_FLOW = 2, /* allowed */
 	EVENT_RESET = 3,    /* the pod was answered with a reset: path down */
+	EVENT_REFUSED = 4,  /* dropped, and the pod was told: by a reset or an ICMP error */
 };
 
 struct event {

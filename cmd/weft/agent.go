@@ -31,6 +31,7 @@ func agentCommand() *cobra.Command {
 		"gossip-port":     "port of the gossip among agents; 0: none",
 		"keep-flows":      "how many flows are kept for `weft observe`",
 		"trace":           "report allowed connections too, and not only what is dropped",
+		"unreachable":     "what happens to a pod's packet that cannot arrive: reset tells the pod (TCP reset, ICMP error), drop lets it time out",
 		"limit-flows":     "rows of the table of connections",
 		"limit-replies":   "rows of the table of connections through services",
 		"limit-endpoints": "rows of the table of this node's pods",

@@ -59,7 +59,7 @@ func observeCommand() *cobra.Command {
 	for _, name := range []string{"from-namespace", "to-namespace"} {
 		complete(cmd, name, completeNamespaces)
 	}
-	complete(cmd, "verdict", fixed(string(flow.Forwarded), string(flow.Dropped), string(flow.Reset)))
+	complete(cmd, "verdict", fixed(string(flow.Forwarded), string(flow.Dropped), string(flow.Reset), string(flow.Refused)))
 	complete(cmd, "reason", fixed(flow.Reasons()...))
 	complete(cmd, "direction", fixed(string(flow.Egress), string(flow.Ingress)))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

@@ -1,0 +1,233 @@
+/* Telling a pod at once that what it asks for cannot work. */
+#pragma once
+
+#include "nat.h"
+#include "place.h"
+#include "reset.h"
+
+/* Set by the agent's option --unreachable=drop: nobody is told anything. */
+volatile const __u32 swallow_unreachable;
+
+/* What a pod is told of a packet of its own that went nowhere. */
+enum answer {
+	SILENCE,
+	REFUSAL,  /* a reset of TCP, ICMP unreachable of the rest */
+	EXCEEDED, /* ICMP time exceeded, which traceroute waits for */
+};
+
+/* Refused is what fails however often it is repeated, until somebody changes
+ * something, and what only the cause of concerns. Every reason is decided here: the
+ * compiler misses one that is not.
+ *
+ * Whether there is a backend is no secret that a policy keeps: a policy is about
+ * backends, and can be asked of none. So a service without any is refused under
+ * default deny too. Whom policy forbids to reach a pod or a node learns nothing of
+ * it: policy is judged before. */
+inline_always enum answer answer_to(enum reason reason)
+{
+	switch (reason) {
+	case REASON_NO_BACKEND:  /* no backend of the service can be reached, or no such service */
+	case REASON_NO_ENDPOINT: /* an address of this node that no pod has */
+	case REASON_NO_TUNNEL:   /* an address of a member that no node has, or no key of that node */
+	case REASON_PATH_DOWN:   /* probes have missed the node for a while: it would take longer than a connect waits */
+	case REASON_FLOW_CLASH:  /* from another port it works; from this one not while the other flow is open */
+	case REASON_NOT_SUPPORTED: /* a protocol that is never carried */
+		return REFUSAL;
+	case REASON_TTL_EXCEEDED:
+		return EXCEEDED;
+
+	/* Who is denied is not to learn that there is somebody: as Cilium does. */
+	case REASON_POLICY_DENIED:
+	case REASON_UNKNOWN_MEMBER:
+	/* Over in a moment: the pod that repeats gets through. */
+	case REASON_HELD:
+	case REASON_NO_POLICY:
+	case REASON_NOT_READY:
+	case REASON_FAILED:
+	case REASON_FLOW_TABLE_FULL:
+	/* Not the pod's own address: somebody else would be told. */
+	case REASON_SPOOFED_SOURCE:
+	/* Malformed, or nothing that waits for an answer. */
+	case REASON_INVALID:
+	case REASON_FRAGMENT:
+	/* No pod's packet as it leaves the pod. */
+	case REASON_PLAINTEXT:
+	/* No drops. */
+	case REASON_DELIVERED:
+	case REASON_TUNNELLED:
+	case REASON_TO_STACK:
+	case REASON_NOT_OURS:
+	case REASON_RESET_SENT:
+	case REASON_ENTERED_LANE:
+	case REASON_CHANGED_LANE:
+		break;
+	}
+	return SILENCE;
+}
+
+/* ICMP errors for a pod: ERRORS_AT_ONCE, then one per ERROR_EVERY. As many as a
+ * resolver with its repetitions needs; not enough for a flood to come back whole. */
+#define ERROR_EVERY (10 * 1000 * 1000ULL)
+#define ERRORS_AT_ONCE 100
+
+/* By device of the pod, when its errors would have been sent at one per ERROR_EVERY. */
+struct {
+	__uint(type, MAP_LRU_HASH);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1024);
+} errors_sent SEC(".maps");
+
+inline_always int may_send_error(__u32 pod)
+{
+	__u64 now = bpf_ktime_get_coarse_ns(), *sent = bpf_map_lookup_elem(&errors_sent, &pod), next = now;
+
+	if (sent && *sent > now)
+		next = *sent;
+	if (next > now + (ERRORS_AT_ONCE - 1) * ERROR_EVERY)
+		return 0;
+	next += ERROR_EVERY;
+	bpf_map_update_elem(&errors_sent, &pod, &next, ROW_ANY);
+	return 1;
+}
+
+/* How much of a packet its error quotes: an SCTP client looks for its INIT in it. */
+#define QUOTED 128
+#define ERROR_LEN (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct icmphdr))
+
+struct quoted {
+	__u8 bytes[QUOTED];
+};
+
+ARRAY(quoted, MAP_PERCPU_ARRAY, struct quoted, 1);
+
+/* Turns the pod's packet round into an ICMP error about it, said by `from`. Returns
+ * 0 or why not. */
+once int turn_into_error(struct __sk_buff *skb, const struct packet *p, __u32 type_code, __be32 from)
+{
+	if (!p)
+		return REASON_FAILED;
+	struct {
+		struct ethhdr eth;
+		struct iphdr ip;
+		struct icmphdr icmp;
+	} __attribute__((packed, aligned(2))) r;
+	struct ethhdr eth;
+	struct iphdr iph;
+	struct icmphdr icmph = {.type = type_code >> 8, .code = type_code};
+	__u32 zero = 0, len;
+	__be16 tot_len;
+	struct quoted *q = bpf_map_lookup_elem(&quoted, &zero);
+
+	if (!q || bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + 2, &tot_len, sizeof(tot_len)))
+		return REASON_FAILED;
+	__builtin_memset(q, 0, sizeof(*q));
+	len = ntohs(tot_len);
+	if (len > sizeof(*q))
+		len = sizeof(*q);
+	if (len < sizeof(struct iphdr) + 8 || bpf_skb_load_bytes(skb, ETH_HLEN, q->bytes, len))
+		return REASON_FAILED;
+
+	__builtin_memset(&r, 0, sizeof(r));
+	__builtin_memcpy(r.eth.dest, eth.source, 6);
+	__builtin_memcpy(r.eth.source, eth.dest, 6);
+	r.eth.proto = eth.proto;
+	iph = (struct iphdr){
+		.version_ihl = 0x45, .tos = 0xc0, .ttl = 64, .protocol = PROTO_ICMP,
+		.tot_len = htons(ERROR_LEN - ETH_HLEN + len), .saddr = from, .daddr = p->src.w[3],
+	};
+	iph.check = fold(bpf_csum_diff(0, 0, &iph, sizeof(iph), 0));
+	/* What lies behind a short quote is zero, and adds nothing. */
+	icmph.check = fold(bpf_csum_diff(0, 0, q, sizeof(*q), bpf_csum_diff(0, 0, &icmph, sizeof(icmph), 0)));
+	r.ip = iph;
+	r.icmp = icmph;
+
+	if (bpf_skb_change_tail(skb, ERROR_LEN + len, 0) ||
+	    bpf_skb_store_bytes(skb, 0, &r, sizeof(r), STORE_FIX_CSUM) ||
+	    bpf_skb_store_bytes(skb, ERROR_LEN, q->bytes, len, STORE_FIX_CSUM))
+		return REASON_FAILED;
+	return 0;
+}
+
+/* Which ICMP unreachable a packet is answered with. For Linux the port's is the
+ * end of a UDP socket's wait; an SCTP association ends by the protocol's alone (RFC
+ * 9260, 10); a ping has no port. */
+inline_always __u32 unreachable(const struct packet *p, __u32 reason)
+{
+	__u32 code = ICMP_PORT_UNREACHABLE;
+
+	if (p->proto == PROTO_ICMP)
+		code = ICMP_HOST_UNREACHABLE;
+	else if (p->proto == PROTO_SCTP || reason == REASON_NOT_SUPPORTED)
+		code = ICMP_PROTOCOL_UNREACHABLE;
+	return ICMP_UNREACHABLE << 8 | code;
+}
+
+/* May the sender of p, a pod, be answered at all? */
+inline_always int answerable(const struct __sk_buff *skb, const struct packet *p)
+{
+	struct addr src = p->src;
+	struct endpoint *ep;
+
+	if (p->l3 != ETH_HLEN || p->error || p->headless)
+		return 0;
+	/* Of ICMP only an echo request is sure to be no error. */
+	if (p->proto == PROTO_ICMP && !p->asks)
+		return 0;
+	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_RST)
+		return 0;
+	/* To many: multicast, broadcast. */
+	if (ntohl(p->dst.w[3]) >> 28 >= 0xe || skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST)
+		return 0;
+	ep = bpf_map_lookup_elem(&endpoints, &src);
+	return ep && ep->ifindex == skb->ifindex && !ep->held;
+}
+
+/* Answers the pod in place of its packet. Returns 0 or why not. */
+inline_always int answer(struct __sk_buff *skb, struct packet *p, __u32 reason)
+{
+	enum answer kind = answer_to(reason);
+	const struct settings *s = read_settings();
+	__be32 dst;
+	int why;
+
+	if (kind == SILENCE || swallow_unreachable || !s || !answerable(skb, p))
+		return reason;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + 16, &dst, sizeof(dst)))
+		return REASON_FAILED;
+	/* Translated already: the pod knows the service alone. The event tells both. */
+	if (p->service && dst != p->service) {
+		struct addr service = mapped(p->service), backend = p->dst;
+		__be16 port = p->dport;
+
+		why = rewrite(skb, p, DESTINATION, &service, p->service_port);
+		p->dst = backend;
+		p->dport = port;
+		if (why)
+			return why;
+		dst = p->service;
+	}
+	/* Options would shift the checksum that the device was told to fill in. */
+	if (kind == REFUSAL && p->proto == PROTO_TCP && p->l4 == ETH_HLEN + sizeof(struct iphdr))
+		return turn_into_reset(skb, p);
+	if (!may_send_error(skb->ifindex))
+		return reason;
+	if (kind == EXCEEDED)
+		return turn_into_error(skb, p, ICMP_TIME_EXCEEDED << 8, s->internal.w[3]);
+	return turn_into_error(skb, p, unreachable(p, reason), dst);
+}
+
+/* Leaves with a pod's packet that goes nowhere, and tells the pod if that is certain. */
+once int turn_away(struct __sk_buff *skb, struct packet *p, __u32 reason)
+{
+	if (!p)
+		return ACT_SHOT;
+	count(skb, reason, EGRESS);
+	if (answer(skb, p, reason)) {
+		report(skb, p, EVENT_DROP, reason, EGRESS);
+		return ACT_SHOT;
+	}
+	report(skb, p, EVENT_REFUSED, reason, EGRESS);
+	return bpf_redirect_peer(skb->ifindex, 0);
+}
