@@ -24,6 +24,7 @@ import (
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/wire"
+	"github.com/weft-mesh/weft/wire/watch"
 )
 
 // web is a global service at 10.10<cluster>.0.10:80.
@@ -237,7 +238,7 @@ type lateSource struct {
 	late map[string]time.Duration
 }
 
-func (s lateSource) List(ctx context.Context, prefix string) ([]reflector.KV, int64, error) {
+func (s lateSource) List(ctx context.Context, prefix string) ([]reflector.KV, watch.Point, error) {
 	time.Sleep(s.late[prefix])
 	return s.Source.List(ctx, prefix)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/certificate"
@@ -29,8 +30,8 @@ import (
 	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/tunnel/probe"
-
 	"github.com/weft-mesh/weft/wire"
+	"github.com/weft-mesh/weft/wire/watch"
 )
 
 // Run is the agent of this machine. It works until ctx ends or a part fails, and
@@ -65,12 +66,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	client, err := dialEtcd(ctx, n, certificates.Client())
+	link := new(watch.Link)
+	client, err := dialEtcd(ctx, n, certificates.Client(), link)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	etcd := reflector.NewEtcd(client)
+	etcd := reflector.NewEtcd(client, link)
 
 	a, err = newAgent(cfg, n, &Edges{
 		Source: etcd, Sink: etcd, Datapath: datapath,
@@ -202,11 +204,12 @@ func whole[T any](list func() (T, error)) (all T, err error) {
 
 // dialEtcd connects in the background: an etcd that is away keeps no agent from
 // starting.
-func dialEtcd(ctx context.Context, n node, conf *tls.Config) (*clientv3.Client, error) {
+func dialEtcd(ctx context.Context, n node, conf *tls.Config, link *watch.Link) (*clientv3.Client, error) {
 	client, err := clientv3.New(clientv3.Config{
 		Context: ctx, Endpoints: n.bundle.EtcdEndpoints, TLS: conf,
 		DialTimeout: 2 * time.Second, DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
 		AutoSyncInterval: 0, PermitWithoutStream: true, MaxCallRecvMsgSize: 64 << 20, Logger: zap.NewNop(),
+		DialOptions: []grpc.DialOption{link.DialOption()},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd at %s: %w", strings.Join(n.bundle.EtcdEndpoints, ", "), err)

@@ -13,6 +13,8 @@ import (
 const (
 	// ClusterKey holds a Cluster: who we are.
 	ClusterKey = "weft/state/cluster"
+	// LineageKey holds the store's Lineage, if it is an embedded etcd.
+	LineageKey = "weft/state/lineage"
 	// StatePrefix covers all that agents of this cluster may read of it.
 	StatePrefix = "weft/state/"
 	// ObjectsPrefix holds manifests as they were applied, in Kubernetes JSON.
@@ -45,6 +47,8 @@ const (
 	ExportPrefix      = "weft/export/"
 	ExportClusterKey  = "weft/export/cluster"
 	ExportNodesPrefix = "weft/export/nodes/"
+	// ExportLineageKey is LineageKey for peers.
+	ExportLineageKey = "weft/export/lineage"
 	// CachePrefix covers our copies of peers' ExportPrefix, a folder for each.
 	CachePrefix = "weft/cache/"
 )

@@ -116,7 +116,11 @@ func TestUsersReadAndWriteOnlyTheirOwn(t *testing.T) {
 			t.Errorf("read of %s: %v", key, err)
 		}
 	}
-	if err := n1.Watch(ctx, "weft/", 0, func(store.Batch) error { return nil }); !errors.Is(err, store.ErrDenied) {
+	_, at, err := n1.List(ctx, "weft/state/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n1.Watch(ctx, "weft/", at, func(store.Batch) error { return nil }); !errors.Is(err, store.ErrDenied) {
 		t.Error("watch of everything:", err)
 	}
 	if _, _, err := c.as("nobody").List(ctx, "weft/state/"); !errors.Is(err, store.ErrDenied) {
@@ -288,10 +292,14 @@ func TestWatchOfAStoreThatStaysAwayEnds(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	alive, ended := make(chan struct{}, 100), make(chan error, 1)
+	_, at, err := root.List(ctx, "weft/")
+	if err != nil {
+		t.Fatal(err)
+	}
 	var closed atomic.Bool
 	go func() {
 		for {
-			err := root.Watch(ctx, "weft/", 1, func(store.Batch) error {
+			err := root.Watch(ctx, "weft/", at, func(store.Batch) error {
 				select {
 				case alive <- struct{}{}:
 				default:

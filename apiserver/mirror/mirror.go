@@ -187,7 +187,7 @@ func (m *Mirror) session(ctx context.Context) error {
 
 	g, ctx := errgroup.WithContext(ctx)
 	for _, l := range lists {
-		g.Go(func() error { return m.follow(ctx, src, l.folder, l.revision) })
+		g.Go(func() error { return m.follow(ctx, src, l.folder, l.at) })
 	}
 	return g.Wait()
 }

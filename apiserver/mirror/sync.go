@@ -13,14 +13,14 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// errRewound: the peer's store is behind where we were. It is another store.
-var errRewound = errors.New("the peer's store is older than our copy of it; reading it anew")
+// errRebuilt: the peer's store is another one than our copy is from.
+var errRebuilt = errors.New("the peer's store was rebuilt; reading all of it again")
 
-// listing is one folder of a peer, complete as of a revision.
+// listing is one folder of a peer, complete as of a point.
 type listing struct {
-	folder   folder
-	kvs      []store.KV
-	revision int64
+	folder folder
+	kvs    []store.KV
+	at     store.Point
 }
 
 // awaitCanaries waits until the peer's store has been filled: before, an entry
@@ -69,7 +69,7 @@ func (m *Mirror) list(ctx context.Context, src Source) (out []listing, over erro
 	most := m.conf.Limit.Read()
 	entries, bytes := 0, 0
 	for _, f := range m.claims.folders() {
-		kvs, revision, err := listOne(ctx, src, f.prefix, m.conf.Listing)
+		kvs, at, err := listOne(ctx, src, f.prefix, m.conf.Listing)
 		if errors.Is(err, store.ErrDenied) && f.resource == "" {
 			continue // a Cilium peer: its role does not name our prefix
 		}
@@ -91,12 +91,12 @@ func (m *Mirror) list(ctx context.Context, src Source) (out []listing, over erro
 		if over != nil && most.check(entries, bytes) != nil {
 			return nil, over
 		}
-		out = append(out, listing{f, kvs, revision})
+		out = append(out, listing{f, kvs, at})
 	}
 	return out, over
 }
 
-func listOne(ctx context.Context, src Source, prefix string, within time.Duration) ([]store.KV, int64, error) {
+func listOne(ctx context.Context, src Source, prefix string, within time.Duration) ([]store.KV, store.Point, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	return src.List(ctx, prefix)
@@ -232,14 +232,11 @@ func (m *Mirror) clusterOpLocked() []store.Op {
 	return []store.Op{store.Put(key, m.pending)}
 }
 
-// follow carries changes over until the watch ends. A history that was
-// compacted away ends the session, and the next begins with a complete list.
-func (m *Mirror) follow(ctx context.Context, src Source, f folder, after int64) error {
+// follow carries changes over until the watch ends. A history that was compacted
+// away, or is no longer that of the peer's store, ends the session, and the next
+// begins with a complete list.
+func (m *Mirror) follow(ctx context.Context, src Source, f folder, after store.Point) error {
 	err := src.Watch(ctx, f.prefix, after, func(b store.Batch) error {
-		if b.Revision < after {
-			return errRewound
-		}
-		after = b.Revision
 		m.hear()
 		return m.change(ctx, f, b.Events)
 	})
@@ -261,7 +258,7 @@ func (m *Mirror) change(ctx context.Context, f folder, events []store.Event) err
 	entries, bytes := m.afterLocked(ops)
 	m.mu.Unlock()
 	if rebuilt {
-		return errRewound
+		return errRebuilt
 	}
 	return m.commitWithin(ctx, ops, m.bound(f, entries, bytes))
 }

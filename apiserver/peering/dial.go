@@ -44,7 +44,7 @@ type Etcd struct{ Limit mirror.Limit }
 // Open implements Dialer.
 func (d Etcd) Open(endpoints []string, conf *tls.Config) (mirror.Source, error) {
 	most := d.Limit.Read()
-	e, err := store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf, SignOfLife: signOfLife, MostKeys: most.Entries, MostBytes: most.Bytes})
+	e, err := store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf, SignOfLife: signOfLife, Lineage: wire.ExportLineageKey, MostKeys: most.Entries, MostBytes: most.Bytes})
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func (d Etcd) Open(endpoints []string, conf *tls.Config) (mirror.Source, error) 
 // cannot: while its client looks for a server that is gone, it blocks.
 type watched struct{ *store.Etcd }
 
-func (w watched) Watch(ctx context.Context, prefix string, after int64, each func(store.Batch) error) error {
+func (w watched) Watch(ctx context.Context, prefix string, after store.Point, each func(store.Batch) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	timer := time.AfterFunc(silence, func() { cancel(store.ErrSilent) })

@@ -287,11 +287,11 @@ func (r *Registry) List(ctx context.Context, word, namespace string) (*api.Objec
 	if err != nil {
 		return nil, err
 	}
-	kvs, revision, err := r.store.List(ctx, listPrefix(kind, namespace))
+	kvs, at, err := r.store.List(ctx, listPrefix(kind, namespace))
 	if err != nil {
 		return nil, storeError(err)
 	}
-	list := &api.ObjectList{Cluster: r.conf.Cluster, Kind: kind.Name, Revision: revision, Items: make([]json.RawMessage, len(kvs))}
+	list := &api.ObjectList{Cluster: r.conf.Cluster, Kind: kind.Name, Revision: at.Revision, Items: make([]json.RawMessage, len(kvs))}
 	for i, kv := range kvs {
 		list.Items[i] = kv.Value
 	}

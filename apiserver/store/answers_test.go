@@ -11,6 +11,8 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
+
+	"github.com/weft-mesh/weft/wire"
 )
 
 // impostor answers as no etcd does.
@@ -22,7 +24,11 @@ type impostor struct {
 	pages int
 }
 
-func (i *impostor) Range(context.Context, *etcdserverpb.RangeRequest) (*etcdserverpb.RangeResponse, error) {
+func (i *impostor) Range(_ context.Context, r *etcdserverpb.RangeRequest) (*etcdserverpb.RangeResponse, error) {
+	if string(r.Key) == wire.LineageKey {
+		starts := wire.Lineage{Starts: []wire.Start{{ID: "1"}}}
+		return &etcdserverpb.RangeResponse{Header: &etcdserverpb.ResponseHeader{Revision: 5}, Kvs: []*mvccpb.KeyValue{{Value: wire.Marshal(starts)}}}, nil
+	}
 	i.pages++
 	return i.page(i.pages), nil
 }
@@ -112,7 +118,7 @@ func TestWatchOfAnImpostor(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			i := &impostor{event: event}
-			if err := i.serve(t, 0).Watch(t.Context(), "k/", 5, func(b Batch) error {
+			if err := i.serve(t, 0).Watch(t.Context(), "k/", Point{Revision: 5, Start: "1"}, func(b Batch) error {
 				if len(b.Events) > 0 {
 					t.Errorf("heard %v", b)
 				}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/weft-mesh/weft/wire"
 	"github.com/weft-mesh/weft/wire/watch"
 )
 
@@ -37,6 +39,8 @@ type DialConfig struct {
 	// SignOfLife is the pause between two requests that prove a watch alive.
 	// A few unanswered ones end the watch with ErrSilent. 0 means 5 s.
 	SignOfLife time.Duration
+	// Lineage is where the store keeps its lineage; "" means wire.LineageKey.
+	Lineage string
 	// MostKeys and MostBytes, of keys and values, bound what one listing of a
 	// store may hold that is not ours: it fails with ErrTooMany or ErrTooMuch
 	// beyond them. 0 means no bound.
@@ -45,10 +49,10 @@ type DialConfig struct {
 
 // Etcd is a Store on a real etcd.
 type Etcd struct {
-	client     *clientv3.Client
-	signOfLife time.Duration
-	mostKeys   int // 0: no bound
-	mostBytes  int // 0: no bound
+	client    *clientv3.Client
+	watched   *watch.Store
+	mostKeys  int // 0: no bound
+	mostBytes int // 0: no bound
 }
 
 var (
@@ -62,6 +66,7 @@ func Dial(c DialConfig) (*Etcd, error) {
 	if c.MostBytes > 0 {
 		answer = maxAnswer
 	}
+	link := new(watch.Link)
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            c.Endpoints,
 		TLS:                  c.TLS,
@@ -70,7 +75,7 @@ func Dial(c DialConfig) (*Etcd, error) {
 		DialKeepAliveTimeout: keepAliveTimeout,
 		MaxCallSendMsgSize:   maxMessage,
 		MaxCallRecvMsgSize:   answer,
-		DialOptions:          []grpc.DialOption{grpc.WithChainUnaryInterceptor(wholeAnswer), grpc.WithChainStreamInterceptor(wholeStream)},
+		DialOptions:          []grpc.DialOption{link.DialOption(), grpc.WithChainUnaryInterceptor(wholeAnswer), grpc.WithChainStreamInterceptor(wholeStream)},
 		BackoffWaitBetween:   50 * time.Millisecond,
 		Logger:               zap.NewNop(),
 	})
@@ -80,7 +85,8 @@ func Dial(c DialConfig) (*Etcd, error) {
 	if c.SignOfLife == 0 {
 		c.SignOfLife = 5 * time.Second
 	}
-	return &Etcd{client: client, signOfLife: c.SignOfLife, mostKeys: c.MostKeys, mostBytes: c.MostBytes}, nil
+	watched := &watch.Store{Client: client, Link: link, Lineage: cmp.Or(c.Lineage, wire.LineageKey), Interval: c.SignOfLife}
+	return &Etcd{client: client, watched: watched, mostKeys: c.MostKeys, mostBytes: c.MostBytes}, nil
 }
 
 // Client is the etcd client itself, for users, roles and maintenance.
@@ -103,13 +109,19 @@ func (e *Etcd) Get(ctx context.Context, key string) (KV, error) {
 }
 
 // List implements Store.
-func (e *Etcd) List(ctx context.Context, prefix string) ([]KV, int64, error) {
+func (e *Etcd) List(ctx context.Context, prefix string) (kvs []KV, at Point, err error) {
 	for {
-		kvs, revision, err := e.list(ctx, prefix)
+		at, err = e.watched.List(ctx, func() (revision int64, err error) {
+			kvs, revision, err = e.list(ctx, prefix)
+			return revision, err
+		})
 		if errors.Is(err, ErrCompacted) && ctx.Err() == nil {
 			continue // compacted between two pages: start over
 		}
-		return kvs, revision, err
+		if err != nil {
+			return nil, Point{}, explain(err)
+		}
+		return kvs, at, nil
 	}
 }
 
@@ -160,9 +172,9 @@ func (e *Etcd) Count(ctx context.Context, prefix string) (n int, revision int64,
 }
 
 // Watch implements Store.
-func (e *Etcd) Watch(ctx context.Context, prefix string, after int64, each func(Batch) error) error {
+func (e *Etcd) Watch(ctx context.Context, prefix string, after Point, each func(Batch) error) error {
 	var enough error
-	err := watch.Prefix(ctx, e.client, prefix, after, e.signOfLife, func(revision int64, changes []*clientv3.Event) error {
+	err := e.watched.Watch(ctx, prefix, after, func(revision int64, changes []*clientv3.Event) error {
 		batch := Batch{Revision: revision, Events: make([]Event, len(changes))}
 		for i, ev := range changes {
 			batch.Events[i] = Event{
@@ -255,9 +267,19 @@ func again[R any](ctx context.Context, call func() (R, error)) (R, error) {
 	}
 }
 
+// explained says whether an error is one of ours already.
+func explained(err error) bool {
+	for _, ours := range []error{ErrCompacted, ErrWentBack, ErrReconnected, ErrSilent, ErrDenied, ErrFull, ErrTooLarge, ErrTooMany, ErrTooMuch, ErrUnavailable} {
+		if errors.Is(err, ours) {
+			return true
+		}
+	}
+	return false
+}
+
 // explain joins etcd's error with ours of the same meaning.
 func explain(err error) error {
-	if err == nil || errors.Is(err, context.Canceled) {
+	if err == nil || errors.Is(err, context.Canceled) || explained(err) {
 		return err
 	}
 	var known error

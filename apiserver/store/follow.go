@@ -10,24 +10,25 @@ import (
 )
 
 // Follow hands over everything under prefix: first one complete batch, then
-// changes. When the store has compacted what came next, another complete batch
-// follows, which the receiver takes as mark and sweep. Follow returns when ctx
-// ends, each fails, or the store does; see Persist for trying again.
+// changes. When the store has compacted what came next, or went back in time,
+// another complete batch follows, which the receiver takes as mark and sweep: it
+// compares values, not revisions. Follow returns when ctx ends, each fails, or the
+// store does; see Persist for trying again.
 func Follow(ctx context.Context, s Store, prefix string, each func(Batch) error) error {
 	for {
-		kvs, revision, err := s.List(ctx, prefix)
+		kvs, at, err := s.List(ctx, prefix)
 		if err != nil {
 			return fmt.Errorf("list %s: %w", prefix, err)
 		}
-		all := Batch{Revision: revision, Complete: true, Events: make([]Event, len(kvs))}
+		all := Batch{Revision: at.Revision, Complete: true, Events: make([]Event, len(kvs))}
 		for i, kv := range kvs {
 			all.Events[i].KV = kv
 		}
 		if err := each(all); err != nil {
 			return err
 		}
-		err = s.Watch(ctx, prefix, revision, each)
-		if !errors.Is(err, ErrCompacted) {
+		err = s.Watch(ctx, prefix, at, each)
+		if !errors.Is(err, ErrCompacted) && !errors.Is(err, ErrWentBack) && !errors.Is(err, ErrReconnected) {
 			return err
 		}
 	}

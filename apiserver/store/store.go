@@ -21,6 +21,11 @@ var (
 	ErrCompacted = errors.New("revision is compacted")
 	// ErrSilent: a watch got no sign of life; the connection may be gone.
 	ErrSilent = watch.ErrSilent
+	// ErrWentBack: the store was restored from an older copy; list again.
+	ErrWentBack = watch.ErrWentBack
+	// ErrReconnected: nothing proves that the store is still what it was; list
+	// again.
+	ErrReconnected = watch.ErrReconnected
 	// ErrDenied: the store's user may not do this.
 	ErrDenied = errors.New("permission denied by the store")
 	// ErrFull: the store takes no more writes until space is made.
@@ -45,6 +50,9 @@ type KV struct {
 	// Lease is 0 for a key that stays until deleted.
 	Lease Lease
 }
+
+// Point is a place in a store's history.
+type Point = watch.Point
 
 // Lease is a span of life that keys can be tied to.
 type Lease int64
@@ -97,12 +105,12 @@ type Txn struct {
 type Store interface {
 	// Get reads one key; ErrNotFound if there is none.
 	Get(ctx context.Context, key string) (KV, error)
-	// List reads every key under prefix, in order, as of one revision, which
-	// it returns. It reads in pages, so that size is no obstacle.
-	List(ctx context.Context, prefix string) ([]KV, int64, error)
-	// Watch calls each with what happens under prefix after the revision,
-	// until ctx or each ends, or it fails: ErrCompacted, ErrSilent.
-	Watch(ctx context.Context, prefix string, after int64, each func(Batch) error) error
+	// List reads every key under prefix, in order, as of one point, which it
+	// returns. It reads in pages, so that size is no obstacle.
+	List(ctx context.Context, prefix string) ([]KV, Point, error)
+	// Watch calls each with what happens under prefix after the point, until ctx
+	// or each ends, or it fails: ErrCompacted, ErrWentBack, ErrReconnected, ErrSilent.
+	Watch(ctx context.Context, prefix string, after Point, each func(Batch) error) error
 	// Commit makes the writes if the conditions hold and says whether it did.
 	// The revision is that of the writes, or the one that was compared.
 	Commit(ctx context.Context, txn Txn) (revision int64, done bool, err error)

@@ -1,6 +1,6 @@
 // Package storetest is the twin of an etcd in memory: package store's
-// interfaces with revisions, watches, compaction, leases and failures on
-// request.
+// interfaces with revisions, watches, compaction, leases, restored copies and
+// failures on request.
 //
 // It starts no goroutine and reads no clock, so it fits into synctest bubbles.
 package storetest
@@ -8,12 +8,15 @@ package storetest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // Store is an etcd in memory. The zero value is not ready: use New.
@@ -27,6 +30,8 @@ type Store struct {
 	fail      func(call, key string) error
 	lease     store.Lease
 	lost      map[store.Lease]chan struct{}
+	lineage   wire.Lineage
+	starts    int // of any of its histories
 }
 
 var (
@@ -36,7 +41,38 @@ var (
 
 // New makes an empty store at revision 1, as etcd's is.
 func New() *Store {
-	return &Store{revision: 1, kvs: map[string]store.KV{}, changed: make(chan struct{}), lost: map[store.Lease]chan struct{}{}}
+	s := &Store{revision: 1, kvs: map[string]store.KV{}, changed: make(chan struct{}), lost: map[store.Lease]chan struct{}{}}
+	s.startLocked()
+	return s
+}
+
+func (s *Store) startLocked() {
+	s.starts++
+	s.lineage = s.lineage.With(wire.Start{ID: strconv.Itoa(s.starts), After: s.revision})
+	s.wakeLocked()
+}
+
+// Copy is what a store held at one moment.
+type Copy struct {
+	revision int64
+	kvs      map[string]store.KV
+	lineage  wire.Lineage
+}
+
+// Copy keeps what there is, as a copy of the data folder does.
+func (s *Store) Copy() Copy {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Copy{s.revision, maps.Clone(s.kvs), s.lineage}
+}
+
+// PutBack starts the store from a copy: watches that have seen more end with
+// ErrWentBack, however much is written before they notice.
+func (s *Store) PutBack(c Copy) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.revision, s.compacted, s.kvs, s.history, s.lineage = c.revision, 0, maps.Clone(c.kvs), nil, c.lineage
+	s.startLocked()
 }
 
 // Fail has fail asked before every call ("get", "list", "watch", "commit",
@@ -114,11 +150,11 @@ func (s *Store) beforeLocked(ctx context.Context, call, key string) error {
 }
 
 // List implements store.Store.
-func (s *Store) List(ctx context.Context, prefix string) ([]store.KV, int64, error) {
+func (s *Store) List(ctx context.Context, prefix string) ([]store.KV, store.Point, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.beforeLocked(ctx, "list", prefix); err != nil {
-		return nil, 0, err
+		return nil, store.Point{}, err
 	}
 	var kvs []store.KV
 	for key, kv := range s.kvs {
@@ -127,35 +163,39 @@ func (s *Store) List(ctx context.Context, prefix string) ([]store.KV, int64, err
 		}
 	}
 	slices.SortFunc(kvs, func(a, b store.KV) int { return strings.Compare(a.Key, b.Key) })
-	return kvs, s.revision, nil
+	return kvs, store.Point{Revision: s.revision, Start: s.lineage.Last()}, nil
 }
 
 // Watch implements store.Store.
-func (s *Store) Watch(ctx context.Context, prefix string, after int64, each func(store.Batch) error) error {
+func (s *Store) Watch(ctx context.Context, prefix string, after store.Point, each func(store.Batch) error) error {
 	for {
 		s.mu.Lock()
 		if err := s.beforeLocked(ctx, "watch", prefix); err != nil {
 			s.mu.Unlock()
 			return err
 		}
-		if after < s.compacted {
+		if !s.lineage.Holds(after.Start, after.Revision) {
+			s.mu.Unlock()
+			return fmt.Errorf("watch %s: %w", prefix, store.ErrWentBack)
+		}
+		if after.Revision < s.compacted {
 			s.mu.Unlock()
 			return fmt.Errorf("watch %s: %w", prefix, store.ErrCompacted)
 		}
 		batch := store.Batch{Revision: s.revision}
 		for _, ev := range s.history {
-			if ev.Modified > after && strings.HasPrefix(ev.Key, prefix) {
+			if ev.Modified > after.Revision && strings.HasPrefix(ev.Key, prefix) {
 				batch.Events = append(batch.Events, ev)
 			}
 		}
 		changed := s.changed
+		after = store.Point{Revision: batch.Revision, Start: s.lineage.Last()}
 		s.mu.Unlock()
 		if len(batch.Events) > 0 {
 			if err := each(batch); err != nil {
 				return err
 			}
 		}
-		after = batch.Revision
 		select {
 		case <-changed:
 		case <-ctx.Done():

@@ -76,7 +76,7 @@ func TestCompactionEndsLateWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Compact()
-	if err := s.Watch(ctx, "k", 1, func(store.Batch) error { return nil }); !errors.Is(err, store.ErrCompacted) {
+	if err := s.Watch(ctx, "k", store.Point{Revision: 1, Start: "1"}, func(store.Batch) error { return nil }); !errors.Is(err, store.ErrCompacted) {
 		t.Error(err)
 	}
 }

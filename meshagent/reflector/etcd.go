@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/weft-mesh/weft/wire"
 	"github.com/weft-mesh/weft/wire/watch"
 )
 
@@ -19,19 +20,29 @@ const pageSize = 4096
 // Etcd is a Source and a Sink over one etcd client. Several goroutines may use it.
 type Etcd struct {
 	client *clientv3.Client
+	store  *watch.Store
 
 	// mu guards lease.
 	mu    sync.Mutex
 	lease clientv3.LeaseID
 }
 
-// NewEtcd wraps client; it stays the caller's to close.
-func NewEtcd(client *clientv3.Client) *Etcd { return &Etcd{client: client} }
+// NewEtcd wraps client, whose connections link counts; it stays the caller's to
+// close.
+func NewEtcd(client *clientv3.Client, link *watch.Link) *Etcd {
+	return &Etcd{client: client, store: &watch.Store{Client: client, Link: link, Lineage: wire.LineageKey, Interval: signOfLife}}
+}
 
 // List implements Source. Pages are read at the revision of the first one.
-func (e *Etcd) List(ctx context.Context, prefix string) ([]KV, int64, error) {
-	var kvs []KV
-	var revision int64
+func (e *Etcd) List(ctx context.Context, prefix string) (kvs []KV, at watch.Point, err error) {
+	at, err = e.store.List(ctx, func() (revision int64, err error) {
+		kvs, revision, err = e.list(ctx, prefix)
+		return revision, err
+	})
+	return kvs, at, err
+}
+
+func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int64, err error) {
 	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
 	for {
 		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(pageSize)}
@@ -61,9 +72,10 @@ func (e *Etcd) get(ctx context.Context, from string, opts []clientv3.OpOption) (
 	return e.client.Get(ctx, from, opts...)
 }
 
-// Watch implements Source. A store that falls silent ends it with watch.ErrSilent.
-func (e *Etcd) Watch(ctx context.Context, prefix string, revision int64, each func(int64, []Event)) error {
-	err := watch.Prefix(ctx, e.client, prefix, revision, signOfLife, func(current int64, changes []*clientv3.Event) error {
+// Watch implements Source. A store that falls silent ends it with watch.ErrSilent,
+// one that went back in time with watch.ErrWentBack.
+func (e *Etcd) Watch(ctx context.Context, prefix string, after watch.Point, each func(int64, []Event)) error {
+	err := e.store.Watch(ctx, prefix, after, func(current int64, changes []*clientv3.Event) error {
 		events := make([]Event, 0, len(changes))
 		for _, ev := range changes {
 			e := Event{KV: KV{Key: string(ev.Kv.Key), Value: ev.Kv.Value, Revision: ev.Kv.ModRevision}}

@@ -10,13 +10,15 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 
 	"github.com/weft-mesh/weft/internal/loopbacktest"
 	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/wire/watch"
 )
 
 // startEtcd runs one member on this machine.
-func startEtcd(t *testing.T) *clientv3.Client {
+func startEtcd(t *testing.T) (*clientv3.Client, *watch.Link) {
 	t.Helper()
 	cfg := embed.NewConfig()
 	cfg.Dir, cfg.LogLevel, cfg.ZapLoggerBuilder = t.TempDir(), "fatal", embed.NewZapLoggerBuilder(zap.NewNop())
@@ -35,18 +37,21 @@ func startEtcd(t *testing.T) *clientv3.Client {
 	case <-time.After(time.Minute):
 		t.Fatal("etcd does not start")
 	}
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{client.String()}, Logger: zap.NewNop(), DialTimeout: time.Minute})
+	link := new(watch.Link)
+	c, err := clientv3.New(clientv3.Config{
+		DialOptions: []grpc.DialOption{link.DialOption()},
+		Endpoints:   []string{client.String()}, Logger: zap.NewNop(), DialTimeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return c
+	return c, link
 }
 
 func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
-	client := startEtcd(t)
+	client, link := startEtcd(t)
 	ctx := t.Context()
-	e := reflector.NewEtcd(client)
+	e := reflector.NewEtcd(client, link)
 
 	// More than a page, at one revision.
 	const many = 5000
@@ -62,7 +67,7 @@ func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 	if err := e.Write(ctx, []reflector.Change{{Key: "b/1", Value: []byte("not ours")}}); err != nil {
 		t.Fatal(err)
 	}
-	kvs, revision, err := e.List(ctx, "a/")
+	kvs, at, err := e.List(ctx, "a/")
 	if err != nil || len(kvs) != many || kvs[0].Key != "a/00000" || kvs[many-1].Key != fmt.Sprintf("a/%05d", many-1) {
 		t.Fatalf("listed %d, %v", len(kvs), err)
 	}
@@ -73,7 +78,7 @@ func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 	}
 	watching, cancel := context.WithTimeout(ctx, time.Minute)
 	var heard []string
-	err = e.Watch(watching, "a/", revision, func(current int64, events []reflector.Event) {
+	err = e.Watch(watching, "a/", at, func(_ int64, events []reflector.Event) {
 		for _, ev := range events {
 			heard = append(heard, fmt.Sprint(ev.Key, " ", string(ev.Value), " ", ev.Deleted))
 		}
@@ -95,7 +100,8 @@ func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 	}
 	watching, cancel = context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if err := e.Watch(watching, "a/", 1, func(int64, []reflector.Event) {}); err == nil || watching.Err() != nil {
+	at.Revision = 1
+	if err := e.Watch(watching, "a/", at, func(int64, []reflector.Event) {}); err == nil || watching.Err() != nil {
 		t.Errorf("a watch from before a compaction: %v", err)
 	}
 
@@ -131,9 +137,9 @@ func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 // What belongs to one turn costs the store few transactions, none larger than
 // an etcd takes that was not configured for us.
 func TestEtcdWritesManyChangesInFewTransactions(t *testing.T) {
-	client := startEtcd(t)
+	client, link := startEtcd(t)
 	ctx := t.Context()
-	e := reflector.NewEtcd(client)
+	e := reflector.NewEtcd(client, link)
 	var changes []reflector.Change
 	for i := range 300 {
 		changes = append(changes, reflector.Change{Key: fmt.Sprintf("a/%03d", i), Value: []byte("x")})
@@ -150,11 +156,11 @@ func TestEtcdWritesManyChangesInFewTransactions(t *testing.T) {
 	if err := e.Write(ctx, changes); err != nil {
 		t.Fatal(err)
 	}
-	kvs, revision, err := e.List(ctx, "a/")
+	kvs, at, err := e.List(ctx, "a/")
 	if err != nil || len(kvs) != 299 || string(kvs[0].Value) != "y" || kvs[1].Key != "a/002" {
 		t.Errorf("%d keys, %v", len(kvs), err)
 	}
-	if n := revision - before.Header.Revision; n != 6 {
+	if n := at.Revision - before.Header.Revision; n != 6 {
 		t.Errorf("%d transactions, want 3 for what is small and 3 for what is large", n)
 	}
 }

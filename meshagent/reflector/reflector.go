@@ -8,10 +8,13 @@ package reflector
 import (
 	"context"
 	"errors"
+	"hash/maphash"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/weft-mesh/weft/wire/watch"
 )
 
 // KV is one key as stored. Revision is that of its last change.
@@ -29,14 +32,14 @@ type Event struct {
 
 // Source is what a reflector needs of etcd.
 type Source interface {
-	// List returns all keys under prefix as they were at one revision.
-	List(ctx context.Context, prefix string) (kvs []KV, revision int64, err error)
-	// Watch calls each, in order, with what changed under prefix after revision,
-	// and with the revision that this is current to. Without changes it is a sign of
-	// life. It blocks until ctx ends or it can no
-	// longer promise that nothing is missed, which includes a store that has fallen
-	// silent; the caller then lists again.
-	Watch(ctx context.Context, prefix string, revision int64, each func(revision int64, events []Event)) error
+	// List returns all keys under prefix as they were at one point.
+	List(ctx context.Context, prefix string) (kvs []KV, at watch.Point, err error)
+	// Watch calls each, in order, with what changed under prefix after a point, and
+	// with the revision that this is current to. Without changes it is a sign of
+	// life. It blocks until ctx ends or it can no longer promise that nothing is
+	// missed, which includes a store that has fallen silent or went back in time; the
+	// caller then lists again.
+	Watch(ctx context.Context, prefix string, after watch.Point, each func(revision int64, events []Event)) error
 }
 
 // Config describes one reflector.
@@ -119,7 +122,7 @@ const (
 
 // Run follows the prefix until ctx ends.
 func (r *Reflector) Run(ctx context.Context) error {
-	known := map[string]int64{}
+	known := map[string]version{}
 	pause := firstPause
 	for ctx.Err() == nil {
 		healthy, err := r.follow(ctx, known)
@@ -135,7 +138,10 @@ func (r *Reflector) Run(ctx context.Context) error {
 		if healthy {
 			pause = firstPause
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, watch.ErrWentBack):
+			r.cfg.Log.Warn("the store was restored from an older copy; reading all of it again", "prefix", r.cfg.Prefix, "error", err)
+		case err != nil:
 			r.cfg.Log.Debug("store is away, keeping what is known", "prefix", r.cfg.Prefix, "error", err)
 		}
 		// Jitter keeps a thousand agents from listing in the same moment.
@@ -151,8 +157,8 @@ func (r *Reflector) Run(ctx context.Context) error {
 
 // follow lists once and watches until that breaks. healthy says that the list
 // was good, so that the next attempt need not wait long.
-func (r *Reflector) follow(ctx context.Context, known map[string]int64) (healthy bool, err error) {
-	kvs, revision, err := r.list(ctx)
+func (r *Reflector) follow(ctx context.Context, known map[string]version) (healthy bool, err error) {
+	kvs, at, err := r.list(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -160,16 +166,16 @@ func (r *Reflector) follow(ctx context.Context, known map[string]int64) (healthy
 		r.cfg.Apply(changes)
 	}
 	r.update(func(s *State) {
-		s.Synced, s.Connected, s.Error, s.Heard, s.Revision, s.Keys = true, true, "", time.Now(), revision, len(known)
+		s.Synced, s.Connected, s.Error, s.Heard, s.Revision, s.Keys = true, true, "", time.Now(), at.Revision, len(known)
 	})
 	r.once.Do(func() { close(r.synced) })
 
-	err = r.cfg.Source.Watch(ctx, r.cfg.Prefix, revision, func(revision int64, events []Event) {
+	err = r.cfg.Source.Watch(ctx, r.cfg.Prefix, at, func(revision int64, events []Event) {
 		for _, e := range events {
 			if e.Deleted {
 				delete(known, e.Key)
 			} else {
-				known[e.Key] = e.Revision
+				known[e.Key] = versionOf(e.KV)
 			}
 		}
 		if len(events) > 0 {
@@ -184,30 +190,41 @@ func (r *Reflector) follow(ctx context.Context, known map[string]int64) (healthy
 }
 
 // list reads everything from a store that was trusted before and after.
-func (r *Reflector) list(ctx context.Context) ([]KV, int64, error) {
+func (r *Reflector) list(ctx context.Context) ([]KV, watch.Point, error) {
 	trust := r.cfg.Trust
 	if trust == nil {
 		trust = func(context.Context) error { return nil }
 	}
 	if err := trust(ctx); err != nil {
-		return nil, 0, err
+		return nil, watch.Point{}, err
 	}
-	kvs, revision, err := r.cfg.Source.List(ctx, r.cfg.Prefix)
+	kvs, at, err := r.cfg.Source.List(ctx, r.cfg.Prefix)
 	if err != nil {
-		return nil, 0, err
+		return nil, watch.Point{}, err
 	}
-	return kvs, revision, trust(ctx)
+	return kvs, at, trust(ctx)
 }
+
+// version tells one value of a key from another. The revision alone does not: in
+// a store that went back in time, it stands for something else.
+type version struct {
+	revision int64
+	hash     uint64
+}
+
+var seed = maphash.MakeSeed()
+
+func versionOf(kv KV) version { return version{kv.Revision, maphash.Bytes(seed, kv.Value)} }
 
 // sweep turns a complete list into the changes against known, and brings known
 // up to it: deletions last, so that something renamed exists at every moment.
-func sweep(known map[string]int64, kvs []KV) []Event {
+func sweep(known map[string]version, kvs []KV) []Event {
 	var events []Event
 	listed := make(map[string]struct{}, len(kvs))
 	for _, kv := range kvs {
 		listed[kv.Key] = struct{}{}
-		if known[kv.Key] != kv.Revision {
-			known[kv.Key] = kv.Revision
+		if v := versionOf(kv); known[kv.Key] != v {
+			known[kv.Key] = v
 			events = append(events, Event{KV: kv})
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/wire"
 	"github.com/weft-mesh/weft/wire/watch/watchtest"
 )
 
@@ -29,7 +30,10 @@ func (l *lists) set(keys ...string) {
 	l.keys = keys
 }
 
-func (l *lists) Get(context.Context, string, ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+func (l *lists) Get(_ context.Context, key string, _ ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	if key == wire.LineageKey {
+		return &clientv3.GetResponse{Header: &etcdserverpb.ResponseHeader{Revision: 1}}, nil
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	resp := &clientv3.GetResponse{Header: &etcdserverpb.ResponseHeader{Revision: 1}}
@@ -51,7 +55,7 @@ func TestASilentWatchIsRenewed(t *testing.T) {
 		client.Watcher, client.KV = watches, keys
 		rows, deleted := map[string]bool{}, 0
 		r := reflector.New(reflector.Config{
-			Prefix: "a/", Source: reflector.NewEtcd(client), Log: slog.New(slog.DiscardHandler),
+			Prefix: "a/", Source: reflector.NewEtcd(client, watches.Link()), Log: slog.New(slog.DiscardHandler),
 			Apply: func(events []reflector.Event) {
 				for _, e := range events {
 					rows[e.Key] = true

@@ -12,6 +12,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 
+	"github.com/weft-mesh/weft/wire"
 	"github.com/weft-mesh/weft/wire/watch"
 	"github.com/weft-mesh/weft/wire/watch/watchtest"
 )
@@ -19,6 +20,13 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const interval = 10 * time.Second
+
+func following(w *watchtest.Watcher) *watch.Store {
+	return &watch.Store{Client: w, Link: w.Link(), Lineage: wire.LineageKey, Interval: interval}
+}
+
+// at is what a list at a revision says of itself.
+func at(revision int64) watch.Point { return watch.Point{Revision: revision, Start: "1"} }
 
 // A quiet store gives signs of life for as long as one likes; one that stops
 // doing so is noticed, however it does it.
@@ -33,7 +41,7 @@ func TestSilenceIsNoticed(t *testing.T) {
 				var heard time.Time
 				ended := make(chan error, 1)
 				go func() {
-					ended <- watch.Prefix(t.Context(), w, "a/", 7, interval, func(revision int64, events []*clientv3.Event) error {
+					ended <- following(w).Watch(t.Context(), "a/", at(7), func(revision int64, events []*clientv3.Event) error {
 						if revision != 7 || len(events) != 0 {
 							t.Errorf("heard %v at %d", events, revision)
 						}
@@ -61,11 +69,11 @@ func TestSilenceIsNoticed(t *testing.T) {
 
 func TestOnlyWhatIsNewIsHandedOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := watchtest.New(6)
+		w := watchtest.New(7)
 		enough := errors.New("enough")
 		ended := make(chan error, 1)
 		go func() {
-			ended <- watch.Prefix(t.Context(), w, "a/", 7, interval, func(revision int64, events []*clientv3.Event) error {
+			ended <- following(w).Watch(t.Context(), "a/", at(7), func(revision int64, events []*clientv3.Event) error {
 				if len(events) == 0 {
 					return nil
 				}
@@ -76,7 +84,7 @@ func TestOnlyWhatIsNewIsHandedOn(t *testing.T) {
 			})
 		}()
 		synctest.Wait()
-		w.Put("a/1", "known already") // at revision 7
+		w.Repeat("a/1", "known already") // at revision 7
 		w.Put("a/2", "new")
 		if err := <-ended; !errors.Is(err, enough) {
 			t.Errorf("ended with %v", err)
@@ -91,7 +99,7 @@ func TestItEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() {
-			ended <- watch.Prefix(ctx, w, "a/", 1, interval, func(int64, []*clientv3.Event) error { return nil })
+			ended <- following(w).Watch(ctx, "a/", at(1), func(int64, []*clientv3.Event) error { return nil })
 		}()
 		time.Sleep(interval + time.Second) // while it asks
 		began := time.Now()
@@ -102,6 +110,94 @@ func TestItEndsWithItsContext(t *testing.T) {
 	})
 }
 
+// What was seen and is gone ends a watch as soon as the client has reconnected:
+// its own resumption would skip what comes before the next revision it expects.
+func TestAStoreThatWentBackIsNoticed(t *testing.T) {
+	lineage := func(starts ...wire.Start) wire.Lineage { return wire.Lineage{Starts: starts} }
+	first := wire.Start{ID: "1"}
+	for _, test := range []struct {
+		name    string
+		lineage wire.Lineage
+		now     int64 // revision of the store after the reconnection
+		want    error // nil: the watch goes on
+	}{
+		{"the connection broke", lineage(first), 8, nil},
+		{"restarted", lineage(first, wire.Start{ID: "2", After: 8}), 9, nil},
+		{"restarted twice, and written to", lineage(first, wire.Start{ID: "2", After: 8}, wire.Start{ID: "3", After: 20}), 30, nil},
+		{"restored, quiet", lineage(first, wire.Start{ID: "2", After: 5}), 6, watch.ErrWentBack},
+		{"restored, and past its old revision already", lineage(first, wire.Start{ID: "2", After: 5}), 100, watch.ErrWentBack},
+		{"restored, and restarted since", lineage(first, wire.Start{ID: "2", After: 5}, wire.Start{ID: "3", After: 90}), 100, watch.ErrWentBack},
+		{"restored from before our start", lineage(wire.Start{ID: "0"}, wire.Start{ID: "2", After: 5}), 100, watch.ErrWentBack},
+		{"a store that does not say", wire.Lineage{}, 8, watch.ErrReconnected},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := watchtest.New(7)
+				ctx, cancel := context.WithCancel(t.Context())
+				var heard []string
+				ended := make(chan error, 1)
+				go func() {
+					ended <- following(w).Watch(ctx, "a/", at(7), func(_ int64, events []*clientv3.Event) error {
+						for _, e := range events {
+							heard = append(heard, string(e.Kv.Key))
+						}
+						return nil
+					})
+				}()
+				synctest.Wait()
+				w.Put("a/1", "") // at revision 8
+				synctest.Wait()
+				began := time.Now()
+				w.SetLineage(test.lineage)
+				w.Reconnect(test.now)
+				w.Put("a/2", "")
+				synctest.Wait()
+				want := "[a/1]"
+				if test.want == nil {
+					want = "[a/1 a/2]"
+					cancel()
+				}
+				err := <-ended
+				if test.want != nil && !errors.Is(err, test.want) || time.Since(began) != 0 {
+					t.Errorf("ended after %v with %v", time.Since(began), err)
+				}
+				if fmt.Sprint(heard) != want {
+					t.Errorf("heard %v, want %s", heard, want)
+				}
+				cancel()
+			})
+		})
+	}
+}
+
+// A response from before what was seen says so itself, reconnected or not.
+func TestARevisionNeverFalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := watchtest.New(5)
+		err := following(w).Watch(t.Context(), "a/", at(7), func(int64, []*clientv3.Event) error { return nil })
+		if !errors.Is(err, watch.ErrWentBack) {
+			t.Errorf("ended with %v", err)
+		}
+	})
+}
+
+// Pages that were read on two connections are of two stores.
+func TestAListIsReadOnOneConnection(t *testing.T) {
+	w := watchtest.New(7)
+	pages := 0
+	got, err := following(w).List(t.Context(), func() (int64, error) {
+		if pages++; pages == 1 {
+			w.SetLineage(wire.Lineage{Starts: []wire.Start{{ID: "1"}, {ID: "2", After: 5}}})
+			w.Reconnect(6)
+			return 7, errors.New("required revision is a future revision")
+		}
+		return 6, nil
+	})
+	if want := (watch.Point{Revision: 6, Start: "2", Connection: 1}); got != want || err != nil || pages != 2 {
+		t.Errorf("read %d times, at %+v, %v", pages, got, err)
+	}
+}
+
 // Whoever is busy hears in one call of what happened meanwhile, in order.
 func TestWhatArrivesMeanwhileComesTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -110,7 +206,7 @@ func TestWhatArrivesMeanwhileComesTogether(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() {
-			ended <- watch.Prefix(ctx, w, "a/", 1, interval, func(revision int64, events []*clientv3.Event) error {
+			ended <- following(w).Watch(ctx, "a/", at(1), func(revision int64, events []*clientv3.Event) error {
 				call := fmt.Sprint(revision)
 				for _, ev := range events {
 					call += " " + string(ev.Kv.Key)
@@ -133,6 +229,45 @@ func TestWhatArrivesMeanwhileComesTogether(t *testing.T) {
 		want := []string{"2 a/0", "21 a/1 a/2 a/3 a/4 a/5 a/6 a/7 a/8 a/9 a/10 a/11 a/12 a/13 a/14 a/15 a/16 a/17 a/18 a/19", "22 a/last"}
 		if !slices.Equal(calls, want) {
 			t.Errorf("calls %q, want %q", calls, want)
+		}
+	})
+}
+
+// What was heard of a history that is gone and not yet handed on is dropped, also
+// where what was handed on is still there.
+func TestWhatWasNotHandedOnYetIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := watchtest.New(1)
+		var heard []string
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() {
+			ended <- following(w).Watch(ctx, "a/", at(1), func(_ int64, events []*clientv3.Event) error {
+				for _, e := range events {
+					heard = append(heard, string(e.Kv.Key))
+				}
+				time.Sleep(time.Second)
+				return nil
+			})
+		}()
+		synctest.Wait()
+		w.Put("a/there", "") // at revision 2
+		synctest.Wait()
+		w.Put("a/lost", "")
+		synctest.Wait()
+		w.SetLineage(wire.Lineage{Starts: []wire.Start{{ID: "1"}, {ID: "2", After: 2}}})
+		w.Reconnect(2)
+		w.Put("a/other", "")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		w.Put("a/new", "")
+		time.Sleep(5 * time.Second)
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("ended with %v", err)
+		}
+		if got, want := fmt.Sprint(heard), "[a/there a/other a/new]"; got != want {
+			t.Errorf("heard %v, want %v", got, want)
 		}
 	})
 }

@@ -6,12 +6,16 @@ package reflectortest
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/wire"
+	"github.com/weft-mesh/weft/wire/watch"
 )
 
 // ErrAway is what every call answers while the store is away.
@@ -28,11 +32,44 @@ type Store struct {
 	keys     map[string]reflector.KV
 	history  []reflector.Event
 	changed  chan struct{}
+	lineage  wire.Lineage
+	starts   int // of any of its histories
 }
 
 // New returns an empty store.
 func New() *Store {
-	return &Store{keys: map[string]reflector.KV{}, changed: make(chan struct{})}
+	s := &Store{keys: map[string]reflector.KV{}, changed: make(chan struct{})}
+	s.startLocked()
+	return s
+}
+
+func (s *Store) startLocked() {
+	s.starts++
+	s.lineage = s.lineage.With(wire.Start{ID: strconv.Itoa(s.starts), After: s.revision})
+	s.wakeLocked()
+}
+
+// Copy is what a store held at one moment.
+type Copy struct {
+	revision int64
+	keys     map[string]reflector.KV
+	lineage  wire.Lineage
+}
+
+// Copy keeps what there is, as a copy of the data folder does.
+func (s *Store) Copy() Copy {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Copy{s.revision, maps.Clone(s.keys), s.lineage}
+}
+
+// PutBack starts the store from a copy: watches that have seen more end with
+// watch.ErrWentBack, however much is written before they notice.
+func (s *Store) PutBack(c Copy) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.revision, s.keys, s.history, s.lineage = c.revision, maps.Clone(c.keys), nil, c.lineage
+	s.startLocked()
 }
 
 // SetAway cuts or restores every connection. Watches end, as after a long cut.
@@ -127,11 +164,11 @@ func (s *Store) Get(key string) ([]byte, bool) {
 }
 
 // List implements reflector.Source.
-func (s *Store) List(ctx context.Context, prefix string) ([]reflector.KV, int64, error) {
+func (s *Store) List(ctx context.Context, prefix string) ([]reflector.KV, watch.Point, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.away {
-		return nil, 0, ErrAway
+		return nil, watch.Point{}, ErrAway
 	}
 	var kvs []reflector.KV
 	for key, kv := range s.keys {
@@ -140,20 +177,20 @@ func (s *Store) List(ctx context.Context, prefix string) ([]reflector.KV, int64,
 		}
 	}
 	slices.SortFunc(kvs, func(a, b reflector.KV) int { return strings.Compare(a.Key, b.Key) })
-	return kvs, s.revision, nil
+	return kvs, watch.Point{Revision: s.revision, Start: s.lineage.Last()}, nil
 }
 
 // signOfLife is the pause between two of them, as a real store gives them.
 const signOfLife = 10 * time.Second
 
 // Watch implements reflector.Source.
-func (s *Store) Watch(ctx context.Context, prefix string, revision int64, each func(int64, []reflector.Event)) error {
+func (s *Store) Watch(ctx context.Context, prefix string, after watch.Point, each func(int64, []reflector.Event)) error {
 	for {
-		events, changed, err := s.after(prefix, &revision)
+		events, changed, err := s.after(prefix, &after)
 		if err != nil {
 			return err
 		}
-		each(revision, events)
+		each(after.Revision, events)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -163,21 +200,24 @@ func (s *Store) Watch(ctx context.Context, prefix string, revision int64, each f
 	}
 }
 
-func (s *Store) after(prefix string, revision *int64) ([]reflector.Event, <-chan struct{}, error) {
+func (s *Store) after(prefix string, at *watch.Point) ([]reflector.Event, <-chan struct{}, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.away {
 		return nil, nil, ErrAway
 	}
-	if *revision < s.revision && (len(s.history) == 0 || s.history[0].Revision > *revision+1) {
+	if !s.lineage.Holds(at.Start, at.Revision) {
+		return nil, nil, watch.ErrWentBack
+	}
+	if at.Revision < s.revision && (len(s.history) == 0 || s.history[0].Revision > at.Revision+1) {
 		return nil, nil, errCompacted
 	}
 	var events []reflector.Event
 	for _, e := range s.history {
-		if e.Revision > *revision && strings.HasPrefix(e.Key, prefix) {
+		if e.Revision > at.Revision && strings.HasPrefix(e.Key, prefix) {
 			events = append(events, e)
 		}
 	}
-	*revision = s.revision
+	*at = watch.Point{Revision: s.revision, Start: s.lineage.Last()}
 	return events, s.changed, nil
 }

@@ -1,17 +1,22 @@
 // Package watchtest is the watching part of an etcd client in memory, which can
-// fall silent.
+// fall silent, reconnect, and find another history there.
 package watchtest
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/stats"
+
+	"github.com/weft-mesh/weft/wire"
+	"github.com/weft-mesh/weft/wire/watch"
 )
 
-// Watcher is a clientv3.Watcher. Several goroutines may use it; it tells every
+// Watcher is a clientv3.Watcher, and answers what the lineage is. Several goroutines may use it; it tells every
 // watch of every change, whatever its prefix.
 type Watcher struct {
 	// mu guards what follows.
@@ -20,11 +25,47 @@ type Watcher struct {
 	opened   int
 	revision int64
 	watches  map[chan clientv3.WatchResponse]bool
+	history  []*clientv3.Event
+	lineage  wire.Lineage
+	link     watch.Link
 }
 
-// New makes a Watcher at a revision.
+// New makes a Watcher at a revision, of a store that was started once, as "1".
 func New(revision int64) *Watcher {
-	return &Watcher{revision: revision, watches: map[chan clientv3.WatchResponse]bool{}}
+	w := &Watcher{revision: revision, watches: map[chan clientv3.WatchResponse]bool{}}
+	w.SetLineage(wire.Lineage{Starts: []wire.Start{{ID: "1"}}})
+	return w
+}
+
+// Link counts the connections of this client.
+func (w *Watcher) Link() *watch.Link { return &w.link }
+
+// SetLineage is what the store says of itself from the next connection on.
+func (w *Watcher) SetLineage(l wire.Lineage) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lineage = l
+}
+
+// Reconnect makes a new connection to a store at a revision. The watches go on
+// with what comes next, as those of etcd's client do.
+func (w *Watcher) Reconnect(revision int64) {
+	w.mu.Lock()
+	w.revision = revision
+	w.history = slices.DeleteFunc(w.history, func(e *clientv3.Event) bool { return e.Kv.ModRevision > revision })
+	w.mu.Unlock()
+	w.link.HandleConn(context.Background(), &stats.ConnBegin{Client: true})
+}
+
+// Get answers with the lineage, whatever the key.
+func (w *Watcher) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	resp := &clientv3.GetResponse{Header: &etcdserverpb.ResponseHeader{Revision: w.revision}}
+	if len(w.lineage.Starts) > 0 {
+		resp.Kvs = []*mvccpb.KeyValue{{Key: []byte(key), Value: wire.Marshal(w.lineage), ModRevision: 1}}
+	}
+	return resp, nil
 }
 
 // Silence makes the watches of now say nothing any more, for good, as on a
@@ -52,9 +93,18 @@ func (w *Watcher) Opened() int {
 // Put tells of a change.
 func (w *Watcher) Put(key, value string) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.revision++
-	w.tellLocked(&clientv3.Event{Type: clientv3.EventTypePut, Kv: &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), ModRevision: w.revision}})
+	w.mu.Unlock()
+	w.Repeat(key, value)
+}
+
+// Repeat tells of a change at the present revision.
+func (w *Watcher) Repeat(key, value string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	e := &clientv3.Event{Type: clientv3.EventTypePut, Kv: &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), ModRevision: w.revision}}
+	w.history = append(w.history, e)
+	w.tellLocked(e)
 }
 
 func (w *Watcher) tellLocked(events ...*clientv3.Event) {
@@ -70,6 +120,13 @@ func (w *Watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOpti
 	w.opened++
 	ch := make(chan clientv3.WatchResponse, 64) // a test reads them before there are more
 	w.watches[ch] = true
+	from, since := clientv3.OpGet(key, opts...).Rev(), w.history
+	for len(since) > 0 && since[0].Kv.ModRevision < from {
+		since = since[1:]
+	}
+	if len(since) > 0 {
+		ch <- clientv3.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: w.revision}, Events: slices.Clone(since)}
+	}
 	context.AfterFunc(ctx, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()

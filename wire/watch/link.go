@@ -1,0 +1,79 @@
+package watch
+
+import (
+	"context"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/stats"
+
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Link counts the connections of one etcd client. The client resumes its watches
+// on a new connection as if nothing had happened, whatever store answers there.
+// The zero value is ready.
+type Link struct {
+	mu       sync.Mutex // guards what follows
+	count    uint64
+	changed  chan struct{} // closed when count changes; nil: nobody waits
+	lineage  wire.Lineage
+	lookedAt uint64 // count when lineage was read, plus 1; 0: never
+}
+
+// DialOption has a client count its connections here. It belongs to one client.
+func (l *Link) DialOption() grpc.DialOption { return grpc.WithStatsHandler(l) }
+
+// HandleConn implements stats.Handler. A connection is counted before anything
+// is heard on it.
+func (l *Link) HandleConn(_ context.Context, s stats.ConnStats) {
+	if _, begin := s.(*stats.ConnBegin); !begin {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.count++
+	if l.changed != nil {
+		close(l.changed)
+		l.changed = nil
+	}
+}
+
+// TagConn implements stats.Handler.
+func (l *Link) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+// TagRPC implements stats.Handler.
+func (l *Link) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+
+// HandleRPC implements stats.Handler.
+func (l *Link) HandleRPC(context.Context, stats.RPCStats) {}
+
+// now is how many connections there were, and a channel that is closed by the
+// next one.
+func (l *Link) now() (count uint64, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.changed == nil {
+		l.changed = make(chan struct{})
+	}
+	return l.count, l.changed
+}
+
+// known is the lineage if it was read on the present connections.
+func (l *Link) known() (lineage wire.Lineage, count uint64, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lineage, l.count, l.lookedAt == l.count+1
+}
+
+// keep remembers a lineage that was read while count connections were made;
+// false if there was another one meanwhile.
+func (l *Link) keep(lineage wire.Lineage, count uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.count != count {
+		return false
+	}
+	l.lineage, l.lookedAt = lineage, count+1
+	return true
+}
