@@ -82,16 +82,26 @@ func lay(ctx context.Context, conf Config) (_ *foundation, err error) {
 	if err != nil {
 		return nil, err
 	}
+	// Before anything is written: what others have seen beyond it is gone.
+	_, revision, err := f.store.Count(ctx, wire.ClusterKey)
+	if err != nil {
+		return nil, fmt.Errorf("read the store's revision: %w", err)
+	}
 	if err := f.store.EnableAuth(ctx); err != nil {
 		return nil, err
 	}
 	if f.cluster, err = agree(ctx, f.store, conf.cluster()); err != nil {
 		return nil, err
 	}
+	if err := trace(ctx, f.store, f.etcd != nil, revision); err != nil {
+		return nil, err
+	}
 	if f.etcd == nil {
 		if err := f.shareAuthority(ctx); err != nil {
 			return nil, err
 		}
+	} else {
+		f.etcd.Open()
 	}
 	return f, f.issueRoot()
 }
@@ -184,7 +194,7 @@ func (f *foundation) startEtcd(ctx context.Context) error {
 		Dir: filepath.Join(f.conf.DataDir, "etcd"), Listen: f.conf.EtcdListen,
 		Advertise: []string{net.JoinHostPort(f.conf.Advertise.String(), port)},
 		Cert:      cert, Key: key, CA: f.authority.BundlePath(),
-		QuotaBytes: f.conf.EtcdQuotaBytes, Log: f.conf.Log,
+		QuotaBytes: f.conf.EtcdQuotaBytes, Closed: true, Log: f.conf.Log,
 	}
 	if err := f.closeStore(ctx, conf); err != nil {
 		return err
@@ -335,6 +345,28 @@ func agree(ctx context.Context, s store.Store, want wire.Cluster) (wire.Cluster,
 			return next, nil
 		}
 	}
+}
+
+// trace adds this start to the store's lineage: everything up to the revision was
+// there before. It comes before anybody else is let in, so that nobody takes a
+// store that was restored from an older copy for the one they knew. An existing
+// etcd starts without us, and has no lineage: whoever reconnects to it lists again.
+func trace(ctx context.Context, s store.Store, ours bool, revision int64) error {
+	kv, err := s.Get(ctx, wire.LineageKey)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("read the store's lineage: %w", err)
+	}
+	ops := []store.Op{store.Delete(wire.LineageKey), store.Delete(wire.ExportLineageKey)}
+	if ours {
+		// One that cannot be read vouches for nothing.
+		lineage, _ := wire.Unmarshal[wire.Lineage](kv.Value)
+		value := wire.Marshal(lineage.With(wire.Start{ID: string(uuid.NewUUID()), After: revision}))
+		ops = []store.Op{store.Put(wire.LineageKey, value), store.Put(wire.ExportLineageKey, value)}
+	}
+	if _, _, err := s.Commit(ctx, store.Txn{Then: ops}); err != nil {
+		return fmt.Errorf("write the store's lineage: %w", err)
+	}
+	return nil
 }
 
 func compatible(is, want wire.Cluster) error {

@@ -85,7 +85,11 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 	a.intake = intake.New(n.cluster, a.Tables)
 	for _, prefix := range intake.Prefixes {
 		a.reflectors = append(a.reflectors, reflector.New(reflector.Config{
-			Prefix: prefix, Source: edges.Source, Apply: a.intake.Apply, Trust: a.trust.Judge, Log: log,
+			Prefix: prefix, Source: edges.Source, Trust: a.trust.Judge, Log: log,
+			Apply: func(events []reflector.Event) {
+				a.intake.Apply(events)
+				a.publisher.heard(events)
+			},
 		}))
 	}
 	a.standing = &standing{diagnose: edges.Diagnose, started: a.started, log: log}
@@ -122,7 +126,7 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 		node: n, edges: edges, tables: a.Tables, ways: a.ways, meshes: meshes, lanes: a.lanes, internal: internal, start: a.start, log: log,
 		changed: make(chan struct{}, 1), news: make(chan struct{}),
 	}
-	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, paths: a.liveness, trust: a.trust, settled: a.workloads.settled, told: make(chan struct{}), log: log}
+	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, paths: a.liveness, trust: a.trust, settled: a.workloads.settled, told: make(chan struct{}), lost: make(chan struct{}, 1), log: log}
 	a.hosts = &hosts{path: cfg.Hosts, own: n.cluster, tables: a.Tables, listed: a.listed, log: log}
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, ring: a.ring, log: log}
 	return a, nil

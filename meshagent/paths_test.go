@@ -107,7 +107,7 @@ func TestTheClusterIsToldOfPathsThatAreDown(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
 		if _, after, _ := w.clusters["east"].store.List(t.Context(), key); after != before {
-			t.Errorf("nothing changed, and the store went from revision %d to %d", before, after)
+			t.Errorf("nothing changed, and the store went from revision %d to %d", before.Revision, after.Revision)
 		}
 		w.net.setCut("west", false)
 		time.Sleep(time.Second)

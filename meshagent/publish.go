@@ -9,6 +9,8 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/cilium/statedb"
@@ -40,9 +42,12 @@ type publisher struct {
 	told chan struct{}
 	log  *slog.Logger
 
+	mu   sync.Mutex        // guards have
+	have map[string][]byte // in etcd, as far as known, or on its way; nil: to be read
+	lost chan struct{}     // has one element when the store says otherwise
+
 	// Of the loop alone.
-	start string            // names this start of the agent
-	have  map[string][]byte // in etcd, as far as known; nil: not asked yet
+	start string // names this start of the agent
 	// holding is the generation that we go by while it is not the store's.
 	holding string
 }
@@ -68,7 +73,8 @@ func (p *publisher) Run(ctx context.Context) error {
 		_, known, own := p.lanes.Own()
 		holding, changed := p.trust.Holding()
 		if holding != p.holding {
-			p.have, p.holding = nil, holding // another store: it has none of it
+			p.forget() // another store: it has none of it
+			p.holding = holding
 		}
 		unwell, pathsChanged := p.paths.Unwell()
 		problems, due := lasting(p.tables.Problems.All(txn), time.Now())
@@ -84,7 +90,7 @@ func (p *publisher) Run(ctx context.Context) error {
 			if lost, err := p.edges.Sink.Renew(ctx); err == nil {
 				renewed = time.Now()
 				if lost {
-					delete(p.have, wire.NodeSyncedKey(p.node.name))
+					p.note(reflector.Change{Key: wire.NodeSyncedKey(p.node.name), Delete: true})
 					wait = 0
 				}
 			}
@@ -97,6 +103,7 @@ func (p *publisher) Run(ctx context.Context) error {
 		case <-pathsChanged:
 		case <-own:
 		case <-changed:
+		case <-p.lost:
 		case <-settling:
 		case <-time.After(wait):
 		}
@@ -108,17 +115,9 @@ func (p *publisher) Run(ctx context.Context) error {
 // settled: one that was just found again does not yet know that it is ready, and
 // saying so would take it out of its services.
 func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lanesKnown bool, problems []wire.NodeProblem, unwell []wire.NodePath) error {
-	if p.have == nil {
-		kvs, _, err := p.edges.Source.List(ctx, wire.NodePrefix(p.node.name))
-		if err != nil {
-			return err
-		}
-		p.have = map[string][]byte{}
-		for _, kv := range kvs {
-			p.have[kv.Key] = kv.Value
-		}
-		// A mark of an earlier start hangs on an earlier lease.
-		delete(p.have, wire.NodeSyncedKey(p.node.name))
+	have, err := p.recall(ctx)
+	if err != nil {
+		return err
 	}
 	want := map[string][]byte{}
 	if lanesKnown {
@@ -139,32 +138,25 @@ func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lane
 	}
 	var changes []reflector.Change
 	for _, key := range slices.Sorted(maps.Keys(want)) {
-		if !bytes.Equal(p.have[key], want[key]) {
+		if !bytes.Equal(have[key], want[key]) {
 			changes = append(changes, reflector.Change{Key: key, Value: want[key]})
 		}
 	}
 	if settled {
-		changes = append(changes, p.gone(want)...)
+		changes = append(changes, p.gone(have, want)...)
 	}
-	if err := p.edges.Sink.Write(ctx, changes); err != nil {
+	if err := p.say(changes, func() error { return p.edges.Sink.Write(ctx, changes) }); err != nil {
 		return err
-	}
-	for _, c := range changes {
-		if c.Delete {
-			delete(p.have, c.Key)
-		} else {
-			p.have[c.Key] = c.Value
-		}
 	}
 	if !settled {
 		return nil
 	}
-	return p.complete(ctx)
+	return p.complete(ctx, have)
 }
 
 // gone are the deletions of what is no longer.
-func (p *publisher) gone(want map[string][]byte) (changes []reflector.Change) {
-	for _, key := range slices.Sorted(maps.Keys(p.have)) {
+func (p *publisher) gone(have, want map[string][]byte) (changes []reflector.Change) {
+	for _, key := range slices.Sorted(maps.Keys(have)) {
 		if want[key] == nil && key != wire.NodeSyncedKey(p.node.name) && key != wire.NodeKey(p.node.name) {
 			changes = append(changes, reflector.Change{Key: key, Delete: true})
 		}
@@ -173,19 +165,94 @@ func (p *publisher) gone(want map[string][]byte) (changes []reflector.Change) {
 }
 
 // complete marks the list as complete.
-func (p *publisher) complete(ctx context.Context) error {
-	mark := wire.NodeSyncedKey(p.node.name)
-	if p.have[mark] != nil {
+func (p *publisher) complete(ctx context.Context, have map[string][]byte) error {
+	mark := reflector.Change{Key: wire.NodeSyncedKey(p.node.name), Value: []byte(p.start)}
+	if bytes.Equal(have[mark.Key], mark.Value) {
 		return nil
 	}
-	if err := p.edges.Sink.PutLeased(ctx, mark, []byte(p.start)); err != nil {
+	err := p.say([]reflector.Change{mark}, func() error { return p.edges.Sink.PutLeased(ctx, mark.Key, mark.Value) })
+	if err != nil {
 		return err
 	}
-	p.have[mark] = []byte(p.start)
 	if !closed(p.told) {
 		close(p.told)
 	}
 	return nil
+}
+
+// recall is what the store has of us, read from there unless it is known.
+func (p *publisher) recall(ctx context.Context) (map[string][]byte, error) {
+	p.mu.Lock()
+	have := maps.Clone(p.have)
+	p.mu.Unlock()
+	if have != nil {
+		return have, nil
+	}
+	kvs, _, err := p.edges.Source.List(ctx, wire.NodePrefix(p.node.name))
+	if err != nil {
+		return nil, err
+	}
+	have = map[string][]byte{}
+	for _, kv := range kvs {
+		have[kv.Key] = kv.Value
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.have = maps.Clone(have)
+	return have, nil
+}
+
+// say makes changes. They are noted before they are written, so that the store's
+// own word of them is no news.
+func (p *publisher) say(changes []reflector.Change, write func() error) error {
+	p.note(changes...)
+	if err := write(); err != nil {
+		p.forget() // some may be there, and some not
+		return err
+	}
+	return nil
+}
+
+// note remembers what the store has.
+func (p *publisher) note(changes ...reflector.Change) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range changes {
+		switch {
+		case p.have == nil:
+		case c.Delete:
+			delete(p.have, c.Key)
+		default:
+			p.have[c.Key] = c.Value
+		}
+	}
+}
+
+func (p *publisher) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.have = nil
+}
+
+// heard takes in what the store says it has. Where that is not what was written,
+// because a copy was put back or somebody deleted it, it is written again.
+func (p *publisher) heard(events []reflector.Event) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range events {
+		if p.have == nil || !strings.HasPrefix(e.Key, wire.NodePrefix(p.node.name)) {
+			continue
+		}
+		value, there := p.have[e.Key]
+		if e.Deleted && !there || !e.Deleted && there && bytes.Equal(value, e.Value) {
+			continue
+		}
+		p.have = nil
+		select {
+		case p.lost <- struct{}{}:
+		default:
+		}
+	}
 }
 
 func (p *publisher) state() wire.NodeState {

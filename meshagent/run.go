@@ -72,7 +72,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer client.Close()
-	etcd := reflector.NewEtcd(client, link)
+	etcd := reflector.NewEtcd(n.name, client, link)
 
 	a, err = newAgent(cfg, n, &Edges{
 		Source: etcd, Sink: etcd, Datapath: datapath,

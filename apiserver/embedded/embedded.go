@@ -49,7 +49,9 @@ type Config struct {
 	Cert, Key, CA string
 	// QuotaBytes bounds the database; etcd refuses writes beyond. 0 means 2 GiB.
 	QuotaBytes int64
-	Log        *slog.Logger
+	// Closed has the member answer root alone until Open.
+	Closed bool
+	Log    *slog.Logger
 }
 
 // Server is a running member.
@@ -57,7 +59,11 @@ type Server struct {
 	etcd    *embed.Etcd
 	addr    string
 	closing *atomic.Bool
+	guard   *guard
 }
+
+// Open lets everybody in who has a right.
+func (s *Server) Open() { s.guard.closed.Store(false) }
 
 // Start runs a member and returns once it serves. The caller closes it.
 func Start(ctx context.Context, c Config) (*Server, error) {
@@ -107,7 +113,9 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	conf.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(logCore{log: c.Log, closing: closing}))
 
 	rights := new(guard)
+	rights.closed.Store(c.Closed)
 	conf.GRPCAdditionalServerOptions = []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(rights.unary),
 		grpc.ChainStreamInterceptor(rights.stream),
 		// A client that goes away leaves its request behind, and that would read a
 		// database which is closed by then: etcd panics.
@@ -121,7 +129,7 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	}
 	users := etcd.Server.AuthStore()
 	rights.users.Store(&users)
-	s := &Server{etcd: etcd, addr: etcd.Clients[0].Addr().String(), closing: closing}
+	s := &Server{etcd: etcd, addr: etcd.Clients[0].Addr().String(), closing: closing, guard: rights}
 	select {
 	case <-etcd.Server.ReadyNotify():
 		return s, nil

@@ -11,6 +11,10 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/server/v3/auth"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/weft-mesh/weft/apiserver/authority"
 )
 
 // etcd asks whether a watch is allowed when the watch begins, and never again: a
@@ -19,20 +23,66 @@ import (
 // no longer those that it began with, before anything more is sent. The client
 // may begin another one, and is judged anew.
 
-// guard ends watches whose user's rights have changed. The store of users is
-// there once the member has started.
+// guard turns away what a user has no business asking, and ends watches whose
+// user's rights have changed. The store of users is there once the member has
+// started.
 type guard struct {
-	users atomic.Pointer[auth.AuthStore]
+	closed atomic.Bool
+	users  atomic.Pointer[auth.AuthStore]
+}
+
+// errClosed makes etcd's clients try again.
+var errClosed = status.Error(codes.Unavailable, "the API server is starting")
+
+// user is who asks, by the certificate; "" means that nobody is asked yet who
+// they are.
+func (g *guard) user(ctx context.Context) (name string, err error) {
+	store := g.users.Load()
+	if store == nil {
+		if g.closed.Load() {
+			return "", errClosed
+		}
+		return "", nil
+	}
+	if who := (*store).AuthInfoFromTLS(ctx); who != nil {
+		name = who.Username
+	}
+	if g.closed.Load() && name != authority.Root {
+		return "", errClosed
+	}
+	if !(*store).IsAuthEnabled() {
+		return "", nil // before the API server has turned it on
+	}
+	return name, nil
+}
+
+func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	user, err := g.user(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if user != "" && !mayAsk(user, info.FullMethod, req) {
+		return nil, rpctypes.ErrGRPCPermissionDenied
+	}
+	return handle(ctx, req)
 }
 
 func (g *guard) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	if info.FullMethod != etcdserverpb.Watch_Watch_FullMethodName {
+	user, err := g.user(s.Context())
+	switch {
+	case err != nil:
+		return err
+	case user != "" && !mayAsk(user, info.FullMethod, nil):
+		return rpctypes.ErrGRPCPermissionDenied
+	case user != "" && info.FullMethod == etcdserverpb.Lease_LeaseKeepAlive_FullMethodName:
+		return handle(srv, guardedStream{s, user, info.FullMethod})
+	case info.FullMethod != etcdserverpb.Watch_Watch_FullMethodName:
 		return handle(srv, s)
 	}
 	ctx, cancel := context.WithCancel(s.Context())
 	defer cancel()
 	w := &guardedWatch{ServerStream: s, guard: g, ctx: ctx, cancel: cancel}
-	err := handle(srv, w)
+	err = handle(srv, w)
 	if w.ended() {
 		return rpctypes.ErrGRPCPermissionDenied
 	}

@@ -22,7 +22,7 @@ type distant struct {
 	commits, refused int
 }
 
-func (d *distant) Watch(ctx context.Context, prefix string, after int64, each func(store.Batch) error) error {
+func (d *distant) Watch(ctx context.Context, prefix string, after store.Point, each func(store.Batch) error) error {
 	return d.Store.Watch(ctx, prefix, after, func(b store.Batch) error {
 		for _, ev := range b.Events {
 			time.Sleep(time.Millisecond)

@@ -144,7 +144,9 @@ func (e *Exporter) exported(ctx context.Context) (map[string][]byte, error) {
 			return nil, err
 		}
 		for _, kv := range kvs {
-			have[kv.Key] = kv.Value
+			if kv.Key != wire.ExportLineageKey { // the API server's
+				have[kv.Key] = kv.Value
+			}
 		}
 	}
 	kv, err := e.conf.Store.Get(ctx, wire.ClusterConfigKey(name))

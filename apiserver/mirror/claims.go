@@ -62,6 +62,9 @@ func (c claims) folders() []folder {
 // judge says under which of our keys a peer's value may be kept, and what of it:
 // nil is nothing. What was refused has a reason, also where the rest is kept.
 func (c claims) judge(f folder, key string, value []byte) (ours string, kept []byte, reason Reason, err error) {
+	if key == wire.ExportLineageKey {
+		return "", nil, "", nil // of the peer's store, not of the peer
+	}
 	ours, kept, reason, err = c.rest(f, key, value)
 	if err == nil {
 		kept = value

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -22,15 +23,17 @@ type Etcd struct {
 	client *clientv3.Client
 	store  *watch.Store
 
-	// mu guards lease.
-	mu    sync.Mutex
 	lease clientv3.LeaseID
+
+	// mu guards granted: the lease is there, as far as known.
+	mu      sync.Mutex
+	granted bool
 }
 
-// NewEtcd wraps client, whose connections link counts; it stays the caller's to
-// close.
-func NewEtcd(client *clientv3.Client, link *watch.Link) *Etcd {
-	return &Etcd{client: client, store: &watch.Store{Client: client, Link: link, Lineage: wire.LineageKey, Interval: signOfLife}}
+// NewEtcd wraps client of a node's agent, whose connections link counts; it stays
+// the caller's to close.
+func NewEtcd(node string, client *clientv3.Client, link *watch.Link) *Etcd {
+	return &Etcd{client: client, lease: clientv3.LeaseID(wire.AgentLease(node)), store: &watch.Store{Client: client, Link: link, Lineage: wire.LineageKey, Interval: signOfLife}}
 }
 
 // List implements Source. Pages are read at the revision of the first one.
@@ -98,9 +101,6 @@ const (
 	// that has fallen silent is renewed after 40 s, at worst 80 s; a thousand agents
 	// send 600 requests a second.
 	signOfLife = 10 * time.Second
-	// leaseTTL is how long what an agent wrote outlives its last sign of life. Its
-	// end deletes nothing derived: the API server calls the node silent.
-	leaseTTL = 15 * 60
 )
 
 // Change is a key to write, or to delete.
@@ -165,13 +165,12 @@ func (e *Etcd) PutLeased(ctx context.Context, key string, value []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	for attempt := 0; ; attempt++ {
-		lease, err := e.leased(ctx)
-		if err != nil {
+		if err := e.obtain(ctx); err != nil {
 			return fmt.Errorf("put %s: %w", key, err)
 		}
-		_, err = e.client.Put(ctx, key, string(value), clientv3.WithLease(lease))
+		_, err := e.client.Put(ctx, key, string(value), clientv3.WithLease(e.lease))
 		if attempt == 0 && errors.Is(err, rpctypes.ErrLeaseNotFound) {
-			e.forget(lease)
+			e.forget()
 			continue
 		}
 		if err != nil {
@@ -185,16 +184,16 @@ func (e *Etcd) PutLeased(ctx context.Context, key string, value []byte) error {
 // everything written under it: the caller writes again.
 func (e *Etcd) Renew(ctx context.Context) (lost bool, err error) {
 	e.mu.Lock()
-	lease := e.lease
+	granted := e.granted
 	e.mu.Unlock()
-	if lease == clientv3.NoLease {
+	if !granted {
 		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := e.client.KeepAliveOnce(ctx, lease); err != nil {
+	if _, err := e.client.KeepAliveOnce(ctx, e.lease); err != nil {
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-			e.forget(lease)
+			e.forget()
 			return true, nil
 		}
 		return false, fmt.Errorf("renew lease: %w", err)
@@ -202,24 +201,29 @@ func (e *Etcd) Renew(ctx context.Context) (lost bool, err error) {
 	return false, nil
 }
 
-func (e *Etcd) leased(ctx context.Context) (clientv3.LeaseID, error) {
+// obtain sees to it that the lease is there. One that an earlier run has left is
+// prolonged first: it may be about to end.
+func (e *Etcd) obtain(ctx context.Context) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.lease != clientv3.NoLease {
-		return e.lease, nil
+	if e.granted {
+		return nil
 	}
-	grant, err := e.client.Grant(ctx, leaseTTL)
+	// The client's own Grant lets the store choose the number.
+	leases := etcdserverpb.NewLeaseClient(e.client.ActiveConnection())
+	_, err := leases.LeaseGrant(ctx, &etcdserverpb.LeaseGrantRequest{ID: int64(e.lease), TTL: int64(wire.AgentLeaseTTL.Seconds())})
+	if errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseExist) {
+		_, err = e.client.KeepAliveOnce(ctx, e.lease)
+	}
 	if err != nil {
-		return 0, fmt.Errorf("obtain a lease: %w", err)
+		return fmt.Errorf("obtain a lease: %w", err)
 	}
-	e.lease = grant.ID
-	return e.lease, nil
+	e.granted = true
+	return nil
 }
 
-func (e *Etcd) forget(lease clientv3.LeaseID) {
+func (e *Etcd) forget() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.lease == lease {
-		e.lease = clientv3.NoLease
-	}
+	e.granted = false
 }

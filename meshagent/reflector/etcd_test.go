@@ -51,7 +51,7 @@ func startEtcd(t *testing.T) (*clientv3.Client, *watch.Link) {
 func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 	client, link := startEtcd(t)
 	ctx := t.Context()
-	e := reflector.NewEtcd(client, link)
+	e := reflector.NewEtcd("n1", client, link)
 
 	// More than a page, at one revision.
 	const many = 5000
@@ -139,7 +139,7 @@ func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 func TestEtcdWritesManyChangesInFewTransactions(t *testing.T) {
 	client, link := startEtcd(t)
 	ctx := t.Context()
-	e := reflector.NewEtcd(client, link)
+	e := reflector.NewEtcd("n1", client, link)
 	var changes []reflector.Change
 	for i := range 300 {
 		changes = append(changes, reflector.Change{Key: fmt.Sprintf("a/%03d", i), Value: []byte("x")})

@@ -55,7 +55,7 @@ func TestASilentWatchIsRenewed(t *testing.T) {
 		client.Watcher, client.KV = watches, keys
 		rows, deleted := map[string]bool{}, 0
 		r := reflector.New(reflector.Config{
-			Prefix: "a/", Source: reflector.NewEtcd(client, watches.Link()), Log: slog.New(slog.DiscardHandler),
+			Prefix: "a/", Source: reflector.NewEtcd("n1", client, watches.Link()), Log: slog.New(slog.DiscardHandler),
 			Apply: func(events []reflector.Event) {
 				for _, e := range events {
 					rows[e.Key] = true
