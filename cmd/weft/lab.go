@@ -270,7 +270,7 @@ func labServeCommand() *cobra.Command {
 
 func labRequestCommand() *cobra.Command {
 	var count int
-	var timeout time.Duration
+	var timeout, refused time.Duration
 	var from string
 	cmd := &cobra.Command{
 		Use: "request TARGET", Short: "Ask a server who it is", Hidden: true, Args: usageArgs(cobra.ExactArgs(1)),
@@ -281,7 +281,14 @@ func labRequestCommand() *cobra.Command {
 			}
 			var failed []error
 			for range count {
+				start := time.Now()
 				a, err := traffic.RequestWithin(cmd.Context(), timeout, target, from, "")
+				if refused > 0 {
+					if err := traffic.RefusedWithin(refused, time.Since(start), err); err != nil {
+						failed = append(failed, hinted{err, ""})
+					}
+					continue
+				}
 				if err != nil {
 					// No hint: who does not answer is a server of the lab's, not ours.
 					failed = append(failed, hinted{fmt.Errorf("%s: %w", traffic.Reason(err), err), ""})
@@ -294,6 +301,7 @@ func labRequestCommand() *cobra.Command {
 	}
 	cmd.Flags().IntVar(&count, "count", 1, "how often")
 	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Second, "of each request")
+	cmd.Flags().DurationVar(&refused, "refused", 0, "each request is to be refused, within this time; 0: to be answered")
 	cmd.Flags().StringVar(&from, "from", "", "local address, or address:port")
 	return cmd
 }

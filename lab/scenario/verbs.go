@@ -36,7 +36,7 @@ func (v *Live) verbs() map[string]script.Command {
 		}}
 	}
 	add(true, "at", "NODE|POD COMMAND...", "runs a command on a machine or in a pod", v.at)
-	add(true, "request", "[--count N] [--timeout D] [--from ADDR] NODE|POD TARGET", "asks a server and prints who answered", v.request)
+	add(true, "request", "[--count N] [--timeout D] [--refused D] [--from ADDR] NODE|POD TARGET", "asks a server and prints who answered; --refused: each is refused within D", v.request)
 	add(false, "daemon", "NAME NODE|POD COMMAND...", "starts a command that stays", v.daemon)
 
 	add(true, "etcd", "CLUSTER USER "+lab.EtcdUsage, "asks a cluster's store as one of its users, past the API server", v.etcd)
@@ -153,16 +153,18 @@ func (v *Live) daemon(_ context.Context, args []string) error {
 func (v *Live) request(ctx context.Context, args []string) error {
 	command := []string{"weft", "lab", "request"}
 	var count, from string
+	var refused time.Duration
 	timeout := 2 * time.Second
 	rest, err := flags(args, func(f *flag.FlagSet) {
 		f.StringVar(&count, "count", "1", "")
 		f.StringVar(&from, "from", "", "")
 		f.DurationVar(&timeout, "timeout", timeout, "")
+		f.DurationVar(&refused, "refused", 0, "")
 	})
 	if err != nil || len(rest) != 2 {
 		return usageError{}
 	}
-	command = append(command, "--count", count, "--timeout", timeout.String(), "--from", from, rest[1])
+	command = append(command, "--count", count, "--timeout", timeout.String(), "--refused", refused.String(), "--from", from, rest[1])
 	return v.at(ctx, append([]string{rest[0]}, command...))
 }
 

@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Marker is part of everything that servers and clients say. A capture that
@@ -89,4 +90,18 @@ func Reason(err error) string {
 		return "closed"
 	}
 	return "other"
+}
+
+// RefusedWithin is nil if a request that took so long and ended with err was refused
+// in time: by a reset or an ICMP error, not by running into its own timeout.
+func RefusedWithin(limit, took time.Duration, err error) error {
+	switch {
+	case err == nil:
+		return errors.New("answered, and was to be refused")
+	case Reason(err) != "refused":
+		return fmt.Errorf("was to be refused within %v, and ended after %v: %w", limit, took.Round(time.Millisecond), err)
+	case took > limit:
+		return fmt.Errorf("refused after %v, later than %v: %w", took.Round(time.Millisecond), limit, err)
+	}
+	return nil
 }

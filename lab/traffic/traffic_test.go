@@ -30,6 +30,27 @@ func TestAnswerReadsBack(t *testing.T) {
 	}
 }
 
+func TestRefusedWithin(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Err: unix.ECONNREFUSED}
+	for _, c := range []struct {
+		name string
+		took time.Duration
+		err  error
+		want string // part of the error, empty: none
+	}{
+		{"refused at once", time.Millisecond, refused, ""},
+		{"refused when the packet came again", time.Second, refused, "refused after 1s, later than 300ms"},
+		{"timeout", time.Millisecond, context.DeadlineExceeded, "ended after 1ms"},
+		{"reset", time.Millisecond, unix.ECONNRESET, "was to be refused"},
+		{"answered", time.Millisecond, nil, "answered"},
+	} {
+		err := RefusedWithin(300*time.Millisecond, c.took, c.err)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
+		}
+	}
+}
+
 func startServer(t *testing.T) (http, tcp, udp string) {
 	t.Helper()
 	addr := loopbacktest.Addr(t)
