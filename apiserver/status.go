@@ -49,6 +49,7 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 		{wire.ObjectsPrefix + "services/", &out.Cluster.Services},
 		{wire.ObjectsPrefix + "ciliumnetworkpolicies/", &out.Cluster.Policies},
 		{wire.ObjectsPrefix + "ciliumclusterwidenetworkpolicies/", &out.Cluster.Policies},
+		{wire.ObjectsPrefix + "networkpolicies/", &out.Cluster.Policies},
 	} {
 		n, revision, err := s.store.Count(ctx, count.prefix)
 		if err != nil {

@@ -20,7 +20,8 @@ type Resolver struct {
 	// day. nil takes the moment of decoding.
 	Time func(ns uint64) time.Time
 	// Endpoint fills cluster, namespace, pod and labels of a side whose
-	// address and identity are known.
+	// address and identity are known; and another identity, where the number is one
+	// that the node made up.
 	Endpoint func(addr netip.Addr, id identity.Number) Endpoint
 	// Rule is the policy behind a rule's cookie in a generation of the policy.
 	Rule func(generation, cookie uint32) (Policy, bool)
@@ -71,7 +72,10 @@ func (r *Resolver) endpoint(a bpf.Addr, n uint32) Endpoint {
 	if r.Endpoint != nil {
 		e = r.Endpoint(addr, id)
 	}
-	e.Address, e.Identity = addr, id
+	if e.Identity == identity.Unknown {
+		e.Identity = id
+	}
+	e.Address = addr
 	return e
 }
 

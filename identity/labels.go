@@ -14,6 +14,7 @@ const (
 	SourceReserved = "reserved"
 	SourceCIDR     = "cidr"
 	SourceFQDN     = "fqdn"
+	SourcePort     = "port" // the number of a named port; of a node's own making
 	SourceAny      = "any"
 )
 
@@ -158,7 +159,7 @@ func (ls Labels) Cluster() string {
 func (ls Labels) Foreign(cluster string) error {
 	for _, l := range ls {
 		switch l.Source {
-		case SourceReserved, SourceCIDR, SourceFQDN, SourceAny:
+		case SourceReserved, SourceCIDR, SourceFQDN, SourcePort, SourceAny:
 			return fmt.Errorf("label %v is not a workload's", l)
 		}
 		if Given(l.Key) && l.Source != SourceK8s {

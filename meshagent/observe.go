@@ -24,6 +24,7 @@ type observer struct {
 	datapath Datapath
 	tables   *tables.Tables
 	explain  func() *program.Explanation
+	identity func(identity.Number) identity.Number // behind a number of an event
 	ring     *flow.Ring
 	log      *slog.Logger
 
@@ -71,7 +72,8 @@ func sinceBoot(ns uint64) time.Time {
 // endpoint says whose an address is.
 func (o *observer) endpoint(a netip.Addr, n identity.Number) flow.Endpoint {
 	txn := o.tables.DB.ReadTxn()
-	var e flow.Endpoint
+	n = o.identity(n)
+	e := flow.Endpoint{Identity: n}
 	for c := range o.tables.Clusters.All(txn) {
 		if !a.IsValid() || !c.Member() || !c.Owns(netip.PrefixFrom(a, a.BitLen())) {
 			continue
@@ -121,13 +123,8 @@ func (o *observer) selecting(gen, set uint32, dir flow.Direction) []flow.Policy 
 		d = 1
 	}
 	var out []flow.Policy
-	for _, name := range x.Sets[set].Policies[d] {
-		namespace, rest, namespaced := strings.Cut(name, "/")
-		p := flow.Policy{Kind: "CiliumClusterwideNetworkPolicy", Name: name}
-		if namespaced {
-			p = flow.Policy{Kind: "CiliumNetworkPolicy", Namespace: namespace, Name: rest}
-		}
-		out = append(out, p)
+	for _, p := range x.Sets[set].Policies[d] {
+		out = append(out, flow.Policy(p))
 	}
 	return out
 }

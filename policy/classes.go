@@ -3,6 +3,7 @@ package policy
 import (
 	"encoding/binary"
 	"slices"
+	"strings"
 
 	"github.com/weft-mesh/weft/identity"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -25,6 +26,10 @@ type labelValue struct{ key, value string }
 func (x *peerIndex) add(p peer) uint32 {
 	id := uint32(len(x.peers))
 	x.peers = append(x.peers, p)
+	if p.kind == peerCIDR && p.mesh {
+		x.rest = append(x.rest, id)
+		return id
+	}
 	if p.kind == peerCIDR {
 		x.cidrs = append(x.cidrs, id)
 		return id
@@ -51,8 +56,11 @@ func telling(s selector) []labelValue {
 		var keys []labelValue
 		mine := 3
 		switch {
-		case r.source == identity.SourceReserved && r.op == metav1.LabelSelectorOpExists:
-			keys = []labelValue{{r.key, ""}}
+		case r.source == identity.SourceReserved:
+			// Words that are no label cannot be filed under one.
+			if _, err := identity.ParseNumber(r.key); err == nil && r.op == metav1.LabelSelectorOpExists && !strings.HasPrefix(r.key, identity.World.String()) {
+				keys = []labelValue{{r.key, ""}}
+			}
 		case r.op == metav1.LabelSelectorOpIn:
 			for _, v := range r.values {
 				keys = append(keys, labelValue{r.key, v})

@@ -17,6 +17,7 @@ type compiler struct {
 	setIDs  map[string]uint32 // by signature of the rules that select the subject
 	classes map[string]uint32 // by signature of the peers an identity is
 	next    uint32            // the next new class
+	ports   portNumbers
 }
 
 type compiledRule struct {
@@ -29,9 +30,11 @@ type compiledRule struct {
 
 type compiledTerm struct {
 	term
-	cookie uint32
-	ids    []uint32 // numbers of peers in the index
-	says   verdicts
+	cookie  uint32
+	known   bool     // only for peers that are known
+	unknown bool     // only for peers that are not
+	ids     []uint32 // numbers of peers in the index
+	says    verdicts
 }
 
 // compiledSet is the terms of one policy set, split by what they ask.
@@ -51,7 +54,13 @@ type compiledSet struct {
 // no entry hides a more specific verdict from the kernel's lookup. Two
 // identities that every selecting policy treats alike share a class.
 func Compile(w World, subjects []identity.Labels) (*Tables, error) {
-	c := &compiler{setIDs: map[string]uint32{"": 0}, classes: map[string]uint32{}, next: 1}
+	c := &compiler{setIDs: map[string]uint32{"": 0}, classes: map[string]uint32{}, next: 1, ports: portNumbers{}}
+	for _, labels := range subjects {
+		c.ports.number(labels)
+	}
+	for _, labels := range w.Identities {
+		c.ports.number(labels)
+	}
 	t := &Tables{
 		Classes: make(map[identity.Number]uint32, len(w.Identities)),
 		Sets:    map[uint32]SetInfo{}, Entries: map[EntryKey]Entry{}, compiler: c,
@@ -93,10 +102,13 @@ func (t *Tables) number(w World) error {
 			out := compiledRule{policy: p, subject: r.subject.local(w.Cluster), enforced: r.enforced, log: r.log}
 			for _, dir := range directions {
 				for _, tm := range r.terms[dir] {
-					tm.peers = slices.Clone(tm.peers)
-					for i := range tm.peers {
-						tm.peers[i] = tm.peers[i].local(w.Cluster)
+					var peers []peer
+					for _, named := range tm.peers {
+						for _, q := range named.resolved(w.Groups) {
+							peers = append(peers, q.local(w.Cluster))
+						}
 					}
+					tm.peers = peers
 					out.terms[dir] = append(out.terms[dir], compiledTerm{term: tm, cookie: uint32(len(t.Rules))})
 					t.Rules = append(t.Rules, RuleInfo{
 						Kind: p.Kind, Namespace: p.Namespace, Name: p.Name,
@@ -104,7 +116,7 @@ func (t *Tables) number(w World) error {
 					})
 				}
 			}
-			t.compiler.rules = append(t.compiler.rules, out)
+			t.compiler.rules = append(t.compiler.rules, t.compiler.ports.unnamed(out)...)
 		}
 	}
 	return nil
@@ -172,6 +184,9 @@ func (c *compiler) file(sets [][]uint32) (portClasses, error) {
 			for i := range c.rules[n].terms[dir] {
 				t := &c.rules[n].terms[dir][i]
 				specs = append(specs, t.ports...)
+				if t.unknown {
+					continue
+				}
 				for _, p := range t.peers {
 					id, ok := ids[p.String()]
 					if !ok {
@@ -204,11 +219,19 @@ func (s *compiledSet) add(dir Direction, terms []compiledTerm) {
 }
 
 // SetOf is the policy set of a subject; false if its rules are another choice
-// than any subject of Compile had, and the tables must be compiled anew.
+// than any subject of Compile had, or its ports have other numbers, and the tables
+// must be compiled again.
 func (t *Tables) SetOf(subject identity.Labels) (set uint32, ok bool) {
+	if !t.Knows(subject) {
+		return 0, false
+	}
 	set, ok = t.compiler.setIDs[signature(t.compiler.selecting(subject))]
 	return set, ok
 }
+
+// Knows reports whether the tables can judge whoever has these labels. They cannot
+// if a policy calls a port by name, and it has a number that nobody had at Compile.
+func (t *Tables) Knows(labels identity.Labels) bool { return t.compiler.ports.knows(labels) }
 
 // AddIdentity classifies one identity and records it. It returns its class
 // and the entries that must be in the kernel before the class is, which are

@@ -32,17 +32,25 @@ func checkWorld(t *testing.T, r *rand.Rand) {
 	for i := range 1 + r.IntN(5) {
 		text.WriteString(randomPolicy(r, i))
 	}
-	w.Policies = parse(t, text.String())
+	for i := range r.IntN(3) {
+		text.WriteString(randomGroup(r, i))
+	}
+	var err error
+	if w.Policies, w.Groups, err = ParseManifest([]byte(text.String())); err != nil {
+		t.Fatalf("%v\n%s", err, text.String())
+	}
+	blocks, names := Blocks(w.Policies), NamedPorts(w.Policies)
 	var subjects []identity.Labels
 	for i := range 12 + r.IntN(20) {
-		labels := randomPod(r)
+		labels := withAddress(r, withPorts(r, randomPod(r), names), blocks)
 		w.Identities[identity.Number(0x010000+i)] = labels
 		if len(subjects) < 4 {
 			subjects = append(subjects, labels)
 		}
 	}
 	i := uint32(1)
-	for _, labels := range CIDRIdentities(w.Policies, nil) {
+	w.Identities[identity.RemoteNode] = withAddress(r, identity.ReservedLabels(identity.RemoteNode), blocks)
+	for _, labels := range CIDRIdentities(w.Policies, w.Groups, []netip.Addr{netip.MustParseAddr("192.0.2.7")}) {
 		w.Identities[identity.LocalNumber(i)] = labels
 		i++
 	}
@@ -53,12 +61,19 @@ func checkWorld(t *testing.T, r *rand.Rand) {
 	checkFlows(t, r, w, whole, subjects, text.String(), 300)
 
 	// The same world, learnt one identity after another: the same verdicts.
-	some := World{Cluster: w.Cluster, Policies: w.Policies, Identities: map[identity.Number]identity.Labels{}}
+	some := World{Cluster: w.Cluster, Policies: w.Policies, Groups: w.Groups, Identities: map[identity.Number]identity.Labels{}}
 	grown, err := Compile(some, subjects)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for n, labels := range w.Identities {
+		if !grown.Knows(labels) { // a port has a number that is new
+			some.Identities[n] = labels
+			if grown, err = Compile(some, subjects); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
 		before := maps.Clone(grown.Entries)
 		_, more := grown.AddIdentity(n, labels)
 		for key, e := range before {
@@ -125,7 +140,119 @@ func randomPod(r *rand.Rand) identity.Labels {
 	return identity.PodLabels(ns, map[string]string{"team": ns}, labels, pick(r, "", "sa"), pick(r, "west", "west", "east"))
 }
 
+// withPorts gives a pod's ports the names that policies use, and other numbers from
+// pod to pod.
+func withPorts(r *rand.Rand, labels identity.Labels, names map[string]bool) identity.Labels {
+	for _, key := range slices.Sorted(maps.Keys(names)) {
+		if proto, name, _ := strings.Cut(key, "/"); r.IntN(2) == 0 {
+			labels = identity.NewLabels(append(slices.Clone(labels), PortLabel(proto, name, uint16(1+r.IntN(5))))...)
+		}
+	}
+	return labels
+}
+
+// withAddress puts an endpoint into one of the blocks, or into none.
+func withAddress(r *rand.Rand, labels identity.Labels, blocks map[netip.Prefix]bool) identity.Labels {
+	if in := slices.SortedFunc(maps.Keys(blocks), netip.Prefix.Compare); len(in) > 0 && r.IntN(2) == 0 {
+		return identity.NewLabels(append(slices.Clone(labels), BlockLabel(in[r.IntN(len(in))]))...)
+	}
+	return labels
+}
+
+func randomGroup(r *rand.Rand, i int) string {
+	cidrs := []string{}
+	for range r.IntN(3) {
+		cidrs = append(cidrs, pick(r, "10.0.0.0/8", "10.1.2.0/24", "0.0.0.0/0", "203.0.113.0/24", "fd00::/8"))
+	}
+	text, _ := json.Marshal(map[string]any{
+		"apiVersion": APIVersion, "kind": KindCIDRGroup, "spec": map[string]any{"externalCIDRs": cidrs},
+		"metadata": map[string]any{"name": fmt.Sprintf("g%d", i), "labels": map[string]any{"of": pick(r, "us", "them")}},
+	})
+	return "---\n" + string(text) + "\n"
+}
+
+// randomNetworkPolicy is a policy of Kubernetes' kind.
+func randomNetworkPolicy(r *rand.Rand, i int) string {
+	selector := func() map[string]any {
+		switch r.IntN(4) {
+		case 0:
+			return map[string]any{}
+		case 1:
+			return map[string]any{"matchExpressions": []any{map[string]any{"key": pick(r, "app", "tier"), "operator": pick(r, "In", "NotIn"), "values": []any{pick(r, "a", "x"), "c"}}}}
+		case 2:
+			return map[string]any{"matchExpressions": []any{map[string]any{"key": "tier", "operator": pick(r, "Exists", "DoesNotExist")}}}
+		}
+		return map[string]any{"matchLabels": map[string]any{"app": pick(r, "a", "b", "c")}}
+	}
+	spec := map[string]any{"podSelector": selector()}
+	for list, side := range map[string]string{"ingress": "from", "egress": "to"} {
+		if r.IntN(3) == 0 {
+			continue
+		}
+		rules := []any{}
+		for range r.IntN(3) {
+			rule := map[string]any{}
+			if r.IntN(5) > 0 {
+				peers := []any{}
+				for range r.IntN(3) {
+					switch r.IntN(4) {
+					case 0:
+						peers = append(peers, map[string]any{"podSelector": selector()})
+					case 1:
+						peers = append(peers, map[string]any{"namespaceSelector": pick(r, map[string]any{}, map[string]any{"matchLabels": map[string]any{"team": pick(r, "default", "other")}})})
+					case 2:
+						peers = append(peers, map[string]any{"podSelector": selector(), "namespaceSelector": map[string]any{"matchLabels": map[string]any{identity.NamespaceName: pick(r, "default", "other")}}})
+					case 3:
+						block := map[string]any{"cidr": pick(r, "0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "::/0")}
+						if block["cidr"] != "::/0" && r.IntN(2) == 0 {
+							block["except"] = []any{pick(r, "10.1.2.0/24", "10.1.0.0/17")}
+						}
+						peers = append(peers, map[string]any{"ipBlock": block})
+					}
+				}
+				rule[side] = peers
+			}
+			if r.IntN(2) == 0 {
+				ports := []any{}
+				for range r.IntN(3) {
+					p := map[string]any{}
+					if r.IntN(3) > 0 {
+						p["protocol"] = pick(r, "TCP", "UDP", "SCTP")
+					}
+					switch r.IntN(4) {
+					case 0:
+					case 1:
+						p["port"] = pick(r, "web", "dns")
+					case 2:
+						p["port"] = 1 + r.IntN(9)
+					case 3:
+						p["port"], p["endPort"] = 1+r.IntN(9), 10+r.IntN(3)
+					}
+					ports = append(ports, p)
+				}
+				rule["ports"] = ports
+			}
+			rules = append(rules, rule)
+		}
+		spec[list] = rules
+	}
+	switch r.IntN(4) {
+	case 0:
+		spec["policyTypes"] = []any{"Egress"}
+	case 1:
+		spec["policyTypes"] = []any{"Ingress", "Egress"}
+	}
+	text, _ := json.Marshal(map[string]any{
+		"apiVersion": NetworkAPIVersion, "kind": KindNetwork, "spec": spec,
+		"metadata": map[string]any{"name": fmt.Sprintf("p%d", i), "namespace": pick(r, "default", "other")},
+	})
+	return "---\n" + string(text) + "\n"
+}
+
 func randomPolicy(r *rand.Rand, i int) string {
+	if r.IntN(4) == 0 {
+		return randomNetworkPolicy(r, i)
+	}
 	doc := map[string]any{"apiVersion": APIVersion, "kind": KindNamespaced}
 	meta := map[string]any{"name": fmt.Sprintf("p%d", i), "namespace": pick(r, "default", "other")}
 	if r.IntN(3) == 0 {
@@ -149,7 +276,7 @@ func randomSpec(r *rand.Rand) map[string]any {
 		}
 		var items []any
 		for range 1 + r.IntN(3) {
-			items = append(items, randomItem(r, prefix, strings.HasSuffix(list, "Deny")))
+			items = append(items, randomItem(r, prefix))
 		}
 		spec[list] = items
 	}
@@ -163,9 +290,13 @@ func randomSpec(r *rand.Rand) map[string]any {
 }
 
 func randomSelector(r *rand.Rand) map[string]any {
-	switch r.IntN(8) {
+	switch r.IntN(10) {
 	case 0:
 		return map[string]any{}
+	case 8:
+		return map[string]any{"matchLabels": map[string]any{"reserved:" + pick(r, "all", "none", "cluster", "world", "world-ipv4", "remote-node"): ""}}
+	case 9:
+		return map[string]any{"matchExpressions": []any{map[string]any{"key": "reserved:" + pick(r, "all", "cluster", "world-ipv6", "host"), "operator": pick(r, "Exists", "DoesNotExist")}}}
 	case 1:
 		return map[string]any{"matchExpressions": []any{map[string]any{"key": pick(r, "tier", "app"), "operator": pick(r, "Exists", "DoesNotExist")}}}
 	case 2:
@@ -181,7 +312,7 @@ func randomSelector(r *rand.Rand) map[string]any {
 	return map[string]any{"matchLabels": map[string]any{"k8s:app": pick(r, "a", "b", "c"), "tier": pick(r, "x", "y")}}
 }
 
-func randomItem(r *rand.Rand, prefix string, deny bool) map[string]any {
+func randomItem(r *rand.Rand, prefix string) map[string]any {
 	item := map[string]any{}
 	cidr := func() string {
 		return pick(r, "0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "192.0.2.7/32", "::/0", "fd00::/8")
@@ -189,11 +320,19 @@ func randomItem(r *rand.Rand, prefix string, deny bool) map[string]any {
 	switch r.IntN(8) {
 	case 0:
 	case 1:
-		item[prefix+"Entities"] = []any{pick(r, "all", "world", "cluster", "cluster-mesh", "host", "none")}
+		item[prefix+"Entities"] = []any{pick(r, "all", "world", "cluster", "cluster-mesh", "host", "none", "world-ipv4", "world-ipv6", "kube-apiserver", "remote-node")}
 	case 2:
 		item[prefix+"CIDR"] = []any{cidr(), cidr()}
 	case 3:
-		item[prefix+"CIDRSet"] = []any{map[string]any{"cidr": "10.0.0.0/8", "except": []any{pick(r, "10.1.0.0/16", "10.1.2.0/24")}}}
+		item[prefix+"CIDRSet"] = []any{pick(r,
+			map[string]any{"cidr": "10.0.0.0/8", "except": []any{pick(r, "10.1.0.0/16", "10.1.2.0/24", "10.0.0.0/8")}},
+			map[string]any{"cidr": "0.0.0.0/0", "except": []any{pick(r, "0.0.0.0/0", "10.0.0.0/8")}},
+			map[string]any{"cidrGroupRef": pick(r, "g0", "g1")},
+			map[string]any{"cidrGroupSelector": map[string]any{"matchLabels": map[string]any{"of": pick(r, "us", "them")}}},
+		)}
+		if r.IntN(8) == 0 {
+			item[prefix+"CIDR"] = []any{}
+		}
 	case 4:
 		item[prefix+"Endpoints"] = []any{}
 	default:
@@ -203,7 +342,12 @@ func randomItem(r *rand.Rand, prefix string, deny bool) map[string]any {
 	case 0, 1:
 		var ports []any
 		for range 1 + r.IntN(3) {
-			p := map[string]any{"port": fmt.Sprint(r.IntN(10)), "protocol": pick(r, "TCP", "TCP", "UDP", "SCTP", "ANY")}
+			p := map[string]any{"port": fmt.Sprint(r.IntN(10)), "protocol": pick(r, "TCP", "TCP", "UDP", "sctp", "ANY")}
+			if r.IntN(4) == 0 {
+				p["port"] = pick(r, "web", "dns", "Web")
+				ports = append(ports, p)
+				continue
+			}
 			if p["port"] != "0" && r.IntN(2) == 0 {
 				p["endPort"] = 10 + r.IntN(3)
 			}
@@ -211,13 +355,7 @@ func randomItem(r *rand.Rand, prefix string, deny bool) map[string]any {
 		}
 		item["toPorts"] = []any{map[string]any{"ports": ports}}
 	case 2:
-		field := map[string]any{"type": pick(r, 0, 3, 8), "family": "IPv4"}
-		switch {
-		case r.IntN(2) == 0:
-			field = map[string]any{"type": r.IntN(12), "family": "IPv6"}
-		case deny:
-			field["type"] = 8
-		}
+		field := map[string]any{"type": r.IntN(12), "family": pick(r, "IPv4", "IPv6")}
 		item["icmps"] = []any{map[string]any{"fields": []any{field}}}
 	}
 	return item

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"slices"
 	"strconv"
-	"strings"
 )
 
 // Names of ICMP types, as Cilium accepts them.
@@ -36,7 +35,7 @@ func icmpPasses(number uint16) bool {
 	return slices.ContainsFunc(icmpPassing, func(name string) bool { return icmpTypes[ProtoICMP][name] == number })
 }
 
-func parseICMP(at path, f *icmpField, deny bool, ps *problems) (portSpec, bool) {
+func parseICMP(at path, f *icmpField, deny bool, p *Policy, ps *problems) (portSpec, bool) {
 	var proto uint8
 	switch f.Family {
 	case "", "IPv4":
@@ -77,15 +76,18 @@ func parseICMP(at path, f *icmpField, deny bool, ps *problems) (portSpec, bool) 
 		ps.add(where, "%d is out of range; write a number from 0 to %d", number, maxICMPType)
 		return portSpec{}, false
 	}
-	switch {
-	case proto != ProtoICMP:
-	case deny && !icmpPasses(uint16(number)):
-		ps.addNew(where, "%s is not supported: no ICMP but echoes and errors passes; leave this entry out", f.Type)
-	case !icmpPasses(uint16(number)):
-		ps.addNew(where, "%s is not supported: no ICMP but echoes and errors passes; leave this entry out, or write %s",
-			f.Type, strings.Join(icmpPassing, ", "))
-	case deny && number != int64(icmpTypes[ProtoICMP]["EchoRequest"]):
-		ps.addNew(where, "%s cannot be denied: answers and errors pass with the flow that they belong to; deny that one, such as EchoRequest", f.Type)
+	if proto == ProtoICMP {
+		warnICMP(where, string(f.Type), uint16(number), deny, p)
 	}
-	return portSpec{proto, uint16(number), uint16(number)}, true
+	return portSpec{proto: proto, first: uint16(number), last: uint16(number)}, true
+}
+
+// warnICMP says where a type is judged otherwise than its author may think.
+func warnICMP(at path, written string, number uint16, deny bool, p *Policy) {
+	switch {
+	case !deny && !icmpPasses(number):
+		p.warn(at, "%s allows nothing: no ICMP but echoes, their answers and errors is passed between pods", written)
+	case deny && icmpPasses(number) && number != icmpTypes[ProtoICMP]["EchoRequest"]:
+		p.warn(at, "%s stops only what nothing asked for: answers and errors pass with the flow that they belong to; deny that one, such as EchoRequest", written)
+	}
 }

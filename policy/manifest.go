@@ -11,6 +11,10 @@ const (
 	APIVersion      = "cilium.io/v2"
 	KindNamespaced  = "CiliumNetworkPolicy"
 	KindClusterwide = "CiliumClusterwideNetworkPolicy"
+	KindCIDRGroup   = "CiliumCIDRGroup"
+
+	NetworkAPIVersion = "networking.k8s.io/v1"
+	KindNetwork       = "NetworkPolicy"
 )
 
 // manifest is a policy as it is written for Cilium. A nil list and an empty
@@ -84,10 +88,10 @@ type egressItem struct {
 }
 
 type cidrRule struct {
-	CIDR              string          `json:"cidr,omitempty"`
-	CIDRGroupRef      json.RawMessage `json:"cidrGroupRef,omitempty"`
-	CIDRGroupSelector json.RawMessage `json:"cidrGroupSelector,omitempty"`
-	Except            []string        `json:"except,omitzero"`
+	CIDR              string                `json:"cidr,omitempty"`
+	CIDRGroupRef      string                `json:"cidrGroupRef,omitempty"`
+	CIDRGroupSelector *metav1.LabelSelector `json:"cidrGroupSelector,omitempty"`
+	Except            []string              `json:"except,omitzero"`
 }
 
 type portRule struct {

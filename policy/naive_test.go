@@ -1,12 +1,14 @@
 package policy
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/weft-mesh/weft/identity"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 )
@@ -21,10 +23,17 @@ func naively(w World, f Flow) bool {
 		peer = identity.ReservedLabels(f.Peer)
 	}
 	n := naive{cluster: w.Cluster, peer: peer, number: f.Peer}
+	n.groups = w.Groups
+	subject := naive{cluster: w.Cluster, peer: f.Subject, number: 0x010000}
 	allowed, denied, enforced := false, false, false
 	for _, p := range w.Policies {
+		if p.network != nil {
+			applies, passes := n.network(p, f)
+			enforced, allowed = enforced || applies, allowed || passes
+			continue
+		}
 		for _, s := range append([]*spec{p.manifest.Spec}, p.manifest.Specs...) {
-			if s == nil || p.Namespace != "" && f.Subject.Namespace() != p.Namespace || !selects(*s.EndpointSelector, f.Subject) {
+			if s == nil || p.Namespace != "" && f.Subject.Namespace() != p.Namespace || !subject.selectedBy(s.EndpointSelector) {
 				continue
 			}
 			n.namespace = p.Namespace
@@ -36,7 +45,7 @@ func naively(w World, f Flow) bool {
 				}
 			}
 			enforced = enforced || on
-			means := func(it item) bool { return n.means(it) && meansPort(it, f.Proto, f.Port) }
+			means := func(it item) bool { return n.means(it) && n.meansPort(it, f) }
 			denied = denied || slices.ContainsFunc(deny, means)
 			allowed = allowed || slices.ContainsFunc(allow, means)
 		}
@@ -89,11 +98,125 @@ type naive struct {
 	cluster, namespace string
 	number             identity.Number
 	peer               identity.Labels
+	groups             []*CIDRGroup
+}
+
+// network judges by one of Kubernetes' policies: does it isolate the subject, and
+// does it let the flow pass?
+func (n naive) network(p *Policy, f Flow) (applies, passes bool) {
+	spec := p.network.Spec
+	if f.Subject.Namespace() != p.Namespace || !selects(spec.PodSelector, f.Subject) {
+		return false, false
+	}
+	if len(spec.PolicyTypes) == 0 {
+		applies = f.Direction == Ingress || len(spec.Egress) > 0
+	}
+	for _, typ := range spec.PolicyTypes {
+		applies = applies || string(typ) == map[Direction]string{Ingress: "Ingress", Egress: "Egress"}[f.Direction]
+	}
+	if !applies {
+		return false, false
+	}
+	var rules []networkingv1.NetworkPolicyEgressRule
+	if rules = spec.Egress; f.Direction == Ingress {
+		rules = nil
+		for _, r := range spec.Ingress {
+			rules = append(rules, networkingv1.NetworkPolicyEgressRule{To: r.From, Ports: r.Ports})
+		}
+	}
+	if f.Direction == Egress && n.number == identity.Host {
+		return true, true
+	}
+	for _, r := range rules {
+		peer := len(r.To) == 0
+		for _, q := range r.To {
+			switch {
+			case q.IPBlock != nil:
+				peer = peer || n.inBlock(q.IPBlock.CIDR, q.IPBlock.Except)
+			case n.peer.Namespace() == "" || n.peer.Cluster() != n.cluster:
+			case q.NamespaceSelector == nil:
+				peer = peer || n.peer.Namespace() == p.Namespace && selects(*q.PodSelector, n.peer)
+			default:
+				own := labels.Set{}
+				for _, l := range n.peer {
+					if key, ok := strings.CutPrefix(l.Key, identity.KeyNamespaceLabels+"."); ok {
+						own[key] = l.Value
+					}
+				}
+				s, err := metav1.LabelSelectorAsSelector(q.NamespaceSelector)
+				if err != nil {
+					panic(err)
+				}
+				peer = peer || s.Matches(own) && (q.PodSelector == nil || selects(*q.PodSelector, n.peer))
+			}
+		}
+		port := len(r.Ports) == 0
+		for _, q := range r.Ports {
+			proto := "TCP"
+			if q.Protocol != nil {
+				proto = string(*q.Protocol)
+			}
+			last := f.Port
+			if q.EndPort != nil {
+				last = uint16(*q.EndPort)
+			}
+			switch {
+			case protocolNames[f.Proto] != proto:
+			case q.Port == nil:
+				port = true
+			case q.Port.StrVal != "":
+				port = port || n.calls(f, proto, q.Port.StrVal)
+			case q.EndPort == nil:
+				port = port || f.Port == uint16(q.Port.IntVal)
+			default:
+				port = port || uint16(q.Port.IntVal) <= f.Port && f.Port <= last
+			}
+		}
+		passes = passes || peer && port
+	}
+	return true, passes
+}
+
+// calls asks whether the end that is spoken to calls the port by this name.
+func (n naive) calls(f Flow, proto, name string) bool {
+	end := f.Subject
+	if f.Direction == Egress {
+		end = n.peer
+	}
+	return strings.Contains(end.String(), fmt.Sprintf("port:%s/%s=%d;", proto, strings.ToLower(name), f.Port))
+}
+
+var protocolNames = map[uint8]string{6: "TCP", 17: "UDP", 132: "SCTP"}
+
+// isPod: what is in the mesh, and not outside.
+func (n naive) inMesh() bool {
+	return n.peer.Cluster() != "" || n.number < 9 && n.number != identity.World && n.number != identity.Unknown
+}
+
+// inBlock is inside, for pods and nodes too.
+func (n naive) inBlock(cidr string, except []string) bool {
+	if !n.inMesh() {
+		return n.inside(cidr, except)
+	}
+	for _, e := range except {
+		if n.inBlock(e, nil) {
+			return false
+		}
+	}
+	for _, l := range n.peer {
+		if l.Source == "cidr" {
+			return netip.MustParsePrefix(cidr).Contains(netip.MustParsePrefix(l.Key).Addr()) && netip.MustParsePrefix(cidr).Bits() <= netip.MustParsePrefix(l.Key).Bits()
+		}
+	}
+	return cidr == "0.0.0.0/0"
 }
 
 func (n naive) means(it item) bool {
 	if it.endpoints == nil && it.cidr == nil && it.cidrSet == nil && it.entities == nil {
 		return len(it.ports)+len(it.icmps) > 0
+	}
+	if it.cidr != nil && len(it.cidr) == 0 { // of the empty lists, randomItem writes this one beside others
+		return false
 	}
 	for _, c := range it.cidr {
 		if n.inside(c, nil) {
@@ -101,15 +224,26 @@ func (n naive) means(it item) bool {
 		}
 	}
 	for _, c := range it.cidrSet {
-		if n.inside(c.CIDR, c.Except) {
+		if c.CIDR != "" && n.inside(c.CIDR, c.Except) {
 			return true
+		}
+		for _, g := range n.groups {
+			s := c.CIDRGroupSelector
+			if g.Name != c.CIDRGroupRef && (s == nil || g.manifest.Metadata.Labels["of"] != s.MatchLabels["of"]) {
+				continue
+			}
+			for _, cidr := range g.manifest.Spec.ExternalCIDRs {
+				if n.inside(cidr, nil) {
+					return true
+				}
+			}
 		}
 	}
 	return slices.ContainsFunc(it.entities, n.isEntity) || slices.ContainsFunc(it.endpoints, n.isEndpoint)
 }
 
 func (n naive) isEntity(name string) bool {
-	switch inMesh := n.number < 9 && n.number != identity.World; name {
+	switch inMesh := n.number < 9 && n.number != identity.World || n.peer.Has("reserved", "kube-apiserver"); name {
 	case "all":
 		return true
 	case "world":
@@ -120,13 +254,47 @@ func (n naive) isEntity(name string) bool {
 		return inMesh || n.peer.Cluster() != ""
 	case "host":
 		return n.number == identity.Host
+	case "remote-node":
+		return n.number == identity.RemoteNode
+	case "kube-apiserver":
+		return n.peer.Has("reserved", "kube-apiserver")
+	case "world-ipv4":
+		return n.inside("0.0.0.0/0", nil)
+	case "world-ipv6":
+		return n.inside("::/0", nil)
 	}
 	return false
 }
 
+// reservedWord is what a selector of reserved labels says; randomSelector writes
+// one alone.
+func reservedWord(s *metav1.LabelSelector) (word string, not, ok bool) {
+	for key := range s.MatchLabels {
+		if word, ok := strings.CutPrefix(key, "reserved:"); ok {
+			return word, false, true
+		}
+	}
+	for _, e := range s.MatchExpressions {
+		if word, ok := strings.CutPrefix(e.Key, "reserved:"); ok {
+			return word, e.Operator == metav1.LabelSelectorOpDoesNotExist, true
+		}
+	}
+	return "", false, false
+}
+
+func (n naive) selectedBy(s *metav1.LabelSelector) bool {
+	if word, not, ok := reservedWord(s); ok {
+		return n.isEntity(word) != not
+	}
+	return selects(*s, n.peer)
+}
+
 func (n naive) isEndpoint(s *metav1.LabelSelector) bool {
+	if _, _, ok := reservedWord(s); ok {
+		return n.selectedBy(s)
+	}
 	if n.peer.Namespace() == "" {
-		return false // randomSelector writes no reserved: keys
+		return false
 	}
 	text := s.String()
 	if !strings.Contains(text, identity.KeyNamespace) && !strings.Contains(text, identity.KeyNamespaceLabels) &&
@@ -144,6 +312,9 @@ func (n naive) inside(cidr string, except []string) bool {
 		if n.inside(e, nil) {
 			return false
 		}
+	}
+	if n.inMesh() {
+		return false
 	}
 	if n.number == identity.World {
 		return cidr == "0.0.0.0/0"
@@ -164,26 +335,30 @@ func (n naive) inside(cidr string, except []string) bool {
 	return false
 }
 
-func meansPort(it item, proto uint8, port uint16) bool {
+func (n naive) meansPort(it item, f Flow) bool {
 	if it.ports == nil && it.icmps == nil {
 		return true
 	}
 	for _, r := range it.ports {
 		for _, p := range r.Ports {
-			first, _ := strconv.Atoi(strings.Trim(string(p.Port), `"`))
+			name := protocolNames[f.Proto]
+			if written := strings.ToUpper(p.Protocol); name == "" || written != name && written != "ANY" {
+				continue
+			}
+			text := strings.Trim(string(p.Port), `"`)
+			first, err := strconv.Atoi(text)
 			last := first
 			if p.EndPort != nil {
 				last = int(*p.EndPort)
 			}
-			name := map[uint8]string{6: "TCP", 17: "UDP", 132: "SCTP"}[proto]
-			if name != "" && (p.Protocol == name || p.Protocol == "ANY") && (first == 0 || first <= int(port) && int(port) <= last) {
+			if err != nil && n.calls(f, name, text) || err == nil && (first == 0 || first <= int(f.Port) && int(f.Port) <= last) {
 				return true
 			}
 		}
 	}
 	for _, r := range it.icmps {
-		for _, f := range r.Fields {
-			if string(f.Type) == strconv.Itoa(int(port)) && map[uint8]string{1: "IPv4", 58: "IPv6"}[proto] == f.Family {
+		for _, field := range r.Fields {
+			if string(field.Type) == strconv.Itoa(int(f.Port)) && map[uint8]string{1: "IPv4", 58: "IPv6"}[f.Proto] == field.Family {
 				return true
 			}
 		}

@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"net/netip"
 	"slices"
+	"strconv"
 
 	"github.com/weft-mesh/weft/identity"
 )
@@ -50,7 +52,7 @@ func Evaluate(w World, f Flow) Judgement {
 			}
 			out.Enforced = out.Enforced || r.enforced[f.Direction]
 			for _, t := range r.terms[f.Direction] {
-				if !t.meansPort(f.Proto, f.Port) || !t.meansPeer(w.Cluster, f.Peer, labels, known) {
+				if !t.meansPort(f, labels, known) || !t.meansPeer(w, f.Peer, labels, known) {
 					continue
 				}
 				info := RuleInfo{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Spec: n, List: t.list, Index: t.index, Deny: t.deny, Log: r.log}
@@ -66,18 +68,49 @@ func Evaluate(w World, f Flow) Judgement {
 	return out
 }
 
-func (t term) meansPort(proto uint8, port uint16) bool {
-	return t.ports == nil || slices.ContainsFunc(t.ports, func(s portSpec) bool { return s.covers(proto, port) })
+func (t term) meansPort(f Flow, peer identity.Labels, known bool) bool {
+	if t.ports == nil {
+		return true
+	}
+	return slices.ContainsFunc(t.ports, func(s portSpec) bool {
+		if s.name == "" {
+			return s.covers(f.Proto, f.Port)
+		}
+		if s.proto != f.Proto {
+			return false
+		}
+		// The end that is spoken to says which port has the name.
+		end := f.Subject
+		if f.Direction == Egress {
+			if !known {
+				return t.deny
+			}
+			end = peer
+		}
+		value, _ := end.Get(identity.SourcePort, PortName{s.proto, s.name}.key())
+		return value == strconv.Itoa(int(f.Port))
+	})
 }
 
-func (t term) meansPeer(cluster string, n identity.Number, labels identity.Labels, known bool) bool {
+func (t term) meansPeer(w World, n identity.Number, labels identity.Labels, known bool) bool {
 	if t.any {
 		return true
 	}
-	return slices.ContainsFunc(t.peers, func(p peer) bool {
+	means := func(p peer) bool {
 		if !known {
 			return t.deny && p.mayMatch(n)
 		}
-		return p.local(cluster).matches(n, labels)
+		return p.local(w.Cluster).matches(n, labels)
+	}
+	return slices.ContainsFunc(t.peers, func(p peer) bool {
+		if p.kind != peerGroup {
+			return means(p)
+		}
+		for _, g := range w.Groups {
+			if p.means(g) && slices.ContainsFunc(g.CIDRs, func(cidr netip.Prefix) bool { return means(peer{kind: peerCIDR, cidr: cidr}) }) {
+				return true
+			}
+		}
+		return false
 	})
 }

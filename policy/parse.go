@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	kjson "sigs.k8s.io/json"
@@ -20,31 +21,48 @@ import (
 )
 
 // Parse reads one or more policies in YAML or JSON, as they are written for
-// Cilium. It is strict: a field that is unknown, misplaced, empty or not
-// supported is an error that says where it stands and what to change. All
+// Cilium and Kubernetes. It is strict: a field that is unknown, misplaced, empty
+// or not supported is an error that says where it stands and what to change. All
 // mistakes of all documents are reported together, and then no policy is
 // returned. Documents without content are passed over; a list stands for its
 // items.
-func Parse(data []byte) ([]*Policy, error) { return parseAll(data, false) }
+func Parse(data []byte) ([]*Policy, error) {
+	policies, groups, err := parseAll(data, false)
+	if err == nil && len(groups) > 0 {
+		return nil, fmt.Errorf("%s is not a policy", groups[0])
+	}
+	return policies, err
+}
+
+// ParseManifest is Parse for a manifest that may hold groups of prefixes besides.
+func ParseManifest(data []byte) ([]*Policy, []*CIDRGroup, error) { return parseAll(data, false) }
 
 // ParseStored reads what Parse accepts, and what it once accepted: a policy that
 // is in force and cannot be read any more would no longer hold.
-func ParseStored(data []byte) ([]*Policy, error) { return parseAll(data, true) }
+func ParseStored(data []byte) ([]*Policy, error) {
+	policies, _, err := parseAll(data, true)
+	return policies, err
+}
 
-func parseAll(data []byte, stored bool) ([]*Policy, error) {
+func parseAll(data []byte, stored bool) (out []*Policy, groups []*CIDRGroup, _ error) {
 	var (
-		out  []*Policy
 		errs []error
 		seen = map[string]bool{}
 	)
 	add := func(at string, text []byte) {
-		p, why := parseOne(text, stored)
-		if p != nil && len(why) == 0 {
-			if seen[p.String()] {
-				why = append(why, fmt.Errorf("%s stands twice; keep one of them, or give it another name", p))
+		p, g, why := parseOne(text, stored)
+		if len(why) == 0 && (p != nil || g != nil) {
+			name := fmt.Stringer(g)
+			if p != nil {
+				name = p
+				out = append(out, p)
+			} else {
+				groups = append(groups, g)
 			}
-			seen[p.String()] = true
-			out = append(out, p)
+			if seen[name.String()] {
+				why = append(why, fmt.Errorf("%s stands twice; keep one of them, or give it another name", name))
+			}
+			seen[name.String()] = true
 		}
 		for _, err := range why {
 			errs = append(errs, fmt.Errorf("%s: %w", at, err))
@@ -58,7 +76,7 @@ func parseAll(data []byte, stored bool) ([]*Policy, error) {
 		}
 		at := fmt.Sprintf("document %d", n)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", at, err)
+			return nil, nil, fmt.Errorf("%s: %w", at, err)
 		}
 		text, err := yaml.YAMLToJSONStrict(doc)
 		if err != nil {
@@ -74,59 +92,93 @@ func parseAll(data []byte, stored bool) ([]*Policy, error) {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return out, nil
+	return out, groups, nil
 }
 
-// parseOne reads one policy from JSON; nil and nil if there is nothing.
-func parseOne(text []byte, stored bool) (*Policy, []error) {
+// parseOne reads one policy or group from JSON; nothing if there is nothing.
+func parseOne(text []byte, stored bool) (*Policy, *CIDRGroup, []error) {
 	if string(bytes.TrimSpace(text)) == "null" {
-		return nil, nil
+		return nil, nil, nil
 	}
-	if err := checkKind(text); err != nil {
-		return nil, []error{err}
+	kind, err := checkKind(text)
+	if err != nil {
+		return nil, nil, []error{err}
 	}
+	ps := problems{stored: stored}
 	var (
-		m  manifest
-		ps = problems{stored: stored}
+		p    *Policy
+		g    *CIDRGroup
+		meta *metav1.ObjectMeta
 	)
-	strict, err := kjson.UnmarshalStrict(text, &m)
+	switch kind {
+	case KindNetwork:
+		var m networkManifest
+		if read(text, &m, &ps) {
+			p = m.policy(&ps)
+		}
+		meta = &m.Metadata
+	case KindCIDRGroup:
+		var m groupManifest
+		if read(text, &m, &ps) {
+			g = m.group(&ps)
+		}
+		meta = &m.Metadata
+	default:
+		var m manifest
+		if read(text, &m, &ps) {
+			p = m.policy(&ps)
+		}
+		meta = &m.Metadata
+	}
+	for i, err := range ps.list {
+		ps.list[i] = fmt.Errorf("%s %q: %w", kind, meta.Name, err)
+	}
+	return p, g, ps.list
+}
+
+// read decodes a manifest and reports whether it is well-formed.
+func read(text []byte, into any, ps *problems) bool {
+	strict, err := kjson.UnmarshalStrict(text, into)
 	if err != nil {
 		strict = append(strict, explainType(err))
 	}
 	for _, err := range strict {
 		ps.list = append(ps.list, explainStrict(err))
 	}
-	refuseNulls(text, &ps)
-	var p *Policy
-	if len(ps.list) == 0 {
-		p = m.policy(&ps)
-	}
-	for i, err := range ps.list {
-		ps.list[i] = fmt.Errorf("%s %q: %w", m.Kind, m.Metadata.Name, err)
-	}
-	return p, ps.list
+	refuseNulls(text, ps)
+	return len(ps.list) == 0
 }
 
-func checkKind(text []byte) error {
+// apiVersions are the kinds this package reads, and the versions they come in.
+// v2alpha1 of a group is v2 under its older name.
+var apiVersions = map[string][]string{
+	KindNamespaced:  {APIVersion},
+	KindClusterwide: {APIVersion},
+	KindNetwork:     {NetworkAPIVersion},
+	KindCIDRGroup:   {APIVersion, "cilium.io/v2alpha1"},
+}
+
+func checkKind(text []byte) (kind string, _ error) {
 	var head struct {
 		APIVersion string `json:"apiVersion"`
 		Kind       string `json:"kind"`
 	}
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &head); err != nil {
-		return fmt.Errorf("not an object with apiVersion and kind: %w", err)
+		return "", fmt.Errorf("not an object with apiVersion and kind: %w", err)
 	}
 	if err := lists.Misshapen(head.Kind); err != nil {
-		return err
+		return "", err
 	}
-	if head.Kind != KindNamespaced && head.Kind != KindClusterwide {
-		return fmt.Errorf("kind %q is not a policy; write %s or %s", head.Kind, KindNamespaced, KindClusterwide)
+	versions, ok := apiVersions[head.Kind]
+	if !ok {
+		return "", fmt.Errorf("kind %q is not a policy; write %s, %s or %s", head.Kind, KindNamespaced, KindClusterwide, KindNetwork)
 	}
-	if head.APIVersion != APIVersion {
-		return fmt.Errorf("apiVersion %q of %s is not known; write %s", head.APIVersion, head.Kind, APIVersion)
+	if !slices.Contains(versions, head.APIVersion) {
+		return "", fmt.Errorf("apiVersion %q of %s is not known; write %s", head.APIVersion, head.Kind, versions[0])
 	}
-	return nil
+	return head.Kind, nil
 }
 
 // explainStrict turns the decoder's complaint into advice.
@@ -196,20 +248,7 @@ func refuseNulls(text []byte, ps *problems) {
 // policy checks a decoded manifest and makes it ready to compile. The result
 // counts only if ps is still empty.
 func (m manifest) policy(ps *problems) *Policy {
-	at := path("metadata")
-	if why := validation.IsDNS1123Subdomain(m.Metadata.Name); len(why) != 0 {
-		ps.add(at.field("name"), "%q is not a name: %s", m.Metadata.Name, why[0])
-	}
-	switch {
-	case m.Kind == KindClusterwide && m.Metadata.Namespace != "":
-		ps.add(at.field("namespace"), "%s has no namespace; leave it out, or write a %s", KindClusterwide, KindNamespaced)
-	case m.Kind == KindNamespaced && m.Metadata.Namespace == "":
-		m.Metadata.Namespace = "default"
-	case m.Kind == KindNamespaced:
-		if why := validation.IsDNS1123Label(m.Metadata.Namespace); len(why) != 0 {
-			ps.add(at.field("namespace"), "%q is not a namespace: %s", m.Metadata.Namespace, why[0])
-		}
-	}
+	checkMeta(&m.Metadata, m.Kind, ps)
 	if m.Spec == nil && len(m.Specs) == 0 {
 		ps.add("spec", "is missing; write spec, or a list under specs")
 	}
@@ -221,4 +260,28 @@ func (m manifest) policy(ps *problems) *Policy {
 		p.rules = append(p.rules, s.rule(path("specs").index(i), p, ps))
 	}
 	return p
+}
+
+// checkMeta checks name and namespace, and fills in the latter.
+func checkMeta(meta *metav1.ObjectMeta, kind string, ps *problems) {
+	at := path("metadata")
+	if why := validation.IsDNS1123Subdomain(meta.Name); len(why) != 0 {
+		ps.add(at.field("name"), "%q is not a name: %s", meta.Name, why[0])
+	}
+	clusters := kind == KindClusterwide || kind == KindCIDRGroup
+	switch {
+	case clusters && meta.Namespace != "":
+		hint := ""
+		if kind == KindClusterwide {
+			hint = ", or write a " + KindNamespaced
+		}
+		ps.add(at.field("namespace"), "%s has no namespace; leave it out%s", kind, hint)
+	case clusters:
+	case meta.Namespace == "":
+		meta.Namespace = "default"
+	default:
+		if why := validation.IsDNS1123Label(meta.Namespace); len(why) != 0 {
+			ps.add(at.field("namespace"), "%q is not a namespace: %s", meta.Namespace, why[0])
+		}
+	}
 }

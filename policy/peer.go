@@ -9,23 +9,27 @@ import (
 
 	"github.com/weft-mesh/weft/identity"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 type peerKind uint8
 
 const (
 	peerLabels peerKind = iota // by label
-	peerCIDR                   // by address, outside of the mesh
+	peerCIDR                   // by address
+	peerGroup                  // by groups of addresses
 )
 
-// peer is who is on the other side: identities by label, or addresses outside
-// of every member cluster.
+// peer is who is on the other side: identities by label, or addresses. Addresses
+// are outside of every member cluster; those of ipBlocks also inside.
 type peer struct {
 	kind     peerKind
-	selector selector       // peerLabels
+	selector selector       // peerLabels; peerGroup: of groups; peerCIDR: besides
 	outside  bool           // peerLabels: means the world, never an unknown member
 	cidr     netip.Prefix   // peerCIDR
 	except   []netip.Prefix // peerCIDR: carved out of cidr
+	mesh     bool           // peerCIDR: pods and nodes too
+	group    string         // peerGroup: by name, else by selector
 }
 
 // local is the peer with the local cluster's name filled in.
@@ -34,10 +38,36 @@ func (p peer) local(cluster string) peer {
 	return p
 }
 
-// String identifies a peer after local: equal strings mean the same peer.
+// resolved is the peer without groups.
+func (p peer) resolved(groups []*CIDRGroup) []peer {
+	if p.kind != peerGroup {
+		return []peer{p}
+	}
+	var out []peer
+	for _, g := range groups {
+		if !p.means(g) {
+			continue
+		}
+		for _, cidr := range g.CIDRs {
+			out = append(out, peer{kind: peerCIDR, cidr: cidr})
+		}
+	}
+	return out
+}
+
+// means reports whether a peer of kind peerGroup is this group.
+func (p peer) means(g *CIDRGroup) bool {
+	if p.group != "" {
+		return p.group == g.Name
+	}
+	return p.selector.matches(g.labels)
+}
+
+// String identifies a peer after local and resolved: equal strings mean the same
+// peer.
 func (p peer) String() string {
 	if p.kind == peerCIDR {
-		return fmt.Sprint(p.cidr, p.except)
+		return fmt.Sprint(p.cidr, p.except, p.mesh, p.selector)
 	}
 	return fmt.Sprint(p.outside, p.selector)
 }
@@ -50,11 +80,22 @@ func (p peer) matches(n identity.Number, labels identity.Labels) bool {
 		return false
 	case p.kind == peerLabels:
 		return p.selector.matches(labels)
+	case len(p.selector) > 0 && !p.selector.matches(labels):
+		return false
+	}
+	outside := labels.Has(identity.SourceReserved, identity.World.String()) || n == identity.WorldIPv4 || n == identity.WorldIPv6
+	if !outside && !p.mesh {
+		return false
 	}
 	prefix, ok := cidrOf(labels)
 	if !ok {
-		// World is every address that no policy names, not even to except it.
-		return p.cidr.Bits() == 0 && isWorld(n, p.cidr.Addr()) && !slices.ContainsFunc(p.except, func(e netip.Prefix) bool { return e.Bits() == 0 })
+		// Without a prefix it is every address that no policy names, not even to
+		// except it. Inside the mesh all are IPv4.
+		family := p.cidr.Addr().Is4()
+		if outside {
+			family = isWorld(n, p.cidr.Addr())
+		}
+		return family && p.cidr.Bits() == 0 && !slices.ContainsFunc(p.except, func(e netip.Prefix) bool { return e.Bits() == 0 })
 	}
 	return contains(p.cidr, prefix) && !slices.ContainsFunc(p.except, func(e netip.Prefix) bool { return contains(e, prefix) })
 }
@@ -62,6 +103,9 @@ func (p peer) matches(n identity.Number, labels identity.Labels) bool {
 // mayMatch reports whether a peer of which nothing is known could be meant. A
 // denial that could mean it applies to it.
 func (p peer) mayMatch(n identity.Number) bool {
+	if p.kind == peerLabels && p.selector.nobody() {
+		return false
+	}
 	return n != identity.UnknownMember || p.kind == peerLabels && !p.outside
 }
 
@@ -111,10 +155,17 @@ var clusterPeers = []peer{
 	reservedPeer(identity.Health), reservedPeer(identity.Unmanaged), reservedPeer(identity.KubeAPIServer),
 }
 
+// familyPeer is every address of a family that is outside of the mesh.
+func familyPeer(all string) []peer {
+	return []peer{{kind: peerCIDR, cidr: netip.MustParsePrefix(all)}}
+}
+
 // entities are the peers behind each entity. "all" is not here: it is whoever.
 var entities = map[string][]peer{
-	"none":  {},
-	"world": {reservedPeer(identity.World), reservedPeer(identity.WorldIPv4), reservedPeer(identity.WorldIPv6)},
+	"none":       {},
+	"world":      {reservedPeer(identity.World), reservedPeer(identity.WorldIPv4), reservedPeer(identity.WorldIPv6)},
+	"world-ipv4": familyPeer("0.0.0.0/0"),
+	"world-ipv6": familyPeer("::/0"),
 	"cluster": append(slices.Clone(clusterPeers), peer{selector: selector{
 		{source: identity.SourceK8s, key: identity.KeyCluster, op: metav1.LabelSelectorOpIn, cluster: true}}}),
 	"cluster-mesh": append(slices.Clone(clusterPeers), peer{selector: selector{
@@ -165,7 +216,7 @@ func parsePeers(at path, it item, namespace string, errs *problems) (peers []pee
 	}
 	for i, sel := range it.endpoints {
 		where := at.field(it.prefix + "Endpoints").index(i)
-		peers = append(peers, peer{selector: scopePeer(parseSelector(where, sel, errs), namespace)})
+		peers = append(peers, peer{selector: scopePeer(parseSelector(where, sel, parseKey, errs), namespace)})
 	}
 	for i, text := range it.cidr {
 		if prefix, ok := parseCIDR(at.field(it.prefix+"CIDR").index(i), text, errs); ok {
@@ -185,7 +236,7 @@ func parsePeers(at path, it item, namespace string, errs *problems) (peers []pee
 		known, ok := entities[name]
 		if !ok {
 			errs.add(at.field(it.prefix+"Entities").index(i), "%q is not an entity; write one of all, %s",
-				name, strings.Join(slices.Sorted(maps.Keys(entities)), ", "))
+				name, present(maps.Keys(entities)))
 		}
 		refuseAbsent(at.field(it.prefix+"Entities").index(i), name, errs)
 		peers = append(peers, known...)
@@ -216,14 +267,31 @@ func onlyOne(at path, it item, errs *problems) {
 	}
 }
 
+// parseCIDRRule reads one prefix with its exceptions, or one reference to groups.
 func parseCIDRRule(at path, c *cidrRule, errs *problems) (peer, bool) {
-	if c.CIDRGroupRef != nil || c.CIDRGroupSelector != nil {
-		errs.add(at, "CIDR groups are not supported; write the addresses with cidr")
-		return peer{}, false
+	given := 0
+	for _, there := range []bool{c.CIDR != "", c.CIDRGroupRef != "", c.CIDRGroupSelector != nil} {
+		if there {
+			given++
+		}
 	}
-	if c.CIDR == "" {
-		errs.add(at.field("cidr"), "is missing; write a prefix such as 10.0.0.0/8")
+	switch {
+	case given > 1:
+		errs.add(at, "names more than one of cidr, cidrGroupRef and cidrGroupSelector; write one list item for each")
 		return peer{}, false
+	case given == 0:
+		errs.add(at.field("cidr"), "is missing; write a prefix such as 10.0.0.0/8, or a cidrGroupRef")
+		return peer{}, false
+	case c.CIDR == "" && len(c.Except) > 0:
+		errs.add(at.field("except"), "is not supported beside a group; leave the addresses out of the group")
+		return peer{}, false
+	case c.CIDRGroupRef != "":
+		if why := validation.IsDNS1123Subdomain(c.CIDRGroupRef); len(why) != 0 {
+			errs.add(at.field("cidrGroupRef"), "%q is not the name of a group: %s", c.CIDRGroupRef, why[0])
+		}
+		return peer{kind: peerGroup, group: c.CIDRGroupRef}, true
+	case c.CIDRGroupSelector != nil:
+		return peer{kind: peerGroup, selector: parseSelector(at.field("cidrGroupSelector"), c.CIDRGroupSelector, groupKey, errs)}, true
 	}
 	prefix, ok := parseCIDR(at.field("cidr"), c.CIDR, errs)
 	out := peer{kind: peerCIDR, cidr: prefix}

@@ -14,12 +14,13 @@ import (
 // Policy is one accepted manifest. It does not change once parsed, and any
 // number of goroutines may use it.
 type Policy struct {
-	Kind      string // KindNamespaced or KindClusterwide
+	Kind      string // KindNamespaced, KindClusterwide or KindNetwork
 	Namespace string // "" for a cluster-wide policy
 	Name      string
 
-	manifest manifest
-	rules    []rule // spec, then specs, in the order written
+	manifest manifest         // of Cilium's kinds
+	network  *networkManifest // of Kubernetes'
+	rules    []rule           // spec, then specs, in the order written
 	warnings []string
 }
 
@@ -40,6 +41,11 @@ func (p *Policy) String() string {
 
 // MarshalJSON is the manifest again, without its status.
 func (p *Policy) MarshalJSON() ([]byte, error) {
+	if p.network != nil {
+		m := *p.network
+		m.Status = nil
+		return json.Marshal(m)
+	}
 	m := p.manifest
 	m.Status = nil
 	return json.Marshal(m)
@@ -82,7 +88,7 @@ type rule struct {
 
 // term is one entry of ingress, egress or a deny list.
 type term struct {
-	list  string // as written: ingress, ingressDeny, egress, egressDeny
+	list  string // as written: ingress, ingressDeny, egress, egressDeny; or node
 	index int    // in that list
 	deny  bool
 	any   bool       // whoever the peer is; peers is nil
@@ -91,16 +97,18 @@ type term struct {
 }
 
 // portSpec is a range of ports of one protocol, or of ICMP types. First 0 and
-// last 65535 is any port.
+// last 65535 is any port. With a name it is whichever port the endpoint that is
+// spoken to calls by it.
 type portSpec struct {
 	proto       uint8
 	first, last uint16
+	name        string
 }
 
 func (s portSpec) anyPort() bool { return s.first == 0 && s.last == 65535 }
 
 func (s portSpec) covers(proto uint8, port uint16) bool {
-	return s.proto == proto && s.first <= port && port <= s.last
+	return s.name == "" && s.proto == proto && s.first <= port && port <= s.last
 }
 
 // peers are all peers that the policy's rules name.
@@ -118,20 +126,19 @@ func (p *Policy) peers() iter.Seq[peer] {
 	}
 }
 
-// CIDRs are the prefixes the policy names, exceptions included, sorted and
-// each once.
-func (p *Policy) CIDRs() []netip.Prefix {
-	set := map[netip.Prefix]bool{}
-	for peer := range p.peers() {
-		if peer.kind != peerCIDR {
-			continue
-		}
-		set[peer.cidr] = true
-		for _, e := range peer.except {
-			set[e] = true
+// prefixes adds what the policy's peers name, exceptions included.
+func (p *Policy) prefixes(groups []*CIDRGroup, want func(peer) bool, into map[netip.Prefix]bool) {
+	for named := range p.peers() {
+		for _, peer := range named.resolved(groups) {
+			if peer.kind != peerCIDR || !want(peer) {
+				continue
+			}
+			into[peer.cidr] = true
+			for _, e := range peer.except {
+				into[e] = true
+			}
 		}
 	}
-	return slices.SortedFunc(maps.Keys(set), netip.Prefix.Compare)
 }
 
 // CIDRIdentities are the prefixes that need a node-local identity of their
@@ -140,13 +147,15 @@ func (p *Policy) CIDRs() []netip.Prefix {
 // the policies need to tell addresses apart. A whole address family is not
 // among them: it is world. The cluster's API servers are among them if a policy
 // tells them from the rest of the world.
-func CIDRIdentities(policies []*Policy, apiServers []netip.Addr) map[netip.Prefix]identity.Labels {
-	out := map[netip.Prefix]identity.Labels{}
+func CIDRIdentities(policies []*Policy, groups []*CIDRGroup, apiServers []netip.Addr) map[netip.Prefix]identity.Labels {
+	named := map[netip.Prefix]bool{}
 	for _, p := range policies {
-		for _, prefix := range p.CIDRs() {
-			if prefix.Bits() > 0 {
-				out[prefix] = CIDRLabels(prefix)
-			}
+		p.prefixes(groups, func(peer) bool { return true }, named)
+	}
+	out := map[netip.Prefix]identity.Labels{}
+	for prefix := range named {
+		if prefix.Bits() > 0 {
+			out[prefix] = CIDRLabels(prefix)
 		}
 	}
 	if !slices.ContainsFunc(policies, (*Policy).namesAPIServers) {
@@ -159,6 +168,24 @@ func CIDRIdentities(policies []*Policy, apiServers []netip.Addr) map[netip.Prefi
 	return out
 }
 
+// Blocks are the prefixes by which policies tell apart addresses inside the mesh
+// as well: ipBlocks and their exceptions. An address needs the label of the
+// narrowest that holds it, see BlockLabel. A whole address family is not among
+// them: it holds whoever has no such label.
+func Blocks(policies []*Policy) map[netip.Prefix]bool {
+	named := map[netip.Prefix]bool{}
+	for _, p := range policies {
+		p.prefixes(nil, func(q peer) bool { return q.mesh }, named)
+	}
+	maps.DeleteFunc(named, func(p netip.Prefix, _ bool) bool { return p.Bits() == 0 })
+	return named
+}
+
+// BlockLabel is the label of addresses inside the mesh that lie in prefix.
+func BlockLabel(prefix netip.Prefix) identity.Label {
+	return identity.Label{Source: identity.SourceCIDR, Key: cidrKey(prefix)}
+}
+
 // WithAPIServer are the labels of somebody who is one of the cluster's API servers
 // as well.
 func WithAPIServer(labels identity.Labels) identity.Labels {
@@ -168,8 +195,8 @@ func WithAPIServer(labels identity.Labels) identity.Labels {
 // namesAPIServers reports whether a peer of the policy is told by being an API
 // server.
 func (p *Policy) namesAPIServers() bool {
-	for r := range p.peers() {
-		for _, q := range r.selector {
+	for named := range p.peers() {
+		for _, q := range named.selector {
 			if q.source == identity.SourceReserved && q.key == identity.KubeAPIServer.String() {
 				return true
 			}
@@ -181,7 +208,7 @@ func (p *Policy) namesAPIServers() bool {
 // CIDRLabels are the labels of an identity that stands for prefix.
 func CIDRLabels(prefix netip.Prefix) identity.Labels {
 	return identity.NewLabels(
-		identity.Label{Source: identity.SourceCIDR, Key: cidrKey(prefix)},
+		BlockLabel(prefix),
 		identity.Label{Source: identity.SourceReserved, Key: identity.World.String()},
 	)
 }
@@ -192,7 +219,7 @@ type RuleInfo struct {
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`
 	Spec      int    `json:"spec"`  // 0 is spec, or the first of specs
-	List      string `json:"list"`  // ingress, ingressDeny, egress or egressDeny
+	List      string `json:"list"`  // ingress, ingressDeny, egress or egressDeny; node: the own node, which a NetworkPolicy cannot keep out
 	Index     int    `json:"index"` // in that list
 	Deny      bool   `json:"deny"`
 	Log       string `json:"log,omitempty"` // spec.log.value

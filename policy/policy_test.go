@@ -2,6 +2,8 @@ package policy
 
 import (
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -41,16 +43,13 @@ func testWorld(t testing.TB, manifests string) World {
 	}
 	people["never seen"] = 0x030001
 
-	w.Policies = parse(t, manifests)
-	i := uint32(1)
-	prefixes := CIDRIdentities(w.Policies, nil)
-	for _, p := range w.Policies {
-		for _, prefix := range p.CIDRs() {
-			if labels, ok := prefixes[prefix]; ok {
-				add(prefix.String(), identity.LocalNumber(i), labels)
-				i++
-			}
-		}
+	var err error
+	if w.Policies, w.Groups, err = ParseManifest([]byte(manifests)); err != nil {
+		t.Fatalf("Parse: %v\n%s", err, manifests)
+	}
+	prefixes := CIDRIdentities(w.Policies, w.Groups, nil)
+	for i, prefix := range slices.SortedFunc(maps.Keys(prefixes), netip.Prefix.Compare) {
+		add(prefix.String(), identity.LocalNumber(uint32(i+1)), prefixes[prefix])
 	}
 	return w
 }
@@ -70,6 +69,11 @@ func cnp(body string) string { return named("p", body) }
 
 func named(name, body string) string {
 	return fmt.Sprintf("---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: %s, namespace: default}\nspec:\n  endpointSelector: {matchLabels: {app: web}}\n%s\n", name, indent(body))
+}
+
+// netpol writes a policy of Kubernetes' kind.
+func netpol(body string) string {
+	return fmt.Sprintf("---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: default}\nspec:\n  podSelector: {matchLabels: {app: web}}\n%s\n", indent(body))
 }
 
 func ccnp(name, body string) string {
@@ -144,4 +148,13 @@ func passing(t testing.TB, w World, subject string, dir Direction, proto uint8, 
 	}
 	slices.Sort(out)
 	return out
+}
+
+func prefixOf(t testing.TB, text string) netip.Prefix {
+	t.Helper()
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return prefix
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 // Limits of Cilium's schema.
@@ -26,15 +28,9 @@ var protocols = map[string][]uint8{
 // extendedProtocols need a flag in Cilium and are not judged here.
 var extendedProtocols = []string{"VRRP", "IGMP", "GRE", "IPIP", "IPV6", "ESP", "AH"}
 
-// wellKnown helps whoever wrote a name where a number is needed.
-var wellKnown = map[string]int{
-	"ftp": 21, "ssh": 22, "smtp": 25, "domain": 53, "dns": 53, "http": 80, "ntp": 123, "ldap": 389,
-	"https": 443, "mysql": 3306, "postgresql": 5432, "redis": 6379,
-}
-
 // parsePorts reads toPorts and icmps of one item; nil means any port and
 // protocol.
-func parsePorts(at path, it item, deny bool, ps *problems) []portSpec {
+func parsePorts(at path, it item, deny bool, p *Policy, ps *problems) []portSpec {
 	if len(it.ports) > 0 && len(it.icmps) > 0 {
 		ps.add(at, "combines toPorts and icmps; write one list item for each")
 	}
@@ -61,7 +57,7 @@ func parsePorts(at path, it item, deny bool, ps *problems) []portSpec {
 			ps.add(where.field("fields"), "lists %d types, %d at most; use a second item", len(r.Fields), maxICMPFields)
 		}
 		for j, f := range r.Fields {
-			if spec, ok := parseICMP(where.field("fields").index(j), f, deny, ps); ok {
+			if spec, ok := parseICMP(where.field("fields").index(j), f, deny, p, ps); ok {
 				out = append(out, spec)
 			}
 		}
@@ -84,7 +80,7 @@ func refuseL7(at path, r *portRule, deny bool, ps *problems) {
 		{"listener", r.Listener, "redirecting to a listener is"},
 	} {
 		switch {
-		case hollow(f.value):
+		case hollow(f.value) || f.name == "rules" && noRequests(f.value):
 		case deny:
 			ps.add(at.field(f.name), "a deny list takes ports only; remove it")
 		default:
@@ -93,14 +89,39 @@ func refuseL7(at path, r *portRule, deny bool, ps *problems) {
 	}
 }
 
+// noRequests reports whether rules lists no request of any kind: then the port is
+// allowed as a whole, as in Cilium.
+func noRequests(raw json.RawMessage) bool {
+	var lists map[string]json.RawMessage
+	if json.Unmarshal(raw, &lists) != nil {
+		return false
+	}
+	for kind, list := range lists {
+		if !slices.Contains([]string{"http", "dns", "kafka", "l7"}, kind) || !emptyList(list) {
+			return false
+		}
+	}
+	return true
+}
+
 func parsePort(at path, p *portProtocol, ps *problems) []portSpec {
-	protos, ok := protocols[p.Protocol]
+	protos, ok := protocols[strings.ToUpper(p.Protocol)]
 	if !ok {
 		ps.add(at.field("protocol"), "%s", refuseProtocol(p.Protocol))
 	}
-	number, ok := parsePortNumber(at.field("port"), p.Port, ps)
+	number, name, ok := parsePortNumber(at.field("port"), p.Port, ps)
 	if !ok {
 		return nil
+	}
+	out := make([]portSpec, 0, len(protos))
+	if name != "" {
+		if p.EndPort != nil && *p.EndPort != 0 {
+			ps.add(at.field("endPort"), "needs a port number to begin with, not a name")
+		}
+		for _, proto := range protos {
+			out = append(out, portSpec{proto: proto, name: name})
+		}
+		return out
 	}
 	first, last := number, number
 	if number == 0 {
@@ -122,9 +143,8 @@ func parsePort(at path, p *portProtocol, ps *problems) []portSpec {
 		}
 		last = uint16(end)
 	}
-	out := make([]portSpec, 0, len(protos))
 	for _, proto := range protos {
-		out = append(out, portSpec{proto, first, last})
+		out = append(out, portSpec{proto: proto, first: first, last: last})
 	}
 	return out
 }
@@ -133,9 +153,7 @@ func digitsOnly(s string) bool { return s != "" && strings.Trim(s, "0123456789")
 
 func refuseProtocol(name string) string {
 	upper := strings.ToUpper(name)
-	switch _, known := protocols[upper]; {
-	case known:
-		return fmt.Sprintf("%q is not written in capitals; write %s", name, upper)
+	switch {
 	case upper == "ICMP" || upper == "ICMPV6":
 		return fmt.Sprintf("%q has no ports; use icmps instead of toPorts", name)
 	case slices.Contains(extendedProtocols, upper):
@@ -144,35 +162,36 @@ func refuseProtocol(name string) string {
 	return fmt.Sprintf("%q is not a protocol; write TCP, UDP, SCTP or ANY", name)
 }
 
-func parsePortNumber(at path, raw json.RawMessage, ps *problems) (uint16, bool) {
+// parsePortNumber reads a port's number, or else its name.
+func parsePortNumber(at path, raw json.RawMessage, ps *problems) (_ uint16, name string, ok bool) {
 	if raw == nil {
 		ps.add(at, `is missing; write a number in quotes, "0" for any port`)
-		return 0, false
+		return 0, "", false
 	}
 	var text string
 	if err := json.Unmarshal(raw, &text); err != nil {
 		ps.add(at, "%s is not a string; put it in quotes: %q", raw, strings.Trim(string(raw), `"`))
-		return 0, false
+		return 0, "", false
 	}
 	n, err := strconv.ParseUint(text, 10, 16)
 	if err == nil {
 		if plain := strconv.FormatUint(n, 10); plain != text {
 			ps.addNew(at, "%q is not a port number; write %q", text, plain)
 		}
-		return uint16(n), true
+		return uint16(n), "", true
 	}
 	if first, last, ok := strings.Cut(text, "-"); ok && digitsOnly(first) && digitsOnly(last) {
 		ps.add(at, "%q is a range; write port: %q and endPort: %s", text, first, last)
-		return 0, false
+		return 0, "", false
 	}
 	if _, digits := strconv.ParseInt(text, 10, 64); digits == nil || strings.Trim(text, "0123456789") == "" {
 		ps.add(at, "%q is out of range; write a number from 0 to %d", text, maxPort)
-		return 0, false
+		return 0, "", false
 	}
-	example := "80"
-	if n, ok := wellKnown[strings.ToLower(text)]; ok {
-		example = strconv.Itoa(n)
+	name = strings.ToLower(text)
+	if why := validation.IsValidPortName(name); len(why) != 0 {
+		ps.add(at, "%q is neither a port number nor the name of one: %s", text, why[0])
+		return 0, "", false
 	}
-	ps.add(at, "%q is a named port, which is not supported; write the number the workload listens on, such as %q", text, example)
-	return 0, false
+	return 0, name, true
 }

@@ -106,12 +106,12 @@ func (c *compiler) name(t *Tables) {
 			r := c.rules[n]
 			for _, dir := range directions {
 				if r.enforced[dir] || len(r.terms[dir]) > 0 {
-					info.Policies[dir] = append(info.Policies[dir], RuleInfo{Namespace: r.policy.Namespace, Name: r.policy.Name}.Policy())
+					info.Policies[dir] = append(info.Policies[dir], PolicyName{r.policy.Kind, r.policy.Namespace, r.policy.Name})
 				}
 			}
 		}
 		for _, dir := range directions {
-			slices.Sort(info.Policies[dir])
+			slices.SortFunc(info.Policies[dir], PolicyName.compare)
 			info.Policies[dir] = slices.Compact(info.Policies[dir])
 		}
 		t.Sets[id] = info
@@ -172,7 +172,7 @@ func unknownTerms(n identity.Number) chooseTerms {
 	return func(s *compiledSet, dir Direction) []int {
 		var out []int
 		for i, t := range s.dirs[dir].terms {
-			if t.deny && slices.ContainsFunc(t.peers, func(p peer) bool { return p.mayMatch(n) }) {
+			if t.deny && !t.known && slices.ContainsFunc(t.peers, func(p peer) bool { return p.mayMatch(n) }) {
 				out = append(out, i)
 			}
 		}

@@ -21,7 +21,7 @@ func (s *spec) rule(at path, p *Policy, ps *problems) rule {
 		ps.add(at.field("endpointSelector"), "is missing; write {} to select every workload%s", inNamespace(p))
 	default:
 		where := at.field("endpointSelector")
-		out.subject = scopeSubject(where, parseSelector(where, s.EndpointSelector, ps), p.Namespace, ps)
+		out.subject = scopeSubject(where, parseSelector(where, s.EndpointSelector, parseKey, ps), p.Namespace, ps)
 	}
 	if len(s.Ingress)+len(s.IngressDeny)+len(s.Egress)+len(s.EgressDeny) == 0 {
 		ps.add(at, "allows and denies nothing; write at least one item under ingress, ingressDeny, egress or egressDeny ({} as the item denies by default)")
@@ -85,7 +85,7 @@ func (r *rule) add(at path, list string, i int, it item, p *Policy, ps *problems
 	where := at.field(list).index(i)
 	t := term{list: list, index: i, deny: list == "ingressDeny" || list == "egressDeny"}
 	t.peers, t.any = parsePeers(where, it, p.Namespace, ps)
-	t.ports = parsePorts(where, it, t.deny, ps)
+	t.ports = parsePorts(where, it, t.deny, p, ps)
 	if it.authn != nil {
 		checkAuthentication(where.field("authentication"), it.authn, t.deny, ps)
 	}

@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -26,23 +27,46 @@ type requirement struct {
 	cluster bool
 }
 
-// parseSelector reads a selector with Cilium's key prefixes k8s:, any: and
-// reserved:; a key without one means any:, see parseKey.
-func parseSelector(at path, in *metav1.LabelSelector, errs *problems) selector {
+// newRequirement: a reserved label is there or not, and has no value to compare.
+func newRequirement(source, key string, op metav1.LabelSelectorOperator, values []string) requirement {
+	if source != identity.SourceReserved {
+		return requirement{source: source, key: key, op: op, values: values}
+	}
+	switch op {
+	case metav1.LabelSelectorOpIn:
+		op = metav1.LabelSelectorOpExists
+	case metav1.LabelSelectorOpNotIn:
+		op = metav1.LabelSelectorOpDoesNotExist
+	}
+	return requirement{source: source, key: key, op: op, cluster: key == wordCluster}
+}
+
+// nobody reports whether no identity whatever can satisfy the selector.
+func (s selector) nobody() bool {
+	return slices.ContainsFunc(s, func(r requirement) bool {
+		return r.source == identity.SourceReserved && r.key == wordNone && r.op == metav1.LabelSelectorOpExists
+	})
+}
+
+// keyReader says which label a selector's key means.
+type keyReader func(at path, text string, errs *problems) (source, key string, ok bool)
+
+// parseSelector reads a selector, its keys with read.
+func parseSelector(at path, in *metav1.LabelSelector, read keyReader, errs *problems) selector {
 	var out selector
 	for _, key := range slices.Sorted(maps.Keys(in.MatchLabels)) {
 		value := in.MatchLabels[key]
 		where := at.field("matchLabels").key(key)
-		source, name, ok := parseKey(where, key, errs)
+		source, name, ok := read(where, key, errs)
 		if !ok {
 			continue
 		}
 		checkValue(where, source, value, errs)
-		out = append(out, requirement{source: source, key: name, op: metav1.LabelSelectorOpIn, values: []string{value}})
+		out = append(out, newRequirement(source, name, metav1.LabelSelectorOpIn, []string{value}))
 	}
 	for i, expr := range in.MatchExpressions {
 		where := at.field("matchExpressions").index(i)
-		source, name, ok := parseKey(where.field("key"), expr.Key, errs)
+		source, name, ok := read(where.field("key"), expr.Key, errs)
 		if !ok {
 			continue
 		}
@@ -62,12 +86,13 @@ func parseSelector(at path, in *metav1.LabelSelector, errs *problems) selector {
 			checkValue(where.field("values").index(j), source, v, errs)
 		}
 		values := slices.Compact(slices.Sorted(slices.Values(expr.Values)))
-		out = append(out, requirement{source: source, key: name, op: expr.Operator, values: values})
+		out = append(out, newRequirement(source, name, expr.Operator, values))
 	}
 	return out
 }
 
-// parseKey splits a selector key into source and label key. Keys that are a
+// parseKey reads Cilium's prefixes k8s:, any: and reserved:; a key without one
+// means any:. Keys that are a
 // cluster's to give have no other source than k8s: any: would take the word of
 // whoever else has a label with that key.
 func parseKey(at path, text string, errs *problems) (source, key string, ok bool) {
@@ -83,7 +108,7 @@ func parseKey(at path, text string, errs *problems) (source, key string, ok bool
 		}
 	case identity.SourceReserved:
 		if !reservedKeys[key] {
-			errs.add(at, "%q is not a reserved label; write one of %s", text, strings.Join(slices.Sorted(maps.Keys(reservedKeys)), ", "))
+			errs.add(at, "%q is not a reserved label; write one of %s", text, present(maps.Keys(reservedKeys)))
 			return "", "", false
 		}
 		refuseAbsent(at, key, errs)
@@ -110,16 +135,72 @@ func parseKey(at path, text string, errs *problems) (source, key string, ok bool
 // has.
 var absent = []identity.Number{identity.Unmanaged, identity.Health, identity.Init, identity.Ingress}
 
+// present lists those of reserved names that somebody here can have.
+func present(names iter.Seq[string]) string {
+	return strings.Join(slices.DeleteFunc(slices.Sorted(names), isAbsent), ", ")
+}
+
+func isAbsent(name string) bool {
+	return slices.ContainsFunc(absent, func(n identity.Number) bool { return n.String() == name })
+}
+
 // refuseAbsent refuses a reserved name that would select nobody.
 func refuseAbsent(at path, name string, errs *problems) {
-	if slices.ContainsFunc(absent, func(n identity.Number) bool { return n.String() == name }) {
+	if isAbsent(name) {
 		errs.addNew(at, "%q selects nobody: Weft has no endpoint of this kind; remove it", name)
 	}
 }
 
+// podKey reads a key as Kubernetes means it in a podSelector. A pod can be selected
+// by its cluster and its account besides, as in Cilium.
+func podKey(at path, text string, errs *problems) (source, key string, ok bool) {
+	if why := validation.IsQualifiedName(text); len(why) != 0 {
+		errs.add(at, "%q is not a label key: %s", text, why[0])
+		return "", "", false
+	}
+	why := identity.Selectable(text)
+	if identity.Given(text) && text != identity.KeyCluster && text != identity.KeyServiceAccount {
+		why = "a pod's own label of this name is in no identity"
+	}
+	if why != "" {
+		errs.addNew(at, "%q selects nobody: %s; select by another label", text, why)
+	}
+	return identity.SourceK8s, text, true
+}
+
+// namespaceKey reads a key of a namespaceSelector.
+func namespaceKey(at path, text string, errs *problems) (source, key string, ok bool) {
+	if why := validation.IsQualifiedName(text); len(why) != 0 {
+		errs.add(at, "%q is not a label key: %s", text, why[0])
+		return "", "", false
+	}
+	key = identity.KeyNamespaceLabels + "." + text
+	if why := identity.Selectable(key); why != "" {
+		errs.addNew(at, "%q selects nobody: %s; select by another label", text, why)
+	}
+	return identity.SourceK8s, key, true
+}
+
+// groupKey reads a key of a cidrGroupSelector.
+func groupKey(at path, text string, errs *problems) (source, key string, ok bool) {
+	key = strings.TrimPrefix(text, sourceGroup+":")
+	if why := validation.IsQualifiedName(key); len(why) != 0 {
+		errs.add(at, "%q is not a label key: %s", text, why[0])
+		return "", "", false
+	}
+	return sourceGroup, key, true
+}
+
+// Reserved words that are no label of one identity: each means many, or none.
+const (
+	wordAll     = "all"
+	wordNone    = "none"
+	wordCluster = "cluster"
+)
+
 // reservedKeys are the keys a selector may name after reserved:.
 var reservedKeys = func() map[string]bool {
-	keys := map[string]bool{}
+	keys := map[string]bool{wordAll: true, wordNone: true, wordCluster: true}
 	for n := range identity.AllReserved() {
 		if n != identity.UnknownMember {
 			keys[n.String()] = true
@@ -127,6 +208,29 @@ var reservedKeys = func() map[string]bool {
 	}
 	return keys
 }()
+
+// reserved reports whether the identity is what a reserved word says. cluster is
+// the local cluster's name.
+func reserved(word, cluster string, labels identity.Labels) bool {
+	switch word {
+	case wordAll:
+		return true
+	case wordCluster:
+		return labels.Cluster() == cluster || slices.ContainsFunc(clusterPeers, func(p peer) bool { return p.selector.matches(labels) })
+	case identity.World.String():
+		return slices.ContainsFunc(labels, func(l identity.Label) bool {
+			return l.Source == identity.SourceReserved && strings.HasPrefix(l.Key, word)
+		})
+	case identity.WorldIPv4.String(), identity.WorldIPv6.String():
+		if labels.Has(identity.SourceReserved, word) {
+			return true
+		}
+		// World is IPv4 unless it is a prefix of the other family.
+		prefix, ok := cidrOf(labels)
+		return labels.Has(identity.SourceReserved, identity.World.String()) && (ok && !prefix.Addr().Is4()) == (word == identity.WorldIPv6.String())
+	}
+	return labels.Has(identity.SourceReserved, word)
+}
 
 func checkValue(at path, source, value string, errs *problems) {
 	if source == identity.SourceReserved {
@@ -235,7 +339,9 @@ func (s selector) matches(labels identity.Labels) bool {
 
 func (r requirement) holds(labels identity.Labels) bool {
 	var there, in bool
-	if r.source != identity.SourceAny {
+	if r.source == identity.SourceReserved {
+		there = reserved(r.key, strings.Join(r.values, ""), labels)
+	} else if r.source != identity.SourceAny {
 		value, ok := labels.Get(r.source, r.key)
 		there, in = ok, ok && slices.Contains(r.values, value)
 	} else {

@@ -96,7 +96,8 @@ func TestSubjectsUnderTheSameRulesShareASet(t *testing.T) {
 		t.Fatalf("sets %v of %v", sets, tables.Sets)
 	}
 	got := tables.Sets[sets["web"]]
-	want := SetInfo{Enforced: [2]bool{Egress: true, Ingress: true}, Policies: [2][]string{Egress: {"everyone"}, Ingress: {"default/a"}}}
+	want := SetInfo{Enforced: [2]bool{Egress: true, Ingress: true}, Policies: [2][]PolicyName{
+		Egress: {{KindClusterwide, "", "everyone"}}, Ingress: {{KindNamespaced, "default", "a"}}}}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("web's set is %v, want %v", got, want)
 	}

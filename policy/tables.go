@@ -1,11 +1,16 @@
 package policy
 
-import "github.com/weft-mesh/weft/identity"
+import (
+	"cmp"
+
+	"github.com/weft-mesh/weft/identity"
+)
 
 // World is everything verdicts depend on.
 type World struct {
 	Cluster  string // the local cluster's name: the scope of selectors that name none
 	Policies []*Policy
+	Groups   []*CIDRGroup // that policies refer to
 	// Identities are all that are known, CIDR identities among them. The
 	// reserved ones may be left out.
 	Identities map[identity.Number]identity.Labels
@@ -43,8 +48,18 @@ type PortRange struct {
 
 // SetInfo describes a policy set: what all subjects under the same rules share.
 type SetInfo struct {
-	Enforced [2]bool     // by Direction: what no entry allows is denied
-	Policies [2][]string // by Direction: who says so; namespace/name or name, sorted
+	Enforced [2]bool         // by Direction: what no entry allows is denied
+	Policies [2][]PolicyName // by Direction: who says so, sorted
+}
+
+// PolicyName is a policy as the operator applied it. Namespace is empty for a
+// cluster-wide one.
+type PolicyName struct {
+	Kind, Namespace, Name string
+}
+
+func (n PolicyName) compare(m PolicyName) int {
+	return cmp.Or(cmp.Compare(n.Namespace, m.Namespace), cmp.Compare(n.Name, m.Name), cmp.Compare(n.Kind, m.Kind))
 }
 
 // EntryKey is what the kernel looks up.

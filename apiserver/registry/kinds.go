@@ -46,6 +46,8 @@ var kinds = []Kind{
 	{"EndpointSlice", discoveryv1.SchemeGroupVersion.String(), "endpointslices", []string{"eps"}, true, readEndpointSlice},
 	{policy.KindNamespaced, policy.APIVersion, "ciliumnetworkpolicies", []string{"cnp", "policy", "policies"}, true, readPolicy},
 	{policy.KindClusterwide, policy.APIVersion, "ciliumclusterwidenetworkpolicies", []string{"ccnp"}, false, readPolicy},
+	{policy.KindNetwork, policy.NetworkAPIVersion, "networkpolicies", []string{"netpol", "np"}, true, readPolicy},
+	{policy.KindCIDRGroup, policy.APIVersion, "ciliumcidrgroups", []string{"ccg"}, false, readGroup},
 }
 
 // Kinds are all kinds, in a fixed order. The caller owns the slice.

@@ -33,17 +33,35 @@ func readNamespace(r *reading) {
 
 // readPolicy leaves the reading to package policy and keeps its JSON.
 func readPolicy(r *reading) {
+	policies, _ := parsePolicies(r)
+	if len(policies) == 0 {
+		return
+	}
+	r.value = policies[0]
+	for _, w := range policies[0].Warnings() {
+		r.warn("%s", w)
+	}
+}
+
+// readGroup does the same for a group of prefixes that policies refer to.
+func readGroup(r *reading) {
+	if _, groups := parsePolicies(r); len(groups) > 0 {
+		r.value = groups[0]
+	}
+}
+
+func parsePolicies(r *reading) ([]*policy.Policy, []*policy.CIDRGroup) {
 	var doc map[string]json.RawMessage
 	if err := json.Unmarshal(r.text, &doc); err != nil {
 		r.refuse("%s", explainType(err))
-		return
+		return nil, nil
 	}
 	// The namespace is set before parsing, because selectors without one mean
 	// the policy's own.
 	var meta map[string]json.RawMessage
 	if err := json.Unmarshal(doc["metadata"], &meta); err != nil {
 		r.refuse("metadata: %s", explainType(err))
-		return
+		return nil, nil
 	}
 	if r.kind.Namespaced {
 		meta["namespace"], _ = json.Marshal(r.namespace)
@@ -55,24 +73,20 @@ func readPolicy(r *reading) {
 	text, err := json.Marshal(doc)
 	if err != nil {
 		r.refuse("%s", err)
-		return
+		return nil, nil
 	}
-	policies, err := policy.Parse(text)
+	policies, groups, err := policy.ParseManifest(text)
 	if err != nil {
 		for _, err := range leaves(err) {
 			text := strings.TrimPrefix(err.Error(), "document 1: ")
 			r.refuse("%s", strings.TrimPrefix(text, r.kind.Name+" \""+r.name+"\": "))
 		}
-		return
+		return nil, nil
 	}
-	if len(policies) != 1 {
-		r.refuse("holds no policy")
-		return
+	if len(policies)+len(groups) != 1 {
+		r.refuse("holds no %s", r.kind.Name)
 	}
-	r.value = policies[0]
-	for _, w := range policies[0].Warnings() {
-		r.warn("%s", w)
-	}
+	return policies, groups
 }
 
 // leaves takes joined errors apart, so that each is a problem of its own.

@@ -25,6 +25,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/policy"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -68,6 +69,7 @@ type change struct {
 	action api.Action
 	ops    []store.Op
 	conds  []store.Cond
+	groups []string // of prefixes, in the same manifest
 }
 
 // Apply stores a manifest's objects, all in one transaction, or nothing. What
@@ -124,9 +126,15 @@ func (r *Registry) plan(ctx context.Context, objects []object) ([]change, error)
 	changes := make([]change, len(objects))
 	var problems []api.Problem
 	ips := serviceIPs{registry: r}
+	var groups []string
+	for _, o := range objects {
+		if o.kind.Name == policy.KindCIDRGroup {
+			groups = append(groups, o.name)
+		}
+	}
 	for i, o := range objects {
 		c := &changes[i]
-		c.object = o
+		c.object, c.groups = o, groups
 		if o.skipped {
 			c.action = api.Skipped
 			continue
@@ -178,6 +186,8 @@ func (r *Registry) fit(ctx context.Context, c *change, ips *serviceIPs) (problem
 		}
 	}
 	switch v := c.value.(type) {
+	case *policy.Policy:
+		return "", r.warnOfGroups(ctx, c, v)
 	case *corev1.Pod:
 		return r.fitPod(ctx, c, v)
 	case *corev1.Service:
@@ -190,6 +200,23 @@ func (r *Registry) fit(ctx context.Context, c *change, ips *serviceIPs) (problem
 		return r.fitSlice(ctx, v)
 	}
 	return "", nil
+}
+
+// warnOfGroups tells that a policy refers to groups that are neither in the store nor
+// in the manifest: it may come before them.
+func (r *Registry) warnOfGroups(ctx context.Context, c *change, p *policy.Policy) (err error) {
+	missing := p.MissingGroups(func(name string) bool {
+		kind, _ := FindKind(policy.KindCIDRGroup)
+		_, e := r.store.Get(ctx, wire.ObjectKey(kind.Plural, "", name))
+		if e != nil && !errors.Is(e, store.ErrNotFound) {
+			err = e
+		}
+		return e == nil || slices.Contains(c.groups, name)
+	})
+	for _, name := range missing {
+		c.warn("there is no %s %q: what refers to it selects nobody until there is one", policy.KindCIDRGroup, name)
+	}
+	return err
 }
 
 // identify keeps an object's UID and time of creation over its changes. A new

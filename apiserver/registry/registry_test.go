@@ -493,41 +493,4 @@ func TestManyMistakes(t *testing.T) {
 	}
 }
 
-func TestApplyWarns(t *testing.T) {
-	r, _ := fixture(t)
-	doubtful := strings.Replace(cnp, "  ingress:", "  enableDefaultDeny: {egress: true}\n  ingress:", 1)
-	for _, dryRun := range []bool{true, false} {
-		result, err := r.Apply(t.Context(), []byte(pod+"---\n"+doubtful), api.ManifestOptions{DryRun: dryRun})
-		if err != nil {
-			t.Fatal(err)
-		}
-		const want = "document 2, CiliumNetworkPolicy default/only-frontend: spec.enableDefaultDeny.egress: denies all egress"
-		if len(result.Warnings) != 1 || !strings.HasPrefix(result.Warnings[0].String(), want) {
-			t.Errorf("dry run %v: warned %v", dryRun, result.Warnings)
-		}
-	}
-	if result := apply(t, r, cnp); len(result.Warnings) > 0 {
-		t.Errorf("warned %v without a reason", result.Warnings)
-	}
-}
-
 // Every namespace has its name as a label, and no other value of it.
-func TestANamespaceIsLabelledWithItsName(t *testing.T) {
-	r, _ := fixture(t)
-	const ns = "apiVersion: v1\nkind: Namespace\nmetadata: {name: dev, labels: {%s}}\n"
-	for _, labels := range []string{"team: a", "kubernetes.io/metadata.name: dev"} {
-		apply(t, r, fmt.Sprintf(ns, labels))
-		list, err := r.Get(t.Context(), "ns", "", "dev")
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got corev1.Namespace
-		if err := json.Unmarshal(list.Items[0], &got); err != nil || got.Labels["kubernetes.io/metadata.name"] != "dev" {
-			t.Errorf("with %s: labels %v (%v)", labels, got.Labels, err)
-		}
-	}
-	_, err := r.Apply(t.Context(), fmt.Appendf(nil, ns, "kubernetes.io/metadata.name: prod"), api.ManifestOptions{})
-	if err == nil || !strings.Contains(err.Error(), `is "prod", but this label is always the namespace's name: remove it or write "dev"`) {
-		t.Errorf("another name: %v", err)
-	}
-}

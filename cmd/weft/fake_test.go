@@ -255,6 +255,9 @@ var stored = map[string]map[string]string{
 		"endpoints":[{"addresses":["10.1.1.9"]},{"addresses":["10.1.2.9"]}],"ports":[{"port":80,"protocol":"TCP"}]}`},
 	"ciliumnetworkpolicies": {"web": `{"apiVersion":"cilium.io/v2","kind":"CiliumNetworkPolicy","metadata":{"name":"web","namespace":"shop"},
 		"spec":{"endpointSelector":{"matchLabels":{"app":"web"}},"ingress":[{"fromEndpoints":[{}]}],"egress":[]}}`},
+	"networkpolicies": {"open": `{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"open","namespace":"shop"},
+		"spec":{"podSelector":{"matchLabels":{"app":"web"}},"ingress":[{}],"policyTypes":["Ingress","Egress"]}}`},
+	"ciliumcidrgroups": {"partners": `{"apiVersion":"cilium.io/v2","kind":"CiliumCIDRGroup","metadata":{"name":"partners"},"spec":{"externalCIDRs":["203.0.113.0/24","198.51.100.0/24"]}}`},
 	"ciliumclusterwidenetworkpolicies": {"lockdown": `{"apiVersion":"cilium.io/v2","kind":"CiliumClusterwideNetworkPolicy","metadata":{"name":"lockdown"},
 		"spec":{"endpointSelector":{},"ingressDeny":[{"fromEntities":["world"]}]}}`},
 }

@@ -3,13 +3,12 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-mesh/weft/apiserver/api"
@@ -49,6 +48,10 @@ var kinds = []kind{
 		})},
 	{plural: "ciliumnetworkpolicies", names: []string{"ciliumnetworkpolicy", "cnp"},
 		columns: columns("SELECTS", "RULES"), cells: policyCells},
+	{plural: "networkpolicies", names: []string{"networkpolicy", "netpol", "np"},
+		columns: columns("SELECTS", "RULES"), cells: cells(networkPolicyCells)},
+	{plural: "ciliumcidrgroups", names: []string{"ciliumcidrgroup", "ccg"}, clusters: true,
+		columns: columns("PREFIXES"), cells: cells(groupCells)},
 	{plural: "ciliumclusterwidenetworkpolicies", names: []string{"ciliumclusterwidenetworkpolicy", "ccnp"}, clusters: true,
 		columns: columns("SELECTS", "RULES"), cells: policyCells},
 }
@@ -65,9 +68,6 @@ func kindOf(word string) (kind, error) {
 				return k, nil
 			}
 		}
-	}
-	if slices.Contains([]string{"networkpolicy", "networkpolicies", "netpol"}, word) {
-		return kind{}, usageError{errors.New("Kubernetes' NetworkPolicy is not supported; write it as a CiliumNetworkPolicy")}
 	}
 	if command := elsewhere(word); command != "" {
 		return kind{}, usageError{fmt.Errorf("%q is not a kind of manifest; `weft %s` shows them", word, command)}
@@ -225,6 +225,38 @@ func policyCells(raw []byte) ([]string, error) {
 	}
 	return []string{strings.Join(selects, "; "), strings.Join(rules, " ")}, nil
 }
+
+func networkPolicyCells(p *networkingv1.NetworkPolicy) []string {
+	var rules []string
+	types := p.Spec.PolicyTypes
+	if len(types) == 0 {
+		types = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+		if len(p.Spec.Egress) > 0 {
+			types = append(types, networkingv1.PolicyTypeEgress)
+		}
+	}
+	for _, t := range types {
+		n := len(p.Spec.Ingress)
+		if t == networkingv1.PolicyTypeEgress {
+			n = len(p.Spec.Egress)
+		}
+		rules = append(rules, fmt.Sprintf("%s:%d", strings.ToLower(string(t)), n))
+	}
+	selects := "all"
+	if s := p.Spec.PodSelector; len(s.MatchLabels)+len(s.MatchExpressions) > 0 {
+		selects = metav1.FormatLabelSelector(&s)
+	}
+	return []string{selects, strings.Join(rules, " ")}
+}
+
+// cidrGroup is as much of a group of prefixes as a listing shows.
+type cidrGroup struct {
+	Spec struct {
+		ExternalCIDRs []string `json:"externalCIDRs"`
+	} `json:"spec"`
+}
+
+func groupCells(g *cidrGroup) []string { return []string{strings.Join(g.Spec.ExternalCIDRs, ",")} }
 
 func labelList(labels map[string]string) string {
 	if len(labels) == 0 {

@@ -21,7 +21,7 @@ func policyCommand() *cobra.Command {
 func policyListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "Show the policies of both kinds",
+		Short: "Show the policies of every kind",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return showEach(cmd, func(ctx context.Context, c *api.Client) (*policyList, error) { return policies(ctx, c, namespace(cmd)) }, policyTable)
@@ -29,7 +29,7 @@ func policyListCommand() *cobra.Command {
 	}
 }
 
-// policyList is a cluster's policies of both kinds.
+// policyList is a cluster's policies of every kind.
 type policyList struct {
 	Cluster  string            `json:"cluster"`
 	Policies []json.RawMessage `json:"policies"` // as they were applied
@@ -38,8 +38,8 @@ type policyList struct {
 
 func policies(ctx context.Context, c *api.Client, namespace string) (*policyList, error) {
 	all := &policyList{Policies: []json.RawMessage{}}
-	for _, word := range []string{"cnp", "ccnp"} {
-		k, err := kindOf(word)
+	for _, name := range []string{policy.KindNamespaced, policy.KindClusterwide, policy.KindNetwork} {
+		k, err := kindOf(name)
 		if err != nil {
 			return nil, err
 		}
@@ -55,7 +55,7 @@ func policies(ctx context.Context, c *api.Client, namespace string) (*policyList
 			if k.clusters {
 				row = slices.Insert(row, 1, "")
 			}
-			all.rows = append(all.rows, row)
+			all.rows = append(all.rows, slices.Insert(row, 3, name))
 		}
 		all.Cluster, all.Policies = l.Cluster, append(all.Policies, l.Items...)
 	}
@@ -63,7 +63,7 @@ func policies(ctx context.Context, c *api.Client, namespace string) (*policyList
 }
 
 func policyTable(lists []*policyList) table {
-	t := table{columns: columns("CLUSTER", "NAMESPACE", "NAME", "SELECTS", "RULES", "AGE"), name: 2, empty: "there are no policies: everything is allowed"}
+	t := table{columns: columns("CLUSTER", "NAMESPACE", "NAME", "KIND", "SELECTS", "RULES", "AGE"), name: 2, empty: "there are no policies: everything is allowed"}
 	for _, l := range lists {
 		t.rows = append(t.rows, l.rows...)
 	}
@@ -82,6 +82,8 @@ type checkedPolicy struct {
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`
+	// Warnings do not make a policy invalid.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 func policyValidateCommand() *cobra.Command {
@@ -118,15 +120,18 @@ func policyValidateCommand() *cobra.Command {
 
 func check(file string, text []byte) checked {
 	c := checked{File: file, Valid: true}
-	policies, err := policy.Parse(text)
+	policies, groups, err := policy.ParseManifest(text)
 	if err != nil {
 		c.Valid, c.Problems = false, strings.Split(err.Error(), "\n")
 	}
-	if err == nil && len(policies) == 0 {
+	if err == nil && len(policies)+len(groups) == 0 {
 		c.Valid, c.Problems = false, []string{"holds no policy"}
 	}
 	for _, p := range policies {
-		c.Policies = append(c.Policies, checkedPolicy{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name})
+		c.Policies = append(c.Policies, checkedPolicy{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Warnings: p.Warnings()})
+	}
+	for _, g := range groups {
+		c.Policies = append(c.Policies, checkedPolicy{Kind: policy.KindCIDRGroup, Name: g.Name})
 	}
 	return c
 }
@@ -147,6 +152,9 @@ func showChecked(cmd *cobra.Command, all []checked) error {
 				name = p.Namespace + "/" + name
 			}
 			fmt.Fprintln(&lines, printableLines(fmt.Sprintf("%s: %s %s is valid", c.File, p.Kind, name)))
+			for _, w := range p.Warnings {
+				fmt.Fprintln(&lines, printableLines(fmt.Sprintf("%s: warning: %s %s: %s", c.File, p.Kind, name, w)))
+			}
 		}
 		for _, p := range c.Problems {
 			fmt.Fprintln(&lines, printableLines(c.File+": "+p))

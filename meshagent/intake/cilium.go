@@ -48,7 +48,7 @@ func (w *writer) cilium(e reflector.Event) error {
 		if prefix != ref.IP {
 			return fmt.Errorf("address speaks of %v", prefix)
 		}
-		row.Identity, row.Host, row.Namespace, row.Pod = v.ID, v.HostIP, v.K8sNamespace, v.K8sPodName
+		row.Identity, row.Host, row.Namespace, row.Pod, row.NamedPorts = v.ID, v.HostIP, v.K8sNamespace, v.K8sPodName, v.NamedPorts
 		return write(w, w.t.IPs, row, true)
 	case wire.Identities:
 		return w.identity(e, ref.Identity)

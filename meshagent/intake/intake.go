@@ -246,7 +246,7 @@ func (w *writer) endpoint(e reflector.Event) error {
 // ownIP writes the address of an own pod as any other cluster's is written. A
 // late deletion of a pod does not take the address from its next holder.
 func (w *writer) ownIP(ep *wire.Endpoint, there bool) {
-	row := &tables.IP{Cluster: w.cluster, Prefix: whole(ep.IP), Identity: ep.Identity, Host: ep.NodeIP, Namespace: ep.Namespace, Pod: ep.Pod}
+	row := &tables.IP{Cluster: w.cluster, Prefix: whole(ep.IP), Identity: ep.Identity, Host: ep.NodeIP, Namespace: ep.Namespace, Pod: ep.Pod, NamedPorts: ep.NamedPorts}
 	if there {
 		tables.Put(w.txn, w.t.IPs, row)
 		return
@@ -376,7 +376,17 @@ func (w *writer) object(e reflector.Event) error {
 			return err
 		}
 		return write(w, w.t.Slices, &tables.Slice{Cluster: w.cluster, Namespace: namespace, Name: name, Object: v}, v != nil)
-	case "ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies":
+	case "ciliumcidrgroups":
+		v, err := value(e, policy.ParseGroup)
+		if err != nil {
+			return err
+		}
+		row := &tables.Policy{Kind: plural, Name: name}
+		if v != nil {
+			row.Group = *v
+		}
+		return write(w, w.t.Policies, row, v != nil)
+	case "ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies", "networkpolicies":
 		row := &tables.Policy{Kind: plural, Namespace: namespace, Name: name}
 		v, err := value(e, policy.ParseStored)
 		if err != nil {

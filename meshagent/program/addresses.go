@@ -2,6 +2,7 @@ package program
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -17,6 +18,8 @@ type addresses struct {
 	prefixes map[bpf.PrefixKey]bpf.IPInfo
 	// from names the row of a table that a kernel row stems from.
 	from map[bpf.Addr]string
+	// number is the number of an endpoint in the kernel.
+	number func(endpointAt) identity.Number
 }
 
 // everyIPv4 has a row of its own. The kernel keeps IPv4 as ::ffff:0:0/96, where an
@@ -30,8 +33,8 @@ var everyIPv4 = netip.MustParsePrefix("0.0.0.0/0")
 // members' pod CIDRs, so that whatever is in them is a member's before anything
 // else is known; the nodes' pod CIDRs, so that an address is encrypted for its
 // node before its identity is known. Single addresses: nodes, then pods.
-func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]identity.Number) addresses {
-	a := addresses{ips: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}, from: map[bpf.Addr]string{}}
+func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]identity.Number, number func(endpointAt) identity.Number) addresses {
+	a := addresses{ips: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}, from: map[bpf.Addr]string{}, number: number}
 	a.prefixes[bpf.PrefixOf(everyIPv4)] = bpf.IPInfo{Identity: uint32(identity.World)}
 	for cidr, n := range cidrs {
 		if v.inMesh(cidr) {
@@ -59,30 +62,45 @@ func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]
 func (a *addresses) node(v *view, n *tables.Node, index uint16) {
 	c := v.members[n.Cluster]
 	info := bpf.IPInfo{Node: index, Cluster: uint16(c.ID()), Flags: bpf.IPMember}
-	who := identity.RemoteNode
 	if v.isSelf(n) {
 		info.Flags |= bpf.IPLocal
-		who = identity.Host
 	}
 	for _, cidr := range n.PodCIDRs() {
 		a.prefixes[bpf.PrefixOf(cidr)] = info
 	}
-	// An own node's own addresses are outside of the mesh's CIDRs and reached as
-	// they are; the internal one is inside and encrypted. Those of a peer's nodes
-	// are where tunnels end and nothing more: they lie in nothing that the peer
-	// owns, and a row here would let it take any address out of policies' CIDRs.
+	for addr, who := range v.whoOf(n) {
+		row := bpf.IPInfo{}
+		if addr == n.Internal() {
+			row = info
+		}
+		row.Identity = uint32(a.number(endpointAt{whole(addr), who, nil}))
+		a.ips[bpf.AddrOf(addr)] = row
+	}
+	a.from[bpf.AddrOf(n.Internal())] = n.Key()
+}
+
+// whoOf is who a node's own addresses are.
+//
+// An own node's own addresses are outside of the mesh's CIDRs and reached as
+// they are; the internal one is inside and encrypted. Those of a peer's nodes
+// are where tunnels end and nothing more: they lie in nothing that the peer
+// owns, and a row here would let it take any address out of policies' CIDRs.
+func (v *view) whoOf(n *tables.Node) map[netip.Addr]identity.Number {
+	who := identity.RemoteNode
+	if v.isSelf(n) {
+		who = identity.Host
+	}
+	out := map[netip.Addr]identity.Number{n.Internal(): who}
 	for _, addr := range n.Addresses() {
-		if c == v.own && !v.inMesh(whole(addr)) {
-			if who == identity.RemoteNode && slices.Contains(v.apiServers, addr) {
-				a.ips[bpf.AddrOf(addr)] = bpf.IPInfo{Identity: uint32(identity.KubeAPIServer)}
-				continue
-			}
-			a.ips[bpf.AddrOf(addr)] = bpf.IPInfo{Identity: uint32(who)}
+		if n.Cluster != v.own.Name || v.inMesh(whole(addr)) {
+			continue
+		}
+		out[addr] = who
+		if who == identity.RemoteNode && slices.Contains(v.apiServers, addr) {
+			out[addr] = identity.KubeAPIServer
 		}
 	}
-	info.Identity = uint32(who)
-	a.ips[bpf.AddrOf(n.Internal())] = info
-	a.from[bpf.AddrOf(n.Internal())] = n.Key()
+	return out
 }
 
 func (a *addresses) pod(v *view, ip *tables.IP, index func(string) uint16) {
@@ -94,7 +112,7 @@ func (a *addresses) pod(v *view, ip *tables.IP, index func(string) uint16) {
 		v.doubts = append(v.doubts, doubt{"ips", ip.Key(), why})
 		return
 	}
-	info := bpf.IPInfo{Identity: uint32(ip.Identity), Cluster: uint16(c.ID()), Flags: bpf.IPMember}
+	info := bpf.IPInfo{Identity: uint32(a.number(endpointAt{ip.Prefix, ip.Identity, ip.NamedPorts})), Cluster: uint16(c.ID()), Flags: bpf.IPMember}
 	if n := v.byHost[ip.Cluster+"/"+ip.Host.String()]; n != nil {
 		if v.isSelf(n) {
 			info.Flags |= bpf.IPLocal
@@ -149,15 +167,28 @@ type numbering struct {
 }
 
 // newNumbering takes over the numbers that stand in the kernel.
-func newNumbering(prefixes map[bpf.PrefixKey]bpf.IPInfo) *numbering {
+func newNumbering(prefixes map[bpf.PrefixKey]bpf.IPInfo, others iter.Seq[identity.Number]) *numbering {
 	n := &numbering{byPrefix: map[netip.Prefix]identity.Number{}}
 	for k, info := range prefixes {
 		if number := identity.Number(info.Identity); number.Scope() == identity.ScopeLocal {
-			n.byPrefix[k.Netip()] = number
+			if info.Flags&bpf.IPMember == 0 {
+				n.byPrefix[k.Netip()] = number
+			}
+			n.last = max(n.last, uint32(number)&0xffffff)
+		}
+	}
+	for number := range others {
+		if number.Scope() == identity.ScopeLocal {
 			n.last = max(n.last, uint32(number)&0xffffff)
 		}
 	}
 	return n
+}
+
+// fresh is a number that nothing has.
+func (n *numbering) fresh() identity.Number {
+	n.last++
+	return identity.LocalNumber(n.last)
 }
 
 // number gives every prefix of the policies its number. One that no policy names
@@ -168,8 +199,7 @@ func (n *numbering) number(wanted map[netip.Prefix]identity.Labels, stands func(
 	for prefix, ls := range wanted {
 		number, ok := n.byPrefix[prefix]
 		if !ok {
-			n.last++
-			number = identity.LocalNumber(n.last)
+			number = n.fresh()
 			n.byPrefix[prefix] = number
 		}
 		byPrefix[prefix], labels[number] = number, ls

@@ -24,7 +24,8 @@ func TestAPeersNodeOwnsNoAddressOutsideOfItsCIDRs(t *testing.T) {
 			Name: name, Addresses: []netip.Addr{addr(underlay)}, Internal: addr(internal),
 		}}
 	}
-	a := addresses{ips: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}, from: map[bpf.Addr]string{}}
+	who := func(e endpointAt) identity.Number { return e.who }
+	a := addresses{number: who, ips: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}, from: map[bpf.Addr]string{}}
 	a.node(v, node("east", "n1", "192.0.2.1", "10.1.1.1"), 0)
 	a.node(v, node("east", "n2", "192.0.2.2", "10.1.2.1"), 1)
 	a.node(v, node("west", "n1", "8.8.8.8", "10.2.1.1"), 2)

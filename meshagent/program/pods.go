@@ -2,10 +2,12 @@ package program
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // subject is a pod of this node that policies judge.
@@ -13,8 +15,18 @@ type subject struct {
 	addr     bpf.Addr
 	identity identity.Number
 	labels   identity.Labels
+	ports    []wire.NamedPort
 	set      uint32 // kernel number
 	placed   bool   // set is that of the generation in force
+}
+
+// at is the pod as others meet it.
+func (s subject) at() endpointAt { return endpointAt{whole(s.addr.Netip()), s.identity, s.ports} }
+
+// judgedAs are the labels that policies judge a pod by: its ports that they call by
+// name are among them.
+func (p *Program) judgedAs(s subject) identity.Labels {
+	return identity.NewLabels(append(slices.Clone(s.labels), p.variants.portLabels(s.ports)...)...)
 }
 
 // learnSubjects finds out who the pods of this node are. A pod that was known
@@ -30,10 +42,14 @@ func (p *Program) learnSubjects(v *view) {
 			continue
 		}
 		s, known := p.subjects[e.Key()]
-		if known && s.addr == addr && s.identity == n && s.labels.Equal(labels) {
+		ports := s.ports
+		if pod := tables.Get(v.txn, v.tables.Pods, e.Key()); pod != nil && pod.Endpoint != nil && pod.Endpoint.IP == e.IP {
+			ports = pod.Endpoint.NamedPorts
+		}
+		if known && s.addr == addr && s.identity == n && s.labels.Equal(labels) && slices.Equal(s.ports, ports) {
 			continue
 		}
-		p.subjects[e.Key()] = subject{addr: addr, identity: n, labels: labels}
+		p.subjects[e.Key()] = subject{addr: addr, identity: n, labels: labels, ports: ports}
 	}
 	for key := range p.subjects {
 		if !seen[key] {
@@ -72,7 +88,7 @@ func (p *Program) unplaced() bool {
 		if s.placed {
 			continue
 		}
-		set, ok, err := p.policies.setFor(s.labels)
+		set, ok, err := p.policies.setFor(p.judgedAs(s))
 		if !ok || err != nil {
 			return true
 		}
@@ -100,7 +116,7 @@ func (p *Program) pods(v *view, r *report) (changed int) {
 			row.Identity, row.Set, row.Held = have.Identity, have.Set, have.Held
 		}
 		if s, ok := p.subjects[e.Key()]; ok && s.placed && s.addr == addr {
-			row.Identity, row.Set, row.Held = uint32(s.identity), s.set, 0
+			row.Identity, row.Set, row.Held = uint32(p.variants.of(s.at())), s.set, 0
 			live = append(live, e)
 		}
 		want[addr] = row

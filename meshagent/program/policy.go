@@ -385,6 +385,17 @@ func (p *policies) identities(want map[identity.Number]identity.Labels) (changed
 	return changed, nil
 }
 
+// lacks says whether the rules in force were made without the number of a named
+// port that one of these identities has.
+func (p *policies) lacks(labels map[identity.Number]identity.Labels) bool {
+	for _, ls := range labels {
+		if !p.current.Knows(ls) {
+			return true
+		}
+	}
+	return false
+}
+
 // setFor gives the kernel number under which a subject's rules stand in the
 // generation in force, writing them if no endpoint has had them yet. ok is false
 // if it takes a compilation.

@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/statedb"
@@ -51,6 +52,9 @@ type Program struct {
 	policies  *policies
 	services  *services
 	numbers   *numbering
+	variants  *variants
+	// bases is the identity behind each variant.
+	bases atomic.Pointer[map[identity.Number]identity.Number]
 
 	// Of the last snapshot each stage was done with; zero: do it.
 	did struct{ ways, policy, addresses, endpoints, services signature }
@@ -73,14 +77,14 @@ type Program struct {
 
 // signature says what a stage has seen: revisions of its tables.
 type signature struct {
-	a, b, c, d, e, f statedb.Revision
-	epoch            uint64
-	prune            bool
+	a, b, c, d, e, f, g statedb.Revision
+	epoch               uint64
+	prune               bool
 }
 
 // New reads what is in the kernel and changes nothing.
 func New(cfg Config) (*Program, error) {
-	p := &Program{cfg: cfg, subjects: map[string]subject{}, kicked: make(chan struct{}, 1), passed: make(chan struct{})}
+	p := &Program{cfg: cfg, variants: newVariants(), subjects: map[string]subject{}, kicked: make(chan struct{}, 1), passed: make(chan struct{})}
 	var err error
 	if p.settings, _, err = cfg.Maps.Settings.Lookup(0); err != nil {
 		return nil, fmt.Errorf("read settings: %w", err)
@@ -101,13 +105,24 @@ func New(cfg Config) (*Program, error) {
 	if p.services, err = newServices(cfg.Maps); err != nil {
 		return nil, err
 	}
-	p.numbers = newNumbering(p.prefixes.have)
+	p.numbers = newNumbering(p.prefixes.have, p.numbersInRows())
 	return p, nil
 }
 
 // Explain says what numbers in events mean; nil before the first compilation.
 // Any goroutine may call it.
 func (p *Program) Explain() *Explanation { return p.policies.explain.Load() }
+
+// Identity is the identity behind a number of an event: another where policies tell
+// endpoints of one identity apart. Any goroutine may call it.
+func (p *Program) Identity(n identity.Number) identity.Number {
+	if bases := p.bases.Load(); bases != nil {
+		if base, ok := (*bases)[n]; ok {
+			return base
+		}
+	}
+	return n
+}
 
 // Passed is closed once everything that was known at the start is in the kernel.
 func (p *Program) Passed() <-chan struct{} { return p.passed }
@@ -231,6 +246,9 @@ func (p *Program) write(v *view, r *report) (changed int) {
 
 	s := rev
 	s.c, s.d, s.e, s.f, s.epoch = t.Policies.Revision(txn), t.Identities.Revision(txn), t.Pods.Revision(txn), t.Endpoints.Revision(txn), p.epoch
+	if p.variants.wanted() {
+		s.g = t.IPs.Revision(txn)
+	}
 	if p.did.policy != s {
 		changed += p.judge(v, r)
 		s.epoch = p.epoch
@@ -306,7 +324,7 @@ func (p *Program) ways(v *view, remote []Member, prune bool, r *report) {
 // nothing else refers to it.
 func (p *Program) addresses(v *view, prune bool, r *report) (changed int, obsolete func() int) {
 	r.stage("ips")
-	a := deriveAddresses(v, p.cfg.Ways.Index, p.cidrs)
+	a := deriveAddresses(v, p.cfg.Ways.Index, p.cidrs, p.variants.of)
 	failIP := func(k bpf.Addr, err error) { r.fail("ips", orText(a.from[k], k.String()), err) }
 	failPrefix := func(k bpf.PrefixKey, err error) { r.fail("ips", k.Netip().String(), err) }
 	// Prefixes first: an address without a row of its own is then already known
@@ -368,10 +386,14 @@ func nextRevision(n uint32) uint32 {
 func (p *Program) judge(v *view, r *report) (changed int) {
 	r.stage("policies", "identities")
 	var all []*policy.Policy
+	var groups []*policy.CIDRGroup
 	for row := range v.tables.Policies.All(v.txn) {
 		all = append(all, row.Policies...)
+		if row.Group != nil {
+			groups = append(groups, row.Group)
+		}
 	}
-	cidrs, labels := p.numbers.number(policy.CIDRIdentities(all, v.apiServers), p.stands)
+	cidrs, labels := p.numbers.number(policy.CIDRIdentities(all, groups, v.apiServers), p.stands)
 	if v.isAPIServer(v.nodes[v.own.Name+"/"+v.self]) {
 		labels[identity.Host] = policy.WithAPIServer(identity.ReservedLabels(identity.Host))
 	}
@@ -394,14 +416,22 @@ func (p *Program) judge(v *view, r *report) (changed int) {
 	}
 	p.learnSubjects(v)
 	p.cidrs = cidrs
+	p.variants.follow(all)
+	p.variants.learn(p.meshEndpoints(v), labels, p.numbers.fresh, p.rowOf, p.numbersInRows())
+	bases := p.variants.base
+	p.bases.Store(&bases)
 
 	rev := v.tables.Policies.Revision(v.txn)
-	if p.policies.current == nil || p.policies.revision != rev || p.unplaced() {
+	if p.policies.current == nil || p.policies.revision != rev || len(p.variants.names) > 0 && p.policies.lacks(labels) || p.unplaced() {
+		if err := p.introduceVariants(v); err != nil {
+			r.fail("policies", "", err)
+			return changed
+		}
 		if err := p.introduce(v, cidrs); err != nil {
 			r.fail("policies", "", err)
 			return changed
 		}
-		if err := p.compile(v, all, labels); err != nil {
+		if err := p.compile(v, all, groups, labels); err != nil {
 			r.fail("policies", "", err)
 			return changed
 		}
@@ -417,13 +447,13 @@ func (p *Program) judge(v *view, r *report) (changed int) {
 }
 
 // compile makes a generation and puts it into force.
-func (p *Program) compile(v *view, all []*policy.Policy, labels map[identity.Number]identity.Labels) error {
+func (p *Program) compile(v *view, all []*policy.Policy, groups []*policy.CIDRGroup, labels map[identity.Number]identity.Labels) error {
 	subjects, present := map[string]identity.Labels{}, map[string]uint32{}
 	for key, s := range p.subjects {
-		subjects[key] = s.labels
+		subjects[key] = p.judgedAs(s)
 		present[key] = p.endpoints.have[s.addr].Set
 	}
-	w := policy.World{Cluster: v.own.Name, Policies: all, Identities: labels}
+	w := policy.World{Cluster: v.own.Name, Policies: all, Groups: groups, Identities: labels}
 	next, err := p.policies.compile(w, subjects, present, func(ep string, set uint32) error {
 		addr := p.subjects[ep].addr
 		row, ok := p.endpoints.have[addr]

@@ -199,6 +199,7 @@ type IP struct {
 	// Host is the node behind which it lies, as tunnel endpoint.
 	Host           netip.Addr
 	Namespace, Pod string
+	NamedPorts     []wire.NamedPort
 }
 
 // Key of an address: cluster/prefix.
@@ -255,10 +256,11 @@ type Pod struct {
 // Key of a pod: namespace/name.
 func (p *Pod) Key() string { return p.Namespace + "/" + p.Name }
 
-// Policy is one manifest.
+// Policy is one manifest: of a policy, or of a group of prefixes for policies.
 type Policy struct {
 	Kind, Namespace, Name string
 	Policies              []*policy.Policy
+	Group                 *policy.CIDRGroup
 }
 
 // Key of a policy.

@@ -1,0 +1,271 @@
+package program
+
+import (
+	"cmp"
+	"fmt"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/policy"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// variants are numbers of this node's own for endpoints of the mesh that share an
+// identity and that policies tell apart all the same: by an ipBlock that holds the
+// address of one, or by the number of a port that a policy calls by name. The
+// labels of a variant are those of its identity and what tells it apart.
+//
+// Without such policies there are none, and every address has its identity's
+// number.
+type variants struct {
+	blocks map[netip.Prefix]bool
+	names  map[string]bool // label keys of ports
+
+	numbers map[variant]identity.Number
+	labels  map[identity.Number]identity.Labels
+	base    map[identity.Number]identity.Number
+	adopted bool // the numbers that a predecessor left in the kernel
+}
+
+// variant is what tells an endpoint apart.
+type variant struct {
+	who   identity.Number
+	block netip.Prefix // invalid: in none
+	ports string       // labels
+}
+
+func newVariants() *variants {
+	return &variants{
+		numbers: map[variant]identity.Number{}, labels: map[identity.Number]identity.Labels{}, base: map[identity.Number]identity.Number{},
+	}
+}
+
+// follow takes over what policies tell apart.
+func (x *variants) follow(policies []*policy.Policy) {
+	x.blocks, x.names = policy.Blocks(policies), policy.NamedPorts(policies)
+}
+
+// wanted says whether policies tell anybody apart.
+func (x *variants) wanted() bool { return len(x.blocks)+len(x.names) > 0 }
+
+// portLabels are the ports that policies call by name.
+func (x *variants) portLabels(ports []wire.NamedPort) identity.Labels {
+	var out []identity.Label
+	for _, p := range ports {
+		l := policy.PortLabel(cmp.Or(p.Protocol, "TCP"), p.Name, p.Port)
+		if x.names[l.Key] {
+			out = append(out, l)
+		}
+	}
+	return identity.NewLabels(out...)
+}
+
+// tell says what tells an endpoint apart from others of its identity; false if
+// nothing does.
+func (x *variants) tell(e endpointAt) (variant, bool) {
+	out := variant{who: e.who}
+	for bits := e.prefix.Bits(); bits > 0 && len(x.blocks) > 0; bits-- {
+		if block := netip.PrefixFrom(e.prefix.Addr(), bits).Masked(); x.blocks[block] {
+			out.block = block
+			break
+		}
+	}
+	if len(x.names) > 0 {
+		out.ports = x.portLabels(e.ports).String()
+	}
+	return out, out.block.IsValid() || out.ports != ""
+}
+
+// of is the number an endpoint has in the kernel.
+func (x *variants) of(e endpointAt) identity.Number {
+	if key, ok := x.tell(e); ok {
+		if n, ok := x.numbers[key]; ok {
+			return n
+		}
+	}
+	return e.who
+}
+
+// endpointAt is who has an address of the mesh.
+type endpointAt struct {
+	prefix netip.Prefix
+	who    identity.Number
+	ports  []wire.NamedPort
+}
+
+// learn numbers the variants among these endpoints, and adds their labels to those
+// of identities. A variant that is none any more keeps number and labels as long as
+// a row of the kernel has it.
+func (x *variants) learn(endpoints iter.Seq[endpointAt], labels map[identity.Number]identity.Labels, fresh func() identity.Number, row func(netip.Addr) identity.Number, rows iter.Seq[identity.Number]) {
+	if !x.wanted() && len(x.numbers) == 0 && x.adopted {
+		return
+	}
+	wanted := map[variant]bool{}
+	left := map[identity.Number]map[variant]bool{} // by a predecessor
+	for e := range endpoints {
+		key, ok := x.tell(e)
+		if ok {
+			wanted[key] = true
+		}
+		if n := row(e.prefix.Addr()); !x.adopted && n.Scope() == identity.ScopeLocal {
+			if left[n] == nil {
+				left[n] = map[variant]bool{}
+			}
+			left[n][key] = true
+		}
+	}
+	x.adopted = true
+	for n, keys := range left {
+		for key := range keys {
+			if _, taken := x.numbers[key]; len(keys) == 1 && !taken {
+				x.numbers[key] = n
+			}
+		}
+	}
+	standing := map[identity.Number]bool{}
+	if len(x.numbers) > 0 {
+		for n := range rows {
+			standing[n] = true
+		}
+	}
+	for key, n := range x.numbers {
+		if !wanted[key] && !standing[n] {
+			delete(x.numbers, key)
+		}
+	}
+	for key := range wanted {
+		if _, ok := x.numbers[key]; !ok {
+			x.numbers[key] = fresh()
+		}
+	}
+	old := x.labels
+	x.labels, x.base = map[identity.Number]identity.Labels{}, map[identity.Number]identity.Number{}
+	for key, n := range x.numbers {
+		own, ok := labels[key.who]
+		if !ok {
+			own = identity.ReservedLabels(key.who)
+		}
+		x.base[n] = key.who
+		switch {
+		case own != nil:
+			x.labels[n] = key.with(own)
+		case old[n] != nil:
+			x.labels[n] = old[n] // the identity goes before its last address
+		}
+	}
+	maps.Copy(labels, x.labels)
+}
+
+// with adds to an identity's labels what tells the variant apart.
+func (k variant) with(own identity.Labels) identity.Labels {
+	out := slices.Clone(own)
+	if k.block.IsValid() {
+		out = append(out, policy.BlockLabel(k.block))
+	}
+	ports, _ := identity.ParseLabels(k.ports)
+	return identity.NewLabels(append(out, ports...)...)
+}
+
+// meshEndpoints are those who have addresses of the mesh, as the kernel is told.
+func (p *Program) meshEndpoints(v *view) iter.Seq[endpointAt] {
+	return func(yield func(endpointAt) bool) {
+		for ip := range v.tables.IPs.All(v.txn) {
+			if c := v.members[ip.Cluster]; c != nil && v.doubtful(c, ip) == "" && !yield(endpointAt{ip.Prefix, ip.Identity, ip.NamedPorts}) {
+				return
+			}
+		}
+		for _, n := range v.nodes {
+			if v.isSelf(n) {
+				continue
+			}
+			for addr, who := range v.whoOf(n) {
+				if !yield(endpointAt{whole(addr), who, nil}) {
+					return
+				}
+			}
+		}
+		for _, s := range p.subjects {
+			if !yield(s.at()) {
+				return
+			}
+		}
+	}
+}
+
+// rowOf is the number that the kernel has for an address of the mesh.
+func (p *Program) rowOf(a netip.Addr) identity.Number {
+	if row, ok := p.endpoints.have[bpf.AddrOf(a)]; ok {
+		return identity.Number(row.Identity)
+	}
+	return identity.Number(p.ips.have[bpf.AddrOf(a)].Identity)
+}
+
+// numbersInRows are the numbers of all addresses, as the kernel has them.
+func (p *Program) numbersInRows() iter.Seq[identity.Number] {
+	return func(yield func(identity.Number) bool) {
+		for _, row := range p.ips.have {
+			if !yield(identity.Number(row.Identity)) {
+				return
+			}
+		}
+		for _, row := range p.prefixes.have {
+			if !yield(identity.Number(row.Identity)) {
+				return
+			}
+		}
+		for _, row := range p.endpoints.have {
+			if !yield(identity.Number(row.Identity)) {
+				return
+			}
+		}
+	}
+}
+
+// introduceVariants gives addresses the numbers that policies are about to tell them
+// apart by, before they do: in the generation in force each is of the class that
+// the address had until now. See introduce.
+func (p *Program) introduceVariants(v *view) error {
+	if p.settings.Revision == 0 || !p.variants.wanted() {
+		return nil
+	}
+	classes := p.policies.classes
+	class := func(n identity.Number) (bpf.ClassKey, uint32) {
+		key := bpf.ClassKey{Gen: p.policies.gen, Identity: uint32(n)}
+		return key, classes.have[key]
+	}
+	for e := range p.meshEndpoints(v) {
+		addr := bpf.AddrOf(e.prefix.Addr())
+		n, was := p.variants.of(e), p.rowOf(e.prefix.Addr())
+		if n == e.who || n == was || !e.prefix.IsSingleIP() {
+			continue
+		}
+		key, now := class(n)
+		_, before := class(was)
+		if now == 0 && before != 0 {
+			if err := classes.put(key, before); err != nil {
+				return fmt.Errorf("introduce %v: %w", e.prefix, err)
+			}
+			now = before
+		}
+		if now != before {
+			continue // others of its kind were judged otherwise; it follows after the switch
+		}
+		if row, ok := p.endpoints.have[addr]; ok {
+			row.Identity = uint32(n)
+			if err := p.endpoints.put(addr, row); err != nil {
+				return fmt.Errorf("introduce %v: %w", e.prefix, err)
+			}
+		}
+		if row, ok := p.ips.have[addr]; ok {
+			row.Identity = uint32(n)
+			if err := p.ips.put(addr, row); err != nil {
+				return fmt.Errorf("introduce %v: %w", e.prefix, err)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,163 @@
+package policy
+
+import (
+	"slices"
+	"strconv"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weft-mesh/weft/identity"
+)
+
+// Which number a name of a port has, each endpoint says for itself. To judge by
+// it, the number is among the labels of whoever has it: of the subject for
+// ingress, of the peer for egress. A rule by name then is one rule for each number
+// there is.
+
+// PortName is a port as policies call it.
+type PortName struct {
+	Proto uint8
+	Name  string
+}
+
+// key is the name as a label key. No key that a selector can name begins so.
+func (n PortName) key() string {
+	return map[uint8]string{ProtoTCP: "TCP", ProtoUDP: "UDP", ProtoSCTP: "SCTP"}[n.Proto] + "/" + n.Name
+}
+
+// PortLabel is the label of an endpoint whose port has a name.
+func PortLabel(protocol, name string, port uint16) identity.Label {
+	return identity.Label{Source: identity.SourcePort, Key: protocol + "/" + name, Value: strconv.Itoa(int(port))}
+}
+
+// NamedPorts are the label keys of ports that policies call by name.
+func NamedPorts(policies []*Policy) map[string]bool {
+	out := map[string]bool{}
+	for _, p := range policies {
+		for _, r := range p.rules {
+			for _, t := range slices.Concat(r.terms[:]...) {
+				for _, s := range t.ports {
+					if s.name != "" {
+						out[PortName{s.proto, s.name}.key()] = true
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
+// portNumbers are the numbers that named ports have, by label key.
+type portNumbers map[string][]uint16
+
+// number adds the numbers that labels name.
+func (p portNumbers) number(labels identity.Labels) {
+	for _, l := range labels {
+		if l.Source != identity.SourcePort {
+			continue
+		}
+		if n, err := strconv.ParseUint(l.Value, 10, 16); err == nil {
+			if i, there := slices.BinarySearch(p[l.Key], uint16(n)); !there {
+				p[l.Key] = slices.Insert(p[l.Key], i, uint16(n))
+			}
+		}
+	}
+}
+
+// knows reports whether rules were made for all numbers that labels name.
+func (p portNumbers) knows(labels identity.Labels) bool {
+	for _, l := range labels {
+		if l.Source != identity.SourcePort {
+			continue
+		}
+		n, err := strconv.ParseUint(l.Value, 10, 16)
+		if _, there := slices.BinarySearch(p[l.Key], uint16(n)); err == nil && !there {
+			return false
+		}
+	}
+	return true
+}
+
+// requires is the condition that an endpoint's port of this name has this number.
+func requires(s portSpec, number uint16) requirement {
+	return requirement{source: identity.SourcePort, key: PortName{s.proto, s.name}.key(), op: metav1.LabelSelectorOpIn, values: []string{strconv.Itoa(int(number))}}
+}
+
+// named splits a term into what it says of numbers, and its ports by name.
+func (t compiledTerm) named() (plain *compiledTerm, names []portSpec) {
+	var numbers []portSpec
+	for _, s := range t.ports {
+		if s.name == "" {
+			numbers = append(numbers, s)
+		} else {
+			names = append(names, s)
+		}
+	}
+	if len(names) > 0 && len(numbers) == 0 {
+		return nil, names
+	}
+	t.ports = numbers
+	return &t, names
+}
+
+// unnamed writes a rule without names of ports: for ingress as one rule for each
+// number that a subject's port may have, for egress as one term for each number
+// that a peer's may have.
+func (p portNumbers) unnamed(r compiledRule) []compiledRule {
+	out := []compiledRule{r}
+	for _, dir := range directions {
+		var terms []compiledTerm
+		for _, t := range r.terms[dir] {
+			plain, names := t.named()
+			if plain != nil {
+				terms = append(terms, *plain)
+			}
+			for _, s := range names {
+				if dir == Ingress {
+					out = append(out, p.ofSubjects(r, t, s)...)
+				} else {
+					terms = append(terms, p.ofPeers(t, s)...)
+				}
+			}
+		}
+		out[0].terms[dir] = terms
+	}
+	return out
+}
+
+func (p portNumbers) ofSubjects(r compiledRule, t compiledTerm, s portSpec) (out []compiledRule) {
+	for _, n := range p[PortName{s.proto, s.name}.key()] {
+		t.ports = []portSpec{{proto: s.proto, first: n, last: n}}
+		sub := compiledRule{policy: r.policy, subject: append(slices.Clone(r.subject), requires(s, n)), log: r.log}
+		sub.terms[Ingress] = []compiledTerm{t}
+		out = append(out, sub)
+	}
+	return out
+}
+
+func (p portNumbers) ofPeers(t compiledTerm, s portSpec) (out []compiledTerm) {
+	peers := t.peers
+	if t.any {
+		peers = []peer{{}}
+	}
+	for _, n := range p[PortName{s.proto, s.name}.key()] {
+		one := t
+		one.any, one.ports, one.peers = false, []portSpec{{proto: s.proto, first: n, last: n}}, nil
+		for _, q := range peers {
+			// Addresses outside of the mesh have no names for their ports.
+			if q.kind == peerLabels || q.mesh {
+				q.selector = append(slices.Clone(q.selector), requires(s, n))
+				one.peers = append(one.peers, q)
+			}
+		}
+		one.known = true
+		out = append(out, one)
+	}
+	if t.deny {
+		// Nothing is known of an unknown peer's ports: it is denied all.
+		one := t
+		one.any, one.peers, one.ports, one.unknown = false, peers, []portSpec{{proto: s.proto, last: maxPort}}, true
+		out = append(out, one)
+	}
+	return out
+}
