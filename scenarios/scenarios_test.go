@@ -19,7 +19,7 @@ import (
 // wanted is what must work, each as a scenario of this name.
 var wanted = []string{
 	"demo", "global-service", "identity-policy", "global-failover", "agent-restart", "control-partition",
-	"encryption", "peer-lifecycle", "hybrid", "bad-input", "restore", "refused",
+	"encryption", "peer-lifecycle", "hybrid", "bad-input", "restore", "refused", "policy-kinds",
 }
 
 func files(t *testing.T) []string {
