@@ -198,15 +198,37 @@ func (h *linkHooks) attached() (all []Attachment, err error) {
 }
 
 // detach removes links to the device, and those that an unplugged one left
-// under its number.
+// under its number. Whatever else is attached is not looked at: a node has many
+// pods, and they may all go at once.
 func (h *linkHooks) detach(index int) error {
-	return h.each(func(path string, a Attachment, _ way, _ link.Link) error {
-		named, _, _ := parsePin(filepath.Base(path))
-		if a.Ifindex == index || (a.Ifindex == 0 && named.Ifindex == index) {
-			return os.Remove(path)
+	for _, w := range []way{receives, sends} {
+		for _, role := range []Role{RolePod, RoleDevice} {
+			path := filepath.Join(h.d.dir, Attachment{Role: role, Ifindex: index}.pin(w))
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
+		for lane := range 2 {
+			if err := h.detachLane(index, Attachment{Role: RoleTunnel, Lane: lane}.pin(w)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// detachLane removes a lane's link if it is to the device.
+func (h *linkHooks) detachLane(index int, pin string) error {
+	path := filepath.Join(h.d.dir, pin)
+	l, err := open(path)
+	if l == nil || err != nil {
+		return err
+	}
+	defer l.Close()
+	if ifindex(l) != index {
 		return nil
-	})
+	}
+	return os.Remove(path)
 }
 
 func (h *linkHooks) remove() error {

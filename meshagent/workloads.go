@@ -1,9 +1,11 @@
 package meshagent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,13 +39,37 @@ type workloads struct {
 	// Of the loop alone.
 	pool    *endpoint.Pool
 	records map[string]endpoint.Record
+	busy    map[string]bool // a plumber is at work
 	failed  map[string]int
+	again   map[string]time.Time // of those that failed: not before
 	probes  map[string]*probing
 	// found are pods that went on without us. One whose machine has booted since
 	// begins anew, whatever was last said of it.
 	found map[string]bool
 	wg    sync.WaitGroup
+
+	// free has a place for each plumber, done is what becomes of their work.
+	free chan struct{}
+	done chan plumbed
 }
+
+// plumbed is what became of one pod's network.
+type plumbed struct {
+	endpoint.Record
+	removed bool // it was to be removed
+	saved   bool // its address is on disk
+	looked  bool // running is known
+	running bool // it was there, and open
+	err     error
+}
+
+const (
+	// plumbers is how many pods get, or lose, their network at the same time. Most
+	// of the time goes by in waiting for the kernel and the disk.
+	plumbers = 8
+	// plumbAgain is the pause before what failed is tried again.
+	plumbAgain = time.Second
+)
 
 // probing is the readiness check of one pod.
 type probing struct {
@@ -59,7 +85,8 @@ func newWorkloads(n node, t *tables.Tables, d Datapath, p endpoint.Plumbing, dir
 	w := &workloads{
 		node: n, tables: t, datapath: d, plumbing: p, dir: dir, listed: listed, log: log,
 		adopted: make(chan struct{}), settled: make(chan struct{}),
-		pool: endpoint.NewPool(n.cidr, records), records: map[string]endpoint.Record{}, failed: map[string]int{}, probes: map[string]*probing{}, found: map[string]bool{},
+		pool: endpoint.NewPool(n.cidr, records), records: map[string]endpoint.Record{}, busy: map[string]bool{}, failed: map[string]int{}, again: map[string]time.Time{}, probes: map[string]*probing{}, found: map[string]bool{},
+		free: make(chan struct{}, plumbers), done: make(chan plumbed),
 	}
 	for _, r := range records {
 		w.records[r.Key()] = r
@@ -76,10 +103,9 @@ func (w *workloads) Run(ctx context.Context) error {
 		}
 	}()
 	for _, r := range w.records {
-		if err := w.bring(r); err != nil {
-			w.fail(r, err)
-		}
+		w.plumb(ctx, r, w.bring)
 	}
+	w.finishAll(ctx)
 	close(w.adopted)
 	select {
 	case <-ctx.Done():
@@ -90,17 +116,22 @@ func (w *workloads) Run(ctx context.Context) error {
 		txn := w.tables.DB.ReadTxn()
 		_, pods := w.tables.Pods.AllWatch(txn)
 		_, endpoints := w.tables.Endpoints.AllWatch(txn)
-		left := w.reconcile(w.wanted(tables.All(txn, w.tables.Pods)))
+		w.reconcile(ctx, w.wanted(tables.All(txn, w.tables.Pods)))
+		if !closed(w.settled) {
+			w.finishAll(ctx)
+		}
 		w.watchReadiness(ctx)
 		w.once.Do(func() { close(w.settled) })
 		var again <-chan time.Time
-		if left > 0 {
-			again = time.After(time.Second)
+		if len(w.failed) > 0 {
+			again = time.After(plumbAgain)
 		}
 		select {
 		case <-ctx.Done():
 		case <-pods:
 		case <-endpoints:
+		case done := <-w.done:
+			w.finish(done)
 		case <-again:
 		}
 	}
@@ -118,86 +149,154 @@ func (w *workloads) wanted(pods []*tables.Pod) map[string]*corev1.Pod {
 	return out
 }
 
-// reconcile removes what is gone, then brings what is new. It returns how many
-// pods have to be tried again.
-func (w *workloads) reconcile(want map[string]*corev1.Pod) (left int) {
+// reconcile has removed what is gone and brought what is new. It does not wait:
+// a pod that is slow does not hold up the others, nor their readiness.
+func (w *workloads) reconcile(ctx context.Context, want map[string]*corev1.Pod) {
+	now := time.Now()
 	for key, r := range w.records {
-		pod, ok := want[key]
-		if ok && (string(pod.UID) == r.UID || r.UID == "") {
-			continue
-		}
-		// A pod deleted and made anew under the same name is another pod.
-		if err := w.remove(r); err != nil {
-			w.fail(r, err)
-			left++
+		// A pod deleted and made again under the same name is another pod.
+		if pod, ok := want[key]; (!ok || string(pod.UID) != r.UID && r.UID != "") && w.due(key, now) {
+			w.remove(ctx, r)
 		}
 	}
 	for key, pod := range want {
-		if _, ok := w.records[key]; ok && w.failed[key] == 0 {
-			continue
+		if r, ok := w.records[key]; (!ok || w.failed[key] > 0) && w.due(key, now) {
+			w.create(ctx, r, pod)
 		}
-		if err := w.create(pod); err != nil {
-			r, ok := w.records[key]
-			if !ok {
-				r = endpoint.Record{Namespace: pod.Namespace, Pod: pod.Name, UID: string(pod.UID)}
-			}
-			w.fail(r, err)
-			left++
-			continue
-		}
-		delete(w.failed, key)
 	}
-	return left
+	for key := range w.failed {
+		// It never got an address, and is no longer wanted.
+		if _, ok := w.records[key]; !ok && want[key] == nil && !w.busy[key] {
+			namespace, pod, _ := strings.Cut(key, "/")
+			w.forget(endpoint.Record{Namespace: namespace, Pod: pod})
+		}
+	}
 }
 
-func (w *workloads) create(pod *corev1.Pod) error {
-	key := pod.Namespace + "/" + pod.Name
-	r, ok := w.records[key]
-	if !ok {
-		ip, id, err := w.pool.Take()
-		if err != nil {
-			return err
-		}
-		r = endpoint.Record{Namespace: pod.Namespace, Pod: pod.Name, UID: string(pod.UID), IP: ip, ID: id}
+// due says whether a plumber may set to work on a pod: none is, and a failure is
+// a while ago.
+func (w *workloads) due(key string, now time.Time) bool {
+	return !w.busy[key] && !now.Before(w.again[key])
+}
+
+// create brings a pod. One without a record gets an address first.
+func (w *workloads) create(ctx context.Context, r endpoint.Record, pod *corev1.Pod) {
+	if r.IP.IsValid() {
+		w.plumb(ctx, r, w.bring)
+		return
+	}
+	r = endpoint.Record{Namespace: pod.Namespace, Pod: pod.Name, UID: string(pod.UID)}
+	ip, id, err := w.pool.Take()
+	if err != nil {
+		w.fail(r, err)
+		return
+	}
+	r.IP, r.ID = ip, id
+	w.plumb(ctx, r, func(r endpoint.Record) plumbed {
 		// Written before the kernel hears of it: what is made later can be found
 		// and removed.
 		if err := w.dir.Save(r); err != nil {
-			w.pool.Return(r)
-			return err
+			return plumbed{err: err}
 		}
-		w.records[key] = r
+		return w.bring(r)
+	})
+}
+
+// plumb does something to a pod as soon as a plumber is free.
+func (w *workloads) plumb(ctx context.Context, r endpoint.Record, do func(endpoint.Record) plumbed) {
+	w.busy[r.Key()] = true
+	w.wg.Go(func() {
+		select {
+		case w.free <- struct{}{}:
+			defer func() { <-w.free }()
+		case <-ctx.Done():
+			return
+		}
+		done := do(r)
+		done.Record = r
+		select {
+		case w.done <- done:
+		case <-ctx.Done():
+		}
+	})
+}
+
+// finishAll waits until no plumber is at work.
+func (w *workloads) finishAll(ctx context.Context) {
+	for len(w.busy) > 0 {
+		select {
+		case done := <-w.done:
+			w.finish(done)
+		case <-ctx.Done():
+			return
+		}
 	}
-	return w.bring(r)
+}
+
+// finish takes in what became of a pod's network.
+func (w *workloads) finish(done plumbed) {
+	r, key := done.Record, done.Key()
+	delete(w.busy, key)
+	switch {
+	case done.removed && done.err == nil:
+		w.pool.Return(r)
+		delete(w.records, key)
+		delete(w.found, key)
+		w.forget(r)
+		w.log.Info("pod removed", "pod", key, "ip", r.IP)
+		return
+	case done.removed:
+	case !done.saved:
+		w.pool.Return(r)
+	default:
+		w.records[key] = r
+		if _, known := w.found[key]; !known && done.looked {
+			w.found[key] = done.running
+		}
+	}
+	if done.err != nil {
+		w.fail(r, done.err)
+		return
+	}
+	delete(w.failed, key)
+	delete(w.again, key)
+}
+
+// forget drops a pod that has nothing here any more.
+func (w *workloads) forget(r endpoint.Record) {
+	delete(w.failed, r.Key())
+	delete(w.again, r.Key())
+	w.change(r, func(*tables.Endpoint) bool { return false })
 }
 
 // bring makes a pod's network, or finds it. A pod that is new is held: its row
-// and its programs are there before its first packet.
-func (w *workloads) bring(r endpoint.Record) error {
+// and its programs are there before its first packet. Several goroutines may
+// bring a pod each.
+func (w *workloads) bring(r endpoint.Record) plumbed {
+	done := plumbed{saved: true}
 	link, err := w.plumbing.Create(r)
-	if err != nil {
-		return err
+	if done.err = err; err != nil {
+		return done
 	}
 	addr := bpf.AddrOf(r.IP)
 	row, ok, err := w.datapath.Maps().Endpoints.Lookup(addr)
-	if err != nil {
-		return err
+	if done.err = err; err != nil {
+		return done
 	}
-	if _, known := w.found[r.Key()]; !known {
-		w.found[r.Key()] = ok && row.Ifindex == uint32(link.Ifindex) && row.Held == 0
-	}
+	done.looked, done.running = true, ok && row.Ifindex == uint32(link.Ifindex) && row.Held == 0
 	if !ok || row.Ifindex != uint32(link.Ifindex) {
 		row = bpf.Endpoint{Ifindex: uint32(link.Ifindex), ID: r.ID, Held: 1}
 		copy(row.MAC[:], link.MAC)
 		copy(row.HostMAC[:], link.HostMAC)
-		if err := w.datapath.Maps().Endpoints.Update(addr, row); err != nil {
-			return err
+		if done.err = w.datapath.Maps().Endpoints.Update(addr, row); done.err != nil {
+			return done
 		}
 	}
-	if err := w.datapath.AttachPod(link.Ifindex); err != nil {
-		return err
+	if done.err = w.datapath.AttachPod(link.Ifindex); done.err != nil {
+		return done
 	}
-	if err := w.plumbing.Up(link, r); err != nil {
-		return err
+	if done.err = w.plumbing.Up(link, r); done.err != nil {
+		return done
 	}
 	w.change(r, func(e *tables.Endpoint) bool {
 		if e.Ifindex == link.Ifindex {
@@ -213,41 +312,48 @@ func (w *workloads) bring(r endpoint.Record) error {
 		}
 		return true
 	})
-	return nil
+	return done
 }
 
-// remove takes a pod's network away, and its address last of all.
-func (w *workloads) remove(r endpoint.Record) error {
+// remove takes a pod's network away, and its address last of all. What the node
+// says of it goes first.
+func (w *workloads) remove(ctx context.Context, r endpoint.Record) {
 	if p := w.probes[r.Key()]; p != nil {
 		p.stop()
 		delete(w.probes, r.Key())
 	}
-	w.change(r, func(e *tables.Endpoint) bool { e.Phase = tables.Removing; return true })
-	if row, ok, err := w.datapath.Maps().Endpoints.Lookup(bpf.AddrOf(r.IP)); err == nil && ok {
-		if err := w.datapath.Detach(int(row.Ifindex)); err != nil {
-			w.log.Debug("detach", "pod", r.Key(), "error", err)
-		}
+	addr, ifindex := bpf.AddrOf(r.IP), 0
+	if row, ok, err := w.datapath.Maps().Endpoints.Lookup(addr); err == nil && ok {
+		ifindex = int(row.Ifindex)
 	}
+	w.change(r, func(e *tables.Endpoint) bool {
+		e.Phase = tables.Removing
+		ifindex = cmp.Or(e.Ifindex, ifindex)
+		return true
+	})
+	w.plumb(ctx, r, func(r endpoint.Record) plumbed { return plumbed{removed: true, err: w.unplumb(r, addr, ifindex)} })
+}
+
+// unplumb takes a pod's network away. Its programs go after its device: until
+// then they judge what it sends.
+func (w *workloads) unplumb(r endpoint.Record, addr bpf.Addr, ifindex int) error {
 	if err := w.plumbing.Remove(r); err != nil {
 		return err
 	}
-	if err := w.datapath.Maps().Endpoints.Delete(bpf.AddrOf(r.IP)); err != nil {
+	if ifindex != 0 {
+		if err := w.datapath.Detach(ifindex); err != nil {
+			w.log.Debug("detach", "pod", r.Key(), "error", err)
+		}
+	}
+	if err := w.datapath.Maps().Endpoints.Delete(addr); err != nil {
 		return err
 	}
-	if err := w.dir.Remove(r); err != nil {
-		return err
-	}
-	w.pool.Return(r)
-	delete(w.records, r.Key())
-	delete(w.failed, r.Key())
-	delete(w.found, r.Key())
-	w.change(r, func(*tables.Endpoint) bool { return false })
-	w.log.Info("pod removed", "pod", r.Key(), "ip", r.IP)
-	return nil
+	return w.dir.Remove(r)
 }
 
 func (w *workloads) fail(r endpoint.Record, err error) {
 	w.failed[r.Key()]++
+	w.again[r.Key()] = time.Now().Add(plumbAgain)
 	if w.failed[r.Key()] == 1 {
 		w.log.Warn("pod has no network yet, trying again", "pod", r.Key(), "error", err)
 	}
@@ -296,7 +402,8 @@ func compared(e *tables.Endpoint) visible {
 func (w *workloads) watchReadiness(ctx context.Context) {
 	txn := w.tables.DB.ReadTxn()
 	for e := range w.tables.Endpoints.All(txn) {
-		if p := w.probes[e.Key()]; p != nil && p.uid == e.UID || e.Phase != tables.Live {
+		r, there := w.records[e.Key()]
+		if p := w.probes[e.Key()]; p != nil && p.uid == e.UID || e.Phase != tables.Live || !there {
 			continue
 		}
 		pod := tables.Get(txn, w.tables.Pods, e.Key())
@@ -307,7 +414,6 @@ func (w *workloads) watchReadiness(ctx context.Context) {
 			p.stop()
 		}
 		probe, err := endpoint.ReadProbe(pod.Object, e.IP)
-		r := w.records[e.Key()]
 		ctx, stop := context.WithCancel(ctx)
 		w.probes[e.Key()] = &probing{uid: e.UID, stop: stop}
 		switch {
