@@ -11,10 +11,15 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/embedded"
 	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/internal/loopbacktest"
+	"github.com/weft-mesh/weft/wire"
 )
 
 type cluster struct {
@@ -324,4 +329,61 @@ func TestWatchOfAStoreThatStaysAwayEnds(t *testing.T) {
 		t.Error("a store that was away was not noticed:", err)
 	}
 	c.run() // cleaning up closes it once more
+}
+
+// etcd's roles are about keys alone. With a peer's certificate one could grant
+// leases without end, and compact the history away under everybody's watches.
+func TestACertificateIsNoLicenceToHarm(t *testing.T) {
+	c := start(t)
+	ctx := t.Context()
+	root := c.as(authority.Root)
+	if err := root.EnableAuth(ctx); err != nil {
+		t.Fatal(err)
+	}
+	peer, agent := store.User{Name: "remote-west", Read: []string{"state/"}}, store.User{Name: authority.AgentUser("n1"), Read: []string{"state/"}, Write: []string{"nodes/n1/"}}
+	for _, u := range []store.User{peer, agent} {
+		if err := root.SetUser(ctx, u); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := store.Write(ctx, root, store.Put("state/a", nil), store.Put("state/b", nil)); err != nil {
+		t.Fatal(err)
+	}
+	denied := func(what string, err error) {
+		t.Helper()
+		if !errors.Is(err, store.ErrDenied) && !errors.Is(rpctypes.Error(err), rpctypes.ErrPermissionDenied) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for _, name := range []string{peer.Name, agent.Name} {
+		e := c.as(name)
+		if _, _, err := e.List(ctx, "state/"); err != nil {
+			t.Error(name, "cannot read:", err)
+		}
+		_, err := e.Grant(ctx, 365*24*time.Hour)
+		denied(name+" grants a lease", err)
+		_, err = e.Client().Compact(ctx, 2)
+		denied(name+" compacts", err)
+		_, err = e.Client().HashKV(ctx, "https://"+c.Addr(), 0)
+		denied(name+" has the store hashed", err)
+	}
+	leases, err := root.Client().Leases(ctx)
+	if err != nil || len(leases.Leases) != 0 {
+		t.Errorf("leases %v, %v", leases, err)
+	}
+
+	// An agent has its own, once.
+	n1 := etcdserverpb.NewLeaseClient(c.as(agent.Name).Client().ActiveConnection())
+	own := &etcdserverpb.LeaseGrantRequest{ID: wire.AgentLease("n1"), TTL: int64(wire.AgentLeaseTTL.Seconds())}
+	if _, err := n1.LeaseGrant(ctx, own); err != nil {
+		t.Error(err)
+	}
+	if _, err := n1.LeaseGrant(ctx, own); !errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseExist) {
+		t.Error("a second lease:", err)
+	}
+	if _, err := c.as(agent.Name).Client().KeepAliveOnce(ctx, clientv3.LeaseID(own.ID)); err != nil {
+		t.Error("keeping it:", err)
+	}
+	_, err = c.as(peer.Name).Client().KeepAliveOnce(ctx, clientv3.LeaseID(own.ID))
+	denied("the peer keeps the agent's lease", err)
 }
