@@ -334,7 +334,7 @@ func TestRights(t *testing.T) {
 			t.Errorf("peer reads the range %s: %v", asked, err)
 		}
 	}
-	if _, err := west.Get(ctx, "cilium/cluster-config/east"); err != nil {
+	if _, err := west.Get(ctx, "cilium/cluster-config/east"); err != nil && !errors.Is(err, store.ErrNotFound) { // or not exported yet
 		t.Errorf("peer reads the cluster's configuration: %v", err)
 	}
 	for _, wider := range []string{"cilium/", "cilium/.", "cilium/synced/", "cilium/cluster-config/"} {
@@ -508,4 +508,24 @@ func TestStatusShowsWhatANodesKernelLacks(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "what is over is not shown", shows())
+}
+
+// Without them no agent believes the store; a key that somebody deletes there is
+// written again, as it was last.
+func TestFixedKeysStay(t *testing.T) {
+	p := start(t, config(t))
+	for _, key := range append(p.srv.fixed(), wire.ClusterConfigKey("east")) {
+		var before store.KV
+		eventually(t, key, func() (err error) { before, err = p.srv.store.Get(t.Context(), key); return err })
+		if err := store.Write(t.Context(), p.srv.store, store.Delete(key)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, key, func() error {
+			after, err := p.srv.store.Get(t.Context(), key)
+			if err == nil && string(after.Value) != string(before.Value) {
+				err = fmt.Errorf("is %q, and was %q", after.Value, before.Value)
+			}
+			return err
+		})
+	}
 }

@@ -43,6 +43,7 @@ type server struct {
 	exporter  *export.Exporter
 	peering   *peering.Peering
 	census    *census
+	kept      *store.Kept
 	memory    *memory
 	gossiper  *gossiper
 	space     *space
@@ -98,6 +99,7 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	g.Go(func() error { return s.exporter.Run(ctx) })
 	g.Go(func() error { return s.peering.Run(ctx) })
 	g.Go(func() error { return s.census.Run(ctx) })
+	g.Go(func() error { return s.kept.Keep(ctx, s.fixed()...) })
 	g.Go(func() error { return s.memory.Run(ctx) })
 	g.Go(func() error { return s.gossiper.Run(ctx) })
 	g.Go(func() error { return s.space.Run(ctx) })
@@ -131,6 +133,10 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 		return nil, err
 	}
 	if _, err := nodes.GossipKeys(ctx, s.store); err != nil {
+		return nil, err
+	}
+	s.kept = store.NewKept(s.store, s.log)
+	if err := s.kept.Learn(ctx, s.fixed()...); err != nil {
 		return nil, err
 	}
 	s.registry = registry.New(s.store, registry.Config{Cluster: f.cluster.Name, ServiceCIDR: f.cluster.ServiceCIDR})
@@ -174,6 +180,16 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 	s.agents = &agents{clients: map[string]*api.Client{}, port: api.AgentPort, conf: f.rootTLS()}
 	s.metrics = newMetrics(s)
 	return s, nil
+}
+
+// fixed are keys that are written at the start and then only read. Without them no
+// agent believes the store, or no API server starts.
+func (s *server) fixed() []string {
+	keys := []string{wire.ClusterKey, wire.GossipKey, wire.SecretPrefix + "gossip"}
+	if s.etcd != nil {
+		return append(keys, wire.LineageKey, wire.ExportLineageKey)
+	}
+	return append(keys, authorityKey)
 }
 
 // identitiesInUse are the numbers that endpoints have, whatever the allocator's

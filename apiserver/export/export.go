@@ -38,6 +38,7 @@ type Config struct {
 // runs it at a time; if two do, they write the same.
 type Exporter struct {
 	conf Config
+	kept *store.Kept
 
 	mu     sync.Mutex // guards what follows
 	status Status
@@ -60,7 +61,7 @@ func New(c Config) *Exporter {
 	if c.Heartbeat == 0 {
 		c.Heartbeat = time.Minute
 	}
-	return &Exporter{conf: c}
+	return &Exporter{conf: c, kept: store.NewKept(c.Store, c.Log)}
 }
 
 // Status may be called at any time.
@@ -78,6 +79,10 @@ func (e *Exporter) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return store.Persist(ctx, e.conf.Log, "heartbeat", e.beat) })
 	g.Go(func() error { return store.Persist(ctx, e.conf.Log, "export", e.follow) })
+	name := e.conf.Cluster.Name
+	g.Go(func() error {
+		return e.kept.Run(ctx, wire.CiliumStatePrefix, wire.ExportPrefix, wire.ClusterConfigKey(name), wire.SyncedPrefix(name), wire.HeartbeatKey)
+	})
 	return g.Wait()
 }
 
@@ -86,7 +91,7 @@ func (e *Exporter) beat(ctx context.Context) error {
 	tick := time.NewTicker(e.conf.Heartbeat)
 	defer tick.Stop()
 	for {
-		if err := store.Write(ctx, e.conf.Store, store.Put(wire.HeartbeatKey, wire.TimeText(time.Now()))); err != nil {
+		if err := e.put(ctx, store.Put(wire.HeartbeatKey, wire.TimeText(time.Now()))); err != nil {
 			return err
 		}
 		select {
@@ -97,23 +102,32 @@ func (e *Exporter) beat(ctx context.Context) error {
 	}
 }
 
-// follow reads what is exported, then follows the state. Before the state is
-// complete it deletes nothing, and before everything is written it puts up no
-// canary.
+// put writes keys that stay.
+func (e *Exporter) put(ctx context.Context, ops ...store.Op) error {
+	e.kept.Note(ops...)
+	return store.Write(ctx, e.conf.Store, ops...)
+}
+
+// follow follows the state, and reads what is exported with each complete batch
+// of it. Before the state is complete it deletes nothing, and before everything is
+// written it puts up no canary.
 func (e *Exporter) follow(ctx context.Context) error {
-	have, err := e.exported(ctx)
-	if err != nil {
-		return fmt.Errorf("read what is exported: %w", err)
-	}
+	var have map[string][]byte
 	views := newViews(e.conf.Cluster)
 	return store.Follow(ctx, e.conf.Store, wire.StatePrefix, func(b store.Batch) error {
 		if b.Complete {
 			views = newViews(e.conf.Cluster)
+			var err error
+			if have, err = e.exported(ctx); err != nil {
+				return fmt.Errorf("read what is exported: %w", err)
+			}
 		}
 		dirty := views.apply(b.Events)
 		var ops []store.Op
 		if b.Complete {
-			ops = difference(have, views.all(), views.keeps)
+			all := views.all()
+			e.keep(have, all, views.keeps)
+			ops = difference(have, all, views.keeps)
 		} else {
 			ops = changes(have, views, dirty)
 		}
@@ -121,13 +135,25 @@ func (e *Exporter) follow(ctx context.Context) error {
 			return err
 		}
 		if b.Complete {
-			if err := store.Write(ctx, e.conf.Store, e.canaries()...); err != nil {
+			if err := e.put(ctx, e.canaries()...); err != nil {
 				return err
 			}
 		}
 		e.report(have, views, b.Complete)
 		return nil
 	})
+}
+
+// keep has everything stay that is exported, also what is there already.
+func (e *Exporter) keep(have, all map[string][]byte, keeps func(key string) bool) {
+	for key, value := range all {
+		e.kept.Note(store.Put(key, value))
+	}
+	for key, value := range have {
+		if _, made := all[key]; !made && keeps(key) {
+			e.kept.Note(store.Put(key, value))
+		}
+	}
 }
 
 // exported is everything that Exporter writes and keeps, by key.
@@ -161,7 +187,7 @@ func (e *Exporter) exported(ctx context.Context) (map[string][]byte, error) {
 // write makes the writes and remembers them. A value that is too large for the
 // store is left out and shown, so that it does not keep back the others.
 func (e *Exporter) write(ctx context.Context, have map[string][]byte, ops []store.Op) error {
-	err := store.Write(ctx, e.conf.Store, ops...)
+	err := e.put(ctx, ops...)
 	if errors.Is(err, store.ErrTooLarge) {
 		err = nil
 		kept := ops[:0:0]

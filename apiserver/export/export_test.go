@@ -485,3 +485,40 @@ func TestTooLargeIsShownAndKeepsNothingBack(t *testing.T) {
 		}
 	})
 }
+
+// Whatever somebody deletes of the export is there again, with its value; what is
+// withdrawn is not.
+func TestWhatVanishesIsExportedAgain(t *testing.T) {
+	run(t, nil, func(b *bench) {
+		b.put(nodes.RegistrationKey("n1"), nodes.Registration{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}})
+		b.put(wire.NodeKey("n1"), wire.NodeState{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}})
+		for round, restart := range []bool{false, true} {
+			var keys []string
+			for _, prefix := range []string{"cilium/", wire.ExportPrefix} {
+				for _, line := range b.st.Dump(prefix) {
+					key, _, _ := strings.Cut(line, "=")
+					keys = append(keys, key)
+				}
+			}
+			for _, key := range []string{wire.ClusterConfigKey("east"), wire.HeartbeatKey, wire.IPs.StateSyncedKey("east"), wire.ExportClusterKey, wire.NodeStateKey("east", "n1"), wire.ExportNodeKey("n1")} {
+				if !slices.Contains(keys, key) {
+					t.Errorf("%s is not among %q", key, keys)
+				}
+			}
+			for _, key := range keys {
+				before := b.value(key)
+				b.write(store.Delete(key))
+				if after := b.value(key); after != before {
+					t.Errorf("round %d, %s: %q, before %q", round, key, after, before)
+				}
+			}
+			if restart {
+				break
+			}
+			b.stop()
+			b.start()
+		}
+		b.write(store.Delete(nodes.RegistrationKey("n1")))
+		b.expect()
+	})
+}
