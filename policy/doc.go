@@ -1,5 +1,5 @@
-// Package policy turns Cilium's policy manifests into the tables the kernel
-// judges packets by, and says in plain words what is wrong with a manifest.
+// Package policy turns Cilium's and Kubernetes' policy manifests into the tables
+// the kernel judges packets by, and says what is wrong with a manifest.
 //
 // It does not decide who a workload is (package identity) and writes nothing
 // to the kernel; tracking of established connections is the datapath's.

@@ -238,3 +238,12 @@ func TestAnICMPTypeIsNoPort(t *testing.T) {
 		t.Errorf("%v may reach port 8", got)
 	}
 }
+
+func TestICMPTypeZeroIsOneType(t *testing.T) {
+	w := testWorld(t, cnp("ingress: [{fromEntities: [host], icmps: [{fields: [{type: 0}]}]}]"))
+	for number, want := range map[uint16]bool{0: true, 3: false, 8: false} {
+		if got := passing(t, w, "web", Ingress, ProtoICMP, number); (len(got) > 0) != want {
+			t.Errorf("type %d of %v passes, want %v", number, got, want)
+		}
+	}
+}
