@@ -25,6 +25,7 @@ type census struct {
 	mu       sync.Mutex // guards what follows
 	claims   map[string]wire.NodeState
 	problems map[string]wire.NodeProblems
+	paths    map[string]wire.NodePaths
 	synced   map[string]bool      // the mark is there: it has reported, and lives
 	seen     map[string]time.Time // last sign of life
 	gossiped map[string]bool      // what gossip says, if anything
@@ -75,7 +76,7 @@ func (s said) store(now time.Time, alive bool) *api.NodeStore {
 
 func newCensus(s store.Store, log *slog.Logger) *census {
 	return &census{
-		store: s, log: log, claims: map[string]wire.NodeState{}, problems: map[string]wire.NodeProblems{}, synced: map[string]bool{}, seen: map[string]time.Time{},
+		store: s, log: log, claims: map[string]wire.NodeState{}, problems: map[string]wire.NodeProblems{}, paths: map[string]wire.NodePaths{}, synced: map[string]bool{}, seen: map[string]time.Time{},
 		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, states: map[string]stay{}, ahead: map[string]time.Time{}, removed: map[string]time.Time{}, standing: map[string]said{}, changed: make(chan struct{}, 1),
 	}
 }
@@ -96,6 +97,7 @@ func (c *census) apply(b store.Batch) {
 	if b.Complete {
 		clear(c.synced)
 		clear(c.problems)
+		clear(c.paths)
 	}
 	for _, ev := range b.Events {
 		node, entry, _, _, ok := wire.ParseNodesKey(ev.Key)
@@ -119,6 +121,11 @@ func (c *census) apply(b store.Batch) {
 			delete(c.problems, node)
 			if v, err := wire.Unmarshal[wire.NodeProblems](ev.Value); err == nil && !ev.Deleted {
 				c.problems[node] = v
+			}
+		case wire.NodeEntryPaths:
+			delete(c.paths, node)
+			if v, err := wire.Unmarshal[wire.NodePaths](ev.Value); err == nil && !ev.Deleted {
+				c.paths[node] = v
 			}
 		}
 	}
@@ -164,6 +171,7 @@ func (c *census) forgetLocked(node string) {
 	delete(c.ahead, node)
 	delete(c.claims, node)
 	delete(c.problems, node)
+	delete(c.paths, node)
 	delete(c.synced, node)
 	delete(c.seen, node)
 	delete(c.gossiped, node)
@@ -277,6 +285,11 @@ func (c *census) statusAt(now time.Time, cluster string, register map[string]nod
 		unwell := s.Store != nil && s.Store.Behind || slices.ContainsFunc(s.Problems, unready)
 		if unwell && s.State != api.NodeSilent && s.State != api.NodeNeverConnected {
 			s.State = api.NodeNotReady
+		}
+		if s.State != api.NodeSilent {
+			for _, p := range c.paths[name].Paths {
+				s.Paths = append(s.Paths, api.NodePath(p))
+			}
 		}
 		if !s.LastSeen.IsZero() {
 			s.AgeSeconds = max(0, now.Sub(s.LastSeen).Seconds())

@@ -16,7 +16,9 @@ import (
 // more function here: from what the status shows to concerns, free of clocks, locks
 // and the store. more is what is known elsewhere.
 func (s *server) differences(out *api.Status, more []api.Concern) []api.Concern {
-	all := slices.Concat(more, nodeConcerns(out.Nodes), aheadConcerns(out.Nodes, out.Cluster.Revision, s.census.aheadSince), peerConcerns(out.Peers), refusalConcerns(out))
+	r := reachOf(s.cluster.Name, out.Nodes)
+	all := slices.Concat(more, nodeConcerns(out.Nodes, r), aheadConcerns(out.Nodes, out.Cluster.Revision, s.census.aheadSince),
+		peerConcerns(s.cluster.Name, out.Peers, r), r.concerns(out.Nodes, out.Peers), refusalConcerns(out))
 	for i := range all {
 		all[i].Cluster = s.cluster.Name
 	}
@@ -80,7 +82,7 @@ const (
 	aheadGrace = 15 * time.Second
 )
 
-func nodeConcerns(nodes []api.NodeStatus) (out []api.Concern) {
+func nodeConcerns(nodes []api.NodeStatus, r reach) (out []api.Concern) {
 	for _, n := range nodes {
 		c := api.Concern{Object: "node " + n.Name, Node: n.Name}
 		switch n.State {
@@ -95,6 +97,9 @@ func nodeConcerns(nodes []api.NodeStatus) (out []api.Concern) {
 		case api.NodeSilent:
 			c.Reason, c.Since, c.Grace = "AgentSilent", n.LastSeen, silentGrace
 			c.Message, c.Next = fmt.Sprintf("agent on %s has not answered for {age} (its traffic continues)", n.Name), "start it, or `weft node delete "+n.Name+"` if the machine is gone"
+			if _, lost := r.node(end{r.own, n.Name}); lost {
+				c.Reason, c.Message = "NodeDown", fmt.Sprintf("node %s is down: neither its agent nor its tunnels have answered for {age}", n.Name)
+			}
 			out = append(out, c)
 		}
 		if c, ok := storeConcern(n); ok {
@@ -201,32 +206,69 @@ func unready(p api.NodeProblem) bool {
 	return p.Table == wire.ProblemTunnels || p.Table == wire.ProblemPaths && p.Row == ""
 }
 
-func peerConcerns(peers []api.PeerStatus) (out []api.Concern) {
+// halfJoined says that only one of two clusters has added the other.
+func halfJoined(p api.PeerStatus) bool {
+	return p.Control.State == api.LinkInvited || !p.Added.IsZero() && (!p.Invited || p.AddedUs != nil && !*p.AddedUs)
+}
+
+// linkGrace is that of peers: two clusters add each other one after the other, and
+// a link that breaks is back after a few tries.
+const linkGrace = 5 * time.Second
+
+func peerConcerns(own string, peers []api.PeerStatus, r reach) (out []api.Concern) {
 	for _, p := range peers {
-		object := "peer " + p.Name
-		if p.Control.State != api.LinkUp {
-			c := api.Concern{Object: object, Reason: "ControlLink", Since: p.Control.Since, Message: fmt.Sprintf("control link to %s is %s", p.Name, p.Control.State)}
-			if p.Control.Error != "" {
-				c.Message += ": " + p.Control.Error
-			}
+		add := func(c api.Concern) {
+			c.Object = "peer " + p.Name
 			out = append(out, c)
 		}
-		for _, m := range p.Mirrors {
-			if m.Held > 0 {
-				out = append(out, api.Concern{
-					Object: object, Reason: "DeletionsHeld", Message: fmt.Sprintf("peer %s wants to delete %d of %d %s at once, which is held", p.Name, m.Held, m.Entries, m.Resource),
-					Next: "look, then `weft peer release " + p.Name + "`",
-				})
+		switch {
+		case p.Control.State == api.LinkInvited:
+			add(api.Concern{
+				Reason: "HalfJoined", Since: p.Control.Since, Grace: linkGrace, Message: p.Name + " was invited but has not been added here",
+				Next: fmt.Sprintf("add the file of its `weft peer invite %s`, or `weft peer remove %s`", own, p.Name),
+			})
+		case p.Control.State == api.LinkRemoving:
+			add(api.Concern{Reason: "BeingRemoved", Since: p.Control.Since, Grace: linkGrace, Message: p.Name + " is being removed", Next: "look at the API server's log if it lasts"})
+		case p.Control.State == api.LinkConnecting:
+			add(linkConcern(p, "control link to "+p.Name+" is not up yet", "is its API server running, and TCP 2379 to it open?"))
+		case p.Control.State == api.LinkDown:
+			add(linkConcern(p, "control link to "+p.Name+" is down", "is its API server running, and TCP 2379 to it open? Traffic goes on by what is known"))
+		case p.Control.State == api.LinkRefused:
+			add(linkConcern(p, "peer "+p.Name+": nothing is imported", ""))
+		}
+		if halfJoined(p) && p.Control.State != api.LinkInvited {
+			since := p.Added
+			if p.AddedUsSince.After(since) {
+				since = p.AddedUsSince
 			}
+			add(api.Concern{
+				Reason: "HalfJoined", Since: since, Grace: linkGrace, Message: fmt.Sprintf("%s was added here, but has not added %s", p.Name, own),
+				Next: fmt.Sprintf("give it the file of `weft peer invite %s`", p.Name),
+			})
+		}
+		for _, m := range p.Mirrors {
 			if !m.Synced && p.Control.State == api.LinkUp {
-				out = append(out, api.Concern{Object: object, Reason: "MirrorIncomplete", Since: p.Control.Since, Message: fmt.Sprintf("%s of peer %s are not complete yet", m.Resource, p.Name)})
+				add(api.Concern{Reason: "MirrorIncomplete", Since: p.Control.Since, Message: fmt.Sprintf("%s of peer %s are not complete yet", m.Resource, p.Name)})
 			}
 		}
-		if len(p.DeadNodes) > 0 {
-			out = append(out, api.Concern{Object: object, Reason: "PeerAgentsSilent", Message: fmt.Sprintf("%s's agent on %s does not answer", p.Name, strings.Join(p.DeadNodes, ", "))})
+		for _, node := range p.DeadNodes {
+			to := end{p.Name, node}
+			if _, lost := r.node(to); lost {
+				add(api.Concern{Reason: "NodeDown", Since: p.DeadSince[node], Grace: silentGrace, Message: fmt.Sprintf("%s is down: neither its agent nor its tunnels have answered for {age}", to), Next: "its operator starts it, or deletes it there"})
+			} else {
+				add(api.Concern{Reason: "PeerAgentSilent", Since: p.DeadSince[node], Grace: silentGrace, Message: fmt.Sprintf("%s's agent on %s does not answer", p.Name, node), Next: "its operator starts it; its traffic continues"})
+			}
 		}
 	}
 	return out
+}
+
+// linkConcern is a control link that is not up, and why.
+func linkConcern(p api.PeerStatus, message, next string) api.Concern {
+	if p.Control.Error != "" {
+		message += ": " + p.Control.Error
+	}
+	return api.Concern{Reason: "ControlLink", Since: p.Control.Since, Grace: linkGrace, Message: message, Next: next}
 }
 
 func refusalConcerns(s *api.Status) (out []api.Concern) {

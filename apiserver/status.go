@@ -96,7 +96,7 @@ func (s *server) addDeadNodes(ctx context.Context, peer *api.PeerStatus) error {
 		return err
 	}
 	l, err := wire.Unmarshal[wire.PeerLiveness](kv.Value)
-	peer.DeadNodes = slices.Sorted(maps.Keys(l.Dead))
+	peer.DeadNodes, peer.DeadSince = slices.Sorted(maps.Keys(l.Dead)), l.Dead
 	return err
 }
 

@@ -56,7 +56,7 @@ func TestNodeConcernsNameObjectAgeAndNextStep(t *testing.T) {
 		{"away", api.NodeStatus{State: api.NodeSilent, LastSeen: ago(23 * time.Second)}, "agent on e1 has not answered for 23 s (its traffic continues): start it, or `weft node delete e1` if the machine is gone", ""},
 	} {
 		test.node.Name = "e1"
-		concerns, settling := api.Judge(now, nodeConcerns([]api.NodeStatus{test.node}))
+		concerns, settling := api.Judge(now, nodeConcerns([]api.NodeStatus{test.node}, reach{}))
 		s := &api.Status{Concerns: concerns, Settling: settling}
 		var got [2]string
 		for i, list := range [][]api.Concern{s.Concerns, s.Settling} {
@@ -108,7 +108,7 @@ func TestAnAgentThatLivesMayNotReadItsStore(t *testing.T) {
 			t.Errorf("%s: store %+v", test.name, s)
 		}
 		var line string
-		concerns, _ := api.Judge(now, nodeConcerns(rows))
+		concerns, _ := api.Judge(now, nodeConcerns(rows, reach{}))
 		for _, c := range concerns {
 			if c.Reason == "StoreNotRead" {
 				line = c.String()

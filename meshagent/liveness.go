@@ -65,6 +65,8 @@ func (l *liveness) Run(ctx context.Context) error {
 		err := l.probe(ctx)
 		if err != nil && ctx.Err() == nil {
 			l.log.Warn("probing stopped, starting again", "error", err)
+			writeProblems(l.tables, wire.ProblemPaths, map[string]string{"": err.Error()})
+			l.tell(nil) // what was found out may be over
 		}
 		select {
 		case <-ctx.Done():

@@ -19,7 +19,9 @@ import (
 // wanted is what must work, each as a scenario of this name.
 var wanted = []string{
 	"demo", "global-service", "identity-policy", "global-failover", "agent-restart", "control-partition",
-	"encryption", "peer-lifecycle", "hybrid", "bad-input", "restore", "refused", "policy-kinds",
+	"encryption", "peer-lifecycle", "hybrid", "bad-input", "restore", "refused",
+	"policy-kinds",
+	"status-tells-mesh",
 }
 
 func files(t *testing.T) []string {

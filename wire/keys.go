@@ -49,6 +49,10 @@ const (
 	ExportNodesPrefix = "weft/export/nodes/"
 	// ExportLineageKey is LineageKey for peers.
 	ExportLineageKey = "weft/export/lineage"
+	// JoinedClustersPrefix has a folder for each peer; see JoinedPrefix.
+	JoinedClustersPrefix = "weft/joined/"
+	// HeardKey holds a Heard.
+	HeardKey = "weft/heard"
 	// CachePrefix covers our copies of peers' ExportPrefix, a folder for each.
 	CachePrefix = "weft/cache/"
 )
@@ -176,6 +180,13 @@ func PeerKey(cluster string) string { return PeersPrefix + cluster }
 
 // ParsePeerKey is the inverse of PeerKey.
 func ParsePeerKey(key string) (cluster string, ok bool) { return one(key, PeersPrefix) }
+
+// JoinedPrefix covers what the named peer alone may read of us beside our export.
+func JoinedPrefix(cluster string) string { return JoinedClustersPrefix + cluster + "/" }
+
+// JoinedKey is there while the named cluster is a peer that was added here: it
+// tells the peer so. It holds the time.
+func JoinedKey(cluster string) string { return JoinedPrefix(cluster) + "added" }
 
 // PeerSecretKey holds what proves us to a peer.
 func PeerSecretKey(cluster string) string { return PeerSecretsPrefix + cluster }

@@ -160,7 +160,8 @@ type Peer struct {
 	Added time.Time `json:"added,omitzero"`
 	// Invited is set while the peer holds a certificate of ours, and so a user
 	// in our etcd.
-	Invited bool `json:"invited,omitempty"`
+	Invited   bool      `json:"invited,omitempty"`
+	InvitedAt time.Time `json:"invitedAt,omitzero"`
 	// Generation is the user's; see authority.RemoteUser.
 	Generation uint64 `json:"generation,omitempty"`
 	// Connected is set once we hold a certificate of the peer's: only then
@@ -169,6 +170,12 @@ type Peer struct {
 	// Removing is set from the operator's word until the last of its keys is
 	// gone, and the Peer with them. Neither of the above is set then.
 	Removing bool `json:"removing,omitempty"`
+}
+
+// Heard is when each peer last proved that our copy of it was current, to the
+// minute: an API server that starts while a peer is away shows the right age.
+type Heard struct {
+	Peers map[string]time.Time `json:"peers"`
 }
 
 // PeerSecret proves us to a peer and is kept below weft/secret/.

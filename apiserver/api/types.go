@@ -181,6 +181,9 @@ type NodeStatus struct {
 	Store *NodeStore `json:"store,omitempty"`
 	// Problems are rows that its kernel lacks, by cause, as its agent last said.
 	Problems []NodeProblem `json:"problems,omitempty"`
+	// Paths are those of the node that do not carry what they should. A node whose
+	// agent is silent has none: what it said last may be over.
+	Paths []NodePath `json:"paths,omitempty"`
 }
 
 // NodeStore is how far an agent is with its store.
@@ -211,7 +214,24 @@ type NodeProblem struct {
 	Since time.Time `json:"since,omitzero"`
 }
 
-// Refusal counts claims that were not believed, with one example.
+// NodePath is a path of a node that is down or limited, or all of its paths to a
+// cluster that are down.
+type NodePath struct {
+	Cluster string `json:"cluster"`
+	// Node is the other end; "" means all nodes of the cluster that are probed, of
+	// which there are Probed.
+	Node   string `json:"node,omitempty"`
+	Probed int    `json:"probed,omitempty"`
+	// Limit is the size of the largest packet that passes, Sends that of the
+	// largest that the tunnel sends, both in bytes outside of the tunnel. 0: the
+	// path is down.
+	Limit int       `json:"limit,omitempty"`
+	Sends int       `json:"sends,omitempty"`
+	Since time.Time `json:"since"`
+}
+
+// Refusal counts claims that stand and are not believed, with one example. What
+// was withdrawn or corrected no longer counts.
 type Refusal struct {
 	Cluster string `json:"cluster"` // whose claim it was
 	Node    string `json:"node,omitempty"`
@@ -229,6 +249,8 @@ const (
 	LinkUp         = "up"
 	LinkDown       = "down"
 	LinkRefused    = "refused" // it contradicts what we know; nothing is imported
+	LinkInvited    = "invited" // it may read us, and was not added here: there is no link
+	LinkRemoving   = "removing"
 )
 
 // PeerStatus is one peer as the API server knows it.
@@ -241,14 +263,25 @@ type PeerStatus struct {
 	Endpoints   []string       `json:"endpoints"`
 	Generation  string         `json:"generation,omitempty"`
 
+	// Invited says that the peer may read us; Added is when it was added here, zero
+	// if it was not.
+	Invited bool      `json:"invited,omitempty"`
+	Added   time.Time `json:"added,omitzero"`
+	// AddedUs says whether the peer has added us, as it tells us, and AddedUsSince
+	// since when that is so. nil: it does not say.
+	AddedUs      *bool     `json:"addedUs,omitempty"`
+	AddedUsSince time.Time `json:"addedUsSince,omitzero"`
+
 	// Control is the state of the link between the API servers, and nothing
 	// about the data path.
 	Control ControlStatus `json:"control"`
 	// Mirrors is how much of the peer is held here, by resource.
 	Mirrors []MirrorStatus `json:"mirrors,omitempty"`
 	Refused []Refusal      `json:"refused,omitempty"`
-	// DeadNodes is what the peer's own gossip says of its nodes.
-	DeadNodes []string `json:"deadNodes,omitempty"`
+	// DeadNodes are those of the peer's nodes whose agents its own gossip has given
+	// up, and DeadSince when each was.
+	DeadNodes []string             `json:"deadNodes,omitempty"`
+	DeadSince map[string]time.Time `json:"deadSince,omitempty"`
 }
 
 // ControlStatus is the control link to a peer.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,6 +37,9 @@ type Config struct {
 	// of its nodes', beyond what follows from Own: "" if nobody's. nil: never
 	// anybody's. It is called with the mirror locked and must not call back.
 	Taken func(netip.Addr) string
+	// Heard is when the peer last proved that our copy was current, before the
+	// mirror was made; zero if it is not known.
+	Heard time.Time
 	// Dial opens the peer's store. It need not wait for the connection.
 	Dial func() (Source, error)
 	Log  *slog.Logger
@@ -104,7 +108,7 @@ func New(c Config) *Mirror {
 		c.Limit = DefaultLimit()
 	}
 	m := &Mirror{conf: c, claims: newClaims(c.Own, c.Peer, c.Taken), have: map[string]entry{}, held: map[string]bool{}}
-	m.count = counters{state: api.LinkConnecting, since: time.Now(), synced: map[wire.Resource]bool{}, refused: map[refusalKey]*api.Refusal{}}
+	m.count = counters{state: api.LinkConnecting, since: time.Now(), heard: c.Heard, synced: map[wire.Resource]bool{}, refused: map[string]refusal{}, refusals: map[refusalKey]uint64{}}
 	return m
 }
 
@@ -189,7 +193,43 @@ func (m *Mirror) session(ctx context.Context) error {
 	for _, l := range lists {
 		g.Go(func() error { return m.follow(ctx, src, l.folder, l.at) })
 	}
+	g.Go(func() error { return m.followJoined(ctx, src) })
 	return g.Wait()
+}
+
+// followJoined learns whether the peer has added us. A peer that does not say so,
+// because it is not Weft or an older one, lets us not read it.
+func (m *Mirror) followJoined(ctx context.Context, src Source) error {
+	key := wire.JoinedKey(m.conf.Own.Name)
+	err := store.Follow(ctx, src, wire.JoinedPrefix(m.conf.Own.Name), func(b store.Batch) error {
+		if b.Complete {
+			m.setJoined(slices.ContainsFunc(b.Events, func(e store.Event) bool { return e.Key == key }))
+		}
+		for _, e := range b.Events {
+			if e.Key == key {
+				m.setJoined(!e.Deleted)
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, store.ErrDenied) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.count.joined = nil
+		return nil
+	}
+	if err == nil {
+		err = store.ErrUnavailable
+	}
+	return fmt.Errorf("follow whether the peer has added us: %w", err)
+}
+
+func (m *Mirror) setJoined(joined bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.count.joined == nil || *m.count.joined != joined {
+		m.count.joined, m.count.joinedSince = &joined, time.Now()
+	}
 }
 
 // recall reads our copy unless it is known: nobody else writes these keys.

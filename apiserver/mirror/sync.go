@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"maps"
 	"slices"
 	"time"
 
@@ -112,7 +113,9 @@ func (m *Mirror) sweep(ctx context.Context, lists []listing, over error) error {
 	entries, bytes := m.afterLocked(ops)
 	m.mu.Unlock()
 	if over == nil {
-		over = m.bound(folder{name: "entries", prefix: wire.CiliumStatePrefix}, entries, bytes)
+		if over = m.bound(folder{name: "entries", prefix: wire.CiliumStatePrefix}, entries, bytes); over == nil {
+			m.pardonOverLimit()
+		}
 	}
 	if err := m.commitWithin(ctx, ops, over); err != nil {
 		return err
@@ -127,10 +130,11 @@ func (m *Mirror) sweep(ctx context.Context, lists []listing, over error) error {
 }
 
 func (m *Mirror) sweepLocked(lists []listing) (ops []store.Op, generation string) {
-	seen := map[string]bool{}
+	seen, listed := map[string]bool{}, map[string]bool{}
 	m.pending = nil
 	for _, l := range lists {
 		for _, kv := range l.kvs {
+			listed[kv.Key], listed[m.oursOf(l.folder, kv.Key)] = true, true
 			if ours, op, ok := m.acceptLocked(l.folder, kv.Key, kv.Value); ok {
 				seen[ours] = true
 				ops = append(ops, op...)
@@ -142,6 +146,7 @@ func (m *Mirror) sweepLocked(lists []listing) (ops []store.Op, generation string
 			}
 		}
 	}
+	maps.DeleteFunc(m.count.refused, func(key string, r refusal) bool { return r.kind.reason != OverLimit && !listed[key] })
 	r := relist{Generation: m.generation, Listed: generation}
 	var gone []string
 	for key, e := range m.have {
@@ -206,6 +211,8 @@ func (m *Mirror) acceptLocked(f folder, key string, value []byte) (ours string, 
 	ours, value, reason, err := m.claims.judge(f, key, value)
 	if err != nil {
 		m.refuseLocked(f, key, reason, err)
+	} else {
+		m.pardonLocked(key)
 	}
 	if value == nil {
 		return ours, nil, false
@@ -260,7 +267,11 @@ func (m *Mirror) change(ctx context.Context, f folder, events []store.Event) err
 	if rebuilt {
 		return errRebuilt
 	}
-	return m.commitWithin(ctx, ops, m.bound(f, entries, bytes))
+	over := m.bound(f, entries, bytes)
+	if over == nil {
+		m.pardonOverLimit()
+	}
+	return m.commitWithin(ctx, ops, over)
 }
 
 func (m *Mirror) changeLocked(f folder, events []store.Event) (ops []store.Op, rebuilt bool) {
@@ -270,6 +281,8 @@ func (m *Mirror) changeLocked(f folder, events []store.Event) (ops []store.Op, r
 		ok := false
 		if e.Deleted {
 			ours = m.oursOf(f, e.Key)
+			m.pardonLocked(e.Key)
+			m.pardonLocked(ours)
 		} else if ours, put, ok = m.acceptLocked(f, e.Key, e.Value); ok {
 			if e.Key == wire.ExportClusterKey {
 				if c, err := wire.Unmarshal[wire.ExportCluster](e.Value); err == nil && m.generation != "" && c.Generation != m.generation && len(m.held) == 0 {
@@ -390,6 +403,7 @@ func (m *Mirror) remember(ops []store.Op) {
 	defer m.mu.Unlock()
 	for _, op := range ops {
 		m.bytes -= m.have[op.Key].size // 0 for what is new
+		m.pardonLocked(op.Key)         // if it was too large for our store
 		if op.Delete {
 			delete(m.have, op.Key)
 			delete(m.held, op.Key)

@@ -27,7 +27,7 @@ func TestInvitedOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if s := east.status("west"); s.Control.State != Invited {
+		if s := east.status("west"); s.Control.State != api.LinkInvited || s.Control.Since.IsZero() {
 			t.Errorf("status %+v", s)
 		}
 		if err := authority.CheckPair([]byte(in.Cert), []byte(in.Key), []byte(in.CA), "remote-west"); err != nil {

@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/mirror"
 )
 
 // The metrics, each by peer.
@@ -43,8 +44,12 @@ func (p *Peering) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(entries, prometheus.GaugeValue, float64(m.Entries), s.Name, m.Resource)
 			out <- prometheus.MustNewConstMetric(heldDeletions, prometheus.GaugeValue, float64(m.Held), s.Name, m.Resource)
 		}
-		for _, r := range s.Refused {
-			out <- prometheus.MustNewConstMetric(refused, prometheus.CounterValue, float64(r.Count), s.Name, r.Resource, r.Reason)
-		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, r := range p.mirrors {
+		r.mirror.Refusals(func(resource string, reason mirror.Reason, n uint64) {
+			out <- prometheus.MustNewConstMetric(refused, prometheus.CounterValue, float64(n), name, resource, string(reason))
+		})
 	}
 }

@@ -49,13 +49,15 @@ type Config struct {
 // Peering knows the peers of a cluster. Run keeps a mirror for each; the other
 // methods may be called by any goroutine, once Run has begun.
 type Peering struct {
-	conf Config
+	conf   Config
+	halted chan struct{} // has one element when a mirror was stopped
 
 	changing sync.Mutex // held over a check and the write it allows; taken before mu
 	mu       sync.Mutex // guards what follows
 	peers    map[string]wire.Peer
 	mirrors  map[string]*running
 	nodes    map[string][]netip.Addr // our own
+	heard    map[string]time.Time    // of peers, as our store had it at the start
 }
 
 // New makes a Peering.
@@ -66,7 +68,7 @@ func New(c Config) *Peering {
 	if c.Dialer == nil {
 		c.Dialer = Etcd{Limit: c.Limit}
 	}
-	return &Peering{conf: c, peers: map[string]wire.Peer{}, mirrors: map[string]*running{}, nodes: map[string][]netip.Addr{}}
+	return &Peering{conf: c, halted: make(chan struct{}, 1), peers: map[string]wire.Peer{}, mirrors: map[string]*running{}, nodes: map[string][]netip.Addr{}, heard: map[string]time.Time{}}
 }
 
 // Invite makes what the named cluster needs to read us: a user, a certificate
@@ -99,7 +101,7 @@ func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, erro
 		if peer.Generation, unchanged, err = p.removals(ctx); err != nil {
 			return nil, err
 		}
-		peer.Name, peer.Invited = cluster, true
+		peer.Name, peer.Invited, peer.InvitedAt = cluster, true, time.Now().UTC()
 		conds = append(conds, unchanged)
 		ops = append(ops, store.Put(wire.PeerKey(cluster), wire.Marshal(peer)),
 			store.Put(wire.RemovalsKey, wire.Marshal(peer.Generation)))
@@ -127,8 +129,8 @@ func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, erro
 	}, nil
 }
 
-// reader is what a peer may do in our store: read what is exported, nothing
-// else. Cilium's readers ask for the heartbeat as a prefix, and etcd refuses a
+// reader is what a peer may do in our store: read what is exported, and whether it
+// was added here. Cilium's readers ask for the heartbeat as a prefix, and etcd refuses a
 // range that is wider than the right to it.
 func reader(own string, peer wire.Peer) store.User {
 	return store.User{Name: authority.RemoteUser(peer.Name, peer.Generation), Read: []string{
@@ -137,6 +139,7 @@ func reader(own string, peer wire.Peer) store.User {
 		wire.ClusterConfigKey(own),
 		wire.SyncedPrefix(own),
 		wire.HeartbeatKey + "*",
+		wire.JoinedPrefix(peer.Name),
 	}}
 }
 
@@ -161,7 +164,7 @@ func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, err
 	if err != nil {
 		return nil, err
 	}
-	peer.Invited, peer.Generation = old.Invited, old.Generation
+	peer.Invited, peer.InvitedAt, peer.Generation = old.Invited, old.InvitedAt, old.Generation
 	// The time also makes the record differ, so that a new certificate alone
 	// starts the mirror anew.
 	peer.Added = time.Now().UTC()

@@ -190,7 +190,9 @@ func (c *cluster) of(peer string) []string {
 
 // left is everything but the count of removals, which outlasts them.
 func (c *cluster) left() []string {
-	return slices.DeleteFunc(c.st.Dump(""), func(line string) bool { return strings.HasPrefix(line, wire.RemovalsKey+"=") })
+	return slices.DeleteFunc(c.st.Dump(""), func(line string) bool {
+		return strings.HasPrefix(line, wire.RemovalsKey+"=") || strings.HasPrefix(line, wire.HeardKey+"=")
+	})
 }
 
 func inWorld(t *testing.T, each func(*testing.T, *world)) {
@@ -213,8 +215,10 @@ func TestTwoClustersJoinAndPart(t *testing.T) {
 		}{{east, "west"}, {west, "east"}} {
 			if s := c.at.status(c.peer); s.Control.State != api.LinkUp || s.Cluster != c.at.own.Name {
 				t.Errorf("%s: %+v", c.at.own.Name, s)
+			} else if !s.Invited || s.Added.IsZero() || s.AddedUs == nil || !*s.AddedUs {
+				t.Errorf("%s does not know that both have added the other: %+v", c.at.own.Name, s)
 			}
-			want := store.User{Name: "remote-" + c.peer, Read: []string{"cilium/state/", "weft/export/", "cilium/cluster-config/" + c.at.own.Name, "cilium/synced/" + c.at.own.Name + "/", "cilium/.heartbeat*"}}
+			want := store.User{Name: "remote-" + c.peer, Read: []string{"cilium/state/", "weft/export/", "cilium/cluster-config/" + c.at.own.Name, "cilium/synced/" + c.at.own.Name + "/", "cilium/.heartbeat*", "weft/joined/" + c.peer + "/"}}
 			if got, _ := c.at.users.User("remote-" + c.peer); !cmp.Equal(want, got) {
 				t.Errorf("user %+v", got)
 			}
@@ -260,18 +264,120 @@ func refusal(err error, status int) bool {
 	return errors.As(err, &e) && e.Status == status
 }
 
+// Each side knows whether the other has added it, and since when that is so.
+func TestHalfJoined(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
+		defer func() { east.stop(); west.stop() }()
+		begun := time.Now()
+		east.read(west)
+		if s := east.status("west"); s.Control.State != api.LinkUp || s.Invited || !s.Added.Equal(begun) {
+			t.Errorf("east has added west, and was not added: %+v", s)
+		}
+		if s := west.status("east"); s.Control.State != api.LinkInvited || !s.Control.Since.Equal(begun) {
+			t.Errorf("west has invited east, and not added it: %+v", s)
+		}
+		time.Sleep(time.Minute)
+		in, err := east.p.Invite(t.Context(), "west")
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if s := east.status("west"); !s.Invited || s.AddedUs == nil || *s.AddedUs || !s.AddedUsSince.Equal(begun) {
+			t.Errorf("west was invited, and has not added east: %+v", s)
+		}
+		if _, err := west.p.Add(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if s := east.status("west"); s.AddedUs == nil || !*s.AddedUs || s.AddedUsSince.Before(begun.Add(time.Minute)) {
+			t.Errorf("west has added east: %+v", s)
+		}
+		if s := west.status("east"); s.Control.State != api.LinkUp || s.AddedUs == nil || !*s.AddedUs {
+			t.Errorf("both have: %+v", s)
+		}
+		// A record of before it was told is made up for.
+		if err := store.Write(t.Context(), east.st, store.Delete(wire.JoinedKey("west"))); err != nil {
+			t.Fatal(err)
+		}
+		east.stop()
+		east.start()
+		if s := west.status("east"); s.AddedUs == nil || !*s.AddedUs {
+			t.Errorf("after an upgrade of east: %+v", s)
+		}
+	})
+}
+
+// What is known of a peer that is away is as old after a restart as before.
+func TestAgeOutlastsARestart(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
+		defer func() { east.stop(); west.stop() }()
+		east.read(west)
+		time.Sleep(10 * time.Second)
+		age := func() time.Duration {
+			return time.Duration(east.status("west").Control.AgeSeconds * float64(time.Second)).Round(time.Minute)
+		}
+		w.set(func() { w.down[endpointOf("west")] = true })
+		west.st.Fail(func(string, string) error { return store.ErrUnavailable })
+		time.Sleep(time.Hour)
+		if got := age(); got != time.Hour {
+			t.Errorf("%v before the restart", got)
+		}
+		east.stop()
+		east.p = New(east.p.conf)
+		east.start()
+		if got := age(); got != time.Hour {
+			t.Errorf("%v after the restart", got)
+		}
+		time.Sleep(time.Hour)
+		if s := east.status("west"); age() != 2*time.Hour || s.Control.State == api.LinkUp {
+			t.Errorf("%v an hour later: %+v", age(), s)
+		}
+		if err := east.p.Remove(t.Context(), "west"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := east.st.Dump(wire.HeardKey); len(got) != 0 {
+			t.Errorf("removed, and remembered: %v", got)
+		}
+	})
+}
+
+func TestHeardDue(t *testing.T) {
+	at := time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+	one, later := map[string]time.Time{"west": at}, map[string]time.Time{"west": at.Add(time.Second)}
+	for name, c := range map[string]struct {
+		wrote, heard map[string]time.Time
+		since        time.Duration
+		want         bool
+	}{
+		"nobody was ever heard":      {nil, nil, time.Hour, false},
+		"the first":                  {nil, one, 0, true},
+		"nothing since":              {one, one, time.Hour, false},
+		"heard since, but only just": {one, later, heardTurn - 1, false},
+		"heard since":                {one, later, heardTurn, true},
+		"gone":                       {one, nil, 0, true},
+	} {
+		if got := heardDue(c.wrote, c.heard, c.since); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestThreeClustersOneLeaves(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west, south := w.cluster(t, "east", 1), w.cluster(t, "west", 2), w.cluster(t, "south", 3)
 		defer func() { east.stop(); west.stop(); south.stop() }()
 		east.read(west)
-		kept := east.st.Dump("")
+		kept := east.left()
 		east.read(south)
 		if err := east.p.Remove(t.Context(), "south"); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if diff := cmp.Diff(kept, east.st.Dump("")); diff != "" {
+		if diff := cmp.Diff(kept, east.left()); diff != "" {
 			t.Errorf("removing south left or took:\n%s", diff)
 		}
 	})

@@ -21,13 +21,6 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Invited is the control state of a peer that holds a certificate of ours and
-// was not added here: there is no link yet.
-const Invited = "invited"
-
-// Removing is the control state of a peer whose keys are being deleted.
-const Removing = "removing"
-
 // running is a mirror at work.
 type running struct {
 	mirror *mirror.Mirror
@@ -72,12 +65,18 @@ func (p *Peering) Run(ctx context.Context) error {
 		})
 	})
 	g.Go(func() error {
+		return p.rememberHeard(ctx)
+	})
+	g.Go(func() error {
 		select {
 		case <-known:
 		case <-ctx.Done():
 			return nil
 		}
 		return store.Persist(ctx, p.conf.Log, "following the peers", func(ctx context.Context) error {
+			if err := p.recallHeard(ctx); err != nil {
+				return err
+			}
 			return store.Follow(ctx, p.conf.Store, wire.PeersPrefix, func(b store.Batch) error {
 				return p.apply(ctx, &mirrors, b)
 			})
@@ -183,6 +182,9 @@ func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name strin
 			return err
 		}
 	}
+	if err := p.tell(ctx, name, wanted && peer.Connected); err != nil {
+		return err
+	}
 	if !wanted {
 		// finish did this, but a mirror may have begun in between.
 		p.halt(name)
@@ -213,9 +215,27 @@ func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name strin
 	return nil
 }
 
+// tell lets a peer know whether it was added here.
+func (p *Peering) tell(ctx context.Context, name string, added bool) error {
+	key := wire.JoinedKey(name)
+	_, err := p.conf.Store.Get(ctx, key)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	if told := err == nil; told == added {
+		return nil
+	}
+	op := store.Delete(key)
+	if added {
+		op = store.Put(key, wire.TimeText(time.Now()))
+	}
+	return store.Write(ctx, p.conf.Store, op)
+}
+
 // same compares what a mirror depends on.
 func same(a, b wire.Peer) bool {
 	a.Invited, b.Invited = false, false
+	a.InvitedAt, b.InvitedAt = time.Time{}, time.Time{}
 	a.Generation, b.Generation = 0, 0
 	return string(wire.Marshal(a)) == string(wire.Marshal(b))
 }
@@ -223,8 +243,12 @@ func same(a, b wire.Peer) bool {
 func (p *Peering) start(ctx context.Context, mirrors *sync.WaitGroup, peer wire.Peer, secret wire.PeerSecret) {
 	ctx, cancel := context.WithCancel(ctx)
 	r := &running{secret: secret, cancel: cancel, done: make(chan struct{})}
+	p.mu.Lock()
+	heard := p.heard[peer.Name]
+	p.mu.Unlock()
 	r.mirror = mirror.New(mirror.Config{
 		Own: p.conf.Cluster, Peer: peer, Store: p.conf.Store, Limit: p.conf.Limit, Log: p.conf.Log,
+		Heard: heard,
 		Taken: func(a netip.Addr) string { return p.taken(peer.Name, a) },
 		Dial: func() (mirror.Source, error) {
 			conf, err := tlsOf(peer, secret)
@@ -251,8 +275,16 @@ func (p *Peering) halt(name string) {
 	r := p.mirrors[name]
 	delete(p.mirrors, name)
 	p.mu.Unlock()
-	if r != nil {
-		r.stop()
+	if r == nil {
+		return
+	}
+	r.stop()
+	p.mu.Lock()
+	p.heard[name] = r.mirror.Heard() // for the mirror that may follow
+	p.mu.Unlock()
+	select {
+	case p.halted <- struct{}{}:
+	default:
 	}
 }
 
@@ -277,15 +309,18 @@ func (p *Peering) finish(ctx context.Context, name string) error {
 	return err
 }
 
-// purge deletes exactly the keys that a mirror of the peer writes, and its
-// liveness. The cluster-config goes first: no agent begins to read what is about
+// purge deletes exactly the keys that a mirror of the peer writes, its liveness
+// and what was told it. The cluster-config goes first: no agent begins to read what is about
 // to go.
 func (p *Peering) purge(ctx context.Context, name string) error {
+	p.mu.Lock()
+	delete(p.heard, name)
+	p.mu.Unlock()
 	ops := []store.Op{store.Delete(wire.ClusterConfigKey(name)), store.DeletePrefix(wire.SyncedPrefix(name))}
 	for _, r := range wire.Resources {
 		ops = append(ops, store.DeletePrefix(r.AllCachePrefix()+name+"/"))
 	}
-	ops = append(ops, store.DeletePrefix(wire.PeerCachePrefix(name)))
+	ops = append(ops, store.DeletePrefix(wire.PeerCachePrefix(name)), store.DeletePrefix(wire.JoinedPrefix(name)))
 	for _, op := range ops {
 		if err := store.Write(ctx, p.conf.Store, op); err != nil {
 			return fmt.Errorf("delete what is left of peer %q: %w", name, err)
@@ -313,18 +348,21 @@ func (p *Peering) status(peer wire.Peer, now time.Time) api.PeerStatus {
 	r := p.mirrors[peer.Name]
 	p.mu.Unlock()
 	if r != nil {
-		return r.mirror.Status(now)
+		s := r.mirror.Status(now)
+		s.Invited, s.Added = peer.Invited, peer.Added
+		return s
 	}
 	s := api.PeerStatus{
 		Cluster: p.conf.Cluster.Name, Name: peer.Name, ID: uint32(peer.ID),
 		PodCIDRs: peer.PodCIDRs, ServiceCIDR: peer.ServiceCIDR, Endpoints: peer.Endpoints,
 		Control: api.ControlStatus{State: api.LinkConnecting, Since: peer.Added},
+		Invited: peer.Invited, Added: peer.Added,
 	}
 	switch {
 	case peer.Removing:
-		s.Control.State = Removing
+		s.Control.State = api.LinkRemoving
 	case !peer.Connected:
-		s.Control.State = Invited
+		s.Control.State, s.Control.Since = api.LinkInvited, peer.InvitedAt
 	}
 	return s
 }

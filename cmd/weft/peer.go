@@ -46,8 +46,11 @@ func peerTable(peers []api.PeerStatus) table {
 			refused += r.Count
 		}
 		heard := "never"
-		if !p.Control.LastHeard.IsZero() {
+		switch {
+		case !p.Control.LastHeard.IsZero():
 			heard = age(p.Control.AgeSeconds)
+		case entries > 0:
+			heard = "unknown" // copied by an API server that did not remember when
 		}
 		service := ""
 		if p.ServiceCIDR.IsValid() {
