@@ -18,6 +18,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"time"
@@ -106,8 +107,12 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 	if a.ways, err = program.NewWays(edges.Datapath.Maps()); err != nil {
 		return nil, err
 	}
+	servers, unknown := n.apiServers(context.Background(), net.DefaultResolver.LookupNetIP)
+	if len(unknown) > 0 {
+		log.Warn("policies about the entity kube-apiserver do not mean these API servers: their names have no address; restart the agent once they have, or write addresses into the join bundle", "names", unknown)
+	}
 	a.program, err = program.New(program.Config{
-		Self: n.name, APIServers: n.apiServers(), Tables: a.Tables, Maps: edges.Datapath.Maps(), Ways: a.ways, Start: a.start, Trace: cfg.Trace, Log: log,
+		Self: n.name, APIServers: servers, Tables: a.Tables, Maps: edges.Datapath.Maps(), Ways: a.ways, Start: a.start, Trace: cfg.Trace, Log: log,
 	})
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package meshagent
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -137,20 +139,34 @@ type node struct {
 
 func (n node) key() string { return n.cluster + "/" + n.name }
 
-// apiServers are the addresses of the cluster's API servers, as far as the join
-// bundle gives addresses and not names.
-func (n node) apiServers() []netip.Addr {
-	var out []netip.Addr
+// lookupTime bounds what the start waits for the names of API servers.
+const lookupTime = 2 * time.Second
+
+// apiServers are the addresses of the cluster's API servers that the join bundle
+// names, and the names that stand for no address.
+func (n node) apiServers(ctx context.Context, lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)) (addrs []netip.Addr, unknown []string) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTime)
+	defer cancel()
+	var hosts []string
 	for _, text := range append([]string{n.bundle.Server}, n.bundle.EtcdEndpoints...) {
-		u, err := url.Parse(text)
-		if err != nil {
-			continue
-		}
-		if addr, err := netip.ParseAddr(u.Hostname()); err == nil && !slices.Contains(out, addr.Unmap()) {
-			out = append(out, addr.Unmap())
+		if u, err := url.Parse(text); err == nil && u.Hostname() != "" && !slices.Contains(hosts, u.Hostname()) {
+			hosts = append(hosts, u.Hostname())
 		}
 	}
-	return out
+	for _, host := range hosts {
+		found := []netip.Addr{}
+		if addr, err := netip.ParseAddr(host); err == nil {
+			found = append(found, addr)
+		} else if found, err = lookup(ctx, "ip4", host); err != nil || len(found) == 0 {
+			unknown = append(unknown, host)
+		}
+		for _, addr := range found {
+			if addr = addr.Unmap(); !slices.Contains(addrs, addr) {
+				addrs = append(addrs, addr)
+			}
+		}
+	}
+	return addrs, unknown
 }
 
 // readJoin reads the join bundle, and what the configuration says instead.

@@ -377,9 +377,11 @@ func FuzzParse(f *testing.F) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for i := range 10 {
 		f.Add([]byte(randomPolicy(r, i)))
+		f.Add([]byte(randomNetworkPolicy(r, i)))
+		f.Add([]byte(randomGroup(r, i)))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		first, err := Parse(text)
+		first, groups, err := ParseManifest(text)
 		if err != nil {
 			return
 		}
@@ -397,7 +399,17 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("%v reads back as another:\n%s\n%s", p, again, twice)
 			}
 		}
-		if _, err := Compile(World{Cluster: "west", Policies: first}, []identity.Labels{nil}); err != nil {
+		for _, g := range groups {
+			again, err := json.Marshal(g)
+			if err != nil {
+				t.Fatalf("%v does not encode: %v", g, err)
+			}
+			second, err := ParseGroup(again)
+			if err != nil || !reflect.DeepEqual(g.CIDRs, second.CIDRs) || !g.labels.Equal(second.labels) {
+				t.Fatalf("%v reads back as another: %v\n%s", g, err, again)
+			}
+		}
+		if _, err := Compile(World{Cluster: "west", Policies: first, Groups: groups}, []identity.Labels{nil}); err != nil {
 			t.Fatalf("accepted, but does not compile: %v", err)
 		}
 	})

@@ -65,8 +65,8 @@ func identityGetCommand() *cobra.Command {
 					rows: [][]string{{"any", fmt.Sprint(one.ID), one.Labels}}})
 			}
 			if n.Scope() == identity.ScopeLocal {
-				return hinted{fmt.Errorf("identity %d stands for a prefix of a policy, and each node numbers those for itself", n),
-					"`weft debug map prefixes` shows which prefix, on the node that has reported the number"}
+				return hinted{fmt.Errorf("identity %d stands for what a policy tells apart (a prefix, or the address or port of a pod), and each node numbers those for itself", n),
+					"`weft debug map prefixes` and `weft debug map ips` show who has it, on the node that reported the number"}
 			}
 			lists, t, err := identities(cmd, func(i api.Identity) bool { return i.ID == uint32(n) })
 			if len(t.rows) > 0 {

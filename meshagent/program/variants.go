@@ -22,8 +22,9 @@ import (
 // Without such policies there are none, and every address has its identity's
 // number.
 type variants struct {
-	blocks map[netip.Prefix]bool
-	names  map[string]bool // label keys of ports
+	blocks  map[netip.Prefix]bool
+	lengths []int           // of the blocks, narrow before wide
+	names   map[string]bool // label keys of ports
 
 	numbers map[variant]identity.Number
 	labels  map[identity.Number]identity.Labels
@@ -46,7 +47,12 @@ func newVariants() *variants {
 
 // follow takes over what policies tell apart.
 func (x *variants) follow(policies []*policy.Policy) {
-	x.blocks, x.names = policy.Blocks(policies), policy.NamedPorts(policies)
+	x.blocks, x.names, x.lengths = policy.Blocks(policies), policy.NamedPorts(policies), nil
+	for block := range x.blocks {
+		if i, there := slices.BinarySearchFunc(x.lengths, block.Bits(), func(a, b int) int { return b - a }); !there {
+			x.lengths = slices.Insert(x.lengths, i, block.Bits())
+		}
+	}
 }
 
 // wanted says whether policies tell anybody apart.
@@ -68,8 +74,8 @@ func (x *variants) portLabels(ports []wire.NamedPort) identity.Labels {
 // nothing does.
 func (x *variants) tell(e endpointAt) (variant, bool) {
 	out := variant{who: e.who}
-	for bits := e.prefix.Bits(); bits > 0 && len(x.blocks) > 0; bits-- {
-		if block := netip.PrefixFrom(e.prefix.Addr(), bits).Masked(); x.blocks[block] {
+	for _, bits := range x.lengths {
+		if block := netip.PrefixFrom(e.prefix.Addr(), bits).Masked(); bits <= e.prefix.Bits() && x.blocks[block] {
 			out.block = block
 			break
 		}
