@@ -52,6 +52,21 @@ func BenchmarkPacket(b *testing.B) {
 			to := func(p uint16) []byte { return packet(ip(podA, far, tcp(p, 80, "A").says("data"))) }
 			single(b, n.progs["from_pod"], redirect, to, func() { forgetNew(b, n) })
 		})
+		b.Run(fmt.Sprintf("new/service with one alive of 1000/%d", identities), func(b *testing.B) {
+			set(b, n.rows.Budgets, 0, Budget{Each: 1 << 17})
+			set(b, n.rows.Nodes, 5, Node{Path: PathDead, Keyed: 1, Cluster: 2})
+			svc := Service{ID: 1000, Groups: 1, Group: [MaxGroups]Group{{Cluster: 2, Count: 1000, Weight: 1}}}
+			set(b, n.rows.Services, front("10.101.0.100", 6), svc)
+			for i := range uint32(1000) {
+				row := Backend{Addr: addr(podC), Port: PortOf(8080), Node: 5}
+				if i == 500 {
+					row.Node = 3
+				}
+				set(b, n.rows.Backends, SlotKey{Service: 1000, Slot: i, Cluster: 2}, row)
+			}
+			to := func(p uint16) []byte { return packet(ip(podA, "10.101.0.100", tcp(p, 80, "S"))) }
+			single(b, n.progs["from_pod"], redirect, to, func() { forgetNew(b, n) })
+		})
 		b.Run(fmt.Sprintf("denied/egress/%d", identities), func(b *testing.B) {
 			repeat(b, n.progs["from_pod"], dropped, packet(ip(podA, podE, tcp(1000, 80, "S"))))
 		})
@@ -224,7 +239,7 @@ func forgetNew(b *testing.B, d *Datapath) {
 	var made []FlowKey
 	rows, failed := flows.All()
 	for k := range rows {
-		if k.Remote == addr(podC) || k.Remote == addr(podD) || k.Remote == addr(far) {
+		if k.Remote == addr(podC) || k.Remote == addr(podD) || k.Remote == addr(far) || k.Remote == addr("10.101.0.100") {
 			made = append(made, k)
 		}
 	}

@@ -419,3 +419,66 @@ func TestReloadLosesNothing(t *testing.T) {
 		})
 	}
 }
+
+// What a pod's own stack makes of it: a refusal at once, and a traceroute's first hop.
+func TestPodIsTold(t *testing.T) {
+	n := newRealNode(t, options{})
+	for _, to := range []string{empty + ":80", "10.1.1.200:80"} {
+		if _, err := n.dial(podA, to, 30*time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("TCP to %s: %v, want connection refused", to, err)
+		}
+		c := n.udp(podA, to)
+		if _, err := io.WriteString(c, "anybody there?"); err != nil {
+			t.Fatal(err)
+		}
+		c.SetReadDeadline(time.Now().Add(30 * time.Second))
+		if _, err := c.Read(make([]byte, 10)); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("UDP to %s: %v, want connection refused", to, err)
+		}
+	}
+
+	c := n.udp(podA, podC+":33434")
+	raw, err := c.SyscallConn()
+	n.must(err)
+	n.must(raw.Control(func(fd uintptr) {
+		n.must(unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, 1))
+		n.must(unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVERR, 1))
+	}))
+	if _, err := io.WriteString(c, "first hop?"); err != nil {
+		t.Fatal(err)
+	}
+	c.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if _, err := c.Read(make([]byte, 10)); !errors.Is(err, syscall.EHOSTUNREACH) {
+		t.Fatalf("with one hop to live: %v, want no route to host", err)
+	}
+	var control [512]byte
+	n.must(raw.Control(func(fd uintptr) {
+		_, oobn, _, _, err := unix.Recvmsg(int(fd), make([]byte, 64), control[:], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		n.must(err)
+		messages, err := unix.ParseSocketControlMessage(control[:oobn])
+		n.must(err)
+		for _, m := range messages {
+			// struct sock_extended_err of 16 bytes, then who said it, a sockaddr_in.
+			if m.Header.Type != unix.IP_RECVERR || len(m.Data) < 24 {
+				continue
+			}
+			said, _ := netip.AddrFromSlice(m.Data[20:24])
+			if m.Data[5] != 11 || said.String() != nodeInternal {
+				t.Errorf("ICMP type %d of %v, want time exceeded (11) of %s", m.Data[5], said, nodeInternal)
+			}
+			return
+		}
+		t.Errorf("no error of who sent it: %v", messages)
+	}))
+}
+
+// udp is a socket of the pod for one address alone: it is told of errors.
+func (n *realNode) udp(pod, to string) (c *net.UDPConn) {
+	n.Helper()
+	n.in(pod, func() (err error) {
+		c, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to)))
+		return err
+	})
+	n.Cleanup(func() { c.Close() })
+	return c
+}

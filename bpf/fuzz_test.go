@@ -32,7 +32,7 @@ func TestVerifiedInstructions(t *testing.T) {
 // packet counts exactly once, and no packet to a member leaves in plaintext.
 func FuzzPacket(f *testing.F) {
 	needRoot(f)
-	for _, cases := range [][]packetCase{pathCases, serviceCases, guardCases, icmpCases, fragmentCases} {
+	for _, cases := range [][]packetCase{pathCases, serviceCases, guardCases, icmpCases, fragmentCases, refusalCases, hopCases} {
 		for _, c := range cases {
 			for _, s := range c.steps {
 				if s.in != nil {

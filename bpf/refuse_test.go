@@ -142,6 +142,7 @@ func TestUnreachableDrop(t *testing.T) {
 	shared := newNodeWith(t, func(c *Config) { c.Unreachable = UnreachableDrop })
 	for _, c := range packetTable {
 		t.Run(c.name, func(t *testing.T) {
+			c.steps = slices.Clone(c.steps)
 			for i := range c.steps {
 				s := &c.steps[i]
 				if s.want.Drop() {
