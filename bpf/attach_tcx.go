@@ -204,12 +204,13 @@ func (h *linkHooks) detach(index int) error {
 	for _, w := range []way{receives, sends} {
 		for _, role := range []Role{RolePod, RoleDevice} {
 			path := filepath.Join(h.d.dir, Attachment{Role: role, Ifindex: index}.pin(w))
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := unpin(path, func(link.Link) bool { return true }); err != nil {
 				return err
 			}
 		}
 		for lane := range 2 {
-			if err := h.detachLane(index, Attachment{Role: RoleTunnel, Lane: lane}.pin(w)); err != nil {
+			path := filepath.Join(h.d.dir, Attachment{Role: RoleTunnel, Lane: lane}.pin(w))
+			if err := unpin(path, func(l link.Link) bool { return ifindex(l) == index }); err != nil {
 				return err
 			}
 		}
@@ -217,15 +218,16 @@ func (h *linkHooks) detach(index int) error {
 	return nil
 }
 
-// detachLane removes a lane's link if it is to the device.
-func (h *linkHooks) detachLane(index int, pin string) error {
-	path := filepath.Join(h.d.dir, pin)
+// unpin removes a link, if it is there and meant. The link is held until its pin is
+// gone: the kernel detaches at once when a descriptor was the last to hold it, and
+// some time later when the pin was.
+func unpin(path string, meant func(link.Link) bool) error {
 	l, err := open(path)
 	if l == nil || err != nil {
 		return err
 	}
 	defer l.Close()
-	if ifindex(l) != index {
+	if !meant(l) {
 		return nil
 	}
 	return os.Remove(path)
