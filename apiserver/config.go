@@ -74,6 +74,11 @@ type Config struct {
 	// A mesh is expected to have 500,000 entries; one of a pod has about 250 bytes.
 	PeerEntries int `json:"peerEntries"`
 	PeerBytes   int `json:"peerBytes"`
+	// PeerChanges and PeerHistoryBytes bound how much of what a peer changes is
+	// carried over a second: keys, and bytes that become history of the store. What
+	// a peer changes beyond comes late.
+	PeerChanges      int `json:"peerChanges"`
+	PeerHistoryBytes int `json:"peerHistoryBytes"`
 
 	// GossipPort is this process's in the pool of the cluster's agents,
 	// WANGossipPort that in the pool of all clusters' API servers. 0: it takes
@@ -106,6 +111,8 @@ func Defaults() Config {
 		DiskReserveBytes:     128 << 20,
 		PeerEntries:          mirror.DefaultLimit().Entries,
 		PeerBytes:            mirror.DefaultLimit().Bytes,
+		PeerChanges:          mirror.DefaultRate().Changes,
+		PeerHistoryBytes:     mirror.DefaultRate().Bytes,
 		GossipPort:           gossipPort,
 		WANGossipPort:        api.WANGossipPort,
 		Log:                  slog.Default(),
@@ -160,6 +167,9 @@ func (c Config) Validate() error {
 	}
 	if c.PeerEntries < 1 || c.PeerBytes < 1 {
 		add("peer-entries is %d and peer-bytes %d: give at least 1 each", c.PeerEntries, c.PeerBytes)
+	}
+	if c.PeerChanges < 1 || c.PeerHistoryBytes < 1 {
+		add("peer-changes is %d and peer-history-bytes %d: give at least 1 each", c.PeerChanges, c.PeerHistoryBytes)
 	}
 	for _, e := range c.EtcdEndpoints {
 		if u, err := url.Parse(e); err != nil || u.Scheme != "https" || u.Host == "" {

@@ -167,7 +167,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 	s.peering = peering.New(peering.Config{
 		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f,
 		EtcdEndpoints: f.etcdEndpoints(), GossipAddresses: at(f.conf.WANGossipPort), GossipKey: wanKey,
-		Limit: mirror.Limit{Entries: f.conf.PeerEntries, Bytes: f.conf.PeerBytes}, Log: s.log,
+		Limit: mirror.Limit{Entries: f.conf.PeerEntries, Bytes: f.conf.PeerBytes}, Rate: mirror.Rate{Changes: f.conf.PeerChanges, Bytes: f.conf.PeerHistoryBytes}, Log: s.log,
 	})
 	s.census = newCensus(s.store, s.log)
 	if s.memory, err = openMemory(f.conf.DataDir, f.cluster.Generation, s.store, s.log); err != nil {

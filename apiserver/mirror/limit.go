@@ -10,8 +10,7 @@ import (
 // it nothing more is: our copy may only shrink, until there is less or the limit
 // is raised. Beyond what Read allows it stays as it is, and keeps what the peer
 // withdraws. So a peer cannot fill
-// our store by what it has. It can by how often it changes that: history is kept
-// for a while, and is not limited by peer.
+// our store by what it has; how often it changes that is bounded by Rate.
 type Limit struct {
 	Entries int
 	// Bytes are those of keys and values. etcd takes somewhat more.

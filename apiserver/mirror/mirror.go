@@ -33,6 +33,8 @@ type Config struct {
 	Store store.Store
 	// Limit bounds the copy; the zero value means DefaultLimit.
 	Limit Limit
+	// Rate bounds how fast it changes; the zero value means DefaultRate.
+	Rate Rate
 	// Taken says whose an address is that the peer has no right to name as one
 	// of its nodes', beyond what follows from Own: "" if nobody's. nil: never
 	// anybody's. It is called with the mirror locked and must not call back.
@@ -75,6 +77,9 @@ type Mirror struct {
 	generation string
 	pending    []byte // the peer's ExportCluster, not copied while deletions are held
 	count      counters
+	pace       *pace
+	queue      *queue // of this session
+	late       bool   // that changes wait was logged
 }
 
 // entry is one of our keys, with enough of its value to see a change.
@@ -107,7 +112,10 @@ func New(c Config) *Mirror {
 	if c.Limit == (Limit{}) {
 		c.Limit = DefaultLimit()
 	}
-	m := &Mirror{conf: c, claims: newClaims(c.Own, c.Peer, c.Taken), have: map[string]entry{}, held: map[string]bool{}}
+	if c.Rate == (Rate{}) {
+		c.Rate = DefaultRate()
+	}
+	m := &Mirror{pace: newPace(c.Rate, time.Now()), queue: newQueue(), conf: c, claims: newClaims(c.Own, c.Peer, c.Taken), have: map[string]entry{}, held: map[string]bool{}}
 	m.count = counters{state: api.LinkConnecting, since: time.Now(), heard: c.Heard, synced: map[wire.Resource]bool{}, refused: map[string]refusal{}, refusals: map[refusalKey]uint64{}}
 	return m
 }
@@ -190,8 +198,13 @@ func (m *Mirror) session(ctx context.Context) error {
 	m.conf.Log.Info("control link to peer is up", "peer", m.conf.Peer.Name)
 
 	g, ctx := errgroup.WithContext(ctx)
+	q := newQueue()
+	m.mu.Lock()
+	m.queue = q
+	m.mu.Unlock()
+	g.Go(func() error { return m.drain(ctx, q) })
 	for _, l := range lists {
-		g.Go(func() error { return m.follow(ctx, src, l.folder, l.at) })
+		g.Go(func() error { return m.follow(ctx, src, q, l.folder, l.at) })
 	}
 	g.Go(func() error { return m.followJoined(ctx, src) })
 	return g.Wait()

@@ -109,6 +109,11 @@ func (m *Mirror) Problems() []string {
 	if near := m.conf.Limit.near(len(m.have), m.bytes); near != "" && m.count.state != api.LinkRefused {
 		out = append(out, fmt.Sprintf("peer %s: %s", name, near))
 	}
+	if n, since := m.queue.oldest(); n > 0 {
+		if late := m.conf.Rate.late(n, time.Since(since)); late != "" {
+			out = append(out, fmt.Sprintf("peer %s: %s", name, late))
+		}
+	}
 	if n := len(m.held); n > 0 {
 		out = append(out, fmt.Sprintf("peer %s: held: %d deletions (%s); if they are meant, `weft peer release %s` lets them through", name, n, m.count.holding, name))
 	}

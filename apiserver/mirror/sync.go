@@ -239,18 +239,77 @@ func (m *Mirror) clusterOpLocked() []store.Op {
 	return []store.Op{store.Put(key, m.pending)}
 }
 
-// follow carries changes over until the watch ends. A history that was compacted
+// follow takes in changes until the watch ends. A history that was compacted
 // away, or is no longer that of the peer's store, ends the session, and the next
 // begins with a complete list.
-func (m *Mirror) follow(ctx context.Context, src Source, f folder, after store.Point) error {
+func (m *Mirror) follow(ctx context.Context, src Source, q *queue, f folder, after store.Point) error {
 	err := src.Watch(ctx, f.prefix, after, func(b store.Batch) error {
 		m.hear()
-		return m.change(ctx, f, b.Events)
+		entries, bytes := q.put(f, b.Events, time.Now())
+		if most := m.conf.Limit.Read(); most.check(entries, bytes) != nil {
+			return m.bound(f, m.conf.Limit.Entries+1, bytes) // no peer within its limit has so much to say
+		}
+		return nil
 	})
 	if err == nil {
 		err = store.ErrUnavailable
 	}
 	return fmt.Errorf("follow the peer's %s: %w", f.name, err)
+}
+
+// drainChanges is how many changes are carried over at once, and how many bytes of
+// them: as much as one transaction takes.
+const (
+	drainChanges = 100
+	drainBytes   = 1 << 20
+)
+
+// drain carries changes over, at the pace of the peer.
+func (m *Mirror) drain(ctx context.Context, q *queue) error {
+	for {
+		m.mu.Lock()
+		wait := m.pace.wait(time.Now())
+		m.mu.Unlock()
+		if wait > 0 {
+			m.tellLate(q)
+			if err := sleep(ctx, wait); err != nil {
+				return err
+			}
+			continue
+		}
+		f, events := q.take(drainChanges, drainBytes)
+		if len(events) == 0 {
+			m.late = false
+			select {
+			case <-q.wake:
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err := m.change(ctx, f, events); err != nil {
+			return fmt.Errorf("follow the peer's %s: %w", f.name, err)
+		}
+	}
+}
+
+// tellLate logs once that changes wait, until none does.
+func (m *Mirror) tellLate(q *queue) {
+	if n, _ := q.oldest(); n > 0 && !m.late {
+		m.late = true
+		m.conf.Log.Warn("a peer changes more than is carried over at once; its changes come late", "peer", m.conf.Peer.Name, "waiting", n)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
 }
 
 // change carries over what the peer wrote and withdrew.
@@ -263,6 +322,13 @@ func (m *Mirror) change(ctx context.Context, f folder, events []store.Event) err
 	m.mu.Lock()
 	ops, rebuilt := m.changeLocked(f, events)
 	entries, bytes := m.afterLocked(ops)
+	created := 0
+	for _, op := range ops {
+		if _, known := m.have[op.Key]; !known {
+			created++
+		}
+	}
+	m.pace.spend(time.Now(), created, 0)
 	m.mu.Unlock()
 	if rebuilt {
 		return errRebuilt
@@ -401,7 +467,11 @@ func (m *Mirror) folderOf(key string) string {
 func (m *Mirror) remember(ops []store.Op) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	now := time.Now()
 	for _, op := range ops {
+		if old, known := m.have[op.Key]; known {
+			m.pace.spend(now, 1, old.size) // it becomes history
+		}
 		m.bytes -= m.have[op.Key].size // 0 for what is new
 		m.pardonLocked(op.Key)         // if it was too large for our store
 		if op.Delete {

@@ -41,6 +41,8 @@ type Config struct {
 	GossipKey       []byte
 	// Limit bounds our copy of each peer; the zero value means mirror's default.
 	Limit mirror.Limit
+	// Rate bounds how fast it changes; the zero value means mirror's default.
+	Rate mirror.Rate
 	// Dialer reaches peers; nil means Etcd, with that limit.
 	Dialer Dialer
 	Log    *slog.Logger

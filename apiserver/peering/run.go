@@ -247,7 +247,7 @@ func (p *Peering) start(ctx context.Context, mirrors *sync.WaitGroup, peer wire.
 	heard := p.heard[peer.Name]
 	p.mu.Unlock()
 	r.mirror = mirror.New(mirror.Config{
-		Own: p.conf.Cluster, Peer: peer, Store: p.conf.Store, Limit: p.conf.Limit, Log: p.conf.Log,
+		Own: p.conf.Cluster, Peer: peer, Store: p.conf.Store, Limit: p.conf.Limit, Rate: p.conf.Rate, Log: p.conf.Log,
 		Heard: heard,
 		Taken: func(a netip.Addr) string { return p.taken(peer.Name, a) },
 		Dial: func() (mirror.Source, error) {

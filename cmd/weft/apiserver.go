@@ -37,6 +37,8 @@ func apiserverCommand() *cobra.Command {
 		"etcd-key":               "file with its key",
 		"peer-entries":           "how many entries are copied of one peer at most",
 		"peer-bytes":             "how many bytes are copied of one peer at most",
+		"peer-changes":           "how many changes of one peer are carried over per second; the rest comes late",
+		"peer-history-bytes":     "how many bytes of history one peer may leave in the store per second; the rest comes late",
 		"gossip-port":            "port of the gossip with this cluster's agents; 0: none",
 		"wan-gossip-port":        "port of the gossip with other clusters' API servers; 0: none",
 	}, func(ctx context.Context, c apiserver.Config, log *slog.Logger) error {
