@@ -169,6 +169,8 @@ func strangerConcerns(cluster string, strangers map[string]time.Time) (out []api
 func nodeProblem(cluster, node string, p api.NodeProblem) api.Concern {
 	c := api.Concern{Object: "node " + node, Node: node, Since: p.Since, Next: "`weft debug table problems --node " + node + "` lists them"}
 	switch {
+	case p.Table == wire.ProblemShares:
+		return shareConcern(node, p)
 	case p.Table == wire.ProblemTunnels:
 		c.Reason, c.Message = "TunnelDown", fmt.Sprintf("tunnel on %s is down: %s", node, p.Error)
 		c.Next = ""
@@ -287,4 +289,19 @@ func refusalConcerns(s *api.Status) (out []api.Concern) {
 		}
 	}
 	return out
+}
+
+// shareConcern says who has used up its share of what.
+func shareConcern(node string, p api.NodeProblem) api.Concern {
+	c := api.Concern{Object: "pod " + p.Row, Node: node, Reason: "ShareUsedUp", Since: p.Since, Next: fmt.Sprintf("see what it sends and receives: `weft observe --from-pod %s`, `--to-pod %s`", p.Row, p.Row)}
+	switch {
+	case p.Row == "":
+		c.Object, c.Next = "node "+node, "see which of its processes connect to pods"
+		c.Message = fmt.Sprintf("node %s %s", node, p.Error)
+	case p.Rows > 1:
+		c.Message = fmt.Sprintf("%d pods on node %s have each used up their shares, for example %s, which %s", p.Rows, node, p.Row, p.Error)
+	default:
+		c.Message = fmt.Sprintf("pod %s on node %s %s", p.Row, node, p.Error)
+	}
+	return c
 }

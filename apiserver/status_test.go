@@ -193,3 +193,29 @@ func TestProblemsOfNodesReadLikeSentences(t *testing.T) {
 		}
 	}
 }
+
+func TestAShareThatIsUsedUpNamesWhose(t *testing.T) {
+	const text = "holds 5 of 9 rows of table flows and may hold no more (its share is 2): it waits"
+	for _, test := range []struct {
+		problem      api.NodeProblem
+		object, want string
+	}{
+		{
+			api.NodeProblem{Table: wire.ProblemShares, Row: "shop/noisy", Rows: 1, Error: text}, "pod shop/noisy",
+			"pod shop/noisy on node e1 " + text + "; see what it sends and receives: `weft observe --from-pod shop/noisy`, `--to-pod shop/noisy`",
+		},
+		{
+			api.NodeProblem{Table: wire.ProblemShares, Row: "shop/noisy", Rows: 3, Error: text}, "pod shop/noisy",
+			"3 pods on node e1 have each used up their shares, for example shop/noisy, which " + text + "; see what it sends and receives: `weft observe --from-pod shop/noisy`, `--to-pod shop/noisy`",
+		},
+		{
+			api.NodeProblem{Table: wire.ProblemShares, Rows: 1, Error: text}, "node e1",
+			"node e1 " + text + "; see which of its processes connect to pods",
+		},
+	} {
+		all := nodeConcerns([]api.NodeStatus{{Name: "e1", State: api.NodeReady, Problems: []api.NodeProblem{test.problem}}}, reach{})
+		if len(all) != 1 || all[0].String() != test.want || all[0].Object != test.object || all[0].Node != "e1" || all[0].Reason != "ShareUsedUp" {
+			t.Errorf("%+v: %+v", test.problem, all)
+		}
+	}
+}

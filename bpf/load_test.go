@@ -41,6 +41,11 @@ func TestConfigValidate(t *testing.T) {
 			t.Errorf("%q does not mention %s", err, part)
 		}
 	}
+	c = Defaults()
+	c.Limits.Replies--
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "give replies at least as many") {
+		t.Errorf("fewer replies than flows: %v", err)
+	}
 }
 
 func TestExplain(t *testing.T) {

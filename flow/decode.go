@@ -40,6 +40,8 @@ func (r *Resolver) Decode(ev *bpf.Event) Flow {
 		Direction: Egress,
 		Bytes:     int(ev.Bytes),
 		Node:      r.Node,
+
+		Suppressed: uint64(ev.Suppressed),
 	}
 	if ev.Src != (bpf.Addr{}) {
 		f.Protocol = protocolName(ev.Proto)

@@ -62,6 +62,9 @@ func TestDecode(t *testing.T) {
 			func(f *Flow) {
 				f.DefaultDeny, f.Policies = false, []Policy{{Kind: "CiliumNetworkPolicy", Namespace: "shop", Name: "no-frontend"}}
 			}},
+		{"events of the same pod were suppressed before",
+			func(ev *bpf.Event) { ev.Suppressed = 42 },
+			func(f *Flow) { f.Suppressed = 42 }},
 		{"a rule of a generation that is gone",
 			func(ev *bpf.Event) { ev.Rule, ev.PolicyGen = 3, 6 },
 			func(f *Flow) { f.DefaultDeny, f.Policies = false, nil }},

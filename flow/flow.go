@@ -67,6 +67,9 @@ type Flow struct {
 	// because it or the agent read too slowly. Before filtering: not every one
 	// of them need have been of interest.
 	Lost uint64 `json:"lost,omitempty"`
+	// Suppressed is how many events of the pod that caused this one the datapath
+	// left out before it: others' would have found no room.
+	Suppressed uint64 `json:"suppressed,omitempty"`
 }
 
 // Policy names a policy as the operator applied it. Namespace is empty for the

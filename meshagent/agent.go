@@ -58,6 +58,7 @@ type Agent struct {
 	hosts      *hosts
 	observer   *observer
 	standing   *standing
+	shares     *shares
 	ring       *flow.Ring
 
 	listed chan struct{} // closed once every prefix was read in full
@@ -134,6 +135,7 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, paths: a.liveness, trust: a.trust, settled: a.workloads.settled, told: make(chan struct{}), lost: make(chan struct{}, 1), log: log}
 	a.hosts = &hosts{path: cfg.Hosts, own: n.cluster, tables: a.Tables, listed: a.listed, log: log}
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, identity: a.program.Identity, ring: a.ring, log: log}
+	a.shares = &shares{datapath: edges.Datapath, tables: a.Tables, log: log}
 	return a, nil
 }
 
@@ -168,7 +170,7 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 	}
 	defer func() { _ = a.Tables.DB.Stop() }()
 	g, ctx := errgroup.WithContext(ctx)
-	parts := []part{a.workloads, a.program, a.lanes, a.liveness, a.publisher, a.hosts, a.observer, a.standing}
+	parts := []part{a.workloads, a.program, a.lanes, a.liveness, a.publisher, a.hosts, a.observer, a.standing, a.shares}
 	for _, r := range a.reflectors {
 		parts = append(parts, r)
 	}

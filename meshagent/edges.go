@@ -26,6 +26,8 @@ type Datapath interface {
 	Counters() ([]bpf.Counter, error)
 	// Lost counts events that found the buffer full.
 	Lost() (uint64, error)
+	// Holdings is what pods and the node hold of the flow table.
+	Holdings() ([]bpf.Holding, error)
 	// Sweep deletes flows that have been silent for their lifetime.
 	Sweep(now uint64) (bpf.Swept, error)
 }

@@ -26,6 +26,11 @@ var (
 	descAge     = desc("peer_data_age_seconds", "Time since what a peer exports was last known to be complete here.", "cluster")
 	descEvents  = desc("events_total", "Events taken from the datapath.")
 	descLost    = desc("events_lost_total", "Events that found the buffer full.")
+	descHeld    = desc("flow_rows", "Rows of the flow table by the pod that opened them; without a pod those of the node itself.", "namespace", "pod")
+	descShare   = desc("flow_share_rows", "Rows of the flow table that a pod, or the node itself, is sure of.", "namespace", "pod")
+	descRefused = desc("flows_refused_total", "New flows that found no room in what their pod may hold of the flow table.", "namespace", "pod")
+	descEvicted = desc("flows_evicted_total", "Unanswered flows that gave way to newer ones of the same pod, which had used up its share.", "namespace", "pod")
+	descSilent  = desc("events_suppressed_total", "Events left out because their pod caused too many at once.", "namespace", "pod")
 	descEpoch   = desc("key_epoch", "Epoch of this node's newest tunnel key.")
 	descGen     = desc("policy_generation", "Generation of policy in force.")
 	descProblem = desc("problems", "Rows that did not reach the kernel or are not believed.", "table")
@@ -97,6 +102,19 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	count(descEvents, float64(stats.Seen))
 	if lost, err := a.edges.Datapath.Lost(); err == nil {
 		count(descLost, float64(lost))
+	}
+	if all, err := a.edges.Datapath.Holdings(); err == nil {
+		for _, h := range all {
+			namespace, pod, ok := a.shares.owner(h.Owner)
+			if !ok {
+				continue // its last flows will end soon
+			}
+			gauge(descHeld, float64(h.Used), namespace, pod)
+			gauge(descShare, float64(h.Sure), namespace, pod)
+			count(descRefused, float64(h.Refused), namespace, pod)
+			count(descEvicted, float64(h.Evicted), namespace, pod)
+			count(descSilent, float64(h.Suppressed), namespace, pod)
+		}
 	}
 	own, _, _ := a.lanes.Own()
 	gauge(descEpoch, float64(own.Epoch))

@@ -61,6 +61,7 @@ const (
 	ProblemCertificates = "certificates" // without a row
 	ProblemFiles        = "files"        // rows are paths of files
 	ProblemPods         = "pods"         // rows are namespace/name
+	ProblemShares       = "shares"       // of a map, used up by a pod; "" is the node itself
 )
 
 // NotRegistered is the problem of a node whose agent runs after its removal.

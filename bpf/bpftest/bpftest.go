@@ -154,6 +154,7 @@ type Datapath struct {
 	mu       sync.Mutex // guards what follows
 	attached map[bpf.Attachment]bool
 	counters []bpf.Counter
+	holdings []bpf.Holding
 	closed   bool
 	removed  bool
 }
@@ -230,6 +231,19 @@ func (d *Datapath) Counters() ([]bpf.Counter, error) {
 }
 
 func (d *Datapath) Lost() (uint64, error) { return 0, nil }
+
+// SetHoldings is what Holdings returns from now on.
+func (d *Datapath) SetHoldings(h ...bpf.Holding) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.holdings = slices.Clone(h)
+}
+
+func (d *Datapath) Holdings() ([]bpf.Holding, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.holdings), nil
+}
 
 func (d *Datapath) Sweep(now uint64) (bpf.Swept, error) {
 	return bpf.SweepMaps(d.maps, now, Forget(d.maps))

@@ -21,7 +21,7 @@ import (
 func labCommand() *cobra.Command {
 	cmd := groupCommand("lab", "Raise whole clusters on this machine", look,
 		labRunCommand(), labUpCommand(), labDownCommand(), labListCommand(), labExecCommand(), labPruneCommand(), labVerbsCommand())
-	cmd.AddCommand(labHostCommand(), labServeCommand(), labRequestCommand(), labLoadCommand())
+	cmd.AddCommand(labHostCommand(), labServeCommand(), labRequestCommand(), labLoadCommand(), labFloodCommand())
 	for _, name := range lab.Helpers {
 		cmd.AddCommand(&cobra.Command{Use: name, Hidden: true, DisableFlagParsing: true, RunE: func(cmd *cobra.Command, args []string) error {
 			return lab.Helper(cmd.Context(), append([]string{name}, args...))
@@ -303,6 +303,28 @@ func labRequestCommand() *cobra.Command {
 	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Second, "of each request")
 	cmd.Flags().DurationVar(&refused, "refused", 0, "each request is to be refused, within this time; 0: to be answered")
 	cmd.Flags().StringVar(&from, "from", "", "local address, or address:port")
+	return cmd
+}
+
+func labFloodCommand() *cobra.Command {
+	var rate float64
+	var during time.Duration
+	cmd := &cobra.Command{
+		Use: "flood TARGET", Short: "Send datagrams, each from another port", Hidden: true, Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			target, err := traffic.ParseTarget(args[0])
+			if err != nil {
+				return usageError{err}
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), during)
+			defer cancel()
+			sent, err := traffic.Flood(ctx, target, rate)
+			fmt.Fprintf(cmd.OutOrStdout(), "%d datagrams sent\n", sent)
+			return err
+		},
+	}
+	cmd.Flags().Float64Var(&rate, "rate", 45000, "datagrams per second")
+	cmd.Flags().DurationVar(&during, "for", 20*time.Second, "how long")
 	return cmd
 }
 

@@ -220,6 +220,9 @@ func (p *flowPrinter) print(f *flow.Flow) error {
 	if f.Lost > 0 {
 		fmt.Fprintf(p.out, "%d flows lost before this one: read faster, or filter less\n", f.Lost)
 	}
+	if f.Suppressed > 0 {
+		fmt.Fprintf(p.out, "%d events of the same pod suppressed before this one: it caused too many at once\n", f.Suppressed)
+	}
 	line := f.Line()
 	if p.colour {
 		verdict := string(f.Verdict)

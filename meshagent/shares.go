@@ -1,0 +1,111 @@
+package meshagent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// shares tells who has used up its share of the flow table.
+type shares struct {
+	datapath Datapath
+	tables   *tables.Tables
+	log      *slog.Logger
+
+	// Of the loop alone.
+	last map[uint32]bpf.Holding
+	said map[uint32]share
+}
+
+// share is what is said of an owner. It does not change while it is said: each
+// change would be a write that the whole cluster hears of.
+type share struct {
+	row, text string
+	looks     int // since it last found no room
+}
+
+const (
+	sharesEvery = 2 * time.Second
+	// calmLooks is how many times in a row an owner must have had room until
+	// nothing is said of it any more.
+	calmLooks = 3
+)
+
+// Run works until ctx ends.
+func (s *shares) Run(ctx context.Context) error {
+	for {
+		if err := s.look(); err != nil {
+			s.log.Debug("could not read the shares of the flow table, trying again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(sharesEvery):
+		}
+	}
+}
+
+// look compares what everybody holds with what it was the last time.
+func (s *shares) look() error {
+	all, err := s.datapath.Holdings()
+	if err != nil {
+		return err
+	}
+	limit := s.datapath.Maps().Flows.MaxEntries()
+	last, was := s.last, s.said
+	s.last, s.said = map[uint32]bpf.Holding{}, map[uint32]share{}
+	problems := map[string]string{}
+	for _, h := range all {
+		s.last[h.Owner] = h
+		is, known := was[h.Owner]
+		is.looks++
+		if last != nil && foundNoRoom(last[h.Owner], h) {
+			is.looks = 0
+		}
+		namespace, pod, there := s.owner(h.Owner)
+		if !there || !known && is.looks > 0 || is.looks >= calmLooks {
+			continue
+		}
+		if !known {
+			if pod != "" {
+				is.row = namespace + "/" + pod
+			}
+			is.text = fmt.Sprintf("holds %d of %d rows of table flows and may hold no more (its share is %d): new connections replace its unanswered ones or are refused", h.Used, limit, h.Sure)
+			s.log.Warn("share of table flows is used up", "owner", is.row, "rows", h.Used, "share", h.Sure, "limit", limit, "refused", h.Refused, "evicted", h.Evicted)
+		}
+		s.said[h.Owner], problems[is.row] = is, is.text
+	}
+	for owner, was := range was {
+		if _, still := s.said[owner]; !still {
+			h := s.last[owner]
+			s.log.Info("share of table flows suffices again", "owner", was.row, "rows", h.Used, "share", h.Sure, "refused", h.Refused, "evicted", h.Evicted)
+		}
+	}
+	writeProblems(s.tables, wire.ProblemShares, problems)
+	return nil
+}
+
+// foundNoRoom reports whether, from then to now, an owner asked for more rows than
+// it may hold.
+func foundNoRoom(then, now bpf.Holding) bool {
+	return now.Refused > then.Refused || now.Evicted > then.Evicted
+}
+
+// owner names whose share it is: both are empty for the node itself. It is false
+// for a pod that is gone.
+func (s *shares) owner(owner uint32) (namespace, pod string, ok bool) {
+	if owner == bpf.SharesNode {
+		return "", "", true
+	}
+	for e := range s.tables.Endpoints.All(s.tables.DB.ReadTxn()) {
+		if uint32(e.Ifindex) == owner {
+			return e.Namespace, e.Pod, true
+		}
+	}
+	return "", "", false
+}
