@@ -60,9 +60,9 @@ func Selectable(key string) string {
 	case key == KeyNamespace, key == KeyCluster, key == KeyServiceAccount:
 		return ""
 	case Given(key) && !strings.HasPrefix(key, KeyNamespaceLabels+"."):
-		return "no identity has a label of this name"
+		return "Weft gives no label of this name"
 	case !Relevant(key):
-		return "the label filter leaves it out of identities (as Cilium's default filter does)"
+		return "the label filter leaves it out, as Cilium's default filter does"
 	}
 	return ""
 }

@@ -120,7 +120,7 @@ func TestNetworkPolicyRefused(t *testing.T) {
 		{"a range from a name", netpol("ingress: [{ports: [{port: http, endPort: 80}]}]"), "endPort: needs a port number to begin with"},
 		{"a range backwards", netpol("ingress: [{ports: [{port: 80, endPort: 79}]}]"), "is below port 80"},
 		{"a label that is in no identity", netpol("ingress: [{from: [{podSelector: {matchLabels: {pod-template-hash: a}}}]}]"), "the label filter leaves it out"},
-		{"a label that the cluster gives", netpol("ingress: [{from: [{podSelector: {matchLabels: {io.kubernetes.pod.namespace: a}}}]}]"), "a pod's own label of this name is in no identity"},
+		{"a label that the cluster gives", netpol("ingress: [{from: [{podSelector: {matchLabels: {io.kubernetes.pod.namespace: a}}}]}]"), "a pod cannot give itself a label of this name"},
 		{"Cilium's prefix of a key", netpol("ingress: [{from: [{podSelector: {matchLabels: {'k8s:app': a}}}]}]"), "is not a label key"},
 		{"a policy twice", netpol("") + netpol("ingress: [{}]"), "NetworkPolicy default/p stands twice"},
 

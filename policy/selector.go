@@ -92,9 +92,8 @@ func parseSelector(at path, in *metav1.LabelSelector, read keyReader, errs *prob
 }
 
 // parseKey reads Cilium's prefixes k8s:, any: and reserved:; a key without one
-// means any:. Keys that are a
-// cluster's to give have no other source than k8s: any: would take the word of
-// whoever else has a label with that key.
+// means any:. Keys that are a cluster's to give have no other source than k8s:
+// any: would take the word of whoever else has a label with that key.
 func parseKey(at path, text string, errs *problems) (source, key string, ok bool) {
 	source, key, found := strings.Cut(text, ":")
 	if !found {
@@ -123,7 +122,7 @@ func parseKey(at path, text string, errs *problems) (source, key string, ok bool
 		return source, key, true
 	}
 	if why := identity.Selectable(key); why != "" {
-		errs.addNew(at, "%q selects nobody: %s; select by another label", text, why)
+		errs.addNew(at, "%q is in no identity: %s; select by another label", text, why)
 	}
 	if source == identity.SourceAny && identity.Given(key) {
 		source = identity.SourceK8s
@@ -160,10 +159,10 @@ func podKey(at path, text string, errs *problems) (source, key string, ok bool) 
 	}
 	why := identity.Selectable(text)
 	if identity.Given(text) && text != identity.KeyCluster && text != identity.KeyServiceAccount {
-		why = "a pod's own label of this name is in no identity"
+		why = "a pod cannot give itself a label of this name"
 	}
 	if why != "" {
-		errs.addNew(at, "%q selects nobody: %s; select by another label", text, why)
+		errs.addNew(at, "%q is in no identity: %s; select by another label", text, why)
 	}
 	return identity.SourceK8s, text, true
 }
@@ -176,7 +175,7 @@ func namespaceKey(at path, text string, errs *problems) (source, key string, ok 
 	}
 	key = identity.KeyNamespaceLabels + "." + text
 	if why := identity.Selectable(key); why != "" {
-		errs.addNew(at, "%q selects nobody: %s; select by another label", text, why)
+		errs.addNew(at, "%q is in no identity: %s; select by another label", text, why)
 	}
 	return identity.SourceK8s, key, true
 }
