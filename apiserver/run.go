@@ -36,19 +36,20 @@ type server struct {
 	log   *slog.Logger
 	began time.Time
 
-	registry  *registry.Registry
-	registrar *nodes.Registrar
-	endpoints *endpoints.Controller
-	collector *identity.Collector
-	exporter  *export.Exporter
-	peering   *peering.Peering
-	census    *census
-	kept      *store.Kept
-	memory    *memory
-	gossiper  *gossiper
-	space     *space
-	agents    *agents
-	metrics   *metrics
+	registry     *registry.Registry
+	registrar    *nodes.Registrar
+	endpoints    *endpoints.Controller
+	collector    *identity.Collector
+	exporter     *export.Exporter
+	peering      *peering.Peering
+	census       *census
+	kept         *store.Kept
+	memory       *memory
+	gossiper     *gossiper
+	space        *space
+	agents       *agents
+	metrics      *metrics
+	serviceReads serviceReads
 
 	mu   sync.RWMutex // guards cert
 	cert *tls.Certificate

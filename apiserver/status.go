@@ -73,6 +73,7 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 			return nil, err
 		}
 	}
+	problems = append(problems, s.misfitServices(ctx, out.Cluster.Revision, out.Nodes)...)
 	out.Concerns, out.Settling = api.Judge(time.Now(), s.differences(out, append(problems, s.problems()...)))
 	return out, nil
 }

@@ -441,18 +441,31 @@ type Service struct {
 	Name      string           `json:"name"`
 	ClusterIP string           `json:"clusterIP,omitempty"`
 	Ports     []string         `json:"ports"` // "http 80/TCP"
+	PortNames []string         `json:"portNames,omitempty"`
 	Global    bool             `json:"global"`
 	Shared    bool             `json:"shared"`
 	Affinity  string           `json:"affinity"`
 	Backends  []ServiceBackend `json:"backends"`
 }
 
-// ServiceBackend is one backend of a service, in whichever cluster.
+// ServiceBackend is one backend of a service, in whichever cluster. Each address
+// is there once.
 type ServiceBackend struct {
 	Cluster string     `json:"cluster"`
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address"`
-	Ready   bool       `json:"ready"`
+	// Ready says that new connections from this cluster reach it on every port of
+	// the service; LeftOut says on which they do not, and why.
+	Ready   bool      `json:"ready"`
+	LeftOut []LeftOut `json:"leftOut,omitempty"`
+}
+
+// LeftOut is why a backend gets no new connections.
+type LeftOut struct {
+	Port   string `json:"port,omitempty"` // as in Service.PortNames; "" means every port
+	Reason string `json:"reason"`
+	// Misfit says that the backend does not have the port, however ready it is.
+	Misfit bool `json:"misfit,omitempty"`
 }
 
 // ServiceList answers GET /v1/services.

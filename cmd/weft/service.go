@@ -20,8 +20,9 @@ func serviceListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "Show services with their backends in every cluster",
-		Long: "Show services with their backends in every cluster, as CLUSTER:READY/ALL. -o wide lists\n" +
-			"each backend.",
+		Long: "Show services with their backends in every cluster, as CLUSTER:REACHED/ALL: of all its\n" +
+			"backends those that new connections from here reach. What is left out is counted by\n" +
+			"reason. -o wide lists each backend.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ask := func(ctx context.Context, c *api.Client) (*api.ServiceList, error) {
@@ -38,35 +39,75 @@ func serviceListCommand() *cobra.Command {
 
 func serviceTable(lists []*api.ServiceList) table {
 	t := table{
-		columns: columns("CLUSTER", "NAMESPACE", "NAME", "CLUSTER-IP", "PORTS", "GLOBAL", "SHARED", "AFFINITY", "BACKENDS", "*ADDRESSES"),
+		columns: columns("CLUSTER", "NAMESPACE", "NAME", "CLUSTER-IP", "PORTS", "GLOBAL", "SHARED", "AFFINITY", "BACKENDS", "LEFT-OUT", "*ADDRESSES"),
 		name:    2, empty: "there are no services",
 	}
 	for _, l := range lists {
 		for _, s := range l.Services {
 			t.rows = append(t.rows, []string{s.Cluster, s.Namespace, s.Name, s.ClusterIP, strings.Join(s.Ports, ","),
-				fmt.Sprint(s.Global), fmt.Sprint(s.Shared), s.Affinity, backendCounts(s.Backends), backendAddresses(s.Backends)})
+				fmt.Sprint(s.Global), fmt.Sprint(s.Shared), s.Affinity, backendCounts(s), leftOut(s.Backends), backendAddresses(s.Backends)})
 		}
 	}
 	return t
 }
 
-// backendCounts is "east:2/2 west:1/2": ready of all, by cluster.
-func backendCounts(backends []api.ServiceBackend) string {
-	ready, all := map[string]int{}, map[string]int{}
+// backendCounts is "east:2/2 west:1/2": of all backends of each cluster, those that
+// new connections reach. Where that depends on the port, each port has its own:
+// "http east:2/2, echo east:0/2".
+func backendCounts(s api.Service) string {
+	var each []string
+	for _, port := range s.PortNames {
+		each = append(each, portCounts(s.Backends, port))
+	}
+	if len(each) == 0 {
+		return portCounts(s.Backends, "")
+	}
+	if !slices.ContainsFunc(each, func(c string) bool { return c != each[0] }) {
+		return each[0]
+	}
+	for i := range each {
+		each[i] = s.PortNames[i] + " " + each[i]
+	}
+	return strings.Join(each, ", ")
+}
+
+func portCounts(backends []api.ServiceBackend, port string) string {
+	reached, all := map[string]int{}, map[string]int{}
 	for _, b := range backends {
 		all[b.Cluster]++
-		if b.Ready {
-			ready[b.Cluster]++
+		if !slices.ContainsFunc(b.LeftOut, func(l api.LeftOut) bool { return l.Port == "" || l.Port == port }) {
+			reached[b.Cluster]++
 		}
 	}
 	var words []string
 	for _, cluster := range slices.Sorted(maps.Keys(all)) {
-		words = append(words, fmt.Sprintf("%s:%d/%d", cluster, ready[cluster], all[cluster]))
+		words = append(words, fmt.Sprintf("%s:%d/%d", cluster, reached[cluster], all[cluster]))
 	}
 	return strings.Join(words, " ")
 }
 
-// backendAddresses marks what is not ready with an exclamation mark.
+// leftOut says which backends get no new connections and why: "2 of west: no port
+// http, only www".
+func leftOut(backends []api.ServiceBackend) string {
+	count := map[string]int{}
+	for _, b := range backends {
+		for _, l := range b.LeftOut {
+			reason := b.Cluster + ": " + l.Reason
+			if l.Port != "" && !l.Misfit {
+				reason += " (" + l.Port + ")"
+			}
+			count[reason]++
+		}
+	}
+	var words []string
+	for _, reason := range slices.Sorted(maps.Keys(count)) {
+		words = append(words, fmt.Sprintf("%d of %s", count[reason], reason))
+	}
+	return strings.Join(words, "; ")
+}
+
+// backendAddresses marks those that do not get every new connection with an
+// exclamation mark.
 func backendAddresses(backends []api.ServiceBackend) string {
 	var words []string
 	for _, b := range backends {

@@ -17,7 +17,7 @@ var mayImport = map[string][]string{
 	"bpf":           {},
 	"tunnel":        {},
 	"deploy":        {},
-	"wire":          {"identity"},
+	"wire":          {"identity", "service"}, // what a peer exports of services, as backends
 	"policy":        {"identity", "manifest"},
 	"flow":          {"identity", "bpf"},
 	"apiserver/api": {},

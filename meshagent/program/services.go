@@ -145,7 +145,7 @@ func (v *view) slices(problems *[]doubt) map[string]map[service.ClusterID][]serv
 		case row.Object != nil && c == v.own:
 			add(c, service.SliceFromKubernetes(row.Object), row.Key(), row.Object.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy)
 		case row.Remote != nil && c != v.own:
-			s := fromSlice(row.Remote)
+			s := row.Remote.Slice()
 			inSlices[row.Cluster+"/"+s.Namespace+"/"+s.Service] = true
 			add(c, s, row.Key(), false)
 		}
@@ -155,54 +155,9 @@ func (v *view) slices(problems *[]doubt) map[string]map[service.ClusterID][]serv
 		if c == nil || row.Remote == nil || c == v.own || inSlices[row.Key()] || !row.Remote.Shared {
 			continue
 		}
-		for _, s := range fromService(row.Remote) {
+		for _, s := range row.Remote.Slices() {
 			add(c, s, row.Key(), false)
 		}
-	}
-	return out
-}
-
-// fromSlice reads the newer form of a peer's backends.
-func fromSlice(in *wire.ClusterEndpointSlice) service.Slice {
-	s := service.Slice{Namespace: in.Namespace, Name: in.Name, Service: in.Service()}
-	for _, p := range in.Ports {
-		protocol := service.Protocol(p.Protocol)
-		if protocol == "" {
-			protocol = service.TCP
-		}
-		if p.Port > 0 && p.Port < 1<<16 {
-			s.Ports = append(s.Ports, service.SlicePort{Name: p.Name, Protocol: protocol, Port: uint16(p.Port)})
-		}
-	}
-	for _, e := range in.Endpoints {
-		for _, text := range e.Addresses {
-			a, err := wire.ParseAddr(text)
-			if err != nil {
-				continue
-			}
-			end := service.Endpoint{Addr: a, Node: e.NodeName, Zone: e.Zone}
-			end.Ready, end.Serving, end.Terminating = service.Conditions(e.Conditions.Ready, e.Conditions.Serving, e.Conditions.Terminating)
-			s.Endpoints = append(s.Endpoints, end)
-		}
-	}
-	if service.Weightless(in.Annotations) {
-		s.Drain()
-	}
-	return s
-}
-
-// fromService reads the older form, which has no conditions, so that all it lists
-// counts as ready; each backend comes with
-// ports of its own.
-func fromService(in *wire.ClusterService) []service.Slice {
-	var out []service.Slice
-	for addr, ports := range in.Backends {
-		s := service.Slice{Namespace: in.Namespace, Name: in.Name + "-" + addr.String(), Service: in.Name}
-		s.Endpoints = []service.Endpoint{{Addr: addr, Ready: true, Serving: true}}
-		for name, p := range ports {
-			s.Ports = append(s.Ports, service.SlicePort{Name: name, Protocol: service.Protocol(p.Protocol), Port: p.Port})
-		}
-		out = append(out, s)
 	}
 	return out
 }

@@ -219,10 +219,10 @@ func TestAPeersSliceOfWeightZeroDrains(t *testing.T) {
 		"0": {Addr: netip.MustParseAddr("10.2.1.2"), Serving: true, Draining: true},
 		"5": {Addr: netip.MustParseAddr("10.2.1.2"), Ready: true, Serving: true},
 	} {
-		s := fromSlice(&wire.ClusterEndpointSlice{
+		s := (&wire.ClusterEndpointSlice{
 			Annotations: map[string]string{service.AnnotationWeight: weight},
 			Endpoints:   []wire.SliceEndpoint{{Addresses: []string{"10.2.1.2"}}},
-		})
+		}).Slice()
 		if !reflect.DeepEqual(s.Endpoints, []service.Endpoint{want}) {
 			t.Errorf("weight %s: %+v", weight, s.Endpoints)
 		}

@@ -1,0 +1,111 @@
+package service
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Stand is one endpoint of a service, for people: where it is used, and where it
+// is left out and why.
+type Stand struct {
+	Addr netip.Addr
+	Node string
+	// Why has, for each port of the service in order, why no new connection of it
+	// reaches the endpoint; "" if one does.
+	Why []string
+	// Misfit is set for the ports that the endpoint does not serve, however ready
+	// it is.
+	Misfit []bool
+}
+
+// Stands says how every endpoint of one cluster stands, each address once, in
+// order of address. own is set for the service's own cluster. It agrees with
+// Frontends on what takes new connections.
+func Stands(svc *Service, from []Slice, own bool) []Stand {
+	all := map[netip.Addr]*Stand{}
+	for i := range from {
+		for _, e := range from[i].Endpoints {
+			s := all[e.Addr]
+			if s == nil {
+				s = &Stand{Addr: e.Addr, Why: make([]string, len(svc.Ports)), Misfit: make([]bool, len(svc.Ports))}
+				all[e.Addr] = s
+			}
+			s.Node = cmp.Or(s.Node, e.Node)
+		}
+	}
+	for i, port := range svc.Ports {
+		used := map[netip.Addr]bool{}
+		for _, v4 := range []bool{true, false} {
+			g, _ := group(port, v4, from)
+			for _, b := range g.Backends {
+				used[b.Addr] = true
+			}
+		}
+		for _, s := range all {
+			if !used[s.Addr] {
+				s.Why[i], s.Misfit[i] = left(port, s.Addr, from, own)
+			}
+		}
+	}
+	out := make([]Stand, 0, len(all))
+	for _, s := range all {
+		out = append(out, *s)
+	}
+	slices.SortFunc(out, func(a, b Stand) int { return a.Addr.Compare(b.Addr) })
+	return out
+}
+
+// left says why an address takes no new connection of a port, and whether that is
+// because it does not have the port.
+func left(port Port, addr netip.Addr, from []Slice, own bool) (why string, misfit bool) {
+	var names []string
+	served, why := false, "not ready"
+	for i := range from {
+		for _, e := range from[i].Endpoints {
+			if e.Addr != addr {
+				continue
+			}
+			if _, ok := match(port, from[i].Ports); !ok {
+				for _, p := range from[i].Ports {
+					names = append(names, p.label())
+				}
+				continue
+			}
+			served = true
+			switch {
+			case e.Draining:
+				why = "in maintenance"
+			case e.Terminating:
+				why = "terminating"
+			}
+		}
+	}
+	if served {
+		return why, false
+	}
+	if own && port.TargetName != "" {
+		return fmt.Sprintf("no container port named %s", port.TargetName), true
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	what := SlicePort{port.Name, port.Protocol, port.Port}.label()
+	if len(names) == 0 {
+		return fmt.Sprintf("no port %s", what), true
+	}
+	return fmt.Sprintf("no port %s, only %s", what, strings.Join(names, ", ")), true
+}
+
+// label is a port's name; without one its number, with its protocol unless TCP.
+func (p SlicePort) label() string {
+	name := cmp.Or(p.Name, fmt.Sprint(p.Port))
+	if p.Protocol != TCP {
+		name += "/" + string(p.Protocol)
+	}
+	return name
+}
+
+// Label is how people call the port: its name, or else its number.
+func (p Port) Label() string { return SlicePort{p.Name, p.Protocol, p.Port}.label() }

@@ -1,0 +1,83 @@
+package service
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+)
+
+func TestStands(t *testing.T) {
+	a, b := netip.MustParseAddr("10.2.1.2"), netip.MustParseAddr("10.2.1.3")
+	http := Port{Name: "http", Protocol: TCP, Port: 80}
+	ready := func(a netip.Addr) Endpoint { return Endpoint{Addr: a, Node: "n1", Ready: true, Serving: true} }
+	named := func(name string, e ...Endpoint) Slice {
+		return Slice{Ports: []SlicePort{{Name: name, Protocol: TCP, Port: 8080}}, Endpoints: e}
+	}
+	for name, c := range map[string]struct {
+		port Port
+		from []Slice
+		own  bool
+		want string
+	}{
+		"ready":                    {http, []Slice{named("http", ready(a))}, false, `[10.2.1.2@n1 "" false]`},
+		"another name there":       {http, []Slice{named("www", ready(a))}, false, `[10.2.1.2@n1 "no port http, only www" true]`},
+		"a port without a name":    {Port{Protocol: TCP, Port: 80}, []Slice{named("www", ready(a))}, false, `[10.2.1.2@n1 "" false]`},
+		"another protocol":         {Port{Name: "dns", Protocol: UDP, Port: 53}, []Slice{named("dns", ready(a))}, false, `[10.2.1.2@n1 "no port dns/UDP, only dns" true]`},
+		"no port at all":           {http, []Slice{{Endpoints: []Endpoint{ready(a)}}}, false, `[10.2.1.2@n1 "no port http" true]`},
+		"no container has it":      {Port{Name: "http", Protocol: TCP, Port: 80, TargetName: "web"}, []Slice{{Endpoints: []Endpoint{ready(a)}}}, true, `[10.2.1.2@n1 "no container port named web" true]`},
+		"one address in two":       {http, []Slice{named("http", ready(a)), named("http", ready(a), ready(b))}, false, `[10.2.1.2@n1 "" false] [10.2.1.3@n1 "" false]`},
+		"served by one of two":     {http, []Slice{named("www", ready(a)), named("http", ready(a))}, false, `[10.2.1.2@n1 "" false]`},
+		"not ready":                {http, []Slice{named("http", Endpoint{Addr: a, Node: "n1"})}, false, `[10.2.1.2@n1 "not ready" false]`},
+		"terminating, others live": {http, []Slice{named("http", Endpoint{Addr: a, Node: "n1", Serving: true, Terminating: true}, ready(b))}, false, `[10.2.1.2@n1 "terminating" false] [10.2.1.3@n1 "" false]`},
+		"terminating, the last":    {http, []Slice{named("http", Endpoint{Addr: a, Node: "n1", Serving: true, Terminating: true})}, false, `[10.2.1.2@n1 "" false]`},
+		"in maintenance":           {http, []Slice{named("http", Endpoint{Addr: a, Node: "n1", Serving: true, Draining: true})}, false, `[10.2.1.2@n1 "in maintenance" false]`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := ""
+			for _, s := range Stands(&Service{Ports: []Port{c.port}}, c.from, c.own) {
+				if got != "" {
+					got += " "
+				}
+				got += fmt.Sprintf("[%v@%s %q %v]", s.Addr, s.Node, s.Why[0], s.Misfit[0])
+			}
+			if got != c.want {
+				t.Errorf("%s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+// What is shown as used is exactly what packets are sent to.
+func TestStandsAgreeWithFrontends(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	names := []string{"http", "www", ""}
+	for range 2000 {
+		svc := Service{Addresses: []netip.Addr{netip.MustParseAddr("10.101.0.7")}, Ports: []Port{{Name: names[r.IntN(3)], Protocol: TCP, Port: 80}, {Name: "dns", Protocol: UDP, Port: 53}}}
+		var from []Slice
+		for range r.IntN(4) {
+			s := Slice{}
+			for range r.IntN(3) {
+				s.Ports = append(s.Ports, SlicePort{Name: append(names, "dns")[r.IntN(4)], Protocol: []Protocol{TCP, UDP}[r.IntN(2)], Port: uint16(r.IntN(3))})
+			}
+			for range r.IntN(4) {
+				s.Endpoints = append(s.Endpoints, Endpoint{Addr: netip.AddrFrom4([4]byte{10, 1, 1, byte(r.IntN(4))}), Ready: r.IntN(2) == 0, Serving: r.IntN(2) == 0, Terminating: r.IntN(2) == 0, Draining: r.IntN(8) == 0})
+			}
+			from = append(from, s)
+		}
+		stands := Stands(&svc, from, false)
+		for i, f := range Frontends(1, &svc, map[ClusterID][]Slice{1: from}) {
+			used := map[netip.Addr]bool{}
+			for _, g := range f.Groups {
+				for _, b := range g.Backends {
+					used[b.Addr] = true
+				}
+			}
+			for _, s := range stands {
+				if used[s.Addr] != (s.Why[i] == "") {
+					t.Fatalf("port %d, %v: used %v, why %q\n%+v", i, s.Addr, used[s.Addr], s.Why[i], from)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,51 @@
+package wire
+
+import (
+	"fmt"
+
+	"github.com/weft-mesh/weft/service"
+)
+
+// Slice is the backends of a peer in the newer form.
+func (s *ClusterEndpointSlice) Slice() service.Slice {
+	out := service.Slice{Namespace: s.Namespace, Name: s.Name, Service: s.Service()}
+	for _, p := range s.Ports {
+		protocol := service.Protocol(p.Protocol)
+		if protocol == "" {
+			protocol = service.TCP
+		}
+		if p.Port > 0 && p.Port < 1<<16 {
+			out.Ports = append(out.Ports, service.SlicePort{Name: p.Name, Protocol: protocol, Port: uint16(p.Port)})
+		}
+	}
+	for _, e := range s.Endpoints {
+		for _, text := range e.Addresses {
+			a, err := ParseAddr(text)
+			if err != nil {
+				continue
+			}
+			end := service.Endpoint{Addr: a, Node: e.NodeName, Zone: e.Zone}
+			end.Ready, end.Serving, end.Terminating = service.Conditions(e.Conditions.Ready, e.Conditions.Serving, e.Conditions.Terminating)
+			out.Endpoints = append(out.Endpoints, end)
+		}
+	}
+	if service.Weightless(s.Annotations) {
+		out.Drain()
+	}
+	return out
+}
+
+// Slices are the backends of a peer in the older form, which has no conditions,
+// so that all it lists counts as ready. Each backend has ports of its own.
+func (s *ClusterService) Slices() []service.Slice {
+	var out []service.Slice
+	for addr, ports := range s.Backends {
+		slice := service.Slice{Namespace: s.Namespace, Name: fmt.Sprintf("%s-%v", s.Name, addr), Service: s.Name}
+		slice.Endpoints = []service.Endpoint{{Addr: addr, Ready: true, Serving: true}}
+		for name, p := range ports {
+			slice.Ports = append(slice.Ports, service.SlicePort{Name: name, Protocol: service.Protocol(p.Protocol), Port: p.Port})
+		}
+		out = append(out, slice)
+	}
+	return out
+}
