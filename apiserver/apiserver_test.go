@@ -385,7 +385,7 @@ func TestRights(t *testing.T) {
 	}
 
 	// Removal takes the rights back.
-	if err := admin.RemoveNode(ctx, "n1"); err != nil {
+	if _, err := admin.RemoveNode(ctx, "n1", false); err != nil {
 		t.Fatal(err)
 	}
 	if err := n1.put(wire.NodeKey("n1"), wire.NodeState{Name: "n1"}); !errors.Is(err, store.ErrDenied) {

@@ -35,7 +35,11 @@ func (s *server) handler() http.Handler {
 		return s.registry.Get(r.Context(), r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"))
 	}))
 	mux.HandleFunc("DELETE /v1/objects/{plural}/{namespace}/{name}", s.answer(func(r *http.Request) (any, error) {
-		return s.registry.Delete(r.Context(), r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"))
+		result, err := s.registry.Delete(r.Context(), r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"))
+		if err == nil {
+			s.auditObjects(r, result)
+		}
+		return result, err
 	}))
 	mux.HandleFunc("GET /v1/watch/{plural}", s.watch)
 	mux.HandleFunc("GET /v1/status", s.answer(func(r *http.Request) (any, error) { return s.status(r.Context()) }))
@@ -57,7 +61,7 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, api.NotFound("client and server may be of different versions; `weft version` shows both", "the API has no %s %s", r.Method, r.URL.Path))
 	})
-	return s.metrics.count(s.admit(mux))
+	return s.metrics.count(s.admit(s.audited(mux)))
 }
 
 // admit lets operators do everything and agents what concerns their own node.
@@ -153,7 +157,11 @@ func (s *server) postApply(r *http.Request) (any, error) {
 			return nil, err
 		}
 	}
-	return s.registry.Apply(r.Context(), text, opts)
+	result, err := s.registry.Apply(r.Context(), text, opts)
+	if err == nil {
+		s.auditObjects(r, result)
+	}
+	return result, err
 }
 
 func (s *server) postDelete(r *http.Request) (any, error) {
@@ -165,7 +173,11 @@ func (s *server) postDelete(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.registry.DeleteManifest(r.Context(), text, opts)
+	result, err := s.registry.DeleteManifest(r.Context(), text, opts)
+	if err == nil {
+		s.auditObjects(r, result)
+	}
+	return result, err
 }
 
 func (s *server) postNode(r *http.Request) (any, error) {
@@ -191,7 +203,12 @@ func (s *server) postNode(r *http.Request) (any, error) {
 
 func (s *server) deleteNode(r *http.Request) (any, error) {
 	name := r.PathValue("name")
-	refused := s.registrar.Remove(r.Context(), name)
+	if r.URL.Query().Get("force") != "true" {
+		if err := s.mayRemove(r.Context(), name); err != nil {
+			return nil, err
+		}
+	}
+	pods, refused := s.registrar.Remove(r.Context(), name)
 	var answer *api.Error
 	absent := errors.As(refused, &answer) && answer.Status == http.StatusNotFound
 	if refused != nil && !absent {
@@ -206,7 +223,28 @@ func (s *server) deleteNode(r *http.Request) (any, error) {
 		return nil, refused
 	}
 	s.census.forget(name)
-	return api.ApplyResult{Cluster: s.cluster.Name, Objects: []api.AppliedObject{{Cluster: s.cluster.Name, Kind: "Node", Name: name, Action: api.Deleted}}}, nil
+	result := &api.ApplyResult{Cluster: s.cluster.Name, Objects: []api.AppliedObject{{Cluster: s.cluster.Name, Kind: "Node", Name: name, Action: api.Deleted}}}
+	for _, pod := range pods {
+		result.Objects = append(result.Objects, api.AppliedObject{Cluster: s.cluster.Name, Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, Action: api.Deleted})
+	}
+	return result, nil
+}
+
+// mayRemove refuses to take a node away under its agent: its pods would go on
+// running, cut off, until somebody stops them.
+func (s *server) mayRemove(ctx context.Context, name string) error {
+	nodes, err := s.nodeStatus(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if n.Name != name || n.Alive == nil || !*n.Alive {
+			continue
+		}
+		return api.Conflict("stop its agent first, or repeat with --force",
+			"the agent of node %s is running, and the %d pods on it would be deleted with it", name, n.Endpoints)
+	}
+	return nil
 }
 
 // postRotate asks for the key epoch after the newest there is.

@@ -94,7 +94,7 @@ func TestEmptiedStoreTellsNobodyThatThereIsNothing(t *testing.T) {
 	join(t, p.admin(), 1)
 	problems("node n2 is not let in")
 	release("n2 of the store before")
-	if err := p.admin().RemoveNode(t.Context(), "n2"); err != nil {
+	if _, err := p.admin().RemoveNode(t.Context(), "n2", false); err != nil {
 		t.Error(err)
 	}
 	problems()

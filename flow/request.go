@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"slices"
 	"strconv"
 )
 
@@ -15,10 +16,18 @@ type Request struct {
 	// Last is how many matching flows that are kept come first; below 0: all.
 	Last   int
 	Filter Filter
+	// Not are filters that leave flows out: those that any of them matches.
+	Not []Filter
+}
+
+// Match tells whether a flow is asked for.
+func (r *Request) Match(f *Flow) bool {
+	return r.Filter.Match(f) && !slices.ContainsFunc(r.Not, func(not Filter) bool { return not.Match(f) })
 }
 
 // ParseRequest reads query parameters: follow (true, false), last (a number,
-// 0 without it) and those of ParseFilter. An empty follow means true.
+// 0 without it), not (a filter as a query of its own, such as verdict=DROPPED;
+// repeated for several) and those of ParseFilter. An empty follow means true.
 func ParseRequest(query url.Values) (Request, error) {
 	query = maps.Clone(query)
 	var r Request
@@ -37,8 +46,20 @@ func ParseRequest(query url.Values) (Request, error) {
 		}
 		r.Last = last
 	}
+	for _, text := range query["not"] {
+		part, err := url.ParseQuery(text)
+		if err != nil || len(part) == 0 {
+			return Request{}, fmt.Errorf("not is a filter such as verdict=FORWARDED, not %q", text)
+		}
+		not, err := ParseFilter(part)
+		if err != nil {
+			return Request{}, fmt.Errorf("not %w", err)
+		}
+		r.Not = append(r.Not, not)
+	}
 	query.Del("follow")
 	query.Del("last")
+	query.Del("not")
 	var err error
 	r.Filter, err = ParseFilter(query)
 	if err != nil {
@@ -51,6 +72,9 @@ func ParseRequest(query url.Values) (Request, error) {
 func (r *Request) Values() url.Values {
 	q := r.Filter.Values()
 	q.Set("last", strconv.Itoa(r.Last))
+	for _, not := range r.Not {
+		q.Add("not", not.Values().Encode())
+	}
 	if r.Follow {
 		q.Set("follow", "true")
 	}

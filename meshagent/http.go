@@ -100,14 +100,14 @@ func (a *Agent) observe(w http.ResponseWriter, r *http.Request) {
 	_ = control.Flush()
 	lines := json.NewEncoder(w)
 	if !req.Follow {
-		for _, f := range a.ring.Last(req.Last, req.Filter.Match) {
+		for _, f := range a.ring.Last(req.Last, req.Match) {
 			if lines.Encode(f) != nil {
 				return
 			}
 		}
 		return
 	}
-	_ = a.ring.Follow(r.Context(), req.Last, req.Filter.Match, func(f flow.Flow) error {
+	_ = a.ring.Follow(r.Context(), req.Last, req.Match, func(f flow.Flow) error {
 		if err := lines.Encode(f); err != nil {
 			return err
 		}

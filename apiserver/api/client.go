@@ -294,9 +294,15 @@ func (c *Client) AddNode(ctx context.Context, node NodeRequest) (*JoinBundle, er
 	return &out, c.call(ctx, http.MethodPost, "/v1/nodes", nil, node, &out)
 }
 
-// RemoveNode removes a node, its endpoints and its rights.
-func (c *Client) RemoveNode(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodDelete, "/v1/nodes/"+url.PathEscape(name), nil, nil, nil)
+// RemoveNode removes a node and the pods declared on it, and answers what went.
+// While its agent runs, that is refused unless forced.
+func (c *Client) RemoveNode(ctx context.Context, name string, force bool) (*ApplyResult, error) {
+	query := url.Values{}
+	if force {
+		query.Set("force", "true")
+	}
+	var out ApplyResult
+	return &out, c.call(ctx, http.MethodDelete, "/v1/nodes/"+url.PathEscape(name), query, nil, &out)
 }
 
 // RotateKeys asks every node for new tunnel keys.

@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -291,34 +292,37 @@ func (r *Registrar) bundle(ctx context.Context, reg Registration) (*api.JoinBund
 }
 
 // Remove removes a node: its rights first, then all that it said and the pods
-// that were to run on it. Their endpoints follow.
-func (r *Registrar) Remove(ctx context.Context, node string) error {
+// that were to run on it, which it returns. Their endpoints follow.
+func (r *Registrar) Remove(ctx context.Context, node string) (gone []types.NamespacedName, err error) {
 	if _, err := r.conf.Store.Get(ctx, RegistrationKey(node)); errors.Is(err, store.ErrNotFound) {
-		return api.NotFound("`weft node list` shows them", "cluster %s has no node %q", r.conf.Cluster.Name, node)
+		return nil, api.NotFound("`weft node list` shows them", "cluster %s has no node %q", r.conf.Cluster.Name, node)
 	} else if err != nil {
-		return err
+		return nil, err
 	}
 	if err := r.conf.Users.RemoveUser(ctx, authority.AgentUser(node)); err != nil {
-		return err
+		return nil, err
 	}
 	ops := []store.Op{store.DeletePrefix(wire.NodePrefix(node))}
 	pods, _, err := r.conf.Store.List(ctx, wire.ObjectsPrefix+"pods/")
 	if err != nil {
-		return fmt.Errorf("remove node %s: %w", node, err)
+		return nil, fmt.Errorf("remove node %s: %w", node, err)
 	}
 	for _, kv := range pods {
 		var pod corev1.Pod
 		if json.Unmarshal(kv.Value, &pod) == nil && pod.Spec.NodeName == node {
 			ops = append(ops, store.Delete(kv.Key))
+			if _, ns, name, ok := wire.ParseObjectKey(kv.Key); ok {
+				gone = append(gone, types.NamespacedName{Namespace: ns, Name: name})
+			}
 		}
 	}
 	// The registration goes last: whatever stops us before, the node can be
 	// removed again.
 	ops = append(ops, store.Put(guardKey, []byte(node)), store.Delete(RegistrationKey(node)))
 	if err := store.Write(ctx, r.conf.Store, ops...); err != nil {
-		return fmt.Errorf("remove node %s: %w", node, err)
+		return nil, fmt.Errorf("remove node %s: %w", node, err)
 	}
-	return nil
+	return gone, nil
 }
 
 // GossipKeys are the cluster's keys for gossip among its nodes, made when there

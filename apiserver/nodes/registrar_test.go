@@ -2,6 +2,7 @@ package nodes
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -143,8 +144,8 @@ func TestRemove(t *testing.T) {
 	if err := store.Write(t.Context(), s, pod("a", "n1"), pod("b", "n2"), store.Put(wire.NodeKey("n1"), nil), store.Put(wire.NodeKey("n2"), nil)); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Remove(t.Context(), "n1"); err != nil {
-		t.Fatal(err)
+	if gone, err := r.Remove(t.Context(), "n1"); err != nil || fmt.Sprint(gone) != "[shop/a]" {
+		t.Fatal(gone, err)
 	}
 	for _, line := range s.Dump(wire.StatePrefix) {
 		if strings.Contains(line, "n1") {
@@ -155,12 +156,11 @@ func TestRemove(t *testing.T) {
 		t.Error("too much was removed, or too little")
 	}
 	var refused *api.Error
-	if err := r.Remove(t.Context(), "n1"); !errors.As(err, &refused) || refused.Status != 404 {
+	if _, err := r.Remove(t.Context(), "n1"); !errors.As(err, &refused) || refused.Status != 404 {
 		t.Error(err)
 	}
 }
 
-// A slip of the pen moves no node.
 // A certificate that is renewed names no labels, and leaves them alone.
 func TestLabelsStay(t *testing.T) {
 	r, _, _ := registrar(t)
@@ -185,6 +185,7 @@ func TestLabelsStay(t *testing.T) {
 	}
 }
 
+// A slip of the pen moves no node.
 func TestAnotherAddressIsSaid(t *testing.T) {
 	r, _, _ := registrar(t)
 	if _, err := r.Add(t.Context(), request("n1", "172.16.1.1", "10.1.1.0/24")); err != nil {

@@ -215,5 +215,5 @@ func subcommand(cmd *cobra.Command, args []string) error {
 			names = append(names, c.Name())
 		}
 	}
-	return usageError{fmt.Errorf("%s: there is no %q; choose from %s", cmd.CommandPath(), args[0], strings.Join(names, ", "))}
+	return usageError{fmt.Errorf("%s: there is no %q; %s", cmd.CommandPath(), args[0], didYouMean(args[0], names))}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -9,24 +10,26 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-mesh/weft/apiserver/api"
 )
 
 func deleteCommand() *cobra.Command {
 	var files []string
+	var selector string
 	var opts api.ManifestOptions
 	cmd := &cobra.Command{
-		Use:     "delete KIND NAME… | -f FILE",
+		Use:     "delete KIND NAME… | KIND -l SELECTOR | -f FILE",
 		Short:   "Delete objects, by name or as manifests list them",
 		GroupID: operate,
 		Long: "Delete objects by kind and name, or those that manifests list. Objects of a manifest that\n" +
 			"do not exist are reported, not treated as errors; a name that does not exist is an error.\n" +
 			"Namespaces are resolved as in weft apply.",
-		Example:           "  weft delete pod web-1 -n shop\n  weft delete pod/web-1 -n shop\n  weft delete -f web.yaml",
+		Example:           "  weft delete pod web-1 -n shop\n  weft delete pod/web-1 -n shop\n  weft delete pods -n shop -l app=web\n  weft delete -f web.yaml",
 		ValidArgsFunction: completeObjects,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			act, err := deletion(cmd, files, opts, args)
+			act, err := deletion(cmd, files, opts, selector, args)
 			if err != nil {
 				return err
 			}
@@ -36,11 +39,12 @@ func deleteCommand() *cobra.Command {
 	}
 	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "delete what this manifest lists")
 	ignoreUnknownFlag(cmd, &opts)
+	selectorFlag(cmd, &selector)
 	return cmd
 }
 
 // deletion reads the command line.
-func deletion(cmd *cobra.Command, files []string, opts api.ManifestOptions, args []string) (func(context.Context, *api.Client) (*api.ApplyResult, error), error) {
+func deletion(cmd *cobra.Command, files []string, opts api.ManifestOptions, selector string, args []string) (func(context.Context, *api.Client) (*api.ApplyResult, error), error) {
 	if len(files) > 0 {
 		if len(args) > 0 {
 			return nil, usageError{errors.New("weft delete: give either files or a kind and names")}
@@ -57,6 +61,9 @@ func deletion(cmd *cobra.Command, files []string, opts api.ManifestOptions, args
 			args = append([]string{word, name}, args[1:]...)
 		}
 	}
+	if selector != "" {
+		return selected(cmd, selector, args)
+	}
 	if len(args) < 2 {
 		return nil, usageError{fmt.Errorf("weft delete: name a kind and what to delete, or a manifest with -f")}
 	}
@@ -68,18 +75,57 @@ func deletion(cmd *cobra.Command, files []string, opts api.ManifestOptions, args
 		return nil, err
 	}
 	return func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
-		all := new(api.ApplyResult)
-		for _, name := range args[1:] {
-			r, err := c.Delete(ctx, k.plural, objectNamespace(cmd, k), name)
-			if err != nil && len(all.Objects) > 0 {
-				return all, halfDone{err}
-			}
-			if err != nil {
-				return nil, err
-			}
-			r.Objects = append(all.Objects, r.Objects...)
-			all = r
-		}
-		return all, nil
+		return deleteNames(ctx, c, k, objectNamespace(cmd, k), args[1:])
 	}, nil
+}
+
+// selected deletes the objects of a kind that have certain labels, in one
+// namespace: that of -n, or default.
+func selected(cmd *cobra.Command, selector string, args []string) (func(context.Context, *api.Client) (*api.ApplyResult, error), error) {
+	if len(args) != 1 {
+		return nil, usageError{errors.New("weft delete: give one kind beside a selector, and no names")}
+	}
+	k, err := kindOf(args[0])
+	if err != nil {
+		return nil, err
+	}
+	chosen, err := parseSelector(cmd, selector)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
+		l, err := c.Objects(ctx, k.plural, objectNamespace(cmd, k))
+		if err != nil {
+			return nil, err
+		}
+		var names []string
+		for _, raw := range l.Items {
+			var meta struct {
+				metav1.ObjectMeta `json:"metadata"`
+			}
+			if chooses(chosen, raw) && json.Unmarshal(raw, &meta) == nil {
+				names = append(names, meta.Name)
+			}
+		}
+		if len(names) == 0 {
+			return nil, api.NotFound("`weft get "+k.plural+" -o wide` shows their labels", "cluster %s has no %s that %s chooses", l.Cluster, k.plural, selector)
+		}
+		return deleteNames(ctx, c, k, objectNamespace(cmd, k), names)
+	}, nil
+}
+
+func deleteNames(ctx context.Context, c *api.Client, k kind, namespace string, names []string) (*api.ApplyResult, error) {
+	all := new(api.ApplyResult)
+	for _, name := range names {
+		r, err := c.Delete(ctx, k.plural, namespace, name)
+		if err != nil && len(all.Objects) > 0 {
+			return all, halfDone{err}
+		}
+		if err != nil {
+			return nil, err
+		}
+		r.Objects = append(all.Objects, r.Objects...)
+		all = r
+	}
+	return all, nil
 }

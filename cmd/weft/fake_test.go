@@ -47,7 +47,15 @@ func newFake(name string, id uint32, mesh map[string]*fake) *fake {
 		return api.NodeList{Cluster: name, Nodes: f.status().Nodes}, nil
 	}))
 	mux.HandleFunc("POST /v1/nodes", f.answer(f.addNode))
-	mux.HandleFunc("DELETE /v1/nodes/{name}", f.answer(func(r *http.Request) (any, error) { return nil, nil }))
+	mux.HandleFunc("DELETE /v1/nodes/{name}", f.answer(func(r *http.Request) (any, error) {
+		if r.PathValue("name") == "east-1" && r.URL.Query().Get("force") != "true" {
+			return nil, api.Conflict("stop its agent first, or repeat with --force", "the agent of node east-1 is running, and the 2 pods on it would be deleted with it")
+		}
+		return api.ApplyResult{Cluster: f.name, Objects: []api.AppliedObject{
+			{Cluster: f.name, Kind: "Node", Name: r.PathValue("name"), Action: api.Deleted},
+			{Cluster: f.name, Kind: "Pod", Namespace: "shop", Name: "web-1", Action: api.Deleted},
+		}}, nil
+	}))
 	mux.HandleFunc("POST /v1/rotate", f.answer(func(*http.Request) (any, error) { return api.RotateResult{Cluster: name, Epoch: 3}, nil }))
 	mux.HandleFunc("POST /v1/release", f.answer(func(*http.Request) (any, error) {
 		return api.ReleaseResult{Cluster: name, Generation: "g2", Nodes: []string{"east-1", "east-2"}}, nil
@@ -329,7 +337,7 @@ func serveFlows(cluster string) http.HandlerFunc {
 		if !request.Follow && cluster == "west" {
 			w.Header().Set(api.SilentNodes, "west-2")
 		}
-		for _, f := range ring.Last(request.Last, request.Filter.Match) {
+		for _, f := range ring.Last(request.Last, request.Match) {
 			_ = json.NewEncoder(w).Encode(f)
 		}
 	}

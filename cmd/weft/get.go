@@ -9,12 +9,14 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/weft-mesh/weft/apiserver/api"
 )
 
 func getCommand() *cobra.Command {
 	var watch bool
+	var selector string
 	cmd := &cobra.Command{
 		Use:     "get KIND[,KIND…] [NAME…]",
 		Short:   "Show objects as they were applied",
@@ -23,7 +25,7 @@ func getCommand() *cobra.Command {
 			"all namespaces. Of several kinds -o name gives KIND/NAME.\n\nKinds: " +
 			strings.Join(kindNames(), ", ") + ".",
 		Example: "  weft get pods -n shop\n  weft -c east,west get services\n" +
-			"  weft get cnp web -n shop -o yaml\n  weft get pods --watch",
+			"  weft get cnp web -n shop -o yaml\n  weft get pods -l app=web --watch",
 		Args:              usageArgs(cobra.MinimumNArgs(1)),
 		ValidArgsFunction: completeObjects,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -39,26 +41,33 @@ func getCommand() *cobra.Command {
 				}
 				wanted = append(wanted, k)
 			}
+			chosen, err := parseSelector(cmd, selector)
+			if err != nil {
+				return err
+			}
 			switch {
+			case selector != "" && len(names) > 0:
+				return usageError{errors.New("weft get: give either names or a selector")}
 			case cmd.Flags().Changed("all-namespaces") && namespace(cmd) != "":
 				return usageError{errors.New("weft get: give either a namespace or -A")}
 			case len(wanted) > 1 && (watch || len(names) > 0):
-				return usageError{errors.New("weft get: of several kinds neither names nor --watch")}
+				return usageError{errors.New("weft get: give one kind to use names or --watch")}
 			case len(wanted) > 1:
-				return getKinds(cmd, wanted)
+				return getKinds(cmd, wanted, chosen)
 			case watch:
-				return watchObjects(cmd, wanted[0], names)
+				return watchObjects(cmd, wanted[0], names, chosen)
 			}
-			return getObjects(cmd, wanted[0], names)
+			return getObjects(cmd, wanted[0], names, chosen)
 		},
 	}
-	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on with every change")
-	cmd.Flags().BoolP("all-namespaces", "A", false, "all namespaces; so it is without -n")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "keep watching for changes")
+	selectorFlag(cmd, &selector)
+	cmd.Flags().BoolP("all-namespaces", "A", false, "all namespaces (the default)")
 	return cmd
 }
 
 // getKinds shows several kinds, one after the other.
-func getKinds(cmd *cobra.Command, kinds []kind) error {
+func getKinds(cmd *cobra.Command, kinds []kind, chosen labels.Selector) error {
 	f, err := format(cmd)
 	if err != nil {
 		return err
@@ -68,7 +77,7 @@ func getKinds(cmd *cobra.Command, kinds []kind) error {
 	var all []*api.ObjectList
 	var failed error
 	for i, k := range kinds {
-		lists, t, err := listObjects(cmd, k, nil)
+		lists, t, err := listObjects(cmd, k, nil, chosen)
 		failed = errors.Join(failed, err)
 		if err != nil && len(lists) == 0 {
 			break // nobody answers
@@ -94,10 +103,14 @@ func getKinds(cmd *cobra.Command, kinds []kind) error {
 
 // listObjects asks for all of a kind, or for the named ones in the order given,
 // and returns the answers as they are and as a table, even if not all answered.
-func listObjects(cmd *cobra.Command, k kind, names []string) (lists []*api.ObjectList, t table, err error) {
+func listObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Selector) (lists []*api.ObjectList, t table, err error) {
 	lists, err = each(cmd, func(ctx context.Context, c *api.Client) (*api.ObjectList, error) {
 		if len(names) == 0 {
-			return c.Objects(ctx, k.plural, namespace(cmd))
+			l, err := c.Objects(ctx, k.plural, namespace(cmd))
+			if err == nil {
+				l.Items = slices.DeleteFunc(l.Items, func(raw json.RawMessage) bool { return !chooses(chosen, raw) })
+			}
+			return l, err
 		}
 		all := &api.ObjectList{}
 		for _, name := range names {
@@ -123,12 +136,12 @@ func listObjects(cmd *cobra.Command, k kind, names []string) (lists []*api.Objec
 	return lists, t, err
 }
 
-func getObjects(cmd *cobra.Command, k kind, names []string) error {
+func getObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Selector) error {
 	f, err := format(cmd)
 	if err != nil {
 		return err
 	}
-	lists, t, err := listObjects(cmd, k, names)
+	lists, t, err := listObjects(cmd, k, names, chosen)
 	if err != nil && len(lists) == 0 {
 		return err
 	}
@@ -160,7 +173,7 @@ func objectNamespace(cmd *cobra.Command, k kind) string {
 }
 
 // watchObjects prints a table of what there is, and a row for each change.
-func watchObjects(cmd *cobra.Command, k kind, names []string) error {
+func watchObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Selector) error {
 	f, err := format(cmd)
 	if err != nil {
 		return err
@@ -178,6 +191,10 @@ func watchObjects(cmd *cobra.Command, k kind, names []string) error {
 	synced, events := false, 0
 	err = c.Watch(cmd.Context(), k.plural, namespace(cmd), func(ev api.WatchEvent) error {
 		if ev.Type != "synced" && len(names) > 0 && !slices.Contains(names, ev.Name) {
+			return nil
+		}
+		// A deletion does not say which labels the object had: who sees it, saw it.
+		if len(ev.Object) > 0 && !chooses(chosen, ev.Object) {
 			return nil
 		}
 		switch {

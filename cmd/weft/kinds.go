@@ -72,6 +72,13 @@ func kindOf(word string) (kind, error) {
 	if command := elsewhere(word); command != "" {
 		return kind{}, usageError{fmt.Errorf("%q is not a kind of manifest; `weft %s` shows them", word, command)}
 	}
+	var words []string
+	for _, k := range kinds {
+		words = append(append(words, k.plural), k.names...)
+	}
+	if near := nearest(word, words); near != "" {
+		return kind{}, usageError{fmt.Errorf("there is no kind %q; did you mean %s?", word, near)}
+	}
 	return kind{}, usageError{fmt.Errorf("there is no kind %q; choose from %s", word, strings.Join(kindNames(), ", "))}
 }
 

@@ -42,19 +42,51 @@ func rootCommand() *cobra.Command {
 	root.SetVersionTemplate(thisBuild().String() + "\n")
 	globalFlags(root)
 	root.SetFlagErrorFunc(flagError)
+	root.SetHelpCommand(helpCommand())
 	root.AddGroup(
 		&cobra.Group{ID: operate, Title: "Operate a mesh:"},
 		&cobra.Group{ID: look, Title: "Look into it:"},
 		&cobra.Group{ID: process, Title: "Processes of a cluster:"},
 	)
 	root.AddCommand(
-		applyCommand(), getCommand(), deleteCommand(),
-		peerCommand(), nodeCommand(), policyCommand(),
+		applyCommand(), getCommand(), describeCommand(), deleteCommand(),
+		peerCommand(), nodeCommand(), policyCommand(), configCommand(),
 		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), debugCommand(), labCommand(),
 		apiserverCommand(), agentCommand(), tunnelCommand(),
 		versionCommand(),
 	)
 	return root
+}
+
+// helpCommand is cobra's, but a topic that does not exist is a mistake.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Show help about a command",
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, begin string) ([]string, cobra.ShellCompDirective) {
+			at, _, err := cmd.Root().Find(args)
+			if err != nil {
+				return nil, onlyThese
+			}
+			var names []string
+			for _, c := range at.Commands() {
+				if c.IsAvailableCommand() {
+					names = append(names, c.Name())
+				}
+			}
+			return starting(names, begin), onlyThese
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			at, rest, err := cmd.Root().Find(args)
+			if err != nil {
+				return usageError{err}
+			}
+			if len(rest) > 0 {
+				return subcommand(at, rest)
+			}
+			return at.Help()
+		},
+	}
 }
 
 // The groups of commands in the help.

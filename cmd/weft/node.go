@@ -57,13 +57,15 @@ func nodeAddCommand() *cobra.Command {
 	var file string
 	var replace bool
 	cmd := &cobra.Command{
-		Use:   "add NAME --address IP --pod-cidr CIDR",
-		Short: "Register a node and print its join bundle",
-		Long: "Register a node and print its join bundle, the file that its agent starts from. It holds\n" +
-			"private keys: keep it 0600, as --write does. A node that is registered already gets new\n" +
+		Use:   "add NAME --address IP --write FILE",
+		Short: "Register a node and write its join bundle",
+		Long: "Register a node and write its join bundle, the file that its agent starts from. It holds\n" +
+			"private keys: restrict it to mode 0600 (--write does this), or pipe it with --write -. Without\n" +
+			"--pod-cidr the node gets the next free one. A node that is registered already gets new\n" +
 			"certificates; only --replace gives it another address.",
-		Example: "  weft node add east-3 --address 172.16.1.3 --pod-cidr 10.1.3.0/24 --write join.yaml",
-		Args:    usageArgs(cobra.ExactArgs(1)),
+		Example: "  weft node add east-3 --address 172.16.1.3 --write join.yaml\n" +
+			"  weft node add east-3 --address 172.16.1.3 --pod-cidr 10.1.3.0/24 --write - | ssh east-3 tee /etc/weft/join.yaml",
+		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request := api.NodeRequest{Name: args[0], Labels: labels, Replace: replace}
 			for _, text := range addresses {
@@ -88,7 +90,8 @@ func nodeAddCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return secret(cmd, c, file, "join bundle of node "+args[0], bundle)
+				about := fmt.Sprintf("node %s has pod CIDR %s; its join bundle", bundle.Node, list(bundle.PodCIDRs))
+				return secret(cmd, c, file, about, bundle)
 			})
 		},
 	}
@@ -96,14 +99,25 @@ func nodeAddCommand() *cobra.Command {
 	cmd.Flags().StringSliceVar(&cidrs, "pod-cidr", nil, "the addresses of its pods")
 	cmd.Flags().StringToStringVar(&labels, "label", nil, "labels of the node, for example topology.kubernetes.io/zone=eu-1a")
 	cmd.Flags().BoolVar(&replace, "replace", false, "the node has moved to this address")
-	cmd.Flags().StringVar(&file, "write", "", "write the bundle to this file, 0600, in place of the standard output")
+	writeFlag(cmd, &file, "join bundle")
 	return cmd
+}
+
+// standardOutput is the file of --write that is a pipe.
+const standardOutput = "-"
+
+// writeFlag is for what holds private keys: it is not printed unless asked for.
+func writeFlag(cmd *cobra.Command, file *string, what string) {
+	cmd.Flags().StringVar(file, "write", "", "`FILE` to write the "+what+" to, mode 0600; - for standard output")
 }
 
 // writable refuses a file of --write that cannot be written, before a cluster is
 // asked for what would be lost.
 func writable(file string) error {
 	if file == "" {
+		return usageError{errors.New("name a file with --write, or --write - for standard output: it holds private keys")}
+	}
+	if file == standardOutput {
 		return nil
 	}
 	folder := filepath.Dir(file)
@@ -125,13 +139,14 @@ func writable(file string) error {
 }
 
 // secret hands over something that holds private keys: to a 0600 file, or to
-// the standard output for a pipe. It is YAML unless -o says JSON.
+// the standard output for a pipe. It is YAML unless -o says JSON. what begins a
+// sentence about it, which then goes to the standard error.
 func secret(cmd *cobra.Command, c *api.Client, file, what string, v any) error {
 	f, err := format(cmd)
 	if err != nil {
 		return err
 	}
-	if file != "" {
+	if file != standardOutput {
 		text, err := yaml.Marshal(v)
 		if err != nil {
 			return fmt.Errorf("write %s: %w", file, err)
@@ -139,8 +154,9 @@ func secret(cmd *cobra.Command, c *api.Client, file, what string, v any) error {
 		if err := api.WriteSecretFile(file, text); err != nil {
 			return err
 		}
-		return done(cmd, c, "%s written to %s", what, file)
+		return done(cmd, c, "%s is written to %s", what, file)
 	}
+	fmt.Fprintln(cmd.ErrOrStderr(), printableLines(fmt.Sprintf("%s: %s follows", c.Name(), what)))
 	if f != "json" {
 		f = "yaml"
 	}
@@ -148,21 +164,28 @@ func secret(cmd *cobra.Command, c *api.Client, file, what string, v any) error {
 }
 
 func nodeDeleteCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:               "delete NAME",
-		Short:             "Remove a node, its endpoints and its rights",
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "delete NAME",
+		Short: "Remove a node, its pods and its rights",
+		Long: "Remove a node: its registration, the pods declared on it, their endpoints, and the rights\n" +
+			"of its agent, whose certificate is worthless from then on. What goes is listed. A node whose\n" +
+			"agent runs is removed with --force only: its pods would go on running, cut off.",
 		Aliases:           []string{"remove"},
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completeNodes),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return on(cmd, func(ctx context.Context, c *api.Client) error {
-				if err := c.RemoveNode(ctx, args[0]); err != nil {
+				result, err := c.RemoveNode(ctx, args[0], force)
+				if err != nil {
 					return err
 				}
-				return done(cmd, c, "node %s removed", args[0])
+				return showApplied(cmd, []*api.ApplyResult{result})
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&force, "force", false, "remove it although its agent is running")
+	return cmd
 }
 
 func nodeRotateCommand() *cobra.Command {

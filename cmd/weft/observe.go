@@ -35,8 +35,10 @@ func observeCommand() *cobra.Command {
 		Long: "Show flows: who speaks to whom, what is dropped, why and by which policy. From a cluster\n" +
 			"come those of all its nodes; with --local, or on a node without contexts, the agent of\n" +
 			"this machine is asked. Nodes whose agents do not answer, so that their flows are\n" +
-			"missing, are named on the standard error. Filters are joined by AND, the values of one filter by OR.",
+			"missing, are named on the standard error. Filters are joined by AND, the values of one filter by OR;\n" +
+			"--not before a filter leaves out what it matches.",
 		Example: "  weft observe --verdict DROPPED --follow\n  weft -c all observe --to-pod shop/web --last 100\n" +
+			"  weft observe --follow --not --to-port 53 --not --verdict FORWARDED\n" +
 			"  weft observe --from-cluster east --to-cluster west --port 80 -o json",
 		Args: usageArgs(cobra.NoArgs),
 	}
@@ -46,12 +48,15 @@ func observeCommand() *cobra.Command {
 	flags.BoolVar(&all, "all", false, "all past flows that are still kept")
 	flags.BoolVar(&local, "local", false, "ask the agent of this machine")
 	flags.StringVar(&socket, "socket", agentSocket, "the agent's socket for --local")
+	asked := filters{query: url.Values{}}
 	names, usage := flow.Names()
 	for _, name := range names {
 		if flags.Lookup(name) == nil && name != "namespace" {
-			flags.StringSlice(name, nil, usage[name])
+			flags.Var(filterFlag{&asked, name}, name, usage[name])
 		}
 	}
+	flags.Var(notFlag{&asked}, "not", "leave out what the next filter matches")
+	flags.Lookup("not").NoOptDefVal = "true"
 	for _, name := range []string{"from-cluster", "to-cluster", "cluster"} {
 		complete(cmd, name, completeContexts)
 	}
@@ -64,7 +69,10 @@ func observeCommand() *cobra.Command {
 	complete(cmd, "direction", fixed(string(flow.Egress), string(flow.Ingress)))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var err error
-		if request.Filter, err = readFilter(cmd, names); err != nil {
+		if cmd.Flags().Changed("namespace") { // the global flag
+			asked.query["namespace"] = []string{namespace(cmd)}
+		}
+		if err = asked.read(&request); err != nil {
 			return usageError{err}
 		}
 		switch {
@@ -84,24 +92,63 @@ func observeCommand() *cobra.Command {
 	return cmd
 }
 
-// readFilter takes the filters among the flags.
-func readFilter(cmd *cobra.Command, names []string) (flow.Filter, error) {
-	query := make(url.Values)
-	for _, name := range names {
-		if !cmd.Flags().Changed(name) {
-			continue
-		}
-		if name == "namespace" { // the global flag
-			query[name] = []string{namespace(cmd)}
-			continue
-		}
-		values, err := cmd.Flags().GetStringSlice(name)
-		if err != nil {
-			return flow.Filter{}, err
-		}
-		query[name] = values
+// filters are those of the command line, in its order: --not is about the filter
+// that comes next.
+type filters struct {
+	query   url.Values
+	not     []url.Values
+	negated bool // --not was the last flag
+}
+
+func (f *filters) read(r *flow.Request) (err error) {
+	if f.negated {
+		return errors.New("--not leaves out what the filter after it matches; no filter comes after it")
 	}
-	return flow.ParseFilter(query)
+	if r.Filter, err = flow.ParseFilter(f.query); err != nil {
+		return err
+	}
+	for _, query := range f.not {
+		not, err := flow.ParseFilter(query)
+		if err != nil {
+			return err
+		}
+		r.Not = append(r.Not, not)
+	}
+	return nil
+}
+
+// filterFlag is a filter by its name.
+type filterFlag struct {
+	in   *filters
+	name string
+}
+
+func (f filterFlag) String() string { return "" }
+
+// Type is the word for the value in the help.
+func (f filterFlag) Type() string { return "strings" }
+
+// Set takes a value, whether it is asked for or left out.
+func (f filterFlag) Set(value string) error {
+	if f.in.negated {
+		f.in.not, f.in.negated = append(f.in.not, url.Values{f.name: {value}}), false
+		return nil
+	}
+	f.in.query.Add(f.name, value)
+	return nil
+}
+
+type notFlag struct{ in *filters }
+
+func (f notFlag) String() string { return "" }
+
+// Type hides the value in the help, as that of a switch.
+func (f notFlag) Type() string { return "bool" }
+
+// Set notes that the next filter leaves out.
+func (f notFlag) Set(string) error {
+	f.in.negated = true
+	return nil
 }
 
 // observed are whom to ask: the chosen clusters, or this machine's agent.

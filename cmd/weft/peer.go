@@ -167,10 +167,11 @@ func join(ctx context.Context, cmd *cobra.Command, here, there *api.Client) (err
 func peerInviteCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
-		Use:   "invite NAME",
-		Short: "Print what the cluster of this name needs to join us",
-		Long: "Print what the cluster of this name needs to join us: a client certificate for it alone,\n" +
-			"our CA bundle and addresses. It holds a private key: keep it 0600, as --write does.\n\n" +
+		Use:   "invite NAME --write FILE",
+		Short: "Write what the cluster NAME needs to join",
+		Long: "Write what the cluster NAME needs to join this one: a client certificate for it alone, the\n" +
+			"CA bundle and addresses. It holds a private key: restrict the file to mode 0600 (--write does\n" +
+			"this), or pipe it with --write -.\n\n" +
 			"The certificate lasts a year. The status of the cluster that added it asks for another\n" +
 			"invite two months ahead; adding that one interrupts nothing.",
 		Example: "  weft -c east peer invite west --write invite-of-east.yaml",
@@ -184,11 +185,11 @@ func peerInviteCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return secret(cmd, c, file, "invite for "+args[0], in)
+				return secret(cmd, c, file, "the invite for "+args[0], in)
 			})
 		},
 	}
-	cmd.Flags().StringVar(&file, "write", "", "write the invite to this file, 0600, in place of the standard output")
+	writeFlag(cmd, &file, "invite")
 	return cmd
 }
 

@@ -1,0 +1,63 @@
+package apiserver
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+)
+
+// The audit trail has a line for each change, says whose it was, and has none for
+// what only looked, was refused, or is an agent's routine.
+func TestAudit(t *testing.T) {
+	by := func(user, method, path string) *http.Request {
+		r := httptest.NewRequest(method, path, nil)
+		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{Subject: pkix.Name{CommonName: user}}}}
+		return r
+	}
+	var out bytes.Buffer
+	s := &server{log: slog.New(slog.NewTextHandler(&out, nil))}
+	for _, c := range []struct {
+		request *http.Request
+		status  int
+		want    string
+	}{
+		{by("admin", "POST", "/v1/nodes"), 200, "user=admin action=posted object=nodes"},
+		{by("admin", "DELETE", "/v1/nodes/n1"), 200, "user=admin action=deleted object=nodes/n1"},
+		{by("admin", "DELETE", "/v1/peers/west"), 200, "user=admin action=deleted object=peers/west"},
+		{by("admin", "POST", "/v1/rotate"), 200, "user=admin action=posted object=rotate"},
+		{by("admin", "GET", "/v1/nodes"), 200, ""},
+		{by("admin", "POST", "/v1/nodes"), 409, ""},
+		{by("agent-n1", "POST", "/v1/nodes"), 200, ""},
+		{by("admin", "POST", "/v1/apply"), 200, ""}, // auditObjects has a line for each object
+	} {
+		out.Reset()
+		s.audited(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(c.status) })).ServeHTTP(httptest.NewRecorder(), c.request)
+		if got := out.String(); (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s %s with %d: %q, want %q", c.request.Method, c.request.URL.Path, c.status, got, c.want)
+		}
+	}
+	out.Reset()
+	result := &api.ApplyResult{Objects: []api.AppliedObject{
+		{Kind: "Pod", Namespace: "shop", Name: "a", Action: api.Created}, {Kind: "Pod", Namespace: "shop", Name: "b", Action: api.Unchanged},
+		{Kind: "Namespace", Name: "shop", Action: api.Configured}, {Kind: "Pod", Namespace: "shop", Name: "c", Action: api.Absent},
+	}}
+	s.auditObjects(by("admin", "POST", "/v1/apply"), result)
+	if lines := strings.Split(strings.TrimSpace(out.String()), "\n"); len(lines) != 2 ||
+		!strings.HasSuffix(lines[0], "msg=audit user=admin action=created kind=Pod object=shop/a") ||
+		!strings.HasSuffix(lines[1], "action=configured kind=Namespace object=shop") {
+		t.Errorf("%s", out.String())
+	}
+	out.Reset()
+	result.DryRun = true
+	if s.auditObjects(by("admin", "POST", "/v1/apply"), result); out.Len() > 0 {
+		t.Errorf("dry run: %s", out.String())
+	}
+}

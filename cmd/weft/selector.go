@@ -1,0 +1,35 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// selectorFlag adds -l, which chooses objects by their labels as kubectl does.
+func selectorFlag(cmd *cobra.Command, text *string) {
+	cmd.Flags().StringVarP(text, "selector", "l", "", "choose by labels: key=value, key!=value, 'key in (a,b)', key, !key; joined by commas")
+}
+
+// parseSelector reads the value of -l; everything is chosen without it.
+func parseSelector(cmd *cobra.Command, text string) (labels.Selector, error) {
+	s, err := labels.Parse(text)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("%s: --selector %q: %w", cmd.CommandPath(), text, err)}
+	}
+	return s, nil
+}
+
+// chooses says whether an object's labels are among those that are asked for.
+func chooses(s labels.Selector, raw json.RawMessage) bool {
+	if s.Empty() {
+		return true
+	}
+	var meta struct {
+		metav1.ObjectMeta `json:"metadata"`
+	}
+	return json.Unmarshal(raw, &meta) == nil && s.Matches(labels.Set(meta.Labels))
+}
