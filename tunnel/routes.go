@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -78,6 +80,12 @@ func setDevice(link netlink.Link, mtu int) error {
 			return fmt.Errorf("set MTU of %s to %d: %w", name, mtu, err)
 		}
 	}
+	// Tunnels carry IPv4 only. The kernel would announce itself over IPv6 as soon
+	// as the device is up, and every announcement would be a drop that somebody
+	// has to explain. A kernel without IPv6 has no such setting.
+	if err := setSysctl("ipv6", name, "disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if link.Attrs().Flags&unix.IFF_UP == 0 {
 		if err := netlink.LinkSetUp(link); err != nil {
 			return fmt.Errorf("set device %s up: %w", name, err)
@@ -86,12 +94,17 @@ func setDevice(link netlink.Link, mtu int) error {
 	// Packets arrive on either lane, routes name the first: the strict check of
 	// the source would drop half of them. The kernel takes the larger of this
 	// and conf/all, and 2, loose, is the largest.
-	path := filepath.Join("/proc/sys/net/ipv4/conf", name, "rp_filter")
-	if now, err := os.ReadFile(path); err == nil && string(now) == "2\n" {
+	return setSysctl("ipv4", name, "rp_filter", "2")
+}
+
+// setSysctl sets a device's setting unless it has the value already.
+func setSysctl(family, device, setting, value string) error {
+	path := filepath.Join("/proc/sys/net", family, "conf", device, setting)
+	if now, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(now)) == value {
 		return nil
 	}
-	if err := os.WriteFile(path, []byte("2"), 0); err != nil {
-		return fmt.Errorf("loosen reverse path filter of %s: %w", name, err)
+	if err := os.WriteFile(path, []byte(value), 0); err != nil {
+		return fmt.Errorf("set %s of %s to %s: %w", setting, device, value, err)
 	}
 	return nil
 }

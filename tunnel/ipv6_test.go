@@ -1,0 +1,24 @@
+package tunnel_test
+
+import (
+	"testing"
+
+	"github.com/vishvananda/netlink"
+)
+
+// Tunnels carry IPv4 only, so the kernel must not announce itself over IPv6: each
+// announcement would be a dropped packet for somebody to explain.
+func TestTunnelsAreQuietInIPv6(t *testing.T) {
+	needRoot(t)
+	a, _ := pair(t)
+	for _, device := range a.config.Devices {
+		link := a.link(device)
+		a.do(func() error {
+			addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+			if len(addrs) > 0 {
+				t.Errorf("%s has IPv6 addresses: %v", device, addrs)
+			}
+			return err
+		})
+	}
+}
