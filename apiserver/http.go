@@ -59,7 +59,7 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("GET /v1/observe", s.observe)
 	s.peering.Mount(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, api.NotFound("client and server may be of different versions; `weft version` shows both", "the API has no %s %s", r.Method, r.URL.Path))
+		refuse(w, api.NotFound("client and server may be of different versions: compare `weft version` with `weft status`", "the API has no %s %s", r.Method, r.URL.Path))
 	})
 	return s.metrics.count(s.admit(s.audited(mux)))
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -10,13 +11,22 @@ import (
 // The commands in documents are read by the real command line: names, flags and
 // number of arguments.
 func TestTheCommandsInDocumentsAreUnderstood(t *testing.T) {
-	text, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
+	var lines [][]string
+	for _, pattern := range []string{"../../*.md", "../../deploy/*.md", "../../docs/*.md"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: %v, %v", pattern, files, err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines = append(lines, regexp.MustCompile(`(?m)^ {4}(?:\./)?weft (.*)$`).FindAllStringSubmatch(string(text), -1)...)
+		}
 	}
-	lines := regexp.MustCompile(`(?m)^ {4}(?:\./)?weft (.*)$`).FindAllStringSubmatch(string(text), -1)
-	if len(lines) < 10 {
-		t.Fatalf("found only %d commands in the README", len(lines))
+	if len(lines) < 40 {
+		t.Fatalf("found only %d commands in the documents", len(lines))
 	}
 	for _, m := range lines {
 		line, _, _ := strings.Cut(m[1], "  #")
