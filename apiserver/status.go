@@ -32,7 +32,7 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 			MaxConnectedClusters: c.MaxConnectedClusters, Generation: c.Generation,
 			Version: cmp.Or(s.conf.Version, version()), UptimeSeconds: time.Since(s.began).Seconds(), Store: "embedded",
 		},
-		Nodes: rows, Peers: s.peering.Status(), Refused: derived.Refusals,
+		Nodes: rows, Peers: s.peering.Status(), Refused: derived.Standing,
 	}
 	problems := strangerConcerns(c.Name, s.census.strangers(register))
 	if len(s.conf.EtcdEndpoints) > 0 {
@@ -112,7 +112,7 @@ func (s *server) nodeStatus(ctx context.Context) ([]api.NodeStatus, error) {
 func (s *server) nodeRows(register map[string]nodes.Registration) []api.NodeStatus {
 	derived := s.endpoints.Status()
 	refused := map[string]uint64{}
-	for _, r := range derived.Refusals {
+	for _, r := range derived.Standing {
 		refused[r.Node] += r.Count
 	}
 	return s.census.status(s.cluster.Name, register, derived.Endpoints, refused)

@@ -23,6 +23,7 @@ var wanted = []string{
 	"encryption", "peer-lifecycle", "hybrid", "bad-input", "restore", "refused",
 	"policy-kinds",
 	"status-tells-mesh",
+	"operations",
 }
 
 func files(t *testing.T) []string {
@@ -56,6 +57,34 @@ func TestStories(t *testing.T) {
 		if !slices.Contains(names, name) {
 			t.Errorf("there is no scenario %s", name)
 		}
+	}
+}
+
+// What the page about operations tells to type is typed by a scenario.
+func TestOperationsPageRuns(t *testing.T) {
+	page, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _, err := scenario.Load("operations.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var typed []string
+	for _, l := range s.Lines {
+		typed = append(typed, strings.Join(l.Words, " "))
+	}
+	commands := 0
+	for line := range strings.Lines(string(page)) {
+		if command, ok := strings.CutPrefix(line, "    weft "); ok {
+			commands++
+			if command = "weft " + strings.TrimSpace(command); !slices.Contains(typed, command) {
+				t.Errorf("operations.txtar does not run %q", command)
+			}
+		}
+	}
+	if commands < 20 {
+		t.Errorf("found %d commands only", commands)
 	}
 }
 

@@ -39,12 +39,17 @@ type Controller struct {
 	mu       sync.Mutex // guards what follows
 	refusals map[refusalKey]*api.Refusal
 	counted  map[claimKey]int64 // the revision that was counted last
-	problems map[string]string  // what could not be written, and why
+	// standing are the claims that are made and refused now, by node.
+	standing map[subject]map[string]api.Refusal
+	problems map[string]string // what could not be written, and why
 	status   Status
 }
 
 // claimKey is one claim: of a node, about a pod or itself.
 type claimKey struct{ node, resource, what string }
+
+// subject is what claims of several nodes may be about.
+type subject struct{ resource, what string }
 
 // refusalKey is what refusals are counted by.
 type refusalKey struct{ node, resource, reason string }
@@ -55,13 +60,15 @@ type Status struct {
 	Synced bool
 	// Endpoints counts accepted endpoints by node.
 	Endpoints map[string]int
-	Refusals  []api.Refusal
-	Problems  []string
+	// Refusals counts what was refused since the start, Standing the claims that
+	// are refused now.
+	Refusals, Standing []api.Refusal
+	Problems           []string
 }
 
 // New makes a Controller.
 func New(c Config) *Controller {
-	return &Controller{conf: c, refusals: map[refusalKey]*api.Refusal{}, counted: map[claimKey]int64{}, problems: map[string]string{}}
+	return &Controller{conf: c, refusals: map[refusalKey]*api.Refusal{}, counted: map[claimKey]int64{}, standing: map[subject]map[string]api.Refusal{}, problems: map[string]string{}}
 }
 
 // Run works until ctx ends.
@@ -71,6 +78,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		return store.Follow(ctx, c.conf.Store, wire.StatePrefix, func(b store.Batch) error {
 			if b.Complete {
 				m = newModel()
+				c.forget()
 			}
 			for _, ev := range b.Events {
 				m.apply(ev)
@@ -100,6 +108,23 @@ func (c *Controller) Status() Status {
 	out.Endpoints = maps.Clone(c.status.Endpoints)
 	for _, key := range slices.SortedFunc(maps.Keys(c.refusals), refusalKey.compare) {
 		out.Refusals = append(out.Refusals, *c.refusals[key])
+	}
+	standing := map[refusalKey]*api.Refusal{}
+	for about, byNode := range c.standing {
+		for node, r := range byNode {
+			key := refusalKey{node, about.resource, r.Reason}
+			if sum := standing[key]; sum == nil {
+				standing[key] = &r
+			} else {
+				sum.Count, sum.Example = sum.Count+1, min(sum.Example, r.Example)
+				if r.Last.After(sum.Last) {
+					sum.Last = r.Last
+				}
+			}
+		}
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(standing), refusalKey.compare) {
+		out.Standing = append(out.Standing, *standing[key])
 	}
 	for _, key := range slices.Sorted(maps.Keys(c.problems)) {
 		out.Problems = append(out.Problems, key+": "+c.problems[key])
@@ -165,6 +190,7 @@ func (c *Controller) pods(ctx context.Context, m *model) error {
 // pod decides about one pod's endpoint and returns the write, if there is one.
 func (c *Controller) pod(m *model, who name) (pending, *identity.Use, *identity.Request) {
 	want, v, no := m.endpoint(c.conf.Cluster, who)
+	c.withdrawn(subject{"endpoint", who.String()}, no)
 	for _, claim := range no {
 		c.refuse("endpoint", who.String(), claim)
 	}
@@ -269,6 +295,7 @@ func (c *Controller) outcome(m *model, w pending, revision int64, err error, of 
 func (c *Controller) nodes(m *model) {
 	for nodeName := range m.dirtyNodes {
 		n := m.nodes[nodeName]
+		c.withdrawn(subject{"node", nodeName}, nil)
 		if n.registration == nil || n.state == nil {
 			continue
 		}
@@ -279,11 +306,38 @@ func (c *Controller) nodes(m *model) {
 	clear(m.dirtyNodes)
 }
 
+// withdrawn forgets the refusals of claims that are made no longer: all about the
+// subject but those of the nodes in no.
+func (c *Controller) withdrawn(about subject, no []refused) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.DeleteFunc(c.standing[about], func(node string, _ api.Refusal) bool {
+		return !slices.ContainsFunc(no, func(r refused) bool { return r.node == node })
+	})
+	if len(c.standing[about]) == 0 {
+		delete(c.standing, about)
+	}
+}
+
+// forget starts over: all that is refused now is about to be refused again.
+func (c *Controller) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.standing)
+}
+
 // refuse counts a claim that is not believed, once for each time it was made.
 func (c *Controller) refuse(resource, what string, no refused) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	claim := claimKey{no.node, resource, what}
+	about := subject{resource, what}
+	if c.standing[about] == nil {
+		c.standing[about] = map[string]api.Refusal{}
+	}
+	if was, still := c.standing[about][no.node]; !still || was.Reason != no.reason || was.Example != no.example {
+		c.standing[about][no.node] = api.Refusal{Cluster: c.conf.Cluster, Node: no.node, Resource: resource, Reason: no.reason, Count: 1, Example: no.example, Last: time.Now()}
+	}
 	if c.counted[claim] == no.modified {
 		return
 	}

@@ -172,9 +172,11 @@ func (e *east) slices() string {
 	return strings.Join(lines, "\n")
 }
 
-func (e *east) refused() string {
+func (e *east) refused() string { return refusals(e.Status().Refusals) }
+
+func refusals(all []api.Refusal) string {
 	var lines []string
-	for _, r := range e.Status().Refusals {
+	for _, r := range all {
 		lines = append(lines, fmt.Sprintf("%s %s %d× %s (%s)", r.Node, r.Resource, r.Count, r.Reason, r.Example))
 	}
 	return strings.Join(lines, "\n")
@@ -358,6 +360,20 @@ func TestNodeLiesOnlyAboutItself(t *testing.T) {
 			"n2 endpoint 2× pod is not declared on the node (shop/ghost at 10.1.2.7)",
 			"n2 node 1× contradicts its registration (n2 claims address 172.16.1.1, which it was not registered with)",
 		}, "\n"))
+
+		// What stands is what is claimed now; it goes with the claim.
+		e.want("standing", refusals(e.Status().Standing), strings.Join([]string{
+			"n1 endpoint 1× address is outside of the node's pod CIDRs (shop/web-1 at 8.8.8.8)",
+			"n1 endpoint 1× address is the node's own (shop/web-2 at 10.1.1.1)",
+			"n2 endpoint 2× pod is not declared on the node (shop/ghost at 10.1.2.7)",
+			"n2 node 1× contradicts its registration (n2 claims address 172.16.1.1, which it was not registered with)",
+		}, "\n"))
+		e.write(store.Delete(wire.NodeEndpointKey("n2", "shop", "ghost")), store.Delete(wire.NodeKey("n2")))
+		e.claim("n1", "web-1", "10.1.1.5", true)
+		e.claim("n1", "web-2", "10.1.1.6", true)
+		e.want("standing", refusals(e.Status().Standing), "n2 endpoint 1× pod is not declared on the node (shop/web-1 at 10.1.2.9)")
+		e.write(store.Delete(wire.NodeEndpointKey("n2", "shop", "web-1")))
+		e.want("standing at last", refusals(e.Status().Standing), "")
 	})
 }
 
@@ -450,42 +466,6 @@ func TestPodsThatLeftWhileNobodyLooked(t *testing.T) {
 			}
 		}
 	})
-}
-
-func TestDivide(t *testing.T) {
-	var ends []service.Endpoint
-	add := func(n int) {
-		for range n {
-			i := len(ends)
-			ends = append(ends, service.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 1, byte(i / 250), byte(i%250 + 2)})})
-		}
-	}
-	parts := func(had map[string][]netip.Addr) map[string][]netip.Addr {
-		out := map[string][]netip.Addr{}
-		for part, in := range divide("web-v4", ends, had) {
-			for _, e := range in {
-				out[part] = append(out[part], e.Addr)
-			}
-		}
-		return out
-	}
-	add(250)
-	first := parts(nil)
-	if len(first) != 3 || len(first["web-v4"]) != 100 || len(first["web-v4-part3"]) != 50 {
-		t.Fatalf("parts: %v", first)
-	}
-	ends = ends[1:]
-	add(60)
-	second := parts(first)
-	if len(second) != 4 || len(second["web-v4"]) != 100 || len(second["web-v4-part3"]) != 100 || len(second["web-v4-part4"]) != 9 {
-		t.Errorf("parts: %v", second)
-	}
-	if !slices.Equal(first["web-v4-part2"], second["web-v4-part2"]) {
-		t.Error("a part that nothing happened to has changed")
-	}
-	if len(divide("web-v4", nil, second)) != 0 {
-		t.Error("empty parts are kept")
-	}
 }
 
 // TestWatchedAndListedAgree plays random histories: what was derived step by
