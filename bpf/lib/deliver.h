@@ -73,7 +73,7 @@ part int hand_over(struct __sk_buff *skb, struct packet *p, const struct endpoin
 	now = (struct head *)(long)skb->data;
 	if ((void *)(now + 1) > (void *)(long)skb->data_end)
 		return drop(skb, p, REASON_FAILED, INGRESS);
-	/* The mesh is one hop, whose end is here: what came was worth more than 1. */
+	/* The mesh counts as one hop, and it ends here. A packet with none left was dropped. */
 	__builtin_memcpy(head.ip, now->ip, sizeof(head.ip));
 	head.ttl = now->ttl - 1;
 	head.protocol = now->protocol;

@@ -15,44 +15,42 @@ enum answer {
 	EXCEEDED, /* ICMP time exceeded, which traceroute waits for */
 };
 
-/* Refused is what fails however often it is repeated, until somebody changes
- * something, and what only the cause of concerns. Every reason is decided here: the
- * compiler misses one that is not.
+/* A packet is refused when the cause is certain and sending it again would not help.
+ * Every reason is decided here; the compiler complains about one that is missing.
  *
- * Whether there is a backend is no secret that a policy keeps: a policy is about
- * backends, and can be asked of none. So a service without any is refused under
- * default deny too. Whom policy forbids to reach a pod or a node learns nothing of
- * it: policy is judged before. */
+ * A service without backends is refused under default deny too: policy is about
+ * backends, and there is none to ask it about. In all other cases policy comes
+ * first, so a pod that is denied learns nothing about what it may not reach. */
 inline_always enum answer answer_to(enum reason reason)
 {
 	switch (reason) {
-	case REASON_NO_BACKEND:  /* no backend of the service can be reached, or no such service */
-	case REASON_NO_ENDPOINT: /* an address of this node that no pod has */
-	case REASON_NO_TUNNEL:   /* an address of a member that no node has, or no key of that node */
-	case REASON_PATH_DOWN:   /* probes have missed the node for a while: it would take longer than a connect waits */
-	case REASON_FLOW_CLASH:  /* from another port it works; from this one not while the other flow is open */
+	case REASON_NO_BACKEND:    /* no reachable backend, or no such service or port */
+	case REASON_NO_ENDPOINT:   /* an address of this node that no pod has */
+	case REASON_NO_TUNNEL:     /* a member's address that no node has, or whose node has no key yet */
+	case REASON_PATH_DOWN:     /* probes found the node dead; the client may have another choice */
+	case REASON_FLOW_CLASH:    /* fails while the other flow is open; another source port works */
 	case REASON_NOT_SUPPORTED: /* a protocol that is never carried */
 		return REFUSAL;
 	case REASON_TTL_EXCEEDED:
 		return EXCEEDED;
 
-	/* Who is denied is not to learn that there is somebody: as Cilium does. */
+	/* Policy drops in silence, as in Cilium: the pod is not to learn what is there. */
 	case REASON_POLICY_DENIED:
 	case REASON_UNKNOWN_MEMBER:
-	/* Over in a moment: the pod that repeats gets through. */
+	/* Passes soon: a retransmission gets through. */
 	case REASON_HELD:
 	case REASON_NO_POLICY:
 	case REASON_NOT_READY:
 	case REASON_FAILED:
 	case REASON_FLOW_TABLE_FULL:
-	/* Not the pod's own address: somebody else would be told. */
+	/* Not the pod's own address, so the answer would be for somebody else. */
 	case REASON_SPOOFED_SOURCE:
-	/* Malformed, or nothing that waits for an answer. */
+	/* Malformed, or nobody is waiting for an answer. */
 	case REASON_INVALID:
 	case REASON_FRAGMENT:
-	/* No pod's packet as it leaves the pod. */
+	/* Never given to a packet on its way out of a pod. */
 	case REASON_PLAINTEXT:
-	/* No drops. */
+	/* Not drops. */
 	case REASON_DELIVERED:
 	case REASON_TUNNELLED:
 	case REASON_TO_STACK:
@@ -65,12 +63,12 @@ inline_always enum answer answer_to(enum reason reason)
 	return SILENCE;
 }
 
-/* ICMP errors for a pod: ERRORS_AT_ONCE, then one per ERROR_EVERY. As many as a
- * resolver with its repetitions needs; not enough for a flood to come back whole. */
+/* A pod gets ERRORS_AT_ONCE ICMP errors, then one per ERROR_EVERY (ns): enough for
+ * a resolver and its retries, too few to mirror a flood. */
 #define ERROR_EVERY (10 * 1000 * 1000ULL)
 #define ERRORS_AT_ONCE 100
 
-/* By device of the pod, when its errors would have been sent at one per ERROR_EVERY. */
+/* By the pod's device: until when its errors are spent, at one per ERROR_EVERY. */
 struct {
 	__uint(type, MAP_LRU_HASH);
 	__type(key, __u32);
@@ -91,7 +89,7 @@ inline_always int may_send_error(__u32 pod)
 	return 1;
 }
 
-/* How much of a packet its error quotes: an SCTP client looks for its INIT in it. */
+/* How much of a packet the error quotes. An SCTP client looks for its INIT there. */
 #define QUOTED 128
 #define ERROR_LEN (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct icmphdr))
 
@@ -138,7 +136,7 @@ once int turn_into_error(struct __sk_buff *skb, const struct packet *p, __u32 ty
 		.tot_len = htons(ERROR_LEN - ETH_HLEN + len), .saddr = from, .daddr = p->src.w[3],
 	};
 	iph.check = fold(bpf_csum_diff(0, 0, &iph, sizeof(iph), 0));
-	/* What lies behind a short quote is zero, and adds nothing. */
+	/* The rest of a short quote is zero and adds nothing to the sum. */
 	icmph.check = fold(bpf_csum_diff(0, 0, q, sizeof(*q), bpf_csum_diff(0, 0, &icmph, sizeof(icmph), 0)));
 	r.ip = iph;
 	r.icmp = icmph;
@@ -150,9 +148,9 @@ once int turn_into_error(struct __sk_buff *skb, const struct packet *p, __u32 ty
 	return 0;
 }
 
-/* Which ICMP unreachable a packet is answered with. For Linux the port's is the
- * end of a UDP socket's wait; an SCTP association ends by the protocol's alone (RFC
- * 9260, 10); a ping has no port. */
+/* The ICMP unreachable that answers a packet. Port unreachable ends the wait of a UDP
+ * socket; SCTP heeds only protocol unreachable (RFC 9260, section 10); a ping has no
+ * port. */
 inline_always __u32 unreachable(const struct packet *p, __u32 reason)
 {
 	__u32 code = ICMP_PORT_UNREACHABLE;
@@ -172,7 +170,7 @@ inline_always int answerable(const struct __sk_buff *skb, const struct packet *p
 
 	if (p->l3 != ETH_HLEN || p->error || p->headless)
 		return 0;
-	/* Of ICMP only an echo request is sure to be no error. */
+	/* Never answer an ICMP error: only an echo request is certainly none. */
 	if (p->proto == PROTO_ICMP && !p->asks)
 		return 0;
 	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_RST)
@@ -218,7 +216,7 @@ inline_always int answer(struct __sk_buff *skb, struct packet *p, __u32 reason)
 	return turn_into_error(skb, p, unreachable(p, reason), dst);
 }
 
-/* Leaves with a pod's packet that goes nowhere, and tells the pod if that is certain. */
+/* Leaves with a pod's packet that goes nowhere, and tells the pod where answer_to says so. */
 once int turn_away(struct __sk_buff *skb, struct packet *p, __u32 reason)
 {
 	if (!p)

@@ -4,14 +4,15 @@
 #include "place.h"
 
 #define NO_TIER 256
-#define DRAWS 16       /* tickets drawn at random before all are gone through */
+#define DRAWS 16                /* tickets drawn at random before all are tried in turn */
+#define MAX_TRIES (1u << 22)    /* below the 1 << 23 steps that bpf_loop takes at most */
 
-/* A choice under way. Each group of a tier holds a ticket per slot, times its weight:
- * who wins is decided by drawing tickets until one names a backend whose path is
- * alive. Draws at random find one soon unless most are dead, and favour nobody. After
- * them come all tickets, once each, in an order shuffled for this choice: a backend
- * whose path is alive is found whenever there is one, at the price of a look at each
- * that is not. Loops are bpf_loop's, whose body the verifier reads once. */
+/* A choice in progress. Each group of a tier holds one ticket per slot, times its
+ * weight, and tickets are tried until one names a backend whose path is alive. The
+ * first DRAWS are drawn at random: they find one soon unless most are dead, and are
+ * exactly fair. Then every ticket is tried once, in an order shuffled for this choice,
+ * so a live backend is found whenever there is one, at the cost of one look per dead
+ * backend. Loops are bpf_loop's, whose body the verifier reads once. */
 struct choice {
 	const struct settings *s;
 	const struct service *svc;
@@ -105,8 +106,8 @@ inline_always long choose(__u32 ticket, struct choice *c)
 	return 1;
 }
 
-/* The i-th number of an order in which each from 0 to mask comes once: every step
- * can be undone. */
+/* The i-th number in an order in which each of 0 … mask comes once: every step is
+ * reversible. */
 inline_always __u32 shuffled(const struct choice *c, __u32 i)
 {
 	__u32 half = c->half & 31;
@@ -159,7 +160,7 @@ static long ask_next_tier(__u32 i, struct choice *c)
 	c->key[0] = bpf_get_prandom_u32();
 	c->key[1] = bpf_get_prandom_u32();
 	c->key[2] = bpf_get_prandom_u32();
-	bpf_loop(DRAWS + mask + 1, ask_ticket, c, 0);
+	bpf_loop(DRAWS + (mask < MAX_TRIES ? mask + 1 : MAX_TRIES), ask_ticket, c, 0);
 	c->from = c->tier + 1;
 	return !!c->found;
 }
