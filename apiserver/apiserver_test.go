@@ -434,7 +434,7 @@ func TestAnotherClusterDoesNotTakeTheStore(t *testing.T) {
 	if len(p.srv.cluster.PodCIDRs) != 2 {
 		t.Error("CIDR not added")
 	}
-	if err := Run(t.Context(), conf); err == nil || !strings.Contains(err.Error(), "another API server uses") {
+	if err := Run(t.Context(), conf); err == nil || !strings.Contains(err.Error(), "another API server (process ") {
 		t.Error("a second one on the same data:", err)
 	}
 }

@@ -3,11 +3,13 @@ package apiserver
 import (
 	"cmp"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -48,6 +50,13 @@ func (s *server) problems() []api.Concern {
 	)
 	for key, problem := range s.exporter.Status().Problems {
 		all = append(all, api.Concern{Object: "export", Reason: "NotExported", Message: fmt.Sprintf("export of %s: %s", key, problem)})
+	}
+	if since, err := s.memory.unsaved(); err != nil {
+		all = append(all, api.Concern{Object: "API server", Reason: "FileNotWritten", Since: since, Message: err.Error(), Next: "a store that is lost meanwhile takes the names of its nodes along"})
+	}
+	dir := s.conf.DataDir
+	for _, d := range statefile.Damages(dir, filepath.Join(dir, "pki"), filepath.Dir(s.conf.AdminConfig)) {
+		all = append(all, api.Concern{Object: "API server", Reason: "DamagedFile", Since: d.Since, Message: d.String() + "; all else goes on", Next: "look at it, then delete it there"})
 	}
 	if problem := s.space.problem(); problem != "" {
 		all = append(all, api.Concern{Object: "store", Reason: "DiskNearlyFull", Message: problem})
@@ -174,8 +183,11 @@ func nodeProblem(cluster, node string, p api.NodeProblem) api.Concern {
 	case p.Table == wire.ProblemTunnels:
 		c.Reason, c.Message = "TunnelDown", fmt.Sprintf("tunnel on %s is down: %s", node, p.Error)
 		c.Next = ""
-	case p.Table == wire.ProblemPaths && p.Row == "":
-		c.Reason, c.Message = "PathsNotWatched", fmt.Sprintf("node %s does not watch its paths, traffic will not move away from dead nodes: %s", node, p.Error)
+	case p.Table == wire.ProblemPeers:
+		c.Reason, c.Message = "TunnelNotUpdated", fmt.Sprintf("tunnel on %s is not brought up to date: %s", node, p.Error)
+		c.Next = ""
+	case p.Table == wire.ProblemProbes, p.Table == wire.ProblemPaths && p.Row == "":
+		c.Reason, c.Message = "PathsNotWatched", fmt.Sprintf("node %s does not watch its paths, so that traffic stays with dead nodes: %s", node, p.Error)
 		c.Next = ""
 	case p.Table == wire.ProblemCertificates:
 		c.Reason, c.Message, c.Next = "CertificateEnds", fmt.Sprintf("node %s: %s", node, p.Error), ""
@@ -205,7 +217,7 @@ func nodeProblem(cluster, node string, p api.NodeProblem) api.Concern {
 // unready says whether a node with this problem cannot do its work: what it lacks
 // is not one row, but a part.
 func unready(p api.NodeProblem) bool {
-	return p.Table == wire.ProblemTunnels || p.Table == wire.ProblemPaths && p.Row == ""
+	return p.Table == wire.ProblemTunnels || p.Table == wire.ProblemProbes || p.Table == wire.ProblemPaths && p.Row == ""
 }
 
 // halfJoined says that only one of two clusters has added the other.

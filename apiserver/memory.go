@@ -14,10 +14,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -32,6 +34,9 @@ type memory struct {
 
 	mu   sync.Mutex // guards what follows
 	know known
+	// failed is since when the file cannot be written, and why.
+	failed    time.Time
+	failedWhy error
 }
 
 // known is what the file holds.
@@ -51,8 +56,13 @@ func openMemory(dir, generation string, s store.Store, log *slog.Logger) (*memor
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("remember nodes: %w", err)
 	}
-	if err := json.Unmarshal(text, &m.know); len(text) > 0 && err != nil {
-		return nil, fmt.Errorf("remember nodes: %s: %w (it may be deleted)", m.path, err)
+	if jsonErr := json.Unmarshal(text, &m.know); err == nil && jsonErr != nil {
+		d, err := statefile.PutAside(m.path)
+		if err != nil {
+			return nil, fmt.Errorf("remember nodes: %w", err)
+		}
+		log.Error("a damaged file was put aside; nodes that a lost store held are not known", "file", m.path, "as", d.Aside, "err", jsonErr)
+		m.know = known{}
 	}
 	// A file from before there was Rebuilt tells it by what was lost.
 	m.know.Rebuilt = m.know.Rebuilt || len(m.know.Lost) > 0
@@ -119,9 +129,21 @@ func (m *memory) forget(node string) (bool, error) {
 
 func (m *memory) saveLocked() error {
 	if err := api.WriteSecretFile(m.path, wire.Marshal(m.know)); err != nil {
-		return fmt.Errorf("remember nodes: %w", err)
+		if m.failed.IsZero() {
+			m.failed = time.Now()
+		}
+		m.failedWhy = fmt.Errorf("remember nodes: %w", err)
+		return m.failedWhy
 	}
+	m.failed, m.failedWhy = time.Time{}, nil
 	return nil
+}
+
+// unsaved is why the file is behind, and since when; nil if it is not.
+func (m *memory) unsaved() (time.Time, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.failed, m.failedWhy
 }
 
 // problems are sentences for the status: what an emptied store asks of the

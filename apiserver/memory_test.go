@@ -12,6 +12,7 @@ import (
 
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -146,4 +147,42 @@ func TestLostNodeIsForgottenOnlyWhenRemoved(t *testing.T) {
 			t.Errorf("want removed: %v, got %v", c.removed, err)
 		}
 	}
+}
+
+// A damaged file is put aside, said in the status until it is looked at, and the
+// API server starts all the same.
+func TestADamagedMemoryIsPutAside(t *testing.T) {
+	conf := config(t)
+	p := start(t, conf)
+	join(t, p.admin(), 1)
+	p.stop()
+	path := filepath.Join(conf.DataDir, "nodes.json")
+	if err := os.WriteFile(path, []byte(`{"generation":"x","no`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p = start(t, conf)
+	says := func(want bool) {
+		t.Helper()
+		eventually(t, "what the status says", func() error {
+			s, err := p.admin().Status(t.Context())
+			if got := concernsOf(s, "DamagedFile"); err == nil && strings.Contains(got, path+" is damaged and was put aside as ") != want {
+				err = fmt.Errorf("concerns %q", got)
+			}
+			return err
+		})
+	}
+	says(true)
+	eventually(t, "it is written again", func() error {
+		text, err := os.ReadFile(path)
+		if err == nil && !strings.Contains(string(text), `"n1"`) {
+			err = fmt.Errorf("it holds %s", text)
+		}
+		return err
+	})
+	for _, d := range statefile.Damages(conf.DataDir) {
+		if err := os.Remove(d.Aside); err != nil {
+			t.Fatal(err)
+		}
+	}
+	says(false)
 }

@@ -19,13 +19,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/embedded"
 	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -63,9 +63,6 @@ func lay(ctx context.Context, conf Config) (_ *foundation, err error) {
 			f.close()
 		}
 	}()
-	if err := os.MkdirAll(conf.DataDir, 0o700); err != nil {
-		return nil, fmt.Errorf("data folder: %w", err)
-	}
 	if err := f.lock(); err != nil {
 		return nil, err
 	}
@@ -168,16 +165,11 @@ func (f *foundation) Bundle() []byte {
 
 // lock keeps a second API server away from the same data.
 func (f *foundation) lock() error {
-	path := filepath.Join(f.conf.DataDir, "lock")
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	release, err := statefile.Lock(f.conf.DataDir, "API server")
 	if err != nil {
-		return fmt.Errorf("data folder: %w", err)
+		return err
 	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		file.Close()
-		return fmt.Errorf("another API server uses %s: stop it, or give this one its own --data-dir", f.conf.DataDir)
-	}
-	f.closers = append(f.closers, func() { file.Close() })
+	f.closers = append(f.closers, release)
 	return nil
 }
 
@@ -413,7 +405,15 @@ func secretKey(ctx context.Context, s store.Store, name string) ([]byte, error) 
 func (f *foundation) writeAdmin(server string) error {
 	path := f.conf.AdminConfig
 	file := &api.Config{}
-	if old, err := api.LoadConfig(path); err == nil {
+	old, err := api.LoadConfig(path)
+	if errors.As(err, new(*api.ConfigSyntax)) {
+		d, err := statefile.PutAside(path)
+		if err != nil {
+			return fmt.Errorf("leave the operator's context: %w", err)
+		}
+		f.conf.Log.Error("a damaged file was put aside; other contexts in it have to be copied back", "file", path, "as", d.Aside)
+	}
+	if err == nil {
 		file = old
 		if x, err := old.Context(f.conf.Cluster); err == nil && x.Server == server && x.CA == string(f.authority.Bundle()) && lasts(x.Cert) {
 			return nil

@@ -59,6 +59,7 @@ type Agent struct {
 	observer   *observer
 	standing   *standing
 	shares     *shares
+	files      *files
 	ring       *flow.Ring
 
 	listed chan struct{} // closed once every prefix was read in full
@@ -73,15 +74,15 @@ type part interface {
 }
 
 // newAgent builds everything and starts nothing. It reads the kernel's maps.
-func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
+func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Agent, error) {
 	log := cfg.Log.With("cluster", n.cluster, "node", n.name)
 	a := &Agent{
-		Tables: tables.New(), cfg: cfg, node: n, edges: edges, log: log, started: time.Now(),
+		Tables: t, files: f, cfg: cfg, node: n, edges: edges, log: log, started: time.Now(),
 		ring: flow.NewRing(cfg.KeepFlows), listed: make(chan struct{}), start: make(chan struct{}), open: make(chan struct{}),
 	}
 	internal := endpoint.Internal(n.cidr)
 	var err error
-	if a.trust, err = trust.New(n.cluster, filepath.Join(cfg.StateDir, "generation"), edges.Source, log); err != nil {
+	if a.trust, err = trust.New(n.cluster, filepath.Join(cfg.StateDir, "generation"), edges.Source, f.tell, log); err != nil {
 		return nil, err
 	}
 	a.intake = intake.New(n.cluster, a.Tables)
@@ -133,7 +134,7 @@ func newAgent(cfg Config, n node, edges *Edges) (*Agent, error) {
 		changed: make(chan struct{}, 1), news: make(chan struct{}),
 	}
 	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, paths: a.liveness, trust: a.trust, settled: a.workloads.settled, told: make(chan struct{}), lost: make(chan struct{}, 1), log: log}
-	a.hosts = &hosts{path: cfg.Hosts, own: n.cluster, tables: a.Tables, listed: a.listed, log: log}
+	a.hosts = &hosts{path: cfg.Hosts, tell: f.tell, own: n.cluster, tables: a.Tables, listed: a.listed}
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, identity: a.program.Identity, ring: a.ring, log: log}
 	a.shares = &shares{datapath: edges.Datapath, tables: a.Tables, log: log}
 	return a, nil
@@ -170,7 +171,7 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 	}
 	defer func() { _ = a.Tables.DB.Stop() }()
 	g, ctx := errgroup.WithContext(ctx)
-	parts := []part{a.workloads, a.program, a.lanes, a.liveness, a.publisher, a.hosts, a.observer, a.standing, a.shares}
+	parts := []part{a.workloads, a.program, a.lanes, a.liveness, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files}
 	for _, r := range a.reflectors {
 		parts = append(parts, r)
 	}

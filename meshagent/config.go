@@ -17,6 +17,7 @@ import (
 
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/meshagent/certificate"
 	"github.com/weft-mesh/weft/tunnel"
 )
 
@@ -177,7 +178,10 @@ func readJoin(c Config) (node, error) {
 	}
 	var b api.JoinBundle
 	if err := yaml.UnmarshalStrict(text, &b); err != nil {
-		return node{}, fmt.Errorf("join bundle %s: %w", c.Join, err)
+		return node{}, badBundle{fmt.Errorf("join bundle %s is damaged: %w; issue a new one with `weft node add`", c.Join, err)}
+	}
+	if err := certificate.Check(&b); err != nil {
+		return node{}, badBundle{fmt.Errorf("join bundle %s is damaged: %w; issue a new one with `weft node add`", c.Join, err)}
 	}
 	return whoAmI(c, &b)
 }
@@ -195,7 +199,7 @@ func whoAmI(c Config, b *api.JoinBundle) (node, error) {
 	}
 	switch {
 	case n.cluster == "" || n.name == "":
-		return n, fmt.Errorf("join bundle %s names no cluster or no node: issue a new one", c.Join)
+		return n, badBundle{fmt.Errorf("join bundle %s names no cluster or no node: issue a new one with `weft node add`", c.Join)}
 	case !n.ip.IsValid():
 		return n, fmt.Errorf("no address of this node is known: give --node-ip")
 	case !n.cidr.IsValid():
@@ -207,7 +211,7 @@ func whoAmI(c Config, b *api.JoinBundle) (node, error) {
 	if b.GossipKey != "" {
 		key, err := base64.StdEncoding.DecodeString(b.GossipKey)
 		if err != nil {
-			return n, fmt.Errorf("gossip key of join bundle %s is not base64", c.Join)
+			return n, badBundle{fmt.Errorf("gossip key of join bundle %s is not base64: issue a new one with `weft node add`", c.Join)}
 		}
 		n.gossip = key
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,7 +25,7 @@ type hosts struct {
 	own    string
 	tables *tables.Tables
 	listed <-chan struct{}
-	log    *slog.Logger
+	tell   func(path string, err error)
 }
 
 // Run works until ctx ends; the file stays.
@@ -43,8 +42,9 @@ func (h *hosts) Run(ctx context.Context) error {
 		txn := h.tables.DB.ReadTxn()
 		_, changed := h.tables.Services.AllWatch(txn)
 		var again <-chan time.Time
-		if err := writeInPlace(h.path, hostsFile(h.own, tables.All(txn, h.tables.Services))); err != nil {
-			h.log.Warn("names of services are not up to date, trying again", "error", err)
+		err := writeInPlace(h.path, hostsFile(h.own, tables.All(txn, h.tables.Services)))
+		h.tell(h.path, err)
+		if err != nil {
 			again = time.After(5 * time.Second)
 		}
 		select {

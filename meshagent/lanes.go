@@ -2,6 +2,7 @@ package meshagent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -93,7 +94,7 @@ func (l *lanes) Run(ctx context.Context) error {
 		err := l.turn(ctx, mesh)
 		if err != nil && ctx.Err() == nil && err.Error() != last {
 			last = err.Error()
-			l.log.Warn("lanes are not as wanted, trying again", "error", err)
+			l.log.Warn("tunnel setup failed, retrying", "in", laneTurn, "error", err)
 		}
 		if err == nil {
 			last = ""
@@ -149,7 +150,10 @@ func (l *lanes) turn(ctx context.Context, mesh *program.Mesh) error {
 	if mesh == nil {
 		return nil
 	}
-	return l.peers(ctx, mesh, own)
+	if err := l.peers(ctx, mesh, own); err != nil {
+		return notUpdated{err}
+	}
+	return nil
 }
 
 func (l *lanes) peers(ctx context.Context, mesh *program.Mesh, own tunnel.Own) error {
@@ -285,13 +289,22 @@ func (l *lanes) problems(refused []tunnel.Refusal) {
 	writeProblems(l.tables, "lanes", now)
 }
 
+// report writes what went wrong in the last turn: either the tunnels are not there,
+// or they are, and only what is to change in them does not.
 func (l *lanes) report(err error) {
-	now := map[string]string{}
-	if err != nil {
-		now[l.node.key()] = err.Error()
+	down, stale := map[string]string{}, map[string]string{}
+	var late notUpdated
+	if errors.As(err, &late) {
+		stale[l.node.key()] = late.Error()
+	} else if err != nil {
+		down[l.node.key()] = err.Error()
 	}
-	writeProblems(l.tables, wire.ProblemTunnels, now)
+	writeProblems(l.tables, wire.ProblemTunnels, down)
+	writeProblems(l.tables, wire.ProblemPeers, stale)
 }
+
+// notUpdated is why tunnels that are there are not as wanted.
+type notUpdated struct{ error }
 
 // writeProblems makes these the problems of one table, touching nothing that is
 // so already.

@@ -61,11 +61,15 @@ func (l *liveness) Run(ctx context.Context) error {
 		case <-ready:
 		}
 	}
+	var last string
 	for ctx.Err() == nil {
 		err := l.probe(ctx)
 		if err != nil && ctx.Err() == nil {
-			l.log.Warn("probing stopped, starting again", "error", err)
-			writeProblems(l.tables, wire.ProblemPaths, map[string]string{"": err.Error()})
+			if last != err.Error() {
+				l.log.Warn("probing stopped, starting again", "error", err)
+			}
+			last = err.Error()
+			writeProblems(l.tables, wire.ProblemProbes, map[string]string{"": last})
 			l.tell(nil) // what was found out may be over
 		}
 		select {
@@ -94,6 +98,7 @@ func (l *liveness) probe(ctx context.Context) error {
 	if prober, err = probe.New(cfg, transport); err != nil {
 		return err
 	}
+	writeProblems(l.tables, wire.ProblemProbes, nil)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return prober.Run(ctx) })
 	g.Go(func() error { return l.targets(ctx, prober) })

@@ -27,6 +27,8 @@ import (
 	"github.com/weft-mesh/weft/meshagent/certificate"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/tunnel/probe"
@@ -41,7 +43,17 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	n, err := readJoin(cfg)
+	// Before anything of another agent's is touched.
+	unlock, err := lock(cfg)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	n, err := join(cfg.Join, cfg.StateDir, cfg.Log, func(path string) (node, error) {
+		cfg := cfg
+		cfg.Join = path
+		return readJoin(cfg)
+	})
 	if err != nil {
 		return err
 	}
@@ -74,9 +86,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer client.Close()
 	etcd := reflector.NewEtcd(n.name, client, link)
 
-	a, err = newAgent(cfg, n, &Edges{
+	tables := tables.New()
+	files := newFiles(tables, cfg.StateDir, cfg.Log)
+	a, err = newAgent(cfg, n, tables, files, &Edges{
 		Source: etcd, Sink: etcd, Datapath: datapath,
-		Lanes:     tunnel.NewLanes(tunnel.LanesConfig{StateDir: filepath.Join(cfg.StateDir, "lanes"), Log: cfg.Log}),
+		Lanes:     tunnel.NewLanes(tunnel.LanesConfig{StateDir: filepath.Join(cfg.StateDir, "lanes"), Tell: files.tell, Log: cfg.Log}),
 		Host:      tunnel.NewHost([tunnel.LaneCount]string{}, cfg.Log),
 		Plumbing:  endpoint.Kernel{MTU: inner, NetnsDir: cfg.NetnsDir},
 		Transport: func(source netip.Addr) (probe.Transport, error) { return probe.NewICMP(source) },
@@ -106,6 +120,21 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	a.log.Info("agent starts", "address", n.ip, "podCIDR", n.cidr, "device", device.Attrs().Name, "mtu", inner)
 	return a.run(ctx, append(servers, certificates)...)
+}
+
+// lock keeps a second agent away: from the same folders, and from this machine,
+// whose devices and tables there are once.
+func lock(cfg Config) (unlock func(), err error) {
+	machine, err := statefile.LockMachine("agent")
+	if err != nil {
+		return nil, err
+	}
+	folder, err := statefile.Lock(cfg.StateDir, "agent")
+	if err != nil {
+		machine()
+		return nil, err
+	}
+	return func() { folder(); machine() }, nil
 }
 
 // tellOfCertificates shows an operator what keeps them from being renewed, ""

@@ -15,6 +15,7 @@ import (
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // workloads gives this node's pods their network and finds out whether they are
@@ -41,6 +42,7 @@ type workloads struct {
 	records map[string]endpoint.Record
 	busy    map[string]bool // a plumber is at work
 	failed  map[string]int
+	why     map[string]string    // of those that failed
 	again   map[string]time.Time // of those that failed: not before
 	probes  map[string]*probing
 	// found are pods that went on without us. One whose machine has booted since
@@ -78,20 +80,45 @@ type probing struct {
 }
 
 func newWorkloads(n node, t *tables.Tables, d Datapath, p endpoint.Plumbing, dir endpoint.Dir, listed <-chan struct{}, log *slog.Logger) (*workloads, error) {
-	records, err := dir.Load()
+	records, lost, err := dir.Load()
 	if err != nil {
 		return nil, err
+	}
+	for _, r := range lost {
+		if r, ok := recovered(r, d, p); ok {
+			log.Warn("the record of a pod was damaged; it is found again in the kernel", "pod", r.Key(), "ip", r.IP)
+			records = append(records, r)
+		} else {
+			log.Warn("the record of a pod was damaged, and the kernel has nothing of it: it gets a new address", "pod", r.Key())
+		}
 	}
 	w := &workloads{
 		node: n, tables: t, datapath: d, plumbing: p, dir: dir, listed: listed, log: log,
 		adopted: make(chan struct{}), settled: make(chan struct{}),
-		pool: endpoint.NewPool(n.cidr, records), records: map[string]endpoint.Record{}, busy: map[string]bool{}, failed: map[string]int{}, again: map[string]time.Time{}, probes: map[string]*probing{}, found: map[string]bool{},
+		pool: endpoint.NewPool(n.cidr, records), records: map[string]endpoint.Record{}, busy: map[string]bool{}, failed: map[string]int{}, why: map[string]string{}, again: map[string]time.Time{}, probes: map[string]*probing{}, found: map[string]bool{},
 		free: make(chan struct{}, plumbers), done: make(chan plumbed),
 	}
 	for _, r := range records {
 		w.records[r.Key()] = r
 	}
 	return w, nil
+}
+
+// recovered is the record of a pod whose file was lost, as the kernel still has it;
+// false if it has nothing of the pod.
+func recovered(lost endpoint.Record, d Datapath, p endpoint.Plumbing) (endpoint.Record, bool) {
+	ifindex, ok := p.Find(lost)
+	if !ok {
+		return lost, false
+	}
+	rows, _ := d.Maps().Endpoints.All()
+	for addr, row := range rows {
+		if row.Ifindex == uint32(ifindex) && row.ID != 0 {
+			lost.IP, lost.ID = addr.Netip(), row.ID
+			return lost, true
+		}
+	}
+	return lost, false
 }
 
 // Run works until ctx ends; pods keep their network.
@@ -122,6 +149,7 @@ func (w *workloads) Run(ctx context.Context) error {
 		}
 		w.watchReadiness(ctx)
 		w.once.Do(func() { close(w.settled) })
+		writeProblems(w.tables, wire.ProblemPods, w.why)
 		var again <-chan time.Time
 		if len(w.failed) > 0 {
 			again = time.After(plumbAgain)
@@ -160,7 +188,8 @@ func (w *workloads) reconcile(ctx context.Context, want map[string]*corev1.Pod) 
 		}
 	}
 	for key, pod := range want {
-		if r, ok := w.records[key]; (!ok || w.failed[key] > 0) && w.due(key, now) {
+		// One without a UID was found again in the kernel, and is to be written down.
+		if r, ok := w.records[key]; (!ok || r.UID == "" || w.failed[key] > 0) && w.due(key, now) {
 			w.create(ctx, r, pod)
 		}
 	}
@@ -181,22 +210,21 @@ func (w *workloads) due(key string, now time.Time) bool {
 
 // create brings a pod. One without a record gets an address first.
 func (w *workloads) create(ctx context.Context, r endpoint.Record, pod *corev1.Pod) {
-	if r.IP.IsValid() {
-		w.plumb(ctx, r, w.bring)
-		return
+	has := r.IP.IsValid()
+	r.Namespace, r.Pod, r.UID = pod.Namespace, pod.Name, cmp.Or(r.UID, string(pod.UID))
+	if !has {
+		ip, id, err := w.pool.Take()
+		if err != nil {
+			w.fail(r, err)
+			return
+		}
+		r.IP, r.ID = ip, id
 	}
-	r = endpoint.Record{Namespace: pod.Namespace, Pod: pod.Name, UID: string(pod.UID)}
-	ip, id, err := w.pool.Take()
-	if err != nil {
-		w.fail(r, err)
-		return
-	}
-	r.IP, r.ID = ip, id
 	w.plumb(ctx, r, func(r endpoint.Record) plumbed {
 		// Written before the kernel hears of it: what is made later can be found
 		// and removed.
 		if err := w.dir.Save(r); err != nil {
-			return plumbed{err: err}
+			return plumbed{saved: has, err: err}
 		}
 		return w.bring(r)
 	})
@@ -259,12 +287,14 @@ func (w *workloads) finish(done plumbed) {
 		return
 	}
 	delete(w.failed, key)
+	delete(w.why, key)
 	delete(w.again, key)
 }
 
 // forget drops a pod that has nothing here any more.
 func (w *workloads) forget(r endpoint.Record) {
 	delete(w.failed, r.Key())
+	delete(w.why, r.Key())
 	delete(w.again, r.Key())
 	w.change(r, func(*tables.Endpoint) bool { return false })
 }
@@ -353,6 +383,7 @@ func (w *workloads) unplumb(r endpoint.Record, addr bpf.Addr, ifindex int) error
 
 func (w *workloads) fail(r endpoint.Record, err error) {
 	w.failed[r.Key()]++
+	w.why[r.Key()] = err.Error()
 	w.again[r.Key()] = time.Now().Add(plumbAgain)
 	if w.failed[r.Key()] == 1 {
 		w.log.Warn("pod has no network yet, trying again", "pod", r.Key(), "error", err)

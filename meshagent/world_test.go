@@ -25,6 +25,7 @@ import (
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/reflector/reflectortest"
+	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/tunnel/probe"
 	"github.com/weft-mesh/weft/tunnel/tunneltest"
 	"github.com/weft-mesh/weft/wire"
@@ -146,7 +147,8 @@ func (n *testNode) run() {
 	if n.alter != nil {
 		n.alter(edges)
 	}
-	n.agent, err = newAgent(cfg, who, edges)
+	shown := tables.New()
+	n.agent, err = newAgent(cfg, who, shown, newFiles(shown, n.dir, cfg.Log), edges)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -401,6 +403,13 @@ func (p *plumbing) Create(r endpoint.Record) (endpoint.Link, error) {
 		p.links[r.Key()] = l
 	}
 	return l, nil
+}
+
+func (p *plumbing) Find(r endpoint.Record) (int, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l, ok := p.links[r.Key()]
+	return l.Ifindex, ok
 }
 
 func (p *plumbing) Up(endpoint.Link, endpoint.Record) error { return nil }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/weft-mesh/weft/statefile"
 )
 
 // keyring is this node's private keys and their epoch, as on disk.
@@ -37,24 +39,22 @@ func (k *diskKey) UnmarshalText(text []byte) (err error) {
 
 func keyringFile(dir string) string { return filepath.Join(dir, "keys.json") }
 
-// loadKeyring reads the keys of a node. ok is false when it never had any. A
-// file that does not read is an error and not a new beginning: new keys would
-// cut the node off until every peer has learned them.
+// loadKeyring reads the keys of a node. ok is false when there are none, and err
+// says that the file is there and cannot be used.
 func loadKeyring(dir string) (keys keyring, ok bool, err error) {
-	path := keyringFile(dir)
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(keyringFile(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return keyring{}, false, nil
 	}
 	if err != nil {
-		return keyring{}, false, fmt.Errorf("read keys: %w", err)
+		return keyring{}, false, err
 	}
 	if err := json.Unmarshal(text, &keys); err != nil {
-		return keyring{}, false, fmt.Errorf("read keys: %s: %w (restore it, or remove it to give this node new keys)", path, err)
+		return keyring{}, false, err
 	}
 	for i, lane := range keys.Lanes {
 		if lane.PrivateKey.IsZero() {
-			return keyring{}, false, fmt.Errorf("read keys: %s: %s has no key (restore it, or remove it to give this node new keys)", path, laneName(i))
+			return keyring{}, false, fmt.Errorf("%s has no key", laneName(i))
 		}
 	}
 	return keys, true, nil
@@ -65,7 +65,7 @@ func (k keyring) store(dir string) error {
 	if err != nil {
 		return fmt.Errorf("store keys: %w", err)
 	}
-	if err := writeSecret(keyringFile(dir), append(text, '\n')); err != nil {
+	if err := statefile.Write(keyringFile(dir), append(text, '\n')); err != nil {
 		return fmt.Errorf("store keys: %w", err)
 	}
 	return nil
@@ -78,14 +78,20 @@ type roster map[string]Peer
 func rosterFile(dir string) string { return filepath.Join(dir, "peers.json") }
 
 // loadRoster reads what store wrote. It holds nothing that cannot be learned
-// again, so a file that does not read counts as empty.
-func loadRoster(dir string) roster {
+// again: err says that the file is there and cannot be used.
+func loadRoster(dir string) (roster, error) {
 	known := roster{}
 	text, err := os.ReadFile(rosterFile(dir))
-	if err != nil || json.Unmarshal(text, &known) != nil || known == nil {
-		return roster{}
+	if errors.Is(err, fs.ErrNotExist) {
+		return roster{}, nil
 	}
-	return known
+	if err == nil {
+		err = json.Unmarshal(text, &known)
+	}
+	if err != nil || known == nil {
+		return roster{}, err
+	}
+	return known, nil
 }
 
 func (r roster) store(dir string) error {
@@ -93,7 +99,7 @@ func (r roster) store(dir string) error {
 	if err != nil {
 		return fmt.Errorf("store peers: %w", err)
 	}
-	if err := writeSecret(rosterFile(dir), text); err != nil {
+	if err := statefile.Write(rosterFile(dir), text); err != nil {
 		return fmt.Errorf("store peers: %w", err)
 	}
 	return nil

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/weft-mesh/weft/statefile"
 )
 
 // somebody is a peer with keys <key>0 and <key>1.
@@ -262,11 +264,75 @@ func TestKeysOutliveTheProcess(t *testing.T) {
 		t.Errorf("without a directory: %+v, %v", adopted, err)
 	}
 
-	if err := os.WriteFile(keyringFile(dir), []byte("{"), 0o600); err != nil {
+}
+
+// A damaged file of keys or peers is put aside. The devices have it all, so that
+// nothing changes for anybody, and it is written again as they have it.
+func TestADamagedFileIsPutAsideAndWrittenAgain(t *testing.T) {
+	for name, text := range map[string]string{"empty": "", "cut off": `{"epoch": 3, "lanes": [{"priva`, "a key is missing": `{"epoch":1,"lanes":[{"privateKey":""},{"privateKey":""}]}`} {
+		t.Run(name, func(t *testing.T) {
+			m, dir := newMachine(), t.TempDir()
+			first, err := m.lanes(dir).Ensure(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			sessions := m.sessions
+			for _, path := range []string{keyringFile(dir), rosterFile(dir)} {
+				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			again, err := m.lanes(dir).Ensure(t.Context())
+			if err != nil || again.Lanes != first.Lanes || m.sessions != sessions {
+				t.Errorf("damaged: %+v, %v, sessions %d and then %d", again, err, sessions, m.sessions)
+			}
+			aside := map[string]bool{}
+			for _, d := range statefile.Damages(dir) {
+				aside[d.Path] = true
+			}
+			if !aside[keyringFile(dir)] || name != "a key is missing" && !aside[rosterFile(dir)] {
+				t.Errorf("put aside: %v", aside)
+			}
+			m.devices = map[string]*wgtypes.Device{} // only the file has the keys now
+			if after, err := m.lanes(dir).Ensure(t.Context()); err != nil || after.Lanes != first.Lanes {
+				t.Errorf("written again: %+v, %v", after, err)
+			}
+		})
+	}
+}
+
+// A disk that takes nothing keeps no tunnel down. It is told which file is behind,
+// until it is not.
+func TestAFullDiskKeepsNoTunnelDown(t *testing.T) {
+	m, dir := newMachine(), filepath.Join(t.TempDir(), "lanes")
+	if err := os.WriteFile(dir, nil, 0o600); err != nil { // a file where a folder should be
 		t.Fatal(err)
 	}
-	if _, err := m.lanes(dir).Ensure(t.Context()); err == nil || !strings.Contains(err.Error(), keyringFile(dir)) {
-		t.Errorf("with a broken key file: %v", err)
+	told := map[string]error{}
+	w := m.lanes(dir)
+	w.cfg.Tell = func(path string, err error) { told[path] = err }
+	own, err := w.Ensure(t.Context())
+	if err != nil || own.Lanes[0].PublicKey.IsZero() || told[keyringFile(dir)] == nil {
+		t.Fatalf("without a disk: %+v, %v, told %v", own, err, told)
+	}
+	mustSet(t, w, true, somebody("a", 'a', "10.2.1.0/24"))
+	if told[rosterFile(dir)] == nil || m.holds("weft0") == "" {
+		t.Errorf("peers: told %v, weft0 holds %q", told, m.holds("weft0"))
+	}
+	if _, err := w.Rotate(t.Context(), 1); err == nil {
+		t.Error("a key that is nowhere else was put into a device")
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := w.Ensure(t.Context()); err != nil || again.Lanes != own.Lanes || told[keyringFile(dir)] != nil || told[rosterFile(dir)] != nil {
+		t.Errorf("with a disk: %+v, %v, told %v", again, err, told)
+	}
+	if keys, ok, err := loadKeyring(dir); !ok || err != nil || keys.Lanes[0].PrivateKey.Public() != own.Lanes[0].PublicKey {
+		t.Errorf("it holds %v, %v", ok, err)
+	}
+	if known, err := loadRoster(dir); err != nil || len(known) != 1 {
+		t.Errorf("it holds peers %v, %v", known, err)
 	}
 }
 
@@ -464,25 +530,4 @@ func TestErrorsOfEveryPacketAreToldOnceInAWhile(t *testing.T) {
 			t.Errorf("%d lines:\n%s", got, &lines)
 		}
 	})
-}
-
-func TestSecretIsReplacedAsAWhole(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "x.conf")
-	for _, content := range []string{"one", "two, longer"} {
-		if err := writeSecret(path, []byte(content)); err != nil {
-			t.Fatal(err)
-		}
-		got, err := os.ReadFile(path)
-		if err != nil || string(got) != content {
-			t.Errorf("%q, %v", got, err)
-		}
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 1 {
-		t.Errorf("left behind: %v, %v", entries, err)
-	}
-	if info, err := entries[0].Info(); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v, %v", info.Mode(), err)
-	}
 }

@@ -7,13 +7,14 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.zx2c4.com/wireguard/device"
+
+	"github.com/weft-mesh/weft/statefile"
 )
 
 // saveRetry is the pause between attempts while the configuration cannot be
@@ -46,14 +47,11 @@ func (s *savedConfig) restore(dev *device.Device) (bool, error) {
 		return false, fmt.Errorf("restore configuration: %w", err)
 	}
 	if err := dev.IpcSet(string(text)); err != nil {
-		aside := s.path + ".broken"
-		s.log.Error("saved configuration is put aside, the agent has to set it again", "file", aside, "error", err)
 		if err := dev.IpcSet("replace_peers=true\n"); err != nil {
-			return false, fmt.Errorf("forget a broken configuration: %w", err)
+			return false, fmt.Errorf("forget a damaged configuration: %w", err)
 		}
-		if err := os.Rename(s.path, aside); err != nil {
-			return false, fmt.Errorf("put a broken configuration aside: %w", err)
-		}
+		d, asideErr := statefile.PutAside(s.path)
+		s.log.Error("a damaged file was put aside, the agent sets everything in it again", "file", s.path, "as", d.Aside, "damage", err, "error", asideErr)
 		return false, nil
 	}
 	s.written = string(text)
@@ -93,7 +91,7 @@ func (s *savedConfig) writeLocked(dev *device.Device) error {
 	if text == s.written {
 		return nil
 	}
-	if err := writeSecret(s.path, []byte(text)); err != nil {
+	if err := statefile.Write(s.path, []byte(text)); err != nil {
 		return err
 	}
 	s.written = text
@@ -140,44 +138,4 @@ func durable(report string) string {
 	}
 	slices.Sort(peers)
 	return strings.Join(head, "") + strings.Join(peers, "")
-}
-
-// writeSecret replaces a file as a whole, readable by its owner alone: after a
-// crash at any point it holds the old content or the new.
-func writeSecret(path string, content []byte) (err error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	aside, err := os.CreateTemp(dir, filepath.Base(path)+".*") // 0600
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer func() {
-		if err != nil {
-			aside.Close()
-			os.Remove(aside.Name())
-		}
-	}()
-	if _, err := aside.Write(content); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := aside.Sync(); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := aside.Close(); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := os.Rename(aside.Name(), path); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
 }

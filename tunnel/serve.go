@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
+
+	"github.com/weft-mesh/weft/statefile"
 )
 
 // Defaults of names and ports, the same for every process of a node.
@@ -104,9 +106,11 @@ func Serve(ctx context.Context, cfg ServeConfig) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("tunnel configuration: %w", err)
 	}
-	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
-		return fmt.Errorf("state directory: %w", err)
+	release, err := statefile.Lock(cfg.StateDir, "tunnel")
+	if err != nil {
+		return err
 	}
+	defer release()
 	if err := os.MkdirAll(cfg.SocketDir, 0o755); err != nil {
 		return fmt.Errorf("socket directory: %w", err)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/tunnel"
 )
 
@@ -504,8 +505,8 @@ func TestBrokenSavedConfigurationIsPutAside(t *testing.T) {
 	if after := peers(a); after != before {
 		t.Errorf("saved:\n%s\nwant:\n%s", after, before)
 	}
-	if !exists(savedFile(a, 0) + ".broken") {
-		t.Error("the broken file is gone, and with it what happened")
+	if d := statefile.Damages(a.config.StateDir); len(d) != 1 || d[0].Path != savedFile(a, 0) {
+		t.Errorf("put aside: %v", d)
 	}
 }
 

@@ -16,6 +16,8 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/weft-mesh/weft/statefile"
 )
 
 // ErrNoWireGuard is wrapped when a node has nothing that could encrypt.
@@ -29,7 +31,10 @@ type LanesConfig struct {
 	Devices [LaneCount]string
 	// Ports they listen on. Zero: DefaultPorts.
 	Ports [LaneCount]uint16
-	Log   *slog.Logger
+	// Tell is told that a file cannot be written, and with nil that it can again.
+	// Nothing else depends on the files: what is wanted is in the devices. May be nil.
+	Tell func(path string, err error)
+	Log  *slog.Logger
 }
 
 // WireGuard is the Lanes of this machine: the kernel's where it has them,
@@ -45,6 +50,8 @@ type WireGuard struct {
 	peers roster               // guarded by mu
 	quiet [LaneCount]watch     // guarded by mu
 	asked [LaneCount]strangers // guarded by mu
+	// unsaved are the files that are behind, guarded by mu.
+	unsaved map[string]bool
 }
 
 var _ Lanes = (*WireGuard)(nil)
@@ -75,7 +82,10 @@ func NewLanes(cfg LanesConfig) *WireGuard {
 		cfg.Ports = DefaultPorts
 	}
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	w := &WireGuard{cfg: cfg, links: kernelLinks{}, control: dialled{}}
+	if cfg.Tell == nil {
+		cfg.Tell = func(string, error) {}
+	}
+	w := &WireGuard{cfg: cfg, unsaved: map[string]bool{}, links: kernelLinks{}, control: dialled{}}
 	for i := range w.asked {
 		w.asked[i] = strangers{}
 	}
@@ -124,9 +134,7 @@ func (w *WireGuard) ensureLocked() (held [LaneCount]*wgtypes.Device, err error) 
 		}
 		if change.PrivateKey != nil {
 			w.keys.Lanes[i].Since = time.Now()
-			if err := w.keys.store(w.cfg.StateDir); err != nil {
-				return held, err
-			}
+			w.unsaved[keyringFile(w.cfg.StateDir)] = true
 			// Peers with our own former key, if any, are gone with it.
 			if held[i], err = w.deviceLocked(name); err != nil {
 				return held, err
@@ -136,21 +144,46 @@ func (w *WireGuard) ensureLocked() (held [LaneCount]*wgtypes.Device, err error) 
 	}
 	own.Epoch, own.Since = w.keys.Epoch, w.keys.Since
 	w.own = own
+	w.saveLocked(keyringFile(w.cfg.StateDir), w.keys.store)
+	w.saveLocked(rosterFile(w.cfg.StateDir), w.peers.store)
 	return held, nil
 }
 
+// saveLocked writes a file that is behind. A disk that takes nothing keeps no
+// tunnel down: the next attempt is as good, and meanwhile the devices have it all.
+func (w *WireGuard) saveLocked(path string, store func(dir string) error) {
+	if !w.unsaved[path] {
+		return
+	}
+	err := store(w.cfg.StateDir)
+	w.unsaved[path] = err != nil
+	w.cfg.Tell(path, err)
+}
+
+// putAside makes room for a file that cannot be used.
+func (w *WireGuard) putAside(path string, why error) {
+	d, err := statefile.PutAside(path)
+	if err != nil {
+		w.cfg.Tell(path, err)
+		w.cfg.Log.Error("a damaged file cannot be put aside", "file", path, "damage", why, "error", err)
+		return
+	}
+	w.cfg.Log.Error("a damaged file was put aside", "file", path, "as", d.Aside, "damage", why)
+}
+
 // loadLocked reads keys and peers from disk, or makes the keys. A device that
-// has a key although none is on disk keeps it: with it, traffic goes on.
+// has a key although none is on disk, or none that can be read, keeps it: with it,
+// traffic goes on.
 func (w *WireGuard) loadLocked(held [LaneCount]*wgtypes.Device) error {
 	if w.keys != nil {
 		return nil
 	}
 	keys, ok, err := loadKeyring(w.cfg.StateDir)
 	if err != nil {
-		return err
+		w.putAside(keyringFile(w.cfg.StateDir), err)
 	}
 	if !ok {
-		keys.Since = time.Now()
+		keys = keyring{Since: time.Now()}
 		for i := range keys.Lanes {
 			keys.Lanes[i] = laneKeys{diskKey{PrivateKey{held[i].PrivateKey}}, keys.Since}
 			if !keys.Lanes[i].PrivateKey.IsZero() {
@@ -163,11 +196,13 @@ func (w *WireGuard) loadLocked(held [LaneCount]*wgtypes.Device) error {
 			}
 			keys.Lanes[i].PrivateKey = diskKey{fresh}
 		}
-		if err := keys.store(w.cfg.StateDir); err != nil {
-			return err
-		}
+		w.unsaved[keyringFile(w.cfg.StateDir)] = true
 	}
-	w.keys, w.peers = &keys, loadRoster(w.cfg.StateDir)
+	peers, err := loadRoster(w.cfg.StateDir)
+	if err != nil {
+		w.putAside(rosterFile(w.cfg.StateDir), err)
+	}
+	w.keys, w.peers = &keys, peers
 	now := time.Now()
 	for i := range w.quiet {
 		w.quiet[i] = watch{last: now}
@@ -214,11 +249,9 @@ func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) ([]Refusa
 		w.cfg.Log.Debug("changed peers", "device", name, "changes", len(change))
 	}
 	if !reflect.DeepEqual(next, w.peers) {
-		if err := next.store(w.cfg.StateDir); err != nil {
-			return refused, fmt.Errorf("set peers: %w", err)
-		}
-		w.peers = next
+		w.peers, w.unsaved[rosterFile(w.cfg.StateDir)] = next, true
 	}
+	w.saveLocked(rosterFile(w.cfg.StateDir), w.peers.store)
 	return refused, nil
 }
 

@@ -56,8 +56,10 @@ type NodeProblems struct {
 
 // Tables of NodeProblem that are no maps of the kernel.
 const (
-	ProblemTunnels      = "devices"      // the tunnels' devices
-	ProblemPaths        = "paths"        // without a row: probing as such
+	ProblemTunnels      = "devices"      // the tunnels are not there
+	ProblemPeers        = "peers"        // the tunnels are there, and are not brought up to date
+	ProblemProbes       = "probes"       // without a row: paths are not probed
+	ProblemPaths        = "paths"        // without a row: what probes found out does not reach the kernel
 	ProblemCertificates = "certificates" // without a row
 	ProblemFiles        = "files"        // rows are paths of files
 	ProblemPods         = "pods"         // rows are namespace/name

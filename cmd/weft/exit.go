@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/statefile"
 )
 
 // The exit codes. Scripts rely on them.
@@ -33,7 +34,8 @@ const exitCodes = `Exit codes:
   2  the command line or a file it names was not understood
   3  a cluster could not be reached, or does not accept our certificate; what
      others answered is shown
-  4  this machine cannot do it: no root, no BPF, kernel too old, an address in use`
+  4  this machine cannot do it: no root, no BPF, kernel too old, an
+     address in use, another process of the kind`
 
 // usageError is a mistake on the command line.
 type usageError struct{ error }
@@ -131,7 +133,7 @@ func exitCode(err error) int {
 		return own.ExitCode()
 	case errors.As(err, &usage):
 		return exitUsage
-	case errors.As(err, &lack), forbidden(err), listening(err):
+	case errors.As(err, &lack), errors.Is(err, statefile.ErrInUse), forbidden(err), listening(err):
 		return exitIncapable
 	case errors.As(err, &refusal):
 		if refusal.Status == http.StatusUnauthorized || refusal.Status == http.StatusBadGateway ||

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/statefile"
 )
 
 func TestExitCodes(t *testing.T) {
@@ -25,6 +26,7 @@ func TestExitCodes(t *testing.T) {
 		"no agent at the socket":           {&net.OpError{Op: "dial", Net: "unix", Err: syscall.ENOENT}, exitUnreachable},
 		"a firewall of ours":               {&net.OpError{Op: "dial", Net: "tcp", Err: syscall.EPERM}, exitUnreachable},
 		"a port of root's":                 {&net.OpError{Op: "listen", Net: "tcp", Err: syscall.EACCES}, exitIncapable},
+		"a second agent":                   {fmt.Errorf("start: %w", statefile.ErrInUse), exitIncapable},
 		"a port in use":                    {&net.OpError{Op: "listen", Net: "tcp", Err: syscall.EADDRINUSE}, exitIncapable},
 		"an address of another machine":    {&net.OpError{Op: "listen", Net: "tcp", Err: syscall.EADDRNOTAVAIL}, exitIncapable},
 		"a connection that breaks":         {&net.OpError{Op: "read", Net: "tcp", Err: syscall.ECONNRESET}, exitUnreachable},

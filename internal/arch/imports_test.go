@@ -15,7 +15,8 @@ var mayImport = map[string][]string{
 	"manifest":      {},
 	"service":       {},
 	"bpf":           {},
-	"tunnel":        {},
+	"statefile":     {},
+	"tunnel":        {"statefile"},
 	"deploy":        {},
 	"wire":          {"identity", "service"}, // what a peer exports of services, as backends
 	"policy":        {"identity", "manifest"},
@@ -23,11 +24,11 @@ var mayImport = map[string][]string{
 	"apiserver/api": {},
 	// The lab signs with the authorities of its clusters, to show what is done
 	// about forgeries.
-	"apiserver/authority": {"apiserver/api"},
-	"apiserver":           {"apiserver/api", "apiserver/authority", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel"},
-	"meshagent":           {"apiserver/api", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel"},
+	"apiserver/authority": {"apiserver/api", "statefile"},
+	"apiserver":           {"apiserver/api", "apiserver/authority", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile"},
+	"meshagent":           {"apiserver/api", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile"},
 	"lab":                 {"apiserver/api", "apiserver/authority", "flow", "deploy"},
-	"cmd/weft":            {"apiserver", "apiserver/api", "meshagent", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf"},
+	"cmd/weft":            {"apiserver", "apiserver/api", "meshagent", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},
 	"scenarios":           {"lab"},
 	"internal":            {"lab"},
 	// Addresses for tests of every part.

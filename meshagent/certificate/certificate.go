@@ -78,6 +78,12 @@ func New(b *api.JoinBundle, conf Config) (*Holder, error) {
 	return &Holder{conf: conf, bundle: *b, papers: p}, nil
 }
 
+// Check says whether the certificates of a bundle can be read.
+func Check(b *api.JoinBundle) error {
+	_, err := parse(b)
+	return err
+}
+
 func parse(b *api.JoinBundle) (p papers, err error) {
 	if p.client, err = tls.X509KeyPair([]byte(b.Cert), []byte(b.Key)); err != nil {
 		return p, fmt.Errorf("client certificate of the join bundle: %w", err)

@@ -14,6 +14,8 @@ import (
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weft-mesh/weft/statefile"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -47,7 +49,7 @@ func TestPoolGivesAnAddressBackAsLateAsPossible(t *testing.T) {
 
 func TestRecordsReadBackAndAreSecret(t *testing.T) {
 	dir := Dir(filepath.Join(t.TempDir(), "endpoints"))
-	if got, err := dir.Load(); err != nil || len(got) != 0 {
+	if got, _, err := dir.Load(); err != nil || len(got) != 0 {
 		t.Fatalf("no directory: %v, %v", got, err)
 	}
 	r := Record{Namespace: "shop", Pod: "web-1", UID: "u", IP: netip.MustParseAddr("10.1.1.2"), ID: 3}
@@ -58,7 +60,7 @@ func TestRecordsReadBackAndAreSecret(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
-	got, err := dir.Load()
+	got, _, err := dir.Load()
 	if err != nil || !slices.Equal(got, []Record{r}) {
 		t.Errorf("read back %v, %v", got, err)
 	}
@@ -67,11 +69,35 @@ func TestRecordsReadBackAndAreSecret(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(string(dir), "x_y.json"), []byte("{"), 0o600); err != nil {
+	// What is damaged is put aside, whatever the damage; the pod's name is known, and
+	// nothing else is disturbed.
+	if err := dir.Save(r); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := dir.Load(); err == nil {
-		t.Error("half a file was accepted")
+	for name, text := range map[string]string{
+		"x_half.json": "{", "x_empty.json": "", "x_other.json": `{"namespace":"shop","pod":"web-1","ip":"10.1.1.2","id":3}`, "x_zero.json": "{}", "nobody.json": "{",
+	} {
+		if err := os.WriteFile(filepath.Join(string(dir), name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, lost, err := dir.Load()
+	if err != nil || !slices.Equal(got, []Record{r}) {
+		t.Errorf("beside damaged ones: %v, %v", got, err)
+	}
+	var names []string
+	for _, l := range lost {
+		names = append(names, l.Key())
+		if l.IP.IsValid() || l.ID != 0 {
+			t.Errorf("believed of a damaged file: %+v", l)
+		}
+	}
+	slices.Sort(names)
+	if !slices.Equal(names, []string{"x/empty", "x/half", "x/other", "x/zero"}) || len(statefile.Damages(string(dir))) != 5 {
+		t.Errorf("lost %v, put aside %v", names, statefile.Damages(string(dir)))
+	}
+	if _, lost, err := dir.Load(); err != nil || len(lost) != 0 {
+		t.Errorf("the next time: %v, %v", lost, err)
 	}
 }
 

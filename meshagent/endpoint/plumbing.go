@@ -33,6 +33,8 @@ type Plumbing interface {
 	// they are and leaves them alone. The host side stays down until Up, so that
 	// programs are there before the first packet.
 	Create(r Record) (Link, error)
+	// Find is the host side of a pod's pair, if there is one. It changes nothing.
+	Find(r Record) (ifindex int, ok bool)
 	// Up lets packets through, and returns when the pod's first will not be lost;
 	// harmless when they already pass.
 	Up(l Link, r Record) error
@@ -251,6 +253,15 @@ func (k Kernel) awaitCarrier(r Record) error {
 			return nil
 		}
 	}
+}
+
+// Find implements Plumbing.
+func (k Kernel) Find(r Record) (ifindex int, ok bool) {
+	dev, err := netlink.LinkByName(HostDevice(r))
+	if err != nil {
+		return 0, false
+	}
+	return dev.Attrs().Index, true
 }
 
 // Remove implements Plumbing. The host's route goes with its device.

@@ -14,6 +14,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/weft-mesh/weft/statefile"
 )
 
 // Record is what outlives the agent and a reboot: which address and number a
@@ -37,34 +39,56 @@ func (r Record) Key() string { return r.Namespace + "/" + r.Pod }
 // Dir keeps one file per record. It is not safe for concurrent use.
 type Dir string
 
-// Load reads all records. A file that cannot be read is an error that names it:
-// guessing would give its address away twice.
-func (d Dir) Load() ([]Record, error) {
+// Load reads all records. A file that is damaged is put aside; lost are its pods,
+// of which no more than the names is known: their addresses must not be given away
+// before the kernel was asked for them.
+func (d Dir) Load() (records, lost []Record, err error) {
 	files, err := os.ReadDir(string(d))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read endpoints: %w", err)
+		return nil, nil, fmt.Errorf("read endpoints: %w", err)
 	}
-	var records []Record
 	for _, f := range files {
-		if !strings.HasSuffix(f.Name(), ".json") || strings.HasPrefix(f.Name(), ".") {
+		if !strings.HasSuffix(f.Name(), suffix) || strings.HasPrefix(f.Name(), ".") {
 			continue
 		}
 		path := filepath.Join(string(d), f.Name())
 		text, err := os.ReadFile(path)
 		if err != nil {
-			return nil, fmt.Errorf("read endpoint: %w", err)
+			return nil, nil, fmt.Errorf("read endpoint: %w", err)
 		}
-		var r Record
-		if err := json.Unmarshal(text, &r); err != nil {
-			return nil, fmt.Errorf("read endpoint %s: %w; remove the file to give the pod a new address", path, err)
+		r, ok := parse(f.Name(), text)
+		if ok {
+			records = append(records, r)
+			continue
 		}
-		records = append(records, r)
+		if _, err := statefile.PutAside(path); err != nil {
+			return nil, nil, fmt.Errorf("read endpoints: %w", err)
+		}
+		if r.Namespace != "" {
+			lost = append(lost, r)
+		}
 	}
-	return records, nil
+	return records, lost, nil
 }
+
+// parse reads one record, which has to be that of the pod that the file is named
+// after. Of one that is damaged, the pod's name is all that is known.
+func parse(file string, text []byte) (r Record, ok bool) {
+	err := json.Unmarshal(text, &r)
+	if err == nil && r.Name()+suffix == file && r.IP.IsValid() && r.ID != 0 {
+		return r, true
+	}
+	namespace, pod, _ := strings.Cut(strings.TrimSuffix(file, suffix), "_")
+	if namespace == "" || pod == "" {
+		return Record{}, false
+	}
+	return Record{Namespace: namespace, Pod: pod}, false
+}
+
+const suffix = ".json"
 
 // Save writes one record; after it returns the record survives a power cut.
 func (d Dir) Save(r Record) error {
@@ -72,10 +96,7 @@ func (d Dir) Save(r Record) error {
 	if err != nil {
 		return fmt.Errorf("encode endpoint %s: %w", r.Key(), err)
 	}
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
-		return fmt.Errorf("save endpoint %s: %w", r.Key(), err)
-	}
-	if err := WriteFile(d.path(r), text); err != nil {
+	if err := statefile.Write(d.path(r), text); err != nil {
 		return fmt.Errorf("save endpoint %s: %w", r.Key(), err)
 	}
 	return nil
@@ -89,29 +110,4 @@ func (d Dir) Remove(r Record) error {
 	return nil
 }
 
-func (d Dir) path(r Record) string { return filepath.Join(string(d), r.Name()+".json") }
-
-// WriteFile replaces path with content, mode 0600, in one step: a reader sees
-// the old or the new content, also after a power cut.
-func WriteFile(path string, content []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
-}
+func (d Dir) path(r Record) string { return filepath.Join(string(d), r.Name()+suffix) }

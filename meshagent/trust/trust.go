@@ -15,12 +15,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 
-	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -29,23 +28,34 @@ type Trust struct {
 	own    string
 	path   string
 	source reflector.Source
+	tell   func(path string, err error)
 	log    *slog.Logger
 
 	// mu guards what follows.
 	mu      sync.Mutex
 	kept    string // generation of the store we go by, "" if none yet
 	holding bool   // the store we see is another one
+	unsaved bool   // the file does not say so yet
 	changed chan struct{}
 }
 
 // New makes the trust of a node in the cluster of this name. path is the file
 // that remembers across restarts which store it goes by, as cluster/generation. If
 // that is another cluster's, everything this machine has is from there, and New
-// fails.
-func New(own, path string, source reflector.Source, log *slog.Logger) (*Trust, error) {
+// fails. A file that is damaged is put aside: the node goes by the store it finds.
+// tell is told that the file cannot be written, and with nil that it can again.
+func New(own, path string, source reflector.Source, tell func(path string, err error), log *slog.Logger) (*Trust, error) {
 	kept, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read which store this node goes by: %w", err)
+	}
+	if err == nil && !strings.HasSuffix(string(kept), "\n") { // cut off
+		d, err := statefile.PutAside(path)
+		if err != nil {
+			return nil, fmt.Errorf("read which store this node goes by: %w", err)
+		}
+		log.Error("a damaged file was put aside; this node goes by the store it finds", "file", path, "as", d.Aside)
+		kept = nil
 	}
 	cluster, generation, ok := strings.Cut(strings.TrimSpace(string(kept)), "/")
 	if !ok {
@@ -54,7 +64,7 @@ func New(own, path string, source reflector.Source, log *slog.Logger) (*Trust, e
 	if cluster != own {
 		return nil, fmt.Errorf("the join bundle is of cluster %q, and this machine keeps what it has from cluster %q: to leave %[2]s for good, delete %[3]s and start the agent again", own, cluster, path)
 	}
-	return &Trust{own: own, path: path, source: source, log: log, kept: generation, changed: make(chan struct{})}, nil
+	return &Trust{own: own, path: path, source: source, tell: tell, log: log, kept: generation, changed: make(chan struct{})}, nil
 }
 
 // Holding is the generation of the lost store that the node still goes by, ""
@@ -97,21 +107,28 @@ func (t *Trust) admit(c wire.Cluster) error {
 	defer t.mu.Unlock()
 	if c.Generation == t.kept || c.Generation == "" {
 		t.holdLocked(false)
+		t.saveLocked()
 		return nil
 	}
 	if t.kept != "" && !c.Released {
 		t.holdLocked(true)
 		return fmt.Errorf("held: the store was rebuilt, and this node keeps what it has from the one before: when everything is in it again, `weft node release` lets nodes go by it")
 	}
-	if err := os.MkdirAll(filepath.Dir(t.path), 0o700); err != nil {
-		return fmt.Errorf("remember which store this node goes by: %w", err)
-	}
-	if err := endpoint.WriteFile(t.path, []byte(t.own+"/"+c.Generation+"\n")); err != nil {
-		return fmt.Errorf("remember which store this node goes by: %w", err)
-	}
-	t.kept = c.Generation
+	t.kept, t.unsaved = c.Generation, true
+	t.saveLocked()
 	t.holdLocked(false)
 	return nil
+}
+
+// saveLocked writes the file if it is behind. A disk that takes nothing keeps no
+// node from its store: what the file is for is the next life of the agent.
+func (t *Trust) saveLocked() {
+	if !t.unsaved {
+		return
+	}
+	err := statefile.Write(t.path, []byte(t.own+"/"+t.kept+"\n"))
+	t.unsaved = err != nil
+	t.tell(t.path, err)
 }
 
 func (t *Trust) holdLocked(holding bool) {

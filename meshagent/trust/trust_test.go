@@ -43,7 +43,7 @@ func TestANodeStaysWithItsStore(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				tr, err := trust.New("east", path, store, slog.New(slog.DiscardHandler))
+				tr, err := trust.New("east", path, store, func(string, error) {}, slog.New(slog.DiscardHandler))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -72,7 +72,7 @@ func TestAnotherClustersStateIsKept(t *testing.T) {
 		if err := store.Put(t.Context(), wire.ClusterKey, wire.Marshal(wire.Cluster{Name: cluster, ID: 1, Generation: "of-" + cluster, Released: true})); err != nil {
 			t.Fatal(err)
 		}
-		tr, err := trust.New(cluster, path, store, slog.New(slog.DiscardHandler))
+		tr, err := trust.New(cluster, path, store, func(string, error) {}, slog.New(slog.DiscardHandler))
 		if err != nil {
 			return err
 		}
@@ -110,7 +110,7 @@ func TestAHoldEnds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			store := reflectortest.New()
 			put := func(c wire.Cluster) { _ = store.Put(t.Context(), wire.ClusterKey, wire.Marshal(c)) }
-			tr, err := trust.New("east", filepath.Join(t.TempDir(), "generation"), store, slog.New(slog.DiscardHandler))
+			tr, err := trust.New("east", filepath.Join(t.TempDir(), "generation"), store, func(string, error) {}, slog.New(slog.DiscardHandler))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -136,7 +136,7 @@ func TestAHoldEnds(t *testing.T) {
 func TestAStoreThatIsAwayIsNotJudged(t *testing.T) {
 	store := reflectortest.New()
 	store.SetAway(true)
-	tr, err := trust.New("east", filepath.Join(t.TempDir(), "generation"), store, slog.New(slog.DiscardHandler))
+	tr, err := trust.New("east", filepath.Join(t.TempDir(), "generation"), store, func(string, error) {}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,137 @@
+package meshagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/statefile"
+	"github.com/weft-mesh/weft/tunnel"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// files tells which of the agent's files cannot be written, and which were damaged
+// and put aside: until somebody has looked at those and removed them.
+type files struct {
+	tables *tables.Tables
+	// dirs are where damaged files are put aside.
+	dirs []string
+	log  *slog.Logger
+
+	mu      sync.Mutex // guards failing
+	failing map[string]string
+	changed chan struct{} // has one element when it changed
+}
+
+// filesTurn is how often the folders are looked at: each costs one listing.
+const filesTurn = 3 * time.Second
+
+func newFiles(t *tables.Tables, stateDir string, log *slog.Logger) *files {
+	return &files{
+		tables: t, dirs: []string{stateDir, filepath.Join(stateDir, "endpoints"), filepath.Join(stateDir, "lanes"), tunnel.DefaultServeStateDir},
+		log: log, failing: map[string]string{}, changed: make(chan struct{}, 1),
+	}
+}
+
+// tell takes in that a file could not be written, or with nil that it was.
+func (f *files) tell(path string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	was, text := f.failing[path], ""
+	delete(f.failing, path)
+	if err != nil {
+		text = err.Error()
+		if !strings.Contains(text, path) {
+			text = path + ": " + text
+		}
+		f.failing[path] = text
+	}
+	switch {
+	case text == was:
+		return
+	case was == "":
+		f.log.Warn("a file cannot be written, trying again", "file", path, "error", err)
+	case text == "":
+		f.log.Info("a file is written again", "file", path)
+	}
+	select {
+	case f.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Run works until ctx ends.
+func (f *files) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		writeProblems(f.tables, wire.ProblemFiles, f.now())
+		select {
+		case <-ctx.Done():
+		case <-f.changed:
+		case <-time.After(filesTurn):
+		}
+	}
+	return nil
+}
+
+// now is what is wrong, by file.
+func (f *files) now() map[string]string {
+	f.mu.Lock()
+	out := maps.Clone(f.failing)
+	f.mu.Unlock()
+	for _, d := range statefile.Damages(f.dirs...) {
+		out[d.Aside] = fmt.Sprintf("%v; all else goes on: look at it, then delete it there", d)
+	}
+	return out
+}
+
+// badBundle is a join bundle that is there and cannot be used.
+type badBundle struct{ error }
+
+func (e badBundle) Unwrap() error { return e.error }
+
+// join reads the join bundle with read. One that is damaged is put aside, and the
+// copy that the last start left in the state folder takes its place; without such a
+// copy there is nothing to start from.
+func join[T any](path, stateDir string, log *slog.Logger, read func(path string) (T, error)) (T, error) {
+	spare := filepath.Join(stateDir, "join.yaml")
+	v, err := read(path)
+	if err == nil {
+		text, err := os.ReadFile(path)
+		if err == nil {
+			if old, oldErr := os.ReadFile(spare); oldErr != nil || string(old) != string(text) {
+				err = statefile.Write(spare, text)
+			}
+		}
+		if err != nil {
+			log.Warn("no copy of the join bundle is kept", "error", err)
+		}
+		return v, nil
+	}
+	var bad badBundle
+	if !errors.As(err, &bad) {
+		return v, err
+	}
+	last, spareErr := read(spare)
+	if spareErr != nil {
+		if !errors.Is(spareErr, fs.ErrNotExist) {
+			err = errors.Join(err, spareErr)
+		}
+		return v, err
+	}
+	text, spareErr := os.ReadFile(spare)
+	d, keepErr := statefile.KeepCopy(path, stateDir)
+	if spareErr == nil && keepErr == nil {
+		keepErr = statefile.Write(path, text)
+	}
+	log.Error("the join bundle is damaged, the copy of the last start takes its place", "file", path, "damage", err, "kept", d.Aside, "error", errors.Join(spareErr, keepErr))
+	return last, nil
+}
