@@ -45,6 +45,9 @@ type Config struct {
 	// API server. AdvertiseNames are further names and addresses it has.
 	Advertise      netip.Addr `json:"advertise"`
 	AdvertiseNames []string   `json:"advertiseNames,omitempty"`
+	// AdvertiseElsewhere says that Advertise is an address of a load balancer or a
+	// router that leads here; otherwise it has to be one of this machine's.
+	AdvertiseElsewhere bool `json:"advertiseElsewhere,omitempty"`
 	// Listen serves the API, EtcdListen the store; both by mutual TLS. Port 0
 	// takes a free one, for tests.
 	Listen     string `json:"listen"`

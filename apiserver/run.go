@@ -67,6 +67,9 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	if err := conf.Validate(); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
+	if err := checkAdvertise(conf); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
 	if conf.Log == nil {
 		conf.Log = slog.New(slog.DiscardHandler)
 	}

@@ -25,6 +25,7 @@ func apiserverCommand() *cobra.Command {
 		"data-dir":               "where certificates and the embedded etcd are",
 		"admin-config":           "where the first operator's context is written",
 		"advertise":              "address at which agents, operators and peers reach this machine",
+		"advertise-elsewhere":    "allow --advertise to be the address of a load balancer that leads here",
 		"advertise-names":        "further names and addresses of it, for its certificates",
 		"listen":                 "address of the API, by mutual TLS",
 		"etcd-listen":            "address of the embedded etcd, by mutual TLS",

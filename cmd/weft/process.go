@@ -2,9 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/weft-mesh/weft/apiserver"
 )
 
 // processCommand makes cmd one of a cluster's processes: it reads its configuration and
@@ -25,7 +31,29 @@ func processCommand[C interface{ Validate() error }](cmd *cobra.Command, default
 		if err := c.Validate(); err != nil {
 			return usageError{err}
 		}
-		return work(cmd.Context(), c, log)
+		err = work(cmd.Context(), c, log)
+		var mistake *apiserver.Misconfigured
+		if errors.As(err, &mistake) {
+			return usageError{fmt.Errorf("%s%w", lineOf(cmd.Flag("config").Value.String(), mistake.Setting), err)}
+		}
+		return err
 	}
 	return cmd
+}
+
+// lineOf is "file:line: " of a setting in a configuration file, empty if it does not
+// stand there.
+func lineOf(file, setting string) string {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return ""
+	}
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		n++
+		if key, _, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == setting {
+			return fmt.Sprintf("%s:%d: ", file, n)
+		}
+	}
+	return ""
 }

@@ -1,12 +1,16 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
 
 	"github.com/weft-mesh/weft/apiserver"
+	"github.com/weft-mesh/weft/deploy"
 	"github.com/weft-mesh/weft/meshagent"
 	"github.com/weft-mesh/weft/tunnel"
 )
@@ -26,5 +30,26 @@ func TestEverySettingHasAFlag(t *testing.T) {
 				t.Errorf("weft %s: setting %s has no flag --%s with a sentence", process.cmd.Name(), s.flag, s.flag)
 			}
 		}
+	}
+}
+
+// A setting that only the machine can refuse is refused with the line to edit.
+func TestARefusedSettingNamesItsLine(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "apiserver.yaml")
+	example, err := deploy.Files.ReadFile("example/apiserver.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, example, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := rootCommand()
+	cmd.SetArgs([]string{"apiserver", "--config", file})
+	err = cmd.ExecuteContext(t.Context())
+	if err == nil || exitCode(err) != exitUsage || !strings.Contains(err.Error(), file+":6: ") || !strings.Contains(err.Error(), "advertise is 192.0.2.11, which is the example's") {
+		t.Errorf("an example that nobody has edited: %v, exit code %d", err, exitCode(err))
+	}
+	if got := lineOf(file, "listen"); got != "" {
+		t.Errorf("a setting that is not there: %q", got)
 	}
 }

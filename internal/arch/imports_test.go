@@ -39,6 +39,7 @@ var mayImport = map[string][]string{
 var testsMayImport = map[string][]string{
 	"deploy":    {"apiserver", "meshagent"}, // the examples are read as the processes read them
 	"apiserver": {"internal/loopbacktest"},
+	"cmd/weft":  {"deploy"}, // the example is refused until it is edited
 	"meshagent": {"internal/loopbacktest"},
 	"tunnel":    {"internal/loopbacktest"},
 	"lab":       {"internal/loopbacktest"},
