@@ -12,12 +12,16 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 )
 
@@ -56,6 +60,7 @@ type Config struct {
 
 // Server is a running member.
 type Server struct {
+	once    sync.Once // closes it
 	etcd    *embed.Etcd
 	addr    string
 	closing *atomic.Bool
@@ -110,7 +115,9 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	conf.GRPCKeepAliveMinTime = keepAliveMin
 	conf.EnableGRPCGateway = false // it would act under the server's own name
 	closing := new(atomic.Bool)
-	conf.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(logCore{log: c.Log, closing: closing}))
+	starting := new(atomic.Bool)
+	starting.Store(true)
+	conf.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(logCore{log: c.Log, closing: closing}, zap.WithFatalHook(fatal{starting})))
 
 	rights := new(guard)
 	rights.closed.Store(c.Closed)
@@ -123,7 +130,11 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	}
 	change(conf)
 
-	etcd, err := embed.StartEtcd(conf)
+	if err := checkLog(c.Dir); err != nil {
+		return nil, fmt.Errorf("start etcd: %w", err)
+	}
+	etcd, err := startEtcd(conf)
+	starting.Store(false)
 	if err != nil {
 		return nil, fmt.Errorf("start etcd: %w", explain(c, err))
 	}
@@ -142,6 +153,62 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	}
 }
 
+// startEtcd is embed.StartEtcd for data that may be damaged: etcd panics over some
+// of it, and ends the process over other, where an operator needs a sentence.
+func startEtcd(conf *embed.Config) (etcd *embed.Etcd, err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			if _, ok := cause.(runtime.Error); ok {
+				cause = "its log cannot be read"
+			}
+			err = damaged(conf.Dir, fmt.Sprint(cause))
+		}
+	}()
+	return embed.StartEtcd(conf)
+}
+
+// damaged says what can be done about data that etcd cannot start from.
+func damaged(dir, cause string) error {
+	return fmt.Errorf("its data in %s is damaged (%s): restore that folder from a backup; without one, move it away and start with an empty store, whose status says how nodes, objects and peers come back", filepath.Join(dir, "member"), cause)
+}
+
+// checkLog looks whether the write-ahead log begins at all. Its files are made
+// with a size, aside, and renamed: an empty one was never etcd's.
+func checkLog(dir string) error {
+	logs, err := filepath.Glob(filepath.Join(dir, "member", "wal", "*.wal"))
+	if err != nil {
+		return err
+	}
+	for _, path := range logs {
+		if info, err := os.Stat(path); err == nil && info.Size() == 0 {
+			return damaged(dir, path+" is empty")
+		}
+	}
+	// The folder is renamed into place when its first file is there.
+	if _, err := os.Stat(filepath.Join(dir, "member", "wal")); err == nil && len(logs) == 0 {
+		return damaged(dir, "its log "+filepath.Join(dir, "member", "wal")+" is gone")
+	}
+	return nil
+}
+
+// fatal is what becomes of an error that etcd calls fatal: while it starts, the
+// caller's error, and after that the end of the process, as etcd wants it.
+type fatal struct{ starting *atomic.Bool }
+
+// OnWrite implements zapcore.CheckWriteHook.
+func (f fatal) OnWrite(entry *zapcore.CheckedEntry, fields []zapcore.Field) {
+	if !f.starting.Load() {
+		os.Exit(1)
+	}
+	text := entry.Message
+	for _, field := range fields {
+		if err, ok := field.Interface.(error); ok {
+			text += ": " + err.Error()
+		}
+	}
+	panic(text)
+}
+
 // Wait waits until ctx ends, or the member does by itself, which is an error.
 // It does not stop the member: its clients go first, then Close.
 func (s *Server) Wait(ctx context.Context) error {
@@ -157,8 +224,10 @@ func (s *Server) Wait(ctx context.Context) error {
 
 // Close stops the member; closing twice is harmless.
 func (s *Server) Close() {
-	s.closing.Store(true)
-	s.etcd.Close()
+	s.once.Do(func() {
+		s.closing.Store(true)
+		s.etcd.Close()
+	})
 }
 
 // Addr is where clients connect on this machine: Listen with the real port,

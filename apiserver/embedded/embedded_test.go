@@ -1,12 +1,16 @@
 package embedded_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -386,4 +390,46 @@ func TestACertificateIsNoLicenceToHarm(t *testing.T) {
 	}
 	_, err = c.as(peer.Name).Client().KeepAliveOnce(ctx, clientv3.LeaseID(own.ID))
 	denied("the peer keeps the agent's lease", err)
+}
+
+// A store whose log was damaged is refused in a sentence that says what to do.
+func TestADamagedLogIsASentence(t *testing.T) {
+	for name, damage := range map[string]func(path string) error{
+		"empty": func(path string) error { return os.Truncate(path, 0) },
+		"gone":  os.Remove,
+		"overwritten": func(path string) error {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			_, err = f.WriteAt(bytes.Repeat([]byte("garbage "), 64), 0)
+			return errors.Join(err, f.Close())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := start(t)
+			if err := store.Write(t.Context(), c.as(authority.Root), store.Put("a", []byte("1"))); err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+			logs, err := filepath.Glob(filepath.Join(c.conf.Dir, "member", "wal", "*.wal"))
+			if err != nil || len(logs) == 0 {
+				t.Fatalf("logs %v, %v", logs, err)
+			}
+			for _, path := range logs {
+				if err := damage(path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			server, err := embedded.Start(t.Context(), c.conf)
+			if err == nil {
+				server.Close()
+				t.Fatal("it started")
+			}
+			t.Log(err)
+			if !strings.Contains(err.Error(), filepath.Join(c.conf.Dir, "member")) || !strings.Contains(err.Error(), "backup") {
+				t.Errorf("it says %v", err)
+			}
+		})
+	}
 }
