@@ -76,6 +76,10 @@ func TestDamagedFilesArePutAsideAndAllElseGoesOn(t *testing.T) {
 				if said := east.saidOf(t, wire.ProblemFiles); len(said) != 0 {
 					t.Errorf("looked at, it says %+v", said)
 				}
+				key := wire.NodeEndpointKey(east.name, "shop", "client")
+				if state := list[wire.EndpointState](t, east.cluster, key)[key]; !state.Ready || state.UID != "uid-1" {
+					t.Errorf("of the pod it says %+v", state)
+				}
 				// What was found again is written again, with the pod's UID.
 				if text, err := os.ReadFile(damaged[1]); err != nil || !strings.Contains(string(text), `"uid":"uid-1"`) {
 					t.Errorf("written again: %s, %v", text, err)

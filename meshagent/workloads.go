@@ -330,7 +330,7 @@ func (w *workloads) bring(r endpoint.Record) plumbed {
 	}
 	w.change(r, func(e *tables.Endpoint) bool {
 		if e.Ifindex == link.Ifindex {
-			e.Why = ""
+			e.UID, e.Why = r.UID, "" // one that was found again did not know it
 			return true
 		}
 		e.UID, e.ID, e.IP, e.Device, e.Ifindex = r.UID, r.ID, r.IP, link.Host, link.Ifindex
