@@ -110,6 +110,8 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	g.Go(func() error { return s.renew(ctx) })
 	if f.etcd != nil {
 		g.Go(func() error { return f.etcd.Wait(ctx) })
+		h := &history{turn: historyTurn, quota: conf.EtcdQuotaBytes, usage: f.store.Usage, compact: f.store.Compact, log: conf.Log}
+		g.Go(func() error { return h.Run(ctx) })
 	}
 	// Whoever finds the operator's context finds a server that answers.
 	if err := f.writeAdmin(url); err != nil {

@@ -53,6 +53,9 @@ type Config struct {
 type Peering struct {
 	conf   Config
 	halted chan struct{} // has one element when a mirror was stopped
+	kept   *store.Kept
+	// history of our store that the mirrors have written to; of Run alone.
+	history string
 
 	changing sync.Mutex // held over a check and the write it allows; taken before mu
 	mu       sync.Mutex // guards what follows
@@ -70,7 +73,7 @@ func New(c Config) *Peering {
 	if c.Dialer == nil {
 		c.Dialer = Etcd{Limit: c.Limit}
 	}
-	return &Peering{conf: c, halted: make(chan struct{}, 1), peers: map[string]wire.Peer{}, mirrors: map[string]*running{}, nodes: map[string][]netip.Addr{}, heard: map[string]time.Time{}}
+	return &Peering{conf: c, kept: store.NewKept(c.Store, c.Log), halted: make(chan struct{}, 1), peers: map[string]wire.Peer{}, mirrors: map[string]*running{}, nodes: map[string][]netip.Addr{}, heard: map[string]time.Time{}}
 }
 
 // Invite makes what the named cluster needs to read us: a user, a certificate

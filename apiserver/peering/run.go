@@ -59,6 +59,7 @@ func (p *Peering) Run(ctx context.Context) error {
 			})
 		})
 	})
+	g.Go(func() error { return p.kept.Run(ctx, wire.JoinedClustersPrefix) })
 	g.Go(func() error {
 		return store.Persist(ctx, p.conf.Log, "keeping the count of removals", func(ctx context.Context) error {
 			return store.Follow(ctx, p.conf.Store, wire.RemovalsKey, p.keepRemovals)
@@ -128,6 +129,7 @@ func (p *Peering) taken(peer string, a netip.Addr) string {
 }
 
 func (p *Peering) apply(ctx context.Context, mirrors *sync.WaitGroup, b store.Batch) error {
+	restored := b.Complete && p.history != "" && p.history != b.History
 	p.mu.Lock()
 	gone := map[string]bool{}
 	if b.Complete {
@@ -160,15 +162,18 @@ func (p *Peering) apply(ctx context.Context, mirrors *sync.WaitGroup, b store.Ba
 	}
 	p.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(touched)) {
-		if err := p.carry(ctx, mirrors, name, b.Complete); err != nil {
+		if err := p.carry(ctx, mirrors, name, b.Complete, restored); err != nil {
 			return fmt.Errorf("peer %q: %w", name, err)
 		}
+	}
+	if b.Complete {
+		p.history = b.History
 	}
 	return nil
 }
 
 // carry makes what runs agree with what is wanted of one peer.
-func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name string, first bool) error {
+func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name string, first, restored bool) error {
 	p.mu.Lock()
 	peer, wanted := p.peers[name]
 	have := p.mirrors[name]
@@ -207,7 +212,8 @@ func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name strin
 	if err != nil {
 		return err
 	}
-	if have != nil && same(have.mirror.Peer(), peer) && have.secret.Cert == secret.Cert && have.secret.Key == secret.Key {
+	// In a store that was restored, what the mirror has written may be gone.
+	if have != nil && !restored && same(have.mirror.Peer(), peer) && have.secret.Cert == secret.Cert && have.secret.Key == secret.Key {
 		return nil
 	}
 	p.halt(name)
@@ -218,16 +224,17 @@ func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name strin
 // tell lets a peer know whether it was added here.
 func (p *Peering) tell(ctx context.Context, name string, added bool) error {
 	key := wire.JoinedKey(name)
+	op := store.Delete(key)
+	if added {
+		op = store.Put(key, wire.TimeText(time.Now()))
+	}
+	p.kept.Note(op)
 	_, err := p.conf.Store.Get(ctx, key)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
 	if told := err == nil; told == added {
 		return nil
-	}
-	op := store.Delete(key)
-	if added {
-		op = store.Put(key, wire.TimeText(time.Now()))
 	}
 	return store.Write(ctx, p.conf.Store, op)
 }
@@ -316,6 +323,7 @@ func (p *Peering) purge(ctx context.Context, name string) error {
 	p.mu.Lock()
 	delete(p.heard, name)
 	p.mu.Unlock()
+	p.kept.Note(store.Delete(wire.JoinedKey(name)))
 	ops := []store.Op{store.Delete(wire.ClusterConfigKey(name)), store.DeletePrefix(wire.SyncedPrefix(name))}
 	for _, r := range wire.Resources {
 		ops = append(ops, store.DeletePrefix(r.AllCachePrefix()+name+"/"))

@@ -20,7 +20,7 @@ func Follow(ctx context.Context, s Store, prefix string, each func(Batch) error)
 		if err != nil {
 			return fmt.Errorf("list %s: %w", prefix, err)
 		}
-		all := Batch{Revision: at.Revision, Complete: true, Events: make([]Event, len(kvs))}
+		all := Batch{Revision: at.Revision, Complete: true, History: history(at), Events: make([]Event, len(kvs))}
 		for i, kv := range kvs {
 			all.Events[i].KV = kv
 		}
@@ -32,6 +32,15 @@ func Follow(ctx context.Context, s Store, prefix string, each func(Batch) error)
 			return err
 		}
 	}
+}
+
+// history is what was never restored: one start of the store, or one connection
+// to a store that does not tell its starts.
+func history(at Point) string {
+	if at.Start != "" {
+		return at.Start
+	}
+	return fmt.Sprint("connection ", at.Connection)
 }
 
 // Back-off of Persist: doubling from the first to the last pause, each drawn

@@ -71,6 +71,9 @@ type Batch struct {
 	// Complete means that Events are all keys there are, as puts: whatever the
 	// receiver knew besides is gone. Only Follow makes such batches.
 	Complete bool
+	// History is of a complete batch: while it stays the same, the store has
+	// everything that was written to it.
+	History string
 	// Events may be empty: the batch is then a sign of life.
 	Events []Event
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/coreos/go-semver/semver"
@@ -18,6 +19,25 @@ func (e *Etcd) Version(ctx context.Context, endpoint string) (version string, by
 		return "", 0, fmt.Errorf("ask etcd at %s for its version: %w", endpoint, explain(err))
 	}
 	return status.Version, status.DbSize, nil
+}
+
+// Usage is the store's revision, and how much of its database is taken, history
+// included.
+func (e *Etcd) Usage(ctx context.Context) (revision, inUse int64, err error) {
+	status, err := e.client.Status(ctx, e.client.Endpoints()[0])
+	if err != nil {
+		return 0, 0, explain(err)
+	}
+	return status.Header.Revision, status.DbSizeInUse, nil
+}
+
+// Compact drops what was replaced or deleted before a revision.
+func (e *Etcd) Compact(ctx context.Context, revision int64) error {
+	_, err := e.client.Compact(ctx, revision)
+	if err = explain(err); errors.Is(err, ErrCompacted) {
+		return nil // it was dropped before
+	}
+	return err
 }
 
 // CheckVersions refuses an etcd of which a member is too old to keep users
