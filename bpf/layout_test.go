@@ -21,7 +21,7 @@ func TestLayout(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, row := range map[string]any{
-		"settings": Settings{}, "flow_key": FlowKey{}, "flow": Flow{}, "reply_key": ReplyKey{}, "reply": Reply{},
+		"settings": Settings{}, "flow_key": FlowKey{}, "flow": Flow{}, "said": Said{}, "reply_key": ReplyKey{}, "reply": Reply{},
 		"endpoint": Endpoint{}, "ip_info": IPInfo{}, "prefix_key": PrefixKey{}, "node": Node{}, "cluster": Cluster{},
 		"service_key": ServiceKey{}, "service": Service{}, "group": Group{}, "slot_key": SlotKey{}, "backend": Backend{},
 		"member_key": MemberKey{}, "member": Member{}, "class_key": ClassKey{}, "policy_key": PolicyKey{},

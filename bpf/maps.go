@@ -18,7 +18,7 @@ import (
 // number when its key or value changes shape or meaning: the next start then
 // begins with an empty map beside the old one, instead of reading it wrong.
 var versions = map[string]int{
-	"settings": 1, "flows": 2, "shares": 1, "budgets": 1, "replies": 1, "endpoints": 1, "ips": 1, "prefixes": 1,
+	"settings": 1, "flows": 3, "shares": 1, "budgets": 1, "replies": 1, "endpoints": 1, "ips": 1, "prefixes": 1,
 	"nodes": 1, "clusters": 1, "services": 1, "backends": 1, "members": 1, "classes": 1,
 	"ports": 1, "policy": 1, "sets": 1, "fragments": 3, "counters": 1, "lost": 1, "events": 2,
 	"errors_sent": 1,

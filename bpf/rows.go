@@ -92,10 +92,14 @@ type Flow struct {
 	Via      Via
 	Pad      uint8
 	Flags    FlowFlags
-	Ifindex  uint32 // of the local pod
-	Owner    uint32 // whose share it takes: the opener's device if that is a pod of this node, else that of the receiver; 0: the node itself
-	Pad2     uint32
+	Ifindex  uint32  // of the local pod
+	Owner    uint32  // whose share it takes: the opener's device if that is a pod of this node, else that of the receiver; 0: the node itself
+	Again    uint32  // number of a SYN amid the connection, 0: none
+	Said     [2]Said // by Direction; of TCP
 }
+
+// Said is what one side of a TCP connection said last, as far as it was noted.
+type Said struct{ Seq, Ack uint32 }
 
 // ReplyKey finds the flow of a backend's answer.
 type ReplyKey struct {

@@ -42,6 +42,7 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct e
 		.identity = from.identity, .rule = p->rule, .node = from.node, .cluster = from.cluster,
 		.via = o->via, .flags = FLOW_REMOTE_INITIATED, .ifindex = ep->ifindex,
 		.owner = o->host ? NODE_ITSELF : p->pod,
+		.said[INGRESS] = {p->seq, p->ack},
 	};
 	return 0;
 }

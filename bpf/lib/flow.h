@@ -2,6 +2,7 @@
 #pragma once
 
 #include "packet.h"
+#include "sequence.h"
 #include "share.h"
 
 /* The connection as the pod that sends p sees it. */
@@ -92,12 +93,8 @@ inline_always void advance(struct flow *f, const struct packet *p, int from_pod,
 
 	if (from_pod == !!(f->flags & FLOW_REMOTE_INITIATED))
 		add |= FLOW_REPLIED;
-	if (p->proto == PROTO_TCP && !p->headless) {
-		if (p->tcp_flags & TCP_FIN)
-			add |= from_pod ? FLOW_FIN_LOCAL : FLOW_FIN_REMOTE;
-		if (p->tcp_flags & TCP_RST)
-			add |= FLOW_RESET;
-	}
+	if (p->proto == PROTO_TCP && !p->headless && (add & ~f->flags || matters(f, p, from_pod, now)))
+		add = follow(f, p, from_pod, add);
 	if (add & ~f->flags)
 		__sync_fetch_and_or(&f->flags, add);
 	if (f->seen < now) /* spares the cache line between two ticks */

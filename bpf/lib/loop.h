@@ -27,20 +27,23 @@ once int open_loop(const struct flow_key *key)
 
 	if (!key || !f)
 		return REASON_FAILED;
-	struct flow_key client = *key, server = loop_server(key, f->bport);
+	struct flow_key side = loop_server(key, f->bport); /* one, then the other: the stack is short */
+	__be16 bport = f->bport;
 	int why;
 
-	if (clashes(&server, f->seen))
+	if (clashes(&side, f->seen))
 		return REASON_FLOW_CLASH;
+	side = *key;
 	f->flags |= FLOW_LOOP;
 	f->via = VIA_POD;
-	why = remember_service(&client, f);
+	why = remember_service(&side, f);
 	if (why)
 		return why;
 	f->flags = FLOW_LOOP | FLOW_REMOTE_INITIATED;
 	f->backend = (struct addr){};
 	f->bport = key->rport;
-	return store(&server, f);
+	side = loop_server(key, bport);
+	return store(&side, f);
 }
 
 /* Sends p, of the flow f, back into the pod it comes from. */

@@ -11,11 +11,14 @@ struct packet {
 	__be16 icmp;  /* type, code */
 	__u16 l3;     /* offset of the IP header */
 	__u16 l4;     /* of what follows it */
+	__u16 node;   /* where it goes, with via */
 	__u8 proto;
 	__u8 tcp_flags;
 	__u8 headless; /* a later fragment: there is no transport header */
 	__u8 asks;     /* ICMP: an echo request */
 	__u8 error;    /* ICMP: an error about another packet */
+	__u8 via;
+	__u8 ttl;     /* as it arrived */
 	__u32 pod;     /* device of the sender, a pod of this node; else of the receiver once that is
 			* known: it pays for what the packet takes */
 
@@ -26,12 +29,10 @@ struct packet {
 	__u32 set;
 	__be32 service; /* address the pod used */
 	__be16 service_port;
+	__u16 pad;
 
-	/* Where it goes. */
-	__u8 via;
-	__u8 ttl;     /* as it arrived */
-	__u16 node;
-	__u16 pad2;
+	__u32 seq;    /* of TCP */
+	__u32 ack;
 };
 
 inline_always struct addr mapped(__be32 ip)
@@ -98,6 +99,8 @@ inline_always int parse_transport(struct packet *p, void *l4, void *end)
 		p->sport = tcp->source;
 		p->dport = tcp->dest;
 		p->tcp_flags = tcp->flags;
+		p->seq = ntohl(tcp->seq);
+		p->ack = ntohl(tcp->ack_seq);
 		return 0;
 	}
 	case PROTO_UDP:

@@ -58,6 +58,13 @@ enum via {
 	VIA_TUNNEL = 3,
 };
 
+/* What one side of a TCP connection said last: its number, and the one it expects of
+ * the other. All zero: nothing yet. */
+struct said {
+	__u32 seq;
+	__u32 ack;
+} __attribute__((aligned(8)));
+
 struct flow {
 	__u64 seen;      /* last packet, ns of CLOCK_MONOTONIC_COARSE */
 	__u32 revision;  /* settings.revision of the cached verdict */
@@ -73,7 +80,8 @@ struct flow {
 	__u32 flags;     /* a word, so that two CPUs can add to it */
 	__u32 ifindex;   /* of the local pod: a packet from elsewhere is spoofed */
 	__u32 owner;     /* in shares: who opened it */
-	__u32 pad2;
+	__u32 again;     /* number of a SYN amid the connection, 0: none */
+	struct said said[2]; /* by direction; of TCP, now and then: see sequence.h */
 };
 
 /* replies: from a backend's answer back to the address the pod used. */
