@@ -231,7 +231,7 @@ func (d *description) backends(ctx context.Context, c *api.Client, namespace, na
 	}
 	for _, s := range l.Services {
 		if s.Namespace == namespace && s.Name == name {
-			d.add("Backends", backendCounts(s.Backends)+"\n"+strings.ReplaceAll(backendAddresses(s.Backends), " ", "\n"))
+			d.add("Backends", backendCounts(s)+"\n"+strings.ReplaceAll(backendAddresses(s.Backends), " ", "\n"))
 		}
 	}
 	return nil
