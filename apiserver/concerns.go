@@ -198,7 +198,7 @@ func nodeProblem(cluster, node string, p api.NodeProblem) api.Concern {
 		if p.Rows > 1 {
 			what = fmt.Sprintf("%d pods (for example %s)", p.Rows, p.Row)
 		}
-		c.Object, c.Reason, c.Message = "pod "+p.Row, "PodWithoutNetwork", fmt.Sprintf("%s on node %s: no network yet: %s", what, node, p.Error)
+		c.Object, c.Reason, c.Message = "pod "+p.Row, "PodWithoutNetwork", fmt.Sprintf("%s on node %s: its network is not ready: %s", what, node, p.Error)
 		c.Next = ""
 	case p.Table == "nodes" && p.Error == wire.NotRegistered && p.Rows == 1:
 		gone := strings.TrimPrefix(p.Row, cluster+"/")

@@ -187,7 +187,7 @@ func TestProblemsOfNodesReadLikeSentences(t *testing.T) {
 		{api.NodeProblem{Table: wire.ProblemProbes, Rows: 1, Error: "not permitted"}, "node n1", "node n1 does not watch its paths, so that traffic stays with dead nodes: not permitted", false},
 		{api.NodeProblem{Table: wire.ProblemPeers, Row: "east/n1", Rows: 1, Error: "no space left on device"}, "node n1", "tunnel on n1 is not brought up to date: no space left on device", true},
 		{api.NodeProblem{Table: wire.ProblemFiles, Row: "/a", Rows: 1, Error: "write /a: read-only file system"}, "node n1", "node n1: write /a: read-only file system", true},
-		{api.NodeProblem{Table: wire.ProblemPods, Row: "shop/web", Rows: 1, Error: "disk full"}, "pod shop/web", "pod shop/web on node n1: no network yet: disk full", true},
+		{api.NodeProblem{Table: wire.ProblemPods, Row: "shop/web", Rows: 1, Error: "disk full"}, "pod shop/web", "pod shop/web on node n1: its network is not ready: disk full", true},
 		{api.NodeProblem{Table: "nodes", Row: "east/n2", Rows: 1, Error: wire.NotRegistered}, "node n2", "n2 was removed from cluster east and still runs: stop its agent", true},
 	} {
 		c := nodeProblem("east", "n1", test.p)

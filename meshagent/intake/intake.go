@@ -172,6 +172,9 @@ func (w *writer) state(e reflector.Event) error {
 		name := strings.TrimPrefix(e.Key, registrations)
 		tables.Change(w.txn, w.t.Nodes, &tables.Node{Cluster: w.cluster, Name: name}, func(n *tables.Node) bool {
 			n.Registration = v
+			if v == nil && n.Withdrawn {
+				n.State = nil
+			}
 			return !n.Empty()
 		})
 		return nil
@@ -209,6 +212,7 @@ func (w *writer) node(e reflector.Event) error {
 		if v != nil || n.Registration == nil {
 			n.State = v
 		}
+		n.Withdrawn = v == nil
 		return !n.Empty()
 	})
 	return nil

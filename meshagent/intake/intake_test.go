@@ -106,10 +106,15 @@ func TestASilentAgentsNodeStaysAndARemovedOneGoes(t *testing.T) {
 	d.putJSON(wire.NodeKey("n1"), state)
 	d.drop(wire.NodeKey("n1"))
 	d.want("nodes", "172.16.1.1", true)
-	d.putJSON(wire.NodeKey("n1"), state)
-	d.drop(registrations + "n1")
-	d.drop(wire.NodeKey("n1"))
-	d.want("nodes", "n1", false)
+	// A removal takes both, in either order.
+	for _, order := range [][]string{{registrations + "n1", wire.NodeKey("n1")}, {wire.NodeKey("n1"), registrations + "n1"}} {
+		d.put(registrations+"n1", `{"name":"n1","addresses":["172.16.1.1"]}`)
+		d.putJSON(wire.NodeKey("n1"), state)
+		for _, key := range order {
+			d.drop(key)
+		}
+		d.want("nodes", "n1", false)
+	}
 }
 
 func TestAnAddressGoesToItsNextHolder(t *testing.T) {

@@ -100,8 +100,11 @@ type Node struct {
 	Cluster, Name string
 	Registration  *Registration
 	State         *wire.NodeState
-	Cilium        *wire.Node
-	Export        *wire.ExportNode
+	// Withdrawn says that the store no longer has State, which stays what the node
+	// last said for as long as it is registered.
+	Withdrawn bool
+	Cilium    *wire.Node
+	Export    *wire.ExportNode
 }
 
 // Registration is what an operator said about a node: it may claim no more.
