@@ -18,6 +18,7 @@ import (
 
 // wanted is what must work, each as a scenario of this name.
 var wanted = []string{
+	"burst", "reused-address",
 	"noisy-pod",
 	"demo", "global-service", "identity-policy", "global-failover", "agent-restart", "control-partition",
 	"encryption", "peer-lifecycle", "hybrid", "bad-input", "restore", "refused",

@@ -256,12 +256,19 @@ func labVerbsCommand() *cobra.Command {
 
 func labServeCommand() *cobra.Command {
 	c := traffic.ServeConfig{Self: traffic.Self()}
+	var each string
 	cmd := &cobra.Command{
-		Use:    "serve [--http ADDR] [--tcp ADDR] [--udp ADDR]",
+		Use:    "serve [--each DIR] [--http ADDR] [--tcp ADDR] [--udp ADDR]",
 		Short:  "Answer with cluster, node, pod and the peer that is seen",
 		Hidden: true, Args: usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return traffic.Serve(cmd.Context(), c) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if each != "" {
+				return traffic.ServeEach(cmd.Context(), each, c)
+			}
+			return traffic.Serve(cmd.Context(), c)
+		},
 	}
+	cmd.Flags().StringVar(&each, "each", "", "serve in each network namespace under this folder, as /run/netns on a node")
 	cmd.Flags().StringSliceVar(&c.HTTP, "http", nil, "addresses such as :80")
 	cmd.Flags().StringSliceVar(&c.TCP, "tcp", nil, "addresses; answered line by line")
 	cmd.Flags().StringSliceVar(&c.UDP, "udp", nil, "addresses; answered packet by packet")

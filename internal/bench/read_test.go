@@ -69,7 +69,7 @@ func TestScriptsAreUnderstood(t *testing.T) {
 			}
 		}
 	}
-	if found != 2 {
+	if found != 3 {
 		t.Errorf("found %d scripts", found)
 	}
 }

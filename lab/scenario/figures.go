@@ -121,6 +121,26 @@ func (f *Figures) Value(name string) (float64, error) {
 	return 0, fmt.Errorf("figure %q: a series has .p50, .p99, .max and .count", name)
 }
 
+// combine is the difference or the quotient of two figures.
+func (f *Figures) combine(a, operator, b string) (float64, error) {
+	x, err := f.Value(a)
+	if err != nil {
+		return 0, err
+	}
+	y, err := f.Value(b)
+	switch {
+	case err != nil:
+		return 0, err
+	case operator == "-":
+		return x - y, nil
+	case operator == "/" && y != 0:
+		return x / y, nil
+	case operator == "/":
+		return 0, fmt.Errorf("%s is 0", b)
+	}
+	return 0, fmt.Errorf("operator %q: use - or /", operator)
+}
+
 // expect compares a figure with a number or a duration.
 func (f *Figures) expect(name, operator, text string) error {
 	got, err := f.Value(name)

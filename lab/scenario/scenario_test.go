@@ -52,6 +52,21 @@ func TestFiguresAddUp(t *testing.T) {
 	if got := v.Figures.Summary()["packets"]; got != 1500003.0 {
 		t.Errorf("the sum is %v, want 1500003", got)
 	}
+	v.Figures.Set("rounds", 3)
+	v.Figures.Set("none", 0)
+	for operator, want := range map[string]float64{"-": 1500000, "/": 500001} {
+		if err := v.figure(t.Context(), []string{"result", "packets", operator, "rounds"}); err != nil {
+			t.Error(err)
+		}
+		if got := v.Figures.Summary()["result"]; got != want {
+			t.Errorf("packets %s rounds is %v, want %v", operator, got, want)
+		}
+	}
+	for _, args := range [][]string{{"r", "packets", "/", "none"}, {"r", "packets", "*", "rounds"}, {"r", "packets", "-", "nothing"}, {"r", "nothing", "-", "packets"}} {
+		if err := v.figure(t.Context(), args); err == nil {
+			t.Errorf("%v is accepted", args)
+		}
+	}
 	for _, expression := range []string{`^drops\{.*\} (\S+)$`, `^packets`, `node="(.*)"`, `(`} {
 		if err := v.figure(t.Context(), []string{"wrong", "sum", expression}); err == nil {
 			t.Errorf("sum %s is accepted", expression)

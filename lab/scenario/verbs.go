@@ -64,7 +64,7 @@ func (v *Live) verbs() map[string]script.Command {
 
 	add(false, "mark", "NAME", "remembers this moment", v.mark)
 	add(false, "sample", "SERIES VALUE | SERIES since MARK", "adds to a series of figures", v.sample)
-	add(false, "figure", "NAME VALUE | NAME sum REGEXP", "sets a figure; sum adds up what the group matches of the last command's output", v.figure)
+	add(false, "figure", "NAME VALUE | NAME sum REGEXP | NAME FIGURE -|/ FIGURE", "sets a figure; sum adds up what the group matches of the last command's output", v.figure)
 	add(false, "expect", "FIGURE <|<=|=|>=|> VALUE", "a figure is as it should be", v.expect)
 	add(false, "show", "[REGEXP]", "shows what the last command printed, or the lines that match", v.show)
 	return all
@@ -258,6 +258,8 @@ func (v *Live) figure(_ context.Context, args []string) (err error) {
 	switch {
 	case len(args) == 3 && args[1] == "sum":
 		value, err = v.sum(args[2])
+	case len(args) == 4:
+		value, err = v.Figures.combine(args[1], args[2], args[3])
 	case len(args) == 2:
 		value, err = number(args[1])
 	default:

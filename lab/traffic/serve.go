@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -25,34 +26,73 @@ const maxBytes = 64 << 20
 // Serve answers until ctx ends. HTTP requests with ?bytes=n get n further
 // bytes. TCP connections are answered line by line, UDP packet by packet.
 func Serve(ctx context.Context, c ServeConfig) error {
-	g, ctx := errgroup.WithContext(ctx)
+	s, err := c.listen(ctx)
+	if err != nil {
+		return err
+	}
+	return c.serve(ctx, s)
+}
+
+// sockets are open, in the network namespace of the thread that opened them.
+type sockets struct {
+	http, tcp []net.Listener
+	udp       []net.PacketConn
+}
+
+func (s *sockets) close() {
+	for _, l := range slices.Concat(s.http, s.tcp) {
+		l.Close()
+	}
+	for _, l := range s.udp {
+		l.Close()
+	}
+}
+
+func (c ServeConfig) listen(ctx context.Context) (s sockets, err error) {
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
 	var lc net.ListenConfig
 	for _, addr := range c.HTTP {
 		l, err := lc.Listen(ctx, "tcp4", addr)
 		if err != nil {
-			return fmt.Errorf("serve http: %w", err)
+			return s, fmt.Errorf("serve http: %w", err)
 		}
-		server := &http.Server{Handler: c.handler()}
-		g.Go(func() error { return ignoreClosed(server.Serve(l)) })
-		g.Go(func() error { <-ctx.Done(); return server.Close() })
+		s.http = append(s.http, l)
 	}
 	for _, addr := range c.TCP {
 		l, err := lc.Listen(ctx, "tcp4", addr)
 		if err != nil {
-			return fmt.Errorf("serve tcp: %w", err)
+			return s, fmt.Errorf("serve tcp: %w", err)
 		}
-		g.Go(func() error { return ignoreClosed(c.acceptTCP(ctx, l)) })
-		g.Go(func() error { <-ctx.Done(); return l.Close() })
+		s.tcp = append(s.tcp, l)
 	}
 	for _, addr := range c.UDP {
 		l, err := lc.ListenPacket(ctx, "udp4", addr)
 		if err != nil {
-			return fmt.Errorf("serve udp: %w", err)
+			return s, fmt.Errorf("serve udp: %w", err)
 		}
-		g.Go(func() error { return ignoreClosed(c.echoUDP(l)) })
-		g.Go(func() error { <-ctx.Done(); return l.Close() })
+		s.udp = append(s.udp, l)
 	}
-	g.Go(func() error { <-ctx.Done(); return nil })
+	return s, nil
+}
+
+func (c ServeConfig) serve(ctx context.Context, s sockets) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range s.http {
+		server := &http.Server{Handler: c.handler()}
+		g.Go(func() error { return ignoreClosed(server.Serve(l)) })
+		g.Go(func() error { <-ctx.Done(); return server.Close() })
+	}
+	for _, l := range s.tcp {
+		g.Go(func() error { return ignoreClosed(c.acceptTCP(ctx, l)) })
+	}
+	for _, l := range s.udp {
+		g.Go(func() error { return ignoreClosed(c.echoUDP(l)) })
+	}
+	g.Go(func() error { <-ctx.Done(); s.close(); return nil })
 	return g.Wait()
 }
 
