@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -307,8 +308,7 @@ func ensureNamespace(dir, path string) error {
 			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 				return fmt.Errorf("unshare: %w", err)
 			}
-			setSysctl("net/ipv6/conf/all/disable_ipv6", "1")
-			setSysctl("net/ipv6/conf/default/disable_ipv6", "1")
+			setSysctl("net/ipv6/conf/all/disable_ipv6", "1") // and so the default
 			// Anyone in the pod may bind low ports and ping, as containers expect.
 			setSysctl("net/ipv4/ping_group_range", "0 2147483647")
 			setSysctl("net/ipv4/ip_unprivileged_port_start", "0")
@@ -326,10 +326,22 @@ func ensureNamespace(dir, path string) error {
 	return nil
 }
 
-// setSysctl writes a setting of the thread's network namespace. What a kernel
-// does not have (IPv6 switched off) needs no setting.
+// oneSetting lets one goroutine at a time write a setting.
+var oneSetting sync.Mutex
+
+// setSysctl makes a setting of the thread's network namespace what it should be.
+// What a kernel does not have (IPv6 switched off) needs no setting. Some writes
+// want the kernel's lock over all devices, and while somebody else has it, they
+// do not sleep but try again and again, for as long as an RCU grace period: many
+// pods at a time would keep every core from work.
 func setSysctl(name, value string) {
-	_ = os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644)
+	path := filepath.Join("/proc/sys", name)
+	if text, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(text)) == value {
+		return
+	}
+	oneSetting.Lock()
+	defer oneSetting.Unlock()
+	_ = os.WriteFile(path, []byte(value), 0o644)
 }
 
 func single(ip netip.Addr) *net.IPNet {
