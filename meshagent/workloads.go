@@ -92,10 +92,14 @@ func newWorkloads(n node, t *tables.Tables, d Datapath, p endpoint.Plumbing, dir
 			log.Warn("the record of a pod was damaged, and the kernel has nothing of it: it gets a new address", "pod", r.Key())
 		}
 	}
+	released, err := dir.Released()
+	if err != nil {
+		return nil, err
+	}
 	w := &workloads{
 		node: n, tables: t, datapath: d, plumbing: p, dir: dir, listed: listed, log: log,
 		adopted: make(chan struct{}), settled: make(chan struct{}),
-		pool: endpoint.NewPool(n.cidr, records), records: map[string]endpoint.Record{}, busy: map[string]bool{}, failed: map[string]int{}, why: map[string]string{}, again: map[string]time.Time{}, probes: map[string]*probing{}, found: map[string]bool{},
+		pool: endpoint.NewPool(n.cidr, records, released, time.Now()), records: map[string]endpoint.Record{}, busy: map[string]bool{}, failed: map[string]int{}, why: map[string]string{}, again: map[string]time.Time{}, probes: map[string]*probing{}, found: map[string]bool{},
 		free: make(chan struct{}, plumbers), done: make(chan plumbed),
 	}
 	for _, r := range records {
@@ -213,7 +217,7 @@ func (w *workloads) create(ctx context.Context, r endpoint.Record, pod *corev1.P
 	has := r.IP.IsValid()
 	r.Namespace, r.Pod, r.UID = pod.Namespace, pod.Name, cmp.Or(r.UID, string(pod.UID))
 	if !has {
-		ip, id, err := w.pool.Take()
+		ip, id, err := w.pool.Take(time.Now())
 		if err != nil {
 			w.fail(r, err)
 			return
@@ -225,6 +229,9 @@ func (w *workloads) create(ctx context.Context, r endpoint.Record, pod *corev1.P
 		// and removed.
 		if err := w.dir.Save(r); err != nil {
 			return plumbed{saved: has, err: err}
+		}
+		if err := w.dir.Taken(r.IP); err != nil {
+			return plumbed{saved: true, err: err}
 		}
 		return w.bring(r)
 	})
@@ -267,7 +274,7 @@ func (w *workloads) finish(done plumbed) {
 	delete(w.busy, key)
 	switch {
 	case done.removed && done.err == nil:
-		w.pool.Return(r)
+		w.pool.Release(r, time.Now())
 		delete(w.records, key)
 		delete(w.found, key)
 		w.forget(r)
@@ -378,7 +385,7 @@ func (w *workloads) unplumb(r endpoint.Record, addr bpf.Addr, ifindex int) error
 	if err := w.datapath.Maps().Endpoints.Delete(addr); err != nil {
 		return err
 	}
-	return w.dir.Remove(r)
+	return w.dir.Release(r, time.Now())
 }
 
 func (w *workloads) fail(r endpoint.Record, err error) {

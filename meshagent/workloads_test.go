@@ -2,13 +2,18 @@ package meshagent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
+	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -90,6 +95,45 @@ func TestPodsDoNotWaitForOneAnother(t *testing.T) {
 			}
 		}
 		release()
+		east.stop()
+	})
+}
+
+// Where every free address was left a moment ago, a new pod says so and waits.
+func TestAPodWaitsForAnAddressToRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		east := w.node("east", 1)
+		dir := filepath.Join(east.dir, "endpoints")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for ip := east.internal().Next(); east.cidr().Contains(ip.Next()); ip = ip.Next() {
+			if err := os.WriteFile(filepath.Join(dir, ip.String()+".released"), []byte(time.Now().Format(time.RFC3339Nano)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		east.run()
+		east.pod("web-1", "web")
+		row := func() tables.Endpoint {
+			synctest.Wait()
+			e := tables.Get(east.agent.Tables.DB.ReadTxn(), east.agent.Tables.Endpoints, "shop/web-1")
+			if e == nil {
+				t.Fatal("there is no such endpoint")
+			}
+			return *e
+		}
+		time.Sleep(endpoint.Grace - 2*time.Second)
+		if e := row(); e.IP.IsValid() || !strings.Contains(e.Why, "253 of 10.1.1.0/24 rest for 1m0s") {
+			t.Errorf("while all rest: %v, %q", e.IP, e.Why)
+		}
+		time.Sleep(4 * time.Second)
+		if e := row(); e.IP.String() != "10.1.1.2" || e.Why != "" {
+			t.Errorf("after that: %v, %q", e.IP, e.Why)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "10.1.1.2.released")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the file of the address that is used: %v", err)
+		}
 		east.stop()
 	})
 }

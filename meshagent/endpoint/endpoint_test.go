@@ -20,33 +20,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestPoolGivesAnAddressBackAsLateAsPossible(t *testing.T) {
-	cidr := netip.MustParsePrefix("10.1.2.0/29")
-	p := NewPool(cidr, []Record{{IP: netip.MustParseAddr("10.1.2.3"), ID: 7}})
-	var got []string
-	for range 4 {
-		ip, id, err := p.Take()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if id == 7 || id == 0 {
-			t.Errorf("number %d was given out again", id)
-		}
-		got = append(got, ip.String())
-	}
-	want := []string{"10.1.2.4", "10.1.2.5", "10.1.2.6", "10.1.2.2"}
-	if !slices.Equal(got, want) {
-		t.Errorf("took %v, want %v", got, want)
-	}
-	if _, _, err := p.Take(); !errors.Is(err, ErrNoAddress) {
-		t.Errorf("a full pool says %v", err)
-	}
-	p.Return(Record{IP: netip.MustParseAddr("10.1.2.5"), ID: 8})
-	if ip, _, err := p.Take(); err != nil || ip.String() != "10.1.2.5" {
-		t.Errorf("took %v, %v after a return", ip, err)
-	}
-}
-
 func TestRecordsReadBackAndAreSecret(t *testing.T) {
 	dir := Dir(filepath.Join(t.TempDir(), "endpoints"))
 	if got, _, err := dir.Load(); err != nil || len(got) != 0 {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/weft-mesh/weft/statefile"
 )
@@ -36,7 +37,8 @@ func (r Record) Name() string { return r.Namespace + "_" + r.Pod }
 // Key is the pod as people write it.
 func (r Record) Key() string { return r.Namespace + "/" + r.Pod }
 
-// Dir keeps one file per record. It is not safe for concurrent use.
+// Dir keeps one file per record, and one per address that was left. Several
+// goroutines may use it, each for another pod.
 type Dir string
 
 // Load reads all records. A file that is damaged is put aside; lost are its pods,
@@ -100,6 +102,60 @@ func (d Dir) Save(r Record) error {
 		return fmt.Errorf("save endpoint %s: %w", r.Key(), err)
 	}
 	return nil
+}
+
+// released is the end of the names of files that say when an address was left.
+const released = ".released"
+
+// Release forgets a record and remembers when its address was left, in this
+// order: whatever happens in between, the address is not forgotten.
+func (d Dir) Release(r Record, at time.Time) error {
+	if r.IP.IsValid() {
+		if err := statefile.Write(d.releasedPath(r.IP), []byte(at.UTC().Format(time.RFC3339Nano))); err != nil {
+			return fmt.Errorf("remember release of %s: %w", r.IP, err)
+		}
+	}
+	return d.Remove(r)
+}
+
+// Taken forgets that an address was left: it has a pod again.
+func (d Dir) Taken(ip netip.Addr) error {
+	if err := os.Remove(d.releasedPath(ip)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget release of %s: %w", ip, err)
+	}
+	return nil
+}
+
+// Released are the addresses that were left, and when. A file that is damaged
+// was written when the file system says.
+func (d Dir) Released() (map[netip.Addr]time.Time, error) {
+	files, err := os.ReadDir(string(d))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read released addresses: %w", err)
+	}
+	all := map[netip.Addr]time.Time{}
+	for _, f := range files {
+		text, ok := strings.CutSuffix(f.Name(), released)
+		ip, err := netip.ParseAddr(text)
+		if !ok || err != nil {
+			continue
+		}
+		info, err := f.Info()
+		if err != nil {
+			return nil, fmt.Errorf("read released address: %w", err)
+		}
+		all[ip] = info.ModTime()
+		if text, err := os.ReadFile(filepath.Join(string(d), f.Name())); err == nil {
+			if at, err := time.Parse(time.RFC3339Nano, string(text)); err == nil {
+				all[ip] = at
+			}
+		}
+	}
+	return all, nil
+}
+
+func (d Dir) releasedPath(ip netip.Addr) string {
+	return filepath.Join(string(d), ip.String()+released)
 }
 
 // Remove forgets a record; nil if there is none.

@@ -1,0 +1,135 @@
+package endpoint
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A /29 has addresses .2 to .6 for pods.
+var small = netip.MustParsePrefix("10.1.2.0/29")
+
+func at(last string) netip.Addr { return netip.MustParseAddr("10.1.2." + last) }
+
+// take is the last part of the next address, or the error.
+func take(t *testing.T, p *Pool, now time.Time) string {
+	t.Helper()
+	ip, id, err := p.Take(now)
+	switch {
+	case errors.Is(err, ErrNoAddress):
+		return "none"
+	case errors.Is(err, ErrResting):
+		return "resting"
+	case err != nil:
+		t.Fatal(err)
+	case id == 0 || id == 7:
+		t.Errorf("number %d was given out again", id)
+	}
+	return strings.TrimPrefix(ip.String(), "10.1.2.")
+}
+
+func TestPoolGivesAnAddressBackAsLateAsPossible(t *testing.T) {
+	now := time.Now()
+	p := NewPool(small, []Record{{IP: at("3"), ID: 7}}, nil, now)
+	for _, want := range []string{"4", "5", "6", "2", "none"} {
+		if got := take(t, p, now); got != want {
+			t.Errorf("took %s, want %s", got, want)
+		}
+	}
+	// What no pod ever had need not rest.
+	p.Return(Record{IP: at("5"), ID: 8})
+	if got := take(t, p, now); got != "5" {
+		t.Errorf("took %s after a return", got)
+	}
+}
+
+func TestAReleasedAddressRests(t *testing.T) {
+	began := time.Now()
+	p := NewPool(small, []Record{{IP: at("6"), ID: 7}}, nil, began)
+	steps := []struct {
+		release string
+		after   time.Duration
+		want    string
+	}{
+		// The top address is free again, and others that no pod ever had go first.
+		{"6", 0, "2"}, {"", 0, "3"}, {"", time.Second, "4"}, {"", time.Second, "5"},
+		{"", 2 * time.Second, "resting"},
+		{"3", 3 * time.Second, "resting"}, {"2", 4 * time.Second, "resting"},
+		{"", Grace - 1, "resting"},
+		{"", Grace, "6"}, {"", Grace, "resting"},
+		// The one released the longest ago, not the lowest.
+		{"", Grace + time.Hour, "3"}, {"", Grace + time.Hour, "2"}, {"", Grace + time.Hour, "none"},
+	}
+	for i, s := range steps {
+		if s.release != "" {
+			p.Release(Record{IP: at(s.release), ID: uint16(100 + i)}, began.Add(s.after))
+		}
+		if got := take(t, p, began.Add(s.after)); got != s.want {
+			t.Errorf("step %d: took %s, want %s", i, got, s.want)
+		}
+	}
+	left := time.Date(2026, 3, 1, 12, 0, 18, 0, time.UTC)
+	p.Release(Record{IP: at("4"), ID: 200}, left)
+	_, _, err := p.Take(left.Add(18 * time.Second))
+	if want := "1 of 10.1.2.0/29 rest for 1m0s after a pod left them, the next until 12:01:18 UTC;"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("it says %v, want %q", err, want)
+	}
+}
+
+func TestAReleasedAddressRestsAcrossRestarts(t *testing.T) {
+	dir := Dir(filepath.Join(t.TempDir(), "endpoints"))
+	began := time.Now()
+	pod := Record{Namespace: "shop", Pod: "old", IP: at("2"), ID: 1}
+	if err := dir.Save(pod); err != nil {
+		t.Fatal(err)
+	}
+	if err := dir.Release(pod, began); err != nil {
+		t.Fatal(err)
+	}
+	restart := func(now time.Time) *Pool {
+		records, lost, err := dir.Load()
+		if err != nil || len(records)+len(lost) != 0 {
+			t.Fatalf("records %v, %v", records, err)
+		}
+		released, err := dir.Released()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return NewPool(small, records, released, now)
+	}
+	if got := take(t, restart(began.Add(time.Second)), began.Add(time.Second)); got != "3" {
+		t.Errorf("after a restart it gives out %s", got)
+	}
+	// A damaged file counts from when it was written, a clock put back from now.
+	later := began.Add(time.Hour)
+	for ip, text := range map[string]string{"3": "", "4": later.Add(time.Hour).Format(time.RFC3339), "5": "x", "6": "2"} {
+		path := filepath.Join(string(dir), "10.1.2."+ip+".released")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, later, later); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := restart(later)
+	for _, want := range []string{"2", "resting"} {
+		if got := take(t, p, later); got != want {
+			t.Errorf("took %s, want %s", got, want)
+		}
+	}
+	if got := take(t, p, later.Add(Grace)); got == "resting" || got == "2" {
+		t.Errorf("a grace later it gives out %s", got)
+	}
+	for range 2 {
+		if err := dir.Taken(at("2")); err != nil {
+			t.Error(err)
+		}
+	}
+	if released, err := dir.Released(); err != nil || len(released) != 4 {
+		t.Errorf("left: %v, %v", released, err)
+	}
+}
