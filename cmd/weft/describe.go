@@ -232,6 +232,9 @@ func (d *description) backends(ctx context.Context, c *api.Client, namespace, na
 	for _, s := range l.Services {
 		if s.Namespace == namespace && s.Name == name {
 			d.add("Backends", backendCounts(s)+"\n"+strings.ReplaceAll(backendAddresses(s.Backends), " ", "\n"))
+			if left := leftOut(s.Backends); left != "" {
+				d.add("Left out", strings.ReplaceAll(left, "; ", "\n"))
+			}
 		}
 	}
 	return nil
