@@ -44,10 +44,12 @@ type Flow struct {
 	Reason string `json:"reason,omitempty"`
 	// Policies decided: the one whose rule matched, or with DefaultDeny all
 	// that select the pod and none of which allows the packet.
-	Policies    []Policy  `json:"policies,omitempty"`
-	DefaultDeny bool      `json:"defaultDeny,omitempty"`
-	Direction   Direction `json:"direction"`
-	Source      Endpoint  `json:"source"`
+	Policies    []Policy `json:"policies,omitempty"`
+	DefaultDeny bool     `json:"defaultDeny,omitempty"`
+	// Hint is what to change in the policies, where that can be told.
+	Hint      string    `json:"hint,omitempty"`
+	Direction Direction `json:"direction"`
+	Source    Endpoint  `json:"source"`
 	// Destination is where the packet went or would have gone: behind a
 	// service that is the backend.
 	Destination Endpoint `json:"destination"`
@@ -128,18 +130,19 @@ func (e Endpoint) Name() string {
 	return e.Address.String()
 }
 
+// line is Name with the port.
 func (e Endpoint) line() string {
-	host := e.Name()
-	if host == "?" {
-		return host
+	switch {
+	case e.Port == 0 || e.Pod == "" && !e.Address.IsValid():
+		return e.Name()
+	case e.Pod == "":
+		return netip.AddrPortFrom(e.Address, e.Port).String()
 	}
-	if e.Port != 0 {
-		if e.Pod == "" {
-			host = netip.AddrPortFrom(e.Address, e.Port).String()
-		} else {
-			host += ":" + strconv.Itoa(int(e.Port))
-		}
-	}
+	return e.Name() + ":" + strconv.Itoa(int(e.Port))
+}
+
+// who is the identity, with the cluster where Name does not tell it.
+func (e Endpoint) who() string {
 	who := e.Identity.String()
 	if !e.Identity.Reserved() {
 		who = "ID:" + who
@@ -147,24 +150,23 @@ func (e Endpoint) line() string {
 	if e.Pod == "" && e.Cluster != "" {
 		who = e.Cluster + ", " + who
 	}
-	return host + " (" + who + ")"
+	return who
 }
 
-// Line is the flow for a person, close to what `hubble observe` prints but
-// with the cluster of both sides and the policy in place:
+// read reports whether the packet's addresses were read.
+func (f *Flow) read() bool { return f.Source.Name() != "?" || f.Destination.Name() != "?" }
+
+// Line is the flow for a person. What decides comes first, so that a narrow
+// terminal shows it: the verdict, when, who spoke to whom, and why not.
 //
-//	Jan _2 15:04:05.000 [east/node-1]: east/shop/web-1:4321 (ID:65540) -> …
+//	DROPPED   Jan _2 15:04:05.000 east/shop/job:4321 -> west/shop/web-1:80 ingress policy-denied … (ID:65540 -> ID:131080) [west/n1]
 //
 // Control characters in names are escaped, so that no stream can talk to the
 // terminal it is printed on.
 func (f *Flow) Line() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s [%s]: %s -> %s", f.Time.Local().Format(time.StampMilli),
-		f.Node, f.Source.line(), f.Destination.line())
-	if f.Service != nil {
-		fmt.Fprintf(&b, " via %s", f.Service.line())
-	}
-	fmt.Fprintf(&b, " %s %s", strings.ToLower(string(f.Direction)), f.Verdict)
+	fmt.Fprintf(&b, "%-*s %s %s -> %s %s", len(Forwarded), f.Verdict, f.Time.Local().Format(time.StampMilli),
+		f.Source.line(), f.Destination.line(), strings.ToLower(string(f.Direction)))
 	if f.Reason != "" {
 		fmt.Fprintf(&b, " %s", f.Reason)
 	}
@@ -179,8 +181,18 @@ func (f *Flow) Line() string {
 		}
 		b.WriteString(by + strings.Join(names, ", "))
 	}
+	if f.Service != nil {
+		fmt.Fprintf(&b, " via %s", f.Service.line())
+	}
 	if f.Summary != "" {
 		fmt.Fprintf(&b, " (%s)", f.Summary)
+	}
+	if f.read() {
+		fmt.Fprintf(&b, " (%s -> %s)", f.Source.who(), f.Destination.who())
+	}
+	fmt.Fprintf(&b, " [%s]", f.Node)
+	if f.Hint != "" {
+		fmt.Fprintf(&b, " (%s)", f.Hint)
 	}
 	return Printable(b.String())
 }

@@ -38,6 +38,8 @@ func TestLine(t *testing.T) {
 	stranger.Source = Endpoint{Cluster: "east", Identity: identity.UnknownMember, Address: netip.MustParseAddr("10.1.7.7")}
 	stranger.Policies, stranger.Service, stranger.Summary = nil, &Service{Address: netip.MustParseAddr("10.101.0.1"), Port: 53}, ""
 	unread := Flow{Time: denied().Time, Verdict: Dropped, Reason: "not-supported", Direction: Egress, Node: "west/west-1"}
+	hinted := denied()
+	hinted.Hint = "write a rule"
 	rude := denied()
 	rude.Source.Pod, rude.Service = "a\x1b[2Jb\u009b", nil
 
@@ -46,21 +48,19 @@ func TestLine(t *testing.T) {
 		flow Flow
 		want string
 	}{
-		{"default deny names who selects", denied(), "[west/west-1]: east/shop/frontend-1:40000 (ID:65540) -> west/shop/web-2:80 (ID:131080) via shop/web:8080 ingress DROPPED policy-denied not allowed by shop/web (CiliumNetworkPolicy) (TCP Flags: SYN)"},
-		{"a rule that denies", explicit, "[west/west-1]: east/shop/frontend-1:40000 (ID:65540) -> west/shop/web-2:80 (ID:131080) ingress DROPPED policy-denied BY no-frontend (CiliumClusterwideNetworkPolicy) (TCP Flags: SYN)"},
-		{"from outside", world, "[west/west-1]: 192.0.2.1:5 (world) -> west/shop/web-2:80 (ID:131080) ingress FORWARDED (TCP Flags: SYN)"},
-		{"member without identity", stranger, "[west/west-1]: 10.1.7.7 (east, unknown-member) -> west/shop/web-2:80 (ID:131080) via 10.101.0.1:53 ingress DROPPED policy-denied"},
-		{"nothing was read", unread, "[west/west-1]: ? -> ? egress DROPPED not-supported"},
-		{"a name that would move the cursor", rude, `[west/west-1]: east/shop/a\x1b[2Jb\x9b:40000 (ID:65540) -> west/shop/web-2:80 (ID:131080) ingress DROPPED policy-denied not allowed by shop/web (CiliumNetworkPolicy) (TCP Flags: SYN)`},
+		{"default deny names who selects", denied(), "DROPPED   TIME east/shop/frontend-1:40000 -> west/shop/web-2:80 ingress policy-denied not allowed by shop/web (CiliumNetworkPolicy) via shop/web:8080 (TCP Flags: SYN) (ID:65540 -> ID:131080) [west/west-1]"},
+		{"a rule that denies", explicit, "DROPPED   TIME east/shop/frontend-1:40000 -> west/shop/web-2:80 ingress policy-denied BY no-frontend (CiliumClusterwideNetworkPolicy) (TCP Flags: SYN) (ID:65540 -> ID:131080) [west/west-1]"},
+		{"from outside", world, "FORWARDED TIME 192.0.2.1:5 -> west/shop/web-2:80 ingress (TCP Flags: SYN) (world -> ID:131080) [west/west-1]"},
+		{"member without identity", stranger, "DROPPED   TIME 10.1.7.7 -> west/shop/web-2:80 ingress policy-denied via 10.101.0.1:53 (east, unknown-member -> ID:131080) [west/west-1]"},
+		{"nothing was read", unread, "DROPPED   TIME ? -> ? egress not-supported [west/west-1]"},
+		{"a hint comes last", hinted, "DROPPED   TIME east/shop/frontend-1:40000 -> west/shop/web-2:80 ingress policy-denied not allowed by shop/web (CiliumNetworkPolicy) via shop/web:8080 (TCP Flags: SYN) (ID:65540 -> ID:131080) [west/west-1] (write a rule)"},
+		{"a name that would move the cursor", rude, `DROPPED   TIME east/shop/a\x1b[2Jb\x9b:40000 -> west/shop/web-2:80 ingress policy-denied not allowed by shop/web (CiliumNetworkPolicy) (TCP Flags: SYN) (ID:65540 -> ID:131080) [west/west-1]`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got := test.flow.Line()
-			stamp := test.flow.Time.Local().Format(time.StampMilli) + " "
-			if !strings.HasPrefix(got, stamp) {
-				t.Errorf("%q does not begin with %q", got, stamp)
-			}
-			if got = strings.TrimPrefix(got, stamp); got != test.want {
-				t.Errorf("got  %s\nwant %s", got, test.want)
+			want := strings.Replace(test.want, "TIME", test.flow.Time.Local().Format(time.StampMilli), 1)
+			if got != want {
+				t.Errorf("got  %s\nwant %s", got, want)
 			}
 		})
 	}

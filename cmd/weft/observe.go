@@ -273,7 +273,7 @@ func (p *flowPrinter) print(f *flow.Flow) error {
 	line := f.Line()
 	if p.colour {
 		verdict := string(f.Verdict)
-		line = strings.Replace(line, " "+verdict, " "+paint(verdict, false), 1)
+		line = paint(verdict, false) + strings.TrimPrefix(line, verdict)
 	}
 	_, err := fmt.Fprintln(p.out, line)
 	return err

@@ -214,7 +214,7 @@ func headings(names []string) []string {
 var colours = map[string]string{
 	"ready": "32", "up": "32", "done": "32", "ok": "32", "alive": "32", "FORWARDED": "32",
 	"silent": "33", "not-ready": "33", "connecting": "33", "held": "33", "pending": "33", "never-connected": "33", "RESET": "33",
-	"dead": "31", "down": "31", "refused": "31", "error": "31", "DROPPED": "31",
+	"dead": "31", "down": "31", "refused": "31", "error": "31", "DROPPED": "31", "REFUSED": "31",
 }
 
 func paint(cell string, head bool) string {

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/spf13/cobra"
+	"github.com/weft-mesh/weft/flow"
 )
 
 // sample has a field of every type that configurations use.
@@ -133,5 +134,23 @@ func TestColour(t *testing.T) {
 	}
 	if colourful(&out) {
 		t.Error("a buffer is no terminal")
+	}
+}
+
+// The verdict stands first, and nothing but it is coloured.
+func TestFlowColour(t *testing.T) {
+	for verdict, want := range map[flow.Verdict]string{
+		flow.Dropped: "\x1b[31mDROPPED\x1b[0m   ", flow.Refused: "\x1b[31mREFUSED\x1b[0m   ",
+		flow.Reset: "\x1b[33mRESET\x1b[0m     ", flow.Forwarded: "\x1b[32mFORWARDED\x1b[0m ",
+	} {
+		f := flow.Flow{Verdict: verdict, Direction: flow.Egress, Source: flow.Endpoint{Pod: "DROPPED"}}
+		var out strings.Builder
+		if err := (&flowPrinter{out: &out, colour: true}).print(&f); err != nil {
+			t.Fatal(err)
+		}
+		rest, ok := strings.CutPrefix(out.String(), want)
+		if !ok || strings.Contains(rest, "\x1b") {
+			t.Errorf("got %q, want it to begin with %q and no other colour", out.String(), want)
+		}
 	}
 }
