@@ -15,6 +15,7 @@ import (
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/program"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/policy"
 )
 
 // observer turns the kernel's events into flows that name pods, clusters and
@@ -47,7 +48,9 @@ func (o *observer) Run(ctx context.Context) error {
 				o.ring.Missed(now - lost)
 				lost = now
 			}
-			o.ring.Add(resolver.Decode(&e))
+			f := resolver.Decode(&e)
+			f.Hint = o.hint(&f, &e)
+			o.ring.Add(f)
 		})
 		if err != nil && ctx.Err() == nil {
 			o.log.Warn("events of the datapath stopped, starting again", "error", err)
@@ -127,6 +130,39 @@ func (o *observer) selecting(gen, set uint32, dir flow.Direction) []flow.Policy 
 		out = append(out, flow.Policy(p))
 	}
 	return out
+}
+
+// hint is what an operator may have meant to write in the policies that denied a
+// flow by default, empty where nothing suggests itself.
+func (o *observer) hint(f *flow.Flow, e *bpf.Event) string {
+	if !f.DefaultDeny {
+		return ""
+	}
+	txn := o.tables.DB.ReadTxn()
+	labels := func(p flow.Endpoint) identity.Labels {
+		if row := tables.Get(txn, o.tables.Identities, (&tables.Identity{Cluster: p.Cluster, Number: p.Identity}).Key()); row != nil {
+			return row.Labels
+		}
+		return nil
+	}
+	dir, subject, peer := policy.Egress, f.Source, f.Destination
+	if f.Direction == flow.Ingress {
+		dir, subject, peer = policy.Ingress, f.Destination, f.Source
+	}
+	port := f.Destination.Port
+	if f.ICMP != nil {
+		port = uint16(f.ICMP.Type)
+	}
+	w := policy.World{Cluster: o.node.cluster, Identities: map[identity.Number]identity.Labels{peer.Identity: labels(peer)}}
+	for _, p := range f.Policies {
+		if row := tables.Get(txn, o.tables.Policies, (&tables.Policy{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name}).Key()); row != nil {
+			w.Policies = append(w.Policies, row.Policies...)
+		}
+	}
+	if policy.OwnClusterOnly(w, policy.Flow{Subject: labels(subject), Direction: dir, Peer: peer.Identity, Proto: e.Proto, Port: port}) {
+		return policy.ScopeHint
+	}
+	return ""
 }
 
 // service names a frontend of the own cluster.
