@@ -93,13 +93,13 @@ func labView(cmd *cobra.Command, watch, asJSON bool) scenario.View {
 	if !watch || !ok || !term.IsTerminal(int(file.Fd())) {
 		return scenario.NewPlain(out)
 	}
-	width := func() int {
-		if w, _, err := term.GetSize(int(file.Fd())); err == nil && w > 0 {
-			return w
+	size := func() (columns, rows int) {
+		if w, h, err := term.GetSize(int(file.Fd())); err == nil && w > 0 && h > 0 {
+			return w, h
 		}
-		return 80
+		return 80, 24
 	}
-	return scenario.NewWatch(out, width, os.Getenv("NO_COLOR") == "")
+	return scenario.NewWatch(out, size, os.Getenv("NO_COLOR") == "")
 }
 
 func keepLab(out io.Writer) scenario.KeepFunc {

@@ -228,18 +228,3 @@ func TestPlainTellsTheStory(t *testing.T) {
 		}
 	}
 }
-
-func TestWrap(t *testing.T) {
-	if got := wrap("who may call it is decided", 10); !slices.Equal(got, []string{"who may", "call it is", "decided"}) {
-		t.Errorf("wrap = %q", got)
-	}
-}
-
-func TestClip(t *testing.T) {
-	if got := clip("\x1b[1mabc\x1b[0mdef", 4); got != "\x1b[1mabc\x1b[0md\x1b[0m" {
-		t.Errorf("clip = %q", got)
-	}
-	if got := clip("abc", 3); got != "abc" {
-		t.Errorf("clip = %q", got)
-	}
-}

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
+	"os/signal"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
-	"unicode/utf8"
 
 	"github.com/weft-mesh/weft/lab/script"
 	"github.com/weft-mesh/weft/lab/traffic"
@@ -19,7 +21,7 @@ import (
 // the last steps.
 type Watch struct {
 	out   io.Writer
-	width func() int
+	size  func() (columns, rows int)
 	color bool
 
 	mu      sync.Mutex
@@ -30,7 +32,8 @@ type Watch struct {
 	said    []string
 	doing   string
 	live    *Live
-	drawn   int // lines of the last picture
+	drawn   int    // lines of the last picture
+	drawnIn [2]int // columns and rows of the terminal then
 
 	quit chan struct{}
 	done chan struct{}
@@ -46,10 +49,10 @@ const (
 // redraw is the pause between two pictures.
 const redraw = 125 * time.Millisecond
 
-// NewWatch makes a View for a terminal of the given width in columns. It draws
-// from Begin to End.
-func NewWatch(out io.Writer, width func() int, color bool) *Watch {
-	return &Watch{out: out, width: width, color: color, quit: make(chan struct{}), done: make(chan struct{})}
+// NewWatch makes a View for a terminal of the given size. It draws from Begin to
+// End, and again as soon as the terminal is resized.
+func NewWatch(out io.Writer, size func() (columns, rows int), color bool) *Watch {
+	return &Watch{out: out, size: size, color: color, quit: make(chan struct{}), done: make(chan struct{})}
 }
 
 // Begin implements View.
@@ -63,12 +66,17 @@ func (w *Watch) Begin(s *script.Script) {
 
 func (w *Watch) loop() {
 	defer close(w.done)
-	for tick := time.NewTicker(redraw); ; {
+	resized := make(chan os.Signal, 1)
+	signal.Notify(resized, syscall.SIGWINCH)
+	defer signal.Stop(resized)
+	tick := time.NewTicker(redraw)
+	defer tick.Stop()
+	for {
 		w.draw()
 		select {
 		case <-tick.C:
+		case <-resized:
 		case <-w.quit:
-			tick.Stop()
 			return
 		}
 	}
@@ -155,44 +163,41 @@ func (w *Watch) paint(code, text string) string {
 func (w *Watch) draw() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	lines := w.picture()
+	columns, rows := w.size()
+	lines := w.picture().lines(columns, rows)
 	var b strings.Builder
-	if w.drawn > 0 {
+	switch size := [2]int{columns, rows}; {
+	case w.drawn == 0:
+	case size != w.drawnIn:
+		// The terminal may have broken the lines of the last picture anew: nobody knows
+		// where it begins.
+		b.WriteString("\x1b[H\x1b[2J")
+	default:
 		fmt.Fprintf(&b, "\x1b[%dA", w.drawn)
 	}
 	for _, line := range lines {
-		b.WriteString("\x1b[2K" + clip(line, w.width()-1) + "\n")
+		b.WriteString("\x1b[2K" + line + "\n")
 	}
 	b.WriteString("\x1b[J")
 	io.WriteString(w.out, b.String())
-	w.drawn = len(lines)
+	w.drawn, w.drawnIn = len(lines), [2]int{columns, rows}
 }
 
-func (w *Watch) picture() []string {
-	lines := []string{w.paint(bold, "weft lab") + w.paint(dim, fmt.Sprintf("  %.0f s", time.Since(w.begin).Seconds()))}
-	lines = append(lines, wrap(w.story, w.width()-1)...)
-	lines = append(lines, "")
-	for _, line := range wrap("▸ "+w.section, w.width()-1) {
-		lines = append(lines, w.paint(bold, line))
+func (w *Watch) picture() picture {
+	p := picture{
+		title: w.paint(bold, "weft lab") + w.paint(dim, fmt.Sprintf("  %.0f s", time.Since(w.begin).Seconds())),
+		story: w.story, section: w.paint(bold, "▸ "+w.section), steps: w.steps,
 	}
-	lines = append(lines, "")
 	if w.live != nil {
-		lines = append(lines, w.clusters()...)
-		lines = append(lines, w.traffic()...)
-		lines = append(lines, "")
+		p.live = append(w.clusters(), w.traffic()...)
 	}
-	for i := range watchSaid {
-		if i < len(w.said) {
-			lines = append(lines, w.paint(cyan, "  │ ")+w.said[i])
-		}
-	}
-	for _, step := range w.steps {
-		lines = append(lines, "  "+step)
+	for _, line := range w.said {
+		p.said = append(p.said, w.paint(cyan, "│ ")+line)
 	}
 	if w.doing != "" {
-		lines = append(lines, w.paint(yellow, "  … "+w.doing))
+		p.doing = w.paint(yellow, "… "+w.doing)
 	}
-	return lines
+	return p
 }
 
 // clusters is a line per cluster: its uplink and its machines.
@@ -276,38 +281,4 @@ func (w *Watch) traffic() (lines []string) {
 		lines = append(lines, fmt.Sprintf("  wire: %d packets, %d of tunnels, %s", f.Packets, f.Encrypted, verdict))
 	}
 	return lines
-}
-
-// wrap breaks a text into lines of at most so many columns, at blanks.
-func wrap(text string, columns int) (lines []string) {
-	line := ""
-	for _, word := range strings.Fields(text) {
-		if line != "" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > columns {
-			lines = append(lines, line)
-			line = ""
-		}
-		if line != "" {
-			line += " "
-		}
-		line += word
-	}
-	return append(lines, line)
-}
-
-// clip shortens a line to a number of columns, counting no escape sequences.
-func clip(line string, columns int) string {
-	seen, escape := 0, false
-	for i, r := range line {
-		switch {
-		case r == '\x1b':
-			escape = true
-		case escape:
-			escape = r != 'm'
-		default:
-			if seen++; seen > columns {
-				return line[:i] + "\x1b[0m"
-			}
-		}
-	}
-	return line
 }
