@@ -155,7 +155,7 @@ func (o *observer) hint(f *flow.Flow, e *bpf.Event) string {
 	}
 	w := policy.World{Cluster: o.node.cluster, Identities: map[identity.Number]identity.Labels{peer.Identity: labels(peer)}}
 	for _, p := range f.Policies {
-		if row := tables.Get(txn, o.tables.Policies, (&tables.Policy{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name}).Key()); row != nil {
+		if row := tables.Get(txn, o.tables.Policies, (&tables.Policy{Kind: plural(p.Kind), Namespace: p.Namespace, Name: p.Name}).Key()); row != nil {
 			w.Policies = append(w.Policies, row.Policies...)
 		}
 	}
@@ -164,6 +164,9 @@ func (o *observer) hint(f *flow.Flow, e *bpf.Event) string {
 	}
 	return ""
 }
+
+// plural is how the store spells a kind of policy.
+func plural(kind string) string { return strings.ToLower(strings.TrimSuffix(kind, "y")) + "ies" }
 
 // service names a frontend of the own cluster.
 func (o *observer) service(addr netip.AddrPort, _ uint8) (namespace, name string) {

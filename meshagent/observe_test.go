@@ -23,7 +23,7 @@ func TestHintAtClusterScope(t *testing.T) {
 	}
 	tab := tables.New()
 	txn := tab.DB.WriteTxn(tab.Policies, tab.Identities)
-	tables.Put(txn, tab.Policies, &tables.Policy{Kind: "CiliumNetworkPolicy", Namespace: "shop", Name: "own", Policies: policies})
+	tables.Put(txn, tab.Policies, &tables.Policy{Kind: "ciliumnetworkpolicies", Namespace: "shop", Name: "own", Policies: policies})
 	pod := func(cluster, app string, n identity.Number) flow.Endpoint {
 		tables.Put(txn, tab.Identities, &tables.Identity{Cluster: cluster, Number: n,
 			Labels: identity.PodLabels("shop", nil, map[string]string{"app": app}, "default", cluster)})
@@ -53,6 +53,16 @@ func TestHintAtClusterScope(t *testing.T) {
 	} {
 		if got := o.hint(&tt.f, &bpf.Event{Proto: tt.proto}); got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestPlural(t *testing.T) {
+	for kind, want := range map[string]string{
+		policy.KindNamespaced: "ciliumnetworkpolicies", policy.KindClusterwide: "ciliumclusterwidenetworkpolicies", policy.KindNetwork: "networkpolicies",
+	} {
+		if got := plural(kind); got != want {
+			t.Errorf("%s: got %s, want %s", kind, got, want)
 		}
 	}
 }
