@@ -4,7 +4,9 @@ import "testing"
 
 func TestOwnClusterOnly(t *testing.T) {
 	const tcp80 = ", toPorts: [{ports: [{port: '80', protocol: TCP}]}]"
-	from := func(selector string) string { return cnp("ingress: [{fromEndpoints: [" + selector + "]" + tcp80 + "}]") }
+	from := func(selector string) string {
+		return cnp("ingress: [{fromEndpoints: [" + selector + "]" + tcp80 + "}]")
+	}
 	for _, tt := range []struct {
 		name, manifests, peer string
 		want                  bool
