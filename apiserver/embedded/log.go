@@ -3,6 +3,7 @@ package embedded
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 
 	"go.uber.org/zap/zapcore"
@@ -20,14 +21,31 @@ type logCore struct {
 
 // Enabled implements zapcore.LevelEnabler.
 func (c logCore) Enabled(level zapcore.Level) bool {
-	return level >= zapcore.WarnLevel && c.log.Enabled(context.Background(), c.level(level))
+	return level >= zapcore.WarnLevel && c.log.Enabled(context.Background(), c.level(level, "", nil))
 }
 
-func (c logCore) level(level zapcore.Level) slog.Level {
-	if level >= zapcore.ErrorLevel && !c.closing.Load() {
-		return slog.LevelError
+// level of a line with these fields. A debug line is one that asks nothing of an
+// operator.
+func (c logCore) level(level zapcore.Level, message string, fields map[string]any) slog.Level {
+	if level < zapcore.ErrorLevel || c.closing.Load() {
+		return slog.LevelDebug
 	}
-	return slog.LevelDebug
+	cause, _ := fields["error"].(string)
+	for _, n := range noise {
+		if n.message == message && strings.Contains(cause, n.cause) {
+			return slog.LevelDebug
+		}
+	}
+	return slog.LevelError
+}
+
+// noise are etcd's errors that are none: message, and what its cause contains.
+var noise = []struct{ message, cause string }{
+	// A new store has no snapshot yet; etcd tries again by itself.
+	{"failed to update storage version", "missing term information"},
+	// Somebody who has no rights is told so. A removed node asks on and on, and each
+	// time would be a line.
+	{"cannot find a user for permission check", ""},
 }
 
 // With implements zapcore.Core.
@@ -54,7 +72,7 @@ func (c logCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	for key, value := range values.Fields {
 		attrs = append(attrs, slog.Any(key, value))
 	}
-	c.log.LogAttrs(context.Background(), c.level(entry.Level), "etcd: "+entry.Message, attrs...)
+	c.log.LogAttrs(context.Background(), c.level(entry.Level, entry.Message, values.Fields), "etcd: "+entry.Message, attrs...)
 	return nil
 }
 

@@ -303,21 +303,39 @@ type lineWriter struct {
 }
 
 func (w lineWriter) Write(line []byte) (int, error) {
-	severity, text, _ := strings.Cut(strings.TrimSpace(string(line)), " ")
-	level := slog.LevelDebug
-	switch severity {
-	case "[ERR]":
-		level = slog.LevelWarn
-	case "[WARN]":
-		level = slog.LevelInfo
+	_, text, _ := strings.Cut(strings.TrimSpace(string(line)), " ")
+	w.log.Log(context.Background(), severity(text), text)
+	if strange(text) {
+		w.refused.Add(1)
 	}
-	for _, sign := range signsOfStrangers {
-		if bytes.Contains(line, []byte(sign)) {
-			w.refused.Add(1)
-			level = slog.LevelDebug // anybody can cause it: counted, not shouted
-			break
+	return len(line), nil
+}
+
+func strange(text string) bool {
+	return slices.ContainsFunc(signsOfStrangers, func(sign string) bool { return strings.Contains(text, sign) })
+}
+
+// forOperators are the beginnings of what memberlist says and neither status nor
+// another line of ours does: a member of a cluster that is no peer, a network that
+// lets through only half of the gossip, a socket that fails.
+var forOperators = []struct {
+	begin string
+	level slog.Level
+}{
+	{"memberlist: ignoring alive message for ", slog.LevelInfo},
+	{"memberlist: Was able to connect to ", slog.LevelInfo},
+	{"memberlist: Error accepting TCP connection: ", slog.LevelWarn},
+	{"memberlist: Error reading UDP packet: ", slog.LevelWarn},
+}
+
+// severity is how loud a line of memberlist's log is. Whatever its own level, the
+// rest is how gossip works: probes fail and suspicions are refuted whenever a
+// member restarts, and what comes of that is in the status.
+func severity(text string) slog.Level {
+	for _, line := range forOperators {
+		if strings.HasPrefix(text, line.begin) {
+			return line.level
 		}
 	}
-	w.log.Log(context.Background(), level, text)
-	return len(line), nil
+	return slog.LevelDebug
 }

@@ -1,0 +1,46 @@
+package gossip
+
+import (
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+)
+
+// What an operator can act upon is shown; how gossip works is not, whatever
+// memberlist calls it.
+func TestMemberlistLog(t *testing.T) {
+	for _, tt := range []struct {
+		line    string
+		level   string // empty: not shown
+		refused uint64
+	}{
+		{"[WARN] memberlist: Refuting a dead message (from: east/agent/n1)", "", 0},
+		{"[WARN] memberlist: Refuting a suspect message (from: east/agent/n1)", "", 0},
+		{"[ERR] memberlist: Failed fallback TCP ping: timeout 1s: dial tcp 192.0.2.1:7946: i/o timeout", "", 0},
+		{"[ERR] memberlist: Push/Pull with west/apiserver/a failed: dial tcp 192.0.2.1:7946: connect: connection refused", "", 0},
+		{"[ERR] memberlist: Failed to send gossip to 192.0.2.1:7946: sendto: network is unreachable", "", 0},
+		{"[INFO] memberlist: Suspect west/agent/n1 has failed, no acks received", "", 0},
+		{"[DEBUG] memberlist: Initiating push/pull sync with: west/agent/n1 192.0.2.1:7946", "", 0},
+		{"[ERR] memberlist: Conflicting address for east/agent/n1. Mine: 192.0.2.1:7946 Theirs: 192.0.2.2:7946 Old state: 0", "", 0}, // NotifyConflict says it
+		{`[WARN] memberlist: ignoring alive message for 'north/agent/n1': member "north/agent/n1" is of cluster "north", which is no peer of ours`, "INFO", 0},
+		{"[WARN] memberlist: Was able to connect to east/agent/n1 over TCP but UDP probes failed, network may be misconfigured", "INFO", 0},
+		{"[ERR] memberlist: Error reading UDP packet: bad file descriptor", "WARN", 0},
+		{"[ERR] memberlist: Decrypt packet failed: No installed keys could decrypt the message from=192.0.2.3:7946", "", 1},
+		{`[ERR] memberlist: discarding packet with unacceptable label "memberlist: ignoring alive message for ": from: from=192.0.2.3:7946`, "", 1},
+		{"", "", 0},
+	} {
+		var out strings.Builder
+		var refused atomic.Uint64
+		w := lineWriter{slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelInfo})), &refused}
+		if n, err := w.Write([]byte(tt.line + "\n")); n != len(tt.line)+1 || err != nil {
+			t.Errorf("%q: %d, %v", tt.line, n, err)
+		}
+		if got := out.String(); tt.level == "" && got != "" || tt.level != "" && !strings.Contains(got, "level="+tt.level+" ") {
+			t.Errorf("%q is logged as %q, want level %q", tt.line, got, tt.level)
+		}
+		if refused.Load() != tt.refused {
+			t.Errorf("%q: %d refused, want %d", tt.line, refused.Load(), tt.refused)
+		}
+	}
+}
