@@ -32,7 +32,7 @@ func Misshapen(kind string) error {
 	if !isList(kind) {
 		return nil
 	}
-	return fmt.Errorf("kind %q is no list to take apart: write its objects as a sequence under items, beside it nothing but apiVersion, kind and metadata, and put it in no more than %d other lists", kind, deepest-1)
+	return fmt.Errorf("kind %q is not a list: write its objects as a sequence under items, which may stand only beside apiVersion, kind and metadata, in at most %d other lists", kind, deepest-1)
 }
 
 func isList(kind string) bool { return strings.HasSuffix(kind, "List") }

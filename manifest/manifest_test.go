@@ -58,7 +58,7 @@ func TestMisshapen(t *testing.T) {
 			t.Errorf("of a list in %d others a %s is left, want a %s (%v)", others, left.Kind, want, err)
 		}
 	}
-	if err := Misshapen("PodList"); err == nil || !strings.Contains(err.Error(), `kind "PodList"`) || !strings.Contains(err.Error(), "in no more than 3 other lists") {
+	if err := Misshapen("PodList"); err == nil || !strings.Contains(err.Error(), `kind "PodList"`) || !strings.Contains(err.Error(), "in at most 3 other lists") {
 		t.Errorf("a list's kind: %v", err)
 	}
 	if err := Misshapen("Pod"); err != nil {

@@ -16,7 +16,7 @@ func TestRefused(t *testing.T) {
 		{"a key twice", "a: 1\na: 2", "already set"},
 		{"not an object", "5", "not an object with apiVersion and kind"},
 		{"an item that is no object", "[5]", "document 1, item 1: not an object with apiVersion and kind"},
-		{"a list with misspelled items", "kind: List\nItems: [{kind: Pod}]", `document 1: kind "List" is no list to take apart: write its objects as a sequence under items`},
+		{"a list with misspelled items", "kind: List\nItems: [{kind: Pod}]", `document 1: kind "List" is not a list: write its objects as a sequence under items`},
 		{"a misspelled kind", "apiVersion: v1\nKind: List\nitems: [{kind: Pod}]", `document 1: kind "" is not a policy`},
 		{"another kind", "kind: Pod\napiVersion: v1", `kind "Pod" is not a policy; write CiliumNetworkPolicy`},
 		{"an old version", "kind: CiliumNetworkPolicy\napiVersion: cilium.io/v1", "write cilium.io/v2"},

@@ -83,7 +83,7 @@ func (w *WireGuard) renewLocked(lane int, held []wgtypes.Peer, admitted []Peer) 
 			})
 	}
 	if len(due) > 0 {
-		w.cfg.Log.Debug("makes peers anew that answered no handshake", "device", w.cfg.Devices[lane], "peers", len(due))
+		w.cfg.Log.Debug("recreates peers that answered no handshake", "device", w.cfg.Devices[lane], "peers", len(due))
 	}
 	return change
 }

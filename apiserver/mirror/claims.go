@@ -82,7 +82,7 @@ func (c claims) rest(f folder, key string, value []byte) (ours string, rest []by
 	ours, ok := f.resource.StateToCache(key, c.peer.Name)
 	ref, readable := f.resource.ParseStateKey(key, c.peer.Name)
 	if !ok || !readable {
-		return ours, nil, Malformed, fmt.Errorf("the key is none of %s", f.resource)
+		return ours, nil, Malformed, fmt.Errorf("the key is not one of %s", f.resource)
 	}
 	switch f.resource {
 	case wire.Nodes:
@@ -137,7 +137,7 @@ func (c claims) node(ref wire.CacheRef, value []byte) (Reason, error) {
 func (c claims) underlay(a netip.Addr) error {
 	switch {
 	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return fmt.Errorf("node address %v is none that a node can have", a)
+		return fmt.Errorf("no node can have address %v", a)
 	case contains(c.own.PodCIDRs, a), c.own.ServiceCIDR.IsValid() && c.own.ServiceCIDR.Contains(a):
 		return fmt.Errorf("node address %v lies in this cluster's own CIDRs", a)
 	}
@@ -265,7 +265,7 @@ func (c claims) export(key string, value []byte) (Reason, error) {
 		}
 		for _, p := range e.PodCIDRs {
 			if !inside(c.peer.PodCIDRs, p) {
-				return ForeignAddress, fmt.Errorf("pod CIDR %v is outside of %v; add the peer anew if it has grown", p, c.peer.PodCIDRs)
+				return ForeignAddress, fmt.Errorf("pod CIDR %v is outside of %v; add the peer again if it has grown", p, c.peer.PodCIDRs)
 			}
 		}
 		return "", nil
@@ -275,7 +275,7 @@ func (c claims) export(key string, value []byte) (Reason, error) {
 	if !ok || entry != wire.CacheEntryNode {
 		// Also our own liveness key lies in that folder, and a peer must not
 		// write it.
-		return Malformed, fmt.Errorf("the key is none that is exported")
+		return Malformed, fmt.Errorf("the key is not one that is exported")
 	}
 	n, err := wire.Unmarshal[wire.ExportNode](value)
 	if err != nil {

@@ -98,7 +98,7 @@ func (c *checker) addresses(own wire.Cluster, in *api.Invite) {
 	for i, p := range in.PodCIDRs {
 		switch {
 		case !p.IsValid() || p != p.Masked() || p.Addr().Is4In6():
-			c.invalid("pod CIDR %v is none; write it as 10.2.0.0/16, without bits outside of the mask", p)
+			c.invalid("pod CIDR %v is not a valid prefix; write it as 10.2.0.0/16, without bits outside of the mask", p)
 			continue
 		case p.Bits() == 0:
 			c.invalid("pod CIDR %v is every address", p)

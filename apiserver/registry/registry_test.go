@@ -130,7 +130,7 @@ func TestApplyRefuses(t *testing.T) {
 		"a list":              {"- a\n", "document 1, item 1: not an object"},
 		"an item":             {"- " + strings.ReplaceAll(strings.TrimSpace(webService), "\n", "\n  ") + "\n- kind: Pot\n", `document 1, item 2: unknown kind "Pot"`},
 		"an empty list":       {"apiVersion: v1\nkind: List\nitems: []\n", "holds no object"},
-		"misspelled items":    {"apiVersion: v1\nkind: List\nItems: [{kind: Pod}]\n---\n" + pod, `document 1: kind "List" is no list to take apart: write its objects as a sequence under items`},
+		"misspelled items":    {"apiVersion: v1\nkind: List\nItems: [{kind: Pod}]\n---\n" + pod, `document 1: kind "List" is not a list: write its objects as a sequence under items`},
 		"no kind":             {"apiVersion: v1\n", "document 1: kind is missing; known kinds are Namespace (v1), Pod (v1)"},
 		"unknown kind":        {"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n", `kind "Deployment" needs a controller, and there is none here; apply the pods themselves, or leave such objects out with --ignore-unknown`},
 		"wrong version":       {strings.Replace(pod, "v1", "v2", 1), `document 1, Pod shop/web-1: apiVersion is "v2"; write "v1"`},

@@ -17,10 +17,10 @@ import (
 // globalFlags are those of every command that talks to a cluster.
 func globalFlags(root *cobra.Command) {
 	flags := root.PersistentFlags()
-	flags.StringSliceP("context", "c", nil, "cluster to talk to, by the name of its context; several with commas, or all")
-	flags.StringP("namespace", "n", "", "namespace; lists show all without it, single objects and those of manifests are of default")
+	flags.StringSliceP("context", "c", nil, "contexts of the clusters to talk to, or all")
+	flags.StringP("namespace", "n", "", "namespace; without it lists show all, otherwise default is used")
 	flags.StringP("output", "o", "table", "table, wide, name, json or yaml")
-	flags.Duration("timeout", 30*time.Second, "how long a request may take; streams have no limit")
+	flags.Duration("timeout", 30*time.Second, "time limit of a request; streams have none")
 	complete(root, "context", completeContexts)
 	complete(root, "namespace", completeNamespaces)
 	complete(root, "output", fixed(formats...))

@@ -12,7 +12,7 @@ import (
 )
 
 func debugCommand() *cobra.Command {
-	return groupCommand("debug", "Look into one node: its agent's tables, the kernel's maps, WireGuard", look,
+	return groupCommand("debug", "Inspect a node's tables, maps and tunnels", look,
 		debugTablesCommand(), debugTableCommand(), debugMapsCommand(), debugMapCommand(), debugLanesCommand(), debugAgentCommand())
 }
 
@@ -26,7 +26,7 @@ func (a *agentFlags) add(cmd *cobra.Command) {
 }
 
 func (a *agentFlags) addLocal(cmd *cobra.Command) {
-	cmd.Flags().Bool("local", true, "ask the agent of this machine; so it is without --node")
+	cmd.Flags().Bool("local", true, "ask the agent of this machine (the default without --node)")
 	cmd.Flags().StringVar(&a.socket, "socket", agentSocket, "the socket of this machine's agent")
 }
 
@@ -58,7 +58,7 @@ func debugTablesCommand() *cobra.Command {
 	var agent agentFlags
 	cmd := &cobra.Command{
 		Use:     "tables",
-		Short:   "Show the tables of a node and how far they have reached the kernel",
+		Short:   "Show a node's tables and their progress",
 		Example: "  weft debug tables --node east-1\n  weft debug tables        (on the node itself)",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -81,7 +81,7 @@ func debugTableCommand() *cobra.Command {
 	var agent agentFlags
 	cmd := &cobra.Command{
 		Use:     "table NAME",
-		Short:   "Show the rows of one table of a node",
+		Short:   "Show the rows of a table",
 		Example: "  weft debug table paths --node east-1",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -122,7 +122,7 @@ func debugAgentCommand() *cobra.Command {
 	var agent agentFlags
 	cmd := &cobra.Command{
 		Use:   "agent",
-		Short: "Show what this machine's agent says of itself",
+		Short: "Show the state of this machine's agent",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f, err := format(cmd)

@@ -181,7 +181,7 @@ func debugMapsCommand() *cobra.Command {
 	var here machine
 	cmd := &cobra.Command{
 		Use:   "maps",
-		Short: "Show the kernel's maps on this machine and how full they are",
+		Short: "Show the kernel's maps and their fill",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			type usage struct {
@@ -220,7 +220,7 @@ func debugMapCommand() *cobra.Command {
 	var here machine
 	cmd := &cobra.Command{
 		Use:               "map NAME",
-		Short:             "Show the rows of one of the kernel's maps on this machine",
+		Short:             "Show the rows of a kernel map",
 		Long:              "Show the rows of one of the kernel's maps on this machine. It needs root, but no agent.\n\nMaps: " + strings.Join(mapNames(), ", ") + ".",
 		Example:           "  weft debug map flows\n  weft debug map policy -o json",
 		Args:              usageArgs(cobra.ExactArgs(1)),

@@ -30,10 +30,10 @@ const (
 
 const exitCodes = `Exit codes:
   0  done, or the answer is yes
-  1  the answer is no: an expectation failed, a manifest was refused, it is not there
+  1  the answer is no: an expectation failed, a manifest was refused, nothing was found
   2  the command line or a file it names was not understood
-  3  a cluster could not be reached, or does not accept our certificate; what
-     others answered is shown
+  3  a cluster could not be reached, or does not accept the certificate;
+     answers of the others are shown
   4  this machine cannot do it: no root, no BPF, kernel too old, an
      address in use, another process of the kind`
 
@@ -70,7 +70,7 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 		if check(cmd, args) == nil {
 			return nil
 		}
-		return usageError{fmt.Errorf("%s: write it as `%s %s`", cmd.CommandPath(), cmd.Parent().CommandPath(), cmd.Use)}
+		return usageError{fmt.Errorf("%s: usage: %s %s", cmd.CommandPath(), cmd.Parent().CommandPath(), cmd.Use)}
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 func identityCommand() *cobra.Command {
-	return groupCommand("identity", "Security identities: numbers and their labels", look,
+	return groupCommand("identity", "Inspect identities and their labels", look,
 		identityListCommand(), identityGetCommand())
 }
 
@@ -37,7 +37,7 @@ func identities(cmd *cobra.Command, wanted func(api.Identity) bool) ([]*api.Iden
 func identityListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "Show the identities of this cluster and of its peers",
+		Short: "Show the identities of the mesh",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			lists, t, err := identities(cmd, func(api.Identity) bool { return true })

@@ -34,7 +34,7 @@ func labRunCommand() *cobra.Command {
 	var watch, keep bool
 	cmd := &cobra.Command{
 		Use:   "run FILE...",
-		Short: "Run scenarios; exit code 0 if they hold",
+		Short: "Run scenarios",
 		Long: "Run scenarios: raise the clusters that a script needs, run it, and take them down again.\n" +
 			"With -o json the last line is an object with the outcome and the figures, one per scenario.\n" +
 			"Of one that fails once its machines are up, the logs and what its clusters knew at the end\n" +
@@ -47,7 +47,7 @@ func labRunCommand() *cobra.Command {
 				return err
 			}
 			if f != "table" && f != "json" {
-				return usageError{fmt.Errorf("a run has no form %s; write -o json", f)}
+				return usageError{fmt.Errorf("-o %s is not supported by `lab run` (use table or json)", f)}
 			}
 			for _, file := range files {
 				if _, _, err := scenario.Load(file); err != nil {
@@ -115,7 +115,7 @@ func keepLab(out io.Writer) scenario.KeepFunc {
 func labUpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "up FILE",
-		Short: "Raise the clusters of a file, run its script, and keep them",
+		Short: "Raise a lab and keep it",
 		Args:  usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, _, err := scenario.Load(args[0]); err != nil {
@@ -199,7 +199,7 @@ func labListCommand() *cobra.Command {
 func labExecCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "exec LAB NODE|POD -- COMMAND...",
-		Short: "Run a command on a machine or in a pod of a lab",
+		Short: "Run a command in a lab",
 		Long: "Run a command on a machine or in a pod of a lab. A machine is CLUSTER/NODE, a pod\n" +
 			"CLUSTER/NAMESPACE/POD; operator is the machine from which every API server can be reached.\n" +
 			"The command ends with the power of its machine, so with the lab at the latest.\n" +
@@ -216,7 +216,7 @@ func labExecCommand() *cobra.Command {
 func labPruneCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "prune",
-		Short: "Remove what killed runs left behind",
+		Short: "Remove leftovers of killed runs",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			removed, err := lab.Prune()
@@ -241,7 +241,7 @@ func showRemoved(cmd *cobra.Command, ids []string, failed error) error {
 func labVerbsCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "verbs",
-		Short: "Show the commands that scenarios can use",
+		Short: "Show the verbs of scenarios",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			verbs := scenario.Manual()

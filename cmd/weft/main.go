@@ -26,7 +26,7 @@ func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "weft",
 		Short: "Joins clusters into one mesh",
-		Long: "weft joins clusters, Kubernetes or plain machines, into one mesh: a service keeps its\n" +
+		Long: "weft joins clusters into one mesh: a service keeps its\n" +
 			"name and a workload keeps its rights, whichever cluster a packet starts or ends in.\n\n" + exitCodes,
 		SilenceErrors: true,
 		SilenceUsage:  true,

@@ -17,12 +17,12 @@ import (
 )
 
 func nodeCommand() *cobra.Command {
-	return groupCommand("node", "Nodes of a cluster, their join bundles and keys", operate,
+	return groupCommand("node", "Manage the nodes of a cluster", operate,
 		nodeListCommand(), nodeAddCommand(), nodeDeleteCommand(), nodeRotateCommand(), nodeReleaseCommand())
 }
 
 func nodeListCommand() *cobra.Command {
-	return listCommand("Show the nodes and how they are", (*api.Client).Nodes,
+	return listCommand("Show the nodes and their state", (*api.Client).Nodes,
 		func(l *api.NodeList) []api.NodeStatus { return l.Nodes }, nodeTable)
 }
 
@@ -191,8 +191,8 @@ func nodeDeleteCommand() *cobra.Command {
 func nodeRotateCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rotate-keys",
-		Short: "Ask every node of the cluster for new tunnel keys",
-		Long: "Ask every node of the cluster for new tunnel keys. Nodes change them on the lane that is\n" +
+		Short: "Ask every node for new tunnel keys",
+		Long: "Ask every node of the cluster for new tunnel keys. Nodes change them on the tunnel that is\n" +
 			"idle, one epoch at a time, so that no packet is lost; `weft node list` shows the epoch that\n" +
 			"each has reached.",
 		Args: usageArgs(cobra.NoArgs),
@@ -212,12 +212,12 @@ func nodeRotateCommand() *cobra.Command {
 func nodeReleaseCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "release",
-		Short: "Let nodes go by a store that was rebuilt",
-		Long: "Let nodes go by a store that was rebuilt. After the cluster's store was lost, nodes keep\n" +
-			"everything they have, and take nothing from the new one: what it lacks was never withdrawn.\n" +
-			"Add the nodes and peers, apply the manifests, and then say so with this command. What is\n" +
-			"not in the store by then goes. Refused if no store was lost, and while nodes of the lost one\n" +
-			"are neither added again nor deleted.",
+		Short: "Make nodes accept a rebuilt store",
+		Long: "Make nodes accept a rebuilt store. After the cluster's store was lost, nodes keep\n" +
+			"everything they have and remove nothing: what the new store lacks was never withdrawn.\n" +
+			"Add the nodes and peers, apply the manifests, then run this command. Whatever is\n" +
+			"not in the store by then is removed. Refused if no store was lost, and while nodes of the lost\n" +
+			"one are neither added again nor deleted.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ask := func(ctx context.Context, c *api.Client) (*api.ReleaseResult, error) { return c.ReleaseNodes(ctx) }

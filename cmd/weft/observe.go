@@ -30,10 +30,10 @@ func observeCommand() *cobra.Command {
 	var socket string
 	cmd := &cobra.Command{
 		Use:     "observe",
-		Short:   "Show who speaks to whom, what is dropped and by which policy",
+		Short:   "Show flows and the policies that decided",
 		GroupID: look,
 		Long: "Show flows: who speaks to whom, what is dropped, why and by which policy. From a cluster\n" +
-			"come those of all its nodes; with --local, or on a node without contexts, the agent of\n" +
+			"come the flows of all its nodes; with --local, or on a node without contexts, the agent of\n" +
 			"this machine is asked. Nodes whose agents do not answer, so that their flows are\n" +
 			"missing, are named on the standard error. Filters are joined by AND, the values of one filter by OR;\n" +
 			"--not before a filter leaves out what it matches.",
@@ -43,9 +43,9 @@ func observeCommand() *cobra.Command {
 		Args: usageArgs(cobra.NoArgs),
 	}
 	flags := cmd.Flags()
-	flags.BoolVarP(&request.Follow, "follow", "f", false, "go on with what happens next")
-	flags.IntVar(&request.Last, "last", defaultLast, "how many of the past flows come first (with --follow: none unless given)")
-	flags.BoolVar(&all, "all", false, "all past flows that are still kept")
+	flags.BoolVarP(&request.Follow, "follow", "f", false, "keep printing new flows")
+	flags.IntVar(&request.Last, "last", defaultLast, "number of past flows to show first (none with --follow unless given)")
+	flags.BoolVar(&all, "all", false, "show all past flows that are kept")
 	flags.BoolVar(&local, "local", false, "ask the agent of this machine")
 	flags.StringVar(&socket, "socket", agentSocket, "the agent's socket for --local")
 	asked := filters{query: url.Values{}}

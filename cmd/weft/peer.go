@@ -18,12 +18,12 @@ import (
 )
 
 func peerCommand() *cobra.Command {
-	return groupCommand("peer", "Clusters that this one is joined with", operate,
+	return groupCommand("peer", "Join and part clusters", operate,
 		peerListCommand(), peerAddCommand(), peerInviteCommand(), peerRemoveCommand(), peerReleaseCommand())
 }
 
 func peerListCommand() *cobra.Command {
-	return listCommand("Show the peers, their control link and the age of what is known of them", (*api.Client).Peers,
+	return listCommand("Show the peers and their control links", (*api.Client).Peers,
 		func(l *api.PeerList) []api.PeerStatus { return l.Peers }, peerTable)
 }
 
@@ -198,14 +198,14 @@ func peerRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "remove NAME",
 		Aliases: []string{"delete"},
-		Short:   "Leave a peer: remove it and exactly its state",
+		Short:   "Remove a peer and exactly its state",
 		Long: "Remove a peer and exactly its state from this cluster, and its right to read us: no\n" +
 			"certificate that it has opens anything again, not even after a new invite. The other side\n" +
 			"keeps what it knows of us until it removes us too; --both does that through its context, and\n" +
-			"finishes what was done by half.\n\n" +
+			"completes a half-finished removal.\n\n" +
 			"What the peer is listening to ends too, except with an existing etcd (etcdEndpoints), which\n" +
-			"asks for rights only when a watch begins: restart its members one after the other, or the\n" +
-			"peer goes on hearing of changes until its connection ends.",
+			"checks rights only when a watch begins: restart its members one after the other, or the\n" +
+			"peer keeps receiving changes until its connection ends.",
 		Example:           "  weft -c east peer remove west\n  weft -c east peer remove west --both",
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completePeers),
@@ -282,8 +282,8 @@ func absent(err error) bool {
 func peerReleaseCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "release NAME",
-		Short: "Let a held mass deletion of a peer through",
-		Long: "Let a mass deletion of a peer through that is held here. A peer that comes back with an\n" +
+		Short: "Allow a held mass deletion by a peer",
+		Long: "Allow a mass deletion by a peer that is held here. A peer that comes back with an\n" +
 			"emptied store asks for everything of it to be deleted; that waits until an operator has\n" +
 			"looked (`weft peer list` shows how many entries under HELD).",
 		Args:              usageArgs(cobra.ExactArgs(1)),

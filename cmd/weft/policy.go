@@ -15,7 +15,7 @@ import (
 )
 
 func policyCommand() *cobra.Command {
-	return groupCommand("policy", "Network policies", operate, policyListCommand(), policyValidateCommand())
+	return groupCommand("policy", "Inspect and validate network policies", operate, policyListCommand(), policyValidateCommand())
 }
 
 func policyListCommand() *cobra.Command {

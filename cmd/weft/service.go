@@ -13,13 +13,13 @@ import (
 )
 
 func serviceCommand() *cobra.Command {
-	return groupCommand("service", "Services with their backends in every cluster", look, serviceListCommand())
+	return groupCommand("service", "Inspect services and their backends", look, serviceListCommand())
 }
 
 func serviceListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "Show services with their backends in every cluster",
+		Short: "Show services and their backends",
 		Long: "Show services with their backends in every cluster, as CLUSTER:REACHED/ALL: of all its\n" +
 			"backends those that new connections from here reach. What is left out is counted by\n" +
 			"reason. -o wide lists each backend.",

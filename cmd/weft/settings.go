@@ -73,7 +73,7 @@ func kebab(name string) string {
 // is for tests alone and gets no flag.
 func configure[C any](cmd *cobra.Command, defaults C, usage map[string]string) (read func() (C, error)) {
 	flags := cmd.Flags()
-	file := flags.String("config", "", "YAML file with the same settings, in the spelling of Go: podCIDRs for --pod-cidrs")
+	file := flags.String("config", "", "YAML file with the same settings in camelCase: podCIDRs for --pod-cidrs")
 	values := reflect.ValueOf(defaults)
 	var all []setting
 	for _, s := range settingsOf(values.Type(), "", nil) {

@@ -18,9 +18,9 @@ func statusCommand() *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:     "status",
-		Short:   "Show how a cluster, its nodes and its peers are",
+		Short:   "Show the state of clusters, nodes and peers",
 		GroupID: look,
-		Long: "Show how a cluster, its nodes and its peers are. A peer's control link says whether its\n" +
+		Long: "Show the state of clusters, nodes and peers. A peer's control link says whether its\n" +
 			"changes arrive, and nothing about the data path; the age of its data is how long ago it\n" +
 			"last proved that our copy is current.",
 		Example: "  weft status\n  weft -c all status --check\n  weft status --wait 1m",
@@ -104,7 +104,7 @@ func showStatus(cmd *cobra.Command, all []*api.Status) error {
 
 func writeStatus(out *strings.Builder, s *api.Status, wide, colour bool) {
 	c := s.Cluster
-	fmt.Fprintln(out, printableLines(fmt.Sprintf("Cluster %s (ID %d of %d), API server %s, up %s", c.Name, c.ID, c.MaxConnectedClusters, c.Version, age(c.UptimeSeconds))))
+	fmt.Fprintln(out, printableLines(fmt.Sprintf("Cluster %s (ID %d), API server %s, up %s", c.Name, c.ID, c.Version, age(c.UptimeSeconds))))
 	fmt.Fprintln(out, printableLines(fmt.Sprintf("  store      %s etcd %s, %s, revision %d, generation %s", c.Store, c.StoreVersion, size(c.StoreBytes), c.Revision, c.Generation)))
 	fmt.Fprintf(out, "  addresses  pods %s, services %s\n", list(c.PodCIDRs), c.ServiceCIDR)
 	fmt.Fprintf(out, "  holds      %d endpoints, %d identities, %d services, %d policies\n", c.Endpoints, c.Identities, c.Services, c.Policies)

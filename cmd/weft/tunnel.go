@@ -12,7 +12,7 @@ import (
 func tunnelCommand() *cobra.Command {
 	return processCommand(&cobra.Command{
 		Use:   "tunnel",
-		Short: "Serve userspace WireGuard where the kernel has none",
+		Short: "Serve WireGuard in user space",
 		Long: "Serve WireGuard in user space, on nodes whose kernel has none. It is part of the data\n" +
 			"path: when it dies nothing leaves in the clear, and its next start costs one handshake.\n" +
 			"The agent configures it as it would the kernel's.",

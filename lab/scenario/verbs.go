@@ -47,7 +47,7 @@ func (v *Live) verbs() map[string]script.Command {
 	add(false, "stop", "PROCESS@NODE...", "asks processes to end and waits", v.stop)
 	add(false, "start", "PROCESS@NODE...", "starts processes", v.start)
 	add(false, "restart", "PROCESS@NODE...", "stops what runs and starts it again", v.restart)
-	add(false, "ended", "PROCESS@NODE...", "processes have ended by themselves, rightly", v.ended)
+	add(false, "ended", "PROCESS@NODE...", "processes exited as expected", v.ended)
 	add(false, "power", "off|on NODE...", "kills all of a machine and its links; boots it", v.power)
 	add(false, "disk", "fill|free NODE", "leaves no room on a limited disk", v.disk)
 	add(true, "metrics", "PROCESS@NODE...", "prints what processes tell Prometheus", v.metrics)

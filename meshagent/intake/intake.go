@@ -143,7 +143,7 @@ func (w *writer) state(e reflector.Event) error {
 	switch {
 	case e.Key == wire.ClusterKey:
 		if e.Deleted {
-			return fmt.Errorf("the store no longer says whose it is; keeping what is known")
+			return fmt.Errorf("the store has lost its cluster record; keeping what is known")
 		}
 		return part(w, e, wire.Unmarshal[wire.Cluster], func(c *tables.Cluster, v *wire.Cluster) { c.Own = v })
 	case e.Key == wire.RotationKey:

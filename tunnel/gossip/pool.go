@@ -123,7 +123,7 @@ func (p *Pool) join(ctx context.Context, list *memberlist.Memberlist) {
 		}
 		g.Wait()
 		if err := p.refresh(); err != nil {
-			p.cfg.Log.Warn("peers hear nothing of our nodes", "err", err)
+			p.cfg.Log.Warn("peers do not receive our nodes' state", "err", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -16,7 +16,7 @@ func Decide(now State, outcomes []Outcome, evidence Evidence, limits Thresholds)
 	}
 	switch {
 	case now != Down && misses >= enough && evidence.GossipDead:
-		return Down, fmt.Sprintf("%d probes in a row unanswered, and gossip holds it for dead", misses)
+		return Down, fmt.Sprintf("%d probes in a row unanswered, and gossip reports it dead", misses)
 	case now != Down && misses >= enough:
 		return Down, fmt.Sprintf("%d probes in a row unanswered", misses)
 	case now != Up && answers >= limits.Up:
