@@ -52,7 +52,8 @@ type Config struct {
 	// takes a free one, for tests.
 	Listen     string `json:"listen"`
 	EtcdListen string `json:"etcdListen"`
-	// MetricsAddress serves /metrics in plain HTTP. Empty: not served.
+	// MetricsAddress serves /metrics in plain HTTP, to whoever reaches it: on
+	// loopback unless given. Empty: not served.
 	MetricsAddress string `json:"metricsAddress"`
 	// EtcdQuotaBytes bounds the embedded etcd's database. Writes are refused
 	// beyond it, reads are not. An entry of a pod takes about 2 kB.
@@ -109,7 +110,7 @@ func Defaults() Config {
 		AdminConfig:          api.AdminConfigPath,
 		Listen:               fmt.Sprintf(":%d", api.ServerPort),
 		EtcdListen:           "0.0.0.0:2379",
-		MetricsAddress:       ":9963",
+		MetricsAddress:       "127.0.0.1:9963",
 		EtcdQuotaBytes:       2 << 30,
 		DiskReserveBytes:     128 << 20,
 		PeerEntries:          mirror.DefaultLimit().Entries,

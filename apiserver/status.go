@@ -65,6 +65,9 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 	if problem := quotaProblem(out.Cluster.StoreBytes, s.conf.EtcdQuotaBytes); problem != "" && len(s.conf.EtcdEndpoints) == 0 {
 		problems = append(problems, api.Concern{Object: "store", Reason: "StoreNearlyFull", Message: problem})
 	}
+	if out.Former, err = s.peering.Former(ctx); err != nil {
+		return nil, err
+	}
 	if out.Peers == nil {
 		out.Peers = []api.PeerStatus{}
 	}

@@ -15,6 +15,21 @@ inline_always __u8 cidr_flags(const struct addr *a)
 	return ip ? ip->flags : 0;
 }
 
+/* Is it another node's own address? */
+inline_always int of_node(const struct addr *a)
+{
+	struct addr key = *a;
+	struct ip_info *ip = bpf_map_lookup_elem(&ips, &key);
+
+	return ip && ip->flags & IP_NODE;
+}
+
+/* Why a member's packet is dropped outside of tunnels. */
+inline_always int outside(__u8 flags)
+{
+	return flags & IP_FORMER ? REASON_FORMER_MEMBER : REASON_PLAINTEXT;
+}
+
 SEC("tc")
 int from_device(struct __sk_buff *skb)
 {
@@ -22,19 +37,20 @@ int from_device(struct __sk_buff *skb)
 	struct packet p = {};
 	struct origin o = {.via = VIA_STACK};
 	struct endpoint *ep;
-	__u8 dst;
+	__u8 src, dst;
 	int why = parse_eth(skb, &p);
 
 	/* What has no IPv4 addresses is the node's own affair. */
 	if (why && !p.l3)
 		return leave(skb, REASON_NOT_OURS, INGRESS, ACT_OK);
-	if (cidr_flags(&p.src) & IP_MEMBER)
-		return drop(skb, &p, REASON_PLAINTEXT, INGRESS);
+	src = cidr_flags(&p.src);
+	if (src & IP_MEMBER)
+		return drop(skb, &p, outside(src), INGRESS);
 	ep = bpf_map_lookup_elem(&endpoints, &p.dst);
 	if (!ep) {
 		dst = cidr_flags(&p.dst);
 		if (dst & IP_MEMBER)
-			return drop(skb, &p, dst & IP_LOCAL ? REASON_NO_ENDPOINT : REASON_PLAINTEXT, INGRESS);
+			return drop(skb, &p, dst & IP_LOCAL ? REASON_NO_ENDPOINT : outside(dst), INGRESS);
 		return leave(skb, REASON_NOT_OURS, INGRESS, ACT_OK);
 	}
 	if (why)
@@ -49,15 +65,23 @@ int to_device(struct __sk_buff *skb)
 {
 	struct packet p = {};
 	int why = parse_eth(skb, &p);
-	__u8 src;
+	__u8 src, dst;
 
 	if (why && !p.l3)
 		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
-	if (cidr_flags(&p.dst) & IP_MEMBER)
-		return drop(skb, &p, REASON_PLAINTEXT, EGRESS);
+	dst = cidr_flags(&p.dst);
+	if (dst & IP_MEMBER)
+		return drop(skb, &p, outside(dst), EGRESS);
 	/* This node's pods may speak to the world, other nodes' not through us. */
 	src = cidr_flags(&p.src);
-	if (src & IP_MEMBER && !(src & IP_LOCAL))
-		return drop(skb, &p, REASON_PLAINTEXT, EGRESS);
+	if (!(src & IP_MEMBER))
+		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
+	if (!(src & IP_LOCAL))
+		return drop(skb, &p, outside(src), EGRESS);
+	/* And not to nodes or services: from_pod has said so before. */
+	if (dst & IP_SERVICE)
+		return drop(skb, &p, REASON_NO_BACKEND, EGRESS);
+	if (of_node(&p.dst))
+		return drop(skb, &p, REASON_NODE_ADDRESS, EGRESS);
 	return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
 }

@@ -221,6 +221,13 @@ int from_pod(struct __sk_buff *skb)
 				goto renew;
 			if (why == GONE) {
 				dead = 1;
+			} else if (why == REASON_FORMER_MEMBER && p.proto == PROTO_TCP && !(p.tcp_flags & TCP_RST)) {
+				/* The row stays for as long as a closed connection's does:
+				 * what is still under way meets it. */
+				name_service(&p, &key, f);
+				__sync_fetch_and_or(&f->flags, FLOW_RESET);
+				f->seen = now;
+				return reset(skb, &p, why);
 			} else if (why) {
 				return turn_down(skb, &p, &key, f, why);
 			}

@@ -4,6 +4,7 @@
  * it; who sent it there is a matter of its address.
  */
 #include "lib/deliver.h"
+#include "lib/host.h"
 
 SEC("tc")
 int from_tunnel(struct __sk_buff *skb)
@@ -21,8 +22,10 @@ int from_tunnel(struct __sk_buff *skb)
 	ep = bpf_map_lookup_elem(&endpoints, &p.dst);
 	if (ep)
 		return deliver(skb, &p, s, ep, &o);
-	if (same(&p.dst, &s->internal))
-		return leave(skb, REASON_TO_STACK, INGRESS, ACT_OK);
+	if (same(&p.dst, &s->internal)) {
+		why = asked_for(skb, &p);
+		return why ? drop(skb, &p, why, INGRESS) : leave(skb, REASON_TO_STACK, INGRESS, ACT_OK);
+	}
 	/* Nothing is forwarded from one tunnel into another or into the world. */
 	return drop(skb, &p, REASON_NO_ENDPOINT, INGRESS);
 }

@@ -195,7 +195,7 @@ func onLane(lane int) func(*node) {
 }
 
 // packetTable is every case. TestPackets checks it, BenchmarkCases measures it.
-var packetTable = slices.Concat(pathCases, policyCases, serviceCases, failureCases, guardCases, icmpCases, fragmentCases, stateCases, shareCases, refusalCases, hopCases, sequenceCases)
+var packetTable = slices.Concat(pathCases, policyCases, serviceCases, failureCases, guardCases, icmpCases, fragmentCases, stateCases, shareCases, refusalCases, hopCases, sequenceCases, sealedCases)
 
 func TestPackets(t *testing.T) {
 	shared := newNode(t)
@@ -285,9 +285,6 @@ var pathCases = []packetCase{
 	}},
 	{name: "forwarded by the stack from the world", state: deny(Ingress), steps: []step{
 		{hook: "forwarded to a", in: ip(world, podA, tcp(1, 80, "S")), want: ReasonPolicyDenied},
-	}},
-	{name: "out of the tunnel to the node", steps: []step{
-		{hook: "out of tunnel", in: ip(podC, nodeInternal, tcp(1, 22, "S")), want: ReasonToStack, check: flowsAre(0)},
 	}},
 	{name: "into the tunnel go the node and its pods", steps: []step{
 		{hook: "into tunnel", in: ip(nodeInternal, "10.2.0.9", tcp(1, 2, "S")), want: ReasonEnteredLane},

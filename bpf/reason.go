@@ -38,6 +38,9 @@ const (
 	ReasonNotReady      Reason = 31 // no settings written yet
 	ReasonFailed        Reason = 32 // the kernel refused to change or redirect it
 	ReasonTTLExceeded   Reason = 33 // its time to live was used up
+	ReasonFormerMember  Reason = 40 // address of a peer that was removed: blocked until `weft peer forget`
+	ReasonNodeAddress   Reason = 41 // a pod's packet to another node's own address
+	ReasonNodeClosed    Reason = 42 // the node takes nothing from tunnels but echoes and answers
 )
 
 var reasonNames = map[Reason]string{
@@ -66,6 +69,9 @@ var reasonNames = map[Reason]string{
 	ReasonNotReady:      "not-ready",
 	ReasonFailed:        "failed",
 	ReasonTTLExceeded:   "ttl-exceeded",
+	ReasonFormerMember:  "former-member",
+	ReasonNodeAddress:   "node-address",
+	ReasonNodeClosed:    "node-closed",
 }
 
 // Drop tells whether the packet was dropped.

@@ -11,7 +11,7 @@ import (
 // told are the reasons of which a pod is told at once: lib/refuse.h says why.
 var told = map[Reason]bool{
 	ReasonNoBackend: true, ReasonNoEndpoint: true, ReasonNoTunnel: true, ReasonPathDown: true,
-	ReasonFlowClash: true, ReasonNotSupported: true, ReasonTTLExceeded: true,
+	ReasonFlowClash: true, ReasonNotSupported: true, ReasonFormerMember: true, ReasonNodeAddress: true, ReasonTTLExceeded: true,
 }
 
 // answerTo is what the sender of a packet that is dropped gets in its place, nil: nothing.

@@ -1,5 +1,7 @@
 package bpf
 
+import "strings"
+
 // The rows mirror the structs of lib/types.h byte by byte; a test compares
 // every offset with the types inside the compiled object. Padding is named Pad
 // and stays zero. What a field means is said in types.h where the C needs it,
@@ -162,9 +164,25 @@ type IPFlags uint8
 const (
 	IPMember IPFlags = 1 << 0 // in a member cluster's CIDR (own or remote): encrypted or not at all
 	IPLocal  IPFlags = 1 << 1 // in this node's own pod CIDR
-	// In the own cluster's service CIDR: nobody is there but by a service.
+	// In a cluster's service CIDR: nobody is there but by a service.
 	IPService IPFlags = 1 << 2
+	// With IPMember: in the CIDR of a peer that was removed. Blocked until an
+	// operator says otherwise.
+	IPFormer IPFlags = 1 << 3
+	// Another node's own address: pods do not speak to it in the clear.
+	IPNode IPFlags = 1 << 4
 )
+
+// String names the flags, "" if there are none.
+func (f IPFlags) String() string {
+	var names []string
+	for i, name := range []string{"member", "local", "service", "former", "node"} {
+		if f&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ",")
+}
 
 // IPInfo says who has an address and behind which tunnel it lies.
 type IPInfo struct {

@@ -28,8 +28,9 @@ int to_pod(struct __sk_buff *skb)
 	if (!o.host) {
 		struct place from;
 		resolve(s, &p.src, &from);
-		if (from.member)
-			return drop(skb, &p, REASON_PLAINTEXT, INGRESS);
+		why = in_the_clear(&from);
+		if (why)
+			return drop(skb, &p, why, INGRESS);
 	}
 	return deliver(skb, &p, s, ep, &o);
 }

@@ -7,7 +7,7 @@
  * its answers to probes, moves here to the lane that its pods use: on the other
  * nothing may flow, or its key could never be changed without loss.
  */
-#include "lib/place.h"
+#include "lib/host.h"
 
 /* The device of the lane in use towards a member's node; 0: not known. */
 once __u32 lane_to(const struct settings *s, const struct packet *p)
@@ -41,6 +41,10 @@ int to_tunnel(struct __sk_buff *skb)
 	if (same(&p.src, &s->internal)) {
 		__u32 ifindex = lane_to(s, &p);
 
+		if (!why)
+			why = note_sent(&p, s);
+		if (why && why != REASON_FRAGMENT)
+			return drop(skb, &p, why, EGRESS);
 		if (ifindex && ifindex != skb->ifindex)
 			return leave(skb, REASON_CHANGED_LANE, EGRESS, bpf_redirect(ifindex, 0));
 	} else if (!bpf_map_lookup_elem(&endpoints, &p.src)) {

@@ -22,7 +22,7 @@ type Verdict string
 const (
 	Forwarded Verdict = "FORWARDED" // the first packet of an allowed connection
 	Dropped   Verdict = "DROPPED"
-	Reset     Verdict = "RESET"   // an open connection was ended by a TCP reset to the pod: its path is down
+	Reset     Verdict = "RESET"   // an open connection was ended by a TCP reset to the pod: its path is down, or its peer was removed
 	Refused   Verdict = "REFUSED" // cannot work, and the pod was told so by a TCP reset or an ICMP error
 )
 

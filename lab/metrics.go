@@ -6,11 +6,11 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"time"
 )
 
-// metricsPorts are where Weft's processes serve /metrics by default.
+// metricsPorts are where Weft's processes serve /metrics by default, on their
+// machine's loopback.
 var metricsPorts = map[string]uint16{"agent": 9962, "apiserver": 9963}
 
 // Metrics is what a process tells Prometheus.
@@ -20,7 +20,7 @@ func Metrics(ctx context.Context, r Ref) ([]byte, error) {
 		return nil, fmt.Errorf("%s has no metrics; agent and apiserver do", r)
 	}
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: r.Node.dial}
-	url := "http://" + netip.AddrPortFrom(r.Node.Addr, port).String() + "/metrics"
+	url := fmt.Sprintf("http://127.0.0.1:%d/metrics", port)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err

@@ -68,6 +68,8 @@ type Agent struct {
 	booted bool          // nothing of an earlier agent is in the kernel
 }
 
+func (a *Agent) membersPath() string { return filepath.Join(a.cfg.StateDir, "members") }
+
 // part is something that runs until ctx ends.
 type part interface {
 	Run(ctx context.Context) error
@@ -115,6 +117,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	}
 	a.program, err = program.New(program.Config{
 		Self: n.name, APIServers: servers, Tables: a.Tables, Maps: edges.Datapath.Maps(), Ways: a.ways, Start: a.start, Trace: cfg.Trace, Log: log,
+		Remember: membersFile(a.membersPath()).write,
 	})
 	if err != nil {
 		return nil, err
@@ -138,25 +141,6 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, identity: a.program.Identity, ring: a.ring, log: log}
 	a.shares = &shares{datapath: edges.Datapath, tables: a.Tables, log: log}
 	return a, nil
-}
-
-// guard makes the own cluster's addresses known as members' before anything is
-// attached: until the rest is known, nothing of theirs leaves in the clear.
-func (a *Agent) guard() error {
-	prefixes := a.edges.Datapath.Maps().Prefixes
-	for _, p := range a.node.members {
-		key := bpf.PrefixOf(p)
-		if _, ok, err := prefixes.Lookup(key); err != nil || ok {
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		if err := prefixes.Update(key, bpf.IPInfo{Cluster: uint16(a.node.bundle.ClusterID), Flags: bpf.IPMember}); err != nil {
-			return fmt.Errorf("guard %v: %w", p, err)
-		}
-	}
-	return nil
 }
 
 // flowSweep is the pause between two looks at all flows. A closed connection

@@ -46,7 +46,8 @@ type Config struct {
 	// Socket is the local API, 0600; Listen its port on NodeIP, by mutual TLS.
 	Socket string `json:"socket"`
 	Listen string `json:"listen"`
-	// MetricsAddress serves /metrics in plain HTTP. Empty: not served.
+	// MetricsAddress serves /metrics in plain HTTP, to whoever reaches it: on
+	// loopback unless given. Empty: not served.
 	MetricsAddress string `json:"metricsAddress"`
 	// GossipPort is where the cluster's agents hear of one another; 0: they do
 	// not, and probes alone find what is dead.
@@ -74,7 +75,7 @@ func Defaults() Config {
 		Hosts:          "/run/weft/hosts",
 		Socket:         "/run/weft/agent.sock",
 		Listen:         fmt.Sprintf(":%d", api.AgentPort),
-		MetricsAddress: ":9962",
+		MetricsAddress: "127.0.0.1:9962",
 		GossipPort:     api.LANGossipPort,
 		Limits:         bpf.Defaults().Limits,
 		KeepFlows:      4096,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -131,11 +132,12 @@ func (l *lanes) turn(ctx context.Context, mesh *program.Mesh) error {
 	}
 	l.setOwn(own)
 	members := l.node.members
+	var former []netip.Prefix
 	complete := false
 	if mesh != nil {
-		members, complete = mesh.CIDRs, mesh.Complete
+		members, former, complete = mesh.CIDRs, mesh.Former, mesh.Complete
 	}
-	network := tunnel.Network{MTU: l.edges.MTU, Members: members, Local: []netip.Prefix{l.node.cidr}}
+	network := tunnel.Network{MTU: l.edges.MTU, Members: members, Former: former, Local: []netip.Prefix{l.node.cidr}}
 	open := closed(l.open)
 	if open {
 		network.Internal = l.internal
@@ -220,6 +222,9 @@ func (l *lanes) choose(mesh *program.Mesh, status tunnel.Status) error {
 	for key, n := range mesh.Remote {
 		_, epoch := n.Lanes()
 		p := configured[key]
+		if n.Cluster != l.node.cluster {
+			l.prove(n, p)
+		}
 		row, _ := l.ways.Row(key)
 		used := -1
 		if row.Keyed == 1 {
@@ -234,6 +239,17 @@ func (l *lanes) choose(mesh *program.Mesh, status tunnel.Status) error {
 		}
 	}
 	return nil
+}
+
+// prove tells which of the addresses that a peer gives its node are the node's:
+// those at which one of its keys has answered.
+func (l *lanes) prove(n *tables.Node, p tunnel.PeerStatus) {
+	for _, lane := range p.Lanes {
+		addr := lane.Endpoint.Addr().Unmap()
+		if !lane.Handshake.IsZero() && slices.Contains(n.Addresses(), addr) {
+			l.ways.Prove(addr)
+		}
+	}
 }
 
 // rotate takes one step towards the highest key epoch that anyone has or the

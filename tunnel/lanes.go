@@ -124,6 +124,9 @@ type Network struct {
 	// Members are all clusters' pod CIDRs, our own included: reached through
 	// the lanes, or not at all.
 	Members []netip.Prefix
+	// Former are the pod CIDRs of peers that were removed: unreachable, so that
+	// what was inside tunnels does not leave by another route.
+	Former []netip.Prefix
 	// Local are this node's own pod CIDRs: an address in them without a pod is
 	// unreachable and not sent through a lane.
 	Local []netip.Prefix

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -172,7 +173,7 @@ func wantedRoutes(devices [LaneCount]int, want Network) map[routeKey]routeWant {
 		}
 		routes[routeKey{prefix, metricUnreachable}] = routeWant{}
 	}
-	for _, prefix := range want.Local {
+	for _, prefix := range slices.Concat(want.Former, want.Local) {
 		routes[routeKey{prefix.Masked(), metricUnreachable}] = routeWant{}
 	}
 	return routes

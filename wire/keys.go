@@ -29,6 +29,8 @@ const (
 	IdentityTextPrefix = IdentitiesPrefix + "value/"
 	// PeersPrefix holds a Peer per cluster we are joined with.
 	PeersPrefix = "weft/state/peers/"
+	// FormerPrefix holds a Former per peer that was removed.
+	FormerPrefix = "weft/state/former/"
 	// RotationKey holds a Rotation: the key epoch the operator wants.
 	RotationKey = "weft/state/rotation"
 	// OwnLivenessKey holds a PeerLiveness about our own nodes.
@@ -187,6 +189,12 @@ func JoinedPrefix(cluster string) string { return JoinedClustersPrefix + cluster
 // JoinedKey is there while the named cluster is a peer that was added here: it
 // tells the peer so. It holds the time.
 func JoinedKey(cluster string) string { return JoinedPrefix(cluster) + "added" }
+
+// FormerKey holds a Former.
+func FormerKey(cluster string) string { return FormerPrefix + cluster }
+
+// ParseFormerKey is the inverse of FormerKey.
+func ParseFormerKey(key string) (cluster string, ok bool) { return one(key, FormerPrefix) }
 
 // PeerSecretKey holds what proves us to a peer.
 func PeerSecretKey(cluster string) string { return PeerSecretsPrefix + cluster }

@@ -181,6 +181,19 @@ type Heard struct {
 	Peers map[string]time.Time `json:"peers"`
 }
 
+// Former is what a peer that was removed, or that gave up part of its CIDRs,
+// leaves behind. Connections to it were inside tunnels; so that nothing of them
+// ever goes on outside, nodes let nothing through from or to these CIDRs until an
+// operator forgets the peer.
+type Former struct {
+	Name     string         `json:"name"`
+	PodCIDRs []netip.Prefix `json:"podCIDRs"`
+	Removed  time.Time      `json:"removed"`
+	// Forgotten is when an operator gave the CIDRs back to the network. The record
+	// stays: a node that was away learns it later.
+	Forgotten time.Time `json:"forgotten,omitzero"`
+}
+
 // PeerSecret proves us to a peer and is kept below weft/secret/.
 type PeerSecret struct {
 	Cert      string `json:"cert"`                // PEM

@@ -282,6 +282,13 @@ func (c *Client) ReleasePeer(ctx context.Context, name string) (*PeerStatus, err
 	return &out, c.call(ctx, http.MethodPost, "/v1/peers/"+url.PathEscape(name)+"/release", nil, nil, &out)
 }
 
+// ForgetPeer gives the CIDRs of a peer that was removed back to the network. A CIDR
+// may be named instead.
+func (c *Client) ForgetPeer(ctx context.Context, what string) (*FormerPeer, error) {
+	var out FormerPeer
+	return &out, c.call(ctx, http.MethodPost, "/v1/peers/"+url.PathEscape(what)+"/forget", nil, nil, &out)
+}
+
 // Nodes lists the cluster's nodes.
 func (c *Client) Nodes(ctx context.Context) (*NodeList, error) {
 	var out NodeList

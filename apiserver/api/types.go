@@ -118,6 +118,8 @@ type Status struct {
 	Cluster ClusterStatus `json:"cluster"`
 	Nodes   []NodeStatus  `json:"nodes"`
 	Peers   []PeerStatus  `json:"peers"`
+	// Former are the peers that were removed and whose CIDRs are blocked.
+	Former []FormerPeer `json:"former,omitempty"`
 	// Refused is what was claimed by own nodes and not believed.
 	Refused []Refusal `json:"refused,omitempty"`
 	// Concerns are what is not as wanted and needs an operator; Settling is what is
@@ -308,6 +310,18 @@ type MirrorStatus struct {
 type PeerList struct {
 	Cluster string       `json:"cluster"`
 	Peers   []PeerStatus `json:"peers"`
+	Former  []FormerPeer `json:"former,omitempty"`
+}
+
+// FormerPeer is a peer that was removed, or the CIDRs that one gave up. Nothing
+// passes from or to them until `weft peer forget`.
+type FormerPeer struct {
+	Cluster  string         `json:"cluster"` // the cluster that answers
+	Name     string         `json:"name"`
+	PodCIDRs []netip.Prefix `json:"podCIDRs"`
+	Removed  time.Time      `json:"removed"`
+	// AgeSeconds is how long ago that was.
+	AgeSeconds float64 `json:"ageSeconds"`
 }
 
 // InviteRequest asks POST /v1/peers/invite for what the named cluster needs to

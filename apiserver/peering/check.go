@@ -25,6 +25,7 @@ func check(own wire.Cluster, peers []wire.Peer, in *api.Invite) error {
 	c.whose(own, in)
 	c.number(own, in)
 	c.addresses(own, in)
+	c.services(own, in)
 	for _, p := range peers {
 		c.against(p, in)
 	}
@@ -116,6 +117,24 @@ func (c *checker) addresses(own wire.Cluster, in *api.Invite) {
 		}
 		if own.ServiceCIDR.IsValid() && p.Overlaps(own.ServiceCIDR) {
 			c.conflict("its pod CIDR %v overlaps our service CIDR %v; rebuild one of the two with other CIDRs", p, own.ServiceCIDR)
+		}
+	}
+}
+
+// services refuses a service CIDR that would take addresses from others: nodes
+// send nothing there.
+func (c *checker) services(own wire.Cluster, in *api.Invite) {
+	s := in.ServiceCIDR
+	if !s.IsValid() {
+		return // not known: nothing is done about it
+	}
+	if s != s.Masked() || s.Addr().Is4In6() || s.Bits() < 8 {
+		c.invalid("service CIDR %v is not valid; write it as 10.102.0.0/16, without bits outside of the mask", s)
+		return
+	}
+	for _, q := range own.PodCIDRs {
+		if s.Overlaps(q) {
+			c.conflict("its service CIDR %v overlaps our pod CIDR %v; rebuild one of the two with other CIDRs", s, q)
 		}
 	}
 }

@@ -24,11 +24,13 @@ func (p *Peering) Mount(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/peers", handle(p.postPeer))
 	mux.HandleFunc("POST /v1/peers/invite", handle(p.postInvite))
 	mux.HandleFunc("POST /v1/peers/{name}/release", handle(p.postRelease))
+	mux.HandleFunc("POST /v1/peers/{name}/forget", handle(p.postForget))
 	mux.HandleFunc("DELETE /v1/peers/{name}", handle(p.deletePeer))
 }
 
-func (p *Peering) getPeers(*http.Request) (any, error) {
-	return api.PeerList{Cluster: p.conf.Cluster.Name, Peers: p.Status()}, nil
+func (p *Peering) getPeers(r *http.Request) (any, error) {
+	former, err := p.Former(r.Context())
+	return api.PeerList{Cluster: p.conf.Cluster.Name, Peers: p.Status(), Former: former}, err
 }
 
 func (p *Peering) getPeer(r *http.Request) (any, error) {
@@ -58,6 +60,10 @@ func (p *Peering) postInvite(r *http.Request) (any, error) {
 
 func (p *Peering) postRelease(r *http.Request) (any, error) {
 	return p.Release(r.Context(), r.PathValue("name"))
+}
+
+func (p *Peering) postForget(r *http.Request) (any, error) {
+	return p.Forget(r.Context(), r.PathValue("name"))
 }
 
 func (p *Peering) deletePeer(r *http.Request) (any, error) {

@@ -173,9 +173,20 @@ func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, err
 	// The time also makes the record differ, so that a new certificate alone
 	// starts the mirror anew.
 	peer.Added = time.Now().UTC()
-	if err := p.commit(ctx, []store.Cond{cond},
+	former, unchanged, err := p.former(ctx, peer.Name)
+	if err != nil {
+		return nil, err
+	}
+	ops := []store.Op{
 		store.Put(wire.PeerSecretKey(peer.Name), wire.Marshal(secret)),
-		store.Put(wire.PeerKey(peer.Name), wire.Marshal(peer))); err != nil {
+		store.Put(wire.PeerKey(peer.Name), wire.Marshal(peer)),
+	}
+	if left, any := rejoined(former, old, peer); any {
+		ops = append(ops, store.Put(wire.FormerKey(peer.Name), wire.Marshal(left)))
+	} else if unchanged.Modified != 0 {
+		ops = append(ops, store.Delete(wire.FormerKey(peer.Name)))
+	}
+	if err := p.commit(ctx, []store.Cond{cond, unchanged}, ops...); err != nil {
 		return nil, err
 	}
 	p.conf.Log.Info("peer added", "peer", peer.Name, "id", peer.ID)
@@ -221,7 +232,7 @@ func (p *Peering) greet(ctx context.Context, peer wire.Peer, secret wire.PeerSec
 }
 
 // Remove parts from a cluster: its user, its certificate with us, our mirror of
-// it and exactly its keys. What it knows of us, its own operator removes there.
+// it and exactly its keys. Its CIDRs stay blocked until it is forgotten. What it knows of us, its own operator removes there.
 func (p *Peering) Remove(ctx context.Context, cluster string) error {
 	p.changing.Lock()
 	defer p.changing.Unlock()
@@ -246,6 +257,15 @@ func (p *Peering) Remove(ctx context.Context, cluster string) error {
 			return err
 		}
 		conds, ops = append(conds, unchanged), append(ops, store.Put(wire.RemovalsKey, wire.Marshal(n)))
+	}
+	if peer.Connected {
+		former, unchanged, err := p.former(ctx, cluster)
+		if err != nil {
+			return err
+		}
+		// In the transaction that ends the membership: no node sees a moment in
+		// which the CIDRs are the network's.
+		conds, ops = append(conds, unchanged), append(ops, store.Put(wire.FormerKey(cluster), wire.Marshal(parted(former, peer, time.Now().UTC()))))
 	}
 	peer.Invited, peer.Connected, peer.Removing = false, false, true
 	if err := p.commit(ctx, conds, append(ops,

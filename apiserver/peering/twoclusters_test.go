@@ -379,7 +379,7 @@ func TestTwoClustersOnRealStores(t *testing.T) {
 			t.Fatal(err)
 		}
 		own := func(line string) bool {
-			return strings.HasPrefix(line, wire.HeartbeatKey+"=") || strings.HasPrefix(line, wire.RemovalsKey+"=")
+			return strings.HasPrefix(line, wire.HeartbeatKey+"=") || strings.HasPrefix(line, wire.RemovalsKey+"=") || strings.HasPrefix(line, wire.FormerPrefix)
 		}
 		eventually(t, func() string {
 			return cmp.Diff(slices.DeleteFunc(slices.Clone(blank), own), slices.DeleteFunc(east.dump("cilium/", "weft/"), own))

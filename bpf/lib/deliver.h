@@ -28,8 +28,11 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct e
 		/* Only members speak through tunnels, and only there. */
 		if (o->via == VIA_TUNNEL && !from.member)
 			return REASON_SPOOFED_SOURCE;
-		if (o->via == VIA_STACK && from.member)
-			return REASON_PLAINTEXT;
+		if (o->via == VIA_STACK) {
+			why = in_the_clear(&from);
+			if (why)
+				return why;
+		}
 	}
 	p->src_identity = from.identity;
 	p->dst_identity = ep->identity;

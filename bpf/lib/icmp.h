@@ -68,13 +68,13 @@ once int restore_quote(struct __sk_buff *skb, struct packet *p, const struct quo
 }
 
 /* Can who sent an error have seen a packet of the flow? It must come the flow's
- * way, and out of a tunnel from the cluster the flow goes to. The stack's own come
+ * way, and out of a tunnel from the cluster the flow goes to. The node's own come
  * about any. */
 part int on_path(const struct settings *s, const struct packet *p, const struct flow *f, const struct origin *o)
 {
 	struct place from = {};
 
-	if (o->through)
+	if (o->host)
 		return 1;
 	if (f->via != o->via)
 		return 0;

@@ -46,13 +46,20 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 	     at.identity == IDENTITY_UNKNOWN_MEMBER))
 		return GONE;
 	sent = same(&p->src, &key->local);
+	/* What once went through a tunnel never becomes traffic of the stack, whoever
+	 * has the address by now. The event names who had it. */
+	if (f->via == VIA_TUNNEL && (at.via == VIA_STACK || at.flags & IP_FORMER)) {
+		p->src_identity = sent ? ep->identity : f->identity;
+		p->dst_identity = sent ? f->identity : ep->identity;
+		return REASON_FORMER_MEMBER;
+	}
 	p->src_identity = sent ? ep->identity : at.identity;
 	p->dst_identity = sent ? at.identity : ep->identity;
 	port = remote ? key->lport : f->flags & FLOW_SERVICE ? f->bport : key->rport;
 	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(remote ? INGRESS : EGRESS, port));
 	if (verdict)
 		return verdict;
-	if (why && !remote)
+	if (why && (!remote || why == REASON_NODE_ADDRESS))
 		return why;
 	f->identity = at.identity;
 	f->rule = p->rule;

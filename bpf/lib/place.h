@@ -15,8 +15,8 @@ struct place {
 	__u16 cluster;
 	__u8 via;
 	__u8 member;
-	__u8 local; /* in this node's own pod CIDR */
-	__u8 service; /* in the service CIDR */
+	__u8 flags; /* enum ip_flags */
+	__u8 pad;
 };
 
 /* Who hands a packet over to a pod. */
@@ -46,8 +46,7 @@ inline_always void resolve_key(const struct settings *s, const struct prefix_key
 	at->node = ip->node;
 	at->cluster = ip->cluster;
 	at->member = ip->cluster || ip->flags & IP_MEMBER;
-	at->local = !!(ip->flags & IP_LOCAL);
-	at->service = !!(ip->flags & IP_SERVICE);
+	at->flags = ip->flags;
 	if (at->node || at->member)
 		at->via = VIA_TUNNEL;
 	if (at->member && !at->identity)
@@ -75,17 +74,36 @@ once int locate(const struct settings *s, const struct addr *a, struct place *at
 	}
 	resolve_key(s, &key, at);
 	/* No service has it, or not yet: the stack would send it by the default route. */
-	if (at->service)
+	if (at->flags & IP_SERVICE)
 		return REASON_NO_BACKEND;
+	/* Another node takes nothing from pods, and its own address is outside of
+	 * the tunnels: the stack would send it there in the clear. */
+	if (at->flags & IP_NODE)
+		return REASON_NODE_ADDRESS;
 	if (at->via != VIA_TUNNEL)
 		return 0;
+	/* Who had the address is gone. Whoever answers there now is somebody else. */
+	if (at->flags & IP_FORMER)
+		return REASON_FORMER_MEMBER;
 	/* An address of ours that no pod has: the stack would send it somewhere. */
-	if (at->local)
+	if (at->flags & IP_LOCAL)
 		return REASON_NO_ENDPOINT;
 	/* A member, no node: any other way out would be unencrypted. */
 	if (!at->node)
 		return REASON_NO_TUNNEL;
 	return 0;
+}
+
+/* May a packet that came neither out of a tunnel nor from this node itself be
+ * from there? Outside of tunnels a source address proves nothing, so what must
+ * not come that way is dropped. Returns 0 or why not. */
+inline_always int in_the_clear(const struct place *from)
+{
+	if (from->flags & IP_FORMER)
+		return REASON_FORMER_MEMBER;
+	if (from->member || from->flags & (IP_NODE | IP_SERVICE))
+		return REASON_PLAINTEXT;
+	return from->identity == IDENTITY_HOST ? REASON_SPOOFED_SOURCE : 0;
 }
 
 /* What is the path to a node like? Clusters are judged on their own, so that one

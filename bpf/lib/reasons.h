@@ -31,7 +31,10 @@
 	REASON(30, FLOW_CLASH, "flow-clash") \
 	REASON(31, NOT_READY, "not-ready") \
 	REASON(32, FAILED, "failed") \
-	REASON(33, TTL_EXCEEDED, "ttl-exceeded")
+	REASON(33, TTL_EXCEEDED, "ttl-exceeded") \
+	REASON(40, FORMER_MEMBER, "former-member") \
+	REASON(41, NODE_ADDRESS, "node-address") \
+	REASON(42, NODE_CLOSED, "node-closed")
 
 #define FIRST_DROP 16
 #define MAX_REASONS 64

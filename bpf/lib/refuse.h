@@ -29,6 +29,8 @@ inline_always enum answer answer_to(enum reason reason)
 	case REASON_NO_TUNNEL:     /* a member's address that no node has, or whose node has no key yet */
 	case REASON_PATH_DOWN:     /* probes found the node dead; the client may have another choice */
 	case REASON_FLOW_CLASH:    /* fails while the other flow is open; another source port works */
+	case REASON_FORMER_MEMBER: /* its cluster was removed; nothing goes there until an operator says so */
+	case REASON_NODE_ADDRESS:  /* nothing of pods ever goes there */
 	case REASON_NOT_SUPPORTED: /* a protocol that is never carried */
 		return REFUSAL;
 	case REASON_TTL_EXCEEDED:
@@ -50,6 +52,7 @@ inline_always enum answer answer_to(enum reason reason)
 	case REASON_FRAGMENT:
 	/* Never given to a packet on its way out of a pod. */
 	case REASON_PLAINTEXT:
+	case REASON_NODE_CLOSED:
 	/* Not drops. */
 	case REASON_DELIVERED:
 	case REASON_TUNNELLED:

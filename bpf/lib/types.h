@@ -30,7 +30,9 @@ struct settings {
 
 /* flows: one connection as one local pod sees it. The same key serves both
  * directions of the packet. remote is the address the pod talks to: the
- * service's, not the backend's. For ICMP echo lport is the identifier. */
+ * service's, not the backend's. For ICMP echo lport is the identifier. What the
+ * node itself sends into a tunnel is a row too, with ifindex 0: only answers to
+ * it come back to the node. */
 struct flow_key {
 	struct addr local;
 	struct addr remote;
@@ -149,7 +151,9 @@ struct ip_info {
 enum ip_flags {
 	IP_MEMBER = 1 << 0, /* in a member cluster's CIDR: encrypted or not at all */
 	IP_LOCAL = 1 << 1,  /* in this node's own pod CIDR */
-	IP_SERVICE = 1 << 2, /* in the service CIDR: nobody is there but by a service */
+	IP_SERVICE = 1 << 2, /* in a cluster's service CIDR: nobody is there but by a service */
+	IP_FORMER = 1 << 3, /* with IP_MEMBER: in the CIDR of a peer that was removed; blocked */
+	IP_NODE = 1 << 4, /* another node's own address: pods do not speak to it in the clear */
 };
 
 struct prefix_key {

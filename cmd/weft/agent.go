@@ -27,7 +27,7 @@ func agentCommand() *cobra.Command {
 		"hosts":           "file that names services, in the form of /etc/hosts; empty: none is written",
 		"socket":          "socket of the local API",
 		"listen":          "address of the API for the API server, by mutual TLS",
-		"metrics-address": "address that serves /metrics; empty: none",
+		"metrics-address": "address and port that serve /metrics in plain HTTP, loopback by default; empty: none",
 		"gossip-port":     "port of the gossip among agents; 0: none",
 		"keep-flows":      "how many flows are kept for `weft observe`",
 		"trace":           "report allowed connections too, and not only what is dropped",

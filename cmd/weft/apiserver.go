@@ -29,7 +29,7 @@ func apiserverCommand() *cobra.Command {
 		"advertise-names":        "further names and addresses of it, for its certificates",
 		"listen":                 "address of the API, by mutual TLS",
 		"etcd-listen":            "address of the embedded etcd, by mutual TLS",
-		"metrics-address":        "address that serves /metrics; empty: none",
+		"metrics-address":        "address and port that serve /metrics in plain HTTP, loopback by default; empty: none",
 		"etcd-quota-bytes":       "size of the embedded etcd's database beyond which writes are refused",
 		"disk-reserve-bytes":     "how much of the disk stays free: writes are refused below it",
 		"etcd-endpoints":         "https URLs of an existing etcd to use",

@@ -92,6 +92,16 @@ var completePeers = fromCluster(func(ctx context.Context, c *api.Client, _ *cobr
 	return names, err
 })
 
+var completeFormer = fromCluster(func(ctx context.Context, c *api.Client, _ *cobra.Command, _ []string) (names []string, err error) {
+	peers, err := c.Peers(ctx)
+	if err == nil {
+		for _, f := range peers.Former {
+			names = append(names, f.Name)
+		}
+	}
+	return names, err
+})
+
 var completeNodes = fromCluster(func(ctx context.Context, c *api.Client, _ *cobra.Command, _ []string) (names []string, err error) {
 	nodes, err := c.Nodes(ctx)
 	if err == nil {

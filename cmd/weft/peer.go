@@ -19,7 +19,7 @@ import (
 
 func peerCommand() *cobra.Command {
 	return groupCommand("peer", "Join and part clusters", operate,
-		peerListCommand(), peerAddCommand(), peerInviteCommand(), peerRemoveCommand(), peerReleaseCommand())
+		peerListCommand(), peerAddCommand(), peerInviteCommand(), peerRemoveCommand(), peerForgetCommand(), peerReleaseCommand())
 }
 
 func peerListCommand() *cobra.Command {
@@ -203,6 +203,9 @@ func peerRemoveCommand() *cobra.Command {
 			"certificate that it has opens anything again, not even after a new invite. The other side\n" +
 			"keeps what it knows of us until it removes us too; --both does that through its context, and\n" +
 			"completes a half-finished removal.\n\n" +
+			"Connections that are open end: TCP is reset, the rest is dropped. The peer's pod CIDRs stay\n" +
+			"blocked, so that nothing that was inside tunnels goes on in the clear, until it is added\n" +
+			"again or forgotten (`weft peer forget`). `weft status` shows what is blocked.\n\n" +
 			"What the peer is listening to ends too, except with an existing etcd (etcdEndpoints), which\n" +
 			"checks rights only when a watch begins: restart its members one after the other, or the\n" +
 			"peer keeps receiving changes until its connection ends.",
@@ -294,6 +297,31 @@ func peerReleaseCommand() *cobra.Command {
 					return err
 				}
 				return done(cmd, c, "peer %s released", args[0])
+			})
+		},
+	}
+}
+
+func peerForgetCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "forget NAME|CIDR",
+		Short: "Unblock the pod CIDRs of a removed peer",
+		Long: "Unblock the pod CIDRs of a peer that was removed. Until then nodes drop whatever comes from\n" +
+			"or goes to them, because connections to them were inside tunnels. Afterwards the addresses\n" +
+			"are part of the world: packets to them leave unencrypted, if policies allow. Connections\n" +
+			"that were open when the peer was removed stay ended.\n\n" +
+			"Name a CIDR where a node reports one that no removed peer explains (a store that was restored\n" +
+			"from before the peer was added).",
+		Example:           "  weft -c east peer forget west\n  weft -c east peer forget 10.2.0.0/16",
+		Args:              usageArgs(cobra.ExactArgs(1)),
+		ValidArgsFunction: first(completeFormer),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return on(cmd, func(ctx context.Context, c *api.Client) error {
+				f, err := c.ForgetPeer(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return done(cmd, c, "peer %s forgotten: %s is no longer blocked", f.Name, list(f.PodCIDRs))
 			})
 		},
 	}

@@ -115,6 +115,9 @@ func writeStatus(out *strings.Builder, s *api.Status, wide, colour bool) {
 		}
 	}
 	fmt.Fprintln(out)
+	for _, f := range s.Former {
+		fmt.Fprintln(out, printableLines(fmt.Sprintf("Blocked: %s of peer %s, removed %s ago; `weft peer forget %s` unblocks it", list(f.PodCIDRs), f.Name, age(f.AgeSeconds), f.Name)))
+	}
 	if len(s.Concerns)+len(s.Settling) == 0 {
 		fmt.Fprintln(out, "All is well.")
 	}

@@ -64,7 +64,7 @@ func (in *Intake) GossipKeys() (wire.GossipKeys, <-chan struct{}) {
 // Apply writes one batch as one transaction.
 func (in *Intake) Apply(events []reflector.Event) {
 	t := in.tables
-	txn := t.DB.WriteTxn(t.Clusters, t.Nodes, t.IPs, t.Identities, t.Services, t.Slices, t.Namespaces, t.Pods, t.Policies, t.Rejected)
+	txn := t.DB.WriteTxn(t.Clusters, t.Former, t.Nodes, t.IPs, t.Identities, t.Services, t.Slices, t.Namespaces, t.Pods, t.Policies, t.Rejected)
 	for _, e := range events {
 		w := writer{in: in, t: t, txn: txn}
 		err := w.apply(e)
@@ -162,6 +162,8 @@ func (w *writer) state(e reflector.Event) error {
 			}
 			c.Peer = v
 		})
+	case strings.HasPrefix(e.Key, wire.FormerPrefix):
+		return w.former(e)
 	case strings.HasPrefix(e.Key, wire.NodesPrefix):
 		return w.node(e)
 	case strings.HasPrefix(e.Key, registrations):
@@ -190,6 +192,23 @@ func (w *writer) state(e reflector.Event) error {
 		return w.object(e)
 	}
 	return nil
+}
+
+func (w *writer) former(e reflector.Event) error {
+	name, ok := wire.ParseFormerKey(e.Key)
+	if !ok {
+		return errKey
+	}
+	v, err := value(e, wire.Unmarshal[wire.Former])
+	if err != nil {
+		return err
+	}
+	row := &tables.Former{}
+	if v != nil {
+		row.Former = *v
+	}
+	row.Name = name
+	return write(w, w.t.Former, row, v != nil)
 }
 
 func (w *writer) node(e reflector.Event) error {

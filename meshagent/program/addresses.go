@@ -29,10 +29,11 @@ var everyIPv4 = netip.MustParsePrefix("0.0.0.0/0")
 // deriveAddresses says who has which address.
 //
 // Prefixes, from wide to narrow: the world; what policies name outside of the mesh;
-// the own services' CIDR, so that a packet to none of them goes nowhere; the
-// members' pod CIDRs, so that whatever is in them is a member's before anything
-// else is known; the nodes' pod CIDRs, so that an address is encrypted for its
-// node before its identity is known. Single addresses: nodes, then pods.
+// the clusters' service CIDRs, so that a packet to none of them goes nowhere; those
+// of former members, so that nothing goes there at all; the members' pod CIDRs, so
+// that whatever is in them is a member's before anything else is known; the nodes'
+// pod CIDRs, so that an address is encrypted for its node before its identity is
+// known. Single addresses: nodes, then pods.
 func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]identity.Number, number func(endpointAt) identity.Number) addresses {
 	a := addresses{ips: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}, from: map[bpf.Addr]string{}, number: number}
 	a.prefixes[bpf.PrefixOf(everyIPv4)] = bpf.IPInfo{Identity: uint32(identity.World)}
@@ -42,13 +43,21 @@ func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]
 		}
 		a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Identity: uint32(n)}
 	}
-	if cidr := v.own.Own.ServiceCIDR; cidr.IsValid() {
-		a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Identity: uint32(identity.World), Flags: bpf.IPService}
+	for _, c := range v.members {
+		if cidr := c.ServiceCIDR(); cidr.IsValid() && (c == v.own || !v.holdsPods(cidr)) {
+			a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Identity: uint32(identity.World), Flags: bpf.IPService}
+		}
+	}
+	for _, cidr := range v.former {
+		a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Flags: bpf.IPMember | bpf.IPFormer}
 	}
 	for _, c := range v.members {
 		for _, cidr := range c.PodCIDRs() {
 			a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Cluster: uint16(c.ID()), Flags: bpf.IPMember}
 		}
+	}
+	for row := range v.tables.Nodes.All(v.txn) {
+		a.registered(v, row)
 	}
 	for key, n := range v.nodes {
 		a.node(v, n, index(key))
@@ -57,6 +66,28 @@ func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]
 		a.pod(v, ip, index)
 	}
 	return a
+}
+
+// registered adds the addresses that an operator gave an own node, whatever its
+// agent says: a node that never started has neighbours, too.
+func (a *addresses) registered(v *view, n *tables.Node) {
+	if n.Cluster != v.own.Name || n.Registration == nil || v.isSelf(n) {
+		return
+	}
+	for _, addr := range n.Registration.Addresses {
+		if !v.inMesh(whole(addr)) {
+			who := a.number(endpointAt{whole(addr), v.ownNode(addr), nil})
+			a.ips[bpf.AddrOf(addr)] = bpf.IPInfo{Identity: uint32(who), Flags: bpf.IPNode}
+		}
+	}
+}
+
+// ownNode is who an address of another node of the own cluster is.
+func (v *view) ownNode(addr netip.Addr) identity.Number {
+	if slices.Contains(v.apiServers, addr) {
+		return identity.KubeAPIServer
+	}
+	return identity.RemoteNode
 }
 
 func (a *addresses) node(v *view, n *tables.Node, index uint16) {
@@ -70,8 +101,11 @@ func (a *addresses) node(v *view, n *tables.Node, index uint16) {
 	}
 	for addr, who := range v.whoOf(n) {
 		row := bpf.IPInfo{}
-		if addr == n.Internal() {
+		switch {
+		case addr == n.Internal():
 			row = info
+		case !v.isSelf(n):
+			row.Flags = bpf.IPNode
 		}
 		row.Identity = uint32(a.number(endpointAt{whole(addr), who, nil}))
 		a.ips[bpf.AddrOf(addr)] = row
@@ -81,10 +115,10 @@ func (a *addresses) node(v *view, n *tables.Node, index uint16) {
 
 // whoOf is who a node's own addresses are.
 //
-// An own node's own addresses are outside of the mesh's CIDRs and reached as
-// they are; the internal one is inside and encrypted. Those of a peer's nodes
-// are where tunnels end and nothing more: they lie in nothing that the peer
-// owns, and a row here would let it take any address out of policies' CIDRs.
+// They are outside of the mesh's CIDRs, and of tunnels; the internal one is inside
+// and encrypted. A peer's word makes no address a node's: they lie in nothing that
+// it owns, and it could take any out of the world. Where a tunnel to the node has
+// answered it is proven.
 func (v *view) whoOf(n *tables.Node) map[netip.Addr]identity.Number {
 	who := identity.RemoteNode
 	if v.isSelf(n) {
@@ -92,12 +126,13 @@ func (v *view) whoOf(n *tables.Node) map[netip.Addr]identity.Number {
 	}
 	out := map[netip.Addr]identity.Number{n.Internal(): who}
 	for _, addr := range n.Addresses() {
-		if n.Cluster != v.own.Name || v.inMesh(whole(addr)) {
+		own := n.Cluster == v.own.Name
+		if v.inMesh(whole(addr)) || !own && (v.proven == nil || !v.proven(addr)) {
 			continue
 		}
 		out[addr] = who
-		if who == identity.RemoteNode && slices.Contains(v.apiServers, addr) {
-			out[addr] = identity.KubeAPIServer
+		if own && who == identity.RemoteNode {
+			out[addr] = v.ownNode(addr)
 		}
 	}
 	return out
@@ -145,14 +180,25 @@ func (v *view) doubtful(c *tables.Cluster, ip *tables.IP) string {
 	return ""
 }
 
-// inMesh says whether a prefix lies inside a member's pod CIDRs or the own
-// cluster's service CIDR. Policies cannot mean it by its addresses.
+// holdsPods says whether a prefix overlaps a member's pod CIDRs. A peer's service
+// CIDR that does would be the longer prefix for some pods.
+func (v *view) holdsPods(p netip.Prefix) bool {
+	for _, c := range v.members {
+		if slices.ContainsFunc(c.PodCIDRs(), p.Overlaps) {
+			return true
+		}
+	}
+	return false
+}
+
+// inMesh says whether a prefix lies inside a member's pod CIDRs, present or former,
+// or a member's service CIDR. Policies cannot mean it by its addresses.
 func (v *view) inMesh(p netip.Prefix) bool {
-	if s := v.own.Own.ServiceCIDR; s.IsValid() && s.Bits() <= p.Bits() && s.Contains(p.Addr()) {
+	if within(p, v.former) {
 		return true
 	}
 	for _, c := range v.members {
-		if c.Owns(p) {
+		if s := c.ServiceCIDR(); c.Owns(p) || s.IsValid() && within(p, []netip.Prefix{s}) {
 			return true
 		}
 	}

@@ -12,13 +12,15 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// A peer that announces a node at some address of the world must not take it
-// out of the policies about that part of the world.
-func TestAPeersNodeOwnsNoAddressOutsideOfItsCIDRs(t *testing.T) {
+// A peer that announces a node at some address of the world must not take it out
+// of the policies about that part of the world, nor out of reach. Where a tunnel to
+// the node has answered, it is the node's.
+func TestAPeersNodeHasTheAddressesThatAreProven(t *testing.T) {
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
 	own := &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1, PodCIDRs: []netip.Prefix{prefix("10.1.0.0/16")}}}
 	peer := &tables.Cluster{Name: "west", Peer: &wire.Peer{Name: "west", ID: 2, PodCIDRs: []netip.Prefix{prefix("10.2.0.0/16")}}}
 	v := &view{self: "n1", own: own, members: map[string]*tables.Cluster{"east": own, "west": peer}}
+	v.proven = func(a netip.Addr) bool { return a == addr("192.0.2.9") || a == addr("10.1.9.9") }
 	node := func(cluster, name, underlay, internal string) *tables.Node {
 		return &tables.Node{Cluster: cluster, Name: name, State: &wire.NodeState{
 			Name: name, Addresses: []netip.Addr{addr(underlay)}, Internal: addr(internal),
@@ -29,17 +31,32 @@ func TestAPeersNodeOwnsNoAddressOutsideOfItsCIDRs(t *testing.T) {
 	a.node(v, node("east", "n1", "192.0.2.1", "10.1.1.1"), 0)
 	a.node(v, node("east", "n2", "192.0.2.2", "10.1.2.1"), 1)
 	a.node(v, node("west", "n1", "8.8.8.8", "10.2.1.1"), 2)
+	a.node(v, node("west", "n2", "192.0.2.9", "10.2.2.1"), 3)
+	a.node(v, node("west", "n3", "10.1.9.9", "10.2.3.1"), 4)
+	a.registered(v, &tables.Node{Cluster: "east", Name: "n3", Registration: &tables.Registration{Addresses: []netip.Addr{addr("192.0.2.3"), addr("10.1.3.3")}}})
+	a.registered(v, &tables.Node{Cluster: "west", Name: "n4", Registration: &tables.Registration{Addresses: []netip.Addr{addr("192.0.2.4")}}})
+	a.registered(v, &tables.Node{Cluster: "east", Name: "n1", Registration: &tables.Registration{Addresses: []netip.Addr{addr("192.0.2.1")}}})
 
-	for ip, want := range map[string]identity.Number{
-		"192.0.2.1": identity.Host, "10.1.1.1": identity.Host,
-		"192.0.2.2": identity.RemoteNode, "10.1.2.1": identity.RemoteNode, "10.2.1.1": identity.RemoteNode,
-	} {
-		if got, ok := a.ips[bpf.AddrOf(addr(ip))]; !ok || identity.Number(got.Identity) != want {
-			t.Errorf("%s is %v (%v), want %v", ip, identity.Number(got.Identity), ok, want)
+	want := map[string]bpf.IPInfo{
+		"192.0.2.1": {Identity: uint32(identity.Host)},
+		"192.0.2.2": {Identity: uint32(identity.RemoteNode), Flags: bpf.IPNode},
+		"192.0.2.3": {Identity: uint32(identity.RemoteNode), Flags: bpf.IPNode},
+		"192.0.2.9": {Identity: uint32(identity.RemoteNode), Flags: bpf.IPNode},
+		"10.1.1.1":  {Identity: uint32(identity.Host), Cluster: 1, Flags: bpf.IPMember | bpf.IPLocal},
+		"10.1.2.1":  {Identity: uint32(identity.RemoteNode), Cluster: 1, Node: 1, Flags: bpf.IPMember},
+		"10.2.1.1":  {Identity: uint32(identity.RemoteNode), Cluster: 2, Node: 2, Flags: bpf.IPMember},
+		"10.2.2.1":  {Identity: uint32(identity.RemoteNode), Cluster: 2, Node: 3, Flags: bpf.IPMember},
+		"10.2.3.1":  {Identity: uint32(identity.RemoteNode), Cluster: 2, Node: 4, Flags: bpf.IPMember},
+	}
+	for ip, row := range want {
+		if got := a.ips[bpf.AddrOf(addr(ip))]; got != row {
+			t.Errorf("%s is %+v, want %+v", ip, got, row)
 		}
 	}
-	if got, ok := a.ips[bpf.AddrOf(addr("8.8.8.8"))]; ok {
-		t.Errorf("a peer's word made 8.8.8.8 %v", identity.Number(got.Identity))
+	for ip, row := range a.ips {
+		if _, ok := want[ip.String()]; !ok {
+			t.Errorf("%s became %+v", ip, row)
+		}
 	}
 }
 

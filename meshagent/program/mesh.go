@@ -1,12 +1,14 @@
 package program
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
 
 	"github.com/cilium/statedb"
 
+	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
@@ -22,6 +24,8 @@ type Mesh struct {
 	Remote map[string]*tables.Node
 	// CIDRs are the pod CIDRs of all members, sorted.
 	CIDRs []netip.Prefix
+	// Former are the pod CIDRs of peers that were removed, sorted.
+	Former []netip.Prefix
 	// Complete is set once every member's state was read in full: only then does
 	// something that is not here not exist.
 	Complete bool
@@ -43,6 +47,7 @@ func NewMesh(t *tables.Tables, txn statedb.ReadTxn, self string) *Mesh {
 		m.CIDRs = append(m.CIDRs, c.PodCIDRs()...)
 	}
 	slices.SortFunc(m.CIDRs, netip.Prefix.Compare)
+	m.Former, _ = formerCIDRs(maps.Values(v.members), each(txn, t.Former), func(func(bpf.PrefixKey, bpf.IPInfo) bool) {})
 	return m
 }
 
@@ -57,15 +62,16 @@ type Meshes struct {
 	mesh     *Mesh
 	clusters statedb.Revision
 	nodes    statedb.Revision
+	former   statedb.Revision
 }
 
 // Of is the Mesh of a snapshot.
 func (m *Meshes) Of(txn statedb.ReadTxn) *Mesh {
-	clusters, nodes := m.Tables.Clusters.Revision(txn), m.Tables.Nodes.Revision(txn)
+	clusters, nodes, former := m.Tables.Clusters.Revision(txn), m.Tables.Nodes.Revision(txn), m.Tables.Former.Revision(txn)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.mesh == nil || clusters != m.clusters || nodes != m.nodes {
-		m.mesh, m.clusters, m.nodes = NewMesh(m.Tables, txn, m.Self), clusters, nodes
+	if m.mesh == nil || clusters != m.clusters || nodes != m.nodes || former != m.former {
+		m.mesh, m.clusters, m.nodes, m.former = NewMesh(m.Tables, txn, m.Self), clusters, nodes, former
 	}
 	return m.mesh
 }

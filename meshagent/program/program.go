@@ -36,6 +36,9 @@ type Config struct {
 	// Start is closed once all sources were listed and the node's pods adopted.
 	// Until then nothing in the kernel is touched.
 	Start <-chan struct{}
+	// Remember keeps the CIDRs of members, present and former, on disk: a machine
+	// that boots guards them before it has read anything. Nil: nobody does.
+	Remember func([]netip.Prefix) error
 	// Trace asks for an event for every new allowed flow.
 	Trace bool
 	Log   *slog.Logger
@@ -62,6 +65,15 @@ type Program struct {
 	epoch    uint64
 	subjects map[string]subject
 	cidrs    map[netip.Prefix]identity.Number
+	// former and memory are the view's, as long as the rows that they follow from
+	// are those of formerOf: what the kernel holds beside follows from them.
+	former, memory []netip.Prefix
+	formerOf       struct {
+		clusters, records statedb.Revision
+		known             bool
+	}
+	// kept is what Remember was told last; nil: nothing yet.
+	kept     []netip.Prefix
 	attempts int
 	moved    bool // a verdict may have changed since settings were written
 	// passed is closed after the first pass that wrote everything.
@@ -190,8 +202,9 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 	if v == nil {
 		return watches, lastRetry
 	}
-	v.answered = p.cfg.Ways.HasAnswered
+	v.answered, v.proven = p.cfg.Ways.HasAnswered, p.cfg.Ways.Proven
 	v.apiServers = p.cfg.APIServers
+	p.learnFormer(v)
 	r := newReport(v)
 	p.writeSettings(p.write(v, r), v, r)
 	r.publish(t)
@@ -215,6 +228,7 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 func watch(txn statedb.ReadTxn, t *tables.Tables) *statedb.WatchSet {
 	ws := statedb.NewWatchSet()
 	add(ws, txn, t.Clusters)
+	add(ws, txn, t.Former)
 	add(ws, txn, t.Nodes)
 	add(ws, txn, t.IPs)
 	add(ws, txn, t.Identities)
@@ -236,7 +250,7 @@ func add[P any](ws *statedb.WatchSet, txn statedb.ReadTxn, t statedb.Table[P]) {
 func (p *Program) write(v *view, r *report) (changed int) {
 	t, txn := v.tables, v.txn
 	prune := v.complete()
-	rev := signature{prune: prune, a: t.Clusters.Revision(txn), b: t.Nodes.Revision(txn)}
+	rev := signature{prune: prune, a: t.Clusters.Revision(txn), b: t.Nodes.Revision(txn), g: t.Former.Revision(txn)}
 
 	remote := v.remote()
 	if s := rev; p.did.ways != s {
@@ -257,13 +271,13 @@ func (p *Program) write(v *view, r *report) (changed int) {
 	changed += p.expire(r)
 
 	s = rev
-	s.c, s.d, s.epoch = t.IPs.Revision(txn), t.Policies.Revision(txn), p.epoch
+	s.c, s.d, s.e, s.epoch = t.IPs.Revision(txn), t.Policies.Revision(txn), p.cfg.Ways.proofsSeen(), p.epoch
 	var obsolete func() int
 	if p.did.addresses != s {
 		var n int
 		n, obsolete = p.addresses(v, prune, r)
 		changed += n
-		p.did.addresses = keep(s, r.clean("ips"))
+		p.did.addresses = keep(s, r.clean("ips", "former"))
 	}
 
 	s = rev
@@ -323,7 +337,11 @@ func (p *Program) ways(v *view, remote []Member, prune bool, r *report) {
 // addresses writes who has which address. What is obsolete goes later, when
 // nothing else refers to it.
 func (p *Program) addresses(v *view, prune bool, r *report) (changed int, obsolete func() int) {
-	r.stage("ips")
+	r.stage("ips", "former")
+	for _, cidr := range v.memory {
+		v.doubts = append(v.doubts, doubt{"former", cidr.String(), fmt.Sprintf("%v was a cluster's and no peer has it any more; it is blocked, so that no open connection goes on in the clear: add the peer again, or let packets pass with `weft peer forget %v`", cidr, cidr)})
+	}
+	p.remember(v, r)
 	a := deriveAddresses(v, p.cfg.Ways.Index, p.cidrs, p.variants.of)
 	failIP := func(k bpf.Addr, err error) { r.fail("ips", orText(a.from[k], k.String()), err) }
 	failPrefix := func(k bpf.PrefixKey, err error) { r.fail("ips", k.Netip().String(), err) }

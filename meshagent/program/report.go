@@ -111,6 +111,8 @@ func revisionOf(v *view, table string) (statedb.Revision, bool) {
 	switch table {
 	case "clusters":
 		return t.Clusters.Revision(v.txn), true
+	case "former":
+		return t.Former.Revision(v.txn), true
 	case "nodes":
 		return t.Nodes.Revision(v.txn), true
 	case "ips":

@@ -30,6 +30,13 @@ type view struct {
 	// doubts are rows left out, by table and row.
 	doubts []doubt
 
+	// former are the CIDRs of peers that were removed, sorted; memory are those of
+	// them that no record explains.
+	former, memory []netip.Prefix
+
+	// proven says whether a tunnel to a peer's node has answered at this address;
+	// nil: none has.
+	proven func(netip.Addr) bool
 	// answered says whether a peer has ever answered through the tunnel; nil: all
 	// have.
 	answered func(identity.ClusterID) bool

@@ -68,6 +68,17 @@ func (c *Cluster) PodCIDRs() []netip.Prefix {
 	return nil
 }
 
+// ServiceCIDR that the cluster takes services' addresses from; invalid if not known.
+func (c *Cluster) ServiceCIDR() netip.Prefix {
+	switch {
+	case c.Own != nil:
+		return c.Own.ServiceCIDR
+	case c.Peer != nil:
+		return c.Peer.ServiceCIDR
+	}
+	return netip.Prefix{}
+}
+
 // Owns says whether p lies in the cluster's pod CIDRs.
 func (c *Cluster) Owns(p netip.Prefix) bool {
 	for _, cidr := range c.PodCIDRs() {
@@ -93,6 +104,12 @@ func (c *Cluster) Complete() bool {
 	_, slices := c.Synced[wire.EndpointSlices]
 	return services || slices
 }
+
+// Former is a peer that was removed: its CIDRs are blocked until it is forgotten.
+type Former struct{ wire.Former }
+
+// Key of a former peer: its name.
+func (f *Former) Key() string { return f.Name }
 
 // Node is one node of any cluster. Of our own: what the operator registered, and
 // what its agent says; of a peer's: Cilium and Export.

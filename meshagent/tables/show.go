@@ -24,6 +24,12 @@ func (c *Cluster) TableRow() []string {
 	return []string{c.Name, fmt.Sprint(c.ID()), yes(c.Own != nil), yes(c.Member()), prefixes(c.PodCIDRs()), yes(c.Complete()), strconv.Itoa(dead)}
 }
 
+func (*Former) TableHeader() []string { return []string{"Peer", "PodCIDRs", "Removed", "Blocked"} }
+
+func (f *Former) TableRow() []string {
+	return []string{f.Name, prefixes(f.PodCIDRs), f.Removed.UTC().Format(time.RFC3339), yes(f.Forgotten.IsZero())}
+}
+
 func (*Node) TableHeader() []string {
 	return []string{"Cluster", "Node", "Internal", "Addresses", "PodCIDRs", "Epoch", "Keys"}
 }

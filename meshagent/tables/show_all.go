@@ -46,6 +46,7 @@ func (t *Tables) all() []shown {
 	return []shown{
 		showing("clusters", true, t.Clusters),
 		showing("endpoints", true, t.Endpoints),
+		showing("former", true, t.Former),
 		showing("identities", true, t.Identities),
 		showing("ips", true, t.IPs),
 		showing("namespaces", false, t.Namespaces),
@@ -67,6 +68,8 @@ func (t *Tables) header(name string) []string {
 		return (*Cluster)(nil).TableHeader()
 	case "endpoints":
 		return (*Endpoint)(nil).TableHeader()
+	case "former":
+		return (*Former)(nil).TableHeader()
 	case "identities":
 		return (*Identity)(nil).TableHeader()
 	case "ips":

@@ -19,6 +19,7 @@ type Tables struct {
 
 	// Imported: facts, own cluster's and peers' alike.
 	Clusters   statedb.RWTable[*Cluster]
+	Former     statedb.RWTable[*Former]
 	Nodes      statedb.RWTable[*Node]
 	IPs        statedb.RWTable[*IP]
 	Identities statedb.RWTable[*Identity]
@@ -44,6 +45,7 @@ func New() *Tables {
 	db := statedb.New()
 	t := &Tables{DB: db}
 	t.Clusters = table(db, "clusters", (*Cluster).Key)
+	t.Former = table(db, "former", (*Former).Key)
 	t.Nodes = table(db, "nodes", (*Node).Key)
 	t.IPs = table(db, "ips", (*IP).Key)
 	t.Identities = table(db, "identities", (*Identity).Key)

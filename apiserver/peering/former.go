@@ -1,0 +1,174 @@
+package peering
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// parted is what stays of a peer when it is removed: its CIDRs, and those that an
+// earlier life of it left and nobody has given back since.
+func parted(former wire.Former, peer wire.Peer, now time.Time) wire.Former {
+	out := wire.Former{Name: peer.Name, PodCIDRs: slices.Clone(peer.PodCIDRs), Removed: now}
+	if former.Forgotten.IsZero() {
+		out.PodCIDRs = outside(append(out.PodCIDRs, former.PodCIDRs...), nil)
+	}
+	return out
+}
+
+// rejoined is what stays of a peer's earlier life when it is added with the CIDRs
+// that it has now; false if nothing does.
+func rejoined(former wire.Former, old, peer wire.Peer) (wire.Former, bool) {
+	out := wire.Former{Name: peer.Name, Removed: peer.Added}
+	if former.Forgotten.IsZero() && len(former.PodCIDRs) > 0 {
+		out = former
+	}
+	if old.Connected {
+		out.PodCIDRs = append(slices.Clone(out.PodCIDRs), old.PodCIDRs...)
+	}
+	out.PodCIDRs = outside(out.PodCIDRs, peer.PodCIDRs)
+	return out, len(out.PodCIDRs) > 0
+}
+
+// outside leaves out what lies within others, and what within one of its own.
+func outside(cidrs, others []netip.Prefix) []netip.Prefix {
+	cidrs = slices.Clone(cidrs)
+	slices.SortFunc(cidrs, func(a, b netip.Prefix) int {
+		return cmp.Or(cmp.Compare(a.Bits(), b.Bits()), a.Addr().Compare(b.Addr()))
+	})
+	var out []netip.Prefix
+	for _, p := range cidrs {
+		if !within(p, others) && !within(p, out) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func within(p netip.Prefix, all []netip.Prefix) bool {
+	return slices.ContainsFunc(all, func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Contains(p.Addr()) })
+}
+
+func overlaps(p netip.Prefix, all []netip.Prefix) bool { return slices.ContainsFunc(all, p.Overlaps) }
+
+// former reads the record of a peer that was removed, and the condition that it
+// has not changed since. An absent one is the zero value.
+func (p *Peering) former(ctx context.Context, cluster string) (wire.Former, store.Cond, error) {
+	key := wire.FormerKey(cluster)
+	kv, err := p.conf.Store.Get(ctx, key)
+	if errors.Is(err, store.ErrNotFound) {
+		return wire.Former{}, store.Cond{Key: key}, nil
+	}
+	if err != nil {
+		return wire.Former{}, store.Cond{}, err
+	}
+	f, err := wire.Unmarshal[wire.Former](kv.Value)
+	return f, store.Cond{Key: key, Modified: kv.Modified}, err
+}
+
+// Former lists the peers whose CIDRs are blocked, in order of names.
+func (p *Peering) Former(ctx context.Context) ([]api.FormerPeer, error) {
+	kvs, _, err := p.conf.Store.List(ctx, wire.FormerPrefix)
+	if err != nil {
+		return nil, err
+	}
+	var out []api.FormerPeer
+	for _, kv := range kvs {
+		f, err := wire.Unmarshal[wire.Former](kv.Value)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", kv.Key, err)
+		}
+		if f.Forgotten.IsZero() {
+			out = append(out, p.blocked(f))
+		}
+	}
+	return out, nil
+}
+
+func (p *Peering) blocked(f wire.Former) api.FormerPeer {
+	return api.FormerPeer{
+		Cluster: p.conf.Cluster.Name, Name: f.Name, PodCIDRs: f.PodCIDRs, Removed: f.Removed,
+		AgeSeconds: max(0, time.Since(f.Removed).Seconds()),
+	}
+}
+
+// Forget gives the CIDRs of a former peer back to the network: what nodes see there
+// from now on is the world. A CIDR may be named instead, for one that nodes block
+// and no record explains. Forgetting twice changes nothing.
+func (p *Peering) Forget(ctx context.Context, what string) (*api.FormerPeer, error) {
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	if cidr, err := netip.ParsePrefix(what); err == nil {
+		return p.forgetCIDR(ctx, cidr)
+	}
+	if err := wire.CheckClusterName(what); err != nil {
+		return nil, api.Invalid("name a peer that was removed, or a CIDR", "%v", err)
+	}
+	f, unchanged, err := p.former(ctx, what)
+	if err != nil {
+		return nil, err
+	}
+	if unchanged.Modified == 0 {
+		return nil, api.NotFound("`weft status` shows those there are; a CIDR may be named instead", "cluster %q blocks nothing of a former peer %q", p.conf.Cluster.Name, what)
+	}
+	return p.forget(ctx, f, unchanged)
+}
+
+func (p *Peering) forgetCIDR(ctx context.Context, cidr netip.Prefix) (*api.FormerPeer, error) {
+	if cidr != cidr.Masked() || cidr.Bits() == 0 || cidr.Addr().Is4In6() {
+		return nil, api.Invalid("write it as 10.2.0.0/16, without bits outside of the mask", "%v is not the CIDR of a cluster", cidr)
+	}
+	if overlaps(cidr, p.conf.Cluster.PodCIDRs) {
+		return nil, api.Conflict("", "%v is cluster %s's own", cidr, p.conf.Cluster.Name)
+	}
+	peers, err := p.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, peer := range peers {
+		if peer.Connected && overlaps(cidr, peer.PodCIDRs) {
+			return nil, api.Conflict("", "%v is peer %s's", cidr, peer.Name)
+		}
+	}
+	former, err := p.Former(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range former {
+		if overlaps(cidr, f.PodCIDRs) {
+			return nil, api.Conflict(fmt.Sprintf("`weft peer forget %s`", f.Name), "%v is blocked as former peer %s's", cidr, f.Name)
+		}
+	}
+	name := strings.ReplaceAll(cidr.String(), "/", "-")
+	f, unchanged, err := p.former(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	f.Name, f.PodCIDRs = name, []netip.Prefix{cidr}
+	return p.forget(ctx, f, unchanged)
+}
+
+func (p *Peering) forget(ctx context.Context, f wire.Former, unchanged store.Cond) (*api.FormerPeer, error) {
+	answer := p.blocked(f)
+	if !f.Forgotten.IsZero() {
+		return &answer, nil
+	}
+	f.Forgotten = time.Now().UTC()
+	if f.Removed.IsZero() {
+		f.Removed = f.Forgotten
+	}
+	if err := p.commit(ctx, []store.Cond{unchanged}, store.Put(wire.FormerKey(f.Name), wire.Marshal(f))); err != nil {
+		return nil, err
+	}
+	p.conf.Log.Info("former peer forgotten: its pod CIDRs are the network's again", "peer", f.Name, "podCIDRs", f.PodCIDRs)
+	return &answer, nil
+}

@@ -1,0 +1,68 @@
+/* The node itself as one end of a flow through a tunnel. A tunnel proves which
+ * node a packet is from and not that it has any business here: the node's own
+ * servers (etcd, APIs, metrics) are no pod's, whichever cluster it is in. */
+#pragma once
+
+#include "icmp.h"
+
+/* Notes what the node sends, so that the answer is let in. Returns 0 or why the
+ * packet is not sent. Echoes and errors ask for no row: see asked_for. */
+once int note_sent(const struct packet *p, const struct settings *s)
+{
+	if (!p || !s)
+		return REASON_FAILED;
+	struct flow_key key = sent_key(p);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct flow *f;
+
+	if (p->proto == PROTO_ICMP || p->headless)
+		return 0;
+	f = bpf_map_lookup_elem(&flows, &key);
+	if (f && !over(f, p, now)) {
+		advance(f, p, 1, now);
+		return 0;
+	}
+	if (f)
+		forget(&key, f);
+	f = fresh_flow();
+	if (!f)
+		return REASON_FAILED;
+	*f = (struct flow){.seen = now, .revision = s->revision, .identity = IDENTITY_HOST, .via = VIA_TUNNEL,
+			   .owner = NODE_ITSELF};
+	return store(&key, f);
+}
+
+/* Does the node take this from a tunnel? Echoes always, for they are how nodes
+ * learn that a path lives; else what belongs to a flow that the node began.
+ * Returns 0 or why not. */
+once int asked_for(struct __sk_buff *skb, const struct packet *p)
+{
+	if (!p)
+		return REASON_FAILED;
+	struct flow_key key = received_key(p);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct flow *f;
+
+	if (p->error) {
+		struct quote q = {};
+		int why = read_quote(skb, p, &q);
+
+		if (why)
+			return why;
+		if (q.proto == PROTO_ICMP)
+			return same(&q.src, &p->dst) ? 0 : REASON_INVALID;
+		key = (struct flow_key){
+			.local = q.src, .remote = q.dst, .lport = q.sport, .rport = q.dport, .proto = q.proto,
+		};
+		if (!same(&key.local, &p->dst))
+			return REASON_INVALID;
+		return bpf_map_lookup_elem(&flows, &key) ? 0 : REASON_INVALID;
+	}
+	if (p->proto == PROTO_ICMP)
+		return 0;
+	f = bpf_map_lookup_elem(&flows, &key);
+	if (!f || over(f, p, now))
+		return REASON_NODE_CLOSED;
+	advance(f, p, 0, now);
+	return 0;
+}

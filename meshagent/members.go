@@ -1,0 +1,93 @@
+package meshagent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/statefile"
+)
+
+// membersFile keeps the CIDRs of the mesh on disk, one a line: those of members,
+// and those that were a member's and are blocked. A machine that boots guards them
+// before it has asked anybody.
+type membersFile string
+
+// write replaces the file.
+func (f membersFile) write(cidrs []netip.Prefix) error {
+	var text strings.Builder
+	for _, p := range cidrs {
+		fmt.Fprintln(&text, p)
+	}
+	if err := statefile.Write(string(f), []byte(text.String())); err != nil {
+		return fmt.Errorf("keep the CIDRs of the mesh in %s: %w", string(f), err)
+	}
+	return nil
+}
+
+// read returns what is there. A line that cannot be read costs the guard of its
+// CIDR until the store was read, and nothing else.
+func (f membersFile) read(log *slog.Logger) ([]netip.Prefix, error) {
+	text, err := os.ReadFile(string(f))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the CIDRs of the mesh: %w", err)
+	}
+	cidrs, bad := parseMembers(string(text))
+	if bad > 0 {
+		log.Warn("some of the mesh's CIDRs on disk cannot be read; they are written again once the store was read", "file", string(f), "lines", bad)
+	}
+	return cidrs, nil
+}
+
+// parseMembers reads the lines, and counts those it cannot.
+func parseMembers(text string) (cidrs []netip.Prefix, bad int) {
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if line == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(line)
+		if err != nil || p != p.Masked() || p.Bits() == 0 || p.Addr().Is4In6() {
+			bad++
+			continue
+		}
+		cidrs = append(cidrs, p)
+	}
+	return cidrs, bad
+}
+
+// guard makes the mesh's addresses known as members' before anything is attached:
+// until the rest is known, nothing of theirs leaves in the clear.
+func (a *Agent) guard() error {
+	kept, err := membersFile(a.membersPath()).read(a.log)
+	if err != nil {
+		return err
+	}
+	prefixes := a.edges.Datapath.Maps().Prefixes
+	for _, p := range append(slices.Clone(a.node.members), kept...) {
+		key := bpf.PrefixOf(p)
+		if _, ok, err := prefixes.Lookup(key); err != nil || ok {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		info := bpf.IPInfo{Flags: bpf.IPMember}
+		if slices.Contains(a.node.members, p) {
+			info.Cluster = uint16(a.node.bundle.ClusterID)
+		}
+		if err := prefixes.Update(key, info); err != nil {
+			return fmt.Errorf("guard %v: %w", p, err)
+		}
+	}
+	return nil
+}
