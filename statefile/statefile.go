@@ -75,12 +75,25 @@ func (d Damaged) String() string {
 	return fmt.Sprintf("%s is damaged and was put aside as %s", d.Path, d.Aside)
 }
 
+// damaged names a damaged file of now in the folder dir, as nothing there is named
+// yet: the name tells the time to the millisecond, and a later one is taken if
+// another file has that.
+func damaged(path, dir string) Damaged {
+	d := Damaged{Path: path, Since: time.Now()}
+	for {
+		d.Aside = filepath.Join(dir, filepath.Base(path)+"-"+d.Since.UTC().Format(stamp))
+		if _, err := os.Lstat(d.Aside); err != nil {
+			return d
+		}
+		d.Since = d.Since.Add(time.Millisecond)
+	}
+}
+
 // PutAside moves a damaged file out of the way, into a folder beside it, for
 // somebody to look at.
 func PutAside(path string) (Damaged, error) {
-	d := Damaged{Path: path, Since: time.Now()}
 	dir := filepath.Join(filepath.Dir(path), asideFolder)
-	d.Aside = filepath.Join(dir, filepath.Base(path)+"-"+d.Since.UTC().Format(stamp))
+	d := damaged(path, dir)
 	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
 		err = os.Rename(path, d.Aside)
@@ -94,8 +107,7 @@ func PutAside(path string) (Damaged, error) {
 // KeepCopy is PutAside for a file that is to stay where it is, or lies where nothing
 // can be put: a copy goes into a folder below dir, which is given to Damages.
 func KeepCopy(path, dir string) (Damaged, error) {
-	d := Damaged{Path: path, Since: time.Now()}
-	d.Aside = filepath.Join(dir, asideFolder, filepath.Base(path)+"-"+d.Since.UTC().Format(stamp))
+	d := damaged(path, filepath.Join(dir, asideFolder))
 	text, err := os.ReadFile(path)
 	if err == nil {
 		err = Write(d.Aside, text)
