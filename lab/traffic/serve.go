@@ -84,7 +84,7 @@ func (c ServeConfig) serve(ctx context.Context, s sockets) error {
 	for _, l := range s.http {
 		server := &http.Server{Handler: c.handler()}
 		g.Go(func() error { return ignoreClosed(server.Serve(l)) })
-		g.Go(func() error { <-ctx.Done(); return server.Close() })
+		g.Go(func() error { <-ctx.Done(); return ignoreClosed(server.Close()) })
 	}
 	for _, l := range s.tcp {
 		g.Go(func() error { return ignoreClosed(c.acceptTCP(ctx, l)) })
