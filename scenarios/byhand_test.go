@@ -215,7 +215,7 @@ func salvages(t *testing.T, weft string) {
 		t.Errorf("nothing tells where the logs are:\n%s", said)
 	}
 	for name, want := range map[string]string{
-		"east-n1-agent.log": "", "status.txt": "Cluster east (ID 1 of 255)", "flows.txt": "no flows match", "dropped.txt": "no flows match",
+		"east-n1-agent.log": "", "status.txt": "Cluster east (ID 1)", "flows.txt": "no flows match", "dropped.txt": "no flows match",
 	} {
 		if text, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !strings.Contains(string(text), want) {
 			t.Errorf("%s (%v) does not say %q:\n%s", name, err, want, text)
