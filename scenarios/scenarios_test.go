@@ -18,7 +18,7 @@ import (
 
 // wanted is what must work, each as a scenario of this name.
 var wanted = []string{
-	"burst", "reused-address",
+	"burst", "reused-address", "sealed",
 	"noisy-pod",
 	"demo", "global-service", "identity-policy", "global-failover", "agent-restart", "control-partition",
 	"encryption", "peer-lifecycle", "hybrid", "bad-input", "restore", "refused",
