@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -191,7 +193,9 @@ func (w *workloads) reconcile(ctx context.Context, want map[string]*corev1.Pod) 
 			w.remove(ctx, r)
 		}
 	}
-	for key, pod := range want {
+	// In order of name, so that pods that come together get their addresses so.
+	for _, key := range slices.Sorted(maps.Keys(want)) {
+		pod := want[key]
 		// One without a UID was found again in the kernel, and is to be written down.
 		if r, ok := w.records[key]; (!ok || r.UID == "" || w.failed[key] > 0) && w.due(key, now) {
 			w.create(ctx, r, pod)
