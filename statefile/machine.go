@@ -7,10 +7,11 @@ import (
 	"syscall"
 )
 
-// LockMachine makes this process the only one of its kind on the machine, whatever
-// folders it was given, until release or its end: devices, ports and tables of the
-// kernel are there once. The lock is a name in the network namespace, so that it
-// goes with the process.
+// LockMachine makes this process the only one of its kind on the machine until it
+// calls release or exits. Devices, ports and kernel tables exist only once,
+// whatever folders the process uses. The lock is an abstract socket name in the
+// network namespace, so it disappears with the process. The error wraps ErrInUse
+// if another process holds it.
 func LockMachine(what string) (release func(), err error) {
 	l, err := net.Listen("unix", "@weft-"+what)
 	if errors.Is(err, syscall.EADDRINUSE) {

@@ -1,8 +1,8 @@
-// Package statefile keeps the files that outlive a process: each is written as a
-// whole or not at all, one that is damaged is put aside and not lost, and a folder
-// of them belongs to one process at a time.
+// Package statefile keeps files that outlive a process: it writes them atomically,
+// sets damaged ones aside instead of losing them, and locks a folder of them for one
+// process at a time.
 //
-// What they hold, and how work goes on without them, is their owners' business.
+// What the files contain, and how to carry on without one, is up to the caller.
 package statefile
 
 import (
@@ -17,8 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Write replaces a file as a whole, readable by its owner alone, and makes its
-// folder, 0700. After a crash at any point it holds the old content or the new.
+// Write replaces a file atomically: after a crash at any point it holds either the
+// old content or the new. The file has mode 0600; missing folders are created with
+// mode 0700.
 func Write(path string, content []byte) (err error) {
 	dir := filepath.Dir(path)
 	defer func() {
@@ -56,8 +57,8 @@ func Write(path string, content []byte) (err error) {
 	return d.Sync()
 }
 
-// asideFolder, beside a damaged file, is where it is kept, and stamp is how the
-// time is written behind its name.
+// Damaged files are kept in asideFolder, next to where they were, with the time
+// appended to their name in the format stamp.
 const (
 	asideFolder = "damaged"
 	stamp       = "20060102T150405.000"
@@ -66,18 +67,18 @@ const (
 // Damaged is a file that was put aside.
 type Damaged struct {
 	Path  string // where it was
-	Aside string // where it is
+	Aside string // where it is now
 	Since time.Time
 }
 
-// String says what became of it.
+// String says what happened to the file.
 func (d Damaged) String() string {
 	return fmt.Sprintf("%s is damaged and was put aside as %s", d.Path, d.Aside)
 }
 
-// damaged names a damaged file of now in the folder dir, as nothing there is named
-// yet: the name tells the time to the millisecond, and a later one is taken if
-// another file has that.
+// damaged chooses an unused name in dir for a file found damaged now. The name
+// carries the time in milliseconds; if it is taken, the next free millisecond is
+// used.
 func damaged(path, dir string) Damaged {
 	d := Damaged{Path: path, Since: time.Now()}
 	for {
@@ -89,8 +90,8 @@ func damaged(path, dir string) Damaged {
 	}
 }
 
-// PutAside moves a damaged file out of the way, into a folder beside it, for
-// somebody to look at.
+// PutAside moves a damaged file into a folder next to it, where an operator can
+// examine it.
 func PutAside(path string) (Damaged, error) {
 	dir := filepath.Join(filepath.Dir(path), asideFolder)
 	d := damaged(path, dir)
@@ -104,8 +105,9 @@ func PutAside(path string) (Damaged, error) {
 	return d, nil
 }
 
-// KeepCopy is PutAside for a file that is to stay where it is, or lies where nothing
-// can be put: a copy goes into a folder below dir, which is given to Damages.
+// KeepCopy is PutAside for a file that must stay where it is or whose folder is not
+// writable: it copies the file into a folder below dir. Pass dir to Damages to find
+// the copy.
 func KeepCopy(path, dir string) (Damaged, error) {
 	d := damaged(path, filepath.Join(dir, asideFolder))
 	text, err := os.ReadFile(path)
@@ -113,18 +115,18 @@ func KeepCopy(path, dir string) (Damaged, error) {
 		err = Write(d.Aside, text)
 	}
 	if err != nil {
-		return d, fmt.Errorf("%s is damaged and cannot be kept: %w", path, err)
+		return d, fmt.Errorf("%s is damaged and cannot be copied: %w", path, err)
 	}
 	return d, nil
 }
 
-// Damages are the files of these folders that were put aside and not removed
-// since, in order of folder and name.
+// Damages lists the files of these folders that were put aside and have not been
+// removed since, ordered by folder and name.
 func Damages(dirs ...string) (all []Damaged) {
 	for _, dir := range dirs {
 		files, err := os.ReadDir(filepath.Join(dir, asideFolder))
 		if err != nil {
-			continue // mostly there is none
+			continue // usually there is no such folder
 		}
 		for _, f := range files {
 			i := strings.LastIndex(f.Name(), "-")
@@ -133,7 +135,7 @@ func Damages(dirs ...string) (all []Damaged) {
 			}
 			since, err := time.Parse(stamp, f.Name()[i+1:])
 			if err != nil {
-				continue // somebody else's
+				continue // not one of ours
 			}
 			all = append(all, Damaged{Path: filepath.Join(dir, f.Name()[:i]), Aside: filepath.Join(dir, asideFolder, f.Name()), Since: since})
 		}
@@ -141,17 +143,18 @@ func Damages(dirs ...string) (all []Damaged) {
 	return all
 }
 
-// ErrInUse is wrapped when a folder belongs to another process.
+// ErrInUse is wrapped when another process holds the folder or the machine.
 var ErrInUse = errors.New("in use")
 
-// inUse is ErrInUse with a sentence of its own.
+// inUse is ErrInUse with its own message.
 type inUse string
 
 func (e inUse) Error() string        { return string(e) }
 func (e inUse) Is(target error) bool { return target == ErrInUse }
 
-// Lock makes a folder, 0700, and keeps it for this process until release or its
-// end. what names such a process, like "agent".
+// Lock reserves a folder for this process until it calls release or exits, creating
+// it with mode 0700 if needed. what names the kind of process in messages, such as
+// "agent". The error wraps ErrInUse if another process holds the folder.
 func Lock(dir, what string) (release func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
@@ -159,7 +162,7 @@ func Lock(dir, what string) (release func(), err error) {
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOSPC) {
-		// Somebody else cannot have it either, unless it was there before.
+		// If the lock file does not exist, no other process can create it either.
 		f, err = os.Open(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			return func() {}, nil
@@ -178,7 +181,7 @@ func Lock(dir, what string) (release func(), err error) {
 		}
 		return nil, inUse(fmt.Sprintf("%s uses %s: stop it, or give this one folders of its own", by, dir))
 	}
-	// For the message above; without it the lock holds all the same.
+	// Only for the message above; the lock works without it.
 	if f.Truncate(0) == nil {
 		_, _ = f.WriteAt(fmt.Appendln(nil, os.Getpid()), 0)
 	}

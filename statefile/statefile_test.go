@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// holdVariable turns this test binary into a process that holds the lock of a
-// folder until its input ends.
+// holdVariable turns this test binary into a process that locks a folder until its
+// standard input closes.
 const holdVariable = "WEFT_TEST_HOLD"
 
 func TestMain(m *testing.M) {
@@ -46,7 +46,7 @@ func TestWriteReplacesWholeFilesForTheirOwnerAlone(t *testing.T) {
 	if files, _ := os.ReadDir(filepath.Dir(path)); len(files) != 1 {
 		t.Errorf("left %v", files)
 	}
-	// What cannot be written leaves nothing behind, and says which file.
+	// A failed write leaves nothing behind, and its error names the file.
 	if err := os.Mkdir(filepath.Join(filepath.Dir(path), "folder"), 0o700); err != nil {
 		t.Fatal(err)
 	}
