@@ -14,36 +14,36 @@ import (
 var (
 	// ErrExhausted: every number of the cluster's range is taken.
 	ErrExhausted = errors.New("no identity number is left")
-	// ErrStale: the caller's own conditions do not hold, so what it knows is out
-	// of date. Nothing was written, and trying again before it knows more is in
-	// vain.
+	// ErrStale: the caller's own conditions do not hold, so its view is out of
+	// date. Nothing was written; retrying is pointless until the caller has caught
+	// up.
 	ErrStale = errors.New("was overtaken by another writer")
-	// ErrContended: others kept changing what the allocation depends on. Nothing
-	// was written.
+	// ErrContended: other allocators kept changing what the allocation depends on.
+	// Nothing was written.
 	ErrContended = errors.New("kept being overtaken by other allocators")
 )
 
 // attempts bounds how often one call starts over.
 const attempts = 20
 
-// maxKnown bounds how many labels an allocator remembers the number of.
+// maxKnown bounds how many label sets an allocator remembers the number of.
 const maxKnown = 4096
 
-// Allocator gives numbers to labels, one number to equal labels and no number
-// twice, whoever else allocates from the same store. It takes no locks in the
-// store and so loses none; what it remembers only says where to look first.
-// Safe for concurrent use.
+// Allocator maps labels to numbers: equal labels get the same number, and no number
+// is given out twice, even with other allocators on the same store. It holds no
+// locks in the store, so there are none to lose. What it remembers is only a hint
+// where to look first. Safe for concurrent use.
 type Allocator struct {
 	store       Store
 	first, last Number
 
 	mu    sync.Mutex
 	next  Number          // where to look for a free number
-	taken map[Number]bool // as far as known; nil: to be listed
+	taken map[Number]bool // as far as known; nil: list them first
 	known map[string]pair // by the labels' text
 }
 
-// pair is a number and the revisions of the two keys that give it to labels.
+// pair is a number and the revisions of the two keys that tie it to its labels.
 type pair struct {
 	n         Number
 	value, id int64
@@ -57,31 +57,30 @@ func NewAllocator(store Store, first, last Number) (*Allocator, error) {
 	return &Allocator{store: store, first: first, last: last, known: map[string]pair{}}, nil
 }
 
-// Also is a part of the caller's own that commits together with an
-// allocation, or not at all. It is asked again at every attempt.
+// Also returns the caller's own part of the transaction: it commits together with
+// the allocation or not at all. It is called again for every attempt.
 type Also func(n Number) Txn
 
-// Request asks for the number of labels on behalf of an owner. Owners are the
-// caller's own names, such as namespace/pod. Also may be nil.
+// Request asks for the number of labels on behalf of an owner. Owner is any name the
+// caller chooses, such as namespace/pod. Also may be nil.
 type Request struct {
 	Labels Labels
 	Owner  string
 	Also   Also
 }
 
-// Use says that an owner no longer uses the number of these labels. Also
-// commits with it and may be empty.
+// Use is an owner's use of the number of these labels, to be released. Also commits
+// with the release and may be empty.
 type Use struct {
 	Labels Labels
 	Owner  string
 	Also   Txn
 }
 
-// Result is what became of one Request or Use.
+// Result is the outcome of one Request or Use.
 type Result struct {
-	Number Number
-	// Revision is that of the writes.
-	Revision int64
+	Number   Number
+	Revision int64 // at which it was written
 	Err      error
 }
 
@@ -91,10 +90,10 @@ func (a *Allocator) Acquire(ctx context.Context, labels Labels, owner string, al
 	return r.Number, r.Err
 }
 
-// AcquireAll returns the number of each request's labels and records that its
-// owner uses it, after allocating one if there is none. Many requests share a
-// transaction, and one that fails does not hold up the others. Repeating it is
-// harmless, also after an error.
+// AcquireAll returns the number of each request's labels, allocating one if there is
+// none, and records that the owner uses it. Requests share transactions, but one that
+// fails does not hold up the others. It is safe to repeat, even after an error. A
+// Result's error wraps ErrStale, ErrContended or ErrExhausted where they apply.
 func (a *Allocator) AcquireAll(ctx context.Context, requests []Request) []Result {
 	results := make([]Result, len(requests))
 	var pending []int
@@ -122,9 +121,9 @@ func (a *Allocator) AcquireAll(ctx context.Context, requests []Request) []Result
 	return results
 }
 
-// round tries each pending request once and returns those that are left: some
-// wait for one with the same new labels to have gone ahead, the others failed
-// because something changed meanwhile.
+// round tries each pending request once and returns those to try again: the ones
+// waiting for another request to allocate the same new labels, and the ones that
+// failed because something changed in the meantime (failed is set for these).
 func (a *Allocator) round(ctx context.Context, requests []Request, pending []int, results []Result) (left []int, failed bool) {
 	plans := map[string]*plan{}
 	var txns []Txn
@@ -146,7 +145,7 @@ func (a *Allocator) round(ctx context.Context, requests []Request, pending []int
 		}
 		txn := Txn{If: p.txn.If, Then: slices.Concat(p.txn.Then, []Change{
 			{Key: referencePrefix(text) + r.Owner, Value: []byte(decimal(p.n))},
-			// Whoever saw the number unused has to look again.
+			// A collector that saw the number unused has to look again.
 			{Key: unusedKey(p.n), Delete: true},
 		})}
 		if r.Also != nil {
@@ -177,8 +176,8 @@ func (a *Allocator) round(ctx context.Context, requests []Request, pending []int
 	return left, failed
 }
 
-// missed looks why a transaction did not happen: because the caller's own
-// conditions do not hold, which is final, or else because of another allocator.
+// missed finds out why a transaction did not commit: either the caller's own
+// conditions do not hold, which is final, or another allocator interfered.
 func (a *Allocator) missed(ctx context.Context, p *plan, own []Condition) (again bool, err error) {
 	for _, c := range own {
 		row, _, err := a.store.Get(ctx, c.Key)
@@ -199,8 +198,8 @@ func (a *Allocator) missed(ctx context.Context, p *plan, own []Condition) (again
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if there {
-		// Another allocator takes numbers here, likely many in a row: look
-		// again which are taken, and from elsewhere.
+		// Another allocator is taking numbers here, probably many in a row: list
+		// the taken ones again and continue from a random place.
 		a.taken = nil
 	} else {
 		delete(a.taken, p.n)
@@ -208,7 +207,7 @@ func (a *Allocator) missed(ctx context.Context, p *plan, own []Condition) (again
 	return true, nil
 }
 
-// remember keeps what a transaction that succeeded says about the labels.
+// remember records what a committed transaction says about the labels.
 func (a *Allocator) remember(text string, p *plan, revision int64) {
 	known := pair{p.n, p.value, p.id}
 	if known.value == 0 {
@@ -231,17 +230,17 @@ func (a *Allocator) forget(text string) {
 	delete(a.known, text)
 }
 
-// plan is which number labels get, and the transaction that gives it to them.
+// plan is the number that labels get, and the transaction that assigns it.
 type plan struct {
 	n         Number
 	txn       Txn
-	value, id int64 // revisions of the two keys; 0: the transaction writes it
-	creates   bool  // it writes one of them
-	fresh     bool  // the number was chosen here
+	value, id int64 // revisions of the two keys; 0: the transaction writes the key
+	creates   bool  // the transaction writes at least one of them
+	fresh     bool  // free chose the number
 	err       error
 }
 
-// plan decides which number the labels get and what must hold for that.
+// plan decides which number the labels get and on what conditions.
 func (a *Allocator) plan(ctx context.Context, text string) *plan {
 	a.mu.Lock()
 	known, ok := a.known[text]
@@ -266,7 +265,8 @@ func (a *Allocator) plan(ctx context.Context, text string) *plan {
 		case taken && string(id.Value) == text:
 			return pair{n, value.Revision, id.Revision}.plan(text)
 		case !taken && a.inRange(n):
-			// Half of the pair is gone, which no transaction of ours does.
+			// Half of the pair is gone. No transaction of ours does that, so
+			// write it again.
 			return &plan{n: n, value: value.Revision, creates: true, txn: Txn{
 				If:   []Condition{unchanged, {Key: IDKey(n)}},
 				Then: []Change{{Key: IDKey(n), Value: []byte(text)}},
@@ -286,17 +286,17 @@ func (a *Allocator) plan(ctx context.Context, text string) *plan {
 	}}
 }
 
-// plan for labels that have their number: both keys stay as they are.
+// plan is the plan for labels that have a number: both keys must stay as they are.
 func (p pair) plan(text string) *plan {
 	return &plan{n: p.n, value: p.value, id: p.id, txn: Txn{
 		If: []Condition{{Key: valueKey(text), Revision: p.value}, {Key: IDKey(p.n), Revision: p.id}},
 	}}
 }
 
-// free proposes a number that is probably free; another goroutine of this
-// allocator gets it proposed only if numbers were looked at anew since. They go
-// round the range, so that one that was freed rests long, and begin anywhere
-// after each meeting with another allocator.
+// free proposes a number that is probably free. It does not propose the same number
+// again until the taken numbers have been listed again. Proposals go round the range,
+// so that a freed number stays unused as long as possible; after a collision with
+// another allocator they continue from a random place.
 func (a *Allocator) free(ctx context.Context) (Number, error) {
 	a.mu.Lock()
 	n, ok := a.proposeLocked()
@@ -353,9 +353,9 @@ func (a *Allocator) Release(ctx context.Context, labels Labels, owner string, al
 }
 
 // ReleaseAll records that owners no longer use the numbers of these labels. The
-// numbers themselves stay until a Collector finds that no one uses them. An
-// owner that did not use the number is no error; ErrStale says that Also's
-// conditions do not hold.
+// numbers stay taken until a Collector finds them unused. Releasing a number the
+// owner did not use is not an error. ErrStale means that Also's conditions do not
+// hold.
 func (a *Allocator) ReleaseAll(ctx context.Context, uses []Use) []Result {
 	txns := make([]Txn, len(uses))
 	for i, u := range uses {
@@ -374,9 +374,9 @@ func (a *Allocator) ReleaseAll(ctx context.Context, uses []Use) []Result {
 	return results
 }
 
-// ReleaseOthers drops the references of every owner that keep refuses. Only
-// for whoever holds a complete list of owners; one that is added meanwhile
-// must be known to keep.
+// ReleaseOthers drops the references of every owner for which keep returns false.
+// Only callers with a complete list of owners may use it, and keep must know owners
+// that are added while it runs.
 func (a *Allocator) ReleaseOthers(ctx context.Context, keep func(owner string) bool) (released int, err error) {
 	rows, err := a.store.List(ctx, prefixValue)
 	if err != nil {
@@ -401,7 +401,7 @@ func (a *Allocator) ReleaseOthers(ctx context.Context, keep func(owner string) b
 	return released, nil
 }
 
-// All are the numbers that are taken, with their labels.
+// All returns the taken numbers with their labels.
 func (a *Allocator) All(ctx context.Context) (map[Number]Labels, error) {
 	rows, err := a.store.List(ctx, prefixID)
 	if err != nil {
@@ -420,7 +420,7 @@ func (a *Allocator) All(ctx context.Context) (map[Number]Labels, error) {
 
 func decimal(n Number) string { return strconv.FormatUint(uint64(n), 10) }
 
-// parseDecimal reads a number behind a prefix.
+// parseDecimal reads the number after a prefix.
 func parseDecimal(text, prefix string) (Number, error) {
 	v, err := strconv.ParseUint(strings.TrimPrefix(text, prefix), 10, 32)
 	if err != nil {
@@ -429,7 +429,8 @@ func parseDecimal(text, prefix string) (Number, error) {
 	return Number(v), nil
 }
 
-// splitReference reads a key under prefixValue; false if it names no owner.
+// splitReference splits a key under prefixValue into labels and owner; ok is false
+// if it names no owner.
 func splitReference(key string) (labels, owner string, ok bool) {
 	text, found := strings.CutPrefix(key, prefixValue)
 	if !found {

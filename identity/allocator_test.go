@@ -32,8 +32,8 @@ func app(i int) identity.Labels {
 	return identity.NewLabels(identity.Label{Source: "k8s", Key: "app.kubernetes.io/name", Value: fmt.Sprint("a", i)})
 }
 
-// sound fails if a number has two meanings, labels two numbers, or someone
-// uses a number that is not taken or means something else.
+// sound fails if a number has two meanings, labels have two numbers, or a number in
+// use is not taken or means something else.
 func sound(t testing.TB, rows map[string]string) {
 	t.Helper()
 	numbers := map[string]string{}
@@ -110,7 +110,7 @@ func TestManyAllocatorsAtOnce(t *testing.T) {
 	numbers := make([][kinds]identity.Number, allocators)
 	var wg sync.WaitGroup
 	for i := range allocators {
-		// A range hardly larger than needed: they get into each other's way.
+		// A range hardly larger than needed, so that they collide.
 		a := allocator(t, s, first, first+kinds+4)
 		for _, part := range [][2]int{{0, kinds / 2}, {kinds / 2, kinds}} {
 			wg.Go(func() {
@@ -134,8 +134,8 @@ func TestManyAllocatorsAtOnce(t *testing.T) {
 	sound(t, s.Dump())
 }
 
-// Each allocator last looked before another took nearly all numbers: it looks
-// again, instead of trying them one by one until its attempts run out.
+// Each allocator last listed the numbers before another took nearly all of them: it
+// lists them again instead of trying one by one until its attempts run out.
 func TestNumbersThatOthersTookInARow(t *testing.T) {
 	s, ctx := identitytest.New(), t.Context()
 	const size, late = 200, 8
@@ -245,8 +245,8 @@ func TestConditionsOfTheCaller(t *testing.T) {
 	}
 }
 
-// What a stale caller asks for cannot come true by asking again: it costs one
-// transaction, and those that ask with it get theirs.
+// A stale request cannot succeed by retrying: it costs one transaction and does not
+// hold up the others of its batch.
 func TestAStaleConditionEndsTheTry(t *testing.T) {
 	s, ctx := identitytest.New(), t.Context()
 	commits := 0
@@ -289,7 +289,7 @@ func TestAStaleConditionEndsTheTry(t *testing.T) {
 	delete(rows, "pods/b")
 	sound(t, rows)
 
-	// The number that is remembered is gone meanwhile: it is looked at again.
+	// The remembered number is gone from the store: it is looked up again.
 	s.Expire(func(key string) bool { return strings.HasPrefix(key, identity.Prefix) })
 	if _, err := a.Acquire(ctx, app(1), "e", run("e", app(1))); err != nil {
 		t.Error(err)

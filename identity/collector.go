@@ -12,21 +12,21 @@ import (
 // CollectorConfig says how patient a Collector is.
 type CollectorConfig struct {
 	// Grace is how long a number must have been seen unused before it is
-	// freed: longer than anything that may still mean it by the number, such
-	// as a peer's last known state. The clock is the collector's own, so a
-	// restart begins anew.
+	// freed. It must exceed the time for which anything, such as a peer's last
+	// known state, may still use the number. The collector keeps the time in
+	// memory, so a restart starts it again.
 	Grace time.Duration
 	// Every is the pause between two collections of Run. A number is freed
 	// Grace to Grace + 2 × Every after its last use.
 	Every time.Duration
-	// InUse are numbers that must stay even though no owner is recorded, as a
+	// InUse returns numbers that must stay although no owner is recorded, as a
 	// second opinion. If it fails, nothing is freed. May be nil.
 	InUse func(ctx context.Context) (map[Number]bool, error)
 	Log   *slog.Logger // nil: silent
 }
 
-// DefaultCollectorConfig frees a number a quarter of an hour after its last
-// use and looks every minute.
+// DefaultCollectorConfig looks every minute and frees a number 15 minutes after its
+// last use.
 func DefaultCollectorConfig() CollectorConfig {
 	return CollectorConfig{Grace: 15 * time.Minute, Every: time.Minute}
 }
@@ -37,9 +37,9 @@ func DefaultCollectorConfig() CollectorConfig {
 //	  ▲                   │
 //	  └──── an owner ─────┘
 //
-// Both steps are transactions that fail if an owner has come meanwhile:
-// Acquire removes the mark and adds the owner in one. Several collectors may
-// work on one store. Not for concurrent use itself.
+// Both steps are transactions that fail if an owner has appeared in the meantime:
+// Acquire removes the mark and adds the owner in one transaction. Several collectors
+// may work on one store; a single one is not safe for concurrent use.
 type Collector struct {
 	alloc *Allocator
 	cfg   CollectorConfig
@@ -52,7 +52,7 @@ type sighting struct {
 	since    time.Time
 }
 
-// NewCollector frees numbers of the allocator's range, and no others.
+// NewCollector returns a collector that frees numbers of the allocator's range only.
 func NewCollector(a *Allocator, cfg CollectorConfig) *Collector {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -60,8 +60,8 @@ func NewCollector(a *Allocator, cfg CollectorConfig) *Collector {
 	return &Collector{alloc: a, cfg: cfg, seen: map[Number]sighting{}}
 }
 
-// Run collects until ctx ends. A collection that fails is logged and tried
-// again at the next turn.
+// Run collects until ctx ends. A collection that fails is logged and tried again
+// next time.
 func (c *Collector) Run(ctx context.Context) error {
 	tick := time.NewTicker(c.cfg.Every)
 	defer tick.Stop()
@@ -70,7 +70,7 @@ func (c *Collector) Run(ctx context.Context) error {
 		switch {
 		case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		case err != nil:
-			c.cfg.Log.Warn("collecting unused identities", "error", err)
+			c.cfg.Log.Warn("cannot collect unused identities; will try again", "in", c.cfg.Every, "error", err)
 		case len(freed) > 0:
 			c.cfg.Log.Info("freed unused identities", "count", len(freed))
 		}
@@ -88,7 +88,7 @@ type holding struct {
 	owned           bool
 }
 
-// Collect does one round: it marks what is unused, and frees what has been
+// Collect does one round: it marks unused numbers and frees those that have been
 // marked for Grace. It returns the freed numbers.
 func (c *Collector) Collect(ctx context.Context) (freed []Number, err error) {
 	defer func() {
@@ -120,7 +120,7 @@ func (c *Collector) Collect(ctx context.Context) (freed []Number, err error) {
 	return freed, nil
 }
 
-// holdings sorts the rows by number.
+// holdings groups the rows by number.
 func (c *Collector) holdings(rows []Row) map[Number]holding {
 	out := map[Number]holding{}
 	edit := func(n Number, err error, f func(*holding)) {
@@ -154,7 +154,7 @@ func (c *Collector) holdings(rows []Row) map[Number]holding {
 	return out
 }
 
-// labels in text form, from whichever half of the pair is there.
+// labels returns the labels in text form, from whichever half of the pair exists.
 func (h holding) labels() string {
 	if h.id.Key != "" {
 		return string(h.id.Value)
@@ -162,7 +162,7 @@ func (h holding) labels() string {
 	return strings.TrimPrefix(h.value.Key, prefixValue)
 }
 
-// judge moves one number one step.
+// judge moves one number at most one step.
 func (c *Collector) judge(ctx context.Context, n Number, h holding, inUse bool, now time.Time, seen map[Number]sighting) (freed bool, err error) {
 	commit := func(txn Txn) (bool, error) { return c.alloc.store.Commit(ctx, txn) }
 	unchanged := []Condition{

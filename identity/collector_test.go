@@ -54,7 +54,7 @@ func TestUnusedNumberIsFreedAfterGrace(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- identity.NewCollector(a, identity.DefaultCollectorConfig()).Run(ctx) }()
 
-		// Marked at once, seen marked after a minute, freed a grace later.
+		// Marked at once, seen marked after a minute, freed after Grace.
 		time.Sleep(16*time.Minute - time.Second)
 		if !taken(t, a, unused) {
 			t.Error("freed too early")
@@ -90,7 +90,7 @@ func TestNumberThatIsUsedAgainStays(t *testing.T) {
 		acquire(t, a, app(1), "two")
 		release(t, a, app(1), "two")
 		time.Sleep(2 * time.Minute)
-		collect(t, c, 0) // it was used meanwhile: grace begins anew
+		collect(t, c, 0) // it was used in between: the grace period starts again
 		collect(t, c, 0)
 		time.Sleep(59 * time.Minute)
 		collect(t, c, 0)
@@ -110,7 +110,7 @@ func collect(t testing.TB, c *identity.Collector, want int) {
 	}
 }
 
-// Someone takes the number into use between the collector's look and its act.
+// An owner takes the number between the collector's look and its transaction.
 func TestOwnerComesBetweenLookAndAct(t *testing.T) {
 	for round, what := range []string{"mark", "free"} {
 		t.Run(what, func(t *testing.T) {
@@ -236,7 +236,7 @@ func TestAllAtOnce(t *testing.T) {
 			s.After = func(op identitytest.Op) error {
 				if op.Name == "Commit" {
 					rows := s.Dump()
-					if lossy { // what owners say is not to be believed then
+					if lossy { // references are incomplete then
 						for key := range rows {
 							if strings.Contains(key, ";/") {
 								delete(rows, key)
@@ -282,8 +282,8 @@ func TestAllAtOnce(t *testing.T) {
 	}
 }
 
-// work starts and stops a pod under changing labels until it has had its
-// share; errors are the operator's daily bread and just tried again.
+// work starts and stops a pod 150 times under changing labels, retrying on the
+// expected errors.
 func work(t *testing.T, a *identity.Allocator, pod string) {
 	ctx := context.Background()
 	stop := identity.Txn{Then: []identity.Change{{Key: "pods/" + pod, Delete: true}}}

@@ -1,6 +1,6 @@
-// Package identity says who a workload is: labels, the number that stands for
+// Package identity says who a workload is: its labels, the number that stands for
 // them, and which numbers belong to which cluster.
 //
-// What an identity may do is decided in package policy; where the numbers are
-// stored is decided by whoever implements Store.
+// Package policy decides what an identity may do; implementations of Store decide
+// where the numbers are kept.
 package identity

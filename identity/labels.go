@@ -7,14 +7,14 @@ import (
 	"strings"
 )
 
-// Label sources. A source says who vouches for the label; SourceAny stands in
-// selectors only and matches every source.
+// Label sources. A source says who vouches for the label; SourceAny is only used in
+// selectors, where it matches every source.
 const (
 	SourceK8s      = "k8s"
 	SourceReserved = "reserved"
 	SourceCIDR     = "cidr"
 	SourceFQDN     = "fqdn"
-	SourcePort     = "port" // the number of a named port; of a node's own making
+	SourcePort     = "port" // the number of a named port; made by a node for itself
 	SourceAny      = "any"
 )
 
@@ -29,8 +29,8 @@ const (
 	NamespaceName = "kubernetes.io/metadata.name"
 )
 
-// Given reports whether labels with this key are the cluster's to give: its own
-// name, and a workload's namespace and account. No workload can claim one.
+// Given reports whether only the cluster may set labels with this key: its name, and
+// a workload's namespace and service account. No workload can claim one.
 func Given(key string) bool {
 	return key == KeyNamespace || strings.HasPrefix(key, "io.cilium.k8s.")
 }
@@ -53,12 +53,12 @@ func (l Label) compare(other Label) int {
 	return cmp.Or(cmp.Compare(l.Source, other.Source), cmp.Compare(l.Key, other.Key))
 }
 
-// Labels is a set of labels sorted by source and key, one value for each. The
-// functions of this package return it sorted; nil is the empty set. Not to be
-// changed once made.
+// Labels is a set of labels sorted by source and key, with one value each. The
+// functions of this package return it sorted; nil is the empty set. Do not change it
+// once made.
 type Labels []Label
 
-// NewLabels sorts; of two labels with the same source and key the later wins.
+// NewLabels makes a set. Of two labels with the same source and key the later wins.
 func NewLabels(labels ...Label) Labels {
 	set := Labels(slices.Clone(labels))
 	slices.SortStableFunc(set, Label.compare)
@@ -74,8 +74,8 @@ func NewLabels(labels ...Label) Labels {
 }
 
 // ParseLabels reads Cilium's text form, `k8s:app=web;k8s:tier=;reserved:x=;`.
-// Order does not matter, the last ";" may be missing, a label without source
-// is refused, and so is one that stands twice.
+// Order does not matter and the last ";" may be missing. A label without a source
+// and a label given twice are errors.
 func ParseLabels(text string) (Labels, error) {
 	var labels []Label
 	for part := range strings.SplitSeq(text, ";") {
@@ -94,13 +94,13 @@ func ParseLabels(text string) (Labels, error) {
 	}
 	set := NewLabels(labels...)
 	if len(set) != len(labels) {
-		return nil, fmt.Errorf("labels %q name a key twice; keep one of them", text)
+		return nil, fmt.Errorf("labels %q contain a key twice; keep one of them", text)
 	}
 	return set, nil
 }
 
-// String is Cilium's text form: sorted, every label as source:key=value and
-// closed by ";". Equal sets have equal strings, so it serves as a key.
+// String is Cilium's text form: sorted, every label as source:key=value followed by
+// ";". Equal sets have equal strings, so it serves as a key.
 func (ls Labels) String() string {
 	var b strings.Builder
 	for _, l := range ls {
@@ -114,8 +114,8 @@ func (ls Labels) String() string {
 	return b.String()
 }
 
-// Get is the value of a label; source SourceAny takes the first source that
-// has the key.
+// Get returns the value of a label; with SourceAny, that of the first source that has
+// the key.
 func (ls Labels) Get(source, key string) (value string, ok bool) {
 	if source == SourceAny {
 		for _, l := range ls {
@@ -153,17 +153,17 @@ func (ls Labels) Cluster() string {
 	return name
 }
 
-// Foreign says why these labels cannot be those of a workload of this cluster,
-// as one of its peers should ask; nil if they can. What a cluster gives, no
-// other source may give either, whoever asks by the key alone.
+// Foreign says why these labels, received from a peer, cannot belong to a workload of
+// that cluster; nil if they can. A key that only the cluster may set is refused under
+// any other source too, because selectors may name the key alone.
 func (ls Labels) Foreign(cluster string) error {
 	for _, l := range ls {
 		switch l.Source {
 		case SourceReserved, SourceCIDR, SourceFQDN, SourcePort, SourceAny:
-			return fmt.Errorf("label %v is not a workload's", l)
+			return fmt.Errorf("label %v cannot belong to a workload", l)
 		}
 		if Given(l.Key) && l.Source != SourceK8s {
-			return fmt.Errorf("label %v is a cluster's to give, from source %s", l, SourceK8s)
+			return fmt.Errorf("label %v may only come from source %s", l, SourceK8s)
 		}
 	}
 	if got := ls.Cluster(); got != cluster {

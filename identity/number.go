@@ -5,15 +5,15 @@ import (
 	"strconv"
 )
 
-// Number is a security identity as it stands in maps, in etcd and in Cilium's
-// wire format. The zero value means "not known".
+// Number is a security identity as used in maps, in etcd and in Cilium's wire
+// format. The zero value means "not known".
 type Number uint32
 
 // The reserved numbers, under Cilium's names.
 const (
 	Unknown       Number = 0
 	Host          Number = 1 // the node itself
-	World         Number = 2 // outside of every member cluster
+	World         Number = 2 // outside every member cluster
 	Unmanaged     Number = 3
 	Health        Number = 4
 	Init          Number = 5 // a workload whose labels are not known yet
@@ -23,20 +23,20 @@ const (
 	WorldIPv4     Number = 9
 	WorldIPv6     Number = 10
 
-	// UnknownMember stands for an address in a member cluster's CIDR that no
-	// identity is known for. It is Weft's own, taken from the unused numbers
-	// 116 to 127, never leaves the node and never matches world.
+	// UnknownMember stands for an address in a member cluster's CIDR whose
+	// identity is not known. It is Weft's own, taken from the unused numbers 116
+	// to 127, never leaves the node and never matches world.
 	UnknownMember Number = 127
 
 	// FirstUserReserved to LastUserReserved are kept for fixed identities.
 	FirstUserReserved Number = 128
 	LastUserReserved  Number = 255
 
-	// FirstAllocatable is the lowest number that is ever given to labels.
+	// FirstAllocatable is the lowest number ever given to labels.
 	FirstAllocatable Number = 256
 )
 
-// Scope is the top byte of a Number: how far the number means the same.
+// Scope is the top byte of a Number: where the number has the same meaning.
 type Scope uint8
 
 const (
@@ -48,11 +48,11 @@ const (
 	scopeBits  = 0xff << scopeShift
 )
 
-// Scope says how far n means the same.
+// Scope says where n has the same meaning.
 func (n Number) Scope() Scope { return Scope(n >> scopeShift) }
 
-// LocalNumber is the i-th node-local number, as CIDR identities use them.
-// Only the low 24 bits of i count.
+// LocalNumber returns the i-th node-local number, as used by CIDR identities. Only
+// the low 24 bits of i count.
 func LocalNumber(i uint32) Number {
 	return Number(ScopeLocal)<<scopeShift | Number(i)&^scopeBits
 }
@@ -97,7 +97,7 @@ func ParseNumber(s string) (Number, error) {
 	return Number(v), nil
 }
 
-// ReservedLabels are the labels a reserved number stands for, such as
+// ReservedLabels returns the labels a reserved number stands for, such as
 // reserved:host; nil if n has none.
 func ReservedLabels(n Number) Labels {
 	name, ok := reservedNames[n]
@@ -111,8 +111,8 @@ func ReservedLabels(n Number) Labels {
 	return labels
 }
 
-// AllReserved maps every named reserved number to its labels, Unknown left
-// out. The caller owns the map.
+// AllReserved maps every named reserved number except Unknown to its labels. The
+// caller owns the map.
 func AllReserved() map[Number]Labels {
 	all := make(map[Number]Labels, len(reservedNames))
 	for n := range reservedNames {
@@ -124,7 +124,7 @@ func AllReserved() map[Number]Labels {
 }
 
 // ClusterID numbers a cluster in identities and maps: 1 to 255 or 1 to 511,
-// as the mesh's Split says. The zero value means "not known".
+// depending on the mesh's Split. The zero value means "not known".
 type ClusterID uint16
 
 // ParseClusterID reads a decimal ClusterID within the split. It rejects 0.
@@ -154,8 +154,8 @@ const (
 	Split511 Split = 511 // 9 + 15 bits: 32,768 identities a cluster
 )
 
-// SplitFor is the split of a mesh with maxConnectedClusters 255 or 511; 0
-// means the default, 255.
+// SplitFor returns the split of a mesh with maxConnectedClusters 255 or 511; 0 means
+// the default, 255.
 func SplitFor(maxConnectedClusters int) (Split, error) {
 	switch maxConnectedClusters {
 	case 0, int(Split255):
@@ -182,7 +182,7 @@ func (s Split) MaxCluster() ClusterID {
 	return 255
 }
 
-// Cluster is the cluster whose range holds n; 0 for reserved, node-local and
+// Cluster is the cluster whose range contains n; 0 for reserved, node-local and
 // remote-node numbers.
 func (s Split) Cluster(n Number) ClusterID {
 	if n.Scope() != ScopeGlobal {
@@ -191,8 +191,8 @@ func (s Split) Cluster(n Number) ClusterID {
 	return ClusterID(n >> s.shift())
 }
 
-// Range is the first and last number of a cluster. Cluster 0, which only a
-// Cilium cluster outside of any mesh has, begins at FirstAllocatable.
+// Range returns the first and last number of a cluster. Cluster 0, used only by a
+// Cilium cluster outside any mesh, begins at FirstAllocatable.
 func (s Split) Range(id ClusterID) (first, last Number) {
 	first = Number(id) << s.shift()
 	last = first + 1<<s.shift() - 1

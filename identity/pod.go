@@ -2,9 +2,9 @@ package identity
 
 import "strings"
 
-// relevance is Cilium's default filter: which of a pod's labels make its
-// identity. A label counts unless a left-out prefix matches, and then only if
-// a longer kept prefix matches too.
+// relevance is Cilium's default filter for which of a pod's labels make its
+// identity. A label counts unless a left-out prefix matches its key; it still counts
+// if a longer kept prefix matches too.
 var relevance = struct{ kept, leftOut []string }{
 	kept: []string{
 		KeyNamespace,
@@ -53,8 +53,8 @@ func Relevant(key string) bool {
 	return leftOut == 0 || kept > leftOut
 }
 
-// Selectable says why no workload's identity can have a label with this key; ""
-// if one can.
+// Selectable says why no workload's identity can have a label with this key, or
+// returns "" if one can.
 func Selectable(key string) string {
 	switch {
 	case key == KeyNamespace, key == KeyCluster, key == KeyServiceAccount:
@@ -67,10 +67,10 @@ func Selectable(key string) string {
 	return ""
 }
 
-// PodLabels are the identity labels of a pod. Labels that a pod claims in the
-// name of Cilium or of its namespace do not count: a pod cannot speak for its
-// namespace, its account or its cluster. Every namespace has the label
-// NamespaceName, whether it was declared or not.
+// PodLabels returns the identity labels of a pod. Pod labels with keys that only the
+// cluster may set (see Given) are ignored: a pod cannot speak for its namespace, its
+// service account or its cluster. Every namespace has the label NamespaceName,
+// whether declared or not.
 func PodLabels(namespace string, namespaceLabels, podLabels map[string]string, serviceAccount, cluster string) Labels {
 	labels := make([]Label, 0, len(podLabels)+len(namespaceLabels)+3)
 	add := func(key, value string) {

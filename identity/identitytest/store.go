@@ -1,8 +1,7 @@
 // Package identitytest is the in-memory twin of the store that package
 // identity allocates from.
 //
-// It is linearizable and forgets everything with the process; keeping keys on
-// disk and between machines is left to etcd.
+// It is linearizable and keeps everything in memory only.
 package identitytest
 
 import (
@@ -28,12 +27,12 @@ type Op struct {
 
 // Store is an identity.Store in memory. Safe for concurrent use.
 type Store struct {
-	// Before is called ahead of every operation, outside of any lock, and may
-	// use the store itself: what it does comes first. An error is returned
-	// and the operation does not happen. Set it before the first use.
+	// Before is called before every operation, without any lock held, and may
+	// use the store itself. If it fails, the operation does not happen and
+	// returns its error. Set it before the first use.
 	Before func(Op) error
-	// After is the same behind the operation: with an error the caller does
-	// not learn that it happened.
+	// After is called after every operation. If it fails, the caller gets its
+	// error although the operation happened.
 	After func(Op) error
 
 	mu       sync.Mutex
@@ -71,8 +70,8 @@ func (s *Store) Commit(ctx context.Context, txn identity.Txn) (ok bool, err erro
 	return ok && err == nil, err
 }
 
-// CommitEach implements identity.Store, one transaction after the other. Hooks
-// see each.
+// CommitEach implements identity.Store, one transaction after the other. Hooks see
+// each one.
 func (s *Store) CommitEach(ctx context.Context, txns []identity.Txn) []identity.Outcome {
 	outcomes := make([]identity.Outcome, len(txns))
 	for i, txn := range txns {
@@ -135,15 +134,15 @@ func (s *Store) commitLocked(txn identity.Txn) bool {
 	return true
 }
 
-// Put writes a key, hooks aside.
+// Put writes a key without calling hooks.
 func (s *Store) Put(key, value string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.commitLocked(identity.Txn{Then: []identity.Change{{Key: key, Value: []byte(value)}}})
 }
 
-// Expire deletes every key that lost reports, as the end of a lease would,
-// hooks aside. It returns how many went.
+// Expire deletes every key for which lost returns true, as the end of a lease would,
+// without calling hooks. It returns how many there were.
 func (s *Store) Expire(lost func(key string) bool) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -153,7 +152,7 @@ func (s *Store) Expire(lost func(key string) bool) int {
 	return before - len(s.rows)
 }
 
-// Dump is a copy of everything, hooks aside.
+// Dump returns a copy of everything, without calling hooks.
 func (s *Store) Dump() map[string]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -164,7 +163,7 @@ func (s *Store) Dump() map[string]string {
 	return out
 }
 
-// Commits counts the transactions that held.
+// Commits returns how many transactions were committed.
 func (s *Store) Commits() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
