@@ -6,7 +6,8 @@ import (
 	"github.com/weft-mesh/weft/service"
 )
 
-// Slice is the backends of a peer in the newer form.
+// Slice returns the backends of a slice in our own form. Addresses and ports that
+// cannot be read are left out.
 func (s *ClusterEndpointSlice) Slice() service.Slice {
 	out := service.Slice{Namespace: s.Namespace, Name: s.Name, Service: s.Service()}
 	for _, p := range s.Ports {
@@ -35,8 +36,9 @@ func (s *ClusterEndpointSlice) Slice() service.Slice {
 	return out
 }
 
-// Slices are the backends of a peer in the older form, which has no conditions,
-// so that all it lists counts as ready. Each backend has ports of its own.
+// Slices returns the backends of a service in our own form, one slice for each,
+// because each has its own ports. This older format has no conditions: every backend
+// it lists counts as ready.
 func (s *ClusterService) Slices() []service.Slice {
 	var out []service.Slice
 	for addr, ports := range s.Backends {

@@ -8,12 +8,12 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// The functions here read a value and refuse it unless it agrees with its key,
-// as Cilium's readers do. Whether its cluster has a right to what the value
-// claims is another question, asked by apiserver/mirror.
+// The functions here read a value and refuse it unless it agrees with its key, as
+// Cilium's readers do. Whether the cluster is entitled to what the value claims is
+// checked in apiserver/mirror.
 
-// ParseNode reads a Node that stands at ref in the mirror of cluster id. An id
-// of 0 is not compared.
+// ParseNode reads the Node at ref in the mirror of cluster id. An id of 0 is not
+// compared.
 func ParseNode(ref CacheRef, id identity.ClusterID, b []byte) (*Node, error) {
 	n, err := Unmarshal[Node](b)
 	if err != nil {
@@ -38,7 +38,7 @@ func ParseNode(ref CacheRef, id identity.ClusterID, b []byte) (*Node, error) {
 	return &n, nil
 }
 
-// ParseIPIdentityPair reads the pair that stands at ref.
+// ParseIPIdentityPair reads the pair at ref.
 func ParseIPIdentityPair(ref CacheRef, b []byte) (*IPIdentityPair, error) {
 	p, err := Unmarshal[IPIdentityPair](b)
 	if err != nil {
@@ -52,7 +52,7 @@ func ParseIPIdentityPair(ref CacheRef, b []byte) (*IPIdentityPair, error) {
 		return nil, err
 	}
 	if prefix != ref.IP {
-		return nil, fmt.Errorf("value speaks of %v, key of %v", prefix, ref.IP)
+		return nil, fmt.Errorf("address is %v, but the key says %v", prefix, ref.IP)
 	}
 	if p.HostIP.IsValid() {
 		if err := usable(p.HostIP); err != nil {
@@ -74,8 +74,8 @@ func ParseIdentity(b []byte) (identity.Labels, error) {
 	return labels, nil
 }
 
-// ParseClusterService reads the service that stands at ref in the mirror of
-// cluster id. An id of 0 is not compared.
+// ParseClusterService reads the service at ref in the mirror of cluster id. An id of
+// 0 is not compared.
 func ParseClusterService(ref CacheRef, id identity.ClusterID, b []byte) (*ClusterService, error) {
 	s, err := Unmarshal[ClusterService](b)
 	if err != nil {
@@ -106,8 +106,8 @@ func ParseClusterService(ref CacheRef, id identity.ClusterID, b []byte) (*Cluste
 	return &s, nil
 }
 
-// ParseSlice reads the slice that stands at ref in the mirror of cluster id. An
-// id of 0 is not compared.
+// ParseSlice reads the slice at ref in the mirror of cluster id. An id of 0 is not
+// compared.
 func ParseSlice(ref CacheRef, id identity.ClusterID, b []byte) (*ClusterEndpointSlice, error) {
 	s, err := ParseClusterEndpointSlice(b)
 	if err != nil {
@@ -164,7 +164,7 @@ func usable(a netip.Addr) error {
 	case !a.IsValid():
 		return errors.New("an address is missing")
 	case a.Zone() != "":
-		return fmt.Errorf("address %v has a zone, which means nothing outside of its node", a)
+		return fmt.Errorf("address %v has a zone, which means nothing outside its node", a)
 	case a.Is4In6():
 		return fmt.Errorf("address %v is IPv4 written as IPv6", a)
 	}

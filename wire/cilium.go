@@ -15,13 +15,14 @@ type ClusterConfig struct {
 	Capabilities Capabilities `json:"capabilities"`
 }
 
-// Capabilities say which parts of the format a cluster speaks. The zero value
-// of each field is what a cluster that does not know it writes.
+// Capabilities say which parts of the format a cluster uses. A cluster that does not
+// know a field leaves it at its zero value.
 type Capabilities struct {
 	SyncedCanaries       bool   `json:"syncedCanaries,omitempty"`
 	Cached               bool   `json:"cached,omitempty"` // served from cilium/cache/
 	MaxConnectedClusters uint32 `json:"maxConnectedClusters,omitempty"`
-	// ServiceExportsEnabled: nil does not know them, false has them off.
+	// ServiceExportsEnabled is nil if the cluster does not know service exports,
+	// and false if they are turned off.
 	ServiceExportsEnabled *bool `json:"serviceExportsEnabled,omitempty"`
 	// EndpointSlicesExportMode is "" for services only.
 	EndpointSlicesExportMode string `json:"endpointSlicesExportMode,omitempty"`
@@ -61,8 +62,8 @@ func ParseClusterConfig(b []byte) (ClusterConfig, error) {
 	return c, nil
 }
 
-// Node is a node of a cluster. Field names and their order are Cilium's; an
-// empty address is the empty string, an absent CIDR is null.
+// Node is a node of a cluster. Field names and order are Cilium's; an absent address
+// is the empty string, an absent CIDR is null.
 type Node struct {
 	Name                    string
 	Cluster                 string
@@ -98,7 +99,7 @@ const (
 	SourceCustomResource = "custom-resource"
 )
 
-// Address is the first address of a type; not valid if there is none.
+// Address returns the first address of a type, or the zero Addr if there is none.
 func (n *Node) Address(typ string) netip.Addr {
 	for _, a := range n.IPAddresses {
 		if a.Type == typ {
@@ -108,7 +109,7 @@ func (n *Node) Address(typ string) netip.Addr {
 	return netip.Addr{}
 }
 
-// PodCIDRs are all the CIDRs the node gives addresses from.
+// PodCIDRs returns all CIDRs from which the node allocates addresses.
 func (n *Node) PodCIDRs() []netip.Prefix {
 	var out []netip.Prefix
 	add := func(c *CIDR) {
@@ -166,8 +167,8 @@ func (c CIDR) MarshalJSON() ([]byte, error) {
 	return json.Marshal(cidrJSON{p.Addr(), mask})
 }
 
-// UnmarshalJSON refuses masks with holes, masks of the wrong length and
-// addresses with bits outside of the mask.
+// UnmarshalJSON refuses masks with holes, masks of the wrong length and addresses
+// with bits outside the mask.
 func (c *CIDR) UnmarshalJSON(b []byte) error {
 	var v cidrJSON
 	if err := json.Unmarshal(b, &v); err != nil {
@@ -178,13 +179,13 @@ func (c *CIDR) UnmarshalJSON(b []byte) error {
 		return err
 	}
 	if p != p.Masked() {
-		return fmt.Errorf("CIDR %v has bits set outside of its mask", p)
+		return fmt.Errorf("CIDR %v has bits set outside its mask", p)
 	}
 	*c = CIDR(p)
 	return nil
 }
 
-// maskPrefix puts an address and a net.IPMask together.
+// maskPrefix combines an address and a net.IPMask.
 func maskPrefix(a netip.Addr, mask []byte) (netip.Prefix, error) {
 	if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
 		return netip.Prefix{}, fmt.Errorf("CIDR has no usable address")
@@ -206,8 +207,8 @@ func maskPrefix(a netip.Addr, mask []byte) (netip.Prefix, error) {
 	return netip.PrefixFrom(a, bits), nil
 }
 
-// IPIdentityPair says which identity an address has and behind which node it
-// is found. Field names and order are Cilium's.
+// IPIdentityPair says which identity an address has and which node it is behind.
+// Field names and order are Cilium's.
 type IPIdentityPair struct {
 	IP                netip.Addr
 	Mask              []byte     // nil: a single address
@@ -221,11 +222,11 @@ type IPIdentityPair struct {
 	NamedPorts        []NamedPort `json:",omitempty"`
 }
 
-// WireGuardKey is IPIdentityPair.Key and Node.EncryptionKey where WireGuard is
-// on.
+// WireGuardKey is the value of IPIdentityPair.Key and Node.EncryptionKey when
+// WireGuard is on.
 const WireGuardKey = 0xff
 
-// Prefix is what the pair speaks of; a single address has all bits.
+// Prefix is what the pair is about; a single address has all bits.
 func (p *IPIdentityPair) Prefix() (netip.Prefix, error) {
 	if p.Mask == nil {
 		if !p.IP.IsValid() {
@@ -269,10 +270,10 @@ type ForZone struct {
 	Name string `json:"name"`
 }
 
-// TimeText is the value of canaries and of the heartbeat.
+// TimeText returns t as the value of a canary or the heartbeat.
 func TimeText(t time.Time) []byte { return []byte(t.UTC().Format(time.RFC3339Nano)) }
 
-// ParseTime reads TimeText and what Cilium writes in its place.
+// ParseTime reads what TimeText writes, and the formats that Cilium uses instead.
 func ParseTime(b []byte) (time.Time, error) {
 	for _, layout := range []string{time.RFC3339Nano, time.RFC1123, time.RFC1123Z} {
 		if t, err := time.Parse(layout, string(b)); err == nil {

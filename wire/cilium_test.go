@@ -188,7 +188,7 @@ func TestClusterEndpointSliceGolden(t *testing.T) {
 func TestSliceBombIsRefused(t *testing.T) {
 	bomb := encoder.EncodeAll(make([]byte, maxSliceSize+1), nil)
 	if len(bomb) > 10_000 {
-		t.Fatalf("%d bytes is no bomb", len(bomb))
+		t.Fatalf("%d bytes is not a bomb", len(bomb))
 	}
 	if _, err := ParseClusterEndpointSlice(bomb); err == nil {
 		t.Error("17 MiB were unpacked")
@@ -260,7 +260,7 @@ func TestTimesReadBack(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := ParseTime([]byte("soon")); err == nil {
-		t.Error("soon is no time")
+		t.Error("soon was accepted as a time")
 	}
 }
 
@@ -294,8 +294,7 @@ func FuzzSlice(f *testing.F) {
 	})
 }
 
-// FuzzCompressedSlice: no input makes the reader fail in any other way than by
-// an error.
+// FuzzCompressedSlice: bad input gives an error and nothing worse.
 func FuzzCompressedSlice(f *testing.F) {
 	f.Add(slice().Marshal())
 	seed, _ := base64.StdEncoding.DecodeString("KLUv/QQAAQAA")

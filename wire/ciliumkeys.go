@@ -9,7 +9,7 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// Resource is one kind of Cilium's entries, by the word its keys use.
+// Resource is a kind of Cilium entry, named as in its keys.
 type Resource string
 
 const (
@@ -18,22 +18,22 @@ const (
 	Identities     Resource = "identities"
 	Services       Resource = "services"
 	EndpointSlices Resource = "endpointslices"
-	// ServiceExports are MCS-API's. We export none, which is also a complete
-	// list: Cilium waits for its canary wherever a cluster config has
-	// serviceExportsEnabled, true or false.
+	// ServiceExports are those of the MCS API. We export none, but still announce
+	// the empty list as complete: Cilium waits for its canary if the cluster config
+	// contains serviceExportsEnabled, whether true or false.
 	ServiceExports Resource = "serviceexports"
 )
 
-// Resources are all that we export and mirror. Identities come before the
-// addresses that use them, nodes before what lives on them.
+// Resources are the kinds that we export and mirror. Identities come before the
+// addresses that use them, nodes before what runs on them.
 var Resources = []Resource{Nodes, Identities, IPs, Services, EndpointSlices}
 
-// Canaries are the resources whose canary a cluster puts up once it has written
+// Canaries are the resources for which a cluster writes a canary once it has written
 // everything it exports.
 var Canaries = append(slices.Clone(Resources), ServiceExports)
 
-// StatePrefix covers a cluster's entries in its own etcd. For addresses and
-// identities the cluster does not show in the key.
+// StatePrefix covers a cluster's entries in its own etcd. Keys of addresses and
+// identities do not contain the cluster.
 func (r Resource) StatePrefix(cluster string) string {
 	switch r {
 	case IPs:
@@ -56,8 +56,8 @@ func (r Resource) CachePrefix(cluster string) string {
 // AllCachePrefix covers the entries of all peers.
 func (r Resource) AllCachePrefix() string { return CiliumCachePrefix + string(r) + "/v1/" }
 
-// StateToCache turns a key in the peer's etcd into that of our copy; false if
-// the key is not one of this resource and cluster.
+// StateToCache turns a key in the peer's etcd into the key of our copy; false if the
+// key does not belong to this resource and cluster.
 func (r Resource) StateToCache(key, cluster string) (string, bool) {
 	rest, ok := strings.CutPrefix(key, r.StatePrefix(cluster))
 	if !ok || rest == "" {
@@ -66,12 +66,12 @@ func (r Resource) StateToCache(key, cluster string) (string, bool) {
 	return r.CachePrefix(cluster) + rest, true
 }
 
-// StateSyncedKey is the canary in the cluster's own etcd: all of r is there.
+// StateSyncedKey is the canary in the cluster's own etcd: r is complete there.
 func (r Resource) StateSyncedKey(cluster string) string {
 	return SyncedPrefix(cluster) + CiliumStatePrefix + string(r) + "/v1"
 }
 
-// CacheSyncedKey is the canary in ours: our copy of r is complete.
+// CacheSyncedKey is the canary in our etcd: our copy of r is complete.
 func (r Resource) CacheSyncedKey(cluster string) string {
 	return SyncedPrefix(cluster) + CiliumCachePrefix + string(r) + "/v1"
 }
@@ -126,8 +126,8 @@ func SliceStateKey(cluster, ns, name string) string {
 	return EndpointSlices.StatePrefix(cluster) + ns + "/" + name
 }
 
-// CacheRef is what a key below cilium/cache/ says. Which fields are set
-// follows from Resource.
+// CacheRef is a parsed key below cilium/cache/. Resource determines which other
+// fields are set.
 type CacheRef struct {
 	Resource Resource
 	Cluster  string
@@ -138,8 +138,8 @@ type CacheRef struct {
 	Identity        identity.Number // Identities
 }
 
-// ParseCiliumCacheKey takes apart any key below cilium/cache/; false for keys
-// of resources that we do not mirror.
+// ParseCiliumCacheKey parses any key below cilium/cache/; false for keys of resources
+// that we do not mirror.
 func ParseCiliumCacheKey(key string) (CacheRef, bool) {
 	rest, ok := strings.CutPrefix(key, CiliumCachePrefix)
 	if !ok {
@@ -156,8 +156,7 @@ func ParseCiliumCacheKey(key string) (CacheRef, bool) {
 	return Resource(res).ref(cluster, rest)
 }
 
-// ParseStateKey takes apart a key of a peer's etcd that stands below
-// r.StatePrefix(cluster).
+// ParseStateKey parses a key in a peer's etcd below r.StatePrefix(cluster).
 func (r Resource) ParseStateKey(key, cluster string) (CacheRef, bool) {
 	rest, ok := strings.CutPrefix(key, r.StatePrefix(cluster))
 	if !ok {
@@ -190,8 +189,8 @@ func (r Resource) ref(cluster, rest string) (ref CacheRef, ok bool) {
 	return ref, true
 }
 
-// parseIPKey reads the end of an address's key, 10.1.2.3 or 10.1.2.0/24. A
-// single address is never written as a prefix, so each has one key.
+// parseIPKey reads the end of an address's key, 10.1.2.3 or 10.1.2.0/24. A single
+// address is never written as a prefix, so each has exactly one key.
 func parseIPKey(s string) (netip.Prefix, bool) {
 	if strings.Contains(s, "/") {
 		p, err := netip.ParsePrefix(s)

@@ -11,38 +11,38 @@ import (
 
 // Weft's own keys. What ends in "/" is a prefix.
 const (
-	// ClusterKey holds a Cluster: who we are.
+	// ClusterKey holds our own Cluster.
 	ClusterKey = "weft/state/cluster"
 	// LineageKey holds the store's Lineage, if it is an embedded etcd.
 	LineageKey = "weft/state/lineage"
-	// StatePrefix covers all that agents of this cluster may read of it.
+	// StatePrefix covers everything about this cluster that its agents may read.
 	StatePrefix = "weft/state/"
 	// ObjectsPrefix holds manifests as they were applied, in Kubernetes JSON.
 	ObjectsPrefix = "weft/state/objects/"
 	// NodesPrefix holds what agents write about themselves.
 	NodesPrefix = "weft/state/nodes/"
-	// EndpointsPrefix holds an Endpoint per pod: checked, with its identity.
+	// EndpointsPrefix holds a checked Endpoint per pod, with its identity.
 	EndpointsPrefix = "weft/state/endpoints/"
 	// IdentitiesPrefix holds the allocation of identities.
 	IdentitiesPrefix   = "weft/state/identities/"
 	IdentityIDPrefix   = IdentitiesPrefix + "id/"
 	IdentityTextPrefix = IdentitiesPrefix + "value/"
-	// PeersPrefix holds a Peer per cluster we are joined with.
+	// PeersPrefix holds a Peer per peer cluster.
 	PeersPrefix = "weft/state/peers/"
-	// FormerPrefix holds a Former per peer that was removed.
+	// FormerPrefix holds a Former per removed peer.
 	FormerPrefix = "weft/state/former/"
 	// RotationKey holds a Rotation: the key epoch the operator wants.
 	RotationKey = "weft/state/rotation"
 	// OwnLivenessKey holds a PeerLiveness about our own nodes.
 	OwnLivenessKey = "weft/state/liveness"
-	// AgentsPrefix covers what agents may know and peers may not.
+	// AgentsPrefix covers what agents may read but peers may not.
 	AgentsPrefix = "weft/agents/"
 	// GossipKey holds GossipKeys.
 	GossipKey = "weft/agents/gossip"
-	// SecretPrefix is for the API server alone.
+	// SecretPrefix is for the API server only.
 	SecretPrefix = "weft/secret/"
 	// RemovalsKey counts the invited peers that were removed. The authority's
-	// folder keeps the count too.
+	// folder holds the same count.
 	RemovalsKey       = SecretPrefix + "removals"
 	PeerSecretsPrefix = "weft/secret/peers/"
 	// ExportPrefix covers what peers read beyond Cilium's format.
@@ -51,11 +51,11 @@ const (
 	ExportNodesPrefix = "weft/export/nodes/"
 	// ExportLineageKey is LineageKey for peers.
 	ExportLineageKey = "weft/export/lineage"
-	// JoinedClustersPrefix has a folder for each peer; see JoinedPrefix.
+	// JoinedClustersPrefix has a folder per peer; see JoinedPrefix.
 	JoinedClustersPrefix = "weft/joined/"
 	// HeardKey holds a Heard.
 	HeardKey = "weft/heard"
-	// CachePrefix covers our copies of peers' ExportPrefix, a folder for each.
+	// CachePrefix covers our copies of peers' ExportPrefix, a folder per peer.
 	CachePrefix = "weft/cache/"
 )
 
@@ -65,14 +65,14 @@ const (
 	CiliumCachePrefix   = "cilium/cache/"
 	CiliumSyncedPrefix  = "cilium/synced/"
 	ClusterConfigPrefix = "cilium/cluster-config/"
-	// HeartbeatKey holds a time that is never older than a minute or two.
+	// HeartbeatKey holds the time of the last heartbeat, at most two minutes old.
 	HeartbeatKey = "cilium/.heartbeat"
 )
 
-// noNamespace stands where a namespace would for objects that have none.
+// noNamespace takes the place of the namespace for objects that have none.
 const noNamespace = "_"
 
-// ObjectKey is where a manifest is kept; ns is "" for cluster-wide ones.
+// ObjectKey holds a manifest; ns is "" for cluster-wide objects.
 func ObjectKey(plural, ns, name string) string {
 	if ns == "" {
 		ns = noNamespace
@@ -92,7 +92,7 @@ func ParseObjectKey(key string) (plural, ns, name string, ok bool) {
 	return p[0], p[1], p[2], true
 }
 
-// NodePrefix is all that the agent of a node may write.
+// NodePrefix covers everything that a node's agent may write.
 func NodePrefix(node string) string { return NodesPrefix + node + "/" }
 
 // NodeKey holds the node's NodeState.
@@ -102,10 +102,10 @@ func NodeKey(node string) string { return NodePrefix(node) + "node" }
 // complete.
 func NodeSyncedKey(node string) string { return NodePrefix(node) + "synced" }
 
-// NodeProblemsKey holds the node's NodeProblems, while it has any.
+// NodeProblemsKey holds the node's NodeProblems; it is absent if there are none.
 func NodeProblemsKey(node string) string { return NodePrefix(node) + "problems" }
 
-// NodePathsKey holds the node's NodePaths, while it has any.
+// NodePathsKey holds the node's NodePaths; it is absent if there are none.
 func NodePathsKey(node string) string { return NodePrefix(node) + "paths" }
 
 // NodeEndpointsPrefix covers the node's EndpointStates.
@@ -116,7 +116,7 @@ func NodeEndpointKey(node, ns, pod string) string {
 	return NodeEndpointsPrefix(node) + ns + "/" + pod
 }
 
-// NodeEntry says which of a node's keys a key is.
+// NodeEntry is the kind of a key below NodesPrefix.
 type NodeEntry int
 
 const (
@@ -127,8 +127,8 @@ const (
 	NodeEntryPaths
 )
 
-// ParseNodesKey takes apart any key below NodesPrefix. ns and pod are set for
-// endpoints only.
+// ParseNodesKey parses any key below NodesPrefix. ns and pod are set for endpoints
+// only.
 func ParseNodesKey(key string) (node string, entry NodeEntry, ns, pod string, ok bool) {
 	rest, ok := strings.CutPrefix(key, NodesPrefix)
 	if !ok {
@@ -183,11 +183,11 @@ func PeerKey(cluster string) string { return PeersPrefix + cluster }
 // ParsePeerKey is the inverse of PeerKey.
 func ParsePeerKey(key string) (cluster string, ok bool) { return one(key, PeersPrefix) }
 
-// JoinedPrefix covers what the named peer alone may read of us beside our export.
+// JoinedPrefix covers what only the named peer may read, in addition to our export.
 func JoinedPrefix(cluster string) string { return JoinedClustersPrefix + cluster + "/" }
 
-// JoinedKey is there while the named cluster is a peer that was added here: it
-// tells the peer so. It holds the time.
+// JoinedKey exists while the named cluster is added here as a peer, and tells the
+// peer so. It holds the time it was added.
 func JoinedKey(cluster string) string { return JoinedPrefix(cluster) + "added" }
 
 // FormerKey holds a Former.
@@ -196,7 +196,7 @@ func FormerKey(cluster string) string { return FormerPrefix + cluster }
 // ParseFormerKey is the inverse of FormerKey.
 func ParseFormerKey(key string) (cluster string, ok bool) { return one(key, FormerPrefix) }
 
-// PeerSecretKey holds what proves us to a peer.
+// PeerSecretKey holds the PeerSecret for a peer.
 func PeerSecretKey(cluster string) string { return PeerSecretsPrefix + cluster }
 
 // ExportNodeKey holds an ExportNode.
@@ -214,11 +214,11 @@ func PeerNodesPrefix(cluster string) string { return PeerCachePrefix(cluster) + 
 // PeerNodeKey holds the peer's ExportNode.
 func PeerNodeKey(cluster, node string) string { return PeerNodesPrefix(cluster) + node }
 
-// PeerLivenessKey holds what the peer's gossip says of its nodes. It is
-// written by our own API server, not copied.
+// PeerLivenessKey holds what the peer's gossip says about its nodes. Our own API
+// server writes it; it is not copied from the peer.
 func PeerLivenessKey(cluster string) string { return PeerCachePrefix(cluster) + "liveness" }
 
-// CacheEntry says which of a peer's weft/cache/ keys a key is.
+// CacheEntry is the kind of a key below weft/cache/.
 type CacheEntry int
 
 const (
@@ -227,8 +227,7 @@ const (
 	CacheEntryLiveness
 )
 
-// ParseCacheKey takes apart any key below CachePrefix. node is set for nodes
-// only.
+// ParseCacheKey parses any key below CachePrefix. node is set for nodes only.
 func ParseCacheKey(key string) (cluster string, entry CacheEntry, node string, ok bool) {
 	if p, ok := parts(key, CachePrefix, 2); ok {
 		switch p[1] {
@@ -245,7 +244,7 @@ func ParseCacheKey(key string) (cluster string, entry CacheEntry, node string, o
 	return "", 0, "", false
 }
 
-// ExportToCache turns a key below weft/export/ into that of our copy.
+// ExportToCache turns a key below weft/export/ into the key of our copy.
 func ExportToCache(key, cluster string) (string, bool) {
 	rest, ok := strings.CutPrefix(key, ExportPrefix)
 	if !ok || rest == "" {
@@ -254,8 +253,8 @@ func ExportToCache(key, cluster string) (string, bool) {
 	return PeerCachePrefix(cluster) + rest, true
 }
 
-// parts splits what follows prefix; false unless it has exactly n parts, none
-// of them empty.
+// parts splits what follows prefix at "/"; false unless there are exactly n parts,
+// none of them empty.
 func parts(key, prefix string, n int) ([]string, bool) {
 	rest, ok := strings.CutPrefix(key, prefix)
 	if !ok {
@@ -281,8 +280,8 @@ func one(key, prefix string) (string, bool) {
 	return p[0], true
 }
 
-// parseNumber accepts the one way FormatUint writes a number, so that no two
-// keys mean the same identity.
+// parseNumber accepts a number only as FormatUint writes it, so that no two keys mean
+// the same identity.
 func parseNumber(key, prefix string) (identity.Number, bool) {
 	s, ok := one(key, prefix)
 	if !ok {
@@ -295,15 +294,15 @@ func parseNumber(key, prefix string) (identity.Number, bool) {
 	return identity.Number(n), true
 }
 
-// ParseAddr reads an address as it stands on the wire: no zone, and in the one
-// way that String writes it.
+// ParseAddr reads an address from the wire. It refuses zones and IPv4 written as
+// IPv6, but accepts every spelling of an IPv6 address.
 func ParseAddr(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("%q is not an IP address", s)
 	}
 	if a.Zone() != "" {
-		return netip.Addr{}, fmt.Errorf("address %q has a zone, which means nothing outside of its node", s)
+		return netip.Addr{}, fmt.Errorf("address %q has a zone, which means nothing outside its node", s)
 	}
 	if a.Is4In6() {
 		return netip.Addr{}, fmt.Errorf("address %q is IPv4 written as IPv6", s)

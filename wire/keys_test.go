@@ -121,7 +121,7 @@ func TestClusterNames(t *testing.T) {
 	}
 }
 
-// FuzzCacheKey: a key that is read is the only way to write what it says.
+// FuzzCacheKey: every accepted key is the only spelling of what it says.
 func FuzzCacheKey(f *testing.F) {
 	f.Add("cilium/cache/ip/v1/west/10.2.0.1")
 	f.Add("cilium/cache/ip/v1/west/10.2.0.0/24")

@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// AgentLeaseTTL is how long what an agent wrote under its lease outlives its last
-// sign of life. Its end deletes nothing derived: the API server calls the node
+// AgentLeaseTTL is how long an agent's keys outlive its last sign of life. When they
+// expire, nothing derived from them is deleted; the API server reports the node as
 // silent.
 const AgentLeaseTTL = 15 * time.Minute
 
-// AgentLease is the lease of a node's agent. Each has one, whose number follows
-// from its name: an agent that restarts goes on with it, and no agent can have
-// more.
+// AgentLease returns the ID of the one lease that a node's agent has. It is derived
+// from the node's name, so a restarted agent continues its lease, and no agent can
+// have more than one.
 func AgentLease(node string) int64 {
 	h := fnv.New64a()
 	h.Write([]byte("agent/" + node))

@@ -18,8 +18,8 @@ const ServiceNameLabel = "kubernetes.io/service-name"
 // derives from services and pods.
 const ManagedBy = "weft"
 
-// ClusterEndpointSlice is a part of a global service's backends in the newer
-// form, with conditions. It stands in etcd as protobuf compressed by zstd.
+// ClusterEndpointSlice holds some of a global service's backends in the newer format,
+// with conditions. In etcd it is protobuf compressed with zstd.
 type ClusterEndpointSlice struct {
 	Cluster     string
 	ClusterID   uint32
@@ -45,13 +45,13 @@ type SliceEndpoint struct {
 	ForZones   []string
 }
 
-// Conditions are Kubernetes': nil is "not said", which means ready for Ready,
-// the same as Ready for Serving, and false for Terminating.
+// Conditions are those of Kubernetes. nil means "unspecified": true for Ready, the
+// same as Ready for Serving, and false for Terminating.
 type Conditions struct {
 	Ready, Serving, Terminating *bool
 }
 
-// SlicePort is a port of every endpoint of a slice. Port 0 is "not said".
+// SlicePort is a port of every endpoint of a slice. Port 0 means "unspecified".
 type SlicePort struct {
 	Name        string
 	Protocol    string // "" is TCP
@@ -59,8 +59,8 @@ type SlicePort struct {
 	AppProtocol string
 }
 
-// maxSliceSize bounds what a compressed slice may grow to, as Cilium does, so
-// that a peer cannot fill our memory with a small value.
+// maxSliceSize is the largest decompressed slice we accept, in bytes, as in Cilium.
+// It keeps a peer from filling our memory with a small value.
 const maxSliceSize = 16 << 20
 
 // Field numbers of the messages, as Cilium 1.20 and Kubernetes have them.
@@ -98,9 +98,8 @@ const (
 	mapValue = 2
 )
 
-// Encoder and decoder are safe for concurrent use in the forms used here. They
-// hold channels, so they are made before any test can be in a synctest bubble;
-// their buffers come with the first use.
+// EncodeAll and DecodeAll are safe for concurrent use. The codecs hold channels, so
+// they are created at start, outside any synctest bubble.
 var encoder, decoder = codecs()
 
 func codecs() (*zstd.Encoder, *zstd.Decoder) {
@@ -116,13 +115,13 @@ func codecs() (*zstd.Encoder, *zstd.Decoder) {
 	return e, d
 }
 
-// Marshal writes the slice as it stands in etcd. Equal slices give equal bytes.
+// Marshal encodes the slice for etcd. Equal slices give equal bytes.
 func (s *ClusterEndpointSlice) Marshal() []byte {
 	return encoder.EncodeAll(s.proto(), nil)
 }
 
-// ParseClusterEndpointSlice reads a slice as it stands in etcd. Fields it does
-// not know are passed over; what it returns is not checked yet.
+// ParseClusterEndpointSlice reads a slice from etcd. It skips unknown fields and does
+// not check the values; see ParseSlice.
 func ParseClusterEndpointSlice(b []byte) (*ClusterEndpointSlice, error) {
 	raw, err := decoder.DecodeAll(b, nil)
 	if err != nil {
@@ -299,10 +298,10 @@ type field struct {
 	number uint64
 }
 
-var errFieldType = errors.New("a field has another type than expected")
+var errFieldType = errors.New("unexpected type")
 
-// fields calls each for the fields of a message, in their order. Values of
-// types that none of our messages use are passed over.
+// fields calls each for the fields of a message, in order. For types that none of our
+// messages use, the value is left empty.
 func fields(b []byte, each func(protowire.Number, field) error) error {
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)

@@ -9,107 +9,107 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// Cluster says who a cluster is. It is written once and then only read.
+// Cluster describes a cluster. It is written once; only Released changes later.
 type Cluster struct {
 	Name                 string             `json:"name"`
 	ID                   identity.ClusterID `json:"id"`
 	PodCIDRs             []netip.Prefix     `json:"podCIDRs"`
 	ServiceCIDR          netip.Prefix       `json:"serviceCIDR"`
 	MaxConnectedClusters uint32             `json:"maxConnectedClusters"` // 255 or 511
-	// Generation names this etcd store: a new one means that everything was
-	// lost and written anew, and that what is missing was not taken back.
+	// Generation names this etcd store. A new generation means that the store was
+	// lost and rebuilt, so a missing entry does not mean that it was removed.
 	Generation string `json:"generation"`
-	// Released is the operator's word that a store that was rebuilt holds what
-	// belongs there: until then nodes keep what they have from the one before.
+	// Released is set when the operator confirms that a rebuilt store is complete.
+	// Until then nodes keep what they have from the previous generation.
 	Released bool `json:"released,omitempty"`
 }
 
-// NodeState is what an agent says of its node.
+// NodeState is what an agent reports about its node.
 type NodeState struct {
 	Name      string         `json:"name"`
-	Addresses []netip.Addr   `json:"addresses"` // of the node itself, the one for tunnels first
+	Addresses []netip.Addr   `json:"addresses"` // the node's own; the one for tunnels first
 	Internal  netip.Addr     `json:"internal"`  // first address of PodCIDRs[0]: source of the node's own mesh traffic, target of probes
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
 	// Epoch counts key rotations, from 1. Lane Epoch%2 holds the newest key.
 	Epoch uint64  `json:"epoch"`
 	Lanes [2]Lane `json:"lanes"`
-	// BootID is the kernel's: it changes when the node was rebooted.
+	// BootID is the kernel's boot ID, which changes with every reboot.
 	BootID string `json:"bootID,omitempty"`
-	// Holding is the generation of the store before this one, as long as the node
-	// keeps what it has from there.
+	// Holding is the previous generation of the store, while the node keeps what
+	// it has from there.
 	Holding string `json:"holding,omitempty"`
-	// Silent is set by readers, never by the agent: its lease has run out.
+	// Silent is set by readers, never by the agent: the agent's lease has expired.
 	Silent bool `json:"silent,omitempty"`
 }
 
 // Lane is one of a node's two WireGuard devices.
 type Lane struct {
-	PublicKey string `json:"publicKey"` // base64; "" means that nothing may be sent to it
+	PublicKey string `json:"publicKey"` // base64; "" means that nothing may be sent to this lane
 	Port      uint16 `json:"port"`      // UDP
 }
 
-// NodeProblems is what an agent says of rows that are not in its kernel. They
-// are for people; nothing follows from them.
+// NodeProblems lists what an agent wants but does not have in its kernel. It is shown
+// to operators; no decision depends on it.
 type NodeProblems struct {
 	Problems []NodeProblem `json:"problems"`
 }
 
-// Tables of NodeProblem that are no maps of the kernel.
+// Values of NodeProblem.Table that are not kernel maps.
 const (
-	ProblemTunnels      = "devices"      // the tunnels are not there
-	ProblemPeers        = "peers"        // the tunnels are there, and are not brought up to date
+	ProblemTunnels      = "devices"      // tunnels are missing
+	ProblemPeers        = "peers"        // tunnels exist but cannot be updated
 	ProblemProbes       = "probes"       // without a row: paths are not probed
-	ProblemPaths        = "paths"        // without a row: what probes found out does not reach the kernel
+	ProblemPaths        = "paths"        // without a row: probe results do not reach the kernel
 	ProblemCertificates = "certificates" // without a row
 	ProblemFiles        = "files"        // rows are paths of files
 	ProblemPods         = "pods"         // rows are namespace/name
-	ProblemShares       = "shares"       // of a map, used up by a pod; "" is the node itself
+	ProblemShares       = "shares"       // share of a map used up by a pod; row "" is the node itself
 )
 
-// NotRegistered is the problem of a node whose agent runs after its removal.
+// NotRegistered is the error of a node that was removed while its agent still runs.
 const NotRegistered = "it is not registered"
 
-// NodeProblem is one cause and how many rows of a table it keeps out.
+// NodeProblem is one cause and the number of rows of a table it affects.
 type NodeProblem struct {
 	Table string `json:"table"`
-	Row   string `json:"row,omitempty"` // one of them; "" means the table as such
+	Row   string `json:"row,omitempty"` // one of them; "" means the table as a whole
 	Rows  int    `json:"rows"`
 	Error string `json:"error"`
 	// Since is when the first of them failed.
 	Since time.Time `json:"since,omitzero"`
 }
 
-// NodePaths is what an agent says of paths that do not carry what they should.
-// They are for people, like problems; nothing follows from them.
+// NodePaths lists the paths that an agent finds down or limited. Like problems it is
+// shown to operators; no decision depends on it.
 type NodePaths struct {
 	Paths []NodePath `json:"paths"`
 }
 
-// NodePath is a path that is down or limited, or all the paths to a cluster that
-// are down.
+// NodePath is a path that is down or limited, or stands for all paths to a cluster if
+// they are all down.
 type NodePath struct {
 	Cluster string `json:"cluster"`
-	// Node is the other end; "" means all nodes of the cluster that are probed, of
-	// which there are Probed.
+	// Node is the other end; "" means all probed nodes of the cluster. Probed is
+	// how many those are.
 	Node   string `json:"node,omitempty"`
 	Probed int    `json:"probed,omitempty"`
-	// Limit is the size of the largest packet that passes, Sends that of the
-	// largest that the tunnel sends, both in bytes outside of the tunnel. 0: the
-	// path is down.
+	// Limit is the size of the largest packet that gets through, Sends that of the
+	// largest that the tunnel sends, in bytes including the tunnel's headers. A
+	// Limit of 0 means that the path is down.
 	Limit int       `json:"limit,omitempty"`
 	Sends int       `json:"sends,omitempty"`
 	Since time.Time `json:"since"`
 }
 
-// EndpointState is what an agent says of a pod on its node.
+// EndpointState is what an agent reports about a pod on its node.
 type EndpointState struct {
 	Namespace string     `json:"namespace"`
 	Pod       string     `json:"pod"`
 	UID       string     `json:"uid,omitempty"`
 	IP        netip.Addr `json:"ip"`
 	Ready     bool       `json:"ready"`
-	// State is creating, ready or not-ready; terminating once the pod is asked
-	// to stop.
+	// State is creating, ready or not-ready; terminating once the pod has been
+	// asked to stop.
 	State      string      `json:"state,omitempty"`
 	NamedPorts []NamedPort `json:"namedPorts,omitempty"`
 }
@@ -122,15 +122,15 @@ const (
 	EndpointTerminating = "terminating"
 )
 
-// NamedPort is a container port that policies may call by name. Its field
-// names are Cilium's.
+// NamedPort is a container port that policies may refer to by name. Its field names
+// are Cilium's.
 type NamedPort struct {
 	Name     string `json:"Name"`
 	Port     uint16 `json:"Port"`
 	Protocol string `json:"Protocol"`
 }
 
-// Endpoint is a pod as the API server vouches for it.
+// Endpoint is a pod as checked by the API server.
 type Endpoint struct {
 	Namespace      string          `json:"namespace"`
 	Pod            string          `json:"pod"`
@@ -146,8 +146,8 @@ type Endpoint struct {
 	NamedPorts     []NamedPort     `json:"namedPorts,omitempty"`
 }
 
-// Peer is a cluster we are joined with, as agreed when it was added. What it
-// may announce follows from it.
+// Peer is another cluster of the mesh as it was invited or added here. It determines
+// what that cluster may announce.
 type Peer struct {
 	Name                 string             `json:"name"`
 	ID                   identity.ClusterID `json:"id"`
@@ -155,99 +155,99 @@ type Peer struct {
 	ServiceCIDR          netip.Prefix       `json:"serviceCIDR,omitzero"`
 	MaxConnectedClusters uint32             `json:"maxConnectedClusters"`
 	Endpoints            []string           `json:"endpoints"` // of its etcd, https://host:port
-	// CA is the peer's bundle in PEM: what its servers are checked against.
+	// CA is the peer's CA bundle in PEM, to verify its servers.
 	CA string `json:"ca"`
 	// Gossip is where its API servers listen for WAN gossip, host:port.
 	Gossip []string `json:"gossip,omitempty"`
 	// Added is when the operator added it here.
 	Added time.Time `json:"added,omitzero"`
-	// Invited is set while the peer holds a certificate of ours, and so a user
+	// Invited is set while the peer holds a certificate of ours and so has a user
 	// in our etcd.
 	Invited   bool      `json:"invited,omitempty"`
 	InvitedAt time.Time `json:"invitedAt,omitzero"`
-	// Generation is the user's; see authority.RemoteUser.
+	// Generation is that of the user; see authority.RemoteUser.
 	Generation uint64 `json:"generation,omitempty"`
-	// Connected is set once we hold a certificate of the peer's: only then
-	// there is something to mirror. A peer may be invited and not yet added.
+	// Connected is set once we hold a certificate of the peer's and can mirror
+	// it. A peer may be invited and not yet added.
 	Connected bool `json:"connected,omitempty"`
-	// Removing is set from the operator's word until the last of its keys is
-	// gone, and the Peer with them. Neither of the above is set then.
+	// Removing is set from the operator's command until the last of the peer's
+	// keys is deleted, this record included. Invited and Connected are not set
+	// then.
 	Removing bool `json:"removing,omitempty"`
 }
 
-// Heard is when each peer last proved that our copy of it was current, to the
-// minute: an API server that starts while a peer is away shows the right age.
+// Heard is when each peer last proved that our copy of it was current, to the minute.
+// It lets an API server that starts while a peer is away show the right age.
 type Heard struct {
 	Peers map[string]time.Time `json:"peers"`
 }
 
-// Former is what a peer that was removed, or that gave up part of its CIDRs,
-// leaves behind. Connections to it were inside tunnels; so that nothing of them
-// ever goes on outside, nodes let nothing through from or to these CIDRs until an
-// operator forgets the peer.
+// Former records the CIDRs of a peer that was removed or gave up part of its CIDRs.
+// Connections to them used tunnels. So that none of them continues in the clear,
+// nodes drop all traffic from and to these CIDRs until an operator forgets the peer.
 type Former struct {
 	Name     string         `json:"name"`
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	Removed  time.Time      `json:"removed"`
-	// Forgotten is when an operator gave the CIDRs back to the network. The record
-	// stays: a node that was away learns it later.
+	// Forgotten is when an operator released the CIDRs. The record stays, for
+	// nodes that were away.
 	Forgotten time.Time `json:"forgotten,omitzero"`
 }
 
-// PeerSecret proves us to a peer and is kept below weft/secret/.
+// PeerSecret holds our credentials for a peer. It is kept below weft/secret/.
 type PeerSecret struct {
 	Cert      string `json:"cert"`                // PEM
 	Key       string `json:"key"`                 // PEM
 	GossipKey []byte `json:"gossipKey,omitempty"` // the peer's key for WAN gossip
 }
 
-// String hides what is secret.
+// String hides the secrets.
 func (PeerSecret) String() string { return "[secret]" }
 
-// GoString hides what is secret.
+// GoString hides the secrets.
 func (PeerSecret) GoString() string { return "[secret]" }
 
-// Rotation is the operator's wish: every node goes on to this key epoch.
+// Rotation is the key epoch that the operator wants every node to move to.
 type Rotation struct {
 	Epoch uint64 `json:"epoch"`
 }
 
-// GossipKeys are the keys of memberlist inside a cluster, the first one for
-// sending, all for receiving; 16, 24 or 32 bytes each.
+// GossipKeys are the memberlist keys inside a cluster: the first is used for sending,
+// all for receiving. Each has 16, 24 or 32 bytes.
 type GossipKeys struct {
 	LAN [][]byte `json:"lan"`
 }
 
-// String hides what is secret.
+// String hides the keys.
 func (GossipKeys) String() string { return "[secret]" }
 
-// GoString hides what is secret.
+// GoString hides the keys.
 func (GossipKeys) GoString() string { return "[secret]" }
 
-// ExportCluster is what peers learn of us beyond Cilium's format.
+// ExportCluster is what peers learn about us beyond Cilium's format.
 type ExportCluster struct {
 	PodCIDRs   []netip.Prefix `json:"podCIDRs"`
 	Generation string         `json:"generation"` // as in Cluster
 }
 
-// ExportNode is what peers learn of a node beyond Cilium's format.
+// ExportNode is what peers learn about a node beyond Cilium's format.
 type ExportNode struct {
 	Name  string  `json:"name"`
 	Epoch uint64  `json:"epoch"`
 	Lanes [2]Lane `json:"lanes"`
 }
 
-// PeerLiveness is what a cluster's own gossip says of its nodes.
+// PeerLiveness is what a cluster's own gossip says about its nodes.
 type PeerLiveness struct {
-	// Dead maps a node to the moment its cluster gave it up. Nodes that are
-	// not here are alive or unknown.
+	// Dead maps a node to the time its cluster declared it dead. Nodes not listed
+	// are alive or unknown.
 	Dead map[string]time.Time `json:"dead,omitempty"`
-	// Seen is when this was last heard.
+	// Seen is when this was last received.
 	Seen time.Time `json:"seen"`
 }
 
-// Marshal is the JSON of any of this package's JSON values. It cannot fail for
-// them.
+// Marshal returns the JSON of any of this package's JSON values. It panics on others
+// that cannot be encoded.
 func Marshal(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -265,7 +265,7 @@ func Unmarshal[T any](b []byte) (T, error) {
 	return v, nil
 }
 
-// CheckClusterName says what is wrong with a cluster's name; nil if nothing.
+// CheckClusterName says what is wrong with a cluster's name, or returns nil.
 func CheckClusterName(name string) error {
 	bad := name == "" || len(name) > 32
 	for i := 0; !bad && i < len(name); i++ {

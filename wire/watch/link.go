@@ -10,9 +10,9 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Link counts the connections of one etcd client. The client resumes its watches
-// on a new connection as if nothing had happened, whatever store answers there.
-// The zero value is ready.
+// Link counts the connections of one etcd client. It is needed because the client
+// silently resumes its watches on a new connection, whatever store answers there. The
+// zero value is ready for use; safe for concurrent use.
 type Link struct {
 	mu       sync.Mutex // guards what follows
 	count    uint64
@@ -21,11 +21,11 @@ type Link struct {
 	lookedAt uint64 // count when lineage was read, plus 1; 0: never
 }
 
-// DialOption has a client count its connections here. It belongs to one client.
+// DialOption makes a client count its connections here. Use it for one client only.
 func (l *Link) DialOption() grpc.DialOption { return grpc.WithStatsHandler(l) }
 
-// HandleConn implements stats.Handler. A connection is counted before anything
-// is heard on it.
+// HandleConn implements stats.Handler. A connection is counted before anything is
+// received on it.
 func (l *Link) HandleConn(_ context.Context, s stats.ConnStats) {
 	if _, begin := s.(*stats.ConnBegin); !begin {
 		return
@@ -48,8 +48,8 @@ func (l *Link) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context 
 // HandleRPC implements stats.Handler.
 func (l *Link) HandleRPC(context.Context, stats.RPCStats) {}
 
-// now is how many connections there were, and a channel that is closed by the
-// next one.
+// now returns how many connections there have been, and a channel that is closed at
+// the next one.
 func (l *Link) now() (count uint64, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -59,15 +59,15 @@ func (l *Link) now() (count uint64, changed <-chan struct{}) {
 	return l.count, l.changed
 }
 
-// known is the lineage if it was read on the present connections.
+// known returns the lineage if it was read since the last new connection.
 func (l *Link) known() (lineage wire.Lineage, count uint64, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.lineage, l.count, l.lookedAt == l.count+1
 }
 
-// keep remembers a lineage that was read while count connections were made;
-// false if there was another one meanwhile.
+// keep remembers a lineage that was read when there had been count connections; false
+// if there has been another one since.
 func (l *Link) keep(lineage wire.Lineage, count uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

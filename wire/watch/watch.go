@@ -1,8 +1,7 @@
-// Package watch follows what changes under a prefix of an etcd, and notices when
-// the etcd falls silent or goes back in time.
+// Package watch follows the changes under a prefix of an etcd, and notices when the
+// etcd falls silent or goes back in time.
 //
-// What a key means, and how the keys of a prefix are listed, is the caller's
-// business.
+// What a key means, and how the keys of a prefix are listed, is up to the caller.
 package watch
 
 import (
@@ -17,43 +16,45 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Why a watch ended although its store is there. The caller lists again.
+// Reasons for which a watch ends without an error from the store. The caller has to
+// list again.
 var (
-	// ErrSilent: there was no sign of life; the connection may be gone, or the
+	// ErrSilent: there was no sign of life. The connection may be gone or the
 	// store stuck.
 	ErrSilent = errors.New("no sign of life from the store")
-	// ErrWentBack: what was seen is no longer part of the store's history. It was
-	// restored from an older copy, and what came after that copy is gone.
+	// ErrWentBack: what was seen is no longer part of the store's history. The
+	// store was restored from an older copy and lost everything after it.
 	ErrWentBack = errors.New("the store went back in time")
-	// ErrReconnected: the connection was made again, and the store does not say
-	// whether it is still what it was.
+	// ErrReconnected: there is a new connection, and the store does not say
+	// whether it still has the same history.
 	ErrReconnected = errors.New("reconnected to a store that does not say whether it was restored")
 )
 
 const (
-	// unansweredLimit is how many requests for a sign of life may stay unanswered.
+	// unansweredLimit is how many requests for a sign of life may go unanswered.
 	unansweredLimit = 3
-	// lineageAttempts bounds how often the lineage is read, or a list made, while
-	// connections come and go.
+	// lineageAttempts bounds how often the lineage is read, or a list repeated,
+	// while connections come and go.
 	lineageAttempts = 10
 )
 
-// Client is what is needed of an etcd client.
+// Client is the part of an etcd client that is needed here.
 type Client interface {
 	Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error)
 	// Watch opens a watch that lasts until ctx ends.
 	Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan
-	// RequestProgress asks for an empty response on every watch of ctx's kind.
+	// RequestProgress asks for an empty response on every watch that was opened
+	// with the same outgoing metadata as ctx.
 	RequestProgress(ctx context.Context) error
 }
 
-// Point is a place in the history of a store: a revision, and in which of its
-// histories it was seen.
+// Point is a place in the history of a store.
 type Point struct {
 	Revision int64
-	// Start is the last start of the store by then, "" if it does not say.
+	// Start is the ID of the store's start during which Revision was seen, or ""
+	// if the store does not say.
 	Start string
-	// Connection counts those of the client.
+	// Connection is how many connections the client had made by then.
 	Connection uint64
 }
 
@@ -62,16 +63,16 @@ type Store struct {
 	Client Client
 	// Link counts Client's connections.
 	Link *Link
-	// Lineage is the key of the store's wire.Lineage. A store that has none, or
-	// does not let us read it, is listed again after each new connection.
+	// Lineage is the key of the store's wire.Lineage. If it is absent or may not
+	// be read, every new connection ends the watch with ErrReconnected.
 	Lineage string
 	// Interval is the pause between two requests for a sign of life.
 	Interval time.Duration
 }
 
-// List has list read something, and says as of which point; list returns the
-// revision. It is repeated if the connection changes meanwhile: pages of two
-// histories do not fit together.
+// List calls list to read something and returns the point at which it was read; list
+// returns the revision. It calls list again if the client reconnects in the meantime,
+// because pages from two histories do not fit together.
 func (s *Store) List(ctx context.Context, list func() (revision int64, err error)) (Point, error) {
 	for attempt := 1; ; attempt++ {
 		lineage, count, err := s.lineage(ctx)
@@ -92,18 +93,18 @@ func (s *Store) List(ctx context.Context, list func() (revision int64, err error
 	}
 }
 
-// Watch calls each, in order, with what changed under prefix after a point, and
-// with the revision that this is current to; without events it is a sign of life.
-// What arrives while each is busy comes in one call: whoever falls behind in a
-// burst catches up in one go. It returns nil if the client closed the watch, and
-// otherwise why it ended: ctx, each, the store, ErrWentBack or ErrReconnected, or
-// ErrSilent, which takes four to eight times the interval.
+// Watch calls each, in order, with the changes under prefix after a point and the
+// revision up to which they are complete; a call without events is a sign of life.
+// Changes that arrive while each is busy are combined into one call, so a slow reader
+// catches up after a burst. Watch returns nil if the client closed the watch, and
+// otherwise why it ended: the error of ctx, of each or of the store, ErrWentBack,
+// ErrReconnected, or ErrSilent, which takes four to eight times Interval.
 //
-// The client resumes a watch by itself, on a new connection and at the revision
-// that it expects next. In a store that was restored from an older copy, what
-// happens before that revision would be missed, and what the copy lacks never
-// told. So what comes after a new connection was made is dropped, and once it is
-// clear that the store still holds what was handed on, the watch begins again there.
+// The client resumes a watch by itself, on a new connection, from the revision it
+// expects next. If the store was restored from an older copy, changes before that
+// revision would be missed, and nothing would say what the copy lacks. So responses on
+// a new connection are dropped, and the watch starts again from what was handed on,
+// once it is clear that the store still has that in its history.
 func (s *Store) Watch(ctx context.Context, prefix string, after Point, each func(revision int64, events []*clientv3.Event) error) error {
 	for {
 		at, err := s.still(ctx, after)
@@ -116,16 +117,15 @@ func (s *Store) Watch(ctx context.Context, prefix string, after Point, each func
 	}
 }
 
-// errMoved: a connection was made since the watch began.
-var errMoved = errors.New("connected again")
+// errMoved: the client has reconnected since the watch began.
+var errMoved = errors.New("reconnected")
 
-// follow is Watch until there is a new connection, and returns the point that it
-// came to.
+// follow is Watch until the next new connection; it returns the point it reached.
 //
-// A broken connection is otherwise indistinguishable from a quiet store, so at
-// every interval it asks for a sign of life. etcd gives none to a watch that
-// begins in the future: it begins at the revision itself, and what the caller has
-// already is dropped.
+// A broken connection looks like a quiet store, so it asks for a sign of life at
+// every interval. etcd gives none to a watch that begins at a future revision, so the
+// watch begins at the revision of at itself, and events the caller already has are
+// dropped.
 func (s *Store) follow(ctx context.Context, prefix string, at Point, each func(revision int64, events []*clientv3.Event) error) (Point, error) {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	begin := at.Revision
@@ -163,7 +163,8 @@ func (s *Store) follow(ctx context.Context, prefix string, at Point, each func(r
 			if err := each(revision, events); err != nil {
 				return at, err
 			}
-			// A watch that catches up is behind the revision that it names.
+			// While a watch is catching up, its header names a later revision
+			// than its events.
 			if n := len(resp.Events); n > 0 {
 				revision = resp.Events[n-1].Kv.ModRevision
 			}
@@ -183,8 +184,8 @@ func (s *Store) follow(ctx context.Context, prefix string, at Point, each func(r
 	}
 }
 
-// gather passes responses on until in or ctx ends, and puts those together that
-// arrive before the reader takes them.
+// gather forwards responses until in or ctx ends, and combines those that arrive
+// before the reader takes them.
 func gather(ctx context.Context, in clientv3.WatchChan, out chan<- clientv3.WatchResponse) {
 	defer close(out)
 	var waiting []clientv3.WatchResponse
@@ -217,8 +218,8 @@ func gather(ctx context.Context, in clientv3.WatchChan, out chan<- clientv3.Watc
 	}
 }
 
-// still is the same point as of the present connection, if the store still holds
-// it.
+// still returns the same point for the current connection, or an error if the store
+// no longer has it in its history.
 func (s *Store) still(ctx context.Context, at Point) (Point, error) {
 	if now, _ := s.Link.now(); now == at.Connection {
 		return at, nil
@@ -236,8 +237,8 @@ func (s *Store) still(ctx context.Context, at Point) (Point, error) {
 	return at, nil
 }
 
-// lineage is that of the store on the present connections, whose count it
-// returns. It is read once for each of them.
+// lineage returns the store's lineage and the count of connections for which it
+// holds. It is read once per connection.
 func (s *Store) lineage(ctx context.Context) (wire.Lineage, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, unansweredLimit*s.Interval)
 	defer cancel()
@@ -250,13 +251,13 @@ func (s *Store) lineage(ctx context.Context) (wire.Lineage, uint64, error) {
 		lineage = wire.Lineage{}
 		switch {
 		case errors.Is(err, rpctypes.ErrPermissionDenied):
-			// Nothing is known of it.
+			// The store does not say.
 		case errors.Is(err, rpctypes.ErrAuthOldRevision):
-			continue // users were changed meanwhile; it was not answered
+			continue // users changed in between, so the request was refused
 		case err != nil:
 			return lineage, 0, fmt.Errorf("read %s: %w", s.Lineage, err)
 		case len(resp.Kvs) > 0:
-			// What cannot be read says nothing either.
+			// A lineage that cannot be parsed counts as none.
 			lineage, _ = wire.Unmarshal[wire.Lineage](resp.Kvs[0].Value)
 		}
 		if s.Link.keep(lineage, count) {
@@ -266,8 +267,8 @@ func (s *Store) lineage(ctx context.Context) (wire.Lineage, uint64, error) {
 	return wire.Lineage{}, 0, ErrReconnected
 }
 
-// ask requests a sign of life. While its connection is away, the client keeps
-// who asks waiting: that is no answer, and no error either.
+// ask requests a sign of life. The client blocks while it has no connection; that
+// counts as unanswered, not as an error.
 func (s *Store) ask(ctx context.Context) error {
 	asking, enough := context.WithTimeout(ctx, s.Interval)
 	defer enough()
@@ -278,7 +279,7 @@ func (s *Store) ask(ctx context.Context) error {
 	return err
 }
 
-// since drops events up to a revision, which are at the beginning.
+// since drops the leading events up to a revision.
 func since(events []*clientv3.Event, after int64) []*clientv3.Event {
 	for len(events) > 0 && events[0].Kv.ModRevision <= after {
 		events = events[1:]

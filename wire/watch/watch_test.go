@@ -25,11 +25,11 @@ func following(w *watchtest.Watcher) *watch.Store {
 	return &watch.Store{Client: w, Link: w.Link(), Lineage: wire.LineageKey, Interval: interval}
 }
 
-// at is what a list at a revision says of itself.
+// at is the point of a list at a revision.
 func at(revision int64) watch.Point { return watch.Point{Revision: revision, Start: "1"} }
 
-// A quiet store gives signs of life for as long as one likes; one that stops
-// doing so is noticed, however it does it.
+// A quiet store keeps giving signs of life; a store that stops is noticed, however it
+// stops.
 func TestSilenceIsNoticed(t *testing.T) {
 	for name, fall := range map[string]func(*watchtest.Watcher){
 		"half-open connection": (*watchtest.Watcher).Silence,
@@ -110,8 +110,8 @@ func TestItEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// What was seen and is gone ends a watch as soon as the client has reconnected:
-// its own resumption would skip what comes before the next revision it expects.
+// If seen revisions are gone, the watch ends as soon as the client has reconnected.
+// The client's own resumption would skip changes before the revision it expects next.
 func TestAStoreThatWentBackIsNoticed(t *testing.T) {
 	lineage := func(starts ...wire.Start) wire.Lineage { return wire.Lineage{Starts: starts} }
 	first := wire.Start{ID: "1"}
@@ -170,7 +170,8 @@ func TestAStoreThatWentBackIsNoticed(t *testing.T) {
 	}
 }
 
-// A response from before what was seen says so itself, reconnected or not.
+// A response with an older revision than was seen ends the watch even without a
+// reconnection.
 func TestARevisionNeverFalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := watchtest.New(5)
@@ -181,7 +182,7 @@ func TestARevisionNeverFalls(t *testing.T) {
 	})
 }
 
-// Pages that were read on two connections are of two stores.
+// Pages read on two connections may come from two histories.
 func TestAListIsReadOnOneConnection(t *testing.T) {
 	w := watchtest.New(7)
 	pages := 0
@@ -198,7 +199,7 @@ func TestAListIsReadOnOneConnection(t *testing.T) {
 	}
 }
 
-// Whoever is busy hears in one call of what happened meanwhile, in order.
+// A busy reader gets what happened in the meantime in one call, in order.
 func TestWhatArrivesMeanwhileComesTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := watchtest.New(1)
@@ -233,8 +234,8 @@ func TestWhatArrivesMeanwhileComesTogether(t *testing.T) {
 	})
 }
 
-// What was heard of a history that is gone and not yet handed on is dropped, also
-// where what was handed on is still there.
+// Events of a lost history that were not handed on yet are dropped, even if
+// everything handed on so far is still there.
 func TestWhatWasNotHandedOnYetIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := watchtest.New(1)

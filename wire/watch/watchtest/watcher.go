@@ -1,5 +1,5 @@
-// Package watchtest is the watching part of an etcd client in memory, which can
-// fall silent, reconnect, and find another history there.
+// Package watchtest is the watching part of an etcd client, in memory. It can fall
+// silent, reconnect, and find another history there.
 package watchtest
 
 import (
@@ -16,8 +16,8 @@ import (
 	"github.com/weft-mesh/weft/wire/watch"
 )
 
-// Watcher is a clientv3.Watcher, and answers what the lineage is. Several goroutines may use it; it tells every
-// watch of every change, whatever its prefix.
+// Watcher is a clientv3.Watcher that also returns the lineage. It sends every change
+// to every watch, whatever its prefix. Safe for concurrent use.
 type Watcher struct {
 	// mu guards what follows.
 	mu       sync.Mutex
@@ -30,7 +30,7 @@ type Watcher struct {
 	link     watch.Link
 }
 
-// New makes a Watcher at a revision, of a store that was started once, as "1".
+// New returns a Watcher at a revision, for a store that was started once, as "1".
 func New(revision int64) *Watcher {
 	w := &Watcher{revision: revision, watches: map[chan clientv3.WatchResponse]bool{}}
 	w.SetLineage(wire.Lineage{Starts: []wire.Start{{ID: "1"}}})
@@ -40,14 +40,14 @@ func New(revision int64) *Watcher {
 // Link counts the connections of this client.
 func (w *Watcher) Link() *watch.Link { return &w.link }
 
-// SetLineage is what the store says of itself from the next connection on.
+// SetLineage sets the lineage that the store returns from the next connection on.
 func (w *Watcher) SetLineage(l wire.Lineage) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.lineage = l
 }
 
-// Reconnect makes a new connection to a store at a revision. The watches go on
+// Reconnect makes a new connection to a store at a revision. The watches continue
 // with what comes next, as those of etcd's client do.
 func (w *Watcher) Reconnect(revision int64) {
 	w.mu.Lock()
@@ -68,8 +68,8 @@ func (w *Watcher) Get(ctx context.Context, key string, opts ...clientv3.OpOption
 	return resp, nil
 }
 
-// Silence makes the watches of now say nothing any more, for good, as on a
-// connection that is half open. Later ones work.
+// Silence silences all open watches for good, as on a half-open connection. Watches
+// opened later work.
 func (w *Watcher) Silence() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -83,14 +83,14 @@ func (w *Watcher) SetStuck(stuck bool) {
 	w.stuck = stuck
 }
 
-// Opened counts watches.
+// Opened returns how many watches were opened.
 func (w *Watcher) Opened() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.opened
 }
 
-// Put tells of a change.
+// Put sends a change at the next revision.
 func (w *Watcher) Put(key, value string) {
 	w.mu.Lock()
 	w.revision++
@@ -98,7 +98,7 @@ func (w *Watcher) Put(key, value string) {
 	w.Repeat(key, value)
 }
 
-// Repeat tells of a change at the present revision.
+// Repeat sends a change at the current revision.
 func (w *Watcher) Repeat(key, value string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
