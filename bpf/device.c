@@ -1,12 +1,12 @@
 //go:build ignore
 
-/* from_device, to_device: the guard towards the outside. Packets of members
- * are encrypted there or not at all; the world reaches pods by their policy.
+/* from_device, to_device: the guard towards the outside. Members' packets never pass
+ * here unencrypted; the world reaches pods only as their policy allows.
  */
 #include "lib/deliver.h"
 
-/* CIDRs decide, not single addresses: the guard must not depend on knowing who
- * is there. */
+/* CIDRs decide, not single addresses: the guard must not depend on which addresses
+ * are known. */
 inline_always __u8 cidr_flags(const struct addr *a)
 {
 	struct prefix_key key = {.bits = 128, .addr = *a};
@@ -24,7 +24,7 @@ inline_always int of_node(const struct addr *a)
 	return ip && ip->flags & IP_NODE;
 }
 
-/* Why a member's packet is dropped outside of tunnels. */
+/* Why a member's packet outside of the tunnels is dropped. */
 inline_always int outside(__u8 flags)
 {
 	return flags & IP_FORMER ? REASON_FORMER_MEMBER : REASON_PLAINTEXT;
@@ -40,7 +40,7 @@ int from_device(struct __sk_buff *skb)
 	__u8 src, dst;
 	int why = parse_eth(skb, &p);
 
-	/* What has no IPv4 addresses is the node's own affair. */
+	/* Packets without IPv4 addresses are left to the node. */
 	if (why && !p.l3)
 		return leave(skb, REASON_NOT_OURS, INGRESS, ACT_OK);
 	src = cidr_flags(&p.src);
@@ -72,13 +72,14 @@ int to_device(struct __sk_buff *skb)
 	dst = cidr_flags(&p.dst);
 	if (dst & IP_MEMBER)
 		return drop(skb, &p, outside(dst), EGRESS);
-	/* This node's pods may speak to the world, other nodes' not through us. */
+	/* This node's pods may talk to the world; other nodes' pods may not do so
+	 * through us. */
 	src = cidr_flags(&p.src);
 	if (!(src & IP_MEMBER))
 		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
 	if (!(src & IP_LOCAL))
 		return drop(skb, &p, outside(src), EGRESS);
-	/* And not to nodes or services: from_pod has said so before. */
+	/* Not to nodes or services either; from_pod drops that first. */
 	if (dst & IP_SERVICE)
 		return drop(skb, &p, REASON_NO_BACKEND, EGRESS);
 	if (of_node(&p.dst))

@@ -2,19 +2,20 @@
 
 /* from_pod: what a pod sends, seen on the host side of its veth.
  *
- * 1. It may only use its own address.
- * 2. A known flow goes on as decided, unless the revision moved or its path died.
- * 3. A new one chooses its backend, is judged as egress, and is remembered.
- * 4. It leaves into a pod of this node, a tunnel, or the stack.
+ * 1. A pod may use only its own address.
+ * 2. A packet of a known flow goes on as decided before, unless the revision changed
+ *    or the path died.
+ * 3. A new flow chooses its backend, is judged as egress, and is stored.
+ * 4. The packet goes to a pod of this node, into a tunnel, or to the stack.
  */
 #include "lib/deliver.h"
 #include "lib/loop.h"
 #include "lib/refuse.h"
 
-#define LOOP 102 /* open_egress: the backend is the pod itself */
+#define LOOP 102 /* from open_egress: the backend is the pod itself */
 
-/* Decides on a packet that belongs to no flow, and fills in one. Returns 0,
- * LOOP, or why not. */
+/* Judges a packet that belongs to no flow, and fills in a new one. Returns 0, LOOP or
+ * a reason. */
 once int open_egress(struct __sk_buff *skb, struct packet *p, const struct settings *s, struct flow *f)
 {
 	if (!p || !s || !f)
@@ -32,7 +33,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	p->src_identity = ep->identity;
 	if (ep->held)
 		return REASON_HELD;
-	/* An answer to nothing, the end of what never began. */
+	/* An answer without a request, or the end of no connection. */
 	if (p->proto == PROTO_ICMP && !p->asks)
 		return REASON_INVALID;
 	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_RST)
@@ -66,7 +67,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 		verdict = way_to(s, at.node, at.cluster);
 	if (!verdict && at.via != VIA_STACK && p->ttl <= 1)
 		verdict = REASON_TTL_EXCEEDED;
-	if (verdict) { /* the event tells who was meant */
+	if (verdict) { /* the event names the backend */
 		p->dst = to;
 		p->dport = port;
 		return verdict;
@@ -79,7 +80,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	return 0;
 }
 
-/* Has the service of a flow a backend whose path is alive? */
+/* Does the flow's service have a backend whose path is alive? */
 once int alive_elsewhere(const struct settings *s, const struct flow_key *key)
 {
 	if (!s || !key)
@@ -91,8 +92,8 @@ once int alive_elsewhere(const struct settings *s, const struct flow_key *key)
 	return !svc || (chosen && !choose_backend(s, svc, chosen, 1));
 }
 
-/* An ICMP error from the pod, about a packet it was sent. Returns 0, with where
- * it goes, or why not. */
+/* An ICMP error from the pod about a packet it received. Returns 0 with p->via and
+ * p->node set, or a reason. */
 once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct settings *s)
 {
 	if (!p || !s)
@@ -116,7 +117,7 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 		return REASON_INVALID;
 	if (f->ifindex != skb->ifindex)
 		return REASON_SPOOFED_SOURCE;
-	/* Nobody waits for a client's complaint about an answer. */
+	/* A client's error about a service's answer helps nobody. */
 	if (f->flags & (FLOW_SERVICE | FLOW_LOOP))
 		return REASON_NOT_SUPPORTED;
 	if (f->node && path_to(s, f->node, f->cluster) == PATH_DEAD)
@@ -128,7 +129,7 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 	return 0;
 }
 
-/* deliver_flow, apart: the stack of from_pod has no room for both. */
+/* deliver_flow with a stack frame of its own: from_pod's has no room for both. */
 once int deliver_next_door(struct __sk_buff *skb, struct packet *p, const struct settings *s,
 			   const struct endpoint *ep, const struct origin *o)
 {
@@ -137,7 +138,7 @@ once int deliver_next_door(struct __sk_buff *skb, struct packet *p, const struct
 	return deliver_flow(skb, p, s, ep, o);
 }
 
-/* Sends a packet that may leave on its way. */
+/* Sends an allowed packet on its way. */
 inline_always int send_on(struct __sk_buff *skb, struct packet *p, const struct settings *s)
 {
 	struct origin o = {.via = VIA_POD};
@@ -157,7 +158,7 @@ inline_always int send_on(struct __sk_buff *skb, struct packet *p, const struct 
 	return leave(skb, REASON_TO_STACK, EGRESS, ACT_OK);
 }
 
-/* Does f not wait for a path that is silent or dead? */
+/* Does f end here because its path is silent or dead, rather than wait for it? */
 part int ends(const struct settings *s, const struct flow_key *key, const struct flow *f, __u8 path, __u64 now)
 {
 	if (path == PATH_DEAD)
@@ -167,7 +168,7 @@ part int ends(const struct settings *s, const struct flow_key *key, const struct
 	return alive_elsewhere(s, key);
 }
 
-/* refuse, of a packet whose pod may be told. */
+/* Like refuse, for a packet from a pod, which may be told. */
 part int turn_down(struct __sk_buff *skb, struct packet *p, const struct flow_key *key, struct flow *f, __u32 why)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
@@ -205,8 +206,8 @@ int from_pod(struct __sk_buff *skb)
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (f) {
 		if (unlikely(f->ifindex != skb->ifindex)) {
-			/* Someone else's flow, or that of a pod that had the address
-			 * before: only its owner may end it. */
+			/* Another pod's flow, or that of an earlier pod with this address.
+			 * Only the pod that has the address now may replace it. */
 			struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p.src);
 			if (!ep || ep->ifindex != skb->ifindex)
 				return drop(skb, &p, REASON_SPOOFED_SOURCE, EGRESS);
@@ -222,8 +223,8 @@ int from_pod(struct __sk_buff *skb)
 			if (why == GONE) {
 				dead = 1;
 			} else if (why == REASON_FORMER_MEMBER && p.proto == PROTO_TCP && !(p.tcp_flags & TCP_RST)) {
-				/* The row stays for as long as a closed connection's does:
-				 * what is still under way meets it. */
+				/* The row stays for as long as that of a closed connection,
+				 * for packets still on their way. */
 				name_service(&p, &key, f);
 				__sync_fetch_and_or(&f->flags, FLOW_RESET);
 				f->seen = now;
@@ -236,20 +237,20 @@ int from_pod(struct __sk_buff *skb)
 		if (unlikely(path != PATH_ALIVE)) {
 			dead |= ends(s, &key, f, path, now);
 			if (established(f, p.proto))
-				now = 0; /* see lately and advance */
+				now = 0; /* leaves seen alone: see lately */
 		}
 		if (likely(!dead))
 			goto known;
 
-		/* What cannot go on is told so, what can begins anew elsewhere. */
+		/* An open connection is reset; other flows may start again elsewhere. */
 		if (established(f, p.proto)) {
 			p.dst_identity = f->identity;
 			name_service(&p, &key, f);
 			forget(&key, f);
 			return reset(skb, &p, REASON_PATH_DOWN);
 		}
-		/* An answer goes out all the same: who asked was heard a moment ago,
-		 * and has no other way to it. If the path is down it is lost there. */
+		/* An answer is sent all the same: the other side was heard a moment ago
+		 * and cannot get it any other way. If the path is down, it is lost there. */
 		if (f->flags & FLOW_REMOTE_INITIATED)
 			goto known;
 		if (!(f->flags & FLOW_SERVICE))
@@ -272,7 +273,7 @@ renew:
 		return turn_away(skb, &p, why);
 	opened = 1;
 	f = bpf_map_lookup_elem(&flows, &key);
-	if (!f) /* swept in between: the sender repeats */
+	if (!f) /* deleted in between: the sender retransmits */
 		return drop(skb, &p, REASON_FAILED, EGRESS);
 known:
 	if (unlikely(p.ttl <= 1 && f->via != VIA_STACK))

@@ -1,7 +1,7 @@
 //go:build ignore
 
-/* from_tunnel: what comes out of a lane. The tunnel has proved which node sent
- * it; who sent it there is a matter of its address.
+/* from_tunnel: what comes out of a lane. The tunnel has proved which node sent it; the
+ * source address tells which of that node's pods did.
  */
 #include "lib/deliver.h"
 #include "lib/host.h"
@@ -26,6 +26,6 @@ int from_tunnel(struct __sk_buff *skb)
 		why = asked_for(skb, &p);
 		return why ? drop(skb, &p, why, INGRESS) : leave(skb, REASON_TO_STACK, INGRESS, ACT_OK);
 	}
-	/* Nothing is forwarded from one tunnel into another or into the world. */
+	/* Nothing is forwarded from a tunnel into another one or to the world. */
 	return drop(skb, &p, REASON_NO_ENDPOINT, INGRESS);
 }

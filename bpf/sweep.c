@@ -1,24 +1,24 @@
 //go:build ignore
 
-/* sweep: deletes flows that the agent found to be over, each only if it still is.
- * Between the agent's look and its word a new connection may have come to use the
- * same ports; deleting that one would cut it off from its backend. What is left of
- * that moment is the few instructions from here to the deletion.
+/* sweep: deletes flows that the agent found expired, each only if it still is. Between
+ * the agent's look and its request a new connection may have started to use the same
+ * ports, and deleting that one would cut it off from its backend. Checking here reduces
+ * that window to a few instructions.
  */
 #include "lib/flow.h"
 
-#define SWEPT_AT_ONCE 4096 /* flows named to one run, as in sweep.go */
+#define SWEPT_AT_ONCE 4096 /* flows per run, as in sweep.go */
 
-/* What the agent asks for. */
+/* The agent's request. */
 struct sweep {
 	__u64 now;   /* as in flow.seen */
-	__u32 count; /* rows of doomed that are meant, from the first */
+	__u32 count; /* rows of doomed to look at */
 	__u32 pad;
 };
 
 ARRAY(doomed, MAP_ARRAY, struct flow_key, SWEPT_AT_ONCE);
 
-/* settle: corrects an account by what the agent found. */
+/* settle: corrects an account by the drift that the agent found. */
 struct settlement {
 	__u32 owner;
 	__u32 pad;
@@ -60,7 +60,7 @@ static long sweep_one(__u32 i, struct sweeping *s)
 	return 0;
 }
 
-/* Returns how many were deleted. */
+/* Returns how many flows were deleted. */
 SEC("syscall")
 int sweep(struct sweep *asked)
 {

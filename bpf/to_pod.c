@@ -1,8 +1,8 @@
 //go:build ignore
 
-/* to_pod: what the node's stack sends to a pod, seen on the host side of its
- * veth. Pods and tunnels deliver past it; here come the node's own packets and
- * those the stack forwards.
+/* to_pod: what the node's stack sends to a pod, seen on the host side of its veth.
+ * These are the node's own packets and those the stack forwards; packets from other
+ * pods and from tunnels are redirected into the pod and do not pass here.
  */
 #include "lib/deliver.h"
 
@@ -23,7 +23,7 @@ int to_pod(struct __sk_buff *skb)
 	if (!ep || ep->ifindex != skb->ifindex)
 		return drop(skb, &p, REASON_NO_ENDPOINT, INGRESS);
 	o.host = !skb->ingress_ifindex;
-	/* Members come through tunnels. One that the stack forwards got in some
+	/* Members' packets come through tunnels. One that the stack forwards came some
 	 * other way. */
 	if (!o.host) {
 		struct place from;

@@ -1,15 +1,15 @@
 //go:build ignore
 
-/* to_tunnel: what goes into a lane. Only this node's own addresses do: the far
- * side believes the source.
+/* to_tunnel: what goes into a lane. The source must be an address of this node or of
+ * one of its pods, because the far side trusts it.
  *
- * The kernel's routes know lane 0 alone. What the node itself sends, above all
- * its answers to probes, moves here to the lane that its pods use: on the other
- * nothing may flow, or its key could never be changed without loss.
+ * The kernel's routes know only lane 0. What the node itself sends, above all its
+ * answers to probes, is moved here to the lane that its pods use: the other must be
+ * idle, or its key could not be changed without loss.
  */
 #include "lib/host.h"
 
-/* The device of the lane in use towards a member's node; 0: not known. */
+/* The device of the lane in use towards a member's node; 0 if not known. */
 once __u32 lane_to(const struct settings *s, const struct packet *p)
 {
 	if (!s || !p)
@@ -33,7 +33,7 @@ int to_tunnel(struct __sk_buff *skb)
 	struct packet p = {};
 	int why = tunnel_l3 ? parse_eth(skb, &p) : parse_ip(skb, &p, 0);
 
-	/* A later fragment of the node's own has ports only its first one told. */
+	/* A later fragment of the node's own: only the first has ports, and it was noted. */
 	if (why && why != REASON_FRAGMENT)
 		return leave_unread(skb, &p, why, EGRESS);
 	if (!s || !s->revision)

@@ -1,10 +1,11 @@
-/* The way into a pod, the same from wherever the packet comes. */
+/* Delivery into a pod, the same wherever the packet comes from. */
 #pragma once
 
 #include "icmp.h"
 #include "judge.h"
 
-/* Judges a packet that belongs to no flow, and fills in one. Returns 0 or why not. */
+/* Judges a packet that belongs to no flow, and fills in a new one. Returns 0 or a
+ * reason. */
 once int open_ingress(struct packet *p, const struct settings *s, const struct endpoint *ep,
 			     const struct origin *o, struct flow *f)
 {
@@ -13,7 +14,7 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct e
 	struct place from = {};
 	int why = 0;
 
-	/* An answer nobody asked for, the end of what never began. */
+	/* An answer without a request, or the end of no connection. */
 	if (p->proto == PROTO_ICMP && !p->asks)
 		return REASON_INVALID;
 	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_RST)
@@ -25,7 +26,7 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct e
 		locate(s, &p->src, &from);
 	} else {
 		resolve(s, &p->src, &from);
-		/* Only members speak through tunnels, and only there. */
+		/* Only members send through tunnels, and they send nowhere else. */
 		if (o->via == VIA_TUNNEL && !from.member)
 			return REASON_SPOOFED_SOURCE;
 		if (o->via == VIA_STACK) {
@@ -50,7 +51,7 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct e
 	return 0;
 }
 
-/* What is written when a packet is handed over, in one go. */
+/* The headers that change on delivery, written at once. */
 struct head {
 	struct ethhdr eth;
 	__u8 ip[8];
@@ -59,7 +60,7 @@ struct head {
 	__sum16 check;
 } __attribute__((packed, aligned(2)));
 
-/* Puts the packet into the pod's hands. */
+/* Sends the packet into the pod. */
 part int hand_over(struct __sk_buff *skb, struct packet *p, const struct endpoint *ep,
 			    const struct origin *o)
 {
@@ -77,7 +78,7 @@ part int hand_over(struct __sk_buff *skb, struct packet *p, const struct endpoin
 	now = (struct head *)(long)skb->data;
 	if ((void *)(now + 1) > (void *)(long)skb->data_end)
 		return drop(skb, p, REASON_FAILED, INGRESS);
-	/* The mesh counts as one hop, and it ends here. A packet with none left was dropped. */
+	/* The mesh counts as one hop, which ends here. TTL 0 and 1 were dropped before. */
 	__builtin_memcpy(head.ip, now->ip, sizeof(head.ip));
 	head.ttl = now->ttl - 1;
 	head.protocol = now->protocol;
@@ -126,7 +127,7 @@ inline_always int deliver_flow(struct __sk_buff *skb, struct packet *p, const st
 		if (why == RENEW) {
 			forget(&key, f);
 			f = 0;
-		} else if (why && why != GONE) { /* the pod's next packet sees to what is gone */
+		} else if (why && why != GONE) { /* GONE is dealt with at the pod's next packet */
 			return refuse(skb, p, &key, f, why, now);
 		}
 	}
@@ -155,7 +156,7 @@ inline_always int deliver_flow(struct __sk_buff *skb, struct packet *p, const st
 	return hand_over(skb, p, ep, o);
 }
 
-/* Delivers p to ep, a pod of this node, if its policy agrees. */
+/* Delivers p to ep, a pod of this node, if its policy allows it. */
 inline_always int deliver(struct __sk_buff *skb, struct packet *p, const struct settings *s,
 			  const struct endpoint *ep, const struct origin *o)
 {

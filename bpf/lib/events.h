@@ -1,4 +1,4 @@
-/* The only ways out: each counts, and a drop explains itself. */
+/* The only ways out of a program: all are counted, and drops are reported. */
 #pragma once
 
 #include "packet.h"
@@ -66,14 +66,14 @@ once int report(struct __sk_buff *skb, struct packet *p, __u32 type, __u32 reaso
 	return 0;
 }
 
-/* Leaves with a packet that goes on. */
+/* The way out for a packet that goes on. */
 inline_always int leave(struct __sk_buff *skb, __u32 reason, __u32 dir, int action)
 {
 	count(skb, reason, dir);
 	return action;
 }
 
-/* Leaves with a packet that does not. */
+/* The way out for a packet that is dropped. */
 inline_always int drop(struct __sk_buff *skb, struct packet *p, __u32 reason, __u32 dir)
 {
 	count(skb, reason, dir);
@@ -81,7 +81,7 @@ inline_always int drop(struct __sk_buff *skb, struct packet *p, __u32 reason, __
 	return ACT_SHOT;
 }
 
-/* Leaves a packet that could not be read, or that is none of our business. */
+/* The way out for a packet that could not be parsed or is not ours to judge. */
 inline_always int leave_unread(struct __sk_buff *skb, struct packet *p, __u32 reason, __u32 dir)
 {
 	if (reason < FIRST_DROP)

@@ -1,11 +1,11 @@
-/* Flows: finding, ageing, making and forgetting them. */
+/* Flows: looking up, ageing, creating and deleting them. */
 #pragma once
 
 #include "packet.h"
 #include "sequence.h"
 #include "share.h"
 
-/* The connection as the pod that sends p sees it. */
+/* The connection as seen by the pod that sends p. */
 inline_always struct flow_key sent_key(const struct packet *p)
 {
 	struct flow_key key = {
@@ -17,7 +17,7 @@ inline_always struct flow_key sent_key(const struct packet *p)
 	return key;
 }
 
-/* The connection as the pod that receives p sees it. */
+/* The connection as seen by the pod that receives p. */
 inline_always struct flow_key received_key(const struct packet *p)
 {
 	struct flow_key key = {
@@ -53,17 +53,17 @@ inline_always __u64 lifetime(const struct flow *f, __u8 proto)
 	return f->flags & FLOW_REPLIED ? tcp_established_ns : tcp_opening_ns;
 }
 
-/* Would its end be noticed? Others find another backend in silence. */
+/* Would the pod notice its end? Other flows can move to another backend silently. */
 inline_always int established(const struct flow *f, __u8 proto)
 {
 	return proto == PROTO_TCP && f->flags & FLOW_REPLIED;
 }
 
-/* Was it heard while its path is dead? Two nodes do not find at the same moment
- * that the path between them is back: who is asked by the first to know answers.
- * What a pod sends on open TCP over a silent or dead path is not noted, and a
- * path that gives no answer is silent for probe.DoubtTime, which is as long as
- * this, before it is dead: so only the other side counts. */
+/* Was the other side heard although the path is dead? Two nodes do not notice at the
+ * same moment that the path between them is back, and the pod answers whoever
+ * noticed first. Only the other side can have set seen: what a pod sends on open TCP
+ * over a silent or dead path does not, and a path is silent for probe.DoubtTime,
+ * which is as long as this, before it is dead. */
 inline_always int lately(const struct flow *f, __u64 now)
 {
 	return now < f->seen + 500 * 1000 * 1000ULL;
@@ -74,8 +74,8 @@ inline_always int opens(const struct packet *p)
 	return p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-/* A flow that p cannot belong to any more: silent for too long, or closed and
- * now opened again with the same ports. */
+/* p cannot belong to this flow any longer: it was idle for too long, or it was closed
+ * and p opens a new connection with the same ports. */
 inline_always int over(const struct flow *f, const struct packet *p, __u64 now)
 {
 	if (now > f->seen && now - f->seen > lifetime(f, p->proto))
@@ -83,10 +83,10 @@ inline_always int over(const struct flow *f, const struct packet *p, __u64 now)
 	return opens(p) && closing(f);
 }
 
-/* Notes that p passed, at the time now, or at none if that is 0. Flags are only
- * added and times only grow, so a lost race is a later one. A deleted row may
- * already hold another flow: it gets a flag or a time that is not its own, at
- * worst a shorter life. */
+/* Notes that p passed at the time now; 0 leaves the time alone. Flags are only set
+ * and times only grow, so losing a race merely delays an update. A deleted row may
+ * already hold another flow, which then gets a wrong flag or time: at worst it
+ * expires early. */
 inline_always void advance(struct flow *f, const struct packet *p, int from_pod, __u64 now)
 {
 	__u32 add = 0;
@@ -97,11 +97,11 @@ inline_always void advance(struct flow *f, const struct packet *p, int from_pod,
 		add = follow(f, p, from_pod, add);
 	if (add & ~f->flags)
 		__sync_fetch_and_or(&f->flags, add);
-	if (f->seen < now) /* spares the cache line between two ticks */
+	if (f->seen < now) /* saves writing the cache line within one tick */
 		f->seen = now;
 }
 
-/* Names, for the event, the service that p's flow goes through, and its backend. */
+/* Fills in, for the event, the service that p's flow goes through and its backend. */
 inline_always void name_service(struct packet *p, const struct flow_key *key, const struct flow *f)
 {
 	if (!(f->flags & FLOW_SERVICE))
@@ -122,17 +122,17 @@ part int forget(const struct flow_key *key, const struct flow *f)
 		struct reply_key reply = reply_key_of(key, &f->backend, f->bport);
 		struct reply *row = bpf_map_lookup_elem(&replies, &reply);
 
-		/* Another flow may have claimed the answers since this one ended. */
+		/* Another flow may have claimed this row since this one ended. */
 		if (row && same(&row->remote, &key->remote) && row->rport == key->rport)
 			bpf_map_delete_elem(&replies, &reply);
 	}
-	if (!bpf_map_delete_elem(&flows, key)) /* of two that forget it one gives it back */
+	if (!bpf_map_delete_elem(&flows, key)) /* if two CPUs delete it, only one gives it back */
 		release(owner);
 	return 0;
 }
 
-/* Finds the flow that goes through a service and whose backend is key->remote. key
- * becomes that flow's. */
+/* Finds the flow through a service whose backend is key->remote, and turns key into
+ * that flow's key. */
 part struct flow *find_service_flow(struct flow_key *key)
 {
 	struct reply_key reply = reply_key_of(key, &key->remote, key->rport);
@@ -149,8 +149,7 @@ part struct flow *find_service_flow(struct flow_key *key)
 	return 0;
 }
 
-/* Is there a live flow whose answers look like those of local ↔ remote? One that
- * is over or about to be gives way. */
+/* Is there a live flow with this key? One that is over or closing is deleted. */
 inline_always int clashes(const struct flow_key *key, __u64 now)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, key);
@@ -163,7 +162,7 @@ inline_always int clashes(const struct flow_key *key, __u64 now)
 	return 0;
 }
 
-/* Claims backend's answers for the flow `key`. */
+/* Claims the backend's answers for the flow with this key. Returns 0 or a reason. */
 inline_always int claim_replies(const struct flow_key *key, const struct flow *f, __u64 now)
 {
 	struct reply_key reply = reply_key_of(key, &f->backend, f->bport);
@@ -171,13 +170,13 @@ inline_always int claim_replies(const struct flow_key *key, const struct flow *f
 	struct flow_key other = *key;
 	long err;
 
-	/* The pod talks to the backend itself, from the same port. */
+	/* The pod may talk to the backend directly from the same port, */
 	other.remote = f->backend;
 	other.rport = f->bport;
 	if (clashes(&other, now))
 		return REASON_FLOW_CLASH;
 
-	/* Or to the same backend through another service. */
+	/* or to the same backend through another service. */
 	old = bpf_map_lookup_elem(&replies, &reply);
 	if (old && (!same(&old->remote, &key->remote) || old->rport != key->rport)) {
 		other.remote = old->remote;
@@ -189,7 +188,7 @@ inline_always int claim_replies(const struct flow_key *key, const struct flow *f
 	return err ? REASON_FLOW_TABLE_FULL : 0;
 }
 
-/* Is the answer of remote already another flow's, that goes through a service? */
+/* Do answers from remote already belong to a flow through a service? */
 part int claimed(const struct flow_key *key, __u64 now)
 {
 	struct reply_key reply = reply_key_of(key, &key->remote, key->rport);
@@ -203,8 +202,8 @@ part int claimed(const struct flow_key *key, __u64 now)
 	return clashes(&other, now);
 }
 
-/* Forgets the flow that is `back` from the end of those the owner opened beyond
- * its share, if nobody has answered it. */
+/* Gives up the back-th newest of the flows that the owner opened beyond its share,
+ * unless it has been answered. */
 inline_always int give_up(struct share *sh, __u32 owner, __u32 back)
 {
 	__u32 zero = 0;
@@ -213,7 +212,7 @@ inline_always int give_up(struct share *sh, __u32 owner, __u32 back)
 
 	if (!key)
 		return 0;
-	*key = sh->newest[(sh->next - back) % NEWEST]; /* a copy: others write there */
+	*key = sh->newest[(sh->next - back) % NEWEST]; /* a copy: other CPUs write there */
 	f = bpf_map_lookup_elem(&flows, key);
 	if (!f || f->owner != owner || f->flags & FLOW_REPLIED)
 		return 0;
@@ -222,20 +221,20 @@ inline_always int give_up(struct share *sh, __u32 owner, __u32 back)
 	return 1;
 }
 
-/* Makes room in what the owner holds: the oldest of its newest flows goes, else
- * the last but one. The last may be the other row of the packet under way, to a
- * pod next door. */
+/* Makes room in what the owner holds: the oldest in newest goes, or else the last but
+ * one. The last may be the other row of the current packet, if it goes to a pod of
+ * this node. */
 inline_always int make_room(struct share *sh, __u32 owner)
 {
 	if (give_up(sh, owner, NEWEST) || give_up(sh, owner, 2))
 		return 1;
-	__sync_fetch_and_add(&sh->next, 1); /* others' turn */
+	__sync_fetch_and_add(&sh->next, 1); /* try others next time */
 	return 0;
 }
 
-/* Stores a flow of its owner. Nothing is evicted for it: a live connection is
- * worth more than a new one. Only an owner that has all it may have swaps a flow
- * of its own, unanswered, for it. */
+/* Stores a flow and charges its owner. Returns 0 or a reason. No other owner's flow is
+ * evicted for it: a live connection is worth more than a new one. An owner that has
+ * reached its limit gives up an unanswered flow of its own. */
 part int store(const struct flow_key *key, const struct flow *f)
 {
 	__u32 owner = f->owner;
@@ -248,7 +247,7 @@ part int store(const struct flow_key *key, const struct flow *f)
 		if (likely(!err))
 			return 0;
 		release(owner);
-		/* Its first packets came on two CPUs: the other's flow is as good. */
+		/* Two CPUs got its first packets: the other CPU's flow will do. */
 		if (err == -EXISTS)
 			return 0;
 	}
@@ -278,7 +277,7 @@ inline_always int remember(const struct flow_key *key, const struct flow *f)
 	return claimed(key, f->seen) ? REASON_FLOW_CLASH : store(key, f);
 }
 
-/* Stores one that goes through a service. */
+/* Stores a judged flow that goes through a service. */
 part int remember_service(const struct flow_key *key, const struct flow *f)
 {
 	struct reply_key reply;

@@ -1,12 +1,12 @@
-/* The node itself as one end of a flow through a tunnel. A tunnel proves which
- * node a packet is from and not that it has any business here: the node's own
- * servers (etcd, APIs, metrics) are no pod's, whichever cluster it is in. */
+/* The node itself as one end of a flow through a tunnel. A tunnel proves which node
+ * sent a packet, not that the sender is entitled to anything here: the node's own
+ * servers (etcd, APIs, metrics) are closed to pods, whatever their cluster. */
 #pragma once
 
 #include "icmp.h"
 
-/* Notes what the node sends, so that the answer is let in. Returns 0 or why the
- * packet is not sent. Echoes and errors ask for no row: see asked_for. */
+/* Notes what the node sends, so that the answer is let in. Returns 0, or why the
+ * packet is not sent. Echoes and errors need no row: see asked_for. */
 once int note_sent(const struct packet *p, const struct settings *s)
 {
 	if (!p || !s)
@@ -32,9 +32,9 @@ once int note_sent(const struct packet *p, const struct settings *s)
 	return store(&key, f);
 }
 
-/* Does the node take this from a tunnel? Echoes always, for they are how nodes
- * learn that a path lives; else what belongs to a flow that the node began.
- * Returns 0 or why not. */
+/* Does the node accept this from a tunnel? Echoes always, because they are how nodes
+ * learn that a path is alive; otherwise only packets of flows that the node opened.
+ * Returns 0 or a reason. */
 once int asked_for(struct __sk_buff *skb, const struct packet *p)
 {
 	if (!p)

@@ -1,11 +1,11 @@
-/* ICMP errors: they belong to the flow of the packet they quote, or to nobody. */
+/* ICMP errors belong to the flow of the packet they quote. */
 #pragma once
 
 #include "flow.h"
 #include "nat.h"
 #include "place.h"
 
-/* The start of a quoted packet. */
+/* The headers of the quoted packet. */
 struct quote {
 	struct addr src;
 	struct addr dst;
@@ -46,9 +46,9 @@ once int read_quote(struct __sk_buff *skb, const struct packet *p, struct quote 
 	return 0;
 }
 
-/* Makes a quote of a packet to a backend one of a packet to the service. The
- * quoted header's own checksum takes up the address, so that the error's only
- * has to take up the port. */
+/* Changes the quoted packet's destination from the backend to the service. The quoted
+ * IP header's checksum balances the change of address, so that only the port changes
+ * the error's own checksum. */
 once int restore_quote(struct __sk_buff *skb, struct packet *p, const struct quote *q,
 			      const struct addr *to, __be16 port)
 {
@@ -67,9 +67,9 @@ once int restore_quote(struct __sk_buff *skb, struct packet *p, const struct quo
 	return err ? REASON_FAILED : 0;
 }
 
-/* Can who sent an error have seen a packet of the flow? It must come the flow's
- * way, and out of a tunnel from the cluster the flow goes to. The node's own come
- * about any. */
+/* Can the sender of an error have seen a packet of the flow? The error must arrive the
+ * way the flow goes and, if through a tunnel, from the flow's cluster. The node itself
+ * may report on any flow. */
 part int on_path(const struct settings *s, const struct packet *p, const struct flow *f, const struct origin *o)
 {
 	struct place from = {};
@@ -84,8 +84,8 @@ part int on_path(const struct settings *s, const struct packet *p, const struct 
 	return from.cluster == f->cluster;
 }
 
-/* An error for a pod about what it sent. Returns 0, with the quote as the pod
- * knows it, or why not. */
+/* An error for a pod about what it sent. Translates the quote to what the pod sent.
+ * Returns 0 or a reason. */
 once int error_for_pod(struct __sk_buff *skb, struct packet *p, const struct settings *s, const struct origin *o)
 {
 	if (!p || !s || !o)
@@ -113,7 +113,7 @@ once int error_for_pod(struct __sk_buff *skb, struct packet *p, const struct set
 	if (!on_path(s, p, f, o))
 		return REASON_SPOOFED_SOURCE;
 	why = restore_quote(skb, p, &q, &key.remote, key.rport);
-	/* Said by the backend itself: then by the service. */
+	/* An error from the backend itself becomes one from the service. */
 	if (!why && same(&p->src, &q.dst))
 		why = rewrite(skb, p, SOURCE, &key.remote, 0);
 	return why;

@@ -1,27 +1,27 @@
-/* What a changed revision does to a flow. */
+/* Judging known flows again after the revision changed. */
 #pragma once
 
 #include "flow.h"
 #include "policy.h"
 #include "service.h"
 
-/* Answers of rejudge beside reasons. */
+/* What rejudge returns besides reasons. */
 enum {
 	KEEP = 0,
-	GONE = 100, /* the backend is none any more */
-	RENEW = 101, /* the pod is another one: not its flow */
+	GONE = 100, /* the backend was removed from the service */
+	RENEW = 101, /* the address has a new pod: this is not its flow */
 };
 
-/* Judges a flow again, as what it was when it began. One that is refused keeps
- * its row and its old revision: each packet of it, either way, is judged again.
- * Forgotten, it would come back as the answering pod's own with the next packet
- * that pod repeats. */
+/* Judges a flow again, in the direction in which it was opened. A flow that is refused
+ * keeps its row and its old revision, so every packet of it, either way, is judged
+ * again. Were it deleted, a retransmission of the answering pod would open it as that
+ * pod's own flow. */
 once int rejudge(const struct settings *s, struct packet *p, const struct flow_key *key, struct flow *f)
 {
 	if (!s || !p || !key || !f)
 		return REASON_FAILED;
 	int remote = !!(f->flags & FLOW_REMOTE_INITIATED);
-	struct addr a = key->local; /* then the other's: the stack is short */
+	struct addr a = key->local; /* the remote address later: the stack is short */
 	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &a);
 	struct place at = {};
 	__be16 port;
@@ -33,21 +33,21 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 		return REASON_HELD;
 	if (f->flags & FLOW_LOOP)
 		goto keep;
-	/* The node itself (kubelet's probes) reaches its pods always. */
+	/* The node itself (kubelet's probes) always reaches its pods. */
 	if (remote && f->via == VIA_STACK && f->identity == IDENTITY_HOST)
 		goto keep;
 
 	a = f->flags & FLOW_SERVICE ? f->backend : key->remote;
 	why = locate(s, &a, &at);
-	/* A backend that was taken out of its service keeps the open connections it
-	 * has for as long as it is there. Everything else begins anew. */
+	/* A backend that was removed from its service keeps its open connections for
+	 * as long as it exists. Other flows choose a backend again. */
 	if (f->flags & FLOW_SERVICE && !still_member(f) &&
 	    (key->proto != PROTO_TCP || !(f->flags & FLOW_REPLIED) || why || at.via != f->via ||
 	     at.identity == IDENTITY_UNKNOWN_MEMBER))
 		return GONE;
 	sent = same(&p->src, &key->local);
 	/* What once went through a tunnel never becomes traffic of the stack, whoever
-	 * has the address by now. The event names who had it. */
+	 * has the address now. The event names who had it then. */
 	if (f->via == VIA_TUNNEL && (at.via == VIA_STACK || at.flags & IP_FORMER)) {
 		p->src_identity = sent ? ep->identity : f->identity;
 		p->dst_identity = sent ? f->identity : ep->identity;
@@ -71,16 +71,16 @@ keep:
 	return KEEP;
 }
 
-/* Drops a packet of the flow f, under the direction whose policy f is asked. */
+/* Drops a packet of the flow f, and counts it in the direction of f's policy. */
 inline_always int refuse(struct __sk_buff *skb, struct packet *p, const struct flow_key *key, struct flow *f,
 			 __u32 reason, __u64 now)
 {
 	name_service(p, key, f);
-	f->seen = now; /* as long as somebody tries */
+	f->seen = now; /* the row stays for as long as somebody tries */
 	return drop(skb, p, reason, f->flags & FLOW_REMOTE_INITIATED ? INGRESS : EGRESS);
 }
 
-/* Tells about an allowed new flow, if anybody wants to know. */
+/* Reports an allowed new flow if tracing is on. */
 inline_always void trace(struct __sk_buff *skb, struct packet *p, const struct settings *s, __u8 via, __u32 dir)
 {
 	static const __u8 way[] = {0, REASON_TO_STACK, REASON_DELIVERED, REASON_TUNNELLED};

@@ -1,7 +1,7 @@
-/* What the programs use of the kernel's interface: types, numbers, helpers.
+/* The part of the kernel's interface that the programs use: types, numbers, helpers.
  *
- * Written out here instead of taken from the system's headers, so that the
- * object depends on the compiler alone and rebuilds byte by byte anywhere.
+ * Written out here rather than included from the system's headers, so that the
+ * object depends on the compiler alone and builds to the same bytes anywhere.
  */
 #pragma once
 
@@ -18,12 +18,13 @@ typedef __u32 __wsum;
 
 #define SEC(name) __attribute__((section(name), used))
 #define inline_always static inline __attribute__((always_inline))
-/* A function the verifier reads once, for whatever arguments, instead of once
- * per way it is reached. It must check its pointers; nobody passes null. Linux
- * 6.1 takes no map key or value from behind such a pointer: keys are copied first. */
+/* A global function: the verifier checks it once, for any arguments, rather than on
+ * every path that calls it. It must therefore check its pointers for null, though no
+ * caller passes null. Linux 6.1 does not accept a map key or value behind such a
+ * pointer, so keys are copied first. */
 #define once __attribute__((noinline))
 
-/* A function apart, read again for each way it is reached. */
+/* A static function with a stack frame of its own, verified again on every path. */
 #define part static __attribute__((noinline))
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -63,7 +64,7 @@ enum action {
 	ACT_REDIRECT = 7,
 };
 
-/* Fields up to the last one used; the kernel's goes on. */
+/* The fields up to the last one used; the kernel's struct is longer. */
 struct __sk_buff {
 	__u32 len;
 	__u32 pkt_type;
@@ -157,7 +158,7 @@ enum icmp_type {
 	ICMP_PARAMETER = 12,
 };
 
-/* Of ICMP_UNREACHABLE. */
+/* Codes of ICMP_UNREACHABLE. */
 enum icmp_code {
 	ICMP_HOST_UNREACHABLE = 1,
 	ICMP_PROTOCOL_UNREACHABLE = 2,
@@ -173,7 +174,7 @@ enum store_flags {
 	STORE_FIX_CSUM = 1 << 0,
 };
 
-/* Helpers, by the kernel's numbers. */
+/* Helpers, by their numbers in the kernel. */
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *val, __u64 flags) = (void *)2;
 static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;

@@ -4,8 +4,8 @@
  *	pod:c → vip:v   ──►   vip:c → pod:b
  *	vip:v → pod:c   ◄──   pod:b → vip:c
  *
- * Each side is a flow of the same pod; that of the server keeps v where others
- * keep the backend's port. No policy is asked: nobody else is involved. */
+ * Each side is a flow of the same pod. The server's has v in bport, where other
+ * flows have the backend's port. No policy is asked: nobody else is involved. */
 #pragma once
 
 #include "deliver.h"
@@ -19,15 +19,15 @@ inline_always struct flow_key loop_server(const struct flow_key *client, __be16 
 	return key;
 }
 
-/* Stores both sides. The fresh flow is the client's, with its backend; the
- * server's after. */
+/* Stores both sides. The fresh flow is the client's, with its backend, and is then
+ * turned into the server's. Returns 0 or a reason. */
 once int open_loop(const struct flow_key *key)
 {
 	struct flow *f = fresh_flow();
 
 	if (!key || !f)
 		return REASON_FAILED;
-	struct flow_key side = loop_server(key, f->bport); /* one, then the other: the stack is short */
+	struct flow_key side = loop_server(key, f->bport); /* used for both: the stack is short */
 	__be16 bport = f->bport;
 	int why;
 
@@ -46,7 +46,7 @@ once int open_loop(const struct flow_key *key)
 	return store(&side, f);
 }
 
-/* Sends p, of the flow f, back into the pod it comes from. */
+/* Sends p, which belongs to the flow f, back into its own pod. */
 once int loop(struct __sk_buff *skb, struct packet *p, const struct flow_key *key, const struct flow *f)
 {
 	if (!p || !key || !f)

@@ -1,5 +1,5 @@
-/* Every map. Sizes here only let them compile: the loader sets its limits.
- * Names, pins and versions are the loader's, too (tables in maps.go). */
+/* The maps that several programs use. The sizes here are placeholders: the loader
+ * sets the real ones, and names, pins and versions too (tables in maps.go). */
 #pragma once
 
 #include "kernel.h"
@@ -28,8 +28,8 @@ HASH(flows, struct flow_key, struct flow);
 HASH(replies, struct reply_key, struct reply);
 HASH(shares, __u32, struct share);
 ARRAY(budgets, MAP_ARRAY, struct budget, 1);
-ARRAY(given_up, MAP_PERCPU_ARRAY, struct flow_key, 1); /* on its way out: the stack is short */
-ARRAY(no_share, MAP_ARRAY, struct share, 1); /* how an account begins; nobody writes it */
+ARRAY(given_up, MAP_PERCPU_ARRAY, struct flow_key, 1); /* scratch: the stack is short */
+ARRAY(no_share, MAP_ARRAY, struct share, 1); /* all zero, never written: how an account begins */
 HASH(endpoints, struct addr, struct endpoint);
 HASH(ips, struct addr, struct ip_info);
 
@@ -51,9 +51,9 @@ ARRAY(ports, MAP_ARRAY, __u16, 2 * PORTS_PROTOS << 16);
 HASH(policy, struct policy_key, struct policy_entry);
 HASH(sets, struct set_key, struct set_info);
 
-/* The ports of datagrams in pieces, by their first. Here the oldest may go:
- * who waits longer than the others has lost a piece anyway. No sender has more
- * than its slots. */
+/* The ports of fragmented datagrams. Evicting the oldest row is fine here: a datagram
+ * that has waited longest has lost a fragment anyway. No sender has more rows than
+ * its slots. */
 struct {
 	__uint(type, MAP_LRU_HASH);
 	__type(key, struct fragment_key);
@@ -62,8 +62,8 @@ struct {
 } fragments SEC(".maps");
 
 ARRAY(counters, MAP_PERCPU_ARRAY, struct counter, 2 * MAX_REASONS);
-ARRAY(fresh, MAP_PERCPU_ARRAY, struct flow, 1); /* a flow in the making: too big for the stack */
-ARRAY(lost, MAP_PERCPU_ARRAY, __u64, 1); /* events without room */
+ARRAY(fresh, MAP_PERCPU_ARRAY, struct flow, 1); /* the flow being built: too big for the stack */
+ARRAY(lost, MAP_PERCPU_ARRAY, __u64, 1); /* events that found no room in the ring */
 
 struct {
 	__uint(type, MAP_RINGBUF);
@@ -76,8 +76,8 @@ volatile const __u64 tcp_opening_ns;
 volatile const __u64 tcp_closing_ns;
 volatile const __u64 not_tcp_ns;
 volatile const __u32 events_bytes; /* size of events */
-volatile const __u32 events_each;  /* events a second that a pod may tell at any time */
-volatile const __u32 tunnel_l3; /* where the IP header starts on a lane: 0, or behind Ethernet */
+volatile const __u32 events_each;  /* events a second that a pod may always send */
+volatile const __u32 tunnel_l3; /* offset of the IP header on a lane: 0, or ETH_HLEN */
 
 inline_always struct flow *fresh_flow(void)
 {

@@ -1,4 +1,4 @@
-/* Changing addresses and ports, with their checksums. */
+/* Rewriting addresses and ports, with their checksums. */
 #pragma once
 
 #include "packet.h"
@@ -8,7 +8,7 @@ enum side {
 	DESTINATION,
 };
 
-/* Gives one side of the packet another address and port. Returns 0 or why not. */
+/* Changes the address and port of one side of the packet. Returns 0 or a reason. */
 once int rewrite(struct __sk_buff *skb, struct packet *p, enum side side, const struct addr *to,
 			__be16 port)
 {
@@ -29,7 +29,7 @@ once int rewrite(struct __sk_buff *skb, struct packet *p, enum side side, const 
 	} else if (old != port) {
 		return REASON_NOT_SUPPORTED; /* SCTP's checksum covers its ports */
 	}
-	/* Later fragments have neither ports nor checksum. */
+	/* Later fragments have neither ports nor a checksum. */
 	if (!p->headless && check) {
 		err |= bpf_l4_csum_replace(skb, check, from, ip, CSUM_PSEUDO | flags | sizeof(ip));
 		if (old != port) {

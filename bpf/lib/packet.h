@@ -1,4 +1,4 @@
-/* From bytes to what the rest decides by. */
+/* Parsing: from bytes to the fields that all decisions use. */
 #pragma once
 
 #include "maps.h"
@@ -10,8 +10,8 @@ struct packet {
 	__be16 dport;
 	__be16 icmp;  /* type, code */
 	__u16 l3;     /* offset of the IP header */
-	__u16 l4;     /* of what follows it */
-	__u16 node;   /* where it goes, with via */
+	__u16 l4;     /* offset of the transport header */
+	__u16 node;   /* where it goes, together with via */
 	__u8 proto;
 	__u8 tcp_flags;
 	__u8 headless; /* a later fragment: there is no transport header */
@@ -19,10 +19,10 @@ struct packet {
 	__u8 error;    /* ICMP: an error about another packet */
 	__u8 via;
 	__u8 ttl;     /* as it arrived */
-	__u32 pod;     /* device of the sender, a pod of this node; else of the receiver once that is
-			* known: it pays for what the packet takes */
+	__u32 pod;     /* device of the pod that is charged for the packet: the sender if it is
+			* on this node, otherwise the receiver once it is known */
 
-	/* What was found out on the way, for the event. */
+	/* Filled in on the way, for the event. */
 	__u32 src_identity;
 	__u32 dst_identity;
 	__u32 rule;
@@ -31,7 +31,7 @@ struct packet {
 	__be16 service_port;
 	__u16 pad;
 
-	__u32 seq;    /* of TCP */
+	__u32 seq;    /* TCP, in host order */
 	__u32 ack;
 };
 
@@ -47,8 +47,7 @@ inline_always int same(const struct addr *a, const struct addr *b)
 
 inline_always struct fragment_key fragment_key_of(const struct packet *p, __be16 id)
 {
-	/* Senders count datagrams, each by its own rules: the next one's slot is
-	 * another. */
+	/* Senders number their datagrams, so the next one gets another slot. */
 	__u32 slot = (p->dst.w[3] >> 24) + ntohs(id) + p->proto;
 	struct fragment_key key = {.pod = p->pod, .slot = slot % FRAGMENT_SLOTS};
 
@@ -57,7 +56,7 @@ inline_always struct fragment_key fragment_key_of(const struct packet *p, __be16
 	return key;
 }
 
-/* The first fragment leaves its ports for those that follow it. */
+/* Stores the first fragment's ports for the fragments that follow. */
 once int leave_ports(const struct packet *p, __be16 id)
 {
 	if (!p)
@@ -79,7 +78,7 @@ once int find_ports(struct packet *p, __be16 id)
 	struct fragment_key key = fragment_key_of(p, id);
 	const struct fragment *row = bpf_map_lookup_elem(&fragments, &key);
 
-	/* Without ports there is no flow and no verdict. The sender repeats. */
+	/* Without ports there is no flow and no verdict. The sender retransmits. */
 	if (!row || row->id != id || row->proto != p->proto || !same(&row->src, &p->src) || !same(&row->dst, &p->dst))
 		return REASON_FRAGMENT;
 	p->sport = row->sport;
@@ -129,19 +128,19 @@ inline_always int parse_transport(struct packet *p, void *l4, void *end)
 			p->error = 1;
 			return 0;
 		}
-		/* Redirects change routes from afar; the others nobody asks for. */
+		/* Redirects would change routes; pods need none of the other types. */
 		return REASON_NOT_SUPPORTED;
 	}
 	}
 	return REASON_NOT_SUPPORTED;
 }
 
-/* Reads an IPv4 packet whose header starts at l3. Returns 0 or why not. */
+/* Reads an IPv4 packet whose header starts at l3. Returns 0 or a reason. */
 inline_always int parse_ip(struct __sk_buff *skb, struct packet *p, __u32 l3)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 
-	/* Headers are in the linear part but for odd senders. */
+	/* Headers are almost always in the linear part. */
 	if (unlikely(data + l3 + 40 > end)) {
 		__u32 want = l3 + 80, have = end - data;
 		if (skb->len > have) {
@@ -168,8 +167,8 @@ inline_always int parse_ip(struct __sk_buff *skb, struct packet *p, __u32 l3)
 
 	__u16 frag = ntohs(ip->frag_off);
 	if (unlikely(frag & IP_OFFSET)) {
-		/* Two fragments that overlap the TCP header could show us one and
-		 * the pod another. */
+		/* A fragment that overlaps the TCP header could show the pod other
+		 * ports than it showed us. */
 		if (p->proto == PROTO_TCP && (frag & IP_OFFSET) * 8 < sizeof(struct tcphdr))
 			return REASON_INVALID;
 		return find_ports(p, ip->id);
@@ -183,8 +182,8 @@ inline_always int parse_ip(struct __sk_buff *skb, struct packet *p, __u32 l3)
 	return 0;
 }
 
-/* Reads a packet behind an Ethernet header. ARP is not ours: pods find their
- * gateway through the stack. */
+/* Reads a packet with an Ethernet header. ARP is left to the stack, which answers
+ * for the pods' gateway. */
 inline_always int parse_eth(struct __sk_buff *skb, struct packet *p)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;

@@ -1,4 +1,4 @@
-/* Where an address is, who has it, and whether the path there lives. */
+/* Where an address is, who has it, and whether the path there is alive. */
 #pragma once
 
 #include "events.h"
@@ -19,15 +19,15 @@ struct place {
 	__u8 pad;
 };
 
-/* Who hands a packet over to a pod. */
+/* Where a packet for a pod comes from. */
 struct origin {
 	__u8 via;
-	__u8 host;    /* this node's own */
-	__u8 through; /* already on its way into the pod: only let it pass */
+	__u8 host;    /* sent by this node itself */
+	__u8 through; /* already being sent into the pod: no redirect is needed */
 };
 
-/* What the tables say of an address that is no pod of this node. Exact before
- * longest prefix: most addresses are pods. */
+/* Looks up an address that is not a pod of this node. Exact match before longest
+ * prefix: most addresses are pods. */
 inline_always void resolve_key(const struct settings *s, const struct prefix_key *key, struct place *at)
 {
 	struct ip_info *ip;
@@ -60,7 +60,7 @@ inline_always void resolve(const struct settings *s, const struct addr *a, struc
 	resolve_key(s, &key, at);
 }
 
-/* Finds the place packets to a go to. Returns 0 or why there is none. */
+/* Finds where packets to a go. Returns 0 or why they go nowhere. */
 once int locate(const struct settings *s, const struct addr *a, struct place *at)
 {
 	if (!s || !a || !at)
@@ -73,30 +73,30 @@ once int locate(const struct settings *s, const struct addr *a, struct place *at
 		return 0;
 	}
 	resolve_key(s, &key, at);
-	/* No service has it, or not yet: the stack would send it by the default route. */
+	/* No service has it, or not yet: the stack would use the default route. */
 	if (at->flags & IP_SERVICE)
 		return REASON_NO_BACKEND;
-	/* Another node takes nothing from pods, and its own address is outside of
-	 * the tunnels: the stack would send it there in the clear. */
+	/* Nodes accept nothing from other nodes' pods, and their own addresses are not
+	 * reached through tunnels: the stack would send it in the clear. */
 	if (at->flags & IP_NODE)
 		return REASON_NODE_ADDRESS;
 	if (at->via != VIA_TUNNEL)
 		return 0;
-	/* Who had the address is gone. Whoever answers there now is somebody else. */
+	/* The peer that had the address was removed: whoever answers now is someone else. */
 	if (at->flags & IP_FORMER)
 		return REASON_FORMER_MEMBER;
-	/* An address of ours that no pod has: the stack would send it somewhere. */
+	/* In our pod CIDR, but no pod has it: the stack would send it somewhere. */
 	if (at->flags & IP_LOCAL)
 		return REASON_NO_ENDPOINT;
-	/* A member, no node: any other way out would be unencrypted. */
+	/* A member's address on no known node: any other way out is unencrypted. */
 	if (!at->node)
 		return REASON_NO_TUNNEL;
 	return 0;
 }
 
-/* May a packet that came neither out of a tunnel nor from this node itself be
- * from there? Outside of tunnels a source address proves nothing, so what must
- * not come that way is dropped. Returns 0 or why not. */
+/* May a packet from this address arrive neither through a tunnel nor from this node
+ * itself? Outside of tunnels a source address proves nothing, so members, nodes and
+ * services are not accepted there. Returns 0 or a reason. */
 inline_always int in_the_clear(const struct place *from)
 {
 	if (from->flags & IP_FORMER)
@@ -106,8 +106,8 @@ inline_always int in_the_clear(const struct place *from)
 	return from->identity == IDENTITY_HOST ? REASON_SPOOFED_SOURCE : 0;
 }
 
-/* What is the path to a node like? Clusters are judged on their own, so that one
- * write takes a lost one out. */
+/* The state of the path to a node. A cluster has a state of its own, so that one
+ * write takes a lost cluster out. */
 inline_always __u8 path_to(const struct settings *s, __u32 node, __u32 cluster)
 {
 	struct node *n = bpf_map_lookup_elem(&nodes, &node);
@@ -124,7 +124,7 @@ inline_always __u8 path_to(const struct settings *s, __u32 node, __u32 cluster)
 	return n->path;
 }
 
-/* The lane that carries packets to a node; 0: none does. */
+/* The device of the lane to a node; 0: there is none. */
 inline_always __u32 lane_of(const struct settings *s, const struct node *n)
 {
 	if (!n || !n->keyed)
@@ -132,7 +132,7 @@ inline_always __u32 lane_of(const struct settings *s, const struct node *n)
 	return n->lane ? s->tunnel_ifindex[1] : s->tunnel_ifindex[0];
 }
 
-/* Can something new begin over the path to a node? Returns 0 or why not. */
+/* Can a new flow use the path to a node? Returns 0 or a reason. */
 inline_always int way_to(const struct settings *s, __u32 node, __u32 cluster)
 {
 	if (path_to(s, node, cluster) == PATH_DEAD)

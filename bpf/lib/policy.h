@@ -1,5 +1,6 @@
-/* May they talk? Identity to class, port to port class, then the first of
- * seven answers. The compiler in package policy has sorted out precedence. */
+/* May they talk? Identity to class, port to port class, then the first of six entries
+ * that exists, or else the set's default. The compiler in package policy has already
+ * resolved precedence. */
 #pragma once
 
 #include "packet.h"
@@ -29,7 +30,7 @@ inline_always __u16 port_class(const struct settings *s, __u8 proto, __u16 port)
 	return class ? *class : 0;
 }
 
-/* The three answers for one class: port, protocol, anything. */
+/* The three entries of a class, most specific first: port, protocol, any. */
 inline_always struct policy_entry *find_rule(struct policy_key *key, __u8 proto, __u16 port)
 {
 	struct policy_entry *e;
@@ -45,8 +46,8 @@ inline_always struct policy_entry *find_rule(struct policy_key *key, __u8 proto,
 	return bpf_map_lookup_elem(&policy, key);
 }
 
-/* Judges a new flow of a pod under policy set `set`. identity is the other
- * side's. Returns 0 or why not; p->rule and p->set say who decided. */
+/* Judges a pod's new flow under policy set `set`. identity is the other side's.
+ * Returns 0 or a reason; p->rule and p->set say what decided. */
 once int judge(const struct settings *s, struct packet *p, __u32 set, __u32 identity,
 		      __u32 dir_and_port)
 {

@@ -1,8 +1,8 @@
-/* Why a packet left the datapath where it did: one list for programs,
- * counters, events and the Go names in reason.go (a test compares them).
+/* Why a packet left the datapath where it did: one list for programs, counters,
+ * events and the Go names in reason.go (a test compares them).
  *
- * REASON(number, NAME, "name"). Numbers are kept for good: pinned counters and
- * other versions' events speak them. From FIRST_DROP on the packet is gone.
+ * REASON(number, NAME, "name"). Never renumber: pinned counters and events of other
+ * versions use the numbers. Reasons from FIRST_DROP on are drops.
  */
 #pragma once
 

@@ -1,45 +1,45 @@
-/* Telling a pod at once that what it asks for cannot work. */
+/* Refusals: telling a pod at once that what it asks for cannot work. */
 #pragma once
 
 #include "nat.h"
 #include "place.h"
 #include "reset.h"
 
-/* Set by the agent's option --unreachable=drop: nobody is told anything. */
+/* 1 with the agent's option --unreachable=drop: nobody is told anything. */
 volatile const __u32 swallow_unreachable;
 
-/* What a pod is told of a packet of its own that went nowhere. */
+/* What a pod is told about a packet of its own that was dropped. */
 enum answer {
 	SILENCE,
-	REFUSAL,  /* a reset of TCP, ICMP unreachable of the rest */
+	REFUSAL,  /* a TCP reset, or ICMP unreachable for other protocols */
 	EXCEEDED, /* ICMP time exceeded, which traceroute waits for */
 };
 
-/* A packet is refused when the cause is certain and sending it again would not help.
- * Every reason is decided here; the compiler complains about one that is missing.
+/* A packet is refused if the cause is certain and sending it again would not help.
+ * Every reason is listed; the compiler complains about a missing one.
  *
- * A service without backends is refused under default deny too: policy is about
- * backends, and there is none to ask it about. In all other cases policy comes
- * first, so a pod that is denied learns nothing about what it may not reach. */
+ * A service without backends is refused under default deny too: policy applies to
+ * backends, and there is none. In all other cases policy comes first, so a pod that
+ * is denied learns nothing about what it may not reach. */
 inline_always enum answer answer_to(enum reason reason)
 {
 	switch (reason) {
 	case REASON_NO_BACKEND:    /* no reachable backend, or no such service or port */
 	case REASON_NO_ENDPOINT:   /* an address of this node that no pod has */
-	case REASON_NO_TUNNEL:     /* a member's address that no node has, or whose node has no key yet */
+	case REASON_NO_TUNNEL:     /* a member's address on no known node, or on one whose key is not known yet */
 	case REASON_PATH_DOWN:     /* probes found the node dead; the client may have another choice */
 	case REASON_FLOW_CLASH:    /* fails while the other flow is open; another source port works */
-	case REASON_FORMER_MEMBER: /* its cluster was removed; nothing goes there until an operator says so */
-	case REASON_NODE_ADDRESS:  /* nothing of pods ever goes there */
+	case REASON_FORMER_MEMBER: /* its cluster was removed; blocked until an operator says otherwise */
+	case REASON_NODE_ADDRESS:  /* never open to pods */
 	case REASON_NOT_SUPPORTED: /* a protocol that is never carried */
 		return REFUSAL;
 	case REASON_TTL_EXCEEDED:
 		return EXCEEDED;
 
-	/* Policy drops in silence, as in Cilium: the pod is not to learn what is there. */
+	/* Policy drops silently, as in Cilium: the pod must not learn what is there. */
 	case REASON_POLICY_DENIED:
 	case REASON_UNKNOWN_MEMBER:
-	/* Passes soon: a retransmission gets through. */
+	/* Temporary: a retransmission gets through. */
 	case REASON_HELD:
 	case REASON_NO_POLICY:
 	case REASON_NOT_READY:
@@ -50,7 +50,7 @@ inline_always enum answer answer_to(enum reason reason)
 	/* Malformed, or nobody is waiting for an answer. */
 	case REASON_INVALID:
 	case REASON_FRAGMENT:
-	/* Never given to a packet on its way out of a pod. */
+	/* Never the reason for a packet on its way out of a pod. */
 	case REASON_PLAINTEXT:
 	case REASON_NODE_CLOSED:
 	/* Not drops. */
@@ -71,7 +71,8 @@ inline_always enum answer answer_to(enum reason reason)
 #define ERROR_EVERY (10 * 1000 * 1000ULL)
 #define ERRORS_AT_ONCE 100
 
-/* By the pod's device: until when its errors are spent, at one per ERROR_EVERY. */
+/* By the pod's device: the time (ns) up to which its allowance of one error per
+ * ERROR_EVERY is spent. */
 struct {
 	__uint(type, MAP_LRU_HASH);
 	__type(key, __u32);
@@ -92,7 +93,7 @@ inline_always int may_send_error(__u32 pod)
 	return 1;
 }
 
-/* How much of a packet the error quotes. An SCTP client looks for its INIT there. */
+/* Bytes of a packet that an error quotes. An SCTP client looks for its INIT in them. */
 #define QUOTED 128
 #define ERROR_LEN (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct icmphdr))
 
@@ -102,8 +103,8 @@ struct quoted {
 
 ARRAY(quoted, MAP_PERCPU_ARRAY, struct quoted, 1);
 
-/* Turns the pod's packet round into an ICMP error about it, said by `from`. Returns
- * 0 or why not. */
+/* Turns the pod's packet into an ICMP error about it, sent by `from`. Returns 0 or a
+ * reason; the packet may be spoilt then. */
 once int turn_into_error(struct __sk_buff *skb, const struct packet *p, __u32 type_code, __be32 from)
 {
 	if (!p)
@@ -139,7 +140,7 @@ once int turn_into_error(struct __sk_buff *skb, const struct packet *p, __u32 ty
 		.tot_len = htons(ERROR_LEN - ETH_HLEN + len), .saddr = from, .daddr = p->src.w[3],
 	};
 	iph.check = fold(bpf_csum_diff(0, 0, &iph, sizeof(iph), 0));
-	/* The rest of a short quote is zero and adds nothing to the sum. */
+	/* The rest of a short quote is zero and does not change the sum. */
 	icmph.check = fold(bpf_csum_diff(0, 0, q, sizeof(*q), bpf_csum_diff(0, 0, &icmph, sizeof(icmph), 0)));
 	r.ip = iph;
 	r.icmp = icmph;
@@ -151,9 +152,9 @@ once int turn_into_error(struct __sk_buff *skb, const struct packet *p, __u32 ty
 	return 0;
 }
 
-/* The ICMP unreachable that answers a packet. Port unreachable ends the wait of a UDP
- * socket; SCTP heeds only protocol unreachable (RFC 9260, section 10); a ping has no
- * port. */
+/* The ICMP unreachable that answers a packet, as type << 8 | code. UDP sockets fail at
+ * port unreachable; SCTP heeds only protocol unreachable (RFC 9260, section 10); a ping
+ * has no port. */
 inline_always __u32 unreachable(const struct packet *p, __u32 reason)
 {
 	__u32 code = ICMP_PORT_UNREACHABLE;
@@ -165,7 +166,7 @@ inline_always __u32 unreachable(const struct packet *p, __u32 reason)
 	return ICMP_UNREACHABLE << 8 | code;
 }
 
-/* May the sender of p, a pod, be answered at all? */
+/* May the pod that sent p be answered at all? */
 inline_always int answerable(const struct __sk_buff *skb, const struct packet *p)
 {
 	struct addr src = p->src;
@@ -173,19 +174,20 @@ inline_always int answerable(const struct __sk_buff *skb, const struct packet *p
 
 	if (p->l3 != ETH_HLEN || p->error || p->headless)
 		return 0;
-	/* Never answer an ICMP error: only an echo request is certainly none. */
+	/* Never answer an ICMP error; only an echo request is certainly not one. */
 	if (p->proto == PROTO_ICMP && !p->asks)
 		return 0;
 	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_RST)
 		return 0;
-	/* To many: multicast, broadcast. */
+	/* Nor multicast or broadcast. */
 	if (ntohl(p->dst.w[3]) >> 28 >= 0xe || skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST)
 		return 0;
 	ep = bpf_map_lookup_elem(&endpoints, &src);
 	return ep && ep->ifindex == skb->ifindex && !ep->held;
 }
 
-/* Answers the pod in place of its packet. Returns 0 or why not. */
+/* Turns the pod's packet into the answer to it. Returns 0, or a reason if the pod
+ * gets no answer. */
 inline_always int answer(struct __sk_buff *skb, struct packet *p, __u32 reason)
 {
 	enum answer kind = answer_to(reason);
@@ -197,7 +199,7 @@ inline_always int answer(struct __sk_buff *skb, struct packet *p, __u32 reason)
 		return reason;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN + 16, &dst, sizeof(dst)))
 		return REASON_FAILED;
-	/* Translated already: the pod knows the service alone. The event tells both. */
+	/* Already translated: the pod knows only the service. The event names both. */
 	if (p->service && dst != p->service) {
 		struct addr service = mapped(p->service), backend = p->dst;
 		__be16 port = p->dport;
@@ -209,7 +211,7 @@ inline_always int answer(struct __sk_buff *skb, struct packet *p, __u32 reason)
 			return why;
 		dst = p->service;
 	}
-	/* Options would shift the checksum that the device was told to fill in. */
+	/* IP options would move the checksum, which a device may still have to fill in. */
 	if (kind == REFUSAL && p->proto == PROTO_TCP && p->l4 == ETH_HLEN + sizeof(struct iphdr))
 		return turn_into_reset(skb, p);
 	if (!may_send_error(skb->ifindex))
@@ -219,7 +221,7 @@ inline_always int answer(struct __sk_buff *skb, struct packet *p, __u32 reason)
 	return turn_into_error(skb, p, unreachable(p, reason), dst);
 }
 
-/* Leaves with a pod's packet that goes nowhere, and tells the pod where answer_to says so. */
+/* The way out for a pod's packet that is dropped. The pod is told if answer_to says so. */
 once int turn_away(struct __sk_buff *skb, struct packet *p, __u32 reason)
 {
 	if (!p)

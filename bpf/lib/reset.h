@@ -1,4 +1,4 @@
-/* Telling a pod that its connection is gone. */
+/* Resets: telling a pod that its connection is gone. */
 #pragma once
 
 #include "events.h"
@@ -13,9 +13,9 @@ inline_always __sum16 fold(__wsum sum)
 	return ~sum;
 }
 
-/* Turns the pod's TCP packet round into a reset from whom it was meant for. Its
- * number is the very next the pod expects, so it is taken without a challenge.
- * Returns 0 or why not; the packet is spoilt then. */
+/* Turns the pod's TCP packet into a reset from its destination. The reset has exactly
+ * the sequence number that the pod expects next, so it is accepted without a challenge
+ * ACK. Returns 0 or a reason; the packet may be spoilt then. */
 once int turn_into_reset(struct __sk_buff *skb, const struct packet *p)
 {
 	if (!p)
@@ -29,7 +29,7 @@ once int turn_into_reset(struct __sk_buff *skb, const struct packet *p)
 	struct tcphdr in, tcp = {.doff = sizeof(tcp) / 4 << 4};
 	__wsum sum;
 
-	/* Options would shift the checksum that the device was told to fill in. */
+	/* IP options would move the checksum, which a device may still have to fill in. */
 	if (p->l3 != ETH_HLEN || p->l4 != ETH_HLEN + sizeof(struct iphdr) || p->headless)
 		return REASON_PATH_DOWN;
 	if (bpf_skb_load_bytes(skb, 0, &in_eth, sizeof(in_eth)) ||
@@ -70,7 +70,7 @@ once int turn_into_reset(struct __sk_buff *skb, const struct packet *p)
 	return 0;
 }
 
-/* Leaves with a reset to the pod instead of its packet. */
+/* The way out for a packet that is answered with a reset. */
 inline_always int reset(struct __sk_buff *skb, struct packet *p, __u32 reason)
 {
 	int why = turn_into_reset(skb, p);

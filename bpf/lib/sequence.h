@@ -1,15 +1,15 @@
-/* Sequence numbers of TCP: what ends a connection must belong to it.
+/* TCP sequence numbers: what ends a connection must belong to it.
  *
- * A reset or FIN whose number nobody can have meant, of a connection that used the
- * same ports before or of somebody who guesses, leaves the flow as it is. It is
- * forwarded all the same: the receiver knows its numbers exactly, and its answer to
- * a wrong one (RFC 5961) is how a peer that lost its state gets right again.
+ * A reset or FIN with a number far from the connection's, left over from an earlier
+ * connection with the same ports or sent by somebody guessing, does not change the
+ * flow. It is forwarded all the same: the receiver knows its numbers exactly, and its
+ * answer to a wrong one (RFC 5961) lets a side that lost its state recover.
  *
- * What each side says is noted once a tick of the clock, or when it has moved on by
- * NOTED_EVERY: two CPUs that carry the two directions would otherwise fight for the
- * row with every packet. So a number is judged by its distance from the last that
- * was noted, of its sender's or of those the receiver said it expects. One in 8,192
- * wrong ones lies near enough.
+ * Each side's numbers are noted once per tick of the clock, or when they have moved on
+ * by NOTED_EVERY: otherwise two CPUs carrying the two directions would contend for the
+ * row on every packet. A number is therefore judged by its distance from the last one
+ * noted, either its sender's own or the one its receiver expects. One in 8,192 random
+ * numbers is close enough to pass.
  *
  * Numbers wrap around: distances are differences modulo 2^32.
  */
@@ -18,8 +18,8 @@
 #include "packet.h"
 
 #define NOTED_EVERY (1u << 16)
-#define NEAR (1u << 18)  /* NOTED_EVERY, a segment of 64 KiB, and some that were lost before they came here */
-#define AHEAD (1u << 24) /* more than a sender has under way at once */
+#define NEAR (1u << 18)  /* NOTED_EVERY, a segment of 64 KiB, and some lost on the way here */
+#define AHEAD (1u << 24) /* more than a sender ever has in flight */
 
 inline_always int within(__u32 from, __u32 to, __u32 behind, __u32 ahead)
 {
@@ -36,7 +36,7 @@ inline_always int known(const struct said *s)
 	return s->seq | s->ack;
 }
 
-/* Must the packet be looked at more closely? Most must not. */
+/* Does the packet need a closer look? Most do not. */
 inline_always int matters(const struct flow *f, const struct packet *p, int from_pod, __u64 now)
 {
 	const struct said *own = &f->said[from_pod ? EGRESS : INGRESS];
@@ -45,8 +45,8 @@ inline_always int matters(const struct flow *f, const struct packet *p, int from
 	return p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) || moved >= (f->seen < now ? 1 : NOTED_EVERY);
 }
 
-/* Notes what the packet says, if it belongs to the connection, and returns which
- * flags it gives the flow: those of add, and what it ends. */
+/* Notes the packet's numbers if it belongs to the connection. Returns the flags it sets
+ * on the flow: those in add, and those of a FIN or reset; 0 if it does not belong. */
 part __u32 follow(struct flow *f, const struct packet *p, int from_pod, __u32 add)
 {
 	struct said *own = &f->said[from_pod ? EGRESS : INGRESS], *other = &f->said[from_pod ? INGRESS : EGRESS];
@@ -58,10 +58,10 @@ part __u32 follow(struct flow *f, const struct packet *p, int from_pod, __u32 ad
 	if (p->tcp_flags & TCP_SYN && !acks) {
 		if (!known(own) || !(f->flags & FLOW_REPLIED)) {
 			*own = now;
-			if (!(add & FLOW_REPLIED)) /* who opens may choose other numbers */
+			if (!(add & FLOW_REPLIED)) /* the opener may start over with other numbers */
 				*other = (struct said){};
 		} else if (!is_near(own->seq, p->seq)) {
-			/* The ports are used again, or somebody pretends it: the answer
+			/* The ports are used again, or somebody forges it: the answer
 			 * will tell. */
 			f->again = p->seq;
 		}
@@ -84,13 +84,13 @@ part __u32 follow(struct flow *f, const struct packet *p, int from_pod, __u32 ad
 	} else {
 		close = plausible = 1;
 	}
-	if (p->tcp_flags & TCP_RST) /* its other number means nothing */
+	if (p->tcp_flags & TCP_RST) /* its ack number may be anything */
 		return close ? add | FLOW_RESET : 0;
 	if (p->tcp_flags & TCP_FIN && close)
 		add |= from_pod ? FLOW_FIN_LOCAL : FLOW_FIN_REMOTE;
 	if (!plausible)
 		return 0;
-	/* What is sent again moves nothing back. */
+	/* A retransmission does not move the numbers back. */
 	if (!known(own) || p->seq - own->seq < AHEAD || !within(own->seq, p->seq, AHEAD, AHEAD))
 		*own = now;
 	return add;

@@ -1,32 +1,32 @@
-/* Which backend answers a new flow to a service. */
+/* Choosing the backend of a new flow to a service. */
 #pragma once
 
 #include "place.h"
 
 #define NO_TIER 256
 #define DRAWS 16                /* tickets drawn at random before all are tried in turn */
-#define MAX_TRIES (1u << 22)    /* below the 1 << 23 steps that bpf_loop takes at most */
+#define MAX_TRIES (1u << 22)    /* below 1 << 23, the most that bpf_loop accepts */
 
-/* A choice in progress. Each group of a tier holds one ticket per slot, times its
+/* A choice in progress. Each backend of a group holds as many tickets as the group's
  * weight, and tickets are tried until one names a backend whose path is alive. The
- * first DRAWS are drawn at random: they find one soon unless most are dead, and are
- * exactly fair. Then every ticket is tried once, in an order shuffled for this choice,
- * so a live backend is found whenever there is one, at the cost of one look per dead
- * backend. Loops are bpf_loop's, whose body the verifier reads once. */
+ * first DRAWS are drawn at random: this is exactly fair, and quick unless most backends
+ * are dead. Then every ticket is tried once, in an order shuffled for this choice, so
+ * a live backend is found whenever there is one. Loops use bpf_loop, whose body is
+ * verified once. */
 struct choice {
 	const struct settings *s;
 	const struct service *svc;
 	struct flow *f;
-	__u32 from;   /* lower tiers were given up */
-	__u32 tier;   /* asked now: the lowest from there with a usable group, or NO_TIER */
+	__u32 from;   /* tiers below were given up */
+	__u32 tier;   /* current: the lowest from there with a usable group, or NO_TIER */
 	__u32 groups; /* its usable groups, a bit mask */
 	__u32 total;  /* their tickets */
-	__u32 mask;   /* of the shuffle, 2^bits - 1: tickets from total on do not exist */
+	__u32 mask;   /* of the shuffle: the smallest 2^bits - 1 that covers all tickets */
 	__u32 half;   /* bits / 2, rounded up */
 	__u32 key[3];
-	__u8 alive;    /* no other paths are asked for */
+	__u8 alive;    /* only alive paths will do */
 	__u8 found;
-	__u8 doubtful; /* silent paths will do: there are no others */
+	__u8 doubtful; /* silent paths will do: no path is alive */
 	__u8 silent;   /* a silent path was passed over */
 };
 
@@ -106,8 +106,8 @@ inline_always long choose(__u32 ticket, struct choice *c)
 	return 1;
 }
 
-/* The i-th number in an order in which each of 0 … mask comes once: every step is
- * reversible. */
+/* The i-th number of a shuffle in which each of 0 … mask occurs once, because every
+ * step is reversible. */
 inline_always __u32 shuffled(const struct choice *c, __u32 i)
 {
 	__u32 half = c->half & 31;
@@ -133,7 +133,7 @@ static long ask_ticket(__u32 i, struct choice *c)
 	return ticket < c->total ? choose(ticket, c) : 0;
 }
 
-/* Asks the tickets of the next tier. */
+/* Tries the tickets of the next tier. */
 static long ask_next_tier(__u32 i, struct choice *c)
 {
 	__u32 mask;
@@ -165,15 +165,15 @@ static long ask_next_tier(__u32 i, struct choice *c)
 	return !!c->found;
 }
 
-/* Fills in f's backend. Silent paths will do when no other is left, unless only
- * those alive are asked for. Returns 0 or NO_BACKEND. */
+/* Fills in f's backend. A silent path is used if none is alive, unless alive is set.
+ * Returns 0 or a reason. */
 once int choose_backend(const struct settings *s, const struct service *svc, struct flow *f, int alive)
 {
 	if (!s || !svc || !f)
 		return REASON_FAILED;
 	struct choice c = {.s = s, .svc = svc, .f = f, .alive = !!alive};
 
-	/* Every group may be a tier of its own, asked for either kind of path. */
+	/* Every group may be a tier of its own, and be tried with alive paths, then silent. */
 	bpf_loop(2 * MAX_GROUPS + 2, ask_next_tier, &c, 0);
 	if (!c.found)
 		return REASON_NO_BACKEND;
@@ -182,7 +182,7 @@ once int choose_backend(const struct settings *s, const struct service *svc, str
 	return 0;
 }
 
-/* Is the flow's backend still one of its service's? */
+/* Does the flow's backend still belong to its service? */
 inline_always int still_member(const struct flow *f)
 {
 	struct member_key key = {.addr = f->backend, .service = f->service, .port = f->bport};

@@ -1,22 +1,22 @@
-/* Shares: what one pod may hold of the tables that all pods use.
+/* Shares: how much one pod may hold of the tables that all pods use.
  *
- * Each row of flows is charged to the pod that opened it, or to the node. An
- * owner is sure of its share. Beyond it, it takes from what is common, and may
- * hold EAGER times as much of that as is left free: a greedy one leaves a fifth
- * to others, who need not wait until it gives something back. A row of replies
- * belongs to a row of flows and needs no account of its own.
+ * Each row of flows is charged to the pod that opened it, or to the node. An owner is
+ * guaranteed its share. Beyond it, it takes from the common part, of which it may hold
+ * up to EAGER times as much as is left free: a greedy owner leaves a fifth for others,
+ * who need not wait until it gives something back. A row of replies belongs to a row
+ * of flows and needs no account of its own.
  *
- * What is full to an owner is not full to others. It may swap: see store in flow.h.
+ * An owner that has reached its limit may swap: see store in flow.h.
  */
 #pragma once
 
 #include "maps.h"
 
 #define NODE_ITSELF 0u     /* owner of what the node opens: probes of its pods */
-#define COMMON 0xffffffffu /* the row of shares that counts what is held beyond them */
+#define COMMON 0xffffffffu /* the row that counts what all owners hold beyond their shares */
 #define EAGER 4
 
-/* The account of an owner, made when it is first needed; null: no room for it. */
+/* The account of an owner, created when first needed; null if there is no room. */
 part struct share *share_of(__u32 owner)
 {
 	__u32 zero = 0;
@@ -53,9 +53,9 @@ enum {
 	BEYOND_SHARE = 1,
 };
 
-/* Charges a row to its owner; forced: although it has no claim to one. Returns
- * where it lies, or FLOW_TABLE_FULL. CPUs that ask at the same moment may overshoot by a row
- * each; what was taken is counted exactly. */
+/* Charges a row to its owner; forced skips the check of its limit. Returns WITHIN_SHARE,
+ * BEYOND_SHARE or a reason. CPUs that charge at the same moment may exceed the limit by
+ * a row each; what was taken is counted exactly. */
 once int charge(__u32 owner, int forced)
 {
 	const struct budget *b = read_budget();
@@ -99,13 +99,13 @@ inline_always void release(__u32 owner)
 	}
 }
 
-/* May the owner tell of one more event? While the buffer is half empty everybody
- * may; then each only so often a second, or one pod's would be all there is. */
+/* May the owner send one more event? Always up to events_each a second, so that no
+ * pod's events crowd out another's; more only while the ring is less than half full. */
 inline_always int may_tell(struct share *sh, __u64 now)
 {
 	__u32 second = now >> 30;
 
-	if (sh->second != second) { /* a lost race: a few more are told */
+	if (sh->second != second) { /* losing a race lets a few more through */
 		sh->second = second;
 		sh->told = 0;
 	}

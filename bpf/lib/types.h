@@ -1,8 +1,8 @@
-/* What the agent and the datapath share: every row of every map.
+/* The rows of every map: what the agent and the datapath share.
  *
  * The Go rows in package bpf are generated from these types. Addresses are 16
- * bytes, IPv4 mapped into ::ffff:0:0/96, so that IPv6 adds parsing and no row
- * changes. Padding is explicit and always zero: map keys compare as bytes.
+ * bytes with IPv4 mapped into ::ffff:0:0/96, so that IPv6 will need new parsing
+ * but no new rows. Padding is explicit and always zero: map keys compare as bytes.
  */
 #pragma once
 
@@ -15,24 +15,24 @@ enum direction {
 	INGRESS = 1, /* enters the pod */
 };
 
-/* One row, read by every program. Written by the agent, always last: a row it
- * points to exists before the number here says so. */
+/* A single row, read by every program. The agent writes it last, after the rows
+ * that its numbers refer to. */
 struct settings {
-	__u32 revision;         /* bumped when a verdict may have changed or a backend went;
-				 * 0: not written yet, nothing passes */
-	__u32 policy_gen;       /* which generation of classes, ports, policy counts */
-	__u32 tunnel_ifindex[2]; /* lanes; 0: not there */
+	__u32 revision;         /* bumped when a verdict may have changed or a backend was
+				 * removed; 0: not written yet, nothing passes */
+	__u32 policy_gen;       /* generation of classes, ports and policy that is in force */
+	__u32 tunnel_ifindex[2]; /* lanes; 0: does not exist */
 	struct addr internal;   /* this node's internal address */
 	__u16 cluster;          /* own cluster's ID */
 	__u8 trace;             /* 1: an event for every new allowed flow */
 	__u8 pad;
 };
 
-/* flows: one connection as one local pod sees it. The same key serves both
- * directions of the packet. remote is the address the pod talks to: the
- * service's, not the backend's. For ICMP echo lport is the identifier. What the
- * node itself sends into a tunnel is a row too, with ifindex 0: only answers to
- * it come back to the node. */
+/* flows: one connection as one local pod sees it. Packets in both directions
+ * use the same key. remote is the address the pod talks to: the service's, not
+ * the backend's. For an ICMP echo, lport is the identifier. What the node itself
+ * sends into a tunnel has a row too, with ifindex 0: the node accepts only
+ * answers to it. */
 struct flow_key {
 	struct addr local;
 	struct addr remote;
@@ -44,24 +44,23 @@ struct flow_key {
 
 enum flow_flags {
 	FLOW_REMOTE_INITIATED = 1 << 0, /* judged as ingress; otherwise as egress */
-	FLOW_REPLIED = 1 << 1,          /* both sides have spoken */
+	FLOW_REPLIED = 1 << 1,          /* both sides have sent something */
 	FLOW_FIN_LOCAL = 1 << 2,
 	FLOW_FIN_REMOTE = 1 << 3,
 	FLOW_RESET = 1 << 4,
-	FLOW_SERVICE = 1 << 5,          /* backend, bport, service are set */
-	FLOW_LOOP = 1 << 6,             /* a pod that reached itself through a service */
+	FLOW_SERVICE = 1 << 5,          /* backend, bport and service are set */
+	FLOW_LOOP = 1 << 6,             /* a pod reaching itself through a service */
 };
 
-/* Where the other side of a flow is, which is also where its packets may come
- * from. */
+/* Where the other side of a flow is. Its packets may come from nowhere else. */
 enum via {
 	VIA_STACK = 1,  /* the world, or this node itself */
 	VIA_POD = 2,    /* a pod of this node */
 	VIA_TUNNEL = 3,
 };
 
-/* What one side of a TCP connection said last: its number, and the one it expects of
- * the other. All zero: nothing yet. */
+/* The last numbers noted from one side of a TCP connection: its own, and the one it
+ * expects from the other side. All zero: nothing yet. */
 struct said {
 	__u32 seq;
 	__u32 ack;
@@ -71,22 +70,22 @@ struct flow {
 	__u64 seen;      /* last packet, ns of CLOCK_MONOTONIC_COARSE */
 	__u32 revision;  /* settings.revision of the cached verdict */
 	__u32 identity;  /* of the other side, when judged */
-	__u32 rule;      /* that allowed it, 0: no policy */
+	__u32 rule;      /* that allowed it; 0: no policy */
 	__u32 service;
 	struct addr backend;
 	__be16 bport;
-	__u16 node;      /* of the other side, 0: not behind a tunnel */
-	__u16 cluster;   /* of the other side, 0: none */
+	__u16 node;      /* of the other side; 0: not behind a tunnel */
+	__u16 cluster;   /* of the other side; 0: none */
 	__u8 via;
 	__u8 pad;
-	__u32 flags;     /* a word, so that two CPUs can add to it */
-	__u32 ifindex;   /* of the local pod: a packet from elsewhere is spoofed */
-	__u32 owner;     /* in shares: who opened it */
-	__u32 again;     /* number of a SYN amid the connection, 0: none */
-	struct said said[2]; /* by direction; of TCP, now and then: see sequence.h */
+	__u32 flags;     /* 32 bits wide, so that CPUs can set flags atomically */
+	__u32 ifindex;   /* of the local pod: a packet from another device is spoofed */
+	__u32 owner;     /* key in shares: who opened it */
+	__u32 again;     /* sequence number of a SYN within the connection; 0: none */
+	struct said said[2]; /* TCP, by direction, updated now and then: see sequence.h */
 };
 
-/* replies: from a backend's answer back to the address the pod used. */
+/* replies: from a backend's answer to the address the pod used. */
 struct reply_key {
 	struct addr local;
 	struct addr backend;
@@ -102,28 +101,28 @@ struct reply {
 	__u16 pad;
 };
 
-/* shares: what an owner holds of the tables that all use. The key is the device of
- * a pod, or one of the owners in share.h. */
+/* shares: how much of the shared tables an owner holds. The key is a pod's device,
+ * or one of the owners in share.h. */
 #define NEWEST 8 /* a power of two */
 
 struct share {
 	__s64 used;       /* rows of flows */
-	__u64 opened;     /* rows ever taken, so that a walk over flows can be compared */
+	__u64 opened;     /* rows ever taken: tells a walk over flows what changed meanwhile */
 	__u64 refused;    /* new flows that found no room */
-	__u64 evicted;    /* flows that nobody had answered, given up for newer ones */
-	__u64 suppressed; /* events */
-	__u32 unsaid;     /* events suppressed since the last that was told */
-	__u32 second;     /* that told counts */
-	__u32 told;       /* events */
-	__u32 next;       /* slot of newest to write */
+	__u64 evicted;    /* unanswered flows given up for newer ones */
+	__u64 suppressed; /* events not sent */
+	__u32 unsaid;     /* events suppressed since the last one sent */
+	__u32 second;     /* the second that told counts */
+	__u32 told;       /* events sent in it */
+	__u32 next;       /* slot of newest to write next */
 	struct flow_key newest[NEWEST]; /* flows opened beyond the share */
 };
 
-/* budgets: one row, written by the agent. In rows of flows. */
+/* budgets: a single row, written by the agent. All in rows of flows. */
 struct budget {
-	__u32 each;   /* what a pod is sure of */
-	__u32 node;   /* what the node is sure of */
-	__u32 common; /* what nobody is */
+	__u32 each;   /* guaranteed to each pod */
+	__u32 node;   /* guaranteed to the node */
+	__u32 common; /* guaranteed to nobody */
 	__u32 pad;
 };
 
@@ -131,19 +130,19 @@ struct budget {
 struct endpoint {
 	__u32 ifindex;  /* host side of its veth */
 	__u32 identity;
-	__u32 set;      /* policy set, 0: none selects it */
+	__u32 set;      /* policy set; 0: no policy selects the pod */
 	__u16 id;
 	__u8 mac[6];    /* of the pod's device */
 	__u8 host_mac[6]; /* of the host side */
-	__u8 held;      /* 1: not programmed yet, receives and sends nothing */
+	__u8 held;      /* 1: not programmed yet; receives and sends nothing */
 	__u8 pad;
 };
 
-/* ips: single addresses; prefixes: what ips misses, longest first. */
+/* ips: single addresses. prefixes: asked when ips has no row; the longest wins. */
 struct ip_info {
 	__u32 identity;
-	__u16 node;     /* behind which tunnel, 0: none or unknown */
-	__u16 cluster;  /* 0: of no member cluster */
+	__u16 node;     /* whose tunnel leads there; 0: none or unknown */
+	__u16 cluster;  /* 0: not in a member cluster */
 	__u8 flags;
 	__u8 pad[3];
 };
@@ -151,9 +150,9 @@ struct ip_info {
 enum ip_flags {
 	IP_MEMBER = 1 << 0, /* in a member cluster's CIDR: encrypted or not at all */
 	IP_LOCAL = 1 << 1,  /* in this node's own pod CIDR */
-	IP_SERVICE = 1 << 2, /* in a cluster's service CIDR: nobody is there but by a service */
-	IP_FORMER = 1 << 3, /* with IP_MEMBER: in the CIDR of a peer that was removed; blocked */
-	IP_NODE = 1 << 4, /* another node's own address: pods do not speak to it in the clear */
+	IP_SERVICE = 1 << 2, /* in a cluster's service CIDR: only services have addresses there */
+	IP_FORMER = 1 << 3, /* with IP_MEMBER: in the CIDR of a removed peer; blocked */
+	IP_NODE = 1 << 4, /* another node's own address: pods do not send to it in the clear */
 };
 
 struct prefix_key {
@@ -161,28 +160,28 @@ struct prefix_key {
 	struct addr addr;
 };
 
-/* What is known of a path. Over a silent one nothing new begins that has a
- * choice, but what was answered waits: it may only be late. */
+/* The state of a path. New flows avoid a silent path if they have a choice; flows
+ * that were answered wait, because the answers may only be late. */
 enum path {
 	PATH_DEAD,
 	PATH_ALIVE,
-	PATH_SILENT, /* went down a moment ago */
+	PATH_SILENT, /* stopped answering a moment ago */
 };
 
-/* nodes: one per node of every cluster, by the agent's own index, from 1. */
+/* nodes: one row per node of every cluster, by the agent's own index from 1. */
 struct node {
-	__u8 path;    /* through the tunnel, by probes: enum path */
-	__u8 lane;    /* which tunnel device carries it */
-	__u8 keyed;   /* 0: its key is not known, nothing is sent */
+	__u8 path;    /* enum path, by probes through the tunnel */
+	__u8 lane;    /* tunnel device that carries it */
+	__u8 keyed;   /* 0: its key is not known and nothing is sent */
 	__u8 pad;
 	__u16 cluster;
 	__u16 pad2;
 };
 
-/* clusters: by cluster ID. One write takes a lost cluster out of everything. */
+/* clusters: by cluster ID. One write takes a lost cluster out of every service. */
 struct cluster {
-	__u8 path;   /* enum path, the best of its nodes' */
-	__u8 member; /* 1: a dead cluster's row is not all zero, as if there were none */
+	__u8 path;   /* enum path, the best among its nodes */
+	__u8 member; /* 1, so that the row of a dead cluster differs from an unused one */
 	__u8 pad[2];
 };
 
@@ -199,8 +198,8 @@ struct service_key {
 struct group {
 	__u32 count;    /* slots 0 … count-1 exist */
 	__u16 cluster;
-	__u8 tier;      /* lower is preferred; the next only when all before are dead or empty */
-	__u8 weight;    /* multiplies count in the choice; 0: takes no new connections */
+	__u8 tier;      /* lowest first; the next is used only if all before are dead or empty */
+	__u8 weight;    /* of each backend in the choice; 0: takes no new connections */
 };
 
 struct service {
@@ -210,7 +209,7 @@ struct service {
 	struct group group[MAX_GROUPS];
 };
 
-/* backends: slot of a group. Removal moves the last slot into the hole, then
+/* backends: one slot of a group. Removal moves the last slot into the hole and then
  * lowers count, so that every state in between is usable. */
 struct slot_key {
 	__u32 service;
@@ -222,13 +221,13 @@ struct slot_key {
 struct backend {
 	struct addr addr;
 	__be16 port;
-	__u16 node; /* 0: on this node or not behind a tunnel */
+	__u16 node; /* 0: on this node, or not behind a tunnel */
 	__u32 pad;
 };
 
-/* members: is this still a backend? Asked when settings.revision moved on, so
- * it is to be bumped when a backend is taken out. A backend that only ends
- * (terminating) leaves backends at once and members when it is gone. */
+/* members: is this still a backend? Looked up when settings.revision has changed, so
+ * the agent bumps the revision when it removes a backend. A terminating backend
+ * leaves backends at once, and members when it is gone. */
 struct member_key {
 	struct addr addr;
 	__u32 service;
@@ -241,18 +240,18 @@ struct member {
 	__u8 pad[3];
 };
 
-/* classes: identity to class; identities not here are class 0. */
+/* classes: identity to class. An identity without a row has class 0. */
 struct class_key {
 	__u32 gen;
 	__u32 identity;
 };
 
-/* ports: to port class, 0: no policy names it. Index (gen & 1, proto, port). */
+/* ports: port to port class; 0: no policy names it. Index (gen & 1, proto, port). */
 enum port_proto {
 	PORTS_TCP = 0,
 	PORTS_UDP = 1,
 	PORTS_SCTP = 2,
-	PORTS_ICMP = 3, /* the type */
+	PORTS_ICMP = 3, /* the port is the ICMP type */
 	PORTS_PROTOS = 4,
 };
 
@@ -261,9 +260,9 @@ enum port_proto {
 struct policy_key {
 	__u32 gen;
 	__u32 set;
-	__u32 class;    /* ANY_CLASS: whoever */
-	__u16 port;     /* port class, 0: any */
-	__u8 proto;     /* IP protocol, 0: any */
+	__u32 class;    /* ANY_CLASS: everybody */
+	__u16 port;     /* port class; 0: any */
+	__u8 proto;     /* IP protocol; 0: any */
 	__u8 dir;
 };
 
@@ -280,18 +279,18 @@ struct set_key {
 };
 
 struct set_info {
-	__u8 enforced[2]; /* by direction, 1: default deny */
+	__u8 enforced[2]; /* by direction; 1: default deny */
 	__u8 pad[2];
 };
 
-/* fragments: from what all pieces carry to what only the first one has. Each sender
- * has a few slots, by a hash of what the pieces carry: it overwrites its own rows
- * and cannot push out or change another's. */
+/* fragments: the ports of a datagram, which only its first fragment carries. Each
+ * sender has a few slots, chosen by a hash of what all fragments carry, so it can
+ * overwrite only its own rows. */
 #define FRAGMENT_SLOTS 32
 
 struct fragment_key {
-	struct addr src; /* of a sender elsewhere; zero: a pod of this node */
-	__u32 pod;       /* its device: it may write any source */
+	struct addr src; /* of a sender elsewhere; zero for a pod of this node */
+	__u32 pod;       /* the pod's device, because it can forge the source */
 	__u32 slot;
 };
 
@@ -305,32 +304,32 @@ struct fragment {
 	__be16 dport;
 };
 
-/* counters: per CPU, index (reason, direction). */
+/* counters: per CPU. Index (reason, direction). */
 struct counter {
 	__u64 packets;
 	__u64 bytes;
 };
 
-/* events: what the ring buffer carries. */
+/* events: the records in the ring buffer. */
 enum event_type {
 	EVENT_DROP = 1,
 	EVENT_NEW_FLOW = 2, /* allowed */
-	EVENT_RESET = 3,    /* the pod was answered with a reset: path down */
-	EVENT_REFUSED = 4,  /* dropped, and the pod was told: by a reset or an ICMP error */
+	EVENT_RESET = 3,    /* an open connection of the pod was reset */
+	EVENT_REFUSED = 4,  /* dropped, and the pod got a reset or an ICMP error */
 };
 
 struct event {
 	__u64 time; /* ns of CLOCK_BOOTTIME */
 	struct addr src;
 	struct addr dst;      /* after translation */
-	struct addr service;  /* what the pod addressed, zero: no service */
+	struct addr service;  /* the address the pod used; zero: no service */
 	__u32 src_identity;
 	__u32 dst_identity;
 	__u32 rule;           /* cookie; 0 with policy-denied: default deny */
-	__u32 set;            /* policy set that decided */
+	__u32 set;            /* policy set that was asked */
 	__u32 policy_gen;
 	__u32 ifindex;
-	__be16 sport;         /* ICMP: type << 8 | code in host order, as __be16 */
+	__be16 sport;         /* ICMP: the type, then the code */
 	__be16 dport;
 	__be16 service_port;
 	__u16 bytes;
@@ -340,6 +339,6 @@ struct event {
 	__u8 proto;
 	__u8 tcp_flags;
 	__u8 pad[3];
-	__u32 suppressed; /* events of the same pod before this one that were not told */
+	__u32 suppressed; /* events of the same pod that were not sent before this one */
 	__u32 pad2;
 };
