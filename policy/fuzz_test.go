@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/weft-mesh/weft/identity"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // FuzzCompile draws a world from the fuzzed seed and holds every verdict of
@@ -269,7 +270,7 @@ func randomPolicy(r *rand.Rand, i int) string {
 }
 
 func randomSpec(r *rand.Rand) map[string]any {
-	spec := map[string]any{"endpointSelector": pick(r, map[string]any{}, randomSelector(r))}
+	spec := map[string]any{"endpointSelector": randomSubject(r)}
 	for list, prefix := range map[string]string{"ingress": "from", "ingressDeny": "from", "egress": "to", "egressDeny": "to"} {
 		if r.IntN(2) == 0 {
 			continue
@@ -287,6 +288,21 @@ func randomSpec(r *rand.Rand) map[string]any {
 		spec["enableDefaultDeny"] = map[string]any{"ingress": r.IntN(2) == 0, "egress": r.IntN(2) == 0}
 	}
 	return spec
+}
+
+// randomSubject is a selector that some pod can satisfy.
+func randomSubject(r *rand.Rand) map[string]any {
+	for {
+		s := pick(r, map[string]any{}, randomSelector(r))
+		text, _ := json.Marshal(s)
+		var in metav1.LabelSelector
+		if err := json.Unmarshal(text, &in); err != nil {
+			panic(err)
+		}
+		if parseSelector("", &in, parseKey, &problems{}).reservedWord() == "" {
+			return s
+		}
+	}
 }
 
 func randomSelector(r *rand.Rand) map[string]any {

@@ -3,7 +3,9 @@ package policy
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -51,8 +53,8 @@ func (m groupManifest) group(ps *problems) *CIDRGroup {
 	g := &CIDRGroup{Name: m.Metadata.Name, manifest: m}
 	checkMeta(&m.Metadata, m.Kind, ps)
 	var labels []identity.Label
-	for key, value := range m.Metadata.Labels {
-		at := path("metadata.labels").key(key)
+	for _, key := range slices.Sorted(maps.Keys(m.Metadata.Labels)) {
+		at, value := path("metadata.labels").key(key), m.Metadata.Labels[key]
 		if why := validation.IsQualifiedName(key); len(why) != 0 {
 			ps.add(at, "%q is not a label key: %s", key, why[0])
 		}

@@ -216,7 +216,11 @@ func parsePeers(at path, it item, namespace string, errs *problems) (peers []pee
 	}
 	for i, sel := range it.endpoints {
 		where := at.field(it.prefix + "Endpoints").index(i)
-		peers = append(peers, peer{selector: scopePeer(parseSelector(where, sel, parseKey, errs), namespace)})
+		s := parseSelector(where, sel, parseKey, errs)
+		if word := s.reservedWord(); word != "" && s.wantsLabel() {
+			errs.addNew(where, "selects nobody: whoever is reserved:%s has no labels of its own; write one list item for each", word)
+		}
+		peers = append(peers, peer{selector: scopePeer(s, namespace)})
 	}
 	for i, text := range it.cidr {
 		if prefix, ok := parseCIDR(at.field(it.prefix+"CIDR").index(i), text, errs); ok {

@@ -197,7 +197,7 @@ func WithAPIServer(labels identity.Labels) identity.Labels {
 func (p *Policy) namesAPIServers() bool {
 	for named := range p.peers() {
 		for _, q := range named.selector {
-			if q.source == identity.SourceReserved && q.key == identity.KubeAPIServer.String() {
+			if q.source == identity.SourceReserved && (q.key == identity.KubeAPIServer.String() || q.key == wordCluster) {
 				return true
 			}
 		}

@@ -158,3 +158,23 @@ func prefixOf(t testing.TB, text string) netip.Prefix {
 	}
 	return prefix
 }
+
+// The entity cluster and the label reserved:cluster mean the API servers too, so
+// either makes their addresses known.
+func TestAPIServersHaveIdentitiesWhereAPolicyMeansThem(t *testing.T) {
+	server := netip.MustParseAddr("192.0.2.7")
+	for body, want := range map[string]bool{
+		"egressDeny: [{toEntities: [kube-apiserver]}]":                                      true,
+		"egressDeny: [{toEntities: [cluster]}]":                                             true,
+		`egressDeny: [{toEndpoints: [{matchLabels: {"reserved:cluster": ""}}]}]`:            true,
+		`egress: [{toEndpoints: [{matchLabels: {"reserved:kube-apiserver": ""}}]}]`:         true,
+		"egressDeny: [{toEntities: [world]}]":                                               false,
+		"egressDeny: [{toEndpoints: [{matchLabels: {app: cluster}}]}]":                      false,
+		"egress: [{toEntities: [all]}]\ningressDeny: [{fromEntities: [host, remote-node]}]": false,
+	} {
+		ids := CIDRIdentities(parse(t, cnp(body)), nil, []netip.Addr{server})
+		if _, got := ids[netip.PrefixFrom(server, 32)]; got != want {
+			t.Errorf("%s: the API server has an identity: %v, want %v", body, got, want)
+		}
+	}
+}

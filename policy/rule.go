@@ -21,7 +21,11 @@ func (s *spec) rule(at path, p *Policy, ps *problems) rule {
 		ps.add(at.field("endpointSelector"), "is missing; write {} to select every workload%s", inNamespace(p))
 	default:
 		where := at.field("endpointSelector")
-		out.subject = scopeSubject(where, parseSelector(where, s.EndpointSelector, parseKey, ps), p.Namespace, ps)
+		subject := parseSelector(where, s.EndpointSelector, parseKey, ps)
+		if word := subject.reservedWord(); word != "" {
+			ps.addNew(where, "reserved:%s selects no workload; policies apply to pods, so select them by their own labels", word)
+		}
+		out.subject = scopeSubject(where, subject, p.Namespace, ps)
 	}
 	if len(s.Ingress)+len(s.IngressDeny)+len(s.Egress)+len(s.EgressDeny) == 0 {
 		ps.add(at, "allows and denies nothing; write at least one item under ingress, ingressDeny, egress or egressDeny ({} as the item denies by default)")

@@ -48,6 +48,24 @@ func (s selector) nobody() bool {
 	})
 }
 
+// reservedWord is a reserved label that the selector requires and no pod has, or
+// "".
+func (s selector) reservedWord() string {
+	for _, r := range s {
+		if r.source == identity.SourceReserved && r.op == metav1.LabelSelectorOpExists && r.key != wordAll && r.key != wordCluster {
+			return r.key
+		}
+	}
+	return ""
+}
+
+// wantsLabel reports whether the selector requires a label that only pods have.
+func (s selector) wantsLabel() bool {
+	return slices.ContainsFunc(s, func(r requirement) bool {
+		return r.source != identity.SourceReserved && (r.op == metav1.LabelSelectorOpExists || r.op == metav1.LabelSelectorOpIn)
+	})
+}
+
 // keyReader says which label a selector's key means.
 type keyReader func(at path, text string, errs *problems) (source, key string, ok bool)
 
@@ -287,16 +305,20 @@ func scopeSubject(at path, s selector, namespace string, errs *problems) selecto
 	if namespace == "" {
 		return s
 	}
-	own := identity.NewLabels(identity.Label{Source: identity.SourceK8s, Key: identity.KeyNamespace, Value: namespace})
+	own := identity.NewLabels(
+		identity.Label{Source: identity.SourceK8s, Key: identity.KeyNamespace, Value: namespace},
+		identity.Label{Source: identity.SourceK8s, Key: identity.KeyNamespaceLabels + "." + identity.NamespaceName, Value: namespace},
+	)
 	out := slices.DeleteFunc(slices.Clone(s), func(r requirement) bool {
-		if r.source == identity.SourceReserved || r.key != identity.KeyNamespace {
+		if _, named := own.Get(r.source, r.key); !named {
 			return false
 		}
-		if !r.holds(own) {
-			errs.add(at, "names %s, but a %s selects workloads of its own namespace %q only; leave that key out, or use a %s",
-				identity.KeyNamespace, KindNamespaced, namespace, KindClusterwide)
+		if r.holds(own) {
+			return true
 		}
-		return true
+		errs.addNew(at, "%s names another namespace, but a %s selects workloads of its own namespace %q only; leave that key out, or use a %s",
+			r.key, KindNamespaced, namespace, KindClusterwide)
+		return false
 	})
 	return append(out, requirement{source: identity.SourceK8s, key: identity.KeyNamespace, op: metav1.LabelSelectorOpIn, values: []string{namespace}})
 }
