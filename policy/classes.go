@@ -9,15 +9,15 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// peerIndex finds which of many peers an identity is, without asking each.
+// peerIndex finds the peers that an identity matches without trying each.
 //
-// A label peer is filed under one of its equalities, the most telling one; an
-// identity looks under each of its labels and asks what it finds in full.
+// A label peer is filed under its most selective equality; an identity looks under each
+// of its labels and checks what it finds there in full.
 type peerIndex struct {
 	peers   []peer
 	byLabel map[labelValue][]uint32
 	cidrs   []uint32
-	rest    []uint32 // no equality to file them under
+	rest    []uint32 // peers without an equality to file them under
 }
 
 type labelValue struct{ key, value string }
@@ -47,8 +47,8 @@ func (x *peerIndex) add(p peer) uint32 {
 	return id
 }
 
-// telling chooses the equality to file a selector under: one of its own
-// before namespace and cluster, which nearly every selector has.
+// telling chooses the equality to file a selector under. Namespace and cluster come
+// last, because nearly every selector has them.
 func telling(s selector) []labelValue {
 	var best []labelValue
 	rank := 0
@@ -57,7 +57,7 @@ func telling(s selector) []labelValue {
 		mine := 3
 		switch {
 		case r.source == identity.SourceReserved:
-			// Words that are no label cannot be filed under one.
+			// Words that are not a label cannot be filed under one.
 			if _, err := identity.ParseNumber(r.key); err == nil && r.op == metav1.LabelSelectorOpExists && !strings.HasPrefix(r.key, identity.World.String()) {
 				keys = []labelValue{{r.key, ""}}
 			}
@@ -79,7 +79,7 @@ func telling(s selector) []labelValue {
 	return best
 }
 
-// find appends the numbers of the peers the identity is to buf, ascending.
+// find appends the numbers of the peers that the identity matches to buf, ascending.
 func (x *peerIndex) find(n identity.Number, labels identity.Labels, buf []uint32) []uint32 {
 	ask := func(ids []uint32) {
 		for _, id := range ids {
@@ -101,7 +101,7 @@ func (x *peerIndex) find(n identity.Number, labels identity.Labels, buf []uint32
 	return slices.Compact(buf)
 }
 
-// signature is a set of peers as a map key.
+// signature encodes a set of peers as a map key.
 func signature(ids []uint32) string {
 	out := make([]byte, 0, 4*len(ids))
 	for _, id := range ids {

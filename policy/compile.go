@@ -9,13 +9,13 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// compiler is what Tables keep in order to grow.
+// compiler is what Tables keeps in order to grow.
 type compiler struct {
 	rules   []compiledRule
 	index   peerIndex
 	sets    []compiledSet     // set id - 1
 	setIDs  map[string]uint32 // by signature of the rules that select the subject
-	classes map[string]uint32 // by signature of the peers an identity is
+	classes map[string]uint32 // by signature of the peers an identity matches
 	next    uint32            // the next new class
 	ports   portNumbers
 }
@@ -31,28 +31,28 @@ type compiledRule struct {
 type compiledTerm struct {
 	term
 	cookie  uint32
-	known   bool     // only for peers that are known
-	unknown bool     // only for peers that are not
+	known   bool     // applies to known peers only
+	unknown bool     // applies to unknown peers only
 	ids     []uint32 // numbers of peers in the index
 	says    verdicts
 }
 
-// compiledSet is the terms of one policy set, split by what they ask.
+// compiledSet holds the terms of one policy set, split by what they depend on.
 type compiledSet struct {
 	dirs [2]struct {
-		byPeer   map[uint32][]int // terms by number of their peer
+		byPeer   map[uint32][]int // indexes of terms, by number of their peer
 		terms    []compiledTerm   // those with peers
-		whoever  verdicts         // what the terms without peers say
+		whoever  verdicts         // verdicts of the terms that match every peer
 		enforced bool
 	}
 }
 
-// Compile makes the tables by which all subjects are judged. The output is
-// the same for the same input, whatever the order of policies.
+// Compile makes the tables by which all subjects are judged. The output depends on
+// the input alone, not on the order of policies.
 //
-// Everything is resolved here: a denial beats an allowance of any policy, and
-// no entry hides a more specific verdict from the kernel's lookup. Two
-// identities that every selecting policy treats alike share a class.
+// Everything is resolved here: a denial beats any policy's allowance, and no entry
+// hides a more specific verdict from the kernel's lookup. Two identities that every
+// selecting policy treats alike share a class.
 func Compile(w World, subjects []identity.Labels) (*Tables, error) {
 	c := &compiler{setIDs: map[string]uint32{"": 0}, classes: map[string]uint32{}, next: 1, ports: portNumbers{}}
 	for _, labels := range subjects {
@@ -122,7 +122,7 @@ func (t *Tables) number(w World) error {
 	return nil
 }
 
-// selecting are the numbers of the rules that select a subject.
+// selecting returns the numbers of the rules that select a subject.
 func (c *compiler) selecting(subject identity.Labels) []uint32 {
 	var out []uint32
 	for i, r := range c.rules {
@@ -133,8 +133,8 @@ func (c *compiler) selecting(subject identity.Labels) []uint32 {
 	return out
 }
 
-// selectSubjects gives each distinct choice of rules a set, and returns the
-// rules of each set.
+// selectSubjects gives each distinct combination of rules a set, and returns the rules
+// of each set.
 func (c *compiler) selectSubjects(subjects []identity.Labels) [][]uint32 {
 	byText := map[string]identity.Labels{}
 	for _, s := range subjects {
@@ -163,8 +163,8 @@ func (c *compiler) selectSubjects(subjects []identity.Labels) [][]uint32 {
 	return sets
 }
 
-// file puts the peers of all rules in use into the index, each once, and
-// classifies their ports.
+// file adds the peers of all rules in use to the index, each once, and classifies their
+// ports.
 func (c *compiler) file(sets [][]uint32) (portClasses, error) {
 	var (
 		used  = make([]bool, len(c.rules))
@@ -218,9 +218,9 @@ func (s *compiledSet) add(dir Direction, terms []compiledTerm) {
 	}
 }
 
-// SetOf is the policy set of a subject; false if its rules are another choice
-// than any subject of Compile had, or its ports have other numbers, and the tables
-// must be compiled again.
+// SetOf returns the policy set of a subject. ok is false if no subject of Compile was
+// selected by the same rules, or if its ports have new numbers; the tables must then be
+// compiled again.
 func (t *Tables) SetOf(subject identity.Labels) (set uint32, ok bool) {
 	if !t.Knows(subject) {
 		return 0, false
@@ -229,14 +229,14 @@ func (t *Tables) SetOf(subject identity.Labels) (set uint32, ok bool) {
 	return set, ok
 }
 
-// Knows reports whether the tables can judge whoever has these labels. They cannot
-// if a policy calls a port by name, and it has a number that nobody had at Compile.
+// Knows reports whether the tables can judge an identity with these labels. They cannot
+// if a policy names one of its ports and nobody had that port's number at Compile.
 func (t *Tables) Knows(labels identity.Labels) bool { return t.compiler.ports.knows(labels) }
 
-// AddIdentity classifies one identity and records it. It returns its class
-// and the entries that must be in the kernel before the class is, which are
-// recorded too; none if others of its class are there already. An identity
-// that is known already moves to the class of its new labels.
+// AddIdentity classifies one identity and records it. It returns its class and the
+// entries that must be in the kernel before the class is, which are recorded too; there
+// are none if the class already exists. A known identity moves to the class of its new
+// labels.
 func (t *Tables) AddIdentity(n identity.Number, labels identity.Labels) (class uint32, entries map[EntryKey]Entry) {
 	c := t.compiler
 	if n == identity.Unknown {
@@ -259,9 +259,9 @@ func (t *Tables) AddIdentity(n identity.Number, labels identity.Labels) (class u
 	return class, entries
 }
 
-// RemoveIdentity forgets an identity. Its class and entries stay for others.
+// RemoveIdentity forgets an identity. Its class and entries stay for the others.
 func (t *Tables) RemoveIdentity(n identity.Number) { delete(t.Classes, n) }
 
-// unknownMember is the signature of identity.UnknownMember: no signature of
-// peers has a length that is not a multiple of four.
+// unknownMember is the signature of identity.UnknownMember. It cannot clash: the length
+// of every other signature is a multiple of four.
 const unknownMember = "?"

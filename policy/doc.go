@@ -1,8 +1,8 @@
-// Package policy turns Cilium's and Kubernetes' policy manifests into the tables
-// the kernel judges packets by, and says what is wrong with a manifest.
+// Package policy compiles Cilium's and Kubernetes' policy manifests into the tables
+// by which the kernel judges packets, and explains what is wrong with a manifest.
 //
 // It does not decide who a workload is (package identity) and writes nothing
-// to the kernel; tracking of established connections is the datapath's.
+// to the kernel; connection tracking belongs to the datapath.
 //
 //	Parse ──► []*Policy ──► Compile(World, subjects) ──► Tables
 //	                           │                           │

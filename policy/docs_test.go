@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// testsOf are the tests of the tree, by name, and the text of their file.
+// testsOf returns the tests of the tree by name, with the text of their file.
 func testsOf(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}
@@ -30,8 +30,8 @@ func testsOf(t *testing.T) map[string]string {
 	return out
 }
 
-// What the manual says of policies is so: each block of YAML is read as it says, and
-// each line of a table that names a test names one that is there.
+// What the manual says about policies is true: each block of YAML is accepted or refused
+// as it says, and each table row that names a test names one that exists.
 func TestTheManualIsTrue(t *testing.T) {
 	tests := testsOf(t)
 	blocks := regexp.MustCompile("(?ms)^```yaml( refused)?\n(.*?)^```")
@@ -58,7 +58,7 @@ func TestTheManualIsTrue(t *testing.T) {
 				t.Errorf("%s: %v", file, err)
 			}
 		}
-		// A table that says how something is judged has its test on every line.
+		// A table that says how something is judged has a test in every row.
 		lines, has := 0, false
 		for line := range strings.Lines(string(text)) {
 			switch {

@@ -18,8 +18,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// FuzzCompile draws a world from the fuzzed seed and holds every verdict of
-// its tables, also after identities have come one by one, against the oracle.
+// FuzzCompile derives a world from the fuzzed seed and compares every verdict of its
+// tables with the oracle, also after identities were added one by one.
 func FuzzCompile(f *testing.F) {
 	for seed := range uint64(60) {
 		f.Add(seed)
@@ -61,14 +61,14 @@ func checkWorld(t *testing.T, r *rand.Rand) {
 	}
 	checkFlows(t, r, w, whole, subjects, text.String(), 300)
 
-	// The same world, learnt one identity after another: the same verdicts.
+	// The same world, learnt one identity at a time, gives the same verdicts.
 	some := World{Cluster: w.Cluster, Policies: w.Policies, Groups: w.Groups, Identities: map[identity.Number]identity.Labels{}}
 	grown, err := Compile(some, subjects)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for n, labels := range w.Identities {
-		if !grown.Knows(labels) { // a port has a number that is new
+		if !grown.Knows(labels) { // a named port has a new number
 			some.Identities[n] = labels
 			if grown, err = Compile(some, subjects); err != nil {
 				t.Fatal(err)
@@ -141,8 +141,8 @@ func randomPod(r *rand.Rand) identity.Labels {
 	return identity.PodLabels(ns, map[string]string{"team": ns}, labels, pick(r, "", "sa"), pick(r, "west", "west", "east"))
 }
 
-// withPorts gives a pod's ports the names that policies use, and other numbers from
-// pod to pod.
+// withPorts gives a pod's ports the names that policies use, with numbers that differ
+// from pod to pod.
 func withPorts(r *rand.Rand, labels identity.Labels, names map[string]bool) identity.Labels {
 	for _, key := range slices.Sorted(maps.Keys(names)) {
 		if proto, name, _ := strings.Cut(key, "/"); r.IntN(2) == 0 {
@@ -172,7 +172,7 @@ func randomGroup(r *rand.Rand, i int) string {
 	return "---\n" + string(text) + "\n"
 }
 
-// randomNetworkPolicy is a policy of Kubernetes' kind.
+// randomNetworkPolicy returns a Kubernetes NetworkPolicy.
 func randomNetworkPolicy(r *rand.Rand, i int) string {
 	selector := func() map[string]any {
 		switch r.IntN(4) {
@@ -290,7 +290,7 @@ func randomSpec(r *rand.Rand) map[string]any {
 	return spec
 }
 
-// randomSubject is a selector that some pod can satisfy.
+// randomSubject returns a selector that some pod can satisfy.
 func randomSubject(r *rand.Rand) map[string]any {
 	for {
 		s := pick(r, map[string]any{}, randomSelector(r))
@@ -377,7 +377,7 @@ func randomItem(r *rand.Rand, prefix string) map[string]any {
 	return item
 }
 
-// FuzzParse: what is accepted reads back the same, and nothing panics.
+// FuzzParse checks that whatever is accepted reads back the same, and that nothing panics.
 func FuzzParse(f *testing.F) {
 	corpus, err := filepath.Glob("testdata/manifests/*.yaml")
 	if err != nil || len(corpus) == 0 {
@@ -431,7 +431,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzCIDRKey: a prefix survives being a label.
+// FuzzCIDRKey checks that a prefix survives being a label.
 func FuzzCIDRKey(f *testing.F) {
 	f.Add("10.0.0.0/8")
 	f.Add("fd00::/8")

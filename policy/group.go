@@ -13,11 +13,11 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// sourceGroup is the source of a group's labels, as Cilium calls it.
+// sourceGroup is the source of a group's labels, as in Cilium.
 const sourceGroup = "cidrgroup"
 
-// CIDRGroup is a list of prefixes that policies refer to by name or label. It does
-// not change once parsed.
+// CIDRGroup is a list of prefixes that policies refer to by name or label. It is
+// immutable once parsed.
 type CIDRGroup struct {
 	Name  string
 	CIDRs []netip.Prefix
@@ -38,17 +38,17 @@ type groupSpec struct {
 	ExternalCIDRs []string `json:"externalCIDRs"`
 }
 
-// String is kind and name as an operator writes them.
+// String returns kind and name as an operator writes them.
 func (g *CIDRGroup) String() string { return KindCIDRGroup + " " + g.Name }
 
-// MarshalJSON is the manifest again, without its status.
+// MarshalJSON returns the manifest without its status.
 func (g *CIDRGroup) MarshalJSON() ([]byte, error) {
 	m := g.manifest
 	m.Status = nil
 	return json.Marshal(m)
 }
 
-// group checks a decoded manifest. The result counts only if ps is still empty.
+// group checks a decoded manifest. The result is valid only if ps is still empty.
 func (m groupManifest) group(ps *problems) *CIDRGroup {
 	g := &CIDRGroup{Name: m.Metadata.Name, manifest: m}
 	checkMeta(&m.Metadata, m.Kind, ps)
@@ -76,8 +76,7 @@ func (m groupManifest) group(ps *problems) *CIDRGroup {
 	return g
 }
 
-// MissingGroups are the groups that the policy names and that are not among those
-// there are.
+// MissingGroups returns the groups that the policy names and that do not exist.
 func (p *Policy) MissingGroups(there func(name string) bool) []string {
 	var out []string
 	seen := map[string]bool{}
@@ -90,14 +89,14 @@ func (p *Policy) MissingGroups(there func(name string) bool) []string {
 	return out
 }
 
-// ParseGroup reads one CiliumCIDRGroup, and what it once accepted.
+// ParseGroup reads one CiliumCIDRGroup, also as earlier versions accepted it.
 func ParseGroup(data []byte) (*CIDRGroup, error) {
 	_, groups, err := parseAll(data, true)
 	if err != nil {
 		return nil, err
 	}
 	if len(groups) != 1 {
-		return nil, fmt.Errorf("holds %d groups; one is needed", len(groups))
+		return nil, fmt.Errorf("contains %d groups, want exactly one", len(groups))
 	}
 	return groups[0], nil
 }

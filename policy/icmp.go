@@ -27,8 +27,8 @@ var icmpTypes = map[uint8]map[string]uint16{
 
 const maxICMPType = 255
 
-// icmpPassing are the types that pass anywhere: echoes, and errors about what
-// was sent. Programs drop all others before they ask for a policy.
+// icmpPassing are the types that the datapath passes: echoes, and errors about earlier
+// packets. It drops all others before it consults a policy.
 var icmpPassing = []string{"EchoRequest", "EchoReply", "DestinationUnreachable", "TimeExceeded", "ParameterProblem"}
 
 func icmpPasses(number uint16) bool {
@@ -82,12 +82,12 @@ func parseICMP(at path, f *icmpField, deny bool, p *Policy, ps *problems) (portS
 	return portSpec{proto: proto, first: uint16(number), last: uint16(number)}, true
 }
 
-// warnICMP says where a type is judged otherwise than its author may think.
+// warnICMP warns where the effect on a type differs from what its author may expect.
 func warnICMP(at path, written string, number uint16, deny bool, p *Policy) {
 	switch {
 	case !deny && !icmpPasses(number):
-		p.warn(at, "%s allows nothing: no ICMP but echoes, their answers and errors is passed between pods", written)
+		p.warn(at, "%s allows nothing: of ICMP, only echo requests, echo replies and errors pass between pods", written)
 	case deny && icmpPasses(number) && number != icmpTypes[ProtoICMP]["EchoRequest"]:
-		p.warn(at, "%s stops only what nothing asked for: answers and errors pass with the flow that they belong to; deny that one, such as EchoRequest", written)
+		p.warn(at, "%s denies only unsolicited packets: replies and errors pass with the flow they belong to; deny that flow instead, such as EchoRequest", written)
 	}
 }

@@ -17,18 +17,18 @@ const (
 	KindNetwork       = "NetworkPolicy"
 )
 
-// manifest is a policy as it is written for Cilium. A nil list and an empty
-// one differ: the first is not there, the second selects nothing.
+// manifest is a policy as it is written for Cilium. A nil list and an empty one
+// differ: the first is absent, the second selects nothing.
 //
-// Fields that Cilium knows and Weft does not are raw: they are refused by
-// name, with the reason, and not as unknown.
+// Fields that Cilium supports and Weft does not are raw, so that they are refused by
+// name, with the reason, rather than as unknown.
 type manifest struct {
 	APIVersion string            `json:"apiVersion"`
 	Kind       string            `json:"kind"`
 	Metadata   metav1.ObjectMeta `json:"metadata"`
 	Spec       *spec             `json:"spec,omitempty"`
 	Specs      []*spec           `json:"specs,omitzero"`
-	Status     json.RawMessage   `json:"status,omitempty"` // an exported object has one; ignored
+	Status     json.RawMessage   `json:"status,omitempty"` // present in exported objects; ignored
 }
 
 type spec struct {
@@ -104,7 +104,7 @@ type portRule struct {
 }
 
 type portProtocol struct {
-	Port     json.RawMessage `json:"port,omitempty"` // a string; raw, to say so when it is a number
+	Port     json.RawMessage `json:"port,omitempty"` // a string; raw, so that a number gets a helpful error
 	EndPort  *int64          `json:"endPort,omitempty"`
 	Protocol string          `json:"protocol,omitempty"`
 }
@@ -122,8 +122,8 @@ type authentication struct {
 	Mode string `json:"mode"`
 }
 
-// item is one entry of ingress, egress or their deny lists, whichever way the
-// traffic goes, with field names as the operator wrote them.
+// item is one entry of ingress, egress or their deny lists, in either direction, with
+// field names as the operator wrote them.
 type item struct {
 	prefix    string // "from" or "to"
 	endpoints []*metav1.LabelSelector
@@ -140,7 +140,7 @@ type refusedPeer struct {
 	field   string
 	value   json.RawMessage
 	reason  string
-	selects bool // names peers; an empty list of them is nobody
+	selects bool // selects peers, so an empty list selects nobody
 }
 
 func (i *ingressItem) item() item {

@@ -13,10 +13,9 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// naively judges a flow from the manifests as they were written, with
-// Kubernetes' own selectors. It shares nothing with what Parse makes of them,
-// so that the oracle has a witness. It knows identities that have labels only,
-// and what randomPolicy writes.
+// naively judges a flow from the manifests as they were written, with Kubernetes' own
+// selectors. It shares nothing with Parse, so that it can check the oracle. It handles
+// only identities that have labels, and only what randomPolicy writes.
 func naively(w World, f Flow) bool {
 	peer := w.Identities[f.Peer]
 	if peer == nil {
@@ -72,7 +71,7 @@ func (s *spec) items(d Direction) (deny, allow []item) {
 	return deny, allow
 }
 
-// selects asks Kubernetes' selector, once prefixes are off the keys.
+// selects applies Kubernetes' own selector, with prefixes stripped from the keys.
 func selects(s metav1.LabelSelector, of identity.Labels) bool {
 	bare := func(key string) string { return strings.TrimPrefix(strings.TrimPrefix(key, "k8s:"), "any:") }
 	plain := metav1.LabelSelector{MatchLabels: map[string]string{}}
@@ -101,8 +100,8 @@ type naive struct {
 	groups             []*CIDRGroup
 }
 
-// network judges by one of Kubernetes' policies: does it isolate the subject, and
-// does it let the flow pass?
+// network judges by one NetworkPolicy: does it isolate the subject, and does it let the
+// flow pass?
 func (n naive) network(p *Policy, f Flow) (applies, passes bool) {
 	spec := p.network.Spec
 	if f.Subject.Namespace() != p.Namespace || !selects(spec.PodSelector, f.Subject) {
@@ -177,7 +176,7 @@ func (n naive) network(p *Policy, f Flow) (applies, passes bool) {
 	return true, passes
 }
 
-// calls asks whether the end that is spoken to calls the port by this name.
+// calls reports whether the destination has given the port this name.
 func (n naive) calls(f Flow, proto, name string) bool {
 	end := f.Subject
 	if f.Direction == Egress {
@@ -188,12 +187,12 @@ func (n naive) calls(f Flow, proto, name string) bool {
 
 var protocolNames = map[uint8]string{6: "TCP", 17: "UDP", 132: "SCTP"}
 
-// isPod: what is in the mesh, and not outside.
+// inMesh reports whether the peer is a pod or node of the mesh.
 func (n naive) inMesh() bool {
 	return n.peer.Cluster() != "" || n.number < 9 && n.number != identity.World && n.number != identity.Unknown
 }
 
-// inBlock is inside, for pods and nodes too.
+// inBlock is inside for pods and nodes as well.
 func (n naive) inBlock(cidr string, except []string) bool {
 	if !n.inMesh() {
 		return n.inside(cidr, except)
@@ -215,7 +214,7 @@ func (n naive) means(it item) bool {
 	if it.endpoints == nil && it.cidr == nil && it.cidrSet == nil && it.entities == nil {
 		return len(it.ports)+len(it.icmps) > 0
 	}
-	if it.cidr != nil && len(it.cidr) == 0 { // of the empty lists, randomItem writes this one beside others
+	if it.cidr != nil && len(it.cidr) == 0 { // the only empty list that randomItem writes beside others
 		return false
 	}
 	for _, c := range it.cidr {
@@ -266,8 +265,7 @@ func (n naive) isEntity(name string) bool {
 	return false
 }
 
-// reservedWord is what a selector of reserved labels says; randomSelector writes
-// one alone.
+// reservedWord evaluates a selector of reserved labels; randomSelector writes one alone.
 func reservedWord(s *metav1.LabelSelector) (word string, not, ok bool) {
 	for key := range s.MatchLabels {
 		if word, ok := strings.CutPrefix(key, "reserved:"); ok {

@@ -9,28 +9,27 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// Which number a name of a port has, each endpoint says for itself. To judge by
-// it, the number is among the labels of whoever has it: of the subject for
-// ingress, of the peer for egress. A rule by name then is one rule for each number
-// there is.
+// Each endpoint decides which number a port name stands for. To judge by name, the
+// number is among the labels of the destination: the subject for ingress, the peer for
+// egress. A rule by name then becomes one rule for each number in use.
 
-// PortName is a port as policies call it.
+// PortName is a port as policies name it.
 type PortName struct {
 	Proto uint8
 	Name  string
 }
 
-// key is the name as a label key. No key that a selector can name begins so.
+// key is the name as a label key. No key that a selector can name starts like this.
 func (n PortName) key() string {
 	return map[uint8]string{ProtoTCP: "TCP", ProtoUDP: "UDP", ProtoSCTP: "SCTP"}[n.Proto] + "/" + n.Name
 }
 
-// PortLabel is the label of an endpoint whose port has a name.
+// PortLabel is the label of an endpoint with a named port.
 func PortLabel(protocol, name string, port uint16) identity.Label {
 	return identity.Label{Source: identity.SourcePort, Key: protocol + "/" + name, Value: strconv.Itoa(int(port))}
 }
 
-// NamedPorts are the label keys of ports that policies call by name.
+// NamedPorts returns the label keys of the ports that policies refer to by name.
 func NamedPorts(policies []*Policy) map[string]bool {
 	out := map[string]bool{}
 	for _, p := range policies {
@@ -47,10 +46,10 @@ func NamedPorts(policies []*Policy) map[string]bool {
 	return out
 }
 
-// portNumbers are the numbers that named ports have, by label key.
+// portNumbers holds the numbers of named ports, by label key.
 type portNumbers map[string][]uint16
 
-// number adds the numbers that labels name.
+// number adds the port numbers in labels.
 func (p portNumbers) number(labels identity.Labels) {
 	for _, l := range labels {
 		if l.Source != identity.SourcePort {
@@ -64,7 +63,7 @@ func (p portNumbers) number(labels identity.Labels) {
 	}
 }
 
-// knows reports whether rules were made for all numbers that labels name.
+// knows reports whether rules were made for all port numbers in labels.
 func (p portNumbers) knows(labels identity.Labels) bool {
 	for _, l := range labels {
 		if l.Source != identity.SourcePort {
@@ -83,7 +82,7 @@ func requires(s portSpec, number uint16) requirement {
 	return requirement{source: identity.SourcePort, key: PortName{s.proto, s.name}.key(), op: metav1.LabelSelectorOpIn, values: []string{strconv.Itoa(int(number))}}
 }
 
-// named splits a term into what it says of numbers, and its ports by name.
+// named splits a term into its numeric ports and its ports by name.
 func (t compiledTerm) named() (plain *compiledTerm, names []portSpec) {
 	var numbers []portSpec
 	for _, s := range t.ports {
@@ -100,9 +99,9 @@ func (t compiledTerm) named() (plain *compiledTerm, names []portSpec) {
 	return &t, names
 }
 
-// unnamed writes a rule without names of ports: for ingress as one rule for each
-// number that a subject's port may have, for egress as one term for each number
-// that a peer's may have.
+// unnamed rewrites a rule without port names: for ingress as one rule for each number
+// that a subject's port may have, for egress as one term for each number that a peer's
+// port may have.
 func (p portNumbers) unnamed(r compiledRule) []compiledRule {
 	out := []compiledRule{r}
 	for _, dir := range directions {
@@ -144,7 +143,7 @@ func (p portNumbers) ofPeers(t compiledTerm, s portSpec) (out []compiledTerm) {
 		one := t
 		one.any, one.ports, one.peers = false, []portSpec{{proto: s.proto, first: n, last: n}}, nil
 		for _, q := range peers {
-			// Addresses outside of the mesh have no names for their ports.
+			// Addresses outside of the mesh have no named ports.
 			if q.kind == peerLabels || q.mesh {
 				q.selector = append(slices.Clone(q.selector), requires(s, n))
 				one.peers = append(one.peers, q)
@@ -154,7 +153,7 @@ func (p portNumbers) ofPeers(t compiledTerm, s portSpec) (out []compiledTerm) {
 		out = append(out, one)
 	}
 	if t.deny {
-		// Nothing is known of an unknown peer's ports: it is denied all.
+		// The ports of an unknown peer are not known: it is denied all of them.
 		one := t
 		one.any, one.peers, one.ports, one.unknown = false, peers, []portSpec{{proto: s.proto, last: maxPort}}, true
 		out = append(out, one)

@@ -13,22 +13,22 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// networkManifest is Kubernetes' NetworkPolicy as it is written. It adds up with
-// Cilium's policies; it cannot deny.
+// networkManifest is Kubernetes' NetworkPolicy as it is written. It adds to Cilium's
+// policies; it cannot deny.
 type networkManifest struct {
 	APIVersion string                          `json:"apiVersion"`
 	Kind       string                          `json:"kind"`
 	Metadata   metav1.ObjectMeta               `json:"metadata"`
 	Spec       *networkingv1.NetworkPolicySpec `json:"spec,omitempty"`
-	Status     json.RawMessage                 `json:"status,omitempty"` // older API servers print one; ignored
+	Status     json.RawMessage                 `json:"status,omitempty"` // printed by older API servers; ignored
 }
 
-// listNode is the list of the term that no manifest writes: a pod's own node is
-// always let through.
+// listNode is the list of the term that no manifest writes: a pod's own node always
+// gets through.
 const listNode = "node"
 
-// policy checks a decoded manifest and makes it ready to compile. The result
-// counts only if ps is still empty.
+// policy checks a decoded manifest and converts it. The result is valid only if ps is
+// still empty.
 func (m networkManifest) policy(ps *problems) *Policy {
 	checkMeta(&m.Metadata, m.Kind, ps)
 	p := &Policy{Kind: m.Kind, Namespace: m.Metadata.Namespace, Name: m.Metadata.Name, network: &m}
@@ -53,7 +53,7 @@ func (m networkManifest) policy(ps *problems) *Policy {
 		}
 	}
 	if r.enforced[Egress] {
-		// In the other direction the datapath asks no policy.
+		// In the other direction the datapath does not consult policies.
 		r.terms[Egress] = append(r.terms[Egress], term{list: listNode, peers: []peer{reservedPeer(identity.Host)}})
 	}
 	p.rules = []rule{r}
@@ -62,8 +62,8 @@ func (m networkManifest) policy(ps *problems) *Policy {
 
 var policyTypes = [2]networkingv1.PolicyType{Egress: networkingv1.PolicyTypeEgress, Ingress: networkingv1.PolicyTypeIngress}
 
-// directions are those that the policy isolates. It isolates ingress, and egress if
-// it has such rules, unless it says otherwise.
+// directions are those that the policy isolates: ingress, and egress if it has egress
+// rules, unless policyTypes says otherwise.
 func (m networkManifest) directions(at path, ps *problems) (enforced [2]bool) {
 	types := m.Spec.PolicyTypes
 	if len(types) == 0 {
@@ -85,8 +85,8 @@ func inNamespaces(names ...string) requirement {
 	return requirement{source: identity.SourceK8s, key: identity.KeyNamespace, op: metav1.LabelSelectorOpIn, values: names}
 }
 
-// addNetwork checks one rule of a NetworkPolicy and appends it as a term. Empty and
-// missing lists mean the same in Kubernetes: whoever, and whatever port.
+// addNetwork checks one rule of a NetworkPolicy and appends it as a term. In
+// Kubernetes, empty and missing lists mean the same: every peer, every port.
 func (r *rule) addNetwork(at path, dir Direction, i int, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort, p *Policy, ps *problems) {
 	at = at.field(dir.String()).index(i)
 	t := term{list: dir.String(), index: i, any: len(peers) == 0}
@@ -135,7 +135,7 @@ func networkBlock(at path, b *networkingv1.IPBlock, ps *problems) (peer, bool) {
 	out, ok := parseCIDRRule(at, &cidrRule{CIDR: b.CIDR, Except: b.Except}, ps)
 	for i, e := range out.except {
 		if e == out.cidr {
-			ps.add(at.field("except").index(i), "%s is all of cidr %s; Kubernetes wants a part of it", e, out.cidr)
+			ps.add(at.field("except").index(i), "%s is all of cidr %s; an exception must be smaller than the block", e, out.cidr)
 		}
 	}
 	out.mesh = true
@@ -155,7 +155,7 @@ func networkPort(at path, q networkingv1.NetworkPolicyPort, ps *problems) (portS
 	out := portSpec{proto: protos[0], last: maxPort}
 	switch {
 	case q.Port == nil && q.EndPort != nil:
-		ps.add(at.field("endPort"), "needs a port to begin with")
+		ps.add(at.field("endPort"), "needs a port to start from")
 		return out, false
 	case q.Port == nil:
 		return out, true
@@ -165,7 +165,7 @@ func networkPort(at path, q networkingv1.NetworkPolicyPort, ps *problems) (portS
 			return out, false
 		}
 		if q.EndPort != nil {
-			ps.add(at.field("endPort"), "needs a port number to begin with, not a name")
+			ps.add(at.field("endPort"), "needs a port number, not a name")
 			return out, false
 		}
 		return portSpec{proto: out.proto, name: q.Port.StrVal}, true

@@ -55,7 +55,7 @@ func TestNetworkPolicyEgress(t *testing.T) {
 	}
 }
 
-// sees compares whom web may speak to, or who may speak to it.
+// sees checks whom web may reach, or who may reach it.
 func sees(t *testing.T, manifests string, dir Direction, want string) {
 	t.Helper()
 	w := testWorld(t, manifests)
@@ -68,7 +68,7 @@ func sees(t *testing.T, manifests string, dir Direction, want string) {
 	}
 }
 
-// A block tells pods and nodes by their addresses; Cilium's prefixes mean neither.
+// An ipBlock distinguishes pods and nodes by address; Cilium's prefixes match neither.
 func TestBlocksMeanWhoeverHasTheAddress(t *testing.T) {
 	const manifests = `
 - apiVersion: networking.k8s.io/v1
@@ -116,13 +116,13 @@ func TestNetworkPolicyRefused(t *testing.T) {
 		{"a bad protocol", netpol("ingress: [{ports: [{protocol: tcp}]}]"), `ports[0].protocol: "tcp" is not a protocol; write TCP, UDP or SCTP`},
 		{"a port out of range", netpol("ingress: [{ports: [{port: 70000}]}]"), "out of range"},
 		{"a bad name of a port", netpol("ingress: [{ports: [{port: '80'}]}]"), "is not the name of a port"},
-		{"a range without a port", netpol("ingress: [{ports: [{endPort: 80}]}]"), "endPort: needs a port to begin with"},
-		{"a range from a name", netpol("ingress: [{ports: [{port: http, endPort: 80}]}]"), "endPort: needs a port number to begin with"},
+		{"a range without a port", netpol("ingress: [{ports: [{endPort: 80}]}]"), "endPort: needs a port to start from"},
+		{"a range from a name", netpol("ingress: [{ports: [{port: http, endPort: 80}]}]"), "endPort: needs a port number, not a name"},
 		{"a range backwards", netpol("ingress: [{ports: [{port: 80, endPort: 79}]}]"), "is below port 80"},
 		{"a label that is in no identity", netpol("ingress: [{from: [{podSelector: {matchLabels: {pod-template-hash: a}}}]}]"), "the label filter leaves it out"},
 		{"a label that the cluster gives", netpol("ingress: [{from: [{podSelector: {matchLabels: {io.kubernetes.pod.namespace: a}}}]}]"), "a pod cannot give itself a label of this name"},
 		{"Cilium's prefix of a key", netpol("ingress: [{from: [{podSelector: {matchLabels: {'k8s:app': a}}}]}]"), "is not a label key"},
-		{"a policy twice", netpol("") + netpol("ingress: [{}]"), "NetworkPolicy default/p stands twice"},
+		{"a policy twice", netpol("") + netpol("ingress: [{}]"), "NetworkPolicy default/p is defined twice"},
 
 		{"a group with a bad prefix", "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: g}\nspec: {externalCIDRs: [10.0.0.1]}", `spec.externalCIDRs[0]: "10.0.0.1" is an address`},
 		{"a group without a list", "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: g}\nspec: {}", "spec.externalCIDRs: is missing"},
@@ -159,7 +159,7 @@ func TestGroups(t *testing.T) {
 	}
 }
 
-// A name of a port means what each endpoint calls by it.
+// A port name means whichever port each endpoint gives that name.
 func TestNamedPorts(t *testing.T) {
 	with := func(w World, name string, ports ...identity.Label) {
 		w.Identities[people[name]] = identity.NewLabels(append(slices.Clone(w.Identities[people[name]]), ports...)...)

@@ -8,9 +8,9 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// Flow is a connection attempt as one of its ends is judged on it.
+// Flow is a connection attempt, seen from the end whose policies are consulted.
 type Flow struct {
-	Subject   identity.Labels // the end whose policies are asked
+	Subject   identity.Labels // the end whose policies are consulted
 	Direction Direction       // as the subject sees it
 	Peer      identity.Number // the other end
 	Proto     uint8
@@ -23,15 +23,15 @@ type Judgement struct {
 	Selected []*Policy  // policies that select the subject
 	Enforced bool       // one of them denies by default in this direction
 	Allowing []RuleInfo // rules that would let the flow pass
-	Denying  []RuleInfo // rules that forbid it; any one decides
+	Denying  []RuleInfo // rules that forbid it; any one is decisive
 }
 
-// Evaluate judges one flow by the meaning of the policies, rule after rule,
-// with no table in between. It is slow, and what Compile is measured by.
+// Evaluate judges one flow by what the policies mean, rule by rule, with no table in
+// between. It is slow, and the reference for Compile.
 //
-// A subject that no policy denies by default may do what no rule forbids. A
-// peer of which nothing is known, neither in w nor reserved, is allowed by
-// rules about whoever only, and denied by every denial it could fall under.
+// A subject without default deny may do whatever no rule forbids. A peer of which
+// nothing is known, neither in w nor reserved, is allowed only by rules that match
+// everyone, and denied by every denial that could apply to it.
 func Evaluate(w World, f Flow) Judgement {
 	labels, known := w.Identities[f.Peer]
 	if !known {
@@ -79,7 +79,7 @@ func (t term) meansPort(f Flow, peer identity.Labels, known bool) bool {
 		if s.proto != f.Proto {
 			return false
 		}
-		// The end that is spoken to says which port has the name.
+		// The destination decides which port has the name.
 		end := f.Subject
 		if f.Direction == Egress {
 			if !known {

@@ -20,12 +20,11 @@ import (
 	lists "github.com/weft-mesh/weft/manifest"
 )
 
-// Parse reads one or more policies in YAML or JSON, as they are written for
-// Cilium and Kubernetes. It is strict: a field that is unknown, misplaced, empty
-// or not supported is an error that says where it stands and what to change. All
-// mistakes of all documents are reported together, and then no policy is
-// returned. Documents without content are passed over; a list stands for its
-// items.
+// Parse reads one or more policies in YAML or JSON, as they are written for Cilium
+// and Kubernetes. It is strict: an unknown, misplaced, empty or unsupported field is
+// an error that says where it is and what to change. All mistakes in all documents
+// are reported together, and then no policy is returned. Empty documents are
+// skipped; a list stands for its items.
 func Parse(data []byte) ([]*Policy, error) {
 	policies, groups, err := parseAll(data, false)
 	if err == nil && len(groups) > 0 {
@@ -34,11 +33,11 @@ func Parse(data []byte) ([]*Policy, error) {
 	return policies, err
 }
 
-// ParseManifest is Parse for a manifest that may hold groups of prefixes besides.
+// ParseManifest is Parse for a manifest that may also contain groups of prefixes.
 func ParseManifest(data []byte) ([]*Policy, []*CIDRGroup, error) { return parseAll(data, false) }
 
-// ParseStored reads what Parse accepts, and what it once accepted: a policy that
-// is in force and cannot be read any more would no longer hold.
+// ParseStored reads what Parse accepts and what earlier versions accepted: a policy
+// that is in force must not stop being enforced because it can no longer be read.
 func ParseStored(data []byte) ([]*Policy, error) {
 	policies, _, err := parseAll(data, true)
 	return policies, err
@@ -60,7 +59,7 @@ func parseAll(data []byte, stored bool) (out []*Policy, groups []*CIDRGroup, _ e
 				groups = append(groups, g)
 			}
 			if seen[name.String()] {
-				why = append(why, fmt.Errorf("%s stands twice; keep one of them, or give it another name", name))
+				why = append(why, fmt.Errorf("%s is defined twice; keep one of them, or rename one", name))
 			}
 			seen[name.String()] = true
 		}
@@ -97,7 +96,7 @@ func parseAll(data []byte, stored bool) (out []*Policy, groups []*CIDRGroup, _ e
 	return out, groups, nil
 }
 
-// parseOne reads one policy or group from JSON; nothing if there is nothing.
+// parseOne reads one policy or group from JSON; it returns neither for null.
 func parseOne(text []byte, stored bool) (*Policy, *CIDRGroup, []error) {
 	if string(bytes.TrimSpace(text)) == "null" {
 		return nil, nil, nil
@@ -151,8 +150,8 @@ func read(text []byte, into any, ps *problems) bool {
 	return len(ps.list) == 0
 }
 
-// apiVersions are the kinds this package reads, and the versions they come in.
-// v2alpha1 of a group is v2 under its older name.
+// apiVersions maps the kinds that this package reads to their versions. Of the
+// groups, v2alpha1 is an older name of v2.
 var apiVersions = map[string][]string{
 	KindNamespaced:  {APIVersion},
 	KindClusterwide: {APIVersion},
@@ -188,12 +187,12 @@ func explainStrict(err error) error {
 		return fmt.Errorf("%s: unknown field; remove it or correct its spelling", strings.Trim(at, `"`))
 	}
 	if at, ok := strings.CutPrefix(text, "duplicate field "); ok {
-		return fmt.Errorf("%s: stands twice; keep one of them", strings.Trim(at, `"`))
+		return fmt.Errorf("%s: appears twice; keep one", strings.Trim(at, `"`))
 	}
 	return err
 }
 
-// explainType says what a field of the wrong type should be.
+// explainType says what type a field should have.
 func explainType(err error) error {
 	var mismatch *json.UnmarshalTypeError
 	if errors.As(err, &mismatch) {
@@ -216,8 +215,8 @@ func jsonName(kind string) string {
 	return kind
 }
 
-// refuseNulls refuses values left empty under spec and specs: read as zero
-// values, a forgotten one could select everyone.
+// refuseNulls refuses empty values under spec and specs: read as zero values, a
+// forgotten one could select everyone.
 func refuseNulls(text []byte, ps *problems) {
 	var doc map[string]any
 	if json.Unmarshal(text, &doc) != nil {
@@ -245,8 +244,8 @@ func refuseNulls(text []byte, ps *problems) {
 	}
 }
 
-// policy checks a decoded manifest and makes it ready to compile. The result
-// counts only if ps is still empty.
+// policy checks a decoded manifest and converts it. The result is valid only if ps is
+// still empty.
 func (m manifest) policy(ps *problems) *Policy {
 	checkMeta(&m.Metadata, m.Kind, ps)
 	if m.Spec == nil && len(m.Specs) == 0 {
@@ -262,7 +261,7 @@ func (m manifest) policy(ps *problems) *Policy {
 	return p
 }
 
-// checkMeta checks name and namespace, and fills in the latter.
+// checkMeta checks name and namespace and fills in the default namespace.
 func checkMeta(meta *metav1.ObjectMeta, kind string, ps *problems) {
 	at := path("metadata")
 	if why := validation.IsDNS1123Subdomain(meta.Name); len(why) != 0 {

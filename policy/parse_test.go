@@ -10,7 +10,7 @@ func TestRefused(t *testing.T) {
 	const head = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p, namespace: default}\n"
 	for _, tt := range []struct {
 		name, manifest string
-		want           string // part of the sentence
+		want           string // part of the message
 	}{
 		{"not YAML", "a: [", "not valid YAML"},
 		{"a key twice", "a: 1\na: 2", "already set"},
@@ -42,7 +42,7 @@ func TestRefused(t *testing.T) {
 		{"a node as subject of a cluster-wide policy", strings.Replace(ccnp("c", "ingress: [{}]"), "Selector: {}", `Selector: {matchLabels: {"reserved:remote-node": ""}}`, 1), "spec.endpointSelector: reserved:remote-node selects no workload"},
 		{"nobody as subject", strings.Replace(cnp("ingress: [{}]"), "app: web", `"reserved:none": ""`, 1), "spec.endpointSelector: reserved:none selects no workload"},
 		{"a node with a pod's label", cnp(`ingressDeny: [{fromEndpoints: [{matchLabels: {"reserved:host": "", app: web}}]}]`), "spec.ingressDeny[0].fromEndpoints[0]: selects nobody: whoever is reserved:host has no labels of its own"},
-		{"no rules", cnp("ingress: []"), "spec: allows and denies nothing"},
+		{"no rules", cnp("ingress: []"), "spec: has no rules"},
 		{"a name as log too long", cnp("log: {value: 123456789012345678901234567890123}\ningress: [{}]"), "is a number"},
 		{"a log value too long", cnp("log: {value: a23456789012345678901234567890123}\ningress: [{}]"), "spec.log.value: is longer than 32"},
 		{"an unprintable log value", cnp("log: {value: \"a\\tb\"}\ningress: [{}]"), "unprintable"},
@@ -97,7 +97,7 @@ func TestRefused(t *testing.T) {
 		{"TLS interception", cnp(`egress: [{toPorts: [{ports: [{port: "443"}], originatingTLS: {secret: {name: a}}}]}]`), "TLS interception is not supported"},
 		{"a listener", cnp(`egress: [{toPorts: [{ports: [{port: "443"}], listener: {name: a}}]}]`), "redirecting to a listener is not supported"},
 		{"no ports", cnp("ingress: [{toPorts: [{}]}]"), "ports: is empty; list the ports, or leave toPorts out"},
-		{"too many ports", cnp("ingress: [{toPorts: [{ports: [" + strings.Repeat(`{port: "80"},`, 41) + "]}]}]"), "lists 41 ports, 40 at most"},
+		{"too many ports", cnp("ingress: [{toPorts: [{ports: [" + strings.Repeat(`{port: "80"},`, 41) + "]}]}]"), "lists 41 ports, but 40 is the limit"},
 		{"a port that is missing", cnp("ingress: [{toPorts: [{ports: [{protocol: TCP}]}]}]"), "port: is missing"},
 		{"a port as number", cnp("ingress: [{toPorts: [{ports: [{port: 80}]}]}]"), `put it in quotes: "80"`},
 		{"a port out of range", cnp(`ingress: [{toPorts: [{ports: [{port: "70000"}]}]}]`), "out of range"},
@@ -106,7 +106,7 @@ func TestRefused(t *testing.T) {
 		{"a range as one port", cnp(`ingress: [{toPorts: [{ports: [{port: "6581-6586"}]}]}]`), `"6581-6586" is a range; write port: "6581" and endPort: 6586`},
 		{"a negative port", cnp(`ingress: [{toPorts: [{ports: [{port: "-1"}]}]}]`), "out of range"},
 		{"a bad name of a port", cnp(`ingress: [{toPorts: [{ports: [{port: my_port}]}]}]`), `"my_port" is neither a port number nor the name of one`},
-		{"a name of a port with a range", cnp(`ingress: [{toPorts: [{ports: [{port: http, endPort: 90}]}]}]`), "endPort: needs a port number to begin with, not a name"},
+		{"a name of a port with a range", cnp(`ingress: [{toPorts: [{ports: [{port: http, endPort: 90}]}]}]`), "endPort: needs a port number, not a name"},
 		{"a range backwards", cnp(`ingress: [{toPorts: [{ports: [{port: "80", endPort: 79}]}]}]`), "endPort: 79 is below port 80; swap them"},
 		{"a range out of range", cnp(`ingress: [{toPorts: [{ports: [{port: "80", endPort: 65536}]}]}]`), "endPort: 65536 is out of range"},
 		{"a range from any port", cnp(`ingress: [{toPorts: [{ports: [{port: "0", endPort: 79}]}]}]`), "port 0 already means any port"},
@@ -121,7 +121,7 @@ func TestRefused(t *testing.T) {
 		{"an ICMP type of the other family", cnp(`ingress: [{icmps: [{fields: [{type: PacketTooBig}]}]}]`), "is not an ICMP type of this family"},
 		{"an ICMP type of another type", cnp(`ingress: [{icmps: [{fields: [{type: [8]}]}]}]`), "neither a number nor a name"},
 		{"an unknown ICMP family", cnp(`ingress: [{icmps: [{fields: [{family: v4, type: 8}]}]}]`), "write IPv4 or IPv6"},
-		{"a policy twice", cnp("ingress: [{}]") + cnp("egress: [{}]"), "document 2: CiliumNetworkPolicy default/p stands twice"},
+		{"a policy twice", cnp("ingress: [{}]") + cnp("egress: [{}]"), "document 2: CiliumNetworkPolicy default/p is defined twice"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ps, err := Parse([]byte(tt.manifest))
@@ -205,12 +205,12 @@ func TestWarnings(t *testing.T) {
 		{"nothing", cnp("ingress: [{}]"), ""},
 		{"default denial beside rules", cnp("enableDefaultDeny: {ingress: true, egress: false}\ningress: [{}]"), ""},
 		{"default denial without rules", cnp("enableDefaultDeny: {egress: true}\ningress: [{}]"),
-			"spec.enableDefaultDeny.egress: denies all egress of the workloads it selects, as there are no egress rules (Cilium ignores it then)"},
+			"spec.enableDefaultDeny.egress: denies all egress of the selected workloads, because there are no egress rules (Cilium ignores the field then)"},
 		{"ICMP types that pass", cnp("ingress: [{icmps: [{fields: [{type: 8}, {type: EchoReply}, {type: 3}, {type: 135, family: IPv6}]}]}]\negressDeny: [{icmps: [{fields: [{type: 8}, {type: 13}]}]}]"), ""},
 		{"an ICMP type that nothing lets pass", cnp("ingress: [{icmps: [{fields: [{type: Timestamp}]}]}]"),
-			`spec.ingress[0].icmps[0].fields[0].type: "Timestamp" allows nothing: no ICMP but echoes, their answers and errors is passed between pods`},
+			`spec.ingress[0].icmps[0].fields[0].type: "Timestamp" allows nothing: of ICMP, only echo requests, echo replies and errors pass between pods`},
 		{"an answer that is denied", cnp("egressDeny: [{icmps: [{fields: [{type: 0}]}]}]"),
-			"spec.egressDeny[0].icmps[0].fields[0].type: 0 stops only what nothing asked for: answers and errors pass with the flow that they belong to; deny that one, such as EchoRequest"},
+			"spec.egressDeny[0].icmps[0].fields[0].type: 0 denies only unsolicited packets: replies and errors pass with the flow they belong to; deny that flow instead, such as EchoRequest"},
 		{"rules of a direction that is not listed", netpol("policyTypes: [Egress]\ningress: [{}]"), "spec.ingress: has no effect: policyTypes does not list Ingress"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -20,25 +20,25 @@ const (
 	peerGroup                  // by groups of addresses
 )
 
-// peer is who is on the other side: identities by label, or addresses. Addresses
-// are outside of every member cluster; those of ipBlocks also inside.
+// peer describes the other side: identities by label, or addresses. Addresses are
+// those outside of every member cluster; for ipBlocks also those inside.
 type peer struct {
 	kind     peerKind
-	selector selector       // peerLabels; peerGroup: of groups; peerCIDR: besides
-	outside  bool           // peerLabels: means the world, never an unknown member
+	selector selector       // peerLabels: of identities; peerGroup: of groups; peerCIDR: an additional condition
+	outside  bool           // peerLabels: selects the world, so never an unknown member
 	cidr     netip.Prefix   // peerCIDR
-	except   []netip.Prefix // peerCIDR: carved out of cidr
+	except   []netip.Prefix // peerCIDR: excluded from cidr
 	mesh     bool           // peerCIDR: pods and nodes too
-	group    string         // peerGroup: by name, else by selector
+	group    string         // peerGroup: name of the group; if "", selector counts
 }
 
-// local is the peer with the local cluster's name filled in.
+// local returns the peer with the local cluster's name filled in.
 func (p peer) local(cluster string) peer {
 	p.selector = p.selector.local(cluster)
 	return p
 }
 
-// resolved is the peer without groups.
+// resolved returns the peer with groups replaced by their prefixes.
 func (p peer) resolved(groups []*CIDRGroup) []peer {
 	if p.kind != peerGroup {
 		return []peer{p}
@@ -55,7 +55,7 @@ func (p peer) resolved(groups []*CIDRGroup) []peer {
 	return out
 }
 
-// means reports whether a peer of kind peerGroup is this group.
+// means reports whether a peer of kind peerGroup refers to this group.
 func (p peer) means(g *CIDRGroup) bool {
 	if p.group != "" {
 		return p.group == g.Name
@@ -72,8 +72,8 @@ func (p peer) String() string {
 	return fmt.Sprint(p.outside, p.selector)
 }
 
-// matches reports whether the identity is such a peer. An unknown member is
-// none: it may be anyone.
+// matches reports whether the identity is such a peer. An unknown member matches
+// nothing, because it may be anyone.
 func (p peer) matches(n identity.Number, labels identity.Labels) bool {
 	switch {
 	case n == identity.UnknownMember:
@@ -89,8 +89,8 @@ func (p peer) matches(n identity.Number, labels identity.Labels) bool {
 	}
 	prefix, ok := cidrOf(labels)
 	if !ok {
-		// Without a prefix it is every address that no policy names, not even to
-		// except it. Inside the mesh all are IPv4.
+		// Without a prefix it stands for every address that no policy names, not even
+		// as an exception. Inside the mesh, all addresses are IPv4.
 		family := p.cidr.Addr().Is4()
 		if outside {
 			family = isWorld(n, p.cidr.Addr())
@@ -100,8 +100,8 @@ func (p peer) matches(n identity.Number, labels identity.Labels) bool {
 	return contains(p.cidr, prefix) && !slices.ContainsFunc(p.except, func(e netip.Prefix) bool { return contains(e, prefix) })
 }
 
-// mayMatch reports whether a peer of which nothing is known could be meant. A
-// denial that could mean it applies to it.
+// mayMatch reports whether a peer of which nothing is known could match. A denial
+// that could match it applies to it.
 func (p peer) mayMatch(n identity.Number) bool {
 	if p.kind == peerLabels && p.selector.nobody() {
 		return false
@@ -109,7 +109,7 @@ func (p peer) mayMatch(n identity.Number) bool {
 	return n != identity.UnknownMember || p.kind == peerLabels && !p.outside
 }
 
-// isWorld: the identity of all addresses of a family that no policy names.
+// isWorld reports whether n stands for all addresses of a family that no policy names.
 func isWorld(n identity.Number, family netip.Addr) bool {
 	if family.Is4() {
 		return n == identity.World || n == identity.WorldIPv4
@@ -121,13 +121,13 @@ func contains(outer, inner netip.Prefix) bool {
 	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
 }
 
-// cidrKey writes a prefix as a label key; ":" would end the source, so IPv6
-// has "-" in its place, as in Cilium.
+// cidrKey writes a prefix as a label key. As in Cilium, IPv6 has "-" instead of ":",
+// which would end the source.
 func cidrKey(prefix netip.Prefix) string {
 	return strings.ReplaceAll(prefix.Masked().String(), ":", "-")
 }
 
-// cidrOf is the most specific prefix among the labels of a CIDR identity.
+// cidrOf returns the most specific prefix among the labels of a CIDR identity.
 func cidrOf(labels identity.Labels) (prefix netip.Prefix, ok bool) {
 	for _, l := range labels {
 		if l.Source != identity.SourceCIDR {
@@ -149,18 +149,18 @@ func reservedPeer(n identity.Number) peer {
 	}
 }
 
-// clusterPeers are what entity cluster means besides workloads.
+// clusterPeers are what entity cluster includes besides workloads.
 var clusterPeers = []peer{
 	reservedPeer(identity.Host), reservedPeer(identity.RemoteNode), reservedPeer(identity.Init), reservedPeer(identity.Ingress),
 	reservedPeer(identity.Health), reservedPeer(identity.Unmanaged), reservedPeer(identity.KubeAPIServer),
 }
 
-// familyPeer is every address of a family that is outside of the mesh.
+// familyPeer matches every address of a family outside of the mesh.
 func familyPeer(all string) []peer {
 	return []peer{{kind: peerCIDR, cidr: netip.MustParsePrefix(all)}}
 }
 
-// entities are the peers behind each entity. "all" is not here: it is whoever.
+// entities are the peers behind each entity. "all" is missing because it matches everyone.
 var entities = map[string][]peer{
 	"none":       {},
 	"world":      {reservedPeer(identity.World), reservedPeer(identity.WorldIPv4), reservedPeer(identity.WorldIPv6)},
@@ -181,9 +181,9 @@ var entities = map[string][]peer{
 
 const entityAll = "all"
 
-// parsePeers reads the peers of one item. any means whoever: no peer field is
-// there, or entity all is. A peer field that is an empty list selects nobody,
-// whatever stands beside it, as in Cilium.
+// parsePeers reads the peers of one item. any means every peer: there is no peer
+// field, or the entity all is named. As in Cilium, an empty list in any peer field
+// selects nobody, whatever else the item has.
 func parsePeers(at path, it item, namespace string, errs *problems) (peers []peer, any bool) {
 	fields, nobody := 0, false
 	for _, f := range []struct{ given, empty bool }{
@@ -210,8 +210,8 @@ func parsePeers(at path, it item, namespace string, errs *problems) (peers []pee
 	}
 	onlyOne(at, it, errs)
 	if fields == 0 {
-		// Without peers and without ports an item is written to switch on
-		// default denial; it selects no one.
+		// An item without peers and ports is written to turn on default deny; it
+		// selects nobody.
 		return nil, len(it.ports) > 0 || len(it.icmps) > 0
 	}
 	for i, sel := range it.endpoints {
@@ -254,8 +254,8 @@ func parsePeers(at path, it item, namespace string, errs *problems) (peers []pee
 	return peers, any
 }
 
-// onlyOne refuses what Cilium's schema lets in and its parser then drops: two
-// kinds of peers in one item.
+// onlyOne refuses two kinds of peers in one item, which Cilium's schema accepts and
+// its parser then drops.
 func onlyOne(at path, it item, errs *problems) {
 	var used []string
 	for _, f := range []struct {
@@ -308,14 +308,14 @@ func parseCIDRRule(at path, c *cidrRule, errs *problems) (peer, bool) {
 		case except.Addr().Is4() != prefix.Addr().Is4():
 			errs.add(where, "%s is of another address family than cidr %s; move it to an entry of its own family", except, prefix)
 		case !contains(prefix, except):
-			errs.add(where, "%s is not inside cidr %s; leave it out, it excepts nothing", except, prefix)
+			errs.add(where, "%s is not inside cidr %s; remove it, it excludes nothing", except, prefix)
 		}
 		out.except = append(out.except, except)
 	}
 	return out, ok
 }
 
-// parseCIDR reads a prefix. IPv4 written in the form of IPv6 is IPv4.
+// parseCIDR reads a prefix. IPv4-mapped IPv6 is read as IPv4.
 func parseCIDR(at path, text string, errs *problems) (netip.Prefix, bool) {
 	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
 		addr = addr.Unmap()

@@ -11,27 +11,27 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// Policy is one accepted manifest. It does not change once parsed, and any
-// number of goroutines may use it.
+// Policy is one accepted manifest. It is immutable once parsed and safe for
+// concurrent use.
 type Policy struct {
 	Kind      string // KindNamespaced, KindClusterwide or KindNetwork
 	Namespace string // "" for a cluster-wide policy
 	Name      string
 
-	manifest manifest         // of Cilium's kinds
-	network  *networkManifest // of Kubernetes'
+	manifest manifest         // for Cilium's kinds
+	network  *networkManifest // for Kubernetes' NetworkPolicy
 	rules    []rule           // spec, then specs, in the order written
 	warnings []string
 }
 
-// Warnings say what is accepted and may still not do what its author expects.
+// Warnings list what was accepted but may not do what its author expects.
 func (p *Policy) Warnings() []string { return slices.Clone(p.warnings) }
 
 func (p *Policy) warn(at path, format string, args ...any) {
 	p.warnings = append(p.warnings, fmt.Sprintf("%s: "+format, append([]any{at}, args...)...))
 }
 
-// String is kind and name as an operator writes them.
+// String returns kind and name as an operator writes them.
 func (p *Policy) String() string {
 	if p.Namespace == "" {
 		return p.Kind + " " + p.Name
@@ -39,7 +39,7 @@ func (p *Policy) String() string {
 	return p.Kind + " " + p.Namespace + "/" + p.Name
 }
 
-// MarshalJSON is the manifest again, without its status.
+// MarshalJSON returns the manifest without its status.
 func (p *Policy) MarshalJSON() ([]byte, error) {
 	if p.network != nil {
 		m := *p.network
@@ -51,7 +51,7 @@ func (p *Policy) MarshalJSON() ([]byte, error) {
 	return json.Marshal(m)
 }
 
-// Direction is a side of the subject.
+// Direction is the direction of traffic as the subject sees it.
 type Direction uint8
 
 const (
@@ -77,28 +77,28 @@ const (
 	ProtoSCTP   uint8 = 132
 )
 
-// rule is one spec, ready to be compiled; it selects its subjects and holds
-// the terms of both directions.
+// rule is one spec, ready to compile: the subjects it selects and its terms in
+// both directions.
 type rule struct {
 	subject  selector
-	enforced [2]bool // by Direction: what no term allows is denied
+	enforced [2]bool // by Direction: traffic that no term allows is denied
 	terms    [2][]term
 	log      string
 }
 
 // term is one entry of ingress, egress or a deny list.
 type term struct {
-	list  string // as written: ingress, ingressDeny, egress, egressDeny; or node
+	list  string // name of the list: ingress, ingressDeny, egress, egressDeny; or node
 	index int    // in that list
 	deny  bool
-	any   bool       // whoever the peer is; peers is nil
-	peers []peer     // any one of them; none and not any: no one
-	ports []portSpec // any one of them; nil: whatever port and protocol
+	any   bool       // matches every peer; peers is nil
+	peers []peer     // matches any of these; without any and peers, nobody
+	ports []portSpec // matches any of these; nil: every port and protocol
 }
 
-// portSpec is a range of ports of one protocol, or of ICMP types. First 0 and
-// last 65535 is any port. With a name it is whichever port the endpoint that is
-// spoken to calls by it.
+// portSpec is a range of ports of one protocol, or of ICMP types. First 0 and last
+// 65535 mean any port. If name is set, it stands for the port that the destination
+// endpoint gives this name.
 type portSpec struct {
 	proto       uint8
 	first, last uint16
@@ -111,7 +111,7 @@ func (s portSpec) covers(proto uint8, port uint16) bool {
 	return s.name == "" && s.proto == proto && s.first <= port && port <= s.last
 }
 
-// peers are all peers that the policy's rules name.
+// peers iterates over all peers that the policy's rules name.
 func (p *Policy) peers() iter.Seq[peer] {
 	return func(yield func(peer) bool) {
 		for _, r := range p.rules {
@@ -126,7 +126,7 @@ func (p *Policy) peers() iter.Seq[peer] {
 	}
 }
 
-// prefixes adds what the policy's peers name, exceptions included.
+// prefixes adds the prefixes of the wanted peers, exceptions included.
 func (p *Policy) prefixes(groups []*CIDRGroup, want func(peer) bool, into map[netip.Prefix]bool) {
 	for named := range p.peers() {
 		for _, peer := range named.resolved(groups) {
@@ -141,12 +141,12 @@ func (p *Policy) prefixes(groups []*CIDRGroup, want func(peer) bool, into map[ne
 	}
 }
 
-// CIDRIdentities are the prefixes that need a node-local identity of their
-// own, and the labels of each. Written into a longest-prefix map, every
-// address finds the most specific prefix any policy names, and that is all
-// the policies need to tell addresses apart. A whole address family is not
-// among them: it is world. The cluster's API servers are among them if a policy
-// tells them from the rest of the world.
+// CIDRIdentities returns the prefixes that need a node-local identity of their own,
+// with the labels of each. In a longest-prefix map, every address then finds the most
+// specific prefix that any policy names, which is all that policies need to tell
+// addresses apart. A whole address family is left out because it is world. The
+// cluster's API servers are included if a policy distinguishes them from the rest of
+// the world.
 func CIDRIdentities(policies []*Policy, groups []*CIDRGroup, apiServers []netip.Addr) map[netip.Prefix]identity.Labels {
 	named := map[netip.Prefix]bool{}
 	for _, p := range policies {
@@ -168,10 +168,10 @@ func CIDRIdentities(policies []*Policy, groups []*CIDRGroup, apiServers []netip.
 	return out
 }
 
-// Blocks are the prefixes by which policies tell apart addresses inside the mesh
-// as well: ipBlocks and their exceptions. An address needs the label of the
-// narrowest that holds it, see BlockLabel. A whole address family is not among
-// them: it holds whoever has no such label.
+// Blocks returns the prefixes by which policies tell apart addresses inside the mesh
+// as well: ipBlocks and their exceptions. An address needs the label of the narrowest
+// one that contains it, see BlockLabel. A whole address family is left out: it
+// matches whoever has no such label.
 func Blocks(policies []*Policy) map[netip.Prefix]bool {
 	named := map[netip.Prefix]bool{}
 	for _, p := range policies {
@@ -181,18 +181,17 @@ func Blocks(policies []*Policy) map[netip.Prefix]bool {
 	return named
 }
 
-// BlockLabel is the label of addresses inside the mesh that lie in prefix.
+// BlockLabel returns the label of addresses inside the mesh that lie in prefix.
 func BlockLabel(prefix netip.Prefix) identity.Label {
 	return identity.Label{Source: identity.SourceCIDR, Key: cidrKey(prefix)}
 }
 
-// WithAPIServer are the labels of somebody who is one of the cluster's API servers
-// as well.
+// WithAPIServer adds the label of the cluster's API servers.
 func WithAPIServer(labels identity.Labels) identity.Labels {
 	return identity.NewLabels(append(slices.Clone(labels), identity.Label{Source: identity.SourceReserved, Key: identity.KubeAPIServer.String()})...)
 }
 
-// namesAPIServers reports whether a peer of the policy is told by being an API
+// namesAPIServers reports whether a peer of the policy is selected by being an API
 // server.
 func (p *Policy) namesAPIServers() bool {
 	for named := range p.peers() {
@@ -205,7 +204,7 @@ func (p *Policy) namesAPIServers() bool {
 	return false
 }
 
-// CIDRLabels are the labels of an identity that stands for prefix.
+// CIDRLabels returns the labels of the identity that stands for prefix.
 func CIDRLabels(prefix netip.Prefix) identity.Labels {
 	return identity.NewLabels(
 		BlockLabel(prefix),
@@ -213,19 +212,19 @@ func CIDRLabels(prefix netip.Prefix) identity.Labels {
 	)
 }
 
-// RuleInfo says where a cookie comes from.
+// RuleInfo says which rule a cookie stands for.
 type RuleInfo struct {
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`
 	Spec      int    `json:"spec"`  // 0 is spec, or the first of specs
-	List      string `json:"list"`  // ingress, ingressDeny, egress or egressDeny; node: the own node, which a NetworkPolicy cannot keep out
+	List      string `json:"list"`  // ingress, ingressDeny, egress or egressDeny; node for the pod's own node, which a NetworkPolicy cannot keep out
 	Index     int    `json:"index"` // in that list
 	Deny      bool   `json:"deny"`
 	Log       string `json:"log,omitempty"` // spec.log.value
 }
 
-// Policy is namespace/name, or the name of a cluster-wide policy.
+// Policy returns namespace/name, or just the name for a cluster-wide policy.
 func (r RuleInfo) Policy() string {
 	if r.Namespace == "" {
 		return r.Name

@@ -11,10 +11,10 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// people are the identities of the last testWorld, by name.
+// people holds the identities of the last testWorld, by name.
 var people = map[string]identity.Number{}
 
-// testWorld knows pods of two clusters, and some addresses outside.
+// testWorld has pods of two clusters, and some addresses outside.
 func testWorld(t testing.TB, manifests string) World {
 	t.Helper()
 	clear(people)
@@ -63,15 +63,14 @@ func parse(t testing.TB, manifests string) []*Policy {
 	return ps
 }
 
-// cnp writes a policy for app=web in namespace default, with the given body
-// of its spec.
+// cnp writes a policy for app=web in namespace default with the given spec.
 func cnp(body string) string { return named("p", body) }
 
 func named(name, body string) string {
 	return fmt.Sprintf("---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: %s, namespace: default}\nspec:\n  endpointSelector: {matchLabels: {app: web}}\n%s\n", name, indent(body))
 }
 
-// netpol writes a policy of Kubernetes' kind.
+// netpol writes a Kubernetes NetworkPolicy.
 func netpol(body string) string {
 	return fmt.Sprintf("---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: default}\nspec:\n  podSelector: {matchLabels: {app: web}}\n%s\n", indent(body))
 }
@@ -89,7 +88,7 @@ func indent(body string) string {
 	return strings.Join(lines, "\n")
 }
 
-// both judges by tables and by the oracle, and fails if they disagree.
+// both judges by tables and by oracle, and fails if they disagree.
 func both(t testing.TB, w World, tables *Tables, f Flow) Judgement {
 	t.Helper()
 	set, ok := tables.SetOf(f.Subject)
@@ -135,8 +134,7 @@ func compileFor(t testing.TB, w World, subjects ...string) *Tables {
 	return tables
 }
 
-// passing lists who of all people may reach the subject on this port, or be
-// reached by it.
+// passing lists everyone who may reach the subject on this port, or be reached by it.
 func passing(t testing.TB, w World, subject string, dir Direction, proto uint8, port uint16) []string {
 	t.Helper()
 	tables := compileFor(t, w, subject)

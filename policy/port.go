@@ -25,7 +25,7 @@ var protocols = map[string][]uint8{
 	"SCTP": {ProtoSCTP},
 }
 
-// extendedProtocols need a flag in Cilium and are not judged here.
+// extendedProtocols need a flag in Cilium and are not supported here.
 var extendedProtocols = []string{"VRRP", "IGMP", "GRE", "IPIP", "IPV6", "ESP", "AH"}
 
 // parsePorts reads toPorts and icmps of one item; nil means any port and
@@ -42,7 +42,7 @@ func parsePorts(at path, it item, deny bool, p *Policy, ps *problems) []portSpec
 		case len(r.Ports) == 0:
 			ps.add(where.field("ports"), "is empty; list the ports, or leave toPorts out to mean any")
 		case len(r.Ports) > maxPorts:
-			ps.add(where.field("ports"), "lists %d ports, %d at most; use endPort for ranges or a second item", len(r.Ports), maxPorts)
+			ps.add(where.field("ports"), "lists %d ports, but %d is the limit; use endPort for ranges or a second item", len(r.Ports), maxPorts)
 		}
 		for j, p := range r.Ports {
 			out = append(out, parsePort(where.field("ports").index(j), p, ps)...)
@@ -54,7 +54,7 @@ func parsePorts(at path, it item, deny bool, p *Policy, ps *problems) []portSpec
 		case len(r.Fields) == 0:
 			ps.add(where.field("fields"), "is empty; list the ICMP types, or leave icmps out")
 		case len(r.Fields) > maxICMPFields:
-			ps.add(where.field("fields"), "lists %d types, %d at most; use a second item", len(r.Fields), maxICMPFields)
+			ps.add(where.field("fields"), "lists %d types, but %d is the limit; use a second item", len(r.Fields), maxICMPFields)
 		}
 		for j, f := range r.Fields {
 			if spec, ok := parseICMP(where.field("fields").index(j), f, deny, p, ps); ok {
@@ -65,8 +65,8 @@ func parsePorts(at path, it item, deny bool, p *Policy, ps *problems) []portSpec
 	return out
 }
 
-// refuseL7 refuses what needs a proxy. Ignoring it would allow more than is
-// written.
+// refuseL7 refuses what needs a proxy: ignoring it would allow more than the policy
+// says.
 func refuseL7(at path, r *portRule, deny bool, ps *problems) {
 	for _, f := range []struct {
 		name  string
@@ -89,8 +89,8 @@ func refuseL7(at path, r *portRule, deny bool, ps *problems) {
 	}
 }
 
-// noRequests reports whether rules lists no request of any kind: then the port is
-// allowed as a whole, as in Cilium.
+// noRequests reports whether rules lists no request of any kind: as in Cilium, the
+// whole port is then allowed.
 func noRequests(raw json.RawMessage) bool {
 	var lists map[string]json.RawMessage
 	if json.Unmarshal(raw, &lists) != nil {
@@ -116,7 +116,7 @@ func parsePort(at path, p *portProtocol, ps *problems) []portSpec {
 	out := make([]portSpec, 0, len(protos))
 	if name != "" {
 		if p.EndPort != nil && *p.EndPort != 0 {
-			ps.add(at.field("endPort"), "needs a port number to begin with, not a name")
+			ps.add(at.field("endPort"), "needs a port number, not a name")
 		}
 		for _, proto := range protos {
 			out = append(out, portSpec{proto: proto, name: name})
@@ -135,7 +135,7 @@ func parsePort(at path, p *portProtocol, ps *problems) []portSpec {
 			ps.add(where, "%d is out of range; write a number from 1 to %d", end, maxPort)
 			return nil
 		case number == 0:
-			ps.add(where, "needs a port to begin with; port 0 already means any port")
+			ps.add(where, "needs a port to start from; port 0 already means any port")
 			return nil
 		case end < int64(number):
 			ps.add(where, "%d is below port %d; swap them", end, number)
@@ -162,7 +162,7 @@ func refuseProtocol(name string) string {
 	return fmt.Sprintf("%q is not a protocol; write TCP, UDP, SCTP or ANY", name)
 }
 
-// parsePortNumber reads a port's number, or else its name.
+// parsePortNumber reads a port number or a port name.
 func parsePortNumber(at path, raw json.RawMessage, ps *problems) (_ uint16, name string, ok bool) {
 	if raw == nil {
 		ps.add(at, `is missing; write a number in quotes, "0" for any port`)

@@ -5,11 +5,11 @@ import (
 	"slices"
 )
 
-// portClasses divides the ports of each protocol into classes: ports that
-// every policy treats alike. Class 0 is the ports no policy names.
+// portClasses divides the ports of each protocol into classes of ports that every
+// policy treats alike. Class 0 is for ports that no policy names.
 type portClasses struct {
 	ranges map[uint8][]PortRange
-	of     map[portSpec][]uint16 // what a named range consists of, ascending
+	of     map[portSpec][]uint16 // the classes that a range consists of, ascending
 }
 
 func classifyPorts(specs []portSpec) (portClasses, error) {
@@ -28,8 +28,8 @@ func classifyPorts(specs []portSpec) (portClasses, error) {
 	return out, nil
 }
 
-// divide cuts the ports of a protocol wherever a named range begins or ends;
-// pieces inside the same ranges are one class.
+// divide cuts the ports of a protocol wherever a range begins or ends; pieces inside
+// the same ranges form one class.
 func (c *portClasses) divide(proto uint8, named []portSpec) error {
 	var cuts []int
 	for _, s := range named {
@@ -52,7 +52,7 @@ func (c *portClasses) divide(proto uint8, named []portSpec) error {
 		class, ok := classes[signature(inside)]
 		if !ok {
 			if len(classes) == maxPort {
-				return fmt.Errorf("policies tell more than %d ports of IP protocol %d apart; merge some into ranges", maxPort, proto)
+				return fmt.Errorf("policies distinguish more than %d ports of IP protocol %d; merge some into ranges", maxPort, proto)
 			}
 			class = uint16(len(classes) + 1)
 			classes[signature(inside)] = class
@@ -65,7 +65,7 @@ func (c *portClasses) divide(proto uint8, named []portSpec) error {
 	return nil
 }
 
-// portClass is the class of a port; 0 if no policy names it.
+// portClass returns the class of a port, or 0 if no policy names it.
 func (t *Tables) portClass(proto uint8, port uint16) uint16 {
 	ranges := t.Ports[proto]
 	i, found := slices.BinarySearchFunc(ranges, port, func(r PortRange, p uint16) int {

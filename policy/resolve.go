@@ -7,7 +7,7 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// point is where a verdict holds: a protocol and port class, 0 being any. The
+// point is where a verdict applies: a protocol and a port class, 0 meaning any. The
 // three levels are (0, 0), (protocol, 0) and (protocol, class).
 type point struct {
 	proto uint8
@@ -24,11 +24,11 @@ func (p point) level() int {
 	return 2
 }
 
-// verdicts are what terms say at each point they name themselves.
+// verdicts holds what terms say at each point they name.
 type verdicts map[point]Entry
 
-// note adds what a term says at its points. A denial beats an allowance; of
-// equals the rule with the lower cookie is named.
+// note adds what a term says at its points. A denial beats an allowance; between
+// equals, the rule with the lower cookie is named.
 func (v verdicts) note(t compiledTerm, ports portClasses) {
 	mine := Entry{Deny: t.deny, Rule: t.cookie}
 	if t.ports == nil {
@@ -58,8 +58,8 @@ func stronger(a, b Entry) bool {
 	return a.Rule < b.Rule
 }
 
-// at is the verdict at a point: the strongest of what is said there and of
-// what is said of everything around it.
+// at returns the verdict at a point: the strongest of what is said there and at the
+// wider points around it.
 func (v verdicts) at(p point) (Entry, bool) {
 	best, ok := v[p]
 	for _, wider := range []point{{proto: p.proto}, {}} {
@@ -70,7 +70,7 @@ func (v verdicts) at(p point) (Entry, bool) {
 	return best, ok
 }
 
-// resolve fills in the sets and the entries that hold whoever the peer is.
+// resolve fills in the sets and the entries that apply to every peer.
 func (c *compiler) resolve(t *Tables, ports portClasses) {
 	for i := range c.sets {
 		id := uint32(i + 1)
@@ -95,7 +95,7 @@ func (c *compiler) resolve(t *Tables, ports portClasses) {
 	c.name(t)
 }
 
-// name lists, for each set and direction, the policies that have a say there.
+// name lists, for each set and direction, the policies that apply there.
 func (c *compiler) name(t *Tables) {
 	for sig, id := range c.setIDs {
 		if id == 0 {
@@ -124,7 +124,7 @@ func merge(into, from verdicts) {
 	}
 }
 
-// leanest keeps the verdicts that a lookup would not find without them, from
+// leanest keeps only the verdicts that a lookup would not find without them, going from
 // the widest point to the narrowest.
 func leanest(all verdicts, hit func(p point, kept verdicts) (Entry, bool)) verdicts {
 	kept := verdicts{}
@@ -141,7 +141,7 @@ func leanest(all verdicts, hit func(p point, kept verdicts) (Entry, bool)) verdi
 	return kept
 }
 
-// firstHit is the kernel's order within one class.
+// firstHit looks up in the kernel's order within one class.
 func firstHit(v verdicts, p point) (Entry, bool) {
 	for _, q := range []point{p, {proto: p.proto}, {}} {
 		if e, ok := v[q]; ok {
@@ -151,11 +151,11 @@ func firstHit(v verdicts, p point) (Entry, bool) {
 	return Entry{}, false
 }
 
-// chooseTerms picks the terms of a set and direction that apply to a class
-// and name peers; terms for whoever are not asked for.
+// chooseTerms picks the terms of a set and direction that apply to a class and name
+// peers; terms that match every peer are not included.
 type chooseTerms func(s *compiledSet, dir Direction) []int
 
-// termsOf chooses for an identity that is these peers.
+// termsOf chooses for an identity that matches these peers.
 func (c *compiler) termsOf(ids []uint32) chooseTerms {
 	return func(s *compiledSet, dir Direction) []int {
 		var out []int
@@ -166,8 +166,8 @@ func (c *compiler) termsOf(ids []uint32) chooseTerms {
 	}
 }
 
-// unknownTerms chooses for an identity of which nothing is known but its
-// number: every denial that may mean it, and nothing that allows.
+// unknownTerms chooses for an identity of which only the number is known: every denial
+// that may apply to it, and nothing that allows.
 func unknownTerms(n identity.Number) chooseTerms {
 	return func(s *compiledSet, dir Direction) []int {
 		var out []int
@@ -180,7 +180,7 @@ func unknownTerms(n identity.Number) chooseTerms {
 	}
 }
 
-// entries are the entries of one class in all sets.
+// entries returns the entries of one class in all sets.
 func (c *compiler) entries(class uint32, choose chooseTerms) map[EntryKey]Entry {
 	out := map[EntryKey]Entry{}
 	for i := range c.sets {
@@ -195,7 +195,7 @@ func (c *compiler) entries(class uint32, choose chooseTerms) map[EntryKey]Entry 
 			for _, j := range terms {
 				merge(all, d.terms[j].says)
 			}
-			// An entry of the class hides those for whoever, so their verdicts
+			// An entry of the class hides the entries for every peer, so their verdicts
 			// are weighed here too.
 			lean := leanest(all, func(p point, kept verdicts) (Entry, bool) {
 				if e, ok := firstHit(kept, p); ok {
@@ -211,8 +211,8 @@ func (c *compiler) entries(class uint32, choose chooseTerms) map[EntryKey]Entry 
 	return out
 }
 
-// Verdict judges a new flow of a subject under a policy set by the kernel's
-// own steps. port is the destination port, or the type for ICMP.
+// Verdict judges a new flow of a subject under a policy set with the same steps as the
+// kernel. port is the destination port, or the type for ICMP.
 func (t *Tables) Verdict(set uint32, dir Direction, peer identity.Number, proto uint8, port uint16) Verdict {
 	class := t.Classes[peer]
 	portClass := t.portClass(proto, port)

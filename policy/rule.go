@@ -9,7 +9,7 @@ import (
 
 const maxLogLength = 32
 
-// rule checks one spec of policy p.
+// rule checks one spec of policy p and converts it.
 func (s *spec) rule(at path, p *Policy, ps *problems) rule {
 	var out rule
 	switch {
@@ -28,7 +28,7 @@ func (s *spec) rule(at path, p *Policy, ps *problems) rule {
 		out.subject = scopeSubject(where, subject, p.Namespace, ps)
 	}
 	if len(s.Ingress)+len(s.IngressDeny)+len(s.Egress)+len(s.EgressDeny) == 0 {
-		ps.add(at, "allows and denies nothing; write at least one item under ingress, ingressDeny, egress or egressDeny ({} as the item denies by default)")
+		ps.add(at, "has no rules; write at least one item under ingress, ingressDeny, egress or egressDeny (the item {} turns on default deny)")
 	}
 	if s.Log != nil {
 		out.log = s.Log.Value
@@ -69,11 +69,11 @@ func (s *spec) rule(at path, p *Policy, ps *problems) rule {
 	return out
 }
 
-// warnDefaultDeny: the field's documentation says that it denies, Cilium's engine
-// ignores it without rules. We do what the documentation says.
+// warnDefaultDeny warns where we follow the field's documentation, which says that it
+// denies, and Cilium's engine, which ignores it without rules, does not.
 func warnDefaultDeny(at path, dir Direction, lone bool, p *Policy) {
 	if lone {
-		p.warn(at.field(dir.String()), "denies all %s of the workloads it selects, as there are no %s rules (Cilium ignores it then)", dir, dir)
+		p.warn(at.field(dir.String()), "denies all %s of the selected workloads, because there are no %s rules (Cilium ignores the field then)", dir, dir)
 	}
 }
 
@@ -123,7 +123,7 @@ func checkLog(at path, value string, ps *problems) {
 	}
 }
 
-// emptyList reports whether a raw value is a list without items.
+// emptyList reports whether a raw value is an empty list.
 func emptyList(raw json.RawMessage) bool {
 	var items []json.RawMessage
 	return json.Unmarshal(raw, &items) == nil && len(items) == 0

@@ -6,12 +6,12 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// ScopeHint is what to change where OwnClusterOnly holds.
+// ScopeHint says what to change where OwnClusterOnly holds.
 const ScopeHint = "selectors mean the own cluster; add io.cilium.k8s.policy.cluster"
 
-// OwnClusterOnly reports whether a policy that selects the flow's subject would
-// have allowed the flow, had its selectors not meant the own cluster for want of
-// a word about clusters. It is asked about flows that default deny has dropped.
+// OwnClusterOnly reports whether a policy that selects the flow's subject would have
+// allowed the flow if its selectors, which name no cluster, were not limited to the
+// own one. It is meant for flows that default deny has dropped.
 func OwnClusterOnly(w World, f Flow) bool {
 	labels := w.Identities[f.Peer]
 	if cluster := labels.Cluster(); cluster == "" || cluster == w.Cluster {
@@ -34,14 +34,14 @@ func OwnClusterOnly(w World, f Flow) bool {
 	return false
 }
 
-// scoped reports whether the selector names no cluster itself and so means the own
-// one. An entity is the cluster and nothing else, and means what it says.
+// scoped reports whether the selector names no cluster and therefore means the own
+// one. An entity consists of the cluster requirement alone and means what it says.
 func (s selector) scoped() bool { return len(s) > 1 && slices.ContainsFunc(s, requirement.scopes) }
 
-// anywhere is the selector without the own cluster.
+// anywhere returns the selector without the restriction to the own cluster.
 func (s selector) anywhere() selector {
 	return slices.DeleteFunc(slices.Clone(s), requirement.scopes)
 }
 
-// scopes reports whether the requirement is what scopePeer added for want of a cluster.
+// scopes reports whether scopePeer added the requirement because no cluster was named.
 func (r requirement) scopes() bool { return r.cluster && r.key == identity.KeyCluster }

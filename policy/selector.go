@@ -13,21 +13,21 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// selector picks identities by label; all requirements must hold. The empty
-// selector picks everyone that has labels.
+// selector selects identities by label; all requirements must hold. The empty
+// selector matches everyone who has labels.
 type selector []requirement
 
-// requirement is one condition on the labels with a source and key. Its
-// fields are as in metav1.LabelSelectorRequirement, values sorted.
+// requirement is one condition on the label with this source and key. Its fields are
+// as in metav1.LabelSelectorRequirement, values sorted.
 type requirement struct {
 	source, key string
 	op          metav1.LabelSelectorOperator
 	values      []string
-	// cluster: values is the local cluster's name, filled in by local().
+	// cluster: values is the local cluster's name, to be filled in by local.
 	cluster bool
 }
 
-// newRequirement: a reserved label is there or not, and has no value to compare.
+// newRequirement returns a requirement. A reserved label is present or not; it has no value to compare.
 func newRequirement(source, key string, op metav1.LabelSelectorOperator, values []string) requirement {
 	if source != identity.SourceReserved {
 		return requirement{source: source, key: key, op: op, values: values}
@@ -41,14 +41,14 @@ func newRequirement(source, key string, op metav1.LabelSelectorOperator, values 
 	return requirement{source: source, key: key, op: op, cluster: key == wordCluster}
 }
 
-// nobody reports whether no identity whatever can satisfy the selector.
+// nobody reports whether no identity at all can satisfy the selector.
 func (s selector) nobody() bool {
 	return slices.ContainsFunc(s, func(r requirement) bool {
 		return r.source == identity.SourceReserved && r.key == wordNone && r.op == metav1.LabelSelectorOpExists
 	})
 }
 
-// reservedWord is a reserved label that the selector requires and no pod has, or
+// reservedWord returns a reserved label that the selector requires and no pod has, or
 // "".
 func (s selector) reservedWord() string {
 	for _, r := range s {
@@ -66,10 +66,10 @@ func (s selector) wantsLabel() bool {
 	})
 }
 
-// keyReader says which label a selector's key means.
+// keyReader tells which label a selector's key means.
 type keyReader func(at path, text string, errs *problems) (source, key string, ok bool)
 
-// parseSelector reads a selector, its keys with read.
+// parseSelector reads a selector, and its keys with read.
 func parseSelector(at path, in *metav1.LabelSelector, read keyReader, errs *problems) selector {
 	var out selector
 	for _, key := range slices.Sorted(maps.Keys(in.MatchLabels)) {
@@ -109,9 +109,9 @@ func parseSelector(at path, in *metav1.LabelSelector, read keyReader, errs *prob
 	return out
 }
 
-// parseKey reads Cilium's prefixes k8s:, any: and reserved:; a key without one
-// means any:. Keys that are a cluster's to give have no other source than k8s:
-// any: would take the word of whoever else has a label with that key.
+// parseKey reads Cilium's prefixes k8s:, any: and reserved:; a key without a prefix
+// means any:. Keys that only a cluster assigns always mean k8s:, because any: would
+// accept labels of that key from every other source.
 func parseKey(at path, text string, errs *problems) (source, key string, ok bool) {
 	source, key, found := strings.Cut(text, ":")
 	if !found {
@@ -133,7 +133,7 @@ func parseKey(at path, text string, errs *problems) (source, key string, ok bool
 		errs.add(at, "%q selects addresses; write them with fromCIDR or toCIDR", text)
 		return "", "", false
 	default:
-		errs.add(at, "%q has a label source that no workload has here; write k8s:%s, or any:%s", text, key, key)
+		errs.add(at, "%q has a label source that no workload has; write k8s:%s or any:%s", text, key, key)
 		return "", "", false
 	}
 	if source == identity.SourceReserved {
@@ -148,11 +148,10 @@ func parseKey(at path, text string, errs *problems) (source, key string, ok bool
 	return source, key, true
 }
 
-// absent are the reserved identities that Cilium knows and nothing here ever
-// has.
+// absent are the reserved identities of Cilium that nothing has in Weft.
 var absent = []identity.Number{identity.Unmanaged, identity.Health, identity.Init, identity.Ingress}
 
-// present lists those of reserved names that somebody here can have.
+// present lists the reserved names that something can have.
 func present(names iter.Seq[string]) string {
 	return strings.Join(slices.DeleteFunc(slices.Sorted(names), isAbsent), ", ")
 }
@@ -168,8 +167,8 @@ func refuseAbsent(at path, name string, errs *problems) {
 	}
 }
 
-// podKey reads a key as Kubernetes means it in a podSelector. A pod can be selected
-// by its cluster and its account besides, as in Cilium.
+// podKey reads a key of a podSelector as Kubernetes means it. As in Cilium, a pod can
+// also be selected by its cluster and its service account.
 func podKey(at path, text string, errs *problems) (source, key string, ok bool) {
 	if why := validation.IsQualifiedName(text); len(why) != 0 {
 		errs.add(at, "%q is not a label key: %s", text, why[0])
@@ -208,7 +207,7 @@ func groupKey(at path, text string, errs *problems) (source, key string, ok bool
 	return sourceGroup, key, true
 }
 
-// Reserved words that are no label of one identity: each means many, or none.
+// Reserved words that stand for many identities, or none, and label no single one.
 const (
 	wordAll     = "all"
 	wordNone    = "none"
@@ -226,8 +225,8 @@ var reservedKeys = func() map[string]bool {
 	return keys
 }()
 
-// reserved reports whether the identity is what a reserved word says. cluster is
-// the local cluster's name.
+// reserved reports whether the identity matches a reserved word. cluster is the local
+// cluster's name.
 func reserved(word, cluster string, labels identity.Labels) bool {
 	switch word {
 	case wordAll:
@@ -242,7 +241,7 @@ func reserved(word, cluster string, labels identity.Labels) bool {
 		if labels.Has(identity.SourceReserved, word) {
 			return true
 		}
-		// World is IPv4 unless it is a prefix of the other family.
+		// World is IPv4 unless it has a prefix of the other family.
 		prefix, ok := cidrOf(labels)
 		return labels.Has(identity.SourceReserved, identity.World.String()) && (ok && !prefix.Addr().Is4()) == (word == identity.WorldIPv6.String())
 	}
@@ -261,8 +260,8 @@ func checkValue(at path, source, value string, errs *problems) {
 	}
 }
 
-// names reports whether a requirement is about one of the keys of source k8s
-// or any.
+// names reports whether any requirement of source k8s or any is on a key that match
+// accepts.
 func (s selector) names(match func(key string) bool) bool {
 	return slices.ContainsFunc(s, func(r requirement) bool {
 		return r.source != identity.SourceReserved && match(r.key)
@@ -277,9 +276,9 @@ func (s selector) namesReserved() bool {
 	return slices.ContainsFunc(s, func(r requirement) bool { return r.source == identity.SourceReserved })
 }
 
-// scopePeer narrows a peer selector as Cilium does: to the policy's namespace
-// (namespace "" means any, but some), and to the local cluster, unless the
-// selector itself says otherwise. Naming a reserved label lifts both.
+// scopePeer narrows a peer selector as Cilium does: to the policy's namespace (for
+// namespace "" to any namespace) and to the local cluster, unless the selector itself
+// says otherwise. Naming a reserved label lifts both.
 func scopePeer(s selector, namespace string) selector {
 	if s.namesReserved() {
 		return s
@@ -299,8 +298,8 @@ func scopePeer(s selector, namespace string) selector {
 	return out
 }
 
-// scopeSubject keeps a policy's subjects in its namespace. A cluster-wide one
-// has none to keep to.
+// scopeSubject restricts a policy's subjects to its namespace. A cluster-wide policy
+// has no namespace and no restriction.
 func scopeSubject(at path, s selector, namespace string, errs *problems) selector {
 	if namespace == "" {
 		return s
@@ -323,8 +322,8 @@ func scopeSubject(at path, s selector, namespace string, errs *problems) selecto
 	return append(out, requirement{source: identity.SourceK8s, key: identity.KeyNamespace, op: metav1.LabelSelectorOpIn, values: []string{namespace}})
 }
 
-// local fills in the local cluster's name and sorts, so that selectors that
-// mean the same are written the same.
+// local fills in the local cluster's name and sorts, so that selectors that mean the
+// same thing look the same.
 func (s selector) local(cluster string) selector {
 	out := slices.Clone(s)
 	for i := range out {
@@ -338,7 +337,7 @@ func (s selector) local(cluster string) selector {
 	return out
 }
 
-// String identifies a selector: equal strings select alike.
+// String identifies a selector: equal strings select the same identities.
 func (s selector) String() string {
 	var b strings.Builder
 	for _, r := range s {
@@ -347,8 +346,8 @@ func (s selector) String() string {
 	return b.String()
 }
 
-// matches reports whether every requirement holds. A label that is not there
-// satisfies NotIn and DoesNotExist, as in Kubernetes.
+// matches reports whether every requirement holds. As in Kubernetes, a missing label
+// satisfies NotIn and DoesNotExist.
 func (s selector) matches(labels identity.Labels) bool {
 	for _, r := range s {
 		if !r.holds(labels) {

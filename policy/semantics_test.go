@@ -191,8 +191,8 @@ func TestWhomWebMayReach(t *testing.T) {
 	}
 }
 
-// A label that some other source gives cannot stand for a cluster's own word,
-// neither to be let in nor to slip past a denial.
+// A label from another source cannot replace what the cluster itself says, neither to
+// get in nor to slip past a denial.
 func TestOnlyItsClusterSaysWhereAWorkloadBelongs(t *testing.T) {
 	for _, tt := range []struct {
 		name, manifests string

@@ -8,8 +8,8 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// manyWorkloads are identities that differ in two labels: which of ten groups
-// they are in, and a name of their own.
+// manyWorkloads returns identities that differ in two labels: one of ten groups, and a
+// name of their own.
 func manyWorkloads(n int) map[identity.Number]identity.Labels {
 	out := make(map[identity.Number]identity.Labels, n)
 	ns := map[string]string{"kubernetes.io/metadata.name": "default"}
@@ -20,7 +20,7 @@ func manyWorkloads(n int) map[identity.Number]identity.Labels {
 	return out
 }
 
-// manyRules allow a tenth of all workloads each to a port of its own.
+// manyRules returns rules that each allow a tenth of all workloads to a port of its own.
 func manyRules(n int) string {
 	var rules strings.Builder
 	rules.WriteString("ingress:\n")
@@ -57,7 +57,7 @@ func TestEntriesFollowTheRulesAndNotTheIdentities(t *testing.T) {
 	t.Logf("%d entries", before)
 }
 
-// What a class says no differently from everyone takes no room.
+// A class takes no room where it is treated like everyone else.
 func TestNoEntryThatSaysNothing(t *testing.T) {
 	for _, tt := range []struct {
 		name, manifests string

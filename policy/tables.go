@@ -6,36 +6,36 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// World is everything verdicts depend on.
+// World is everything that verdicts depend on.
 type World struct {
 	Cluster  string // the local cluster's name: the scope of selectors that name none
 	Policies []*Policy
 	Groups   []*CIDRGroup // that policies refer to
-	// Identities are all that are known, CIDR identities among them. The
-	// reserved ones may be left out.
+	// Identities are all known identities, including CIDR identities. The reserved
+	// ones may be omitted.
 	Identities map[identity.Number]identity.Labels
 }
 
-// AnyClass is the class of entries that hold for whoever the peer is.
+// AnyClass is the class of entries that apply to every peer.
 const AnyClass uint32 = 0xffffffff
 
 // Tables is the content of the kernel's policy maps for one generation.
 //
-// The kernel asks for (class, protocol, port class), (class, protocol, any),
-// (class, any, any), then the same three for AnyClass; the first entry found
-// decides. If there is none, the set's default does.
+// The kernel looks up (class, protocol, port class), (class, protocol, any) and
+// (class, any, any), then the same three for AnyClass; the first entry found decides.
+// If there is none, the set's default does.
 //
-// Not for concurrent use while AddIdentity or RemoveIdentity runs.
+// Not safe for concurrent use while AddIdentity or RemoveIdentity runs.
 type Tables struct {
-	// Classes maps an identity to its class. Class 0 is an identity that is
-	// not here: nothing allows it by label, and every denial applies to it.
+	// Classes maps an identity to its class. Class 0 is for identities that are not
+	// listed: nothing allows them by label, and every denial applies to them.
 	Classes map[identity.Number]uint32
 	// Ports maps the ports of a protocol to port classes, sorted and without
 	// overlap; a port in no range has port class 0. For ICMP, ports are types.
 	Ports   map[uint8][]PortRange
-	Sets    map[uint32]SetInfo // without set 0, which allows everything
+	Sets    map[uint32]SetInfo // set 0, which allows everything, is not listed
 	Entries map[EntryKey]Entry
-	Rules   []RuleInfo // by cookie; Rules[0] is empty, cookie 0 is no rule
+	Rules   []RuleInfo // by cookie; Rules[0] is empty because cookie 0 means no rule
 
 	compiler *compiler
 }
@@ -48,12 +48,11 @@ type PortRange struct {
 
 // SetInfo describes a policy set: what all subjects under the same rules share.
 type SetInfo struct {
-	Enforced [2]bool         // by Direction: what no entry allows is denied
-	Policies [2][]PolicyName // by Direction: who says so, sorted
+	Enforced [2]bool         // by Direction: traffic that no entry allows is denied
+	Policies [2][]PolicyName // by Direction: the policies that apply, sorted
 }
 
-// PolicyName is a policy as the operator applied it. Namespace is empty for a
-// cluster-wide one.
+// PolicyName identifies a policy. Namespace is empty if it is cluster-wide.
 type PolicyName struct {
 	Kind, Namespace, Name string
 }
@@ -65,7 +64,7 @@ func (n PolicyName) compare(m PolicyName) int {
 // EntryKey is what the kernel looks up.
 type EntryKey struct {
 	Set   uint32
-	Class uint32 // AnyClass: whoever
+	Class uint32 // AnyClass: every peer
 	Port  uint16 // port class; 0: any
 	Proto uint8  // 0: any
 	Dir   Direction
@@ -80,6 +79,6 @@ type Entry struct {
 // Verdict is the fate of a new flow.
 type Verdict struct {
 	Allow   bool
-	Rule    uint32 // cookie of the rule that decided; 0: no rule did
+	Rule    uint32 // cookie of the rule that decided, or 0 for none
 	Default bool   // no rule matched: Allow is the set's default
 }
