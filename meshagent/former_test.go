@@ -192,7 +192,7 @@ func TestTheCIDRThatAPeerGivesUpIsBlocked(t *testing.T) {
 	})
 }
 
-func TestAPeersNodeHasItsAddressOnceATunnelAnsweredThere(t *testing.T) {
+func TestNodesAddressesOutsideOfTheMesh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, east, west, _ := raise(t)
 		row, ok, _ := east.maps().IPs.Lookup(bpf.AddrOf(west.ip()))

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -222,9 +221,6 @@ func (l *lanes) choose(mesh *program.Mesh, status tunnel.Status) error {
 	for key, n := range mesh.Remote {
 		_, epoch := n.Lanes()
 		p := configured[key]
-		if n.Cluster != l.node.cluster {
-			l.prove(n, p)
-		}
 		row, _ := l.ways.Row(key)
 		used := -1
 		if row.Keyed == 1 {
@@ -239,17 +235,6 @@ func (l *lanes) choose(mesh *program.Mesh, status tunnel.Status) error {
 		}
 	}
 	return nil
-}
-
-// prove tells which of the addresses that a peer gives its node are the node's:
-// those at which one of its keys has answered.
-func (l *lanes) prove(n *tables.Node, p tunnel.PeerStatus) {
-	for _, lane := range p.Lanes {
-		addr := lane.Endpoint.Addr().Unmap()
-		if !lane.Handshake.IsZero() && slices.Contains(n.Addresses(), addr) {
-			l.ways.Prove(addr)
-		}
-	}
 }
 
 // rotate takes one step towards the highest key epoch that anyone has or the

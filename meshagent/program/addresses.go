@@ -56,8 +56,13 @@ func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]
 			a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Cluster: uint16(c.ID()), Flags: bpf.IPMember}
 		}
 	}
-	for row := range v.tables.Nodes.All(v.txn) {
-		a.registered(v, row)
+	// Of two that claim an address, our own node has it, and before all others this one.
+	for _, own := range []bool{false, true} {
+		for row := range v.tables.Nodes.All(v.txn) {
+			if own == (row.Cluster == v.own.Name) {
+				a.outside(v, row)
+			}
+		}
 	}
 	for key, n := range v.nodes {
 		a.node(v, n, index(key))
@@ -68,71 +73,60 @@ func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]
 	return a
 }
 
-// registered adds the addresses that an operator gave an own node, whatever its
-// agent says: a node that never started has neighbours, too.
-func (a *addresses) registered(v *view, n *tables.Node) {
-	if n.Cluster != v.own.Name || n.Registration == nil || v.isSelf(n) {
+// outside adds the addresses that a node has outside of the mesh, from the moment
+// anybody names them and whether or not the rest of the row is believed: they are
+// where its tunnels end, so a pod's packet to one would leave in the clear. No
+// handshake has to come first. A peer that names an address which is not its node's
+// keeps our pods from it, and gains nothing.
+func (a *addresses) outside(v *view, n *tables.Node) {
+	if v.isSelf(n) {
 		return
 	}
-	for _, addr := range n.Registration.Addresses {
-		if !v.inMesh(whole(addr)) {
-			who := a.number(endpointAt{whole(addr), v.ownNode(addr), nil})
-			a.ips[bpf.AddrOf(addr)] = bpf.IPInfo{Identity: uint32(who), Flags: bpf.IPNode}
-		}
+	for addr, who := range v.outsideOf(n) {
+		a.ips[bpf.AddrOf(addr)] = bpf.IPInfo{Identity: uint32(a.number(endpointAt{whole(addr), who, nil})), Flags: bpf.IPNode}
 	}
-}
-
-// ownNode is who an address of another node of the own cluster is.
-func (v *view) ownNode(addr netip.Addr) identity.Number {
-	if slices.Contains(v.apiServers, addr) {
-		return identity.KubeAPIServer
-	}
-	return identity.RemoteNode
 }
 
 func (a *addresses) node(v *view, n *tables.Node, index uint16) {
 	c := v.members[n.Cluster]
 	info := bpf.IPInfo{Node: index, Cluster: uint16(c.ID()), Flags: bpf.IPMember}
+	who := identity.RemoteNode
 	if v.isSelf(n) {
 		info.Flags |= bpf.IPLocal
+		who = identity.Host
+		for addr := range v.outsideOf(n) {
+			a.ips[bpf.AddrOf(addr)] = bpf.IPInfo{Identity: uint32(who)}
+		}
 	}
 	for _, cidr := range n.PodCIDRs() {
 		a.prefixes[bpf.PrefixOf(cidr)] = info
 	}
-	for addr, who := range v.whoOf(n) {
-		row := bpf.IPInfo{}
-		switch {
-		case addr == n.Internal():
-			row = info
-		case !v.isSelf(n):
-			row.Flags = bpf.IPNode
-		}
-		row.Identity = uint32(a.number(endpointAt{whole(addr), who, nil}))
-		a.ips[bpf.AddrOf(addr)] = row
-	}
+	info.Identity = uint32(a.number(endpointAt{whole(n.Internal()), who, nil}))
+	a.ips[bpf.AddrOf(n.Internal())] = info
 	a.from[bpf.AddrOf(n.Internal())] = n.Key()
 }
 
-// whoOf is who a node's own addresses are.
-//
-// They are outside of the mesh's CIDRs, and of tunnels; the internal one is inside
-// and encrypted. A peer's word makes no address a node's: they lie in nothing that
-// it owns, and it could take any out of the world. Where a tunnel to the node has
-// answered it is proven.
-func (v *view) whoOf(n *tables.Node) map[netip.Addr]identity.Number {
-	who := identity.RemoteNode
-	if v.isSelf(n) {
-		who = identity.Host
+// outsideOf are a node's addresses outside of the mesh's CIDRs, and who is there. An
+// own node has those that an operator registered, whether or not it ever started.
+// Where our API servers are, a peer has no say.
+func (v *view) outsideOf(n *tables.Node) map[netip.Addr]identity.Number {
+	own := n.Cluster == v.own.Name
+	addrs := n.Addresses()
+	switch {
+	case v.members[n.Cluster] == nil || own && n.Registration == nil:
+		return nil
+	case own:
+		addrs = n.Registration.Addresses
 	}
-	out := map[netip.Addr]identity.Number{n.Internal(): who}
-	for _, addr := range n.Addresses() {
-		own := n.Cluster == v.own.Name
-		if v.inMesh(whole(addr)) || !own && (v.proven == nil || !v.proven(addr)) {
-			continue
-		}
-		out[addr] = who
-		if own && who == identity.RemoteNode {
-			out[addr] = v.ownNode(addr)
+	out := map[netip.Addr]identity.Number{}
+	for _, addr := range addrs {
+		server := slices.Contains(v.apiServers, addr)
+		switch {
+		case v.inMesh(whole(addr)) || server && !own:
+		case server:
+			out[addr] = identity.KubeAPIServer
+		default:
+			out[addr] = identity.RemoteNode
 		}
 	}
 	return out

@@ -12,49 +12,70 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// A peer that announces a node at some address of the world must not take it out
-// of the policies about that part of the world, nor out of reach. Where a tunnel to
-// the node has answered, it is the node's.
-func TestAPeersNodeHasTheAddressesThatAreProven(t *testing.T) {
+// Where a member's node is, outside of the mesh, pods do not go: not before a tunnel
+// has answered there, and not if nothing else of the node is believed.
+func TestEveryAddressOfANodeIsKnownAsOne(t *testing.T) {
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
-	own := &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1, PodCIDRs: []netip.Prefix{prefix("10.1.0.0/16")}}}
-	peer := &tables.Cluster{Name: "west", Peer: &wire.Peer{Name: "west", ID: 2, PodCIDRs: []netip.Prefix{prefix("10.2.0.0/16")}}}
-	v := &view{self: "n1", own: own, members: map[string]*tables.Cluster{"east": own, "west": peer}}
-	v.proven = func(a netip.Addr) bool { return a == addr("192.0.2.9") || a == addr("10.1.9.9") }
-	node := func(cluster, name, underlay, internal string) *tables.Node {
-		return &tables.Node{Cluster: cluster, Name: name, State: &wire.NodeState{
-			Name: name, Addresses: []netip.Addr{addr(underlay)}, Internal: addr(internal),
-		}}
+	b := newBench(t)
+	b.servers = []netip.Addr{addr("198.51.100.9")}
+	b.restart()
+	node := func(cluster, name, cidr, internal string, underlay ...string) *tables.Node {
+		n := &tables.Node{Cluster: cluster, Name: name, State: &wire.NodeState{Name: name, Internal: addr(internal), PodCIDRs: []netip.Prefix{prefix(cidr)}}}
+		for _, a := range underlay {
+			n.State.Addresses = append(n.State.Addresses, addr(a))
+		}
+		n.Registration = &tables.Registration{Name: name, Addresses: n.State.Addresses, PodCIDRs: n.State.PodCIDRs}
+		return n
 	}
-	who := func(e endpointAt) identity.Number { return e.who }
-	a := addresses{number: who, ips: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}, from: map[bpf.Addr]string{}}
-	a.node(v, node("east", "n1", "192.0.2.1", "10.1.1.1"), 0)
-	a.node(v, node("east", "n2", "192.0.2.2", "10.1.2.1"), 1)
-	a.node(v, node("west", "n1", "8.8.8.8", "10.2.1.1"), 2)
-	a.node(v, node("west", "n2", "192.0.2.9", "10.2.2.1"), 3)
-	a.node(v, node("west", "n3", "10.1.9.9", "10.2.3.1"), 4)
-	a.registered(v, &tables.Node{Cluster: "east", Name: "n3", Registration: &tables.Registration{Addresses: []netip.Addr{addr("192.0.2.3"), addr("10.1.3.3")}}})
-	a.registered(v, &tables.Node{Cluster: "west", Name: "n4", Registration: &tables.Registration{Addresses: []netip.Addr{addr("192.0.2.4")}}})
-	a.registered(v, &tables.Node{Cluster: "east", Name: "n1", Registration: &tables.Registration{Addresses: []netip.Addr{addr("192.0.2.1")}}})
+	registered := node("east", "n3", "10.1.3.0/24", "10.1.3.1", "192.0.2.3", "10.1.3.3")
+	registered.State = nil
+	liar := node("east", "n4", "10.1.4.0/24", "10.1.4.1", "192.0.2.4")
+	liar.State = &wire.NodeState{Name: "n4", Internal: addr("10.1.4.1"), PodCIDRs: []netip.Prefix{prefix("10.1.4.0/24")}, Addresses: []netip.Addr{addr("192.0.2.44")}}
+	starting := node("west", "n2", "10.2.2.0/24", "10.2.2.1", "203.0.113.2")
+	starting.State.Internal, starting.State.PodCIDRs = netip.Addr{}, nil
+	b.write(func(txn statedb.WriteTxn) {
+		for _, n := range []*tables.Node{
+			node("east", "n1", "10.1.1.0/24", "10.1.1.1", "192.0.2.1"),
+			node("east", "n2", "10.1.2.0/24", "10.1.2.1", "192.0.2.2", "192.0.2.22"),
+			registered, liar,
+			node("west", "n1", "10.2.1.0/24", "10.2.1.1", "203.0.113.1", "203.0.113.11"),
+			starting,
+			node("west", "n3", "10.1.9.0/24", "10.2.3.1", "203.0.113.3"), // a pod CIDR of ours
+			node("west", "n4", "10.2.4.0/24", "10.2.4.1", "192.0.2.1", "192.0.2.2", "198.51.100.9", "10.1.9.9"),
+			node("north", "n1", "10.3.1.0/24", "10.3.1.1", "203.0.113.99"), // no member
+		} {
+			tables.Put(txn, b.tab.Nodes, n)
+		}
+	})
+	b.pass()
 
+	info := func(who identity.Number, flags bpf.IPFlags) bpf.IPInfo {
+		return bpf.IPInfo{Identity: uint32(who), Flags: flags}
+	}
 	want := map[string]bpf.IPInfo{
-		"192.0.2.1": {Identity: uint32(identity.Host)},
-		"192.0.2.2": {Identity: uint32(identity.RemoteNode), Flags: bpf.IPNode},
-		"192.0.2.3": {Identity: uint32(identity.RemoteNode), Flags: bpf.IPNode},
-		"192.0.2.9": {Identity: uint32(identity.RemoteNode), Flags: bpf.IPNode},
-		"10.1.1.1":  {Identity: uint32(identity.Host), Cluster: 1, Flags: bpf.IPMember | bpf.IPLocal},
-		"10.1.2.1":  {Identity: uint32(identity.RemoteNode), Cluster: 1, Node: 1, Flags: bpf.IPMember},
-		"10.2.1.1":  {Identity: uint32(identity.RemoteNode), Cluster: 2, Node: 2, Flags: bpf.IPMember},
-		"10.2.2.1":  {Identity: uint32(identity.RemoteNode), Cluster: 2, Node: 3, Flags: bpf.IPMember},
-		"10.2.3.1":  {Identity: uint32(identity.RemoteNode), Cluster: 2, Node: 4, Flags: bpf.IPMember},
+		"192.0.2.1":    info(identity.Host, 0),
+		"192.0.2.2":    info(identity.RemoteNode, bpf.IPNode),
+		"192.0.2.22":   info(identity.RemoteNode, bpf.IPNode),
+		"192.0.2.3":    info(identity.RemoteNode, bpf.IPNode),
+		"192.0.2.4":    info(identity.RemoteNode, bpf.IPNode),
+		"203.0.113.1":  info(identity.RemoteNode, bpf.IPNode),
+		"203.0.113.11": info(identity.RemoteNode, bpf.IPNode),
+		"203.0.113.2":  info(identity.RemoteNode, bpf.IPNode),
+		"203.0.113.3":  info(identity.RemoteNode, bpf.IPNode),
+	}
+	for ip, cluster := range map[string]uint16{"10.1.1.1": 1, "10.1.2.1": 1, "10.2.1.1": 2, "10.2.4.1": 2} {
+		row := rowsIn(b.maps.IPs)[bpf.AddrOf(addr(ip))]
+		if row.Cluster != cluster || row.Flags&bpf.IPMember == 0 || (row.Node == 0) != (ip == "10.1.1.1") {
+			t.Errorf("inside the mesh: %s is %+v", ip, row)
+		}
 	}
 	for ip, row := range want {
-		if got := a.ips[bpf.AddrOf(addr(ip))]; got != row {
+		if got := rowsIn(b.maps.IPs)[bpf.AddrOf(addr(ip))]; got != row {
 			t.Errorf("%s is %+v, want %+v", ip, got, row)
 		}
 	}
-	for ip, row := range a.ips {
-		if _, ok := want[ip.String()]; !ok {
+	for ip, row := range rowsIn(b.maps.IPs) {
+		if _, ok := want[ip.String()]; !ok && row.Flags&bpf.IPMember == 0 {
 			t.Errorf("%s became %+v", ip, row)
 		}
 	}

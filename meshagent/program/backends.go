@@ -46,20 +46,18 @@ func (v *view) trespasses(namespace string, a netip.Addr) string {
 	return fmt.Sprintf("backend %v is pod %s/%s, which is in another namespace", a, ip.Namespace, ip.Pod)
 }
 
-// nodeAddresses are the addresses of nodes themselves, by node: of members' the
-// internal ones, which lie in what the member owns. A peer's word about other
-// addresses must not take them away from our services.
+// nodeAddresses are the addresses of nodes themselves, by node: the internal ones,
+// and those outside of the mesh, to which no packet of a pod goes.
 func (v *view) nodeAddresses() map[netip.Addr]string {
 	if v.hosts == nil {
 		v.hosts = map[netip.Addr]string{}
+		for n := range v.tables.Nodes.All(v.txn) {
+			for a := range v.outsideOf(n) {
+				v.hosts[a] = n.Key()
+			}
+		}
 		for key, n := range v.nodes {
 			v.hosts[n.Internal()] = key
-			if n.Cluster != v.own.Name {
-				continue
-			}
-			for _, a := range n.Addresses() {
-				v.hosts[a] = key
-			}
 		}
 	}
 	return v.hosts

@@ -20,7 +20,8 @@ func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 	own := &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1, PodCIDRs: []netip.Prefix{prefix("10.1.0.0/16")}, ServiceCIDR: prefix("10.101.0.0/16")}}
 	peer := &tables.Cluster{Name: "west", Peer: &wire.Peer{Name: "west", ID: 2, PodCIDRs: []netip.Prefix{prefix("10.2.0.0/16")}}}
 	node := func(cluster, underlay, internal string) *tables.Node {
-		return &tables.Node{Cluster: cluster, Name: "n1", State: &wire.NodeState{Name: "n1", Addresses: []netip.Addr{addr(underlay)}, Internal: addr(internal)}}
+		addrs := []netip.Addr{addr(underlay)}
+		return &tables.Node{Cluster: cluster, Name: "n1", Registration: &tables.Registration{Addresses: addrs}, State: &wire.NodeState{Name: "n1", Addresses: addrs, Internal: addr(internal)}}
 	}
 	slice := func(cluster, namespace string, derived bool, a string) *tables.Slice {
 		s := &tables.Slice{Cluster: cluster, Namespace: namespace, Name: "web"}
@@ -39,30 +40,34 @@ func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 		slice *tables.Slice
 		why   string // "" if the backend counts
 	}{
-		"own pod":                       {slice("east", "shop", false, "10.1.1.2"), ""},
-		"own pod, derived":              {slice("east", "shop", true, "10.1.1.2"), ""},
-		"pod not there yet":             {slice("east", "shop", false, "10.1.1.9"), ""},
-		"outside of the mesh":           {slice("east", "shop", false, "192.0.2.77"), ""},
-		"where a peer says its node is": {slice("east", "shop", false, "192.0.2.99"), ""},
-		"another namespace's pod":       {slice("east", "dev", false, "10.1.1.2"), "pod shop/web-0, which is in another namespace"},
-		"loopback":                      {slice("east", "shop", false, "127.0.0.1"), "loopback"},
-		"cloud metadata":                {slice("east", "shop", false, "169.254.169.254"), "link-local"},
-		"a service":                     {slice("east", "shop", false, "10.101.0.1"), "is a service's address"},
-		"a node":                        {slice("east", "shop", false, "192.0.2.1"), "is the address of node east/n1"},
-		"a node, derived":               {slice("east", "shop", true, "10.1.1.1"), "is the address of node east/n1"},
-		"a peer's pod":                  {slice("east", "shop", false, "10.2.1.2"), "is cluster west's"},
-		"peer's own":                    {slice("west", "shop", false, "10.2.1.2"), ""},
-		"peer's node":                   {slice("west", "shop", false, "10.2.1.1"), "is the address of node west/n1"},
-		"peer names ours":               {slice("west", "shop", false, "10.1.1.2"), "is not cluster west's"},
-		"peer names our service":        {slice("west", "shop", false, "10.101.0.1"), "is a service's address"},
-		"peer names loopback":           {slice("west", "shop", false, "127.0.0.1"), "loopback"},
+		"own pod":                 {slice("east", "shop", false, "10.1.1.2"), ""},
+		"own pod, derived":        {slice("east", "shop", true, "10.1.1.2"), ""},
+		"pod not there yet":       {slice("east", "shop", false, "10.1.1.9"), ""},
+		"outside of the mesh":     {slice("east", "shop", false, "192.0.2.77"), ""},
+		"a peer's node":           {slice("east", "shop", false, "192.0.2.99"), "is the address of node west/n1"},
+		"another namespace's pod": {slice("east", "dev", false, "10.1.1.2"), "pod shop/web-0, which is in another namespace"},
+		"loopback":                {slice("east", "shop", false, "127.0.0.1"), "loopback"},
+		"cloud metadata":          {slice("east", "shop", false, "169.254.169.254"), "link-local"},
+		"a service":               {slice("east", "shop", false, "10.101.0.1"), "is a service's address"},
+		"a node":                  {slice("east", "shop", false, "192.0.2.1"), "is the address of node east/n1"},
+		"a node, derived":         {slice("east", "shop", true, "10.1.1.1"), "is the address of node east/n1"},
+		"a peer's pod":            {slice("east", "shop", false, "10.2.1.2"), "is cluster west's"},
+		"peer's own":              {slice("west", "shop", false, "10.2.1.2"), ""},
+		"peer's node":             {slice("west", "shop", false, "10.2.1.1"), "is the address of node west/n1"},
+		"peer names ours":         {slice("west", "shop", false, "10.1.1.2"), "is not cluster west's"},
+		"peer names our service":  {slice("west", "shop", false, "10.101.0.1"), "is a service's address"},
+		"peer names loopback":     {slice("west", "shop", false, "127.0.0.1"), "loopback"},
 	} {
-		txn := all.DB.WriteTxn(all.Slices, all.IPs)
+		txn := all.DB.WriteTxn(all.Slices, all.IPs, all.Nodes)
+		nodes := map[string]*tables.Node{"east/n1": node("east", "192.0.2.1", "10.1.1.1"), "west/n1": node("west", "192.0.2.99", "10.2.1.1")}
+		for _, n := range nodes {
+			tables.Put(txn, all.Nodes, n)
+		}
 		tables.Put(txn, all.IPs, &tables.IP{Cluster: "east", Prefix: prefix("10.1.1.2/32"), Namespace: "shop", Pod: "web-0"})
 		tables.Put(txn, all.Slices, c.slice)
 		v := &view{
-			tables: all, txn: txn, own: own, members: map[string]*tables.Cluster{"east": own, "west": peer},
-			nodes: map[string]*tables.Node{"east/n1": node("east", "192.0.2.1", "10.1.1.1"), "west/n1": node("west", "192.0.2.99", "10.2.1.1")},
+			tables: all, txn: txn, own: own, nodes: nodes,
+			members: map[string]*tables.Cluster{"east": own, "west": peer},
 		}
 		var problems []doubt
 		kept := 0

@@ -202,7 +202,7 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 	if v == nil {
 		return watches, lastRetry
 	}
-	v.answered, v.proven = p.cfg.Ways.HasAnswered, p.cfg.Ways.Proven
+	v.answered = p.cfg.Ways.HasAnswered
 	v.apiServers = p.cfg.APIServers
 	p.learnFormer(v)
 	r := newReport(v)
@@ -271,7 +271,7 @@ func (p *Program) write(v *view, r *report) (changed int) {
 	changed += p.expire(r)
 
 	s = rev
-	s.c, s.d, s.e, s.epoch = t.IPs.Revision(txn), t.Policies.Revision(txn), p.cfg.Ways.proofsSeen(), p.epoch
+	s.c, s.d, s.epoch = t.IPs.Revision(txn), t.Policies.Revision(txn), p.epoch
 	var obsolete func() int
 	if p.did.addresses != s {
 		var n int

@@ -185,10 +185,15 @@ func (p *Program) meshEndpoints(v *view) iter.Seq[endpointAt] {
 			}
 		}
 		for _, n := range v.nodes {
+			if !v.isSelf(n) && !yield(endpointAt{whole(n.Internal()), identity.RemoteNode, nil}) {
+				return
+			}
+		}
+		for n := range v.tables.Nodes.All(v.txn) {
 			if v.isSelf(n) {
 				continue
 			}
-			for addr, who := range v.whoOf(n) {
+			for addr, who := range v.outsideOf(n) {
 				if !yield(endpointAt{whole(addr), who, nil}) {
 					return
 				}

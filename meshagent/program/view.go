@@ -34,9 +34,6 @@ type view struct {
 	// them that no record explains.
 	former, memory []netip.Prefix
 
-	// proven says whether a tunnel to a peer's node has answered at this address;
-	// nil: none has.
-	proven func(netip.Addr) bool
 	// answered says whether a peer has ever answered through the tunnel; nil: all
 	// have.
 	answered func(identity.ClusterID) bool

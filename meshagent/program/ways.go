@@ -29,10 +29,7 @@ type Ways struct {
 	// in this life of the agent or in one before.
 	answered map[identity.ClusterID]bool
 	answers  uint64 // how often that has changed
-	// proven are the own addresses of peers' nodes at which a tunnel has answered.
-	proven map[netip.Addr]bool
-	proofs uint64 // how often that has changed
-	news   chan struct{}
+	news     chan struct{}
 	// found maps a pod CIDR to the index that an earlier life gave its node.
 	found map[netip.Prefix]uint16
 	last  uint16
@@ -45,7 +42,7 @@ func NewWays(m *bpf.Maps) (*Ways, error) {
 		nodes: m.Nodes, clusters: m.Clusters,
 		byKey: map[string]uint16{}, want: map[uint16]bpf.Node{}, have: map[uint16]bpf.Node{},
 		members: map[identity.ClusterID]bpf.Cluster{}, wrote: map[identity.ClusterID]bpf.Cluster{},
-		found: map[netip.Prefix]uint16{}, answered: map[identity.ClusterID]bool{}, proven: map[netip.Addr]bool{}, news: make(chan struct{}, 1),
+		found: map[netip.Prefix]uint16{}, answered: map[identity.ClusterID]bool{}, news: make(chan struct{}, 1),
 	}
 	nodes, failed := m.Nodes.All()
 	for i, n := range nodes {
@@ -62,15 +59,6 @@ func NewWays(m *bpf.Maps) (*Ways, error) {
 	}
 	if err := failed(); err != nil {
 		return nil, fmt.Errorf("read map clusters: %w", err)
-	}
-	ips, failed := m.IPs.All()
-	for k, info := range ips {
-		if info.Flags&bpf.IPNode != 0 {
-			w.proven[k.Netip()] = true
-		}
-	}
-	if err := failed(); err != nil {
-		return nil, fmt.Errorf("read map ips: %w", err)
 	}
 	prefixes, failed := m.Prefixes.All()
 	for k, info := range prefixes {
@@ -316,38 +304,6 @@ func (w *Ways) Answered(id identity.ClusterID) {
 	case w.news <- struct{}{}:
 	default:
 	}
-}
-
-// Prove notes that a tunnel to a peer's node has answered at this address, one of
-// those that the peer says are the node's own. Its word alone is none: it could
-// name anybody's.
-func (w *Ways) Prove(addr netip.Addr) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.proven[addr] {
-		return
-	}
-	w.proven[addr] = true
-	w.proofs++
-	select {
-	case w.news <- struct{}{}:
-	default:
-	}
-}
-
-// Proven says whether Prove was called for an address, in this life of the agent
-// or, if the address was a node's ever since, in one before.
-func (w *Ways) Proven(addr netip.Addr) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.proven[addr]
-}
-
-// proofsSeen changes with what Proven says.
-func (w *Ways) proofsSeen() uint64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.proofs
 }
 
 // HasAnswered says whether Answered was called for a cluster since it joined.
