@@ -119,12 +119,14 @@ func (n *Network) Arrival(ctx context.Context) {
 		next = min(next, time.Until(a.At))
 	}
 	n.mu.Unlock()
-	select {
-	case <-ctx.Done():
-	case <-time.After(next):
+	if next > 0 {
+		select {
+		case <-ctx.Done():
+		case <-time.After(next):
+		}
 	}
 	n.mu.Lock()
 	held := time.Until(n.held)
 	n.mu.Unlock()
-	<-time.After(held)
+	time.Sleep(held)
 }
