@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/url"
@@ -19,6 +20,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -130,8 +133,10 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	}
 	change(conf)
 
-	if err := checkLog(c.Dir); err != nil {
-		return nil, fmt.Errorf("start etcd: %w", err)
+	for _, check := range []func(dir string) error{checkLog, checkDatabase} {
+		if err := check(c.Dir); err != nil {
+			return nil, fmt.Errorf("start etcd: %w", err)
+		}
 	}
 	etcd, err := startEtcd(conf)
 	starting.Store(false)
@@ -189,6 +194,39 @@ func checkLog(dir string) error {
 		return damaged(dir, "its log "+filepath.Join(dir, "member", "wal")+" is gone")
 	}
 	return nil
+}
+
+// checkDatabase looks whether the database can be opened and is there to its end.
+// etcd opens it on a goroutine of its own, where a panic ends the process.
+func checkDatabase(dir string) error {
+	path := filepath.Join(dir, "member", "snap", "db")
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // etcd makes it, and refuses a log that needs it
+	}
+	if err != nil {
+		return err
+	}
+	if info.Size() == 0 {
+		if _, err := os.Stat(filepath.Join(dir, "member", "wal")); errors.Is(err, fs.ErrNotExist) {
+			return nil // the very first start ended between the two
+		}
+		return damaged(dir, path+" is empty")
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if errors.Is(err, berrors.ErrTimeout) {
+		return fmt.Errorf("%s is in use by another process: stop it first", path)
+	}
+	if err != nil {
+		return damaged(dir, fmt.Sprintf("%s: %v", path, err))
+	}
+	defer db.Close()
+	return db.View(func(tx *bbolt.Tx) error {
+		if want := tx.Size(); want > info.Size() { // reading beyond its end would be a fault
+			return damaged(dir, fmt.Sprintf("%s has %d bytes of %d", path, info.Size(), want))
+		}
+		return nil
+	})
 }
 
 // fatal is what becomes of an error that etcd calls fatal: while it starts, the

@@ -395,42 +395,55 @@ func TestACertificateIsNoLicenceToHarm(t *testing.T) {
 	}
 }
 
-// A store whose log was damaged is refused in a sentence that says what to do.
-func TestADamagedLogIsASentence(t *testing.T) {
-	for name, damage := range map[string]func(path string) error{
-		"empty": func(path string) error { return os.Truncate(path, 0) },
-		"gone":  os.Remove,
-		"overwritten": func(path string) error {
-			f, err := os.OpenFile(path, os.O_WRONLY, 0)
-			if err != nil {
-				return err
-			}
-			_, err = f.WriteAt(bytes.Repeat([]byte("garbage "), 64), 0)
-			return errors.Join(err, f.Close())
-		},
+// A store whose log or database was damaged is refused in a sentence that says what
+// to do.
+func TestDamagedDataIsASentence(t *testing.T) {
+	overwrite := func(path string) error {
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = f.WriteAt(bytes.Repeat([]byte("garbage "), 2048), 0)
+		return errors.Join(err, f.Close())
+	}
+	truncate := func(size int64) func(string) error {
+		return func(path string) error { return os.Truncate(path, size) }
+	}
+	for _, c := range []struct {
+		name, files string
+		damage      func(path string) error
+	}{
+		{"empty log", "wal/*.wal", truncate(0)},
+		{"no log", "wal/*.wal", os.Remove},
+		{"overwritten log", "wal/*.wal", overwrite},
+		{"empty database", "snap/db", truncate(0)},
+		{"database cut short in its head", "snap/db", truncate(3000)},
+		{"database cut short", "snap/db", truncate(12 << 10)},
+		{"overwritten database", "snap/db", overwrite},
 	} {
-		t.Run(name, func(t *testing.T) {
-			c := start(t)
-			if err := store.Write(t.Context(), c.as(authority.Root), store.Put("a", []byte("1"))); err != nil {
+		t.Run(c.name, func(t *testing.T) {
+			cluster := start(t)
+			if err := store.Write(t.Context(), cluster.as(authority.Root), store.Put("a", []byte("1"))); err != nil {
 				t.Fatal(err)
 			}
-			c.Close()
-			logs, err := filepath.Glob(filepath.Join(c.conf.Dir, "member", "wal", "*.wal"))
-			if err != nil || len(logs) == 0 {
-				t.Fatalf("logs %v, %v", logs, err)
+			cluster.Close()
+			member := filepath.Join(cluster.conf.Dir, "member")
+			files, err := filepath.Glob(filepath.Join(member, c.files))
+			if err != nil || len(files) == 0 {
+				t.Fatalf("files %v, %v", files, err)
 			}
-			for _, path := range logs {
-				if err := damage(path); err != nil {
+			for _, path := range files {
+				if err := c.damage(path); err != nil {
 					t.Fatal(err)
 				}
 			}
-			server, err := embedded.Start(t.Context(), c.conf)
+			server, err := embedded.Start(t.Context(), cluster.conf)
 			if err == nil {
 				server.Close()
 				t.Fatal("it started")
 			}
 			t.Log(err)
-			if !strings.Contains(err.Error(), filepath.Join(c.conf.Dir, "member")) || !strings.Contains(err.Error(), "backup") {
+			if !strings.Contains(err.Error(), member) || !strings.Contains(err.Error(), "backup") {
 				t.Errorf("it says %v", err)
 			}
 		})
