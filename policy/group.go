@@ -48,6 +48,9 @@ func (g *CIDRGroup) MarshalJSON() ([]byte, error) {
 	return json.Marshal(m)
 }
 
+// ObjectMeta is the metadata that MarshalJSON writes.
+func (g *CIDRGroup) ObjectMeta() *metav1.ObjectMeta { return &g.manifest.Metadata }
+
 // group checks a decoded manifest. The result is valid only if ps is still empty.
 func (m groupManifest) group(ps *problems) *CIDRGroup {
 	g := &CIDRGroup{Name: m.Metadata.Name, manifest: m}

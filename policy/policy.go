@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/weft-mesh/weft/identity"
 )
 
@@ -49,6 +51,15 @@ func (p *Policy) MarshalJSON() ([]byte, error) {
 	m := p.manifest
 	m.Status = nil
 	return json.Marshal(m)
+}
+
+// ObjectMeta is the metadata that MarshalJSON writes. The registry, which stores the
+// policy, sets UID and creation time there.
+func (p *Policy) ObjectMeta() *metav1.ObjectMeta {
+	if p.network != nil {
+		return &p.network.Metadata
+	}
+	return &p.manifest.Metadata
 }
 
 // Direction is the direction of traffic as the subject sees it.

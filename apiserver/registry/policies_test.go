@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-mesh/weft/apiserver/api"
 )
@@ -51,6 +53,8 @@ func TestANamespaceIsLabelledWithItsName(t *testing.T) {
 
 func TestPoliciesOfEveryKind(t *testing.T) {
 	r, _ := fixture(t)
+	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	r.now = func() time.Time { return now }
 	const netpol = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: np, namespace: shop}\nspec: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: http}]}]}\n"
 	const group = "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: partners}\nspec: {externalCIDRs: [203.0.113.0/24]}\n"
 	const refers = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: out}\nspec: {endpointSelector: {}, egress: [{toCIDRSet: [{cidrGroupRef: partners}]}]}\n"
@@ -71,6 +75,10 @@ func TestPoliciesOfEveryKind(t *testing.T) {
 		list, err := r.Get(t.Context(), o.word, o.namespace, o.name)
 		if err != nil || !strings.Contains(string(list.Items[0]), o.want) {
 			t.Errorf("%s: %v (%v)", o.word, list, err)
+		}
+		var stored metav1.PartialObjectMetadata
+		if err == nil && (json.Unmarshal(list.Items[0], &stored) != nil || stored.UID == "" || !stored.CreationTimestamp.Time.Equal(now)) {
+			t.Errorf("%s: has UID %q, created %v", o.word, stored.UID, stored.CreationTimestamp)
 		}
 		// What is shown is a manifest.
 		if err == nil && summary(apply(t, r, string(list.Items[0]))) != strings.TrimPrefix(o.namespace+"/"+o.name+" unchanged", "/") {

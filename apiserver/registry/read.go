@@ -120,8 +120,10 @@ func checkBool(r *reading, annotations map[string]string, names ...string) {
 	}
 }
 
-// meta is the metadata of any Kubernetes object; nil for a policy.
+// meta is the metadata of the object.
 func (o *object) meta() metav1.Object {
-	m, _ := o.value.(metav1.Object)
-	return m
+	if own, ok := o.value.(interface{ ObjectMeta() *metav1.ObjectMeta }); ok { // of package policy
+		return own.ObjectMeta()
+	}
+	return o.value.(metav1.Object)
 }

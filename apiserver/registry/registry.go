@@ -180,10 +180,8 @@ func (r *Registry) plan(ctx context.Context, objects []object) ([]change, error)
 // fit checks an object against what the store holds and completes it. A
 // problem is the operator's, an error the store's.
 func (r *Registry) fit(ctx context.Context, c *change, ips *serviceIPs) (problem string, err error) {
-	if meta := c.meta(); meta != nil {
-		if err := r.identify(meta, c.old); err != nil {
-			return "", err
-		}
+	if err := r.identify(c.meta(), c.old); err != nil {
+		return "", err
 	}
 	switch v := c.value.(type) {
 	case *policy.Policy:
