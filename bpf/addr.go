@@ -5,11 +5,12 @@ import (
 	"net/netip"
 )
 
-// Addr is an address as maps hold it: 16 bytes, IPv4 mapped into ::ffff:0:0/96.
+// Addr is an address as it is in maps: 16 bytes, IPv4 mapped into ::ffff:0:0/96.
 // The zero value means "none".
 type Addr [16]byte
 
-// AddrOf turns ip into a row's form. The zero netip.Addr gives the zero Addr.
+// AddrOf converts ip to the form used in maps. The zero netip.Addr gives the zero
+// Addr.
 func AddrOf(ip netip.Addr) Addr {
 	if !ip.IsValid() {
 		return Addr{}
@@ -17,7 +18,7 @@ func AddrOf(ip netip.Addr) Addr {
 	return ip.As16()
 }
 
-// Netip is the address, IPv4 unmapped, and invalid for the zero Addr.
+// Netip is the address, with IPv4 unmapped; invalid for the zero Addr.
 func (a Addr) Netip() netip.Addr {
 	if a == (Addr{}) {
 		return netip.Addr{}
@@ -30,14 +31,14 @@ func (a Addr) String() string { return a.Netip().String() }
 // Port is a port number in network byte order.
 type Port [2]byte
 
-// PortOf turns a number into a row's form.
+// PortOf converts a number to the form used in maps.
 func PortOf(n uint16) Port {
 	var p Port
 	binary.BigEndian.PutUint16(p[:], n)
 	return p
 }
 
-// Number is the port as people write it.
+// Number is the port in host byte order.
 func (p Port) Number() uint16 { return binary.BigEndian.Uint16(p[:]) }
 
 // PrefixKey is a key of the longest-prefix table. Bits counts from the start
@@ -47,7 +48,7 @@ type PrefixKey struct {
 	Addr Addr
 }
 
-// PrefixOf turns a prefix into a key; host bits are cleared.
+// PrefixOf converts a prefix to a key; host bits are cleared.
 func PrefixOf(p netip.Prefix) PrefixKey {
 	bits := p.Bits()
 	if p.Addr().Is4() {
@@ -56,7 +57,7 @@ func PrefixOf(p netip.Prefix) PrefixKey {
 	return PrefixKey{Bits: uint32(bits), Addr: AddrOf(p.Masked().Addr())}
 }
 
-// Netip is the prefix, IPv4 unmapped.
+// Netip is the prefix, with IPv4 unmapped.
 func (k PrefixKey) Netip() netip.Prefix {
 	a, bits := netip.AddrFrom16(k.Addr), int(k.Bits)
 	if a.Is4In6() && bits >= 96 {

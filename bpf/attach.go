@@ -8,7 +8,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Role is what a device is to the datapath.
+// Role is what the datapath uses a device for.
 type Role string
 
 const (
@@ -17,11 +17,11 @@ const (
 	RoleDevice Role = "device" // towards the outside
 )
 
-// Attachment is one device with programs on both its ways.
+// Attachment is one device with programs in both directions.
 type Attachment struct {
 	Role    Role
 	Ifindex int
-	Lane    int // of a tunnel
+	Lane    int // 0 or 1; for RoleTunnel only
 }
 
 // Compare orders attachments by device, then role.
@@ -29,8 +29,8 @@ func (a Attachment) Compare(b Attachment) int {
 	return cmp.Or(cmp.Compare(a.Ifindex, b.Ifindex), cmp.Compare(a.Role, b.Role), cmp.Compare(a.Lane, b.Lane))
 }
 
-// programs are those of a role on the device's two ways: what it receives, and
-// what it sends.
+// programs are the role's programs for what the device receives and for what it
+// sends.
 func (r Role) programs() (receives, sends string) {
 	switch r {
 	case RolePod:
@@ -41,16 +41,16 @@ func (r Role) programs() (receives, sends string) {
 	return "from_device", "to_device"
 }
 
-// hooks puts programs onto devices, in the way this kernel knows.
+// hooks attaches programs to devices in the way that this kernel supports.
 type hooks interface {
-	// attach puts the role's two programs in place, or this generation's into
-	// the place of an older one's.
+	// attach attaches the role's two programs, replacing those of an older
+	// generation.
 	attach(Attachment) error
-	// detach takes them off; nil if there are none or the device is gone.
+	// detach removes them; nil if there are none or the device is gone.
 	detach(ifindex int) error
-	// attached lists what lives.
+	// attached lists the devices that exist and have programs.
 	attached() ([]Attachment, error)
-	// adopt replaces the programs of earlier generations and tells how many.
+	// adopt replaces the programs of earlier generations and returns how many.
 	adopt() (int, error)
 	// remove detaches everything.
 	remove() error
@@ -63,21 +63,22 @@ func newHooks(d *Datapath, clsact bool) hooks {
 	return &linkHooks{d}
 }
 
-// AttachPod guards the host side of a pod's veth. Repeating it is harmless.
+// AttachPod attaches programs to the host side of a pod's veth. Repeating it is
+// harmless.
 func (d *Datapath) AttachPod(ifindex int) error {
 	return d.attach(Attachment{Role: RolePod, Ifindex: ifindex})
 }
 
-// AttachTunnel puts the programs onto a lane, 0 or 1. A device that served the
-// lane before is let go.
+// AttachTunnel attaches programs to the device of a lane, 0 or 1, and detaches the
+// lane's previous device, if it was another.
 func (d *Datapath) AttachTunnel(ifindex, lane int) error {
 	if lane < 0 || lane > 1 {
-		return fmt.Errorf("attach to tunnel: lane %d does not exist, there are 0 and 1", lane)
+		return fmt.Errorf("attach to tunnel: lane %d does not exist: use 0 or 1", lane)
 	}
 	return d.attach(Attachment{Role: RoleTunnel, Ifindex: ifindex, Lane: lane})
 }
 
-// AttachDevice guards a device towards the outside.
+// AttachDevice attaches programs to a device towards the outside.
 func (d *Datapath) AttachDevice(ifindex int) error {
 	return d.attach(Attachment{Role: RoleDevice, Ifindex: ifindex})
 }
@@ -87,7 +88,7 @@ func (d *Datapath) attach(a Attachment) error {
 	if err != nil {
 		return fmt.Errorf("attach to %s device %d: %w", a.Role, a.Ifindex, err)
 	}
-	// Packets are read from where the header of such a device ends.
+	// The programs expect the IP header at a fixed offset for each role.
 	ethernet := link.Attrs().EncapType == "ether" || link.Attrs().EncapType == "loopback"
 	if ethernet != (a.Role != RoleTunnel) {
 		return fmt.Errorf("attach to %s: a %s device cannot have link type %s", link.Attrs().Name, a.Role, link.Attrs().EncapType)
@@ -98,7 +99,7 @@ func (d *Datapath) attach(a Attachment) error {
 	return nil
 }
 
-// Detach takes the programs off a device, in whatever role.
+// Detach removes the programs from a device, whatever its role.
 func (d *Datapath) Detach(ifindex int) error {
 	if err := d.hooks.detach(ifindex); err != nil {
 		return fmt.Errorf("detach from device %d: %w", ifindex, err)
@@ -106,7 +107,8 @@ func (d *Datapath) Detach(ifindex int) error {
 	return nil
 }
 
-// Attached lists the devices that carry programs, also of an agent before this.
+// Attached lists the devices that have programs, including those attached by an
+// earlier agent, in order of ifindex.
 func (d *Datapath) Attached() ([]Attachment, error) {
 	all, err := d.hooks.attached()
 	if err != nil {

@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// filterHooks uses filters of a clsact qdisc, for kernels without tcx. The
-// kernel keeps them without a pin; their names tell which are ours.
+// filterHooks uses filters on a clsact qdisc, for kernels without tcx. The kernel
+// keeps them without a pin; we recognize ours by name.
 type filterHooks struct{ d *Datapath }
 
 const filterPrefix = "weft_"
 
-// filterName carries role, lane and program.
+// filterName encodes role, lane and program.
 func (a Attachment) filterName(program string) string {
 	return fmt.Sprintf("%s%s_%d_%s", filterPrefix, a.Role, a.Lane, program)
 }
@@ -57,7 +57,7 @@ func (h *filterHooks) attach(a Attachment) error {
 	return nil
 }
 
-// set puts this generation's program in; an older one's is replaced in place.
+// set attaches this generation's program, replacing an older one's in place.
 func (h *filterHooks) set(a Attachment, program string, parent uint32) error {
 	filter := &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
@@ -121,7 +121,7 @@ func (h *filterHooks) each(visit func(a Attachment, program string, f *netlink.B
 func (h *filterHooks) adopt() (n int, err error) {
 	err = h.each(func(a Attachment, program string, f *netlink.BpfFilter) error {
 		if h.d.progs[program] == nil {
-			return nil // of a version with other programs: attach replaces it
+			return nil // from a version with other programs: attach replaces it
 		}
 		n++
 		return h.set(a, program, f.Parent)

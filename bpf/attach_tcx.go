@@ -14,12 +14,12 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// linkHooks uses tcx links (Linux 6.6): one pinned link per device and way,
+// linkHooks uses tcx links (Linux 6.6): one pinned link per device and direction,
 // whose program is replaced in place.
 type linkHooks struct{ d *Datapath }
 
-// haveTCX asks for a link on a device that does not exist: a kernel that knows
-// the kind complains about the device.
+// haveTCX asks for a link on a device that does not exist: only a kernel that
+// supports tcx complains about the device.
 var haveTCX = sync.OnceValue(func() bool {
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.SchedCLS, License: "MIT",
@@ -36,7 +36,7 @@ var haveTCX = sync.OnceValue(func() bool {
 	return !errors.Is(err, ebpf.ErrNotSupported)
 })
 
-// way is one of a device's two.
+// way is one of a device's two directions.
 type way struct {
 	name   string
 	attach ebpf.AttachType
@@ -49,8 +49,8 @@ var (
 
 const linkPrefix = "weft_link_"
 
-// pin names a link: what it serves, so that a name never means two things at
-// once. A lane has one device at a time.
+// pin is the name of a link's pin: by device, except for tunnels, where it is by
+// lane, because a lane has one device at a time.
 func (a Attachment) pin(w way) string {
 	serves := a.Ifindex
 	if a.Role == RoleTunnel {
@@ -59,7 +59,8 @@ func (a Attachment) pin(w way) string {
 	return fmt.Sprintf("%s%s_%d_%s", linkPrefix, a.Role, serves, w.name)
 }
 
-// parsePin reads back what pin wrote; the device of a lane is not in it.
+// parsePin is the inverse of pin, but for the device of a lane, which is not in the
+// name.
 func parsePin(name string) (a Attachment, w way, ok bool) {
 	role, rest, _ := strings.Cut(strings.TrimPrefix(name, linkPrefix), "_")
 	var serves int
@@ -107,11 +108,11 @@ func (h *linkHooks) attachWay(a Attachment, w way) error {
 			return old.Update(prog)
 		}
 		if err := os.Remove(path); err != nil {
-			return fmt.Errorf("remove link to a device that is gone: %w", err)
+			return fmt.Errorf("remove link of a device that is gone: %w", err)
 		}
 	}
-	// Before everybody else: what ours lets through need not ask others, and
-	// what others let through has asked ours.
+	// Before all other programs, so that none of them can let a packet through
+	// before ours has seen it.
 	l, err := link.AttachTCX(link.TCXOptions{Interface: a.Ifindex, Program: prog, Attach: w.attach, Anchor: link.Head()})
 	if err != nil {
 		return err
@@ -123,7 +124,7 @@ func (h *linkHooks) attachWay(a Attachment, w way) error {
 	return nil
 }
 
-// open opens a pinned link, nil if there is none.
+// open opens a pinned link; nil if there is none.
 func open(path string) (link.Link, error) {
 	l, err := link.LoadPinnedLink(path, nil)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -135,7 +136,7 @@ func open(path string) (link.Link, error) {
 	return l, nil
 }
 
-// ifindex is the device of a link, 0 when the device is gone.
+// ifindex is the device of a link; 0 if the device is gone.
 func ifindex(l link.Link) int {
 	info, err := l.Info()
 	if err != nil || info.TCX() == nil {
@@ -197,9 +198,9 @@ func (h *linkHooks) attached() (all []Attachment, err error) {
 	return all, err
 }
 
-// detach removes links to the device, and those that an unplugged one left
-// under its number. Whatever else is attached is not looked at: a node has many
-// pods, and they may all go at once.
+// detach removes the links of the device, and those that an earlier device with the
+// same number left. It does not walk all links: a node has many pods, and they may
+// all go at once.
 func (h *linkHooks) detach(index int) error {
 	for _, w := range []way{receives, sends} {
 		for _, role := range []Role{RolePod, RoleDevice} {
@@ -218,9 +219,9 @@ func (h *linkHooks) detach(index int) error {
 	return nil
 }
 
-// unpin removes a link, if it is there and meant. The link is held until its pin is
-// gone: the kernel detaches at once when a descriptor was the last to hold it, and
-// some time later when the pin was.
+// unpin removes a pinned link if meant says so; nil if there is none. The link is
+// kept open until its pin is gone: the kernel detaches at once when the last
+// reference is a descriptor, but only some time later when it is the pin.
 func unpin(path string, meant func(link.Link) bool) error {
 	l, err := open(path)
 	if l == nil || err != nil {

@@ -14,13 +14,13 @@ import (
 )
 
 // BenchmarkPacket measures one packet through BPF_PROG_TEST_RUN, with as many
-// identities, addresses, classes and flows in the maps as the name says, the
+// identities, addresses, classes and flows in the maps as the name says, and the
 // pod under a policy set with one rule for each of 100 classes.
 //
-// Established: one hot TCP flow without a service, since packets keep what a
-// run does to them. New: a fresh source port in each run of one packet, which
-// costs more to measure; compare it with the baseline of that kind. Within the
-// pod's share, beyond it, and in the place of an unanswered one that it gives up.
+// Established: one hot TCP flow without a service, because a packet keeps what a
+// run changes in it. New: another source port in each run of one packet, which
+// costs more to measure, so compare it with the baseline of that kind; within the
+// pod's share, beyond it, and replacing an unanswered flow of the pod.
 func BenchmarkPacket(b *testing.B) {
 	for _, identities := range []int{100, 16000} {
 		n := benchNode(b, identities)
@@ -79,8 +79,8 @@ func BenchmarkPacket(b *testing.B) {
 	})
 }
 
-// BenchmarkReadPorts reads the largest array, as every start of an agent does: in
-// place, and by the system calls that hash tables are read by.
+// BenchmarkReadPorts reads the largest array, as an agent does when it starts:
+// through a memory mapping, and by the system calls used for hash tables.
 func BenchmarkReadPorts(b *testing.B) {
 	d, err := load(smallConfig(ownNamespaces(b)), options{})
 	if err != nil {
@@ -126,9 +126,8 @@ func BenchmarkReadPorts(b *testing.B) {
 	})
 }
 
-// BenchmarkCases measures the table of TestPackets: of each case the last packet,
-// coming again and again, each time as it came first. One run of one packet is
-// measured at a time: compare it with BenchmarkPacket/baseline/new.
+// BenchmarkCases measures the last packet of each case of TestPackets, repeated from
+// the same state. Each run has one packet: compare with BenchmarkPacket/baseline/new.
 func BenchmarkCases(b *testing.B) {
 	shared := newNode(b)
 	for _, c := range packetTable {
@@ -152,8 +151,8 @@ func BenchmarkCases(b *testing.B) {
 	}
 }
 
-// testRun is BPF_PROG_TEST_RUN of one packet, and how long the program took. The
-// library gives either a context or the time.
+// testRun runs BPF_PROG_TEST_RUN on one packet and returns how long the program took.
+// The library supports a context or the time, but not both.
 func testRun(b *testing.B, p *ebpf.Program, in []byte, context skb) time.Duration {
 	b.Helper()
 	attr := struct { // the member test of union bpf_attr
@@ -186,11 +185,11 @@ func emptyProgram(b *testing.B) *ebpf.Program {
 	return p
 }
 
-// hops is how many times a packet of the highest time to live can be delivered.
+// hops is how many times a packet with the highest time to live can be delivered.
 const hops = 254
 
-// repeat sends one packet b.N times. A run keeps what the program does to it, and a
-// pod gets it with one hop less, so no run is longer than its hops.
+// repeat sends one packet b.N times. Within a run the packet keeps its changes, and
+// each delivery costs it a hop, so no run is longer than its hops.
 func repeat(b *testing.B, p *ebpf.Program, want uint32, in []byte) {
 	b.Helper()
 	run(b, p, want, in, hops) // warm
@@ -203,8 +202,8 @@ func repeat(b *testing.B, p *ebpf.Program, want uint32, in []byte) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// single sends b.N packets one by one, each from the next port; forget is called
-// before a port comes again.
+// single sends b.N packets one by one, each from the next port, and calls forget
+// before it uses a port again.
 func single(b *testing.B, p *ebpf.Program, want uint32, in func(port uint16) []byte, forget func()) {
 	b.Helper()
 	var total time.Duration
@@ -230,7 +229,7 @@ func run(b *testing.B, p *ebpf.Program, want uint32, in []byte, times int) time.
 	return each
 }
 
-// forgetNew deletes the flows that runs have made; those of benchNode stay.
+// forgetNew deletes the flows that runs have created; those of benchNode stay.
 func forgetNew(b *testing.B, d *Datapath) {
 	b.Helper()
 	flows := d.rows.Flows
@@ -251,8 +250,8 @@ func forgetNew(b *testing.B, d *Datapath) {
 	}
 }
 
-// benchNode has its pod a on the loopback device, which is where test runs
-// without context take place.
+// benchNode has pod a on the loopback device, where test runs without a context
+// take place.
 func benchNode(b *testing.B, identities int) *Datapath {
 	b.Helper()
 	config := smallConfig(ownNamespaces(b))

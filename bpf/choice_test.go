@@ -9,7 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// slot is a backend of a world of services, as the naive chooser sees it.
+// slot is a backend as the naive chooser sees it.
 type slot struct {
 	addr    netip.Addr
 	cluster uint16
@@ -18,9 +18,9 @@ type slot struct {
 	weight  int
 }
 
-// allowed says which of the slots a new flow may go to, each with its share: those of
-// the lowest tier in which any path is alive; without any, the same of silent ones. It
-// is what choose_backend is held to.
+// allowed says which slots a new flow may go to, each with its share: those of the
+// lowest tier in which a path is alive, or if there is none, in which one is silent.
+// It is the oracle for choose_backend.
 func allowed(slots []slot, path func(slot) Path) map[netip.Addr]int {
 	for _, kind := range []Path{PathAlive, PathSilent} {
 		best, shares := uint8(255), map[netip.Addr]int{}
@@ -67,8 +67,8 @@ func TestAllowed(t *testing.T) {
 	}
 }
 
-// choices has pod a open flows to the UDP service far, and counts who got them; no
-// backend is the zero address.
+// choices opens flows from pod a to the UDP service far, and counts which backends got
+// them; the zero address counts those that got none.
 func (n *node) choices(times int) map[netip.Addr]int {
 	n.Helper()
 	const room = 400 // a backend of this node takes two flows
@@ -103,8 +103,8 @@ func (n *node) choices(times int) map[netip.Addr]int {
 	return got
 }
 
-// group puts count backends of a cluster into service far, the i-th at 10.2.x.y on the
-// node that nodeOf tells.
+// group adds count backends of a cluster to service far, the i-th at 10.2.x.y on node
+// nodeOf(i).
 func (n *node) group(count int, nodeOf func(i int) uint16) {
 	n.Helper()
 	set(n, n.m.Services, front(far, 17), Service{ID: 81, Groups: 1, Group: [MaxGroups]Group{{Cluster: 2, Count: uint32(count), Weight: 1}}})
@@ -116,7 +116,8 @@ func (n *node) group(count int, nodeOf func(i int) uint16) {
 	}
 }
 
-// One backend of 41 lives. With sixteen draws and no more, 47 of 100 flows found none.
+// One backend of 41 is alive. With sixteen random draws alone, 47 of 100 flows found
+// none.
 func TestChoiceFindsTheOnlyOneAlive(t *testing.T) {
 	n := newNode(t)
 	nodeDies(4)(n)
@@ -132,7 +133,8 @@ func TestChoiceFindsTheOnlyOneAlive(t *testing.T) {
 	}
 }
 
-// Those alive among many that are dead get equal shares, wherever their slots are.
+// Backends that are alive among many dead ones get equal shares, wherever their slots
+// are.
 func TestChoiceIsEven(t *testing.T) {
 	n := newNode(t)
 	nodeDies(4)(n)
@@ -170,8 +172,8 @@ func TestChoiceIsEven(t *testing.T) {
 	}
 }
 
-// Whatever is alive, silent, dead or without key: the kernel chooses among those that
-// the naive chooser allows, and finds nobody only if there is nobody.
+// Whatever is alive, silent, dead or without a key, the kernel chooses only backends
+// that the naive chooser allows, and finds none only if there is none.
 func TestChoiceIsTheNaiveOne(t *testing.T) {
 	n := newNode(t)
 	r := rand.New(rand.NewPCG(10, 4))

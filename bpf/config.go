@@ -13,53 +13,53 @@ type Config struct {
 	// the process. It is created if absent.
 	PinDir string
 
-	// Limits are the sizes of the tables.
+	// Limits are the sizes of the maps.
 	Limits Limits
 
 	// EventBytes is the size of the event buffer, a power of two and a multiple
 	// of the page size. An event takes 112 bytes: the default holds 9,300.
 	EventBytes uint32
 
-	// Unreachable says what happens to a packet of a pod that is known to be
-	// hopeless.
+	// Unreachable is how a pod's packet that cannot reach its destination is
+	// handled.
 	Unreachable Unreachable
 
-	// Log receives what Load adopts, resizes and attaches. Nil: nobody.
+	// Log receives what Load adopts, resizes and attaches. Nil discards it.
 	Log *slog.Logger
 }
 
-// Unreachable says what happens to a packet of a pod that is known to be hopeless:
-// to a service without backends, or over a dead path.
+// Unreachable is how a pod's packet that cannot reach its destination is handled:
+// one to a service without backends, for example, or over a dead path.
 type Unreachable string
 
 const (
-	UnreachableReset Unreachable = "reset" // the pod is told: a TCP reset, an ICMP error for the rest
-	UnreachableDrop  Unreachable = "drop"  // the packet is dropped, and the pod runs into its timeout
+	UnreachableReset Unreachable = "reset" // the pod gets a TCP reset, or an ICMP error for other protocols
+	UnreachableDrop  Unreachable = "drop"  // the packet is dropped silently, and the pod runs into its timeout
 )
 
-// Limits are rows per table. A row takes its memory when it is used; at once go
-// 16 bytes for each possible one, and 8 in Nodes: 55 MB with the defaults.
+// Limits are rows per map. A row takes its memory when it is used; reserved up
+// front are 16 bytes for each possible row, 8 in Nodes: 55 MB with the defaults.
 type Limits struct {
-	// Flows bounds connections of all pods of the node; Replies those through
-	// services, and may not be less: who has a share of the one has it of the
-	// other. A new flow beyond a pod's share and what is left of the common rest
-	// is refused. About 200 bytes each.
+	// Flows bounds the connections of all pods of the node; Replies those through
+	// services. Replies may not be less than Flows, because a pod's share of Flows
+	// is also its share of Replies. A new flow is refused if it exceeds both the
+	// pod's share and what is left of the common part. About 200 bytes each.
 	Flows, Replies uint32
-	// Endpoints bounds pods of the node.
+	// Endpoints bounds the pods of the node.
 	Endpoints uint32
-	// IPs bounds pods of the whole mesh, Prefixes CIDRs and CIDR rules.
+	// IPs bounds the pods of the whole mesh, Prefixes its CIDRs and those in rules.
 	IPs, Prefixes uint32
-	// Nodes bounds nodes of the whole mesh; at most 65,536.
+	// Nodes bounds the nodes of the whole mesh; at most 65,536.
 	Nodes uint32
-	// Services bounds frontends, Backends and Members slots of all of them.
+	// Services bounds frontends, Backends and Members the backends of all of them.
 	Services, Backends, Members uint32
 	// Classes, Policy and Sets hold two generations of policy.
 	Classes, Policy, Sets uint32
-	// Fragments bounds datagrams in pieces; the oldest is forgotten first.
+	// Fragments bounds fragmented datagrams; the oldest is evicted first.
 	Fragments uint32
 }
 
-// Defaults suits a node of a mesh with a million pods.
+// Defaults is a configuration for a node of a mesh with a million pods.
 func Defaults() Config {
 	return Config{
 		PinDir: "/sys/fs/bpf/weft",
@@ -104,7 +104,7 @@ func (c Config) Validate() error {
 		}
 	}
 	if c.Limits.Replies < c.Limits.Flows {
-		errs = append(errs, fmt.Errorf("limit replies is %d, limit flows %d: a flow through a service has a row in each, give replies at least as many", c.Limits.Replies, c.Limits.Flows))
+		errs = append(errs, fmt.Errorf("limit replies is %d, but limit flows is %d: a flow through a service has a row in each, so give replies at least as many", c.Limits.Replies, c.Limits.Flows))
 	}
 	if c.Limits.Nodes > 1<<16 {
 		errs = append(errs, fmt.Errorf("limit nodes is %d: at most 65536", c.Limits.Nodes))
@@ -113,7 +113,7 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("unreachable is %q: choose %s or %s", c.Unreachable, UnreachableReset, UnreachableDrop))
 	}
 	if c.EventBytes < 4096 || c.EventBytes&(c.EventBytes-1) != 0 {
-		errs = append(errs, fmt.Errorf("event buffer of %d bytes: give a power of two from 4096", c.EventBytes))
+		errs = append(errs, fmt.Errorf("event buffer is %d bytes: give a power of two, 4096 or more", c.EventBytes))
 	}
 	return errors.Join(errs...)
 }

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// Counter is how many packets left the datapath for one reason, since the maps
-// were made.
+// Counter is how many packets left the datapath for one reason since the maps were
+// created.
 type Counter struct {
 	Reason  Reason
 	Dir     Direction
@@ -23,8 +23,8 @@ const PortRows = 2 * portProto << 16
 // counted is a row of map counters on one CPU.
 type counted struct{ Packets, Bytes uint64 }
 
-// Counters sums the CPUs. Reasons that never occurred are absent; the others
-// come in order of reason, then direction.
+// Counters returns the sums over all CPUs, in order of reason, then direction.
+// Reasons that never occurred are absent.
 func (d *Datapath) Counters() ([]Counter, error) {
 	var all []Counter
 	reasons := make([]Reason, 0, len(reasonNames))
@@ -51,7 +51,7 @@ func (d *Datapath) Counters() ([]Counter, error) {
 	return all, nil
 }
 
-// Lost is how many events found no room in the buffer.
+// Lost is how many events were lost because the buffer was full.
 func (d *Datapath) Lost() (uint64, error) {
 	var cpus []uint64
 	if err := d.maps["lost"].Lookup(uint32(0), &cpus); err != nil {

@@ -21,7 +21,7 @@ import (
 )
 
 // Datapath is one generation of programs over maps that outlive it. Several
-// goroutines may use it, but one at a time attaches, detaches and removes.
+// goroutines may use it, but only one at a time may attach, detach or remove.
 type Datapath struct {
 	dir   string
 	log   *slog.Logger
@@ -30,25 +30,25 @@ type Datapath struct {
 	rows  *Maps
 	hooks hooks
 
-	sweeping sync.Mutex // held while the following are used
+	sweeping sync.Mutex // guards what follows
 	sweep    *ebpf.Program
-	doomed   *ebpf.Map // the flows that sweep is to look at
+	doomed   *ebpf.Map // the flows that program sweep looks at
 	settle   *ebpf.Program
-	doubts   map[uint32]int64 // errors of accounts that the last sweep found
+	doubts   map[uint32]int64 // drift of accounts that the last sweep found, in rows
 }
 
-// options are what only tests change.
+// options are changed only by tests.
 type options struct {
-	ethernetTunnel bool // lanes carry Ethernet headers, as packets of a test run do
-	clsact         bool // pretend to be a kernel without tcx
+	ethernetTunnel bool // lanes carry Ethernet headers, as in test runs
+	clsact         bool // behave as on a kernel without tcx
 }
 
-// Load brings a new generation into the kernel: it opens the pinned maps with
-// what they hold, or makes them, loads the programs, and puts them in the place
-// of the generation before on every device that has one. Packets meet either
-// generation and never none.
+// Load brings a new generation into the kernel: it opens the pinned maps with their
+// contents, or creates them, loads the programs, and replaces those of the previous
+// generation on every device that has them. Every packet meets one generation or
+// the other.
 //
-// It needs Linux 6.1, root, and a BPF file system; errors name what is missing.
+// It needs Linux 6.1, root, and a BPF file system; errors say what is missing.
 func Load(c Config) (*Datapath, error) { return load(c, options{}) }
 
 func load(c Config, o options) (_ *Datapath, err error) {
@@ -98,13 +98,13 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	coll.Programs = nil // ours to close
 	coll.Close()
 
-	// From here on the new maps count: first the pins, then the programs, then
-	// what the old programs still wrote.
+	// Switch to the new maps: first the pins, then the programs, then the rows that
+	// the old programs wrote meanwhile.
 	for name, r := range moved {
 		if err := repin(c.PinDir, name, r); err != nil {
 			return nil, err
 		}
-		c.Log.Info("copied map to a new one", "map", name, "from", r.old.MaxEntries(), "to", r.new.MaxEntries())
+		c.Log.Info("copied map to a new size", "map", name, "from", r.old.MaxEntries(), "to", r.new.MaxEntries())
 	}
 	pods, err := d.devices()
 	if err != nil {
@@ -116,10 +116,10 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	d.hooks = newHooks(d, o.clsact)
 	n, err := d.hooks.adopt()
 	if err != nil {
-		return nil, fmt.Errorf("replace the programs of the generation before: %w", err)
+		return nil, fmt.Errorf("replace the programs of the previous generation: %w", err)
 	}
 	if n > 0 {
-		c.Log.Info("adopted attached programs", "hooks", n)
+		c.Log.Info("replaced attached programs", "hooks", n)
 	}
 	return d, d.catchUp(moved)
 }
@@ -129,7 +129,7 @@ func configure(spec *ebpf.CollectionSpec, c Config, o options) error {
 	for name, n := range c.Limits.all() {
 		spec.Maps[name].MaxEntries = n
 	}
-	spec.Maps["shares"].MaxEntries = 2*c.Limits.Endpoints + 2 // pods that are gone keep theirs until their flows are
+	spec.Maps["shares"].MaxEntries = 2*c.Limits.Endpoints + 2 // pods that are gone keep theirs until their flows are gone too
 	spec.Maps["events"].MaxEntries = c.EventBytes
 	var tunnelL3 uint32
 	if o.ethernetTunnel {
@@ -157,7 +157,7 @@ func configure(spec *ebpf.CollectionSpec, c Config, o options) error {
 	return nil
 }
 
-// catchUp carries over the flows that the generation before wrote after they
+// catchUp carries over the flows that the previous generation wrote after the maps
 // had been copied.
 func (d *Datapath) catchUp(moved map[string]resized) error {
 	if r, ok := moved["replies"]; ok {
@@ -184,7 +184,7 @@ func (d *Datapath) catchUp(moved map[string]resized) error {
 
 func preparePinDir(dir string) error {
 	if os.Geteuid() != 0 {
-		return errors.New("needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: run it as root")
+		return errors.New("needs root: run it as root")
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("create pin directory: %w", err)
@@ -199,7 +199,7 @@ func preparePinDir(dir string) error {
 	return nil
 }
 
-// explain says what the kernel lacks, where its error does not.
+// explain says what the kernel lacks if its error does not.
 func explain(err error) error {
 	switch {
 	case errors.Is(err, unix.ENOSYS):
@@ -224,11 +224,11 @@ func explain(err error) error {
 	return err
 }
 
-// Maps are the tables. They live as long as the Datapath is open.
+// Maps returns the tables. They can be used until the Datapath is closed.
 func (d *Datapath) Maps() *Maps { return d.rows }
 
-// Close lets go of everything and takes nothing away: programs, links and maps
-// stay in the kernel. Closing twice is harmless.
+// Close releases this process's references and removes nothing: programs, links and
+// maps stay in the kernel. Closing twice is harmless.
 func (d *Datapath) Close() error {
 	closeMaps(d.maps)
 	for _, p := range d.progs {
@@ -240,8 +240,8 @@ func (d *Datapath) Close() error {
 	return nil
 }
 
-// Remove takes programs, links and maps out of the kernel. From then on nothing
-// guards the devices, and pods have no network.
+// Remove removes programs, links and maps from the kernel and closes the Datapath.
+// From then on nothing guards the devices, and pods have no network.
 func (d *Datapath) Remove() error {
 	if err := d.hooks.remove(); err != nil {
 		return fmt.Errorf("remove datapath: %w", err)
@@ -262,8 +262,8 @@ func (d *Datapath) Remove() error {
 	return errors.Join(append(errs, d.Close())...)
 }
 
-// Events hands every event to f until ctx ends, then returns nil. One caller at
-// a time; events wait in the buffer while nobody calls.
+// Events passes every event to f until ctx ends, then returns nil. Only one caller
+// at a time; until then, events wait in the buffer.
 func (d *Datapath) Events(ctx context.Context, f func(Event)) error {
 	r, err := ringbuf.NewReader(d.maps["events"])
 	if err != nil {
@@ -286,7 +286,7 @@ func (d *Datapath) Events(ctx context.Context, f func(Event)) error {
 	}
 }
 
-// decode reads what the programs wrote: a struct event.
+// decode reads a struct event, as the programs wrote it.
 func decode(raw []byte) (e Event, ok bool) {
 	if len(raw) < int(unsafe.Sizeof(e)) {
 		return e, false
@@ -295,8 +295,8 @@ func decode(raw []byte) (e Event, ok bool) {
 	return e, true
 }
 
-// Sweep deletes the flows expired at now, usually Now(), and settles the accounts of
-// those who hold the others.
+// Sweep deletes the flows that have expired at now, usually Now(), corrects the
+// owners' accounts, and divides the flow table again if the number of pods changed.
 func (d *Datapath) Sweep(now uint64) (Swept, error) {
 	d.sweeping.Lock()
 	defer d.sweeping.Unlock()

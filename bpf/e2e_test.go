@@ -145,7 +145,7 @@ func (n *realNode) addLane() *lane {
 	return &lane{n.T, file, l.Attrs().Index}
 }
 
-// receive is the next IPv4 packet that came out of the node.
+// receive returns the next IPv4 packet that came out of the node.
 func (l *lane) receive() []byte {
 	l.t.Helper()
 	b := make([]byte, 65536)
@@ -168,7 +168,7 @@ func (l *lane) send(p layer) {
 	}
 }
 
-// in runs f in the pod's network; sockets made there stay there.
+// in runs f in the pod's network namespace; sockets made there stay there.
 func (n *realNode) in(pod string, f func() error) {
 	n.Helper()
 	done := make(chan error)
@@ -183,7 +183,7 @@ func (n *realNode) in(pod string, f func() error) {
 	n.must(<-done)
 }
 
-// listen answers every line of a connection to the pod with what it was sent.
+// listen echoes every line of each connection to the pod.
 func (n *realNode) listen(pod string, port int) {
 	n.Helper()
 	n.in(pod, func() error {
@@ -217,7 +217,7 @@ func (n *realNode) dial(pod, to string, wait time.Duration) (c net.Conn, err err
 	return c, err
 }
 
-// talk sends much and expects it back.
+// talk sends a lot of data and expects it back.
 func (n *realNode) talk(c net.Conn) {
 	n.Helper()
 	said := strings.Repeat("weft", 1<<16)
@@ -332,7 +332,7 @@ func TestThroughTunnel(t *testing.T) {
 	}
 }
 
-// A connection over a path that died ends at the pod's next word.
+// A connection over a path that died ends with the pod's next packet.
 func TestResetOverDeadPath(t *testing.T) {
 	n := newRealNode(t, options{})
 	opened := make(chan struct{})
@@ -358,7 +358,7 @@ func TestResetOverDeadPath(t *testing.T) {
 	}
 }
 
-// Not one packet is lost while generations follow each other.
+// Not one packet is lost while generations replace each other.
 func TestReloadLosesNothing(t *testing.T) {
 	for name, o := range map[string]options{"tcx": {}, "clsact": {clsact: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -420,7 +420,8 @@ func TestReloadLosesNothing(t *testing.T) {
 	}
 }
 
-// What a pod's own stack makes of it: a refusal at once, and a traceroute's first hop.
+// A pod's own stack understands our answers: refusals at once, and the first hop of a
+// traceroute.
 func TestPodIsTold(t *testing.T) {
 	n := newRealNode(t, options{})
 	for _, to := range []string{empty + ":80", "10.1.1.200:80"} {
@@ -458,7 +459,7 @@ func TestPodIsTold(t *testing.T) {
 		messages, err := unix.ParseSocketControlMessage(control[:oobn])
 		n.must(err)
 		for _, m := range messages {
-			// struct sock_extended_err of 16 bytes, then who said it, a sockaddr_in.
+			// struct sock_extended_err of 16 bytes, then its sender, a sockaddr_in.
 			if m.Header.Type != unix.IP_RECVERR || len(m.Data) < 24 {
 				continue
 			}
@@ -472,7 +473,7 @@ func TestPodIsTold(t *testing.T) {
 	}))
 }
 
-// udp is a socket of the pod for one address alone: it is told of errors.
+// udp is a connected UDP socket of the pod, which gets ICMP errors.
 func (n *realNode) udp(pod, to string) (c *net.UDPConn) {
 	n.Helper()
 	n.in(pod, func() (err error) {

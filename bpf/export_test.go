@@ -6,5 +6,5 @@ var (
 	SmallConfig   = smallConfig
 )
 
-// Forget is what Sweep deletes by.
+// Forget is how Sweep deletes flows.
 func (d *Datapath) Forget(dead []FlowKey, now uint64) (int, error) { return d.forget(dead, now) }

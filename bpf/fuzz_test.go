@@ -6,8 +6,8 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// maxVerified is how many instructions the verifier may walk per program. Its
-// own limit is a million; far below it, loading is quick and kernels agree.
+// maxVerified is how many instructions the verifier may process per program. Its own
+// limit is a million; far below it, loading is quick and kernels agree.
 const maxVerified = 50_000
 
 func TestVerifiedInstructions(t *testing.T) {
@@ -77,7 +77,7 @@ func FuzzPacket(f *testing.F) {
 	}
 	f.Cleanup(func() { close(jobs); <-ready })
 	f.Fuzz(func(t *testing.T, in []byte) {
-		// The kernel takes no shorter packets into a test run.
+		// The kernel accepts no shorter packets for a test run.
 		if len(in) < 14 || len(in) > 1500 || be16(in[12:]) == 0x0800 && len(in) < 34 || be16(in[12:]) == 0x86dd && len(in) < 54 {
 			return
 		}

@@ -8,12 +8,12 @@ import (
 	"strings"
 )
 
-// A packet of a test is a sentence of layers: packet(ip(a, b), tcp(1, 2, "S")).
-// Ethernet, lengths and checksums are filled in; describe reads a packet back
-// into such a sentence, and says where a checksum is wrong.
+// Tests write a packet as layers: packet(ip(a, b), tcp(1, 2, "S")). Ethernet, lengths
+// and checksums are filled in; describe turns a packet back into such text and says
+// which checksums are wrong.
 
 type layer interface {
-	// encode puts the layer before what it carries.
+	// encode prepends the layer to its payload.
 	encode(payload []byte) []byte
 }
 
@@ -29,7 +29,7 @@ type ipLayer struct {
 	payload  []byte
 }
 
-// ip carries one transport layer, and that a payload.
+// ip carries one transport layer, which carries a payload.
 func ip(src, dst string, inner layer) *ipLayer {
 	l := &ipLayer{src: netip.MustParseAddr(src), dst: netip.MustParseAddr(dst), inner: inner, version: 4}
 	switch inner.(type) {
@@ -47,7 +47,7 @@ func ip(src, dst string, inner layer) *ipLayer {
 	return l
 }
 
-// piece makes it a fragment: offset in bytes, more to come or not.
+// piece makes it a fragment: its offset in bytes, and whether more follow.
 func (l *ipLayer) piece(id uint16, offset int, more bool) *ipLayer {
 	l.id, l.frag = id, uint16(offset/8)
 	if more {
@@ -59,7 +59,7 @@ func (l *ipLayer) piece(id uint16, offset int, more bool) *ipLayer {
 func (l *ipLayer) withOptions(n int) *ipLayer { l.options = n; return l }
 func (l *ipLayer) withTTL(n uint8) *ipLayer   { l.hops = 64 - n; return l }
 
-// hop is the packet behind a router.
+// hop is the packet after one router.
 func (l *ipLayer) hop() *ipLayer {
 	next := *l
 	next.hops++
@@ -198,19 +198,19 @@ func (i *icmpLayer) encode([]byte) []byte {
 	return b
 }
 
-// raw is what no layer describes.
+// raw is bytes that no other layer describes.
 type raw []byte
 
 func (r raw) encode([]byte) []byte { return r }
 
-// packet puts an Ethernet header before an IP layer.
+// packet prepends an Ethernet header to an IP layer.
 func packet(l layer) []byte {
 	kind := uint16(0x0800)
 	eth := []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, byte(kind >> 8), byte(kind)}
 	return append(eth, l.encode(nil)...)
 }
 
-// ethernet carries anything of a kind.
+// ethernet carries any payload of an EtherType.
 func ethernet(kind uint16, payload []byte) []byte {
 	return append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, byte(kind >> 8), byte(kind)}, payload...)
 }

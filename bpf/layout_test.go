@@ -81,7 +81,7 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// The committed object is built from the committed sources.
+// The committed object was built from the committed sources.
 func TestObjectIsCurrent(t *testing.T) {
 	var files []string
 	for _, pattern := range []string{"*.c", "lib/*.h"} {

@@ -66,8 +66,8 @@ func TestLoadNeedsBPFFileSystem(t *testing.T) {
 	}
 }
 
-// Both ways of attaching keep what is in the maps and on the devices over a
-// restart, and take away everything when told to, and only then.
+// With both kinds of hooks, a restart keeps what is in the maps and on the devices,
+// and Remove removes everything.
 func TestGenerations(t *testing.T) {
 	for name, o := range map[string]options{"tcx": {}, "clsact": {clsact: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -137,7 +137,7 @@ func TestGenerations(t *testing.T) {
 	}
 }
 
-// programsOn are the IDs of the programs on both ways of a device.
+// programsOn returns the IDs of a device's programs in both directions.
 func programsOn(t *testing.T, ifindex int) map[ebpf.ProgramID]bool {
 	t.Helper()
 	ids := map[ebpf.ProgramID]bool{}
@@ -161,8 +161,8 @@ func programsOn(t *testing.T, ifindex int) map[ebpf.ProgramID]bool {
 	return ids
 }
 
-// A device that went away leaves nothing that another with its number, or the
-// next start, would trip over.
+// A device that is gone leaves nothing behind that could disturb another one with its
+// number, or the next start.
 func TestDeviceGone(t *testing.T) {
 	c := smallConfig(ownNamespaces(t))
 	d := mustLoad(t, c, options{})
@@ -248,7 +248,7 @@ func TestResize(t *testing.T) {
 	}
 }
 
-// An array of an agent that could not read it in place is one that can, with its
+// An array created without BPF_F_MMAPABLE is replaced by one with it, keeping its
 // rows.
 func TestArrayOfBefore(t *testing.T) {
 	c := smallConfig(ownNamespaces(t))

@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// versions are the layouts of the rows, part of the pins' names. Raise a map's
-// number when its key or value changes shape or meaning: the next start then
-// begins with an empty map beside the old one, instead of reading it wrong.
+// versions are the versions of the rows' layouts, part of the pins' names. Raise a
+// map's number when its key or value changes shape or meaning: the next start then
+// creates an empty map beside the old one instead of misreading it.
 var versions = map[string]int{
 	"settings": 1, "flows": 3, "shares": 1, "budgets": 1, "replies": 1, "endpoints": 1, "ips": 1, "prefixes": 1,
 	"nodes": 1, "clusters": 1, "services": 1, "backends": 1, "members": 1, "classes": 1,
@@ -24,18 +24,17 @@ var versions = map[string]int{
 	"errors_sent": 1,
 }
 
-// volatile maps start empty when their size changes: nothing in them is missed.
+// volatile maps start empty when their size changes: nobody misses their contents.
 var volatile = map[string]bool{"fragments": true, "events": true, "counters": true, "lost": true, "errors_sent": true}
 
 func pinName(name string) string { return fmt.Sprintf("weft_%s_v%d", name, versions[name]) }
 
-// resized is a map on its way from one size, or one set of flags, to another.
+// resized is a map that is being replaced by one with another size or other flags.
 type resized struct{ old, new *ebpf.Map }
 
-// openMaps opens the pinned maps of spec, makes those that are absent, and
-// copies those whose size changed, or that an agent of before could not map into
-// its memory; the pins of the latter still name the old ones. The caller closes
-// all.
+// openMaps opens the pinned maps of spec, creates those that are absent, and copies
+// those whose size changed or that were created without BPF_F_MMAPABLE. moved are
+// the copied ones, whose pins still name the old maps. The caller closes all.
 func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map, moved map[string]resized, err error) {
 	maps, moved = map[string]*ebpf.Map{}, map[string]resized{}
 	defer func() {
@@ -72,7 +71,7 @@ func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map,
 		}
 		if m.Type() != ms.Type || m.KeySize() != keySize(ms) || m.ValueSize() != ms.ValueSize {
 			m.Close()
-			return maps, moved, fmt.Errorf("map %s has another layout: remove %s, or raise its version", name, path)
+			return maps, moved, fmt.Errorf("map %s has an unexpected layout: stop the agent, remove %s and start it again; in a development build, raise the map's version", name, path)
 		}
 		if m.MaxEntries() == ms.MaxEntries && m.Flags()&unix.BPF_F_MMAPABLE == ms.Flags&unix.BPF_F_MMAPABLE {
 			maps[name] = m
@@ -94,7 +93,7 @@ func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map,
 	return maps, moved, nil
 }
 
-// keySize is the spec's, but for maps whose key the kernel does not have.
+// keySize is the key size that the kernel reports: 0 for a ring buffer.
 func keySize(ms *ebpf.MapSpec) uint32 {
 	if ms.Type == ebpf.RingBuf {
 		return 0
@@ -108,7 +107,7 @@ func closeMaps(maps map[string]*ebpf.Map) {
 	}
 }
 
-// repin lets the pin of a resized map name the new one, in one step.
+// repin replaces the pin of a resized map by one of the new map, in one step.
 func repin(dir, name string, r resized) error {
 	path := filepath.Join(dir, pinName(name))
 	aside := path + "_new"
@@ -124,7 +123,7 @@ func repin(dir, name string, r resized) error {
 	return nil
 }
 
-// copyRows copies a map as bytes; rows may change meanwhile.
+// copyRows copies a map's rows as bytes; they may change meanwhile.
 func copyRows(from, to *ebpf.Map) error {
 	key, value := make([]byte, from.KeySize()), make([]byte, from.ValueSize())
 	rows := from.Iterate()
@@ -133,7 +132,7 @@ func copyRows(from, to *ebpf.Map) error {
 			continue
 		}
 		if err := to.Put(key, value); err != nil {
-			return fmt.Errorf("it holds more than that: %w", err)
+			return fmt.Errorf("its rows do not fit: %w", err)
 		}
 	}
 	if err := rows.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
@@ -151,7 +150,7 @@ func isZero(b []byte) bool {
 	return true
 }
 
-// tables wraps the kernel's maps.
+// tables wraps the kernel's maps as tables.
 func tables(m map[string]*ebpf.Map) *Maps {
 	return &Maps{
 		Settings:  newTable[uint32, Settings]("settings", m),
@@ -188,7 +187,7 @@ func (t *table[K, V]) Name() string    { return t.name }
 func (t *table[K, V]) MaxEntries() int { return int(t.m.MaxEntries()) }
 func (t *table[K, V]) array() bool     { return t.m.Type() == ebpf.Array }
 
-// wrote explains the error of a write.
+// wrote turns the error of a write into one that says what to do.
 func (t *table[K, V]) wrote(err error) error {
 	switch {
 	case err == nil:
@@ -203,7 +202,7 @@ func (t *table[K, V]) wrote(err error) error {
 
 func (t *table[K, V]) Update(k K, v V) error { return t.wrote(t.m.Put(k, v)) }
 
-// batch is how many rows one system call carries.
+// batch is the number of rows per system call.
 const batch = 4096
 
 func (t *table[K, V]) UpdateBatch(rows map[K]V) error {
@@ -251,7 +250,7 @@ func (t *table[K, V]) DeleteBatch(keys []K) error {
 		n, err := t.m.BatchDelete(keys[:min(len(keys), batch)], nil)
 		switch {
 		case errors.Is(err, ebpf.ErrKeyNotExist):
-			n++ // the batch stops at an absent key: go on behind it
+			n++ // the batch stops at an absent key: continue after it
 		case err != nil:
 			return fmt.Errorf("delete from %s: %w", t.name, err)
 		}
@@ -261,7 +260,7 @@ func (t *table[K, V]) DeleteBatch(keys []K) error {
 }
 
 func (t *table[K, V]) Lookup(k K) (v V, ok bool, err error) {
-	// A trie answers with the longest prefix; the row asked for is another one.
+	// A trie returns the longest matching prefix, not the row with this key.
 	if t.m.Type() == ebpf.LPMTrie {
 		rows, failed := t.All()
 		for key, value := range rows {
@@ -293,7 +292,7 @@ func (t *table[K, V]) All() (iter.Seq2[K, V], func() error) {
 }
 
 func (t *table[K, V]) walk(yield func(K, V) bool) error {
-	if t.m.Type() == ebpf.LPMTrie { // its batches start over at every call
+	if t.m.Type() == ebpf.LPMTrie { // batch lookups would start over at every call
 		var k K
 		var v V
 		rows := t.m.Iterate()
@@ -312,7 +311,7 @@ func (t *table[K, V]) walk(yield func(K, V) bool) error {
 	keys, values := make([]K, size), make([]V, size)
 	for {
 		n, err := t.m.BatchLookup(&cursor, keys, values, nil)
-		// A bucket that does not fit whole is not begun.
+		// The kernel returns whole buckets only: this one needs more room.
 		if errors.Is(err, unix.ENOSPC) && n == 0 {
 			size *= 2
 			keys, values = make([]K, size), make([]V, size)
@@ -332,13 +331,13 @@ func (t *table[K, V]) walk(yield func(K, V) bool) error {
 	}
 }
 
-// walkMapped reads an array where it is. An array has all its rows, whether
-// anybody wrote them or not: having the kernel copy the 400,000 of the ports one
-// by one was a quarter of what the start of an agent costs.
+// walkMapped reads an array through a memory mapping. An array always has all its
+// rows, and copying the ports' half a million one by one took a quarter of the
+// time that an agent needs to start.
 func (t *table[K, V]) walkMapped(yield func(K, V) bool) error {
 	var zero V
 	if size := unsafe.Sizeof(zero); size != uintptr(t.m.ValueSize()) {
-		return fmt.Errorf("its values have %d bytes, not %d", t.m.ValueSize(), size)
+		return fmt.Errorf("its values are %d bytes long, not %d", t.m.ValueSize(), size)
 	}
 	stride := (int(t.m.ValueSize()) + 7) &^ 7 // as the kernel lays them out
 	rows, err := unix.Mmap(t.m.FD(), 0, t.MaxEntries()*stride, unix.PROT_READ, unix.MAP_SHARED)

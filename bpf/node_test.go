@@ -115,9 +115,9 @@ func newNodeWith(t testing.TB, edit func(*Config)) *node {
 	return n
 }
 
-// again is the node as new, for a case of its own: loading takes most of the
-// time. The case runs in the node's network. Table ports is too large to walk:
-// who writes to it clears up.
+// again resets the node for another case, because loading takes most of the time.
+// The case runs in the node's network. Table ports is too large to clear: whoever
+// writes to it cleans up.
 func (n *node) again(t testing.TB) *node {
 	t.Helper()
 	runtime.LockOSThread() // and so the thread ends with the case
@@ -235,7 +235,7 @@ func front(ip string, proto uint8) ServiceKey {
 	return ServiceKey{Addr: addr(ip), Port: PortOf(80), Proto: proto}
 }
 
-// change edits the settings; the revision moves on.
+// change edits the settings and raises the revision.
 func (n *node) change(edit func(*Settings)) {
 	n.Helper()
 	s, _, err := n.m.Settings.Lookup(0)
@@ -261,7 +261,7 @@ func (n *node) policy(pod string, dir Direction) {
 	n.change(nil)
 }
 
-// class puts identities into a class of their own, and ports likewise.
+// class gives identities a class of their own, and ports likewise.
 func (n *node) class(class uint32, identities ...uint32) {
 	for _, id := range identities {
 		set(n, n.m.Classes, ClassKey{Gen: 1, Identity: id}, class)
@@ -287,7 +287,7 @@ type skb struct {
 	_              [148]byte
 }
 
-// sent is what became of a packet.
+// sent is the result of sending a packet.
 type sent struct {
 	action int
 	out    []byte
@@ -302,7 +302,7 @@ const (
 	redirect = 7
 )
 
-// send runs a program over a packet. Every packet must count exactly once.
+// send runs a program on a packet. Every packet must be counted exactly once.
 func (n *node) send(program string, ifindex, from int, in []byte) sent {
 	n.Helper()
 	before := n.counts()
@@ -357,7 +357,7 @@ func (n *node) counts() map[Counter]uint64 {
 	return m
 }
 
-// flow looks one up as pod sees it.
+// flow looks up a flow as the pod sees it.
 func (n *node) flow(pod string, lport uint16, remote string, rport uint16, proto uint8) (Flow, bool) {
 	n.Helper()
 	f, ok, err := n.m.Flows.Lookup(FlowKey{Local: addr(pod), Remote: addr(remote), Lport: PortOf(lport), Rport: PortOf(rport), Proto: proto})

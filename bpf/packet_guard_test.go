@@ -174,7 +174,7 @@ var fragmentCases = []packetCase{
 	}},
 }
 
-// rest is the last piece of a UDP datagram.
+// rest is the last fragment of a UDP datagram.
 func rest(src, dst string, id uint16) *ipLayer {
 	l := ip(src, dst, nil)
 	l.proto, l.payload = 17, []byte("and the second half")

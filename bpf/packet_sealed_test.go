@@ -8,8 +8,8 @@ const (
 	peerService = "10.102.0.80"
 )
 
-// peerRemoved is what the agent does when an operator removes cluster 2: its CIDR
-// stays, as a former member's, and everything narrower goes.
+// peerRemoved does what the agent does when an operator removes cluster 2: its CIDR
+// becomes a former member's, and everything narrower is deleted.
 func peerRemoved(n *node) {
 	n.Helper()
 	set(n, n.m.Prefixes, prefix("10.2.0.0/16"), IPInfo{Flags: IPMember | IPFormer})
@@ -34,14 +34,14 @@ func peerRemoved(n *node) {
 	n.change(nil)
 }
 
-// peerForgotten is an operator's word that the CIDR is anybody's.
+// peerForgotten does what the agent does after `weft peer forget`.
 func peerForgotten(n *node) {
 	n.Helper()
 	unset(n, n.m.Prefixes, prefix("10.2.0.0/16"))
 	n.change(nil)
 }
 
-// peerBack is the removed peer added again.
+// peerBack adds the removed peer again.
 func peerBack(n *node) {
 	n.Helper()
 	fillMesh(n, n.m, n.a, n.b)
@@ -56,8 +56,8 @@ func addressesOfNodes(n *node) {
 	set(n, n.m.Prefixes, prefix("10.102.0.0/16"), IPInfo{Identity: 2, Flags: IPService})
 }
 
-// ended wants the pod's packet to have come back as a reset, with an event that
-// says why.
+// ended checks that the pod got a reset for its packet, and that the event says
+// why.
 func ended(why Reason) func(*node, sent) {
 	return func(n *node, s sent) {
 		n.Helper()

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// flags wants the flow of pod a from port 1000 to c to have these, beside that it
-// was answered.
+// flags checks that the flow of pod a from port 1000 to c has these flags and
+// FlowReplied.
 func flags(want FlowFlags) func(*node, sent) {
 	return func(n *node, _ sent) {
 		n.Helper()
@@ -21,7 +21,7 @@ const (
 	replied      = FlowReplied
 )
 
-// says is a packet of a connection from pod a to c, and what the flow is after it.
+// says is a packet of a connection from pod a to c, and the flow's flags after it.
 func says(hook, tcpFlags string, seq, ack uint32, data string, want FlowFlags) step {
 	if hook == fromA {
 		return step{hook: hook, in: ip(podA, podC, tcp(1000, 80, tcpFlags).at(seq, ack).says(data)), want: ReasonTunnelled, check: flags(want)}
@@ -48,7 +48,7 @@ func bulk(a, c uint32, segments int) (list []step) {
 	return list
 }
 
-// later checks that the flow is what it was although it was quiet for so long.
+// later checks that the flow still exists after being idle for so long.
 func later(s step) step {
 	s.change = ages(11 * time.Second)
 	return s
@@ -187,7 +187,7 @@ var sequenceCases = []packetCase{
 	}},
 }
 
-// nextDoor wants the flows of pods a and b to have these flags.
+// nextDoor checks that the flows of pods a and b have these flags.
 func nextDoor(a, b FlowFlags) func(*node, sent) {
 	return func(n *node, _ sent) {
 		n.Helper()
@@ -200,7 +200,7 @@ func nextDoor(a, b FlowFlags) func(*node, sent) {
 	}
 }
 
-// What is noted is never far behind what was said, wherever the numbers wrap.
+// The numbers noted are never far behind those sent, wherever the numbers wrap.
 func TestSequenceIsNoted(t *testing.T) {
 	shared := newNode(t)
 	for _, start := range []uint32{1, 1 << 31, 1<<32 - 100_000} {

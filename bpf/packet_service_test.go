@@ -171,7 +171,7 @@ var serviceCases = []packetCase{
 	}},
 }
 
-// takeOutC removes the backend c of service 81.
+// takeOutC removes backend c from service 81.
 func takeOutC(n *node) {
 	unset(n, n.m.Backends, SlotKey{Service: 81, Slot: 0, Cluster: 2})
 	unset(n, n.m.Members, MemberKey{Service: 81, Addr: addr(podC), Port: PortOf(8080)})
@@ -437,8 +437,7 @@ func TestSpread(t *testing.T) {
 	}
 }
 
-// A node that dies with many neighbouring slots of a group hides none of the
-// others.
+// A dead node with many neighbouring slots of a group hides none of the others.
 func TestSpreadPastDeadNode(t *testing.T) {
 	n := newNode(t)
 	const slots, flows = 40, 100

@@ -13,14 +13,14 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// budget makes the flow table a small one: four rows for a pod, two for the node,
-// ten for whoever needs them. A pod alone gets eight of the ten, and may hold
-// twelve rows in all.
+// budget makes the flow table small: four rows for a pod, two for the node, ten for
+// whoever needs them. A single pod gets eight of the ten, so it may hold twelve rows
+// in all.
 func budget(n *node) {
 	set(n, n.m.Budgets, 0, Budget{Each: 4, Node: 2, Common: 10})
 }
 
-// opens is a pod that opens flows to c, from ports of its own.
+// opens has a pod open flows to c, each from another port.
 func opens(hook, pod string, from, flows int, want Reason) (steps []step) {
 	for i := range flows {
 		steps = append(steps, step{hook: hook, in: ip(pod, podC, udp(uint16(from+i), 53)), want: want})
@@ -28,7 +28,7 @@ func opens(hook, pod string, from, flows int, want Reason) (steps []step) {
 	return steps
 }
 
-// answered makes c answer all that pod a has asked.
+// answered makes c answer all of pod a's flows.
 func answered(from, flows int) (steps []step) {
 	for i := range flows {
 		steps = append(steps, step{hook: "out of tunnel", in: ip(podC, podA, udp(53, uint16(from+i))), want: ReasonDelivered})
@@ -54,7 +54,7 @@ func then(list []step, check func(*node, sent)) []step {
 	return list
 }
 
-// holds wants an account to say this, and the rows to agree with it.
+// holds checks an account, and that the rows agree with it.
 func holds(owner func(*node) uint32, used int64, refused, evicted uint64) func(*node, sent) {
 	return func(n *node, _ sent) {
 		n.Helper()
@@ -82,7 +82,7 @@ func isA(n *node) uint32  { return uint32(n.a) }
 func isB(n *node) uint32  { return uint32(n.b) }
 func itself(*node) uint32 { return SharesNode }
 
-// has wants the flow of pod a from a port to c to be there or not.
+// has checks whether pod a has a flow from a port to c.
 func has(port int, want bool) func(*node, sent) {
 	return func(n *node, _ sent) {
 		n.Helper()
@@ -105,7 +105,7 @@ var shareCases = []packetCase{
 	{name: "a pod that has all it may have swaps its newest unanswered flows", state: budget, steps: steps(
 		then(opens("from a", podA, 1000, 12, ReasonTunnelled), holds(isA, 12, 0, 0)),
 		then(opens("from a", podA, 1012, 30, ReasonTunnelled), holds(isA, 12, 0, 30)),
-		// What is within its share stays, although nobody has answered that either.
+		// Flows within its share stay, although they are unanswered too.
 		then(opens("from a", podA, 1000, 4, ReasonTunnelled), has(1000, true)),
 		then(opens("from a", podA, 1003, 1, ReasonTunnelled), holds(isA, 12, 0, 30)),
 		then(opens("from a", podA, 1041, 1, ReasonTunnelled), has(1004, false)),
@@ -195,7 +195,7 @@ var shareCases = []packetCase{
 	)},
 }
 
-// fragmentsOf begins so many datagrams in pieces, and ends none.
+// fragmentsOf sends the first fragments of so many datagrams.
 func fragmentsOf(hook, src, dst string, datagrams int) (list []step) {
 	want := ReasonTunnelled
 	if hook == "out of tunnel" {
@@ -215,8 +215,8 @@ func sweeps(n *node) {
 	budget(n)
 }
 
-// An account that is wrong is put right by two sweeps, and not by one: that may
-// have met a packet half-way. Those that are right are left alone.
+// A wrong account is corrected by two sweeps, not by one, which may have seen a packet
+// half-way. Correct accounts are left alone.
 func TestAccountsAreSettled(t *testing.T) {
 	n := newNode(t)
 	for port := range 40 {
@@ -256,7 +256,7 @@ func TestAccountsAreSettled(t *testing.T) {
 	}
 }
 
-// Packets on all CPUs, sweeps, and flows that end: the accounts stay exact.
+// The accounts stay exact under packets on all CPUs, sweeps, and ending flows.
 func TestAccountsUnderConcurrency(t *testing.T) {
 	n := newNode(t)
 	var wg sync.WaitGroup
@@ -311,8 +311,8 @@ func TestAccountsUnderConcurrency(t *testing.T) {
 	}
 }
 
-// The events of a pod that makes too many are left out once the buffer is half
-// full; others' are told, and its next one says how many are missing.
+// Once the buffer is half full, events of a pod that causes too many are suppressed;
+// those of others are sent, and the pod's next one says how many are missing.
 func TestEventsHaveShares(t *testing.T) {
 	n := newNode(t)
 	n.policy(podA, Egress)
@@ -356,8 +356,8 @@ func TestEventsHaveShares(t *testing.T) {
 	}
 }
 
-// suppressed reads all events: those from pod, how many they say are missing, and
-// those of others.
+// suppressed reads all events and counts those of the pod, those that they say are
+// missing, and those of others.
 func (n *node) suppressed(pod string) (missing uint64, told, others int) {
 	n.Helper()
 	for {

@@ -29,8 +29,8 @@ type step struct {
 	check  func(*node, sent) // after it
 }
 
-// hookOf gives program and device. "from a" is sent by pod a, "to a" by the
-// host to it, "forwarded to a" by the stack for someone else.
+// hookOf returns program and device. "from a" is sent by pod a, "to a" by the host to
+// it, "forwarded to a" by the stack for someone else.
 func (n *node) hookOf(name string) (program string, device, from int) {
 	switch name {
 	case "from a":
@@ -131,7 +131,7 @@ func flowsAre(want int) func(*node, sent) {
 	}
 }
 
-// talk wants an event of a packet from one identity to another.
+// talk is the event of a packet from one identity to another.
 func talk(from, to uint32) func(*node, sent) {
 	return func(n *node, s sent) {
 		n.Helper()
@@ -141,7 +141,7 @@ func talk(from, to uint32) func(*node, sent) {
 	}
 }
 
-// through wants an event of a packet from src to dst, in a flow through service.
+// through is the event of a packet from src to dst in a flow through service.
 func through(service, src, dst string) func(*node, sent) {
 	return func(n *node, s sent) {
 		n.Helper()
@@ -151,7 +151,7 @@ func through(service, src, dst string) func(*node, sent) {
 	}
 }
 
-// under wants an event that names the direction whose policy decided.
+// under is an event with the direction whose policy decided.
 func under(dir Direction) func(*node, sent) {
 	return func(n *node, s sent) {
 		n.Helper()
@@ -170,7 +170,8 @@ func nodeDies(id uint32) func(*node) {
 	}
 }
 
-// heardFor is how long after its last packet a flow over a dead path goes on.
+// heardFor is how long after the other side's last packet a flow over a dead path goes
+// on.
 const heardFor = 500 * time.Millisecond
 
 func clusterFallsSilent(n *node) { set(n, n.m.Clusters, 2, Cluster{Path: PathSilent}) }
@@ -184,10 +185,10 @@ func deny(dir Direction) func(*node) {
 }
 func ages(d time.Duration) func(*node) { return func(n *node) { n.age(d) } }
 
-// only c lets service 81 choose nothing but c, so that cases know who answers.
+// onlyC leaves c as the only backend of service 81, so that cases know who answers.
 func onlyC(n *node) { nodeDies(4)(n) }
 
-// onLane makes the device of the tunnel hooks that lane.
+// onLane makes the device of the tunnel hooks the device of that lane.
 func onLane(lane int) func(*node) {
 	return func(n *node) {
 		n.change(func(s *Settings) { s.TunnelIfindex[lane] = uint32(n.b) })
@@ -204,7 +205,7 @@ func TestPackets(t *testing.T) {
 	}
 }
 
-// play puts the node into the state that a case has after its last packet.
+// play brings the node into the state after a case's last packet.
 func (n *node) play(c packetCase) {
 	n.Helper()
 	if c.state != nil {

@@ -8,13 +8,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// told are the reasons of which a pod is told at once: lib/refuse.h says why.
+// told are the reasons that a pod is told at once: lib/refuse.h says why.
 var told = map[Reason]bool{
 	ReasonNoBackend: true, ReasonNoEndpoint: true, ReasonNoTunnel: true, ReasonPathDown: true,
 	ReasonFlowClash: true, ReasonNotSupported: true, ReasonFormerMember: true, ReasonNodeAddress: true, ReasonTTLExceeded: true,
 }
 
-// answerTo is what the sender of a packet that is dropped gets in its place, nil: nothing.
+// answerTo is what the sender of a dropped packet gets instead; nil: nothing.
 func answerTo(s step) layer {
 	in, ok := s.in.(*ipLayer)
 	if !ok || !told[s.want] || !strings.HasPrefix(s.hook, "from ") || in.frag&0x1fff != 0 || in.dst.As4()[0] >= 224 {
@@ -114,8 +114,8 @@ var refusalCases = []packetCase{
 	}},
 }
 
-// Of a pod's flood of hopeless datagrams few are answered; another pod's are, and
-// resets are not counted.
+// Few of a pod's flood of hopeless datagrams are answered; another pod's are, and
+// resets are not limited.
 func TestErrorsAreLimited(t *testing.T) {
 	n := newNode(t)
 	const sent = 5000
@@ -137,7 +137,7 @@ func TestErrorsAreLimited(t *testing.T) {
 	n.step(2, step{hook: "from a", in: ip(podA, empty, tcp(1000, 80, "S")), want: ReasonNoBackend})
 }
 
-// With Config.Unreachable "drop" nobody is told anything, and nothing else changes.
+// With Config.Unreachable "drop", nobody is told anything and nothing else changes.
 func TestUnreachableDrop(t *testing.T) {
 	shared := newNodeWith(t, func(c *Config) { c.Unreachable = UnreachableDrop })
 	for _, c := range packetTable {

@@ -2,10 +2,9 @@ package bpf
 
 import "strings"
 
-// The rows mirror the structs of lib/types.h byte by byte; a test compares
-// every offset with the types inside the compiled object. Padding is named Pad
-// and stays zero. What a field means is said in types.h where the C needs it,
-// and here where only the agent does.
+// The rows mirror the structs of lib/types.h byte by byte; a test compares every
+// offset with the types in the compiled object. Padding is named Pad and must be
+// zero. lib/types.h says more about what the fields mean.
 
 // Direction is seen from the local pod.
 type Direction uint8
@@ -22,10 +21,10 @@ func (d Direction) String() string {
 	return "egress"
 }
 
-// Settings is the one row every program reads. It is written last: whatever it
-// points to must be in the other tables before.
+// Settings is a single row that every program reads. Write it last: the rows that
+// it refers to must exist before.
 type Settings struct {
-	Revision      uint32    // raised when a verdict may have changed or a backend went; 0: nothing passes
+	Revision      uint32    // raised when a verdict may have changed or a backend was removed; 0: nothing passes
 	PolicyGen     uint32    // generation of classes, ports, policy and sets in force
 	TunnelIfindex [2]uint32 // by lane; 0: no device
 	Internal      Addr      // this node's internal address
@@ -34,9 +33,9 @@ type Settings struct {
 	Pad           uint8
 }
 
-// FlowKey names a connection as one local pod sees it. Remote is the address
-// the pod talks to: the service's, not the backend's. For ICMP echo Lport is
-// the identifier, and Rport 1 when the other side asks.
+// FlowKey is a connection as one local pod sees it. Remote is the address the pod
+// talks to: the service's, not the backend's. For an ICMP echo, Lport is the
+// identifier, and Rport is 1 if the other side sends the requests.
 type FlowKey struct {
 	Local  Addr
 	Remote Addr
@@ -46,17 +45,17 @@ type FlowKey struct {
 	Pad    [3]uint8
 }
 
-// FlowFlags tell how far a flow has come.
+// FlowFlags are the state of a flow.
 type FlowFlags uint32
 
 const (
 	FlowRemoteInitiated FlowFlags = 1 << 0 // judged as ingress; otherwise as egress
-	FlowReplied         FlowFlags = 1 << 1 // both sides have spoken
+	FlowReplied         FlowFlags = 1 << 1 // both sides have sent something
 	FlowFinLocal        FlowFlags = 1 << 2
 	FlowFinRemote       FlowFlags = 1 << 3
 	FlowReset           FlowFlags = 1 << 4
 	FlowService         FlowFlags = 1 << 5 // Backend, Bport and Service are set
-	FlowLoop            FlowFlags = 1 << 6 // a pod that reached itself through a service
+	FlowLoop            FlowFlags = 1 << 6 // a pod reaching itself through a service
 )
 
 // Via is where the other side of a flow is.
@@ -80,27 +79,28 @@ func (v Via) String() string {
 	return "unknown"
 }
 
-// Flow is what the datapath knows of a connection. It writes the rows itself.
+// Flow is what the datapath knows of a connection. Only the datapath writes these
+// rows.
 type Flow struct {
-	Seen     uint64 // last packet, see Now
+	Seen     uint64 // time of the last packet, see Now
 	Revision uint32 // Settings.Revision of the verdict
 	Identity uint32 // of the other side
-	Rule     uint32 // cookie that allowed it, 0: no policy
+	Rule     uint32 // cookie of the rule that allowed it; 0: no policy
 	Service  uint32
 	Backend  Addr
 	Bport    Port
-	Node     uint16 // of the other side, 0: not behind a tunnel
-	Cluster  uint16 // of the other side, 0: none
+	Node     uint16 // of the other side; 0: not behind a tunnel
+	Cluster  uint16 // of the other side; 0: none
 	Via      Via
 	Pad      uint8
 	Flags    FlowFlags
 	Ifindex  uint32  // of the local pod
-	Owner    uint32  // whose share it takes: the opener's device if that is a pod of this node, else that of the receiver; 0: the node itself
-	Again    uint32  // number of a SYN amid the connection, 0: none
-	Said     [2]Said // by Direction; of TCP
+	Owner    uint32  // whose share it takes: the device of the opener if that is a pod of this node, otherwise of the receiver; 0: the node itself
+	Again    uint32  // sequence number of a SYN within the connection; 0: none
+	Said     [2]Said // TCP, by Direction
 }
 
-// Said is what one side of a TCP connection said last, as far as it was noted.
+// Said are the last sequence numbers noted from one side of a TCP connection.
 type Said struct{ Seq, Ack uint32 }
 
 // ReplyKey finds the flow of a backend's answer.
@@ -120,29 +120,30 @@ type Reply struct {
 	Pad    uint16
 }
 
-// newest is how many of its last flows an owner's account names.
+// newest is the number of flows that an account remembers, NEWEST in C.
 const newest = 8
 
-// Share is what an owner holds of the tables that all pods use: the pod behind a
-// device, the node itself (SharesNode), or all beyond their shares (SharesCommon).
+// Share is how much of the shared tables an owner holds. The owner is a pod, by its
+// device, or the node itself (SharesNode); SharesCommon counts what all owners hold
+// beyond their shares.
 type Share struct {
 	Used       int64  // rows of flows
 	Opened     uint64 // rows ever taken
 	Refused    uint64 // new flows that found no room
 	Evicted    uint64 // unanswered flows given up for newer ones
-	Suppressed uint64 // events not told
-	Unsaid     uint32 // of those since the last that was told
-	Second     uint32 // that Told counts
-	Told       uint32 // events
-	Next       uint32 // slot of Newest to write
+	Suppressed uint64 // events not sent
+	Unsaid     uint32 // of those, since the last one sent
+	Second     uint32 // the second that Told counts
+	Told       uint32 // events sent in it
+	Next       uint32 // slot of Newest to write next
 	Newest     [newest]FlowKey
 }
 
-// Budget is how many rows of flows are whose.
+// Budget divides the flow table, in rows.
 type Budget struct {
-	Each   uint32 // what a pod is sure of
-	Node   uint32 // what the node is sure of
-	Common uint32 // what nobody is
+	Each   uint32 // guaranteed to each pod
+	Node   uint32 // guaranteed to the node
+	Common uint32 // guaranteed to nobody
 	Pad    uint32
 }
 
@@ -150,30 +151,30 @@ type Budget struct {
 type Endpoint struct {
 	Ifindex  uint32 // host side of its veth
 	Identity uint32
-	Set      uint32 // policy set, 0: no policy selects it
+	Set      uint32 // policy set; 0: no policy selects the pod
 	ID       uint16
 	MAC      [6]uint8 // of the pod's device
 	HostMAC  [6]uint8 // of the host side
-	Held     uint8    // 1: not programmed yet, receives and sends nothing
+	Held     uint8    // 1: not programmed yet; receives and sends nothing
 	Pad      uint8
 }
 
-// IPFlags say where an address lies.
+// IPFlags say what kind of address it is.
 type IPFlags uint8
 
 const (
 	IPMember IPFlags = 1 << 0 // in a member cluster's CIDR (own or remote): encrypted or not at all
 	IPLocal  IPFlags = 1 << 1 // in this node's own pod CIDR
-	// In a cluster's service CIDR: nobody is there but by a service.
+	// In a cluster's service CIDR: only services have addresses there.
 	IPService IPFlags = 1 << 2
-	// With IPMember: in the CIDR of a peer that was removed. Blocked until an
-	// operator says otherwise.
+	// With IPMember: in the CIDR of a removed peer. Blocked until an operator says
+	// otherwise.
 	IPFormer IPFlags = 1 << 3
-	// Another node's own address: pods do not speak to it in the clear.
+	// Another node's own address: pods do not send to it in the clear.
 	IPNode IPFlags = 1 << 4
 )
 
-// String names the flags, "" if there are none.
+// String lists the names of the flags; "" if there are none.
 func (f IPFlags) String() string {
 	var names []string
 	for i, name := range []string{"member", "local", "service", "former", "node"} {
@@ -186,36 +187,36 @@ func (f IPFlags) String() string {
 
 // IPInfo says who has an address and behind which tunnel it lies.
 type IPInfo struct {
-	Identity uint32  // 0: not known; with IPMember that is the identity "unknown member"
-	Node     uint16  // index in nodes, 0: none or not known
-	Cluster  uint16  // 0: of no member cluster
+	Identity uint32  // 0: not known; with IPMember it counts as the identity "unknown member"
+	Node     uint16  // index in nodes; 0: none or not known
+	Cluster  uint16  // 0: not in a member cluster
 	Flags    IPFlags // on rows of ips as well as of prefixes
 	Pad      [3]uint8
 }
 
-// Path is what is known of the way through the tunnel to a node or a cluster.
+// Path is the state of the path through the tunnel to a node or a cluster.
 type Path uint8
 
 const (
-	PathDead   Path = iota // what is open over it is ended, what has a choice goes elsewhere
-	PathAlive              // it carries
-	PathSilent             // went down a moment ago: services use others if there are any, nothing is ended
+	PathDead   Path = iota // open connections are reset, other flows use another path if they can
+	PathAlive              // carries packets
+	PathSilent             // stopped answering a moment ago: new flows use another path if they can, nothing is reset
 )
 
 // Node is one node of any cluster, by the agent's own index from 1.
 type Node struct {
 	Path    Path  // by probes
-	Lane    uint8 // which tunnel device carries it
-	Keyed   uint8 // 0: its key is not known, nothing is sent
+	Lane    uint8 // tunnel device that carries it
+	Keyed   uint8 // 0: its key is not known and nothing is sent
 	Pad     uint8
 	Cluster uint16
 	Pad2    uint16
 }
 
-// Cluster is a row by cluster ID. The own cluster's row is never asked.
+// Cluster is a cluster, by ID. The programs never read the own cluster's row.
 type Cluster struct {
-	Path   Path  // the best of its nodes'
-	Member uint8 // 1: a dead cluster's row is not all zero, as if there were none
+	Path   Path  // the best among its nodes
+	Member uint8 // 1, so that the row of a dead cluster differs from an unused one
 	Pad    [2]uint8
 }
 
@@ -234,11 +235,11 @@ type ServiceKey struct {
 type Group struct {
 	Count   uint32 // slots 0 … Count-1 exist
 	Cluster uint16
-	Tier    uint8 // lower is preferred
-	Weight  uint8 // multiplies Count in the choice; 0: takes no new connections
+	Tier    uint8 // lowest first
+	Weight  uint8 // of each backend in the choice; 0: takes no new connections
 }
 
-// Service is a frontend's groups; the first Groups of Group count.
+// Service is a frontend's groups: the first Groups of Group.
 type Service struct {
 	ID     uint32
 	Groups uint8
@@ -254,7 +255,7 @@ type SlotKey struct {
 	Pad     uint16
 }
 
-// Backend is what a slot holds.
+// Backend is the content of a slot.
 type Backend struct {
 	Addr Addr
 	Port Port
@@ -262,8 +263,8 @@ type Backend struct {
 	Pad  uint32
 }
 
-// MemberKey asks whether an address is still a backend of a service. It is
-// asked of existing flows when Settings.Revision has moved on.
+// MemberKey is a backend of a service. It is looked up for existing flows when
+// Settings.Revision has changed.
 type MemberKey struct {
 	Addr    Addr
 	Service uint32
@@ -271,28 +272,28 @@ type MemberKey struct {
 	Pad     uint16
 }
 
-// Member is the answer. A terminating backend keeps its flows.
+// Member says that the backend still exists. A terminating backend keeps its flows.
 type Member struct {
 	Terminating uint8
 	Pad         [3]uint8
 }
 
-// ClassKey asks for an identity's class in a generation of policy.
+// ClassKey is an identity in a generation of policy; the value is its class.
 type ClassKey struct {
 	Gen      uint32
 	Identity uint32
 }
 
-// AnyClass in a PolicyKey matches whoever.
+// AnyClass in a PolicyKey matches every class.
 const AnyClass = 0xffffffff
 
-// PolicyKey is a line of a policy set.
+// PolicyKey is one entry of a policy set.
 type PolicyKey struct {
 	Gen   uint32
 	Set   uint32
 	Class uint32
-	Port  uint16 // port class, 0: any
-	Proto uint8  // IP protocol, 0: any
+	Port  uint16 // port class; 0: any
+	Proto uint8  // IP protocol; 0: any
 	Dir   Direction
 }
 
@@ -309,20 +310,20 @@ type SetKey struct {
 	Set uint32
 }
 
-// SetInfo says what happens when no line of the set matches.
+// SetInfo says what happens when no entry of the set matches.
 type SetInfo struct {
-	Enforced [2]uint8 // by Direction, 1: default deny
+	Enforced [2]uint8 // by Direction; 1: default deny
 	Pad      [2]uint8
 }
 
-// EventType tells what an Event reports.
+// EventType is what an Event reports.
 type EventType uint8
 
 const (
 	EventDrop    EventType = 1
 	EventNewFlow EventType = 2 // allowed; only with Settings.Trace
-	EventReset   EventType = 3 // the pod was answered with a reset: path down
-	EventRefused EventType = 4 // dropped, and the pod was told by a reset or an ICMP error
+	EventReset   EventType = 3 // an open connection of the pod was reset
+	EventRefused EventType = 4 // dropped, and the pod got a reset or an ICMP error
 )
 
 // Event is what the datapath reports of one packet.
@@ -330,11 +331,11 @@ type Event struct {
 	Time        uint64 // ns of CLOCK_BOOTTIME
 	Src         Addr
 	Dst         Addr // after translation
-	Service     Addr // what the pod addressed, zero: no service
+	Service     Addr // the address the pod used; zero: no service
 	SrcIdentity uint32
 	DstIdentity uint32
 	Rule        uint32 // cookie; 0 with policy-denied: default deny
-	Set         uint32 // policy set that decided
+	Set         uint32 // policy set that was asked
 	PolicyGen   uint32
 	Ifindex     uint32
 	Sport       Port // ICMP: type, code
@@ -347,7 +348,7 @@ type Event struct {
 	Proto       uint8
 	TCPFlags    uint8
 	Pad         [3]uint8
-	Suppressed  uint32 // events of the same pod before this one that were not told: it makes too many
+	Suppressed  uint32 // events of the same pod that were not sent before this one
 	Pad2        uint32
 }
 
@@ -360,9 +361,9 @@ const (
 	portProto = 4
 )
 
-// PortIndex is the row of table ports that holds the class of a port (for
-// ICMP: type) in a generation. Two generations fit; clear what an older one
-// left before use. It is false for protocols without ports.
+// PortIndex is the row of table ports with the class of a port (for ICMP, of a type)
+// in a generation. Two generations fit: clear what an older one left before writing
+// a new one. False for protocols without ports.
 func PortIndex(gen uint32, proto uint8, port uint16) (uint32, bool) {
 	var p uint32
 	switch proto {

@@ -10,25 +10,25 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Owners of shares that are no pods. The others are devices.
+// Owners of shares that are not pods. The others are device numbers.
 const (
-	SharesNode   = 0          // what the node opens: probes of its pods
-	SharesCommon = 0xffffffff // what all hold beyond their shares
+	SharesNode   = 0          // flows that the node opens, such as probes of its pods
+	SharesCommon = 0xffffffff // what all owners hold beyond their shares
 )
 
 const (
 	// A quarter of the flow table is divided among the pods, a thirty-second is
-	// the node's own; the rest is for whoever needs it.
+	// the node's; the rest is for whoever needs it.
 	surePart, nodePart = 4, 32
-	// As many pods as there are, rounded up to a power of two so that a share
-	// changes seldom, and at least this many.
+	// The number of shares is that of the pods, rounded up to a power of two so
+	// that it seldom changes, and at least this.
 	fewestShares = 16
-	// eventRecord is what an event takes in the buffer, sureTellers how many pods
-	// may fill half of it in a second: 73 events each with the default.
+	// eventRecord is an event's size in the buffer, in bytes. Half of the buffer is
+	// divided among sureTellers pods for a second: 73 events each with the default.
 	eventRecord, sureTellers = 112, 64
 )
 
-// BudgetFor divides a flow table among the pods of a node.
+// BudgetFor divides a flow table of so many rows among the pods of a node.
 func BudgetFor(flows uint32, pods int) Budget {
 	shares := uint32(fewestShares)
 	if pods > fewestShares {
@@ -39,7 +39,7 @@ func BudgetFor(flows uint32, pods int) Budget {
 	return b
 }
 
-// sure is what an owner need not share.
+// sure is the number of rows guaranteed to an owner.
 func (b Budget) sure(owner uint32) int64 {
 	if owner == SharesNode {
 		return int64(b.Node)
@@ -47,14 +47,14 @@ func (b Budget) sure(owner uint32) int64 {
 	return int64(b.Each)
 }
 
-// Holding is what one owner holds of table flows, and what it cost it.
+// Holding is what one owner holds of the flow table.
 type Holding struct {
 	Owner uint32 // device of a pod, or SharesNode
-	Sure  int64  // rows that it has a right to
+	Sure  int64  // rows guaranteed to it
 	Share
 }
 
-// Holdings lists all owners, those with the most rows first.
+// Holdings lists all owners, the one with the most rows first.
 func (d *Datapath) Holdings() ([]Holding, error) {
 	budget, accounts, err := readShares(d.rows)
 	if err != nil {
@@ -92,9 +92,9 @@ func (d *Datapath) accounts() (map[uint32]Share, error) {
 	return accounts, err
 }
 
-// drift is how much an account is wrong at least, by a count of the rows made
-// between the readings before and after; 0: the count can be explained. The rows
-// opened meanwhile may or may not have been counted, likewise those deleted.
+// drift is by how many rows an account is wrong at least, given the rows counted
+// between the readings before and after; 0 if they can be right. Rows opened or
+// deleted in between may or may not have been counted.
 func drift(before, after Share, counted int64) int64 {
 	opened := max(int64(after.Opened-before.Opened), 0)
 	closed := max(opened-(after.Used-before.Used), 0)
@@ -107,8 +107,8 @@ func drift(before, after Share, counted int64) int64 {
 	return 0
 }
 
-// lasting is the part of an error that two counts in a row agree on. A single one
-// may have fallen between the two writes of one packet.
+// lasting is the part of the drift that two sweeps in a row agree on. A single sweep
+// may have seen a packet between its two writes.
 func lasting(was, is int64) int64 {
 	switch {
 	case was > 0 && is > 0:
@@ -119,7 +119,7 @@ func lasting(was, is int64) int64 {
 	return 0
 }
 
-// beyond is what all hold beyond their shares.
+// beyond is the number of rows that all owners hold beyond their shares.
 func beyond(b Budget, accounts map[uint32]Share) (rows int64) {
 	for owner, s := range accounts {
 		if owner != SharesCommon {
@@ -129,9 +129,9 @@ func beyond(b Budget, accounts map[uint32]Share) (rows int64) {
 	return rows
 }
 
-// settleLocked corrects accounts by what a sweep counted, forgets those of pods
-// that are gone and hold nothing, and divides the table anew when there are more
-// or fewer pods.
+// settleLocked corrects accounts by what a sweep counted, deletes those of pods that
+// are gone and hold nothing, and divides the table again if the number of pods
+// changed.
 func (d *Datapath) settleLocked(before, after map[uint32]Share, held map[uint32]int64) error {
 	budget, now, err := readShares(d.rows)
 	if err != nil {
@@ -162,8 +162,8 @@ func (d *Datapath) settleLocked(before, after map[uint32]Share, held map[uint32]
 			}
 		}
 	}
-	// The common account follows from the others. They may have changed between
-	// the readings: what two sweeps agree on is an error.
+	// The common account follows from the others, which may have changed between
+	// the readings: only what two sweeps agree on is drift.
 	common := now[SharesCommon]
 	doubts[SharesCommon] = drift(common, d.common(), beyond(budget, now))
 	if add := lasting(d.doubts[SharesCommon], doubts[SharesCommon]); add != 0 {
@@ -177,11 +177,11 @@ func (d *Datapath) settleLocked(before, after map[uint32]Share, held map[uint32]
 }
 
 func (d *Datapath) common() Share {
-	s, _, _ := d.rows.Shares.Lookup(SharesCommon) // absent or not read: no change seen
+	s, _, _ := d.rows.Shares.Lookup(SharesCommon) // absent or unreadable: counts as unchanged
 	return s
 }
 
-// devices are the pods' host sides.
+// devices are the host sides of the pods' veths.
 func (d *Datapath) devices() (map[uint32]bool, error) {
 	all := map[uint32]bool{}
 	rows, failed := d.rows.Endpoints.All()
@@ -191,8 +191,8 @@ func (d *Datapath) devices() (map[uint32]bool, error) {
 	return all, failed()
 }
 
-// divide writes the budget if it has changed. The rows that are held count as
-// beyond a share or within it by the new one at once.
+// divide writes the budget if it has changed, and adjusts the common account to it at
+// once.
 func (d *Datapath) divide(pods int) error {
 	want := BudgetFor(uint32(d.rows.Flows.MaxEntries()), pods)
 	was, accounts, err := readShares(d.rows)
@@ -205,7 +205,7 @@ func (d *Datapath) divide(pods int) error {
 	return d.add(SharesCommon, beyond(want, accounts)-accounts[SharesCommon].Used)
 }
 
-// add changes an account while packets do, too.
+// add changes an account in the kernel, because packets change it at the same time.
 func (d *Datapath) add(owner uint32, rows int64) error {
 	asked := struct { // struct settlement
 		Owner, Pad uint32

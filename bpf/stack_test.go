@@ -8,15 +8,15 @@ import (
 	"github.com/cilium/ebpf/asm"
 )
 
-// frame is a function of a program: how much of the stack it touches, and whom it
-// calls, callbacks included.
+// frame is a function of a program: how much of the stack it uses, and which functions
+// it calls, callbacks included.
 type frame struct {
 	bytes int
 	calls []string
 }
 
-// TestStackFits counts as Linux 6.1 does, where each frame is rounded up to 32
-// bytes and the deepest chain of calls may have 512. Newer kernels forgive more.
+// TestStackFits counts as Linux 6.1 does: each frame is rounded up to 32 bytes, and the
+// deepest chain of calls may use 512. Newer kernels allow more.
 func TestStackFits(t *testing.T) {
 	const limit, unit = 512, 32
 	spec, err := loadDatapath()

@@ -9,16 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How long a silent flow lives, by state. The programs get the same numbers
-// when they are loaded.
+// How long an idle flow lives, by state. The programs are loaded with the same
+// values.
 const (
 	TCPEstablished = 8000 * time.Second
-	TCPOpening     = 60 * time.Second // one side has spoken
+	TCPOpening     = 60 * time.Second // only one side has sent something
 	TCPClosing     = 10 * time.Second // reset, or both have finished
 	NotTCP         = 60 * time.Second
 )
 
-// Now is the clock of Flow.Seen: CLOCK_MONOTONIC_COARSE in nanoseconds.
+// Now is the time by the clock of Flow.Seen: CLOCK_MONOTONIC_COARSE in nanoseconds.
 func Now() uint64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
@@ -41,7 +41,7 @@ func (f Flow) Lifetime(proto uint8) time.Duration {
 	return TCPOpening
 }
 
-// Expired tells whether the flow has been silent for its lifetime at now.
+// Expired reports whether the flow has been idle for longer than its lifetime at now.
 func (f Flow) Expired(proto uint8, now uint64) bool {
 	return now > f.Seen && now-f.Seen > uint64(f.Lifetime(proto))
 }
@@ -50,22 +50,22 @@ func (f Flow) Expired(proto uint8, now uint64) bool {
 type Swept struct {
 	Live    int // flows left
 	Expired int // flows deleted
-	Orphans int // reply rows without flow, deleted
+	Orphans int // reply rows without a flow, deleted
 }
 
-// Forget deletes those of the named flows that are still expired at now, with
-// their reply rows, and returns how many. A packet may revive a flow, or a new
-// connection use its ports again, at any time before.
+// Forget deletes those of the given flows that are still expired at now, with their
+// reply rows, and returns how many. Until then a packet may have revived a flow, or
+// a new connection may use its ports.
 type Forget func(dead []FlowKey, now uint64) (gone int, err error)
 
-// SweepMaps has forget delete the flows expired at now, and deletes reply rows
-// without a flow.
+// SweepMaps deletes the flows that have expired at now through forget, and then reply
+// rows without a flow.
 func SweepMaps(m *Maps, now uint64, forget Forget) (Swept, error) {
 	s, _, err := sweepMaps(m, now, forget)
 	return s, err
 }
 
-// sweepMaps says beside it how many flows each owner had before any was deleted.
+// sweepMaps also returns how many flows each owner had before any was deleted.
 func sweepMaps(m *Maps, now uint64, forget Forget) (s Swept, held map[uint32]int64, err error) {
 	held = map[uint32]int64{}
 	var dead []FlowKey
@@ -95,13 +95,13 @@ func sweepMaps(m *Maps, now uint64, forget Forget) (s Swept, held map[uint32]int
 	return s, held, nil
 }
 
-// sweptAtOnce is how many flows one run of the program is named: rows of doomed.
+// sweptAtOnce is the number of flows per run of the program: rows of doomed.
 const sweptAtOnce = 4096
 
-// forget implements Forget in the kernel, where a few instructions lie between the
-// look and the deletion. A packet that came between them would cost its connection
-// the first answer, and at worst, if it had written only the reply row by then, all
-// of them until the flow expires again.
+// forget implements Forget in the kernel, where only a few instructions lie between
+// check and deletion. A packet that comes between them costs its connection the
+// first answer; at worst, if it has written only the reply row by then, all answers
+// until the flow expires again.
 func (d *Datapath) forget(dead []FlowKey, now uint64) (gone int, err error) {
 	d.sweeping.Lock()
 	defer d.sweeping.Unlock()
@@ -115,7 +115,7 @@ func (d *Datapath) forgetLocked(dead []FlowKey, now uint64) (gone int, err error
 			rows[i] = uint32(i)
 		}
 		if _, err := d.doomed.BatchUpdate(rows, some, nil); err != nil {
-			return gone, fmt.Errorf("name the flows: %w", err)
+			return gone, fmt.Errorf("write the list of flows: %w", err)
 		}
 		asked := struct { // struct sweep
 			Now        uint64
@@ -130,10 +130,11 @@ func (d *Datapath) forgetLocked(dead []FlowKey, now uint64) (gone int, err error
 	return gone, nil
 }
 
-// forgetOrphans deletes reply rows without flow, and returns how many: two CPUs
-// chose different backends for the first packets of one flow. A row that was
-// found so is read again at once before it is deleted, then its flow, which the
-// datapath writes right after the row: a new connection may have claimed it.
+// forgetOrphans deletes reply rows without a flow, and returns how many. They come
+// from two CPUs that chose different backends for the first packets of one flow. A
+// row that looks like one, and then its flow, are read again right before the
+// deletion: a new connection may have claimed the row, and the datapath writes the
+// flow after it.
 func forgetOrphans(m *Maps, claims int) (gone int, err error) {
 	all := map[ReplyKey]Reply{}
 	rows, failed := m.Replies.All()
@@ -161,7 +162,7 @@ func forgetOrphans(m *Maps, claims int) (gone int, err error) {
 	return gone, nil
 }
 
-// stillOrphan is isOrphan, of a row that may have changed since it was read.
+// stillOrphan is isOrphan for a row that may have changed since it was read.
 func stillOrphan(m *Maps, k ReplyKey, r Reply) (bool, error) {
 	if again, ok, err := m.Replies.Lookup(k); err != nil || !ok || again != r {
 		return false, err

@@ -6,38 +6,38 @@ import (
 	"iter"
 )
 
-// Table is one map. Several goroutines may use it; of two writers of one key
-// the later wins.
+// Table is one map. Several goroutines may use it; if two write the same key, the
+// later one wins.
 //
-// Arrays (settings, budgets, nodes, clusters, ports) always hold every index: Delete
-// writes the zero row, and All, Len and Lookup treat a zero row as absent.
+// Arrays (settings, budgets, nodes, clusters, ports) always have a row for every
+// index: Delete writes the zero row, and All, Len and Lookup treat it as absent.
 type Table[K comparable, V any] interface {
-	// Name is the map's name without version, as in "flows".
+	// Name is the map's name without its version, such as "flows".
 	Name() string
-	// MaxEntries is its limit.
+	// MaxEntries is the map's limit, in rows.
 	MaxEntries() int
-	// Update creates or replaces a row. Without room it returns a FullError.
+	// Update creates or replaces a row. If there is no room, it returns a FullError.
 	Update(K, V) error
-	// UpdateBatch does so for many rows. After an error some are written.
+	// UpdateBatch creates or replaces many rows. After an error, some are written.
 	UpdateBatch(map[K]V) error
-	// Delete removes a row, nil if it was absent.
+	// Delete removes a row; nil if it is absent.
 	Delete(K) error
 	// DeleteBatch removes many rows, whether present or not.
 	DeleteBatch([]K) error
-	// Lookup reads a row by exact key, also in the prefix table.
+	// Lookup reads the row with exactly this key, also in the prefix table.
 	Lookup(K) (V, bool, error)
-	// All yields the rows. The function returned beside them tells afterwards
-	// whether they were all. Rows that change meanwhile may be missed or come
-	// twice.
+	// All yields the rows. The function that it returns as well tells, after the
+	// walk, why it ended early; nil if it did not. Rows that change meanwhile may be
+	// missed or come twice.
 	All() (iter.Seq2[K, V], func() error)
-	// Len counts the rows; in the kernel that is a walk over all of them.
+	// Len counts the rows; in the kernel it walks over all of them.
 	Len() (int, error)
 }
 
-// ErrFull is what errors.Is finds in every FullError.
+// ErrFull matches every FullError with errors.Is.
 var ErrFull = errors.New("table is full")
 
-// FullError says which table is full and how to raise its limit.
+// FullError is the error of a write to a full table.
 type FullError struct {
 	Table string
 	Limit int
@@ -50,7 +50,7 @@ func (e *FullError) Error() string {
 
 func (e *FullError) Is(target error) bool { return target == ErrFull }
 
-// Maps is every table, in the order a packet meets them.
+// Maps are the tables, in the order in which a packet meets them.
 type Maps struct {
 	Settings  Table[uint32, Settings] // one row, key 0
 	Flows     Table[FlowKey, Flow]

@@ -29,7 +29,7 @@ func kernelDatapath(t *testing.T, edit func(*bpf.Limits)) *bpf.Datapath {
 	return d
 }
 
-// both runs a test against the kernel's tables and against their twins.
+// both runs a test against the kernel's tables and against their in-memory twins.
 func both(t *testing.T, f func(*testing.T, *bpf.Maps)) {
 	t.Run("memory", func(t *testing.T) { f(t, bpftest.New()) })
 	t.Run("kernel", func(t *testing.T) { f(t, kernelMaps(t, nil)) })
@@ -60,7 +60,7 @@ func TestHash(t *testing.T) {
 		for range all {
 			break // leaves the rest
 		}
-		// Half of them are absent already, here and there.
+		// Half of them, scattered, are already absent.
 		for i := 0; i < len(keys); i += 2 {
 			if err := m.Classes.Delete(keys[i]); err != nil {
 				t.Fatal(err)
@@ -179,7 +179,7 @@ func TestSweep(t *testing.T) {
 			return bpf.FlowKey{Local: bpf.Addr{1}, Remote: bpf.Addr{2}, Lport: bpf.PortOf(port), Rport: bpf.PortOf(80), Proto: proto}
 		}
 		const finished = bpf.FlowFinLocal | bpf.FlowFinRemote
-		// Through another service to the backend that the dead flow from its port had.
+		// Through another service, to the backend of the dead flow from the same port.
 		other := bpf.FlowKey{Local: bpf.Addr{1}, Remote: bpf.Addr{3}, Lport: bpf.PortOf(16), Rport: bpf.PortOf(80), Proto: 17}
 		keep := map[bpf.FlowKey]bpf.Flow{
 			key(1, 6):  {Seen: now - 59*second},
@@ -199,7 +199,7 @@ func TestSweep(t *testing.T) {
 			key(15, 17): {Seen: now - 61*second, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)},
 			key(16, 17): {Seen: now - 61*second, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)},
 		}
-		// A new connection uses the ports again after the look, and before the deletion.
+		// A new connection uses the ports again between the walk and the deletion.
 		again := key(20, 17)
 		ended := bpf.Flow{Seen: now - 61*second, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)}
 		begun := bpf.Flow{Seen: now, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)}
@@ -253,8 +253,8 @@ func TestSweep(t *testing.T) {
 	})
 }
 
-// A connection that begins between the two looks at a reply row keeps it, and so
-// does one of which the second look could not tell.
+// A connection that begins between the two reads of a reply row keeps it, also if the
+// second read fails.
 func TestSweepLooksTwice(t *testing.T) {
 	flow := bpf.FlowKey{Local: bpf.Addr{1}, Remote: bpf.Addr{2}, Lport: bpf.PortOf(5), Rport: bpf.PortOf(80), Proto: 17}
 	begun := bpf.Flow{Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)}
@@ -288,7 +288,7 @@ func TestSweepLooksTwice(t *testing.T) {
 	}
 }
 
-// looked is a table of flows that says what is found.
+// looked is a table of flows whose Lookup a test replaces.
 type looked struct {
 	bpf.Table[bpf.FlowKey, bpf.Flow]
 	find func() (bpf.Flow, bool, error)

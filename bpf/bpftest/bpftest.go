@@ -1,5 +1,5 @@
-// Package bpftest is package bpf without a kernel: tables in memory and a
-// datapath that only remembers what was attached, for tests without root.
+// Package bpftest is package bpf without a kernel: tables in memory and a datapath
+// that only remembers what was attached, for tests without root.
 //
 // It forwards no packets; package bpf's own tests do that with the real programs.
 package bpftest
@@ -26,7 +26,7 @@ type Table[K comparable, V comparable] struct {
 	fail func(op string, k K) error
 }
 
-// NewTable makes an empty table of at most max rows.
+// NewTable returns an empty table of at most max rows.
 func NewTable[K comparable, V comparable](name string, max int) *Table[K, V] {
 	return &Table[K, V]{name: name, max: max, rows: map[K]V{}}
 }
@@ -37,8 +37,8 @@ func newArray[K comparable, V comparable](name string, max int) *Table[K, V] {
 	return t
 }
 
-// Fail asks f before every "update" and "delete"; its error is returned and the
-// row stays as it was. Nil ends that.
+// Fail calls f before every "update" and "delete". If f returns an error, the
+// operation returns it and leaves the row alone. A nil f ends this.
 func (t *Table[K, V]) Fail(f func(op string, k K) error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -109,7 +109,7 @@ func (t *Table[K, V]) Lookup(k K) (V, bool, error) {
 	return v, ok, nil
 }
 
-// All yields a copy taken when it was called.
+// All yields the rows as they are when it is called.
 func (t *Table[K, V]) All() (iter.Seq2[K, V], func() error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -122,7 +122,7 @@ func (t *Table[K, V]) Len() (int, error) {
 	return len(t.rows), nil
 }
 
-// New gives empty tables with the default limits.
+// New returns empty tables with the default limits.
 func New() *bpf.Maps {
 	l := bpf.Defaults().Limits
 	return &bpf.Maps{
@@ -146,7 +146,8 @@ func New() *bpf.Maps {
 	}
 }
 
-// Datapath has the methods of bpf.Datapath and remembers what was asked of it.
+// Datapath has the methods of bpf.Datapath and remembers their calls. Several
+// goroutines may use it.
 type Datapath struct {
 	maps   *bpf.Maps
 	events chan bpf.Event
@@ -159,7 +160,7 @@ type Datapath struct {
 	removed  bool
 }
 
-// NewDatapath has empty tables and nothing attached.
+// NewDatapath returns a Datapath with empty tables and nothing attached.
 func NewDatapath() *Datapath {
 	return &Datapath{
 		maps:     New(),
@@ -203,7 +204,8 @@ func (d *Datapath) Attached() ([]bpf.Attachment, error) {
 	return slices.SortedFunc(maps.Keys(d.attached), bpf.Attachment.Compare), nil
 }
 
-// Emit hands e to whoever runs Events.
+// Emit passes e to the function given to Events. It blocks while 1024 events are
+// waiting.
 func (d *Datapath) Emit(e bpf.Event) { d.events <- e }
 
 func (d *Datapath) Events(ctx context.Context, f func(bpf.Event)) error {
@@ -217,7 +219,7 @@ func (d *Datapath) Events(ctx context.Context, f func(bpf.Event)) error {
 	}
 }
 
-// SetCounters is what Counters returns from now on.
+// SetCounters sets what Counters returns from now on.
 func (d *Datapath) SetCounters(c []bpf.Counter) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -232,7 +234,7 @@ func (d *Datapath) Counters() ([]bpf.Counter, error) {
 
 func (d *Datapath) Lost() (uint64, error) { return 0, nil }
 
-// SetHoldings is what Holdings returns from now on.
+// SetHoldings sets what Holdings returns from now on.
 func (d *Datapath) SetHoldings(h ...bpf.Holding) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -249,7 +251,7 @@ func (d *Datapath) Sweep(now uint64) (bpf.Swept, error) {
 	return bpf.SweepMaps(d.maps, now, Forget(d.maps))
 }
 
-// Forget is the twin of program sweep.
+// Forget is the in-memory twin of program sweep.
 func Forget(m *bpf.Maps) bpf.Forget {
 	return func(dead []bpf.FlowKey, now uint64) (gone int, err error) {
 		for _, k := range dead {
@@ -262,7 +264,7 @@ func Forget(m *bpf.Maps) bpf.Forget {
 			}
 			if f.Flags&bpf.FlowService != 0 {
 				reply := bpf.ReplyKey{Local: k.Local, Backend: f.Backend, Lport: k.Lport, Bport: f.Bport, Proto: k.Proto}
-				// Another flow may have claimed the answers since this one ended.
+				// Another flow may have claimed this row since this one ended.
 				if row, ok, err := m.Replies.Lookup(reply); err != nil {
 					return gone, err
 				} else if ok && row == (bpf.Reply{Remote: k.Remote, Rport: k.Rport}) {
@@ -295,7 +297,7 @@ func (d *Datapath) Remove() error {
 	return nil
 }
 
-// Closed and Removed tell whether that was called.
+// Closed and Removed report whether Close and Remove were called.
 func (d *Datapath) Closed() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.closed }
 func (d *Datapath) Removed() bool {
 	d.mu.Lock()

@@ -9,7 +9,7 @@ import (
 	"github.com/weft-mesh/weft/bpf"
 )
 
-// What can be asked of one can be asked of the other.
+// Both datapaths have the same methods.
 var _, _ interface {
 	Maps() *bpf.Maps
 	AttachPod(ifindex int) error
