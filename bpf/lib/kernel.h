@@ -26,6 +26,9 @@ typedef __u32 __wsum;
 
 /* A static function with a stack frame of its own, verified again on every path. */
 #define part static __attribute__((noinline))
+/* Makes the compiler forget what it knows of a variable, so that it checks what it
+ * was told to, in the register that is used afterwards. */
+#define FORGET(x) asm volatile("" : "+r"(x))
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define htons(x) ((__be16)__builtin_bswap16((__u16)(x)))
