@@ -14,9 +14,9 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// check says everything that speaks against adding the cluster of an invite;
-// nil if nothing does. A cluster that is a peer already may be added again under
-// the same name and ID, with a new certificate or larger CIDRs.
+// check reports every reason not to add the cluster of an invite, or nil. A cluster
+// that is already a peer may be added again under the same name and ID, with a new
+// certificate or other CIDRs.
 func check(own wire.Cluster, peers []wire.Peer, in *api.Invite) error {
 	if in.Kind != api.InviteKind {
 		return api.Invalid("create one with `weft peer invite` in the other cluster", "this is not an invite: kind is %q, want %q", in.Kind, api.InviteKind)
@@ -33,9 +33,9 @@ func check(own wire.Cluster, peers []wire.Peer, in *api.Invite) error {
 	return c.result(in.Cluster)
 }
 
-// checker collects what is wrong, so that an operator learns all of it at once.
+// checker collects all problems, so that the operator sees them at once.
 type checker struct {
-	taken    bool // it contradicts what is there, rather than itself
+	taken    bool // the invite conflicts with what is here, not just with itself
 	problems []api.Problem
 }
 
@@ -66,13 +66,13 @@ func (c *checker) result(cluster string) error {
 
 func (c *checker) whose(own wire.Cluster, in *api.Invite) {
 	if in.For != own.Name {
-		c.invalid("the invite is for %q and this is %q; ask for one with `weft peer invite %s`", in.For, own.Name, own.Name)
+		c.invalid("the invite is for cluster %q, but this is %q; ask its operator for one with `weft peer invite %s`", in.For, own.Name, own.Name)
 	}
 	if err := wire.CheckClusterName(in.Cluster); err != nil {
 		c.invalid("%v", err)
 	}
 	if in.Cluster == own.Name {
-		c.conflict("it has our own name; one of the two must be rebuilt under another name")
+		c.conflict("it has our own name; rebuild one of the two under another name")
 	}
 }
 
@@ -83,7 +83,7 @@ func (c *checker) number(own wire.Cluster, in *api.Invite) {
 		return
 	}
 	if in.MaxConnectedClusters != own.MaxConnectedClusters {
-		c.conflict("it is made for %d connected clusters and we for %d; all clusters of a mesh need the same maxConnectedClusters", in.MaxConnectedClusters, own.MaxConnectedClusters)
+		c.conflict("its maxConnectedClusters is %d, but ours is %d; all clusters of a mesh need the same one", in.MaxConnectedClusters, own.MaxConnectedClusters)
 	}
 	if in.ID == 0 || in.ID > uint32(split.MaxCluster()) {
 		c.invalid("cluster ID %d is out of range; rebuild it with an id from 1 to %d", in.ID, split.MaxCluster())
@@ -94,15 +94,15 @@ func (c *checker) number(own wire.Cluster, in *api.Invite) {
 
 func (c *checker) addresses(own wire.Cluster, in *api.Invite) {
 	if len(in.PodCIDRs) == 0 {
-		c.invalid("it names no pod CIDR; an invite without one lets it announce nothing")
+		c.invalid("it names no pod CIDR, so it could not announce anything")
 	}
 	for i, p := range in.PodCIDRs {
 		switch {
 		case !p.IsValid() || p != p.Masked() || p.Addr().Is4In6():
-			c.invalid("pod CIDR %v is not a valid prefix; write it as 10.2.0.0/16, without bits outside of the mask", p)
+			c.invalid("pod CIDR %v is not a valid prefix; write it as 10.2.0.0/16, without bits outside the mask", p)
 			continue
 		case p.Bits() == 0:
-			c.invalid("pod CIDR %v is every address", p)
+			c.invalid("pod CIDR %v covers every address", p)
 			continue
 		}
 		for _, q := range in.PodCIDRs[:i] {
@@ -121,15 +121,15 @@ func (c *checker) addresses(own wire.Cluster, in *api.Invite) {
 	}
 }
 
-// services refuses a service CIDR that would take addresses from others: nodes
-// send nothing there.
+// services refuses a service CIDR that overlaps our pods: nodes do not send packets to
+// a peer's service addresses.
 func (c *checker) services(own wire.Cluster, in *api.Invite) {
 	s := in.ServiceCIDR
 	if !s.IsValid() {
-		return // not known: nothing is done about it
+		return // not known
 	}
 	if s != s.Masked() || s.Addr().Is4In6() || s.Bits() < 8 {
-		c.invalid("service CIDR %v is not valid; write it as 10.102.0.0/16, without bits outside of the mask", s)
+		c.invalid("service CIDR %v is not valid; write it as 10.102.0.0/16, without bits outside the mask", s)
 		return
 	}
 	for _, q := range own.PodCIDRs {
@@ -139,14 +139,14 @@ func (c *checker) services(own wire.Cluster, in *api.Invite) {
 	}
 }
 
-// against compares with a peer that is there.
+// against compares the invite with an existing peer.
 func (c *checker) against(p wire.Peer, in *api.Invite) {
 	if p.Name == in.Cluster {
 		if p.Removing {
 			c.conflict("it is still being removed; try again in a moment")
 		}
 		if p.Connected && uint32(p.ID) != in.ID {
-			c.conflict("a peer of this name is here with cluster ID %d, not %d; if it was rebuilt, remove it first with `weft peer remove %s`", p.ID, in.ID, p.Name)
+			c.conflict("a peer of this name already exists with cluster ID %d, not %d; if it was rebuilt, remove it first with `weft peer remove %s`", p.ID, in.ID, p.Name)
 		}
 		return
 	}
@@ -167,7 +167,7 @@ func (c *checker) against(p wire.Peer, in *api.Invite) {
 
 func (c *checker) access(own wire.Cluster, in *api.Invite) {
 	if len(in.EtcdEndpoints) == 0 {
-		c.invalid("it says nowhere how its store is reached; set advertise there and invite again")
+		c.invalid("it does not say how its store is reached; set advertise there and invite again")
 	}
 	for _, e := range in.EtcdEndpoints {
 		if u, err := url.Parse(e); err != nil || u.Scheme != "https" || u.Port() == "" || u.Hostname() == "" {
@@ -175,9 +175,9 @@ func (c *checker) access(own wire.Cluster, in *api.Invite) {
 		}
 	}
 	if !in.Expires.IsZero() && time.Now().After(in.Expires) {
-		c.invalid("the invite has expired on %s; ask for a new one with `weft peer invite %s`", in.Expires.Format(time.DateOnly), own.Name)
+		c.invalid("the invite expired on %s; ask for a new one with `weft peer invite %s`", in.Expires.Format(time.DateOnly), own.Name)
 	} else if _, err := authority.ParseBundle([]byte(in.CA)); err != nil {
-		c.invalid("its ca: %v", err)
+		c.invalid("its CA: %v", err)
 	} else if err := authority.CheckPair([]byte(in.Cert), []byte(in.Key), []byte(in.CA), authority.RemoteUser(own.Name, 0)); err != nil {
 		c.invalid("%v; ask for a new invite with `weft peer invite %s`", err, own.Name)
 	}
@@ -191,7 +191,7 @@ func (c *checker) access(own wire.Cluster, in *api.Invite) {
 	}
 }
 
-// peerOf is what is kept of an invite, without its secrets.
+// peerOf returns what is kept of an invite except its secrets.
 func peerOf(in *api.Invite) wire.Peer {
 	return wire.Peer{
 		Name: in.Cluster, ID: identity.ClusterID(in.ID),

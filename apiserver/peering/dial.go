@@ -19,26 +19,25 @@ import (
 // Dialer reaches peers' stores.
 type Dialer interface {
 	// Probe makes one TLS connection to any of the endpoints. errUnreachable
-	// means that none answered; any other error, that one did and refused us or
-	// is not who it should be.
+	// means that none answered; any other error means that one answered but
+	// refused us or is not the server it should be.
 	Probe(ctx context.Context, endpoints []string, conf *tls.Config) error
 	// Open opens a peer's store for one session.
 	Open(endpoints []string, conf *tls.Config) (mirror.Source, error)
 }
 
-// errUnreachable: no endpoint of the peer answers.
+// errUnreachable: none of the peer's endpoints answers.
 var errUnreachable = errors.New("none of its endpoints answers")
 
-// Timing of links to peers: a peer that gives no sign of life for silence counts
-// as down.
+// Timing of links to peers. A peer that gives no sign of life for silence is
+// considered down.
 const (
 	probeTimeout = 3 * time.Second
 	signOfLife   = 2 * time.Second
 	silence      = 6 * time.Second
 )
 
-// Etcd reaches real peers, and reads no more of one at a time than is read of a
-// peer under Limit.
+// Etcd reaches real peers. Limit bounds how much it reads of one folder at a time.
 type Etcd struct{ Limit mirror.Limit }
 
 // Open implements Dialer.
@@ -51,8 +50,8 @@ func (d Etcd) Open(endpoints []string, conf *tls.Config) (mirror.Source, error) 
 	return watched{e}, nil
 }
 
-// watched ends a watch that hears nothing for too long. The store's own check
-// cannot: while its client looks for a server that is gone, it blocks.
+// watched ends a watch after silence. The store's own check cannot do this in time,
+// because the etcd client blocks while it looks for a server that is gone.
 type watched struct{ *store.Etcd }
 
 func (w watched) Watch(ctx context.Context, prefix string, after store.Point, each func(store.Batch) error) error {
@@ -61,7 +60,7 @@ func (w watched) Watch(ctx context.Context, prefix string, after store.Point, ea
 	timer := time.AfterFunc(silence, func() { cancel(store.ErrSilent) })
 	defer timer.Stop()
 	err := w.Etcd.Watch(ctx, prefix, after, func(b store.Batch) error {
-		// What we do with a batch is not the peer's silence.
+		// The time we spend on a batch does not count as the peer's silence.
 		timer.Stop()
 		defer timer.Reset(silence)
 		return each(b)
@@ -72,8 +71,8 @@ func (w watched) Watch(ctx context.Context, prefix string, after store.Point, ea
 	return err
 }
 
-// Probe implements Dialer. The store's own client would hide the reason of a
-// failed handshake behind a timeout.
+// Probe implements Dialer. The etcd client would hide the reason for a failed
+// handshake behind a timeout.
 func (Etcd) Probe(ctx context.Context, endpoints []string, conf *tls.Config) error {
 	var last error
 	for _, e := range endpoints {
@@ -98,8 +97,8 @@ func probe(ctx context.Context, host string, conf *tls.Config) error {
 		return explain(host, err)
 	}
 	defer conn.Close()
-	// Since TLS 1.3 the client's certificate is judged after the handshake. A
-	// store that believes it speaks first, with its HTTP/2 settings.
+	// In TLS 1.3 the server checks the client's certificate after the handshake. A
+	// server that accepts it sends first: its HTTP/2 settings.
 	deadline, _ := ctx.Deadline()
 	if err := conn.SetReadDeadline(deadline); err != nil {
 		return explain(host, err)
@@ -118,45 +117,44 @@ func explain(host string, err error) error {
 	var alert *net.OpError
 	switch {
 	case errors.As(err, &unknown):
-		return fmt.Errorf("the server at %s is not certified by the ca in the invite; ask for a new invite, or check who answers there: %w", host, err)
+		return fmt.Errorf("the certificate of the server at %s is not signed by the CA in the invite; ask for a new invite, or check which server answers there: %w", host, err)
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return fmt.Errorf("the certificate of the server at %s has expired or is not valid yet; restart its API server, or check the clocks: %w", host, err)
 	case errors.As(err, &name):
-		return fmt.Errorf("the server at %s is certified for other names; set advertise or advertiseNames there and invite again: %w", host, err)
-	case errors.As(err, &alert) && alert.Op == "remote error": // crypto/tls: an alert came in
+		return fmt.Errorf("the certificate of the server at %s is for other names; set advertise or advertiseNames there and invite again: %w", host, err)
+	case errors.As(err, &alert) && alert.Op == "remote error": // crypto/tls: we received an alert
 		return fmt.Errorf("the server at %s does not accept the certificate in the invite; ask for a new one: %w", host, err)
 	}
 	return fmt.Errorf("%w: %w", errUnreachable, err)
 }
 
-// tlsOf is how a peer is reached: its roots, our certificate.
+// tlsOf returns the TLS configuration to reach a peer: its CA, our certificate.
 func tlsOf(p wire.Peer, s wire.PeerSecret) (*tls.Config, error) {
 	pair, err := authority.Pair{Cert: []byte(s.Cert), Key: []byte(s.Key)}.TLS()
 	if err != nil {
-		return nil, fmt.Errorf("peer %q: our certificate for it cannot be used: %w", p.Name, err)
+		return nil, fmt.Errorf("peer %q: our certificate for it is not usable: %w", p.Name, err)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM([]byte(p.CA)) {
-		return nil, fmt.Errorf("peer %q: its ca holds no certificate", p.Name)
+		return nil, fmt.Errorf("peer %q: its CA contains no certificate", p.Name)
 	}
 	return &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}, nil
 }
 
-// endingSoon is how long before its end an operator is told of a certificate that
-// only another operator can replace.
+// endingSoon is how long before its expiry an operator is warned about a certificate
+// that only the peer's operator can replace.
 const endingSoon = 60 * 24 * time.Hour
 
-// ending says that the certificate which a peer gave us ends; "" while there is
-// time.
+// ending warns that the certificate a peer gave us expires soon; "" if it does not.
 func ending(own, peer string, s wire.PeerSecret, now time.Time) string {
 	pair, err := authority.Pair{Cert: []byte(s.Cert), Key: []byte(s.Key)}.TLS()
 	if err != nil {
-		return "" // the mirror says so
+		return "" // the mirror reports it
 	}
 	end := pair.Leaf.NotAfter
 	if end.Sub(now) > endingSoon {
 		return ""
 	}
-	return fmt.Sprintf("peer %s: the certificate that it lets us read with ends on %s: ask its operator for a new invite, `weft peer invite %s`, and `weft peer add` it",
+	return fmt.Sprintf("peer %s: the certificate with which we read it expires on %s: ask its operator for a new invite (`weft peer invite %s`), then `weft peer add` it",
 		peer, end.UTC().Format(time.DateOnly), own)
 }

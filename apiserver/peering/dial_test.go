@@ -12,8 +12,8 @@ import (
 	"github.com/weft-mesh/weft/apiserver/store"
 )
 
-// One folder of a peer over its limit is read, or nobody would learn what the
-// peer withdraws from it; one beyond what is read at most is not.
+// A folder over the peer's limit is still read, so that withdrawals are noticed; a
+// folder over the limit for reading is not.
 func TestFolderOverTheLimitIsRead(t *testing.T) {
 	west := newSite(t, "west", 2)
 	pair, err := west.ca.Issue(authority.Request{User: authority.Root, Client: true})

@@ -1,12 +1,11 @@
-// Package peering joins clusters and parts them: invites, the peers there are,
-// a mirror running for each, and nothing left of one that was removed.
+// Package peering joins and parts clusters: it makes invites, adds and removes peers,
+// and runs a mirror for each.
 //
-// Joining is two halves that know nothing of each other, one for each direction
-// of reading:
+// Joining has two independent halves, one for each direction of reading:
 //
-//	west: invite east   a user remote-east, a certificate for it     ─► file
-//	east: add the file  checked; secret and Peer in one write; mirror runs
+//	west: invite east   creates user remote-east and a certificate for it     ─► file
+//	east: add the file  checks it, writes secret and Peer in one transaction, runs a mirror
 //
-// What is copied and believed is decided in package mirror; who may call the
-// API, by the API server.
+// Package mirror decides what is copied and believed; the API server decides who may
+// call the API.
 package peering

@@ -15,8 +15,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// parted is what stays of a peer when it is removed: its CIDRs, and those that an
-// earlier life of it left and nobody has given back since.
+// parted returns the record of a removed peer: its CIDRs, plus those left from an
+// earlier removal that have not been forgotten.
 func parted(former wire.Former, peer wire.Peer, now time.Time) wire.Former {
 	out := wire.Former{Name: peer.Name, PodCIDRs: slices.Clone(peer.PodCIDRs), Removed: now}
 	if former.Forgotten.IsZero() {
@@ -25,8 +25,8 @@ func parted(former wire.Former, peer wire.Peer, now time.Time) wire.Former {
 	return out
 }
 
-// rejoined is what stays of a peer's earlier life when it is added with the CIDRs
-// that it has now; false if nothing does.
+// rejoined returns what remains blocked when a peer is added again: CIDRs it had
+// before and no longer has; false if there are none.
 func rejoined(former wire.Former, old, peer wire.Peer) (wire.Former, bool) {
 	out := wire.Former{Name: peer.Name, Removed: peer.Added}
 	if former.Forgotten.IsZero() && len(former.PodCIDRs) > 0 {
@@ -39,7 +39,7 @@ func rejoined(former wire.Former, old, peer wire.Peer) (wire.Former, bool) {
 	return out, len(out.PodCIDRs) > 0
 }
 
-// outside leaves out what lies within others, and what within one of its own.
+// outside drops CIDRs that lie within others or within another one of cidrs.
 func outside(cidrs, others []netip.Prefix) []netip.Prefix {
 	cidrs = slices.Clone(cidrs)
 	slices.SortFunc(cidrs, func(a, b netip.Prefix) int {
@@ -60,8 +60,8 @@ func within(p netip.Prefix, all []netip.Prefix) bool {
 
 func overlaps(p netip.Prefix, all []netip.Prefix) bool { return slices.ContainsFunc(all, p.Overlaps) }
 
-// former reads the record of a peer that was removed, and the condition that it
-// has not changed since. An absent one is the zero value.
+// former reads the record of a removed peer, and returns it with the condition that
+// it has not changed. If there is none, it returns the zero value.
 func (p *Peering) former(ctx context.Context, cluster string) (wire.Former, store.Cond, error) {
 	key := wire.FormerKey(cluster)
 	kv, err := p.conf.Store.Get(ctx, key)
@@ -75,7 +75,7 @@ func (p *Peering) former(ctx context.Context, cluster string) (wire.Former, stor
 	return f, store.Cond{Key: key, Modified: kv.Modified}, err
 }
 
-// Former lists the peers whose CIDRs are blocked, in order of names.
+// Former lists the removed peers whose CIDRs are blocked, ordered by name.
 func (p *Peering) Former(ctx context.Context) ([]api.FormerPeer, error) {
 	kvs, _, err := p.conf.Store.List(ctx, wire.FormerPrefix)
 	if err != nil {
@@ -101,9 +101,9 @@ func (p *Peering) blocked(f wire.Former) api.FormerPeer {
 	}
 }
 
-// Forget gives the CIDRs of a former peer back to the network: what nodes see there
-// from now on is the world. A CIDR may be named instead, for one that nodes block
-// and no record explains. Forgetting twice changes nothing.
+// Forget unblocks the CIDRs of a former peer: from then on nodes treat them as world.
+// what may also be a CIDR, for one that nodes block although no record explains it.
+// Forgetting twice changes nothing.
 func (p *Peering) Forget(ctx context.Context, what string) (*api.FormerPeer, error) {
 	p.changing.Lock()
 	defer p.changing.Unlock()
@@ -118,17 +118,17 @@ func (p *Peering) Forget(ctx context.Context, what string) (*api.FormerPeer, err
 		return nil, err
 	}
 	if unchanged.Modified == 0 {
-		return nil, api.NotFound("`weft status` shows those there are; a CIDR may be named instead", "cluster %q blocks nothing of a former peer %q", p.conf.Cluster.Name, what)
+		return nil, api.NotFound("`weft status` lists former peers; you can also name a CIDR", "cluster %q has no former peer %q", p.conf.Cluster.Name, what)
 	}
 	return p.forget(ctx, f, unchanged)
 }
 
 func (p *Peering) forgetCIDR(ctx context.Context, cidr netip.Prefix) (*api.FormerPeer, error) {
 	if cidr != cidr.Masked() || cidr.Bits() == 0 || cidr.Addr().Is4In6() {
-		return nil, api.Invalid("write it as 10.2.0.0/16, without bits outside of the mask", "%v is not the CIDR of a cluster", cidr)
+		return nil, api.Invalid("write it as 10.2.0.0/16, without bits outside the mask", "%v cannot be the CIDR of a cluster", cidr)
 	}
 	if overlaps(cidr, p.conf.Cluster.PodCIDRs) {
-		return nil, api.Conflict("", "%v is cluster %s's own", cidr, p.conf.Cluster.Name)
+		return nil, api.Conflict("", "%v belongs to this cluster, %s", cidr, p.conf.Cluster.Name)
 	}
 	peers, err := p.list(ctx)
 	if err != nil {
@@ -136,7 +136,7 @@ func (p *Peering) forgetCIDR(ctx context.Context, cidr netip.Prefix) (*api.Forme
 	}
 	for _, peer := range peers {
 		if peer.Connected && overlaps(cidr, peer.PodCIDRs) {
-			return nil, api.Conflict("", "%v is peer %s's", cidr, peer.Name)
+			return nil, api.Conflict("", "%v belongs to peer %s", cidr, peer.Name)
 		}
 	}
 	former, err := p.Former(ctx)
@@ -145,7 +145,7 @@ func (p *Peering) forgetCIDR(ctx context.Context, cidr netip.Prefix) (*api.Forme
 	}
 	for _, f := range former {
 		if overlaps(cidr, f.PodCIDRs) {
-			return nil, api.Conflict(fmt.Sprintf("`weft peer forget %s`", f.Name), "%v is blocked as former peer %s's", cidr, f.Name)
+			return nil, api.Conflict(fmt.Sprintf("`weft peer forget %s`", f.Name), "%v belonged to former peer %s", cidr, f.Name)
 		}
 	}
 	name := strings.ReplaceAll(cidr.String(), "/", "-")
@@ -169,6 +169,6 @@ func (p *Peering) forget(ctx context.Context, f wire.Former, unchanged store.Con
 	if err := p.commit(ctx, []store.Cond{unchanged}, store.Put(wire.FormerKey(f.Name), wire.Marshal(f))); err != nil {
 		return nil, err
 	}
-	p.conf.Log.Info("former peer forgotten: its pod CIDRs are the network's again", "peer", f.Name, "podCIDRs", f.PodCIDRs)
+	p.conf.Log.Info("former peer forgotten: its pod CIDRs are no longer blocked", "peer", f.Name, "podCIDRs", f.PodCIDRs)
 	return &answer, nil
 }

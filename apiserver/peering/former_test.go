@@ -111,17 +111,17 @@ func TestAFormerPeerIsBlockedUntilItIsForgottenOrBack(t *testing.T) {
 		}
 		east.read(west)
 		blocked()
-		forget("west", 404, "blocks nothing of a former peer")
-		forget("10.2.0.0/16", 409, "is peer west's")
-		forget("10.1.1.0/24", 409, "is cluster east's own")
+		forget("west", 404, "has no former peer")
+		forget("10.2.0.0/16", 409, "belongs to peer west")
+		forget("10.1.1.0/24", 409, "belongs to this cluster, east")
 		if err := east.p.Remove(t.Context(), "west"); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
 		blocked("west")
 		forget("10.2.0.0/16", 409, "weft peer forget west")
-		forget("0.0.0.0/0", 422, "is not the CIDR of a cluster")
-		forget("10.2.0.1/16", 422, "without bits outside of the mask")
+		forget("0.0.0.0/0", 422, "cannot be the CIDR of a cluster")
+		forget("10.2.0.1/16", 422, "without bits outside the mask")
 		forget("West!", 422, "name a peer that was removed")
 		forget("north", 404, "weft status")
 
@@ -138,7 +138,7 @@ func TestAFormerPeerIsBlockedUntilItIsForgottenOrBack(t *testing.T) {
 			forget("west", 200, `"10.2.0.0/16"`)
 			blocked()
 		}
-		// The record stays, for nodes that are away.
+		// The record stays, for nodes that were away.
 		if left := east.st.Dump(wire.FormerPrefix); len(left) != 1 || !strings.Contains(left[0], `"forgotten":"2000`) {
 			t.Errorf("after forgetting: %v", left)
 		}
@@ -154,7 +154,7 @@ func TestAFormerPeerIsBlockedUntilItIsForgottenOrBack(t *testing.T) {
 	})
 }
 
-// formerLine is what a removed peer leaves: its CIDR, blocked.
+// formerLine is the line that a removed peer leaves in the store.
 func formerLine(name, cidr string) string {
 	return fmt.Sprintf(`weft/state/former/%s={"name":%q,"podCIDRs":[%q],"removed":"2000-01-01T00:00:00Z"}`, name, name, cidr)
 }

@@ -10,14 +10,14 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// heardTurn is how exactly it is remembered when peers were heard: one write for
-// all of them. A peer that was never heard before is remembered after heardFirst.
+// When peers were last heard is written every heardTurn, in one write for all of them.
+// A peer heard for the first time is written after heardFirst.
 const (
 	heardTurn  = time.Minute
 	heardFirst = 5 * time.Second
 )
 
-// recallHeard reads when peers were heard before this API server started.
+// recallHeard reads when peers were last heard before this API server started.
 func (p *Peering) recallHeard(ctx context.Context) error {
 	kv, err := p.conf.Store.Get(ctx, wire.HeardKey)
 	if errors.Is(err, store.ErrNotFound) {
@@ -28,8 +28,8 @@ func (p *Peering) recallHeard(ctx context.Context) error {
 	}
 	heard, err := wire.Unmarshal[wire.Heard](kv.Value)
 	if err != nil {
-		p.conf.Log.Warn("it is not known when peers were last heard", "err", err)
-		return nil // only an age depends on it
+		p.conf.Log.Warn("cannot read when peers were last heard; their data age starts again", "err", err)
+		return nil // only the age in the status depends on it
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -41,9 +41,9 @@ func (p *Peering) recallHeard(ctx context.Context) error {
 	return nil
 }
 
-// rememberHeard writes down when peers were heard, until ctx ends.
+// rememberHeard saves when peers were last heard, until ctx ends.
 func (p *Peering) rememberHeard(ctx context.Context) error {
-	return store.Persist(ctx, p.conf.Log, "remembering when peers were heard", func(ctx context.Context) error {
+	return store.Persist(ctx, p.conf.Log, "saving when peers were last heard", func(ctx context.Context) error {
 		var wrote map[string]time.Time
 		var last time.Time
 		tick := time.NewTicker(heardFirst)
@@ -74,20 +74,21 @@ func (p *Peering) rememberHeard(ctx context.Context) error {
 	})
 }
 
-// recalled is when peers were heard, as the store has it.
+// recalled returns when peers were last heard according to the store.
 func (p *Peering) recalled() map[string]time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return maps.Clone(p.heard)
 }
 
-// heardDue says whether when peers were heard is to be written again.
+// heardDue reports whether heard has to be written, given what was written last and
+// how long ago.
 func heardDue(wrote, heard map[string]time.Time, since time.Duration) bool {
 	same := func(time.Time, time.Time) bool { return true }
 	return !maps.EqualFunc(wrote, heard, same) || since >= heardTurn && !maps.EqualFunc(wrote, heard, time.Time.Equal)
 }
 
-// heardNow is when each peer was last heard.
+// heardNow returns when each peer was last heard.
 func (p *Peering) heardNow() map[string]time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()

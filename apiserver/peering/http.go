@@ -16,8 +16,8 @@ import (
 // maxBody bounds a request; an invite is a few kilobytes.
 const maxBody = 1 << 20
 
-// Mount adds the handlers of /v1/peers to mux. Whoever reaches them may call
-// them: the API server has asked before.
+// Mount adds the handlers of /v1/peers to mux. They do not check the caller: the API
+// server has done so.
 func (p *Peering) Mount(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/peers", handle(p.getPeers))
 	mux.HandleFunc("GET /v1/peers/{name}", handle(p.getPeer))
@@ -39,7 +39,7 @@ func (p *Peering) getPeer(r *http.Request) (any, error) {
 			return s, nil
 		}
 	}
-	return nil, api.NotFound("`weft peer list` shows those there are", "cluster %q has no peer %q", p.conf.Cluster.Name, r.PathValue("name"))
+	return nil, api.NotFound("`weft peer list` lists the peers", "cluster %q has no peer %q", p.conf.Cluster.Name, r.PathValue("name"))
 }
 
 func (p *Peering) postPeer(r *http.Request) (any, error) {
@@ -70,7 +70,7 @@ func (p *Peering) deletePeer(r *http.Request) (any, error) {
 	return struct{}{}, p.Remove(r.Context(), r.PathValue("name"))
 }
 
-// body reads a request in JSON or YAML and refuses fields it does not know.
+// body reads a request in JSON or YAML and refuses unknown fields.
 func body[T any](r *http.Request) (*T, error) {
 	text, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
 	if err != nil {
@@ -81,7 +81,7 @@ func body[T any](r *http.Request) (*T, error) {
 	}
 	in := new(T)
 	if err := yaml.UnmarshalStrict(text, in); err != nil {
-		return nil, api.Invalid("create an invite with `weft peer invite` and pass it on as it is", "the request cannot be read: %v", err)
+		return nil, api.Invalid("create an invite with `weft peer invite` and pass it on unchanged", "the request cannot be parsed: %v", err)
 	}
 	return in, nil
 }
@@ -98,15 +98,15 @@ func handle(f func(*http.Request) (any, error)) http.HandlerFunc {
 			case errors.Is(err, store.ErrFull):
 				refusal = api.StoreFull()
 			case errors.Is(err, store.ErrUnavailable):
-				refusal = api.Refuse(http.StatusServiceUnavailable, "look at the API server's log", "the store cannot be reached: %v", err)
+				refusal = api.Refuse(http.StatusServiceUnavailable, "see the API server's log", "the store cannot be reached: %v", err)
 			default:
-				refusal = api.Refuse(http.StatusInternalServerError, "look at the API server's log", "%v", err)
+				refusal = api.Refuse(http.StatusInternalServerError, "see the API server's log", "%v", err)
 			}
 			answer, status = refusal, refusal.Status
 		}
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
-		// The caller is gone if this fails.
+		// If this fails, the caller is gone.
 		_ = json.NewEncoder(w).Encode(answer)
 	}
 }

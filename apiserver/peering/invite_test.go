@@ -50,8 +50,8 @@ func TestInvitedOnly(t *testing.T) {
 	})
 }
 
-// Whoever kept a certificate of a peer that was removed is nobody, also after
-// that peer was invited again, and also by a store that was rebuilt.
+// A certificate from before a removal stays useless, even after the peer is invited
+// again and even on a rebuilt store.
 func TestRemovalEndsCertificatesForGood(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
@@ -84,7 +84,7 @@ func TestRemovalEndsCertificatesForGood(t *testing.T) {
 			east.read(west)
 			east.restart()
 			if second := invite(); holder(second) != holder(first) {
-				t.Errorf("%s is cut off by an invite that nobody has used: %s", holder(first), holder(second))
+				t.Errorf("%s is cut off by an unused invite: %s", holder(first), holder(second))
 			}
 			if got := strings.Join(east.users.Names(), " "); got != holder(first) || seen[got] {
 				t.Errorf("users %q, certificate for %q, before %v", got, holder(first), seen)
@@ -100,8 +100,8 @@ func TestRemovalEndsCertificatesForGood(t *testing.T) {
 	})
 }
 
-// One API server removes a peer, and another of the same cluster is the first on
-// the store that replaces the one they shared.
+// One API server removes a peer; then another one of the same cluster starts first on
+// a new store.
 func TestRemovalIsKeptByEveryAPIServer(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		first := w.cluster(t, "east", 1)
@@ -126,7 +126,7 @@ func TestRemovalIsKeptByEveryAPIServer(t *testing.T) {
 	})
 }
 
-// Whatever is wrong is said in a sentence, and nothing is altered.
+// Each mistake gets a sentence, and nothing is altered.
 func TestBadInvites(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west, south := w.cluster(t, "east", 1), w.cluster(t, "west", 2), w.cluster(t, "south", 3)
@@ -157,7 +157,7 @@ func TestBadInvites(t *testing.T) {
 			{"our name", func(in *api.Invite) { in.Cluster = "east" }, 409, "our own name"},
 			{"our ID", func(in *api.Invite) { in.ID = 1 }, 409, "cluster ID 1 is our own"},
 			{"a peer's ID", func(in *api.Invite) { in.ID = 2 }, 409, `cluster ID 2 is used by peer "west"`},
-			{"a peer's name", func(in *api.Invite) { in.Cluster = "west" }, 409, "a peer of this name is here with cluster ID 2, not 3"},
+			{"a peer's name", func(in *api.Invite) { in.Cluster = "west" }, 409, "a peer of this name already exists with cluster ID 2, not 3"},
 			{"ID 0", func(in *api.Invite) { in.ID = 0 }, 422, "from 1 to 255"},
 			{"ID beyond the range", func(in *api.Invite) { in.ID = 256 }, 422, "from 1 to 255"},
 			{"another maximum", func(in *api.Invite) { in.MaxConnectedClusters = 511 }, 409, "maxConnectedClusters"},
@@ -171,7 +171,7 @@ func TestBadInvites(t *testing.T) {
 			{"expired long ago", func(in *api.Invite) {
 				in.Expires = time.Now().Add(-time.Hour)
 				in.Cert, in.Key = string(expired.Cert), string(expired.Key)
-			}, 422, "the invite has expired on 1999-12-31; ask for a new one with `weft peer invite east`"},
+			}, 422, "the invite expired on 1999-12-31; ask for a new one with `weft peer invite east`"},
 			{"expired", func(in *api.Invite) { in.Cert, in.Key = string(expired.Cert), string(expired.Key) }, 422, "has expired on"},
 			{"another's certificate", func(in *api.Invite) { in.Cert, in.Key = other.Cert, other.Key }, 422, `is for "remote-other"`},
 			{"another CA", func(in *api.Invite) { in.CA = string(west.ca.Bundle()) }, 422, "not signed by the ca"},
@@ -197,8 +197,8 @@ func TestBadInvites(t *testing.T) {
 			t.Errorf("two mistakes: %v", err)
 		}
 
-		w.probe = errors.New("the server at south.test:2379 is not certified by the ca in the invite")
-		if _, err := east.p.Add(t.Context(), good); !refusal(err, 422) || !strings.Contains(err.Error(), "not certified by the ca") {
+		w.probe = errors.New("the certificate of the server at south.test:2379 is not signed by the CA in the invite")
+		if _, err := east.p.Add(t.Context(), good); !refusal(err, 422) || !strings.Contains(err.Error(), "not signed by the CA") {
 			t.Errorf("CA mismatch: %v", err)
 		}
 		w.probe = nil
@@ -218,7 +218,8 @@ func TestBadInvites(t *testing.T) {
 	})
 }
 
-// A certificate that nobody renews by itself is called in time.
+// The operator is warned in time about a certificate that is not renewed
+// automatically.
 func TestOperatorHearsOfACertificateThatEnds(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
@@ -232,7 +233,7 @@ func TestOperatorHearsOfACertificateThatEnds(t *testing.T) {
 			want string
 		}{
 			{endingSoon + time.Hour, ""},
-			{endingSoon - time.Hour, "peer west: the certificate that it lets us read with ends on 2000-02-29: ask its operator for a new invite, `weft peer invite east`, and `weft peer add` it"},
+			{endingSoon - time.Hour, "peer west: the certificate with which we read it expires on 2000-02-29: ask its operator for a new invite (`weft peer invite east`), then `weft peer add` it"},
 		} {
 			short, err := west.ca.Issue(authority.Request{User: authority.RemoteUser("east", 0), Client: true, Lifetime: c.left})
 			if err != nil {

@@ -10,15 +10,15 @@ import (
 // The metrics, each by peer.
 var (
 	linkUp = prometheus.NewDesc("weft_peer_control_link_up",
-		"1 while the control link to the peer's store is up. It says nothing about the data path.", []string{"peer"}, nil)
+		"1 if the control link to the peer's store is up. It says nothing about the data path.", []string{"peer"}, nil)
 	dataAge = prometheus.NewDesc("weft_peer_data_age_seconds",
 		"Time since the peer last proved that our copy of its state is current.", []string{"peer"}, nil)
 	entries = prometheus.NewDesc("weft_peer_entries",
-		"Entries of the peer that are held here.", []string{"peer", "resource"}, nil)
+		"Entries of the peer in our store.", []string{"peer", "resource"}, nil)
 	heldDeletions = prometheus.NewDesc("weft_peer_held_deletions",
-		"Entries that the peer's store lacks and that are kept until an operator releases them.", []string{"peer", "resource"}, nil)
+		"Entries missing from the peer's store that are kept until an operator releases them.", []string{"peer", "resource"}, nil)
 	refused = prometheus.NewDesc("weft_peer_refused_claims_total",
-		"Claims of the peer that were not believed.", []string{"peer", "resource", "reason"}, nil)
+		"Claims of the peer that were refused.", []string{"peer", "resource", "reason"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -28,8 +28,8 @@ func (p *Peering) Describe(out chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector. The age is missing until the peer was
-// first heard.
+// Collect implements prometheus.Collector. The age is missing until the peer has been
+// heard once.
 func (p *Peering) Collect(out chan<- prometheus.Metric) {
 	for _, s := range p.Status() {
 		up := 0.0

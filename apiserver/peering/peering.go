@@ -17,13 +17,13 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Authority is what peering needs of the cluster's certificate authority.
+// Authority is the part of the cluster's certificate authority that peering needs.
 type Authority interface {
 	Issue(authority.Request) (authority.Pair, error)
-	// Bundle is the PEM that peers check our servers against.
+	// Bundle returns the CA bundle, in PEM, with which peers verify our servers.
 	Bundle() []byte
-	// KeepRemovals raises the count of removals that outlasts the store, as the
-	// authority's certificates do, to atLeast; it returns what it is then.
+	// KeepRemovals raises the count of removals, which outlasts the store as the
+	// authority's certificates do, to at least atLeast and returns it.
 	KeepRemovals(atLeast uint64) (uint64, error)
 }
 
@@ -36,33 +36,34 @@ type Config struct {
 	// EtcdEndpoints (https://host:port) are where peers reach our store.
 	EtcdEndpoints []string
 	// GossipAddresses (host:port) and GossipKey are those of our WAN gossip;
-	// empty if we take no part in it.
+	// empty if we do not take part.
 	GossipAddresses []string
 	GossipKey       []byte
 	// Limit bounds our copy of each peer; the zero value means mirror's default.
 	Limit mirror.Limit
-	// Rate bounds how fast it changes; the zero value means mirror's default.
+	// Rate bounds how fast our copy changes; the zero value means mirror's
+	// default.
 	Rate mirror.Rate
-	// Dialer reaches peers; nil means Etcd, with that limit.
+	// Dialer reaches peers; nil means Etcd with Limit.
 	Dialer Dialer
 	Log    *slog.Logger
 }
 
-// Peering knows the peers of a cluster. Run keeps a mirror for each; the other
-// methods may be called by any goroutine, once Run has begun.
+// Peering manages the peers of a cluster. Run keeps a mirror for each. The other
+// methods are safe for concurrent use once Run has started. Run it once only.
 type Peering struct {
 	conf   Config
-	halted chan struct{} // has one element when a mirror was stopped
+	halted chan struct{} // has one element after a mirror was stopped
 	kept   *store.Kept
-	// history of our store that the mirrors have written to; of Run alone.
+	// history of our store to which the mirrors have written; used by Run only.
 	history string
 
-	changing sync.Mutex // held over a check and the write it allows; taken before mu
+	changing sync.Mutex // held from a check to the write it allows; taken before mu
 	mu       sync.Mutex // guards what follows
 	peers    map[string]wire.Peer
 	mirrors  map[string]*running
 	nodes    map[string][]netip.Addr // our own
-	heard    map[string]time.Time    // of peers, as our store had it at the start
+	heard    map[string]time.Time    // by peer, for mirrors that start: from our store, or from the mirror before
 }
 
 // New makes a Peering.
@@ -76,20 +77,19 @@ func New(c Config) *Peering {
 	return &Peering{conf: c, kept: store.NewKept(c.Store, c.Log), halted: make(chan struct{}, 1), peers: map[string]wire.Peer{}, mirrors: map[string]*running{}, nodes: map[string][]netip.Addr{}, heard: map[string]time.Time{}}
 }
 
-// Invite makes what the named cluster needs to read us: a user, a certificate
-// for it, and where we are. Inviting again makes another certificate, and the
-// older ones stay good until they expire or the peer is removed, from when on
-// none of them ever is again.
+// Invite creates what the named cluster needs to read us: a user, a certificate for
+// it, and our addresses. Inviting again makes another certificate; the older ones stay
+// valid until they expire or the peer is removed. Removal invalidates them for good.
 func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, error) {
 	if err := wire.CheckClusterName(cluster); err != nil {
 		return nil, api.Invalid("", "%v", err)
 	}
 	own := p.conf.Cluster
 	if cluster == own.Name {
-		return nil, api.Invalid("name the cluster that is to join", "cluster %q cannot invite itself", cluster)
+		return nil, api.Invalid("name the cluster that should join", "cluster %q cannot invite itself", cluster)
 	}
 	if len(p.conf.EtcdEndpoints) == 0 {
-		return nil, api.Invalid("set advertise in the configuration of the API server", "peers cannot reach the store of cluster %q: no address for them is set", own.Name)
+		return nil, api.Invalid("set advertise in the API server's configuration", "peers cannot reach the store of cluster %q: it has no address for them", own.Name)
 	}
 	p.changing.Lock()
 	defer p.changing.Unlock()
@@ -134,9 +134,9 @@ func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, erro
 	}, nil
 }
 
-// reader is what a peer may do in our store: read what is exported, and whether it
-// was added here. Cilium's readers ask for the heartbeat as a prefix, and etcd refuses a
-// range that is wider than the right to it.
+// reader is the user of a peer in our store. It may read our export and whether it was
+// added here. Cilium reads the heartbeat as a prefix, and etcd refuses a range wider
+// than the granted one.
 func reader(own string, peer wire.Peer) store.User {
 	return store.User{Name: authority.RemoteUser(peer.Name, peer.Generation), Read: []string{
 		wire.CiliumStatePrefix,
@@ -148,9 +148,9 @@ func reader(own string, peer wire.Peer) store.User {
 	}}
 }
 
-// Add makes a peer of the cluster that an invite is from. It is refused with
-// every reason there is, and nothing is altered then. A peer that does not
-// answer is added all the same: its status shows that it is down.
+// Add makes the cluster that issued an invite a peer. If it is refused, the error
+// lists every reason and nothing is altered. A peer that does not answer is added
+// anyway; its status shows that it is down.
 func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, error) {
 	p.changing.Lock()
 	defer p.changing.Unlock()
@@ -170,8 +170,8 @@ func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, err
 		return nil, err
 	}
 	peer.Invited, peer.InvitedAt, peer.Generation = old.Invited, old.InvitedAt, old.Generation
-	// The time also makes the record differ, so that a new certificate alone
-	// starts the mirror anew.
+	// The time makes the record differ, so that the mirror restarts even if only
+	// the certificate is new.
 	peer.Added = time.Now().UTC()
 	former, unchanged, err := p.former(ctx, peer.Name)
 	if err != nil {
@@ -194,7 +194,7 @@ func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, err
 	return &status, nil
 }
 
-// greet asks the peer who it is, if it answers.
+// greet checks that the peer is who it says it is, if it answers.
 func (p *Peering) greet(ctx context.Context, peer wire.Peer, secret wire.PeerSecret) error {
 	conf, err := tlsOf(peer, secret)
 	if err != nil {
@@ -202,7 +202,7 @@ func (p *Peering) greet(ctx context.Context, peer wire.Peer, secret wire.PeerSec
 	}
 	err = p.conf.Dialer.Probe(ctx, peer.Endpoints, conf)
 	if errors.Is(err, errUnreachable) {
-		p.conf.Log.Warn("peer is added unseen", "peer", peer.Name, "err", err)
+		p.conf.Log.Warn("peer does not answer; adding it anyway", "peer", peer.Name, "err", err)
 		return nil
 	}
 	if err != nil {
@@ -220,9 +220,9 @@ func (p *Peering) greet(ctx context.Context, peer wire.Peer, secret wire.PeerSec
 	case errors.Is(err, store.ErrDenied):
 		return api.Invalid("ask for a new invite there", "cluster %q cannot be added: it does not let us read what it exports", peer.Name)
 	case errors.Is(err, store.ErrNotFound):
-		return nil // its store is being filled
+		return nil // its store is still being filled
 	case err != nil:
-		p.conf.Log.Warn("peer is added unseen", "peer", peer.Name, "err", err)
+		p.conf.Log.Warn("peer does not answer; adding it anyway", "peer", peer.Name, "err", err)
 		return nil
 	}
 	if _, err := mirror.Agree(p.conf.Cluster, peer, kv.Value); err != nil {
@@ -231,8 +231,9 @@ func (p *Peering) greet(ctx context.Context, peer wire.Peer, secret wire.PeerSec
 	return nil
 }
 
-// Remove parts from a cluster: its user, its certificate with us, our mirror of
-// it and exactly its keys. Its CIDRs stay blocked until it is forgotten. What it knows of us, its own operator removes there.
+// Remove parts from a cluster: it deletes the peer's user here, our certificate for it,
+// and exactly the keys copied from it. Its CIDRs stay blocked until it is forgotten.
+// What the peer has of us is removed there, by its operator.
 func (p *Peering) Remove(ctx context.Context, cluster string) error {
 	p.changing.Lock()
 	defer p.changing.Unlock()
@@ -241,7 +242,7 @@ func (p *Peering) Remove(ctx context.Context, cluster string) error {
 		return err
 	}
 	if cond.Modified == 0 {
-		return api.NotFound("`weft peer list` shows those there are", "cluster %q has no peer %q", p.conf.Cluster.Name, cluster)
+		return api.NotFound("`weft peer list` lists the peers", "cluster %q has no peer %q", p.conf.Cluster.Name, cluster)
 	}
 	if err := p.conf.Users.RemoveUser(ctx, authority.RemoteUser(cluster, peer.Generation)); err != nil {
 		return err
@@ -252,7 +253,7 @@ func (p *Peering) Remove(ctx context.Context, cluster string) error {
 		if err != nil {
 			return err
 		}
-		// Kept first: a count that is too high harms nobody.
+		// The authority goes first: a count that is too high does no harm.
 		if n, err = p.conf.Authority.KeepRemovals(n + 1); err != nil {
 			return err
 		}
@@ -263,8 +264,8 @@ func (p *Peering) Remove(ctx context.Context, cluster string) error {
 		if err != nil {
 			return err
 		}
-		// In the transaction that ends the membership: no node sees a moment in
-		// which the CIDRs are the network's.
+		// In the transaction that ends the membership, so that no node ever sees
+		// the CIDRs as world.
 		conds, ops = append(conds, unchanged), append(ops, store.Put(wire.FormerKey(cluster), wire.Marshal(parted(former, peer, time.Now().UTC()))))
 	}
 	peer.Invited, peer.Connected, peer.Removing = false, false, true
@@ -273,32 +274,32 @@ func (p *Peering) Remove(ctx context.Context, cluster string) error {
 		store.Delete(wire.PeerSecretKey(cluster)))...); err != nil {
 		return err
 	}
-	// Run would do the same, and does it after a crash here.
+	// Run does the same, in case of a crash here.
 	return p.finish(ctx, cluster)
 }
 
-// Release lets a peer's held deletions through.
+// Release carries out a peer's held deletions.
 func (p *Peering) Release(ctx context.Context, cluster string) (*api.PeerStatus, error) {
 	p.mu.Lock()
 	peer, known := p.peers[cluster]
 	m := p.mirrors[cluster]
 	p.mu.Unlock()
 	if !known || m == nil {
-		return nil, api.NotFound("`weft peer list` shows those there are", "cluster %q has no peer %q", p.conf.Cluster.Name, cluster)
+		return nil, api.NotFound("`weft peer list` lists the peers", "cluster %q has no peer %q", p.conf.Cluster.Name, cluster)
 	}
 	n, err := m.mirror.Release(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if n == 0 {
-		return nil, api.Conflict("", "nothing of peer %q is held", cluster)
+		return nil, api.Conflict("", "peer %q has no held deletions", cluster)
 	}
 	status := p.status(peer, time.Now())
 	return &status, nil
 }
 
-// peer reads a peer, and the condition that it has not changed since. An absent
-// one is the zero value.
+// peer reads a peer, and returns it with the condition that it has not changed. If
+// there is none, it returns the zero value.
 func (p *Peering) peer(ctx context.Context, cluster string) (wire.Peer, store.Cond, error) {
 	key := wire.PeerKey(cluster)
 	kv, err := p.conf.Store.Get(ctx, key)
@@ -312,8 +313,9 @@ func (p *Peering) peer(ctx context.Context, cluster string) (wire.Peer, store.Co
 	return peer, store.Cond{Key: key, Modified: kv.Modified}, err
 }
 
-// removals counts the invited peers that were removed, by the store or by what
-// outlasts it, and gives the condition that none was since.
+// removals returns how many invited peers were removed, according to the store or the
+// authority, whichever is higher, with the condition that the store's count has not
+// changed.
 func (p *Peering) removals(ctx context.Context) (uint64, store.Cond, error) {
 	kv, err := p.conf.Store.Get(ctx, wire.RemovalsKey)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -329,8 +331,8 @@ func (p *Peering) removals(ctx context.Context) (uint64, store.Cond, error) {
 	return n, store.Cond{Key: wire.RemovalsKey, Modified: kv.Modified}, err
 }
 
-// keepRemovals keeps what the cluster's other API servers counted: they share
-// the store, and each has a folder of its own.
+// keepRemovals copies the count of removals from the store to our authority: another
+// API server of the cluster may have raised it, and each has its own folder.
 func (p *Peering) keepRemovals(b store.Batch) error {
 	for _, e := range b.Events {
 		if e.Key != wire.RemovalsKey || e.Deleted {
@@ -369,7 +371,7 @@ func (p *Peering) commit(ctx context.Context, conds []store.Cond, ops ...store.O
 		return err
 	}
 	if !done {
-		return api.Conflict("try again", "somebody else changed the peer at the same time")
+		return api.Conflict("try again", "the peer was changed by someone else at the same time")
 	}
 	return nil
 }

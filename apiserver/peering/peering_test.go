@@ -71,7 +71,7 @@ func (w *world) Open(endpoints []string, _ *tls.Config) (mirror.Source, error) {
 	return session{w.stores[endpoints[0]]}, nil
 }
 
-// set changes the world while others look at it.
+// set changes the world under its lock.
 func (w *world) set(change func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -137,14 +137,14 @@ func (c *cluster) start() {
 	synctest.Wait()
 }
 
-// restart is what a crash of the API server and its start are like.
+// restart stands for a crash and restart of the API server.
 func (c *cluster) restart() {
 	c.stop()
 	c.p = New(c.p.conf)
 	c.start()
 }
 
-// restartOn is a start on another store, with the keys that were there before.
+// restartOn restarts on another store, with the same authority.
 func (c *cluster) restartOn(st *storetest.Store, users *storetest.Users) {
 	c.stop()
 	c.st, c.users = st, users
@@ -188,7 +188,8 @@ func (c *cluster) of(peer string) []string {
 	return out
 }
 
-// left is everything but the count of removals, which outlasts them.
+// left is everything in the store except the count of removals and when peers were
+// heard.
 func (c *cluster) left() []string {
 	return slices.DeleteFunc(c.st.Dump(""), func(line string) bool {
 		return strings.HasPrefix(line, wire.RemovalsKey+"=") || strings.HasPrefix(line, wire.HeardKey+"=")
@@ -264,7 +265,7 @@ func refusal(err error, status int) bool {
 	return errors.As(err, &e) && e.Status == status
 }
 
-// Each side knows whether the other has added it, and since when that is so.
+// Each side knows whether the other has added it, and since when.
 func TestHalfJoined(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
@@ -296,7 +297,7 @@ func TestHalfJoined(t *testing.T) {
 		if s := west.status("east"); s.Control.State != api.LinkUp || s.AddedUs == nil || !*s.AddedUs {
 			t.Errorf("both have: %+v", s)
 		}
-		// A record of before it was told is made up for.
+		// A peer added by a version that did not write the key yet gets it now.
 		if err := store.Write(t.Context(), east.st, store.Delete(wire.JoinedKey("west"))); err != nil {
 			t.Fatal(err)
 		}
@@ -308,7 +309,7 @@ func TestHalfJoined(t *testing.T) {
 	})
 }
 
-// What is known of a peer that is away is as old after a restart as before.
+// The data age of an unreachable peer survives a restart.
 func TestAgeOutlastsARestart(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
@@ -383,7 +384,8 @@ func TestThreeClustersOneLeaves(t *testing.T) {
 	})
 }
 
-// A node of a peer is neither at our nodes' addresses nor among another's pods.
+// A peer's node may have neither an address of our nodes nor one of another peer's
+// pods.
 func TestNodesOfPeersTakeNobodysAddress(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west, south := w.cluster(t, "east", 1), w.cluster(t, "west", 2), w.cluster(t, "south", 3)
@@ -427,7 +429,7 @@ func TestRestartGoesOn(t *testing.T) {
 	})
 }
 
-// A removal that a crash cut short is finished at the next start.
+// A removal interrupted by a crash is completed at the next start.
 func TestRemovalIsFinishedAfterACrash(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
@@ -445,7 +447,7 @@ func TestRemovalIsFinishedAfterACrash(t *testing.T) {
 			return nil
 		})
 		if err := east.p.Remove(t.Context(), "west"); err == nil {
-			t.Error("no failure was told")
+			t.Error("no failure was reported")
 		}
 		east.stop()
 		if s := wire.PeerKey("west"); len(east.st.Dump(s)) != 1 {
@@ -513,7 +515,7 @@ func TestHTTP(t *testing.T) {
 		call(east, "POST", "/v1/peers/invite", `{"peer":"east"}`, 422)
 		call(east, "POST", "/v1/peers/west/release", "", 409)
 
-		// West forgets everything, and is refilled with a node only.
+		// West loses everything and gets only a node back.
 		west.st = storetest.New()
 		old := w.stores[endpointOf("west")]
 		w.set(func() { w.stores[endpointOf("west")] = west.st })

@@ -12,8 +12,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Our own store goes back in time under an API server that stays: what its mirrors
-// wrote since then is written again.
+// Our own store goes back in time while the API server keeps running: what the mirrors
+// had written after the copy is written again.
 func TestMirrorsWriteAgainWhatOurStoreLost(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
@@ -39,8 +39,8 @@ func TestMirrorsWriteAgainWhatOurStoreLost(t *testing.T) {
 	})
 }
 
-// What tells a peer that it was added here is no less part of what we say of
-// ourselves than the export is.
+// The key that tells a peer that it was added here is restored when it vanishes, like
+// the export.
 func TestAPeerIsToldAgainThatItWasAdded(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)

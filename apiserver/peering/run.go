@@ -21,7 +21,7 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// running is a mirror at work.
+// running is a mirror that runs.
 type running struct {
 	mirror *mirror.Mirror
 	secret wire.PeerSecret
@@ -34,8 +34,8 @@ func (r *running) stop() {
 	<-r.done
 }
 
-// Run keeps a mirror for every peer until ctx ends; then it returns nil, and
-// everything copied stays. One of a cluster's API servers runs it at a time.
+// Run keeps a mirror for every peer until ctx ends; then it returns nil. The copies
+// stay in the store.
 func (p *Peering) Run(ctx context.Context) error {
 	var mirrors sync.WaitGroup
 	defer mirrors.Wait()
@@ -46,12 +46,13 @@ func (p *Peering) Run(ctx context.Context) error {
 			r.cancel()
 		}
 	}()
-	// No mirror judges anything before our own nodes are known.
+	// No mirror starts before our own nodes are known, because claims are checked
+	// against their addresses.
 	known := make(chan struct{})
 	tell := sync.OnceFunc(func() { close(known) })
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return store.Persist(ctx, p.conf.Log, "following the own nodes", func(ctx context.Context) error {
+		return store.Persist(ctx, p.conf.Log, "following our own nodes", func(ctx context.Context) error {
 			return store.Follow(ctx, p.conf.Store, nodes.RegistrationPrefix, func(b store.Batch) error {
 				p.register(b)
 				tell()
@@ -65,16 +66,14 @@ func (p *Peering) Run(ctx context.Context) error {
 			return store.Follow(ctx, p.conf.Store, wire.RemovalsKey, p.keepRemovals)
 		})
 	})
-	g.Go(func() error {
-		return p.rememberHeard(ctx)
-	})
+	g.Go(func() error { return p.rememberHeard(ctx) })
 	g.Go(func() error {
 		select {
 		case <-known:
 		case <-ctx.Done():
 			return nil
 		}
-		return store.Persist(ctx, p.conf.Log, "following the peers", func(ctx context.Context) error {
+		return store.Persist(ctx, p.conf.Log, "following peers", func(ctx context.Context) error {
 			if err := p.recallHeard(ctx); err != nil {
 				return err
 			}
@@ -86,7 +85,7 @@ func (p *Peering) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// register keeps the addresses of our own nodes.
+// register updates the addresses of our own nodes.
 func (p *Peering) register(b store.Batch) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -105,8 +104,8 @@ func (p *Peering) register(b store.Batch) {
 	}
 }
 
-// taken says whose an address is that no node of the peer can have; "" if
-// nobody's.
+// taken says who owns an address that a node of the peer therefore cannot have; "" if
+// no one does.
 func (p *Peering) taken(peer string, a netip.Addr) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -172,7 +171,7 @@ func (p *Peering) apply(ctx context.Context, mirrors *sync.WaitGroup, b store.Ba
 	return nil
 }
 
-// carry makes what runs agree with what is wanted of one peer.
+// carry brings one peer's user, keys and mirror to the wanted state.
 func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name string, first, restored bool) error {
 	p.mu.Lock()
 	peer, wanted := p.peers[name]
@@ -182,7 +181,7 @@ func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name strin
 		return p.finish(ctx, name)
 	}
 	if peer.Invited && first {
-		// After an upgrade its rights may be others.
+		// Its rights may have changed with an upgrade.
 		if err := p.conf.Users.SetUser(ctx, reader(p.conf.Cluster.Name, peer)); err != nil {
 			return err
 		}
@@ -191,7 +190,7 @@ func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name strin
 		return err
 	}
 	if !wanted {
-		// finish did this, but a mirror may have begun in between.
+		// finish did this, but a mirror may have started in between.
 		p.halt(name)
 		return p.purge(ctx, name)
 	}
@@ -202,7 +201,7 @@ func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name strin
 	kv, err := p.conf.Store.Get(ctx, wire.PeerSecretKey(name))
 	if errors.Is(err, store.ErrNotFound) {
 		p.halt(name)
-		p.conf.Log.Error("no certificate for a peer is left: add it again with a new invite", "peer", name)
+		p.conf.Log.Error("our certificate for a peer is missing: add the peer again with a new invite", "peer", name)
 		return nil
 	}
 	if err != nil {
@@ -212,7 +211,7 @@ func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name strin
 	if err != nil {
 		return err
 	}
-	// In a store that was restored, what the mirror has written may be gone.
+	// A restored store may lack what the mirror has written.
 	if have != nil && !restored && same(have.mirror.Peer(), peer) && have.secret.Cert == secret.Cert && have.secret.Key == secret.Key {
 		return nil
 	}
@@ -221,7 +220,7 @@ func (p *Peering) carry(ctx context.Context, mirrors *sync.WaitGroup, name strin
 	return nil
 }
 
-// tell lets a peer know whether it was added here.
+// tell publishes to a peer whether it is added here.
 func (p *Peering) tell(ctx context.Context, name string, added bool) error {
 	key := wire.JoinedKey(name)
 	op := store.Delete(key)
@@ -239,7 +238,7 @@ func (p *Peering) tell(ctx context.Context, name string, added bool) error {
 	return store.Write(ctx, p.conf.Store, op)
 }
 
-// same compares what a mirror depends on.
+// same compares the fields that a mirror depends on.
 func same(a, b wire.Peer) bool {
 	a.Invited, b.Invited = false, false
 	a.InvitedAt, b.InvitedAt = time.Time{}, time.Time{}
@@ -276,7 +275,7 @@ func (p *Peering) start(ctx context.Context, mirrors *sync.WaitGroup, peer wire.
 	})
 }
 
-// halt stops a mirror and waits for it; its copy stays.
+// halt stops a mirror and waits for its end. Its copy stays.
 func (p *Peering) halt(name string) {
 	p.mu.Lock()
 	r := p.mirrors[name]
@@ -295,8 +294,8 @@ func (p *Peering) halt(name string) {
 	}
 }
 
-// finish deletes everything of a peer that is being removed, and the peer last,
-// so that a crash in between is made up for.
+// finish deletes everything of a peer that is being removed. The Peer goes last, so
+// that a removal interrupted by a crash is completed later.
 func (p *Peering) finish(ctx context.Context, name string) error {
 	p.halt(name)
 	if err := p.purge(ctx, name); err != nil {
@@ -304,7 +303,7 @@ func (p *Peering) finish(ctx context.Context, name string) error {
 	}
 	peer, cond, err := p.peer(ctx, name)
 	if err != nil || !peer.Removing {
-		return err // somebody finished it before
+		return err // already finished by someone else
 	}
 	if err := p.conf.Users.RemoveUser(ctx, authority.RemoteUser(name, peer.Generation)); err != nil {
 		return err
@@ -316,9 +315,9 @@ func (p *Peering) finish(ctx context.Context, name string) error {
 	return err
 }
 
-// purge deletes exactly the keys that a mirror of the peer writes, its liveness
-// and what was told it. The cluster-config goes first: no agent begins to read what is about
-// to go.
+// purge deletes exactly the keys that a mirror of the peer writes, its liveness, and
+// what was written for the peer to read. The cluster config goes first, so that no
+// agent starts reading what is about to be deleted.
 func (p *Peering) purge(ctx context.Context, name string) error {
 	p.mu.Lock()
 	delete(p.heard, name)
@@ -337,7 +336,7 @@ func (p *Peering) purge(ctx context.Context, name string) error {
 	return nil
 }
 
-// Status is every peer in order of names.
+// Status returns the status of every peer, ordered by name.
 func (p *Peering) Status() []api.PeerStatus {
 	now := time.Now()
 	p.mu.Lock()
@@ -375,7 +374,7 @@ func (p *Peering) status(peer wire.Peer, now time.Time) api.PeerStatus {
 	return s
 }
 
-// Problems are sentences about what needs an operator, by peer.
+// Problems returns sentences about what needs an operator, ordered by peer.
 func (p *Peering) Problems() []string {
 	p.mu.Lock()
 	var all []*running
@@ -398,10 +397,10 @@ type GossipPeer struct {
 	Name      string
 	Addresses []string // host:port
 	Key       []byte   // never printed
-	CA        string   // PEM: tells what the peer has signed
+	CA        string   // PEM, to verify what the peer has signed
 }
 
-// Gossip lists the connected peers that take part in WAN gossip.
+// Gossip returns the connected peers that take part in WAN gossip.
 func (p *Peering) Gossip() []GossipPeer {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -32,7 +32,7 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// site is a cluster's control plane on a real etcd: exporter and peering.
+// site is a cluster's control plane on a real etcd, with exporter and peering.
 type site struct {
 	t    *testing.T
 	own  wire.Cluster
@@ -176,7 +176,7 @@ func (s *site) dump(prefixes ...string) []string {
 	return out
 }
 
-// exported is what peers should have of s, under their own keys.
+// exported is what peers should have of s, under the keys of their copy.
 func (s *site) exported() []string {
 	var out []string
 	for _, r := range wire.Resources {
@@ -215,7 +215,7 @@ func (s *site) read(from *site) *api.Invite {
 	return in
 }
 
-// eventually waits until what returns "".
+// eventually repeats what until it returns "".
 func eventually(t *testing.T, what func() string) {
 	t.Helper()
 	var last string
@@ -342,8 +342,8 @@ func TestTwoClustersOnRealStores(t *testing.T) {
 		}
 		west.own.Generation = "west-2"
 		west.start()
-		// The users went with the store: west's operator invites again. The
-		// certificate that east has is still good.
+		// The users were lost with the store: west's operator invites again. East's
+		// certificate is still valid.
 		if _, err := west.p.Invite(t.Context(), "east"); err != nil {
 			t.Fatal(err)
 		}
@@ -358,8 +358,8 @@ func TestTwoClustersOnRealStores(t *testing.T) {
 		}
 		west.populate()
 		eventually(t, func() string {
-			// Of all that was held, the pod that came late does not come back,
-			// and with it the cluster's own entry waits.
+			// Of everything held, only the late pod does not come back, and the
+			// cluster's own entry waits with it.
 			if p := strings.Join(east.p.Problems(), "\n"); !strings.Contains(p, "held: 1 deletions") {
 				return p
 			}
@@ -414,8 +414,8 @@ func TestTwoClustersOnRealStores(t *testing.T) {
 	})
 }
 
-// A server that the invite's CA did not certify, and one that does not accept
-// our certificate, are told apart from one that does not answer.
+// A server not certified by the invite's CA, and one that does not accept our
+// certificate, are told apart from one that does not answer.
 func TestWrongCertificatesOnTheWire(t *testing.T) {
 	east, west := newSite(t, "east", 1), newSite(t, "west", 2)
 	eventually(t, func() string {
@@ -440,7 +440,7 @@ func TestWrongCertificatesOnTheWire(t *testing.T) {
 	}
 	bad := *good
 	bad.CA, bad.Cert, bad.Key = string(impostor.Bundle()), string(pair.Cert), string(pair.Key)
-	if _, err := east.p.Add(t.Context(), &bad); err == nil || !strings.Contains(err.Error(), "not certified by the ca") {
+	if _, err := east.p.Add(t.Context(), &bad); err == nil || !strings.Contains(err.Error(), "not signed by the CA in the invite") {
 		t.Errorf("another CA: %v", err)
 	}
 	bad.CA = string(bytes.Join([][]byte{west.ca.Bundle(), impostor.Bundle()}, nil))
