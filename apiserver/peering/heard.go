@@ -90,12 +90,10 @@ func heardDue(wrote, heard map[string]time.Time, since time.Duration) bool {
 
 // heardNow returns when each peer was last heard.
 func (p *Peering) heardNow() map[string]time.Time {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	heard := map[string]time.Time{}
-	for name, r := range p.mirrors {
+	for _, r := range p.working() {
 		if at := r.mirror.Heard(); !at.IsZero() {
-			heard[name] = at.UTC().Truncate(time.Second)
+			heard[r.mirror.Peer().Name] = at.UTC().Truncate(time.Second)
 		}
 	}
 	return heard

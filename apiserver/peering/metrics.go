@@ -45,9 +45,8 @@ func (p *Peering) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(heldDeletions, prometheus.GaugeValue, float64(m.Held), s.Name, m.Resource)
 		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for name, r := range p.mirrors {
+	for _, r := range p.working() {
+		name := r.mirror.Peer().Name
 		r.mirror.Refusals(func(resource string, reason mirror.Reason, n uint64) {
 			out <- prometheus.MustNewConstMetric(refused, prometheus.CounterValue, float64(n), name, resource, string(reason))
 		})

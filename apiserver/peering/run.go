@@ -285,8 +285,9 @@ func (p *Peering) halt(name string) {
 		return
 	}
 	r.stop()
+	heard := r.mirror.Heard()
 	p.mu.Lock()
-	p.heard[name] = r.mirror.Heard() // for the mirror that may follow
+	p.heard[name] = heard // for the mirror that may follow
 	p.mu.Unlock()
 	select {
 	case p.halted <- struct{}{}:
@@ -374,16 +375,22 @@ func (p *Peering) status(peer wire.Peer, now time.Time) api.PeerStatus {
 	return s
 }
 
-// Problems returns sentences about what needs an operator, ordered by peer.
-func (p *Peering) Problems() []string {
+// working returns the running mirrors, ordered by peer. A mirror holds its own lock
+// while it calls taken, which takes p.mu: so mirrors are never asked under p.mu.
+func (p *Peering) working() []*running {
 	p.mu.Lock()
-	var all []*running
+	defer p.mu.Unlock()
+	all := make([]*running, 0, len(p.mirrors))
 	for _, name := range slices.Sorted(maps.Keys(p.mirrors)) {
 		all = append(all, p.mirrors[name])
 	}
-	p.mu.Unlock()
+	return all
+}
+
+// Problems returns sentences about what needs an operator, ordered by peer.
+func (p *Peering) Problems() []string {
 	var out []string
-	for _, r := range all {
+	for _, r := range p.working() {
 		out = append(out, r.mirror.Problems()...)
 		if text := ending(p.conf.Cluster.Name, r.mirror.Peer().Name, r.secret, time.Now()); text != "" {
 			out = append(out, text)
