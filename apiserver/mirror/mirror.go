@@ -177,6 +177,9 @@ func (m *Mirror) session(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := m.awaitPace(ctx); err != nil {
+		return err
+	}
 	lists, err := m.list(ctx, src)
 	if lists != nil && errors.Is(err, errOverLimit) {
 		return m.sweep(ctx, lists, err)
@@ -199,15 +202,20 @@ func (m *Mirror) session(ctx context.Context) error {
 
 	g, ctx := errgroup.WithContext(ctx)
 	q := newQueue()
-	m.mu.Lock()
-	m.queue = q
-	m.mu.Unlock()
+	m.setQueue(q)
+	defer m.setQueue(newQueue()) // the next session lists everything
 	g.Go(func() error { return m.drain(ctx, q) })
 	for _, l := range lists {
 		g.Go(func() error { return m.follow(ctx, src, q, l.folder, l.at) })
 	}
 	g.Go(func() error { return m.followJoined(ctx, src) })
 	return g.Wait()
+}
+
+func (m *Mirror) setQueue(q *queue) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.queue = q
 }
 
 // followJoined learns whether the peer has added us. A peer that does not say so,

@@ -9,6 +9,7 @@ import (
 
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -140,4 +141,82 @@ func TestAPeerThatChangesTooFastIsLate(t *testing.T) {
 			t.Errorf("problems %q", p)
 		}
 	})
+}
+
+// A peer that rewrites everything and breaks the link off, again and again, leaves no
+// more history than one whose changes are followed.
+func TestListsKeepThePaceToo(t *testing.T) {
+	run(t, func(b *bench) {
+		b.m.mu.Lock()
+		b.m.conf.Rate = Rate{Changes: 1000, Bytes: 10 << 10}
+		b.m.pace = newPace(b.m.conf.Rate, time.Now())
+		b.m.mu.Unlock()
+		const labels = 20
+		rewrite := func(round int) {
+			for i := range labels {
+				value := fmt.Appendf(nil, "k8s:io.cilium.k8s.policy.cluster=west;k8s:n=%d;k8s:pad=%s;", round, strings.Repeat("x", 10<<10))
+				if err := store.Write(t.Context(), b.theirs, store.Put(wire.IdentityStateKey(identity.Number(131080+i)), value)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		rewrite(0)
+		synctest.Wait()
+		began, before := time.Now(), b.m.counts().written
+		for round := 1; round <= 60; round++ {
+			b.theirs.Fail(func(call, _ string) error {
+				if call == "watch" {
+					return store.ErrUnavailable
+				}
+				return nil
+			})
+			rewrite(round)
+			time.Sleep(6 * time.Second)
+		}
+		b.theirs.Fail(nil)
+		rounds := float64(b.m.counts().written-before) / labels
+		if most := (time.Since(began)+burst).Seconds()/labels + 2; rounds > most {
+			t.Errorf("200 KiB became history %.0f times in %v, at 10 KiB a second at most %.0f", rounds, time.Since(began), most)
+		}
+		if s := b.state(); s.State != api.LinkConnecting || !strings.Contains(s.Error, "it changed more than 1000 entries or 10 KiB a second; it is read again in") {
+			t.Errorf("control %+v", s)
+		}
+		time.Sleep(10 * time.Minute)
+		b.same()
+		if s := b.state(); s.State != api.LinkUp {
+			t.Errorf("control %+v", s)
+		}
+	})
+}
+
+// Changes that waited when the link broke are read by the next list; until then the
+// peer is down, not late.
+func TestNothingIsLateWithoutALink(t *testing.T) {
+	run(t, func(b *bench) {
+		b.m.mu.Lock()
+		b.m.conf.Rate = Rate{Changes: 1, Bytes: 1 << 20}
+		b.m.pace = newPace(b.m.conf.Rate, time.Now())
+		b.m.mu.Unlock()
+		for n := range 400 {
+			b.there(store.Put(wire.ServiceStateKey("west", "shop", fmt.Sprint("s-", n)), wire.Marshal(wire.ClusterService{Cluster: "west", ClusterID: 2, Namespace: "shop", Name: fmt.Sprint("s-", n)})))
+		}
+		time.Sleep(10 * time.Second)
+		if p := strings.Join(b.m.Problems(), "\n"); !strings.Contains(p, "changes wait") {
+			t.Fatalf("problems %q", p)
+		}
+		b.theirs.Fail(func(string, string) error { return store.ErrUnavailable })
+		b.wait()
+		if p := strings.Join(b.m.Problems(), "\n"); p != "" || b.state().State != api.LinkDown {
+			t.Errorf("control %+v, problems %q", b.state(), p)
+		}
+		b.theirs.Fail(nil)
+		time.Sleep(10 * time.Minute)
+		b.same()
+	})
+}
+
+func (m *Mirror) counts() counters {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.count
 }

@@ -264,13 +264,30 @@ const (
 	drainBytes   = 1 << 20
 )
 
+// owed is how long nothing may be written because of what was.
+func (m *Mirror) owed() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.pace.wait(time.Now())
+}
+
+// awaitPace waits until nothing is owed. Without it a peer could break the link off
+// again and again, and have every list written at once.
+func (m *Mirror) awaitPace(ctx context.Context) error {
+	for wait := m.owed(); wait > 0; wait = m.owed() {
+		m.setState(api.LinkConnecting, fmt.Errorf("it changed more than %d entries or %d KiB a second; it is read again in %v: ask its operator what rewrites them, or raise peerChanges and peerHistoryBytes (--peer-changes, --peer-history-bytes)",
+			m.conf.Rate.Changes, m.conf.Rate.Bytes>>10, max(time.Second, wait.Round(time.Second))))
+		if err := sleep(ctx, min(wait, time.Second)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // drain carries changes over, at the pace of the peer.
 func (m *Mirror) drain(ctx context.Context, q *queue) error {
 	for {
-		m.mu.Lock()
-		wait := m.pace.wait(time.Now())
-		m.mu.Unlock()
-		if wait > 0 {
+		if wait := m.owed(); wait > 0 {
 			m.tellLate(q)
 			if err := sleep(ctx, wait); err != nil {
 				return err
