@@ -10,21 +10,21 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Reason says in a word why a claim was not believed.
+// Reason says in a word why a claim was refused.
 type Reason string
 
-// The reasons. They are values of a metric's label and do not change.
+// The reasons. They are label values of a metric and must not change.
 const (
-	Malformed       Reason = "malformed"        // cannot be read, or contradicts its own key
-	ForeignAddress  Reason = "foreign-address"  // outside of what the peer may use
-	ForeignIdentity Reason = "foreign-identity" // outside of the peer's range
+	Malformed       Reason = "malformed"        // cannot be parsed, or contradicts its own key
+	ForeignAddress  Reason = "foreign-address"  // outside the peer's CIDRs
+	ForeignIdentity Reason = "foreign-identity" // outside the peer's range
 	ForeignName     Reason = "foreign-name"     // labels of another cluster, or reserved ones
-	TooLarge        Reason = "too-large"        // more than our store takes
-	OverLimit       Reason = "over-limit"       // more than we copy of one peer
+	TooLarge        Reason = "too-large"        // more than our store accepts
+	OverLimit       Reason = "over-limit"       // more than we copy from one peer
 )
 
-// claims checks a peer's values. A peer can lie only about itself: whatever
-// reaches beyond the CIDRs and the ID that were agreed on is refused.
+// claims checks a peer's values. A peer can lie only about itself: whatever is outside
+// the CIDRs and the ID agreed on is refused.
 type claims struct {
 	peer  wire.Peer
 	own   wire.Cluster
@@ -43,10 +43,9 @@ func newClaims(own wire.Cluster, peer wire.Peer, taken func(netip.Addr) string) 
 	return claims{peer: peer, own: own, split: split, taken: taken}
 }
 
-// folder is a prefix in the peer's store, what it is called, and how a key
-// below it is judged and rewritten.
+// folder is a prefix in the peer's store.
 type folder struct {
-	name     string
+	name     string // in status and metrics
 	prefix   string
 	resource wire.Resource // "" for weft/export/
 }
@@ -59,11 +58,11 @@ func (c claims) folders() []folder {
 	return append(out, folder{name: "weft", prefix: wire.ExportPrefix})
 }
 
-// judge says under which of our keys a peer's value may be kept, and what of it:
-// nil is nothing. What was refused has a reason, also where the rest is kept.
+// judge returns the key under which a peer's value is kept in our store, and what of
+// it is kept; nil means nothing. If any of it is refused, reason and err say why.
 func (c claims) judge(f folder, key string, value []byte) (ours string, kept []byte, reason Reason, err error) {
 	if key == wire.ExportLineageKey {
-		return "", nil, "", nil // of the peer's store, not of the peer
+		return "", nil, "", nil // about the peer's store, not for our agents
 	}
 	ours, kept, reason, err = c.rest(f, key, value)
 	if err == nil {
@@ -72,7 +71,7 @@ func (c claims) judge(f folder, key string, value []byte) (ours string, kept []b
 	return ours, kept, reason, err
 }
 
-// rest is judge, but tells only of a value that is refused what is kept.
+// rest is judge, except that it returns what is kept only if something is refused.
 func (c claims) rest(f folder, key string, value []byte) (ours string, rest []byte, reason Reason, err error) {
 	if f.resource == "" {
 		reason, err = c.export(key, value)
@@ -107,13 +106,13 @@ func (c claims) node(ref wire.CacheRef, value []byte) (Reason, error) {
 	cidrs := n.PodCIDRs()
 	for _, p := range cidrs {
 		if !inside(c.peer.PodCIDRs, p) {
-			return ForeignAddress, fmt.Errorf("pod CIDR %v is outside of %v", p, c.peer.PodCIDRs)
+			return ForeignAddress, fmt.Errorf("pod CIDR %v is outside %v", p, c.peer.PodCIDRs)
 		}
 	}
 	for _, a := range n.IPAddresses {
 		if a.Type == wire.NodeCiliumInternalIP {
 			if !contains(cidrs, a.IP) {
-				return ForeignAddress, fmt.Errorf("internal address %v is outside of the node's own CIDRs", a.IP)
+				return ForeignAddress, fmt.Errorf("internal address %v is outside the node's own CIDRs", a.IP)
 			}
 			continue
 		}
@@ -123,23 +122,23 @@ func (c claims) node(ref wire.CacheRef, value []byte) (Reason, error) {
 	}
 	for _, a := range []netip.Addr{n.IPv4HealthIP, n.IPv6HealthIP, n.IPv4IngressIP, n.IPv6IngressIP} {
 		if a.IsValid() && !contains(cidrs, a) {
-			return ForeignAddress, fmt.Errorf("address %v is outside of the node's own CIDRs", a)
+			return ForeignAddress, fmt.Errorf("address %v is outside the node's own CIDRs", a)
 		}
 	}
 	if n.WireguardPubKey != "" && !publicKey(n.WireguardPubKey) {
-		return Malformed, fmt.Errorf("WireguardPubKey is no key")
+		return Malformed, fmt.Errorf("WireguardPubKey is not a key")
 	}
 	return "", nil
 }
 
-// underlay checks an address that tunnels may end at. It lies in no announced
-// CIDR, but it must not be one that means something here.
+// underlay checks the address of a node, where tunnels end. It is outside every
+// announced CIDR, but it must not belong to someone else here.
 func (c claims) underlay(a netip.Addr) error {
 	switch {
 	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return fmt.Errorf("no node can have address %v", a)
+		return fmt.Errorf("%v cannot be a node's address", a)
 	case contains(c.own.PodCIDRs, a), c.own.ServiceCIDR.IsValid() && c.own.ServiceCIDR.Contains(a):
-		return fmt.Errorf("node address %v lies in this cluster's own CIDRs", a)
+		return fmt.Errorf("node address %v is in this cluster's own CIDRs", a)
 	}
 	if whose := c.taken(a); whose != "" {
 		return fmt.Errorf("node address %v belongs to %s", a, whose)
@@ -153,7 +152,7 @@ func (c claims) ip(ref wire.CacheRef, value []byte) (Reason, error) {
 		return Malformed, err
 	}
 	if !inside(c.peer.PodCIDRs, ref.IP) {
-		return ForeignAddress, fmt.Errorf("%v is outside of %v", ref.IP, c.peer.PodCIDRs)
+		return ForeignAddress, fmt.Errorf("%v is outside %v", ref.IP, c.peer.PodCIDRs)
 	}
 	if p.HostIP.IsValid() {
 		if err := c.underlay(p.HostIP); err != nil {
@@ -163,12 +162,12 @@ func (c claims) ip(ref wire.CacheRef, value []byte) (Reason, error) {
 	return c.number(p.ID)
 }
 
-// number refuses reserved identities too: a pod that calls itself host or
-// health would pass policies that name those.
+// number also refuses reserved identities: a pod claiming to be host or health would
+// pass policies that allow those.
 func (c claims) number(n identity.Number) (Reason, error) {
 	if c.split.Cluster(n) != c.peer.ID {
 		first, last := c.split.Range(c.peer.ID)
-		return ForeignIdentity, fmt.Errorf("identity %d is outside of %d to %d", uint32(n), uint32(first), uint32(last))
+		return ForeignIdentity, fmt.Errorf("identity %d is outside %d to %d", uint32(n), uint32(first), uint32(last))
 	}
 	return "", nil
 }
@@ -187,8 +186,8 @@ func (c claims) identity(ref wire.CacheRef, value []byte) (Reason, error) {
 	return "", nil
 }
 
-// service leaves foreign backends out, so that a single one does not take the
-// others with it; rest is nil if there are no others. slice does the same.
+// service leaves out foreign backends, so that one of them does not cost the others;
+// rest is nil if there are no others. slice does the same.
 func (c claims) service(ref wire.CacheRef, value []byte) (rest []byte, reason Reason, err error) {
 	s, err := wire.ParseClusterService(ref, c.peer.ID, value)
 	if err != nil {
@@ -248,13 +247,13 @@ func (c claims) slice(ref wire.CacheRef, value []byte) (rest []byte, reason Reas
 	return rest, ForeignAddress, c.outside("endpoint", foreign)
 }
 
-// outside names the least of the foreign addresses, and how many more there are.
+// outside names the lowest of the foreign addresses, and how many more there are.
 func (c claims) outside(what string, foreign []netip.Addr) error {
 	more := ""
 	if n := len(foreign) - 1; n > 0 {
 		more = fmt.Sprintf(" (and %d more)", n)
 	}
-	return fmt.Errorf("%s %v%s is outside of %v", what, slices.MinFunc(foreign, netip.Addr.Compare), more, c.peer.PodCIDRs)
+	return fmt.Errorf("%s %v%s is outside %v", what, slices.MinFunc(foreign, netip.Addr.Compare), more, c.peer.PodCIDRs)
 }
 
 func (c claims) export(key string, value []byte) (Reason, error) {
@@ -265,7 +264,7 @@ func (c claims) export(key string, value []byte) (Reason, error) {
 		}
 		for _, p := range e.PodCIDRs {
 			if !inside(c.peer.PodCIDRs, p) {
-				return ForeignAddress, fmt.Errorf("pod CIDR %v is outside of %v; add the peer again if it has grown", p, c.peer.PodCIDRs)
+				return ForeignAddress, fmt.Errorf("pod CIDR %v is outside %v; if the peer has grown, add it again with a new invite", p, c.peer.PodCIDRs)
 			}
 		}
 		return "", nil
@@ -273,9 +272,8 @@ func (c claims) export(key string, value []byte) (Reason, error) {
 	cacheKey, _ := wire.ExportToCache(key, c.peer.Name)
 	_, entry, node, ok := wire.ParseCacheKey(cacheKey)
 	if !ok || entry != wire.CacheEntryNode {
-		// Also our own liveness key lies in that folder, and a peer must not
-		// write it.
-		return Malformed, fmt.Errorf("the key is not one that is exported")
+		// This includes our own liveness key, which a peer must not write.
+		return Malformed, fmt.Errorf("this key is never exported")
 	}
 	n, err := wire.Unmarshal[wire.ExportNode](value)
 	if err != nil {

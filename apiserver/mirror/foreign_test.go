@@ -11,7 +11,7 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// One foreign backend does not take the others with it, and is not kept either.
+// A foreign backend is dropped without the others.
 func TestForeignBackendsGoAlone(t *testing.T) {
 	c := newClaims(east, westAsPeer, nil)
 	for _, tc := range []struct {
@@ -29,7 +29,7 @@ func TestForeignBackendsGoAlone(t *testing.T) {
 				Backends:  map[netip.Addr]map[string]wire.L4Addr{netip.MustParseAddr("10.2.1.2"): {"http": {Protocol: "TCP", Port: 80}}},
 				Hostnames: map[netip.Addr]string{netip.MustParseAddr("10.2.1.2"): "a"},
 				Zones:     map[netip.Addr]wire.BackendZone{netip.MustParseAddr("10.2.1.2"): {Zone: "x"}}}),
-			"backend 10.1.1.2 (and 1 more) is outside of [10.2.0.0/16]"},
+			"backend 10.1.1.2 (and 1 more) is outside [10.2.0.0/16]"},
 		{"slice", wire.EndpointSlices, "cilium/state/endpointslices/v1/west/shop/web-1",
 			slice(func(s *wire.ClusterEndpointSlice) {
 				s.Endpoints = []wire.SliceEndpoint{{Addresses: []string{"10.3.1.2"}}, {Addresses: []string{"10.2.1.2", "10.3.1.3"}, NodeName: "n1"}}
@@ -37,7 +37,7 @@ func TestForeignBackendsGoAlone(t *testing.T) {
 			slice(func(s *wire.ClusterEndpointSlice) {
 				s.Endpoints = []wire.SliceEndpoint{{Addresses: []string{"10.2.1.2"}, NodeName: "n1"}}
 			}),
-			"endpoint 10.3.1.2 (and 1 more) is outside of [10.2.0.0/16]"},
+			"endpoint 10.3.1.2 (and 1 more) is outside [10.2.0.0/16]"},
 	} {
 		_, kept, reason, err := c.judge(folder{string(tc.resource), tc.resource.StatePrefix("west"), tc.resource}, tc.key, tc.value)
 		if reason != ForeignAddress || err == nil || err.Error() != tc.refusedBecause {
@@ -49,7 +49,7 @@ func TestForeignBackendsGoAlone(t *testing.T) {
 	}
 }
 
-// What was offered goes on when an address is added that is none of the peer's.
+// A slice keeps its valid addresses when one that is not the peer's is added.
 func TestAForeignBackendTakesNoOtherWithIt(t *testing.T) {
 	run(t, func(b *bench) {
 		const key = "cilium/state/endpointslices/v1/west/shop/web-1"

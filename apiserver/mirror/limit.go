@@ -6,34 +6,33 @@ import (
 	"time"
 )
 
-// Limit is how much of one peer is copied at most, what is held included. Beyond
-// it nothing more is: our copy may only shrink, until there is less or the limit
-// is raised. Beyond what Read allows it stays as it is, and keeps what the peer
-// withdraws. So a peer cannot fill
-// our store by what it has; how often it changes that is bounded by Rate.
+// Limit is the most we copy from one peer, held entries included, so that a peer
+// cannot fill our store. A peer over its limit can only shrink our copy, until it has
+// less or the limit is raised. A peer over Read is no longer read to the end, so our
+// copy stays as it is. Rate bounds how fast the copy changes.
 type Limit struct {
 	Entries int
-	// Bytes are those of keys and values. etcd takes somewhat more.
+	// Bytes counts keys and values. etcd needs somewhat more.
 	Bytes int
 }
 
-// Read is how much of a peer is read at most, in one listing as in all of them
-// together, to find what it withdrew: twice the limit.
+// Read is the most we read from a peer, in one list and in all of them together: twice
+// the limit, to find out what a peer over its limit has withdrawn.
 func (l Limit) Read() Limit { return Limit{Entries: 2 * l.Entries, Bytes: 2 * l.Bytes} }
 
-// DefaultLimit is twice what a whole mesh is expected to have. An entry of a pod
-// has about 250 bytes, so both bounds are reached at about the same size, at an
-// eighth of the embedded etcd's default quota.
+// DefaultLimit is twice what a whole mesh is expected to have. A pod's entry has about
+// 250 bytes, so both bounds are reached at about the same size, an eighth of the
+// embedded etcd's default quota.
 func DefaultLimit() Limit { return Limit{Entries: 1_000_000, Bytes: 256 << 20} }
 
-// errOverLimit: the peer has more than we copy of one.
+// errOverLimit: the peer has more than we copy from one peer.
 var errOverLimit = errors.New("over its limit")
 
-// overLimitPause is the pause between two looks at a peer that is over its
-// limit: each look reads up to four times what the limit allows.
+// overLimitPause is the pause between two attempts to read a peer that is over its
+// limit. Each attempt reads up to four times the limit.
 const overLimitPause = time.Minute
 
-// check says whether so much may be copied; nil if so.
+// check returns an error if this much must not be copied.
 func (l Limit) check(entries, bytes int) error {
 	switch {
 	case entries > l.Entries:
@@ -44,14 +43,14 @@ func (l Limit) check(entries, bytes int) error {
 	return nil
 }
 
-// near warns before a peer is over its limit; "" while it is far from it.
+// near warns about a peer close to its limit; "" if it is not.
 func (l Limit) near(entries, bytes int) string {
 	const share = 0.9
 	switch {
 	case float64(entries) > share*float64(l.Entries):
-		return fmt.Sprintf("%d entries of at most %d are copied; raise peerEntries in the API server's configuration (--peer-entries) in time", entries, l.Entries)
+		return fmt.Sprintf("%d of at most %d entries are copied; raise peerEntries in the API server's configuration (--peer-entries) in time", entries, l.Entries)
 	case float64(bytes) > share*float64(l.Bytes):
-		return fmt.Sprintf("%d bytes of at most %d are copied; raise peerBytes in the API server's configuration (--peer-bytes) in time", bytes, l.Bytes)
+		return fmt.Sprintf("%d of at most %d bytes are copied; raise peerBytes in the API server's configuration (--peer-bytes) in time", bytes, l.Bytes)
 	}
 	return ""
 }

@@ -23,11 +23,11 @@ func TestLimitDecides(t *testing.T) {
 		over, near     string
 	}{
 		"far":             {90, 9000, "", ""},
-		"near":            {91, 10, "", "91 entries of at most 100 are copied"},
-		"near in bytes":   {1, 9001, "", "9001 bytes of at most 10000 are copied"},
-		"full":            {100, 10_000, "", "100 entries of at most 100"},
-		"one too many":    {101, 10, "over its limit of 100 entries; raise peerEntries", "101 entries"},
-		"a byte too many": {1, 10_001, "over its limit of 10000 bytes; raise peerBytes", "10001 bytes"},
+		"near":            {91, 10, "", "91 of at most 100 entries are copied"},
+		"near in bytes":   {1, 9001, "", "9001 of at most 10000 bytes are copied"},
+		"full":            {100, 10_000, "", "100 of at most 100 entries"},
+		"one too many":    {101, 10, "over its limit of 100 entries; raise peerEntries", "101 of at most 100 entries"},
+		"a byte too many": {1, 10_001, "over its limit of 10000 bytes; raise peerBytes", "10001 of at most 10000 bytes"},
 	} {
 		err := l.check(c.entries, c.bytes)
 		if (err != nil) != (c.over != "") || err != nil && (!errors.Is(err, errOverLimit) || !strings.Contains(err.Error(), c.over)) {
@@ -39,14 +39,14 @@ func TestLimitDecides(t *testing.T) {
 	}
 }
 
-// A peer grows without end: our copy stays what it was at the limit.
+// A peer grows without end: our copy stays as it was at the limit.
 func TestFloodEndsAtTheLimit(t *testing.T) {
 	run(t, func(b *bench) {
 		b.m.conf.Limit = Limit{Entries: 11, Bytes: 1 << 20}
 		b.pod(10, 131073)
 		b.pod(11, 131073)
 		b.same()
-		if p := strings.Join(b.m.Problems(), "\n"); !strings.Contains(p, "peer west: 11 entries of at most 11 are copied") {
+		if p := strings.Join(b.m.Problems(), "\n"); !strings.Contains(p, "peer west: 11 of at most 11 entries are copied") {
 			t.Errorf("problems %q", p)
 		}
 		before := b.got()
@@ -76,7 +76,7 @@ func TestFloodEndsAtTheLimit(t *testing.T) {
 			}
 		}
 		if refused == 0 {
-			t.Error("the excess is not among what is refused")
+			t.Error("the excess is not listed as refused")
 		}
 		b.stop()
 		b.start() // with room for all
@@ -95,8 +95,8 @@ func TestFloodEndsAtTheLimit(t *testing.T) {
 	})
 }
 
-// A peer over its limit withdraws, and our copy of what it withdrew goes: with
-// the change that takes it over the limit, and later, when all there is are lists.
+// A peer over its limit withdraws entries, and our copy of them goes: with the change
+// that takes it over the limit, and later, when it is only read by lists.
 func TestOverTheLimitCopyMayShrink(t *testing.T) {
 	run(t, func(b *bench) {
 		b.m.conf.Limit = Limit{Entries: 14, Bytes: 1 << 20}
@@ -130,7 +130,7 @@ func TestOverTheLimitCopyMayShrink(t *testing.T) {
 		b.wait()
 		b.wait()
 		if diff := cmp.Diff(before, b.got()); diff != "" {
-			t.Errorf("what is not read to its end says something:\n%s", diff)
+			t.Errorf("an incomplete list changed our copy:\n%s", diff)
 		}
 		for n := 10; n < 60; n++ {
 			b.there(store.Delete(podKey(n)))
@@ -141,7 +141,7 @@ func TestOverTheLimitCopyMayShrink(t *testing.T) {
 	})
 }
 
-// A listing that the store itself broke off names the bound that it is over.
+// The error for a list that the store cut off names the bound that was exceeded.
 func TestListingBrokenOff(t *testing.T) {
 	for _, c := range []struct {
 		err  error
@@ -168,13 +168,12 @@ func TestListingBrokenOff(t *testing.T) {
 	}
 }
 
-// A peer that comes back within the limit is copied again, without a word from
-// anybody.
+// A peer that comes back within the limit is copied again, without an operator.
 func TestBackWithinTheLimit(t *testing.T) {
 	run(t, func(b *bench) {
 		b.m.conf.Limit = Limit{Entries: 100, Bytes: 1 << 20}
 		b.there(store.Put("cilium/state/identities/v1/id/131074", make([]byte, 2<<20)))
-		// No label at all: it is refused as a lie before it is counted.
+		// It has no labels, so it is refused before it is counted.
 		b.same()
 		for n := 10; n < 120; n++ {
 			b.pod(n, 131073)
@@ -202,7 +201,7 @@ func TestBackWithinTheLimit(t *testing.T) {
 	})
 }
 
-// What is held counts, and can be released all the same.
+// Held entries count towards the limit and can still be released.
 func TestHeldEntriesCount(t *testing.T) {
 	run(t, func(b *bench) {
 		b.m.conf.Limit = Limit{Entries: 12, Bytes: 1 << 20}

@@ -33,56 +33,59 @@ type Config struct {
 	Store store.Store
 	// Limit bounds the copy; the zero value means DefaultLimit.
 	Limit Limit
-	// Rate bounds how fast it changes; the zero value means DefaultRate.
+	// Rate bounds how fast the copy changes; the zero value means DefaultRate.
 	Rate Rate
-	// Taken says whose an address is that the peer has no right to name as one
-	// of its nodes', beyond what follows from Own: "" if nobody's. nil: never
-	// anybody's. It is called with the mirror locked and must not call back.
+	// Taken says who owns an address that the peer therefore must not give to a
+	// node; "" if no one does. Own's CIDRs are checked without it. It may be nil.
+	// It is called with the mirror locked: it must not call the mirror, nor take a
+	// lock under which the mirror is called.
 	Taken func(netip.Addr) string
-	// Heard is when the peer last proved that our copy was current, before the
-	// mirror was made; zero if it is not known.
+	// Heard is when the peer last proved that our copy was current, before this
+	// mirror was made; zero if not known.
 	Heard time.Time
 	// Dial opens the peer's store. It need not wait for the connection.
 	Dial func() (Source, error)
 	Log  *slog.Logger
-	// FirstPause and LastPause bound the pauses between two sessions: they
-	// double, each drawn between half of it and the whole, so that all peers of
-	// a cluster that comes back do not arrive at once. 0 means 200 ms and 5 s.
+	// FirstPause and LastPause bound the pauses between two sessions. Pauses
+	// double, and each is drawn between half of it and the whole, so that the
+	// peers of a returning cluster do not all connect at once. 0 means 200 ms and
+	// 5 s.
 	FirstPause, LastPause time.Duration
-	// Answer is how long the first question of a session may take before the
-	// peer counts as down; 0 means 5 s.
+	// Answer is how long the first request of a session may take before the peer
+	// is considered down; 0 means 5 s.
 	Answer time.Duration
 	// Listing is how long one resource may take to list; 0 means two minutes.
 	Listing time.Duration
 }
 
-// ErrRefused: the peer contradicts what was agreed on; nothing is imported.
+// ErrRefused: the peer contradicts what was agreed on, or refuses us; nothing is
+// imported.
 var ErrRefused = errors.New("refused")
 
-// Mirror copies one peer. Run may be called once; the other methods by any
-// goroutine at any time.
+// Mirror copies one peer. Run may be called once; the other methods are safe for
+// concurrent use at any time.
 type Mirror struct {
 	conf   Config
 	claims claims
 
-	writing sync.Mutex // held over a decision and its write; taken before mu
+	writing sync.Mutex // held from a decision to its write; taken before mu
 	mu      sync.Mutex // guards what follows
-	known   bool       // have is what our store holds; not after a failed write
+	known   bool       // have is what our store contains; false after a failed write
 	have    map[string]entry
 	bytes   int             // of have, keys and values
 	held    map[string]bool // keys of have whose deletion waits for an operator
-	// generation is that of the peer's store that have is a copy of. It lags
-	// behind while deletions are held, here and in our store, so that a restart
-	// holds them again.
+	// generation is that of the peer's store that have is a copy of. While
+	// deletions are held it is not updated, here and in our store, so that a
+	// restart holds them again.
 	generation string
 	pending    []byte // the peer's ExportCluster, not copied while deletions are held
 	count      counters
 	pace       *pace
 	queue      *queue // of this session
-	late       bool   // that changes wait was logged
+	late       bool   // that changes wait has been logged; used by drain only
 }
 
-// entry is one of our keys, with enough of its value to see a change.
+// entry is one of our keys, with enough of its value to notice a change.
 type entry struct {
 	folder string
 	hash   uint64
@@ -120,11 +123,11 @@ func New(c Config) *Mirror {
 	return m
 }
 
-// Peer is whom the mirror copies.
+// Peer returns the peer that the mirror copies.
 func (m *Mirror) Peer() wire.Peer { return m.conf.Peer }
 
-// Run copies until ctx ends; then it returns nil. The copy stays, whatever
-// happens to the link.
+// Run copies until ctx ends; then it returns nil. The copy stays, whatever happens to
+// the link.
 func (m *Mirror) Run(ctx context.Context) error {
 	pause := m.conf.FirstPause
 	for {
@@ -157,8 +160,9 @@ func (m *Mirror) Run(ctx context.Context) error {
 	}
 }
 
-// session is one connection: agree, wait for the canaries, list everything,
-// mark and sweep, then follow until something breaks. It never returns nil.
+// session is one connection: check who the peer is, wait for its canaries, list
+// everything, mark and sweep, then follow changes until something breaks. It never
+// returns nil.
 func (m *Mirror) session(ctx context.Context) error {
 	if err := m.recall(ctx); err != nil {
 		return fmt.Errorf("read our copy: %w", err)
@@ -218,8 +222,8 @@ func (m *Mirror) setQueue(q *queue) {
 	m.queue = q
 }
 
-// followJoined learns whether the peer has added us. A peer that does not say so,
-// because it is not Weft or an older one, lets us not read it.
+// followJoined learns whether the peer has added us. A peer that does not tell, because
+// it is not Weft or an older version, does not let us read the key.
 func (m *Mirror) followJoined(ctx context.Context, src Source) error {
 	key := wire.JoinedKey(m.conf.Own.Name)
 	err := store.Follow(ctx, src, wire.JoinedPrefix(m.conf.Own.Name), func(b store.Batch) error {
@@ -253,7 +257,7 @@ func (m *Mirror) setJoined(joined bool) {
 	}
 }
 
-// recall reads our copy unless it is known: nobody else writes these keys.
+// recall reads our copy unless it is known. No one else writes these keys.
 func (m *Mirror) recall(ctx context.Context) error {
 	m.mu.Lock()
 	known := m.known
@@ -294,13 +298,13 @@ func (m *Mirror) recall(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.known, m.have, m.bytes, m.generation, m.count.synced = true, have, bytes, generation, synced
-	// What was held and is still missing is found by the next complete list.
+	// The next complete list finds again what was held and is still missing.
 	clear(m.held)
 	return nil
 }
 
-// agree reads how the peer introduces itself and compares it with what was
-// agreed on when it was added.
+// agree reads the peer's cluster config and compares it with what was agreed on when
+// the peer was added.
 func (m *Mirror) agree(ctx context.Context, src Source) (wire.ClusterConfig, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.conf.Answer)
 	defer cancel()
@@ -309,26 +313,26 @@ func (m *Mirror) agree(ctx context.Context, src Source) (wire.ClusterConfig, err
 	case errors.Is(err, store.ErrNotFound):
 		return wire.ClusterConfig{}, fmt.Errorf("the peer's store does not say who it is yet (no %s)", wire.ClusterConfigKey(m.conf.Peer.Name))
 	case errors.Is(err, store.ErrDenied):
-		return wire.ClusterConfig{}, fmt.Errorf("%w: the peer does not let us read: ask its operator for a new invite and add it again: %w", ErrRefused, err)
+		return wire.ClusterConfig{}, fmt.Errorf("%w: the peer does not let us read it; ask its operator for a new invite and add it again: %w", ErrRefused, err)
 	case err != nil:
 		return wire.ClusterConfig{}, err
 	}
 	return Agree(m.conf.Own, m.conf.Peer, kv.Value)
 }
 
-// Agree checks a peer's cluster-config against what was agreed on. Its errors
-// wrap ErrRefused.
+// Agree checks a peer's cluster config against what was agreed on. Its errors wrap
+// ErrRefused.
 func Agree(own wire.Cluster, peer wire.Peer, value []byte) (wire.ClusterConfig, error) {
 	config, err := wire.ParseClusterConfig(value)
 	switch {
 	case err != nil:
-		err = fmt.Errorf("its cluster-config cannot be used: %w", err)
+		err = fmt.Errorf("its cluster config is not usable: %w", err)
 	case config.ID == uint32(own.ID):
-		err = fmt.Errorf("it uses cluster ID %d, which is ours; one of the two must be rebuilt with another ID", config.ID)
+		err = fmt.Errorf("it uses cluster ID %d, which is ours; rebuild one of the two with another ID", config.ID)
 	case config.ID != uint32(peer.ID):
 		err = fmt.Errorf("it says that its cluster ID is %d, but it was added with %d; remove it and add it again", config.ID, peer.ID)
 	case config.Capabilities.MaxConnectedClusters != own.MaxConnectedClusters:
-		err = fmt.Errorf("it is made for %d connected clusters and we for %d; all clusters of a mesh need the same maxConnectedClusters", config.Capabilities.MaxConnectedClusters, own.MaxConnectedClusters)
+		err = fmt.Errorf("its maxConnectedClusters is %d, but ours is %d; all clusters of a mesh need the same one", config.Capabilities.MaxConnectedClusters, own.MaxConnectedClusters)
 	}
 	if err != nil {
 		return wire.ClusterConfig{}, fmt.Errorf("cluster %q: %w: %w", peer.Name, ErrRefused, err)
@@ -336,7 +340,8 @@ func Agree(own wire.Cluster, peer wire.Peer, value []byte) (wire.ClusterConfig, 
 	return config, nil
 }
 
-// introduce tells our agents of the peer, as one that is read through us.
+// introduce publishes the peer's cluster config to our agents, marked as cached,
+// because they read the peer through us.
 func (m *Mirror) introduce(ctx context.Context, config wire.ClusterConfig) error {
 	config.Capabilities.Cached = true
 	key, value := wire.ClusterConfigKey(m.conf.Peer.Name), wire.Marshal(config)
@@ -346,7 +351,7 @@ func (m *Mirror) introduce(ctx context.Context, config wire.ClusterConfig) error
 	return store.Write(ctx, m.conf.Store, store.Put(key, value))
 }
 
-// Release lets the held deletions through. It says how many there were.
+// Release carries out the held deletions and returns how many there were.
 func (m *Mirror) Release(ctx context.Context) (int, error) {
 	m.writing.Lock()
 	defer m.writing.Unlock()

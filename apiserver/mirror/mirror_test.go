@@ -24,8 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// open is a peer's store as one session has it, which lists no more at a time
-// than the real ones do.
+// open is a peer's store opened for one session, with the real ones' bound on lists.
 type open struct {
 	*storetest.Store
 	most Limit
@@ -48,7 +47,7 @@ func (o open) List(ctx context.Context, prefix string) ([]store.KV, store.Point,
 
 func (open) Close() error { return nil }
 
-// bench is our store, the peer's, and a mirror between them.
+// bench is our store, the peer's store, and a mirror between them.
 type bench struct {
 	t      *testing.T
 	ours   *storetest.Store
@@ -84,7 +83,7 @@ func (b *bench) start() {
 	synctest.Wait()
 }
 
-// fill makes the peer's store that of a small cluster: two nodes, three pods.
+// fill fills the peer's store with a small cluster: two nodes, three pods.
 func (b *bench) fill(generation string) {
 	b.config(2, 255)
 	b.there(store.Put(wire.ExportClusterKey, wire.Marshal(wire.ExportCluster{PodCIDRs: west.PodCIDRs, Generation: generation})))
@@ -139,7 +138,7 @@ func (b *bench) wait() {
 	synctest.Wait()
 }
 
-// expected is the copy of what stands in the peer's store.
+// want is the copy we expect of the peer's store.
 func (b *bench) want() []string {
 	var out []string
 	for _, f := range b.m.claims.folders() {
@@ -198,8 +197,7 @@ func TestCopy(t *testing.T) {
 		b.pod(9, 131074)
 		b.there(store.Delete(podKey(2)), store.Delete(podKey(3)))
 		b.same()
-		// Twice in one revision's reach: the last value counts.
-		b.theirs.Fail(nil)
+		// Changed twice: the last value counts.
 		b.pod(4, 131075)
 		b.pod(4, 131073)
 		b.same()
@@ -228,7 +226,7 @@ func TestWaitsForCanaries(t *testing.T) {
 		if n := len(b.ours.Dump("")); n != 0 {
 			t.Errorf("%d keys before the peer was complete", n)
 		}
-		if s := b.state(); s.State != api.LinkConnecting || !strings.Contains(s.Error, "5 of its resources") {
+		if s := b.state(); s.State != api.LinkConnecting || !strings.Contains(s.Error, "5 of its resources are not complete") {
 			t.Errorf("control %+v", s)
 		}
 		b.canaries()
@@ -240,7 +238,7 @@ func TestWaitsForCanaries(t *testing.T) {
 	})
 }
 
-// A Cilium peer of 1.19 knows neither slices nor our prefix.
+// A Cilium 1.19 peer has neither slices nor our prefix.
 func TestOlderCiliumPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{t: t, ours: storetest.New(), theirs: storetest.New()}
@@ -345,14 +343,14 @@ func TestRebuiltStoreIsHeld(t *testing.T) {
 			t.Errorf("problems %q", p)
 		}
 
-		// New entries come through meanwhile, and one held entry comes back.
+		// New entries are still copied, and one held entry comes back.
 		b.pod(9, 131073)
 		b.pod(3, 131073)
 		if b.held() != 2 || len(b.ours.Dump("cilium/cache/ip/v1/west/10.2.1.9")) != 1 {
 			t.Errorf("held %d", b.held())
 		}
 
-		// Our restart forgets nothing of it, and neither does a second list.
+		// Neither our restart nor a second list forgets them.
 		b.stop()
 		b.start()
 		b.wait()
@@ -391,7 +389,7 @@ func TestRebuiltStoreThatComesBackWhole(t *testing.T) {
 			t.Errorf("held %d, %q", n, why)
 		}
 		b.same()
-		// Now w2 is what we have a copy of: a single deletion is one again.
+		// Our copy is of w2 now: a single deletion is carried out again.
 		b.theirs.Fail(func(string, string) error { return store.ErrUnavailable })
 		b.wait()
 		b.theirs.Fail(nil)
@@ -401,8 +399,8 @@ func TestRebuiltStoreThatComesBackWhole(t *testing.T) {
 	})
 }
 
-// The generation changes while we are connected: the store was emptied in
-// place. That is a new list, not a stream of deletions.
+// The generation changes while we are connected, because the store was emptied in
+// place. That calls for a new list, not for a stream of deletions.
 func TestGenerationChangesInPlace(t *testing.T) {
 	run(t, func(b *bench) {
 		b.there(store.Put(wire.ExportClusterKey, wire.Marshal(wire.ExportCluster{PodCIDRs: west.PodCIDRs, Generation: "w2"})))
@@ -414,7 +412,7 @@ func TestGenerationChangesInPlace(t *testing.T) {
 	})
 }
 
-// A peer's store is restored from an older copy, and reaches its old revision again
+// A peer's store is restored from an older copy and reaches its old revision again
 // before we look: our copy is what it says now, not a mixture.
 func TestAPeersStoreThatWentBackIsReadAgain(t *testing.T) {
 	run(t, func(b *bench) {
@@ -435,8 +433,7 @@ func TestAPeersStoreThatWentBackIsReadAgain(t *testing.T) {
 	})
 }
 
-// Our own store fails in the middle of a copy: nothing is forgotten about what
-// was written and what was not.
+// Our own store fails in the middle of a copy: the copy is complete in the end.
 func TestOurStoreFails(t *testing.T) {
 	run(t, func(b *bench) {
 		fails := 0

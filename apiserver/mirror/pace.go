@@ -5,28 +5,28 @@ import (
 	"time"
 )
 
-// Rate is how much of what a peer changes is carried over a second. Beyond it
-// changes wait, and of a key that is written again meanwhile only the last value
-// counts: the peer's changes arrive late here, and nobody else's do.
+// Rate is how much of a peer's changes is copied per second. Beyond it changes wait,
+// and only the last value of a key counts: this peer's changes arrive late, but no
+// other peer's.
 type Rate struct {
 	// Changes counts keys written and deleted.
 	Changes int
-	// Bytes are those that become history of our store: of what is replaced or
-	// deleted. etcd keeps them for ten to twenty minutes.
+	// Bytes counts what becomes history of our store: entries that are replaced or
+	// deleted. etcd keeps history for ten to twenty minutes.
 	Bytes int
 }
 
-// DefaultRate is three times what a whole mesh of 250 clusters is expected to
-// change. A peer that does nothing else leaves 300 MiB of history at most, less
-// than a sixth of the embedded etcd's default quota.
+// DefaultRate is three times what a whole mesh of 250 clusters is expected to change.
+// A peer that uses all of it leaves at most 300 MiB of history, less than a sixth of
+// the embedded etcd's default quota.
 func DefaultRate() Rate { return Rate{Changes: 1000, Bytes: 256 << 10} }
 
-// burst is how much of its rate a peer may save up: a deployment that is rolled
-// out passes without waiting.
+// burst is how much of its rate a peer may save up, so that rolling out a deployment
+// passes without waiting.
 const burst = 2 * time.Minute
 
-// pace lends. What was written is paid for afterwards, and nothing more is written
-// while something is owed.
+// pace is a token bucket that lends: writes are paid for afterwards, and nothing more
+// is written while something is owed.
 type pace struct {
 	rate           Rate
 	changes, bytes float64 // saved; below zero: owed
@@ -50,17 +50,17 @@ func (p *pace) spend(now time.Time, changes, bytes int) {
 	p.bytes -= float64(bytes)
 }
 
-// wait is how long it takes until nothing is owed.
+// wait returns how long it takes until nothing is owed.
 func (p *pace) wait(now time.Time) time.Duration {
 	p.pay(now)
 	seconds := max(-p.changes/float64(p.rate.Changes), -p.bytes/float64(p.rate.Bytes), 0)
 	return time.Duration(seconds * float64(time.Second))
 }
 
-// lateAfter is the age of a waiting change from which on an operator is told.
+// lateAfter is the age of a waiting change at which operators are told.
 const lateAfter = 3 * time.Second
 
-// late says so; "" if nothing waits for long.
+// late tells operators that changes wait; "" if none waits for long.
 func (r Rate) late(waiting int, oldest time.Duration) string {
 	if waiting == 0 || oldest < lateAfter {
 		return ""

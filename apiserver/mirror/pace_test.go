@@ -38,7 +38,7 @@ func TestPaceLendsAndIsPaidBack(t *testing.T) {
 			}
 		})
 	}
-	// Nobody saves up more, however long they are quiet.
+	// However long a peer is quiet, it cannot save up more.
 	p := newPace(rate, now)
 	p.pay(now.Add(time.Hour))
 	p.spend(now.Add(time.Hour), 1220, 0)
@@ -78,9 +78,9 @@ func TestQueueKeepsTheLastOfEachKey(t *testing.T) {
 	}
 }
 
-// A peer rewrites a large value as fast as it can, and claims names without end. What
-// becomes history of our store is bounded, the last value arrives, and status says
-// what is late until nothing is.
+// A peer rewrites a large value as fast as it can, and claims names without end. The
+// history in our store is bounded, the last value arrives, and status says what is late
+// until nothing is.
 func TestAPeerThatChangesTooFastIsLate(t *testing.T) {
 	run(t, func(b *bench) {
 		b.stop()

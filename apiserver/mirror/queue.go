@@ -7,10 +7,10 @@ import (
 	"github.com/weft-mesh/weft/apiserver/store"
 )
 
-// queue holds the peer's changes that were not carried over yet, one for each key:
-// a later change takes the place of an earlier one.
+// queue holds the peer's changes that have not been copied yet, one per key: a later
+// change replaces an earlier one. Safe for concurrent use.
 type queue struct {
-	wake chan struct{} // has one element when something is in it
+	wake chan struct{} // has one element after something was put in
 
 	mu      sync.Mutex // guards what follows
 	order   []queued
@@ -30,7 +30,7 @@ func newQueue() *queue { return &queue{wake: make(chan struct{}, 1), changes: ma
 
 func size(e store.Event) int { return len(e.Key) + len(e.Value) }
 
-// put takes in changes, and says how much waits then.
+// put adds changes and returns how much waits now.
 func (q *queue) put(f folder, events []store.Event, now time.Time) (entries, bytes int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -54,8 +54,8 @@ func (q *queue) put(f folder, events []store.Event, now time.Time) (entries, byt
 	return len(q.order), q.bytes
 }
 
-// take removes the oldest changes, of one folder and at most so many and, beyond
-// the first, so many bytes; none if there are none.
+// take removes and returns the oldest changes: of one folder only, at most most of
+// them, and beyond the first at most mostBytes. It returns none if the queue is empty.
 func (q *queue) take(most, mostBytes int) (f folder, events []store.Event) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -73,7 +73,7 @@ func (q *queue) take(most, mostBytes int) (f folder, events []store.Event) {
 	return f, events
 }
 
-// oldest is how many changes wait, and since when the first of them does.
+// oldest returns how many changes wait, and since when the oldest has waited.
 func (q *queue) oldest() (n int, since time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

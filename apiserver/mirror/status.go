@@ -11,20 +11,19 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// counters is what Status and the metrics are made of. The Mirror's mutex
-// guards it.
+// counters is the data for Status and the metrics. The Mirror's mutex guards it.
 type counters struct {
 	state    string
 	since    time.Time
 	err      string
 	heard    time.Time
 	synced   map[wire.Resource]bool
-	refused  map[string]refusal    // claims that stand and are not believed, by key
-	refusals map[refusalKey]uint64 // how often that was found, ever
-	// joined says whether the peer has added us; nil: it does not say.
+	refused  map[string]refusal    // claims that are refused now, by key
+	refusals map[refusalKey]uint64 // how many claims were refused since the start
+	// joined says whether the peer has added us; nil if it does not say.
 	joined      *bool
 	joinedSince time.Time
-	holding     string // why, "" if nothing is held
+	holding     string // why deletions are held; "" if none are
 	relists     uint64
 	written     uint64
 	withdrawn   uint64
@@ -35,21 +34,21 @@ type refusalKey struct {
 	reason   Reason
 }
 
-// refusal is one claim that is not believed.
+// refusal is one refused claim.
 type refusal struct {
 	kind refusalKey
 	text string
 	at   time.Time
 }
 
-// mostRefused bounds what is remembered of refused claims, and refusalText each
-// text: a peer can make as many as its store holds.
+// mostRefused bounds how many refused claims are remembered, and refusalText the
+// length of each text in bytes, because a peer can make any number of them.
 const (
 	mostRefused = 10_000
 	refusalText = 300
 )
 
-// Status is the peer as the mirror knows it, at now.
+// Status returns the peer's status at now.
 func (m *Mirror) Status(now time.Time) api.PeerStatus {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -86,21 +85,23 @@ func (m *Mirror) Status(now time.Time) api.PeerStatus {
 	return s
 }
 
-// Heard is when the peer last proved that our copy is current; zero: never.
+// Heard returns when the peer last proved that our copy is current; zero if it never
+// did.
 func (m *Mirror) Heard() time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.count.heard
 }
 
-// Held says how many deletions wait for an operator, and why; 0 and "" if none.
+// Held returns how many deletions wait for an operator, and why; 0 and "" if none do.
 func (m *Mirror) Held() (int, string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.held), m.count.holding
 }
 
-// Problems are sentences about what needs an operator, beyond the control link.
+// Problems returns sentences about what needs an operator, apart from the state of the
+// control link.
 func (m *Mirror) Problems() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -115,7 +116,7 @@ func (m *Mirror) Problems() []string {
 		}
 	}
 	if n := len(m.held); n > 0 {
-		out = append(out, fmt.Sprintf("peer %s: held: %d deletions (%s); if they are meant, `weft peer release %s` lets them through", name, n, m.count.holding, name))
+		out = append(out, fmt.Sprintf("peer %s: held: %d deletions (%s); if they are intended, carry them out with `weft peer release %s`", name, n, m.count.holding, name))
 	}
 	return out
 }
@@ -138,8 +139,8 @@ func (m *Mirror) hear() {
 	m.count.heard = time.Now()
 }
 
-// refuseLocked notes a claim that is not believed, until pardonLocked. It logs the
-// first of each kind, because a peer could fill the log.
+// refuseLocked records a refused claim, until pardonLocked. It logs only the first of
+// each kind, because a peer could fill the log.
 func (m *Mirror) refuseLocked(f folder, key string, reason Reason, err error) {
 	kind := refusalKey{f.name, reason}
 	text := fmt.Sprintf("%s: %v", key, err)
@@ -148,7 +149,7 @@ func (m *Mirror) refuseLocked(f folder, key string, reason Reason, err error) {
 		return // found again by another list
 	}
 	if m.count.refusals[kind] == 0 {
-		m.conf.Log.Warn("claim of a peer is not believed", "peer", m.conf.Peer.Name, "key", key, "reason", reason, "err", err)
+		m.conf.Log.Warn("refused a peer's claim; later ones of this kind are only counted", "peer", m.conf.Peer.Name, "key", key, "reason", reason, "err", err)
 	}
 	m.count.refusals[kind]++
 	if len(m.count.refused) < mostRefused {
@@ -156,8 +157,8 @@ func (m *Mirror) refuseLocked(f folder, key string, reason Reason, err error) {
 	}
 }
 
-// pardonLocked forgets what was refused under a key: it was withdrawn, or is
-// believed now.
+// pardonLocked forgets the refused claim under a key: it was withdrawn or is accepted
+// now.
 func (m *Mirror) pardonLocked(key string) { delete(m.count.refused, key) }
 
 // pardonOverLimit forgets that the peer was over its limit.
@@ -167,8 +168,7 @@ func (m *Mirror) pardonOverLimit() {
 	maps.DeleteFunc(m.count.refused, func(_ string, r refusal) bool { return r.kind.reason == OverLimit })
 }
 
-// refusedLocked sums up what is refused, by kind, each with its first key as the
-// example.
+// refusedLocked sums up the refused claims by kind, with the lowest key as the example.
 func (m *Mirror) refusedLocked() []api.Refusal {
 	kinds := map[refusalKey]*api.Refusal{}
 	for _, r := range m.count.refused {
@@ -190,8 +190,8 @@ func (m *Mirror) refusedLocked() []api.Refusal {
 	return out
 }
 
-// Refusals counts how often each kind of claim was found not to be believed, by
-// resource and reason.
+// Refusals calls each with how many claims were refused since the start, by resource
+// and reason. each must not call the mirror.
 func (m *Mirror) Refusals(each func(resource string, reason Reason, n uint64)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -34,8 +34,8 @@ func TestLiesAreRefusedAndCounted(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
 		}
-		// What is withdrawn or corrected is no longer refused, and no longer shown: as
-		// changes, and found missing in a list.
+		// What is withdrawn or corrected is no longer shown as refused, whether seen as
+		// a change or missing from a list.
 		b.there(store.Delete("cilium/state/ip/v1/default/10.1.1.2"), store.Put("weft/export/liveness", []byte(`{"more":"lies"}`)))
 		if got := b.refused(); got != "identities foreign-identity 1, ip foreign-address 1, weft malformed 1" {
 			t.Errorf("after a withdrawal: %s", got)
@@ -61,17 +61,17 @@ func TestLiesAreRefusedAndCounted(t *testing.T) {
 		if ever["ip foreign-address"] != 2 || ever["nodes foreign-address"] != 1 || ever["weft malformed"] != 1 {
 			t.Errorf("counted for good: %v", ever)
 		}
-		// An entry that turns into a lie no longer says what it said.
+		// An entry that turns into a lie is deleted.
 		b.pod(2, 1)
 		b.same()
-		// And what lies in a list is not believed either.
+		// Lies in a list are refused too.
 		b.stop()
 		b.start()
 		b.same()
 	})
 }
 
-// refused sums up what is refused now.
+// refused sums up the claims that are refused now.
 func (b *bench) refused() string {
 	var all []string
 	for _, r := range b.m.Status(time.Now()).Refused {
@@ -80,7 +80,7 @@ func (b *bench) refused() string {
 	return strings.Join(all, ", ")
 }
 
-// A peer says whether it has added us, to those that may read it.
+// A peer tells us whether it has added us, if it lets us read that.
 func TestPeerSaysWhetherItHasAddedUs(t *testing.T) {
 	run(t, func(b *bench) {
 		says := func() string {
@@ -105,7 +105,7 @@ func TestPeerSaysWhetherItHasAddedUs(t *testing.T) {
 			t.Errorf("removed: %s", got)
 		}
 		b.stop()
-		// Cilium, or an older one: it does not let us read that.
+		// Cilium or an older version: it does not let us read that.
 		b.theirs.Fail(func(_, key string) error {
 			if strings.HasPrefix(key, wire.JoinedClustersPrefix) {
 				return store.ErrDenied
@@ -119,7 +119,7 @@ func TestPeerSaysWhetherItHasAddedUs(t *testing.T) {
 	})
 }
 
-// The age of what is known outlasts a restart, also of a peer that is away.
+// The data age of an unreachable peer survives a restart.
 func TestHeardBeforeTheStart(t *testing.T) {
 	run(t, func(b *bench) {
 		b.stop()

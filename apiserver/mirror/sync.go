@@ -14,18 +14,18 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// errRebuilt: the peer's store is another one than our copy is from.
+// errRebuilt: the peer's store is not the one our copy is from.
 var errRebuilt = errors.New("the peer's store was rebuilt; reading all of it again")
 
-// listing is one folder of a peer, complete as of a point.
+// listing is the complete content of one of the peer's folders at a point.
 type listing struct {
 	folder folder
 	kvs    []store.KV
 	at     store.Point
 }
 
-// awaitCanaries waits until the peer's store has been filled: before, an entry
-// that is not there means nothing.
+// awaitCanaries waits until the peer's store has been filled. Before that, a missing
+// entry means nothing.
 func (m *Mirror) awaitCanaries(ctx context.Context, src Source, config wire.ClusterConfig) error {
 	missing := map[string]bool{}
 	for _, r := range wire.Resources {
@@ -43,7 +43,7 @@ func (m *Mirror) awaitCanaries(ctx context.Context, src Source, config wire.Clus
 		if len(missing) == 0 {
 			return enough
 		}
-		m.setState(api.LinkConnecting, fmt.Errorf("the peer is filling its store; %d of its resources are not complete yet", len(missing)))
+		m.setState(api.LinkConnecting, fmt.Errorf("the peer is still filling its store: %d of its resources are not complete", len(missing)))
 		return nil
 	})
 	if errors.Is(err, enough) {
@@ -52,7 +52,7 @@ func (m *Mirror) awaitCanaries(ctx context.Context, src Source, config wire.Clus
 	return fmt.Errorf("wait until the peer has filled its store: %w", err)
 }
 
-// expected says whether a cluster of that export mode writes the resource.
+// expected reports whether a cluster with this export mode writes the resource.
 func expected(r wire.Resource, mode string) bool {
 	switch r {
 	case wire.Services:
@@ -63,16 +63,16 @@ func expected(r wire.Resource, mode string) bool {
 	return true
 }
 
-// list reads everything of the peer. One that is over its limit fails with
-// errOverLimit, and with lists all the same if they are complete: more than
-// Limit.Read allows is not read to its end.
+// list reads everything from the peer. If the peer is over its limit, it returns
+// errOverLimit, along with the lists if they are complete; beyond Limit.Read it stops
+// and returns none.
 func (m *Mirror) list(ctx context.Context, src Source) (out []listing, over error) {
 	most := m.conf.Limit.Read()
 	entries, bytes := 0, 0
 	for _, f := range m.claims.folders() {
 		kvs, at, err := listOne(ctx, src, f.prefix, m.conf.Listing)
 		if errors.Is(err, store.ErrDenied) && f.resource == "" {
-			continue // a Cilium peer: its role does not name our prefix
+			continue // a Cilium peer: our role there does not include Weft's prefix
 		}
 		switch {
 		case errors.Is(err, store.ErrTooMany):
@@ -103,8 +103,8 @@ func listOne(ctx context.Context, src Source, prefix string, within time.Duratio
 	return src.List(ctx, prefix)
 }
 
-// sweep makes our copy equal to complete lists. What they lack goes, unless it
-// is so much that it is held. over is why it may only shrink; nil: it may grow.
+// sweep makes our copy equal to complete lists. What they lack is deleted, or held if
+// it is too much. over says why our copy may only shrink; nil if it may grow.
 func (m *Mirror) sweep(ctx context.Context, lists []listing, over error) error {
 	m.writing.Lock()
 	defer m.writing.Unlock()
@@ -169,7 +169,7 @@ func (m *Mirror) sweepLocked(lists []listing) (ops []store.Op, generation string
 		for _, key := range gone {
 			m.held[key] = true
 		}
-		m.conf.Log.Warn("deletions of a peer are held", "peer", m.conf.Peer.Name, "entries", r.Missing, "why", m.count.holding)
+		m.conf.Log.Warn("holding deletions of a peer until `weft peer release`", "peer", m.conf.Peer.Name, "entries", r.Missing, "why", m.count.holding)
 		return ops, generation
 	}
 	for _, key := range gone {
@@ -178,7 +178,7 @@ func (m *Mirror) sweepLocked(lists []listing) (ops []store.Op, generation string
 	return append(ops, m.clusterOpLocked()...), generation
 }
 
-// bound refuses to copy so much of the peer.
+// bound returns an error, and records it, if this much must not be copied.
 func (m *Mirror) bound(f folder, entries, bytes int) error {
 	err := m.conf.Limit.check(entries, bytes)
 	if err == nil {
@@ -190,7 +190,7 @@ func (m *Mirror) bound(f folder, entries, bytes int) error {
 	return fmt.Errorf("%w: %w", ErrRefused, err)
 }
 
-// afterLocked is how large our copy would be after these writes.
+// afterLocked returns how large our copy would be after these writes.
 func (m *Mirror) afterLocked(ops []store.Op) (entries, bytes int) {
 	entries, bytes = len(m.have), m.bytes
 	for _, op := range ops {
@@ -204,8 +204,8 @@ func (m *Mirror) afterLocked(ops []store.Op) (entries, bytes int) {
 	return entries, bytes
 }
 
-// acceptLocked judges one of the peer's values: the key it is kept under, what
-// to write, false if all of it is refused. The cluster's own entry waits in pending,
+// acceptLocked judges one of the peer's values. It returns our key for it and what to
+// write, and false if nothing of it is kept. The peer's ExportCluster waits in pending,
 // because it carries the generation.
 func (m *Mirror) acceptLocked(f folder, key string, value []byte) (ours string, ops []store.Op, ok bool) {
 	ours, value, reason, err := m.claims.judge(f, key, value)
@@ -227,7 +227,7 @@ func (m *Mirror) acceptLocked(f folder, key string, value []byte) (ours string, 
 	return ours, []store.Op{store.Put(ours, value)}, true
 }
 
-// clusterOpLocked writes the cluster's own entry if it changed.
+// clusterOpLocked returns the write of the pending ExportCluster, if it changed.
 func (m *Mirror) clusterOpLocked() []store.Op {
 	if m.pending == nil {
 		return nil
@@ -239,15 +239,15 @@ func (m *Mirror) clusterOpLocked() []store.Op {
 	return []store.Op{store.Put(key, m.pending)}
 }
 
-// follow takes in changes until the watch ends. A history that was compacted
-// away, or is no longer that of the peer's store, ends the session, and the next
-// begins with a complete list.
+// follow queues changes until the watch ends. If history was compacted away or the
+// peer's store went back in time, the session ends and the next one begins with a
+// complete list.
 func (m *Mirror) follow(ctx context.Context, src Source, q *queue, f folder, after store.Point) error {
 	err := src.Watch(ctx, f.prefix, after, func(b store.Batch) error {
 		m.hear()
 		entries, bytes := q.put(f, b.Events, time.Now())
 		if most := m.conf.Limit.Read(); most.check(entries, bytes) != nil {
-			return m.bound(f, m.conf.Limit.Entries+1, bytes) // no peer within its limit has so much to say
+			return m.bound(f, m.conf.Limit.Entries+1, bytes) // no peer within its limit changes this much
 		}
 		return nil
 	})
@@ -257,22 +257,22 @@ func (m *Mirror) follow(ctx context.Context, src Source, q *queue, f folder, aft
 	return fmt.Errorf("follow the peer's %s: %w", f.name, err)
 }
 
-// drainChanges is how many changes are carried over at once, and how many bytes of
-// them: as much as one transaction takes.
+// drainChanges and drainBytes bound how much is copied at once: as much as fits into
+// one transaction.
 const (
 	drainChanges = 100
 	drainBytes   = 1 << 20
 )
 
-// owed is how long nothing may be written because of what was.
+// owed returns how long to wait until the next write, because of earlier ones.
 func (m *Mirror) owed() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.pace.wait(time.Now())
 }
 
-// awaitPace waits until nothing is owed. Without it a peer could break the link off
-// again and again, and have every list written at once.
+// awaitPace waits until nothing is owed. Otherwise a peer that keeps breaking the link
+// would have every complete list written at once.
 func (m *Mirror) awaitPace(ctx context.Context) error {
 	for wait := m.owed(); wait > 0; wait = m.owed() {
 		m.setState(api.LinkConnecting, fmt.Errorf("it changed more than %d entries or %d KiB a second; it is read again in %v: ask its operator what rewrites them, or raise peerChanges and peerHistoryBytes (--peer-changes, --peer-history-bytes)",
@@ -284,7 +284,7 @@ func (m *Mirror) awaitPace(ctx context.Context) error {
 	return nil
 }
 
-// drain carries changes over, at the pace of the peer.
+// drain copies changes from the queue, as fast as Rate allows.
 func (m *Mirror) drain(ctx context.Context, q *queue) error {
 	for {
 		if wait := m.owed(); wait > 0 {
@@ -310,11 +310,11 @@ func (m *Mirror) drain(ctx context.Context, q *queue) error {
 	}
 }
 
-// tellLate logs once that changes wait, until none does.
+// tellLate logs that changes wait, once until the queue is empty again.
 func (m *Mirror) tellLate(q *queue) {
 	if n, _ := q.oldest(); n > 0 && !m.late {
 		m.late = true
-		m.conf.Log.Warn("a peer changes more than is carried over at once; its changes come late", "peer", m.conf.Peer.Name, "waiting", n)
+		m.conf.Log.Warn("a peer changes more than its rate allows; its changes arrive late", "peer", m.conf.Peer.Name, "waiting", n)
 	}
 }
 
@@ -329,7 +329,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// change carries over what the peer wrote and withdrew.
+// change copies what the peer wrote and withdrew.
 func (m *Mirror) change(ctx context.Context, f folder, events []store.Event) error {
 	if len(events) == 0 {
 		return nil
@@ -379,7 +379,7 @@ func (m *Mirror) changeLocked(f folder, events []store.Event) (ops []store.Op, r
 			ops = append(ops, put...)
 			continue
 		}
-		// Withdrawn, or replaced by a lie: what it said before no longer holds.
+		// Withdrawn, or replaced by a lie: either way the old value is void.
 		if _, known := m.have[ours]; known {
 			ops = append(ops, store.Delete(ours))
 		}
@@ -392,8 +392,8 @@ func (m *Mirror) changeLocked(f folder, events []store.Event) (ops []store.Op, r
 	return ops, false
 }
 
-// lastOfEach drops all changes of a key but the last, because a transaction
-// takes one write of a key, and what was in between is nobody's business.
+// lastOfEach drops all changes of a key but the last, because a transaction may write
+// a key only once.
 func lastOfEach(events []store.Event) []store.Event {
 	last := make(map[string]int, len(events))
 	for i, e := range events {
@@ -421,8 +421,8 @@ func (m *Mirror) oursOf(f folder, key string) string {
 	return ours
 }
 
-// commitWithin writes what may be written: everything, or what makes our copy no
-// larger if the peer is over its limit, and fails with that then.
+// commitWithin writes everything, or if over is set, only what does not enlarge our
+// copy; then it returns over.
 func (m *Mirror) commitWithin(ctx context.Context, ops []store.Op, over error) error {
 	if over != nil {
 		m.mu.Lock()
@@ -438,9 +438,9 @@ func (m *Mirror) commitWithin(ctx context.Context, ops []store.Op, over error) e
 	return over
 }
 
-// commit writes to our store and remembers what stands there. A value that is
-// too large for it is refused by itself. After any other failure it is not
-// known how much was written, and the next session reads it.
+// commit writes to our store and remembers what it contains. A value that is too large
+// for it is refused alone. After any other failure it is not known how much was
+// written, and the next session reads our copy again.
 func (m *Mirror) commit(ctx context.Context, ops []store.Op) error {
 	err := store.Write(ctx, m.conf.Store, ops...)
 	if err == nil {
@@ -463,7 +463,7 @@ func (m *Mirror) commitEach(ctx context.Context, ops []store.Op) error {
 		switch err := store.Write(ctx, m.conf.Store, op); {
 		case errors.Is(err, store.ErrTooLarge):
 			m.mu.Lock()
-			m.refuseLocked(folder{name: m.folderOf(op.Key)}, op.Key, TooLarge, fmt.Errorf("%d bytes are more than our store takes", len(op.Value)))
+			m.refuseLocked(folder{name: m.folderOf(op.Key)}, op.Key, TooLarge, fmt.Errorf("%d bytes are more than our store accepts", len(op.Value)))
 			m.mu.Unlock()
 		case err != nil:
 			return err
@@ -512,8 +512,8 @@ func (m *Mirror) remember(ops []store.Op) {
 	}
 }
 
-// raiseCanaries tells our agents what of the copy is complete. They stay up: a
-// later session changes nothing about that.
+// raiseCanaries tells our agents which resources of the copy are complete. Canaries
+// stay, because a later session does not make the copy incomplete.
 func (m *Mirror) raiseCanaries(ctx context.Context, mode string) error {
 	var ops []store.Op
 	var raised []wire.Resource
