@@ -10,25 +10,24 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// Resolver answers what an event only has as numbers. Any function may be nil
-// or return nothing: the flow then shows the bare number. Functions are called
-// from the goroutine that decodes.
+// Resolver supplies what an event only has as numbers. Any function may be nil or return
+// nothing: the flow then shows the bare number. Functions are called from the goroutine
+// that decodes.
 type Resolver struct {
 	// Node is this node, as cluster/node.
 	Node string
-	// Time turns the kernel's CLOCK_BOOTTIME in nanoseconds into a time of
-	// day. nil takes the moment of decoding.
+	// Time converts the kernel's CLOCK_BOOTTIME in nanoseconds to a time of day. If nil,
+	// the time of decoding is used.
 	Time func(ns uint64) time.Time
-	// Endpoint fills cluster, namespace, pod and labels of a side whose
-	// address and identity are known; and another identity, where the number is one
-	// that the node made up.
+	// Endpoint returns cluster, namespace, pod and labels of a side whose address and
+	// identity are known. It may replace an identity whose number is local to the node.
 	Endpoint func(addr netip.Addr, id identity.Number) Endpoint
-	// Rule is the policy behind a rule's cookie in a generation of the policy.
+	// Rule returns the policy behind a rule's cookie in a generation of the policy.
 	Rule func(generation, cookie uint32) (Policy, bool)
-	// Selecting are the policies that put a policy set under default deny in
-	// one direction.
+	// Selecting returns the policies that put a policy set under default deny in one
+	// direction.
 	Selecting func(generation, set uint32, dir Direction) []Policy
-	// Service names a frontend.
+	// Service returns the name of a frontend.
 	Service func(addr netip.AddrPort, protocol uint8) (namespace, name string)
 }
 
@@ -81,12 +80,12 @@ func (r *Resolver) endpoint(a bpf.Addr, n uint32) Endpoint {
 	return e
 }
 
-// notIPv4 sums up a packet of another protocol. The datapath reads nothing of
-// it, but what pods send unasked, as when they come up, is IPv6.
+// notIPv4 describes a packet of another protocol. The datapath does not parse it, but
+// what pods send unprompted, for example at startup, is IPv6.
 const notIPv4 = "not IPv4, most likely IPv6"
 
-// ports fills what the fourth layer says; ICMP carries type and code in the
-// place of the source port.
+// ports fills in the transport layer; ICMP carries type and code in place of the source
+// port.
 func (f *Flow) ports(ev *bpf.Event) {
 	if ev.Src == (bpf.Addr{}) && ev.Reason == bpf.ReasonNotSupported {
 		f.Summary = notIPv4
@@ -117,7 +116,7 @@ func (r *Resolver) service(ev *bpf.Event) *Service {
 	return s
 }
 
-// policies names who decided. Cookie 0 of a refusal means that no rule
+// policies names the policies that decided. Cookie 0 of a policy drop means that no rule
 // matched: default deny.
 func (r *Resolver) policies(f *Flow, ev *bpf.Event) {
 	switch {
@@ -133,7 +132,7 @@ func (r *Resolver) policies(f *Flow, ev *bpf.Event) {
 	}
 }
 
-// refusal tells whether policy, and not some lack, dropped the packet.
+// refusal reports whether policy dropped the packet, rather than something missing.
 func refusal(r bpf.Reason) bool {
 	return r == bpf.ReasonPolicyDenied || r == bpf.ReasonUnknownMember
 }

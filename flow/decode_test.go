@@ -13,7 +13,7 @@ import (
 
 func addr(s string) bpf.Addr { return bpf.AddrOf(netip.MustParseAddr(s)) }
 
-// cluster is what the agent of node west-1 knows.
+// cluster returns what the agent of node west-1 knows.
 func cluster() *Resolver {
 	boot := time.Date(2026, 1, 2, 15, 4, 0, 0, time.UTC)
 	d := denied()
@@ -38,7 +38,7 @@ func cluster() *Resolver {
 	}
 }
 
-// syn is the event that becomes denied().
+// syn returns the event that becomes denied().
 func syn() bpf.Event {
 	return bpf.Event{
 		Time: uint64(5*time.Second + 6*time.Millisecond),

@@ -14,7 +14,7 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// fields are all filters there are. Whatever parse accepts, texts gives back.
+// fields are all filters. texts returns whatever parse accepted.
 var fields = func() []field {
 	all := []field{
 		list("verdict", "FORWARDED, DROPPED, RESET or REFUSED", parseVerdict, func(f *Filter) *[]Verdict { return &f.Verdicts }),
@@ -64,7 +64,7 @@ func list[T any](name, usage string, parse func(string) (T, error), of func(*Fil
 	}
 }
 
-// moment makes the field of a time. The last one given counts.
+// moment makes the field of a time. The last value given counts.
 func moment(name, usage string, of func(*Filter) *time.Time) field {
 	return field{name: name, usage: usage,
 		parse: func(f *Filter, s string) error {
@@ -108,7 +108,7 @@ func parseReason(s string) (string, error) {
 	return "", fmt.Errorf("there is no reason %q; choose from %s", s, strings.Join(reasons, ", "))
 }
 
-// Reasons are all that a flow can have, sorted.
+// Reasons returns all reasons that a flow can have, sorted.
 func Reasons() (names []string) {
 	for _, r := range bpf.DropReasons() {
 		names = append(names, r.String())
@@ -173,7 +173,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 // protocols are the names the filters and the reports use.
 var protocols = map[uint8]string{1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPV6", 132: "SCTP"}
 
-// protocolName is a protocol's name, or its number where it has none here.
+// protocolName returns a protocol's name, or its number if it has no name here.
 func protocolName(n uint8) string {
 	if name, ok := protocols[n]; ok {
 		return name

@@ -13,8 +13,8 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// Filter chooses flows. Fields are joined by AND, the values inside one field
-// by OR; an empty field asks for nothing. The zero Filter matches every flow.
+// Filter selects flows. Fields are joined by AND, the values of one field by OR; an empty
+// field matches everything. The zero Filter matches every flow.
 type Filter struct {
 	Verdicts   []Verdict
 	Reasons    []string
@@ -28,13 +28,13 @@ type Filter struct {
 
 	From   End // the source
 	To     End // the destination
-	Either End // one of both; each field on its own
+	Either End // either side, for each field separately
 }
 
 // End chooses one side of a flow.
 type End struct {
-	// Pods are "cluster/namespace/pod", "namespace/pod" or "pod"; what is
-	// given of the pod's name is its beginning, an empty part means any.
+	// Pods are "cluster/namespace/pod", "namespace/pod" or "pod". The pod part is a
+	// prefix of the pod's name; an empty part matches anything.
 	Pods       []string
 	Clusters   []string // * and ? match
 	Namespaces []string
@@ -44,16 +44,16 @@ type End struct {
 	Labels     []string // "key", "key=value" or with a source, "k8s:key=value"
 }
 
-// A field is one filter by its name, which is at once the query parameter of
-// the API and the flag of `weft observe`.
+// field is one filter. Its name is both the query parameter of the API and the flag of
+// `weft observe`.
 type field struct {
 	name, usage string
 	parse       func(*Filter, string) error
 	texts       func(*Filter) []string
 }
 
-// Names returns the names of all fields with a sentence for each, in the order
-// of the manual.
+// Names returns the names of all fields in the order of the manual, and the usage text of
+// each.
 func Names() (names []string, usage map[string]string) {
 	usage = make(map[string]string, len(fields))
 	for _, f := range fields {
@@ -63,10 +63,10 @@ func Names() (names []string, usage map[string]string) {
 	return names, usage
 }
 
-// ParseFilter reads a filter from query parameters. A parameter may be
-// repeated and may hold several values, separated by commas. Unknown
-// parameters are refused: a misspelt filter would otherwise show everything.
-// The parameters of the stream itself, follow and last, are not for here.
+// ParseFilter reads a filter from query parameters. A parameter may be repeated and may
+// hold several values separated by commas. Unknown parameters are refused: a misspelt
+// filter would otherwise show everything. The parameters of the stream itself, follow and
+// last, do not belong here.
 func ParseFilter(query url.Values) (Filter, error) {
 	var f Filter
 	known := make(map[string]bool, len(fields))
@@ -88,7 +88,7 @@ func ParseFilter(query url.Values) (Filter, error) {
 	return f, nil
 }
 
-// Values is the filter as query parameters; ParseFilter reads it back.
+// Values returns the filter as query parameters; ParseFilter reads them back.
 func (f *Filter) Values() url.Values {
 	q := make(url.Values)
 	for _, fd := range fields {
@@ -105,7 +105,7 @@ func sortedNames() []string {
 	return names
 }
 
-// Match tells whether a flow passes. It does not keep or change the flow.
+// Match reports whether a flow matches. It neither keeps nor changes the flow.
 func (f *Filter) Match(fl *Flow) bool {
 	return among(f.Verdicts, fl.Verdict) &&
 		among(f.Reasons, fl.Reason) &&
@@ -130,8 +130,8 @@ func anyOf[T any](wanted []T, match func(T) bool) bool {
 
 func (e *End) match(ep *Endpoint) bool { return e.matchEither(ep, ep) }
 
-// matchEither asks every field of one side or the other, so that pod A and
-// port 80 find the flow from A to port 80.
+// matchEither checks each field against either side, so that pod A and port 80 match a
+// flow from A to port 80.
 func (e *End) matchEither(a, b *Endpoint) bool {
 	has := func(one func(*Endpoint) bool) bool { return one(a) || one(b) }
 	return anyOf(e.Pods, func(p string) bool { return has(func(ep *Endpoint) bool { return matchPod(p, ep) }) }) &&

@@ -14,7 +14,7 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// denied is a packet from frontend in east that web in west refused.
+// denied returns a packet from frontend in east that web in west refused.
 func denied() Flow {
 	return Flow{
 		Time:    time.Date(2026, 1, 2, 15, 4, 5, 6e6, time.UTC),
@@ -168,7 +168,8 @@ var plain = cmp.Options{
 	cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}),
 }
 
-// Whatever is accepted reads back the same, and matching never fails.
+// FuzzParseFilter checks that whatever is accepted reads back the same, and that matching
+// never panics.
 func FuzzParseFilter(f *testing.F) {
 	f.Add("verdict=DROPPED&from-pod=east/shop/web&since=5m&port=80,443&ip=10.1.0.0/16&identity=world&label=app%3Dweb")
 	f.Add("node=*&cluster=prod-*&until=2026-01-02T15:04:05Z&protocol=47")
@@ -195,8 +196,8 @@ func FuzzParseFilter(f *testing.F) {
 	})
 }
 
-// Whatever is read as a flow is written as one line that reads back the same,
-// and its text holds nothing that a terminal acts upon.
+// FuzzFlowJSON checks that whatever is read as a flow is written as one line that reads
+// back the same, and that its text contains nothing a terminal acts on.
 func FuzzFlowJSON(f *testing.F) {
 	fl := denied()
 	text, err := json.Marshal(fl)
@@ -212,7 +213,7 @@ func FuzzFlowJSON(f *testing.F) {
 		}
 		out, err := json.Marshal(one)
 		if err != nil {
-			return // a time outside of what JSON can say
+			return // a time that JSON cannot express
 		}
 		if strings.ContainsRune(string(out), '\n') {
 			t.Fatalf("more than one line: %q", out)

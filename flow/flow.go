@@ -1,9 +1,9 @@
-// Package flow says in words what the kernel reported in numbers: who spoke to
-// whom, what became of it and by which policy; it keeps the last of these flows
-// and hands them to whoever follows.
+// Package flow turns the kernel's numeric events into flows that people can read: who
+// spoke to whom, what became of it and by which policy. It keeps the most recent flows
+// and streams them to followers.
 //
-// Which packets are worth a report is decided in package bpf; who an address
-// or an identity is, is asked of functions that the caller gives.
+// Which packets are reported is decided in package bpf; what an address or an identity
+// stands for, functions of the caller say.
 package flow
 
 import (
@@ -22,11 +22,11 @@ type Verdict string
 const (
 	Forwarded Verdict = "FORWARDED" // the first packet of an allowed connection
 	Dropped   Verdict = "DROPPED"
-	Reset     Verdict = "RESET"   // an open connection was ended by a TCP reset to the pod: its path is down, or its peer was removed
-	Refused   Verdict = "REFUSED" // cannot work, and the pod was told so by a TCP reset or an ICMP error
+	Reset     Verdict = "RESET"   // an open connection was ended with a TCP reset to the pod: its path is down, or its peer was removed
+	Refused   Verdict = "REFUSED" // cannot work, which the pod was told by a TCP reset or an ICMP error
 )
 
-// Direction is seen from the local pod, as policies see it.
+// Direction is as seen from the local pod, as in policies.
 type Direction string
 
 const (
@@ -34,55 +34,54 @@ const (
 	Ingress Direction = "INGRESS"
 )
 
-// Flow is one report. Its JSON field names are stable; one flow is one line in
-// every stream of the API.
+// Flow is one report. Its JSON field names are stable; each flow is one line in every
+// stream of the API.
 type Flow struct {
 	Time    time.Time `json:"time"`
 	Verdict Verdict   `json:"verdict"`
-	// Reason is why the packet was not forwarded, in the words of the drop
-	// counters; empty for a forwarded one.
+	// Reason says why the packet was not forwarded, with the names of the drop counters;
+	// empty for a forwarded one.
 	Reason string `json:"reason,omitempty"`
-	// Policies decided: the one whose rule matched, or with DefaultDeny all
-	// that select the pod and none of which allows the packet.
+	// Policies are those that decided: the one whose rule matched, or with DefaultDeny
+	// all that select the pod, none of which allows the packet.
 	Policies    []Policy `json:"policies,omitempty"`
 	DefaultDeny bool     `json:"defaultDeny,omitempty"`
-	// Hint is what to change in the policies, where that can be told.
+	// Hint says what to change in the policies, if that is known.
 	Hint      string    `json:"hint,omitempty"`
 	Direction Direction `json:"direction"`
 	Source    Endpoint  `json:"source"`
-	// Destination is where the packet went or would have gone: behind a
-	// service that is the backend.
+	// Destination is where the packet went or would have gone: the backend, if it was
+	// sent to a service.
 	Destination Endpoint `json:"destination"`
-	// Service is what the pod had addressed, nil when it addressed the
+	// Service is the service that the pod addressed, nil if it addressed the
 	// destination itself.
 	Service *Service `json:"service,omitempty"`
-	// Protocol is its name, or its number; empty for what is not IPv4.
+	// Protocol is the protocol's name or number; empty for packets other than IPv4.
 	Protocol string   `json:"protocol"`
 	TCPFlags []string `json:"tcpFlags,omitempty"`
 	ICMP     *ICMP    `json:"icmp,omitempty"`
 	Bytes    int      `json:"bytes,omitempty"`
-	// Node saw it, as cluster/node.
+	// Node is the node that saw the packet, as cluster/node.
 	Node string `json:"node"`
-	// Summary is the packet in a few words, as Hubble puts them in brackets.
+	// Summary describes the packet in a few words, as Hubble does in brackets.
 	Summary string `json:"summary,omitempty"`
-	// Lost is how many flows this reader missed directly before this one,
-	// because it or the agent read too slowly. Before filtering: not every one
-	// of them need have been of interest.
+	// Lost is how many flows this reader missed directly before this one, because it or
+	// the agent read too slowly. It counts before filtering, so not all of them would
+	// have matched.
 	Lost uint64 `json:"lost,omitempty"`
-	// Suppressed is how many events of the pod that caused this one the datapath
-	// left out before it: others' would have found no room.
+	// Suppressed is how many events of the pod that caused this one the datapath left
+	// out before it, to keep room for the events of other pods.
 	Suppressed uint64 `json:"suppressed,omitempty"`
 }
 
-// Policy names a policy as the operator applied it. Namespace is empty for the
-// clusterwide kinds.
+// Policy identifies a policy. Namespace is empty for the cluster-wide kinds.
 type Policy struct {
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`
 }
 
-// String is "namespace/name (Kind)".
+// String returns "namespace/name (Kind)".
 func (p Policy) String() string {
 	name := p.Name
 	if p.Namespace != "" {
@@ -91,8 +90,8 @@ func (p Policy) String() string {
 	return fmt.Sprintf("%s (%s)", name, p.Kind)
 }
 
-// Endpoint is one side of a flow. What is not known is left out: an address
-// outside all clusters has neither cluster nor pod, only the identity world.
+// Endpoint is one side of a flow. Unknown fields are empty: an address outside of all
+// clusters has neither cluster nor pod, only the identity world.
 type Endpoint struct {
 	Cluster   string          `json:"cluster,omitempty"`
 	Namespace string          `json:"namespace,omitempty"`
@@ -117,9 +116,8 @@ type ICMP struct {
 	Code uint8 `json:"code"`
 }
 
-// Name is "cluster/namespace/pod" when the pod is known, else the address, or
-// a question mark for a packet whose addresses were not read: one that is not
-// IPv4.
+// Name returns "cluster/namespace/pod" if the pod is known, else the address, or a
+// question mark for a packet that is not IPv4, whose addresses were not read.
 func (e Endpoint) Name() string {
 	switch {
 	case e.Pod != "":
@@ -130,7 +128,7 @@ func (e Endpoint) Name() string {
 	return e.Address.String()
 }
 
-// line is Name with the port.
+// line returns Name with the port.
 func (e Endpoint) line() string {
 	switch {
 	case e.Port == 0 || e.Pod == "" && !e.Address.IsValid():
@@ -141,7 +139,7 @@ func (e Endpoint) line() string {
 	return e.Name() + ":" + strconv.Itoa(int(e.Port))
 }
 
-// who is the identity, with the cluster where Name does not tell it.
+// who returns the identity, with the cluster if Name does not contain it.
 func (e Endpoint) who() string {
 	who := e.Identity.String()
 	if !e.Identity.Reserved() {
@@ -156,13 +154,13 @@ func (e Endpoint) who() string {
 // read reports whether the packet's addresses were read.
 func (f *Flow) read() bool { return f.Source.Name() != "?" || f.Destination.Name() != "?" }
 
-// Line is the flow for a person. What decides comes first, so that a narrow
+// Line formats the flow for people. What matters most comes first, so that a narrow
 // terminal shows it: the verdict, when, who spoke to whom, and why not.
 //
 //	DROPPED   Jan _2 15:04:05.000 east/shop/job:4321 -> west/shop/web-1:80 ingress policy-denied … (ID:65540 -> ID:131080) [west/n1]
 //
-// Control characters in names are escaped, so that no stream can talk to the
-// terminal it is printed on.
+// Control characters in names are escaped, so that no stream can control the terminal it
+// is printed on.
 func (f *Flow) Line() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%-*s %s %s -> %s %s", len(Forwarded), f.Verdict, f.Time.Local().Format(time.StampMilli),
@@ -205,7 +203,7 @@ func (s *Service) line() string {
 	return s.Namespace + "/" + s.Name + ":" + strconv.Itoa(int(s.Port))
 }
 
-// Printable escapes what a terminal would act upon.
+// Printable escapes everything that a terminal would act on.
 func Printable(s string) string {
 	clean := func(r rune) bool { return r >= ' ' && (r < 0x7f || r > 0x9f) }
 	if strings.IndexFunc(s, func(r rune) bool { return !clean(r) }) < 0 {

@@ -10,7 +10,7 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// The names are stable: scripts read them.
+// Field names are stable because scripts read them.
 func TestFlowJSON(t *testing.T) {
 	got, err := json.Marshal(denied())
 	if err != nil {

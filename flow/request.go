@@ -8,26 +8,26 @@ import (
 	"strconv"
 )
 
-// Request is what a reader asks of a stream: GET /v1/observe and
-// `weft observe` mean it the same way.
+// Request is what a reader asks of a stream; it means the same in GET /v1/observe and in
+// `weft observe`.
 type Request struct {
-	// Follow goes on with what comes after Last.
+	// Follow continues with the flows that come after Last.
 	Follow bool
-	// Last is how many matching flows that are kept come first; below 0: all.
+	// Last is how many of the kept flows that match come first; below 0 means all.
 	Last   int
 	Filter Filter
-	// Not are filters that leave flows out: those that any of them matches.
+	// Not excludes the flows that any of these filters matches.
 	Not []Filter
 }
 
-// Match tells whether a flow is asked for.
+// Match reports whether the request asks for a flow.
 func (r *Request) Match(f *Flow) bool {
 	return r.Filter.Match(f) && !slices.ContainsFunc(r.Not, func(not Filter) bool { return not.Match(f) })
 }
 
-// ParseRequest reads query parameters: follow (true, false), last (a number,
-// 0 without it), not (a filter as a query of its own, such as verdict=DROPPED;
-// repeated for several) and those of ParseFilter. An empty follow means true.
+// ParseRequest reads query parameters: follow (true, the default if empty, or false),
+// last (a number, 0 by default), not (a filter as a query of its own, such as
+// verdict=DROPPED; may be repeated) and those of ParseFilter.
 func ParseRequest(query url.Values) (Request, error) {
 	query = maps.Clone(query)
 	var r Request
@@ -68,7 +68,7 @@ func ParseRequest(query url.Values) (Request, error) {
 	return r, nil
 }
 
-// Values is the request as query parameters; ParseRequest reads it back.
+// Values returns the request as query parameters; ParseRequest reads them back.
 func (r *Request) Values() url.Values {
 	q := r.Filter.Values()
 	q.Set("last", strconv.Itoa(r.Last))

@@ -5,14 +5,14 @@ import (
 	"sync"
 )
 
-// Ring keeps the last flows and serves any number of readers. Writing never
-// waits for a reader: one that falls behind by more than the ring holds loses
-// the oldest, and is told how many.
+// Ring keeps the most recent flows and serves any number of readers. Writing never waits
+// for a reader: a reader that falls behind by more than the ring holds loses the oldest
+// flows and learns how many.
 //
-// All methods may be used by several goroutines.
+// All methods are safe for concurrent use.
 type Ring struct {
-	// mu guards everything below. It is held for the time of a copy, never
-	// while a reader works.
+	// mu guards everything below. It is held while flows are copied, never while a
+	// reader works.
 	mu    sync.Mutex
 	slots []entry
 	seen  uint64 // flows ever added; the next one has this number
@@ -20,18 +20,18 @@ type Ring struct {
 	added chan struct{}
 }
 
-// An entry remembers how many flows its source had lost before it.
+// entry records how many flows its source had lost before it.
 type entry struct {
 	flow Flow
 	lost uint64
 }
 
-// NewRing keeps the last size flows. size below 1 counts as 1.
+// NewRing returns a ring for size flows, at least one.
 func NewRing(size int) *Ring {
 	return &Ring{slots: make([]entry, max(size, 1)), added: make(chan struct{})}
 }
 
-// Add appends a flow and wakes the readers that wait for one.
+// Add appends a flow and wakes waiting readers.
 func (r *Ring) Add(f Flow) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -41,15 +41,15 @@ func (r *Ring) Add(f Flow) {
 	r.added = make(chan struct{})
 }
 
-// Missed says that the source itself lost n flows, because the kernel's buffer
-// was full. Readers learn of it with the next flow they get.
+// Missed records that the source itself lost n flows, because the kernel's buffer was
+// full. Readers learn of it with their next flow.
 func (r *Ring) Missed(n uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lost += n
 }
 
-// Stats says how much has passed through a ring.
+// Stats says how many flows have passed through a ring.
 type Stats struct {
 	Seen     uint64 `json:"seen"`     // flows ever added
 	Lost     uint64 `json:"lost"`     // lost by the source, ever
@@ -57,7 +57,7 @@ type Stats struct {
 	Capacity int    `json:"capacity"` // readable at most
 }
 
-// Stats returns the present counts.
+// Stats returns the current counts.
 func (r *Ring) Stats() Stats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -78,7 +78,7 @@ func (r *Ring) Last(n int, match func(*Flow) bool) []Flow {
 	return flows
 }
 
-// last returns beside the flows where a follower goes on from here.
+// last also returns where a follower continues.
 func (r *Ring) last(n int, match func(*Flow) bool) (flows []Flow, next, lost uint64) {
 	r.mu.Lock()
 	kept := make([]entry, 0, r.seen-r.oldestLocked())
@@ -104,10 +104,9 @@ func (r *Ring) last(n int, match func(*Flow) bool) (flows []Flow, next, lost uin
 	return flows, next, lost
 }
 
-// Follow calls yield with up to last matching flows that are kept (as Last
-// counts them) and then with every matching one as it is added, until yield
-// fails or ctx ends, and returns that error. The Lost of a flow says what this
-// reader missed directly before it.
+// Follow calls yield with up to last matching flows that are kept (counted as in Last),
+// then with every matching flow as it is added, until yield fails or ctx ends, and
+// returns that error. A flow's Lost says what this reader missed directly before it.
 func (r *Ring) Follow(ctx context.Context, last int, match func(*Flow) bool, yield func(Flow) error) error {
 	flows, next, lost := r.last(last, match)
 	for _, f := range flows {
@@ -136,8 +135,8 @@ func (r *Ring) Follow(ctx context.Context, last int, match func(*Flow) bool, yie
 				continue
 			}
 			f := buf[i].flow
-			// An overtaken reader skips entries whose own losses it then sees
-			// in the entry it goes on with: the counts only ever grow.
+			// An overtaken reader skips entries. It sees their losses in the entry where
+			// it continues, because the counts only ever grow.
 			f.Lost += missed + buf[i].lost - lost
 			missed, lost = 0, buf[i].lost
 			if err := yield(f); err != nil {

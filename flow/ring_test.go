@@ -31,7 +31,7 @@ func TestLast(t *testing.T) {
 		name   string
 		size   int
 		add    int
-		missed map[int]uint64 // after so many flows
+		missed map[int]uint64 // by number of flows before
 		n      int
 		match  func(*Flow) bool
 		want   string
@@ -149,8 +149,8 @@ func TestFollowEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// Whatever the readers' pace: each sees growing numbers, and what it saw plus
-// what it was told it lost is everything before the last flow it saw.
+// At any pace, each reader sees growing numbers, and what it saw plus what it was told it
+// lost is everything before the last flow it saw.
 func TestNothingIsLostUncounted(t *testing.T) {
 	const flows = 20000
 	r := NewRing(64)

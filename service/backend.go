@@ -5,9 +5,9 @@ import (
 	"net/netip"
 )
 
-// CheckAddress says why no backend can have an address, whoever offers it: it
-// names no single machine, or means something else on every node. nil if one can.
-// As in Kubernetes, plus the addresses that IPv4 reserves for broadcast.
+// CheckAddress returns an error if no backend can have the address, whoever offers it,
+// because it names no single machine or means something else on every node. The rules
+// are Kubernetes', plus the addresses that IPv4 reserves for broadcast.
 func CheckAddress(a netip.Addr) error {
 	what := ""
 	switch {

@@ -19,30 +19,30 @@ const MaxGroups = 32
 //	Frontend ── Groups, one per cluster ── Backends: may get new connections
 //	                                    └─ Draining: about to go or in maintenance, keep all they have
 //
-// An endpoint that is only not ready is in neither: open TCP connections do not
+// An endpoint that is merely not ready is in neither: its open TCP connections do not
 // need it there, and everything else finds another.
 type Frontend struct {
-	Namespace, Name string // of the service
+	Namespace, Name string // the service's
 	PortName        string
 	Addr            netip.Addr
 	Port            uint16
 	Protocol        Protocol
-	// Groups may be empty: the service is known and nobody answers. They are
-	// sorted by tier, then by cluster, those that take no new connections last.
+	// Groups may be empty: the service is known and has no backend. They are sorted
+	// by tier, then by cluster; groups that take no new connections come last.
 	Groups []Group
-	// Omitted are clusters beyond MaxGroups, the least preferred ones. What they
-	// only finish is cut short: their backends are none of the service's any more.
+	// Omitted are the least preferred clusters, those beyond MaxGroups. Connections that
+	// were draining there are cut: their backends no longer belong to the service.
 	Omitted []ClusterID
 }
 
 // Group holds the backends of one cluster.
 type Group struct {
 	Cluster ClusterID
-	// Tier orders groups: one counts only while every group of a lower tier is
+	// Tier orders groups: a group is used only while every group of a lower tier is
 	// dead or empty.
 	Tier uint8
-	// Weight multiplies the number of backends in the choice between groups of
-	// a tier.
+	// Weight multiplies the number of backends when choosing between groups of the
+	// same tier.
 	Weight   uint8
 	Backends []Backend
 	Draining []Backend
@@ -60,18 +60,17 @@ func (b Backend) compare(other Backend) int {
 	return cmp.Or(b.Addr.Compare(other.Addr), cmp.Compare(b.Port, other.Port))
 }
 
-// Tiers. Groups whose only backends are about to go come after all others,
-// because they are used only where nobody is ready.
+// Tiers. Groups whose only backends are terminating come after all others, because they
+// are used only where nothing is ready.
 const (
 	tierPreferred   = 0
 	tierOther       = 1
 	tierTerminating = 2 // added to the above
 )
 
-// Frontends says what stands behind every address and port of svc, as seen
-// from cluster own. slices holds each cluster's slices of the service; those of
-// other clusters count only if svc is global. The result depends on nothing
-// but the arguments, their order left out.
+// Frontends returns what is behind every address and port of svc, as seen from cluster
+// own. slices holds each cluster's slices of the service; those of other clusters count
+// only if svc is global. The result depends only on the arguments, not on their order.
 func Frontends(own ClusterID, svc *Service, slices map[ClusterID][]Slice) []Frontend {
 	var out []Frontend
 	for _, addr := range svc.Addresses {
@@ -100,8 +99,7 @@ func (f *Frontend) groups(own ClusterID, svc *Service, port Port, from map[Clust
 		g.Tier += tier(svc.Affinity, cluster == own)
 		f.Groups = append(f.Groups, g)
 	}
-	// Those that only finish what they have leave the places to those that take
-	// connections.
+	// Groups that only drain make room for groups that take connections.
 	slices.SortStableFunc(f.Groups, func(a, b Group) int {
 		return cmp.Or(a.finishing()-b.finishing(), cmp.Compare(a.Tier, b.Tier), order(own, a.Cluster, b.Cluster))
 	})
@@ -121,8 +119,8 @@ func (g *Group) finishing() int {
 	return 0
 }
 
-// order puts the own cluster before all others, so that of its tier it is omitted
-// only while it takes no new connections.
+// order puts the own cluster before all others of its tier, so that it is omitted only
+// while it takes no new connections.
 func order(own, a, b ClusterID) int {
 	if (a == own) != (b == own) {
 		if a == own {
@@ -146,9 +144,9 @@ type candidate struct {
 	ready, lastResort, draining bool
 }
 
-// group sorts the endpoints of one cluster into those that take connections and
-// those that keep theirs; false if there are neither. Ready ones take them; if
-// there are none, those that still serve while they terminate do.
+// group sorts the endpoints of one cluster into those that take connections and those
+// that only keep theirs; false if there are neither. Ready ones take connections; if
+// there are none, those that are terminating but still serving do.
 func group(port Port, v4 bool, from []Slice) (Group, bool) {
 	g := Group{Weight: 1}
 	var last []Backend
@@ -171,9 +169,9 @@ func group(port Port, v4 bool, from []Slice) (Group, bool) {
 	return g, len(g.Backends)+len(g.Draining) > 0
 }
 
-// candidates are the endpoints sorted by address and port, each once: one that
-// moves between slices stands in both for a while. Slices are usually sorted
-// already, and then this is one pass.
+// candidates returns the endpoints sorted by address and port, each once: one that moves
+// between slices is in both for a while. Slices are usually sorted already, and then this
+// takes one pass.
 func candidates(port Port, v4 bool, from []Slice) []candidate {
 	var all []candidate
 	for i := range from {
@@ -211,9 +209,9 @@ func candidates(port Port, v4 bool, from []Slice) []candidate {
 	return out
 }
 
-// match finds a service's port among a slice's: by name and protocol. A port
-// without a name also takes a slice's only port of its protocol, because names
-// are needed only where there are several.
+// match finds a service's port among a slice's, by name and protocol. A port without a
+// name also matches the slice's only port of its protocol, because names are needed only
+// where there are several.
 func match(port Port, ports []SlicePort) (uint16, bool) {
 	var only uint16
 	candidates := 0

@@ -24,7 +24,7 @@ const (
 	west ClusterID = 2
 )
 
-// web is a service of east with one port, annotated with pairs of name, value.
+// web returns a service of east with one port; pairs are names and values of annotations.
 func web(t *testing.T, pairs ...string) *Service {
 	t.Helper()
 	svc := &corev1.Service{
@@ -44,7 +44,7 @@ func web(t *testing.T, pairs ...string) *Service {
 	return &s
 }
 
-// at is a slice with endpoints written as "10.1.1.2", "10.1.1.2 not-ready",
+// at returns a slice with endpoints written as "10.1.1.2", "10.1.1.2 not-ready",
 // "10.1.1.2 serving", "10.1.1.2 terminating", "10.1.1.2 draining".
 func at(port uint16, endpoints ...string) []Slice {
 	s := Slice{Namespace: "shop", Name: "web-1", Service: "web", Ports: []SlicePort{{"http", TCP, port}}}
@@ -299,7 +299,7 @@ func TestSliceFromKubernetes(t *testing.T) {
 	}
 }
 
-// Weight 0 is maintenance. Nothing else is, not even what cannot be read.
+// Weight 0 means maintenance. Nothing else does, not even an unreadable weight.
 func TestWeightOfASlice(t *testing.T) {
 	for weight, maintained := range map[string]bool{"0": true, "00": true, "1": false, "100": false, "": false, "none": false, "-0": false} {
 		s := SliceFromKubernetes(&discoveryv1.EndpointSlice{
@@ -364,15 +364,15 @@ func TestSlicesFromPods(t *testing.T) {
 	}
 }
 
-// TestSlots applies each write to a model of the map and asks after every
-// single one whether the kernel would have found a backend in every slot.
+// TestSlots applies each write to a model of the map and checks after every write that
+// the kernel would find a backend in every slot.
 func TestSlots(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for range 5000 {
 		have, want := r.Perm(1+r.IntN(12)), r.Perm(1+r.IntN(12))
 		have, want = have[:r.IntN(len(have)+1)], want[:r.IntN(len(want)+1)]
 		if len(want) > 0 {
-			want = append(want, want[0]) // once more: it counts once
+			want = append(want, want[0]) // a duplicate counts once
 		}
 		ops, slots := Slots(have, want)
 		rows, count := map[uint32]int{}, uint32(len(have))
@@ -409,8 +409,8 @@ func TestSlots(t *testing.T) {
 		if !slices.Equal(after, naive) {
 			t.Fatalf("%v → %v gave %v", have, want, after)
 		}
-		// No fewer writes are possible: every newcomer needs one, and so does
-		// every hole below the new count that no newcomer fills.
+		// Fewer writes are impossible: every newcomer needs one, and so does every
+		// hole below the new count that no newcomer fills.
 		added, holes := 0, 0
 		for _, b := range naive {
 			if !slices.Contains(have, b) {

@@ -12,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Annotations of global services, Cilium's, each with its older name.
+// Cilium's annotations of global services, each with its older name.
 const (
 	AnnotationGlobal   = "service.cilium.io/global"
 	AnnotationShared   = "service.cilium.io/shared"
@@ -22,16 +22,15 @@ const (
 	aliasShared   = "io.cilium/shared-service"
 	aliasAffinity = "io.cilium/service-affinity"
 
-	// AnnotationWeight, on an endpoint slice, is the share of each of its
-	// endpoints.
+	// AnnotationWeight on an endpoint slice is the weight of each of its endpoints.
 	AnnotationWeight = "service.cilium.io/weight"
 
-	// AnnotationNamespaceGlobal, on a namespace, set to "false" in any case
-	// keeps all of it from being exported.
+	// AnnotationNamespaceGlobal on a namespace, if "false" in any case, keeps everything
+	// in the namespace from being exported.
 	AnnotationNamespaceGlobal = "clustermesh.cilium.io/global"
 )
 
-// annotation is the value in lower case. The newer name wins.
+// annotation returns the value in lower case. The newer name wins.
 func annotation(a map[string]string, name, alias string) (string, bool) {
 	v, ok := a[name]
 	if !ok {
@@ -40,9 +39,8 @@ func annotation(a map[string]string, name, alias string) (string, bool) {
 	return strings.ToLower(v), ok
 }
 
-// sharing reads the three annotations as Cilium does: shared defaults to
-// global, an affinity that is not known means none, and neither has an effect
-// on a service that is not global.
+// sharing reads the three annotations as Cilium does: shared defaults to global, an
+// unknown affinity means none, and neither has an effect on a service that is not global.
 func sharing(a map[string]string) (global, shared bool, affinity Affinity) {
 	affinity = AffinityNone
 	if v, _ := annotation(a, AnnotationGlobal, aliasGlobal); v != "true" {
@@ -105,9 +103,8 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 	return s, nil
 }
 
-// SliceFromKubernetes reads a Kubernetes endpoint slice. Ports without a number
-// and addresses that are none are left out, because no connection could go
-// there.
+// SliceFromKubernetes reads a Kubernetes endpoint slice. Ports without a number and
+// invalid addresses are left out, because no connection could go there.
 func SliceFromKubernetes(es *discoveryv1.EndpointSlice) Slice {
 	s := Slice{Namespace: es.Namespace, Name: es.Name, Service: es.Labels[discoveryv1.LabelServiceName]}
 	for _, p := range es.Ports {
@@ -154,15 +151,15 @@ func SliceFromKubernetes(es *discoveryv1.EndpointSlice) Slice {
 	return s
 }
 
-// Weightless reports whether a slice's annotations give its endpoints weight 0:
-// they are in maintenance. All other weights are taken for the same.
+// Weightless reports whether a slice's annotations give its endpoints weight 0, which
+// means maintenance. All other weights are treated alike.
 func Weightless(annotations map[string]string) bool {
 	weight, err := strconv.ParseUint(annotations[AnnotationWeight], 10, 16)
 	return err == nil && weight == 0
 }
 
-// Conditions fills in what an endpoint slice does not say: nil is ready, is
-// serving if it is ready, is not terminating.
+// Conditions fills in what an endpoint slice leaves out: ready defaults to true, serving
+// to ready, terminating to false.
 func Conditions(ready, serving, terminating *bool) (isReady, isServing, isTerminating bool) {
 	isReady = ready == nil || *ready
 	isServing = isReady

@@ -17,21 +17,21 @@ type Pod struct {
 	Ready           bool
 	Terminating     bool
 	NamedPorts      []NamedPort
-	// Zone is that of its node. Hostname counts for services that are called
+	// Zone is the zone of its node. Hostname counts for services whose name is
 	// Subdomain, as in Kubernetes.
 	Zone                string
 	Hostname, Subdomain string
 }
 
-// NamedPort is a container port that a service may call by name.
+// NamedPort is a container port that services can refer to by name.
 type NamedPort struct {
 	Name     string
 	Protocol Protocol
 	Port     uint16
 }
 
-// Selects reports whether the service's selector picks the pod. An empty
-// selector picks none: such a service's slices are made by hand.
+// Selects reports whether the service's selector selects the pod. An empty selector
+// selects none: the slices of such a service are written by hand.
 func (s *Service) Selects(p *Pod) bool {
 	if len(s.Selector) == 0 || s.Namespace != p.Namespace {
 		return false
@@ -44,11 +44,10 @@ func (s *Service) Selects(p *Pod) bool {
 	return true
 }
 
-// Slices makes the service's endpoint slices out of pods, as Kubernetes' own
-// controller would, for clusters that have none. Pods that have different
-// numbers under the same port name are in different slices. The names of the
-// slices are stable: they depend on the service and the ports alone. Pods
-// without an address are left out.
+// Slices makes the service's endpoint slices out of pods, as Kubernetes' own controller
+// would, for clusters without one. Pods that have different numbers for the same port
+// name are in different slices. Slice names are stable: they depend on the service and
+// the ports alone. Pods without an address are left out.
 func (s *Service) Slices(pods []Pod) []Slice {
 	byPorts := map[string]*Slice{}
 	for i := range pods {
@@ -83,8 +82,8 @@ func (s *Service) Slices(pods []Pod) []Slice {
 	return out
 }
 
-// resolve turns the service's ports into the pod's numbers; ports that the pod
-// does not have are left out.
+// resolve turns the service's ports into the pod's port numbers, leaving out ports that
+// the pod does not have.
 func (s *Service) resolve(p *Pod) []SlicePort {
 	var out []SlicePort
 	for _, port := range s.Ports {
@@ -103,7 +102,7 @@ func (s *Service) resolve(p *Pod) []SlicePort {
 	return out
 }
 
-// sliceName tells slices of one service apart by family, and by those ports
+// sliceName distinguishes the slices of a service by address family, and by those ports
 // whose number depends on the pod.
 func (s *Service) sliceName(a netip.Addr, ports []SlicePort) string {
 	name := s.Name + "-v4"

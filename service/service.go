@@ -1,8 +1,8 @@
-// Package service decides what stands behind a service: which backends of which
-// clusters, in which tiers, and how the rows of a kernel map follow from that.
+// Package service decides what is behind a service: which backends of which clusters, in
+// which tiers, and how the rows of a kernel map follow from that.
 //
-// It knows neither etcd nor maps: callers bring Kubernetes objects and what
-// peers exported, and carry the result into the kernel.
+// It knows neither etcd nor maps: callers supply Kubernetes objects and what peers
+// exported, and write the result into the kernel.
 package service
 
 import (
@@ -19,7 +19,7 @@ const (
 	SCTP Protocol = "SCTP"
 )
 
-// Number is the IP protocol number; 0 for a protocol that is none of ours.
+// Number returns the IP protocol number, or 0 for an unknown protocol.
 func (p Protocol) Number() uint8 {
 	switch p {
 	case TCP:
@@ -35,8 +35,8 @@ func (p Protocol) Number() uint8 {
 // Affinity says which backends of a global service come first.
 type Affinity string
 
-// The affinities. AffinityNone treats the backends of all clusters alike; the
-// other two use the rest only while none of the preferred is healthy.
+// The affinities. AffinityNone treats the backends of all clusters alike; the other two
+// use the rest only while none of the preferred backends is healthy.
 const (
 	AffinityNone   Affinity = "none"
 	AffinityLocal  Affinity = "local"
@@ -46,22 +46,22 @@ const (
 // Service is a service as its own cluster declares it.
 type Service struct {
 	Namespace, Name string
-	// Addresses are the ones it is reached at. A headless service has none,
-	// and so no frontends.
+	// Addresses are the service's own. A headless service has none, and so no
+	// frontends.
 	Addresses []netip.Addr
 	Ports     []Port
 	Selector  map[string]string
 	// Global merges the backends of all clusters' services of this name.
 	Global bool
-	// Shared offers the own backends to other clusters. False unless Global.
+	// Shared offers this cluster's backends to other clusters. False unless Global.
 	Shared bool
 	// Affinity is AffinityNone unless Global.
 	Affinity Affinity
-	// PublishNotReady takes backends for ready that are not.
+	// PublishNotReady treats backends that are not ready as ready.
 	PublishNotReady bool
 }
 
-// Exported reports whether peers may know of the service.
+// Exported reports whether peers may learn of the service.
 func (s *Service) Exported() bool { return s.Global && s.Shared }
 
 // Port is a port of a service.
@@ -75,7 +75,7 @@ type Port struct {
 	TargetName string
 }
 
-// Slice is a part of a service's backends: endpoints that have the same ports.
+// Slice is a part of a service's backends: endpoints with the same ports.
 type Slice struct {
 	Namespace, Name string
 	Service         string
@@ -83,7 +83,7 @@ type Slice struct {
 	Endpoints       []Endpoint
 }
 
-// Drain lets no new connections to the slice's endpoints.
+// Drain keeps new connections from the slice's endpoints.
 func (s *Slice) Drain() {
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
@@ -92,8 +92,7 @@ func (s *Slice) Drain() {
 	}
 }
 
-// SlicePort is a port of every endpoint of a slice, under the name that the
-// service gives it.
+// SlicePort is a port of every endpoint of a slice, under the service's name for it.
 type SlicePort struct {
 	Name     string
 	Protocol Protocol
@@ -104,14 +103,13 @@ type SlicePort struct {
 type Endpoint struct {
 	Addr netip.Addr
 	Node string
-	// Hostname is the name below the service's that a headless service has for
-	// it; "" for none.
+	// Hostname is its name below that of a headless service; "" for none.
 	Hostname string
 	// Zone is where it runs, ForZones which clients it is meant for.
 	Zone     string
 	ForZones []string
-	// Ready takes new connections. Serving answers, ready or not. Terminating
-	// is about to go. Draining takes no new connections, not even where nobody
-	// else would, and keeps those it has.
+	// Ready takes new connections. Serving answers, ready or not. Terminating is
+	// about to go. Draining keeps its connections and takes no new ones, even if no
+	// other endpoint would.
 	Ready, Serving, Terminating, Draining bool
 }

@@ -22,14 +22,13 @@ const (
 	Clear
 )
 
-// Slots turns the slots have into some order of the set want, in as few writes
-// as there are: newcomers take the places of the departed, then the last slots
-// move into the remaining holes, then the count changes once, then what is
-// beyond it is cleared. After each write every slot below the count holds a
-// backend of have or of want.
+// Slots turns the slots have into the set want, in any order and in as few writes as
+// possible: newcomers take the places of those that leave, then the last slots move into
+// the remaining holes, then the count changes once, then what is beyond it is cleared.
+// After each write every slot below the count holds a backend of have or of want.
 //
 // It returns the writes in order and the slots after them. have must be free of
-// duplicates; in want they count once.
+// duplicates; duplicates in want count once.
 func Slots[B comparable](have, want []B) (ops []SlotOp[B], slots []B) {
 	wanted := make(map[B]bool, len(want)) // true: not in a slot yet
 	for _, b := range want {
@@ -64,8 +63,8 @@ func Slots[B comparable](have, want []B) (ops []SlotOp[B], slots []B) {
 			put(len(slots), b)
 		}
 	}
-	// Holes are in ascending order: the last one is either at the end, and
-	// falls away with it, or before it, and the first takes what is there.
+	// Holes are in ascending order. The last one is either at the end and is simply cut
+	// off, or before it; then the first hole takes the backend at the end.
 	end := len(slots)
 	for len(holes) > 0 {
 		end--

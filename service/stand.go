@@ -8,22 +8,21 @@ import (
 	"strings"
 )
 
-// Stand is one endpoint of a service, for people: where it is used, and where it
-// is left out and why.
+// Stand says, for people, where one endpoint of a service is used, and where it is left
+// out and why.
 type Stand struct {
 	Addr netip.Addr
 	Node string
-	// Why has, for each port of the service in order, why no new connection of it
-	// reaches the endpoint; "" if one does.
+	// Why says for each port of the service, in order, why no new connection to the port
+	// reaches the endpoint; "" if connections do.
 	Why []string
-	// Misfit is set for the ports that the endpoint does not serve, however ready
-	// it is.
+	// Misfit is true for the ports that the endpoint does not serve, ready or not.
 	Misfit []bool
 }
 
-// Stands says how every endpoint of one cluster stands, each address once, in
-// order of address. own is set for the service's own cluster. It agrees with
-// Frontends on what takes new connections.
+// Stands returns the state of every endpoint of one cluster, each address once, sorted by
+// address. own is true for the service's own cluster. It agrees with Frontends on which
+// endpoints take new connections.
 func Stands(svc *Service, from []Slice, own bool) []Stand {
 	all := map[netip.Addr]*Stand{}
 	for i := range from {
@@ -58,7 +57,7 @@ func Stands(svc *Service, from []Slice, own bool) []Stand {
 	return out
 }
 
-// left says why an address takes no new connection of a port, and whether that is
+// left says why an address takes no new connections to a port, and whether that is
 // because it does not have the port.
 func left(port Port, addr netip.Addr, from []Slice, own bool) (why string, misfit bool) {
 	var names []string
@@ -98,7 +97,7 @@ func left(port Port, addr netip.Addr, from []Slice, own bool) (why string, misfi
 	return fmt.Sprintf("no port %s, only %s", what, strings.Join(names, ", ")), true
 }
 
-// label is a port's name; without one its number, with its protocol unless TCP.
+// label returns a port's name, or else its number, with the protocol unless it is TCP.
 func (p SlicePort) label() string {
 	name := cmp.Or(p.Name, fmt.Sprint(p.Port))
 	if p.Protocol != TCP {
@@ -107,5 +106,5 @@ func (p SlicePort) label() string {
 	return name
 }
 
-// Label is how people call the port: its name, or else its number.
+// Label returns the port's name, or else its number, for people.
 func (p Port) Label() string { return SlicePort{p.Name, p.Protocol, p.Port}.label() }

@@ -48,7 +48,7 @@ func TestStands(t *testing.T) {
 	}
 }
 
-// What is shown as used is exactly what packets are sent to.
+// The endpoints shown as used are exactly those that packets are sent to.
 func TestStandsAgreeWithFrontends(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	names := []string{"http", "www", ""}
