@@ -34,6 +34,12 @@ func (a *agentFlags) client(cmd *cobra.Command) (*api.Client, error) {
 	if a.node != "" && cmd.Flags().Changed("local") {
 		return nil, usageError{fmt.Errorf("%s: give either --node or --local", cmd.CommandPath())}
 	}
+	if a.node != "" && cmd.Flags().Changed("socket") {
+		return nil, usageError{fmt.Errorf("%s: give either --node or --socket", cmd.CommandPath())}
+	}
+	if a.node == "" && cmd.Flags().Changed("context") {
+		return nil, usageError{fmt.Errorf("%s: without --node it asks the agent of this machine; leave -c out", cmd.CommandPath())}
+	}
 	if a.node == "" {
 		return api.NewUnixClient(a.socket), nil
 	}

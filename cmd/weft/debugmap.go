@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -48,8 +49,7 @@ func (k kernelMap) open(dir string) (*ebpf.Map, error) {
 	if err != nil || len(pins) == 0 {
 		return nil, fmt.Errorf("there is no map %s in %s: has `weft agent` run on this machine, with another --bpf-dir?", k.name, dir)
 	}
-	slices.Sort(pins)
-	m, err := ebpf.LoadPinnedMap(pins[len(pins)-1], &ebpf.LoadPinOptions{ReadOnly: true})
+	m, err := ebpf.LoadPinnedMap(newest(pins), &ebpf.LoadPinOptions{ReadOnly: true})
 	if err != nil {
 		return nil, fmt.Errorf("open map %s: %w", k.name, err)
 	}
@@ -58,6 +58,11 @@ func (k kernelMap) open(dir string) (*ebpf.Map, error) {
 		return nil, fmt.Errorf("map %s has the layout of another version of weft", k.name)
 	}
 	return m, nil
+}
+
+// newest is the pin with the highest version at its end.
+func newest(pins []string) string {
+	return slices.MaxFunc(pins, func(a, b string) int { return cmp.Or(len(a)-len(b), strings.Compare(a, b)) })
 }
 
 // rowsAtOnce is how many rows one system call reads.

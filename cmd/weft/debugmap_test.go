@@ -52,3 +52,15 @@ func TestKernelMapsHaveFixedRows(t *testing.T) {
 		}
 	}
 }
+
+func TestTheNewestLayoutIsRead(t *testing.T) {
+	for want, pins := range map[string][]string{
+		"weft_flows_v1":  {"weft_flows_v1"},
+		"weft_flows_v3":  {"weft_flows_v1", "weft_flows_v3", "weft_flows_v2"},
+		"weft_flows_v10": {"weft_flows_v10", "weft_flows_v9"},
+	} {
+		if got := newest(pins); got != want {
+			t.Errorf("of %v, %s is read, want %s", pins, got, want)
+		}
+	}
+}

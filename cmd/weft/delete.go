@@ -46,8 +46,8 @@ func deleteCommand() *cobra.Command {
 // deletion reads the command line.
 func deletion(cmd *cobra.Command, files []string, opts api.ManifestOptions, selector string, args []string) (func(context.Context, *api.Client) (*api.ApplyResult, error), error) {
 	if len(files) > 0 {
-		if len(args) > 0 {
-			return nil, usageError{errors.New("weft delete: give either files or a kind and names")}
+		if len(args) > 0 || selector != "" {
+			return nil, usageError{errors.New("weft delete: give either files, or a kind with names or a selector")}
 		}
 		manifest, err := readManifests(cmd, files)
 		opts.Namespace = namespace(cmd)

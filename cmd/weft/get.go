@@ -189,12 +189,13 @@ func watchObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Sele
 	out := cmd.OutOrStdout()
 	t := table{columns: append(columns("EVENT"), k.heads()...)}
 	synced, events := false, 0
+	part := selection{chosen, map[string]bool{}}
 	err = c.Watch(cmd.Context(), k.plural, namespace(cmd), func(ev api.WatchEvent) error {
 		if ev.Type != "synced" && len(names) > 0 && !slices.Contains(names, ev.Name) {
 			return nil
 		}
-		// A deletion does not say which labels the object had: who sees it, saw it.
-		if len(ev.Object) > 0 && !chooses(chosen, ev.Object) {
+		ev, ok := part.pass(ev)
+		if !ok {
 			return nil
 		}
 		switch {

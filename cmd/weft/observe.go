@@ -47,7 +47,7 @@ func observeCommand() *cobra.Command {
 	flags.IntVar(&request.Last, "last", defaultLast, "number of past flows to show first (none with --follow unless given)")
 	flags.BoolVar(&all, "all", false, "show all past flows that are kept")
 	flags.BoolVar(&local, "local", false, "ask the agent of this machine")
-	flags.StringVar(&socket, "socket", agentSocket, "the agent's socket for --local")
+	flags.StringVar(&socket, "socket", agentSocket, "the agent's socket; implies --local")
 	asked := filters{query: url.Values{}}
 	names, usage := flow.Names()
 	for _, name := range names {
@@ -153,6 +153,10 @@ func (f notFlag) Set(string) error {
 
 // observed are whom to ask: the chosen clusters, or this machine's agent.
 func observed(cmd *cobra.Command, local bool, socket string) ([]*api.Client, error) {
+	local = local || cmd.Flags().Changed("socket")
+	if local && cmd.Flags().Changed("context") {
+		return nil, usageError{errors.New("weft observe: give either -c, for clusters, or --local or --socket, for the agent of this machine")}
+	}
 	if !local && !cmd.Flags().Changed("context") {
 		if _, err := os.Stat(api.ConfigPath()); err != nil {
 			_, err := os.Stat(socket)

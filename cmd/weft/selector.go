@@ -7,6 +7,8 @@ import (
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/weft-mesh/weft/apiserver/api"
 )
 
 // selectorFlag adds -l, which chooses objects by their labels as kubectl does.
@@ -21,6 +23,29 @@ func parseSelector(cmd *cobra.Command, text string) (labels.Selector, error) {
 		return nil, usageError{fmt.Errorf("%s: --selector %q: %w", cmd.CommandPath(), text, err)}
 	}
 	return s, nil
+}
+
+// selection is the part of a watch that a selector chooses: an object that stops
+// matching is gone from it.
+type selection struct {
+	chosen labels.Selector
+	shown  map[string]bool // by namespace/name
+}
+
+// pass returns the event as the selection sees it, and whether it is part of it at all.
+func (s *selection) pass(ev api.WatchEvent) (api.WatchEvent, bool) {
+	name := ev.Namespace + "/" + ev.Name
+	switch {
+	case s.chosen.Empty() || ev.Type == "synced":
+	case len(ev.Object) > 0 && chooses(s.chosen, ev.Object):
+		s.shown[name] = true
+	case !s.shown[name]:
+		return ev, false
+	default:
+		delete(s.shown, name)
+		ev.Type, ev.Object = "delete", nil
+	}
+	return ev, true
 }
 
 // chooses says whether an object's labels are among those that are asked for.
