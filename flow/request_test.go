@@ -48,3 +48,27 @@ func TestParseRequest(t *testing.T) {
 		}
 	}
 }
+
+// FuzzParseRequest checks that whatever is accepted reads back the same.
+func FuzzParseRequest(f *testing.F) {
+	f.Add("follow&last=20&verdict=dropped")
+	f.Add("follow=false&last=-1&not=verdict%3Dforwarded&not=to-port%3D53%26protocol%3Dudp")
+	f.Add("last=+3&not=since%3D5m&pod=a/b/c")
+	f.Fuzz(func(t *testing.T, text string) {
+		query, err := url.ParseQuery(text)
+		if err != nil {
+			return
+		}
+		r, err := ParseRequest(query)
+		if err != nil {
+			return
+		}
+		back, err := ParseRequest(r.Values())
+		if err != nil {
+			t.Fatalf("%q reads back as %v", r.Values().Encode(), err)
+		}
+		if diff := cmp.Diff(r, back, plain); diff != "" {
+			t.Fatal(diff)
+		}
+	})
+}
