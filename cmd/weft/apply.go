@@ -25,10 +25,10 @@ func applyCommand() *cobra.Command {
 		Use:     "apply FILE…",
 		Short:   "Create or change objects from manifests",
 		GroupID: operate,
-		Long: "Create or change the objects of manifests: Kubernetes and Cilium YAML as it is. All of\n" +
-			"them are accepted, or none is. A folder stands for its .yaml, .yml and .json files, a\n" +
-			"list for its items, and - for the standard input. Objects without a namespace go to that of\n" +
-			"-n, or to default without it; with -n those of another namespace are refused.",
+		Long: "Create or change the objects in manifests, which are plain Kubernetes and Cilium YAML. Either\n" +
+			"all of them are accepted or none is. A folder stands for its .yaml, .yml and .json files, a\n" +
+			"list for its items, and - for standard input. Objects without a namespace go to the one\n" +
+			"given with -n, or to default; with -n, objects of other namespaces are refused.",
 		Example: "  weft apply web.yaml\n  weft -c east,west apply manifests/\n  weft apply --dry-run -f policy.yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			manifest, err := readManifests(cmd, append(files, args...))
@@ -43,8 +43,8 @@ func applyCommand() *cobra.Command {
 			return errors.Join(showApplied(cmd, results), err)
 		},
 	}
-	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "manifest, folder or - (as the arguments are)")
-	cmd.Flags().BoolVar(&opts.DryRun, "dry-run", false, "check only; nothing is changed")
+	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "manifest, folder or -, like an argument")
+	cmd.Flags().BoolVar(&opts.DryRun, "dry-run", false, "check only, change nothing")
 	ignoreUnknownFlag(cmd, &opts)
 	return cmd
 }
@@ -53,10 +53,10 @@ func ignoreUnknownFlag(cmd *cobra.Command, opts *api.ManifestOptions) {
 	cmd.Flags().BoolVar(&opts.IgnoreUnknown, "ignore-unknown", false, "skip objects of kinds Weft does not know, such as Deployment")
 }
 
-// manifestEndings are those of the files that a folder stands for.
+// manifestEndings are the extensions that are read from a folder.
 var manifestEndings = []string{".yaml", ".yml", ".json"}
 
-// manifests are files in the order in which they are sent, as one manifest.
+// manifests are files in the order in which they are sent, as a single manifest.
 type manifests []manifestFile
 
 type manifestFile struct {
@@ -104,7 +104,7 @@ func (m manifests) locate(problems []api.Problem) {
 	}
 }
 
-// documents counts as the server does, that is with those that are empty.
+// documents counts documents as the server does, including empty ones.
 func (f manifestFile) documents() (n int) {
 	docs := utilyaml.NewYAMLReader(bufio.NewReader(io.MultiReader(bytes.NewReader(f.text), strings.NewReader(between))))
 	for {
@@ -118,7 +118,7 @@ func (f manifestFile) documents() (n int) {
 // readManifests reads files, folders and the standard input.
 func readManifests(cmd *cobra.Command, names []string) (manifests, error) {
 	if len(names) == 0 {
-		return nil, usageError{fmt.Errorf("%s: name a manifest, a folder, or - for the standard input", cmd.CommandPath())}
+		return nil, usageError{fmt.Errorf("%s: name a manifest, a folder, or - for standard input", cmd.CommandPath())}
 	}
 	var all manifests
 	for _, name := range names {
@@ -167,8 +167,7 @@ func readManifest(cmd *cobra.Command, name string) (manifests, error) {
 	return files, nil
 }
 
-// showApplied says what became of each object, in the order of the manifest.
-// Warnings go to standard error.
+// showApplied prints what became of each object, in the order of the manifest.
 func showApplied(cmd *cobra.Command, results []*api.ApplyResult) error {
 	for _, r := range results {
 		for _, w := range r.Warnings {

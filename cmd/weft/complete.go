@@ -11,18 +11,18 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 )
 
-// A completer lists what can stand at a place of the command line.
+// completer lists the possible words at a place on the command line.
 type completer = func(cmd *cobra.Command, args []string, begin string) ([]string, cobra.ShellCompDirective)
 
 const onlyThese = cobra.ShellCompDirectiveNoFileComp
 
-// completionTime bounds what a key press may wait for a cluster. Tests wait longer.
+// completionTime bounds how long a key press may wait for a cluster. Tests wait longer.
 var completionTime = 2 * time.Second
 
 // complete sets the completer of a flag that exists.
 func complete(cmd *cobra.Command, flag string, f completer) {
 	if err := cmd.RegisterFlagCompletionFunc(flag, f); err != nil {
-		panic(err) // a flag that is not there: a mistake in this folder
+		panic(err) // the flag does not exist: a bug in this package
 	}
 }
 
@@ -55,8 +55,8 @@ func completeContexts(_ *cobra.Command, _ []string, begin string) ([]string, cob
 	return starting(names, begin), onlyThese | cobra.ShellCompDirectiveNoSpace
 }
 
-// fromCluster completes with names that the chosen clusters know. What cannot
-// be asked in time completes to nothing.
+// fromCluster completes with names that the chosen clusters know. If they do not answer in
+// time, there are no completions.
 func fromCluster(names func(context.Context, *api.Client, *cobra.Command, []string) ([]string, error)) completer {
 	return func(cmd *cobra.Command, args []string, begin string) ([]string, cobra.ShellCompDirective) {
 		all, err := clients(cmd)
@@ -116,7 +116,7 @@ var completeNamespaces = fromCluster(func(ctx context.Context, c *api.Client, _ 
 	return objectNames(ctx, c, "namespaces", "")
 })
 
-// completeObjects completes "KIND" and then "KIND NAME…".
+// completeObjects completes "KIND", then "KIND NAME…".
 func completeObjects(cmd *cobra.Command, args []string, begin string) ([]string, cobra.ShellCompDirective) {
 	if len(args) == 0 {
 		return fixed(kindNames()...)(cmd, args, begin)

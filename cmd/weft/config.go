@@ -133,8 +133,8 @@ func configDeleteCommand() *cobra.Command {
 	}
 }
 
-// ownContextsPath is the operator's own file. The one that an API server writes
-// is not changed for anybody: where that is in use, the own one begins.
+// ownContextsPath is the operator's own file. The file that an API server writes is never
+// changed: if that one is in use, changes start a file of the operator's own.
 func ownContextsPath() (string, error) {
 	if path := api.ConfigPath(); path != api.AdminConfigPath || os.Getenv("WEFT_CONFIG") != "" {
 		return path, nil
@@ -146,7 +146,7 @@ func ownContextsPath() (string, error) {
 	return filepath.Join(home, ".config", "weft", "config"), nil
 }
 
-// ownContexts is what is to be changed: empty if nothing is there yet.
+// ownContexts returns the contexts to change, empty if there is no file yet.
 func ownContexts() (*api.Config, error) {
 	if _, err := os.Stat(api.ConfigPath()); errors.Is(err, os.ErrNotExist) {
 		return &api.Config{}, nil

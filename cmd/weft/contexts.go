@@ -14,11 +14,11 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 )
 
-// globalFlags are those of every command that talks to a cluster.
+// globalFlags adds the flags of all commands that talk to a cluster.
 func globalFlags(root *cobra.Command) {
 	flags := root.PersistentFlags()
 	flags.StringSliceP("context", "c", nil, "contexts of the clusters to talk to, or all")
-	flags.StringP("namespace", "n", "", "namespace; without it lists show all, otherwise default is used")
+	flags.StringP("namespace", "n", "", "namespace; without it, lists show all and other commands use default")
 	flags.StringP("output", "o", "table", "table, wide, name, json or yaml")
 	flags.Duration("timeout", 30*time.Second, "time limit of a request; streams have none")
 	complete(root, "context", completeContexts)
@@ -26,7 +26,7 @@ func globalFlags(root *cobra.Command) {
 	complete(root, "output", fixed(formats...))
 }
 
-// clients connects to the contexts of -c. Without -c it is the current one.
+// clients connects to the contexts given with -c, or to the current one.
 func clients(cmd *cobra.Command) ([]*api.Client, error) {
 	names := chosen(cmd)
 	file, err := contexts()
@@ -50,8 +50,7 @@ func clients(cmd *cobra.Command) ([]*api.Client, error) {
 	return all, nil
 }
 
-// chosen are the values of -c, each once: completion reads the command line
-// twice.
+// chosen returns the values of -c, each once: completion parses the command line twice.
 func chosen(cmd *cobra.Command) (names []string) {
 	all, _ := cmd.Flags().GetStringSlice("context")
 	for _, name := range all {
@@ -62,7 +61,7 @@ func chosen(cmd *cobra.Command) (names []string) {
 	return names
 }
 
-// several tells whether -c may name more than one cluster.
+// several reports whether -c may name more than one cluster.
 func several(cmd *cobra.Command) bool {
 	names := chosen(cmd)
 	return len(names) > 1 || slices.Contains(names, "all")
@@ -93,10 +92,10 @@ func clientOf(file *api.Config, name string) (*api.Client, error) {
 	return c, nil
 }
 
-// client connects to the one context of -c.
+// client connects to the single context of -c.
 func client(cmd *cobra.Command) (*api.Client, error) { return clientFor(cmd, cmd.CommandPath()) }
 
-// clientFor is client for a part of a command, which the error names.
+// clientFor is client for a part of a command, which its error names.
 func clientFor(cmd *cobra.Command, what string) (*api.Client, error) {
 	all, err := clients(cmd)
 	if err != nil {
@@ -108,7 +107,7 @@ func clientFor(cmd *cobra.Command, what string) (*api.Client, error) {
 	return all[0], nil
 }
 
-// patient is the command's context with --timeout.
+// patient returns the command's context limited by --timeout.
 func patient(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 	timeout, err := cmd.Flags().GetDuration("timeout")
 	if err != nil || timeout <= 0 {
@@ -117,14 +116,13 @@ func patient(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(cmd.Context(), timeout)
 }
 
-// namespace is the value of -n, empty when it is not given.
+// namespace returns the value of -n, empty if it is not given.
 func namespace(cmd *cobra.Command) string {
 	ns, _ := cmd.Flags().GetString("namespace")
 	return ns
 }
 
-// each asks every chosen cluster. The answers of those that gave one are
-// returned even when others failed.
+// each asks every chosen cluster. It returns the answers it got even if others failed.
 func each[T any](cmd *cobra.Command, ask func(context.Context, *api.Client) (T, error)) ([]T, error) {
 	all, err := clients(cmd)
 	if err != nil {
@@ -135,14 +133,13 @@ func each[T any](cmd *cobra.Command, ask func(context.Context, *api.Client) (T, 
 	return askAll(ctx, all, ask)
 }
 
-// halfDone is the error of an act that has done something before it: its answer
-// says what.
+// halfDone is the error of a command that failed halfway; its answer says what was done.
 type halfDone struct{ error }
 
 func (e halfDone) Unwrap() error { return e.error }
 
-// askAll asks all at once, so that one which does not answer takes none of the
-// others' time, and closes them. Answers and errors are in the order of all.
+// askAll asks all clients at once, so that one that does not answer does not delay the
+// others, and closes them. Answers and errors are in the order of all.
 func askAll[T any](ctx context.Context, all []*api.Client, ask func(context.Context, *api.Client) (T, error)) ([]T, error) {
 	answers, failed := make([]T, len(all)), make([]error, len(all))
 	var asked sync.WaitGroup
@@ -166,7 +163,7 @@ func askAll[T any](ctx context.Context, all []*api.Client, ask func(context.Cont
 	return given, errors.Join(failed...)
 }
 
-// on works on the one chosen cluster.
+// on runs work on the single chosen cluster.
 func on(cmd *cobra.Command, work func(context.Context, *api.Client) error) error {
 	c, err := client(cmd)
 	if err != nil {
@@ -178,9 +175,8 @@ func on(cmd *cobra.Command, work func(context.Context, *api.Client) error) error
 	return advised(c, work(ctx, c))
 }
 
-// advised makes a hint that says how to see what there is name the cluster that
-// was asked, unless its context is the current one. A server does not know by
-// which name it was asked.
+// advised adds the context to the commands in a hint, unless it is the current one: a
+// server does not know by which name it was asked.
 func advised(c *api.Client, err error) error {
 	var refusal *api.Error
 	if !absent(err) || !errors.As(err, &refusal) {
@@ -196,7 +192,7 @@ func advised(c *api.Client, err error) error {
 	return hinted{err, strings.ReplaceAll(refusal.Hint, "`weft ", "`weft -c "+c.Name()+" ")}
 }
 
-// groupCommand is a command that only holds others.
+// groupCommand returns a command that only groups others.
 func groupCommand(use, short, group string, commands ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, GroupID: group, Args: subcommand}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
@@ -204,7 +200,7 @@ func groupCommand(use, short, group string, commands ...*cobra.Command) *cobra.C
 	return cmd
 }
 
-// subcommand refuses what is no command, and says which there are.
+// subcommand refuses an unknown command and suggests others.
 func subcommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil

@@ -10,7 +10,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 )
 
-// One that does not answer until all the others have takes nothing from them.
+// A cluster that does not answer delays none of the others' answers.
 func TestEveryClusterIsAskedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		all := []*api.Client{api.NewUnixClient("a"), api.NewUnixClient("b"), api.NewUnixClient("c")}

@@ -16,17 +16,17 @@ func debugCommand() *cobra.Command {
 		debugTablesCommand(), debugTableCommand(), debugMapsCommand(), debugMapCommand(), debugLanesCommand(), debugAgentCommand())
 }
 
-// agentFlags choose an agent: one of a cluster by --node, else this machine's.
+// agentFlags choose an agent: one in a cluster with --node, otherwise this machine's.
 type agentFlags struct{ node, socket string }
 
 func (a *agentFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&a.node, "node", "", "node to ask, through its cluster: node or cluster/node")
+	cmd.Flags().StringVar(&a.node, "node", "", "node to ask, through its cluster (node or cluster/node)")
 	a.addLocal(cmd)
 	complete(cmd, "node", completeNodes)
 }
 
 func (a *agentFlags) addLocal(cmd *cobra.Command) {
-	cmd.Flags().Bool("local", true, "ask the agent of this machine (the default without --node)")
+	cmd.Flags().Bool("local", true, "ask this machine's agent (the default without --node)")
 	cmd.Flags().StringVar(&a.socket, "socket", agentSocket, "the socket of this machine's agent")
 }
 
@@ -113,8 +113,8 @@ func debugTableCommand() *cobra.Command {
 	return cmd
 }
 
-// agentTable shows an agent's table, with the agent before each row: a cluster
-// or node in the row itself is what the row is about.
+// agentTable shows an agent's table, with the agent in front of each row: a cluster or node
+// in the row itself is the row's subject.
 func agentTable(l *api.Table) table {
 	t := table{columns: append(columns("AT"), columns(headings(l.Columns)...)...), empty: "table " + l.Name + " is empty", name: 1, ordered: true}
 	for _, row := range l.Rows {

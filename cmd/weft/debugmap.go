@@ -19,16 +19,16 @@ import (
 	"github.com/weft-mesh/weft/bpf"
 )
 
-// What packets meet stands in the kernel's maps, agent or no agent, so these
-// commands read them from there.
+// What packets see is in the kernel's maps, with or without an agent, so these commands
+// read them there.
 
-// A kernelMap is the shape of one map: its rows in Go.
+// kernelMap describes one map and the Go types of its rows.
 type kernelMap struct {
 	name       string
 	key, value reflect.Type
 }
 
-// kernelMaps are the maps of package bpf, in the order a packet meets them.
+// kernelMaps returns the maps of package bpf, in the order in which a packet meets them.
 func kernelMaps() (all []kernelMap) {
 	maps := reflect.TypeFor[bpf.Maps]()
 	for i := range maps.NumField() {
@@ -40,10 +40,10 @@ func kernelMaps() (all []kernelMap) {
 	return all
 }
 
-// open opens the newest layout of the map, for reading alone.
+// open opens the newest layout of the map, read-only.
 func (k kernelMap) open(dir string) (*ebpf.Map, error) {
 	if _, err := os.ReadDir(dir); errors.Is(err, fs.ErrPermission) {
-		return nil, incapable{fmt.Errorf("the maps in %s are root's alone: %w", dir, err)}
+		return nil, incapable{fmt.Errorf("only root may read the maps in %s: %w", dir, err)}
 	}
 	pins, err := filepath.Glob(filepath.Join(dir, "weft_"+k.name+"_v*"))
 	if err != nil || len(pins) == 0 {
@@ -60,17 +60,17 @@ func (k kernelMap) open(dir string) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// newest is the pin with the highest version at its end.
+// newest returns the pin with the highest version at its end.
 func newest(pins []string) string {
 	return slices.MaxFunc(pins, func(a, b string) int { return cmp.Or(len(a)-len(b), strings.Compare(a, b)) })
 }
 
-// rowsAtOnce is how many rows one system call reads.
+// rowsAtOnce is the number of rows that one system call reads.
 const rowsAtOnce = 4096
 
-// rows reads the map. In an array a row of zeros is none.
+// rows reads the map. In an array, rows of zeros are skipped.
 func (k kernelMap) rows(m *ebpf.Map, yield func(key, value reflect.Value)) error {
-	if m.Type() == ebpf.LPMTrie { // its batches start over at every call
+	if m.Type() == ebpf.LPMTrie { // its batches restart at every call
 		key, value := reflect.New(k.key), reflect.New(k.value)
 		entries := m.Iterate()
 		for entries.Next(key.Interface(), value.Interface()) {
@@ -85,7 +85,7 @@ func (k kernelMap) rows(m *ebpf.Map, yield func(key, value reflect.Value)) error
 	for size := rowsAtOnce; ; {
 		keys, values := reflect.MakeSlice(reflect.SliceOf(k.key), size, size), reflect.MakeSlice(reflect.SliceOf(k.value), size, size)
 		n, err := m.BatchLookup(&cursor, keys.Interface(), values.Interface(), nil)
-		if errors.Is(err, unix.ENOSPC) && n == 0 { // a bucket that does not fit whole is not begun
+		if errors.Is(err, unix.ENOSPC) && n == 0 { // a bucket that does not fit is not started
 			size *= 2
 			continue
 		}
@@ -103,7 +103,7 @@ func (k kernelMap) rows(m *ebpf.Map, yield func(key, value reflect.Value)) error
 	}
 }
 
-// heads are the fields of key and value.
+// heads returns the field names of key and value.
 func (k kernelMap) heads() []string {
 	return append(fieldNames(k.key, "KEY"), fieldNames(k.value, "VALUE")...)
 }
@@ -136,8 +136,8 @@ func fieldTexts(v reflect.Value) (texts []string) {
 	return texts
 }
 
-// rowText shows one field, an address that is none as nothing. Of a list of
-// structs only those in use are shown.
+// rowText formats one field; an invalid address is empty. Of a list of structs, only those
+// in use are shown.
 func rowText(v reflect.Value) string {
 	if addr, ok := v.Interface().(bpf.Addr); ok && !addr.Netip().IsValid() {
 		return ""
@@ -157,13 +157,13 @@ func rowText(v reflect.Value) string {
 	return fmt.Sprint(v.Interface())
 }
 
-// table has the machine before each row: a cluster or node in the row itself is
-// what the row is about.
+// table has the machine in front of each row: a cluster or node in the row itself is the
+// row's subject.
 func (k kernelMap) table() table {
 	return table{columns: columns(append([]string{"AT"}, k.heads()...)...), name: 1, empty: "map " + k.name + " is empty"}
 }
 
-// document is a row by the names of its columns.
+// document returns a row by the names of its columns.
 func (t *table) document(row []string) map[string]string {
 	named := map[string]string{}
 	for i, c := range t.columns {
@@ -172,7 +172,7 @@ func (t *table) document(row []string) map[string]string {
 	return named
 }
 
-// mapNames are the names of all maps.
+// mapNames returns the names of all maps.
 func mapNames() []string {
 	var names []string
 	for _, k := range kernelMaps() {
@@ -186,7 +186,7 @@ func debugMapsCommand() *cobra.Command {
 	var here machine
 	cmd := &cobra.Command{
 		Use:   "maps",
-		Short: "Show the kernel's maps and their fill",
+		Short: "Show the kernel's maps and their usage",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			type usage struct {
@@ -226,7 +226,7 @@ func debugMapCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "map NAME",
 		Short:             "Show the rows of a kernel map",
-		Long:              "Show the rows of one of the kernel's maps on this machine. It needs root, but no agent.\n\nMaps: " + strings.Join(mapNames(), ", ") + ".",
+		Long:              "Show the rows of one of the kernel's maps on this machine. Needs root, but no agent.\n\nMaps: " + strings.Join(mapNames(), ", ") + ".",
 		Example:           "  weft debug map flows\n  weft debug map policy -o json",
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(fixed(mapNames()...)),

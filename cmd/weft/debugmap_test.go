@@ -41,7 +41,7 @@ func TestRowsOfKernelMapsAreReadable(t *testing.T) {
 	}
 }
 
-// Every row has a size of its own, as the kernel does.
+// Every row has a fixed size, as in the kernel.
 func TestKernelMapsHaveFixedRows(t *testing.T) {
 	if n := len(kernelMaps()); n < 15 {
 		t.Errorf("found %d maps", n)

@@ -21,9 +21,9 @@ func deleteCommand() *cobra.Command {
 	var opts api.ManifestOptions
 	cmd := &cobra.Command{
 		Use:     "delete KIND NAME… | KIND -l SELECTOR | -f FILE",
-		Short:   "Delete objects, by name or as manifests list them",
+		Short:   "Delete objects by name, label or manifest",
 		GroupID: operate,
-		Long: "Delete objects by kind and name, or those that manifests list. Objects of a manifest that\n" +
+		Long: "Delete objects by kind and name or label, or those in manifests. Objects of a manifest that\n" +
 			"do not exist are reported, not treated as errors; a name that does not exist is an error.\n" +
 			"Namespaces are resolved as in weft apply.",
 		Example:           "  weft delete pod web-1 -n shop\n  weft delete pod/web-1 -n shop\n  weft delete pods -n shop -l app=web\n  weft delete -f web.yaml",
@@ -37,7 +37,7 @@ func deleteCommand() *cobra.Command {
 			return errors.Join(showApplied(cmd, results), err)
 		},
 	}
-	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "delete what this manifest lists")
+	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "delete the objects in this manifest")
 	ignoreUnknownFlag(cmd, &opts)
 	selectorFlag(cmd, &selector)
 	return cmd
@@ -69,7 +69,7 @@ func deletion(cmd *cobra.Command, files []string, opts api.ManifestOptions, sele
 	}
 	k, err := kindOf(args[0])
 	if err != nil && slices.Contains(manifestEndings, filepath.Ext(args[1])) {
-		err = hinted{err, "delete what a manifest lists with -f: `weft delete -f FILE`"}
+		err = hinted{err, "to delete the objects in a manifest, use `weft delete -f FILE`"}
 	}
 	if err != nil {
 		return nil, err
@@ -79,11 +79,11 @@ func deletion(cmd *cobra.Command, files []string, opts api.ManifestOptions, sele
 	}, nil
 }
 
-// selected deletes the objects of a kind that have certain labels, in one
-// namespace: that of -n, or default.
+// selected deletes the objects of a kind that match a selector, in one namespace: the
+// one given with -n, or default.
 func selected(cmd *cobra.Command, selector string, args []string) (func(context.Context, *api.Client) (*api.ApplyResult, error), error) {
 	if len(args) != 1 {
-		return nil, usageError{errors.New("weft delete: give one kind beside a selector, and no names")}
+		return nil, usageError{errors.New("weft delete: with a selector, give one kind and no names")}
 	}
 	k, err := kindOf(args[0])
 	if err != nil {
@@ -108,7 +108,7 @@ func selected(cmd *cobra.Command, selector string, args []string) (func(context.
 			}
 		}
 		if len(names) == 0 {
-			return nil, api.NotFound("`weft get "+k.plural+" -o wide` shows their labels", "cluster %s has no %s that %s chooses", l.Cluster, k.plural, selector)
+			return nil, api.NotFound("`weft get "+k.plural+" -o wide` shows their labels", "cluster %s has no %s matching %s", l.Cluster, k.plural, selector)
 		}
 		return deleteNames(ctx, c, k, objectNamespace(cmd, k), names)
 	}, nil

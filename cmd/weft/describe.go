@@ -20,10 +20,10 @@ import (
 func describeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "describe KIND NAME…",
-		Short:   "Show all that is known of an object",
+		Short:   "Show everything known about an object",
 		GroupID: look,
-		Long: "Show all that is known of an object, a node or a peer: what was applied, what became of it,\n" +
-			"and what of it needs attention. -o json and yaml are those of the lists it is taken from.",
+		Long: "Show everything known about an object, a node or a peer: what was applied, what became of\n" +
+			"it, and what needs attention. -o json and yaml print the object as `weft get` does.",
 		Example:           "  weft describe pod web-1 -n shop\n  weft -c all describe service web\n  weft describe node east-1",
 		Args:              usageArgs(cobra.MinimumNArgs(1)),
 		ValidArgsFunction: completeDescribed,
@@ -53,8 +53,8 @@ func describeCommand() *cobra.Command {
 	}
 }
 
-// getDescribed is for programs: the document that `get`, `node list` or `peer
-// list` has.
+// getDescribed prints for programs the document that `get`, `node list` or `peer list`
+// prints.
 func getDescribed(cmd *cobra.Command, args []string) error {
 	switch args[0] {
 	case "node", "nodes", "peer", "peers":
@@ -67,7 +67,7 @@ func getDescribed(cmd *cobra.Command, args []string) error {
 	return getObjects(cmd, k, args[1:], labels.Everything())
 }
 
-// description is a list of names with values, some of them of several lines.
+// description is a list of names and values, some of several lines.
 type description struct{ lines [][2]string }
 
 func (d *description) add(name, value string) {
@@ -95,7 +95,7 @@ func (d *description) write(out io.Writer) error {
 	return nil
 }
 
-// cells adds what a table has of a row, but for columns that are named.
+// cells adds the cells of a table's row, except for the columns named in but.
 func (d *description) cells(columns []column, row []string, but ...string) {
 	for i, c := range columns {
 		if head := strings.TrimPrefix(c.head, "*"); !slices.Contains(but, head) {
@@ -104,7 +104,7 @@ func (d *description) cells(columns []column, row []string, but ...string) {
 	}
 }
 
-// concerns adds what of the cluster's concerns is about the object.
+// concerns adds the cluster's concerns about the object.
 func (d *description) concerns(status *api.Status, is func(api.Concern) bool) {
 	var lines []string
 	for _, c := range slices.Concat(status.Concerns, status.Settling) {
@@ -115,7 +115,7 @@ func (d *description) concerns(status *api.Status, is func(api.Concern) bool) {
 	d.add("Needs attention", strings.Join(lines, "\n"))
 }
 
-// title is a column's head as a name: "POD-CIDR" is "Pod CIDR".
+// title turns a column's head into a name: "POD-CIDR" becomes "Pod CIDR".
 func title(head string) string {
 	words := strings.Split(strings.ToLower(head), "-")
 	for i, w := range words {
@@ -157,7 +157,7 @@ func describe(ctx context.Context, cmd *cobra.Command, c *api.Client, word strin
 	return all, nil
 }
 
-// describeRows is for what has no manifest.
+// describeRows describes objects that have no manifest.
 func describeRows(status *api.Status, t table, kind string, names []string) (all []description, err error) {
 	for _, name := range names {
 		i := slices.IndexFunc(t.rows, func(row []string) bool { return row[t.name] == name })
@@ -223,7 +223,7 @@ func describeObject(ctx context.Context, c *api.Client, status *api.Status, k ki
 	return d, nil
 }
 
-// backends adds those of a service, in every cluster.
+// backends adds the backends of a service in every cluster.
 func (d *description) backends(ctx context.Context, c *api.Client, namespace, name string) error {
 	l, err := c.Services(ctx)
 	if err != nil {
@@ -240,7 +240,7 @@ func (d *description) backends(ctx context.Context, c *api.Client, namespace, na
 	return nil
 }
 
-// holders adds the services that a pod stands behind.
+// holders adds the services that a pod is a backend of.
 func (d *description) holders(ctx context.Context, c *api.Client, cluster, namespace, address string) error {
 	l, err := c.Services(ctx)
 	if err != nil || address == "" {
@@ -258,7 +258,7 @@ func (d *description) holders(ctx context.Context, c *api.Client, cluster, names
 	return nil
 }
 
-// lines is a map, a line for each entry.
+// lines returns a map as one line per entry.
 func lines(m map[string]string) string {
 	var all []string
 	for k, v := range m {

@@ -34,15 +34,15 @@ const exitCodes = `Exit codes:
   2  the command line or a file it names was not understood
   3  a cluster could not be reached, or does not accept the certificate;
      answers of the others are shown
-  4  this machine cannot do it: no root, no BPF, kernel too old, an
-     address in use, another process of the kind`
+  4  this machine cannot do it: not root, no BPF, kernel too old, address
+     in use, or the process is already running`
 
 // usageError is a mistake on the command line.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// incapable says what this machine lacks.
+// incapable is an error about something this machine lacks.
 type incapable struct{ error }
 
 func (e incapable) Unwrap() error { return e.error }
@@ -55,15 +55,15 @@ type hinted struct {
 
 func (e hinted) Unwrap() error { return e.error }
 
-// said is an error that was printed when it happened; finish adds its hint.
+// said is an error that has been printed already; finish adds only its hint.
 type said struct{ error }
 
 func (e said) Unwrap() error { return e.error }
 
-// errNo ends a command whose output has said why the answer is no.
+// errNo ends a command whose output has already explained the negative answer.
 var errNo = errors.New("the answer is no")
 
-// usageArgs makes a wrong number of arguments a usage error that says how the
+// usageArgs turns a wrong number of arguments into a usage error that shows how the
 // command is written.
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
@@ -78,10 +78,10 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 func finish(root *cobra.Command, err error) int {
 	var lines, hints []string
 	for _, one := range parts(err) {
-		if one == nil || one == errNo { // what was joined to errNo is still to be said
+		if one == nil || one == errNo { // errors joined to errNo are still to be printed
 			continue
 		}
-		// A command names itself by its whole path, which begins with ours.
+		// A command names itself by its full path, which begins with "weft".
 		if !errors.As(one, new(said)) {
 			lines = append(lines, "weft: "+strings.TrimPrefix(strings.TrimPrefix(one.Error(), "weft: "), "weft "))
 		}
@@ -89,7 +89,7 @@ func finish(root *cobra.Command, err error) int {
 			hints = append(hints, "hint: "+hint)
 		}
 	}
-	printed := map[string]bool{} // several clusters may have the same to say
+	printed := map[string]bool{} // several clusters may report the same
 	for _, line := range append(lines, hints...) {
 		if !printed[line] {
 			fmt.Fprintln(root.ErrOrStderr(), printableLines(line))
@@ -99,11 +99,10 @@ func finish(root *cobra.Command, err error) int {
 	return exitCode(err)
 }
 
-// parts are the errors that were joined to one, such as those of several
-// clusters.
+// parts returns the errors that were joined into one, such as those of several clusters.
 func parts(err error) (all []error) {
 	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok || err.Error() != errors.Join(joined.Unwrap()...).Error() { // a sentence about several errors is one
+	if !ok || err.Error() != errors.Join(joined.Unwrap()...).Error() { // a message that wraps several errors is one error
 		return []error{err}
 	}
 	for _, one := range joined.Unwrap() {
@@ -112,8 +111,8 @@ func parts(err error) (all []error) {
 	return all
 }
 
-// exitCode is the code of an error, of several the highest. An error may name
-// its own with a method ExitCode.
+// exitCode returns the code of an error, the highest if there are several. An error may
+// define its own with a method ExitCode.
 func exitCode(err error) int {
 	if all := parts(err); len(all) > 1 {
 		highest := exitOK
@@ -154,8 +153,8 @@ func unreachable(err error) bool {
 		errors.Is(err, context.DeadlineExceeded)
 }
 
-// connection is the error of reaching somebody, or of speaking with them. It is
-// nil where we wait for others to reach us.
+// connection returns the error of connecting to a remote, or of talking to it. It is nil
+// if we were waiting for others to connect.
 func connection(err error) *net.OpError {
 	var op *net.OpError
 	if !errors.As(err, &op) || listening(err) {
@@ -164,22 +163,22 @@ func connection(err error) *net.OpError {
 	return op
 }
 
-// listening tells that this machine could not take the address we were to
-// listen at: another process has it, it is forbidden, or not the machine's.
+// listening reports whether this machine could not listen on the address: it is in use,
+// forbidden, or not one of the machine's.
 func listening(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "listen"
 }
 
-// forbidden tells that this machine did not let us. A connection to another
-// one may be forbidden too, by a firewall of ours: that one is unreachable.
+// forbidden reports whether this machine denied permission. A remote that a local
+// firewall forbids is unreachable instead.
 func forbidden(err error) bool {
 	to := connection(err)
 	return errors.Is(err, fs.ErrPermission) && (to == nil || to.Net == "unix")
 }
 
-// explain turns a known cause into advice; it is empty where the error says
-// all there is.
+// explain turns a known cause into advice; it is empty if the error already says
+// everything.
 func explain(err error) (hint string) {
 	var refusal *api.Error
 	var hostname x509.HostnameError
@@ -194,11 +193,11 @@ func explain(err error) (hint string) {
 	case errors.As(err, &hostname):
 		return "the context's server is not one of the names in the server's certificate; name it in the API server's configuration, or use an address it has"
 	case to != nil && to.Net == "unix" && errors.Is(err, fs.ErrPermission):
-		return "run it as root: the socket is root's alone"
+		return "run it as root: only root may use the socket"
 	case to != nil && to.Net == "unix":
 		return "is `weft agent` running on this machine? Its socket is " + agentSocket + "; name another with --socket"
 	case errors.Is(err, context.DeadlineExceeded):
-		return "give it longer with --timeout, or look whether `weft apiserver` runs there"
+		return "allow more time with --timeout, or check whether `weft apiserver` runs there"
 	case to != nil && to.Op == "dial":
 		return "does `weft apiserver` run there, and is the context's server right? `weft version -o json` shows which file the contexts come from"
 	case listening(err) && errors.Is(err, syscall.EADDRINUSE):

@@ -43,7 +43,7 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-// A listener that fails is told apart from a cluster that is away.
+// A listener that fails is distinguished from a cluster that is unreachable.
 func TestAdviceOnListening(t *testing.T) {
 	for name, c := range map[string]struct {
 		err  *net.OpError
@@ -64,7 +64,7 @@ func TestAdviceOnListening(t *testing.T) {
 	}
 }
 
-// errNo says nothing, what was joined to it does.
+// errNo prints nothing; what was joined to it is printed.
 func TestFinishPrints(t *testing.T) {
 	for name, c := range map[string]struct {
 		err  error

@@ -21,8 +21,8 @@ import (
 	"github.com/weft-mesh/weft/flow"
 )
 
-// fake is one cluster's API server with a state that does not move, except for
-// its peers. Its answers are what the real one's types say.
+// fake is a cluster's API server with fixed state, except for its peers. It answers with
+// the types of the real one.
 type fake struct {
 	*httptest.Server
 	name  string
@@ -96,7 +96,7 @@ func (f *fake) answer(of func(*http.Request) (any, error)) http.HandlerFunc {
 	}
 }
 
-// serveAgent is the agent of a node on its socket.
+// serveAgent serves the API of a node's agent on a socket.
 func serveAgent(path string) (stop func(), err error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/observe", serveFlows("east"))
@@ -250,7 +250,7 @@ func (f *fake) apply(action api.Action) func(*http.Request) (any, error) {
 	}
 }
 
-// stored are the objects of every fake cluster, by plural and name.
+// stored holds the objects of every fake cluster, by plural and name.
 var stored = map[string]map[string]string{
 	"pods": {
 		"web-1":      `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web-1","namespace":"shop","labels":{"app":"web"},"creationTimestamp":"2026-01-02T11:00:00Z"},"spec":{"nodeName":"east-1"}}`,
@@ -309,8 +309,8 @@ func (f *fake) watch(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveFlows has two flows, the older one of west's clock behind east's.
-// The agent of west's second node is dead.
+// serveFlows serves two flows; the older one in west has a clock behind east's. The agent
+// of west's second node is dead.
 func serveFlows(cluster string) http.HandlerFunc {
 	ring := flow.NewRing(8)
 	denied := flow.Flow{Time: noon.Add(-time.Minute), Verdict: flow.Dropped, Reason: "policy-denied", DefaultDeny: true, Direction: flow.Ingress, Protocol: "TCP",

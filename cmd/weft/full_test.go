@@ -11,7 +11,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 )
 
-// What was not written is an error: a script must not take a part for all.
+// A failed write is an error: a script must not mistake part of the output for all of it.
 func TestAFullDiskIsAnError(t *testing.T) {
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
@@ -24,7 +24,7 @@ func TestAFullDiskIsAnError(t *testing.T) {
 		"listing": func(cmd *cobra.Command) error { return show(cmd, []string{"web-1"}, pods) },
 		"applied": func(cmd *cobra.Command) error { return showApplied(cmd, applied) },
 		"checked": func(cmd *cobra.Command) error {
-			return showChecked(cmd, []checked{{File: "a.yaml", Problems: []string{"holds no policy"}}})
+			return showChecked(cmd, []checked{{File: "a.yaml", Problems: []string{"contains no policy"}}})
 		},
 		"status": func(cmd *cobra.Command) error { return showStatus(cmd, []*api.Status{{}}) },
 	} {

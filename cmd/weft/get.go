@@ -21,8 +21,8 @@ func getCommand() *cobra.Command {
 		Use:     "get KIND[,KIND…] [NAME…]",
 		Short:   "Show objects as they were applied",
 		GroupID: operate,
-		Long: "Show objects as they were applied: all of a kind, or those named. Without -n a list is of\n" +
-			"all namespaces. Of several kinds -o name gives KIND/NAME.\n\nKinds: " +
+		Long: "Show objects as they were applied: all of a kind, or those named. Lists cover all namespaces\n" +
+			"unless -n is given. With several kinds, -o name prints KIND/NAME.\n\nKinds: " +
 			strings.Join(kindNames(), ", ") + ".",
 		Example: "  weft get pods -n shop\n  weft -c east,west get services\n" +
 			"  weft get cnp web -n shop -o yaml\n  weft get pods -l app=web --watch",
@@ -66,7 +66,7 @@ func getCommand() *cobra.Command {
 	return cmd
 }
 
-// getKinds shows several kinds, one after the other.
+// getKinds shows several kinds, one after another.
 func getKinds(cmd *cobra.Command, kinds []kind, chosen labels.Selector) error {
 	f, err := format(cmd)
 	if err != nil {
@@ -80,7 +80,7 @@ func getKinds(cmd *cobra.Command, kinds []kind, chosen labels.Selector) error {
 		lists, t, err := listObjects(cmd, k, nil, chosen)
 		failed = errors.Join(failed, err)
 		if err != nil && len(lists) == 0 {
-			break // nobody answers
+			break // no cluster answers
 		}
 		if !together {
 			if i > 0 {
@@ -101,8 +101,8 @@ func getKinds(cmd *cobra.Command, kinds []kind, chosen labels.Selector) error {
 	return showPart(cmd, all, names, failed)
 }
 
-// listObjects asks for all of a kind, or for the named ones in the order given,
-// and returns the answers as they are and as a table, even if not all answered.
+// listObjects gets all objects of a kind, or the named ones in the order given, and
+// returns the raw answers and a table, even if not all clusters answered.
 func listObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Selector) (lists []*api.ObjectList, t table, err error) {
 	lists, err = each(cmd, func(ctx context.Context, c *api.Client) (*api.ObjectList, error) {
 		if len(names) == 0 {
@@ -145,7 +145,7 @@ func getObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Select
 	if err != nil && len(lists) == 0 {
 		return err
 	}
-	// YAML is what can be applied again; so is the JSON of named objects.
+	// YAML output can be applied again; so can the JSON of named objects.
 	return errors.Join(showObjects(cmd, lists, t, f == "yaml" || f == "json" && len(names) > 0), err)
 }
 
@@ -161,7 +161,7 @@ func showObjects(cmd *cobra.Command, lists []*api.ObjectList, t table, applied b
 	return show(cmd, lists, t)
 }
 
-// objectNamespace is where a named object is looked for.
+// objectNamespace is the namespace of a named object.
 func objectNamespace(cmd *cobra.Command, k kind) string {
 	if k.clusters {
 		return ""
@@ -172,14 +172,14 @@ func objectNamespace(cmd *cobra.Command, k kind) string {
 	return "default"
 }
 
-// watchObjects prints a table of what there is, and a row for each change.
+// watchObjects prints a table of the current objects, then a row for each change.
 func watchObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Selector) error {
 	f, err := format(cmd)
 	if err != nil {
 		return err
 	}
 	if f == "name" {
-		return usageError{errors.New("names do not say what happened to them; watch with -o table, json or yaml")}
+		return usageError{errors.New("--watch does not support -o name; use table, json or yaml")}
 	}
 	c, err := clientFor(cmd, cmd.CommandPath()+" --watch")
 	if err != nil {
@@ -219,7 +219,7 @@ func watchObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Sele
 			t.rows = append(t.rows, append(row, make([]string, len(t.columns)-len(row))...))
 		}
 		if !synced || len(t.rows) == 0 {
-			return nil // what there is already makes one table
+			return nil // the current objects make one table
 		}
 		err := t.write(out, f == "wide", colourful(out))
 		t.rows = nil
@@ -228,8 +228,8 @@ func watchObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Sele
 	return ended(cmd, err)
 }
 
-// eventRow is what a watch shows of a change: of an object that is gone, only
-// which it was.
+// eventRow is the row that a watch shows for a change. Of a deleted object only the
+// name is known.
 func (k kind) eventRow(ev api.WatchEvent) ([]string, error) {
 	row := []string{ev.Cluster, ev.Namespace, ev.Name}
 	if k.clusters {

@@ -50,9 +50,9 @@ func identityGetCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "get NUMBER|NAME",
 		Short: "Show what an identity stands for",
-		Long: "Show what an identity stands for. Reserved ones, such as world, mean the same everywhere\n" +
-			"and are answered without asking a cluster. Those from 16777216 on stand for prefixes of\n" +
-			"policies; each node has its own, which `weft debug map prefixes` shows there.",
+		Long: "Show what an identity stands for. Reserved ones, such as world, mean the same everywhere and\n" +
+			"are answered without asking a cluster. Numbers from 16777216 up stand for prefixes in\n" +
+			"policies; each node assigns its own, which `weft debug map prefixes` shows there.",
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := identity.ParseNumber(args[0])
@@ -65,7 +65,7 @@ func identityGetCommand() *cobra.Command {
 					rows: [][]string{{"any", fmt.Sprint(one.ID), one.Labels}}})
 			}
 			if n.Scope() == identity.ScopeLocal {
-				return hinted{fmt.Errorf("identity %d stands for what a policy tells apart (a prefix, or the address or port of a pod), and each node numbers those for itself", n),
+				return hinted{fmt.Errorf("identity %d is local to a node: it stands for something a policy distinguishes (a prefix, or the address or port of a pod), and each node numbers these itself", n),
 					"`weft debug map prefixes` and `weft debug map ips` show who has it, on the node that reported the number"}
 			}
 			lists, t, err := identities(cmd, func(i api.Identity) bool { return i.ID == uint32(n) })
@@ -75,7 +75,7 @@ func identityGetCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return hinted{fmt.Errorf("nobody has identity %d: not this cluster, and no peer that it knows", n), "`weft identity list` shows those there are"}
+			return hinted{fmt.Errorf("identity %d is not known to this cluster or its peers", n), "`weft identity list` shows those there are"}
 		},
 	}
 }

@@ -15,14 +15,14 @@ import (
 	"github.com/weft-mesh/weft/service"
 )
 
-// A kind of object as `weft get` shows it. Every listing begins with cluster,
-// namespace and name and ends with the age; cells are what is between.
+// kind is a kind of object as `weft get` shows it. Every listing begins with cluster,
+// namespace and name and ends with the age; cells are the columns between.
 type kind struct {
 	plural   string
-	names    []string // other words for it
+	names    []string // aliases
 	columns  []column
 	cells    func(raw []byte) ([]string, error)
-	clusters bool // it has no namespace
+	clusters bool // cluster-wide, without namespace
 }
 
 var kinds = []kind{
@@ -82,7 +82,7 @@ func kindOf(word string) (kind, error) {
 	return kind{}, usageError{fmt.Errorf("there is no kind %q; choose from %s", word, strings.Join(kindNames(), ", "))}
 }
 
-// elsewhere is the command that shows what has no manifest, or several kinds.
+// elsewhere returns the command that shows what has no manifest, or several kinds.
 func elsewhere(word string) string {
 	switch word {
 	case "node", "nodes":
@@ -107,7 +107,7 @@ func kindNames() []string {
 	return names
 }
 
-// cells makes a kind's cells from its decoded objects.
+// cells adapts a function on a kind's decoded object to its raw form.
 func cells[T any](of func(*T) []string) func([]byte) ([]string, error) {
 	return func(raw []byte) ([]string, error) {
 		var v T
@@ -118,7 +118,7 @@ func cells[T any](of func(*T) []string) func([]byte) ([]string, error) {
 	}
 }
 
-// row is one object's line.
+// row returns one object's line.
 func (k kind) row(cluster string, raw []byte) ([]string, error) {
 	var meta struct {
 		metav1.ObjectMeta `json:"metadata"`
@@ -145,7 +145,7 @@ func (k kind) heads() []column {
 	return append(append(cols, k.columns...), column{head: "AGE"})
 }
 
-// isGlobal reads the annotations as everyone who acts on them does.
+// isGlobal reads the annotations like everything that acts on them.
 func isGlobal(s *corev1.Service) bool {
 	read, err := service.FromKubernetes(s)
 	return err == nil && read.Global
@@ -189,7 +189,7 @@ func slicePorts(e *discoveryv1.EndpointSlice) string {
 	return strings.Join(ports, ",")
 }
 
-// policySpec is as much of a policy as a listing shows.
+// policySpec is the part of a policy that a listing shows.
 type policySpec struct {
 	EndpointSelector *metav1.LabelSelector `json:"endpointSelector"`
 	NodeSelector     *metav1.LabelSelector `json:"nodeSelector"`
@@ -256,7 +256,7 @@ func networkPolicyCells(p *networkingv1.NetworkPolicy) []string {
 	return []string{selects, strings.Join(rules, " ")}
 }
 
-// cidrGroup is as much of a group of prefixes as a listing shows.
+// cidrGroup is the part of a group of prefixes that a listing shows.
 type cidrGroup struct {
 	Spec struct {
 		ExternalCIDRs []string `json:"externalCIDRs"`
@@ -272,7 +272,7 @@ func labelList(labels map[string]string) string {
 	return metav1.FormatLabelSelector(&metav1.LabelSelector{MatchLabels: labels})
 }
 
-// objectNames are the names of a kind's objects.
+// objectNames returns the names of a kind's objects.
 func objectNames(ctx context.Context, c *api.Client, word, ns string) (names []string, err error) {
 	k, err := kindOf(word)
 	if err != nil {
@@ -293,8 +293,8 @@ func objectNames(ctx context.Context, c *api.Client, word, ns string) (names []s
 	return names, nil
 }
 
-// podReady is yes or no, pending while the pod has no address yet, and nothing
-// where no status was shown.
+// podReady returns yes or no, pending while the pod has no address yet, and "" if there is
+// no status.
 func podReady(p *corev1.Pod) string {
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady {

@@ -19,7 +19,7 @@ import (
 )
 
 func labCommand() *cobra.Command {
-	cmd := groupCommand("lab", "Raise whole clusters on this machine", look,
+	cmd := groupCommand("lab", "Run whole clusters on this machine", look,
 		labRunCommand(), labUpCommand(), labDownCommand(), labListCommand(), labExecCommand(), labPruneCommand(), labVerbsCommand())
 	cmd.AddCommand(labHostCommand(), labServeCommand(), labRequestCommand(), labLoadCommand(), labFloodCommand())
 	for _, name := range lab.Helpers {
@@ -35,10 +35,10 @@ func labRunCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run FILE...",
 		Short: "Run scenarios",
-		Long: "Run scenarios: raise the clusters that a script needs, run it, and take them down again.\n" +
-			"With -o json the last line is an object with the outcome and the figures, one per scenario.\n" +
-			"Of one that fails once its machines are up, the logs and what its clusters knew at the end\n" +
-			"are kept; the last lines say where.",
+		Long: "Run scenarios: bring up the clusters that a script needs, run it, and take them down again.\n" +
+			"With -o json, each scenario prints an object with its outcome and figures on one line. If one\n" +
+			"fails after its machines are up, the logs and the final state of its clusters are kept; the\n" +
+			"last lines say where.",
 		Example: "  weft lab run --watch scenarios/demo.txtar",
 		Args:    usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, files []string) error {
@@ -77,13 +77,13 @@ func labRunCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&watch, "watch", false, "draw a live picture, if the output is a terminal")
-	cmd.Flags().BoolVar(&keep, "keep", false, "keep the clusters at the end, until interrupted")
+	cmd.Flags().BoolVar(&watch, "watch", false, "draw a live picture if the output is a terminal")
+	cmd.Flags().BoolVar(&keep, "keep", false, "keep the clusters up at the end, until interrupted")
 	return cmd
 }
 
-// labView draws on a terminal and prints lines elsewhere. With JSON they go to
-// the standard error.
+// labView draws on a terminal and prints lines otherwise. With JSON, the lines go to
+// standard error.
 func labView(cmd *cobra.Command, watch, asJSON bool) scenario.View {
 	out := cmd.OutOrStdout()
 	if asJSON {
@@ -107,7 +107,7 @@ func keepLab(out io.Writer) scenario.KeepFunc {
 		if err != nil {
 			fmt.Fprintln(out, err)
 		}
-		fmt.Fprintf(out, "lab %s is kept; logs are in %s/logs; look around with\n  weft lab exec %s operator -- weft -c all status\nand interrupt to end it\n", l.ID, l.Dir, l.ID)
+		fmt.Fprintf(out, "lab %s is kept; logs are in %s/logs; look around with\n  weft lab exec %s operator -- weft -c all status\nand press Ctrl-C to end it\n", l.ID, l.Dir, l.ID)
 		<-ctx.Done()
 	}
 }
@@ -115,7 +115,7 @@ func keepLab(out io.Writer) scenario.KeepFunc {
 func labUpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "up FILE",
-		Short: "Raise a lab and keep it",
+		Short: "Bring up a lab and keep it",
 		Args:  usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, _, err := scenario.Load(args[0]); err != nil {
@@ -201,9 +201,9 @@ func labExecCommand() *cobra.Command {
 		Use:   "exec LAB NODE|POD -- COMMAND...",
 		Short: "Run a command in a lab",
 		Long: "Run a command on a machine or in a pod of a lab. A machine is CLUSTER/NODE, a pod\n" +
-			"CLUSTER/NAMESPACE/POD; operator is the machine from which every API server can be reached.\n" +
-			"The command ends with the power of its machine, so with the lab at the latest.\n" +
-			"The first word weft is this binary; further in, as after env, it is looked for in PATH.",
+			"CLUSTER/NAMESPACE/POD; operator is the machine that can reach every API server.\n" +
+			"The command ends when its machine loses power, at the latest with the lab.\n" +
+			"If the command is weft, it is this binary; after another word, such as env, PATH counts.",
 		Example:           "  weft lab exec 1f2e east/n1 -- weft debug tables\n  weft lab exec 1f2e operator -- weft -c west status",
 		Args:              usageArgs(cobra.MinimumNArgs(3)),
 		ValidArgsFunction: first(completeLabs),
@@ -225,8 +225,8 @@ func labPruneCommand() *cobra.Command {
 	}
 }
 
-// showRemoved tells which labs are gone. That none was left behind it says only
-// if removing did not fail.
+// showRemoved prints which labs were removed. It says that there were none only if
+// removing did not fail.
 func showRemoved(cmd *cobra.Command, ids []string, failed error) error {
 	t := table{columns: columns("REMOVED")}
 	if failed == nil {
@@ -297,7 +297,7 @@ func labRequestCommand() *cobra.Command {
 					continue
 				}
 				if err != nil {
-					// No hint: who does not answer is a server of the lab's, not ours.
+					// No hint: the server that does not answer is the lab's, not ours.
 					failed = append(failed, hinted{fmt.Errorf("%s: %w", traffic.Reason(err), err), ""})
 					continue
 				}

@@ -15,7 +15,7 @@ func showEach[T any](cmd *cobra.Command, ask func(context.Context, *api.Client) 
 	return showPart(cmd, answers, tableOf(answers), err)
 }
 
-// showPart shows what answered before the error of what did not.
+// showPart shows the answers before the error of those that failed.
 func showPart[T any](cmd *cobra.Command, answers []T, t table, err error) error {
 	if err != nil && len(answers) == 0 {
 		return err
@@ -23,8 +23,8 @@ func showPart[T any](cmd *cobra.Command, answers []T, t table, err error) error 
 	return errors.Join(show(cmd, answers, t), err)
 }
 
-// listCommand lists what every chosen cluster has of one thing. ask is a method
-// of api.Client; things takes them out of an answer.
+// listCommand returns a command that lists one kind of thing in every chosen cluster. ask
+// is a method of api.Client; things takes the items out of an answer.
 func listCommand[L, T any](short string, ask func(*api.Client, context.Context) (L, error), things func(L) []T, tableOf func([]T) table) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",

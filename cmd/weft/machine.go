@@ -10,16 +10,16 @@ import (
 	"github.com/weft-mesh/weft/meshagent"
 )
 
-// machine is the node that this machine is, by the join bundle from which its
-// agent starts. So it is known without the agent.
+// machine is the node that this machine is, according to the join bundle that its agent
+// starts from. It is known even without the agent.
 type machine struct{ join string }
 
 func (m *machine) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&m.join, "join", meshagent.Defaults().Join, "join bundle, which names this machine's cluster and node")
+	cmd.Flags().StringVar(&m.join, "join", meshagent.Defaults().Join, "join bundle, which names the cluster and node of this machine")
 }
 
-// at is cluster/node, as in the tables of agents; empty if there is no bundle
-// that says it, for then what is in the kernel is worth showing all the same.
+// at returns cluster/node, as in the agents' tables, or "" without a usable bundle: what
+// is in the kernel is worth showing anyway.
 func (m *machine) at() string {
 	text, err := os.ReadFile(m.join)
 	if err != nil {

@@ -1,8 +1,8 @@
-// Command weft is the one binary of the mesh: the processes of a cluster and
-// the command line of its operator, with a file for each command.
+// Command weft is the single binary of the mesh: the processes of a cluster and the
+// operator's command line, with one file per command.
 //
-// It reads flags and files, puts the parts together and prints; everything
-// else is done by the packages it imports.
+// It reads flags and files, puts the parts together and prints; the packages it imports do
+// everything else.
 package main
 
 import (
@@ -33,7 +33,7 @@ func rootCommand() *cobra.Command {
 		Args:          subcommand,
 		Version:       version,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-		// Before the command acts: an output that there is not must not hide what was done.
+		// Checked before the command acts, so that a bad -o does not hide what was done.
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := format(cmd)
 			return err
@@ -58,7 +58,7 @@ func rootCommand() *cobra.Command {
 	return root
 }
 
-// helpCommand is cobra's, but a topic that does not exist is a mistake.
+// helpCommand is cobra's, except that an unknown topic is an error.
 func helpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND]",

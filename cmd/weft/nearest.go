@@ -2,8 +2,8 @@ package main
 
 import "strings"
 
-// didYouMean is the end of a sentence about a word that is none of the known
-// ones: the nearest of them, or all where none is near.
+// didYouMean ends a sentence about an unknown word: with the nearest known word, or all of
+// them if none is near.
 func didYouMean(word string, known []string) string {
 	if near := nearest(word, known); near != "" {
 		return "did you mean " + near + "?"
@@ -11,8 +11,8 @@ func didYouMean(word string, known []string) string {
 	return "choose from " + strings.Join(known, ", ")
 }
 
-// nearest is the known word with the fewest letters to change, add, drop or swap;
-// "" where that is more than a third of the word's letters.
+// nearest returns the known word that takes the fewest letters to change, add, drop or
+// swap, or "" if that is more than a third of the word's letters.
 func nearest(word string, known []string) (near string) {
 	least := max(1, len(word)/3) + 1
 	for _, k := range known {
@@ -23,7 +23,7 @@ func nearest(word string, known []string) (near string) {
 	return near
 }
 
-// distance is Damerau's and Levenshtein's, of adjacent letters.
+// distance is the Damerau-Levenshtein distance, with swaps of adjacent letters.
 func distance(a, b string) int {
 	rows := [3][]int{make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)}
 	for j := range rows[1] {

@@ -95,24 +95,25 @@ func nodeAddCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringSliceVar(&addresses, "address", nil, "the node's own address, the one for tunnels first")
-	cmd.Flags().StringSliceVar(&cidrs, "pod-cidr", nil, "the addresses of its pods")
+	cmd.Flags().StringSliceVar(&addresses, "address", nil, "addresses of the node; tunnels use the first")
+	cmd.Flags().StringSliceVar(&cidrs, "pod-cidr", nil, "addresses of its pods (default: the next free prefix)")
 	cmd.Flags().StringToStringVar(&labels, "label", nil, "labels of the node, for example topology.kubernetes.io/zone=eu-1a")
-	cmd.Flags().BoolVar(&replace, "replace", false, "the node has moved to this address")
+	cmd.Flags().BoolVar(&replace, "replace", false, "move the registered node to this address")
 	writeFlag(cmd, &file, "join bundle")
 	return cmd
 }
 
-// standardOutput is the file of --write that is a pipe.
+// standardOutput is the file name that means standard output in --write.
 const standardOutput = "-"
 
-// writeFlag is for what holds private keys: it is not printed unless asked for.
+// writeFlag adds --write, for output that holds private keys and is printed only on
+// request.
 func writeFlag(cmd *cobra.Command, file *string, what string) {
 	cmd.Flags().StringVar(file, "write", "", "`FILE` to write the "+what+" to, mode 0600; - for standard output")
 }
 
-// writable refuses a file of --write that cannot be written, before a cluster is
-// asked for what would be lost.
+// writable refuses a --write file that cannot be written, before the cluster is asked for
+// something that would then be lost.
 func writable(file string) error {
 	if file == "" {
 		return usageError{errors.New("name a file with --write, or --write - for standard output: it holds private keys")}
@@ -127,9 +128,9 @@ func writable(file string) error {
 	if info, err := os.Stat(file); err == nil && info.IsDir() {
 		return usageError{fmt.Errorf("--write %s: that is a folder; name a file in it", file)}
 	}
-	probe, err := os.CreateTemp(folder, ".weft-*") // as the file itself is going to be written
+	probe, err := os.CreateTemp(folder, ".weft-*") // the file itself is written in the same way
 	if err != nil {
-		var path *fs.PathError // its name is one that nobody chose
+		var path *fs.PathError // its name is random
 		if errors.As(err, &path) {
 			err = path.Err
 		}
@@ -138,9 +139,9 @@ func writable(file string) error {
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
 
-// secret hands over something that holds private keys: to a 0600 file, or to
-// the standard output for a pipe. It is YAML unless -o says JSON. what begins a
-// sentence about it, which then goes to the standard error.
+// secret writes something that holds private keys to a 0600 file, or to standard output
+// for a pipe. It is YAML unless -o says JSON. what begins a sentence about it, which for a
+// pipe goes to standard error.
 func secret(cmd *cobra.Command, c *api.Client, file, what string, v any) error {
 	f, err := format(cmd)
 	if err != nil {
@@ -168,9 +169,9 @@ func nodeDeleteCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete NAME",
 		Short: "Remove a node, its pods and its rights",
-		Long: "Remove a node: its registration, the pods declared on it, their endpoints, and the rights\n" +
-			"of its agent, whose certificate is worthless from then on. What goes is listed. A node whose\n" +
-			"agent runs is removed with --force only: its pods would go on running, cut off.",
+		Long: "Remove a node: its registration, the pods declared on it, their endpoints, and its agent's\n" +
+			"access (its certificate stops working). Everything removed is listed. A node whose agent is\n" +
+			"running is removed only with --force, because its pods would keep running, cut off.",
 		Aliases:           []string{"remove"},
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completeNodes),
@@ -184,7 +185,7 @@ func nodeDeleteCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "remove it although its agent is running")
+	cmd.Flags().BoolVar(&force, "force", false, "remove it even if its agent is running")
 	return cmd
 }
 
@@ -192,9 +193,9 @@ func nodeRotateCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rotate-keys",
 		Short: "Ask every node for new tunnel keys",
-		Long: "Ask every node of the cluster for new tunnel keys. Nodes change them on the tunnel that is\n" +
-			"idle, one epoch at a time, so that no packet is lost; `weft node list` shows the epoch that\n" +
-			"each has reached.",
+		Long: "Ask every node of the cluster for new tunnel keys. Each node changes them on its idle tunnel,\n" +
+			"one epoch at a time, so no packet is lost; `weft node list` shows the epoch that each has\n" +
+			"reached.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ask := func(ctx context.Context, c *api.Client) (*api.RotateResult, error) { return c.RotateKeys(ctx) }
@@ -213,11 +214,11 @@ func nodeReleaseCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "release",
 		Short: "Make nodes accept a rebuilt store",
-		Long: "Make nodes accept a rebuilt store. After the cluster's store was lost, nodes keep\n" +
-			"everything they have and remove nothing: what the new store lacks was never withdrawn.\n" +
-			"Add the nodes and peers, apply the manifests, then run this command. Whatever is\n" +
-			"not in the store by then is removed. Refused if no store was lost, and while nodes of the lost\n" +
-			"one are neither added again nor deleted.",
+		Long: "Make nodes accept a rebuilt store. After a cluster loses its store, its nodes keep everything\n" +
+			"they have and remove nothing, because what the new store lacks was never withdrawn. Add the\n" +
+			"nodes and peers again, apply the manifests, then run this command: whatever is not in the\n" +
+			"store by then is removed. Refused if no store was lost, and while nodes of the lost store have\n" +
+			"been neither added again nor deleted.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ask := func(ctx context.Context, c *api.Client) (*api.ReleaseResult, error) { return c.ReleaseNodes(ctx) }

@@ -21,7 +21,7 @@ import (
 // agentSocket is where an agent serves its API on its own machine.
 const agentSocket = "/run/weft/agent.sock"
 
-// defaultLast is how many flows come first without --last, as in hubble.
+// defaultLast is the number of past flows shown without --last, as in hubble.
 const defaultLast = 20
 
 func observeCommand() *cobra.Command {
@@ -32,10 +32,10 @@ func observeCommand() *cobra.Command {
 		Use:     "observe",
 		Short:   "Show flows and the policies that decided",
 		GroupID: look,
-		Long: "Show flows: who speaks to whom, what is dropped, why and by which policy. From a cluster\n" +
-			"come the flows of all its nodes; with --local, or on a node without contexts, the agent of\n" +
-			"this machine is asked. Nodes whose agents do not answer, so that their flows are\n" +
-			"missing, are named on the standard error. Filters are joined by AND, the values of one filter by OR;\n" +
+		Long: "Show flows: who speaks to whom, what is dropped, why and by which policy. A cluster reports\n" +
+			"the flows of all its nodes; with --local, or on a node without contexts, the agent of this\n" +
+			"machine is asked. Nodes whose agents do not answer are named on standard error, because\n" +
+			"their flows are missing. Filters are joined by AND, the values of one filter by OR;\n" +
 			"--not before a filter leaves out what it matches.",
 		Example: "  weft observe --verdict DROPPED --follow\n  weft -c all observe --to-pod shop/web --last 100\n" +
 			"  weft observe --follow --not --to-port 53 --not --verdict FORWARDED\n" +
@@ -77,7 +77,7 @@ func observeCommand() *cobra.Command {
 		}
 		switch {
 		case request.Last < 0:
-			return usageError{errors.New("--last: give how many flows, from 0; --all shows those that are kept")}
+			return usageError{errors.New("--last: give a number of flows, 0 or more; --all shows all that are kept")}
 		case all:
 			request.Last = -1
 		case request.Follow && !flags.Changed("last"):
@@ -92,8 +92,7 @@ func observeCommand() *cobra.Command {
 	return cmd
 }
 
-// filters are those of the command line, in its order: --not is about the filter
-// that comes next.
+// filters are the filters on the command line, in order: --not applies to the next one.
 type filters struct {
 	query   url.Values
 	not     []url.Values
@@ -102,7 +101,7 @@ type filters struct {
 
 func (f *filters) read(r *flow.Request) (err error) {
 	if f.negated {
-		return errors.New("--not leaves out what the filter after it matches; no filter comes after it")
+		return errors.New("--not needs a filter after it, and leaves out what that one matches")
 	}
 	if r.Filter, err = flow.ParseFilter(f.query); err != nil {
 		return err
@@ -117,7 +116,7 @@ func (f *filters) read(r *flow.Request) (err error) {
 	return nil
 }
 
-// filterFlag is a filter by its name.
+// filterFlag is the flag of one filter.
 type filterFlag struct {
 	in   *filters
 	name string
@@ -125,10 +124,10 @@ type filterFlag struct {
 
 func (f filterFlag) String() string { return "" }
 
-// Type is the word for the value in the help.
+// Type names the value in the help.
 func (f filterFlag) Type() string { return "strings" }
 
-// Set takes a value, whether it is asked for or left out.
+// Set adds a value to the filter, or to a new one after --not.
 func (f filterFlag) Set(value string) error {
 	if f.in.negated {
 		f.in.not, f.in.negated = append(f.in.not, url.Values{f.name: {value}}), false
@@ -142,16 +141,16 @@ type notFlag struct{ in *filters }
 
 func (f notFlag) String() string { return "" }
 
-// Type hides the value in the help, as that of a switch.
+// Type hides the value in the help, like that of a switch.
 func (f notFlag) Type() string { return "bool" }
 
-// Set notes that the next filter leaves out.
+// Set makes the next filter exclude what it matches.
 func (f notFlag) Set(string) error {
 	f.in.negated = true
 	return nil
 }
 
-// observed are whom to ask: the chosen clusters, or this machine's agent.
+// observed returns whom to ask: the chosen clusters, or this machine's agent.
 func observed(cmd *cobra.Command, local bool, socket string) ([]*api.Client, error) {
 	local = local || cmd.Flags().Changed("socket")
 	if local && cmd.Flags().Changed("context") {
@@ -169,9 +168,9 @@ func observed(cmd *cobra.Command, local bool, socket string) ([]*api.Client, err
 	return clients(cmd)
 }
 
-// observe prints the flows of all sources: sorted by time when they are past,
-// as they come when following. A source that fails then says so at once, and ends
-// none of the others.
+// observe prints the flows of all sources: past ones sorted by time, new ones as they
+// come. When following, a source that fails is reported at once and does not end the
+// others.
 func observe(cmd *cobra.Command, sources []*api.Client, request flow.Request) error {
 	f, err := format(cmd)
 	if err != nil {
@@ -190,7 +189,7 @@ func observe(cmd *cobra.Command, sources []*api.Client, request flow.Request) er
 			var asked sync.WaitGroup
 			defer asked.Wait()
 			asked.Go(func() {
-				// Nothing of the past, only who answers. What fails here fails the stream.
+				// No past flows, only which agents answer. Whatever fails here fails the stream too.
 				silent, _ := c.Observe(ctx, new(flow.Request).Values(), func([]byte) error { return nil })
 				fmt.Fprint(cmd.ErrOrStderr(), missing(c, silent))
 			})
@@ -230,8 +229,7 @@ func observe(cmd *cobra.Command, sources []*api.Client, request flow.Request) er
 	return failed
 }
 
-// missing is a line about nodes whose flows are not there to be shown, empty if
-// there are none.
+// missing returns a line about nodes whose flows are missing, or "" if there are none.
 func missing(c *api.Client, silent []string) string {
 	if len(silent) == 0 {
 		return ""
@@ -239,7 +237,7 @@ func missing(c *api.Client, silent []string) string {
 	return printableLines(fmt.Sprintf("weft: %s: the flows of %s are missing: no answer from the agent there", c.Name(), strings.Join(silent, ", "))) + "\n"
 }
 
-// ended is nil for a stream that the operator ended.
+// ended turns the end of a stream that the operator stopped into nil.
 func ended(cmd *cobra.Command, err error) error {
 	if errors.Is(err, context.Canceled) && cmd.Context().Err() != nil {
 		return nil
@@ -247,7 +245,7 @@ func ended(cmd *cobra.Command, err error) error {
 	return err
 }
 
-// flowPrinter prints one flow after the other.
+// flowPrinter prints one flow after another.
 type flowPrinter struct {
 	out    io.Writer
 	format string
@@ -269,7 +267,7 @@ func (p *flowPrinter) print(f *flow.Flow) error {
 		return document(p.out, p.format, f, 0)
 	}
 	if f.Lost > 0 {
-		fmt.Fprintf(p.out, "%d flows lost before this one: read faster, or filter less\n", f.Lost)
+		fmt.Fprintf(p.out, "%d flows lost before this one: use a narrower filter, or read faster\n", f.Lost)
 	}
 	if f.Suppressed > 0 {
 		fmt.Fprintf(p.out, "%d events of the same pod suppressed before this one: it caused too many at once\n", f.Suppressed)

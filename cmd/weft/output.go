@@ -18,10 +18,10 @@ import (
 	"github.com/weft-mesh/weft/flow"
 )
 
-// formats are the values of -o.
+// formats are the possible values of -o.
 var formats = []string{"table", "wide", "name", "json", "yaml"}
 
-// format is the value of -o.
+// format returns the value of -o.
 func format(cmd *cobra.Command) (string, error) {
 	f, err := cmd.Flags().GetString("output")
 	if err == nil && !slices.Contains(formats, f) {
@@ -30,13 +30,13 @@ func format(cmd *cobra.Command) (string, error) {
 	return f, err
 }
 
-// A column of a table. Wide ones are shown with -o wide only.
+// column is a column of a table. Wide ones are shown only with -o wide.
 type column struct {
 	head string
 	wide bool
 }
 
-// columns reads heads; a * before one makes it wide.
+// columns makes columns of heads; a leading * makes one wide.
 func columns(heads ...string) []column {
 	cols := make([]column, len(heads))
 	for i, h := range heads {
@@ -45,23 +45,23 @@ func columns(heads ...string) []column {
 	return cols
 }
 
-// A table is a listing for people. Rows are sorted by their cells from left to
-// right, so that the same state always looks the same.
+// table is a listing for people. Rows are sorted by their cells from left to right, so that
+// the same state always looks the same.
 type table struct {
 	columns []column
 	rows    [][]string
 	// name is the column that -o name prints.
 	name int
-	// empty is said in place of a table without rows.
+	// empty is printed instead of a table without rows.
 	empty string
-	// ordered rows stay as they are.
+	// ordered keeps the rows in their order.
 	ordered bool
-	// widths are those of the columns written so far.
+	// widths are the widths of the columns written so far.
 	widths []int
 }
 
-// sorted returns t with its rows in order, each once: what two clusters say
-// alike is one row.
+// sorted returns t with its rows in order, each once: what two clusters report alike is one
+// row.
 func (t *table) sorted() *table {
 	if !t.ordered {
 		slices.SortStableFunc(t.rows, slices.Compare)
@@ -70,8 +70,8 @@ func (t *table) sorted() *table {
 	return t
 }
 
-// show prints answers as -o wants them. JSON is one document: the answer, or a
-// list of them where there can be several, as when several clusters are asked.
+// show prints answers as -o asks. JSON is one document: the answer, or a list if there can
+// be several, as when several clusters are asked.
 func show[T any](cmd *cobra.Command, answers []T, t table) error {
 	f, err := format(cmd)
 	if err != nil {
@@ -110,8 +110,8 @@ func show[T any](cmd *cobra.Command, answers []T, t table) error {
 	return nil
 }
 
-// fullName is what -o name prints: the name, after what of its cluster and
-// namespace the command line leaves open.
+// fullName is what -o name prints: the name, preceded by cluster and namespace unless the
+// command line fixes them.
 func (t *table) fullName(cmd *cobra.Command, row []string) string {
 	name := row[t.name]
 	for i := len(t.columns) - 1; i >= 0; i-- {
@@ -149,9 +149,9 @@ func document(out io.Writer, f string, v any, i int) error {
 	return err
 }
 
-// write aligns the columns, two spaces apart. Control characters in cells are
-// escaped, and an empty cell shows as a dash so that columns can be counted.
-// A table that is written again, with other rows, goes on below the first ones.
+// write aligns the columns, two spaces apart. Control characters in cells are escaped, and
+// an empty cell shows as a dash so that columns can be counted. Writing the table again
+// with other rows continues below the first ones.
 func (t *table) write(out io.Writer, wide, colour bool) error {
 	var lines [][]string
 	headed := t.widths == nil
@@ -201,7 +201,7 @@ func (t *table) write(out io.Writer, wide, colour bool) error {
 	return nil
 }
 
-// headings turns an agent's column names, such as PodCIDR, into heads.
+// headings turns an agent's column names, such as PodCIDR, into column heads.
 func headings(names []string) []string {
 	heads := make([]string, len(names))
 	for i, n := range names {
@@ -210,7 +210,7 @@ func headings(names []string) []string {
 	return heads
 }
 
-// The words that say how something is, in the colour they have on a terminal.
+// colours are the terminal colours of words that describe a state.
 var colours = map[string]string{
 	"ready": "32", "up": "32", "done": "32", "ok": "32", "alive": "32", "FORWARDED": "32",
 	"silent": "33", "not-ready": "33", "connecting": "33", "held": "33", "pending": "33", "never-connected": "33", "RESET": "33",
@@ -228,14 +228,13 @@ func paint(cell string, head bool) string {
 	return "\x1b[" + code + "m" + cell + "\x1b[0m"
 }
 
-// colourful tells whether out is a terminal that wants colour
-// (https://no-color.org).
+// colourful reports whether out is a terminal that wants colour (https://no-color.org).
 func colourful(out io.Writer) bool {
 	f, ok := out.(*os.File)
 	return ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))
 }
 
-// printableLines is flow.Printable for a text of several lines.
+// printableLines is flow.Printable for text of several lines.
 func printableLines(s string) string {
 	lines := strings.Split(s, "\n")
 	for i, line := range lines {
@@ -244,7 +243,7 @@ func printableLines(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-// age is a duration as kubectl writes it: two units at most.
+// age formats a duration as kubectl does, with two units at most.
 func age(seconds float64) string {
 	d := time.Duration(seconds * float64(time.Second)).Round(time.Second)
 	day := 24 * time.Hour
@@ -265,10 +264,10 @@ func age(seconds float64) string {
 	return fmt.Sprintf("%dd", d/day)
 }
 
-// now is the clock of ages; tests set it.
+// now is the clock for ages; tests set it.
 var now = time.Now
 
-// since is the age of a moment, empty for the zero time.
+// since returns the age of a moment, or "" for the zero time.
 func since(t time.Time) string {
 	if t.IsZero() {
 		return ""

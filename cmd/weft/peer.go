@@ -18,7 +18,7 @@ import (
 )
 
 func peerCommand() *cobra.Command {
-	return groupCommand("peer", "Join and part clusters", operate,
+	return groupCommand("peer", "Join and separate clusters", operate,
 		peerListCommand(), peerAddCommand(), peerInviteCommand(), peerRemoveCommand(), peerForgetCommand(), peerReleaseCommand())
 }
 
@@ -50,7 +50,7 @@ func peerTable(peers []api.PeerStatus) table {
 		case !p.Control.LastHeard.IsZero():
 			heard = age(p.Control.AgeSeconds)
 		case entries > 0:
-			heard = "unknown" // copied by an API server that did not remember when
+			heard = "unknown" // copied by an API server that has since restarted
 		}
 		service := ""
 		if p.ServiceCIDR.IsValid() {
@@ -67,10 +67,10 @@ func peerAddCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "add CONTEXT|FILE",
 		Short: "Join with another cluster",
-		Long: "Join with another cluster. With its context at hand, CA bundles and client certificates\n" +
-			"are exchanged both ways at once. With the file of an invite (`weft peer invite`, run by the\n" +
-			"other operator; - is the standard input) this side is done, and the other needs an invite\n" +
-			"of ours.",
+		Long: "Join with another cluster. If you have its context, CA bundles and client certificates are\n" +
+			"exchanged in both directions at once. An invite file (from `weft peer invite`, run by the\n" +
+			"other operator; - is standard input) joins this side only; the other side needs an invite\n" +
+			"from here.",
 		Example:           "  weft -c east peer add west\n  weft -c east peer add invite-of-west.yaml",
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completeContexts),
@@ -104,7 +104,7 @@ func addInvite(ctx context.Context, cmd *cobra.Command, here *api.Client, name s
 	}
 	var in api.Invite
 	if err := yaml.UnmarshalStrict(text, &in); err != nil || in.Kind != api.InviteKind {
-		return usageError{fmt.Errorf("%s holds no invite; the other cluster's operator makes one with `weft peer invite %s`", name, here.Name())}
+		return usageError{fmt.Errorf("%s is not an invite; the other cluster's operator writes one with `weft peer invite %s`", name, here.Name())}
 	}
 	p, err := here.AddPeer(ctx, &in)
 	if err != nil {
@@ -120,8 +120,8 @@ func readInvite(cmd *cobra.Command, name string) ([]byte, error) {
 	return os.ReadFile(name)
 }
 
-// join exchanges invites. When one side refuses, a peer that was not there
-// before is taken away again on both sides, so that nothing is half joined.
+// join exchanges invites. If one side refuses, a peer that was not there before is removed
+// again on both sides, so that nothing is half joined.
 func join(ctx context.Context, cmd *cobra.Command, here, there *api.Client) (err error) {
 	sides := [2]*api.Client{here, there}
 	var names [2]string
@@ -148,7 +148,7 @@ func join(ctx context.Context, cmd *cobra.Command, here, there *api.Client) (err
 		defer cancel()
 		for i, c := range sides {
 			if !known[i] {
-				_ = c.RemovePeer(undo, names[1-i]) // it may never have got there
+				_ = c.RemovePeer(undo, names[1-i]) // it may not have been added
 			}
 		}
 	}()
@@ -199,16 +199,16 @@ func peerRemoveCommand() *cobra.Command {
 		Use:     "remove NAME",
 		Aliases: []string{"delete"},
 		Short:   "Remove a peer and exactly its state",
-		Long: "Remove a peer and exactly its state from this cluster, and its right to read us: no\n" +
-			"certificate that it has opens anything again, not even after a new invite. The other side\n" +
-			"keeps what it knows of us until it removes us too; --both does that through its context, and\n" +
+		Long: "Remove a peer and exactly its state from this cluster, and its right to read from here: its\n" +
+			"certificates stop working for good, even after a new invite. The other side keeps what it\n" +
+			"knows about this cluster until it removes it too; --both does that through its context, and\n" +
 			"completes a half-finished removal.\n\n" +
-			"Connections that are open end: TCP is reset, the rest is dropped. The peer's pod CIDRs stay\n" +
-			"blocked, so that nothing that was inside tunnels goes on in the clear, until it is added\n" +
+			"Open connections end: TCP is reset, everything else is dropped. The peer's pod CIDRs stay\n" +
+			"blocked, so that nothing that went through tunnels continues in the clear, until it is added\n" +
 			"again or forgotten (`weft peer forget`). `weft status` shows what is blocked.\n\n" +
-			"What the peer is listening to ends too, except with an existing etcd (etcdEndpoints), which\n" +
-			"checks rights only when a watch begins: restart its members one after the other, or the\n" +
-			"peer keeps receiving changes until its connection ends.",
+			"The peer's watches end too, except with an existing etcd (etcdEndpoints), which checks rights\n" +
+			"only when a watch starts: restart its members one by one, or the peer keeps receiving changes\n" +
+			"until its connection ends.",
 		Example:           "  weft -c east peer remove west\n  weft -c east peer remove west --both",
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completePeers),
@@ -228,13 +228,12 @@ func peerRemoveCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&both, "both", false, "remove this cluster from the peer too, through the context of its name")
+	cmd.Flags().BoolVar(&both, "both", false, "also remove this cluster from the peer, through the context of its name")
 	return cmd
 }
 
-// part removes two clusters from each other, this one first. A side that is
-// done already is no mistake, so that half a failure can be finished by the
-// same command.
+// part removes two clusters from each other, this one first. A side that is already
+// removed is not an error, so that the same command completes a half-finished removal.
 func part(ctx context.Context, cmd *cobra.Command, here *api.Client, peer string) error {
 	file, err := contexts()
 	if err != nil {
@@ -276,7 +275,7 @@ func part(ctx context.Context, cmd *cobra.Command, here *api.Client, peer string
 	return errors.Join(report(cmd, acts...), second)
 }
 
-// absent tells that a server says there is no such thing.
+// absent reports whether a server says that something does not exist.
 func absent(err error) bool {
 	var refusal *api.Error
 	return errors.As(err, &refusal) && refusal.Status == http.StatusNotFound
@@ -286,9 +285,9 @@ func peerReleaseCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "release NAME",
 		Short: "Allow a held mass deletion by a peer",
-		Long: "Allow a mass deletion by a peer that is held here. A peer that comes back with an\n" +
-			"emptied store asks for everything of it to be deleted; that waits until an operator has\n" +
-			"looked (`weft peer list` shows how many entries under HELD).",
+		Long: "Allow a mass deletion by a peer that is being held back. A peer that returns with an empty\n" +
+			"store asks for everything it exported to be deleted; that waits until an operator has looked\n" +
+			"(HELD in `weft peer list` is the number of entries).",
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completePeers),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -306,12 +305,12 @@ func peerForgetCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "forget NAME|CIDR",
 		Short: "Unblock the pod CIDRs of a removed peer",
-		Long: "Unblock the pod CIDRs of a peer that was removed. Until then nodes drop whatever comes from\n" +
-			"or goes to them, because connections to them were inside tunnels. Afterwards the addresses\n" +
-			"are part of the world: packets to them leave unencrypted, if policies allow. Connections\n" +
-			"that were open when the peer was removed stay ended.\n\n" +
-			"Name a CIDR where a node reports one that no removed peer explains (a store that was restored\n" +
-			"from before the peer was added).",
+		Long: "Unblock the pod CIDRs of a peer that was removed. Until then, nodes drop everything from and\n" +
+			"to them, because connections to them went through tunnels. Afterwards the addresses are part\n" +
+			"of the world: packets to them leave unencrypted, if policies allow. Connections that were\n" +
+			"open when the peer was removed stay closed.\n\n" +
+			"Name a CIDR if a node reports one that no removed peer explains (because the store was\n" +
+			"restored from a time before the peer was added).",
 		Example:           "  weft -c east peer forget west\n  weft -c east peer forget 10.2.0.0/16",
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completeFormer),
@@ -327,18 +326,18 @@ func peerForgetCommand() *cobra.Command {
 	}
 }
 
-// outcome is an act that worked.
+// outcome is an action that succeeded.
 type outcome struct {
-	Cluster string `json:"cluster"` // the context it was done in
+	Cluster string `json:"cluster"` // the context of the cluster
 	Done    string `json:"done"`
 }
 
-// done says that an act on a cluster worked.
+// done reports that an action on a cluster succeeded.
 func done(cmd *cobra.Command, c *api.Client, what string, args ...any) error {
 	return report(cmd, outcome{Cluster: c.Name(), Done: fmt.Sprintf(what, args...)})
 }
 
-// report prints acts that worked.
+// report prints the actions that succeeded.
 func report(cmd *cobra.Command, acts ...outcome) error {
 	f, err := format(cmd)
 	if err != nil {

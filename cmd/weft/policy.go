@@ -70,7 +70,7 @@ func policyTable(lists []*policyList) table {
 	return t
 }
 
-// checked is what became of one manifest.
+// checked is the result for one manifest.
 type checked struct {
 	File     string          `json:"file"`
 	Valid    bool            `json:"valid"`
@@ -90,8 +90,8 @@ func policyValidateCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "validate FILE…",
 		Short: "Check policies without a cluster",
-		Long: "Check policies without a cluster, as strictly as `weft apply` does. Every mistake of every\n" +
-			"file is reported at once; exit code 1 if there is any. - is the standard input.",
+		Long: "Check policies without a cluster, as strictly as `weft apply`. All mistakes in all files are\n" +
+			"reported at once; the exit code is 1 if there are any. - is standard input.",
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var all []checked
@@ -125,7 +125,7 @@ func check(file string, text []byte) checked {
 		c.Valid, c.Problems = false, strings.Split(err.Error(), "\n")
 	}
 	if err == nil && len(policies)+len(groups) == 0 {
-		c.Valid, c.Problems = false, []string{"holds no policy"}
+		c.Valid, c.Problems = false, []string{"contains no policy"}
 	}
 	for _, p := range policies {
 		c.Policies = append(c.Policies, checkedPolicy{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Warnings: p.Warnings()})

@@ -13,8 +13,8 @@ import (
 	"github.com/weft-mesh/weft/apiserver"
 )
 
-// processCommand makes cmd one of a cluster's processes: it reads its configuration and
-// works until it is told to stop.
+// processCommand turns cmd into one of a cluster's processes: it reads its configuration
+// and works until it is told to stop.
 func processCommand[C interface{ Validate() error }](cmd *cobra.Command, defaults C, usage map[string]string, work func(context.Context, C, *slog.Logger) error) *cobra.Command {
 	logger := logFlags(cmd)
 	config := configure(cmd, defaults, usage)
@@ -41,8 +41,8 @@ func processCommand[C interface{ Validate() error }](cmd *cobra.Command, default
 	return cmd
 }
 
-// lineOf is "file:line: " of a setting in a configuration file, empty if it does not
-// stand there.
+// lineOf returns "file:line: " of a setting in a configuration file, or "" if the setting
+// is not in it.
 func lineOf(file, setting string) string {
 	text, err := os.ReadFile(file)
 	if err != nil {

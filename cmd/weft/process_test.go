@@ -15,7 +15,7 @@ import (
 	"github.com/weft-mesh/weft/tunnel"
 )
 
-// What can be said in the file can be said as a flag, and is explained.
+// Everything that the file can set can be set with a flag, which is explained.
 func TestEverySettingHasAFlag(t *testing.T) {
 	for _, process := range []struct {
 		cmd    *cobra.Command

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// The commands in documents are read by the real command line: names, flags and
+// The commands in the documents are parsed by the real command line: names, flags and
 // number of arguments.
 func TestTheCommandsInDocumentsAreUnderstood(t *testing.T) {
 	var lines [][]string

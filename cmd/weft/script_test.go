@@ -23,10 +23,10 @@ import (
 
 var update = flag.Bool("update", false, "write what the commands print into the scripts")
 
-// noon is now in every script.
+// noon is the current time in every script.
 var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 
-// leakless fails also if tests leave goroutines behind.
+// leakless also fails if tests leave goroutines behind.
 type leakless struct{ *testing.M }
 
 func (m leakless) Run() int {
@@ -63,17 +63,17 @@ func TestScripts(t *testing.T) {
 				env.Defer(f.Close)
 				config.Set(api.Context{Name: name, Server: f.URL, CA: f.ca(), Cert: cert, Key: key})
 			}
-			// gone is a context whose server does not run any more.
+			// gone is a context whose server no longer runs.
 			gone := newFake("gone", 9, mesh)
 			config.Set(api.Context{Name: "gone", Server: gone.URL, CA: gone.ca(), Cert: cert, Key: key})
 			gone.Close()
-			// stranger trusts another CA than its server's.
+			// stranger is a context that trusts another CA than its server's.
 			config.Set(api.Context{Name: "stranger", Server: config.Contexts[0].Server, CA: cert, Cert: cert, Key: key})
 
 			path := filepath.Join(env.WorkDir, "contexts")
 			env.Setenv("WEFT_CONFIG", path)
 			env.Setenv("HOME", env.WorkDir)
-			// The race detector would have every command wait a second at its end.
+			// The race detector would make every command wait a second at its end.
 			env.Setenv("GORACE", "atexit_sleep_ms=0")
 			socket := filepath.Join(env.WorkDir, "agent.sock")
 			env.Setenv("SOCK", socket)
@@ -90,8 +90,8 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// exits CODE weft ARGS… runs a command that ends with this code. Its standard
-// output and error can be compared after it.
+// exits CODE weft ARGS… runs a command that must end with this exit code. Its standard
+// output and error can be compared afterwards.
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: exits CODE COMMAND…")
@@ -110,7 +110,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// keypair is a self-signed client certificate.
+// keypair returns a self-signed client certificate.
 func keypair(t *testing.T) (cert, key string) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -11,12 +11,12 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 )
 
-// selectorFlag adds -l, which chooses objects by their labels as kubectl does.
+// selectorFlag adds -l, which selects objects by label as in kubectl.
 func selectorFlag(cmd *cobra.Command, text *string) {
-	cmd.Flags().StringVarP(text, "selector", "l", "", "choose by labels: key=value, key!=value, 'key in (a,b)', key, !key; joined by commas")
+	cmd.Flags().StringVarP(text, "selector", "l", "", "select by labels: key=value, key!=value, 'key in (a,b)', key, !key; separated by commas")
 }
 
-// parseSelector reads the value of -l; everything is chosen without it.
+// parseSelector reads the value of -l; without it, everything is selected.
 func parseSelector(cmd *cobra.Command, text string) (labels.Selector, error) {
 	s, err := labels.Parse(text)
 	if err != nil {
@@ -48,7 +48,7 @@ func (s *selection) pass(ev api.WatchEvent) (api.WatchEvent, bool) {
 	return ev, true
 }
 
-// chooses says whether an object's labels are among those that are asked for.
+// chooses reports whether the selector matches an object's labels.
 func chooses(s labels.Selector, raw json.RawMessage) bool {
 	if s.Empty() {
 		return true

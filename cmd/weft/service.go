@@ -20,9 +20,9 @@ func serviceListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "Show services and their backends",
-		Long: "Show services with their backends in every cluster, as CLUSTER:REACHED/ALL: of all its\n" +
-			"backends those that new connections from here reach. What is left out is counted by\n" +
-			"reason. -o wide lists each backend.",
+		Long: "Show services with their backends in every cluster, as CLUSTER:REACHED/ALL: how many of all\n" +
+			"its backends new connections from here can reach. LEFT-OUT counts the others by reason.\n" +
+			"-o wide lists each backend.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ask := func(ctx context.Context, c *api.Client) (*api.ServiceList, error) {
@@ -51,8 +51,8 @@ func serviceTable(lists []*api.ServiceList) table {
 	return t
 }
 
-// backendCounts is "east:2/2 west:1/2": of all backends of each cluster, those that
-// new connections reach. Where that depends on the port, each port has its own:
+// backendCounts returns "east:2/2 west:1/2": for each cluster, how many of its backends new
+// connections can reach. If that depends on the port, each port is listed:
 // "http east:2/2, echo east:0/2".
 func backendCounts(s api.Service) string {
 	var each []string
@@ -86,7 +86,7 @@ func portCounts(backends []api.ServiceBackend, port string) string {
 	return strings.Join(words, " ")
 }
 
-// leftOut says which backends get no new connections and why: "2 of west: no port
+// leftOut says which backends get no new connections and why, as in "2 of west: no port
 // http, only www".
 func leftOut(backends []api.ServiceBackend) string {
 	count := map[string]int{}
@@ -106,8 +106,8 @@ func leftOut(backends []api.ServiceBackend) string {
 	return strings.Join(words, "; ")
 }
 
-// backendAddresses marks those that do not get every new connection with an
-// exclamation mark.
+// backendAddresses lists the backends; an exclamation mark means that not every new
+// connection may reach it.
 func backendAddresses(backends []api.ServiceBackend) string {
 	var words []string
 	for _, b := range backends {

@@ -17,8 +17,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// A setting is one field of a process's configuration: a key of its YAML file
-// and a flag of its command. podCIDRs in the file is --pod-cidrs here.
+// setting is one field of a process's configuration: a key in its YAML file and a flag of
+// its command. podCIDRs in the file is --pod-cidrs here.
 type setting struct {
 	index []int // of the field, for reflect
 	flag  string
@@ -27,8 +27,8 @@ type setting struct {
 
 var loggerType = reflect.TypeFor[*slog.Logger]()
 
-// settingsOf lists the fields of a configuration, those of structs inside it
-// too: limits.flows becomes --limit-flows.
+// settingsOf lists the fields of a configuration, including those of nested structs:
+// limits.flows becomes --limit-flows.
 func settingsOf(t reflect.Type, prefix string, at []int) (all []setting) {
 	for i := range t.NumField() {
 		f := t.Field(i)
@@ -56,7 +56,7 @@ func kebab(name string) string {
 	for i, r := range runes {
 		upper := unicode.IsUpper(r)
 		afterLower := i > 0 && !unicode.IsUpper(runes[i-1])
-		// The last capital of a row begins a word unless only an s follows.
+		// The last capital in a row starts a word unless only an s follows.
 		newWord := i > 0 && unicode.IsUpper(runes[i-1]) && i+1 < len(runes) && unicode.IsLower(runes[i+1]) &&
 			string(runes[i+1:]) != "s"
 		if upper && i > 0 && (afterLower || newWord) {
@@ -67,10 +67,9 @@ func kebab(name string) string {
 	return b.String()
 }
 
-// configure gives a command --config and a flag for every field of its
-// configuration. The returned function reads the file over the defaults and
-// the flags over both. usage has a sentence for each flag; a field without one
-// is for tests alone and gets no flag.
+// configure gives a command --config and a flag for every field of its configuration. The
+// returned function applies the file over the defaults and the flags over both. usage has
+// the help text of each flag; a field without one is for tests only and gets no flag.
 func configure[C any](cmd *cobra.Command, defaults C, usage map[string]string) (read func() (C, error)) {
 	flags := cmd.Flags()
 	file := flags.String("config", "", "YAML file with the same settings in camelCase: podCIDRs for --pod-cidrs")
@@ -123,7 +122,7 @@ func configure[C any](cmd *cobra.Command, defaults C, usage map[string]string) (
 	}
 }
 
-// defaultText is a default as help shows it; nothing for what is not set.
+// defaultText returns a default as the help shows it, or "" if it is not set.
 func defaultText(v reflect.Value) string {
 	if v.IsZero() && v.Kind() == reflect.Struct {
 		return ""
@@ -131,7 +130,7 @@ func defaultText(v reflect.Value) string {
 	return fmt.Sprint(v)
 }
 
-// set carries a flag's value into its field.
+// set stores a flag's value in its field.
 func set(field reflect.Value, cmd *cobra.Command, flag string) error {
 	switch field.Kind() {
 	case reflect.Bool:
@@ -198,8 +197,8 @@ func setText(field reflect.Value, text string) error {
 	return nil
 }
 
-// logFlags add --log-format and --log-level and return what makes the logger
-// of a process.
+// logFlags adds --log-format and --log-level and returns a function that makes the
+// process's logger.
 func logFlags(cmd *cobra.Command) func() (*slog.Logger, error) {
 	format := cmd.Flags().String("log-format", "text", "text or json")
 	level := cmd.Flags().String("log-level", "info", "debug, info, warn or error")

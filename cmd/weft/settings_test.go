@@ -137,7 +137,7 @@ func TestColour(t *testing.T) {
 	}
 }
 
-// The verdict stands first, and nothing but it is coloured.
+// The verdict comes first, and nothing else is coloured.
 func TestFlowColour(t *testing.T) {
 	for verdict, want := range map[flow.Verdict]string{
 		flow.Dropped: "\x1b[31mDROPPED\x1b[0m   ", flow.Refused: "\x1b[31mREFUSED\x1b[0m   ",

@@ -20,9 +20,9 @@ func statusCommand() *cobra.Command {
 		Use:     "status",
 		Short:   "Show the state of clusters, nodes and peers",
 		GroupID: look,
-		Long: "Show the state of clusters, nodes and peers. A peer's control link says whether its\n" +
-			"changes arrive, and nothing about the data path; the age of its data is how long ago it\n" +
-			"last proved that our copy is current.",
+		Long: "Show the state of clusters, nodes and peers. A peer's control link says whether its changes\n" +
+			"arrive, and nothing about the data path; DATA-AGE is how long ago the peer last confirmed\n" +
+			"that our copy is current.",
 		Example: "  weft status\n  weft -c all status --check\n  weft status --wait 1m",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -42,20 +42,19 @@ func statusCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&check, "check", false, "exit 1 if anything needs attention")
-	cmd.Flags().DurationVar(&wait, "wait", 0, "wait this long for all to be well, then exit 1")
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait up to this long for all to be well, then exit 1")
 	return cmd
 }
 
-// waitStep is the pause between two looks of --wait.
+// waitStep is the pause between two polls of --wait.
 const waitStep = 200 * time.Millisecond
 
-// settleTime is how long --check waits for what is only settling: longer than
-// the grace of any concern.
+// settleTime is how long --check waits for things to settle: longer than the grace of any
+// concern.
 const settleTime = 20 * time.Second
 
-// statuses asks until all is well or the time is up. A cluster that cannot be
-// reached yet is asked again too. A check waits for what is only settling, so that
-// its answer is final.
+// statuses asks until all is well or time is up, and retries clusters that cannot be
+// reached yet. A check waits while things are only settling, so that its answer is final.
 func statuses(cmd *cobra.Command, check bool, wait time.Duration) ([]*api.Status, error) {
 	began := time.Now()
 	for {
@@ -134,7 +133,7 @@ func writeStatus(out *strings.Builder, s *api.Status, wide, colour bool) {
 	}
 }
 
-// size is bytes for people.
+// size formats a number of bytes for people.
 func size(bytes int64) string {
 	units := []string{"B", "KiB", "MiB", "GiB"}
 	v := float64(bytes)

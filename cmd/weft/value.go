@@ -13,10 +13,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// A value that cannot be read is refused by saying what can be: the standard
-// library's own errors name its functions.
+// Errors about unreadable values say what is expected: the standard library's own errors
+// name its functions.
 
-// valueError says that a text is not of a type.
+// valueError says that text is not a value of type t.
 func valueError(text string, t reflect.Type) error {
 	return fmt.Errorf("%q is not %s", text, wanted(t))
 }
@@ -43,16 +43,16 @@ func wanted(t reflect.Type) string {
 	return "a " + t.String()
 }
 
-// flagTypes are the flags' own names of what they hold.
+// flagTypes maps the flags' own type names to types.
 var flagTypes = map[string]reflect.Type{
 	"int": reflect.TypeFor[int](), "uint16": reflect.TypeFor[uint16](), "uint64": reflect.TypeFor[uint64](), "float64": reflect.TypeFor[float64](),
 	"duration": reflect.TypeFor[time.Duration](), "bool": reflect.TypeFor[bool](),
 }
 
-// invalidArgument is how cobra says that a flag's value cannot be read.
+// invalidArgument matches cobra's error for an unreadable flag value.
 var invalidArgument = regexp.MustCompile(`^invalid argument "(.*)" for "(?:-., )?--([^"]+)" flag: `)
 
-// flagError is a usage error in our words.
+// flagError rewords a flag error as a usage error.
 func flagError(cmd *cobra.Command, err error) error {
 	if m := invalidArgument.FindStringSubmatch(err.Error()); m != nil {
 		if f := cmd.Flag(m[2]); f != nil && flagTypes[f.Value.Type()] != nil {
@@ -62,7 +62,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	return usageError{hinted{err, fmt.Sprintf("`%s --help` lists the flags", cmd.CommandPath())}}
 }
 
-// How the packages that read a configuration file speak of it.
+// Patterns in the errors of the packages that read configuration files.
 var (
 	fileWords   = strings.NewReplacer("error unmarshaling JSON: ", "", "while decoding JSON: ", "", "error converting YAML to JSON: ", "", "json: ", "")
 	badAddress  = regexp.MustCompile(`^(?:netip\.)?Parse(Addr|Prefix)\((".*")\): `)
@@ -70,7 +70,7 @@ var (
 	addressType = map[string]reflect.Type{"Addr": reflect.TypeFor[netip.Addr](), "Prefix": reflect.TypeFor[netip.Prefix]()}
 )
 
-// fileError is what is wrong in a configuration file, in our words.
+// fileError rewords what is wrong in a configuration file.
 func fileError(err error) error {
 	text := fileWords.Replace(err.Error())
 	if m := badAddress.FindStringSubmatch(text); m != nil {

@@ -12,7 +12,7 @@ import (
 // version is set by the linker in `make build`.
 var version = "devel"
 
-// build is what `weft version` tells.
+// build is what `weft version` prints.
 type build struct {
 	Version  string `json:"version"`
 	Go       string `json:"go"`
