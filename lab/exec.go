@@ -2,10 +2,12 @@ package lab
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -29,7 +31,7 @@ func Exec(id, where string, command []string) error {
 	}
 	node, ok := r.Nodes[where]
 	if !ok {
-		return fmt.Errorf("no machine %q with power in lab %s", where, id)
+		return fmt.Errorf("lab %s has no machine %q with power; choose from %s, or a pod as CLUSTER/NAMESPACE/POD", id, where, strings.Join(slices.Sorted(maps.Keys(r.Nodes)), ", "))
 	}
 	binary, err := os.Executable()
 	if err != nil {
@@ -79,5 +81,5 @@ func (r Record) nodeOf(p Pod) (string, error) {
 			return name, nil
 		}
 	}
-	return "", fmt.Errorf("no machine of lab %s has a pod %s", r.ID, p.Full())
+	return "", fmt.Errorf("no machine of lab %s has a pod %s; `weft -c %s get pods` on its operator shows those there are", r.ID, p.Full(), p.Cluster)
 }

@@ -123,12 +123,17 @@ func TestLabByHand(t *testing.T) {
 		return r
 	}
 	t.Run("salvage", func(t *testing.T) { salvages(t, weft) })
+	t.Run("interrupted", func(t *testing.T) { interrupted(t, weft, file) })
+	t.Run("without a file", func(t *testing.T) { raisesTwo(t, weft) })
 
 	first := up()
 	if got := run(0, "exec", first.ID, "east/n1", "--", "sh", "-c", "ls /var/lib/weft && echo in"); got != "in" {
 		t.Errorf("a fresh machine says %q", got)
 	}
 	run(7, "exec", first.ID, "east/n1", "--", "sh", "-c", "exit 7")
+	if _, _, said := try("exec", first.ID, "east/n9", "--", "true"); !strings.Contains(said, "choose from east/n1, east/n2, operator") {
+		t.Errorf("of a machine that there is not it says %s", said)
+	}
 	second, third := up(), up()
 	if got := run(0, "down", first.ID, "-o", "json"); !strings.Contains(got, first.ID) || strings.Contains(got, second.ID) {
 		t.Errorf("down says %s", got)
@@ -224,6 +229,69 @@ func salvages(t *testing.T, weft string) {
 	err = cmd.Process.Signal(syscall.SIGINT)
 	if _ = cmd.Wait(); err != nil || cmd.ProcessState.ExitCode() != 1 {
 		t.Errorf("interrupted (%v), it ends with %v", err, cmd.ProcessState)
+	}
+}
+
+// Interrupted while it raises its clusters, or runs their script, a lab says that it
+// was, and not that something failed.
+func interrupted(t *testing.T, weft, file string) {
+	waits := filepath.Join(t.TempDir(), "waits.txtar")
+	if err := os.WriteFile(waits, []byte(strings.Replace(kept, "true", "sleep 60", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args  []string
+		after string // this part of a line
+	}{
+		{[]string{"up", file}, "raising clusters"},
+		{[]string{"run", waits}, "cluster east is up"},
+	} {
+		cmd := exec.Command(weft, append([]string{"lab"}, c.args...)...)
+		out, in, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stdout, cmd.Stderr = in, in
+		err = cmd.Start()
+		in.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var said strings.Builder
+		sent := false
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			fmt.Fprintln(&said, lines.Text())
+			if !sent && strings.Contains(lines.Text(), c.after) {
+				sent = true
+				if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		out.Close()
+		_ = cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(said.String(), "interrupted: the clusters were taken down") || strings.Contains(said.String(), "are kept in") {
+			t.Errorf("lab %v ends with %d:\n%s", c.args, code, said.String())
+		}
+	}
+}
+
+// Without a file there are two clusters to play with, and it tells how far it is.
+func raisesTwo(t *testing.T, weft string) {
+	cmd := exec.Command(weft, "lab", "up")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	id := strings.TrimSpace(string(out))
+	t.Cleanup(func() { _ = exec.Command(weft, "lab", "down", id).Run() })
+	if err != nil || !strings.Contains(stderr.String(), "cluster west is up: nodes n1 n2") {
+		t.Fatalf("lab up: %v\n%s", err, stderr.String())
+	}
+	if out, err := exec.Command(weft, "lab", "exec", id, "operator", "--", "weft", "-c", "east", "peer", "add", "west").CombinedOutput(); err != nil {
+		t.Errorf("peer add: %v\n%s", err, out)
+	}
+	if out, err := exec.Command(weft, "lab", "down", id).CombinedOutput(); err != nil {
+		t.Errorf("down: %v\n%s", err, out)
 	}
 }
 

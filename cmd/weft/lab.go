@@ -114,17 +114,26 @@ func keepLab(out io.Writer) scenario.KeepFunc {
 
 func labUpCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "up FILE",
+		Use:   "up [FILE]",
 		Short: "Bring up a lab and keep it",
-		Args:  usageArgs(cobra.ExactArgs(1)),
+		Long: "Bring up clusters on this machine and keep them until `weft lab down`. Without FILE they are\n" +
+			"east and west, two nodes each, not joined. FILE is a scenario: its lab.yaml says which\n" +
+			"clusters there are, and its script, if it has one, is run first.\n" +
+			"The lab's ID is the only line on the standard output.",
+		Example: "  weft lab up\n  weft lab exec ID operator -- weft -c east peer add west\n  weft lab up scenarios/demo.txtar",
+		Args:    usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if _, _, err := scenario.Load(args[0]); err != nil {
-				return usageError{err}
+			file := ""
+			if len(args) > 0 {
+				file = args[0]
+				if _, _, err := scenario.Load(file); err != nil {
+					return usageError{err}
+				}
 			}
 			if err := lab.Preflight(); err != nil {
 				return incapable{err}
 			}
-			r, err := scenario.Up(cmd.Context(), args[0])
+			r, err := scenario.Up(cmd.Context(), file, cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}

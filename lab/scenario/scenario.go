@@ -70,9 +70,16 @@ type Live struct {
 	captures map[string]*fabric.Capture // guarded by mu, for views
 }
 
+// errInterrupted is the outcome of a run that was told to end, whatever its last
+// line made of that.
+var errInterrupted = errors.New("interrupted: the clusters were taken down")
+
 // Load reads a scenario and its topology. Without a lab.yaml it is the default
-// topology.
+// topology; without a path, that and nothing to tell.
 func Load(path string) (*script.Script, lab.Topology, error) {
+	if path == "" {
+		return &script.Script{Name: "lab", Story: "two clusters and no script"}, lab.DefaultTopology(), nil
+	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, lab.Topology{}, err
@@ -121,18 +128,25 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 		return err
 	}
 	view.Begin(s)
-	absolute, err := filepath.Abs(path)
-	if err != nil {
-		return err
+	if path != "" {
+		if path, err = filepath.Abs(path); err != nil {
+			return err
+		}
 	}
 	raising := time.Now()
-	l, err := lab.Raise(ctx, lab.Config{Topology: topology, Binary: o.Binary, File: absolute})
+	l, err := lab.Raise(ctx, lab.Config{Topology: topology, Binary: o.Binary, File: path})
+	if err != nil && ctx.Err() != nil {
+		return errInterrupted
+	}
 	if err != nil {
 		return err
 	}
 	live := newLive(l, view, figures)
 	defer func() {
-		if err != nil && ctx.Err() == nil {
+		switch {
+		case err != nil && ctx.Err() != nil:
+			err = errInterrupted
+		case err != nil:
 			err = errors.Join(err, live.salvage(ctx))
 		}
 		if o.Keep != nil { // often ends only with ctx
