@@ -228,9 +228,12 @@ func eventually(t *testing.T, what func() string) {
 	t.Fatal(last)
 }
 
+// entries is how many entries a site exports after populate.
+const entries = 11
+
 func copied(from, to *site) func() string {
 	return func() string {
-		if want := from.exported(); len(want) < 11 {
+		if want := from.exported(); len(want) < entries {
 			return fmt.Sprintf("%s exports only %d entries", from.own.Name, len(want))
 		}
 		return cmp.Diff(from.exported(), to.mirrored())
@@ -243,7 +246,8 @@ func TestTwoClustersOnRealStores(t *testing.T) {
 	east.populate()
 	west.populate()
 	eventually(t, func() string {
-		if east.exp.Status().Synced.IsZero() || west.exp.Status().Synced.IsZero() {
+		// Synced may have been set before populate wrote anything.
+		if east.exp.Status().Synced.IsZero() || len(east.exported()) < entries {
 			return "not exported yet"
 		}
 		return ""

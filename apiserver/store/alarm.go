@@ -7,13 +7,13 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// Alarm is the part of a store that refuses writes for want of space.
+// Alarm makes a store refuse writes when space is short.
 type Alarm interface {
-	// RaiseNoSpace has the store refuse all writes but deletions, with ErrFull.
-	// It may be repeated.
+	// RaiseNoSpace makes the store refuse all writes except deletions, with
+	// ErrFull. It may be repeated.
 	RaiseNoSpace(ctx context.Context) error
-	// EndNoSpace lets writes through again, unless the store itself is over its
-	// quota. It may be repeated.
+	// EndNoSpace allows writes again, unless the store itself is over its quota.
+	// It may be repeated.
 	EndNoSpace(ctx context.Context) error
 }
 
@@ -22,7 +22,7 @@ var _ Alarm = (*Etcd)(nil)
 // RaiseNoSpace implements Alarm.
 func (e *Etcd) RaiseNoSpace(ctx context.Context) error {
 	if err := e.setAlarm(ctx, etcdserverpb.AlarmRequest_ACTIVATE); err != nil {
-		return fmt.Errorf("raise the alarm of no space: %w", explain(err))
+		return fmt.Errorf("raise the no-space alarm: %w", explain(err))
 	}
 	return nil
 }
@@ -30,7 +30,7 @@ func (e *Etcd) RaiseNoSpace(ctx context.Context) error {
 // EndNoSpace implements Alarm.
 func (e *Etcd) EndNoSpace(ctx context.Context) error {
 	if err := e.setAlarm(ctx, etcdserverpb.AlarmRequest_DEACTIVATE); err != nil {
-		return fmt.Errorf("end the alarm of no space: %w", explain(err))
+		return fmt.Errorf("end the no-space alarm: %w", explain(err))
 	}
 	return nil
 }

@@ -9,17 +9,18 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// A peer's store is whatever its operator runs there. etcd's client takes for
-// granted that every answer is whole and ends the process over one that is not,
-// so answers are looked at before it sees them.
+// A peer's store is whatever its operator runs there. etcd's client assumes that every
+// answer is well-formed and panics over one that is not, so answers are checked before
+// the client sees them.
 
-var errBroken = status.Error(codes.DataLoss, "the store's answer is not an etcd's")
+var errBroken = status.Error(codes.DataLoss, "the store's answer is not one of an etcd")
 
-// whole says whether an answer has what etcd's client reads without looking.
+// whole checks that an answer has the fields that etcd's client reads unchecked.
 func whole(answer any) error {
 	switch a := answer.(type) {
 	case *etcdserverpb.RangeResponse:
-		if a.GetHeader() == nil || a.GetMore() && len(a.GetKvs()) == 0 {
+		// Without a revision, each page would be taken for the first.
+		if a.GetHeader().GetRevision() < 1 || a.GetMore() && len(a.GetKvs()) == 0 {
 			return errBroken
 		}
 	case *etcdserverpb.WatchResponse:

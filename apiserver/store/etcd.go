@@ -34,16 +34,17 @@ const (
 type DialConfig struct {
 	// Endpoints are https URLs; any of them will do.
 	Endpoints []string
-	// TLS holds the roots to believe and the certificate that names the user.
+	// TLS contains the trusted CAs and the client certificate, which names the
+	// user.
 	TLS *tls.Config
-	// SignOfLife is the pause between two requests that prove a watch alive.
-	// A few unanswered ones end the watch with ErrSilent. 0 means 5 s.
+	// SignOfLife is the pause between two requests that prove a watch alive. A few
+	// unanswered ones end the watch with ErrSilent. 0 means 5 s.
 	SignOfLife time.Duration
-	// Lineage is where the store keeps its lineage; "" means wire.LineageKey.
+	// Lineage is the key of the store's lineage; "" means wire.LineageKey.
 	Lineage string
-	// MostKeys and MostBytes, of keys and values, bound what one listing of a
-	// store may hold that is not ours: it fails with ErrTooMany or ErrTooMuch
-	// beyond them. 0 means no bound.
+	// MostKeys and MostBytes (keys and values) bound one List, for stores that are
+	// not ours. Beyond them it fails with ErrTooMany or ErrTooMuch. 0 means no
+	// bound.
 	MostKeys, MostBytes int
 }
 
@@ -60,7 +61,7 @@ var (
 	_ Leases = (*Etcd)(nil)
 )
 
-// Dial makes a client. It does not wait for a connection: the first call does.
+// Dial returns a client. It does not wait for a connection; the first call does.
 func Dial(c DialConfig) (*Etcd, error) {
 	answer := 0 // etcd's own, 2 GiB
 	if c.MostBytes > 0 {
@@ -89,7 +90,7 @@ func Dial(c DialConfig) (*Etcd, error) {
 	return &Etcd{client: client, watched: watched, mostKeys: c.MostKeys, mostBytes: c.MostBytes}, nil
 }
 
-// Client is the etcd client itself, for users, roles and maintenance.
+// Client returns the underlying etcd client, for users, roles and maintenance.
 func (e *Etcd) Client() *clientv3.Client { return e.client }
 
 // Close ends the connection and every watch on it.
@@ -139,7 +140,7 @@ func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int6
 		}
 		if revision == 0 {
 			revision = resp.Header.Revision
-			kvs = make([]KV, 0, max(0, min(resp.Count, 1<<20))) // a peer may say anything
+			kvs = make([]KV, 0, max(0, min(resp.Count, 1<<20))) // a peer may claim any number
 		}
 		for _, kv := range resp.Kvs {
 			bytes += len(kv.Key) + len(kv.Value)
@@ -160,7 +161,7 @@ func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int6
 
 func over(n, most int) bool { return most > 0 && n > most }
 
-// Count is how many keys begin with prefix, and the store's revision.
+// Count returns how many keys begin with prefix, and the store's revision.
 func (e *Etcd) Count(ctx context.Context, prefix string) (n int, revision int64, err error) {
 	resp, err := again(ctx, func() (*clientv3.GetResponse, error) {
 		return e.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
@@ -256,8 +257,8 @@ func (e *Etcd) Revoke(ctx context.Context, lease Lease) error {
 	return explain(err)
 }
 
-// again repeats a call that met a change of users or roles on its way. etcd
-// refuses such a call before it does anything, so repeating it is safe.
+// again repeats a call that was overtaken by a change of users or roles. etcd refuses
+// such a call before doing anything, so repeating it is safe.
 func again[R any](ctx context.Context, call func() (R, error)) (R, error) {
 	for {
 		resp, err := call()
@@ -267,7 +268,7 @@ func again[R any](ctx context.Context, call func() (R, error)) (R, error) {
 	}
 }
 
-// explained says whether an error is one of ours already.
+// explained reports whether err already wraps one of our errors.
 func explained(err error) bool {
 	for _, ours := range []error{ErrCompacted, ErrWentBack, ErrReconnected, ErrSilent, ErrDenied, ErrFull, ErrTooLarge, ErrTooMany, ErrTooMuch, ErrUnavailable} {
 		if errors.Is(err, ours) {
@@ -277,7 +278,7 @@ func explained(err error) bool {
 	return false
 }
 
-// explain joins etcd's error with ours of the same meaning.
+// explain wraps etcd's error together with ours of the same meaning.
 func explain(err error) error {
 	if err == nil || errors.Is(err, context.Canceled) || explained(err) {
 		return err

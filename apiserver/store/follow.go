@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// Follow hands over everything under prefix: first one complete batch, then
-// changes. When the store has compacted what came next, or went back in time,
-// another complete batch follows, which the receiver takes as mark and sweep: it
-// compares values, not revisions. Follow returns when ctx ends, each fails, or the
-// store does; see Persist for trying again.
+// Follow passes everything under prefix to each: first one complete batch, then
+// changes. If the next changes were compacted away or the store went back in time,
+// another complete batch follows; the receiver must treat it as mark and sweep, and
+// compare values, not revisions. Follow returns when ctx ends or when each or the
+// store fails; see Persist for retries.
 func Follow(ctx context.Context, s Store, prefix string, each func(Batch) error) error {
 	for {
 		kvs, at, err := s.List(ctx, prefix)
@@ -34,8 +34,8 @@ func Follow(ctx context.Context, s Store, prefix string, each func(Batch) error)
 	}
 }
 
-// history is what was never restored: one start of the store, or one connection
-// to a store that does not tell its starts.
+// history names a period in which the store was not restored: one start of the store,
+// or one connection to a store that does not report its starts.
 func history(at Point) string {
 	if at.Start != "" {
 		return at.Start
@@ -43,16 +43,16 @@ func history(at Point) string {
 	return fmt.Sprint("connection ", at.Connection)
 }
 
-// Back-off of Persist: doubling from the first to the last pause, each drawn
-// between half of it and the whole, so that many do not come back as one.
+// Pauses of Persist double from the first to the last. Each is drawn between half of
+// it and the whole, so that many clients do not return at once.
 const (
 	firstPause = 100 * time.Millisecond
 	lastPause  = 5 * time.Second
 )
 
-// Persist runs work again whenever it fails, with growing pauses, until ctx
-// ends; then it returns nil. A run longer than the last pause counts as success and
-// starts the pauses over.
+// Persist runs work again whenever it ends, with growing pauses, until ctx ends; then
+// it returns nil. A run longer than lastPause counts as success and resets the pause.
+// what names the work in the log, such as "following peers".
 func Persist(ctx context.Context, log *slog.Logger, what string, work func(context.Context) error) error {
 	pause := firstPause
 	for {
@@ -64,7 +64,7 @@ func Persist(ctx context.Context, log *slog.Logger, what string, work func(conte
 		if time.Since(began) > lastPause {
 			pause = firstPause
 		}
-		log.Warn(what+" will be tried again", "err", err, "in", pause)
+		log.Warn(what+" failed; retrying", "err", err, "in", pause)
 		timer := time.NewTimer(pause/2 + rand.N(pause/2))
 		select {
 		case <-ctx.Done():

@@ -7,7 +7,7 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// Identities is a store as package identity's allocator wants it.
+// Identities adapts a store for package identity's allocator.
 func Identities(s Store) identity.Store { return identities{s} }
 
 type identities struct{ store Store }

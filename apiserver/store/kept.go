@@ -12,24 +12,24 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Kept are keys that stay for as long as whoever writes them wants them: what
-// anybody else deletes is written again.
+// Kept restores keys that their writer wants to stay: if anyone else deletes one, or a
+// restored store lacks it, it is written again. Safe for concurrent use.
 type Kept struct {
 	store Store
 	log   *slog.Logger
 
-	// mu guards want, and is held over a decision and its write: what is no longer
-	// wanted must not be written after it was deleted.
+	// mu guards want. It is held from a decision to its write, so that a key which is
+	// no longer wanted is not written again after its deletion.
 	mu   sync.Mutex
 	want map[string][]byte
 }
 
-// NewKept makes Kept with nothing in it.
+// NewKept returns a Kept that wants no keys yet.
 func NewKept(s Store, log *slog.Logger) *Kept {
 	return &Kept{store: s, log: log, want: map[string][]byte{}}
 }
 
-// Note says what is wanted from now on. It comes before the writes themselves.
+// Note records what is wanted from now on. Call it before the writes themselves.
 func (k *Kept) Note(ops ...Op) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -42,7 +42,7 @@ func (k *Kept) Note(ops ...Op) {
 	}
 }
 
-// Run keeps what is wanted under the prefixes, until ctx ends.
+// Run restores what is wanted under the prefixes, until ctx ends.
 func (k *Kept) Run(ctx context.Context, prefixes ...string) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, prefix := range prefixes {
@@ -55,7 +55,7 @@ func (k *Kept) Run(ctx context.Context, prefixes ...string) error {
 	return g.Wait()
 }
 
-// Learn notes what is there now.
+// Learn notes the keys that exist, with their current values.
 func (k *Kept) Learn(ctx context.Context, keys ...string) error {
 	for _, key := range keys {
 		kv, err := k.store.Get(ctx, key)
@@ -70,8 +70,8 @@ func (k *Kept) Learn(ctx context.Context, keys ...string) error {
 	return nil
 }
 
-// Keep keeps single keys as they were last, whoever wrote that, until ctx ends.
-// Nobody deletes them rightly.
+// Keep restores single keys with the value they had last, whoever wrote it, until ctx
+// ends. It is for keys that are never deleted on purpose.
 func (k *Kept) Keep(ctx context.Context, keys ...string) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, key := range keys {
@@ -103,18 +103,25 @@ func (k *Kept) look(ctx context.Context, prefix string, b Batch) error {
 	for _, e := range b.Events {
 		gone[e.Key] = e.Deleted
 	}
+	var txns []Txn
 	for _, key := range slices.Sorted(maps.Keys(gone)) {
-		value, wanted := k.want[key]
-		if !gone[key] || !wanted {
-			continue
+		if value, wanted := k.want[key]; wanted && gone[key] {
+			txns = append(txns, Txn{If: []Cond{{Key: key}}, Then: []Op{Put(key, value)}})
 		}
-		_, done, err := k.store.Commit(ctx, Txn{If: []Cond{{Key: key}}, Then: []Op{Put(key, value)}})
-		if err != nil && !errors.Is(err, ErrTooLarge) {
-			return err
+	}
+	written, first := 0, ""
+	for i, o := range CommitEach(ctx, k.store, txns) {
+		switch {
+		case o.Err != nil && !errors.Is(o.Err, ErrTooLarge): // its writer reports that one
+			return o.Err
+		case o.Revision != 0:
+			if written++; written == 1 {
+				first = txns[i].Then[0].Key
+			}
 		}
-		if done {
-			k.log.Warn("a key that belongs to this API server was gone; wrote it again", "key", key)
-		}
+	}
+	if written > 0 {
+		k.log.Warn("keys of this API server were missing from the store; wrote them again", "keys", written, "first", first)
 	}
 	return nil
 }

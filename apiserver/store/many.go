@@ -6,15 +6,15 @@ import (
 	"slices"
 )
 
-// etcd refuses transactions of more than 128 conditions or operations, or of
-// 1.5 MiB, both by default; what is put together here stays below.
+// By default etcd refuses transactions of more than 128 conditions or operations, or
+// over 1.5 MiB. What is combined here stays below that.
 const (
 	mostOps   = 100
 	mostBytes = 1 << 20
 )
 
-// Write makes writes unconditionally, in as many transactions as it takes: it
-// is for writes that may be repeated, not for those that belong together.
+// Write makes writes unconditionally, in as many transactions as needed. It is for
+// writes that may be repeated, not for those that must be atomic.
 func Write(ctx context.Context, s Store, ops ...Op) error {
 	for len(ops) > 0 {
 		n := min(len(ops), mostOps)
@@ -35,18 +35,18 @@ func Write(ctx context.Context, s Store, ops ...Op) error {
 
 func (op *Op) size() int { return len(op.Key) + len(op.Value) }
 
-// Outcome is what became of one transaction of CommitEach: made at Revision; not
-// made, because a condition does not hold, if that is 0; left open by an error.
+// Outcome is the result of one transaction of CommitEach: committed at Revision; not
+// committed because a condition does not hold (Revision 0); or unknown, if Err is set.
 type Outcome struct {
 	Revision int64
 	Err      error
 }
 
-// CommitEach makes each transaction whole or not at all, and as many at once as
-// etcd takes, because each commit costs a write to its disk. One that cannot be
-// made does not hold up the others. The conditions of those that share a commit
-// hold together, before any of their writes; two of them may make the same
-// write. After an error of the store's own, what follows is not tried.
+// CommitEach commits each transaction whole or not at all, and as many at once as etcd
+// accepts, because each commit costs a write to its disk. A transaction that fails
+// does not hold up the others. Those that share a commit have their conditions checked
+// together, before any of their writes; two of them may make the same write. If the
+// store itself fails, the rest is not tried and gets the same error.
 func CommitEach(ctx context.Context, s Store, txns []Txn) []Outcome {
 	out := make([]Outcome, len(txns))
 	for _, g := range groups(txns) {
@@ -62,7 +62,7 @@ func CommitEach(ctx context.Context, s Store, txns []Txn) []Outcome {
 	return out
 }
 
-// group is transactions that are made together.
+// group is a set of transactions that are committed together.
 type group struct {
 	members []int
 	whole   Txn
@@ -71,7 +71,7 @@ type group struct {
 	ops     map[string]Op
 }
 
-// groups puts neighbours together for as long as they fit.
+// groups combines neighbours as long as they fit.
 func groups(txns []Txn) (all []*group) {
 	var g *group
 	for i, txn := range txns {
@@ -84,8 +84,8 @@ func groups(txns []Txn) (all []*group) {
 	return all
 }
 
-// takes reports whether a transaction fits in: by size, and because it does not
-// contradict the others.
+// takes reports whether a transaction fits into the group: it is small enough and does
+// not contradict the others.
 func (g *group) takes(txn Txn) bool {
 	conds, ops, size := len(g.whole.If), len(g.whole.Then), g.size
 	for _, c := range txn.If {
@@ -115,7 +115,8 @@ func (g *group) takes(txn Txn) bool {
 	return conds <= mostOps && ops <= mostOps && size <= mostBytes && !g.whole.alone()
 }
 
-// alone is a transaction about more than single keys, which shares with none.
+// alone reports whether a transaction concerns a prefix, so that it must be committed
+// alone.
 func (t *Txn) alone() bool {
 	return slices.ContainsFunc(t.If, func(c Cond) bool { return c.Prefix }) || slices.ContainsFunc(t.Then, func(o Op) bool { return o.Prefix })
 }
@@ -142,9 +143,9 @@ func (g *group) add(i int, txn Txn) {
 	}
 }
 
-// commit makes the group. If it does not hold as a whole, those members go whose
-// conditions a look at the store refutes, and the others are made without them.
-// An error is the store's.
+// commit commits the group. If a condition fails, it looks up which members' conditions
+// do not hold and commits the others without them. It returns only errors of the store
+// itself.
 func (g *group) commit(ctx context.Context, s Store, txns []Txn, out []Outcome) error {
 	revision, done, err := s.Commit(ctx, g.whole)
 	switch {
@@ -166,7 +167,7 @@ func (g *group) commit(ctx context.Context, s Store, txns []Txn, out []Outcome) 
 	return single(ctx, s, txns, g.members, out)
 }
 
-// without commits what is left of a group without those that do not hold.
+// without commits the members of a group whose conditions hold.
 func (g *group) without(ctx context.Context, s Store, txns []Txn, out []Outcome) error {
 	rest := &group{conds: map[string]Cond{}, ops: map[string]Op{}}
 	seen := map[string]int64{}
@@ -182,13 +183,13 @@ func (g *group) without(ctx context.Context, s Store, txns []Txn, out []Outcome)
 	switch len(rest.members) {
 	case 0:
 		return nil
-	case len(g.members): // changed back meanwhile
+	case len(g.members): // the keys changed back in between
 		return single(ctx, s, txns, g.members, out)
 	}
 	return rest.commit(ctx, s, txns, out)
 }
 
-// single commits one after the other.
+// single commits the members one by one.
 func single(ctx context.Context, s Store, txns []Txn, members []int, out []Outcome) error {
 	for _, i := range members {
 		g := &group{conds: map[string]Cond{}, ops: map[string]Op{}}
@@ -200,8 +201,8 @@ func single(ctx context.Context, s Store, txns []Txn, members []int, out []Outco
 	return nil
 }
 
-// holds looks whether conditions about single keys hold now. seen are the
-// revisions of the keys that were looked at before.
+// holds looks up whether conditions on single keys hold now. seen caches the revisions
+// of the keys looked up so far.
 func holds(ctx context.Context, s Store, conds []Cond, seen map[string]int64) (bool, error) {
 	for _, c := range conds {
 		modified, ok := seen[c.Key]

@@ -12,7 +12,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/storetest"
 )
 
-// strict is an etcd with the limits it comes with. It counts what it is asked.
+// strict is a store with etcd's default limits. It counts calls.
 type strict struct {
 	*storetest.Store
 	commits, failed, gets int
@@ -102,7 +102,7 @@ func TestCommitEachSharesTransactions(t *testing.T) {
 	}
 }
 
-// A store that fails is not asked again.
+// After the store itself has failed, the rest is not tried.
 func TestCommitEachEndsWithTheStore(t *testing.T) {
 	s := &strict{Store: storetest.New()}
 	n := 0
@@ -123,8 +123,7 @@ func TestCommitEachEndsWithTheStore(t *testing.T) {
 	}
 }
 
-// Together or one after the other, the same becomes of transactions that are
-// about keys of their own.
+// Transactions on separate keys have the same outcome together as one after the other.
 func TestCommitEachDoesWhatCommitDoes(t *testing.T) {
 	for range 200 {
 		one, all := storetest.New(), &strict{Store: storetest.New()}

@@ -12,28 +12,28 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// User is who may read and write what. What ends in "/" covers all keys below
-// it, what ends in "*" all keys that begin with the rest, anything else is a
-// single key. Users have no password: the common name of their client
-// certificate says who they are.
+// User says what a user may read and write. An entry that ends in "/" covers all keys
+// below it, one that ends in "*" all keys that begin with what precedes the "*", and
+// any other a single key. Users have no password: the common name of their client
+// certificate identifies them.
 type User struct {
 	Name        string
 	Read, Write []string
 }
 
-// Users is the part of a store that knows its users. Each has a role of the
-// same name.
+// Users is the part of a store that manages its users. Each has a role of the same
+// name.
 type Users interface {
-	// SetUser creates a user, or changes what it may do, to exactly this.
+	// SetUser creates a user or updates its rights, so that it has exactly these.
 	SetUser(ctx context.Context, u User) error
-	// RemoveUser takes every right from a user; nil if there is none.
+	// RemoveUser removes a user and its rights; nil if there is none.
 	RemoveUser(ctx context.Context, name string) error
 }
 
 var _ Users = (*Etcd)(nil)
 
-// EnableAuth makes root and turns on authentication; nothing is reachable
-// without a right from then on. It may be repeated.
+// EnableAuth creates the user root and turns on authentication. From then on every
+// access needs a right. It may be repeated.
 func (e *Etcd) EnableAuth(ctx context.Context) error {
 	status, err := e.client.AuthStatus(ctx)
 	if err == nil && status.Enabled {
@@ -82,8 +82,8 @@ func (e *Etcd) setUser(ctx context.Context, u User) error {
 		}
 	}
 	for _, h := range have {
-		// Granting replaced the permission of an equal range, so only ranges
-		// that are not wanted at all are left to revoke.
+		// Granting replaced permissions on equal ranges, so only ranges that are
+		// not wanted at all have to be revoked.
 		if slices.ContainsFunc(want, func(p permission) bool { return p.key == string(h.Key) && p.end == string(h.RangeEnd) }) {
 			continue
 		}
@@ -121,7 +121,7 @@ func exists(err error) bool {
 	return errors.Is(err, rpctypes.ErrUserAlreadyExist) || errors.Is(err, rpctypes.ErrRoleAlreadyExist)
 }
 
-// permission is one range of a role, as etcd has it.
+// permission is one key range of a role, as in etcd.
 type permission struct {
 	key, end string
 	kind     authpb.Permission_Type
@@ -137,7 +137,7 @@ func permissions(u User) []permission {
 		kinds[key] = authpb.READ
 	}
 	for _, key := range u.Write {
-		// What may be written may be read: a writer compares before it writes.
+		// Writers may read too, because they compare before they write.
 		kinds[key] = authpb.READWRITE
 	}
 	out := make([]permission, 0, len(kinds))

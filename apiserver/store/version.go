@@ -8,11 +8,11 @@ import (
 	"github.com/coreos/go-semver/semver"
 )
 
-// fixed are the first versions, by minor, in which a watch cannot read what its
-// user may not (CVE-2026-73499): agents and peers are kept apart by rights.
+// fixed are the first versions, by minor version, in which a watch cannot read what
+// its user may not (CVE-2026-73499). We rely on rights to keep agents and peers apart.
 var fixed = []semver.Version{*semver.New("3.5.33"), *semver.New("3.6.14"), *semver.New("3.7.1")}
 
-// Version is an endpoint's version and the size of its database in bytes.
+// Version returns an endpoint's version and the size of its database in bytes.
 func (e *Etcd) Version(ctx context.Context, endpoint string) (version string, bytes int64, err error) {
 	status, err := e.client.Status(ctx, endpoint)
 	if err != nil {
@@ -21,8 +21,8 @@ func (e *Etcd) Version(ctx context.Context, endpoint string) (version string, by
 	return status.Version, status.DbSize, nil
 }
 
-// Usage is the store's revision, and how much of its database is taken, history
-// included.
+// Usage returns the store's revision, and how many bytes of its database are in use,
+// history included.
 func (e *Etcd) Usage(ctx context.Context) (revision, inUse int64, err error) {
 	status, err := e.client.Status(ctx, e.client.Endpoints()[0])
 	if err != nil {
@@ -31,17 +31,16 @@ func (e *Etcd) Usage(ctx context.Context) (revision, inUse int64, err error) {
 	return status.Header.Revision, status.DbSizeInUse, nil
 }
 
-// Compact drops what was replaced or deleted before a revision.
+// Compact drops values that were replaced or deleted before a revision.
 func (e *Etcd) Compact(ctx context.Context, revision int64) error {
 	_, err := e.client.Compact(ctx, revision)
 	if err = explain(err); errors.Is(err, ErrCompacted) {
-		return nil // it was dropped before
+		return nil // already done
 	}
 	return err
 }
 
-// CheckVersions refuses an etcd of which a member is too old to keep users
-// apart.
+// CheckVersions returns an error if a member is too old to keep users apart.
 func (e *Etcd) CheckVersions(ctx context.Context) error {
 	for _, endpoint := range e.client.Endpoints() {
 		version, _, err := e.Version(ctx, endpoint)
@@ -58,7 +57,7 @@ func (e *Etcd) CheckVersions(ctx context.Context) error {
 func checkVersion(text string) error {
 	v, err := semver.NewVersion(text)
 	if err != nil {
-		return fmt.Errorf("version %q is not understood", text)
+		return fmt.Errorf("version %q cannot be parsed", text)
 	}
 	for _, f := range fixed {
 		if v.Major == f.Major && v.Minor == f.Minor && !v.LessThan(f) {

@@ -1,8 +1,7 @@
-// Package storetest is the twin of an etcd in memory: package store's
-// interfaces with revisions, watches, compaction, leases, restored copies and
-// failures on request.
+// Package storetest is the in-memory twin of an etcd: package store's interfaces with
+// revisions, watches, compaction, leases, restored copies and failures on request.
 //
-// It starts no goroutine and reads no clock, so it fits into synctest bubbles.
+// It starts no goroutine and reads no clock, so it works in synctest bubbles.
 package storetest
 
 import (
@@ -19,7 +18,7 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Store is an etcd in memory. The zero value is not ready: use New.
+// Store is an etcd in memory. The zero value is not usable: use New.
 type Store struct {
 	mu        sync.Mutex // guards what follows
 	revision  int64
@@ -31,7 +30,7 @@ type Store struct {
 	lease     store.Lease
 	lost      map[store.Lease]chan struct{}
 	lineage   wire.Lineage
-	starts    int // of any of its histories
+	starts    int // in all of its histories
 }
 
 var (
@@ -39,7 +38,7 @@ var (
 	_ store.Leases = (*Store)(nil)
 )
 
-// New makes an empty store at revision 1, as etcd's is.
+// New returns an empty store at revision 1, as a new etcd.
 func New() *Store {
 	s := &Store{revision: 1, kvs: map[string]store.KV{}, changed: make(chan struct{}), lost: map[store.Lease]chan struct{}{}}
 	s.startLocked()
@@ -52,21 +51,21 @@ func (s *Store) startLocked() {
 	s.wakeLocked()
 }
 
-// Copy is what a store held at one moment.
+// Copy is the content of a store at one moment.
 type Copy struct {
 	revision int64
 	kvs      map[string]store.KV
 	lineage  wire.Lineage
 }
 
-// Copy keeps what there is, as a copy of the data folder does.
+// Copy returns the current content, like a copy of the data folder.
 func (s *Store) Copy() Copy {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return Copy{s.revision, maps.Clone(s.kvs), s.lineage}
 }
 
-// PutBack starts the store from a copy: watches that have seen more end with
+// PutBack restarts the store from a copy: watches that have seen more end with
 // ErrWentBack, however much is written before they notice.
 func (s *Store) PutBack(c Copy) {
 	s.mu.Lock()
@@ -75,9 +74,9 @@ func (s *Store) PutBack(c Copy) {
 	s.startLocked()
 }
 
-// Fail has fail asked before every call ("get", "list", "watch", "commit",
-// "grant"); the error it returns becomes the call's. Running watches end with
-// ErrUnavailable when it returns an error for "watch". nil ends the failures.
+// Fail makes the store call fail before every "get", "list", "watch", "commit" and
+// "grant"; if it returns an error, the call fails with it. Running watches end when it
+// returns an error for "watch". nil ends the failures.
 func (s *Store) Fail(fail func(call, key string) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,7 +84,7 @@ func (s *Store) Fail(fail func(call, key string) error) {
 	s.wakeLocked()
 }
 
-// Compact forgets history: watches that lag behind end with ErrCompacted.
+// Compact drops history: watches that lag behind end with ErrCompacted.
 func (s *Store) Compact() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -94,14 +93,14 @@ func (s *Store) Compact() {
 	s.wakeLocked()
 }
 
-// Revision is the current revision.
+// Revision returns the current revision.
 func (s *Store) Revision() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.revision
 }
 
-// Dump is everything under prefix as "key=value" lines in order, for tests to
+// Dump returns everything under prefix as sorted "key=value" lines, for tests to
 // compare.
 func (s *Store) Dump(prefix string) []string {
 	s.mu.Lock()
@@ -227,7 +226,7 @@ func (s *Store) Commit(ctx context.Context, txn store.Txn) (int64, bool, error) 
 	return s.revision, true, nil
 }
 
-// writtenTwice refuses what etcd refuses: two writes of one key at once.
+// writtenTwice refuses what etcd refuses: two writes of one key in a transaction.
 func writtenTwice(ops []store.Op) error {
 	for i, a := range ops {
 		for _, b := range ops[i+1:] {

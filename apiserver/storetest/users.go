@@ -9,7 +9,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/store"
 )
 
-// Users is the twin of a store's users. The zero value has none.
+// Users is the in-memory twin of a store's users. The zero value has none.
 type Users struct {
 	mu    sync.Mutex // guards what follows
 	users map[string]store.User
@@ -36,7 +36,7 @@ func (u *Users) RemoveUser(_ context.Context, name string) error {
 	return nil
 }
 
-// User is a user there is.
+// User returns a user, and false if there is none.
 func (u *Users) User(name string) (store.User, bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -44,7 +44,7 @@ func (u *Users) User(name string) (store.User, bool) {
 	return user, ok
 }
 
-// Names lists the users in order.
+// Names returns the names of all users, sorted.
 func (u *Users) Names() []string {
 	u.mu.Lock()
 	defer u.mu.Unlock()
