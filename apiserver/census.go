@@ -31,7 +31,6 @@ type census struct {
 	gossiped map[string]bool      // what gossip says, if anything
 	deaths   map[string]time.Time // when gossip gave it up
 	states   map[string]stay      // as last shown
-	ahead    map[string]time.Time // since when each is ahead of the store, as last shown
 	removed  map[string]time.Time // not registered any more, but its agent answers
 	standing map[string]said      // how far each is with the store, as last heard
 	changed  chan struct{}        // has one element when deaths changed
@@ -77,7 +76,7 @@ func (s said) store(now time.Time, alive bool) *api.NodeStore {
 func newCensus(s store.Store, log *slog.Logger) *census {
 	return &census{
 		store: s, log: log, claims: map[string]wire.NodeState{}, problems: map[string]wire.NodeProblems{}, paths: map[string]wire.NodePaths{}, synced: map[string]bool{}, seen: map[string]time.Time{},
-		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, states: map[string]stay{}, ahead: map[string]time.Time{}, removed: map[string]time.Time{}, standing: map[string]said{}, changed: make(chan struct{}, 1),
+		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, states: map[string]stay{}, removed: map[string]time.Time{}, standing: map[string]said{}, changed: make(chan struct{}, 1),
 	}
 }
 
@@ -168,7 +167,6 @@ func (c *census) forget(node string) {
 
 func (c *census) forgetLocked(node string) {
 	delete(c.removed, node)
-	delete(c.ahead, node)
 	delete(c.claims, node)
 	delete(c.problems, node)
 	delete(c.paths, node)
@@ -196,19 +194,6 @@ func (c *census) strangers(register map[string]nodes.Registration) map[string]ti
 		}
 	}
 	return maps.Clone(c.removed)
-}
-
-// aheadSince is since when a node is ahead of the store, as far as anybody has
-// looked.
-func (c *census) aheadSince(node string, is bool) time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !is {
-		delete(c.ahead, node)
-	} else if c.ahead[node].IsZero() {
-		c.ahead[node] = time.Now()
-	}
-	return c.ahead[node]
 }
 
 // dead are the nodes whose agents gossip has given up, and when.

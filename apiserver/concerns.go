@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -16,15 +17,18 @@ import (
 // differences is everything that is not as wanted, in whatever state it is;
 // api.Judge decides what of it concerns an operator. A new kind of concern is one
 // more function here: from what the status shows to concerns, free of clocks, locks
-// and the store. more is what is known elsewhere.
-func (s *server) differences(out *api.Status, more []api.Concern) []api.Concern {
+// and the store. more is what is known elsewhere. Those that do not say when they
+// began are dated by when they were first seen.
+func (s *server) differences(now time.Time, out *api.Status, more []api.Concern) []api.Concern {
 	r := reachOf(s.cluster.Name, out.Nodes)
-	all := slices.Concat(more, nodeConcerns(out.Nodes, r), aheadConcerns(out.Nodes, out.Cluster.Revision, s.census.aheadSince),
+	all := slices.Concat(more, nodeConcerns(out.Nodes, r), aheadConcerns(out.Nodes, out.Cluster.Revision),
 		peerConcerns(s.cluster.Name, out.Peers, r), r.concerns(out.Nodes, out.Peers), refusalConcerns(out))
 	for i := range all {
 		all[i].Cluster = s.cluster.Name
 	}
-	return once(all)
+	all = once(all)
+	s.sightings.date(now, all)
+	return all
 }
 
 // once leaves one of those that several nodes say of the same object.
@@ -42,31 +46,15 @@ func once(all []api.Concern) (out []api.Concern) {
 
 // problems are the concerns of the server's own parts.
 func (s *server) problems() []api.Concern {
-	derived := s.endpoints.Status()
-	all := slices.Concat(
-		sentences("cluster "+s.cluster.Name, "StoreEmptied", s.memory.problems()),
-		sentences("endpoints", "NotDerived", derived.Problems),
-		sentences("peers", "PeerProblem", s.peering.Problems()),
-	)
-	for key, problem := range s.exporter.Status().Problems {
-		all = append(all, api.Concern{Object: "export", Reason: "NotExported", Message: fmt.Sprintf("export of %s: %s", key, problem)})
-	}
-	if since, err := s.memory.unsaved(); err != nil {
-		all = append(all, api.Concern{Object: "API server", Reason: "FileNotWritten", Since: since, Message: err.Error(), Next: "a store that is lost meanwhile takes the names of its nodes along"})
-	}
+	cluster := s.cluster.Name
+	all := slices.Concat(s.memory.concerns(cluster), s.endpoints.Status().Concerns, s.peering.Concerns(time.Now()),
+		exportConcerns(cluster, s.exporter.Status().Problems), heldConcerns(cluster, s.census.holding()))
 	dir := s.conf.DataDir
 	for _, d := range statefile.Damages(dir, filepath.Join(dir, "pki"), filepath.Dir(s.conf.AdminConfig)) {
 		all = append(all, api.Concern{Object: "API server", Reason: "DamagedFile", Since: d.Since, Message: d.String() + "; all else goes on", Next: "look at it, then delete it there"})
 	}
-	if problem := s.space.problem(); problem != "" {
-		all = append(all, api.Concern{Object: "store", Reason: "DiskNearlyFull", Message: problem})
-	}
-	if held := s.census.holding(); len(held) > 0 {
-		all = append(all, api.Concern{
-			Object: "cluster " + s.cluster.Name, Reason: "StoreRebuilt",
-			Message: fmt.Sprintf("held: %s keep what they have from the store before this one", strings.Join(held, ", ")),
-			Next:    "apply everything that belongs here, then `weft node release` makes them accept it",
-		})
+	if c, full := s.space.concern(); full {
+		all = append(all, c)
 	}
 	slices.SortFunc(all, func(a, b api.Concern) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Message, b.Message))
@@ -74,11 +62,66 @@ func (s *server) problems() []api.Concern {
 	return all
 }
 
-func sentences(object, reason string, messages []string) (out []api.Concern) {
-	for _, m := range messages {
-		out = append(out, api.Concern{Object: object, Reason: reason, Message: m})
+// heldConcerns are nodes that do not believe the store that is there now.
+func heldConcerns(cluster string, held []string) []api.Concern {
+	if len(held) == 0 {
+		return nil
+	}
+	return []api.Concern{{
+		Object: "cluster " + cluster, Reason: "StoreRebuilt",
+		Message: fmt.Sprintf("held: %s keep what they have from the store before this one", strings.Join(held, ", ")),
+		Next:    "apply everything that belongs here, then `weft node release` makes them accept it",
+	}}
+}
+
+// exportConcerns are what peers do not learn of this cluster, and why, by key.
+func exportConcerns(cluster string, problems map[string]string) (out []api.Concern) {
+	for key, problem := range problems {
+		c := exported(cluster, key)
+		c.Reason = "NotExported"
+		c.Message = fmt.Sprintf("%s is not exported to peers as it should be: %s", c.Object, problem)
+		out = append(out, c)
 	}
 	return out
+}
+
+// exported is what a key of the state or of the export holds, and how its content
+// is corrected.
+func exported(cluster, key string) api.Concern {
+	again := func(object string) api.Concern {
+		return api.Concern{Object: object, Next: "correct it and apply it again"}
+	}
+	if name, _, _, _, ok := wire.ParseNodesKey(key); ok {
+		return api.Concern{Object: "node " + name, Node: name, Next: "restart its agent; `weft node list` shows what it is registered with"}
+	}
+	if name, ok := nodes.ParseRegistrationKey(key); ok {
+		return api.Concern{Object: "node " + name, Node: name, Next: "add it again with `weft node add`"}
+	}
+	if ns, pod, ok := wire.ParseEndpointKey(key); ok {
+		return again("pod " + ns + "/" + pod)
+	}
+	if n, ok := wire.ParseIdentityIDKey(key); ok {
+		return api.Concern{Object: fmt.Sprintf("identity %d", n), Next: "apply the pods that have it again, `weft get identities` lists them"}
+	}
+	if plural, ns, name, ok := wire.ParseObjectKey(key); ok {
+		if ns != "" {
+			name = ns + "/" + name
+		}
+		return again(strings.TrimSuffix(plural, "s") + " " + name)
+	}
+	for _, r := range wire.Resources {
+		ref, ok := r.ParseStateKey(key, cluster)
+		if !ok {
+			continue
+		}
+		switch r {
+		case wire.Services:
+			return api.Concern{Object: "service " + ref.Namespace + "/" + ref.Name, Next: "split the service, or raise the store's limit on requests"}
+		case wire.EndpointSlices:
+			return api.Concern{Object: "endpointslice " + ref.Namespace + "/" + ref.Name, Next: "split the slice, or raise the store's limit on requests"}
+		}
+	}
+	return api.Concern{Object: "entry " + key, Next: "raise the store's limit on requests"}
 }
 
 // Graces of nodes. An agent that restarts is away for a second or two; one that
@@ -105,6 +148,9 @@ func nodeConcerns(nodes []api.NodeStatus, r reach) (out []api.Concern) {
 			out = append(out, c)
 		case api.NodeSilent:
 			c.Reason, c.Since, c.Grace = "AgentSilent", n.LastSeen, silentGrace
+			if c.Since.IsZero() {
+				c.Since = n.Since
+			}
 			c.Message, c.Next = fmt.Sprintf("agent on %s has not answered for {age} (its traffic continues)", n.Name), "start it, or `weft node delete "+n.Name+"` if the machine is gone"
 			if _, lost := r.node(end{r.own, n.Name}); lost {
 				c.Reason, c.Message = "NodeDown", fmt.Sprintf("node %s is down: neither its agent nor its tunnels have answered for {age}", n.Name)
@@ -145,15 +191,13 @@ func storeConcern(n api.NodeStatus) (api.Concern, bool) {
 
 // aheadConcerns are nodes that have read more than the store holds: it was
 // restored from an older copy.
-func aheadConcerns(nodes []api.NodeStatus, revision int64, since func(node string, is bool) time.Time) (out []api.Concern) {
+func aheadConcerns(nodes []api.NodeStatus, revision int64) (out []api.Concern) {
 	for _, n := range nodes {
-		is := n.Store != nil && n.Store.Revision > revision && n.State != api.NodeSilent
-		at := since(n.Name, is)
-		if !is {
+		if n.Store == nil || n.Store.Revision <= revision || n.State == api.NodeSilent {
 			continue
 		}
 		out = append(out, api.Concern{
-			Object: "node " + n.Name, Node: n.Name, Reason: "AheadOfStore", Since: at, Grace: aheadGrace,
+			Object: "node " + n.Name, Node: n.Name, Reason: "AheadOfStore", Grace: aheadGrace,
 			Message: fmt.Sprintf("node %s is at revision %d, and its store only at %d, which was restored from an older copy", n.Name, n.Store.Revision, revision),
 			Next:    "restart its agent",
 		})
@@ -176,30 +220,35 @@ func strangerConcerns(cluster string, strangers map[string]time.Time) (out []api
 // and what to do. Most are rows that a table of the kernel lacks; where all of them
 // are listed is said, because some tables hold no row that could be looked at.
 func nodeProblem(cluster, node string, p api.NodeProblem) api.Concern {
-	c := api.Concern{Object: "node " + node, Node: node, Since: p.Since, Next: "`weft debug table problems --node " + node + "` lists them"}
+	c := api.Concern{Object: "node " + node, Node: node, Since: p.Since, Part: p.Table + " " + p.Error, Next: "`weft debug table problems --node " + node + "` lists them"}
+	// What the agent keeps trying goes away by itself once its cause has.
+	mend := "correct that on " + node + "; its agent keeps trying"
+	cause, advice := api.Advice(p.Error)
 	switch {
 	case p.Table == wire.ProblemShares:
 		return shareConcern(node, p)
 	case p.Table == wire.ProblemTunnels:
-		c.Reason, c.Message = "TunnelDown", fmt.Sprintf("tunnel on %s is down: %s", node, p.Error)
-		c.Next = ""
+		c.Reason, c.Message = "TunnelDown", fmt.Sprintf("tunnel on %s is down: %s", node, cause)
+		c.Next = cmp.Or(advice, mend)
 	case p.Table == wire.ProblemPeers:
-		c.Reason, c.Message = "TunnelNotUpdated", fmt.Sprintf("tunnel on %s is not brought up to date: %s", node, p.Error)
-		c.Next = ""
+		c.Reason, c.Message = "TunnelNotUpdated", fmt.Sprintf("tunnel on %s is not brought up to date: %s", node, cause)
+		c.Next = cmp.Or(advice, mend)
 	case p.Table == wire.ProblemProbes, p.Table == wire.ProblemPaths && p.Row == "":
-		c.Reason, c.Message = "PathsNotWatched", fmt.Sprintf("node %s does not watch its paths, so that traffic stays with dead nodes: %s", node, p.Error)
-		c.Next = ""
+		c.Reason, c.Message = "PathsNotWatched", fmt.Sprintf("node %s does not watch its paths, so that traffic stays with dead nodes: %s", node, cause)
+		c.Next = cmp.Or(advice, mend)
 	case p.Table == wire.ProblemCertificates:
-		c.Reason, c.Message, c.Next = "CertificateEnds", fmt.Sprintf("node %s: %s", node, p.Error), ""
+		c.Reason, c.Message, c.Next = "CertificateEnds", fmt.Sprintf("node %s: %s", node, cause), cmp.Or(advice, mend)
 	case p.Table == wire.ProblemFiles:
-		c.Reason, c.Message, c.Next = "DamagedFile", fmt.Sprintf("node %s: %s", node, p.Error), ""
+		c.Reason, c.Message, c.Next = "FileNotWritten", fmt.Sprintf("node %s: %s", node, cause), cmp.Or(advice, mend)
+	case p.Table == wire.ProblemDamages:
+		c.Reason, c.Message, c.Next = "DamagedFile", fmt.Sprintf("node %s: %s", node, cause), advice
 	case p.Table == wire.ProblemPods:
 		what := "pod " + p.Row
 		if p.Rows > 1 {
 			what = fmt.Sprintf("%d pods (for example %s)", p.Rows, p.Row)
 		}
-		c.Object, c.Reason, c.Message = "pod "+p.Row, "PodWithoutNetwork", fmt.Sprintf("%s on node %s: its network is not ready: %s", what, node, p.Error)
-		c.Next = ""
+		c.Object, c.Reason, c.Message = "pod "+p.Row, "PodWithoutNetwork", fmt.Sprintf("%s on node %s: its network is not ready: %s", what, node, cause)
+		c.Next = cmp.Or(advice, mend)
 	case p.Table == "nodes" && p.Error == wire.NotRegistered && p.Rows == 1:
 		gone := strings.TrimPrefix(p.Row, cluster+"/")
 		c.Object, c.Reason, c.Message = "node "+gone, "NodeRemoved", fmt.Sprintf("%s was removed from cluster %s and still runs", gone, cluster)
@@ -235,6 +284,7 @@ func peerConcerns(own string, peers []api.PeerStatus, r reach) (out []api.Concer
 			c.Object = "peer " + p.Name
 			out = append(out, c)
 		}
+		var next string
 		switch {
 		case p.Control.State == api.LinkInvited:
 			add(api.Concern{
@@ -248,7 +298,8 @@ func peerConcerns(own string, peers []api.PeerStatus, r reach) (out []api.Concer
 		case p.Control.State == api.LinkDown:
 			add(linkConcern(p, "control link to "+p.Name+" is down", "is its API server running, and TCP 2379 to it open? Traffic goes on by what is known"))
 		case p.Control.State == api.LinkRefused:
-			add(linkConcern(p, "peer "+p.Name+": nothing is imported", ""))
+			p.Control.Error, next = api.Advice(p.Control.Error)
+			add(linkConcern(p, "peer "+p.Name+": nothing is imported", cmp.Or(next, "compare `weft peer list` in both clusters, and add it again if it was rebuilt")))
 		}
 		if halfJoined(p) && p.Control.State != api.LinkInvited {
 			since := p.Added
@@ -262,7 +313,7 @@ func peerConcerns(own string, peers []api.PeerStatus, r reach) (out []api.Concer
 		}
 		for _, m := range p.Mirrors {
 			if !m.Synced && p.Control.State == api.LinkUp {
-				add(api.Concern{Reason: "MirrorIncomplete", Since: p.Control.Since, Message: fmt.Sprintf("%s of peer %s are not complete yet", m.Resource, p.Name)})
+				add(api.Concern{Reason: "MirrorIncomplete", Since: p.Control.Since, Part: m.Resource, Message: fmt.Sprintf("%s of peer %s are not complete yet", m.Resource, p.Name), Next: "look at the API servers' logs, here and there, if it lasts"})
 			}
 		}
 		for _, node := range p.DeadNodes {
@@ -286,18 +337,18 @@ func linkConcern(p api.PeerStatus, message, next string) api.Concern {
 }
 
 func refusalConcerns(s *api.Status) (out []api.Concern) {
-	add := func(from, node string, r api.Refusal) {
+	add := func(from, node string, r api.Refusal, next string) {
 		out = append(out, api.Concern{
-			Object: from, Node: node, Reason: "ClaimRefused",
+			Object: from, Node: node, Reason: "ClaimRefused", Part: r.Resource + " " + r.Reason, Next: next,
 			Message: fmt.Sprintf("%s: %d × %s refused: %s (for example %s)", from, r.Count, r.Resource, r.Reason, r.Example),
 		})
 	}
 	for _, r := range s.Refused {
-		add("node "+r.Node, r.Node, r)
+		add("node "+r.Node, r.Node, r, "restart its agent; if that does not help, it is not to be trusted")
 	}
 	for _, p := range s.Peers {
 		for _, r := range p.Refused {
-			add("peer "+r.Cluster, "", r)
+			add("peer "+r.Cluster, "", r, "ask its operator to correct it; the rest of its export is used")
 		}
 	}
 	return out

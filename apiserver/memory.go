@@ -1,7 +1,6 @@
 package apiserver
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -139,25 +138,30 @@ func (m *memory) saveLocked() error {
 	return nil
 }
 
-// unsaved is why the file is behind, and since when; nil if it is not.
-func (m *memory) unsaved() (time.Time, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.failed, m.failedWhy
-}
-
-// problems are sentences for the status: what an emptied store asks of the
+// concerns are that the file is behind, and what an emptied store asks of the
 // operator, node by node.
-func (m *memory) problems() (out []string) {
+func (m *memory) concerns(cluster string) (out []api.Concern) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.know.Lost) == 0 {
-		return nil
+	if m.failedWhy != nil {
+		out = append(out, api.Concern{
+			Object: "API server", Reason: "FileNotWritten", Since: m.failed, Message: m.failedWhy.Error(),
+			Next: "make the file writable: a store that is lost meanwhile takes the names of its nodes along",
+		})
 	}
-	out = append(out, "the cluster's store was emptied: add its nodes again as follows, apply its manifests, add its peers, and then `weft node release`")
-	for _, r := range slices.SortedFunc(maps.Values(m.know.Lost), func(a, b nodes.Registration) int { return cmp.Compare(a.Name, b.Name) }) {
-		out = append(out, fmt.Sprintf("node %s is not let in: `weft node add %s --address %s --pod-cidr %s --write join.yaml` lets it in again (if it is gone: `weft node delete %s`)",
-			r.Name, r.Name, joined(r.Addresses), joined(r.PodCIDRs), r.Name))
+	if len(m.know.Lost) == 0 {
+		return out
+	}
+	out = append(out, api.Concern{
+		Object: "cluster " + cluster, Reason: "StoreEmptied", Message: "the store of cluster " + cluster + " was emptied",
+		Next: "add its nodes again as follows, apply its manifests, add its peers, and then `weft node release`",
+	})
+	for _, r := range m.know.Lost {
+		out = append(out, api.Concern{
+			Object: "node " + r.Name, Node: r.Name, Reason: "StoreEmptied", Message: "node " + r.Name + " is not let in",
+			Next: fmt.Sprintf("`weft node add %s --address %s --pod-cidr %s --write join.yaml` lets it in again (if it is gone: `weft node delete %s`)",
+				r.Name, joined(r.Addresses), joined(r.PodCIDRs), r.Name),
+		})
 	}
 	return out
 }

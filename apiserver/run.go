@@ -45,6 +45,7 @@ type server struct {
 	census       *census
 	kept         *store.Kept
 	memory       *memory
+	sightings    *sightings
 	gossiper     *gossiper
 	space        *space
 	agents       *agents
@@ -105,6 +106,7 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	g.Go(func() error { return s.census.Run(ctx) })
 	g.Go(func() error { return s.kept.Keep(ctx, s.fixed()...) })
 	g.Go(func() error { return s.memory.Run(ctx) })
+	g.Go(func() error { return s.watchConcerns(ctx) })
 	g.Go(func() error { return s.gossiper.Run(ctx) })
 	g.Go(func() error { return s.space.Run(ctx) })
 	g.Go(func() error { return s.renew(ctx) })
@@ -177,6 +179,9 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 	})
 	s.census = newCensus(s.store, s.log)
 	if s.memory, err = openMemory(f.conf.DataDir, f.cluster.Generation, s.store, s.log); err != nil {
+		return nil, err
+	}
+	if s.sightings, err = openSightings(f.conf.DataDir, began, s.log); err != nil {
 		return nil, err
 	}
 	s.gossiper = &gossiper{

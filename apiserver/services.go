@@ -100,7 +100,7 @@ func misfitConcerns(l *api.ServiceList) (out []api.Concern) {
 					next = "correct the service's targetPort, or name a port of the container so"
 				}
 				out = append(out, api.Concern{
-					Object: "service " + svc.Namespace + "/" + svc.Name, Reason: "PortNotServed", Next: next,
+					Object: "service " + svc.Namespace + "/" + svc.Name, Reason: "PortNotServed", Part: cluster + " " + port, Next: next,
 					Message: fmt.Sprintf("service %s/%s: no backend of %s serves port %s (%s)", svc.Namespace, svc.Name, cluster, port, reason),
 				})
 			}

@@ -123,23 +123,24 @@ func (s *space) drop() error {
 	return nil
 }
 
-// problem is a sentence for the status; "" if there is space.
-func (s *space) problem() string {
+// concern says that there is no space; false if there is.
+func (s *space) concern() (api.Concern, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.full {
-		return ""
-	}
-	return fmt.Sprintf("the disk is nearly full: %d MiB are free for %s, %d MiB are kept in reserve; nothing is written until there is space", s.left>>20, s.dir, s.reserve>>20)
+	return api.Concern{
+		Object: "store", Reason: "DiskNearlyFull",
+		Message: fmt.Sprintf("the disk is nearly full: %d MiB are free for %s, %d MiB are kept in reserve; nothing is written until there is space", s.left>>20, s.dir, s.reserve>>20),
+		Next:    "make space there",
+	}, s.full
 }
 
 // refusal answers a request that would write while there is no space.
 func (s *space) refusal() error {
-	problem := s.problem()
-	if problem == "" {
+	c, full := s.concern()
+	if !full {
 		return nil
 	}
-	return api.Refuse(http.StatusInsufficientStorage, "make space there, then try again", "%s", problem)
+	return api.Refuse(http.StatusInsufficientStorage, c.Next+", then try again", "%s", c.Message)
 }
 
 // begin ends an alarm that an earlier run has left, if there is space now, and

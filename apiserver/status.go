@@ -60,10 +60,10 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 	}
 	out.Cluster.StoreVersion, out.Cluster.StoreBytes, err = s.store.Version(ctx, s.store.Client().Endpoints()[0])
 	if err != nil {
-		problems = append(problems, api.Concern{Object: "store", Reason: "StoreUnreachable", Message: fmt.Sprintf("store: %v", err)})
+		problems = append(problems, api.Concern{Object: "store", Reason: "StoreUnreachable", Message: fmt.Sprintf("store: %v", err), Next: "is etcd running on every machine that --etcd-endpoints names?"})
 	}
-	if problem := quotaProblem(out.Cluster.StoreBytes, s.conf.EtcdQuotaBytes); problem != "" && len(s.conf.EtcdEndpoints) == 0 {
-		problems = append(problems, api.Concern{Object: "store", Reason: "StoreNearlyFull", Message: problem})
+	if c, near := quotaConcern(out.Cluster.StoreBytes, s.conf.EtcdQuotaBytes); near && len(s.conf.EtcdEndpoints) == 0 {
+		problems = append(problems, c)
 	}
 	if out.Former, err = s.peering.Former(ctx); err != nil {
 		return nil, err
@@ -77,17 +77,19 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 		}
 	}
 	problems = append(problems, s.misfitServices(ctx, out.Cluster.Revision, out.Nodes)...)
-	out.Concerns, out.Settling = api.Judge(time.Now(), s.differences(out, append(problems, s.problems()...)))
+	now := time.Now()
+	out.Concerns, out.Settling = api.Judge(now, s.differences(now, out, append(problems, s.problems()...)))
 	return out, nil
 }
 
-// quotaProblem warns before etcd refuses writes: the last twentieth can be one
+// quotaConcern warns before etcd refuses writes: the last twentieth can be one
 // transaction. An external etcd's quota is not known here.
-func quotaProblem(bytes, quota int64) string {
-	if bytes < quota-quota/20 {
-		return ""
-	}
-	return fmt.Sprintf("the store has %d of the %d MiB that it may have; beyond, nothing is written: raise --etcd-quota-bytes and restart the API server", bytes>>20, quota>>20)
+func quotaConcern(bytes, quota int64) (api.Concern, bool) {
+	return api.Concern{
+		Object: "store", Reason: "StoreNearlyFull",
+		Message: fmt.Sprintf("the store has %d of the %d MiB that it may have; beyond, nothing is written", bytes>>20, quota>>20),
+		Next:    "raise --etcd-quota-bytes and restart the API server",
+	}, bytes >= quota-quota/20
 }
 
 // addDeadNodes adds what the peer's gossip says of its nodes.

@@ -23,8 +23,9 @@ func TestTheQuotaIsAProblemBeforeItIsReached(t *testing.T) {
 		{"near", 96 << 20, "96 of the 100 MiB"},
 		{"beyond", 101 << 20, "raise --etcd-quota-bytes"},
 	} {
-		if got := quotaProblem(test.bytes, 100<<20); !strings.Contains(got, test.want) || test.want == "" && got != "" {
-			t.Errorf("%s: %q", test.name, got)
+		c, near := quotaConcern(test.bytes, 100<<20)
+		if near != (test.want != "") || near && !strings.Contains(c.String(), test.want) {
+			t.Errorf("%s: %v, %q", test.name, near, c)
 		}
 	}
 }
@@ -125,20 +126,12 @@ func TestANodeAheadOfItsStoreIsAConcern(t *testing.T) {
 	at := func(revision int64) []api.NodeStatus {
 		return []api.NodeStatus{{Name: "e1", State: api.NodeReady, Store: &api.NodeStore{Revision: revision}}}
 	}
-	c := newCensus(nil, nil)
-	if got := aheadConcerns(at(431), 431, c.aheadSince); len(got) != 0 {
+	if got := aheadConcerns(at(431), 431); len(got) != 0 {
 		t.Errorf("level with it: %v", got)
 	}
-	got := aheadConcerns(at(500), 431, c.aheadSince)
-	if len(got) != 1 || got[0].Since.IsZero() || !strings.HasPrefix(got[0].String(), "node e1 is at revision 500, and its store only at 431, ") {
+	got := aheadConcerns(at(500), 431)
+	if len(got) != 1 || !strings.HasPrefix(got[0].String(), "node e1 is at revision 500, and its store only at 431, ") {
 		t.Errorf("ahead: %v", got)
-	}
-	if again := aheadConcerns(at(501), 431, c.aheadSince); !again[0].Since.Equal(got[0].Since) {
-		t.Errorf("since %v, and then since %v", got[0].Since, again[0].Since)
-	}
-	aheadConcerns(at(431), 431, c.aheadSince)
-	if len(c.ahead) != 0 {
-		t.Errorf("kept %v", c.ahead)
 	}
 }
 
@@ -182,12 +175,12 @@ func TestProblemsOfNodesReadLikeSentences(t *testing.T) {
 			"node n1: 2 rows of services are not in the kernel (for example west/shop/web): table services is full at 3 rows; raise limits.services; `weft debug table problems --node n1` lists them", true},
 		{api.NodeProblem{Table: "ips", Row: "10.2.1.9", Rows: 1, Error: "not now"}, "node n1", "node n1: ips 10.2.1.9 is not in the kernel: not now; `weft debug table problems --node n1` lists them", true},
 		{api.NodeProblem{Table: "policies", Rows: 1, Error: "full"}, "node n1", "node n1: policies: full; `weft debug table problems --node n1` lists them", true},
-		{api.NodeProblem{Table: wire.ProblemTunnels, Row: "east/n1", Rows: 1, Error: "no WireGuard"}, "node n1", "tunnel on n1 is down: no WireGuard", false},
-		{api.NodeProblem{Table: wire.ProblemPaths, Rows: 1, Error: "not permitted"}, "node n1", "node n1 does not watch its paths, so that traffic stays with dead nodes: not permitted", false},
-		{api.NodeProblem{Table: wire.ProblemProbes, Rows: 1, Error: "not permitted"}, "node n1", "node n1 does not watch its paths, so that traffic stays with dead nodes: not permitted", false},
-		{api.NodeProblem{Table: wire.ProblemPeers, Row: "east/n1", Rows: 1, Error: "no space left on device"}, "node n1", "tunnel on n1 is not brought up to date: no space left on device", true},
-		{api.NodeProblem{Table: wire.ProblemFiles, Row: "/a", Rows: 1, Error: "write /a: read-only file system"}, "node n1", "node n1: write /a: read-only file system", true},
-		{api.NodeProblem{Table: wire.ProblemPods, Row: "shop/web", Rows: 1, Error: "disk full"}, "pod shop/web", "pod shop/web on node n1: its network is not ready: disk full", true},
+		{api.NodeProblem{Table: wire.ProblemTunnels, Row: "east/n1", Rows: 1, Error: "no WireGuard"}, "node n1", "tunnel on n1 is down: no WireGuard; correct that on n1; its agent keeps trying", false},
+		{api.NodeProblem{Table: wire.ProblemPaths, Rows: 1, Error: "not permitted"}, "node n1", "node n1 does not watch its paths, so that traffic stays with dead nodes: not permitted; correct that on n1; its agent keeps trying", false},
+		{api.NodeProblem{Table: wire.ProblemProbes, Rows: 1, Error: "not permitted"}, "node n1", "node n1 does not watch its paths, so that traffic stays with dead nodes: not permitted; correct that on n1; its agent keeps trying", false},
+		{api.NodeProblem{Table: wire.ProblemPeers, Row: "east/n1", Rows: 1, Error: "no space left on device"}, "node n1", "tunnel on n1 is not brought up to date: no space left on device; correct that on n1; its agent keeps trying", true},
+		{api.NodeProblem{Table: wire.ProblemFiles, Row: "/a", Rows: 1, Error: "write /a: read-only file system"}, "node n1", "node n1: write /a: read-only file system; correct that on n1; its agent keeps trying", true},
+		{api.NodeProblem{Table: wire.ProblemPods, Row: "shop/web", Rows: 1, Error: "disk full"}, "pod shop/web", "pod shop/web on node n1: its network is not ready: disk full; correct that on n1; its agent keeps trying", true},
 		{api.NodeProblem{Table: "nodes", Row: "east/n2", Rows: 1, Error: wire.NotRegistered}, "node n2", "n2 was removed from cluster east and still runs: stop its agent", true},
 	} {
 		c := nodeProblem("east", "n1", test.p)

@@ -72,7 +72,8 @@ func (f *files) tell(path string, err error) {
 // Run works until ctx ends.
 func (f *files) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		writeProblems(f.tables, wire.ProblemFiles, f.now())
+		writeProblems(f.tables, wire.ProblemFiles, f.unwritten())
+		writeProblems(f.tables, wire.ProblemDamages, f.damages())
 		select {
 		case <-ctx.Done():
 		case <-f.changed:
@@ -82,13 +83,18 @@ func (f *files) Run(ctx context.Context) error {
 	return nil
 }
 
-// now is what is wrong, by file.
-func (f *files) now() map[string]string {
+// unwritten is why files cannot be written, by path.
+func (f *files) unwritten() map[string]string {
 	f.mu.Lock()
-	out := maps.Clone(f.failing)
-	f.mu.Unlock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.failing)
+}
+
+// damages are damaged files, by where they were put aside.
+func (f *files) damages() map[string]string {
+	out := map[string]string{}
 	for _, d := range statefile.Damages(f.dirs...) {
-		out[d.Aside] = fmt.Sprintf("%v; all else goes on: look at it, then delete it there", d)
+		out[d.Aside] = fmt.Sprintf("%v and all else goes on; look at it, then delete it there", d)
 	}
 	return out
 }

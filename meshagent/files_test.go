@@ -62,7 +62,7 @@ func TestDamagedFilesArePutAsideAndAllElseGoesOn(t *testing.T) {
 				time.Sleep(2 * lastingAfter)
 				w.step()
 				sameKernel(t, "damaged", kernel(t, east), before)
-				said := east.saidOf(t, wire.ProblemFiles)
+				said := east.saidOf(t, wire.ProblemDamages)
 				if len(said) != len(damaged) {
 					t.Errorf("it says %+v", said)
 				}
@@ -73,7 +73,7 @@ func TestDamagedFilesArePutAsideAndAllElseGoesOn(t *testing.T) {
 				}
 				time.Sleep(2 * filesTurn)
 				w.step()
-				if said := east.saidOf(t, wire.ProblemFiles); len(said) != 0 {
+				if said := east.saidOf(t, wire.ProblemDamages); len(said) != 0 {
 					t.Errorf("looked at, it says %+v", said)
 				}
 				key := wire.NodeEndpointKey(east.name, "shop", "client")

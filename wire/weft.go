@@ -61,7 +61,8 @@ const (
 	ProblemProbes       = "probes"       // without a row: paths are not probed
 	ProblemPaths        = "paths"        // without a row: probe results do not reach the kernel
 	ProblemCertificates = "certificates" // without a row
-	ProblemFiles        = "files"        // rows are paths of files
+	ProblemFiles        = "files"        // rows are paths of files that cannot be written
+	ProblemDamages      = "damages"      // rows are where damaged files were put aside
 	ProblemPods         = "pods"         // rows are namespace/name
 	ProblemShares       = "shares"       // share of a map used up by a pod; row "" is the node itself
 )

@@ -26,13 +26,18 @@ type Concern struct {
 	Message string `json:"message"`
 	// Next is what to do, as an imperative.
 	Next string `json:"next,omitempty"`
-	// Since is when it began; zero if nobody knows. AgeSeconds is its age now.
+	// Since is when it began. Whoever makes a concern leaves it zero if only a
+	// look tells that it is so: the API server remembers when it first saw it.
+	// AgeSeconds is its age now.
 	Since      time.Time `json:"since,omitzero"`
 	AgeSeconds float64   `json:"ageSeconds,omitempty"`
 	// Grace is how long it may last before it concerns anybody; 0 means
 	// ConcernGrace. Dated says that the message tells the age that matters.
 	Grace time.Duration `json:"-"`
 	Dated bool          `json:"-"`
+	// Part tells concerns of one object, node and reason apart, such as the ports
+	// of a service. Unlike Message it stays the same while the concern lasts.
+	Part string `json:"-"`
 }
 
 // ConcernGrace is how long wanted and actual may differ by default: what a start,
@@ -48,6 +53,16 @@ func (c Concern) String() string {
 		return c.Message + "; " + c.Next
 	}
 	return c.Message + ": " + c.Next
+}
+
+// Advice parts a cause from what to do about it, which follows behind the last
+// semicolon; "" if it says nothing of that.
+func Advice(text string) (cause, next string) {
+	i := strings.LastIndex(text, "; ")
+	if i < 0 {
+		return text, ""
+	}
+	return text[:i], text[i+2:]
 }
 
 // ageMark stands in a message where the age belongs.

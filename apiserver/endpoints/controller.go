@@ -40,9 +40,10 @@ type Controller struct {
 	refusals map[refusalKey]*api.Refusal
 	counted  map[claimKey]int64 // the revision that was counted last
 	// standing are the claims that are made and refused now, by node.
-	standing map[subject]map[string]api.Refusal
-	problems map[string]string // what could not be written, and why
-	status   Status
+	standing  map[subject]map[string]api.Refusal
+	unwritten unwritten
+	round     int // of complete lists
+	status    Status
 }
 
 // claimKey is one claim: of a node, about a pod or itself.
@@ -63,12 +64,13 @@ type Status struct {
 	// Refusals counts what was refused since the start, Standing the claims that
 	// are refused now.
 	Refusals, Standing []api.Refusal
-	Problems           []string
+	// Concerns are endpoints and slices that cannot be written.
+	Concerns []api.Concern
 }
 
 // New makes a Controller.
 func New(c Config) *Controller {
-	return &Controller{conf: c, refusals: map[refusalKey]*api.Refusal{}, counted: map[claimKey]int64{}, standing: map[subject]map[string]api.Refusal{}, problems: map[string]string{}}
+	return &Controller{conf: c, refusals: map[refusalKey]*api.Refusal{}, counted: map[claimKey]int64{}, standing: map[subject]map[string]api.Refusal{}, unwritten: unwritten{}}
 }
 
 // Run works until ctx ends.
@@ -93,6 +95,7 @@ func (c *Controller) Run(ctx context.Context) error {
 				return err
 			}
 			if b.Complete {
+				c.settled()
 				return c.releaseOthers(ctx, m)
 			}
 			return nil
@@ -126,9 +129,7 @@ func (c *Controller) Status() Status {
 	for _, key := range slices.SortedFunc(maps.Keys(standing), refusalKey.compare) {
 		out.Standing = append(out.Standing, *standing[key])
 	}
-	for _, key := range slices.Sorted(maps.Keys(c.problems)) {
-		out.Problems = append(out.Problems, key+": "+c.problems[key])
-	}
+	out.Concerns = c.unwritten.concerns()
 	return out
 }
 
@@ -174,13 +175,15 @@ func (c *Controller) pods(ctx context.Context, m *model) error {
 			releases, uses = append(releases, w), append(uses, *use)
 		case request != nil:
 			acquisitions, requests = append(acquisitions, w), append(requests, *request)
+		default:
+			c.nothingToWrite(podOwner(who), nil)
 		}
 	}
 	// Releases first: what is released makes room.
 	results := c.conf.Allocator.ReleaseAll(ctx, uses)
 	results = append(results, c.conf.Allocator.AcquireAll(ctx, requests)...)
 	for i, w := range append(releases, acquisitions...) {
-		if err := c.outcome(m, w, results[i].Revision, results[i].Err, m.podWork); err != nil {
+		if err := c.outcome(m, w, podOwner(w.who), results[i].Revision, results[i].Err, m.podWork); err != nil {
 			return err
 		}
 	}
@@ -228,16 +231,18 @@ func (c *Controller) services(ctx context.Context, m *model) error {
 	var writes []pending
 	var txns []store.Txn
 	for _, svc := range m.serviceWork.take() {
+		first := len(writes)
 		for w, op := range c.service(m, svc) {
 			writes = append(writes, w)
 			txns = append(txns, store.Txn{If: []store.Cond{{Key: w.key, Modified: w.modified}}, Then: []store.Op{op}})
 		}
+		c.nothingToWrite(serviceOwner(svc), writes[first:])
 	}
 	for i, o := range store.CommitEach(ctx, c.conf.Store, txns) {
 		if o.Err == nil && o.Revision == 0 {
 			o.Err = identity.ErrStale
 		}
-		if err := c.outcome(m, writes[i], o.Revision, o.Err, m.serviceWork); err != nil {
+		if err := c.outcome(m, writes[i], serviceOwner(writes[i].who), o.Revision, o.Err, m.serviceWork); err != nil {
 			return err
 		}
 	}
@@ -270,24 +275,44 @@ func (c *Controller) service(m *model, svc name) iter.Seq2[pending, store.Op] {
 // outcome sorts what became of a write: one that was made, or overtaken, is
 // settled by its event; what cannot be written at all is shown and tried again
 // later; the rest ends the following of the store.
-func (c *Controller) outcome(m *model, w pending, revision int64, err error, of *work) error {
+func (c *Controller) outcome(m *model, w pending, o owner, revision int64, err error, of *work) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case err == nil:
-		delete(c.problems, w.key)
+		c.unwritten.keep(o, func(key string) bool { return key != w.key })
 		m.await(w.key, revision, w.who, of)
 	case errors.Is(err, identity.ErrStale):
 		m.await(w.key, w.modified+1, w.who, of)
 	case errors.Is(err, identity.ErrContended):
 		of.later[w.who] = true
-	case errors.Is(err, identity.ErrExhausted), errors.Is(err, store.ErrTooLarge), errors.Is(err, store.ErrFull):
-		c.problems[w.key] = err.Error()
+	case cannotWrite(err):
+		f := failure{cause: err, round: c.round}
+		if p := m.pods[w.who]; p != nil && of == m.podWork {
+			f.node = p.node
+		}
+		c.unwritten.fail(o, w.key, f)
 		of.later[w.who] = true
 	default:
 		return fmt.Errorf("write %s: %w", w.key, err)
 	}
 	return nil
+}
+
+// nothingToWrite forgets the failures of an owner's keys, but for these.
+func (c *Controller) nothingToWrite(o owner, but []pending) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unwritten.keep(o, func(key string) bool {
+		return slices.ContainsFunc(but, func(w pending) bool { return w.key == key })
+	})
+}
+
+// settled ends a round: everything was decided about anew.
+func (c *Controller) settled() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unwritten.settled(c.round)
 }
 
 // nodes looks at what nodes say of themselves. Nothing follows from it here:
@@ -319,11 +344,13 @@ func (c *Controller) withdrawn(about subject, no []refused) {
 	}
 }
 
-// forget starts over: all that is refused now is about to be refused again.
+// forget starts over: all that is refused now is about to be refused again, and
+// all that cannot be written is tried again.
 func (c *Controller) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	clear(c.standing)
+	c.round++
 }
 
 // refuse counts a claim that is not believed, once for each time it was made.

@@ -51,8 +51,8 @@ type Status struct {
 	Synced time.Time
 	// Entries counts keys by resource, and "weft" for those beyond Cilium's.
 	Entries map[string]int
-	// Problems are sentences about what could not be exported, by key of the
-	// state.
+	// Problems are why something could not be exported, by key of the state, or of
+	// the export if that key alone could not be written.
 	Problems map[string]string
 }
 
@@ -194,7 +194,7 @@ func (e *Exporter) write(ctx context.Context, have map[string][]byte, ops []stor
 		for _, op := range ops {
 			switch werr := store.Write(ctx, e.conf.Store, op); {
 			case errors.Is(werr, store.ErrTooLarge):
-				e.problem(op.Key, fmt.Sprintf("is %d bytes, more than the store takes; split the service, or raise the store's limit", len(op.Value)))
+				e.problem(op.Key, fmt.Sprintf("its entry has %d bytes, more than the store takes", len(op.Value)))
 			case werr != nil:
 				return werr
 			default:

@@ -70,7 +70,7 @@ func (v *views) ofNode(name string) map[string][]byte {
 	if claim, ok := v.claimed[name]; ok {
 		delete(v.problems, wire.NodeKey(name))
 		if err := v.check(registration, claim); err != nil {
-			v.problems[wire.NodeKey(name)] = fmt.Sprintf("node %q %v", name, err)
+			v.problems[wire.NodeKey(name)] = err.Error()
 		} else {
 			v.agreed[name] = claim
 		}

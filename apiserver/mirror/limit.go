@@ -43,14 +43,14 @@ func (l Limit) check(entries, bytes int) error {
 	return nil
 }
 
-// near warns about a peer close to its limit; "" if it is not.
-func (l Limit) near(entries, bytes int) string {
+// near warns about a peer close to its limit and says what to do; "" if it is not.
+func (l Limit) near(entries, bytes int) (warning, next string) {
 	const share = 0.9
 	switch {
 	case float64(entries) > share*float64(l.Entries):
-		return fmt.Sprintf("%d of at most %d entries are copied; raise peerEntries in the API server's configuration (--peer-entries) in time", entries, l.Entries)
+		return fmt.Sprintf("%d of at most %d entries are copied", entries, l.Entries), "raise peerEntries in the API server's configuration (--peer-entries) in time"
 	case float64(bytes) > share*float64(l.Bytes):
-		return fmt.Sprintf("%d of at most %d bytes are copied; raise peerBytes in the API server's configuration (--peer-bytes) in time", bytes, l.Bytes)
+		return fmt.Sprintf("%d of at most %d bytes are copied", bytes, l.Bytes), "raise peerBytes in the API server's configuration (--peer-bytes) in time"
 	}
-	return ""
+	return "", ""
 }

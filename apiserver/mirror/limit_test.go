@@ -33,7 +33,7 @@ func TestLimitDecides(t *testing.T) {
 		if (err != nil) != (c.over != "") || err != nil && (!errors.Is(err, errOverLimit) || !strings.Contains(err.Error(), c.over)) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if near := l.near(c.entries, c.bytes); (near != "") != (c.near != "") || !strings.Contains(near, c.near) {
+		if near, next := l.near(c.entries, c.bytes); (near == "") != (next == "") || (near != "") != (c.near != "") || !strings.Contains(near, c.near) {
 			t.Errorf("%s: %q", name, near)
 		}
 	}
@@ -46,7 +46,7 @@ func TestFloodEndsAtTheLimit(t *testing.T) {
 		b.pod(10, 131073)
 		b.pod(11, 131073)
 		b.same()
-		if p := strings.Join(b.m.Problems(), "\n"); !strings.Contains(p, "peer west: 11 of at most 11 entries are copied") {
+		if p := b.concerns(); !strings.Contains(p, "peer west: 11 of at most 11 entries are copied") {
 			t.Errorf("problems %q", p)
 		}
 		before := b.got()

@@ -60,11 +60,8 @@ func (p *pace) wait(now time.Time) time.Duration {
 // lateAfter is the age of a waiting change at which operators are told.
 const lateAfter = 3 * time.Second
 
-// late tells operators that changes wait; "" if none waits for long.
-func (r Rate) late(waiting int, oldest time.Duration) string {
-	if waiting == 0 || oldest < lateAfter {
-		return ""
-	}
-	return fmt.Sprintf("it changes more than %d entries or %d KiB a second: %d changes wait, the oldest for %v; ask its operator what rewrites them, or raise peerChanges and peerHistoryBytes (--peer-changes, --peer-history-bytes)",
-		r.Changes, r.Bytes>>10, waiting, oldest.Round(time.Second))
+// late says that so many changes wait, the oldest for {age}, and what to do.
+func (r Rate) late(waiting int) (message, next string) {
+	return fmt.Sprintf("it changes more than %d entries or %d KiB a second: %d changes wait, the oldest for {age}", r.Changes, r.Bytes>>10, waiting),
+		"ask its operator what rewrites them, or raise peerChanges and peerHistoryBytes (--peer-changes, --peer-history-bytes)"
 }

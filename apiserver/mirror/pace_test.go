@@ -108,7 +108,7 @@ func TestAPeerThatChangesTooFastIsLate(t *testing.T) {
 		}
 		time.Sleep(5 * time.Second)
 		b.same()
-		if p := strings.Join(b.m.Problems(), "\n"); p != "" {
+		if p := b.concerns(); p != "" {
 			t.Errorf("nothing waits, and problems are %q", p)
 		}
 
@@ -129,7 +129,7 @@ func TestAPeerThatChangesTooFastIsLate(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
-		if p := strings.Join(b.m.Problems(), "\n"); !strings.Contains(p, "peer west: it changes more than 10 entries") || !strings.Contains(p, "changes wait") {
+		if p := b.concerns(); !strings.Contains(p, "peer west: it changes more than 10 entries") || !strings.Contains(p, "changes wait") {
 			t.Errorf("problems %q", p)
 		}
 		if s := b.state(); s.State != api.LinkUp {
@@ -137,7 +137,7 @@ func TestAPeerThatChangesTooFastIsLate(t *testing.T) {
 		}
 		time.Sleep(5 * time.Minute)
 		b.same()
-		if p := strings.Join(b.m.Problems(), "\n"); p != "" {
+		if p := b.concerns(); p != "" {
 			t.Errorf("problems %q", p)
 		}
 	})
@@ -201,12 +201,12 @@ func TestNothingIsLateWithoutALink(t *testing.T) {
 			b.there(store.Put(wire.ServiceStateKey("west", "shop", fmt.Sprint("s-", n)), wire.Marshal(wire.ClusterService{Cluster: "west", ClusterID: 2, Namespace: "shop", Name: fmt.Sprint("s-", n)})))
 		}
 		time.Sleep(10 * time.Second)
-		if p := strings.Join(b.m.Problems(), "\n"); !strings.Contains(p, "changes wait") {
+		if p := b.concerns(); !strings.Contains(p, "changes wait") {
 			t.Fatalf("problems %q", p)
 		}
 		b.theirs.Fail(func(string, string) error { return store.ErrUnavailable })
 		b.wait()
-		if p := strings.Join(b.m.Problems(), "\n"); p != "" || b.state().State != api.LinkDown {
+		if p := b.concerns(); p != "" || b.state().State != api.LinkDown {
 			t.Errorf("control %+v, problems %q", b.state(), p)
 		}
 		b.theirs.Fail(nil)

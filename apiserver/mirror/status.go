@@ -100,23 +100,27 @@ func (m *Mirror) Held() (int, string) {
 	return len(m.held), m.count.holding
 }
 
-// Problems returns sentences about what needs an operator, apart from the state of the
-// control link.
-func (m *Mirror) Problems() []string {
+// Concerns returns what needs an operator, apart from the state of the control link.
+func (m *Mirror) Concerns(now time.Time) (out []api.Concern) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var out []string
 	name := m.conf.Peer.Name
-	if near := m.conf.Limit.near(len(m.have), m.bytes); near != "" && m.count.state != api.LinkRefused {
-		out = append(out, fmt.Sprintf("peer %s: %s", name, near))
+	add := func(c api.Concern) {
+		c.Object, c.Message = "peer "+name, "peer "+name+": "+c.Message
+		out = append(out, c)
 	}
-	if n, since := m.queue.oldest(); n > 0 {
-		if late := m.conf.Rate.late(n, time.Since(since)); late != "" {
-			out = append(out, fmt.Sprintf("peer %s: %s", name, late))
-		}
+	if near, next := m.conf.Limit.near(len(m.have), m.bytes); near != "" && m.count.state != api.LinkRefused {
+		add(api.Concern{Reason: "PeerNearLimit", Message: near, Next: next})
+	}
+	if n, since := m.queue.oldest(); n > 0 && now.Sub(since) >= lateAfter {
+		late, next := m.conf.Rate.late(n)
+		add(api.Concern{Reason: "PeerChangesWait", Since: since, Grace: lateAfter, Message: late, Next: next})
 	}
 	if n := len(m.held); n > 0 {
-		out = append(out, fmt.Sprintf("peer %s: held: %d deletions (%s); if they are intended, carry them out with `weft peer release %s`", name, n, m.count.holding, name))
+		add(api.Concern{
+			Reason: "DeletionsHeld", Message: fmt.Sprintf("held: %d deletions (%s)", n, m.count.holding),
+			Next: fmt.Sprintf("if they are intended, carry them out with `weft peer release %s`", name),
+		})
 	}
 	return out
 }

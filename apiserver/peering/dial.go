@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/mirror"
 	"github.com/weft-mesh/weft/apiserver/store"
@@ -145,16 +146,25 @@ func tlsOf(p wire.Peer, s wire.PeerSecret) (*tls.Config, error) {
 // that only the peer's operator can replace.
 const endingSoon = 60 * 24 * time.Hour
 
-// ending warns that the certificate a peer gave us expires soon; "" if it does not.
-func ending(own, peer string, s wire.PeerSecret, now time.Time) string {
+// ending warns that the certificate a peer gave us expires soon or has expired; false
+// if neither.
+func ending(own, peer string, s wire.PeerSecret, now time.Time) (api.Concern, bool) {
 	pair, err := authority.Pair{Cert: []byte(s.Cert), Key: []byte(s.Key)}.TLS()
 	if err != nil {
-		return "" // the mirror reports it
+		return api.Concern{}, false // the mirror says so
 	}
 	end := pair.Leaf.NotAfter
 	if end.Sub(now) > endingSoon {
-		return ""
+		return api.Concern{}, false
 	}
-	return fmt.Sprintf("peer %s: the certificate with which we read it expires on %s: ask its operator for a new invite (`weft peer invite %s`), then `weft peer add` it",
-		peer, end.UTC().Format(time.DateOnly), own)
+	c := api.Concern{
+		Object: "peer " + peer, Reason: "CertificateEnds", Since: end.Add(-endingSoon), Dated: true,
+		Message: fmt.Sprintf("peer %s: the certificate with which we read it expires on %s", peer, end.UTC().Format(time.DateOnly)),
+		Next:    fmt.Sprintf("ask its operator for a new invite (`weft peer invite %s`), then `weft peer add` it", own),
+	}
+	if now.After(end) {
+		c.Since, c.Dated = end, false
+		c.Message = fmt.Sprintf("peer %s: the certificate with which we read it has expired", peer)
+	}
+	return c, true
 }

@@ -233,7 +233,7 @@ func TestOperatorHearsOfACertificateThatEnds(t *testing.T) {
 			want string
 		}{
 			{endingSoon + time.Hour, ""},
-			{endingSoon - time.Hour, "peer west: the certificate with which we read it expires on 2000-02-29: ask its operator for a new invite (`weft peer invite east`), then `weft peer add` it"},
+			{endingSoon - time.Hour, "peer west: the certificate with which we read it expires on 2000-02-29; ask its operator for a new invite (`weft peer invite east`), then `weft peer add` it"},
 		} {
 			short, err := west.ca.Issue(authority.Request{User: authority.RemoteUser("east", 0), Client: true, Lifetime: c.left})
 			if err != nil {
@@ -244,9 +244,25 @@ func TestOperatorHearsOfACertificateThatEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			synctest.Wait()
-			if got := strings.Join(east.p.Problems(), "\n"); got != c.want {
+			if got := strings.Join(east.concerns(), "\n"); got != c.want {
 				t.Errorf("%v left: %q", c.left, got)
 			}
 		}
+		time.Sleep(endingSoon)
+		want := "peer west: the certificate with which we read it has expired; ask its operator for a new invite (`weft peer invite east`), then `weft peer add` it"
+		if got := strings.Join(east.concerns(), "\n"); got != want {
+			t.Errorf("ended: %q", got)
+		}
 	})
+}
+
+// concerns are the lines of a status, of a reason and an object each.
+func (c *cluster) concerns() (lines []string) {
+	for _, x := range c.p.Concerns(time.Now()) {
+		if !strings.HasPrefix(x.Object, "peer ") || x.Reason == "" || x.Next == "" {
+			c.t.Errorf("parts of %+v", x)
+		}
+		lines = append(lines, x.String())
+	}
+	return lines
 }

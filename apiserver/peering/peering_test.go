@@ -527,11 +527,11 @@ func TestHTTP(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if p := east.p.Problems(); len(p) != 1 || !strings.Contains(p[0], "held: 1 deletions") {
+		if p := east.concerns(); len(p) != 1 || !strings.Contains(p[0], "held: 1 deletions") {
 			t.Errorf("problems %q", p)
 		}
 		call(east, "POST", "/v1/peers/west/release", "", 200)
-		if p := east.p.Problems(); len(p) != 0 {
+		if p := east.concerns(); len(p) != 0 {
 			t.Errorf("problems %q", p)
 		}
 		if got := len(east.st.Dump("cilium/cache/ip/")); got != 0 {

@@ -387,13 +387,13 @@ func (p *Peering) working() []*running {
 	return all
 }
 
-// Problems returns sentences about what needs an operator, ordered by peer.
-func (p *Peering) Problems() []string {
-	var out []string
+// Concerns returns what needs an operator, apart from the state of the control links,
+// ordered by peer.
+func (p *Peering) Concerns(now time.Time) (out []api.Concern) {
 	for _, r := range p.working() {
-		out = append(out, r.mirror.Problems()...)
-		if text := ending(p.conf.Cluster.Name, r.mirror.Peer().Name, r.secret, time.Now()); text != "" {
-			out = append(out, text)
+		out = append(out, r.mirror.Concerns(now)...)
+		if c, ok := ending(p.conf.Cluster.Name, r.mirror.Peer().Name, r.secret, now); ok {
+			out = append(out, c)
 		}
 	}
 	return out

@@ -165,14 +165,14 @@ func (h *Holder) look(ctx context.Context, now time.Time) error {
 	if left <= dueShare {
 		if err := h.renew(ctx); err != nil {
 			if left <= urgentShare {
-				h.conf.Tell(fmt.Sprintf("the node's certificates end on %s and cannot be renewed (%v): issue new ones with `weft node add %s --write join.yaml`, copy that to %s and restart the agent",
+				h.conf.Tell(fmt.Sprintf("the node's certificates end on %s and cannot be renewed (%v); issue new ones with `weft node add %s --write join.yaml`, copy that to %s and restart the agent",
 					end(p), err, h.bundle.Node, h.conf.Path))
 			}
 			return err
 		}
 	}
 	if err := h.save(); err != nil {
-		h.conf.Tell(fmt.Sprintf("the node's certificates were renewed until %s, but cannot be kept (%v): after a restart of the agent the old ones count", end(h.now()), err))
+		h.conf.Tell(fmt.Sprintf("the node's certificates were renewed until %s, but cannot be kept (%v); make the file writable: until then a restart of the agent uses the old ones", end(h.now()), err))
 		return err
 	}
 	h.conf.Tell("")

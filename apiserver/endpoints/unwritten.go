@@ -1,0 +1,134 @@
+package endpoints
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/identity"
+)
+
+// unwritten are endpoints and slices that the store does not take, until they are
+// written or no longer wanted. The Controller's mutex guards it.
+type unwritten map[owner]map[string]failure // by what is written for whom, and key
+
+// owner is a pod, whose endpoint is written, or a service, whose slices are.
+type owner struct{ kind, who string }
+
+// failure is why a key is not written.
+type failure struct {
+	node  string // the pod's
+	cause error
+	round int // of complete lists, in which it failed last
+}
+
+func podOwner(who name) owner     { return owner{"pod", who.String()} }
+func serviceOwner(who name) owner { return owner{"service", who.String()} }
+
+func (u unwritten) fail(o owner, key string, f failure) {
+	if u[o] == nil {
+		u[o] = map[string]failure{}
+	}
+	u[o][key] = f
+}
+
+// keep forgets the failures of an owner's keys that are no longer to be written.
+func (u unwritten) keep(o owner, wanted func(key string) bool) {
+	maps.DeleteFunc(u[o], func(key string, _ failure) bool { return !wanted(key) })
+	if len(u[o]) == 0 {
+		delete(u, o)
+	}
+}
+
+// settled forgets what has not failed again in this round: whose it was is gone.
+func (u unwritten) settled(round int) {
+	for o, keys := range u {
+		maps.DeleteFunc(keys, func(_ string, f failure) bool { return f.round < round })
+		if len(keys) == 0 {
+			delete(u, o)
+		}
+	}
+}
+
+// cannotWrite reports whether an error is about what is written, so that the rest
+// can go on.
+func cannotWrite(err error) bool {
+	return errors.Is(err, identity.ErrExhausted) || errors.Is(err, store.ErrTooLarge) || errors.Is(err, store.ErrFull)
+}
+
+// concerns are a line for each cause and kind, with an example where it keeps
+// several from being written.
+func (u unwritten) concerns() (out []api.Concern) {
+	type group struct {
+		kind   string
+		reason string
+	}
+	groups := map[group][]owner{}
+	causes := map[group]error{}
+	for o, keys := range u {
+		for _, f := range keys {
+			g := group{o.kind, reason(f.cause)}
+			if !slices.Contains(groups[g], o) {
+				groups[g] = append(groups[g], o)
+			}
+			causes[g] = f.cause
+		}
+	}
+	for g, owners := range groups {
+		first := slices.MinFunc(owners, func(a, b owner) int { return cmp.Compare(a.who, b.who) })
+		c := api.Concern{Object: first.kind + " " + first.who, Reason: g.reason}
+		for _, f := range u[first] {
+			c.Node = f.node
+		}
+		subject := c.Object
+		if c.Node != "" {
+			subject += " on node " + c.Node
+		}
+		if len(owners) > 1 {
+			subject = fmt.Sprintf("%d %ss (for example %s)", len(owners), first.kind, first.who)
+		}
+		c.Message, c.Next = sentence(g.kind, len(owners) > 1, subject, causes[g])
+		out = append(out, c)
+	}
+	return out
+}
+
+func reason(cause error) string {
+	switch {
+	case errors.Is(cause, identity.ErrExhausted):
+		return "IdentitiesExhausted"
+	case errors.Is(cause, store.ErrTooLarge):
+		return "TooLargeForStore"
+	}
+	return "StoreFull"
+}
+
+// sentence says what is wrong with a subject, one or several of a kind, and what to
+// do.
+func sentence(kind string, many bool, subject string, cause error) (message, next string) {
+	late, its := "so its endpoint is not up to date", "its"
+	switch {
+	case many && kind == "pod":
+		late, its = "so their endpoints are not up to date", "their"
+	case many:
+		late = "so their endpoint slices are not up to date"
+	case kind == "service":
+		late = "so its endpoint slices are not up to date"
+	}
+	switch reason(cause) {
+	case "IdentitiesExhausted":
+		return fmt.Sprintf("%s: no identity number is left in this cluster, %s", subject, late),
+			"give pods equal labels where they need not differ: such pods share an identity"
+	case "TooLargeForStore":
+		next = "shorten " + its + " labels"
+		if kind == "service" {
+			next = "spread the pods over several services"
+		}
+		return fmt.Sprintf("%s: larger than the store takes, %s", subject, late), next
+	}
+	return fmt.Sprintf("%s: the store is full, %s", subject, late), api.StoreFull().Hint
+}

@@ -1,0 +1,164 @@
+package apiserver
+
+import (
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/nodes"
+	"github.com/weft-mesh/weft/statefile"
+	"github.com/weft-mesh/weft/wire"
+)
+
+func TestAConcernIsAsOldAsItsFirstSight(t *testing.T) {
+	dir, log, start := t.TempDir(), slog.New(slog.DiscardHandler), time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+	s, err := openSightings(dir, start, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(d time.Duration) time.Time { return start.Add(d) }
+	// since is what the concern's age counts from at a look after d.
+	since := func(d time.Duration, c api.Concern) time.Duration {
+		all := []api.Concern{c}
+		s.date(at(d), all)
+		return all[0].Since.Sub(start)
+	}
+	none := func(d time.Duration) { s.date(at(d), nil) }
+	held := func(message string) api.Concern {
+		return api.Concern{Object: "peer west", Reason: "DeletionsHeld", Message: message}
+	}
+	if got := since(0, api.Concern{Object: "node e1", Since: at(-time.Hour)}); got != -time.Hour {
+		t.Errorf("one that says it itself: %v", got)
+	}
+	since(time.Second, held("3 deletions"))
+	if got := since(9*time.Second, held("4 deletions")); got != time.Second {
+		t.Errorf("another count: since %v", got)
+	}
+	if got := since(9*time.Second, api.Concern{Object: "peer west", Reason: "DeletionsHeld", Part: "another"}); got != 9*time.Second {
+		t.Errorf("another part: since %v", got)
+	}
+	none(10 * time.Second)
+	if got := since(12*time.Second, held("")); got != time.Second {
+		t.Errorf("gone for a moment: since %v", got)
+	}
+	none(12*time.Second + sightingGap)
+	if got := since(30*time.Second, held("")); got != 30*time.Second {
+		t.Errorf("gone, and back: since %v", got)
+	}
+
+	// The next run goes on where this one ended, however long its parts take.
+	reopen := func(d time.Duration) {
+		t.Helper()
+		if s, err = openSightings(dir, at(d), log); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reopen(time.Hour)
+	none(time.Hour + 50*time.Second)
+	if got := since(time.Hour+55*time.Second, held("")); got != 30*time.Second {
+		t.Errorf("after a restart: since %v", got)
+	}
+	none(time.Hour + 2*time.Minute)
+	reopen(2 * time.Hour)
+	if len(s.seen) != 0 {
+		t.Errorf("what was over before the restart: %v", s.seen)
+	}
+
+	// A damaged file costs the ages, and is kept for a look.
+	path := filepath.Join(dir, "concerns.json")
+	if err := os.WriteFile(path, []byte(`{"seen":[{"Obj`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reopen(2 * time.Hour)
+	if d := statefile.Damages(dir); len(s.seen) != 0 || len(d) != 1 || d[0].Path != path {
+		t.Errorf("damaged: %v, put aside %v", s.seen, d)
+	}
+}
+
+// Every kind of concern, as its maker makes it: whatever is in the status names an
+// object, has an age, and says what to do.
+func TestEveryConcernHasObjectAgeAndNextStep(t *testing.T) {
+	now := time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+	long := now.Add(-time.Hour)
+	row := func(state string) api.NodeStatus {
+		return api.NodeStatus{Cluster: "east", Name: "e1", State: state, Since: long, LastSeen: long}
+	}
+	problem := func(table, row, text string, rows int) api.NodeStatus {
+		n := api.NodeStatus{Cluster: "east", Name: "e1", State: api.NodeReady, Since: long}
+		n.Problems = []api.NodeProblem{{Table: table, Row: row, Rows: rows, Error: text, Since: long}}
+		return n
+	}
+	link := func(state, err string) api.PeerStatus {
+		return api.PeerStatus{Name: "west", Added: long, Invited: true, Control: api.ControlStatus{State: state, Since: long, Error: err}}
+	}
+	refusal := api.Refusal{Cluster: "west", Node: "e1", Resource: "ip", Reason: "foreign-address", Count: 2, Example: "x"}
+	lost := memory{know: known{Lost: map[string]nodes.Registration{"e1": {Name: "e1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}}}}
+	quota, _ := quotaConcern(99, 100)
+	disk, _ := (&space{dir: "/var/lib/weft"}).concern()
+	unsynced := link(api.LinkUp, "")
+	unsynced.Mirrors = []api.MirrorStatus{{Resource: "ip"}}
+	unsynced.DeadNodes, unsynced.DeadSince, unsynced.Refused = []string{"w1"}, map[string]time.Time{"w1": long}, []api.Refusal{refusal}
+	oneSided := link(api.LinkUp, "")
+	oneSided.Invited = false
+	behind := row(api.NodeNotReady)
+	behind.Store = &api.NodeStore{Behind: true, Since: long, Cause: "certificate has expired", Revision: 9}
+
+	var all []api.Concern
+	for _, n := range []api.NodeStatus{
+		row(api.NodeNeverConnected), row(api.NodeStarting), row(api.NodeSilent), {Name: "e1", State: api.NodeSilent, Since: long}, behind,
+		problem(wire.ProblemTunnels, "east/e1", "no WireGuard", 1), problem(wire.ProblemPeers, "east/e1", "no", 1), problem(wire.ProblemProbes, "", "no", 1), problem(wire.ProblemPaths, "", "no", 1),
+		problem(wire.ProblemCertificates, "", "they end; issue new ones", 1), problem(wire.ProblemFiles, "/a", "/a: disk full", 1), problem(wire.ProblemDamages, "/a", "/a is damaged; look at it", 1),
+		problem(wire.ProblemPods, "a/b", "no", 1), problem(wire.ProblemPods, "a/b", "no", 2), problem(wire.ProblemShares, "a/b", "holds all", 1), problem(wire.ProblemShares, "", "holds all", 1),
+		problem("nodes", "east/e2", wire.NotRegistered, 1), problem("ips", "10.1.1.1", "no", 1), problem("ips", "10.1.1.1", "no", 3), problem("ips", "", "no", 1),
+	} {
+		all = append(all, nodeConcerns([]api.NodeStatus{n}, reach{})...)
+	}
+	for _, p := range []api.PeerStatus{link(api.LinkInvited, ""), link(api.LinkRemoving, ""), link(api.LinkConnecting, "no"), link(api.LinkDown, "no"), link(api.LinkRefused, "no"), link(api.LinkRefused, "over its limit; raise it"), unsynced, oneSided} {
+		all = append(all, peerConcerns("east", []api.PeerStatus{p}, reach{})...)
+	}
+	all = append(all, refusalConcerns(&api.Status{Refused: []api.Refusal{refusal}, Peers: []api.PeerStatus{unsynced}})...)
+	all = append(all, lost.concerns("east")...)
+	all = append(all, heldConcerns("east", []string{"e1"})...)
+	all = append(all, aheadConcerns([]api.NodeStatus{{Name: "e1", State: api.NodeReady, Store: &api.NodeStore{Revision: 9}}}, 3)...)
+	all = append(all, strangerConcerns("east", map[string]time.Time{"e1": long})...)
+	all = append(all, quota, disk)
+	all = append(all, exportConcerns("east", map[string]string{
+		wire.NodeKey("e1"): "no", nodes.RegistrationKey("e1"): "no", wire.EndpointKey("a", "b"): "no", wire.IdentityIDKey(65538): "no", wire.ObjectKey("services", "a", "b"): "no",
+		wire.ObjectKey("namespaces", "", "a"): "no", wire.ServiceStateKey("east", "a", "b"): "no", wire.SliceStateKey("east", "a", "b"): "no", wire.ClusterConfigKey("east"): "no",
+	})...)
+	if len(all) < 47 {
+		t.Errorf("only %d concerns", len(all))
+	}
+	s, err := openSightings(t.TempDir(), long, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.date(long, all)
+	concerns, settling := api.Judge(now, all)
+	for _, c := range slices.Concat(concerns, settling) {
+		aged := c.Dated || strings.Contains(c.Message, "60 min") || strings.Contains(c.Message, "3600 s")
+		if c.Object == "" || c.Reason == "" || c.Next == "" || c.Since.IsZero() || !aged || !strings.HasSuffix(c.String(), c.Next) {
+			t.Errorf("%q of %+v", c, c)
+		}
+	}
+}
+
+func TestWhatIsNotExportedIsNamed(t *testing.T) {
+	for key, want := range map[string]string{
+		wire.NodeKey("e1"):                          "node e1 is not exported to peers as it should be: why; restart its agent; `weft node list` shows what it is registered with",
+		wire.ObjectKey("services", "shop", "web"):   "service shop/web is not exported to peers as it should be: why; correct it and apply it again",
+		wire.ServiceStateKey("east", "shop", "web"): "service shop/web is not exported to peers as it should be: why; split the service, or raise the store's limit on requests",
+		wire.EndpointKey("shop", "web-1"):           "pod shop/web-1 is not exported to peers as it should be: why; correct it and apply it again",
+	} {
+		got := exportConcerns("east", map[string]string{key: "why"})
+		if len(got) != 1 || got[0].String() != want || !strings.HasPrefix(want, got[0].Object) {
+			t.Errorf("%s: %v", key, got)
+		}
+	}
+}
