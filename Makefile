@@ -30,6 +30,10 @@ test: build ## everything there is to test; what needs root or WireGuard in the 
 	go test $(RACE) -timeout 10m $$(go list ./... | grep -v '/scenarios$$')
 	go test -count=1 -timeout 25m ./scenarios
 
+.PHONY: test-kernels
+test-kernels: ## what needs a kernel, on Debian's Linux 6.1, 6.12 and 6.18 in virtual machines; needs qemu
+	internal/kernels/run.sh
+
 .PHONY: bench
 bench: build ## print measurements as JSON lines
 	go run ./internal/bench
