@@ -176,6 +176,10 @@ func TestRefusedPeerIsLeftAsItWas(t *testing.T) {
 // Whatever sequence of wishes, the devices hold the last one, and no step
 // names a peer that stays the same.
 func TestSetAgainstTheObvious(t *testing.T) {
+	synctest.Test(t, setAgainstTheObvious) // so that no question falls due on a slow machine
+}
+
+func setAgainstTheObvious(t *testing.T) {
 	random := rand.New(rand.NewPCG(5, 6))
 	m := newMachine()
 	dir := t.TempDir()

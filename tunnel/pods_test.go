@@ -18,6 +18,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-mesh/weft/tunnel/probe"
 )
@@ -61,7 +62,7 @@ func newPod(t *testing.T, n *node) (s *space, addr netip.Addr) {
 }
 
 // redirect sends all that leaves the node's pod for other pods into a lane, as
-// the datapath does: from the veth's tcx, past the host's stack.
+// the datapath does: from the veth, past the host's stack.
 func redirect(t *testing.T, n *node, device string) {
 	t.Helper()
 	n.do(func() error {
@@ -78,7 +79,7 @@ func redirect(t *testing.T, n *node, device string) {
 			Instructions: asm.Instructions{
 				// Anything but IPv4, ARP above all, goes to the stack.
 				asm.LoadMem(asm.R2, asm.R1, 16, asm.Word), // __sk_buff.protocol
-				asm.Mov.Imm(asm.R0, -1),                   // TCX_NEXT
+				asm.Mov.Imm(asm.R0, -1),                   // TC_ACT_UNSPEC
 				asm.JNE.Imm(asm.R2, 0x0008, "out"),
 				asm.Mov.Imm(asm.R1, int32(lane.Attrs().Index)),
 				asm.Mov.Imm(asm.R2, 0),
@@ -89,12 +90,24 @@ func redirect(t *testing.T, n *node, device string) {
 		if err != nil {
 			return err
 		}
+		t.Cleanup(func() { prog.Close() })
 		l, err := link.AttachTCX(link.TCXOptions{Interface: host.Attrs().Index, Program: prog, Attach: ebpf.AttachTCXIngress})
-		if err != nil {
+		if err == nil {
+			t.Cleanup(func() { l.Close() })
+		}
+		if !errors.Is(err, ebpf.ErrNotSupported) { // before Linux 6.6
 			return err
 		}
-		t.Cleanup(func() { l.Close(); prog.Close() })
-		return nil
+		attrs := netlink.QdiscAttrs{LinkIndex: host.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}
+		if err := netlink.QdiscAdd(&netlink.GenericQdisc{QdiscAttrs: attrs, QdiscType: "clsact"}); err != nil {
+			return err
+		}
+		return netlink.FilterReplace(&netlink.BpfFilter{
+			FilterAttrs: netlink.FilterAttrs{
+				LinkIndex: host.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Priority: 1, Protocol: unix.ETH_P_ALL,
+			},
+			Fd: prog.FD(), Name: "redirect", DirectAction: true,
+		})
 	})
 }
 
