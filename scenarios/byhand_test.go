@@ -209,7 +209,7 @@ func salvages(t *testing.T, weft string) {
 		t.Fatal(err)
 	}
 	var said, dir string
-	for lines := bufio.NewScanner(stderr); lines.Scan() && !strings.HasPrefix(lines.Text(), "and interrupt"); {
+	for lines := bufio.NewScanner(stderr); lines.Scan() && !strings.HasSuffix(lines.Text(), " to end it"); {
 		said += lines.Text() + "\n"
 		if _, after, ok := strings.Cut(lines.Text(), "are kept in "); ok {
 			dir = after
