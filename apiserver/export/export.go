@@ -1,9 +1,8 @@
-// Package export turns a cluster's own state into what its peers may read:
-// Cilium's entries under cilium/state/, and what goes beyond them under
-// weft/export/.
+// Package export turns a cluster's own state into what its peers may read: Cilium's
+// entries under cilium/state/, and what goes beyond them under weft/export/.
 //
-// What the state says was checked before it was written there. Who may read the
-// export is the store's business, and what is in it for whom the peers'.
+// The state was checked before it was written. The store decides who may read the
+// export, and each peer decides what of it to believe.
 package export
 
 import (
@@ -29,13 +28,13 @@ type Config struct {
 	Store   store.Store
 	Cluster wire.Cluster
 	Log     *slog.Logger
-	// Heartbeat is the pause between two beats; 0 means a minute, which is what
-	// Cilium's readers expect.
+	// Heartbeat is the pause between two heartbeats; 0 means a minute, as Cilium's
+	// readers expect.
 	Heartbeat time.Duration
 }
 
-// Exporter keeps the export equal to the state. One of a cluster's API servers
-// runs it at a time; if two do, they write the same.
+// Exporter keeps the export equal to the state. Several API servers of a cluster may
+// run one: they write the same.
 type Exporter struct {
 	conf Config
 	kept *store.Kept
@@ -44,15 +43,15 @@ type Exporter struct {
 	status Status
 }
 
-// Status is how far the export is.
+// Status is the state of the export.
 type Status struct {
-	// Synced is when everything was written for the first time since the start;
-	// zero until then.
+	// Synced is when everything was first written after the start; zero until
+	// then.
 	Synced time.Time
-	// Entries counts keys by resource, and "weft" for those beyond Cilium's.
+	// Entries counts keys by resource; "weft" stands for those beyond Cilium's.
 	Entries map[string]int
-	// Problems are why something could not be exported, by key of the state, or of
-	// the export if that key alone could not be written.
+	// Problems say why something could not be exported, by key of the state, or of
+	// the export if only that key could not be written.
 	Problems map[string]string
 }
 
@@ -64,7 +63,7 @@ func New(c Config) *Exporter {
 	return &Exporter{conf: c, kept: store.NewKept(c.Store, c.Log)}
 }
 
-// Status may be called at any time.
+// Status returns a copy of the current status. Safe for concurrent use.
 func (e *Exporter) Status() Status {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -73,8 +72,8 @@ func (e *Exporter) Status() Status {
 	return s
 }
 
-// Run exports until ctx ends, through failures of the store; then it returns
-// nil. What is exported stays.
+// Run exports until ctx ends, retrying when the store fails; then it returns nil. What
+// is exported stays.
 func (e *Exporter) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return store.Persist(ctx, e.conf.Log, "heartbeat", e.beat) })
@@ -86,7 +85,7 @@ func (e *Exporter) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// beat shows readers of the heartbeat that somebody keeps the export current.
+// beat writes the heartbeat, which shows readers that the export is kept current.
 func (e *Exporter) beat(ctx context.Context) error {
 	tick := time.NewTicker(e.conf.Heartbeat)
 	defer tick.Stop()
@@ -102,15 +101,15 @@ func (e *Exporter) beat(ctx context.Context) error {
 	}
 }
 
-// put writes keys that stay.
+// put writes keys, and restores them if they vanish.
 func (e *Exporter) put(ctx context.Context, ops ...store.Op) error {
 	e.kept.Note(ops...)
 	return store.Write(ctx, e.conf.Store, ops...)
 }
 
-// follow follows the state, and reads what is exported with each complete batch
-// of it. Before the state is complete it deletes nothing, and before everything is
-// written it puts up no canary.
+// follow exports the state, and compares with what is exported at each complete batch.
+// It deletes nothing before the state is complete, and writes the canaries only after
+// everything else.
 func (e *Exporter) follow(ctx context.Context) error {
 	var have map[string][]byte
 	views := newViews(e.conf.Cluster)
@@ -144,7 +143,8 @@ func (e *Exporter) follow(ctx context.Context) error {
 	})
 }
 
-// keep has everything stay that is exported, also what is there already.
+// keep marks everything exported to be restored if it vanishes, including what was
+// there before.
 func (e *Exporter) keep(have, all map[string][]byte, keeps func(key string) bool) {
 	for key, value := range all {
 		e.kept.Note(store.Put(key, value))
@@ -156,7 +156,7 @@ func (e *Exporter) keep(have, all map[string][]byte, keeps func(key string) bool
 	}
 }
 
-// exported is everything that Exporter writes and keeps, by key.
+// exported reads everything that an Exporter has written, by key.
 func (e *Exporter) exported(ctx context.Context) (map[string][]byte, error) {
 	have := map[string][]byte{}
 	name := e.conf.Cluster.Name
@@ -170,7 +170,7 @@ func (e *Exporter) exported(ctx context.Context) (map[string][]byte, error) {
 			return nil, err
 		}
 		for _, kv := range kvs {
-			if kv.Key != wire.ExportLineageKey { // the API server's
+			if kv.Key != wire.ExportLineageKey { // written by the API server
 				have[kv.Key] = kv.Value
 			}
 		}
@@ -184,8 +184,8 @@ func (e *Exporter) exported(ctx context.Context) (map[string][]byte, error) {
 	return have, nil
 }
 
-// write makes the writes and remembers them. A value that is too large for the
-// store is left out and shown, so that it does not keep back the others.
+// write makes the writes and remembers them. A value that is too large for the store
+// is left out and reported, so that it does not hold up the others.
 func (e *Exporter) write(ctx context.Context, have map[string][]byte, ops []store.Op) error {
 	err := e.put(ctx, ops...)
 	if errors.Is(err, store.ErrTooLarge) {
@@ -194,7 +194,7 @@ func (e *Exporter) write(ctx context.Context, have map[string][]byte, ops []stor
 		for _, op := range ops {
 			switch werr := store.Write(ctx, e.conf.Store, op); {
 			case errors.Is(werr, store.ErrTooLarge):
-				e.problem(op.Key, fmt.Sprintf("its entry has %d bytes, more than the store takes", len(op.Value)))
+				e.problem(op.Key, fmt.Sprintf("its entry has %d bytes, more than the store accepts", len(op.Value)))
 			case werr != nil:
 				return werr
 			default:
@@ -248,7 +248,7 @@ func (e *Exporter) report(have map[string][]byte, v *views, complete bool) {
 	}
 	for key := range e.status.Problems {
 		if !strings.HasPrefix(key, wire.StatePrefix) {
-			continue // of write: gone once it is written
+			continue // reported by write; it goes once the key is written
 		}
 		if _, still := v.problems[key]; !still {
 			delete(e.status.Problems, key)
@@ -279,8 +279,8 @@ func resourceOf(key string) string {
 	return r
 }
 
-// difference is what turns have into want, puts before deletions, so that what
-// is renamed is never missing under both names. keeps exempts keys from
+// difference returns the writes that turn have into want. Puts come before deletions,
+// so that a renamed entry is never missing under both names. keeps exempts keys from
 // deletion.
 func difference(have, want map[string][]byte, keeps func(key string) bool) []store.Op {
 	var ops []store.Op
@@ -297,7 +297,7 @@ func difference(have, want map[string][]byte, keeps func(key string) bool) []sto
 	return ops
 }
 
-// changes is difference for the keys that dirty views are about.
+// changes is difference for the keys of dirty views.
 func changes(have map[string][]byte, v *views, dirty map[view]bool) []store.Op {
 	touched := map[string][]byte{}
 	before := map[string][]byte{}

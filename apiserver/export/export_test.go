@@ -33,7 +33,7 @@ var east = wire.Cluster{
 	ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16"), MaxConnectedClusters: 255, Generation: "g1",
 }
 
-// bench is a store, an exporter at work on it, and the test's way of writing.
+// bench is a store with an exporter running on it.
 type bench struct {
 	t    *testing.T
 	st   *storetest.Store
@@ -89,7 +89,7 @@ func (b *bench) write(ops ...store.Op) {
 	synctest.Wait()
 }
 
-// keys are the exported keys, without those that are always there.
+// keys are the exported keys except those that always exist.
 func (b *bench) keys() []string {
 	var out []string
 	for _, prefix := range []string{wire.CiliumStatePrefix, wire.ExportPrefix} {
@@ -259,7 +259,7 @@ func TestEndpointsAndIdentities(t *testing.T) {
 	})
 }
 
-// An address that passes from one pod to the next is never missing.
+// An address that moves from one pod to another is never missing.
 func TestAddressChangesHands(t *testing.T) {
 	run(t, nil, func(b *bench) {
 		b.put(wire.EndpointKey("shop", "a"), endpoint("shop", "a", "10.1.1.2", 65537))
@@ -271,7 +271,7 @@ func TestAddressChangesHands(t *testing.T) {
 		before := b.st.Revision()
 		b.write(store.Delete(wire.EndpointKey("shop", "a")))
 		if !strings.Contains(b.value(key), "65538") {
-			t.Errorf("the second pod did not get it: %s", b.value(key))
+			t.Errorf("the second pod did not get the address: %s", b.value(key))
 		}
 		if writes := b.st.Revision() - before; writes != 2 { // the test's and one put
 			t.Errorf("%d revisions", writes)
@@ -312,7 +312,7 @@ func TestServices(t *testing.T) {
 	})
 }
 
-// Maintenance: the newer form says so, the older one can only leave them out.
+// Backends in maintenance: the newer format says so, the older one leaves them out.
 func TestWeightZero(t *testing.T) {
 	run(t, nil, func(b *bench) {
 		resting := webSlice("10.1.1.2")
@@ -330,8 +330,8 @@ func TestWeightZero(t *testing.T) {
 	})
 }
 
-// A service that cannot be read is withdrawn, and that is not kept quiet, whatever
-// else happens to it.
+// A service that cannot be parsed is withdrawn, and stays a problem whatever else
+// changes about it.
 func TestUnreadableServiceStaysAProblem(t *testing.T) {
 	run(t, nil, func(b *bench) {
 		key := wire.ObjectKey("services", "shop", "web")
@@ -350,8 +350,8 @@ func TestUnreadableServiceStaysAProblem(t *testing.T) {
 	})
 }
 
-// Peers refuse a backend outside of the pod CIDRs. Whoever adds one hears of it
-// here, and the others are offered as before.
+// Peers refuse a backend outside the pod CIDRs. It is reported here and left out; the
+// others are exported as before.
 func TestForeignEndpointsAreLeftOut(t *testing.T) {
 	run(t, nil, func(b *bench) {
 		svc, slice := wire.ServiceStateKey("east", "shop", "web"), wire.SliceStateKey("east", "shop", "web-v4")
@@ -367,7 +367,7 @@ func TestForeignEndpointsAreLeftOut(t *testing.T) {
 		if diff := cmp.Diff(asBefore, []string{b.value(svc), b.value(slice)}); diff != "" {
 			t.Errorf("one foreign address changed what is exported:\n%s", diff)
 		}
-		want := "peers would not believe endpoints outside of the cluster's pod CIDRs [10.1.0.0/16]; left out: 192.0.2.7 of slice web-v4, 192.0.2.8 of slice web-v4"
+		want := "peers would refuse endpoints outside the cluster's pod CIDRs [10.1.0.0/16]; left out: 192.0.2.7 of slice web-v4, 192.0.2.8 of slice web-v4"
 		if got := b.exp.Status().Problems[object]; got != want {
 			t.Errorf("problem %q", got)
 		}
@@ -389,7 +389,7 @@ func TestForeignEndpointsAreLeftOut(t *testing.T) {
 		if p := b.exp.Status().Problems; len(p) != 1 {
 			t.Errorf("problems %v", p)
 		}
-		b.put(object, webService(nil)) // ours alone: any address will do
+		b.put(object, webService(nil)) // not global: any address will do
 		if p := b.exp.Status().Problems; len(p) != 0 {
 			t.Errorf("problems %v", p)
 		}
@@ -417,7 +417,7 @@ func TestRestartIsMinimal(t *testing.T) {
 	})
 }
 
-// While the state cannot be listed nothing is deleted.
+// Nothing is deleted while the state cannot be listed.
 func TestNoDeletionsBeforeTheStateIsRead(t *testing.T) {
 	left := wire.IPStateKey(netip.MustParseAddr("10.1.9.9"))
 	before := func(b *bench) {
@@ -433,7 +433,7 @@ func TestNoDeletionsBeforeTheStateIsRead(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		b.expect(left)
 		if _, err := b.st.Get(b.t.Context(), wire.IPs.StateSyncedKey("east")); err == nil {
-			t.Error("a canary stands before anything was read")
+			t.Error("there is a canary before anything was read")
 		}
 		b.st.Fail(nil)
 		time.Sleep(10 * time.Second)
@@ -473,7 +473,7 @@ func TestTooLargeIsShownAndKeepsNothingBack(t *testing.T) {
 			return nil
 		})
 		b.put(wire.ObjectKey("services", "shop", "web"), webService(global))
-		if p := b.exp.Status().Problems[key]; !strings.Contains(p, "more than the store takes") {
+		if p := b.exp.Status().Problems[key]; !strings.Contains(p, "more than the store accepts") {
 			t.Errorf("problem %q", p)
 		}
 		b.put(wire.EndpointKey("shop", "a"), endpoint("shop", "a", "10.1.1.2", 65537))
@@ -486,7 +486,7 @@ func TestTooLargeIsShownAndKeepsNothingBack(t *testing.T) {
 	})
 }
 
-// Whatever somebody deletes of the export is there again, with its value; what is
+// Whatever someone deletes from the export is restored with its value; what was
 // withdrawn is not.
 func TestWhatVanishesIsExportedAgain(t *testing.T) {
 	run(t, nil, func(b *bench) {

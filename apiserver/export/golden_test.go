@@ -47,9 +47,9 @@ func TestClusterIntroducesItself(t *testing.T) {
 	})
 }
 
-// What Cilium 1.20 writes of the same objects: a backend that still serves is
-// listed although it is not ready, one that does not serve is not; a zone's
-// hints stand beside the zone only.
+// As Cilium 1.20 writes the same objects: a backend that is serving is listed although
+// it is not ready, one that is not serving is left out; hints are written only along
+// with a zone.
 func TestServiceInTheOlderForm(t *testing.T) {
 	run(t, nil, func(b *bench) {
 		yes, no := true, false

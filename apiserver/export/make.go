@@ -22,7 +22,7 @@ func (d view) compare(other view) int {
 	return cmp.Or(cmp.Compare(d.kind, other.kind), cmp.Compare(d.ns, other.ns), cmp.Compare(d.name, other.name))
 }
 
-// make is what peers may know of one view; nil for nothing.
+// make returns what peers may know of one view; nil means nothing.
 func (v *views) make(d view) map[string][]byte {
 	switch d.kind {
 	case ofCluster:
@@ -55,12 +55,11 @@ func (v *views) ofCluster() map[string][]byte {
 	}
 }
 
-// wgAnnotation is where Cilium's agents of some releases look for the key.
+// wgAnnotation is where some Cilium releases look for the key.
 const wgAnnotation = "network.cilium.io/wg-pub-key"
 
-// ofNode exports a node as it was last seen in agreement with the register. One
-// without a key is exported too, because its addresses are members of the mesh,
-// key or not.
+// ofNode exports a node as it last claimed in agreement with its registration. A node
+// without a key is exported too, because its addresses belong to the mesh regardless.
 func (v *views) ofNode(name string) map[string][]byte {
 	registration, registered := v.register[name]
 	if !registered {
@@ -103,7 +102,7 @@ func (v *views) ofNode(name string) map[string][]byte {
 func (v *views) check(r nodes.Registration, claim wire.NodeState) error {
 	for _, p := range claim.PodCIDRs {
 		if !inside(v.cluster.PodCIDRs, p) {
-			return fmt.Errorf("has pod CIDR %v, which is outside of the cluster's", p)
+			return fmt.Errorf("claims pod CIDR %v, which is outside the cluster's", p)
 		}
 	}
 	return r.Check(claim)
@@ -142,7 +141,7 @@ func (v *views) ofIdentity(digits string) map[string][]byte {
 func (v *views) ofService(ns, name string) map[string][]byte {
 	obj := v.services[[2]string{ns, name}]
 	if obj == nil {
-		return nil // or it cannot be read, which is a problem of apply's
+		return nil // absent, or not readable, which apply has reported
 	}
 	problem := wire.ObjectKey("services", ns, name)
 	delete(v.problems, problem)
@@ -159,7 +158,7 @@ func (v *views) ofService(ns, name string) map[string][]byte {
 	}
 	own, foreign := v.believable(v.slices[[2]string{ns, name}])
 	if len(foreign) > 0 {
-		v.problems[problem] = fmt.Sprintf("peers would not believe endpoints outside of the cluster's pod CIDRs %v; left out: %s", v.cluster.PodCIDRs, some(foreign))
+		v.problems[problem] = fmt.Sprintf("peers would refuse endpoints outside the cluster's pod CIDRs %v; left out: %s", v.cluster.PodCIDRs, some(foreign))
 	}
 	out := map[string][]byte{
 		wire.ServiceStateKey(v.cluster.Name, ns, name): wire.Marshal(v.clusterService(&svc, obj, own)),
@@ -172,8 +171,8 @@ func (v *views) ofService(ns, name string) map[string][]byte {
 	return out
 }
 
-// believable are slices without the addresses that lie outside of the cluster's
-// pod CIDRs, and which those are: peers refuse them.
+// believable returns the slices without addresses outside the cluster's pod CIDRs,
+// which peers would refuse, and lists those addresses.
 func (v *views) believable(all map[string]*discoveryv1.EndpointSlice) (own map[string]*discoveryv1.EndpointSlice, foreign []string) {
 	own = map[string]*discoveryv1.EndpointSlice{}
 	for _, name := range slices.Sorted(maps.Keys(all)) {
@@ -197,7 +196,7 @@ func (v *views) believable(all map[string]*discoveryv1.EndpointSlice) (own map[s
 	return own, foreign
 }
 
-// some names the first few of all, so that a line stays readable.
+// some names the first few of all, to keep the line readable.
 func some(all []string) string {
 	const most = 3
 	if len(all) <= most {
@@ -206,10 +205,10 @@ func some(all []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(all[:most], ", "), len(all)-most)
 }
 
-// clusterService is the older form, which has no conditions: like Cilium's, it
-// lists what is ready or still serving, and a zone's hints only beside the zone.
-// What is in maintenance is left out: a reader of this form would send it new
-// connections.
+// clusterService returns a service in the older format, which has no conditions. Like
+// Cilium's, it lists backends that are ready or still serving, and hints only along
+// with a zone. Backends in maintenance are left out, because readers of this format
+// would send them new connections.
 func (v *views) clusterService(svc *service.Service, obj *corev1.Service, own map[string]*discoveryv1.EndpointSlice) wire.ClusterService {
 	s := wire.ClusterService{
 		Cluster: v.cluster.Name, Namespace: svc.Namespace, Name: svc.Name,
@@ -264,7 +263,7 @@ func (v *views) clusterSlice(es *discoveryv1.EndpointSlice) (*wire.ClusterEndpoi
 		Labels: es.Labels, AddressType: string(es.AddressType),
 	}
 	for k, value := range es.Annotations {
-		// Only what is meant for the mesh; the rest is the cluster's own.
+		// Only annotations meant for the mesh; the rest is private.
 		if strings.HasPrefix(k, "service.cilium.io/") {
 			if s.Annotations == nil {
 				s.Annotations = map[string]string{}

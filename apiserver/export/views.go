@@ -18,8 +18,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// view is a part of the export that is made anew as a whole: of one node, one
-// endpoint, one identity, or one service with its slices.
+// view is a part of the export that is rebuilt as a whole: one node, one endpoint, one
+// identity, or one service with its slices.
 type view struct {
 	kind     kind
 	ns, name string
@@ -35,21 +35,20 @@ const (
 	ofService
 )
 
-// views holds the state and what follows from it. It is pure: events in,
-// wanted keys out.
+// views holds the state and the export derived from it. It is pure: events in, wanted
+// keys out.
 //
 //	state key ──apply──► dirty views ──refresh──► wanted keys
 //
-// Two views may want one key: two endpoints, while an address passes from one
-// pod to the next. Then the smaller view's value stands, and when it goes the
-// other's takes its place.
+// Two views may want the same key: two endpoints, while an address moves from one pod
+// to another. Then the smaller view's value counts until that view is gone.
 type views struct {
 	cluster    wire.Cluster
 	split      identity.Split
 	kept       map[string]bool // namespaces that are not exported
 	register   map[string]nodes.Registration
-	claimed    map[string]wire.NodeState // what nodes say of themselves
-	agreed     map[string]wire.NodeState // the last of it that the register bears out
+	claimed    map[string]wire.NodeState // what nodes claim about themselves
+	agreed     map[string]wire.NodeState // the last claim that agreed with the registration
 	endpoints  map[[2]string]wire.Endpoint
 	identities map[identity.Number]string
 	services   map[[2]string]*corev1.Service
@@ -85,8 +84,8 @@ func newViews(c wire.Cluster) *views {
 	return v
 }
 
-// apply takes in events and says which views they touch. Values that cannot be
-// read count as absent and leave a problem.
+// apply takes in events and returns the views they affect. Values that cannot be
+// parsed count as absent and are reported as problems.
 func (v *views) apply(events []store.Event) map[view]bool {
 	dirty := map[view]bool{}
 	for _, e := range events {
@@ -100,16 +99,16 @@ func (v *views) apply(events []store.Event) map[view]bool {
 
 func (v *views) event(e store.Event, dirty map[view]bool) error {
 	if node, entry, _, _, ok := wire.ParseNodesKey(e.Key); ok {
-		// A node's state hangs on its agent's lease. An agent that is silent has
-		// withdrawn nothing, so only the end of the registration counts.
+		// A node's state is tied to its agent's lease. A silent agent has not
+		// withdrawn anything, so only the end of the registration counts.
 		if entry != wire.NodeEntryNode || e.Deleted {
 			return nil
 		}
 		n, err := wire.Unmarshal[wire.NodeState](e.Value)
 		if err != nil {
-			// Like one that the register refuses: what was agreed stays exported,
-			// for a node has pods that peers talk to, whatever its agent says. But
-			// what it said before is no claim any more.
+			// As with a claim that contradicts the registration, the last agreed
+			// one stays exported, because peers talk to the node's pods whatever
+			// its agent says. But the earlier claim is void.
 			delete(v.claimed, node)
 			return err
 		}
@@ -222,12 +221,12 @@ func (v *views) touchNamespace(ns string, dirty map[view]bool) {
 	}
 }
 
-// refresh makes dirty views anew and says which keys they want or wanted.
+// refresh rebuilds dirty views and returns the keys that they want or wanted before.
 func (v *views) refresh(dirty map[view]bool) map[string]bool {
 	touched := map[string]bool{}
 	for d := range dirty {
 		if d.kind == ofNode {
-			// Its keys may be there without having been made, see keeps.
+			// Its keys may exist although this process did not make them; see keeps.
 			touched[wire.NodeStateKey(v.cluster.Name, d.name)] = true
 			touched[wire.ExportNodeKey(d.name)] = true
 		}
@@ -255,7 +254,7 @@ func (v *views) refresh(dirty map[view]bool) map[string]bool {
 	return touched
 }
 
-// value is what a key should hold; false if it should not be.
+// value returns the wanted value of a key; false if the key is not wanted.
 func (v *views) value(key string) ([]byte, bool) {
 	wanting := v.wanted[key]
 	if len(wanting) == 0 {
@@ -288,8 +287,8 @@ func (v *views) all() map[string][]byte {
 	return all
 }
 
-// keeps reports whether an exported key outlives that nothing is known of it:
-// that of a registered node whose agent is silent, as after a restart of ours.
+// keeps reports whether an exported key must stay although no view wants it: it belongs
+// to a registered node whose agent has been silent since our restart.
 func (v *views) keeps(key string) bool {
 	node, ok := strings.CutPrefix(key, wire.ExportNodesPrefix)
 	if !ok {

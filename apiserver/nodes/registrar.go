@@ -25,22 +25,23 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// guardKey changes with every change of the register, so that two nodes that
-// are added at once do not get overlapping addresses.
+// guardKey changes with every change of the register, so that two nodes added at the
+// same time do not get overlapping addresses.
 const guardKey = wire.SecretPrefix + "nodes"
 
 const (
-	// defaultBits is the size of a pod CIDR that is chosen here.
+	// defaultBits is the prefix length of pod CIDRs that we choose.
 	defaultBits = 24
 	// maxName keeps the common name of an agent's certificate below 64.
 	maxName  = 48
 	attempts = 16
 )
 
-// Authority is what the register needs of the cluster's certificate authority.
+// Authority is the part of the cluster's certificate authority that the register needs.
 type Authority interface {
 	Issue(authority.Request) (authority.Pair, error)
-	// Bundle is the PEM that agents check the API server and the store against.
+	// Bundle returns the CA bundle, in PEM, with which agents verify the API server
+	// and the store.
 	Bundle() []byte
 }
 
@@ -56,13 +57,13 @@ type Config struct {
 	GossipSeeds   []string
 }
 
-// Registrar keeps the register. Several goroutines may use it.
+// Registrar keeps the register. Safe for concurrent use.
 type Registrar struct{ conf Config }
 
 // New makes a Registrar.
 func New(c Config) *Registrar { return &Registrar{conf: c} }
 
-// Register is every registration, by name.
+// Register returns every registration, by name.
 func (r *Registrar) Register(ctx context.Context) (map[string]Registration, error) {
 	kvs, _, err := r.conf.Store.List(ctx, RegistrationPrefix)
 	if err != nil {
@@ -79,8 +80,8 @@ func (r *Registrar) Register(ctx context.Context) (map[string]Registration, erro
 	return register, nil
 }
 
-// Add registers a node and issues its bundle. A node that is there already gets
-// new certificates, and its new addresses if some are given.
+// Add registers a node and issues its bundle. A node that is already registered gets
+// new certificates, and new addresses if the request has any and sets Replace.
 func (r *Registrar) Add(ctx context.Context, request api.NodeRequest) (*api.JoinBundle, error) {
 	reg, err := r.register(ctx, request)
 	if err != nil {
@@ -92,7 +93,7 @@ func (r *Registrar) Add(ctx context.Context, request api.NodeRequest) (*api.Join
 	return r.bundle(ctx, reg)
 }
 
-// agentRights are all that an agent may do in the store.
+// agentRights returns everything that an agent may do in the store.
 func agentRights(node string) store.User {
 	return store.User{
 		Name: authority.AgentUser(node),
@@ -125,8 +126,8 @@ func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (Regi
 			return reg, nil
 		}
 		if there && moved && !request.Replace {
-			return Registration{}, api.Conflict("repeat the address it has, or say that it has moved: `weft node add --replace`",
-				"node %s is registered with address %s; another one would cut it off until its agent has it too", reg.Name, join(old.Addresses))
+			return Registration{}, api.Conflict("give the address it has, or confirm that it has moved: `weft node add --replace`",
+				"node %s is registered with address %s; another one would cut it off until its agent has the new bundle", reg.Name, join(old.Addresses))
 		}
 		_, done, err := r.conf.Store.Commit(ctx, store.Txn{
 			If: []store.Cond{{Key: guardKey, Modified: guard.Modified}},
@@ -139,11 +140,11 @@ func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (Regi
 			return reg, err
 		}
 	}
-	return Registration{}, api.Conflict("try again", "the register of nodes is being changed by somebody else")
+	return Registration{}, api.Conflict("try again", "someone else is changing the register of nodes")
 }
 
-// admit decides what a request registers, given what is registered of the node
-// already, if anything, and of all others.
+// admit decides what a request registers, given the node's current registration, if
+// any, and those of all other nodes.
 func (r *Registrar) admit(request api.NodeRequest, old Registration, others map[string]Registration) (Registration, error) {
 	c := r.conf.Cluster
 	if mistakes := validation.IsDNS1123Subdomain(request.Name); len(mistakes) > 0 || len(request.Name) > maxName {
@@ -178,10 +179,10 @@ func (r *Registrar) admit(request api.NodeRequest, old Registration, others map[
 			return old, api.Invalid("name the address at which other nodes reach it", "%s cannot be a node's address", ip)
 		}
 		if !ip.Is4() {
-			return old, api.Invalid("name its IPv4 address", "%s cannot be a node's address: the mesh speaks IPv4 only", ip)
+			return old, api.Invalid("name its IPv4 address", "%s cannot be a node's address: the mesh supports only IPv4 so far", ip)
 		}
 		if inside(c.PodCIDRs, ip) || c.ServiceCIDR.Contains(ip) {
-			return old, api.Invalid("give the node's own address, not one of its pods", "address %s of node %s lies in a CIDR of the cluster's pods or services", ip, reg.Name)
+			return old, api.Invalid("give the node's own address, not one of its pods", "address %s of node %s is in a CIDR of the cluster's pods or services", ip, reg.Name)
 		}
 		for _, other := range others {
 			if slices.Contains(other.Addresses, ip) {
@@ -205,11 +206,11 @@ func checkCIDRs(c wire.Cluster, reg Registration, others map[string]Registration
 			return api.Invalid("write it like 10.1.2.0/24, with room for at least two addresses", "%s cannot be a node's pod CIDR", p)
 		}
 		if !slices.ContainsFunc(c.PodCIDRs, func(whole netip.Prefix) bool { return whole.Bits() <= p.Bits() && whole.Contains(p.Addr()) }) {
-			return api.Invalid("choose a part of "+join(c.PodCIDRs), "pod CIDR %s of node %s is outside of the cluster's %s", p, reg.Name, join(c.PodCIDRs))
+			return api.Invalid("choose a part of "+join(c.PodCIDRs), "pod CIDR %s of node %s is outside the cluster's %s", p, reg.Name, join(c.PodCIDRs))
 		}
 		for _, q := range reg.PodCIDRs[:i] {
 			if q.Overlaps(p) {
-				return api.Invalid("name each address once", "pod CIDRs %s and %s overlap", q, p)
+				return api.Invalid("give CIDRs that do not overlap", "pod CIDRs %s and %s overlap", q, p)
 			}
 		}
 		for _, other := range others {
@@ -223,7 +224,7 @@ func checkCIDRs(c wire.Cluster, reg Registration, others map[string]Registration
 	return nil
 }
 
-// freeCIDR is the first part of the cluster's CIDRs that no node has.
+// freeCIDR returns the first part of the cluster's CIDRs that no node has.
 func freeCIDR(whole []netip.Prefix, others map[string]Registration) (netip.Prefix, bool) {
 	taken := func(p netip.Prefix) bool {
 		for _, other := range others {
@@ -291,11 +292,11 @@ func (r *Registrar) bundle(ctx context.Context, reg Registration) (*api.JoinBund
 	}, nil
 }
 
-// Remove removes a node: its rights first, then all that it said and the pods
-// that were to run on it, which it returns. Their endpoints follow.
+// Remove removes a node: first its rights, then everything it wrote and the pods that
+// were declared on it, which it returns. Their endpoints follow.
 func (r *Registrar) Remove(ctx context.Context, node string) (gone []types.NamespacedName, err error) {
 	if _, err := r.conf.Store.Get(ctx, RegistrationKey(node)); errors.Is(err, store.ErrNotFound) {
-		return nil, api.NotFound("`weft node list` shows them", "cluster %s has no node %q", r.conf.Cluster.Name, node)
+		return nil, api.NotFound("`weft node list` lists the nodes", "cluster %s has no node %q", r.conf.Cluster.Name, node)
 	} else if err != nil {
 		return nil, err
 	}
@@ -316,8 +317,7 @@ func (r *Registrar) Remove(ctx context.Context, node string) (gone []types.Names
 			}
 		}
 	}
-	// The registration goes last: whatever stops us before, the node can be
-	// removed again.
+	// The registration goes last, so that an interrupted removal can be repeated.
 	ops = append(ops, store.Put(guardKey, []byte(node)), store.Delete(RegistrationKey(node)))
 	if err := store.Write(ctx, r.conf.Store, ops...); err != nil {
 		return nil, fmt.Errorf("remove node %s: %w", node, err)
@@ -325,7 +325,7 @@ func (r *Registrar) Remove(ctx context.Context, node string) (gone []types.Names
 	return gone, nil
 }
 
-// GossipKeys are the cluster's keys for gossip among its nodes, made when there
+// GossipKeys returns the keys for gossip inside the cluster, and makes them if there
 // are none.
 func GossipKeys(ctx context.Context, s store.Store) (wire.GossipKeys, error) {
 	for {
@@ -333,7 +333,7 @@ func GossipKeys(ctx context.Context, s store.Store) (wire.GossipKeys, error) {
 		if err == nil {
 			keys, err := wire.Unmarshal[wire.GossipKeys](kv.Value)
 			if err == nil && len(keys.LAN) == 0 {
-				err = errors.New("it holds none")
+				err = errors.New("there are none")
 			}
 			if err != nil {
 				return keys, fmt.Errorf("gossip keys in the store: %w", err)

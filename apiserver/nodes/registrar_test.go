@@ -81,12 +81,12 @@ func TestAddRefuses(t *testing.T) {
 		"long name":         {request(strings.Repeat("n", 60), "172.16.1.9", ""), "cannot be a node's name"},
 		"no address":        {request("n9", "", ""), "has no address"},
 		"loopback":          {request("n9", "127.0.0.1", ""), "cannot be a node's address"},
-		"IPv6":              {request("n9", "fd00::1", "10.1.9.0/24"), "fd00::1 cannot be a node's address: the mesh speaks IPv4 only"},
-		"IPv4 in IPv6":      {request("n9", "::ffff:172.16.1.9", ""), "the mesh speaks IPv4 only"},
-		"a pod's address":   {request("n9", "10.1.1.4", ""), "lies in a CIDR"},
+		"IPv6":              {request("n9", "fd00::1", "10.1.9.0/24"), "fd00::1 cannot be a node's address: the mesh supports only IPv4 so far"},
+		"IPv4 in IPv6":      {request("n9", "::ffff:172.16.1.9", ""), "the mesh supports only IPv4 so far"},
+		"a pod's address":   {request("n9", "10.1.1.4", ""), "is in a CIDR"},
 		"another's address": {request("n9", "172.16.1.1", ""), "belongs to node n1"},
-		"outside":           {request("n9", "172.16.1.9", "10.2.1.0/24"), "outside of the cluster's 10.1.0.0/16"},
-		"wider":             {request("n9", "172.16.1.9", "10.0.0.0/8"), "outside of the cluster's"},
+		"outside":           {request("n9", "172.16.1.9", "10.2.1.0/24"), "outside the cluster's 10.1.0.0/16"},
+		"wider":             {request("n9", "172.16.1.9", "10.0.0.0/8"), "outside the cluster's"},
 		"overlap":           {request("n9", "172.16.1.9", "10.1.1.128/25"), "overlaps 10.1.1.0/24 of node n1"},
 		"not masked":        {request("n9", "172.16.1.9", "10.1.2.7/24"), "cannot be a node's pod CIDR"},
 		"change of CIDR":    {request("n1", "", "10.1.2.0/24"), "cannot change"},
@@ -161,7 +161,7 @@ func TestRemove(t *testing.T) {
 	}
 }
 
-// A certificate that is renewed names no labels, and leaves them alone.
+// Renewing certificates leaves labels alone.
 func TestLabelsStay(t *testing.T) {
 	r, _, _ := registrar(t)
 	labelled := request("n1", "172.16.1.1", "10.1.1.0/24")
@@ -185,15 +185,15 @@ func TestLabelsStay(t *testing.T) {
 	}
 }
 
-// A slip of the pen moves no node.
-func TestAnotherAddressIsSaid(t *testing.T) {
+// A mistyped address does not move a node.
+func TestAnotherAddressIsRefused(t *testing.T) {
 	r, _, _ := registrar(t)
 	if _, err := r.Add(t.Context(), request("n1", "172.16.1.1", "10.1.1.0/24")); err != nil {
 		t.Fatal(err)
 	}
 	moved := request("n1", "172.16.1.9", "10.1.1.0/24")
 	if _, err := r.Add(t.Context(), moved); err == nil || !strings.Contains(err.Error(), "172.16.1.1") {
-		t.Errorf("moved without a word: %v", err)
+		t.Errorf("moved without --replace: %v", err)
 	}
 	if b, err := r.Add(t.Context(), request("n1", "", "")); err != nil || b.Addresses[0].String() != "172.16.1.1" {
 		t.Errorf("after the refusal: %v, %v", b, err)

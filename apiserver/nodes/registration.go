@@ -1,8 +1,7 @@
-// Package nodes keeps the register of a cluster's nodes: which there are, which
-// addresses are theirs, and the bundles with which their agents join.
+// Package nodes keeps the register of a cluster's nodes and their addresses, and makes
+// the bundles with which their agents join.
 //
-// What a node says of itself afterwards is checked against the register by
-// package endpoints.
+// Package endpoints checks what a node later claims about itself against the register.
 package nodes
 
 import (
@@ -17,11 +16,11 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// RegistrationPrefix holds a Registration per node. Agents may read it: they
-// check each other's claims by it.
+// RegistrationPrefix holds a Registration per node. Agents read it to check each
+// other's claims.
 const RegistrationPrefix = wire.StatePrefix + "registrations/"
 
-// RegistrationKey is where a node's registration is kept.
+// RegistrationKey holds a node's Registration.
 func RegistrationKey(node string) string { return RegistrationPrefix + node }
 
 // ParseRegistrationKey is the inverse of RegistrationKey.
@@ -30,17 +29,17 @@ func ParseRegistrationKey(key string) (node string, ok bool) {
 	return node, ok && node != "" && !strings.Contains(node, "/")
 }
 
-// Registration is what an operator has said about a node.
+// Registration is what an operator has declared about a node.
 type Registration struct {
 	Name      string         `json:"name"`
-	Addresses []netip.Addr   `json:"addresses"` // tunnels end at the first
+	Addresses []netip.Addr   `json:"addresses"` // the first one is for tunnels
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
 	Added     time.Time      `json:"added"`
-	// Labels are Kubernetes' of a node; peers see them.
+	// Labels are Kubernetes node labels. Peers see them.
 	Labels map[string]string `json:"labels,omitempty"`
 }
 
-// Zone is the failure domain of the node; "" if it has none, or if r is nil.
+// Zone returns the failure domain of the node; "" if it has none or r is nil.
 func (r *Registration) Zone() string {
 	if r == nil {
 		return ""
@@ -48,7 +47,7 @@ func (r *Registration) Zone() string {
 	return r.Labels[corev1.LabelTopologyZone]
 }
 
-// Internal is the node's own address in the mesh: the first of its first CIDR.
+// Internal returns the node's own address in the mesh: the first of its first pod CIDR.
 func (r Registration) Internal() netip.Addr {
 	if len(r.PodCIDRs) == 0 {
 		return netip.Addr{}
@@ -61,7 +60,7 @@ func (r Registration) Owns(ip netip.Addr) bool {
 	return slices.ContainsFunc(r.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
-// Check says what is untrue in what a node claims to be; nil if nothing is.
+// Check says what in a node's claim contradicts its registration, or returns nil.
 func (r Registration) Check(claim wire.NodeState) error {
 	if claim.Name != r.Name {
 		return fmt.Errorf("calls itself %q", claim.Name)
