@@ -364,6 +364,15 @@ func TestRights(t *testing.T) {
 	if _, err := own.AddNode(ctx, api.NodeRequest{Name: "n2"}); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
 		t.Errorf("agent asks for another's bundle: %v", err)
 	}
+	// Labels too are the operator's: zones steer the traffic of every cluster.
+	for _, change := range []api.NodeRequest{
+		{Name: "n1", Labels: map[string]string{"topology.kubernetes.io/zone": "z9"}},
+		{Name: "n1", Replace: true},
+	} {
+		if _, err := own.AddNode(ctx, change); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
+			t.Errorf("agent changes its registration with %+v: %v", change, err)
+		}
+	}
 	if _, err := p.as(authority.Admin, -time.Minute).Status(ctx); err == nil || !strings.Contains(err.Error(), "expired") {
 		t.Errorf("expired certificate: %v", err)
 	}

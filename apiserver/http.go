@@ -190,8 +190,8 @@ func (s *server) postNode(r *http.Request) (any, error) {
 		return nil, api.Invalid("", "the request cannot be read: %v", err)
 	}
 	if node, ok := authority.ParseAgentUser(callerOf(r)); ok {
-		// An agent may renew its own bundle, and change nothing by it.
-		if node != request.Name || len(request.Addresses) > 0 || len(request.PodCIDRs) > 0 {
+		// An agent may renew its own bundle, but not change its registration.
+		if node != request.Name || len(request.Addresses) > 0 || len(request.PodCIDRs) > 0 || request.Labels != nil || request.Replace {
 			return nil, api.Refuse(http.StatusForbidden, "", "the agent of node %s may ask for its own bundle only, as it is registered", node)
 		}
 	}
