@@ -122,8 +122,11 @@ func (p *Pool) Return(r Record) {
 	delete(p.ids, r.ID)
 }
 
-// Release takes back what a pod had. Its address rests from now on.
+// Release takes back what a pod had. Its address rests from now on, unless it is
+// from an earlier CIDR of the node: then it is never given out again.
 func (p *Pool) Release(r Record, now time.Time) {
 	p.Return(r)
-	p.released[r.IP] = now
+	if p.cidr.Contains(r.IP) {
+		p.released[r.IP] = now
+	}
 }

@@ -133,3 +133,21 @@ func TestAReleasedAddressRestsAcrossRestarts(t *testing.T) {
 		t.Errorf("left: %v, %v", released, err)
 	}
 }
+
+// The node has another CIDR since the pod started. Its address belongs to somebody
+// else now.
+func TestAnAddressOfAnEarlierCIDRIsNotGivenOut(t *testing.T) {
+	now := time.Now()
+	old := Record{IP: netip.MustParseAddr("10.1.9.2"), ID: 7}
+	p := NewPool(small, []Record{old}, nil, now)
+	p.Release(old, now)
+	now = now.Add(2 * Grace)
+	for _, want := range []string{"2", "3", "4", "5", "6"} {
+		if ip, _, err := p.Take(now); err != nil || ip != at(want) {
+			t.Errorf("took %v (%v), want %s", ip, err, at(want))
+		}
+	}
+	if ip, _, err := p.Take(now); !errors.Is(err, ErrNoAddress) {
+		t.Errorf("with nothing left it gave out %v (%v)", ip, err)
+	}
+}
