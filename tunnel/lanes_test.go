@@ -469,9 +469,10 @@ func TestWantedRoutes(t *testing.T) {
 		Local:    []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")},
 	}
 	want.Members = append(want.Members, netip.MustParsePrefix("fd00:10:2::/48")) // a dual-stack peer's
+	want.Former = []netip.Prefix{netip.MustParsePrefix("10.3.0.0/16"), netip.MustParsePrefix("fd00:10:3::/48")}
 	both := wantedRoutes([2]int{7, 8}, want)
 	none := wantedRoutes([2]int{}, want)
-	member, local := want.Members[0], want.Local[0]
+	member, former, local := want.Members[0], want.Former[0], want.Local[0]
 	if got := both[routeKey{member, metricLane}]; got != (routeWant{7, want.Internal}) {
 		t.Errorf("by lane 0: %+v", got)
 	}
@@ -479,14 +480,14 @@ func TestWantedRoutes(t *testing.T) {
 		t.Errorf("by lane 1: %+v", got)
 	}
 	for name, routes := range map[string]map[routeKey]routeWant{"with lanes": both, "without": none} {
-		for _, prefix := range []netip.Prefix{member, local} {
+		for _, prefix := range []netip.Prefix{member, former, local} {
 			if w, there := routes[routeKey{prefix, metricUnreachable}]; !there || w.device != 0 {
 				t.Errorf("%s, %v has a way out in the clear", name, prefix)
 			}
 		}
 	}
-	if len(both) != 4 || len(none) != 2 {
-		t.Errorf("%d routes with lanes, %d without, want 4 and 2", len(both), len(none))
+	if len(both) != 5 || len(none) != 3 { // none of them IPv6
+		t.Errorf("%d routes with lanes, %d without, want 5 and 3", len(both), len(none))
 	}
 }
 

@@ -174,7 +174,9 @@ func wantedRoutes(devices [LaneCount]int, want Network) map[routeKey]routeWant {
 		routes[routeKey{prefix, metricUnreachable}] = routeWant{}
 	}
 	for _, prefix := range slices.Concat(want.Former, want.Local) {
-		routes[routeKey{prefix.Masked(), metricUnreachable}] = routeWant{}
+		if prefix.Addr().Is4() {
+			routes[routeKey{prefix.Masked(), metricUnreachable}] = routeWant{}
+		}
 	}
 	return routes
 }
