@@ -103,6 +103,7 @@ func (d *delegate) NotifyLeave(n *memberlist.Node) {
 	}
 	d.mu.Lock()
 	delete(d.members, m.String())
+	delete(d.rtt, m.String())
 	d.alive.Store(int64(len(d.members)))
 	d.mu.Unlock()
 	if said, err := readMeta(n); err == nil && said.Leaving {
@@ -147,7 +148,9 @@ func (d *delegate) AckPayload() []byte {
 // NotifyPingComplete implements memberlist.PingDelegate.
 func (d *delegate) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, said []byte) {
 	d.mu.Lock()
-	d.rtt[n.Name] = rtt
+	if _, alive := d.members[n.Name]; alive {
+		d.rtt[n.Name] = rtt
+	}
 	d.mu.Unlock()
 	if m, err := member(n); err == nil && d.cfg.OnSaid != nil && len(said) > 0 && d.admits(m.Cluster) {
 		d.cfg.OnSaid(m, said)

@@ -2,9 +2,14 @@ package gossip
 
 import (
 	"log/slog"
+	"net"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/hashicorp/memberlist"
 )
 
 // What an operator can act upon is shown; how gossip works is not, whatever
@@ -42,5 +47,33 @@ func TestMemberlistLog(t *testing.T) {
 		if refused.Load() != tt.refused {
 			t.Errorf("%q: %d refused, want %d", tt.line, refused.Load(), tt.refused)
 		}
+	}
+}
+
+// What was measured of a member goes with it, also if an answer comes late: members
+// come and go for as long as the pool exists.
+func TestRoundTripsAreForgottenWithTheirMember(t *testing.T) {
+	p, err := New(Config{
+		Self: Member{Cluster: "east", Role: Agent, Name: "n1", Addr: netip.MustParseAddrPort("127.0.0.1:7946")}, Label: "test",
+		Speed: VeryFast, Keys: [][]byte{make([]byte, 32)}, Clusters: []string{"east"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &delegate{p}
+	n := &memberlist.Node{Name: "east/agent/n2", Addr: net.IPv4(127, 0, 0, 1), Port: 7947, Meta: []byte(`{"cluster":"east","role":"agent","name":"n2"}`)}
+	m, err := member(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.NotifyJoin(n)
+	d.NotifyPingComplete(n, time.Second, nil)
+	if p.RTT(m) != time.Second {
+		t.Errorf("measured %v", p.RTT(m))
+	}
+	d.NotifyLeave(n)
+	d.NotifyPingComplete(n, time.Second, nil)
+	if len(p.rtt) > 0 {
+		t.Errorf("of a member that left, %v is kept", p.rtt)
 	}
 }
