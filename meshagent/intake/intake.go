@@ -7,6 +7,7 @@ package intake
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -69,7 +70,7 @@ func (in *Intake) Apply(events []reflector.Event) {
 		w := writer{in: in, t: t, txn: txn}
 		err := w.apply(e)
 		rejected := &tables.Rejected{StoreKey: e.Key, Cluster: w.cluster, Since: time.Now()}
-		if err == nil {
+		if err == nil || e.Deleted && errors.Is(err, errKey) {
 			tables.Drop(txn, t.Rejected, rejected)
 			continue
 		}
@@ -112,7 +113,9 @@ func (w *writer) apply(e reflector.Event) error {
 	return nil
 }
 
-var errKey = fmt.Errorf("not a key of this form")
+// errKey is the error of a key that no parser accepts. There is no row of such a key,
+// so its deletion needs none.
+var errKey = errors.New("not a key of this form")
 
 // part writes one part of a cluster's row.
 func part[V any](w *writer, e reflector.Event, read func([]byte) (V, error), set func(*tables.Cluster, *V)) error {

@@ -208,3 +208,17 @@ func FuzzApply(f *testing.F) {
 		_ = fmt.Sprint(d.rows.Summaries())
 	})
 }
+
+// A key that nobody can read is refused for as long as it is there.
+func TestARefusalGoesWithItsKey(t *testing.T) {
+	d := newDesk(t)
+	for _, key := range []string{wire.PeersPrefix + "a/b", wire.NodesPrefix + "x", wire.FormerPrefix + "a/b", wire.EndpointsPrefix + "a", wire.CachePrefix + "west/nonsense"} {
+		d.put(key, "{}")
+		d.want("rejected", key, true)
+		d.drop(key)
+		d.want("rejected", key, false)
+	}
+	// That the cluster's own record is gone is worth telling.
+	d.drop(wire.ClusterKey)
+	d.want("rejected", wire.ClusterKey, true)
+}
