@@ -4,10 +4,13 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -154,7 +157,7 @@ const maxCause = 320
 // Standing is what the cluster is told.
 func (s *standing) Standing() wire.StoreStanding {
 	r, now := s.last(), time.Now()
-	out := wire.StoreStanding{Revision: r.revision, Never: r.heard.IsZero(), Cause: r.cause[:min(len(r.cause), maxCause)]}
+	out := wire.StoreStanding{Revision: r.revision, Never: r.heard.IsZero(), Cause: strings.ToValidUTF8(r.cause[:min(len(r.cause), maxCause)], "")}
 	if out.Never {
 		out.HeardSeconds = now.Sub(s.started).Seconds()
 	} else {
@@ -166,5 +169,15 @@ func (s *standing) Standing() wire.StoreStanding {
 	return out
 }
 
-// say is Standing as an answer to a ping.
-func (s *standing) say() []byte { return wire.Marshal(s.Standing()) }
+// say is Standing as an answer to a ping. The cause is cut until it fits, because a
+// text that is cut off cannot be read: quotes take more room on the wire.
+func (s *standing) say() []byte {
+	for out := s.Standing(); ; {
+		text := wire.Marshal(out)
+		if len(text) <= gossip.MaxSaid || out.Cause == "" {
+			return text
+		}
+		_, last := utf8.DecodeLastRuneInString(out.Cause)
+		out.Cause = out.Cause[:len(out.Cause)-last]
+	}
+}

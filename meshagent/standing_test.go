@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/tunnel/gossip"
+	"github.com/weft-mesh/weft/wire"
 )
 
 func TestReadingOfAllSources(t *testing.T) {
@@ -38,6 +40,23 @@ func TestReadingOfAllSources(t *testing.T) {
 	} {
 		if got := read(test.states, test.before, ago(test.started), now); got != test.want {
 			t.Errorf("%s: %+v, want %+v", test.name, got, test.want)
+		}
+	}
+}
+
+// A text that is cut off in the middle could not be read, and the node would be shown
+// as ready.
+func TestACauseFitsIntoTheAnswerToAPing(t *testing.T) {
+	for _, cause := range []string{"", "short", strings.Repeat(`"<&>`, 200), strings.Repeat("ü", 300), "x" + strings.Repeat("ü", 300)} {
+		s := &standing{now: reading{cause: cause, revision: 1 << 40, lost: time.Now(), heard: time.Now()}}
+		text := s.say()
+		said, err := wire.Unmarshal[wire.StoreStanding](text)
+		if err != nil || len(text) > gossip.MaxSaid {
+			t.Errorf("%.9s…: %d bytes, %v: %s", cause, len(text), err, text)
+			continue
+		}
+		if !strings.HasPrefix(cause, said.Cause) || len(said.Cause) < min(len(cause), 60) {
+			t.Errorf("%.9s… is told as %q", cause, said.Cause)
 		}
 	}
 }
