@@ -155,8 +155,8 @@ func (r *Reflector) Run(ctx context.Context) error {
 	return nil
 }
 
-// follow lists once and watches until that breaks. healthy says that the list
-// was good, so that the next attempt need not wait long.
+// follow lists once and watches until that breaks. healthy says that the watch lasted
+// for a while, so that the next attempt need not wait long.
 func (r *Reflector) follow(ctx context.Context, known map[string]version) (healthy bool, err error) {
 	kvs, at, err := r.list(ctx)
 	if err != nil {
@@ -170,6 +170,7 @@ func (r *Reflector) follow(ctx context.Context, known map[string]version) (healt
 	})
 	r.once.Do(func() { close(r.synced) })
 
+	began := time.Now()
 	err = r.cfg.Source.Watch(ctx, r.cfg.Prefix, at, func(revision int64, events []Event) {
 		for _, e := range events {
 			if e.Deleted {
@@ -186,7 +187,7 @@ func (r *Reflector) follow(ctx context.Context, known map[string]version) (healt
 	if err == nil && ctx.Err() == nil {
 		err = errors.New("watch ended")
 	}
-	return true, err
+	return time.Since(began) >= lastPause, err
 }
 
 // list reads everything from a store that was trusted before and after.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/reflector/reflectortest"
+	"github.com/weft-mesh/weft/wire/watch"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -116,5 +117,36 @@ func TestAListThatIsNotTrustedChangesNothing(t *testing.T) {
 		}
 		cancel()
 		<-done
+	})
+}
+
+// broken is a store whose lists work and whose watches do not.
+type broken struct {
+	*reflectortest.Store
+	lists int
+}
+
+func (b *broken) List(ctx context.Context, prefix string) ([]reflector.KV, watch.Point, error) {
+	b.lists++
+	return b.Store.List(ctx, prefix)
+}
+
+func (b *broken) Watch(context.Context, string, watch.Point, func(int64, []reflector.Event)) error {
+	return errors.New("permission denied")
+}
+
+// A store that refuses watches is not asked for one list after another.
+func TestAWatchThatFailsAtOnceBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		store := &broken{Store: reflectortest.New()}
+		r := reflector.New(reflector.Config{Prefix: "a/", Source: store, Log: slog.New(slog.DiscardHandler), Apply: func([]reflector.Event) {}})
+		if err := r.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if store.lists < 20 || store.lists > 80 { // every 1 to 3 s in the end
+			t.Errorf("%d lists in a minute", store.lists)
+		}
 	})
 }
