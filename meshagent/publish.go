@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -42,8 +43,9 @@ type publisher struct {
 	told chan struct{}
 	log  *slog.Logger
 
-	mu   sync.Mutex        // guards have
+	mu   sync.Mutex        // guards have and news
 	have map[string][]byte // in etcd, as far as known, or on its way; nil: to be read
+	news bool              // something was heard while have is nil
 	lost chan struct{}     // has one element when the store says otherwise
 
 	// Of the loop alone.
@@ -184,6 +186,7 @@ func (p *publisher) complete(ctx context.Context, have map[string][]byte) error 
 func (p *publisher) recall(ctx context.Context) (map[string][]byte, error) {
 	p.mu.Lock()
 	have := maps.Clone(p.have)
+	p.news = false
 	p.mu.Unlock()
 	if have != nil {
 		return have, nil
@@ -198,6 +201,9 @@ func (p *publisher) recall(ctx context.Context) (map[string][]byte, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.news { // the list may be from before it
+		return nil, errors.New("the store changed while it was read")
+	}
 	p.have = maps.Clone(have)
 	return have, nil
 }
@@ -240,7 +246,11 @@ func (p *publisher) heard(events []reflector.Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, e := range events {
-		if p.have == nil || !strings.HasPrefix(e.Key, wire.NodePrefix(p.node.name)) {
+		if !strings.HasPrefix(e.Key, wire.NodePrefix(p.node.name)) {
+			continue
+		}
+		if p.have == nil {
+			p.news = true
 			continue
 		}
 		value, there := p.have[e.Key]

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/wire"
+	"github.com/weft-mesh/weft/wire/watch"
 )
 
 // A copy of the same store that is put back is the truth, at once and in full:
@@ -99,4 +101,40 @@ func TestWhatANodeSaidIsSaidAgain(t *testing.T) {
 		east.stop()
 		west.stop()
 	})
+}
+
+// overtaken is a store in which a key is deleted while a list is on its way.
+type overtaken struct {
+	reflector.Source
+	lists  int
+	before func()
+}
+
+func (o *overtaken) List(context.Context, string) ([]reflector.KV, watch.Point, error) {
+	if o.lists++; o.lists == 1 {
+		o.before()
+		return []reflector.KV{{Key: wire.NodeKey("n1"), Value: []byte("{}")}}, watch.Point{}, nil
+	}
+	return nil, watch.Point{}, nil
+}
+
+// A list may be older than what was heard while it was read. Taken for the truth, it
+// would hide for good that a key is missing.
+func TestAListThatWasOvertakenIsReadAgain(t *testing.T) {
+	store := &overtaken{}
+	p := &publisher{node: node{name: "n1"}, edges: &Edges{Source: store}, lost: make(chan struct{}, 1)}
+	store.before = func() {
+		p.heard([]reflector.Event{{KV: reflector.KV{Key: wire.NodeKey("other")}, Deleted: true}, {KV: reflector.KV{Key: wire.NodeKey("n1")}, Deleted: true}})
+	}
+	if have, err := p.recall(t.Context()); err == nil {
+		t.Errorf("believed a list that was overtaken: %v", have)
+	}
+	for range 2 {
+		if have, err := p.recall(t.Context()); err != nil || len(have) > 0 {
+			t.Errorf("then it has %v, %v", have, err)
+		}
+	}
+	if store.lists != 2 {
+		t.Errorf("%d lists, want 2", store.lists)
+	}
 }
