@@ -39,6 +39,10 @@ type liveness struct {
 	gossiped map[string]bool
 	changed  chan struct{} // one element when it changed
 
+	// applying is held from reading the prober's observations until they are written,
+	// so that older ones never overwrite newer ones.
+	applying sync.Mutex
+
 	// telling guards what is to be told of paths; see paths.go.
 	telling sync.Mutex
 	unwell  []wire.NodePath // not to be changed
@@ -92,7 +96,7 @@ func (l *liveness) probe(ctx context.Context) error {
 	cfg.Log = l.log
 	var prober *probe.Prober
 	cfg.OnChange = func(o probe.Observation) {
-		l.apply(prober.Observations(), time.Now())
+		l.apply(prober)
 		l.again() // a path that went down is silent first, and dead a little later
 	}
 	if prober, err = probe.New(cfg, transport); err != nil {
@@ -123,8 +127,7 @@ func (l *liveness) targets(ctx context.Context, prober *probe.Prober) error {
 			prober.Set(l.choose(mesh, flows, evidence))
 			prober.SetEvidence(evidence)
 		}
-		observations, now := prober.Observations(), time.Now()
-		l.apply(observations, now)
+		observations, now := l.apply(prober)
 		select {
 		case <-ctx.Done():
 		case <-nodes:
@@ -233,8 +236,17 @@ func (l *liveness) heard(e gossip.Event) {
 // paths are the rows that standings of paths make in the kernel.
 var paths = map[probe.Standing]bpf.Path{probe.Dead: bpf.PathDead, probe.Silent: bpf.PathSilent, probe.Alive: bpf.PathAlive}
 
-// apply writes observations into the kernel, then into the table.
-func (l *liveness) apply(observations []probe.Observation, now time.Time) {
+// apply writes what the prober has observed into the kernel, then into the table. It
+// returns the observations, and when they were made.
+func (l *liveness) apply(prober *probe.Prober) ([]probe.Observation, time.Time) {
+	l.applying.Lock()
+	defer l.applying.Unlock()
+	observations, now := prober.Observations(), time.Now()
+	l.write(observations, now)
+	return observations, now
+}
+
+func (l *liveness) write(observations []probe.Observation, now time.Time) {
 	txn := l.tables.DB.ReadTxn()
 	mesh := l.meshes.Of(txn)
 	if mesh == nil {
