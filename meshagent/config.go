@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -113,6 +115,11 @@ func (c Config) Validate() error {
 	if c.PodCIDR.IsValid() && (!c.PodCIDR.Addr().Is4() || c.PodCIDR.Bits() > 30) {
 		errs = append(errs, fmt.Errorf("pod-cidr is %v: give an IPv4 prefix of /30 or shorter", c.PodCIDR))
 	}
+	for _, a := range []struct{ name, address string }{{"listen", c.Listen}, {"metrics-address", c.MetricsAddress}} {
+		if err := validAddress(a.address); err != nil {
+			errs = append(errs, fmt.Errorf("%s is %q: %w", a.name, a.address, err))
+		}
+	}
 	if c.KeepFlows < 1 {
 		errs = append(errs, fmt.Errorf("keep-flows is %d: at least 1", c.KeepFlows))
 	}
@@ -120,6 +127,21 @@ func (c Config) Validate() error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// validAddress checks host:port with a numeric port. Empty is valid: nobody listens.
+func validAddress(text string) error {
+	if text == "" {
+		return nil
+	}
+	_, port, err := net.SplitHostPort(text)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return errors.New("give it as host:port or :port, or leave it empty to switch it off")
+	}
+	return nil
 }
 
 // datapath is what the datapath needs of the configuration.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/weft-mesh/weft/apiserver/api"
@@ -24,5 +25,25 @@ func TestAPIServersOfAJoinBundle(t *testing.T) {
 	}
 	if !slices.Equal(unknown, []string{"gone.example"}) {
 		t.Errorf("unknown %v", unknown)
+	}
+}
+
+// An address that nobody can listen on is refused at the start: the agent would
+// otherwise try it again forever.
+func TestAddressesToListenOn(t *testing.T) {
+	for address, good := range map[string]bool{
+		"": true, ":7444": true, "127.0.0.1:9962": true, "[::1]:9962": true, "localhost:9962": true,
+		"9962": false, "127.0.0.1": false, "127.0.0.1:http": false, "127.0.0.1:70000": false, "::1:9962": false, ":": false,
+	} {
+		for name, c := range map[string]Config{"listen": Defaults(), "metrics-address": Defaults()} {
+			if name == "listen" {
+				c.Listen = address
+			} else {
+				c.MetricsAddress = address
+			}
+			if err := c.Validate(); (err == nil) != good || err != nil && !strings.Contains(err.Error(), name+` is "`+address+`"`) {
+				t.Errorf("%s %q: %v", name, address, err)
+			}
+		}
 	}
 }
