@@ -7,12 +7,12 @@ import (
 	"slices"
 )
 
-// Admit sorts out wanted peers that contradict one another: two nodes with one
-// public key, or two nodes that claim overlapping addresses. WireGuard would
-// silently give both to whichever came last. The node that is configured
-// already (held) keeps what it has and the newcomer is refused; if neither is,
-// both are refused, because nothing says which one lies. Admitted peers come in
-// order of name, with prefixes masked, sorted and without repetition.
+// Admit refuses wanted peers that contradict each other: two nodes with the same
+// public key, or with overlapping addresses. WireGuard would silently give key and
+// addresses to the last one configured. A node that is already configured (held)
+// keeps what it has and the newcomer is refused; if neither is, both are refused,
+// because nothing says which one lies. Admitted peers are returned in order of name,
+// with prefixes masked, sorted and without duplicates.
 func Admit(want, held []Peer) (admitted []Peer, refused []Refusal) {
 	peers := make([]Peer, 0, len(want))
 	for _, p := range want {
@@ -54,7 +54,7 @@ func Admit(want, held []Peer) (admitted []Peer, refused []Refusal) {
 }
 
 func sameKey(peers []Peer, refuse func(i, j int, format string, args ...any)) {
-	// Across lanes too: a key belongs to one device.
+	// Across lanes too, because a key belongs to one device.
 	owner := map[Key]int{}
 	for i, p := range peers {
 		for _, key := range p.Keys {
@@ -81,8 +81,8 @@ func overlaps(peers []Peer, refuse func(i, j int, format string, args ...any)) {
 			claims = append(claims, claim{prefix, i})
 		}
 	}
-	// In order of address, shorter first, a prefix that contains another comes
-	// before it, with nothing but its own contents between.
+	// Sorted by address and then length, a prefix comes before those that it
+	// contains, with nothing else in between.
 	slices.SortStableFunc(claims, func(a, b claim) int {
 		return cmp.Or(a.prefix.Addr().Compare(b.prefix.Addr()), cmp.Compare(a.prefix.Bits(), b.prefix.Bits()))
 	})
@@ -100,7 +100,7 @@ func overlaps(peers []Peer, refuse func(i, j int, format string, args ...any)) {
 	}
 }
 
-// holders knows which node had which key and which addresses.
+// holders are the keys and addresses of the nodes that are configured.
 type holders struct {
 	byKey     map[Key]string
 	addresses map[string][]netip.Prefix
@@ -120,7 +120,7 @@ func incumbents(held []Peer) holders {
 	return h
 }
 
-// is says whether this peer, with these keys and addresses, is configured.
+// is reports whether this peer is configured with these keys and addresses.
 func (h holders) is(p Peer) bool {
 	known := false
 	for _, key := range p.Keys {

@@ -112,8 +112,8 @@ func TestAdmit(t *testing.T) {
 	}
 }
 
-// Whatever is wanted, nobody who is admitted meets anybody else who is; and who
-// meets nobody is admitted.
+// Whatever is wanted, no two admitted peers conflict, and a peer without a conflict is
+// admitted.
 func TestAdmitAgainstEveryPair(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	meet := func(a, b tunnel.Peer) bool {

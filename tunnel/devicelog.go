@@ -10,14 +10,14 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 )
 
-// logPause is how long one kind of error is kept from the log after it was
-// there. wireguard-go has some that come with every packet, such as those of a
-// network that is down.
+// logPause is the pause between two log lines about one kind of error. Some of
+// wireguard-go's errors come with every packet, such as those of a network that is
+// down.
 const logPause = 10 * time.Second
 
-// deviceLogger passes wireguard-go's errors on, each kind once per logPause with
-// how many there were. What it calls verbose is a line per handshake of every
-// peer, worth it only when debugging.
+// deviceLogger logs wireguard-go's errors, each kind once per logPause with their
+// number. What wireguard-go calls verbose is a line per handshake of every peer, so
+// it goes to debug.
 func deviceLogger(log *slog.Logger) *device.Logger {
 	l := &limitedLog{log: log, kinds: map[string]*logged{}}
 	return &device.Logger{

@@ -121,7 +121,7 @@ func TestRotationNeverTouchesALaneInUse(t *testing.T) {
 		}
 		quiet := time.Minute
 		if busy[to%tunnel.LaneCount] {
-			quiet = 0 // somebody is sending there
+			quiet = 0 // some node is sending there
 		}
 		if to == epochs[i] || tunnel.MayRotate(epochs[i], to, peers, time.Minute, quiet) != nil {
 			continue

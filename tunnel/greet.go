@@ -8,14 +8,13 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 )
 
-// greetings are the pauses before a restarted tunnel repeats handshakes that
-// got no answer. WireGuard itself repeats one after 5 s, on a path that was
-// chosen for being good; a node that comes back after a power cut sends its
-// first ones into a network that is still coming back too.
+// greetings are the pauses before a restarted tunnel repeats handshakes that got no
+// answer. WireGuard itself repeats one after 5 s, but after a power cut a node sends
+// its first ones into a network that is still coming back too.
 var greetings = []time.Duration{250 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second}
 
-// greet repeats unanswered handshakes of restored peers a few times, then
-// leaves it to WireGuard.
+// greet repeats unanswered handshakes of restored peers a few times, then leaves them
+// to WireGuard.
 func (s *savedConfig) greet(ctx context.Context, dev *device.Device) error {
 	for _, pause := range greetings {
 		select {
@@ -31,7 +30,7 @@ func (s *savedConfig) greet(ctx context.Context, dev *device.Device) error {
 }
 
 func (s *savedConfig) greetOnce(dev *device.Device) error {
-	// Between reading peers and writing them back nobody may change them.
+	// Nobody may change peers between reading and writing them back.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	report, err := dev.IpcGet()
@@ -45,9 +44,8 @@ func (s *savedConfig) greetOnce(dev *device.Device) error {
 	return dev.IpcSet(anew)
 }
 
-// unanswered is the change that makes peers without a handshake anew, as they
-// are: a new peer may send a handshake at once. Such a peer has no session that
-// could be lost.
+// unanswered is the change that replaces peers without a handshake by equal new ones,
+// which may send a handshake at once. Such peers have no session to lose.
 func unanswered(report string) string {
 	_, report, _ = strings.Cut("\n"+report, "\npublic_key=")
 	var change strings.Builder

@@ -6,8 +6,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Tunnels carry IPv4 only, so the kernel must not announce itself over IPv6: each
-// announcement would be a dropped packet for somebody to explain.
+// Tunnels carry only IPv4, so the kernel must not announce itself over IPv6: every
+// announcement would show up as a drop.
 func TestTunnelsAreQuietInIPv6(t *testing.T) {
 	needRoot(t)
 	a, _ := pair(t)

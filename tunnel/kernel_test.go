@@ -16,8 +16,8 @@ import (
 	"github.com/weft-mesh/weft/tunnel"
 )
 
-// kernelHasWireGuard tries to make such a link, which loads the module where there
-// is one. Any error but that there is no such kind of link fails.
+// kernelHasWireGuard tries to create such a link, which loads the module if there is
+// one. Any other error than "no such kind of link" fails the test.
 func kernelHasWireGuard(t *testing.T) bool {
 	t.Helper()
 	err := newSpace(t).in(func() error {
@@ -29,8 +29,8 @@ func kernelHasWireGuard(t *testing.T) bool {
 	return err == nil
 }
 
-// mixtures runs a test over every mixture of WireGuards that this machine can
-// make: with a kernel that has none, userspace alone.
+// mixtures runs a test with every mixture of kernel and userspace WireGuard that this
+// machine supports; without kernel WireGuard, with userspace alone.
 func mixtures(t *testing.T, f func(t *testing.T, a, b *node)) {
 	needRoot(t)
 	mixtures := map[string][2]bool{"userspace to userspace": {true, true}}
@@ -55,7 +55,8 @@ func mixtures(t *testing.T, f func(t *testing.T, a, b *node)) {
 	}
 }
 
-// A node is asked before it knows the asker's key, and could not call it.
+// A node gets a handshake from a peer whose key it does not know yet, and which it
+// could not call itself.
 func TestQuestionThatNobodyUnderstoodIsAskedAgain(t *testing.T) {
 	mixtures(t, func(t *testing.T, a, b *node) {
 		a.set(b.peer(b.ready()))
@@ -75,8 +76,8 @@ func TestQuestionThatNobodyUnderstoodIsAskedAgain(t *testing.T) {
 			}
 			return nil
 		})
-		// WireGuard repeats a question itself after 5 s, and counts both.
-		const question = 148 // bytes
+		// WireGuard itself repeats a handshake after 5 s, and counts both.
+		const question = 148 // bytes of a handshake initiation
 		for _, lane := range a.status().Peers[0].Lanes {
 			if lane.TxBytes >= 2*question {
 				t.Errorf("%d bytes were sent: the peer was not made anew", lane.TxBytes)
@@ -120,8 +121,8 @@ func TestMixturesOfWireGuard(t *testing.T) {
 			}
 		}
 
-		// The lane that carried the data is the one that is not quiet; the
-		// other had handshakes and keepalives alone.
+		// Only the lane that carried the data is not quiet; the other had only
+		// handshakes and keepalives.
 		quietLane := int((m.own[0].Epoch + 1) % tunnel.LaneCount)
 		a.status()
 		eventually(t, 10*time.Second, func() error {

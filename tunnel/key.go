@@ -24,7 +24,7 @@ func ParseKey(s string) (Key, error) {
 		return Key{}, fmt.Errorf("public key %q: %w", s, err)
 	}
 	if Key(raw) == (Key{}) {
-		return Key{}, fmt.Errorf("public key %q: all zero is no key; publish the one of the device", s)
+		return Key{}, fmt.Errorf("public key %q: all zero is not a key; publish the device's", s)
 	}
 	return Key(raw), nil
 }
@@ -62,8 +62,8 @@ func NewPrivateKey() (PrivateKey, error) {
 	if _, err := rand.Read(raw[:]); err != nil {
 		return PrivateKey{}, fmt.Errorf("new private key: %w", err)
 	}
-	// Clamping as curve25519 wants it, so that the key a device reports back
-	// equals the one it was given.
+	// Clamped as curve25519 requires, so that a device reports the same key that it
+	// was given.
 	raw[0] &= 248
 	raw[31] = raw[31]&127 | 64
 	return PrivateKey{raw}, nil
@@ -80,13 +80,13 @@ func (p PrivateKey) Equal(q PrivateKey) bool {
 	return subtle.ConstantTimeCompare(p.raw[:], q.raw[:]) == 1
 }
 
-// String hides the key, so that a log line with a struct in it is harmless.
+// String hides the key, so that logging a struct that contains it is harmless.
 func (p PrivateKey) String() string { return "(private key)" }
 
 // Format hides the key from every verb.
 func (p PrivateKey) Format(to fmt.State, _ rune) { io.WriteString(to, p.String()) }
 
-// encode is the base64 form, for the key file alone.
+// encode is the base64 form, only for the key file.
 func (p PrivateKey) encode() string { return base64.StdEncoding.EncodeToString(p.raw[:]) }
 
 func parsePrivateKey(s string) (PrivateKey, error) {

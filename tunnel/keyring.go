@@ -21,13 +21,12 @@ type keyring struct {
 
 type laneKeys struct {
 	PrivateKey diskKey `json:"privateKey"`
-	// Since is when the device got this key. A handshake before it was made
-	// under another one and says nothing.
+	// Since is when the device got this key. Earlier handshakes were made with
+	// another one and do not count.
 	Since time.Time `json:"since"`
 }
 
-// diskKey is a private key that shows itself to encoding/json, and to nothing
-// else.
+// diskKey is a private key that encodes itself, only for the key file.
 type diskKey struct{ PrivateKey }
 
 func (k diskKey) MarshalText() ([]byte, error) { return []byte(k.encode()), nil }
@@ -39,8 +38,8 @@ func (k *diskKey) UnmarshalText(text []byte) (err error) {
 
 func keyringFile(dir string) string { return filepath.Join(dir, "keys.json") }
 
-// loadKeyring reads the keys of a node. ok is false when there are none, and err
-// says that the file is there and cannot be used.
+// loadKeyring reads the keys of a node. ok is false if there are none; err says that
+// the file exists but cannot be used.
 func loadKeyring(dir string) (keys keyring, ok bool, err error) {
 	text, err := os.ReadFile(keyringFile(dir))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -71,14 +70,14 @@ func (k keyring) store(dir string) error {
 	return nil
 }
 
-// roster is which peers were configured under which names. A device knows only
-// keys; without the names, a restarted agent could not tell who came first.
+// roster has the peers that were configured, by name. A device knows only keys;
+// without names, a restarted agent could not tell which peer came first.
 type roster map[string]Peer
 
 func rosterFile(dir string) string { return filepath.Join(dir, "peers.json") }
 
-// loadRoster reads what store wrote. It holds nothing that cannot be learned
-// again: err says that the file is there and cannot be used.
+// loadRoster reads what store wrote. err says that the file exists but cannot be used;
+// nothing in it is lost for good.
 func loadRoster(dir string) (roster, error) {
 	known := roster{}
 	text, err := os.ReadFile(rosterFile(dir))

@@ -24,7 +24,7 @@ import (
 	"github.com/weft-mesh/weft/statefile"
 )
 
-// somebody is a peer with keys <key>0 and <key>1.
+// somebody returns a peer with keys <key>0 and <key>1.
 func somebody(name string, key byte, prefixes ...string) Peer {
 	p := Peer{Cluster: "w", Node: name, Keys: [2]Key{{key, '0'}, {key, '1'}}}
 	for i := range p.Endpoint {
@@ -71,7 +71,7 @@ func TestSetChangesOnlyWhatDiffers(t *testing.T) {
 		t.Errorf("weft0 holds\n%s\nwant\n%s", got, want)
 	}
 
-	// One prefix goes: the peer is never without the other.
+	// One prefix is removed: the peer is never without the other.
 	b.Allowed = b.Allowed[1:]
 	m.changes = nil
 	mustSet(t, w, true, a, b)
@@ -173,8 +173,8 @@ func TestRefusedPeerIsLeftAsItWas(t *testing.T) {
 	}
 }
 
-// Whatever sequence of wishes, the devices hold the last one, and no step
-// names a peer that stays the same.
+// After any sequence of Set calls the devices have what the last one wanted, and no
+// call touches a peer that stays the same.
 func TestSetAgainstTheObvious(t *testing.T) {
 	synctest.Test(t, setAgainstTheObvious) // so that no question falls due on a slow machine
 }
@@ -263,15 +263,15 @@ func TestKeysOutliveTheProcess(t *testing.T) {
 		t.Errorf("on a new device: %+v, %v", replaced, err)
 	}
 
-	// The directory was lost, the device was not: its keys are good.
+	// The directory was lost but not the device: its keys are kept.
 	if adopted, err := m.lanes(t.TempDir()).Ensure(t.Context()); err != nil || adopted.Lanes != first.Lanes {
 		t.Errorf("without a directory: %+v, %v", adopted, err)
 	}
 
 }
 
-// A damaged file of keys or peers is put aside. The devices have it all, so that
-// nothing changes for anybody, and it is written again as they have it.
+// A damaged file of keys or peers is put aside. The devices have everything, so nothing
+// changes for peers, and the file is written again.
 func TestADamagedFileIsPutAsideAndWrittenAgain(t *testing.T) {
 	for name, text := range map[string]string{"empty": "", "cut off": `{"epoch": 3, "lanes": [{"priva`, "a key is missing": `{"epoch":1,"lanes":[{"privateKey":""},{"privateKey":""}]}`} {
 		t.Run(name, func(t *testing.T) {
@@ -305,8 +305,8 @@ func TestADamagedFileIsPutAsideAndWrittenAgain(t *testing.T) {
 	}
 }
 
-// A disk that takes nothing keeps no tunnel down. It is told which file is behind,
-// until it is not.
+// A full disk keeps no tunnel down. Tell is called for the file that is out of date, and
+// again when it is written.
 func TestAFullDiskKeepsNoTunnelDown(t *testing.T) {
 	m, dir := newMachine(), filepath.Join(t.TempDir(), "lanes")
 	if err := os.WriteFile(dir, nil, 0o600); err != nil { // a file where a folder should be

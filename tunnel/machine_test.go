@@ -10,8 +10,8 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// machine is the devices of one node in memory. They behave as WireGuard's:
-// an address has one owner, a new private key ends every session.
+// machine has the devices of one node in memory. They behave like WireGuard's: an
+// address has one owner, and a new private key ends every session.
 type machine struct {
 	devices  map[string]*wgtypes.Device
 	kind     Kind
@@ -19,7 +19,7 @@ type machine struct {
 	changes  []wgtypes.Config // in order
 	failure  error
 	touched  map[wgtypes.Key]int // how often a peer was named in a change
-	sessions int                 // how often all of a device's were ended
+	sessions int                 // how often all sessions of a device were ended
 }
 
 func newMachine() *machine {
@@ -96,7 +96,7 @@ func (m *machine) lanes(dir string) *WireGuard {
 	return w
 }
 
-// holds is what a device has, as text: "key endpoint prefix…" by line.
+// holds describes a device's peers: one line "key endpoint prefix…" each.
 func (m *machine) holds(name string) string {
 	var lines []string
 	for _, p := range m.devices[name].Peers {

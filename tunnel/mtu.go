@@ -2,24 +2,23 @@ package tunnel
 
 import "fmt"
 
-// Overheads in bytes, outermost first. One table, so that no two places
-// disagree about what fits.
+// Overheads in bytes, outermost first, in one place so that no two places disagree.
 const (
 	overheadIPv6      = 40 // outer header, the larger of the two
 	overheadIPv4      = 20
 	overheadUDP       = 8
 	overheadWireGuard = 16 // type, receiver index, counter
 	overheadTag       = 16 // Poly1305
-	// paddingWireGuard rounds the inner packet up to 16 bytes, but never beyond
-	// the lane's MTU, so it costs nothing as long as the lane knows its MTU.
+	// WireGuard pads the inner packet to a multiple of 16 bytes, but never beyond
+	// the lane's MTU, so padding needs no room.
 	paddingWireGuard = 0
 
 	// Overhead is what a lane adds to a packet.
 	Overhead = overheadIPv6 + overheadUDP + overheadWireGuard + overheadTag + paddingWireGuard
 )
 
-// Outer is the size of the IPv4 packet in which a lane of this MTU sends one of
-// inner bytes: 1480 for 1420.
+// Outer is the size, in bytes, of the IPv4 packet in which a lane with this MTU sends
+// a packet of inner bytes: 1480 for 1420.
 func Outer(inner, mtu int) int {
 	padded := min((inner+15)/16*16, max(inner, mtu))
 	return overheadIPv4 + overheadUDP + overheadWireGuard + padded + overheadTag
@@ -33,7 +32,7 @@ const MinMTU = 1280
 func MTU(device int) (int, error) {
 	inner := device - Overhead
 	if inner < MinMTU {
-		return 0, fmt.Errorf("device MTU %d leaves %d inside the tunnel, at least %d is needed: raise the device MTU to %d or more", device, inner, MinMTU, MinMTU+Overhead)
+		return 0, fmt.Errorf("device MTU %d leaves %d inside the tunnel, but at least %d are needed: raise the device MTU to %d or more", device, inner, MinMTU, MinMTU+Overhead)
 	}
 	return inner, nil
 }

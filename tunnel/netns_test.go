@@ -23,7 +23,7 @@ import (
 	"github.com/weft-mesh/weft/tunnel"
 )
 
-// needRoot skips where network namespaces cannot be made.
+// needRoot skips a test where network namespaces cannot be created.
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -40,7 +40,7 @@ type space struct {
 func newSpace(t *testing.T) *space {
 	t.Helper()
 	s := &space{t: t, ns: netns.None()}
-	// A fresh thread makes it, and is thrown away with the goroutine.
+	// A fresh thread creates it, and ends with the goroutine.
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -62,12 +62,12 @@ func newSpace(t *testing.T) *space {
 	return s
 }
 
-// in runs f on a thread inside the namespace. Threads it starts are outside;
-// sockets it opens stay inside.
+// in runs f on a thread inside the namespace. Threads that f starts are outside;
+// sockets that it opens stay inside.
 func (s *space) in(f func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with us
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		if err := netns.Set(s.ns); err != nil {
 			done <- err
 			return
@@ -152,7 +152,7 @@ type node struct {
 	process  *exec.Cmd
 }
 
-// newNode makes node number i with outer address 192.0.2.i and pods in 10.1.i.0/24.
+// newNode creates node i with outer address 192.0.2.i and pods in 10.1.i.0/24.
 func newNode(t *testing.T, i int) *node {
 	t.Helper()
 	n := &node{
@@ -162,7 +162,7 @@ func newNode(t *testing.T, i int) *node {
 		internal: netip.AddrFrom4([4]byte{10, 1, byte(i), 1}),
 		cidr:     netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i), 0}), 24),
 	}
-	// wgctrl finds sockets in one place only, whatever the namespace.
+	// wgctrl looks for sockets in one place only, whatever the namespace.
 	unique := fmt.Sprintf("t%d.%d", os.Getpid()%100000, serial.Add(1))
 	n.config = tunnel.ServeDefaults()
 	n.config.Devices = [tunnel.LaneCount]string{unique + "a", unique + "b"}
@@ -177,7 +177,7 @@ func newNode(t *testing.T, i int) *node {
 	return n
 }
 
-// reopen is a restart of the agent, as far as lanes are concerned.
+// reopen restarts the agent, as far as its lanes are concerned.
 func (n *node) reopen() {
 	n.lanes = tunnel.NewLanes(tunnel.LanesConfig{StateDir: n.agentDir, Devices: n.config.Devices})
 }
@@ -202,7 +202,7 @@ func (n *node) command(cfg tunnel.ServeConfig) *exec.Cmd {
 	return process
 }
 
-// kill is kill -9, and waits for the end.
+// kill sends SIGKILL and waits for the process to end.
 func (n *node) kill() {
 	if n.process == nil {
 		return
@@ -224,7 +224,8 @@ func (n *node) stop() error {
 func (n *node) ready() tunnel.Own {
 	n.t.Helper()
 	if n.process != nil {
-		// First the process, or a kernel that can would make the devices itself.
+		// Wait for the process first, or the kernel's WireGuard would create the
+		// devices.
 		eventually(n.t, 30*time.Second, func() error {
 			for _, device := range n.config.Devices {
 				if !exists(filepath.Join(n.config.SocketDir, device+".sock")) {
@@ -244,7 +245,7 @@ func (n *node) ready() tunnel.Own {
 	return own
 }
 
-// peer is what others are told about the node.
+// peer is the node as its peers know it.
 func (n *node) peer(own tunnel.Own) tunnel.Peer {
 	p := tunnel.Peer{Cluster: "east", Node: n.name, Allowed: []netip.Prefix{n.cidr}}
 	for i, lane := range own.Lanes {
@@ -254,7 +255,7 @@ func (n *node) peer(own tunnel.Own) tunnel.Peer {
 	return p
 }
 
-// set gives the node its peers and its network.
+// set configures the node's peers and its network.
 func (n *node) set(peers ...tunnel.Peer) {
 	n.t.Helper()
 	n.do(func() error {
@@ -282,7 +283,7 @@ func (n *node) status() tunnel.Status {
 	return st
 }
 
-// udp opens a socket inside; device "" leaves the choice to the routes.
+// udp opens a socket inside; with device "" the routes decide.
 func (n *node) udp(local netip.AddrPort, device string) *net.UDPConn {
 	n.t.Helper()
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -311,7 +312,7 @@ func (n *node) udp(local netip.AddrPort, device string) *net.UDPConn {
 	return conn.(*net.UDPConn)
 }
 
-// pair makes two nodes that know each other, and waits for their handshakes.
+// pair creates two nodes that are peers, and waits for their handshakes.
 func pair(t *testing.T) (a, b *node) {
 	t.Helper()
 	a, b = newNode(t, 1), newNode(t, 2)
@@ -358,7 +359,7 @@ func (s *space) capture(device string) *capture {
 		if c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(proto)); err != nil {
 			return err
 		}
-		// Room for all that a busy machine reads late.
+		// Room for what a busy machine reads late.
 		if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20); err != nil {
 			return err
 		}

@@ -9,19 +9,18 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// Keepalive is the persistent keepalive of every peer. It keeps NAT mappings
-// open and both lanes' sessions fresh, and it is what makes a restarted tunnel
-// shake hands by itself. A lane sends peers / Keepalive packets a second.
+// Keepalive is the persistent keepalive of every peer. It keeps NAT mappings open and
+// both lanes' sessions fresh, and makes a restarted tunnel shake hands by itself. A
+// lane sends peers / Keepalive packets a second.
 const Keepalive = 25 * time.Second
 
-// plan names the smallest change that makes a lane hold the admitted peers.
-// Peers that are as they should be are not in it: touching them is how traffic
-// gets lost. keep are keys that stay although nobody admitted wants them;
-// before are the peers as last configured.
+// plan is the smallest change that gives a lane the admitted peers. Peers that need
+// no change are left out, because touching them may lose traffic. keep are keys that
+// stay although no admitted peer has them; before are the peers as last configured.
 //
-// Order matters within the plan. Addresses move by being given to their new
-// owner, which takes them from the old one without a moment in between, so
-// peers that get something come before peers that go.
+// The order within the plan matters: giving an address to its new owner takes it from
+// the old one in the same instant, so peers that get addresses come before peers that
+// are removed.
 func plan(lane int, device []wgtypes.Peer, admitted []Peer, before roster, keep map[Key]bool, complete bool) []wgtypes.PeerConfig {
 	present := map[Key]wgtypes.Peer{}
 	for _, p := range device {
@@ -37,7 +36,7 @@ func plan(lane int, device []wgtypes.Peer, admitted []Peer, before roster, keep 
 				claimed[prefix] = true
 			}
 		}
-		// A node that announces another key has given up the old one.
+		// A node that announces a new key has given up the old one.
 		if old, known := before[p.Name()]; known && old.Keys[lane] != p.Keys[lane] {
 			replaced[old.Keys[lane]] = true
 		}
@@ -73,13 +72,13 @@ func plan(lane int, device []wgtypes.Peer, admitted []Peer, before roster, keep 
 	return slices.Concat(changes, drop(orphans), gone)
 }
 
-// update is the change for one wanted peer, nil if there is none, and the
-// prefixes it has and should not have.
+// update is the change for one wanted peer, nil if there is none, and the prefixes
+// that it has but should not have.
 func update(key Key, endpoint netip.AddrPort, allowed []netip.Prefix, now wgtypes.Peer, there, moved bool) (*wgtypes.PeerConfig, []netip.Prefix) {
 	change := wgtypes.PeerConfig{PublicKey: wgtypes.Key(key)}
 	changed := !there
-	// A roaming peer has another endpoint than we were told, and knows better;
-	// only a newly announced one is set.
+	// A roaming peer has a better endpoint than the announced one, so only a newly
+	// announced one is set.
 	if endpoint.IsValid() && (!there || now.Endpoint == nil || moved && !sameEndpoint(now.Endpoint, endpoint)) {
 		change.Endpoint = net.UDPAddrFromAddrPort(endpoint)
 		changed = true
@@ -110,14 +109,14 @@ func update(key Key, endpoint netip.AddrPort, allowed []netip.Prefix, now wgtype
 	return &change, lost
 }
 
-// drop takes single prefixes from whoever has them. WireGuard's own way would
-// empty the peer's list first, and with it lose packets: they are given to a
-// peer that nobody is, and that peer is removed.
+// drop takes single prefixes from whichever peer has them. Replacing that peer's list
+// would empty it first and lose packets, so the prefixes are given to a peer that
+// does not exist, and that peer is removed.
 func drop(prefixes []net.IPNet) []wgtypes.PeerConfig {
 	if len(prefixes) == 0 {
 		return nil
 	}
-	// Any key that no node has; it never gets an endpoint, so nothing is sent.
+	// A key that no node has, and without an endpoint, so that nothing is sent.
 	nobody := wgtypes.Key{31: 0x42}
 	return []wgtypes.PeerConfig{
 		{PublicKey: nobody, AllowedIPs: prefixes},

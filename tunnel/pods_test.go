@@ -61,8 +61,8 @@ func newPod(t *testing.T, n *node) (s *space, addr netip.Addr) {
 	return s, addr
 }
 
-// redirect sends all that leaves the node's pod for other pods into a lane, as
-// the datapath does: from the veth, past the host's stack.
+// redirect sends what the node's pod sends to other pods into a lane, as the datapath
+// does: from the veth, past the host's stack.
 func redirect(t *testing.T, n *node, device string) {
 	t.Helper()
 	n.do(func() error {
@@ -77,7 +77,7 @@ func redirect(t *testing.T, n *node, device string) {
 		prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 			Type: ebpf.SchedCLS, License: "GPL",
 			Instructions: asm.Instructions{
-				// Anything but IPv4, ARP above all, goes to the stack.
+				// Anything but IPv4, mostly ARP, goes to the stack.
 				asm.LoadMem(asm.R2, asm.R1, 16, asm.Word), // __sk_buff.protocol
 				asm.Mov.Imm(asm.R0, -1),                   // TC_ACT_UNSPEC
 				asm.JNE.Imm(asm.R2, 0x0008, "out"),
@@ -165,7 +165,7 @@ func transfer(t *testing.T, from, to *space, addr netip.Addr, size int64) time.D
 	return time.Since(start)
 }
 
-// Pods hand over segments of up to 64 KiB whose checksums are not filled in.
+// Pods send segments of up to 64 KiB whose checksums are not filled in.
 func TestPodsSegmentsCrossTheTunnel(t *testing.T) {
 	needRoot(t)
 	a, b := pair(t)
@@ -214,8 +214,8 @@ func TestProbesNoticeACutAndItsHealing(t *testing.T) {
 			}
 		})
 	}
-	// A busy machine may see a path down that is not; what counts is the last
-	// word about every lane.
+	// On a busy machine a path may look down for a moment; the last state of every
+	// lane counts.
 	states := map[string]probe.State{}
 	await := func(want probe.State) time.Duration {
 		t.Helper()
@@ -232,8 +232,7 @@ func TestProbesNoticeACutAndItsHealing(t *testing.T) {
 			}
 		}
 	}
-	// How long it may take is tested in package probe, where no other program
-	// takes part of the time.
+	// Package probe tests how long it takes, without other programs running.
 	await(probe.Up)
 	b.wire(false)
 	t.Logf("down %v after the cut", await(probe.Down))

@@ -6,8 +6,8 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// watch remembers when a lane last received data. It sees only differences
-// between two looks.
+// watch remembers when a lane last received data. It only compares counters between
+// two looks.
 type watch struct {
 	last     time.Time
 	received uint64        // packets, userspace
@@ -15,7 +15,7 @@ type watch struct {
 	started  bool
 }
 
-// packets looks at a count of packets that came out of the tunnel.
+// packets takes the number of packets that have come out of the tunnel.
 func (w *watch) packets(received uint64, now time.Time) {
 	if !w.started || received != w.received {
 		w.last = now
@@ -23,15 +23,16 @@ func (w *watch) packets(received uint64, now time.Time) {
 	w.received, w.started = received, true
 }
 
-// bytes looks at what each peer sent. The kernel counts handshakes and
-// keepalives in, so a difference is data only if they do not explain it.
+// bytes takes the number of bytes that each peer has sent. The kernel counts
+// handshakes and keepalives too, so a difference is data only if they do not explain
+// it.
 func (w *watch) bytes(peers map[Key]wgtypes.Peer, now time.Time) {
 	seen := make(map[Key]int64, len(peers))
 	for key, p := range peers {
 		seen[key] = p.ReceiveBytes
 		before := w.perPeer[key]
 		if before > p.ReceiveBytes {
-			before = 0 // the peer was made anew
+			before = 0 // the peer was replaced
 		}
 		if !chatter(p.ReceiveBytes - before) {
 			w.last = now
@@ -43,17 +44,17 @@ func (w *watch) bytes(peers map[Key]wgtypes.Peer, now time.Time) {
 	w.perPeer, w.started = seen, true
 }
 
-// Sizes of WireGuard's messages in bytes. The smallest that carries a packet
-// has 64, and all that do are 32 plus a multiple of 16.
+// Sizes of WireGuard's messages in bytes. Those that carry a packet have 32 plus a
+// multiple of 16, at least 64.
 const (
 	messageInitiation = 148
 	messageResponse   = 92
 	messageKeepalive  = 32
 )
 
-// chatter says whether so many bytes are at most one handshake message and one
-// keepalive, as a quiet peer sends between two looks. No sum of data messages
-// gives the same number.
+// chatter reports whether so many bytes are at most one handshake message and one
+// keepalive, which a quiet peer sends between two looks. No sum of data messages has
+// the same size.
 func chatter(bytes int64) bool {
 	switch bytes {
 	case 0, messageKeepalive,

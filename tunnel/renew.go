@@ -9,27 +9,27 @@ import (
 )
 
 // renewals are the pauses after which a peer that never answered a handshake is
-// made anew, one after the other; a new peer may send one at once. WireGuard
-// itself waits 5 s, which two nodes that begin at the same moment pay in full:
-// each asks before the other knows its key, or their questions cross and both
-// answers come to nobody. They grow, so that no slow path is cut short for ever.
-// The agent looks at its lanes twice a second: the first ends just before a look.
+// replaced by an equal new one, which may send a handshake at once. WireGuard itself
+// waits 5 s, and two nodes that start at the same moment always have to: each sends
+// its handshake before the other knows its key, or their handshakes cross and cancel
+// each other. The pauses grow, so that a slow path gets its chance. The agent looks at
+// its lanes twice a second: the first pause ends just before a look.
 //
-// This is the agent's, with the kernel's WireGuard as with `weft tunnel`, which
-// greets the peers of its life before also while no agent is there.
+// The agent does this both with the kernel's WireGuard and with `weft tunnel`, which
+// also greets the peers of its previous run when there is no agent.
 var renewals = []time.Duration{400 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second}
 
-// strangers are the peers of one lane that never shook hands.
+// strangers are the peers of one lane without any handshake so far.
 type strangers map[Key]asking
 
 type asking struct {
 	since time.Time
-	times int // made anew
+	times int // replaced
 }
 
-// due are those of the lane's peers to make anew now. Of two nodes that call
-// each other the one with the greater key waits half as long again, so that they
-// do not meet each time.
+// due are the lane's peers to replace now. Of two nodes that call each other, the one
+// with the greater key waits half as long again, so that their handshakes do not cross
+// every time.
 func (s strangers) due(own Key, peers []wgtypes.Peer, now time.Time) (due []wgtypes.Peer) {
 	waiting := map[Key]bool{}
 	for _, p := range peers {
@@ -63,8 +63,9 @@ func (s strangers) due(own Key, peers []wgtypes.Peer, now time.Time) (due []wgty
 	return due
 }
 
-// renewLocked is the change that makes admitted peers of the lane anew, as they
-// are: where one was last heard is better known than where it says it is.
+// renewLocked is the change that replaces admitted peers of the lane by equal new ones.
+// They keep the endpoint where they were last heard, which is better than the
+// announced one.
 func (w *WireGuard) renewLocked(lane int, held []wgtypes.Peer, admitted []Peer) (change []wgtypes.PeerConfig) {
 	wanted := map[Key]bool{}
 	for _, p := range admitted {
@@ -83,7 +84,7 @@ func (w *WireGuard) renewLocked(lane int, held []wgtypes.Peer, admitted []Peer) 
 			})
 	}
 	if len(due) > 0 {
-		w.cfg.Log.Debug("recreates peers that answered no handshake", "device", w.cfg.Devices[lane], "peers", len(due))
+		w.cfg.Log.Debug("recreated peers that answered no handshake", "device", w.cfg.Devices[lane], "peers", len(due))
 	}
 	return change
 }

@@ -12,8 +12,8 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// A peer that never shook hands is made anew, less and less often and then no
-// more, and one that did is never touched.
+// A peer that never shook hands is replaced, less and less often and then no longer;
+// one that did is never touched.
 func TestStrangersAreAskedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine()
@@ -60,9 +60,9 @@ func TestStrangersAreAskedAgain(t *testing.T) {
 	})
 }
 
-// Two that call each other look twice a second. If they do so in step, as agents
-// that the same event woke, never both make the other anew at once; and not each
-// time, however much later one began.
+// Two nodes that call each other look at their lanes twice a second. If they do so in
+// step, like agents woken by the same event, they never replace each other at once; and
+// not every time, however much later one began.
 func TestStrangersDoNotMeetAgain(t *testing.T) {
 	small, great, start := Key{1}, Key{2}, time.Now()
 	const turn = 500 * time.Millisecond
@@ -97,8 +97,8 @@ func TestStrangersDoNotMeetAgain(t *testing.T) {
 	}
 }
 
-// Where a peer was last heard, before whatever made the tunnel forget their
-// handshake, is kept: nobody else may know, if it is behind NAT.
+// The endpoint where a peer was last heard is kept when it is replaced: behind NAT it
+// may be known from nowhere else.
 func TestStrangersKeepTheirEndpoint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine()
@@ -126,7 +126,7 @@ func TestStrangersKeepTheirEndpoint(t *testing.T) {
 	})
 }
 
-// Who is not wanted any more is not made anew, stays as long as plan keeps it,
+// A peer that is no longer wanted is not replaced, stays for as long as plan keeps it,
 // and is called again once it is wanted.
 func TestStrangersThatNobodyWantsStay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -152,7 +152,7 @@ func TestStrangersThatNobodyWantsStay(t *testing.T) {
 	})
 }
 
-// The kernel counts a peer's handshakes anew with the peer: no data came.
+// The kernel restarts a peer's counters when it is replaced, which is not data.
 func TestStrangersAreQuiet(t *testing.T) {
 	start := time.Now()
 	w := watch{last: start}

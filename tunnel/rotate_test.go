@@ -10,8 +10,8 @@ import (
 	"github.com/weft-mesh/weft/tunnel"
 )
 
-// mesh plays the part of the agents and of etcd between two nodes: each is told
-// what the other published a while ago, and moves its stream when Choose says.
+// mesh stands for the agents and the etcd between two nodes: each learns what the other
+// published a while ago, and moves its stream when Choose says so.
 type mesh struct {
 	nodes   [2]*node
 	streams [2]*stream // from nodes[i]
@@ -20,13 +20,14 @@ type mesh struct {
 	used    [2]int
 }
 
-// tell gives node i what the other published.
+// tell tells node i what the other node published.
 func (m *mesh) tell(i int) {
 	m.told[i] = m.own[1-i]
 	m.nodes[i].set(m.nodes[1-i].peer(m.told[i]))
 }
 
-// steer moves node i's stream and says whether it is where the epochs say.
+// steer moves node i's stream and reports whether it is on the lane that the epochs
+// name.
 func (m *mesh) steer(i int) bool {
 	st := m.nodes[i].status()
 	m.used[i] = tunnel.Choose(m.own[i].Epoch, m.told[i].Epoch, m.used[i], st.Peers[0].Handshaken())
@@ -56,8 +57,8 @@ func newMesh(t *testing.T, a, b *node, perSecond int) *mesh {
 	}
 }
 
-// round rotates both: one does, the other hears of it, then the other follows.
-// Between the steps either side works with what it knows.
+// round rotates both: one rotates, the other learns of it and follows. Between the steps
+// each side works with what it knows.
 func (m *mesh) round(t *testing.T, round int) {
 	t.Helper()
 	first := round % 2
@@ -142,8 +143,8 @@ func TestRestartedAgentKeepsSessions(t *testing.T) {
 		}
 		last = lanes
 	}
-	// On a busy machine a first handshake of 5 s ago may be repeated meanwhile,
-	// whoever restarts; a restart that ends sessions is seen every time.
+	// On a busy machine a first handshake of 5 s ago may be repeated meanwhile, without
+	// any restart; a restart that ends sessions shows every time.
 	if renewed > restarts/2 {
 		t.Errorf("%d handshakes in %d restarts, sessions should have gone on", renewed, restarts)
 	}

@@ -17,13 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// routeProtocol marks our routes among everybody's, so that only those are
-// pruned. Any number that /etc/iproute2/rt_protos leaves free.
+// routeProtocol marks our routes, so that only those are pruned. It is a number that
+// /etc/iproute2/rt_protos leaves free.
 const routeProtocol netlink.RouteProtocol = 187
 
-// Metrics of the routes to a member's CIDR: lane 0, lane 1, and below them
-// "unreachable", so that without a lane a packet is refused and does not leave
-// by the default route in the clear.
+// Metrics of the routes to a member's CIDR: lane 0, lane 1, and last "unreachable", so
+// that without a lane a packet is refused and does not leave by the default route in
+// the clear.
 const (
 	metricLane        = 10 // + lane
 	metricUnreachable = 1 << 20
@@ -37,7 +37,8 @@ type KernelHost struct {
 
 var _ Host = (*KernelHost)(nil)
 
-// NewHost makes the Host that uses these devices. Zero: DefaultDevices.
+// NewHost returns a Host that uses these devices. Zero: DefaultDevices. A nil log
+// discards everything.
 func NewHost(devices [LaneCount]string, log *slog.Logger) *KernelHost {
 	if devices == ([LaneCount]string{}) {
 		devices = DefaultDevices
@@ -48,8 +49,8 @@ func NewHost(devices [LaneCount]string, log *slog.Logger) *KernelHost {
 	return &KernelHost{devices, log}
 }
 
-// Set implements Host. Devices that are missing are an error, but only after
-// everything else is done, the unreachable routes first of all.
+// Set implements Host. A missing device is an error, but everything else is still
+// done, the unreachable routes first.
 func (h *KernelHost) Set(_ context.Context, want Network, complete bool) error {
 	var errs []error
 	var links [LaneCount]netlink.Link
@@ -61,8 +62,8 @@ func (h *KernelHost) Set(_ context.Context, want Network, complete bool) error {
 		}
 		links[i] = link
 		errs = append(errs, setDevice(link, want.MTU))
-		// On both: for a device without any address, the kernel's loose check of
-		// the source is as strict as the strict one.
+		// On both: the kernel's loose source check becomes strict for a device
+		// without an address.
 		if want.Internal.IsValid() {
 			errs = append(errs, setAddress(link, want.Internal, complete))
 		}
@@ -81,9 +82,9 @@ func setDevice(link netlink.Link, mtu int) error {
 			return fmt.Errorf("set MTU of %s to %d: %w", name, mtu, err)
 		}
 	}
-	// Tunnels carry IPv4 only. The kernel would announce itself over IPv6 as soon
-	// as the device is up, and every announcement would be a drop that somebody
-	// has to explain. A kernel without IPv6 has no such setting.
+	// Tunnels carry only IPv4. Without this, the kernel would announce itself over
+	// IPv6, and every announcement would show up as a drop. A kernel without IPv6
+	// does not have this setting.
 	if err := setSysctl("ipv6", name, "disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -92,9 +93,9 @@ func setDevice(link netlink.Link, mtu int) error {
 			return fmt.Errorf("set device %s up: %w", name, err)
 		}
 	}
-	// Packets arrive on either lane, routes name the first: the strict check of
-	// the source would drop half of them. The kernel takes the larger of this
-	// and conf/all, and 2, loose, is the largest.
+	// Packets arrive on either lane but routes name the first, so the strict source
+	// check would drop half of them. The kernel uses the larger of this and
+	// conf/all; 2, loose, is the largest.
 	return setSysctl("ipv4", name, "rp_filter", "2")
 }
 
@@ -110,8 +111,8 @@ func setSysctl(family, device, setting, value string) error {
 	return nil
 }
 
-// setAddress puts the internal address on the device. Another one there is
-// removed only if the whole truth is known.
+// setAddress sets the internal address on the device. Other addresses are removed
+// only if complete is set.
 func setAddress(link netlink.Link, internal netip.Addr, complete bool) error {
 	name := link.Attrs().Name
 	want := hostNet(internal)
@@ -144,7 +145,7 @@ func setAddress(link netlink.Link, internal netip.Addr, complete bool) error {
 	return nil
 }
 
-// routeKey is what makes two routes the same one.
+// routeKey identifies a route.
 type routeKey struct {
 	prefix netip.Prefix
 	metric int
@@ -156,9 +157,9 @@ type routeWant struct {
 	source netip.Addr
 }
 
-// wantedRoutes is the table of routes for a network, by devices' ifindex (0:
-// the device is not there). Pods and tunnels carry IPv4 only: a member's IPv6
-// CIDR, which a dual-stack peer announces beside the other, has no way in.
+// wantedRoutes are the routes for a network over devices with these ifindexes (0: the
+// device does not exist). Tunnels carry only IPv4, so the IPv6 CIDRs that a dual-stack
+// peer announces as well get no routes.
 func wantedRoutes(devices [LaneCount]int, want Network) map[routeKey]routeWant {
 	routes := map[routeKey]routeWant{}
 	for _, prefix := range want.Members {
@@ -206,7 +207,7 @@ func (h *KernelHost) setRoutes(links [LaneCount]netlink.Link, want Network, comp
 			errs = append(errs, fmt.Errorf("delete route to %v: %w", key.prefix, err))
 		}
 	}
-	// Unreachable before reachable: at no moment is there a way out but ours.
+	// Unreachable first: at no moment may packets leave by another route.
 	for _, unreachable := range []bool{true, false} {
 		for key, w := range wanted {
 			if (w.device == 0) != unreachable {
@@ -252,8 +253,8 @@ func readRoute(r netlink.Route) (routeKey, routeWant) {
 	return key, w
 }
 
-// Remove takes our routes away, on the operator's explicit word. The internal
-// address goes with the device.
+// Remove removes our routes, only when an operator asks for it. The internal address
+// goes with the device.
 func (h *KernelHost) Remove(ctx context.Context) error {
 	if err := h.setRoutes([LaneCount]netlink.Link{}, Network{}, true); err != nil {
 		return fmt.Errorf("remove routes: %w", err)

@@ -17,25 +17,25 @@ import (
 	"github.com/weft-mesh/weft/statefile"
 )
 
-// saveRetry is the pause between attempts while the configuration cannot be
-// written, for want of disk space mostly.
+// saveRetry is the pause between attempts to write the configuration when that fails,
+// mostly because the disk is full.
 const saveRetry = 2 * time.Second
 
-// savedConfig is a device's configuration on disk: keys, port and peers, in
-// WireGuard's own configuration protocol, without what only counts.
+// savedConfig is a device's configuration on disk: keys, port and peers, in WireGuard's
+// own configuration protocol, without counters.
 type savedConfig struct {
 	path string
 	log  *slog.Logger
 
-	// mu also keeps changes of the device apart from one another.
+	// mu also serializes changes of the device.
 	mu      sync.Mutex
 	written string // guarded by mu: the content of the file; "" if unknown
 	failed  bool   // guarded by mu: the file is behind the device
 }
 
-// restore gives the device what is saved and says whether there was anything. A
-// file that cannot be read as configuration is put aside: the agent knows
-// everything in it, and a tunnel that does not start helps nobody.
+// restore gives the device its saved configuration and reports whether there was one.
+// A damaged file is put aside, because the agent knows everything in it and the tunnel
+// has to start.
 func (s *savedConfig) restore(dev *device.Device) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -51,15 +51,15 @@ func (s *savedConfig) restore(dev *device.Device) (bool, error) {
 			return false, fmt.Errorf("forget a damaged configuration: %w", err)
 		}
 		d, asideErr := statefile.PutAside(s.path)
-		s.log.Error("a damaged file was put aside, the agent sets everything in it again", "file", s.path, "as", d.Aside, "damage", err, "error", asideErr)
+		s.log.Error("a damaged file was put aside; the agent will set everything in it again", "file", s.path, "as", d.Aside, "damage", err, "error", asideErr)
 		return false, nil
 	}
 	s.written = string(text)
 	return true, nil
 }
 
-// change gives the device a change and saves what comes of it. The error is the
-// device's: see saveLocked for the disk's.
+// change changes the device and saves the result. It returns the device's error only:
+// see saveLocked for the disk's.
 func (s *savedConfig) change(dev *device.Device, change string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -68,16 +68,16 @@ func (s *savedConfig) change(dev *device.Device, change string) error {
 	return err
 }
 
-// saveLocked writes the device's configuration if it differs from what is written. A
-// failure is logged and repaired by retry: the tunnel works now, and only its
-// next start would miss the change.
+// saveLocked writes the device's configuration if it differs from the file. A failure
+// is logged, and retry tries again: the tunnel works, and only its next start would
+// miss the change.
 func (s *savedConfig) saveLocked(dev *device.Device) {
 	err := s.writeLocked(dev)
 	if err != nil && !s.failed {
-		s.log.Error("configuration is not saved, a restarted tunnel would miss the last change", "error", err)
+		s.log.Error("tunnel configuration cannot be saved, trying again; a restarted tunnel would miss the last change", "error", err)
 	}
 	if err == nil && s.failed {
-		s.log.Info("configuration is saved again")
+		s.log.Info("tunnel configuration is saved again")
 	}
 	s.failed = err != nil
 }
@@ -116,8 +116,8 @@ func (s *savedConfig) retry(ctx context.Context, dev *device.Device) error {
 	}
 }
 
-// durable drops counters and times from what a device reports and puts peers in
-// order, so that equal configurations are equal texts.
+// durable removes counters and times from a device's report and sorts the peers, so
+// that equal configurations give equal texts.
 func durable(report string) string {
 	var head []string
 	var peers []string

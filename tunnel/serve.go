@@ -15,17 +15,16 @@ import (
 	"github.com/weft-mesh/weft/statefile"
 )
 
-// Defaults of names and ports, the same for every process of a node.
+// Default names and ports, the same for every process of a node.
 var (
 	DefaultDevices = [LaneCount]string{"weft0", "weft1"}
 	DefaultPorts   = [LaneCount]uint16{51871, 51872}
 )
 
 const (
-	// DefaultSocketDir is where wgctrl looks for userspace devices; it cannot
-	// be told otherwise.
+	// DefaultSocketDir is where wgctrl looks for userspace devices, and nowhere else.
 	DefaultSocketDir = "/var/run/wireguard"
-	// DefaultServeStateDir holds what `weft tunnel` restores at its start.
+	// DefaultServeStateDir holds what `weft tunnel` restores when it starts.
 	DefaultServeStateDir = "/var/lib/weft/tunnel"
 )
 
@@ -33,9 +32,10 @@ const (
 type ServeConfig struct {
 	// Devices are the TUN devices' names.
 	Devices [LaneCount]string
-	// Ports are the UDP ports the devices listen on until told otherwise.
+	// Ports are the UDP ports that the devices listen on unless restored or
+	// configured otherwise.
 	Ports [LaneCount]uint16
-	// MTU a new device gets; one that is there keeps its own.
+	// MTU of a new device, in bytes; one that exists keeps its own.
 	MTU int
 	// StateDir holds each device's configuration, keys included, 0600.
 	StateDir string
@@ -64,20 +64,20 @@ func (c ServeConfig) Validate() error {
 			errs = append(errs, fmt.Errorf("device of %s: %w", laneName(i), err))
 		}
 		if c.Ports[i] == 0 {
-			errs = append(errs, fmt.Errorf("port of %s is 0: peers need to know where to send, choose one such as %d", laneName(i), DefaultPorts[i]))
+			errs = append(errs, fmt.Errorf("port of %s is 0: choose a fixed one such as %d, so that peers know where to send", laneName(i), DefaultPorts[i]))
 		}
 	}
 	if c.Devices[0] == c.Devices[1] {
-		errs = append(errs, fmt.Errorf("both lanes are named %q: each needs a device of its own", c.Devices[0]))
+		errs = append(errs, fmt.Errorf("both lanes use device %q: give each its own", c.Devices[0]))
 	}
 	if c.Ports[0] == c.Ports[1] && c.Ports[0] != 0 {
-		errs = append(errs, fmt.Errorf("both lanes listen on port %d: each needs its own", c.Ports[0]))
+		errs = append(errs, fmt.Errorf("both lanes listen on port %d: give each its own", c.Ports[0]))
 	}
 	if c.MTU < MinMTU {
 		errs = append(errs, fmt.Errorf("MTU %d is below %d", c.MTU, MinMTU))
 	}
 	if c.StateDir == "" {
-		errs = append(errs, errors.New("no state directory: a restarted tunnel would know no peers"))
+		errs = append(errs, errors.New("no state directory: without one, a restarted tunnel knows no peers"))
 	}
 	if c.SocketDir == "" {
 		errs = append(errs, fmt.Errorf("no socket directory: wgctrl looks in %s", DefaultSocketDir))
@@ -90,16 +90,16 @@ func validDevice(name string) error {
 	case name == "" || len(name) > 15:
 		return fmt.Errorf("%q: a device name has 1 to 15 characters", name)
 	case name == "." || name == ".." || filepath.Base(name) != name:
-		return fmt.Errorf("%q: a device name holds no slash", name)
+		return fmt.Errorf("%q: a device name has no slash and is not . or ..", name)
 	}
 	return nil
 }
 
-// Serve is the `weft tunnel` process: userspace WireGuard on both lanes until
-// ctx ends or a device fails. Devices are persistent: when Serve ends, by
-// whatever death, they, their addresses, routes and programs stay, and packets
-// into them are lost, not leaked. The next Serve takes up configuration and
-// handshakes by itself, with or without an agent. Remove takes them away.
+// Serve is the `weft tunnel` process: userspace WireGuard on both lanes until ctx ends
+// or a device fails. Devices are persistent: however Serve ends, the devices and
+// their addresses, routes and programs stay, and packets sent into them are lost, not
+// leaked. The next Serve restores configuration and handshakes by itself, with or
+// without an agent. Remove removes the devices.
 //
 // It needs /dev/net/tun and CAP_NET_ADMIN.
 func Serve(ctx context.Context, cfg ServeConfig) error {
@@ -135,7 +135,8 @@ func serveLane(ctx context.Context, cfg ServeConfig, lane int) error {
 		return err
 	}
 	dev := device.NewDevice(link, conn.NewDefaultBind(), deviceLogger(log))
-	// Closes the TUN device and waits for its workers; what is persistent stays.
+	// Closes our handle of the TUN device and waits for its workers; the persistent
+	// device stays.
 	defer dev.Close()
 
 	saved := savedConfig{path: filepath.Join(cfg.StateDir, name+".conf"), log: log}
@@ -148,10 +149,10 @@ func serveLane(ctx context.Context, cfg ServeConfig, lane int) error {
 			return fmt.Errorf("listen on UDP port %d: %w", cfg.Ports[lane], err)
 		}
 	}
-	// Up binds the port, then every restored peer gets a keepalive, and with
-	// that a handshake, at once.
+	// Up binds the port and sends every restored peer a keepalive, and with it a
+	// handshake, at once.
 	if err := dev.Up(); err != nil {
-		return fmt.Errorf("listen on its UDP port (is it in use?): %w", err)
+		return fmt.Errorf("listen on its UDP port; is another process using it? %w", err)
 	}
 	path := filepath.Join(cfg.SocketDir, name+".sock")
 	socket, err := listenUAPI(path)

@@ -32,16 +32,16 @@ type stream struct {
 	lane     atomic.Int32
 }
 
-// window is how many datagrams of a stream may be on their way. Beyond it the
-// stream waits, so that a busy machine slows it down and loses nothing: what is
-// lost was lost by the tunnel. One every stillTry goes out all the same.
+// window is how many datagrams of a stream may be in flight. Beyond it the stream waits,
+// so that a busy machine slows it down but loses nothing: what is lost was lost by the
+// tunnel. One datagram per stillTry is sent all the same.
 const (
 	window   = 128
 	stillTry = 10 * time.Millisecond
 )
 
-// newStream sends up to perSecond datagrams a second from a to b until stopped,
-// on the lane that the stream is told, -1 for the routes' choice.
+// newStream sends up to perSecond datagrams a second from a to b until stopped, on the
+// stream's lane; -1: the routes decide.
 func newStream(t *testing.T, a, b *node, port uint16, perSecond int, most time.Duration) *stream {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), most)
@@ -79,7 +79,7 @@ func newStream(t *testing.T, a, b *node, port uint16, perSecond int, most time.D
 				last = time.Now()
 				binary.BigEndian.PutUint64(packet, s.sent.Load())
 				s.sent.Add(1)
-				// A refused datagram is a lost one, and is counted as such.
+				// A refused datagram counts as lost.
 				sources[s.lane.Load()+1].WriteToUDPAddrPort(packet, to)
 			}
 		}
@@ -111,7 +111,7 @@ func newStream(t *testing.T, a, b *node, port uint16, perSecond int, most time.D
 
 const marker = "PLAINTEXT-MARKER-THAT-MUST-NOT-BE-SEEN"
 
-// finish stops sending, waits for stragglers and says how many were lost.
+// finish stops sending, waits for stragglers and returns how many were lost.
 func (s *stream) finish(t *testing.T) (sent, lost uint64) {
 	t.Helper()
 	s.stop()
@@ -212,8 +212,8 @@ func messageType(frame []byte, ports ...uint16) byte {
 	return frame[14+20+8]
 }
 
-// isWireGuard says whether an Ethernet frame is a WireGuard data message to one
-// of the default ports.
+// isWireGuard reports whether an Ethernet frame is a WireGuard data message to one of
+// the default ports.
 func isWireGuard(frame []byte) bool {
 	return messageType(frame, tunnel.DefaultPorts[:]...) == transportData
 }
@@ -239,7 +239,7 @@ func TestKilledTunnelComesBackByItself(t *testing.T) {
 		from = append(from, fromRestarted.gap(killed))
 	}
 	t.Logf("outages: to the restarted node %v, from it %v", to, from)
-	// A busy machine stretches them. If a timer of WireGuard's had to run out,
+	// A busy machine makes them longer. If one of WireGuard's timers had to run out,
 	// each would take 5 s.
 	if slices.Max(to) > 4*time.Second || slices.Max(from) > 4*time.Second {
 		t.Errorf("outages of a killed and restarted tunnel: to it %v, from it %v, want a handshake's time", to, from)
@@ -312,7 +312,7 @@ func TestStoppingIsNotRemoving(t *testing.T) {
 		}
 	}
 
-	// With nobody behind the device, what goes into it is gone.
+	// With no process behind the device, packets sent into it are lost.
 	seen := a.capture("wire")
 	conn := a.udp(netip.AddrPortFrom(a.internal, 0), "")
 	for range 100 {
@@ -337,7 +337,7 @@ func TestStoppingIsNotRemoving(t *testing.T) {
 	if exists(savedFile(a, 0)) {
 		t.Error("saved configuration is there after removing")
 	}
-	// The device is gone, the routes with it; what is left says unreachable.
+	// The routes went with the device; only the unreachable ones are left.
 	if _, err := conn.WriteToUDPAddrPort([]byte(marker), netip.AddrPortFrom(b.internal, 7000)); err == nil {
 		t.Error("a packet to a member was accepted without a lane")
 	}
@@ -383,7 +383,7 @@ func TestMissingTunnelProcessIsNamed(t *testing.T) {
 		if own := n.ready(); own.Lanes[0].Kind != tunnel.Kernel {
 			t.Errorf("nobody serves %s, and it counts as there", own.Lanes[0].Device)
 		}
-		return // a kernel with WireGuard misses nothing
+		return // the kernel has WireGuard
 	}
 	if !errors.Is(err, tunnel.ErrNoWireGuard) || !strings.Contains(err.Error(), "start weft-tunnel.service") {
 		t.Errorf("without anything that encrypts: %v", err)
@@ -402,7 +402,7 @@ func TestMissingTunnelProcessIsNamed(t *testing.T) {
 	}
 }
 
-// refused runs a second process beside the first and returns what it says.
+// refused runs a second process beside the first and returns its output.
 func refused(t *testing.T, n *node, cfg tunnel.ServeConfig) string {
 	t.Helper()
 	var said strings.Builder
@@ -445,8 +445,8 @@ func TestServeSaysWhatIsInTheWay(t *testing.T) {
 	}
 	foreign := taken
 	foreign.Devices[0], foreign.Ports = "lo", [tunnel.LaneCount]uint16{7, 8}
-	if got := refused(t, n, foreign); !strings.Contains(got, "lo: attach: a device of this name is there and is no TUN device") {
-		t.Errorf("a device that is no TUN: %s", got)
+	if got := refused(t, n, foreign); !strings.Contains(got, "lo: attach: a device of this name exists but is not a TUN device") {
+		t.Errorf("a device that is not a TUN device: %s", got)
 	}
 	n.do(func() error { return tunnel.Remove(taken) })
 	n.do(func() error {
@@ -469,7 +469,7 @@ func TestDeletedDeviceEndsTheProcess(t *testing.T) {
 		}
 		return netlink.LinkDel(link)
 	})
-	// Whoever supervises it starts it again, and everything is back.
+	// Its supervisor starts it again, and everything is back.
 	if err := n.process.Wait(); err == nil {
 		t.Error("ended without an error, although its device is gone")
 	}
@@ -514,7 +514,7 @@ func TestFullDiskIsSurvivedAndRepaired(t *testing.T) {
 	needRoot(t)
 	a, b := newNode(t, 1), newNode(t, 2)
 	wire(t, a.space, b.space, "wire", "wire", "192.0.2.1/24", "192.0.2.2/24")
-	// A state directory that takes nothing: a file stands where it should be.
+	// A state directory that cannot be written: there is a file in its place.
 	dir := a.config.StateDir
 	a.start()
 	b.start()
@@ -527,7 +527,7 @@ func TestFullDiskIsSurvivedAndRepaired(t *testing.T) {
 	}
 	a.set(b.peer(ownB))
 	b.set(a.peer(ownA))
-	shaken(t, a, b) // it works, only the next start would not know
+	shaken(t, a, b) // it works; only the next start would miss the change
 	if err := os.Remove(dir); err != nil {
 		t.Fatal(err)
 	}

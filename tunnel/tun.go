@@ -16,8 +16,8 @@ import (
 
 const tunDevice = "/dev/net/tun"
 
-// openTUN makes the persistent TUN device, or reattaches to the one that an
-// earlier process left, and sets it up.
+// openTUN creates the persistent TUN device, or attaches to the one that an earlier
+// process left, and sets it up.
 func openTUN(name string, mtu int, log *slog.Logger) (tun.Device, error) {
 	there, err := netlink.LinkByName(name)
 	fresh := errors.As(err, &netlink.LinkNotFoundError{})
@@ -25,7 +25,7 @@ func openTUN(name string, mtu int, log *slog.Logger) (tun.Device, error) {
 		return nil, fmt.Errorf("look for device: %w", err)
 	}
 	if !fresh && there.Type() == "wireguard" {
-		return nil, errors.New("the kernel itself serves this device: `weft tunnel` is not needed on this node")
+		return nil, errors.New("the kernel's own WireGuard serves this device: `weft tunnel` is not needed on this node")
 	}
 	file, err := attachTUN(name)
 	if err != nil {
@@ -43,7 +43,7 @@ func attachTUN(name string) (*os.File, error) {
 	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV):
-		return nil, fmt.Errorf("open %s: this kernel has no TUN devices, load the module tun: %w", tunDevice, err)
+		return nil, fmt.Errorf("open %s: this kernel has no TUN devices; load module tun: %w", tunDevice, err)
 	case err != nil:
 		return nil, fmt.Errorf("open %s: %w", tunDevice, err)
 	}
@@ -60,14 +60,14 @@ func attachFD(fd int, name string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("device name: %w", err)
 	}
-	// IFF_VNET_HDR brings checksum and segmentation offload, and with it pods'
-	// packets whose checksum is not filled in yet.
+	// IFF_VNET_HDR enables checksum and segmentation offload; pods' packets arrive
+	// without their checksums filled in.
 	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	switch err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); {
 	case errors.Is(err, unix.EBUSY):
-		return nil, fmt.Errorf("attach: another process serves this device, stop it first: %w", err)
+		return nil, fmt.Errorf("attach: another process serves this device; stop it first: %w", err)
 	case errors.Is(err, unix.EINVAL):
-		return nil, fmt.Errorf("attach: a device of this name is there and is no TUN device, remove it or choose another name: %w", err)
+		return nil, fmt.Errorf("attach: a device of this name exists but is not a TUN device; remove it or choose another name: %w", err)
 	case errors.Is(err, unix.EPERM):
 		return nil, fmt.Errorf("attach: needs CAP_NET_ADMIN: %w", err)
 	case err != nil:
@@ -76,7 +76,7 @@ func attachFD(fd int, name string) (*os.File, error) {
 	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
 		return nil, fmt.Errorf("make persistent: %w", err)
 	}
-	// Before the file reaches Go's poller, so that Close ends a blocked Read.
+	// Before Go's poller gets the file, so that Close ends a blocked Read.
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, fmt.Errorf("set nonblocking: %w", err)
 	}
@@ -88,7 +88,7 @@ func configureTUN(file *os.File, name string, mtu int, fresh bool) (tun.Device, 
 	if err != nil {
 		return nil, fmt.Errorf("find device: %w", err)
 	}
-	// One that was there keeps the MTU the agent gave it.
+	// A device that existed keeps the MTU that the agent gave it.
 	inherited := link.Attrs().MTU
 	if fresh {
 		inherited = mtu
@@ -104,8 +104,8 @@ func configureTUN(file *os.File, name string, mtu int, fresh bool) (tun.Device, 
 	return dev, nil
 }
 
-// guardedTUN keeps one odd packet from ending the tunnel: wireguard-go closes
-// the device for any error of Read, also for a header it cannot make sense of.
+// guardedTUN keeps a malformed packet from ending the tunnel: wireguard-go closes the
+// device after any error of Read, even one about a packet's header.
 type guardedTUN struct {
 	tun.Device
 	log       *slog.Logger
@@ -124,9 +124,9 @@ func (g *guardedTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	return 0, nil
 }
 
-// Remove takes both lanes' devices and everything saved about them away. It is
-// an explicit act of the operator; stopping never does it. `weft tunnel` must
-// not be running. Nil if they are gone already.
+// Remove removes both lanes' devices and everything saved about them, only when an
+// operator asks for it; stopping never does. `weft tunnel` must not be running. Nil if
+// they are already gone.
 func Remove(cfg ServeConfig) error {
 	var errs []error
 	for _, name := range cfg.Devices {

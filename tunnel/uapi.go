@@ -16,21 +16,22 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 )
 
-// maxRequest bounds what one configuration request may hold in memory, in
-// bytes: 65,536 peers, the most a device takes, with a few prefixes each.
+// maxRequest bounds the size of a configuration request, in bytes: enough for 65,536
+// peers, the most that a device has, with a few prefixes each.
 const maxRequest = 64 << 20
 
-// listenUAPI opens the socket through which wgctrl configures a device. One
-// that a killed process left is replaced; one that answers is an error.
+// listenUAPI opens the socket through which wgctrl configures a device. A socket that a
+// killed process left is replaced; one that answers is an error.
 func listenUAPI(path string) (*net.UnixListener, error) {
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()
-		return nil, fmt.Errorf("socket %s: another process answers there, stop it first", path)
+		return nil, fmt.Errorf("socket %s: another process answers there; stop it first", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("replace stale socket: %w", err)
 	}
-	// Made aside with its final mode and then renamed: it is never open to others.
+	// Created aside with its final mode and then renamed, so that it is never open to
+	// others.
 	aside := path + ".new"
 	if err := os.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("replace stale socket: %w", err)
@@ -39,7 +40,7 @@ func listenUAPI(path string) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configuration socket: %w", err)
 	}
-	l.SetUnlinkOnClose(false) // it would unlink the name aside
+	l.SetUnlinkOnClose(false) // it would unlink the old name
 	if err := os.Chmod(aside, 0o600); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("configuration socket: %w", err)
@@ -51,14 +52,14 @@ func listenUAPI(path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// serveUAPI answers configuration requests until ctx ends, and saves the
-// device's configuration after each change before it is confirmed.
+// serveUAPI answers configuration requests until ctx ends. It saves the device's
+// configuration after each change, before confirming it.
 func serveUAPI(ctx context.Context, l *net.UnixListener, path string, dev *device.Device, saved *savedConfig, log *slog.Logger) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return saved.retry(ctx, dev) })
 	g.Go(func() error {
-		// While this process holds the TUN device there is no successor whose
-		// socket this could be.
+		// This cannot be a successor's socket: this process still holds the TUN
+		// device.
 		defer os.Remove(path)
 		stop := context.AfterFunc(ctx, func() { l.Close() })
 		defer stop()
@@ -82,8 +83,8 @@ func serveUAPI(ctx context.Context, l *net.UnixListener, path string, dev *devic
 	return g.Wait()
 }
 
-// answer serves one connection: requests of WireGuard's cross-platform
-// interface, one after another.
+// answer serves the requests of one connection, in WireGuard's cross-platform
+// configuration protocol.
 func answer(c net.Conn, dev *device.Device, saved *savedConfig, log *slog.Logger) {
 	r, w := bufio.NewReader(c), bufio.NewWriter(c)
 	for {
@@ -93,7 +94,7 @@ func answer(c net.Conn, dev *device.Device, saved *savedConfig, log *slog.Logger
 		}
 		body, err := readRequest(r)
 		if err != nil {
-			log.Warn("configuration request is cut short or too long", "error", err)
+			log.Warn("configuration request is truncated or too long", "error", err)
 			return
 		}
 		switch operation {
@@ -132,7 +133,7 @@ func readRequest(r *bufio.Reader) (string, error) {
 	}
 }
 
-// errno is the number that stands for err in an answer, 0 for none.
+// errno is the number for err in an answer; 0 for nil.
 func errno(err error) int64 {
 	var refused *device.IPCError
 	switch {

@@ -20,25 +20,25 @@ import (
 	"github.com/weft-mesh/weft/statefile"
 )
 
-// ErrNoWireGuard is wrapped when a node has nothing that could encrypt.
+// ErrNoWireGuard is wrapped if nothing on the node can encrypt.
 var ErrNoWireGuard = errors.New("kernel has no WireGuard and `weft tunnel` is not running: start weft-tunnel.service")
 
 // LanesConfig configures WireGuard.
 type LanesConfig struct {
-	// StateDir holds this node's private keys, 0600, and who its peers were.
+	// StateDir holds this node's private keys, 0600, and its last peers.
 	StateDir string
 	// Devices are the lanes' names. Zero: DefaultDevices.
 	Devices [LaneCount]string
 	// Ports they listen on. Zero: DefaultPorts.
 	Ports [LaneCount]uint16
-	// Tell is told that a file cannot be written, and with nil that it can again.
-	// Nothing else depends on the files: what is wanted is in the devices. May be nil.
+	// Tell is called when a file cannot be written, and with nil when it can again.
+	// Traffic does not depend on the files: the devices have everything. May be nil.
 	Tell func(path string, err error)
 	Log  *slog.Logger
 }
 
-// WireGuard is the Lanes of this machine: the kernel's where it has them,
-// otherwise those of `weft tunnel`, both through wgctrl.
+// WireGuard implements Lanes on this machine, with the kernel's WireGuard if there is
+// one, otherwise with `weft tunnel`, both through wgctrl.
 type WireGuard struct {
 	cfg     LanesConfig
 	links   links
@@ -50,7 +50,7 @@ type WireGuard struct {
 	peers roster               // guarded by mu
 	quiet [LaneCount]watch     // guarded by mu
 	asked [LaneCount]strangers // guarded by mu
-	// unsaved are the files that are behind, guarded by mu.
+	// unsaved are the files that are out of date, guarded by mu.
 	unsaved map[string]bool
 }
 
@@ -58,22 +58,23 @@ var _ Lanes = (*WireGuard)(nil)
 
 // control is what we need of wgctrl.
 type control interface {
-	// Device reads one; fs.ErrNotExist if nothing serves it.
+	// Device reads a device; fs.ErrNotExist if nothing serves it.
 	Device(name string) (*wgtypes.Device, error)
-	// ConfigureDevice changes what is named in the change.
+	// ConfigureDevice applies a change; what it does not name stays.
 	ConfigureDevice(name string, change wgtypes.Config) error
 }
 
-// links makes and reads network devices.
+// links creates and reads network devices.
 type links interface {
-	// ensure makes the device exist and be up; ErrNoWireGuard if it can not.
+	// ensure creates the device if necessary and sets it up; ErrNoWireGuard if the
+	// kernel cannot.
 	ensure(name string) (index int, kind Kind, err error)
-	// received counts packets that came out of the tunnel. Userspace only: the
-	// kernel's WireGuard counts keepalives in.
+	// received is the number of packets that came out of the tunnel. Userspace only:
+	// the kernel's WireGuard counts keepalives too.
 	received(name string) (uint64, error)
 }
 
-// NewLanes makes the Lanes of this machine. Nothing is touched before Ensure.
+// NewLanes returns the Lanes of this machine. Nothing is touched before Ensure.
 func NewLanes(cfg LanesConfig) *WireGuard {
 	if cfg.Devices == ([LaneCount]string{}) {
 		cfg.Devices = DefaultDevices
@@ -102,7 +103,7 @@ func (w *WireGuard) Ensure(context.Context) (Own, error) {
 	return w.own, nil
 }
 
-// ensureLocked brings up devices with our keys and returns what they hold.
+// ensureLocked brings up the devices with our keys and returns their configuration.
 func (w *WireGuard) ensureLocked() (held [LaneCount]*wgtypes.Device, err error) {
 	var own Own
 	for i, name := range w.cfg.Devices {
@@ -135,7 +136,7 @@ func (w *WireGuard) ensureLocked() (held [LaneCount]*wgtypes.Device, err error) 
 		if change.PrivateKey != nil {
 			w.keys.Lanes[i].Since = time.Now()
 			w.unsaved[keyringFile(w.cfg.StateDir)] = true
-			// Peers with our own former key, if any, are gone with it.
+			// The device drops peers whose key equals its own new one.
 			if held[i], err = w.deviceLocked(name); err != nil {
 				return held, err
 			}
@@ -149,8 +150,8 @@ func (w *WireGuard) ensureLocked() (held [LaneCount]*wgtypes.Device, err error) 
 	return held, nil
 }
 
-// saveLocked writes a file that is behind. A disk that takes nothing keeps no
-// tunnel down: the next attempt is as good, and meanwhile the devices have it all.
+// saveLocked writes a file that is out of date. A full disk must not keep tunnels
+// down: the devices have everything, and the next call tries again.
 func (w *WireGuard) saveLocked(path string, store func(dir string) error) {
 	if !w.unsaved[path] {
 		return
@@ -160,7 +161,7 @@ func (w *WireGuard) saveLocked(path string, store func(dir string) error) {
 	w.cfg.Tell(path, err)
 }
 
-// putAside makes room for a file that cannot be used.
+// putAside puts a damaged file aside, so that it can be written again.
 func (w *WireGuard) putAside(path string, why error) {
 	d, err := statefile.PutAside(path)
 	if err != nil {
@@ -171,9 +172,8 @@ func (w *WireGuard) putAside(path string, why error) {
 	w.cfg.Log.Error("a damaged file was put aside", "file", path, "as", d.Aside, "damage", why)
 }
 
-// loadLocked reads keys and peers from disk, or makes the keys. A device that
-// has a key although none is on disk, or none that can be read, keeps it: with it,
-// traffic goes on.
+// loadLocked reads keys and peers from disk, or creates keys. If there are no readable
+// keys on disk, a device that has a key keeps it, so that traffic continues.
 func (w *WireGuard) loadLocked(held [LaneCount]*wgtypes.Device) error {
 	if w.keys != nil {
 		return nil
@@ -216,7 +216,7 @@ func (w *WireGuard) deviceLocked(name string) (*wgtypes.Device, error) {
 	case err == nil:
 		return dev, nil
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("device %s is there, but nobody serves it: %w", name, ErrNoWireGuard)
+		return nil, fmt.Errorf("device %s exists, but nothing serves it: %w", name, ErrNoWireGuard)
 	}
 	return nil, fmt.Errorf("read device %s: %w", name, err)
 }
@@ -255,7 +255,7 @@ func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) ([]Refusa
 	return refused, nil
 }
 
-// admitLocked is Admit, and refuses whoever announces one of our own keys.
+// admitLocked is Admit, and also refuses peers that announce one of our own keys.
 func (w *WireGuard) admitLocked(want []Peer) ([]Peer, []Refusal) {
 	admitted, refused := Admit(want, slices.Collect(maps.Values(w.peers)))
 	admitted = slices.DeleteFunc(admitted, func(p Peer) bool {
@@ -270,8 +270,8 @@ func (w *WireGuard) admitLocked(want []Peer) ([]Peer, []Refusal) {
 	return admitted, refused
 }
 
-// successorLocked is the roster after a Set: admitted peers as they are now,
-// refused ones as they were, others only while the truth is incomplete.
+// successorLocked is the roster after a Set: admitted peers as they are now, refused
+// ones as they were, and others unless complete is set.
 func (w *WireGuard) successorLocked(admitted []Peer, refused []Refusal, complete bool) roster {
 	next := roster{}
 	if !complete {
@@ -289,8 +289,8 @@ func (w *WireGuard) successorLocked(admitted []Peer, refused []Refusal, complete
 	return next
 }
 
-// Rotate implements Lanes. The new key is on disk before it is in the device: a
-// process that dies in between sets it at its next start.
+// Rotate implements Lanes. The new key is written to disk before the device gets it,
+// so that a process that dies in between sets it when it starts again.
 func (w *WireGuard) Rotate(_ context.Context, to uint64) (Own, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -323,7 +323,7 @@ func (w *WireGuard) Status(context.Context) (Status, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.keys == nil {
-		return Status{}, errors.New("status of lanes: they are not ensured yet")
+		return Status{}, errors.New("status of lanes: Ensure has not succeeded yet")
 	}
 	st := Status{Own: w.own}
 	var byKey [LaneCount]map[Key]wgtypes.Peer
@@ -357,7 +357,7 @@ func (w *WireGuard) Status(context.Context) (Status, error) {
 
 func peerLane(p wgtypes.Peer, since time.Time) PeerLane {
 	lane := PeerLane{Key: Key(p.PublicKey), RxBytes: p.ReceiveBytes, TxBytes: p.TransmitBytes}
-	// One from before our own key changed is of a session that is over.
+	// A handshake from before our own key changed belongs to a dead session.
 	if p.LastHandshakeTime.After(since) && p.LastHandshakeTime.UnixNano() > 0 {
 		lane.Handshake = p.LastHandshakeTime
 	}
@@ -380,8 +380,8 @@ func (w *WireGuard) watchLocked(lane int, peers map[Key]wgtypes.Peer, now time.T
 	return nil
 }
 
-// dialled opens wgctrl for each call: the kernel's module may be loaded, and
-// `weft tunnel` started, after we were.
+// dialled opens wgctrl for each call, because the kernel's module may be loaded, or
+// `weft tunnel` started, after this process.
 type dialled struct{}
 
 func (dialled) Device(name string) (*wgtypes.Device, error) {

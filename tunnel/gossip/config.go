@@ -17,18 +17,18 @@ func (c Config) Validate() error {
 		errs = append(errs, err)
 	}
 	if !c.Self.Addr.IsValid() || c.Self.Addr.Addr().IsUnspecified() || c.Self.Addr.Port() == 0 {
-		errs = append(errs, fmt.Errorf("address %v: others need one to reach us by, with a port", c.Self.Addr))
+		errs = append(errs, fmt.Errorf("address %v: give the address and port at which others can reach us", c.Self.Addr))
 	}
 	if len(c.Keys) == 0 {
-		errs = append(errs, errors.New("no key: gossip is encrypted or not at all"))
+		errs = append(errs, errors.New("no key: gossip must be encrypted"))
 	}
 	for i, key := range c.Keys {
 		if err := memberlist.ValidateKey(key); err != nil {
-			errs = append(errs, fmt.Errorf("key %d has %d bytes: AES wants 16, 24 or 32", i, len(key)))
+			errs = append(errs, fmt.Errorf("key %d has %d bytes: AES needs 16, 24 or 32", i, len(key)))
 		}
 	}
 	if !slices.Contains(c.Clusters, c.Self.Cluster) {
-		errs = append(errs, fmt.Errorf("own cluster %q is not among those let in", c.Self.Cluster))
+		errs = append(errs, fmt.Errorf("own cluster %q is not in the list of clusters", c.Self.Cluster))
 	}
 	if _, ok := speeds[c.Speed]; !ok {
 		errs = append(errs, fmt.Errorf("speed %q: choose %s, %s, %s or %s", c.Speed, VeryFast, Fast, WAN, Steady))
@@ -36,7 +36,7 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// maxName bounds the parts of a member's name, in characters.
+// maxName bounds each part of a member's name, in bytes.
 const maxName = 128
 
 func (m Member) validate() error {
@@ -48,14 +48,14 @@ func (m Member) validate() error {
 	return nil
 }
 
-// pace is how often and how patiently a pool probes.
+// pace is how often a pool probes, and how long it waits.
 type pace struct {
 	probe, timeout, gossip, pushPull, stream time.Duration
 	suspicion, suspicionMax, fanout          int
 }
 
-// speeds are those whose detection times were measured with memberlist; see
-// Speed. Suspicion lasts suspicion × log10(members) × probe, at most suspicionMax
+// speeds are the settings of each Speed, whose detection times were measured with
+// memberlist. Suspicion lasts suspicion × log10(members) × probe, at most suspicionMax
 // times that.
 var speeds = map[Speed]pace{
 	VeryFast: {probe: 100 * time.Millisecond, timeout: 50 * time.Millisecond, gossip: 20 * time.Millisecond, fanout: 5, suspicion: 1, suspicionMax: 2, pushPull: 10 * time.Second, stream: 2 * time.Second},
@@ -69,8 +69,8 @@ func (p pace) apply(to *memberlist.Config) {
 	to.GossipInterval, to.GossipNodes = p.gossip, p.fanout
 	to.SuspicionMult, to.SuspicionMaxTimeoutMult = p.suspicion, p.suspicionMax
 	to.PushPullInterval, to.TCPTimeout = p.pushPull, p.stream
-	// A member that restarts elsewhere under its own name is let in as soon as
-	// its former self is known to be dead. Zero would mean never, and every
-	// moment of waiting means one until the next exchange of full state.
+	// A member that restarts elsewhere under the same name is let in as soon as its
+	// former self is known to be dead. Zero would mean never, and any longer time a
+	// wait for the next exchange of full state.
 	to.DeadNodeReclaimTime = time.Nanosecond
 }

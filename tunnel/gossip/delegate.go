@@ -16,12 +16,12 @@ import (
 // delegate is a Pool as memberlist sees it.
 type delegate struct{ *Pool }
 
-// meta travels with a member, at most 512 bytes.
+// meta is sent along with a member, at most 512 bytes.
 type meta struct {
 	Cluster string `json:"cluster"`
 	Role    Role   `json:"role"`
 	Name    string `json:"name"`
-	// Leaving: about to end, on purpose.
+	// Leaving is set when the member is about to end on purpose.
 	Leaving bool `json:"leaving,omitempty"`
 }
 
@@ -35,8 +35,7 @@ func (d *delegate) NodeMeta(limit int) []byte {
 	return text
 }
 
-// member reads one from the pool. What it says of itself must agree with the
-// name it goes by.
+// member reads a member of the pool. Its meta must agree with its name.
 func member(n *memberlist.Node) (Member, error) {
 	m, err := readMeta(n)
 	if err != nil {
@@ -51,23 +50,23 @@ func member(n *memberlist.Node) (Member, error) {
 		return Member{}, err
 	}
 	if is.String() != n.Name {
-		return Member{}, fmt.Errorf("member %q says that it is %q", n.Name, is)
+		return Member{}, fmt.Errorf("member %q claims to be %q", n.Name, is)
 	}
 	return is, nil
 }
 
 func readMeta(n *memberlist.Node) (m meta, err error) {
 	if err := json.Unmarshal(n.Meta, &m); err != nil {
-		return meta{}, fmt.Errorf("member %q says nothing of itself: %w", n.Name, err)
+		return meta{}, fmt.Errorf("member %q has no readable metadata: %w", n.Name, err)
 	}
 	return m, nil
 }
 
-// NotifyAlive implements memberlist.AliveDelegate: who is let in.
+// NotifyAlive implements memberlist.AliveDelegate: it decides who is let in.
 func (d *delegate) NotifyAlive(n *memberlist.Node) error {
 	m, err := member(n)
 	if err == nil && !d.admits(m.Cluster) {
-		err = fmt.Errorf("member %q is of cluster %q, which is no peer of ours", n.Name, m.Cluster)
+		err = fmt.Errorf("member %q is from cluster %q, which is not a peer", n.Name, m.Cluster)
 	}
 	if err != nil {
 		d.refused.Add(1)
@@ -132,7 +131,7 @@ func (d *delegate) tell(kind Kind, m Member) {
 // NotifyConflict implements memberlist.ConflictDelegate.
 func (d *delegate) NotifyConflict(existing, other *memberlist.Node) {
 	d.refused.Add(1)
-	d.cfg.Log.Warn("two members go by one name, the second is not let in",
+	d.cfg.Log.Warn("two members have the same name; the second is not let in",
 		"member", existing.Name, "address", existing.Address(), "second", other.Address())
 }
 
@@ -157,7 +156,7 @@ func (d *delegate) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, sai
 	}
 }
 
-// NotifyMsg implements memberlist.Delegate: a report that somebody passes on.
+// NotifyMsg implements memberlist.Delegate: it takes a report that a member passes on.
 func (d *delegate) NotifyMsg(text []byte) {
 	var r Report
 	if err := json.Unmarshal(text, &r); err != nil {
@@ -167,11 +166,11 @@ func (d *delegate) NotifyMsg(text []byte) {
 	d.accept(r)
 }
 
-// accept keeps a report if it is news from the cluster that it is about, and
-// passes it on.
+// accept keeps a report and passes it on if it is newer and signed by the cluster that
+// it is about.
 func (d *delegate) accept(r Report) {
 	if r.Cluster == d.cfg.Self.Cluster && r.Reporter == d.cfg.Self.Name {
-		return // our own, come round
+		return // our own, come back
 	}
 	d.mu.Lock()
 	news, err := d.keepLocked(r)
@@ -182,7 +181,7 @@ func (d *delegate) accept(r Report) {
 	d.mu.Unlock()
 	if err != nil {
 		d.refused.Add(1)
-		d.cfg.Log.Log(context.Background(), level, "a report of dead nodes does not count", "cluster", r.Cluster, "reporter", fmt.Sprintf("%.64s", r.Reporter), "err", err)
+		d.cfg.Log.Log(context.Background(), level, "report of dead nodes ignored", "cluster", r.Cluster, "reporter", fmt.Sprintf("%.64s", r.Reporter), "err", err)
 	}
 	if news && d.cfg.OnReport != nil {
 		d.cfg.OnReport(r)
@@ -191,7 +190,7 @@ func (d *delegate) accept(r Report) {
 
 func (d *delegate) keepLocked(r Report) (news bool, err error) {
 	if !d.clusters[r.Cluster] {
-		return false, errors.New("it is of no peer of ours")
+		return false, errors.New("its cluster is not a peer")
 	}
 	key, now := r.Cluster+"/"+r.Reporter, time.Now()
 	known, again := d.reports[key]
@@ -199,7 +198,7 @@ func (d *delegate) keepLocked(r Report) (news bool, err error) {
 		return false, err
 	}
 	if d.cfg.Verify == nil {
-		return false, errors.New("nobody can tell who signed it")
+		return false, errors.New("its signature cannot be verified")
 	}
 	if err := d.cfg.Verify(r.Cluster, r.text(), r.Signature); err != nil {
 		return false, err
@@ -214,11 +213,11 @@ func (d *delegate) keepLocked(r Report) (news bool, err error) {
 	return true, nil
 }
 
-// maxBroadcast is what fits into one packet beside what memberlist adds, in
-// bytes. A longer report travels with the next exchange of full state.
+// maxBroadcast is how much fits into one packet beside what memberlist adds, in bytes.
+// A longer report is sent with the next exchange of full state.
 const maxBroadcast = 1000
 
-// spread sends a report to everybody, piece by piece with other gossip.
+// spread sends a report to everybody, along with other gossip.
 func (p *Pool) spread(r Report) {
 	text, err := json.Marshal(r)
 	if err != nil || len(text) > maxBroadcast {
@@ -232,7 +231,8 @@ func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
 	return d.queue.GetBroadcasts(overhead, limit)
 }
 
-// LocalState implements memberlist.Delegate: everything, for a full exchange.
+// LocalState implements memberlist.Delegate: it returns everything, for an exchange of
+// full state.
 func (d *delegate) LocalState(bool) []byte {
 	all := d.Reports()
 	d.mu.Lock()
@@ -259,7 +259,7 @@ func (d *delegate) MergeRemoteState(text []byte, _ bool) {
 	}
 }
 
-// broadcast is a report on its way; a newer one of the same reporter replaces it.
+// broadcast is a report to be sent; a newer one of the same reporter replaces it.
 type broadcast struct {
 	about string
 	text  []byte

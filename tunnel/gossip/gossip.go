@@ -1,8 +1,8 @@
-// Package gossip hears quickly, and without a control plane, which members of
-// a cluster (LAN) or which clusters' API servers (WAN) have gone silent.
+// Package gossip finds out quickly, without a control plane, which members of a cluster
+// (LAN) or which clusters' API servers (WAN) have gone silent.
 //
-// What it says is a hint to look: whether traffic still reaches a node is
-// decided in tunnel/probe, and what exists is decided in etcd.
+// Its findings are hints: whether traffic still reaches a node is decided in
+// tunnel/probe, and what exists is decided in etcd.
 package gossip
 
 import (
@@ -31,7 +31,7 @@ type Member struct {
 type Kind string
 
 const (
-	Alive Kind = "alive" // joined, or was heard again
+	Alive Kind = "alive" // joined, or answers again
 	Dead  Kind = "dead"  // stopped answering
 	Left  Kind = "left"  // said goodbye
 )
@@ -48,12 +48,12 @@ type Report struct {
 	Cluster string `json:"cluster"`
 	// Reporter is the API server that wrote it; each has its own sequence.
 	Reporter string `json:"reporter"`
-	// Sequence grows with every report of a reporter, over restarts too: it is
-	// the time at which it was made, in ns since 1970.
+	// Sequence grows with every report of a reporter, also across restarts: it is the
+	// time when the report was made, in ns since 1970.
 	Sequence uint64 `json:"sequence"`
-	// Dead are the cluster's own nodes that gossip holds for dead, sorted.
+	// Dead are the cluster's own nodes that its gossip considers dead, sorted.
 	Dead []string `json:"dead"`
-	// Signature is the cluster's, over everything else.
+	// Signature is the cluster's signature of everything else.
 	Signature []byte `json:"signature,omitempty"`
 }
 
@@ -71,7 +71,7 @@ const (
 	Steady Speed = "steady"
 )
 
-// MaxSaid is how much fits into the answer to a ping, in bytes.
+// MaxSaid is the size limit of the answer to a ping, in bytes.
 const MaxSaid = 512
 
 // Config of one pool.
@@ -79,7 +79,7 @@ type Config struct {
 	// Self is this process. Addr is where it listens, UDP and TCP, and where
 	// others reach it.
 	Self Member
-	// Label keeps pools apart: packets of another label are dropped.
+	// Label separates pools: packets with another label are dropped.
 	Label string
 	Speed Speed
 	// Keys encrypt the pool with AES (16, 24 or 32 bytes each). The first
@@ -87,21 +87,22 @@ type Config struct {
 	Keys [][]byte
 	// Clusters are those whose members are let in, our own included.
 	Clusters []string
-	// OnEvent is told every change, one at a time, and must not block. May be nil.
+	// OnEvent is called with every change, one at a time, and must not block. May be
+	// nil.
 	OnEvent func(Event)
-	// OnReport is told every newer report of another reporter, one at a time,
+	// OnReport is called with every newer report of another reporter, one at a time,
 	// and must not block. May be nil.
 	OnReport func(Report)
-	// Sign signs a report of our own cluster, and Verify says whether a cluster
-	// signed a text, nil if so: members can claim to be of any cluster. Verify is
-	// called with the pool locked and must not call back. Where one is nil, no
-	// report is made, or none is believed.
+	// Sign signs a report of our own cluster. Verify returns nil if the cluster has
+	// signed the text: members can claim to be from any cluster. It is called with
+	// the pool locked and must not call back. If Sign is nil, no reports are made; if
+	// Verify is nil, none are believed.
 	Sign   func(text []byte) ([]byte, error)
 	Verify func(cluster string, text, signature []byte) error
-	// Say is what this member tells whoever pings it, MaxSaid bytes at most; it is
-	// asked for every ping and must not block. OnSaid is told what a member that we
-	// pinged says, every time, and must not block either. Nothing of it is passed
-	// on, so it costs no packets. Both may be nil.
+	// Say returns what this member answers to pings besides, at most MaxSaid bytes; it
+	// is called for every ping and must not block. OnSaid is called with the answer
+	// of every member that we ping, every time, and must not block either. Answers
+	// are not passed on and cost no extra packets. Both may be nil.
 	Say    func() []byte
 	OnSaid func(Member, []byte)
 	Log    *slog.Logger

@@ -73,10 +73,10 @@ func TestKilledMemberIsSoonDead(t *testing.T) {
 	}
 }
 
-// here is an address that no other member has.
+// here returns an address that no other member has.
 func here(t *testing.T) netip.AddrPort { return netip.AddrPortFrom(loopbacktest.Addr(t), 17946) }
 
-// running is a pool with its goroutine and what it told.
+// running is a pool with its goroutine and its events and reports.
 type running struct {
 	*Pool
 	stop func() error
@@ -115,7 +115,7 @@ func start(t *testing.T, cfg Config) *running {
 	return r
 }
 
-// signer signs as a cluster does, for verify to tell.
+// signer signs like a cluster; verify checks it.
 func signer(cluster string) func([]byte) ([]byte, error) {
 	return func(text []byte) ([]byte, error) {
 		sum := sha256.Sum256(append([]byte("key of "+cluster), text...))
@@ -168,7 +168,7 @@ func seeds(pools ...*running) (addrs []netip.AddrPort) {
 	return addrs
 }
 
-// What memberlist tells of a member that is gone is a goodbye if it said so last.
+// A member that is gone has left if it said so last; otherwise it is dead.
 func TestGoodbyeIsNotADeath(t *testing.T) {
 	for leaving, want := range map[bool]Kind{false: Dead, true: Left} {
 		west := alone(t, "west")
@@ -187,8 +187,8 @@ func TestGoodbyeIsNotADeath(t *testing.T) {
 	}
 }
 
-// What a member says of itself reaches whoever pings it, up to a bound, again and
-// again, and only of members that are let in.
+// What a member says reaches everybody who pings it, up to MaxSaid bytes and every time,
+// but only from members that are let in.
 func TestWhoPingsAMemberHearsWhatItSays(t *testing.T) {
 	both := []string{"east", "west"}
 	var mu sync.Mutex
@@ -237,8 +237,8 @@ func TestWhoPingsAMemberHearsWhatItSays(t *testing.T) {
 
 func TestMembersFindOneAnotherAndSayGoodbye(t *testing.T) {
 	both := []string{"east", "west"}
-	// A machine that is too busy may hold a member for dead, or miss its goodbye,
-	// now and then, but not every time.
+	// On a busy machine a member may now and then look dead, or its goodbye be missed,
+	// but not every time.
 	meet := func() (heardGoodbye bool) {
 		east := start(t, Config{Self: Member{Cluster: "east", Name: "a"}, Clusters: both, Keys: [][]byte{key(1), key(2)}})
 		west := start(t, Config{Self: Member{Cluster: "west", Name: "a"}, Clusters: both, Keys: [][]byte{key(2), key(1)}})
@@ -272,7 +272,7 @@ func TestReportsReachEverybodyAndOnlyNewerOnesCount(t *testing.T) {
 		}
 		pools = append(pools, start(t, Config{Self: Member{Cluster: name, Name: "a"}, Clusters: three, Keys: keys}))
 	}
-	// A chain: what east says reaches north through west alone.
+	// A chain: east's reports can reach north only through west.
 	pools[1].SetSeeds(seeds(pools[0]))
 	pools[2].SetSeeds(seeds(pools[1]))
 	eventually(t, "all know all", func() bool {
@@ -302,7 +302,7 @@ func TestReportsReachEverybodyAndOnlyNewerOnesCount(t *testing.T) {
 	if got := dead(pools[2]); got != "" {
 		t.Errorf("an older report replaced a newer one: dead %q", got)
 	}
-	// More than a packet holds goes with the exchange of full state.
+	// More than fits into a packet is sent with the exchange of full state.
 	var many []string
 	for i := range 500 {
 		many = append(many, fmt.Sprintf("node-%03d", i))
@@ -359,7 +359,7 @@ func TestStrangersAreRefusedAndCounted(t *testing.T) {
 
 func TestConfigNamesEveryMistake(t *testing.T) {
 	err := Config{Self: Member{Cluster: "ea/st", Name: "a", Role: Agent}, Keys: [][]byte{{1, 2}}, Speed: "slow"}.Validate()
-	for _, want := range []string{"no slash", "others need one to reach us by", "2 bytes", "not among those let in", `speed "slow"`} {
+	for _, want := range []string{"no slash", "give the address and port", "2 bytes", "not in the list of clusters", `speed "slow"`} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("no word of %q in: %v", want, err)
 		}

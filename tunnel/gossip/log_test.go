@@ -12,8 +12,8 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// What an operator can act upon is shown; how gossip works is not, whatever
-// memberlist calls it.
+// What an operator can act on is logged; how gossip works goes to debug, whatever its
+// level in memberlist.
 func TestMemberlistLog(t *testing.T) {
 	for _, tt := range []struct {
 		line    string
@@ -28,7 +28,7 @@ func TestMemberlistLog(t *testing.T) {
 		{"[INFO] memberlist: Suspect west/agent/n1 has failed, no acks received", "", 0},
 		{"[DEBUG] memberlist: Initiating push/pull sync with: west/agent/n1 192.0.2.1:7946", "", 0},
 		{"[ERR] memberlist: Conflicting address for east/agent/n1. Mine: 192.0.2.1:7946 Theirs: 192.0.2.2:7946 Old state: 0", "", 0}, // NotifyConflict says it
-		{`[WARN] memberlist: ignoring alive message for 'north/agent/n1': member "north/agent/n1" is of cluster "north", which is no peer of ours`, "INFO", 0},
+		{`[WARN] memberlist: ignoring alive message for 'north/agent/n1': member "north/agent/n1" is of cluster "north", which is not a peer`, "INFO", 0},
 		{"[WARN] memberlist: Was able to connect to east/agent/n1 over TCP but UDP probes failed, network may be misconfigured", "INFO", 0},
 		{"[ERR] memberlist: Error reading UDP packet: bad file descriptor", "WARN", 0},
 		{"[ERR] memberlist: Decrypt packet failed: No installed keys could decrypt the message from=192.0.2.3:7946", "", 1},
@@ -50,8 +50,8 @@ func TestMemberlistLog(t *testing.T) {
 	}
 }
 
-// What was measured of a member goes with it, also if an answer comes late: members
-// come and go for as long as the pool exists.
+// The round trip of a member is forgotten when it leaves, also if an answer comes late:
+// members come and go for as long as the pool exists.
 func TestRoundTripsAreForgottenWithTheirMember(t *testing.T) {
 	p, err := New(Config{
 		Self: Member{Cluster: "east", Role: Agent, Name: "n1", Addr: netip.MustParseAddrPort("127.0.0.1:7946")}, Label: "test",

@@ -21,15 +21,15 @@ import (
 )
 
 const (
-	// joinRetry is the pause between attempts to reach addresses that are not
-	// members yet, also after everybody was cut off from everybody.
+	// joinRetry is the pause between attempts to reach seeds that are not members,
+	// also after all members were cut off from each other.
 	joinRetry = time.Second
 	// leavePatience is how long a goodbye may take.
 	leavePatience = 500 * time.Millisecond
 )
 
-// Pool is one gossip pool as seen by one member. Its methods may be called from
-// several goroutines, before and during Run.
+// Pool is one gossip pool as seen by one member. Several goroutines may call its
+// methods, before and during Run.
 type Pool struct {
 	cfg     Config
 	keyring *memberlist.Keyring
@@ -41,17 +41,17 @@ type Pool struct {
 	seeds    []netip.AddrPort         // guarded by mu
 	members  map[string]Member        // guarded by mu, alive, by String; of any cluster
 	reports  map[string]Report        // guarded by mu, by cluster/reporter
-	warned   map[string]time.Time     // guarded by mu, by cluster, of reports that do not count
+	warned   map[string]time.Time     // guarded by mu, by cluster: last warning of an ignored report
 	own      Report                   // guarded by mu
 	rtt      map[string]time.Duration // guarded by mu, by String
 
-	// queue has a lock of its own, taken inside mu and never around it.
+	// queue has its own lock, which is taken inside mu and never around it.
 	queue memberlist.TransmitLimitedQueue
 	alive atomic.Int64  // len(members), for queue
 	wake  chan struct{} // has one element when seeds changed
 }
 
-// New makes a pool of one. Nothing is sent before Run.
+// New returns a pool with this member only. Nothing is sent before Run.
 func New(cfg Config) (*Pool, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("gossip: %w", err)
@@ -71,8 +71,8 @@ func New(cfg Config) (*Pool, error) {
 	return p, nil
 }
 
-// Run takes part in the pool until ctx ends, then says goodbye. It fails when
-// the address cannot be listened on.
+// Run takes part in the pool until ctx ends, then says goodbye. It fails if it cannot
+// listen on the address.
 func (p *Pool) Run(ctx context.Context) error {
 	conf := memberlist.DefaultLANConfig()
 	speeds[p.cfg.Speed].apply(conf)
@@ -88,8 +88,8 @@ func (p *Pool) Run(ctx context.Context) error {
 		return fmt.Errorf("gossip on %v: %w", self.Addr, err)
 	}
 	p.join(ctx, list)
-	// memberlist tells others that we are gone, but not whether we meant to: that
-	// travels ahead. A goodbye that nobody hears is no reason to stay.
+	// memberlist tells others that we are gone but not whether on purpose, so that is
+	// sent first. A goodbye that nobody hears is not an error.
 	p.leaving.Store(true)
 	if err := errors.Join(list.UpdateNode(leavePatience), list.Leave(leavePatience)); err != nil {
 		p.cfg.Log.Debug("left without a goodbye", "error", err)
@@ -101,13 +101,13 @@ func (p *Pool) Run(ctx context.Context) error {
 	return nil
 }
 
-// join reaches out to seeds that are not members, and keeps our own report
-// fresh, until ctx ends.
+// join contacts seeds that are not members, and keeps our own report fresh, until ctx
+// ends.
 func (p *Pool) join(ctx context.Context, list *memberlist.Memberlist) {
 	tick := time.NewTicker(joinRetry)
 	defer tick.Stop()
 	for {
-		// Side by side: one that does not answer holds nobody up.
+		// In parallel: one that does not answer must not delay the others.
 		var g errgroup.Group
 		g.SetLimit(8)
 		for _, seed := range p.strangers() {
@@ -116,7 +116,7 @@ func (p *Pool) join(ctx context.Context, list *memberlist.Memberlist) {
 					return nil
 				}
 				if _, err := list.Join([]string{seed.String()}); err != nil {
-					p.cfg.Log.Debug("no answer from a member-to-be", "address", seed, "error", err)
+					p.cfg.Log.Debug("seed does not answer", "address", seed, "error", err)
 				}
 				return nil
 			})
@@ -145,8 +145,8 @@ func (p *Pool) strangers() []netip.AddrPort {
 	return slices.DeleteFunc(slices.Clone(p.seeds), func(a netip.AddrPort) bool { return known[a] })
 }
 
-// SetSeeds says where members are expected. Those that are not members are
-// tried again every second.
+// SetSeeds sets the addresses where members are expected. Those that are not members
+// are tried again every second.
 func (p *Pool) SetSeeds(seeds []netip.AddrPort) {
 	p.mu.Lock()
 	p.seeds = slices.Clone(seeds)
@@ -157,8 +157,8 @@ func (p *Pool) SetSeeds(seeds []netip.AddrPort) {
 	}
 }
 
-// SetClusters says whose members are let in, besides our own cluster's. Members
-// of a cluster that is not named any more are ignored from now on.
+// SetClusters sets the clusters whose members are let in, besides our own. Members of
+// other clusters are ignored from now on.
 func (p *Pool) SetClusters(clusters []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -170,8 +170,8 @@ func (p *Pool) SetClusters(clusters []string) {
 	maps.DeleteFunc(p.warned, func(cluster string, _ time.Time) bool { return !p.clusters[cluster] })
 }
 
-// SetKeys replaces the keys, the first being ours to send with. New ones are
-// there before old ones go, so nothing is missed in between.
+// SetKeys replaces the keys; the first one encrypts what we send. New keys are added
+// before old ones are removed, so that nothing is missed in between.
 func (p *Pool) SetKeys(keys [][]byte) error {
 	if len(keys) == 0 {
 		return errors.New("gossip keys: at least one is needed")
@@ -195,7 +195,7 @@ func (p *Pool) SetKeys(keys [][]byte) error {
 	return nil
 }
 
-// Members are those alive, without ourselves, in order of name.
+// Members returns the members that are alive, except ourselves, in order of name.
 func (p *Pool) Members() []Member {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -204,19 +204,19 @@ func (p *Pool) Members() []Member {
 	return all
 }
 
-// RTT is the last round trip to a member, zero if none was measured.
+// RTT is the last round trip to a member; zero if none was measured.
 func (p *Pool) RTT(m Member) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.rtt[m.String()]
 }
 
-// Refused counts packets and members that were not let in: of another pool,
-// under another key, or of a cluster that is not ours to talk to.
+// Refused is the number of packets and members that were not let in: from another
+// pool, with another key, or from a cluster that is not a peer.
 func (p *Pool) Refused() uint64 { return p.refused.Load() }
 
-// SetDead passes on which of our own cluster's nodes are dead, if that is news.
-// It fails if that cannot be signed.
+// SetDead reports which of our own cluster's nodes are dead, if that has changed. It
+// fails if the report cannot be signed.
 func (p *Pool) SetDead(nodes []string) error {
 	nodes = slices.Compact(slices.Sorted(slices.Values(nodes)))
 	p.mu.Lock()
@@ -227,14 +227,14 @@ func (p *Pool) SetDead(nodes []string) error {
 	return p.reportLocked(nodes)
 }
 
-// refresh says again what was said last, before it is too old to count.
+// refresh repeats our last report before it is too old to count.
 func (p *Pool) refresh() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.own.Sequence == 0 {
-		return nil // nothing was said yet
+		return nil // nothing was reported yet
 	}
-	// One far ahead is from before our clock was set right.
+	// A report far ahead is from before our clock was corrected.
 	if age := time.Since(p.own.Made()); age < reportRefresh && age > -reportRefresh {
 		return nil
 	}
@@ -247,7 +247,7 @@ func (p *Pool) reportLocked(dead []string) error {
 	}
 	now := time.Now()
 	r := Report{Cluster: p.cfg.Self.Cluster, Reporter: p.cfg.Self.Name, Dead: dead, Sequence: uint64(now.UnixNano())}
-	// The clock makes it grow over restarts, and this while it stands still.
+	// The clock makes it grow across restarts, and this while the clock stands still.
 	if ahead := p.own.Made().Sub(now); ahead >= 0 && ahead < reportRefresh {
 		r.Sequence = p.own.Sequence + 1
 	}
@@ -260,8 +260,8 @@ func (p *Pool) reportLocked(dead []string) error {
 	return nil
 }
 
-// Reports are the newest of every other reporter, in order of cluster and name.
-// One that was not heard for ReportLife does not count any more.
+// Reports returns the newest report of every other reporter, in order of cluster and
+// name, except those older than ReportLife.
 func (p *Pool) Reports() []Report {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -292,8 +292,8 @@ func (p *Pool) reportersLocked(cluster string) (n int) {
 // String is the member's name in the pool.
 func (m Member) String() string { return m.Cluster + "/" + string(m.Role) + "/" + m.Name }
 
-// signsOfStrangers are what memberlist logs, and tells in no other way, about
-// packets and streams of another pool or under another key.
+// signsOfStrangers occur in memberlist's log lines about packets and streams of another
+// pool or with another key. It reports them in no other way.
 var signsOfStrangers = []string{"Decrypt packet failed", "could decrypt", "unacceptable label", "encryption is configured but", "encryption is not configured"}
 
 // lineWriter carries memberlist's log lines, "[LEVEL] memberlist: text", to slog.
@@ -315,9 +315,9 @@ func strange(text string) bool {
 	return slices.ContainsFunc(signsOfStrangers, func(sign string) bool { return strings.Contains(text, sign) })
 }
 
-// forOperators are the beginnings of what memberlist says and neither status nor
-// another line of ours does: a member of a cluster that is no peer, a network that
-// lets through only half of the gossip, a socket that fails.
+// forOperators are the beginnings of memberlist's log lines about what neither status
+// nor another line of ours says: a member of a cluster that is not a peer, a network
+// that blocks UDP but not TCP, a socket that fails.
 var forOperators = []struct {
 	begin string
 	level slog.Level
@@ -328,9 +328,9 @@ var forOperators = []struct {
 	{"memberlist: Error reading UDP packet: ", slog.LevelWarn},
 }
 
-// severity is how loud a line of memberlist's log is. Whatever its own level, the
-// rest is how gossip works: probes fail and suspicions are refuted whenever a
-// member restarts, and what comes of that is in the status.
+// severity is the level for a line of memberlist's log. All others, whatever their own
+// level, are about how gossip works: probes fail and suspicions are refuted whenever a
+// member restarts, and status shows the result.
 func severity(text string) slog.Level {
 	for _, line := range forOperators {
 		if strings.HasPrefix(text, line.begin) {

@@ -7,22 +7,20 @@ import (
 	"time"
 )
 
-// In the pool itself members cannot be told apart: each holds every key and
-// says of itself what it likes. So a report counts by its signature, which only
-// the cluster that it is about can make, and for ReportLife, so that whoever
-// passes it on cannot bring it up again later.
+// Members of the pool cannot be told apart: each has every key and can claim to be
+// anybody. So a report counts only with a signature that only the cluster that it is
+// about can make, and only for ReportLife, so that nobody can replay it later.
 
 const (
-	// reportRefresh is how often a reporter says again what it said last.
+	// reportRefresh is how often a reporter repeats its last report.
 	reportRefresh = 5 * time.Minute
-	// ReportLife is how long a report counts. What is left of it after one
-	// refresh, 10 min, may be two missed refreshes or a reporter's clock that is
-	// behind ours; one may be ahead by all of it.
+	// ReportLife is how long a report counts. It allows for two missed refreshes, or
+	// for a reporter's clock that is 10 min behind ours or 15 min ahead.
 	ReportLife = 3 * reportRefresh
-	// warnAgain is the pause between two warnings of reports of one peer that do
-	// not count. Anybody in the pool can cause them.
+	// warnAgain is the pause between two warnings of ignored reports about one peer,
+	// which anybody in the pool can cause.
 	warnAgain = time.Hour
-	// maxDead and maxReporters bound what a cluster can make us remember.
+	// maxDead and maxReporters bound what we remember for a cluster.
 	maxDead      = 5000
 	maxReporters = 8
 )
@@ -40,13 +38,12 @@ func (r Report) text() []byte {
 	return text
 }
 
-// judge says whether a report is news, given what is known of the same reporter.
-// An error says why it would not count even if it were; its signature is not
-// looked at.
+// judge reports whether a report is news, given the last one of the same reporter. An
+// error says why it does not count anyway. It does not check the signature.
 func judge(known, r Report, now time.Time) (news bool, err error) {
 	switch age := now.Sub(r.Made()); {
 	case r.Reporter == "" || len(r.Reporter) > maxName || strings.Contains(r.Reporter, "/"):
-		return false, fmt.Errorf("reporter %.64q is no member's name", r.Reporter)
+		return false, fmt.Errorf("reporter %.64q is not a valid member name", r.Reporter)
 	case len(r.Dead) > maxDead:
 		return false, fmt.Errorf("it names %d nodes, more than %d", len(r.Dead), maxDead)
 	case age > ReportLife:

@@ -14,7 +14,7 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// alone is a pool that hears nobody.
+// alone is a pool without other members.
 func alone(t testing.TB, cluster string) *delegate {
 	t.Helper()
 	p, err := New(Config{
@@ -27,8 +27,7 @@ func alone(t testing.TB, cluster string) *delegate {
 	return &delegate{p}
 }
 
-// A member of the pool, that has all its keys, says something about another
-// cluster's nodes.
+// A member of the pool, which has all its keys, reports on another cluster's nodes.
 func TestReportCountsOnlyFromTheClusterItIsAbout(t *testing.T) {
 	now := uint64(time.Now().UnixNano())
 	honest := signed("west", Report{Cluster: "west", Reporter: "a", Sequence: now, Dead: []string{"n1"}})
@@ -84,7 +83,7 @@ func TestClusterCannotHaveAnyNumberOfReporters(t *testing.T) {
 	}
 }
 
-// TestClocksApart has a report arrive again and again until the next is made, as
+// TestClocksApart receives a report again and again until the next one is made, as
 // members pass it on.
 func TestClocksApart(t *testing.T) {
 	for _, c := range []struct {
@@ -113,8 +112,8 @@ func TestClocksApart(t *testing.T) {
 	}
 }
 
-// A peer whose reports do not count is called, and not again and again. Others
-// are nobody's business.
+// Ignored reports about a peer are warned of, but not again and again. Those about
+// other clusters are not.
 func TestOperatorHearsOfReportsThatDoNotCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := alone(t, "east")
@@ -187,8 +186,8 @@ func TestReportIsRefreshedAndForgotten(t *testing.T) {
 	})
 }
 
-// FuzzMember: whatever a member that holds the pool's keys says of itself and of
-// others, only what a cluster signed is kept and passed on.
+// FuzzMember: whatever a member that has the pool's keys says, only what a cluster has
+// signed is kept and passed on.
 func FuzzMember(f *testing.F) {
 	honest, err := json.Marshal(signed("west", Report{Cluster: "west", Reporter: "a", Sequence: uint64(time.Now().UnixNano()), Dead: []string{"n1"}}))
 	if err != nil {

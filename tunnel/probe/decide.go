@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// Decide is the judgement of one path: from the state it has and the outcomes
-// since, oldest first, to the state it should have, with the reason in words
-// when it changes. Void outcomes neither count nor interrupt a row.
+// Decide judges one path: given its state and the outcomes of its probes, oldest first,
+// it returns the state that the path should have, and the reason in words if that is
+// another one. Void outcomes neither count nor interrupt a row.
 func Decide(now State, outcomes []Outcome, evidence Evidence, limits Thresholds) (State, string) {
 	misses, answers := Row(outcomes)
 	enough := limits.Down
@@ -41,24 +41,23 @@ func Row(outcomes []Outcome) (misses, answers int) {
 	return misses, answers
 }
 
-// Standing is what may be done over a path, from the least that is known to the
-// best.
+// Standing is how a path may be used, in increasing order: Clusters takes the maximum.
 type Standing uint8
 
 const (
-	Unjudged Standing = iota // nothing is taken away on a guess
-	Dead                     // what is open over it is to be ended
-	Silent                   // down for less than DoubtTime: begin elsewhere, end nothing
+	Unjudged Standing = iota // not known yet: change nothing
+	Dead                     // reset open connections
+	Silent                   // down for less than DoubtTime: begin elsewhere, reset nothing
 	Alive
 )
 
-// DoubtTime is how long a path may be down before it is dead. A tunnel process
-// or a node that gets no processor for a moment is silent like a dead one, but
-// comes back with everything that was open.
+// DoubtTime is how long a path must be down to be dead. A tunnel process or a node that
+// gets no processor for a moment is as silent as a dead one, but comes back with all
+// its connections.
 const DoubtTime = 500 * time.Millisecond
 
-// Standing of the path at a time. What gossip says of the node does not end the
-// doubt: it speaks of the agent, which may only be restarting.
+// Standing is the path's standing at now. Gossip does not shorten DoubtTime: it reports
+// on the agent, which may only be restarting.
 func (o Observation) Standing(now time.Time) Standing {
 	switch {
 	case o.State == Up:
@@ -71,9 +70,8 @@ func (o Observation) Standing(now time.Time) Standing {
 	return Dead
 }
 
-// Clusters judges each cluster by the best of its paths that was judged. One
-// answering node shows that the way into the cluster is there; one that was only
-// just added shows nothing.
+// Clusters judges each cluster by its best path. One answering node shows that the
+// cluster can be reached; one that was only just added shows nothing.
 func Clusters(observations []Observation, now time.Time) map[string]Standing {
 	standings := map[string]Standing{}
 	for _, o := range observations {

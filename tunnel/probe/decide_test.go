@@ -12,7 +12,7 @@ import (
 	"github.com/weft-mesh/weft/tunnel/probe"
 )
 
-// outcomes reads a row of outcomes: "a" answered, "m" missed, "." void.
+// outcomes parses a row of outcomes: "a" answered, "m" missed, "." void.
 func outcomes(row string) (all []probe.Outcome) {
 	for _, c := range row {
 		all = append(all, map[rune]probe.Outcome{'a': probe.Answered, 'm': probe.Missed, '.': probe.Void}[c])

@@ -14,13 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ICMP is the Transport of this machine: echo requests from one address, to be
-// answered by the kernels of the nodes that have the others. IPv4.
+// ICMP is the Transport of this machine: echo requests from one of its addresses, which
+// the kernels of other nodes answer. IPv4 only.
 type ICMP struct {
 	file   *os.File
 	source netip.Addr
 	id     uint16
-	cookie uint32 // tells our answers from those to other programs
+	cookie uint32 // distinguishes our answers from those to other programs
 }
 
 var _ Transport = (*ICMP)(nil)
@@ -38,8 +38,8 @@ func NewICMP(source netip.Addr) (*ICMP, error) {
 	if !source.Is4() {
 		return nil, fmt.Errorf("probe socket: %v is not an IPv4 address", source)
 	}
-	// Raw, not a ping socket: those are closed even to root by the default
-	// net.ipv4.ping_group_range.
+	// Raw rather than a ping socket, because the default net.ipv4.ping_group_range
+	// denies those even to root.
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
 	if errors.Is(err, unix.EPERM) {
 		return nil, fmt.Errorf("probe socket: needs CAP_NET_RAW: %w", err)
@@ -62,7 +62,7 @@ func (t *ICMP) prepare(fd int) error {
 		return err
 	}
 	t.id, t.cookie = binary.NativeEndian.Uint16(random[:]), binary.NativeEndian.Uint32(random[2:])
-	// The filter names what is not wanted: everything but replies.
+	// The filter says which types not to receive: all but replies.
 	filter := ^uint32(1 << icmpEchoReply)
 	const icmpFilter = 1 // ICMP_FILTER of linux/icmp.h, at level SOL_RAW
 	if err := unix.SetsockoptString(fd, unix.SOL_RAW, icmpFilter, string((*[4]byte)(unsafe.Pointer(&filter))[:])); err != nil {
@@ -71,7 +71,7 @@ func (t *ICMP) prepare(fd int) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1); err != nil {
 		return fmt.Errorf("ask for times of arrival: %w", err)
 	}
-	// A packet that is too large for the device is to be lost, not cut up.
+	// A packet that is too large must be lost, not fragmented.
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE); err != nil {
 		return fmt.Errorf("forbid fragments: %w", err)
 	}
@@ -81,10 +81,11 @@ func (t *ICMP) prepare(fd int) error {
 	return nil
 }
 
-// Close ends the socket. Run must have ended.
+// Close closes the socket. Prober.Run must have returned.
 func (t *ICMP) Close() error { return t.file.Close() }
 
-// Send implements Transport. A target that cannot be sent to will not answer.
+// Send implements Transport. Errors about single targets are ignored, because such a
+// target will not answer.
 func (t *ICMP) Send(requests []Request) error {
 	raw, err := t.file.SyscallConn()
 	if err != nil {
@@ -131,7 +132,7 @@ func (t *ICMP) Receive() ([]Answer, error) {
 			if errors.Is(err, unix.EINTR) {
 				continue
 			}
-			// What the network reports about one target concerns that target.
+			// An ICMP error about one target is not the socket's.
 			if errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.ECONNREFUSED) {
 				continue
 			}
@@ -150,7 +151,7 @@ func (t *ICMP) Receive() ([]Answer, error) {
 	return answers, errors.Join(err, failed)
 }
 
-// parse reads an IPv4 packet. It is false for everything but an answer to us.
+// parse reads an IPv4 packet. False for everything but an answer to us.
 func (t *ICMP) parse(packet []byte) (Answer, bool) {
 	if len(packet) < 20 || packet[0]>>4 != 4 {
 		return Answer{}, false
@@ -166,7 +167,7 @@ func (t *ICMP) parse(packet []byte) (Answer, bool) {
 	return Answer{From: netip.AddrFrom4([4]byte(packet[12:16])), Number: binary.BigEndian.Uint32(echo[12:])}, true
 }
 
-// arrival is the kernel's time of arrival, or now.
+// arrival is the kernel's time of arrival, or now if there is none.
 func arrival(control []byte) time.Time {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {

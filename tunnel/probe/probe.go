@@ -1,8 +1,8 @@
-// Package probe finds out which nodes can be reached through the tunnel, by
-// asking their kernels for an echo.
+// Package probe finds out which nodes can be reached through the tunnel, by asking
+// their kernels for an echo.
 //
-// It observes and judges. What is done about a dead path is decided in
-// meshagent, and who is worth asking by Witnesses and the flows the caller has.
+// It observes and judges. What to do about a dead path is decided in meshagent, and
+// which nodes to probe by Witnesses and by the caller's flows.
 package probe
 
 import (
@@ -16,18 +16,17 @@ type Target struct {
 	Node    string
 	// Addr is the node's internal address, answered by its kernel.
 	Addr netip.Addr
-	// Device is the ifindex of the lane to send on; 0: as the routes say.
+	// Device is the ifindex of the lane to send on; 0: the routes decide.
 	Device int
-	// Size of the largest packet that the tunnel sends there, in bytes, headers
-	// included; 0: whether it passes is not asked.
+	// Size of the largest packet that the tunnel sends there, in bytes including
+	// headers; 0: do not test whether it passes.
 	Size int
 }
 
 // Name is "cluster/node".
 func (t Target) Name() string { return t.Cluster + "/" + t.Node }
 
-// State of a path. A path not judged yet is Unknown and counts as alive:
-// nothing is taken away on a guess.
+// State of a path. A path that was not judged yet is Unknown and counts as alive.
 //
 //	        2 answers                 5 misses (3 with evidence)
 //	Unknown ─────────▶ Up ─────────────────────────────▶ Down
@@ -45,7 +44,7 @@ const (
 type Outcome uint8
 
 const (
-	Void     Outcome = iota // nothing can be concluded: we were stalled ourselves
+	Void     Outcome = iota // says nothing, because we were stalled ourselves
 	Answered                // in time
 	Missed
 )
@@ -54,7 +53,7 @@ const (
 type Thresholds struct {
 	// Down misses in a row make a path down.
 	Down int
-	// DownWithEvidence does when gossip holds the node for dead as well.
+	// DownWithEvidence misses suffice if gossip considers the node dead as well.
 	DownWithEvidence int
 	// Up answers in a row make it up again.
 	Up int
@@ -62,11 +61,11 @@ type Thresholds struct {
 
 // Evidence is what else is known of a target.
 type Evidence struct {
-	// GossipDead: members of its cluster hold it for dead.
+	// GossipDead is set while members of its cluster consider it dead.
 	GossipDead bool
 }
 
-// Observation is a row: what was seen, of whom, and when.
+// Observation is what was seen of one target, and when.
 type Observation struct {
 	Target   Target
 	State    State
@@ -77,9 +76,9 @@ type Observation struct {
 	Answered time.Time     // the last answer; zero: never
 	Evidence Evidence
 	Reason   string // of the last change of State, in words
-	// Limit is the largest packet that passes, in bytes, if that is less than
-	// Target.Size; 0: that passes, or is not known. LimitSince is when it was
-	// found out.
+	// Limit is the largest packet that passes, in bytes, if it is smaller than
+	// Target.Size; 0: packets of that size pass, or it is not known. LimitSince is
+	// when the limit was found.
 	Limit      int
 	LimitSince time.Time
 }

@@ -13,14 +13,14 @@ import (
 	"time"
 )
 
-// Transport sends echo requests and receives answers. The prober alone calls
-// it, from one goroutine.
+// Transport sends echo requests and receives answers. Only the prober calls it, from
+// one goroutine.
 type Transport interface {
-	// Send asks each target for an echo of its number. An error about single
-	// targets (no route, no device) is not returned: it is a missing answer.
+	// Send asks each target for an echo of its number. An error about a single
+	// target (no route, no device) is not returned: its answer will be missing.
 	Send(requests []Request) error
-	// Receive returns answers that have arrived, at most a few hundred at a
-	// time, none if there are none. It does not wait.
+	// Receive returns the answers that have arrived, at most a few hundred at a time.
+	// It does not wait.
 	Receive() ([]Answer, error)
 	// Arrival waits until there may be something to receive, or until ctx ends.
 	Arrival(ctx context.Context)
@@ -29,10 +29,10 @@ type Transport interface {
 // Request is one echo request.
 type Request struct {
 	Addr   netip.Addr
-	Device int // ifindex to send on, 0: as the routes say
+	Device int // ifindex to send on; 0: the routes decide
 	Number uint32
-	// Size of the whole IP packet in bytes; 0: as small as can be. It must not be
-	// fragmented on its way.
+	// Size of the whole IP packet in bytes; 0: as small as possible. It must not be
+	// fragmented on the way.
 	Size int
 }
 
@@ -40,7 +40,7 @@ type Request struct {
 type Answer struct {
 	From   netip.Addr
 	Number uint32
-	// At is when it arrived at this host, not when it was read.
+	// At is when it arrived at this machine, not when it was read.
 	At time.Time
 }
 
@@ -50,22 +50,20 @@ type Config struct {
 	// falls silent is down after Interval × Thresholds.Down + Patience: 600 ms
 	// with the defaults. t targets cost t / Interval packets a second each way.
 	Interval time.Duration
-	// Patience is how long an answer may take at least. Slower paths get twice
+	// Patience is the least time that an answer may take. Slower paths get twice
 	// their smoothed round trip on top, up to MaxPatience.
 	Patience    time.Duration
 	MaxPatience time.Duration
-	// SizeInterval is the pause between two probes of a target's full size. A
-	// path that begins to swallow large packets is found after some ten
-	// intervals of probing once it is tried; t targets cost t / SizeInterval
-	// large packets a second each way.
+	// SizeInterval is the pause between two full-size probes of a target. Once one
+	// is lost, the largest size that passes is found within about 40 probes at
+	// Interval; t targets cost t / SizeInterval large packets a second each way.
 	SizeInterval time.Duration
-	// Stall is how late the prober's own loop may be before it concludes
-	// nothing from that time: then it was not listening itself.
+	// Stall is how late the prober's own loop may be. If it is later, it concludes
+	// nothing from that time, because it was not listening itself.
 	Stall      time.Duration
 	Thresholds Thresholds
-	// OnChange is told each change of state or limit, one at a time, and must not
-	// block.
-	// May be nil.
+	// OnChange is called with each change of state or limit, one at a time. It must
+	// not block. May be nil.
 	OnChange func(Observation)
 	Log      *slog.Logger
 }
@@ -98,13 +96,13 @@ func (c Config) Validate() error {
 	}
 	t := c.Thresholds
 	if t.Up < 1 || t.Down < 1 || t.DownWithEvidence < 1 || t.DownWithEvidence > t.Down {
-		errs = append(errs, fmt.Errorf("thresholds %+v: each is at least 1, and evidence never asks for more misses", t))
+		errs = append(errs, fmt.Errorf("thresholds %+v: each must be at least 1, and DownWithEvidence at most Down", t))
 	}
 	return errors.Join(errs...)
 }
 
-// Prober probes its targets while Run runs. Its other methods may be called
-// from several goroutines, before and during Run.
+// Prober probes its targets while Run runs. Several goroutines may call its other
+// methods, before and during Run.
 type Prober struct {
 	cfg       Config
 	transport Transport
@@ -115,7 +113,7 @@ type Prober struct {
 	evidence map[string]Evidence // guarded by mu, by target name
 	next     uint32              // guarded by mu: number of the next probe
 	beat     time.Time           // guarded by mu: the loop's last turn
-	hurry    chan struct{}       // has one element when targets want a probe now
+	hurry    chan struct{}       // has one element when a target should be probed now
 }
 
 // path is what is known of one target.
@@ -126,8 +124,8 @@ type path struct {
 	waiting []*probe  // not answered yet, oldest first, for MaxPatience each
 
 	sizing Sizing
-	sized  *probe    // of the size that sizing tries; nil: none under way
-	resize time.Time // when the next of those is due
+	sized  *probe    // the probe of the size that sizing tries; nil: none in flight
+	resize time.Time // when the next one is due
 }
 
 // probe is one request that may still be answered.
@@ -135,17 +133,17 @@ type probe struct {
 	number uint32
 	path   *path
 	sent   time.Time
-	// deadline for the answer. It is missed if the queue, drained after that,
-	// did not hold it.
+	// deadline for the answer. The probe is missed if the receive queue, drained
+	// after that, did not contain the answer.
 	deadline time.Time
 	judged   bool
 	answered time.Time // zero: not yet
 }
 
-// historyLength is enough for any Thresholds that make sense.
+// historyLength is enough for all sensible Thresholds.
 const historyLength = 64
 
-// New makes a Prober without targets.
+// New returns a Prober without targets.
 func New(cfg Config, transport Transport) (*Prober, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("prober: %w", err)
@@ -158,8 +156,8 @@ func New(cfg Config, transport Transport) (*Prober, error) {
 	}, nil
 }
 
-// Set makes these the targets. One that stays keeps what is known of it; one
-// whose address or device changed is asked there from now on.
+// Set sets the targets. A target that stays keeps what is known of it, unless its
+// address changed; a new device is used from now on.
 func (p *Prober) Set(targets []Target) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -195,8 +193,8 @@ func (p *Prober) Set(targets []Target) {
 	p.hurryUp()
 }
 
-// SetEvidence says what else is known of targets, by name; those not named have
-// none. A target with new evidence is probed at once.
+// SetEvidence sets what else is known of targets, by name; those not named have none. A
+// target whose evidence changed is probed at once.
 func (p *Prober) SetEvidence(evidence map[string]Evidence) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -211,7 +209,7 @@ func (p *Prober) SetEvidence(evidence map[string]Evidence) {
 	p.hurryUp()
 }
 
-// Observations are all rows, in order of name.
+// Observations returns those of all targets, in order of name.
 func (p *Prober) Observations() []Observation {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -231,9 +229,9 @@ func (p *Prober) hurryUp() {
 
 // Run probes until ctx ends or the transport fails.
 //
-// Each turn of the loop has this order, and it matters: note the time, drain
-// the receive queue, judge what was due at the noted time, send. An answer that
-// waited in the queue is found before its absence is judged.
+// The order within each turn of the loop matters: note the time, drain the receive
+// queue, judge what was due at the noted time, send. An answer that waited in the
+// queue is found before its absence is judged.
 func (p *Prober) Run(ctx context.Context) error {
 	for {
 		changes, wait, err := p.turn(time.Now())
@@ -252,7 +250,7 @@ func (p *Prober) Run(ctx context.Context) error {
 	}
 }
 
-// pause waits until something is due, arrives, or is asked for.
+// pause waits until something is due, arrives, or is requested.
 func (p *Prober) pause(ctx context.Context, wait time.Duration) error {
 	waiting, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -271,8 +269,8 @@ func (p *Prober) pause(ctx context.Context, wait time.Duration) error {
 	return ctx.Err()
 }
 
-// turn is one turn of the loop. It returns what changed and how long nothing
-// will be due.
+// turn is one turn of the loop. It returns the changes and how long until something is
+// due.
 func (p *Prober) turn(now time.Time) ([]Observation, time.Duration, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -311,8 +309,8 @@ func (p *Prober) drainLocked() error {
 	}
 }
 
-// judgeLocked turns probes into outcomes and outcomes into states. Probes of a
-// path are judged in the order in which they were sent.
+// judgeLocked turns probes into outcomes and outcomes into states. A path's probes are
+// judged in the order in which they were sent.
 func (p *Prober) judgeLocked(now time.Time, stalled bool) []Observation {
 	var changes []Observation
 	for _, name := range slices.Sorted(maps.Keys(p.paths)) {
@@ -341,8 +339,8 @@ func (p *Prober) judgeLocked(now time.Time, stalled bool) []Observation {
 	return changes
 }
 
-// judgeSizeLocked takes the search for the size of a path one step further. A
-// large packet that was lost says something only where small ones are answered.
+// judgeSizeLocked takes the search for a path's size one step further. A lost large
+// packet means something only if small ones are answered.
 func (p *Prober) judgeSizeLocked(path *path, now time.Time, stalled bool) {
 	q := path.sized
 	if q == nil || q.answered.IsZero() && now.Before(q.deadline) {
@@ -363,26 +361,26 @@ func (p *Prober) judgeSizeLocked(path *path, now time.Time, stalled bool) {
 	}
 	switch limit := path.sizing.Limit(); {
 	case limit == 0 && path.sizing.Searching():
-		// What was known stands until something else is.
+		// The last result stands until there is another one.
 	case limit != path.seen.Limit:
 		path.seen.Limit, path.seen.LimitSince = limit, now
 	}
 }
 
-// judge adds the outcome of a probe to the history, once, and says whether it
-// has one by now.
+// judge adds the outcome of a probe to the history, once, and reports whether it has
+// one.
 func (path *path) judge(q *probe, now time.Time, stalled bool) bool {
 	switch {
 	case !q.answered.IsZero():
-		// Also after it was judged missed: however late, it shows that the path
-		// is there, and the next probes will be given the time that this took.
+		// Also if it was judged missed: however late, the answer shows that the path
+		// works, and later probes get the time that this one took.
 		path.answer(q)
 	case q.judged:
 	case now.Before(q.deadline):
 		return false
 	case stalled:
-		// Whoever does not get to run may not have sent in time either, and
-		// neither may the tunnel beside us.
+		// If we did not get to run, we may not have sent in time, and neither may the
+		// tunnel on this machine.
 		path.add(Void)
 	default:
 		path.add(Missed)
@@ -421,8 +419,8 @@ func (p *Prober) sendLocked(now time.Time) error {
 		if path.due.After(now) {
 			continue
 		}
-		// On the beat, however late this turn is; a beat that was missed
-		// altogether is not made up for.
+		// At fixed intervals, however late this turn is; an interval that was missed
+		// altogether is skipped.
 		path.due = path.due.Add(p.cfg.Interval)
 		if !path.due.After(now) {
 			path.due = now.Add(p.cfg.Interval)
@@ -444,7 +442,7 @@ func (p *Prober) patience(path *path) time.Duration {
 	return min(p.cfg.Patience+2*path.seen.RTT, p.cfg.MaxPatience)
 }
 
-// idleLocked is how long until a probe or a judgement is due.
+// idleLocked is the time until a probe or a judgement is due.
 func (p *Prober) idleLocked(now time.Time) time.Duration {
 	idle := p.cfg.Interval
 	for _, path := range p.paths {
@@ -475,7 +473,7 @@ func (p *Prober) forgetLocked(path *path) {
 	path.seen.Limit, path.seen.LimitSince = 0, time.Time{}
 }
 
-// forgetSizeLocked gives up what is under way of a path's full size.
+// forgetSizeLocked gives up a path's size probe in flight.
 func (p *Prober) forgetSizeLocked(path *path) {
 	if path.sized != nil {
 		delete(p.awaited, path.sized.number)

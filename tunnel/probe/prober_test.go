@@ -51,7 +51,7 @@ func inBubble(t *testing.T, f func(t *testing.T, b *bench)) {
 	})
 }
 
-// next waits for a change of state and says how long it took.
+// next waits for a change of state and returns how long it took.
 func (b *bench) next(t *testing.T, within time.Duration) (probe.Observation, time.Duration) {
 	t.Helper()
 	start := time.Now()
@@ -126,8 +126,8 @@ func TestStalledProberConcludesNothing(t *testing.T) {
 		b.Set([]probe.Target{n1})
 		b.next(t, time.Second)
 		for range 50 {
-			// Half a second in which nothing runs here, and nothing is answered:
-			// Arrival, held, stands for a machine that did not schedule us.
+			// For half a second nothing runs here and nothing is answered: holding
+			// Arrival simulates a machine that does not schedule us.
 			b.network.Cut(n1.Addr)
 			b.quiet(t, 150*time.Millisecond)
 			b.network.Hold(500 * time.Millisecond)

@@ -1,9 +1,9 @@
 package probe
 
-// Sizing is the search for the largest packet that a path carries. Its zero
-// value searches nothing; Want makes it begin.
+// Sizing is the search for the largest packet that a path carries. The zero value does
+// nothing; setting Want starts it.
 //
-//	full size passes ──▶ nothing else is tried
+//	full size passes ──▶ only the full size is tried
 //	      │ 4 misses in a row, while small probes are answered
 //	      ▼
 //	halve the gap between Pass and Fail until it is one step ──▶ limited
@@ -12,24 +12,24 @@ package probe
 type Sizing struct {
 	// Want is the largest packet that the tunnel sends, in bytes.
 	Want int
-	// Pass is the largest that has passed, Fail the smallest that has not. 0:
+	// Pass is the largest size that has passed, Fail the smallest that has not; 0:
 	// none yet.
 	Pass, Fail int
 
-	misses int // in a row, of the size that Next says
-	turn   int // which size of a limited path is tried next
+	misses int // in a row, of the size that Next returns
+	turn   int // which size to try next on a limited path
 }
 
-// A network that loses one packet in five loses sizeMisses of them in a row once
-// in 600 times, and the next round corrects it.
+// sizeMisses in a row make a size fail. A network that loses one packet in five does
+// so by chance once in 600 times, and the next round corrects it.
 const sizeMisses = 4
 
-// SizeStep is how exactly sizes are told apart: WireGuard pads to this, so that
-// everything in between is the same packet underneath.
+// SizeStep is the resolution of sizes, in bytes: WireGuard pads packets to multiples of
+// it, so sizes in between make no difference.
 const SizeStep = 16
 
-// sizeFloor passes whenever anything does: it is the size of an ordinary probe,
-// in whole steps.
+// sizeFloor is the size of an ordinary probe, in whole steps, which passes whenever
+// anything does.
 const sizeFloor = 3 * SizeStep
 
 // Next is the size to try; 0 if there is nothing to search.
@@ -47,8 +47,8 @@ func (s Sizing) Next() int {
 
 func (s Sizing) limited() bool { return s.Fail > 0 && s.Fail-s.Pass <= SizeStep }
 
-// Limit is the largest size that passes, once it is known to be below Want; 0:
-// it is not.
+// Limit is the largest size that passes if it is known and smaller than Want; 0
+// otherwise.
 func (s Sizing) Limit() int {
 	if !s.limited() {
 		return 0
@@ -56,12 +56,12 @@ func (s Sizing) Limit() int {
 	return s.Pass
 }
 
-// Searching says that the next size is to be tried soon.
+// Searching reports whether the next size should be tried soon.
 func (s Sizing) Searching() bool {
 	return !s.limited() && (s.Fail > 0 || s.misses > 0 || s.Pass == 0)
 }
 
-// After is the search after an outcome of Next.
+// After is the search after a probe of size Next had this outcome.
 func (s Sizing) After(outcome Outcome) Sizing {
 	size := s.Next()
 	if outcome == Void || size == 0 {
@@ -73,7 +73,7 @@ func (s Sizing) After(outcome Outcome) Sizing {
 		case size == s.Want:
 			return Sizing{Want: s.Want, Pass: s.Want}
 		case size >= s.Fail:
-			s.Fail = s.Want // wider than it was
+			s.Fail = s.Want // the path carries more than before
 		}
 		s.Pass = max(s.Pass, size)
 		return s
@@ -84,11 +84,11 @@ func (s Sizing) After(outcome Outcome) Sizing {
 	s.misses = 0
 	switch {
 	case size > s.Pass && s.limited():
-		s.turn++ // as known
+		s.turn++ // as before
 	case size > s.Pass:
 		s.Pass, s.Fail = max(s.Pass, sizeFloor), size
 	default:
-		s.Pass, s.Fail = sizeFloor, size // narrower than it was
+		s.Pass, s.Fail = sizeFloor, size // the path carries less than before
 	}
 	return s
 }

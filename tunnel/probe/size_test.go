@@ -7,8 +7,8 @@ import (
 	"github.com/weft-mesh/weft/tunnel/probe"
 )
 
-// settle plays a path that passes what carries says, and counts the probes until
-// the search rests.
+// settle simulates a path that passes what carries says, and counts the probes until the
+// search ends.
 func settle(t *testing.T, s probe.Sizing, carries func(int) bool) (probe.Sizing, int) {
 	t.Helper()
 	for n := range 200 {
@@ -28,8 +28,8 @@ func outcomeOf(passed bool) probe.Outcome {
 	return probe.Missed
 }
 
-// For every limit that a path may have, the search ends within one step below
-// it, in less than 40 probes, and finds the way back up.
+// For every limit that a path may have, the search ends at most one step below it, in
+// less than 40 probes, and notices when the limit is gone.
 func TestSizingFindsEveryLimit(t *testing.T) {
 	const want = 1420
 	for limit := 48; limit <= want+1; limit++ {
@@ -110,7 +110,7 @@ func TestPathThatSwallowsLargePackets(t *testing.T) {
 		if o, after := b.next(t, time.Minute); o.Limit != 0 || after > 15*time.Second {
 			t.Errorf("limit %d after %v; want none within 15 s", o.Limit, after)
 		}
-		// Down is down, whatever the size, and nothing is concluded from that.
+		// A path that is down says nothing about sizes.
 		b.network.Cut(n1.Addr)
 		if o, _ := b.next(t, time.Minute); o.State != probe.Down || o.Limit != 0 {
 			t.Errorf("cut: %+v", o)
@@ -120,7 +120,7 @@ func TestPathThatSwallowsLargePackets(t *testing.T) {
 		if o, _ := b.next(t, time.Minute); o.State != probe.Up || o.Limit != 0 {
 			t.Errorf("healed: %+v", o)
 		}
-		// A busy machine concludes nothing.
+		// Nothing is concluded on a busy machine.
 		b.network.Hold(5 * time.Second)
 		b.quiet(t, time.Minute)
 	})

@@ -6,15 +6,15 @@ import (
 	"slices"
 )
 
-// MaxWitnesses is how many nodes of a cluster every node probes without having
-// flows with them. A mesh of n nodes in c clusters sends n × c × MaxWitnesses /
-// Interval probes a second, and never n × n.
+// MaxWitnesses is how many nodes of each cluster a node probes besides those that it
+// has flows with. A mesh of n nodes in c clusters sends n × c × MaxWitnesses / Interval
+// such probes a second, never n × n.
 const MaxWitnesses = 3
 
-// Witnesses chooses whom node self probes: up to most nodes of every cluster,
-// the same ones as long as they exist, spread over the cluster by who asks, and
-// all nodes that self has flows with. Own is left out of its own cluster. The
-// result is in order of name and without repetition.
+// Witnesses chooses the nodes that node self probes: up to most nodes of every cluster,
+// the same ones for as long as they exist but others for every prober, and all nodes
+// that self has flows with. self is left out. The result is in order of name, without
+// duplicates.
 func Witnesses(self string, nodes []Target, flows map[string]bool, most int) []Target {
 	byCluster := map[string][]Target{}
 	var chosen []Target
@@ -43,7 +43,7 @@ func weight(self string, t Target) uint64 {
 	h.Write([]byte(self))
 	h.Write([]byte{0})
 	h.Write([]byte(t.Name()))
-	// FNV's last bytes reach the high bits too little to compare by; mix them.
+	// FNV's last bytes hardly reach the high bits, which decide the order: mix them.
 	x := h.Sum64()
 	x ^= x >> 33
 	x *= 0xff51afd7ed558ccd

@@ -1,7 +1,7 @@
 // Package tunneltest is the in-memory twin of package tunnel: lanes without a
 // kernel, and a wire that completes handshakes between them.
 //
-// It moves no packets; bpftest and the lab do that.
+// It moves no packets; the lab does that.
 package tunneltest
 
 import (
@@ -16,8 +16,8 @@ import (
 	"github.com/weft-mesh/weft/tunnel"
 )
 
-// Wire connects Lanes of several nodes. Two nodes shake hands on a lane at once
-// when each has the other's present key there. Its zero value is ready to use.
+// Wire connects Lanes of several nodes. Two nodes shake hands on a lane as soon as each
+// has the other's current key there. The zero value is ready to use.
 type Wire struct {
 	mu    sync.Mutex
 	lanes []*Lanes // guarded by mu
@@ -48,21 +48,21 @@ func (w *Wire) New() *Lanes {
 	return l
 }
 
-// Fail makes every call return err until told nil.
+// Fail makes every call return err; nil ends that.
 func (l *Lanes) Fail(err error) {
 	l.wire.mu.Lock()
 	defer l.wire.mu.Unlock()
 	l.failure = err
 }
 
-// Receive pretends that data arrived on a lane just now.
+// Receive simulates data arriving on a lane just now.
 func (l *Lanes) Receive(lane int) {
 	l.wire.mu.Lock()
 	defer l.wire.mu.Unlock()
 	l.lastRx[lane] = time.Now()
 }
 
-// Peers are those configured, by name.
+// Peers returns the configured peers, by name.
 func (l *Lanes) Peers() map[string]tunnel.Peer {
 	l.wire.mu.Lock()
 	defer l.wire.mu.Unlock()
@@ -175,8 +175,7 @@ func (l *Lanes) Rotate(_ context.Context, to uint64) (tunnel.Own, error) {
 	return l.own, nil
 }
 
-// shakeLocked completes every handshake that both sides are ready for. The
-// caller holds wire.mu.
+// shakeLocked completes every handshake that both sides are ready for.
 func (w *Wire) shakeLocked() {
 	holders := map[tunnel.Key]*Lanes{}
 	for _, l := range w.lanes {
@@ -209,7 +208,7 @@ func (l *Lanes) knowsLocked(key tunnel.Key, lane int) bool {
 	return false
 }
 
-// Host implements tunnel.Host in memory. Its zero value is ready to use.
+// Host implements tunnel.Host in memory. The zero value is ready to use.
 type Host struct {
 	mu       sync.Mutex
 	network  tunnel.Network        // guarded by mu
@@ -236,21 +235,21 @@ func (h *Host) Set(_ context.Context, want tunnel.Network, complete bool) error 
 	return nil
 }
 
-// Fail makes every call return err until told nil.
+// Fail makes every call return err; nil ends that.
 func (h *Host) Fail(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.failures = err
 }
 
-// Network is the last one set.
+// Network returns the last one set.
 func (h *Host) Network() tunnel.Network {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.network
 }
 
-// Routes are the members' CIDRs that lead into a lane.
+// Routes returns the members' CIDRs that lead into a lane.
 func (h *Host) Routes() []netip.Prefix {
 	h.mu.Lock()
 	defer h.mu.Unlock()

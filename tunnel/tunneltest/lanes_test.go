@@ -14,8 +14,8 @@ import (
 	"github.com/weft-mesh/weft/tunnel/tunneltest"
 )
 
-// agent does with its lanes what a node's agent does, once per turn: publish,
-// configure, choose, and rotate when it may.
+// agent does what a node's agent does with its lanes, once per turn: publish, configure,
+// choose, and rotate when it may.
 type agent struct {
 	name  string
 	lanes *tunneltest.Lanes
@@ -118,7 +118,7 @@ func TestAMeshFollowsTheHighestEpoch(t *testing.T) {
 		for epoch := range uint64(5) {
 			run(epoch, time.Minute)
 		}
-		// A node that comes new to a mesh at epoch 4 catches up.
+		// A new node in a mesh at epoch 4 catches up.
 		all = append(all, &agent{name: "late", lanes: wire.New(), used: map[string]int{}})
 		run(4, time.Minute)
 		run(5, time.Minute)

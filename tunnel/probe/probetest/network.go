@@ -1,7 +1,7 @@
 // Package probetest is the in-memory twin of the network that probes cross:
 // paths with a round-trip time that can be cut, and listeners that can be held.
 //
-// It keeps no clock of its own; in a testing/synctest bubble it is exact.
+// It has no clock of its own; in a testing/synctest bubble it is exact.
 package probetest
 
 import (
@@ -26,7 +26,7 @@ type Network struct {
 
 var _ probe.Transport = (*Network)(nil)
 
-// Answer lets an address answer after rtt from now on.
+// Answer makes an address answer after rtt from now on.
 func (n *Network) Answer(addr netip.Addr, rtt time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -36,14 +36,15 @@ func (n *Network) Answer(addr netip.Addr, rtt time.Duration) {
 	n.rtt[addr] = rtt
 }
 
-// Cut lets an address answer no more. Answers on their way arrive.
+// Cut makes an address stop answering. Answers already on their way arrive.
 func (n *Network) Cut(addr netip.Addr) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.rtt, addr)
 }
 
-// Limit lets nothing larger pass to an address and back; 0: everything passes.
+// Limit sets the largest packet, in bytes, that passes to an address and back; 0:
+// everything passes.
 func (n *Network) Limit(addr netip.Addr, bytes int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -53,21 +54,21 @@ func (n *Network) Limit(addr netip.Addr, bytes int) {
 	n.limit[addr] = bytes
 }
 
-// Hold keeps the prober from running for a while, as a busy machine does.
+// Hold keeps the prober from running for a while, like a busy machine.
 func (n *Network) Hold(d time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.held = time.Now().Add(d)
 }
 
-// Sent counts requests.
+// Sent is the number of requests so far.
 func (n *Network) Sent() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.sent
 }
 
-// Last is the newest small request to an address.
+// Last is the last small request to an address.
 func (n *Network) Last(addr netip.Addr) probe.Request {
 	n.mu.Lock()
 	defer n.mu.Unlock()
