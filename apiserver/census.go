@@ -26,14 +26,26 @@ type census struct {
 	claims   map[string]wire.NodeState
 	problems map[string]wire.NodeProblems
 	paths    map[string]wire.NodePaths
-	synced   map[string]bool      // the mark is there: it has reported, and lives
-	seen     map[string]time.Time // last sign of life
-	gossiped map[string]bool      // what gossip says, if anything
-	deaths   map[string]time.Time // when gossip gave it up
-	states   map[string]stay      // as last shown
-	removed  map[string]time.Time // not registered any more, but its agent answers
-	standing map[string]said      // how far each is with the store, as last heard
-	changed  chan struct{}        // has one element when deaths changed
+	whys     map[podOn]wire.EndpointState // of pods that are not ready and whose agent knows why
+	synced   map[string]bool              // the mark is there: it has reported, and lives
+	seen     map[string]time.Time         // last sign of life
+	gossiped map[string]bool              // what gossip says, if anything
+	deaths   map[string]time.Time         // when gossip gave it up
+	states   map[string]stay              // as last shown
+	removed  map[string]time.Time         // not registered any more, but its agent answers
+	standing map[string]said              // how far each is with the store, as last heard
+	changed  chan struct{}                // has one element when deaths changed
+}
+
+// podOn is a pod, as a node speaks of it.
+type podOn struct{ node, pod string }
+
+// why is what a node's agent says of a pod, namespace/name, that is not ready; the
+// zero value if it does not know why.
+func (c *census) why(node, pod string) wire.EndpointState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.whys[podOn{node, pod}]
 }
 
 // stay is how long a node has been in a state.
@@ -75,7 +87,7 @@ func (s said) store(now time.Time, alive bool) *api.NodeStore {
 
 func newCensus(s store.Store, log *slog.Logger) *census {
 	return &census{
-		store: s, log: log, claims: map[string]wire.NodeState{}, problems: map[string]wire.NodeProblems{}, paths: map[string]wire.NodePaths{}, synced: map[string]bool{}, seen: map[string]time.Time{},
+		store: s, log: log, claims: map[string]wire.NodeState{}, problems: map[string]wire.NodeProblems{}, paths: map[string]wire.NodePaths{}, whys: map[podOn]wire.EndpointState{}, synced: map[string]bool{}, seen: map[string]time.Time{},
 		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, states: map[string]stay{}, removed: map[string]time.Time{}, standing: map[string]said{}, changed: make(chan struct{}, 1),
 	}
 }
@@ -96,10 +108,11 @@ func (c *census) apply(b store.Batch) {
 	if b.Complete {
 		clear(c.synced)
 		clear(c.problems)
+		clear(c.whys)
 		clear(c.paths)
 	}
 	for _, ev := range b.Events {
-		node, entry, _, _, ok := wire.ParseNodesKey(ev.Key)
+		node, entry, namespace, pod, ok := wire.ParseNodesKey(ev.Key)
 		if !ok {
 			continue
 		}
@@ -120,6 +133,12 @@ func (c *census) apply(b store.Batch) {
 			delete(c.problems, node)
 			if v, err := wire.Unmarshal[wire.NodeProblems](ev.Value); err == nil && !ev.Deleted {
 				c.problems[node] = v
+			}
+		case wire.NodeEntryEndpoint:
+			of := podOn{node, namespace + "/" + pod}
+			delete(c.whys, of)
+			if v, err := wire.Unmarshal[wire.EndpointState](ev.Value); err == nil && !ev.Deleted && v.Why != "" {
+				c.whys[of] = v
 			}
 		case wire.NodeEntryPaths:
 			delete(c.paths, node)
@@ -170,6 +189,7 @@ func (c *census) forgetLocked(node string) {
 	delete(c.claims, node)
 	delete(c.problems, node)
 	delete(c.paths, node)
+	maps.DeleteFunc(c.whys, func(of podOn, _ wire.EndpointState) bool { return of.node == node })
 	delete(c.synced, node)
 	delete(c.seen, node)
 	delete(c.gossiped, node)

@@ -147,7 +147,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 	if err := s.kept.Learn(ctx, s.fixed()...); err != nil {
 		return nil, err
 	}
-	s.registry = registry.New(s.store, registry.Config{Cluster: f.cluster.Name, ServiceCIDR: f.cluster.ServiceCIDR})
+	s.registry = registry.New(s.store, registry.Config{Cluster: f.cluster.Name, ServiceCIDR: f.cluster.ServiceCIDR, Waits: s.waits})
 	at := func(port uint16) []string {
 		if port == 0 {
 			return nil

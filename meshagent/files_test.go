@@ -114,6 +114,11 @@ func TestAFullDiskIsToldByPod(t *testing.T) {
 		if len(said) != 1 || said[0].Row != "shop/web-1" || !strings.Contains(said[0].Error, filepath.Join(dir, "shop_web-1.json")) || said[0].Since.Before(began) || said[0].Since.After(began.Add(time.Second)) {
 			t.Errorf("it says %+v", said)
 		}
+		key := wire.NodeEndpointKey(east.name, "shop", "web-1")
+		why := func() string { return list[wire.EndpointState](t, east.cluster, key)[key].Why }
+		if !strings.Contains(why(), filepath.Join(dir, "shop_web-1.json")) {
+			t.Errorf("of the pod it says %q", why())
+		}
 		if err := os.Remove(dir); err != nil {
 			t.Fatal(err)
 		}
@@ -121,6 +126,9 @@ func TestAFullDiskIsToldByPod(t *testing.T) {
 		w.step()
 		if said := east.saidOf(t, wire.ProblemPods); len(said) != 0 {
 			t.Errorf("with room it says %+v", said)
+		}
+		if why() != "" {
+			t.Errorf("with room it says of the pod %q", why())
 		}
 		if rows := rowsOf(t, east.maps().Endpoints); len(rows) != 1 {
 			t.Error("the pod has no network yet")

@@ -282,6 +282,9 @@ func (p *publisher) state() wire.NodeState {
 // out and says no more than its address.
 func endpointState(e *tables.Endpoint, pod *tables.Pod) wire.EndpointState {
 	s := wire.EndpointState{Namespace: e.Namespace, Pod: e.Pod, UID: e.UID, IP: e.IP, State: wire.EndpointCreating}
+	if !e.Ready {
+		s.Why = e.Why
+	}
 	if e.Phase == tables.Live {
 		s.State, s.Ready = wire.EndpointNotReady, e.Ready
 		if e.Ready {

@@ -479,7 +479,7 @@ func (w *workloads) watchReadiness(ctx context.Context) {
 func (w *workloads) ready(r endpoint.Record, ready bool, why error) {
 	text := ""
 	if why != nil {
-		text = fmt.Sprintf("not ready: %v", why)
+		text = fmt.Sprintf("readiness probe: %v", why)
 	}
 	w.change(r, func(e *tables.Endpoint) bool {
 		if e.UID != r.UID || e.Phase == "" {

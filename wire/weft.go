@@ -111,7 +111,10 @@ type EndpointState struct {
 	Ready     bool       `json:"ready"`
 	// State is creating, ready or not-ready; terminating once the pod has been
 	// asked to stop.
-	State      string      `json:"state,omitempty"`
+	State string `json:"state,omitempty"`
+	// Why is the cause of a pod's not being ready, if the agent knows one. It is
+	// for people; nothing follows from it.
+	Why        string      `json:"why,omitempty"`
 	NamedPorts []NamedPort `json:"namedPorts,omitempty"`
 }
 

@@ -54,6 +54,25 @@ func (u unwritten) settled(round int) {
 	}
 }
 
+// Trouble is what keeps the endpoint of a pod from being as its node's agent claims;
+// nil if nothing does.
+func (c *Controller) Trouble(namespace, pod string) *api.Concern {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	who := name{namespace, pod}
+	o := podOwner(who)
+	if keys := c.unwritten[o]; len(keys) > 0 {
+		return &(unwritten{o: keys}.concerns()[0])
+	}
+	for node, r := range c.standing[subject{"endpoint", who.String()}] {
+		return &api.Concern{
+			Object: "pod " + who.String(), Node: node, Reason: "ClaimRefused", Since: r.Last,
+			Message: fmt.Sprintf("what node %s claims of the pod is refused: %s (%s)", node, r.Reason, r.Example), Next: "restart its agent",
+		}
+	}
+	return nil
+}
+
 // cannotWrite reports whether an error is about what is written, so that the rest
 // can go on.
 func cannotWrite(err error) bool {

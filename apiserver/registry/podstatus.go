@@ -37,8 +37,9 @@ func (r *Registry) showStatus(ctx context.Context, kind Kind, namespace string, 
 			endpoints[e.Namespace+"/"+e.Pod] = e
 		}
 	}
+	waits := r.waits(ctx)
 	for i, item := range items {
-		if items[i], err = podWithStatus(item, endpoints); err != nil {
+		if items[i], err = podWithStatus(item, endpoints, waits); err != nil {
 			return err
 		}
 	}
@@ -60,16 +61,46 @@ func (r *Registry) showOneStatus(ctx context.Context, kind Kind, namespace, name
 	case !errors.Is(err, store.ErrNotFound):
 		return nil, storeError(err)
 	}
-	return podWithStatus(item, endpoints)
+	return podWithStatus(item, endpoints, r.waits(ctx))
 }
 
-func podWithStatus(item json.RawMessage, endpoints map[string]wire.Endpoint) (json.RawMessage, error) {
+// waits is what is asked why a pod is not ready. It asks the API server when the
+// first pod is not.
+func (r *Registry) waits(ctx context.Context) func(*corev1.Pod) (reason, message string, err error) {
+	var ask func(node, namespace, pod string) (string, string)
+	return func(pod *corev1.Pod) (reason, message string, err error) {
+		if ask == nil {
+			if r.conf.Waits == nil {
+				return "", "", nil
+			}
+			if ask, err = r.conf.Waits(ctx); err != nil {
+				return "", "", storeError(err)
+			}
+		}
+		reason, message = ask(pod.Spec.NodeName, pod.Namespace, pod.Name)
+		return reason, message, nil
+	}
+}
+
+func podWithStatus(item json.RawMessage, endpoints map[string]wire.Endpoint, waits func(*corev1.Pod) (reason, message string, err error)) (json.RawMessage, error) {
 	var pod corev1.Pod
 	if err := json.Unmarshal(item, &pod); err != nil {
 		return nil, fmt.Errorf("read stored pod: %w", err)
 	}
 	e, known := endpoints[pod.Namespace+"/"+pod.Name]
-	pod.Status = podStatus(e, known && (e.UID == "" || e.UID == string(pod.UID)))
+	known = known && (e.UID == "" || e.UID == string(pod.UID))
+	pod.Status = podStatus(e, known)
+	if known && e.Ready {
+		return json.Marshal(&pod)
+	}
+	reason, message, err := waits(&pod)
+	if err != nil {
+		return nil, err
+	}
+	pod.Status.Reason, pod.Status.Message = reason, message
+	for i := range pod.Status.Conditions {
+		pod.Status.Conditions[i].Reason, pod.Status.Conditions[i].Message = reason, message
+	}
 	return json.Marshal(&pod)
 }
 
@@ -86,6 +117,9 @@ func podStatus(e wire.Endpoint, known bool) corev1.PodStatus {
 		PodIP:      e.IP.String(),
 		PodIPs:     []corev1.PodIP{{IP: e.IP.String()}},
 		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}},
+	}
+	if e.State == wire.EndpointCreating {
+		s.Phase = corev1.PodPending
 	}
 	if e.NodeIP.IsValid() {
 		s.HostIP = e.NodeIP.String()

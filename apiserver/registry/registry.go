@@ -46,6 +46,9 @@ const attempts = 16
 type Config struct {
 	Cluster     string
 	ServiceCIDR netip.Prefix
+	// Waits is asked once per listing that has pods that are not ready, and what it
+	// returns once for each of them: a word in CamelCase and a sentence. May be nil.
+	Waits func(context.Context) (func(node, namespace, pod string) (reason, message string), error)
 }
 
 // Registry is the objects of a cluster. Several goroutines may use it, in

@@ -435,6 +435,11 @@ func TestPodsShowTheirStatus(t *testing.T) {
 	if p.Status.PodIP != "10.1.1.7" || p.Status.HostIP != "192.0.2.1" || p.Status.Conditions[0].Status != corev1.ConditionTrue {
 		t.Errorf("with a ready endpoint: %+v", p.Status)
 	}
+	e.Ready, e.State = false, wire.EndpointCreating
+	put()
+	if p := read(); p.Status.Phase != corev1.PodPending || p.Status.PodIP == "" {
+		t.Errorf("with an endpoint whose network is not there yet: %+v", p.Status)
+	}
 	exported, _ := json.Marshal(p)
 	if got := summary(apply(t, r, string(exported))); got != "shop/web-1 unchanged" {
 		t.Errorf("shown and applied: %s", got)

@@ -199,6 +199,7 @@ func describeObject(ctx context.Context, c *api.Client, status *api.Status, k ki
 	case "services":
 		err = d.backends(ctx, c, meta.Namespace, meta.Name)
 	case "pods":
+		d.add("Waits", podMessage(raw))
 		err = d.holders(ctx, c, l.Cluster, meta.Namespace, row[slices.IndexFunc(heads, func(c column) bool { return c.head == "ADDRESS" })])
 	}
 	if err != nil {
@@ -221,6 +222,15 @@ func describeObject(ctx context.Context, c *api.Client, status *api.Status, k ki
 		}
 	}
 	return d, nil
+}
+
+// podMessage is why a pod is not ready; "" if it is.
+func podMessage(raw []byte) string {
+	var p struct {
+		Status struct{ Message string } `json:"status"`
+	}
+	_ = json.Unmarshal(raw, &p) // it was read before
+	return p.Status.Message
 }
 
 // backends adds the backends of a service in every cluster.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -32,9 +33,9 @@ var kinds = []kind{
 			return []string{labelList(n.Labels)}
 		})},
 	{plural: "pods", names: []string{"pod", "po"},
-		columns: columns("NODE", "ADDRESS", "READY", "*LABELS"),
+		columns: columns("NODE", "ADDRESS", "READY", "STATUS", "*LABELS"),
 		cells: cells(func(p *corev1.Pod) []string {
-			return []string{p.Spec.NodeName, p.Status.PodIP, podReady(p), labelList(p.Labels)}
+			return []string{p.Spec.NodeName, p.Status.PodIP, podReady(p), podStatus(p), labelList(p.Labels)}
 		})},
 	{plural: "services", names: []string{"service", "svc"},
 		columns: columns("CLUSTER-IP", "PORTS", "GLOBAL", "*SELECTOR"),
@@ -303,3 +304,6 @@ func podReady(p *corev1.Pod) string {
 	}
 	return strings.ToLower(string(p.Status.Phase))
 }
+
+// podStatus is a word for what a pod does or waits for; describe has the sentence.
+func podStatus(p *corev1.Pod) string { return cmp.Or(p.Status.Reason, string(p.Status.Phase)) }
