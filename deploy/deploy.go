@@ -1,8 +1,8 @@
-// Package deploy carries what a plain machine needs to run Weft: systemd units
-// and example configuration.
+// Package deploy contains what a plain machine needs to run Weft: systemd units and example
+// configuration.
 //
-// It only holds the files. An operator installs them; the lab starts its nodes
-// from the very same ones.
+// It only holds the files. An operator installs them; the lab starts its nodes from the
+// same ones.
 package deploy
 
 import "embed"

@@ -37,8 +37,8 @@ func TestExamplesAreAccepted(t *testing.T) {
 	}
 }
 
-// TestUnits looks for what makes a unit of Weft's keep the promise that
-// stopping is not removing, and that what ends is started again.
+// TestUnits checks that the units keep two promises: stopping removes nothing, and what
+// dies is started again.
 func TestUnits(t *testing.T) {
 	units, err := fs.Glob(Files, "systemd/*.service")
 	if err != nil || len(units) != 3 {
@@ -58,8 +58,8 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-// TestTunnelUnitAsksTheKernel: whether it has WireGuard is to be seen only
-// when the module was loaded, so the unit waits for that.
+// TestTunnelUnitAsksTheKernel checks that the unit waits until the module was loaded: only
+// then can it see whether the kernel has WireGuard.
 func TestTunnelUnitAsksTheKernel(t *testing.T) {
 	data, err := Files.ReadFile("systemd/weft-tunnel.service")
 	if err != nil {
