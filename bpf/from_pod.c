@@ -110,8 +110,10 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 	key = (struct flow_key){
 		.local = q.dst, .remote = q.src, .lport = q.dport, .rport = q.sport, .proto = q.proto,
 	};
-	if (q.proto == PROTO_ICMP)
-		key.rport = q.asks ? htons(1) : 0;
+	if (q.proto == PROTO_ICMP) {
+		key.lport = q.sport;
+		key.rport = icmp_port(q.dport, !q.asks);
+	}
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (!f)
 		return REASON_INVALID;
@@ -168,15 +170,35 @@ part int ends(const struct settings *s, const struct flow_key *key, const struct
 	return alive_elsewhere(s, key);
 }
 
+/* Is this reason the end of an open connection? */
+inline_always int ends_by(__u32 why, const struct packet *p, const struct flow *f)
+{
+	if (p->proto != PROTO_TCP || p->tcp_flags & TCP_RST)
+		return 0;
+	return why == REASON_FORMER_MEMBER || (why == REASON_NO_TUNNEL && f->flags & FLOW_REPLIED && !opens(p));
+}
+
 /* Like refuse, for a packet from a pod, which may be told. */
 part int turn_down(struct __sk_buff *skb, struct packet *p, const struct flow_key *key, struct flow *f, __u32 why)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 
+	if (why == REASON_NO_TUNNEL && waits(f, p, now)) {
+		name_service(p, key, f);
+		return drop(skb, p, why, EGRESS);
+	}
+	if (ends_by(why, p, f)) {
+		/* The row stays for as long as that of a closed connection, for
+		 * packets still on their way. */
+		name_service(p, key, f);
+		__sync_fetch_and_or(&f->flags, FLOW_RESET);
+		f->seen = now;
+		return reset(skb, p, why);
+	}
 	if (f->flags & FLOW_REMOTE_INITIATED)
 		return refuse(skb, p, key, f, why, now);
 	name_service(p, key, f);
-	f->seen = now;
+	tried(f, why, now);
 	return turn_away(skb, p, why);
 }
 
@@ -220,18 +242,10 @@ int from_pod(struct __sk_buff *skb)
 			why = rejudge(s, &p, &key, f);
 			if (why == RENEW)
 				goto renew;
-			if (why == GONE) {
+			if (why == GONE)
 				dead = 1;
-			} else if (why == REASON_FORMER_MEMBER && p.proto == PROTO_TCP && !(p.tcp_flags & TCP_RST)) {
-				/* The row stays for as long as that of a closed connection,
-				 * for packets still on their way. */
-				name_service(&p, &key, f);
-				__sync_fetch_and_or(&f->flags, FLOW_RESET);
-				f->seen = now;
-				return reset(skb, &p, why);
-			} else if (why) {
+			else if (why)
 				return turn_down(skb, &p, &key, f, why);
-			}
 		}
 		path = f->node ? path_to(s, f->node, f->cluster) : PATH_ALIVE;
 		if (unlikely(path != PATH_ALIVE)) {

@@ -56,6 +56,9 @@ func (l *ipLayer) piece(id uint16, offset int, more bool) *ipLayer {
 	return l
 }
 
+// icmp makes a raw payload one of ICMP: that of a later fragment.
+func (l *ipLayer) icmp() *ipLayer { l.proto = 1; return l }
+
 func (l *ipLayer) withOptions(n int) *ipLayer { l.options = n; return l }
 func (l *ipLayer) withTTL(n uint8) *ipLayer   { l.hops = 64 - n; return l }
 

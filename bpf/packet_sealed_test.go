@@ -6,6 +6,8 @@ const (
 	otherNode   = "172.16.1.2" // node 2's own address, outside of the mesh
 	ownAddress  = "172.16.1.1" // this node's
 	peerService = "10.102.0.80"
+
+	nodeGrace = time.Second
 )
 
 // peerRemoved does what the agent does when an operator removes cluster 2: its CIDR
@@ -32,6 +34,19 @@ func peerRemoved(n *node) {
 	unset(n, n.m.Nodes, 4)
 	unset(n, n.m.Clusters, 2)
 	n.change(nil)
+}
+
+// nodeUnknown does what the agent does when the entry of node 3 is gone from the store:
+// the addresses of its pods are known, but not where they are.
+func nodeUnknown(n *node) {
+	n.Helper()
+	unset(n, n.m.Prefixes, prefix("10.2.1.0/24"))
+	set(n, n.m.IPs, addr(podC), IPInfo{Identity: idC, Cluster: 2, Flags: IPMember})
+	for _, service := range []uint32{80, 81} {
+		unset(n, n.m.Members, MemberKey{Service: service, Addr: addr(podC), Port: PortOf(8080)})
+	}
+	n.change(nil)
+	unset(n, n.m.Nodes, 3)
 }
 
 // peerForgotten does what the agent does after `weft peer forget`.
@@ -163,6 +178,51 @@ var sealedCases = []packetCase{
 		}, hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A")), want: ReasonNoTunnel},
 		{hook: "from b", in: ip(podB, podC, udp(80, 9)), want: ReasonNoTunnel, silent: true},
 	}},
+	{name: "an open connection waits a moment for its node", steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "SA")), want: ReasonDelivered},
+		{hook: "out of tunnel", in: ip(podC, podB, tcp(9, 80, "S")), want: ReasonDelivered},
+		{hook: "from b", in: ip(podB, podC, tcp(80, 9, "SA")), want: ReasonTunnelled},
+		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, udp(53, 1000)), want: ReasonDelivered},
+		{change: func(n *node) { n.age(20 * time.Second); nodeUnknown(n) },
+			hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A").says("secret")), want: ReasonNoTunnel, silent: true, check: talk(idA, idC)},
+		{hook: "from b", in: ip(podB, podC, tcp(80, 9, "A").says("secret")), want: ReasonNoTunnel, silent: true},
+		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonNoTunnel, silent: true},
+		{hook: "from a", in: ip(podA, podC, tcp(1001, 80, "S")), want: ReasonNoTunnel}, // new: refused at once
+		{change: ages(nodeGrace - 100*time.Millisecond), hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "A")), want: ReasonNoTunnel, silent: true},
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A").says("secret")), want: ReasonNoTunnel, silent: true},
+		{change: peerBack, hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A").says("on")), want: ReasonTunnelled},
+		{hook: "from b", in: ip(podB, podC, tcp(80, 9, "A").says("on")), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "A")), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonTunnelled},
+		{change: func(n *node) { n.age(20 * time.Second); nodeUnknown(n) }, // again: it waits again
+			hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A").says("secret")), want: ReasonNoTunnel, silent: true},
+	}},
+	{name: "and is reset when its node stays away", steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "SA")), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, udp(53, 1000)), want: ReasonDelivered},
+		{change: nodeUnknown, hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A").says("secret")), want: ReasonNoTunnel, silent: true},
+		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonNoTunnel, silent: true},
+		{change: ages(nodeGrace + 100*time.Millisecond), hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A").says("secret")), want: ReasonResetSent,
+			out: ip(podC, podA, tcp(80, 1000, "R")), check: ended(ReasonNoTunnel)},
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "A").says("secret")), want: ReasonResetSent,
+			out: ip(podC, podA, tcp(80, 1000, "R")), check: ended(ReasonNoTunnel)},
+		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonNoTunnel},
+		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonNoTunnel},
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonNoTunnel, check: flowsAre(1)},
+	}},
+	{name: "a connection through a service waits for the node of its backend", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(far, podA, tcp(80, 1000, "SA"))},
+		{change: nodeUnknown, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A").says("secret")), want: ReasonNoTunnel, silent: true},
+		{change: peerBack, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A").says("on")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "A").says("on"))},
+		{change: nodeUnknown, hook: "from a", in: ip(podA, far, tcp(1000, 80, "A").says("secret")), want: ReasonNoTunnel, silent: true},
+		{change: ages(nodeGrace + 100*time.Millisecond), hook: "from a", in: ip(podA, far, tcp(1000, 80, "A").says("secret")), want: ReasonResetSent,
+			out: ip(far, podA, tcp(80, 1000, "R")), check: ended(ReasonNoTunnel)},
+	}},
 	{name: "the pod of an open flow is deleted, or its identity withdrawn", steps: []step{
 		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonTunnelled},
 		{change: func(n *node) { unset(n, n.m.IPs, addr(podC)); n.change(nil) },
@@ -218,6 +278,9 @@ var sealedCases = []packetCase{
 	{name: "from tunnels the node takes echoes and nothing else", steps: []step{
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, echo(7)), want: ReasonToStack},
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, echoReply(7)), want: ReasonToStack},
+		{hook: "out of tunnel", in: ip(podC, nodeInternal, echo(7).of(13)), want: ReasonNodeClosed},
+		{hook: "out of tunnel", in: ip(podC, nodeInternal, echo(7).of(14)), want: ReasonNodeClosed},
+		{hook: "out of tunnel", in: ip(podC, nodeInternal, echo(7).of(40)), want: ReasonNodeClosed},
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, tcp(1, 2379, "S")), want: ReasonNodeClosed},
 		{hook: "out of tunnel", in: ip(podE, nodeInternal, tcp(1, 9962, "S")), want: ReasonNodeClosed},
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, tcp(1, 2379, "A")), want: ReasonNodeClosed},
@@ -230,12 +293,16 @@ var sealedCases = []packetCase{
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, tcp(81, 4000, "SA")), want: ReasonNodeClosed},
 		{hook: "out of tunnel", in: ip(podD, nodeInternal, tcp(80, 4000, "SA")), want: ReasonNodeClosed},
 		{hook: "into tunnel", in: ip(nodeInternal, podC, udp(4000, 53)), want: ReasonEnteredLane, check: flowsAre(2)},
+		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7).of(14)), want: ReasonEnteredLane, check: flowsAre(2)},
+		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7).of(13)), want: ReasonEnteredLane, check: flowsAre(3)},
+		{hook: "out of tunnel", in: ip(podC, nodeInternal, echo(7).of(14)), want: ReasonToStack},
+		{hook: "out of tunnel", in: ip(podC, nodeInternal, echo(7).of(13)), want: ReasonNodeClosed},
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, udp(53, 4000)), want: ReasonToStack},
 		{hook: "out of tunnel", in: ip("10.2.1.1", nodeInternal, portUnreachable().quoting(ip(nodeInternal, podC, udp(4000, 53)))), want: ReasonToStack},
 		{hook: "out of tunnel", in: ip("10.2.1.1", nodeInternal, portUnreachable().quoting(ip(nodeInternal, podC, echo(7)))), want: ReasonToStack},
 		{hook: "out of tunnel", in: ip("10.2.1.1", nodeInternal, portUnreachable().quoting(ip(podA, podC, udp(4000, 53)))), want: ReasonInvalid},
 		{change: ages(time.Hour), hook: "out of tunnel", in: ip(podC, nodeInternal, udp(53, 4000)), want: ReasonNodeClosed},
-		{hook: "into tunnel", in: ip(nodeInternal, podC, udp(4000, 53)), want: ReasonEnteredLane, check: flowsAre(2)},
+		{hook: "into tunnel", in: ip(nodeInternal, podC, udp(4000, 53)), want: ReasonEnteredLane, check: flowsAre(3)},
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, udp(53, 4000)), want: ReasonToStack},
 	}},
 }

@@ -397,6 +397,28 @@ var policyCases = []packetCase{
 	}, steps: []step{
 		{hook: "from a", in: ip(podA, podC, echo(77)), want: ReasonTunnelled},
 		{hook: "from a", in: ip(podA, podC, udp(1, 8)), want: ReasonPolicyDenied},
+		{hook: "from a", in: ip(podA, podC, echo(77).of(13)), want: ReasonPolicyDenied},
+		{hook: "from a", in: ip(podA, podC, echo(77).of(40)), want: ReasonPolicyDenied},
+	}},
+	{name: "a rule for any type of ICMP", state: func(n *node) {
+		n.policy(podA, Ingress)
+		n.portClass(4, 1, 13)
+		n.portClass(5, 1, 40)
+		n.rule(PolicyKey{Class: AnyClass, Dir: Ingress, Proto: 1, Port: 4}, PolicyEntry{Rule: 5})
+		n.rule(PolicyKey{Class: AnyClass, Dir: Ingress, Proto: 1, Port: 5}, PolicyEntry{Rule: 6})
+	}, steps: []step{
+		{hook: "out of tunnel", in: ip(podC, podA, echo(7).of(13)), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, echo(7).of(14)), want: ReasonTunnelled, check: flowsAre(1)},
+		{hook: "out of tunnel", in: ip(podC, podA, echo(7).of(40)), want: ReasonDelivered},
+		{hook: "out of tunnel", in: ip(podC, podA, echo(7)), want: ReasonPolicyDenied},
+		{hook: "out of tunnel", in: ip(podC, podA, echo(7).of(41)), want: ReasonPolicyDenied},
+		{change: func(n *node) { n.change(nil) }, hook: "out of tunnel", in: ip(podC, podA, echo(7).of(13)), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, echo(7).of(14)), want: ReasonTunnelled},
+		{change: func(n *node) {
+			unset(n, n.m.Policy, PolicyKey{Gen: 1, Set: 7, Class: AnyClass, Dir: Ingress, Proto: 1, Port: 4})
+			n.change(nil)
+		},
+			hook: "from a", in: ip(podA, podC, echo(7).of(14)), want: ReasonPolicyDenied, check: under(Ingress)},
 	}},
 	{name: "a policy change ends an established flow at its next packet", steps: []step{
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},

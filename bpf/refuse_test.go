@@ -36,7 +36,7 @@ func answerTo(s step) layer {
 		taken := uint32(t.flags>>1&1) + uint32(t.flags&1) + uint32(len(t.data))
 		return ip(dst, src, tcp(t.dport, t.sport, "RA").at(0, t.seq+taken))
 	case *icmpLayer:
-		if t.kind != 8 {
+		if t.kind != 8 && t.kind != 13 {
 			return nil
 		}
 		unreachable.code = 1

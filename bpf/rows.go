@@ -34,8 +34,8 @@ type Settings struct {
 }
 
 // FlowKey is a connection as one local pod sees it. Remote is the address the pod
-// talks to: the service's, not the backend's. For an ICMP echo, Lport is the
-// identifier, and Rport is 1 if the other side sends the requests.
+// talks to: the service's, not the backend's. For ICMP, Lport is the identifier and
+// Rport the type of the request, plus 256 if the other side sent it.
 type FlowKey struct {
 	Local  Addr
 	Remote Addr
@@ -56,6 +56,7 @@ const (
 	FlowReset           FlowFlags = 1 << 4
 	FlowService         FlowFlags = 1 << 5 // Backend, Bport and Service are set
 	FlowLoop            FlowFlags = 1 << 6 // a pod reaching itself through a service
+	FlowWaits           FlowFlags = 1 << 7 // its node has been unknown since Seen
 )
 
 // Via is where the other side of a flow is.

@@ -27,13 +27,13 @@ var icmpTypes = map[uint8]map[string]uint16{
 
 const maxICMPType = 255
 
-// icmpPassing are the types that the datapath passes: echoes, and errors about earlier
-// packets. It drops all others before it consults a policy.
-var icmpPassing = []string{"EchoRequest", "EchoReply", "DestinationUnreachable", "TimeExceeded", "ParameterProblem"}
+// icmpFollowing are the types that pass with the flow they belong to, never on their
+// own: the answers to requests, and errors about earlier packets.
+var icmpFollowing = []uint16{0, 3, 11, 12, 14, 16, 18, 43}
 
-func icmpPasses(number uint16) bool {
-	return slices.ContainsFunc(icmpPassing, func(name string) bool { return icmpTypes[ProtoICMP][name] == number })
-}
+// icmpRedirect is dropped whatever policy says: it would change a pod's routes, and
+// whoever reaches the pod can forge its sender.
+const icmpRedirect = 5
 
 func parseICMP(at path, f *icmpField, deny bool, p *Policy, ps *problems) (portSpec, bool) {
 	var proto uint8
@@ -85,9 +85,9 @@ func parseICMP(at path, f *icmpField, deny bool, p *Policy, ps *problems) (portS
 // warnICMP warns where the effect on a type differs from what its author may expect.
 func warnICMP(at path, written string, number uint16, deny bool, p *Policy) {
 	switch {
-	case !deny && !icmpPasses(number):
-		p.warn(at, "%s allows nothing: of ICMP, only echo requests, echo replies and errors pass between pods", written)
-	case deny && icmpPasses(number) && number != icmpTypes[ProtoICMP]["EchoRequest"]:
+	case !deny && number == icmpRedirect:
+		p.warn(at, "%s allows nothing: redirects are always dropped, because their sender can be forged", written)
+	case deny && slices.Contains(icmpFollowing, number):
 		p.warn(at, "%s denies only unsolicited packets: replies and errors pass with the flow they belong to; deny that flow instead, such as EchoRequest", written)
 	}
 }

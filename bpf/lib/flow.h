@@ -5,6 +5,12 @@
 #include "sequence.h"
 #include "share.h"
 
+/* rport of an ICMP flow, by the type of the request. */
+inline_always __be16 icmp_port(__be16 type, int asked_by_local)
+{
+	return asked_by_local ? type : type | htons(ASKED_BY_REMOTE);
+}
+
 /* The connection as seen by the pod that sends p. */
 inline_always struct flow_key sent_key(const struct packet *p)
 {
@@ -13,7 +19,7 @@ inline_always struct flow_key sent_key(const struct packet *p)
 		.lport = p->sport, .rport = p->dport, .proto = p->proto,
 	};
 	if (p->proto == PROTO_ICMP)
-		key.rport = p->asks ? 0 : htons(1);
+		key.rport = icmp_port(p->dport, p->asks);
 	return key;
 }
 
@@ -24,8 +30,10 @@ inline_always struct flow_key received_key(const struct packet *p)
 		.local = p->dst, .remote = p->src,
 		.lport = p->dport, .rport = p->sport, .proto = p->proto,
 	};
-	if (p->proto == PROTO_ICMP)
-		key.rport = p->asks ? htons(1) : 0;
+	if (p->proto == PROTO_ICMP) {
+		key.lport = p->sport;
+		key.rport = icmp_port(p->dport, !p->asks);
+	}
 	return key;
 }
 
@@ -69,9 +77,33 @@ inline_always int lately(const struct flow *f, __u64 now)
 	return now < f->seen + 500 * 1000 * 1000ULL;
 }
 
+#define NODE_GRACE (1000 * 1000 * 1000ULL)
+
 inline_always int opens(const struct packet *p)
 {
 	return p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* The node of f is unknown: does f wait for it? The node may be missing only for a
+ * moment, while its entry is written again, and a reset cannot be taken back. Flows
+ * that were never answered do not wait. */
+part int waits(struct flow *f, const struct packet *p, __u64 now)
+{
+	if (!(f->flags & FLOW_REPLIED) || closing(f) || opens(p))
+		return 0;
+	if (!(f->flags & FLOW_WAITS)) {
+		f->seen = now;
+		__sync_fetch_and_or(&f->flags, FLOW_WAITS);
+	}
+	return now < f->seen + NODE_GRACE;
+}
+
+/* Notes that somebody still tries, although the packet is dropped for this reason: the
+ * row stays for that long. */
+inline_always void tried(struct flow *f, __u32 why, __u64 now)
+{
+	if (why != REASON_NO_TUNNEL || !(f->flags & FLOW_WAITS))
+		f->seen = now;
 }
 
 /* p cannot belong to this flow any longer: it was idle for too long, or it was closed

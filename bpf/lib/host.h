@@ -6,7 +6,7 @@
 #include "icmp.h"
 
 /* Notes what the node sends, so that the answer is let in. Returns 0, or why the
- * packet is not sent. Echoes and errors need no row: see asked_for. */
+ * packet is not sent. Echoes, answers and errors need no row: see asked_for. */
 once int note_sent(const struct packet *p, const struct settings *s)
 {
 	if (!p || !s)
@@ -15,7 +15,7 @@ once int note_sent(const struct packet *p, const struct settings *s)
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct flow *f;
 
-	if (p->proto == PROTO_ICMP || p->headless)
+	if (p->headless || (p->proto == PROTO_ICMP && (p->error || !p->asks || p->dport == htons(ICMP_ECHO))))
 		return 0;
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (f && !over(f, p, now)) {
@@ -58,7 +58,7 @@ once int asked_for(struct __sk_buff *skb, const struct packet *p)
 			return REASON_INVALID;
 		return bpf_map_lookup_elem(&flows, &key) ? 0 : REASON_INVALID;
 	}
-	if (p->proto == PROTO_ICMP)
+	if (p->proto == PROTO_ICMP && p->dport == htons(ICMP_ECHO))
 		return 0;
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (!f || over(f, p, now))

@@ -40,8 +40,13 @@ once int read_quote(struct __sk_buff *skb, const struct packet *p, struct quote 
 	q->sport = l4[0];
 	q->dport = l4[1];
 	if (ip.protocol == PROTO_ICMP) {
-		q->asks = (ntohs(l4[0]) >> 8) == ICMP_ECHO;
-		q->sport = q->dport = l4[2];
+		__u8 type = ntohs(l4[0]) >> 8;
+
+		if (is_error(type))
+			return REASON_INVALID;
+		q->asks = sense_of(&type);
+		q->sport = q->asks == TELLS ? 0 : l4[2];
+		q->dport = htons(type);
 	}
 	return 0;
 }
@@ -103,7 +108,7 @@ once int error_for_pod(struct __sk_buff *skb, struct packet *p, const struct set
 		.local = q.src, .remote = q.dst, .lport = q.sport, .rport = q.dport, .proto = q.proto,
 	};
 	if (q.proto == PROTO_ICMP)
-		key.rport = q.asks ? 0 : htons(1);
+		key.rport = icmp_port(q.dport, q.asks);
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (f)
 		return on_path(s, p, f, o) ? 0 : REASON_SPOOFED_SOURCE;

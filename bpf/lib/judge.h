@@ -40,9 +40,10 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 	a = f->flags & FLOW_SERVICE ? f->backend : key->remote;
 	why = locate(s, &a, &at);
 	/* A backend that was removed from its service keeps its open connections for
-	 * as long as it exists. Other flows choose a backend again. */
+	 * as long as it exists, even while its node is unknown. Other flows choose a
+	 * backend again. */
 	if (f->flags & FLOW_SERVICE && !still_member(f) &&
-	    (key->proto != PROTO_TCP || !(f->flags & FLOW_REPLIED) || why || at.via != f->via ||
+	    (!established(f, key->proto) || (why && why != REASON_NO_TUNNEL) || at.via != f->via ||
 	     at.identity == IDENTITY_UNKNOWN_MEMBER))
 		return GONE;
 	sent = same(&p->src, &key->local);
@@ -59,7 +60,7 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(remote ? INGRESS : EGRESS, port));
 	if (verdict)
 		return verdict;
-	if (why && (!remote || why == REASON_NODE_ADDRESS))
+	if (why && (!remote || why == REASON_NODE_ADDRESS || (why == REASON_NO_TUNNEL && f->flags & FLOW_REPLIED)))
 		return why;
 	f->identity = at.identity;
 	f->rule = p->rule;
@@ -67,6 +68,8 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 	f->cluster = at.cluster;
 	f->via = at.via;
 keep:
+	if (unlikely(f->flags & FLOW_WAITS))
+		__sync_fetch_and_and(&f->flags, ~FLOW_WAITS);
 	f->revision = s->revision;
 	return KEEP;
 }
@@ -76,7 +79,7 @@ inline_always int refuse(struct __sk_buff *skb, struct packet *p, const struct f
 			 __u32 reason, __u64 now)
 {
 	name_service(p, key, f);
-	f->seen = now; /* the row stays for as long as somebody tries */
+	tried(f, reason, now);
 	return drop(skb, p, reason, f->flags & FLOW_REMOTE_INITIATED ? INGRESS : EGRESS);
 }
 

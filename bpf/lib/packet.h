@@ -6,8 +6,8 @@
 struct packet {
 	struct addr src;
 	struct addr dst;
-	__be16 sport; /* ICMP echo: the identifier, on both sides */
-	__be16 dport;
+	__be16 sport; /* ICMP: the identifier; 0 for types without one */
+	__be16 dport; /* ICMP: the type; for an answer, that of the request */
 	__be16 icmp;  /* type, code */
 	__u16 l3;     /* offset of the IP header */
 	__u16 l4;     /* offset of the transport header */
@@ -15,7 +15,7 @@ struct packet {
 	__u8 proto;
 	__u8 tcp_flags;
 	__u8 headless; /* a later fragment: there is no transport header */
-	__u8 asks;     /* ICMP: an echo request */
+	__u8 asks;     /* ICMP: enum icmp_sense */
 	__u8 error;    /* ICMP: an error about another packet */
 	__u8 via;
 	__u8 ttl;     /* as it arrived */
@@ -34,6 +34,41 @@ struct packet {
 	__u32 seq;    /* TCP, in host order */
 	__u32 ack;
 };
+
+/* The part an ICMP packet plays in its flow. */
+enum icmp_sense {
+	ANSWERS,
+	ASKS,
+	TELLS, /* expects no answer: each type is a one-way flow of its own */
+};
+
+/* Turns the type of an answer into that of the request. */
+inline_always enum icmp_sense sense_of(__u8 *type)
+{
+	switch (*type) {
+	case ICMP_ECHO:
+	case ICMP_TIMESTAMP:
+	case ICMP_INFO:
+	case ICMP_MASK:
+	case ICMP_EXT_ECHO:
+		return ASKS;
+	case ICMP_ECHO_REPLY:
+		*type = ICMP_ECHO;
+		return ANSWERS;
+	case ICMP_TIMESTAMP_REPLY:
+	case ICMP_INFO_REPLY:
+	case ICMP_MASK_REPLY:
+	case ICMP_EXT_ECHO_REPLY:
+		*type -= 1;
+		return ANSWERS;
+	}
+	return TELLS;
+}
+
+inline_always int is_error(__u8 type)
+{
+	return type == ICMP_UNREACHABLE || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETER;
+}
 
 inline_always struct addr mapped(__be32 ip)
 {
@@ -115,21 +150,21 @@ inline_always int parse_transport(struct packet *p, void *l4, void *end)
 		struct icmphdr *icmp = l4;
 		if ((void *)(icmp + 1) > end)
 			return REASON_INVALID;
-		p->icmp = htons(icmp->type << 8 | icmp->code);
-		switch (icmp->type) {
-		case ICMP_ECHO:
-		case ICMP_ECHO_REPLY:
-			p->asks = icmp->type == ICMP_ECHO;
-			p->sport = p->dport = icmp->id;
-			return 0;
-		case ICMP_UNREACHABLE:
-		case ICMP_TIME_EXCEEDED:
-		case ICMP_PARAMETER:
+		__u8 type = icmp->type;
+		p->icmp = htons(type << 8 | icmp->code);
+		if (is_error(type)) {
 			p->error = 1;
 			return 0;
 		}
-		/* Redirects would change routes; pods need none of the other types. */
-		return REASON_NOT_SUPPORTED;
+		/* Redirects would change routes, and anybody can forge the next hop's
+		 * address, which no other node has. */
+		if (type == ICMP_REDIRECT)
+			return REASON_NOT_SUPPORTED;
+		p->asks = sense_of(&type);
+		p->dport = htons(type);
+		if (p->asks != TELLS)
+			p->sport = icmp->id;
+		return 0;
 	}
 	}
 	return REASON_NOT_SUPPORTED;

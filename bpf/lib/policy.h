@@ -54,7 +54,7 @@ once int judge(const struct settings *s, struct packet *p, __u32 set, __u32 iden
 	if (!s || !p)
 		return REASON_FAILED;
 	__u8 dir = dir_and_port >> 16;
-	__u16 port = p->proto == PROTO_ICMP ? ICMP_ECHO : ntohs((__u16)dir_and_port);
+	__u16 port = ntohs(p->proto == PROTO_ICMP ? p->dport : (__u16)dir_and_port); /* ICMP: the type */
 	struct policy_key key = {.gen = s->policy_gen, .set = set, .dir = dir};
 	struct set_key in = {.gen = s->policy_gen, .set = set};
 	struct policy_entry *e;

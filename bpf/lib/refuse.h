@@ -176,8 +176,8 @@ inline_always int answerable(const struct __sk_buff *skb, const struct packet *p
 
 	if (p->l3 != ETH_HLEN || p->error || p->headless)
 		return 0;
-	/* Never answer an ICMP error; only an echo request is certainly not one. */
-	if (p->proto == PROTO_ICMP && !p->asks)
+	/* Never answer an ICMP error; only a request is certainly not one. */
+	if (p->proto == PROTO_ICMP && p->asks != ASKS)
 		return 0;
 	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_RST)
 		return 0;

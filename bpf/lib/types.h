@@ -30,9 +30,12 @@ struct settings {
 
 /* flows: one connection as one local pod sees it. Packets in both directions
  * use the same key. remote is the address the pod talks to: the service's, not
- * the backend's. For an ICMP echo, lport is the identifier. What the node itself
+ * the backend's. For ICMP, lport is the identifier and rport the type of the
+ * request, with ASKED_BY_REMOTE if the other side sent it. What the node itself
  * sends into a tunnel has a row too, with ifindex 0: the node accepts only
  * answers to it. */
+#define ASKED_BY_REMOTE 0x100
+
 struct flow_key {
 	struct addr local;
 	struct addr remote;
@@ -50,6 +53,7 @@ enum flow_flags {
 	FLOW_RESET = 1 << 4,
 	FLOW_SERVICE = 1 << 5,          /* backend, bport and service are set */
 	FLOW_LOOP = 1 << 6,             /* a pod reaching itself through a service */
+	FLOW_WAITS = 1 << 7,            /* its node has been unknown since seen */
 };
 
 /* Where the other side of a flow is. Its packets may come from nowhere else. */
@@ -67,7 +71,7 @@ struct said {
 } __attribute__((aligned(8)));
 
 struct flow {
-	__u64 seen;      /* last packet, ns of CLOCK_MONOTONIC_COARSE */
+	__u64 seen;      /* last packet (but see FLOW_WAITS), ns of CLOCK_MONOTONIC_COARSE */
 	__u32 revision;  /* settings.revision of the cached verdict */
 	__u32 identity;  /* of the other side, when judged */
 	__u32 rule;      /* that allowed it; 0: no policy */
@@ -299,7 +303,7 @@ struct fragment {
 	struct addr dst;
 	__be16 id;
 	__u8 proto;
-	__u8 asks; /* ICMP: an echo request */
+	__u8 asks; /* as in struct packet */
 	__be16 sport;
 	__be16 dport;
 };

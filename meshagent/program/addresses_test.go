@@ -1,8 +1,10 @@
 package program
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/cilium/statedb"
 
@@ -133,4 +135,47 @@ spec:
   egress: [{toEntities: [remote-node]}, {toCIDR: [198.51.100.9/32]}]
 `)
 	look("by what else they are", map[string]bool{"192.0.2.1": false, "192.0.2.2": true, "192.0.2.3": true, "198.51.100.9": true, "198.51.100.8": false})
+}
+
+// The row of a node that is gone goes last. A flow that is not told to look again finds
+// its node dead, and resets what is open; told, it waits for the node to come back.
+func TestANodesRowOutlivesItsAddresses(t *testing.T) {
+	b := newBench(t)
+	node := &tables.Node{Cluster: "west", Name: "n1", State: &wire.NodeState{
+		Name: "n1", Internal: netip.MustParseAddr("10.2.1.1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.2.1.0/24")},
+	}}
+	node.Registration = &tables.Registration{PodCIDRs: node.State.PodCIDRs}
+	var synced = map[wire.Resource]time.Time{wire.Nodes: {}, wire.Identities: {}, wire.IPs: {}, wire.Services: {}}
+	b.write(func(txn statedb.WriteTxn) {
+		tables.Change(txn, b.tab.Clusters, &tables.Cluster{Name: "west"}, func(c *tables.Cluster) bool { c.Synced = synced; return true })
+		tables.Put(txn, b.tab.Nodes, node)
+	})
+	b.pass()
+	index := uint32(b.p.cfg.Ways.Index("west/n1"))
+	row := func() bool { _, ok := rowsIn(b.maps.Nodes)[index]; return ok }
+	if index == 0 || !row() {
+		t.Fatal("the node has no row")
+	}
+	before := rowsIn(b.maps.Settings)[0].Revision
+	told, broken := false, true
+	b.tap.before = func() error {
+		told = rowsIn(b.maps.Settings)[0].Revision != before
+		if !told && !row() {
+			t.Error("the node's row went before flows were told")
+		}
+		if broken {
+			return errors.New("no")
+		}
+		return nil
+	}
+	b.write(func(txn statedb.WriteTxn) { tables.Drop(txn, b.tab.Nodes, node) })
+	b.p.pass(t.Context())
+	if !row() {
+		t.Error("the node's row went although nothing could be written")
+	}
+	broken = false
+	b.p.pass(t.Context())
+	if row() {
+		t.Error("the node's row stays")
+	}
 }

@@ -76,6 +76,7 @@ type Program struct {
 	kept     []netip.Prefix
 	attempts int
 	moved    bool // a verdict may have changed since settings were written
+	vacant   bool // indexes of nodes that are gone may be released
 	// passed is closed after the first pass that wrote everything.
 	passed chan struct{}
 	once   sync.Once
@@ -207,6 +208,7 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 	p.learnFormer(v)
 	r := newReport(v)
 	p.writeSettings(p.write(v, r), v, r)
+	p.vacate(v, r)
 	r.publish(t)
 
 	wait := lastRetry
@@ -299,12 +301,25 @@ func (p *Program) write(v *view, r *report) (changed int) {
 
 	if obsolete != nil {
 		changed += obsolete()
-		if err := p.cfg.Ways.Release(remote, prune); err != nil {
-			r.fail("nodes", "", err)
-			p.did.ways = signature{}
+		p.vacant = true
+		if !r.clean("ips") {
+			p.did.addresses = signature{}
 		}
 	}
 	return changed
+}
+
+// vacate takes indexes from nodes that are gone, once the settings tell every flow to
+// look again: to a flow that does not, a node without a row is a dead one.
+func (p *Program) vacate(v *view, r *report) {
+	if !p.vacant || p.moved || !r.clean("ips", "services", "settings") {
+		return
+	}
+	p.vacant = false
+	if err := p.cfg.Ways.Release(v.remote(), v.complete()); err != nil {
+		r.fail("nodes", "", err)
+		p.did.ways, p.vacant = signature{}, true
+	}
 }
 
 // keep forgets a signature if its stage left something behind.
@@ -373,11 +388,11 @@ func (p *Program) writeSettings(changed int, v *view, r *report) {
 	want.TunnelIfindex, want.Internal = p.lanes, bpf.AddrOf(p.internal)
 	p.mu.Unlock()
 	want.Cluster, want.PolicyGen, want.Trace = uint16(v.own.ID()), p.policies.gen, bit(p.cfg.Trace)
+	p.moved = p.moved || changed > 0 // remembered until it was written
 	if p.policies.current == nil {
 		return // nothing may pass before there is a policy to judge by
 	}
 	r.stage("settings")
-	p.moved = p.moved || changed > 0 // remembered until it was written
 	if p.moved || want.Revision == 0 {
 		want.Revision = nextRevision(want.Revision)
 	}
