@@ -3,6 +3,7 @@ package program
 import (
 	"fmt"
 	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -12,14 +13,126 @@ import (
 	"github.com/weft-mesh/weft/policy"
 )
 
+// addresses writes who has which address. obsolete takes away what nobody has any
+// more: call it once nothing else refers to it.
+func (p *Program) addresses(v *view, rev signature, r *report) (changed int, obsolete func() int) {
+	t, txn := v.tables, v.txn
+	s := stage{rev, signature{ips: t.IPs.Revision(txn)}}
+	s.ground.policies, s.ground.epoch = t.Policies.Revision(txn), p.epoch
+	var remove func() int
+	switch {
+	case p.did.addresses == s:
+		return 0, func() int { return 0 }
+	case p.did.addresses.ground == s.ground && p.variants.none():
+		changed, remove = p.addressRows(v, r)
+	default:
+		changed, remove = p.allAddresses(v, rev.prune, r)
+	}
+	return changed, func() int {
+		n := remove()
+		p.did.addresses = keep(s, r.clean("ips", "former"))
+		return n
+	}
+}
+
+// allAddresses makes the addresses' rows from scratch.
+func (p *Program) allAddresses(v *view, prune bool, r *report) (changed int, obsolete func() int) {
+	r.stage("ips", "former")
+	for _, cidr := range v.memory {
+		v.doubts = append(v.doubts, doubt{"former", cidr.String(), fmt.Sprintf("%v was a cluster's and no peer has it any more; it is blocked, so that no open connection goes on in the clear: add the peer again, or let packets pass with `weft peer forget %v`", cidr, cidr)})
+	}
+	p.remember(v, r)
+	p.ips.skip(v.txn)
+	a := deriveAddresses(v, p.cfg.Ways.Index, p.cidrs, p.variants.of)
+	p.ground = a.ground
+	failIP := func(k bpf.Addr, err error) { r.fail("ips", orText(a.from[k], k.String()), err) }
+	failPrefix := func(k bpf.PrefixKey, err error) { r.fail("ips", k.Netip().String(), err) }
+	// Prefixes first: an address without a row of its own is then already known
+	// to be a member's.
+	changed = p.prefixes.update(a.prefixes, failPrefix) + p.addrs.update(a.ips, failIP)
+	return changed, func() int {
+		n := p.addrs.remove(a.ips, prune, failIP)
+		gone := p.prefixes.remove(a.prefixes, prune, failPrefix)
+		if gone > 0 {
+			p.did.policy = stage{} // numbers that only they had go too
+		}
+		p.vacant = true
+		return n + gone
+	}
+}
+
+// addressRows takes up the rows of table ips that have changed, over the ground that
+// allAddresses left.
+func (p *Program) addressRows(v *view, r *report) (changed int, obsolete func() int) {
+	addrs, prefixes := map[bpf.Addr]bpf.IPInfo{}, map[bpf.PrefixKey]bpf.IPInfo{}
+	var goneAddrs []bpf.Addr
+	var gonePrefixes []bpf.PrefixKey
+	from := map[bpf.Addr]string{}
+	for _, c := range p.ips.take(v.txn) {
+		ip := c.Object
+		r.row("ips", ip.Key())
+		info, ok := bpf.IPInfo{}, false
+		if !c.Deleted {
+			info, ok = v.infoOf(ip, p.cfg.Ways.Index, p.variants.of)
+		}
+		if m := v.members[ip.Cluster]; m == nil || !m.Owns(ip.Prefix) {
+			continue // the row in the kernel, if there is one, is somebody else's
+		}
+		if ip.Prefix.IsSingleIP() {
+			key := bpf.AddrOf(ip.Prefix.Addr())
+			from[key] = ip.Key()
+			switch {
+			case p.ground.nodes[key]:
+			case ok:
+				addrs[key] = info
+			default:
+				goneAddrs = append(goneAddrs, key)
+			}
+			continue
+		}
+		key := bpf.PrefixOf(ip.Prefix)
+		if !ok {
+			info, ok = p.ground.prefixes[key]
+		}
+		if ok {
+			prefixes[key] = info
+		} else {
+			gonePrefixes = append(gonePrefixes, key)
+		}
+	}
+	failIP := func(k bpf.Addr, err error) { r.fail("ips", orText(from[k], k.String()), err) }
+	failPrefix := func(k bpf.PrefixKey, err error) { r.fail("ips", k.Netip().String(), err) }
+	changed = p.prefixes.update(prefixes, failPrefix) + p.addrs.update(addrs, failIP)
+	return changed, func() int {
+		return p.addrs.dropAll(goneAddrs, failIP) + p.prefixes.dropAll(gonePrefixes, failPrefix)
+	}
+}
+
+func orText(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
 // addresses are the rows that say who has which address.
 type addresses struct {
 	ips      map[bpf.Addr]bpf.IPInfo
 	prefixes map[bpf.PrefixKey]bpf.IPInfo
 	// from names the row of a table that a kernel row stems from.
 	from map[bpf.Addr]string
+	// ground is what stays when a row of table ips goes.
+	ground ground
 	// number is the number of an endpoint in the kernel.
 	number func(endpointAt) identity.Number
+}
+
+// ground is what is known of addresses without table ips: it follows from clusters,
+// nodes and policies alone.
+type ground struct {
+	// nodes have the addresses of nodes inside the mesh. No pod has one of them.
+	nodes    map[bpf.Addr]bool
+	prefixes map[bpf.PrefixKey]bpf.IPInfo
 }
 
 // everyIPv4 has a row of its own. The kernel keeps IPv4 as ::ffff:0:0/96, where an
@@ -66,6 +179,10 @@ func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]
 	}
 	for key, n := range v.nodes {
 		a.node(v, n, index(key))
+	}
+	a.ground = ground{nodes: map[bpf.Addr]bool{}, prefixes: maps.Clone(a.prefixes)}
+	for addr := range a.from {
+		a.ground.nodes[addr] = true
 	}
 	for ip := range v.tables.IPs.All(v.txn) {
 		a.pod(v, ip, index)
@@ -133,15 +250,31 @@ func (v *view) outsideOf(n *tables.Node) map[netip.Addr]identity.Number {
 }
 
 func (a *addresses) pod(v *view, ip *tables.IP, index func(string) uint16) {
+	info, ok := v.infoOf(ip, index, a.number)
+	switch {
+	case !ok:
+	case !ip.Prefix.IsSingleIP():
+		a.prefixes[bpf.PrefixOf(ip.Prefix)] = info
+	case !a.ground.nodes[bpf.AddrOf(ip.Prefix.Addr())]:
+		a.ips[bpf.AddrOf(ip.Prefix.Addr())] = info
+		a.from[bpf.AddrOf(ip.Prefix.Addr())] = ip.Key()
+	}
+}
+
+// infoOf is the kernel's row for an address or prefix of the mesh; false, and
+// perhaps a doubt, if there is to be none. Two rows of table ips that are believed
+// never speak of the same prefix: it is the owner's alone, and members' CIDRs do not
+// overlap.
+func (v *view) infoOf(ip *tables.IP, index func(string) uint16, number func(endpointAt) identity.Number) (bpf.IPInfo, bool) {
 	c := v.members[ip.Cluster]
 	if c == nil {
-		return
+		return bpf.IPInfo{}, false
 	}
 	if why := v.doubtful(c, ip); why != "" {
 		v.doubts = append(v.doubts, doubt{"ips", ip.Key(), why})
-		return
+		return bpf.IPInfo{}, false
 	}
-	info := bpf.IPInfo{Identity: uint32(a.number(endpointAt{ip.Prefix, ip.Identity, ip.NamedPorts})), Cluster: uint16(c.ID()), Flags: bpf.IPMember}
+	info := bpf.IPInfo{Identity: uint32(number(endpointAt{ip.Prefix, ip.Identity, ip.NamedPorts})), Cluster: uint16(c.ID()), Flags: bpf.IPMember}
 	if n := v.byHost[ip.Cluster+"/"+ip.Host.String()]; n != nil {
 		if v.isSelf(n) {
 			info.Flags |= bpf.IPLocal
@@ -149,16 +282,7 @@ func (a *addresses) pod(v *view, ip *tables.IP, index func(string) uint16) {
 			info.Node = index(n.Key())
 		}
 	}
-	if !ip.Prefix.IsSingleIP() {
-		a.prefixes[bpf.PrefixOf(ip.Prefix)] = info
-		return
-	}
-	key := bpf.AddrOf(ip.Prefix.Addr())
-	if _, taken := a.from[key]; taken {
-		return // a node's own address
-	}
-	a.ips[key] = info
-	a.from[key] = ip.Key()
+	return info, true
 }
 
 // doubtful says why an address is not believed; "" if it is.

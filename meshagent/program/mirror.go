@@ -77,13 +77,27 @@ func (m *mirror[K, V]) remove(want map[K]V, prune bool, failed refused[K]) (chan
 
 // removeBut deletes rows that are neither in want nor kept.
 func (m *mirror[K, V]) removeBut(want map[K]V, prune bool, kept func(K) bool, failed refused[K]) (changed int) {
+	var gone []K
 	for k := range m.have {
-		if _, ok := want[k]; ok || !prune && !m.mine[k] || kept(k) {
+		if _, ok := want[k]; !ok && (prune || m.mine[k]) && !kept(k) {
+			gone = append(gone, k)
+		}
+	}
+	return m.dropAll(gone, failed)
+}
+
+// dropAll deletes these rows. It returns how many of them were there.
+func (m *mirror[K, V]) dropAll(keys []K, failed refused[K]) (changed int) {
+	batched := len(keys) >= batchFrom && m.table.DeleteBatch(keys) == nil
+	for _, k := range keys {
+		if _, ok := m.have[k]; !ok {
 			continue
 		}
-		if err := m.table.Delete(k); err != nil {
-			failed(k, err)
-			continue
+		if !batched {
+			if err := m.table.Delete(k); err != nil {
+				failed(k, err)
+				continue
+			}
 		}
 		delete(m.have, k)
 		delete(m.mine, k)

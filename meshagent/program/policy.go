@@ -332,8 +332,8 @@ func explanation(gen uint32, t *policy.Tables, content map[uint32]uint32) *Expla
 	return x
 }
 
-// identities brings the generation in force up to the identities there are,
-// without another one: lines first, then the class that leads to them.
+// identities brings the generation in force up to the identities there are, without
+// another one.
 func (p *policies) identities(want map[identity.Number]identity.Labels) (changed int, err error) {
 	if p.behind {
 		if err := p.write(rowsOf(p.gen, p.current, p.content)); err != nil {
@@ -341,48 +341,78 @@ func (p *policies) identities(want map[identity.Number]identity.Labels) (changed
 		}
 		p.behind = false
 	}
-	// What fails below may be in the compiled tables and not in the kernel.
-	defer func() { p.behind = err != nil }()
-	numbers := map[uint32][]uint32{}
-	for number, compiled := range p.content {
-		numbers[compiled] = append(numbers[compiled], number)
-	}
+	numbers := p.numbers()
 	for n, labels := range want {
-		if old, ok := p.known[n]; ok && old.Equal(labels) {
-			continue
-		}
-		class, entries := p.current.AddIdentity(n, labels)
-		for k, e := range entries {
-			for _, number := range numbers[k.Set] {
-				if err := p.entries.put(entryKey(p.gen, number, k), entry(e)); err != nil {
-					return changed, fmt.Errorf("identity %v: %w", n, err)
-				}
-			}
-		}
-		key := bpf.ClassKey{Gen: p.gen, Identity: uint32(n)}
-		if class == 0 {
-			err = p.classes.drop(key)
-		} else {
-			err = p.classes.put(key, class)
-		}
+		moved, err := p.know(n, labels, numbers)
 		if err != nil {
-			return changed, fmt.Errorf("identity %v: %w", n, err)
+			return changed, err
 		}
-		p.known[n] = labels
-		changed++
+		changed += moved
 	}
 	for n := range p.known {
 		if _, ok := want[n]; ok {
 			continue
 		}
-		if err := p.classes.drop(bpf.ClassKey{Gen: p.gen, Identity: uint32(n)}); err != nil {
-			return changed, fmt.Errorf("identity %v: %w", n, err)
+		moved, err := p.unlearn(n)
+		if err != nil {
+			return changed, err
 		}
-		p.current.RemoveIdentity(n)
-		delete(p.known, n)
-		changed++
+		changed += moved
 	}
 	return changed, nil
+}
+
+// numbers are the kernel numbers of each compiled one.
+func (p *policies) numbers() map[uint32][]uint32 {
+	numbers := map[uint32][]uint32{}
+	for number, compiled := range p.content {
+		numbers[compiled] = append(numbers[compiled], number)
+	}
+	return numbers
+}
+
+// know puts one identity into the generation in force: lines first, then the class
+// that leads to them. It returns how many identities that has changed.
+func (p *policies) know(n identity.Number, labels identity.Labels, numbers map[uint32][]uint32) (changed int, err error) {
+	if old, ok := p.known[n]; ok && old.Equal(labels) {
+		return 0, nil
+	}
+	// What fails below is in the compiled tables and not in the kernel.
+	defer func() { p.behind = p.behind || err != nil }()
+	class, entries := p.current.AddIdentity(n, labels)
+	for k, e := range entries {
+		for _, number := range numbers[k.Set] {
+			if err := p.entries.put(entryKey(p.gen, number, k), entry(e)); err != nil {
+				return 0, fmt.Errorf("identity %v: %w", n, err)
+			}
+		}
+	}
+	key := bpf.ClassKey{Gen: p.gen, Identity: uint32(n)}
+	if class == 0 {
+		err = p.classes.drop(key)
+	} else {
+		err = p.classes.put(key, class)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("identity %v: %w", n, err)
+	}
+	p.known[n] = labels
+	return 1, nil
+}
+
+// unlearn takes one identity out of the generation in force. It returns how many
+// identities that has changed.
+func (p *policies) unlearn(n identity.Number) (changed int, err error) {
+	if _, ok := p.known[n]; !ok {
+		return 0, nil
+	}
+	if err := p.classes.drop(bpf.ClassKey{Gen: p.gen, Identity: uint32(n)}); err != nil {
+		p.behind = true
+		return 0, fmt.Errorf("identity %v: %w", n, err)
+	}
+	p.current.RemoveIdentity(n)
+	delete(p.known, n)
+	return 1, nil
 }
 
 // lacks says whether the rules in force were made without the number of a named

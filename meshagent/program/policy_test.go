@@ -61,7 +61,7 @@ spec:
 
 // bench is a program over tables and maps, stepped by hand.
 type bench struct {
-	t    *testing.T
+	t    testing.TB
 	tab  *tables.Tables
 	maps *bpf.Maps
 	p    *Program

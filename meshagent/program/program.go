@@ -49,7 +49,7 @@ type Program struct {
 	cfg Config
 
 	settings  bpf.Settings // as in the kernel
-	ips       *mirror[bpf.Addr, bpf.IPInfo]
+	addrs     *mirror[bpf.Addr, bpf.IPInfo]
 	prefixes  *mirror[bpf.PrefixKey, bpf.IPInfo]
 	endpoints *mirror[bpf.Addr, bpf.Endpoint]
 	policies  *policies
@@ -60,7 +60,20 @@ type Program struct {
 	bases atomic.Pointer[map[identity.Number]identity.Number]
 
 	// Of the last snapshot each stage was done with; zero: do it.
-	did struct{ ways, policy, addresses, endpoints, services signature }
+	did struct {
+		ways, endpoints, services signature
+		policy, addresses         stage
+	}
+	// What a stage takes up row by row, as long as what it was derived from stays.
+	ips        feed[*tables.IP]
+	identities feed[*tables.Identity]
+	ground     ground
+	// seen is the view of the last pass, for the next one over the same clusters and
+	// nodes.
+	seen struct {
+		view                    *view
+		clusters, nodes, former statedb.Revision
+	}
 	// epoch counts changes of what stages take from one another.
 	epoch    uint64
 	subjects map[string]subject
@@ -88,12 +101,19 @@ type Program struct {
 	kicked   chan struct{}
 }
 
-// signature says what a stage has seen: revisions of its tables.
+// signature says what a stage has seen: revisions of the tables it reads, zero for
+// those that it does not.
 type signature struct {
-	a, b, c, d, e, f, g statedb.Revision
-	epoch               uint64
-	prune               bool
+	clusters, nodes, former, policies statedb.Revision
+	ips, identities, pods, endpoints  statedb.Revision
+	services, slices                  statedb.Revision
+	answers, epoch                    uint64
+	prune                             bool
 }
+
+// stage is how far a stage has come that can take up rows one by one: it was made
+// from scratch for ground, and has followed rows since.
+type stage struct{ ground, rows signature }
 
 // New reads what is in the kernel and changes nothing.
 func New(cfg Config) (*Program, error) {
@@ -103,7 +123,7 @@ func New(cfg Config) (*Program, error) {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
 	p.lanes, p.internal = p.settings.TunnelIfindex, p.settings.Internal.Netip()
-	if p.ips, err = newMirror(cfg.Maps.IPs); err != nil {
+	if p.addrs, err = newMirror(cfg.Maps.IPs); err != nil {
 		return nil, err
 	}
 	if p.prefixes, err = newMirror(cfg.Maps.Prefixes); err != nil {
@@ -116,6 +136,12 @@ func New(cfg Config) (*Program, error) {
 		return nil, err
 	}
 	if p.services, err = newServices(cfg.Maps); err != nil {
+		return nil, err
+	}
+	if p.ips, err = follow(cfg.Tables.DB, cfg.Tables.IPs); err != nil {
+		return nil, err
+	}
+	if p.identities, err = follow(cfg.Tables.DB, cfg.Tables.Identities); err != nil {
 		return nil, err
 	}
 	p.numbers = newNumbering(p.prefixes.have, p.numbersInRows())
@@ -162,6 +188,8 @@ const (
 
 // Run works until ctx ends. It leaves the kernel as it is.
 func (p *Program) Run(ctx context.Context) error {
+	defer p.ips.close()
+	defer p.identities.close()
 	select {
 	case <-ctx.Done():
 		return nil
@@ -199,13 +227,10 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 	t := p.cfg.Tables
 	txn := t.DB.ReadTxn()
 	watches := watch(txn, t)
-	v := newView(t, txn, p.cfg.Self)
+	v := p.view(txn)
 	if v == nil {
 		return watches, lastRetry
 	}
-	v.answered = p.cfg.Ways.HasAnswered
-	v.apiServers = p.cfg.APIServers
-	p.learnFormer(v)
 	r := newReport(v)
 	p.writeSettings(p.write(v, r), v, r)
 	p.vacate(v, r)
@@ -252,45 +277,28 @@ func add[P any](ws *statedb.WatchSet, txn statedb.ReadTxn, t statedb.Table[P]) {
 func (p *Program) write(v *view, r *report) (changed int) {
 	t, txn := v.tables, v.txn
 	prune := v.complete()
-	rev := signature{prune: prune, a: t.Clusters.Revision(txn), b: t.Nodes.Revision(txn), g: t.Former.Revision(txn)}
+	rev := signature{prune: prune, clusters: t.Clusters.Revision(txn), nodes: t.Nodes.Revision(txn), former: t.Former.Revision(txn)}
 
-	remote := v.remote()
 	if s := rev; p.did.ways != s {
-		p.ways(v, remote, prune, r)
+		p.ways(v, prune, r)
 		p.did.ways = keep(s, r.clean("nodes", "clusters"))
 	}
 
-	s := rev
-	s.c, s.d, s.e, s.f, s.epoch = t.Policies.Revision(txn), t.Identities.Revision(txn), t.Pods.Revision(txn), t.Endpoints.Revision(txn), p.epoch
-	if p.variants.wanted() {
-		s.g = t.IPs.Revision(txn)
-	}
-	if p.did.policy != s {
-		changed += p.judge(v, r)
-		s.epoch = p.epoch
-		p.did.policy = keep(s, r.clean("policies", "identities"))
-	}
+	changed += p.policy(v, rev, r)
 	changed += p.expire(r)
 
-	s = rev
-	s.c, s.d, s.epoch = t.IPs.Revision(txn), t.Policies.Revision(txn), p.epoch
-	var obsolete func() int
-	if p.did.addresses != s {
-		var n int
-		n, obsolete = p.addresses(v, prune, r)
-		changed += n
-		p.did.addresses = keep(s, r.clean("ips", "former"))
-	}
+	n, obsolete := p.addresses(v, rev, r)
+	changed += n
 
-	s = rev
-	s.c, s.d, s.epoch = t.Pods.Revision(txn), t.Endpoints.Revision(txn), p.epoch
+	s := rev
+	s.pods, s.endpoints, s.epoch = t.Pods.Revision(txn), t.Endpoints.Revision(txn), p.epoch
 	if p.did.endpoints != s {
 		changed += p.pods(v, r)
 		p.did.endpoints = keep(s, r.clean("endpoints"))
 	}
 
 	s = rev
-	s.c, s.d, s.e, s.epoch = t.Services.Revision(txn), t.Slices.Revision(txn), p.cfg.Ways.answersSeen(), p.epoch
+	s.services, s.slices, s.answers, s.epoch = t.Services.Revision(txn), t.Slices.Revision(txn), p.cfg.Ways.answersSeen(), p.epoch
 	if p.did.services != s {
 		wanted, problems := deriveServices(v, p.cfg.Ways.Index)
 		v.doubts = append(v.doubts, problems...)
@@ -298,13 +306,9 @@ func (p *Program) write(v *view, r *report) (changed int) {
 		changed += p.services.set(wanted, prune, func(row string, err error) { r.fail("services", row, err) })
 		p.did.services = keep(s, r.clean("services"))
 	}
-
-	if obsolete != nil {
-		changed += obsolete()
-		p.vacant = true
-		if !r.clean("ips") {
-			p.did.addresses = signature{}
-		}
+	changed += obsolete()
+	if changed > 0 && len(p.variants.numbers) > 0 {
+		p.did.policy = stage{} // a number that only those rows had goes too
 	}
 	return changed
 }
@@ -323,17 +327,17 @@ func (p *Program) vacate(v *view, r *report) {
 }
 
 // keep forgets a signature if its stage left something behind.
-func keep(s signature, clean bool) signature {
-	if !clean {
-		return signature{}
+func keep[S any](s S, clean bool) (kept S) {
+	if clean {
+		kept = s
 	}
-	return s
+	return kept
 }
 
 // ways gives nodes their indexes and clusters their rows.
-func (p *Program) ways(v *view, remote []Member, prune bool, r *report) {
+func (p *Program) ways(v *view, prune bool, r *report) {
 	r.stage("nodes", "clusters")
-	changed, err := p.cfg.Ways.Assign(remote)
+	changed, err := p.cfg.Ways.Assign(v.remote())
 	if err != nil {
 		r.fail("nodes", "", err)
 	}
@@ -349,35 +353,29 @@ func (p *Program) ways(v *view, remote []Member, prune bool, r *report) {
 	}
 }
 
-// addresses writes who has which address. What is obsolete goes later, when
-// nothing else refers to it.
-func (p *Program) addresses(v *view, prune bool, r *report) (changed int, obsolete func() int) {
-	r.stage("ips", "former")
-	for _, cidr := range v.memory {
-		v.doubts = append(v.doubts, doubt{"former", cidr.String(), fmt.Sprintf("%v was a cluster's and no peer has it any more; it is blocked, so that no open connection goes on in the clear: add the peer again, or let packets pass with `weft peer forget %v`", cidr, cidr)})
+// policy brings policies and identities up to date.
+func (p *Program) policy(v *view, rev signature, r *report) (changed int) {
+	t, txn := v.tables, v.txn
+	ground := func() signature {
+		s := rev
+		s.policies, s.epoch = t.Policies.Revision(txn), p.epoch
+		return s
 	}
-	p.remember(v, r)
-	a := deriveAddresses(v, p.cfg.Ways.Index, p.cidrs, p.variants.of)
-	failIP := func(k bpf.Addr, err error) { r.fail("ips", orText(a.from[k], k.String()), err) }
-	failPrefix := func(k bpf.PrefixKey, err error) { r.fail("ips", k.Netip().String(), err) }
-	// Prefixes first: an address without a row of its own is then already known
-	// to be a member's.
-	changed = p.prefixes.update(a.prefixes, failPrefix) + p.ips.update(a.ips, failIP)
-	return changed, func() int {
-		n := p.ips.remove(a.ips, prune, failIP)
-		gone := p.prefixes.remove(a.prefixes, prune, failPrefix)
-		if gone > 0 {
-			p.did.policy = signature{} // numbers that only they had go too
-		}
-		return n + gone
+	s := stage{ground(), signature{identities: t.Identities.Revision(txn), pods: t.Pods.Revision(txn), endpoints: t.Endpoints.Revision(txn)}}
+	if !p.variants.none() { // an address may make an identity of its own
+		s.rows.ips = t.IPs.Revision(txn)
 	}
-}
-
-func orText(s, otherwise string) string {
-	if s == "" {
-		return otherwise
+	switch {
+	case p.did.policy == s:
+		return 0
+	case p.did.policy.ground == s.ground && p.variants.none():
+		changed = p.judgeRows(v, r)
+	default:
+		changed = p.judge(v, r)
 	}
-	return s
+	s.ground = ground() // a new generation is an epoch of its own
+	p.did.policy = keep(s, r.clean("policies", "identities"))
+	return changed
 }
 
 // writeSettings writes the one row all programs read, with a new revision if a
@@ -414,10 +412,11 @@ func nextRevision(n uint32) uint32 {
 	return n
 }
 
-// judge brings policies and identities up to date: incrementally if it can, by a
-// new generation if it must.
+// judge brings policies and identities up to date from scratch: in the generation
+// in force if it can, by a new one if it must.
 func (p *Program) judge(v *view, r *report) (changed int) {
 	r.stage("policies", "identities")
+	p.identities.skip(v.txn)
 	var all []*policy.Policy
 	var groups []*policy.CIDRGroup
 	for row := range v.tables.Policies.All(v.txn) {
@@ -431,21 +430,9 @@ func (p *Program) judge(v *view, r *report) (changed int) {
 		labels[identity.Host] = policy.WithAPIServer(identity.ReservedLabels(identity.Host))
 	}
 	for row := range v.tables.Identities.All(v.txn) {
-		c := v.members[row.Cluster]
-		if c == nil {
-			continue
+		if v.vouchedFor(row) {
+			labels[row.Number] = row.Labels
 		}
-		if !v.believes(c, row.Number) {
-			v.doubts = append(v.doubts, doubt{"identities", row.Key(), fmt.Sprintf("the number is not one of cluster %s", c.Name)})
-			continue
-		}
-		if c != v.own {
-			if err := row.Labels.Foreign(c.Name); err != nil {
-				v.doubts = append(v.doubts, doubt{"identities", row.Key(), err.Error()})
-				continue
-			}
-		}
-		labels[row.Number] = row.Labels
 	}
 	p.learnSubjects(v)
 	p.cidrs = cidrs

@@ -10,20 +10,35 @@ import (
 
 // report collects what became of the rows in one pass.
 type report struct {
-	view   *view
+	view *view
+	// stages are the tables that were written, true if they were written whole.
 	stages map[string]bool
+	// rows are those written of a table that was not written whole.
+	rows   map[string]map[string]bool
 	errs   map[string]map[string]string
 	failed bool
 }
 
 func newReport(v *view) *report {
-	return &report{view: v, stages: map[string]bool{}, errs: map[string]map[string]string{}}
+	return &report{view: v, stages: map[string]bool{}, rows: map[string]map[string]bool{}, errs: map[string]map[string]string{}}
 }
 
 // stage says that these tables are being written anew.
 func (r *report) stage(names ...string) {
 	for _, name := range names {
 		r.stages[name] = true
+	}
+}
+
+// row says that one row of a table is being written anew, and others are as they
+// were.
+func (r *report) row(table, row string) {
+	if r.rows[table] == nil {
+		r.rows[table] = map[string]bool{}
+	}
+	r.rows[table][row] = true
+	if _, ok := r.stages[table]; !ok {
+		r.stages[table] = false
 	}
 }
 
@@ -38,7 +53,7 @@ func (r *report) note(table, row, text string) {
 		r.errs[table] = map[string]string{}
 	}
 	r.errs[table][row] = text
-	r.stages[table] = true
+	r.row(table, row)
 }
 
 // clean says whether all rows of these tables got through.
@@ -70,14 +85,18 @@ func (r *report) example() string {
 // publish writes problems and progress. Rows that are not believed are problems
 // as well, but nothing that trying again would help.
 func (r *report) publish(t *tables.Tables) {
-	for _, d := range r.view.doubts {
+	doubts := r.view.doubts
+	if r.stages["nodes"] || r.stages["clusters"] {
+		doubts = append(doubts, r.view.outsiders...)
+	}
+	for _, d := range doubts {
 		r.note(d.table, d.row, d.why)
 	}
 	now := time.Now()
 	txn := t.DB.WriteTxn(t.Problems, t.Progress)
 	dirty := false
 	for p := range t.Problems.All(txn) {
-		if _, still := r.errs[p.Table][p.Row]; r.stages[p.Table] && !still {
+		if _, still := r.errs[p.Table][p.Row]; (r.stages[p.Table] || r.rows[p.Table][p.Row]) && !still {
 			tables.Drop(txn, t.Problems, p)
 			dirty = true
 		}

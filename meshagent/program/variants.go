@@ -58,6 +58,10 @@ func (x *variants) follow(policies []*policy.Policy) {
 // wanted says whether policies tell anybody apart.
 func (x *variants) wanted() bool { return len(x.blocks)+len(x.names) > 0 }
 
+// none says that every address has its identity's number, and that none has had
+// another.
+func (x *variants) none() bool { return !x.wanted() && len(x.numbers) == 0 && x.adopted }
+
 // portLabels are the ports that policies call by name.
 func (x *variants) portLabels(ports []wire.NamedPort) identity.Labels {
 	var out []identity.Label
@@ -107,7 +111,7 @@ type endpointAt struct {
 // of identities. A variant that is none any more keeps number and labels as long as
 // a row of the kernel has it.
 func (x *variants) learn(endpoints iter.Seq[endpointAt], labels map[identity.Number]identity.Labels, fresh func() identity.Number, row func(netip.Addr) identity.Number, rows iter.Seq[identity.Number]) {
-	if !x.wanted() && len(x.numbers) == 0 && x.adopted {
+	if x.none() {
 		return
 	}
 	wanted := map[variant]bool{}
@@ -212,13 +216,13 @@ func (p *Program) rowOf(a netip.Addr) identity.Number {
 	if row, ok := p.endpoints.have[bpf.AddrOf(a)]; ok {
 		return identity.Number(row.Identity)
 	}
-	return identity.Number(p.ips.have[bpf.AddrOf(a)].Identity)
+	return identity.Number(p.addrs.have[bpf.AddrOf(a)].Identity)
 }
 
 // numbersInRows are the numbers of all addresses, as the kernel has them.
 func (p *Program) numbersInRows() iter.Seq[identity.Number] {
 	return func(yield func(identity.Number) bool) {
-		for _, row := range p.ips.have {
+		for _, row := range p.addrs.have {
 			if !yield(identity.Number(row.Identity)) {
 				return
 			}
@@ -271,9 +275,9 @@ func (p *Program) introduceVariants(v *view) error {
 				return fmt.Errorf("introduce %v: %w", e.prefix, err)
 			}
 		}
-		if row, ok := p.ips.have[addr]; ok {
+		if row, ok := p.addrs.have[addr]; ok {
 			row.Identity = uint32(n)
-			if err := p.ips.put(addr, row); err != nil {
+			if err := p.addrs.put(addr, row); err != nil {
 				return fmt.Errorf("introduce %v: %w", e.prefix, err)
 			}
 		}

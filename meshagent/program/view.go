@@ -27,8 +27,9 @@ type view struct {
 	nodes   map[string]*tables.Node // by cluster/name, those that may be used
 	// byHost finds a node by the address where its tunnels end.
 	byHost map[string]*tables.Node // "cluster/address"
-	// doubts are rows left out, by table and row.
-	doubts []doubt
+	// doubts are rows that this pass leaves out, outsiders the clusters and nodes that
+	// every pass over this view does.
+	doubts, outsiders []doubt
 
 	// former are the CIDRs of peers that were removed, sorted; memory are those of
 	// them that no record explains.
@@ -69,6 +70,24 @@ func newView(t *tables.Tables, txn statedb.ReadTxn, self string) *view {
 	return v
 }
 
+// view is that of the last pass as long as clusters and nodes are the same.
+func (p *Program) view(txn statedb.ReadTxn) *view {
+	t := p.cfg.Tables
+	next := p.seen
+	next.clusters, next.nodes, next.former = t.Clusters.Revision(txn), t.Nodes.Revision(txn), t.Former.Revision(txn)
+	if next != p.seen || next.view == nil {
+		next.view = newView(t, txn, p.cfg.Self)
+		if next.view == nil {
+			return nil
+		}
+		next.view.answered, next.view.apiServers = p.cfg.Ways.HasAnswered, p.cfg.APIServers
+		p.learnFormer(next.view)
+		p.seen = next
+	}
+	p.seen.view.txn, p.seen.view.doubts = txn, nil
+	return p.seen.view
+}
+
 // admit lets in clusters that do not contradict the own one or an earlier one.
 // The API server has judged the same before; this is for what it may have missed.
 func (v *view) admit(clusters []*tables.Cluster) {
@@ -79,11 +98,11 @@ func (v *view) admit(clusters []*tables.Cluster) {
 			continue
 		}
 		if other, taken := ids[c.ID()]; taken || c.ID() == 0 {
-			v.doubts = append(v.doubts, doubt{"clusters", c.Key(), fmt.Sprintf("its ID %d belongs to %q", c.ID(), other)})
+			v.outsiders = append(v.outsiders, doubt{"clusters", c.Key(), fmt.Sprintf("its ID %d belongs to %q", c.ID(), other)})
 			continue
 		}
 		if with := v.overlapping(c); with != "" {
-			v.doubts = append(v.doubts, doubt{"clusters", c.Key(), "its pod CIDRs overlap with those of " + with})
+			v.outsiders = append(v.outsiders, doubt{"clusters", c.Key(), "its pod CIDRs overlap with those of " + with})
 			continue
 		}
 		ids[c.ID()] = c.Name
@@ -113,7 +132,7 @@ func (v *view) addNodes(nodes []*tables.Node) {
 			continue
 		}
 		if why := overclaim(c, n); why != "" {
-			v.doubts = append(v.doubts, doubt{"nodes", n.Key(), why})
+			v.outsiders = append(v.outsiders, doubt{"nodes", n.Key(), why})
 			continue
 		}
 		v.nodes[n.Key()] = n
@@ -165,7 +184,7 @@ func (v *view) settle(claims []claim) {
 		if len(open) > 0 && open[len(open)-1].node != c.node {
 			other := open[len(open)-1]
 			delete(v.nodes, c.node)
-			v.doubts = append(v.doubts, doubt{"nodes", c.node, fmt.Sprintf("its pod CIDR %v overlaps with %v of %s", c.cidr, other.cidr, other.node)})
+			v.outsiders = append(v.outsiders, doubt{"nodes", c.node, fmt.Sprintf("its pod CIDR %v overlaps with %v of %s", c.cidr, other.cidr, other.node)})
 			continue
 		}
 		open = append(open, c)
@@ -197,6 +216,26 @@ func (v *view) remote() []Member {
 func (v *view) believes(c *tables.Cluster, n identity.Number) bool {
 	first, last := v.split.Range(c.ID())
 	return n >= first && n <= last
+}
+
+// vouchedFor says whether an identity is one that its cluster may speak of, and
+// notes a doubt if it should not have spoken.
+func (v *view) vouchedFor(row *tables.Identity) bool {
+	c := v.members[row.Cluster]
+	if c == nil {
+		return false
+	}
+	if !v.believes(c, row.Number) {
+		v.doubts = append(v.doubts, doubt{"identities", row.Key(), fmt.Sprintf("the number is not one of cluster %s", c.Name)})
+		return false
+	}
+	if c != v.own {
+		if err := row.Labels.Foreign(c.Name); err != nil {
+			v.doubts = append(v.doubts, doubt{"identities", row.Key(), err.Error()})
+			return false
+		}
+	}
+	return true
 }
 
 // complete says whether every member's state was read in full.

@@ -1,0 +1,68 @@
+package program
+
+import (
+	"fmt"
+
+	"github.com/cilium/statedb"
+)
+
+// feed is what has changed in a table since it was last asked. Not for several
+// goroutines.
+type feed[P any] struct{ changes statedb.ChangeIterator[P] }
+
+// follow opens a feed that begins with all rows there are.
+func follow[P any](db *statedb.DB, t statedb.RWTable[P]) (feed[P], error) {
+	txn := db.WriteTxn(t)
+	defer txn.Commit()
+	changes, err := t.Changes(txn)
+	if err != nil {
+		return feed[P]{}, fmt.Errorf("follow table %s: %w", t.Name(), err)
+	}
+	return feed[P]{changes}, nil
+}
+
+// take returns the rows that were written or deleted up to a snapshot, each once,
+// and in the state it has there.
+func (f feed[P]) take(txn statedb.ReadTxn) []statedb.Change[P] {
+	var out []statedb.Change[P]
+	seq, _ := f.changes.Next(txn)
+	for c := range seq {
+		out = append(out, c)
+	}
+	return out
+}
+
+// skip passes over the changes up to a snapshot that was read whole.
+func (f feed[P]) skip(txn statedb.ReadTxn) {
+	seq, _ := f.changes.Next(txn)
+	for range seq {
+	}
+}
+
+// close lets the table forget what was deleted from it.
+func (f feed[P]) close() { f.changes.Close() }
+
+// judgeRows takes up the identities that have changed, and this node's pods. No
+// other identity is looked at.
+func (p *Program) judgeRows(v *view, r *report) (changed int) {
+	p.learnSubjects(v)
+	if p.unplaced() {
+		return p.judge(v, r)
+	}
+	numbers := p.policies.numbers()
+	for _, c := range p.identities.take(v.txn) {
+		row, n, err := c.Object, 0, error(nil)
+		r.row("identities", row.Key())
+		switch m := v.members[row.Cluster]; {
+		case !c.Deleted && v.vouchedFor(row):
+			n, err = p.policies.know(row.Number, row.Labels, numbers)
+		case m != nil && v.believes(m, row.Number):
+			n, err = p.policies.unlearn(row.Number)
+		}
+		if err != nil {
+			r.fail("identities", row.Key(), err)
+		}
+		changed += n
+	}
+	return changed
+}

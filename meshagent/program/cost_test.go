@@ -1,0 +1,88 @@
+package program
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/cilium/statedb"
+
+	"github.com/weft-mesh/weft/bpf/bpftest"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// BenchmarkOneMore is the agent's work for one change, by what it knows already:
+// what the design promises is that the one does not grow with the other.
+func BenchmarkOneMore(b *testing.B) {
+	for _, known := range []int{1_000, 10_000, 100_000, 500_000} {
+		for _, c := range []struct {
+			name string
+			one  func(*tables.Tables, statedb.WriteTxn, int)
+		}{
+			{"address", func(t *tables.Tables, txn statedb.WriteTxn, i int) { tables.Put(txn, t.IPs, remoteAddress(i, i)) }},
+			{"identity", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
+				tables.Put(txn, t.Identities, remoteIdentity(i))
+			}},
+		} {
+			b.Run(fmt.Sprintf("%s/known=%d", c.name, known), func(b *testing.B) {
+				p, t := programOf(b, known)
+				i := known
+				for b.Loop() {
+					i++
+					txn := t.DB.WriteTxn(t.IPs, t.Identities)
+					c.one(t, txn, i)
+					txn.Commit()
+					p.pass(b.Context())
+				}
+			})
+		}
+	}
+}
+
+// programOf is a program that has carried so many remote addresses into maps in
+// memory, one in ten with an identity of its own, on one node for every hundred.
+func programOf(tb testing.TB, known int) (*Program, *tables.Tables) {
+	tb.Helper()
+	x := &bench{t: tb, tab: tables.New(), maps: bpftest.New()}
+	x.restart()
+	x.write(func(txn statedb.WriteTxn) {
+		tables.Put(txn, x.tab.Clusters, &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, MaxConnectedClusters: 255}})
+		tables.Put(txn, x.tab.Clusters, &tables.Cluster{Name: "west", Peer: &wire.Peer{Name: "west", ID: 2, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("11.0.0.0/8")}}})
+		for n := range known/100 + 1 {
+			tables.Put(txn, x.tab.Nodes, remoteNode(n))
+		}
+		for i := range known {
+			tables.Put(txn, x.tab.IPs, remoteAddress(i, i))
+			if i%10 == 0 && i < 100_000 {
+				tables.Put(txn, x.tab.Identities, remoteIdentity(i/10))
+			}
+		}
+	})
+	x.pass()
+	return x.p, x.tab
+}
+
+func remoteNode(n int) *tables.Node {
+	cidr := netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(n >> 8), byte(n), 0}), 24)
+	alloc := wire.CIDR(cidr)
+	return &tables.Node{Cluster: "west", Name: fmt.Sprintf("n%d", n), Cilium: &wire.Node{
+		IPv4AllocCIDR: &alloc, IPAddresses: []wire.NodeAddress{
+			{Type: wire.NodeInternalIP, IP: netip.AddrFrom4([4]byte{192, 0, byte(n >> 8), byte(n)})},
+			{Type: wire.NodeCiliumInternalIP, IP: cidr.Addr().Next()},
+		}}}
+}
+
+func remoteAddress(i, who int) *tables.IP {
+	n := i / 100
+	return &tables.IP{
+		Cluster: "west", Prefix: whole(netip.AddrFrom4([4]byte{11, byte(n >> 8), byte(n), byte(2 + i%100)})),
+		Identity: identity.Number(2<<16 + 256 + who/10%65000), Host: netip.AddrFrom4([4]byte{192, 0, byte(n >> 8), byte(n)}),
+	}
+}
+
+func remoteIdentity(i int) *tables.Identity {
+	return &tables.Identity{Cluster: "west", Number: identity.Number(2<<16 + 256 + i%65000),
+		Labels: identity.PodLabels("shop", nil, map[string]string{"app": fmt.Sprintf("a%d", i)}, "default", "west")}
+}

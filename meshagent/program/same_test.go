@@ -1,0 +1,245 @@
+package program
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	"github.com/cilium/statedb"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/bpf/bpftest"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/policy"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// everything is what a program has put into maps and said of rows.
+type everything struct {
+	ips       map[bpf.Addr]bpf.IPInfo
+	prefixes  map[bpf.PrefixKey]bpf.IPInfo
+	endpoints map[bpf.Addr]bpf.Endpoint
+	nodes     map[uint32]bpf.Node
+	clusters  map[uint32]bpf.Cluster
+	services  map[bpf.ServiceKey]bpf.Service
+	slots     map[bpf.SlotKey]bpf.Backend
+	members   map[bpf.MemberKey]bpf.Member
+	classes   map[bpf.ClassKey]uint32
+	policy    map[bpf.PolicyKey]bpf.PolicyEntry
+	sets      map[bpf.SetKey]bpf.SetInfo
+	problems  map[string]string
+}
+
+func (b *bench) everything() everything {
+	e := everything{
+		rowsIn(b.maps.IPs), rowsIn(b.maps.Prefixes), rowsIn(b.maps.Endpoints), rowsIn(b.maps.Nodes), rowsIn(b.maps.Clusters),
+		rowsIn(b.maps.Services), rowsIn(b.maps.Backends), rowsIn(b.maps.Members), rowsIn(b.maps.Classes), rowsIn(b.maps.Policy), rowsIn(b.maps.Sets),
+		map[string]string{},
+	}
+	for _, p := range tables.All(b.tab.DB.ReadTxn(), b.tab.Problems) {
+		e.problems[p.Key()] = p.Error
+	}
+	return e
+}
+
+// differ says where two states differ; "" if nowhere.
+func (e everything) differ(other everything) string {
+	return firstOf(
+		differ("ips", e.ips, other.ips), differ("prefixes", e.prefixes, other.prefixes), differ("endpoints", e.endpoints, other.endpoints),
+		differ("nodes", e.nodes, other.nodes), differ("clusters", e.clusters, other.clusters), differ("services", e.services, other.services),
+		differ("slots", e.slots, other.slots), differ("members", e.members, other.members), differ("classes", e.classes, other.classes),
+		differ("policy", e.policy, other.policy), differ("sets", e.sets, other.sets), differ("problems", e.problems, other.problems),
+	)
+}
+
+func firstOf(texts ...string) string {
+	for _, t := range texts {
+		if t != "" {
+			return t
+		}
+	}
+	return ""
+}
+
+func differ[K, V comparable](name string, a, b map[K]V) string {
+	if maps.Equal(a, b) {
+		return ""
+	}
+	for k, v := range a {
+		if other, ok := b[k]; !ok || other != v {
+			return fmt.Sprintf("%s: %+v is %+v, from scratch %+v (%v)", name, k, v, other, ok)
+		}
+	}
+	for k, v := range b {
+		if _, ok := a[k]; !ok {
+			return fmt.Sprintf("%s: %+v is missing, from scratch %+v", name, k, v)
+		}
+	}
+	return ""
+}
+
+// fromScratch forgets what was done, and does all of it.
+func (b *bench) fromScratch() {
+	b.p.did = struct {
+		ways, endpoints, services signature
+		policy, addresses         stage
+	}{}
+	b.p.seen.view = nil
+	b.pass()
+}
+
+// Rows taken up one by one leave what deriving everything from scratch does:
+// whatever changes, in whatever order, with writes that fail and restarts between.
+func TestRowByRowIsAsFromScratch(t *testing.T) {
+	for seed := range uint64(60) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			b.maps = tapMaps(bpftest.New(), b.tap)
+			b.restart()
+			c := changer{b, rand.New(rand.NewPCG(seed, 1))}
+			for step := range 80 {
+				b.write(func(txn statedb.WriteTxn) {
+					for range 1 + c.IntN(4) {
+						c.change(txn)
+					}
+				})
+				switch c.IntN(12) {
+				case 0:
+					b.restart()
+				case 1: // some writes fail, and are tried again
+					b.tap.before = func() error {
+						if c.IntN(3) == 0 {
+							return errors.New("no memory")
+						}
+						return nil
+					}
+					b.p.pass(t.Context())
+					b.tap.before = nil
+				}
+				b.late()
+				b.pass()
+				got := b.everything()
+				b.fromScratch()
+				if where := got.differ(b.everything()); where != "" {
+					t.Fatalf("after step %d: %s", step, where)
+				}
+			}
+		})
+	}
+}
+
+// changer changes tables at random, as intake would: what it writes is often
+// contradictory, or more than a cluster may say.
+type changer struct {
+	*bench
+	*rand.Rand
+}
+
+func (c changer) change(txn statedb.WriteTxn) {
+	cluster := []string{"east", "west", "north"}[c.IntN(3)]
+	own := map[string]byte{"east": 1, "west": 2, "north": 3}[cluster]
+	speaksOf := own
+	if c.IntN(8) == 0 {
+		speaksOf = byte(1 + c.IntN(3)) // perhaps another's
+	}
+	node, there := byte(1+c.IntN(3)), c.IntN(3) > 0
+	number := identity.Number(uint32(speaksOf)<<16 + 1 + uint32(c.IntN(4)))
+	switch c.IntN(9) {
+	case 0, 1:
+		prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, speaksOf, node, byte(1 + c.IntN(4))}), 32)
+		if c.IntN(6) == 0 {
+			prefix = netip.PrefixFrom(prefix.Addr(), 24+c.IntN(3)).Masked()
+		}
+		put(txn, c.tab.IPs, &tables.IP{Cluster: cluster, Prefix: prefix, Identity: number, Host: netip.AddrFrom4([4]byte{192, 0, own, node}), Namespace: "shop"}, there)
+	case 2:
+		put(txn, c.tab.Identities, &tables.Identity{Cluster: cluster, Number: number,
+			Labels: identity.PodLabels("shop", nil, map[string]string{"app": fmt.Sprint("a", c.IntN(3))}, "default", cluster)}, there)
+	case 3:
+		alloc := wire.CIDR(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, speaksOf, node, 0}), 24))
+		put(txn, c.tab.Nodes, &tables.Node{Cluster: cluster, Name: fmt.Sprint("n", node), Cilium: &wire.Node{IPv4AllocCIDR: &alloc, IPAddresses: []wire.NodeAddress{
+			{Type: wire.NodeInternalIP, IP: netip.AddrFrom4([4]byte{192, 0, own, node})},
+			{Type: wire.NodeCiliumInternalIP, IP: netip.AddrFrom4([4]byte{10, speaksOf, node, 1})},
+		}}}, there || cluster == "east")
+	case 4:
+		if cluster != "east" {
+			put(txn, c.tab.Clusters, &tables.Cluster{Name: cluster, Peer: &wire.Peer{Name: cluster, ID: identity.ClusterID(own), PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, own, 0, 0}), 16)}}}, c.IntN(8) > 0)
+		}
+	case 5:
+		text := fmt.Sprintf(block, []string{"{cidr: 10.2.0.0/16}", "{cidr: 192.0.2.0/24, except: [192.0.2.8/29]}"}[c.IntN(2)])
+		if c.IntN(2) == 0 {
+			text = allowFrontend
+		}
+		parsed, err := policy.Parse([]byte(text))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		put(txn, c.tab.Policies, &tables.Policy{Kind: "ciliumnetworkpolicies", Namespace: "shop", Name: fmt.Sprint("p", c.IntN(2)), Policies: parsed}, c.IntN(3) == 0)
+	case 6:
+		name, ip := fmt.Sprint("web-", c.IntN(3)), netip.AddrFrom4([4]byte{10, 1, 1, byte(10 + c.IntN(3))})
+		if other := tables.Get(txn, c.tab.Endpoints, "shop/"+name); other != nil {
+			ip = other.IP // as long as it is there
+		} else {
+			for e := range c.tab.Endpoints.All(txn) {
+				if e.IP == ip {
+					return
+				}
+			}
+		}
+		labels := identity.PodLabels("shop", nil, map[string]string{"app": "web"}, "default", "east")
+		put(txn, c.tab.Endpoints, &tables.Endpoint{Namespace: "shop", Pod: name, ID: uint16(ip.As4()[3]), IP: ip, Ifindex: int(ip.As4()[3]), Phase: tables.Held}, there)
+		put(txn, c.tab.Pods, &tables.Pod{Namespace: "shop", Name: name, Endpoint: &wire.Endpoint{Namespace: "shop", Pod: name, IP: ip, Identity: number, Labels: labels}}, there)
+	case 7:
+		c.service(txn, cluster, there)
+	case 8:
+		c.slice(txn, cluster, speaksOf, node, there)
+	}
+}
+
+func (c changer) service(txn statedb.WriteTxn, cluster string, there bool) {
+	s := &tables.Service{Cluster: cluster, Namespace: "shop", Name: fmt.Sprint("s", c.IntN(3))}
+	if cluster == "east" {
+		s.Object = &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: s.Name, Annotations: map[string]string{"service.cilium.io/global": "true"}},
+			Spec:       corev1.ServiceSpec{ClusterIP: fmt.Sprint("10.101.0.", 1+c.IntN(3)), Ports: []corev1.ServicePort{{Port: int32(80 + c.IntN(2)), Protocol: corev1.ProtocolTCP}}},
+		}
+	} else {
+		s.Remote = &wire.ClusterService{Cluster: cluster, Namespace: "shop", Name: s.Name, Shared: c.IntN(4) > 0,
+			Backends: map[netip.Addr]map[string]wire.L4Addr{netip.AddrFrom4([4]byte{10, 2, 1, byte(2 + c.IntN(3))}): {"": {Protocol: "TCP", Port: 80}}}}
+	}
+	put(txn, c.tab.Services, s, there)
+}
+
+func (c changer) slice(txn statedb.WriteTxn, cluster string, speaksOf, node byte, there bool) {
+	name := fmt.Sprint("s", c.IntN(3), "-", c.IntN(2))
+	put(txn, c.tab.Slices, sliceOf(cluster, name, fmt.Sprint("s", c.IntN(3)), netip.AddrFrom4([4]byte{10, speaksOf, node, byte(2 + c.IntN(3))})), there)
+}
+
+func sliceOf(cluster, name, service string, addr netip.Addr) *tables.Slice {
+	s := &tables.Slice{Cluster: cluster, Namespace: "shop", Name: name}
+	labels := map[string]string{wire.ServiceNameLabel: service}
+	if cluster != "east" {
+		s.Remote = &wire.ClusterEndpointSlice{Cluster: cluster, Namespace: "shop", Name: name, Labels: labels, AddressType: "IPv4",
+			Endpoints: []wire.SliceEndpoint{{Addresses: []string{addr.String()}}}, Ports: []wire.SlicePort{{Port: 80}}}
+		return s
+	}
+	port := int32(80)
+	s.Object = &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: labels},
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{addr.String()}}}, Ports: []discoveryv1.EndpointPort{{Port: &port}}}
+	return s
+}
+
+func put[P any](txn statedb.WriteTxn, t statedb.RWTable[P], row P, there bool) {
+	if there {
+		tables.Put(txn, t, row)
+	} else {
+		tables.Drop(txn, t, row)
+	}
+}
