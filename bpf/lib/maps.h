@@ -1,5 +1,5 @@
-/* The maps that several programs use. The sizes here are placeholders: the loader
- * sets the real ones, and names, pins and versions too (tables in maps.go). */
+/* The maps that several programs use. The loader sets their sizes from the agent's
+ * limits, and names, pins and versions too (tables in maps.go). */
 #pragma once
 
 #include "kernel.h"
