@@ -85,10 +85,7 @@ func TestAPeerThatChangesTooFastIsLate(t *testing.T) {
 	run(t, func(b *bench) {
 		b.stop()
 		b.start()
-		b.m.mu.Lock()
-		b.m.conf.Rate = Rate{Changes: 10, Bytes: 10 << 10}
-		b.m.pace = newPace(b.m.conf.Rate, time.Now())
-		b.m.mu.Unlock()
+		b.limit(Rate{Changes: 10, Bytes: 10 << 10})
 		key := wire.IdentityStateKey(131080)
 		labels := func(i int) []byte {
 			return fmt.Appendf(nil, "k8s:io.cilium.k8s.policy.cluster=west;k8s:n=%d;k8s:pad=%s;", i, strings.Repeat("x", 10<<10))
@@ -147,10 +144,7 @@ func TestAPeerThatChangesTooFastIsLate(t *testing.T) {
 // more history than one whose changes are followed.
 func TestListsKeepThePaceToo(t *testing.T) {
 	run(t, func(b *bench) {
-		b.m.mu.Lock()
-		b.m.conf.Rate = Rate{Changes: 1000, Bytes: 10 << 10}
-		b.m.pace = newPace(b.m.conf.Rate, time.Now())
-		b.m.mu.Unlock()
+		b.limit(Rate{Changes: 1000, Bytes: 10 << 10})
 		const labels = 20
 		rewrite := func(round int) {
 			for i := range labels {
@@ -193,10 +187,7 @@ func TestListsKeepThePaceToo(t *testing.T) {
 // peer is down, not late.
 func TestNothingIsLateWithoutALink(t *testing.T) {
 	run(t, func(b *bench) {
-		b.m.mu.Lock()
-		b.m.conf.Rate = Rate{Changes: 1, Bytes: 1 << 20}
-		b.m.pace = newPace(b.m.conf.Rate, time.Now())
-		b.m.mu.Unlock()
+		b.limit(Rate{Changes: 1, Bytes: 1 << 20})
 		for n := range 400 {
 			b.there(store.Put(wire.ServiceStateKey("west", "shop", fmt.Sprint("s-", n)), wire.Marshal(wire.ClusterService{Cluster: "west", ClusterID: 2, Namespace: "shop", Name: fmt.Sprint("s-", n)})))
 		}
@@ -219,4 +210,11 @@ func (m *Mirror) counts() counters {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.count
+}
+
+// limit gives the peer another rate, from now on.
+func (b *bench) limit(r Rate) {
+	b.m.mu.Lock()
+	defer b.m.mu.Unlock()
+	b.m.conf.Rate, b.m.pace = r, newPace(r, time.Now())
 }
