@@ -241,8 +241,11 @@ func (s *server) mayRemove(ctx context.Context, name string) error {
 		if n.Name != name || n.Alive == nil || !*n.Alive {
 			continue
 		}
-		return api.Conflict("stop its agent first, or repeat with --force",
-			"the agent of node %s is running, and the %d pods on it would be deleted with it", name, n.Endpoints)
+		pods := ""
+		if n.Endpoints > 0 {
+			pods = fmt.Sprintf(", and the %d pods on it would be deleted with it", n.Endpoints)
+		}
+		return api.Conflict("stop its agent first, or repeat with --force", "the agent of node %s is running%s", name, pods)
 	}
 	return nil
 }
@@ -285,7 +288,7 @@ func (s *server) postRelease(r *http.Request) (any, error) {
 			"nothing was released: %s of the store before this one are not let in, and what they hold would go", strings.Join(lost, ", "))
 	}
 	if !rebuilt && len(s.census.holding()) == 0 {
-		return nil, api.Conflict("", "nothing to release: no store of cluster %s was lost, and its nodes go by this one", s.cluster.Name)
+		return nil, api.Conflict("", "nothing to release: no store of cluster %s was lost, and its nodes use this one", s.cluster.Name)
 	}
 	for {
 		kv, err := s.store.Get(r.Context(), wire.ClusterKey)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -185,4 +186,50 @@ func TestADamagedMemoryIsPutAside(t *testing.T) {
 		}
 	}
 	says(false)
+}
+
+// Whoever believed a certificate authority that is gone believes no new one: with a
+// store there, none is made, and without one the log says what that means.
+func TestALostAuthorityIsNotReplacedInSilence(t *testing.T) {
+	conf := config(t)
+	p := start(t, conf)
+	p.stop()
+	pki := filepath.Join(conf.DataDir, "pki")
+	refused := func(lost, want string) {
+		t.Helper()
+		aside := filepath.Join(t.TempDir(), "aside")
+		if err := os.Rename(lost, aside); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		err := run(ctx, conf, func(*server, string) { cancel() })
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "backup") {
+			t.Errorf("without %s: %v", lost, err)
+		}
+		_ = os.RemoveAll(lost)
+		if err := os.Rename(aside, lost); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused(filepath.Join(pki, "ca.key"), "ca.key is gone")
+	refused(pki, pki+" is gone, but")
+	var log strings.Builder
+	for _, warns := range []bool{false, true} {
+		log.Reset()
+		conf.Log = slog.New(slog.NewTextHandler(&log, nil))
+		start(t, conf).stop()
+		if got := strings.Contains(log.String(), "another certificate authority"); got != warns {
+			t.Errorf("it warns: %v, want %v\n%s", got, warns, log.String())
+		}
+		conf.DataDir = t.TempDir()
+	}
+	// A first start that was cut short had no store yet, and may begin again.
+	if err := os.MkdirAll(filepath.Join(conf.DataDir, "pki"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(conf.DataDir, "pki", "ca.crt"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start(t, conf).stop()
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -64,6 +65,9 @@ func lay(ctx context.Context, conf Config) (_ *foundation, err error) {
 		}
 	}()
 	if err := f.lock(); err != nil {
+		return nil, err
+	}
+	if err := f.checkAuthority(); err != nil {
 		return nil, err
 	}
 	if f.authority, err = authority.Open(filepath.Join(conf.DataDir, "pki"), conf.Cluster); err != nil {
@@ -170,6 +174,22 @@ func (f *foundation) lock() error {
 		return err
 	}
 	f.closers = append(f.closers, release)
+	return nil
+}
+
+// checkAuthority refuses to make a new certificate authority for a store that was
+// there before: no node, peer or operator would believe it. The authority is kept
+// before there is a store, so a first start that was cut short is not refused.
+func (f *foundation) checkAuthority() error {
+	pki, member := filepath.Join(f.conf.DataDir, "pki"), filepath.Join(f.conf.DataDir, "etcd", "member")
+	if _, err := os.Stat(member); err != nil || len(f.conf.EtcdEndpoints) > 0 {
+		return nil
+	}
+	for _, path := range []string{pki, filepath.Join(pki, "ca.key")} {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("certificate authority: %s is gone, but %s holds a cluster: restore %s whole from a backup; without one, move it away to begin a new cluster, and give every node a new join bundle", path, member, f.conf.DataDir)
+		}
+	}
 	return nil
 }
 
@@ -415,6 +435,9 @@ func (f *foundation) writeAdmin(server string) error {
 	}
 	if err == nil {
 		file = old
+		if x, err := old.Context(f.conf.Cluster); err == nil && !signed(x.Cert, f.authority.Pool()) {
+			f.conf.Log.Warn("the operator's context was of another certificate authority: if this cluster's data folder was lost, restore it from a backup, or give every node, peer and operator new certificates", "path", path, "dataDir", f.conf.DataDir)
+		}
 		if x, err := old.Context(f.conf.Cluster); err == nil && x.Server == server && x.CA == string(f.authority.Bundle()) && lasts(x.Cert) {
 			return nil
 		}
@@ -432,12 +455,27 @@ func (f *foundation) writeAdmin(server string) error {
 }
 
 func lasts(cert string) bool {
-	block, _ := pem.Decode([]byte(cert))
-	if block == nil {
+	leaf, err := leafOf(cert)
+	return err == nil && time.Until(leaf.NotAfter) > adminRenewal
+}
+
+// signed tells whether a certificate was signed by one of the authorities, be it
+// still valid or not.
+func signed(cert string, by *x509.CertPool) bool {
+	leaf, err := leafOf(cert)
+	if err != nil {
 		return false
 	}
-	leaf, err := x509.ParseCertificate(block.Bytes)
-	return err == nil && time.Until(leaf.NotAfter) > adminRenewal
+	_, err = leaf.Verify(x509.VerifyOptions{Roots: by, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, CurrentTime: leaf.NotBefore})
+	return err == nil
+}
+
+func leafOf(cert string) (*x509.Certificate, error) {
+	block, _ := pem.Decode([]byte(cert))
+	if block == nil {
+		return nil, errors.New("holds no PEM certificate")
+	}
+	return x509.ParseCertificate(block.Bytes)
 }
 
 // host:port of this API server, as others reach it.

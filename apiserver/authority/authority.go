@@ -114,11 +114,11 @@ func Open(dir, cluster string) (*Authority, error) {
 		return nil, fmt.Errorf("certificate authority: %w", err)
 	}
 	if a.key, err = parseKey(keyText); err != nil {
-		return nil, fmt.Errorf("certificate authority %s: %w", a.path("ca.key"), err)
+		return nil, fmt.Errorf("certificate authority: %s %w: restore it from a backup", a.path("ca.key"), err)
 	}
 	certs, err := ParseBundle(bundle)
 	if err != nil {
-		return nil, fmt.Errorf("certificate authority %s: %w", a.path("ca.crt"), err)
+		return nil, fmt.Errorf("certificate authority: %s: %w: restore it from a backup", a.path("ca.crt"), err)
 	}
 	a.cert, a.bundle = certs[0], bundle
 	if !a.key.PublicKey.Equal(a.cert.PublicKey) {
