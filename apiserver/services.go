@@ -135,16 +135,20 @@ type serviceReads struct {
 	at       time.Time
 }
 
-// serviceAge is how old that may be while the store goes on.
-const serviceAge = 5 * time.Second
+// How old that may be while the store goes on: for who asks, and for the server's own
+// look, which comes by the clock and must not read all services each time.
+const (
+	serviceAge      = 5 * time.Second
+	serviceAgeAlone = time.Minute
+)
 
-// misfitServices are concerns about services, as of a revision of the store or
-// serviceAge before.
-func (s *server) misfitServices(ctx context.Context, revision int64, nodes []api.NodeStatus) []api.Concern {
+// misfitServices are concerns about services, as of a revision of the store or age
+// before.
+func (s *server) misfitServices(ctx context.Context, revision int64, age time.Duration, nodes []api.NodeStatus) []api.Concern {
 	c := &s.serviceReads
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.at.IsZero() || c.revision != revision && time.Since(c.at) > serviceAge {
+	if c.at.IsZero() || c.revision != revision && time.Since(c.at) > age {
 		all, err := s.readServices(ctx)
 		if err != nil {
 			return []api.Concern{{Object: "services", Reason: "ServicesUnreadable", Message: "services cannot be read: " + err.Error()}}

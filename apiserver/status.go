@@ -19,6 +19,11 @@ import (
 // status answers how the cluster, its nodes and its peers are. Counts come from
 // the store, without its values.
 func (s *server) status(ctx context.Context) (*api.Status, error) {
+	return s.statusAsOf(ctx, serviceAge)
+}
+
+// statusAsOf is status with concerns about services that may be as old as age.
+func (s *server) statusAsOf(ctx context.Context, age time.Duration) (*api.Status, error) {
 	derived := s.endpoints.Status()
 	register, err := s.registrar.Register(ctx)
 	if err != nil {
@@ -76,7 +81,7 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 			return nil, err
 		}
 	}
-	problems = append(problems, s.misfitServices(ctx, out.Cluster.Revision, out.Nodes)...)
+	problems = append(problems, s.misfitServices(ctx, out.Cluster.Revision, age, out.Nodes)...)
 	now := time.Now()
 	out.Concerns, out.Settling = api.Judge(now, s.differences(now, out, append(problems, s.problems()...)))
 	return out, nil
