@@ -19,6 +19,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/mirror"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -209,6 +210,8 @@ func (c Config) validateCIDRs() (errs []error) {
 			add("%s: %s is IPv6, which is not supported yet", name, p)
 		case p.Bits() < 8 || p.Bits() > 28:
 			add("%s: %s is too large or too small: give a prefix from /8 to /28", name, p)
+		case service.CheckCIDR(p) != nil:
+			add("%s: %w", name, service.CheckCIDR(p))
 		case c.Advertise.IsValid() && p.Contains(c.Advertise):
 			add("%s: %s contains %s, the address of this machine: pods and services need addresses of their own", name, p, c.Advertise)
 		}

@@ -30,6 +30,7 @@ func TestValidate(t *testing.T) {
 		"ID beyond range":    {func(c *Config) { c.ID = 300 }, "choose one from 1 to 255"},
 		"other split":        {func(c *Config) { c.MaxConnectedClusters = 300 }, "255 or 511"},
 		"no pod CIDR":        {func(c *Config) { c.PodCIDRs = nil }, "pod-cidrs is missing"},
+		"loopback for pods":  {func(c *Config) { c.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")} }, "pod-cidrs: 127.0.0.0/8 contains addresses of 127.0.0.0/8, which no machine"},
 		"no service CIDR":    {func(c *Config) { c.ServiceCIDR = netip.Prefix{} }, "service-cidr is missing"},
 		"bits beyond":        {func(c *Config) { c.PodCIDRs[0] = netip.MustParsePrefix("10.1.2.0/16") }, "write 10.1.0.0/16"},
 		"overlap":            {func(c *Config) { c.ServiceCIDR = prefix("10.1.128.0/17") }, "overlaps 10.1.0.0/16"},

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -134,9 +135,10 @@ func (c claims) node(ref wire.CacheRef, value []byte) (Reason, error) {
 // underlay checks the address of a node, where tunnels end. It is outside every
 // announced CIDR, but it must not belong to someone else here.
 func (c claims) underlay(a netip.Addr) error {
+	if err := service.CheckAddress(a); err != nil {
+		return fmt.Errorf("a node cannot have that address: %w", err)
+	}
 	switch {
-	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return fmt.Errorf("%v cannot be a node's address", a)
 	case contains(c.own.PodCIDRs, a), c.own.ServiceCIDR.IsValid() && c.own.ServiceCIDR.Contains(a):
 		return fmt.Errorf("node address %v is in this cluster's own CIDRs", a)
 	}

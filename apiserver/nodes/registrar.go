@@ -22,6 +22,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -117,7 +118,11 @@ func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (Regi
 		}
 		old, there := register[request.Name]
 		delete(register, request.Name)
-		reg, err := r.admit(request, old, register)
+		peers, err := r.peerCIDRs(ctx)
+		if err != nil {
+			return Registration{}, err
+		}
+		reg, err := r.admit(request, old, register, peers)
 		if err != nil {
 			return Registration{}, err
 		}
@@ -143,9 +148,28 @@ func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (Regi
 	return Registration{}, api.Conflict("try again", "someone else is changing the register of nodes")
 }
 
+// peerCIDRs are the CIDRs of pods and services of the connected peers, by peer.
+func (r *Registrar) peerCIDRs(ctx context.Context) (map[string][]netip.Prefix, error) {
+	kvs, _, err := r.conf.Store.List(ctx, wire.PeersPrefix)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]netip.Prefix{}
+	for _, kv := range kvs {
+		peer, err := wire.Unmarshal[wire.Peer](kv.Value)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", kv.Key, err)
+		}
+		if peer.Connected {
+			out[peer.Name] = append(slices.Clone(peer.PodCIDRs), peer.ServiceCIDR)
+		}
+	}
+	return out, nil
+}
+
 // admit decides what a request registers, given the node's current registration, if
-// any, and those of all other nodes.
-func (r *Registrar) admit(request api.NodeRequest, old Registration, others map[string]Registration) (Registration, error) {
+// any, those of all other nodes, and the CIDRs of each peer.
+func (r *Registrar) admit(request api.NodeRequest, old Registration, others map[string]Registration, peers map[string][]netip.Prefix) (Registration, error) {
 	c := r.conf.Cluster
 	if mistakes := validation.IsDNS1123Subdomain(request.Name); len(mistakes) > 0 || len(request.Name) > maxName {
 		return old, api.Invalid(fmt.Sprintf("use up to %d of a-z, 0-9, '-' and '.'", maxName), "%q cannot be a node's name", request.Name)
@@ -175,14 +199,19 @@ func (r *Registrar) admit(request api.NodeRequest, old Registration, others map[
 		return old, api.Invalid("name the address at which other nodes reach it", "node %s has no address", reg.Name)
 	}
 	for _, ip := range reg.Addresses {
-		if !ip.IsValid() || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLoopback() || ip.Zone() != "" {
-			return old, api.Invalid("name the address at which other nodes reach it", "%s cannot be a node's address", ip)
-		}
 		if !ip.Is4() {
 			return old, api.Invalid("name its IPv4 address", "%s cannot be a node's address: the mesh supports only IPv4 so far", ip)
 		}
+		if err := service.CheckAddress(ip); err != nil {
+			return old, api.Invalid("name the address at which other nodes reach it", "not a node's address: %v", err)
+		}
 		if inside(c.PodCIDRs, ip) || c.ServiceCIDR.Contains(ip) {
 			return old, api.Invalid("give the node's own address, not one of its pods", "address %s of node %s is in a CIDR of the cluster's pods or services", ip, reg.Name)
+		}
+		for _, peer := range slices.Sorted(maps.Keys(peers)) {
+			if inside(peers[peer], ip) {
+				return old, api.Conflict("give the node an address outside the mesh", "address %s of node %s is in a CIDR of cluster %s", ip, reg.Name, peer)
+			}
 		}
 		for _, other := range others {
 			if slices.Contains(other.Addresses, ip) {

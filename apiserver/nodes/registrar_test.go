@@ -72,6 +72,10 @@ func TestAddRefuses(t *testing.T) {
 	if _, err := r.Add(t.Context(), request("n1", "172.16.1.1", "10.1.1.0/24")); err != nil {
 		t.Fatal(err)
 	}
+	west := wire.Peer{Name: "west", ID: 2, Connected: true, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}, ServiceCIDR: netip.MustParsePrefix("10.102.0.0/16")}
+	if err := store.Write(t.Context(), s, store.Put(wire.PeerKey("west"), wire.Marshal(west))); err != nil {
+		t.Fatal(err)
+	}
 	before := s.Dump("")
 	for name, c := range map[string]struct {
 		request api.NodeRequest
@@ -80,7 +84,11 @@ func TestAddRefuses(t *testing.T) {
 		"bad name":          {request("N_1", "172.16.1.9", ""), "cannot be a node's name"},
 		"long name":         {request(strings.Repeat("n", 60), "172.16.1.9", ""), "cannot be a node's name"},
 		"no address":        {request("n9", "", ""), "has no address"},
-		"loopback":          {request("n9", "127.0.0.1", ""), "cannot be a node's address"},
+		"loopback":          {request("n9", "127.0.0.1", ""), "127.0.0.1 is a loopback address"},
+		"link-local":        {request("n9", "169.254.169.254", ""), "169.254.169.254 is a link-local address"},
+		"broadcast":         {request("n9", "255.255.255.255", ""), "is a reserved or broadcast address"},
+		"a peer's pod":      {request("n9", "10.2.7.7", ""), "is in a CIDR of cluster west"},
+		"a peer's service":  {request("n9", "10.102.0.9", ""), "is in a CIDR of cluster west"},
 		"IPv6":              {request("n9", "fd00::1", "10.1.9.0/24"), "fd00::1 cannot be a node's address: the mesh supports only IPv4 so far"},
 		"IPv4 in IPv6":      {request("n9", "::ffff:172.16.1.9", ""), "the mesh supports only IPv4 so far"},
 		"a pod's address":   {request("n9", "10.1.1.4", ""), "is in a CIDR"},

@@ -3,7 +3,9 @@ package peering
 import (
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"net"
+	"net/netip"
 	"net/url"
 	"slices"
 	"time"
@@ -11,13 +13,15 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
 
-// check reports every reason not to add the cluster of an invite, or nil. A cluster
+// check reports every reason not to add the cluster of an invite, or nil. nodes are
+// the addresses of our own nodes. A cluster
 // that is already a peer may be added again under the same name and ID, with a new
 // certificate or other CIDRs.
-func check(own wire.Cluster, peers []wire.Peer, in *api.Invite) error {
+func check(own wire.Cluster, nodes map[string][]netip.Addr, peers []wire.Peer, in *api.Invite) error {
 	if in.Kind != api.InviteKind {
 		return api.Invalid("create one with `weft peer invite` in the other cluster", "this is not an invite: kind is %q, want %q", in.Kind, api.InviteKind)
 	}
@@ -26,6 +30,7 @@ func check(own wire.Cluster, peers []wire.Peer, in *api.Invite) error {
 	c.number(own, in)
 	c.addresses(own, in)
 	c.services(own, in)
+	c.besides(nodes, in)
 	for _, p := range peers {
 		c.against(p, in)
 	}
@@ -97,12 +102,8 @@ func (c *checker) addresses(own wire.Cluster, in *api.Invite) {
 		c.invalid("it names no pod CIDR, so it could not announce anything")
 	}
 	for i, p := range in.PodCIDRs {
-		switch {
-		case !p.IsValid() || p != p.Masked() || p.Addr().Is4In6():
-			c.invalid("pod CIDR %v is not a valid prefix; write it as 10.2.0.0/16, without bits outside the mask", p)
-			continue
-		case p.Bits() == 0:
-			c.invalid("pod CIDR %v covers every address", p)
+		if err := service.CheckCIDR(p); err != nil {
+			c.invalid("pod CIDR %v", err)
 			continue
 		}
 		for _, q := range in.PodCIDRs[:i] {
@@ -128,13 +129,28 @@ func (c *checker) services(own wire.Cluster, in *api.Invite) {
 	if !s.IsValid() {
 		return // not known
 	}
-	if s != s.Masked() || s.Addr().Is4In6() || s.Bits() < 8 {
-		c.invalid("service CIDR %v is not valid; write it as 10.102.0.0/16, without bits outside the mask", s)
+	if err := service.CheckCIDR(s); err != nil {
+		c.invalid("service CIDR %v", err)
 		return
 	}
 	for _, q := range own.PodCIDRs {
 		if s.Overlaps(q) {
 			c.conflict("its service CIDR %v overlaps our pod CIDR %v; rebuild one of the two with other CIDRs", s, q)
+		}
+	}
+}
+
+// besides refuses CIDRs that hold the address of one of our nodes: pods could not
+// reach it, and whoever has the address there would be taken for it.
+func (c *checker) besides(nodes map[string][]netip.Addr, in *api.Invite) {
+	cidrs := append(slices.Clone(in.PodCIDRs), in.ServiceCIDR)
+	for _, name := range slices.Sorted(maps.Keys(nodes)) {
+		for _, a := range nodes[name] {
+			for _, p := range cidrs {
+				if service.CheckCIDR(p) == nil && p.Contains(a) {
+					c.conflict("its CIDR %v contains %v, the address of our node %s; rebuild it with other CIDRs", p, a, name)
+				}
+			}
 		}
 	}
 }
@@ -158,7 +174,7 @@ func (c *checker) against(p wire.Peer, in *api.Invite) {
 	}
 	for _, mine := range in.PodCIDRs {
 		for _, q := range p.PodCIDRs {
-			if mine.IsValid() && mine.Bits() > 0 && mine.Overlaps(q) {
+			if service.CheckCIDR(mine) == nil && mine.Overlaps(q) {
 				c.conflict("its pod CIDR %v overlaps %v of peer %q; rebuild one of the two with other podCIDRs", mine, q, p.Name)
 			}
 		}

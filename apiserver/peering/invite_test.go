@@ -13,8 +13,10 @@ import (
 
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/apiserver/storetest"
+	"github.com/weft-mesh/weft/wire"
 )
 
 func TestInvitedOnly(t *testing.T) {
@@ -144,6 +146,11 @@ func TestBadInvites(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		n1 := nodes.Registration{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}}
+		if err := store.Write(t.Context(), east.st, store.Put(nodes.RegistrationKey("n1"), wire.Marshal(n1))); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
 		before := east.st.Dump("")
 		for _, c := range []struct {
 			name   string
@@ -165,7 +172,11 @@ func TestBadInvites(t *testing.T) {
 			{"our service CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.101.1.0/24")} }, 409, "overlaps our service CIDR"},
 			{"a peer's CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.2.0.0/15")} }, 409, `overlaps 10.2.0.0/16 of peer "west"`},
 			{"no CIDR", func(in *api.Invite) { in.PodCIDRs = nil }, 422, "no pod CIDR"},
-			{"everything", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")} }, 422, "every address"},
+			{"everything", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")} }, 422, "wider than /8"},
+			{"half of everything", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("128.0.0.0/1")} }, 422, "wider than /8"},
+			{"loopback", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("127.3.0.0/16")} }, 422, "127.0.0.0/8, which no machine"},
+			{"cloud metadata", func(in *api.Invite) { in.ServiceCIDR = netip.MustParsePrefix("169.254.0.0/16") }, 422, "169.254.0.0/16, which no machine"},
+			{"our node", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("172.16.0.0/16")} }, 409, "contains 172.16.1.1, the address of our node n1"},
 			{"host bits", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.3.0.1/16")} }, 422, "without bits outside"},
 			{"its own overlap", func(in *api.Invite) { in.PodCIDRs = append(in.PodCIDRs, netip.MustParsePrefix("10.3.1.0/24")) }, 422, "overlap"},
 			{"expired long ago", func(in *api.Invite) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -158,7 +159,10 @@ func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, err
 	if err != nil {
 		return nil, err
 	}
-	if err := check(p.conf.Cluster, peers, in); err != nil {
+	p.mu.Lock()
+	nodes := maps.Clone(p.nodes)
+	p.mu.Unlock()
+	if err := check(p.conf.Cluster, nodes, peers, in); err != nil {
 		return nil, err
 	}
 	peer, secret := peerOf(in), secretOf(in)
