@@ -155,8 +155,8 @@ func (c changer) change(txn statedb.WriteTxn) {
 	switch c.IntN(9) {
 	case 0, 1:
 		prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, speaksOf, node, byte(1 + c.IntN(4))}), 32)
-		if c.IntN(6) == 0 {
-			prefix = netip.PrefixFrom(prefix.Addr(), 24+c.IntN(3)).Masked()
+		if c.IntN(4) == 0 { // of a node as a whole, mostly, whose CIDR has a row beneath it
+			prefix = netip.PrefixFrom(prefix.Addr(), 24+c.IntN(4)/3).Masked()
 		}
 		put(txn, c.tab.IPs, &tables.IP{Cluster: cluster, Prefix: prefix, Identity: number, Host: netip.AddrFrom4([4]byte{192, 0, own, node}), Namespace: "shop"}, there)
 	case 2:
