@@ -13,8 +13,8 @@ import (
 	"github.com/weft-mesh/weft/policy"
 )
 
-// addresses writes who has which address. obsolete takes away what nobody has any
-// more: call it once nothing else refers to it.
+// addresses writes which identity and node each address belongs to. Call obsolete,
+// which removes the rows no longer wanted, once nothing refers to them.
 func (p *Program) addresses(v *view, rev signature, r *report) (changed int, obsolete func() int) {
 	t, txn := v.tables, v.txn
 	s := stage{rev, signature{ips: t.IPs.Revision(txn)}}
@@ -35,11 +35,11 @@ func (p *Program) addresses(v *view, rev signature, r *report) (changed int, obs
 	}
 }
 
-// allAddresses makes the addresses' rows from scratch.
+// allAddresses derives all address rows from scratch.
 func (p *Program) allAddresses(v *view, prune bool, r *report) (changed int, obsolete func() int) {
 	r.stage("ips", "former")
 	for _, cidr := range v.memory {
-		v.doubts = append(v.doubts, doubt{"former", cidr.String(), fmt.Sprintf("%v was a cluster's and no peer has it any more; it is blocked, so that no open connection goes on in the clear: add the peer again, or let packets pass with `weft peer forget %v`", cidr, cidr)})
+		v.doubts = append(v.doubts, doubt{"former", cidr.String(), fmt.Sprintf("%v belonged to a cluster that is no longer a peer; it stays blocked so that open connections do not continue in the clear: add the peer again, or unblock it with `weft peer forget %v`", cidr, cidr)})
 	}
 	p.remember(v, r)
 	p.ips.skip(v.txn)
@@ -47,22 +47,22 @@ func (p *Program) allAddresses(v *view, prune bool, r *report) (changed int, obs
 	p.ground = a.ground
 	failIP := func(k bpf.Addr, err error) { r.fail("ips", orText(a.from[k], k.String()), err) }
 	failPrefix := func(k bpf.PrefixKey, err error) { r.fail("ips", k.Netip().String(), err) }
-	// Prefixes first: an address without a row of its own is then already known
-	// to be a member's.
+	// Prefixes first, so that an address without a row of its own is already known to
+	// belong to a member.
 	changed = p.prefixes.update(a.prefixes, failPrefix) + p.addrs.update(a.ips, failIP)
 	return changed, func() int {
 		n := p.addrs.remove(a.ips, prune, failIP)
 		gone := p.prefixes.remove(a.prefixes, prune, failPrefix)
 		if gone > 0 {
-			p.did.policy = stage{} // numbers that only they had go too
+			p.did.policy = stage{} // numbers that only these prefixes used go too
 		}
 		p.vacant = true
 		return n + gone
 	}
 }
 
-// addressRows takes up the rows of table ips that have changed, over the ground that
-// allAddresses left.
+// addressRows applies the changed rows of table ips on top of the ground that the last
+// allAddresses computed.
 func (p *Program) addressRows(v *view, r *report) (changed int, obsolete func() int) {
 	addrs, prefixes := map[bpf.Addr]bpf.IPInfo{}, map[bpf.PrefixKey]bpf.IPInfo{}
 	var goneAddrs []bpf.Addr
@@ -76,7 +76,7 @@ func (p *Program) addressRows(v *view, r *report) (changed int, obsolete func() 
 			info, ok = v.infoOf(ip, p.cfg.Ways.Index, p.variants.of)
 		}
 		if m := v.members[ip.Cluster]; m == nil || !m.Owns(ip.Prefix) {
-			continue // the row in the kernel, if there is one, is somebody else's
+			continue // the kernel row, if any, belongs to someone else
 		}
 		if ip.Prefix.IsSingleIP() {
 			key := bpf.AddrOf(ip.Prefix.Addr())
@@ -115,44 +115,44 @@ func orText(s, otherwise string) string {
 	return s
 }
 
-// addresses are the rows that say who has which address.
+// addresses holds the rows that say who has which address.
 type addresses struct {
 	ips      map[bpf.Addr]bpf.IPInfo
 	prefixes map[bpf.PrefixKey]bpf.IPInfo
-	// from names the row of a table that a kernel row stems from.
+	// from names the table row behind each kernel row.
 	from map[bpf.Addr]string
-	// ground is what stays when a row of table ips goes.
+	// ground is what remains without table ips.
 	ground ground
-	// number is the number of an endpoint in the kernel.
+	// number returns an endpoint's number in the kernel.
 	number func(endpointAt) identity.Number
 }
 
-// ground is what is known of addresses without table ips: it follows from clusters,
-// nodes and policies alone.
+// ground is what is known about addresses without table ips: it depends only on
+// clusters, nodes and policies.
 type ground struct {
-	// nodes have the addresses of nodes inside the mesh. No pod has one of them.
+	// nodes holds the addresses of nodes inside the mesh. No pod has one of them.
 	nodes    map[bpf.Addr]bool
 	prefixes map[bpf.PrefixKey]bpf.IPInfo
 }
 
-// everyIPv4 has a row of its own. The kernel keeps IPv4 as ::ffff:0:0/96, where an
-// IPv6 prefix that a policy names, ::/1 for one, would be the longest for all of it.
+// everyIPv4 always has a row. The kernel stores IPv4 as ::ffff:0:0/96, so without it
+// an IPv6 prefix in a policy (::/1, say) would be the longest match for all of IPv4.
 var everyIPv4 = netip.MustParsePrefix("0.0.0.0/0")
 
 // deriveAddresses says who has which address.
 //
-// Prefixes, from wide to narrow: the world; what policies name outside of the mesh;
-// the clusters' service CIDRs, so that a packet to none of them goes nowhere; those
-// of former members, so that nothing goes there at all; the members' pod CIDRs, so
-// that whatever is in them is a member's before anything else is known; the nodes'
-// pod CIDRs, so that an address is encrypted for its node before its identity is
+// Prefixes, widest first: the world; prefixes outside the mesh that policies name; the
+// clusters' service CIDRs, so that packets to an unused service address go nowhere;
+// CIDRs of former members, so that nothing at all goes there; members' pod CIDRs, so
+// that an address in one is a member's before anything else is known about it; nodes'
+// pod CIDRs, so that packets are encrypted for the right node before the identity is
 // known. Single addresses: nodes, then pods.
 func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]identity.Number, number func(endpointAt) identity.Number) addresses {
 	a := addresses{ips: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}, from: map[bpf.Addr]string{}, number: number}
 	a.prefixes[bpf.PrefixOf(everyIPv4)] = bpf.IPInfo{Identity: uint32(identity.World)}
 	for cidr, n := range cidrs {
 		if v.inMesh(cidr) {
-			continue // a member is known by its labels alone
+			continue // members are matched only by their labels
 		}
 		a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Identity: uint32(n)}
 	}
@@ -169,7 +169,7 @@ func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]
 			a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Cluster: uint16(c.ID()), Flags: bpf.IPMember}
 		}
 	}
-	// Of two that claim an address, our own node has it, and before all others this one.
+	// If two nodes claim an address, one of our cluster's wins.
 	for _, own := range []bool{false, true} {
 		for row := range v.tables.Nodes.All(v.txn) {
 			if own == (row.Cluster == v.own.Name) {
@@ -190,11 +190,11 @@ func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]
 	return a
 }
 
-// outside adds the addresses that a node has outside of the mesh, from the moment
-// anybody names them and whether or not the rest of the row is believed: they are
-// where its tunnels end, so a pod's packet to one would leave in the clear. No
-// handshake has to come first. A peer that names an address which is not its node's
-// keeps our pods from it, and gains nothing.
+// outside adds a node's addresses outside the mesh as soon as anybody names them,
+// whether or not the rest of the row is believed: its tunnels end there, so a pod's
+// packet to one would leave in the clear. No handshake is needed first. A peer that
+// names an address that is not its node's only keeps our pods from reaching it; it
+// gains nothing.
 func (a *addresses) outside(v *view, n *tables.Node) {
 	if v.isSelf(n) {
 		return
@@ -223,9 +223,9 @@ func (a *addresses) node(v *view, n *tables.Node, index uint16) {
 	a.from[bpf.AddrOf(n.Internal())] = n.Key()
 }
 
-// outsideOf are a node's addresses outside of the mesh's CIDRs, and who is there. An
-// own node has those that an operator registered, whether or not it ever started.
-// Where our API servers are, a peer has no say.
+// outsideOf returns a node's addresses outside the mesh's CIDRs and the identity of
+// each. Our own cluster's nodes have those an operator registered, whether or not they
+// ever started. A peer cannot claim the addresses of our API servers.
 func (v *view) outsideOf(n *tables.Node) map[netip.Addr]identity.Number {
 	own := n.Cluster == v.own.Name
 	addrs := n.Addresses()
@@ -261,10 +261,9 @@ func (a *addresses) pod(v *view, ip *tables.IP, index func(string) uint16) {
 	}
 }
 
-// infoOf is the kernel's row for an address or prefix of the mesh; false, and
-// perhaps a doubt, if there is to be none. Two rows of table ips that are believed
-// never speak of the same prefix: it is the owner's alone, and members' CIDRs do not
-// overlap.
+// infoOf returns the kernel row for an address or prefix in the mesh, or false (and
+// possibly a doubt) if it gets none. Two believed rows of table ips never describe the
+// same prefix: only its owner may, and members' CIDRs do not overlap.
 func (v *view) infoOf(ip *tables.IP, index func(string) uint16, number func(endpointAt) identity.Number) (bpf.IPInfo, bool) {
 	c := v.members[ip.Cluster]
 	if c == nil {
@@ -285,21 +284,21 @@ func (v *view) infoOf(ip *tables.IP, index func(string) uint16, number func(endp
 	return info, true
 }
 
-// doubtful says why an address is not believed; "" if it is.
+// doubtful says why an address is not believed, or "" if it is.
 func (v *view) doubtful(c *tables.Cluster, ip *tables.IP) string {
 	switch {
 	case !c.Owns(ip.Prefix):
-		return fmt.Sprintf("cluster %s does not own it", c.Name)
+		return fmt.Sprintf("it is outside the pod CIDRs of cluster %s", c.Name)
 	case ip.Identity == identity.Unknown:
-		return "no identity yet"
+		return "it has no identity yet"
 	case !v.believes(c, ip.Identity):
-		return fmt.Sprintf("identity %v is not one of cluster %s", ip.Identity, c.Name)
+		return fmt.Sprintf("identity %v is outside the range of cluster %s", ip.Identity, c.Name)
 	}
 	return ""
 }
 
-// holdsPods says whether a prefix overlaps a member's pod CIDRs. A peer's service
-// CIDR that does would be the longer prefix for some pods.
+// holdsPods says whether a prefix overlaps a member's pod CIDRs. A peer's service CIDR
+// that does could be the longer match for some pods.
 func (v *view) holdsPods(p netip.Prefix) bool {
 	for _, c := range v.members {
 		if slices.ContainsFunc(c.PodCIDRs(), p.Overlaps) {
@@ -309,8 +308,8 @@ func (v *view) holdsPods(p netip.Prefix) bool {
 	return false
 }
 
-// inMesh says whether a prefix lies inside a member's pod CIDRs, present or former,
-// or a member's service CIDR. Policies cannot mean it by its addresses.
+// inMesh says whether a prefix lies inside a member's pod or service CIDRs or a former
+// member's pod CIDRs. Policies cannot select these by address.
 func (v *view) inMesh(p netip.Prefix) bool {
 	if within(p, v.former) {
 		return true
@@ -323,14 +322,14 @@ func (v *view) inMesh(p netip.Prefix) bool {
 	return false
 }
 
-// numbering gives the prefixes that policies name numbers of this node's own,
-// and keeps them: flows remember the number they were judged by.
+// numbering assigns node-local numbers to the prefixes that policies name, and keeps
+// them stable: flows remember the number they were judged by.
 type numbering struct {
 	byPrefix map[netip.Prefix]identity.Number
 	last     uint32
 }
 
-// newNumbering takes over the numbers that stand in the kernel.
+// newNumbering takes over the numbers already in the kernel.
 func newNumbering(prefixes map[bpf.PrefixKey]bpf.IPInfo, others iter.Seq[identity.Number]) *numbering {
 	n := &numbering{byPrefix: map[netip.Prefix]identity.Number{}}
 	for k, info := range prefixes {
@@ -349,15 +348,15 @@ func newNumbering(prefixes map[bpf.PrefixKey]bpf.IPInfo, others iter.Seq[identit
 	return n
 }
 
-// fresh is a number that nothing has.
+// fresh returns an unused number.
 func (n *numbering) fresh() identity.Number {
 	n.last++
 	return identity.LocalNumber(n.last)
 }
 
-// number gives every prefix of the policies its number. One that no policy names
-// any more keeps number and labels as long as it stands in the kernel: addresses
-// are judged by it until then.
+// number returns the number of every prefix in the policies. A prefix that no policy
+// names any longer keeps its number and labels while it has a kernel row, because
+// addresses are judged by it until then.
 func (n *numbering) number(wanted map[netip.Prefix]identity.Labels, stands func(netip.Prefix) bool) (byPrefix map[netip.Prefix]identity.Number, labels map[identity.Number]identity.Labels) {
 	byPrefix, labels = map[netip.Prefix]identity.Number{}, map[identity.Number]identity.Labels{}
 	for prefix, ls := range wanted {

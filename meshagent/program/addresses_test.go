@@ -14,8 +14,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Where a member's node is, outside of the mesh, pods do not go: not before a tunnel
-// has answered there, and not if nothing else of the node is believed.
+// Pods cannot reach the address of a member's node outside the mesh: not before a
+// tunnel has answered there, and not even if nothing else about the node is believed.
 func TestEveryAddressOfANodeIsKnownAsOne(t *testing.T) {
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
 	b := newBench(t)
@@ -42,9 +42,9 @@ func TestEveryAddressOfANodeIsKnownAsOne(t *testing.T) {
 			registered, liar,
 			node("west", "n1", "10.2.1.0/24", "10.2.1.1", "203.0.113.1", "203.0.113.11"),
 			starting,
-			node("west", "n3", "10.1.9.0/24", "10.2.3.1", "203.0.113.3"), // a pod CIDR of ours
+			node("west", "n3", "10.1.9.0/24", "10.2.3.1", "203.0.113.3"), // in one of our pod CIDRs
 			node("west", "n4", "10.2.4.0/24", "10.2.4.1", "192.0.2.1", "192.0.2.2", "198.51.100.9", "10.1.9.9"),
-			node("north", "n1", "10.3.1.0/24", "10.3.1.1", "203.0.113.99"), // no member
+			node("north", "n1", "10.3.1.0/24", "10.3.1.1", "203.0.113.99"), // not a member
 		} {
 			tables.Put(txn, b.tab.Nodes, n)
 		}
@@ -83,8 +83,8 @@ func TestEveryAddressOfANodeIsKnownAsOne(t *testing.T) {
 	}
 }
 
-// An API server is one wherever it runs: on this node, on another, on a machine
-// that is no node.
+// An API server is recognised wherever it runs: on this node, on another, or on a
+// machine that is not a node.
 func TestAPIServersAreToldFromOthers(t *testing.T) {
 	addr := netip.MustParseAddr
 	b := newBench(t)
@@ -137,8 +137,8 @@ spec:
 	look("by what else they are", map[string]bool{"192.0.2.1": false, "192.0.2.2": true, "192.0.2.3": true, "198.51.100.9": true, "198.51.100.8": false})
 }
 
-// The row of a node that is gone goes last. A flow that is not told to look again finds
-// its node dead, and resets what is open; told, it waits for the node to come back.
+// A removed node's row goes last. A flow not told to re-judge would find its node dead
+// and reset open connections; told to, it waits for the node to come back.
 func TestANodesRowOutlivesItsAddresses(t *testing.T) {
 	b := newBench(t)
 	node := &tables.Node{Cluster: "west", Name: "n1", State: &wire.NodeState{
@@ -161,7 +161,7 @@ func TestANodesRowOutlivesItsAddresses(t *testing.T) {
 	b.tap.before = func() error {
 		told = rowsIn(b.maps.Settings)[0].Revision != before
 		if !told && !row() {
-			t.Error("the node's row went before flows were told")
+			t.Error("the node's row went before flows were told to re-judge")
 		}
 		if broken {
 			return errors.New("no")
@@ -176,6 +176,6 @@ func TestANodesRowOutlivesItsAddresses(t *testing.T) {
 	broken = false
 	b.p.pass(t.Context())
 	if row() {
-		t.Error("the node's row stays")
+		t.Error("the node's row was never removed")
 	}
 }

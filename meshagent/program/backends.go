@@ -8,10 +8,10 @@ import (
 	"github.com/weft-mesh/weft/service"
 )
 
-// misplaced says why an endpoint that cluster c offers for a service cannot be
-// one; "" if it can. A cluster offers what is its own. Nobody offers an address
-// that means something else on every node, or one of a node: a backend is
-// reached by clients whose policies know nothing of the slice that names it.
+// misplaced says why an endpoint that cluster c offers for a service is not accepted,
+// or "" if it is. A cluster may offer only what is its own. Nobody may offer a node's
+// address or one that means something different on every node: clients reach a backend
+// under policies that know nothing of the slice naming it.
 func (v *view) misplaced(c *tables.Cluster, a netip.Addr) string {
 	if err := service.CheckAddress(a); err != nil {
 		return "backend " + err.Error()
@@ -24,20 +24,20 @@ func (v *view) misplaced(c *tables.Cluster, a netip.Addr) string {
 	}
 	if c != v.own {
 		if !c.Owns(whole(a)) {
-			return fmt.Sprintf("backend %v is not cluster %s's", a, c.Name)
+			return fmt.Sprintf("backend %v is outside the pod CIDRs of cluster %s", a, c.Name)
 		}
 		return ""
 	}
 	for _, other := range v.members {
 		if other != v.own && other.Owns(whole(a)) {
-			return fmt.Sprintf("backend %v is cluster %s's", a, other.Name)
+			return fmt.Sprintf("backend %v belongs to cluster %s", a, other.Name)
 		}
 	}
 	return ""
 }
 
-// trespasses says whose pod a hand-written slice of a namespace names; "" if it
-// is nobody else's. Derived slices name pods that the service selects.
+// trespasses says whose pod a hand-written slice names if that pod is in another
+// namespace, or "". Derived slices name only pods that the service selects.
 func (v *view) trespasses(namespace string, a netip.Addr) string {
 	ip := tables.Get(v.txn, v.tables.IPs, (&tables.IP{Cluster: v.own.Name, Prefix: whole(a)}).Key())
 	if ip == nil || ip.Namespace == namespace {
@@ -46,8 +46,8 @@ func (v *view) trespasses(namespace string, a netip.Addr) string {
 	return fmt.Sprintf("backend %v is pod %s/%s, which is in another namespace", a, ip.Namespace, ip.Pod)
 }
 
-// nodeAddresses are the addresses of nodes themselves, by node: the internal ones,
-// and those outside of the mesh, to which no packet of a pod goes.
+// nodeAddresses returns the nodes' own addresses, with the node of each: the internal
+// ones and those outside the mesh, which pods cannot reach.
 func (v *view) nodeAddresses() map[netip.Addr]string {
 	if v.hosts == nil {
 		v.hosts = map[netip.Addr]string{}

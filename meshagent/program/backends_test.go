@@ -12,8 +12,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Whoever may write slices in one namespace, and a peer, could point the clients
-// of a service anywhere: only what is theirs stands behind it.
+// Whoever may write slices in one namespace, and any peer, could point a service's
+// clients anywhere: only backends that are theirs to offer are used.
 func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
 	all := tables.New()
@@ -38,7 +38,7 @@ func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		slice *tables.Slice
-		why   string // "" if the backend counts
+		why   string // "" if the backend is used
 	}{
 		"own pod":                 {slice("east", "shop", false, "10.1.1.2"), ""},
 		"own pod, derived":        {slice("east", "shop", true, "10.1.1.2"), ""},
@@ -51,10 +51,10 @@ func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 		"a service":               {slice("east", "shop", false, "10.101.0.1"), "is a service's address"},
 		"a node":                  {slice("east", "shop", false, "192.0.2.1"), "is the address of node east/n1"},
 		"a node, derived":         {slice("east", "shop", true, "10.1.1.1"), "is the address of node east/n1"},
-		"a peer's pod":            {slice("east", "shop", false, "10.2.1.2"), "is cluster west's"},
+		"a peer's pod":            {slice("east", "shop", false, "10.2.1.2"), "belongs to cluster west"},
 		"peer's own":              {slice("west", "shop", false, "10.2.1.2"), ""},
 		"peer's node":             {slice("west", "shop", false, "10.2.1.1"), "is the address of node west/n1"},
-		"peer names ours":         {slice("west", "shop", false, "10.1.1.2"), "is not cluster west's"},
+		"peer names ours":         {slice("west", "shop", false, "10.1.1.2"), "is outside the pod CIDRs of cluster west"},
 		"peer names our service":  {slice("west", "shop", false, "10.101.0.1"), "is a service's address"},
 		"peer names loopback":     {slice("west", "shop", false, "127.0.0.1"), "loopback"},
 	} {

@@ -6,11 +6,11 @@ import (
 	"github.com/cilium/statedb"
 )
 
-// feed is what has changed in a table since it was last asked. Not for several
-// goroutines.
+// feed returns what has changed in a table since the last call. It is not safe for
+// concurrent use.
 type feed[P any] struct{ changes statedb.ChangeIterator[P] }
 
-// follow opens a feed that begins with all rows there are.
+// follow opens a feed that starts with all existing rows.
 func follow[P any](db *statedb.DB, t statedb.RWTable[P]) (feed[P], error) {
 	txn := db.WriteTxn(t)
 	defer txn.Commit()
@@ -21,8 +21,8 @@ func follow[P any](db *statedb.DB, t statedb.RWTable[P]) (feed[P], error) {
 	return feed[P]{changes}, nil
 }
 
-// take returns the rows that were written or deleted up to a snapshot, each once,
-// and in the state it has there.
+// take returns the rows written or deleted up to a snapshot, each once and in its
+// state in that snapshot.
 func (f feed[P]) take(txn statedb.ReadTxn) []statedb.Change[P] {
 	var out []statedb.Change[P]
 	seq, _ := f.changes.Next(txn)
@@ -32,18 +32,18 @@ func (f feed[P]) take(txn statedb.ReadTxn) []statedb.Change[P] {
 	return out
 }
 
-// skip passes over the changes up to a snapshot that was read whole.
+// skip discards the changes up to a snapshot that was read in full.
 func (f feed[P]) skip(txn statedb.ReadTxn) {
 	seq, _ := f.changes.Next(txn)
 	for range seq {
 	}
 }
 
-// close lets the table forget what was deleted from it.
+// close lets the table release the rows deleted from it.
 func (f feed[P]) close() { f.changes.Close() }
 
-// judgeRows takes up the identities that have changed, and this node's pods. No
-// other identity is looked at.
+// judgeRows applies the identities that have changed, and this node's pods. It looks
+// at no other identity.
 func (p *Program) judgeRows(v *view, r *report) (changed int) {
 	p.learnSubjects(v)
 	if p.unplaced() {

@@ -8,16 +8,16 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// stands says whether a prefix has a row in the kernel.
+// stands says whether a prefix has a kernel row.
 func (p *Program) stands(prefix netip.Prefix) bool {
 	_, ok := p.prefixes.have[bpf.PrefixOf(prefix)]
 	return ok
 }
 
-// introduce writes prefixes that policies are about to name, before they do: in
-// the generation in force each is of the class that its addresses had until now.
-// Written after the switch instead, they would be judged without it by rules that
-// were made for it.
+// introduce writes the prefixes that policies are about to name before they do: in the
+// current generation each gets the class its addresses had so far. Were they written
+// after the switch, rules made for them would be applied to their addresses' old
+// identity first.
 func (p *Program) introduce(v *view, cidrs map[netip.Prefix]identity.Number) error {
 	if p.settings.Revision == 0 {
 		return nil // nothing is judged yet
@@ -39,7 +39,7 @@ func (p *Program) introduce(v *view, cidrs map[netip.Prefix]identity.Number) err
 	return nil
 }
 
-// takenFor is the identity that addresses of a prefix have now.
+// takenFor is the identity that addresses in a prefix have now.
 func (p *Program) takenFor(prefix netip.Prefix) identity.Number {
 	return around(prefix, func(k bpf.PrefixKey) (bpf.IPInfo, bool) {
 		info, ok := p.prefixes.have[k]
@@ -47,8 +47,8 @@ func (p *Program) takenFor(prefix netip.Prefix) identity.Number {
 	})
 }
 
-// around is the identity of the narrowest prefix with a row that holds all of
-// prefix, the world if there is none. It looks once for every length: a policy may
+// around is the identity of the narrowest prefix with a row that contains all of
+// prefix, or the world if there is none. It does one lookup per length: a policy may
 // name thousands of prefixes, and the loop that fills the kernel waits for each.
 func around(prefix netip.Prefix, row func(bpf.PrefixKey) (bpf.IPInfo, bool)) identity.Number {
 	for bits := prefix.Bits(); bits >= 0; bits-- {

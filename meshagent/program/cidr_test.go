@@ -16,11 +16,11 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// whoIs is the identity that the kernel takes an address outside of the mesh for.
+// whoIs returns the identity that the kernel gives an address outside the mesh.
 func whoIs(m *bpf.Maps, a netip.Addr) identity.Number {
 	best, who := -1, identity.World
 	for k, info := range rowsIn(m.Prefixes) {
-		// The kernel's 128 bits know no families.
+		// The kernel's 128-bit addresses have no family.
 		if p := netip.PrefixFrom(netip.AddrFrom16(k.Addr), int(k.Bits)); p.Contains(netip.AddrFrom16(a.As16())) && p.Bits() > best {
 			best, who = p.Bits(), identity.Number(info.Identity)
 		}
@@ -28,7 +28,7 @@ func whoIs(m *bpf.Maps, a netip.Addr) identity.Number {
 	return who
 }
 
-// denyTo lets a pod speak to everybody but these prefixes, allowTo to them alone.
+// denyTo lets a pod speak to everybody except these prefixes, allowTo only to them.
 const (
 	denyTo = `
 apiVersion: cilium.io/v2
@@ -53,8 +53,8 @@ spec:
 )
 
 // TestNoGapWhilePrefixesChange: an address that is denied, or allowed, before and
-// after a change is so at every moment between, also when the agent was away
-// while the policy changed.
+// after a change stays so at every moment between, even if the policy changed while
+// the agent was away.
 func TestNoGapWhilePrefixesChange(t *testing.T) {
 	const wide, narrow, other = "198.0.0.0/8", "198.51.0.0/16", "203.0.0.0/8"
 	for _, c := range []struct {
@@ -107,7 +107,7 @@ func prefixesChange(t *testing.T, text string, before, after []string, restarts 
 	apply(after)
 	for range 4 {
 		b.pass()
-		b.p.policies.stale = time.Now().Add(-time.Hour) // rows of the generation before go
+		b.p.policies.stale = time.Now().Add(-time.Hour) // the previous generation's rows go
 	}
 	if got := len(rowsIn(b.maps.Prefixes)); got != 3+len(after) { // the world, two members
 		t.Errorf("prefixes %v", rowsIn(b.maps.Prefixes))
@@ -123,11 +123,11 @@ func prefixesChange(t *testing.T, text string, before, after []string, restarts 
 	}
 }
 
-// Of random prefixes around and beside each other, around finds the one that
-// trying all of them finds, by a look per length.
+// Among random prefixes, nested and side by side, around finds the same one as trying
+// them all, with one lookup per length.
 func TestAroundFindsTheNarrowest(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	random := func() netip.Prefix { // few bits differ, so that many lie in others
+	random := func() netip.Prefix { // few bits differ, so that many are nested
 		if r.IntN(2) == 0 {
 			return netip.PrefixFrom(netip.AddrFrom4([4]byte{0: byte(r.IntN(2)) << 7, 3: byte(r.IntN(4))}), r.IntN(33)).Masked()
 		}
@@ -153,7 +153,7 @@ func TestAroundFindsTheNarrowest(t *testing.T) {
 	}
 }
 
-// Addresses of services have no other owner, whatever a policy names.
+// Service addresses have no other owner, whatever a policy names.
 func TestServiceAddressesAreNobodyElses(t *testing.T) {
 	b := newBench(t)
 	b.pod("web-1", "web", "10.1.1.2", 65537)

@@ -13,8 +13,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// BenchmarkOneMore is the agent's work for one change, by what it knows already:
-// what the design promises is that the one does not grow with the other.
+// BenchmarkOneMore measures the agent's work for one change against what it already
+// knows: the design promises that it does not grow.
 func BenchmarkOneMore(b *testing.B) {
 	for _, known := range []int{1_000, 10_000, 100_000, 500_000} {
 		for _, c := range []struct {
@@ -41,8 +41,8 @@ func BenchmarkOneMore(b *testing.B) {
 	}
 }
 
-// programOf is a program that has carried so many remote addresses into maps in
-// memory, one in ten with an identity of its own, on one node for every hundred.
+// programOf returns a program that has written n remote addresses to in-memory maps,
+// one in ten with an identity of its own, with a node for every hundred.
 func programOf(tb testing.TB, known int) (*Program, *tables.Tables) {
 	tb.Helper()
 	x := &bench{t: tb, tab: tables.New(), maps: bpftest.New()}

@@ -13,12 +13,12 @@ import (
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
-// formerCIDRs says which CIDRs were a member's and are no longer: those of peers
-// that were removed, by the store's records, and those that the kernel holds as a
-// member's although nobody explains how they ceased to be one (memory): a store
-// restored from before the peer was added forgets that it ever was, and this node
-// must not. Only an operator's word (Forgotten) gives a CIDR back to the network.
-// Both are sorted, and lie neither within a member nor within one another.
+// formerCIDRs says which CIDRs used to belong to a member: those of removed peers
+// according to the store, and those the kernel still holds as a member's with no
+// record of why they ceased to be (memory). A store restored from before a peer was
+// added has no trace of it, but this node must not forget. Only an operator
+// (Forgotten) returns a CIDR to the network. Both lists are sorted; no entry lies
+// within a member's CIDR or another entry.
 func formerCIDRs(members iter.Seq[*tables.Cluster], records iter.Seq[*tables.Former], kernel iter.Seq2[bpf.PrefixKey, bpf.IPInfo]) (former, memory []netip.Prefix) {
 	var owned, forgotten, recorded, remembered []netip.Prefix
 	for c := range members {
@@ -61,7 +61,7 @@ func within(p netip.Prefix, ps []netip.Prefix) bool {
 	return slices.ContainsFunc(ps, func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Contains(p.Addr()) })
 }
 
-// learnFormer says in the view which CIDRs were a member's.
+// learnFormer tells the view which CIDRs used to be a member's.
 func (p *Program) learnFormer(v *view) {
 	of := p.formerOf
 	of.clusters, of.records, of.known = v.tables.Clusters.Revision(v.txn), v.tables.Former.Revision(v.txn), true
@@ -72,8 +72,8 @@ func (p *Program) learnFormer(v *view) {
 	v.former, v.memory = p.former, p.memory
 }
 
-// remember has the members' CIDRs kept, if they have changed. Before anything is
-// taken out of the kernel: there they are what the next agent remembers by.
+// remember saves the members' CIDRs if they have changed. It runs before anything is
+// removed from the kernel, which is where the next agent finds them otherwise.
 func (p *Program) remember(v *view, r *report) {
 	if p.cfg.Remember == nil {
 		return
@@ -93,7 +93,7 @@ func (p *Program) remember(v *view, r *report) {
 	p.kept = cidrs
 }
 
-// each goes through a table's rows.
+// each iterates over a table's rows.
 func each[P any](txn statedb.ReadTxn, t statedb.Table[P]) iter.Seq[P] {
 	return func(yield func(P) bool) {
 		for row := range t.All(txn) {

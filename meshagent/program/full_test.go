@@ -12,7 +12,7 @@ import (
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
-// small is a bench whose table of policy has so many rows.
+// small is a bench whose policy map has room for n rows.
 func small(t *testing.T, limit int) *bench {
 	b := newBench(t)
 	m := bpftest.New()
@@ -22,7 +22,7 @@ func small(t *testing.T, limit int) *bench {
 	return b
 }
 
-// late makes everything that waits for a moment after the last switch due.
+// late makes everything due that waits for a moment after the last switch.
 func (b *bench) late() {
 	if !b.p.policies.stale.IsZero() {
 		b.p.policies.stale = time.Now().Add(-time.Hour)
@@ -30,7 +30,7 @@ func (b *bench) late() {
 	b.p.pass(b.t.Context())
 }
 
-// wide lets an intruder in at ten ports: more rows than small tables have.
+// wide lets an intruder in at ten ports: more entries than small tables hold.
 func wide() string {
 	var text strings.Builder
 	text.WriteString(`
@@ -64,7 +64,7 @@ func TestPolicyThatDoesNotFitChangesNothing(t *testing.T) {
 				t.Fatal("the frontend is kept out")
 			}
 			if ok, _ := judgePacket(b.maps, web, 131074, bpf.Ingress, 6, 80); ok != (before == "") {
-				t.Fatal("the intruder is judged otherwise")
+				t.Fatal("the intruder's verdict changed")
 			}
 		}
 		b.policy("wide", wide())
@@ -82,7 +82,7 @@ func TestPolicyThatDoesNotFitChangesNothing(t *testing.T) {
 	}
 }
 
-// What an attempt that failed has left must neither count nor take up room.
+// What a failed attempt leaves must neither take effect nor take up room.
 func TestPolicyFitsAfterOneThatDidNot(t *testing.T) {
 	for range 20 { // rows are written in any order
 		b := small(t, 8)
@@ -116,8 +116,8 @@ func TestPolicyFitsAfterOneThatDidNot(t *testing.T) {
 	}
 }
 
-// TestNoGapBetweenNoPolicyAndOne fails every write once in turn while the first
-// policy of a pod comes and goes, and what a switch leaves is cleaned up at once.
+// TestNoGapBetweenNoPolicyAndOne fails every write once in turn while a pod's first
+// policy comes and goes, cleaning up right after each switch.
 func TestNoGapBetweenNoPolicyAndOne(t *testing.T) {
 	for failAt := range 40 {
 		b := newBench(t)

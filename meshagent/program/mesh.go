@@ -13,25 +13,25 @@ import (
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
-// Mesh is what others than the maps need of a snapshot: the same view, with the
-// same rows left out.
+// Mesh is what code other than the map writers needs from a snapshot: the same view,
+// with the same rows left out.
 type Mesh struct {
 	Own   *tables.Cluster
 	Split identity.Split
 	// Members are all clusters of the mesh, by name.
 	Members map[string]*tables.Cluster
-	// Remote are all nodes but our own, by "cluster/node".
+	// Remote are all nodes except this one, by "cluster/node".
 	Remote map[string]*tables.Node
 	// CIDRs are the pod CIDRs of all members, sorted.
 	CIDRs []netip.Prefix
 	// Former are the pod CIDRs of peers that were removed, sorted.
 	Former []netip.Prefix
-	// Complete is set once every member's state was read in full: only then does
-	// something that is not here not exist.
+	// Complete is set once every member's state has been read in full. Until then, an
+	// entry missing here may still exist.
 	Complete bool
 }
 
-// NewMesh reads a snapshot; nil as long as the own cluster is not known.
+// NewMesh reads a snapshot. It returns nil until our own cluster is known.
 func NewMesh(t *tables.Tables, txn statedb.ReadTxn, self string) *Mesh {
 	v := newView(t, txn, self)
 	if v == nil {
@@ -51,8 +51,8 @@ func NewMesh(t *tables.Tables, txn statedb.ReadTxn, self string) *Mesh {
 	return m
 }
 
-// Meshes remembers the last Mesh as long as it is current. Several goroutines may
-// use it; what it returns is not to be changed.
+// Meshes caches the last Mesh while it is current. It is safe for concurrent use; do
+// not modify what it returns.
 type Meshes struct {
 	Tables *tables.Tables
 	Self   string
@@ -65,7 +65,7 @@ type Meshes struct {
 	former   statedb.Revision
 }
 
-// Of is the Mesh of a snapshot.
+// Of returns the Mesh of a snapshot.
 func (m *Meshes) Of(txn statedb.ReadTxn) *Mesh {
 	clusters, nodes, former := m.Tables.Clusters.Revision(txn), m.Tables.Nodes.Revision(txn), m.Tables.Former.Revision(txn)
 	m.mu.Lock()

@@ -6,15 +6,15 @@ import (
 	"github.com/weft-mesh/weft/bpf"
 )
 
-// mirror carries wanted rows into one map and remembers what is in it.
+// mirror writes the wanted rows to one map and remembers what the map holds.
 //
-// What it finds at the start is somebody's earlier decision: it is corrected
-// when it is wanted otherwise, and removed only when prune says that what is
-// not wanted is not wanted by anyone.
+// Rows found at the start come from an earlier agent: they are corrected if they
+// should be different, and removed only if prune says that nobody wants what is not
+// listed.
 type mirror[K comparable, V comparable] struct {
 	table bpf.Table[K, V]
 	have  map[K]V
-	mine  map[K]bool // wanted at some time in this process's life
+	mine  map[K]bool // wanted at some point by this process
 }
 
 func newMirror[K comparable, V comparable](table bpf.Table[K, V]) (*mirror[K, V], error) {
@@ -29,20 +29,20 @@ func newMirror[K comparable, V comparable](table bpf.Table[K, V]) (*mirror[K, V]
 	return m, nil
 }
 
-// refused is told of each row that the kernel did not take.
+// refused is called for each row that the kernel did not accept.
 type refused[K comparable] func(k K, err error)
 
-// batchFrom is the number of changed rows from which one system call for many
-// is worth building the batch.
+// batchFrom is the number of changed rows from which building a batch for one system
+// call pays off.
 const batchFrom = 64
 
-// set makes the map hold want. It returns how many rows it changed; rows that
-// failed are tried again by the next call.
+// set makes the map hold want. It returns how many rows it changed; the next call
+// retries rows that failed.
 func (m *mirror[K, V]) set(want map[K]V, prune bool, failed refused[K]) (changed int) {
 	return m.update(want, failed) + m.remove(want, prune, failed)
 }
 
-// update creates and changes rows, and removes none.
+// update creates and changes rows but removes none.
 func (m *mirror[K, V]) update(want map[K]V, failed refused[K]) (changed int) {
 	diff := map[K]V{}
 	for k, v := range want {
@@ -57,8 +57,8 @@ func (m *mirror[K, V]) update(want map[K]V, failed refused[K]) (changed int) {
 		}
 		return len(diff)
 	}
-	// One by one: a row that has no room, or that fails for its own reason, does
-	// not keep the others out.
+	// One by one, so that a row that does not fit or fails for its own reason does not
+	// keep the others out.
 	for k, v := range diff {
 		if err := m.table.Update(k, v); err != nil {
 			failed(k, err)
@@ -86,7 +86,7 @@ func (m *mirror[K, V]) removeBut(want map[K]V, prune bool, kept func(K) bool, fa
 	return m.dropAll(gone, failed)
 }
 
-// dropAll deletes these rows. It returns how many of them were there.
+// dropAll deletes the given rows. It returns how many of them existed.
 func (m *mirror[K, V]) dropAll(keys []K, failed refused[K]) (changed int) {
 	batched := len(keys) >= batchFrom && m.table.DeleteBatch(keys) == nil
 	for _, k := range keys {
@@ -106,7 +106,7 @@ func (m *mirror[K, V]) dropAll(keys []K, failed refused[K]) (changed int) {
 	return changed
 }
 
-// put writes one row now.
+// put writes one row immediately.
 func (m *mirror[K, V]) put(k K, v V) error {
 	m.mine[k] = true
 	if have, ok := m.have[k]; ok && have == v {
@@ -119,7 +119,7 @@ func (m *mirror[K, V]) put(k K, v V) error {
 	return nil
 }
 
-// drop deletes one row now.
+// drop deletes one row immediately.
 func (m *mirror[K, V]) drop(k K) error {
 	if _, ok := m.have[k]; !ok {
 		return nil

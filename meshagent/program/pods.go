@@ -10,28 +10,27 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// subject is a pod of this node that policies judge.
+// subject is a pod on this node, as policies judge it.
 type subject struct {
 	addr     bpf.Addr
 	identity identity.Number
 	labels   identity.Labels
 	ports    []wire.NamedPort
 	set      uint32 // kernel number
-	placed   bool   // set is that of the generation in force
+	placed   bool   // set belongs to the current generation
 }
 
-// at is the pod as others meet it.
+// at is the pod as its peers see it.
 func (s subject) at() endpointAt { return endpointAt{whole(s.addr.Netip()), s.identity, s.ports} }
 
-// judgedAs are the labels that policies judge a pod by: its ports that they call by
-// name are among them.
+// judgedAs returns the labels by which policies judge a pod, including its ports that
+// policies refer to by name.
 func (p *Program) judgedAs(s subject) identity.Labels {
 	return identity.NewLabels(append(slices.Clone(s.labels), p.variants.portLabels(s.ports)...)...)
 }
 
-// learnSubjects finds out who the pods of this node are. A pod that was known
-// once stays who it was until something else is known: a row missing upstream
-// takes nothing away.
+// learnSubjects works out the identity of each pod on this node. A pod keeps its last
+// known identity until there is a new one: a row missing upstream takes nothing away.
 func (p *Program) learnSubjects(v *view) {
 	seen := map[string]bool{}
 	for e := range v.tables.Endpoints.All(v.txn) {
@@ -58,8 +57,8 @@ func (p *Program) learnSubjects(v *view) {
 	}
 }
 
-// whois is the identity the API server has given the pod, else the one the
-// kernel holds from before.
+// whois returns the identity the API server gave the pod, or else the one the kernel
+// has from before.
 func (p *Program) whois(v *view, e *tables.Endpoint, addr bpf.Addr) (identity.Number, identity.Labels) {
 	pod := tables.Get(v.txn, v.tables.Pods, e.Key())
 	if pod != nil && pod.Endpoint != nil {
@@ -81,8 +80,8 @@ func (p *Program) whois(v *view, e *tables.Endpoint, addr bpf.Addr) (identity.Nu
 	return 0, nil
 }
 
-// unplaced says whether a subject needs a compilation to know its set, and
-// places those that do not.
+// unplaced places the subjects whose set is known, and says whether any needs a
+// compilation to know its set.
 func (p *Program) unplaced() bool {
 	for key, s := range p.subjects {
 		if s.placed {
@@ -98,8 +97,8 @@ func (p *Program) unplaced() bool {
 	return false
 }
 
-// pods writes the rows of this node's pods. A pod whose identity or policy is
-// not known yet is held.
+// pods writes the rows of this node's pods. A pod whose identity or policy is not
+// known yet is held.
 func (p *Program) pods(v *view, r *report) (changed int) {
 	r.stage("endpoints")
 	want := map[bpf.Addr]bpf.Endpoint{}
@@ -121,13 +120,14 @@ func (p *Program) pods(v *view, r *report) (changed int) {
 		}
 		want[addr] = row
 	}
-	// Nobody else writes this map: all pods of the node were adopted before.
+	// Pruning is always safe: nobody else writes this map, and all pods on the node
+	// have been adopted.
 	changed = p.endpoints.set(want, true, func(k bpf.Addr, err error) { r.fail("endpoints", orText(from[k], k.String()), err) })
 	p.publish(v, live)
 	return changed
 }
 
-// publish says in the endpoints' rows what became of them.
+// publish records in table endpoints that pods have gone live.
 func (p *Program) publish(v *view, live []*tables.Endpoint) {
 	var changed []*tables.Endpoint
 	for _, e := range live {
@@ -148,7 +148,7 @@ func (p *Program) publish(v *view, live []*tables.Endpoint) {
 		s := p.subjects[e.Key()]
 		tables.Change(txn, t.Endpoints, e, func(row *tables.Endpoint) bool {
 			if row.Ifindex != e.Ifindex || row.Phase == tables.Removing {
-				return true // changed meanwhile; the next pass sees it
+				return true // changed meanwhile; the next pass handles it
 			}
 			row.Phase, row.Identity, row.Labels, row.Set = tables.Live, s.identity, s.labels, s.set
 			return true
@@ -157,5 +157,5 @@ func (p *Program) publish(v *view, live []*tables.Endpoint) {
 	txn.Commit()
 }
 
-// String tells a subject in logs.
+// String describes a subject for logs.
 func (s subject) String() string { return fmt.Sprintf("%v (%v)", s.addr, s.identity) }

@@ -12,16 +12,16 @@ import (
 	"github.com/weft-mesh/weft/policy"
 )
 
-// Explanation says what numbers in events mean. It does not change once made.
+// Explanation says what the numbers in events mean. It is immutable.
 type Explanation struct {
 	Gen   uint32
 	Rules []policy.RuleInfo         // by cookie
 	Sets  map[uint32]policy.SetInfo // by kernel number
-	Next  *Explanation              // one that is about to be in force
-	Older *Explanation              // the generation before
+	Next  *Explanation              // the generation about to take effect
+	Older *Explanation              // the previous generation
 }
 
-// Of finds the explanation of a generation, nil if it is too old.
+// Of returns the explanation of a generation, or nil if it is too old.
 func (x *Explanation) Of(gen uint32) *Explanation {
 	for ; x != nil; x = x.Older {
 		if x.Gen == gen {
@@ -34,26 +34,25 @@ func (x *Explanation) Of(gen uint32) *Explanation {
 	return nil
 }
 
-// policies carries compiled policies into the kernel, one generation after
-// another.
+// policies writes compiled policies to the kernel, one generation after another.
 type policies struct {
 	classes *mirror[bpf.ClassKey, uint32]
 	ports   *mirror[uint32, uint16]
 	entries *mirror[bpf.PolicyKey, bpf.PolicyEntry]
 	sets    *mirror[bpf.SetKey, bpf.SetInfo]
 
-	gen     uint32            // in force
-	current *policy.Tables    // what it holds; nil until the first compilation
+	gen     uint32            // current generation
+	current *policy.Tables    // what gen holds; nil until the first compilation
 	content map[uint32]uint32 // kernel number to compiled number, of current
 	lastSet uint32
-	// known are the identities that current has classes for.
+	// known are the identities for which current has classes.
 	known map[identity.Number]identity.Labels
-	// stale is set while rows of an older generation may be in the maps, until
-	// readers that began before the switch are done.
+	// stale is when the last switch or failed compilation left unused rows in the
+	// maps; zero if there are none. They stay a little, for programs still running.
 	stale time.Time
-	// revision of the policies table that current was made of.
+	// revision of the policies table from which current was made.
 	revision uint64
-	// behind is set while the maps may lack what current holds.
+	// behind is set while the maps may lack part of current.
 	behind bool
 
 	explain atomic.Pointer[Explanation]
@@ -85,7 +84,7 @@ func (p *policies) fresh() uint32 {
 	return p.lastSet
 }
 
-// rows is one generation as rows.
+// rows is one generation as kernel rows.
 type rows struct {
 	classes map[bpf.ClassKey]uint32
 	ports   map[uint32]uint16
@@ -93,7 +92,7 @@ type rows struct {
 	sets    map[bpf.SetKey]bpf.SetInfo
 }
 
-// rowsOf writes a generation under kernel numbers.
+// rowsOf returns a generation's rows under kernel numbers.
 func rowsOf(gen uint32, t *policy.Tables, content map[uint32]uint32) rows {
 	r := rows{
 		classes: make(map[bpf.ClassKey]uint32, len(t.Classes)), ports: map[uint32]uint16{},
@@ -136,7 +135,7 @@ func entryKey(gen, set uint32, k policy.EntryKey) bpf.PolicyKey {
 
 func entry(e policy.Entry) bpf.PolicyEntry { return bpf.PolicyEntry{Rule: e.Rule, Deny: bit(e.Deny)} }
 
-// write puts rows beside what is there; nothing uses them yet.
+// write adds rows beside the existing ones. Nothing uses them yet.
 func (p *policies) write(r rows) (err error) {
 	fail := func(e error) {
 		if err == nil {
@@ -147,7 +146,7 @@ func (p *policies) write(r rows) (err error) {
 	p.entries.update(r.entries, func(_ bpf.PolicyKey, e error) { fail(e) })
 	p.sets.update(r.sets, func(_ bpf.SetKey, e error) { fail(e) })
 	if err != nil {
-		return err // a class whose lines are missing could miss a denial
+		return err // a class without all its entries could miss a deny rule
 	}
 	p.classes.update(r.classes, func(_ bpf.ClassKey, e error) { fail(e) })
 	return err
@@ -158,7 +157,7 @@ func (p *policies) forget(used map[uint32]bool) {
 	maps.DeleteFunc(p.content, func(number, _ uint32) bool { return !used[number] })
 }
 
-// clean removes what the generation in force does not need.
+// clean removes what the current generation does not need.
 func (p *policies) clean() (err error) {
 	fail := func(e error) {
 		if err == nil {
@@ -173,14 +172,14 @@ func (p *policies) clean() (err error) {
 	return err
 }
 
-// grace is how long rows outlive the generation that used them: far longer than
-// a program runs.
+// grace is how long rows outlive the generation that used them: far longer than a
+// program runs.
 const grace = 100 * time.Millisecond
 
-// compile judges the world anew and prepares the next generation. rows are the
-// endpoints that stand in the kernel, by name; relabel changes the number of one
-// in its row. After it returned nil, caller switches to p.gen+1 by switched.
-// After an error everything is judged as before, and what was written is removed
+// compile compiles all policies and prepares the next generation. present holds the
+// kernel numbers of the endpoints that have rows, by name; relabel changes the number
+// in an endpoint's row. After it returns nil, the caller switches to p.gen+1 and calls
+// switched. After an error, verdicts are unchanged and what was written is removed
 // like an older generation.
 func (p *policies) compile(w policy.World, subjects map[string]identity.Labels, present map[string]uint32, relabel func(ep string, set uint32) error) (*next, error) {
 	n, err := p.prepare(w, subjects, present, relabel)
@@ -209,8 +208,8 @@ func (p *policies) prepare(w policy.World, subjects map[string]identity.Labels, 
 	}
 	gen := p.gen + 1
 	r := rowsOf(gen, t, a.content)
-	// Two generations of ports share an array: what an older one left in this
-	// half must go before it counts again.
+	// Two generations share the array of ports: what an older one left in this half
+	// must go before the half is used again.
 	half := func(i uint32) bool { j, _ := bpf.PortIndex(gen, 6, 0); return i >= j && i < j+bpf.PortRows/2 }
 	for i := range p.ports.have {
 		if _, ok := r.ports[i]; !ok && half(i) {
@@ -229,8 +228,8 @@ func (p *policies) prepare(w policy.World, subjects map[string]identity.Labels, 
 	return &next{gen: gen, tables: t, assignment: a, known: known}, nil
 }
 
-// abandon removes what an attempt that failed has left of a generation: once the
-// generation is in force, it would count.
+// abandon removes what a failed attempt left of a generation, which would otherwise
+// become effective with it.
 func (p *policies) abandon(gen uint32, r rows) (err error) {
 	fail := func(e error) {
 		if err == nil {
@@ -243,7 +242,7 @@ func (p *policies) abandon(gen uint32, r rows) (err error) {
 	return err
 }
 
-// next is a generation that is written and not yet in force.
+// next is a generation that is written but not yet in effect.
 type next struct {
 	gen        uint32
 	tables     *policy.Tables
@@ -251,7 +250,7 @@ type next struct {
 	known      map[identity.Number]identity.Labels
 }
 
-// splitRows gives rows numbers of their own under the present generation.
+// splitRows gives rows numbers of their own under the current generation.
 func (p *policies) splitRows(a assignment, relabel func(string, uint32) error) error {
 	for _, to := range a.split {
 		info := p.sets.have[bpf.SetKey{Gen: p.gen, Set: to.like}]
@@ -277,8 +276,8 @@ func (p *policies) splitRows(a assignment, relabel func(string, uint32) error) e
 	return nil
 }
 
-// adopt makes a number of the generation in force out of one that a switch has
-// split off: if the switch never comes, rows go on having it.
+// adopt adds a number split off for a switch to the current generation, because rows
+// keep it even if the switch never happens.
 func (p *policies) adopt(to splitTo) {
 	if p.current == nil {
 		return
@@ -290,8 +289,8 @@ func (p *policies) adopt(to splitTo) {
 	}
 }
 
-// announce publishes what the numbers will mean, so that the first packet that
-// the next generation judges is told like any other.
+// announce publishes what the numbers will mean, so that even the first packet judged
+// by the next generation can be explained.
 func (p *policies) announce(n *next) {
 	x := Explanation{Gen: p.gen}
 	if now := p.explain.Load(); now != nil {
@@ -301,7 +300,7 @@ func (p *policies) announce(n *next) {
 	p.explain.Store(&x)
 }
 
-// switched takes the prepared generation for the one in force.
+// switched makes the prepared generation the current one.
 func (p *policies) switched(n *next, now time.Time) {
 	p.gen, p.current, p.content, p.known, p.stale, p.behind = n.gen, n.tables, n.assignment.content, n.known, now, false
 	p.explained()
@@ -322,8 +321,8 @@ func (p *policies) explained() {
 	p.explain.Store(x)
 }
 
-// explanation is that of a generation whose kernel numbers stand for these
-// compiled ones.
+// explanation explains a generation whose kernel numbers stand for these compiled
+// numbers.
 func explanation(gen uint32, t *policy.Tables, content map[uint32]uint32) *Explanation {
 	x := &Explanation{Gen: gen, Rules: t.Rules, Sets: map[uint32]policy.SetInfo{}}
 	for number, compiled := range content {
@@ -332,8 +331,8 @@ func explanation(gen uint32, t *policy.Tables, content map[uint32]uint32) *Expla
 	return x
 }
 
-// identities brings the generation in force up to the identities there are, without
-// another one.
+// identities updates the current generation to the given identities without making a
+// new one.
 func (p *policies) identities(want map[identity.Number]identity.Labels) (changed int, err error) {
 	if p.behind {
 		if err := p.write(rowsOf(p.gen, p.current, p.content)); err != nil {
@@ -362,7 +361,7 @@ func (p *policies) identities(want map[identity.Number]identity.Labels) (changed
 	return changed, nil
 }
 
-// numbers are the kernel numbers of each compiled one.
+// numbers returns the kernel numbers of each compiled number.
 func (p *policies) numbers() map[uint32][]uint32 {
 	numbers := map[uint32][]uint32{}
 	for number, compiled := range p.content {
@@ -371,13 +370,13 @@ func (p *policies) numbers() map[uint32][]uint32 {
 	return numbers
 }
 
-// know puts one identity into the generation in force: lines first, then the class
-// that leads to them. It returns how many identities that has changed.
+// know adds one identity to the current generation: first the entries, then the class
+// that leads to them. It returns how many identities changed.
 func (p *policies) know(n identity.Number, labels identity.Labels, numbers map[uint32][]uint32) (changed int, err error) {
 	if old, ok := p.known[n]; ok && old.Equal(labels) {
 		return 0, nil
 	}
-	// What fails below is in the compiled tables and not in the kernel.
+	// On failure the compiled tables have what the kernel does not.
 	defer func() { p.behind = p.behind || err != nil }()
 	class, entries := p.current.AddIdentity(n, labels)
 	for k, e := range entries {
@@ -400,8 +399,8 @@ func (p *policies) know(n identity.Number, labels identity.Labels, numbers map[u
 	return 1, nil
 }
 
-// unlearn takes one identity out of the generation in force. It returns how many
-// identities that has changed.
+// unlearn removes one identity from the current generation. It returns how many
+// identities changed.
 func (p *policies) unlearn(n identity.Number) (changed int, err error) {
 	if _, ok := p.known[n]; !ok {
 		return 0, nil
@@ -415,8 +414,8 @@ func (p *policies) unlearn(n identity.Number) (changed int, err error) {
 	return 1, nil
 }
 
-// lacks says whether the rules in force were made without the number of a named
-// port that one of these identities has.
+// lacks says whether one of these identities has a named port whose number was unknown
+// when the current rules were compiled.
 func (p *policies) lacks(labels map[identity.Number]identity.Labels) bool {
 	for _, ls := range labels {
 		if !p.current.Knows(ls) {
@@ -426,9 +425,9 @@ func (p *policies) lacks(labels map[identity.Number]identity.Labels) bool {
 	return false
 }
 
-// setFor gives the kernel number under which a subject's rules stand in the
-// generation in force, writing them if no endpoint has had them yet. ok is false
-// if it takes a compilation.
+// setFor returns the kernel number of a subject's rules in the current generation, and
+// writes them if no endpoint has used them yet. ok is false if a compilation is
+// needed.
 func (p *policies) setFor(labels identity.Labels) (set uint32, ok bool, err error) {
 	if p.current == nil {
 		return 0, false, nil

@@ -19,7 +19,7 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// judge looks a packet up as the kernel does.
+// judge judges a packet as the kernel does.
 func judgePacket(m *bpf.Maps, ep bpf.Addr, peer identity.Number, dir bpf.Direction, proto uint8, port uint16) (allow bool, known bool) {
 	s, _, _ := m.Settings.Lookup(0)
 	row, _, _ := m.Endpoints.Lookup(ep)
@@ -59,7 +59,7 @@ spec:
     - ports: [{port: "80", protocol: TCP}]
 `
 
-// bench is a program over tables and maps, stepped by hand.
+// bench is a program over tables and maps, run step by step.
 type bench struct {
 	t    testing.TB
 	tab  *tables.Tables
@@ -164,12 +164,12 @@ func TestPolicyFollowsPoliciesPodsAndIdentities(t *testing.T) {
 	b.want("unknown member", web, identity.UnknownMember, 80, false)
 	b.want("another pod", other, 131074, 80, true)
 
-	// A new identity costs no generation.
+	// A new identity needs no new generation.
 	b.remote("frontend", 131075)
 	b.want("identity not there yet", web, 131075, 80, false)
 	b.pass()
 	b.want("one more frontend", web, 131075, 80, true)
-	// Nor does a pod under rules that stand already.
+	// Nor does a pod under existing rules.
 	web2 := b.pod("web-2", "web", "10.1.1.4", 65537)
 	b.pass()
 	b.want("one more web", web2, 131073, 80, true)
@@ -178,7 +178,7 @@ func TestPolicyFollowsPoliciesPodsAndIdentities(t *testing.T) {
 		t.Errorf("generation %d became %d", gen, b.p.settings.PolicyGen)
 	}
 
-	// Restarted, it takes over and judges the same.
+	// After a restart it takes over and judges the same.
 	b.restart()
 	b.want("agent away", web, 131073, 80, true)
 	b.pass()
@@ -194,8 +194,8 @@ func TestPolicyFollowsPoliciesPodsAndIdentities(t *testing.T) {
 	}
 }
 
-// Whatever let it into the tables: an identity of a peer that also claims to be
-// of another cluster, or something reserved, is nobody.
+// However it got into the tables: a peer's identity that also claims to be from
+// another cluster, or something reserved, is nobody.
 func TestAForgedIdentityIsNobody(t *testing.T) {
 	for name, forged := range map[string]string{
 		"our cluster beside its own": "container:io.cilium.k8s.policy.cluster=east",
@@ -225,9 +225,9 @@ func TestAForgedIdentityIsNobody(t *testing.T) {
 	}
 }
 
-// TestNoGapWhateverFails fails every write once in turn while policies change:
-// the intruder never gets in, the frontend is never kept out, and every drop can
-// be told with its policy.
+// TestNoGapWhateverFails fails every write once in turn while policies change: the
+// intruder never gets in, the frontend is never kept out, and every drop can be
+// attributed to its policy.
 func TestNoGapWhateverFails(t *testing.T) {
 	for failAt := range 70 {
 		t.Run(fmt.Sprint(failAt), func(t *testing.T) {
@@ -247,7 +247,7 @@ func TestNoGapWhateverFails(t *testing.T) {
 				force, _, _ := b.maps.Settings.Lookup(0)
 				row, _, _ := b.maps.Endpoints.Lookup(web)
 				if x := b.p.Explain().Of(force.PolicyGen); x == nil || len(x.Sets[row.Set].Policies[1]) == 0 {
-					t.Error("nobody could tell which policy keeps the intruder out")
+					t.Error("no explanation names the policy that keeps the intruder out")
 				}
 			}
 			n := 0
@@ -275,14 +275,14 @@ spec:
 			for range 4 {
 				b.p.pass(t.Context())
 			}
-			// Rows of the generation before go a moment after the switch.
+			// The previous generation's rows go a moment after the switch.
 			b.p.policies.stale = time.Now().Add(-time.Hour)
 			for range 4 {
 				b.p.pass(t.Context())
 			}
 			for k := range rowsIn(b.maps.Policy) {
 				if k.Gen != b.p.settings.PolicyGen {
-					t.Errorf("left of generation %d: %+v", k.Gen, k)
+					t.Errorf("generation %d left %+v", k.Gen, k)
 				}
 			}
 			if problems := tables.All(b.tab.DB.ReadTxn(), b.tab.Problems); len(problems) > 0 {
@@ -292,7 +292,7 @@ spec:
 	}
 }
 
-// tapped asks before every write, and lets somebody look after it.
+// tapped calls a hook before and after every write; the first may make it fail.
 type tapped[K comparable, V comparable] struct {
 	bpf.Table[K, V]
 	tap *tap
@@ -328,7 +328,7 @@ func (t tapped[K, V]) UpdateBatch(rows map[K]V) error {
 	return t.tap.write(func() error { return t.Table.UpdateBatch(rows) })
 }
 
-// tapMaps puts taps on every table of policy.
+// tapMaps puts taps on every policy map.
 func tapMaps(m *bpf.Maps, t *tap) *bpf.Maps {
 	out := *m
 	out.Settings = tapped[uint32, bpf.Settings]{m.Settings, t}

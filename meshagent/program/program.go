@@ -1,9 +1,9 @@
-// Package program carries the agent's tables into the datapath's maps.
+// Package program writes the agent's tables to the datapath's maps.
 //
-// One loop looks at one snapshot and writes what differs: policy first, then who
-// has which address, then pods and services, and last the settings that make
-// programs look again. What a row should say is decided in pure functions
-// (derive…); how it gets there without a wrong moment in between is decided here.
+// One loop takes a snapshot and writes what differs: policy first, then the owner of
+// each address, then pods and services, and last the settings that make the programs
+// re-judge flows. Pure functions (derive…) decide what a row should say; the loop
+// decides the order of writes, so that no intermediate state is wrong.
 package program
 
 import (
@@ -28,18 +28,18 @@ import (
 type Config struct {
 	// Self is the name of this node.
 	Self string
-	// APIServers are the addresses of the own cluster's API servers.
+	// APIServers are the addresses of our own cluster's API servers.
 	APIServers []netip.Addr
 	Tables     *tables.Tables
 	Maps       *bpf.Maps
 	Ways       *Ways
-	// Start is closed once all sources were listed and the node's pods adopted.
+	// Start is closed once all sources have been listed and the node's pods adopted.
 	// Until then nothing in the kernel is touched.
 	Start <-chan struct{}
-	// Remember keeps the CIDRs of members, present and former, on disk: a machine
-	// that boots guards them before it has read anything. Nil: nobody does.
+	// Remember saves the CIDRs of present and former members to disk, so that a
+	// booting machine can block them before it has read anything. Nil: not saved.
 	Remember func([]netip.Prefix) error
-	// Trace asks for an event for every new allowed flow.
+	// Trace requests an event for every new allowed flow.
 	Trace bool
 	Log   *slog.Logger
 }
@@ -56,53 +56,52 @@ type Program struct {
 	services  *services
 	numbers   *numbering
 	variants  *variants
-	// bases is the identity behind each variant.
+	// bases maps each variant to its identity.
 	bases atomic.Pointer[map[identity.Number]identity.Number]
 
-	// Of the last snapshot each stage was done with; zero: do it.
+	// The last snapshot that each stage completed; zero means the stage must run.
 	did struct {
 		ways, endpoints, services signature
 		policy, addresses         stage
 	}
-	// What a stage takes up row by row, as long as what it was derived from stays.
+	// For stages that apply changes row by row while their ground stays the same.
 	ips        feed[*tables.IP]
 	identities feed[*tables.Identity]
 	ground     ground
-	// seen is the view of the last pass, for the next one over the same clusters and
-	// nodes.
+	// seen is the last pass's view, reused while clusters and nodes do not change.
 	seen struct {
 		view                    *view
 		clusters, nodes, former statedb.Revision
 	}
-	// epoch counts changes of what stages take from one another.
+	// epoch counts changes in what one stage passes to another.
 	epoch    uint64
 	subjects map[string]subject
 	cidrs    map[netip.Prefix]identity.Number
-	// former and memory are the view's, as long as the rows that they follow from
-	// are those of formerOf: what the kernel holds beside follows from them.
+	// former and memory are the view's, valid for the rows named in formerOf. The
+	// kernel's prefixes, which they also depend on, change only along with those rows.
 	former, memory []netip.Prefix
 	formerOf       struct {
 		clusters, records statedb.Revision
 		known             bool
 	}
-	// kept is what Remember was told last; nil: nothing yet.
+	// kept is what Remember saved last; nil if nothing yet.
 	kept     []netip.Prefix
 	attempts int
-	moved    bool // a verdict may have changed since settings were written
-	vacant   bool // indexes of nodes that are gone may be released
+	moved    bool // verdicts may have changed since settings were written
+	vacant   bool // indexes of removed nodes may be released
 	// passed is closed after the first pass that wrote everything.
 	passed chan struct{}
 	once   sync.Once
 
-	// mu guards lanes and kicked, which others set.
+	// mu guards lanes and internal, which other goroutines set.
 	mu       sync.Mutex
 	lanes    [2]uint32
 	internal netip.Addr
 	kicked   chan struct{}
 }
 
-// signature says what a stage has seen: revisions of the tables it reads, zero for
-// those that it does not.
+// signature is the input a stage has seen: revisions of the tables it reads, zero for
+// those it does not.
 type signature struct {
 	clusters, nodes, former, policies statedb.Revision
 	ips, identities, pods, endpoints  statedb.Revision
@@ -111,8 +110,8 @@ type signature struct {
 	prune                             bool
 }
 
-// stage is how far a stage has come that can take up rows one by one: it was made
-// from scratch for ground, and has followed rows since.
+// stage is the progress of a stage that can apply changes row by row: it was derived
+// from scratch for ground and has since followed rows.
 type stage struct{ ground, rows signature }
 
 // New reads what is in the kernel and changes nothing.
@@ -148,12 +147,12 @@ func New(cfg Config) (*Program, error) {
 	return p, nil
 }
 
-// Explain says what numbers in events mean; nil before the first compilation.
-// Any goroutine may call it.
+// Explain says what the numbers in events mean; nil before the first compilation. It
+// is safe for concurrent use.
 func (p *Program) Explain() *Explanation { return p.policies.explain.Load() }
 
-// Identity is the identity behind a number of an event: another where policies tell
-// endpoints of one identity apart. Any goroutine may call it.
+// Identity maps a number in an event to its identity. They differ where policies
+// distinguish endpoints of one identity. It is safe for concurrent use.
 func (p *Program) Identity(n identity.Number) identity.Number {
 	if bases := p.bases.Load(); bases != nil {
 		if base, ok := (*bases)[n]; ok {
@@ -163,11 +162,11 @@ func (p *Program) Identity(n identity.Number) identity.Number {
 	return n
 }
 
-// Passed is closed once everything that was known at the start is in the kernel.
+// Passed is closed once everything known at the start is in the kernel.
 func (p *Program) Passed() <-chan struct{} { return p.passed }
 
-// SetTunnels says which devices the lanes are and which address is the node's
-// own. Any goroutine may call it.
+// SetTunnels sets the two tunnel devices and the node's address inside the mesh. It is
+// safe for concurrent use.
 func (p *Program) SetTunnels(ifindex [2]uint32, internal netip.Addr) {
 	p.mu.Lock()
 	p.lanes, p.internal = ifindex, internal
@@ -181,7 +180,7 @@ func (p *Program) SetTunnels(ifindex [2]uint32, internal netip.Addr) {
 const (
 	// settle is how long changes are collected before they are written.
 	settle = 2 * time.Millisecond
-	// Retries of rows that failed: soon at first, every 10 s at last.
+	// Retries of failed rows: quickly at first, at most every 10 s later.
 	firstRetry = 100 * time.Millisecond
 	lastRetry  = 10 * time.Second
 )
@@ -202,7 +201,7 @@ func (p *Program) Run(ctx context.Context) error {
 	return nil
 }
 
-// sleep waits for a change, a kick or wait, and then for things to settle.
+// sleep waits for a change, a kick or the timeout, and then for changes to settle.
 func (p *Program) sleep(ctx context.Context, watches *statedb.WatchSet, wait time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -222,7 +221,7 @@ func (p *Program) sleep(ctx context.Context, watches *statedb.WatchSet, wait tim
 	<-done
 }
 
-// pass writes one snapshot. It returns what to wait for and for how long at most.
+// pass writes one snapshot. It returns what to wait for and the longest time to wait.
 func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 	t := p.cfg.Tables
 	txn := t.DB.ReadTxn()
@@ -241,7 +240,7 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 		p.attempts++
 		wait = min(lastRetry, firstRetry<<min(p.attempts, 7))
 		wait = wait/2 + rand.N(wait/2)
-		p.cfg.Log.Warn("some rows did not reach the kernel, trying again", "rows", r.count(), "example", r.example(), "in", wait)
+		p.cfg.Log.Warn("some rows did not reach the kernel; retrying", "rows", r.count(), "example", r.example(), "in", wait)
 	} else {
 		p.attempts = 0
 		p.once.Do(func() { close(p.passed) })
@@ -272,8 +271,8 @@ func add[P any](ws *statedb.WatchSet, txn statedb.ReadTxn, t statedb.Table[P]) {
 	ws.Add(ch)
 }
 
-// write carries the snapshot into every map but settings. Each stage is skipped
-// if nothing it depends on has changed and it left no row behind.
+// write writes the snapshot to every map except settings. A stage is skipped if its
+// inputs have not changed and all its rows were written.
 func (p *Program) write(v *view, r *report) (changed int) {
 	t, txn := v.tables, v.txn
 	prune := v.complete()
@@ -308,13 +307,13 @@ func (p *Program) write(v *view, r *report) (changed int) {
 	}
 	changed += obsolete()
 	if changed > 0 && len(p.variants.numbers) > 0 {
-		p.did.policy = stage{} // a number that only those rows had goes too
+		p.did.policy = stage{} // a number that only those rows used goes too
 	}
 	return changed
 }
 
-// vacate takes indexes from nodes that are gone, once the settings tell every flow to
-// look again: to a flow that does not, a node without a row is a dead one.
+// vacate releases the indexes of removed nodes once the settings make every flow
+// re-judge: until then, a flow would take a node without a row for a dead one.
 func (p *Program) vacate(v *view, r *report) {
 	if !p.vacant || p.moved || !r.clean("ips", "services", "settings") {
 		return
@@ -326,7 +325,8 @@ func (p *Program) vacate(v *view, r *report) {
 	}
 }
 
-// keep forgets a signature if its stage left something behind.
+// keep returns s if its stage wrote everything, or else zero, so that the stage runs
+// again.
 func keep[S any](s S, clean bool) (kept S) {
 	if clean {
 		kept = s
@@ -362,7 +362,7 @@ func (p *Program) policy(v *view, rev signature, r *report) (changed int) {
 		return s
 	}
 	s := stage{ground(), signature{identities: t.Identities.Revision(txn), pods: t.Pods.Revision(txn), endpoints: t.Endpoints.Revision(txn)}}
-	if !p.variants.none() { // an address may make an identity of its own
+	if !p.variants.none() { // an address may have a variant of its own
 		s.rows.ips = t.IPs.Revision(txn)
 	}
 	switch {
@@ -373,22 +373,22 @@ func (p *Program) policy(v *view, rev signature, r *report) (changed int) {
 	default:
 		changed = p.judge(v, r)
 	}
-	s.ground = ground() // a new generation is an epoch of its own
+	s.ground = ground() // a new generation changes the epoch
 	p.did.policy = keep(s, r.clean("policies", "identities"))
 	return changed
 }
 
-// writeSettings writes the one row all programs read, with a new revision if a
-// verdict may have changed.
+// writeSettings writes the one row that all programs read, with a new revision if
+// verdicts may have changed.
 func (p *Program) writeSettings(changed int, v *view, r *report) {
 	p.mu.Lock()
 	want := p.settings
 	want.TunnelIfindex, want.Internal = p.lanes, bpf.AddrOf(p.internal)
 	p.mu.Unlock()
 	want.Cluster, want.PolicyGen, want.Trace = uint16(v.own.ID()), p.policies.gen, bit(p.cfg.Trace)
-	p.moved = p.moved || changed > 0 // remembered until it was written
+	p.moved = p.moved || changed > 0 // remembered until it is written
 	if p.policies.current == nil {
-		return // nothing may pass before there is a policy to judge by
+		return // nothing may pass before there is a policy
 	}
 	r.stage("settings")
 	if p.moved || want.Revision == 0 {
@@ -404,7 +404,7 @@ func (p *Program) writeSettings(changed int, v *view, r *report) {
 	p.settings, p.moved = want, false
 }
 
-// nextRevision skips 0, which means that nothing was written yet.
+// nextRevision skips 0, which means that nothing has been written yet.
 func nextRevision(n uint32) uint32 {
 	if n++; n == 0 {
 		n = 1
@@ -412,8 +412,8 @@ func nextRevision(n uint32) uint32 {
 	return n
 }
 
-// judge brings policies and identities up to date from scratch: in the generation
-// in force if it can, by a new one if it must.
+// judge brings policies and identities up to date from scratch: in the current
+// generation if possible, otherwise with a new one.
 func (p *Program) judge(v *view, r *report) (changed int) {
 	r.stage("policies", "identities")
 	p.identities.skip(v.txn)
@@ -466,7 +466,7 @@ func (p *Program) judge(v *view, r *report) (changed int) {
 	return changed + n
 }
 
-// compile makes a generation and puts it into force.
+// compile makes a generation and switches to it.
 func (p *Program) compile(v *view, all []*policy.Policy, groups []*policy.CIDRGroup, labels map[identity.Number]identity.Labels) error {
 	subjects, present := map[string]identity.Labels{}, map[string]uint32{}
 	for key, s := range p.subjects {
@@ -510,12 +510,12 @@ func (p *Program) compile(v *view, all []*policy.Policy, groups []*policy.CIDRGr
 	return nil
 }
 
-// expire removes the generation before once no program can be using it.
+// expire removes the previous generation once no program can be using it.
 func (p *Program) expire(r *report) int {
 	if p.policies.stale.IsZero() || time.Since(p.policies.stale) < grace {
 		return 0
 	}
-	// Numbers that only the switch needed have no endpoint any more.
+	// Numbers used only during the switch no longer have an endpoint.
 	used := map[uint32]bool{}
 	for _, row := range p.endpoints.have {
 		used[row.Set] = true

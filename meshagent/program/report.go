@@ -8,12 +8,12 @@ import (
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
-// report collects what became of the rows in one pass.
+// report collects the outcome for each row in one pass.
 type report struct {
 	view *view
-	// stages are the tables that were written, true if they were written whole.
+	// stages are the tables that were written, with true for those written in full.
 	stages map[string]bool
-	// rows are those written of a table that was not written whole.
+	// rows are the rows written of tables not written in full.
 	rows   map[string]map[string]bool
 	errs   map[string]map[string]string
 	failed bool
@@ -23,15 +23,14 @@ func newReport(v *view) *report {
 	return &report{view: v, stages: map[string]bool{}, rows: map[string]map[string]bool{}, errs: map[string]map[string]string{}}
 }
 
-// stage says that these tables are being written anew.
+// stage marks tables as being written in full.
 func (r *report) stage(names ...string) {
 	for _, name := range names {
 		r.stages[name] = true
 	}
 }
 
-// row says that one row of a table is being written anew, and others are as they
-// were.
+// row marks a single row as being written; other rows of the table are untouched.
 func (r *report) row(table, row string) {
 	if r.rows[table] == nil {
 		r.rows[table] = map[string]bool{}
@@ -42,7 +41,7 @@ func (r *report) row(table, row string) {
 	}
 }
 
-// fail notes that the kernel did not take a row; row "" means the table as such.
+// fail notes that the kernel did not accept a row; row "" means the whole table.
 func (r *report) fail(table, row string, err error) {
 	r.failed = true
 	r.note(table, row, err.Error())
@@ -56,7 +55,7 @@ func (r *report) note(table, row, text string) {
 	r.row(table, row)
 }
 
-// clean says whether all rows of these tables got through.
+// clean says whether all rows of these tables were written.
 func (r *report) clean(names ...string) bool {
 	for _, name := range names {
 		if len(r.errs[name]) > 0 {
@@ -82,8 +81,8 @@ func (r *report) example() string {
 	return ""
 }
 
-// publish writes problems and progress. Rows that are not believed are problems
-// as well, but nothing that trying again would help.
+// publish writes problems and progress. Rows that are not believed are problems too,
+// but retrying would not help them.
 func (r *report) publish(t *tables.Tables) {
 	doubts := r.view.doubts
 	if r.stages["nodes"] || r.stages["clusters"] {
@@ -124,7 +123,7 @@ func (r *report) publish(t *tables.Tables) {
 	txn.Commit()
 }
 
-// revisionOf is the revision of a table in the snapshot that was written.
+// revisionOf returns a table's revision in the snapshot that was written.
 func revisionOf(v *view, table string) (statedb.Revision, bool) {
 	t := v.tables
 	switch table {

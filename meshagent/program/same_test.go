@@ -22,7 +22,7 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// everything is what a program has put into maps and said of rows.
+// everything is what a program has put into maps and reported about rows.
 type everything struct {
 	ips       map[bpf.Addr]bpf.IPInfo
 	prefixes  map[bpf.PrefixKey]bpf.IPInfo
@@ -50,7 +50,7 @@ func (b *bench) everything() everything {
 	return e
 }
 
-// differ says where two states differ; "" if nowhere.
+// differ says where two states differ, or "" if nowhere.
 func (e everything) differ(other everything) string {
 	return firstOf(
 		differ("ips", e.ips, other.ips), differ("prefixes", e.prefixes, other.prefixes), differ("endpoints", e.endpoints, other.endpoints),
@@ -86,7 +86,7 @@ func differ[K, V comparable](name string, a, b map[K]V) string {
 	return ""
 }
 
-// fromScratch forgets what was done, and does all of it.
+// fromScratch makes the program derive everything again.
 func (b *bench) fromScratch() {
 	b.p.did = struct {
 		ways, endpoints, services signature
@@ -96,8 +96,8 @@ func (b *bench) fromScratch() {
 	b.pass()
 }
 
-// Rows taken up one by one leave what deriving everything from scratch does:
-// whatever changes, in whatever order, with writes that fail and restarts between.
+// Applying rows one by one gives the same result as deriving everything from scratch:
+// whatever changes, in whatever order, with failing writes and restarts in between.
 func TestRowByRowIsAsFromScratch(t *testing.T) {
 	for seed := range uint64(60) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -115,7 +115,7 @@ func TestRowByRowIsAsFromScratch(t *testing.T) {
 				switch c.IntN(12) {
 				case 0:
 					b.restart()
-				case 1: // some writes fail, and are tried again
+				case 1: // some writes fail and are retried
 					b.tap.before = func() error {
 						if c.IntN(3) == 0 {
 							return errors.New("no memory")
@@ -127,7 +127,7 @@ func TestRowByRowIsAsFromScratch(t *testing.T) {
 				}
 				b.pass()
 				for b.late(); !b.p.policies.stale.IsZero(); b.late() {
-				} // until no older generation is left to be removed by the clock
+				} // until the clock has no older generation left to remove
 				got := b.everything()
 				b.fromScratch()
 				if where := got.differ(b.everything()); where != "" {
@@ -139,7 +139,7 @@ func TestRowByRowIsAsFromScratch(t *testing.T) {
 }
 
 // changer changes tables at random, as intake would: what it writes is often
-// contradictory, or more than a cluster may say.
+// contradictory, or more than a cluster may claim.
 type changer struct {
 	*bench
 	*rand.Rand
@@ -150,14 +150,14 @@ func (c changer) change(txn statedb.WriteTxn) {
 	own := map[string]byte{"east": 1, "west": 2, "north": 3}[cluster]
 	speaksOf := own
 	if c.IntN(8) == 0 {
-		speaksOf = byte(1 + c.IntN(3)) // perhaps another's
+		speaksOf = byte(1 + c.IntN(3)) // possibly another cluster's
 	}
 	node, there := byte(1+c.IntN(3)), c.IntN(3) > 0
 	number := identity.Number(uint32(speaksOf)<<16 + 1 + uint32(c.IntN(4)))
 	switch c.IntN(9) {
 	case 0, 1:
 		prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, speaksOf, node, byte(1 + c.IntN(4))}), 32)
-		if c.IntN(4) == 0 { // of a node as a whole, mostly, whose CIDR has a row beneath it
+		if c.IntN(4) == 0 { // mostly a whole node's, whose CIDR has a row beneath it
 			prefix = netip.PrefixFrom(prefix.Addr(), 24+c.IntN(4)/3).Masked()
 		}
 		put(txn, c.tab.IPs, &tables.IP{Cluster: cluster, Prefix: prefix, Identity: number, Host: netip.AddrFrom4([4]byte{192, 0, own, node}), Namespace: "shop"}, there)
@@ -188,7 +188,7 @@ func (c changer) change(txn statedb.WriteTxn) {
 	case 6:
 		name, ip := fmt.Sprint("web-", c.IntN(3)), netip.AddrFrom4([4]byte{10, 1, 1, byte(10 + c.IntN(3))})
 		if other := tables.Get(txn, c.tab.Endpoints, "shop/"+name); other != nil {
-			ip = other.IP // as long as it is there
+			ip = other.IP // while it exists
 		} else {
 			for e := range c.tab.Endpoints.All(txn) {
 				if e.IP == ip {

@@ -15,8 +15,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// services carries frontends into the kernel. The slots of a group change by
-// the least number of writes, each of which leaves a usable state.
+// services writes frontends to the kernel. A group's slots change with the fewest
+// possible writes, each of which leaves a usable state.
 type services struct {
 	rows    *mirror[bpf.ServiceKey, bpf.Service]
 	slots   *mirror[bpf.SlotKey, bpf.Backend]
@@ -42,8 +42,8 @@ func newServices(m *bpf.Maps) (*services, error) {
 	return s, nil
 }
 
-// filled lists a group's slots in order, as far as they are usable: what a write
-// that was cut short left is written again.
+// filled returns a group's usable slots in order, so that an interrupted write is
+// completed.
 func (s *services) filled(row bpf.Service, cluster uint16) []bpf.Backend {
 	var out []bpf.Backend
 	seen := map[bpf.Backend]bool{}
@@ -67,16 +67,16 @@ func countIn(row bpf.Service, cluster uint16) int {
 	return 0
 }
 
-// wantedService is a frontend as rows.
+// wantedService is a frontend as kernel rows.
 type wantedService struct {
 	key     bpf.ServiceKey
-	from    string // row of table services
+	from    string // row in table services
 	groups  []bpf.Group
 	slots   map[uint16][]bpf.Backend
-	members map[bpf.MemberKey]bpf.Member // without service number
+	members map[bpf.MemberKey]bpf.Member // without the service number
 }
 
-// deriveServices says what stands behind each frontend of the own cluster.
+// deriveServices says which backends each of our own cluster's frontends has.
 func deriveServices(v *view, index func(string) uint16) (wanted []wantedService, problems []doubt) {
 	slices := v.slices(&problems)
 	for row := range v.tables.Services.All(v.txn) {
@@ -91,18 +91,18 @@ func deriveServices(v *view, index func(string) uint16) (wanted []wantedService,
 		from := slices[row.Namespace+"/"+row.Name]
 		for _, f := range service.Frontends(service.ClusterID(v.own.ID()), &svc, from) {
 			if len(f.Omitted) > 0 {
-				problems = append(problems, doubt{"services", row.Key(), fmt.Sprintf("%d clusters offer it, %d fit: %v are left out", len(f.Groups)+len(f.Omitted), len(f.Groups), f.Omitted)})
+				problems = append(problems, doubt{"services", row.Key(), fmt.Sprintf("%d clusters offer it, at most %d can be used: clusters %v are left out", len(f.Groups)+len(f.Omitted), len(f.Groups), f.Omitted)})
 			}
 			wanted = append(wanted, v.rowsFor(f, row.Key(), index))
 		}
 	}
-	// The same frontend declared twice: the first by name has it.
+	// A frontend declared twice belongs to the first service by name.
 	sort.SliceStable(wanted, func(i, j int) bool { return wanted[i].from < wanted[j].from })
 	taken := map[bpf.ServiceKey]string{}
 	kept := wanted[:0]
 	for _, w := range wanted {
 		if other, ok := taken[w.key]; ok {
-			problems = append(problems, doubt{"services", w.from, fmt.Sprintf("%v port %d is the address of %s", w.key.Addr, w.key.Port.Number(), other)})
+			problems = append(problems, doubt{"services", w.from, fmt.Sprintf("%v port %d already belongs to service %s", w.key.Addr, w.key.Port.Number(), other)})
 			continue
 		}
 		taken[w.key] = w.from
@@ -111,12 +111,12 @@ func deriveServices(v *view, index func(string) uint16) (wanted []wantedService,
 	return kept, problems
 }
 
-// slices collects slices by service and cluster, without the endpoints that are
-// not theirs to offer: a peer, or whoever may write slices in one namespace, could
+// slices groups slices by service and cluster, without endpoints that the author may
+// not offer: a peer, or whoever may write slices in one namespace, could otherwise
 // point clients anywhere.
 func (v *view) slices(problems *[]doubt) map[string]map[service.ClusterID][]service.Slice {
 	out := map[string]map[service.ClusterID][]service.Slice{}
-	inSlices := map[string]bool{} // cluster/namespace/service, in the newer form
+	inSlices := map[string]bool{} // cluster/namespace/service, in the newer format
 	add := func(c *tables.Cluster, s service.Slice, row string, derived bool) {
 		kept := s.Endpoints[:0]
 		for _, e := range s.Endpoints {
@@ -180,15 +180,15 @@ func (v *view) rowsFor(f service.Frontend, from string, index func(string) uint1
 		}
 		weight := g.Weight
 		if id := identity.ClusterID(cluster); id != v.own.ID() && v.answered != nil && !v.answered(id) {
-			weight = 0 // it is prepared, and nobody is sent there yet
+			weight = 0 // prepared, but not used yet
 		}
 		w.groups = append(w.groups, bpf.Group{Count: uint32(len(g.Backends)), Cluster: cluster, Tier: g.Tier, Weight: weight})
 	}
 	return w
 }
 
-// nodeOf is the index of the node whose pod CIDR holds addr; 0 for our own and
-// for addresses outside of the mesh.
+// nodeOf returns the index of the node whose pod CIDR contains addr; 0 for this node
+// and for addresses outside the mesh.
 func (v *view) nodeOf(addr netip.Addr, index func(string) uint16) uint16 {
 	if v.cidrs == nil {
 		v.cidrs = map[netip.Prefix]string{}
@@ -214,15 +214,15 @@ func (v *view) nodeOf(addr netip.Addr, index func(string) uint16) uint16 {
 	return 0
 }
 
-// set carries frontends into the kernel. Order: members, new slots, the row
-// itself with its counts; then, for all, what no row leads to any more. failed is
-// told of rows that did not make it.
+// set writes frontends to the kernel. Order: members, new slots, the row itself with
+// its counts; then, for all services, removal of what no row leads to any longer.
+// failed is called for each row that was not written.
 func (s *services) set(wanted []wantedService, prune bool, failed func(row string, err error)) (changed int) {
 	keep := map[bpf.ServiceKey]bpf.Service{}
 	members := map[bpf.MemberKey]bpf.Member{}
 	slots := map[bpf.SlotKey]bpf.Backend{}
-	// Of services whose row is not as wanted, nothing is taken away: the row may
-	// still lead there.
+	// Nothing is removed from a service whose row is not as wanted: the row may still
+	// lead there.
 	behind := map[uint32]bool{}
 	for i := range wanted {
 		w := &wanted[i]
@@ -254,7 +254,7 @@ func (s *services) set(wanted []wantedService, prune bool, failed func(row strin
 		behind[s.rows.have[k].ID] = true
 		failed(fmt.Sprintf("%v:%d", k.Addr, k.Port.Number()), err)
 	})
-	// Rows of an earlier life that are not to be pruned yet lead somewhere too.
+	// Rows of an earlier agent that may not be pruned yet lead somewhere too.
 	for k, row := range s.rows.have {
 		if _, ok := keep[k]; !ok {
 			behind[row.ID] = true
@@ -269,7 +269,7 @@ func (s *services) set(wanted []wantedService, prune bool, failed func(row strin
 	return changed
 }
 
-// one writes one frontend and takes nothing away.
+// one writes one frontend and removes nothing.
 func (s *services) one(w *wantedService, row bpf.Service) (changed int, err error) {
 	for k, m := range w.members {
 		k.Service = row.ID
@@ -287,7 +287,7 @@ func (s *services) one(w *wantedService, row bpf.Service) (changed int, err erro
 		count, n, err := s.fill(row, g.Cluster, w.slots[g.Cluster])
 		changed += n
 		if err != nil {
-			errs = append(errs, err) // what fits is used
+			errs = append(errs, err) // use what fits
 		}
 		g.Count = count
 		next.Group[i] = g
@@ -301,15 +301,15 @@ func (s *services) one(w *wantedService, row bpf.Service) (changed int, err erro
 	return changed, errors.Join(errs...)
 }
 
-// fill writes the slots of one group and returns how many count from now on,
-// also after an error.
+// fill writes one group's slots and returns how many are usable from now on, also
+// after an error.
 func (s *services) fill(row bpf.Service, cluster uint16, want []bpf.Backend) (count uint32, changed int, err error) {
 	have := s.filled(row, cluster)
 	ops, slots := service.Slots(have, want)
 	now := uint32(len(have))
 	for _, op := range ops {
 		if op.Kind != service.Put {
-			continue // counts change with the row, and clearing comes after it
+			continue // the row sets the count; clearing comes after it
 		}
 		key := bpf.SlotKey{Service: row.ID, Slot: op.Slot, Cluster: cluster}
 		if err := s.slots.put(key, op.Backend); err != nil {

@@ -49,7 +49,7 @@ func usable(m *bpf.Maps) error {
 					return fmt.Errorf("%v: cluster %d has no slot %d of %d", key, g.Cluster, i, g.Count)
 				}
 				if _, ok, _ := m.Members.Lookup(bpf.MemberKey{Addr: b.Addr, Service: s.ID, Port: b.Port}); !ok {
-					return fmt.Errorf("%v: backend %v is no member", key, b.Addr)
+					return fmt.Errorf("%v: backend %v is not a member", key, b.Addr)
 				}
 			}
 		}
@@ -57,8 +57,8 @@ func usable(m *bpf.Maps) error {
 	return nil
 }
 
-// TestServicesAreUsableAfterEveryWrite changes backends at random, with writes
-// that fail and agents that restart in between.
+// TestServicesAreUsableAfterEveryWrite changes backends at random, with writes that
+// fail and agents that restart in between.
 func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 7))
@@ -114,8 +114,8 @@ func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
 				n += len(b)
 			}
 			if got := len(rowsIn(inner.Backends)); got != n && !t.Failed() {
-				// Slots that a failed clearing left are below nobody's count; they go
-				// with the next restart or the service.
+				// Slots left by a failed removal are beyond every count; they go with
+				// the next restart or with the service.
 				if got < n {
 					t.Errorf("seed %d round %d: %d slots, want %d", seed, round, got, n)
 				}
@@ -133,12 +133,12 @@ func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
 		s, _ = newServices(&m)
 		s.set(nil, true, func(row string, err error) { t.Fatalf("%s: %v", row, err) })
 		if n := len(rowsIn(inner.Services)) + len(rowsIn(inner.Backends)) + len(rowsIn(inner.Members)); n != 0 {
-			t.Errorf("seed %d: %d rows left of nothing", seed, n)
+			t.Errorf("seed %d: %d rows left of a removed service", seed, n)
 		}
 	}
 }
 
-// tappedBatch asks before deletions of many as well.
+// tappedBatch also calls the hook before batch deletions.
 type tappedBatch struct {
 	tapped[bpf.SlotKey, bpf.Backend]
 }
@@ -161,7 +161,7 @@ func TestAFullMapSaysWhichAndKeepsWhatFits(t *testing.T) {
 	var said error
 	s.set([]wantedService{wantedWith(map[uint16][]bpf.Backend{1: many})}, true, func(_ string, err error) { said = err })
 	if !errors.Is(said, bpf.ErrFull) {
-		t.Errorf("said %v", said)
+		t.Errorf("problems %v", said)
 	}
 	for _, row := range rowsIn(m.Services) {
 		if row.Group[0].Count != 3 {
@@ -173,8 +173,8 @@ func TestAFullMapSaysWhichAndKeepsWhatFits(t *testing.T) {
 	}
 }
 
-// A peer that has just joined may not know our keys yet: what is sent to it then
-// is lost.
+// A peer that has just joined may not know our keys yet: anything sent to it would be
+// lost.
 func TestServicesUseAPeerOnceItHasAnswered(t *testing.T) {
 	m := bpftest.New()
 	w, err := NewWays(m)
@@ -201,7 +201,7 @@ func TestServicesUseAPeerOnceItHasAnswered(t *testing.T) {
 	before := w.answersSeen()
 	w.Answered(2)
 	if w.answersSeen() == before {
-		t.Error("nobody is told of the answer")
+		t.Error("no news of the answer")
 	}
 	want("answered", 1)
 	if again, err := NewWays(m); err != nil || !again.HasAnswered(2) {
@@ -213,7 +213,7 @@ func TestServicesUseAPeerOnceItHasAnswered(t *testing.T) {
 	want("left and joined again", 0)
 }
 
-// A peer's slice of weight 0 is in maintenance.
+// A peer's slice with weight 0 is in maintenance.
 func TestAPeersSliceOfWeightZeroDrains(t *testing.T) {
 	for weight, want := range map[string]service.Endpoint{
 		"0": {Addr: netip.MustParseAddr("10.2.1.2"), Serving: true, Draining: true},
@@ -229,8 +229,8 @@ func TestAPeersSliceOfWeightZeroDrains(t *testing.T) {
 	}
 }
 
-// What is no member keeps its open TCP connections, but no UDP and no SYN that
-// was not answered: for those that is only right while somebody is about to go.
+// A backend that is no longer a member keeps its open TCP connections, but no UDP
+// flows and no unanswered SYN: right only while it is about to go.
 func TestNotReadyBackendsAreNoMembers(t *testing.T) {
 	svc := service.Service{Namespace: "shop", Name: "dns", Addresses: []netip.Addr{netip.MustParseAddr("10.101.0.1")},
 		Ports: []service.Port{{Protocol: service.UDP, Port: 53}}}

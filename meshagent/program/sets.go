@@ -5,37 +5,37 @@ import (
 	"slices"
 )
 
-// A policy set has two numbers. The compiler's is new with every compilation;
-// the kernel's stands in the endpoints' rows and must not change its meaning
-// when a generation is switched, because rows and switch are separate writes.
+// A policy set has two numbers. The compiler's changes with every compilation; the
+// kernel's is in the endpoints' rows and must keep its meaning when generations switch,
+// because the rows and the switch are separate writes.
 //
-// So a new generation is written under the numbers that the rows have:
+// So a new generation is written under the numbers that the rows already have:
 //
-//	split   rows that share a number, but no longer their rules, first get
-//	        numbers of their own, with the rules of the present generation
+//	split   rows that share a number, but will no longer share rules, first get
+//	        numbers of their own, with the current generation's rules
 //	switch  one write: every number now means the new rules
 //	merge   rows whose rules have become the same share a number again
 //
-// At each moment every row means either its old or its new rules.
+// At every moment each row means either its old or its new rules.
 
 // noSet is the number of endpoints that no policy selects, in both numberings.
 const noSet uint32 = 0
 
-// assignment says which numbers rows have around a switch.
+// assignment says which numbers rows have before, during and after a switch.
 type assignment struct {
-	// split lists rows that get another number before the switch, and the number
-	// whose present rules it copies (noSet: none).
+	// split lists the rows that get another number before the switch, and the number
+	// whose current rules it copies (noSet: none).
 	split map[string]splitTo
 	// content is what each kernel number means after the switch.
 	content map[uint32]uint32
-	// final is the number of each row after the merge.
+	// final is each row's number after the merge.
 	final map[string]uint32
 }
 
 type splitTo struct{ number, like uint32 }
 
-// assign plans a switch. present has each endpoint's kernel number, next its
-// compiled one; fresh gives out kernel numbers that nobody uses.
+// assign plans a switch. present holds each endpoint's kernel number, next its
+// compiled number; fresh returns unused kernel numbers.
 func assign(present, next map[string]uint32, fresh func() uint32) assignment {
 	a := assignment{split: map[string]splitTo{}, content: map[uint32]uint32{}, final: map[string]uint32{}}
 	during := map[string]uint32{}
@@ -60,7 +60,7 @@ func assign(present, next map[string]uint32, fresh func() uint32) assignment {
 		a.split[ep] = splitTo{number: number, like: have}
 		during[ep] = number
 	}
-	// Of several numbers with one content the lowest stays.
+	// If several numbers have the same content, keep the lowest.
 	lowest := map[uint32]uint32{}
 	for number, content := range a.content {
 		if low, ok := lowest[content]; !ok || number < low {

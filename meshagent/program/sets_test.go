@@ -6,15 +6,15 @@ import (
 	"testing"
 )
 
-// TestEveryRowAlwaysMeansItsOldOrItsNewRules plays random switches and asks at
-// each moment what every endpoint's row means.
+// TestEveryRowAlwaysMeansItsOldOrItsNewRules plays random switches and checks at each
+// moment what every endpoint's row means.
 func TestEveryRowAlwaysMeansItsOldOrItsNewRules(t *testing.T) {
 	for seed := range uint64(2000) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		last := uint32(0)
 		fresh := func() uint32 { last++; return last }
 		row := map[string]uint32{}     // endpoint to kernel number
-		meaning := map[uint32]uint32{} // kernel number to rules, in force
+		meaning := map[uint32]uint32{} // kernel number to current rules
 		rules := map[string]uint32{}   // what each endpoint should have
 		means := func(n uint32) uint32 {
 			if n == noSet {
@@ -66,7 +66,7 @@ func TestEveryRowAlwaysMeansItsOldOrItsNewRules(t *testing.T) {
 }
 
 func TestAnUnchangedAssignmentMovesNothing(t *testing.T) {
-	a := assign(map[string]uint32{"a": 5, "b": 5, "c": 7, "d": 0}, map[string]uint32{"a": 1, "b": 1, "c": 2, "d": 0}, func() uint32 { t.Fatal("a number was asked for"); return 0 })
+	a := assign(map[string]uint32{"a": 5, "b": 5, "c": 7, "d": 0}, map[string]uint32{"a": 1, "b": 1, "c": 2, "d": 0}, func() uint32 { t.Fatal("a fresh number was requested"); return 0 })
 	if len(a.split) != 0 || a.final["a"] != 5 || a.final["b"] != 5 || a.final["c"] != 7 || a.final["d"] != 0 {
 		t.Errorf("%+v", a)
 	}

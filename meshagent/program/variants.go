@@ -14,28 +14,27 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// variants are numbers of this node's own for endpoints of the mesh that share an
-// identity and that policies tell apart all the same: by an ipBlock that holds the
-// address of one, or by the number of a port that a policy calls by name. The
-// labels of a variant are those of its identity and what tells it apart.
+// variants are node-local numbers for endpoints in the mesh that share an identity but
+// that policies still distinguish: by an ipBlock that contains the address of one, or
+// by the number of a port that a policy refers to by name. A variant's labels are its
+// identity's plus what distinguishes it.
 //
-// Without such policies there are none, and every address has its identity's
-// number.
+// Without such policies there are none, and every address has its identity's number.
 type variants struct {
 	blocks  map[netip.Prefix]bool
-	lengths []int           // of the blocks, narrow before wide
-	names   map[string]bool // label keys of ports
+	lengths []int           // of the blocks, longest first
+	names   map[string]bool // label keys of named ports
 
 	numbers map[variant]identity.Number
 	labels  map[identity.Number]identity.Labels
 	base    map[identity.Number]identity.Number
-	adopted bool // the numbers that a predecessor left in the kernel
+	adopted bool // numbers left in the kernel by an earlier agent have been taken over
 }
 
-// variant is what tells an endpoint apart.
+// variant is what distinguishes an endpoint.
 type variant struct {
 	who   identity.Number
-	block netip.Prefix // invalid: in none
+	block netip.Prefix // invalid: in no block
 	ports string       // labels
 }
 
@@ -45,7 +44,7 @@ func newVariants() *variants {
 	}
 }
 
-// follow takes over what policies tell apart.
+// follow reads from the policies what they distinguish.
 func (x *variants) follow(policies []*policy.Policy) {
 	x.blocks, x.names, x.lengths = policy.Blocks(policies), policy.NamedPorts(policies), nil
 	for block := range x.blocks {
@@ -55,14 +54,13 @@ func (x *variants) follow(policies []*policy.Policy) {
 	}
 }
 
-// wanted says whether policies tell anybody apart.
+// wanted says whether policies distinguish any endpoints.
 func (x *variants) wanted() bool { return len(x.blocks)+len(x.names) > 0 }
 
-// none says that every address has its identity's number, and that none has had
-// another.
+// none says that every address has its identity's number, and always had.
 func (x *variants) none() bool { return !x.wanted() && len(x.numbers) == 0 && x.adopted }
 
-// portLabels are the ports that policies call by name.
+// portLabels returns labels for the ports that policies refer to by name.
 func (x *variants) portLabels(ports []wire.NamedPort) identity.Labels {
 	var out []identity.Label
 	for _, p := range ports {
@@ -74,8 +72,8 @@ func (x *variants) portLabels(ports []wire.NamedPort) identity.Labels {
 	return identity.NewLabels(out...)
 }
 
-// tell says what tells an endpoint apart from others of its identity; false if
-// nothing does.
+// tell returns what distinguishes an endpoint from others with its identity, or false
+// if nothing does.
 func (x *variants) tell(e endpointAt) (variant, bool) {
 	out := variant{who: e.who}
 	for _, bits := range x.lengths {
@@ -90,7 +88,7 @@ func (x *variants) tell(e endpointAt) (variant, bool) {
 	return out, out.block.IsValid() || out.ports != ""
 }
 
-// of is the number an endpoint has in the kernel.
+// of returns an endpoint's number in the kernel.
 func (x *variants) of(e endpointAt) identity.Number {
 	if key, ok := x.tell(e); ok {
 		if n, ok := x.numbers[key]; ok {
@@ -100,22 +98,21 @@ func (x *variants) of(e endpointAt) identity.Number {
 	return e.who
 }
 
-// endpointAt is who has an address of the mesh.
+// endpointAt is the owner of an address in the mesh.
 type endpointAt struct {
 	prefix netip.Prefix
 	who    identity.Number
 	ports  []wire.NamedPort
 }
 
-// learn numbers the variants among these endpoints, and adds their labels to those
-// of identities. A variant that is none any more keeps number and labels as long as
-// a row of the kernel has it.
+// learn numbers the variants among these endpoints and adds their labels to labels. A
+// variant no longer wanted keeps its number and labels while a kernel row has it.
 func (x *variants) learn(endpoints iter.Seq[endpointAt], labels map[identity.Number]identity.Labels, fresh func() identity.Number, row func(netip.Addr) identity.Number, rows iter.Seq[identity.Number]) {
 	if x.none() {
 		return
 	}
 	wanted := map[variant]bool{}
-	left := map[identity.Number]map[variant]bool{} // by a predecessor
+	left := map[identity.Number]map[variant]bool{} // by an earlier agent
 	for e := range endpoints {
 		key, ok := x.tell(e)
 		if ok {
@@ -164,13 +161,13 @@ func (x *variants) learn(endpoints iter.Seq[endpointAt], labels map[identity.Num
 		case own != nil:
 			x.labels[n] = key.with(own)
 		case old[n] != nil:
-			x.labels[n] = old[n] // the identity goes before its last address
+			x.labels[n] = old[n] // the identity is removed before its last address
 		}
 	}
 	maps.Copy(labels, x.labels)
 }
 
-// with adds to an identity's labels what tells the variant apart.
+// with adds to an identity's labels what distinguishes the variant.
 func (k variant) with(own identity.Labels) identity.Labels {
 	out := slices.Clone(own)
 	if k.block.IsValid() {
@@ -180,7 +177,8 @@ func (k variant) with(own identity.Labels) identity.Labels {
 	return identity.NewLabels(append(out, ports...)...)
 }
 
-// meshEndpoints are those who have addresses of the mesh, as the kernel is told.
+// meshEndpoints yields the owners of all addresses in the mesh, as written to the
+// kernel.
 func (p *Program) meshEndpoints(v *view) iter.Seq[endpointAt] {
 	return func(yield func(endpointAt) bool) {
 		for ip := range v.tables.IPs.All(v.txn) {
@@ -211,7 +209,7 @@ func (p *Program) meshEndpoints(v *view) iter.Seq[endpointAt] {
 	}
 }
 
-// rowOf is the number that the kernel has for an address of the mesh.
+// rowOf returns the number the kernel has for an address in the mesh.
 func (p *Program) rowOf(a netip.Addr) identity.Number {
 	if row, ok := p.endpoints.have[bpf.AddrOf(a)]; ok {
 		return identity.Number(row.Identity)
@@ -219,7 +217,7 @@ func (p *Program) rowOf(a netip.Addr) identity.Number {
 	return identity.Number(p.addrs.have[bpf.AddrOf(a)].Identity)
 }
 
-// numbersInRows are the numbers of all addresses, as the kernel has them.
+// numbersInRows yields the numbers of all addresses, as the kernel has them.
 func (p *Program) numbersInRows() iter.Seq[identity.Number] {
 	return func(yield func(identity.Number) bool) {
 		for _, row := range p.addrs.have {
@@ -240,9 +238,9 @@ func (p *Program) numbersInRows() iter.Seq[identity.Number] {
 	}
 }
 
-// introduceVariants gives addresses the numbers that policies are about to tell them
-// apart by, before they do: in the generation in force each is of the class that
-// the address had until now. See introduce.
+// introduceVariants gives addresses the numbers by which policies are about to
+// distinguish them before they do: in the current generation each gets the class the
+// address had so far. See introduce.
 func (p *Program) introduceVariants(v *view) error {
 	if p.settings.Revision == 0 || !p.variants.wanted() {
 		return nil
@@ -267,7 +265,7 @@ func (p *Program) introduceVariants(v *view) error {
 			now = before
 		}
 		if now != before {
-			continue // others of its kind were judged otherwise; it follows after the switch
+			continue // others like it were judged differently; it follows after the switch
 		}
 		if row, ok := p.endpoints.have[addr]; ok {
 			row.Identity = uint32(n)

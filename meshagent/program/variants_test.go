@@ -15,14 +15,14 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// address is an address of a pod of west, with the ports it names.
+// address is the address of a pod in west, with the ports it names.
 func (b *bench) address(ip string, n identity.Number, ports ...wire.NamedPort) {
 	b.write(func(txn statedb.WriteTxn) {
 		tables.Put(txn, b.tab.IPs, &tables.IP{Cluster: "west", Prefix: whole(netip.MustParseAddr(ip)), Identity: n, Namespace: "shop", Pod: "pod-" + ip, NamedPorts: ports})
 	})
 }
 
-// passes asks whether web may speak to an address, as the kernel would.
+// passes says whether web may speak to an address, as the kernel would judge.
 func (b *bench) passes(web bpf.Addr, ip string, dir bpf.Direction, port uint16) bool {
 	b.t.Helper()
 	addr := bpf.AddrOf(netip.MustParseAddr(ip))
@@ -47,8 +47,8 @@ spec:
   egress: [{to: [{ipBlock: %s}]}]
 `
 
-// An ipBlock means pods and nodes too: of two pods under one identity the one with
-// an address in it.
+// An ipBlock selects pods and nodes too: of two pods with one identity, the one whose
+// address it contains.
 func TestAnIPBlockMeansPodsAndNodes(t *testing.T) {
 	b := newBench(t)
 	web := b.pod("web-1", "web", "10.1.1.2", 65537)
@@ -102,8 +102,8 @@ func TestAnIPBlockMeansPodsAndNodes(t *testing.T) {
 	}
 }
 
-// TestNoGapWhileBlocksChange: an address that a policy lets through before and
-// after a change of blocks is let through between, also if the agent was away.
+// TestNoGapWhileBlocksChange: an address that a policy allows before and after a
+// change of blocks stays allowed in between, even if the agent was away.
 func TestNoGapWhileBlocksChange(t *testing.T) {
 	for _, c := range []struct{ name, before, after string }{
 		{"narrower", "{cidr: 10.2.0.0/16}", "{cidr: 10.2.1.0/24}"},
@@ -144,8 +144,8 @@ func TestNoGapWhileBlocksChange(t *testing.T) {
 	}
 }
 
-// A port by name is the subject's for ingress, and the peer's for egress: of two
-// pods under one identity each has its own number.
+// A named port is the subject's for ingress and the peer's for egress: two pods with
+// one identity each have their own number.
 func TestNamedPortsAreEachEndpointsOwn(t *testing.T) {
 	b := newBench(t)
 	http := func(port uint16) wire.NamedPort { return wire.NamedPort{Name: "http", Port: port, Protocol: "TCP"} }
@@ -197,11 +197,11 @@ spec:
 			t.Errorf("%s, %v %s port %d: passes %v, want %v", c.pod, c.dir, c.peer, c.port, got, c.want)
 		}
 	}
-	// A number that nobody had when the rules were made.
+	// A number that nobody had when the rules were compiled.
 	b.address("10.2.1.7", 131073, http(7070))
 	b.pass()
 	if !b.passes(pods["web-1"], "10.2.1.7", bpf.Egress, 7070) || b.passes(pods["web-1"], "10.2.1.7", bpf.Egress, 8080) {
-		t.Error("a new number of a port is not judged by")
+		t.Error("a port's new number is not used")
 	}
 	b.pod("web-4", "web", "10.1.1.5", 65537)
 	b.write(func(txn statedb.WriteTxn) {
@@ -213,11 +213,11 @@ spec:
 	})
 	b.pass()
 	if web4 := bpf.AddrOf(netip.MustParseAddr("10.1.1.5")); !b.passes(web4, "10.2.1.5", bpf.Ingress, 6060) || b.passes(web4, "10.2.1.5", bpf.Ingress, 8080) {
-		t.Error("a new pod's number of a port is not judged by")
+		t.Error("a new pod's port number is not used")
 	}
 }
 
-// What a group holds is followed.
+// Changes of a group are followed.
 func TestPoliciesFollowTheirGroups(t *testing.T) {
 	b := newBench(t)
 	web := b.pod("web-1", "web", "10.1.1.2", 65537)

@@ -13,43 +13,43 @@ import (
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
-// view is one snapshot of the tables, with what may not be believed left out: a
-// cluster speaks for addresses in its own CIDRs, identities in its own range and
-// nodes of its own, and for nothing else.
+// view is one snapshot of the tables without the rows that are not believed: a cluster
+// speaks for addresses in its own CIDRs, identities in its own range and nodes of its
+// own, and for nothing else.
 type view struct {
 	tables *tables.Tables
 	txn    statedb.ReadTxn
 	own    *tables.Cluster
 	split  identity.Split
 	self   string // this node's name
-	// members are the clusters of the mesh, the own one included.
+	// members are the clusters of the mesh, including our own.
 	members map[string]*tables.Cluster
-	nodes   map[string]*tables.Node // by cluster/name, those that may be used
-	// byHost finds a node by the address where its tunnels end.
+	nodes   map[string]*tables.Node // by cluster/name, usable ones only
+	// byHost finds a node by the address of its tunnel endpoint.
 	byHost map[string]*tables.Node // "cluster/address"
-	// doubts are rows that this pass leaves out, outsiders the clusters and nodes that
-	// every pass over this view does.
+	// doubts are the rows that this pass leaves out; outsiders are the clusters and
+	// nodes that every pass over this view leaves out.
 	doubts, outsiders []doubt
 
-	// former are the CIDRs of peers that were removed, sorted; memory are those of
-	// them that no record explains.
+	// former are the CIDRs of removed peers, sorted; memory are those of them that no
+	// record explains.
 	former, memory []netip.Prefix
 
-	// answered says whether a peer has ever answered through the tunnel; nil: all
-	// have.
+	// answered says whether a peer has ever answered through the tunnel; nil means
+	// that all have.
 	answered func(identity.ClusterID) bool
 
-	apiServers []netip.Addr // of the own cluster
+	apiServers []netip.Addr // of our own cluster
 
-	// Indexes that are made when first asked for.
+	// Indexes built on first use.
 	cidrs   map[netip.Prefix]string
-	hosts   map[netip.Addr]string // of nodes themselves, see nodeAddresses
+	hosts   map[netip.Addr]string // the nodes' own addresses, see nodeAddresses
 	lengths [129]bool
 }
 
 type doubt struct{ table, row, why string }
 
-// newView returns nil as long as the own cluster is not known.
+// newView returns nil until our own cluster is known.
 func newView(t *tables.Tables, txn statedb.ReadTxn, self string) *view {
 	v := &view{tables: t, txn: txn, self: self, members: map[string]*tables.Cluster{}, nodes: map[string]*tables.Node{}, byHost: map[string]*tables.Node{}}
 	clusters := tables.All(txn, t.Clusters)
@@ -70,7 +70,7 @@ func newView(t *tables.Tables, txn statedb.ReadTxn, self string) *view {
 	return v
 }
 
-// view is that of the last pass as long as clusters and nodes are the same.
+// view reuses the last pass's view while clusters and nodes are unchanged.
 func (p *Program) view(txn statedb.ReadTxn) *view {
 	t := p.cfg.Tables
 	next := p.seen
@@ -88,8 +88,8 @@ func (p *Program) view(txn statedb.ReadTxn) *view {
 	return p.seen.view
 }
 
-// admit lets in clusters that do not contradict the own one or an earlier one.
-// The API server has judged the same before; this is for what it may have missed.
+// admit accepts clusters that do not contradict our own or an earlier one. The API
+// server has checked the same; this catches what it may have missed.
 func (v *view) admit(clusters []*tables.Cluster) {
 	v.members[v.own.Name] = v.own
 	ids := map[identity.ClusterID]string{v.own.ID(): v.own.Name}
@@ -97,12 +97,16 @@ func (v *view) admit(clusters []*tables.Cluster) {
 		if c == v.own || c.Peer == nil {
 			continue
 		}
-		if other, taken := ids[c.ID()]; taken || c.ID() == 0 {
-			v.outsiders = append(v.outsiders, doubt{"clusters", c.Key(), fmt.Sprintf("its ID %d belongs to %q", c.ID(), other)})
+		if c.ID() == 0 {
+			v.outsiders = append(v.outsiders, doubt{"clusters", c.Key(), "it has no cluster ID"})
+			continue
+		}
+		if other, taken := ids[c.ID()]; taken {
+			v.outsiders = append(v.outsiders, doubt{"clusters", c.Key(), fmt.Sprintf("its ID %d already belongs to cluster %q", c.ID(), other)})
 			continue
 		}
 		if with := v.overlapping(c); with != "" {
-			v.outsiders = append(v.outsiders, doubt{"clusters", c.Key(), "its pod CIDRs overlap with those of " + with})
+			v.outsiders = append(v.outsiders, doubt{"clusters", c.Key(), "its pod CIDRs overlap those of cluster " + with})
 			continue
 		}
 		ids[c.ID()] = c.Name
@@ -123,7 +127,7 @@ func (v *view) overlapping(c *tables.Cluster) string {
 	return ""
 }
 
-// addNodes admits nodes that claim no more than they may.
+// addNodes accepts nodes that claim no more than they may.
 func (v *view) addNodes(nodes []*tables.Node) {
 	var claims []claim
 	for _, n := range nodes {
@@ -148,18 +152,18 @@ func (v *view) addNodes(nodes []*tables.Node) {
 	}
 }
 
-// overclaim says what a node claims beyond its right; "" if nothing.
+// overclaim says what a node claims beyond its rights, or "" if nothing.
 func overclaim(c *tables.Cluster, n *tables.Node) string {
 	if why := n.Doubt(); why != "" {
 		return why
 	}
 	for _, cidr := range n.PodCIDRs() {
 		if !c.Owns(cidr) {
-			return fmt.Sprintf("its pod CIDR %v is not the cluster's", cidr)
+			return fmt.Sprintf("its pod CIDR %v is outside the pod CIDRs of cluster %s", cidr, c.Name)
 		}
 	}
 	if !c.Owns(whole(n.Internal())) {
-		return fmt.Sprintf("its internal address %v is not the cluster's", n.Internal())
+		return fmt.Sprintf("its internal address %v is outside the pod CIDRs of cluster %s", n.Internal(), c.Name)
 	}
 	return ""
 }
@@ -169,9 +173,9 @@ type claim struct {
 	node string
 }
 
-// settle leaves out nodes whose CIDR lies within, or is, another's: of two equal
-// ones the first by name keeps it. In order of address, wide before narrow, a
-// CIDR that contains another comes before it.
+// settle leaves out nodes whose CIDR equals or lies within another's; of two equal
+// CIDRs the first node by name keeps it. Sorted by address, widest first, a CIDR that
+// contains another comes before it.
 func (v *view) settle(claims []claim) {
 	slices.SortFunc(claims, func(a, b claim) int {
 		return cmp.Or(a.cidr.Addr().Compare(b.cidr.Addr()), cmp.Compare(a.cidr.Bits(), b.cidr.Bits()), cmp.Compare(a.node, b.node))
@@ -184,23 +188,23 @@ func (v *view) settle(claims []claim) {
 		if len(open) > 0 && open[len(open)-1].node != c.node {
 			other := open[len(open)-1]
 			delete(v.nodes, c.node)
-			v.outsiders = append(v.outsiders, doubt{"nodes", c.node, fmt.Sprintf("its pod CIDR %v overlaps with %v of %s", c.cidr, other.cidr, other.node)})
+			v.outsiders = append(v.outsiders, doubt{"nodes", c.node, fmt.Sprintf("its pod CIDR %v overlaps %v of node %s", c.cidr, other.cidr, other.node)})
 			continue
 		}
 		open = append(open, c)
 	}
 }
 
-// isSelf says whether the node is the one we run on.
+// isSelf says whether n is the node we run on.
 func (v *view) isSelf(n *tables.Node) bool { return n.Cluster == v.own.Name && n.Name == v.self }
 
-// isAPIServer says whether an API server of the own cluster has an address of the
-// node's.
+// isAPIServer says whether an API server of our own cluster has one of the node's
+// addresses.
 func (v *view) isAPIServer(n *tables.Node) bool {
 	return n != nil && slices.ContainsFunc(n.Addresses(), func(a netip.Addr) bool { return slices.Contains(v.apiServers, a) })
 }
 
-// remote lists all nodes but our own, as members with an index.
+// remote lists all nodes except this one, as members that need an index.
 func (v *view) remote() []Member {
 	var out []Member
 	for key, n := range v.nodes {
@@ -211,22 +215,22 @@ func (v *view) remote() []Member {
 	return out
 }
 
-// believes says whether a cluster may speak of this identity: one of its own
-// range, or a reserved one that means a kind of host.
+// believes says whether a cluster may speak for this identity, which must be in its
+// own range.
 func (v *view) believes(c *tables.Cluster, n identity.Number) bool {
 	first, last := v.split.Range(c.ID())
 	return n >= first && n <= last
 }
 
-// vouchedFor says whether an identity is one that its cluster may speak of, and
-// notes a doubt if it should not have spoken.
+// vouchedFor says whether an identity is one that its cluster may speak for, and notes
+// a doubt if the cluster exceeded its rights.
 func (v *view) vouchedFor(row *tables.Identity) bool {
 	c := v.members[row.Cluster]
 	if c == nil {
 		return false
 	}
 	if !v.believes(c, row.Number) {
-		v.doubts = append(v.doubts, doubt{"identities", row.Key(), fmt.Sprintf("the number is not one of cluster %s", c.Name)})
+		v.doubts = append(v.doubts, doubt{"identities", row.Key(), fmt.Sprintf("the number is outside the range of cluster %s", c.Name)})
 		return false
 	}
 	if c != v.own {
@@ -238,7 +242,7 @@ func (v *view) vouchedFor(row *tables.Identity) bool {
 	return true
 }
 
-// complete says whether every member's state was read in full.
+// complete says whether every member's state has been read in full.
 func (v *view) complete() bool {
 	for _, c := range v.members {
 		if !c.Complete() {
@@ -250,7 +254,7 @@ func (v *view) complete() bool {
 
 func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
-// clusterOf is the cluster's name in "cluster/rest".
+// clusterOf returns the cluster's name in "cluster/rest".
 func clusterOf(key string) string {
 	name, _, _ := strings.Cut(key, "/")
 	return name

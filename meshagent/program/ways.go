@@ -10,33 +10,33 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// Ways owns the maps nodes and clusters: which index a node has, whether it is
-// alive, and which lane leads to it. Several goroutines may use it: liveness
-// must not wait for whoever writes a large policy.
+// Ways owns the maps nodes and clusters: which index a node has, whether it is alive
+// and which tunnel leads to it. It is safe for concurrent use: liveness must not wait
+// for whoever is writing a large policy.
 type Ways struct {
 	nodes    bpf.Table[uint32, bpf.Node]
 	clusters bpf.Table[uint32, bpf.Cluster]
 
 	// mu guards what follows.
 	mu sync.Mutex
-	// byKey has the index of "cluster/node".
+	// byKey maps "cluster/node" to its index.
 	byKey map[string]uint16
-	// want is what the kernel should hold, have what it holds.
+	// want is what the kernel should hold, have is what it holds.
 	want, have map[uint16]bpf.Node
 	members    map[identity.ClusterID]bpf.Cluster
 	wrote      map[identity.ClusterID]bpf.Cluster
-	// answered are the clusters that some node of has answered through the tunnel,
-	// in this life of the agent or in one before.
+	// answered are the clusters of which some node has answered through the tunnel, to
+	// this agent or an earlier one.
 	answered map[identity.ClusterID]bool
-	answers  uint64 // how often that has changed
+	answers  uint64 // how often answered has changed
 	news     chan struct{}
-	// found maps a pod CIDR to the index that an earlier life gave its node.
+	// found maps a pod CIDR to the index that an earlier agent gave its node.
 	found map[netip.Prefix]uint16
 	last  uint16
 }
 
-// NewWays reads what is in the kernel. prefixes tell which index belonged to
-// the node with which pod CIDR: flows go on referring to it.
+// NewWays reads what is in the kernel. The prefixes show which index belonged to the
+// node with which pod CIDR; flows keep referring to it.
 func NewWays(m *bpf.Maps) (*Ways, error) {
 	w := &Ways{
 		nodes: m.Nodes, clusters: m.Clusters,
@@ -72,22 +72,22 @@ func NewWays(m *bpf.Maps) (*Ways, error) {
 	return w, nil
 }
 
-// Member is a node that has, or is to have, an index.
+// Member is a node that has, or needs, an index.
 type Member struct {
 	Key     string // cluster/node
 	Cluster identity.ClusterID
 	CIDRs   []netip.Prefix
 }
 
-// Index of a node, 0 if it has none.
+// Index returns a node's index, or 0 if it has none.
 func (w *Ways) Index(key string) uint16 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.byKey[key]
 }
 
-// Assign gives every node an index, the one it had if there is one. A node that
-// is new is alive and not keyed: nothing is sent until its key is set.
+// Assign gives every node an index, keeping existing ones. A new node is alive but not
+// keyed: nothing is sent until its key is set.
 func (w *Ways) Assign(nodes []Member) (changed bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -125,7 +125,7 @@ func (w *Ways) indexLocked(n Member) (uint16, bool) {
 			return i, true
 		}
 	}
-	// From the last one on, so that an index rests before it is used again.
+	// Continue after the last one, so that an index rests before it is reused.
 	limit := min(w.nodes.MaxEntries()-1, 1<<16-1)
 	for range limit {
 		if w.last++; int(w.last) > limit || w.last == 0 {
@@ -139,8 +139,8 @@ func (w *Ways) indexLocked(n Member) (uint16, bool) {
 	return 0, false
 }
 
-// Release takes indexes from nodes that are gone. With prune, also rows that an
-// earlier life left. Call it after nothing refers to them any more.
+// Release frees the indexes of removed nodes. With prune it also removes rows that an
+// earlier agent left. Call it once nothing refers to them any longer.
 func (w *Ways) Release(nodes []Member, prune bool) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -173,13 +173,14 @@ func (w *Ways) Release(nodes []Member, prune bool) error {
 	return errors.Join(errs...)
 }
 
-// SetPath says what the path to a node is like; nil if the node has no index.
+// SetPath sets the state of the path to a node; a node without an index is ignored.
 func (w *Ways) SetPath(key string, path bpf.Path) error {
 	return w.change(key, func(n *bpf.Node) { n.Path = turned(n.Path, path) })
 }
 
-// turned is what a path becomes. Only one that carried falls silent: an agent that
-// starts judges anew what was dead all along.
+// turned returns a path's next state. Only a path that worked can become silent: an
+// agent that has just started must not soften the verdict on one that was dead all
+// along.
 func turned(from, to bpf.Path) bpf.Path {
 	if from == bpf.PathDead && to == bpf.PathSilent {
 		return from
@@ -189,7 +190,7 @@ func turned(from, to bpf.Path) bpf.Path {
 
 func clusterRow(path bpf.Path) bpf.Cluster { return bpf.Cluster{Path: path, Member: 1} }
 
-// SetLane says which lane leads to a node, and whether anything may be sent.
+// SetLane sets the tunnel that leads to a node, and whether anything may be sent.
 func (w *Ways) SetLane(key string, lane int, keyed bool) error {
 	return w.change(key, func(n *bpf.Node) { n.Lane, n.Keyed = uint8(lane), bit(keyed) })
 }
@@ -210,7 +211,7 @@ func (w *Ways) change(key string, f func(*bpf.Node)) error {
 	return nil
 }
 
-// Row is what the kernel should hold of a node.
+// Row returns what the kernel should hold for a node, and its index.
 func (w *Ways) Row(key string) (bpf.Node, uint16) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -218,8 +219,8 @@ func (w *Ways) Row(key string) (bpf.Node, uint16) {
 	return w.want[i], i
 }
 
-// SetCluster says what the best path to a cluster is like: one write that takes
-// it out of, or puts it back into, everything.
+// SetCluster sets the state of the best path to a cluster: one write that takes the
+// cluster out of every service, or puts it back.
 func (w *Ways) SetCluster(id identity.ClusterID, path bpf.Path) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -238,8 +239,8 @@ func (w *Ways) SetCluster(id identity.ClusterID, path bpf.Path) error {
 	return nil
 }
 
-// Cluster is the path that the kernel holds for a cluster; known is false for one
-// that has no row.
+// Cluster returns the path state that the kernel holds for a cluster; known is false
+// if it has no row.
 func (w *Ways) Cluster(id identity.ClusterID) (path bpf.Path, known bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -247,8 +248,8 @@ func (w *Ways) Cluster(id identity.ClusterID) (path bpf.Path, known bool) {
 	return row.Path, ok
 }
 
-// Admit makes members' rows exist, alive unless known otherwise, and removes
-// those of clusters that left. With prune, also what an earlier life left.
+// Admit creates the members' rows, alive unless known otherwise, and removes those of
+// clusters that left. With prune it also removes what an earlier agent left.
 func (w *Ways) Admit(ids []identity.ClusterID, prune bool) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -290,8 +291,9 @@ func (w *Ways) Admit(ids []identity.ClusterID, prune bool) error {
 	return errors.Join(errs...)
 }
 
-// Answered notes that a node of a cluster has answered through the tunnel. Only
-// then services use it: that we know its keys does not say that it knows ours.
+// Answered notes that a node of a cluster has answered through the tunnel. Services
+// use the cluster only from then on: that we know its keys does not mean that it knows
+// ours.
 func (w *Ways) Answered(id identity.ClusterID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -306,14 +308,14 @@ func (w *Ways) Answered(id identity.ClusterID) {
 	}
 }
 
-// HasAnswered says whether Answered was called for a cluster since it joined.
+// HasAnswered says whether Answered has been called for a cluster since it joined.
 func (w *Ways) HasAnswered(id identity.ClusterID) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.answered[id]
 }
 
-// answersSeen changes with what HasAnswered says.
+// answersSeen changes whenever an answer of HasAnswered does.
 func (w *Ways) answersSeen() uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()

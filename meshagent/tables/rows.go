@@ -16,37 +16,37 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Cluster is one member of the mesh. It is put together from several keys; a
-// part that was not read yet is nil.
+// Cluster is one member of the mesh. It is assembled from several keys; a part that
+// has not been read yet is nil.
 type Cluster struct {
 	Name string
-	// Own is set for the agent's own cluster and no other.
+	// Own is set only for the agent's own cluster.
 	Own *wire.Cluster
-	// Peer is set for every other: what was agreed when it was added.
+	// Peer is set for every other cluster: what was agreed when it was added.
 	Peer   *wire.Peer
 	Config *wire.ClusterConfig
 	Export *wire.ExportCluster
-	// Synced holds the resources whose copy in our store is complete.
+	// Synced lists the resources that our store has copied in full.
 	Synced map[wire.Resource]time.Time
-	// Liveness is what the cluster's own gossip says of its nodes.
+	// Liveness is what the cluster's own gossip reports about its nodes.
 	Liveness *wire.PeerLiveness
-	// Rotation is the operator's wish, own cluster only.
+	// Rotation is the key rotation an operator asked for; own cluster only.
 	Rotation *wire.Rotation
 }
 
-// Key of a cluster.
+// Key is the cluster's name.
 func (c *Cluster) Key() string { return c.Name }
 
-// Empty says that no part is left.
+// Empty says whether no part is left.
 func (c *Cluster) Empty() bool {
 	return c.Own == nil && c.Peer == nil && c.Config == nil && c.Export == nil && len(c.Synced) == 0 && c.Liveness == nil && c.Rotation == nil
 }
 
-// Member says whether the cluster belongs to the mesh now: it is ours, or an
-// operator has added it. What is left of others is not used.
+// Member says whether the cluster belongs to the mesh now: it is ours or an operator
+// has added it. What is left of other clusters is not used.
 func (c *Cluster) Member() bool { return c.Own != nil || c.Peer != nil }
 
-// ID of the cluster, 0 if not known.
+// ID is the cluster's ID, or 0 if not known.
 func (c *Cluster) ID() identity.ClusterID {
 	switch {
 	case c.Own != nil:
@@ -57,7 +57,7 @@ func (c *Cluster) ID() identity.ClusterID {
 	return 0
 }
 
-// PodCIDRs that the cluster may give addresses from.
+// PodCIDRs are the prefixes from which the cluster may assign pod addresses.
 func (c *Cluster) PodCIDRs() []netip.Prefix {
 	switch {
 	case c.Own != nil:
@@ -68,7 +68,8 @@ func (c *Cluster) PodCIDRs() []netip.Prefix {
 	return nil
 }
 
-// ServiceCIDR that the cluster takes services' addresses from; invalid if not known.
+// ServiceCIDR is the prefix from which the cluster assigns service addresses; invalid
+// if not known.
 func (c *Cluster) ServiceCIDR() netip.Prefix {
 	switch {
 	case c.Own != nil:
@@ -89,8 +90,8 @@ func (c *Cluster) Owns(p netip.Prefix) bool {
 	return false
 }
 
-// Complete says whether everything the cluster exports was read in full. Its own
-// state is complete once listed.
+// Complete says whether everything the cluster exports has been read in full. Our own
+// cluster's state is complete once listed.
 func (c *Cluster) Complete() bool {
 	if c.Own != nil {
 		return true
@@ -105,33 +106,34 @@ func (c *Cluster) Complete() bool {
 	return services || slices
 }
 
-// Former is a peer that was removed: its CIDRs are blocked until it is forgotten.
+// Former is a removed peer: its CIDRs stay blocked until an operator forgets it.
 type Former struct{ wire.Former }
 
-// Key of a former peer: its name.
+// Key is the former peer's name.
 func (f *Former) Key() string { return f.Name }
 
-// Node is one node of any cluster. Of our own: what the operator registered, and
-// what its agent says; of a peer's: Cilium and Export.
+// Node is a node of any cluster. A node of ours has what the operator registered and
+// what its agent reports; a peer's has Cilium and Export.
 type Node struct {
 	Cluster, Name string
 	Registration  *Registration
 	State         *wire.NodeState
-	// Withdrawn says that the store no longer has State, which stays what the node
-	// last said for as long as it is registered.
+	// Withdrawn says that State is gone from the store; it keeps the node's last
+	// report for as long as the node is registered.
 	Withdrawn bool
 	Cilium    *wire.Node
 	Export    *wire.ExportNode
 }
 
-// Registration is what an operator said about a node: it may claim no more.
+// Registration is what an operator declared about a node, which may claim no more than
+// this.
 type Registration struct {
 	Name      string         `json:"name"`
 	Addresses []netip.Addr   `json:"addresses"`
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
 }
 
-// Doubt says what is untrue in what the node says of itself; "" if nothing is.
+// Doubt says what is wrong with the node's own report, or "" if nothing is.
 func (n *Node) Doubt() string {
 	if n.State == nil {
 		return ""
@@ -152,10 +154,10 @@ func (n *Node) Doubt() string {
 	return ""
 }
 
-// Key of a node: cluster/name.
+// Key is "cluster/name".
 func (n *Node) Key() string { return n.Cluster + "/" + n.Name }
 
-// Empty says that no part is left.
+// Empty says whether no part is left.
 func (n *Node) Empty() bool {
 	return n.Registration == nil && n.State == nil && n.Cilium == nil && n.Export == nil
 }
@@ -171,7 +173,7 @@ func (n *Node) Internal() netip.Addr {
 	return netip.Addr{}
 }
 
-// Addresses are the node's own, the one tunnels end at first.
+// Addresses are the node's own addresses, its tunnel endpoint first.
 func (n *Node) Addresses() []netip.Addr {
 	if n.State != nil {
 		return n.State.Addresses
@@ -189,7 +191,7 @@ func (n *Node) Addresses() []netip.Addr {
 	return out
 }
 
-// PodCIDRs the node gives addresses from.
+// PodCIDRs are the prefixes from which the node assigns pod addresses.
 func (n *Node) PodCIDRs() []netip.Prefix {
 	switch {
 	case n.State != nil:
@@ -200,7 +202,7 @@ func (n *Node) PodCIDRs() []netip.Prefix {
 	return nil
 }
 
-// Lanes are the node's published keys and ports.
+// Lanes are the keys and ports that the node has published for its two tunnels.
 func (n *Node) Lanes() (lanes [2]wire.Lane, epoch uint64) {
 	switch {
 	case n.State != nil:
@@ -211,61 +213,61 @@ func (n *Node) Lanes() (lanes [2]wire.Lane, epoch uint64) {
 	return lanes, 0
 }
 
-// IP says whose an address or prefix of a cluster is.
+// IP says who has an address or prefix of a cluster.
 type IP struct {
 	Cluster  string
 	Prefix   netip.Prefix // a single address has all bits
 	Identity identity.Number
-	// Host is the node behind which it lies, as tunnel endpoint.
+	// Host is the node behind which it lies, by its tunnel endpoint.
 	Host           netip.Addr
 	Namespace, Pod string
 	NamedPorts     []wire.NamedPort
 }
 
-// Key of an address: cluster/prefix.
+// Key is "cluster/prefix".
 func (i *IP) Key() string { return i.Cluster + "/" + i.Prefix.String() }
 
-// Identity is a number and what it stands for.
+// Identity is a number and the labels it stands for.
 type Identity struct {
 	Cluster string
 	Number  identity.Number
 	Labels  identity.Labels
 }
 
-// Key of an identity. Numbers are unique in the mesh, but a peer may claim
-// another's: such a row stays apart until it is judged.
+// Key is "cluster/number". Numbers are unique in the mesh, but a peer may claim
+// another cluster's: such a row must stay apart until it is judged.
 func (i *Identity) Key() string { return i.Cluster + "/" + strconv.FormatUint(uint64(i.Number), 10) }
 
-// Service is what one cluster says of a service.
+// Service is what one cluster says about a service.
 type Service struct {
 	Cluster, Namespace, Name string
 	Object                   *corev1.Service // own cluster
 	Remote                   *wire.ClusterService
 }
 
-// Key of a service: cluster/namespace/name.
+// Key is "cluster/namespace/name".
 func (s *Service) Key() string { return s.Cluster + "/" + s.Namespace + "/" + s.Name }
 
-// Slice is a part of a service's backends.
+// Slice holds some of a service's backends.
 type Slice struct {
 	Cluster, Namespace, Name string
 	Object                   *discoveryv1.EndpointSlice // own cluster
 	Remote                   *wire.ClusterEndpointSlice
 }
 
-// Key of a slice: cluster/namespace/name.
+// Key is "cluster/namespace/name".
 func (s *Slice) Key() string { return s.Cluster + "/" + s.Namespace + "/" + s.Name }
 
-// Namespace of the own cluster.
+// Namespace is a namespace of our own cluster.
 type Namespace struct {
 	Name   string
 	Object *corev1.Namespace
 }
 
-// Key of a namespace.
+// Key is the namespace's name.
 func (n *Namespace) Key() string { return n.Name }
 
-// Pod of the own cluster, on whichever node: what is wanted, and what the API
+// Pod is a pod of our own cluster, on any node: what is wanted, and what the API
 // server vouches for.
 type Pod struct {
 	Namespace, Name string
@@ -273,20 +275,20 @@ type Pod struct {
 	Endpoint        *wire.Endpoint
 }
 
-// Key of a pod: namespace/name.
+// Key is "namespace/name".
 func (p *Pod) Key() string { return p.Namespace + "/" + p.Name }
 
-// Policy is one manifest: of a policy, or of a group of prefixes for policies.
+// Policy is one manifest: a policy, or a group of prefixes for policies to use.
 type Policy struct {
 	Kind, Namespace, Name string
 	Policies              []*policy.Policy
 	Group                 *policy.CIDRGroup
 }
 
-// Key of a policy.
+// Key is "kind/namespace/name".
 func (p *Policy) Key() string { return p.Kind + "/" + p.Namespace + "/" + p.Name }
 
-// Phase is how far an endpoint has come.
+// Phase is how far an endpoint's setup or removal has come.
 //
 //	creating ──network, programs──► held ──identity, policy──► live
 //	    └──────────────── pod deleted ──► removing ◄────────────┘
@@ -294,18 +296,18 @@ type Phase string
 
 const (
 	Creating Phase = "creating"
-	Held     Phase = "held" // receives and sends nothing
+	Held     Phase = "held" // sends and receives nothing
 	Live     Phase = "live"
 	Removing Phase = "removing"
 )
 
-// Endpoint is a pod of this node.
+// Endpoint is a pod on this node.
 type Endpoint struct {
 	Namespace, Pod string
 	UID            string
 	ID             uint16
 	IP             netip.Addr
-	Device         string // host side of the pair
+	Device         string // host side of the veth pair
 	Ifindex        int
 	MAC, HostMAC   [6]byte
 	Phase          Phase
@@ -313,26 +315,26 @@ type Endpoint struct {
 	Labels         identity.Labels
 	Set            uint32
 	Ready          bool
-	// Why is the last readiness failure, or what it waits for.
+	// Why is the last readiness failure, or what the pod is waiting for.
 	Why string
 }
 
-// Key of an endpoint: namespace/pod.
+// Key is "namespace/pod".
 func (e *Endpoint) Key() string { return e.Namespace + "/" + e.Pod }
 
-// Path is what is known of the way to a node.
+// Path is what is known about the path to a node.
 type Path struct {
 	Cluster, Node string
 	// Index is the node's row in the kernel.
 	Index uint16
 	Alive bool
 	Lane  int
-	// Keyed is unset while nothing may be sent to the node.
+	// Keyed is set once packets may be sent to the node.
 	Keyed       bool
 	Observation probe.Observation
-	// GossipDead is set while members of the node's cluster hold it for dead.
+	// GossipDead is set while members of the node's cluster consider it dead.
 	GossipDead bool
 }
 
-// Key of a path: cluster/node.
+// Key is "cluster/node".
 func (p *Path) Key() string { return p.Cluster + "/" + p.Node }

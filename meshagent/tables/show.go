@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// The columns people see. Secrets are in no row.
+// The columns shown to people. No row contains secrets.
 
-// TableHeader and TableRow, here and below, are the row as text.
+// TableHeader and TableRow, here and below, format a row as text.
 func (*Cluster) TableHeader() []string {
 	return []string{"Cluster", "ID", "Own", "Member", "PodCIDRs", "Synced", "Dead"}
 }
@@ -211,7 +211,7 @@ func prefixes(all []netip.Prefix) string {
 	return list(out)
 }
 
-// show leaves out the bits of a single address.
+// show formats a prefix, without the length if it is a single address.
 func show(p netip.Prefix) string {
 	if p.IsSingleIP() {
 		return p.Addr().String()

@@ -23,10 +23,10 @@ type Summary struct {
 	Errors  int    `json:"errors"`
 }
 
-// shown is how one table is listed.
+// shown says how one table is listed.
 type shown struct {
 	name string
-	// status is set for tables whose rows are carried into the kernel.
+	// status is set for tables whose rows are written to the kernel.
 	status bool
 	list   func(txn statedb.ReadTxn, each func(key string, rev statedb.Revision, header, row []string))
 }
@@ -61,7 +61,7 @@ func (t *Tables) all() []shown {
 	}
 }
 
-// header is the columns of an empty table as well.
+// header returns a table's columns, even if the table is empty.
 func (t *Tables) header(name string) []string {
 	switch name {
 	case "clusters":
@@ -96,7 +96,7 @@ func (t *Tables) header(name string) []string {
 	return nil
 }
 
-// Names of all tables that can be shown.
+// Names lists all tables that can be shown.
 func (t *Tables) Names() []string {
 	var names []string
 	for _, s := range t.all() {
@@ -106,7 +106,7 @@ func (t *Tables) Names() []string {
 	return names
 }
 
-// status says how far rows of a table have come.
+// status returns a function that says whether a row of a table has reached the kernel.
 func (t *Tables) status(txn statedb.ReadTxn, table string) func(key string, rev statedb.Revision) string {
 	problems := map[string]*Problem{}
 	for p := range t.Problems.All(txn) {
@@ -129,7 +129,7 @@ func (t *Tables) status(txn statedb.ReadTxn, table string) func(key string, rev 
 	}
 }
 
-// Show lists one table; false if there is none of that name.
+// Show lists one table, or returns false if there is none of that name.
 func (t *Tables) Show(name string) (Shown, bool) {
 	txn := t.DB.ReadTxn()
 	for _, s := range t.all() {
@@ -152,7 +152,7 @@ func (t *Tables) Show(name string) (Shown, bool) {
 	return Shown{}, false
 }
 
-// Summaries counts all tables.
+// Summaries counts the rows of all tables.
 func (t *Tables) Summaries() []Summary {
 	txn := t.DB.ReadTxn()
 	var out []Summary

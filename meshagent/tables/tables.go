@@ -1,8 +1,8 @@
-// Package tables holds what the agent knows, one table per kind of thing: rows
-// with revision and watch, and how far each has come into the kernel.
+// Package tables holds what the agent knows, one table per kind of thing: rows with
+// revisions and watches, and how far each table has been written to the kernel.
 //
-// Package intake fills the imported ones, package program carries them into the
-// kernel; nothing here talks to either.
+// Package intake fills the imported tables, package program writes them to the kernel;
+// nothing here talks to either.
 package tables
 
 import (
@@ -13,11 +13,11 @@ import (
 )
 
 // Tables are all tables of an agent. Rows are never changed in place: copy, then
-// insert. Any goroutine may use them.
+// insert. They are safe for concurrent use.
 type Tables struct {
 	DB *statedb.DB
 
-	// Imported: facts, own cluster's and peers' alike.
+	// Imported: facts from our own cluster and its peers.
 	Clusters   statedb.RWTable[*Cluster]
 	Former     statedb.RWTable[*Former]
 	Nodes      statedb.RWTable[*Node]
@@ -31,16 +31,16 @@ type Tables struct {
 	// Rejected are values that could not be read, by key.
 	Rejected statedb.RWTable[*Rejected]
 
-	// Known here alone.
+	// Known only here.
 	Endpoints statedb.RWTable[*Endpoint]
 	Paths     statedb.RWTable[*Path]
 	// Problems are rows that did not reach the kernel.
 	Problems statedb.RWTable[*Problem]
-	// Progress says up to which revision a table is in the kernel.
+	// Progress says up to which revision a table has been written to the kernel.
 	Progress statedb.RWTable[*Progress]
 }
 
-// New makes empty tables.
+// New returns empty tables.
 func New() *Tables {
 	db := statedb.New()
 	t := &Tables{DB: db}
@@ -62,7 +62,7 @@ func New() *Tables {
 	return t
 }
 
-// table makes a table whose rows are found by one textual key.
+// table makes a table indexed by one textual key.
 func table[T statedb.TableWritable](db *statedb.DB, name string, key func(T) string) statedb.RWTable[T] {
 	return statedb.MustNewTable(db, name, byKey(key))
 }
@@ -77,14 +77,14 @@ func byKey[T any](key func(T) string) statedb.Index[T, string] {
 	}
 }
 
-// row is what every table's rows are.
+// row is implemented by the rows of every table.
 type row[T any] interface {
 	*T
 	statedb.TableWritable
 	Key() string
 }
 
-// Get returns the row under key, nil if there is none.
+// Get returns the row with this key, or nil if there is none.
 func Get[T any, P row[T]](txn statedb.ReadTxn, t statedb.Table[P], key string) P {
 	got, _, ok := t.Get(txn, byKey(P.Key).Query(key))
 	if !ok {
@@ -93,15 +93,15 @@ func Get[T any, P row[T]](txn statedb.ReadTxn, t statedb.Table[P], key string) P
 	return got
 }
 
-// Change writes what f makes of the row with blank's key: a copy of what is
-// there, or blank. If f returns false there is nothing left of the row, and it
-// is deleted.
+// Change lets f edit a copy of the row with blank's key, or blank if there is none,
+// and writes the result. If f returns false, nothing of the row is left and it is
+// deleted.
 func Change[T any, P row[T]](txn statedb.WriteTxn, t statedb.RWTable[P], blank P, f func(P) (keep bool)) {
 	next := *blank
 	if old := Get(txn, t, blank.Key()); old != nil {
 		next = *old
 	}
-	// A transaction that holds the table can neither be closed nor lack it.
+	// Neither can fail in a transaction that has locked the table.
 	if f(&next) {
 		_, _, _ = t.Insert(txn, &next)
 	} else {
@@ -112,38 +112,38 @@ func Change[T any, P row[T]](txn statedb.WriteTxn, t statedb.RWTable[P], blank P
 // Put writes one row.
 func Put[P any](txn statedb.WriteTxn, t statedb.RWTable[P], row P) { _, _, _ = t.Insert(txn, row) }
 
-// Drop deletes the row with this row's key, if it is there.
+// Drop deletes the row with this row's key, if there is one.
 func Drop[P any](txn statedb.WriteTxn, t statedb.RWTable[P], row P) { _, _, _ = t.Delete(txn, row) }
 
-// All lists a table in order of key.
+// All returns a table's rows, ordered by key.
 func All[P any](txn statedb.ReadTxn, t statedb.Table[P]) []P {
 	return statedb.Collect(t.All(txn))
 }
 
-// Problem is a row that the kernel, or somebody else it needs, refused.
+// Problem is a row that was refused by the kernel or by something else it needs.
 type Problem struct {
 	Table, Row string
 	Error      string
-	// Since is when it first failed, Attempts how often.
+	// Since is when it first failed, Attempts how many times.
 	Since    time.Time
 	Attempts int
 }
 
-// Key of a problem.
+// Key is "table row".
 func (p *Problem) Key() string { return p.Table + " " + p.Row }
 
-// Progress says how far a table has come into the kernel: rows up to Revision
-// are there, but for those with a Problem.
+// Progress says how far a table has been written to the kernel: rows up to Revision
+// are there, except those with a Problem.
 type Progress struct {
 	Table    string
 	Revision statedb.Revision
 	At       time.Time
 }
 
-// Key of a progress.
+// Key is the table's name.
 func (p *Progress) Key() string { return p.Table }
 
-// Rejected is an imported value that cannot be read or may not be believed.
+// Rejected is an imported value that cannot be read or must not be believed.
 type Rejected struct {
 	StoreKey string
 	Cluster  string
@@ -151,5 +151,5 @@ type Rejected struct {
 	Since    time.Time
 }
 
-// Key of a rejected value.
+// Key is the value's key in the store.
 func (r *Rejected) Key() string { return r.StoreKey }
