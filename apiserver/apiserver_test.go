@@ -474,7 +474,7 @@ func TestDiskNearlyFull(t *testing.T) {
 	if _, err := admin.Apply(ctx, changed, api.ManifestOptions{}); !errors.As(err, &refused) || refused.Status != http.StatusInsufficientStorage || refused.Hint == "" {
 		t.Errorf("apply: %v", err)
 	}
-	if err := full.refusal(); err == nil || !strings.Contains(err.Error(), "1 MiB are free") {
+	if err := full.refusal(); err == nil || !strings.Contains(err.Error(), "1 MiB free in ") {
 		t.Error(err)
 	}
 	if err := n1.put(wire.NodeKey("n1"), wire.NodeState{Name: "n1"}); !errors.Is(err, store.ErrFull) {
@@ -496,10 +496,7 @@ func TestDiskNearlyFull(t *testing.T) {
 	}
 }
 
-func isFull(s *space) bool {
-	_, full := s.concern()
-	return full
-}
+func isFull(s *space) bool { return s.refusal() != nil }
 
 func TestStatusShowsWhatANodesKernelLacks(t *testing.T) {
 	p := start(t, config(t))

@@ -53,9 +53,7 @@ func (s *server) problems() []api.Concern {
 	for _, d := range statefile.Damages(dir, filepath.Join(dir, "pki"), filepath.Dir(s.conf.AdminConfig)) {
 		all = append(all, api.Concern{Object: "API server", Reason: "DamagedFile", Since: d.Since, Message: d.String() + "; all else goes on", Next: "look at it, then delete it there"})
 	}
-	if c, full := s.space.concern(); full {
-		all = append(all, c)
-	}
+	all = append(all, s.space.concerns()...)
 	slices.SortFunc(all, func(a, b api.Concern) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Message, b.Message))
 	})

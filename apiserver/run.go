@@ -132,7 +132,11 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 	if err := s.renewCertificate(); err != nil {
 		return nil, err
 	}
-	s.space = newSpace(f.conf.DataDir, f.conf.DiskReserveBytes, s.store, s.log)
+	var alarm store.Alarm
+	if f.etcd != nil {
+		alarm = s.store // an existing etcd is on another disk, and may not be ours alone
+	}
+	s.space = newSpace(f.conf.DataDir, f.conf.DiskReserveBytes, alarm, s.log)
 	if err := s.space.begin(ctx); err != nil {
 		return nil, err
 	}

@@ -18,27 +18,44 @@ import (
 	"github.com/weft-mesh/weft/apiserver/store"
 )
 
-// spaceTurn is how often the disk is looked at.
+// spaceTurn is how often the free space is looked up.
 const spaceTurn = 200 * time.Millisecond
 
-// space keeps the store from filling its disk: an etcd that cannot write ends,
-// and takes everything else along. Below the reserve, all writes are refused by
-// etcd's own alarm, agents' and ours alike; reads and watches go on.
+// Pauses after a failure double from the first to the last.
+const (
+	firstSpaceRetry = time.Second
+	lastSpaceRetry  = 30 * time.Second
+)
+
+// spacePatience is how long the store may take to answer about its alarm.
+const spacePatience = 5 * time.Second
+
+// space keeps the embedded etcd from filling its disk: an etcd that cannot write exits
+// and takes the API server with it. Below the reserve, etcd's own no-space alarm refuses
+// all writes, agents' and ours alike; reads and watches go on.
 //
-// A quarter of the reserve is a file, the ballast. It is dropped before the
-// alarm is raised, because somebody else may have filled the disk to the last
-// byte meanwhile, and the alarm and what is under way need some themselves.
+// A quarter of the reserve is a file, the ballast. It is deleted before the alarm is
+// raised, because another program may have filled the disk to the last byte, and the
+// alarm and what is under way need some space themselves.
 type space struct {
 	dir     string
 	reserve uint64
 	ballast string
-	alarm   store.Alarm
+	alarm   store.Alarm // nil: the store is an existing etcd, which has its own disk
 	free    func(dir string) (uint64, error)
 	log     *slog.Logger
 
-	mu   sync.Mutex // guards what follows
-	left uint64
-	full bool
+	// Used only by look and begin, which one goroutine calls.
+	raised bool // the alarm is ours to end
+	laid   bool // the ballast is there
+	pause  time.Duration
+	next   time.Time // no alarm or ballast is touched before
+
+	mu      sync.Mutex // guards what follows
+	left    uint64
+	full    bool
+	failed  time.Time // since when; zero if nothing fails
+	failure string
 }
 
 func newSpace(dir string, reserve int64, alarm store.Alarm, log *slog.Logger) *space {
@@ -48,7 +65,7 @@ func newSpace(dir string, reserve int64, alarm store.Alarm, log *slog.Logger) *s
 func freeBytes(dir string) (uint64, error) {
 	var s unix.Statfs_t
 	if err := unix.Statfs(dir, &s); err != nil {
-		return 0, fmt.Errorf("ask for the free space of %s: %w", dir, err)
+		return 0, fmt.Errorf("read the free space of %s: %w", dir, err)
 	}
 	return s.Bavail * uint64(s.Bsize), nil
 }
@@ -58,8 +75,8 @@ func (s *space) Run(ctx context.Context) error {
 	tick := time.NewTicker(spaceTurn)
 	defer tick.Stop()
 	for {
-		if err := s.look(ctx); err != nil && ctx.Err() == nil {
-			s.log.Warn("looking after disk space", "err", err)
+		if err := s.look(ctx); ctx.Err() == nil {
+			s.note(err)
 		}
 		select {
 		case <-ctx.Done():
@@ -69,86 +86,175 @@ func (s *space) Run(ctx context.Context) error {
 	}
 }
 
-// look raises the alarm below the reserve, and ends one it has raised once there
-// is half as much again.
+// note remembers a failure for the status and logs it once.
+func (s *space) note(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		if time.Now().Before(s.next) {
+			return // nothing was tried
+		}
+		s.failed, s.failure = time.Time{}, ""
+		return
+	}
+	if s.failed.IsZero() {
+		s.failed = time.Now()
+	}
+	if s.failure != err.Error() {
+		s.failure = err.Error()
+		s.log.Warn("cannot keep disk space in reserve; retrying", "dir", s.dir, "err", err)
+	}
+}
+
+// look makes the store refuse writes below the reserve, and accept them again once half
+// as much again is free. While the alarm stands it is left alone: raising it costs a
+// write to the disk that is full.
 func (s *space) look(ctx context.Context) error {
 	left, err := s.free(s.dir)
 	if err != nil {
 		return err
 	}
+	full := s.measure(left)
+	if s.alarm == nil || s.reserve == 0 || time.Now().Before(s.next) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, spacePatience)
+	defer cancel()
+	if full {
+		err = s.refuseWrites(ctx)
+	} else {
+		err = s.acceptWrites(ctx)
+	}
+	if err == nil {
+		s.pause, s.next = 0, time.Time{}
+		return nil
+	}
+	s.pause = min(max(firstSpaceRetry, 2*s.pause), lastSpaceRetry)
+	s.next = time.Now().Add(s.pause)
+	return err
+}
+
+// measure takes in how much is free and reports whether the disk counts as full. Between
+// the reserve and half as much again it stays what it was.
+func (s *space) measure(left uint64) bool {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	was := s.full
 	s.left = left
-	if left < s.reserve {
-		s.full = true
-	} else if left >= s.reserve+s.reserve/2 {
-		s.full = false
-	}
-	full := s.full
-	s.mu.Unlock()
+	s.full = left < s.reserve || was && left < s.reserve+s.reserve/2
 	switch {
-	case full && !was:
-		s.log.Error("the disk is nearly full, the store takes no more writes", "dir", s.dir, "free", left, "reserve", s.reserve)
-		return errors.Join(s.drop(), s.alarm.RaiseNoSpace(ctx))
-	case full:
-		// Again, because an alarm can be ended by others too.
-		return s.alarm.RaiseNoSpace(ctx)
-	case was:
-		s.log.Info("there is space again", "dir", s.dir, "free", left)
-		return errors.Join(s.alarm.EndNoSpace(ctx), s.lay())
+	case s.full && !was:
+		s.log.Error("the disk is nearly full; the store refuses writes", "dir", s.dir, "free", left, "reserve", s.reserve)
+	case was && !s.full:
+		s.log.Info("the disk has space again", "dir", s.dir, "free", left)
 	}
+	return s.full
+}
+
+// refuseWrites raises the alarm unless it stands; anyone may have ended it meanwhile.
+func (s *space) refuseWrites(ctx context.Context) error {
+	if !s.raised {
+		if err := s.drop(); err != nil {
+			return err
+		}
+	}
+	stands, err := s.alarm.NoSpace(ctx)
+	if err != nil {
+		return err
+	}
+	if !stands {
+		if err := s.alarm.RaiseNoSpace(ctx); err != nil {
+			return err
+		}
+	}
+	s.raised = true
 	return nil
 }
 
-// lay makes the ballast, of blocks that are really taken.
+// acceptWrites ends our alarm, and makes the ballast if there is none.
+func (s *space) acceptWrites(ctx context.Context) error {
+	if s.raised {
+		if err := s.alarm.EndNoSpace(ctx); err != nil {
+			return err
+		}
+		s.raised = false
+	}
+	if s.laid {
+		return nil
+	}
+	return s.lay()
+}
+
+// lay makes the ballast, of blocks that are really allocated.
 func (s *space) lay() error {
 	f, err := os.OpenFile(s.ballast, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("lay ballast: %w", err)
+		return fmt.Errorf("make the ballast: %w", err)
 	}
 	err = unix.Fallocate(int(f.Fd()), 0, 0, int64(s.reserve/4))
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		err = nil // such a file system goes without
+		err = nil // such a file system does without
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("lay ballast: %w", err), s.drop())
+		return errors.Join(fmt.Errorf("make the ballast: %w", err), s.drop())
 	}
+	s.laid = true
 	return nil
 }
 
 func (s *space) drop() error {
 	if err := os.Remove(s.ballast); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("drop ballast: %w", err)
+		return fmt.Errorf("delete the ballast: %w", err)
 	}
+	s.laid = false
 	return nil
 }
 
-// concern says that there is no space; false if there is.
-func (s *space) concern() (api.Concern, bool) {
+// concerns says that the disk is nearly full, or that nobody knows.
+func (s *space) concerns() (out []api.Concern) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return api.Concern{
-		Object: "store", Reason: "DiskNearlyFull",
-		Message: fmt.Sprintf("the disk is nearly full: %d MiB are free for %s, %d MiB are kept in reserve; nothing is written until there is space", s.left>>20, s.dir, s.reserve>>20),
-		Next:    "make space there",
-	}, s.full
+	if s.full {
+		out = append(out, s.fullLocked())
+	}
+	if !s.failed.IsZero() {
+		out = append(out, api.Concern{
+			Object: "store", Reason: "DiskNotWatched", Since: s.failed, Grace: startingGrace,
+			Message: fmt.Sprintf("disk space in %s cannot be kept in reserve: %s", s.dir, s.failure),
+			Next:    "correct that on the API server's machine, before the store fills its disk and exits",
+		})
+	}
+	return out
 }
 
-// refusal answers a request that would write while there is no space.
+func (s *space) fullLocked() api.Concern {
+	c := api.Concern{Object: "store", Reason: "DiskNearlyFull", Next: "free some space there"}
+	effect := "writes are refused until there is space"
+	if s.alarm == nil {
+		c.Object, effect = "API server", "its own files may not be written"
+	}
+	c.Message = fmt.Sprintf("the disk is nearly full: %d MiB free in %s, %d MiB wanted in reserve; %s", s.left>>20, s.dir, s.reserve>>20, effect)
+	return c
+}
+
+// refusal answers a request that would write while the store refuses writes.
 func (s *space) refusal() error {
-	c, full := s.concern()
-	if !full {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.full || s.alarm == nil {
 		return nil
 	}
+	c := s.fullLocked()
 	return api.Refuse(http.StatusInsufficientStorage, c.Next+", then try again", "%s", c.Message)
 }
 
-// begin ends an alarm that an earlier run has left, if there is space now, and
-// lays the ballast.
+// begin ends an alarm that an earlier run has left, if there is space now, and makes the
+// ballast.
 func (s *space) begin(ctx context.Context) error {
 	left, err := s.free(s.dir)
-	if err != nil || left < s.reserve || s.reserve == 0 {
+	if err != nil || left < s.reserve || s.reserve == 0 || s.alarm == nil {
 		return err
 	}
-	return errors.Join(s.alarm.EndNoSpace(ctx), s.lay())
+	s.raised = true
+	return s.acceptWrites(ctx)
 }

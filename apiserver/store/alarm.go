@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 )
@@ -12,6 +14,9 @@ type Alarm interface {
 	// RaiseNoSpace makes the store refuse all writes except deletions, with
 	// ErrFull. It may be repeated.
 	RaiseNoSpace(ctx context.Context) error
+	// NoSpace reports whether the store refuses writes for want of space. It writes
+	// nothing, so it may be asked often.
+	NoSpace(ctx context.Context) (bool, error)
 	// EndNoSpace allows writes again, unless the store itself is over its quota.
 	// It may be repeated.
 	EndNoSpace(ctx context.Context) error
@@ -25,6 +30,17 @@ func (e *Etcd) RaiseNoSpace(ctx context.Context) error {
 		return fmt.Errorf("raise the no-space alarm: %w", explain(err))
 	}
 	return nil
+}
+
+// NoSpace implements Alarm.
+func (e *Etcd) NoSpace(ctx context.Context) (bool, error) {
+	status, err := e.client.Status(ctx, e.client.Endpoints()[0])
+	if err != nil {
+		return false, fmt.Errorf("ask for the no-space alarm: %w", explain(err))
+	}
+	return slices.ContainsFunc(status.Errors, func(alarm string) bool {
+		return strings.Contains(alarm, etcdserverpb.AlarmType_NOSPACE.String())
+	}), nil
 }
 
 // EndNoSpace implements Alarm.
