@@ -39,8 +39,11 @@ type Exporter struct {
 	conf Config
 	kept *store.Kept
 
-	mu     sync.Mutex // guards what follows
-	status Status
+	mu      sync.Mutex // guards what follows
+	synced  time.Time
+	entries map[string]int
+	// problems are those of keys of the state, tooLarge those of keys of the export.
+	problems, tooLarge map[string]string
 }
 
 // Status is the state of the export.
@@ -60,15 +63,15 @@ func New(c Config) *Exporter {
 	if c.Heartbeat == 0 {
 		c.Heartbeat = time.Minute
 	}
-	return &Exporter{conf: c, kept: store.NewKept(c.Store, c.Log)}
+	return &Exporter{conf: c, kept: store.NewKept(c.Store, c.Log), problems: map[string]string{}, tooLarge: map[string]string{}}
 }
 
 // Status returns a copy of the current status. Safe for concurrent use.
 func (e *Exporter) Status() Status {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := e.status
-	s.Entries, s.Problems = maps.Clone(s.Entries), maps.Clone(s.Problems)
+	s := Status{Synced: e.synced, Entries: maps.Clone(e.entries), Problems: maps.Clone(e.problems)}
+	maps.Copy(s.Problems, e.tooLarge)
 	return s
 }
 
@@ -111,7 +114,7 @@ func (e *Exporter) put(ctx context.Context, ops ...store.Op) error {
 // It deletes nothing before the state is complete, and writes the canaries only after
 // everything else.
 func (e *Exporter) follow(ctx context.Context) error {
-	var have map[string][]byte
+	var have content
 	views := newViews(e.conf.Cluster)
 	return store.Follow(ctx, e.conf.Store, wire.StatePrefix, func(b store.Batch) error {
 		if b.Complete {
@@ -122,25 +125,55 @@ func (e *Exporter) follow(ctx context.Context) error {
 			}
 		}
 		dirty := views.apply(b.Events)
+		var touched map[string]bool
 		var ops []store.Op
 		if b.Complete {
 			all := views.all()
-			e.keep(have, all, views.keeps)
-			ops = difference(have, all, views.keeps)
+			e.keep(have.values, all, views.keeps)
+			ops = difference(have.values, all, views.keeps)
 		} else {
-			ops = changes(have, views, dirty)
+			touched = views.refresh(dirty)
+			ops = changes(have.values, views, touched)
 		}
-		if err := e.write(ctx, have, ops); err != nil {
+		tooLarge, err := e.write(ctx, have, ops)
+		if err != nil {
 			return err
 		}
-		if b.Complete {
-			if err := e.put(ctx, e.canaries()...); err != nil {
-				return err
-			}
+		if !b.Complete {
+			e.report(have, views.takeChanged(), touched, views.problems, tooLarge)
+			return nil
 		}
-		e.report(have, views, b.Complete)
+		if err := e.put(ctx, e.canaries()...); err != nil {
+			return err
+		}
+		e.reportAll(have, views, tooLarge)
 		return nil
 	})
+}
+
+// content is what is exported, with the number of its keys by resource.
+type content struct {
+	values map[string][]byte
+	counts map[string]int
+}
+
+func (c content) put(key string, value []byte) {
+	if _, there := c.values[key]; !there {
+		c.counts[resourceOf(key)]++
+	}
+	c.values[key] = value
+}
+
+func (c content) delete(key string) {
+	if _, there := c.values[key]; !there {
+		return
+	}
+	delete(c.values, key)
+	if r := resourceOf(key); c.counts[r] == 1 {
+		delete(c.counts, r)
+	} else {
+		c.counts[r]--
+	}
 }
 
 // keep marks everything exported to be restored if it vanishes, including what was
@@ -156,9 +189,9 @@ func (e *Exporter) keep(have, all map[string][]byte, keeps func(key string) bool
 	}
 }
 
-// exported reads everything that an Exporter has written, by key.
-func (e *Exporter) exported(ctx context.Context) (map[string][]byte, error) {
-	have := map[string][]byte{}
+// exported reads everything that an Exporter has written.
+func (e *Exporter) exported(ctx context.Context) (content, error) {
+	have := content{map[string][]byte{}, map[string]int{}}
 	name := e.conf.Cluster.Name
 	prefixes := []string{wire.ExportPrefix}
 	for _, r := range wire.Resources {
@@ -167,53 +200,45 @@ func (e *Exporter) exported(ctx context.Context) (map[string][]byte, error) {
 	for _, p := range prefixes {
 		kvs, _, err := e.conf.Store.List(ctx, p)
 		if err != nil {
-			return nil, err
+			return have, err
 		}
 		for _, kv := range kvs {
 			if kv.Key != wire.ExportLineageKey { // written by the API server
-				have[kv.Key] = kv.Value
+				have.put(kv.Key, kv.Value)
 			}
 		}
 	}
 	kv, err := e.conf.Store.Get(ctx, wire.ClusterConfigKey(name))
 	if err == nil {
-		have[kv.Key] = kv.Value
+		have.put(kv.Key, kv.Value)
 	} else if !errors.Is(err, store.ErrNotFound) {
-		return nil, err
+		return have, err
 	}
 	return have, nil
 }
 
 // write makes the writes and remembers them. A value that is too large for the store
-// is left out and reported, so that it does not hold up the others.
-func (e *Exporter) write(ctx context.Context, have map[string][]byte, ops []store.Op) error {
-	err := e.put(ctx, ops...)
-	if errors.Is(err, store.ErrTooLarge) {
-		err = nil
-		kept := ops[:0:0]
-		for _, op := range ops {
-			switch werr := store.Write(ctx, e.conf.Store, op); {
-			case errors.Is(werr, store.ErrTooLarge):
-				e.problem(op.Key, fmt.Sprintf("its entry has %d bytes, more than the store accepts", len(op.Value)))
-			case werr != nil:
-				return werr
-			default:
-				kept = append(kept, op)
-			}
-		}
-		ops = kept
-	}
+// is left out and returned as a problem, so that it does not hold up the others.
+func (e *Exporter) write(ctx context.Context, have content, ops []store.Op) (tooLarge map[string]string, err error) {
+	e.kept.Note(ops...)
+	left, err := store.WriteFitting(ctx, e.conf.Store, ops...)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	tooLarge = map[string]string{}
+	for _, op := range left {
+		tooLarge[op.Key] = fmt.Sprintf("its entry has %d bytes, more than the store accepts", len(op.Value))
 	}
 	for _, op := range ops {
-		if op.Delete {
-			delete(have, op.Key)
-		} else {
-			have[op.Key] = op.Value
+		switch {
+		case tooLarge[op.Key] != "":
+		case op.Delete:
+			have.delete(op.Key)
+		default:
+			have.put(op.Key, op.Value)
 		}
 	}
-	return nil
+	return tooLarge, nil
 }
 
 func (e *Exporter) canaries() []store.Op {
@@ -225,49 +250,48 @@ func (e *Exporter) canaries() []store.Op {
 	return ops
 }
 
-func (e *Exporter) problem(key, sentence string) {
+// report updates the status after a change: changed are the keys of the state whose
+// problems may have changed, and touched the keys of the export that were looked at.
+func (e *Exporter) report(have content, changed, touched map[string]bool, problems, tooLarge map[string]string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.status.Problems == nil {
-		e.status.Problems = map[string]string{}
+	e.entries = maps.Clone(have.counts)
+	for key := range changed {
+		e.noteLocked(e.problems, key, problems[key])
 	}
-	e.status.Problems[key] = sentence
-	e.conf.Log.Warn("not exported", "key", key, "problem", sentence)
+	for key := range touched {
+		e.noteLocked(e.tooLarge, key, tooLarge[key])
+	}
 }
 
-func (e *Exporter) report(have map[string][]byte, v *views, complete bool) {
-	counts := map[string]int{}
-	for key := range have {
-		counts[resourceOf(key)]++
-	}
+// reportAll sets the whole status after everything was derived again.
+func (e *Exporter) reportAll(have content, v *views, tooLarge map[string]string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.status.Entries = counts
-	if complete && e.status.Synced.IsZero() {
-		e.status.Synced = time.Now()
+	e.entries = maps.Clone(have.counts)
+	if e.synced.IsZero() {
+		e.synced = time.Now()
 	}
-	for key := range e.status.Problems {
-		if !strings.HasPrefix(key, wire.StatePrefix) {
-			continue // reported by write; it goes once the key is written
+	v.takeChanged()
+	for of, now := range map[*map[string]string]map[string]string{&e.problems: v.problems, &e.tooLarge: tooLarge} {
+		for key, sentence := range now {
+			e.noteLocked(*of, key, sentence)
 		}
-		if _, still := v.problems[key]; !still {
-			delete(e.status.Problems, key)
-		}
+		maps.DeleteFunc(*of, func(key, _ string) bool { return now[key] == "" })
 	}
-	for key := range e.status.Problems {
-		if _, written := have[key]; written {
-			delete(e.status.Problems, key)
-		}
+}
+
+// noteLocked records a problem, and logs it if it is new; "" means that there is none.
+func (e *Exporter) noteLocked(in map[string]string, key, sentence string) {
+	if in[key] == sentence {
+		return
 	}
-	for key, sentence := range v.problems {
-		if e.status.Problems == nil {
-			e.status.Problems = map[string]string{}
-		}
-		if e.status.Problems[key] != sentence {
-			e.status.Problems[key] = sentence
-			e.conf.Log.Warn("not exported", "key", key, "problem", sentence)
-		}
+	if sentence == "" {
+		delete(in, key)
+		return
 	}
+	in[key] = sentence
+	e.conf.Log.Warn("not exported", "key", key, "problem", sentence)
 }
 
 func resourceOf(key string) string {
@@ -297,17 +321,16 @@ func difference(have, want map[string][]byte, keeps func(key string) bool) []sto
 	return ops
 }
 
-// changes is difference for the keys of dirty views.
-func changes(have map[string][]byte, v *views, dirty map[view]bool) []store.Op {
-	touched := map[string][]byte{}
-	before := map[string][]byte{}
-	for key := range v.refresh(dirty) {
+// changes is difference for the keys that were touched.
+func changes(have map[string][]byte, v *views, touched map[string]bool) []store.Op {
+	before, after := map[string][]byte{}, map[string][]byte{}
+	for key := range touched {
 		if value, ok := v.value(key); ok {
-			touched[key] = value
+			after[key] = value
 		}
 		if old, ok := have[key]; ok {
 			before[key] = old
 		}
 	}
-	return difference(before, touched, v.keeps)
+	return difference(before, after, v.keeps)
 }

@@ -463,29 +463,6 @@ func TestCompactionAndFailingWrites(t *testing.T) {
 	})
 }
 
-func TestTooLargeIsShownAndKeepsNothingBack(t *testing.T) {
-	run(t, nil, func(b *bench) {
-		key := wire.ServiceStateKey("east", "shop", "web")
-		b.st.Fail(func(call, k string) error {
-			if call == "commit" && k == key {
-				return store.ErrTooLarge
-			}
-			return nil
-		})
-		b.put(wire.ObjectKey("services", "shop", "web"), webService(global))
-		if p := b.exp.Status().Problems[key]; !strings.Contains(p, "more than the store accepts") {
-			t.Errorf("problem %q", p)
-		}
-		b.put(wire.EndpointKey("shop", "a"), endpoint("shop", "a", "10.1.1.2", 65537))
-		b.st.Fail(nil)
-		b.put(wire.ObjectKey("services", "shop", "web"), webService(global))
-		b.expect("cilium/state/ip/v1/default/10.1.1.2", key)
-		if p := b.exp.Status().Problems; len(p) != 0 {
-			t.Errorf("problems %v", p)
-		}
-	})
-}
-
 // Whatever someone deletes from the export is restored with its value; what was
 // withdrawn is not.
 func TestWhatVanishesIsExportedAgain(t *testing.T) {

@@ -63,13 +63,14 @@ const wgAnnotation = "network.cilium.io/wg-pub-key"
 func (v *views) ofNode(name string) map[string][]byte {
 	registration, registered := v.register[name]
 	if !registered {
+		v.note(wire.NodeKey(name), "")
 		delete(v.agreed, name)
 		return nil
 	}
 	if claim, ok := v.claimed[name]; ok {
-		delete(v.problems, wire.NodeKey(name))
+		v.note(wire.NodeKey(name), "")
 		if err := v.check(registration, claim); err != nil {
-			v.problems[wire.NodeKey(name)] = err.Error()
+			v.note(wire.NodeKey(name), err.Error())
 		} else {
 			v.agreed[name] = claim
 		}
@@ -144,13 +145,13 @@ func (v *views) ofService(ns, name string) map[string][]byte {
 		return nil // absent, or not readable, which apply has reported
 	}
 	problem := wire.ObjectKey("services", ns, name)
-	delete(v.problems, problem)
+	v.note(problem, "")
 	if v.kept[ns] {
 		return nil
 	}
 	svc, err := service.FromKubernetes(obj)
 	if err != nil {
-		v.problems[problem] = err.Error()
+		v.note(problem, err.Error())
 		return nil
 	}
 	if !svc.Exported() {
@@ -158,7 +159,7 @@ func (v *views) ofService(ns, name string) map[string][]byte {
 	}
 	own, foreign := v.believable(v.slices[[2]string{ns, name}])
 	if len(foreign) > 0 {
-		v.problems[problem] = fmt.Sprintf("peers would refuse endpoints outside the cluster's pod CIDRs %v; left out: %s", v.cluster.PodCIDRs, some(foreign))
+		v.note(problem, fmt.Sprintf("peers would refuse endpoints outside the cluster's pod CIDRs %v; left out: %s", v.cluster.PodCIDRs, some(foreign)))
 	}
 	out := map[string][]byte{
 		wire.ServiceStateKey(v.cluster.Name, ns, name): wire.Marshal(v.clusterService(&svc, obj, own)),

@@ -58,6 +58,7 @@ type views struct {
 	made     map[view]map[string][]byte
 	wanted   map[string]map[view]bool
 	problems map[string]string // by key of the state
+	changed  map[string]bool   // keys of problems, since takeChanged
 }
 
 func newViews(c wire.Cluster) *views {
@@ -79,6 +80,7 @@ func newViews(c wire.Cluster) *views {
 		made:       map[view]map[string][]byte{},
 		wanted:     map[string]map[view]bool{},
 		problems:   map[string]string{},
+		changed:    map[string]bool{},
 	}
 	v.refresh(map[view]bool{{kind: ofCluster}: true})
 	return v
@@ -89,12 +91,33 @@ func newViews(c wire.Cluster) *views {
 func (v *views) apply(events []store.Event) map[view]bool {
 	dirty := map[view]bool{}
 	for _, e := range events {
-		delete(v.problems, e.Key)
+		v.note(e.Key, "")
 		if err := v.event(e, dirty); err != nil {
-			v.problems[e.Key] = err.Error()
+			v.note(e.Key, err.Error())
 		}
 	}
 	return dirty
+}
+
+// note records why a key of the state is not exported as it should be; "" means that it
+// is.
+func (v *views) note(key, problem string) {
+	if v.problems[key] == problem {
+		return
+	}
+	v.changed[key] = true
+	if problem == "" {
+		delete(v.problems, key)
+	} else {
+		v.problems[key] = problem
+	}
+}
+
+// takeChanged returns the keys whose problems may have changed since it was last called.
+func (v *views) takeChanged() map[string]bool {
+	changed := v.changed
+	v.changed = map[string]bool{}
+	return changed
 }
 
 func (v *views) event(e store.Event, dirty map[view]bool) error {

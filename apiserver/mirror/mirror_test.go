@@ -68,10 +68,12 @@ func run(t *testing.T, each func(*bench)) {
 	})
 }
 
-func (b *bench) start() {
+func (b *bench) start() { b.startOn(b.ours) }
+
+func (b *bench) startOn(ours store.Store) {
 	ctx, cancel := context.WithCancel(b.t.Context())
 	done := make(chan error)
-	b.m = New(Config{Own: east, Peer: westAsPeer, Store: b.ours, Heard: b.heard, Log: slog.New(slog.DiscardHandler),
+	b.m = New(Config{Own: east, Peer: westAsPeer, Store: ours, Heard: b.heard, Log: slog.New(slog.DiscardHandler),
 		Dial: func() (Source, error) { return open{b.theirs, b.m.conf.Limit.Read()}, nil }})
 	go func() { done <- b.m.Run(ctx) }()
 	b.stop = func() {
@@ -460,30 +462,6 @@ func TestOurStoreFails(t *testing.T) {
 		b.pod(4, 131073)
 		b.wait()
 		b.same()
-	})
-}
-
-func TestTooLargeForOurStore(t *testing.T) {
-	run(t, func(b *bench) {
-		b.ours.Fail(func(call, key string) error {
-			if call == "commit" && key == "cilium/cache/ip/v1/west/10.2.1.7" {
-				return fmt.Errorf("put: %w", store.ErrTooLarge)
-			}
-			return nil
-		})
-		b.pod(7, 131073)
-		b.pod(8, 131073)
-		if b.state().State != api.LinkUp || len(b.ours.Dump("cilium/cache/ip/v1/west/10.2.1.8")) != 1 {
-			t.Errorf("control %+v", b.state())
-		}
-		r := b.m.Status(time.Now()).Refused
-		if len(r) != 1 || r[0].Reason != string(TooLarge) {
-			t.Errorf("refused %+v", r)
-		}
-		b.there(store.Delete(podKey(7)))
-		if got := b.refused(); got != "" {
-			t.Errorf("withdrawn, and still refused: %s", got)
-		}
 	})
 }
 

@@ -442,35 +442,19 @@ func (m *Mirror) commitWithin(ctx context.Context, ops []store.Op, over error) e
 // for it is refused alone. After any other failure it is not known how much was
 // written, and the next session reads our copy again.
 func (m *Mirror) commit(ctx context.Context, ops []store.Op) error {
-	err := store.Write(ctx, m.conf.Store, ops...)
-	if err == nil {
-		m.remember(ops)
-		return nil
-	}
-	if errors.Is(err, store.ErrTooLarge) {
-		err = m.commitEach(ctx, ops)
-	}
+	tooLarge, err := store.WriteFitting(ctx, m.conf.Store, ops...)
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if err != nil {
-		m.mu.Lock()
 		m.known = false
-		m.mu.Unlock()
+		return err
 	}
-	return err
-}
-
-func (m *Mirror) commitEach(ctx context.Context, ops []store.Op) error {
-	for _, op := range ops {
-		switch err := store.Write(ctx, m.conf.Store, op); {
-		case errors.Is(err, store.ErrTooLarge):
-			m.mu.Lock()
-			m.refuseLocked(folder{name: m.folderOf(op.Key)}, op.Key, TooLarge, fmt.Errorf("%d bytes are more than our store accepts", len(op.Value)))
-			m.mu.Unlock()
-		case err != nil:
-			return err
-		default:
-			m.remember([]store.Op{op})
-		}
+	refused := make(map[string]bool, len(tooLarge))
+	for _, op := range tooLarge {
+		refused[op.Key] = true
+		m.refuseLocked(folder{name: m.folderOf(op.Key)}, op.Key, TooLarge, fmt.Errorf("%d bytes are more than our store accepts", len(op.Value)))
 	}
+	m.rememberLocked(slices.DeleteFunc(slices.Clone(ops), func(op store.Op) bool { return refused[op.Key] }))
 	return nil
 }
 
@@ -481,9 +465,7 @@ func (m *Mirror) folderOf(key string) string {
 	return "weft"
 }
 
-func (m *Mirror) remember(ops []store.Op) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (m *Mirror) rememberLocked(ops []store.Op) {
 	now := time.Now()
 	for _, op := range ops {
 		if old, known := m.have[op.Key]; known {

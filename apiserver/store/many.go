@@ -17,20 +17,55 @@ const (
 // writes that may be repeated, not for those that must be atomic.
 func Write(ctx context.Context, s Store, ops ...Op) error {
 	for len(ops) > 0 {
-		n := min(len(ops), mostOps)
-		size := 0
-		for i := range n {
-			if size += ops[i].size(); size > mostBytes && i > 0 {
-				n = i
-				break
-			}
-		}
+		n := fitting(ops)
 		if _, _, err := s.Commit(ctx, Txn{Then: ops[:n]}); err != nil {
 			return err
 		}
 		ops = ops[n:]
 	}
 	return nil
+}
+
+// WriteFitting is Write, but leaves out what is too large for the store on its own and
+// returns it. Finding one such write among n costs about 2 log n transactions.
+func WriteFitting(ctx context.Context, s Store, ops ...Op) (tooLarge []Op, err error) {
+	for len(ops) > 0 {
+		n := fitting(ops)
+		left, err := writeHalves(ctx, s, ops[:n])
+		if tooLarge = append(tooLarge, left...); err != nil {
+			return tooLarge, err
+		}
+		ops = ops[n:]
+	}
+	return tooLarge, nil
+}
+
+// writeHalves writes in one transaction, and what is too large for that in two halves.
+func writeHalves(ctx context.Context, s Store, ops []Op) (tooLarge []Op, err error) {
+	_, _, err = s.Commit(ctx, Txn{Then: ops})
+	switch {
+	case !errors.Is(err, ErrTooLarge):
+		return nil, err
+	case len(ops) == 1:
+		return ops, nil
+	}
+	first, err := writeHalves(ctx, s, ops[:len(ops)/2])
+	if err != nil {
+		return first, err
+	}
+	second, err := writeHalves(ctx, s, ops[len(ops)/2:])
+	return slices.Concat(first, second), err
+}
+
+// fitting returns how many of the first writes fit into one transaction; at least one.
+func fitting(ops []Op) int {
+	n, size := min(len(ops), mostOps), 0
+	for i := range n {
+		if size += ops[i].size(); size > mostBytes && i > 0 {
+			return i
+		}
+	}
+	return n
 }
 
 func (op *Op) size() int { return len(op.Key) + len(op.Value) }

@@ -165,3 +165,53 @@ func each[T any](n int, f func(int) T) (all []T) {
 }
 
 func numbers(n int) []int { return each(n, func(i int) int { return i }) }
+
+// One value that is too large costs a few transactions more, not one for each write.
+func TestWriteFittingLeavesOutWhatIsTooLarge(t *testing.T) {
+	for name, test := range map[string]struct {
+		large   []int // of 500 writes
+		commits int
+	}{
+		"none":  {nil, 5},
+		"one":   {[]int{250}, 5 + 2*7},
+		"first": {[]int{0}, 5 + 2*7},
+		"many":  {[]int{3, 4, 499}, 5 + 5*7},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &strict{Store: storetest.New()}
+			ops, want := make([]store.Op, 500), 500-len(test.large)
+			for i := range ops {
+				ops[i] = store.Put(key(i), []byte("x"))
+			}
+			var large []string
+			for _, i := range test.large {
+				ops[i].Value = make([]byte, 2<<20)
+				large = append(large, key(i))
+			}
+			tooLarge, err := store.WriteFitting(t.Context(), s, ops...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var left []string
+			for _, op := range tooLarge {
+				left = append(left, op.Key)
+			}
+			if !slices.Equal(left, large) || len(s.Dump("k/")) != want {
+				t.Errorf("left out %q, %d are written", left, len(s.Dump("k/")))
+			}
+			if s.commits > test.commits {
+				t.Errorf("%d transactions, want at most %d", s.commits, test.commits)
+			}
+		})
+	}
+	s := &strict{Store: storetest.New()}
+	s.Fail(func(call, k string) error {
+		if call == "commit" && k == key(0) {
+			return store.ErrFull
+		}
+		return nil
+	})
+	if _, err := store.WriteFitting(t.Context(), s, store.Put(key(1), make([]byte, 2<<20)), store.Put(key(0), nil)); !errors.Is(err, store.ErrFull) {
+		t.Errorf("another failure: %v", err)
+	}
+}
