@@ -83,14 +83,14 @@ func Raise(ctx context.Context, c Config) (_ *Lab, err error) {
 	if err := hurry(); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
 	if err := l.prepare(); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			l.Close()
-		}
-	}()
 	weather, err := l.Topology.weather()
 	if err != nil {
 		return nil, err
@@ -120,7 +120,6 @@ func (l *Lab) prepare() (err error) {
 		rand.Read(random[:])
 		l.ID = hex.EncodeToString(random[:])
 	}
-	l.Dir = filepath.Join(Root, l.ID)
 	if l.binary == "" {
 		if l.binary, err = os.Executable(); err != nil {
 			return err
@@ -129,9 +128,11 @@ func (l *Lab) prepare() (err error) {
 	if err := os.MkdirAll(Root, 0o755); err != nil {
 		return err
 	}
-	if err := os.Mkdir(l.Dir, 0o700); err != nil {
+	dir := filepath.Join(Root, l.ID)
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fmt.Errorf("lab %s: %w", l.ID, err)
 	}
+	l.Dir = dir // from here on Close removes it
 	if l.lock, err = ownDir(l.Dir); err != nil {
 		return fmt.Errorf("lock lab %s: %w", l.ID, err)
 	}
@@ -337,7 +338,9 @@ func (l *Lab) closeOnce() error {
 	if l.cgroup.Dir != "" {
 		failed = append(failed, l.cgroup.Remove())
 	}
-	failed = append(failed, os.RemoveAll(l.Dir))
+	if l.Dir != "" {
+		failed = append(failed, os.RemoveAll(l.Dir))
+	}
 	if l.lock != nil {
 		l.lock.Close()
 	}

@@ -3,7 +3,9 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,6 +25,9 @@ func TestMain(m *testing.M) {
 		help := func() error { return Helper(context.Background(), os.Args[2:]) }
 		if os.Args[2] == "exec" && len(os.Args) > 5 {
 			help = func() error { return Exec(os.Args[3], os.Args[4], os.Args[5:]) }
+		}
+		if os.Args[2] == "down" {
+			help = func() error { return downInside(os.Args[3]) }
 		}
 		if err := help(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -234,6 +239,7 @@ func TestExecEndsWithItsMachine(t *testing.T) {
 		p := &process{name: where, cmd: cmd, done: make(chan struct{})}
 		go p.reap()
 		t.Cleanup(func() {
+			p.expectEnd()
 			if err := p.kill(); err != nil {
 				t.Error(err)
 			}
@@ -270,6 +276,51 @@ func TestUnexpectedEndIsReported(t *testing.T) {
 	<-p.done
 	if err := l.Failures(); err == nil || !strings.Contains(err.Error(), "short@west/n1 ended by itself: exit status 3") || !strings.Contains(err.Error(), "out of luck") {
 		t.Errorf("Failures = %v", err)
+	}
+}
+
+// A crash is not forgotten because the process is stopped, killed or started
+// again afterwards.
+func TestACrashIsNotForgotten(t *testing.T) {
+	l := raise(t, bare)
+	n := l.nodes["west/n1"]
+	p, err := n.spawn("agent", exec.Command("/bin/sh", "-c", "exit 3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.done
+	_, again := n.spawn("agent", exec.Command("/bin/true"))
+	refs := []Ref{{"agent", n}}
+	for what, err := range map[string]error{"start": again, "stop": Stop(refs), "kill": Kill(refs), "status": l.Failures()} {
+		if err == nil || !strings.Contains(err.Error(), "agent@west/n1 ended by itself: exit status 3") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := Ended(refs); err != nil {
+		t.Error(err)
+	}
+	if err := Stop(refs); err != nil {
+		t.Errorf("stop of what ended as expected: %v", err)
+	}
+}
+
+// A lab that cannot be raised leaves nothing behind, and nothing of another's is
+// touched.
+func TestRaiseLeavesNothingWhenItFails(t *testing.T) {
+	needRoot(t)
+	id := fmt.Sprintf("bad\n%d", os.Getpid()) // a directory may have this name, a cgroup may not
+	if _, err := Raise(t.Context(), Config{Topology: DefaultTopology(), ID: id}); err == nil || !strings.Contains(err.Error(), "cgroup") {
+		t.Fatalf("Raise = %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(Root, id)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("its directory: %v", err)
+	}
+	l := raise(t, bare)
+	if _, err := Raise(t.Context(), Config{Topology: DefaultTopology(), ID: l.ID}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("Raise with an ID in use = %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(l.Dir, "lab.json")); err != nil {
+		t.Errorf("the other lab's record: %v", err)
 	}
 }
 

@@ -243,6 +243,10 @@ func (n *Node) spawnNice(name string, cmd *exec.Cmd, nice int) (*process, error)
 	}
 	if p := n.procs[name]; p != nil && p.running() {
 		return nil, fmt.Errorf("start %s on %s: it is running", name, n.Full())
+	} else if p != nil {
+		if err := p.failure(); err != nil { // which a new process would hide
+			return nil, err
+		}
 	}
 	p, err := spawn(n.thread, name+"@"+n.Full(), cmd, nice, n.group, n.lab.logFile(n.dashed(), name))
 	if err == nil {

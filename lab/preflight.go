@@ -34,7 +34,7 @@ func Preflight() error {
 	if err != nil {
 		return errors.New("a lab needs a version 2 cgroup tree: none is mounted (mount -t cgroup2 none /sys/fs/cgroup)")
 	}
-	probe, err := space.NewCgroup(filepath.Join(root, cgroupPrefix+"probe-"+fmt.Sprint(os.Getpid())))
+	probe, err := space.NewCgroup(filepath.Join(root, cgroupPrefix+probePrefix+fmt.Sprint(os.Getpid())))
 	if err != nil {
 		return fmt.Errorf("a lab needs cgroups of its own: %w", err)
 	}

@@ -102,8 +102,12 @@ func (p *process) failure() error {
 	return fmt.Errorf("%s ended by itself: %s%s", p.name, how, tail(p.log, 15))
 }
 
-// signal sends a signal; a process that has ended is no error.
+// signal sends a signal. A process that ended as expected is not an error; one
+// that crashed is, or its failure would be forgotten.
 func (p *process) signal(sig os.Signal) error {
+	if err := p.failure(); err != nil {
+		return err
+	}
 	p.expectEnd()
 	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("signal %s: %w", p.name, err)

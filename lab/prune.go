@@ -114,13 +114,16 @@ func List() ([]Record, error) {
 func ReadRecord(id string) (Record, error) {
 	var r Record
 	data, err := os.ReadFile(filepath.Join(Root, id, "lab.json"))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || filepath.Base(filepath.Join("/", id)) != id {
 		return r, fmt.Errorf("there is no lab %q; `weft lab list` shows those alive", id)
 	}
 	if err != nil {
 		return r, err
 	}
-	return r, json.Unmarshal(data, &r)
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, fmt.Errorf("lab %s: lab.json is damaged (%w): end its process if it still runs, then `weft lab prune`", id, err)
+	}
+	return r, nil
 }
 
 // Prune removes what labs left behind whose process is gone, and returns their
@@ -147,6 +150,9 @@ func Prune() (removed []string, err error) {
 	}
 	var failed []error
 	for id := range ids {
+		if probing(id) {
+			continue
+		}
 		ok, err := pruneOne(root, id)
 		if err != nil {
 			failed = append(failed, fmt.Errorf("prune lab %s: %w", id, err))
@@ -156,6 +162,21 @@ func Prune() (removed []string, err error) {
 	}
 	slices.Sort(removed)
 	return removed, errors.Join(failed...)
+}
+
+// probePrefix comes before the PID in the ID that a preflight check uses for its
+// cgroup.
+const probePrefix = "probe-"
+
+// probing reports whether a cgroup belongs to a preflight check that is still
+// running. It has no lock: it lives for milliseconds.
+func probing(id string) bool {
+	pid, ok := strings.CutPrefix(id, probePrefix)
+	if !ok {
+		return false
+	}
+	_, err := os.Stat("/proc/" + pid)
+	return err == nil
 }
 
 // pruneOne removes what is left of one lab, unless somebody holds its lock.

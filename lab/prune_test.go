@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -73,6 +74,34 @@ func TestWithoutALockNobodyLives(t *testing.T) {
 	}
 	// Another run may have been quicker, and be about to remove it.
 	eventually(t, "it is gone", func() bool { _, err := os.Stat(filepath.Join(Root, r.ID)); return err != nil })
+}
+
+// A preflight check has a cgroup but no lock: other runs leave it alone.
+func TestPruneSparesPreflightChecks(t *testing.T) {
+	needRoot(t)
+	root, err := space.CgroupRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := waiting(t, nil)
+	_ = dead.Process.Kill()
+	_ = dead.Wait()
+	var groups []space.Cgroup
+	for _, pid := range []int{os.Getpid(), dead.Process.Pid} {
+		c, err := space.NewCgroup(filepath.Join(root, cgroupPrefix+probePrefix+strconv.Itoa(pid)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Remove() })
+		groups = append(groups, c)
+	}
+	if _, err := Prune(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(groups[0].Dir); err != nil {
+		t.Errorf("the cgroup of a running check: %v", err)
+	}
+	eventually(t, "the cgroup of a dead one is gone", func() bool { _, err := os.Stat(groups[1].Dir); return err != nil })
 }
 
 func TestRecordNamesItsClusters(t *testing.T) {

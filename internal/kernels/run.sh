@@ -76,7 +76,7 @@ kernel() {
 	local package
 	package=$(apt-cache "${settings[@]}" pkgnames "linux-image-$1." | grep -E -- '^linux-image-[0-9.]+([-+][a-z0-9.]+)?-cloud-amd64$' | sort -V | tail -n 1)
 	if [[ -z $package ]]; then
-		echo "test-kernels: Debian has no kernel $1" >&2
+		echo "test-kernels: Debian has no kernel $1 (no package linux-image-$1.*-cloud-amd64 in bookworm, trixie or trixie-backports): leave it out" >&2
 		return 1
 	fi
 	kernel=$cache/$package
@@ -108,10 +108,15 @@ for package in "${packages[@]}"; do
 	name=${package#./}
 	name=${name//\//-}
 	go test -c -trimpath -ldflags '-s -w' -o "$root/tests/$name" "$package"
-	echo "$name ${package#./} ${RUN-.} $skip"
+	echo "$name ${package#./} ${RUN:-.} $skip"
 done >"$root/tests.list"
 go build -trimpath -ldflags '-s -w' -o "$root/bin/weft" ./cmd/weft
 printf '%s\n' "${scenarios[@]}" >"$root/scenarios.list"
+
+# All kernels first: one that cannot be had is refused now, not after an hour.
+for release in "${releases[@]}"; do
+	kernel "$release"
+done
 
 failed=()
 for release in "${releases[@]}"; do

@@ -1,7 +1,6 @@
 package space
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -65,7 +64,7 @@ func (c Cgroup) Join() error {
 // lost power, and returns when none is left. It gives up after five seconds.
 func (c Cgroup) Kill() error {
 	err := os.WriteFile(filepath.Join(c.Dir, "cgroup.kill"), []byte("1"), 0)
-	if errors.Is(err, fs.ErrNotExist) {
+	if gone(err) {
 		return nil
 	}
 	if err != nil {
@@ -83,21 +82,16 @@ func (c Cgroup) Kill() error {
 }
 
 func (c Cgroup) populated() (bool, error) {
-	f, err := os.Open(filepath.Join(c.Dir, "cgroup.events"))
-	if errors.Is(err, fs.ErrNotExist) {
+	events, err := os.ReadFile(filepath.Join(c.Dir, "cgroup.events"))
+	if gone(err) {
 		return false, nil
 	}
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if s.Text() == "populated 1" {
-			return true, nil
-		}
-	}
-	return false, nil
+	return strings.Contains(string(events), "populated 1"), err
 }
+
+// gone reports whether an error means that the cgroup was removed: before its
+// file was opened, or while it was open.
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
 // Remove kills what runs in the cgroup and removes it with all below it. It is
 // harmless when the cgroup is gone.
@@ -107,7 +101,7 @@ func (c Cgroup) Remove() error {
 	}
 	var dirs []string
 	err := filepath.WalkDir(c.Dir, func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
+		if gone(err) {
 			return nil
 		}
 		if err == nil && d.IsDir() {
