@@ -21,7 +21,6 @@ import (
 	"github.com/vishvananda/netlink"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/certificate"
@@ -238,7 +237,7 @@ func dialEtcd(ctx context.Context, n node, conf *tls.Config, link *watch.Link) (
 		Context: ctx, Endpoints: n.bundle.EtcdEndpoints, TLS: conf,
 		DialTimeout: 2 * time.Second, DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
 		AutoSyncInterval: 0, PermitWithoutStream: true, MaxCallRecvMsgSize: 64 << 20, Logger: zap.NewNop(),
-		DialOptions: []grpc.DialOption{link.DialOption()},
+		DialOptions: link.DialOptions(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd at %s: %w", strings.Join(n.bundle.EtcdEndpoints, ", "), err)

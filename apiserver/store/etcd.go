@@ -76,7 +76,7 @@ func Dial(c DialConfig) (*Etcd, error) {
 		DialKeepAliveTimeout: keepAliveTimeout,
 		MaxCallSendMsgSize:   maxMessage,
 		MaxCallRecvMsgSize:   answer,
-		DialOptions:          []grpc.DialOption{link.DialOption(), grpc.WithChainUnaryInterceptor(wholeAnswer), grpc.WithChainStreamInterceptor(wholeStream)},
+		DialOptions:          append(link.DialOptions(), grpc.WithChainUnaryInterceptor(wholeAnswer), grpc.WithChainStreamInterceptor(wholeStream)),
 		BackoffWaitBetween:   50 * time.Millisecond,
 		Logger:               zap.NewNop(),
 	})

@@ -10,7 +10,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
 
 	"github.com/weft-mesh/weft/internal/loopbacktest"
 	"github.com/weft-mesh/weft/meshagent/reflector"
@@ -39,7 +38,7 @@ func startEtcd(t *testing.T) (*clientv3.Client, *watch.Link) {
 	}
 	link := new(watch.Link)
 	c, err := clientv3.New(clientv3.Config{
-		DialOptions: []grpc.DialOption{link.DialOption()},
+		DialOptions: link.DialOptions(),
 		Endpoints:   []string{client.String()}, Logger: zap.NewNop(), DialTimeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)

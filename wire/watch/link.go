@@ -3,8 +3,10 @@ package watch
 import (
 	"context"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/stats"
 
 	"github.com/weft-mesh/weft/wire"
@@ -21,8 +23,24 @@ type Link struct {
 	lookedAt uint64 // count when lineage was read, plus 1; 0: never
 }
 
-// DialOption makes a client count its connections here. Use it for one client only.
-func (l *Link) DialOption() grpc.DialOption { return grpc.WithStatsHandler(l) }
+// Reconnecting to a store that is away. gRPC's own pauses grow to two minutes, which a node
+// would be out of date after its store is back, and each try waits 20 s for an answer.
+const (
+	reconnectPause   = 3 * time.Second // at most; half of it more or less, so that nodes spread out
+	reconnectSpread  = 0.5
+	reconnectTimeout = 5 * time.Second
+)
+
+// DialOptions make a client count its connections here, and reconnect within seconds of the
+// store's return. Use them for one client only.
+func (l *Link) DialOptions() []grpc.DialOption {
+	pause := backoff.DefaultConfig
+	pause.MaxDelay, pause.Jitter = reconnectPause, reconnectSpread
+	return []grpc.DialOption{
+		grpc.WithStatsHandler(l),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pause, MinConnectTimeout: reconnectTimeout}),
+	}
+}
 
 // HandleConn implements stats.Handler. A connection is counted before anything is
 // received on it.
