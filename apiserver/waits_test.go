@@ -24,7 +24,7 @@ func TestWhyAPodWaits(t *testing.T) {
 		n.Problems = []api.NodeProblem{{Table: wire.ProblemPods, Row: row, Rows: rows, Error: "no address is left", Since: long}}
 		return n
 	}
-	refused := &api.Concern{Reason: "TooLargeForStore", Message: "larger than the store takes", Next: "shorten its labels"}
+	refused := &api.Concern{Reason: "TooLargeForStore", Message: "too large for the store", Next: "shorten its labels"}
 	for _, test := range []struct {
 		name         string
 		node         *api.NodeStatus
@@ -35,7 +35,7 @@ func TestWhyAPodWaits(t *testing.T) {
 		{"no such node", nil, nil, wire.EndpointState{}, "NodeNotRegistered", "node n1 is not registered: `weft node add n1` adds it"},
 		{"nobody has started the agent", node(api.NodeNeverConnected), nil, wire.EndpointState{}, "NodeNeverConnected", "node n1 has never connected (5 min): start its agent"},
 		{"the agent has ended", node(api.NodeSilent), refused, wire.EndpointState{Why: "old"}, "AgentSilent", "agent on n1 has not answered for 5 min (its traffic continues): start it, or `weft node delete n1` if the machine is gone"},
-		{"the store does not take it", node(api.NodeReady), refused, wire.EndpointState{}, "TooLargeForStore", "larger than the store takes: shorten its labels"},
+		{"the store does not take it", node(api.NodeReady), refused, wire.EndpointState{}, "TooLargeForStore", "too large for the store: shorten its labels"},
 		{"its network fails", node(api.NodeReady), nil, wire.EndpointState{State: wire.EndpointCreating, Why: "write /a: no space left on device"}, "PodWithoutNetwork", "write /a: no space left on device"},
 		{"its probe fails", node(api.NodeReady), nil, wire.EndpointState{State: wire.EndpointNotReady, Why: "readiness probe: connection refused"}, "NotReady", "readiness probe: connection refused"},
 		{"it has no address", lacks("shop/web-1", 1), nil, wire.EndpointState{}, "PodWithoutNetwork", "pod shop/web-1 on node n1: its network is not ready: no address is left (5 min); correct that on n1; its agent keeps trying"},

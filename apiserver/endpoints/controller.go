@@ -8,6 +8,7 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -19,8 +20,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// retryAfter is the shortest pause between two tries of what the store would not
-// take, such as an endpoint for which no identity is left.
+// retryAfter is the shortest pause before trying again what the store did not take, such
+// as an endpoint for which no identity is left.
 const retryAfter = time.Second
 
 // Config of a Controller.
@@ -31,34 +32,20 @@ type Config struct {
 	Log       *slog.Logger
 }
 
-// Controller keeps endpoints and slices equal to what follows from pods, claims
-// and services. If several API servers run one, they agree by transactions.
+// Controller keeps endpoints and endpoint slices equal to what follows from pods, claims
+// and services. Several API servers may run one: transactions settle who writes.
 type Controller struct {
 	conf Config
 
-	mu       sync.Mutex // guards what follows
-	refusals map[refusalKey]*api.Refusal
-	counted  map[claimKey]int64 // the revision that was counted last
-	// standing are the claims that are made and refused now, by node.
-	standing  map[subject]map[string]api.Refusal
+	mu        sync.Mutex // guards what follows
+	refusals  *refusals
 	unwritten unwritten
-	round     int // of complete lists
-	status    Status
+	round     int // number of the current complete list
+	endpoints map[string]int
 }
-
-// claimKey is one claim: of a node, about a pod or itself.
-type claimKey struct{ node, resource, what string }
-
-// subject is what claims of several nodes may be about.
-type subject struct{ resource, what string }
-
-// refusalKey is what refusals are counted by.
-type refusalKey struct{ node, resource, reason string }
 
 // Status is what the controller knows, for the API.
 type Status struct {
-	// Synced is set once everything was derived for the first time.
-	Synced bool
 	// Endpoints counts accepted endpoints by node.
 	Endpoints map[string]int
 	// Refusals counts what was refused since the start, Standing the claims that
@@ -68,9 +55,9 @@ type Status struct {
 	Concerns []api.Concern
 }
 
-// New makes a Controller.
+// New returns a Controller.
 func New(c Config) *Controller {
-	return &Controller{conf: c, refusals: map[refusalKey]*api.Refusal{}, counted: map[claimKey]int64{}, standing: map[subject]map[string]api.Refusal{}, unwritten: unwritten{}}
+	return &Controller{conf: c, refusals: newRefusals(c.Cluster, c.Log), unwritten: unwritten{}, endpoints: map[string]int{}}
 }
 
 // Run works until ctx ends.
@@ -80,12 +67,12 @@ func (c *Controller) Run(ctx context.Context) error {
 		return store.Follow(ctx, c.conf.Store, wire.StatePrefix, func(b store.Batch) error {
 			if b.Complete {
 				m = newModel()
-				c.forget()
+				c.startRound()
 			}
 			for _, ev := range b.Events {
 				m.apply(ev)
 			}
-			// A sign of life, or a while later: what failed may work now.
+			// The store is idle, or some time has passed: what failed may work now.
 			if now := time.Now(); len(b.Events) == 0 || now.Sub(m.retried) >= retryAfter {
 				m.retried = now
 				m.podWork.retry()
@@ -95,7 +82,7 @@ func (c *Controller) Run(ctx context.Context) error {
 				return err
 			}
 			if b.Complete {
-				c.settled()
+				c.endRound(m)
 				return c.releaseOthers(ctx, m)
 			}
 			return nil
@@ -103,45 +90,22 @@ func (c *Controller) Run(ctx context.Context) error {
 	})
 }
 
-// Status is a copy of what is known.
+// Status returns a copy of what is known.
 func (c *Controller) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := c.status
-	out.Endpoints = maps.Clone(c.status.Endpoints)
-	for _, key := range slices.SortedFunc(maps.Keys(c.refusals), refusalKey.compare) {
-		out.Refusals = append(out.Refusals, *c.refusals[key])
+	return Status{
+		Endpoints: maps.Clone(c.endpoints),
+		Refusals:  c.refusals.total(), Standing: c.refusals.current(),
+		Concerns: c.unwritten.concerns(),
 	}
-	standing := map[refusalKey]*api.Refusal{}
-	for about, byNode := range c.standing {
-		for node, r := range byNode {
-			key := refusalKey{node, about.resource, r.Reason}
-			if sum := standing[key]; sum == nil {
-				standing[key] = &r
-			} else {
-				sum.Count, sum.Example = sum.Count+1, min(sum.Example, r.Example)
-				if r.Last.After(sum.Last) {
-					sum.Last = r.Last
-				}
-			}
-		}
-	}
-	for _, key := range slices.SortedFunc(maps.Keys(standing), refusalKey.compare) {
-		out.Standing = append(out.Standing, *standing[key])
-	}
-	out.Concerns = c.unwritten.concerns()
-	return out
 }
 
-func (k refusalKey) compare(other refusalKey) int {
-	return slices.Compare([]string{k.node, k.resource, k.reason}, []string{other.node, other.resource, other.reason})
-}
-
-// settle decides about everything that is dirty and writes what follows, many
-// in one transaction. What was written, and what another writer was quicker
-// with, is looked at again when its event arrives, and not before: until then
-// the model is behind the store, and every try would be in vain. An error ends
-// the following of the store, and everything is derived again.
+// settle decides about everything that is dirty and writes the results, many in one
+// transaction. What it wrote, and what another writer wrote first, is decided again
+// only when its event arrives: until then the model is behind the store, and every try
+// would fail. After an error the store is followed from scratch and everything is
+// derived again.
 func (c *Controller) settle(ctx context.Context, m *model) error {
 	c.nodes(m)
 	if err := c.pods(ctx, m); err != nil {
@@ -152,15 +116,23 @@ func (c *Controller) settle(ctx context.Context, m *model) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.status.Synced, c.status.Endpoints = true, maps.Clone(m.perNode)
+	for node := range m.recount {
+		if n := len(m.endpointsOn[node]); n > 0 {
+			c.endpoints[node] = n
+		} else {
+			delete(c.endpoints, node)
+		}
+	}
+	clear(m.recount)
 	return nil
 }
 
 // pending is a write of an endpoint or a slice.
 type pending struct {
-	who      name   // the pod, or the service
-	key      string // what is written
-	modified int64  // the key's revision as far as the model knows
+	who      name       // the pod or service it is for
+	key      string     // of what is written
+	modified int64      // the key's revision as far as the model knows
+	takes    netip.Addr // the address reserved for a pod's endpoint
 }
 
 // pods writes the endpoints of dirty pods.
@@ -193,12 +165,9 @@ func (c *Controller) pods(ctx context.Context, m *model) error {
 // pod decides about one pod's endpoint and returns the write, if there is one.
 func (c *Controller) pod(m *model, who name) (pending, *identity.Use, *identity.Request) {
 	want, v, no := m.endpoint(c.conf.Cluster, who)
-	c.withdrawn(subject{"endpoint", who.String()}, no)
-	for _, claim := range no {
-		c.refuse("endpoint", who.String(), claim)
-	}
+	c.refuse(subject{"endpoint", who.String()}, no)
 	have, there := m.endpoints[who]
-	w := pending{who, wire.EndpointKey(who.namespace, who.name), have.modified}
+	w := pending{who: who, key: wire.EndpointKey(who.namespace, who.name), modified: have.modified}
 	unchanged := []identity.Condition{{Key: w.key, Revision: w.modified}}
 	switch {
 	case v == keep, v == remove && !there:
@@ -215,6 +184,7 @@ func (c *Controller) pod(m *model, who name) (pending, *identity.Use, *identity.
 		}
 	}
 	m.byIP[want.IP] = who
+	w.takes = want.IP
 	return w, nil, &identity.Request{Labels: want.Labels, Owner: who.String(), Also: func(n identity.Number) identity.Txn {
 		e := want
 		e.Identity = n
@@ -232,11 +202,13 @@ func (c *Controller) services(ctx context.Context, m *model) error {
 	var txns []store.Txn
 	for _, svc := range m.serviceWork.take() {
 		first := len(writes)
-		for w, op := range c.service(m, svc) {
+		ops, taken := c.service(m, svc)
+		for w, op := range ops {
 			writes = append(writes, w)
 			txns = append(txns, store.Txn{If: []store.Cond{{Key: w.key, Modified: w.modified}}, Then: []store.Op{op}})
 		}
-		c.nothingToWrite(serviceOwner(svc), writes[first:])
+		c.nothingToWrite(serviceOwner(svc), slices.Concat(writes[first:], taken))
+		c.cannotTake(serviceOwner(svc), taken)
 	}
 	for i, o := range store.CommitEach(ctx, c.conf.Store, txns) {
 		if o.Err == nil && o.Revision == 0 {
@@ -249,16 +221,26 @@ func (c *Controller) services(ctx context.Context, m *model) error {
 	return nil
 }
 
-// service decides about one service's slices and goes through the writes.
-func (c *Controller) service(m *model, svc name) iter.Seq2[pending, store.Op] {
+// service decides about one service's slices. It returns the writes, and the slices
+// whose names are taken by slices that were applied by hand; those are left alone.
+func (c *Controller) service(m *model, svc name) (writes iter.Seq2[pending, store.Op], taken []pending) {
 	derived := m.serviceSlices(svc)
 	m.remember(svc, derived)
 	have := m.slices[svc]
 	at := func(sliceName string) pending {
-		return pending{svc, wire.ObjectKey("endpointslices", svc.namespace, sliceName), have[sliceName].modified}
+		return pending{who: svc, key: wire.ObjectKey("endpointslices", svc.namespace, sliceName), modified: have[sliceName].modified}
+	}
+	for _, sliceName := range slices.Sorted(maps.Keys(derived)) {
+		if by := (name{svc.namespace, sliceName}); m.manual[by] {
+			m.blocked[by] = svc
+			taken = append(taken, at(sliceName))
+		}
 	}
 	return func(yield func(pending, store.Op) bool) {
 		for _, sliceName := range slices.Sorted(maps.Keys(derived)) {
+			if m.manual[name{svc.namespace, sliceName}] {
+				continue
+			}
 			text, w := encode(derived[sliceName]), at(sliceName)
 			if !bytes.Equal(text, have[sliceName].text) && !yield(w, store.Put(w.key, text)) {
 				return
@@ -269,15 +251,18 @@ func (c *Controller) service(m *model, svc name) iter.Seq2[pending, store.Op] {
 				return
 			}
 		}
-	}
+	}, taken
 }
 
-// outcome sorts what became of a write: one that was made, or overtaken, is
-// settled by its event; what cannot be written at all is shown and tried again
-// later; the rest ends the following of the store.
+// outcome handles the result of a write. One that was made, or overtaken by another
+// writer's, is settled by its event. One that the store refuses is shown in the status
+// and tried again later. Any other error is returned.
 func (c *Controller) outcome(m *model, w pending, o owner, revision int64, err error, of *work) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err != nil && w.takes.IsValid() {
+		m.giveBack(w.takes, w.who)
+	}
 	switch {
 	case err == nil:
 		c.unwritten.keep(o, func(key string) bool { return key != w.key })
@@ -299,7 +284,16 @@ func (c *Controller) outcome(m *model, w pending, o owner, revision int64, err e
 	return nil
 }
 
-// nothingToWrite forgets the failures of an owner's keys, but for these.
+// cannotTake records slices that cannot be written because their names are taken.
+func (c *Controller) cannotTake(o owner, taken []pending) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range taken {
+		c.unwritten.fail(o, w.key, failure{cause: nameTaken(w.key), round: c.round})
+	}
+}
+
+// nothingToWrite forgets an owner's failures, except those of the given keys.
 func (c *Controller) nothingToWrite(o owner, but []pending) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -308,82 +302,60 @@ func (c *Controller) nothingToWrite(o owner, but []pending) {
 	})
 }
 
-// settled ends a round: everything was decided about anew.
-func (c *Controller) settled() {
+// startRound begins a complete list: everything is about to be decided again.
+func (c *Controller) startRound() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.round++
+	c.refusals.round = c.round
+}
+
+// endRound ends it: what did not come up again is gone.
+func (c *Controller) endRound(m *model) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.unwritten.settled(c.round)
+	c.refusals.settled(func(node string) bool { return m.nodes[node] != nil })
+	maps.DeleteFunc(c.endpoints, func(node string, _ int) bool { return len(m.endpointsOn[node]) == 0 })
 }
 
-// nodes looks at what nodes say of themselves. Nothing follows from it here:
-// whoever uses it asks the register too. A lie is counted and shown.
+// nodes compares what nodes say about themselves with their registrations. It only
+// reports what contradicts: others who use a node's word check it themselves.
 func (c *Controller) nodes(m *model) {
 	for nodeName := range m.dirtyNodes {
 		n := m.nodes[nodeName]
-		c.withdrawn(subject{"node", nodeName}, nil)
-		if n.registration == nil || n.state == nil {
+		if n == nil {
+			c.forgetNode(nodeName)
 			continue
 		}
-		if err := n.registration.Check(n.state.value); err != nil {
-			c.refuse("node", nodeName, refused{nodeName, n.state.modified, "contradicts its registration", nodeName + " " + err.Error()})
+		var no []refused
+		if n.registration != nil && n.state != nil {
+			if err := n.registration.Check(n.state.value); err != nil {
+				no = []refused{{nodeName, n.state.modified, "contradicts its registration", nodeName + " " + err.Error()}}
+			}
 		}
+		c.refuse(subject{"node", nodeName}, no)
 	}
 	clear(m.dirtyNodes)
 }
 
-// withdrawn forgets the refusals of claims that are made no longer: all about the
-// subject but those of the nodes in no.
-func (c *Controller) withdrawn(about subject, no []refused) {
+// refuse makes these the refused claims about a subject; earlier ones are forgotten.
+func (c *Controller) refuse(about subject, no []refused) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	maps.DeleteFunc(c.standing[about], func(node string, _ api.Refusal) bool {
-		return !slices.ContainsFunc(no, func(r refused) bool { return r.node == node })
-	})
-	if len(c.standing[about]) == 0 {
-		delete(c.standing, about)
-	}
+	c.refusals.set(about, no)
 }
 
-// forget starts over: all that is refused now is about to be refused again, and
-// all that cannot be written is tried again.
-func (c *Controller) forget() {
+// forgetNode forgets what was refused of a node that is gone, claims and all.
+func (c *Controller) forgetNode(node string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	clear(c.standing)
-	c.round++
+	c.refusals.forget(node)
 }
 
-// refuse counts a claim that is not believed, once for each time it was made.
-func (c *Controller) refuse(resource, what string, no refused) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	claim := claimKey{no.node, resource, what}
-	about := subject{resource, what}
-	if c.standing[about] == nil {
-		c.standing[about] = map[string]api.Refusal{}
-	}
-	if was, still := c.standing[about][no.node]; !still || was.Reason != no.reason || was.Example != no.example {
-		c.standing[about][no.node] = api.Refusal{Cluster: c.conf.Cluster, Node: no.node, Resource: resource, Reason: no.reason, Count: 1, Example: no.example, Last: time.Now()}
-	}
-	if c.counted[claim] == no.modified {
-		return
-	}
-	c.counted[claim] = no.modified
-	key := refusalKey{no.node, resource, no.reason}
-	r := c.refusals[key]
-	if r == nil {
-		r = &api.Refusal{Cluster: c.conf.Cluster, Node: no.node, Resource: resource, Reason: no.reason}
-		c.refusals[key] = r
-	}
-	r.Count++
-	r.Example, r.Last = no.example, time.Now()
-	c.conf.Log.Warn("refused a node's claim", "node", no.node, "resource", resource, "reason", no.reason, "example", no.example)
-}
-
-// releaseOthers drops references to identities by pods that no longer are,
-// after a start: those that left while nobody looked. A reference is written
-// together with its endpoint, so an endpoint that another API server has just
-// written speaks for its own.
+// releaseOthers drops identity references of pods that were removed while no controller
+// ran. A reference is written together with its endpoint, so one whose endpoint another
+// API server has just written is kept.
 func (c *Controller) releaseOthers(ctx context.Context, m *model) error {
 	owners := map[string]bool{}
 	for who := range m.endpoints {

@@ -172,9 +172,9 @@ func (e *east) slices() string {
 	return strings.Join(lines, "\n")
 }
 
-func (e *east) refused() string { return refusals(e.Status().Refusals) }
+func (e *east) refused() string { return lines(e.Status().Refusals) }
 
-func refusals(all []api.Refusal) string {
+func lines(all []api.Refusal) string {
 	var lines []string
 	for _, r := range all {
 		lines = append(lines, fmt.Sprintf("%s %s %d× %s (%s)", r.Node, r.Resource, r.Count, r.Reason, r.Example))
@@ -355,15 +355,15 @@ func TestNodeLiesOnlyAboutItself(t *testing.T) {
 		e.want("endpoints", e.endpoints(), honest)
 		e.want("refused", e.refused(), strings.Join([]string{
 			"n1 endpoint 1× address belongs to another pod of the node (shop/web-2 at 10.1.1.5)",
-			"n1 endpoint 2× address is outside of the node's pod CIDRs (shop/web-1 at 8.8.8.8)",
+			"n1 endpoint 2× address is outside the node's pod CIDRs (shop/web-1 at 8.8.8.8)",
 			"n1 endpoint 1× address is the node's own (shop/web-2 at 10.1.1.1)",
 			"n2 endpoint 2× pod is not declared on the node (shop/ghost at 10.1.2.7)",
 			"n2 node 1× contradicts its registration (n2 claims address 172.16.1.1, which it was not registered with)",
 		}, "\n"))
 
 		// What stands is what is claimed now; it goes with the claim.
-		e.want("standing", refusals(e.Status().Standing), strings.Join([]string{
-			"n1 endpoint 1× address is outside of the node's pod CIDRs (shop/web-1 at 8.8.8.8)",
+		e.want("standing", lines(e.Status().Standing), strings.Join([]string{
+			"n1 endpoint 1× address is outside the node's pod CIDRs (shop/web-1 at 8.8.8.8)",
 			"n1 endpoint 1× address is the node's own (shop/web-2 at 10.1.1.1)",
 			"n2 endpoint 2× pod is not declared on the node (shop/ghost at 10.1.2.7)",
 			"n2 node 1× contradicts its registration (n2 claims address 172.16.1.1, which it was not registered with)",
@@ -371,9 +371,9 @@ func TestNodeLiesOnlyAboutItself(t *testing.T) {
 		e.write(store.Delete(wire.NodeEndpointKey("n2", "shop", "ghost")), store.Delete(wire.NodeKey("n2")))
 		e.claim("n1", "web-1", "10.1.1.5", true)
 		e.claim("n1", "web-2", "10.1.1.6", true)
-		e.want("standing", refusals(e.Status().Standing), "n2 endpoint 1× pod is not declared on the node (shop/web-1 at 10.1.2.9)")
+		e.want("standing", lines(e.Status().Standing), "n2 endpoint 1× pod is not declared on the node (shop/web-1 at 10.1.2.9)")
 		e.write(store.Delete(wire.NodeEndpointKey("n2", "shop", "web-1")))
-		e.want("standing at last", refusals(e.Status().Standing), "")
+		e.want("standing at last", lines(e.Status().Standing), "")
 	})
 }
 

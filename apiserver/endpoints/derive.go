@@ -7,26 +7,26 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// verdict is what becomes of one pod's endpoint.
+// verdict says what to do with one pod's endpoint.
 type verdict int
 
 const (
-	keep   verdict = iota // leave what there is, also if there is nothing
-	remove                // nothing, or nothing any more
-	write                 // what was derived
+	keep   verdict = iota // leave it as it is, or absent
+	remove                // there must be none
+	write                 // write what was derived
 )
 
-// refused is a claim of a node's that is not believed.
+// refused is a node's claim that is not believed.
 type refused struct {
 	node            string
 	modified        int64 // the claim's
 	reason, example string
 }
 
-// endpoint decides what the cluster says of a pod. The identity's number is
-// left to be filled in. A pod is there once it is declared on a registered node
-// and that node's agent claims it; it goes when one of the two is taken back,
-// and not because the agent falls silent.
+// endpoint decides what the cluster says about a pod; the caller fills in the identity.
+// A pod has an endpoint once it is declared on a registered node and that node's agent
+// claims it. It loses the endpoint when either is withdrawn, but not because the agent
+// falls silent.
 func (m *model) endpoint(cluster string, who name) (want wire.Endpoint, v verdict, no []refused) {
 	have, there := m.endpoints[who]
 	p := m.pods[who]
@@ -38,7 +38,7 @@ func (m *model) endpoint(cluster string, who name) (want wire.Endpoint, v verdic
 	if n == nil || n.registration == nil {
 		return want, remove, no
 	}
-	// An endpoint of an earlier pod of this name is not to be kept.
+	// An endpoint of an earlier pod with this name must not stay.
 	otherwise := keep
 	if there && (have.value.UID != p.uid || have.value.Node != p.node) {
 		otherwise = remove
@@ -52,13 +52,13 @@ func (m *model) endpoint(cluster string, who name) (want wire.Endpoint, v verdic
 	}
 	says.honest = true
 	if says.UID != "" && says.UID != p.uid {
-		if !m.gone[says.UID] { // else it is late: about the pod's predecessor
+		if !m.gone[says.UID] { // otherwise it is late: about an earlier pod
 			no = append(no, refused{p.node, says.modified, "pod has another UID", fmt.Sprintf("%s claimed with UID %s", who, says.UID)})
 		}
 		return want, otherwise, no
 	}
 	if other, taken := m.byIP[says.IP]; taken && other != who && m.leaving(other) {
-		return want, otherwise, no // its turn comes once the other has left
+		return want, otherwise, no // decided again once the other has left
 	}
 	if reason := m.check(n, who, says); reason != "" {
 		return want, otherwise, append(no, refused{p.node, says.modified, reason, fmt.Sprintf("%s at %s", who, says.IP)})
@@ -66,7 +66,7 @@ func (m *model) endpoint(cluster string, who name) (want wire.Endpoint, v verdic
 	return wire.Endpoint{
 		Namespace: who.namespace, Pod: who.name, UID: p.uid,
 		Node: p.node, NodeIP: n.registration.Addresses[0], IP: says.IP,
-		// Labels and ports are those declared: the claim's do not count.
+		// Labels and ports come from the declaration, not from the claim.
 		Labels:         identity.PodLabels(who.namespace, m.namespaces[who.namespace], p.labels, p.account, cluster),
 		ServiceAccount: p.account,
 		NamedPorts:     p.namedPorts,
@@ -75,17 +75,17 @@ func (m *model) endpoint(cluster string, who name) (want wire.Endpoint, v verdic
 	}, write, no
 }
 
-// check says why a node's claim about a pod's address is not believed.
+// check says why a node's claim about a pod's address is not believed; "" if it is.
 func (m *model) check(n *node, who name, claim *claim) string {
 	switch {
 	case claim.Namespace != who.namespace || claim.Pod != who.name:
-		return "names another pod than its key"
+		return "names a different pod than its key"
 	case len(n.registration.Addresses) == 0:
 		return "node is registered without an address"
 	case !claim.IP.IsValid():
 		return "has no address"
 	case !n.registration.Owns(claim.IP):
-		return "address is outside of the node's pod CIDRs"
+		return "address is outside the node's pod CIDRs"
 	case claim.IP == n.registration.Internal():
 		return "address is the node's own"
 	}
@@ -101,7 +101,7 @@ func (m *model) leaving(who name) bool {
 	return p == nil || p.uid != have.value.UID
 }
 
-// strays are claims of the pod by nodes that it was not declared on.
+// strays are claims about the pod by nodes on which it is not declared.
 func (m *model) strays(who name) (no []refused) {
 	p := m.pods[who]
 	for nodeName := range m.claimants[who] {

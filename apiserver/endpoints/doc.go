@@ -1,7 +1,6 @@
-// Package endpoints turns what agents claim about their pods into what the
-// cluster vouches for: endpoints with identities, and the endpoint slices of
-// services.
+// Package endpoints turns what agents claim about their pods into what the cluster
+// vouches for: endpoints with identities, and the endpoint slices of services.
 //
-// Which nodes there are is kept by package nodes, which pods there should be by
-// package registry, and numbers are allocated by package identity.
+// Package nodes keeps the nodes, package registry the pods that are declared, and
+// package identity allocates the numbers.
 package endpoints

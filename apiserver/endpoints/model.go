@@ -22,52 +22,57 @@ type name struct{ namespace, name string }
 
 func (n name) String() string { return n.namespace + "/" + n.name }
 
-// model is what weft/state/ says, as far as endpoints follow from it. It is fed
-// from one watch, so that it is at any time what the store was at a revision.
+// model is the part of weft/state/ that endpoints are derived from. One watch feeds it,
+// so at any time it is what the store was at one revision.
 type model struct {
 	namespaces map[string]map[string]string // labels
 	pods       map[name]*pod
 	services   map[name]*service.Service
 	nodes      map[string]*node
 	endpoints  map[name]stored[wire.Endpoint]
-	// slices are those derived here, by service and then by their own name.
+	// slices are those derived here, by service and then by name.
 	slices map[name]map[string]stored[*discoveryv1.EndpointSlice]
+	// manual are the slices that were applied by hand, and blocked the services
+	// that need the names of some of them.
+	manual  map[name]bool
+	blocked map[name]name
 
-	// byIP are the pods that have an address, or are about to get it.
+	// byIP are the pods that have an address or are about to get it.
 	byIP map[netip.Addr]name
-	// sliceOf is the service of each slice.
+	// sliceOf is the service of each derived slice.
 	sliceOf map[name]name
 	// claimants are the nodes that claim a pod.
 	claimants map[name]map[string]bool
 	// inNamespace and servicesIn are the endpoints and services by namespace.
 	inNamespace, servicesIn map[string]map[name]bool
-	// perNode counts the endpoints of each node.
-	perNode map[string]int
-	// members are the services whose slices hold a pod's endpoint, held the pods
-	// whose endpoints a service's slices hold.
+	// endpointsOn and podsOn are the endpoints and declared pods by node.
+	endpointsOn, podsOn map[string]map[name]bool
+	// members are the services whose slices contain a pod's endpoint, held the pods
+	// whose endpoints a service's slices contain.
 	members, held map[name]map[name]bool
-	// gone are the UIDs of pods deleted lately: claims about them are late, not
+	// gone are the UIDs of recently deleted pods: claims about them are late, not
 	// wrong.
 	gone map[string]bool
 
-	// What has to be looked at again.
+	// What has to be decided again.
 	podWork, serviceWork *work
 	dirtyNodes           map[string]bool
+	// recount are the nodes whose number of endpoints changed.
+	recount map[string]bool
 	// awaited are keys whose last write, ours or another's, is not in the model yet.
 	awaited map[string]await
 	// retried is when what could not be written was last tried again.
 	retried time.Time
 }
 
-// await is what a key's event is waited for: it has to be of this revision at
-// least.
+// await says which event of a key is awaited: the first of at least this revision.
 type await struct {
 	revision int64
 	who      name
 	of       *work
 }
 
-// work is the pods, or the services, to decide about.
+// work is the set of pods, or of services, to decide about.
 //
 //	dirty ──taken, written──► waiting ──event──► dirty
 //	  ▲          └──refused by the store──► later
@@ -82,8 +87,8 @@ func newWork() *work {
 	return &work{dirty: map[name]bool{}, later: map[name]bool{}, waiting: map[name]int{}}
 }
 
-// take empties dirty and returns those to decide about now. Of the others an
-// event is on its way, which makes them dirty again.
+// take empties dirty and returns those to decide about now. The others wait for an event,
+// which makes them dirty again.
 func (w *work) take() []name {
 	maps.DeleteFunc(w.dirty, func(who name, _ bool) bool { return w.waiting[who] > 0 })
 	names := sorted(w.dirty)
@@ -97,7 +102,7 @@ func (w *work) retry() {
 	clear(w.later)
 }
 
-// await has who wait for the event of a key.
+// await makes who wait for the event of a key.
 func (m *model) await(key string, revision int64, who name, of *work) {
 	if _, ok := m.awaited[key]; !ok {
 		of.waiting[who]++
@@ -131,7 +136,7 @@ type pod struct {
 	labels     map[string]string
 	account    string
 	namedPorts []wire.NamedPort
-	// hostname and subdomain name it below a headless service.
+	// hostname and subdomain are its name under a headless service.
 	hostname, subdomain string
 }
 
@@ -142,12 +147,12 @@ type node struct {
 	claims       map[name]*claim
 }
 
-// claim is what an agent says of a pod on its node.
+// claim is what an agent says about a pod on its node.
 type claim struct {
 	wire.EndpointState
 	modified int64
-	// honest is set once the claim was about a pod declared on the node. When
-	// the pod goes, the claim is late, not wrong.
+	// honest is set once the claim was about a pod declared on the node. When the
+	// pod is deleted, the claim is late, not wrong.
 	honest bool
 }
 
@@ -157,14 +162,16 @@ func newModel() *model {
 		nodes: map[string]*node{}, endpoints: map[name]stored[wire.Endpoint]{},
 		slices:    map[name]map[string]stored[*discoveryv1.EndpointSlice]{},
 		claimants: map[name]map[string]bool{}, byIP: map[netip.Addr]name{}, sliceOf: map[name]name{},
-		inNamespace: map[string]map[name]bool{}, servicesIn: map[string]map[name]bool{}, perNode: map[string]int{},
+		manual: map[name]bool{}, blocked: map[name]name{},
+		inNamespace: map[string]map[name]bool{}, servicesIn: map[string]map[name]bool{},
+		endpointsOn: map[string]map[name]bool{}, podsOn: map[string]map[name]bool{},
 		members: map[name]map[name]bool{}, held: map[name]map[name]bool{}, gone: map[string]bool{},
-		podWork: newWork(), serviceWork: newWork(), dirtyNodes: map[string]bool{}, awaited: map[string]await{},
+		podWork: newWork(), serviceWork: newWork(), dirtyNodes: map[string]bool{}, recount: map[string]bool{}, awaited: map[string]await{},
 	}
 }
 
-// apply takes a change in. What cannot be read counts as not there; our own
-// programs write it, and a node's claims are checked later.
+// apply takes in a change. What cannot be parsed counts as absent: only our own programs
+// write it, and a node's claims are checked later.
 func (m *model) apply(ev store.Event) {
 	m.arrived(ev)
 	switch {
@@ -205,12 +212,11 @@ func (m *model) applyObject(ev store.Event) {
 		if maps.Equal(labels, m.namespaces[objectName]) {
 			return
 		}
-		m.namespaces[objectName] = labels
-		for other := range m.pods {
-			if other.namespace == objectName {
-				m.podWork.dirty[other] = true
-			}
+		if m.namespaces[objectName] = labels; labels == nil {
+			delete(m.namespaces, objectName)
 		}
+		// Pods without an endpoint have nothing in which the labels count.
+		maps.Copy(m.podWork.dirty, m.inNamespace[objectName])
 	case "pods":
 		m.applyPod(who, read[corev1.Pod](ev))
 	case "services":
@@ -236,9 +242,13 @@ func (m *model) applyPod(who name, v *corev1.Pod) {
 		}
 		m.gone[old.uid] = true
 	}
+	if old != nil {
+		unset(m.podsOn, old.node, who)
+	}
 	if v == nil {
 		delete(m.pods, who)
 	} else {
+		set(m.podsOn, v.Spec.NodeName, who)
 		m.pods[who] = &pod{
 			uid: string(v.UID), node: v.Spec.NodeName, labels: v.Labels, account: v.Spec.ServiceAccountName, namedPorts: namedPorts(v),
 			hostname: v.Spec.Hostname, subdomain: v.Spec.Subdomain,
@@ -249,8 +259,8 @@ func (m *model) applyPod(who name, v *corev1.Pod) {
 	m.podWork.dirty[who] = true
 }
 
-// namedPorts are those of the containers that run as long as the pod does: the
-// sidecars among the init containers come last, as Kubernetes looks names up.
+// namedPorts are those of the containers that run as long as the pod does. Sidecars among
+// the init containers come last, which is the order in which Kubernetes looks names up.
 func namedPorts(v *corev1.Pod) []wire.NamedPort {
 	var out []wire.NamedPort
 	running := slices.Clone(v.Spec.Containers)
@@ -271,12 +281,22 @@ func namedPorts(v *corev1.Pod) []wire.NamedPort {
 
 func (m *model) applySlice(who name, ev store.Event) {
 	if svc, ok := m.sliceOf[who]; ok {
-		delete(m.slices[svc], who.name)
+		if delete(m.slices[svc], who.name); len(m.slices[svc]) == 0 {
+			delete(m.slices, svc)
+		}
 		delete(m.sliceOf, who)
 		m.serviceWork.dirty[svc] = true
 	}
+	if svc, ok := m.blocked[who]; ok {
+		delete(m.blocked, who)
+		m.serviceWork.dirty[svc] = true
+	}
+	delete(m.manual, who)
 	v := read[discoveryv1.EndpointSlice](ev)
 	if v == nil || v.Labels[discoveryv1.LabelManagedBy] != wire.ManagedBy {
+		if !ev.Deleted {
+			m.manual[who] = true
+		}
 		return
 	}
 	svc := name{who.namespace, v.Labels[discoveryv1.LabelServiceName]}
@@ -303,6 +323,7 @@ func (m *model) applyNode(ev store.Event) {
 		return
 	}
 	n := m.node(nodeName)
+	defer m.tidy(nodeName)
 	switch entry {
 	case wire.NodeEntryNode:
 		n.state = nil
@@ -315,9 +336,9 @@ func (m *model) applyNode(ev store.Event) {
 		if !n.synced {
 			return
 		}
-		// The list is complete: what it lacks is gone.
-		for who, e := range m.endpoints {
-			if _, claimed := n.claims[who]; e.value.Node == nodeName && !claimed {
+		// The agent's claims are complete: pods without one are gone.
+		for who := range m.endpointsOn[nodeName] {
+			if _, claimed := n.claims[who]; !claimed {
 				m.podWork.dirty[who] = true
 			}
 		}
@@ -344,25 +365,29 @@ func (m *model) applyRegistration(ev store.Event) {
 		return
 	}
 	n := m.node(nodeName)
+	defer m.tidy(nodeName)
 	zone := n.registration.Zone()
 	n.registration = read[nodes.Registration](ev)
 	moved := n.registration.Zone() != zone
 	m.dirtyNodes[nodeName] = true
-	for who, p := range m.pods {
-		if p.node == nodeName {
-			m.podWork.dirty[who] = true
-			if moved {
-				m.touchServices(who)
-			}
+	for who := range m.podsOn[nodeName] {
+		m.podWork.dirty[who] = true
+		if moved {
+			m.touchServices(who)
 		}
 	}
-	for who, e := range m.endpoints {
-		if e.value.Node == nodeName {
-			m.podWork.dirty[who] = true
-		}
-	}
+	maps.Copy(m.podWork.dirty, m.endpointsOn[nodeName])
 	for who := range n.claims {
 		m.podWork.dirty[who] = true
+	}
+}
+
+// tidy forgets a node that is not registered and of which the store has nothing.
+func (m *model) tidy(nodeName string) {
+	n := m.nodes[nodeName]
+	if n.registration == nil && n.state == nil && !n.synced && len(n.claims) == 0 {
+		delete(m.nodes, nodeName)
+		m.dirtyNodes[nodeName] = true
 	}
 }
 
@@ -375,22 +400,32 @@ func (m *model) applyEndpoint(ev store.Event) {
 	if old, ok := m.endpoints[who]; ok {
 		delete(m.endpoints, who)
 		unset(m.inNamespace, ns, who)
-		if m.perNode[old.value.Node]--; m.perNode[old.value.Node] == 0 {
-			delete(m.perNode, old.value.Node)
-		}
+		unset(m.endpointsOn, old.value.Node, who)
+		m.recount[old.value.Node] = true
 		m.free(old.value.Node, old.value.IP, who)
 	}
 	if v := read[wire.Endpoint](ev); v != nil {
 		m.byIP[v.IP] = who
 		set(m.inNamespace, ns, who)
-		m.perNode[v.Node]++
+		set(m.endpointsOn, v.Node, who)
+		m.recount[v.Node] = true
 		m.endpoints[who] = stored[wire.Endpoint]{*v, ev.Modified, ev.Value}
 	}
 	m.podWork.dirty[who] = true
 	m.touchServices(who)
 }
 
-// free gives an address back and has others that claim it looked at again.
+// giveBack frees an address that was reserved for an endpoint which was not written.
+func (m *model) giveBack(ip netip.Addr, who name) {
+	if have, there := m.endpoints[who]; there && have.value.IP == ip {
+		return
+	}
+	if p := m.pods[who]; p != nil {
+		m.free(p.node, ip, who)
+	}
+}
+
+// free frees an address, so that other pods that claim it are decided again.
 func (m *model) free(nodeName string, ip netip.Addr, who name) {
 	if m.byIP[ip] != who {
 		return
@@ -405,7 +440,7 @@ func (m *model) free(nodeName string, ip netip.Addr, who name) {
 	}
 }
 
-// touchServices marks the services that hold the pod, and those that should.
+// touchServices marks the services whose slices contain the pod, and those that select it.
 func (m *model) touchServices(who name) {
 	for svc := range m.members[who] {
 		m.serviceWork.dirty[svc] = true
@@ -422,7 +457,7 @@ func (m *model) touchServices(who name) {
 	}
 }
 
-// set and unset keep an index; no empty set stays behind.
+// set and unset maintain an index, in which no empty set stays behind.
 func set[K comparable](index map[K]map[name]bool, key K, who name) {
 	if index[key] == nil {
 		index[key] = map[name]bool{}

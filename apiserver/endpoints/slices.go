@@ -1,6 +1,7 @@
 package endpoints
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -15,12 +16,12 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// sliceSize bounds the endpoints of one slice, so that the change of one does
-// not move many.
+// sliceSize bounds the endpoints of one slice, so that a change of one endpoint does not
+// rewrite many.
 const sliceSize = 100
 
-// serviceSlices derives a service's slices, by name. It returns none for a
-// service that is gone or has no selector.
+// serviceSlices derives a service's slices, by name. A service that is gone or has no
+// selector has none.
 func (m *model) serviceSlices(svcName name) map[string]*discoveryv1.EndpointSlice {
 	svc := m.services[svcName]
 	if svc == nil || len(svc.Selector) == 0 {
@@ -60,8 +61,8 @@ func (m *model) serviceSlices(svcName name) map[string]*discoveryv1.EndpointSlic
 	return out
 }
 
-// divide spreads endpoints over slices of at most sliceSize. An endpoint stays
-// in the slice that had it; slices that end up empty are dropped.
+// divide spreads endpoints over slices of at most sliceSize. An endpoint stays in its
+// slice; slices that end up empty are dropped.
 func divide(base string, endpoints []service.Endpoint, had map[string][]netip.Addr) map[string][]service.Endpoint {
 	at := map[netip.Addr]string{}
 	for part, addrs := range had {
@@ -156,7 +157,7 @@ func addresses(s *discoveryv1.EndpointSlice) []netip.Addr {
 	return out
 }
 
-// remember notes which pods a service's slices hold.
+// remember records which pods a service's slices contain.
 func (m *model) remember(svcName name, derived map[string]*discoveryv1.EndpointSlice) {
 	held := map[name]bool{}
 	for _, s := range derived {
@@ -179,7 +180,7 @@ func (m *model) remember(svcName name, derived map[string]*discoveryv1.EndpointS
 	}
 }
 
-// encode is a slice's JSON; it cannot fail for these.
+// encode returns a slice's JSON; encoding these cannot fail.
 func encode(s *discoveryv1.EndpointSlice) []byte {
 	text, err := json.Marshal(s)
 	if err != nil {
@@ -188,21 +189,9 @@ func encode(s *discoveryv1.EndpointSlice) []byte {
 	return text
 }
 
-// sorted is a map's keys in an order that tests can rely on.
+// sorted returns a set's names in order, so that tests can rely on it.
 func sorted(set map[name]bool) []name {
 	return slices.SortedFunc(maps.Keys(set), func(a, b name) int {
-		if a.namespace != b.namespace {
-			if a.namespace < b.namespace {
-				return -1
-			}
-			return 1
-		}
-		if a.name < b.name {
-			return -1
-		}
-		if a.name > b.name {
-			return 1
-		}
-		return 0
+		return cmp.Or(cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.name, b.name))
 	})
 }

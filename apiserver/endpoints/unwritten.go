@@ -10,20 +10,29 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/wire"
 )
 
-// unwritten are endpoints and slices that the store does not take, until they are
-// written or no longer wanted. The Controller's mutex guards it.
-type unwritten map[owner]map[string]failure // by what is written for whom, and key
+// unwritten are endpoints and slices that cannot be written, until they are written or
+// no longer wanted. The Controller's mutex guards it.
+type unwritten map[owner]map[string]failure // by owner and key
 
-// owner is a pod, whose endpoint is written, or a service, whose slices are.
+// owner is the pod of an endpoint or the service of slices.
 type owner struct{ kind, who string }
 
 // failure is why a key is not written.
 type failure struct {
 	node  string // the pod's
 	cause error
-	round int // of complete lists, in which it failed last
+	round int // of complete lists, in which it last failed
+}
+
+// nameTaken is the cause for a slice whose key holds one that was applied by hand.
+type nameTaken string
+
+func (key nameTaken) Error() string {
+	_, ns, slice, _ := wire.ParseObjectKey(string(key))
+	return fmt.Sprintf("endpointslice %s/%s was applied by hand under the name that weft's own needs", ns, slice)
 }
 
 func podOwner(who name) owner     { return owner{"pod", who.String()} }
@@ -36,7 +45,7 @@ func (u unwritten) fail(o owner, key string, f failure) {
 	u[o][key] = f
 }
 
-// keep forgets the failures of an owner's keys that are no longer to be written.
+// keep forgets the failures of an owner's keys that are no longer wanted.
 func (u unwritten) keep(o owner, wanted func(key string) bool) {
 	maps.DeleteFunc(u[o], func(key string, _ failure) bool { return !wanted(key) })
 	if len(u[o]) == 0 {
@@ -44,7 +53,7 @@ func (u unwritten) keep(o owner, wanted func(key string) bool) {
 	}
 }
 
-// settled forgets what has not failed again in this round: whose it was is gone.
+// settled forgets what did not fail again in this round: its owner is gone.
 func (u unwritten) settled(round int) {
 	for o, keys := range u {
 		maps.DeleteFunc(keys, func(_ string, f failure) bool { return f.round < round })
@@ -54,8 +63,8 @@ func (u unwritten) settled(round int) {
 	}
 }
 
-// Trouble is what keeps the endpoint of a pod from being as its node's agent claims;
-// nil if nothing does.
+// Trouble returns what keeps a pod's endpoint from being as its node's agent claims; nil
+// if nothing does.
 func (c *Controller) Trouble(namespace, pod string) *api.Concern {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -64,23 +73,24 @@ func (c *Controller) Trouble(namespace, pod string) *api.Concern {
 	if keys := c.unwritten[o]; len(keys) > 0 {
 		return &(unwritten{o: keys}.concerns()[0])
 	}
-	for node, r := range c.standing[subject{"endpoint", who.String()}] {
-		return &api.Concern{
-			Object: "pod " + who.String(), Node: node, Reason: "ClaimRefused", Since: r.Last,
-			Message: fmt.Sprintf("what node %s claims of the pod is refused: %s (%s)", node, r.Reason, r.Example), Next: "restart its agent",
-		}
+	r, refused := c.refusals.of(subject{"endpoint", who.String()})
+	if !refused {
+		return nil
 	}
-	return nil
+	return &api.Concern{
+		Object: "pod " + who.String(), Node: r.Node, Reason: "ClaimRefused", Since: r.Last,
+		Message: fmt.Sprintf("what node %s claims about the pod is refused: %s (%s)", r.Node, r.Reason, r.Example), Next: "restart its agent",
+	}
 }
 
-// cannotWrite reports whether an error is about what is written, so that the rest
-// can go on.
+// cannotWrite reports whether an error concerns this write alone or passes by itself, so
+// that the other writes can go on.
 func cannotWrite(err error) bool {
 	return errors.Is(err, identity.ErrExhausted) || errors.Is(err, store.ErrTooLarge) || errors.Is(err, store.ErrFull)
 }
 
-// concerns are a line for each cause and kind, with an example where it keeps
-// several from being written.
+// concerns returns one line for each cause and kind, with an example if it concerns
+// several owners.
 func (u unwritten) concerns() (out []api.Concern) {
 	type group struct {
 		kind   string
@@ -118,6 +128,8 @@ func (u unwritten) concerns() (out []api.Concern) {
 
 func reason(cause error) string {
 	switch {
+	case errors.As(cause, new(nameTaken)):
+		return "SliceNameTaken"
 	case errors.Is(cause, identity.ErrExhausted):
 		return "IdentitiesExhausted"
 	case errors.Is(cause, store.ErrTooLarge):
@@ -126,8 +138,7 @@ func reason(cause error) string {
 	return "StoreFull"
 }
 
-// sentence says what is wrong with a subject, one or several of a kind, and what to
-// do.
+// sentence says what is wrong with a subject (one owner or many of a kind) and what to do.
 func sentence(kind string, many bool, subject string, cause error) (message, next string) {
 	late, its := "so its endpoint is not up to date", "its"
 	switch {
@@ -139,6 +150,8 @@ func sentence(kind string, many bool, subject string, cause error) (message, nex
 		late = "so its endpoint slices are not up to date"
 	}
 	switch reason(cause) {
+	case "SliceNameTaken":
+		return fmt.Sprintf("%s: %v, %s", subject, cause, late), "apply it under another name, or delete it"
 	case "IdentitiesExhausted":
 		return fmt.Sprintf("%s: no identity number is left in this cluster, %s", subject, late),
 			"give pods equal labels where they need not differ: such pods share an identity"
@@ -147,7 +160,7 @@ func sentence(kind string, many bool, subject string, cause error) (message, nex
 		if kind == "service" {
 			next = "spread the pods over several services"
 		}
-		return fmt.Sprintf("%s: larger than the store takes, %s", subject, late), next
+		return fmt.Sprintf("%s: too large for the store, %s", subject, late), next
 	}
 	return fmt.Sprintf("%s: the store is full, %s", subject, late), api.StoreFull().Hint
 }

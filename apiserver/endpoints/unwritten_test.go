@@ -34,12 +34,12 @@ func TestWhatCannotBeWrittenIsAConcern(t *testing.T) {
 		refuse = store.ErrTooLarge
 		e.pod("web-1", "n1", "web")
 		e.claim("n1", "web-1", "10.1.1.2", true)
-		e.want("one pod", lines(), "pod shop/web-1@n1 pod shop/web-1 on node n1: larger than the store takes, so its endpoint is not up to date; shorten its labels")
+		e.want("one pod", lines(), "pod shop/web-1@n1 pod shop/web-1 on node n1: too large for the store, so its endpoint is not up to date; shorten its labels")
 		e.pod("web-2", "n2", "web")
 		e.claim("n2", "web-2", "10.1.2.2", true)
-		e.want("two pods", lines(), "pod shop/web-1@n1 2 pods (for example shop/web-1): larger than the store takes, so their endpoints are not up to date; shorten their labels")
+		e.want("two pods", lines(), "pod shop/web-1@n1 2 pods (for example shop/web-1): too large for the store, so their endpoints are not up to date; shorten their labels")
 		e.delete("pods", "shop", "web-1")
-		e.want("the other is gone", lines(), "pod shop/web-2@n2 pod shop/web-2 on node n2: larger than the store takes, so its endpoint is not up to date; shorten its labels")
+		e.want("the other is gone", lines(), "pod shop/web-2@n2 pod shop/web-2 on node n2: too large for the store, so its endpoint is not up to date; shorten its labels")
 		refuse = nil
 		time.Sleep(retryAfter)
 		e.register(2) // any event
