@@ -50,9 +50,6 @@ const (
 // AgentUser is the user of a node's agent.
 func AgentUser(node string) string { return agentPrefix + node }
 
-// AgentNode is the node whose agent a user is; false if it is none.
-func AgentNode(user string) (node string, ok bool) { return strings.CutPrefix(user, agentPrefix) }
-
 // RemoteUser is the user of a peer cluster. A peer that is invited again after
 // one was removed is another user, of a higher generation: whoever kept a
 // certificate from before is nobody.

@@ -12,11 +12,11 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// etcd's roles are about keys. Whoever has a certificate may besides grant leases
-// without end, compact the history under everybody's watches, or have the whole
-// database hashed. Here each user may call what it needs, and nothing else.
+// etcd's roles cover keys only. Beyond them, anybody with a certificate could grant any
+// number of leases, compact the history that others' watches need, or have the whole
+// database hashed. Here each user may make the calls it needs and no others.
 
-// reading is what every user may call. Which keys they get is decided by etcd.
+// reading lists the calls that every user may make. etcd decides which keys they get.
 var reading = []string{
 	etcdserverpb.KV_Range_FullMethodName,
 	etcdserverpb.KV_Txn_FullMethodName,
@@ -28,20 +28,23 @@ var reading = []string{
 	etcdserverpb.Auth_Authenticate_FullMethodName,
 }
 
-// writing is what agents may call besides.
+// writing lists the calls that agents may make as well.
 var writing = []string{
 	etcdserverpb.KV_Put_FullMethodName,
 	etcdserverpb.KV_DeleteRange_FullMethodName,
 }
 
-// mayAsk says whether a user may make a call; req is nil for a stream, whose
-// requests come later. An agent has one lease, of a number and a length that it
-// does not choose; peers have none.
-func mayAsk(user, method string, req any) bool {
+// mayCall reports whether a user may make a call; req is nil for a stream, whose
+// requests come later. An agent has one lease, whose ID and TTL are fixed; peers have
+// none. Whoever has no name may do nothing.
+func mayCall(user, method string, req any) bool {
+	if user == "" {
+		return false
+	}
 	if user == authority.Root || slices.Contains(reading, method) || strings.HasPrefix(method, "/grpc.health.v1.Health/") {
 		return true
 	}
-	node, agent := authority.AgentNode(user)
+	node, agent := authority.ParseAgentUser(user)
 	if !agent {
 		return false
 	}
@@ -56,7 +59,7 @@ func mayAsk(user, method string, req any) bool {
 	return slices.Contains(writing, method)
 }
 
-// guardedStream looks at each request of a stream.
+// guardedStream checks each request of a stream.
 type guardedStream struct {
 	grpc.ServerStream
 	user, method string
@@ -66,7 +69,7 @@ func (s guardedStream) RecvMsg(m any) error {
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
-	if !mayAsk(s.user, s.method, m) {
+	if !mayCall(s.user, s.method, m) {
 		return rpctypes.ErrGRPCPermissionDenied
 	}
 	return nil

@@ -30,6 +30,9 @@ func TestEachUserCallsWhatItNeeds(t *testing.T) {
 		{"a peer compacts", "remote-west", etcdserverpb.KV_Compact_FullMethodName, &etcdserverpb.CompactionRequest{}, false},
 		{"a peer has everything hashed", "remote-west", etcdserverpb.Maintenance_HashKV_FullMethodName, &etcdserverpb.HashKVRequest{}, false},
 		{"nobody grants", "nobody", etcdserverpb.Lease_LeaseGrant_FullMethodName, &etcdserverpb.LeaseGrantRequest{ID: own, TTL: ttl}, false},
+		{"without a name, reads", "", etcdserverpb.KV_Range_FullMethodName, &etcdserverpb.RangeRequest{}, false},
+		{"without a name, compacts", "", etcdserverpb.KV_Compact_FullMethodName, &etcdserverpb.CompactionRequest{}, false},
+		{"an agent of no node writes", "agent-", etcdserverpb.KV_Put_FullMethodName, &etcdserverpb.PutRequest{}, false},
 		{"an agent writes", "agent-n1", etcdserverpb.KV_Put_FullMethodName, &etcdserverpb.PutRequest{}, true},
 		{"an agent deletes", "agent-n1", etcdserverpb.KV_DeleteRange_FullMethodName, &etcdserverpb.DeleteRangeRequest{}, true},
 		{"an agent compacts", "agent-n1", etcdserverpb.KV_Compact_FullMethodName, &etcdserverpb.CompactionRequest{}, false},
@@ -42,22 +45,21 @@ func TestEachUserCallsWhatItNeeds(t *testing.T) {
 		{"it keeps another's", "agent-n1", etcdserverpb.Lease_LeaseKeepAlive_FullMethodName, &etcdserverpb.LeaseKeepAliveRequest{ID: foreign}, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if got := mayAsk(test.user, test.method, test.req); got != test.want {
+			if got := mayCall(test.user, test.method, test.req); got != test.want {
 				t.Errorf("%s may call %s: %v", test.user, test.method, got)
 			}
 		})
 	}
 }
 
-// Nobody is let in before the API server says so, whoever they are, and root
-// always is.
-func TestAClosedMemberAnswersNobody(t *testing.T) {
+// Until the member has started, nobody's rights can be looked up.
+func TestAClosedMemberThatStartsAnswersNobody(t *testing.T) {
 	g := new(guard)
-	if _, err := g.user(context.Background()); err != nil {
+	if _, _, err := g.user(context.Background()); err != nil {
 		t.Error("open:", err)
 	}
 	g.closed.Store(true)
-	if _, err := g.user(context.Background()); err != errClosed {
+	if _, _, err := g.user(context.Background()); err != errClosed {
 		t.Error("closed:", err)
 	}
 }

@@ -152,6 +152,9 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	case err := <-etcd.Err():
 		s.Close()
 		return nil, fmt.Errorf("start etcd: %w", err)
+	case <-etcd.Server.StopNotify():
+		s.Close()
+		return nil, errors.New("start etcd: it stopped by itself; the log above says why")
 	case <-ctx.Done():
 		s.Close()
 		return nil, fmt.Errorf("start etcd: %w", ctx.Err())

@@ -19,6 +19,9 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/embedded"
@@ -336,8 +339,8 @@ func TestWatchOfAStoreThatStaysAwayEnds(t *testing.T) {
 	c.run() // cleaning up closes it once more
 }
 
-// etcd's roles are about keys alone. With a peer's certificate one could grant
-// leases without end, and compact the history away under everybody's watches.
+// etcd's roles cover keys only: with a peer's certificate, anybody could grant any number
+// of leases and compact the history that others' watches need.
 func TestACertificateIsNoLicenceToHarm(t *testing.T) {
 	c := start(t)
 	ctx := t.Context()
@@ -372,6 +375,20 @@ func TestACertificateIsNoLicenceToHarm(t *testing.T) {
 		_, err = e.Client().HashKV(ctx, "https://"+c.Addr(), 0)
 		denied(name+" has the store hashed", err)
 	}
+	// etcd ignores the certificate if a header says that the request came through its
+	// HTTP gateway. Such a call has no user, and is refused before etcd sees it.
+	gateway := metadata.AppendToOutgoingContext(ctx, "grpcgateway-accept", "application/json")
+	for _, name := range []string{peer.Name, agent.Name} {
+		e := c.as(name)
+		_, _, err := e.List(gateway, "state/")
+		denied(name+" lists as the gateway", err)
+		_, err = e.Grant(gateway, 365*24*time.Hour)
+		denied(name+" grants a lease as the gateway", err)
+		_, err = e.Client().Compact(gateway, 2)
+		denied(name+" compacts as the gateway", err)
+		_, err = e.Client().HashKV(gateway, "https://"+c.Addr(), 0)
+		denied(name+" has the store hashed as the gateway", err)
+	}
 	leases, err := root.Client().Leases(ctx)
 	if err != nil || len(leases.Leases) != 0 {
 		t.Errorf("leases %v, %v", leases, err)
@@ -392,6 +409,34 @@ func TestACertificateIsNoLicenceToHarm(t *testing.T) {
 	_, err = c.as(peer.Name).Client().KeepAliveOnce(ctx, clientv3.LeaseID(own.ID))
 	if !errors.Is(err, io.EOF) { // the stream may end before the client has sent its request
 		denied("the peer keeps the agent's lease", err)
+	}
+}
+
+// Before the API server opens the member, it alone is answered.
+func TestAClosedMemberAnswersRootAlone(t *testing.T) {
+	c := start(t)
+	ctx := t.Context()
+	root := c.as(authority.Root)
+	if err := root.EnableAuth(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := root.SetUser(ctx, store.User{Name: "remote-west", Read: []string{"state/"}}); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	c.conf.Closed = true
+	c.run()
+	if _, _, err := c.as(authority.Root).List(ctx, "state/"); err != nil {
+		t.Error("root:", err)
+	}
+	west := etcdserverpb.NewKVClient(c.as("remote-west").Client().ActiveConnection())
+	list := &etcdserverpb.RangeRequest{Key: []byte("state/"), RangeEnd: []byte("state0")}
+	if _, err := west.Range(ctx, list); status.Code(err) != codes.Unavailable {
+		t.Error("a peer, closed:", err)
+	}
+	c.Open()
+	if _, err := west.Range(ctx, list); err != nil {
+		t.Error("a peer, open:", err)
 	}
 }
 

@@ -27,7 +27,10 @@ func (c logCore) Enabled(level zapcore.Level) bool {
 // level of a line with these fields. A debug line is one that asks nothing of an
 // operator.
 func (c logCore) level(level zapcore.Level, message string, fields map[string]any) slog.Level {
-	if level < zapcore.ErrorLevel || c.closing.Load() {
+	switch {
+	case level > zapcore.ErrorLevel: // it ends the process
+		return slog.LevelError
+	case level < zapcore.ErrorLevel, c.closing.Load():
 		return slog.LevelDebug
 	}
 	cause, _ := fields["error"].(string)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 // Only what an operator must know of etcd is shown, and that while it runs.
@@ -29,9 +30,13 @@ func TestLog(t *testing.T) {
 		{"the same cause of something else", func() { log.Error("failed to open", unsure) }, "level=ERROR"},
 		{"a stranger", func() { log.Error("cannot find a user for permission check", zap.String("user-name", "agent-n1")) }, ""},
 		{"while it stops", func() { closing.Store(true); log.Error("failed to accept") }, ""},
+		{"what ends the process, while it stops", func() { log.WithOptions(zap.WithFatalHook(zapcore.WriteThenPanic)).Fatal("the log is gone") }, "level=ERROR"},
 	} {
 		out.Reset()
-		tt.write()
+		func() {
+			defer func() { _ = recover() }() // a fatal line ends with a panic here
+			tt.write()
+		}()
 		if got := out.String(); tt.want == "" && got != "" || !strings.Contains(got, tt.want) {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
 		}

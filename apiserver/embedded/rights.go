@@ -17,15 +17,13 @@ import (
 	"github.com/weft-mesh/weft/apiserver/authority"
 )
 
-// etcd asks whether a watch is allowed when the watch begins, and never again: a
-// peer that was removed would go on hearing of everything for as long as it
-// keeps its connection. Here a watch ends as soon as the rights of its user are
-// no longer those that it began with, before anything more is sent. The client
-// may begin another one, and is judged anew.
+// etcd checks a watch's rights when the watch begins and never again: a removed peer
+// would receive every change for as long as it keeps its connection. Here a watch
+// ends as soon as its user's rights differ from those it began with, before anything
+// more is sent. The client may start another one, which is checked again.
 
-// guard turns away what a user has no business asking, and ends watches whose
-// user's rights have changed. The store of users is there once the member has
-// started.
+// guard refuses calls that a user has no right to, and ends watches whose user's
+// rights have changed. users is set once the member has started.
 type guard struct {
 	closed atomic.Bool
 	users  atomic.Pointer[auth.AuthStore]
@@ -34,47 +32,47 @@ type guard struct {
 // errClosed makes etcd's clients try again.
 var errClosed = status.Error(codes.Unavailable, "the API server is starting")
 
-// user is who asks, by the certificate; "" means that nobody is asked yet who
-// they are.
-func (g *guard) user(ctx context.Context) (name string, err error) {
+// user returns whose certificate the call came with: "" if it names nobody, and then
+// the call has no rights. checked is false until authentication is on: until then,
+// rights do not matter.
+func (g *guard) user(ctx context.Context) (name string, checked bool, err error) {
 	store := g.users.Load()
 	if store == nil {
 		if g.closed.Load() {
-			return "", errClosed
+			return "", false, errClosed
 		}
-		return "", nil
+		return "", false, nil
 	}
+	// etcd ignores the certificate of a call whose headers say that it came through
+	// its HTTP gateway, and anybody can send those.
 	if who := (*store).AuthInfoFromTLS(ctx); who != nil {
 		name = who.Username
 	}
 	if g.closed.Load() && name != authority.Root {
-		return "", errClosed
+		return "", false, errClosed
 	}
-	if !(*store).IsAuthEnabled() {
-		return "", nil // before the API server has turned it on
-	}
-	return name, nil
+	return name, (*store).IsAuthEnabled(), nil
 }
 
 func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-	user, err := g.user(ctx)
+	user, checked, err := g.user(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if user != "" && !mayAsk(user, info.FullMethod, req) {
+	if checked && !mayCall(user, info.FullMethod, req) {
 		return nil, rpctypes.ErrGRPCPermissionDenied
 	}
 	return handle(ctx, req)
 }
 
 func (g *guard) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	user, err := g.user(s.Context())
+	user, checked, err := g.user(s.Context())
 	switch {
 	case err != nil:
 		return err
-	case user != "" && !mayAsk(user, info.FullMethod, nil):
+	case checked && !mayCall(user, info.FullMethod, nil):
 		return rpctypes.ErrGRPCPermissionDenied
-	case user != "" && info.FullMethod == etcdserverpb.Lease_LeaseKeepAlive_FullMethodName:
+	case checked && info.FullMethod == etcdserverpb.Lease_LeaseKeepAlive_FullMethodName:
 		return handle(srv, guardedStream{s, user, info.FullMethod})
 	case info.FullMethod != etcdserverpb.Watch_Watch_FullMethodName:
 		return handle(srv, s)
@@ -89,8 +87,8 @@ func (g *guard) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo
 	return err
 }
 
-// guardedWatch looks at its user's rights whenever any right has changed since
-// it last sent something.
+// guardedWatch checks its user's rights before it sends something, if anybody's rights
+// have changed since it last did.
 type guardedWatch struct {
 	grpc.ServerStream
 	guard  *guard
@@ -123,7 +121,7 @@ func (w *guardedWatch) SendMsg(m any) error {
 func (w *guardedWatch) allowed() bool {
 	store := w.guard.users.Load()
 	if store == nil || !(*store).IsAuthEnabled() {
-		return true // nothing is served before the API server has turned it on
+		return true // the API server turns it on before it lets anybody in
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -137,8 +135,8 @@ func (w *guardedWatch) allowed() bool {
 	return !w.over
 }
 
-// rightsOf digests what the user of a connection may do; false if there is no
-// such user.
+// rightsOf returns a digest of what the user of a connection may do; false if there is
+// no such user.
 func rightsOf(ctx context.Context, users auth.AuthStore) (sum [sha256.Size]byte, known bool) {
 	who := users.AuthInfoFromTLS(ctx)
 	if who == nil {
