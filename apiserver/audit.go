@@ -1,19 +1,24 @@
 package apiserver
 
 import (
+	"context"
 	"log/slog"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/weft-mesh/weft/apiserver/api"
-	"github.com/weft-mesh/weft/apiserver/authority"
 )
 
 // The audit trail: a line in the log for each object, node and peer that somebody
-// changed, with the user of the certificate they came with. What was refused
-// changed nothing, and what only looked is not logged.
+// changed, with the user of the certificate they came with. What was refused changed
+// nothing and is not logged, nor is what only reads. A change that failed midway may
+// have been made, so it is logged as unconfirmed.
 
-// auditObjects logs what became of a manifest's objects.
+// changePatience bounds a change: nobody else ends it.
+const changePatience = 2 * time.Minute
+
+// auditObjects logs the changes to a manifest's objects.
 func (s *server) auditObjects(r *http.Request, result *api.ApplyResult) {
 	if result.DryRun {
 		return
@@ -26,25 +31,36 @@ func (s *server) auditObjects(r *http.Request, result *api.ApplyResult) {
 	}
 }
 
-// audited logs every other change, by its request. Agents renew their bundles
-// all the time; that is no operator's act.
+// audited logs every other change by its request. Agents renew their bundles all the
+// time, which is no operator's act.
+//
+// A change goes on when its caller hangs up. Otherwise it could reach the store and
+// leave no line here: callers could keep out of the trail.
 func (s *server) audited(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet || r.Method == http.MethodHead {
 			next.ServeHTTP(w, r)
 			return
 		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changePatience)
+		defer cancel()
+		r = r.WithContext(ctx)
 		answer := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 		next.ServeHTTP(answer, r)
 		what, told := strings.CutPrefix(r.URL.Path, "/v1/")
-		if answer.status >= 300 || !told || what == "apply" || what == "delete" || strings.HasPrefix(what, "objects/") {
-			return
-		}
-		level := slog.LevelInfo
-		if _, agent := authority.ParseAgentUser(callerOf(r)); agent {
-			level = slog.LevelDebug
-		}
+		objects := what == "apply" || what == "delete" || strings.HasPrefix(what, "objects/")
 		action := map[string]string{http.MethodPost: "posted", http.MethodDelete: "deleted"}[r.Method]
-		s.log.Log(r.Context(), level, "audit", "user", callerOf(r), "action", action, "object", what)
+		switch {
+		case !told || r.URL.Query().Get("dry-run") == "true":
+		case answer.status >= 500 && answer.status != http.StatusInsufficientStorage:
+			s.log.Warn("audit", "user", callerOf(r), "action", action, "object", what, "result", "unconfirmed", "status", answer.status)
+		case answer.status >= 300 || objects:
+		default:
+			level := slog.LevelInfo
+			if isAgent(callerOf(r)) {
+				level = slog.LevelDebug
+			}
+			s.log.Log(ctx, level, "audit", "user", callerOf(r), "action", action, "object", what)
+		}
 	})
 }

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -14,8 +15,8 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 )
 
-// The audit trail has a line for each change, says whose it was, and has none for
-// what only looked, was refused, or is an agent's routine.
+// The audit trail has a line for each change that says who made it, and none for what
+// only reads, was refused, or is an agent's routine.
 func TestAudit(t *testing.T) {
 	by := func(user, method, path string) *http.Request {
 		r := httptest.NewRequest(method, path, nil)
@@ -37,6 +38,12 @@ func TestAudit(t *testing.T) {
 		{by("admin", "POST", "/v1/nodes"), 409, ""},
 		{by("agent-n1", "POST", "/v1/nodes"), 200, ""},
 		{by("admin", "POST", "/v1/apply"), 200, ""}, // auditObjects has a line for each object
+		{by("admin", "POST", "/v1/apply"), 422, ""},
+		{by("admin", "POST", "/v1/apply"), 507, ""}, // the store refused it
+		{by("admin", "POST", "/v1/apply"), 503, "user=admin action=posted object=apply result=unconfirmed status=503"},
+		{by("admin", "POST", "/v1/apply?dry-run=true"), 503, ""},
+		{by("admin", "DELETE", "/v1/objects/pods/shop/web"), 500, "object=objects/pods/shop/web result=unconfirmed"},
+		{by("admin", "DELETE", "/v1/peers/west"), 503, "object=peers/west result=unconfirmed"},
 	} {
 		out.Reset()
 		s.audited(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(c.status) })).ServeHTTP(httptest.NewRecorder(), c.request)
@@ -59,5 +66,26 @@ func TestAudit(t *testing.T) {
 	result.DryRun = true
 	if s.auditObjects(by("admin", "POST", "/v1/apply"), result); out.Len() > 0 {
 		t.Errorf("dry run: %s", out.String())
+	}
+}
+
+// Whoever hangs up while a change is under way neither stops it nor keeps it out of the
+// trail.
+func TestAChangeIsAuditedWhoeverHangsUp(t *testing.T) {
+	var out bytes.Buffer
+	s := &server{log: slog.New(slog.NewTextHandler(&out, nil))}
+	ctx, hangUp := context.WithCancel(t.Context())
+	next := s.answer(func(r *http.Request) (any, error) {
+		hangUp()
+		return nil, r.Context().Err()
+	})
+	s.audited(next).ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "DELETE", "/v1/nodes/n1", nil))
+	if got := out.String(); !strings.Contains(got, "action=deleted object=nodes/n1") || strings.Contains(got, "unconfirmed") {
+		t.Errorf("logged %q", got)
+	}
+	out.Reset()
+	s.audited(next).ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/v1/nodes/n1", nil))
+	if got := out.String(); got != "" {
+		t.Errorf("a reader who hung up is logged: %q", got)
 	}
 }

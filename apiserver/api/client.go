@@ -188,7 +188,7 @@ func (c *Client) Apply(ctx context.Context, manifest []byte, opts ManifestOption
 }
 
 // DeleteManifest deletes the objects a manifest names; those that do not exist
-// are reported, not treated as errors. There is no dry run of it.
+// are reported, not treated as errors.
 func (c *Client) DeleteManifest(ctx context.Context, manifest []byte, opts ManifestOptions) (*ApplyResult, error) {
 	var out ApplyResult
 	return &out, c.call(ctx, http.MethodPost, "/v1/delete", opts.query(), manifest, &out)

@@ -20,30 +20,34 @@ func (r *Registry) Delete(ctx context.Context, word, namespace, name string) (*a
 	if err != nil {
 		return nil, err
 	}
-	result, err := r.delete(ctx, []object{{kind: kind, namespace: namespace, name: name}})
+	result, err := r.delete(ctx, []object{{kind: kind, namespace: namespace, name: name}}, false)
 	if err == nil && result.Objects[0].Action == api.Absent {
 		return nil, r.absent(kind, namespace, name)
 	}
 	return result, err
 }
 
-// DeleteManifest deletes the objects a manifest names, all in one transaction.
-// One that is not there is reported as absent.
+// DeleteManifest deletes the objects that a manifest names, all of them or none. One
+// that does not exist is reported as absent. A dry run deletes nothing and returns what
+// would have happened.
 func (r *Registry) DeleteManifest(ctx context.Context, manifest []byte, opts api.ManifestOptions) (*api.ApplyResult, error) {
 	objects, problems := readManifest(manifest, opts, true)
 	if len(problems) > 0 {
 		return nil, refusal(problems)
 	}
-	return r.delete(ctx, objects)
+	if err := tooMany(objects); err != nil {
+		return nil, err
+	}
+	return r.delete(ctx, objects, opts.DryRun)
 }
 
-func (r *Registry) delete(ctx context.Context, objects []object) (*api.ApplyResult, error) {
+func (r *Registry) delete(ctx context.Context, objects []object, dryRun bool) (*api.ApplyResult, error) {
 	going := map[string]bool{}
 	for _, o := range objects {
 		going[o.key()] = true
 	}
 	for range attempts {
-		result := &api.ApplyResult{Cluster: r.conf.Cluster}
+		result := &api.ApplyResult{Cluster: r.conf.Cluster, DryRun: dryRun}
 		var txn store.Txn
 		var problems []api.Problem
 		for _, o := range objects {
@@ -80,12 +84,12 @@ func (r *Registry) delete(ctx context.Context, objects []object) (*api.ApplyResu
 		if len(problems) > 0 {
 			return nil, refusal(problems)
 		}
-		if len(txn.Then) == 0 {
+		if dryRun || len(txn.Then) == 0 {
 			return result, nil
 		}
 		_, done, err := r.store.Commit(ctx, txn)
 		if err != nil {
-			return nil, storeError(err)
+			return nil, commitError(err)
 		}
 		if done {
 			return result, nil

@@ -85,9 +85,8 @@ func (r *Registry) Apply(ctx context.Context, manifest []byte, opts api.Manifest
 		if len(problems) > 0 {
 			return nil, refusal(problems)
 		}
-		if len(objects) > maxObjects {
-			return nil, api.Refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("split it into manifests of up to %d objects", maxObjects),
-				"the manifest holds %d objects, which is too many for one transaction", len(objects))
+		if err := tooMany(objects); err != nil {
+			return nil, err
 		}
 		changes, err := r.plan(ctx, objects)
 		if err != nil {
@@ -107,13 +106,22 @@ func (r *Registry) Apply(ctx context.Context, manifest []byte, opts api.Manifest
 		}
 		_, done, err := r.store.Commit(ctx, txn)
 		if err != nil {
-			return nil, storeError(err)
+			return nil, commitError(err)
 		}
 		if done {
 			return result, nil
 		}
 	}
 	return nil, busy()
+}
+
+// tooMany refuses more objects than one transaction takes.
+func tooMany(objects []object) error {
+	if len(objects) <= maxObjects {
+		return nil
+	}
+	return api.Refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("split it into manifests of up to %d objects", maxObjects),
+		"the manifest has %d objects, which is too many for one transaction", len(objects))
 }
 
 func busy() error {
@@ -454,4 +462,13 @@ func storeError(err error) error {
 		return api.Refuse(http.StatusServiceUnavailable, "look at the API server's log", "the store cannot be reached: %v", err)
 	}
 	return err
+}
+
+// commitError is storeError for a write. A store that does not answer may have made it.
+func commitError(err error) error {
+	if errors.Is(err, store.ErrUnavailable) {
+		return api.Refuse(http.StatusServiceUnavailable, "repeat the command once the store answers again: what was done is not done twice",
+			"the store did not confirm the change, which may or may not have been made: %v", err)
+	}
+	return storeError(err)
 }

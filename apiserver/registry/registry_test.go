@@ -356,6 +356,53 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+func TestDryRunOfADeletionDeletesNothing(t *testing.T) {
+	r, s := fixture(t)
+	apply(t, r, pod+"---\n"+webService)
+	before := s.Dump("")
+	result, err := r.DeleteManifest(t.Context(), []byte(pod+"---\n"+webService+"---\n"+cnp), api.ManifestOptions{DryRun: true})
+	if err != nil || !result.DryRun || summary(result) != "shop/web-1 deleted, shop/web deleted, default/only-frontend absent" {
+		t.Errorf("%+v, %v", result, err)
+	}
+	if !slices.Equal(before, s.Dump("")) {
+		t.Error("something was deleted")
+	}
+}
+
+func TestManifestsOfTooManyObjects(t *testing.T) {
+	r, _ := fixture(t)
+	var text strings.Builder
+	for i := range maxObjects + 1 {
+		fmt.Fprintf(&text, "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: n%d}\n", i)
+	}
+	for name, do := range map[string]func(context.Context, []byte, api.ManifestOptions) (*api.ApplyResult, error){"apply": r.Apply, "delete": r.DeleteManifest} {
+		var refused *api.Error
+		if _, err := do(t.Context(), []byte(text.String()), api.ManifestOptions{}); !errors.As(err, &refused) || refused.Status != http.StatusRequestEntityTooLarge {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A store that does not answer may have made the change.
+func TestAnUnconfirmedChangeSaysSo(t *testing.T) {
+	r, s := fixture(t)
+	apply(t, r, pod)
+	s.Fail(func(call, _ string) error {
+		if call == "commit" {
+			return fmt.Errorf("deadline exceeded: %w", store.ErrUnavailable)
+		}
+		return nil
+	})
+	_, applied := r.Apply(t.Context(), []byte(webService), api.ManifestOptions{})
+	_, deleted := r.Delete(t.Context(), "pod", "shop", "web-1")
+	for _, err := range []error{applied, deleted} {
+		var refused *api.Error
+		if !errors.As(err, &refused) || refused.Status != http.StatusServiceUnavailable || !strings.Contains(refused.Message, "may or may not have been made") || refused.Hint == "" {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
 func TestStoreFailuresAreSentences(t *testing.T) {
 	r, s := fixture(t)
 	s.Fail(func(call, _ string) error {
