@@ -82,31 +82,33 @@ func (l *Lab) ForgeContext(f Forgery) error {
 	return config.Save(l.ConfigPath())
 }
 
-// ForgeInvite replaces the certificate in an invite. An empty SignedBy is the
-// cluster that invites, an empty User that of the certificate there is.
-func (l *Lab) ForgeInvite(path string, f Forgery) error {
+// ForgeCertificate replaces the client certificate in an invite or a join bundle.
+// An empty SignedBy is the cluster that the file belongs to, an empty User that of
+// the certificate in it.
+func (l *Lab) ForgeCertificate(path string, f Forgery) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	var in api.Invite
-	if err := yaml.UnmarshalStrict(text, &in); err != nil {
-		return fmt.Errorf("invite %s: %w", path, err)
+	fields := map[string]any{}
+	if err := yaml.Unmarshal(text, &fields); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
-	c, err := l.Cluster(cmp.Or(f.SignedBy, in.Cluster))
+	part := func(name string) string { s, _ := fields[name].(string); return s }
+	c, err := l.Cluster(cmp.Or(f.SignedBy, part("cluster")))
 	if err != nil {
 		return err
 	}
-	genuine, err := tls.X509KeyPair([]byte(in.Cert), []byte(in.Key))
+	genuine, err := tls.X509KeyPair([]byte(part("cert")), []byte(part("key")))
 	if err != nil {
-		return fmt.Errorf("invite %s: %w", path, err)
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	pair, err := l.issue(c, cmp.Or(f.User, genuine.Leaf.Subject.CommonName), f.Expired)
 	if err != nil {
 		return err
 	}
-	in.Cert, in.Key = string(pair.Cert), string(pair.Key)
-	if text, err = yaml.Marshal(in); err != nil {
+	fields["cert"], fields["key"] = string(pair.Cert), string(pair.Key)
+	if text, err = yaml.Marshal(fields); err != nil {
 		return err
 	}
 	return os.WriteFile(path, text, 0o600)

@@ -41,7 +41,7 @@ func (v *Live) verbs() map[string]script.Command {
 
 	add(true, "etcd", "CLUSTER USER "+lab.EtcdUsage, "asks a cluster's store as one of its users, past the API server", v.etcd)
 	add(false, "context", "[--signed-by CLUSTER] [--user USER] [--expired] NAME CLUSTER", "forges a context for the operator's commands", v.context)
-	add(false, "certificate", "[--signed-by CLUSTER] [--user USER] [--expired] FILE", "forges the certificate in an invite", v.certificate)
+	add(false, "certificate", "[--signed-by CLUSTER] [--user USER] [--expired] FILE", "forges the certificate in an invite or a join bundle", v.certificate)
 	add(false, "boot", "", "starts the clusters of a topology that says manual", v.boot)
 	add(false, "kill", "PROCESS@NODE|POD...", "ends processes at once, all together", v.kill)
 	add(false, "stop", "PROCESS@NODE...", "asks processes to end and waits", v.stop)
@@ -194,7 +194,7 @@ func (v *Live) certificate(_ context.Context, args []string) error {
 	if err != nil || len(rest) != 1 {
 		return usageError{}
 	}
-	return v.Lab.ForgeInvite(v.state.Path(rest[0]), forgery)
+	return v.Lab.ForgeCertificate(v.state.Path(rest[0]), forgery)
 }
 
 func forgery(args []string) (f lab.Forgery, rest []string, err error) {
