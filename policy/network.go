@@ -39,6 +39,7 @@ func (m networkManifest) policy(ps *problems) *Policy {
 	at := path("spec")
 	var r rule
 	r.subject = append(parseSelector(at.field("podSelector"), &m.Spec.PodSelector, podKey, ps), inNamespaces(p.Namespace))
+	r.subject.refuseContradiction(at.field("podSelector"), "no workload", true, ps)
 	r.enforced = m.directions(at.field("policyTypes"), ps)
 	for i, in := range m.Spec.Ingress {
 		r.addNetwork(at, Ingress, i, in.From, in.Ports, p, ps)
@@ -128,6 +129,7 @@ func networkPeer(at path, q networkingv1.NetworkPolicyPeer, namespace string, ps
 	if !s.namesKey(identity.KeyCluster) {
 		s = append(s, requirement{source: identity.SourceK8s, key: identity.KeyCluster, op: metav1.LabelSelectorOpIn, cluster: true})
 	}
+	s.refuseContradiction(at, "nobody", true, ps)
 	return peer{selector: s}, true
 }
 

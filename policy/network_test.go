@@ -119,6 +119,8 @@ func TestNetworkPolicyRefused(t *testing.T) {
 		{"a range without a port", netpol("ingress: [{ports: [{endPort: 80}]}]"), "endPort: needs a port to start from"},
 		{"a range from a name", netpol("ingress: [{ports: [{port: http, endPort: 80}]}]"), "endPort: needs a port number, not a name"},
 		{"a range backwards", netpol("ingress: [{ports: [{port: 80, endPort: 79}]}]"), "is below port 80"},
+		{"pods that contradict themselves", netpol("ingress: [{from: [{podSelector: {matchLabels: {app: a}, matchExpressions: [{key: app, operator: NotIn, values: [a]}]}}]}]"), `spec.ingress[0].from[0]: selects nobody: no value of "app"`},
+		{"namespaces that contradict themselves", netpol("ingress: [{from: [{namespaceSelector: {matchExpressions: [{key: team, operator: Exists}, {key: team, operator: DoesNotExist}]}}]}]"), `spec.ingress[0].from[0]: selects nobody: "io.cilium.k8s.namespace.labels.team" cannot be there`},
 		{"a label that is in no identity", netpol("ingress: [{from: [{podSelector: {matchLabels: {pod-template-hash: a}}}]}]"), "the label filter leaves it out"},
 		{"a label that the cluster gives", netpol("ingress: [{from: [{podSelector: {matchLabels: {io.kubernetes.pod.namespace: a}}}]}]"), "a pod cannot give itself a label of this name"},
 		{"Cilium's prefix of a key", netpol("ingress: [{from: [{podSelector: {matchLabels: {'k8s:app': a}}}]}]"), "is not a label key"},

@@ -220,7 +220,9 @@ func parsePeers(at path, it item, namespace string, errs *problems) (peers []pee
 		if word := s.reservedWord(); word != "" && s.wantsLabel() {
 			errs.addNew(where, "selects nobody: whoever is reserved:%s has no labels of its own; write one list item for each", word)
 		}
-		peers = append(peers, peer{selector: scopePeer(s, namespace)})
+		s = scopePeer(s, namespace)
+		s.refuseContradiction(where, "nobody", false, errs)
+		peers = append(peers, peer{selector: s})
 	}
 	for i, text := range it.cidr {
 		if prefix, ok := parseCIDR(at.field(it.prefix+"CIDR").index(i), text, errs); ok {
@@ -295,7 +297,10 @@ func parseCIDRRule(at path, c *cidrRule, errs *problems) (peer, bool) {
 		}
 		return peer{kind: peerGroup, group: c.CIDRGroupRef}, true
 	case c.CIDRGroupSelector != nil:
-		return peer{kind: peerGroup, selector: parseSelector(at.field("cidrGroupSelector"), c.CIDRGroupSelector, groupKey, errs)}, true
+		where := at.field("cidrGroupSelector")
+		s := parseSelector(where, c.CIDRGroupSelector, groupKey, errs)
+		s.refuseContradiction(where, "no group", false, errs)
+		return peer{kind: peerGroup, selector: s}, true
 	}
 	prefix, ok := parseCIDR(at.field("cidr"), c.CIDR, errs)
 	out := peer{kind: peerCIDR, cidr: prefix}

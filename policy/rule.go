@@ -25,6 +25,7 @@ func (s *spec) rule(at path, p *Policy, ps *problems) rule {
 		if word := subject.reservedWord(); word != "" {
 			ps.addNew(where, "reserved:%s selects no workload; policies apply to pods, so select them by their own labels", word)
 		}
+		subject.refuseContradiction(where, "no workload", true, ps)
 		out.subject = scopeSubject(where, subject, p.Namespace, ps)
 	}
 	if len(s.Ingress)+len(s.IngressDeny)+len(s.Egress)+len(s.EgressDeny) == 0 {

@@ -48,6 +48,80 @@ func (s selector) nobody() bool {
 	})
 }
 
+// contradiction says why no identity can satisfy the selector; "" if one can. pods
+// means that it is asked about pods only, which all have certain labels. It does not
+// mind reserved:none, which asks for nobody in so many words.
+func (s selector) contradiction(pods bool) string {
+	type conditions struct {
+		needed, absent bool
+		in, notIn      []string // in is nil: any value
+	}
+	by := map[string]*conditions{}
+	pods = pods || s.wantsLabel()
+	for _, r := range s {
+		label := r.label()
+		c := by[label]
+		if c == nil {
+			c = &conditions{}
+			by[label] = c
+		}
+		switch r.op {
+		case metav1.LabelSelectorOpIn:
+			values := r.values
+			if c.in != nil {
+				values = slices.DeleteFunc(slices.Clone(c.in), func(v string) bool { return !slices.Contains(r.values, v) })
+			}
+			c.needed = true
+			if !r.cluster { // else it has no values yet
+				c.in = append([]string{}, values...)
+			}
+		case metav1.LabelSelectorOpNotIn:
+			c.notIn = append(c.notIn, r.values...)
+		case metav1.LabelSelectorOpExists:
+			c.needed = true
+		case metav1.LabelSelectorOpDoesNotExist:
+			c.absent = true
+		}
+		switch {
+		case c.absent && c.needed:
+			return fmt.Sprintf("%q cannot be there and be missing", r.key)
+		case c.absent && pods && ofEveryPod[label]:
+			return fmt.Sprintf("every pod has the label %q", r.key)
+		case c.in != nil && !slices.ContainsFunc(c.in, func(v string) bool { return !slices.Contains(c.notIn, v) }):
+			return fmt.Sprintf("no value of %q meets all conditions on it", r.key)
+		}
+	}
+	return ""
+}
+
+// label names the label that a requirement is about; equal names mean that an identity
+// has both labels or neither, with equal values. Workloads have labels of source k8s
+// only, but any: also finds reserved labels.
+func (r requirement) label() string {
+	source, key := r.source, r.key
+	if source == identity.SourceAny && !reservedKeys[key] {
+		source = identity.SourceK8s
+	}
+	if source == identity.SourceK8s && key == identity.KeyNamespaceLabels+"."+identity.NamespaceName {
+		key = identity.KeyNamespace
+	}
+	return source + ":" + key
+}
+
+// ofEveryPod has the labels, as label names them, that no pod is without.
+var ofEveryPod = map[string]bool{
+	identity.SourceK8s + ":" + identity.KeyNamespace: true,
+	identity.SourceK8s + ":" + identity.KeyCluster:   true,
+}
+
+// refuseContradiction refuses a selector that nothing can satisfy. whom says what it
+// would select none of.
+func (s selector) refuseContradiction(at path, whom string, pods bool, errs *problems) {
+	if why := s.contradiction(pods); why != "" {
+		errs.addNew(at, "selects %s: %s; correct or remove one of the conditions", whom, why)
+	}
+}
+
 // reservedWord returns a reserved label that the selector requires and no pod has, or
 // "".
 func (s selector) reservedWord() string {
