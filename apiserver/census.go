@@ -16,8 +16,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// census knows when each node's agent was last heard of, by the mark it keeps
-// in the store under a lease and by gossip.
+// census knows when each node's agent was last heard from: by the mark that it keeps in
+// the store under a lease, and by gossip.
 type census struct {
 	store store.Store
 	log   *slog.Logger
@@ -27,21 +27,32 @@ type census struct {
 	problems map[string]wire.NodeProblems
 	paths    map[string]wire.NodePaths
 	whys     map[podOn]wire.EndpointState // of pods that are not ready and whose agent knows why
-	synced   map[string]bool              // the mark is there: it has reported, and lives
+	synced   map[string]bool              // the mark is there: the agent has reported and lives
 	seen     map[string]time.Time         // last sign of life
-	gossiped map[string]bool              // what gossip says, if anything
+	gossiped map[string]bool              // whether gossip says that it is alive, if it says anything
 	deaths   map[string]time.Time         // when gossip gave it up
 	states   map[string]stay              // as last shown
-	removed  map[string]time.Time         // not registered any more, but its agent answers
 	standing map[string]said              // how far each is with the store, as last heard
 	changed  chan struct{}                // has one element when deaths changed
+	// unregistered are names that are not in the register, and since when that is
+	// known. All above is kept for them only for a while.
+	unregistered map[string]time.Time
 }
 
-// podOn is a pod, as a node speaks of it.
+// Anyone with the pool's key can make up names of nodes, and removed nodes leave theirs.
+const (
+	// unregisteredLife is how long a name is kept that neither answers nor is
+	// registered. A node that was just added may not be in the register we look at.
+	unregisteredLife = 2 * sightingTurn
+	// mostStrangers is how many unregistered agents that answer are kept.
+	mostStrangers = 1000
+)
+
+// podOn is a pod with the node that reports it.
 type podOn struct{ node, pod string }
 
-// why is what a node's agent says of a pod, namespace/name, that is not ready; the
-// zero value if it does not know why.
+// why returns what a node's agent says about a pod (namespace/name) that is not ready;
+// the zero value if it does not know why.
 func (c *census) why(node, pod string) wire.EndpointState {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -54,21 +65,21 @@ type stay struct {
 	since time.Time
 }
 
-// said is what an agent said of itself, and when.
+// said is what an agent said about itself, and when.
 type said struct {
 	wire.StoreStanding
 	at time.Time
 }
 
-// stands takes in how far an agent is with the store.
+// stands records how far an agent is with the store.
 func (c *census) stands(node string, s wire.StoreStanding, at time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.standing[node] = said{s, at}
 }
 
-// store is how far the agent is, now. What was said a while ago by an agent that
-// reads the store says nothing against it: it is pinged in turn with all others.
+// store returns how far the agent is now. An agent that reads the store may have said so
+// a while ago, because agents are pinged in turn: that does not count against it.
 func (s said) store(now time.Time, alive bool) *api.NodeStore {
 	seconds := func(v float64) time.Duration { return time.Duration(max(0, v) * float64(time.Second)) }
 	out := &api.NodeStore{Revision: s.Revision, LagSeconds: max(0, s.HeardSeconds), Cause: s.Cause, Behind: s.Cause != ""}
@@ -88,11 +99,11 @@ func (s said) store(now time.Time, alive bool) *api.NodeStore {
 func newCensus(s store.Store, log *slog.Logger) *census {
 	return &census{
 		store: s, log: log, claims: map[string]wire.NodeState{}, problems: map[string]wire.NodeProblems{}, paths: map[string]wire.NodePaths{}, whys: map[podOn]wire.EndpointState{}, synced: map[string]bool{}, seen: map[string]time.Time{},
-		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, states: map[string]stay{}, removed: map[string]time.Time{}, standing: map[string]said{}, changed: make(chan struct{}, 1),
+		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, states: map[string]stay{}, unregistered: map[string]time.Time{}, standing: map[string]said{}, changed: make(chan struct{}, 1),
 	}
 }
 
-// Run follows what agents say of their nodes, until ctx ends.
+// Run follows what agents say about their nodes, until ctx ends.
 func (c *census) Run(ctx context.Context) error {
 	return store.Persist(ctx, c.log, "following nodes", func(ctx context.Context) error {
 		return store.Follow(ctx, c.store, wire.NodesPrefix, func(b store.Batch) error {
@@ -121,10 +132,12 @@ func (c *census) apply(b store.Batch) {
 		}
 		switch entry {
 		case wire.NodeEntrySynced:
-			c.synced[node] = !ev.Deleted
+			if c.synced[node] = true; ev.Deleted {
+				delete(c.synced, node)
+			}
 		case wire.NodeEntryNode:
 			if ev.Deleted {
-				continue // what it said last is still the best we know
+				continue // what it last said is still the best we know
 			}
 			if v, err := wire.Unmarshal[wire.NodeState](ev.Value); err == nil {
 				c.claims[node] = v
@@ -149,14 +162,14 @@ func (c *census) apply(b store.Batch) {
 	}
 }
 
-// heard takes in what gossip says of a node's agent. An agent that has said
-// goodbye is silent, but its node is not dead: it may only be starting again.
+// heard takes in what gossip says about a node's agent. An agent that said goodbye is
+// silent, but its node is not dead: the agent may only be restarting.
 func (c *census) heard(node string, what gossip.Kind, at time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	alive := what == gossip.Alive
-	if _, ok := c.removed[node]; ok && !alive {
-		c.forgetLocked(node) // it was removed before, and is no dead node of ours
+	if _, ok := c.unregistered[node]; ok && !alive {
+		c.forgetLocked(node) // it was removed before, and is not a dead node of ours
 		return
 	}
 	if alive || c.gossiped[node] {
@@ -167,6 +180,10 @@ func (c *census) heard(node string, what gossip.Kind, at time.Time) {
 		c.deaths[node] = at
 	}
 	c.gossiped[node] = alive
+	c.signal()
+}
+
+func (c *census) signal() {
 	select {
 	case c.changed <- struct{}{}:
 	default:
@@ -180,12 +197,15 @@ func (c *census) forget(node string) {
 	alive := c.gossiped[node]
 	c.forgetLocked(node)
 	if alive {
-		c.gossiped[node], c.removed[node] = true, time.Now()
+		c.gossiped[node], c.unregistered[node] = true, time.Now()
 	}
 }
 
 func (c *census) forgetLocked(node string) {
-	delete(c.removed, node)
+	if _, dead := c.deaths[node]; dead {
+		c.signal()
+	}
+	delete(c.unregistered, node)
 	delete(c.claims, node)
 	delete(c.problems, node)
 	delete(c.paths, node)
@@ -198,32 +218,59 @@ func (c *census) forgetLocked(node string) {
 	delete(c.standing, node)
 }
 
-// strangers are agents that answer without being registered, and since when that
-// is known.
-func (c *census) strangers(register map[string]nodes.Registration) map[string]time.Time {
+// strangers returns the agents that answer although their nodes are not registered, and
+// since when that is known. What is neither registered nor answers is forgotten.
+func (c *census) strangers(now time.Time, register map[string]nodes.Registration) map[string]time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for node := range c.removed {
-		if _, ok := register[node]; ok {
-			delete(c.removed, node) // added again
+	maps.DeleteFunc(c.unregistered, func(node string, _ time.Time) bool {
+		_, added := register[node]
+		return added
+	})
+	notice := func(node string) {
+		if _, registered := register[node]; !registered && c.unregistered[node].IsZero() {
+			c.unregistered[node] = now
 		}
 	}
-	for node, alive := range c.gossiped {
-		if _, ok := register[node]; !ok && alive && c.removed[node].IsZero() {
-			c.removed[node] = time.Now()
+	for node := range c.gossiped {
+		notice(node)
+	}
+	for node := range c.seen {
+		notice(node)
+	}
+	for node := range c.claims {
+		notice(node)
+	}
+	for node := range c.standing {
+		notice(node)
+	}
+	for node := range c.states {
+		notice(node)
+	}
+	out := map[string]time.Time{}
+	oldest := slices.SortedFunc(maps.Keys(c.unregistered), func(a, b string) int {
+		return cmp.Or(c.unregistered[a].Compare(c.unregistered[b]), cmp.Compare(a, b))
+	})
+	for _, node := range oldest {
+		since := c.unregistered[node]
+		switch {
+		case c.gossiped[node] && len(out) < mostStrangers:
+			out[node] = since
+		case c.gossiped[node], now.Sub(since) >= unregisteredLife:
+			c.forgetLocked(node)
 		}
 	}
-	return maps.Clone(c.removed)
+	return out
 }
 
-// dead are the nodes whose agents gossip has given up, and when.
+// dead returns the nodes whose agents gossip considers dead, and since when.
 func (c *census) dead() map[string]time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return maps.Clone(c.deaths)
 }
 
-// epoch is the highest key epoch of any node.
+// epoch returns the highest key epoch of any node.
 func (c *census) epoch() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -234,8 +281,8 @@ func (c *census) epoch() uint64 {
 	return highest
 }
 
-// holding are the nodes that keep what they have from a store before this one,
-// in order of name.
+// holding returns the nodes that keep what they have from an earlier store, in order of
+// name.
 func (c *census) holding() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -249,8 +296,8 @@ func (c *census) holding() []string {
 	return nodes
 }
 
-// status is one line per registered node, in order of name. endpoints and
-// refused are counts by node.
+// status returns one row per registered node, in order of name. endpoints and refused
+// are counts by node.
 func (c *census) status(cluster string, register map[string]nodes.Registration, endpoints map[string]int, refused map[string]uint64) []api.NodeStatus {
 	return c.statusAt(time.Now(), cluster, register, endpoints, refused)
 }

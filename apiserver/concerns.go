@@ -3,6 +3,7 @@ package apiserver
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -203,15 +204,24 @@ func aheadConcerns(nodes []api.NodeStatus, revision int64) (out []api.Concern) {
 	return out
 }
 
+// mostStrangerLines is how many removed nodes have a line each.
+const mostStrangerLines = 10
+
 // strangerConcerns are agents that answer although their nodes were removed.
 func strangerConcerns(cluster string, strangers map[string]time.Time) (out []api.Concern) {
-	for name, since := range strangers {
+	for _, name := range slices.Sorted(maps.Keys(strangers)) {
 		out = append(out, api.Concern{
-			Object: "node " + name, Node: name, Reason: "NodeRemoved", Since: since, Grace: silentGrace,
+			Object: "node " + name, Node: name, Reason: "NodeRemoved", Since: strangers[name], Grace: silentGrace,
 			Message: fmt.Sprintf("%s was removed from cluster %s and still runs", name, cluster), Next: "stop its agent",
 		})
 	}
-	return out
+	if len(out) <= mostStrangerLines {
+		return out
+	}
+	first := slices.MinFunc(out, func(a, b api.Concern) int { return a.Since.Compare(b.Since) })
+	first.Message = fmt.Sprintf("%d nodes that are not registered in cluster %s run agents, for example %s", len(out), cluster, first.Node)
+	first.Next = "stop their agents"
+	return []api.Concern{first}
 }
 
 // nodeProblem is what an agent says of its node as a line: what is concerned, why,

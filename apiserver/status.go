@@ -39,7 +39,7 @@ func (s *server) statusAsOf(ctx context.Context, age time.Duration) (*api.Status
 		},
 		Nodes: rows, Peers: s.peering.Status(), Refused: derived.Standing,
 	}
-	problems := strangerConcerns(c.Name, s.census.strangers(register))
+	problems := strangerConcerns(c.Name, s.census.strangers(time.Now(), register))
 	if len(s.conf.EtcdEndpoints) > 0 {
 		out.Cluster.Store = "external"
 	}

@@ -143,23 +143,23 @@ func TestARemovedNodeThatAnswersIsAConcern(t *testing.T) {
 	for _, name := range []string{"e1", "e2"} {
 		c.heard(name, gossip.Alive, time.Now())
 	}
-	if got := strangerConcerns("east", c.strangers(map[string]nodes.Registration{"e1": {}, "e2": {}})); len(got) != 0 {
+	if got := strangerConcerns("east", c.strangers(time.Now(), map[string]nodes.Registration{"e1": {}, "e2": {}})); len(got) != 0 {
 		t.Errorf("both are registered: %v", got)
 	}
 	c.forget("e2")
-	got := strangerConcerns("east", c.strangers(register))
+	got := strangerConcerns("east", c.strangers(time.Now(), register))
 	if len(got) != 1 || got[0].String() != "e2 was removed from cluster east and still runs: stop its agent" || got[0].Since.IsZero() {
 		t.Errorf("removed: %v", got)
 	}
 	c.heard("e2", gossip.Dead, time.Now())
-	if got := c.strangers(register); len(got) != 0 || len(c.dead()) != 0 {
+	if got := c.strangers(time.Now(), register); len(got) != 0 || len(c.dead()) != 0 {
 		t.Errorf("killed: %v, dead %v", got, c.dead())
 	}
 	c.heard("e2", gossip.Alive, time.Now()) // this API server was not there when it was removed
-	if got := c.strangers(register); len(got) != 1 {
+	if got := c.strangers(time.Now(), register); len(got) != 1 {
 		t.Errorf("started again: %v", got)
 	}
-	if got := c.strangers(map[string]nodes.Registration{"e2": {}}); got["e2"] != (time.Time{}) {
+	if got := c.strangers(time.Now(), map[string]nodes.Registration{"e2": {}}); got["e2"] != (time.Time{}) {
 		t.Errorf("added again: %v", got)
 	}
 }
