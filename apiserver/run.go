@@ -50,7 +50,7 @@ type server struct {
 	space        *space
 	agents       *agents
 	metrics      *metrics
-	serviceReads serviceReads
+	serviceTable *serviceTable
 
 	mu   sync.RWMutex // guards cert
 	cert *tls.Certificate
@@ -104,6 +104,7 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	g.Go(func() error { return s.exporter.Run(ctx) })
 	g.Go(func() error { return s.peering.Run(ctx) })
 	g.Go(func() error { return s.census.Run(ctx) })
+	g.Go(func() error { return s.serviceTable.Run(ctx) })
 	g.Go(func() error { return s.kept.Keep(ctx, s.fixed()...) })
 	g.Go(func() error { return s.memory.Run(ctx) })
 	g.Go(func() error { return s.watchConcerns(ctx) })
@@ -182,6 +183,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 		Limit: mirror.Limit{Entries: f.conf.PeerEntries, Bytes: f.conf.PeerBytes}, Rate: mirror.Rate{Changes: f.conf.PeerChanges, Bytes: f.conf.PeerHistoryBytes}, Log: s.log,
 	})
 	s.census = newCensus(s.store, s.log)
+	s.serviceTable = newServiceTable(f.cluster.Name, s.store, s.log)
 	if s.memory, err = openMemory(f.conf.DataDir, f.cluster.Generation, s.store, s.log); err != nil {
 		return nil, err
 	}

@@ -118,7 +118,7 @@ func TestATargetPortThatNoContainerHas(t *testing.T) {
 		slices:  map[string][]service.Slice{"east": {{Endpoints: e}}},
 	}
 	concerns := misfitConcerns(serviceList("east", []stored{svc}, reachOf("east", nil)))
-	if len(concerns) != 1 || concerns[0].String() != "service shop/web: no backend of east serves port 80 (no container port named web); correct the service's targetPort, or name a port of the container so" {
+	if len(concerns) != 1 || concerns[0].String() != "service shop/web: no backend of east serves port 80 (no container port named web); correct the service's targetPort, or give a container port that name" {
 		t.Errorf("%+v", concerns)
 	}
 }

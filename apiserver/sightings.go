@@ -139,7 +139,7 @@ func (s *server) watchConcerns(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if _, err := s.statusAsOf(ctx, serviceAgeAlone); err != nil && ctx.Err() == nil {
+		if _, err := s.look(ctx); err != nil && ctx.Err() == nil {
 			s.log.Debug("looking for concerns", "err", err)
 		}
 	}

@@ -16,14 +16,34 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// status answers how the cluster, its nodes and its peers are. Counts come from
-// the store, without its values.
+// status describes the cluster, its nodes and its peers. Objects are counted in the store,
+// without reading their values.
 func (s *server) status(ctx context.Context) (*api.Status, error) {
-	return s.statusAsOf(ctx, serviceAge)
+	out, err := s.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, count := range []struct {
+		prefix string
+		to     *int
+	}{
+		{wire.IdentityIDPrefix, &out.Cluster.Identities},
+		{wire.ObjectsPrefix + "services/", &out.Cluster.Services},
+		{wire.ObjectsPrefix + "ciliumnetworkpolicies/", &out.Cluster.Policies},
+		{wire.ObjectsPrefix + "ciliumclusterwidenetworkpolicies/", &out.Cluster.Policies},
+		{wire.ObjectsPrefix + "networkpolicies/", &out.Cluster.Policies},
+	} {
+		n, _, err := s.store.Count(ctx, count.prefix)
+		if err != nil {
+			return nil, err
+		}
+		*count.to += n
+	}
+	return out, nil
 }
 
-// statusAsOf is status with concerns about services that may be as old as age.
-func (s *server) statusAsOf(ctx context.Context, age time.Duration) (*api.Status, error) {
+// look is status without the counts. The server calls it periodically.
+func (s *server) look(ctx context.Context) (*api.Status, error) {
 	derived := s.endpoints.Status()
 	register, err := s.registrar.Register(ctx)
 	if err != nil {
@@ -39,29 +59,15 @@ func (s *server) statusAsOf(ctx context.Context, age time.Duration) (*api.Status
 		},
 		Nodes: rows, Peers: s.peering.Status(), Refused: derived.Standing,
 	}
+	if _, out.Cluster.Revision, err = s.store.Count(ctx, wire.ClusterKey); err != nil {
+		return nil, err
+	}
 	problems := strangerConcerns(c.Name, s.census.strangers(time.Now(), register))
 	if len(s.conf.EtcdEndpoints) > 0 {
 		out.Cluster.Store = "external"
 	}
 	for _, n := range rows {
 		out.Cluster.Endpoints += n.Endpoints
-	}
-	for _, count := range []struct {
-		prefix string
-		to     *int
-	}{
-		{wire.IdentityIDPrefix, &out.Cluster.Identities},
-		{wire.ObjectsPrefix + "services/", &out.Cluster.Services},
-		{wire.ObjectsPrefix + "ciliumnetworkpolicies/", &out.Cluster.Policies},
-		{wire.ObjectsPrefix + "ciliumclusterwidenetworkpolicies/", &out.Cluster.Policies},
-		{wire.ObjectsPrefix + "networkpolicies/", &out.Cluster.Policies},
-	} {
-		n, revision, err := s.store.Count(ctx, count.prefix)
-		if err != nil {
-			return nil, err
-		}
-		*count.to += n
-		out.Cluster.Revision = revision
 	}
 	out.Cluster.StoreVersion, out.Cluster.StoreBytes, err = s.store.Version(ctx, s.store.Client().Endpoints()[0])
 	if err != nil {
@@ -81,7 +87,7 @@ func (s *server) statusAsOf(ctx context.Context, age time.Duration) (*api.Status
 			return nil, err
 		}
 	}
-	problems = append(problems, s.misfitServices(ctx, out.Cluster.Revision, age, out.Nodes)...)
+	problems = append(problems, s.serviceTable.concerns(reachOf(c.Name, out.Nodes))...)
 	now := time.Now()
 	out.Concerns, out.Settling = api.Judge(now, s.differences(now, out, append(problems, s.problems()...)))
 	return out, nil
@@ -97,7 +103,8 @@ func quotaConcern(bytes, quota int64) (api.Concern, bool) {
 	}, bytes >= quota-quota/20
 }
 
-// addDeadNodes adds what the peer's gossip says of its nodes.
+// addDeadNodes adds what the peer's gossip says about its nodes. A value that cannot be
+// read counts as none; writePeers replaces it.
 func (s *server) addDeadNodes(ctx context.Context, peer *api.PeerStatus) error {
 	kv, err := s.store.Get(ctx, wire.PeerLivenessKey(peer.Name))
 	if errors.Is(err, store.ErrNotFound) {
@@ -106,9 +113,10 @@ func (s *server) addDeadNodes(ctx context.Context, peer *api.PeerStatus) error {
 	if err != nil {
 		return err
 	}
-	l, err := wire.Unmarshal[wire.PeerLiveness](kv.Value)
-	peer.DeadNodes, peer.DeadSince = slices.Sorted(maps.Keys(l.Dead)), l.Dead
-	return err
+	if l, err := wire.Unmarshal[wire.PeerLiveness](kv.Value); err == nil {
+		peer.DeadNodes, peer.DeadSince = slices.Sorted(maps.Keys(l.Dead)), l.Dead
+	}
+	return nil
 }
 
 func (s *server) nodeStatus(ctx context.Context) ([]api.NodeStatus, error) {
