@@ -455,13 +455,13 @@ func (w *workloads) watchReadiness(ctx context.Context) {
 		if p := w.probes[e.Key()]; p != nil {
 			p.stop()
 		}
-		probe, err := endpoint.ReadProbe(pod.Object, e.IP)
+		probes, err := endpoint.ReadProbes(pod.Object, e.IP)
 		ctx, stop := context.WithCancel(ctx)
 		w.probes[e.Key()] = &probing{uid: e.UID, stop: stop}
 		switch {
 		case err != nil:
 			w.ready(r, false, err)
-		case probe == nil:
+		case len(probes) == 0:
 			w.ready(r, true, nil)
 		default:
 			// What it was before the agent restarted, until asked.
@@ -470,7 +470,7 @@ func (w *workloads) watchReadiness(ctx context.Context) {
 				w.ready(r, true, nil)
 			}
 			w.wg.Go(func() {
-				probe.Watch(ctx, was, probe.Ask, func(ready bool, why error) { w.ready(r, ready, why) })
+				endpoint.WatchAll(ctx, probes, was, func(ready bool, why error) { w.ready(r, ready, why) })
 			})
 		}
 	}

@@ -3,10 +3,16 @@ package endpoint
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -94,14 +100,134 @@ func TestReadProbe(t *testing.T) {
 		{name: "exec", probe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{}}}, bad: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := ReadProbe(pod(test.probe), ip)
+			got, err := ReadProbes(pod(test.probe), ip)
 			if (err != nil) != test.bad {
 				t.Fatalf("error %v", err)
 			}
-			if got != nil && got.Target != test.target || got == nil && test.target != "" {
-				t.Errorf("target %+v, want %s", got, test.target)
+			var targets []string
+			for _, p := range got {
+				targets = append(targets, p.Target)
+			}
+			if strings.Join(targets, " ") != test.target {
+				t.Errorf("targets %q, want %q", targets, test.target)
 			}
 		})
+	}
+}
+
+// A pod is ready when all its containers are, sidecars included.
+func TestEveryContainerIsProbed(t *testing.T) {
+	open := func() *net.TCPListener {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		return l.(*net.TCPListener)
+	}
+	container := func(name string, l *net.TCPListener) corev1.Container {
+		port := intstr.FromInt(l.Addr().(*net.TCPAddr).Port)
+		return corev1.Container{Name: name, ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: port}}}}
+	}
+	for _, dead := range []string{"", "sidecar", "web", "log"} {
+		sidecar, web, log := open(), open(), open()
+		if l := map[string]*net.TCPListener{"sidecar": sidecar, "web": web, "log": log}[dead]; l != nil {
+			l.Close()
+		}
+		pod := &corev1.Pod{Spec: corev1.PodSpec{
+			InitContainers: []corev1.Container{{Name: "setup"}, container("sidecar", sidecar)}, Containers: []corev1.Container{container("web", web), {Name: "none"}, container("log", log)},
+		}}
+		probes, err := ReadProbes(pod, netip.MustParseAddr("127.0.0.1"))
+		if err != nil || len(probes) != 3 {
+			t.Fatalf("%d probes, %v", len(probes), err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var verdict *bool
+		WatchAll(ctx, probes, false, func(ready bool, _ error) { verdict = &ready; cancel() })
+		if verdict == nil || *verdict != (dead == "") {
+			t.Errorf("with %q dead: ready %v", dead, verdict)
+		}
+	}
+}
+
+// The verdict on a pod follows its probes, and waits until each has one.
+func TestVerdictOfSeveralProbes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		// Nobody listens on any of these: the dials fail at once.
+		probe := func(delay time.Duration) *Probe {
+			return &Probe{Target: "nobody:x", Delay: delay, Period: time.Second, Timeout: time.Second, Failures: 3, Successes: 1}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		var at []time.Duration
+		WatchAll(ctx, []*Probe{probe(0), probe(5 * time.Second)}, true, func(ready bool, why error) {
+			if ready || why == nil {
+				t.Errorf("ready %v, %v", ready, why)
+			}
+			at = append(at, time.Since(start))
+		})
+		if want := []time.Duration{200 * time.Millisecond, 5200 * time.Millisecond}; !slices.Equal(at, want) {
+			t.Errorf("verdicts after %v, want %v", at, want)
+		}
+	})
+}
+
+// Whatever a pod answers, the reason stays small: it is written to etcd beside
+// everything else that the node reports.
+func TestReasonsOfProbesAreSmall(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := make(chan string, 1)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 4096))
+			_, _ = io.WriteString(c, <-answers)
+			c.Close()
+		}
+	}()
+	defer func() { l.Close(); <-served }()
+	long := strings.Repeat("x", 40<<10)
+	for name, answer := range map[string]string{
+		"status text":     "HTTP/1.1 500 " + long + "\r\nContent-Length: 0\r\n\r\n",
+		"no HTTP":         long + "\r\n",
+		"status code":     "HTTP/1.1 " + long + "\r\n\r\n",
+		"header":          "HTTP/1.1 200 OK\r\n" + long + "\r\n\r\n",
+		"endless headers": "HTTP/1.1 200 OK\r\n" + strings.Repeat("A: "+long[:1000]+"\r\n", 100) + "\r\n",
+	} {
+		answers <- answer
+		p := &Probe{HTTP: true, Target: "http://" + l.Addr().String() + "/", Timeout: time.Minute}
+		if err := p.Ask(t.Context()); err == nil || len(err.Error()) > maxReason+len("…") {
+			t.Errorf("%s: %.300v", name, err)
+		}
+	}
+}
+
+func TestProbesSendTheirHost(t *testing.T) {
+	var got string
+	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r.Host + " " + r.Header.Get("X-Probe") }))
+	defer s.Close()
+	host, port, _ := net.SplitHostPort(s.Listener.Addr().String())
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	probes, err := ReadProbes(&corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+		Port: intstr.FromInt(number), HTTPHeaders: []corev1.HTTPHeader{{Name: "host", Value: "shop.example"}, {Name: "X-Probe", Value: "1"}},
+	}}}}}}}, netip.MustParseAddr(host))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := probes[0].Ask(t.Context()); err != nil || got != "shop.example 1" {
+		t.Errorf("sent %q, %v", got, err)
 	}
 }
 

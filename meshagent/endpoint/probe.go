@@ -2,11 +2,15 @@ package endpoint
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,6 +21,7 @@ import (
 type Probe struct {
 	Target string // host:port for TCP, URL for HTTP
 	HTTP   bool
+	Host   string // of the HTTP request; "" means the target's
 	Header http.Header
 
 	Delay, Period, Timeout time.Duration
@@ -36,21 +41,21 @@ const (
 	doubtPeriod = 100 * time.Millisecond
 )
 
-// ReadProbe takes the readiness probe of a pod's first container that has one;
-// nil if none has. The address of a probe without host is ip.
-func ReadProbe(pod *corev1.Pod, ip netip.Addr) (*Probe, error) {
-	for i := range pod.Spec.Containers {
-		c := &pod.Spec.Containers[i]
+// ReadProbes reads the readiness probes of a pod's containers, sidecars included. A
+// pod without any is ready as soon as it runs. A probe that names no host asks ip.
+func ReadProbes(pod *corev1.Pod, ip netip.Addr) ([]*Probe, error) {
+	var probes []*Probe
+	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
 		if c.ReadinessProbe == nil {
 			continue
 		}
-		p, err := readProbe(c, ip)
+		p, err := readProbe(&c, ip)
 		if err != nil {
-			return nil, fmt.Errorf("readiness probe of container %q: %w", c.Name, err)
+			return nil, fmt.Errorf("container %q: %w", c.Name, err)
 		}
-		return p, nil
+		probes = append(probes, p)
 	}
-	return nil, nil
+	return probes, nil
 }
 
 func readProbe(c *corev1.Container, ip netip.Addr) (*Probe, error) {
@@ -80,6 +85,10 @@ func readProbe(c *corev1.Container, ip netip.Addr) (*Probe, error) {
 		p.HTTP, p.Header = true, http.Header{}
 		p.Target = "http://" + net.JoinHostPort(orIP(in.HTTPGet.Host, ip), fmt.Sprint(port)) + "/" + trimSlash(in.HTTPGet.Path)
 		for _, h := range in.HTTPGet.HTTPHeaders {
+			if strings.EqualFold(h.Name, "Host") {
+				p.Host = h.Value // net/http ignores the header of this name
+				continue
+			}
 			p.Header.Add(h.Name, h.Value)
 		}
 	default:
@@ -143,23 +152,72 @@ func (p *Probe) Ask(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	req.Header = p.Header
+	req.Header, req.Host = p.Header, p.Host
 	resp, err := probeClient.Do(req)
 	if err != nil {
-		return err
+		return short(err)
 	}
 	defer resp.Body.Close()
 	_, _ = io.CopyN(io.Discard, resp.Body, 10<<10)
 	if resp.StatusCode < 200 || resp.StatusCode >= 400 {
-		return fmt.Errorf("answered %s", resp.Status)
+		// The text of the status line is the pod's, and of any length.
+		return fmt.Errorf("answered %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
 	}
 	return nil
 }
 
+// maxReason is how much of an error is kept, in bytes. Errors of net/http quote what
+// the pod sent, and every error is written to etcd, where one that is too large would
+// keep this node from reporting anything.
+const maxReason = 256
+
+func short(err error) error {
+	if text := err.Error(); len(text) > maxReason {
+		return errors.New(strings.ToValidUTF8(text[:maxReason], "") + "…")
+	}
+	return err
+}
+
 // probeClient opens a connection per probe and takes a redirect as success.
 var probeClient = &http.Client{
-	Transport:     &http.Transport{DisableKeepAlives: true, Proxy: nil},
+	Transport:     &http.Transport{DisableKeepAlives: true, Proxy: nil, MaxResponseHeaderBytes: 64 << 10},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// WatchAll watches all probes of a pod until ctx ends. It calls changed, never
+// concurrently, with each verdict on the pod: ready when every probe succeeds. It
+// starts from ready, as known from before.
+func WatchAll(ctx context.Context, probes []*Probe, ready bool, changed func(ready bool, why error)) {
+	type verdict struct {
+		known, ready bool
+		why          error
+	}
+	var (
+		wg       sync.WaitGroup
+		mu       sync.Mutex // guards verdicts, and is held during changed
+		verdicts = make([]verdict, len(probes))
+	)
+	for i, p := range probes {
+		wg.Go(func() {
+			p.Watch(ctx, ready, p.Ask, func(ready bool, why error) {
+				mu.Lock()
+				defer mu.Unlock()
+				verdicts[i] = verdict{true, ready, why}
+				known := true
+				for _, v := range verdicts {
+					if v.known && !v.ready {
+						changed(false, v.why)
+						return
+					}
+					known = known && v.known
+				}
+				if known {
+					changed(true, nil)
+				}
+			})
+		})
+	}
+	wg.Wait()
 }
 
 // Watch asks until ctx ends and calls changed with every new verdict, the first
