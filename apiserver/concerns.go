@@ -248,6 +248,14 @@ func nodeProblem(cluster, node string, p api.NodeProblem) api.Concern {
 		c.Reason, c.Message, c.Next = "CertificateEnds", fmt.Sprintf("node %s: %s", node, cause), cmp.Or(advice, mend)
 	case p.Table == wire.ProblemFiles:
 		c.Reason, c.Message, c.Next = "FileNotWritten", fmt.Sprintf("node %s: %s", node, cause), cmp.Or(advice, mend)
+	case p.Table == wire.ProblemParts:
+		c.Reason, c.Message, c.Next = "AgentImpaired", fmt.Sprintf("agent on %s: %s", node, cause), cmp.Or(advice, mend)
+	case p.Table == wire.ProblemValues:
+		c.Reason, c.Message = "ValueNotRead", fmt.Sprintf("node %s cannot use %s of its store: %s", node, p.Row, p.Error)
+		if p.Rows > 1 {
+			c.Message = fmt.Sprintf("node %s cannot use %d values of its store (for example %s): %s", node, p.Rows, p.Row, p.Error)
+		}
+		c.Next = "is the agent older than its API server? `weft debug table rejected --node " + node + "` lists them"
 	case p.Table == wire.ProblemDamages:
 		c.Reason, c.Message, c.Next = "DamagedFile", fmt.Sprintf("node %s: %s", node, cause), advice
 	case p.Table == wire.ProblemPods:

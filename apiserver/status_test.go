@@ -180,6 +180,9 @@ func TestProblemsOfNodesReadLikeSentences(t *testing.T) {
 		{api.NodeProblem{Table: wire.ProblemProbes, Rows: 1, Error: "not permitted"}, "node n1", "node n1 does not watch its paths, so that traffic stays with dead nodes: not permitted; correct that on n1; its agent keeps trying", false},
 		{api.NodeProblem{Table: wire.ProblemPeers, Row: "east/n1", Rows: 1, Error: "no space left on device"}, "node n1", "tunnel on n1 is not brought up to date: no space left on device; correct that on n1; its agent keeps trying", true},
 		{api.NodeProblem{Table: wire.ProblemFiles, Row: "/a", Rows: 1, Error: "write /a: read-only file system"}, "node n1", "node n1: write /a: read-only file system; correct that on n1; its agent keeps trying", true},
+		{api.NodeProblem{Table: wire.ProblemParts, Row: "events", Rows: 1, Error: "flow events cannot be read: not permitted"}, "node n1", "agent on n1: flow events cannot be read: not permitted; correct that on n1; its agent keeps trying", true},
+		{api.NodeProblem{Table: wire.ProblemValues, Row: "weft/state/x", Rows: 1, Error: "no JSON"}, "node n1", "node n1 cannot use weft/state/x of its store: no JSON; is the agent older than its API server? `weft debug table rejected --node n1` lists them", true},
+		{api.NodeProblem{Table: wire.ProblemValues, Row: "weft/state/x", Rows: 2, Error: "no JSON"}, "node n1", "node n1 cannot use 2 values of its store (for example weft/state/x): no JSON; is the agent older than its API server? `weft debug table rejected --node n1` lists them", true},
 		{api.NodeProblem{Table: wire.ProblemPods, Row: "shop/web", Rows: 1, Error: "disk full"}, "pod shop/web", "pod shop/web on node n1: its network is not ready: disk full; correct that on n1; its agent keeps trying", true},
 		{api.NodeProblem{Table: "nodes", Row: "east/n2", Rows: 1, Error: wire.NotRegistered}, "node n2", "n2 was removed from cluster east and still runs: stop its agent", true},
 	} {

@@ -21,11 +21,11 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/flow"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/intake"
@@ -34,6 +34,7 @@ import (
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/meshagent/trust"
 	"github.com/weft-mesh/weft/tunnel/gossip"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // Agent is all parts of an agent, put together over its edges.
@@ -113,7 +114,9 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	}
 	servers, unknown := n.apiServers(context.Background(), net.DefaultResolver.LookupNetIP)
 	if len(unknown) > 0 {
-		log.Warn("policies about the entity kube-apiserver do not mean these API servers: their names have no address; restart the agent once they have, or write addresses into the join bundle", "names", unknown)
+		text := fmt.Sprintf("policies for the entity kube-apiserver do not cover %s: no address found for this name; restart the agent once it resolves, or put an address into the join bundle", strings.Join(unknown, ", "))
+		log.Warn(text)
+		setProblem(t, wire.ProblemParts, "kube-apiserver", text)
 	}
 	a.program, err = program.New(program.Config{
 		Self: n.name, APIServers: servers, Tables: a.Tables, Maps: edges.Datapath.Maps(), Ways: a.ways, Start: a.start, Trace: cfg.Trace, Log: log,
@@ -136,10 +139,11 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 		node: n, edges: edges, tables: a.Tables, ways: a.ways, meshes: meshes, lanes: a.lanes, internal: internal, start: a.start, log: log,
 		changed: make(chan struct{}, 1), news: make(chan struct{}),
 	}
-	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, paths: a.liveness, trust: a.trust, settled: a.workloads.settled, told: make(chan struct{}), lost: make(chan struct{}, 1), log: log}
+	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, paths: a.liveness, trust: a.trust, settled: a.workloads.settled, told: make(chan struct{}), lost: make(chan struct{}, 1), trouble: partTrouble(a.Tables, "publisher", "the store does not take this node's state", log)}
 	a.hosts = &hosts{path: cfg.Hosts, tell: f.tell, own: n.cluster, tables: a.Tables, listed: a.listed}
-	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, identity: a.program.Identity, ring: a.ring, log: log}
-	a.shares = &shares{datapath: edges.Datapath, tables: a.Tables, log: log}
+	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, identity: a.program.Identity, ring: a.ring,
+		trouble: partTrouble(a.Tables, "events", "flow events cannot be read", log)}
+	a.shares = &shares{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "shares", "shares of the flow table cannot be read", log), log: log}
 	return a, nil
 }
 
@@ -164,11 +168,7 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 	}
 	g.Go(func() error { return a.gossip(ctx) })
 	g.Go(func() error {
-		return sweep(ctx, a.edges.Datapath, flowSweep, func(s bpf.Swept, err error) {
-			if err != nil && ctx.Err() == nil {
-				a.log.Warn("flows were not swept, trying again", "error", err)
-			}
-		})
+		return sweep(ctx, a.edges.Datapath, flowSweep, partTrouble(a.Tables, "flows", "flows that have ended stay in their table", a.log).tell)
 	})
 	g.Go(func() error { return a.order(ctx) })
 	return g.Wait()
@@ -229,7 +229,8 @@ func (a *Agent) gossip(ctx context.Context) error {
 	if a.edges.Gossip == nil || a.cfg.GossipPort == 0 {
 		return nil
 	}
-	for ctx.Err() == nil {
+	trouble := partTrouble(a.Tables, "gossip", "gossip does not run, so only probes find dead nodes", a.log)
+	trouble.retry(ctx, func(ctx context.Context) error {
 		keys, changed := a.intake.GossipKeys()
 		lan := keys.LAN
 		if len(lan) == 0 && len(a.node.gossip) > 0 {
@@ -240,22 +241,15 @@ func (a *Agent) gossip(ctx context.Context) error {
 			case <-ctx.Done():
 			case <-changed:
 			}
-			continue
+			return nil
 		}
 		cfg := gossip.Config{
 			Self:  gossip.Member{Cluster: a.node.cluster, Name: a.node.name, Role: gossip.Agent, Addr: netip.AddrPortFrom(a.node.ip, a.cfg.GossipPort)},
 			Label: "weft-lan-" + a.node.cluster, Speed: gossip.VeryFast, Keys: lan, Clusters: []string{a.node.cluster},
 			OnEvent: a.liveness.heard, Say: a.standing.say, Log: a.log,
 		}
-		err := a.gossipOnce(ctx, cfg, changed)
-		if err != nil && ctx.Err() == nil {
-			a.log.Warn("gossip stopped, starting again", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second):
-			}
-		}
-	}
+		return a.gossipOnce(ctx, cfg, changed)
+	})
 	return nil
 }
 

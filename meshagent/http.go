@@ -180,9 +180,13 @@ func closed(ch <-chan struct{}) bool {
 	}
 }
 
-// serve answers on l until ctx ends. Streams end with ctx as well.
-func serve(ctx context.Context, l net.Listener, h http.Handler) error {
-	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+// serve answers on l until ctx ends, and then closes l and every connection. What
+// strangers send, such as bad certificates, is for the log of who debugs.
+func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	s := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, BaseContext: func(net.Listener) context.Context { return ctx },
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -197,13 +201,13 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	return fmt.Errorf("serve %s: %w", l.Addr(), err)
 }
 
-// listenUnix takes over a socket that an earlier life left.
+// listenUnix listens on path, replacing the socket of an earlier agent.
 func listenUnix(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
+		return nil, fmt.Errorf("listen on %s: it exists and is not a socket; choose another path", path)
 	}
 	// Made aside and renamed, so that it never exists with wider rights.
 	private := path + ".new"
@@ -228,24 +232,5 @@ func mayAsk(user string) error {
 		return nil
 	default:
 		return fmt.Errorf("user %q may not ask an agent", user)
-	}
-}
-
-// retryListen listens as soon as the address is there: a node may be given it
-// after its agent has started.
-func retryListen(ctx context.Context, log *slog.Logger, listen func() (net.Listener, error)) (net.Listener, error) {
-	for told := false; ; told = true {
-		l, err := listen()
-		if err == nil {
-			return l, nil
-		}
-		if !told {
-			log.Warn("cannot listen yet, trying again", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil, nil
-		case <-time.After(time.Second):
-		}
 	}
 }

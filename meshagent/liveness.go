@@ -3,7 +3,6 @@ package meshagent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -42,6 +41,7 @@ type liveness struct {
 	// applying is held from reading the prober's observations until they are written,
 	// so that older ones never overwrite newer ones.
 	applying sync.Mutex
+	kernel   *trouble // to write what was observed
 
 	// telling guards what is to be told of paths; see paths.go.
 	telling sync.Mutex
@@ -65,22 +65,15 @@ func (l *liveness) Run(ctx context.Context) error {
 		case <-ready:
 		}
 	}
-	var last string
-	for ctx.Err() == nil {
+	probing := &trouble{tables: l.tables, table: wire.ProblemProbes, what: "paths are not probed", log: l.log}
+	l.kernel = &trouble{tables: l.tables, table: wire.ProblemPaths, what: "probe results do not reach the kernel", log: l.log}
+	probing.retry(ctx, func(ctx context.Context) error {
 		err := l.probe(ctx)
 		if err != nil && ctx.Err() == nil {
-			if last != err.Error() {
-				l.log.Warn("probing stopped, starting again", "error", err)
-			}
-			last = err.Error()
-			writeProblems(l.tables, wire.ProblemProbes, map[string]string{"": last})
 			l.tell(nil) // what was found out may be over
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-		}
-	}
+		return err
+	})
 	return nil
 }
 
@@ -102,7 +95,6 @@ func (l *liveness) probe(ctx context.Context) error {
 	if prober, err = probe.New(cfg, transport); err != nil {
 		return err
 	}
-	writeProblems(l.tables, wire.ProblemProbes, nil)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return prober.Run(ctx) })
 	g.Go(func() error { return l.targets(ctx, prober) })
@@ -286,12 +278,7 @@ func (l *liveness) write(observations []probe.Observation, now time.Time) {
 			errs = append(errs, l.ways.SetPath(key, bpf.PathAlive))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		l.log.Warn("liveness did not reach the kernel, trying again", "error", err)
-		writeProblems(l.tables, wire.ProblemPaths, map[string]string{"": err.Error()})
-	} else {
-		writeProblems(l.tables, wire.ProblemPaths, nil)
-	}
+	l.kernel.tell(errors.Join(errs...))
 	l.publish(mesh, seen)
 	l.tell(unwell(observations, l.edges.MTU, now))
 }
@@ -341,7 +328,7 @@ func samePath(a, b *tables.Path) bool {
 }
 
 // sweep deletes flows that have ended or fallen silent, until ctx ends.
-func sweep(ctx context.Context, d Datapath, every time.Duration, told func(bpf.Swept, error)) error {
+func sweep(ctx context.Context, d Datapath, every time.Duration, told func(error)) error {
 	wait := every
 	for {
 		select {
@@ -350,12 +337,11 @@ func sweep(ctx context.Context, d Datapath, every time.Duration, told func(bpf.S
 		case <-time.After(wait):
 		}
 		begun := time.Now()
-		s, err := d.Sweep(bpf.Now())
+		_, err := d.Sweep(bpf.Now())
 		wait = rest(every, time.Since(begun))
-		if err != nil {
-			err = fmt.Errorf("sweep flows: %w", err)
+		if ctx.Err() == nil {
+			told(err)
 		}
-		told(s, err)
 	}
 }
 

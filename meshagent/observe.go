@@ -2,7 +2,6 @@ package meshagent
 
 import (
 	"context"
-	"log/slog"
 	"net/netip"
 	"strings"
 	"sync"
@@ -27,7 +26,7 @@ type observer struct {
 	explain  func() *program.Explanation
 	identity func(identity.Number) identity.Number // behind a number of an event
 	ring     *flow.Ring
-	log      *slog.Logger
+	trouble  *trouble
 
 	// mu guards the cache of frontends, which the one decoding goroutine fills.
 	mu        sync.Mutex
@@ -41,9 +40,9 @@ func (o *observer) Run(ctx context.Context) error {
 		Node: o.node.key(), Time: sinceBoot,
 		Endpoint: o.endpoint, Rule: o.rule, Selecting: o.selecting, Service: o.service,
 	}
-	var lost uint64
-	for ctx.Err() == nil {
-		err := o.datapath.Events(ctx, func(e bpf.Event) {
+	lost, _ := o.datapath.Lost() // the kernel counts across restarts of the agent
+	o.trouble.retry(ctx, func(ctx context.Context) error {
+		return o.datapath.Events(ctx, func(e bpf.Event) {
 			if now, err := o.datapath.Lost(); err == nil && now > lost {
 				o.ring.Missed(now - lost)
 				lost = now
@@ -52,14 +51,7 @@ func (o *observer) Run(ctx context.Context) error {
 			f.Hint = o.hint(&f, &e)
 			o.ring.Add(f)
 		})
-		if err != nil && ctx.Err() == nil {
-			o.log.Warn("events of the datapath stopped, starting again", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-		}
-	}
+	})
 	return nil
 }
 

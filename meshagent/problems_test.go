@@ -3,6 +3,7 @@ package meshagent
 import (
 	"fmt"
 	"iter"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -42,6 +43,10 @@ func TestOnlyWhatLastsIsToldByCause(t *testing.T) {
 			},
 			want: []wire.NodeProblem{{Table: "services", Row: "a", Rows: 2, Error: "full", Since: now.Add(-time.Hour).UTC()}, {Table: "ips", Rows: 1, Error: "refused", Since: now.Add(-time.Minute).UTC()}},
 			due:  lastingAfter, count: 2,
+		},
+		{
+			name: "a long error is cut", all: []*tables.Problem{problem("paths", "", strings.Repeat("ü", maxError), time.Minute)},
+			want: []wire.NodeProblem{{Table: "paths", Rows: 1, Error: strings.Repeat("ü", maxError/2) + "…", Since: now.Add(-time.Minute).UTC()}}, due: leaseTurn, count: 1,
 		},
 		{name: "not all there are", all: many, due: leaseTurn, count: mostProblems},
 	} {

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
@@ -40,8 +39,8 @@ type publisher struct {
 	// settled is closed when the table of endpoints is what it should be.
 	settled <-chan struct{}
 	// told is closed once the store has the complete list.
-	told chan struct{}
-	log  *slog.Logger
+	told    chan struct{}
+	trouble *trouble
 
 	mu   sync.Mutex        // guards have and news
 	have map[string][]byte // in etcd, as far as known, or on its way; nil: to be read
@@ -54,14 +53,23 @@ type publisher struct {
 	holding string
 }
 
-// leaseTurn is how often the lease is renewed: a third of it may go wrong twice.
-const leaseTurn = 5 * time.Minute
+const (
+	// leaseTurn is how often the lease is renewed: a third of its lifetime, so that
+	// two renewals may fail.
+	leaseTurn = 5 * time.Minute
+	// firstPause and lastPause bound the wait after a write that failed.
+	firstPause = 50 * time.Millisecond
+	lastPause  = 2 * time.Second
+	// publishPatience is how long writes may fail before operators are told. Shorter
+	// failures are ordinary: another member of the store becomes its leader.
+	publishPatience = 10 * time.Second
+)
 
 // Run works until ctx ends; what was written stays.
 func (p *publisher) Run(ctx context.Context) error {
 	p.start = startID()
-	pause := 50 * time.Millisecond
-	renewed := time.Now()
+	pause, renewed := firstPause, time.Now()
+	var failing time.Time // since when writing fails; zero: it does not
 	for ctx.Err() == nil {
 		settled := closed(p.settled) // before the snapshot, so that it speaks of it
 		settling := p.settled
@@ -71,7 +79,7 @@ func (p *publisher) Run(ctx context.Context) error {
 		txn := p.tables.DB.ReadTxn()
 		_, endpoints := p.tables.Endpoints.AllWatch(txn)
 		_, pods := p.tables.Pods.AllWatch(txn)
-		_, failing := p.tables.Problems.AllWatch(txn)
+		_, newProblems := p.tables.Problems.AllWatch(txn)
 		_, known, own := p.lanes.Own()
 		holding, changed := p.trust.Holding()
 		if holding != p.holding {
@@ -82,11 +90,20 @@ func (p *publisher) Run(ctx context.Context) error {
 		problems, due := lasting(p.tables.Problems.All(txn), time.Now())
 		err := p.turn(ctx, txn, settled, known, problems, unwell)
 		wait := min(leaseTurn, due)
-		if err != nil && ctx.Err() == nil {
-			p.log.Debug("could not tell the API server, trying again", "error", err)
-			wait, pause = pause, min(2*pause, 2*time.Second)
-		} else {
-			pause = 50 * time.Millisecond
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			pause, failing = firstPause, time.Time{}
+			p.trouble.tell(nil)
+		default:
+			wait, pause = pause, min(2*pause, lastPause)
+			if failing.IsZero() {
+				failing = time.Now()
+			}
+			if time.Since(failing) >= publishPatience {
+				p.trouble.tell(err)
+			}
 		}
 		if time.Since(renewed) >= leaseTurn {
 			if lost, err := p.edges.Sink.Renew(ctx); err == nil {
@@ -101,7 +118,7 @@ func (p *publisher) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-endpoints:
 		case <-pods:
-		case <-failing:
+		case <-newProblems:
 		case <-pathsChanged:
 		case <-own:
 		case <-changed:
@@ -169,12 +186,12 @@ func (p *publisher) gone(have, want map[string][]byte) (changes []reflector.Chan
 // complete marks the list as complete.
 func (p *publisher) complete(ctx context.Context, have map[string][]byte) error {
 	mark := reflector.Change{Key: wire.NodeSyncedKey(p.node.name), Value: []byte(p.start)}
-	if bytes.Equal(have[mark.Key], mark.Value) {
-		return nil
-	}
-	err := p.say([]reflector.Change{mark}, func() error { return p.edges.Sink.PutLeased(ctx, mark.Key, mark.Value) })
-	if err != nil {
-		return err
+	// It may be there already: a write that timed out was made all the same.
+	if !bytes.Equal(have[mark.Key], mark.Value) {
+		err := p.say([]reflector.Change{mark}, func() error { return p.edges.Sink.PutLeased(ctx, mark.Key, mark.Value) })
+		if err != nil {
+			return err
+		}
 	}
 	if !closed(p.told) {
 		close(p.told)

@@ -148,25 +148,34 @@ func (a *Agent) tellOfCertificates(problem string) {
 
 // server is one listener of the agent's.
 type server struct {
-	log    *slog.Logger
-	listen func() (net.Listener, error)
-	http   http.Handler
+	trouble *trouble
+	listen  func() (net.Listener, error)
+	http    http.Handler
+	log     *slog.Logger
 }
 
-// Run serves until ctx ends.
+// Run serves until ctx ends. It listens as soon as it can: a node may get its address
+// after its agent has started.
 func (s server) Run(ctx context.Context) error {
-	l, err := retryListen(ctx, s.log, s.listen)
-	if err != nil || l == nil {
-		return err
-	}
-	return serve(ctx, l, s.http)
+	s.trouble.retry(ctx, func(ctx context.Context) error {
+		l, err := s.listen()
+		if err != nil {
+			return err
+		}
+		return serve(ctx, l, s.http, s.log)
+	})
+	return nil
+}
+
+func (a *Agent) server(at string, listen func() (net.Listener, error), h http.Handler) server {
+	return server{partTrouble(a.Tables, "listen "+at, "no connections are accepted at "+at, a.log), listen, h, a.log}
 }
 
 // servers are the socket, the port for operators and the one for metrics.
 func (a *Agent) servers(conf *tls.Config) ([]part, error) {
 	api := a.handler()
 	parts := []part{
-		server{a.log, func() (net.Listener, error) { return listenUnix(a.cfg.Socket) }, api},
+		a.server(a.cfg.Socket, func() (net.Listener, error) { return listenUnix(a.cfg.Socket) }, api),
 	}
 	if a.cfg.Listen != "" {
 		host, port, err := net.SplitHostPort(a.cfg.Listen)
@@ -174,20 +183,20 @@ func (a *Agent) servers(conf *tls.Config) ([]part, error) {
 			return nil, fmt.Errorf("listen %q: %w", a.cfg.Listen, err)
 		}
 		at := net.JoinHostPort(cmp.Or(host, a.node.ip.String()), port)
-		parts = append(parts, server{a.log, func() (net.Listener, error) {
+		parts = append(parts, a.server(at, func() (net.Listener, error) {
 			l, err := net.Listen("tcp", at)
 			if err != nil {
 				return nil, err
 			}
 			return tls.NewListener(l, conf), nil
-		}, api})
+		}, api))
 	}
 	if a.cfg.MetricsAddress != "" {
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(collector{a}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-		parts = append(parts, server{a.log, func() (net.Listener, error) { return net.Listen("tcp", a.cfg.MetricsAddress) }, mux})
+		parts = append(parts, a.server(a.cfg.MetricsAddress, func() (net.Listener, error) { return net.Listen("tcp", a.cfg.MetricsAddress) }, mux))
 	}
 	return parts, nil
 }

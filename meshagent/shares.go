@@ -15,6 +15,7 @@ import (
 type shares struct {
 	datapath Datapath
 	tables   *tables.Tables
+	trouble  *trouble
 	log      *slog.Logger
 
 	// Of the loop alone.
@@ -39,9 +40,7 @@ const (
 // Run works until ctx ends.
 func (s *shares) Run(ctx context.Context) error {
 	for {
-		if err := s.look(); err != nil {
-			s.log.Debug("could not read the shares of the flow table, trying again", "error", err)
-		}
+		s.trouble.tell(s.look())
 		select {
 		case <-ctx.Done():
 			return nil

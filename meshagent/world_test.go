@@ -62,8 +62,9 @@ type testNode struct {
 	lanes    *tunneltest.Lanes
 	host     *tunneltest.Host
 	plumbing *plumbing
-	// alter changes the next agent's edges, if it is set.
+	// alter changes the next agent's edges, if it is set, and log is where it logs.
 	alter func(*Edges)
+	log   slog.Handler
 	agent *Agent
 	stop  func()
 }
@@ -132,6 +133,9 @@ func (n *testNode) run() {
 	t := n.world.t
 	cfg := Defaults()
 	cfg.StateDir, cfg.Hosts, cfg.Log = n.dir, "", slog.New(slog.DiscardHandler)
+	if n.log != nil {
+		cfg.Log = slog.New(n.log)
+	}
 	who, err := whoAmI(cfg, &api.JoinBundle{
 		Cluster: n.cluster.name, ClusterID: uint32(n.cluster.id), ClusterPodCIDRs: []netip.Prefix{n.cluster.cidr()},
 		Node: n.name, Addresses: []netip.Addr{n.ip()}, PodCIDRs: []netip.Prefix{n.cidr()},

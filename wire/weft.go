@@ -64,6 +64,8 @@ const (
 	ProblemFiles        = "files"        // rows are paths of files that cannot be written
 	ProblemDamages      = "damages"      // rows are where damaged files were put aside
 	ProblemPods         = "pods"         // rows are namespace/name
+	ProblemParts        = "agent"        // rows are parts of the agent that do not work
+	ProblemValues       = "values"       // rows are keys of the store whose values cannot be read
 	ProblemShares       = "shares"       // share of a map used up by a pod; row "" is the node itself
 )
 

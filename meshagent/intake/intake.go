@@ -65,18 +65,28 @@ func (in *Intake) GossipKeys() (wire.GossipKeys, <-chan struct{}) {
 // Apply writes one batch as one transaction.
 func (in *Intake) Apply(events []reflector.Event) {
 	t := in.tables
-	txn := t.DB.WriteTxn(t.Clusters, t.Former, t.Nodes, t.IPs, t.Identities, t.Services, t.Slices, t.Namespaces, t.Pods, t.Policies, t.Rejected)
+	txn := t.DB.WriteTxn(t.Clusters, t.Former, t.Nodes, t.IPs, t.Identities, t.Services, t.Slices, t.Namespaces, t.Pods, t.Policies, t.Rejected, t.Problems)
 	for _, e := range events {
 		w := writer{in: in, t: t, txn: txn}
 		err := w.apply(e)
 		rejected := &tables.Rejected{StoreKey: e.Key, Cluster: w.cluster, Since: time.Now()}
+		problem := &tables.Problem{Table: wire.ProblemValues, Row: e.Key, Attempts: 1}
+		old := tables.Get(txn, t.Rejected, rejected.Key())
 		if err == nil || e.Deleted && errors.Is(err, errKey) {
-			tables.Drop(txn, t.Rejected, rejected)
+			if old != nil {
+				tables.Drop(txn, t.Rejected, rejected)
+				tables.Drop(txn, t.Problems, problem)
+			}
 			continue
+		}
+		if old != nil {
+			rejected.Since = old.Since
 		}
 		// The row stays as it was: a value that cannot be read takes nothing away.
 		rejected.Error = err.Error()
 		tables.Put(txn, t.Rejected, rejected)
+		problem.Since, problem.Error = rejected.Since, rejected.Error
+		tables.Put(txn, t.Problems, problem)
 	}
 	txn.Commit()
 }

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/reflector"
@@ -53,6 +55,36 @@ func (d *desk) want(table, has string, there bool) {
 	if got := d.shown(table); strings.Contains(got, has) != there {
 		d.t.Errorf("table %s: %q there is %v, want %v:\n%s", table, has, !there, there, got)
 	}
+}
+
+// A value that cannot be read is a problem of the node since it was first seen,
+// however often it is written again, until it can be read or is gone.
+func TestAValueThatCannotBeReadIsAProblemSinceItWasFirstSeen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t)
+		problems := func() []*tables.Problem { return tables.All(d.rows.DB.ReadTxn(), d.rows.Problems) }
+		key, began := wire.ObjectKey("ciliumnetworkpolicies", "shop", "deny"), time.Now()
+		for range 3 {
+			d.put(key, "{")
+			time.Sleep(time.Minute)
+		}
+		p := problems()
+		if len(p) != 1 || p[0].Table != wire.ProblemValues || p[0].Row != key || p[0].Error == "" || !p[0].Since.Equal(began) {
+			t.Fatalf("problems %+v", p)
+		}
+		if r := tables.All(d.rows.DB.ReadTxn(), d.rows.Rejected); len(r) != 1 || !r[0].Since.Equal(began) {
+			t.Errorf("rejected %+v", r)
+		}
+		d.drop(key)
+		if p := problems(); len(p) != 0 {
+			t.Errorf("gone, and still %+v", p[0])
+		}
+		d.put(wire.RotationKey, "{")
+		d.putJSON(wire.RotationKey, wire.Rotation{Epoch: 2})
+		if p := problems(); len(p) != 0 {
+			t.Errorf("mended, and still %+v", p[0])
+		}
+	})
 }
 
 func TestAValueThatCannotBeReadTakesNothingAway(t *testing.T) {
