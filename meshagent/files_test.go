@@ -9,11 +9,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/apiserver/api"
@@ -228,6 +230,13 @@ func TestADamagedJoinBundleIsReplacedByItsCopy(t *testing.T) {
 }
 
 func TestAMachineHasOneAgent(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	runtime.LockOSThread() // never unlocked: the thread, and its namespace, end with the goroutine
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
 	cfg := Defaults()
 	cfg.StateDir = filepath.Join(t.TempDir(), "agent")
 	unlock, err := lock(cfg)

@@ -152,6 +152,18 @@ type inUse string
 func (e inUse) Error() string        { return string(e) }
 func (e inUse) Is(target error) bool { return target == ErrInUse }
 
+// heldBy is the process that holds a lock, "" if it is not known.
+type heldBy string
+
+func (h heldBy) Error() string { return "held by process " + string(h) }
+
+func (h heldBy) name(what string) string {
+	if h == "" {
+		return what
+	}
+	return fmt.Sprintf("%s (process %s)", what, string(h))
+}
+
 // Lock reserves a folder for this process until it calls release or exits, creating
 // it with mode 0700 if needed. what names the kind of process in messages, such as
 // "agent". The error wraps ErrInUse if another process holds the folder.
@@ -159,7 +171,20 @@ func Lock(dir, what string) (release func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	path := filepath.Join(dir, "lock")
+	release, err = hold(filepath.Join(dir, "lock"))
+	var by heldBy
+	if errors.As(err, &by) {
+		return nil, inUse(fmt.Sprintf("another %s uses %s: stop it, or give this one folders of its own", by.name(what), dir))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return release, nil
+}
+
+// hold locks a file, creating it if needed, until release is called or the process
+// exits. If another process has it, the error is heldBy.
+func hold(path string) (release func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOSPC) {
 		// If the lock file does not exist, no other process can create it either.
@@ -169,19 +194,19 @@ func Lock(dir, what string) (release func(), err error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
+		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
 		owner := make([]byte, 32)
 		n, _ := f.Read(owner)
-		f.Close()
-		by := "another " + what
-		if text := strings.TrimSpace(string(owner[:n])); text != "" {
-			by += " (process " + text + ")"
-		}
-		return nil, inUse(fmt.Sprintf("%s uses %s: stop it, or give this one folders of its own", by, dir))
+		err = heldBy(strings.TrimSpace(string(owner[:n])))
 	}
-	// Only for the message above; the lock works without it.
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	// Only for the message; the lock works without it.
 	if f.Truncate(0) == nil {
 		_, _ = f.WriteAt(fmt.Appendln(nil, os.Getpid()), 0)
 	}

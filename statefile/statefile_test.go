@@ -3,13 +3,19 @@ package statefile
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // holdVariable turns this test binary into a process that locks a folder until its
@@ -135,17 +141,52 @@ func TestAFolderBelongsToOneProcess(t *testing.T) {
 	release()
 }
 
+// One of a kind runs in a network namespace, and only root can say that it does.
 func TestAMachineHasOneOfAKind(t *testing.T) {
-	release, err := LockMachine("test-of-statefile")
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	const what = "test-of-statefile"
+	runtime.LockOSThread() // never unlocked: the thread, and its namespace, end with the goroutine
+	own := func() string {
+		t.Helper()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Fatal(err)
+		}
+		path, err := machineLock(what)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.Remove(path) })
+		return path
+	}
+	path := own()
+	anybodys, err := net.Listen("unix", "@weft-"+what)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LockMachine("test-of-statefile"); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "another test-of-statefile runs on this machine") {
-		t.Errorf("the second: %v", err)
-	}
-	release()
-	if release, err = LockMachine("test-of-statefile"); err != nil {
+	defer anybodys.Close()
+	release, err := LockMachine(what)
+	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := LockMachine(what); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprintf("another %s (process %d) runs on this machine", what, os.Getpid())) {
+		t.Errorf("the second: %v", err)
+	}
+	stranger := exec.Command("/bin/sh", "-c", "exec 3<"+path)
+	stranger.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if out, err := stranger.CombinedOutput(); err == nil || !strings.Contains(string(out), "denied") {
+		t.Errorf("anybody can open the lock: %s, %v", out, err)
+	}
 	release()
+	if release, err = LockMachine(what); err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	own()
+	there, err := LockMachine(what)
+	if err != nil {
+		t.Fatalf("in another network namespace: %v", err)
+	}
+	there()
 }
