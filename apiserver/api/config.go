@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/statefile"
 )
 
 // AdminConfigPath is where an API server leaves the first operator's context.
@@ -138,30 +140,11 @@ func (c *Config) Save(path string) error {
 	return WriteSecretFile(path, text)
 }
 
-// WriteSecretFile writes a 0600 file by rename, creating its folder (0700). A
-// file that already holds exactly this is left alone.
+// WriteSecretFile replaces a file atomically, as statefile.Write does, with mode 0600. A
+// file that already has this content is left alone.
 func WriteSecretFile(path string, text []byte) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, text) {
 		return os.Chmod(path, 0o600)
 	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // 0600 by itself
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(text)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err := errors.Join(err, tmp.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
+	return statefile.Write(path, text)
 }

@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -93,7 +94,7 @@ type Authority struct {
 	bundle []byte // PEM: the issuing certificate first, then older ones
 }
 
-// Open reads the authority kept in dir, or makes it if there is none.
+// Open reads the authority kept in dir, or creates it if there is none.
 func Open(dir, cluster string) (*Authority, error) {
 	a := &Authority{cluster: cluster, dir: dir}
 	keyText, err := os.ReadFile(a.path("ca.key"))
@@ -117,11 +118,33 @@ func Open(dir, cluster string) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority: %s: %w: restore it from a backup", a.path("ca.crt"), err)
 	}
-	a.cert, a.bundle = certs[0], bundle
-	if !a.key.PublicKey.Equal(a.cert.PublicKey) {
-		return nil, fmt.Errorf("certificate authority: ca.key in %s does not belong to the first certificate in ca.crt: restore both from one backup", dir)
+	// It is the first, unless a crash kept the key from following it (see keepLocked).
+	i := slices.IndexFunc(certs, func(c *x509.Certificate) bool { return a.key.PublicKey.Equal(c.PublicKey) })
+	if i < 0 {
+		return nil, fmt.Errorf("certificate authority: ca.key in %s belongs to no certificate in ca.crt: restore both from one backup", dir)
+	}
+	a.cert = certs[i]
+	if err := usable(a.cert); err != nil {
+		return nil, fmt.Errorf("certificate authority: %s: %w", a.path("ca.crt"), err)
+	}
+	if a.bundle, err = MergeBundles(encode("CERTIFICATE", a.cert.Raw), bundle); err != nil {
+		return nil, fmt.Errorf("certificate authority: %w", err)
 	}
 	return a, nil
+}
+
+// usable says why certificates that this one signs would not be accepted; nil if they
+// would be.
+func usable(cert *x509.Certificate) error {
+	switch now := time.Now(); {
+	case !cert.IsCA:
+		return errors.New("the certificate is not a certificate authority's: restore it from a backup")
+	case now.Before(cert.NotBefore):
+		return fmt.Errorf("the certificate is not valid before %s, and this machine's clock says %s: set the clock", cert.NotBefore.Format(time.RFC3339), now.Format(time.RFC3339))
+	case now.After(cert.NotAfter):
+		return fmt.Errorf("the certificate expired on %s: check this machine's clock; if it is right, move the folder away to create a new authority, and give every node, peer and operator new certificates", cert.NotAfter.Format(time.DateOnly))
+	}
+	return nil
 }
 
 func (a *Authority) path(name string) string { return filepath.Join(a.dir, name) }
@@ -207,6 +230,9 @@ func (a *Authority) Adopt(s Secret) error {
 	if !key.PublicKey.Equal(certs[0].PublicKey) {
 		return errors.New("adopt authority: key and certificate do not belong together")
 	}
+	if err := usable(certs[0]); err != nil {
+		return fmt.Errorf("adopt authority: %w", err)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	bundle, err := MergeBundles(s.Bundle, a.bundle)
@@ -216,14 +242,14 @@ func (a *Authority) Adopt(s Secret) error {
 	return a.keepLocked(certs[0], key, bundle)
 }
 
-// keepLocked writes the authority down and uses it from then on.
+// keepLocked stores the authority and uses it from then on.
 func (a *Authority) keepLocked(cert *x509.Certificate, key *ecdsa.PrivateKey, bundle []byte) error {
 	text, err := marshalKey(key)
 	if err != nil {
 		return err
 	}
-	// The bundle goes first: should the key not follow, Open says that they do
-	// not belong together instead of issuing what nobody believes.
+	// The bundle goes first. It still has the old certificate, so if the key does not
+	// follow, Open finds the one that belongs to the old key.
 	if err := api.WriteSecretFile(a.path("ca.crt"), bundle); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package authority
 
 import (
+	"crypto/rand"
 	"crypto/x509"
 	"fmt"
 	"net/netip"
@@ -114,6 +115,83 @@ func TestRotationOverlaps(t *testing.T) {
 		if err := CheckPair(pair.Cert, pair.Key, a.Bundle(), "u"); err != nil {
 			t.Errorf("%s certificate: %v", name, err)
 		}
+	}
+}
+
+// A crash between bundle and key leaves the new bundle beside the old key: the authority
+// is still the old one, and trusts both.
+func TestOpenAfterACrashWhileAdopting(t *testing.T) {
+	dir := t.TempDir()
+	a, other := open(t, dir), open(t, t.TempDir())
+	old := a.Bundle()
+	key, err := os.ReadFile(a.path("ca.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := other.Secret()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Adopt(secret); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(a.path("ca.key"), key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a = open(t, dir)
+	pair := issue(t, a, Request{User: "u", Client: true})
+	if err := CheckPair(pair.Cert, pair.Key, old, "u"); err != nil {
+		t.Error("issues as somebody else:", err)
+	}
+	if got := string(a.Bundle()); got != string(old)+string(other.Bundle()) {
+		t.Errorf("bundle:\n%s", got)
+	}
+	if err := a.Adopt(secret); err != nil || string(a.Bundle()) != string(other.Bundle())+string(old) {
+		t.Errorf("adopting again: %v, bundle\n%s", err, a.Bundle())
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(template *x509.Certificate)
+		want   string
+	}{
+		"another key":      {nil, "belongs to no certificate in ca.crt: restore both from one backup"},
+		"expired":          {func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Hour) }, "expired on"},
+		"a clock at zero":  {func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }, "set the clock"},
+		"not an authority": {func(c *x509.Certificate) { c.IsCA = false; c.MaxPathLenZero = false; c.MaxPathLen = -1 }, "not a certificate authority's"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := open(t, t.TempDir())
+			cert := open(t, t.TempDir()).Bundle()
+			if c.change != nil {
+				template := *a.cert
+				c.change(&template)
+				der, err := x509.CreateCertificate(rand.Reader, &template, &template, &a.key.PublicKey, a.key)
+				if err != nil {
+					t.Fatal(err)
+				}
+				cert = encode("CERTIFICATE", der)
+			}
+			if err := os.WriteFile(a.BundlePath(), cert, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Open(a.dir, "east"); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			if c.change == nil {
+				return
+			}
+			key, err := marshalKey(a.key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := open(t, t.TempDir())
+			before := string(b.Bundle())
+			if err := b.Adopt(Secret{Bundle: cert, Key: key}); err == nil || !strings.Contains(err.Error(), c.want) || string(b.Bundle()) != before {
+				t.Errorf("adopted: %v", err)
+			}
+		})
 	}
 }
 

@@ -38,6 +38,13 @@ func TestCountOfRemovalsNeverFalls(t *testing.T) {
 			t.Errorf("and then %d, %v, want %d", again, err, got)
 		}
 	}
+	// The same if the new count could not be written when the old was put aside.
+	if err := os.Remove(a.path("removals")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := a.KeepRemovals(4); err != nil || got < uint64(time.Now().Unix())-60 {
+		t.Errorf("put aside and not replaced: %d, %v", got, err)
+	}
 	if d := statefile.Damages(filepath.Dir(a.path("removals"))); len(d) != 3 {
 		t.Errorf("put aside: %v", d)
 	}

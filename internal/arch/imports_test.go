@@ -21,7 +21,7 @@ var mayImport = map[string][]string{
 	"wire":          {"identity", "service"}, // what a peer exports of services, as backends
 	"policy":        {"identity", "manifest"},
 	"flow":          {"identity", "bpf"},
-	"apiserver/api": {},
+	"apiserver/api": {"statefile"},
 	// The lab signs with the authorities of its clusters, to show what is done
 	// about forgeries.
 	"apiserver/authority": {"apiserver/api", "statefile"},
