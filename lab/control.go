@@ -30,7 +30,7 @@ func (r Ref) String() string { return r.Process + "@" + r.Node.Full() }
 func (l *Lab) Refs(pattern string) (refs []Ref, err error) {
 	process, where, ok := strings.Cut(pattern, "@")
 	if !ok {
-		return nil, fmt.Errorf("process %q: write PROCESS@CLUSTER/NODE, such as agent@east/n1", pattern)
+		return nil, notThere("process %q: write PROCESS@CLUSTER/NODE, such as agent@east/n1", pattern)
 	}
 	if !strings.Contains(where, "/") {
 		where += "/*"
@@ -46,7 +46,7 @@ func (l *Lab) Refs(pattern string) (refs []Ref, err error) {
 		}
 	}
 	if len(refs) == 0 {
-		return nil, fmt.Errorf("no process matches %q", pattern)
+		return nil, notThere("no process matches %q", pattern)
 	}
 	return refs, nil
 }
@@ -78,7 +78,7 @@ func each(refs []Ref, do func(Ref, *process) error) error {
 	for i, r := range refs {
 		g.Go(func() error {
 			if p := r.Node.process(r.Process); p == nil {
-				failed[i] = fmt.Errorf("%s was never started", r)
+				failed[i] = notThere("%s was never started", r)
 			} else {
 				failed[i] = do(r, p)
 			}

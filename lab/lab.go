@@ -185,6 +185,11 @@ func (l *Lab) powerAll() error {
 	return nil
 }
 
+// NotThere is the error of a name that nothing in the lab has, or not yet.
+type NotThere struct{ error }
+
+func notThere(format string, args ...any) error { return NotThere{fmt.Errorf(format, args...)} }
+
 // Node finds a machine by its full name.
 func (l *Lab) Node(full string) (*Node, error) {
 	if full == l.Operator.Name {
@@ -193,7 +198,7 @@ func (l *Lab) Node(full string) (*Node, error) {
 	if n := l.nodes[full]; n != nil {
 		return n, nil
 	}
-	return nil, fmt.Errorf("no node %q; there are %s", full, strings.Join(l.nodeNames(), ", "))
+	return nil, notThere("no node %q; there are %s", full, strings.Join(l.nodeNames(), ", "))
 }
 
 func (l *Lab) nodeNames() (names []string) {
@@ -220,7 +225,11 @@ func (l *Lab) Cluster(name string) (*Cluster, error) {
 			return c, nil
 		}
 	}
-	return nil, fmt.Errorf("no cluster %q in this lab", name)
+	var names []string
+	for _, c := range l.Topology.Clusters {
+		names = append(names, c.Name)
+	}
+	return nil, notThere("no cluster %q; there are %s", name, strings.Join(names, ", "))
 }
 
 // control returns the machine with a cluster's API server.

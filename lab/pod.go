@@ -88,14 +88,14 @@ func (l *Lab) Pod(full string) (Pod, error) {
 		parts = []string{parts[0], "default", parts[1]}
 	}
 	if len(parts) != 3 {
-		return Pod{}, fmt.Errorf("pod %q: write cluster/pod or cluster/namespace/pod", full)
+		return Pod{}, notThere("no machine or pod %q: write CLUSTER/NODE, CLUSTER/POD or CLUSTER/NAMESPACE/POD", full)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if p := l.pods[strings.Join(parts, "/")]; p != nil && !p.gone {
 		return p.Pod, nil
 	}
-	return Pod{}, fmt.Errorf("no pod %q is known to the lab yet", full)
+	return Pod{}, notThere("no machine or pod %q (yet)", full)
 }
 
 // Pods lists the pods there are.
@@ -354,7 +354,7 @@ func (l *Lab) Place(full string) (Place, error) {
 		return Place{}, err
 	}
 	if p.network() == 0 {
-		return Place{}, fmt.Errorf("pod %s has no network namespace yet", p.Full())
+		return Place{}, notThere("pod %s has no network namespace yet", p.Full())
 	}
 	return Place{Node: p.Node, Pod: &p}, nil
 }

@@ -24,12 +24,12 @@ func (v *Live) capture(_ context.Context, args []string) error {
 	c := v.captures[name]
 	if args[0] == "start" {
 		if c != nil {
-			return fmt.Errorf("capture %q runs already", name)
+			return misuse("capture %q is already running", name)
 		}
 		return v.startCapture(name)
 	}
 	if c == nil {
-		return fmt.Errorf("there is no capture %q", name)
+		return misuse("there is no capture %q", name)
 	}
 	switch args[0] {
 	case "check":

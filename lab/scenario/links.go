@@ -27,6 +27,8 @@ func (v *Live) link(args []string, cut bool) error {
 		return v.healAll()
 	case len(args) > 1 && strings.Contains(args[1], "/"):
 		return v.oneWay(args, cut)
+	case strings.Contains(args[0], "/") && len(args) > 1:
+		return usageError{}
 	case strings.Contains(args[0], "/"):
 		n, err := v.Lab.Node(args[0])
 		if err != nil {
@@ -93,6 +95,9 @@ func (v *Live) oneWay(args []string, cut bool) error {
 	from, err := v.Lab.Node(args[0])
 	if err != nil {
 		return err
+	}
+	if from == v.Lab.Operator {
+		return misuse("the operator's machine has no link that can be cut: name a node")
 	}
 	to, err := v.Lab.Node(args[1])
 	if err != nil {
@@ -170,6 +175,9 @@ func (v *Live) quality(args []string, change func(q *fabric.Quality, value strin
 func (v *Live) delay(_ context.Context, args []string) error {
 	return v.quality(args, func(q *fabric.Quality, value string) (err error) {
 		q.Delay, err = time.ParseDuration(value)
+		if err == nil && q.Delay < 0 {
+			return fmt.Errorf("a delay is 0 or longer, not %s", value)
+		}
 		return err
 	})
 }
@@ -178,7 +186,7 @@ func (v *Live) limit(_ context.Context, args []string) error {
 	return v.quality(args, func(q *fabric.Quality, value string) (err error) {
 		q.Limit, err = strconv.Atoi(value)
 		if err == nil && q.Limit < 0 {
-			return fmt.Errorf("a limit is a number of bytes, or 0 for none, and not %s", value)
+			return fmt.Errorf("a limit is a number of bytes, or 0 for none, not %s", value)
 		}
 		return err
 	})
@@ -187,8 +195,8 @@ func (v *Live) limit(_ context.Context, args []string) error {
 func (v *Live) loss(_ context.Context, args []string) error {
 	return v.quality(args, func(q *fabric.Quality, value string) (err error) {
 		q.Loss, err = strconv.ParseFloat(value, 64)
-		if err == nil && (q.Loss < 0 || q.Loss > 1) {
-			return fmt.Errorf("loss is a share from 0 to 1, and not %s", value)
+		if err == nil && !(q.Loss >= 0 && q.Loss <= 1) { // NaN is neither
+			return fmt.Errorf("loss is a share from 0 to 1, not %s", value)
 		}
 		return err
 	})

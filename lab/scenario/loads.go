@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"sort"
@@ -100,7 +101,21 @@ type loadOptions struct {
 	slowest                          time.Duration
 }
 
-func (o *loadOptions) define(f *flag.FlagSet) {
+// loadFlags are the flags of each load verb.
+var loadFlags = map[string][]string{
+	"start":     {"rate", "keep", "timeout"},
+	"stop":      {},
+	"steady":    {"within"},
+	"blocked":   {"within"},
+	"answers":   {"within", "since"},
+	"check":     {"since", "through", "max-failed", "max-answered", "max-resent", "min", "only", "slowest"},
+	"recovered": {"patience", "steady"},
+	"reset":     {"min"},
+}
+
+// define declares the flags of one load verb; all options have their defaults.
+func (o *loadOptions) define(verb string, set *flag.FlagSet) {
+	f := flag.NewFlagSet("", flag.ContinueOnError)
 	f.Float64Var(&o.rate, "rate", 50, "")
 	f.IntVar(&o.keep, "keep", 0, "")
 	f.DurationVar(&o.timeout, "timeout", time.Second, "")
@@ -115,43 +130,68 @@ func (o *loadOptions) define(f *flag.FlagSet) {
 	f.IntVar(&o.maxResent, "max-resent", -1, "")
 	f.IntVar(&o.min, "min", 1, "")
 	f.DurationVar(&o.slowest, "slowest", 0, "")
+	f.VisitAll(func(one *flag.Flag) {
+		if slices.Contains(loadFlags[verb], one.Name) {
+			set.Var(one.Value, one.Name, "")
+		}
+	})
 }
 
-// loadUsage is the manual of the load verbs.
-const loadUsage = `load start NAME [--rate N] [--keep N] [--timeout D] NODE|POD TARGET   new connections, or N that are kept
-       load stop NAME                                                stops it; figures NAME_requests, NAME_failed
-       load steady NAME [--within D]                                 all requests of the last D are good, each connection that it keeps was ever answered on
-       load blocked NAME [--within D]                                none of the last D is good
-       load answers NAME [--within D | --since MARK] CLUSTER|CLUSTER/POD...
-                                                                     answers of the last D, or of all requests since, come from exactly these
-       load check NAME [--since MARK] [--through MARK] [--max-failed N] [--max-answered N] [--max-resent N] [--min N] [--only REASON,...] [--slowest D]
-                                                                     counts; with --through, when none from before that moment is under way
-       load recovered NAME SERIES [--patience D] [--steady D]        good again; samples the time since the fault
-       load reset NAME SERIES [--min N]                              N kept connections broke and were reset; samples it`
+// loadWords are the fewest and the most words of each load verb beside its flags
+// and the load's name.
+var loadWords = map[string][2]int{
+	"start": {2, 2}, "answers": {1, math.MaxInt}, "recovered": {1, 1}, "reset": {1, 1},
+}
+
+// loadManual describes the load verbs.
+var loadManual = []Verb{
+	{"load start", "NAME [--rate N] [--keep N] [--timeout D] NODE|POD TARGET", "makes requests at a steady rate, 50/s by default: each on a new connection, or all on N that are kept"},
+	{"load stop", "NAME", "stops a load; sets the figures NAME_requests and NAME_failed"},
+	{"load steady", "NAME [--within D]", "all requests of the last D (1s) succeeded, and every kept connection has been answered"},
+	{"load blocked", "NAME [--within D]", "every request of the last D (1s) failed"},
+	{"load answers", "NAME [--within D | --since MARK] CLUSTER|CLUSTER/POD...", "the answers of the last D (1s), or to requests made since the mark, come from exactly these"},
+	{"load check", "NAME [--since MARK] [--through MARK] [--max-failed N] [--max-answered N] [--max-resent N] [--min N] [--only REASON,...] [--slowest D]",
+		"the load's counts are within limits; --through: wait for requests made before that mark"},
+	{"load recovered", "NAME SERIES [--patience D] [--steady D]", "requests have succeeded within patience (500ms) for a while (500ms); samples how long the last fault was felt"},
+	{"load reset", "NAME SERIES [--min N]", "the last fault broke at least N (1) kept connections, each by a reset; samples how long that took"},
+}
+
+// loadUsage is the manual of one load verb, or of all if there is no such verb.
+func loadUsage(verb string) error {
+	var lines []string
+	for _, m := range loadManual {
+		if m.Name == "load "+verb {
+			return misuse("usage: %s %s", m.Name, m.Usage)
+		}
+		lines = append(lines, m.Name+" "+m.Usage)
+	}
+	return misuse("usage: %s", strings.Join(lines, "\n       "))
+}
 
 func (v *Live) load(ctx context.Context, args []string) error {
 	var o loadOptions
-	if len(args) < 2 {
-		return errors.New("usage: " + loadUsage)
+	if len(args) == 0 {
+		return loadUsage("")
 	}
-	rest, err := flags(args[2:], o.define)
+	if len(args) == 1 || loadFlags[args[0]] == nil {
+		return loadUsage(args[0])
+	}
+	rest, err := flags(args[2:], func(f *flag.FlagSet) { o.define(args[0], f) })
 	if err != nil {
-		return fmt.Errorf("%w\nusage: %s", err, loadUsage)
+		return misuse("%w\n%w", err, loadUsage(args[0]))
+	}
+	if words := loadWords[args[0]]; len(rest) < words[0] || len(rest) > words[1] {
+		return loadUsage(args[0])
 	}
 	if args[0] == "start" {
-		if len(rest) != 2 {
-			return errors.New("usage: " + loadUsage)
-		}
 		return v.startLoad(args[1], rest[0], rest[1], o)
 	}
 	l := v.loads[args[1]]
 	if l == nil {
-		return fmt.Errorf("there is no load %q", args[1])
+		return misuse("there is no load %q", args[1])
 	}
-	if args[0] != "stop" && !l.task.Running() {
-		if err := l.died(); err != nil {
-			return err
-		}
+	if args[0] != "stop" && !l.stopped && !l.task.Running() {
+		return l.died()
 	}
 	switch args[0] {
 	case "stop":
@@ -164,31 +204,23 @@ func (v *Live) load(ctx context.Context, args []string) error {
 		return v.answers(l, o, rest)
 	case "check":
 		return v.checkLoad(l, o)
-	case "recovered", "reset":
-		if len(rest) != 1 {
-			return errors.New("usage: " + loadUsage)
-		}
-		if args[0] == "reset" {
-			return v.loadReset(l, rest[0], o)
-		}
+	case "reset":
+		return v.loadReset(l, rest[0], o)
+	case "recovered":
 		return v.loadRecovered(l, rest[0], o)
 	}
-	return errors.New("usage: " + loadUsage)
+	panic("load " + args[0] + " is in loadFlags and does nothing")
 }
 
-// died tells why a load that should run does not. One that was stopped may
-// still be looked at.
+// died says why a load that should be running is not.
 func (l *load) died() error {
 	<-l.read
-	if l.stopped {
-		return nil
-	}
 	return fmt.Errorf("load %s has ended by itself%s", l.name, l.task.Log())
 }
 
 func (v *Live) startLoad(name, from, target string, o loadOptions) error {
 	if old := v.loads[name]; old != nil && old.task.Running() {
-		return fmt.Errorf("load %s runs already", name)
+		return misuse("load %s is already running", name)
 	}
 	place, err := v.Lab.Place(from)
 	if err != nil {

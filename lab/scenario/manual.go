@@ -12,10 +12,14 @@ type Verb struct {
 	Summary string `json:"summary"`
 }
 
-// Manual lists all verbs by name.
+// Manual lists all verbs by name, and each of the load verbs.
 func Manual() (verbs []Verb) {
 	all := Verbs()
 	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if name == "load" {
+			verbs = append(verbs, loadManual...)
+			continue
+		}
 		verbs = append(verbs, Verb{name, all[name].Usage, all[name].Summary})
 	}
 	return verbs

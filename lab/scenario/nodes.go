@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -100,6 +101,12 @@ func (v *Live) power(_ context.Context, args []string) error {
 	}
 	nodes, err := v.nodes(args[1:])
 	if err != nil {
+		return err
+	}
+	if slices.Contains(nodes, v.Lab.Operator) {
+		return misuse("the operator's machine keeps its power: name a node")
+	}
+	if err := v.Lab.Failures(); err != nil { // which a power loss would hide
 		return err
 	}
 	v.fault()

@@ -2,7 +2,9 @@ package scenario
 
 import (
 	"bytes"
+	"errors"
 	"flag"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -79,6 +81,61 @@ func TestFlagsStandAnywhere(t *testing.T) {
 	rest, err := flags([]string{"east/client", "--rate", "7", "http://web"}, func(f *flag.FlagSet) { f.IntVar(&rate, "rate", 0, "") })
 	if err != nil || rate != 7 || !slices.Equal(rest, []string{"east/client", "http://web"}) {
 		t.Errorf("flags = %d, %q, %v", rate, rest, err)
+	}
+}
+
+// A wrong line never passes for a failure that was wanted.
+func TestMisuse(t *testing.T) {
+	v := &Live{Lab: &lab.Lab{Topology: lab.DefaultTopology(), Operator: &lab.Node{Name: "operator"}}, state: &script.State{},
+		marks: map[string]time.Time{}, loads: map[string]*load{"calls": samples("east/a")}, captures: map[string]*fabric.Capture{}, Figures: newFigures()}
+	v.loads["calls"].stopped = true
+	verbs := v.verbs()
+	for line, want := range map[string]string{
+		"at":                             "usage: at NODE|POD COMMAND...",
+		"at east/n9 true":                `no machine or pod "east/n9"`,
+		"request east/client":            "usage: request",
+		"request east/nobody http://web": `no machine or pod "east/nobody"`,
+		"kill agent@east/n9":             `no process matches "agent@east/n9"`,
+		"kill east/nobody":               `no machine or pod "east/nobody"`,
+		"cut mars":                       `no cluster "mars"; there are east, west`,
+		"cut east/n1 west":               "usage: cut NODE",
+		"cut operator east/n1":           "the operator's machine has no link",
+		"power off operator":             "the operator's machine keeps its power",
+		"etcd mars root get x":           `no cluster "mars"`,
+		"capture check":                  `there is no capture "capture"`,
+		"load steady nobody":             `there is no load "nobody"`,
+		"load check calls --since never": `there is no mark "never"`,
+		"load check calls --within 1s":   "flag provided but not defined: -within",
+		"load steady calls --min 3":      "usage: load steady NAME [--within D]",
+		"load steady calls now":          "usage: load steady",
+		"load answers calls":             "usage: load answers",
+		"load dance calls":               "usage: load start",
+		"boot":                           "the clusters are already up",
+		"figure x sum (":                 "missing closing )",
+	} {
+		words := strings.Fields(line)
+		err := verbs[words[0]].Run(t.Context(), v.state, words[1:])
+		var wrong script.Misuse
+		if !errors.As(err, &wrong) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want misuse that says %q", line, err, want)
+		}
+	}
+}
+
+func TestLoadManualIsTrue(t *testing.T) {
+	if len(loadManual) != len(loadFlags) {
+		t.Errorf("%d verbs in the manual, want %d", len(loadManual), len(loadFlags))
+	}
+	for _, m := range loadManual {
+		verb := strings.TrimPrefix(m.Name, "load ")
+		var told []string
+		for _, found := range regexp.MustCompile(`--([a-z-]+)`).FindAllStringSubmatch(m.Usage, -1) {
+			told = append(told, found[1])
+		}
+		slices.Sort(told)
+		if has := slices.Sorted(slices.Values(loadFlags[verb])); !slices.Equal(told, has) {
+			t.Errorf("the manual of %s tells of %q, it has %q", m.Name, told, has)
+		}
 	}
 }
 

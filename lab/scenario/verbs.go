@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -23,52 +24,64 @@ type handler func(ctx context.Context, args []string) error
 // act at once and look at what is now: waiting is the script's, with *.
 func (v *Live) verbs() map[string]script.Command {
 	all := map[string]script.Command{
-		"weft": {Usage: "ARGS...", Summary: "runs the operator's command line, beside the clusters", Makes: true, Run: v.weft},
+		"weft": {Usage: "ARGS...", Summary: "runs weft as the operator, from a machine that reaches every API server", Makes: true, Run: v.weft},
 	}
 	add := func(makes bool, name, usage, summary string, do handler) {
 		all[name] = script.Command{Usage: usage, Summary: summary, Makes: makes, Run: func(ctx context.Context, _ *script.State, args []string) error {
-			err := do(ctx, args)
-			var misuse usageError
-			if errors.As(err, &misuse) {
-				return fmt.Errorf("usage: %s %s", name, usage)
-			}
-			return err
+			return asMisuse(name, usage, do(ctx, args))
 		}}
 	}
 	add(true, "at", "NODE|POD COMMAND...", "runs a command on a machine or in a pod", v.at)
-	add(true, "request", "[--count N] [--timeout D] [--refused D] [--from ADDR] NODE|POD TARGET", "asks a server and prints who answered; --refused: each is refused within D", v.request)
-	add(false, "daemon", "NAME NODE|POD COMMAND...", "starts a command that stays", v.daemon)
+	add(true, "request", "[--count N] [--timeout D] [--refused D] [--from ADDR] NODE|POD TARGET", "asks a server and prints who answered; fails if one of N requests fails. --refused: each must be refused within D instead", v.request)
+	add(false, "daemon", "NAME NODE|POD COMMAND...", "starts a command and leaves it running", v.daemon)
 
-	add(true, "etcd", "CLUSTER USER "+lab.EtcdUsage, "asks a cluster's store as one of its users, past the API server", v.etcd)
-	add(false, "context", "[--signed-by CLUSTER] [--user USER] [--expired] NAME CLUSTER", "forges a context for the operator's commands", v.context)
+	add(true, "etcd", "CLUSTER USER "+lab.EtcdUsage, "asks a cluster's store as one of its users, bypassing the API server", v.etcd)
+	add(false, "context", "[--signed-by CLUSTER] [--user USER] [--expired] NAME CLUSTER", "forges a context for weft", v.context)
 	add(false, "certificate", "[--signed-by CLUSTER] [--user USER] [--expired] FILE", "forges the certificate in an invite or a join bundle", v.certificate)
-	add(false, "boot", "", "starts the clusters of a topology that says manual", v.boot)
-	add(false, "kill", "PROCESS@NODE|POD...", "ends processes at once, all together", v.kill)
-	add(false, "stop", "PROCESS@NODE...", "asks processes to end and waits", v.stop)
+	add(false, "boot", "", "starts the clusters, if lab.yaml says manual: true", v.boot)
+	add(false, "kill", "PROCESS@NODE|POD...", "kills processes with SIGKILL, all at once", v.kill)
+	add(false, "stop", "PROCESS@NODE...", "stops processes with SIGTERM and waits for them", v.stop)
 	add(false, "start", "PROCESS@NODE...", "starts processes", v.start)
-	add(false, "restart", "PROCESS@NODE...", "stops what runs and starts it again", v.restart)
-	add(false, "ended", "PROCESS@NODE...", "processes exited as expected", v.ended)
-	add(false, "power", "off|on NODE...", "kills all of a machine and its links; boots it", v.power)
-	add(false, "disk", "fill|free NODE", "leaves no room on a limited disk", v.disk)
-	add(true, "metrics", "PROCESS@NODE...", "prints what processes tell Prometheus", v.metrics)
-	add(false, "memory", "PREFIX", "figures: the largest of each process, in MiB", v.memory)
+	add(false, "restart", "PROCESS@NODE...", "stops processes and starts them again", v.restart)
+	add(false, "ended", "PROCESS@NODE...", "processes exited by themselves, as expected", v.ended)
+	add(false, "power", "off|on NODE...", "kills everything on a machine and unplugs it; or boots it", v.power)
+	add(false, "disk", "fill|free NODE", "fills a limited disk, or frees it", v.disk)
+	add(true, "metrics", "PROCESS@NODE...", "prints the metrics of processes", v.metrics)
+	add(false, "memory", "PREFIX", "sets a figure per kind of process: its largest resident size, in MiB", v.memory)
 
-	add(false, "cut", "NODE | CLUSTER | CLUSTER CLUSTER [PROTOCOL/PORT...|control] | NODE NODE [PROTOCOL/PORT...]", "cuts a link, or some of its flows; between two nodes only from the first to the second", v.cut)
-	add(false, "heal", "all | what was cut", "mends what was cut", v.heal)
-	add(false, "delay", "[CLUSTER CLUSTER] D", "delays packets, one way", v.delay)
-	add(false, "limit", "[CLUSTER CLUSTER] BYTES", "swallows larger packets without a word; 0: none", v.limit)
-	add(false, "loss", "[CLUSTER CLUSTER] SHARE", "loses packets, 0 to 1", v.loss)
+	add(false, "cut", "NODE | CLUSTER | CLUSTER CLUSTER [[PROTOCOL/]PORT...|control] | NODE NODE [[PROTOCOL/]PORT...|control]", "cuts a link, or some of its flows; between two nodes only from the first to the second", v.cut)
+	add(false, "heal", "all | what was cut", "undoes cuts", v.heal)
+	add(false, "delay", "[CLUSTER CLUSTER] D", "delays packets between clusters by D each way", v.delay)
+	add(false, "limit", "[CLUSTER CLUSTER] BYTES", "silently drops larger packets between clusters; 0: none", v.limit)
+	add(false, "loss", "[CLUSTER CLUSTER] SHARE", "drops a share of the packets between clusters, 0 to 1", v.loss)
 
-	add(false, "load", "start|stop|steady|answers|check|recovered|reset ...", "a steady load and what became of it", v.load)
-	add(false, "capture", "start|stop|check [NAME]", "looks at every packet outside of the machines", v.capture)
+	add(false, "load", "start|stop|steady|blocked|answers|check|recovered|reset ...", "a steady load and what became of it", v.load)
+	add(false, "capture", "start|check|stop [NAME]", "looks at every packet between machines; check and stop fail if pod traffic was seen outside the tunnels", v.capture)
 
-	add(false, "mark", "NAME", "remembers this moment", v.mark)
-	add(false, "sample", "SERIES VALUE | SERIES since MARK", "adds to a series of figures", v.sample)
-	add(false, "figure", "NAME VALUE | NAME sum REGEXP | NAME FIGURE -|/ FIGURE", "sets a figure; sum adds up what the group matches of the last command's output", v.figure)
-	add(false, "expect", "FIGURE <|<=|=|>=|> VALUE", "a figure is as it should be", v.expect)
-	add(false, "show", "[REGEXP]", "shows what the last command printed, or the lines that match", v.show)
+	add(false, "mark", "NAME", "remembers this moment; each cut, kill and other fault sets the mark fault", v.mark)
+	add(false, "sample", "SERIES VALUE | SERIES since MARK", "adds a sample to a series of figures", v.sample)
+	add(false, "figure", "NAME VALUE | NAME sum REGEXP | NAME FIGURE -|/ FIGURE", "sets a figure; sum adds up what the regexp's group matches in the last command's output", v.figure)
+	add(false, "expect", "FIGURE <|<=|=|>=|> VALUE", "a figure is as expected; of a series, FIGURE.p50, .p99, .max or .count", v.expect)
+	add(false, "show", "[REGEXP]", "shows the last command's output, or the lines that match", v.show)
 	return all
 }
+
+// asMisuse tells errors of a line itself from those of what it looks at.
+func asMisuse(name, usage string, err error) error {
+	var wrong usageError
+	var absent lab.NotThere
+	var helper *exec.ExitError
+	switch {
+	case errors.As(err, &wrong):
+		return script.Misuse{Err: fmt.Errorf("usage: %s %s", name, usage)}
+	case errors.As(err, &absent), name == "request" && errors.As(err, &helper) && helper.ExitCode() == 2:
+		return script.Misuse{Err: err}
+	}
+	return err
+}
+
+// misuse is an error of the line itself.
+func misuse(format string, args ...any) error { return script.Misuse{Err: fmt.Errorf(format, args...)} }
 
 // Verbs lists all commands of the scenario language, for its manual.
 func Verbs() map[string]script.Command {
@@ -121,8 +134,14 @@ func (v *Live) weft(ctx context.Context, _ *script.State, args []string) error {
 	var stdout, stderr bytes.Buffer
 	err := v.Lab.Run(ctx, v.state.Dir, &stdout, &stderr, append([]string{"weft"}, args...)...)
 	v.keep(&stdout, &stderr)
-	return said(err, &stderr)
+	if err = said(err, &stderr); err != nil && unknownWord.MatchString(stderr.String()) {
+		return script.Misuse{Err: err}
+	}
+	return err
 }
+
+// unknownWord is how weft refuses a command line with a word it does not know.
+var unknownWord = regexp.MustCompile(`^weft: (\S+: )?unknown (command|flag|shorthand flag)`)
 
 func (v *Live) at(ctx context.Context, args []string) error {
 	if len(args) < 2 {
@@ -207,8 +226,11 @@ func forgery(args []string) (f lab.Forgery, rest []string, err error) {
 }
 
 func (v *Live) boot(ctx context.Context, args []string) error {
-	if len(args) > 0 || !v.Lab.Topology.Manual {
+	if len(args) > 0 {
 		return usageError{}
+	}
+	if !v.Lab.Topology.Manual {
+		return misuse("the clusters are already up: boot is for a lab.yaml that says manual: true")
 	}
 	begin := time.Now()
 	if err := v.Lab.Boot(ctx); err != nil {
@@ -229,7 +251,7 @@ func (v *Live) mark(_ context.Context, args []string) error {
 func (v *Live) since(mark string) (time.Time, error) {
 	at, ok := v.marks[mark]
 	if !ok {
-		return at, fmt.Errorf("there is no mark %q", mark)
+		return at, misuse("there is no mark %q", mark)
 	}
 	return at, nil
 }
@@ -276,10 +298,10 @@ func (v *Live) figure(_ context.Context, args []string) (err error) {
 func (v *Live) sum(expression string) (total float64, err error) {
 	re, err := regexp.Compile("(?m)" + expression)
 	if err != nil {
-		return 0, err
+		return 0, script.Misuse{Err: err}
 	}
 	if re.NumSubexp() != 1 {
-		return 0, errors.New("give an expression with one group")
+		return 0, misuse("give an expression with one group")
 	}
 	found := re.FindAllStringSubmatch(v.state.Stdout, -1)
 	if len(found) == 0 {

@@ -22,17 +22,17 @@ var builtins map[string]Command
 // The table refers to functions that refer to the table.
 func init() {
 	builtins = map[string]Command{
-		"stdout": {Usage: "[-count=N] REGEXP", Summary: "the last command printed this", Run: onOutput(func(s *State) string { return s.Stdout })},
-		"stderr": {Usage: "[-count=N] REGEXP", Summary: "the last command said this to stderr", Run: onOutput(func(s *State) string { return s.Stderr })},
-		"grep":   {Usage: "[-count=N] REGEXP FILE", Summary: "a file contains this", Run: grep},
+		"stdout": {Usage: "[-count=N] REGEXP", Summary: "the last command's standard output matches, or has N matches", Run: onOutput(func(s *State) string { return s.Stdout })},
+		"stderr": {Usage: "[-count=N] REGEXP", Summary: "the last command's standard error matches, or has N matches", Run: onOutput(func(s *State) string { return s.Stderr })},
+		"grep":   {Usage: "[-count=N] REGEXP FILE", Summary: "a file matches, or has N matches", Run: grep},
 		"cmp":    {Usage: "FILE|stdout|stderr FILE", Summary: "two texts are equal", Run: compare},
-		"holds":  {Usage: "FILE|stdout|stderr FILE", Summary: "a text has every line of another", Run: contain},
-		"json":   {Usage: "PATH =|!=|~|<|> VALUE", Summary: "a value in the JSON that the last command printed", Run: onJSON},
-		"save":   {Usage: "FILE", Summary: "keeps what the last command printed", Run: save},
-		"copies": {Usage: "N FILE TO", Summary: "writes a file N times into another, with ${i} from 1", Run: copies},
-		"env":    {Usage: "NAME=VALUE", Summary: "sets a variable; the value 'stdout' takes what the last command printed", Run: setEnv},
-		"take":   {Usage: "NAME REGEXP", Summary: "sets a variable to what the group in it matches of the last command's output", Run: take},
-		"repeat": {Usage: "N … end", Summary: "runs the lines up to end N times, with $i from 1"},
+		"holds":  {Usage: "FILE|stdout|stderr FILE", Summary: "a text contains every line of another", Run: contain},
+		"json":   {Usage: "PATH =|!=|~|<|> VALUE", Summary: "compares a value in the JSON that the last command printed", Run: onJSON},
+		"save":   {Usage: "FILE", Summary: "saves the last command's standard output", Run: save},
+		"copies": {Usage: "N FILE TO", Summary: "writes N copies of a file into another, with ${i} counting from 1", Run: copies},
+		"env":    {Usage: "NAME=VALUE...", Summary: "sets variables; the value stdout stands for the last command's standard output", Run: setEnv},
+		"take":   {Usage: "NAME REGEXP", Summary: "sets a variable to what the regexp's group matches in the last command's output", Run: take},
+		"repeat": {Usage: "N … end", Summary: "runs the lines up to end N times, with $i counting from 1"},
 	}
 }
 
@@ -42,7 +42,7 @@ func looksAtOutput(args []string) bool {
 		slices.Contains([]string{"cmp", "holds"}, args[0]) && len(args) > 1 && (args[1] == "stdout" || args[1] == "stderr")
 }
 
-func usage(name string) error { return fmt.Errorf("usage: %s %s", name, builtins[name].Usage) }
+func usage(name string) error { return misuse("usage: %s %s", name, builtins[name].Usage) }
 
 func onOutput(text func(*State) string) func(context.Context, *State, []string) error {
 	return func(_ context.Context, s *State, args []string) error { return match(text(s), args) }
@@ -53,20 +53,20 @@ func match(text string, args []string) error {
 	if len(args) > 0 && strings.HasPrefix(args[0], "-count=") {
 		n, err := strconv.Atoi(strings.TrimPrefix(args[0], "-count="))
 		if err != nil {
-			return fmt.Errorf("%s: write -count= and a number", args[0])
+			return misuse("%s: write -count= and a number", args[0])
 		}
 		count, args = n, args[1:]
 	}
 	if len(args) != 1 {
-		return errors.New("give one regular expression, in single quotes if it has blanks")
+		return misuse("give one regular expression, in single quotes if it contains blanks")
 	}
 	re, err := regexp.Compile("(?m)" + args[0])
 	if err != nil {
-		return err
+		return Misuse{err}
 	}
 	found := len(re.FindAllStringIndex(text, -1))
 	if count >= 0 && found != count {
-		return fmt.Errorf("it occurs %d times and not %d", found, count)
+		return fmt.Errorf("it occurs %d times, not %d", found, count)
 	}
 	if count < 0 && found == 0 {
 		return errors.New("it does not occur")
@@ -80,7 +80,7 @@ func grep(_ context.Context, s *State, args []string) error {
 	}
 	data, err := os.ReadFile(s.Path(args[len(args)-1]))
 	if err != nil {
-		return err
+		return Misuse{err}
 	}
 	return match(string(data), args[:len(args)-1])
 }
@@ -118,6 +118,9 @@ func contain(_ context.Context, s *State, args []string) error {
 	if err != nil {
 		return err
 	}
+	if len(texts[1]) == 0 {
+		return misuse("%s is empty: any text has every line of it", args[1])
+	}
 	for _, line := range texts[1] {
 		if !slices.Contains(texts[0], line) {
 			return fmt.Errorf("%s lacks this line of %s:\n    %s", args[0], args[1], line)
@@ -134,7 +137,7 @@ func (s *State) two(args []string, command string) (texts [2][]string, err error
 	for i, name := range args {
 		text, err := s.text(name)
 		if err != nil {
-			return texts, err
+			return texts, Misuse{err}
 		}
 		for line := range strings.Lines(strings.TrimRight(text, " \n")) {
 			texts[i] = append(texts[i], strings.TrimRight(line, " \t\n"))
@@ -197,10 +200,10 @@ func take(_ context.Context, s *State, args []string) error {
 	}
 	re, err := regexp.Compile("(?m)" + args[1])
 	if err != nil {
-		return err
+		return Misuse{err}
 	}
 	if re.NumSubexp() != 1 {
-		return errors.New("put the part to take into one group, as in 'port ([0-9]+)'")
+		return misuse("put the part to take into one group, as in 'port ([0-9]+)'")
 	}
 	found := re.FindStringSubmatch(s.Stdout)
 	if found == nil {
@@ -222,16 +225,22 @@ func onJSON(_ context.Context, s *State, args []string) error {
 	dec.UseNumber()
 	var value any
 	if err := dec.Decode(&value); err != nil {
-		return fmt.Errorf("the last command printed no JSON: %w", err)
+		return misuse("the last command printed no JSON: %w", err)
 	}
 	value, err := descend(value, args[0])
 	if err != nil {
-		return err
+		return Misuse{err}
+	}
+	if value == nil && args[2] != "null" {
+		return misuse("there is no %s", args[0])
 	}
 	got := asText(value)
 	holds, err := relate(got, args[1], args[2])
-	if err != nil || holds {
-		return err
+	if err != nil {
+		return Misuse{err}
+	}
+	if holds {
+		return nil
 	}
 	return fmt.Errorf("it is %s", got)
 }

@@ -143,6 +143,9 @@ func (p *parser) line(text string) Line {
 		p.story = l.Section
 	}
 	p.section = nil
+	if strings.Count(text, "'")%2 == 1 {
+		p.wrong(l.Number, "%s: a single quote has no end", text)
+	}
 	l.Words = split(text)
 	for len(l.Words) > 0 {
 		switch first := l.Words[0]; {
@@ -161,6 +164,9 @@ func (p *parser) line(text string) Line {
 			}
 		default:
 			if first == "repeat" {
+				if l.Retry > 0 || l.Want != Success {
+					p.wrong(l.Number, "%s: repeat takes no prefix; put it on the lines inside", text)
+				}
 				l.Body = p.block(true)
 			}
 			return l

@@ -42,6 +42,16 @@ type Command struct {
 	Makes bool
 }
 
+// Misuse is an error in a line itself: a word it does not understand, or
+// something it names that does not exist. It says nothing about what the line
+// looks at, so it fails lines that must or may fail too.
+type Misuse struct{ Err error }
+
+func (m Misuse) Error() string { return m.Err.Error() }
+func (m Misuse) Unwrap() error { return m.Err }
+
+func misuse(format string, args ...any) error { return Misuse{fmt.Errorf(format, args...)} }
+
 // Event is something that happens while a script runs.
 type Event struct {
 	Kind    EventKind
@@ -235,6 +245,10 @@ func (e *Engine) patience() time.Duration {
 var errSucceeded = errors.New("it succeeded, and should have failed")
 
 func judge(want Want, err error) error {
+	var wrong Misuse
+	if errors.As(err, &wrong) {
+		return err
+	}
 	switch want {
 	case Failure:
 		if err == nil {
