@@ -16,9 +16,9 @@ import (
 // bootPatience bounds the start of one cluster.
 const bootPatience = 60 * time.Second
 
-// Boot starts every cluster that is not bare, all at the same time, the way an
-// operator would: the API server, then `weft node add` and its bundle for each
-// machine, then the tunnel and the agent. It returns when every node is ready.
+// Boot starts all clusters that are not bare, at the same time and as an operator
+// would: the API server, then `weft node add` and the bundle for each machine, then
+// the tunnel and the agent. It returns when every node is ready.
 func (l *Lab) Boot(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootPatience)
 	defer cancel()
@@ -51,8 +51,8 @@ func (l *Lab) Boot(ctx context.Context) error {
 	return l.record()
 }
 
-// bootControl starts a cluster's API server and waits for the context that it
-// leaves for its first operator.
+// bootControl starts a cluster's API server and waits for the admin context it
+// writes for its first operator.
 func (l *Lab) bootControl(ctx context.Context, c *Cluster) error {
 	n := l.control(c)
 	if err := installExample(n, "apiserver", apiServerSite(n)); err != nil {
@@ -89,7 +89,7 @@ func (l *Lab) mergeContexts() error {
 	return merged.Save(l.ConfigPath())
 }
 
-// bootNodes registers the machines of a cluster and starts what runs on each.
+// bootNodes registers a cluster's machines and starts what runs on them.
 func (l *Lab) bootNodes(ctx context.Context, c *Cluster) error {
 	err := l.await(ctx, "API server of cluster "+c.Name, l.control(c), func() error {
 		_, err := l.weft(ctx, "-c", c.Name, "status")
@@ -117,7 +117,7 @@ func (l *Lab) bootNodes(ctx context.Context, c *Cluster) error {
 	})
 }
 
-// Join registers a machine in its cluster and puts the bundle on its disk.
+// Join registers a machine in its cluster and writes the bundle to its disk.
 func (l *Lab) Join(ctx context.Context, n *Node) error {
 	bundle, err := l.weft(ctx, "-c", n.Cluster.Name, "node", "add", n.Name, "--pod-cidr", n.Cluster.nodePodCIDR(n.Name).String(), "--address", n.Addr.String(), "--write", "-")
 	if err != nil {
@@ -132,10 +132,10 @@ func (l *Lab) Join(ctx context.Context, n *Node) error {
 	return writeFlags(n, "agent", n.Cluster.Agent)
 }
 
-// StartAgent starts what the data path of a joined machine needs.
+// StartAgent starts the agent of a joined machine, and the tunnel if it needs one.
 func (l *Lab) StartAgent(n *Node) error { return startInOrder(n, l.nodeProcesses()) }
 
-// nodeProcesses is what runs on every node.
+// nodeProcesses are the processes that run on every node.
 func (l *Lab) nodeProcesses() []string {
 	if l.kernel && !l.Topology.Userspace {
 		return []string{"agent"}
@@ -143,8 +143,8 @@ func (l *Lab) nodeProcesses() []string {
 	return []string{"tunnel", "agent"}
 }
 
-// weft runs an operator's command and returns what it printed. Its error holds
-// what the command said.
+// weft runs an operator's command and returns its output. The error includes what
+// the command wrote to stderr.
 func (l *Lab) weft(ctx context.Context, args ...string) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
 	if err := l.Run(ctx, l.Dir, &stdout, &stderr, append([]string{"weft"}, args...)...); err != nil {
@@ -153,8 +153,7 @@ func (l *Lab) weft(ctx context.Context, args ...string) ([]byte, error) {
 	return stdout.Bytes(), nil
 }
 
-// await tries until it holds, the process that should make it so dies, or ctx
-// ends.
+// await retries until holds succeeds, a process of the lab dies, or ctx ends.
 func (l *Lab) await(ctx context.Context, what string, n *Node, holds func() error) error {
 	for {
 		err := holds()
@@ -172,7 +171,7 @@ func (l *Lab) await(ctx context.Context, what string, n *Node, holds func() erro
 	}
 }
 
-// writeFlags puts further flags where the unit of a process looks for them.
+// writeFlags puts extra flags where the unit of a process looks for them.
 func writeFlags(n *Node, process string, flags []string) error {
 	if len(flags) == 0 {
 		return nil

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryConnect makes a TCP connection attempt from the namespace of the calling
-// thread: refused, timeout or connected, or what else went wrong.
+// tryConnect tries a TCP connection from the calling thread's namespace. It returns
+// refused, timeout or connected, or any other error.
 func tryConnect(to netip.Addr, port int, patience time.Duration) string {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
 	if err != nil {

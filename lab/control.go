@@ -24,9 +24,9 @@ type Ref struct {
 
 func (r Ref) String() string { return r.Process + "@" + r.Node.Full() }
 
-// Refs finds processes by PROCESS@CLUSTER/NODE, each part of which may be a
-// pattern: agent@*/*, *@east/n1. PROCESS@CLUSTER means all of the cluster's
-// nodes. Only processes that a node is meant to run are found.
+// Refs finds processes by PROCESS@CLUSTER/NODE, where each part may be a pattern:
+// agent@*/*, *@east/n1. PROCESS@CLUSTER stands for all nodes of the cluster. It
+// finds only what a node is meant to run.
 func (l *Lab) Refs(pattern string) (refs []Ref, err error) {
 	process, where, ok := strings.Cut(pattern, "@")
 	if !ok {
@@ -51,7 +51,7 @@ func (l *Lab) Refs(pattern string) (refs []Ref, err error) {
 	return refs, nil
 }
 
-// installed is what a machine starts when it boots, in this order.
+// installed is what a machine starts at boot, in this order.
 func (l *Lab) installed(n *Node) []string {
 	if n.Cluster == nil || n.Cluster.Bare {
 		return nil
@@ -62,8 +62,7 @@ func (l *Lab) installed(n *Node) []string {
 	return l.nodeProcesses()
 }
 
-// BootNode starts everything that the machine is meant to run, as it does after
-// power on.
+// BootNode starts everything that the machine is meant to run, as after power on.
 func (l *Lab) BootNode(n *Node) error {
 	if err := startInOrder(n, l.installed(n)); err != nil {
 		return err
@@ -71,7 +70,7 @@ func (l *Lab) BootNode(n *Node) error {
 	return l.record()
 }
 
-// each does something to all processes at the same time.
+// each acts on all processes at the same time.
 func each(refs []Ref, do func(Ref, *process) error) error {
 	failed := make([]error, len(refs))
 	var g errgroup.Group
@@ -89,9 +88,9 @@ func each(refs []Ref, do func(Ref, *process) error) error {
 	return errors.Join(failed...)
 }
 
-// Kill ends processes at once. They stay dead until they are started.
+// Kill ends processes at once. They stay dead until started again.
 func Kill(refs []Ref) error {
-	// First signal all, so that they die together.
+	// Signal all before waiting for any, so that they die together.
 	if err := each(refs, func(_ Ref, p *process) error { return p.signal(unix.SIGKILL) }); err != nil {
 		return err
 	}
@@ -111,7 +110,7 @@ func Start(refs []Ref) error {
 	return nil
 }
 
-// Restart stops those that run and starts all.
+// Restart stops those that are running and starts all.
 func Restart(refs []Ref) error {
 	if err := Stop(refs); err != nil {
 		return err
@@ -119,27 +118,27 @@ func Restart(refs []Ref) error {
 	return Start(refs)
 }
 
-// Ended fails unless the processes have ended by themselves, and forgives
-// those that have: they count no more as failures of the lab.
+// Ended fails unless the processes have ended by themselves. Those that have no
+// longer count as failures of the lab.
 func Ended(refs []Ref) error {
 	return each(refs, func(r Ref, p *process) error {
 		if p.running() {
-			return fmt.Errorf("%s runs", r)
+			return fmt.Errorf("%s is still running", r)
 		}
 		p.expectEnd()
 		return nil
 	})
 }
 
-// KillPod ends a pod's command. The kubelet's stand-in starts it again, unless
+// KillPod kills a pod's command. The lab restarts it, as a kubelet would, unless
 // the pod's restart policy is Never.
 func (l *Lab) KillPod(p Pod) error {
 	if p.Node == nil {
-		return fmt.Errorf("pod %s is on no node", p.Full())
+		return fmt.Errorf("pod %s is not on a node", p.Full())
 	}
 	process := p.Node.process(p.processName())
 	if process == nil || !process.running() {
-		return fmt.Errorf("pod %s has no process that runs", p.Full())
+		return fmt.Errorf("pod %s has no running process", p.Full())
 	}
 	return process.kill()
 }
@@ -154,8 +153,8 @@ func (l *Lab) command(ctx context.Context, args []string) *exec.Cmd {
 	return cmd
 }
 
-// Memory is the resident memory of each of a machine's running processes, in
-// bytes by name.
+// Memory is the resident size of each running process of a machine, in bytes, by
+// name.
 func (n *Node) Memory() map[string]uint64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -178,7 +177,7 @@ func (n *Node) Memory() map[string]uint64 {
 // ballast is the file that FillDisk writes.
 const ballast = "/var/lib/weft/ballast"
 
-// FillDisk leaves no room on the machine's limited disk.
+// FillDisk fills the machine's limited disk.
 func (n *Node) FillDisk() error {
 	if n.Cluster == nil || n.Cluster.Disk == "" {
 		return fmt.Errorf("fill disk of %s: give its cluster a limited disk in lab.yaml, such as disk: 64m", n.Full())
@@ -206,6 +205,6 @@ func (n *Node) FreeDisk() error {
 	return nil
 }
 
-// Path is where a file of the machine lies on the lab's own. The path changes
-// with power.
+// Path is where a file of the machine is found from outside. The path changes
+// when the machine loses power.
 func (n *Node) Path(file string) string { return n.path(filepath.Clean(file)) }

@@ -11,13 +11,12 @@ import (
 	"github.com/weft-mesh/weft/deploy"
 )
 
-// The configuration of a lab's machines is the example of the deploy folder,
-// as an operator would install it: the agent's as it is, the API server's with
-// the values that differ from site to site. An example that is wrong fails the
-// lab.
+// The machines of a lab are configured from the examples in the deploy folder, as
+// an operator would do it: the agent's unchanged, the API server's with its site's
+// values. A wrong example fails the lab.
 
-// installExample puts the example configuration of a process on the machine's
-// disk, with the site's values in place of the example's.
+// installExample writes the example configuration of a process to the machine's
+// disk, with the site's values instead of the example's.
 func installExample(n *Node, process string, site map[string]string) error {
 	example, err := deploy.Files.ReadFile("example/" + process + ".yaml")
 	if err != nil {
@@ -34,8 +33,8 @@ func installExample(n *Node, process string, site map[string]string) error {
 	return os.WriteFile(path, []byte(text), 0o600)
 }
 
-// atSite replaces the values of a site in an example. Each of its keys must
-// begin exactly one line; every other line stays as it is.
+// atSite puts a site's values into an example. Each key must begin exactly one
+// line; all other lines stay unchanged.
 func atSite(example string, site map[string]string) (string, error) {
 	var text strings.Builder
 	times := map[string]int{}

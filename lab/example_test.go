@@ -11,7 +11,7 @@ import (
 	"github.com/weft-mesh/weft/deploy"
 )
 
-// onDisk is a machine without power, whose /etc/weft is a folder.
+// onDisk is a machine without power: its /etc/weft is a folder.
 func onDisk(t *testing.T) *Node {
 	c := &Cluster{Name: "onprem", ID: 2, PodCIDR: netip.MustParsePrefix("10.2.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.102.0.0/16")}
 	return &Node{Cluster: c, Name: "rack1", Addr: netip.MustParseAddr("172.16.2.1"), dir: t.TempDir()}
@@ -35,7 +35,7 @@ func TestAgentRunsFromTheExampleAsItIs(t *testing.T) {
 	}
 }
 
-// All that differs from the example is what a site has of its own.
+// Only the site's own values differ from the example.
 func TestAPIServerRunsFromTheExample(t *testing.T) {
 	n := onDisk(t)
 	if err := installExample(n, "apiserver", apiServerSite(n)); err != nil {

@@ -16,7 +16,8 @@ import (
 )
 
 // Exec turns the calling process into a command on a machine or in a pod of a
-// lab that lives, and that ends with the machine's power. It returns only errors.
+// running lab. The command ends when the machine loses power. Exec returns only
+// errors.
 func Exec(id, where string, command []string) error {
 	r, err := ReadRecord(id)
 	if err != nil {
@@ -49,8 +50,8 @@ func Exec(id, where string, command []string) error {
 	if err != nil || where != "operator" {
 		dir = "/" // of the machine
 	}
-	// Joined before its namespaces are entered: either the machine's end kills
-	// us too, or there is nothing left to enter.
+	// Join the cgroup before entering the namespaces: if the machine goes away
+	// meanwhile, this process is killed or finds nothing to enter.
 	if err := (space.Cgroup{Dir: node.Cgroup}).Join(); err != nil {
 		return err
 	}
@@ -71,7 +72,7 @@ func Exec(id, where string, command []string) error {
 	return unix.Exec(path, command, os.Environ())
 }
 
-// nodeOf finds the machine on which the agent has made a pod.
+// nodeOf finds the machine that a pod runs on.
 func (r Record) nodeOf(p Pod) (string, error) {
 	for name, n := range r.Nodes {
 		if !strings.HasPrefix(name, p.Cluster+"/") {
@@ -81,5 +82,5 @@ func (r Record) nodeOf(p Pod) (string, error) {
 			return name, nil
 		}
 	}
-	return "", fmt.Errorf("no machine of lab %s has a pod %s; `weft -c %s get pods` on its operator shows those there are", r.ID, p.Full(), p.Cluster)
+	return "", fmt.Errorf("no machine of lab %s has a pod %s; `weft lab exec %[1]s operator -- weft -c %[3]s get pods` lists the pods", r.ID, p.Full(), p.Cluster)
 }

@@ -23,9 +23,8 @@ import (
 	"github.com/weft-mesh/weft/apiserver/authority"
 )
 
-// What stands here is for scripts that show how Weft meets lies, mistakes and
-// curiosity: the lab owns every disk, so it can sign any certificate and write
-// anything into any store.
+// This file is for scripts about lies, mistakes and curiosity: the lab owns every
+// disk, so it can sign any certificate and write anything into any store.
 
 // etcdPort is where an API server's store listens.
 const etcdPort = "2379"
@@ -50,11 +49,11 @@ func (l *Lab) authority(c *Cluster) (*authority.Authority, error) {
 	return authority.Open(dir, c.Name)
 }
 
-// Forgery describes a context that no operator was given.
+// Forgery describes a context or certificate that nobody was issued.
 type Forgery struct {
 	Name     string // of the context
-	Cluster  string // whose API server it names
-	SignedBy string // whose authority signs its certificate
+	Cluster  string // whose API server the context points to
+	SignedBy string // cluster whose authority signs the certificate
 	User     string // in the certificate
 	Expired  bool
 }
@@ -83,8 +82,8 @@ func (l *Lab) ForgeContext(f Forgery) error {
 }
 
 // ForgeCertificate replaces the client certificate in an invite or a join bundle.
-// An empty SignedBy is the cluster that the file belongs to, an empty User that of
-// the certificate in it.
+// SignedBy defaults to the cluster that the file belongs to, User to the one in its
+// certificate.
 func (l *Lab) ForgeCertificate(path string, f Forgery) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -126,17 +125,17 @@ func (l *Lab) issue(c *Cluster, user string, expired bool) (authority.Pair, erro
 	return a.Issue(r)
 }
 
-// etcdRequest is what an etcd helper is told to do.
+// etcdRequest tells an etcd helper what to do.
 type etcdRequest struct {
 	Endpoint      string
 	CA, Cert, Key string   // PEM
-	Args          []string // as of EtcdUsage
+	Args          []string // see EtcdUsage
 }
 
-// EtcdUsage is how a store is asked.
+// EtcdUsage describes the arguments of Etcd.
 const EtcdUsage = "get [--prefix] [--keys|--births] KEY | put KEY VALUE | del [--prefix] KEY"
 
-// Etcd asks a cluster's store as one of its users, past the API server.
+// Etcd asks a cluster's store as one of its users, bypassing the API server.
 func (l *Lab) Etcd(ctx context.Context, cluster, user string, stdout, stderr io.Writer, args ...string) error {
 	c, err := l.Cluster(cluster)
 	if err != nil {
@@ -169,7 +168,7 @@ func (l *Lab) Etcd(ctx context.Context, cluster, user string, stdout, stderr io.
 	return l.Run(ctx, l.Dir, stdout, stderr, "weft", "lab", "etcd", file.Name())
 }
 
-// askEtcd is the life of an etcd helper.
+// askEtcd is what an etcd helper runs.
 func askEtcd(ctx context.Context, file string, out io.Writer) error {
 	data, err := os.ReadFile(file)
 	if err != nil {
@@ -187,11 +186,11 @@ func askEtcd(ctx context.Context, file string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	believed := x509.NewCertPool()
+	trusted := x509.NewCertPool()
 	for _, root := range roots {
-		believed.AddCert(root)
+		trusted.AddCert(root)
 	}
-	conf := &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: believed, MinVersion: tls.VersionTLS13}
+	conf := &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: trusted, MinVersion: tls.VersionTLS13}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"https://" + r.Endpoint}, TLS: conf, DialTimeout: 5 * time.Second, Context: ctx})
@@ -212,7 +211,7 @@ func etcdCommand(ctx context.Context, client *clientv3.Client, args []string, ou
 			options = append(options, clientv3.WithPrefix())
 		case "--keys":
 			options = append(options, clientv3.WithKeysOnly())
-		case "--births": // a key that was deleted and written again has another one
+		case "--births": // a key that was deleted and written again has a new one
 			options = append(options, clientv3.WithKeysOnly())
 			births = true
 		default:

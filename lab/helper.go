@@ -7,11 +7,11 @@ import (
 	"os"
 )
 
-// Helpers are the names that the lab starts its own program under, as in
-// `weft lab sandbox …`. They are no commands for people.
+// Helpers are the commands that the lab runs itself, as in `weft lab sandbox …`.
+// They are not for people.
 var Helpers = []string{"sandbox", "enter", "pods", "etcd"}
 
-// Helper is the life of a helper process. args begins with its name.
+// Helper is what a helper process runs. args begins with its name.
 func Helper(ctx context.Context, args []string) error {
 	switch {
 	case len(args) == 2 && args[0] == "sandbox":
@@ -27,5 +27,5 @@ func Helper(ctx context.Context, args []string) error {
 		}
 		return err
 	}
-	return fmt.Errorf("helper %q: the lab starts these itself", args)
+	return fmt.Errorf("%q is a helper that only the lab itself runs", args)
 }

@@ -1,9 +1,9 @@
-// Package lab raises whole clusters on one machine: every node a sandbox of
-// namespaces with its own cgroup, running the same processes from the same
-// systemd units as a real one.
+// Package lab runs whole clusters on one machine: each node is a sandbox of
+// namespaces with its own cgroup, running the same processes from the same systemd
+// units as a real one.
 //
-// What is done to the clusters and what is expected of them stands in scripts,
-// which package lab/scenario runs.
+// What happens to the clusters and what is expected of them is up to scripts, which
+// package lab/scenario runs.
 package lab
 
 import (
@@ -30,24 +30,24 @@ import (
 	"github.com/weft-mesh/weft/lab/space"
 )
 
-// Config says how to raise a lab.
+// Config describes a lab.
 type Config struct {
 	Topology Topology
-	Binary   string       // weft itself; the running program if empty
+	Binary   string       // weft; the running program if empty
 	File     string       // the lab file, for `weft lab list`
-	ID       string       // chosen at random if empty
+	ID       string       // random if empty
 	Log      *slog.Logger // nil discards
 }
 
-// Lab is some clusters that are alive on this machine. Close ends them. If the
-// process dies without Close, the kernel ends everything that ran; Prune
-// removes the directory and the cgroups that remain.
+// Lab is a set of clusters running on this machine. Close ends them. If the process
+// dies without Close, the kernel kills everything that was running, and Prune
+// removes the directory and cgroups left behind.
 type Lab struct {
 	ID       string
 	Dir      string
 	Topology Topology
 	Network  *fabric.Network
-	Operator *Node // a machine with a way into every fabric; the wan is not between
+	Operator *Node // a machine plugged into every fabric, so that no cut affects it
 
 	log     *slog.Logger
 	file    string
@@ -69,8 +69,8 @@ type Lab struct {
 	close sync.Once
 }
 
-// Raise makes the network and gives power to every machine. It starts none of
-// Weft's processes; that is Boot's.
+// Raise makes the network and powers on every machine. Weft's own processes are
+// started by Boot.
 func Raise(ctx context.Context, c Config) (_ *Lab, err error) {
 	l := &Lab{Topology: c.Topology, ID: c.ID, file: c.File, binary: c.Binary, log: c.Log, started: time.Now(),
 		nodes: map[string]*Node{}, pods: map[string]*podState{}}
@@ -113,7 +113,8 @@ func Raise(ctx context.Context, c Config) (_ *Lab, err error) {
 	return l, l.record()
 }
 
-// prepare takes an ID, its directory with the lock, the cgroup and the forker.
+// prepare chooses an ID, makes and locks its directory, and makes the cgroup and the
+// forker.
 func (l *Lab) prepare() (err error) {
 	if l.ID == "" {
 		var random [2]byte
@@ -148,7 +149,7 @@ func (l *Lab) prepare() (err error) {
 	return err
 }
 
-// kernelHasWireGuard tries it out in a namespace that is thrown away.
+// kernelHasWireGuard tries to make a device in a throwaway namespace.
 func kernelHasWireGuard() bool {
 	ns, err := space.NewNet()
 	if err != nil {
@@ -247,8 +248,8 @@ func (l *Lab) logFile(node, name string) string {
 	return filepath.Join(dir, node+"-"+strings.ReplaceAll(name, "/", "-")+".log")
 }
 
-// environment is what every child gets: nothing of the caller's surroundings
-// leaks into the clusters.
+// environment is the environment of every child: nothing of the caller's leaks into
+// the clusters.
 func (l *Lab) environment() []string {
 	return []string{
 		"PATH=" + filepath.Dir(l.binary) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -256,7 +257,7 @@ func (l *Lab) environment() []string {
 	}
 }
 
-// record writes lab.json, which other commands find the lab by.
+// record writes lab.json, by which other commands find the lab.
 func (l *Lab) record() error {
 	l.mu.Lock()
 	r := Record{ID: l.ID, PID: os.Getpid(), File: l.file, Started: l.started, Ready: l.ready, Config: l.ConfigPath(), Nodes: map[string]NodeRecord{}}
@@ -279,15 +280,15 @@ func (l *Lab) record() error {
 	return os.Rename(path+".new", path)
 }
 
-// Run executes a command as the operator: beside the clusters, with a way to
-// each API server that no cut of the lab touches. It ends with ctx.
+// Run executes a command as the operator, on a machine that reaches every API server
+// whatever the lab has cut. The command ends with ctx.
 func (l *Lab) Run(ctx context.Context, dir string, stdout, stderr io.Writer, args ...string) error {
 	cmd := l.command(ctx, args)
 	cmd.Dir = dir
 	return l.runIn(l.Operator, cmd, stdout, stderr)
 }
 
-// runIn runs a command in a machine's namespaces and waits for its end.
+// runIn runs a command in a machine's namespaces and waits for it.
 func (l *Lab) runIn(n *Node, cmd *exec.Cmd, stdout, stderr io.Writer) error {
 	n.mu.Lock()
 	thread, group := n.thread, n.group
@@ -296,7 +297,7 @@ func (l *Lab) runIn(n *Node, cmd *exec.Cmd, stdout, stderr io.Writer) error {
 		return fmt.Errorf("run on %s: %w", n.Full(), errNoPower)
 	}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
-	// The directory is named as seen from outside the sandbox.
+	// cmd.Dir is a path outside the sandbox.
 	cmd.SysProcAttr = deathWith(group)
 	if err := thread.Do(func() error { return startNice(cmd, 0) }); err != nil {
 		return fmt.Errorf("run on %s: %w", n.Full(), err)
@@ -304,7 +305,7 @@ func (l *Lab) runIn(n *Node, cmd *exec.Cmd, stdout, stderr io.Writer) error {
 	return cmd.Wait()
 }
 
-// Failures lists the processes that have ended without being asked to.
+// Failures lists the processes that have ended unexpectedly.
 func (l *Lab) Failures() error {
 	var failed []error
 	for _, n := range append(l.Nodes(), l.Operator) {

@@ -19,7 +19,7 @@ import (
 	"github.com/weft-mesh/weft/lab/space"
 )
 
-// TestMain lets the test binary be the helpers that a lab starts.
+// TestMain lets the test binary act as the helpers that a lab starts.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "lab" {
 		help := func() error { return Helper(context.Background(), os.Args[2:]) }
@@ -70,7 +70,7 @@ func raise(t *testing.T, lines string) *Lab {
 	return l
 }
 
-// eventually waits for what the kernel does in its own time.
+// eventually waits for the kernel to catch up.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
@@ -91,9 +91,9 @@ clusters:
 - {name: west, id: 2, bare: true, nodes: [n1]}
 `
 
-// dial tells how a TCP connection attempt from one node to another ends: an
-// answer, even a refusal, proves the path in both directions. Who expects an
-// answer is patient, as the machine may be busy.
+// dial reports how a TCP connection attempt from one node to another ends. An answer,
+// even a refusal, proves the path in both directions. Callers that expect one are
+// patient, as the machine may be busy.
 func dial(t *testing.T, l *Lab, from, to string, patience time.Duration) string {
 	t.Helper()
 	source, err := l.Node(from)
@@ -207,7 +207,7 @@ func TestPower(t *testing.T) {
 		t.Fatal(err)
 	}
 	if p.running() {
-		t.Error("a process outlives the power")
+		t.Error("a process survived the power loss")
 	}
 	if got := dial(t, l, "east/n1", "east/n2", unanswered); got != "timeout" {
 		t.Errorf("a node without power answers: %s", got)
@@ -224,7 +224,7 @@ func TestPower(t *testing.T) {
 		t.Errorf("in the node: %s", got)
 	}
 	if err := l.Failures(); err != nil {
-		t.Errorf("what the lab killed counts as failed: %v", err)
+		t.Errorf("processes that the lab killed count as failed: %v", err)
 	}
 }
 

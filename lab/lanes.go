@@ -9,12 +9,12 @@ import (
 // laneSockets are where `weft tunnel` serves its two devices.
 var laneSockets = []string{"/var/run/wireguard/weft0.sock", "/var/run/wireguard/weft1.sock"}
 
-// lanePatience bounds how long that may take it.
+// lanePatience bounds how long `weft tunnel` may take to do so.
 const lanePatience = 20 * time.Second
 
-// startInOrder starts processes of a machine. An agent starts only when `weft
-// tunnel` serves its devices: where the kernel has WireGuard, an agent that
-// finds none would make the kernel's.
+// startInOrder starts processes of a machine. It waits for `weft tunnel` to serve
+// its devices before it starts the agent: where the kernel has WireGuard, an agent
+// that finds no devices would make kernel ones.
 func startInOrder(n *Node, processes []string) error {
 	for _, name := range processes {
 		if err := n.Start(name); err != nil {
@@ -42,8 +42,8 @@ func (n *Node) awaitLanes() error {
 	}
 }
 
-// lanesServed looks for the sockets from inside: /var/run may be a link, which
-// means another folder outside.
+// lanesServed looks for the sockets from inside: if /var/run is a link, it leads
+// somewhere else outside.
 func (n *Node) lanesServed() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -13,11 +13,11 @@ import (
 // machine's loopback.
 var metricsPorts = map[string]uint16{"agent": 9962, "apiserver": 9963}
 
-// Metrics is what a process tells Prometheus.
+// Metrics returns a process's metrics in Prometheus' text format.
 func Metrics(ctx context.Context, r Ref) ([]byte, error) {
 	port, ok := metricsPorts[r.Process]
 	if !ok {
-		return nil, fmt.Errorf("%s has no metrics; agent and apiserver do", r)
+		return nil, fmt.Errorf("%s has no metrics: only agent and apiserver do", r)
 	}
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: r.Node.dial}
 	url := fmt.Sprintf("http://127.0.0.1:%d/metrics", port)
@@ -36,8 +36,8 @@ func Metrics(ctx context.Context, r Ref) ([]byte, error) {
 	return io.ReadAll(resp.Body)
 }
 
-// dial connects from within the node: a socket stays in the namespace in which
-// it was made.
+// dial connects from within the node: a socket belongs to the namespace it was
+// made in.
 func (n *Node) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 	n.mu.Lock()
 	thread := n.thread

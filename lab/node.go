@@ -21,10 +21,9 @@ import (
 	"github.com/weft-mesh/weft/lab/space"
 )
 
-// Node is one simulated machine. With power it has a sandbox process that
-// holds its namespaces, and the processes it was told to run; without power it
-// has its disk and nothing else. Its methods may be called by several
-// goroutines.
+// Node is one simulated machine. With power it has a sandbox process that holds its
+// namespaces, and the processes it was told to run; without power it has only its
+// disk. Its methods may be called concurrently.
 type Node struct {
 	Cluster *Cluster
 	Name    string
@@ -33,10 +32,10 @@ type Node struct {
 	lab    *Lab
 	dir    string // its disk
 	fabric *fabric.Fabric
-	device string // that is plugged into fabric; "" plugs nothing
+	device string // plugged into fabric; "" if it is not plugged in
 
-	// mu guards what follows and is held during power changes. Nothing that
-	// holds it waits for a process to do work.
+	// mu guards what follows and is held during power changes. Its holder never
+	// waits for a process to do work.
 	mu      sync.Mutex
 	sandbox *process
 	thread  *space.Thread
@@ -56,8 +55,8 @@ func (n *Node) Full() string {
 
 func (n *Node) dashed() string { return strings.ReplaceAll(n.Full(), "/", "-") }
 
-// path is where a file of the node's own lies on the lab's machine. Only
-// /etc/weft and, without a limited disk, /var/lib/weft outlive power.
+// path is where a file of the node is found from outside. Only /etc/weft and, unless
+// the disk is limited, /var/lib/weft survive a power loss.
 func (n *Node) path(file string) string {
 	for inside, outside := range map[string]string{"/etc/weft": "etc", "/var/lib/weft": "var"} {
 		if rest, ok := strings.CutPrefix(file, inside); ok && (n.Cluster == nil || n.Cluster.Disk == "" || outside == "etc") {
@@ -72,7 +71,7 @@ func (n *Node) path(file string) string {
 	return filepath.Join(fmt.Sprintf("/proc/%d/root", n.sandbox.pid()), file)
 }
 
-// PowerOn starts the sandbox and plugs it in. It starts nothing else.
+// PowerOn starts the sandbox and plugs it in, and nothing else.
 func (n *Node) PowerOn() (err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -154,8 +153,8 @@ func (n *Node) startSandboxLocked() error {
 // sandboxReady is what a sandbox prints when its namespaces are prepared.
 const sandboxReady = "ready"
 
-// HoldSandbox is the life of a sandbox process: it prepares its namespaces,
-// says so and waits to be killed.
+// HoldSandbox is what a sandbox process runs: it prepares its namespaces, says so
+// and waits to be killed.
 func HoldSandbox(arg string) error {
 	var c SandboxConfig
 	if err := json.Unmarshal([]byte(arg), &c); err != nil {
@@ -172,8 +171,8 @@ func HoldSandbox(arg string) error {
 	}
 }
 
-// PowerOff cuts the node's cable and kills everything in it at once. Nothing
-// that a dying process sends gets out. It is harmless without power.
+// PowerOff unplugs the node and kills everything in it at once. Nothing that a dying
+// process sends gets out. Without power it does nothing.
 func (n *Node) PowerOff() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -197,7 +196,7 @@ func (n *Node) powerOffLocked() error {
 	for _, p := range n.procs {
 		<-p.done
 	}
-	// The namespaces end with the last thread and handle that holds them.
+	// The namespaces go with the last thread and handle that holds them.
 	if n.thread != nil {
 		n.thread.Close()
 	}
@@ -228,8 +227,8 @@ func (n *Node) Powered() bool {
 
 var errNoPower = errors.New("it has no power")
 
-// Spawn starts a command in the node's namespaces and cgroup under a name that
-// is not in use. Its output goes to a log unless cmd.Stdout is set.
+// spawn starts a command in the node's namespaces and cgroup under an unused name.
+// Its output goes to a log unless cmd.Stdout is set.
 func (n *Node) spawn(name string, cmd *exec.Cmd) (*process, error) {
 	return n.spawnNice(name, cmd, 0)
 }
@@ -272,14 +271,14 @@ func (n *Node) Start(name string) error {
 	return err
 }
 
-// Process finds a process by name; nil if it was never started since power on.
+// process finds a process by name; nil if it has not been started since power on.
 func (n *Node) process(name string) *process {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.procs[name]
 }
 
-// Processes lists the names of the node's processes that run.
+// Processes lists the names of the node's running processes.
 func (n *Node) Processes() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -292,7 +291,7 @@ func (n *Node) Processes() []string {
 	return names
 }
 
-// failures lists the processes that ended by themselves.
+// failures lists the processes that have ended unexpectedly.
 func (n *Node) failures() (failed []error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -309,11 +308,11 @@ func (n *Node) failures() (failed []error) {
 	return failed
 }
 
-// Cut pulls the node's network cable, at the switch's end: the kernel would
-// drop the default route if the node's own device went down.
+// Cut unplugs the node's network cable at the switch: the kernel would drop the
+// default route if the node's own device went down.
 func (n *Node) Cut() error { return n.fabric.SetPort(n.Name, false) }
 
-// Block stops, or no longer stops, packets of the node to an address: all, or
+// Block starts or stops dropping the node's packets to an address: all of them, or
 // those of some flows.
 func (n *Node) Block(to netip.Addr, flows []fabric.Flow, on bool) error {
 	blocks := slices.DeleteFunc(n.fabric.Blocks(n.Name), func(b fabric.Block) bool {
@@ -325,8 +324,8 @@ func (n *Node) Block(to netip.Addr, flows []fabric.Flow, on bool) error {
 	return n.fabric.SetBlocks(n.Name, blocks)
 }
 
-// Unblock lets everything of the node pass.
+// Unblock undoes every Block.
 func (n *Node) Unblock() error { return n.fabric.SetBlocks(n.Name, nil) }
 
-// Heal puts the network cable back.
+// Heal plugs the network cable back in.
 func (n *Node) Heal() error { return n.fabric.SetPort(n.Name, true) }

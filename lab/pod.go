@@ -20,9 +20,9 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 )
 
-// The lab stands in for the kubelet: it starts a pod's command when the pod's
-// network namespace appears on its node, starts it again when it ended and the
-// pod's restart policy says so, and kills it when the pod is gone.
+// The lab takes the place of the kubelet: it starts a pod's command when the pod's
+// network namespace appears on its node, restarts it according to the pod's restart
+// policy, and kills it when the pod is gone.
 
 // Pod is one pod that a script can refer to.
 type Pod struct {
@@ -33,19 +33,18 @@ type Pod struct {
 // Full is the pod's name as scripts write it, such as east/default/web-1.
 func (p Pod) Full() string { return p.Cluster + "/" + p.Namespace + "/" + p.Name }
 
-// podState is what the stand-in knows of a pod.
+// podState is what the lab knows about a pod.
 type podState struct {
 	Pod
 	spec    corev1.PodSpec
 	store   string    // generation of the store that last listed it
-	gone    bool      // deleted in the API server
-	started int       // how often its command was started
+	gone    bool      // deleted from the API server
 	entered uint64    // network namespace that its command was started in
-	dead    time.Time // when its command was seen to have ended
+	dead    time.Time // when its command was first seen to have ended
 }
 
-// restartDelay is the pause before a pod's command is started again, so that
-// one that cannot run does not eat the machine.
+// restartDelay is the pause before a pod's command is restarted, so that one that
+// cannot run does not use up the machine.
 const restartDelay = 300 * time.Millisecond
 
 // podNamespaceDir is where the agent keeps the namespaces of its pods.
@@ -54,7 +53,7 @@ const podNamespaceDir = "/run/netns"
 // hostsFile is what the agent writes for its pods' /etc/hosts.
 const hostsFile = "/run/weft/hosts"
 
-// processName is the pod's command among its node's processes.
+// processName is the name of the pod's command among its node's processes.
 func (p Pod) processName() string { return "pod/" + p.Namespace + "_" + p.Name }
 
 // namespaceFile is the pod's network namespace, as seen in its node.
@@ -62,8 +61,8 @@ func (p Pod) namespaceFile() string {
 	return filepath.Join(podNamespaceDir, p.Namespace+"_"+p.Name)
 }
 
-// network is the inode of the pod's network namespace, 0 while the agent has
-// not made it.
+// network is the inode of the pod's network namespace, 0 until the agent has made
+// it.
 func (p Pod) network() uint64 {
 	if p.Node == nil || !p.Node.Powered() {
 		return 0
@@ -98,7 +97,7 @@ func (l *Lab) Pod(full string) (Pod, error) {
 	return Pod{}, notThere("no machine or pod %q (yet)", full)
 }
 
-// Pods lists the pods there are.
+// Pods lists all pods.
 func (l *Lab) Pods() (pods []Pod) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -110,8 +109,8 @@ func (l *Lab) Pods() (pods []Pod) {
 	return pods
 }
 
-// PodEvent is one line that a `weft lab pods` helper prints: a change, or the
-// end of the complete list it began with.
+// PodEvent is one line that a `weft lab pods` helper prints: a change, or the end of
+// the complete list that comes first.
 type PodEvent struct {
 	Cluster string          `json:"cluster"`
 	Restart bool            `json:"restart,omitempty"` // a complete list follows
@@ -119,9 +118,9 @@ type PodEvent struct {
 	Event   *api.WatchEvent `json:"event,omitempty"`
 }
 
-// WatchPods prints the pods of every cluster and their changes as PodEvents.
-// It is the life of a helper process that runs beside the clusters, where the
-// API servers can be reached, and ends with ctx.
+// WatchPods prints the pods of a cluster and their changes as PodEvents until ctx
+// ends. A helper process runs it on the operator's machine, which reaches the API
+// servers.
 func WatchPods(ctx context.Context, config string, cluster string, out io.Writer) error {
 	enc := json.NewEncoder(out)
 	for ctx.Err() == nil {
@@ -162,7 +161,7 @@ func watchOnce(ctx context.Context, config, cluster string, enc *json.Encoder) e
 	})
 }
 
-// followPods runs the helper of one cluster and the stand-in for its kubelets.
+// followPods runs the helper of one cluster, and its pods.
 func (l *Lab) followPods(ctx context.Context, cluster string) error {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -211,15 +210,14 @@ func (l *Lab) followPods(ctx context.Context, cluster string) error {
 	}
 }
 
-// podList is what the API server is telling of its pods.
+// podList is the list that the API server is sending.
 type podList struct {
-	store string          // generation of the store that it comes from
-	names map[string]bool // nil once it is complete and changes follow
+	store string          // generation of the store it comes from
+	names map[string]bool // nil once the list is complete and changes follow
 }
 
-// notePod takes in an event. A store that was rebuilt withdraws nothing by
-// lacking a pod: the command of a workload does not end because the mesh has
-// lost its records.
+// notePod handles an event. A pod missing from a rebuilt store is not gone: a
+// workload does not end because the mesh has lost its records.
 func (l *Lab) notePod(e PodEvent, list *podList) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -232,7 +230,7 @@ func (l *Lab) notePod(e PodEvent, list *podList) {
 	case "put":
 		var pod corev1.Pod
 		if err := json.Unmarshal(e.Event.Object, &pod); err != nil {
-			l.log.Error("pod is not readable", "pod", key, "error", err)
+			l.log.Error("cannot decode a pod", "pod", key, "error", err)
 			return
 		}
 		state := l.pods[key]
@@ -259,7 +257,7 @@ func (l *Lab) notePod(e PodEvent, list *podList) {
 	}
 }
 
-// syncPods starts and kills what should or should not run.
+// syncPods starts and kills pods' commands as needed.
 func (l *Lab) syncPods(cluster string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -288,14 +286,14 @@ func (l *Lab) syncPodLocked(state *podState, p *process) {
 		return
 	}
 	if p != nil && p.running() {
-		// A pod that replaced one of its name may have been seen before its
-		// network: then the command sits in its predecessor's.
+		// The pod may have replaced another of the same name, and been started
+		// before its own network existed: then it runs in its predecessor's.
 		if state.entered != network && p.signal(unix.SIGKILL) == nil {
 			state.dead = time.Now().Add(-restartDelay)
 		}
 		return
 	}
-	if p != nil { // it ended in this life of the machine
+	if p != nil { // it has ended since power on
 		p.expectEnd()
 		if state.over(network) {
 			return
@@ -308,16 +306,15 @@ func (l *Lab) syncPodLocked(state *podState, p *process) {
 		}
 	}
 	state.dead = time.Time{}
-	state.started++
 	state.entered = network
 	if err := l.startPod(state); err != nil {
-		l.log.Error("pod does not start", "pod", state.Full(), "error", err)
+		l.log.Error("cannot start a pod", "pod", state.Full(), "error", err)
 		state.dead = time.Now()
 	}
 }
 
-// over reports whether a command that has ended is not started again. One that
-// sat in the network of another pod, which had this one's name, was not its.
+// over reports whether a command that has ended stays ended. One that ran in the
+// network of a predecessor of the same name was not this pod's.
 func (s *podState) over(network uint64) bool {
 	return s.spec.RestartPolicy == corev1.RestartPolicyNever && s.entered == network
 }
@@ -333,7 +330,7 @@ func (l *Lab) startPod(state *podState) error {
 	if err != nil {
 		return err
 	}
-	p.expectEnd() // ends are the kubelet's business, not failures of the lab
+	p.expectEnd() // a pod that ends is restarted; it is not a failure of the lab
 	return nil
 }
 
@@ -343,8 +340,7 @@ type Place struct {
 	Pod  *Pod // nil is the machine itself
 }
 
-// Place finds a machine or a pod by its full name. A name that could be
-// either is a machine.
+// Place finds a machine or a pod by its full name. Machines come first.
 func (l *Lab) Place(full string) (Place, error) {
 	if n, err := l.Node(full); err == nil {
 		return Place{Node: n}, nil
@@ -377,17 +373,17 @@ func (l *Lab) placed(ctx context.Context, at Place, command []string) *exec.Cmd 
 	return cmd
 }
 
-// RunAt runs a command on a machine or in a pod and waits for its end.
+// RunAt runs a command on a machine or in a pod and waits for it.
 func (l *Lab) RunAt(ctx context.Context, at Place, stdout, stderr io.Writer, command ...string) error {
 	return l.runIn(at.Node, l.placed(ctx, at, command), stdout, stderr)
 }
 
-// Task is a command that runs in a place beside what is there anyway.
+// Task is a command started by StartAt.
 type Task struct{ process *process }
 
-// StartAt starts a command on a machine or in a pod, under a name that is not
-// in use there. Its output goes to stdout, which the caller may close
-// afterwards, or to a log if that is nil.
+// StartAt starts a command on a machine or in a pod, under an unused name. Its
+// output goes to stdout, which the caller may close afterwards, or to a log if
+// stdout is nil.
 func (l *Lab) StartAt(at Place, name string, stdout *os.File, command ...string) (*Task, error) {
 	cmd := l.placed(context.Background(), at, command)
 	if stdout != nil {
@@ -401,13 +397,14 @@ func (l *Lab) StartAt(at Place, name string, stdout *os.File, command ...string)
 	return &Task{process}, nil
 }
 
-// Stop asks the task to end and waits for it. One that has ended is no error.
+// Stop asks the task to end and waits for it. A task that has already ended is not
+// an error.
 func (t *Task) Stop() error { return t.process.stop() }
 
 // Running reports whether the task has not ended.
 func (t *Task) Running() bool { return t.process.running() }
 
-// Log returns the last lines that the task said to stderr.
+// Log returns the last lines that the task wrote to stderr.
 func (t *Task) Log() string { return tail(t.process.log, 10) }
 
 // podCommand wraps a command into the helper that moves it into the pod.
@@ -425,10 +422,10 @@ func (l *Lab) podCommand(p Pod, command []string) *exec.Cmd {
 	return cmd
 }
 
-// EnterPod turns the calling process into a pod's command: in the pod's network
-// namespace, with the node's hosts file as its own and no name server: the real
-// machine's would not answer here, and asking it would cost seconds. It returns
-// only errors.
+// EnterPod turns the calling process into a pod's command, in the pod's network
+// namespace and with the node's hosts file. It has no name server: the real machine's
+// does not answer here, and asking it would take seconds. EnterPod returns only
+// errors.
 func EnterPod(netns, hosts string, command []string) error {
 	runtime.LockOSThread()
 	ns, err := os.Open(netns)

@@ -12,8 +12,7 @@ import (
 	"github.com/weft-mesh/weft/lab/space"
 )
 
-// Preflight names in one line what this machine lacks to raise a lab; nil if
-// it lacks nothing.
+// Preflight says in one line what this machine lacks to run a lab; nil if nothing.
 func Preflight() error {
 	if os.Geteuid() != 0 {
 		return errors.New("a lab needs root: run it with sudo")
@@ -50,8 +49,8 @@ func Preflight() error {
 	return canBPF()
 }
 
-// canBPF asks the kernel for the file system that pins need, and for the smallest
-// map there is.
+// canBPF checks for the file system that pins need, and makes the smallest possible
+// map.
 func canBPF() error {
 	if _, err := os.Stat("/sys/fs/bpf"); err != nil {
 		return errors.New("a lab needs BPF: this kernel has no /sys/fs/bpf")

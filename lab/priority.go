@@ -10,13 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The lab's own process is the network between its clusters. On a machine that
-// is too busy a real network would go on, so the lab runs before all that it
-// starts; otherwise what waits for a processor looks like a cut cable.
+// The lab's own process is the network between its clusters. A real network keeps
+// running however busy the machines are, so the lab has priority over everything it
+// starts; otherwise a wait for the CPU would look like a cut cable.
 const networkNice = -15
 
-// OrdinaryNice is the priority that the process had, and that what it starts
-// has unless its unit says another.
+// OrdinaryNice is the priority that the process started with. What it starts gets
+// the same, unless its unit says otherwise.
 var OrdinaryNice = sync.OnceValue(func() int {
 	raw, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
 	if err != nil {
@@ -25,8 +25,8 @@ var OrdinaryNice = sync.OnceValue(func() int {
 	return 20 - raw // the system call's result is 20 - nice
 })
 
-// hurry gives all threads of the process the network's priority; threads to
-// come have that of the one that makes them.
+// hurry gives all threads of the process the network's priority; later threads
+// inherit it.
 func hurry() error {
 	OrdinaryNice()
 	for done := map[int]bool{}; ; {
@@ -51,8 +51,8 @@ func hurry() error {
 	}
 }
 
-// startNice starts a command with the priority that its thread takes on for
-// it; 0 is the ordinary one.
+// startNice starts a command with a priority; 0 is OrdinaryNice. The thread takes
+// on that priority for as long as it takes to start the command.
 func startNice(cmd *exec.Cmd, nice int) error {
 	if nice == 0 {
 		nice = OrdinaryNice()

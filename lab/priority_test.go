@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestNetworkComesFirst: on a busy machine the network goes on, and is no
-// measure for what is started.
+// The network has priority on a busy machine, and what it starts does not inherit
+// that.
 func TestNetworkComesFirst(t *testing.T) {
 	l := raise(t, bare)
 	if raw, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err != nil || 20-raw != networkNice {
@@ -31,7 +31,7 @@ func TestNetworkComesFirst(t *testing.T) {
 	}
 }
 
-// TestCommandsAreOrdinary: also what an operator runs waits its turn.
+// An operator's commands have no priority either.
 func TestCommandsAreOrdinary(t *testing.T) {
 	l := raise(t, bare)
 	var out bytes.Buffer

@@ -26,16 +26,16 @@ type process struct {
 	done chan struct{} // closed when it has ended and been reaped
 
 	mu     sync.Mutex
-	wanted bool  // guarded by mu: the lab asked for its end
+	wanted bool  // guarded by mu: its end is expected
 	err    error // guarded by mu: how it ended
 }
 
-// stopPatience is how long a process may take to end after SIGTERM.
+// stopPatience is how long a process may take to exit after SIGTERM.
 const stopPatience = 10 * time.Second
 
-// spawn starts a command on a thread, so in that thread's namespaces. The child
-// dies with the thread, and is born into the cgroup. What it prints goes to a
-// log, which is opened here: the thread may see other files under that name.
+// spawn starts a command on a thread, in that thread's namespaces and in the
+// cgroup. The child dies with the thread. Its output goes to a log, which is opened
+// here because the thread may see another file under that name.
 func spawn(on *space.Thread, name string, cmd *exec.Cmd, nice int, cgroup *os.File, log string) (*process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -78,14 +78,14 @@ func (p *process) running() bool {
 	}
 }
 
-// expectEnd says that the process is about to end, and that this is right.
+// expectEnd marks the end of the process as expected.
 func (p *process) expectEnd() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.wanted = true
 }
 
-// failure is non-nil when the process has ended without being asked to.
+// failure is non-nil if the process has ended unexpectedly.
 func (p *process) failure() error {
 	if p.running() {
 		return nil
@@ -134,12 +134,12 @@ func (p *process) stop() error {
 		return nil
 	case <-time.After(stopPatience):
 		_ = p.kill()
-		return fmt.Errorf("stop %s: still there %v after SIGTERM%s", p.name, stopPatience, tail(p.log, 15))
+		return fmt.Errorf("stop %s: it was still running %v after SIGTERM and was killed%s", p.name, stopPatience, tail(p.log, 15))
 	}
 }
 
-// tail returns the last lines of a log, indented, after a heading; nothing if
-// there are none.
+// tail returns the last lines of a log, indented, below a heading; nothing if the
+// log is empty.
 func tail(path string, lines int) string {
 	data, err := os.ReadFile(path)
 	if err != nil || len(data) == 0 {
@@ -156,8 +156,8 @@ func tail(path string, lines int) string {
 	return "\n  last lines of " + path + ":\n" + strings.Join(slices.Clone(all), "\n")
 }
 
-// deathWith describes a child that dies with the thread that started it and is
-// born into a cgroup.
+// deathWith describes a child that starts in a cgroup and dies with the thread that
+// started it.
 func deathWith(cgroup *os.File) *syscall.SysProcAttr {
 	attr := &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if cgroup != nil {

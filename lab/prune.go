@@ -29,8 +29,8 @@ type Record struct {
 	PID     int                   `json:"pid"`
 	File    string                `json:"file"` // the lab file it was raised from
 	Started time.Time             `json:"started"`
-	Ready   bool                  `json:"ready"`  // all clusters answer
-	Config  string                `json:"config"` // CLI contexts of its clusters
+	Ready   bool                  `json:"ready"`  // all clusters are up
+	Config  string                `json:"config"` // file with its clusters' contexts
 	Nodes   map[string]NodeRecord `json:"nodes"`  // by cluster/node
 }
 
@@ -38,7 +38,7 @@ type Record struct {
 func (r Record) Clusters() []string {
 	names := map[string]bool{}
 	for place := range r.Nodes {
-		if cluster, _, ok := strings.Cut(place, "/"); ok { // the operator's machine is in none
+		if cluster, _, ok := strings.Cut(place, "/"); ok { // the operator's machine is in no cluster
 			names[cluster] = true
 		}
 	}
@@ -51,14 +51,14 @@ type NodeRecord struct {
 	Cgroup string `json:"cgroup"`
 }
 
-// ownDir takes the lock of one's own lab, which the kernel gives back when the
-// process dies, however it dies. It waits for others that only look, by lockDir,
-// whether the lab lives.
+// ownDir locks the caller's own lab. The kernel releases the lock when the process
+// dies, however it dies. ownDir waits for others that hold the lock for a moment, with
+// lockDir, to see whether the lab is alive.
 func ownDir(dir string) (*os.File, error) { return flock(dir, os.O_CREATE, unix.LOCK_EX) }
 
-// lockDir takes a lab's lock, or fails with unix.EWOULDBLOCK while it lives. It
-// makes no lock: a lab that ends removes its directory, and fails to if something
-// new comes into it meanwhile.
+// lockDir takes a lab's lock, or fails with unix.EWOULDBLOCK while the lab is alive.
+// It does not create the lock file: a lab that is ending could not remove its
+// directory if a file appeared in it meanwhile.
 func lockDir(dir string) (*os.File, error) { return flock(dir, 0, unix.LOCK_EX|unix.LOCK_NB) }
 
 func flock(dir string, create, how int) (*os.File, error) {
@@ -96,11 +96,11 @@ func List() ([]Record, error) {
 			continue
 		}
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // just being made, or just ending
+			continue // it is just starting or ending
 		}
 		r, err := ReadRecord(d.Name())
 		if errors.Is(err, fs.ErrPermission) {
-			return nil, err // not the same as none
+			return nil, err // which must not look like no lab
 		}
 		if err == nil {
 			labs = append(labs, r)
@@ -115,7 +115,7 @@ func ReadRecord(id string) (Record, error) {
 	var r Record
 	data, err := os.ReadFile(filepath.Join(Root, id, "lab.json"))
 	if errors.Is(err, fs.ErrNotExist) || filepath.Base(filepath.Join("/", id)) != id {
-		return r, fmt.Errorf("there is no lab %q; `weft lab list` shows those alive", id)
+		return r, fmt.Errorf("there is no lab %q; `weft lab list` shows those that are up", id)
 	}
 	if err != nil {
 		return r, err
@@ -126,8 +126,8 @@ func ReadRecord(id string) (Record, error) {
 	return r, nil
 }
 
-// Prune removes what labs left behind whose process is gone, and returns their
-// IDs. Labs that live are not touched.
+// Prune removes what is left of labs whose process is gone, and returns their IDs.
+// Live labs are not touched.
 func Prune() (removed []string, err error) {
 	ids := map[string]bool{}
 	dirs, err := os.ReadDir(Root)
@@ -179,7 +179,7 @@ func probing(id string) bool {
 	return err == nil
 }
 
-// pruneOne removes what is left of one lab, unless somebody holds its lock.
+// pruneOne removes what is left of one lab, unless its lock is held.
 func pruneOne(cgroupRoot, id string) (bool, error) {
 	dir := filepath.Join(Root, id)
 	if _, err := os.Stat(dir); err == nil {
@@ -194,7 +194,7 @@ func pruneOne(cgroupRoot, id string) (bool, error) {
 		}
 		young, err := keep(dir)
 		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil // removed by somebody else just now
+			return false, nil // another prune has just removed it
 		}
 		if young || err != nil {
 			return false, err
@@ -207,7 +207,7 @@ func pruneOne(cgroupRoot, id string) (bool, error) {
 	return true, os.RemoveAll(dir)
 }
 
-// keep reports whether a directory without an owner may still get one: a lab
+// keep reports whether a directory without an owner may be about to get one: a lab
 // makes its directory a moment before it takes the lock.
 func keep(dir string) (bool, error) {
 	if _, err := os.Stat(filepath.Join(dir, "lab.json")); err == nil {

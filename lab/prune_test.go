@@ -13,8 +13,8 @@ import (
 	"github.com/weft-mesh/weft/lab/space"
 )
 
-// Others try every lab's lock to see whether it lives, also that of one which
-// is just being raised.
+// Others try every lab's lock to see whether it is alive, even while the lab is
+// starting.
 func TestOwnerWaitsForWhoOnlyLooks(t *testing.T) {
 	dir := t.TempDir()
 	look, err := ownDir(dir)
@@ -40,18 +40,18 @@ func TestOwnerWaitsForWhoOnlyLooks(t *testing.T) {
 	}
 }
 
-// A lab that ends removes its directory, in which nothing new may come to be.
+// A lab that is ending removes its directory: no file may appear in it.
 func TestWhoOnlyLooksLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	if lock, err := lockDir(dir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("there is no lock, and it was taken: %v, %v", lock, err)
+		t.Errorf("a lock that does not exist was taken: %v, %v", lock, err)
 	}
 	if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
 		t.Errorf("in the directory are %v (%v)", files, err)
 	}
 }
 
-// What has no lock is nobody's: its process ended while it removed the lab.
+// A directory without a lock has no owner: its process died while removing the lab.
 func TestWithoutALockNobodyLives(t *testing.T) {
 	r, lock := recorded(t)
 	r.names(t, waiting(t, nil).Process)

@@ -17,13 +17,12 @@ type SandboxConfig struct {
 	Etc      string `json:"etc"`             // directory that becomes /etc/weft
 	Var      string `json:"var"`             // directory that becomes /var/lib/weft
 	Disk     string `json:"disk,omitempty"`  // size of a fresh /var/lib/weft instead of Var
-	Plain    bool   `json:"plain,omitempty"` // sees the files of the lab's machine
+	Plain    bool   `json:"plain,omitempty"` // keeps the host's file system
 }
 
-// Sandbox turns the calling process, which was started in new network, mount
-// and host name namespaces, into the holder of a machine: it gives it a name,
-// directories of its own and a loopback device. What the machine keeps over a
-// power loss lies in Etc and Var.
+// Sandbox prepares a machine in the calling process, which was started in new
+// network, mount and host name namespaces: a host name, directories and a loopback
+// device. What survives a power loss is kept in Etc and Var.
 func Sandbox(c SandboxConfig) error {
 	if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
 		return fmt.Errorf("set host name: %w", err)
@@ -31,11 +30,11 @@ func Sandbox(c SandboxConfig) error {
 	if c.Plain {
 		return loopbackUp()
 	}
-	// Mounts made here must not travel back to the machine the lab runs on.
+	// Mounts made here must not propagate to the host.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	// Etc and Var lie below /run, which is about to be covered.
+	// Etc and Var are below /run, which is about to be covered.
 	binds, err := openAll(c.Etc, c.Var)
 	if err != nil {
 		return err
@@ -77,8 +76,8 @@ func loopbackUp() error {
 	return netlink.LinkSetUp(lo)
 }
 
-// mountVarRun makes /var/run/wireguard private where /var/run is a directory
-// of its own and not, as usual, another name of /run.
+// mountVarRun makes /var/run private where it is a directory of its own rather than,
+// as usual, a link to /run.
 func mountVarRun() error {
 	if real, err := filepath.EvalSymlinks("/var/run"); err == nil && real == "/run" {
 		return nil
@@ -108,8 +107,7 @@ func bind(dir *os.File, on string) error {
 	return mount(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), on, "", unix.MS_BIND, "")
 }
 
-// mount makes the directory it mounts on if the machine lacks it, which an
-// installed Weft would have made too.
+// mount makes the mount point if it does not exist, as installing Weft would.
 func mount(source, on, kind string, flags uintptr, data string) error {
 	if err := os.MkdirAll(on, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make mount point: %w", err)

@@ -14,35 +14,34 @@ import (
 
 // Topology is what a lab consists of, as written in lab.yaml.
 //
-// The addresses are the lab's own convention; nothing in the product relies on
-// it. In the cluster with ID i, machine number n has the address 172.16.i.n and
-// the gateway is 172.16.i.254.
+// Addresses follow a convention that only the lab relies on: in the cluster with
+// ID i, machine number n has the address 172.16.i.n, and the gateway has
+// 172.16.i.254.
 type Topology struct {
 	Clusters []Cluster `json:"clusters"`
 	WAN      Link      `json:"wan,omitempty"`
-	// Manual leaves the start of the clusters to the script, for what has to
-	// happen before.
+	// Manual leaves it to the script to start the clusters, with the verb boot.
 	Manual bool `json:"manual,omitempty"`
-	// Userspace runs `weft tunnel` on every node although the kernel may have
-	// WireGuard, for scripts about that process.
+	// Userspace runs `weft tunnel` on every node even if the kernel has WireGuard,
+	// for scripts about that process.
 	Userspace bool `json:"userspace,omitempty"`
 }
 
 // Cluster is one cluster to raise.
 type Cluster struct {
 	Name        string       `json:"name"`
-	ID          uint16       `json:"id"`                    // 1 to 254
+	ID          uint16       `json:"id"`                    // 1 to 99
 	Nodes       []string     `json:"nodes,omitempty"`       // n1 and n2 if empty
 	Control     string       `json:"control,omitempty"`     // runs the API server; the first node if empty
 	PodCIDR     netip.Prefix `json:"podCIDR,omitempty"`     // 10.<id>.0.0/16 if empty; each node gets a /24 of it
 	ServiceCIDR netip.Prefix `json:"serviceCIDR,omitempty"` // 10.<100+id>.0.0/16 if empty
 	Bare        bool         `json:"bare,omitempty"`        // machines only: no process is started
 	Disk        string       `json:"disk,omitempty"`        // limits /var/lib/weft of each node, such as 64m; it then forgets at power loss
-	APIServer   []string     `json:"apiserver,omitempty"`   // further flags of weft apiserver
-	Agent       []string     `json:"agent,omitempty"`       // further flags of weft agent
+	APIServer   []string     `json:"apiserver,omitempty"`   // extra flags of weft apiserver
+	Agent       []string     `json:"agent,omitempty"`       // extra flags of weft agent
 }
 
-// Link is what the wide area network does in each direction.
+// Link describes the wide area network in each direction.
 type Link struct {
 	Delay string  `json:"delay,omitempty"` // one way, such as 5ms
 	Loss  float64 `json:"loss,omitempty"`  // share of packets, 0 to 1
@@ -53,8 +52,8 @@ func DefaultTopology() Topology {
 	return Topology{Clusters: []Cluster{{Name: "east", ID: 1}, {Name: "west", ID: 2}}}
 }
 
-// ParseTopology reads lab.yaml and fills in what it leaves out. It reports
-// every mistake at once.
+// ParseTopology reads lab.yaml and fills in defaults. It reports all mistakes at
+// once.
 func ParseTopology(data []byte) (Topology, error) {
 	var t Topology
 	if err := yaml.UnmarshalStrict(data, &t); err != nil {
@@ -69,7 +68,7 @@ func ParseTopology(data []byte) (Topology, error) {
 	return t, nil
 }
 
-// A name must fit into a device name beside nothing else.
+// A name must fit into a device name.
 var nameFormat = regexp.MustCompile(`^[a-z][a-z0-9-]{0,13}$`)
 
 func (t *Topology) complete() error {
@@ -81,13 +80,13 @@ func (t *Topology) complete() error {
 			mistakes = append(mistakes, fmt.Errorf("cluster %q: "+format, append([]any{c.Name}, args...)...))
 		}
 		if !nameFormat.MatchString(c.Name) {
-			wrong("name has 1 to 14 lower case letters, digits and dashes")
+			wrong("name must be 1 to 14 lower-case letters, digits and dashes, beginning with a letter")
 		}
 		if c.ID < 1 || c.ID > 99 {
-			wrong("id is 1 to 99 in a lab, and not %d", c.ID)
+			wrong("id must be 1 to 99 in a lab, not %d", c.ID)
 		}
 		if names[c.Name] || ids[c.ID] {
-			wrong("name and id %d must occur once", c.ID)
+			wrong("name or id %d is already used by another cluster: each must occur once", c.ID)
 		}
 		names[c.Name], ids[c.ID] = true, true
 		if len(c.Nodes) == 0 {
@@ -99,7 +98,7 @@ func (t *Topology) complete() error {
 		seen := map[string]bool{}
 		for _, n := range c.Nodes {
 			if !nameFormat.MatchString(n) || seen[n] {
-				wrong("node %q: each name occurs once and has 1 to 14 lower case letters, digits and dashes", n)
+				wrong("node %q: each name must occur once and be 1 to 14 lower-case letters, digits and dashes, beginning with a letter", n)
 			}
 			seen[n] = true
 		}
@@ -118,6 +117,9 @@ func (t *Topology) complete() error {
 		if c.PodCIDR.Bits() > 20 || !c.PodCIDR.Addr().Is4() {
 			wrong("podCIDR %s: a lab gives each node a /24 of it, so use an IPv4 prefix up to /20", c.PodCIDR)
 		}
+		if room := 1<<max(0, 24-c.PodCIDR.Bits()) - 1; len(c.Nodes) > room {
+			wrong("podCIDR %s has room for %d nodes, not %d", c.PodCIDR, room, len(c.Nodes))
+		}
 	}
 	if _, err := t.weather(); err != nil {
 		mistakes = append(mistakes, err)
@@ -129,7 +131,7 @@ func (t *Topology) complete() error {
 func (t *Topology) weather() (fabric.Weather, error) {
 	w := fabric.Weather{Default: fabric.Quality{Loss: t.WAN.Loss}}
 	if t.WAN.Loss < 0 || t.WAN.Loss > 1 {
-		return w, fmt.Errorf("wan: loss is a share from 0 to 1, and not %v", t.WAN.Loss)
+		return w, fmt.Errorf("wan: loss must be a share from 0 to 1, not %v", t.WAN.Loss)
 	}
 	if t.WAN.Delay != "" {
 		d, err := time.ParseDuration(t.WAN.Delay)
@@ -141,7 +143,7 @@ func (t *Topology) weather() (fabric.Weather, error) {
 	return w, nil
 }
 
-// number is the place of a node in its cluster, from 1.
+// number is the position of a node in its cluster, from 1.
 func (c *Cluster) number(node string) int {
 	for i, n := range c.Nodes {
 		if n == node {
@@ -151,7 +153,7 @@ func (c *Cluster) number(node string) int {
 	return 0
 }
 
-// subnet is where the machines' own addresses lie.
+// subnet is the prefix of the machines' own addresses.
 func (c *Cluster) subnet() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(c.ID), 0}), 24)
 }
@@ -166,7 +168,7 @@ const (
 	operatorHost = 253 // where the operator's commands run
 )
 
-// nodePodCIDR is the share of the pod CIDR that a node gets.
+// nodePodCIDR is a node's part of the pod CIDR.
 func (c *Cluster) nodePodCIDR(node string) netip.Prefix {
 	a := c.PodCIDR.Masked().Addr().As4()
 	a[2] += byte(c.number(node))

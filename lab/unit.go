@@ -10,12 +10,12 @@ import (
 	"github.com/weft-mesh/weft/deploy"
 )
 
-// unit is what the lab uses of a systemd service file. The lab is no systemd:
-// of all settings it follows those that say what to start and how urgent it is.
+// unit is the part of a systemd service file that the lab uses: what to start and
+// with what priority. It ignores all other settings.
 type unit struct {
 	exec        []string
 	environment []string
-	files       []string // EnvironmentFile=, as paths in the node
+	files       []string // EnvironmentFile=, as paths on the node
 	nice        int
 }
 
@@ -57,7 +57,7 @@ func parseUnit(text string) (u unit, err error) {
 			u.files = append(u.files, strings.TrimSpace(value))
 		case "Nice":
 			if u.nice, err = strconv.Atoi(strings.TrimSpace(value)); err != nil {
-				return unit{}, fmt.Errorf("unit: Nice=%s is no number", value)
+				return unit{}, fmt.Errorf("unit: Nice=%s is not a number", value)
 			}
 		}
 	}
@@ -67,8 +67,8 @@ func parseUnit(text string) (u unit, err error) {
 	return u, nil
 }
 
-// command resolves what to execute. read returns the content of a file of the
-// node; a file named with a leading dash may be missing.
+// command resolves what to execute. read reads a file of the node; a file whose name
+// begins with a dash may be missing.
 func (u unit) command(read func(path string) ([]byte, error)) (args, env []string, err error) {
 	env = append(env, u.environment...)
 	for _, name := range u.files {

@@ -159,16 +159,19 @@ func labHostCommand() *cobra.Command {
 
 func labDownCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:               "down LAB...",
-		Short:             "Take labs down",
+		Use:   "down LAB...",
+		Short: "Take labs down",
+		Long: "Take labs down: stop each lab's process and wait until it has removed everything, for at most\n" +
+			"a minute. A lab that stays locked is an error that names the process holding it.",
 		Args:              usageArgs(cobra.MinimumNArgs(1)),
 		ValidArgsFunction: completeLabs,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			var gone []string
 			var failed error
 			for _, id := range ids {
-				if failed = lab.Down(cmd.Context(), id); failed != nil {
-					break
+				if err := lab.Down(cmd.Context(), id); err != nil {
+					failed = errors.Join(failed, err) // the others still go
+					continue
 				}
 				gone = append(gone, id)
 			}
@@ -268,7 +271,7 @@ func labServeCommand() *cobra.Command {
 	var each string
 	cmd := &cobra.Command{
 		Use:    "serve [--each DIR] [--http ADDR] [--tcp ADDR] [--udp ADDR]",
-		Short:  "Answer with cluster, node, pod and the peer that is seen",
+		Short:  "Answer with the server's own name and the peer",
 		Hidden: true, Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if each != "" {
@@ -278,9 +281,9 @@ func labServeCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&each, "each", "", "serve in each network namespace under this folder, as /run/netns on a node")
-	cmd.Flags().StringSliceVar(&c.HTTP, "http", nil, "addresses such as :80")
-	cmd.Flags().StringSliceVar(&c.TCP, "tcp", nil, "addresses; answered line by line")
-	cmd.Flags().StringSliceVar(&c.UDP, "udp", nil, "addresses; answered packet by packet")
+	cmd.Flags().StringSliceVar(&c.HTTP, "http", nil, "addresses to serve HTTP on, such as :80")
+	cmd.Flags().StringSliceVar(&c.TCP, "tcp", nil, "addresses to serve line by line")
+	cmd.Flags().StringSliceVar(&c.UDP, "udp", nil, "addresses to serve packet by packet")
 	return cmd
 }
 
@@ -315,9 +318,9 @@ func labRequestCommand() *cobra.Command {
 			return errors.Join(failed...)
 		},
 	}
-	cmd.Flags().IntVar(&count, "count", 1, "how often")
-	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Second, "of each request")
-	cmd.Flags().DurationVar(&refused, "refused", 0, "each request is to be refused, within this time; 0: to be answered")
+	cmd.Flags().IntVar(&count, "count", 1, "number of requests")
+	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Second, "time limit of each request")
+	cmd.Flags().DurationVar(&refused, "refused", 0, "fail unless each request is refused within this time; 0 expects answers")
 	cmd.Flags().StringVar(&from, "from", "", "local address, or address:port")
 	return cmd
 }
@@ -340,14 +343,14 @@ func labFloodCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().Float64Var(&rate, "rate", 45000, "datagrams per second")
-	cmd.Flags().DurationVar(&during, "for", 20*time.Second, "how long")
+	cmd.Flags().DurationVar(&during, "for", 20*time.Second, "duration of the flood")
 	return cmd
 }
 
 func labLoadCommand() *cobra.Command {
 	var c traffic.LoadConfig
 	cmd := &cobra.Command{
-		Use: "load TARGET", Short: "Make requests at a steady rate and print what becomes of each", Hidden: true, Args: usageArgs(cobra.ExactArgs(1)),
+		Use: "load TARGET", Short: "Make requests at a steady rate", Hidden: true, Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if c.Target, err = traffic.ParseTarget(args[0]); err != nil {
 				return usageError{err}
@@ -356,7 +359,7 @@ func labLoadCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().Float64Var(&c.Rate, "rate", 50, "requests per second")
-	cmd.Flags().DurationVar(&c.Timeout, "timeout", time.Second, "of each request")
-	cmd.Flags().IntVar(&c.Keep, "keep", 0, "connections to keep; 0 makes a new one for each request")
+	cmd.Flags().DurationVar(&c.Timeout, "timeout", time.Second, "time limit of each request")
+	cmd.Flags().IntVar(&c.Keep, "keep", 0, "connections to keep open; 0 makes a new one for each request")
 	return cmd
 }

@@ -1,14 +1,14 @@
-// Command bench measures what Weft promises in figures and prints them as JSON
-// lines, one figure each: {"name":…,"value":…,"unit":…}.
+// Command bench measures the figures that Weft promises and prints each as a line
+// of JSON: {"name":…,"value":…,"unit":…}.
 //
-// It runs the benchmarks of the packages and scripts in a lab, and only reads
-// what they say: how something is measured stands there. It is started by
-// `make bench`, as root, with ./weft built.
+// It runs Go benchmarks and lab scenarios and reads their output; how something
+// is measured is up to them. `make bench` runs it as root, after building ./weft.
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// limit is how long everything together may take.
+// limit bounds the whole run.
 const limit = 10 * time.Minute
 
 func main() {
@@ -40,7 +40,7 @@ type step struct {
 	figures func(output []byte) ([]figure, error)
 }
 
-// steps are everything that is measured, the quiet machine's first.
+// steps is everything that is measured; what needs a quiet machine comes first.
 var steps = []step{
 	{"packets", []string{"go", "test", "-run", "^$", "-bench", "^BenchmarkPacket$", "-benchtime", "200000x", "./bpf"}, benchmarks("packet")},
 	{"cases", []string{"go", "test", "-run", "^$", "-bench", "^BenchmarkCases$", "-benchtime", "1000x", "./bpf"}, benchmarks("cases")},
@@ -51,7 +51,7 @@ var steps = []step{
 	{"failover", []string{"./weft", "lab", "run", "-o", "json", "internal/bench/failover.txtar"}, scenarios("failover")},
 }
 
-// run takes all steps, also after one that failed, and returns what failed.
+// run takes every step even if one fails, and returns all failures.
 func run(ctx context.Context, out io.Writer) error {
 	lines := json.NewEncoder(out)
 	var failed error
@@ -68,8 +68,9 @@ func run(ctx context.Context, out io.Writer) error {
 			err = readErr
 		}
 		if err != nil {
-			failed = fmt.Errorf("%s: %w", s.name, err)
-			fmt.Fprintf(os.Stderr, "bench: %v\n%s", failed, output)
+			err = fmt.Errorf("%s: %w", s.name, err)
+			failed = errors.Join(failed, err)
+			fmt.Fprintf(os.Stderr, "bench: %v\n%s", err, output)
 		}
 		figures = append(figures, figure{Name: "bench/" + s.name + "/duration", Value: time.Since(begin).Seconds(), Unit: "s"})
 		for _, f := range figures {

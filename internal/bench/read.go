@@ -22,8 +22,8 @@ type figure struct {
 //
 //	BenchmarkPacket/established/egress/100-2   200000   0 ns/op   93.2 ns/packet
 //
-// becomes group/established/egress/100 in ns/packet. Figures of 0 in ns/op
-// stand for one that was replaced and are left out.
+// becomes group/established/egress/100 in ns/packet. A benchmark that reports its
+// own unit sets ns/op to 0, which is left out.
 func benchmarks(group string) func([]byte) ([]figure, error) {
 	return func(output []byte) (figures []figure, err error) {
 		for line := range strings.Lines(string(output)) {
@@ -57,7 +57,7 @@ func benchmarks(group string) func([]byte) ([]figure, error) {
 			}
 		}
 		if len(figures) == 0 {
-			return nil, errors.New("it printed no benchmark")
+			return nil, errors.New("no benchmark results in the output")
 		}
 		return figures, nil
 	}
@@ -71,15 +71,15 @@ type result struct {
 	Figures  map[string]any `json:"figures"`
 }
 
-// scenarios reads the figures of a scenario. Single figures keep their names;
-// of a series come p50, p99, max and count. Left out are those that end in one
-// of without: failures that the script provokes say nothing.
+// scenarios reads the figures of a scenario. A series becomes four figures: p50,
+// p99, max and count. Names that end in one of without are left out, such as
+// failures that the script provokes.
 func scenarios(group string, without ...string) func([]byte) ([]figure, error) {
 	return func(output []byte) (figures []figure, err error) {
 		lines := bytes.Split(bytes.TrimSpace(output), []byte("\n"))
 		var r result
 		if err := json.Unmarshal(lines[len(lines)-1], &r); err != nil {
-			return nil, fmt.Errorf("its last line is no result: %w", err)
+			return nil, fmt.Errorf("last line of the output is not a result: %w", err)
 		}
 		for _, name := range slices.Sorted(maps.Keys(r.Figures)) {
 			if slices.ContainsFunc(without, func(end string) bool { return strings.HasSuffix(name, end) }) {
@@ -103,7 +103,7 @@ func scenarios(group string, without ...string) func([]byte) ([]figure, error) {
 			}
 		}
 		if !r.OK {
-			return figures, fmt.Errorf("scenario %s does not hold: %s", r.Scenario, r.Error)
+			return figures, fmt.Errorf("scenario %s failed: %s", r.Scenario, r.Error)
 		}
 		return figures, nil
 	}

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Runs the tests that need a kernel in virtual machines, one for each kernel
-# that Weft supports, and prints what failed. Debian has all these kernels:
+# that Weft supports, and prints what failed. The kernels are Debian's (6.18 from
+# trixie-backports):
 #
 #	internal/kernels/run.sh [RELEASE…]      by default 6.1 6.12 6.18
 #
@@ -10,10 +11,10 @@
 #	CPUS, MEMORY_MB, MINUTES   of a machine: 2, 3072, 60
 #	CACHE       for kernels and logs: ${XDG_CACHE_HOME:-~/.cache}/weft-kernels
 #
-# A machine has no disk and no network: all it needs is in its initramfs. It is
-# emulated, because CI has no KVM: some twenty times slower than a real one, so
-# waits may run out that do not elsewhere. ACCEL=kvm is for machines that have it.
-# What measures time against WireGuard's own timers is left out there.
+# A machine has no disk and no network: everything is in its initramfs. It is
+# emulated, as CI has no KVM, and some twenty times slower than a real machine, so
+# waits may time out that do not elsewhere. Set ACCEL=kvm where KVM is available.
+# Tests that race WireGuard's own timers are skipped under emulation.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."

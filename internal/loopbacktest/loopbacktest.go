@@ -1,8 +1,8 @@
-// Package loopbacktest gives every test addresses of its own, so that tests
-// never meet on a port, whatever else runs on the machine.
+// Package loopbacktest gives every test its own loopback address, so that tests
+// never collide on a port, whatever else runs on the machine.
 //
-// It is for tests of one process; whole nodes have network namespaces, which
-// package lab makes.
+// It is for tests within one process; package lab makes network namespaces for
+// whole nodes.
 package loopbacktest
 
 import (
@@ -12,12 +12,12 @@ import (
 	"testing"
 )
 
-// claim is the port that an address is held by. Tests use others.
+// claim is the port that reserves an address. Tests use other ports.
 const claim = 1024
 
-// Addr is an address of 127.0.0.0/8 that nobody else gets before the test ends.
-// All its ports but one are free, also those a server gave up for a moment, as
-// long as they are below those the kernel chooses from, 32768 and more.
+// Addr is an address in 127.0.0.0/8 that no other test gets until this one ends.
+// All its ports but one are free and stay free while a server restarts, provided
+// they are below 32768, where the kernel's ephemeral ports begin.
 func Addr(t testing.TB) netip.Addr {
 	t.Helper()
 	var err error
@@ -29,6 +29,6 @@ func Addr(t testing.TB) netip.Addr {
 			return addr
 		}
 	}
-	t.Fatalf("no address of loopback can be had: %v", err)
+	t.Fatalf("no free loopback address: %v", err)
 	return netip.Addr{}
 }

@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoCgroup says that no version 2 cgroup tree is mounted.
+// ErrNoCgroup means that no version 2 cgroup tree is mounted.
 var ErrNoCgroup = errors.New("no cgroup2 file system is mounted")
 
-// CgroupRoot finds where the version 2 tree is mounted: /sys/fs/cgroup on most
+// CgroupRoot finds the mount point of the version 2 tree: /sys/fs/cgroup on most
 // machines, /sys/fs/cgroup/unified on hybrid ones.
 func CgroupRoot() (string, error) {
 	mounts, err := os.ReadFile("/proc/self/mounts")
@@ -43,7 +43,8 @@ func NewCgroup(dir string) (Cgroup, error) {
 	return Cgroup{Dir: dir}, nil
 }
 
-// Open returns a handle that a child can be started into. The caller closes it.
+// Open returns a handle with which a child can be started in the cgroup. The caller
+// closes it.
 func (c Cgroup) Open() (*os.File, error) {
 	fd, err := unix.Open(c.Dir, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -60,8 +61,8 @@ func (c Cgroup) Join() error {
 	return nil
 }
 
-// Kill ends every process in the cgroup and below it, as if its machine had
-// lost power, and returns when none is left. It gives up after five seconds.
+// Kill ends every process in and below the cgroup at once, and returns when none is
+// left. It gives up after five seconds.
 func (c Cgroup) Kill() error {
 	err := os.WriteFile(filepath.Join(c.Dir, "cgroup.kill"), []byte("1"), 0)
 	if gone(err) {
@@ -76,7 +77,7 @@ func (c Cgroup) Kill() error {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("kill cgroup %s: processes are still there after 5 s", c.Dir)
+			return fmt.Errorf("kill cgroup %s: some processes are still alive 5 s later (stuck in the kernel?)", c.Dir)
 		}
 	}
 }
@@ -93,8 +94,8 @@ func (c Cgroup) populated() (bool, error) {
 // file was opened, or while it was open.
 func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
-// Remove kills what runs in the cgroup and removes it with all below it. It is
-// harmless when the cgroup is gone.
+// Remove kills the processes of the cgroup and removes it and everything below. It
+// does nothing if the cgroup is gone.
 func (c Cgroup) Remove() error {
 	if err := c.Kill(); err != nil {
 		return err
@@ -120,7 +121,7 @@ func (c Cgroup) Remove() error {
 	return nil
 }
 
-// removeDir tries for a while: the kernel answers "busy" until the last dead
+// removeDir retries for a while: the kernel answers "busy" until the last dead
 // process has been reaped.
 func removeDir(dir string) error {
 	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(5 * time.Millisecond) {

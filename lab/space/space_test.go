@@ -38,11 +38,11 @@ func TestThread(t *testing.T) {
 	th.Close()
 	th.Close()
 	if err := th.Do(func() error { return nil }); !errors.Is(err, ErrClosed) {
-		t.Errorf("a closed thread says %v", err)
+		t.Errorf("a closed thread returns %v", err)
 	}
 	broken := errors.New("no entry")
 	if _, err := NewThread(func() error { return broken }); !errors.Is(err, broken) {
-		t.Errorf("a thread that cannot enter says %v", err)
+		t.Errorf("a thread that cannot enter its namespace returns %v", err)
 	}
 }
 
@@ -60,7 +60,7 @@ func TestNewNetIsAnotherOne(t *testing.T) {
 	err = Once(EnterNet(ns), func() error {
 		there, err := os.Readlink("/proc/thread-self/ns/net")
 		if there == own {
-			t.Error("the thread stayed where it was")
+			t.Error("the thread is still in the old namespace")
 		}
 		return err
 	})

@@ -1,7 +1,7 @@
-// Package space holds what a simulated machine is made of: threads that live
-// in its namespaces, and its cgroup.
+// Package space provides what simulated machines are made of: threads in their
+// namespaces, and cgroups.
 //
-// Which machines exist and what runs in them is decided in package lab.
+// Package lab decides which machines exist and what runs on them.
 package space
 
 import (
@@ -14,14 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrClosed says that a Thread has ended and runs nothing any more.
+// ErrClosed means that a Thread has ended.
 var ErrClosed = errors.New("namespace thread is closed")
 
-// Thread is one operating system thread that has entered some namespaces and
-// stays there. Children that it starts inherit them, and die with it when they
-// ask for a death signal, so it lives as long as its machine does.
+// Thread is an operating system thread that has entered some namespaces and stays
+// there. Its children inherit them, and die with the thread if they ask for a death
+// signal, so it lives as long as its machine does.
 //
-// Several goroutines may use a Thread; their work is done one after another.
+// A Thread may be used concurrently; it does one piece of work at a time.
 type Thread struct {
 	work chan func()
 	once sync.Once
@@ -29,8 +29,8 @@ type Thread struct {
 	done chan struct{}
 }
 
-// NewThread starts a thread and lets it enter its namespaces. A nil enter
-// leaves it in those of the process. Close ends it.
+// NewThread starts a thread, which calls enter to enter its namespaces. With a nil
+// enter it stays in those of the process. Close ends it.
 func NewThread(enter func() error) (*Thread, error) {
 	t := &Thread{work: make(chan func()), quit: make(chan struct{}), done: make(chan struct{})}
 	started := make(chan error, 1)
@@ -41,8 +41,8 @@ func NewThread(enter func() error) (*Thread, error) {
 	return t, nil
 }
 
-// run never unlocks its thread: the runtime then ends the thread with the
-// goroutine, and no other goroutine ever wakes up in a foreign namespace.
+// run never unlocks its thread: the runtime then ends the thread with the goroutine,
+// so that no other goroutine ever runs in these namespaces.
 func (t *Thread) run(enter func() error, started chan<- error) {
 	runtime.LockOSThread()
 	defer close(t.done)
@@ -75,8 +75,7 @@ func (t *Thread) Do(f func() error) error {
 	}
 }
 
-// Close ends the thread after its current piece of work. Closing twice is
-// harmless.
+// Close ends the thread after its current piece of work. It may be called twice.
 func (t *Thread) Close() {
 	t.once.Do(func() { close(t.quit) })
 	<-t.done
@@ -93,8 +92,8 @@ func Once(enter, f func() error) error {
 	return t.Do(f)
 }
 
-// EnterNet moves the calling thread into a network namespace. The caller has
-// locked the thread and never gives it back.
+// EnterNet moves the calling thread into a network namespace. The caller must have
+// locked the thread, and must never unlock it.
 func EnterNet(ns *os.File) func() error {
 	return func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
@@ -105,8 +104,8 @@ func EnterNet(ns *os.File) func() error {
 }
 
 // EnterProcess moves the calling thread into the network, mount and host name
-// namespaces of a process. The caller has locked the thread and never gives it
-// back.
+// namespaces of a process. The caller must have locked the thread, and must never
+// unlock it.
 func EnterProcess(pid int) func() error {
 	return func() error {
 		fd, err := unix.PidfdOpen(pid, 0)
@@ -114,8 +113,8 @@ func EnterProcess(pid int) func() error {
 			return fmt.Errorf("open process %d: %w", pid, err)
 		}
 		defer unix.Close(fd)
-		// A thread that shares its root directory with others may not change
-		// mount namespaces.
+		// A thread that shares its root directory with others cannot change mount
+		// namespaces.
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return fmt.Errorf("unshare file system state: %w", err)
 		}
@@ -126,8 +125,8 @@ func EnterProcess(pid int) func() error {
 	}
 }
 
-// NewNet makes an empty network namespace and returns a handle on it. It lives
-// until the handle is closed and nothing in it is left.
+// NewNet makes an empty network namespace and returns a handle to it. It lasts until
+// the handle is closed and nothing uses it.
 func NewNet() (ns *os.File, err error) {
 	err = Once(nil, func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -139,7 +138,7 @@ func NewNet() (ns *os.File, err error) {
 	return ns, err
 }
 
-// NetOf returns a handle on the network namespace of a process.
+// NetOf returns a handle to the network namespace of a process.
 func NetOf(pid int) (*os.File, error) {
 	return os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
 }
