@@ -34,6 +34,8 @@ type census struct {
 	states   map[string]stay              // as last shown
 	standing map[string]said              // how far each is with the store, as last heard
 	changed  chan struct{}                // has one element when deaths changed
+	// registered is the register when strangers last looked at it; nil before that.
+	registered map[string]nodes.Registration
 	// unregistered are names that are not in the register, and since when that is
 	// known. All above is kept for them only for a while.
 	unregistered map[string]time.Time
@@ -223,6 +225,9 @@ func (c *census) forgetLocked(node string) {
 func (c *census) strangers(now time.Time, register map[string]nodes.Registration) map[string]time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.registered = register; len(c.deaths) > 0 {
+		c.signal()
+	}
 	maps.DeleteFunc(c.unregistered, func(node string, _ time.Time) bool {
 		_, added := register[node]
 		return added
@@ -263,11 +268,18 @@ func (c *census) strangers(now time.Time, register map[string]nodes.Registration
 	return out
 }
 
-// dead returns the nodes whose agents gossip considers dead, and since when.
+// dead returns the nodes whose agents gossip considers dead, and since when. Names that
+// are not registered are left out: peers refuse a report with too many.
 func (c *census) dead() map[string]time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return maps.Clone(c.deaths)
+	out := map[string]time.Time{}
+	for node, since := range c.deaths {
+		if _, registered := c.registered[node]; registered || c.registered == nil {
+			out[node] = since
+		}
+	}
+	return out
 }
 
 // epoch returns the highest key epoch of any node.

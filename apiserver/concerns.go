@@ -54,7 +54,10 @@ func (s *server) problems() []api.Concern {
 	for _, d := range statefile.Damages(dir, filepath.Join(dir, "pki"), filepath.Dir(s.conf.AdminConfig)) {
 		all = append(all, api.Concern{Object: "API server", Reason: "DamagedFile", Since: d.Since, Message: d.String() + "; all else goes on", Next: "look at it, then delete it there"})
 	}
-	all = append(all, s.space.concerns()...)
+	all = slices.Concat(all, s.space.concerns(), s.sightings.concerns(), renewalConcerns(&s.renewal))
+	if s.history != nil {
+		all = append(all, s.history.concerns()...)
+	}
 	slices.SortFunc(all, func(a, b api.Concern) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Message, b.Message))
 	})

@@ -2,19 +2,21 @@ package apiserver
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/weft-mesh/weft/apiserver/api"
 )
 
-// etcd drops history by the clock, whatever its size; a burst of changes could
-// fill the database before, and then nothing is written any more. So the embedded
-// etcd's history is dropped early where it takes too much. Who lags behind what is
-// left of it lists again.
+// etcd drops history periodically, whatever its size. A burst of changes could fill the
+// database earlier, and then nothing can be written. So the embedded etcd's history is
+// dropped early if it takes too much space. Followers that lag behind list again.
 const (
 	// historyTurn is how often the database is looked at.
 	historyTurn = 2 * time.Second
-	// historyKept is how much history followers find while more than half of the
-	// quota is taken; above five eighths they find none.
+	// historyKept is how much history stays while more than half of the quota is in
+	// use; above five eighths, none does.
 	historyKept = time.Minute
 )
 
@@ -31,11 +33,20 @@ type history struct {
 	usage   func(ctx context.Context) (revision, inUse int64, err error)
 	compact func(ctx context.Context, revision int64) error
 	log     *slog.Logger
+	failing failing
 }
 
-// compactTo is the revision up to which history goes now; 0 means that it stays.
-// samples are in order of time, the last one of now. least is how little was in
-// use since history was dropped last: where there is hardly more now, it is no
+// concerns says that history cannot be dropped.
+func (h *history) concerns() []api.Concern {
+	return h.failing.concern(api.Concern{
+		Object: "store", Reason: "HistoryNotDropped", Grace: startingGrace, Message: "the store's history cannot be dropped when it takes too much space",
+		Next: "look at the API server's log: a full database refuses all writes",
+	})
+}
+
+// compactTo returns the revision up to which history is dropped now; 0 means that all of
+// it stays. samples are in order of time, the last one from now. least is the least that
+// was in use since history was last dropped: if there is hardly more now, it is not
 // history that takes the space.
 func compactTo(samples []sample, inUse, least, quota int64) (revision int64) {
 	now := samples[len(samples)-1]
@@ -59,23 +70,30 @@ func (h *history) Run(ctx context.Context) error {
 	defer tick.Stop()
 	var samples []sample
 	var done, least int64
+	look := func() error {
+		revision, inUse, err := h.usage(ctx)
+		if err != nil {
+			return err
+		}
+		least = min(least, inUse)
+		samples = append(samples, sample{time.Now(), revision})
+		for len(samples) > 2 && time.Since(samples[1].at) >= historyKept {
+			samples = samples[1:]
+		}
+		to := compactTo(samples, inUse, least, h.quota)
+		if to <= done {
+			return nil
+		}
+		if err := h.compact(ctx, to); err != nil {
+			return fmt.Errorf("compact it: %w", err)
+		}
+		done, least = to, inUse
+		h.log.Info("dropped history of the store because it took too much of the database", "revision", to, "bytes", inUse, "quota", h.quota)
+		return nil
+	}
 	for {
-		if revision, inUse, err := h.usage(ctx); err == nil {
-			least = min(least, inUse)
-			samples = append(samples, sample{time.Now(), revision})
-			for len(samples) > 2 && time.Since(samples[1].at) >= historyKept {
-				samples = samples[1:]
-			}
-			if to := compactTo(samples, inUse, least, h.quota); to > done {
-				if err := h.compact(ctx, to); err != nil && ctx.Err() == nil {
-					h.log.Warn("cannot drop history of the store", "revision", to, "err", err)
-				} else {
-					done, least = to, inUse
-					h.log.Info("dropped history of the store, which took more than its share of the database", "revision", to, "bytes", inUse, "quota", h.quota)
-				}
-			}
-		} else if ctx.Err() == nil {
-			h.log.Warn("cannot ask the store for its size", "err", err)
+		if err := look(); ctx.Err() == nil {
+			h.failing.note(h.log, "cannot drop the store's history; retrying", err)
 		}
 		select {
 		case <-ctx.Done():

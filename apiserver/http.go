@@ -340,5 +340,6 @@ func (s *server) watch(w http.ResponseWriter, r *http.Request) {
 // Patience of the API with its clients.
 const (
 	headerPatience = 10 * time.Second
+	idlePatience   = 2 * time.Minute
 	closePatience  = 2 * time.Second
 )

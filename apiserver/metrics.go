@@ -9,8 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// metrics are the API server's own, beside those of its parts. etcd's are
-// registered by etcd itself and are served with them.
+// metrics are the API server's own and those of its parts. etcd registers its metrics
+// itself; they are served along with these.
 type metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.HistogramVec
@@ -20,7 +20,7 @@ func newMetrics(s *server) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "weft_apiserver_request_seconds", Help: "Time to answer a request of the API, by method and status.",
+			Name: "weft_apiserver_request_seconds", Help: "Time to answer an API request, by method and status.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8),
 		}, []string{"method", "status"}),
 	}
@@ -34,13 +34,23 @@ func (m *metrics) serve() http.Handler {
 	return promhttp.HandlerFor(prometheus.Gatherers{m.registry, prometheus.DefaultGatherer}, promhttp.HandlerOpts{})
 }
 
-// count measures what next answers. Streams are measured when they end.
+// count measures how long next takes. Streams are measured when they end.
 func (m *metrics) count(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began, seen := time.Now(), &statusWriter{ResponseWriter: w, status: http.StatusOK}
 		next.ServeHTTP(seen, r)
-		m.requests.WithLabelValues(r.Method, strconv.Itoa(seen.status)).Observe(time.Since(began).Seconds())
+		m.requests.WithLabelValues(methodLabel(r.Method), strconv.Itoa(seen.status)).Observe(time.Since(began).Seconds())
 	})
+}
+
+// methodLabel bounds the label's values: any word is a method, and whoever has a
+// certificate, peers too, can make up as many as they like.
+func methodLabel(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodPost, http.MethodDelete:
+		return method
+	}
+	return "other"
 }
 
 // statusWriter remembers the status that was sent.
@@ -55,16 +65,16 @@ func (w *statusWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// Unwrap lets http.ResponseController reach what is below.
+// Unwrap lets http.ResponseController reach the underlying writer.
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // nodeCollector reports endpoints and refused claims by node.
 type nodeCollector struct{ s *server }
 
 var (
-	endpointsDesc = prometheus.NewDesc("weft_apiserver_endpoints", "Endpoints the cluster vouches for, by node.", []string{"node"}, nil)
-	refusedDesc   = prometheus.NewDesc("weft_apiserver_refused_claims_total", "Claims of nodes that were not believed.", []string{"node", "resource", "reason"}, nil)
-	spaceDesc     = prometheus.NewDesc("weft_apiserver_disk_free_bytes", "Free space of the data folder's file system.", nil, nil)
+	endpointsDesc = prometheus.NewDesc("weft_apiserver_endpoints", "Accepted endpoints, by node.", []string{"node"}, nil)
+	refusedDesc   = prometheus.NewDesc("weft_apiserver_refused_claims_total", "Claims of nodes that were refused, by node, resource and reason.", []string{"node", "resource", "reason"}, nil)
+	spaceDesc     = prometheus.NewDesc("weft_apiserver_disk_free_bytes", "Free bytes in the file system of the data folder.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.

@@ -30,14 +30,17 @@ const (
 	agentRetry    = time.Second
 )
 
-// agents talks to the agents' own APIs as the API server.
+// agents talks to the agents' APIs as the API server.
 type agents struct {
 	conf *tls.Config
 	port int // api.AgentPort, but for tests
 
-	mu      sync.Mutex             // guards clients
-	clients map[string]*api.Client // by host:port
+	mu      sync.Mutex // guards clients
+	clients map[agentAt]*api.Client
 }
+
+// agentAt is a node and the host:port of its agent.
+type agentAt struct{ node, host string }
 
 func (a *agents) client(node nodes.Registration) (*api.Client, error) {
 	if len(node.Addresses) == 0 {
@@ -46,12 +49,26 @@ func (a *agents) client(node nodes.Registration) (*api.Client, error) {
 	host := net.JoinHostPort(node.Addresses[0].String(), strconv.Itoa(a.port))
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	c := a.clients[host]
+	at := agentAt{node.Name, host}
+	c := a.clients[at]
 	if c == nil {
 		c = api.NewClientTLS("agent of node "+node.Name, &url.URL{Scheme: "https", Host: host}, a.conf)
-		a.clients[host] = c
+		a.clients[at] = c
 	}
 	return c, nil
+}
+
+// keep drops the clients of nodes that were removed or moved to another address.
+func (a *agents) keep(register map[string]nodes.Registration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for at, c := range a.clients {
+		r := register[at.node]
+		if len(r.Addresses) == 0 || net.JoinHostPort(r.Addresses[0].String(), strconv.Itoa(a.port)) != at.host {
+			c.Close()
+			delete(a.clients, at)
+		}
+	}
 }
 
 func (a *agents) close() {

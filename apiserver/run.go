@@ -26,9 +26,12 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// certificateRenewal is how often the server's own certificate is made anew:
-// often enough that it never ends.
-const certificateRenewal = 30 * 24 * time.Hour
+// The server's own certificates are renewed every certificateRenewal, long before they
+// expire; after a failure it tries again every renewalRetry.
+const (
+	certificateRenewal = 30 * 24 * time.Hour
+	renewalRetry       = time.Hour
+)
 
 // server is an API server at work.
 type server struct {
@@ -48,6 +51,8 @@ type server struct {
 	sightings    *sightings
 	gossiper     *gossiper
 	space        *space
+	history      *history // nil: an existing etcd takes care of its own
+	renewal      failing
 	agents       *agents
 	metrics      *metrics
 	serviceTable *serviceTable
@@ -56,14 +61,13 @@ type server struct {
 	cert *tls.Certificate
 }
 
-// Run serves until ctx ends or a part fails. When it returns, nothing that it
-// started is still running. Everything is in the store, so it may as well be
-// killed.
+// Run serves until ctx ends or a part fails. When it returns, nothing that it started is
+// still running. Everything is in the store, so killing it does no harm.
 func Run(ctx context.Context, conf Config) error {
 	return run(ctx, conf, nil)
 }
 
-// run is Run; ready is told where the API listens, once it does. May be nil.
+// run is Run; ready, if not nil, is called with the API's URL once it listens.
 func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	if err := conf.Validate(); err != nil {
 		return fmt.Errorf("configuration: %w", err)
@@ -110,13 +114,12 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	g.Go(func() error { return s.watchConcerns(ctx) })
 	g.Go(func() error { return s.gossiper.Run(ctx) })
 	g.Go(func() error { return s.space.Run(ctx) })
-	g.Go(func() error { return s.renew(ctx) })
+	g.Go(func() error { return renew(ctx, s.log, &s.renewal, s.renewAll) })
 	if f.etcd != nil {
 		g.Go(func() error { return f.etcd.Wait(ctx) })
-		h := &history{turn: historyTurn, quota: conf.EtcdQuotaBytes, usage: f.store.Usage, compact: f.store.Compact, log: conf.Log}
-		g.Go(func() error { return h.Run(ctx) })
+		g.Go(func() error { return s.history.Run(ctx) })
 	}
-	// Whoever finds the operator's context finds a server that answers.
+	// Written last: whoever finds the operator's context finds a server that answers.
 	if err := f.writeAdmin(url); err != nil {
 		g.Go(func() error { return err })
 	}
@@ -127,7 +130,7 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	return g.Wait()
 }
 
-// build makes the parts; none of them runs yet.
+// build makes the parts, but does not run them.
 func build(ctx context.Context, f *foundation, url string, began time.Time) (*server, error) {
 	s := &server{foundation: f, log: f.conf.Log, began: began}
 	if err := s.renewCertificate(); err != nil {
@@ -136,6 +139,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 	var alarm store.Alarm
 	if f.etcd != nil {
 		alarm = s.store // an existing etcd is on another disk, and may not be ours alone
+		s.history = &history{turn: historyTurn, quota: f.conf.EtcdQuotaBytes, usage: s.store.Usage, compact: s.store.Compact, log: s.log}
 	}
 	s.space = newSpace(f.conf.DataDir, f.conf.DiskReserveBytes, alarm, s.log)
 	if err := s.space.begin(ctx); err != nil {
@@ -194,13 +198,13 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 		conf: f.conf, cluster: f.cluster, store: s.store, census: s.census, wanKey: wanKey, trust: f.authority,
 		peers: s.peering.Gossip, log: s.log, reports: make(chan struct{}, 1),
 	}
-	s.agents = &agents{clients: map[string]*api.Client{}, port: api.AgentPort, conf: f.rootTLS()}
+	s.agents = &agents{clients: map[agentAt]*api.Client{}, port: api.AgentPort, conf: f.rootTLS()}
 	s.metrics = newMetrics(s)
 	return s, nil
 }
 
-// fixed are keys that are written at the start and then only read. Without them no
-// agent believes the store, or no API server starts.
+// fixed returns the keys that are written at the start and then only read. Without them,
+// agents do not believe the store or API servers do not start.
 func (s *server) fixed() []string {
 	keys := []string{wire.ClusterKey, wire.GossipKey, wire.SecretPrefix + "gossip"}
 	if s.etcd != nil {
@@ -209,7 +213,7 @@ func (s *server) fixed() []string {
 	return append(keys, authorityKey)
 }
 
-// identitiesInUse are the numbers that endpoints have, whatever the allocator's
+// identitiesInUse returns the numbers that endpoints have, whatever the allocator's
 // references say.
 func (s *server) identitiesInUse(ctx context.Context) (map[identity.Number]bool, error) {
 	kvs, _, err := s.store.List(ctx, wire.EndpointsPrefix)
@@ -227,8 +231,8 @@ func (s *server) identitiesInUse(ctx context.Context) (map[identity.Number]bool,
 	return used, nil
 }
 
-// tls is how the API is served. Certificate and roots are looked up for each
-// connection, so that both may change.
+// tls returns the API's TLS settings. Certificate and roots are looked up for each
+// connection, because both may change.
 func (s *server) tls() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"},
@@ -259,8 +263,8 @@ func (s *server) renewCertificate() error {
 	return nil
 }
 
-// renewAll makes every certificate of this process anew. That of the embedded
-// etcd is a file that is read for each connection.
+// renewAll renews every certificate of this process. The embedded etcd's is a file that
+// is read for each connection.
 func (s *server) renewAll() error {
 	err := errors.Join(s.renewCertificate(), s.issueRoot())
 	if s.etcd != nil {
@@ -270,30 +274,41 @@ func (s *server) renewAll() error {
 	return err
 }
 
-// renew makes the certificates anew long before they end.
-func (s *server) renew(ctx context.Context) error {
-	tick := time.NewTicker(certificateRenewal)
-	defer tick.Stop()
+// renew renews the certificates until ctx ends.
+func renew(ctx context.Context, log *slog.Logger, failing *failing, all func() error) error {
+	timer := time.NewTimer(certificateRenewal)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		}
-		if err := s.renewAll(); err != nil {
-			s.log.Error("certificates could not be renewed, trying again later", "err", err)
+		err := all()
+		failing.note(log, "cannot renew the API server's certificates; retrying every hour", err)
+		if timer.Reset(certificateRenewal); err != nil {
+			timer.Reset(renewalRetry)
 		}
 	}
 }
 
-// serve answers on a listener until ctx ends, then lets requests finish for a
-// moment.
+// renewalConcerns says that the server's certificates are growing old.
+func renewalConcerns(failing *failing) []api.Concern {
+	return failing.concern(api.Concern{
+		Object: "API server", Reason: "CertificateNotRenewed", Message: "its certificates cannot be renewed",
+		Next: "correct that, or restart it: they expire a year after they were issued",
+	})
+}
+
+// serve answers on a listener until ctx ends, then gives requests a moment to finish.
 func (s *server) serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
 	h := &http.Server{
 		Handler: handler, ReadHeaderTimeout: headerPatience,
 		// Streams end with the server.
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		// Whoever has a certificate, peers too, may open connections.
+		IdleTimeout: idlePatience,
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- h.Serve(listener) }()

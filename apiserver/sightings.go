@@ -18,20 +18,21 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// sightings remember since when each concern has been seen, for those whose maker
-// cannot say when they began. They are kept in a file, so that a restart of the API
-// server makes no old concern young.
+// sightings remember since when each concern has been seen, for concerns whose maker
+// cannot say when they began. They are kept in a file, so that an old concern does not
+// look young after a restart of the API server.
 type sightings struct {
 	path string
 	log  *slog.Logger
 
 	mu   sync.Mutex // guards what follows
 	seen map[sighting]*span
-	fail string // why the file was not written
+
+	failing failing // to write the file
 }
 
-// sighting is what tells one concern from another. Its message does not: it changes
-// with every count in it.
+// sighting identifies a concern. The message is not part of it, because it changes with
+// every count in it.
 type sighting struct{ Object, Node, Reason, Part string }
 
 // span is when a concern was first and last seen.
@@ -48,18 +49,18 @@ type sightingEntry struct {
 }
 
 const (
-	// sightingTurn is how exactly ages are known when nobody asks for the status.
+	// sightingTurn is how exact ages are when nobody asks for the status.
 	sightingTurn = 5 * time.Second
-	// A concern that comes back within sightingGap never went: a controller that
-	// lists its store again has none for a moment.
+	// A concern that comes back within sightingGap counts as never gone: a controller
+	// that lists its store again has none for a moment.
 	sightingGap = 3 * sightingTurn
-	// restartGap is how long parts may take after a start to find out again what
+	// restartGap is how long the parts may take after a start to find out again what
 	// they knew before.
 	restartGap = time.Minute
 )
 
-// openSightings reads what the last run left. A file that is missing or damaged
-// costs the ages alone.
+// openSightings reads what the last run left. If the file is missing or damaged, only
+// the ages are lost.
 func openSightings(dir string, now time.Time, log *slog.Logger) (*sightings, error) {
 	s := &sightings{path: filepath.Join(dir, "concerns.json"), log: log, seen: map[sighting]*span{}}
 	text, err := os.ReadFile(s.path)
@@ -84,8 +85,8 @@ func openSightings(dir string, now time.Time, log *slog.Logger) (*sightings, err
 	return s, nil
 }
 
-// date gives each concern without a Since the time when it was first seen, and
-// forgets those that are over.
+// date sets the Since of each concern that has none to when it was first seen, and
+// forgets concerns that are over.
 func (s *sightings) date(now time.Time, all []api.Concern) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,9 +109,17 @@ func (s *sightings) date(now time.Time, all []api.Concern) {
 	}
 	before := len(s.seen)
 	maps.DeleteFunc(s.seen, func(_ sighting, at *span) bool { return now.Sub(at.last) >= sightingGap })
-	if changed || len(s.seen) < before {
+	if changed || len(s.seen) < before || s.failing.now() {
 		s.saveLocked()
 	}
+}
+
+// concerns says that the file is behind.
+func (s *sightings) concerns() []api.Concern {
+	return s.failing.concern(api.Concern{
+		Object: "API server", Reason: "FileNotWritten", Message: "since when concerns exist is not kept in " + s.path,
+		Next: "make the file writable: after a restart, concerns appear younger than they are",
+	})
 }
 
 func (s *sightings) saveLocked() {
@@ -118,18 +127,12 @@ func (s *sightings) saveLocked() {
 	for id, at := range s.seen {
 		file.Seen = append(file.Seen, sightingEntry{id, at.first})
 	}
-	text := ""
-	if err := statefile.Write(s.path, wire.Marshal(file)); err != nil {
-		text = err.Error()
-	}
-	if text != "" && text != s.fail {
-		s.log.Warn("the ages of concerns are not kept; a restart makes them start again", "err", text)
-	}
-	s.fail = text
+	err := statefile.Write(s.path, wire.Marshal(file))
+	s.failing.note(s.log, "cannot keep since when concerns exist; after a restart they appear younger than they are", err)
 }
 
-// watchConcerns looks at the status by the clock, so that a concern's age does not
-// begin when somebody asks.
+// watchConcerns looks at the status periodically, so that a concern's age does not start
+// when somebody asks.
 func (s *server) watchConcerns(ctx context.Context) error {
 	tick := time.NewTicker(sightingTurn)
 	defer tick.Stop()

@@ -100,7 +100,9 @@ func TestEveryConcernHasObjectAgeAndNextStep(t *testing.T) {
 	refusal := api.Refusal{Cluster: "west", Node: "e1", Resource: "ip", Reason: "foreign-address", Count: 2, Example: "x"}
 	lost := memory{know: known{Lost: map[string]nodes.Registration{"e1": {Name: "e1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}}}}
 	quota, _ := quotaConcern(99, 100)
-	disk := (&space{dir: "/var/lib/weft", full: true, failed: long, failure: "no"}).concerns()
+	failed := failing{since: long, text: "no"}
+	disk := (&space{dir: "/var/lib/weft", full: true, failing: failing{since: long, text: "no"}}).concerns()
+	own := slices.Concat((&sightings{failing: failing{since: long, text: "no"}}).concerns(), renewalConcerns(&failed), (&history{failing: failing{since: long, text: "no"}}).concerns())
 	unsynced := link(api.LinkUp, "")
 	unsynced.Mirrors = []api.MirrorStatus{{Resource: "ip"}}
 	unsynced.DeadNodes, unsynced.DeadSince, unsynced.Refused = []string{"w1"}, map[string]time.Time{"w1": long}, []api.Refusal{refusal}
@@ -127,12 +129,12 @@ func TestEveryConcernHasObjectAgeAndNextStep(t *testing.T) {
 	all = append(all, heldConcerns("east", []string{"e1"})...)
 	all = append(all, aheadConcerns([]api.NodeStatus{{Name: "e1", State: api.NodeReady, Store: &api.NodeStore{Revision: 9}}}, 3)...)
 	all = append(all, strangerConcerns("east", map[string]time.Time{"e1": long})...)
-	all = append(append(all, quota), disk...)
+	all = slices.Concat(all, []api.Concern{quota}, disk, own)
 	all = append(all, exportConcerns("east", map[string]string{
 		wire.NodeKey("e1"): "no", nodes.RegistrationKey("e1"): "no", wire.EndpointKey("a", "b"): "no", wire.IdentityIDKey(65538): "no", wire.ObjectKey("services", "a", "b"): "no",
 		wire.ObjectKey("namespaces", "", "a"): "no", wire.ServiceStateKey("east", "a", "b"): "no", wire.SliceStateKey("east", "a", "b"): "no", wire.ClusterConfigKey("east"): "no",
 	})...)
-	if len(all) < 48 {
+	if len(all) < 51 {
 		t.Errorf("only %d concerns", len(all))
 	}
 	s, err := openSightings(t.TempDir(), long, slog.New(slog.DiscardHandler))

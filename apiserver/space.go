@@ -51,11 +51,11 @@ type space struct {
 	pause  time.Duration
 	next   time.Time // no alarm or ballast is touched before
 
-	mu      sync.Mutex // guards what follows
-	left    uint64
-	full    bool
-	failed  time.Time // since when; zero if nothing fails
-	failure string
+	failing failing
+
+	mu   sync.Mutex // guards what follows
+	left uint64
+	full bool
 }
 
 func newSpace(dir string, reserve int64, alarm store.Alarm, log *slog.Logger) *space {
@@ -75,34 +75,15 @@ func (s *space) Run(ctx context.Context) error {
 	tick := time.NewTicker(spaceTurn)
 	defer tick.Stop()
 	for {
-		if err := s.look(ctx); ctx.Err() == nil {
-			s.note(err)
+		// Between two tries after a failure nothing is known to work again.
+		if err := s.look(ctx); ctx.Err() == nil && (err != nil || !time.Now().Before(s.next)) {
+			s.failing.note(s.log, "cannot keep disk space in reserve; retrying", err, "dir", s.dir)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-	}
-}
-
-// note remembers a failure for the status and logs it once.
-func (s *space) note(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err == nil {
-		if time.Now().Before(s.next) {
-			return // nothing was tried
-		}
-		s.failed, s.failure = time.Time{}, ""
-		return
-	}
-	if s.failed.IsZero() {
-		s.failed = time.Now()
-	}
-	if s.failure != err.Error() {
-		s.failure = err.Error()
-		s.log.Warn("cannot keep disk space in reserve; retrying", "dir", s.dir, "err", err)
 	}
 }
 
@@ -217,14 +198,11 @@ func (s *space) concerns() (out []api.Concern) {
 	if s.full {
 		out = append(out, s.fullLocked())
 	}
-	if !s.failed.IsZero() {
-		out = append(out, api.Concern{
-			Object: "store", Reason: "DiskNotWatched", Since: s.failed, Grace: startingGrace,
-			Message: fmt.Sprintf("disk space in %s cannot be kept in reserve: %s", s.dir, s.failure),
-			Next:    "correct that on the API server's machine, before the store fills its disk and exits",
-		})
-	}
-	return out
+	return append(out, s.failing.concern(api.Concern{
+		Object: "store", Reason: "DiskNotWatched", Grace: startingGrace,
+		Message: "disk space in " + s.dir + " cannot be kept in reserve",
+		Next:    "correct that on the API server's machine, before the store fills its disk and exits",
+	})...)
 }
 
 func (s *space) fullLocked() api.Concern {

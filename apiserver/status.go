@@ -49,6 +49,7 @@ func (s *server) look(ctx context.Context) (*api.Status, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.agents.keep(register)
 	rows := s.nodeRows(register)
 	c := s.cluster
 	out := &api.Status{

@@ -24,13 +24,13 @@ func Write(path string, content []byte) (err error) {
 	dir := filepath.Dir(path)
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("write %s: %w", path, err)
+			err = fmt.Errorf("write %s: %w", path, withoutTemporary(err))
 		}
 	}()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".new-*") // 0600
+	f, err := os.CreateTemp(dir, temporary+"*") // 0600
 	if err != nil {
 		return err
 	}
@@ -55,6 +55,23 @@ func Write(path string, content []byte) (err error) {
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+// temporary begins the names of files that are not complete yet.
+const temporary = ".new-"
+
+// withoutTemporary leaves the name of the temporary file out of an error: it tells nobody
+// anything, and makes each try fail with another text.
+func withoutTemporary(err error) error {
+	var link *os.LinkError
+	var path *fs.PathError
+	switch {
+	case errors.As(err, &link):
+		return link.Err
+	case errors.As(err, &path) && strings.HasPrefix(filepath.Base(path.Path), temporary):
+		return path.Err
+	}
+	return err
 }
 
 // Damaged files are kept in asideFolder, next to where they were, with the time

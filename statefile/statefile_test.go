@@ -190,3 +190,15 @@ func TestAMachineHasOneOfAKind(t *testing.T) {
 	}
 	there()
 }
+
+// A write that keeps failing says the same each time, and names the file that was meant.
+func TestWriteFailsWithTheSameText(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.json")
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	first, second := Write(path, []byte("x")), Write(path, []byte("x"))
+	if first == nil || second == nil || first.Error() != second.Error() || first.Error() != "write "+path+": file exists" {
+		t.Errorf("%v\n%v", first, second)
+	}
+}
