@@ -1,4 +1,5 @@
-// Package manifest takes the lists in a manifest apart into their objects.
+// Package manifest takes the lists in a manifest apart into their objects, and finds what a
+// misspelt word was meant to be.
 //
 // What an object is, and whether it is a good one, is left to those who read it.
 package manifest

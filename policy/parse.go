@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -144,7 +145,7 @@ func read(text []byte, into any, ps *problems) bool {
 		strict = append(strict, explainType(err))
 	}
 	for _, err := range strict {
-		ps.list = append(ps.list, explainStrict(err))
+		ps.list = append(ps.list, explainStrict(err, into))
 	}
 	refuseNulls(text, ps)
 	return len(ps.list) == 0
@@ -164,14 +165,23 @@ func checkKind(text []byte) (kind string, _ error) {
 		APIVersion string `json:"apiVersion"`
 		Kind       string `json:"kind"`
 	}
+	if len(text) == 0 || text[0] != '{' {
+		return "", errors.New("not an object; write one with apiVersion, kind and metadata.name")
+	}
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &head); err != nil {
-		return "", fmt.Errorf("not an object with apiVersion and kind: %w", err)
+		return "", explainType(err)
+	}
+	if head.Kind == "" {
+		return "", fmt.Errorf("kind is missing; write %s, %s or %s", KindNamespaced, KindClusterwide, KindNetwork)
 	}
 	if err := lists.Misshapen(head.Kind); err != nil {
 		return "", err
 	}
 	versions, ok := apiVersions[head.Kind]
 	if !ok {
+		if near := lists.Nearest(head.Kind, slices.Sorted(maps.Keys(apiVersions))); near != "" {
+			return "", fmt.Errorf("kind %q is not a policy; did you mean %s?", head.Kind, near)
+		}
 		return "", fmt.Errorf("kind %q is not a policy; write %s, %s or %s", head.Kind, KindNamespaced, KindClusterwide, KindNetwork)
 	}
 	if !slices.Contains(versions, head.APIVersion) {
@@ -181,10 +191,11 @@ func checkKind(text []byte) (kind string, _ error) {
 }
 
 // explainStrict turns the decoder's complaint into advice.
-func explainStrict(err error) error {
+func explainStrict(err error, into any) error {
 	text := err.Error()
 	if at, ok := strings.CutPrefix(text, "unknown field "); ok {
-		return fmt.Errorf("%s: unknown field; remove it or correct its spelling", strings.Trim(at, `"`))
+		at = strings.Trim(at, `"`)
+		return fmt.Errorf("%s: unknown field; %s", at, lists.UnknownField(at, reflect.TypeOf(into)))
 	}
 	if at, ok := strings.CutPrefix(text, "duplicate field "); ok {
 		return fmt.Errorf("%s: appears twice; keep one", strings.Trim(at, `"`))

@@ -65,6 +65,14 @@ func FindKind(word string) (Kind, bool) {
 	return kinds[i], true
 }
 
+func kindNames() []string {
+	names := make([]string, len(kinds))
+	for i, k := range kinds {
+		names[i] = k.Name
+	}
+	return names
+}
+
 // knownKinds is for sentences: "Namespace (v1), Pod (v1), …".
 func knownKinds() string {
 	names := make([]string, len(kinds))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"regexp"
 	"strings"
 
@@ -180,6 +181,8 @@ func readObject(n, item int, text []byte, opts api.ManifestOptions, headOnly boo
 	switch {
 	case !ok && controlled[head.Kind]:
 		return nil, complain("kind %q needs a controller, and there is none here; apply the pods themselves, or leave such objects out with --ignore-unknown", head.Kind)
+	case !ok && manifest.Nearest(head.Kind, kindNames()) != "":
+		return nil, complain("unknown kind %q; did you mean %s?", head.Kind, manifest.Nearest(head.Kind, kindNames()))
 	case !ok:
 		return nil, complain("unknown kind %q; known kinds are %s; --ignore-unknown leaves others out", head.Kind, knownKinds())
 	}
@@ -234,7 +237,7 @@ func decode[T runtime.Object](r *reading) (T, bool) {
 	value, _, err := decoder.Decode(r.text, nil, nil)
 	if strict, ok := runtime.AsStrictDecodingError(err); ok {
 		for _, err := range strict.Errors() {
-			r.refuse("%s", explainStrict(err))
+			r.refuse("%s", explainStrict(err, reflect.TypeFor[T]()))
 		}
 		return none, false
 	}
@@ -279,10 +282,11 @@ func checkMeta(r *reading, meta metav1.Object) {
 	}
 }
 
-func explainStrict(err error) string {
+func explainStrict(err error, of reflect.Type) string {
 	text := err.Error()
 	if at, ok := strings.CutPrefix(text, "unknown field "); ok {
-		return fmt.Sprintf("unknown field %s; remove it or correct its spelling", strings.Trim(at, `"`))
+		at = strings.Trim(at, `"`)
+		return fmt.Sprintf("unknown field %s; %s", at, manifest.UnknownField(at, of))
 	}
 	if at, ok := strings.CutPrefix(text, "duplicate field "); ok {
 		return fmt.Sprintf("field %s stands twice; keep one of them", strings.Trim(at, `"`))

@@ -128,14 +128,16 @@ func TestApplyRefuses(t *testing.T) {
 		"no yaml":             {"a: [", "document 1: not valid YAML"},
 		"nothing":             {"---\n---\n", "holds no object"},
 		"a list":              {"- a\n", "document 1, item 1: not an object"},
-		"an item":             {"- " + strings.ReplaceAll(strings.TrimSpace(webService), "\n", "\n  ") + "\n- kind: Pot\n", `document 1, item 2: unknown kind "Pot"`},
+		"an item":             {"- " + strings.ReplaceAll(strings.TrimSpace(webService), "\n", "\n  ") + "\n- kind: Gateway\n", `document 1, item 2: unknown kind "Gateway"`},
 		"an empty list":       {"apiVersion: v1\nkind: List\nitems: []\n", "holds no object"},
 		"misspelled items":    {"apiVersion: v1\nkind: List\nItems: [{kind: Pod}]\n---\n" + pod, `document 1: kind "List" is not a list: write its objects as a sequence under items`},
 		"no kind":             {"apiVersion: v1\n", "document 1: kind is missing; known kinds are Namespace (v1), Pod (v1)"},
 		"unknown kind":        {"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n", `kind "Deployment" needs a controller, and there is none here; apply the pods themselves, or leave such objects out with --ignore-unknown`},
+		"kind in wrong case":  {strings.Replace(pod, "kind: Pod", "kind: pod", 1), `unknown kind "pod"; did you mean Pod?`},
+		"a plural as kind":    {strings.Replace(pod, "kind: Pod", "kind: Pods", 1), `unknown kind "Pods"; did you mean Pod?`},
 		"wrong version":       {strings.Replace(pod, "v1", "v2", 1), `document 1, Pod shop/web-1: apiVersion is "v2"; write "v1"`},
 		"unknown field":       {strings.Replace(pod, "nodeName", "nodename: n1, nodeName", 1), "not valid YAML"},
-		"misspelt field":      {strings.Replace(pod, "containers:", "container: x\n  containers:", 1), `unknown field spec.container; remove it or correct its spelling`},
+		"misspelt field":      {strings.Replace(pod, "containers:", "container: x\n  containers:", 1), `unknown field spec.container; did you mean containers?`},
 		"field twice":         {strings.Replace(pod, "nodeName: n1", "nodeName: n1\n  nodeName: n2", 1), `"nodeName" already set`},
 		"wrong type":          {strings.Replace(webService, "port: 80", "port: eighty", 1), "ports.port is a string, but must be a number"},
 		"no name":             {strings.Replace(pod, "name: web-1, ", "", 1), "metadata.name is missing"},
@@ -170,7 +172,7 @@ func TestApplyRefuses(t *testing.T) {
 		"slice to its inside": {slice("10.1.1.1"), "10.1.1.1 is the address of node n1"},
 		"sidecar twice":       {strings.Replace(pod, "containers:", "initContainers: [{name: web}]\n  containers:", 1), `spec.containers[0].name "web" is used twice`},
 		"sidecar's port":      {strings.Replace(pod, "containers:", "initContainers: [{name: proxy, restartPolicy: Always, ports: [{containerPort: 0}]}]\n  containers:", 1), "spec.initContainers[0].ports[0].containerPort is 0"},
-		"second document bad": {webService + "---\nkind: Pot\n", `document 2: unknown kind "Pot"`},
+		"second document bad": {webService + "---\nkind: Gateway\n", `document 2: unknown kind "Gateway"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, s := fixture(t)
@@ -219,7 +221,7 @@ func TestNamespaceThatIsAskedFor(t *testing.T) {
 
 func TestEveryMistakeAtOnce(t *testing.T) {
 	r, _ := fixture(t)
-	_, err := r.Apply(t.Context(), []byte(strings.Replace(pod, "8080", "0", 1)+"---\nkind: Pot\n---\n"+strings.Replace(cnp, "fromEndpoints", "fromEndpoint", 1)), api.ManifestOptions{})
+	_, err := r.Apply(t.Context(), []byte(strings.Replace(pod, "8080", "0", 1)+"---\nkind: Gateway\n---\n"+strings.Replace(cnp, "fromEndpoints", "fromEndpoint", 1)), api.ManifestOptions{})
 	var refused *api.Error
 	if !errors.As(err, &refused) || len(refused.Problems) != 3 || refused.Status != http.StatusUnprocessableEntity || refused.Hint == "" {
 		t.Errorf("got %+v", err)

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/manifest"
 )
 
 // globalFlags adds the flags of all commands that talk to a cluster.
@@ -211,5 +212,5 @@ func subcommand(cmd *cobra.Command, args []string) error {
 			names = append(names, c.Name())
 		}
 	}
-	return usageError{fmt.Errorf("%s: there is no %q; %s", cmd.CommandPath(), args[0], didYouMean(args[0], names))}
+	return usageError{fmt.Errorf("%s: there is no %q; %s", cmd.CommandPath(), args[0], manifest.DidYouMean(args[0], names))}
 }

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/service"
 )
 
@@ -77,7 +78,7 @@ func kindOf(word string) (kind, error) {
 	for _, k := range kinds {
 		words = append(append(words, k.plural), k.names...)
 	}
-	if near := nearest(word, words); near != "" {
+	if near := manifest.Nearest(word, words); near != "" {
 		return kind{}, usageError{fmt.Errorf("there is no kind %q; did you mean %s?", word, near)}
 	}
 	return kind{}, usageError{fmt.Errorf("there is no kind %q; choose from %s", word, strings.Join(kindNames(), ", "))}

@@ -28,7 +28,7 @@ var mayImport = map[string][]string{
 	"apiserver":           {"apiserver/api", "apiserver/authority", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile"},
 	"meshagent":           {"apiserver/api", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile"},
 	"lab":                 {"apiserver/api", "apiserver/authority", "flow", "deploy"},
-	"cmd/weft":            {"apiserver", "apiserver/api", "meshagent", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},
+	"cmd/weft":            {"manifest", "apiserver", "apiserver/api", "meshagent", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},
 	"scenarios":           {"lab"},
 	"internal":            {"lab"},
 	// Addresses for tests of every part.
