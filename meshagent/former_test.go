@@ -13,6 +13,7 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
+	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -225,6 +226,13 @@ func TestMembersOnDisk(t *testing.T) {
 	}
 	if got, err := f.read(log); err != nil || fmt.Sprint(got) != "[10.1.0.0/16 10.3.0.0/16]" {
 		t.Errorf("damaged: %v, %v", got, err)
+	}
+	// The damaged file is kept once, where status finds it.
+	if got, err := f.read(log); err != nil || fmt.Sprint(got) != "[10.1.0.0/16 10.3.0.0/16]" {
+		t.Errorf("after damage: %v, %v", got, err)
+	}
+	if kept := statefile.Damages(filepath.Dir(string(f))); len(kept) != 1 || kept[0].Path != string(f) {
+		t.Errorf("kept %v", kept)
 	}
 	if err := membersFile(filepath.Join(string(f), "members")).write(want); err == nil {
 		t.Error("no error where no folder can be")

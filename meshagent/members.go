@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -43,7 +44,13 @@ func (f membersFile) read(log *slog.Logger) ([]netip.Prefix, error) {
 	}
 	cidrs, bad := parseMembers(string(text))
 	if bad > 0 {
-		log.Warn("some of the mesh's CIDRs on disk cannot be read; they are written again once the store was read", "file", string(f), "lines", bad)
+		// Status shows the copy. What can be read stays: until the store has been read,
+		// it is all there is to guard by.
+		d, err := statefile.KeepCopy(string(f), filepath.Dir(string(f)))
+		if err == nil {
+			err = f.write(cidrs)
+		}
+		log.Error("damaged CIDRs of the mesh are not guarded until the store has been read", "file", string(f), "lines", bad, "kept", d.Aside, "error", err)
 	}
 	return cidrs, nil
 }

@@ -95,7 +95,7 @@ func (k Kernel) Create(r Record) (_ Link, err error) {
 	}
 	defer pod.Close()
 
-	host, inside, err := k.ensurePair(r, ns, pod)
+	host, inside, err := k.ensurePair(r, ns, pod.LinkByName)
 	if err != nil {
 		return Link{}, err
 	}
@@ -111,16 +111,34 @@ func (k Kernel) Create(r Record) (_ Link, err error) {
 	}, nil
 }
 
-// ensurePair finds both sides of the pair or makes them anew. Half a pair is
-// what a namespace that died left behind, or somebody else's: it is replaced.
-func (k Kernel) ensurePair(r Record, ns netns.NsHandle, pod *netlink.Handle) (host, inside netlink.Link, err error) {
+// device looks a device up with a netlink function, and returns nil if there is none.
+// Any other failure is an error: a device that could not be looked up is not absent.
+func device(byName func(string) (netlink.Link, error), name string) (netlink.Link, error) {
+	link, err := byName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find device %s: %w", name, err)
+	}
+	return link, nil
+}
+
+// ensurePair finds both sides of the pair, or creates them. Half a pair is what is left
+// of a namespace that died, or somebody else's: it is replaced. inPod looks devices up in
+// the pod's namespace.
+func (k Kernel) ensurePair(r Record, ns netns.NsHandle, inPod func(string) (netlink.Link, error)) (host, inside netlink.Link, err error) {
 	name := HostDevice(r)
-	host, hostErr := netlink.LinkByName(name)
-	inside, podErr := pod.LinkByName(podDevice)
-	if hostErr == nil && podErr == nil && inside.Attrs().ParentIndex == host.Attrs().Index {
+	if host, err = device(netlink.LinkByName, name); err != nil {
+		return nil, nil, err
+	}
+	if inside, err = device(inPod, podDevice); err != nil {
+		return nil, nil, fmt.Errorf("in the pod: %w", err)
+	}
+	if host != nil && inside != nil && inside.Attrs().ParentIndex == host.Attrs().Index {
 		return host, inside, nil
 	}
-	if hostErr == nil {
+	if host != nil {
 		if err := netlink.LinkDel(host); err != nil {
 			return nil, nil, fmt.Errorf("remove half a device pair: %w", err)
 		}
@@ -134,7 +152,7 @@ func (k Kernel) ensurePair(r Record, ns netns.NsHandle, pod *netlink.Handle) (ho
 	if host, err = netlink.LinkByName(name); err != nil {
 		return nil, nil, fmt.Errorf("find device %s: %w", name, err)
 	}
-	if inside, err = pod.LinkByName(podDevice); err != nil {
+	if inside, err = inPod(podDevice); err != nil {
 		return nil, nil, fmt.Errorf("find device of the pod: %w", err)
 	}
 	return host, inside, nil
@@ -267,7 +285,11 @@ func (k Kernel) Find(r Record) (ifindex int, ok bool) {
 
 // Remove implements Plumbing. The host's route goes with its device.
 func (k Kernel) Remove(r Record) error {
-	if dev, err := netlink.LinkByName(HostDevice(r)); err == nil {
+	dev, err := device(netlink.LinkByName, HostDevice(r))
+	if err != nil {
+		return fmt.Errorf("remove network of pod %s: %w", r.Key(), err)
+	}
+	if dev != nil {
 		if err := netlink.LinkDel(dev); err != nil {
 			return fmt.Errorf("remove device of pod %s: %w", r.Key(), err)
 		}

@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -30,6 +31,30 @@ func inFreshNamespace(t *testing.T) {
 	}
 	if err := netlink.LinkSetUp(lo); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A device that cannot be looked up is not absent: a running pod keeps its pair.
+func TestAFailedLookupTakesNothingAway(t *testing.T) {
+	inFreshNamespace(t)
+	k := Kernel{MTU: 1420, NetnsDir: filepath.Join(t.TempDir(), "netns")}
+	r := Record{Namespace: "shop", Pod: "web-1", IP: netip.MustParseAddr("10.1.1.2"), ID: 1}
+	t.Cleanup(func() { _ = k.Remove(r) })
+	link, err := k.Create(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns, err := netns.GetFromPath(filepath.Join(k.NetnsDir, r.Name()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	busy := errors.New("no buffer space available")
+	if _, _, err := k.ensurePair(r, ns, func(string) (netlink.Link, error) { return nil, busy }); !errors.Is(err, busy) {
+		t.Errorf("error %v", err)
+	}
+	if dev, err := netlink.LinkByName(HostDevice(r)); err != nil || dev.Attrs().Index != link.Ifindex {
+		t.Errorf("the pair of a running pod was replaced: %v, %v", dev, err)
 	}
 }
 

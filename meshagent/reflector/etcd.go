@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,8 +16,14 @@ import (
 	"github.com/weft-mesh/weft/wire/watch"
 )
 
-// pageSize keeps one answer of a large list well under etcd's message limit.
-const pageSize = 4096
+const (
+	// pageSize is how many keys are asked for at once. If they are too large for one
+	// message, half as many are, and so on.
+	pageSize = 4096
+	// tooLarge is in grpc's error for an answer over the client's limit. Its code also
+	// means that the store is busy.
+	tooLarge = "received message larger than max"
+)
 
 // Etcd is a Source and a Sink over one etcd client. Several goroutines may use it.
 type Etcd struct {
@@ -46,13 +53,17 @@ func (e *Etcd) List(ctx context.Context, prefix string) (kvs []KV, at watch.Poin
 }
 
 func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int64, err error) {
-	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
+	from, end, size := prefix, clientv3.GetPrefixRangeEnd(prefix), int64(pageSize)
 	for {
-		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(pageSize)}
+		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(size)}
 		if revision > 0 {
 			opts = append(opts, clientv3.WithRev(revision))
 		}
 		page, err := e.get(ctx, from, opts)
+		if err != nil && size > 1 && strings.Contains(err.Error(), tooLarge) {
+			size /= 2
+			continue
+		}
 		if err != nil {
 			return nil, 0, fmt.Errorf("list %s: %w", prefix, err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -130,6 +131,29 @@ func TestEtcdListsPagesWatchesAndKeepsALease(t *testing.T) {
 	}
 	if kvs, _, err := e.List(ctx, "b/"); err != nil || len(kvs) != 1 {
 		t.Errorf("the unleased key: %v, %v", kvs, err)
+	}
+}
+
+// Large values make pages small, and not a list that fails forever.
+func TestEtcdListsLargeValues(t *testing.T) {
+	client, link := startEtcd(t)
+	const many = 9
+	for i := range many {
+		if _, err := client.Put(t.Context(), fmt.Sprint("a/", i), strings.Repeat("x", 700<<10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	narrow, err := clientv3.New(clientv3.Config{
+		Endpoints: client.Endpoints(), Logger: zap.NewNop(), DialTimeout: time.Minute, MaxCallSendMsgSize: 1 << 20, MaxCallRecvMsgSize: 2 << 20,
+		DialOptions: link.DialOptions(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer narrow.Close()
+	kvs, _, err := reflector.NewEtcd("n1", narrow, link).List(t.Context(), "a/")
+	if err != nil || len(kvs) != many || kvs[many-1].Key != fmt.Sprint("a/", many-1) {
+		t.Errorf("listed %d, %v", len(kvs), err)
 	}
 }
 
