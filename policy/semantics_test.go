@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -245,5 +247,52 @@ func TestICMPTypeZeroIsOneType(t *testing.T) {
 		if got := passing(t, w, "web", Ingress, ProtoICMP, number); (len(got) > 0) != want {
 			t.Errorf("type %d of %v passes, want %v", number, got, want)
 		}
+	}
+}
+
+// Each field that names peers selects nobody when its list is empty, whatever stands
+// beside it: it allows nothing, and denies nothing. The fields are those of the types, so
+// that a new one is asked, too.
+func TestAnEmptyListOfAnyPeersSelectsNobody(t *testing.T) {
+	const everyone = "web frontend intruder other/frontend east/frontend east/intruder east/other/frontend " + everyReserved + " never_seen"
+	asked := 0
+	for _, side := range []struct {
+		list, prefix string
+		dir          Direction
+		item         any
+	}{
+		{"ingress", "from", Ingress, ingressItem{}},
+		{"egress", "to", Egress, egressItem{}},
+	} {
+		typ := reflect.TypeOf(side.item)
+		for i := range typ.NumField() {
+			field, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
+			switch field {
+			case "toPorts", "icmps", "authentication": // are no peers
+				continue
+			case "fromRequires", "toRequires": // refused, empty or not
+				continue
+			}
+			for beside, text := range map[string]string{
+				"alone":                "{%[2]s: []}",
+				"beside ports":         `{%[2]s: [], toPorts: [{ports: [{port: "80"}]}]}`,
+				"beside every pod":     "{%[2]s: [], %[1]sEndpoints: [{}]}",
+				"beside entity all":    "{%[1]sEntities: [all], %[2]s: []}",
+				"beside every address": "{%[2]s: [], %[1]sCIDR: [0.0.0.0/0]}",
+			} {
+				item := fmt.Sprintf(text, side.prefix, field)
+				if strings.Count(item, field+":") > 1 {
+					continue // it would be given twice
+				}
+				asked++
+				t.Run(field+" "+beside, func(t *testing.T) {
+					sees(t, cnp(side.list+": ["+item+"]"), side.dir, "")
+					sees(t, cnp("enableDefaultDeny: {"+side.list+": false}\n"+side.list+"Deny: ["+item+"]"), side.dir, everyone)
+				})
+			}
+		}
+	}
+	if asked < 60 {
+		t.Errorf("asked %d times only", asked)
 	}
 }

@@ -124,6 +124,39 @@ func TestClaims(t *testing.T) {
 	}
 }
 
+// Of a dual-stack peer its IPv6 addresses are its own like the others.
+func TestClaimsOfADualStackPeer(t *testing.T) {
+	peer := westAsPeer
+	peer.PodCIDRs = append([]netip.Prefix{netip.MustParsePrefix("fd00:10:2::/48")}, peer.PodCIDRs...)
+	c := newClaims(east, peer, nil)
+	in := map[string]folder{}
+	for _, f := range c.folders() {
+		in[f.name] = f
+	}
+	six := func(address string) string {
+		return string(slice(func(s *wire.ClusterEndpointSlice) {
+			s.AddressType, s.Endpoints = "IPv6", []wire.SliceEndpoint{{Addresses: []string{address}}}
+		}))
+	}
+	const eps = "cilium/state/endpointslices/v1/west/shop/web-1"
+	for _, tc := range []struct {
+		name, folder, key, value string
+		want                     Reason
+	}{
+		{"node", "nodes", "cilium/state/nodes/v1/west/n1", `{"Name":"n1","Cluster":"west","ClusterID":2,"IPAddresses":[{"Type":"InternalIP","IP":"172.16.2.1"},{"Type":"InternalIP","IP":"fd00:172::1"},{"Type":"CiliumInternalIP","IP":"fd00:10:2:1::1"}],` +
+			`"IPv4AllocCIDR":{"IP":"10.2.1.0","Mask":"////AA=="},"IPv6AllocCIDR":{"IP":"fd00:10:2:1::","Mask":"//////////8AAAAAAAAAAA=="},"IPv6HealthIP":"fd00:10:2:1::9"}`, ""},
+		{"node with a foreign prefix", "nodes", "cilium/state/nodes/v1/west/n1", `{"Name":"n1","Cluster":"west","ClusterID":2,"IPv6AllocCIDR":{"IP":"fd00:10:1:1::","Mask":"//////////8AAAAAAAAAAA=="}}`, ForeignAddress},
+		{"address", "ip", "cilium/state/ip/v1/default/fd00:10:2:1::2", `{"IP":"fd00:10:2:1::2","HostIP":"172.16.2.1","ID":131073}`, ""},
+		{"foreign address", "ip", "cilium/state/ip/v1/default/fd00:10:1::2", `{"IP":"fd00:10:1::2","HostIP":"172.16.2.1","ID":131073}`, ForeignAddress},
+		{"slice", "endpointslices", eps, six("fd00:10:2:1::2"), ""},
+		{"slice with a foreign endpoint", "endpointslices", eps, six("fd00:10:3::2"), ForeignAddress},
+	} {
+		if _, _, reason, err := c.judge(in[tc.folder], tc.key, []byte(tc.value)); reason != tc.want {
+			t.Errorf("%s: %q, %v; want %q", tc.name, reason, err, tc.want)
+		}
+	}
+}
+
 func TestBrake(t *testing.T) {
 	for _, c := range []struct {
 		name string

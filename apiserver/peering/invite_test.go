@@ -129,6 +129,31 @@ func TestRemovalIsKeptByEveryAPIServer(t *testing.T) {
 }
 
 // Each mistake gets a sentence, and nothing is altered.
+// In the authMode migration all peers of a Cilium cluster share the user remote, and its
+// certificate is as good as one of our own name.
+func TestAPeerMayNameCiliumsSharedUser(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		east, west := w.cluster(t, "east", 1), w.cluster(t, "west", 2)
+		defer func() { east.stop(); west.stop() }()
+		in, err := west.p.Invite(t.Context(), "east")
+		if err != nil {
+			t.Fatal(err)
+		}
+		shared, err := west.ca.Issue(authority.Request{User: "remote", Client: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		in.Cert, in.Key = string(shared.Cert), string(shared.Key)
+		if _, err := east.p.Add(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if s := east.status("west"); s.Control.State != api.LinkUp {
+			t.Errorf("control %+v", s.Control)
+		}
+	})
+}
+
 func TestBadInvites(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west, south := w.cluster(t, "east", 1), w.cluster(t, "west", 2), w.cluster(t, "south", 3)
