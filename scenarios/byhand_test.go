@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/lab"
+	"github.com/weft-mesh/weft/lab/scenario"
 	"github.com/weft-mesh/weft/lab/space"
 )
 
@@ -125,6 +126,11 @@ func TestLabByHand(t *testing.T) {
 	t.Run("salvage", func(t *testing.T) { salvages(t, weft) })
 	t.Run("interrupted", func(t *testing.T) { interrupted(t, weft, file) })
 	t.Run("without a file", func(t *testing.T) { raisesTwo(t, weft) })
+
+	var result scenario.Result
+	if text := run(0, "run", file, "-o", "json"); json.Unmarshal([]byte(text), &result) != nil || !result.OK || result.Scenario != "kept" {
+		t.Errorf("lab run -o json says %s", text)
+	}
 
 	first := up()
 	if got := run(0, "exec", first.ID, "east/n1", "--", "sh", "-c", "ls /var/lib/weft && echo in"); got != "in" {
@@ -244,7 +250,7 @@ func interrupted(t *testing.T, weft, file string) {
 		after string // this part of a line
 	}{
 		{[]string{"up", file}, "raising clusters"},
-		{[]string{"run", waits}, "cluster east is up"},
+		{[]string{"run", "--watch", waits}, "cluster east is up"},
 	} {
 		cmd := exec.Command(weft, append([]string{"lab"}, c.args...)...)
 		out, in, err := os.Pipe()
