@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 
+	goyaml "go.yaml.in/yaml/v2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -123,6 +124,9 @@ func readManifest(text []byte, opts api.ManifestOptions, headOnly bool) ([]objec
 // readDocument reads the object of a document, or those of a list. It returns
 // those without mistakes.
 func readDocument(n int, doc []byte, opts api.ManifestOptions, headOnly bool) (objects []object, problems []api.Problem) {
+	if inflated(doc) {
+		return nil, []api.Problem{{Document: n, Message: fmt.Sprintf("is larger than %d MiB with its aliases (*name) written out; split it", MaxManifestBytes>>20)}}
+	}
 	text, err := yaml.YAMLToJSONStrict(doc)
 	if err != nil {
 		return nil, []api.Problem{{Document: n, Message: "not valid YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")}}
@@ -145,6 +149,40 @@ func readDocument(n int, doc []byte, opts api.ManifestOptions, headOnly bool) (o
 		add(i+1, text)
 	}
 	return objects, problems
+}
+
+// inflated reports whether a document is larger than a manifest may be once its aliases
+// are written out, as JSON does: a few lines can stand for gigabytes.
+func inflated(doc []byte) bool {
+	if !bytes.Contains(doc, []byte("&")) || !bytes.Contains(doc, []byte("*")) {
+		return false
+	}
+	var value any
+	if goyaml.Unmarshal(doc, &value) != nil {
+		return false // whoever reads it says why
+	}
+	left := MaxManifestBytes
+	var measure func(any)
+	measure = func(v any) {
+		if left--; left < 0 {
+			return
+		}
+		switch v := v.(type) {
+		case string:
+			left -= len(v)
+		case []any:
+			for _, item := range v {
+				measure(item)
+			}
+		case map[any]any:
+			for key, item := range v {
+				measure(key)
+				measure(item)
+			}
+		}
+	}
+	measure(value)
+	return left < 0
 }
 
 // readObject reads one object from JSON; nil if there is nothing.
@@ -261,23 +299,32 @@ func decode[T runtime.Object](r *reading) (T, bool) {
 	meta.SetGeneration(0)
 	meta.SetSelfLink("")
 	meta.SetCreationTimestamp(metav1.Time{})
+	meta.SetDeletionTimestamp(nil)
+	meta.SetDeletionGracePeriodSeconds(nil)
 	checkMeta(r, meta)
 	r.value = typed
 	return typed, true
 }
 
 func checkMeta(r *reading, meta metav1.Object) {
-	for key, value := range meta.GetLabels() {
-		if mistakes := validation.IsQualifiedName(key); len(mistakes) > 0 {
-			r.refuse("metadata.labels: key %q: %s", key, mistakes[0])
-		}
-		if mistakes := validation.IsValidLabelValue(value); len(mistakes) > 0 {
-			r.refuse("metadata.labels[%q]: %s", key, mistakes[0])
-		}
+	checkLabels(r, "metadata.labels", meta.GetLabels())
+	if len(meta.GetFinalizers()) > 0 {
+		r.warn("metadata.finalizers has no effect: a deletion waits for nobody")
 	}
 	for key := range meta.GetAnnotations() {
 		if mistakes := validation.IsQualifiedName(strings.ToLower(key)); len(mistakes) > 0 {
 			r.refuse("metadata.annotations: key %q: %s", key, mistakes[0])
+		}
+	}
+}
+
+func checkLabels(r *reading, at string, labels map[string]string) {
+	for key, value := range labels {
+		if mistakes := validation.IsQualifiedName(key); len(mistakes) > 0 {
+			r.refuse("%s: key %q: %s", at, key, mistakes[0])
+		}
+		if mistakes := validation.IsValidLabelValue(value); len(mistakes) > 0 {
+			r.refuse("%s[%q]: %s", at, key, mistakes[0])
 		}
 	}
 }

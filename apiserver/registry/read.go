@@ -66,7 +66,7 @@ func parsePolicies(r *reading) ([]*policy.Policy, []*policy.CIDRGroup) {
 	if r.kind.Namespaced {
 		meta["namespace"], _ = json.Marshal(r.namespace)
 	}
-	for _, field := range []string{"managedFields", "resourceVersion", "uid", "generation", "selfLink", "creationTimestamp"} {
+	for _, field := range []string{"managedFields", "resourceVersion", "uid", "generation", "selfLink", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"} {
 		delete(meta, field)
 	}
 	doc["metadata"], _ = json.Marshal(meta)

@@ -10,12 +10,18 @@ import (
 // ownImage is what a lab's pods name: their command is started there.
 const ownImage = "weft"
 
+// maxFileName is what file systems take, in bytes.
+const maxFileName = 255
+
 func readPod(r *reading) {
 	pod, ok := decode[*corev1.Pod](r)
 	if !ok {
 		return
 	}
 	pod.Status = corev1.PodStatus{}
+	if n := len(r.namespace) + len("_") + len(r.name); n > maxFileName {
+		r.refuse("metadata.name and namespace have %d characters together; %d is the limit, because the pod's network namespace is a file named after both", n-1, maxFileName-1)
+	}
 	spec := &pod.Spec
 	if spec.NodeName == "" {
 		r.refuse("spec.nodeName is missing; name the node that runs it (`weft node list` shows them)")

@@ -33,6 +33,7 @@ func readService(r *reading) {
 	default:
 		r.refuse("spec.type %s is not a type of service; write ClusterIP", spec.Type)
 	}
+	checkLabels(r, "spec.selector", spec.Selector)
 	warnOutside(r, spec)
 	if spec.SessionAffinity != "" && spec.SessionAffinity != corev1.ServiceAffinityNone {
 		r.refuse("spec.sessionAffinity %s is not supported; remove it", spec.SessionAffinity)

@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strconv"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/service"
@@ -39,7 +41,27 @@ func readEndpointSlice(r *reading) {
 			}
 		}
 	}
+	if slice.AddressType == discoveryv1.AddressTypeIPv6 {
+		r.warn("addressType is IPv6: its endpoints get no traffic, because pods and services have IPv4 addresses only")
+	}
+	if weight, ok := slice.Annotations[service.AnnotationWeight]; ok {
+		if _, err := strconv.ParseUint(weight, 10, 16); err != nil {
+			r.refuse("annotation %s is %q; write a number from 0 to 65535", service.AnnotationWeight, weight)
+		}
+	}
+	names := map[string]bool{}
 	for i, p := range slice.Ports {
+		name := ""
+		if p.Name != nil {
+			name = *p.Name
+		}
+		if mistakes := validation.IsDNS1123Label(name); name != "" && len(mistakes) > 0 {
+			r.refuse("ports[%d].name %q: %s", i, name, mistakes[0])
+		}
+		if names[name] {
+			r.refuse("ports[%d].name %q is used twice; give each port its own", i, name)
+		}
+		names[name] = true
 		if p.Port == nil || *p.Port < 1 || *p.Port > 65535 {
 			r.refuse("ports[%d].port must be from 1 to 65535", i)
 		}

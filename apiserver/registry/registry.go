@@ -238,7 +238,7 @@ func (r *Registry) identify(meta metav1.Object, old store.KV) error {
 	}
 	var was metav1.PartialObjectMetadata
 	if err := json.Unmarshal(old.Value, &was); err != nil {
-		return fmt.Errorf("stored object %s is damaged: %w", old.Key, err)
+		return damaged(old.Key, err)
 	}
 	meta.SetUID(was.UID)
 	meta.SetCreationTimestamp(metav1.NewTime(was.CreationTimestamp.UTC()))
@@ -261,7 +261,7 @@ func (r *Registry) fitPod(ctx context.Context, c *change, pod *corev1.Pod) (stri
 	}
 	var old corev1.Pod
 	if err := json.Unmarshal(c.old.Value, &old); err != nil {
-		return "", fmt.Errorf("stored object %s is damaged: %w", c.old.Key, err)
+		return "", damaged(c.old.Key, err)
 	}
 	if old.Spec.NodeName != node {
 		return fmt.Sprintf("runs on node %s and cannot move to %s; delete it first", old.Spec.NodeName, node), nil
@@ -462,6 +462,11 @@ func storeError(err error) error {
 		return api.Refuse(http.StatusServiceUnavailable, "look at the API server's log", "the store cannot be reached: %v", err)
 	}
 	return err
+}
+
+// damaged says that an object in the store cannot be read.
+func damaged(key string, err error) error {
+	return api.Conflict("delete it with `weft delete`, then apply it again", "the stored object %s is damaged: %v", strings.TrimPrefix(key, wire.ObjectsPrefix), err)
 }
 
 // commitError is storeError for a write. A store that does not answer may have made it.

@@ -172,6 +172,13 @@ func TestApplyRefuses(t *testing.T) {
 		"slice to its inside": {slice("10.1.1.1"), "10.1.1.1 is the address of node n1"},
 		"sidecar twice":       {strings.Replace(pod, "containers:", "initContainers: [{name: web}]\n  containers:", 1), `spec.containers[0].name "web" is used twice`},
 		"sidecar's port":      {strings.Replace(pod, "containers:", "initContainers: [{name: proxy, restartPolicy: Always, ports: [{containerPort: 0}]}]\n  containers:", 1), "spec.initContainers[0].ports[0].containerPort is 0"},
+		"bad selector":        {strings.Replace(webService, "{app: web}", "{app: the web}", 1), `spec.selector["app"]: a valid label must be`},
+		"name too long":       {strings.Replace(pod, "web-1", strings.Repeat("w", 251), 1), "255 characters together; 254 is the limit"},
+		"ports of one name":   {slice("192.0.2.9") + "ports: [{name: a, port: 80}, {name: a, port: 81}]\n", `ports[1].name "a" is used twice`},
+		"ports of no name":    {slice("192.0.2.9") + "ports: [{port: 80}, {port: 81}]\n", `ports[1].name "" is used twice`},
+		"bad name of a port":  {slice("192.0.2.9") + "ports: [{name: A_, port: 80}]\n", `ports[0].name "A_": a lowercase RFC 1123 label`},
+		"bad weight":          {strings.Replace(slice("192.0.2.9"), "{name: x,", "{name: x, annotations: {service.cilium.io/weight: none},", 1), `annotation service.cilium.io/weight is "none"; write a number from 0 to 65535`},
+		"giant aliases":       {"apiVersion: v1\nkind: Namespace\nmetadata: {name: x}\nspec:\n- &a " + strings.Repeat("x", 1<<20) + "\n" + strings.Repeat("- *a\n", 8<<10), "document 1: is larger than 4 MiB with its aliases (*name) written out"},
 		"second document bad": {webService + "---\nkind: Gateway\n", `document 2: unknown kind "Gateway"`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -266,6 +273,37 @@ func TestListsOfObjects(t *testing.T) {
 	}
 }
 
+func TestAliasesAreRead(t *testing.T) {
+	r, s := fixture(t)
+	aliased := strings.Replace(strings.Replace(webService, "selector: {app: web}", "selector: *labels", 1), "  namespace:", "  labels: &labels {app: web}\n  namespace:", 1)
+	apply(t, r, aliased)
+	if got := strings.Join(s.Dump(wire.ObjectsPrefix), ""); !strings.Contains(got, `"selector":{"app":"web"}`) {
+		t.Error(got)
+	}
+}
+
+// What a cluster prints of a pod on its way out is a manifest of a pod that stays.
+func TestPrintedWhileItWasDeleted(t *testing.T) {
+	r, s := fixture(t)
+	const leaving = `{deletionTimestamp: "2026-01-02T03:04:05Z", deletionGracePeriodSeconds: 30, `
+	apply(t, r, strings.Replace(pod, "{name: web-1", leaving+"name: web-1", 1)+"---\n"+strings.Replace(cnp, "{name:", leaving+"name:", 1))
+	if got := strings.Join(s.Dump(wire.ObjectsPrefix), ""); strings.Contains(got, "deletion") {
+		t.Error(got)
+	}
+}
+
+func TestWhatHasNoEffectIsWarnedOf(t *testing.T) {
+	r, _ := fixture(t)
+	for want, text := range map[string]string{
+		"metadata.finalizers has no effect": strings.Replace(pod, "name: web-1,", "name: web-1, finalizers: [example.com/wait],", 1),
+		"addressType is IPv6":               strings.Replace(slice("'2001:db8::7'"), "IPv4", "IPv6", 1),
+	} {
+		if got := apply(t, r, text).Warnings; len(got) != 1 || !strings.HasPrefix(got[0].Message, want) {
+			t.Errorf("%s: warned %v", want, got)
+		}
+	}
+}
+
 func TestPodCannotMove(t *testing.T) {
 	r, _ := fixture(t)
 	apply(t, r, pod)
@@ -355,68 +393,6 @@ func TestDelete(t *testing.T) {
 	}
 	if !slices.Equal(before, s.Dump("")) {
 		t.Error("left over:", s.Dump(""))
-	}
-}
-
-func TestDryRunOfADeletionDeletesNothing(t *testing.T) {
-	r, s := fixture(t)
-	apply(t, r, pod+"---\n"+webService)
-	before := s.Dump("")
-	result, err := r.DeleteManifest(t.Context(), []byte(pod+"---\n"+webService+"---\n"+cnp), api.ManifestOptions{DryRun: true})
-	if err != nil || !result.DryRun || summary(result) != "shop/web-1 deleted, shop/web deleted, default/only-frontend absent" {
-		t.Errorf("%+v, %v", result, err)
-	}
-	if !slices.Equal(before, s.Dump("")) {
-		t.Error("something was deleted")
-	}
-}
-
-func TestManifestsOfTooManyObjects(t *testing.T) {
-	r, _ := fixture(t)
-	var text strings.Builder
-	for i := range maxObjects + 1 {
-		fmt.Fprintf(&text, "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: n%d}\n", i)
-	}
-	for name, do := range map[string]func(context.Context, []byte, api.ManifestOptions) (*api.ApplyResult, error){"apply": r.Apply, "delete": r.DeleteManifest} {
-		var refused *api.Error
-		if _, err := do(t.Context(), []byte(text.String()), api.ManifestOptions{}); !errors.As(err, &refused) || refused.Status != http.StatusRequestEntityTooLarge {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-}
-
-// A store that does not answer may have made the change.
-func TestAnUnconfirmedChangeSaysSo(t *testing.T) {
-	r, s := fixture(t)
-	apply(t, r, pod)
-	s.Fail(func(call, _ string) error {
-		if call == "commit" {
-			return fmt.Errorf("deadline exceeded: %w", store.ErrUnavailable)
-		}
-		return nil
-	})
-	_, applied := r.Apply(t.Context(), []byte(webService), api.ManifestOptions{})
-	_, deleted := r.Delete(t.Context(), "pod", "shop", "web-1")
-	for _, err := range []error{applied, deleted} {
-		var refused *api.Error
-		if !errors.As(err, &refused) || refused.Status != http.StatusServiceUnavailable || !strings.Contains(refused.Message, "may or may not have been made") || refused.Hint == "" {
-			t.Errorf("%v", err)
-		}
-	}
-}
-
-func TestStoreFailuresAreSentences(t *testing.T) {
-	r, s := fixture(t)
-	s.Fail(func(call, _ string) error {
-		if call == "commit" {
-			return fmt.Errorf("etcdserver: mvcc: database space exceeded: %w", store.ErrFull)
-		}
-		return nil
-	})
-	_, err := r.Apply(t.Context(), []byte(webService), api.ManifestOptions{})
-	var refused *api.Error
-	if !errors.As(err, &refused) || refused.Status != http.StatusInsufficientStorage || !strings.Contains(refused.Hint, "make space") {
-		t.Error(err)
 	}
 }
 
@@ -520,31 +496,3 @@ func TestEmptyMetadataIsAMistakeInAnyNamespace(t *testing.T) {
 		}
 	}
 }
-
-// What is wrong a thousand times is said a hundred times, and that there is more.
-func TestManyMistakes(t *testing.T) {
-	var refused *api.Error
-	r := New(storetest.New(), Config{Cluster: "east", ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16")})
-	pod := func(namespace, name string) string {
-		return fmt.Sprintf("---\n{apiVersion: v1, kind: Pod, metadata: {namespace: %q, name: %q}}\n", namespace, name)
-	}
-	x, escaped := strings.Repeat("x", 20000), strings.Repeat("<", 1500)
-	for name, text := range map[string]string{
-		"in one list":                  "[" + strings.Repeat("0,", 1000) + "0]",
-		"in many documents":            strings.Repeat("0\n---\n", 1000),
-		"of long names":                strings.Repeat(pod("shop", x), 110),
-		"of long namespaces":           strings.Repeat(pod(x, "web"), 110),
-		"that JSON escapes":            strings.Repeat(pod("shop", escaped), 110),
-		"that JSON escapes everywhere": strings.Repeat(pod(escaped, escaped), 110),
-	} {
-		_, err := r.Apply(t.Context(), []byte(text), api.ManifestOptions{})
-		if !errors.As(err, &refused) || len(refused.Problems) != maxProblems+1 || !strings.Contains(refused.Problems[maxProblems].Message, "more mistakes") {
-			t.Errorf("%s: %+v", name, err)
-		}
-		if answer, err := json.Marshal(refused); len(answer) > api.MaxErrorBytes || err != nil {
-			t.Errorf("%s: an answer of %d bytes, %v", name, len(answer), err)
-		}
-	}
-}
-
-// Every namespace has its name as a label, and no other value of it.

@@ -1,0 +1,124 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/apiserver/storetest"
+	"github.com/weft-mesh/weft/wire"
+)
+
+func TestDryRunOfADeletionDeletesNothing(t *testing.T) {
+	r, s := fixture(t)
+	apply(t, r, pod+"---\n"+webService)
+	before := s.Dump("")
+	result, err := r.DeleteManifest(t.Context(), []byte(pod+"---\n"+webService+"---\n"+cnp), api.ManifestOptions{DryRun: true})
+	if err != nil || !result.DryRun || summary(result) != "shop/web-1 deleted, shop/web deleted, default/only-frontend absent" {
+		t.Errorf("%+v, %v", result, err)
+	}
+	if !slices.Equal(before, s.Dump("")) {
+		t.Error("something was deleted")
+	}
+}
+
+func TestManifestsOfTooManyObjects(t *testing.T) {
+	r, _ := fixture(t)
+	var text strings.Builder
+	for i := range maxObjects + 1 {
+		fmt.Fprintf(&text, "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: n%d}\n", i)
+	}
+	for name, do := range map[string]func(context.Context, []byte, api.ManifestOptions) (*api.ApplyResult, error){"apply": r.Apply, "delete": r.DeleteManifest} {
+		var refused *api.Error
+		if _, err := do(t.Context(), []byte(text.String()), api.ManifestOptions{}); !errors.As(err, &refused) || refused.Status != http.StatusRequestEntityTooLarge {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A store that does not answer may have made the change.
+func TestAnUnconfirmedChangeSaysSo(t *testing.T) {
+	r, s := fixture(t)
+	apply(t, r, pod)
+	s.Fail(func(call, _ string) error {
+		if call == "commit" {
+			return fmt.Errorf("deadline exceeded: %w", store.ErrUnavailable)
+		}
+		return nil
+	})
+	_, applied := r.Apply(t.Context(), []byte(webService), api.ManifestOptions{})
+	_, deleted := r.Delete(t.Context(), "pod", "shop", "web-1")
+	for _, err := range []error{applied, deleted} {
+		var refused *api.Error
+		if !errors.As(err, &refused) || refused.Status != http.StatusServiceUnavailable || !strings.Contains(refused.Message, "may or may not have been made") || refused.Hint == "" {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+func TestADamagedObjectCanBeReplaced(t *testing.T) {
+	r, s := fixture(t)
+	for key, text := range map[string]string{wire.ObjectKey("pods", "shop", "web-1"): pod, wire.ObjectKey("services", "shop", "web"): webService} {
+		if err := store.Write(t.Context(), s, store.Put(key, []byte("{"))); err != nil {
+			t.Fatal(err)
+		}
+		_, err := r.Apply(t.Context(), []byte(text), api.ManifestOptions{})
+		var refused *api.Error
+		if !errors.As(err, &refused) || refused.Status != http.StatusConflict || !strings.Contains(refused.Hint, "weft delete") {
+			t.Errorf("applied over it: %v", err)
+		}
+		if _, err := r.DeleteManifest(t.Context(), []byte(text), api.ManifestOptions{}); err != nil {
+			t.Error(err)
+		}
+		apply(t, r, text)
+	}
+}
+
+func TestStoreFailuresAreSentences(t *testing.T) {
+	r, s := fixture(t)
+	s.Fail(func(call, _ string) error {
+		if call == "commit" {
+			return fmt.Errorf("etcdserver: mvcc: database space exceeded: %w", store.ErrFull)
+		}
+		return nil
+	})
+	_, err := r.Apply(t.Context(), []byte(webService), api.ManifestOptions{})
+	var refused *api.Error
+	if !errors.As(err, &refused) || refused.Status != http.StatusInsufficientStorage || !strings.Contains(refused.Hint, "make space") {
+		t.Error(err)
+	}
+}
+
+// What is wrong a thousand times is said a hundred times, and that there is more.
+func TestManyMistakes(t *testing.T) {
+	var refused *api.Error
+	r := New(storetest.New(), Config{Cluster: "east", ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16")})
+	pod := func(namespace, name string) string {
+		return fmt.Sprintf("---\n{apiVersion: v1, kind: Pod, metadata: {namespace: %q, name: %q}}\n", namespace, name)
+	}
+	x, escaped := strings.Repeat("x", 20000), strings.Repeat("<", 1500)
+	for name, text := range map[string]string{
+		"in one list":                  "[" + strings.Repeat("0,", 1000) + "0]",
+		"in many documents":            strings.Repeat("0\n---\n", 1000),
+		"of long names":                strings.Repeat(pod("shop", x), 110),
+		"of long namespaces":           strings.Repeat(pod(x, "web"), 110),
+		"that JSON escapes":            strings.Repeat(pod("shop", escaped), 110),
+		"that JSON escapes everywhere": strings.Repeat(pod(escaped, escaped), 110),
+	} {
+		_, err := r.Apply(t.Context(), []byte(text), api.ManifestOptions{})
+		if !errors.As(err, &refused) || len(refused.Problems) != maxProblems+1 || !strings.Contains(refused.Problems[maxProblems].Message, "more mistakes") {
+			t.Errorf("%s: %+v", name, err)
+		}
+		if answer, err := json.Marshal(refused); len(answer) > api.MaxErrorBytes || err != nil {
+			t.Errorf("%s: an answer of %d bytes, %v", name, len(answer), err)
+		}
+	}
+}
