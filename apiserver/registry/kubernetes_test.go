@@ -79,6 +79,36 @@ status:
 	}
 }
 
+// An annotation that only looks like one of ours is named: the service would silently stay
+// in its cluster.
+func TestAnnotationsWithoutEffectAreNamed(t *testing.T) {
+	r, _ := fixture(t)
+	const (
+		typo    = "annotation service.cilium.io/globl has no effect; did you mean service.cilium.io/global?"
+		unknown = "annotation service.cilium.io/lb-algorithm has no effect"
+	)
+	for name, c := range map[string]struct {
+		annotations string
+		want        []string
+	}{
+		"one letter short":       {`service.cilium.io/globl: "true"`, []string{typo}},
+		"of Cilium, not of Weft": {"service.cilium.io/lb-algorithm: maglev", []string{unknown}},
+		"ours":                   {`service.cilium.io/global: "true", io.cilium/shared-service: "true", service.cilium.io/affinity: local`, nil},
+		"somebody else's":        {"example.com/global: x, kubectl.kubernetes.io/last-applied-configuration: x", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			result := apply(t, r, strings.Replace(webService, `service.cilium.io/global: "true"`, c.annotations, 1))
+			var got []string
+			for _, w := range result.Warnings {
+				got = append(got, w.Message)
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("warned %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
 // Kinds that are not known are refused, or skipped where that is asked for.
 func TestUnknownKindsAreSkippedOnRequest(t *testing.T) {
 	r, s := fixture(t)

@@ -1,15 +1,18 @@
 package registry
 
 import (
+	"encoding/json"
 	"errors"
+	"maps"
+	"slices"
 	"strings"
 
-	"encoding/json"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/policy"
 	"github.com/weft-mesh/weft/service"
 )
@@ -23,6 +26,7 @@ func readNamespace(r *reading) {
 		r.refuse("metadata.name %q: %s", r.name, mistakes[0])
 	}
 	checkBool(r, ns.Annotations, service.AnnotationNamespaceGlobal)
+	warnAnnotations(r, ns.Annotations, service.AnnotationNamespaceGlobal)
 	// Kubernetes gives every namespace this label, and lets nobody change it.
 	if value, ok := ns.Labels[identity.NamespaceName]; ok && value != r.name {
 		r.refuse("metadata.labels[%q] is %q, but this label is always the namespace's name: remove it or write %q", identity.NamespaceName, value, r.name)
@@ -117,6 +121,31 @@ func checkBool(r *reading, annotations map[string]string, names ...string) {
 		default:
 			r.refuse("annotation %s is %q; write \"true\" or \"false\"", name, value)
 		}
+	}
+}
+
+// annotationDomains are Cilium's: an annotation there is meant to have an effect.
+var annotationDomains = []string{"service.cilium.io", "clustermesh.cilium.io", "io.cilium"}
+
+// warnAnnotations names the annotations that look like Cilium's and are not among those
+// that have an effect on this kind. A misspelt one would keep a service to its cluster.
+func warnAnnotations(r *reading, annotations map[string]string, heeded ...string) {
+	for _, name := range slices.Sorted(maps.Keys(annotations)) {
+		domain, word, _ := strings.Cut(name, "/")
+		if !slices.Contains(annotationDomains, domain) || slices.Contains(heeded, name) {
+			continue
+		}
+		hint := ""
+		var words []string // of the same domain: its letters say nothing
+		for _, h := range heeded {
+			if w, ok := strings.CutPrefix(h, domain+"/"); ok {
+				words = append(words, w)
+			}
+		}
+		if near := manifest.Nearest(word, words); near != "" {
+			hint = "; did you mean " + domain + "/" + near + "?"
+		}
+		r.warn("annotation %s has no effect%s", name, hint)
 	}
 }
 

@@ -46,6 +46,8 @@ func readService(r *reading) {
 	checkServicePorts(r, spec)
 	checkBool(r, svc.Annotations, service.AnnotationGlobal, "io.cilium/global-service")
 	checkBool(r, svc.Annotations, service.AnnotationShared, "io.cilium/shared-service")
+	warnAnnotations(r, svc.Annotations, service.AnnotationGlobal, service.AnnotationShared, service.AnnotationAffinity,
+		"io.cilium/global-service", "io.cilium/shared-service", "io.cilium/service-affinity")
 	for _, name := range []string{service.AnnotationAffinity, "io.cilium/service-affinity"} {
 		value, ok := svc.Annotations[name]
 		if ok && !slices.Contains([]string{"local", "remote", "none"}, strings.ToLower(value)) {

@@ -28,6 +28,7 @@ func readEndpointSlice(r *reading) {
 	if slice.AddressType != discoveryv1.AddressTypeIPv4 && slice.AddressType != discoveryv1.AddressTypeIPv6 {
 		r.refuse("addressType is %q; write IPv4 or IPv6", slice.AddressType)
 	}
+	warnAnnotations(r, slice.Annotations, service.AnnotationWeight)
 	for i, e := range slice.Endpoints {
 		if len(e.Addresses) == 0 {
 			r.refuse("endpoints[%d].addresses is empty", i)
