@@ -37,8 +37,8 @@ clusters:
 - {name: east, id: 1, nodes: [n1]}
 `
 
-// A lab can be raised to play with; it is listed, lets commands in, and goes
-// when it is told to. One whose process is killed goes with the next prune.
+// A lab can be brought up to play with: it is listed, runs commands, and goes when
+// told to. If its process is killed, the next prune removes it.
 func TestLabByHand(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -52,7 +52,7 @@ func TestLabByHand(t *testing.T) {
 	if err := os.WriteFile(file, []byte(kept), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// try runs a verb of the lab; said is all there is to tell of it.
+	// try runs a lab command; said describes all that happened.
 	try := func(args ...string) (code int, stdout, said string) {
 		t.Helper()
 		cmd := exec.Command(weft, append([]string{"lab"}, args...)...)
@@ -74,7 +74,7 @@ func TestLabByHand(t *testing.T) {
 		}
 		return stdout
 	}
-	// listed is what the list says of a lab that is alive.
+	// listed is the list's entry of a live lab.
 	listed := func(id string) (r lab.Record, alive bool) {
 		t.Helper()
 		var records []lab.Record
@@ -86,7 +86,7 @@ func TestLabByHand(t *testing.T) {
 		}
 		return lab.Record{}, false
 	}
-	// left are the directories of a lab that are there: its own and its cgroup.
+	// left are the directories of a lab that exist: its own and its cgroup.
 	left := func(id string) (dirs []string) {
 		for _, dir := range []string{filepath.Join(lab.Root, id), filepath.Join(cgroups, "weft-lab-"+id)} {
 			if _, err := os.Stat(dir); err == nil {
@@ -97,7 +97,7 @@ func TestLabByHand(t *testing.T) {
 	}
 	gone := func(id string) error {
 		if dirs := left(id); len(dirs) > 0 {
-			return fmt.Errorf("of lab %s is left over: %v", id, dirs)
+			return fmt.Errorf("left over from lab %s: %v", id, dirs)
 		}
 		return nil
 	}
@@ -138,7 +138,7 @@ func TestLabByHand(t *testing.T) {
 	}
 	run(7, "exec", first.ID, "east/n1", "--", "sh", "-c", "exit 7")
 	if _, _, said := try("exec", first.ID, "east/n9", "--", "true"); !strings.Contains(said, "choose from east/n1, east/n2, operator") {
-		t.Errorf("of a machine that there is not it says %s", said)
+		t.Errorf("a machine that does not exist gives %s", said)
 	}
 	second, third := up(), up()
 	if got := run(0, "down", first.ID, "-o", "json"); !strings.Contains(got, first.ID) || strings.Contains(got, second.ID) {
@@ -149,7 +149,7 @@ func TestLabByHand(t *testing.T) {
 	}
 	run(1, "down", first.ID)
 
-	// A killed process holds its lab until it has ended.
+	// A killed process holds its lab's lock until it has ended.
 	kill := func(r lab.Record) string {
 		t.Helper()
 		if err := syscall.Kill(r.PID, syscall.SIGKILL); err != nil {
@@ -157,16 +157,16 @@ func TestLabByHand(t *testing.T) {
 		}
 		eventually(func() error {
 			if _, alive := listed(r.ID); alive {
-				return fmt.Errorf("the list takes lab %s for alive, whose process was killed", r.ID)
+				return fmt.Errorf("lab %s is listed although its process was killed", r.ID)
 			}
 			return nil
 		})
 		return r.ID
 	}
-	// Whoever raises a lab elsewhere on this machine prunes too, and may be first,
-	// or just at it; and to a prune whoever looks at a dead lab holds it. What is
-	// said to be removed is; what is dead goes in any case; the rest is tried until
-	// nobody came between.
+	// Other runs on this machine prune too and may be faster, and anyone who looks at
+	// a dead lab holds its lock for a moment. So: what is reported as removed must be
+	// gone, and dead labs must go in any case; the rest is retried until no other run
+	// interferes.
 	one, other := kill(second), kill(third)
 	for tries := 1; ; tries++ {
 		code, _, down := try("down", one)
@@ -203,7 +203,7 @@ func TestLabByHand(t *testing.T) {
 	}
 }
 
-// What can explain a failure is kept, and at hand while the lab is kept too.
+// Whatever can explain a failure is kept, and is available while the lab is kept up.
 func salvages(t *testing.T, weft string) {
 	file := filepath.Join(t.TempDir(), "failing.txtar")
 	if err := os.WriteFile(file, []byte(failing), 0o600); err != nil {
@@ -238,8 +238,8 @@ func salvages(t *testing.T, weft string) {
 	}
 }
 
-// Interrupted while it raises its clusters, or runs their script, a lab says that it
-// was, and not that something failed.
+// A lab interrupted while its clusters come up or its script runs says so, rather
+// than that something failed.
 func interrupted(t *testing.T, weft, file string) {
 	waits := filepath.Join(t.TempDir(), "waits.txtar")
 	if err := os.WriteFile(waits, []byte(strings.Replace(kept, "true", "sleep 60", 1)), 0o600); err != nil {
@@ -249,7 +249,7 @@ func interrupted(t *testing.T, weft, file string) {
 		args  []string
 		after string // this part of a line
 	}{
-		{[]string{"up", file}, "raising clusters"},
+		{[]string{"up", file}, "starting the clusters"},
 		{[]string{"run", "--watch", waits}, "cluster east is up"},
 	} {
 		cmd := exec.Command(weft, append([]string{"lab"}, c.args...)...)
@@ -282,7 +282,7 @@ func interrupted(t *testing.T, weft, file string) {
 	}
 }
 
-// Without a file there are two clusters to play with, and it tells how far it is.
+// Without a file it brings up two clusters, and reports its progress.
 func raisesTwo(t *testing.T, weft string) {
 	cmd := exec.Command(weft, "lab", "up")
 	var stderr strings.Builder
@@ -301,7 +301,7 @@ func raisesTwo(t *testing.T, weft string) {
 	}
 }
 
-// Who is not root is told so in one line.
+// Users other than root get one line that says so.
 func TestLabNeedsRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to become somebody else")

@@ -16,7 +16,7 @@ import (
 	"github.com/weft-mesh/weft/lab/script"
 )
 
-// wanted is what must work, each as a scenario of this name.
+// wanted lists scenarios that must exist.
 var wanted = []string{
 	"burst", "reused-address", "sealed",
 	"noisy-pod",
@@ -36,8 +36,8 @@ func files(t *testing.T) []string {
 	return found
 }
 
-// TestStories needs no root: every script parses, knows its verbs, and begins
-// with a sentence.
+// TestStories checks, without root, that every script parses, uses known verbs and
+// begins with a sentence.
 func TestStories(t *testing.T) {
 	var names []string
 	for _, file := range files(t) {
@@ -48,7 +48,7 @@ func TestStories(t *testing.T) {
 			continue
 		}
 		if !strings.HasSuffix(s.Story, ".") {
-			t.Errorf("%s begins with no sentence: %q", file, s.Story)
+			t.Errorf("%s does not begin with a sentence: %q", file, s.Story)
 		}
 		if names := processes(s.Lines); slices.Contains(names, "tunnel") && !topology.Userspace {
 			t.Errorf("%s is about weft tunnel, which runs on every kernel only with userspace: true in lab.yaml", file)
@@ -61,7 +61,7 @@ func TestStories(t *testing.T) {
 	}
 }
 
-// What the page about operations tells to type is typed by a scenario.
+// Every command on the operations page is run by a scenario.
 func TestOperationsPageRuns(t *testing.T) {
 	page, err := os.ReadFile("../docs/operations.md")
 	if err != nil {
@@ -85,7 +85,7 @@ func TestOperationsPageRuns(t *testing.T) {
 		}
 	}
 	if commands < 20 {
-		t.Errorf("found %d commands only", commands)
+		t.Errorf("found only %d commands", commands)
 	}
 }
 
@@ -102,7 +102,7 @@ func processes(lines []script.Line) (names []string) {
 	return names
 }
 
-// build makes the binary for any user, in a directory that any user may enter.
+// build builds weft in a directory that any user may enter.
 func build(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "weft")

@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// mayImport is the direction of the tree. A name stands for its folder and what
-// is below it, except where a longer name is here too. An import that is not
-// listed is a mistake, or a decision that belongs in this table.
+// mayImport is the direction of the tree. A name stands for its folder and everything
+// below, except where a longer name is listed too. An import that is not listed is a
+// mistake, or a decision that belongs in this table.
 var mayImport = map[string][]string{
 	"identity":      {},
 	"manifest":      {},
@@ -35,7 +35,7 @@ var mayImport = map[string][]string{
 	"internal/loopbacktest": {},
 }
 
-// testsMayImport is what a part's tests may use besides.
+// testsMayImport is what a part's tests may import in addition.
 var testsMayImport = map[string][]string{
 	"deploy":    {"apiserver", "meshagent"}, // the examples are read as the processes read them
 	"apiserver": {"internal/loopbacktest"},
@@ -45,8 +45,7 @@ var testsMayImport = map[string][]string{
 	"lab":       {"internal/loopbacktest"},
 }
 
-// worksFor says which part each of these modules does its work in; one that is
-// not used there is there for show.
+// worksFor says which part must use each of these modules.
 var worksFor = map[string]string{
 	"go.etcd.io/etcd/client/v3":           "apiserver",
 	"go.etcd.io/etcd/server/v3/embed":     "apiserver",
@@ -92,7 +91,7 @@ func TestImportsPointOneWay(t *testing.T) {
 	}
 }
 
-// A cycle between parts could hide in a table that is only read.
+// The table itself has no cycles.
 func TestTheTableHasNoCycle(t *testing.T) {
 	var visit func(name string, above []string)
 	visit = func(name string, above []string) {
@@ -108,7 +107,7 @@ func TestTheTableHasNoCycle(t *testing.T) {
 	}
 }
 
-// In-memory twins end in "test"; nothing that runs in earnest may use one.
+// In-memory twins have names that end in "test"; only tests may use them.
 func TestTwinsAreForTestsOnly(t *testing.T) {
 	for _, f := range goFiles(t) {
 		if f.test() || f.twin() {

@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// metricName is how all of ours are called: weft, the part, the thing, and the
-// unit at its end.
+// metricName is the form of our metrics' names: weft, the part, the thing and its unit.
 var metricName = regexp.MustCompile(`^weft_[a-z]+(_[a-z0-9]+)+$`)
 
 // Metrics are made in three ways: by an Opts struct, by a description, and by a
@@ -81,8 +80,8 @@ func metric(n ast.Node) (name string, counter, ok bool) {
 	return "", false, false
 }
 
-// prefixes finds the functions that call NewDesc("prefix" + their parameter),
-// by folder and name.
+// prefixes finds functions that call NewDesc("prefix" + their parameter), by folder and
+// name.
 func prefixes(files []*file) map[string]string {
 	found := map[string]string{}
 	for _, f := range files {
@@ -111,7 +110,7 @@ func ident(e ast.Expr) string {
 	return ""
 }
 
-// text is a string literal's value, or of literals joined by +.
+// text is the value of a string literal, or of literals joined by +.
 func text(e ast.Expr) string {
 	switch e := e.(type) {
 	case *ast.BasicLit:

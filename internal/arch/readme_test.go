@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// direct are the modules that go.mod requires for our own code.
+// direct lists the modules that go.mod requires for our own code.
 func direct(t *testing.T) (modules []string) {
 	t.Helper()
 	for line := range strings.Lines(read(t, "go.mod")) {
@@ -97,12 +97,12 @@ func TestTheFoldersInTheReadmeExist(t *testing.T) {
 	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z/]+)/` \\|").FindAllStringSubmatch(readme, -1) {
 		described[m[1]] = true
 		if !below(m[1]) {
-			t.Errorf("README.md describes %s/, which is not there", m[1])
+			t.Errorf("README.md describes %s/, which does not exist", m[1])
 		}
 	}
 	for _, m := range regexp.MustCompile(`\]\(([^)#:]+)\)`).FindAllStringSubmatch(readme, -1) {
 		if !below(strings.TrimSuffix(m[1], "/")) {
-			t.Errorf("README.md links to %s, which is not there", m[1])
+			t.Errorf("README.md links to %s, which does not exist", m[1])
 		}
 	}
 	for _, name := range all {

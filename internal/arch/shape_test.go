@@ -69,8 +69,8 @@ func TestGeneratedFilesAreCurrent(t *testing.T) {
 	}
 }
 
-// A test that sleeps is slow or wrong, except where a second is not one: in
-// testing/synctest, and between two looks of a loop.
+// A test that sleeps is slow or wrong, except in testing/synctest, where time is
+// virtual, and between the attempts of a loop.
 func TestTestsDoNotSleep(t *testing.T) {
 	for _, f := range goFiles(t) {
 		_, others := f.imports()
@@ -85,14 +85,14 @@ func TestTestsDoNotSleep(t *testing.T) {
 				}
 			}
 			if call, ok := n.(*ast.CallExpr); ok && isCall(call, "time", "Sleep") && !between[call] {
-				t.Errorf("%s: sleeps; wait for what is meant, or use testing/synctest", f.at(call))
+				t.Errorf("%s: do not sleep: wait for what the test needs, or use testing/synctest", f.at(call))
 			}
 			return true
 		})
 	}
 }
 
-// A test that is skipped names what it needs of the machine.
+// A skipped test names what the machine lacks.
 func TestSkippedTestsNameWhatTheyNeed(t *testing.T) {
 	for _, f := range goFiles(t) {
 		if !f.test() {

@@ -30,13 +30,13 @@ func (f *file) lines() int    { return strings.Count(f.text, "\n") }
 func (f *file) twin() bool    { return strings.HasSuffix(f.dir(), "test") }
 func (f *file) machine() bool { return strings.Contains(f.text, "// Code generated ") }
 
-// at is where a node stands, for messages.
+// at is a node's position, for messages.
 func (f *file) at(n ast.Node) string {
 	p := f.set.Position(n.Pos())
 	return f.path + ":" + itoa(p.Line)
 }
 
-// imports are the file's imports from this module, from its root.
+// imports are the file's imports from this module, relative to its root.
 func (f *file) imports() (ours, others []string) {
 	for _, spec := range f.syntax.Imports {
 		name := strings.Trim(spec.Path.Value, `"`)
@@ -49,7 +49,7 @@ func (f *file) imports() (ours, others []string) {
 	return ours, others
 }
 
-// sources are the paths of all files below the root that belong to the tree.
+// sources lists the paths of all files in the tree.
 func sources(t *testing.T) (paths []string) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
@@ -113,6 +113,6 @@ func parse(t *testing.T) (files []*file) {
 
 func TestTheTreeIsRead(t *testing.T) {
 	if n := len(goFiles(t)); n < 100 {
-		t.Errorf("found %d Go files: the other tests look at nothing", n)
+		t.Errorf("found only %d Go files: the other tests check nothing", n)
 	}
 }

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// What does not belong into any file. The words are put together here so that
-// this file does not contain them.
+// What does not belong in any file. The words are assembled here so that this file does
+// not contain them.
 var unwanted = map[string]*regexp.Regexp{
 	"unfinished work":         regexp.MustCompile(`\b(TO` + `DO|FIX` + `ME|XX` + `X|HA` + `CK)\b`),
 	"a path of one's machine": regexp.MustCompile(`(^|[\s"'=(:` + "`" + `])/(home|root|Users|wo` + `rk)/\w`),
@@ -27,7 +27,7 @@ func TestNoFileHoldsWhatDoesNotBelong(t *testing.T) {
 				}
 			}
 			if strings.HasSuffix(line, " ") && !strings.HasSuffix(name, ".txtar") {
-				t.Errorf("%s:%d: blanks at the end", name, number+1)
+				t.Errorf("%s:%d: trailing blanks", name, number+1)
 			}
 		}
 	}

@@ -17,46 +17,46 @@ import (
 	"github.com/weft-mesh/weft/lab/space"
 )
 
-// CaptureConfig says what a capture looks for.
+// CaptureConfig describes what a capture looks for.
 type CaptureConfig struct {
 	Marker    []byte         // bytes that must not be seen in the clear
-	Inside    []netip.Prefix // addresses that must not be seen outside of tunnels
+	Inside    []netip.Prefix // addresses that must not be seen outside tunnels
 	Encrypted []uint16       // UDP ports of the tunnels
 }
 
-// Findings is what a capture has seen. A packet is counted at each device that
-// it passes.
+// Findings is what a capture has seen. A packet is counted at every device it
+// passes.
 type Findings struct {
 	Packets   uint64   `json:"packets"`
-	Encrypted uint64   `json:"encrypted"` // of tunnels
+	Encrypted uint64   `json:"encrypted"` // tunnel packets
 	Marked    uint64   `json:"marked"`    // with the marker in the clear
 	Exposed   uint64   `json:"exposed"`   // from or to an inside address
-	Missed    uint64   `json:"missed"`    // not looked at: the kernel's buffer was full
-	Examples  []string `json:"examples"`  // of marked and exposed ones, a few
+	Missed    uint64   `json:"missed"`    // not examined: the kernel's buffer was full
+	Examples  []string `json:"examples"`  // a few marked and exposed packets
 }
 
 // maxExamples bounds Findings.Examples.
 const maxExamples = 5
 
-// captureBuffer is how many bytes of packets the kernel holds for a capture
-// that falls behind.
+// captureBuffer is how many bytes of packets the kernel buffers for a capture that
+// falls behind.
 const captureBuffer = 64 << 20
 
-// maxPacket is more than any packet has, in bytes.
+// maxPacket is larger than any packet, in bytes.
 const maxPacket = 1 << 17
 
-// Capture looks at every packet on every device of the fabrics and of the wide
-// area network. Findings may be asked for by several goroutines.
+// Capture examines every packet on every device of the fabrics and the wide area
+// network. Findings may be called concurrently.
 type Capture struct {
 	config CaptureConfig
 	group  errgroup.Group
 
 	mu       sync.Mutex
 	findings Findings   // guarded by mu
-	sockets  []*os.File // opened before anybody else looks, emptied by Stop under mu
+	sockets  []*os.File // set before the capture is shared; Stop clears it under mu
 }
 
-// StartCapture begins to look. Stop ends it.
+// StartCapture starts a capture. Stop ends it.
 func (n *Network) StartCapture(config CaptureConfig) (_ *Capture, err error) {
 	c := &Capture{config: config}
 	defer func() {
@@ -75,7 +75,7 @@ func (n *Network) StartCapture(config CaptureConfig) (_ *Capture, err error) {
 	return c, nil
 }
 
-// listen begins to look at all devices of a namespace.
+// listen starts capturing on all devices of a namespace.
 func (c *Capture) listen(where string, ns *os.File) error {
 	if err := c.open(where, ns); err != nil {
 		return err
@@ -85,8 +85,8 @@ func (c *Capture) listen(where string, ns *os.File) error {
 	return nil
 }
 
-// open opens one socket for all devices of a namespace. The kernel hands the
-// packets over without their link layer headers.
+// open opens one socket for all devices of a namespace. The kernel delivers packets
+// without link-layer headers.
 func (c *Capture) open(where string, ns *os.File) error {
 	return space.Once(space.EnterNet(ns), func() error {
 		proto := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
@@ -111,7 +111,7 @@ func (c *Capture) look(socket *os.File) error {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil
 		}
-		if errors.Is(err, unix.ENETDOWN) { // told once when a device goes down
+		if errors.Is(err, unix.ENETDOWN) { // reported once when a device goes down
 			continue
 		}
 		if err != nil {
@@ -143,7 +143,7 @@ func (c *Capture) note(where string, pkt []byte) {
 
 type sighting struct{ encrypted, marked, exposed bool }
 
-// judge looks at one IP packet.
+// judge examines one IP packet.
 func (c *CaptureConfig) judge(pkt []byte) (s sighting) {
 	s.marked = len(c.Marker) > 0 && bytes.Contains(pkt, c.Marker)
 	if len(pkt) < 20 || pkt[0]>>4 != 4 {
@@ -156,10 +156,10 @@ func (c *CaptureConfig) judge(pkt []byte) (s sighting) {
 	return s
 }
 
-// describe is a packet in one line.
+// describe summarizes a packet in one line.
 func describe(pkt []byte) string {
 	if len(pkt) < 20 || pkt[0]>>4 != 4 {
-		return fmt.Sprintf("%d bytes that are no IPv4", len(pkt))
+		return fmt.Sprintf("%d bytes that are not IPv4", len(pkt))
 	}
 	src, dst := netip.AddrFrom4([4]byte(pkt[12:16])), netip.AddrFrom4([4]byte(pkt[16:20]))
 	proto, sport, dport, ok := ports(pkt)
@@ -170,13 +170,13 @@ func describe(pkt []byte) string {
 	return fmt.Sprintf("%s %s:%d → %s:%d, %d bytes", name, src, sport, dst, dport, len(pkt))
 }
 
-// Findings returns what was seen so far.
+// Findings returns what has been seen so far.
 func (c *Capture) Findings() (Findings, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, socket := range c.sockets {
 		err := onSocket(socket, func(fd int) error {
-			// The kernel counts from zero again after each look.
+			// Reading the counters resets them.
 			stats, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
 			if err == nil {
 				c.findings.Missed += uint64(stats.Drops)
@@ -192,8 +192,8 @@ func (c *Capture) Findings() (Findings, error) {
 	return f, nil
 }
 
-// Stop ends the capture and returns all it has seen, up to the last packet
-// before it was called. Stopping again is harmless.
+// Stop ends the capture and returns all it has seen, including the last packet before
+// the call. It may be called again.
 func (c *Capture) Stop() (Findings, error) {
 	var failed []error
 	for _, socket := range c.sockets {
@@ -214,7 +214,7 @@ func (c *Capture) Stop() (Findings, error) {
 	return f, errors.Join(failed...)
 }
 
-// deafen makes the kernel put nothing more into a socket.
+// deafen stops the kernel from adding packets to a socket.
 func deafen(fd int) error {
 	nothing := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
 	program := &unix.SockFprog{Len: uint16(len(nothing)), Filter: &nothing[0]}
@@ -224,7 +224,7 @@ func deafen(fd int) error {
 	return nil
 }
 
-// drain looks at what the kernel still holds for a deaf socket.
+// drain examines what the kernel still holds for a deaf socket.
 func (c *Capture) drain(where string, fd int) error {
 	pkt := make([]byte, maxPacket)
 	for {
@@ -241,7 +241,7 @@ func (c *Capture) drain(where string, fd int) error {
 	}
 }
 
-// onSocket does something to a socket itself.
+// onSocket calls do with a socket's descriptor.
 func onSocket(socket *os.File, do func(fd int) error) error {
 	raw, err := socket.SyscallConn()
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/weft-mesh/weft/lab/space"
 )
 
-// deafCapture is a capture of a namespace of its own whose reader never gets
-// the processor, and a way to put packets on that namespace's loopback device.
+// deafCapture is a capture of a new namespace whose reader never runs, and a function
+// that sends packets on that namespace's loopback device.
 func deafCapture(t *testing.T) (c *Capture, send func(count int)) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -46,13 +46,13 @@ func deafCapture(t *testing.T) (c *Capture, send func(count int)) {
 	}
 	return c, func(count int) {
 		for i := range count {
-			// Nobody listens, so every other one is refused with what came back before.
+			// Nobody listens: every other write fails with the ICMP error of the last one.
 			_, _ = fmt.Fprintf(conn, "a secret, number %d", i)
 		}
 	}
 }
 
-// What the kernel still holds when a capture is stopped was on the wire too.
+// Packets that the kernel still holds when a capture stops were on the wire too.
 func TestStoppedCaptureHasSeenAll(t *testing.T) {
 	c, send := deafCapture(t)
 	send(100)
@@ -71,8 +71,8 @@ func TestStoppedCaptureHasSeenAll(t *testing.T) {
 	}
 }
 
-// What the kernel had no room for was not looked at, and findings say so, each
-// time they are asked for.
+// Packets that the kernel had no room for were not examined, and every call of
+// Findings says so.
 func TestFindingsCountWhatWasMissed(t *testing.T) {
 	c, send := deafCapture(t)
 	if err := onSocket(c.sockets[0], func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0) }); err != nil {

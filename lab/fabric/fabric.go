@@ -1,9 +1,7 @@
-// Package fabric is the network between simulated machines: a switch per
-// cluster, and a wide area network between the switches that can be cut,
-// delayed and made lossy.
+// Package fabric is the network between simulated machines: a switch per cluster, and
+// between the switches a wide area network that can be cut, delayed and made lossy.
 //
-// It knows addresses and packets. What is plugged into it is decided in
-// package lab.
+// It deals in addresses and packets; package lab decides what is plugged in.
 package fabric
 
 import (
@@ -21,16 +19,16 @@ import (
 	"github.com/weft-mesh/weft/lab/space"
 )
 
-// uplink is the name of a fabric's device towards the wide area network.
+// uplink is the name of a fabric's device to the wide area network.
 const uplink = "wan"
 
-// queueLen is the length of the devices' queues in packets: long enough that
-// only a fault that a script asked for ever loses one.
+// queueLen is the length of the devices' queues, in packets: long enough that only
+// faults that a script asked for lose any.
 const queueLen = 20000
 
-// Fabric is the switch of one cluster: a network namespace with a bridge, whose
-// own address is the gateway of everything plugged in. Its methods may be
-// called by several goroutines.
+// Fabric is the switch of one cluster: a network namespace with a bridge, whose own
+// address is the gateway of everything plugged in. Its methods may be called
+// concurrently.
 type Fabric struct {
 	Cluster string
 	Subnet  netip.Prefix // of the machines
@@ -127,9 +125,8 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// Plug connects a network namespace: it gets a device with an address and, if
-// wanted, the default route through the gateway. port names the other end, at
-// the switch.
+// Plug connects a network namespace: it gets a device with an address and, if asked,
+// a default route through the gateway. port names the end at the switch.
 func (f *Fabric) Plug(port string, into *os.File, device string, addr netip.Addr, defaultRoute bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -137,8 +134,8 @@ func (f *Fabric) Plug(port string, into *os.File, device string, addr netip.Addr
 		LinkAttrs:     netlink.LinkAttrs{Name: port, MasterIndex: f.bridge, TxQLen: queueLen},
 		PeerName:      device,
 		PeerNamespace: netlink.NsFd(into.Fd()),
-		// As on a real machine, the address is the same after a power loss:
-		// neighbours would go on sending to the old one for half a minute.
+		// As on a real machine, the address survives a power loss: neighbours would
+		// keep sending to the old one for half a minute.
 		PeerHardwareAddr: hardwareAddr(addr),
 	}
 	if err := f.link.LinkAdd(veth); err != nil {
@@ -180,8 +177,8 @@ func hardwareAddr(a netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x02, 0x77, b[0], b[1], b[2], b[3]}
 }
 
-// SetPort takes a port down or up again, like pulling its cable. Everything in
-// flight on it is lost.
+// SetPort takes a port down or up, like unplugging its cable or plugging it in.
+// Everything in flight is lost.
 func (f *Fabric) SetPort(port string, up bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -211,8 +208,8 @@ func (f *Fabric) Up(port string) bool {
 	return f.ports[port]
 }
 
-// Unplug removes a port and the device at its other end. It is harmless when
-// they are gone.
+// Unplug removes a port and the device at its other end. It does nothing if they are
+// gone.
 func (f *Fabric) Unplug(port string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -12,16 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Block is what a port does not let in from its machine: packets to an address,
-// all of them or those of some flows. It is how one direction between two
-// machines is cut, also of the same cluster.
+// Block is what a port drops from its machine: packets to an address, all of them or
+// those of some flows. It cuts one direction between two machines, even within a
+// cluster.
 type Block struct {
 	To    netip.Addr
 	Flows []Flow // none: everything
 }
 
-// SetBlocks makes these the blocks of a port. They outlast a power loss of the
-// machine.
+// SetBlocks replaces the blocks of a port. They survive a power loss of the machine.
 func (f *Fabric) SetBlocks(port string, blocks []Block) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -33,7 +32,7 @@ func (f *Fabric) SetBlocks(port string, blocks []Block) error {
 	return f.blockLocked(port)
 }
 
-// Blocks of a port.
+// Blocks returns the blocks of a port.
 func (f *Fabric) Blocks(port string) []Block {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -48,7 +47,7 @@ func (f *Fabric) blockLocked(port string) (err error) {
 	}()
 	dev, err := f.link.LinkByName(port)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil // Plug does it
+		return nil // Plug will call this again
 	}
 	if err != nil {
 		return err
@@ -81,15 +80,15 @@ const (
 	atPorts     = 34
 )
 
-// instructions drop what is blocked. A packet that is too short for a load ends
-// the program with 0, which lets it pass.
+// instructions is a program that drops what is blocked. A packet too short for a load
+// ends it with 0, which lets the packet pass.
 func instructions(blocks []Block) asm.Instructions {
-	pass := asm.Mov.Imm(asm.R0, -1) // TC_ACT_UNSPEC: as if there were no filter
+	pass := asm.Mov.Imm(asm.R0, -1) // TC_ACT_UNSPEC: as without a filter
 	if len(blocks) == 0 {
 		return asm.Instructions{pass, asm.Return()}
 	}
 	ins := asm.Instructions{
-		asm.Mov.Reg(asm.R6, asm.R1), // where loads look for the packet
+		asm.Mov.Reg(asm.R6, asm.R1), // loads expect the packet in R6
 		asm.LoadAbs(atEtherType, asm.Half),
 		asm.JNE.Imm(asm.R0, unix.ETH_P_IP, "pass"),
 	}
@@ -98,7 +97,7 @@ func instructions(blocks []Block) asm.Instructions {
 		next := fmt.Sprintf("block%d", i+1)
 		ins = append(ins,
 			asm.LoadAbs(atDst, asm.Word),
-			// As 64 bits: an immediate would have its sign extended.
+			// As 64 bits: an immediate would be sign-extended.
 			asm.LoadImm(asm.R1, int64(to[0])<<24|int64(to[1])<<16|int64(to[2])<<8|int64(to[3]), asm.DWord),
 			asm.JNE.Reg(asm.R0, asm.R1, next))
 		if len(b.Flows) == 0 {

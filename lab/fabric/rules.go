@@ -14,17 +14,17 @@ import (
 // Pair is a direction between two clusters.
 type Pair struct{ From, To string }
 
-// Quality is what the wide area network does to packets of one direction. The
-// zero value delivers everything at once.
+// Quality is what the wide area network does to packets in one direction. The zero
+// value delivers everything at once.
 type Quality struct {
 	Delay time.Duration // one way
-	Loss  float64       // share of packets lost, 0 to 1
-	Cut   bool          // nothing passes
-	Flows []Flow        // these do not pass
-	Limit int           // nor do larger packets than this, in bytes, and nobody is told; 0: all sizes do
+	Loss  float64       // share of packets dropped, 0 to 1
+	Cut   bool          // drops everything
+	Flows []Flow        // dropped
+	Limit int           // silently drops packets larger than this, in bytes; 0: none
 }
 
-// Flow names the packets of one service by protocol and port, at either end.
+// Flow selects the packets of one service by protocol and port, at either end.
 type Flow struct {
 	Protocol uint8 // 6 or 17; 0 is both
 	Port     uint16
@@ -37,27 +37,27 @@ func ParseFlow(s string) (Flow, error) {
 	port := s
 	if proto, rest, ok := strings.Cut(s, "/"); ok {
 		if f.Protocol = protocols[proto]; f.Protocol == 0 {
-			return Flow{}, fmt.Errorf("flow %q: protocol is tcp or udp, as in tcp/2379", s)
+			return Flow{}, fmt.Errorf("flow %q: protocol must be tcp or udp, as in tcp/2379", s)
 		}
 		port = rest
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil || n == 0 {
-		return Flow{}, fmt.Errorf("flow %q: port is a number from 1 to 65535, as in tcp/2379", s)
+		return Flow{}, fmt.Errorf("flow %q: port must be a number from 1 to 65535, as in tcp/2379", s)
 	}
 	f.Port = uint16(n)
 	return f, nil
 }
 
-// Weather is the state of the whole wide area network. A Weather in use is
-// never changed; clone it, change the copy and hand that over.
+// Weather is the state of the whole wide area network. A Weather in use is never
+// changed: clone it, change the clone and call SetWeather.
 type Weather struct {
 	Off     map[string]bool  // clusters whose uplink is cut
 	Default Quality          // of directions not in Pairs
 	Pairs   map[Pair]Quality // by direction
 }
 
-// Clone returns a copy that may be changed.
+// Clone returns a copy that can be changed.
 func (w *Weather) Clone() *Weather {
 	c := &Weather{Off: maps.Clone(w.Off), Default: w.Default, Pairs: maps.Clone(w.Pairs)}
 	if c.Off == nil {
@@ -81,7 +81,7 @@ func (w *Weather) Between(from, to string) Quality {
 	return q
 }
 
-// passes decides the fate of a packet before chance is asked.
+// passes decides whether a packet passes, loss aside.
 func (q Quality) passes(pkt []byte) bool {
 	if q.Cut || q.Limit > 0 && len(pkt) > q.Limit {
 		return false
@@ -95,8 +95,8 @@ func (q Quality) passes(pkt []byte) bool {
 	})
 }
 
-// ports reads protocol and ports of an IPv4 packet; ok is false for others,
-// and for later fragments, which have none.
+// ports reads the protocol and ports of an IPv4 packet. ok is false for other packets
+// and for later fragments, which have no ports.
 func ports(pkt []byte) (proto uint8, src, dst uint16, ok bool) {
 	if len(pkt) < 20 || pkt[0]>>4 != 4 || binary.BigEndian.Uint16(pkt[6:])&0x1fff != 0 {
 		return 0, 0, 0, false
@@ -108,7 +108,7 @@ func ports(pkt []byte) (proto uint8, src, dst uint16, ok bool) {
 	return proto, binary.BigEndian.Uint16(pkt[header:]), binary.BigEndian.Uint16(pkt[header+2:]), true
 }
 
-// destination reads where an IPv4 packet goes; the zero Addr if it is none.
+// destination reads the destination of an IPv4 packet; the zero Addr for others.
 func destination(pkt []byte) netip.Addr {
 	if len(pkt) < 20 || pkt[0]>>4 != 4 {
 		return netip.Addr{}

@@ -10,9 +10,9 @@ import (
 	"github.com/weft-mesh/weft/lab/space"
 )
 
-// openTun makes a TUN device in a namespace and brings it up. Reading from the
-// file yields the IP packets that the namespace sends to the device. The device
-// goes away with the file.
+// openTun makes a TUN device in a namespace and brings it up. Reading from the file
+// yields the IP packets that the namespace sends to the device. Closing the file
+// removes the device.
 func openTun(ns *os.File, link *netlink.Handle, name string) (tun *os.File, err error) {
 	err = space.Once(space.EnterNet(ns), func() error {
 		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)

@@ -22,12 +22,11 @@ type Site struct {
 	Gateway netip.Addr
 }
 
-// Network is the fabrics of some clusters and the wide area network between
-// them:
+// Network is the fabrics of some clusters, and the wide area network between them:
 //
 //	bridge ─ fabric's routes ─ TUN ══ forwarder ══ TUN ─ wan's routes ─ TUN ══ …
 //
-// The forwarder is Run. Its methods may be called by several goroutines.
+// Run is the forwarder. The methods may be called concurrently.
 type Network struct {
 	fabrics map[string]*Fabric
 	wan     *os.File
@@ -39,11 +38,11 @@ type Network struct {
 	close  sync.Once
 }
 
-// Count says what became of the packets of one direction.
+// Count counts the packets of one direction.
 type Count struct{ Passed, Dropped atomic.Uint64 }
 
-// New makes the namespaces and devices. Nothing passes between clusters before
-// Run. Close takes it all away.
+// New makes the namespaces and devices. Nothing passes between clusters until Run.
+// Close removes everything.
 func New(sites []Site, weather Weather) (_ *Network, err error) {
 	n := &Network{fabrics: map[string]*Fabric{}, down: map[string]*os.File{}}
 	n.weather.Store(weather.Clone())
@@ -92,13 +91,14 @@ func routeVia(link *netlink.Handle, device string, to netip.Prefix) error {
 	return nil
 }
 
-// Fabric returns the switch of a cluster, nil if there is none.
+// Fabric returns the switch of a cluster, nil if there is no such cluster.
 func (n *Network) Fabric(cluster string) *Fabric { return n.fabrics[cluster] }
 
-// Weather returns what the wide area network does now. It must not be changed.
+// Weather returns the current state of the wide area network. It must not be
+// changed.
 func (n *Network) Weather() *Weather { return n.weather.Load() }
 
-// SetWeather changes it for every packet that is forwarded from now on.
+// SetWeather applies to every packet forwarded from now on.
 func (n *Network) SetWeather(w *Weather) { n.weather.Store(w) }
 
 // Count returns the counters of one direction.
@@ -126,7 +126,7 @@ func (n *Network) Run(ctx context.Context) error {
 	return nil
 }
 
-// interrupt ends all reads that wait for a packet.
+// interrupt ends all reads that are waiting for a packet.
 func (n *Network) interrupt() {
 	now := time.Now()
 	for cluster, f := range n.fabrics {
@@ -135,8 +135,8 @@ func (n *Network) interrupt() {
 	}
 }
 
-// ascend carries packets from a fabric to the wide area network. The weather
-// acts here, once per packet and direction.
+// ascend carries packets from a fabric to the wide area network. The weather is
+// applied here, once per packet and direction.
 func (n *Network) ascend(ctx context.Context, f *Fabric, up *os.File) error {
 	late := newDelayLine(up)
 	defer late.close()
@@ -162,8 +162,8 @@ func (n *Network) ascend(ctx context.Context, f *Fabric, up *os.File) error {
 	}
 }
 
-// descend carries packets from the wide area network to a fabric. A packet that
-// was under way when the uplink was cut is lost here.
+// descend carries packets from the wide area network to a fabric. Packets in flight
+// when the uplink is cut are lost here.
 func (n *Network) descend(ctx context.Context, f *Fabric, down *os.File) error {
 	pkt := make([]byte, 65536)
 	for {
@@ -184,8 +184,8 @@ func ended(ctx context.Context, err error) error {
 	return fmt.Errorf("forward packets: %w", err)
 }
 
-// send ignores refusals: the device does not take packets of other protocols,
-// or while it is going away, and a network may lose what it cannot deliver.
+// send ignores errors: the device refuses packets of other protocols, and any packet
+// while it is going away. A network may lose what it cannot deliver.
 func send(tun *os.File, pkt []byte) { _, _ = tun.Write(pkt) }
 
 func (n *Network) clusterOf(a netip.Addr) string {
@@ -197,7 +197,7 @@ func (n *Network) clusterOf(a netip.Addr) string {
 	return ""
 }
 
-// Close removes everything. Run must have returned. Closing twice is harmless.
+// Close removes everything. Run must have returned. It may be called twice.
 func (n *Network) Close() {
 	n.close.Do(func() {
 		for _, f := range n.fabrics {
@@ -215,7 +215,7 @@ func (n *Network) Close() {
 	})
 }
 
-// delayLine sends packets later, in the order in which they are due.
+// delayLine sends packets after a delay, in the order in which they were added.
 type delayLine struct {
 	in   chan delayed
 	done chan struct{}
@@ -240,7 +240,7 @@ func newDelayLine(to *os.File) *delayLine {
 	return l
 }
 
-// add copies the packet. A line that is full loses it, as a network would.
+// add copies the packet. A full line drops it, as a network would.
 func (l *delayLine) add(pkt []byte, by time.Duration) {
 	select {
 	case l.in <- delayed{time.Now().Add(by), append([]byte(nil), pkt...)}:

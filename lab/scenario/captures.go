@@ -10,7 +10,7 @@ import (
 	"github.com/weft-mesh/weft/lab/traffic"
 )
 
-// tunnelPorts are the UDP ports of the two tunnel lanes.
+// tunnelPorts are the UDP ports of a node's two tunnels.
 var tunnelPorts = []uint16{51871, 51872}
 
 func (v *Live) capture(_ context.Context, args []string) error {
@@ -69,17 +69,16 @@ func (v *Live) startCapture(name string) error {
 	return nil
 }
 
-// judge fails when something was seen in the clear, or when not everything was
-// looked at.
+// judge fails if anything was seen in the clear, or if some packets were not examined.
 func judge(f fabric.Findings) error {
 	examples := strings.Join(append([]string{""}, f.Examples...), "\n    ")
 	switch {
 	case f.Missed > 0:
-		return fmt.Errorf("%d packets were not looked at: the machine is too slow for this capture", f.Missed)
+		return fmt.Errorf("%d packets were not examined: this machine is too busy for the capture", f.Missed)
 	case f.Marked > 0:
-		return fmt.Errorf("%d packets hold payload in the clear%s", f.Marked, examples)
+		return fmt.Errorf("%d packets carry payload in the clear%s", f.Marked, examples)
 	case f.Exposed > 0:
-		return fmt.Errorf("%d packets with pod or service addresses are outside of tunnels%s", f.Exposed, examples)
+		return fmt.Errorf("%d packets with pod or service addresses were seen outside the tunnels%s", f.Exposed, examples)
 	}
 	return nil
 }

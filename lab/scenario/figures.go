@@ -13,9 +13,8 @@ import (
 	"github.com/weft-mesh/weft/lab/traffic"
 )
 
-// Figures is what a run has measured: single values, and series of samples of
-// which the summary gives percentiles. Times are in seconds. Several
-// goroutines may use it.
+// Figures is what a run has measured: single values, and series of samples that are
+// summarized by percentiles. Times are in seconds. It may be used concurrently.
 type Figures struct {
 	mu     sync.Mutex
 	single map[string]float64   // guarded by mu, like what follows
@@ -33,7 +32,7 @@ func (f *Figures) Set(name string, value float64) {
 	f.single[name] = value
 }
 
-// Add adds to a figure, which begins at 0.
+// Add adds to a figure, which starts at 0.
 func (f *Figures) Add(name string, value float64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -59,10 +58,10 @@ func summarize(values []float64) Series {
 	return Series{len(values), round(traffic.Percentile(values, 0.5)), round(traffic.Percentile(values, 0.99)), round(slices.Max(values))}
 }
 
-// round keeps microseconds of a time in seconds.
+// round rounds a time in seconds to microseconds.
 func round(v float64) float64 { return math.Round(v*1e6) / 1e6 }
 
-// Summary is all figures, a series as a Series.
+// Summary is all figures; a series becomes a Series.
 func (f *Figures) Summary() map[string]any {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -95,7 +94,7 @@ func seconds(v float64) string {
 	return time.Duration(v * float64(time.Second)).Round(100 * time.Microsecond).String()
 }
 
-// Value looks a figure up by name; of a series by name.p50, .p99, .max, .count.
+// Value looks up a figure by name; for a series, by name.p50, .p99, .max or .count.
 func (f *Figures) Value(name string) (float64, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -105,7 +104,7 @@ func (f *Figures) Value(name string) (float64, error) {
 	base, part, _ := strings.Cut(name, ".")
 	values := f.series[base]
 	if len(values) == 0 {
-		return 0, fmt.Errorf("nothing was measured as %q", base)
+		return 0, fmt.Errorf("there is no figure %q", base)
 	}
 	s := summarize(values)
 	switch part {

@@ -11,10 +11,10 @@ import (
 	"github.com/weft-mesh/weft/lab/fabric"
 )
 
-// controlFlows is what two clusters' API servers say to each other.
+// controlFlows are the flows between two clusters' API servers.
 var controlFlows = []string{"tcp/2379", "tcp/7443", "7947"}
 
-// cut and heal take a node, a cluster, or two clusters or nodes and perhaps some
+// cut and heal take a node, a cluster, or two clusters or nodes with or without some
 // flows.
 func (v *Live) cut(_ context.Context, args []string) error  { return v.link(args, true) }
 func (v *Live) heal(_ context.Context, args []string) error { return v.link(args, false) }
@@ -90,7 +90,7 @@ func flowsOf(words []string) (flows []fabric.Flow, err error) {
 	return flows, nil
 }
 
-// oneWay changes what one node may send to another.
+// oneWay starts or stops dropping what one node sends to another.
 func (v *Live) oneWay(args []string, cut bool) error {
 	from, err := v.Lab.Node(args[0])
 	if err != nil {
@@ -122,7 +122,7 @@ func both(weather *fabric.Weather, a, b string, change func(*fabric.Quality)) {
 	}
 }
 
-// healAll mends every cut; delays, limits and losses stay.
+// healAll undoes every cut. Delays, limits and losses stay.
 func (v *Live) healAll() error {
 	v.fault()
 	weather := v.Lab.Network.Weather().Clone()
@@ -145,7 +145,7 @@ func (v *Live) healAll() error {
 	return nil
 }
 
-// quality changes what the network does, everywhere or between two clusters.
+// quality changes the network everywhere, or between two clusters.
 func (v *Live) quality(args []string, change func(q *fabric.Quality, value string) error) error {
 	weather := v.Lab.Network.Weather().Clone()
 	var failed error

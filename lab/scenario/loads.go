@@ -19,7 +19,7 @@ import (
 	"github.com/weft-mesh/weft/lab/traffic"
 )
 
-// load is a steady load that runs, or ran, in a pod.
+// load is a steady load that is, or was, running on a node or in a pod.
 type load struct {
 	name, from, target string
 	task               *lab.Task
@@ -29,11 +29,11 @@ type load struct {
 
 	mu      sync.Mutex
 	samples []traffic.Sample // guarded by mu; in the order in which they ended
-	known   time.Time        // guarded by mu; requests that began before have a sample
+	known   time.Time        // guarded by mu; all requests that began before it have a sample
 	stopped bool
 }
 
-// gather takes in samples until the load ends.
+// gather reads samples until the load ends.
 func (l *load) gather(r *os.File) {
 	defer close(l.read)
 	defer r.Close()
@@ -52,7 +52,7 @@ func (l *load) gather(r *os.File) {
 	}
 }
 
-// all returns the samples of requests that had not ended before a moment.
+// all returns the samples of requests that ended at or after a moment.
 func (l *load) all(since time.Time) []traffic.Sample {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -64,14 +64,14 @@ func (l *load) all(since time.Time) []traffic.Sample {
 	return slices.DeleteFunc(slices.Clone(l.samples[i:]), func(s traffic.Sample) bool { return s.End().Before(since) })
 }
 
-// complete is the moment before which all requests that began have a sample.
+// complete is the moment up to which every request that began has a sample.
 func (l *load) complete() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.known
 }
 
-// connections counts those kept ones that were ever answered on.
+// connections counts the kept connections that have ever been answered.
 func (l *load) connections() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -215,7 +215,7 @@ func (v *Live) load(ctx context.Context, args []string) error {
 // died says why a load that should be running is not.
 func (l *load) died() error {
 	<-l.read
-	return fmt.Errorf("load %s has ended by itself%s", l.name, l.task.Log())
+	return fmt.Errorf("load %s ended by itself%s", l.name, l.task.Log())
 }
 
 func (v *Live) startLoad(name, from, target string, o loadOptions) error {
@@ -256,19 +256,19 @@ func (v *Live) stopLoad(l *load) error {
 	return nil
 }
 
-// steady is about requests that ended of late. The load has run for as long, each
-// connection that it keeps was answered on, and no request hangs for half of it:
-// one that is about to fail would otherwise be counted against what the script
-// does next.
+// steady looks at requests that ended recently. The load must have run for that long,
+// every connection that it keeps must have been answered, and no request may have been
+// pending for half that time: one that is about to fail would otherwise count against
+// whatever the script does next.
 func (l *load) steady(o loadOptions) error {
 	if ran := time.Since(l.begun); ran < o.within {
-		return fmt.Errorf("it has run for %v only", ran.Round(time.Millisecond))
+		return fmt.Errorf("it has run for only %v", ran.Round(time.Millisecond))
 	}
 	if hanging := time.Since(l.complete()); hanging > o.within/2 {
-		return fmt.Errorf("a request has been under way for %v", hanging.Round(time.Millisecond))
+		return fmt.Errorf("a request has been pending for %v", hanging.Round(time.Millisecond))
 	}
 	if answered := l.connections(); answered < l.keep {
-		return fmt.Errorf("of %d connections that it keeps %d were ever answered on", l.keep, answered)
+		return fmt.Errorf("of %d kept connections only %d have ever been answered", l.keep, answered)
 	}
 	t := traffic.Count(l.all(time.Now().Add(-o.within)))
 	if t.Requests == 0 || t.Failed > 0 {
@@ -307,7 +307,7 @@ func (v *Live) answers(l *load, o loadOptions, want []string) error {
 	}
 	samples := l.all(since)
 	if o.since != "" {
-		// What was asked before may well be answered after.
+		// Requests made before may end after.
 		samples = slices.DeleteFunc(samples, func(s traffic.Sample) bool { return s.Begin().Before(since) })
 	}
 	t := traffic.Count(samples)
@@ -317,7 +317,7 @@ func (v *Live) answers(l *load, o loadOptions, want []string) error {
 	}
 	slices.Sort(want)
 	if names := slices.Sorted(maps.Keys(got)); !slices.Equal(names, want) {
-		return fmt.Errorf("answers of the last %v come from %s; %d requests failed%s", span, counts(got), t.Failed, reasons(t))
+		return fmt.Errorf("answers of the last %v came from %s; %d requests failed%s", span, counts(got), t.Failed, reasons(t))
 	}
 	return nil
 }
@@ -347,7 +347,7 @@ func (v *Live) checkLoad(l *load, o loadOptions) error {
 			return err
 		}
 		if known := l.complete(); !l.stopped && known.Before(through) {
-			return fmt.Errorf("a request has been under way since %v before %s", through.Sub(known).Round(time.Millisecond), o.through)
+			return fmt.Errorf("a request that began %v before %s is still pending", through.Sub(known).Round(time.Millisecond), o.through)
 		}
 	}
 	samples := l.all(since)
@@ -378,8 +378,8 @@ func (v *Live) checkLoad(l *load, o loadOptions) error {
 	return errors.Join(failed...)
 }
 
-// examples lists the first few failures with their times since the last fault,
-// and with kept connections what became of each that failed.
+// examples lists the first few failures with their times since the last fault, and
+// the history of each kept connection that failed.
 func (v *Live) examples(samples []traffic.Sample) string {
 	sort.Slice(samples, func(i, j int) bool { return samples[i].At < samples[j].At })
 	when := func(s traffic.Sample) string {
@@ -392,7 +392,7 @@ func (v *Live) examples(samples []traffic.Sample) string {
 	type history struct {
 		failed         int
 		first, last    string // failures
-		before, answer string // who answered last before the first one, and after it
+		before, answer string // who answered last before the first failure, and after it
 	}
 	var b strings.Builder
 	conns := map[int]*history{}
@@ -426,7 +426,7 @@ func (v *Live) examples(samples []traffic.Sample) string {
 	return b.String()
 }
 
-// loadRecovered samples how long the last fault was felt by new requests.
+// loadRecovered samples how long new requests felt the last fault.
 func (v *Live) loadRecovered(l *load, series string, o loadOptions) error {
 	fault, err := v.since("fault")
 	if err != nil {
@@ -437,7 +437,7 @@ func (v *Live) loadRecovered(l *load, series string, o loadOptions) error {
 	d, ok := traffic.Recovery(samples, fault, known, o.patience, o.quiet)
 	t := traffic.Count(samples)
 	if !ok {
-		return fmt.Errorf("since the fault %v ago %d of %d requests failed%s, the last %v were not all good",
+		return fmt.Errorf("since the fault %v ago %d of %d requests failed%s, some of them in the last %v, or too few were made",
 			time.Since(fault).Round(time.Millisecond), t.Failed, t.Requests, reasons(t), o.quiet)
 	}
 	v.Figures.Sample(series, d.Seconds())
@@ -445,8 +445,8 @@ func (v *Live) loadRecovered(l *load, series string, o loadOptions) error {
 	return nil
 }
 
-// loadReset samples, for each kept connection that the last fault broke, how
-// long after the fault it was reset. One that was left hanging is a failure.
+// loadReset samples, for each kept connection that the last fault broke, how long
+// after the fault it was reset. A connection that was left hanging is an error.
 func (v *Live) loadReset(l *load, series string, o loadOptions) error {
 	fault, err := v.since("fault")
 	if err != nil {
@@ -461,11 +461,11 @@ func (v *Live) loadReset(l *load, series string, o loadOptions) error {
 		}
 	}
 	if len(broken) < o.min {
-		return fmt.Errorf("the fault broke %d kept connections, not %d", len(broken), o.min)
+		return fmt.Errorf("the fault broke only %d kept connections, not %d", len(broken), o.min)
 	}
 	for conn, s := range broken {
 		if s.Error != "reset" || s.Renewed {
-			return fmt.Errorf("kept connection %d was not reset but ended by %s after %v: %s", conn, s.Error, time.Duration(s.Took)*time.Microsecond, s.Detail)
+			return fmt.Errorf("kept connection %d was not reset: it ended with %s after %v: %s", conn, s.Error, time.Duration(s.Took)*time.Microsecond, s.Detail)
 		}
 	}
 	for _, s := range broken {

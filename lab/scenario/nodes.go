@@ -157,7 +157,8 @@ func (v *Live) metrics(ctx context.Context, args []string) error {
 	return nil
 }
 
-// memory sets PREFIX_PROCESS_mib to the largest resident size there is now.
+// memory sets PREFIX_PROCESS_mib to the current resident size of the largest such
+// process.
 func (v *Live) memory(_ context.Context, args []string) error {
 	if len(args) != 1 {
 		return usageError{}

@@ -5,18 +5,18 @@ import (
 	"strings"
 )
 
-// picture is what Watch draws, each part as lines of any length, oldest first.
+// picture is what Watch draws; each part is lines of any length, oldest first.
 type picture struct {
 	title, story, section, doing string
 	live, said, steps            []string
 }
 
-// lines lays the picture out for a terminal: no line is cut, and there are fewer
-// lines than rows, for what has scrolled off the top cannot be drawn again. Where
-// that is too many, the story goes first, then the oldest steps, then the oldest of
-// what was said.
+// lines lays out the picture for a terminal. No line is truncated, and there are fewer
+// lines than rows, because what has scrolled off the top cannot be redrawn. If there
+// are too many lines, the story goes first, then the oldest steps, then the oldest
+// lines of what was said.
 func (p picture) lines(columns, rows int) []string {
-	columns = max(columns-1, 1) // a full line would move some terminals on to the next
+	columns = max(columns-1, 1) // a full line moves some terminals to the next one
 	room := max(rows-1, 1)
 	block := func(lead, indent string, lines []string) (out [][]string) {
 		for _, line := range lines {
@@ -58,15 +58,15 @@ func (p picture) lines(columns, rows int) []string {
 	}
 }
 
-// cell is a character on a terminal, in the style that its escape sequence says.
+// cell is a character on a terminal, in the style set by an escape sequence.
 type cell struct {
 	style string
 	text  rune
 }
 
-// fold breaks a line into lines of at most so many columns, at blanks where there
-// are some; those after the first are indented. Escape sequences take no column,
-// and none reaches beyond its line.
+// fold breaks a line into lines of at most so many columns, at blanks if possible; all
+// but the first are indented. Escape sequences take no columns, and none extends
+// beyond its line.
 func fold(line string, columns int, indent string) []string {
 	if 2*len(indent) > columns {
 		indent = ""

@@ -9,7 +9,7 @@ import (
 	"github.com/weft-mesh/weft/lab/script"
 )
 
-// Plain tells a run as lines of text.
+// Plain reports a run as lines of text.
 type Plain struct {
 	Out io.Writer
 
@@ -28,7 +28,7 @@ func (p *Plain) line(format string, args ...any) {
 func (p *Plain) Begin(s *script.Script) {
 	p.begin = time.Now()
 	fmt.Fprintf(p.Out, "%s: %s\n\n", strings.TrimSuffix(s.Name, ".txtar"), s.Story)
-	p.line("raising clusters")
+	p.line("starting the clusters")
 }
 
 // Up implements View.
@@ -60,7 +60,7 @@ func (p *Plain) Event(e script.Event) {
 	}
 }
 
-// prefix shows how a line should end and whether it is retried.
+// prefix shows what a line expects and whether it is retried.
 func prefix(l *script.Line) string {
 	text := ""
 	if l.Retry > 0 {

@@ -10,18 +10,18 @@ import (
 	"time"
 )
 
-// salvage keeps what can explain a failure, before the lab is taken down: the
-// logs, and what the clusters' operator would ask for. The error says where,
-// and what could not be kept.
+// salvage saves what can explain a failure before the lab is taken down: the logs, and
+// what an operator would look at. The error says where it is, and what could not be
+// saved.
 func (v *Live) salvage(ctx context.Context) error {
 	dir, err := os.MkdirTemp("", "weft-lab-"+v.Lab.ID+"-")
 	if err != nil {
-		return fmt.Errorf("keep logs: %w", err)
+		return fmt.Errorf("save logs: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	return errors.Join(
-		fmt.Errorf("logs, status and flows of the end are kept in %s", dir),
+		fmt.Errorf("logs, the final status and recent flows are kept in %s", dir),
 		keepFiles(dir, filepath.Join(v.Lab.Dir, "logs")),
 		v.keepAnswer(ctx, filepath.Join(dir, "dropped.txt"), "observe", "--all", "--verdict", "DROPPED", "--verdict", "RESET"),
 		v.keepAnswer(ctx, filepath.Join(dir, "flows.txt"), "observe", "--all"),
@@ -29,8 +29,8 @@ func (v *Live) salvage(ctx context.Context) error {
 	)
 }
 
-// keepFiles copies the files of a directory that has no folders, every one that
-// can be copied.
+// keepFiles copies the files of a flat directory. One that cannot be copied does not
+// stop the others.
 func keepFiles(to, from string) error {
 	files, err := os.ReadDir(from)
 	failed := []error{err}
@@ -48,8 +48,8 @@ func keepFiles(to, from string) error {
 	return errors.Join(failed...)
 }
 
-// keepAnswer writes what all clusters answer to a file. Who does not answer any
-// more says so there.
+// keepAnswer writes the answer of all clusters to a file. If one no longer answers, the
+// file says so.
 func (v *Live) keepAnswer(ctx context.Context, path string, question ...string) error {
 	return keep(path, func(w io.Writer) error {
 		err := v.Lab.Run(ctx, filepath.Dir(path), w, w, append([]string{"weft", "-c", "all", "--timeout", "5s"}, question...)...)
@@ -60,7 +60,7 @@ func (v *Live) keepAnswer(ctx context.Context, path string, question ...string) 
 	})
 }
 
-// keep makes a file of what is written.
+// keep writes a file.
 func keep(path string, write func(io.Writer) error) error {
 	file, err := os.Create(path)
 	if err != nil {

@@ -20,7 +20,7 @@ func TestOneFileThatCannotBeKeptLosesNoOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := keepFiles(to, from); err == nil || !strings.Contains(err.Error(), "2.log") {
-		t.Errorf("it is not told that 2.log is not kept: %v", err)
+		t.Errorf("the error does not say that 2.log was not kept: %v", err)
 	}
 	for _, name := range []string{"1.log", "3.log"} {
 		if text, err := os.ReadFile(filepath.Join(to, name)); err != nil || string(text) != "said "+name {
@@ -32,6 +32,6 @@ func TestOneFileThatCannotBeKeptLosesNoOther(t *testing.T) {
 func TestAFileThatCannotBeClosedIsTold(t *testing.T) {
 	err := keep(filepath.Join(t.TempDir(), "status.txt"), func(w io.Writer) error { return w.(io.Closer).Close() })
 	if !errors.Is(err, os.ErrClosed) {
-		t.Errorf("closing failed, and keep says %v", err)
+		t.Errorf("closing failed, but keep returns %v", err)
 	}
 }

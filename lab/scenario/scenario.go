@@ -1,8 +1,7 @@
-// Package scenario runs stories about clusters in a lab: it gives scripts
-// their verbs, measures, and tells what happens.
+// Package scenario runs stories about clusters in a lab: it provides the verbs of
+// scripts, measures, and reports what happens.
 //
-// The language of the scripts is package script's; the clusters are package
-// lab's.
+// Package script defines the language of the scripts; package lab runs the clusters.
 package scenario
 
 import (
@@ -20,22 +19,22 @@ import (
 	"github.com/weft-mesh/weft/lab/script"
 )
 
-// Options says how to run a scenario.
+// Options controls how a scenario runs.
 type Options struct {
 	Binary string   // weft; the running program if empty
-	View   View     // is told what happens; nil tells nobody
+	View   View     // shows what happens; may be nil
 	Keep   KeepFunc // if not nil, called before the lab is taken down
 }
 
-// KeepFunc is called at the end of a run, while the lab is still up, and
-// returns when it may go.
+// KeepFunc is called at the end of a run, while the lab is still up. The lab is taken
+// down when it returns.
 type KeepFunc func(context.Context, *lab.Lab, error)
 
-// View is told what happens in a run. Its methods are called by one goroutine.
+// View shows what happens in a run. One goroutine calls its methods.
 type View interface {
-	// Begin is called first, before anything is raised.
+	// Begin is called first, before anything is started.
 	Begin(s *script.Script)
-	// Up is called when the clusters run.
+	// Up is called when the clusters are up.
 	Up(*Live)
 	// Event is called for every step of the script.
 	Event(script.Event)
@@ -56,7 +55,7 @@ type Result struct {
 	Seconds  float64        `json:"seconds"`
 }
 
-// Live is a run that is under way: what views look at and verbs work on.
+// Live is a run in progress: what views look at and verbs work on.
 type Live struct {
 	Lab     *lab.Lab
 	Figures *Figures
@@ -70,12 +69,12 @@ type Live struct {
 	captures map[string]*fabric.Capture // guarded by mu, for views
 }
 
-// errInterrupted is the outcome of a run that was told to end, whatever its last
-// line made of that.
+// errInterrupted is the outcome of a run that was told to end, however its last line
+// ended.
 var errInterrupted = errors.New("interrupted: the clusters were taken down")
 
-// Load reads a scenario and its topology. Without a lab.yaml it is the default
-// topology; without a path, that and nothing to tell.
+// Load reads a scenario and its topology, or the default topology if it has no
+// lab.yaml. Without a path it returns an empty script with that topology.
 func Load(path string) (*script.Script, lab.Topology, error) {
 	if path == "" {
 		return &script.Script{Name: "lab", Story: "two clusters and no script"}, lab.DefaultTopology(), nil
@@ -97,8 +96,8 @@ func Load(path string) (*script.Script, lab.Topology, error) {
 	return s, topology, (&script.Engine{Commands: (&Live{}).verbs()}).Check(s)
 }
 
-// Run raises the clusters of a scenario, runs it and takes them down again. A
-// scenario that does not hold is a Result that is not OK.
+// Run starts the clusters of a scenario, runs it and takes them down again. If the
+// scenario fails, the Result is not OK.
 func Run(ctx context.Context, path string, o Options) Result {
 	begin := time.Now()
 	result := Result{Scenario: strings.TrimSuffix(filepath.Base(path), ".txtar"), Figures: map[string]any{}}
@@ -160,7 +159,7 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 	}
 	if !topology.Manual {
 		if err := l.Boot(ctx); err != nil {
-			return fmt.Errorf("raise clusters: %w", err)
+			return fmt.Errorf("start the clusters: %w", err)
 		}
 		figures.Set("raise_seconds", time.Since(raising).Seconds())
 	}
@@ -168,7 +167,7 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 	return live.tell(ctx, s)
 }
 
-// tell runs the script.
+// tell runs the script and notes when the machine stalled.
 func (v *Live) tell(ctx context.Context, s *script.Script) error {
 	var machine stall
 	var measuring sync.WaitGroup
@@ -188,7 +187,7 @@ func newLive(l *lab.Lab, view View, figures *Figures) *Live {
 	return &Live{Lab: l, Figures: figures, view: view, loads: map[string]*load{}, captures: map[string]*fabric.Capture{}, marks: map[string]time.Time{}}
 }
 
-// unpack writes the attached files where the operator's commands find them.
+// unpack writes the attached files to the operator's working directory.
 func (v *Live) unpack(s *script.Script) error {
 	dir := filepath.Join(v.Lab.Dir, "work")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -213,7 +212,7 @@ func (v *Live) close() error {
 	return errors.Join(append(failed, v.Lab.Close())...)
 }
 
-// fault marks the moment at which a script did something to the clusters.
+// fault marks the moment of a fault that a script caused.
 func (v *Live) fault() { v.marks["fault"] = time.Now() }
 
 type silent struct{}

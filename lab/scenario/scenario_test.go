@@ -139,8 +139,8 @@ func TestLoadManualIsTrue(t *testing.T) {
 	}
 }
 
-// samples are requests 10 ms apart that end now; each word is the pod that
-// answered, or !reason.
+// samples is a load whose requests were 10 ms apart and have just ended; each word is
+// the pod that answered, or !reason.
 func samples(words string) *load {
 	fields := strings.Fields(words)
 	begin := time.Now().Add(-time.Duration(len(fields)) * 10 * time.Millisecond)
@@ -163,7 +163,7 @@ func TestLoadVerdicts(t *testing.T) {
 		want string
 	}
 	var verdicts map[string]verdict
-	synctest.Test(t, func(*testing.T) { // where now stays now
+	synctest.Test(t, func(*testing.T) { // time stands still
 		v := &Live{marks: map[string]time.Time{"long ago": time.Now().Add(-time.Minute), "now": time.Now()}}
 		o := loadOptions{within: time.Second}
 		ago, now := loadOptions{since: "long ago"}, loadOptions{since: "now"}
@@ -189,9 +189,9 @@ func TestLoadVerdicts(t *testing.T) {
 			"answers since then": {v.answers(good, ago, []string{"east", "west"}), ""},
 			"one before now":     {v.answers(good, now, []string{"east", "west"}), "nobody"},
 			"nobody answers":     {v.answers(dead, o, []string{"east"}), "nobody"},
-			"one is hanging":     {hanging.steady(o), "under way"},
+			"one is hanging":     {hanging.steady(o), "pending"},
 			"all answer":         {kept.steady(o), ""},
-			"one never did":      {partly.steady(o), "of 2 connections that it keeps 1 were ever answered on"},
+			"one never did":      {partly.steady(o), "of 2 kept connections only 1 have ever been answered"},
 			"too young to tell":  {young.steady(o), "has run for"},
 		}
 	})
@@ -224,7 +224,7 @@ func TestLoadChecks(t *testing.T) {
 	check("; answered before by nobody, last by nobody", func(o *loadOptions) { o.maxFailed = 1 })
 	check("only 5 requests", func(o *loadOptions) { o.min = 6 })
 	check("", func(o *loadOptions) { o.through = "before" })
-	check("under way", func(o *loadOptions) { o.through = "after" })
+	check("still pending", func(o *loadOptions) { o.through = "after" })
 	check("no mark", func(o *loadOptions) { o.since = "never" })
 	l = samples("east/a east/c !timeout east/c east/b")
 	check("connection 1: 1 from ", func(o *loadOptions) { o.maxFailed = 0 })
@@ -239,11 +239,11 @@ func TestLoadReset(t *testing.T) {
 	if n, _ := v.Figures.Value("reset.count"); n != 1 {
 		t.Errorf("%v connections were sampled, want 1", n)
 	}
-	if err := v.loadReset(samples("west/a west/a !timeout west/a"), "reset", loadOptions{min: 1}); err == nil || !strings.Contains(err.Error(), "ended by timeout") {
+	if err := v.loadReset(samples("west/a west/a !timeout west/a"), "reset", loadOptions{min: 1}); err == nil || !strings.Contains(err.Error(), "ended with timeout") {
 		t.Errorf("a hanging connection gives %v", err)
 	}
 	if err := v.loadReset(samples("west/a west/a"), "reset", loadOptions{min: 1}); err == nil {
-		t.Error("nothing broke, and that is fine?")
+		t.Error("a load without broken connections is accepted")
 	}
 }
 
@@ -264,7 +264,7 @@ func TestPair(t *testing.T) {
 		t.Errorf("east to west = %+v", q)
 	}
 	if err := v.pair(w, []string{"east", "mars"}, true); err == nil {
-		t.Error("a cluster that is not there was cut")
+		t.Error("an unknown cluster was cut")
 	}
 }
 

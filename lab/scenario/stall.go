@@ -12,19 +12,19 @@ import (
 	"github.com/weft-mesh/weft/lab"
 )
 
-// stallStep is how often a stall looks at the clock, and stallWorth from when
-// on its lateness is worth a word.
+// stallStep is how often a stall looks at the clock, and stallWorth is the delay from
+// which on it is worth reporting.
 const (
 	stallStep  = 10 * time.Millisecond
 	stallWorth = 250 * time.Millisecond
 )
 
-// stall measures how long this machine let a process wait that was ready to
-// run. It excuses nothing; it tells a reader of a failure where to look.
+// stall measures how long this machine kept a runnable process waiting. It excuses no
+// failure, but tells the reader where to look.
 type stall struct{ worst atomic.Int64 }
 
-// Run measures until ctx ends, on a thread of ordinary priority, which ends with
-// it: the lab's others are more urgent than what they run.
+// Run measures until ctx ends, on a thread with the ordinary priority of what the lab
+// runs; the lab's other threads have a higher one. The thread ends with Run.
 func (s *stall) Run(ctx context.Context) {
 	runtime.LockOSThread()
 	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), lab.OrdinaryNice())
@@ -39,10 +39,10 @@ func (s *stall) Run(ctx context.Context) {
 	}
 }
 
-// remark is a sentence for a failure, empty when the machine kept up.
+// remark is a note to add to a failure, nil if the machine kept up.
 func (s *stall) remark() error {
 	if worst := time.Duration(s.worst.Load()); worst >= stallWorth {
-		return fmt.Errorf("(this machine stood still for up to %v meanwhile: it is too busy for times below that)", worst.Round(time.Millisecond))
+		return fmt.Errorf("(this machine stalled for up to %v during the run: shorter times mean nothing)", worst.Round(time.Millisecond))
 	}
 	return nil
 }

@@ -20,8 +20,8 @@ import (
 
 type handler func(ctx context.Context, args []string) error
 
-// verbs is every command that a scenario can use beside the engine's own. They
-// act at once and look at what is now: waiting is the script's, with *.
+// verbs are the commands of scenarios beside the engine's own. They act at once and
+// check the current state; scripts wait by using *.
 func (v *Live) verbs() map[string]script.Command {
 	all := map[string]script.Command{
 		"weft": {Usage: "ARGS...", Summary: "runs weft as the operator, from a machine that reaches every API server", Makes: true, Run: v.weft},
@@ -95,9 +95,9 @@ func Verbs() map[string]script.Command {
 // usageError is replaced by the verb's usage.
 type usageError struct{}
 
-func (usageError) Error() string { return "wrong use" }
+func (usageError) Error() string { return "wrong usage" }
 
-// flags parses a verb's options; mistakes become its usage.
+// flags parses a verb's flags, which may stand anywhere, and returns its other words.
 func flags(args []string, define func(*flag.FlagSet)) ([]string, error) {
 	set := flag.NewFlagSet("", flag.ContinueOnError)
 	set.SetOutput(io.Discard)
@@ -114,12 +114,12 @@ func flags(args []string, define func(*flag.FlagSet)) ([]string, error) {
 	}
 }
 
-// keep sets what later lines look at.
+// keep sets the output that later lines check.
 func (v *Live) keep(stdout, stderr *bytes.Buffer) {
 	v.state.Stdout, v.state.Stderr = stdout.String(), stderr.String()
 }
 
-// said adds a command's own words to the way it ended.
+// said adds a command's stderr to its error.
 func said(err error, stderr *bytes.Buffer) error {
 	if err == nil {
 		return nil
@@ -157,7 +157,7 @@ func (v *Live) at(ctx context.Context, args []string) error {
 	return said(err, &stderr)
 }
 
-// daemon is for what no systemd unit of Weft's describes.
+// daemon starts anything that is not one of Weft's systemd units.
 func (v *Live) daemon(_ context.Context, args []string) error {
 	if len(args) < 3 {
 		return usageError{}
@@ -293,8 +293,8 @@ func (v *Live) figure(_ context.Context, args []string) (err error) {
 	return err
 }
 
-// sum adds up what the expression's group matches of the last command's output.
-// Nothing that matches is a mistake and not 0.
+// sum adds up what the expression's group matches in the last command's output. No
+// match is an error, not 0.
 func (v *Live) sum(expression string) (total float64, err error) {
 	re, err := regexp.Compile("(?m)" + expression)
 	if err != nil {

@@ -16,9 +16,8 @@ import (
 	"github.com/weft-mesh/weft/lab/traffic"
 )
 
-// Watch tells a run as a picture that is redrawn in place on a terminal: the
-// clusters and their links, where the requests go, what the wire carries, and
-// the last steps.
+// Watch shows a run as a picture that is redrawn in place on a terminal: the clusters
+// and their links, where requests go, what the wire carries, and the last steps.
 type Watch struct {
 	out   io.Writer
 	size  func() (columns, rows int)
@@ -40,7 +39,7 @@ type Watch struct {
 	once sync.Once
 }
 
-// The sizes of the picture's changing parts, in lines.
+// How many lines of the picture's changing parts are kept.
 const (
 	watchSteps = 6
 	watchSaid  = 6
@@ -49,8 +48,8 @@ const (
 // redraw is the pause between two pictures.
 const redraw = 125 * time.Millisecond
 
-// NewWatch makes a View for a terminal of the given size. It draws from Begin to
-// End, and again as soon as the terminal is resized.
+// NewWatch makes a View for a terminal of the given size. It redraws at a steady pace
+// from Begin to End, and at once when the terminal is resized.
 func NewWatch(out io.Writer, size func() (columns, rows int), color bool) *Watch {
 	return &Watch{out: out, size: size, color: color, quit: make(chan struct{}), done: make(chan struct{})}
 }
@@ -58,7 +57,7 @@ func NewWatch(out io.Writer, size func() (columns, rows int), color bool) *Watch
 // Begin implements View.
 func (w *Watch) Begin(s *script.Script) {
 	w.mu.Lock()
-	w.begin, w.story, w.section = time.Now(), s.Story, "raising clusters"
+	w.begin, w.story, w.section = time.Now(), s.Story, "starting the clusters"
 	w.mu.Unlock()
 	fmt.Fprint(w.out, "\x1b[?25l")
 	go w.loop()
@@ -119,7 +118,7 @@ func (w *Watch) Say(line string) {
 	w.said = w.said[max(0, len(w.said)-watchSaid):]
 }
 
-// Down implements View. It leaves the last picture as it is.
+// Down implements View. It leaves the last picture on the screen.
 func (w *Watch) Down() { w.stop() }
 
 func (w *Watch) stop() {
@@ -169,8 +168,8 @@ func (w *Watch) draw() {
 	switch size := [2]int{columns, rows}; {
 	case w.drawn == 0:
 	case size != w.drawnIn:
-		// The terminal may have broken the lines of the last picture anew: nobody knows
-		// where it begins.
+		// The terminal may have rewrapped the last picture, so its first line cannot be
+		// found.
 		b.WriteString("\x1b[H\x1b[2J")
 	default:
 		fmt.Fprintf(&b, "\x1b[%dA", w.drawn)
@@ -227,7 +226,7 @@ func (w *Watch) clusters() (lines []string) {
 	return append(lines, w.partial()...)
 }
 
-// partial names the flows that are cut between two clusters.
+// partial names what is cut between two clusters.
 func (w *Watch) partial() (lines []string) {
 	weather := w.live.Lab.Network.Weather()
 	for _, a := range w.live.Lab.Topology.Clusters {
@@ -239,14 +238,14 @@ func (w *Watch) partial() (lines []string) {
 			if q.Cut {
 				lines = append(lines, w.paint(red, fmt.Sprintf("  %s ─╳─ %s", a.Name, b.Name)))
 			} else if len(q.Flows) > 0 {
-				lines = append(lines, w.paint(yellow, fmt.Sprintf("  %s ─╳─ %s  %d flows are cut, the rest passes", a.Name, b.Name, len(q.Flows))))
+				lines = append(lines, w.paint(yellow, fmt.Sprintf("  %s ─╳─ %s  %d flows are cut, the rest pass", a.Name, b.Name, len(q.Flows))))
 			}
 		}
 	}
 	return lines
 }
 
-// traffic is a line per load with the last second, and one per capture.
+// traffic is a line per load, about its last second, and one per capture.
 func (w *Watch) traffic() (lines []string) {
 	w.live.mu.Lock()
 	loads, captures := maps.Clone(w.live.loads), maps.Clone(w.live.captures)
@@ -276,7 +275,7 @@ func (w *Watch) traffic() (lines []string) {
 		case f.Marked+f.Exposed > 0:
 			verdict = w.paint(red, fmt.Sprintf("%d in the clear", f.Marked+f.Exposed))
 		case f.Missed > 0:
-			verdict = w.paint(red, fmt.Sprintf("%d not looked at", f.Missed))
+			verdict = w.paint(red, fmt.Sprintf("%d not examined", f.Missed))
 		}
 		lines = append(lines, fmt.Sprintf("  wire: %d packets, %d of tunnels, %s", f.Packets, f.Encrypted, verdict))
 	}

@@ -13,13 +13,12 @@ import (
 	"strings"
 )
 
-// Builtins are the commands that every script has. A line that is not a
-// command of the engine's is looked up here.
+// Builtins are the commands that every script has, beside those of its engine.
 func Builtins() map[string]Command { return builtins }
 
 var builtins map[string]Command
 
-// The table refers to functions that refer to the table.
+// Set in init because the functions in the table refer to the table.
 func init() {
 	builtins = map[string]Command{
 		"stdout": {Usage: "[-count=N] REGEXP", Summary: "the last command's standard output matches, or has N matches", Run: onOutput(func(s *State) string { return s.Stdout })},
@@ -36,7 +35,7 @@ func init() {
 	}
 }
 
-// looksAtOutput reports whether a command judges what another one printed.
+// looksAtOutput reports whether a command checks what another one printed.
 func looksAtOutput(args []string) bool {
 	return slices.Contains([]string{"stdout", "stderr", "json", "take"}, args[0]) ||
 		slices.Contains([]string{"cmp", "holds"}, args[0]) && len(args) > 1 && (args[1] == "stdout" || args[1] == "stderr")
@@ -96,8 +95,8 @@ func (s *State) text(name string) (string, error) {
 	return string(data), err
 }
 
-// compare ignores blanks at the ends of lines, which editors remove and tables
-// have.
+// compare ignores blanks at the ends of lines: tables have them, and editors remove
+// them.
 func compare(_ context.Context, s *State, args []string) error {
 	texts, err := s.two(args, "cmp")
 	if err != nil {
@@ -112,7 +111,7 @@ func compare(_ context.Context, s *State, args []string) error {
 	return nil
 }
 
-// contain ignores the order of lines, and blanks at their ends.
+// contain ignores the order of lines and blanks at their ends.
 func contain(_ context.Context, s *State, args []string) error {
 	texts, err := s.two(args, "holds")
 	if err != nil {
@@ -160,7 +159,7 @@ func save(_ context.Context, s *State, args []string) error {
 	return os.WriteFile(s.Path(args[0]), []byte(s.Stdout), 0o600)
 }
 
-// copies makes many objects of one: the documents of a file, numbered.
+// copies makes many numbered objects from the documents of one file.
 func copies(_ context.Context, s *State, args []string) error {
 	if len(args) != 3 {
 		return usage("copies")
@@ -213,10 +212,9 @@ func take(_ context.Context, s *State, args []string) error {
 	return nil
 }
 
-// onJSON looks at one value. A path is field names and list indexes with dots
-// between; [field=value] picks the first element of a list with that field,
-// and # is the length of a list: peers[cluster=west].link, nodes.0.name,
-// objects.#.
+// onJSON compares one value. A path consists of field names and list indexes separated
+// by dots; [field=value] selects the first element of a list with that field, and # is
+// the length of a list: peers[cluster=west].link, nodes.0.name, objects.#.
 func onJSON(_ context.Context, s *State, args []string) error {
 	if len(args) != 3 {
 		return usage("json")
@@ -281,7 +279,7 @@ func relate(got, operator, want string) (bool, error) {
 	return false, fmt.Errorf("operator %q: use =, !=, ~, < or >", operator)
 }
 
-// descend follows a path. A field that is not there is null.
+// descend follows a path. A missing field is null.
 func descend(value any, path string) (any, error) {
 	for _, step := range strings.Split(strings.NewReplacer("[", ".[", "]", "").Replace(path), ".") {
 		if step == "" {
@@ -318,7 +316,7 @@ func element(list []any, step string) (any, error) {
 	}
 	i, err := strconv.Atoi(step)
 	if err != nil {
-		return nil, fmt.Errorf("%s: a list has numbers, # and [field=value]", step)
+		return nil, fmt.Errorf("%s: use a number, # or [field=value] on a list", step)
 	}
 	if i < 0 || i >= len(list) {
 		return nil, nil

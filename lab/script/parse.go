@@ -1,21 +1,22 @@
-// Package script runs stories: txtar files whose first part is a list of
-// commands, and whose attached files the commands use.
+// Package script runs stories: txtar files that begin with a list of commands,
+// followed by the files that these use.
 //
-//	# A comment begins a section; the first one says what the story is about.
+//	# A comment begins a section; the first one is the story in a sentence.
 //	weft -c east apply web.yaml
-//	* stdout 'ready'         tried again until it holds, for 10 s
-//	*30s weft status         the same, for 30 s
+//	* stdout 'ready'         is retried until it holds, for up to 10 s
+//	*30s weft status         the same, for up to 30 s
 //	! weft apply bad.yaml    must fail
 //	? stop agent@east/n1     may fail
-//	repeat 20                runs the lines up to its end, with $i from 1
+//	repeat 20                runs the lines up to end 20 times, with $i from 1
 //	end
 //
-// Words are separated by blanks. 'Single quotes' hold a word together as it
-// is; $name and ${name} outside of them are replaced. A retried line that
-// looks at output (stdout, stderr, cmp stdout, json) runs the command again
-// that made the output.
+// Words are separated by blanks. 'Single quotes' keep a word together and unchanged;
+// outside them, $name and ${name} are replaced. A retried line that checks output
+// (stdout, stderr, cmp stdout, json) also reruns the command that printed it. A line
+// that is wrong in itself, such as one naming a file that does not exist, always
+// fails.
 //
-// It knows nothing of clusters: commands are given to it.
+// It knows nothing about clusters: its commands are given to it.
 package script
 
 import (
@@ -43,7 +44,7 @@ type Line struct {
 	Text    string
 	Section string // the comment before it; "" if none directly precedes it
 	Want    Want
-	Retry   time.Duration // how long to try again; 0 is once
+	Retry   time.Duration // how long to retry; 0 runs it once
 	Words   []string      // as written, quotes and variables included
 	Body    []Line        // of repeat
 }
@@ -58,13 +59,13 @@ const (
 	Either
 )
 
-// defaultRetry is how long a line with a plain * is tried.
+// defaultRetry is how long a line with a plain * is retried.
 const defaultRetry = 10 * time.Second
 
-// Parse reads a story. It reports every mistake at once.
+// Parse reads a story. It reports all mistakes at once.
 func Parse(name string, data []byte) (*Script, error) {
 	for number, line := range slices.Collect(strings.Lines(string(data))) {
-		// The txtar package does not survive a file without a name.
+		// The txtar package panics on a file without a name.
 		if strings.TrimRight(line, "\r\n") == "-- --" {
 			return nil, fmt.Errorf("%s: line %d: an attached file has no name", name, number+1)
 		}
@@ -76,7 +77,7 @@ func Parse(name string, data []byte) (*Script, error) {
 	s.Story = p.story
 	for _, f := range archive.Files {
 		if strings.HasPrefix(f.Name, "/") || strings.Contains(f.Name, "..") {
-			p.wrong(0, "attached file %q: names stay below the script's directory", f.Name)
+			p.mistakes = append(p.mistakes, fmt.Errorf("attached file %q: its name must stay below the script's directory", f.Name))
 		}
 	}
 	if err := errors.Join(p.mistakes...); err != nil {
@@ -107,7 +108,7 @@ func (p *parser) wrong(number int, format string, args ...any) {
 	p.mistakes = append(p.mistakes, fmt.Errorf("line %d: "+format, append([]any{number}, args...)...))
 }
 
-// block reads lines until the end of the file, or of a repeat.
+// block reads lines up to the end of the file, or of a repeat.
 func (p *parser) block(inner bool) (lines []Line) {
 	begun := p.next
 	for p.next < len(p.lines) {
@@ -130,7 +131,7 @@ func (p *parser) block(inner bool) (lines []Line) {
 	return lines
 }
 
-// endStory takes the first comment for the story when an empty line follows.
+// endStory makes the first comment the story if an empty line follows it.
 func (p *parser) endStory() {
 	if p.story == "" && len(p.section) > 0 {
 		p.story, p.section = strings.Join(p.section, " "), nil
@@ -177,7 +178,7 @@ func (p *parser) line(text string) Line {
 	return l
 }
 
-// split separates words at blanks outside of single quotes. Quotes stay.
+// split separates words at blanks outside single quotes. It keeps the quotes.
 func split(text string) (words []string) {
 	var word strings.Builder
 	quoted := false
@@ -200,8 +201,8 @@ func split(text string) (words []string) {
 	return words
 }
 
-// expand removes the quotes of a word and replaces its variables. An unknown
-// variable is a mistake.
+// expand removes the quotes of a word and replaces its variables. An unknown variable
+// is an error.
 func expand(word string, lookup func(string) (string, bool)) (string, error) {
 	var out strings.Builder
 	for i, part := range strings.Split(word, "'") {

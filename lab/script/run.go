@@ -20,7 +20,7 @@ type State struct {
 	Stdout string            // of the last command that made output
 	Stderr string
 
-	remake func(context.Context) error // runs that command again
+	remake func(context.Context) error // reruns that command
 }
 
 // Path resolves a file name of a script.
@@ -31,14 +31,14 @@ func (s *State) Path(name string) string {
 	return filepath.Join(s.Dir, name)
 }
 
-// Command is a verb that scripts can use.
+// Command is a verb of a script.
 type Command struct {
 	Usage   string // its arguments, such as NODE...
 	Summary string // one sentence
-	// Run does it. Its error fails the line.
+	// Run executes it. An error fails the line.
 	Run func(ctx context.Context, s *State, args []string) error
-	// Makes says that it sets Stdout and Stderr, so that a later line that
-	// looks at them may run it again.
+	// Makes says that it sets Stdout and Stderr, so that a later line that checks
+	// them may rerun it.
 	Makes bool
 }
 
@@ -78,7 +78,7 @@ const (
 // Engine runs scripts.
 type Engine struct {
 	Commands map[string]Command
-	// Watch is told of everything that happens, if not nil.
+	// Watch, if not nil, is told about everything that happens.
 	Watch func(Event)
 	// Patience bounds one attempt of one command; 0 is a minute.
 	Patience time.Duration
@@ -87,8 +87,8 @@ type Engine struct {
 // retryPause is the time between two attempts of a line.
 const retryPause = 100 * time.Millisecond
 
-// Check reports unknown commands, so that nothing is raised for a script that
-// cannot end well.
+// Check reports unknown commands, so that no lab is brought up for a script that
+// cannot succeed.
 func (e *Engine) Check(s *Script) error {
 	var mistakes []error
 	var walk func(lines []Line)
@@ -126,8 +126,7 @@ func Unpack(s *Script, dir string) error {
 	return nil
 }
 
-// Run runs a script until its end, its first failure, or the end of ctx. The
-// error names the line.
+// Run runs a script until it ends or fails, or ctx ends. The error names the line.
 func (e *Engine) Run(ctx context.Context, s *Script, state *State) error {
 	if err := e.Check(s); err != nil {
 		return err
@@ -184,7 +183,7 @@ func (e *Engine) repeat(ctx context.Context, s *Script, state *State, l *Line) e
 	return nil
 }
 
-// line runs one command, as often as it wants, and judges its end.
+// line runs one command, retrying it if the line says so, and judges the result.
 func (e *Engine) line(ctx context.Context, state *State, l *Line) (text string, err error) {
 	args := make([]string, len(l.Words))
 	for i, word := range l.Words {
@@ -242,7 +241,7 @@ func (e *Engine) patience() time.Duration {
 	return time.Minute
 }
 
-var errSucceeded = errors.New("it succeeded, and should have failed")
+var errSucceeded = errors.New("it succeeded but should have failed")
 
 func judge(want Want, err error) error {
 	var wrong Misuse

@@ -9,8 +9,8 @@ import (
 	"testing/synctest"
 )
 
-// engine has echo, which prints its arguments, fail, and count, which prints
-// how often it ran.
+// engine has echo, which prints its arguments; fail; and count, which prints how often
+// it has run.
 func engine() *Engine {
 	runs := 0
 	print := func(text func(args []string) string) func(context.Context, *State, []string) error {
@@ -62,7 +62,7 @@ func TestRun(t *testing.T) {
 		"no such value":               {"echo '{\"a\":1}'\njson b != 1", "there is no b"},
 		"quote without end":           {"echo 'a", "quote has no end"},
 		"repeat with a prefix":        {"* repeat 3\necho\nend", "repeat takes no prefix"},
-		"files stay in their place":   {"echo\n-- ../x --\n", "names stay below"},
+		"files stay in their place":   {"echo\n-- ../x --\n", "x: attached file \"../x\": its name must stay below"},
 		"comment lines are a section": {"# one\n# two\necho", ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,8 +1,8 @@
-// Package traffic holds the servers and clients that a lab's pods run: the
-// servers name themselves and the peer they see, the clients record every
-// request with its time and its end.
+// Package traffic provides the servers and clients that a lab's pods run: servers
+// name themselves and the peer they see, clients record when every request was made
+// and how it ended.
 //
-// Which pod runs which of them, and what is expected, stands in a script.
+// Scripts decide which pod runs what, and what is expected.
 package traffic
 
 import (
@@ -16,18 +16,18 @@ import (
 	"time"
 )
 
-// Marker is part of everything that servers and clients say. A capture that
-// holds it has seen a payload in the clear.
+// Marker is part of everything that servers and clients send. A capture that contains
+// it has seen payload in the clear.
 const Marker = "weft-payload-in-the-clear-7f3a91"
 
 // Answer is what a server says about itself and about the request.
 type Answer struct {
 	Cluster, Node, Namespace, Pod string // of the server
 	Peer                          string // address and port the request came from
-	Echo                          string // a word of the request, so that answers are not mixed up
+	Echo                          string // a word from the request, to match answers to requests
 }
 
-// Self is an Answer that names the pod the process runs in.
+// Self is an Answer that names the pod in which the process runs.
 func Self() Answer {
 	return Answer{Cluster: os.Getenv("WEFT_CLUSTER"), Node: os.Getenv("WEFT_NODE"), Namespace: os.Getenv("WEFT_NAMESPACE"), Pod: os.Getenv("WEFT_POD")}
 }
@@ -52,7 +52,7 @@ func (a *Answer) fields() []field {
 	return []field{{"cluster", &a.Cluster}, {"node", &a.Node}, {"namespace", &a.Namespace}, {"pod", &a.Pod}, {"peer", &a.Peer}, {"echo", &a.Echo}}
 }
 
-// ParseAnswer reads a line made by String. Words it does not know are ignored.
+// ParseAnswer reads a line made by String. It ignores unknown words.
 func ParseAnswer(line string) (Answer, error) {
 	var a Answer
 	words := strings.Fields(line)
@@ -70,8 +70,8 @@ func ParseAnswer(line string) (Answer, error) {
 	return a, nil
 }
 
-// Reason names the way a request failed in one word: refused, reset, timeout,
-// unreachable, closed, unknown-name; other for what is none of these.
+// Reason says in one word how a request failed: refused, reset, timeout, unreachable,
+// closed, unknown-name or other.
 func Reason(err error) string {
 	var dns *net.DNSError
 	var timeout interface{ Timeout() bool }
@@ -92,16 +92,16 @@ func Reason(err error) string {
 	return "other"
 }
 
-// RefusedWithin is nil if a request that took so long and ended with err was refused
-// in time: by a reset or an ICMP error, not by running into its own timeout.
+// RefusedWithin is nil if a request that took this long and ended with err was refused
+// in time: by a reset or an ICMP error rather than by its own timeout.
 func RefusedWithin(limit, took time.Duration, err error) error {
 	switch {
 	case err == nil:
-		return errors.New("answered, and was to be refused")
+		return errors.New("answered, but should have been refused")
 	case Reason(err) != "refused":
-		return fmt.Errorf("was to be refused within %v, and ended after %v: %w", limit, took.Round(time.Millisecond), err)
+		return fmt.Errorf("should have been refused within %v, but ended after %v: %w", limit, took.Round(time.Millisecond), err)
 	case took > limit:
-		return fmt.Errorf("refused after %v, later than %v: %w", took.Round(time.Millisecond), limit, err)
+		return fmt.Errorf("refused only after %v, not within %v: %w", took.Round(time.Millisecond), limit, err)
 	}
 	return nil
 }

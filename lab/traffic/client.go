@@ -22,7 +22,7 @@ type Target struct {
 	URL    string // for http
 }
 
-// ParseTarget reads a Target. Without a scheme it is http.
+// ParseTarget reads a Target. The scheme defaults to http.
 func ParseTarget(s string) (Target, error) {
 	if !strings.Contains(s, "://") {
 		s = "http://" + s
@@ -43,8 +43,8 @@ func ParseTarget(s string) (Target, error) {
 	return t, nil
 }
 
-// Request makes one request on a connection of its own. from, if not empty, is
-// the local address or address:port to use.
+// Request makes one request on a new connection. from, if not empty, is the local
+// address or address:port to use.
 func Request(ctx context.Context, t Target, from, echo string) (Answer, error) {
 	if t.Scheme == "http" {
 		return requestHTTP(ctx, t, from, echo)
@@ -120,8 +120,8 @@ type connection struct {
 	in *bufio.Reader // of a stream; nil for UDP
 }
 
-// keepAlive has those who wait say something now and then: whoever sends nothing
-// is not told that the other side is gone.
+// keepAlive makes idle connections send something now and then: one that sends nothing
+// never learns that the other side is gone.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second}
 
 func dial(ctx context.Context, t Target, from string) (*connection, error) {
@@ -182,9 +182,9 @@ func (c *connection) line() (string, error) {
 	return string(pkt[:n]), err
 }
 
-// lost is how many segments of a TCP connection the kernel believes lost since
-// it was made: those it sent again, but for those that the other side then said
-// it had received twice. These were only slow.
+// lost is how many segments a TCP connection has lost since it was made, as far as the
+// kernel knows: those it sent again, except those that the other side reported as
+// received twice, which were only slow.
 func (c *connection) lost() (count int32) {
 	tcp, ok := c.Conn.(*net.TCPConn)
 	if !ok {

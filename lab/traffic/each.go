@@ -14,13 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lookEvery is the pause between two looks for namespaces that came or went.
+// lookEvery is the pause between two looks for new and removed namespaces.
 const lookEvery = 10 * time.Millisecond
 
-// ServeEach serves in every network namespace under a folder, as it appears,
-// until it goes or ctx ends. One process answers for hundreds of pods: starting
-// one for each would take the machine longer than the mesh needs for all of them.
-// The namespaces' names are NAMESPACE_POD.
+// ServeEach serves in every network namespace in a folder from when it appears until it
+// goes or ctx ends. The namespaces are named NAMESPACE_POD. One process answers for
+// hundreds of pods: starting one for each would take longer than the mesh needs for
+// all of them.
 func ServeEach(ctx context.Context, dir string, c ServeConfig) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -54,7 +54,7 @@ func ServeEach(ctx context.Context, dir string, c ServeConfig) error {
 			own.Self.Namespace, own.Self.Pod, _ = strings.Cut(e.Name(), "_")
 			open, err := own.listenIn(ctx, path)
 			if err != nil {
-				continue // it goes just now, or comes
+				continue // it is just coming or going
 			}
 			serving, stop := context.WithCancel(ctx)
 			have[e.Name()] = served{inode, stop}
@@ -75,7 +75,7 @@ func ServeEach(ctx context.Context, dir string, c ServeConfig) error {
 	}
 }
 
-// namespaceInode tells namespaces of one name apart; 0 if there is none.
+// namespaceInode tells namespaces of the same name apart; 0 if there is none.
 func namespaceInode(path string) uint64 {
 	var fs unix.Statfs_t
 	var stat unix.Stat_t
@@ -90,8 +90,8 @@ func (c ServeConfig) listenIn(ctx context.Context, path string) (s sockets, err 
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		// The thread stays locked and ends with the goroutine: nothing else may
-		// run in the namespace.
+		// The thread stays locked and ends with the goroutine, so that nothing else
+		// runs in the namespace.
 		runtime.LockOSThread()
 		ns, oerr := os.Open(path)
 		if oerr != nil {

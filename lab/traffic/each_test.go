@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inNamespace makes a network namespace with a loopback device, keeps it as a
-// file and runs do in it, on a thread of its own.
+// inNamespace makes a network namespace with a loopback device, mounts it on a file and
+// runs do in it, on a thread of its own.
 func inNamespace(t *testing.T, path string, do func() error) {
 	t.Helper()
 	done := make(chan error, 1)
@@ -45,8 +45,8 @@ func inNamespace(t *testing.T, path string, do func() error) {
 	}
 }
 
-// One process answers in each pod's namespace as that pod, from soon after it
-// appears until it goes, and again when another takes its name.
+// One process answers in each pod's namespace as that pod, from soon after it appears
+// until it goes, and again when another takes the name.
 func TestServeEachAnswersAsEachPod(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")

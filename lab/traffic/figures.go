@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Tally sums up samples.
+// Tally summarizes samples.
 type Tally struct {
 	Requests  int
 	Failed    int
@@ -36,14 +36,14 @@ func Count(samples []Sample) Tally {
 	return t
 }
 
-// Recovery is how long after a fault requests still went wrong: the time from
-// the fault to the beginning of the first request that was good and followed by
-// good ones only. A request is bad when it fails or takes longer than patience.
+// Recovery is how long requests kept failing after a fault: the time from the fault to
+// the start of the first request that succeeded and was followed only by successes. A
+// request fails if it ends with an error or takes longer than patience.
 //
-// A request is in samples only when it has ended, and only those that began
-// before known all have. Later ones that were good say nothing: others may yet
-// turn out bad. ok is false while the steady time up to known has not been all
-// good, or has seen no request.
+// Only requests that have ended are in samples, and only of those that began before
+// known have all ended. Later successes prove nothing, as others may still fail. ok is
+// false until requests have been made and succeeded throughout the steady time up to
+// known.
 func Recovery(samples []Sample, fault, known time.Time, patience, steady time.Duration) (d time.Duration, ok bool) {
 	sorted := slices.Clone(samples)
 	slices.SortFunc(sorted, func(a, b Sample) int { return cmp.Compare(a.At, b.At) })
@@ -73,8 +73,8 @@ func Recovery(samples []Sample, fault, known time.Time, patience, steady time.Du
 	return firstGood.Sub(fault), true
 }
 
-// Percentile returns the value that a share of the values does not exceed, by
-// the nearest-rank method; 0 of no values.
+// Percentile returns the value that a share of the values does not exceed, by the
+// nearest-rank method; 0 if there are no values.
 func Percentile(values []float64, share float64) float64 {
 	if len(values) == 0 {
 		return 0

@@ -12,15 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// floodPorts are the source ports that a flood uses in turn, from the first.
+// A flood uses this many source ports in turn, starting with the first.
 const firstFloodPort, floodPorts = 1024, 60000
 
-// Flood sends datagrams at a steady rate until ctx ends, each from another port:
-// to whatever counts connections every one is new. After 60,000 source ports it
-// goes on with the target's next port. It returns how many it sent.
+// Flood sends datagrams at a steady rate until ctx ends, each from a different port, so
+// that each is a new flow. After 60,000 source ports it moves to the target's next
+// port. It returns how many it sent.
 //
-// It needs the right to open raw sockets: no socket of UDP changes its port so
-// often.
+// It uses a raw socket, which needs privileges: a UDP socket cannot change its port
+// that often.
 func Flood(ctx context.Context, t Target, rate float64) (sent int, err error) {
 	if t.Scheme != "udp" || rate <= 0 {
 		return 0, errors.New("flood: give a target udp://HOST:PORT, and a rate above zero")
@@ -56,7 +56,7 @@ func Flood(ctx context.Context, t Target, rate float64) (sent int, err error) {
 	}
 }
 
-// floodPacket is the n-th datagram to port and those behind it: a header, without a
+// floodPacket is the n-th datagram to port and the ports after it: a header without a
 // checksum, and eight bytes.
 func floodPacket(n, port int) []byte {
 	p := make([]byte, 16)

@@ -9,7 +9,7 @@ import (
 	"github.com/weft-mesh/weft/internal/loopbacktest"
 )
 
-// Each datagram of a flood comes from another port.
+// Each datagram of a flood comes from a different port.
 func TestFlood(t *testing.T) {
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IP(loopbacktest.Addr(t).AsSlice()), Port: 10083})
 	if err != nil {

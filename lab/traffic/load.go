@@ -21,12 +21,12 @@ type LoadConfig struct {
 	// Timeout is how long a request may take. A UDP packet without an answer
 	// by then is lost.
 	Timeout time.Duration
-	// Keep is how many connections stay open and share the requests. 0 makes
-	// a new connection for each request.
+	// Keep is how many connections stay open and share the requests; 0 makes a new
+	// connection for each request.
 	Keep int
 }
 
-// Sample is the fate of one request.
+// Sample is how one request ended.
 type Sample struct {
 	At      int64  `json:"at"`   // when it began, microseconds since 1970
 	Took    int64  `json:"took"` // microseconds until the answer or the failure
@@ -40,10 +40,10 @@ type Sample struct {
 	Renewed bool   `json:"renewed,omitempty"` // with Keep: the first on a new connection
 }
 
-// Progress is printed now and then between samples: every request that began
-// before Oldest has a Sample by then.
+// Progress is printed from time to time between samples: every request that began
+// before Oldest has had its Sample.
 type Progress struct {
-	Oldest int64 `json:"oldest"` // microseconds since 1970; now, if no request is under way
+	Oldest int64 `json:"oldest"` // microseconds since 1970; now, if none is pending
 }
 
 // Line is one line of a load's output: a Sample, or a Progress if Oldest is
@@ -59,10 +59,9 @@ func (s Sample) Begin() time.Time { return time.UnixMicro(s.At) }
 // End is when it was answered or failed.
 func (s Sample) End() time.Time { return time.UnixMicro(s.At + s.Took) }
 
-// Load makes requests until ctx ends, waits for those under way, and prints
-// every Sample as a line of JSON. Requests begin at a steady rate whatever
-// becomes of earlier ones; with Keep, a TCP connection's next request waits for
-// its last.
+// Load makes requests until ctx ends, waits for those pending, and prints every Sample
+// as a line of JSON. Requests begin at a steady rate whether or not earlier ones have
+// ended; with Keep, a TCP connection's next request waits for the previous one.
 func Load(ctx context.Context, c LoadConfig, out io.Writer) error {
 	if c.Rate <= 0 || c.Timeout <= 0 {
 		return fmt.Errorf("load: rate and timeout must be above zero")
@@ -101,7 +100,7 @@ type load struct {
 	last int64               // key in open
 }
 
-// begin notes that a request is under way; note ends it.
+// begin records a pending request; note ends it.
 func (l *load) begin() (key int64, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -111,7 +110,7 @@ func (l *load) begin() (key int64, at time.Time) {
 	return l.last, at
 }
 
-// forget drops a request that was never made.
+// forget drops a request that was not made.
 func (l *load) forget(key int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -160,8 +159,8 @@ func (l *load) note(key int64, begin time.Time, a Answer, err error, s Sample) {
 	l.out.Write(append(line, '\n'))
 }
 
-// pace calls each at the given rate until ctx ends. When each falls behind, the
-// next call comes at once and the ones that were missed are left out.
+// pace calls each at the given rate until ctx ends. If each falls behind, the next call
+// comes at once, and the missed ones are skipped.
 func pace(ctx context.Context, rate float64, each func(n int)) {
 	interval := time.Duration(float64(time.Second) / rate)
 	next := time.Now()
@@ -198,7 +197,7 @@ func (l *load) fresh(ctx context.Context) error {
 	return nil
 }
 
-// kept shares requests among connections that stay open; this is one of them.
+// kept is one of the connections that stay open and share the requests.
 func (l *load) kept(ctx context.Context, number int) error {
 	var conn *connection
 	defer func() {

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Segments are lost, or were not lost after all, also while no request is under
-// way: between any two looks at a connection something changes here.
+// Segments may be lost, or turn out not to have been, while no request is pending: here
+// the count changes between any two looks at a connection.
 func TestEveryLostSegmentIsTold(t *testing.T) {
 	_, tcp, _ := startServer(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

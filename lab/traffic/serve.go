@@ -149,7 +149,7 @@ func (c ServeConfig) echoUDP(l net.PacketConn) error {
 		if err != nil {
 			return err
 		}
-		// An answer that cannot be sent is a packet lost, which the client counts.
+		// An answer that cannot be sent is a lost packet, which the client counts.
 		_, _ = l.WriteTo([]byte(c.answer(peer, firstWord(string(pkt[:n])))), peer)
 	}
 }

@@ -26,7 +26,7 @@ func TestAnswerReadsBack(t *testing.T) {
 		t.Errorf("ParseAnswer = %+v, %v; want %+v", got, err, want)
 	}
 	if _, err := ParseAnswer("HTTP/1.1 502 Bad Gateway"); err == nil {
-		t.Error("a stranger's answer is accepted")
+		t.Error("an answer from another server is accepted")
 	}
 }
 
@@ -39,9 +39,9 @@ func TestRefusedWithin(t *testing.T) {
 		want string // part of the error, empty: none
 	}{
 		{"refused at once", time.Millisecond, refused, ""},
-		{"refused when the packet came again", time.Second, refused, "refused after 1s, later than 300ms"},
+		{"refused when the packet came again", time.Second, refused, "refused only after 1s, not within 300ms"},
 		{"timeout", time.Millisecond, context.DeadlineExceeded, "ended after 1ms"},
-		{"reset", time.Millisecond, unix.ECONNRESET, "was to be refused"},
+		{"reset", time.Millisecond, unix.ECONNRESET, "should have been refused"},
 		{"answered", time.Millisecond, nil, "answered"},
 	} {
 		err := RefusedWithin(300*time.Millisecond, c.took, c.err)
@@ -84,8 +84,8 @@ func startServer(t *testing.T) (http, tcp, udp string) {
 	return http, tcp, udp
 }
 
-// enough takes a load's lines and ends it when there are samples enough,
-// however long a busy machine takes for them.
+// enough collects a load's lines and ends it after enough samples, however long a
+// busy machine takes.
 type enough struct {
 	bytes.Buffer
 	samples int
@@ -151,7 +151,7 @@ func parseSamples(t *testing.T, text string) (samples []Sample) {
 	return samples
 }
 
-// A connection that only waits is to notice within seconds that it is dead.
+// An idle connection must notice within seconds that it is dead.
 func TestConnectionsAreKeptAlive(t *testing.T) {
 	_, tcp, _ := startServer(t)
 	c, err := dial(t.Context(), Target{Scheme: "tcp", Host: tcp}, "")

@@ -13,13 +13,13 @@ func (lostError) Timeout() bool { return true }
 
 var errLost = lostError{}
 
-// packet is one that waits for an answer.
+// packet is waiting for its answer.
 type packet struct {
 	key   int64 // of load.begin
 	begin time.Time
 }
 
-// window is the packets that wait for an answer, by the word they carry.
+// window holds the packets that are waiting for an answer, by the word they carry.
 type window struct {
 	mu   sync.Mutex
 	sent map[string]packet // guarded by mu
@@ -31,7 +31,7 @@ func (w *window) add(word string, p packet) {
 	w.sent[word] = p
 }
 
-// take removes a packet that was answered.
+// take removes an answered packet.
 func (w *window) take(word string) (packet, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -40,7 +40,7 @@ func (w *window) take(word string) (packet, bool) {
 	return p, ok
 }
 
-// expired removes the packets that have waited too long, or all of them.
+// expired removes the packets that have waited too long, or all packets.
 func (w *window) expired(limit time.Duration, all bool) (gone []packet) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
