@@ -1,12 +1,11 @@
-// Package meshagent is the agent of a node: it turns what the cluster's etcd
-// says into rows of the datapath, tunnels and pods' networks, and tells the
-// cluster what only this node knows.
+// Package meshagent is the agent of a node: it turns the state in the cluster's etcd
+// into datapath rows, tunnels and pod networks, and reports what only this node knows.
 //
-// It puts libraries together and decides nothing that they could: who may talk
-// is package policy's, what stands behind a service package service's, which
-// lane and which path tunnel's. Nothing a packet needs lives in this process:
-// stopping it removes nothing, and neither does a store that was lost: the agent
-// keeps what it has until an operator releases it to the rebuilt one.
+// It combines libraries and leaves decisions to them: package policy decides who may
+// talk to whom, package service what is behind a service, package tunnel which lane and
+// path to use. Nothing that a packet needs lives in this process, so stopping it removes
+// nothing. Nor does losing the store: the agent keeps its state until an operator
+// releases it to the rebuilt one.
 //
 //	etcd ─► reflector ─► intake ─► tables ─► program ─► maps
 //	                                 │  ▲        lanes ─► WireGuard, routes
@@ -37,7 +36,7 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Agent is all parts of an agent, put together over its edges.
+// Agent holds all parts of an agent.
 type Agent struct {
 	Tables *tables.Tables
 
@@ -63,10 +62,10 @@ type Agent struct {
 	files      *files
 	ring       *flow.Ring
 
-	listed chan struct{} // closed once every prefix was read in full
-	start  chan struct{} // closed once the kernel's rows may be touched
-	open   chan struct{} // closed once others may find this node alive
-	booted bool          // nothing of an earlier agent is in the kernel
+	listed chan struct{} // closed once every prefix has been read in full
+	start  chan struct{} // closed once rows in the kernel may be changed
+	open   chan struct{} // closed once this node may answer probes
+	booted bool          // the kernel has nothing from a previous agent
 }
 
 func (a *Agent) membersPath() string { return filepath.Join(a.cfg.StateDir, "members") }
@@ -76,7 +75,7 @@ type part interface {
 	Run(ctx context.Context) error
 }
 
-// newAgent builds everything and starts nothing. It reads the kernel's maps.
+// newAgent builds all parts and starts none. It reads the kernel's maps.
 func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Agent, error) {
 	log := cfg.Log.With("cluster", n.cluster, "node", n.name)
 	a := &Agent{
@@ -147,12 +146,12 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	return a, nil
 }
 
-// flowSweep is the pause between two looks at all flows. A closed connection
-// holds its row that much longer at most.
+// flowSweep is the pause between two sweeps of the flow table. A closed connection
+// keeps its row at most that much longer.
 const flowSweep = 5 * time.Second
 
-// run works until ctx ends or a part fails. When it returns, nothing that it
-// started is still running, and the kernel goes on with what it has.
+// run works until ctx ends or a part fails. When it returns, nothing that it started is
+// still running, and the kernel keeps what it has.
 func (a *Agent) run(ctx context.Context, more ...part) error {
 	if err := a.Tables.DB.Start(); err != nil {
 		return fmt.Errorf("start tables: %w", err)
@@ -174,10 +173,10 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 	return g.Wait()
 }
 
-// order opens the gates: the kernel's rows may be touched once every source was
-// read in full and the pods of an earlier life were found. After a boot others
-// may find this node alive once it has said that its pods are only starting:
-// before, they would still be taken for what they were.
+// order opens the gates. Rows in the kernel may be changed once every source has been
+// read in full and the previous agent's pods have been taken over. After a boot, this
+// node answers probes only once it has reported that its pods are starting: until then
+// the mesh believes that they are still ready.
 func (a *Agent) order(ctx context.Context) error {
 	for _, r := range a.reflectors {
 		select {
@@ -209,22 +208,22 @@ func (a *Agent) order(ctx context.Context) error {
 			}
 		}
 	case <-time.After(toldPatience):
-		a.log.Warn("the API server does not hear that this machine's pods are starting; they may get requests too early")
+		a.log.Warn("could not report in time that this machine's pods are starting; they may get requests too early")
 	}
 	close(a.open)
 	return nil
 }
 
-// toldPatience is how long a machine that has booted waits for the API server to
-// take what it says of its pods: a store that is full must not keep it away.
+// toldPatience is how long a machine that has booted waits for the store to take the
+// report about its pods: a full store must not keep the node out of the mesh.
 const toldPatience = 5 * time.Second
 
-// newsTime is how long what one store was told may take to every agent of every
-// cluster: ten times what it takes 99 times of 100. A machine that has booted with
-// pods gets its first requests that much later.
+// newsTime is how long a change in one store may take to reach every agent of every
+// cluster: ten times the 99th percentile. A machine that has booted with pods gets its
+// first requests that much later.
 const newsTime = time.Second
 
-// gossip takes part in the cluster's pool. Without it probes alone tell.
+// gossip takes part in the cluster's gossip. Without it, only probes find dead nodes.
 func (a *Agent) gossip(ctx context.Context) error {
 	if a.edges.Gossip == nil || a.cfg.GossipPort == 0 {
 		return nil
@@ -253,7 +252,7 @@ func (a *Agent) gossip(ctx context.Context) error {
 	return nil
 }
 
-// gossipOnce takes part until the keys change.
+// gossipOnce takes part until the gossip keys change.
 func (a *Agent) gossipOnce(ctx context.Context, cfg gossip.Config, changed <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

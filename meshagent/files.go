@@ -19,8 +19,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// files tells which of the agent's files cannot be written, and which were damaged
-// and put aside: until somebody has looked at those and removed them.
+// files reports which of the agent's files cannot be written, and which were damaged
+// and put aside, until an operator removes those.
 type files struct {
 	tables *tables.Tables
 	// dirs are where damaged files are put aside.
@@ -32,7 +32,7 @@ type files struct {
 	changed chan struct{} // has one element when it changed
 }
 
-// filesTurn is how often the folders are looked at: each costs one listing.
+// filesTurn is how often the folders are checked. Each check lists them once.
 const filesTurn = 3 * time.Second
 
 func newFiles(t *tables.Tables, stateDir string, log *slog.Logger) *files {
@@ -42,7 +42,7 @@ func newFiles(t *tables.Tables, stateDir string, log *slog.Logger) *files {
 	}
 }
 
-// tell takes in that a file could not be written, or with nil that it was.
+// tell takes the result of the latest attempt to write a file.
 func (f *files) tell(path string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -59,9 +59,9 @@ func (f *files) tell(path string, err error) {
 	case text == was:
 		return
 	case was == "":
-		f.log.Warn("a file cannot be written, trying again", "file", path, "error", err)
+		f.log.Warn("a file cannot be written; retrying", "file", path, "error", err)
 	case text == "":
-		f.log.Info("a file is written again", "file", path)
+		f.log.Info("a file can be written again", "file", path)
 	}
 	select {
 	case f.changed <- struct{}{}:
@@ -90,7 +90,7 @@ func (f *files) unwritten() map[string]string {
 	return maps.Clone(f.failing)
 }
 
-// damages are damaged files, by where they were put aside.
+// damages are the damaged files, by the path they were moved to.
 func (f *files) damages() map[string]string {
 	out := map[string]string{}
 	for _, d := range statefile.Damages(f.dirs...) {
@@ -99,14 +99,13 @@ func (f *files) damages() map[string]string {
 	return out
 }
 
-// badBundle is a join bundle that is there and cannot be used.
+// badBundle is the error of a join bundle that exists but cannot be used.
 type badBundle struct{ error }
 
 func (e badBundle) Unwrap() error { return e.error }
 
-// join reads the join bundle with read. One that is damaged is put aside, and the
-// copy that the last start left in the state folder takes its place; without such a
-// copy there is nothing to start from.
+// join reads the join bundle with read. A damaged one is kept aside and replaced by the
+// copy that the last start left in the state folder. Without a copy, join fails.
 func join[T any](path, stateDir string, log *slog.Logger, read func(path string) (T, error)) (T, error) {
 	spare := filepath.Join(stateDir, "join.yaml")
 	v, err := read(path)
@@ -118,7 +117,7 @@ func join[T any](path, stateDir string, log *slog.Logger, read func(path string)
 			}
 		}
 		if err != nil {
-			log.Warn("no copy of the join bundle is kept", "error", err)
+			log.Warn("cannot keep a copy of the join bundle", "error", err)
 		}
 		return v, nil
 	}
@@ -138,6 +137,6 @@ func join[T any](path, stateDir string, log *slog.Logger, read func(path string)
 	if spareErr == nil && keepErr == nil {
 		keepErr = statefile.Write(path, text)
 	}
-	log.Error("the join bundle is damaged, the copy of the last start takes its place", "file", path, "damage", err, "kept", d.Aside, "error", errors.Join(spareErr, keepErr))
+	log.Error("the join bundle is damaged; using the copy from the last start", "file", path, "damage", err, "kept", d.Aside, "error", errors.Join(spareErr, keepErr))
 	return last, nil
 }

@@ -42,8 +42,8 @@ func (n *testNode) saidOf(t *testing.T, table string) (out []wire.NodeProblem) {
 	return out
 }
 
-// Damaged files of one life of an agent do not keep the next from its work: a pod
-// keeps its address, and the cluster is told of each file until it is looked at.
+// Damaged files do not keep an agent from starting: pods keep their addresses, and
+// status shows each file until an operator removes it.
 func TestDamagedFilesArePutAsideAndAllElseGoesOn(t *testing.T) {
 	for name, text := range map[string]string{"empty": "", "cut off": `{"namespace":"shop","po`} {
 		t.Run(name, func(t *testing.T) {
@@ -96,8 +96,8 @@ func TestDamagedFilesArePutAsideAndAllElseGoesOn(t *testing.T) {
 	}
 }
 
-// A disk that takes nothing leaves a new pod without network, and says which file,
-// why and since when, until there is room.
+// On a full disk a new pod stays without network, and status says which file is
+// concerned, why and since when, until there is room.
 func TestAFullDiskIsToldByPod(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -15,9 +15,9 @@ import (
 	"github.com/weft-mesh/weft/statefile"
 )
 
-// membersFile keeps the CIDRs of the mesh on disk, one a line: those of members,
-// and those that were a member's and are blocked. A machine that boots guards them
-// before it has asked anybody.
+// membersFile keeps the CIDRs of the mesh on disk, one per line: those of members, and
+// those of former members, which are blocked. A machine that boots guards them before
+// it has read its store.
 type membersFile string
 
 // write replaces the file.
@@ -32,8 +32,8 @@ func (f membersFile) write(cidrs []netip.Prefix) error {
 	return nil
 }
 
-// read returns what is there. A line that cannot be read costs the guard of its
-// CIDR until the store was read, and nothing else.
+// read returns the CIDRs. A line that cannot be read is skipped: its CIDR is not
+// guarded until the store has been read.
 func (f membersFile) read(log *slog.Logger) ([]netip.Prefix, error) {
 	text, err := os.ReadFile(string(f))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -72,8 +72,8 @@ func parseMembers(text string) (cidrs []netip.Prefix, bad int) {
 	return cidrs, bad
 }
 
-// guard makes the mesh's addresses known as members' before anything is attached:
-// until the rest is known, nothing of theirs leaves in the clear.
+// guard marks the mesh's CIDRs as members' before any program is attached, so that
+// nothing for them leaves unencrypted before the rest is known.
 func (a *Agent) guard() error {
 	kept, err := membersFile(a.membersPath()).read(a.log)
 	if err != nil {

@@ -23,12 +23,11 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// publisher writes upward what this node alone knows: itself, its pods, what its
-// kernel lacks and which paths do not carry what they should. It is all an agent ever writes to etcd.
+// publisher writes to the store what only this node knows: its own state, its pods, its
+// problems and its impaired paths. An agent writes nothing else.
 //
-// What it says of node and pods holds until it says otherwise; only the mark
-// that the list is complete hangs on a lease, so that a silent agent is noticed
-// and nothing of it is taken away.
+// Node and pods stay as last reported. Only the mark that the list is complete is under
+// a lease, so that a silent agent is noticed without losing anything.
 type publisher struct {
 	node   node
 	edges  *Edges
@@ -36,20 +35,20 @@ type publisher struct {
 	lanes  *lanes
 	paths  *liveness
 	trust  *trust.Trust
-	// settled is closed when the table of endpoints is what it should be.
+	// settled is closed once the table of endpoints holds exactly the wanted pods.
 	settled <-chan struct{}
 	// told is closed once the store has the complete list.
 	told    chan struct{}
 	trouble *trouble
 
 	mu   sync.Mutex        // guards have and news
-	have map[string][]byte // in etcd, as far as known, or on its way; nil: to be read
-	news bool              // something was heard while have is nil
-	lost chan struct{}     // has one element when the store says otherwise
+	have map[string][]byte // what the store has, or will once a write is done; nil: not known
+	news bool              // an event arrived while have was nil
+	lost chan struct{}     // has one element when the store differs from have
 
 	// Of the loop alone.
-	start string // names this start of the agent
-	// holding is the generation that we go by while it is not the store's.
+	start string // identifies this start of the agent
+	// holding is trust.Holding as last reported.
 	holding string
 }
 
@@ -65,13 +64,13 @@ const (
 	publishPatience = 10 * time.Second
 )
 
-// Run works until ctx ends; what was written stays.
+// Run works until ctx ends. What was written stays.
 func (p *publisher) Run(ctx context.Context) error {
 	p.start = startID()
 	pause, renewed := firstPause, time.Now()
 	var failing time.Time // since when writing fails; zero: it does not
 	for ctx.Err() == nil {
-		settled := closed(p.settled) // before the snapshot, so that it speaks of it
+		settled := closed(p.settled) // before the snapshot, so that it is true of it
 		settling := p.settled
 		if settled {
 			settling = nil
@@ -83,7 +82,7 @@ func (p *publisher) Run(ctx context.Context) error {
 		_, known, own := p.lanes.Own()
 		holding, changed := p.trust.Holding()
 		if holding != p.holding {
-			p.forget() // another store: it has none of it
+			p.forget() // another store, which has none of this
 			p.holding = holding
 		}
 		unwell, pathsChanged := p.paths.Unwell()
@@ -130,9 +129,9 @@ func (p *publisher) Run(ctx context.Context) error {
 	return nil
 }
 
-// turn writes what differs. Of pods nothing is said before the table is
-// settled: one that was just found again does not yet know that it is ready, and
-// saying so would take it out of its services.
+// turn writes what differs. It reports no pods before the table is settled: a pod that
+// was just taken over is not known to be ready yet, and reporting that would take it
+// out of its services.
 func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lanesKnown bool, problems []wire.NodeProblem, unwell []wire.NodePath) error {
 	have, err := p.recall(ctx)
 	if err != nil {
@@ -173,7 +172,7 @@ func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lane
 	return p.complete(ctx, have)
 }
 
-// gone are the deletions of what is no longer.
+// gone are the deletions of keys that are no longer wanted.
 func (p *publisher) gone(have, want map[string][]byte) (changes []reflector.Change) {
 	for _, key := range slices.Sorted(maps.Keys(have)) {
 		if want[key] == nil && key != wire.NodeSyncedKey(p.node.name) && key != wire.NodeKey(p.node.name) {
@@ -199,7 +198,7 @@ func (p *publisher) complete(ctx context.Context, have map[string][]byte) error 
 	return nil
 }
 
-// recall is what the store has of us, read from there unless it is known.
+// recall returns what the store has under this node's prefix, reading it if necessary.
 func (p *publisher) recall(ctx context.Context) (map[string][]byte, error) {
 	p.mu.Lock()
 	have := maps.Clone(p.have)
@@ -218,25 +217,25 @@ func (p *publisher) recall(ctx context.Context) (map[string][]byte, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.news { // the list may be from before it
+	if p.news { // the list may be older than that event
 		return nil, errors.New("the store changed while it was read")
 	}
 	p.have = maps.Clone(have)
 	return have, nil
 }
 
-// say makes changes. They are noted before they are written, so that the store's
-// own word of them is no news.
+// say makes changes. They are noted first, so that the store's own events about them
+// are recognized.
 func (p *publisher) say(changes []reflector.Change, write func() error) error {
 	p.note(changes...)
 	if err := write(); err != nil {
-		p.forget() // some may be there, and some not
+		p.forget() // some may have been made
 		return err
 	}
 	return nil
 }
 
-// note remembers what the store has.
+// note records changes in have.
 func (p *publisher) note(changes ...reflector.Change) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -257,8 +256,8 @@ func (p *publisher) forget() {
 	p.have = nil
 }
 
-// heard takes in what the store says it has. Where that is not what was written,
-// because a copy was put back or somebody deleted it, it is written again.
+// heard handles events of the store. If a key is not what was written, because an older
+// copy was restored or somebody deleted it, it is written again.
 func (p *publisher) heard(events []reflector.Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -295,8 +294,8 @@ func (p *publisher) state() wire.NodeState {
 	return s
 }
 
-// endpointState is what is said of a pod. Without its object it is on its way
-// out and says no more than its address.
+// endpointState is what is reported of a pod. A pod without its object is about to be
+// removed, and only its address is reported.
 func endpointState(e *tables.Endpoint, pod *tables.Pod) wire.EndpointState {
 	s := wire.EndpointState{Namespace: e.Namespace, Pod: e.Pod, UID: e.UID, IP: e.IP, State: wire.EndpointCreating}
 	if !e.Ready {

@@ -14,14 +14,13 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// standing finds out how far this agent is with its store, and why not further,
-// writes that into the log, and answers pings of the cluster's gossip with it: an
-// agent that does not read its store may be alive and well otherwise, and has no
-// other way to say so.
+// standing tracks how current this agent's copy of its store is, and why it is not more
+// current. It logs that, and puts it into answers to gossip pings: an agent that cannot
+// reach its store has no other way to report it.
 type standing struct {
 	states []func() reflector.State
-	// diagnose asks the store's addresses why they do not answer; nil: the errors
-	// of those who follow it must do.
+	// diagnose finds out why the store's addresses do not answer; if nil, the errors of
+	// the sources are reported.
 	diagnose func(context.Context) string
 	started  time.Time
 	log      *slog.Logger
@@ -30,35 +29,35 @@ type standing struct {
 	now reading
 
 	// Of the loop alone.
-	told  time.Time     // when the log was last told, zero while the store is read
-	pause time.Duration // until it is told again
+	told  time.Time     // when a loss was last logged; zero while the store is read
+	pause time.Duration // until it is logged again
 }
 
-// reading is how far all sources are together.
+// reading sums up all sources.
 type reading struct {
 	revision int64
 	heard    time.Time // zero: never
-	lost     time.Time // zero: it is read
+	lost     time.Time // zero: the store is read
 	cause    string
 }
 
 const (
 	// standingTurn is how often the sources are looked at.
 	standingTurn = 500 * time.Millisecond
-	// quietLimit is how long a store may say nothing: two signs of life and a half.
+	// quietLimit is how long a store may be silent: two and a half signs of life.
 	quietLimit = 25 * time.Second
 	// diagnoseAgain is the pause between two diagnoses of one loss.
 	diagnoseAgain = 5 * time.Second
-	// The log repeats that the store is not read after firstReminder, and then
-	// twice as late each time.
+	// The log repeats a loss after firstReminder, and then at twice the interval each
+	// time, up to lastReminder.
 	firstReminder = time.Minute
 	lastReminder  = time.Hour
-	// startPatience is how long a start may take until the store is read.
+	// startPatience is how long reading the store may take at start.
 	startPatience = time.Second
 )
 
-// read sums up the sources: what all of them have, and why one of them does not
-// go on. before is the last result: a loss lasts since it began.
+// read sums up the sources: the revision that all of them have, and why one of them
+// fails. before is the last result, which tells when a loss began.
 func read(states []reflector.State, before reading, started, now time.Time) reading {
 	var r reading
 	heardAll := true
@@ -121,19 +120,18 @@ func (s *standing) Run(ctx context.Context) error {
 	return nil
 }
 
-// tell writes losses into the log, at once and then ever more rarely, and when
-// they are over.
+// tell logs a loss at once, then less and less often, and its end.
 func (s *standing) tell(r reading, now time.Time) {
 	switch {
 	case r.cause == "" && s.told.IsZero():
 	case r.cause == "":
-		s.log.Info("the store is read again", "revision", r.revision)
+		s.log.Info("the store can be read again", "revision", r.revision)
 		s.told = time.Time{}
 	case s.told.IsZero():
-		s.log.Warn("the store cannot be read; keeping what is known", "cause", r.cause, "revision", r.revision, "heard", r.heard)
+		s.log.Warn("the store cannot be read; keeping the last known state", "cause", r.cause, "revision", r.revision, "heard", r.heard)
 		s.told, s.pause = now, firstReminder
 	case now.Sub(s.told) >= s.pause:
-		s.log.Warn("the store still cannot be read; keeping what is known", "cause", r.cause, "revision", r.revision, "for", now.Sub(r.lost).Round(time.Second))
+		s.log.Warn("the store still cannot be read; keeping the last known state", "cause", r.cause, "revision", r.revision, "for", now.Sub(r.lost).Round(time.Second))
 		s.told, s.pause = now, min(2*s.pause, lastReminder)
 	}
 }
@@ -150,11 +148,10 @@ func (s *standing) set(r reading) {
 	s.now = r
 }
 
-// maxCause is how much of a cause travels, in bytes: an answer to a ping has room
-// for 512.
+// maxCause bounds a cause, in bytes: the answer to a ping has room for 512.
 const maxCause = 320
 
-// Standing is what the cluster is told.
+// Standing is what the agent reports to the cluster.
 func (s *standing) Standing() wire.StoreStanding {
 	r, now := s.last(), time.Now()
 	out := wire.StoreStanding{Revision: r.revision, Never: r.heard.IsZero(), Cause: strings.ToValidUTF8(r.cause[:min(len(r.cause), maxCause)], "")}
@@ -169,8 +166,8 @@ func (s *standing) Standing() wire.StoreStanding {
 	return out
 }
 
-// say is Standing as an answer to a ping. The cause is cut until it fits, because a
-// text that is cut off cannot be read: quotes take more room on the wire.
+// say is Standing as the answer to a ping. The cause is shortened until the encoded
+// answer fits, escapes included: a truncated answer could not be decoded.
 func (s *standing) say() []byte {
 	for out := s.Standing(); ; {
 		text := wire.Marshal(out)

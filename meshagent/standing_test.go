@@ -121,7 +121,7 @@ func TestALostStoreIsToldAtOnceAndThenMoreRarely(t *testing.T) {
 		east.cluster.store.SetAway(false)
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
-		if log.count("level=INFO") != 1 || log.count("read again") != 1 || log.count("level=WARN") != 4 {
+		if log.count("level=INFO") != 1 || log.count("can be read again") != 1 || log.count("level=WARN") != 4 {
 			t.Errorf("when it is back it logs %s", log.text.String())
 		}
 		if said = east.agent.Status().Store; said.Cause != "" || said.LostSeconds != 0 {

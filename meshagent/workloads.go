@@ -20,58 +20,57 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// workloads gives this node's pods their network and finds out whether they are
-// ready. Pods are removed only when their object is gone from a list that was
-// read in full.
+// workloads gives this node's pods their network and watches their readiness. A pod
+// is removed only when a complete list lacks its object.
 type workloads struct {
 	node     node
 	tables   *tables.Tables
 	datapath Datapath
 	plumbing endpoint.Plumbing
 	dir      endpoint.Dir
-	// listed is closed once all sources were read.
+	// listed is closed once all sources have been read.
 	listed <-chan struct{}
 	log    *slog.Logger
 
-	// adopted is closed once every pod of an earlier life was found again.
+	// adopted is closed once the pods of the previous agent have been taken over.
 	adopted chan struct{}
-	// settled is closed once the table holds exactly the pods that are wanted.
+	// settled is closed once the table holds exactly the wanted pods.
 	settled chan struct{}
 	once    sync.Once
 
 	// Of the loop alone.
 	pool    *endpoint.Pool
 	records map[string]endpoint.Record
-	busy    map[string]bool // a plumber is at work
+	busy    map[string]bool // a plumber is working on it
 	failed  map[string]int
 	why     map[string]string    // of those that failed
-	again   map[string]time.Time // of those that failed: not before
+	again   map[string]time.Time // of those that failed: when to try again
 	probes  map[string]*probing
-	// found are pods that went on without us. One whose machine has booted since
-	// begins anew, whatever was last said of it.
+	// found says of the previous agent's pods whether they kept running without it. A
+	// pod whose machine has rebooted did not, and its old readiness means nothing.
 	found map[string]bool
 	wg    sync.WaitGroup
 
-	// free has a place for each plumber, done is what becomes of their work.
+	// free has a place for each plumber; results arrive on done.
 	free chan struct{}
 	done chan plumbed
 }
 
-// plumbed is what became of one pod's network.
+// plumbed is the result of one plumber's work.
 type plumbed struct {
 	endpoint.Record
-	removed bool // it was to be removed
-	saved   bool // its address is on disk
+	removed bool // the task was to remove the network
+	saved   bool // the address is on disk
 	looked  bool // running is known
-	running bool // it was there, and open
+	running bool // the pod was there already, and not held
 	err     error
 }
 
 const (
-	// plumbers is how many pods get, or lose, their network at the same time. Most
-	// of the time goes by in waiting for the kernel and the disk.
+	// plumbers is how many pods are worked on at the same time. Most of that time is
+	// spent waiting for the kernel and the disk.
 	plumbers = 8
-	// plumbAgain is the pause before what failed is tried again.
+	// plumbAgain is the pause before a failed pod is tried again.
 	plumbAgain = time.Second
 )
 
@@ -88,10 +87,10 @@ func newWorkloads(n node, t *tables.Tables, d Datapath, p endpoint.Plumbing, dir
 	}
 	for _, r := range lost {
 		if r, ok := recovered(r, d, p); ok {
-			log.Warn("the record of a pod was damaged; it is found again in the kernel", "pod", r.Key(), "ip", r.IP)
+			log.Warn("a pod's record was damaged; recovered it from the kernel", "pod", r.Key(), "ip", r.IP)
 			records = append(records, r)
 		} else {
-			log.Warn("the record of a pod was damaged, and the kernel has nothing of it: it gets a new address", "pod", r.Key())
+			log.Warn("a pod's record was damaged and the kernel does not know the pod: it gets a new address", "pod", r.Key())
 		}
 	}
 	released, err := dir.Released()
@@ -110,8 +109,8 @@ func newWorkloads(n node, t *tables.Tables, d Datapath, p endpoint.Plumbing, dir
 	return w, nil
 }
 
-// recovered is the record of a pod whose file was lost, as the kernel still has it;
-// false if it has nothing of the pod.
+// recovered rebuilds the lost record of a pod from what the kernel has. It returns
+// false if the kernel has nothing.
 func recovered(lost endpoint.Record, d Datapath, p endpoint.Plumbing) (endpoint.Record, bool) {
 	ifindex, ok := p.Find(lost)
 	if !ok {
@@ -127,7 +126,7 @@ func recovered(lost endpoint.Record, d Datapath, p endpoint.Plumbing) (endpoint.
 	return lost, false
 }
 
-// Run works until ctx ends; pods keep their network.
+// Run works until ctx ends. Pods keep their network.
 func (w *workloads) Run(ctx context.Context) error {
 	defer w.wg.Wait()
 	defer func() {
@@ -183,26 +182,26 @@ func (w *workloads) wanted(pods []*tables.Pod) map[string]*corev1.Pod {
 	return out
 }
 
-// reconcile has removed what is gone and brought what is new. It does not wait:
-// a pod that is slow does not hold up the others, nor their readiness.
+// reconcile starts removing pods that are gone and creating new ones. It does not
+// wait: a slow pod must not hold up the others or their readiness.
 func (w *workloads) reconcile(ctx context.Context, want map[string]*corev1.Pod) {
 	now := time.Now()
 	for key, r := range w.records {
-		// A pod deleted and made again under the same name is another pod.
+		// A pod deleted and created again under the same name is another pod.
 		if pod, ok := want[key]; (!ok || string(pod.UID) != r.UID && r.UID != "") && w.due(key, now) {
 			w.remove(ctx, r)
 		}
 	}
-	// In order of name, so that pods that come together get their addresses so.
+	// In order of name, so that pods applied together get addresses in that order.
 	for _, key := range slices.Sorted(maps.Keys(want)) {
 		pod := want[key]
-		// One without a UID was found again in the kernel, and is to be written down.
+		// A record without a UID was recovered from the kernel and is not saved yet.
 		if r, ok := w.records[key]; (!ok || r.UID == "" || w.failed[key] > 0) && w.due(key, now) {
 			w.create(ctx, r, pod)
 		}
 	}
 	for key := range w.failed {
-		// It never got an address, and is no longer wanted.
+		// It never got an address and is no longer wanted.
 		if _, ok := w.records[key]; !ok && want[key] == nil && !w.busy[key] {
 			namespace, pod, _ := strings.Cut(key, "/")
 			w.forget(endpoint.Record{Namespace: namespace, Pod: pod})
@@ -210,13 +209,13 @@ func (w *workloads) reconcile(ctx context.Context, want map[string]*corev1.Pod) 
 	}
 }
 
-// due says whether a plumber may set to work on a pod: none is, and a failure is
-// a while ago.
+// due reports whether a plumber may start on a pod: no other one is working on it, and
+// its last failure is long enough ago.
 func (w *workloads) due(key string, now time.Time) bool {
 	return !w.busy[key] && !now.Before(w.again[key])
 }
 
-// create brings a pod. One without a record gets an address first.
+// create gives a pod its network, and first an address if it has none.
 func (w *workloads) create(ctx context.Context, r endpoint.Record, pod *corev1.Pod) {
 	has := r.IP.IsValid()
 	r.Namespace, r.Pod, r.UID = pod.Namespace, pod.Name, cmp.Or(r.UID, string(pod.UID))
@@ -229,8 +228,8 @@ func (w *workloads) create(ctx context.Context, r endpoint.Record, pod *corev1.P
 		r.IP, r.ID = ip, id
 	}
 	w.plumb(ctx, r, func(r endpoint.Record) plumbed {
-		// Written before the kernel hears of it: what is made later can be found
-		// and removed.
+		// Saved before anything is created in the kernel, so that whatever is created can
+		// be found and removed.
 		if err := w.dir.Save(r); err != nil {
 			return plumbed{saved: has, err: err}
 		}
@@ -241,7 +240,7 @@ func (w *workloads) create(ctx context.Context, r endpoint.Record, pod *corev1.P
 	})
 }
 
-// plumb does something to a pod as soon as a plumber is free.
+// plumb runs do for a pod as soon as a plumber is free.
 func (w *workloads) plumb(ctx context.Context, r endpoint.Record, do func(endpoint.Record) plumbed) {
 	w.busy[r.Key()] = true
 	w.wg.Go(func() {
@@ -260,7 +259,7 @@ func (w *workloads) plumb(ctx context.Context, r endpoint.Record, do func(endpoi
 	})
 }
 
-// finishAll waits until no plumber is at work.
+// finishAll waits until no plumber is working.
 func (w *workloads) finishAll(ctx context.Context) {
 	for len(w.busy) > 0 {
 		select {
@@ -272,7 +271,7 @@ func (w *workloads) finishAll(ctx context.Context) {
 	}
 }
 
-// finish takes in what became of a pod's network.
+// finish handles the result of a plumber's work.
 func (w *workloads) finish(done plumbed) {
 	r, key := done.Record, done.Key()
 	delete(w.busy, key)
@@ -302,7 +301,7 @@ func (w *workloads) finish(done plumbed) {
 	delete(w.again, key)
 }
 
-// forget drops a pod that has nothing here any more.
+// forget drops a pod that has nothing left on this node.
 func (w *workloads) forget(r endpoint.Record) {
 	delete(w.failed, r.Key())
 	delete(w.why, r.Key())
@@ -310,9 +309,9 @@ func (w *workloads) forget(r endpoint.Record) {
 	w.change(r, func(*tables.Endpoint) bool { return false })
 }
 
-// bring makes a pod's network, or finds it. A pod that is new is held: its row
-// and its programs are there before its first packet. Several goroutines may
-// bring a pod each.
+// bring creates a pod's network, or finds it. A new pod is held: its row and its
+// programs are in place before its first packet. It may run concurrently for
+// different pods.
 func (w *workloads) bring(r endpoint.Record) plumbed {
 	done := plumbed{saved: true}
 	link, err := w.plumbing.Create(r)
@@ -341,7 +340,7 @@ func (w *workloads) bring(r endpoint.Record) plumbed {
 	}
 	w.change(r, func(e *tables.Endpoint) bool {
 		if e.Ifindex == link.Ifindex {
-			e.UID, e.Why = r.UID, "" // one that was found again did not know it
+			e.UID, e.Why = r.UID, "" // a recovered record had no UID
 			return true
 		}
 		e.UID, e.ID, e.IP, e.Device, e.Ifindex = r.UID, r.ID, r.IP, link.Host, link.Ifindex
@@ -356,8 +355,8 @@ func (w *workloads) bring(r endpoint.Record) plumbed {
 	return done
 }
 
-// remove takes a pod's network away, and its address last of all. What the node
-// says of it goes first.
+// remove takes a pod's network away. The node stops reporting the pod first, and gives
+// up its address last.
 func (w *workloads) remove(ctx context.Context, r endpoint.Record) {
 	if p := w.probes[r.Key()]; p != nil {
 		p.stop()
@@ -375,8 +374,8 @@ func (w *workloads) remove(ctx context.Context, r endpoint.Record) {
 	w.plumb(ctx, r, func(r endpoint.Record) plumbed { return plumbed{removed: true, err: w.unplumb(r, addr, ifindex)} })
 }
 
-// unplumb takes a pod's network away. Its programs go after its device: until
-// then they judge what it sends.
+// unplumb takes a pod's network away. Its programs go after its device, because until
+// then they filter what the pod sends.
 func (w *workloads) unplumb(r endpoint.Record, addr bpf.Addr, ifindex int) error {
 	if err := w.plumbing.Remove(r); err != nil {
 		return err
@@ -397,7 +396,7 @@ func (w *workloads) fail(r endpoint.Record, err error) {
 	w.why[r.Key()] = err.Error()
 	w.again[r.Key()] = time.Now().Add(plumbAgain)
 	if w.failed[r.Key()] == 1 {
-		w.log.Warn("pod has no network yet, trying again", "pod", r.Key(), "error", err)
+		w.log.Warn("pod has no network yet; retrying", "pod", r.Key(), "error", err)
 	}
 	w.change(r, func(e *tables.Endpoint) bool {
 		if e.Phase == "" {
@@ -421,13 +420,13 @@ func (w *workloads) change(r endpoint.Record, f func(*tables.Endpoint) bool) {
 		return keep
 	})
 	if before != nil && keep && compared(before) == compared(after) {
-		txn.Abort() // nothing to tell anyone
+		txn.Abort() // nothing changed
 		return
 	}
 	txn.Commit()
 }
 
-// visible is an endpoint without its labels, which nothing here changes.
+// visible is the part of an endpoint that workloads changes.
 type visible struct {
 	uid, device, why, ip string
 	id                   uint16
@@ -440,7 +439,7 @@ func compared(e *tables.Endpoint) visible {
 	return visible{e.UID, e.Device, e.Why, e.IP.String(), e.ID, e.Ifindex, e.Phase, e.Ready}
 }
 
-// watchReadiness runs a check for every pod that can be reached.
+// watchReadiness runs the probes of every pod that can be reached.
 func (w *workloads) watchReadiness(ctx context.Context) {
 	txn := w.tables.DB.ReadTxn()
 	for e := range w.tables.Endpoints.All(txn) {
@@ -464,7 +463,7 @@ func (w *workloads) watchReadiness(ctx context.Context) {
 		case len(probes) == 0:
 			w.ready(r, true, nil)
 		default:
-			// What it was before the agent restarted, until asked.
+			// Until its first probe, a pod stays as it was before the agent restarted.
 			was := w.found[e.Key()] && pod.Endpoint != nil && pod.Endpoint.Ready && pod.Endpoint.IP == e.IP
 			if was {
 				w.ready(r, true, nil)

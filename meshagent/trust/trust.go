@@ -1,11 +1,10 @@
-// Package trust decides whether a store is the one this node goes by.
+// Package trust decides whether this node may believe what its store says.
 //
-// A store that was lost and rebuilt has withdrawn nothing: what its lists lack,
-// it does not know. A node therefore stays with the store that it has its state
-// from, by its generation, also across restarts, until an operator says that the
-// rebuilt one holds what belongs there. Another cluster's store is none of that:
-// nobody's word but the file's removal makes a node go by it. What is done with a
-// list is package reflector's business.
+// A store that was lost and rebuilt is missing entries that nobody withdrew. The node
+// therefore remembers, across restarts, the generation of the store its state came
+// from, and ignores any other generation until an operator releases the node to it.
+// Another cluster's store is never accepted: an operator has to delete the file first.
+// What happens to a list that is believed is up to package reflector.
 package trust
 
 import (
@@ -23,7 +22,7 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Trust knows whose store this node goes by. Several goroutines may use it.
+// Trust knows which store this node accepts. Several goroutines may use it.
 type Trust struct {
 	own    string
 	path   string
@@ -33,42 +32,42 @@ type Trust struct {
 
 	// mu guards what follows.
 	mu      sync.Mutex
-	kept    string // generation of the store we go by, "" if none yet
-	holding bool   // the store we see is another one
-	unsaved bool   // the file does not say so yet
+	kept    string // generation of the accepted store, "" if none yet
+	holding bool   // the store we see has another generation
+	unsaved bool   // kept is not in the file yet
 	changed chan struct{}
 }
 
-// New makes the trust of a node in the cluster of this name. path is the file
-// that remembers across restarts which store it goes by, as cluster/generation. If
-// that is another cluster's, everything this machine has is from there, and New
-// fails. A file that is damaged is put aside: the node goes by the store it finds.
-// tell is told that the file cannot be written, and with nil that it can again.
+// New returns the Trust of a node in cluster own. path is the file that remembers the
+// accepted store as cluster/generation. If it names another cluster, this machine's
+// state comes from there, and New fails. If it is damaged, New puts it aside and the
+// node accepts the store it finds. tell is called with the error when the file cannot
+// be written, and with nil when it can be again.
 func New(own, path string, source reflector.Source, tell func(path string, err error), log *slog.Logger) (*Trust, error) {
 	kept, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read which store this node goes by: %w", err)
+		return nil, fmt.Errorf("read which store this node accepts: %w", err)
 	}
 	if err == nil && !strings.HasSuffix(string(kept), "\n") { // cut off
 		d, err := statefile.PutAside(path)
 		if err != nil {
-			return nil, fmt.Errorf("read which store this node goes by: %w", err)
+			return nil, fmt.Errorf("read which store this node accepts: %w", err)
 		}
-		log.Error("a damaged file was put aside; this node goes by the store it finds", "file", path, "as", d.Aside)
+		log.Error("a damaged file was put aside; this node accepts the store it finds", "file", path, "as", d.Aside)
 		kept = nil
 	}
 	cluster, generation, ok := strings.Cut(strings.TrimSpace(string(kept)), "/")
 	if !ok {
-		cluster, generation = own, cluster // a file that names no cluster is of our own
+		cluster, generation = own, cluster // without a cluster, it is our own
 	}
 	if cluster != own {
-		return nil, fmt.Errorf("the join bundle is of cluster %q, and this machine keeps what it has from cluster %q: to leave %[2]s for good, delete %[3]s and start the agent again", own, cluster, path)
+		return nil, fmt.Errorf("the join bundle is for cluster %q, but this machine's state comes from cluster %q: to leave %[2]s for good, delete %[3]s and start the agent again", own, cluster, path)
 	}
 	return &Trust{own: own, path: path, source: source, tell: tell, log: log, kept: generation, changed: make(chan struct{})}, nil
 }
 
-// Holding is the generation of the lost store that the node still goes by, ""
-// if there is no such thing; the channel is closed when it changes.
+// Holding is the generation of the lost store whose state this node keeps, or "" if
+// the store it sees is the accepted one. The channel is closed when this changes.
 func (t *Trust) Holding() (generation string, changed <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -78,7 +77,8 @@ func (t *Trust) Holding() (generation string, changed <-chan struct{}) {
 	return t.kept, t.changed
 }
 
-// Judge asks the store whose it is. It returns nil if its lists may be believed.
+// Judge asks the store for its cluster and generation, and returns nil if its lists
+// may be believed.
 func (t *Trust) Judge(ctx context.Context) error {
 	kvs, _, err := t.source.List(ctx, wire.ClusterKey)
 	if err != nil {
@@ -97,11 +97,11 @@ func (t *Trust) Judge(ctx context.Context) error {
 		}
 		return t.admit(c)
 	}
-	return errors.New("the store holds no cluster yet; keeping what is known")
+	return errors.New("the store has no cluster record yet; keeping the last known state")
 }
 
-// admit judges the generation: the first one is believed, another only if an
-// operator has released its nodes to it.
+// admit judges the generation. The first one is accepted; another is accepted only
+// once an operator has released the nodes to it.
 func (t *Trust) admit(c wire.Cluster) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -112,7 +112,7 @@ func (t *Trust) admit(c wire.Cluster) error {
 	}
 	if t.kept != "" && !c.Released {
 		t.holdLocked(true)
-		return fmt.Errorf("held: the store was rebuilt, and this node keeps what it has from the one before: when everything is in it again, `weft node release` lets nodes go by it")
+		return errors.New("held: the store was rebuilt, and this node keeps its state from the old one; once everything is in the store again, run `weft node release`")
 	}
 	t.kept, t.unsaved = c.Generation, true
 	t.saveLocked()
@@ -120,8 +120,8 @@ func (t *Trust) admit(c wire.Cluster) error {
 	return nil
 }
 
-// saveLocked writes the file if it is behind. A disk that takes nothing keeps no
-// node from its store: what the file is for is the next life of the agent.
+// saveLocked writes the file if it is out of date. A full disk is no reason to ignore
+// the store: only the agent's next start needs the file.
 func (t *Trust) saveLocked() {
 	if !t.unsaved {
 		return
@@ -136,9 +136,9 @@ func (t *Trust) holdLocked(holding bool) {
 		return
 	}
 	if holding {
-		t.log.Warn("the store was rebuilt; keeping everything as it is until `weft node release`", "generation", t.kept)
+		t.log.Warn("the store was rebuilt; keeping the last known state until `weft node release`", "generation", t.kept)
 	} else {
-		t.log.Info("going by the rebuilt store", "generation", t.kept)
+		t.log.Info("accepted the rebuilt store", "generation", t.kept)
 	}
 	t.holding = holding
 	close(t.changed)

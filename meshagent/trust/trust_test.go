@@ -83,7 +83,7 @@ func TestAnotherClustersStateIsKept(t *testing.T) {
 	}
 	for range 2 {
 		err := join("west")
-		for _, want := range []string{`of cluster "west"`, `from cluster "east"`, "leave east for good", "delete " + path} {
+		for _, want := range []string{`for cluster "west"`, `from cluster "east"`, "leave east for good", "delete " + path} {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("got %v, without %q", err, want)
 			}
