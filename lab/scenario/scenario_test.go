@@ -122,6 +122,23 @@ func TestMisuse(t *testing.T) {
 	}
 }
 
+func TestUnknownWord(t *testing.T) {
+	for said, want := range map[string]bool{
+		"weft: unknown flag: --foo\nhint: `weft peer list --help` lists the flags": true,
+		"weft: unknown shorthand flag: 'z' in -z":                                  true,
+		`weft: peer: there is no "forgt"; did you mean forget?`:                    true,
+		`weft: there is no "observ"; did you mean observe?`:                        true,
+		"weft: peer add: usage: weft peer add PEER|FILE":                           true,
+		`weft: east has no former peer "north"`:                                    false,
+		`weft: unknown kind "Gateway"`:                                             false,
+		`weft: there is no context "x"`:                                            false,
+	} {
+		if got := unknownWord.MatchString(said); got != want {
+			t.Errorf("%s: %v, want %v", said, got, want)
+		}
+	}
+}
+
 func TestLoadManualIsTrue(t *testing.T) {
 	if len(loadManual) != len(loadFlags) {
 		t.Errorf("%d verbs in the manual, want %d", len(loadManual), len(loadFlags))

@@ -140,8 +140,8 @@ func (v *Live) weft(ctx context.Context, _ *script.State, args []string) error {
 	return err
 }
 
-// unknownWord is how weft refuses a command line with a word it does not know.
-var unknownWord = regexp.MustCompile(`^weft: (\S+: )?unknown (command|flag|shorthand flag)`)
+// unknownWord is how weft refuses a command line that it does not understand.
+var unknownWord = regexp.MustCompile(`^weft: (unknown (flag|shorthand flag)|([a-z ]+: )?(there is no "|usage: ))`)
 
 func (v *Live) at(ctx context.Context, args []string) error {
 	if len(args) < 2 {
