@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// Misconfigured is an error in one setting, which only this machine can tell.
+// Misconfigured is an error in one setting that only this machine can find.
 type Misconfigured struct {
 	Setting string // as in the configuration file
 	Err     error
@@ -20,13 +20,13 @@ func (e *Misconfigured) Error() string { return e.Err.Error() }
 // Unwrap returns what is wrong.
 func (e *Misconfigured) Unwrap() error { return e.Err }
 
-// documentation are the addresses that examples are written with.
+// documentation are the prefixes reserved for examples.
 var documentation = []netip.Prefix{
 	netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8::/32"),
 }
 
-// checkAdvertise refuses an address that leads nobody here: certificates, join
-// bundles and invites are made with it, and none of them would work.
+// checkAdvertise refuses an address that is not this machine's: certificates, join bundles
+// and invites contain it, and none of them would work.
 func checkAdvertise(c Config) error {
 	if c.AdvertiseElsewhere {
 		return nil
@@ -36,7 +36,7 @@ func checkAdvertise(c Config) error {
 		return l.Close()
 	}
 	if !errors.Is(err, syscall.EADDRNOTAVAIL) {
-		return nil // whoever listens there has more to say
+		return nil // listening there later gives a better error
 	}
 	return notHere(c.Advertise, own())
 }
@@ -45,7 +45,7 @@ func notHere(advertise netip.Addr, own []netip.Addr) error {
 	text := fmt.Sprintf("advertise is %v, which is not an address of this machine", advertise)
 	for _, p := range documentation {
 		if p.Contains(advertise) {
-			text = fmt.Sprintf("advertise is %v, which is the example's and not an address of this machine", advertise)
+			text = fmt.Sprintf("advertise is %v, which is from an example and is not an address of this machine", advertise)
 		}
 	}
 	fix := "give the one at which agents and peers reach it"
@@ -59,11 +59,11 @@ func notHere(advertise netip.Addr, own []netip.Addr) error {
 	return &Misconfigured{Setting: "advertise", Err: fmt.Errorf("%s: %s, or set advertiseElsewhere if a load balancer leads here", text, fix)}
 }
 
-// own are the addresses of this machine that others could use.
+// own returns the addresses of this machine that others could use.
 func own() (all []netip.Addr) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
-		return nil // said without
+		return nil // the error then lists none
 	}
 	for _, a := range addrs {
 		if p, err := netip.ParsePrefix(a.String()); err == nil && !p.Addr().IsLoopback() && !p.Addr().IsLinkLocalUnicast() {

@@ -19,7 +19,7 @@ func TestAnAddressThatLeadsNobodyHereIsRefused(t *testing.T) {
 	}{
 		"own":                        {here, false, ""},
 		"of another machine":         {netip.MustParseAddr("10.255.255.254"), false, "advertise is 10.255.255.254, which is not an address of this machine: give "},
-		"the example's":              {netip.MustParseAddr("192.0.2.11"), false, "advertise is 192.0.2.11, which is the example's and not an address of this machine: give "},
+		"the example's":              {netip.MustParseAddr("192.0.2.11"), false, "advertise is 192.0.2.11, which is from an example and is not an address of this machine: give "},
 		"of a load balancer":         {netip.MustParseAddr("10.255.255.254"), true, ""},
 		"own, and a load balancer's": {here, true, ""},
 	} {

@@ -15,11 +15,10 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// differences is everything that is not as wanted, in whatever state it is;
-// api.Judge decides what of it concerns an operator. A new kind of concern is one
-// more function here: from what the status shows to concerns, free of clocks, locks
-// and the store. more is what is known elsewhere. Those that do not say when they
-// began are dated by when they were first seen.
+// differences returns everything that is not as wanted; api.Judge decides what of it
+// concerns an operator. A new kind of concern is one more function here, from what the
+// status shows to concerns, free of clocks, locks and the store. more is what other parts
+// know. Concerns that do not say when they began are dated from when they were first seen.
 func (s *server) differences(now time.Time, out *api.Status, more []api.Concern) []api.Concern {
 	r := reachOf(s.cluster.Name, out.Nodes)
 	all := slices.Concat(more, nodeConcerns(out.Nodes, r), aheadConcerns(out.Nodes, out.Cluster.Revision),
@@ -32,7 +31,7 @@ func (s *server) differences(now time.Time, out *api.Status, more []api.Concern)
 	return all
 }
 
-// once leaves one of those that several nodes say of the same object.
+// once drops repetitions: several nodes may report the same about an object.
 func once(all []api.Concern) (out []api.Concern) {
 	type same struct{ object, message string }
 	seen := map[same]bool{}
@@ -64,19 +63,19 @@ func (s *server) problems() []api.Concern {
 	return all
 }
 
-// heldConcerns are nodes that do not believe the store that is there now.
+// heldConcerns are nodes that do not accept the current store.
 func heldConcerns(cluster string, held []string) []api.Concern {
 	if len(held) == 0 {
 		return nil
 	}
 	return []api.Concern{{
 		Object: "cluster " + cluster, Reason: "StoreRebuilt",
-		Message: fmt.Sprintf("held: %s keep what they have from the store before this one", strings.Join(held, ", ")),
+		Message: fmt.Sprintf("held: %s keep what they have from the earlier store", strings.Join(held, ", ")),
 		Next:    "apply everything that belongs here, then `weft node release` makes them accept it",
 	}}
 }
 
-// exportConcerns are what peers do not learn of this cluster, and why, by key.
+// exportConcerns are what peers do not learn about this cluster, and why.
 func exportConcerns(cluster string, problems map[string]string) (out []api.Concern) {
 	for key, problem := range problems {
 		c := exported(cluster, key)
@@ -87,8 +86,8 @@ func exportConcerns(cluster string, problems map[string]string) (out []api.Conce
 	return out
 }
 
-// exported is what a key of the state or of the export holds, and how its content
-// is corrected.
+// exported returns a concern that names the object in a key of the state or of the export,
+// and how to correct it.
 func exported(cluster, key string) api.Concern {
 	again := func(object string) api.Concern {
 		return api.Concern{Object: object, Next: "correct it and apply it again"}
@@ -126,13 +125,13 @@ func exported(cluster, key string) api.Concern {
 	return api.Concern{Object: "entry " + key, Next: "raise the store's limit on requests"}
 }
 
-// Graces of nodes. An agent that restarts is away for a second or two; one that
-// starts reads everything first.
+// Grace periods of nodes. A restarting agent is away for a second or two, and reads
+// everything before it is ready.
 const (
 	silentGrace   = 5 * time.Second
 	startingGrace = 10 * time.Second
 	storeGrace    = 5 * time.Second
-	// A large cluster's agents are asked in turn.
+	// The agents of a large cluster are asked in turn.
 	aheadGrace = 15 * time.Second
 )
 
@@ -146,7 +145,7 @@ func nodeConcerns(nodes []api.NodeStatus, r reach) (out []api.Concern) {
 			out = append(out, c)
 		case api.NodeStarting:
 			c.Reason, c.Since, c.Grace = "AgentStarting", n.Since, startingGrace
-			c.Message, c.Next = fmt.Sprintf("agent on %s has been starting for {age}", n.Name), "look at its log"
+			c.Message, c.Next = fmt.Sprintf("agent on %s has been starting for {age}", n.Name), "check its log"
 			out = append(out, c)
 		case api.NodeSilent:
 			c.Reason, c.Since, c.Grace = "AgentSilent", n.LastSeen, silentGrace
@@ -169,9 +168,8 @@ func nodeConcerns(nodes []api.NodeStatus, r reach) (out []api.Concern) {
 	return out
 }
 
-// storeConcern says why an agent that answers does not read its store. The
-// gossip is alive and traffic goes on; what is new, policies above all, does not
-// arrive.
+// storeConcern says why an agent that answers cannot read its store. Gossip and traffic
+// continue, but changes, policies above all, do not arrive.
 func storeConcern(n api.NodeStatus) (api.Concern, bool) {
 	if n.Store == nil || !n.Store.Behind || n.State == api.NodeSilent {
 		return api.Concern{}, false
@@ -191,7 +189,7 @@ func storeConcern(n api.NodeStatus) (api.Concern, bool) {
 	return c, true
 }
 
-// aheadConcerns are nodes that have read more than the store holds: it was
+// aheadConcerns are nodes that have read a later revision than the store has: it was
 // restored from an older copy.
 func aheadConcerns(nodes []api.NodeStatus, revision int64) (out []api.Concern) {
 	for _, n := range nodes {
@@ -200,7 +198,7 @@ func aheadConcerns(nodes []api.NodeStatus, revision int64) (out []api.Concern) {
 		}
 		out = append(out, api.Concern{
 			Object: "node " + n.Name, Node: n.Name, Reason: "AheadOfStore", Grace: aheadGrace,
-			Message: fmt.Sprintf("node %s is at revision %d, and its store only at %d, which was restored from an older copy", n.Name, n.Store.Revision, revision),
+			Message: fmt.Sprintf("node %s is at revision %d but its store is only at %d: the store was restored from an older copy", n.Name, n.Store.Revision, revision),
 			Next:    "restart its agent",
 		})
 	}
@@ -227,12 +225,12 @@ func strangerConcerns(cluster string, strangers map[string]time.Time) (out []api
 	return []api.Concern{first}
 }
 
-// nodeProblem is what an agent says of its node as a line: what is concerned, why,
-// and what to do. Most are rows that a table of the kernel lacks; where all of them
-// are listed is said, because some tables hold no row that could be looked at.
+// nodeProblem turns what an agent reports about its node into a concern. Most problems are
+// rows that a kernel table lacks; the line says where all of them are listed, because it
+// names only one.
 func nodeProblem(cluster, node string, p api.NodeProblem) api.Concern {
 	c := api.Concern{Object: "node " + node, Node: node, Since: p.Since, Part: p.Table + " " + p.Error, Next: "`weft debug table problems --node " + node + "` lists them"}
-	// What the agent keeps trying goes away by itself once its cause has.
+	// The agent keeps trying, so the problem goes once its cause is gone.
 	mend := "correct that on " + node + "; its agent keeps trying"
 	cause, advice := api.Advice(p.Error)
 	switch {
@@ -245,7 +243,7 @@ func nodeProblem(cluster, node string, p api.NodeProblem) api.Concern {
 		c.Reason, c.Message = "TunnelNotUpdated", fmt.Sprintf("tunnel on %s is not brought up to date: %s", node, cause)
 		c.Next = cmp.Or(advice, mend)
 	case p.Table == wire.ProblemProbes, p.Table == wire.ProblemPaths && p.Row == "":
-		c.Reason, c.Message = "PathsNotWatched", fmt.Sprintf("node %s does not watch its paths, so that traffic stays with dead nodes: %s", node, cause)
+		c.Reason, c.Message = "PathsNotWatched", fmt.Sprintf("node %s does not probe its paths, so traffic is not moved away from dead nodes: %s", node, cause)
 		c.Next = cmp.Or(advice, mend)
 	case p.Table == wire.ProblemCertificates:
 		c.Reason, c.Message, c.Next = "CertificateEnds", fmt.Sprintf("node %s: %s", node, cause), cmp.Or(advice, mend)
@@ -282,19 +280,19 @@ func nodeProblem(cluster, node string, p api.NodeProblem) api.Concern {
 	return c
 }
 
-// unready says whether a node with this problem cannot do its work: what it lacks
-// is not one row, but a part.
+// unready reports whether a node with this problem is not ready: a whole part does not work,
+// not just one row.
 func unready(p api.NodeProblem) bool {
 	return p.Table == wire.ProblemTunnels || p.Table == wire.ProblemProbes || p.Table == wire.ProblemPaths && p.Row == ""
 }
 
-// halfJoined says that only one of two clusters has added the other.
+// halfJoined reports whether only one of two clusters has added the other.
 func halfJoined(p api.PeerStatus) bool {
 	return p.Control.State == api.LinkInvited || !p.Added.IsZero() && (!p.Invited || p.AddedUs != nil && !*p.AddedUs)
 }
 
-// linkGrace is that of peers: two clusters add each other one after the other, and
-// a link that breaks is back after a few tries.
+// linkGrace is the grace period of peers: two clusters add each other one after the other,
+// and a broken link is usually back after a few tries.
 const linkGrace = 5 * time.Second
 
 func peerConcerns(own string, peers []api.PeerStatus, r reach) (out []api.Concern) {
@@ -311,11 +309,11 @@ func peerConcerns(own string, peers []api.PeerStatus, r reach) (out []api.Concer
 				Next: fmt.Sprintf("add the file of its `weft peer invite %s`, or `weft peer remove %s`", own, p.Name),
 			})
 		case p.Control.State == api.LinkRemoving:
-			add(api.Concern{Reason: "BeingRemoved", Since: p.Control.Since, Grace: linkGrace, Message: p.Name + " is being removed", Next: "look at the API server's log if it lasts"})
+			add(api.Concern{Reason: "BeingRemoved", Since: p.Control.Since, Grace: linkGrace, Message: p.Name + " is being removed", Next: "check the API server's log if this persists"})
 		case p.Control.State == api.LinkConnecting:
 			add(linkConcern(p, "control link to "+p.Name+" is not up yet", "is its API server running, and TCP 2379 to it open?"))
 		case p.Control.State == api.LinkDown:
-			add(linkConcern(p, "control link to "+p.Name+" is down", "is its API server running, and TCP 2379 to it open? Traffic goes on by what is known"))
+			add(linkConcern(p, "control link to "+p.Name+" is down", "is its API server running, and TCP 2379 to it open? Traffic continues with what is known"))
 		case p.Control.State == api.LinkRefused:
 			p.Control.Error, next = api.Advice(p.Control.Error)
 			add(linkConcern(p, "peer "+p.Name+": nothing is imported", cmp.Or(next, "compare `weft peer list` in both clusters, and add it again if it was rebuilt")))
@@ -332,7 +330,7 @@ func peerConcerns(own string, peers []api.PeerStatus, r reach) (out []api.Concer
 		}
 		for _, m := range p.Mirrors {
 			if !m.Synced && p.Control.State == api.LinkUp {
-				add(api.Concern{Reason: "MirrorIncomplete", Since: p.Control.Since, Part: m.Resource, Message: fmt.Sprintf("%s of peer %s are not complete yet", m.Resource, p.Name), Next: "look at the API servers' logs, here and there, if it lasts"})
+				add(api.Concern{Reason: "MirrorIncomplete", Since: p.Control.Since, Part: m.Resource, Message: fmt.Sprintf("%s of peer %s are not complete yet", m.Resource, p.Name), Next: "check the API servers' logs in both clusters if this persists"})
 			}
 		}
 		for _, node := range p.DeadNodes {
@@ -347,7 +345,7 @@ func peerConcerns(own string, peers []api.PeerStatus, r reach) (out []api.Concer
 	return out
 }
 
-// linkConcern is a control link that is not up, and why.
+// linkConcern is a control link that is not up, with the cause.
 func linkConcern(p api.PeerStatus, message, next string) api.Concern {
 	if p.Control.Error != "" {
 		message += ": " + p.Control.Error
@@ -363,7 +361,7 @@ func refusalConcerns(s *api.Status) (out []api.Concern) {
 		})
 	}
 	for _, r := range s.Refused {
-		add("node "+r.Node, r.Node, r, "restart its agent; if that does not help, it is not to be trusted")
+		add("node "+r.Node, r.Node, r, "restart its agent; if that does not help, do not trust the node")
 	}
 	for _, p := range s.Peers {
 		for _, r := range p.Refused {
@@ -373,7 +371,7 @@ func refusalConcerns(s *api.Status) (out []api.Concern) {
 	return out
 }
 
-// shareConcern says who has used up its share of what.
+// shareConcern says which pod or node has used up its share of a table.
 func shareConcern(node string, p api.NodeProblem) api.Concern {
 	c := api.Concern{Object: "pod " + p.Row, Node: node, Reason: "ShareUsedUp", Since: p.Since, Next: fmt.Sprintf("see what it sends and receives: `weft observe --from-pod %s`, `--to-pod %s`", p.Row, p.Row)}
 	switch {

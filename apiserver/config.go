@@ -1,8 +1,8 @@
-// Package apiserver puts a cluster's mesh API server together: store, register,
-// endpoints, export, mirrors of peers, and the API over all of them.
+// Package apiserver puts a cluster's mesh API server together: store, register, endpoints,
+// export, mirrors of peers, and the API over all of them.
 //
-// Each part is a package below; what runs in the kernel, and whether a path is
-// alive, is the agents' business.
+// Each part is a package below. Agents take care of the kernel, and decide whether a path
+// is alive.
 package apiserver
 
 import (
@@ -26,16 +26,16 @@ import (
 // Config of an API server. Cluster, ID, PodCIDRs, ServiceCIDR and Advertise
 // have no defaults.
 type Config struct {
-	// Cluster is the cluster's name: up to 32 of a-z, 0-9 and "-". ID numbers it
-	// in the mesh, from 1 to MaxConnectedClusters. Neither can change later.
+	// Cluster is the cluster's name: up to 32 characters of a-z, 0-9 and "-". ID is
+	// its number in the mesh, from 1 to MaxConnectedClusters. Neither can change later.
 	Cluster string `json:"cluster"`
 	ID      uint32 `json:"id"`
-	// PodCIDRs are the addresses of all pods of the cluster, ServiceCIDR those
-	// of its services. No two clusters of a mesh may share any.
+	// PodCIDRs contain the addresses of all pods of the cluster, ServiceCIDR those of
+	// its services. No two clusters of a mesh may share any.
 	PodCIDRs    []netip.Prefix `json:"podCIDRs"`
 	ServiceCIDR netip.Prefix   `json:"serviceCIDR"`
-	// MaxConnectedClusters is 255 or 511, the same in the whole mesh. 511 halves
-	// the identities a cluster can have, to 32,768.
+	// MaxConnectedClusters is 255 or 511, the same in the whole mesh. 511 halves the
+	// number of identities a cluster can have, to 32,768.
 	MaxConnectedClusters uint32 `json:"maxConnectedClusters"`
 
 	// DataDir holds certificates and the embedded etcd. 0700.
@@ -43,67 +43,67 @@ type Config struct {
 	// AdminConfig is where the first operator's context is written, 0600.
 	AdminConfig string `json:"adminConfig"`
 	// Advertise is the address at which agents, operators and peers reach this
-	// API server. AdvertiseNames are further names and addresses it has.
+	// API server. AdvertiseNames are its other names and addresses.
 	Advertise      netip.Addr `json:"advertise"`
 	AdvertiseNames []string   `json:"advertiseNames,omitempty"`
-	// AdvertiseElsewhere says that Advertise is an address of a load balancer or a
-	// router that leads here; otherwise it has to be one of this machine's.
+	// AdvertiseElsewhere allows an Advertise that is not an address of this machine,
+	// such as that of a load balancer or a router that leads here.
 	AdvertiseElsewhere bool `json:"advertiseElsewhere,omitempty"`
-	// Listen serves the API, EtcdListen the store; both by mutual TLS. Port 0
-	// takes a free one, for tests.
+	// Listen is where the API is served, EtcdListen the store, both with mutual TLS.
+	// Port 0 means any free port, for tests.
 	Listen     string `json:"listen"`
 	EtcdListen string `json:"etcdListen"`
-	// MetricsAddress serves /metrics in plain HTTP, to whoever reaches it: on
-	// loopback unless given. Empty: not served.
+	// MetricsAddress is where /metrics is served, in plain HTTP and without
+	// authentication. Empty: not served.
 	MetricsAddress string `json:"metricsAddress"`
-	// EtcdQuotaBytes bounds the embedded etcd's database. Writes are refused
-	// beyond it, reads are not. An entry of a pod takes about 2 kB.
+	// EtcdQuotaBytes bounds the embedded etcd's database. Beyond it writes are refused,
+	// reads are not. A pod takes about 2 kB.
 	EtcdQuotaBytes int64 `json:"etcdQuotaBytes"`
-	// DiskReserveBytes is how much of the file system of DataDir stays free:
-	// below it, writes are refused, because an etcd that cannot write ends.
+	// DiskReserveBytes is how much of DataDir's file system stays free. Below it the
+	// embedded etcd refuses writes, because an etcd that cannot write exits.
 	DiskReserveBytes int64 `json:"diskReserveBytes"`
 
-	// EtcdEndpoints are https URLs of an existing etcd to use in place of the
-	// embedded one; EtcdCA, EtcdCert and EtcdKey are the files to reach it with,
-	// as its user root. Its version is checked. It must ask for client
-	// certificates and trust those signed by pki/ca.crt in DataDir too, because
-	// agents and peers connect to it. Several API servers may share it.
+	// EtcdEndpoints are https URLs of an existing etcd to use instead of the embedded
+	// one; EtcdCA, EtcdCert and EtcdKey are the files to connect with, as its user
+	// root. Its version is checked. It must require client certificates and also trust
+	// those signed by pki/ca.crt in DataDir, because agents and peers connect to it.
+	// Several API servers may share it.
 	EtcdEndpoints []string `json:"etcdEndpoints,omitempty"`
 	EtcdCA        string   `json:"etcdCA,omitempty"`
 	EtcdCert      string   `json:"etcdCert,omitempty"`
 	EtcdKey       string   `json:"etcdKey,omitempty"`
 
-	// PeerEntries and PeerBytes, of keys and values, bound what is copied of one
-	// peer: beyond either, our copy of it only shrinks and the status says so.
-	// Beyond twice either it stays as it is: what the peer withdraws stays too.
-	// A mesh is expected to have 500,000 entries; one of a pod has about 250 bytes.
+	// PeerEntries and PeerBytes (keys and values) bound what is copied from one peer.
+	// Beyond either, our copy only shrinks and the status says so. Beyond twice either,
+	// it stays as it is: what the peer withdraws stays too. A mesh is expected to have
+	// 500,000 entries; that of a pod has about 250 bytes.
 	PeerEntries int `json:"peerEntries"`
 	PeerBytes   int `json:"peerBytes"`
-	// PeerChanges and PeerHistoryBytes bound how much of what a peer changes is
-	// carried over a second: keys, and bytes that become history of the store. What
-	// a peer changes beyond comes late.
+	// PeerChanges and PeerHistoryBytes bound how many of a peer's changes are copied
+	// per second: keys, and bytes that become history of the store. Changes beyond that
+	// arrive late.
 	PeerChanges      int `json:"peerChanges"`
 	PeerHistoryBytes int `json:"peerHistoryBytes"`
 
-	// GossipPort is this process's in the pool of the cluster's agents,
-	// WANGossipPort that in the pool of all clusters' API servers. 0: it takes
-	// no part, and dead nodes are found by probes alone.
+	// GossipPort is this process's port in the pool of the cluster's agents,
+	// WANGossipPort the one in the pool of all clusters' API servers. 0: it does not
+	// take part, and dead nodes are found by probes alone.
 	GossipPort    uint16 `json:"gossipPort"`
 	WANGossipPort uint16 `json:"wanGossipPort"`
 
-	// Version is that of the program, as the status shows it; empty: what Go's
-	// build says.
+	// Version is the program's version, for the status; empty: that of Go's build
+	// information.
 	Version string       `json:"-"`
 	Log     *slog.Logger `json:"-"`
 }
 
-// gossipPort is not the agents': an API server may run on a node.
+// gossipPort differs from the agents' port: an API server may run on a node.
 const gossipPort = 7948
 
 // agentGossipPort is where agents listen unless told otherwise.
 const agentGossipPort = api.LANGossipPort
 
-// Defaults are those of an ordinary cluster.
+// Defaults returns the defaults of an ordinary cluster.
 func Defaults() Config {
 	return Config{
 		MaxConnectedClusters: uint32(identity.Split255),
@@ -158,7 +158,7 @@ func (c Config) Validate() error {
 		if _, port, err := net.SplitHostPort(l.addr); err != nil {
 			add("%s is %q: write host:port, or :port for every address", l.name, l.addr)
 		} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-			add("%s is %q: the port is no number from 0 to 65535", l.name, l.addr)
+			add("%s is %q: the port must be a number from 0 to 65535", l.name, l.addr)
 		}
 	}
 	if c.GossipPort != 0 && c.GossipPort == c.WANGossipPort {
@@ -178,7 +178,7 @@ func (c Config) Validate() error {
 	}
 	for _, e := range c.EtcdEndpoints {
 		if u, err := url.Parse(e); err != nil || u.Scheme != "https" || u.Host == "" {
-			add("etcd-endpoints: %q is no https URL", e)
+			add("etcd-endpoints: %q is not an https URL", e)
 		}
 	}
 	if given := c.EtcdCA != "" || c.EtcdCert != "" || c.EtcdKey != ""; given != (len(c.EtcdEndpoints) > 0) {
@@ -202,7 +202,7 @@ func (c Config) validateCIDRs() (errs []error) {
 		}
 		switch {
 		case !p.IsValid():
-			add("%s is missing or no CIDR: write it like 10.1.0.0/16", name)
+			add("%s is missing or not a CIDR: write it like 10.1.0.0/16", name)
 			continue
 		case p != p.Masked():
 			add("%s: %s has bits beyond its prefix: write %s", name, p, p.Masked())
@@ -217,7 +217,7 @@ func (c Config) validateCIDRs() (errs []error) {
 		}
 		for _, q := range all[:i] {
 			if q.IsValid() && q.Overlaps(p) {
-				add("%s: %s overlaps %s: no address may mean two things", name, p, q)
+				add("%s: %s overlaps %s: give pods and services separate addresses", name, p, q)
 			}
 		}
 	}
@@ -231,7 +231,7 @@ func text(a netip.Addr) string {
 	return a.String()
 }
 
-// cluster is the configuration as it is written to the store.
+// cluster returns the part of the configuration that is written to the store.
 func (c Config) cluster() wire.Cluster {
 	return wire.Cluster{
 		Name: c.Cluster, ID: identity.ClusterID(c.ID), PodCIDRs: c.PodCIDRs, ServiceCIDR: c.ServiceCIDR,

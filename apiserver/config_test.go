@@ -39,10 +39,10 @@ func TestValidate(t *testing.T) {
 		"no address":         {func(c *Config) { c.Advertise = netip.Addr{} }, "advertise is"},
 		"relative path":      {func(c *Config) { c.DataDir = "data" }, "data-dir"},
 		"listen":             {func(c *Config) { c.Listen = "7443" }, "listen is"},
-		"port":               {func(c *Config) { c.EtcdListen = ":70000" }, "no number from 0 to 65535"},
+		"port":               {func(c *Config) { c.EtcdListen = ":70000" }, "must be a number from 0 to 65535"},
 		"half external":      {func(c *Config) { c.EtcdEndpoints = []string{"https://e:2379"} }, "belong together"},
 		"no room for peers":  {func(c *Config) { c.PeerEntries = 0 }, "peer-entries is 0"},
-		"plain etcd":         {func(c *Config) { c.EtcdEndpoints = []string{"http://e:2379"} }, "no https URL"},
+		"plain etcd":         {func(c *Config) { c.EtcdEndpoints = []string{"http://e:2379"} }, "not an https URL"},
 		"everything at once": {func(c *Config) { *c = Config{} }, "advertise is"},
 	} {
 		conf := good()

@@ -19,15 +19,15 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// peersTurn is how often the WAN pool is told of peers that were added or left.
+// peersTurn is how often the WAN pool learns of peers that were added or removed.
 const peersTurn = 500 * time.Millisecond
 
-// wanLabel keeps the WAN pool apart from every other.
+// wanLabel separates the WAN pool from every other pool.
 const wanLabel = "weft-wan"
 
-// gossiper takes part in two pools: among the cluster's agents it learns which
-// are dead, and among all API servers it tells of its own and hears of theirs.
-// What is heard is written down for the agents, whose probes decide.
+// gossiper takes part in two pools: in that of the cluster's agents it learns which of them
+// are dead, and in that of all API servers it reports its own dead nodes and learns those of
+// peers. It stores what it learns for the agents, whose probes decide.
 type gossiper struct {
 	conf    Config
 	cluster wire.Cluster
@@ -40,8 +40,8 @@ type gossiper struct {
 	reports chan struct{} // has one element when a report came in
 }
 
-// Run takes part until ctx ends. A pool that cannot be had is tried again: it
-// makes things faster, nothing rests on it.
+// Run takes part until ctx ends. A pool that fails is tried again: gossip makes failover
+// faster, but nothing depends on it.
 func (g *gossiper) Run(ctx context.Context) error {
 	var wan *gossip.Pool
 	if g.conf.WANGossipPort != 0 {
@@ -50,7 +50,7 @@ func (g *gossiper) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	// Without a pool nothing is heard, and what was heard before grows old.
+	// Without a pool there are no reports, and those in the store expire.
 	heard := func() []gossip.Report { return nil }
 	group, ctx := errgroup.WithContext(ctx)
 	if g.conf.GossipPort != 0 {
@@ -62,10 +62,10 @@ func (g *gossiper) Run(ctx context.Context) error {
 		heard = wan.Reports
 	}
 	group.Go(func() error {
-		return store.Persist(ctx, g.log, "writing down what peers say of their nodes", func(ctx context.Context) error { return g.writePeers(ctx, heard) })
+		return store.Persist(ctx, g.log, "storing peers' reports of dead nodes", func(ctx context.Context) error { return g.writePeers(ctx, heard) })
 	})
 	group.Go(func() error {
-		return store.Persist(ctx, g.log, "writing down which nodes are dead", func(ctx context.Context) error { return g.writeOwn(ctx, wan) })
+		return store.Persist(ctx, g.log, "storing which nodes are dead", func(ctx context.Context) error { return g.writeOwn(ctx, wan) })
 	})
 	return group.Wait()
 }
@@ -93,15 +93,15 @@ func (g *gossiper) lan(ctx context.Context) error {
 	return pool.Run(ctx)
 }
 
-// count tells the census of an agent that came, left or died.
+// count tells the census that an agent joined, left or died.
 func (g *gossiper) count(e gossip.Event) {
 	if e.Member.Role == gossip.Agent && e.Member.Cluster == g.cluster.Name {
 		g.census.heard(e.Member.Name, e.Kind, e.At)
 	}
 }
 
-// said hands on how far an agent is with its store. Whoever has the pool's key
-// can claim to be another; nothing but what the status shows follows from it.
+// said passes on how far an agent is with its store. Anyone with the pool's key can speak
+// for another agent, so this is used for the status only.
 func (g *gossiper) said(m gossip.Member, text []byte) {
 	if m.Role != gossip.Agent || m.Cluster != g.cluster.Name {
 		return
@@ -111,8 +111,8 @@ func (g *gossiper) said(m gossip.Member, text []byte) {
 	}
 }
 
-// agents are where the cluster's agents listen, as registered: an API server
-// that comes back finds them without waiting for them.
+// agents returns the addresses of the cluster's agents, as registered, so that a restarted
+// API server finds them without waiting for them.
 func (g *gossiper) agents(ctx context.Context) []netip.AddrPort {
 	kvs, _, err := g.store.List(ctx, nodes.RegistrationPrefix)
 	if err != nil {
@@ -143,11 +143,11 @@ func (g *gossiper) wan() (*gossip.Pool, error) {
 	})
 }
 
-// reportKind is what reports of dead nodes are signed as.
+// reportKind is the kind under which reports of dead nodes are signed.
 const reportKind = "report of dead nodes"
 
-// verify says whether a cluster signed a report: what a peer's servers are
-// checked against also tells what else is the peer's.
+// verify checks that a cluster signed a report, against the CA that the peer's servers are
+// checked against too.
 func (g *gossiper) verify(cluster string, text, signature []byte) error {
 	if cluster == g.cluster.Name {
 		return authority.Signed(g.trust.Bundle(), reportKind, text, signature)
@@ -157,10 +157,10 @@ func (g *gossiper) verify(cluster string, text, signature []byte) error {
 			return authority.Signed([]byte(p.CA), reportKind, text, signature)
 		}
 	}
-	return fmt.Errorf("cluster %q is no peer", cluster)
+	return fmt.Errorf("cluster %q is not a peer", cluster)
 }
 
-// follow keeps the WAN pool's members and keys those of the peers.
+// follow keeps the WAN pool's clusters, keys and seeds equal to those of the peers.
 func (g *gossiper) follow(ctx context.Context, wan *gossip.Pool) error {
 	tick := time.NewTicker(peersTurn)
 	defer tick.Stop()
@@ -181,7 +181,7 @@ func (g *gossiper) follow(ctx context.Context, wan *gossip.Pool) error {
 				}
 			}
 			if err := wan.SetKeys(keys); err != nil {
-				g.log.Warn("gossip among clusters: a peer's key is not usable", "err", err)
+				g.log.Warn("gossip among clusters: a peer's key is invalid", "err", err)
 			}
 			wan.SetClusters(clusters)
 			wan.SetSeeds(seeds)
@@ -199,8 +199,7 @@ func samePeer(a, b peering.GossipPeer) bool {
 	return a.Name == b.Name && slices.Equal(a.Key, b.Key) && slices.Equal(a.Addresses, b.Addresses)
 }
 
-// writeOwn writes down which of our nodes gossip holds for dead, and tells the
-// peers.
+// writeOwn stores which of our nodes gossip considers dead, and reports them to the peers.
 func (g *gossiper) writeOwn(ctx context.Context, wan *gossip.Pool) error {
 	var written map[string]time.Time
 	for {

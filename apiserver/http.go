@@ -19,11 +19,11 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// maxRequest bounds a request that is not a manifest.
+// maxRequest is the largest request that is not a manifest.
 const maxRequest = 1 << 20
 
-// handler serves the API. Whoever comes this far has a certificate of the
-// cluster's; admit says what it is good for.
+// handler serves the API. Every caller has a certificate from the cluster's authority;
+// admit decides what it allows.
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/apply", s.answer(s.postApply))
@@ -59,19 +59,19 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("GET /v1/observe", s.observe)
 	s.peering.Mount(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, api.NotFound("client and server may be of different versions: compare `weft version` with `weft status`", "the API has no %s %s", r.Method, r.URL.Path))
+		refuse(w, api.NotFound("client and server may have different versions: compare `weft version` with `weft status`", "the API has no %s %s", r.Method, r.URL.Path))
 	})
 	return s.metrics.count(s.admit(s.audited(mux)))
 }
 
-// admit lets operators do everything and agents what concerns their own node.
-// Everybody else, peers above all, has no business here.
+// admit allows operators everything, agents what concerns their own node, and everyone
+// else, such as peers, nothing.
 func (s *server) admit(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch user := callerOf(r); {
 		case user == authority.Admin, user == authority.Root:
 		case isAgent(user) && (r.Method == http.MethodGet && r.URL.Path == "/v1/status" || r.Method == http.MethodPost && r.URL.Path == "/v1/nodes"):
-			// postNode looks whether it is the agent's own node.
+			// postNode checks that it is the agent's own node.
 		default:
 			refuse(w, api.Refuse(http.StatusForbidden, "use the context of an operator of cluster "+s.cluster.Name, "user %q may not %s %s", user, r.Method, r.URL.Path))
 			return
@@ -85,8 +85,8 @@ func isAgent(user string) bool {
 	return ok
 }
 
-// callerOf is the common name of the client's certificate, which the TLS
-// handshake has verified.
+// callerOf returns the common name of the client's certificate, which the TLS handshake
+// has verified.
 func callerOf(r *http.Request) string {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 		return ""
@@ -94,7 +94,7 @@ func callerOf(r *http.Request) string {
 	return r.TLS.PeerCertificates[0].Subject.CommonName
 }
 
-// answer turns a function into a handler that answers in JSON.
+// answer turns a function into a handler that responds in JSON.
 func (s *server) answer(f func(*http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		v, err := f(r)
@@ -103,12 +103,12 @@ func (s *server) answer(f func(*http.Request) (any, error)) http.HandlerFunc {
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(v) // a caller that went away needs no error
+		_ = json.NewEncoder(w).Encode(v) // the caller may have gone away
 	}
 }
 
-// fail answers with an error. One that is not an answer already is the
-// server's, and is logged.
+// fail responds with an error. One that was not made for callers is the server's own
+// failure, and is logged.
 func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	var refusal *api.Error
 	switch {
@@ -129,7 +129,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 func refuse(w http.ResponseWriter, e *api.Error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(e.Status)
-	_ = json.NewEncoder(w).Encode(e) // a caller that went away needs no error
+	_ = json.NewEncoder(w).Encode(e) // the caller may have gone away
 }
 
 func (s *server) manifest(r *http.Request) ([]byte, error) {
@@ -138,7 +138,7 @@ func (s *server) manifest(r *http.Request) ([]byte, error) {
 		return nil, fmt.Errorf("read manifest: %w", err)
 	}
 	if len(text) > registry.MaxManifestBytes {
-		return nil, api.Refuse(http.StatusRequestEntityTooLarge, "split it into several manifests", "the manifest has more than %d MiB", registry.MaxManifestBytes>>20)
+		return nil, api.Refuse(http.StatusRequestEntityTooLarge, "split it into several manifests", "the manifest is larger than %d MiB", registry.MaxManifestBytes>>20)
 	}
 	return text, nil
 }
@@ -218,7 +218,7 @@ func (s *server) deleteNode(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	// One that an emptied store has lost is not registered.
+	// A node that an emptied store lost is not registered.
 	if absent && !lost {
 		return nil, refused
 	}
@@ -230,8 +230,8 @@ func (s *server) deleteNode(r *http.Request) (any, error) {
 	return result, nil
 }
 
-// mayRemove refuses to take a node away under its agent: its pods would go on
-// running, cut off, until somebody stops them.
+// mayRemove refuses to remove a node whose agent runs: its pods would keep running, cut
+// off from the network.
 func (s *server) mayRemove(ctx context.Context, name string) error {
 	nodes, err := s.nodeStatus(ctx)
 	if err != nil {
@@ -250,7 +250,7 @@ func (s *server) mayRemove(ctx context.Context, name string) error {
 	return nil
 }
 
-// postRotate asks for the key epoch after the newest there is.
+// postRotate requests the key epoch after the newest one.
 func (s *server) postRotate(r *http.Request) (any, error) {
 	for {
 		kv, err := s.store.Get(r.Context(), wire.RotationKey)
@@ -263,7 +263,7 @@ func (s *server) postRotate(r *http.Request) (any, error) {
 				return nil, err
 			}
 		}
-		// Asking again while a rotation is under way asks for the same.
+		// A second request during a rotation asks for the same epoch.
 		next := max(s.census.epoch()+1, wanted.Epoch)
 		_, done, err := s.store.Commit(r.Context(), store.Txn{
 			If:   []store.Cond{{Key: wire.RotationKey, Modified: kv.Modified}},
@@ -278,14 +278,14 @@ func (s *server) postRotate(r *http.Request) (any, error) {
 	}
 }
 
-// postRelease says that this store holds what belongs here: nodes that still keep
-// what they have from one that was lost go by it from now on. Said too early, the
-// word would count for a loss to come, or take away what lost nodes have.
+// postRelease declares this store complete: nodes that still keep what they have from a
+// lost store use it from now on. If it were accepted too early, it would count for the next
+// loss, or remove what lost nodes still have.
 func (s *server) postRelease(r *http.Request) (any, error) {
 	rebuilt, lost := s.memory.rebuilt()
 	if len(lost) > 0 {
-		return nil, api.Conflict("add them again, or delete those that are gone; `weft status` says how",
-			"nothing was released: %s of the store before this one are not let in, and what they hold would go", strings.Join(lost, ", "))
+		return nil, api.Conflict("add them again, or delete those that are gone; `weft status` shows how",
+			"nothing was released: nodes %s of the earlier store are not registered in this one and would lose what they have", strings.Join(lost, ", "))
 	}
 	if !rebuilt && len(s.census.holding()) == 0 {
 		return nil, api.Conflict("", "nothing to release: no store of cluster %s was lost, and its nodes use this one", s.cluster.Name)
@@ -330,14 +330,14 @@ func (s *server) watch(w http.ResponseWriter, r *http.Request) {
 		}
 		return control.Flush()
 	})
-	// The status is sent already: a store that fails ends the stream, and the
-	// watcher starts over.
+	// The status line is already sent: if the store fails, the stream ends and the
+	// watcher starts again.
 	if err != nil && r.Context().Err() == nil {
 		s.log.Warn("a watch ended", "kind", plural, "err", err)
 	}
 }
 
-// Patience of the API with its clients.
+// How long the API waits for its clients.
 const (
 	headerPatience = 10 * time.Second
 	idlePatience   = 2 * time.Minute

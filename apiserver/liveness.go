@@ -11,19 +11,18 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// What peers say of their own dead nodes is kept in the store, which outlives
-// this process and may be shared with other API servers: one of them that hears
-// nothing must not wipe out what another hears. So what stands there counts as
-// long as the report it is from would, and whoever hears the peer keeps it fresh.
+// What peers report about their own dead nodes is kept in the store, which outlives this
+// process and may be shared with other API servers. A server that hears nothing must not
+// erase what another one hears, so a stored report counts for as long as the report itself
+// would, and whichever server hears the peer refreshes it.
 
-// recordRefresh is how much newer a report is than what stands in the store
-// before that is written again just for its age, and how long that counts as known
-// before it is looked at again.
+// recordRefresh is how much newer than the stored one a report has to be to be stored just
+// for its age, and how long we rely on what we last saw in the store.
 const recordRefresh = gossip.ReportLife / 3
 
-// heardOf is what should stand in the store of a peer's dead nodes, given what
-// does and the reports there are of the peer; false if that may stay. A peer with
-// several API servers is believed when one of them says so.
+// heardOf returns what should be stored about a peer's dead nodes, given what is stored and
+// the peer's reports; false if what is stored may stay. If a peer has several API servers,
+// the word of one is enough.
 func heardOf(stands wire.PeerLiveness, reports []gossip.Report, now time.Time) (wire.PeerLiveness, bool) {
 	old := now.Sub(stands.Seen).Abs() >= gossip.ReportLife
 	if len(reports) == 0 {
@@ -46,21 +45,21 @@ func heardOf(stands wire.PeerLiveness, reports []gossip.Report, now time.Time) (
 		next.Seen = now.UTC() // the peer's clock is ahead of ours
 	}
 	if stands.Seen.After(next.Seen) && !old {
-		return stands, false // another API server has heard what did not reach us yet
+		return stands, false // another API server heard what has not reached us yet
 	}
 	stale := len(next.Dead) > 0 && next.Seen.Sub(stands.Seen) >= recordRefresh
 	return next, stale || stands.Seen.IsZero() || !maps.EqualFunc(next.Dead, stands.Dead, time.Time.Equal)
 }
 
-// looked is what stood in the store of a peer's dead nodes, and when.
+// looked is what was stored about a peer's dead nodes when we last looked.
 type looked struct {
 	stands wire.PeerLiveness
 	at     time.Time
 }
 
-// writePeers writes down what peers say of their own dead nodes, in the reports
-// that are heard. What stands there is looked at again now and then all the same:
-// another API server may have written it, and not be there to wipe it out.
+// writePeers stores what peers report about their own dead nodes. What is stored is looked
+// at again from time to time: another API server may have written it and be gone, and then
+// nobody else would remove it.
 func (g *gossiper) writePeers(ctx context.Context, heard func() []gossip.Report) error {
 	last := map[string]looked{}
 	tick := time.NewTicker(peersTurn)
@@ -89,14 +88,14 @@ func (g *gossiper) writePeers(ctx context.Context, heard func() []gossip.Report)
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-g.reports:
-		case <-tick.C: // peers come and go, and what they said grows old
+		case <-tick.C: // peers come and go, and reports expire
 		}
 	}
 }
 
-// writePeer writes down what is heard of one peer, and says what stands there
-// then. It writes only while the peer is one: its removal takes its liveness
-// along, and nothing may come after.
+// writePeer stores what one peer reports, and returns what is stored then. It writes only
+// while the cluster is a peer: removing a peer deletes its liveness, which must not come
+// back.
 func (g *gossiper) writePeer(ctx context.Context, cluster string, reports []gossip.Report) (wire.PeerLiveness, error) {
 	peer, err := g.store.Get(ctx, wire.PeerKey(cluster))
 	if errors.Is(err, store.ErrNotFound) {
@@ -112,7 +111,7 @@ func (g *gossiper) writePeer(ctx context.Context, cluster string, reports []goss
 	}
 	stands, err := wire.Unmarshal[wire.PeerLiveness](kv.Value)
 	if err != nil {
-		stands = wire.PeerLiveness{} // nobody can read it: as good as none
+		stands = wire.PeerLiveness{} // unreadable counts as absent
 	}
 	next, change := heardOf(stands, reports, time.Now())
 	if !change {
@@ -124,12 +123,12 @@ func (g *gossiper) writePeer(ctx context.Context, cluster string, reports []goss
 	})
 	switch {
 	case errors.Is(err, store.ErrTooLarge):
-		// One peer's excess is no reason not to hear the others.
-		g.log.Warn("a peer names too many dead nodes to write them down", "peer", cluster, "nodes", len(next.Dead))
+		// The other peers are not affected.
+		g.log.Warn("a peer's report of dead nodes is too large for the store; it is ignored", "peer", cluster, "nodes", len(next.Dead))
 	case err != nil:
 		return stands, err
 	case !done:
-		return stands, nil // somebody else wrote: the next turn looks again
+		return stands, nil // someone else wrote: the next turn looks again
 	}
 	return next, nil
 }

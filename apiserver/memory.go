@@ -22,10 +22,9 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// memory is the register of nodes as this API server last saw it, in a file
-// beside the store. A store that was emptied cannot say what it held: its nodes
-// go on by what they have, are let in no more, and nobody would know which they
-// are.
+// memory is the register of nodes as this API server last saw it, in a file beside the
+// store. An emptied store does not know which nodes it had: they keep working with what
+// they have but can no longer connect, and without the file nobody could name them.
 type memory struct {
 	path  string
 	store store.Store
@@ -40,12 +39,12 @@ type memory struct {
 
 // known is what the file holds.
 type known struct {
-	// Generation is that of the store whose register Nodes is.
+	// Generation is that of the store that Nodes is the register of.
 	Generation string `json:"generation"`
 	// Rebuilt is set once a store before this one was lost.
 	Rebuilt bool                          `json:"rebuilt,omitempty"`
 	Nodes   map[string]nodes.Registration `json:"nodes,omitempty"`
-	// Lost are nodes of an emptied store that were not added again yet.
+	// Lost are nodes of an emptied store that have not been added again yet.
 	Lost map[string]nodes.Registration `json:"lost,omitempty"`
 }
 
@@ -60,10 +59,10 @@ func openMemory(dir, generation string, s store.Store, log *slog.Logger) (*memor
 		if err != nil {
 			return nil, fmt.Errorf("remember nodes: %w", err)
 		}
-		log.Error("a damaged file was put aside; nodes that a lost store held are not known", "file", m.path, "as", d.Aside, "err", jsonErr)
+		log.Error("a damaged file was put aside; nodes of a lost store are not known", "file", m.path, "as", d.Aside, "err", jsonErr)
 		m.know = known{}
 	}
-	// A file from before there was Rebuilt tells it by what was lost.
+	// Older files have no Rebuilt; in those, lost nodes tell.
 	m.know.Rebuilt = m.know.Rebuilt || len(m.know.Lost) > 0
 	if m.know.Lost == nil {
 		m.know.Lost = map[string]nodes.Registration{}
@@ -107,15 +106,15 @@ func (m *memory) apply(b store.Batch) error {
 	return m.saveLocked()
 }
 
-// rebuilt says whether a store before this one was lost, and lost which of its
-// nodes were not added again yet, in order of name.
+// rebuilt reports whether an earlier store was lost, and returns its nodes that have not
+// been added again yet, in order of name.
 func (m *memory) rebuilt() (yes bool, lost []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.know.Rebuilt, slices.Sorted(maps.Keys(m.know.Lost))
 }
 
-// forget drops a lost node that is not coming back; false if there is none.
+// forget drops a lost node that is not coming back; false if it is not a lost node.
 func (m *memory) forget(node string) (bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -138,15 +137,15 @@ func (m *memory) saveLocked() error {
 	return nil
 }
 
-// concerns are that the file is behind, and what an emptied store asks of the
-// operator, node by node.
+// concerns says that the file is behind, and what an operator has to do after the store was
+// emptied, node by node.
 func (m *memory) concerns(cluster string) (out []api.Concern) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.failedWhy != nil {
 		out = append(out, api.Concern{
 			Object: "API server", Reason: "FileNotWritten", Since: m.failed, Message: m.failedWhy.Error(),
-			Next: "make the file writable: a store that is lost meanwhile takes the names of its nodes along",
+			Next: "make the file writable: if the store is lost before that, the names of its nodes are lost too",
 		})
 	}
 	if len(m.know.Lost) == 0 {
@@ -154,7 +153,7 @@ func (m *memory) concerns(cluster string) (out []api.Concern) {
 	}
 	out = append(out, api.Concern{
 		Object: "cluster " + cluster, Reason: "StoreEmptied", Message: "the store of cluster " + cluster + " was emptied",
-		Next: "add its nodes again as follows, apply its manifests, add its peers, and then `weft node release`",
+		Next: "add its nodes again as follows, apply its manifests, add its peers, then run `weft node release`",
 	})
 	for _, r := range m.know.Lost {
 		out = append(out, api.Concern{

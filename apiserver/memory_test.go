@@ -88,14 +88,14 @@ func TestEmptiedStoreTellsNobodyThatThereIsNothing(t *testing.T) {
 			t.Errorf("released %+v, %v, want %q", result, err, refused)
 		}
 	}
-	release("n1, n2 of the store before")
+	release("n1, n2 of the earlier store")
 	problems("was emptied", "weft node add n1 --address 172.16.1.1 --pod-cidr 10.1.1.0/24", "weft node delete n2")
 	p.stop()
 	p = start(t, conf)
 	problems("node n1 is not let in", "node n2 is not let in")
 	join(t, p.admin(), 1)
 	problems("node n2 is not let in")
-	release("n2 of the store before")
+	release("n2 of the earlier store")
 	if _, err := p.admin().RemoveNode(t.Context(), "n2", false); err != nil {
 		t.Error(err)
 	}

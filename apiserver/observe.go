@@ -24,7 +24,7 @@ import (
 	"github.com/weft-mesh/weft/flow"
 )
 
-// Patience with agents.
+// How long the API server waits for an agent, and before it asks again.
 const (
 	agentPatience = 3 * time.Second
 	agentRetry    = time.Second
@@ -33,7 +33,7 @@ const (
 // agents talks to the agents' APIs as the API server.
 type agents struct {
 	conf *tls.Config
-	port int // api.AgentPort, but for tests
+	port int // api.AgentPort, except in tests
 
 	mu      sync.Mutex // guards clients
 	clients map[agentAt]*api.Client
@@ -79,7 +79,7 @@ func (a *agents) close() {
 	}
 }
 
-// proxy passes a question on to the agent of the node in the path.
+// proxy forwards a request to the agent of the node in the path.
 func (s *server) proxy(path func(*http.Request) string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		text, err := s.askAgent(r.Context(), r.PathValue("name"), path(r), r.URL.Query())
@@ -97,7 +97,7 @@ func (s *server) askAgent(ctx context.Context, node, path string, query url.Valu
 	if err != nil {
 		return nil, err
 	}
-	// Nodes are also named as they are shown, with the cluster before them.
+	// Nodes may also be named as they are shown: cluster/node.
 	reg, ok := register[strings.TrimPrefix(node, s.cluster.Name+"/")]
 	if !ok {
 		return nil, api.NotFound("`weft node list` shows them", "cluster %s has no node %q", s.cluster.Name, node)
@@ -116,12 +116,12 @@ func (s *server) askAgent(ctx context.Context, node, path string, query url.Valu
 	if errors.As(err, &refusal) {
 		return nil, refusal
 	}
-	return nil, api.Refuse(http.StatusBadGateway, "look whether `weft agent` runs there; packets go on without it", "the agent of node %s does not answer: %v", node, err)
+	return nil, api.Refuse(http.StatusBadGateway, "check that `weft agent` runs there; its traffic continues", "the agent of node %s does not answer: %v", node, err)
 }
 
-// observe merges the flows of all nodes. Without follow, what is kept comes in
-// order of time, and a header names the nodes whose agents did not answer. With
-// it, flows come as they happen, also of nodes that come back.
+// observe merges the flows of all nodes. Without follow, it returns the flows that agents
+// keep, in order of time, and a header names the nodes whose agents did not answer. With
+// follow, flows are sent as they happen, also those of nodes that come back.
 func (s *server) observe(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	request, err := flow.ParseRequest(query)
@@ -166,7 +166,7 @@ func (s *server) observe(w http.ResponseWriter, r *http.Request) {
 			})
 		})
 	}
-	_ = group.Wait() // the reader went away, or the server ends
+	_ = group.Wait() // the reader went away, or the server stops
 }
 
 // timed is a line with the time of its flow.
@@ -175,8 +175,7 @@ type timed struct {
 	text []byte
 }
 
-// keptFlows asks every agent for what it keeps, and returns the newest of all
-// of it.
+// keptFlows asks every agent for the flows it keeps, and returns the newest of them.
 func (s *server) keptFlows(ctx context.Context, register map[string]nodes.Registration, request flow.Request) (kept []timed, missing []string) {
 	ctx, cancel := context.WithTimeout(ctx, agentPatience)
 	defer cancel()
@@ -216,8 +215,8 @@ func (s *server) keptFlows(ctx context.Context, register map[string]nodes.Regist
 	return kept, missing
 }
 
-// followFlows passes on an agent's flows until ctx or each ends. An agent that
-// goes away is asked again, then only for what is new.
+// followFlows passes on an agent's flows until ctx ends or each fails. An agent that goes
+// away is asked again, then only for new flows.
 func (s *server) followFlows(ctx context.Context, reg nodes.Registration, request flow.Request, each func([]byte) error) error {
 	c, err := s.agents.client(reg)
 	if err != nil {

@@ -12,14 +12,14 @@ import (
 	"github.com/weft-mesh/weft/tunnel"
 )
 
-// reach is what the agents of this cluster say of their paths, put together: who
-// reaches whom, and how large a packet may be.
+// reach combines what the agents of this cluster say about their paths: who reaches whom,
+// and how large a packet may be.
 type reach struct {
 	own  string
-	live []string // own nodes whose word counts, sorted
+	live []string // own nodes whose agents answer, sorted
 	// cut has, by cluster, the own nodes that reach none of its nodes.
 	cut map[string]map[string]api.NodePath
-	// down has, by other end, the own nodes that do not reach it.
+	// down has, by remote end, the own nodes that do not reach it.
 	down    map[end]map[string]time.Time
 	limited map[string][]limitedPath // by cluster
 }
@@ -34,7 +34,7 @@ type limitedPath struct {
 	api.NodePath
 }
 
-// reachOf puts together what nodes say. A node that is silent says nothing.
+// reachOf combines what nodes say. A silent node says nothing.
 func reachOf(own string, nodes []api.NodeStatus) reach {
 	r := reach{own: own, cut: map[string]map[string]api.NodePath{}, down: map[end]map[string]time.Time{}, limited: map[string][]limitedPath{}}
 	for _, n := range nodes {
@@ -49,7 +49,7 @@ func reachOf(own string, nodes []api.NodeStatus) reach {
 			case p.Node != "":
 				r.note(end{p.Cluster, p.Node}, n.Name, p.Since)
 			case p.Cluster == own:
-				// Of the own cluster it is known which nodes those are.
+				// It reaches none of its own cluster's nodes, which are known.
 				for _, other := range nodes {
 					if other.Name != n.Name && other.State != api.NodeNeverConnected {
 						r.note(end{own, other.Name}, n.Name, p.Since)
@@ -74,8 +74,8 @@ func (r *reach) note(to end, from string, since time.Time) {
 	r.down[to][from] = since
 }
 
-// cluster says how many paths there are to a peer of which none is up, and since
-// when; 0 if one may be.
+// cluster returns how many paths there are to a peer if none of them is up, and since when
+// that is so; 0 if one may be up.
 func (r reach) cluster(name string) (paths int, since time.Time) {
 	if len(r.live) == 0 || len(r.cut[name]) < len(r.live) {
 		return 0, time.Time{}
@@ -89,7 +89,7 @@ func (r reach) cluster(name string) (paths int, since time.Time) {
 	return paths, since
 }
 
-// node says since when no live node but itself reaches a node.
+// node reports whether no live node, other than itself, reaches a node, and since when.
 func (r reach) node(to end) (since time.Time, lost bool) {
 	others := 0
 	for _, from := range r.live {
@@ -111,8 +111,7 @@ func (r reach) node(to end) (since time.Time, lost bool) {
 	return since, others > 0
 }
 
-// why says why a backend of a node cannot be reached from this cluster; "" if it
-// can.
+// why says why a backend on a node cannot be reached from this cluster; "" if it can.
 func (r reach) why(cluster, node string) string {
 	if paths, _ := r.cluster(cluster); paths > 0 {
 		return "no path to " + cluster + " is up"
@@ -126,17 +125,15 @@ func (r reach) why(cluster, node string) string {
 	return ""
 }
 
-// mostPathLines is how many paths between two clusters have a line each. More are
-// one line with an example: they have one cause.
+// mostPathLines is how many paths between two clusters have a line each. More than that
+// usually have one cause, and share a line with an example.
 const mostPathLines = 4
 
-// Paths must be down for longer than a restart of `weft tunnel` or a handshake
-// takes.
+// pathGrace is longer than a restart of `weft tunnel` or a handshake takes.
 const pathGrace = 3 * time.Second
 
-// concerns are the paths that do not carry what they should. Those to a peer
-// that has not added this cluster are left out: there is nothing to mend about
-// them.
+// concerns are the paths that are down or carry less than they should. Those to a peer that
+// has not added this cluster are left out, because they cannot be up.
 func (r reach) concerns(nodes []api.NodeStatus, peers []api.PeerStatus) (out []api.Concern) {
 	silent := map[string]bool{}
 	for _, n := range nodes {
@@ -164,7 +161,7 @@ func ports(whom string) string {
 // within are the paths between nodes of the own cluster.
 func (r reach) within(silent map[string]bool) (out []api.Concern) {
 	var pairs []path
-	lost := map[string]time.Time{}
+	lost := map[string]time.Time{} // nodes that no other reaches
 	for to := range r.down {
 		if to.cluster != r.own {
 			continue
@@ -173,7 +170,7 @@ func (r reach) within(silent map[string]bool) (out []api.Concern) {
 			lost[to.node] = since
 		}
 	}
-	alive := 0 // lost ones whose agents answer
+	alive := 0 // of those, the ones whose agents answer
 	var last time.Time
 	for name, since := range lost {
 		if !silent[name] {
@@ -191,7 +188,7 @@ func (r reach) within(silent map[string]bool) (out []api.Concern) {
 	}
 	for to, from := range r.down {
 		if to.cluster != r.own || silent[to.node] && !lost[to.node].IsZero() {
-			continue // the node is down, which is said of the node
+			continue // the node is down, and has its own line
 		}
 		if since, all := lost[to.node]; all && len(r.live) > 2 {
 			out = append(out, unreachable(r.own, to, since))
@@ -199,10 +196,10 @@ func (r reach) within(silent map[string]bool) (out []api.Concern) {
 		}
 		for name, since := range from {
 			if _, isolated := lost[name]; isolated && len(r.live) > 2 {
-				continue // it reaches nobody, and that is said of it
+				continue // it reaches nobody, and has its own line
 			}
 			if _, back := r.down[end{r.own, name}][to.node]; back && name > to.node {
-				continue // said once
+				continue // one line for both directions
 			}
 			pairs = append(pairs, path{end{r.own, name}, to, since})
 		}
@@ -236,7 +233,7 @@ func (r reach) towards(p api.PeerStatus) (out []api.Concern) {
 		switch since, all := r.node(to); {
 		case to.cluster != p.Name:
 		case all && slices.Contains(p.DeadNodes, to.node):
-			// The node is down, which is said of the peer.
+			// The node is down, and has its own line.
 		case all && len(r.live) > 1:
 			out = append(out, unreachable(r.own, to, since))
 		default:
@@ -255,7 +252,7 @@ func unreachable(own string, to end, since time.Time) api.Concern {
 	}
 }
 
-// path is one that is down.
+// path is a path that is down.
 type path struct {
 	from, to end
 	since    time.Time
@@ -281,7 +278,7 @@ func lines(from, to string, pairs []path) (out []api.Concern) {
 	return out
 }
 
-// limits are the paths to a cluster that swallow large packets.
+// limits are the paths to a cluster that drop large packets.
 func (r reach) limits(cluster string) (out []api.Concern) {
 	all := r.limited[cluster]
 	slices.SortFunc(all, func(a, b limitedPath) int {
@@ -306,8 +303,7 @@ func (r reach) limits(cluster string) (out []api.Concern) {
 	return out
 }
 
-// lower says how to make packets fit. An agent reads its device's MTU when it
-// starts.
+// lower says how to make packets fit. An agent reads its device's MTU only when it starts.
 func lower(limit int, devices string) string {
 	if least := tunnel.MinMTU + tunnel.Overhead; limit < least {
 		return fmt.Sprintf("raise the MTU of the network between them to %s or more", digits(least))
@@ -315,7 +311,7 @@ func lower(limit int, devices string) string {
 	return fmt.Sprintf("lower the MTU of %s to %s and restart their agents", devices, digits(limit))
 }
 
-// digits is a number below a million with its thousands apart.
+// digits formats a number below a million with a thousands separator.
 func digits(n int) string {
 	if n < 1000 {
 		return strconv.Itoa(n)

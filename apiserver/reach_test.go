@@ -95,7 +95,7 @@ func TestConcernsOfPathsAndPeers(t *testing.T) {
 			[]api.NodeStatus{node("n1", "west*2"), node("n2", "west*2")}, []api.PeerStatus{down},
 			[]string{
 				"east → west: 0 of 4 paths up (12 s); is west running, and the network to it up?",
-				"control link to west is down: no answer (60 s); is its API server running, and TCP 2379 to it open? Traffic goes on by what is known",
+				"control link to west is down: no answer (60 s); is its API server running, and TCP 2379 to it open? Traffic continues with what is known",
 			},
 		},
 		"what a silent node said last does not count": {

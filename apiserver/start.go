@@ -30,18 +30,18 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// startPatience bounds what a start waits for the store.
+// startPatience is how long a start waits for the store.
 const startPatience = 30 * time.Second
 
-// adminRenewal is how long before its end an operator's certificate in the
-// admin config is replaced at a start.
+// adminRenewal is how long before it expires the operator's certificate in the admin config
+// is replaced at a start.
 const adminRenewal = 90 * 24 * time.Hour
 
-// foundation is what everything else stands on. It is closed last.
+// foundation is what all other parts are built on. It is closed last.
 type foundation struct {
 	conf      Config
 	authority *authority.Authority
-	root      atomic.Pointer[tls.Certificate] // proves us to the store and to agents
+	root      atomic.Pointer[tls.Certificate] // identifies us to the store and to agents
 	etcd      *embedded.Server                // nil: an existing etcd is used
 	store     *store.Etcd
 	etcdCA    []byte // of an existing etcd, PEM
@@ -56,7 +56,7 @@ func (f *foundation) close() {
 	f.closers = nil
 }
 
-// lay starts the store and agrees with it on who this cluster is.
+// lay starts the store and checks that it belongs to this cluster.
 func lay(ctx context.Context, conf Config) (_ *foundation, err error) {
 	f := &foundation{conf: conf}
 	defer func() {
@@ -83,7 +83,7 @@ func lay(ctx context.Context, conf Config) (_ *foundation, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// Before anything is written: what others have seen beyond it is gone.
+	// Read before anything is written: what others have seen beyond it is gone.
 	_, revision, err := f.store.Count(ctx, wire.ClusterKey)
 	if err != nil {
 		return nil, fmt.Errorf("read the store's revision: %w", err)
@@ -107,7 +107,7 @@ func lay(ctx context.Context, conf Config) (_ *foundation, err error) {
 	return f, f.issueRoot()
 }
 
-// issueRoot makes what proves us to the embedded etcd and to agents.
+// issueRoot issues the certificate that identifies us to the embedded etcd and to agents.
 func (f *foundation) issueRoot() error {
 	pair, err := f.authority.Issue(authority.Request{User: authority.Root, Client: true})
 	if err != nil {
@@ -121,8 +121,8 @@ func (f *foundation) issueRoot() error {
 	return nil
 }
 
-// shareAuthority makes all API servers on one etcd one authority: that of the
-// first. The embedded etcd has but one.
+// shareAuthority makes all API servers on one etcd use the authority of the first. An
+// embedded etcd has only one API server.
 func (f *foundation) shareAuthority(ctx context.Context) error {
 	own, err := f.authority.Secret()
 	if err != nil {
@@ -146,7 +146,7 @@ func (f *foundation) shareAuthority(ctx context.Context) error {
 	return f.authority.Adopt(shared)
 }
 
-// authorityKey holds the authority that several API servers share.
+// authorityKey is the key of the authority that several API servers share.
 const authorityKey = wire.SecretPrefix + "authority"
 
 // Issue implements nodes.Authority and peering.Authority.
@@ -157,17 +157,17 @@ func (f *foundation) KeepRemovals(atLeast uint64) (uint64, error) {
 	return f.authority.KeepRemovals(atLeast)
 }
 
-// Bundle implements nodes.Authority and peering.Authority: what agents and peers
-// are to believe, an existing etcd's CA included.
+// Bundle implements nodes.Authority and peering.Authority: the CAs that agents and peers
+// trust, including an existing etcd's.
 func (f *foundation) Bundle() []byte {
 	merged, err := authority.MergeBundles(f.authority.Bundle(), f.etcdCA)
 	if err != nil {
-		return f.authority.Bundle() // cannot be: both were read before
+		return f.authority.Bundle() // cannot happen: both were parsed before
 	}
 	return merged
 }
 
-// lock keeps a second API server away from the same data.
+// lock prevents a second API server from using the same data.
 func (f *foundation) lock() error {
 	release, err := statefile.Lock(f.conf.DataDir, "API server")
 	if err != nil {
@@ -177,9 +177,9 @@ func (f *foundation) lock() error {
 	return nil
 }
 
-// checkAuthority refuses to make a new certificate authority for a store that was
-// there before: no node, peer or operator would believe it. The authority is kept
-// before there is a store, so a first start that was cut short is not refused.
+// checkAuthority refuses to make a new certificate authority for an existing store: no
+// node, peer or operator would trust it. The authority is written before the store exists,
+// so a first start that was interrupted is not refused.
 func (f *foundation) checkAuthority() error {
 	pki, member := filepath.Join(f.conf.DataDir, "pki"), filepath.Join(f.conf.DataDir, "etcd", "member")
 	if _, err := os.Stat(member); err != nil || len(f.conf.EtcdEndpoints) > 0 {
@@ -201,7 +201,7 @@ func (f *foundation) startEtcd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, port, _ := net.SplitHostPort(f.conf.EtcdListen) // Validate has looked
+	_, port, _ := net.SplitHostPort(f.conf.EtcdListen) // Validate has checked it
 	conf := embedded.Config{
 		Dir: filepath.Join(f.conf.DataDir, "etcd"), Listen: f.conf.EtcdListen,
 		Advertise: []string{net.JoinHostPort(f.conf.Advertise.String(), port)},
@@ -218,7 +218,7 @@ func (f *foundation) startEtcd(ctx context.Context) error {
 	return f.dial([]string{"https://" + f.etcd.Addr()}, f.rootTLS())
 }
 
-// rootTLS looks the certificate up for each connection: it is made anew.
+// rootTLS looks up the certificate for each connection, because it is renewed.
 func (f *foundation) rootTLS() *tls.Config {
 	return &tls.Config{
 		RootCAs: f.authority.Pool(), MinVersion: tls.VersionTLS13,
@@ -226,11 +226,9 @@ func (f *foundation) rootTLS() *tls.Config {
 	}
 }
 
-// closeStore turns on authentication in a new store before anybody can reach
-// it, on a port that nobody knows. Otherwise there would be a moment in which
-// every certificate opens everything, and in which the agents of a cluster that
-// lost its store would be told, by a complete and trusted list, that there is
-// nothing.
+// closeStore turns on authentication in a new store while it listens on a port that nobody
+// knows. Otherwise, for a moment every certificate would open everything, and the agents of
+// a cluster that lost its store would read a complete and trusted list of nothing.
 func (f *foundation) closeStore(ctx context.Context, conf embedded.Config) error {
 	closed := filepath.Join(conf.Dir, "closed")
 	if _, err := os.Stat(closed); err == nil {
@@ -253,8 +251,7 @@ func (f *foundation) closeStore(ctx context.Context, conf embedded.Config) error
 	return api.WriteSecretFile(closed, []byte("authentication is on\n"))
 }
 
-// issueEtcd writes the embedded etcd's certificate. Peers with Cilium's own
-// reader look for the names in it.
+// issueEtcd writes the embedded etcd's certificate. Cilium's readers check for these names.
 func (f *foundation) issueEtcd() (cert, key string, err error) {
 	return f.authority.IssueFile("etcd", f.serverRequest("etcd", "clustermesh-apiserver.cilium.io", f.conf.Cluster+".mesh.cilium.io"))
 }
@@ -290,8 +287,8 @@ func (f *foundation) dial(endpoints []string, conf *tls.Config) error {
 	return nil
 }
 
-// serverRequest is for a certificate of this process: it is reached by what it
-// advertises, and from this machine.
+// serverRequest is for a certificate of this process, which is reached at its advertised
+// addresses and from this machine.
 func (f *foundation) serverRequest(user string, names ...string) authority.Request {
 	r := authority.Request{
 		User: user, Client: true, Server: true,
@@ -308,7 +305,7 @@ func (f *foundation) serverRequest(user string, names ...string) authority.Reque
 	return r
 }
 
-// etcdEndpoints are what agents and peers connect to.
+// etcdEndpoints returns the URLs that agents and peers connect to.
 func (f *foundation) etcdEndpoints() []string {
 	if f.etcd == nil {
 		return f.conf.EtcdEndpoints
@@ -320,21 +317,20 @@ func (f *foundation) etcdEndpoints() []string {
 	return []string{"https://" + net.JoinHostPort(f.conf.Advertise.String(), port)}
 }
 
-// agree writes who this cluster is into an empty store, and otherwise compares.
-// Name, ID, split and service CIDR stay what they are for as long as the store
-// lives: identities and addresses everywhere depend on them. Pod CIDRs may be
-// added.
+// agree writes the cluster record into an empty store, and compares it with the one in any
+// other. Name, ID, split and service CIDR can never change in a store, because identities
+// and addresses everywhere depend on them. Pod CIDRs may be added.
 func agree(ctx context.Context, s store.Store, want wire.Cluster) (wire.Cluster, error) {
 	for {
 		kv, err := s.Get(ctx, wire.ClusterKey)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return want, fmt.Errorf("read who this cluster is: %w", err)
+			return want, fmt.Errorf("read the cluster record: %w", err)
 		}
 		next := want
 		if err == nil {
 			is, err := wire.Unmarshal[wire.Cluster](kv.Value)
 			if err != nil {
-				return want, fmt.Errorf("read who this cluster is: %w", err)
+				return want, fmt.Errorf("read the cluster record: %w", err)
 			}
 			if err := compatible(is, want); err != nil {
 				return want, err
@@ -351,7 +347,7 @@ func agree(ctx context.Context, s store.Store, want wire.Cluster) (wire.Cluster,
 			Then: []store.Op{store.Put(wire.ClusterKey, wire.Marshal(next))},
 		})
 		if err != nil {
-			return want, fmt.Errorf("write who this cluster is: %w", err)
+			return want, fmt.Errorf("write the cluster record: %w", err)
 		}
 		if done {
 			return next, nil
@@ -359,10 +355,10 @@ func agree(ctx context.Context, s store.Store, want wire.Cluster) (wire.Cluster,
 	}
 }
 
-// trace adds this start to the store's lineage: everything up to the revision was
-// there before. It comes before anybody else is let in, so that nobody takes a
-// store that was restored from an older copy for the one they knew. An existing
-// etcd starts without us, and has no lineage: whoever reconnects to it lists again.
+// trace adds this start to the store's lineage: everything up to the revision existed
+// before it. It runs before anyone else can connect, so that nobody mistakes a store that
+// was restored from an older copy for the one they knew. An existing etcd starts without us
+// and has no lineage: clients that reconnect to it list again.
 func trace(ctx context.Context, s store.Store, ours bool, revision int64) error {
 	kv, err := s.Get(ctx, wire.LineageKey)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -370,7 +366,7 @@ func trace(ctx context.Context, s store.Store, ours bool, revision int64) error 
 	}
 	ops := []store.Op{store.Delete(wire.LineageKey), store.Delete(wire.ExportLineageKey)}
 	if ours {
-		// One that cannot be read vouches for nothing.
+		// An unreadable lineage proves nothing.
 		lineage, _ := wire.Unmarshal[wire.Lineage](kv.Value)
 		value := wire.Marshal(lineage.With(wire.Start{ID: string(uuid.NewUUID()), After: revision}))
 		ops = []store.Op{store.Put(wire.LineageKey, value), store.Put(wire.ExportLineageKey, value)}
@@ -394,14 +390,14 @@ func compatible(is, want wire.Cluster) error {
 	fixed("service-cidr", is.ServiceCIDR, want.ServiceCIDR)
 	for _, p := range is.PodCIDRs {
 		if !slices.Contains(want.PodCIDRs, p) {
-			errs = append(errs, fmt.Errorf("pod-cidrs lacks %s, which this cluster has: CIDRs can be added, not taken away", p))
+			errs = append(errs, fmt.Errorf("pod-cidrs lacks %s, which this cluster has: CIDRs can be added but not removed", p))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// secretKey reads a random key of 32 bytes that is kept in the store for the
-// API servers alone, and makes it when there is none.
+// secretKey returns a random key of 32 bytes that only API servers can read in the store,
+// and makes it if there is none.
 func secretKey(ctx context.Context, s store.Store, name string) ([]byte, error) {
 	for {
 		kv, err := s.Get(ctx, wire.SecretPrefix+name)
@@ -420,8 +416,8 @@ func secretKey(ctx context.Context, s store.Store, name string) ([]byte, error) 
 	}
 }
 
-// writeAdmin leaves the first operator's context, unless there is one that is
-// good for long enough. Other contexts in the file are kept.
+// writeAdmin writes the first operator's context, unless there is one that is valid for
+// long enough. Other contexts in the file are kept.
 func (f *foundation) writeAdmin(server string) error {
 	path := f.conf.AdminConfig
 	file := &api.Config{}
@@ -429,14 +425,14 @@ func (f *foundation) writeAdmin(server string) error {
 	if errors.As(err, new(*api.ConfigSyntax)) {
 		d, err := statefile.PutAside(path)
 		if err != nil {
-			return fmt.Errorf("leave the operator's context: %w", err)
+			return fmt.Errorf("write the operator's context: %w", err)
 		}
-		f.conf.Log.Error("a damaged file was put aside; other contexts in it have to be copied back", "file", path, "as", d.Aside)
+		f.conf.Log.Error("a damaged file was put aside; copy other contexts back from it", "file", path, "as", d.Aside)
 	}
 	if err == nil {
 		file = old
 		if x, err := old.Context(f.conf.Cluster); err == nil && !signed(x.Cert, f.authority.Pool()) {
-			f.conf.Log.Warn("the operator's context was of another certificate authority: if this cluster's data folder was lost, restore it from a backup, or give every node, peer and operator new certificates", "path", path, "dataDir", f.conf.DataDir)
+			f.conf.Log.Warn("the operator's context was issued by another certificate authority: if this cluster's data folder was lost, restore it from a backup, or give every node, peer and operator new certificates", "path", path, "dataDir", f.conf.DataDir)
 		}
 		if x, err := old.Context(f.conf.Cluster); err == nil && x.Server == server && x.CA == string(f.authority.Bundle()) && lasts(x.Cert) {
 			return nil
@@ -448,7 +444,7 @@ func (f *foundation) writeAdmin(server string) error {
 	}
 	file.Set(api.Context{Name: f.conf.Cluster, Server: server, CA: string(f.authority.Bundle()), Cert: string(pair.Cert), Key: string(pair.Key)})
 	if err := file.Save(path); err != nil {
-		return fmt.Errorf("leave the operator's context: %w", err)
+		return fmt.Errorf("write the operator's context: %w", err)
 	}
 	f.conf.Log.Info("wrote the operator's context", "path", path)
 	return nil
@@ -459,8 +455,7 @@ func lasts(cert string) bool {
 	return err == nil && time.Until(leaf.NotAfter) > adminRenewal
 }
 
-// signed tells whether a certificate was signed by one of the authorities, be it
-// still valid or not.
+// signed reports whether one of the authorities signed a certificate, expired or not.
 func signed(cert string, by *x509.CertPool) bool {
 	leaf, err := leafOf(cert)
 	if err != nil {
@@ -473,12 +468,12 @@ func signed(cert string, by *x509.CertPool) bool {
 func leafOf(cert string) (*x509.Certificate, error) {
 	block, _ := pem.Decode([]byte(cert))
 	if block == nil {
-		return nil, errors.New("holds no PEM certificate")
+		return nil, errors.New("not a PEM certificate")
 	}
 	return x509.ParseCertificate(block.Bytes)
 }
 
-// host:port of this API server, as others reach it.
+// advertised returns the host:port at which others reach this API server.
 func (f *foundation) advertised(listener net.Addr) string {
 	_, port, err := net.SplitHostPort(listener.String())
 	if err != nil {
@@ -487,7 +482,7 @@ func (f *foundation) advertised(listener net.Addr) string {
 	return net.JoinHostPort(f.conf.Advertise.String(), port)
 }
 
-// listenError says what an operator can do about a port that is taken.
+// listenError says what an operator can do about a port that is in use.
 func listenError(flag, addr string, err error) error {
 	if strings.Contains(err.Error(), "address already in use") {
 		return fmt.Errorf("%s is in use: stop what listens there, or choose another --%s: %w", addr, flag, err)

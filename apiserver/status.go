@@ -94,12 +94,12 @@ func (s *server) look(ctx context.Context) (*api.Status, error) {
 	return out, nil
 }
 
-// quotaConcern warns before etcd refuses writes: the last twentieth can be one
-// transaction. An external etcd's quota is not known here.
+// quotaConcern warns before etcd refuses writes: one transaction can take the last
+// twentieth. An external etcd's quota is not known here.
 func quotaConcern(bytes, quota int64) (api.Concern, bool) {
 	return api.Concern{
 		Object: "store", Reason: "StoreNearlyFull",
-		Message: fmt.Sprintf("the store has %d of the %d MiB that it may have; beyond, nothing is written", bytes>>20, quota>>20),
+		Message: fmt.Sprintf("the store takes %d of the %d MiB that it may take; beyond that, writes are refused", bytes>>20, quota>>20),
 		Next:    "raise --etcd-quota-bytes and restart the API server",
 	}, bytes >= quota-quota/20
 }
@@ -137,7 +137,7 @@ func (s *server) nodeRows(register map[string]nodes.Registration) []api.NodeStat
 	return s.census.status(s.cluster.Name, register, derived.Endpoints, refused)
 }
 
-// version is that of the build.
+// version returns the version of the build.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -146,7 +146,7 @@ func version() string {
 	return cmp.Or(info.Main.Version, "(devel)")
 }
 
-// identities lists the numbers of this cluster and of its peers.
+// identities lists the identities of this cluster and of its peers.
 func (s *server) identities(ctx context.Context) (*api.IdentityList, error) {
 	out := &api.IdentityList{Cluster: s.cluster.Name, Identities: []api.Identity{}}
 	used := map[uint32]int{}

@@ -52,7 +52,7 @@ func TestNodeConcernsNameObjectAgeAndNextStep(t *testing.T) {
 		{"ready", api.NodeStatus{State: api.NodeReady, Since: ago(time.Hour)}, "", ""},
 		{"just added", api.NodeStatus{State: api.NodeNeverConnected, Since: ago(time.Second)}, "", "node e1 has never connected (1 s): start its agent"},
 		{"added long ago", api.NodeStatus{State: api.NodeNeverConnected, Since: ago(5 * time.Minute)}, "node e1 has never connected (5 min): start its agent", ""},
-		{"starting", api.NodeStatus{State: api.NodeStarting, Since: ago(9 * time.Second)}, "", "agent on e1 has been starting for 9 s: look at its log"},
+		{"starting", api.NodeStatus{State: api.NodeStarting, Since: ago(9 * time.Second)}, "", "agent on e1 has been starting for 9 s: check its log"},
 		{"restarting", api.NodeStatus{State: api.NodeSilent, LastSeen: ago(2 * time.Second)}, "", "agent on e1 has not answered for 2 s (its traffic continues): start it, or `weft node delete e1` if the machine is gone"},
 		{"away", api.NodeStatus{State: api.NodeSilent, LastSeen: ago(23 * time.Second)}, "agent on e1 has not answered for 23 s (its traffic continues): start it, or `weft node delete e1` if the machine is gone", ""},
 	} {
@@ -130,7 +130,7 @@ func TestANodeAheadOfItsStoreIsAConcern(t *testing.T) {
 		t.Errorf("level with it: %v", got)
 	}
 	got := aheadConcerns(at(500), 431)
-	if len(got) != 1 || !strings.HasPrefix(got[0].String(), "node e1 is at revision 500, and its store only at 431, ") {
+	if len(got) != 1 || !strings.HasPrefix(got[0].String(), "node e1 is at revision 500 but its store is only at 431: ") {
 		t.Errorf("ahead: %v", got)
 	}
 }
@@ -176,8 +176,8 @@ func TestProblemsOfNodesReadLikeSentences(t *testing.T) {
 		{api.NodeProblem{Table: "ips", Row: "10.2.1.9", Rows: 1, Error: "not now"}, "node n1", "node n1: ips 10.2.1.9 is not in the kernel: not now; `weft debug table problems --node n1` lists them", true},
 		{api.NodeProblem{Table: "policies", Rows: 1, Error: "full"}, "node n1", "node n1: policies: full; `weft debug table problems --node n1` lists them", true},
 		{api.NodeProblem{Table: wire.ProblemTunnels, Row: "east/n1", Rows: 1, Error: "no WireGuard"}, "node n1", "tunnel on n1 is down: no WireGuard; correct that on n1; its agent keeps trying", false},
-		{api.NodeProblem{Table: wire.ProblemPaths, Rows: 1, Error: "not permitted"}, "node n1", "node n1 does not watch its paths, so that traffic stays with dead nodes: not permitted; correct that on n1; its agent keeps trying", false},
-		{api.NodeProblem{Table: wire.ProblemProbes, Rows: 1, Error: "not permitted"}, "node n1", "node n1 does not watch its paths, so that traffic stays with dead nodes: not permitted; correct that on n1; its agent keeps trying", false},
+		{api.NodeProblem{Table: wire.ProblemPaths, Rows: 1, Error: "not permitted"}, "node n1", "node n1 does not probe its paths, so traffic is not moved away from dead nodes: not permitted; correct that on n1; its agent keeps trying", false},
+		{api.NodeProblem{Table: wire.ProblemProbes, Rows: 1, Error: "not permitted"}, "node n1", "node n1 does not probe its paths, so traffic is not moved away from dead nodes: not permitted; correct that on n1; its agent keeps trying", false},
 		{api.NodeProblem{Table: wire.ProblemPeers, Row: "east/n1", Rows: 1, Error: "no space left on device"}, "node n1", "tunnel on n1 is not brought up to date: no space left on device; correct that on n1; its agent keeps trying", true},
 		{api.NodeProblem{Table: wire.ProblemFiles, Row: "/a", Rows: 1, Error: "write /a: read-only file system"}, "node n1", "node n1: write /a: read-only file system; correct that on n1; its agent keeps trying", true},
 		{api.NodeProblem{Table: wire.ProblemParts, Row: "events", Rows: 1, Error: "flow events cannot be read: not permitted"}, "node n1", "agent on n1: flow events cannot be read: not permitted; correct that on n1; its agent keeps trying", true},

@@ -9,7 +9,7 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// waits tells for pods of any node why they are not ready, as of now.
+// waits returns a function that says why a pod of any node is not ready now.
 func (s *server) waits(ctx context.Context) (func(node, namespace, pod string) (reason, message string), error) {
 	rows, err := s.nodeStatus(ctx)
 	if err != nil {
@@ -31,10 +31,9 @@ func (s *server) waits(ctx context.Context) (func(node, namespace, pod string) (
 	}, nil
 }
 
-// podWait is why a pod is not ready, by who knows best: a node that does not know
-// its pods, the API server that does not write the endpoint, and then the node's
-// agent. row is nil for a node that is not registered, refused what the API server
-// has against the pod's endpoint, if anything, and says what the agent says of the pod.
+// podWait says why a pod is not ready. What is wrong with its node comes first, then why
+// the API server does not write its endpoint (refused, if not nil), then what its agent says
+// about it. row is nil for a node that is not registered.
 func podWait(node, pod string, row *api.NodeStatus, refused *api.Concern, says wire.EndpointState) api.Concern {
 	if row == nil {
 		return api.Concern{Reason: "NodeNotRegistered", Message: fmt.Sprintf("node %s is not registered", node), Next: "`weft node add " + node + "` adds it"}
@@ -57,7 +56,7 @@ func podWait(node, pod string, row *api.NodeStatus, refused *api.Concern, says w
 		return c
 	}
 	for _, p := range row.Problems {
-		// Of several pods with the same cause the agent names one.
+		// The agent names one of several pods with the same cause.
 		if p.Table == wire.ProblemPods && (p.Row == pod || p.Rows > 1) {
 			return nodeProblem(row.Cluster, node, p)
 		}

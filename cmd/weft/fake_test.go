@@ -149,7 +149,7 @@ func (f *fake) status() api.Status {
 			{Object: "store", Reason: "DiskNearlyFull", Message: "the disk of the store is 91% full"},
 			{Object: "node west-2", Node: "west-2", Reason: "AgentSilent", Message: "agent on west-2 has not answered for 60 min (its traffic continues)", Next: "start it"},
 		}
-		s.Settling = []api.Concern{{Object: "node west-1", Node: "west-1", Reason: "AgentStarting", Message: "agent on west-1 has been starting for 1 s", Next: "look at its log"}}
+		s.Settling = []api.Concern{{Object: "node west-1", Node: "west-1", Reason: "AgentStarting", Message: "agent on west-1 has been starting for 1 s", Next: "check its log"}}
 		s.Peers = append(s.Peers, api.PeerStatus{Cluster: "west", Name: "north", ID: 3, PodCIDRs: []netip.Prefix{prefix("10.%d.0.0/16", 3)}, ServiceCIDR: prefix("10.%d.0.0/16", 103),
 			Control:   api.ControlStatus{State: api.LinkDown, Since: heard, Error: "connection refused", LastHeard: noon.Add(-90 * time.Minute), AgeSeconds: 5400},
 			Mirrors:   []api.MirrorStatus{{Resource: "nodes", Entries: 2, Synced: true}, {Resource: "ip", Entries: 40, Synced: true, Held: 38}},

@@ -46,7 +46,7 @@ func TestARefusedSettingNamesItsLine(t *testing.T) {
 	cmd := rootCommand()
 	cmd.SetArgs([]string{"apiserver", "--config", file})
 	err = cmd.ExecuteContext(t.Context())
-	if err == nil || exitCode(err) != exitUsage || !strings.Contains(err.Error(), file+":6: ") || !strings.Contains(err.Error(), "advertise is 192.0.2.11, which is the example's") {
+	if err == nil || exitCode(err) != exitUsage || !strings.Contains(err.Error(), file+":6: ") || !strings.Contains(err.Error(), "advertise is 192.0.2.11, which is from an example") {
 		t.Errorf("an example that nobody has edited: %v, exit code %d", err, exitCode(err))
 	}
 	if got := lineOf(file, "listen"); got != "" {
