@@ -26,6 +26,11 @@ type Judgement struct {
 	Denying  []RuleInfo // rules that forbid it; any one is decisive
 }
 
+// Selects reports whether the policy of a cluster applies to a pod with these labels.
+func (p *Policy) Selects(cluster string, pod identity.Labels) bool {
+	return slices.ContainsFunc(p.rules, func(r rule) bool { return r.subject.local(cluster).matches(pod) })
+}
+
 // Evaluate judges one flow by what the policies mean, rule by rule, with no table in
 // between. It is slow, and the reference for Compile.
 //

@@ -1,6 +1,10 @@
 package policy
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/weft-mesh/weft/identity"
+)
 
 func TestOwnClusterOnly(t *testing.T) {
 	const tcp80 = ", toPorts: [{ports: [{port: '80', protocol: TCP}]}]"
@@ -50,6 +54,26 @@ func TestOwnClusterOnlyEgress(t *testing.T) {
 		f := Flow{Subject: w.Identities[people["web"]], Direction: Egress, Peer: people[peer], Proto: ProtoTCP, Port: 80}
 		if got := OwnClusterOnly(w, f); got != want {
 			t.Errorf("to %s: got %v, want %v", peer, got, want)
+		}
+	}
+}
+
+func TestAPolicySelectsItsPods(t *testing.T) {
+	policies, err := Parse([]byte(`{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: p, namespace: shop}, spec: {endpointSelector: {matchLabels: {app: web}}, ingress: [{}]}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for labels, want := range map[string]bool{
+		"k8s:app=web;k8s:io.kubernetes.pod.namespace=shop;k8s:io.cilium.k8s.policy.cluster=east;":  true,
+		"k8s:app=webb;k8s:io.kubernetes.pod.namespace=shop;k8s:io.cilium.k8s.policy.cluster=east;": false,
+		"k8s:app=web;k8s:io.kubernetes.pod.namespace=dev;k8s:io.cilium.k8s.policy.cluster=east;":   false,
+	} {
+		pod, err := identity.ParseLabels(labels)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := policies[0].Selects("east", pod); got != want {
+			t.Errorf("%s: %v", labels, got)
 		}
 	}
 }

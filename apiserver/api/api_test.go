@@ -1,8 +1,10 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,6 +35,9 @@ func TestConfigReadsBackWhatItSaves(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := again.Context(""); err == nil || !strings.Contains(err.Error(), "choose one with -c") {
+		t.Error(err)
+	}
+	if _, err := new(Config).Context(""); err == nil || !strings.Contains(err.Error(), "the contexts file has no contexts") {
 		t.Error(err)
 	}
 	again.Current = "west"
@@ -90,5 +95,13 @@ func TestErrorsReadAsSentences(t *testing.T) {
 	}
 	if got, want := e.Error(), "the manifest is refused:\n  document 2, Pod shop/web: spec.nodeName is missing\n  it is empty"; got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+// "context deadline exceeded" says nothing to an operator, whose contexts are something else.
+func TestNoAnswerInTime(t *testing.T) {
+	err := cause(&url.Error{Op: "Get", URL: "https://e:7443", Err: context.DeadlineExceeded})
+	if err.Error() != "no answer in time" || !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
 	}
 }

@@ -123,11 +123,20 @@ func (c *Client) unreachable(err error) error {
 	return fmt.Errorf("reach cluster %q at %s: %w", c.name, c.base.Host, cause(err))
 }
 
+// noAnswer is a deadline in words that do not sound like a context of the contexts file.
+type noAnswer struct{ error }
+
+func (noAnswer) Error() string   { return "no answer in time" }
+func (e noAnswer) Unwrap() error { return e.error }
+
 // cause is a failed request's error without method and URL, which are ours.
 func cause(err error) error {
 	var request *url.Error
 	if errors.As(err, &request) {
-		return request.Err
+		err = request.Err
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return noAnswer{err}
 	}
 	return err
 }

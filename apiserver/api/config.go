@@ -112,6 +112,9 @@ func (c *Config) Context(name string) (Context, error) {
 	if name == "" && len(c.Contexts) == 1 {
 		return c.Contexts[0], nil
 	}
+	if name == "" && len(c.Contexts) == 0 {
+		return Context{}, errors.New("the contexts file has no contexts: add an API server's admin.conf with weft config merge")
+	}
 	if name == "" {
 		return Context{}, fmt.Errorf("there are %d contexts (%s): choose one with -c, or -c all", len(c.Contexts), strings.Join(c.Names(), ", "))
 	}

@@ -15,6 +15,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/policy"
 )
 
 func describeCommand() *cobra.Command {
@@ -198,6 +200,8 @@ func describeObject(ctx context.Context, c *api.Client, status *api.Status, k ki
 	switch k.plural {
 	case "services":
 		err = d.backends(ctx, c, meta.Namespace, meta.Name)
+	case "networkpolicies", "ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies":
+		err = d.selected(ctx, c, l.Cluster, raw)
 	case "pods":
 		d.add("Waits", podMessage(raw))
 		err = d.holders(ctx, c, l.Cluster, meta.Namespace, row[slices.IndexFunc(heads, func(c column) bool { return c.head == "ADDRESS" })])
@@ -241,12 +245,45 @@ func (d *description) backends(ctx context.Context, c *api.Client, namespace, na
 	}
 	for _, s := range l.Services {
 		if s.Namespace == namespace && s.Name == name {
-			d.add("Backends", backendCounts(s)+"\n"+strings.ReplaceAll(backendAddresses(s.Backends), " ", "\n"))
+			d.add("Backends", backendLines(s))
 			if left := leftOut(s.Backends); left != "" {
 				d.add("Left out", strings.ReplaceAll(left, "; ", "\n"))
 			}
 		}
 	}
+	return nil
+}
+
+// backendLines counts and lists the backends of a service.
+func backendLines(s api.Service) string {
+	if len(s.Backends) == 0 {
+		return "none: the selector matches no pod, and no slice or peer adds any"
+	}
+	return backendCounts(s) + "\n" + strings.ReplaceAll(backendAddresses(s.Backends), " ", "\n")
+}
+
+// selected adds how many pods a policy applies to: with a misspelt label it protects none.
+func (d *description) selected(ctx context.Context, c *api.Client, cluster string, raw []byte) error {
+	policies, err := policy.ParseStored(raw)
+	if err != nil {
+		return fmt.Errorf("read policy: %w", err)
+	}
+	l, err := c.Identities(ctx)
+	if err != nil {
+		return err
+	}
+	pods := 0
+	for _, i := range l.Identities {
+		if labels, err := identity.ParseLabels(i.Labels); err == nil && i.Cluster == cluster &&
+			slices.ContainsFunc(policies, func(p *policy.Policy) bool { return p.Selects(cluster, labels) }) {
+			pods += i.Endpoints
+		}
+	}
+	if pods == 0 {
+		d.add("Pods", "none: no pod of this cluster has these labels")
+		return nil
+	}
+	d.add("Pods", fmt.Sprint(pods))
 	return nil
 }
 

@@ -59,6 +59,10 @@ func flagError(cmd *cobra.Command, err error) error {
 			return usageError{fmt.Errorf("--%s: %w", m[2], valueError(m[1], flagTypes[f.Value.Type()]))}
 		}
 	}
+	// Flags are read before the words: of a misspelt command's flags nothing is known.
+	if words := cmd.Flags().Args(); cmd.HasSubCommands() && len(words) > 0 {
+		return subcommand(cmd, words)
+	}
 	return usageError{hinted{err, fmt.Sprintf("`%s --help` lists the flags", cmd.CommandPath())}}
 }
 
