@@ -48,6 +48,9 @@ func (s *server) audited(next http.Handler) http.Handler {
 		answer := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 		next.ServeHTTP(answer, r)
 		what, told := strings.CutPrefix(r.URL.Path, "/v1/")
+		if added := r.PathValue(api.Added); added != "" {
+			what += "/" + added
+		}
 		objects := what == "apply" || what == "delete" || strings.HasPrefix(what, "objects/")
 		action := map[string]string{http.MethodPost: "posted", http.MethodDelete: "deleted"}[r.Method]
 		switch {

@@ -6,13 +6,17 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // The audit trail has a line for each change that says who made it, and none for what
@@ -88,4 +92,73 @@ func TestAChangeIsAuditedWhoeverHangsUp(t *testing.T) {
 	if got := out.String(); got != "" {
 		t.Errorf("a reader who hung up is logged: %q", got)
 	}
+}
+
+// A running server logs who changed what over its API, a line for each object.
+func TestTheAPIServerLogsWhoChangedWhat(t *testing.T) {
+	conf, out := config(t), &trail{}
+	conf.Log = slog.New(slog.NewTextHandler(out, nil))
+	p := start(t, conf)
+	ctx, admin := t.Context(), p.admin()
+	n1 := join(t, admin, 1)
+	const ns = "apiVersion: v1\nkind: Namespace\nmetadata: {name: dev%s}\n"
+	for _, labels := range []string{"", ", labels: {a: b}", ", labels: {a: b}"} {
+		if _, err := admin.Apply(ctx, fmt.Appendf(nil, ns, labels), api.ManifestOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := admin.Apply(ctx, []byte("kind: Pot"), api.ManifestOptions{}); err == nil {
+		t.Error("a pot is applied")
+	}
+	if _, err := admin.Delete(ctx, "namespace", "", "dev"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.Apply(ctx, fmt.Appendf(nil, ns, ""), api.ManifestOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.DeleteManifest(ctx, fmt.Appendf(nil, ns, ""), api.ManifestOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.Invite(ctx, "west"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.agent(n1).Get(ctx, wire.ClusterKey); err != nil { // reading leaves no line
+		t.Fatal(err)
+	}
+	want := []string{
+		"user=admin action=posted object=nodes/n1",
+		"user=admin action=created kind=Namespace object=dev",
+		"user=admin action=configured kind=Namespace object=dev",
+		"user=admin action=deleted kind=Namespace object=dev",
+		"user=admin action=created kind=Namespace object=dev",
+		"user=admin action=deleted kind=Namespace object=dev",
+		"user=admin action=posted object=peers/invite/west",
+	}
+	if diff := cmp.Diff(want, out.audit()); diff != "" {
+		t.Errorf("audit trail (-want +got):\n%s", diff)
+	}
+}
+
+// trail is a log that several goroutines write.
+type trail struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *trail) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+// audit are its lines of the audit trail, without time and level.
+func (l *trail) audit() (lines []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for line := range strings.Lines(l.text.String()) {
+		if _, said, ok := strings.Cut(strings.TrimSpace(line), "msg=audit "); ok {
+			lines = append(lines, said)
+		}
+	}
+	return lines
 }

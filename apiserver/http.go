@@ -198,6 +198,7 @@ func (s *server) postNode(r *http.Request) (any, error) {
 	if err := s.space.refusal(); err != nil {
 		return nil, err
 	}
+	r.SetPathValue(api.Added, request.Name)
 	return s.registrar.Add(r.Context(), request)
 }
 

@@ -7,6 +7,10 @@ import (
 	"time"
 )
 
+// Added is the path value in which a handler puts the name of what a request adds, if the
+// name is in the body and not in the path: the audit trail shows it.
+const Added = "added"
+
 // Ports the processes listen on unless told otherwise.
 const (
 	ServerPort    = 7443

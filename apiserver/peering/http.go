@@ -47,6 +47,7 @@ func (p *Peering) postPeer(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.SetPathValue(api.Added, in.Cluster)
 	return p.Add(r.Context(), in)
 }
 
@@ -55,6 +56,7 @@ func (p *Peering) postInvite(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.SetPathValue(api.Added, in.Peer)
 	return p.Invite(r.Context(), in.Peer)
 }
 
