@@ -30,8 +30,7 @@ func TestKVStoreMeshReadsUs(t *testing.T) {
 		t.Helper()
 		got, err := reader.Get(t.Context(), prefix, clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortAscend), clientv3.WithLimit(256))
 		if err != nil {
-			t.Errorf("list %s: %v", prefix, err)
-			return nil
+			t.Fatalf("list %s: %v", prefix, err)
 		}
 		for _, kv := range got.Kvs {
 			keys = append(keys, string(kv.Key))
