@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -61,7 +62,8 @@ func TestStories(t *testing.T) {
 	}
 }
 
-// Every command on the operations page is run by a scenario.
+// Every command on the operations page is run by a scenario, and the mode of every file
+// there is checked.
 func TestOperationsPageRuns(t *testing.T) {
 	page, err := os.ReadFile("../docs/operations.md")
 	if err != nil {
@@ -86,6 +88,24 @@ func TestOperationsPageRuns(t *testing.T) {
 	}
 	if commands < 20 {
 		t.Errorf("found only %d commands", commands)
+	}
+	modes := 0
+	for _, m := range regexp.MustCompile("(?m)^\\| (`/[^|]*) \\| (0[67]\\d\\d) \\|").FindAllStringSubmatch(string(page), -1) {
+		folder := ""
+		for _, f := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(m[1], -1) {
+			modes++
+			name := f[1]
+			if !strings.HasPrefix(name, "/") {
+				name = folder + "/" + name
+			}
+			folder = filepath.Dir(name)
+			if look := "stdout '^" + m[2][1:] + " " + name + "$'"; !slices.Contains(typed, look) {
+				t.Errorf("operations.txtar does not check that %s has mode %s", name, m[2])
+			}
+		}
+	}
+	if modes < 9 {
+		t.Errorf("found the modes of only %d files", modes)
 	}
 }
 
