@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/meshagent/tables"
-	"github.com/weft-mesh/weft/service"
 )
 
 // hosts keeps a file in the form of /etc/hosts with the services of the own
@@ -64,19 +63,15 @@ func hostsFile(own string, services []*tables.Service) []byte {
 	lines := []string{"127.0.0.1 localhost", "::1 localhost ip6-localhost"}
 	var names []string
 	for _, row := range services {
-		if row.Object == nil || row.Cluster != own {
+		if row.Cluster != own {
 			continue
 		}
-		svc, err := service.FromKubernetes(row.Object)
-		if err != nil {
-			continue // said in the row
-		}
-		name := svc.Name + "." + svc.Namespace
+		name := row.Name + "." + row.Namespace
 		all := []string{name + ".svc.cluster.local", name + ".svc", name}
-		if svc.Namespace == defaultNamespace {
-			all = append(all, svc.Name)
+		if row.Namespace == defaultNamespace {
+			all = append(all, row.Name)
 		}
-		for _, a := range svc.Addresses {
+		for _, a := range row.Addresses {
 			names = append(names, a.String()+" "+strings.Join(all, " "))
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/netip"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,11 +26,6 @@ type observer struct {
 	identity func(identity.Number) identity.Number // behind a number of an event
 	ring     *flow.Ring
 	trouble  *trouble
-
-	// mu guards the cache of frontends, which the one decoding goroutine fills.
-	mu        sync.Mutex
-	frontends map[netip.AddrPort]string
-	revision  uint64
 }
 
 // Run works until ctx ends.
@@ -162,26 +156,8 @@ func plural(kind string) string { return strings.ToLower(strings.TrimSuffix(kind
 
 // service names a frontend of the own cluster.
 func (o *observer) service(addr netip.AddrPort, _ uint8) (namespace, name string) {
-	txn := o.tables.DB.ReadTxn()
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if rev := o.tables.Services.Revision(txn); o.frontends == nil || rev != o.revision {
-		o.frontends, o.revision = map[netip.AddrPort]string{}, rev
-		for s := range o.tables.Services.All(txn) {
-			if s.Object == nil {
-				continue
-			}
-			for _, text := range append([]string{s.Object.Spec.ClusterIP}, s.Object.Spec.ClusterIPs...) {
-				a, err := netip.ParseAddr(text)
-				if err != nil {
-					continue
-				}
-				for _, p := range s.Object.Spec.Ports {
-					o.frontends[netip.AddrPortFrom(a, uint16(p.Port))] = s.Namespace + "/" + s.Name
-				}
-			}
-		}
+	if s := o.tables.ServiceAt(o.tables.DB.ReadTxn(), o.node.cluster, addr); s != nil {
+		return s.Namespace, s.Name
 	}
-	namespace, name, _ = strings.Cut(o.frontends[addr], "/")
-	return namespace, name
+	return "", ""
 }

@@ -2,6 +2,9 @@ package wire
 
 import (
 	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
 
 	"github.com/weft-mesh/weft/service"
 )
@@ -36,10 +39,22 @@ func (s *ClusterEndpointSlice) Slice() service.Slice {
 	return out
 }
 
-// Slices returns the backends of a service in our own form, one slice for each,
-// because each has its own ports. This older format has no conditions: every backend
-// it lists counts as ready.
+// Service returns a service in our own form, without its ports: they are those of the
+// cluster that declares it. Its addresses are in order.
+func (s *ClusterService) Service() service.Service {
+	return service.Service{
+		Namespace: s.Namespace, Name: s.Name, Global: true, Shared: s.Shared,
+		Addresses: slices.SortedFunc(maps.Keys(s.Frontends), netip.Addr.Compare),
+	}
+}
+
+// Slices returns the backends that a service offers in our own form, one slice for
+// each, because each has its own ports; none if it is not shared. This older format
+// has no conditions: every backend it lists counts as ready.
 func (s *ClusterService) Slices() []service.Slice {
+	if !s.Shared {
+		return nil
+	}
 	var out []service.Slice
 	for addr, ports := range s.Backends {
 		slice := service.Slice{Namespace: s.Namespace, Name: fmt.Sprintf("%s-%v", s.Name, addr), Service: s.Name}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -60,20 +61,25 @@ func (w *writer) cilium(e reflector.Event) error {
 		if v != nil && (v.Cluster != ref.Cluster || v.Namespace != ref.Namespace || v.Name != ref.Name) {
 			return fmt.Errorf("service speaks of %s/%s/%s", v.Cluster, v.Namespace, v.Name)
 		}
-		return write(w, w.t.Services, &tables.Service{Cluster: ref.Cluster, Namespace: ref.Namespace, Name: ref.Name, Remote: v}, v != nil)
+		row := &tables.Service{Cluster: ref.Cluster, Service: service.Service{Namespace: ref.Namespace, Name: ref.Name}}
+		if v != nil {
+			row.Service, row.Carried = v.Service(), v.Slices()
+		}
+		return write(w, w.t.Services, row, v != nil)
 	case wire.EndpointSlices:
 		v, err := value(e, wire.ParseClusterEndpointSlice)
 		if err != nil {
 			return err
 		}
-		row := &tables.Slice{Cluster: ref.Cluster, Namespace: ref.Namespace, Name: ref.Name}
+		row := &tables.Slice{Cluster: ref.Cluster, Slice: service.Slice{Namespace: ref.Namespace, Name: ref.Name}}
 		if v == nil {
 			return write(w, w.t.Slices, row, false)
 		}
-		row.Remote = *v
-		if row.Remote.Cluster != ref.Cluster || row.Remote.Namespace != ref.Namespace || row.Remote.Name != ref.Name {
-			return fmt.Errorf("slice speaks of %s/%s/%s", row.Remote.Cluster, row.Remote.Namespace, row.Remote.Name)
+		s := *v
+		if s.Cluster != ref.Cluster || s.Namespace != ref.Namespace || s.Name != ref.Name {
+			return fmt.Errorf("slice speaks of %s/%s/%s", s.Cluster, s.Namespace, s.Name)
 		}
+		row.Slice = s.Slice()
 		return write(w, w.t.Slices, row, true)
 	}
 	return nil

@@ -22,6 +22,7 @@ import (
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/policy"
+	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -379,6 +380,14 @@ func readObject[V any](b []byte) (V, error) {
 	return v, nil
 }
 
+func readService(b []byte) (service.Service, error) {
+	v, err := readObject[corev1.Service](b)
+	if err != nil {
+		return service.Service{}, err
+	}
+	return service.FromKubernetes(&v)
+}
+
 func (w *writer) object(e reflector.Event) error {
 	plural, namespace, name, ok := wire.ParseObjectKey(e.Key)
 	if !ok {
@@ -401,17 +410,27 @@ func (w *writer) object(e reflector.Event) error {
 			return p.Object != nil || p.Endpoint != nil
 		})
 	case "services":
-		v, err := value(e, readObject[corev1.Service])
+		v, err := value(e, readService)
 		if err != nil {
 			return err
 		}
-		return write(w, w.t.Services, &tables.Service{Cluster: w.cluster, Namespace: namespace, Name: name, Object: v}, v != nil)
+		row := &tables.Service{Cluster: w.cluster}
+		if v != nil {
+			row.Service = *v
+		}
+		row.Namespace, row.Name = namespace, name
+		return write(w, w.t.Services, row, v != nil)
 	case "endpointslices":
 		v, err := value(e, readObject[discoveryv1.EndpointSlice])
 		if err != nil {
 			return err
 		}
-		return write(w, w.t.Slices, &tables.Slice{Cluster: w.cluster, Namespace: namespace, Name: name, Object: v}, v != nil)
+		row := &tables.Slice{Cluster: w.cluster}
+		if v != nil {
+			row.Slice, row.Derived = service.SliceFromKubernetes(v), v.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy
+		}
+		row.Namespace, row.Name = namespace, name
+		return write(w, w.t.Slices, row, v != nil)
 	case "ciliumcidrgroups":
 		v, err := value(e, policy.ParseGroup)
 		if err != nil {

@@ -5,10 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -24,17 +22,7 @@ func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 		return &tables.Node{Cluster: cluster, Name: "n1", Registration: &tables.Registration{Addresses: addrs}, State: &wire.NodeState{Name: "n1", Addresses: addrs, Internal: addr(internal)}}
 	}
 	slice := func(cluster, namespace string, derived bool, a string) *tables.Slice {
-		s := &tables.Slice{Cluster: cluster, Namespace: namespace, Name: "web"}
-		labels := map[string]string{wire.ServiceNameLabel: "web"}
-		if cluster != "east" {
-			s.Remote = &wire.ClusterEndpointSlice{Namespace: namespace, Name: "web", Labels: labels, AddressType: "IPv4", Endpoints: []wire.SliceEndpoint{{Addresses: []string{a}}}}
-			return s
-		}
-		if derived {
-			labels[discoveryv1.LabelManagedBy] = wire.ManagedBy
-		}
-		s.Object = &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "web", Labels: labels}, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{a}}}}
-		return s
+		return &tables.Slice{Cluster: cluster, Derived: derived, Slice: service.Slice{Namespace: namespace, Name: "web", Service: "web", Endpoints: []service.Endpoint{{Addr: addr(a), Ready: true}}}}
 	}
 	for name, c := range map[string]struct {
 		slice *tables.Slice
@@ -58,26 +46,24 @@ func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 		"peer names our service":  {slice("west", "shop", false, "10.101.0.1"), "is a service's address"},
 		"peer names loopback":     {slice("west", "shop", false, "127.0.0.1"), "loopback"},
 	} {
-		txn := all.DB.WriteTxn(all.Slices, all.IPs, all.Nodes)
+		txn := all.DB.WriteTxn(all.IPs, all.Nodes)
 		nodes := map[string]*tables.Node{"east/n1": node("east", "192.0.2.1", "10.1.1.1"), "west/n1": node("west", "192.0.2.99", "10.2.1.1")}
 		for _, n := range nodes {
 			tables.Put(txn, all.Nodes, n)
 		}
 		tables.Put(txn, all.IPs, &tables.IP{Cluster: "east", Prefix: prefix("10.1.1.2/32"), Namespace: "shop", Pod: "web-0"})
-		tables.Put(txn, all.Slices, c.slice)
 		v := &view{
 			tables: all, txn: txn, own: own, nodes: nodes,
 			members: map[string]*tables.Cluster{"east": own, "west": peer},
 		}
-		var problems []doubt
+		var d derived
 		kept := 0
-		for _, clusters := range v.slices(&problems) {
-			for _, slices := range clusters {
-				for _, s := range slices {
-					kept += len(s.Endpoints)
-				}
+		for _, slices := range d.slices(v, []*tables.Slice{c.slice}, nil) {
+			for _, s := range slices {
+				kept += len(s.Endpoints)
 			}
 		}
+		problems := d.doubts
 		txn.Abort()
 		switch {
 		case c.why == "" && (kept != 1 || len(problems) != 0):

@@ -10,6 +10,7 @@ import (
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -25,13 +26,20 @@ func BenchmarkOneMore(b *testing.B) {
 			{"identity", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
 				tables.Put(txn, t.Identities, remoteIdentity(i))
 			}},
+			{"service", func(t *tables.Tables, txn statedb.WriteTxn, i int) { tables.Put(txn, t.Services, ownService(i%1000)) }},
+			{"backend of 10", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
+				tables.Put(txn, t.Slices, remoteSlice("one", 0, 9+i%2))
+			}},
+			{"backend of 10000", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
+				tables.Put(txn, t.Slices, remoteSlice("many", 50, 99+i%2))
+			}},
 		} {
 			b.Run(fmt.Sprintf("%s/known=%d", c.name, known), func(b *testing.B) {
 				p, t := programOf(b, known)
 				i := known
 				for b.Loop() {
 					i++
-					txn := t.DB.WriteTxn(t.IPs, t.Identities)
+					txn := t.DB.WriteTxn(t.IPs, t.Identities, t.Services, t.Slices)
 					c.one(t, txn, i)
 					txn.Commit()
 					p.pass(b.Context())
@@ -50,6 +58,18 @@ func programOf(tb testing.TB, known int) (*Program, *tables.Tables) {
 	x.write(func(txn statedb.WriteTxn) {
 		tables.Put(txn, x.tab.Clusters, &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, MaxConnectedClusters: 255}})
 		tables.Put(txn, x.tab.Clusters, &tables.Cluster{Name: "west", Peer: &wire.Peer{Name: "west", ID: 2, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("11.0.0.0/8")}}})
+		for i := range 1000 {
+			tables.Put(txn, x.tab.Services, ownService(i))
+		}
+		for _, name := range []string{"one", "many"} {
+			svc := ownService(len(name))
+			svc.Name, svc.Addresses[0] = name, netip.AddrFrom4([4]byte{10, 102, 0, byte(len(name))})
+			tables.Put(txn, x.tab.Services, svc)
+		}
+		tables.Put(txn, x.tab.Slices, remoteSlice("one", 0, 10))
+		for i := range 100 {
+			tables.Put(txn, x.tab.Slices, remoteSlice("many", i, 100))
+		}
 		for n := range known/100 + 1 {
 			tables.Put(txn, x.tab.Nodes, remoteNode(n))
 		}
@@ -80,6 +100,20 @@ func remoteAddress(i, who int) *tables.IP {
 		Cluster: "west", Prefix: whole(netip.AddrFrom4([4]byte{11, byte(n >> 8), byte(n), byte(2 + i%100)})),
 		Identity: identity.Number(2<<16 + 256 + who/10%65000), Host: netip.AddrFrom4([4]byte{192, 0, byte(n >> 8), byte(n)}),
 	}
+}
+
+func ownService(i int) *tables.Service {
+	return &tables.Service{Cluster: "east", Service: service.Service{Namespace: "shop", Name: fmt.Sprint("s", i), Global: true, Shared: true,
+		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 101, byte(i >> 8), byte(i)})}, Ports: []service.Port{{Protocol: service.TCP, Port: 80}}}}
+}
+
+// remoteSlice is slice i of a service, with so many of its 100 addresses.
+func remoteSlice(svc string, i, backends int) *tables.Slice {
+	s := sliceOf("west", fmt.Sprint(svc, "-", i), svc)
+	for j := range backends {
+		s.Endpoints = append(s.Endpoints, service.Endpoint{Addr: netip.AddrFrom4([4]byte{11, byte(j), byte(i), 2}), Ready: true, Serving: true})
+	}
+	return s
 }
 
 func remoteIdentity(i int) *tables.Identity {

@@ -337,6 +337,8 @@ func tapMaps(m *bpf.Maps, t *tap) *bpf.Maps {
 	out.Ports = tapped[uint32, uint16]{m.Ports, t}
 	out.Policy = tapped[bpf.PolicyKey, bpf.PolicyEntry]{m.Policy, t}
 	out.Sets = tapped[bpf.SetKey, bpf.SetInfo]{m.Sets, t}
+	out.Services, out.Members = tapped[bpf.ServiceKey, bpf.Service]{m.Services, t}, tapped[bpf.MemberKey, bpf.Member]{m.Members, t}
+	out.Backends = tappedBatch{tapped[bpf.SlotKey, bpf.Backend]{m.Backends, t}}
 	out.Prefixes, out.IPs = tapped[bpf.PrefixKey, bpf.IPInfo]{m.Prefixes, t}, tapped[bpf.Addr, bpf.IPInfo]{m.IPs, t}
 	return &out
 }

@@ -53,7 +53,7 @@ type Program struct {
 	prefixes  *mirror[bpf.PrefixKey, bpf.IPInfo]
 	endpoints *mirror[bpf.Addr, bpf.Endpoint]
 	policies  *policies
-	services  *services
+	frontends *frontends
 	numbers   *numbering
 	variants  *variants
 	// bases maps each variant to its identity.
@@ -61,8 +61,8 @@ type Program struct {
 
 	// The last snapshot that each stage completed; zero means the stage must run.
 	did struct {
-		ways, endpoints, services signature
-		policy, addresses         stage
+		ways, endpoints   signature
+		policy, addresses stage
 	}
 	// For stages that apply changes row by row while their ground stays the same.
 	ips        feed[*tables.IP]
@@ -73,8 +73,10 @@ type Program struct {
 		view                    *view
 		clusters, nodes, former statedb.Revision
 	}
-	// epoch counts changes in what one stage passes to another.
+	// epoch counts changes in what one stage passes to another, indexes only those of
+	// nodes' indexes.
 	epoch    uint64
+	indexes  uint64
 	subjects map[string]subject
 	cidrs    map[netip.Prefix]identity.Number
 	// former and memory are the view's, valid for the rows named in formerOf. The
@@ -105,8 +107,7 @@ type Program struct {
 type signature struct {
 	clusters, nodes, former, policies statedb.Revision
 	ips, identities, pods, endpoints  statedb.Revision
-	services, slices                  statedb.Revision
-	answers, epoch                    uint64
+	answers, indexes, epoch           uint64
 	prune                             bool
 }
 
@@ -134,13 +135,13 @@ func New(cfg Config) (*Program, error) {
 	if p.policies, err = newPolicies(cfg.Maps, p.settings.PolicyGen, p.endpoints.have); err != nil {
 		return nil, err
 	}
-	if p.services, err = newServices(cfg.Maps); err != nil {
-		return nil, err
-	}
 	if p.ips, err = follow(cfg.Tables.DB, cfg.Tables.IPs); err != nil {
 		return nil, err
 	}
 	if p.identities, err = follow(cfg.Tables.DB, cfg.Tables.Identities); err != nil {
+		return nil, err
+	}
+	if p.frontends, err = newFrontends(cfg.Maps, cfg.Tables); err != nil {
 		return nil, err
 	}
 	p.numbers = newNumbering(p.prefixes.have, p.numbersInRows())
@@ -189,6 +190,7 @@ const (
 func (p *Program) Run(ctx context.Context) error {
 	defer p.ips.close()
 	defer p.identities.close()
+	defer p.frontends.close()
 	select {
 	case <-ctx.Done():
 		return nil
@@ -297,14 +299,8 @@ func (p *Program) write(v *view, r *report) (changed int) {
 	}
 
 	s = rev
-	s.services, s.slices, s.answers, s.epoch = t.Services.Revision(txn), t.Slices.Revision(txn), p.cfg.Ways.answersSeen(), p.epoch
-	if p.did.services != s {
-		wanted, problems := deriveServices(v, p.cfg.Ways.Index)
-		v.doubts = append(v.doubts, problems...)
-		r.stage("services", "slices")
-		changed += p.services.set(wanted, prune, func(row string, err error) { r.fail("services", row, err) })
-		p.did.services = keep(s, r.clean("services"))
-	}
+	s.answers, s.indexes = p.cfg.Ways.answersSeen(), p.indexes
+	changed += p.frontends.write(v, s, p.cfg.Ways.Index, r)
 	changed += obsolete()
 	if changed > 0 && len(p.variants.numbers) > 0 {
 		p.did.policy = stage{} // a number that only those rows used goes too
@@ -343,6 +339,7 @@ func (p *Program) ways(v *view, prune bool, r *report) {
 	}
 	if changed {
 		p.epoch++
+		p.indexes++
 	}
 	var ids []identity.ClusterID
 	for _, c := range v.members {

@@ -8,17 +8,16 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/statedb"
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/policy"
+	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -89,10 +88,11 @@ func differ[K, V comparable](name string, a, b map[K]V) string {
 // fromScratch makes the program derive everything again.
 func (b *bench) fromScratch() {
 	b.p.did = struct {
-		ways, endpoints, services signature
-		policy, addresses         stage
+		ways, endpoints   signature
+		policy, addresses stage
 	}{}
 	b.p.seen.view = nil
+	b.p.frontends.forget()
 	b.pass()
 }
 
@@ -129,6 +129,9 @@ func TestRowByRowIsAsFromScratch(t *testing.T) {
 				for b.late(); !b.p.policies.stale.IsZero(); b.late() {
 				} // until the clock has no older generation left to remove
 				got := b.everything()
+				if where := b.balance(got); where != "" {
+					t.Fatalf("after step %d: %s", step, where)
+				}
 				b.fromScratch()
 				if where := got.differ(b.everything()); where != "" {
 					t.Fatalf("after step %d: %s", step, where)
@@ -160,7 +163,7 @@ func (c changer) change(txn statedb.WriteTxn) {
 		if c.IntN(4) == 0 { // mostly a whole node's, whose CIDR has a row beneath it
 			prefix = netip.PrefixFrom(prefix.Addr(), 24+c.IntN(4)/3).Masked()
 		}
-		put(txn, c.tab.IPs, &tables.IP{Cluster: cluster, Prefix: prefix, Identity: number, Host: netip.AddrFrom4([4]byte{192, 0, own, node}), Namespace: "shop"}, there)
+		put(txn, c.tab.IPs, &tables.IP{Cluster: cluster, Prefix: prefix, Identity: number, Host: netip.AddrFrom4([4]byte{192, 0, own, node}), Namespace: []string{"shop", "dev"}[c.IntN(2)]}, there)
 	case 2:
 		put(txn, c.tab.Identities, &tables.Identity{Cluster: cluster, Number: number,
 			Labels: identity.PodLabels("shop", nil, map[string]string{"app": fmt.Sprint("a", c.IntN(3))}, "default", cluster)}, there)
@@ -172,7 +175,11 @@ func (c changer) change(txn statedb.WriteTxn) {
 		}}}, there || cluster == "east")
 	case 4:
 		if cluster != "east" {
-			put(txn, c.tab.Clusters, &tables.Cluster{Name: cluster, Peer: &wire.Peer{Name: cluster, ID: identity.ClusterID(own), PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, own, 0, 0}), 16)}}}, c.IntN(8) > 0)
+			row := &tables.Cluster{Name: cluster, Peer: &wire.Peer{Name: cluster, ID: identity.ClusterID(own), PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, own, 0, 0}), 16)}}}
+			if c.IntN(4) > 0 { // read in full
+				row.Synced = map[wire.Resource]time.Time{wire.Nodes: {}, wire.Identities: {}, wire.IPs: {}, wire.Services: {}}
+			}
+			put(txn, c.tab.Clusters, row, c.IntN(8) > 0)
 		}
 	case 5:
 		text := fmt.Sprintf(block, []string{"{cidr: 10.2.0.0/16}", "{cidr: 192.0.2.0/24, except: [192.0.2.8/29]}"}[c.IntN(2)])
@@ -207,35 +214,35 @@ func (c changer) change(txn statedb.WriteTxn) {
 }
 
 func (c changer) service(txn statedb.WriteTxn, cluster string, there bool) {
-	s := &tables.Service{Cluster: cluster, Namespace: "shop", Name: fmt.Sprint("s", c.IntN(3))}
+	row := &tables.Service{Cluster: cluster, Service: service.Service{Namespace: "shop", Name: fmt.Sprint("s", c.IntN(3)), Global: true, Shared: true}}
 	if cluster == "east" {
-		s.Object = &corev1.Service{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: s.Name, Annotations: map[string]string{"service.cilium.io/global": "true"}},
-			Spec:       corev1.ServiceSpec{ClusterIP: fmt.Sprint("10.101.0.", 1+c.IntN(3)), Ports: []corev1.ServicePort{{Port: int32(80 + c.IntN(2)), Protocol: corev1.ProtocolTCP}}},
+		row.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 101, 0, byte(1 + c.IntN(3))})}
+		row.Ports = []service.Port{{Protocol: service.TCP, Port: uint16(80 + c.IntN(2))}}
+		if c.IntN(4) == 0 {
+			row.Ports = append(row.Ports, service.Port{Protocol: service.TCP, Port: 80})
 		}
 	} else {
-		s.Remote = &wire.ClusterService{Cluster: cluster, Namespace: "shop", Name: s.Name, Shared: c.IntN(4) > 0,
-			Backends: map[netip.Addr]map[string]wire.L4Addr{netip.AddrFrom4([4]byte{10, 2, 1, byte(2 + c.IntN(3))}): {"": {Protocol: "TCP", Port: 80}}}}
+		row.Carried = []service.Slice{{Namespace: "shop", Name: row.Name, Service: row.Name, Ports: []service.SlicePort{{Protocol: service.TCP, Port: 80}},
+			Endpoints: []service.Endpoint{{Addr: netip.AddrFrom4([4]byte{10, 2, 1, byte(2 + c.IntN(3))}), Ready: true}}}}
 	}
-	put(txn, c.tab.Services, s, there)
+	put(txn, c.tab.Services, row, there)
 }
 
 func (c changer) slice(txn statedb.WriteTxn, cluster string, speaksOf, node byte, there bool) {
 	name := fmt.Sprint("s", c.IntN(3), "-", c.IntN(2))
-	put(txn, c.tab.Slices, sliceOf(cluster, name, fmt.Sprint("s", c.IntN(3)), netip.AddrFrom4([4]byte{10, speaksOf, node, byte(2 + c.IntN(3))})), there)
+	row := sliceOf(cluster, name, fmt.Sprint("s", c.IntN(3)), netip.AddrFrom4([4]byte{10, speaksOf, node, byte(2 + c.IntN(3))}))
+	row.Derived = c.IntN(2) == 0
+	for i := range row.Endpoints {
+		row.Endpoints[i].Ready, row.Endpoints[i].Serving, row.Endpoints[i].Terminating = c.IntN(3) > 0, true, c.IntN(2) == 0
+	}
+	put(txn, c.tab.Slices, row, there)
 }
 
-func sliceOf(cluster, name, service string, addr netip.Addr) *tables.Slice {
-	s := &tables.Slice{Cluster: cluster, Namespace: "shop", Name: name}
-	labels := map[string]string{wire.ServiceNameLabel: service}
-	if cluster != "east" {
-		s.Remote = &wire.ClusterEndpointSlice{Cluster: cluster, Namespace: "shop", Name: name, Labels: labels, AddressType: "IPv4",
-			Endpoints: []wire.SliceEndpoint{{Addresses: []string{addr.String()}}}, Ports: []wire.SlicePort{{Port: 80}}}
-		return s
+func sliceOf(cluster, name, svc string, addrs ...netip.Addr) *tables.Slice {
+	s := &tables.Slice{Cluster: cluster, Slice: service.Slice{Namespace: "shop", Name: name, Service: svc, Ports: []service.SlicePort{{Protocol: service.TCP, Port: 80}}}}
+	for _, a := range addrs {
+		s.Endpoints = append(s.Endpoints, service.Endpoint{Addr: a, Ready: true, Serving: true})
 	}
-	port := int32(80)
-	s.Object = &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: labels},
-		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{addr.String()}}}, Ports: []discoveryv1.EndpointPort{{Port: &port}}}
 	return s
 }
 

@@ -21,9 +21,9 @@ func backendAt(i int) bpf.Backend {
 	return bpf.Backend{Addr: bpf.AddrOf(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})), Port: bpf.PortOf(80)}
 }
 
-func wantedWith(clusters map[uint16][]bpf.Backend) wantedService {
-	w := wantedService{
-		key: bpf.ServiceKey{Addr: bpf.AddrOf(netip.MustParseAddr("10.101.0.1")), Port: bpf.PortOf(80), Proto: 6}, from: "east/shop/web",
+func frontendWith(clusters map[uint16][]bpf.Backend) *frontend {
+	w := &frontend{
+		key:   bpf.ServiceKey{Addr: bpf.AddrOf(netip.MustParseAddr("10.101.0.1")), Port: bpf.PortOf(80), Proto: 6},
 		slots: clusters, members: map[bpf.MemberKey]bpf.Member{},
 	}
 	for c := uint16(1); c < 5; c++ {
@@ -80,7 +80,7 @@ func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
 			}
 			return nil
 		}
-		s, err := newServices(&m)
+		s, err := newBalancer(&m)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -98,27 +98,25 @@ func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
 				}
 			}
 			if r.IntN(5) == 0 {
-				if s, err = newServices(&m); err != nil {
+				if s, err = newBalancer(&m); err != nil {
 					t.Fatal(err)
 				}
 			}
 			failing = true
 			for range 3 {
-				s.set([]wantedService{wantedWith(clusters)}, true, func(string, error) {})
+				_, _ = s.put(frontendWith(clusters))
 			}
 			failing = false
-			s.set([]wantedService{wantedWith(clusters)}, true, func(row string, err error) { t.Fatalf("%s: %v", row, err) })
+			if _, err := s.put(frontendWith(clusters)); err != nil {
+				t.Fatal(err)
+			}
 
 			n := 0
 			for _, b := range clusters {
 				n += len(b)
 			}
-			if got := len(rowsIn(inner.Backends)); got != n && !t.Failed() {
-				// Slots left by a failed removal are beyond every count; they go with
-				// the next restart or with the service.
-				if got < n {
-					t.Errorf("seed %d round %d: %d slots, want %d", seed, round, got, n)
-				}
+			if got, members := len(rowsIn(inner.Backends)), len(rowsIn(inner.Members)); (got != n || members != n) && !t.Failed() {
+				t.Errorf("seed %d round %d: %d slots and %d members, want %d", seed, round, got, members, n)
 			}
 			for _, row := range rowsIn(inner.Services) {
 				if id == 0 {
@@ -129,9 +127,14 @@ func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
 				}
 			}
 		}
-		s.set(nil, true, func(row string, err error) { t.Fatalf("%s: %v", row, err) })
-		s, _ = newServices(&m)
-		s.set(nil, true, func(row string, err error) { t.Fatalf("%s: %v", row, err) })
+		failing = true
+		_, _ = s.drop(frontendWith(nil).key)
+		failing = false
+		for range 2 {
+			none := func(bpf.ServiceKey) bool { return false }
+			s.prune(none, true, func(key bpf.ServiceKey, err error) { t.Fatalf("%v: %v", key, err) })
+			s, _ = newBalancer(&m)
+		}
 		if n := len(rowsIn(inner.Services)) + len(rowsIn(inner.Backends)) + len(rowsIn(inner.Members)); n != 0 {
 			t.Errorf("seed %d: %d rows left of a removed service", seed, n)
 		}
@@ -150,7 +153,7 @@ func (t tappedBatch) DeleteBatch(keys []bpf.SlotKey) error {
 func TestAFullMapSaysWhichAndKeepsWhatFits(t *testing.T) {
 	m := bpftest.New()
 	m.Backends = bpftest.NewTable[bpf.SlotKey, bpf.Backend]("backends", 3)
-	s, err := newServices(m)
+	s, err := newBalancer(m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,8 +161,7 @@ func TestAFullMapSaysWhichAndKeepsWhatFits(t *testing.T) {
 	for i := range 5 {
 		many = append(many, backendAt(i))
 	}
-	var said error
-	s.set([]wantedService{wantedWith(map[uint16][]bpf.Backend{1: many})}, true, func(_ string, err error) { said = err })
+	_, said := s.put(frontendWith(map[uint16][]bpf.Backend{1: many}))
 	if !errors.Is(said, bpf.ErrFull) {
 		t.Errorf("problems %v", said)
 	}
@@ -185,7 +187,7 @@ func TestServicesUseAPeerOnceItHasAnswered(t *testing.T) {
 	weights := func() (east, west uint16) {
 		f := service.Frontend{Addr: netip.MustParseAddr("10.101.0.1"), Port: 80, Protocol: service.TCP,
 			Groups: []service.Group{{Cluster: 1, Weight: 1}, {Cluster: 2, Weight: 1}}}
-		g := v.rowsFor(f, "east/shop/web", func(string) uint16 { return 0 }).groups
+		g := v.rowsFor(f, func(string) uint16 { return 0 }).groups
 		return uint16(g[0].Weight), uint16(g[1].Weight)
 	}
 	want := func(when string, west uint16) {
@@ -244,7 +246,7 @@ func TestNotReadyBackendsAreNoMembers(t *testing.T) {
 			{Addr: netip.MustParseAddr("10.1.1.5"), Terminating: true},
 		},
 	}}})
-	got := v.rowsFor(f[0], "east/shop/dns", func(string) uint16 { return 0 }).members
+	got := v.rowsFor(f[0], func(string) uint16 { return 0 }).members
 	want := map[bpf.MemberKey]bpf.Member{
 		{Addr: bpf.AddrOf(netip.MustParseAddr("10.1.1.2")), Port: bpf.PortOf(53)}: {},
 		{Addr: bpf.AddrOf(netip.MustParseAddr("10.1.1.4")), Port: bpf.PortOf(53)}: {Terminating: 1},

@@ -8,10 +8,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/policy"
+	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/tunnel/probe"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -238,25 +238,35 @@ type Identity struct {
 // another cluster's: such a row must stay apart until it is judged.
 func (i *Identity) Key() string { return i.Cluster + "/" + strconv.FormatUint(uint64(i.Number), 10) }
 
-// Service is what one cluster says about a service.
+// Service is a service as one cluster declares it. For a peer's, only names, addresses,
+// Global and Shared are set.
 type Service struct {
-	Cluster, Namespace, Name string
-	Object                   *corev1.Service // own cluster
-	Remote                   *wire.ClusterService
+	Cluster string
+	service.Service
+	// Carried are backends that a peer's service names itself, instead of in slices:
+	// the export's older format.
+	Carried []service.Slice
 }
 
 // Key is "cluster/namespace/name".
-func (s *Service) Key() string { return s.Cluster + "/" + s.Namespace + "/" + s.Name }
+func (s *Service) Key() string { return s.Cluster + "/" + s.ID() }
+
+// ID is the service's name in every cluster, "namespace/name".
+func (s *Service) ID() string { return s.Namespace + "/" + s.Name }
 
 // Slice holds some of a service's backends.
 type Slice struct {
-	Cluster, Namespace, Name string
-	Object                   *discoveryv1.EndpointSlice // own cluster
-	Remote                   *wire.ClusterEndpointSlice
+	Cluster string
+	service.Slice
+	// Derived is set if the API server made the slice from the service's pods.
+	Derived bool
 }
 
 // Key is "cluster/namespace/name".
 func (s *Slice) Key() string { return s.Cluster + "/" + s.Namespace + "/" + s.Name }
+
+// ServiceID is the service that the slice belongs to, "namespace/name".
+func (s *Slice) ServiceID() string { return s.Namespace + "/" + s.Service }
 
 // Namespace is a namespace of our own cluster.
 type Namespace struct {

@@ -63,20 +63,11 @@ func (*Service) TableHeader() []string {
 
 func (s *Service) TableRow() []string {
 	var ips, ports []string
-	if s.Object != nil {
-		ips = s.Object.Spec.ClusterIPs
-		if len(ips) == 0 && s.Object.Spec.ClusterIP != "" {
-			ips = []string{s.Object.Spec.ClusterIP}
-		}
-		for _, p := range s.Object.Spec.Ports {
-			ports = append(ports, fmt.Sprintf("%d/%s", p.Port, p.Protocol))
-		}
+	for _, ip := range s.Addresses {
+		ips = append(ips, ip.String())
 	}
-	if s.Remote != nil {
-		for ip := range s.Remote.Frontends {
-			ips = append(ips, ip.String())
-		}
-		slices.Sort(ips)
+	for _, p := range s.Ports {
+		ports = append(ports, fmt.Sprintf("%d/%s", p.Port, p.Protocol))
 	}
 	return []string{s.Cluster, s.Namespace, s.Name, list(ips), list(ports)}
 }
@@ -86,14 +77,7 @@ func (*Slice) TableHeader() []string {
 }
 
 func (s *Slice) TableRow() []string {
-	service, n := "", 0
-	if s.Object != nil {
-		service, n = s.Object.Labels["kubernetes.io/service-name"], len(s.Object.Endpoints)
-	}
-	if s.Remote != nil {
-		service, n = s.Remote.Service(), len(s.Remote.Endpoints)
-	}
-	return []string{s.Cluster, s.Namespace, s.Name, service, strconv.Itoa(n)}
+	return []string{s.Cluster, s.Namespace, s.Name, s.Service, strconv.Itoa(len(s.Endpoints))}
 }
 
 func (*Namespace) TableHeader() []string { return []string{"Namespace", "Labels"} }

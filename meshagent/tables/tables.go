@@ -6,6 +6,7 @@
 package tables
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/cilium/statedb"
@@ -49,8 +50,8 @@ func New() *Tables {
 	t.Nodes = table(db, "nodes", (*Node).Key)
 	t.IPs = table(db, "ips", (*IP).Key)
 	t.Identities = table(db, "identities", (*Identity).Key)
-	t.Services = table(db, "services", (*Service).Key)
-	t.Slices = table(db, "slices", (*Slice).Key)
+	t.Services = table(db, "services", (*Service).Key, servicesByID, servicesByFrontend)
+	t.Slices = table(db, "slices", (*Slice).Key, slicesByService)
 	t.Namespaces = table(db, "namespaces", (*Namespace).Key)
 	t.Pods = table(db, "pods", (*Pod).Key)
 	t.Policies = table(db, "policies", (*Policy).Key)
@@ -62,9 +63,58 @@ func New() *Tables {
 	return t
 }
 
-// table makes a table indexed by one textual key.
-func table[T statedb.TableWritable](db *statedb.DB, name string, key func(T) string) statedb.RWTable[T] {
-	return statedb.MustNewTable(db, name, byKey(key))
+// table makes a table indexed by one textual key and by others.
+func table[T statedb.TableWritable](db *statedb.DB, name string, key func(T) string, others ...statedb.Indexer[T]) statedb.RWTable[T] {
+	return statedb.MustNewTable(db, name, byKey(key), others...)
+}
+
+// servicesByID finds one service's rows, one per cluster; slicesByService finds its
+// slices in all clusters.
+var (
+	servicesByID    = secondary("id", (*Service).ID)
+	slicesByService = secondary("service", (*Slice).ServiceID)
+)
+
+// servicesByFrontend finds services by one of their addresses and ports.
+var servicesByFrontend = statedb.Index[*Service, netip.AddrPort]{
+	Name: "frontend",
+	FromObject: func(s *Service) index.KeySet {
+		var keys []string
+		for _, a := range s.Addresses {
+			for _, p := range s.Ports {
+				keys = append(keys, netip.AddrPortFrom(a, p.Port).String())
+			}
+		}
+		return index.StringSlice(keys)
+	},
+	FromKey: index.Stringer[netip.AddrPort],
+}
+
+func secondary[T any](name string, key func(T) string) statedb.Index[T, string] {
+	i := byKey(key)
+	i.Name, i.Unique = name, false
+	return i
+}
+
+// ServicesOf lists a service's rows, in order of cluster.
+func (t *Tables) ServicesOf(txn statedb.ReadTxn, id string) []*Service {
+	return statedb.Collect(t.Services.List(txn, servicesByID.Query(id)))
+}
+
+// SlicesOf lists a service's slices, in order of cluster and name.
+func (t *Tables) SlicesOf(txn statedb.ReadTxn, id string) []*Slice {
+	return statedb.Collect(t.Slices.List(txn, slicesByService.Query(id)))
+}
+
+// ServiceAt returns the cluster's service that has an address and port, the first by
+// name if several do; nil if none does.
+func (t *Tables) ServiceAt(txn statedb.ReadTxn, cluster string, at netip.AddrPort) *Service {
+	for s := range t.Services.List(txn, servicesByFrontend.Query(at)) {
+		if s.Cluster == cluster {
+			return s
+		}
+	}
+	return nil
 }
 
 func byKey[T any](key func(T) string) statedb.Index[T, string] {

@@ -1,0 +1,94 @@
+package program
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/service"
+)
+
+// balance says where the service maps differ from what a walk over all tables, without
+// any index, gives; "" if they do not.
+func (b *bench) balance(got everything) string {
+	v := newView(b.tab, b.tab.DB.ReadTxn(), b.p.cfg.Self)
+	v.answered, v.apiServers = b.p.cfg.Ways.HasAnswered, b.p.cfg.APIServers
+	b.p.learnFormer(v)
+	wanted := map[bpf.ServiceKey]frontend{}
+	for _, row := range tables.All(v.txn, v.tables.Services) { // in order of name: the first has a frontend
+		if row.Cluster != v.own.Name {
+			continue
+		}
+		for _, f := range service.Frontends(service.ClusterID(v.own.ID()), &row.Service, b.offered(v, row)) {
+			w := v.rowsFor(f, b.p.cfg.Ways.Index)
+			if _, ok := wanted[w.key]; !ok {
+				wanted[w.key] = w
+			}
+		}
+	}
+	slots, members := 0, 0
+	for key, w := range wanted {
+		row, ok := got.services[key]
+		if !ok || !slices.Equal(row.Group[:row.Groups], w.groups) {
+			return fmt.Sprintf("service %v has groups %v (%v), want %v", key, row.Group[:row.Groups], ok, w.groups)
+		}
+		for cluster, backends := range w.slots {
+			found := map[bpf.Backend]bool{}
+			for i := range backends {
+				found[got.slots[bpf.SlotKey{Service: row.ID, Slot: uint32(i), Cluster: cluster}]] = true
+			}
+			for _, backend := range backends {
+				if !found[backend] {
+					return fmt.Sprintf("service %v lacks backend %v of cluster %d", key, backend, cluster)
+				}
+			}
+			slots += len(backends)
+		}
+		for k, m := range w.members {
+			k.Service = row.ID
+			if have, ok := got.members[k]; !ok || have != m {
+				return fmt.Sprintf("service %v has member %v %v (%v), want %v", key, k, have, ok, m)
+			}
+		}
+		members += len(w.members)
+	}
+	// Rows of an earlier agent stay until everything was read in full.
+	if !v.complete() {
+		return ""
+	}
+	if len(got.services) != len(wanted) || len(got.slots) != slots || len(got.members) != members {
+		return fmt.Sprintf("%d services, %d slots and %d members, want %d, %d and %d", len(got.services), len(got.slots), len(got.members), len(wanted), slots, members)
+	}
+	return ""
+}
+
+// offered returns a service's endpoints that their clusters may offer.
+func (b *bench) offered(v *view, row *tables.Service) map[service.ClusterID][]service.Slice {
+	out := map[service.ClusterID][]service.Slice{}
+	add := func(c *tables.Cluster, s service.Slice, byHand bool) {
+		s.Endpoints = slices.DeleteFunc(slices.Clone(s.Endpoints), func(e service.Endpoint) bool {
+			return v.misplaced(c, e.Addr) != "" || byHand && v.trespasses(s.Namespace, e.Addr) != ""
+		})
+		out[service.ClusterID(c.ID())] = append(out[service.ClusterID(c.ID())], s)
+	}
+	for _, s := range tables.All(v.txn, v.tables.Slices) {
+		if c := v.members[s.Cluster]; c != nil && s.Namespace == row.Namespace && s.Service == row.Name {
+			add(c, s.Slice, c == v.own && !s.Derived)
+		}
+	}
+	newer := maps.Clone(out)
+	for _, s := range tables.All(v.txn, v.tables.Services) {
+		c := v.members[s.Cluster]
+		if c == nil || s.Namespace != row.Namespace || s.Name != row.Name {
+			continue
+		}
+		if _, ok := newer[service.ClusterID(c.ID())]; !ok {
+			for _, carried := range s.Carried {
+				add(c, carried, false)
+			}
+		}
+	}
+	return out
+}

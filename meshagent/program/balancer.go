@@ -1,0 +1,292 @@
+package program
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/service"
+)
+
+// balancer writes frontends to the maps services, backends and members. A group's slots
+// change with the fewest possible writes, each of which leaves a usable state.
+type balancer struct {
+	rows    *mirror[bpf.ServiceKey, bpf.Service]
+	slots   bpf.Table[bpf.SlotKey, bpf.Backend]
+	members bpf.Table[bpf.MemberKey, bpf.Member]
+	// behind is what the kernel holds for each service number.
+	behind map[uint32]*behind
+	// begun are the numbers of frontends without a row, for which the other maps may
+	// hold something: the row was not written yet, or only the row was removed.
+	begun  map[bpf.ServiceKey]uint32
+	lastID uint32
+}
+
+// behind is what belongs to one service number.
+type behind struct {
+	// groups are each cluster's slots from 0 on, without duplicates.
+	groups map[uint16][]bpf.Backend
+	// stray slots are beyond those. They are removed once the row's counts exclude them.
+	stray   map[bpf.SlotKey]bool
+	members map[bpf.MemberKey]bpf.Member
+}
+
+func newBalancer(m *bpf.Maps) (*balancer, error) {
+	b := &balancer{slots: m.Backends, members: m.Members, behind: map[uint32]*behind{}, begun: map[bpf.ServiceKey]uint32{}}
+	var err error
+	if b.rows, err = newMirror(m.Services); err != nil {
+		return nil, err
+	}
+	slots, failed := m.Backends.All()
+	found := map[bpf.SlotKey]bpf.Backend{}
+	for k, backend := range slots {
+		found[k] = backend
+		b.of(k.Service).stray[k] = true
+	}
+	if err := failed(); err != nil {
+		return nil, fmt.Errorf("read map backends: %w", err)
+	}
+	members, failed := m.Members.All()
+	for k, member := range members {
+		b.of(k.Service).members[k] = member
+	}
+	if err := failed(); err != nil {
+		return nil, fmt.Errorf("read map members: %w", err)
+	}
+	for _, row := range b.rows.have {
+		b.adopt(row, found)
+	}
+	for id := range b.behind {
+		b.lastID = max(b.lastID, id)
+	}
+	return b, nil
+}
+
+// adopt takes over a row's usable slots, so that an interrupted write is completed.
+func (b *balancer) adopt(row bpf.Service, found map[bpf.SlotKey]bpf.Backend) {
+	own := b.of(row.ID)
+	for _, g := range row.Group[:row.Groups] {
+		var slots []bpf.Backend
+		for i := range g.Count {
+			backend, ok := found[bpf.SlotKey{Service: row.ID, Slot: i, Cluster: g.Cluster}]
+			if !ok {
+				break
+			}
+			slots = append(slots, backend)
+		}
+		own.use(row.ID, g.Cluster, slots)
+	}
+}
+
+// of returns what the kernel holds for a service number.
+func (b *balancer) of(id uint32) *behind {
+	if b.behind[id] == nil {
+		b.behind[id] = &behind{groups: map[uint16][]bpf.Backend{}, stray: map[bpf.SlotKey]bool{}, members: map[bpf.MemberKey]bpf.Member{}}
+	}
+	return b.behind[id]
+}
+
+// use records what a group's slots hold. From the first duplicate on, slots are stray.
+func (h *behind) use(id uint32, cluster uint16, slots []bpf.Backend) {
+	seen := make(map[bpf.Backend]bool, len(slots))
+	n := 0
+	for ; n < len(slots) && !seen[slots[n]]; n++ {
+		seen[slots[n]] = true
+		delete(h.stray, bpf.SlotKey{Service: id, Slot: uint32(n), Cluster: cluster})
+	}
+	h.strayFrom(id, cluster, n, max(len(slots), len(h.groups[cluster])))
+	h.groups[cluster] = slots[:n]
+}
+
+// strayFrom marks the slots from first to end-1 as stray.
+func (h *behind) strayFrom(id uint32, cluster uint16, first, end int) {
+	for i := first; i < end; i++ {
+		h.stray[bpf.SlotKey{Service: id, Slot: uint32(i), Cluster: cluster}] = true
+	}
+}
+
+// put writes one frontend. Order: members, new slots, the row itself with its counts;
+// then, if all of that succeeded, removal of what the row no longer leads to.
+func (b *balancer) put(f *frontend) (changed int, err error) {
+	row, known := b.rows.have[f.key]
+	if !known {
+		row.ID = b.begin(f.key)
+	}
+	own := b.of(row.ID)
+	for k, m := range f.members {
+		k.Service = row.ID
+		if old, ok := own.members[k]; ok && old == m {
+			continue
+		}
+		if err := b.members.Update(k, m); err != nil {
+			return changed, err
+		}
+		own.members[k] = m
+		changed++
+	}
+	next := bpf.Service{ID: row.ID, Groups: uint8(len(f.groups))}
+	var errs []error
+	for i, g := range f.groups {
+		n, err := b.fill(own, row.ID, g.Cluster, f.slots[g.Cluster])
+		changed += n
+		if err != nil {
+			errs = append(errs, err) // use what fits
+		}
+		g.Count = uint32(len(own.groups[g.Cluster]))
+		next.Group[i] = g
+	}
+	if have, ok := b.rows.have[f.key]; !ok || have != next {
+		if err := b.rows.put(f.key, next); err != nil {
+			return changed, errors.Join(append(errs, err)...)
+		}
+		delete(b.begun, f.key)
+		changed++
+	}
+	if len(errs) > 0 {
+		return changed, errors.Join(errs...)
+	}
+	for cluster := range own.groups {
+		if _, ok := f.slots[cluster]; !ok {
+			own.strayFrom(row.ID, cluster, 0, len(own.groups[cluster]))
+			delete(own.groups, cluster)
+		}
+	}
+	n, err := b.tidy(own, f.members)
+	return changed + n, err
+}
+
+// begin returns the number for a new row.
+func (b *balancer) begin(key bpf.ServiceKey) uint32 {
+	if b.begun[key] == 0 {
+		b.lastID++
+		b.begun[key] = b.lastID
+	}
+	return b.begun[key]
+}
+
+// fill writes one group's slots. The kernel reads as many as before until the row is
+// written.
+func (b *balancer) fill(own *behind, id uint32, cluster uint16, want []bpf.Backend) (changed int, err error) {
+	have := own.groups[cluster]
+	ops, slots := service.Slots(have, want)
+	if len(ops) == 0 {
+		return 0, nil
+	}
+	now := slices.Clone(have)
+	for _, op := range ops {
+		if op.Kind != service.Put {
+			continue // the row sets the count; clearing comes after it
+		}
+		if err := b.slots.Update(bpf.SlotKey{Service: id, Slot: op.Slot, Cluster: cluster}, op.Backend); err != nil {
+			own.use(id, cluster, now)
+			return changed, err
+		}
+		changed++
+		if int(op.Slot) == len(now) {
+			now = append(now, op.Backend)
+		} else {
+			now[op.Slot] = op.Backend
+		}
+	}
+	own.use(id, cluster, slots)
+	return changed, nil
+}
+
+// tidy removes stray slots and all members but those in keep.
+func (b *balancer) tidy(own *behind, keep map[bpf.MemberKey]bpf.Member) (changed int, err error) {
+	changed, err = removeAll(b.slots, slices.Collect(maps.Keys(own.stray)), func(k bpf.SlotKey) { delete(own.stray, k) })
+	var gone []bpf.MemberKey
+	for k := range own.members {
+		bare := k
+		bare.Service = 0
+		if _, ok := keep[bare]; !ok {
+			gone = append(gone, k)
+		}
+	}
+	n, other := removeAll(b.members, gone, func(k bpf.MemberKey) { delete(own.members, k) })
+	return changed + n, errors.Join(err, other)
+}
+
+// removeAll deletes rows and calls gone for each that is deleted. It goes on after an
+// error and returns the first one.
+func removeAll[K comparable, V any](table bpf.Table[K, V], keys []K, gone func(K)) (changed int, first error) {
+	batched := len(keys) >= batchFrom && table.DeleteBatch(keys) == nil
+	for _, k := range keys {
+		if !batched {
+			if err := table.Delete(k); err != nil {
+				if first == nil {
+					first = err
+				}
+				continue
+			}
+		}
+		gone(k)
+		changed++
+	}
+	return changed, first
+}
+
+// drop removes one frontend.
+func (b *balancer) drop(key bpf.ServiceKey) (changed int, err error) {
+	id := b.begun[key]
+	if row, known := b.rows.have[key]; known {
+		if err := b.rows.drop(key); err != nil {
+			return 0, err
+		}
+		id, changed = row.ID, 1
+	}
+	if id == 0 {
+		return 0, nil
+	}
+	n, err := b.bury(id)
+	if err != nil {
+		b.begun[key] = id
+	} else {
+		delete(b.begun, key)
+	}
+	return changed + n, err
+}
+
+// bury removes what is left of a service number whose row is gone.
+func (b *balancer) bury(id uint32) (changed int, err error) {
+	own := b.of(id)
+	for cluster, slots := range own.groups {
+		own.strayFrom(id, cluster, 0, len(slots))
+		delete(own.groups, cluster)
+	}
+	if changed, err = b.tidy(own, nil); err == nil {
+		delete(b.behind, id)
+	}
+	return changed, err
+}
+
+// prune removes frontends that are not wanted, those of an earlier agent only if all is
+// set, and whatever belongs to no row at all.
+func (b *balancer) prune(wanted func(bpf.ServiceKey) bool, all bool, failed func(key bpf.ServiceKey, err error)) (changed int) {
+	ids := map[uint32]bool{}
+	for _, id := range b.begun {
+		ids[id] = true
+	}
+	for key, row := range b.rows.have {
+		ids[row.ID] = true
+		if wanted(key) || !all && !b.rows.mine[key] {
+			continue
+		}
+		n, err := b.drop(key)
+		if changed += n; err != nil {
+			failed(key, err)
+		}
+	}
+	for id := range b.behind {
+		if ids[id] {
+			continue
+		}
+		n, err := b.bury(id)
+		if changed += n; err != nil {
+			failed(bpf.ServiceKey{}, fmt.Errorf("service %d: %w", id, err))
+		}
+	}
+	return changed
+}
