@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	datapathMapAbout              = "about"
 	datapathMapBackends           = "backends"
 	datapathMapBudgets            = "budgets"
 	datapathMapClasses            = "classes"
@@ -26,6 +27,7 @@ const (
 	datapathMapErrorsSent         = "errors_sent"
 	datapathMapEvents             = "events"
 	datapathMapFlows              = "flows"
+	datapathMapFoundAt            = "found_at"
 	datapathMapFragments          = "fragments"
 	datapathMapFresh              = "fresh"
 	datapathMapGivenUp            = "given_up"
@@ -117,6 +119,7 @@ type datapathProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathMapSpecs struct {
+	About      *ebpf.MapSpec `ebpf:"about"`
 	Backends   *ebpf.MapSpec `ebpf:"backends"`
 	Budgets    *ebpf.MapSpec `ebpf:"budgets"`
 	Classes    *ebpf.MapSpec `ebpf:"classes"`
@@ -127,6 +130,7 @@ type datapathMapSpecs struct {
 	ErrorsSent *ebpf.MapSpec `ebpf:"errors_sent"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	Flows      *ebpf.MapSpec `ebpf:"flows"`
+	FoundAt    *ebpf.MapSpec `ebpf:"found_at"`
 	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
 	Fresh      *ebpf.MapSpec `ebpf:"fresh"`
 	GivenUp    *ebpf.MapSpec `ebpf:"given_up"`
@@ -180,6 +184,7 @@ func (o *datapathObjects) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathMaps struct {
+	About      *ebpf.Map `ebpf:"about"`
 	Backends   *ebpf.Map `ebpf:"backends"`
 	Budgets    *ebpf.Map `ebpf:"budgets"`
 	Classes    *ebpf.Map `ebpf:"classes"`
@@ -190,6 +195,7 @@ type datapathMaps struct {
 	ErrorsSent *ebpf.Map `ebpf:"errors_sent"`
 	Events     *ebpf.Map `ebpf:"events"`
 	Flows      *ebpf.Map `ebpf:"flows"`
+	FoundAt    *ebpf.Map `ebpf:"found_at"`
 	Fragments  *ebpf.Map `ebpf:"fragments"`
 	Fresh      *ebpf.Map `ebpf:"fresh"`
 	GivenUp    *ebpf.Map `ebpf:"given_up"`
@@ -211,6 +217,7 @@ type datapathMaps struct {
 
 func (m *datapathMaps) Close() error {
 	return _DatapathClose(
+		m.About,
 		m.Backends,
 		m.Budgets,
 		m.Classes,
@@ -221,6 +228,7 @@ func (m *datapathMaps) Close() error {
 		m.ErrorsSent,
 		m.Events,
 		m.Flows,
+		m.FoundAt,
 		m.Fragments,
 		m.Fresh,
 		m.GivenUp,

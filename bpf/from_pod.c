@@ -98,23 +98,29 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 {
 	if (!p || !s)
 		return REASON_FAILED;
-	struct quote q = {};
-	struct flow_key key;
+	struct about *about = error_about();
+	struct flow_key *key;
+	struct quote *q;
 	struct flow *f;
-	int why = read_quote(skb, p, &q);
+	int why;
 
+	if (!about)
+		return REASON_FAILED;
+	q = &about->quote;
+	key = &about->flow;
+	why = read_quote(skb, p, q);
 	if (why)
 		return why;
-	if (!same(&q.dst, &p->src) || !same(&q.src, &p->dst))
+	if (!same(&q->dst, &p->src) || !same(&q->src, &p->dst))
 		return REASON_INVALID;
-	key = (struct flow_key){
-		.local = q.dst, .remote = q.src, .lport = q.dport, .rport = q.sport, .proto = q.proto,
+	*key = (struct flow_key){
+		.local = q->dst, .remote = q->src, .lport = q->dport, .rport = q->sport, .proto = q->proto,
 	};
-	if (q.proto == PROTO_ICMP) {
-		key.lport = q.sport;
-		key.rport = icmp_port(q.dport, !q.asks);
+	if (q->proto == PROTO_ICMP) {
+		key->lport = q->sport;
+		key->rport = icmp_port(q->dport, !q->asks);
 	}
-	f = bpf_map_lookup_elem(&flows, &key);
+	f = bpf_map_lookup_elem(&flows, key);
 	if (!f)
 		return REASON_INVALID;
 	if (f->ifindex != skb->ifindex)
@@ -122,6 +128,9 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 	/* A client's error about a service's answer helps nobody. */
 	if (f->flags & (FLOW_SERVICE | FLOW_LOOP))
 		return REASON_NOT_SUPPORTED;
+	why = judge_error(s, p, key, f);
+	if (why)
+		return why;
 	if (f->node && path_to(s, f->node, f->cluster) == PATH_DEAD)
 		return REASON_PATH_DOWN;
 	if (f->via != VIA_STACK && p->ttl <= 1)

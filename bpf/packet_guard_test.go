@@ -139,6 +139,37 @@ var icmpCases = []packetCase{
 		{hook: "out of tunnel", in: ip(podC, podA, portUnreachable().quoting(ip(podB, podC, udp(1000, 53)))), want: ReasonInvalid},
 		{hook: "out of tunnel", in: ip(podC, podA, portUnreachable()), want: ReasonInvalid},
 	}},
+	{name: "an error about a flow that policy now denies", steps: []step{
+		{hook: "out of tunnel", in: ip(podC, podA, udp(9, 53)), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonTunnelled},
+		{change: revisionMoves, hook: "from a", in: ip(podA, podC, portUnreachable().quoting(ip(podC, podA, udp(9, 53)))), want: ReasonTunnelled},
+		{change: func(n *node) {
+			n.policy(podA, Egress)
+			n.policy(podA, Ingress)
+			n.change(nil)
+		}, hook: "from a", in: ip(podA, podC, portUnreachable().quoting(ip(podC, podA, udp(9, 53)))), want: ReasonPolicyDenied},
+		{hook: "out of tunnel", in: ip(podC, podA, portUnreachable().quoting(ip(podA, podC, udp(1000, 53)))), want: ReasonPolicyDenied},
+		{hook: "from a", in: ip(podA, podC, portUnreachable().quoting(ip(podC, podA, udp(9, 53)))), want: ReasonPolicyDenied},
+	}},
+	{name: "an error about a flow that policy allows by its own protocol", state: func(n *node) {
+		n.policy(podA, Egress)
+		n.policy(podA, Ingress)
+		n.class(5, idC)
+		n.rule(PolicyKey{Gen: 1, Set: 7, Class: 5, Proto: 17, Dir: Egress}, PolicyEntry{Rule: 1})
+		n.rule(PolicyKey{Gen: 1, Set: 7, Class: 5, Proto: 17, Dir: Ingress}, PolicyEntry{Rule: 2})
+	}, steps: []step{
+		{hook: "out of tunnel", in: ip(podC, podA, udp(9, 53)), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonTunnelled},
+		{change: revisionMoves, hook: "from a", in: ip(podA, podC, portUnreachable().quoting(ip(podC, podA, udp(9, 53)))), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, portUnreachable().quoting(ip(podA, podC, udp(1000, 53)))), want: ReasonDelivered},
+	}},
+	{name: "an error about a service's flow whose backend policy now denies", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
+		{change: func(n *node) {
+			n.policy(podA, Egress)
+			n.change(nil)
+		}, hook: "out of tunnel", in: ip(podC, podA, portUnreachable().quoting(ip(podA, podC, udp(1000, 8080).unchecked()))), want: ReasonPolicyDenied},
+	}},
 	{name: "an error from a router about a flow to the world", steps: []step{
 		{hook: "from a", in: ip(podA, world, udp(1000, 53)), want: ReasonToStack},
 		{hook: "into node", in: ip("192.0.2.254", podA, portUnreachable().of(11).quoting(ip(podA, world, udp(1000, 53)))), want: ReasonDelivered},

@@ -230,7 +230,7 @@ var sealedCases = []packetCase{
 	}},
 	{name: "an error about a removed peer", steps: []step{
 		{hook: "out of tunnel", in: ip(podC, podA, udp(9, 53)), want: ReasonDelivered},
-		{change: peerRemoved, hook: "from a", in: ip(podA, podC, portUnreachable().quoting(ip(podC, podA, udp(9, 53)))), want: ReasonPathDown},
+		{change: peerRemoved, hook: "from a", in: ip(podA, podC, portUnreachable().quoting(ip(podC, podA, udp(9, 53)))), want: ReasonFormerMember},
 		{hook: "from a", in: ip(podA, podC, portUnreachable().quoting(ip(podC, podA, udp(9, 54)))), want: ReasonInvalid},
 		{hook: "into node", in: ip(podC, podA, portUnreachable().quoting(ip(podA, podC, udp(53, 9)))), want: ReasonFormerMember},
 	}},

@@ -163,12 +163,43 @@ var serviceCases = []packetCase{
 		{change: func(n *node) { takeOutC(n); set(n, n.m.Nodes, 4, Node{Path: PathAlive, Keyed: 1, Cluster: 2}) },
 			hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podD, tcp(1000, 8080, "S"))},
 	}},
+	{name: "a backend on an unknown node is not chosen while another lives", state: backendAt("10.2.9.9"), steps: reachC(20)},
+	{name: "nor is a pod of this node that is gone", state: backendAt("10.1.1.99"), steps: reachC(20)},
+	{name: "a backend on a node that is known only by its CIDR is reached", state: func(n *node) {
+		backendAt(podD)(n)
+		nodeDies(3)(n)
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podD, udp(1000, 8080))},
+		{change: nodeDies(4), hook: "from a", in: ip(podA, far, udp(1001, 80)), want: ReasonNoBackend},
+	}},
+	{name: "all backends are on unknown nodes", state: func(n *node) {
+		backendAt("10.2.9.9")(n)
+		nodeDies(3)(n)
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonNoBackend, check: flowsAre(0)},
+	}},
 	{name: "a backend taken out: UDP goes to another", state: onlyC, steps: []step{
 		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
 		{change: func(n *node) { takeOutC(n); set(n, n.m.Nodes, 4, Node{Path: PathAlive, Keyed: 1, Cluster: 2}) },
 			hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podD, udp(1000, 8080))},
 		{hook: "out of tunnel", in: ip(podD, podA, udp(8080, 1000)), want: ReasonDelivered, out: ip(far, podA, udp(80, 1000))},
 	}},
+}
+
+// backendAt makes an address that belongs to no known node the backend in slot 1 of
+// service 81, beside c.
+func backendAt(address string) func(*node) {
+	return func(n *node) {
+		set(n, n.m.Backends, SlotKey{Service: 81, Slot: 1, Cluster: 2}, Backend{Addr: addr(address), Port: PortOf(8080)})
+	}
+}
+
+// reachC has a open flows to service 81 that must all go to c.
+func reachC(flows int) (list []step) {
+	for i := range flows {
+		list = append(list, step{hook: "from a", in: ip(podA, far, udp(uint16(1000+i), 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(uint16(1000+i), 8080))})
+	}
+	return list
 }
 
 // takeOutC removes backend c from service 81.

@@ -168,21 +168,48 @@ var shareCases = []packetCase{
 	{name: "a pod that reaches itself pays for both sides", state: budget, steps: []step{
 		{hook: "from b", in: ip(podB, near, tcp(1000, 80, "S")), want: ReasonDelivered, out: ip(near, podB, tcp(1000, 8080, "S")), check: holds(isB, 2, 0, 0)},
 	}},
-	{name: "a row is made once, and the account of a pod that is gone with its last flow", state: budget, steps: []step{
-		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonTunnelled},
-		{hook: "from a", in: ip(podA, podC, udp(1000, 53)), want: ReasonTunnelled, check: holds(isA, 1, 0, 0)},
+	{name: "a pod that reaches itself needs room for both sides", state: func(n *node) {
+		set(n, n.m.Budgets, 0, Budget{Each: 1, Node: 2})
+	}, steps: []step{
+		{hook: "from b", in: ip(podB, near, tcp(1000, 80, "S")), want: ReasonFlowTableFull, check: holds(isB, 0, 1, 0)},
+		{change: budget, hook: "from b", in: ip(podB, near, tcp(1000, 80, "S")), want: ReasonDelivered, out: ip(near, podB, tcp(1000, 8080, "S"))},
+	}},
+	{name: "a row is made once, and a removed pod's flows and account go with it", state: budget, steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled, check: holds(isA, 1, 0, 0)},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "SA")), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podB, tcp(1001, 80, "S")), want: ReasonDelivered},
+		{hook: "from b", in: ip(podB, podA, tcp(80, 1001, "SA")), want: ReasonDelivered, check: holds(isA, 3, 0, 0)},
+		{hook: "from b", in: ip(podB, podA, tcp(1002, 80, "S")), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, podB, tcp(80, 1002, "SA")), want: ReasonDelivered, check: holds(isB, 2, 0, 0)},
+		{hook: "from b", in: ip(podB, podC, tcp(1003, 80, "S")), want: ReasonTunnelled},
+		{change: sweeps, hook: "out of tunnel", in: ip(podC, podB, tcp(80, 1003, "SA")), want: ReasonDelivered, check: flowsAre(6)},
 		{change: func(n *node) {
 			unset(n, n.m.Endpoints, addr(podA))
-			sweeps(n)
-		}, hook: "from b", in: ip(podB, podC, udp(1, 1)), want: ReasonTunnelled, check: holds(isA, 1, 0, 0)},
-		{change: func(n *node) {
-			ages(61 * time.Second)(n)
+			n.change(nil)
 			sweeps(n)
 			sweeps(n)
-		}, hook: "from b", in: ip(podB, podC, udp(1, 1)), want: ReasonTunnelled, check: func(n *node, _ sent) {
+		}, hook: "from b", in: ip(podB, podC, tcp(1003, 80, "A")), want: ReasonTunnelled, check: func(n *node, s sent) {
+			// Of two rows that b opened next door, its own stays until it expires.
+			holds(isB, 2, 0, 0)(n, s)
+			flowsAre(2)(n, s)
 			if s, ok, err := n.m.Shares.Lookup(uint32(n.a)); ok || err != nil {
-				n.Errorf("account of a pod that is gone: %+v, %v", s, err)
+				n.Errorf("account of a removed pod: %+v, %v", s, err)
 			}
+		}},
+		{hook: "from b", in: ip(podB, podA, tcp(80, 1001, "A")), want: ReasonNoEndpoint},
+	}},
+	{name: "another pod at a removed pod's address keeps its own flows alone", state: budget, steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1000, 80, "S")), want: ReasonTunnelled},
+		{hook: "out of tunnel", in: ip(podC, podA, tcp(80, 1000, "SA")), want: ReasonDelivered},
+		{change: func(n *node) {
+			ep, _, _ := n.m.Endpoints.Lookup(addr(podA))
+			ep.Ifindex = uint32(n.b)
+			set(n, n.m.Endpoints, addr(podA), ep)
+		}, hook: "from b", in: ip(podA, podC, tcp(1001, 80, "S")), want: ReasonTunnelled, check: flowsAre(2)},
+		{change: sweeps, hook: "from b", in: ip(podA, podC, tcp(1001, 80, "S")), want: ReasonTunnelled, check: func(n *node, s sent) {
+			holds(isB, 1, 0, 0)(n, s)
+			flowsAre(1)(n, s)
 		}},
 	}},
 	{name: "one pod's fragments leave those of others alone", steps: steps(
@@ -308,6 +335,54 @@ func TestAccountsUnderConcurrency(t *testing.T) {
 	b, accounts, err := readShares(n.m)
 	if err != nil || accounts[SharesCommon].Used != beyond(b, accounts) {
 		t.Errorf("account of what is common says %d rows, there are %d, %v", accounts[SharesCommon].Used, beyond(b, accounts), err)
+	}
+}
+
+// Two CPUs that open the same flow when there is room for one more row leave it with
+// its row in replies, or answers would not be translated.
+func TestTheLastRowKeepsItsReply(t *testing.T) {
+	n := newNode(t)
+	set(t, n.m.Budgets, 0, Budget{Each: 1, Node: 2})
+	onlyC(n)
+	ready := [2]chan uint16{make(chan uint16), make(chan uint16)}
+	done := make(chan error)
+	for _, ports := range ready {
+		go func() {
+			runtime.LockOSThread() // and so the thread ends here
+			if err := netns.Set(n.network); err != nil {
+				done <- err
+				return
+			}
+			for port := range ports {
+				in := packet(ip(podA, far, udp(port, 80)))
+				_, err := n.progs["from_pod"].Run(&ebpf.RunOptions{
+					Data: in, DataOut: make([]byte, len(in)+256), Context: skb{Ifindex: uint32(n.a)}, Repeat: 1,
+				})
+				done <- err
+			}
+		}()
+	}
+	defer close(ready[0])
+	defer close(ready[1])
+	for i := range 5000 {
+		port := uint16(1000 + i)
+		ready[0] <- port
+		ready[1] <- port
+		if err := errors.Join(<-done, <-done); err != nil {
+			t.Fatal(err)
+		}
+		f, ok := n.flow(podA, port, far, 80, 17)
+		if !ok {
+			t.Fatalf("round %d: no flow", i)
+		}
+		k := FlowKey{Local: addr(podA), Remote: addr(far), Lport: PortOf(port), Rport: PortOf(80), Proto: 17}
+		if _, ok, _ := n.m.Replies.Lookup(f.reply(k)); !ok {
+			t.Fatalf("round %d: the flow has no row in replies", i)
+		}
+		n.age(61 * time.Second)
+		if gone, err := n.forget([]FlowKey{k}, Now()); gone != 1 || err != nil {
+			t.Fatalf("round %d: %d flows forgotten, %v", i, gone, err)
+		}
 	}
 }
 

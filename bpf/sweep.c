@@ -1,9 +1,9 @@
 //go:build ignore
 
-/* sweep: deletes flows that the agent found expired, each only if it still is. Between
- * the agent's look and its request a new connection may have started to use the same
- * ports, and deleting that one would cut it off from its backend. Checking here reduces
- * that window to a few instructions.
+/* sweep: deletes flows that the agent found expired or without a pod, each only if it
+ * still is. Between the agent's look and its request a new connection may have started
+ * to use the same ports, and deleting that one would cut it off from its backend.
+ * Checking here reduces that window to a few instructions.
  */
 #include "lib/flow.h"
 
@@ -53,7 +53,9 @@ static long sweep_one(__u32 i, struct sweeping *s)
 	if (!key)
 		return 1;
 	f = bpf_map_lookup_elem(&flows, key);
-	if (!f || s->now <= f->seen || s->now - f->seen <= lifetime(f, key->proto))
+	if (!f)
+		return 0;
+	if ((s->now <= f->seen || s->now - f->seen <= lifetime(f, key->proto)) && !pod_gone(key, f))
 		return 0;
 	forget(key, f);
 	s->gone++;

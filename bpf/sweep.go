@@ -46,20 +46,33 @@ func (f Flow) Expired(proto uint8, now uint64) bool {
 	return now > f.Seen && now-f.Seen > uint64(f.Lifetime(proto))
 }
 
+// PodGone reports whether the flow's local pod is gone, or the pod of this node that
+// opened it. Without its pod a flow carries nothing, but would hold a share for hours.
+// device returns the device of the pod with an address, or 0 if no pod has it.
+func (f Flow) PodGone(k FlowKey, device func(Addr) uint32) bool {
+	switch {
+	case f.Ifindex == 0:
+		return false // the node's own
+	case device(k.Local) != f.Ifindex:
+		return true
+	}
+	return f.Owner != SharesNode && f.Owner != f.Ifindex && device(k.Remote) != f.Owner
+}
+
 // Swept is what one Sweep found.
 type Swept struct {
 	Live    int // flows left
-	Expired int // flows deleted
+	Deleted int // flows that had expired, or whose pod is gone
 	Orphans int // reply rows without a flow, deleted
 }
 
-// Forget deletes those of the given flows that are still expired at now, with their
-// reply rows, and returns how many. Until then a packet may have revived a flow, or
-// a new connection may use its ports.
+// Forget deletes those of the given flows that are still expired at now or without a
+// pod, with their reply rows, and returns how many. Until then a packet may have
+// revived a flow, or a new connection may use its ports.
 type Forget func(dead []FlowKey, now uint64) (gone int, err error)
 
-// SweepMaps deletes the flows that have expired at now through forget, and then reply
-// rows without a flow.
+// SweepMaps deletes the flows that have expired at now or have lost their pod through
+// forget, and then reply rows without a flow.
 func SweepMaps(m *Maps, now uint64, forget Forget) (Swept, error) {
 	s, _, err := sweepMaps(m, now, forget)
 	return s, err
@@ -68,12 +81,21 @@ func SweepMaps(m *Maps, now uint64, forget Forget) (Swept, error) {
 // sweepMaps also returns how many flows each owner had before any was deleted.
 func sweepMaps(m *Maps, now uint64, forget Forget) (s Swept, held map[uint32]int64, err error) {
 	held = map[uint32]int64{}
+	pods := map[Addr]uint32{}
+	endpoints, failed := m.Endpoints.All()
+	for addr, ep := range endpoints {
+		pods[addr] = ep.Ifindex
+	}
+	if err := failed(); err != nil {
+		return s, held, fmt.Errorf("sweep flows: %w", err)
+	}
+	device := func(a Addr) uint32 { return pods[a] }
 	var dead []FlowKey
 	claims := 0 // rows of replies that live flows have
 	rows, failed := m.Flows.All()
 	for k, f := range rows {
 		held[f.Owner]++
-		if f.Expired(k.Proto, now) {
+		if f.Expired(k.Proto, now) || f.PodGone(k, device) {
 			dead = append(dead, k)
 			continue
 		}
@@ -85,10 +107,10 @@ func sweepMaps(m *Maps, now uint64, forget Forget) (s Swept, held map[uint32]int
 	if err := failed(); err != nil {
 		return s, held, fmt.Errorf("sweep flows: %w", err)
 	}
-	if s.Expired, err = forget(dead, now); err != nil {
+	if s.Deleted, err = forget(dead, now); err != nil {
 		return s, held, fmt.Errorf("sweep flows: %w", err)
 	}
-	s.Live += len(dead) - s.Expired
+	s.Live += len(dead) - s.Deleted
 	if s.Orphans, err = forgetOrphans(m, claims); err != nil {
 		return s, held, fmt.Errorf("sweep replies: %w", err)
 	}

@@ -199,6 +199,35 @@ func TestSweep(t *testing.T) {
 			key(15, 17): {Seen: now - 61*second, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)},
 			key(16, 17): {Seen: now - 61*second, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)},
 		}
+		// Pods at address 5 (device 50) and 6 (device 60).
+		open := func(local, remote byte, device, owner uint32) (bpf.FlowKey, bpf.Flow) {
+			k := bpf.FlowKey{Local: bpf.Addr{local}, Remote: bpf.Addr{remote}, Lport: bpf.PortOf(uint16(device)), Rport: bpf.PortOf(uint16(owner)), Proto: 6}
+			return k, bpf.Flow{Seen: now, Flags: bpf.FlowReplied, Ifindex: device, Owner: owner}
+		}
+		for _, c := range []struct {
+			local, remote byte
+			device, owner uint32
+			gone          bool
+		}{
+			{5, 9, 50, 50, false},
+			{5, 9, 50, bpf.SharesNode, false}, // a probe
+			{8, 9, 0, bpf.SharesNode, false},  // the node's own
+			{5, 6, 50, 60, false},             // opened by the pod next door
+			{7, 9, 70, 70, true},              // no pod has the address
+			{5, 9, 51, 51, true},              // another pod has it now
+			{5, 6, 50, 61, true},              // as if next door
+			{6, 7, 60, 70, true},              // next door is nobody
+		} {
+			k, f := open(c.local, c.remote, c.device, c.owner)
+			if c.gone {
+				gone[k] = f
+			} else {
+				keep[k] = f
+			}
+		}
+		// A pod that starts between the walk and the deletion uses a removed one's ports.
+		started, left := open(4, 9, 41, 41)
+		_, its := open(4, 9, 42, 42)
 		// A new connection uses the ports again between the walk and the deletion.
 		again := key(20, 17)
 		ended := bpf.Flow{Seen: now - 61*second, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)}
@@ -212,18 +241,19 @@ func TestSweep(t *testing.T) {
 			reply(16, 9): {Remote: other.Remote, Rport: other.Rport},
 			reply(7, 8):  row, // the other CPU's choice
 			reply(99, 9): row, // without any flow
-		}), m.Flows.Update(again, ended))
+		}), m.Flows.Update(again, ended), m.Flows.Update(started, left),
+			m.Endpoints.UpdateBatch(map[bpf.Addr]bpf.Endpoint{{5}: {Ifindex: 50}, {6}: {Ifindex: 60}}))
 		if err != nil {
 			t.Fatal(err)
 		}
-		keep[again] = begun
+		keep[again], keep[started] = begun, its
 		got, err := bpf.SweepMaps(m, now, func(dead []bpf.FlowKey, now uint64) (int, error) {
-			if err := m.Flows.Update(again, begun); err != nil {
+			if err := errors.Join(m.Flows.Update(again, begun), m.Flows.Update(started, its), m.Endpoints.Update(bpf.Addr{4}, bpf.Endpoint{Ifindex: 42})); err != nil {
 				t.Error(err)
 			}
 			return forget(dead, now)
 		})
-		if want := (bpf.Swept{Live: len(keep), Expired: len(gone), Orphans: 2}); got != want || err != nil {
+		if want := (bpf.Swept{Live: len(keep), Deleted: len(gone), Orphans: 2}); got != want || err != nil {
 			t.Errorf("swept %+v, %v, want %+v", got, err, want)
 		}
 		for k := range keep {

@@ -259,7 +259,11 @@ func Forget(m *bpf.Maps) bpf.Forget {
 			if err != nil {
 				return gone, err
 			}
-			if !ok || !f.Expired(k.Proto, now) {
+			device := func(a bpf.Addr) uint32 {
+				ep, _, _ := m.Endpoints.Lookup(a)
+				return ep.Ifindex
+			}
+			if !ok || !f.Expired(k.Proto, now) && !f.PodGone(k, device) {
 				continue
 			}
 			if f.Flags&bpf.FlowService != 0 {

@@ -163,6 +163,23 @@ part int forget(const struct flow_key *key, const struct flow *f)
 	return 0;
 }
 
+/* Is the local pod of the flow gone, or the pod of this node that opened it? Without
+ * its pod a flow carries nothing, but would hold a share for hours. */
+part int pod_gone(const struct flow_key *key, const struct flow *f)
+{
+	struct endpoint *ep;
+
+	if (!f->ifindex) /* the node's own */
+		return 0;
+	ep = bpf_map_lookup_elem(&endpoints, &key->local);
+	if (!ep || ep->ifindex != f->ifindex)
+		return 1;
+	if (f->owner == NODE_ITSELF || f->owner == f->ifindex)
+		return 0;
+	ep = bpf_map_lookup_elem(&endpoints, &key->remote);
+	return !ep || ep->ifindex != f->owner;
+}
+
 /* Finds the flow through a service whose backend is key->remote, and turns key into
  * that flow's key. */
 part struct flow *find_service_flow(struct flow_key *key)
@@ -264,43 +281,57 @@ inline_always int make_room(struct share *sh, __u32 owner)
 	return 0;
 }
 
-/* Stores a flow and charges its owner. Returns 0 or a reason. No other owner's flow is
+/* Charges an owner for a new flow. Returns what charge does. No other owner's flow is
  * evicted for it: a live connection is worth more than a new one. An owner that has
  * reached its limit gives up an unanswered flow of its own. */
-part int store(const struct flow_key *key, const struct flow *f)
+part int admit(__u32 owner)
 {
-	__u32 owner = f->owner;
-	struct share *sh;
 	int why = charge(owner, 0);
-	long err;
+	struct share *sh;
 
-	if (likely(why == WITHIN_SHARE)) {
-		err = bpf_map_update_elem(&flows, key, f, ROW_NEW);
-		if (likely(!err))
-			return 0;
-		release(owner);
-		/* Two CPUs got its first packets: the other CPU's flow will do. */
-		if (err == -EXISTS)
-			return 0;
-	}
+	if (likely(why != REASON_FLOW_TABLE_FULL))
+		return why;
 	sh = share_of(owner);
 	if (!sh)
 		return REASON_FAILED;
-	if (why == REASON_FLOW_TABLE_FULL && make_room(sh, owner))
-		why = charge(owner, 1);
-	if (why == BEYOND_SHARE) {
-		err = bpf_map_update_elem(&flows, key, f, ROW_NEW);
-		if (!err) {
-			sh->newest[sh->next % NEWEST] = *key;
-			__sync_fetch_and_add(&sh->next, 1);
-			return 0;
-		}
+	if (make_room(sh, owner))
+		return charge(owner, 1);
+	__sync_fetch_and_add(&sh->refused, 1);
+	return REASON_FLOW_TABLE_FULL;
+}
+
+/* Writes an admitted flow. Returns 0 or a reason. */
+part int put(const struct flow_key *key, const struct flow *f, int admitted)
+{
+	__u32 owner = f->owner;
+	long err = bpf_map_update_elem(&flows, key, f, ROW_NEW);
+	struct share *sh;
+
+	if (likely(!err && admitted == WITHIN_SHARE))
+		return 0;
+	if (err)
 		release(owner);
-		if (err == -EXISTS)
-			return 0;
+	/* Two CPUs got its first packets: the other CPU's flow will do. */
+	if (err == -EXISTS)
+		return 0;
+	sh = share_of(owner);
+	if (!sh)
+		return err ? REASON_FAILED : 0;
+	if (!err) {
+		sh->newest[sh->next % NEWEST] = *key;
+		__sync_fetch_and_add(&sh->next, 1);
+		return 0;
 	}
 	__sync_fetch_and_add(&sh->refused, 1);
 	return REASON_FLOW_TABLE_FULL;
+}
+
+/* Admits and writes a flow. Returns 0 or a reason. */
+part int store(const struct flow_key *key, const struct flow *f)
+{
+	int why = admit(f->owner);
+
+	return why > BEYOND_SHARE ? why : put(key, f, why);
 }
 
 /* Stores a judged flow. */
@@ -309,18 +340,25 @@ inline_always int remember(const struct flow_key *key, const struct flow *f)
 	return claimed(key, f->seen) ? REASON_FLOW_CLASH : store(key, f);
 }
 
-/* Stores a judged flow that goes through a service. */
+/* Stores a judged flow that goes through a service. The row in replies is claimed only
+ * once the flow is admitted, because it is hard to take back: another CPU may be storing
+ * the same flow, and needs it. */
 part int remember_service(const struct flow_key *key, const struct flow *f)
 {
+	int admitted = admit(f->owner), why;
 	struct reply_key reply;
-	int why = claim_replies(key, f, f->seen);
 
-	if (why)
+	if (admitted > BEYOND_SHARE)
+		return admitted;
+	why = claim_replies(key, f, f->seen);
+	if (why) {
+		release(f->owner);
 		return why;
-	why = store(key, f);
-	if (!why)
-		return 0;
-	reply = reply_key_of(key, &f->backend, f->bport);
-	bpf_map_delete_elem(&replies, &reply);
+	}
+	why = put(key, f, admitted);
+	if (why && !bpf_map_lookup_elem(&flows, key)) {
+		reply = reply_key_of(key, &f->backend, f->bport);
+		bpf_map_delete_elem(&replies, &reply);
+	}
 	return why;
 }

@@ -1,9 +1,8 @@
 /* ICMP errors belong to the flow of the packet they quote. */
 #pragma once
 
-#include "flow.h"
+#include "judge.h"
 #include "nat.h"
-#include "place.h"
 
 /* The headers of the quoted packet. */
 struct quote {
@@ -16,6 +15,20 @@ struct quote {
 	__u8 proto;
 	__u8 asks;
 };
+
+/* What an error is about. */
+struct about {
+	struct quote quote;
+	struct flow_key flow;
+};
+
+ARRAY(about, MAP_PERCPU_ARRAY, struct about, 1); /* scratch: the stack is short */
+
+inline_always struct about *error_about(void)
+{
+	__u32 zero = 0;
+	return bpf_map_lookup_elem(&about, &zero);
+}
 
 once int read_quote(struct __sk_buff *skb, const struct packet *p, struct quote *q)
 {
@@ -89,37 +102,85 @@ part int on_path(const struct settings *s, const struct packet *p, const struct 
 	return from.cluster == f->cluster;
 }
 
-/* An error for a pod about what it sent. Translates the quote to what the pod sent.
- * Returns 0 or a reason. */
-once int error_for_pod(struct __sk_buff *skb, struct packet *p, const struct settings *s, const struct origin *o)
+/* Finds the flow that an error for a pod is about. Returns 0 with error_about's flow
+ * filled in, or a reason. */
+once int flow_of_error(struct __sk_buff *skb, const struct packet *p, const struct settings *s, const struct origin *o)
 {
-	if (!p || !s || !o)
-		return REASON_FAILED;
-	struct quote q = {};
-	struct flow_key key;
+	struct about *about = error_about();
 	struct flow *f;
-	int why = read_quote(skb, p, &q);
+	int why;
+
+	if (!p || !s || !o || !about)
+		return REASON_FAILED;
+	why = read_quote(skb, p, &about->quote);
+	if (why)
+		return why;
+	if (!same(&about->quote.src, &p->dst))
+		return REASON_INVALID;
+	about->flow = (struct flow_key){
+		.local = about->quote.src, .remote = about->quote.dst,
+		.lport = about->quote.sport, .rport = about->quote.dport, .proto = about->quote.proto,
+	};
+	if (about->quote.proto == PROTO_ICMP)
+		about->flow.rport = icmp_port(about->quote.dport, about->quote.asks);
+	f = bpf_map_lookup_elem(&flows, &about->flow);
+	if (!f)
+		f = find_service_flow(&about->flow);
+	if (!f)
+		return REASON_INVALID;
+	return on_path(s, p, f, o) ? 0 : REASON_SPOOFED_SOURCE;
+}
+
+/* May an error pass as part of its flow? Policy is asked about the flow, not about
+ * errors. Returns 0 or a reason. */
+inline_always int judge_error(const struct settings *s, struct packet *p, const struct flow_key *key, struct flow *f)
+{
+	__be16 type = p->dport;
+	int why;
+
+	if (likely(f->revision == s->revision))
+		return 0;
+	p->proto = key->proto;
+	p->dport = key->rport & ~htons(ASKED_BY_REMOTE);
+	why = rejudge(s, p, key, f);
+	p->proto = PROTO_ICMP;
+	p->dport = type;
+	if (why == RENEW)
+		return REASON_INVALID;
+	return why == GONE ? 0 : why; /* GONE is dealt with at the pod's next packet */
+}
+
+/* Translates an error about a flow through a service to what the pod sent. Returns 0
+ * or a reason. */
+once int restore_error(struct __sk_buff *skb, struct packet *p)
+{
+	struct about *about = error_about();
+	struct addr service;
+	int why;
+
+	if (!p || !about)
+		return REASON_FAILED;
+	if (same(&about->quote.dst, &about->flow.remote))
+		return 0;
+	service = about->flow.remote;
+	why = restore_quote(skb, p, &about->quote, &service, about->flow.rport);
+	/* An error from the backend itself becomes one from the service. */
+	if (!why && same(&p->src, &about->quote.dst))
+		why = rewrite(skb, p, SOURCE, &service, 0);
+	return why;
+}
+
+/* An error for a pod about what it sent. Returns 0 or a reason. */
+inline_always int error_for_pod(struct __sk_buff *skb, struct packet *p, const struct settings *s, const struct origin *o)
+{
+	struct about *about = error_about();
+	struct flow *f;
+	int why = flow_of_error(skb, p, s, o);
 
 	if (why)
 		return why;
-	if (!same(&q.src, &p->dst))
-		return REASON_INVALID;
-	key = (struct flow_key){
-		.local = q.src, .remote = q.dst, .lport = q.sport, .rport = q.dport, .proto = q.proto,
-	};
-	if (q.proto == PROTO_ICMP)
-		key.rport = icmp_port(q.dport, q.asks);
-	f = bpf_map_lookup_elem(&flows, &key);
-	if (f)
-		return on_path(s, p, f, o) ? 0 : REASON_SPOOFED_SOURCE;
-	f = find_service_flow(&key);
-	if (!f)
-		return REASON_INVALID;
-	if (!on_path(s, p, f, o))
-		return REASON_SPOOFED_SOURCE;
-	why = restore_quote(skb, p, &q, &key.remote, key.rport);
-	/* An error from the backend itself becomes one from the service. */
-	if (!why && same(&p->src, &q.dst))
-		why = rewrite(skb, p, SOURCE, &key.remote, 0);
-	return why;
+	if (!about || !(f = bpf_map_lookup_elem(&flows, &about->flow)))
+		return REASON_INVALID; /* deleted in between */
+	why = judge_error(s, p, &about->flow, f);
+	return why ? why : restore_error(skb, p);
 }

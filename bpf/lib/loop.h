@@ -43,7 +43,15 @@ once int open_loop(const struct flow_key *key)
 	f->backend = (struct addr){};
 	f->bport = key->rport;
 	side = loop_server(key, bport);
-	return store(&side, f);
+	why = store(&side, f);
+	/* The client's side alone would swallow its packets for as long as it tries. */
+	if (why) {
+		side = *key;
+		f = bpf_map_lookup_elem(&flows, &side);
+		if (f)
+			forget(&side, f);
+	}
+	return why;
 }
 
 /* Sends p, which belongs to the flow f, back into its own pod. */

@@ -69,12 +69,15 @@ static long consider_group(__u32 i, struct choice *c)
 	return 0;
 }
 
-/* Chooses the backend that a ticket names, if it is usable. */
+ARRAY(found_at, MAP_PERCPU_ARRAY, struct place, 1); /* scratch: the stack is short */
+
+/* Chooses the backend that a ticket names, if it can be reached. */
 inline_always long choose(__u32 ticket, struct choice *c)
 {
 	const struct service *svc = c->svc;
 	struct slot_key key = {.service = svc->id};
 	struct backend *b;
+	struct place *at;
 	__u32 node;
 
 	for (int i = 0; i < MAX_GROUPS; i++) {
@@ -98,6 +101,13 @@ inline_always long choose(__u32 ticket, struct choice *c)
 	if (!b)
 		return 0;
 	node = b->node;
+	if (!node) { /* on this node, outside the mesh, or on a node that is not known yet */
+		node = 0;
+		at = bpf_map_lookup_elem(&found_at, &node);
+		if (!at || locate(c->s, &b->addr, at))
+			return 0;
+		node = at->node;
+	}
 	if (node && (!usable(c, path_to(c->s, node, key.cluster)) || !lane_of(c->s, bpf_map_lookup_elem(&nodes, &node))))
 		return 0;
 	c->f->backend = b->addr;
