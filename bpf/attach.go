@@ -73,7 +73,7 @@ func (d *Datapath) AttachPod(ifindex int) error {
 // lane's previous device, if it was another.
 func (d *Datapath) AttachTunnel(ifindex, lane int) error {
 	if lane < 0 || lane > 1 {
-		return fmt.Errorf("attach to tunnel: lane %d does not exist: use 0 or 1", lane)
+		return fmt.Errorf("attach to tunnel %d: it does not exist; use 0 or 1", lane)
 	}
 	return d.attach(Attachment{Role: RoleTunnel, Ifindex: ifindex, Lane: lane})
 }

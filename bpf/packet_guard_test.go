@@ -241,7 +241,7 @@ var fragmentCases = []packetCase{
 		{hook: "from a", in: func() layer { l := rest(podA, podC, 5); l.proto = 1; return l }(), want: ReasonTunnelled},
 	}},
 	{name: "pieces pass where ports do not matter", steps: []step{
-		{hook: "into tunnel", in: rest(podA, podC, 5), want: ReasonEnteredLane},
+		{hook: "into tunnel", in: rest(podA, podC, 5), want: ReasonEnteredTunnel},
 		{hook: "into node", in: rest(world, "192.0.2.1", 5), want: ReasonNotOurs},
 		{hook: "out of node", in: rest("192.0.2.1", world, 5), want: ReasonNotOurs},
 	}},

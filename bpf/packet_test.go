@@ -62,7 +62,7 @@ func actionOf(hook string, r Reason) int {
 		return dropped
 	case r == ReasonDelivered && (hook == "to a" || hook == "to b" || hook == "forwarded to a"):
 		return pass
-	case r == ReasonToStack, r == ReasonNotOurs, r == ReasonEnteredLane:
+	case r == ReasonToStack, r == ReasonNotOurs, r == ReasonEnteredTunnel:
 		return pass
 	}
 	return redirect
@@ -288,22 +288,22 @@ var pathCases = []packetCase{
 		{hook: "forwarded to a", in: ip(world, podA, tcp(1, 80, "S")), want: ReasonPolicyDenied},
 	}},
 	{name: "into the tunnel go the node and its pods", steps: []step{
-		{hook: "into tunnel", in: ip(nodeInternal, "10.2.0.9", tcp(1, 2, "S")), want: ReasonEnteredLane},
-		{hook: "into tunnel", in: ip(podA, podC, tcp(1, 2, "S")), want: ReasonEnteredLane},
+		{hook: "into tunnel", in: ip(nodeInternal, "10.2.0.9", tcp(1, 2, "S")), want: ReasonEnteredTunnel},
+		{hook: "into tunnel", in: ip(podA, podC, tcp(1, 2, "S")), want: ReasonEnteredTunnel},
 		{hook: "into tunnel", in: ip(world, podC, tcp(1, 2, "S")), want: ReasonSpoofedSource},
 		{hook: "into tunnel", in: ip("10.1.1.77", podC, tcp(1, 2, "S")), want: ReasonSpoofedSource},
 	}},
 	{name: "the node's own packets take the lane its pods use", state: onLane(1), steps: []step{
-		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7)), want: ReasonEnteredLane},
-		{hook: "into tunnel", in: ip(nodeInternal, "10.2.1.1", echoReply(7)), want: ReasonEnteredLane},
-		{hook: "into tunnel", in: ip(nodeInternal, podD, echo(7)), want: ReasonChangedLane},
-		{hook: "into tunnel", in: ip(nodeInternal, "10.2.2.1", echoReply(7)), want: ReasonChangedLane},
-		{hook: "into tunnel", in: ip(podA, podD, udp(1, 2)), want: ReasonEnteredLane},
-		{hook: "into tunnel", in: ip(nodeInternal, podD, echo(7)), want: ReasonEnteredLane,
+		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7)), want: ReasonEnteredTunnel},
+		{hook: "into tunnel", in: ip(nodeInternal, "10.2.1.1", echoReply(7)), want: ReasonEnteredTunnel},
+		{hook: "into tunnel", in: ip(nodeInternal, podD, echo(7)), want: ReasonChangedTunnel},
+		{hook: "into tunnel", in: ip(nodeInternal, "10.2.2.1", echoReply(7)), want: ReasonChangedTunnel},
+		{hook: "into tunnel", in: ip(podA, podD, udp(1, 2)), want: ReasonEnteredTunnel},
+		{hook: "into tunnel", in: ip(nodeInternal, podD, echo(7)), want: ReasonEnteredTunnel,
 			change: func(n *node) { set(n, n.m.Nodes, 4, Node{Path: PathAlive, Keyed: 1, Cluster: 2, Lane: 1}) }},
-		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7)), want: ReasonChangedLane,
+		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7)), want: ReasonChangedTunnel,
 			change: func(n *node) { set(n, n.m.Nodes, 3, Node{Keyed: 1, Cluster: 2}) }},
-		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7)), want: ReasonEnteredLane,
+		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7)), want: ReasonEnteredTunnel,
 			change: func(n *node) { set(n, n.m.Nodes, 3, Node{Path: PathAlive, Cluster: 2}) }},
 	}},
 	{name: "what is not IPv4", steps: []step{

@@ -12,13 +12,13 @@ type Reason uint8
 
 // From ReasonPolicyDenied on the packet was dropped.
 const (
-	ReasonDelivered   Reason = 1 // handed to a pod of this node
-	ReasonTunnelled   Reason = 2 // a pod's packet, sent into a lane
-	ReasonToStack     Reason = 3 // passed to the node's network stack
-	ReasonNotOurs     Reason = 4 // not for the hook to decide; let through
-	ReasonResetSent   Reason = 5 // an open connection of the pod was reset
-	ReasonEnteredLane Reason = 6 // entered a lane, from a pod or from the node itself
-	ReasonChangedLane Reason = 7 // the node's own packet, moved to the lane in use
+	ReasonDelivered     Reason = 1 // handed to a pod of this node
+	ReasonTunnelled     Reason = 2 // a pod's packet, sent into a tunnel
+	ReasonToStack       Reason = 3 // passed to the node's network stack
+	ReasonNotOurs       Reason = 4 // not for the hook to decide; let through
+	ReasonResetSent     Reason = 5 // an open connection of the pod was reset
+	ReasonEnteredTunnel Reason = 6 // entered a tunnel, from a pod or from the node itself
+	ReasonChangedTunnel Reason = 7 // the node's own packet, moved to the tunnel in use
 
 	ReasonPolicyDenied  Reason = 16 // a rule denies it or no rule allows it
 	ReasonUnknownMember Reason = 17 // denied; the other side is a member's address without an identity
@@ -49,8 +49,8 @@ var reasonNames = map[Reason]string{
 	ReasonToStack:       "to-stack",
 	ReasonNotOurs:       "not-ours",
 	ReasonResetSent:     "reset-sent",
-	ReasonEnteredLane:   "entered-lane",
-	ReasonChangedLane:   "changed-lane",
+	ReasonEnteredTunnel: "entered-tunnel",
+	ReasonChangedTunnel: "changed-tunnel",
 	ReasonPolicyDenied:  "policy-denied",
 	ReasonUnknownMember: "unknown-member",
 	ReasonNoTunnel:      "no-tunnel",

@@ -46,9 +46,9 @@ int to_tunnel(struct __sk_buff *skb)
 		if (why && why != REASON_FRAGMENT)
 			return drop(skb, &p, why, EGRESS);
 		if (ifindex && ifindex != skb->ifindex)
-			return leave(skb, REASON_CHANGED_LANE, EGRESS, bpf_redirect(ifindex, 0));
+			return leave(skb, REASON_CHANGED_TUNNEL, EGRESS, bpf_redirect(ifindex, 0));
 	} else if (!bpf_map_lookup_elem(&endpoints, &p.src)) {
 		return drop(skb, &p, REASON_SPOOFED_SOURCE, EGRESS);
 	}
-	return leave(skb, REASON_ENTERED_LANE, EGRESS, ACT_OK);
+	return leave(skb, REASON_ENTERED_TUNNEL, EGRESS, ACT_OK);
 }

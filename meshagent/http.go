@@ -57,7 +57,7 @@ type NodePath struct {
 	State      string    `json:"state"`
 	Since      time.Time `json:"since"`
 	RTTMicros  int64     `json:"rttMicros"`
-	Lane       int       `json:"lane"`
+	Lane       int       `json:"tunnel"`
 	Keyed      bool      `json:"keyed"`
 	GossipDead bool      `json:"gossipDead,omitempty"`
 	Reason     string    `json:"reason,omitempty"`

@@ -268,7 +268,7 @@ func (l *lanes) rotate(ctx context.Context, mesh *program.Mesh, status tunnel.St
 	if err != nil {
 		return err
 	}
-	l.log.Info("keys rotated", "epoch", next.Epoch, "lane", next.Epoch%tunnel.LaneCount)
+	l.log.Info("keys rotated", "epoch", next.Epoch, "tunnel", next.Epoch%tunnel.LaneCount)
 	l.setOwn(next)
 	return nil
 }
@@ -287,7 +287,7 @@ func (l *lanes) problems(refused []tunnel.Refusal) {
 	for _, r := range refused {
 		now[r.Cluster+"/"+r.Node] = r.Reason
 	}
-	writeProblems(l.tables, "lanes", now)
+	writeProblems(l.tables, "tunnels", now)
 }
 
 // report writes what went wrong in the last turn: either the tunnels are not there,

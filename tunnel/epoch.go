@@ -61,7 +61,7 @@ func NextEpoch(mine, wanted uint64) uint64 {
 // received no data.
 func MayRotate(mine, to uint64, peers map[string]uint64, age, quiet time.Duration) error {
 	if to <= mine || (to-mine)%2 != 1 {
-		return fmt.Errorf("rotate from epoch %d to %d: the step must be odd and upwards, or it rekeys the lane in use", mine, to)
+		return fmt.Errorf("rotate from epoch %d to %d: the step must be odd and upwards, or it changes the key of the tunnel in use", mine, to)
 	}
 	lagging, name := 0, ""
 	for peer, epoch := range peers {
@@ -78,7 +78,7 @@ func MayRotate(mine, to uint64, peers map[string]uint64, age, quiet time.Duratio
 	case age < AgeBeforeRotate:
 		return fmt.Errorf("rotate to epoch %d: %w: epoch %d is %v old, want %v", to, ErrNotYet, mine, age.Round(time.Millisecond), AgeBeforeRotate)
 	case quiet < QuietBeforeRotate:
-		return fmt.Errorf("rotate to epoch %d: %w: lane %d received data %v ago, want %v of quiet", to, ErrNotYet, to%LaneCount, quiet.Round(time.Millisecond), QuietBeforeRotate)
+		return fmt.Errorf("rotate to epoch %d: %w: tunnel %d received data %v ago, want %v of quiet", to, ErrNotYet, to%LaneCount, quiet.Round(time.Millisecond), QuietBeforeRotate)
 	}
 	return nil
 }

@@ -68,10 +68,10 @@ func (c ServeConfig) Validate() error {
 		}
 	}
 	if c.Devices[0] == c.Devices[1] {
-		errs = append(errs, fmt.Errorf("both lanes use device %q: give each its own", c.Devices[0]))
+		errs = append(errs, fmt.Errorf("both tunnels use device %q: give each its own", c.Devices[0]))
 	}
 	if c.Ports[0] == c.Ports[1] && c.Ports[0] != 0 {
-		errs = append(errs, fmt.Errorf("both lanes listen on port %d: give each its own", c.Ports[0]))
+		errs = append(errs, fmt.Errorf("both tunnels listen on port %d: give each its own", c.Ports[0]))
 	}
 	if c.MTU < MinMTU {
 		errs = append(errs, fmt.Errorf("MTU %d is below %d", c.MTU, MinMTU))
@@ -177,4 +177,4 @@ func serveLane(ctx context.Context, cfg ServeConfig, lane int) error {
 	return g.Wait()
 }
 
-func laneName(lane int) string { return fmt.Sprintf("lane %d", lane) }
+func laneName(lane int) string { return fmt.Sprintf("tunnel %d", lane) }

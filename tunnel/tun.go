@@ -155,7 +155,7 @@ func removeLink(name string) error {
 		return fmt.Errorf("look for device %s: %w", name, err)
 	}
 	if kind := link.Type(); kind != "tuntap" && kind != "tun" && kind != "wireguard" {
-		return fmt.Errorf("device %s is a %s, not a lane: left alone", name, kind)
+		return fmt.Errorf("device %s is a %s, not a tunnel; left alone", name, kind)
 	}
 	if err := netlink.LinkDel(link); err != nil {
 		return fmt.Errorf("delete device %s: %w", name, err)

@@ -62,7 +62,7 @@ func TestServeConfigNamesEveryMistake(t *testing.T) {
 	}
 	cfg := tunnel.ServeConfig{Devices: [2]string{"a/b", "a/b"}, Ports: [2]uint16{7, 7}}
 	err := cfg.Validate()
-	for _, want := range []string{"no slash", "both lanes use device", "both lanes listen on port 7", "MTU 0", "state directory", "socket directory"} {
+	for _, want := range []string{"no slash", "both tunnels use device", "both tunnels listen on port 7", "MTU 0", "state directory", "socket directory"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("no word of %q in: %v", want, err)
 		}

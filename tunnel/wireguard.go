@@ -98,7 +98,7 @@ func (w *WireGuard) Ensure(context.Context) (Own, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if _, err := w.ensureLocked(); err != nil {
-		return Own{}, fmt.Errorf("ensure lanes: %w", err)
+		return Own{}, fmt.Errorf("set up tunnels: %w", err)
 	}
 	return w.own, nil
 }
@@ -298,7 +298,7 @@ func (w *WireGuard) Rotate(_ context.Context, to uint64) (Own, error) {
 		return Own{}, fmt.Errorf("rotate to epoch %d: %w", to, err)
 	}
 	if to <= w.keys.Epoch || (to-w.keys.Epoch)%2 != 1 {
-		return Own{}, fmt.Errorf("rotate from epoch %d to %d: the step must be odd and upwards, or it rekeys the lane in use", w.keys.Epoch, to)
+		return Own{}, fmt.Errorf("rotate from epoch %d to %d: the step must be odd and upwards, or it changes the key of the tunnel in use", w.keys.Epoch, to)
 	}
 	fresh, err := NewPrivateKey()
 	if err != nil {
@@ -314,7 +314,7 @@ func (w *WireGuard) Rotate(_ context.Context, to uint64) (Own, error) {
 	if _, err := w.ensureLocked(); err != nil {
 		return Own{}, fmt.Errorf("rotate to epoch %d: %w", to, err)
 	}
-	w.cfg.Log.Info("rotated key", "epoch", to, "lane", to%LaneCount)
+	w.cfg.Log.Info("rotated key", "epoch", to, "tunnel", to%LaneCount)
 	return w.own, nil
 }
 
@@ -323,7 +323,7 @@ func (w *WireGuard) Status(context.Context) (Status, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.keys == nil {
-		return Status{}, errors.New("status of lanes: Ensure has not succeeded yet")
+		return Status{}, errors.New("read tunnel status: the tunnels have not been set up yet")
 	}
 	st := Status{Own: w.own}
 	var byKey [LaneCount]map[Key]wgtypes.Peer
@@ -331,14 +331,14 @@ func (w *WireGuard) Status(context.Context) (Status, error) {
 	for i, name := range w.cfg.Devices {
 		dev, err := w.deviceLocked(name)
 		if err != nil {
-			return Status{}, fmt.Errorf("status of lanes: %w", err)
+			return Status{}, fmt.Errorf("read tunnel status: %w", err)
 		}
 		byKey[i] = map[Key]wgtypes.Peer{}
 		for _, p := range dev.Peers {
 			byKey[i][Key(p.PublicKey)] = p
 		}
 		if err := w.watchLocked(i, byKey[i], now); err != nil {
-			return Status{}, fmt.Errorf("status of lanes: %w", err)
+			return Status{}, fmt.Errorf("read tunnel status: %w", err)
 		}
 		st.Quiet[i] = now.Sub(w.quiet[i].last)
 	}

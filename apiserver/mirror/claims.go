@@ -286,7 +286,7 @@ func (c claims) export(key string, value []byte) (Reason, error) {
 	}
 	for i, lane := range n.Lanes {
 		if lane.PublicKey != "" && (!publicKey(lane.PublicKey) || lane.Port == 0) {
-			return Malformed, fmt.Errorf("lane %d has no usable key and port", i)
+			return Malformed, fmt.Errorf("tunnel %d has no usable key and port", i)
 		}
 	}
 	return "", nil

@@ -12,8 +12,8 @@
 	REASON(3, TO_STACK, "to-stack") \
 	REASON(4, NOT_OURS, "not-ours") \
 	REASON(5, RESET_SENT, "reset-sent") \
-	REASON(6, ENTERED_LANE, "entered-lane") \
-	REASON(7, CHANGED_LANE, "changed-lane") \
+	REASON(6, ENTERED_TUNNEL, "entered-tunnel") \
+	REASON(7, CHANGED_TUNNEL, "changed-tunnel") \
 	REASON(16, POLICY_DENIED, "policy-denied") \
 	REASON(17, UNKNOWN_MEMBER, "unknown-member") \
 	REASON(18, NO_TUNNEL, "no-tunnel") \

@@ -59,8 +59,8 @@ inline_always enum answer answer_to(enum reason reason)
 	case REASON_TO_STACK:
 	case REASON_NOT_OURS:
 	case REASON_RESET_SENT:
-	case REASON_ENTERED_LANE:
-	case REASON_CHANGED_LANE:
+	case REASON_ENTERED_TUNNEL:
+	case REASON_CHANGED_TUNNEL:
 		break;
 	}
 	return SILENCE;

@@ -13,7 +13,7 @@ import (
 
 func debugCommand() *cobra.Command {
 	return groupCommand("debug", "Inspect a node's tables, maps and tunnels", look,
-		debugTablesCommand(), debugTableCommand(), debugMapsCommand(), debugMapCommand(), debugLanesCommand(), debugAgentCommand())
+		debugTablesCommand(), debugTableCommand(), debugMapsCommand(), debugMapCommand(), debugTunnelsCommand(), debugAgentCommand())
 }
 
 // agentFlags choose an agent: one in a cluster with --node, otherwise this machine's.

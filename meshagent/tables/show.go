@@ -125,7 +125,7 @@ func (e *Endpoint) TableRow() []string {
 }
 
 func (*Path) TableHeader() []string {
-	return []string{"Cluster", "Node", "Index", "Alive", "Lane", "Keyed", "State", "Since", "RTT", "Limit", "Gossip", "Reason"}
+	return []string{"Cluster", "Node", "Index", "Alive", "Tunnel", "Keyed", "State", "Since", "RTT", "Limit", "Gossip", "Reason"}
 }
 
 func (p *Path) TableRow() []string {

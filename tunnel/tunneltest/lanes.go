@@ -104,7 +104,7 @@ func (l *Lanes) Set(_ context.Context, want []tunnel.Peer, complete bool) ([]tun
 		return nil, l.failure
 	}
 	if !l.made {
-		return nil, fmt.Errorf("set peers: the lanes do not exist yet, call Ensure")
+		return nil, fmt.Errorf("set peers: the tunnels do not exist yet, call Ensure")
 	}
 	held := slices.Collect(maps.Values(l.want))
 	admitted, refused := tunnel.Admit(want, held)

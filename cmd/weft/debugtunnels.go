@@ -15,8 +15,8 @@ import (
 	"github.com/weft-mesh/weft/tunnel"
 )
 
-// lanePeer is one WireGuard peer of one lane, as the device has it.
-type lanePeer struct {
+// tunnelPeer is a WireGuard peer of one tunnel, as the device has it.
+type tunnelPeer struct {
 	At        string    `json:"at"`
 	Device    string    `json:"device"`
 	PublicKey string    `json:"publicKey"`
@@ -27,28 +27,28 @@ type lanePeer struct {
 	Sent      int64     `json:"sentBytes"`
 }
 
-func debugLanesCommand() *cobra.Command {
+func debugTunnelsCommand() *cobra.Command {
 	var here machine
 	cmd := &cobra.Command{
-		Use:   "lanes",
+		Use:   "tunnels",
 		Short: "Show the WireGuard peers on this machine",
-		Long: "Show the WireGuard peers on this machine's two lanes, as the devices have them. It needs\n" +
-			"root, but no agent.",
+		Long: "Show the WireGuard peers on this machine's two tunnels, as the devices have them. It\n" +
+			"needs root, but no agent.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			peers, err := lanePeers(here.at())
+			peers, err := tunnelPeers(here.at())
 			if err != nil {
 				return err
 			}
-			return show(cmd, []any{peers}, laneTable(peers, time.Now()))
+			return show(cmd, []any{peers}, tunnelTable(peers, time.Now()))
 		},
 	}
 	here.add(cmd)
 	return cmd
 }
 
-func laneTable(peers []lanePeer, now time.Time) table {
-	t := table{columns: columns("AT", "DEVICE", "PUBLIC-KEY", "ALLOWED", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT"), name: 1, ordered: true, empty: "no lane has a peer"}
+func tunnelTable(peers []tunnelPeer, now time.Time) table {
+	t := table{columns: columns("AT", "DEVICE", "PUBLIC-KEY", "ALLOWED", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT"), name: 1, ordered: true, empty: "no tunnel has a peer"}
 	for _, p := range peers {
 		shaken := "never"
 		if !p.Handshake.IsZero() {
@@ -59,34 +59,34 @@ func laneTable(peers []lanePeer, now time.Time) table {
 	return t
 }
 
-// lanePeers reads both devices of the machine at. Private keys stay where they are.
-func lanePeers(at string) ([]lanePeer, error) {
+// tunnelPeers reads both devices of the machine at. Private keys stay where they are.
+func tunnelPeers(at string) ([]tunnelPeer, error) {
 	client, err := wgctrl.New()
 	if err != nil {
-		return nil, fmt.Errorf("read the lanes: %w", err)
+		return nil, fmt.Errorf("read the tunnels: %w", err)
 	}
 	defer client.Close()
-	peers := []lanePeer{}
+	peers := []tunnelPeer{}
 	for _, name := range tunnel.DefaultDevices {
 		device, err := client.Device(name)
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("there is no lane %s: has `weft agent` run on this machine?", name)
+			return nil, fmt.Errorf("there is no tunnel %s: has `weft agent` run on this machine?", name)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read lane %s: %w", name, err)
+			return nil, fmt.Errorf("read tunnel %s: %w", name, err)
 		}
-		of := make([]lanePeer, 0, len(device.Peers))
+		of := make([]tunnelPeer, 0, len(device.Peers))
 		for _, p := range device.Peers {
-			of = append(of, lanePeerOf(at, name, p))
+			of = append(of, tunnelPeerOf(at, name, p))
 		}
-		slices.SortFunc(of, func(a, b lanePeer) int { return slices.Compare(a.Allowed, b.Allowed) })
+		slices.SortFunc(of, func(a, b tunnelPeer) int { return slices.Compare(a.Allowed, b.Allowed) })
 		peers = append(peers, of...)
 	}
 	return peers, nil
 }
 
-func lanePeerOf(at, device string, p wgtypes.Peer) lanePeer {
-	out := lanePeer{
+func tunnelPeerOf(at, device string, p wgtypes.Peer) tunnelPeer {
+	out := tunnelPeer{
 		At: at, Device: device, PublicKey: p.PublicKey.String(), Allowed: []string{},
 		Handshake: p.LastHandshakeTime, Received: p.ReceiveBytes, Sent: p.TransmitBytes,
 	}
