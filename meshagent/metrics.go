@@ -104,16 +104,17 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		count(descLost, float64(lost))
 	}
 	if all, err := a.edges.Datapath.Holdings(); err == nil {
+		owners := a.shares.owners()
 		for _, h := range all {
-			namespace, pod, ok := a.shares.owner(h.Owner)
+			o, ok := owners[h.Owner]
 			if !ok {
-				continue // its last flows will end soon
+				continue // the next sweep deletes its flows
 			}
-			gauge(descHeld, float64(h.Used), namespace, pod)
-			gauge(descShare, float64(h.Sure), namespace, pod)
-			count(descRefused, float64(h.Refused), namespace, pod)
-			count(descEvicted, float64(h.Evicted), namespace, pod)
-			count(descSilent, float64(h.Suppressed), namespace, pod)
+			gauge(descHeld, float64(h.Used), o.namespace, o.pod)
+			gauge(descShare, float64(h.Sure), o.namespace, o.pod)
+			count(descRefused, float64(h.Refused), o.namespace, o.pod)
+			count(descEvicted, float64(h.Evicted), o.namespace, o.pod)
+			count(descSilent, float64(h.Suppressed), o.namespace, o.pod)
 		}
 	}
 	own, _, _ := a.lanes.Own()

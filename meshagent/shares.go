@@ -59,6 +59,7 @@ func (s *shares) look() error {
 	last, was := s.last, s.said
 	s.last, s.said = map[uint32]bpf.Holding{}, map[uint32]share{}
 	problems := map[string]string{}
+	owners := s.owners()
 	for _, h := range all {
 		s.last[h.Owner] = h
 		is, known := was[h.Owner]
@@ -66,14 +67,12 @@ func (s *shares) look() error {
 		if last != nil && foundNoRoom(last[h.Owner], h) {
 			is.looks = 0
 		}
-		namespace, pod, there := s.owner(h.Owner)
+		owner, there := owners[h.Owner]
 		if !there || !known && is.looks > 0 || is.looks >= calmLooks {
 			continue
 		}
 		if !known {
-			if pod != "" {
-				is.row = namespace + "/" + pod
-			}
+			is.row = owner.String()
 			is.text = fmt.Sprintf("holds %d of %d rows of table flows and may hold no more (its share is %d): new connections replace its unanswered ones or are refused", h.Used, limit, h.Sure)
 			s.log.Warn("share of table flows is used up", "owner", is.row, "rows", h.Used, "share", h.Sure, "limit", limit, "refused", h.Refused, "evicted", h.Evicted)
 		}
@@ -95,16 +94,23 @@ func foundNoRoom(then, now bpf.Holding) bool {
 	return now.Refused > then.Refused || now.Evicted > then.Evicted
 }
 
-// owner names whose share it is: both are empty for the node itself. It is false
-// for a pod that is gone.
-func (s *shares) owner(owner uint32) (namespace, pod string, ok bool) {
-	if owner == bpf.SharesNode {
-		return "", "", true
+// owner is whose share it is: a pod, or the node itself if empty.
+type owner struct{ namespace, pod string }
+
+func (o owner) String() string {
+	if o == (owner{}) {
+		return ""
 	}
+	return o.namespace + "/" + o.pod
+}
+
+// owners names the owners of shares. Pods that are gone have no entry.
+func (s *shares) owners() map[uint32]owner {
+	all := map[uint32]owner{bpf.SharesNode: {}}
 	for e := range s.tables.Endpoints.All(s.tables.DB.ReadTxn()) {
-		if uint32(e.Ifindex) == owner {
-			return e.Namespace, e.Pod, true
+		if e.Ifindex != 0 {
+			all[uint32(e.Ifindex)] = owner{e.Namespace, e.Pod}
 		}
 	}
-	return "", "", false
+	return all
 }
