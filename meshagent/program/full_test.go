@@ -92,6 +92,9 @@ func TestPolicyFitsAfterOneThatDidNot(t *testing.T) {
 		b.pass()
 		b.policy("wide", wide())
 		b.pass()
+		if problems := tables.All(b.tab.DB.ReadTxn(), b.tab.Problems); len(problems) != 1 {
+			t.Fatalf("the wide policy fits: %+v", problems)
+		}
 		b.tap.after = func() {
 			s, _, _ := b.maps.Settings.Lookup(0)
 			row, _, _ := b.maps.Endpoints.Lookup(web)
@@ -119,7 +122,8 @@ func TestPolicyFitsAfterOneThatDidNot(t *testing.T) {
 // TestNoGapBetweenNoPolicyAndOne fails every write once in turn while a pod's first
 // policy comes and goes, cleaning up right after each switch.
 func TestNoGapBetweenNoPolicyAndOne(t *testing.T) {
-	for failAt := range 40 {
+	const writes = 80 // at least as many as there are
+	for failAt := range writes {
 		b := newBench(t)
 		web := b.pod("web-1", "web", "10.1.1.2", 65537)
 		b.remote("frontend", 131073)
@@ -141,6 +145,9 @@ func TestNoGapBetweenNoPolicyAndOne(t *testing.T) {
 			for range 4 {
 				b.late()
 			}
+		}
+		if n == 0 || failAt == 0 && n >= writes {
+			t.Fatalf("%d writes", n)
 		}
 		row, _, _ := b.maps.Endpoints.Lookup(web)
 		if row.Set != noSet {
