@@ -259,6 +259,9 @@ func nodeProblem(cluster, node string, p api.NodeProblem) api.Concern {
 		c.Next = "is the agent older than its API server? `weft debug table rejected --node " + node + "` lists them"
 	case p.Table == wire.ProblemDamages:
 		c.Reason, c.Message, c.Next = "DamagedFile", fmt.Sprintf("node %s: %s", node, cause), advice
+	case p.Table == wire.ProblemPrograms:
+		c.Reason, c.Message = "ProgramsMissing", fmt.Sprintf("node %s: traffic is not checked as it should be: %s: %s", node, p.Row, cause)
+		c.Next = cmp.Or(advice, mend)
 	case p.Table == wire.ProblemPods:
 		what := "pod " + p.Row
 		if p.Rows > 1 {

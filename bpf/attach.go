@@ -3,6 +3,7 @@ package bpf
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -50,6 +51,8 @@ type hooks interface {
 	detach(ifindex int) error
 	// attached lists the devices that exist and have programs.
 	attached() ([]Attachment, error)
+	// holds says whether the role's two programs, of this generation, are attached.
+	holds(Attachment) (bool, error)
 	// adopt replaces the programs of earlier generations and returns how many.
 	adopt() (int, error)
 	// remove detaches everything.
@@ -96,11 +99,22 @@ func (d *Datapath) attach(a Attachment) error {
 	if err := d.hooks.attach(a); err != nil {
 		return fmt.Errorf("attach to %s device %s: %w", a.Role, link.Attrs().Name, err)
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if a.Role == RoleTunnel {
+		maps.DeleteFunc(d.attached, func(old Attachment, _ bool) bool { return old.Role == RoleTunnel && old.Lane == a.Lane })
+	}
+	d.attached[a] = true
 	return nil
 }
 
 // Detach removes the programs from a device, whatever its role.
 func (d *Datapath) Detach(ifindex int) error {
+	d.mending.RLock()
+	defer d.mending.RUnlock()
+	d.mu.Lock()
+	maps.DeleteFunc(d.attached, func(a Attachment, _ bool) bool { return a.Ifindex == ifindex })
+	d.mu.Unlock()
 	if err := d.hooks.detach(ifindex); err != nil {
 		return fmt.Errorf("detach from device %d: %w", ifindex, err)
 	}

@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -55,6 +56,27 @@ func (h *filterHooks) attach(a Attachment) error {
 		}
 	}
 	return nil
+}
+
+func (h *filterHooks) holds(a Attachment) (bool, error) {
+	link, err := netlink.LinkByIndex(a.Ifindex)
+	if err != nil {
+		return false, err
+	}
+	in, out := a.Role.programs()
+	for _, program := range []string{in, out} {
+		filters, err := netlink.FilterList(link, parents[program == in])
+		if err != nil {
+			return false, fmt.Errorf("list filters of %s: %w", link.Attrs().Name, err)
+		}
+		if !slices.ContainsFunc(filters, func(f netlink.Filter) bool {
+			ours, ok := f.(*netlink.BpfFilter)
+			return ok && ours.Name == a.filterName(program)
+		}) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // set attaches this generation's program, replacing an older one's in place.

@@ -124,6 +124,29 @@ func (h *linkHooks) attachWay(a Attachment, w way) error {
 	return nil
 }
 
+func (h *linkHooks) holds(a Attachment) (bool, error) {
+	for _, w := range []way{receives, sends} {
+		l, err := open(filepath.Join(h.d.dir, a.pin(w)))
+		if l == nil || err != nil {
+			return false, err
+		}
+		info, err := l.Info()
+		l.Close()
+		if err != nil {
+			return false, fmt.Errorf("look at link %s: %w", a.pin(w), err)
+		}
+		want, err := h.program(a.Role, w).Info()
+		if err != nil {
+			return false, fmt.Errorf("look at program of %s: %w", a.pin(w), err)
+		}
+		id, _ := want.ID()
+		if info.TCX() == nil || int(info.TCX().Ifindex) != a.Ifindex || info.Program != id {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 // open opens a pinned link; nil if there is none.
 func open(path string) (link.Link, error) {
 	l, err := link.LoadPinnedLink(path, nil)

@@ -30,6 +30,12 @@ type Datapath struct {
 	rows  *Maps
 	hooks hooks
 
+	// mending is held for writing while one device is mended, for reading while one
+	// is detached: what was just detached is not attached again.
+	mending  sync.RWMutex
+	mu       sync.Mutex // guards attached
+	attached map[Attachment]bool
+
 	sweeping sync.Mutex // guards what follows
 	sweep    *ebpf.Program
 	doomed   *ebpf.Map // the flows that program sweep looks at
@@ -80,7 +86,7 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{dir: c.PinDir, log: c.Log, maps: maps, rows: tables(maps)}
+	d := &Datapath{dir: c.PinDir, log: c.Log, maps: maps, rows: tables(maps), attached: map[Attachment]bool{}}
 	defer func() {
 		for _, r := range moved {
 			r.old.Close()

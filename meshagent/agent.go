@@ -46,21 +46,22 @@ type Agent struct {
 	log     *slog.Logger
 	started time.Time
 
-	trust      *trust.Trust
-	intake     *intake.Intake
-	reflectors []*reflector.Reflector
-	ways       *program.Ways
-	program    *program.Program
-	workloads  *workloads
-	lanes      *lanes
-	liveness   *liveness
-	publisher  *publisher
-	hosts      *hosts
-	observer   *observer
-	standing   *standing
-	shares     *shares
-	files      *files
-	ring       *flow.Ring
+	trust       *trust.Trust
+	intake      *intake.Intake
+	reflectors  []*reflector.Reflector
+	ways        *program.Ways
+	program     *program.Program
+	workloads   *workloads
+	lanes       *lanes
+	liveness    *liveness
+	publisher   *publisher
+	hosts       *hosts
+	observer    *observer
+	standing    *standing
+	shares      *shares
+	attachments *attachments
+	files       *files
+	ring        *flow.Ring
 
 	listed chan struct{} // closed once every prefix has been read in full
 	start  chan struct{} // closed once rows in the kernel may be changed
@@ -143,6 +144,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, identity: a.program.Identity, ring: a.ring,
 		trouble: partTrouble(a.Tables, "events", "flow events cannot be read", log)}
 	a.shares = &shares{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "shares", "shares of the flow table cannot be read", log), log: log}
+	a.attachments = &attachments{datapath: edges.Datapath, device: edges.Device, tables: a.Tables, log: log}
 	return a, nil
 }
 
@@ -158,7 +160,7 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 	}
 	defer func() { _ = a.Tables.DB.Stop() }()
 	g, ctx := errgroup.WithContext(ctx)
-	parts := []part{a.workloads, a.program, a.lanes, a.liveness, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files}
+	parts := []part{a.workloads, a.program, a.lanes, a.liveness, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments}
 	for _, r := range a.reflectors {
 		parts = append(parts, r)
 	}

@@ -21,6 +21,9 @@ type Datapath interface {
 	AttachTunnel(ifindex, lane int) error
 	AttachDevice(ifindex int) error
 	Detach(ifindex int) error
+	// Mend restores programs and pins that somebody else removed, and says which,
+	// and what it could not restore.
+	Mend() (mended []string, failed map[string]error)
 	// Events calls f with each event until ctx ends.
 	Events(ctx context.Context, f func(bpf.Event)) error
 	Counters() ([]bpf.Counter, error)
@@ -51,6 +54,8 @@ type Edges struct {
 	Lanes    tunnel.Lanes
 	Host     tunnel.Host
 	Plumbing endpoint.Plumbing
+	// Device is the index of the node's own device now; nil: it is not watched.
+	Device func() (ifindex int, err error)
 	// Transport opens probes from the node's internal address.
 	Transport func(source netip.Addr) (probe.Transport, error)
 	// Gossip takes part in the cluster's pool until ctx ends; nil: it does not.

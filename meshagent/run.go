@@ -89,9 +89,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	files := newFiles(tables, cfg.StateDir, cfg.Log)
 	a, err = newAgent(cfg, n, tables, files, &Edges{
 		Source: etcd, Sink: etcd, Datapath: datapath,
-		Lanes:     tunnel.NewLanes(tunnel.LanesConfig{StateDir: filepath.Join(cfg.StateDir, "lanes"), Tell: files.tell, Log: cfg.Log}),
-		Host:      tunnel.NewHost([tunnel.LaneCount]string{}, cfg.Log),
-		Plumbing:  endpoint.Kernel{MTU: inner, NetnsDir: cfg.NetnsDir},
+		Lanes:    tunnel.NewLanes(tunnel.LanesConfig{StateDir: filepath.Join(cfg.StateDir, "lanes"), Tell: files.tell, Log: cfg.Log}),
+		Host:     tunnel.NewHost([tunnel.LaneCount]string{}, cfg.Log),
+		Plumbing: endpoint.Kernel{MTU: inner, NetnsDir: cfg.NetnsDir},
+		Device: func() (int, error) {
+			now, err := findDevice(device.Attrs().Name, n.ip)
+			if err != nil {
+				return 0, err
+			}
+			return now.Attrs().Index, nil
+		},
 		Transport: func(source netip.Addr) (probe.Transport, error) { return probe.NewICMP(source) },
 		Gossip:    joinPool,
 		Diagnose: func(ctx context.Context) string {
@@ -109,9 +116,6 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	if err := datapath.AttachDevice(device.Attrs().Index); err != nil {
 		return fmt.Errorf("attach programs to %s: %w", device.Attrs().Name, err)
-	}
-	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
-		return fmt.Errorf("switch on forwarding: %w", err)
 	}
 	servers, err := a.servers(certificates.Server(mayAsk))
 	if err != nil {

@@ -24,7 +24,7 @@ var wanted = []string{
 	"demo", "global-service", "identity-policy", "global-failover", "agent-restart", "control-partition",
 	"encryption", "peer-lifecycle", "hybrid", "bad-input", "restore", "refused",
 	"policy-kinds",
-	"status-tells", "status-tells-mesh",
+	"status-tells", "status-tells-mesh", "mended",
 	"operations",
 }
 

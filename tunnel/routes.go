@@ -52,7 +52,7 @@ func NewHost(devices [LaneCount]string, log *slog.Logger) *KernelHost {
 // Set implements Host. A missing device is an error, but everything else is still
 // done, the unreachable routes first.
 func (h *KernelHost) Set(_ context.Context, want Network, complete bool) error {
-	var errs []error
+	errs := []error{setForwarding()}
 	var links [LaneCount]netlink.Link
 	for i, name := range h.devices {
 		link, err := netlink.LinkByName(name)
@@ -71,6 +71,19 @@ func (h *KernelHost) Set(_ context.Context, want Network, complete bool) error {
 	errs = append(errs, h.setRoutes(links, want, complete))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("set network: %w", err)
+	}
+	return nil
+}
+
+// setForwarding lets packets between pods and the outside pass through the node's
+// stack, again if somebody switched that off.
+func setForwarding() error {
+	const path = "/proc/sys/net/ipv4/ip_forward"
+	if now, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(now)) == "1" {
+		return nil
+	}
+	if err := os.WriteFile(path, []byte("1"), 0); err != nil {
+		return fmt.Errorf("switch on forwarding: %w", err)
 	}
 	return nil
 }

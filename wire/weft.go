@@ -66,6 +66,7 @@ const (
 	ProblemPods         = "pods"         // rows are namespace/name
 	ProblemParts        = "agent"        // rows are parts of the agent that do not work
 	ProblemValues       = "values"       // rows are keys of the store whose values cannot be read
+	ProblemPrograms     = "programs"     // rows are devices and maps whose programs or pins cannot be restored
 	ProblemShares       = "shares"       // share of a map used up by a pod; row "" is the node itself
 )
 

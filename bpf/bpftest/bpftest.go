@@ -154,6 +154,8 @@ type Datapath struct {
 
 	mu       sync.Mutex // guards what follows
 	attached map[bpf.Attachment]bool
+	taken    map[bpf.Attachment]bool // by Take
+	refuse   error                   // why Mend fails
 	counters []bpf.Counter
 	holdings []bpf.Holding
 	closed   bool
@@ -166,6 +168,7 @@ func NewDatapath() *Datapath {
 		maps:     New(),
 		events:   make(chan bpf.Event, 1024),
 		attached: map[bpf.Attachment]bool{},
+		taken:    map[bpf.Attachment]bool{},
 	}
 }
 
@@ -193,8 +196,41 @@ func (d *Datapath) AttachDevice(ifindex int) error {
 func (d *Datapath) Detach(ifindex int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	maps.DeleteFunc(d.attached, func(a bpf.Attachment, _ bool) bool { return a.Ifindex == ifindex })
+	for _, of := range []map[bpf.Attachment]bool{d.attached, d.taken} {
+		maps.DeleteFunc(of, func(a bpf.Attachment, _ bool) bool { return a.Ifindex == ifindex })
+	}
 	return nil
+}
+
+// Mend attaches again what Take took away.
+func (d *Datapath) Mend() (mended []string, failed map[string]error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for a := range d.taken {
+		if d.refuse != nil {
+			if failed == nil {
+				failed = map[string]error{}
+			}
+			failed[fmt.Sprintf("%s device %d", a.Role, a.Ifindex)] = d.refuse
+			continue
+		}
+		delete(d.taken, a)
+		d.attached[a] = true
+		mended = append(mended, fmt.Sprintf("programs of %s device %d", a.Role, a.Ifindex))
+	}
+	return mended, failed
+}
+
+// Take takes the programs from all devices, as somebody else may; until Take is
+// called with nil, Mend fails with this error.
+func (d *Datapath) Take(refuse error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for a := range d.attached {
+		d.taken[a] = true
+	}
+	clear(d.attached)
+	d.refuse = refuse
 }
 
 // Attached lists what is attached, sorted.
