@@ -116,6 +116,9 @@ func (s *server) askAgent(ctx context.Context, node, path string, query url.Valu
 	if errors.As(err, &refusal) {
 		return nil, refusal
 	}
+	if within := errors.Unwrap(err); within != nil {
+		err = within // without "reach cluster", which it is not
+	}
 	return nil, api.Refuse(http.StatusBadGateway, "check that `weft agent` runs there; its traffic continues", "the agent of node %s does not answer: %v", node, err)
 }
 

@@ -154,7 +154,7 @@ func TestTablesOfAnAgent(t *testing.T) {
 			t.Error(node, table, err)
 		}
 	}
-	for node, want := range map[string]string{"n1": "no table", "n2": "does not answer", "n9": `no node "n9"`, "west/n1": `no node "west/n1"`} {
+	for node, want := range map[string]string{"n1": "no table", "n2": "does not answer: dial tcp", "n9": `no node "n9"`, "west/n1": `no node "west/n1"`} {
 		var refused *api.Error
 		if _, err := p.admin().Table(t.Context(), node, "ghosts"); !errors.As(err, &refused) || !strings.Contains(err.Error(), want) || refused.Hint == "" {
 			t.Errorf("%s: %v", node, err)

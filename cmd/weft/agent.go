@@ -29,7 +29,7 @@ func agentCommand() *cobra.Command {
 		"listen":          "address of the API for the API server, with mutual TLS",
 		"metrics-address": "address and port for /metrics in plain HTTP; empty: none",
 		"gossip-port":     "port for gossip among agents; 0: none",
-		"keep-flows":      "number of flows kept for `weft observe`",
+		"keep-flows":      "number of flows kept for weft observe",
 		"trace":           "report allowed connections too, not only drops",
 		"unreachable":     "what to do with a pod's packet that cannot arrive: reset (TCP reset or ICMP error) or drop (time out)",
 		"limit-flows":     "rows of the connection table; each pod has a guaranteed share",

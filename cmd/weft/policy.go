@@ -90,7 +90,7 @@ func policyValidateCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "validate FILE…",
 		Short: "Check policies without a cluster",
-		Long: "Check policies without a cluster, as strictly as `weft apply`. All mistakes in all files are\n" +
+		Long: "Check policies without a cluster, as strictly as `weft apply`. Mistakes in all files are\n" +
 			"reported at once; the exit code is 1 if there are any. - is standard input.",
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
