@@ -37,8 +37,10 @@ func TestConfigReadsBackWhatItSaves(t *testing.T) {
 	if _, err := again.Context(""); err == nil || !strings.Contains(err.Error(), "choose one with -c") {
 		t.Error(err)
 	}
-	if _, err := new(Config).Context(""); err == nil || !strings.Contains(err.Error(), "the contexts file has no contexts") {
-		t.Error(err)
+	for _, name := range []string{"", "east"} {
+		if _, err := new(Config).Context(name); err == nil || !strings.Contains(err.Error(), "the contexts file has no contexts: add") {
+			t.Errorf("context %q of none: %v", name, err)
+		}
 	}
 	again.Current = "west"
 	if x, err := again.Context(""); err != nil || x.Name != "west" {

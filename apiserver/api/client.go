@@ -25,7 +25,7 @@ type Client struct {
 	http *http.Client
 }
 
-// NewClient makes a client from a context. It does not connect yet.
+// NewClient creates a client from a context. It does not connect yet.
 func NewClient(x Context) (*Client, error) {
 	base, err := url.Parse(x.Server)
 	if err != nil || base.Scheme != "https" || base.Host == "" {
@@ -42,20 +42,20 @@ func NewClient(x Context) (*Client, error) {
 	return NewClientTLS(x.Name, base, &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}), nil
 }
 
-// NewClientTLS makes a client with a TLS configuration of the caller's.
+// NewClientTLS creates a client with the caller's own TLS configuration.
 func NewClientTLS(name string, base *url.URL, conf *tls.Config) *Client {
 	return &Client{name: name, base: base, http: &http.Client{Transport: &http.Transport{
 		TLSClientConfig:     conf,
 		DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 5 * time.Second,
 		IdleConnTimeout:     90 * time.Second,
-		// HTTP/1.1, on purpose: over HTTP/2 a server's refusal of our certificate
-		// comes back as "could not be established", without the reason.
+		// HTTP/1.1 on purpose: over HTTP/2, the reason why a server refuses our certificate
+		// is lost, and the error is "could not be established".
 	}}}
 }
 
-// NewUnixClient makes a client of the API on a unix socket: an agent's on its
-// own machine.
+// NewUnixClient creates a client for the API on a unix socket, that of the agent on this
+// machine.
 func NewUnixClient(path string) *Client {
 	var d net.Dialer
 	return &Client{name: path, base: &url.URL{Scheme: "http", Host: "unix"}, http: &http.Client{Transport: &http.Transport{
@@ -103,7 +103,7 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 	return resp, nil
 }
 
-// unreachable says what a failed connection means to an operator.
+// unreachable explains a failed connection to an operator.
 func (c *Client) unreachable(err error) error {
 	var expired x509.CertificateInvalidError
 	var unknown x509.UnknownAuthorityError
@@ -129,7 +129,7 @@ type noAnswer struct{ error }
 func (noAnswer) Error() string   { return "no answer in time" }
 func (e noAnswer) Unwrap() error { return e.error }
 
-// cause is a failed request's error without method and URL, which are ours.
+// cause strips the method and URL from a failed request's error.
 func cause(err error) error {
 	var request *url.Error
 	if errors.As(err, &request) {
@@ -141,7 +141,7 @@ func cause(err error) error {
 	return err
 }
 
-// call makes one request; out nil means that the answer is of no interest.
+// call makes one request. If out is nil, the answer is discarded.
 func (c *Client) call(ctx context.Context, method, path string, query url.Values, body, out any) error {
 	resp, err := c.do(ctx, method, path, query, body)
 	if err != nil {
@@ -158,11 +158,11 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 	return nil
 }
 
-// SilentNodes is the header that names, with commas, the nodes whose agents did
-// not answer.
+// SilentNodes is a header that lists the nodes whose agents did not answer, separated by
+// commas.
 const SilentNodes = "Weft-Silent-Nodes"
 
-// maxLine bounds one line of a stream; an etcd value cannot be larger.
+// maxLine limits a line of a stream; an object is at most a quarter of that.
 const maxLine = 4 << 20
 
 // stream calls each with every line of an NDJSON answer until the stream, ctx
@@ -190,7 +190,7 @@ func (c *Client) stream(ctx context.Context, path string, query url.Values, each
 	return resp.Header, ctx.Err()
 }
 
-// Apply sends a manifest of one or more YAML documents: all of it or nothing.
+// Apply applies a manifest of one or more YAML documents, all of it or nothing.
 func (c *Client) Apply(ctx context.Context, manifest []byte, opts ManifestOptions) (*ApplyResult, error) {
 	var out ApplyResult
 	return &out, c.call(ctx, http.MethodPost, "/v1/apply", opts.query(), manifest, &out)
@@ -203,7 +203,7 @@ func (c *Client) DeleteManifest(ctx context.Context, manifest []byte, opts Manif
 	return &out, c.call(ctx, http.MethodPost, "/v1/delete", opts.query(), manifest, &out)
 }
 
-// inNamespace is a query for one namespace, or for none in particular.
+// inNamespace is a query for one namespace, or for all of them if it is "".
 func inNamespace(namespace string) url.Values {
 	query := url.Values{}
 	if namespace != "" {
@@ -243,7 +243,7 @@ func (c *Client) Delete(ctx context.Context, plural, namespace, name string) (*A
 	return &out, c.call(ctx, http.MethodDelete, objectPath(plural, namespace, name), nil, nil, &out)
 }
 
-// Watch calls each with the objects there are, then with every change.
+// Watch calls each with the existing objects, then with every change.
 func (c *Client) Watch(ctx context.Context, plural, namespace string, each func(WatchEvent) error) error {
 	query := inNamespace(namespace)
 	_, err := c.stream(ctx, "/v1/watch/"+url.PathEscape(plural), query, func(line []byte) error {
@@ -256,7 +256,7 @@ func (c *Client) Watch(ctx context.Context, plural, namespace string, each func(
 	return err
 }
 
-// Status asks how the cluster, its nodes and its peers are.
+// Status returns the state of the cluster, its nodes and its peers.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
 	var out Status
 	return &out, c.call(ctx, http.MethodGet, "/v1/status", nil, nil, &out)
@@ -268,31 +268,30 @@ func (c *Client) Peers(ctx context.Context) (*PeerList, error) {
 	return &out, c.call(ctx, http.MethodGet, "/v1/peers", nil, nil, &out)
 }
 
-// Invite asks for what the named cluster needs to read us.
+// Invite returns what the named cluster needs to read us.
 func (c *Client) Invite(ctx context.Context, peer string) (*Invite, error) {
 	var out Invite
 	return &out, c.call(ctx, http.MethodPost, "/v1/peers/invite", nil, InviteRequest{Peer: peer}, &out)
 }
 
-// AddPeer hands the server an invite of another cluster.
+// AddPeer adds the cluster that the invite is from.
 func (c *Client) AddPeer(ctx context.Context, in *Invite) (*PeerStatus, error) {
 	var out PeerStatus
 	return &out, c.call(ctx, http.MethodPost, "/v1/peers", nil, in, &out)
 }
 
-// RemovePeer removes a peer and exactly its state, here.
+// RemovePeer removes a peer and everything copied from it. It changes nothing at the peer.
 func (c *Client) RemovePeer(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/peers/"+url.PathEscape(name), nil, nil, nil)
 }
 
-// ReleasePeer lets a held mass deletion of a peer through.
+// ReleasePeer carries out a peer's held deletions.
 func (c *Client) ReleasePeer(ctx context.Context, name string) (*PeerStatus, error) {
 	var out PeerStatus
 	return &out, c.call(ctx, http.MethodPost, "/v1/peers/"+url.PathEscape(name)+"/release", nil, nil, &out)
 }
 
-// ForgetPeer gives the CIDRs of a peer that was removed back to the network. A CIDR
-// may be named instead.
+// ForgetPeer unblocks the CIDRs of a removed peer, or one CIDR.
 func (c *Client) ForgetPeer(ctx context.Context, what string) (*FormerPeer, error) {
 	var out FormerPeer
 	return &out, c.call(ctx, http.MethodPost, "/v1/peers/"+url.PathEscape(what)+"/forget", nil, nil, &out)
@@ -310,8 +309,8 @@ func (c *Client) AddNode(ctx context.Context, node NodeRequest) (*JoinBundle, er
 	return &out, c.call(ctx, http.MethodPost, "/v1/nodes", nil, node, &out)
 }
 
-// RemoveNode removes a node and the pods declared on it, and answers what went.
-// While its agent runs, that is refused unless forced.
+// RemoveNode removes a node and the pods declared on it, and returns what it removed.
+// While the node's agent runs, it is refused without force.
 func (c *Client) RemoveNode(ctx context.Context, name string, force bool) (*ApplyResult, error) {
 	query := url.Values{}
 	if force {
@@ -327,8 +326,7 @@ func (c *Client) RotateKeys(ctx context.Context) (*RotateResult, error) {
 	return &out, c.call(ctx, http.MethodPost, "/v1/rotate", nil, nil, &out)
 }
 
-// ReleaseNodes lets nodes go by this store that keep what they have from one
-// that was lost.
+// ReleaseNodes makes nodes use this store that still keep the state of one that was lost.
 func (c *Client) ReleaseNodes(ctx context.Context) (*ReleaseResult, error) {
 	var out ReleaseResult
 	return &out, c.call(ctx, http.MethodPost, "/v1/release", nil, nil, &out)
@@ -346,12 +344,11 @@ func (c *Client) Services(ctx context.Context) (*ServiceList, error) {
 	return &out, c.call(ctx, http.MethodGet, "/v1/services", nil, nil, &out)
 }
 
-// Observe streams flow events as JSON lines: from an API server those of all
-// its nodes, from an agent its own. The query is package flow's filter. A line
-// is only valid during the call.
+// Observe streams flow events as JSON lines: an API server's are those of all its nodes,
+// an agent's are its own. The query is a filter of package flow. A line is only valid
+// during the call.
 //
-// It returns the nodes whose agents did not answer. Only what is asked without
-// follow knows them: a stream begins before all have been asked.
+// It returns the nodes whose agents did not answer; with follow, they are not known.
 func (c *Client) Observe(ctx context.Context, query url.Values, each func(line []byte) error) (silent []string, err error) {
 	head, err := c.stream(ctx, "/v1/observe", query, each)
 	if names := head.Get(SilentNodes); names != "" {

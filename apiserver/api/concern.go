@@ -8,21 +8,20 @@ import (
 	"time"
 )
 
-// Concern is one thing that is not as it is wanted. `weft status` prints it as a
-// line, and -o json has the parts.
+// Concern is a difference between wanted and actual state. `weft status` prints it as a
+// line, and -o json its parts.
 type Concern struct {
-	Cluster string `json:"cluster"` // whose API server says so
-	// Object is what is not as wanted, as people name it: "node e2", "peer west",
+	Cluster string `json:"cluster"` // whose API server reports it
+	// Object is what it is about, as people name it: "node e2", "peer west",
 	// "path e1 → west/w1", "service default/web", "store".
 	Object string `json:"object"`
-	// Node is where it is seen, if it is not seen everywhere.
+	// Node is the node that has it; "" if it concerns no single node.
 	Node string `json:"node,omitempty"`
-	// Reason is one word in CamelCase that stays the same whatever the details
-	// are: alerts select by it.
+	// Reason is one word in CamelCase for alerts to select by. It does not depend on the
+	// details.
 	Reason string `json:"reason"`
-	// Message is a sentence without a full stop that names the object and the
-	// cause. Whoever makes it writes {age} where the age belongs; without that the
-	// age follows in parentheses.
+	// Message is a sentence without a full stop that names the object and the cause. {age}
+	// in it is replaced with the age; without {age}, the age follows in parentheses.
 	Message string `json:"message"`
 	// Next is what to do, as an imperative.
 	Next string `json:"next,omitempty"`
@@ -31,8 +30,8 @@ type Concern struct {
 	// AgeSeconds is its age now.
 	Since      time.Time `json:"since,omitzero"`
 	AgeSeconds float64   `json:"ageSeconds,omitempty"`
-	// Grace is how long it may last before it concerns anybody; 0 means
-	// ConcernGrace. Dated says that the message tells the age that matters.
+	// Grace is how long it may last before it is reported; 0 means ConcernGrace. Dated
+	// means that the message already gives the age that matters.
 	Grace time.Duration `json:"-"`
 	Dated bool          `json:"-"`
 	// Part tells concerns of one object, node and reason apart, such as the ports
@@ -40,8 +39,8 @@ type Concern struct {
 	Part string `json:"-"`
 }
 
-// ConcernGrace is how long wanted and actual may differ by default: what a start,
-// a restart or a change needs.
+// ConcernGrace is how long wanted and actual state may differ by default: as long as a
+// start, a restart or a change needs.
 const ConcernGrace = 3 * time.Second
 
 // String is the line that people read.
@@ -55,8 +54,8 @@ func (c Concern) String() string {
 	return c.Message + ": " + c.Next
 }
 
-// Advice parts a cause from what to do about it, which follows behind the last
-// semicolon; "" if it says nothing of that.
+// Advice splits a text into the cause and what to do about it, which follows the last
+// semicolon; next is "" if there is none.
 func Advice(text string) (cause, next string) {
 	i := strings.LastIndex(text, "; ")
 	if i < 0 {
@@ -65,12 +64,11 @@ func Advice(text string) (cause, next string) {
 	return text[:i], text[i+2:]
 }
 
-// ageMark stands in a message where the age belongs.
+// ageMark is replaced with the age in messages.
 const ageMark = "{age}"
 
-// Judge sorts differences between wanted and actual into those that have lasted
-// too long and those that may still be settling, as of now, and completes them
-// with their ages. Both are in order of object.
+// Judge adds the ages to concerns and separates those that have lasted too long from those
+// that may still settle. Both lists are ordered by object.
 func Judge(now time.Time, all []Concern) (concerns, settling []Concern) {
 	for _, c := range all {
 		var old time.Duration
@@ -98,7 +96,7 @@ func Judge(now time.Time, all []Concern) (concerns, settling []Concern) {
 	return concerns, settling
 }
 
-// Words is an age as a sentence has it: "23 s", "4 min", "3 h", "12 d".
+// Words formats an age for a sentence: "23 s", "4 min", "3 h", "12 d".
 func Words(a time.Duration) string {
 	const day = 24 * time.Hour
 	switch {

@@ -15,13 +15,12 @@ import (
 	"github.com/weft-mesh/weft/statefile"
 )
 
-// AdminConfigPath is where an API server leaves the first operator's context.
+// AdminConfigPath is the file that an API server writes the first operator's context to.
 const AdminConfigPath = "/etc/weft/admin.conf"
 
-// Config is a file of contexts. It holds private keys, so it is written 0600.
+// Config is a file of contexts. It contains private keys, so its mode is 0600.
 type Config struct {
-	// Current names the context used when none is asked for; empty means the
-	// only one there is.
+	// Current names the default context. It may be empty if there is only one.
 	Current  string    `json:"current,omitempty"`
 	Contexts []Context `json:"contexts"`
 }
@@ -41,8 +40,8 @@ func (x Context) String() string { return "context " + x.Name }
 // GoString hides what is secret.
 func (x Context) GoString() string { return x.String() }
 
-// ConfigPath is the file that is used when none is named: $WEFT_CONFIG, else
-// ~/.config/weft/config, else /etc/weft/admin.conf; the first that exists.
+// ConfigPath is the default file of contexts: $WEFT_CONFIG if set, else
+// ~/.config/weft/config if it exists, else /etc/weft/admin.conf.
 func ConfigPath() string {
 	if path := os.Getenv("WEFT_CONFIG"); path != "" {
 		return path
@@ -56,7 +55,7 @@ func ConfigPath() string {
 	return AdminConfigPath
 }
 
-// ConfigSyntax says that a file of contexts is not written as one.
+// ConfigSyntax is the error for a file that cannot be parsed as contexts.
 type ConfigSyntax struct {
 	Path string
 	Err  error
@@ -76,9 +75,9 @@ func LoadConfig(path string) (*Config, error) {
 	text, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("no contexts at %s: copy the admin.conf that the API server wrote at its first start, or name the file in WEFT_CONFIG: %w", path, err)
+		return nil, fmt.Errorf("no contexts at %s: copy the admin.conf that the API server wrote at its first start, or set WEFT_CONFIG to another file: %w", path, err)
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("the contexts at %s are not yours to read: copy them to ~/.config/weft/config, or name the file in WEFT_CONFIG: %w", path, err)
+		return nil, fmt.Errorf("you may not read the contexts at %s: copy them to ~/.config/weft/config, or set WEFT_CONFIG to another file: %w", path, err)
 	case err != nil:
 		return nil, fmt.Errorf("read contexts: %w", err)
 	}
@@ -94,7 +93,7 @@ func LoadConfig(path string) (*Config, error) {
 	return &c, nil
 }
 
-// Names lists the contexts in the order of the file.
+// Names returns the names of the contexts in file order.
 func (c *Config) Names() []string {
 	names := make([]string, len(c.Contexts))
 	for i, x := range c.Contexts {
@@ -103,8 +102,7 @@ func (c *Config) Names() []string {
 	return names
 }
 
-// Context finds a context by name. An empty name means Current, or the only
-// context there is.
+// Context finds a context by name. An empty name means Current, or the only context.
 func (c *Config) Context(name string) (Context, error) {
 	if name == "" {
 		name = c.Current
@@ -112,7 +110,7 @@ func (c *Config) Context(name string) (Context, error) {
 	if name == "" && len(c.Contexts) == 1 {
 		return c.Contexts[0], nil
 	}
-	if name == "" && len(c.Contexts) == 0 {
+	if len(c.Contexts) == 0 {
 		return Context{}, errors.New("the contexts file has no contexts: add an API server's admin.conf with weft config merge")
 	}
 	if name == "" {
@@ -134,7 +132,7 @@ func (c *Config) Set(x Context) {
 	c.Contexts = append(c.Contexts, x)
 }
 
-// Save writes the file whole, 0600, by rename.
+// Save replaces the file atomically, with mode 0600.
 func (c *Config) Save(path string) error {
 	text, err := yaml.Marshal(c)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package api is the language between the API server, the agents' own API and
-// whoever calls them: message types, errors, contexts and an HTTPS client.
+// Package api is the language of the API server's and the agents' APIs: messages, errors,
+// contexts and an HTTPS client.
 //
-// What the server does with a message is package apiserver's business; what an
-// operator sees of one is the command line's.
+// Package apiserver decides what happens with a message, and the command line what an
+// operator sees of it.
 package api

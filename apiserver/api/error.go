@@ -8,28 +8,28 @@ import (
 	"strings"
 )
 
-// Error is a refusal as the server sends it: what is wrong, and what to change.
-// Every answer with a status of 400 or above carries one.
+// Error is a refusal as the server sends it: what is wrong and what to change. It is the
+// body of every answer with a status of 400 or above.
 type Error struct {
 	// Status is the HTTP status; it is not part of the body.
 	Status int `json:"-"`
 	// Message says what is wrong, in one sentence.
 	Message string `json:"message"`
-	// Hint says what to change. Empty means that the message says it already.
+	// Hint says what to change; empty if the message says it already.
 	Hint string `json:"hint,omitempty"`
-	// Problems lists the mistakes one by one where there can be several: a
-	// manifest reports all of them at once.
+	// Problems lists mistakes where there can be several: all those of a manifest are
+	// reported at once.
 	Problems []Problem `json:"problems,omitempty"`
 }
 
 // Problem is one mistake in a manifest, or a warning about it.
 type Problem struct {
-	// File is where the document stands. Only who sent the manifest knows it; in
-	// an answer it is empty.
+	// File is the file of the document. Only the sender of the manifest knows it; it is
+	// empty in answers.
 	File string `json:"file,omitempty"`
 	// Document counts from 1; 0 means the manifest as a whole.
 	Document int `json:"document,omitempty"`
-	// Item counts from 1 in a document that is a list; else it is 0.
+	// Item counts from 1 in a document that is a list; otherwise it is 0.
 	Item      int    `json:"item,omitempty"`
 	Kind      string `json:"kind,omitempty"`
 	Namespace string `json:"namespace,omitempty"`
@@ -63,7 +63,7 @@ func (p Problem) String() string {
 	return text
 }
 
-// Error joins message and problems; the hint is left to the edge that prints it.
+// Error joins message and problems. Whoever prints it adds the hint.
 func (e *Error) Error() string {
 	if len(e.Problems) == 0 {
 		return e.Message
@@ -78,7 +78,7 @@ func (e *Error) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Refuse makes an Error with a status.
+// Refuse returns an Error with a status.
 func Refuse(status int, hint, format string, args ...any) *Error {
 	return &Error{Status: status, Message: fmt.Sprintf(format, args...), Hint: hint}
 }
@@ -98,19 +98,19 @@ func Conflict(hint, format string, args ...any) *Error {
 	return Refuse(http.StatusConflict, hint, format, args...)
 }
 
-// StoreFull says that the store takes no writes. It does so for two reasons,
-// and its refusal is the same for both.
+// StoreFull says that the store accepts no writes. The store does not say which of its two
+// reasons it has.
 func StoreFull() *Error {
-	return Refuse(http.StatusInsufficientStorage, "make space if its disk is full, raise --etcd-quota-bytes if it has reached that; `weft status` says which",
-		"the store takes no more writes, nothing was changed")
+	return Refuse(http.StatusInsufficientStorage, "make space on its disk, or raise --etcd-quota-bytes; `weft status` says which of them is full",
+		"the store accepts no more writes; nothing was changed")
 }
 
-// MaxErrorBytes is how much of a refusal's JSON is read; a longer one tells
-// nothing but its status.
+// MaxErrorBytes is how much of a refusal's JSON is read; of a longer one, only the status
+// is known.
 const MaxErrorBytes = 1 << 20
 
-// readError turns an answer of 400 or above into an *Error, also when it does
-// not come from our server.
+// readError turns an answer of 400 or above into an *Error, even if it does not come from
+// our server.
 func readError(resp *http.Response) error {
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, MaxErrorBytes))
 	e := &Error{}

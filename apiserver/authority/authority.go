@@ -1,8 +1,8 @@
-// Package authority is a cluster's certificate authority: one key made at the
-// first start, and certificates for servers, agents, operators and peers.
+// Package authority is a cluster's certificate authority: it creates one key at the
+// first start, and issues certificates to servers, agents, operators and peers.
 //
-// Who may have a certificate is decided by its callers, and what its holder may
-// do by the store's users and the API's handlers.
+// Callers decide who gets a certificate; the store's users and the API's handlers decide
+// what its holder may do.
 package authority
 
 import (
@@ -28,8 +28,8 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 )
 
-// Lifetimes, and how far certificates are dated back: a peer's clock that is
-// behind by less finds them valid.
+// Lifetimes, and how far certificates are backdated, so that they are valid for a peer
+// whose clock is slow by less.
 const (
 	caLifetime   = 10 * 365 * 24 * time.Hour
 	LeafLifetime = 365 * 24 * time.Hour
@@ -39,21 +39,21 @@ const (
 // Users: the common name of a client certificate is the holder's name in the
 // store and in the API.
 const (
-	// Root may do everything in the store: the API server itself.
+	// Root is the API server itself, which may do everything in the store.
 	Root = "root"
-	// Admin may do everything in the API, and is nobody in the store.
+	// Admin may do everything in the API and nothing in the store.
 	Admin = "admin"
 
 	agentPrefix  = "agent-"
 	remotePrefix = "remote-"
 )
 
-// AgentUser is the user of a node's agent.
+// AgentUser returns the user of a node's agent.
 func AgentUser(node string) string { return agentPrefix + node }
 
-// RemoteUser is the user of a peer cluster. A peer that is invited again after
-// one was removed is another user, of a higher generation: whoever kept a
-// certificate from before is nobody.
+// RemoteUser returns the user of a peer cluster. A peer that is invited again after a
+// removal is a new user with a higher generation, so certificates from before are
+// useless.
 func RemoteUser(cluster string, generation uint64) string {
 	if generation == 0 {
 		return remotePrefix + cluster
@@ -61,15 +61,15 @@ func RemoteUser(cluster string, generation uint64) string {
 	return fmt.Sprintf("%s%s.%d", remotePrefix, cluster, generation)
 }
 
-// RemoteShared is the one user that all peers of a Cilium cluster share when its
+// RemoteShared is the user that all peers of a Cilium cluster share if its
 // clustermesh.apiserver.tls.authMode is legacy or migration.
 const RemoteShared = "remote"
 
 // ParseAgentUser is the inverse of AgentUser.
 func ParseAgentUser(user string) (node string, ok bool) { return cut(user, agentPrefix) }
 
-// ParseRemoteUser says whose user it is, of whichever generation. The name of a
-// cluster has no dot.
+// ParseRemoteUser is the inverse of RemoteUser for any generation. Names of clusters have
+// no dots.
 func ParseRemoteUser(user string) (cluster string, ok bool) {
 	cluster, ok = cut(user, remotePrefix)
 	cluster, _, _ = strings.Cut(cluster, ".")
@@ -152,20 +152,20 @@ func (a *Authority) path(name string) string { return filepath.Join(a.dir, name)
 // BundlePath is the file that holds Bundle.
 func (a *Authority) BundlePath() string { return a.path("ca.crt") }
 
-// Bundle is the PEM of every certificate to believe: the issuing one first,
-// then those it replaced, so that certificates old and new are good meanwhile.
+// Bundle returns every certificate to trust as PEM: the issuing one first, then those it
+// replaced, so that both old and new certificates are valid during a rotation.
 func (a *Authority) Bundle() []byte {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	return bytes.Clone(a.bundle)
 }
 
-// Rotate makes a new issuing key. The old certificate stays in the bundle until
-// it expires, so that nothing is interrupted while the bundle spreads.
+// Rotate creates a new issuing key. The old certificate stays in the bundle until it
+// expires, so nothing is interrupted while the bundle is distributed.
 func (a *Authority) Rotate() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return fmt.Errorf("make authority's key: %w", err)
+		return fmt.Errorf("create the authority's key: %w", err)
 	}
 	now := time.Now()
 	template := &x509.Certificate{
@@ -180,11 +180,11 @@ func (a *Authority) Rotate() error {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
-		return fmt.Errorf("make authority's certificate: %w", err)
+		return fmt.Errorf("create the authority's certificate: %w", err)
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return fmt.Errorf("make authority's certificate: %w", err)
+		return fmt.Errorf("create the authority's certificate: %w", err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -195,8 +195,8 @@ func (a *Authority) Rotate() error {
 	return a.keepLocked(cert, key, bundle)
 }
 
-// Secret is all there is to an authority, for several API servers of one
-// cluster to be one. It holds the key in the clear and does not print.
+// Secret is a whole authority, with which several API servers of a cluster share one. It
+// contains the private key, so it does not print.
 type Secret struct {
 	Bundle []byte `json:"bundle"` // PEM
 	Key    []byte `json:"key"`    // PEM
@@ -208,7 +208,7 @@ func (Secret) String() string { return "[authority]" }
 // GoString hides what is secret.
 func (Secret) GoString() string { return "[authority]" }
 
-// Secret is what another API server adopts.
+// Secret returns what another API server can adopt.
 func (a *Authority) Secret() (Secret, error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
@@ -216,8 +216,8 @@ func (a *Authority) Secret() (Secret, error) {
 	return Secret{Bundle: bytes.Clone(a.bundle), Key: key}, err
 }
 
-// Adopt makes this authority the one that the secret is from, on disk too. What
-// it was before stays in the bundle.
+// Adopt replaces this authority, also on disk, with the one that the secret is from. Its
+// former certificates stay in the bundle.
 func (a *Authority) Adopt(s Secret) error {
 	key, err := parseKey(s.Key)
 	if err != nil {
@@ -260,21 +260,21 @@ func (a *Authority) keepLocked(cert *x509.Certificate, key *ecdsa.PrivateKey, bu
 	return nil
 }
 
-// Request says what a certificate is for.
+// Request describes a certificate.
 type Request struct {
-	// User becomes the common name: who the holder is.
+	// User is the holder and becomes the common name.
 	User string
-	// Client and Server say on which sides of a connection it is good.
+	// Client and Server are the sides of a connection that it is valid for.
 	Client, Server bool
-	// Names and Addresses are where a server is reached.
+	// Names and Addresses are those that a server is reached at.
 	Names     []string
 	Addresses []netip.Addr
-	// Lifetime counts from now; 0 means LeafLifetime. It never outlasts the
-	// authority's own certificate.
+	// Lifetime starts now; 0 means LeafLifetime. It ends with that of the authority's own
+	// certificate at the latest.
 	Lifetime time.Duration
 }
 
-// Pair is a certificate and its key, both PEM. It does not print.
+// Pair is a certificate and its key, both PEM. It does not print them.
 type Pair struct {
 	Cert, Key []byte
 }
@@ -285,10 +285,10 @@ func (Pair) String() string { return "[certificate and key]" }
 // GoString hides what is secret.
 func (Pair) GoString() string { return "[certificate and key]" }
 
-// TLS is the pair as crypto/tls has it.
+// TLS returns the pair in the form of crypto/tls.
 func (p Pair) TLS() (tls.Certificate, error) { return tls.X509KeyPair(p.Cert, p.Key) }
 
-// Issue makes a key and a certificate for it. Nothing is kept.
+// Issue creates a key and a certificate for it. It keeps neither.
 func (a *Authority) Issue(r Request) (Pair, error) {
 	if r.User == "" || len(r.User) > 64 { // RFC 5280's bound of a common name
 		return Pair{}, fmt.Errorf("issue certificate: the name %q must have 1 to 64 characters", r.User)
@@ -334,8 +334,8 @@ func (a *Authority) Issue(r Request) (Pair, error) {
 	return Pair{Cert: encode("CERTIFICATE", der), Key: keyText}, nil
 }
 
-// IssueFile issues a pair and keeps it in the authority's folder as name.crt
-// and name.key, both 0600. The paths are returned.
+// IssueFile issues a pair, stores it in the authority's folder as name.crt and name.key
+// with mode 0600, and returns the paths.
 func (a *Authority) IssueFile(name string, r Request) (cert, key string, err error) {
 	pair, err := a.Issue(r)
 	if err != nil {
@@ -348,7 +348,7 @@ func (a *Authority) IssueFile(name string, r Request) (cert, key string, err err
 	return cert, key, api.WriteSecretFile(cert, pair.Cert)
 }
 
-// Pool is what to believe, as crypto/tls has it.
+// Pool returns Bundle in the form of crypto/tls.
 func (a *Authority) Pool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(a.Bundle())

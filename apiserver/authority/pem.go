@@ -38,8 +38,8 @@ func parseKey(text []byte) (*ecdsa.PrivateKey, error) {
 	return ec, nil
 }
 
-// ParseBundle reads the certificates of a PEM bundle; at least one, and nothing
-// that is not a certificate.
+// ParseBundle reads the certificates of a PEM bundle. There must be at least one, and
+// nothing else.
 func ParseBundle(text []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
 	for rest := bytes.TrimSpace(text); len(rest) > 0; rest = bytes.TrimSpace(rest) {
@@ -59,8 +59,8 @@ func ParseBundle(text []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-// MergeBundles joins bundles in order, dropping repetitions and certificates
-// that have expired. Empty bundles are left out.
+// MergeBundles joins bundles in order, without duplicates and expired certificates. A
+// bundle may be empty.
 func MergeBundles(bundles ...[]byte) ([]byte, error) {
 	var out []byte
 	seen := map[string]bool{}
@@ -83,9 +83,9 @@ func MergeBundles(bundles ...[]byte) ([]byte, error) {
 	return out, nil
 }
 
-// CheckPair says what is wrong with a certificate and key that should name
-// user, and be believed by holders of bundle; nil if they are good now. Where user
-// is a peer's, any generation of it is good, and so is RemoteShared.
+// CheckPair returns what is wrong with a certificate and key that should be user's and
+// signed by an authority in bundle; nil if they are valid now. If user is a peer's, any
+// generation of it will do, and so will RemoteShared.
 func CheckPair(cert, key, bundle []byte, user string) error {
 	pair := Pair{Cert: cert, Key: key}
 	loaded, err := pair.TLS()
@@ -111,7 +111,7 @@ func CheckPair(cert, key, bundle []byte, user string) error {
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(bundle) {
-		return errors.New("ca holds no certificate")
+		return errors.New("ca has no certificate")
 	}
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
 		return fmt.Errorf("the certificate is not signed by the ca beside it: %w", err)

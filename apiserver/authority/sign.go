@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// Sign signs a text as the cluster. Whoever holds its Bundle can tell, by
-// Signed. The kind keeps texts of different meaning apart, and from
-// certificates, which are signed with the same key.
+// Sign signs a text as the cluster. Whoever has its Bundle can check that with Signed.
+// The kind keeps texts of different meanings apart, and all of them from certificates,
+// which are signed with the same key.
 func (a *Authority) Sign(kind string, text []byte) ([]byte, error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
@@ -22,8 +22,7 @@ func (a *Authority) Sign(kind string, text []byte) ([]byte, error) {
 	return signature, nil
 }
 
-// Signed says whether a cluster, given its bundle, signed a text of that kind;
-// nil if so.
+// Signed returns nil if the cluster with this bundle signed this text of this kind.
 func Signed(bundle []byte, kind string, text, signature []byte) error {
 	certs, err := ParseBundle(bundle)
 	if err != nil {
@@ -38,7 +37,7 @@ func Signed(bundle []byte, kind string, text, signature []byte) error {
 	return errors.New("the signature is not the cluster's")
 }
 
-// digest cannot be that of a certificate, whose text begins with 0x30.
+// digest can never equal a certificate's, because a certificate begins with 0x30.
 func digest(kind string, text []byte) []byte {
 	sum := sha256.Sum256(append([]byte("weft "+kind+"\n"), text...))
 	return sum[:]

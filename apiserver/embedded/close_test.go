@@ -18,8 +18,8 @@ import (
 	"github.com/weft-mesh/weft/internal/loopbacktest"
 )
 
-// A request whose client went away is still being answered. The database is not
-// closed under it.
+// A request whose client has gone is still being answered. The database is not closed
+// under it.
 func TestCloseWaitsForRequests(t *testing.T) {
 	ca, err := authority.Open(t.TempDir(), "east")
 	if err != nil {
@@ -77,7 +77,7 @@ func TestCloseWaitsForRequests(t *testing.T) {
 	select {
 	case <-closed:
 		t.Error("closed under a request")
-	case <-time.After(time.Second): // without waiting it takes a tenth of that
+	case <-time.After(time.Second): // Close takes a tenth of that if it does not wait
 	}
 	close(release)
 	<-closed

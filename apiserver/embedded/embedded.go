@@ -1,7 +1,7 @@
-// Package embedded runs an etcd inside the API server: one member, reached by
+// Package embedded runs an etcd of one member inside the API server, reachable over
 // mutual TLS only.
 //
-// Whoever connects, also the API server itself, does so through package store.
+// Clients, the API server itself among them, connect with package store.
 package embedded
 
 import (
@@ -28,14 +28,15 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Numbers we chose. An apply is one transaction, so etcd's own limits (128
-// operations, 1.5 MiB) would be limits of a manifest.
+// Numbers we chose. An apply is one transaction, so etcd's defaults (128 operations,
+// 1.5 MiB) would limit manifests.
 const (
 	MaxTxnOps       = 4096
 	MaxRequestBytes = 8 << 20
 	// compaction is how much history is kept for watchers that lag behind.
 	compaction = "10m"
-	// keepAliveMin is how often clients may ping without being cut off.
+	// keepAliveMin is the shortest interval at which clients may ping; those that ping
+	// more often are disconnected.
 	keepAliveMin = 5 * time.Second
 )
 
@@ -43,20 +44,20 @@ const (
 type Config struct {
 	// Dir holds its data; created 0700 if missing.
 	Dir string
-	// Name is the member's, by default "weft".
+	// Name is the member's name; "weft" if empty.
 	Name string
 	// Listen is the address for clients: host:port, or :port for every address;
 	// port 0 takes a free one.
 	Listen string
-	// Advertise are the addresses (host:port) clients are told. Empty means
-	// Listen's.
+	// Advertise lists the addresses (host:port) that clients are told; if empty, they are
+	// told Listen.
 	Advertise []string
-	// Cert and Key are files with the server's certificate; CA is the file with
-	// what clients are checked against.
+	// Cert and Key are files with the server's certificate and its key; CA is a file with
+	// the certificates that clients' are verified against.
 	Cert, Key, CA string
-	// QuotaBytes bounds the database; etcd refuses writes beyond. 0 means 2 GiB.
+	// QuotaBytes limits the database; etcd refuses writes beyond it. 0 means 2 GiB.
 	QuotaBytes int64
-	// Closed has the member answer root alone until Open.
+	// Closed makes the member answer only root until Open is called.
 	Closed bool
 	Log    *slog.Logger
 }
@@ -70,15 +71,15 @@ type Server struct {
 	guard   *guard
 }
 
-// Open lets everybody in who has a right.
+// Open ends Closed: from now on everybody is answered according to their rights.
 func (s *Server) Open() { s.guard.closed.Store(false) }
 
-// Start runs a member and returns once it serves. The caller closes it.
+// Start starts a member and returns once it serves clients. The caller closes it.
 func Start(ctx context.Context, c Config) (*Server, error) {
 	return start(ctx, c, func(*embed.Config) {})
 }
 
-// start is Start; change has the last word on etcd's own configuration.
+// start is Start with a last change to etcd's own configuration.
 func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("start etcd: %w", err)
@@ -100,13 +101,13 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 			conf.AdvertiseClientUrls = append(conf.AdvertiseClientUrls, url.URL{Scheme: "https", Host: host})
 		}
 	}
-	// A single member has nobody to talk to: it listens on loopback, on any
-	// port, and its advertised address is only its name in the membership.
+	// A single member has no peers: it listens on loopback on any port, and its
+	// advertised address only identifies it in the member list.
 	conf.ListenPeerUrls = []url.URL{{Scheme: "https", Host: "127.0.0.1:0"}}
 	conf.AdvertisePeerUrls = []url.URL{{Scheme: "https", Host: "127.0.0.1:2380"}}
 	conf.InitialCluster = conf.Name + "=https://127.0.0.1:2380"
-	// It has nobody to vote with either: it waits for rivals only as long as it
-	// must.
+	// Nor does it have rivals in an election, so it waits for them as briefly as etcd
+	// allows.
 	conf.TickMs, conf.ElectionMs = 20, 200
 	conf.ClientTLSInfo.CertFile, conf.ClientTLSInfo.KeyFile = c.Cert, c.Key
 	conf.ClientTLSInfo.TrustedCAFile, conf.ClientTLSInfo.ClientCertAuth = c.CA, true
@@ -116,7 +117,7 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	conf.QuotaBackendBytes = c.QuotaBytes
 	conf.AutoCompactionMode, conf.AutoCompactionRetention = embed.CompactorModePeriodic, compaction
 	conf.GRPCKeepAliveMinTime = keepAliveMin
-	conf.EnableGRPCGateway = false // it would act under the server's own name
+	conf.EnableGRPCGateway = false // it would act as the server itself
 	closing := new(atomic.Bool)
 	starting := new(atomic.Bool)
 	starting.Store(true)
@@ -127,8 +128,8 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	conf.GRPCAdditionalServerOptions = []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(rights.unary),
 		grpc.ChainStreamInterceptor(rights.stream),
-		// A client that goes away leaves its request behind, and that would read a
-		// database which is closed by then: etcd panics.
+		// A request may outlive its client. If the database were closed under it, etcd
+		// would panic.
 		grpc.WaitForHandlers(true),
 	}
 	change(conf)
@@ -161,8 +162,8 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	}
 }
 
-// startEtcd is embed.StartEtcd for data that may be damaged: etcd panics over some
-// of it, and ends the process over other, where an operator needs a sentence.
+// startEtcd is embed.StartEtcd for data that may be damaged. Where etcd panics or exits,
+// it returns an error that an operator can act on.
 func startEtcd(conf *embed.Config) (etcd *embed.Etcd, err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -175,13 +176,13 @@ func startEtcd(conf *embed.Config) (etcd *embed.Etcd, err error) {
 	return embed.StartEtcd(conf)
 }
 
-// damaged says what can be done about data that etcd cannot start from.
+// damaged returns an error that says what to do about data that etcd cannot start from.
 func damaged(dir, cause string) error {
 	return fmt.Errorf("its data in %s is damaged (%s): restore that folder from a backup; without one, move it away and start with an empty store, whose status says how nodes, objects and peers come back", filepath.Join(dir, "member"), cause)
 }
 
-// checkLog looks whether the write-ahead log begins at all. Its files are made
-// with a size, aside, and renamed: an empty one was never etcd's.
+// checkLog checks that the write-ahead log exists and is not empty. etcd creates its files
+// elsewhere with their full size and renames them, so an empty one is damaged.
 func checkLog(dir string) error {
 	logs, err := filepath.Glob(filepath.Join(dir, "member", "wal", "*.wal"))
 	if err != nil {
@@ -192,27 +193,27 @@ func checkLog(dir string) error {
 			return damaged(dir, path+" is empty")
 		}
 	}
-	// The folder is renamed into place when its first file is there.
+	// etcd renames the folder into place after creating the first file.
 	if _, err := os.Stat(filepath.Join(dir, "member", "wal")); err == nil && len(logs) == 0 {
 		return damaged(dir, "its log "+filepath.Join(dir, "member", "wal")+" is gone")
 	}
 	return nil
 }
 
-// checkDatabase looks whether the database can be opened and is there to its end.
-// etcd opens it on a goroutine of its own, where a panic ends the process.
+// checkDatabase checks that the database can be opened and is complete. etcd opens it in a
+// goroutine of its own, where a panic would end the process.
 func checkDatabase(dir string) error {
 	path := filepath.Join(dir, "member", "snap", "db")
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // etcd makes it, and refuses a log that needs it
+		return nil // etcd creates it, unless the log needs an existing one
 	}
 	if err != nil {
 		return err
 	}
 	if info.Size() == 0 {
 		if _, err := os.Stat(filepath.Join(dir, "member", "wal")); errors.Is(err, fs.ErrNotExist) {
-			return nil // the very first start ended between the two
+			return nil // the first start was interrupted between the two
 		}
 		return damaged(dir, path+" is empty")
 	}
@@ -225,15 +226,15 @@ func checkDatabase(dir string) error {
 	}
 	defer db.Close()
 	return db.View(func(tx *bbolt.Tx) error {
-		if want := tx.Size(); want > info.Size() { // reading beyond its end would be a fault
+		if want := tx.Size(); want > info.Size() { // reading past its end would raise SIGBUS
 			return damaged(dir, fmt.Sprintf("%s has %d bytes of %d", path, info.Size(), want))
 		}
 		return nil
 	})
 }
 
-// fatal is what becomes of an error that etcd calls fatal: while it starts, the
-// caller's error, and after that the end of the process, as etcd wants it.
+// fatal handles what etcd calls a fatal error. During the start it becomes the caller's
+// error; afterwards it ends the process, as etcd expects.
 type fatal struct{ starting *atomic.Bool }
 
 // OnWrite implements zapcore.CheckWriteHook.
@@ -250,8 +251,8 @@ func (f fatal) OnWrite(entry *zapcore.CheckedEntry, fields []zapcore.Field) {
 	panic(text)
 }
 
-// Wait waits until ctx ends, or the member does by itself, which is an error.
-// It does not stop the member: its clients go first, then Close.
+// Wait returns nil when ctx ends, and an error if the member stops by itself before. It
+// does not stop the member: close its clients first, then call Close.
 func (s *Server) Wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -271,8 +272,8 @@ func (s *Server) Close() {
 	})
 }
 
-// Addr is where clients connect on this machine: Listen with the real port,
-// and loopback where it listens on every address.
+// Addr is the address for clients on this machine: Listen with the actual port, and
+// loopback if it listens on every address.
 func (s *Server) Addr() string {
 	host, port, err := net.SplitHostPort(s.addr)
 	if err != nil {
@@ -284,11 +285,11 @@ func (s *Server) Addr() string {
 	return net.JoinHostPort(host, port)
 }
 
-// explain says what an operator can do about the usual reasons not to start.
+// explain adds what an operator can do about the usual reasons not to start.
 func explain(c Config, err error) error {
 	switch text := err.Error(); {
 	case strings.Contains(text, "address already in use"):
-		return fmt.Errorf("%s is in use: stop what listens there, or choose another --etcd-listen: %w", c.Listen, err)
+		return fmt.Errorf("%s is in use: stop the process that listens there, or choose another --etcd-listen: %w", c.Listen, err)
 	case strings.Contains(text, "no space left"):
 		return fmt.Errorf("the file system of %s is full: make space there: %w", c.Dir, err)
 	}

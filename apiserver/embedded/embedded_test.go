@@ -67,8 +67,8 @@ func (c *cluster) run() {
 
 func (c *cluster) as(user string) *store.Etcd { return c.watching(user, 0) }
 
-// watching asks for signs of life at this interval. A busy machine gives them
-// late, and then ends a watch that is impatient.
+// watching asks for signs of life at this interval. If it is short, a busy machine may
+// miss it and end the watch.
 func (c *cluster) watching(user string, signOfLife time.Duration) *store.Etcd {
 	c.t.Helper()
 	pair, err := c.ca.Issue(authority.Request{User: user, Client: true})
@@ -221,7 +221,7 @@ func TestWatchEndsWithTheRightsOfItsUser(t *testing.T) {
 			}
 			put(name + "1")
 			await(name + "1")
-			set("north", "state/") // no business of west's
+			set("north", "state/") // does not concern west
 			put(name + "2")
 			await(name + "2")
 			if err := takeAway("west"); err != nil {
@@ -336,7 +336,7 @@ func TestWatchOfAStoreThatStaysAwayEnds(t *testing.T) {
 	if err := <-ended; err == nil || ctx.Err() != nil {
 		t.Error("a store that was away was not noticed:", err)
 	}
-	c.run() // cleaning up closes it once more
+	c.run() // the cleanup closes it again
 }
 
 // etcd's roles cover keys only: with a peer's certificate, anybody could grant any number

@@ -9,13 +9,13 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// logCore passes etcd's log on to slog. etcd is talkative: what it calls a
-// warning is of interest to whoever debugs it, and its chatter to nobody.
+// logCore passes etcd's log on to slog. etcd is talkative: its warnings are logged for
+// debugging only, and what is below them is dropped.
 type logCore struct {
 	log    *slog.Logger
 	fields []zapcore.Field
-	// closing is set while the member stops; etcd calls that a failure of each
-	// of its listeners.
+	// closing is set while the member stops, which etcd reports as a failure of each of
+	// its listeners.
 	closing *atomic.Bool
 }
 
@@ -24,8 +24,8 @@ func (c logCore) Enabled(level zapcore.Level) bool {
 	return level >= zapcore.WarnLevel && c.log.Enabled(context.Background(), c.level(level, "", nil))
 }
 
-// level of a line with these fields. A debug line is one that asks nothing of an
-// operator.
+// level is the level to log a line at. Lines that an operator need not act on are debug
+// lines.
 func (c logCore) level(level zapcore.Level, message string, fields map[string]any) slog.Level {
 	switch {
 	case level > zapcore.ErrorLevel: // it ends the process
@@ -42,12 +42,13 @@ func (c logCore) level(level zapcore.Level, message string, fields map[string]an
 	return slog.LevelError
 }
 
-// noise are etcd's errors that are none: message, and what its cause contains.
+// noise lists what etcd logs as errors although nothing is wrong, by message and by a
+// part of the cause.
 var noise = []struct{ message, cause string }{
-	// A new store has no snapshot yet; etcd tries again by itself.
+	// A new store has no snapshot yet; etcd retries.
 	{"failed to update storage version", "missing term information"},
-	// Somebody who has no rights is told so. A removed node asks on and on, and each
-	// time would be a line.
+	// A client without rights was refused. A removed node's agent keeps asking, and would
+	// cause a line each time.
 	{"cannot find a user for permission check", ""},
 }
 

@@ -11,7 +11,7 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// Only what an operator must know of etcd is shown, and that while it runs.
+// Of what etcd logs, operators see what they must know, while the member runs.
 func TestLog(t *testing.T) {
 	var out strings.Builder
 	closing := new(atomic.Bool)
