@@ -29,18 +29,17 @@ const (
 	Unchanged  Action = "unchanged"
 	Deleted    Action = "deleted"
 	Absent     Action = "absent"  // there was nothing to delete
-	Skipped    Action = "skipped" // of a kind that is not known, see ManifestOptions
+	Skipped    Action = "skipped" // its kind is not known; see ManifestOptions
 )
 
-// ManifestOptions say how a manifest is read and what is done with it.
+// ManifestOptions say how to read a manifest and what to do with it.
 type ManifestOptions struct {
-	// Namespace is where objects go that name none; others are refused then.
-	// Empty means that they go to default, and others where they say.
+	// Namespace is the namespace of objects that name none, and those that name another
+	// are refused. If it is empty, objects that name none go to default.
 	Namespace string
-	// DryRun changes nothing, and answers what would have happened.
+	// DryRun changes nothing; the result is what would have happened.
 	DryRun bool
-	// IgnoreUnknown skips objects of kinds that are not known, instead of refusing
-	// the manifest.
+	// IgnoreUnknown skips objects of unknown kinds instead of refusing the manifest.
 	IgnoreUnknown bool
 }
 
@@ -62,7 +61,7 @@ func (o ManifestOptions) query() url.Values {
 	return query
 }
 
-// ReadManifestOptions is the inverse of what a Client asks.
+// ReadManifestOptions reads the options from a Client's query.
 func ReadManifestOptions(query url.Values) (o ManifestOptions, err error) {
 	o.Namespace = query.Get(queryNamespace)
 	for name, to := range map[string]*bool{queryDryRun: &o.DryRun, queryIgnoreUnknown: &o.IgnoreUnknown} {
@@ -82,11 +81,11 @@ type ApplyResult struct {
 	Cluster string          `json:"cluster"`
 	DryRun  bool            `json:"dryRun,omitempty"`
 	Objects []AppliedObject `json:"objects"`
-	// Warnings name what was accepted but may not do what its author expects.
+	// Warnings list what was accepted but may not do what its author expects.
 	Warnings []Problem `json:"warnings,omitempty"`
 }
 
-// AppliedObject is one object of a manifest and what became of it.
+// AppliedObject is one object of a manifest and what happened to it.
 type AppliedObject struct {
 	Cluster   string `json:"cluster"`
 	Kind      string `json:"kind"`
@@ -105,8 +104,8 @@ type ObjectList struct {
 	Items    []json.RawMessage `json:"items"`
 }
 
-// WatchEvent is one line of GET /v1/watch/{plural}. The first lines are the
-// objects there are ("put"), then comes one "synced", then changes.
+// WatchEvent is one line of GET /v1/watch/{plural}. The first lines are the existing
+// objects ("put"), then comes one "synced", then changes.
 type WatchEvent struct {
 	Cluster   string          `json:"cluster"`
 	Type      string          `json:"type"` // put, delete, synced
@@ -122,12 +121,12 @@ type Status struct {
 	Cluster ClusterStatus `json:"cluster"`
 	Nodes   []NodeStatus  `json:"nodes"`
 	Peers   []PeerStatus  `json:"peers"`
-	// Former are the peers that were removed and whose CIDRs are blocked.
+	// Former lists the removed peers whose CIDRs are blocked.
 	Former []FormerPeer `json:"former,omitempty"`
-	// Refused is what was claimed by own nodes and not believed.
+	// Refused lists claims of the cluster's own nodes that are not believed.
 	Refused []Refusal `json:"refused,omitempty"`
-	// Concerns are what is not as wanted and needs an operator; Settling is what is
-	// not as wanted either, but has not been so for long.
+	// Concerns list what is not as wanted and needs an operator. Settling lists what has
+	// not been as wanted for a short time only.
 	Concerns []Concern `json:"concerns,omitempty"`
 	Settling []Concern `json:"settling,omitempty"`
 }
@@ -139,7 +138,7 @@ type ClusterStatus struct {
 	PodCIDRs             []netip.Prefix `json:"podCIDRs"`
 	ServiceCIDR          netip.Prefix   `json:"serviceCIDR"`
 	MaxConnectedClusters uint32         `json:"maxConnectedClusters"`
-	// Generation is the store's own identity: a rebuilt store has another one.
+	// Generation identifies the store: a rebuilt store has another one.
 	Generation string `json:"generation"`
 	Version    string `json:"version"`
 	// UptimeSeconds counts from the start of the API server that answers.
@@ -154,7 +153,7 @@ type ClusterStatus struct {
 	Policies      int     `json:"policies"`
 }
 
-// States of a node's agent. Packets may well go on without it.
+// States of a node's agent. Packets flow without it.
 const (
 	NodeReady          = "ready"
 	NodeStarting       = "starting"  // it answers, but has not reported in full yet

@@ -14,7 +14,7 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Delete deletes one object. Its kind may be any word FindKind knows.
+// Delete deletes one object. word is any word for its kind that FindKind knows.
 func (r *Registry) Delete(ctx context.Context, word, namespace, name string) (*api.ApplyResult, error) {
 	kind, namespace, err := r.place(word, namespace)
 	if err != nil {
@@ -98,13 +98,14 @@ func (r *Registry) delete(ctx context.Context, objects []object, dryRun bool) (*
 	return nil, busy()
 }
 
-// mayGo says why an object cannot be deleted; "" if it can.
+// mayGo returns why an object cannot be deleted; "" if it can. going has the keys of the
+// objects that are deleted with it.
 func (r *Registry) mayGo(ctx context.Context, o *object, old store.KV, going map[string]bool) (string, error) {
 	switch o.kind.Plural {
 	case "endpointslices":
 		var slice discoveryv1.EndpointSlice
 		if json.Unmarshal(old.Value, &slice) == nil && slice.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy {
-			return "is derived by weft and goes with its service " + slice.Labels[discoveryv1.LabelServiceName] + "; delete that instead", nil
+			return "is derived from its service and deleted with it: " + "delete service " + slice.Labels[discoveryv1.LabelServiceName] + " instead", nil
 		}
 	case "namespaces":
 		var left []string
@@ -128,7 +129,7 @@ func (r *Registry) mayGo(ctx context.Context, o *object, old store.KV, going map
 			left = append(left[:5], "…")
 		}
 		if len(left) > 0 {
-			return "still holds " + strings.Join(left, ", ") + "; delete them first, or in the same manifest", nil
+			return "still holds " + strings.Join(left, ", ") + "; delete them first or with the same manifest", nil
 		}
 	}
 	return "", nil

@@ -97,7 +97,7 @@ func TestStoreFailuresAreSentences(t *testing.T) {
 	}
 }
 
-// What is wrong a thousand times is said a hundred times, and that there is more.
+// Of a thousand mistakes, a hundred are reported, and that there are more.
 func TestManyMistakes(t *testing.T) {
 	var refused *api.Error
 	r := New(storetest.New(), Config{Cluster: "east", ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16")})

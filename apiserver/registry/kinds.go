@@ -12,7 +12,7 @@ import (
 
 // Kind is a kind of object that can be applied.
 type Kind struct {
-	Name       string // as in a manifest: "Pod"
+	Name       string // as in manifests: "Pod"
 	APIVersion string // "v1"
 	Plural     string // as in keys and paths: "pods"
 	Short      []string
@@ -20,13 +20,13 @@ type Kind struct {
 	read       func(*reading)
 }
 
-// controlled are Kubernetes' kinds that mean pods, which a controller makes.
+// controlled has Kubernetes' kinds that stand for pods, which a controller creates.
 var controlled = map[string]bool{
 	"Deployment": true, "ReplicaSet": true, "ReplicationController": true, "StatefulSet": true, "DaemonSet": true,
 	"Job": true, "CronJob": true,
 }
 
-// group is the API group of an apiVersion; "" for the core's.
+// group is the API group of an apiVersion; "" for the core group.
 func group(apiVersion string) string {
 	if group, _, ok := strings.Cut(apiVersion, "/"); ok {
 		return group
@@ -34,11 +34,10 @@ func group(apiVersion string) string {
 	return ""
 }
 
-// DefaultNamespace is where objects without a namespace belong.
+// DefaultNamespace is the namespace of objects that name none.
 const DefaultNamespace = "default"
 
-// kinds are in the order an operator reads them in. Namespaces come first, so
-// that a listing of everything begins with them.
+// kinds are in the order in which operators see them.
 var kinds = []Kind{
 	{"Namespace", corev1.SchemeGroupVersion.String(), "namespaces", []string{"ns"}, false, readNamespace},
 	{"Pod", corev1.SchemeGroupVersion.String(), "pods", []string{"po"}, true, readPod},
@@ -50,10 +49,10 @@ var kinds = []Kind{
 	{policy.KindCIDRGroup, policy.APIVersion, "ciliumcidrgroups", []string{"ccg"}, false, readGroup},
 }
 
-// Kinds are all kinds, in a fixed order. The caller owns the slice.
+// Kinds returns all kinds in a fixed order. The caller owns the slice.
 func Kinds() []Kind { return slices.Clone(kinds) }
 
-// FindKind finds a kind by plural, singular, kind or short name, in any case.
+// FindKind finds a kind by its plural, its name or a short name, in any case.
 func FindKind(word string) (Kind, bool) {
 	word = strings.ToLower(word)
 	i := slices.IndexFunc(kinds, func(k Kind) bool {
@@ -73,7 +72,7 @@ func kindNames() []string {
 	return names
 }
 
-// knownKinds is for sentences: "Namespace (v1), Pod (v1), …".
+// knownKinds lists the kinds for a message: "Namespace (v1), Pod (v1), …".
 func knownKinds() string {
 	names := make([]string, len(kinds))
 	for i, k := range kinds {
@@ -82,7 +81,7 @@ func knownKinds() string {
 	return strings.Join(names, ", ")
 }
 
-// knownPlurals is for sentences about paths.
+// knownPlurals lists the kinds for a message about a path.
 func knownPlurals() string {
 	names := make([]string, len(kinds))
 	for i, k := range kinds {

@@ -26,11 +26,11 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// decoder knows Kubernetes' types and refuses fields that they do not have.
+// decoder reads Kubernetes' types and refuses unknown fields.
 var decoder = serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
 
-// object is one document of a manifest, or an item of one, read and checked by itself: what can
-// be said about it without looking at the store.
+// object is one document of a manifest, or an item of one, with what can be said about it
+// without the store.
 type object struct {
 	document  int
 	item      int // 0 if the document is the object
@@ -40,10 +40,10 @@ type object struct {
 	// value is a Kubernetes object or a *policy.Policy; encode is its JSON.
 	value    any
 	warnings []api.Problem
-	// printed is set for what a cluster printed of its own objects: what it chose
-	// for them, an address for one, is nobody's wish here.
+	// printed is set if a cluster printed the object: nobody asked here for what that
+	// cluster chose, such as an address.
 	printed bool
-	// skipped is an object of a kind that is not known here.
+	// skipped is set for an object of an unknown kind.
 	skipped bool
 }
 
@@ -53,14 +53,14 @@ func (o *object) problem(format string, args ...any) api.Problem {
 	return api.Problem{Document: o.document, Item: o.item, Kind: o.kind.Name, Namespace: o.namespace, Name: o.name, Message: fmt.Sprintf(format, args...)}
 }
 
-// warn tells whoever applies the object about something that does not keep it out.
+// warn adds a warning for whoever applies the object. It is accepted all the same.
 func (o *object) warn(format string, args ...any) {
 	o.warnings = append(o.warnings, o.problem(format, args...))
 }
 
 func (o *object) encode() ([]byte, error) { return json.Marshal(o.value) }
 
-// reading is what the readers of the kinds work on.
+// reading is an object that its kind's reader is reading.
 type reading struct {
 	object
 	text     []byte // JSON
@@ -71,7 +71,7 @@ func (r *reading) refuse(format string, args ...any) {
 	r.problems = append(r.problems, r.problem(format, args...))
 }
 
-// header is what every document has.
+// header is the part that every document has.
 type header struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
@@ -121,8 +121,8 @@ func readManifest(text []byte, opts api.ManifestOptions, headOnly bool) ([]objec
 	return objects, problems
 }
 
-// readDocument reads the object of a document, or those of a list. It returns
-// those without mistakes.
+// readDocument reads the object of a document, or the objects of a list, and returns those
+// without mistakes.
 func readDocument(n int, doc []byte, opts api.ManifestOptions, headOnly bool) (objects []object, problems []api.Problem) {
 	if inflated(doc) {
 		return nil, []api.Problem{{Document: n, Message: fmt.Sprintf("is larger than %d MiB with its aliases (*name) written out; split it", MaxManifestBytes>>20)}}
@@ -159,7 +159,7 @@ func inflated(doc []byte) bool {
 	}
 	var value any
 	if goyaml.Unmarshal(doc, &value) != nil {
-		return false // whoever reads it says why
+		return false // its reader says why
 	}
 	left := MaxManifestBytes
 	var measure func(any)
@@ -197,7 +197,7 @@ func readObject(n, item int, text []byte, opts api.ManifestOptions, headOnly boo
 	if len(text) == 0 || text[0] != '{' {
 		return nil, complain("not an object; write one with apiVersion, kind and metadata.name")
 	}
-	// Only what is spelled as the API spells it: Metadata is no metadata.
+	// As in the API, case matters: Metadata is not metadata.
 	var head header
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &head); err != nil {
 		return nil, complain("%s", explainType(err))
@@ -256,20 +256,18 @@ func readObject(n, item int, text []byte, opts api.ManifestOptions, headOnly boo
 	return &r.object, r.problems
 }
 
-// withNamespace writes the namespace into an object's metadata, for what reads
-// the text itself.
+// withNamespace writes the namespace into the metadata of an object's JSON.
 func withNamespace(text []byte, namespace string) []byte {
 	var fields, meta map[string]json.RawMessage
 	if json.Unmarshal(text, &fields) != nil || json.Unmarshal(fields["metadata"], &meta) != nil || meta == nil {
-		return text // whoever reads it says what is wrong
+		return text // its reader says what is wrong
 	}
 	meta["namespace"] = wire.Marshal(namespace)
 	fields["metadata"] = wire.Marshal(meta)
 	return wire.Marshal(fields)
 }
 
-// decode reads the document into one of Kubernetes' types, and nothing that
-// the type does not have.
+// decode reads the document into one of Kubernetes' types and refuses unknown fields.
 func decode[T runtime.Object](r *reading) (T, bool) {
 	var none T
 	value, _, err := decoder.Decode(r.text, nil, nil)
@@ -285,13 +283,13 @@ func decode[T runtime.Object](r *reading) (T, bool) {
 	}
 	typed, ok := value.(T)
 	if !ok {
-		r.refuse("is a %T; this is a mistake of weft's", value)
+		r.refuse("was read as a %T; this is a bug in weft", value)
 		return none, false
 	}
 	meta := any(typed).(metav1.Object)
 	meta.SetNamespace(r.namespace)
-	// What a store sets is not the manifest's to say; `get -o yaml` of another
-	// cluster is a fine manifest all the same.
+	// These fields are the store's to set. They are dropped, because what `get -o yaml`
+	// of another cluster prints must be a valid manifest.
 	r.printed = meta.GetUID() != "" || meta.GetResourceVersion() != ""
 	meta.SetManagedFields(nil)
 	meta.SetResourceVersion("")
@@ -336,15 +334,15 @@ func explainStrict(err error, of reflect.Type) string {
 		return fmt.Sprintf("unknown field %s; %s", at, manifest.UnknownField(at, of))
 	}
 	if at, ok := strings.CutPrefix(text, "duplicate field "); ok {
-		return fmt.Sprintf("field %s stands twice; keep one of them", strings.Trim(at, `"`))
+		return fmt.Sprintf("field %s is there twice; keep one of them", strings.Trim(at, `"`))
 	}
 	return text
 }
 
-// wrongType is encoding/json's sentence, also as Kubernetes' decoder repeats it.
+// wrongType matches encoding/json's message, which Kubernetes' decoder repeats.
 var wrongType = regexp.MustCompile(`cannot unmarshal (\w+) into Go (?:struct field (\S+)|value) of type (\S+)`)
 
-// explainType turns the decoder's complaint about a type into advice.
+// explainType turns the decoder's message about a type into advice.
 func explainType(err error) string {
 	text := err.Error()
 	m := wrongType.FindStringSubmatch(text)

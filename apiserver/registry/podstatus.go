@@ -12,13 +12,12 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// A manifest's status is not kept: what a pod's is stands in its endpoint, and
-// is put together when it is read. A pod without an endpoint is Pending.
+// A manifest's status is not stored. A pod's status is derived from its endpoint when the
+// pod is read. A pod without an endpoint is Pending.
 
 const podsPlural = "pods"
 
-// showStatus fills in the status of pods as they are read. Other kinds are
-// left as they are.
+// showStatus fills in the status of pods. Other kinds are left alone.
 func (r *Registry) showStatus(ctx context.Context, kind Kind, namespace string, items []json.RawMessage) error {
 	if kind.Plural != podsPlural || len(items) == 0 {
 		return nil
@@ -64,8 +63,8 @@ func (r *Registry) showOneStatus(ctx context.Context, kind Kind, namespace, name
 	return podWithStatus(item, endpoints, r.waits(ctx))
 }
 
-// waits is what is asked why a pod is not ready. It asks the API server when the
-// first pod is not.
+// waits returns a function that says why a pod is not ready. It calls conf.Waits for the
+// first such pod.
 func (r *Registry) waits(ctx context.Context) func(*corev1.Pod) (reason, message string, err error) {
 	var ask func(node, namespace, pod string) (string, string)
 	return func(pod *corev1.Pod) (reason, message string, err error) {

@@ -27,7 +27,7 @@ func readNamespace(r *reading) {
 	}
 	checkBool(r, ns.Annotations, service.AnnotationNamespaceGlobal)
 	warnAnnotations(r, ns.Annotations, service.AnnotationNamespaceGlobal)
-	// Kubernetes gives every namespace this label, and lets nobody change it.
+	// Kubernetes gives every namespace this label, and nobody can change it.
 	if value, ok := ns.Labels[identity.NamespaceName]; ok && value != r.name {
 		r.refuse("metadata.labels[%q] is %q, but this label is always the namespace's name: remove it or write %q", identity.NamespaceName, value, r.name)
 	}
@@ -35,7 +35,7 @@ func readNamespace(r *reading) {
 	ns.Status = corev1.NamespaceStatus{}
 }
 
-// readPolicy leaves the reading to package policy and keeps its JSON.
+// readPolicy lets package policy read the document.
 func readPolicy(r *reading) {
 	policies, _ := parsePolicies(r)
 	if len(policies) == 0 {
@@ -47,7 +47,7 @@ func readPolicy(r *reading) {
 	}
 }
 
-// readGroup does the same for a group of prefixes that policies refer to.
+// readGroup does the same for a group of prefixes.
 func readGroup(r *reading) {
 	if _, groups := parsePolicies(r); len(groups) > 0 {
 		r.value = groups[0]
@@ -60,7 +60,7 @@ func parsePolicies(r *reading) ([]*policy.Policy, []*policy.CIDRGroup) {
 		r.refuse("%s", explainType(err))
 		return nil, nil
 	}
-	// The namespace is set before parsing, because selectors without one mean
+	// The namespace is set before parsing, because selectors without a namespace mean
 	// the policy's own.
 	var meta map[string]json.RawMessage
 	if err := json.Unmarshal(doc["metadata"], &meta); err != nil {
@@ -93,7 +93,7 @@ func parsePolicies(r *reading) ([]*policy.Policy, []*policy.CIDRGroup) {
 	return policies, groups
 }
 
-// leaves takes joined errors apart, so that each is a problem of its own.
+// leaves splits joined errors, so that each becomes a problem of its own.
 func leaves(err error) []error {
 	var joined interface{ Unwrap() []error }
 	if errors.As(err, &joined) {

@@ -7,7 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// ownImage is what a lab's pods name: their command is started there.
+// ownImage is the image of a lab's pods. The lab runs their commands.
 const ownImage = "weft"
 
 // maxFileName is what file systems take, in bytes.
@@ -27,7 +27,7 @@ func readPod(r *reading) {
 		r.refuse("spec.nodeName is missing; name the node that runs it (`weft node list` shows them)")
 	}
 	if spec.HostNetwork {
-		r.refuse("spec.hostNetwork is true, but only pods with an address of their own can be part of the mesh; remove it")
+		r.refuse("spec.hostNetwork is true, but only pods with an address of their own can join the mesh; remove it")
 	}
 	if len(spec.Containers) == 0 {
 		r.refuse("spec.containers is empty; declare at least one container with a name")
@@ -48,8 +48,8 @@ func readPod(r *reading) {
 	}
 }
 
-// checkContainers also fills in what a container leaves out. names are of all
-// containers of the pod.
+// checkContainers checks containers and fills in their defaults. names collects the names
+// of all containers of the pod.
 func checkContainers(r *reading, field string, containers []corev1.Container, names map[string]bool) {
 	for i, c := range containers {
 		at := fmt.Sprintf("%s[%d]", field, i)

@@ -27,7 +27,7 @@ func readService(r *reading) {
 		spec.Type = corev1.ServiceTypeClusterIP
 	case corev1.ServiceTypeClusterIP:
 	case corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer:
-		r.warn("spec.type is %s: pods reach the service at its cluster IP; from outside of the mesh nobody reaches it", spec.Type)
+		r.warn("spec.type is %s: pods reach the service at its cluster IP; nobody can reach it from outside the mesh", spec.Type)
 	case corev1.ServiceTypeExternalName:
 		r.refuse("spec.type is ExternalName, which only a DNS server could answer, and there is none; give the service ports and an EndpointSlice with the addresses")
 	default:
@@ -56,9 +56,9 @@ func readService(r *reading) {
 	}
 }
 
-// warnOutside names the fields of a service that lead to it from outside of the
-// mesh, or choose among its backends, and have no effect yet. They are kept, and
-// take effect with a release that has them.
+// warnOutside warns of fields that make a service reachable from outside the mesh or
+// choose among its backends, and that have no effect yet. They are stored, for a release
+// that supports them.
 func warnOutside(r *reading, spec *corev1.ServiceSpec) {
 	unused := func(there bool, field, what string) {
 		if there {
@@ -66,12 +66,12 @@ func warnOutside(r *reading, spec *corev1.ServiceSpec) {
 		}
 	}
 	unused(len(spec.ExternalIPs) > 0, "externalIPs", "packets to these addresses are not balanced")
-	unused(spec.LoadBalancerIP != "", "loadBalancerIP", "load balancer addresses are not given out")
-	unused(spec.LoadBalancerClass != nil, "loadBalancerClass", "load balancer addresses are not given out")
-	unused(len(spec.LoadBalancerSourceRanges) > 0, "loadBalancerSourceRanges", "nobody reaches the service from outside; use a policy for clients inside")
-	unused(spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal, "externalTrafficPolicy", "nobody reaches the service from outside")
+	unused(spec.LoadBalancerIP != "", "loadBalancerIP", "load balancer addresses are not assigned")
+	unused(spec.LoadBalancerClass != nil, "loadBalancerClass", "load balancer addresses are not assigned")
+	unused(len(spec.LoadBalancerSourceRanges) > 0, "loadBalancerSourceRanges", "nobody can reach the service from outside; restrict clients inside with a policy")
+	unused(spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal, "externalTrafficPolicy", "nobody can reach the service from outside")
 	unused(spec.HealthCheckNodePort != 0, "healthCheckNodePort", "no health check listens there")
-	unused(spec.TrafficDistribution != nil, "trafficDistribution", "backends of all zones count alike")
+	unused(spec.TrafficDistribution != nil, "trafficDistribution", "all zones are treated alike")
 	for i, p := range spec.Ports {
 		if p.NodePort != 0 {
 			r.warn("spec.ports[%d].nodePort has no effect: nodes do not listen on %d", i, p.NodePort)
@@ -79,8 +79,8 @@ func warnOutside(r *reading, spec *corev1.ServiceSpec) {
 	}
 }
 
-// checkFamilies keeps of a dual-stack service what is IPv4, and refuses one that
-// would have nothing left.
+// checkFamilies accepts the IPv4 part of a dual-stack service and refuses a service without
+// one.
 func checkFamilies(r *reading, spec *corev1.ServiceSpec) {
 	for _, f := range spec.IPFamilies {
 		if f != corev1.IPv4Protocol && f != corev1.IPv6Protocol {
@@ -90,13 +90,13 @@ func checkFamilies(r *reading, spec *corev1.ServiceSpec) {
 	}
 	only6 := len(spec.IPFamilies) > 0 && !slices.Contains(spec.IPFamilies, corev1.IPv4Protocol)
 	if ip, err := netip.ParseAddr(spec.ClusterIP); only6 || err == nil && ip.Is6() {
-		r.refuse("the service has IPv6 only, which pods do not speak here; give it IPv4 in spec.ipFamilies and no IPv6 spec.clusterIP")
+		r.refuse("the service has IPv6 only, which pods do not have here; give it IPv4 in spec.ipFamilies and no IPv6 spec.clusterIP")
 		return
 	}
 	if slices.Contains(spec.IPFamilies, corev1.IPv6Protocol) {
-		r.warn("spec.ipFamilies: IPv6 has no effect, the service has its IPv4 address only")
+		r.warn("spec.ipFamilies: IPv6 has no effect, the service gets an IPv4 address only")
 	} else if p := spec.IPFamilyPolicy; p != nil && *p == corev1.IPFamilyPolicyRequireDualStack {
-		r.warn("spec.ipFamilyPolicy RequireDualStack has no effect, the service has its IPv4 address only")
+		r.warn("spec.ipFamilyPolicy RequireDualStack has no effect, the service gets an IPv4 address only")
 	}
 }
 
@@ -157,11 +157,11 @@ func checkServicePorts(r *reading, spec *corev1.ServiceSpec) {
 			}
 		}
 		if names[p.Name] && p.Name != "" {
-			r.refuse("spec.ports[%d].name %q stands twice; give each port its own", i, p.Name)
+			r.refuse("spec.ports[%d].name %q is used twice; give each port its own", i, p.Name)
 		}
 		names[p.Name] = true
 		if n := (number{p.Port, p.Protocol}); numbers[n] {
-			r.refuse("spec.ports[%d]: %d/%s stands twice; keep one", i, p.Port, p.Protocol)
+			r.refuse("spec.ports[%d]: %d/%s is there twice; keep one", i, p.Port, p.Protocol)
 		} else {
 			numbers[n] = true
 		}

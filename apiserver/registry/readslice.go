@@ -23,7 +23,7 @@ func readEndpointSlice(r *reading) {
 		r.refuse("label %s is missing; set it to the name of the slice's service", discoveryv1.LabelServiceName)
 	}
 	if slice.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy {
-		r.refuse("label %s is %q, which marks slices that weft derives by itself; remove it", discoveryv1.LabelManagedBy, wire.ManagedBy)
+		r.refuse("label %s is %q, which marks slices that weft derives itself; remove it", discoveryv1.LabelManagedBy, wire.ManagedBy)
 	}
 	if slice.AddressType != discoveryv1.AddressTypeIPv4 && slice.AddressType != discoveryv1.AddressTypeIPv6 {
 		r.refuse("addressType is %q; write IPv4 or IPv6", slice.AddressType)
@@ -72,9 +72,9 @@ func readEndpointSlice(r *reading) {
 	}
 }
 
-// fitSlice refuses addresses that mean something of the cluster's own: a slice is
-// written in one namespace, and leads the clients of its service there. Agents
-// check the same again for what changes later, and whose pod an address is.
+// fitSlice refuses addresses of nodes and services, because a slice, written in one
+// namespace, leads the clients of its service there. Agents check this again, as nodes
+// may be added later, and also check whose pod an address is.
 func (r *Registry) fitSlice(ctx context.Context, slice *discoveryv1.EndpointSlice) (problem string, err error) {
 	kvs, _, err := r.store.List(ctx, nodes.RegistrationPrefix)
 	if err != nil {
@@ -96,10 +96,10 @@ func (r *Registry) fitSlice(ctx context.Context, slice *discoveryv1.EndpointSlic
 				continue // readEndpointSlice has refused it
 			}
 			if cidr := r.conf.ServiceCIDR; cidr.IsValid() && cidr.Contains(ip) {
-				return fmt.Sprintf("endpoints[%d].addresses: %v is a service's address; name the pods behind it", i, ip), nil
+				return fmt.Sprintf("endpoints[%d].addresses: %v is a service's address; write those of the pods behind it", i, ip), nil
 			}
 			if node, ok := of[ip]; ok {
-				return fmt.Sprintf("endpoints[%d].addresses: %v is the address of node %s, which no service may lead to", i, ip, node), nil
+				return fmt.Sprintf("endpoints[%d].addresses: %v is the address of node %s, and no service may lead there", i, ip, node), nil
 			}
 		}
 	}

@@ -1,8 +1,8 @@
-// Package registry keeps the objects operators apply: it reads manifests,
-// checks them, and stores all of one or nothing.
+// Package registry keeps the objects that operators apply: it reads and checks manifests,
+// and stores all objects of a manifest or none.
 //
-// What follows from the objects is derived elsewhere: endpoints in package
-// endpoints, exports in package export, kernel state in the agents.
+// What is derived from them is made elsewhere: endpoints in package endpoints, exports in
+// package export, kernel state in the agents.
 package registry
 
 import (
@@ -34,40 +34,41 @@ import (
 const (
 	MaxManifestBytes = 4 << 20
 	maxObjects       = 1000
-	maxProblems      = 100 // told of one manifest
+	maxProblems      = 100 // reported of one manifest
 	maxObjectBytes   = 1 << 20
 )
 
-// attempts is how often an apply starts over because somebody else changed the
-// same objects meanwhile.
+// attempts is how often an apply starts over when somebody else changes the same objects
+// at the same time.
 const attempts = 16
 
 // Config says whose objects these are.
 type Config struct {
 	Cluster     string
 	ServiceCIDR netip.Prefix
-	// Waits is asked once per listing that has pods that are not ready, and what it
-	// returns once for each of them: a word in CamelCase and a sentence. May be nil.
+	// Waits is called once per listing with pods that are not ready, and the function it
+	// returns once per such pod. That returns why the pod waits: a word in CamelCase and a
+	// sentence. Waits may be nil.
 	Waits func(context.Context) (func(node, namespace, pod string) (reason, message string), error)
 }
 
-// Registry is the objects of a cluster. Several goroutines may use it, in
-// several API servers.
+// Registry holds the objects of a cluster. Several goroutines, in several API servers, may
+// use it.
 type Registry struct {
 	conf  Config
 	store store.Store
 	now   func() time.Time
 }
 
-// New makes a registry on a store.
+// New creates a registry on a store.
 func New(s store.Store, conf Config) *Registry {
 	return &Registry{conf: conf, store: s, now: time.Now}
 }
 
-// change is what becomes of one object.
+// change is what happens to one object.
 type change struct {
 	object
-	old    store.KV // zero Modified: there is none
+	old    store.KV // Modified is 0 if there is none
 	text   []byte   // new JSON
 	action api.Action
 	ops    []store.Op
@@ -75,12 +76,12 @@ type change struct {
 	groups []string // of prefixes, in the same manifest
 }
 
-// Apply stores a manifest's objects, all in one transaction, or nothing. What
-// it refuses is an *api.Error that lists every mistake. In a dry run nothing is
-// stored, and the answer is what would have happened.
+// Apply stores a manifest's objects in one transaction: all of them or none. A refusal is
+// an *api.Error that lists every mistake. A dry run stores nothing and returns what would
+// have happened.
 func (r *Registry) Apply(ctx context.Context, manifest []byte, opts api.ManifestOptions) (*api.ApplyResult, error) {
 	for range attempts {
-		// A plan completes the objects, so another attempt reads them anew.
+		// A plan completes the objects, so another attempt reads them again.
 		objects, problems := readManifest(manifest, opts, false)
 		if len(problems) > 0 {
 			return nil, refusal(problems)
@@ -125,14 +126,14 @@ func tooMany(objects []object) error {
 }
 
 func busy() error {
-	return api.Conflict("try again", "the same objects are being changed by somebody else")
+	return api.Conflict("try again", "somebody else is changing the same objects")
 }
 
 func (r *Registry) applied(o *object, action api.Action) api.AppliedObject {
 	return api.AppliedObject{Cluster: r.conf.Cluster, Kind: o.kind.Name, Namespace: o.namespace, Name: o.name, Action: action}
 }
 
-// plan compares the objects with the store and says what to write.
+// plan compares the objects with the store and returns what to write.
 func (r *Registry) plan(ctx context.Context, objects []object) ([]change, error) {
 	changes := make([]change, len(objects))
 	var problems []api.Problem
@@ -188,8 +189,8 @@ func (r *Registry) plan(ctx context.Context, objects []object) ([]change, error)
 	return changes, nil
 }
 
-// fit checks an object against what the store holds and completes it. A
-// problem is the operator's, an error the store's.
+// fit checks an object against the store and completes it. A problem is for the operator
+// to correct, an error is the store's.
 func (r *Registry) fit(ctx context.Context, c *change, ips *serviceIPs) (problem string, err error) {
 	if err := r.identify(c.meta(), c.old); err != nil {
 		return "", err
@@ -204,15 +205,15 @@ func (r *Registry) fit(ctx context.Context, c *change, ips *serviceIPs) (problem
 	case *discoveryv1.EndpointSlice:
 		var old discoveryv1.EndpointSlice
 		if c.old.Modified != 0 && json.Unmarshal(c.old.Value, &old) == nil && old.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy {
-			return "is derived from service " + old.Labels[discoveryv1.LabelServiceName] + " by weft; choose another name", nil
+			return "is derived from service " + old.Labels[discoveryv1.LabelServiceName] + "; choose another name", nil
 		}
 		return r.fitSlice(ctx, v)
 	}
 	return "", nil
 }
 
-// warnOfGroups tells that a policy refers to groups that are neither in the store nor
-// in the manifest: it may come before them.
+// warnOfGroups warns if a policy refers to groups that are neither in the store nor in the
+// manifest. They may be applied later.
 func (r *Registry) warnOfGroups(ctx context.Context, c *change, p *policy.Policy) (err error) {
 	missing := p.MissingGroups(func(name string) bool {
 		kind, _ := FindKind(policy.KindCIDRGroup)
@@ -228,8 +229,8 @@ func (r *Registry) warnOfGroups(ctx context.Context, c *change, p *policy.Policy
 	return err
 }
 
-// identify keeps an object's UID and time of creation over its changes. A new
-// object of the same name is another one, and has another UID.
+// identify keeps an object's UID and creation time when it changes. A new object of the
+// same name gets a new UID.
 func (r *Registry) identify(meta metav1.Object, old store.KV) error {
 	if old.Modified == 0 {
 		meta.SetUID(uuid.NewUUID())
@@ -297,7 +298,7 @@ func (r *Registry) unknownNode(ctx context.Context, node string) (string, error)
 	return fmt.Sprintf("spec.nodeName %q is no node of cluster %s; its nodes are %s", node, r.conf.Cluster, strings.Join(names, ", ")), nil
 }
 
-// Get reads one object. Its kind may be any word FindKind knows.
+// Get reads one object. word is any word for its kind that FindKind knows.
 func (r *Registry) Get(ctx context.Context, word, namespace, name string) (*api.ObjectList, error) {
 	kind, namespace, err := r.place(word, namespace)
 	if err != nil {
@@ -317,7 +318,7 @@ func (r *Registry) Get(ctx context.Context, word, namespace, name string) (*api.
 	return &api.ObjectList{Cluster: r.conf.Cluster, Kind: kind.Name, Revision: kv.Modified, Items: []json.RawMessage{item}}, nil
 }
 
-// List reads the objects of a kind; an empty namespace means all of them.
+// List reads the objects of a kind; an empty namespace means every namespace.
 func (r *Registry) List(ctx context.Context, word, namespace string) (*api.ObjectList, error) {
 	kind, err := findKind(word)
 	if err != nil {
@@ -337,9 +338,9 @@ func (r *Registry) List(ctx context.Context, word, namespace string) (*api.Objec
 	return list, nil
 }
 
-// Watch calls each with the objects there are, then "synced", then changes,
-// until ctx or each ends. After a gap in the store's history there is another
-// "synced", preceded by every object: what is not among them is gone.
+// Watch calls each with the existing objects, then with "synced", then with changes, until
+// ctx ends or each returns an error. After a gap in the store's history, all objects and
+// another "synced" follow: objects that are not among them no longer exist.
 func (r *Registry) Watch(ctx context.Context, word, namespace string, each func(api.WatchEvent) error) error {
 	kind, err := findKind(word)
 	if err != nil {
@@ -382,7 +383,7 @@ func findKind(word string) (Kind, error) {
 	return kind, nil
 }
 
-// place completes what names an object: its kind, and its namespace.
+// place finds the kind and the namespace of an object.
 func (r *Registry) place(word, namespace string) (Kind, string, error) {
 	kind, err := findKind(word)
 	if err != nil {
@@ -407,15 +408,15 @@ func (r *Registry) absent(kind Kind, namespace, name string) error {
 	return api.NotFound(fmt.Sprintf("`weft get %s` shows those there are", kind.Plural), "cluster %s has no %s %s", r.conf.Cluster, kind.Name, name)
 }
 
-// refusal is the answer to a manifest with mistakes.
+// refusal is the error for a manifest with mistakes.
 func refusal(problems []api.Problem) error {
 	e := api.Invalid("correct the manifest and apply it again", "the manifest is refused, nothing was changed:")
 	e.Problems = tellable(problems, "there are more mistakes than these")
 	return e
 }
 
-// tellable sorts problems by document and cuts them to what one answer holds; rest
-// is said if some are left out.
+// tellable sorts problems by document and cuts them to what fits into one answer. rest is
+// the last of them if some are left out.
 func tellable(problems []api.Problem, rest string) []api.Problem {
 	slices.SortStableFunc(problems, func(a, b api.Problem) int { return a.Document - b.Document })
 	if len(problems) > maxProblems {
@@ -428,10 +429,10 @@ func tellable(problems []api.Problem, rest string) []api.Problem {
 	return problems
 }
 
-// What is told of a mistake, in bytes: the longest good name, and a long
-// sentence. JSON writes up to 6 bytes for one of them, as \u003c for <, and 200
-// take in the dots, the other fields and their names. All mistakes of a manifest
-// have to fit into one answer:
+// How many bytes of a mistake are reported: the longest valid name, and a long sentence.
+// JSON may write 6 bytes for one of them (\u003c for <); 200 are enough for the ellipses,
+// the other fields and the field names. All mistakes of a manifest must fit into one
+// answer:
 //
 //	(maxProblems + 1) × (6 × (2 × maxNameTold + maxSentenceTold) + 200) = 932,836 < api.MaxErrorBytes
 const (
@@ -439,7 +440,7 @@ const (
 	maxSentenceTold = 1000
 )
 
-// shorten keeps of a text that quotes a manifest what a person reads.
+// shorten cuts a text that quotes a manifest to what a person would read.
 func shorten(text string, most int) string {
 	if len(text) <= most {
 		return text
@@ -447,8 +448,8 @@ func shorten(text string, most int) string {
 	return strings.ToValidUTF8(text[:most], "") + "…"
 }
 
-// storeError says what a failure of the store means to an operator. Errors that
-// are answers already pass unchanged.
+// storeError explains a failure of the store to an operator. An *api.Error is returned
+// unchanged.
 func storeError(err error) error {
 	var answer *api.Error
 	switch {

@@ -161,7 +161,7 @@ func TestApplyRefuses(t *testing.T) {
 		"annotation":          {strings.Replace(webService, `"true"`, `"yes"`, 1), `annotation service.cilium.io/global is "yes"; write "true" or "false"`},
 		"affinity":            {strings.Replace(webService, `"true"`, `"true", io.cilium/service-affinity: near`, 1), `annotation io.cilium/service-affinity is "near"; write local, remote or none`},
 		"policy field":        {strings.Replace(cnp, "ingress:", "ingres: []\n  ingress:", 1), "document 1, CiliumNetworkPolicy default/only-frontend: spec.ingres: unknown field"},
-		"managed slice":       {"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x, labels: {kubernetes.io/service-name: web, endpointslice.kubernetes.io/managed-by: weft}}\naddressType: IPv4\nendpoints: []\n", "derives by itself"},
+		"managed slice":       {"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x, labels: {kubernetes.io/service-name: web, endpointslice.kubernetes.io/managed-by: weft}}\naddressType: IPv4\nendpoints: []\n", "derives itself"},
 		"slice to loopback":   {slice("127.0.0.1"), "127.0.0.1 is a loopback address, which no backend can have"},
 		"slice to metadata":   {slice("169.254.169.254"), "link-local"},
 		"slice to nowhere":    {slice("0.0.0.0"), "no network"},

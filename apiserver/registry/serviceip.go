@@ -14,9 +14,9 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// serviceIPPrefix holds, for each service address in use, "namespace/name" of
-// the service that has it. The key is written together with the service, on
-// condition that it was not there: no two services ever have one address.
+// serviceIPPrefix has a key for each service address in use, with the "namespace/name" of
+// its service. The key is written together with the service if it does not exist yet, so
+// no two services ever share an address.
 const serviceIPPrefix = wire.StatePrefix + "serviceips/"
 
 func serviceIPKey(ip string) string { return serviceIPPrefix + ip }
@@ -26,18 +26,17 @@ func allocated(svc *corev1.Service) bool {
 	return svc.Spec.ClusterIP != "" && svc.Spec.ClusterIP != corev1.ClusterIPNone
 }
 
-// serviceIPs finds addresses for the services of one plan.
+// serviceIPs assigns addresses to the services of one plan.
 type serviceIPs struct {
 	registry *Registry
 	taken    map[string]string // address → namespace/name; nil until needed
 }
 
-// fit settles a service's address: the one it has, the one it asks for, or a
-// free one.
+// fit assigns a service the address that it has, the one it asks for, or a free one.
 func (s *serviceIPs) fit(ctx context.Context, c *change, svc *corev1.Service) (problem string, err error) {
 	asked := svc.Spec.ClusterIP
 	if ip, err := netip.ParseAddr(asked); err == nil && c.printed && !s.registry.conf.ServiceCIDR.Contains(ip) {
-		c.warn("spec.clusterIP %s is one of another cluster; it gets its own from %s here", asked, s.registry.conf.ServiceCIDR)
+		c.warn("spec.clusterIP %s is another cluster's; the service gets its own from %s here", asked, s.registry.conf.ServiceCIDR)
 		asked = ""
 	}
 	if c.old.Modified != 0 {
@@ -105,9 +104,9 @@ func setClusterIP(svc *corev1.Service, ip string) {
 	}
 }
 
-// freeAddress picks an address of cidr for a name, always the same while it is
-// free: a service that is deleted and comes back is found where it was. The
-// first and the last address are never given away.
+// freeAddress picks a free address of cidr for a name, always the same one if it is free, so
+// that a service that is deleted and created again keeps its address. It never picks the
+// first or the last.
 func freeAddress(cidr netip.Prefix, name string, free func(netip.Addr) bool) (netip.Addr, bool) {
 	first, end := cidr.Masked().Addr().Next(), last(cidr)
 	hosts := cidr.Addr().BitLen() - cidr.Bits()
