@@ -49,10 +49,10 @@ type Config struct {
 	Socket string `json:"socket"`
 	Listen string `json:"listen"`
 	// MetricsAddress serves /metrics in plain HTTP, to whoever reaches it: on
-	// loopback unless given. Empty: not served.
+	// loopback by default. Empty: not served.
 	MetricsAddress string `json:"metricsAddress"`
-	// GossipPort is where the cluster's agents hear of one another; 0: they do
-	// not, and probes alone find what is dead.
+	// GossipPort is the port of the cluster's gossip; 0: no gossip, and only probes find
+	// dead nodes.
 	GossipPort uint16 `json:"gossipPort"`
 
 	// Limits are rows per map; see bpf.Limits.
@@ -61,13 +61,13 @@ type Config struct {
 	KeepFlows int `json:"keepFlows"`
 	// Trace reports new allowed flows as well as drops.
 	Trace bool `json:"trace"`
-	// Unreachable says what happens to a pod's packet that is known to be hopeless.
+	// Unreachable is what happens to a packet of a pod that cannot be delivered.
 	Unreachable bpf.Unreachable `json:"unreachable"`
 
 	Log *slog.Logger `json:"-"`
 }
 
-// Defaults are those of an ordinary node.
+// Defaults is the configuration of an ordinary node.
 func Defaults() Config {
 	return Config{
 		Join:           "/etc/weft/join.yaml",
@@ -129,7 +129,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// validAddress checks host:port with a numeric port. Empty is valid: nobody listens.
+// validAddress checks for host:port with a numeric port. Empty is valid and means that
+// nothing is served.
 func validAddress(text string) error {
 	if text == "" {
 		return nil
@@ -144,12 +145,12 @@ func validAddress(text string) error {
 	return nil
 }
 
-// datapath is what the datapath needs of the configuration.
+// datapath is the part of the configuration for package bpf.
 func (c Config) datapath() bpf.Config {
 	return bpf.Config{PinDir: c.BPFDir, Limits: c.Limits, EventBytes: bpf.Defaults().EventBytes, Unreachable: c.Unreachable, Log: c.Log}
 }
 
-// node is everything an agent knows of itself before it has asked anyone.
+// node is what an agent knows about itself from its configuration.
 type node struct {
 	cluster string
 	name    string
@@ -163,11 +164,11 @@ type node struct {
 
 func (n node) key() string { return n.cluster + "/" + n.name }
 
-// lookupTime bounds what the start waits for the names of API servers.
+// lookupTime bounds how long the start waits for the names of API servers to resolve.
 const lookupTime = 2 * time.Second
 
-// apiServers are the addresses of the cluster's API servers that the join bundle
-// names, and the names that stand for no address.
+// apiServers are the addresses of the API servers in the join bundle, and the names
+// that do not resolve.
 func (n node) apiServers(ctx context.Context, lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)) (addrs []netip.Addr, unknown []string) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTime)
 	defer cancel()
@@ -193,7 +194,7 @@ func (n node) apiServers(ctx context.Context, lookup func(ctx context.Context, n
 	return addrs, unknown
 }
 
-// readJoin reads the join bundle, and what the configuration says instead.
+// readJoin reads the join bundle and applies what the configuration overrides.
 func readJoin(c Config) (node, error) {
 	text, err := os.ReadFile(c.Join)
 	if err != nil {

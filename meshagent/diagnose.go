@@ -15,17 +15,17 @@ import (
 	"time"
 )
 
-// diagnosePatience bounds the look at one address of the store. Whether a server
-// accepts our certificate, TLS 1.3 tells only after the handshake.
+// diagnosePatience bounds the check of one address of the store. In TLS 1.3, a server
+// rejects a client's certificate only after the handshake; alertPatience is the wait for
+// that.
 const (
 	diagnosePatience = 2 * time.Second
 	alertPatience    = 300 * time.Millisecond
 )
 
-// diagnose finds out in a few words why a store cannot be read: by the
-// certificates at hand, and then by connecting to its addresses as etcd's client
-// does, which itself says no more than that time is up. "" means that nothing is
-// wrong with any of that.
+// diagnose says in a few words why a store cannot be read. It checks this node's
+// certificate and then connects to the store's addresses as etcd's client does, which
+// itself only reports a timeout. "" means that it found nothing wrong.
 func diagnose(ctx context.Context, cluster, user string, endpoints []string, conf *tls.Config) string {
 	if conf.GetClientCertificate != nil {
 		if c, err := conf.GetClientCertificate(nil); err == nil {
@@ -43,7 +43,7 @@ func diagnose(ctx context.Context, cluster, user string, endpoints []string, con
 		}
 		err = connect(ctx, u.Host, conf)
 		if err == nil {
-			return "" // this one takes us: what is wrong is not the connection
+			return "" // this one accepts us, so the connection is not the problem
 		}
 		causes = append(causes, causeOf(u.Host, cluster, err))
 	}
@@ -53,8 +53,8 @@ func diagnose(ctx context.Context, cluster, user string, endpoints []string, con
 	return strings.Join(causes, "; ")
 }
 
-// misfit says why a certificate cannot be accepted by the store of a cluster; ""
-// if it looks good.
+// misfit says why the store of a cluster cannot accept a certificate; "" if it looks
+// good.
 func misfit(c *tls.Certificate, roots *x509.CertPool, cluster, user string, now time.Time) string {
 	leaf := c.Leaf
 	if leaf == nil {
@@ -76,7 +76,7 @@ func misfit(c *tls.Certificate, roots *x509.CertPool, cluster, user string, now 
 	return ""
 }
 
-// connect makes one connection and waits whether it is turned down.
+// connect makes one connection and waits to see whether it is rejected.
 func connect(ctx context.Context, host string, conf *tls.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, diagnosePatience)
 	defer cancel()
@@ -93,7 +93,7 @@ func connect(ctx context.Context, host string, conf *tls.Config) error {
 		return err
 	}
 	_ = conn.SetReadDeadline(time.Now().Add(alertPatience))
-	// An HTTP/2 server may speak first; a refusal comes first if it comes.
+	// An HTTP/2 server may send first, but a rejection comes before that.
 	if _, err := conn.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}

@@ -15,8 +15,8 @@ import (
 // Datapath is what an agent needs of package bpf.
 type Datapath interface {
 	Maps() *bpf.Maps
-	// Attach… put programs on a device, or replace those of an earlier
-	// generation in one step.
+	// Attach… put programs on a device, or replace those of an earlier generation in
+	// one step.
 	AttachPod(ifindex int) error
 	AttachTunnel(ifindex, lane int) error
 	AttachDevice(ifindex int) error
@@ -27,26 +27,26 @@ type Datapath interface {
 	// Events calls f with each event until ctx ends.
 	Events(ctx context.Context, f func(bpf.Event)) error
 	Counters() ([]bpf.Counter, error)
-	// Lost counts events that found the buffer full.
+	// Lost counts events lost because the buffer was full.
 	Lost() (uint64, error)
-	// Holdings is what pods and the node hold of the flow table.
+	// Holdings are the rows of the flow table that pods and the node hold.
 	Holdings() ([]bpf.Holding, error)
 	// Sweep deletes flows that have been silent for their lifetime.
 	Sweep(now uint64) (bpf.Swept, error)
 }
 
-// Sink takes what an agent says of itself.
+// Sink takes what an agent reports.
 type Sink interface {
-	// Write makes changes in their order, as many at once as the store takes.
+	// Write makes changes in order, as many per transaction as the store takes.
 	Write(ctx context.Context, changes []reflector.Change) error
-	// PutLeased writes a key that goes when the agent has been silent for long.
+	// PutLeased writes a key that disappears after the agent has been silent for long.
 	PutLeased(ctx context.Context, key string, value []byte) error
 	// Renew keeps leased keys; lost reports that they are gone.
 	Renew(ctx context.Context) (lost bool, err error)
 }
 
-// Edges are all places where an agent meets something that is not Weft's, each
-// with a twin for tests.
+// Edges are all the places where an agent meets the outside world, each with an
+// in-memory twin for tests.
 type Edges struct {
 	Source   reflector.Source
 	Sink     Sink
@@ -58,10 +58,10 @@ type Edges struct {
 	Device func() (ifindex int, err error)
 	// Transport opens probes from the node's internal address.
 	Transport func(source netip.Addr) (probe.Transport, error)
-	// Gossip takes part in the cluster's pool until ctx ends; nil: it does not.
+	// Gossip takes part in the cluster's gossip until ctx ends; nil: the agent does not.
 	Gossip func(ctx context.Context, cfg gossip.Config, seeds []string) error
-	// Diagnose says in a few words why the store cannot be reached, "" if it can be;
-	// nil: nobody knows.
+	// Diagnose says in a few words why the store cannot be reached, "" if it can be. It
+	// may be nil.
 	Diagnose func(ctx context.Context) string
 	// MTU of lanes and pods, bytes.
 	MTU int

@@ -13,12 +13,12 @@ import (
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
-// hosts keeps a file in the form of /etc/hosts with the services of the own
-// cluster: the same name leads to the same service whichever cluster answers.
+// hosts keeps a file in the format of /etc/hosts with the services of the own cluster,
+// under the same names whichever cluster's backends answer.
 //
-// The file is bind-mounted into pods, and a bind mount follows the inode, so it
-// is rewritten in place, in one write. A reader may see it half written for a
-// moment when it grows beyond a page.
+// The file is bind-mounted into pods, and a bind mount follows the inode, so the file is
+// rewritten in place, in one write. A file of more than a page may be seen half written
+// for a moment.
 type hosts struct {
 	path   string
 	own    string
@@ -27,7 +27,7 @@ type hosts struct {
 	tell   func(path string, err error)
 }
 
-// Run works until ctx ends; the file stays.
+// Run works until ctx ends. The file stays.
 func (h *hosts) Run(ctx context.Context) error {
 	if h.path == "" {
 		return nil
@@ -91,8 +91,8 @@ func writeInPlace(path string, content []byte) error {
 		return fmt.Errorf("write names: %w", err)
 	}
 	defer f.Close()
-	// Written over and then cut to length: a reader finds old or new lines, and
-	// never an empty file.
+	// Overwritten and then cut to length: a reader sees old or new lines, never an empty
+	// file.
 	if _, err := f.WriteAt(content, 0); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}

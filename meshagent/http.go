@@ -29,7 +29,7 @@ type Status struct {
 	// Ready is set once everything known at the start is in the kernel.
 	Ready         bool    `json:"ready"`
 	UptimeSeconds float64 `json:"uptimeSeconds"`
-	// Store is how far all sources are together, as the cluster is told.
+	// Store is how current all sources are together, as reported to the cluster.
 	Store     wire.StoreStanding `json:"store"`
 	Sources   []reflector.State  `json:"sources"`
 	Tables    []tables.Summary   `json:"tables"`
@@ -117,7 +117,7 @@ func (a *Agent) observe(w http.ResponseWriter, r *http.Request) {
 
 func answer(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v) // a reader that went away needs no error
+	_ = json.NewEncoder(w).Encode(v) // fails only if the reader is gone
 }
 
 func refuse(w http.ResponseWriter, e *api.Error) {
@@ -126,7 +126,7 @@ func refuse(w http.ResponseWriter, e *api.Error) {
 	_ = json.NewEncoder(w).Encode(e)
 }
 
-// Status is the agent in one look.
+// Status sums up the agent.
 func (a *Agent) Status() Status {
 	txn := a.Tables.DB.ReadTxn()
 	own, _, _ := a.lanes.Own()
@@ -180,8 +180,8 @@ func closed(ch <-chan struct{}) bool {
 	}
 }
 
-// serve answers on l until ctx ends, and then closes l and every connection. What
-// strangers send, such as bad certificates, is for the log of who debugs.
+// serve answers on l until ctx ends, and then closes l and every connection. Errors that
+// any stranger can cause, such as bad certificates, are logged at debug.
 func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	s := &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, BaseContext: func(net.Listener) context.Context { return ctx },
@@ -209,7 +209,7 @@ func listenUnix(path string) (net.Listener, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
 		return nil, fmt.Errorf("listen on %s: it exists and is not a socket; choose another path", path)
 	}
-	// Made aside and renamed, so that it never exists with wider rights.
+	// Created under another name and renamed, so that it is never open to others.
 	private := path + ".new"
 	_ = os.Remove(private)
 	l, err := net.Listen("unix", private)
@@ -224,8 +224,8 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// mayAsk lets in operators and the API server alone: peers have certificates of
-// the same CA.
+// mayAsk admits only operators and the API server: peers have certificates from the same
+// CA.
 func mayAsk(user string) error {
 	switch user {
 	case "root", "admin":

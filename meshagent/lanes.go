@@ -17,8 +17,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// lanes keeps both WireGuard devices configured towards every node, chooses the
-// lane to each, and rotates the node's keys.
+// lanes keeps both WireGuard devices configured for every node, chooses the lane to
+// each, and rotates this node's keys.
 type lanes struct {
 	node   node
 	edges  *Edges
@@ -26,16 +26,15 @@ type lanes struct {
 	ways   *program.Ways
 	meshes *program.Meshes
 	listed <-chan struct{}
-	// open is closed when others may find this node alive: until then it has no
-	// internal address, and answers no probe.
+	// open is closed once this node may answer probes: until then it has no internal
+	// address.
 	open     <-chan struct{}
 	internal netip.Addr
-	// tell is given the devices whenever they change.
+	// tell is called with the devices whenever they change.
 	tell func(ifindex [2]uint32)
 	log  *slog.Logger
 
-	// up is closed once devices, address and routes are all there for the first
-	// time.
+	// up is closed once devices, address and routes are in place for the first time.
 	up   chan struct{}
 	once sync.Once
 
@@ -46,10 +45,10 @@ type lanes struct {
 
 	// Of the loop alone.
 	attached [tunnel.LaneCount]int
-	waiting  string // why no rotation yet, told once
+	waiting  string // why a rotation has to wait; logged once
 }
 
-// Own is what this node publishes of its lanes; ok is false before they exist.
+// Own is what this node publishes about its lanes; ok is false before they exist.
 // The channel is closed when it changes.
 func (l *lanes) Own() (own tunnel.Own, ok bool, changed <-chan struct{}) {
 	l.mu.Lock()
@@ -68,8 +67,8 @@ func (l *lanes) setOwn(own tunnel.Own) {
 	l.changed = make(chan struct{})
 }
 
-// laneTurn is how often devices are looked at without a change: how soon a
-// handshake moves traffic to a new key.
+// laneTurn is how often the devices are checked without a change. It bounds how long
+// traffic stays on the old key after a handshake with a new one.
 const laneTurn = 500 * time.Millisecond
 
 // Run works until ctx ends; lanes, peers and routes stay.
@@ -112,9 +111,8 @@ func (l *lanes) Run(ctx context.Context) error {
 	return nil
 }
 
-// turn brings devices, routes, peers and the choice of lanes up to date. Without
-// a mesh only what this node knows by itself: a beginning of the truth would
-// take away keys that have not been read yet.
+// turn brings devices, routes, peers and the choice of lanes up to date. Without a mesh
+// it leaves peers alone: a partial view would remove keys that have not been read yet.
 func (l *lanes) turn(ctx context.Context, mesh *program.Mesh) error {
 	own, err := l.edges.Lanes.Ensure(ctx)
 	if err != nil {
@@ -180,7 +178,7 @@ func (l *lanes) peers(ctx context.Context, mesh *program.Mesh, own tunnel.Own) e
 	return l.rotate(ctx, mesh, status)
 }
 
-// peerOf is a node as a WireGuard peer; false if nothing can be said to it yet.
+// peerOf is a node as a WireGuard peer; false if nothing can be sent to it yet.
 func peerOf(n *tables.Node) (tunnel.Peer, bool) {
 	published, _ := n.Lanes()
 	p := tunnel.Peer{Cluster: n.Cluster, Node: n.Name}
@@ -188,7 +186,7 @@ func peerOf(n *tables.Node) (tunnel.Peer, bool) {
 	for i, lane := range published {
 		key, err := tunnel.ParseKey(lane.PublicKey)
 		if err != nil {
-			continue // said in the node's row by whoever reads keys
+			continue // shown in the node's row
 		}
 		p.Keys[i] = key
 		if len(addrs) > 0 && lane.Port != 0 {
@@ -211,8 +209,8 @@ func covered(a netip.Addr, by []netip.Prefix) bool {
 	return false
 }
 
-// choose writes which lane leads to each node. A node whose key is not on the
-// device is not keyed, and nothing is sent to it.
+// choose writes which lane to use for each node. A node whose key is not on the device
+// is not keyed, and nothing is sent to it.
 func (l *lanes) choose(mesh *program.Mesh, status tunnel.Status) error {
 	configured := map[string]tunnel.PeerStatus{}
 	for _, p := range status.Peers {
@@ -237,8 +235,8 @@ func (l *lanes) choose(mesh *program.Mesh, status tunnel.Status) error {
 	return nil
 }
 
-// rotate takes one step towards the highest key epoch that anyone has or the
-// operator wants.
+// rotate takes one step towards the highest key epoch that any node has or the operator
+// asked for.
 func (l *lanes) rotate(ctx context.Context, mesh *program.Mesh, status tunnel.Status) error {
 	own := status.Own
 	wanted := own.Epoch
@@ -273,15 +271,15 @@ func (l *lanes) rotate(ctx context.Context, mesh *program.Mesh, status tunnel.St
 	return nil
 }
 
-// alive says whether a node takes part in rotations: a dead one catches up when
-// it returns. A peer without lanes of ours (plain Cilium) never does.
+// alive reports whether rotations wait for a node. A dead one catches up when it
+// returns; one without Weft's lanes (plain Cilium) never takes part.
 func (l *lanes) alive(key string, mesh *program.Mesh, n *tables.Node) bool {
 	row, i := l.ways.Row(key)
 	path, known := l.ways.Cluster(mesh.Members[n.Cluster].ID())
 	return i != 0 && row.Path != bpf.PathDead && row.Keyed == 1 && (path != bpf.PathDead || !known || n.Cluster == l.node.cluster)
 }
 
-// problems writes refusals into the table of problems, and removes old ones.
+// problems makes refusals the problems of table lanes.
 func (l *lanes) problems(refused []tunnel.Refusal) {
 	now := map[string]string{}
 	for _, r := range refused {
@@ -290,8 +288,8 @@ func (l *lanes) problems(refused []tunnel.Refusal) {
 	writeProblems(l.tables, "tunnels", now)
 }
 
-// report writes what went wrong in the last turn: either the tunnels are not there,
-// or they are, and only what is to change in them does not.
+// report writes what went wrong in the last turn: either the tunnels are missing, or
+// they exist and cannot be updated.
 func (l *lanes) report(err error) {
 	down, stale := map[string]string{}, map[string]string{}
 	var late notUpdated
@@ -304,11 +302,11 @@ func (l *lanes) report(err error) {
 	writeProblems(l.tables, wire.ProblemPeers, stale)
 }
 
-// notUpdated is why tunnels that are there are not as wanted.
+// notUpdated is why existing tunnels could not be updated.
 type notUpdated struct{ error }
 
-// writeProblems makes these the problems of one table, touching nothing that is
-// so already.
+// writeProblems makes these, by row, the only problems of a table. Rows that do not
+// change are left alone.
 func writeProblems(t *tables.Tables, table string, now map[string]string) {
 	txn := t.DB.WriteTxn(t.Problems)
 	changed := false

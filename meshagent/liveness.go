@@ -19,8 +19,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// liveness finds out which nodes and clusters can be reached, and writes it into
-// the kernel at once: it waits for no other loop.
+// liveness finds out which nodes and clusters can be reached, and writes that into the
+// kernel at once, without waiting for any other loop.
 type liveness struct {
 	node     node
 	edges    *Edges
@@ -29,11 +29,11 @@ type liveness struct {
 	meshes   *program.Meshes
 	lanes    *lanes
 	internal netip.Addr
-	// start is closed when the kernel's rows may be touched.
+	// start is closed once rows in the kernel may be changed.
 	start <-chan struct{}
 	log   *slog.Logger
 
-	// mu guards gossiped: own nodes that the pool holds for dead.
+	// mu guards gossiped: nodes of the own cluster that gossip considers dead.
 	mu       sync.Mutex
 	gossiped map[string]bool
 	changed  chan struct{} // one element when it changed
@@ -43,20 +43,20 @@ type liveness struct {
 	applying sync.Mutex
 	kernel   *trouble // to write what was observed
 
-	// telling guards what is to be told of paths; see paths.go.
+	// telling guards what is reported about paths; see paths.go.
 	telling sync.Mutex
-	unwell  []wire.NodePath // not to be changed
+	unwell  []wire.NodePath // replaced, never modified
 	news    chan struct{}   // closed when unwell changes
 }
 
-// Small clusters are probed whole; of larger ones, witnesses and the nodes that
-// have flows.
+// smallCluster is the size up to which every node of a cluster is probed; in larger ones,
+// a few witnesses and the nodes with flows are.
 const smallCluster = 8
 
 // livenessTurn is how often targets and rows are compared without a change.
 const livenessTurn = 250 * time.Millisecond
 
-// Run works until ctx ends; what it found out last stays in the kernel.
+// Run works until ctx ends. Its last results stay in the kernel.
 func (l *liveness) Run(ctx context.Context) error {
 	for _, ready := range []<-chan struct{}{l.lanes.up, l.start} {
 		select {
@@ -70,7 +70,7 @@ func (l *liveness) Run(ctx context.Context) error {
 	probing.retry(ctx, func(ctx context.Context) error {
 		err := l.probe(ctx)
 		if err != nil && ctx.Err() == nil {
-			l.tell(nil) // what was found out may be over
+			l.tell(nil) // what was found may no longer be true
 		}
 		return err
 	})
@@ -101,8 +101,8 @@ func (l *liveness) probe(ctx context.Context) error {
 	return g.Wait()
 }
 
-// targets tells the prober whom to ask, and writes rows that an earlier attempt
-// could not.
+// targets tells the prober whom to probe, and writes rows that an earlier attempt could
+// not write.
 func (l *liveness) targets(ctx context.Context, prober *probe.Prober) error {
 	var flows map[uint16]bool
 	var count time.Time
@@ -142,7 +142,7 @@ func untilDead(observations []probe.Observation, now time.Time) time.Duration {
 	return wait
 }
 
-// again makes targets and rows be compared at once.
+// again has targets and rows compared at once.
 func (l *liveness) again() {
 	select {
 	case l.changed <- struct{}{}:
@@ -150,8 +150,8 @@ func (l *liveness) again() {
 	}
 }
 
-// nodesWithFlows are the indexes of nodes that local pods talk to. An error
-// leaves some out, which only makes them be judged by their cluster.
+// nodesWithFlows are the indexes of nodes that local pods talk to. If an error leaves
+// some out, they are judged by their cluster.
 func (l *liveness) nodesWithFlows() map[uint16]bool {
 	out := map[uint16]bool{}
 	rows, _ := l.edges.Datapath.Maps().Flows.All()
@@ -174,7 +174,7 @@ func (l *liveness) choose(mesh *program.Mesh, flows map[uint16]bool, evidence ma
 	for key, n := range mesh.Remote {
 		row, index := l.ways.Row(key)
 		if index == 0 || row.Keyed == 0 {
-			continue // nothing can be sent there, so silence would mean nothing
+			continue // nothing can be sent there, so silence means nothing
 		}
 		all = append(all, probe.Target{Cluster: n.Cluster, Node: n.Name, Addr: n.Internal(), Device: own.Lanes[row.Lane&1].Ifindex, Size: l.edges.MTU})
 		if flows[index] || evidence[key].GossipDead || size[n.Cluster] <= smallCluster {
@@ -184,8 +184,7 @@ func (l *liveness) choose(mesh *program.Mesh, flows map[uint16]bool, evidence ma
 	return probe.Witnesses(l.node.key(), all, must, probe.MaxWitnesses)
 }
 
-// evidence is what gossip says: our own pool's view of our nodes, and every
-// peer's of its own.
+// evidence is what gossip says: our own about our nodes, and every peer's about its own.
 func (l *liveness) evidence(mesh *program.Mesh) map[string]probe.Evidence {
 	out := map[string]probe.Evidence{}
 	for name, c := range mesh.Members {
@@ -204,7 +203,7 @@ func (l *liveness) evidence(mesh *program.Mesh) map[string]probe.Evidence {
 	return out
 }
 
-// heard takes an event of the pool.
+// heard handles a gossip event.
 func (l *liveness) heard(e gossip.Event) {
 	if e.Member.Role != gossip.Agent || e.Member.Cluster != l.node.cluster {
 		return
@@ -214,7 +213,7 @@ func (l *liveness) heard(e gossip.Event) {
 	if next == nil {
 		next = map[string]bool{}
 	}
-	// An agent that left said goodbye: its node lives on without it.
+	// An agent that left on purpose was stopped; its node keeps running.
 	if e.Kind == gossip.Dead {
 		next[e.Member.Name] = true
 	} else {
@@ -225,7 +224,7 @@ func (l *liveness) heard(e gossip.Event) {
 	l.again()
 }
 
-// paths are the rows that standings of paths make in the kernel.
+// paths are the kernel's values for the standing of a path.
 var paths = map[probe.Standing]bpf.Path{probe.Dead: bpf.PathDead, probe.Silent: bpf.PathSilent, probe.Alive: bpf.PathAlive}
 
 // apply writes what the prober has observed into the kernel, then into the table. It
@@ -248,7 +247,7 @@ func (l *liveness) write(observations []probe.Observation, now time.Time) {
 	// Clusters first: one write helps every service at once.
 	standings := probe.Clusters(observations, now)
 	for name, c := range mesh.Members {
-		// What was not judged yet since this agent started stands as it was.
+		// A cluster that has not been judged since this agent started stays as it was.
 		if path, judged := paths[standings[name]]; judged && c != mesh.Own {
 			if path == bpf.PathAlive {
 				l.ways.Answered(c.ID())
@@ -273,7 +272,7 @@ func (l *liveness) write(observations []probe.Observation, now time.Time) {
 		if _, asked := seen[key]; asked {
 			continue
 		}
-		// Nobody asks it any more: what was last known of it would never change.
+		// It is no longer probed, so its last state would never change.
 		if row, i := l.ways.Row(key); i != 0 && row.Path != bpf.PathAlive && row.Keyed == 1 {
 			errs = append(errs, l.ways.SetPath(key, bpf.PathAlive))
 		}
@@ -283,8 +282,8 @@ func (l *liveness) write(observations []probe.Observation, now time.Time) {
 	l.tell(unwell(observations, l.edges.MTU, now))
 }
 
-// publish writes the table of paths, only rows that differ in more than the last
-// answer's time.
+// publish writes the table of paths. A row that differs only in the time of its last
+// answer is left alone.
 func (l *liveness) publish(mesh *program.Mesh, seen map[string]probe.Observation) {
 	evidence := l.evidence(mesh)
 	txn := l.tables.DB.WriteTxn(l.tables.Paths)
@@ -315,7 +314,7 @@ func (l *liveness) publish(mesh *program.Mesh, seen map[string]probe.Observation
 	txn.Commit()
 }
 
-// pathAge is how old the figures of an unchanged path may become in its row.
+// pathAge is how old the figures in the row of an unchanged path may become.
 const pathAge = 5 * time.Second
 
 func samePath(a, b *tables.Path) bool {
@@ -327,7 +326,8 @@ func samePath(a, b *tables.Path) bool {
 	return x == y && a.Observation.State == b.Observation.State && a.Observation.Since.Equal(b.Observation.Since) && a.Observation.Limit == b.Observation.Limit
 }
 
-// sweep deletes flows that have ended or fallen silent, until ctx ends.
+// sweep deletes flows that have ended or gone silent, until ctx ends, and calls told with
+// the result of each sweep.
 func sweep(ctx context.Context, d Datapath, every time.Duration, told func(error)) error {
 	wait := every
 	for {
@@ -345,6 +345,6 @@ func sweep(ctx context.Context, d Datapath, every time.Duration, told func(error
 	}
 }
 
-// rest is the pause after work that took so long: a twentieth of the time is
-// spent working at most, however many flows there are.
+// rest is the pause after work that took this long: at most a twentieth of the time is
+// spent working, however many flows there are.
 func rest(every, took time.Duration) time.Duration { return max(every, 20*took) }

@@ -16,8 +16,8 @@ import (
 	"github.com/weft-mesh/weft/policy"
 )
 
-// observer turns the kernel's events into flows that name pods, clusters and
-// policies, and keeps the last of them.
+// observer turns the kernel's events into flows with the names of pods, clusters and
+// policies, and keeps the latest.
 type observer struct {
 	node     node
 	datapath Datapath
@@ -49,7 +49,7 @@ func (o *observer) Run(ctx context.Context) error {
 	return nil
 }
 
-// sinceBoot turns the kernel's clock into a time of day.
+// sinceBoot converts a time of the kernel's boot clock.
 func sinceBoot(ns uint64) time.Time {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil || ns == 0 {
@@ -58,7 +58,7 @@ func sinceBoot(ns uint64) time.Time {
 	return time.Now().Add(-time.Duration(ts.Nano() - int64(ns)))
 }
 
-// endpoint says whose an address is.
+// endpoint names the owner of an address.
 func (o *observer) endpoint(a netip.Addr, n identity.Number) flow.Endpoint {
 	txn := o.tables.DB.ReadTxn()
 	n = o.identity(n)
@@ -118,8 +118,8 @@ func (o *observer) selecting(gen, set uint32, dir flow.Direction) []flow.Policy 
 	return out
 }
 
-// hint is what an operator may have meant to write in the policies that denied a
-// flow by default, empty where nothing suggests itself.
+// hint suggests what is missing in the policies that denied a flow by default; "" if
+// there is no suggestion.
 func (o *observer) hint(f *flow.Flow, e *bpf.Event) string {
 	if !f.DefaultDeny {
 		return ""

@@ -10,14 +10,13 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// mostPaths is how many single paths are told, the oldest first; whoever asks the
-// node sees all.
+// mostPaths bounds the single paths that are reported, oldest first; the node itself
+// shows all.
 const mostPaths = 32
 
-// unwell sums up which paths have been down or limited for a while. A cluster of
-// which nothing that is probed answers is one entry, however large it is. The
-// result depends on the observations' order and on nothing that changes with each
-// probe, so that it is told anew only when something has changed.
+// unwell sums up which paths have been down or limited for a while. A cluster none of
+// whose probed nodes answers is one entry, however large it is. The result does not
+// change with every probe, so that it is written again only after a real change.
 func unwell(observations []probe.Observation, mtu int, now time.Time) []wire.NodePath {
 	type count struct {
 		probed, down int
@@ -62,7 +61,7 @@ func unwell(observations []probe.Observation, mtu int, now time.Time) []wire.Nod
 	return append(all, single[:min(len(single), mostPaths)]...)
 }
 
-// tell makes these the paths that the API server is told.
+// tell makes these the reported paths.
 func (l *liveness) tell(paths []wire.NodePath) {
 	l.telling.Lock()
 	defer l.telling.Unlock()
@@ -74,8 +73,7 @@ func (l *liveness) tell(paths []wire.NodePath) {
 	l.news = make(chan struct{})
 }
 
-// Unwell are the paths that the API server is to be told, and a channel that is
-// closed when they change.
+// Unwell returns the paths to report, and a channel that is closed when they change.
 func (l *liveness) Unwell() ([]wire.NodePath, <-chan struct{}) {
 	l.telling.Lock()
 	defer l.telling.Unlock()

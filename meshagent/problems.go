@@ -17,17 +17,15 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// lastingAfter is how long a row must have failed before the cluster is told.
-// What the next attempt mends is nobody's business: it would be two writes to
-// etcd, which every agent of the cluster hears of.
+// lastingAfter is how long a row must have failed before it is reported. A problem that
+// the next attempt solves would cost two writes to etcd, which every agent receives.
 const lastingAfter = time.Second
 
-// mostProblems is how many causes are told; whoever asks the node sees all.
+// mostProblems bounds the causes that are reported; the node itself shows all.
 const mostProblems = 8
 
-// lasting sums up what has been failing for a while, by cause, the most rows
-// first, and says when to look again: after leaseTurn if nothing is about to
-// last.
+// lasting sums up what has been failing for a while by cause, most rows first, and says
+// when to look again: after leaseTurn if no younger problem is about to be reported.
 func lasting(all iter.Seq2[*tables.Problem, statedb.Revision], now time.Time) (causes []wire.NodeProblem, due time.Duration) {
 	due = leaseTurn
 	type cause struct{ table, text string }
@@ -49,7 +47,7 @@ func lasting(all iter.Seq2[*tables.Problem, statedb.Revision], now time.Time) (c
 			causes[i].Since = p.Since.UTC()
 		}
 	}
-	// In order of key before, and so each time alike.
+	// The rows come in order of key, so the result is the same each time.
 	slices.SortStableFunc(causes, func(a, b wire.NodeProblem) int { return cmp.Compare(b.Rows, a.Rows) })
 	return causes[:min(len(causes), mostProblems)], due
 }

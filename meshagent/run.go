@@ -35,14 +35,14 @@ import (
 	"github.com/weft-mesh/weft/wire/watch"
 )
 
-// Run is the agent of this machine. It works until ctx ends or a part fails, and
-// leaves everything in the kernel as it is.
+// Run is the agent of this machine. It works until ctx ends or a part fails, and leaves
+// everything in the kernel as it is.
 func Run(ctx context.Context, cfg Config) (err error) {
 	cfg.Log = cmp.Or(cfg.Log, slog.Default())
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	// Before anything of another agent's is touched.
+	// Before touching anything that may be another agent's.
 	unlock, err := lock(cfg)
 	if err != nil {
 		return err
@@ -110,7 +110,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	// The guard stands before the door opens.
+	// Before programs are attached, so that nothing leaves unencrypted.
 	if err := a.guard(); err != nil {
 		return err
 	}
@@ -125,8 +125,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	return a.run(ctx, append(servers, certificates)...)
 }
 
-// lock keeps a second agent away: from the same folders, and from this machine,
-// whose devices and tables there are once.
+// lock keeps out a second agent, on this machine and in the same folders.
 func lock(cfg Config) (unlock func(), err error) {
 	machine, err := statefile.LockMachine("agent")
 	if err != nil {
@@ -140,8 +139,7 @@ func lock(cfg Config) (unlock func(), err error) {
 	return func() { folder(); machine() }, nil
 }
 
-// tellOfCertificates shows an operator what keeps them from being renewed, ""
-// if nothing does.
+// tellOfCertificates shows operators why certificates cannot be renewed, "" if they can.
 func (a *Agent) tellOfCertificates(problem string) {
 	now := map[string]string{}
 	if problem != "" {
@@ -150,7 +148,7 @@ func (a *Agent) tellOfCertificates(problem string) {
 	writeProblems(a.Tables, wire.ProblemCertificates, now)
 }
 
-// server is one listener of the agent's.
+// server is one of the agent's listeners.
 type server struct {
 	trouble *trouble
 	listen  func() (net.Listener, error)
@@ -205,7 +203,7 @@ func (a *Agent) servers(conf *tls.Config) ([]part, error) {
 	return parts, nil
 }
 
-// findDevice is the named interface, or the one that holds the address.
+// findDevice returns the named interface, or the one with the address.
 func findDevice(name string, ip netip.Addr) (netlink.Link, error) {
 	if name != "" {
 		link, err := netlink.LinkByName(name)
@@ -232,8 +230,8 @@ func findDevice(name string, ip netip.Addr) (netlink.Link, error) {
 	return nil, fmt.Errorf("no device has the node's address %v: give --node-ip or --device", ip)
 }
 
-// whole asks again while the kernel's list changes under its reader, which at
-// start is likely: devices come and go.
+// whole lists again if the kernel's list changed meanwhile, which is likely at start,
+// when devices come and go.
 func whole[T any](list func() (T, error)) (all T, err error) {
 	for range 50 {
 		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -243,8 +241,7 @@ func whole[T any](list func() (T, error)) (all T, err error) {
 	return all, err
 }
 
-// dialEtcd connects in the background: an etcd that is away keeps no agent from
-// starting.
+// dialEtcd connects in the background, so that an agent starts without its etcd.
 func dialEtcd(ctx context.Context, n node, conf *tls.Config, link *watch.Link) (*clientv3.Client, error) {
 	client, err := clientv3.New(clientv3.Config{
 		Context: ctx, Endpoints: n.bundle.EtcdEndpoints, TLS: conf,
@@ -282,7 +279,7 @@ func joinPool(ctx context.Context, cfg gossip.Config, seeds []string) error {
 func bootID() string {
 	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return "" // says less, breaks nothing
+		return "" // only reported
 	}
 	return strings.TrimSpace(string(text))
 }

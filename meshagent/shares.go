@@ -11,7 +11,7 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// shares tells who has used up its share of the flow table.
+// shares reports who has used up its share of the flow table.
 type shares struct {
 	datapath Datapath
 	tables   *tables.Tables
@@ -23,17 +23,17 @@ type shares struct {
 	said map[uint32]share
 }
 
-// share is what is said of an owner. It does not change while it is said: each
-// change would be a write that the whole cluster hears of.
+// share is what is reported about an owner. It does not change while it is reported:
+// each change would be a write to etcd, which every agent receives.
 type share struct {
 	row, text string
-	looks     int // since it last found no room
+	looks     int // since it last asked for more than it may hold
 }
 
 const (
 	sharesEvery = 2 * time.Second
-	// calmLooks is how many times in a row an owner must have had room until
-	// nothing is said of it any more.
+	// calmLooks is how many times in a row an owner must have had room before it is no
+	// longer reported.
 	calmLooks = 3
 )
 
@@ -49,7 +49,7 @@ func (s *shares) Run(ctx context.Context) error {
 	}
 }
 
-// look compares what everybody holds with what it was the last time.
+// look compares what everybody holds with the last look.
 func (s *shares) look() error {
 	all, err := s.datapath.Holdings()
 	if err != nil {

@@ -1,8 +1,8 @@
-// Package certificate keeps a node's certificates good: it asks the API server
-// for new ones long before they end, keeps them in the join bundle, and hands
-// out the newest to whoever makes a connection.
+// Package certificate renews a node's certificates: it asks the API server for new ones
+// long before they expire, saves them in the join bundle, and provides the newest for
+// each connection.
 //
-// Who may have one is decided by the API server, and what it opens by the store.
+// The API server decides who gets a certificate, and the store what it permits.
 package certificate
 
 import (
@@ -24,9 +24,9 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 )
 
-// Certificates last a year. New ones are asked for when a third of that is left,
-// and operators are told when it is a sixth: months in which an API server may be
-// away. Looks are an hour apart, after one that failed a minute and then up to that.
+// Certificates last a year. They are renewed when a third of that is left, and operators
+// are told when a sixth is left, so that an API server may be away for months. Checks are
+// an hour apart; after a failure, a minute at first, doubling up to an hour.
 const (
 	dueShare    = 1.0 / 3
 	urgentShare = 1.0 / 6
@@ -41,7 +41,8 @@ type Config struct {
 	Path string
 	// Ask asks the API server for the node's bundle; nil means API.
 	Ask func(ctx context.Context, b *api.JoinBundle, conf *tls.Config) (*api.JoinBundle, error)
-	// Tell is told what an operator must know, "" when that is over. May be nil.
+	// Tell is called with what an operator has to know, and with "" when that is over.
+	// It may be nil.
 	Tell func(problem string)
 	Log  *slog.Logger
 }
@@ -53,17 +54,17 @@ type Holder struct {
 	mu     sync.RWMutex // guards what follows
 	bundle api.JoinBundle
 	papers
-	unsaved bool // the file does not have the newest yet
+	unsaved bool // the newest are not in the file yet
 }
 
-// papers are what a bundle proves, parsed.
+// papers are a bundle's certificates, parsed.
 type papers struct {
 	client, server tls.Certificate
 	roots          *x509.CertPool
 }
 
-// New reads the certificates of a bundle. They may have expired: what the
-// kernel does goes on without them.
+// New reads the certificates of a bundle. Expired ones are accepted: traffic does not
+// depend on them.
 func New(b *api.JoinBundle, conf Config) (*Holder, error) {
 	p, err := parse(b)
 	if err != nil {
@@ -78,7 +79,7 @@ func New(b *api.JoinBundle, conf Config) (*Holder, error) {
 	return &Holder{conf: conf, bundle: *b, papers: p}, nil
 }
 
-// Check says whether the certificates of a bundle can be read.
+// Check returns an error if the certificates of a bundle cannot be read.
 func Check(b *api.JoinBundle) error {
 	_, err := parse(b)
 	return err
@@ -98,9 +99,8 @@ func parse(b *api.JoinBundle) (p papers, err error) {
 	return p, nil
 }
 
-// Client proves this node to the store and the API server, by the newest
-// certificate at the time of each connection. Its roots stay those that it was
-// made with.
+// Client authenticates this node to the store and the API server, with the certificate
+// that is newest at the time of each connection. Its roots do not change.
 func (h *Holder) Client() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, RootCAs: h.now().roots,
@@ -111,8 +111,8 @@ func (h *Holder) Client() *tls.Config {
 	}
 }
 
-// Server asks every caller for a certificate of the cluster's, and allowed
-// whether its user may call.
+// Server requires every caller to have a certificate of the cluster and a user that
+// allowed accepts.
 func (h *Holder) Server(allowed func(user string) error) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -143,10 +143,10 @@ func (h *Holder) Run(ctx context.Context) error {
 		if err := h.look(ctx, time.Now()); err == nil {
 			retry = retryPause
 		} else if ctx.Err() == nil {
-			h.conf.Log.Warn("certificates were not renewed, trying again", "err", err)
+			h.conf.Log.Warn("certificates could not be renewed and saved; retrying", "error", err)
 			pause, retry = retry, min(2*retry, lookPause)
 		}
-		// Drawn, because many nodes may have got theirs at once.
+		// Random, because many nodes may have got their certificates at the same time.
 		timer := time.NewTimer(pause/2 + rand.N(pause/2))
 		select {
 		case <-ctx.Done():
@@ -157,15 +157,15 @@ func (h *Holder) Run(ctx context.Context) error {
 	}
 }
 
-// look renews what is due. The new ones are used at once, and kept for the next
-// life as soon as the file can be written.
+// look renews the certificates if that is due. New ones are used at once, and saved for
+// the next start as soon as the file can be written.
 func (h *Holder) look(ctx context.Context, now time.Time) error {
 	p := h.now()
 	left := min(share(p.client.Leaf, now), share(p.server.Leaf, now))
 	if left <= dueShare {
 		if err := h.renew(ctx); err != nil {
 			if left <= urgentShare {
-				h.conf.Tell(fmt.Sprintf("the node's certificates end on %s and cannot be renewed (%v); issue new ones with `weft node add %s --write join.yaml`, copy that to %s and restart the agent",
+				h.conf.Tell(fmt.Sprintf("the node's certificates expire on %s and cannot be renewed (%v); issue new ones with `weft node add %s --write join.yaml`, copy that to %s and restart the agent",
 					end(p), err, h.bundle.Node, h.conf.Path))
 			}
 			return err
@@ -179,13 +179,13 @@ func (h *Holder) look(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// share is how much of a certificate's life is left; nothing or less if it has
-// ended.
+// share is the share of a certificate's lifetime that is left; 0 or less if it has
+// expired.
 func share(c *x509.Certificate, now time.Time) float64 {
 	return float64(c.NotAfter.Sub(now)) / float64(c.NotAfter.Sub(c.NotBefore))
 }
 
-// end is when the first of them ends.
+// end is when the first of them expires.
 func end(p papers) string {
 	first := p.client.Leaf.NotAfter
 	if p.server.Leaf.NotAfter.Before(first) {
@@ -212,17 +212,17 @@ func (h *Holder) renew(ctx context.Context) error {
 	h.mu.Lock()
 	h.bundle, h.papers, h.unsaved = next, p, true
 	h.mu.Unlock()
-	h.conf.Log.Info("certificates are renewed", "until", p.client.Leaf.NotAfter)
+	h.conf.Log.Info("certificates renewed", "until", p.client.Leaf.NotAfter)
 	return nil
 }
 
-// renewed gives a bundle the certificates of another, and leaves the rest of it.
+// renewed copies the certificates of one bundle into another.
 func renewed(b, by *api.JoinBundle) {
 	b.CA, b.Cert, b.Key, b.ServerCert, b.ServerKey = by.CA, by.Cert, by.Key, by.ServerCert, by.ServerKey
 }
 
-// save keeps the newest certificates in the file as it is now: an operator may
-// have written it since it was read.
+// save writes the newest certificates into the file as it is now: an operator may have
+// replaced it since it was read.
 func (h *Holder) save() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -236,9 +236,9 @@ func (h *Holder) save() error {
 	case err != nil:
 		return err
 	case b.Cluster != h.bundle.Cluster || b.Node != h.bundle.Node:
-		return nil // for the next life this machine is another node
+		return nil // from its next start on, this machine is another node
 	case issued(&b).After(h.client.Leaf.NotBefore):
-		h.unsaved = false // it is newer, of a rebuilt cluster maybe
+		h.unsaved = false // the file is newer, perhaps from a rebuilt cluster
 		return nil
 	}
 	renewed(&b, &h.bundle)

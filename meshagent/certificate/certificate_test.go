@@ -215,7 +215,7 @@ func TestOperatorIsToldInTime(t *testing.T) {
 		}
 		time.Sleep(year / 10)
 		synctest.Wait()
-		for _, want := range []string{"end on 2000-12-31", "nobody there", "weft node add n1", n.path} {
+		for _, want := range []string{"expire on 2000-12-31", "nobody there", "weft node add n1", n.path} {
 			if _, told := n.heard(); !strings.Contains(told, want) {
 				t.Errorf("told %q, without %q", told, want)
 			}

@@ -1,8 +1,8 @@
-// Package endpoint gives a pod its network: namespace, device pair, address and
-// the file that remembers them.
+// Package endpoint gives a pod its network: namespace, device pair, address, and the
+// file that remembers them.
 //
-// Which pods there are and what they may do is decided in package meshagent;
-// what happens to their packets in package bpf.
+// Package meshagent decides which pods there are, and package bpf what happens to their
+// packets.
 package endpoint
 
 import (
@@ -19,8 +19,8 @@ import (
 	"github.com/weft-mesh/weft/statefile"
 )
 
-// Record is what outlives the agent and a reboot: which address and number a
-// pod has. Everything else is found again in the kernel.
+// Record is the part of a pod's network that outlives a reboot: its address and number.
+// Everything else can be found in the kernel.
 type Record struct {
 	Namespace string     `json:"namespace"`
 	Pod       string     `json:"pod"`
@@ -37,13 +37,12 @@ func (r Record) Name() string { return r.Namespace + "_" + r.Pod }
 // Key is the pod as people write it.
 func (r Record) Key() string { return r.Namespace + "/" + r.Pod }
 
-// Dir keeps one file per record, and one per address that was left. Several
-// goroutines may use it, each for another pod.
+// Dir keeps one file per record, and one per released address. It may be used
+// concurrently for different pods.
 type Dir string
 
-// Load reads all records. A file that is damaged is put aside; lost are its pods,
-// of which no more than the names is known: their addresses must not be given away
-// before the kernel was asked for them.
+// Load reads all records. Damaged files are put aside, and lost names their pods: look
+// for their addresses in the kernel before giving out any.
 func (d Dir) Load() (records, lost []Record, err error) {
 	files, err := os.ReadDir(string(d))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -76,8 +75,8 @@ func (d Dir) Load() (records, lost []Record, err error) {
 	return records, lost, nil
 }
 
-// parse reads one record, which has to be that of the pod that the file is named
-// after. Of one that is damaged, the pod's name is all that is known.
+// parse reads one record, which has to be for the pod that the file is named after. Of a
+// damaged one, only the pod's name is known.
 func parse(file string, text []byte) (r Record, ok bool) {
 	err := json.Unmarshal(text, &r)
 	if err == nil && r.Name()+suffix == file && r.IP.IsValid() && r.ID != 0 {
@@ -104,11 +103,11 @@ func (d Dir) Save(r Record) error {
 	return nil
 }
 
-// released is the end of the names of files that say when an address was left.
+// released is the suffix of files that say when an address was released.
 const released = ".released"
 
-// Release forgets a record and remembers when its address was left, in this
-// order: whatever happens in between, the address is not forgotten.
+// Release removes a record and remembers when its address was released. It writes the
+// latter first, so that a crash in between does not lose the address.
 func (d Dir) Release(r Record, at time.Time) error {
 	if r.IP.IsValid() {
 		if err := statefile.Write(d.releasedPath(r.IP), []byte(at.UTC().Format(time.RFC3339Nano))); err != nil {
@@ -118,7 +117,7 @@ func (d Dir) Release(r Record, at time.Time) error {
 	return d.Remove(r)
 }
 
-// Taken forgets that an address was left: it has a pod again.
+// Taken forgets that an address was released: a pod has it again.
 func (d Dir) Taken(ip netip.Addr) error {
 	if err := os.Remove(d.releasedPath(ip)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget release of %s: %w", ip, err)
@@ -126,8 +125,8 @@ func (d Dir) Taken(ip netip.Addr) error {
 	return nil
 }
 
-// Released are the addresses that were left, and when. A file that is damaged
-// was written when the file system says.
+// Released returns the released addresses and when that was. For a damaged file, its
+// modification time counts.
 func (d Dir) Released() (map[netip.Addr]time.Time, error) {
 	files, err := os.ReadDir(string(d))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -158,7 +157,7 @@ func (d Dir) releasedPath(ip netip.Addr) string {
 	return filepath.Join(string(d), ip.String()+released)
 }
 
-// Remove forgets a record; nil if there is none.
+// Remove deletes a record; it returns nil if there is none.
 func (d Dir) Remove(r Record) error {
 	if err := os.Remove(d.path(r)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget endpoint %s: %w", r.Key(), err)

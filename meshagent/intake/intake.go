@@ -1,8 +1,8 @@
-// Package intake turns what stands in the cluster's etcd into rows.
+// Package intake turns keys of the cluster's etcd into rows.
 //
-// It is one path for local and remote: the source is part of the row. It reads
-// and checks form; what contradicts itself or exceeds a peer's rights is left
-// out where rows are put together, in package program.
+// Local and remote keys are treated alike, and the row says where it comes from. It
+// decodes values and checks their form; package program leaves out what conflicts or
+// exceeds a peer's rights.
 package intake
 
 import (
@@ -26,7 +26,7 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Prefixes are all that an agent reads. One reflector follows each.
+// Prefixes are everything that an agent reads, each with its own reflector.
 var Prefixes = []string{
 	wire.StatePrefix,
 	wire.AgentsPrefix,
@@ -36,7 +36,7 @@ var Prefixes = []string{
 	wire.ClusterConfigPrefix,
 }
 
-// registrations holds what operators said about nodes, one key for each.
+// registrations has one key for each node that an operator added.
 const registrations = wire.StatePrefix + "registrations/"
 
 // Intake writes imported rows. Several reflectors may call Apply at once.
@@ -55,8 +55,8 @@ func New(own string, t *tables.Tables) *Intake {
 	return &Intake{own: own, tables: t, changed: make(chan struct{})}
 }
 
-// GossipKeys are the keys of the cluster's pool, none before they were read, and
-// a channel that is closed when they change.
+// GossipKeys are the keys of the cluster's gossip, none before they have been read, and a
+// channel that is closed when they change.
 func (in *Intake) GossipKeys() (wire.GossipKeys, <-chan struct{}) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -83,7 +83,7 @@ func (in *Intake) Apply(events []reflector.Event) {
 		if old != nil {
 			rejected.Since = old.Since
 		}
-		// The row stays as it was: a value that cannot be read takes nothing away.
+		// The row stays as it was: a value that cannot be read must not remove anything.
 		rejected.Error = err.Error()
 		tables.Put(txn, t.Rejected, rejected)
 		problem.Since, problem.Error = rejected.Since, rejected.Error
@@ -124,8 +124,8 @@ func (w *writer) apply(e reflector.Event) error {
 	return nil
 }
 
-// errKey is the error of a key that no parser accepts. There is no row of such a key,
-// so its deletion needs none.
+// errKey is the error for a key that no parser accepts. Such a key has no row, so its
+// deletion is no error.
 var errKey = errors.New("not a key of this form")
 
 // part writes one part of a cluster's row.
@@ -157,7 +157,7 @@ func (w *writer) state(e reflector.Event) error {
 	switch {
 	case e.Key == wire.ClusterKey:
 		if e.Deleted {
-			return fmt.Errorf("the store has lost its cluster record; keeping what is known")
+			return fmt.Errorf("the store has lost its cluster record; keeping the last known one")
 		}
 		return part(w, e, wire.Unmarshal[wire.Cluster], func(c *tables.Cluster, v *wire.Cluster) { c.Own = v })
 	case e.Key == wire.RotationKey:
@@ -241,7 +241,7 @@ func (w *writer) node(e reflector.Event) error {
 		return fmt.Errorf("node %q speaks of itself as %q", name, v.Name)
 	}
 	tables.Change(w.txn, w.t.Nodes, &tables.Node{Cluster: w.cluster, Name: name}, func(n *tables.Node) bool {
-		// What a registered node last said stays true when its agent falls silent.
+		// The last state of a registered node is kept when its agent goes silent.
 		if v != nil || n.Registration == nil {
 			n.State = v
 		}
@@ -280,8 +280,8 @@ func (w *writer) endpoint(e reflector.Event) error {
 	return nil
 }
 
-// ownIP writes the address of an own pod as any other cluster's is written. A
-// late deletion of a pod does not take the address from its next holder.
+// ownIP writes the address of a local pod in the same form as a remote one. A late
+// deletion of a pod does not remove the address from the pod that has it now.
 func (w *writer) ownIP(ep *wire.Endpoint, there bool) {
 	row := &tables.IP{Cluster: w.cluster, Prefix: whole(ep.IP), Identity: ep.Identity, Host: ep.NodeIP, Namespace: ep.Namespace, Pod: ep.Pod, NamedPorts: ep.NamedPorts}
 	if there {
@@ -364,7 +364,7 @@ func (w *writer) synced(e reflector.Event) error {
 		}
 		at, err := wire.ParseTime(e.Value)
 		if err != nil {
-			at = time.Time{} // that it is there is what counts
+			at = time.Time{} // the key's presence is what counts
 		}
 		c.Synced[resource] = at
 		return true
@@ -455,7 +455,7 @@ func (w *writer) object(e reflector.Event) error {
 	return nil
 }
 
-// write puts the row or takes it away.
+// write puts the row or removes it.
 func write[P any](w *writer, t statedb.RWTable[P], row P, there bool) error {
 	if there {
 		tables.Put(w.txn, t, row)

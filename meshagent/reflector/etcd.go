@@ -212,8 +212,8 @@ func (e *Etcd) Renew(ctx context.Context) (lost bool, err error) {
 	return false, nil
 }
 
-// obtain sees to it that the lease is there. One that an earlier run has left is
-// prolonged first: it may be about to end.
+// obtain makes sure that the lease exists. One left by an earlier run is renewed first,
+// because it may be about to expire.
 func (e *Etcd) obtain(ctx context.Context) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()

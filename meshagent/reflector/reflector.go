@@ -1,8 +1,7 @@
-// Package reflector follows prefixes of the cluster's etcd and hands on what
-// changed.
+// Package reflector follows prefixes of the cluster's etcd and passes on changes.
 //
-// It is the agent's only way in for wanted state, local and remote alike. What
-// a key means is its reader's business, and so is what follows from it.
+// All wanted state, local and remote, reaches the agent through it. What a key means is
+// up to whoever receives the changes.
 package reflector
 
 import (
@@ -48,9 +47,9 @@ type Config struct {
 	Source Source
 	// Apply receives changes in order. It is never called concurrently.
 	Apply func([]Event)
-	// Trust says whether the store is to be believed, before it is asked for a list
-	// and again before anything is concluded from it; nil believes every store. A
-	// list that is refused changes nothing and is asked for again.
+	// Trust returns an error if the store must not be believed. It is called before each
+	// list and again after it; a refused list changes nothing and is requested again. If
+	// Trust is nil, every store is believed.
 	Trust func(context.Context) error
 	Log   *slog.Logger
 }
@@ -73,10 +72,10 @@ type Reflector struct {
 	state State
 }
 
-// State is what there is to know about a reflector from outside.
+// State describes a reflector.
 type State struct {
 	Prefix string `json:"prefix"`
-	// Synced is set once one list was read in full.
+	// Synced is set once a list has been read in full.
 	Synced bool `json:"synced"`
 	// Connected is set while the watch runs.
 	Connected bool `json:"connected"`
@@ -142,9 +141,9 @@ func (r *Reflector) Run(ctx context.Context) error {
 		case errors.Is(err, watch.ErrWentBack):
 			r.cfg.Log.Warn("the store was restored from an older copy; reading all of it again", "prefix", r.cfg.Prefix, "error", err)
 		case err != nil:
-			r.cfg.Log.Debug("store is away, keeping what is known", "prefix", r.cfg.Prefix, "error", err)
+			r.cfg.Log.Debug("store cannot be reached; keeping the last known state", "prefix", r.cfg.Prefix, "error", err)
 		}
-		// Jitter keeps a thousand agents from listing in the same moment.
+		// Jitter keeps a thousand agents from listing at the same moment.
 		wait := pause/2 + rand.N(pause)
 		pause = min(2*pause, lastPause)
 		select {
