@@ -136,6 +136,14 @@ var serviceCases = []packetCase{
 		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S")), check: flowsAre(1)},
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(far, podA, tcp(80, 1000, "SA"))},
 	}},
+	{name: "an answer that comes late does not lock the pod out", state: onlyC, steps: []step{
+		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080))},
+		{change: func(n *node) {
+			unset(n, n.m.Flows, FlowKey{Local: addr(podA), Remote: addr(far), Lport: PortOf(1000), Rport: PortOf(80), Proto: 17})
+		}, hook: "out of tunnel", in: ip(podC, podA, udp(8080, 1000)), want: ReasonDelivered},
+		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080)), check: flowsAre(1)},
+		{hook: "out of tunnel", in: ip(podC, podA, udp(8080, 1000)), want: ReasonDelivered, out: ip(far, podA, udp(80, 1000))},
+	}},
 	{name: "a backend spoken to directly is not claimed by a service", state: onlyC, steps: []step{
 		{hook: "from a", in: ip(podA, podC, tcp(1000, 8080, "S")), want: ReasonTunnelled},
 		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonFlowClash, check: flowsAre(1)},

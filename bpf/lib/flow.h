@@ -198,14 +198,22 @@ part struct flow *find_service_flow(struct flow_key *key)
 	return 0;
 }
 
-/* Is there a live flow with this key? One that is over or closing is deleted. */
+/* Has only the remote side spoken in f? */
+inline_always int unanswered_by_pod(const struct flow *f)
+{
+	return (f->flags & (FLOW_REMOTE_INITIATED | FLOW_REPLIED)) == FLOW_REMOTE_INITIATED;
+}
+
+/* Is there a live flow with this key? One that is over or closing is deleted. So is one
+ * in which the pod has never spoken: a backend's answer that came late, after its flow
+ * was given up, looks like one, and would lock the pod out. */
 inline_always int clashes(const struct flow_key *key, __u64 now)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, key);
 
 	if (!f)
 		return 0;
-	if (!closing(f) && (now < f->seen || now - f->seen <= lifetime(f, key->proto)))
+	if (!closing(f) && !unanswered_by_pod(f) && (now < f->seen || now - f->seen <= lifetime(f, key->proto)))
 		return 1;
 	forget(key, f);
 	return 0;
