@@ -132,15 +132,25 @@ func parseOne(text []byte, stored bool) (*Policy, *CIDRGroup, []error) {
 		}
 		meta = &m.Metadata
 	}
+	ps.leaveOutEchoes()
 	for i, err := range ps.list {
 		ps.list[i] = fmt.Errorf("%s %q: %w", kind, meta.Name, err)
 	}
 	return p, g, ps.list
 }
 
-// read decodes a manifest and reports whether it is well-formed.
+// read decodes a manifest and reports whether its values can be checked: fields that do not
+// exist are reported and left out.
 func read(text []byte, into any, ps *problems) bool {
 	strict, err := kjson.UnmarshalStrict(text, into)
+	for _, err := range strict {
+		if field, ok := strings.CutPrefix(err.Error(), "unknown field "); ok {
+			ps.unknown = append(ps.unknown, strings.Trim(field, `"`))
+		}
+	}
+	if len(ps.unknown) < len(strict) { // a field that appears twice
+		ps.unknown = nil
+	}
 	if err != nil {
 		strict = append(strict, explainType(err))
 	}
@@ -148,7 +158,7 @@ func read(text []byte, into any, ps *problems) bool {
 		ps.list = append(ps.list, explainStrict(err, into))
 	}
 	refuseNulls(text, ps)
-	return len(ps.list) == 0
+	return err == nil && len(ps.list) == len(ps.unknown)
 }
 
 // apiVersions maps the kinds that this package reads to their versions. Of the

@@ -161,6 +161,27 @@ func TestEveryMistakeIsReportedAtOnce(t *testing.T) {
 	}
 }
 
+// A field that does not exist hides neither wrong values, nor is it reported again as the
+// one that is missing.
+func TestAnUnknownFieldHidesNothing(t *testing.T) {
+	_, err := Parse([]byte(cnp(`ingress: [{fromEntities: [moon], toPorts: [{ports: [{prt: "80"}, {port: "99999"}]}]}]`)))
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{`"moon"`, "ports[0].prt: unknown field", "ports[1].port: "} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%s is not in: %v", want, err)
+		}
+	}
+	if lines := strings.Split(err.Error(), "\n"); len(lines) != 3 {
+		t.Errorf("%d mistakes, want 3: %v", len(lines), err)
+	}
+	_, err = Parse([]byte(strings.Replace(cnp("ingress: [{}]"), "endpointSelector", "endpointSelecter", 1)))
+	if err == nil || strings.Contains(err.Error(), "\n") {
+		t.Errorf("a misspelt field is refused with %v", err)
+	}
+}
+
 func TestAListStandsForItsItems(t *testing.T) {
 	for _, head := range []string{"", "apiVersion: v1\nkind: List\nitems:\n"} {
 		item := "- " + strings.ReplaceAll(strings.TrimPrefix(cnp("ingress: [{}]"), "---\n"), "\n", "\n  ")

@@ -2,7 +2,9 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 )
 
 // path is a place in a manifest, such as spec.ingress[0].toPorts.
@@ -22,6 +24,24 @@ func (p path) key(key string) path { return p + path("["+strconv.Quote(key)+"]")
 type problems struct {
 	list   []error
 	stored bool // see ParseStored
+	// unknown are the fields that do not exist. They are the first in list.
+	unknown []string
+}
+
+// leaveOutEchoes drops what may only be said because a field was misspelt: that the field
+// meant is missing, and what follows for those around it.
+func (ps *problems) leaveOutEchoes() {
+	n := len(ps.unknown)
+	rest := slices.DeleteFunc(slices.Clone(ps.list[n:]), func(err error) bool {
+		at, what, _ := strings.Cut(err.Error(), ": ")
+		return slices.ContainsFunc(ps.unknown, func(field string) bool {
+			parent := field[:max(0, strings.LastIndex(field, "."))]
+			beside := parent == "" || strings.HasPrefix(at, parent+".")
+			around := strings.HasPrefix(field, at+".") || strings.HasPrefix(field, at+"[")
+			return around || beside && strings.HasPrefix(what, "is missing")
+		})
+	})
+	ps.list = append(ps.list[:n:n], rest...)
 }
 
 func (ps *problems) add(at path, format string, args ...any) {
