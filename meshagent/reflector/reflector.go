@@ -106,6 +106,14 @@ func (r *Reflector) State() State {
 	return r.state
 }
 
+// cause is an error for people: a deadline is not said in Go's words.
+func cause(err error) string {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return "no answer in time"
+	}
+	return err.Error()
+}
+
 func (r *Reflector) update(f func(*State)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -131,7 +139,7 @@ func (r *Reflector) Run(ctx context.Context) error {
 		r.update(func(s *State) {
 			s.Connected = false
 			if err != nil {
-				s.Error = err.Error()
+				s.Error = cause(err)
 			}
 		})
 		if healthy {
