@@ -239,7 +239,7 @@ func (p *Prober) Run(ctx context.Context) error {
 			return fmt.Errorf("probe: %w", err)
 		}
 		for _, o := range changes {
-			p.cfg.Log.Info("path changed", "cluster", o.Target.Cluster, "node", o.Target.Node, "state", o.State, "reason", o.Reason, "limit", o.Limit)
+			p.cfg.Log.Info("path changed", "peer", o.Target.Cluster+"/"+o.Target.Node, "state", o.State, "reason", o.Reason, "limit", o.Limit)
 			if p.cfg.OnChange != nil {
 				p.cfg.OnChange(o)
 			}
