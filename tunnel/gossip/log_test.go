@@ -29,7 +29,7 @@ func TestMemberlistLog(t *testing.T) {
 		{"[DEBUG] memberlist: Initiating push/pull sync with: west/agent/n1 192.0.2.1:7946", "", 0},
 		{"[ERR] memberlist: Conflicting address for east/agent/n1. Mine: 192.0.2.1:7946 Theirs: 192.0.2.2:7946 Old state: 0", "", 0}, // NotifyConflict says it
 		{`[WARN] memberlist: ignoring alive message for 'north/agent/n1': member "north/agent/n1" is of cluster "north", which is not a peer`, "INFO", 0},
-		{"[WARN] memberlist: Was able to connect to east/agent/n1 over TCP but UDP probes failed, network may be misconfigured", "INFO", 0},
+		{"[WARN] memberlist: Was able to connect to east/agent/n1 over TCP but UDP probes failed, network may be misconfigured", "", 0},
 		{"[ERR] memberlist: Error reading UDP packet: bad file descriptor", "WARN", 0},
 		{"[ERR] memberlist: Decrypt packet failed: No installed keys could decrypt the message from=192.0.2.3:7946", "", 1},
 		{`[ERR] memberlist: discarding packet with unacceptable label "memberlist: ignoring alive message for ": from: from=192.0.2.3:7946`, "", 1},

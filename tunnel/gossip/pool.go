@@ -316,14 +316,14 @@ func strange(text string) bool {
 }
 
 // forOperators are the beginnings of memberlist's log lines about what neither status
-// nor another line of ours says: a member of a cluster that is not a peer, a network
-// that blocks UDP but not TCP, a socket that fails.
+// nor another line of ours says: a member of a cluster that is not a peer, a socket that
+// fails. That UDP probes fail while TCP works is not among them: it is said of every member
+// that has just started.
 var forOperators = []struct {
 	begin string
 	level slog.Level
 }{
 	{"memberlist: ignoring alive message for ", slog.LevelInfo},
-	{"memberlist: Was able to connect to ", slog.LevelInfo},
 	{"memberlist: Error accepting TCP connection: ", slog.LevelWarn},
 	{"memberlist: Error reading UDP packet: ", slog.LevelWarn},
 }
