@@ -19,7 +19,6 @@ import (
 	"github.com/weft-mesh/weft/flow"
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
-	"github.com/weft-mesh/weft/wire"
 )
 
 // Status answers GET /v1/status.
@@ -30,15 +29,24 @@ type Status struct {
 	Ready         bool    `json:"ready"`
 	UptimeSeconds float64 `json:"uptimeSeconds"`
 	// Store is how current all sources are together, as reported to the cluster.
-	Store     wire.StoreStanding `json:"store"`
-	Sources   []reflector.State  `json:"sources"`
-	Tables    []tables.Summary   `json:"tables"`
-	Clusters  []ClusterPath      `json:"clusters"`
-	Paths     []NodePath         `json:"paths"`
-	KeyEpoch  uint64             `json:"keyEpoch"`
-	PolicyGen uint32             `json:"policyGeneration"`
-	Flows     flow.Stats         `json:"events"`
-	Problems  []string           `json:"problems,omitempty"`
+	Store     Standing          `json:"store"`
+	Sources   []reflector.State `json:"sources"`
+	Tables    []tables.Summary  `json:"tables"`
+	Clusters  []ClusterPath     `json:"clusters"`
+	Paths     []NodePath        `json:"paths"`
+	KeyEpoch  uint64            `json:"keyEpoch"`
+	PolicyGen uint32            `json:"policyGeneration"`
+	Flows     flow.Stats        `json:"events"`
+	Problems  []string          `json:"problems,omitempty"`
+}
+
+// Standing is wire.StoreStanding with its units.
+type Standing struct {
+	Revision     int64   `json:"revision"`
+	HeardSeconds float64 `json:"heardSeconds"`
+	Never        bool    `json:"never,omitempty"`
+	Cause        string  `json:"cause,omitempty"`
+	LostSeconds  float64 `json:"lostSeconds,omitempty"`
 }
 
 // ClusterPath is the data path to a peer, as this node sees it.
@@ -132,7 +140,7 @@ func (a *Agent) Status() Status {
 	own, _, _ := a.lanes.Own()
 	s := Status{
 		Cluster: a.node.cluster, Node: a.node.name, Ready: closed(a.program.Passed()), UptimeSeconds: time.Since(a.started).Seconds(),
-		Store: a.standing.Standing(), Tables: a.Tables.Summaries(), KeyEpoch: own.Epoch, Flows: a.ring.Stats(),
+		Store: Standing(a.standing.Standing()), Tables: a.Tables.Summaries(), KeyEpoch: own.Epoch, Flows: a.ring.Stats(),
 	}
 	if x := a.program.Explain(); x != nil {
 		s.PolicyGen = x.Gen
