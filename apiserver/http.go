@@ -244,7 +244,7 @@ func (s *server) mayRemove(ctx context.Context, name string) error {
 		}
 		pods := ""
 		if n.Endpoints > 0 {
-			pods = fmt.Sprintf(", and the %d pods on it would be deleted with it", n.Endpoints)
+			pods = fmt.Sprintf(", and the %s on it would be deleted with it", api.Count(n.Endpoints, "pod"))
 		}
 		return api.Conflict("stop its agent first, or repeat with --force", "the agent of node %s is running%s", name, pods)
 	}

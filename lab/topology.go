@@ -9,6 +9,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/lab/fabric"
 )
 
@@ -118,7 +119,7 @@ func (t *Topology) complete() error {
 			wrong("podCIDR %s: a lab gives each node a /24 of it, so use an IPv4 prefix up to /20", c.PodCIDR)
 		}
 		if room := 1<<max(0, 24-c.PodCIDR.Bits()) - 1; len(c.Nodes) > room {
-			wrong("podCIDR %s has room for %d nodes, not %d", c.PodCIDR, room, len(c.Nodes))
+			wrong("podCIDR %s has room for %s, not %d", c.PodCIDR, api.Count(room, "node"), len(c.Nodes))
 		}
 	}
 	if _, err := t.weather(); err != nil {

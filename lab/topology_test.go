@@ -30,7 +30,7 @@ func TestParseTopologyMistakes(t *testing.T) {
 		"same ID":           {"clusters: [{name: a, id: 1}, {name: b, id: 1}]", "must occur once"},
 		"ID out of range":   {"clusters: [{name: a, id: 300}]", "1 to 99"},
 		"control elsewhere": {"clusters: [{name: a, id: 1, control: n9}]", "not among its nodes"},
-		"too many nodes":    {"clusters: [{name: a, id: 1, podCIDR: 10.1.0.0/23, nodes: [b, c]}]", "has room for 1 nodes"},
+		"too many nodes":    {"clusters: [{name: a, id: 1, podCIDR: 10.1.0.0/23, nodes: [b, c]}]", "has room for 1 node, not 2"},
 		"loss":              {"clusters: [{name: a, id: 1}]\nwan: {loss: 3}", "share from 0 to 1"},
 		"delay":             {"clusters: [{name: a, id: 1}]\nwan: {delay: soon}", "not a duration"},
 	} {

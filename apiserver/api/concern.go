@@ -109,3 +109,14 @@ func Words(a time.Duration) string {
 	}
 	return fmt.Sprintf("%d d", a/day)
 }
+
+// Count is a number of things: "1 pod", "2 policies". It is given the singular.
+func Count[N int | int64 | uint64](n N, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	if stem, ok := strings.CutSuffix(thing, "y"); ok {
+		return fmt.Sprintf("%d %sies", n, stem)
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}

@@ -106,7 +106,7 @@ func writeStatus(out *strings.Builder, s *api.Status, wide, colour bool) {
 	fmt.Fprintln(out, printableLines(fmt.Sprintf("Cluster %s (ID %d), API server %s, up %s", c.Name, c.ID, c.Version, age(c.UptimeSeconds))))
 	fmt.Fprintln(out, printableLines(fmt.Sprintf("  store      %s etcd %s, %s, revision %d, generation %s", c.Store, c.StoreVersion, size(c.StoreBytes), c.Revision, c.Generation)))
 	fmt.Fprintf(out, "  addresses  pods %s, services %s\n", list(c.PodCIDRs), c.ServiceCIDR)
-	fmt.Fprintf(out, "  holds      %d endpoints, %d identities, %d services, %d policies\n", c.Endpoints, c.Identities, c.Services, c.Policies)
+	fmt.Fprintf(out, "  holds      %s, %s, %s, %s\n", api.Count(c.Endpoints, "endpoint"), api.Count(c.Identities, "identity"), api.Count(c.Services, "service"), api.Count(c.Policies, "policy"))
 	for _, t := range []table{nodeTable(s.Nodes), peerTable(s.Peers)} {
 		if len(t.rows) > 0 {
 			fmt.Fprintln(out)
