@@ -316,7 +316,7 @@ func peerConcerns(own string, peers []api.PeerStatus, r reach) (out []api.Concer
 		case p.Control.State == api.LinkConnecting:
 			add(linkConcern(p, "control link to "+p.Name+" is not up yet", "is its API server running, and TCP 2379 to it open?"))
 		case p.Control.State == api.LinkDown:
-			add(linkConcern(p, "control link to "+p.Name+" is down", "is its API server running, and TCP 2379 to it open? Traffic continues with what is known"))
+			add(linkConcern(p, "control link to "+p.Name+" is down", "is its API server running, and TCP 2379 to it open? Traffic continues with the last known state"))
 		case p.Control.State == api.LinkRefused:
 			p.Control.Error, next = api.Advice(p.Control.Error)
 			add(linkConcern(p, "peer "+p.Name+": nothing is imported", cmp.Or(next, "compare `weft peer list` in both clusters, and add it again if it was rebuilt")))
@@ -339,9 +339,9 @@ func peerConcerns(own string, peers []api.PeerStatus, r reach) (out []api.Concer
 		for _, node := range p.DeadNodes {
 			to := end{p.Name, node}
 			if _, lost := r.node(to); lost {
-				add(api.Concern{Reason: "NodeDown", Since: p.DeadSince[node], Grace: silentGrace, Message: fmt.Sprintf("%s is down: neither its agent nor its tunnels have answered for {age}", to), Next: "its operator starts it, or deletes it there"})
+				add(api.Concern{Reason: "NodeDown", Since: p.DeadSince[node], Grace: silentGrace, Message: fmt.Sprintf("%s is down: neither its agent nor its tunnels have answered for {age}", to), Next: "ask its operator to start it, or to delete it there"})
 			} else {
-				add(api.Concern{Reason: "PeerAgentSilent", Since: p.DeadSince[node], Grace: silentGrace, Message: fmt.Sprintf("%s's agent on %s does not answer", p.Name, node), Next: "its operator starts it; its traffic continues"})
+				add(api.Concern{Reason: "PeerAgentSilent", Since: p.DeadSince[node], Grace: silentGrace, Message: fmt.Sprintf("%s's agent on %s does not answer", p.Name, node), Next: "ask its operator to start it; its traffic continues"})
 			}
 		}
 	}

@@ -95,7 +95,7 @@ func TestConcernsOfPathsAndPeers(t *testing.T) {
 			[]api.NodeStatus{node("n1", "west*2"), node("n2", "west*2")}, []api.PeerStatus{down},
 			[]string{
 				"east → west: 0 of 4 paths up (12 s); is west running, and the network to it up?",
-				"control link to west is down: no answer (60 s); is its API server running, and TCP 2379 to it open? Traffic continues with what is known",
+				"control link to west is down: no answer (60 s); is its API server running, and TCP 2379 to it open? Traffic continues with the last known state",
 			},
 		},
 		"what a silent node said last does not count": {
@@ -119,11 +119,11 @@ func TestConcernsOfPathsAndPeers(t *testing.T) {
 		},
 		"a node of a peer is dead": {
 			[]api.NodeStatus{node("n1", "west/w1"), node("n2", "west/w1")}, []api.PeerStatus{w1Dead},
-			[]string{"west/w1 is down: neither its agent nor its tunnels have answered for 4 min; its operator starts it, or deletes it there"},
+			[]string{"west/w1 is down: neither its agent nor its tunnels have answered for 4 min; ask its operator to start it, or to delete it there"},
 		},
 		"an agent of a peer is dead": {
 			[]api.NodeStatus{node("n1"), node("n2")}, []api.PeerStatus{w1Dead},
-			[]string{"west's agent on w1 does not answer (4 min): its operator starts it; its traffic continues"},
+			[]string{"west's agent on w1 does not answer (4 min): ask its operator to start it; its traffic continues"},
 		},
 		"many paths are one line": {
 			[]api.NodeStatus{node("n1", "west/a", "west/b", "west/c", "west/d", "west/e"), node("n2")}, []api.PeerStatus{west},

@@ -31,7 +31,7 @@ func TestConfigReadsBackWhatItSaves(t *testing.T) {
 	if x, err := again.Context("east"); err != nil || x.Server != "https://e:7444" || len(again.Contexts) != 2 {
 		t.Errorf("%+v %v", again, err)
 	}
-	if _, err := again.Context("north"); err == nil || !strings.Contains(err.Error(), "there is east, west") {
+	if _, err := again.Context("north"); err == nil || !strings.Contains(err.Error(), "choose from east, west") {
 		t.Error(err)
 	}
 	if _, err := again.Context(""); err == nil || !strings.Contains(err.Error(), "choose one with -c") {

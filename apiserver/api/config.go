@@ -118,7 +118,7 @@ func (c *Config) Context(name string) (Context, error) {
 	}
 	i := slices.IndexFunc(c.Contexts, func(x Context) bool { return x.Name == name })
 	if i < 0 {
-		return Context{}, fmt.Errorf("no context %q: there is %s", name, strings.Join(c.Names(), ", "))
+		return Context{}, fmt.Errorf("no context %q: choose from %s", name, strings.Join(c.Names(), ", "))
 	}
 	return c.Contexts[i], nil
 }

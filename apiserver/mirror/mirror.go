@@ -246,7 +246,7 @@ func (m *Mirror) followJoined(ctx context.Context, src Source) error {
 	if err == nil {
 		err = store.ErrUnavailable
 	}
-	return fmt.Errorf("follow whether the peer has added us: %w", err)
+	return fmt.Errorf("read the peer's record of us: %w", err)
 }
 
 func (m *Mirror) setJoined(joined bool) {

@@ -240,7 +240,7 @@ func readObject(n, item int, text []byte, opts api.ManifestOptions, headOnly boo
 	case kind.Namespaced && r.namespace == "" && namespace == "":
 		r.namespace = DefaultNamespace
 	case kind.Namespaced && namespace != "" && r.namespace != "" && r.namespace != namespace:
-		r.refuse("metadata.namespace is not %q, for which -n asks; give -n %s or none, or correct the manifest", namespace, r.namespace)
+		r.refuse("metadata.namespace is %q, but -n says %q; give -n %s or none, or correct the manifest", r.namespace, namespace, r.namespace)
 	case kind.Namespaced:
 		if r.namespace == "" {
 			r.namespace, r.text = namespace, withNamespace(text, namespace)

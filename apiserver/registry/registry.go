@@ -284,7 +284,7 @@ func (r *Registry) unknownNode(ctx context.Context, node string) (string, error)
 		return "", err
 	}
 	if len(kvs) == 0 {
-		return fmt.Sprintf("spec.nodeName %q is no node of cluster %s, which has none yet; add it with `weft node add`", node, r.conf.Cluster), nil
+		return fmt.Sprintf("spec.nodeName %q is not a node of cluster %s, which has none yet; add it with `weft node add`", node, r.conf.Cluster), nil
 	}
 	names := make([]string, 0, len(kvs))
 	for _, kv := range kvs {
@@ -295,7 +295,7 @@ func (r *Registry) unknownNode(ctx context.Context, node string) (string, error)
 	if len(names) > 10 {
 		names = append(names[:10], "…")
 	}
-	return fmt.Sprintf("spec.nodeName %q is no node of cluster %s; its nodes are %s", node, r.conf.Cluster, strings.Join(names, ", ")), nil
+	return fmt.Sprintf("spec.nodeName %q is not a node of cluster %s; its nodes are %s", node, r.conf.Cluster, strings.Join(names, ", ")), nil
 }
 
 // Get reads one object. word is any word for its kind that FindKind knows.
@@ -405,7 +405,7 @@ func (r *Registry) absent(kind Kind, namespace, name string) error {
 	if namespace != "" {
 		name = namespace + "/" + name
 	}
-	return api.NotFound(fmt.Sprintf("`weft get %s` shows those there are", kind.Plural), "cluster %s has no %s %s", r.conf.Cluster, kind.Name, name)
+	return api.NotFound(fmt.Sprintf("`weft get %s` lists them", kind.Plural), "cluster %s has no %s %s", r.conf.Cluster, kind.Name, name)
 }
 
 // refusal is the error for a manifest with mistakes.

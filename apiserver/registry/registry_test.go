@@ -144,7 +144,7 @@ func TestApplyRefuses(t *testing.T) {
 		"bad name":            {strings.Replace(pod, "web-1", "Web_1", 1), `metadata.name "Web_1": a lowercase RFC 1123 subdomain`},
 		"path as name":        {strings.Replace(pod, "web-1", "../x", 1), "metadata.name"},
 		"no node":             {strings.Replace(pod, "nodeName: n1", "nodeName: \"\"", 1), "spec.nodeName is missing"},
-		"unknown node":        {strings.Replace(pod, "nodeName: n1", "nodeName: n7", 1), `spec.nodeName "n7" is no node of cluster east; its nodes are n1, n2`},
+		"unknown node":        {strings.Replace(pod, "nodeName: n1", "nodeName: n7", 1), `spec.nodeName "n7" is not a node of cluster east; its nodes are n1, n2`},
 		"bad port":            {strings.Replace(pod, "8080", "80800", 1), "containerPort is 80800; choose one from 1 to 65535"},
 		"host network":        {strings.Replace(pod, "nodeName: n1", "nodeName: n1\n  hostNetwork: true", 1), "spec.hostNetwork"},
 		"namespace of none":   {"apiVersion: v1\nkind: Namespace\nmetadata: {name: x, namespace: shop}\n", "belongs to no namespace"},
@@ -211,7 +211,7 @@ func TestNamespaceThatIsAskedFor(t *testing.T) {
 	if err != nil || len(policies.Items) != 1 || !strings.Contains(string(policies.Items[0]), `"namespace":"team"`) {
 		t.Errorf("stored policies: %+v, %v", policies, err)
 	}
-	const want = `Pod shop/web-1: metadata.namespace is not "team", for which -n asks; give -n shop or none`
+	const want = `Pod shop/web-1: metadata.namespace is "shop", but -n says "team"; give -n shop or none`
 	if _, err := r.Apply(t.Context(), []byte(pod), api.ManifestOptions{Namespace: "team"}); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("applied to another namespace: %v", err)
 	}
@@ -381,7 +381,7 @@ func TestDelete(t *testing.T) {
 	if _, err := r.Delete(t.Context(), "ns", "", "shop"); !errors.As(err, &refused) || !strings.Contains(err.Error(), "still holds Pod web-1, Service web") {
 		t.Error(err)
 	}
-	if _, err := r.Delete(t.Context(), "pods", "shop", "web-2"); !errors.As(err, &refused) || refused.Status != http.StatusNotFound || refused.Hint != "`weft get pods` shows those there are" {
+	if _, err := r.Delete(t.Context(), "pods", "shop", "web-2"); !errors.As(err, &refused) || refused.Status != http.StatusNotFound || refused.Hint != "`weft get pods` lists them" {
 		t.Error(err)
 	}
 	result, err := r.DeleteManifest(t.Context(), []byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n"+pod+"---\n"+webService+"---\n"+cnp), api.ManifestOptions{})

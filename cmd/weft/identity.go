@@ -75,7 +75,7 @@ func identityGetCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return hinted{fmt.Errorf("identity %d is not known to this cluster or its peers", n), "`weft identity list` shows those there are"}
+			return hinted{fmt.Errorf("identity %d is not known to this cluster or its peers", n), "`weft identity list` lists them"}
 		},
 	}
 }

@@ -21,7 +21,7 @@ import (
 var (
 	// ErrSilent: there was no sign of life. The connection may be gone or the
 	// store stuck.
-	ErrSilent = errors.New("no sign of life from the store")
+	ErrSilent = errors.New("the store does not answer")
 	// ErrWentBack: what was seen is no longer part of the store's history. The
 	// store was restored from an older copy and lost everything after it.
 	ErrWentBack = errors.New("the store went back in time")
