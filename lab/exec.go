@@ -32,7 +32,7 @@ func Exec(id, where string, command []string) error {
 	}
 	node, ok := r.Nodes[where]
 	if !ok {
-		return fmt.Errorf("lab %s has no machine %q with power; choose from %s, or a pod as CLUSTER/NAMESPACE/POD", id, where, strings.Join(slices.Sorted(maps.Keys(r.Nodes)), ", "))
+		return fmt.Errorf("lab %s has no running machine %q; choose from %s, or a pod as CLUSTER/NAMESPACE/POD", id, where, strings.Join(slices.Sorted(maps.Keys(r.Nodes)), ", "))
 	}
 	binary, err := os.Executable()
 	if err != nil {
