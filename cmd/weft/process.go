@@ -29,7 +29,7 @@ func processCommand[C interface{ Validate() error }](cmd *cobra.Command, default
 			return err
 		}
 		if err := c.Validate(); err != nil {
-			return usageError{err}
+			return usageError{inFile[C](cmd, err)}
 		}
 		err = work(cmd.Context(), c, log)
 		var mistake *apiserver.Misconfigured

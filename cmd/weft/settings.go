@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -21,6 +23,7 @@ import (
 // its command. podCIDRs in the file is --pod-cidrs here.
 type setting struct {
 	index []int // of the field, for reflect
+	key   string
 	flag  string
 	typ   reflect.Type
 }
@@ -41,10 +44,13 @@ func settingsOf(t reflect.Type, prefix string, at []int) (all []setting) {
 		}
 		index := append(append([]int(nil), at...), i)
 		if f.Type.Kind() == reflect.Struct && !reflect.PointerTo(f.Type).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
-			all = append(all, settingsOf(f.Type, prefix+strings.TrimSuffix(kebab(tag), "s")+"-", index)...)
+			for _, s := range settingsOf(f.Type, prefix+strings.TrimSuffix(kebab(tag), "s")+"-", index) {
+				s.key = tag + "." + s.key
+				all = append(all, s)
+			}
 			continue
 		}
-		all = append(all, setting{index: index, flag: prefix + kebab(tag), typ: f.Type})
+		all = append(all, setting{index: index, key: tag, flag: prefix + kebab(tag), typ: f.Type})
 	}
 	return all
 }
@@ -72,7 +78,7 @@ func kebab(name string) string {
 // the help text of each flag; a field without one is for tests only and gets no flag.
 func configure[C any](cmd *cobra.Command, defaults C, usage map[string]string) (read func() (C, error)) {
 	flags := cmd.Flags()
-	file := flags.String("config", "", "YAML file with the same settings in camelCase: podCIDRs for --pod-cidrs")
+	file := flags.String("config", "", "YAML file with the same settings in camelCase")
 	values := reflect.ValueOf(defaults)
 	var all []setting
 	for _, s := range settingsOf(values.Type(), "", nil) {
@@ -92,8 +98,11 @@ func configure[C any](cmd *cobra.Command, defaults C, usage map[string]string) (
 			}
 			flags.StringSlice(s.flag, items, text)
 		default:
-			flags.String(s.flag, defaultText(v), text)
+			flags.Var(&valueFlag{defaultText(v), typeWord(s.typ)}, s.flag, text)
 		}
+	}
+	if i := slices.IndexFunc(all, func(s setting) bool { return strings.Contains(s.flag, "-") }); i >= 0 {
+		flags.Lookup("config").Usage += fmt.Sprintf(": %s for --%s", all[i].key, all[i].flag)
 	}
 	return func() (C, error) {
 		c := defaults
@@ -121,6 +130,67 @@ func configure[C any](cmd *cobra.Command, defaults C, usage map[string]string) (
 		return c, nil
 	}
 }
+
+// valueFlag is the flag of a single value, which set reads. It shows its type in the help.
+type valueFlag struct{ text, typ string }
+
+func (f *valueFlag) String() string { return f.text }
+
+// Type names the value in the help.
+func (f *valueFlag) Type() string { return f.typ }
+
+// Set keeps the text until the configuration is read.
+func (f *valueFlag) Set(text string) error {
+	f.text = text
+	return nil
+}
+
+// typeWord names a type in the help of a flag.
+func typeWord(t reflect.Type) string {
+	switch t {
+	case reflect.TypeFor[netip.Addr]():
+		return "address"
+	case reflect.TypeFor[netip.Prefix]():
+		return "prefix"
+	case reflect.TypeFor[time.Duration]():
+		return "duration"
+	}
+	if t.Kind() >= reflect.Int && t.Kind() <= reflect.Float64 {
+		return "number"
+	}
+	return "string"
+}
+
+// inFile rewords mistakes in a configuration that came from a file: a setting that no flag
+// set is called as in the file.
+func inFile[C any](cmd *cobra.Command, err error) error {
+	if cmd.Flag("config").Value.String() == "" {
+		return err
+	}
+	var all []error
+	for _, one := range parts(err) {
+		text := one.Error()
+		for _, s := range settingsOf(reflect.TypeFor[C](), "", nil) {
+			if s.key != s.flag && !cmd.Flags().Changed(s.flag) {
+				text = regexp.MustCompile(`(^|[^\w-])`+s.flag+`($|[^\w-])`).ReplaceAllString(text, "${1}"+s.key+"${2}")
+			}
+		}
+		if text != one.Error() {
+			one = reworded{one, text}
+		}
+		all = append(all, one)
+	}
+	return errors.Join(all...)
+}
+
+// reworded is an error with another text.
+type reworded struct {
+	error
+	text string
+}
+
+func (e reworded) Error() string { return e.text }
+func (e reworded) Unwrap() error { return e.error }
 
 // defaultText returns a default as the help shows it, or "" if it is not set.
 func defaultText(v reflect.Value) string {
@@ -158,11 +228,7 @@ func set(field reflect.Value, cmd *cobra.Command, flag string) error {
 		}
 		return nil
 	}
-	text, err := cmd.Flags().GetString(flag)
-	if err != nil {
-		return err
-	}
-	return setText(field, text)
+	return setText(field, cmd.Flag(flag).Value.String())
 }
 
 // setText reads a single value.

@@ -70,9 +70,27 @@ func flagError(cmd *cobra.Command, err error) error {
 var (
 	fileWords   = strings.NewReplacer("error unmarshaling JSON: ", "", "while decoding JSON: ", "", "error converting YAML to JSON: ", "", "json: ", "")
 	badAddress  = regexp.MustCompile(`^(?:netip\.)?Parse(Addr|Prefix)\((".*")\): `)
-	badType     = regexp.MustCompile(`^cannot unmarshal (\w+) into Go (?:struct field \w+\.(\S+)|value) of type `)
+	badType     = regexp.MustCompile(`^cannot unmarshal (\w+) into Go (?:struct field \w+\.(\S+)|value) of type (\S+)`)
 	addressType = map[string]reflect.Type{"Addr": reflect.TypeFor[netip.Addr](), "Prefix": reflect.TypeFor[netip.Prefix]()}
 )
+
+// wantedInFile says what a configuration file should have in place of a value of another
+// type, by the type's name in Go.
+func wantedInFile(name string) string {
+	for _, t := range []reflect.Type{reflect.TypeFor[uint8](), reflect.TypeFor[uint16](), reflect.TypeFor[uint32](), reflect.TypeFor[uint64](),
+		reflect.TypeFor[int](), reflect.TypeFor[int64](), reflect.TypeFor[float64](), reflect.TypeFor[bool]()} {
+		if name == t.String() {
+			return wanted(t)
+		}
+	}
+	switch {
+	case strings.HasPrefix(name, "["):
+		return "a list"
+	case strings.HasPrefix(name, "map["), strings.HasSuffix(name, "Config"), strings.HasSuffix(name, "Limits"), strings.HasSuffix(name, "Context"):
+		return "a mapping"
+	}
+	return "text"
+}
 
 // fileError rewords what is wrong in a configuration file.
 func fileError(err error) error {
@@ -81,7 +99,7 @@ func fileError(err error) error {
 		return fmt.Errorf("%s is not %s", m[2], wanted(addressType[m[1]]))
 	}
 	if m := badType.FindStringSubmatch(text); m != nil {
-		return fmt.Errorf("%s cannot be a %s", cmp.Or(m[2], "the file"), m[1])
+		return fmt.Errorf("%s must be %s", cmp.Or(m[2], "the file"), wantedInFile(m[3]))
 	}
 	return errors.New(text)
 }
