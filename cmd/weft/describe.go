@@ -164,7 +164,7 @@ func describeRows(status *api.Status, t table, kind string, names []string) (all
 	for _, name := range names {
 		i := slices.IndexFunc(t.rows, func(row []string) bool { return row[t.name] == name })
 		if i < 0 {
-			return all, api.NotFound(fmt.Sprintf("`weft %s list` shows those there are", kind), "cluster %s has no %s %q", status.Cluster.Name, kind, name)
+			return all, api.NotFound(fmt.Sprintf("`weft %s list` lists them", kind), "cluster %s has no %s %q", status.Cluster.Name, kind, name)
 		}
 		var d description
 		d.cells(t.columns, t.rows[i])
@@ -264,20 +264,13 @@ func backendLines(s api.Service) string {
 
 // selected adds how many pods a policy applies to: with a misspelt label it protects none.
 func (d *description) selected(ctx context.Context, c *api.Client, cluster string, raw []byte) error {
-	policies, err := policy.ParseStored(raw)
-	if err != nil {
-		return fmt.Errorf("read policy: %w", err)
-	}
 	l, err := c.Identities(ctx)
 	if err != nil {
 		return err
 	}
-	pods := 0
-	for _, i := range l.Identities {
-		if labels, err := identity.ParseLabels(i.Labels); err == nil && i.Cluster == cluster &&
-			slices.ContainsFunc(policies, func(p *policy.Policy) bool { return p.Selects(cluster, labels) }) {
-			pods += i.Endpoints
-		}
+	pods, err := selectedPods(l.Identities, cluster, raw)
+	if err != nil {
+		return err
 	}
 	if pods == 0 {
 		d.add("Pods", "none: no pod of this cluster has these labels")
@@ -285,6 +278,21 @@ func (d *description) selected(ctx context.Context, c *api.Client, cluster strin
 	}
 	d.add("Pods", fmt.Sprint(pods))
 	return nil
+}
+
+// selectedPods counts the cluster's pods that a policy applies to.
+func selectedPods(all []api.Identity, cluster string, raw []byte) (pods int, err error) {
+	policies, err := policy.ParseStored(raw)
+	if err != nil {
+		return 0, fmt.Errorf("read policy: %w", err)
+	}
+	for _, i := range all {
+		if labels, err := identity.ParseLabels(i.Labels); err == nil && i.Cluster == cluster &&
+			slices.ContainsFunc(policies, func(p *policy.Policy) bool { return p.Selects(cluster, labels) }) {
+			pods += i.Endpoints
+		}
+	}
+	return pods, nil
 }
 
 // holders adds the services that a pod is a backend of.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -216,8 +217,13 @@ func labExecCommand() *cobra.Command {
 			"CLUSTER/NAMESPACE/POD; operator is the machine that can reach every API server.\n" +
 			"The command ends when its machine loses power, at the latest with the lab.\n" +
 			"If the command is weft, it is this binary; after another word, such as env, PATH counts.",
-		Example:           "  weft lab exec 1f2e east/n1 -- weft debug tables\n  weft lab exec 1f2e operator -- weft -c west status",
-		Args:              usageArgs(cobra.MinimumNArgs(3)),
+		Example: "  weft lab exec 1f2e east/n1 -- weft debug tables\n  weft lab exec 1f2e operator -- weft -c west status",
+		Args: usageArgs(func(cmd *cobra.Command, args []string) error {
+			if cmd.ArgsLenAtDash() == 1 {
+				return errors.New("the machine is missing")
+			}
+			return cobra.MinimumNArgs(3)(cmd, args)
+		}),
 		ValidArgsFunction: first(completeLabs),
 		RunE: func(_ *cobra.Command, args []string) error {
 			return lab.Exec(args[0], args[1], args[2:])
@@ -257,13 +263,41 @@ func labVerbsCommand() *cobra.Command {
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			verbs := scenario.Manual()
-			t := table{columns: columns("VERB", "ARGUMENTS", "DOES")}
+			t := table{columns: columns("VERB")}
+			var text strings.Builder
 			for _, v := range verbs {
-				t.rows = append(t.rows, []string{v.Name, v.Usage, v.Summary})
+				t.rows = append(t.rows, []string{v.Name})
+				text.WriteString(wrap(v.Name+" "+v.Usage, "", "        ", manualWidth))
+				text.WriteString(wrap(v.Summary, "    ", "    ", manualWidth))
+			}
+			if f, err := format(cmd); err != nil || f == "table" || f == "wide" {
+				_, err = io.WriteString(cmd.OutOrStdout(), text.String())
+				return err
 			}
 			return show(cmd, [][]scenario.Verb{verbs}, t)
 		},
 	}
+}
+
+// manualWidth is the longest line of a manual, in characters.
+const manualWidth = 100
+
+// wrap breaks text into lines of at most width characters, if its words allow. The first
+// line begins with first, the others with next.
+func wrap(text, first, next string, width int) string {
+	var b strings.Builder
+	line, empty := first, true
+	for _, word := range strings.Fields(text) {
+		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
+			b.WriteString(line + "\n")
+			line, empty = next, true
+		}
+		if !empty {
+			line += " "
+		}
+		line, empty = line+word, false
+	}
+	return b.String() + line + "\n"
 }
 
 func labServeCommand() *cobra.Command {

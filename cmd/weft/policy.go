@@ -38,6 +38,10 @@ type policyList struct {
 
 func policies(ctx context.Context, c *api.Client, namespace string) (*policyList, error) {
 	all := &policyList{Policies: []json.RawMessage{}}
+	identities, err := c.Identities(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for _, name := range []string{policy.KindNamespaced, policy.KindClusterwide, policy.KindNetwork} {
 		k, err := kindOf(name)
 		if err != nil {
@@ -55,7 +59,12 @@ func policies(ctx context.Context, c *api.Client, namespace string) (*policyList
 			if k.clusters {
 				row = slices.Insert(row, 1, "")
 			}
-			all.rows = append(all.rows, slices.Insert(row, 3, name))
+			pods := "" // unknown, if this version cannot read the policy
+			if n, err := selectedPods(identities.Identities, l.Cluster, raw); err == nil {
+				pods = fmt.Sprint(n)
+			}
+			row = slices.Insert(row, 3, name)
+			all.rows = append(all.rows, slices.Insert(row, len(row)-1, pods))
 		}
 		all.Cluster, all.Policies = l.Cluster, append(all.Policies, l.Items...)
 	}
@@ -63,7 +72,7 @@ func policies(ctx context.Context, c *api.Client, namespace string) (*policyList
 }
 
 func policyTable(lists []*policyList) table {
-	t := table{columns: columns("CLUSTER", "NAMESPACE", "NAME", "KIND", "SELECTS", "RULES", "AGE"), name: 2, empty: "there are no policies: everything is allowed"}
+	t := table{columns: columns("CLUSTER", "NAMESPACE", "NAME", "KIND", "SELECTS", "RULES", "PODS", "AGE"), name: 2, empty: "there are no policies: everything is allowed"}
 	for _, l := range lists {
 		t.rows = append(t.rows, l.rows...)
 	}
