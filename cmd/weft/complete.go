@@ -11,6 +11,15 @@ import (
 	"github.com/weft-mesh/weft/apiserver/api"
 )
 
+// refuseUnknownShells makes an unknown shell an error: cobra would answer with the help.
+func refuseUnknownShells(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	if cmd, _, err := root.Find([]string{"completion"}); err == nil {
+		cmd.Args = subcommand
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
+}
+
 // completer lists the possible words at a place on the command line.
 type completer = func(cmd *cobra.Command, args []string, begin string) ([]string, cobra.ShellCompDirective)
 

@@ -28,7 +28,7 @@ func configListCommand() *cobra.Command {
 				return err
 			}
 			current, _ := file.Context("")
-			t := table{columns: columns("CURRENT", "CONTEXT", "SERVER", "*FILE"), name: 1, empty: "there are no contexts in " + api.ConfigPath()}
+			t := table{columns: columns("CURRENT", "CONTEXT", "SERVER", "FILE"), name: 1, ordered: true, empty: "there are no contexts in " + api.ConfigPath()}
 			type row struct {
 				Name    string `json:"name"`
 				Server  string `json:"server"`
@@ -103,7 +103,7 @@ func configMergeCommand() *cobra.Command {
 					added++
 				}
 			}
-			return saveContexts(cmd, own, fmt.Sprintf("%d contexts added", added))
+			return saveContexts(cmd, own, api.Count(added, "context")+" added")
 		},
 	}
 	cmd.Flags().BoolVar(&replace, "replace", false, "replace contexts of the same name")

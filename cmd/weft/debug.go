@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -21,12 +22,12 @@ type agentFlags struct{ node, socket string }
 
 func (a *agentFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&a.node, "node", "", "node to ask, through its cluster (node or cluster/node)")
-	a.addLocal(cmd)
+	cmd.Flags().Bool("local", true, "ask this machine's agent (the default without --node)")
+	a.addSocket(cmd)
 	complete(cmd, "node", completeNodes)
 }
 
-func (a *agentFlags) addLocal(cmd *cobra.Command) {
-	cmd.Flags().Bool("local", true, "ask this machine's agent (the default without --node)")
+func (a *agentFlags) addSocket(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&a.socket, "socket", agentSocket, "the socket of this machine's agent")
 }
 
@@ -83,11 +84,15 @@ func debugTablesCommand() *cobra.Command {
 	return cmd
 }
 
+// tableNames are the tables of this version's agent, for the help; another may have others.
+var tableNames = []string{"clusters", "endpoints", "former", "identities", "ips", "namespaces", "nodes", "paths", "pods", "policies", "problems", "rejected", "services", "slices"}
+
 func debugTableCommand() *cobra.Command {
 	var agent agentFlags
 	cmd := &cobra.Command{
 		Use:     "table NAME",
 		Short:   "Show the rows of a table",
+		Long:    "Show the rows of one of an agent's tables.\n\nTables: " + strings.Join(tableNames, ", ") + ".",
 		Example: "  weft debug table paths --node east-1",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -149,6 +154,7 @@ func debugAgentCommand() *cobra.Command {
 			return document(cmd.OutOrStdout(), f, v, 0)
 		},
 	}
-	agent.addLocal(cmd)
+	cmd.Flags().Bool("local", true, "ask this machine's agent; it always does")
+	agent.addSocket(cmd)
 	return cmd
 }

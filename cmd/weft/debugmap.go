@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -144,6 +145,9 @@ func rowText(v reflect.Value) string {
 	}
 	if port, ok := v.Interface().(bpf.Port); ok {
 		return fmt.Sprint(port.Number())
+	}
+	if mac, ok := v.Interface().([6]uint8); ok {
+		return net.HardwareAddr(mac[:]).String()
 	}
 	if _, ok := v.Interface().(fmt.Stringer); !ok && v.Kind() == reflect.Array && v.Type().Elem().Kind() == reflect.Struct {
 		var used []string

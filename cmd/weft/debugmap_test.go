@@ -21,6 +21,7 @@ func TestRowsOfKernelMapsAreReadable(t *testing.T) {
 	}{
 		{"ips", a("10.2.1.9"), bpf.IPInfo{Identity: 131080, Node: 3, Cluster: 2, Flags: bpf.IPMember}, "KEY=10.2.1.9 IDENTITY=131080 NODE=3 CLUSTER=2 FLAGS=member"},
 		{"prefixes", bpf.PrefixOf(netip.MustParsePrefix("10.2.0.0/16")), bpf.IPInfo{Flags: bpf.IPMember | bpf.IPFormer}, "BITS=112 ADDR=10.2.0.0 IDENTITY=0 NODE=0 CLUSTER=0 FLAGS=member,former"},
+		{"endpoints", a("10.1.1.2"), bpf.Endpoint{Ifindex: 7, Identity: 65540, MAC: [6]uint8{46, 58, 0, 1, 2, 3}}, "KEY=10.1.1.2 IFINDEX=7 IDENTITY=65540 SET=0 ID=0 MAC=2e:3a:00:01:02:03 HOSTMAC=00:00:00:00:00:00 HELD=0"},
 		{"classes", bpf.ClassKey{Gen: 1, Identity: 65540}, uint32(4), "GEN=1 IDENTITY=65540 VALUE=4"},
 		{"flows", bpf.FlowKey{Local: a("10.1.1.2")}, bpf.Flow{}, "LOCAL=10.1.1.2 REMOTE= "},
 		{"services", bpf.ServiceKey{Addr: a("10.101.0.7"), Port: bpf.PortOf(80), Proto: 6}, service, "ADDR=10.101.0.7 PORT=80 PROTO=6 ID=3 GROUPS=1 GROUP={Count:2 Cluster:1"},

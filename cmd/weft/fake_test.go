@@ -43,6 +43,9 @@ func newFake(name string, id uint32, mesh map[string]*fake) *fake {
 	mux.HandleFunc("POST /v1/peers/invite", f.answer(f.invite))
 	mux.HandleFunc("DELETE /v1/peers/{name}", f.answer(f.removePeer))
 	mux.HandleFunc("POST /v1/peers/{name}/release", f.answer(f.release))
+	mux.HandleFunc("POST /v1/peers/{name}/forget", f.answer(func(r *http.Request) (any, error) {
+		return api.FormerPeer{Cluster: name, Name: r.PathValue("name"), PodCIDRs: []netip.Prefix{prefix("10.%d.0.0/16", 77)}}, nil
+	}))
 	mux.HandleFunc("GET /v1/nodes", f.answer(func(*http.Request) (any, error) {
 		return api.NodeList{Cluster: name, Nodes: f.status().Nodes}, nil
 	}))
@@ -284,7 +287,7 @@ func (f *fake) objects(r *http.Request) (any, error) {
 func (f *fake) object(r *http.Request) (any, error) {
 	text, ok := stored[r.PathValue("plural")][r.PathValue("name")]
 	if ns := r.PathValue("namespace"); !ok || ns != "_" && ns != "shop" {
-		return nil, api.NotFound(fmt.Sprintf("`weft get %s` shows those there are", r.PathValue("plural")), "there is no %s %s/%s in cluster %s", r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"), f.name)
+		return nil, api.NotFound(fmt.Sprintf("`weft get %s` lists them", r.PathValue("plural")), "there is no %s %s/%s in cluster %s", r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"), f.name)
 	}
 	return api.ObjectList{Cluster: f.name, Items: []json.RawMessage{json.RawMessage(text)}}, nil
 }

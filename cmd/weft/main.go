@@ -17,6 +17,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	root := rootCommand()
+	refuseUnknownShells(root)
 	err := root.ExecuteContext(ctx)
 	stop()
 	os.Exit(finish(root, err))

@@ -87,9 +87,44 @@ func observeCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if !local && !flags.Changed("socket") {
+			if err := knownNodes(cmd, sources, request.Filter.Nodes); err != nil {
+				return err
+			}
+		}
 		return observe(cmd, sources, request)
 	}
 	return cmd
+}
+
+// knownNodes refuses --node for a node that none of the clusters has: it would only find no
+// flows. A pattern may match none. A cluster that does not answer is reported by the request
+// that follows.
+func knownNodes(cmd *cobra.Command, sources []*api.Client, names []string) error {
+	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return strings.ContainsAny(name, `*?[\`) })
+	if len(names) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime) // only a courtesy
+	defer cancel()
+	var known []string
+	for _, c := range sources {
+		l, err := c.Nodes(ctx)
+		if err != nil {
+			return nil
+		}
+		for _, n := range l.Nodes {
+			known = append(known, n.Cluster+"/"+n.Name)
+		}
+	}
+	slices.Sort(known)
+	for _, name := range names {
+		filter := flow.Filter{Nodes: []string{name}}
+		if !slices.ContainsFunc(known, func(node string) bool { return filter.Match(&flow.Flow{Node: node}) }) {
+			return usageError{fmt.Errorf("--node: there is no node %q; choose from %s", name, strings.Join(known, ", "))}
+		}
+	}
+	return nil
 }
 
 // filters are the filters on the command line, in order: --not applies to the next one.
@@ -267,10 +302,10 @@ func (p *flowPrinter) print(f *flow.Flow) error {
 		return document(p.out, p.format, f, 0)
 	}
 	if f.Lost > 0 {
-		fmt.Fprintf(p.out, "%d flows lost before this one: use a narrower filter, or read faster\n", f.Lost)
+		fmt.Fprintf(p.out, "%s lost before this one: use a narrower filter, or read faster\n", api.Count(f.Lost, "flow"))
 	}
 	if f.Suppressed > 0 {
-		fmt.Fprintf(p.out, "%d events of the same pod suppressed before this one: it caused too many at once\n", f.Suppressed)
+		fmt.Fprintf(p.out, "%s of the same pod suppressed before this one: it caused too many at once\n", api.Count(f.Suppressed, "event"))
 	}
 	line := f.Line()
 	if p.colour {

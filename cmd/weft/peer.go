@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -97,7 +98,7 @@ func peerAddCommand() *cobra.Command {
 func addInvite(ctx context.Context, cmd *cobra.Command, here *api.Client, name string, known []string) error {
 	text, err := readInvite(cmd, name)
 	if errors.Is(err, os.ErrNotExist) {
-		return usageError{fmt.Errorf("%q is neither a context (there is %s) nor a file", name, strings.Join(known, ", "))}
+		return usageError{fmt.Errorf("%q is neither a context (%s) nor a file", name, strings.Join(known, ", "))}
 	}
 	if err != nil {
 		return err
@@ -316,6 +317,10 @@ func peerForgetCommand() *cobra.Command {
 		ValidArgsFunction: first(completeFormer),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return on(cmd, func(ctx context.Context, c *api.Client) error {
+				cidr, mistake := netip.ParsePrefix(args[0])
+				if mistake == nil {
+					return forgetCIDR(ctx, cmd, c, cidr)
+				}
 				f, err := c.ForgetPeer(ctx, args[0])
 				if err != nil {
 					return err
@@ -324,6 +329,25 @@ func peerForgetCommand() *cobra.Command {
 			})
 		},
 	}
+}
+
+// forgetCIDR unblocks a CIDR that nodes block although no removed peer explains it. It says
+// so if nothing in the status names the CIDR, as after a slip of the pen.
+func forgetCIDR(ctx context.Context, cmd *cobra.Command, c *api.Client, cidr netip.Prefix) error {
+	s, err := c.Status(ctx)
+	if err != nil {
+		return err
+	}
+	blocked := slices.ContainsFunc(slices.Concat(s.Concerns, s.Settling), func(x api.Concern) bool {
+		return strings.Contains(x.Message+x.Next, "weft peer forget") // of many, only one is named
+	})
+	if _, err := c.ForgetPeer(ctx, cidr.String()); err != nil {
+		return err
+	}
+	if !blocked {
+		return done(cmd, c, "%s was not blocked: neither a removed peer nor a node names it", cidr)
+	}
+	return done(cmd, c, "%s is no longer blocked", cidr)
 }
 
 // outcome is an action that succeeded.
