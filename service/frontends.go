@@ -99,10 +99,7 @@ func (f *Frontend) groups(own ClusterID, svc *Service, port Port, from map[Clust
 		g.Tier += tier(svc.Affinity, cluster == own)
 		f.Groups = append(f.Groups, g)
 	}
-	// Groups that only drain make room for groups that take connections.
-	slices.SortStableFunc(f.Groups, func(a, b Group) int {
-		return cmp.Or(a.finishing()-b.finishing(), cmp.Compare(a.Tier, b.Tier), order(own, a.Cluster, b.Cluster))
-	})
+	slices.SortFunc(f.Groups, func(a, b Group) int { return a.place().compare(b.place(), own) })
 	if len(f.Groups) > MaxGroups {
 		for _, g := range f.Groups[MaxGroups:] {
 			f.Omitted = append(f.Omitted, g.Cluster)
@@ -111,25 +108,7 @@ func (f *Frontend) groups(own ClusterID, svc *Service, port Port, from map[Clust
 	}
 }
 
-// finishing is 1 for a group that takes no new connections.
-func (g *Group) finishing() int {
-	if len(g.Backends) == 0 {
-		return 1
-	}
-	return 0
-}
-
-// order puts the own cluster before all others of its tier, so that it is omitted only
-// while it takes no new connections.
-func order(own, a, b ClusterID) int {
-	if (a == own) != (b == own) {
-		if a == own {
-			return -1
-		}
-		return 1
-	}
-	return cmp.Compare(a, b)
-}
+func (g *Group) place() Place { return Place{g.Cluster, g.Tier, len(g.Backends) > 0} }
 
 func tier(a Affinity, local bool) uint8 {
 	if a == AffinityLocal && !local || a == AffinityRemote && local {

@@ -28,6 +28,8 @@ type balancer struct {
 type behind struct {
 	// groups are each cluster's slots from 0 on, without duplicates.
 	groups map[uint16][]bpf.Backend
+	// at finds a backend's slot, for clusters whose slots changed one by one.
+	at map[uint16]map[bpf.Backend]uint32
 	// stray slots are beyond those. They are removed once the row's counts exclude them.
 	stray   map[bpf.SlotKey]bool
 	members map[bpf.MemberKey]bpf.Member
@@ -83,7 +85,7 @@ func (b *balancer) adopt(row bpf.Service, found map[bpf.SlotKey]bpf.Backend) {
 // of returns what the kernel holds for a service number.
 func (b *balancer) of(id uint32) *behind {
 	if b.behind[id] == nil {
-		b.behind[id] = &behind{groups: map[uint16][]bpf.Backend{}, stray: map[bpf.SlotKey]bool{}, members: map[bpf.MemberKey]bpf.Member{}}
+		b.behind[id] = &behind{groups: map[uint16][]bpf.Backend{}, at: map[uint16]map[bpf.Backend]uint32{}, stray: map[bpf.SlotKey]bool{}, members: map[bpf.MemberKey]bpf.Member{}}
 	}
 	return b.behind[id]
 }
@@ -98,6 +100,7 @@ func (h *behind) use(id uint32, cluster uint16, slots []bpf.Backend) {
 	}
 	h.strayFrom(id, cluster, n, max(len(slots), len(h.groups[cluster])))
 	h.groups[cluster] = slots[:n]
+	delete(h.at, cluster)
 }
 
 // strayFrom marks the slots from first to end-1 as stray.
@@ -151,6 +154,7 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 		if _, ok := f.slots[cluster]; !ok {
 			own.strayFrom(row.ID, cluster, 0, len(own.groups[cluster]))
 			delete(own.groups, cluster)
+			delete(own.at, cluster)
 		}
 	}
 	n, err := b.tidy(own, f.members)
@@ -228,6 +232,127 @@ func removeAll[K comparable, V any](table bpf.Table[K, V], keys []K, gone func(K
 	return changed, first
 }
 
+// errUnknown is the error of a change of what the kernel does not hold.
+var errUnknown = errors.New("no such row")
+
+// apply changes one group of a frontend that put has written, in the order of put. After
+// an error put has to be asked.
+func (b *balancer) apply(d *delta) (changed int, err error) {
+	row, known := b.rows.have[d.key]
+	if !known {
+		return 0, errUnknown
+	}
+	own := b.of(row.ID)
+	for k, m := range d.members {
+		k.Service = row.ID
+		if old, ok := own.members[k]; ok && old == m {
+			continue
+		}
+		if err := b.members.Update(k, m); err != nil {
+			return changed, err
+		}
+		own.members[k] = m
+		changed++
+	}
+	n, err := b.swap(own, row.ID, d)
+	if changed += n; err != nil {
+		return changed, err
+	}
+	next := bpf.Service{ID: row.ID, Groups: uint8(len(d.groups))}
+	for i, g := range d.groups {
+		g.Count = uint32(len(own.groups[g.Cluster]))
+		next.Group[i] = g
+	}
+	if row != next {
+		if err := b.rows.put(d.key, next); err != nil {
+			return changed, err
+		}
+		changed++
+	}
+	n, err = removeAll(b.slots, slices.Collect(maps.Keys(own.stray)), func(k bpf.SlotKey) { delete(own.stray, k) })
+	if changed += n; err != nil {
+		return changed, err
+	}
+	for i := range d.left {
+		d.left[i].Service = row.ID
+	}
+	n, err = removeAll(b.members, d.left, func(k bpf.MemberKey) { delete(own.members, k) })
+	return changed + n, err
+}
+
+// swap puts newcomers into the slots of those that leave, or behind the last one, and the
+// last ones into slots that stay empty.
+func (b *balancer) swap(own *behind, id uint32, d *delta) (changed int, err error) {
+	slots := own.groups[d.cluster]
+	at := own.at[d.cluster]
+	if at == nil {
+		at = make(map[bpf.Backend]uint32, len(slots))
+		for i, backend := range slots {
+			at[backend] = uint32(i)
+		}
+	}
+	defer func() {
+		own.groups[d.cluster] = slots
+		if own.at[d.cluster] = at; err != nil {
+			own.use(id, d.cluster, slots)
+		}
+	}()
+	write := func(i int, backend bpf.Backend) error {
+		key := bpf.SlotKey{Service: id, Slot: uint32(i), Cluster: d.cluster}
+		if err := b.slots.Update(key, backend); err != nil {
+			return err
+		}
+		if i == len(slots) {
+			slots = append(slots, backend)
+		} else {
+			slots[i] = backend
+		}
+		delete(own.stray, key)
+		at[backend] = uint32(i)
+		changed++
+		return nil
+	}
+	var holes []int
+	for _, backend := range d.gone {
+		i, ok := at[backend]
+		if !ok {
+			return changed, errUnknown
+		}
+		holes = append(holes, int(i))
+	}
+	slices.Sort(holes)
+	for _, backend := range d.add {
+		if _, ok := at[backend]; ok {
+			return changed, errUnknown
+		}
+		i := len(slots)
+		if len(holes) > 0 {
+			i, holes = holes[0], holes[1:]
+		}
+		if err := write(i, backend); err != nil {
+			return changed, err
+		}
+	}
+	end := len(slots)
+	for len(holes) > 0 {
+		end--
+		if holes[len(holes)-1] == end {
+			holes = holes[:len(holes)-1]
+			continue
+		}
+		if err := write(holes[0], slots[end]); err != nil {
+			return changed, err
+		}
+		holes = holes[1:]
+	}
+	own.strayFrom(id, d.cluster, end, len(slots))
+	slots = slots[:end]
+	for _, backend := range d.gone {
+		delete(at, backend)
+	}
+	return changed, nil
+}
+
 // drop removes one frontend.
 func (b *balancer) drop(key bpf.ServiceKey) (changed int, err error) {
 	id := b.begun[key]
@@ -254,8 +379,9 @@ func (b *balancer) bury(id uint32) (changed int, err error) {
 	own := b.of(id)
 	for cluster, slots := range own.groups {
 		own.strayFrom(id, cluster, 0, len(slots))
-		delete(own.groups, cluster)
 	}
+	clear(own.groups)
+	clear(own.at)
 	if changed, err = b.tidy(own, nil); err == nil {
 		delete(b.behind, id)
 	}
@@ -266,8 +392,10 @@ func (b *balancer) bury(id uint32) (changed int, err error) {
 // set, and whatever belongs to no row at all.
 func (b *balancer) prune(wanted func(bpf.ServiceKey) bool, all bool, failed func(key bpf.ServiceKey, err error)) (changed int) {
 	ids := map[uint32]bool{}
-	for _, id := range b.begun {
-		ids[id] = true
+	for key, id := range b.begun {
+		if wanted(key) {
+			ids[id] = true
+		}
 	}
 	for key, row := range b.rows.have {
 		ids[row.ID] = true
@@ -288,5 +416,6 @@ func (b *balancer) prune(wanted func(bpf.ServiceKey) bool, all bool, failed func
 			failed(bpf.ServiceKey{}, fmt.Errorf("service %d: %w", id, err))
 		}
 	}
+	maps.DeleteFunc(b.begun, func(key bpf.ServiceKey, id uint32) bool { return !wanted(key) && b.behind[id] == nil })
 	return changed
 }

@@ -2,9 +2,10 @@ package program
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
+
+	"github.com/cilium/statedb"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -41,6 +42,14 @@ type known struct {
 	read   []rowName
 	doubts []doubt
 	byHand []netip.Addr
+	live   *live // nil: made when it is needed
+}
+
+// changes is what is new about a service.
+type changes struct {
+	// whole is set if something beyond slices has changed.
+	whole  bool
+	slices []statedb.Change[*tables.Slice]
 }
 
 func newFrontends(m *bpf.Maps, t *tables.Tables) (*frontends, error) {
@@ -78,7 +87,10 @@ func (f *frontends) forget() {
 
 // write brings the kernel up to date with the snapshot.
 func (f *frontends) write(v *view, ground signature, index func(string) uint16, r *report) (changed int) {
-	dirty := f.again
+	dirty := dirt{}
+	for id := range f.again {
+		dirty.whole(id)
+	}
 	f.again = map[string]bool{}
 	all := ground != f.ground
 	if all {
@@ -95,9 +107,17 @@ func (f *frontends) write(v *view, ground signature, index func(string) uint16, 
 	touched := f.gone
 	f.gone = map[bpf.ServiceKey]bool{}
 	work := map[string]derived{}
-	for id := range dirty {
-		work[id] = deriveService(v, id, index)
-		f.learn(id, work[id], touched, r)
+	for id, c := range dirty {
+		if n, ok := f.follow(v, id, c, index); ok {
+			changed += n
+			continue
+		}
+		d := deriveService(v, id, index)
+		work[id] = d
+		f.learn(id, d, touched, r)
+		if !c.whole {
+			f.keep(id, newLive(v, &d))
+		}
 	}
 	f.settle(v, index, work, touched, r)
 	for id, d := range work {
@@ -123,6 +143,56 @@ func (f *frontends) write(v *view, ground signature, index func(string) uint16, 
 	return changed
 }
 
+// dirt is what has changed, by service.
+type dirt map[string]*changes
+
+func (d dirt) of(id string) *changes {
+	if d[id] == nil {
+		d[id] = &changes{}
+	}
+	return d[id]
+}
+
+func (d dirt) whole(id string) { d.of(id).whole = true }
+
+// follow writes what changed in a service of which only slices have changed, and returns
+// how many rows that were; false if the service has to be derived as a whole.
+func (f *frontends) follow(v *view, id string, c *changes, index func(string) uint16) (changed int, ok bool) {
+	l := f.known[id].live
+	if l == nil {
+		return 0, false
+	}
+	f.keep(id, nil)
+	if c.whole {
+		return 0, false
+	}
+	for _, slice := range c.slices {
+		deltas, ok := l.follow(v, slice, index)
+		if !ok {
+			return changed, false
+		}
+		for i := range deltas {
+			if f.claims[deltas[i].key][0] != id {
+				continue
+			}
+			n, err := f.balancer.apply(&deltas[i])
+			if changed += n; err != nil {
+				return changed, false // what is missing shows when it is written whole
+			}
+		}
+	}
+	f.keep(id, l)
+	return changed, true
+}
+
+// keep remembers a service's live.
+func (f *frontends) keep(id string, l *live) {
+	if k, ok := f.known[id]; ok {
+		k.live = l
+		f.known[id] = k
+	}
+}
+
 func (f *frontends) wants(key bpf.ServiceKey) bool { return len(f.claims[key]) > 0 }
 
 func frontendName(key bpf.ServiceKey) string {
@@ -130,45 +200,49 @@ func frontendName(key bpf.ServiceKey) string {
 }
 
 // skip ignores single changes and marks every service dirty.
-func (f *frontends) skip(v *view, dirty map[string]bool) {
+func (f *frontends) skip(v *view, dirty dirt) {
 	f.services.skip(v.txn)
 	f.slices.skip(v.txn)
 	f.ips.skip(v.txn)
 	for id := range f.known {
-		dirty[id] = true
+		dirty.whole(id)
 	}
 	for s := range v.tables.Services.All(v.txn) {
-		dirty[s.ID()] = true
+		dirty.whole(s.ID())
 	}
 	clear(f.partOf)
 	for s := range v.tables.Slices.All(v.txn) {
-		dirty[s.ServiceID()] = true
+		dirty.whole(s.ServiceID())
 		f.partOf[s.Key()] = s.ServiceID()
 	}
 }
 
 // take marks the services dirty that changes since the last snapshot concern.
-func (f *frontends) take(v *view, r *report, dirty map[string]bool) {
+func (f *frontends) take(v *view, r *report, dirty dirt) {
 	for _, c := range f.services.take(v.txn) {
 		r.row("services", c.Object.Key())
-		dirty[c.Object.ID()] = true
+		dirty.whole(c.Object.ID())
 	}
 	for _, c := range f.slices.take(v.txn) {
 		key := c.Object.Key()
 		r.row("slices", key)
-		if before, ok := f.partOf[key]; ok {
-			dirty[before] = true
+		id := c.Object.ServiceID()
+		if before, ok := f.partOf[key]; ok && before != id {
+			dirty.whole(before)
 		}
-		dirty[c.Object.ServiceID()] = true
+		of := dirty.of(id)
+		of.slices = append(of.slices, c)
 		if c.Deleted {
 			delete(f.partOf, key)
 		} else {
-			f.partOf[key] = c.Object.ServiceID()
+			f.partOf[key] = id
 		}
 	}
 	for _, c := range f.ips.take(v.txn) {
 		if c.Object.Cluster == v.own.Name && c.Object.Prefix.IsSingleIP() {
-			maps.Copy(dirty, f.byHand[c.Object.Prefix.Addr()])
+			for id := range f.byHand[c.Object.Prefix.Addr()] {
+				dirty.whole(id)
+			}
 		}
 	}
 }

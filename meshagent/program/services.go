@@ -5,7 +5,6 @@ import (
 	"net/netip"
 
 	"github.com/weft-mesh/weft/bpf"
-	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/service"
 )
@@ -26,6 +25,15 @@ type derived struct {
 	doubts []doubt
 	// byHand are the backends in our own cluster's hand-written slices.
 	byHand []netip.Addr
+
+	// For newLive: our own cluster's service, nil if it has none; the slices that were
+	// read, and those of them whose endpoints all count, by key; what they offer; and
+	// whether some frontend or cluster was left out.
+	own        *tables.Service
+	slicesRead []*tables.Slice
+	whole      map[string]*tables.Slice
+	from       map[service.ClusterID][]service.Slice
+	partial    bool
 }
 
 type rowName struct{ table, row string }
@@ -34,20 +42,24 @@ type rowName struct{ table, row string }
 // for the service.
 func deriveService(v *view, id string, index func(string) uint16) (d derived) {
 	services := v.tables.ServicesOf(v.txn, id)
-	from := d.slices(v, v.tables.SlicesOf(v.txn, id), services)
+	d.slicesRead = v.tables.SlicesOf(v.txn, id)
+	d.from = d.slices(v, d.slicesRead, services)
 	own := ownOf(v, services)
 	if own == nil {
 		return d
 	}
+	d.own = own
 	row := own.Key()
 	d.read = append(d.read, rowName{"services", row})
 	seen := map[bpf.ServiceKey]bool{}
-	for _, f := range service.Frontends(service.ClusterID(v.own.ID()), &own.Service, from) {
+	for _, f := range service.Frontends(service.ClusterID(v.own.ID()), &own.Service, d.from) {
 		if len(f.Omitted) > 0 {
+			d.partial = true
 			d.doubts = append(d.doubts, doubt{"services", row, fmt.Sprintf("%d clusters offer it, at most %d can be used: clusters %v are left out", len(f.Groups)+len(f.Omitted), len(f.Groups), f.Omitted)})
 		}
 		w := v.rowsFor(f, index)
 		if seen[w.key] {
+			d.partial = true
 			d.doubts = append(d.doubts, doubt{"services", row, taken(w.key, row)})
 			continue
 		}
@@ -77,7 +89,8 @@ func taken(key bpf.ServiceKey, by string) string {
 // the peer has no slices for it.
 func (d *derived) slices(v *view, slices []*tables.Slice, services []*tables.Service) map[service.ClusterID][]service.Slice {
 	out := map[service.ClusterID][]service.Slice{}
-	add := func(c *tables.Cluster, s service.Slice, at rowName, byHand bool) {
+	d.whole = map[string]*tables.Slice{}
+	add := func(c *tables.Cluster, s service.Slice, at rowName, byHand bool) (whole bool) {
 		kept := make([]service.Endpoint, 0, len(s.Endpoints))
 		for _, e := range s.Endpoints {
 			why := v.misplaced(c, e.Addr)
@@ -93,13 +106,18 @@ func (d *derived) slices(v *view, slices []*tables.Slice, services []*tables.Ser
 			}
 			kept = append(kept, e)
 		}
+		whole = len(kept) == len(s.Endpoints) && !byHand
 		s.Endpoints = kept
 		out[service.ClusterID(c.ID())] = append(out[service.ClusterID(c.ID())], s)
 		d.read = append(d.read, at)
+		return whole
 	}
 	for _, s := range slices {
 		if c := v.members[s.Cluster]; c != nil {
-			add(c, s.Slice, rowName{"slices", s.Key()}, c == v.own && !s.Derived)
+			d.whole[s.Key()] = nil
+			if add(c, s.Slice, rowName{"slices", s.Key()}, c == v.own && !s.Derived) {
+				d.whole[s.Key()] = s
+			}
 		}
 	}
 	for _, s := range services {
@@ -114,10 +132,14 @@ func (d *derived) slices(v *view, slices []*tables.Slice, services []*tables.Ser
 	return out
 }
 
+func keyOf(addr netip.Addr, port uint16, protocol service.Protocol) bpf.ServiceKey {
+	return bpf.ServiceKey{Addr: bpf.AddrOf(addr), Port: bpf.PortOf(port), Proto: protocol.Number()}
+}
+
 // rowsFor turns a frontend into rows.
 func (v *view) rowsFor(f service.Frontend, index func(string) uint16) frontend {
 	w := frontend{
-		key:   bpf.ServiceKey{Addr: bpf.AddrOf(f.Addr), Port: bpf.PortOf(f.Port), Proto: f.Protocol.Number()},
+		key:   keyOf(f.Addr, f.Port, f.Protocol),
 		slots: map[uint16][]bpf.Backend{}, members: map[bpf.MemberKey]bpf.Member{},
 	}
 	for _, g := range f.Groups {
@@ -129,11 +151,7 @@ func (v *view) rowsFor(f service.Frontend, index func(string) uint16) frontend {
 		for _, b := range g.Draining {
 			w.members[bpf.MemberKey{Addr: bpf.AddrOf(b.Addr), Port: bpf.PortOf(b.Port)}] = bpf.Member{Terminating: 1}
 		}
-		weight := g.Weight
-		if id := identity.ClusterID(cluster); id != v.own.ID() && v.answered != nil && !v.answered(id) {
-			weight = 0 // prepared, but not used yet
-		}
-		w.groups = append(w.groups, bpf.Group{Count: uint32(len(g.Backends)), Cluster: cluster, Tier: g.Tier, Weight: weight})
+		w.groups = append(w.groups, bpf.Group{Count: uint32(len(g.Backends)), Cluster: cluster, Tier: g.Tier, Weight: v.weight(g.Cluster)})
 	}
 	return w
 }

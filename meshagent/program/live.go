@@ -1,0 +1,148 @@
+package program
+
+import (
+	"net/netip"
+
+	"github.com/cilium/statedb"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/service"
+)
+
+// live is what makes a change of one slice cost what the slice holds, and not what the
+// service holds. It is made for a service when one of its slices has changed, and holds
+// until anything else about the service does.
+type live struct {
+	own *tables.Service
+	// pools are those of each frontend, by cluster.
+	pools []map[service.ClusterID]*service.Pool
+	// slices are those whose endpoints all count; under the key of any other is nil.
+	slices map[string]*tables.Slice
+	// of counts the slices of each cluster.
+	of map[string]int
+}
+
+// newLive returns nil if the service has to be derived as a whole every time: it is not
+// ours, has a frontend declared twice, or is offered by too many clusters.
+func newLive(v *view, d *derived) *live {
+	if d.own == nil || d.partial {
+		return nil
+	}
+	l := &live{own: d.own, slices: d.whole, of: map[string]int{}}
+	for _, s := range d.slicesRead {
+		l.of[s.Cluster]++
+	}
+	for _, f := range frontendsOf(&d.own.Service) {
+		pools := map[service.ClusterID]*service.Pool{}
+		for cluster, slices := range d.from {
+			pools[cluster] = service.NewPool(f.port, f.addr.Is4())
+			for i := range slices {
+				pools[cluster].Replace(nil, &slices[i], func(netip.AddrPort, service.Role, service.Role) {})
+			}
+		}
+		l.pools = append(l.pools, pools)
+	}
+	return l
+}
+
+type addrPort struct {
+	addr netip.Addr
+	port service.Port
+}
+
+// frontendsOf lists a service's frontends in the order of service.Frontends.
+func frontendsOf(s *service.Service) (out []addrPort) {
+	for _, a := range s.Addresses {
+		for _, p := range s.Ports {
+			out = append(out, addrPort{a, p})
+		}
+	}
+	return out
+}
+
+// delta is what a changed slice changes in one frontend.
+type delta struct {
+	key     bpf.ServiceKey
+	groups  []bpf.Group // without their counts
+	cluster uint16
+	add     []bpf.Backend
+	gone    []bpf.Backend
+	members map[bpf.MemberKey]bpf.Member // without the service number
+	left    []bpf.MemberKey
+}
+
+// follow takes up a change of one slice. It returns false, and l is of no use any more,
+// if the service has to be derived as a whole.
+func (l *live) follow(v *view, c statedb.Change[*tables.Slice], index func(string) uint16) (deltas []delta, ok bool) {
+	s := c.Object
+	m := v.members[s.Cluster]
+	before, known := l.slices[s.Key()]
+	if m == nil || known && before == nil || l.of[s.Cluster] == 0 {
+		return nil, false
+	}
+	var old, next *service.Slice
+	if known {
+		old = &before.Slice
+		l.of[s.Cluster]--
+	}
+	delete(l.slices, s.Key())
+	if !c.Deleted {
+		if m == v.own && !s.Derived {
+			return nil, false
+		}
+		for _, e := range s.Endpoints {
+			if v.misplaced(m, e.Addr) != "" {
+				return nil, false
+			}
+		}
+		next, l.slices[s.Key()] = &s.Slice, s
+		l.of[s.Cluster]++
+	}
+	if l.of[s.Cluster] == 0 {
+		return nil, false // what its service carries counts now
+	}
+	cluster := service.ClusterID(m.ID())
+	for i, f := range frontendsOf(&l.own.Service) {
+		d := delta{key: keyOf(f.addr, f.port.Port, f.port.Protocol), cluster: uint16(cluster), members: map[bpf.MemberKey]bpf.Member{}}
+		l.pools[i][cluster].Replace(old, next, func(b netip.AddrPort, was, now service.Role) { d.change(v, b, was, now, index) })
+		places, omitted := service.Places(service.ClusterID(v.own.ID()), &l.own.Service, l.pools[i])
+		if len(omitted) > 0 {
+			return nil, false
+		}
+		for _, p := range places {
+			d.groups = append(d.groups, bpf.Group{Cluster: uint16(p.Cluster), Tier: p.Tier, Weight: v.weight(p.Cluster)})
+		}
+		if m == v.own || l.own.Global {
+			deltas = append(deltas, d)
+		}
+	}
+	return deltas, true
+}
+
+// change notes that a backend's role has changed.
+func (d *delta) change(v *view, b netip.AddrPort, was, now service.Role, index func(string) uint16) {
+	backend := bpf.Backend{Addr: bpf.AddrOf(b.Addr()), Port: bpf.PortOf(b.Port()), Node: v.nodeOf(b.Addr(), index)}
+	member := bpf.MemberKey{Addr: backend.Addr, Port: backend.Port}
+	switch now {
+	case service.Taking:
+		d.add = append(d.add, backend)
+		d.members[member] = bpf.Member{}
+	case service.Draining:
+		d.members[member] = bpf.Member{Terminating: 1}
+	default:
+		d.left = append(d.left, member)
+	}
+	if was == service.Taking {
+		d.gone = append(d.gone, backend)
+	}
+}
+
+// weight is the weight of a cluster's group.
+func (v *view) weight(cluster service.ClusterID) uint8 {
+	if id := identity.ClusterID(cluster); id != v.own.ID() && v.answered != nil && !v.answered(id) {
+		return 0 // prepared, but not used yet
+	}
+	return 1
+}

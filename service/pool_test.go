@@ -1,0 +1,89 @@
+package service
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+)
+
+// Pools that follow slices one by one hold what Frontends makes of all of them, and say
+// of each backend when its role changes.
+func TestPoolsFollowFrontends(t *testing.T) {
+	svc := &Service{Namespace: "shop", Name: "web", Global: true, Addresses: []netip.Addr{addr("10.101.0.1")}, Ports: []Port{{Name: "http", Protocol: TCP, Port: 80}}}
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		svc.Affinity = []Affinity{AffinityNone, AffinityLocal, AffinityRemote}[seed%3]
+		svc.Global = seed%4 > 0
+		slices := map[ClusterID][]Slice{}
+		pools := map[ClusterID]*Pool{}
+		roles := map[ClusterID]map[netip.AddrPort]Role{}
+		for step := range 60 {
+			cluster := ClusterID(1 + r.IntN(3))
+			if seed%10 == 0 {
+				cluster = ClusterID(1 + r.IntN(MaxGroups+4))
+			}
+			if pools[cluster] == nil {
+				pools[cluster], roles[cluster] = NewPool(svc.Ports[0], true), map[netip.AddrPort]Role{}
+			}
+			var before, after *Slice
+			all := slices[cluster]
+			if len(all) > 0 && r.IntN(3) > 0 {
+				i := r.IntN(len(all))
+				old := all[i]
+				before = &old
+				all = append(all[:i:i], all[i+1:]...)
+			}
+			if r.IntN(4) > 0 {
+				s := randomSlice(r, step)
+				after = &s
+				all = append(all, s)
+			}
+			slices[cluster] = all
+			pools[cluster].Replace(before, after, func(b netip.AddrPort, was, now Role) {
+				if roles[cluster][b] != was || was == now {
+					t.Fatalf("seed %d step %d: %v was %d, said to be %d, now %d", seed, step, b, roles[cluster][b], was, now)
+				}
+				if roles[cluster][b] = now; now == NoRole {
+					delete(roles[cluster], b)
+				}
+			})
+			want := Frontends(east, svc, slices)[0]
+			places, omitted := Places(east, svc, pools)
+			if fmt.Sprint(omitted) != fmt.Sprint(want.Omitted) || len(places) != len(want.Groups) {
+				t.Fatalf("seed %d step %d: %v and %v, want %v and %v", seed, step, places, omitted, want.Groups, want.Omitted)
+			}
+			for i, g := range want.Groups {
+				if places[i] != g.place() {
+					t.Fatalf("seed %d step %d: place %d is %v, want %v", seed, step, i, places[i], g.place())
+				}
+				members := map[netip.AddrPort]Role{}
+				for _, b := range g.Backends {
+					members[netip.AddrPortFrom(b.Addr, b.Port)] = Taking
+				}
+				for _, b := range g.Draining {
+					members[netip.AddrPortFrom(b.Addr, b.Port)] = Draining
+				}
+				if !maps.Equal(members, roles[g.Cluster]) || !maps.Equal(members, maps.Collect(pools[g.Cluster].Backends())) {
+					t.Fatalf("seed %d step %d: cluster %d has %v, want %v", seed, step, g.Cluster, roles[g.Cluster], members)
+				}
+			}
+		}
+	}
+}
+
+func randomSlice(r *rand.Rand, n int) Slice {
+	s := Slice{Namespace: "shop", Name: fmt.Sprint("web-", n), Service: "web", Ports: []SlicePort{{"http", TCP, uint16(8080 + r.IntN(2))}}}
+	for range r.IntN(5) {
+		e := Endpoint{Addr: netip.AddrFrom4([4]byte{10, 1, 1, byte(1 + r.IntN(6))}), Ready: r.IntN(3) > 0, Serving: r.IntN(2) == 0, Terminating: r.IntN(2) == 0}
+		if r.IntN(6) == 0 {
+			e = Endpoint{Addr: addr("fd00::1"), Ready: true}
+		}
+		s.Endpoints = append(s.Endpoints, e)
+	}
+	if r.IntN(5) == 0 {
+		s.Drain()
+	}
+	return s
+}
