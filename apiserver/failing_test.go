@@ -29,15 +29,21 @@ func TestARenewalThatFailsIsTriedAgain(t *testing.T) {
 		var log strings.Builder
 		var f failing
 		tries, broken := 0, errors.New("no space left")
+		var shared baton
+		shared.Lock()
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() {
-			done <- renew(ctx, slog.New(slog.NewTextHandler(&log, nil)), &f, func() error { tries++; return broken })
+			done <- renew(ctx, slog.New(slog.NewTextHandler(&log, nil)), &f, func() error {
+				shared.Lock()
+				defer shared.Unlock()
+				tries++
+				return broken
+			})
 		}()
 		after := func(d time.Duration, want int, line string) {
 			t.Helper()
-			time.Sleep(d)
-			synctest.Wait()
+			shared.sleep(d)
 			if tries != want {
 				t.Errorf("%d tries, want %d", tries, want)
 			}
@@ -56,6 +62,7 @@ func TestARenewalThatFailsIsTriedAgain(t *testing.T) {
 		if n := strings.Count(log.String(), "no space left"); n != 1 {
 			t.Errorf("logged %d times:\n%s", n, &log)
 		}
+		shared.Unlock()
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
@@ -69,17 +76,22 @@ func TestHistoryThatStaysIsAConcern(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
 		broken := errors.New("no leader")
+		var shared baton
+		shared.Lock()
 		revision := int64(0)
 		h := &history{
 			turn: historyTurn, quota: 160, log: slog.New(slog.NewTextHandler(&log, nil)),
-			usage:   func(context.Context) (int64, int64, error) { revision++; return revision, 101, nil },
-			compact: func(context.Context, int64) error { return broken },
+			usage: func(context.Context) (int64, int64, error) { revision++; return revision, 101, nil },
+			compact: func(context.Context, int64) error {
+				shared.Lock()
+				defer shared.Unlock()
+				return broken
+			},
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- h.Run(ctx) }()
-		time.Sleep(time.Hour)
-		synctest.Wait()
+		shared.sleep(time.Hour)
 		if c := h.concerns(); len(c) != 1 || !strings.Contains(c[0].Message, "no leader") || time.Since(c[0].Since) < time.Hour {
 			t.Errorf("%+v", c)
 		}
@@ -87,11 +99,11 @@ func TestHistoryThatStaysIsAConcern(t *testing.T) {
 			t.Errorf("logged %d times", n)
 		}
 		broken = nil
-		time.Sleep(historyTurn)
-		synctest.Wait()
+		shared.sleep(historyTurn)
 		if c := h.concerns(); len(c) != 0 {
 			t.Errorf("it works again: %v", c)
 		}
+		shared.Unlock()
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)

@@ -6,19 +6,34 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
+// baton is held by a test but while it sleeps: then what runs beside it may touch what
+// they share.
+type baton struct{ sync.Mutex }
+
+func (b *baton) sleep(d time.Duration) {
+	b.Unlock()
+	time.Sleep(d)
+	synctest.Wait()
+	b.Lock()
+}
+
 // alarmTwin is an alarm in memory that counts what costs the store a write.
 type alarmTwin struct {
+	baton
 	stands        bool
 	raised, ended int
 	fail          error
 }
 
 func (a *alarmTwin) RaiseNoSpace(context.Context) error {
+	a.Lock()
+	defer a.Unlock()
 	if a.raised++; a.fail != nil {
 		return a.fail
 	}
@@ -26,9 +41,15 @@ func (a *alarmTwin) RaiseNoSpace(context.Context) error {
 	return nil
 }
 
-func (a *alarmTwin) NoSpace(context.Context) (bool, error) { return a.stands, nil }
+func (a *alarmTwin) NoSpace(context.Context) (bool, error) {
+	a.Lock()
+	defer a.Unlock()
+	return a.stands, nil
+}
 
 func (a *alarmTwin) EndNoSpace(context.Context) error {
+	a.Lock()
+	defer a.Unlock()
 	if a.ended++; a.fail != nil {
 		return a.fail
 	}
@@ -43,15 +64,21 @@ func watchSpace(t *testing.T, test func(a *alarmTwin, s *space, free *uint64, lo
 		var log strings.Builder
 		a, free := &alarmTwin{}, uint64(1<<30)
 		s := newSpace(t.TempDir(), 1<<20, a, slog.New(slog.NewTextHandler(&log, nil)))
-		s.free = func(string) (uint64, error) { return free, nil }
+		s.free = func(string) (uint64, error) {
+			a.Lock()
+			defer a.Unlock()
+			return free, nil
+		}
 		if err := s.begin(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		a.Lock()
 		a.raised, a.ended = 0, 0
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- s.Run(ctx) }()
 		test(a, s, &free, &log)
+		a.Unlock()
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
@@ -62,10 +89,7 @@ func watchSpace(t *testing.T, test func(a *alarmTwin, s *space, free *uint64, lo
 // Raising an alarm is a write to the disk that is full: once is enough while it stands.
 func TestTheAlarmIsRaisedOnceWhileItStands(t *testing.T) {
 	watchSpace(t, func(a *alarmTwin, s *space, free *uint64, _ *strings.Builder) {
-		after := func(d time.Duration) {
-			time.Sleep(d + spaceTurn/2)
-			synctest.Wait()
-		}
+		after := func(d time.Duration) { a.sleep(d + spaceTurn/2) }
 		*free = 1 << 10
 		after(time.Hour)
 		if a.raised != 1 || !a.stands {
@@ -95,8 +119,7 @@ func TestAnAlarmThatFailsIsTriedAgain(t *testing.T) {
 			t.Helper()
 			*tries, a.fail = 0, errors.New("no leader")
 			log.Reset()
-			time.Sleep(5 * time.Minute)
-			synctest.Wait()
+			a.sleep(5 * time.Minute)
 			if *tries < 10 || *tries > 16 {
 				t.Errorf("%s: tried %d times in 5 min", what, *tries)
 			}
@@ -108,8 +131,7 @@ func TestAnAlarmThatFailsIsTriedAgain(t *testing.T) {
 				t.Errorf("%s: concerns %q, log %s", what, texts, log)
 			}
 			a.fail = nil
-			time.Sleep(lastSpaceRetry + 2*spaceTurn)
-			synctest.Wait()
+			a.sleep(lastSpaceRetry + 2*spaceTurn)
 			if a.stands != stands {
 				t.Errorf("%s: alarm stands: %v", what, a.stands)
 			}
