@@ -83,9 +83,9 @@ func setProblem(t *tables.Tables, table, row, text string) {
 	txn.Commit()
 }
 
-// trouble is what a part of the agent cannot do for now and keeps trying. Operators
-// are shown it as a problem; the log gets a line when it begins and when it is over.
-// Several goroutines may use it.
+// trouble tells operators of a part of the agent that keeps failing: it is a problem of
+// the node meanwhile, and the log gets a line when it begins and when it is over. Several
+// goroutines may use it.
 type trouble struct {
 	tables *tables.Tables
 	// table and row are those of the problem.

@@ -118,16 +118,8 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 		row.ID = b.begin(f.key)
 	}
 	own := b.of(row.ID)
-	for k, m := range f.members {
-		k.Service = row.ID
-		if old, ok := own.members[k]; ok && old == m {
-			continue
-		}
-		if err := b.members.Update(k, m); err != nil {
-			return changed, err
-		}
-		own.members[k] = m
-		changed++
+	if changed, err = b.join(own, row.ID, f.members); err != nil {
+		return changed, err
 	}
 	next := bpf.Service{ID: row.ID, Groups: uint8(len(f.groups))}
 	var errs []error
@@ -159,6 +151,22 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 	}
 	n, err := b.tidy(own, f.members)
 	return changed + n, err
+}
+
+// join writes members, those that are new or have changed.
+func (b *balancer) join(own *behind, id uint32, members map[bpf.MemberKey]bpf.Member) (changed int, err error) {
+	for k, m := range members {
+		k.Service = id
+		if old, ok := own.members[k]; ok && old == m {
+			continue
+		}
+		if err := b.members.Update(k, m); err != nil {
+			return changed, err
+		}
+		own.members[k] = m
+		changed++
+	}
+	return changed, nil
 }
 
 // begin returns the number for a new row.
@@ -243,16 +251,8 @@ func (b *balancer) apply(d *delta) (changed int, err error) {
 		return 0, errUnknown
 	}
 	own := b.of(row.ID)
-	for k, m := range d.members {
-		k.Service = row.ID
-		if old, ok := own.members[k]; ok && old == m {
-			continue
-		}
-		if err := b.members.Update(k, m); err != nil {
-			return changed, err
-		}
-		own.members[k] = m
-		changed++
+	if changed, err = b.join(own, row.ID, d.members); err != nil {
+		return changed, err
 	}
 	n, err := b.swap(own, row.ID, d)
 	if changed += n; err != nil {
