@@ -116,7 +116,7 @@ func (f *frontends) write(v *view, ground signature, index func(string) uint16, 
 		work[id] = d
 		f.learn(id, d, touched, r)
 		if !c.whole {
-			f.keep(id, newLive(v, &d))
+			f.keep(id, newLive(&d))
 		}
 	}
 	f.settle(v, index, work, touched, r)

@@ -26,7 +26,7 @@ type live struct {
 
 // newLive returns nil if the service has to be derived as a whole every time: it is not
 // ours, has a frontend declared twice, or is offered by too many clusters.
-func newLive(v *view, d *derived) *live {
+func newLive(d *derived) *live {
 	if d.own == nil || d.partial {
 		return nil
 	}
