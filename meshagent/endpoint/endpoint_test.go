@@ -154,9 +154,10 @@ func TestEveryContainerIsProbed(t *testing.T) {
 func TestVerdictOfSeveralProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
-		// Nobody listens on any of these: the dials fail at once.
+		// Not a URL: it fails at once and never reaches the resolver, whose channels must
+		// not belong to a bubble.
 		probe := func(delay time.Duration) *Probe {
-			return &Probe{Target: "nobody:x", Delay: delay, Period: time.Second, Timeout: time.Second, Failures: 3, Successes: 1}
+			return &Probe{HTTP: true, Target: ":", Delay: delay, Period: time.Second, Timeout: time.Second, Failures: 3, Successes: 1}
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
