@@ -9,9 +9,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/nodes"
-	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/wire"
 )

@@ -16,7 +16,7 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/mirror"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"

@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 )
 
 // logAgain is how long a failure whose cause changes is not logged again.

@@ -17,7 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 )

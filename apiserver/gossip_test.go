@@ -9,11 +9,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/nodes"
-	"github.com/weft-mesh/weft/apiserver/storetest"
 	"github.com/weft-mesh/weft/internal/loopbacktest"
+	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/wire"
 )

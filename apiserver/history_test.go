@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/store"
 )
 
 func TestHistoryGoesWhereItTakesTooMuch(t *testing.T) {

@@ -12,8 +12,8 @@ import (
 	"testing"
 
 	"github.com/weft-mesh/weft/apiserver/nodes"
-	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/statefile"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 

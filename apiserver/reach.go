@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/tunnel"
 )
 

@@ -5,7 +5,7 @@ import (
 	"crypto/x509"
 	"testing"
 
-	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/store"
 )
 
 // An API server that runs for years still opens its own store, and is believed

@@ -6,7 +6,7 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/service"
 )
 

@@ -16,10 +16,10 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/weft-mesh/weft/apiserver/api"
-	"github.com/weft-mesh/weft/apiserver/store"
-	"github.com/weft-mesh/weft/apiserver/storetest"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/wire"
 )
 

@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/weft-mesh/weft/apiserver/api"
-	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/store"
 )
 
 // spaceTurn is how often the free space is looked up.

@@ -22,11 +22,11 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/uuid"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/embedded"
-	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/statefile"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 

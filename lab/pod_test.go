@@ -7,7 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 )
 
 func TestPodsStartAgainOrNot(t *testing.T) {

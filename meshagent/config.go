@@ -17,7 +17,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/certificate"
 	"github.com/weft-mesh/weft/tunnel"

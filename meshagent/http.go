@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/flow"
 	"github.com/weft-mesh/weft/meshagent/reflector"

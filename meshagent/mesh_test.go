@@ -22,9 +22,9 @@ import (
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/store/watch"
 	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/wire"
-	"github.com/weft-mesh/weft/wire/watch"
 )
 
 // web is a global service at 10.10<cluster>.0.10:80.

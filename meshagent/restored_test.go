@@ -11,8 +11,8 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/store/watch"
 	"github.com/weft-mesh/weft/wire"
-	"github.com/weft-mesh/weft/wire/watch"
 )
 
 // A copy of the same store that is put back is the truth, at once and in full:

@@ -28,11 +28,11 @@ import (
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/statefile"
+	"github.com/weft-mesh/weft/store/watch"
 	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/tunnel/probe"
 	"github.com/weft-mesh/weft/wire"
-	"github.com/weft-mesh/weft/wire/watch"
 )
 
 // Run is the agent of this machine. It works until ctx ends or a part fails, and leaves

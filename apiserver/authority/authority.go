@@ -25,7 +25,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 )
 
 // Lifetimes, and how far certificates are backdated, so that they are valid for a peer

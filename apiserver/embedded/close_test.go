@@ -14,8 +14,8 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/weft-mesh/weft/apiserver/authority"
-	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/internal/loopbacktest"
+	"github.com/weft-mesh/weft/store"
 )
 
 // A request whose client has gone is still being answered. The database is not closed

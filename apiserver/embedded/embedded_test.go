@@ -25,8 +25,8 @@ import (
 
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/embedded"
-	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/internal/loopbacktest"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 

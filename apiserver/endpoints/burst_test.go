@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/registry"
-	"github.com/weft-mesh/weft/apiserver/store"
-	"github.com/weft-mesh/weft/apiserver/storetest"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/wire"
 )
 

@@ -14,9 +14,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/weft-mesh/weft/apiserver/api"
-	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 

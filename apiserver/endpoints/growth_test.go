@@ -11,10 +11,10 @@ import (
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/nodes"
-	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 

@@ -12,8 +12,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/weft-mesh/weft/apiserver/nodes"
-	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 

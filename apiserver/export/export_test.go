@@ -19,10 +19,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-mesh/weft/apiserver/nodes"
-	"github.com/weft-mesh/weft/apiserver/store"
-	"github.com/weft-mesh/weft/apiserver/storetest"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/wire"
 )
 

@@ -4,7 +4,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/store"
 )
 
 // queue holds the peer's changes that have not been copied yet, one per key: a later

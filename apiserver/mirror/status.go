@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/wire"
 )
 

@@ -10,7 +10,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"

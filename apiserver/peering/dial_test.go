@@ -9,7 +9,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/mirror"
 	"github.com/weft-mesh/weft/apiserver/peering"
-	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/store"
 )
 
 // A folder over the peer's limit is still read, so that withdrawals are noticed; a

@@ -10,8 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/weft-mesh/weft/apiserver/api"
-	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 

@@ -9,8 +9,8 @@ import (
 
 	"sigs.k8s.io/yaml"
 
-	"github.com/weft-mesh/weft/apiserver/api"
-	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/store"
 )
 
 // maxBody bounds a request; an invite is a few kilobytes.

@@ -3,7 +3,7 @@ package peering
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/mirror"
 )
 

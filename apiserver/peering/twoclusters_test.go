@@ -19,16 +19,16 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/embedded"
 	"github.com/weft-mesh/weft/apiserver/export"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/peering"
-	"github.com/weft-mesh/weft/apiserver/store"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/internal/loopbacktest"
 	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 

@@ -9,8 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"github.com/weft-mesh/weft/apiserver/api"
-	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 

@@ -8,7 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 

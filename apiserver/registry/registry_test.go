@@ -14,10 +14,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/nodes"
-	"github.com/weft-mesh/weft/apiserver/store"
-	"github.com/weft-mesh/weft/apiserver/storetest"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/wire"
 )
 

@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/statefile"
 )
 

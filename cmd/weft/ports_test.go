@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver"
-	"github.com/weft-mesh/weft/apiserver/api"
 	"github.com/weft-mesh/weft/meshagent"
 	"github.com/weft-mesh/weft/tunnel"
 )

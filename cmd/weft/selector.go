@@ -8,7 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 )
 
 // selectorFlag adds -l, which selects objects by label as in kubectl.

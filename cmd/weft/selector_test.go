@@ -8,7 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/labels"
 
-	"github.com/weft-mesh/weft/apiserver/api"
+	"github.com/weft-mesh/weft/api"
 )
 
 func TestAWatchShowsOnlyWhatItsSelectorChooses(t *testing.T) {

@@ -11,24 +11,25 @@ import (
 // below, except where a longer name is listed too. An import that is not listed is a
 // mistake, or a decision that belongs in this table.
 var mayImport = map[string][]string{
-	"identity":      {},
-	"manifest":      {},
-	"service":       {},
-	"bpf":           {},
-	"statefile":     {},
-	"tunnel":        {"statefile"},
-	"deploy":        {},
-	"wire":          {"identity", "service"}, // what a peer exports of services, as backends
-	"policy":        {"identity", "manifest"},
-	"flow":          {"identity", "bpf"},
-	"apiserver/api": {"statefile"},
+	"identity":  {},
+	"manifest":  {},
+	"service":   {},
+	"bpf":       {},
+	"statefile": {},
+	"tunnel":    {"statefile"},
+	"deploy":    {},
+	"wire":      {"identity", "service"}, // what a peer exports of services, as backends
+	"policy":    {"identity", "manifest"},
+	"flow":      {"identity", "bpf"},
+	"api":       {"statefile"},
+	"store":     {"identity", "wire"},
 	// The lab signs with the authorities of its clusters, to show what is done
 	// about forgeries.
-	"apiserver/authority": {"apiserver/api", "statefile"},
-	"apiserver":           {"apiserver/api", "apiserver/authority", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile"},
-	"meshagent":           {"apiserver/api", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile"},
-	"lab":                 {"apiserver/api", "apiserver/authority", "flow", "deploy"},
-	"cmd/weft":            {"manifest", "apiserver", "apiserver/api", "meshagent", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},
+	"apiserver/authority": {"api", "statefile"},
+	"apiserver":           {"api", "apiserver/authority", "store", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile"},
+	"meshagent":           {"api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile"},
+	"lab":                 {"api", "apiserver/authority", "flow", "deploy"},
+	"cmd/weft":            {"manifest", "api", "apiserver", "meshagent", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},
 	"scenarios":           {"lab"},
 	"internal":            {"lab"},
 	// Addresses for tests of every part.
@@ -47,7 +48,7 @@ var testsMayImport = map[string][]string{
 
 // worksFor says which part must use each of these modules.
 var worksFor = map[string]string{
-	"go.etcd.io/etcd/client/v3":           "apiserver",
+	"go.etcd.io/etcd/client/v3":           "store",
 	"go.etcd.io/etcd/server/v3/embed":     "apiserver",
 	"github.com/cilium/ebpf":              "bpf",
 	"golang.zx2c4.com/wireguard/wgctrl":   "tunnel",

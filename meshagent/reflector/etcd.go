@@ -12,8 +12,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/weft-mesh/weft/store/watch"
 	"github.com/weft-mesh/weft/wire"
-	"github.com/weft-mesh/weft/wire/watch"
 )
 
 const (

@@ -14,7 +14,7 @@ import (
 
 	"github.com/weft-mesh/weft/internal/loopbacktest"
 	"github.com/weft-mesh/weft/meshagent/reflector"
-	"github.com/weft-mesh/weft/wire/watch"
+	"github.com/weft-mesh/weft/store/watch"
 )
 
 // startEtcd runs one member on this machine.

@@ -13,7 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/weft-mesh/weft/wire/watch"
+	"github.com/weft-mesh/weft/store/watch"
 )
 
 // KV is one key as stored. Revision is that of its last change.

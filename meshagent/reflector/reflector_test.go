@@ -13,7 +13,7 @@ import (
 
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/reflector/reflectortest"
-	"github.com/weft-mesh/weft/wire/watch"
+	"github.com/weft-mesh/weft/store/watch"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -13,8 +13,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/store/watch/watchtest"
 	"github.com/weft-mesh/weft/wire"
-	"github.com/weft-mesh/weft/wire/watch/watchtest"
 )
 
 // lists is a store that answers lists, and may have lost everything.

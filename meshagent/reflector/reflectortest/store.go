@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/store/watch"
 	"github.com/weft-mesh/weft/wire"
-	"github.com/weft-mesh/weft/wire/watch"
 )
 
 // ErrAway is what every call answers while the store is away.

@@ -8,8 +8,8 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/weft-mesh/weft/apiserver/store"
-	"github.com/weft-mesh/weft/apiserver/storetest"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
 )
 
 // strict is a store with etcd's default limits. It counts calls.

@@ -6,8 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"github.com/weft-mesh/weft/apiserver/store"
-	"github.com/weft-mesh/weft/apiserver/storetest"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
 )
 
 func TestFollow(t *testing.T) {

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/weft-mesh/weft/apiserver/store"
+	"github.com/weft-mesh/weft/store"
 )
 
 // Users is the in-memory twin of a store's users. The zero value has none.

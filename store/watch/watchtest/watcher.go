@@ -12,8 +12,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/stats"
 
+	"github.com/weft-mesh/weft/store/watch"
 	"github.com/weft-mesh/weft/wire"
-	"github.com/weft-mesh/weft/wire/watch"
 )
 
 // Watcher is a clientv3.Watcher that also returns the lineage. It sends every change

@@ -12,7 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/weft-mesh/weft/wire/watch"
+	"github.com/weft-mesh/weft/store/watch"
 )
 
 // However long a store has been away, its clients try it again every few seconds: gRPC

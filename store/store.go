@@ -1,4 +1,4 @@
-// Package store is the API server's view of an etcd: a few calls over ordered keys with
+// Package store is an etcd behind one interface: a few calls over ordered keys with
 // revisions, and the loop that follows a prefix for good.
 //
 // Package wire says what the keys mean. The in-memory twin is package storetest.
@@ -9,7 +9,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/weft-mesh/weft/wire/watch"
+	"github.com/weft-mesh/weft/store/watch"
 )
 
 // Errors that callers act on. Others are passed on unchanged.
