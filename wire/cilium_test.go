@@ -3,8 +3,7 @@ package wire
 import (
 	"encoding/base64"
 	"net/netip"
-	"reflect"
-	"strings"
+	"slices"
 	"testing"
 	"time"
 
@@ -13,57 +12,14 @@ import (
 
 func ptr[T any](v T) *T { return &v }
 
-func golden(t *testing.T, got []byte, want string) {
-	t.Helper()
-	if diff := cmp.Diff(want, string(got)); diff != "" {
-		t.Errorf("bytes differ (-want +got):\n%s", diff)
-	}
-}
-
-func TestNodeGolden(t *testing.T) {
-	n := Node{
-		Name:    "n1",
-		Cluster: "east",
-		IPAddresses: []NodeAddress{
-			{NodeInternalIP, netip.MustParseAddr("172.16.1.1")},
-			{NodeCiliumInternalIP, netip.MustParseAddr("10.1.1.1")},
-		},
-		ClusterID:       1,
-		Source:          SourceCustomResource,
-		EncryptionKey:   WireGuardKey,
-		Labels:          map[string]string{"kubernetes.io/hostname": "n1"},
-		WireguardPubKey: "VRksOB6ZNds4oXWIGfSVpvc0gBhcOWFmzvTDcyvULlI=",
-		BootID:          "570d3fd1-93db-4862-ba99-6a3c2c10c38f",
-	}
-	n.SetPodCIDRs([]netip.Prefix{netip.MustParsePrefix("10.1.1.0/24"), netip.MustParsePrefix("10.1.9.0/28")})
-	b := Marshal(n)
-	golden(t, b, `{"Name":"n1","Cluster":"east","IPAddresses":[{"Type":"InternalIP","IP":"172.16.1.1"},{"Type":"CiliumInternalIP","IP":"10.1.1.1"}],`+
-		`"IPv4AllocCIDR":{"IP":"10.1.1.0","Mask":"////AA=="},"IPv4SecondaryAllocCIDRs":[{"IP":"10.1.9.0","Mask":"////8A=="}],`+
-		`"IPv6AllocCIDR":null,"IPv6SecondaryAllocCIDRs":null,"IPv4HealthIP":"","IPv6HealthIP":"","IPv4IngressIP":"","IPv6IngressIP":"",`+
-		`"ClusterID":1,"Source":"custom-resource","EncryptionKey":255,"Labels":{"kubernetes.io/hostname":"n1"},"Annotations":null,`+
-		`"WireguardPubKey":"VRksOB6ZNds4oXWIGfSVpvc0gBhcOWFmzvTDcyvULlI=","BootID":"570d3fd1-93db-4862-ba99-6a3c2c10c38f"}`)
-	back, err := ParseNode(CacheRef{Cluster: "east", Node: "n1"}, 1, b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(&n, back, equateAddrs); diff != "" {
-		t.Error(diff)
-	}
-}
-
-// A node as Cilium writes it for a dual-stack cluster, every field set.
-func TestNodeOfCilium(t *testing.T) {
-	n, err := ParseNode(CacheRef{Cluster: "cluster3", Node: "worker"}, 3, []byte(`{"Name":"worker","Cluster":"cluster3",
-		"IPAddresses":[{"Type":"InternalIP","IP":"172.18.0.2"},{"Type":"InternalIP","IP":"fc00:c111::2"},{"Type":"CiliumInternalIP","IP":"10.244.0.10"}],
-		"IPv4AllocCIDR":{"IP":"10.244.0.0","Mask":"////AA=="},"IPv4SecondaryAllocCIDRs":null,
-		"IPv6AllocCIDR":{"IP":"fd00:10:244::","Mask":"//////////8AAAAAAAAAAA=="},"IPv6SecondaryAllocCIDRs":null,
-		"IPv4HealthIP":"10.244.0.134","IPv6HealthIP":"fd00:10:244::d812","IPv4IngressIP":"","IPv6IngressIP":"",
-		"ClusterID":3,"Source":"custom-resource","EncryptionKey":7,"Labels":null,"Annotations":null,"NodeIdentity":0,"WireguardPubKey":"","BootID":""}`))
+func TestPodCIDRsOfADualStackNode(t *testing.T) {
+	_, values := fixtures(t, "read.txtar")
+	n, err := ParseNode(CacheRef{Cluster: "c3", Node: "worker-1"}, 3, values["cilium/state/nodes/v1/c3/worker-1"])
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("fd00:10:244::/64")}
-	if got := n.PodCIDRs(); !reflect.DeepEqual(got, want) {
+	if got := n.PodCIDRs(); !slices.Equal(got, want) {
 		t.Errorf("pod CIDRs %v, want %v", got, want)
 	}
 	if got := n.Address(NodeCiliumInternalIP); got != netip.MustParseAddr("10.244.0.10") {
@@ -71,64 +27,7 @@ func TestNodeOfCilium(t *testing.T) {
 	}
 }
 
-func TestIPIdentityPairGolden(t *testing.T) {
-	p := IPIdentityPair{
-		IP: netip.MustParseAddr("10.244.1.79"), HostIP: netip.MustParseAddr("172.18.0.3"), ID: 199472,
-		K8sNamespace: "foo", K8sPodName: "cep-001", K8sServiceAccount: "default",
-		NamedPorts: []NamedPort{{"http", 8080, "TCP"}},
-	}
-	b := Marshal(p)
-	golden(t, b, `{"IP":"10.244.1.79","Mask":null,"HostIP":"172.18.0.3","ID":199472,"Key":0,"Metadata":"","K8sNamespace":"foo",`+
-		`"K8sPodName":"cep-001","K8sServiceAccount":"default","NamedPorts":[{"Name":"http","Port":8080,"Protocol":"TCP"}]}`)
-	ref := CacheRef{Resource: IPs, Cluster: "c3", IP: netip.MustParsePrefix("10.244.1.79/32")}
-	back, err := ParseIPIdentityPair(ref, b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(&p, back, equateAddrs); diff != "" {
-		t.Error(diff)
-	}
-	ref.IP = netip.MustParsePrefix("10.244.1.0/24")
-	if _, err := ParseIPIdentityPair(ref, []byte(`{"IP":"10.244.1.0","Mask":"////AA==","HostIP":"","ID":2}`)); err != nil {
-		t.Errorf("a CIDR: %v", err)
-	}
-	// Releases after 1.20 leave Mask out for a single address.
-	ref.IP = netip.MustParsePrefix("10.244.1.79/32")
-	if _, err := ParseIPIdentityPair(ref, []byte(`{"IP":"10.244.1.79","HostIP":"172.18.0.3","ID":199472,"K8sPodUID":"u"}`)); err != nil {
-		t.Errorf("without Mask: %v", err)
-	}
-}
-
-func TestClusterServiceGolden(t *testing.T) {
-	s := ClusterService{
-		Cluster: "east", Namespace: "shop", Name: "web",
-		Frontends: map[netip.Addr]map[string]L4Addr{netip.MustParseAddr("10.101.0.1"): {"http": {"TCP", 80}}},
-		Backends: map[netip.Addr]map[string]L4Addr{
-			netip.MustParseAddr("10.1.1.3"): {"http": {"TCP", 8080}},
-			netip.MustParseAddr("10.1.1.2"): {"http": {"TCP", 8080}},
-		},
-		Hostnames: map[netip.Addr]string{},
-		Zones:     map[netip.Addr]BackendZone{netip.MustParseAddr("10.1.1.3"): {Zone: "a", ForZones: []ForZone{{"a"}}}},
-		Labels:    map[string]string{}, Selector: map[string]string{"app": "web"},
-		IncludeExternal: true, Shared: true, ClusterID: 1,
-	}
-	b := Marshal(s)
-	golden(t, b, `{"cluster":"east","namespace":"shop","name":"web","frontends":{"10.101.0.1":{"http":{"Protocol":"TCP","Port":80}}},`+
-		`"backends":{"10.1.1.2":{"http":{"Protocol":"TCP","Port":8080}},"10.1.1.3":{"http":{"Protocol":"TCP","Port":8080}}},"hostnames":{},`+
-		`"zones":{"10.1.1.3":{"zone":"a","forZones":[{"name":"a"}]}},"labels":{},"selector":{"app":"web"},"includeExternal":true,"shared":true,"clusterID":1}`)
-	back, err := ParseClusterService(CacheRef{Cluster: "east", Namespace: "shop", Name: "web"}, 1, b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(&s, back, equateAddrs); diff != "" {
-		t.Error(diff)
-	}
-}
-
-func TestClusterConfigGolden(t *testing.T) {
-	c := ClusterConfig{ID: 3, Capabilities: Capabilities{SyncedCanaries: true, MaxConnectedClusters: 255,
-		ServiceExportsEnabled: ptr(false), EndpointSlicesExportMode: ServicesAndEndpointSlices}}
-	golden(t, Marshal(c), `{"id":3,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":false,"endpointSlicesExportMode":"services-and-endpointslices"}}`)
+func TestClusterConfigsRefused(t *testing.T) {
 	for name, text := range map[string]string{
 		"ID 0":         `{"id":0,"capabilities":{}}`,
 		"unknown mode": `{"id":1,"capabilities":{"endpointSlicesExportMode":"none"}}`,
@@ -138,10 +37,6 @@ func TestClusterConfigGolden(t *testing.T) {
 		if _, err := ParseClusterConfig([]byte(text)); err == nil {
 			t.Errorf("%s was accepted", name)
 		}
-	}
-	old, err := ParseClusterConfig([]byte(`{"id":7}`))
-	if err != nil || old.Capabilities.MaxConnectedClusters != 255 {
-		t.Errorf("a config without capabilities: %+v, %v", old, err)
 	}
 }
 
@@ -154,34 +49,6 @@ func slice() *ClusterEndpointSlice {
 			{Addresses: []string{"10.244.1.2"}},
 		},
 		Ports: []SlicePort{{Name: "http", Protocol: "TCP", Port: 8080}},
-	}
-}
-
-// The bytes were put together by hand from the field numbers, not by Marshal.
-func TestClusterEndpointSliceGolden(t *testing.T) {
-	want := strings.Join([]string{
-		"\x0a\x02c3", "\x10\x03", "\x1a\x04test", "\x22\x06echo-1",
-		"\x2a\x06\x0a\x01a\x12\x01b",
-		"\x2a\x22\x0a\x1akubernetes.io/service-name\x12\x04echo",
-		"\x3a\x04IPv4",
-		"\x42\x23\x0a\x0a10.244.1.1\x12\x06\x08\x01\x10\x01\x18\x00\x32\x01w\x3a\x02z1\x42\x06\x0a\x04\x0a\x02z1",
-		"\x42\x0e\x0a\x0a10.244.1.2\x12\x00",
-		"\x4a\x0e\x0a\x04http\x12\x03TCP\x18\x90\x3f",
-	}, "")
-	golden(t, slice().proto(), want)
-	b := slice().Marshal()
-	if magic := "\x28\xb5\x2f\xfd"; !strings.HasPrefix(string(b), magic) {
-		t.Errorf("not a zstd frame: %x", b[:4])
-	}
-	back, err := ParseSlice(CacheRef{Cluster: "c3", Namespace: "test", Name: "echo-1"}, 3, b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(slice(), back); diff != "" {
-		t.Error(diff)
-	}
-	if string(b) != string(slice().Marshal()) {
-		t.Error("the same slice gave other bytes")
 	}
 }
 
