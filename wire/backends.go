@@ -66,3 +66,33 @@ func (s *ClusterService) Slices() []service.Slice {
 	}
 	return out
 }
+
+// Shrink leaves out backends, those with the highest addresses first, until the JSON of
+// the service has at most most bytes. It returns how many are left.
+func (s *ClusterService) Shrink(most int) int {
+	// Only what grows with the backends is taken apart.
+	rest := *s
+	rest.Backends, rest.Hostnames, rest.Zones = nil, nil, nil
+	size := len(Marshal(rest))
+	entry := func(a netip.Addr, v any) int { return len(a.String()) + len(`"":,`) + len(Marshal(v)) }
+	all := slices.SortedFunc(maps.Keys(s.Backends), netip.Addr.Compare)
+	for i, a := range all {
+		size += entry(a, s.Backends[a])
+		if name, ok := s.Hostnames[a]; ok {
+			size += entry(a, name)
+		}
+		if zone, ok := s.Zones[a]; ok {
+			size += entry(a, zone)
+		}
+		if size <= most {
+			continue
+		}
+		for _, a := range all[i:] {
+			delete(s.Backends, a)
+			delete(s.Hostnames, a)
+			delete(s.Zones, a)
+		}
+		return i
+	}
+	return len(all)
+}

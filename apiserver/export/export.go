@@ -80,10 +80,9 @@ func (e *Exporter) Status() Status {
 func (e *Exporter) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return store.Persist(ctx, e.conf.Log, "heartbeat", e.beat) })
-	g.Go(func() error { return store.Persist(ctx, e.conf.Log, "export", e.follow) })
-	name := e.conf.Cluster.Name
+	g.Go(func() error { return store.Persist(ctx, e.conf.Log, "export", e.export) })
 	g.Go(func() error {
-		return e.kept.Run(ctx, wire.CiliumStatePrefix, wire.ExportPrefix, wire.ClusterConfigKey(name), wire.SyncedPrefix(name), wire.HeartbeatKey)
+		return e.kept.Run(ctx, wire.CiliumStatePrefix, wire.ExportPrefix, wire.ClusterConfigKey(e.conf.Cluster.Name), wire.HeartbeatKey)
 	})
 	return g.Wait()
 }
@@ -110,10 +109,59 @@ func (e *Exporter) put(ctx context.Context, ops ...store.Op) error {
 	return store.Write(ctx, e.conf.Store, ops...)
 }
 
+// export runs follow, and again whenever a canary is gone: a restored store may lack more
+// than that.
+func (e *Exporter) export(ctx context.Context) error {
+	for {
+		err := e.untilLowered(ctx)
+		if !errors.Is(err, errLowered) {
+			return err
+		}
+		e.conf.Log.Warn("canaries were missing from the store; comparing the whole export again")
+	}
+}
+
+// untilLowered runs follow until a canary that it has raised is gone; then it returns
+// errLowered.
+func (e *Exporter) untilLowered(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	raised := make(chan struct{})
+	g.Go(func() error { return e.follow(ctx, sync.OnceFunc(func() { close(raised) })) })
+	g.Go(func() error {
+		select {
+		case <-raised:
+			return e.watchCanaries(ctx)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	return g.Wait()
+}
+
+// errLowered: a canary that was raised is gone.
+var errLowered = errors.New("a canary is gone")
+
+// watchCanaries returns errLowered once a canary is gone. Unlike other keys it is not
+// restored alone, because it says that all of them are there.
+func (e *Exporter) watchCanaries(ctx context.Context) error {
+	return store.Follow(ctx, e.conf.Store, wire.SyncedPrefix(e.conf.Cluster.Name), func(b store.Batch) error {
+		there := map[string]bool{}
+		for _, ev := range b.Events {
+			there[ev.Key] = !ev.Deleted
+		}
+		for _, r := range wire.Canaries {
+			if is, named := there[r.StateSyncedKey(e.conf.Cluster.Name)]; !is && (named || b.Complete) {
+				return errLowered
+			}
+		}
+		return nil
+	})
+}
+
 // follow exports the state, and compares with what is exported at each complete batch.
 // It deletes nothing before the state is complete, and writes the canaries only after
-// everything else.
-func (e *Exporter) follow(ctx context.Context) error {
+// everything else. It calls raised each time they are written.
+func (e *Exporter) follow(ctx context.Context, raised func()) error {
 	var have content
 	views := newViews(e.conf.Cluster)
 	return store.Follow(ctx, e.conf.Store, wire.StatePrefix, func(b store.Batch) error {
@@ -143,9 +191,10 @@ func (e *Exporter) follow(ctx context.Context) error {
 			e.report(have, views.takeChanged(), touched, views.problems, tooLarge)
 			return nil
 		}
-		if err := e.put(ctx, e.canaries()...); err != nil {
+		if err := store.Write(ctx, e.conf.Store, e.canaries()...); err != nil {
 			return err
 		}
+		raised()
 		e.reportAll(have, views, tooLarge)
 		return nil
 	})

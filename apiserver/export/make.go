@@ -139,6 +139,11 @@ func (v *views) ofIdentity(digits string) map[string][]byte {
 	return map[string][]byte{wire.IdentityStateKey(n): []byte(text)}
 }
 
+// mostServiceBytes is the most that a service may have in the older format, in which all
+// of its backends share one value: etcd refuses requests of more than 1.5 MiB. 10,000
+// IPv4 backends with one port and a zone take 1 MB.
+const mostServiceBytes = 1_500_000
+
 func (v *views) ofService(ns, name string) map[string][]byte {
 	obj := v.services[[2]string{ns, name}]
 	if obj == nil {
@@ -161,9 +166,14 @@ func (v *views) ofService(ns, name string) map[string][]byte {
 	if len(foreign) > 0 {
 		v.note(problem, fmt.Sprintf("peers would refuse endpoints outside the cluster's pod CIDRs %v; left out: %s", v.cluster.PodCIDRs, some(foreign)))
 	}
-	out := map[string][]byte{
-		wire.ServiceStateKey(v.cluster.Name, ns, name): wire.Marshal(v.clusterService(&svc, obj, own)),
+	entry := v.clusterService(&svc, obj, own)
+	older := wire.Marshal(entry)
+	if len(older) > mostServiceBytes {
+		all := len(entry.Backends)
+		v.note(problem, fmt.Sprintf("its entry in the older format has room for only %d of its %d backends: peers that do not read endpoint slices never use the others", entry.Shrink(mostServiceBytes), all))
+		older = wire.Marshal(entry)
 	}
+	out := map[string][]byte{wire.ServiceStateKey(v.cluster.Name, ns, name): older}
 	for _, slice := range own {
 		if s, ok := v.clusterSlice(slice); ok {
 			out[wire.SliceStateKey(v.cluster.Name, ns, slice.Name)] = s.Marshal()
