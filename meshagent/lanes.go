@@ -32,7 +32,9 @@ type lanes struct {
 	internal netip.Addr
 	// tell is called with the devices whenever they change.
 	tell func(ifindex [2]uint32)
-	log  *slog.Logger
+	// moved is called when the lane to a node changed, or whether anything is sent there.
+	moved func()
+	log   *slog.Logger
 
 	// up is closed once devices, address and routes are in place for the first time.
 	up   chan struct{}
@@ -67,9 +69,14 @@ func (l *lanes) setOwn(own tunnel.Own) {
 	l.changed = make(chan struct{})
 }
 
-// laneTurn is how often the devices are checked without a change. It bounds how long
-// traffic stays on the old key after a handshake with a new one.
-const laneTurn = 500 * time.Millisecond
+const (
+	// laneTurn is how often the devices are read while something is awaited of them. It
+	// bounds how long traffic stays on the old key after a handshake with a new one.
+	laneTurn = 500 * time.Millisecond
+	// laneCheck is how often they are read otherwise, to restore what somebody else
+	// took away.
+	laneCheck = 2 * time.Second
+)
 
 // Run works until ctx ends; lanes, peers and routes stay.
 func (l *lanes) Run(ctx context.Context) error {
@@ -90,7 +97,12 @@ func (l *lanes) Run(ctx context.Context) error {
 		} else {
 			mesh = nil
 		}
-		err := l.turn(ctx, mesh)
+		begun := time.Now()
+		settled, err := l.turn(ctx, mesh)
+		wait := laneTurn
+		if settled && err == nil {
+			wait = laneCheck
+		}
 		if err != nil && ctx.Err() == nil && err.Error() != last {
 			last = err.Error()
 			l.log.Warn("tunnel setup failed, retrying", "in", laneTurn, "error", err)
@@ -105,7 +117,7 @@ func (l *lanes) Run(ctx context.Context) error {
 		case <-clusters:
 		case <-opened:
 		case <-gate:
-		case <-time.After(laneTurn):
+		case <-time.After(rest(wait, time.Since(begun))):
 		}
 	}
 	return nil
@@ -113,17 +125,18 @@ func (l *lanes) Run(ctx context.Context) error {
 
 // turn brings devices, routes, peers and the choice of lanes up to date. Without a mesh
 // it leaves peers alone: a partial view would remove keys that have not been read yet.
-func (l *lanes) turn(ctx context.Context, mesh *program.Mesh) error {
+// It is settled if nothing more is awaited of the devices.
+func (l *lanes) turn(ctx context.Context, mesh *program.Mesh) (settled bool, err error) {
 	own, err := l.edges.Lanes.Ensure(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for i, lane := range own.Lanes {
 		if l.attached[i] == lane.Ifindex {
 			continue
 		}
 		if err := l.edges.Datapath.AttachTunnel(lane.Ifindex, i); err != nil {
-			return fmt.Errorf("attach programs to %s: %w", lane.Device, err)
+			return false, fmt.Errorf("attach programs to %s: %w", lane.Device, err)
 		}
 		l.attached[i] = lane.Ifindex
 	}
@@ -140,22 +153,23 @@ func (l *lanes) turn(ctx context.Context, mesh *program.Mesh) error {
 		network.Internal = l.internal
 	}
 	if err := l.edges.Host.Set(ctx, network, complete); err != nil {
-		return err
+		return false, err
 	}
 	l.tell([2]uint32{uint32(own.Lanes[0].Ifindex), uint32(own.Lanes[1].Ifindex)})
 	if open {
 		l.once.Do(func() { close(l.up) })
 	}
 	if mesh == nil {
-		return nil
+		return true, nil
 	}
-	if err := l.peers(ctx, mesh, own); err != nil {
-		return notUpdated{err}
+	settled, err = l.peers(ctx, mesh, own)
+	if err != nil {
+		return false, notUpdated{err}
 	}
-	return nil
+	return settled, nil
 }
 
-func (l *lanes) peers(ctx context.Context, mesh *program.Mesh, own tunnel.Own) error {
+func (l *lanes) peers(ctx context.Context, mesh *program.Mesh, own tunnel.Own) (settled bool, err error) {
 	var want []tunnel.Peer
 	for _, n := range mesh.Remote {
 		if p, ok := peerOf(n); ok {
@@ -164,18 +178,20 @@ func (l *lanes) peers(ctx context.Context, mesh *program.Mesh, own tunnel.Own) e
 	}
 	refused, err := l.edges.Lanes.Set(ctx, want, mesh.Complete)
 	if err != nil {
-		return err
+		return false, err
 	}
 	l.problems(refused)
 	status, err := l.edges.Lanes.Status(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	l.setOwn(status.Own)
-	if err := l.choose(mesh, status); err != nil {
-		return err
+	chosen, err := l.choose(mesh, status)
+	if err != nil {
+		return false, err
 	}
-	return l.rotate(ctx, mesh, status)
+	rotated, err := l.rotate(ctx, mesh, status)
+	return chosen && rotated, err
 }
 
 // peerOf is a node as a WireGuard peer; false if nothing can be sent to it yet.
@@ -210,16 +226,18 @@ func covered(a netip.Addr, by []netip.Prefix) bool {
 }
 
 // choose writes which lane to use for each node. A node whose key is not on the device
-// is not keyed, and nothing is sent to it.
-func (l *lanes) choose(mesh *program.Mesh, status tunnel.Status) error {
+// is not keyed, and nothing is sent to it. It is settled once every live node is reached
+// on the lane that both ends want.
+func (l *lanes) choose(mesh *program.Mesh, status tunnel.Status) (settled bool, err error) {
 	configured := map[string]tunnel.PeerStatus{}
 	for _, p := range status.Peers {
 		configured[p.Cluster+"/"+p.Node] = p
 	}
+	settled, moved := true, false
 	for key, n := range mesh.Remote {
 		_, epoch := n.Lanes()
 		p := configured[key]
-		row, _ := l.ways.Row(key)
+		row, index := l.ways.Row(key)
 		used := -1
 		if row.Keyed == 1 {
 			used = int(row.Lane)
@@ -228,16 +246,24 @@ func (l *lanes) choose(mesh *program.Mesh, status tunnel.Status) error {
 		if p.Lanes[lane].Key.IsZero() && !p.Lanes[1-lane].Key.IsZero() {
 			lane = 1 - lane
 		}
-		if err := l.ways.SetLane(key, lane, !p.Lanes[lane].Key.IsZero()); err != nil {
-			return err
+		keyed := !p.Lanes[lane].Key.IsZero()
+		if err := l.ways.SetLane(key, lane, keyed); err != nil {
+			return false, err
 		}
+		moved = moved || lane != int(row.Lane) || keyed != (row.Keyed == 1)
+		wanted := tunnel.Lane(status.Own.Epoch, epoch)
+		awaited := !p.Lanes[wanted].Key.IsZero() && !p.Handshaken()[wanted] && row.Path != bpf.PathDead
+		settled = settled && index != 0 && !awaited
 	}
-	return nil
+	if moved {
+		l.moved()
+	}
+	return settled, nil
 }
 
 // rotate takes one step towards the highest key epoch that any node has or the operator
-// asked for.
-func (l *lanes) rotate(ctx context.Context, mesh *program.Mesh, status tunnel.Status) error {
+// asked for. It is settled if there is none to take.
+func (l *lanes) rotate(ctx context.Context, mesh *program.Mesh, status tunnel.Status) (settled bool, err error) {
 	own := status.Own
 	wanted := own.Epoch
 	if r := mesh.Own.Rotation; r != nil {
@@ -252,23 +278,23 @@ func (l *lanes) rotate(ctx context.Context, mesh *program.Mesh, status tunnel.St
 	}
 	to := tunnel.NextEpoch(own.Epoch, wanted)
 	if to == own.Epoch {
-		return nil
+		return true, nil
 	}
 	if err := tunnel.MayRotate(own.Epoch, to, epochs, time.Since(own.Since), status.Quiet[to%tunnel.LaneCount]); err != nil {
 		if l.waiting == "" {
 			l.log.Info("key rotation waits", "from", own.Epoch, "to", to, "why", err)
 		}
 		l.waiting = err.Error()
-		return nil
+		return false, nil
 	}
 	l.waiting = ""
 	next, err := l.edges.Lanes.Rotate(ctx, to)
 	if err != nil {
-		return err
+		return false, err
 	}
 	l.log.Info("keys rotated", "epoch", next.Epoch, "tunnel", next.Epoch%tunnel.LaneCount)
 	l.setOwn(next)
-	return nil
+	return false, nil
 }
 
 // alive reports whether rotations wait for a node. A dead one catches up when it

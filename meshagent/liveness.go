@@ -53,8 +53,12 @@ type liveness struct {
 // a few witnesses and the nodes with flows are.
 const smallCluster = 8
 
-// livenessTurn is how often targets and rows are compared without a change.
-const livenessTurn = 250 * time.Millisecond
+const (
+	// livenessTurn is how soon rows that could not be written are tried again.
+	livenessTurn = 250 * time.Millisecond
+	// livenessCheck is how often targets and rows are compared without a change.
+	livenessCheck = 2 * time.Second
+)
 
 // Run works until ctx ends. Its last results stay in the kernel.
 func (l *liveness) Run(ctx context.Context) error {
@@ -107,36 +111,52 @@ func (l *liveness) targets(ctx context.Context, prober *probe.Prober) error {
 	var flows map[uint16]bool
 	var count time.Time
 	for ctx.Err() == nil {
-		if begun := time.Now(); begun.After(count) {
+		if begun := time.Now(); !begun.Before(count) {
 			flows = l.nodesWithFlows()
-			count = begun.Add(rest(2*time.Second, time.Since(begun)))
+			count = begun.Add(rest(livenessCheck, time.Since(begun)))
 		}
+		begun := time.Now()
 		txn := l.tables.DB.ReadTxn()
 		_, nodes := l.tables.Nodes.AllWatch(txn)
 		_, clusters := l.tables.Clusters.AllWatch(txn)
+		_, _, lanes := l.lanes.Own()
 		if mesh := l.meshes.Of(txn); mesh != nil {
 			evidence := l.evidence(mesh)
 			prober.Set(l.choose(mesh, flows, evidence))
 			prober.SetEvidence(evidence)
 		}
-		observations, now := l.apply(prober)
+		observations, now, written := l.apply(prober)
+		wait := livenessTurn
+		if written {
+			wait = rest(livenessCheck, time.Since(begun))
+		}
 		select {
 		case <-ctx.Done():
 		case <-nodes:
 		case <-clusters:
+		case <-lanes:
 		case <-l.changed:
-		case <-time.After(untilDead(observations, now)):
+		case <-time.After(untilNext(observations, now, wait)):
 		}
 	}
 	return nil
 }
 
-// untilDead is how long until the next silent path is dead, livenessTurn at most.
-func untilDead(observations []probe.Observation, now time.Time) time.Duration {
-	wait := livenessTurn
+// untilNext is how long until time alone changes what is written or reported of a path,
+// wait at most: a silent one is dead, or one has been down or limited for long enough.
+func untilNext(observations []probe.Observation, now time.Time, wait time.Duration) time.Duration {
 	for _, o := range observations {
-		if o.Standing(now) == probe.Silent {
-			wait = min(wait, o.Since.Add(probe.DoubtTime).Sub(now))
+		var next time.Time
+		switch {
+		case o.Standing(now) == probe.Silent:
+			next = o.Since.Add(probe.DoubtTime)
+		case o.State == probe.Down:
+			next = o.Since.Add(lastingAfter)
+		case o.Limit > 0:
+			next = o.LimitSince.Add(lastingAfter)
+		}
+		if next.After(now) {
+			wait = min(wait, next.Sub(now))
 		}
 	}
 	return wait
@@ -228,20 +248,19 @@ func (l *liveness) heard(e gossip.Event) {
 var paths = map[probe.Standing]bpf.Path{probe.Dead: bpf.PathDead, probe.Silent: bpf.PathSilent, probe.Alive: bpf.PathAlive}
 
 // apply writes what the prober has observed into the kernel, then into the table. It
-// returns the observations, and when they were made.
-func (l *liveness) apply(prober *probe.Prober) ([]probe.Observation, time.Time) {
+// returns the observations, when they were made, and whether all of them were written.
+func (l *liveness) apply(prober *probe.Prober) (observations []probe.Observation, now time.Time, written bool) {
 	l.applying.Lock()
 	defer l.applying.Unlock()
-	observations, now := prober.Observations(), time.Now()
-	l.write(observations, now)
-	return observations, now
+	observations, now = prober.Observations(), time.Now()
+	return observations, now, l.write(observations, now)
 }
 
-func (l *liveness) write(observations []probe.Observation, now time.Time) {
+func (l *liveness) write(observations []probe.Observation, now time.Time) bool {
 	txn := l.tables.DB.ReadTxn()
 	mesh := l.meshes.Of(txn)
 	if mesh == nil {
-		return
+		return true
 	}
 	var errs []error
 	// Clusters first: one write helps every service at once.
@@ -277,9 +296,11 @@ func (l *liveness) write(observations []probe.Observation, now time.Time) {
 			errs = append(errs, l.ways.SetPath(key, bpf.PathAlive))
 		}
 	}
-	l.kernel.tell(errors.Join(errs...))
+	err := errors.Join(errs...)
+	l.kernel.tell(err)
 	l.publish(mesh, seen)
 	l.tell(unwell(observations, l.edges.MTU, now))
+	return err == nil
 }
 
 // publish writes the table of paths. A row that differs only in the time of its last

@@ -81,7 +81,7 @@ type Status struct {
 	Own Own
 	// Quiet is how long each lane has received no data; keepalives and handshakes
 	// do not count. It starts at zero with this process and is measured only when
-	// Status is called, so call it at least every second.
+	// Status is called: data between two calls counts as received at the second.
 	Quiet [LaneCount]time.Duration
 	Peers []PeerStatus
 }

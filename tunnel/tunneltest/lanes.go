@@ -34,7 +34,7 @@ type Lanes struct {
 	shaken  map[tunnel.Key]time.Time // by the peer's key
 	lastRx  [tunnel.LaneCount]time.Time
 	failure error
-	sets    int
+	reads   int
 }
 
 var _ tunnel.Lanes = (*Lanes)(nil)
@@ -60,6 +60,13 @@ func (l *Lanes) Receive(lane int) {
 	l.wire.mu.Lock()
 	defer l.wire.mu.Unlock()
 	l.lastRx[lane] = time.Now()
+}
+
+// Reads is how many times Status was called.
+func (l *Lanes) Reads() int {
+	l.wire.mu.Lock()
+	defer l.wire.mu.Unlock()
+	return l.reads
 }
 
 // Peers returns the configured peers, by name.
@@ -133,6 +140,7 @@ func (l *Lanes) Status(context.Context) (tunnel.Status, error) {
 	if l.failure != nil {
 		return tunnel.Status{}, l.failure
 	}
+	l.reads++
 	st := tunnel.Status{Own: l.own}
 	for i := range st.Quiet {
 		st.Quiet[i] = time.Since(l.lastRx[i])
