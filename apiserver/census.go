@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/wire"
@@ -35,7 +34,7 @@ type census struct {
 	standing map[string]said              // how far each is with the store, as last heard
 	changed  chan struct{}                // has one element when deaths changed
 	// registered is the register when strangers last looked at it; nil before that.
-	registered map[string]nodes.Registration
+	registered map[string]wire.Registration
 	// unregistered are names that are not in the register, and since when that is
 	// known. All above is kept for them only for a while.
 	unregistered map[string]time.Time
@@ -222,7 +221,7 @@ func (c *census) forgetLocked(node string) {
 
 // strangers returns the agents that answer although their nodes are not registered, and
 // since when that is known. What is neither registered nor answers is forgotten.
-func (c *census) strangers(now time.Time, register map[string]nodes.Registration) map[string]time.Time {
+func (c *census) strangers(now time.Time, register map[string]wire.Registration) map[string]time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.registered = register; len(c.deaths) > 0 {
@@ -310,11 +309,11 @@ func (c *census) holding() []string {
 
 // status returns one row per registered node, in order of name. endpoints and refused
 // are counts by node.
-func (c *census) status(cluster string, register map[string]nodes.Registration, endpoints map[string]int, refused map[string]uint64) []api.NodeStatus {
+func (c *census) status(cluster string, register map[string]wire.Registration, endpoints map[string]int, refused map[string]uint64) []api.NodeStatus {
 	return c.statusAt(time.Now(), cluster, register, endpoints, refused)
 }
 
-func (c *census) statusAt(now time.Time, cluster string, register map[string]nodes.Registration, endpoints map[string]int, refused map[string]uint64) []api.NodeStatus {
+func (c *census) statusAt(now time.Time, cluster string, register map[string]wire.Registration, endpoints map[string]int, refused map[string]uint64) []api.NodeStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	out := make([]api.NodeStatus, 0, len(register))

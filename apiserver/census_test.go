@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/wire"
@@ -21,7 +20,7 @@ func entries(c *census) int {
 // and of those that do only so many are kept. Nodes of the register stay.
 func TestInventedNodesAreForgotten(t *testing.T) {
 	c := newCensus(nil, slog.New(slog.DiscardHandler))
-	register := map[string]nodes.Registration{"n1": {Name: "n1"}}
+	register := map[string]wire.Registration{"n1": {Name: "n1"}}
 	start := time.Now()
 	c.heard("n1", gossip.Dead, start)
 	for i := range 5 * mostStrangers {
@@ -56,7 +55,7 @@ func TestInventedNodesAreForgotten(t *testing.T) {
 // one that was added a moment ago and is not in the register we read is not.
 func TestRemovedNodesAreForgotten(t *testing.T) {
 	c := newCensus(nil, slog.New(slog.DiscardHandler))
-	register := map[string]nodes.Registration{"n1": {Name: "n1"}}
+	register := map[string]wire.Registration{"n1": {Name: "n1"}}
 	now := time.Now()
 	c.apply(store.Batch{Events: []store.Event{
 		{KV: store.KV{Key: wire.NodeKey("n1"), Value: wire.Marshal(wire.NodeState{Name: "n1", Epoch: 7})}},

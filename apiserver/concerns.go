@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -95,7 +94,7 @@ func exported(cluster, key string) api.Concern {
 	if name, _, _, _, ok := wire.ParseNodesKey(key); ok {
 		return api.Concern{Object: "node " + name, Node: name, Next: "restart its agent; `weft node list` shows what it is registered with"}
 	}
-	if name, ok := nodes.ParseRegistrationKey(key); ok {
+	if name, ok := wire.ParseRegistrationKey(key); ok {
 		return api.Concern{Object: "node " + name, Node: name, Next: "add it again with `weft node add`"}
 	}
 	if ns, pod, ok := wire.ParseEndpointKey(key); ok {

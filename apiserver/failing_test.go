@@ -18,8 +18,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/tunnel/gossip"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // A certificate that cannot be renewed is tried again within the hour, not a month later;
@@ -161,7 +161,7 @@ func TestInventedMethodsShareASeries(t *testing.T) {
 // A death of somebody who is not registered is not reported to peers.
 func TestInventedDeathsAreNotReported(t *testing.T) {
 	c := newCensus(nil, slog.New(slog.DiscardHandler))
-	register := map[string]nodes.Registration{"n1": {Name: "n1"}}
+	register := map[string]wire.Registration{"n1": {Name: "n1"}}
 	c.strangers(time.Now(), register)
 	c.heard("n1", gossip.Dead, time.Now())
 	for i := range 10_000 {
@@ -172,7 +172,7 @@ func TestInventedDeathsAreNotReported(t *testing.T) {
 	}
 	<-c.changed
 	// One that was registered just before it died is reported with the next look.
-	register["made-up-7"] = nodes.Registration{Name: "made-up-7"}
+	register["made-up-7"] = wire.Registration{Name: "made-up-7"}
 	c.strangers(time.Now(), register)
 	select {
 	case <-c.changed:
@@ -186,8 +186,8 @@ func TestInventedDeathsAreNotReported(t *testing.T) {
 
 // Clients of agents go with their nodes, and with their addresses.
 func TestClientsOfAgentsGo(t *testing.T) {
-	at := func(addr string) map[string]nodes.Registration {
-		return map[string]nodes.Registration{"n1": {Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr(addr)}}}
+	at := func(addr string) map[string]wire.Registration {
+		return map[string]wire.Registration{"n1": {Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr(addr)}}}
 	}
 	a := &agents{clients: map[agentAt]*api.Client{}, port: 1}
 	first, err := a.client(at("10.0.0.1")["n1"])

@@ -114,13 +114,13 @@ func (g *gossiper) said(m gossip.Member, text []byte) {
 // agents returns the addresses of the cluster's agents, as registered, so that a restarted
 // API server finds them without waiting for them.
 func (g *gossiper) agents(ctx context.Context) []netip.AddrPort {
-	kvs, _, err := g.store.List(ctx, nodes.RegistrationPrefix)
+	kvs, _, err := g.store.List(ctx, wire.RegistrationsPrefix)
 	if err != nil {
 		return nil // they join us too
 	}
 	var seeds []netip.AddrPort
 	for _, kv := range kvs {
-		if r, err := wire.Unmarshal[nodes.Registration](kv.Value); err == nil && len(r.Addresses) > 0 {
+		if r, err := wire.Unmarshal[wire.Registration](kv.Value); err == nil && len(r.Addresses) > 0 {
 			seeds = append(seeds, netip.AddrPortFrom(r.Addresses[0], agentGossipPort))
 		}
 	}

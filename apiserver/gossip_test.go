@@ -190,7 +190,7 @@ func TestGoodbyeOfAnAgentIsNotADeath(t *testing.T) {
 		if dead := g.census.dead(); len(dead) != c.dead {
 			t.Errorf("after %s: dead %v", c.kind, dead)
 		}
-		s := g.census.status("east", map[string]nodes.Registration{"n1": {Name: "n1"}}, nil, nil)
+		s := g.census.status("east", map[string]wire.Registration{"n1": {Name: "n1"}}, nil, nil)
 		if alive := *s[0].Alive; alive != (c.kind == gossip.Alive) {
 			t.Errorf("after %s: alive %v", c.kind, alive)
 		}

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -42,10 +41,10 @@ type known struct {
 	// Generation is that of the store that Nodes is the register of.
 	Generation string `json:"generation"`
 	// Rebuilt is set once a store before this one was lost.
-	Rebuilt bool                          `json:"rebuilt,omitempty"`
-	Nodes   map[string]nodes.Registration `json:"nodes,omitempty"`
+	Rebuilt bool                         `json:"rebuilt,omitempty"`
+	Nodes   map[string]wire.Registration `json:"nodes,omitempty"`
 	// Lost are nodes of an emptied store that have not been added again yet.
-	Lost map[string]nodes.Registration `json:"lost,omitempty"`
+	Lost map[string]wire.Registration `json:"lost,omitempty"`
 }
 
 func openMemory(dir, generation string, s store.Store, log *slog.Logger) (*memory, error) {
@@ -65,7 +64,7 @@ func openMemory(dir, generation string, s store.Store, log *slog.Logger) (*memor
 	// Older files have no Rebuilt; in those, lost nodes tell.
 	m.know.Rebuilt = m.know.Rebuilt || len(m.know.Lost) > 0
 	if m.know.Lost == nil {
-		m.know.Lost = map[string]nodes.Registration{}
+		m.know.Lost = map[string]wire.Registration{}
 	}
 	if m.know.Generation != generation {
 		m.know.Rebuilt = m.know.Rebuilt || m.know.Generation != ""
@@ -74,7 +73,7 @@ func openMemory(dir, generation string, s store.Store, log *slog.Logger) (*memor
 	}
 	m.know.Generation = generation
 	if m.know.Nodes == nil {
-		m.know.Nodes = map[string]nodes.Registration{}
+		m.know.Nodes = map[string]wire.Registration{}
 	}
 	return m, nil
 }
@@ -82,7 +81,7 @@ func openMemory(dir, generation string, s store.Store, log *slog.Logger) (*memor
 // Run follows the register until ctx ends.
 func (m *memory) Run(ctx context.Context) error {
 	return store.Persist(ctx, m.log, "remembering nodes", func(ctx context.Context) error {
-		return store.Follow(ctx, m.store, nodes.RegistrationPrefix, m.apply)
+		return store.Follow(ctx, m.store, wire.RegistrationsPrefix, m.apply)
 	})
 }
 
@@ -93,12 +92,12 @@ func (m *memory) apply(b store.Batch) error {
 		clear(m.know.Nodes)
 	}
 	for _, ev := range b.Events {
-		name, ok := nodes.ParseRegistrationKey(ev.Key)
+		name, ok := wire.ParseRegistrationKey(ev.Key)
 		if !ok {
 			continue
 		}
 		delete(m.know.Nodes, name)
-		if r, err := wire.Unmarshal[nodes.Registration](ev.Value); err == nil && !ev.Deleted {
+		if r, err := wire.Unmarshal[wire.Registration](ev.Value); err == nil && !ev.Deleted {
 			m.know.Nodes[name] = r
 			delete(m.know.Lost, name)
 		}

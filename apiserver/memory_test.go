@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -134,7 +133,7 @@ func TestLostNodesTellOfALostStore(t *testing.T) {
 func TestLostNodeIsForgottenOnlyWhenRemoved(t *testing.T) {
 	p := start(t, config(t))
 	p.srv.memory.mu.Lock()
-	p.srv.memory.know.Lost["n2"] = nodes.Registration{Name: "n2"}
+	p.srv.memory.know.Lost["n2"] = wire.Registration{Name: "n2"}
 	p.srv.memory.mu.Unlock()
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/flow"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // How long the API server waits for an agent, and before it asks again.
@@ -42,7 +42,7 @@ type agents struct {
 // agentAt is a node and the host:port of its agent.
 type agentAt struct{ node, host string }
 
-func (a *agents) client(node nodes.Registration) (*api.Client, error) {
+func (a *agents) client(node wire.Registration) (*api.Client, error) {
 	if len(node.Addresses) == 0 {
 		return nil, fmt.Errorf("node %s is registered without an address", node.Name)
 	}
@@ -59,7 +59,7 @@ func (a *agents) client(node nodes.Registration) (*api.Client, error) {
 }
 
 // keep drops the clients of nodes that were removed or moved to another address.
-func (a *agents) keep(register map[string]nodes.Registration) {
+func (a *agents) keep(register map[string]wire.Registration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for at, c := range a.clients {
@@ -179,7 +179,7 @@ type timed struct {
 }
 
 // keptFlows asks every agent for the flows it keeps, and returns the newest of them.
-func (s *server) keptFlows(ctx context.Context, register map[string]nodes.Registration, request flow.Request) (kept []timed, missing []string) {
+func (s *server) keptFlows(ctx context.Context, register map[string]wire.Registration, request flow.Request) (kept []timed, missing []string) {
 	ctx, cancel := context.WithTimeout(ctx, agentPatience)
 	defer cancel()
 	var mu sync.Mutex
@@ -220,7 +220,7 @@ func (s *server) keptFlows(ctx context.Context, register map[string]nodes.Regist
 
 // followFlows passes on an agent's flows until ctx ends or each fails. An agent that goes
 // away is asked again, then only for new flows.
-func (s *server) followFlows(ctx context.Context, reg nodes.Registration, request flow.Request, each func([]byte) error) error {
+func (s *server) followFlows(ctx context.Context, reg wire.Registration, request flow.Request, each func([]byte) error) error {
 	c, err := s.agents.client(reg)
 	if err != nil {
 		return nil // a node without an address has no flows

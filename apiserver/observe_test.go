@@ -16,7 +16,6 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/flow"
 	"github.com/weft-mesh/weft/internal/loopbacktest"
 	"github.com/weft-mesh/weft/store"
@@ -29,8 +28,8 @@ func (p *process) fakeAgent(node string, handler http.HandlerFunc) (stop func())
 	p.t.Helper()
 	p.srv.agents.port = 14245
 	addr := loopbacktest.Addr(p.t)
-	reg := nodes.Registration{Name: node, Addresses: []netip.Addr{addr}}
-	if err := store.Write(p.t.Context(), p.srv.store, store.Put(nodes.RegistrationKey(node), wire.Marshal(reg))); err != nil {
+	reg := wire.Registration{Name: node, Addresses: []netip.Addr{addr}}
+	if err := store.Write(p.t.Context(), p.srv.store, store.Put(wire.RegistrationKey(node), wire.Marshal(reg))); err != nil {
 		p.t.Fatal(err)
 	}
 	if handler == nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/endpoints"
 	"github.com/weft-mesh/weft/apiserver/export"
+	"github.com/weft-mesh/weft/apiserver/identities"
 	"github.com/weft-mesh/weft/apiserver/mirror"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/peering"
@@ -42,7 +43,7 @@ type server struct {
 	registry     *registry.Registry
 	registrar    *nodes.Registrar
 	endpoints    *endpoints.Controller
-	collector    *identity.Collector
+	collector    *identities.Collector
 	exporter     *export.Exporter
 	peering      *peering.Peering
 	census       *census
@@ -172,14 +173,14 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 		return nil, err
 	}
 	first, last := split.Range(f.cluster.ID)
-	allocator, err := identity.NewAllocator(store.Identities(s.store), first, last)
+	allocator, err := identities.NewAllocator(s.store, first, last)
 	if err != nil {
 		return nil, err
 	}
 	s.endpoints = endpoints.New(endpoints.Config{Store: s.store, Allocator: allocator, Cluster: f.cluster.Name, Log: s.log})
-	collect := identity.DefaultCollectorConfig()
+	collect := identities.DefaultCollectorConfig()
 	collect.InUse, collect.Log = s.identitiesInUse, s.log
-	s.collector = identity.NewCollector(allocator, collect)
+	s.collector = identities.NewCollector(allocator, collect)
 	s.exporter = export.New(export.Config{Store: s.store, Cluster: f.cluster, Log: s.log})
 	s.peering = peering.New(peering.Config{
 		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f,

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -98,7 +97,7 @@ func TestEveryConcernHasObjectAgeAndNextStep(t *testing.T) {
 		return api.PeerStatus{Name: "west", Added: long, Invited: true, Control: api.ControlStatus{State: state, Since: long, Error: err}}
 	}
 	refusal := api.Refusal{Cluster: "west", Node: "e1", Resource: "ip", Reason: "foreign-address", Count: 2, Example: "x"}
-	lost := memory{know: known{Lost: map[string]nodes.Registration{"e1": {Name: "e1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}}}}
+	lost := memory{know: known{Lost: map[string]wire.Registration{"e1": {Name: "e1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}}}}
 	quota, _ := quotaConcern(99, 100)
 	failed := failing{since: long, text: "no"}
 	disk := (&space{dir: "/var/lib/weft", full: true, failing: failing{since: long, text: "no"}}).concerns()
@@ -131,7 +130,7 @@ func TestEveryConcernHasObjectAgeAndNextStep(t *testing.T) {
 	all = append(all, strangerConcerns("east", map[string]time.Time{"e1": long})...)
 	all = slices.Concat(all, []api.Concern{quota}, disk, own)
 	all = append(all, exportConcerns("east", map[string]string{
-		wire.NodeKey("e1"): "no", nodes.RegistrationKey("e1"): "no", wire.EndpointKey("a", "b"): "no", wire.IdentityIDKey(65538): "no", wire.ObjectKey("services", "a", "b"): "no",
+		wire.NodeKey("e1"): "no", wire.RegistrationKey("e1"): "no", wire.EndpointKey("a", "b"): "no", wire.IdentityIDKey(65538): "no", wire.ObjectKey("services", "a", "b"): "no",
 		wire.ObjectKey("namespaces", "", "a"): "no", wire.ServiceStateKey("east", "a", "b"): "no", wire.SliceStateKey("east", "a", "b"): "no", wire.ClusterConfigKey("east"): "no",
 	})...)
 	if len(all) < 52 {

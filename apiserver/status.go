@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -128,7 +127,7 @@ func (s *server) nodeStatus(ctx context.Context) ([]api.NodeStatus, error) {
 	return s.nodeRows(register), nil
 }
 
-func (s *server) nodeRows(register map[string]nodes.Registration) []api.NodeStatus {
+func (s *server) nodeRows(register map[string]wire.Registration) []api.NodeStatus {
 	derived := s.endpoints.Status()
 	refused := map[string]uint64{}
 	for _, r := range derived.Standing {

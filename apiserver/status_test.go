@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -76,7 +75,7 @@ func TestNodeConcernsNameObjectAgeAndNextStep(t *testing.T) {
 
 func TestAnAgentThatLivesMayNotReadItsStore(t *testing.T) {
 	now := time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
-	register := map[string]nodes.Registration{"e2": {Name: "e2"}}
+	register := map[string]wire.Registration{"e2": {Name: "e2"}}
 	for _, test := range []struct {
 		name  string
 		said  *wire.StoreStanding
@@ -139,11 +138,11 @@ func TestANodeAheadOfItsStoreIsAConcern(t *testing.T) {
 // dead node of the cluster's.
 func TestARemovedNodeThatAnswersIsAConcern(t *testing.T) {
 	c := newCensus(nil, nil)
-	register := map[string]nodes.Registration{"e1": {Name: "e1"}}
+	register := map[string]wire.Registration{"e1": {Name: "e1"}}
 	for _, name := range []string{"e1", "e2"} {
 		c.heard(name, gossip.Alive, time.Now())
 	}
-	if got := strangerConcerns("east", c.strangers(time.Now(), map[string]nodes.Registration{"e1": {}, "e2": {}})); len(got) != 0 {
+	if got := strangerConcerns("east", c.strangers(time.Now(), map[string]wire.Registration{"e1": {}, "e2": {}})); len(got) != 0 {
 		t.Errorf("both are registered: %v", got)
 	}
 	c.forget("e2")
@@ -159,7 +158,7 @@ func TestARemovedNodeThatAnswersIsAConcern(t *testing.T) {
 	if got := c.strangers(time.Now(), register); len(got) != 1 {
 		t.Errorf("started again: %v", got)
 	}
-	if got := c.strangers(time.Now(), map[string]nodes.Registration{"e2": {}}); got["e2"] != (time.Time{}) {
+	if got := c.strangers(time.Now(), map[string]wire.Registration{"e2": {}}); got["e2"] != (time.Time{}) {
 		t.Errorf("added again: %v", got)
 	}
 }

@@ -3,10 +3,7 @@ package wire
 import (
 	"fmt"
 	"net/netip"
-	"strconv"
 	"strings"
-
-	"github.com/weft-mesh/weft/identity"
 )
 
 // Weft's own keys. What ends in "/" is a prefix.
@@ -23,10 +20,14 @@ const (
 	NodesPrefix = "weft/state/nodes/"
 	// EndpointsPrefix holds a checked Endpoint per pod, with its identity.
 	EndpointsPrefix = "weft/state/endpoints/"
-	// IdentitiesPrefix holds the allocation of identities.
-	IdentitiesPrefix   = "weft/state/identities/"
-	IdentityIDPrefix   = IdentitiesPrefix + "id/"
-	IdentityTextPrefix = IdentitiesPrefix + "value/"
+	// IdentitiesPrefix holds the allocation of identities; see identities.go.
+	IdentitiesPrefix     = "weft/state/identities/"
+	IdentityIDPrefix     = IdentitiesPrefix + "id/"
+	IdentityTextPrefix   = IdentitiesPrefix + "value/"
+	IdentityUnusedPrefix = IdentitiesPrefix + "unused/"
+	// RegistrationsPrefix holds a Registration per node. Agents read it to check each
+	// other's claims.
+	RegistrationsPrefix = "weft/state/registrations/"
 	// PeersPrefix holds a Peer per peer cluster.
 	PeersPrefix = "weft/state/peers/"
 	// FormerPrefix holds a Former per removed peer.
@@ -167,15 +168,11 @@ func ParseEndpointKey(key string) (ns, pod string, ok bool) {
 	return p[0], p[1], true
 }
 
-// IdentityIDKey holds the labels of an allocated identity, in text.
-func IdentityIDKey(n identity.Number) string {
-	return IdentityIDPrefix + strconv.FormatUint(uint64(n), 10)
-}
+// RegistrationKey holds a node's Registration.
+func RegistrationKey(node string) string { return RegistrationsPrefix + node }
 
-// ParseIdentityIDKey is the inverse of IdentityIDKey.
-func ParseIdentityIDKey(key string) (identity.Number, bool) {
-	return parseNumber(key, IdentityIDPrefix)
-}
+// ParseRegistrationKey is the inverse of RegistrationKey.
+func ParseRegistrationKey(key string) (node string, ok bool) { return one(key, RegistrationsPrefix) }
 
 // PeerKey holds a Peer.
 func PeerKey(cluster string) string { return PeersPrefix + cluster }
@@ -278,20 +275,6 @@ func one(key, prefix string) (string, bool) {
 		return "", false
 	}
 	return p[0], true
-}
-
-// parseNumber accepts a number only as FormatUint writes it, so that no two keys mean
-// the same identity.
-func parseNumber(key, prefix string) (identity.Number, bool) {
-	s, ok := one(key, prefix)
-	if !ok {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(s, 10, 32)
-	if err != nil || strconv.FormatUint(n, 10) != s {
-		return 0, false
-	}
-	return identity.Number(n), true
 }
 
 // ParseAddr reads an address from the wire. It refuses zones and IPv4 written as

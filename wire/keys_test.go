@@ -28,6 +28,11 @@ func TestKeysReadAsTheReferenceWritesThem(t *testing.T) {
 		{ObjectKey("namespaces", "", "shop"), "weft/state/objects/namespaces/_/shop"},
 		{NodeEndpointKey("n1", "shop", "web-0"), "weft/state/nodes/n1/endpoints/shop/web-0"},
 		{PeerLivenessKey("west"), "weft/cache/west/liveness"},
+		{RegistrationKey("n1"), "weft/state/registrations/n1"},
+		{IdentityIDKey(65537), "weft/state/identities/id/65537"},
+		{IdentityTextKey("k8s:app=web;"), "weft/state/identities/value/k8s:app=web;"},
+		{IdentityOwnerKey("k8s:app=web;", "shop/web-0"), "weft/state/identities/value/k8s:app=web;/shop/web-0"},
+		{IdentityUnusedKey(65537), "weft/state/identities/unused/65537"},
 	} {
 		if c.got != c.want {
 			t.Errorf("got %s, want %s", c.got, c.want)

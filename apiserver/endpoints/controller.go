@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/identities"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -27,7 +28,7 @@ const retryAfter = time.Second
 // Config of a Controller.
 type Config struct {
 	Store     store.Store
-	Allocator *identity.Allocator
+	Allocator *identities.Allocator
 	Cluster   string
 	Log       *slog.Logger
 }
@@ -138,8 +139,8 @@ type pending struct {
 // pods writes the endpoints of dirty pods.
 func (c *Controller) pods(ctx context.Context, m *model) error {
 	var releases, acquisitions []pending
-	var uses []identity.Use
-	var requests []identity.Request
+	var uses []identities.Use
+	var requests []identities.Request
 	for _, who := range m.podWork.take() {
 		w, use, request := c.pod(m, who)
 		switch {
@@ -163,18 +164,18 @@ func (c *Controller) pods(ctx context.Context, m *model) error {
 }
 
 // pod decides about one pod's endpoint and returns the write, if there is one.
-func (c *Controller) pod(m *model, who name) (pending, *identity.Use, *identity.Request) {
+func (c *Controller) pod(m *model, who name) (pending, *identities.Use, *identities.Request) {
 	want, v, no := m.endpoint(c.conf.Cluster, who)
 	c.refuse(subject{"endpoint", who.String()}, no)
 	have, there := m.endpoints[who]
 	w := pending{who: who, key: wire.EndpointKey(who.namespace, who.name), modified: have.modified}
-	unchanged := []identity.Condition{{Key: w.key, Revision: w.modified}}
+	unchanged := []store.Cond{{Key: w.key, Modified: w.modified}}
 	switch {
 	case v == keep, v == remove && !there:
 		return w, nil, nil
 	case v == remove:
-		return w, &identity.Use{Labels: have.value.Labels, Owner: who.String(), Also: identity.Txn{
-			If: unchanged, Then: []identity.Change{{Key: w.key, Delete: true}},
+		return w, &identities.Use{Labels: have.value.Labels, Owner: who.String(), Also: store.Txn{
+			If: unchanged, Then: []store.Op{store.Delete(w.key)},
 		}}, nil
 	}
 	if there && have.value.Labels.Equal(want.Labels) {
@@ -185,12 +186,12 @@ func (c *Controller) pod(m *model, who name) (pending, *identity.Use, *identity.
 	}
 	m.byIP[want.IP] = who
 	w.takes = want.IP
-	return w, nil, &identity.Request{Labels: want.Labels, Owner: who.String(), Also: func(n identity.Number) identity.Txn {
+	return w, nil, &identities.Request{Labels: want.Labels, Owner: who.String(), Also: func(n identity.Number) store.Txn {
 		e := want
 		e.Identity = n
-		txn := identity.Txn{If: unchanged, Then: []identity.Change{{Key: w.key, Value: wire.Marshal(e)}}}
+		txn := store.Txn{If: unchanged, Then: []store.Op{store.Put(w.key, wire.Marshal(e))}}
 		if there && !have.value.Labels.Equal(want.Labels) {
-			txn.Then = append(txn.Then, identity.Change{Key: identity.ReferenceKey(have.value.Labels, who.String()), Delete: true})
+			txn.Then = append(txn.Then, store.Delete(wire.IdentityOwnerKey(have.value.Labels.String(), who.String())))
 		}
 		return txn
 	}}
@@ -212,7 +213,7 @@ func (c *Controller) services(ctx context.Context, m *model) error {
 	}
 	for i, o := range store.CommitEach(ctx, c.conf.Store, txns) {
 		if o.Err == nil && o.Revision == 0 {
-			o.Err = identity.ErrStale
+			o.Err = identities.ErrStale
 		}
 		if err := c.outcome(m, writes[i], serviceOwner(writes[i].who), o.Revision, o.Err, m.serviceWork); err != nil {
 			return err
@@ -267,9 +268,9 @@ func (c *Controller) outcome(m *model, w pending, o owner, revision int64, err e
 	case err == nil:
 		c.unwritten.keep(o, func(key string) bool { return key != w.key })
 		m.await(w.key, revision, w.who, of)
-	case errors.Is(err, identity.ErrStale):
+	case errors.Is(err, identities.ErrStale):
 		m.await(w.key, w.modified+1, w.who, of)
-	case errors.Is(err, identity.ErrContended):
+	case errors.Is(err, identities.ErrContended):
 		of.later[w.who] = true
 	case cannotWrite(err):
 		f := failure{cause: err, round: c.round}

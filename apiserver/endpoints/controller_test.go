@@ -15,7 +15,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/nodes"
+	"github.com/weft-mesh/weft/apiserver/identities"
 	"github.com/weft-mesh/weft/apiserver/registry"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"
@@ -55,7 +55,7 @@ func (e *east) start() (stop func()) {
 func (e *east) startOn(s store.Store) (stop func()) {
 	e.t.Helper()
 	first, last := identity.Split255.Range(1)
-	alloc, err := identity.NewAllocator(store.Identities(s), first, last)
+	alloc, err := identities.NewAllocator(s, first, last)
 	if err != nil {
 		e.t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func (e *east) startOn(s store.Store) (stop func()) {
 
 func (e *east) register(i int) {
 	node := fmt.Sprintf("n%d", i)
-	e.put(nodes.RegistrationKey(node), nodes.Registration{
+	e.put(wire.RegistrationKey(node), wire.Registration{
 		Name: node, Addresses: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("172.16.1.%d", i))},
 		PodCIDRs: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.1.%d.0/24", i))},
 	})
@@ -255,11 +255,11 @@ spec: {nodeName: n1, hostname: zero, subdomain: web, containers: [{name: c}]}
 `)
 		e.claim("n1", "web-0", "10.1.1.2", true)
 		for _, zone := range []string{"", "z1", "z2"} {
-			reg := nodes.Registration{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}}
+			reg := wire.Registration{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}}
 			if zone != "" {
 				reg.Labels = map[string]string{"topology.kubernetes.io/zone": zone}
 			}
-			e.put(nodes.RegistrationKey("n1"), reg)
+			e.put(wire.RegistrationKey("n1"), reg)
 			for svc, hostname := range map[string]string{"web": "zero", "other": ""} {
 				kv, err := e.store.Get(t.Context(), wire.ObjectKey("endpointslices", "shop", svc+"-v4"))
 				if err != nil {
@@ -397,7 +397,7 @@ func TestSilenceRemovesNothing(t *testing.T) {
 		e.want("taken back by its agent", e.endpoints(), "")
 
 		e.claim("n1", "web-1", "10.1.1.6", true)
-		e.write(store.Delete(nodes.RegistrationKey("n1")))
+		e.write(store.Delete(wire.RegistrationKey("n1")))
 		e.want("node removed", e.endpoints(), "")
 		e.want("nothing refused", e.refused(), "")
 	})

@@ -12,8 +12,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/nodes"
-	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/apiserver/identities"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -47,7 +46,7 @@ func TestInventedNamesAreForgotten(t *testing.T) {
 		synctest.Wait()
 		e.want("listed again", e.refused(), "n2 endpoint 200× pod is not declared on the node (shop/ghost-199 at 10.1.2.7)")
 
-		e.write(store.DeletePrefix(wire.NodePrefix("n2")), store.Delete(nodes.RegistrationKey("n2")))
+		e.write(store.DeletePrefix(wire.NodePrefix("n2")), store.Delete(wire.RegistrationKey("n2")))
 		if claims, counts := e.held(); claims != 0 || counts != 0 {
 			t.Errorf("of a node that was removed, %d claims and %d counts are remembered", claims, counts)
 		}
@@ -93,7 +92,7 @@ func TestTheModelForgetsWhatIsGone(t *testing.T) {
 		for i := range 10 {
 			n := fmt.Sprint(i)
 			feed(deleted, wire.ObjectKey("namespaces", "", n), map[string]any{"metadata": map[string]any{"labels": map[string]string{"a": "b"}}})
-			feed(deleted, nodes.RegistrationKey(n), nodes.Registration{Name: n})
+			feed(deleted, wire.RegistrationKey(n), wire.Registration{Name: n})
 			feed(deleted, wire.NodeKey(n), wire.NodeState{Name: n})
 			feed(deleted, wire.NodeSyncedKey(n), "x")
 			feed(deleted, wire.NodeEndpointKey(n, n, n), wire.EndpointState{})
@@ -182,7 +181,7 @@ func TestASliceAppliedByHandIsLeftAlone(t *testing.T) {
 // Identities that are used up and then are not: the status names the pods meanwhile.
 func TestExhaustedIdentitiesLeaveAddressesFree(t *testing.T) {
 	run(t, func(e *east) {
-		alloc, err := identity.NewAllocator(store.Identities(e.store), 65536, 65536)
+		alloc, err := identities.NewAllocator(e.store, 65536, 65536)
 		if err != nil {
 			t.Fatal(err)
 		}

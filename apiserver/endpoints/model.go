@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -141,7 +140,7 @@ type pod struct {
 }
 
 type node struct {
-	registration *nodes.Registration     // nil: not registered
+	registration *wire.Registration      // nil: not registered
 	state        *stored[wire.NodeState] // nil: not claimed
 	synced       bool
 	claims       map[name]*claim
@@ -181,7 +180,7 @@ func (m *model) apply(ev store.Event) {
 		m.applyNode(ev)
 	case strings.HasPrefix(ev.Key, wire.EndpointsPrefix):
 		m.applyEndpoint(ev)
-	case strings.HasPrefix(ev.Key, nodes.RegistrationPrefix):
+	case strings.HasPrefix(ev.Key, wire.RegistrationsPrefix):
 		m.applyRegistration(ev)
 	}
 }
@@ -360,14 +359,14 @@ func (m *model) applyNode(ev store.Event) {
 }
 
 func (m *model) applyRegistration(ev store.Event) {
-	nodeName, ok := nodes.ParseRegistrationKey(ev.Key)
+	nodeName, ok := wire.ParseRegistrationKey(ev.Key)
 	if !ok {
 		return
 	}
 	n := m.node(nodeName)
 	defer m.tidy(nodeName)
 	zone := n.registration.Zone()
-	n.registration = read[nodes.Registration](ev)
+	n.registration = read[wire.Registration](ev)
 	moved := n.registration.Zone() != zone
 	m.dirtyNodes[nodeName] = true
 	for who := range m.podsOn[nodeName] {

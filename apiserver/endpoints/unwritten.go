@@ -8,7 +8,7 @@ import (
 	"slices"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/apiserver/identities"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -86,7 +86,7 @@ func (c *Controller) Trouble(namespace, pod string) *api.Concern {
 // cannotWrite reports whether an error concerns this write alone or passes by itself, so
 // that the other writes can go on.
 func cannotWrite(err error) bool {
-	return errors.Is(err, identity.ErrExhausted) || errors.Is(err, store.ErrTooLarge) || errors.Is(err, store.ErrFull)
+	return errors.Is(err, identities.ErrExhausted) || errors.Is(err, store.ErrTooLarge) || errors.Is(err, store.ErrFull)
 }
 
 // concerns returns one line for each cause and kind, with an example if it concerns
@@ -130,7 +130,7 @@ func reason(cause error) string {
 	switch {
 	case errors.As(cause, new(nameTaken)):
 		return "SliceNameTaken"
-	case errors.Is(cause, identity.ErrExhausted):
+	case errors.Is(cause, identities.ErrExhausted):
 		return "IdentitiesExhausted"
 	case errors.Is(cause, store.ErrTooLarge):
 		return "TooLargeForStore"

@@ -18,7 +18,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/store"
@@ -121,11 +120,11 @@ func (b *bench) value(key string) string {
 	return string(kv.Value)
 }
 
-func node(n int) (nodes.Registration, wire.NodeState) {
+func node(n int) (wire.Registration, wire.NodeState) {
 	addr := netip.AddrFrom4([4]byte{172, 16, 1, byte(n)})
 	cidr := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(n), 0}), 24)
 	name := fmt.Sprintf("n%d", n)
-	r := nodes.Registration{Name: name, Addresses: []netip.Addr{addr}, PodCIDRs: []netip.Prefix{cidr}}
+	r := wire.Registration{Name: name, Addresses: []netip.Addr{addr}, PodCIDRs: []netip.Prefix{cidr}}
 	return r, wire.NodeState{Name: name, Addresses: r.Addresses, PodCIDRs: r.PodCIDRs, Internal: r.Internal(), Epoch: 1,
 		Lanes: [2]wire.Lane{{}, {PublicKey: "VRksOB6ZNds4oXWIGfSVpvc0gBhcOWFmzvTDcyvULlI=", Port: 51872}}}
 }
@@ -166,7 +165,7 @@ func TestNodes(t *testing.T) {
 		r, n := node(1)
 		b.put(wire.NodeKey("n1"), n)
 		b.expect() // not registered
-		b.put(nodes.RegistrationKey("n1"), r)
+		b.put(wire.RegistrationKey("n1"), r)
 		exported := []string{"cilium/state/nodes/v1/east/n1", "weft/export/nodes/n1"}
 		b.expect(exported...)
 		got, err := wire.ParseNode(wire.CacheRef{Cluster: "east", Node: "n1"}, 1, []byte(b.value(exported[0])))
@@ -196,7 +195,7 @@ func TestNodes(t *testing.T) {
 		b.start()
 		b.expect(exported...)
 
-		b.write(store.Delete(nodes.RegistrationKey("n1")))
+		b.write(store.Delete(wire.RegistrationKey("n1")))
 		b.expect()
 	})
 }
@@ -207,12 +206,12 @@ func TestUnreadableNodeStaysAProblem(t *testing.T) {
 	run(t, nil, func(b *bench) {
 		r, n := node(1)
 		key, exported := wire.NodeKey("n1"), []string{"cilium/state/nodes/v1/east/n1", "weft/export/nodes/n1"}
-		b.put(nodes.RegistrationKey("n1"), r)
+		b.put(wire.RegistrationKey("n1"), r)
 		b.put(key, n)
 		asBefore := []string{b.value(exported[0]), b.value(exported[1])}
 		b.put(key, []byte(`{"epoch": "x"}`))
 		for _, when := range []string{"at once", "after a restart"} {
-			b.put(nodes.RegistrationKey("n1"), r)
+			b.put(wire.RegistrationKey("n1"), r)
 			b.expect(exported...)
 			if diff := cmp.Diff(asBefore, []string{b.value(exported[0]), b.value(exported[1])}); diff != "" {
 				t.Errorf("%s: exported (-before +after):\n%s", when, diff)
@@ -467,7 +466,7 @@ func TestCompactionAndFailingWrites(t *testing.T) {
 // withdrawn is not.
 func TestWhatVanishesIsExportedAgain(t *testing.T) {
 	run(t, nil, func(b *bench) {
-		b.put(nodes.RegistrationKey("n1"), nodes.Registration{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}})
+		b.put(wire.RegistrationKey("n1"), wire.Registration{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}})
 		b.put(wire.NodeKey("n1"), wire.NodeState{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}})
 		for round, restart := range []bool{false, true} {
 			var keys []string
@@ -495,7 +494,7 @@ func TestWhatVanishesIsExportedAgain(t *testing.T) {
 			b.stop()
 			b.start()
 		}
-		b.write(store.Delete(nodes.RegistrationKey("n1")))
+		b.write(store.Delete(wire.RegistrationKey("n1")))
 		b.expect()
 	})
 }

@@ -12,7 +12,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
@@ -100,7 +99,7 @@ func (v *views) ofNode(name string) map[string][]byte {
 	}
 }
 
-func (v *views) check(r nodes.Registration, claim wire.NodeState) error {
+func (v *views) check(r wire.Registration, claim wire.NodeState) error {
 	for _, p := range claim.PodCIDRs {
 		if !inside(v.cluster.PodCIDRs, p) {
 			return fmt.Errorf("claims pod CIDR %v, which is outside the cluster's", p)

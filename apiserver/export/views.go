@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/store"
@@ -46,7 +45,7 @@ type views struct {
 	cluster    wire.Cluster
 	split      identity.Split
 	kept       map[string]bool // namespaces that are not exported
-	register   map[string]nodes.Registration
+	register   map[string]wire.Registration
 	claimed    map[string]wire.NodeState // what nodes claim about themselves
 	agreed     map[string]wire.NodeState // the last claim that agreed with the registration
 	endpoints  map[[2]string]wire.Endpoint
@@ -69,7 +68,7 @@ func newViews(c wire.Cluster) *views {
 	v := &views{
 		cluster: c, split: split,
 		kept:       map[string]bool{},
-		register:   map[string]nodes.Registration{},
+		register:   map[string]wire.Registration{},
 		claimed:    map[string]wire.NodeState{},
 		agreed:     map[string]wire.NodeState{},
 		endpoints:  map[[2]string]wire.Endpoint{},
@@ -139,12 +138,12 @@ func (v *views) event(e store.Event, dirty map[view]bool) error {
 		v.claimed[node] = n
 		return nil
 	}
-	if node, ok := nodes.ParseRegistrationKey(e.Key); ok {
+	if node, ok := wire.ParseRegistrationKey(e.Key); ok {
 		dirty[view{kind: ofNode, name: node}] = true
 		if e.Deleted {
 			delete(v.claimed, node)
 		}
-		return set(v.register, node, e, wire.Unmarshal[nodes.Registration])
+		return set(v.register, node, e, wire.Unmarshal[wire.Registration])
 	}
 	if ns, pod, ok := wire.ParseEndpointKey(e.Key); ok {
 		dirty[view{ofEndpoint, ns, pod}] = true

@@ -1,3 +1,7 @@
+// Package nodes keeps the register of a cluster's nodes and their addresses, and makes
+// the bundles with which their agents join.
+//
+// Package endpoints checks what a node later claims about itself against the register.
 package nodes
 
 import (
@@ -65,14 +69,14 @@ type Registrar struct{ conf Config }
 func New(c Config) *Registrar { return &Registrar{conf: c} }
 
 // Register returns every registration, by name.
-func (r *Registrar) Register(ctx context.Context) (map[string]Registration, error) {
-	kvs, _, err := r.conf.Store.List(ctx, RegistrationPrefix)
+func (r *Registrar) Register(ctx context.Context) (map[string]wire.Registration, error) {
+	kvs, _, err := r.conf.Store.List(ctx, wire.RegistrationsPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("read the register of nodes: %w", err)
 	}
-	register := make(map[string]Registration, len(kvs))
+	register := make(map[string]wire.Registration, len(kvs))
 	for _, kv := range kvs {
-		reg, err := wire.Unmarshal[Registration](kv.Value)
+		reg, err := wire.Unmarshal[wire.Registration](kv.Value)
 		if err != nil {
 			return nil, fmt.Errorf("read the register of nodes: %s: %w", kv.Key, err)
 		}
@@ -106,46 +110,46 @@ func agentRights(node string) store.User {
 	}
 }
 
-func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (Registration, error) {
+func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (wire.Registration, error) {
 	for range attempts {
 		guard, err := r.conf.Store.Get(ctx, guardKey)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return Registration{}, err
+			return wire.Registration{}, err
 		}
 		register, err := r.Register(ctx)
 		if err != nil {
-			return Registration{}, err
+			return wire.Registration{}, err
 		}
 		old, there := register[request.Name]
 		delete(register, request.Name)
 		peers, err := r.peerCIDRs(ctx)
 		if err != nil {
-			return Registration{}, err
+			return wire.Registration{}, err
 		}
 		reg, err := r.admit(request, old, register, peers)
 		if err != nil {
-			return Registration{}, err
+			return wire.Registration{}, err
 		}
 		moved := !slices.Equal(old.Addresses, reg.Addresses)
 		if there && !moved && maps.Equal(old.Labels, reg.Labels) {
 			return reg, nil
 		}
 		if there && moved && !request.Replace {
-			return Registration{}, api.Conflict("give the address it has, or confirm that it has moved: `weft node add --replace`",
+			return wire.Registration{}, api.Conflict("give the address it has, or confirm that it has moved: `weft node add --replace`",
 				"node %s is registered with address %s; another one would cut it off until its agent has the new bundle", reg.Name, join(old.Addresses))
 		}
 		_, done, err := r.conf.Store.Commit(ctx, store.Txn{
 			If: []store.Cond{{Key: guardKey, Modified: guard.Modified}},
 			Then: []store.Op{
 				store.Put(guardKey, []byte(reg.Name)),
-				store.Put(RegistrationKey(reg.Name), wire.Marshal(reg)),
+				store.Put(wire.RegistrationKey(reg.Name), wire.Marshal(reg)),
 			},
 		})
 		if err != nil || done {
 			return reg, err
 		}
 	}
-	return Registration{}, api.Conflict("try again", "someone else is changing the register of nodes")
+	return wire.Registration{}, api.Conflict("try again", "someone else is changing the register of nodes")
 }
 
 // peerCIDRs are the CIDRs of pods and services of the connected peers, by peer.
@@ -169,12 +173,12 @@ func (r *Registrar) peerCIDRs(ctx context.Context) (map[string][]netip.Prefix, e
 
 // admit decides what a request registers, given the node's current registration, if
 // any, those of all other nodes, and the CIDRs of each peer.
-func (r *Registrar) admit(request api.NodeRequest, old Registration, others map[string]Registration, peers map[string][]netip.Prefix) (Registration, error) {
+func (r *Registrar) admit(request api.NodeRequest, old wire.Registration, others map[string]wire.Registration, peers map[string][]netip.Prefix) (wire.Registration, error) {
 	c := r.conf.Cluster
 	if mistakes := validation.IsDNS1123Subdomain(request.Name); len(mistakes) > 0 || len(request.Name) > maxName {
 		return old, api.Invalid(fmt.Sprintf("use up to %d of a-z, 0-9, '-' and '.'", maxName), "%q cannot be a node's name", request.Name)
 	}
-	reg := Registration{Name: request.Name, Addresses: request.Addresses, PodCIDRs: request.PodCIDRs, Labels: request.Labels, Added: old.Added}
+	reg := wire.Registration{Name: request.Name, Addresses: request.Addresses, PodCIDRs: request.PodCIDRs, Labels: request.Labels, Added: old.Added}
 	if mistakes := metav1validation.ValidateLabels(request.Labels, field.NewPath("labels")); len(mistakes) > 0 {
 		return old, api.Invalid("write labels as in Kubernetes, for example topology.kubernetes.io/zone=eu-1a", "labels of node %s: %v", request.Name, mistakes.ToAggregate())
 	}
@@ -229,7 +233,7 @@ func (r *Registrar) admit(request api.NodeRequest, old Registration, others map[
 	return reg, checkCIDRs(c, reg, others)
 }
 
-func checkCIDRs(c wire.Cluster, reg Registration, others map[string]Registration) error {
+func checkCIDRs(c wire.Cluster, reg wire.Registration, others map[string]wire.Registration) error {
 	for i, p := range reg.PodCIDRs {
 		if !p.IsValid() || p != p.Masked() || p.Addr().BitLen()-p.Bits() < 2 {
 			return api.Invalid("write it like 10.1.2.0/24, with room for at least two addresses", "%s cannot be a node's pod CIDR", p)
@@ -254,7 +258,7 @@ func checkCIDRs(c wire.Cluster, reg Registration, others map[string]Registration
 }
 
 // freeCIDR returns the first part of the cluster's CIDRs that no node has.
-func freeCIDR(whole []netip.Prefix, others map[string]Registration) (netip.Prefix, bool) {
+func freeCIDR(whole []netip.Prefix, others map[string]wire.Registration) (netip.Prefix, bool) {
 	taken := func(p netip.Prefix) bool {
 		for _, other := range others {
 			if slices.ContainsFunc(other.PodCIDRs, p.Overlaps) {
@@ -295,7 +299,7 @@ func join[T fmt.Stringer](all []T) string {
 	return strings.Join(texts, ", ")
 }
 
-func (r *Registrar) bundle(ctx context.Context, reg Registration) (*api.JoinBundle, error) {
+func (r *Registrar) bundle(ctx context.Context, reg wire.Registration) (*api.JoinBundle, error) {
 	keys, err := GossipKeys(ctx, r.conf.Store)
 	if err != nil {
 		return nil, err
@@ -324,7 +328,7 @@ func (r *Registrar) bundle(ctx context.Context, reg Registration) (*api.JoinBund
 // Remove removes a node: first its rights, then everything it wrote and the pods that
 // were declared on it, which it returns. Their endpoints follow.
 func (r *Registrar) Remove(ctx context.Context, node string) (gone []types.NamespacedName, err error) {
-	if _, err := r.conf.Store.Get(ctx, RegistrationKey(node)); errors.Is(err, store.ErrNotFound) {
+	if _, err := r.conf.Store.Get(ctx, wire.RegistrationKey(node)); errors.Is(err, store.ErrNotFound) {
 		return nil, api.NotFound("`weft node list` lists the nodes", "cluster %s has no node %q", r.conf.Cluster.Name, node)
 	} else if err != nil {
 		return nil, err
@@ -347,7 +351,7 @@ func (r *Registrar) Remove(ctx context.Context, node string) (gone []types.Names
 		}
 	}
 	// The registration goes last, so that an interrupted removal can be repeated.
-	ops = append(ops, store.Put(guardKey, []byte(node)), store.Delete(RegistrationKey(node)))
+	ops = append(ops, store.Put(guardKey, []byte(node)), store.Delete(wire.RegistrationKey(node)))
 	if err := store.Write(ctx, r.conf.Store, ops...); err != nil {
 		return nil, fmt.Errorf("remove node %s: %w", node, err)
 	}

@@ -57,9 +57,9 @@ func TestAdd(t *testing.T) {
 	if !ok || !slices.Equal(user.Write, []string{"weft/state/nodes/n1/"}) || slices.Contains(user.Read, wire.SecretPrefix) {
 		t.Errorf("rights: %+v", user)
 	}
-	before := s.Dump(RegistrationPrefix)
+	before := s.Dump(wire.RegistrationsPrefix)
 	again, err := r.Add(t.Context(), request("n1", "", ""))
-	if err != nil || again.Cert == b.Cert || again.GossipKey != b.GossipKey || !slices.Equal(before, s.Dump(RegistrationPrefix)) {
+	if err != nil || again.Cert == b.Cert || again.GossipKey != b.GossipKey || !slices.Equal(before, s.Dump(wire.RegistrationsPrefix)) {
 		t.Errorf("asked again: %v", err)
 	}
 	if b, err := r.Add(t.Context(), request("n2", "172.16.1.2", "")); err != nil || b.PodCIDRs[0] != netip.MustParsePrefix("10.1.0.0/24") {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/wire"
@@ -171,8 +170,8 @@ func TestBadInvites(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n1 := nodes.Registration{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}}
-		if err := store.Write(t.Context(), east.st, store.Put(nodes.RegistrationKey("n1"), wire.Marshal(n1))); err != nil {
+		n1 := wire.Registration{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}}
+		if err := store.Write(t.Context(), east.st, store.Put(wire.RegistrationKey("n1"), wire.Marshal(n1))); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()

@@ -25,7 +25,6 @@ import (
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/mirror"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/wire"
@@ -390,8 +389,8 @@ func TestNodesOfPeersTakeNobodysAddress(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		east, west, south := w.cluster(t, "east", 1), w.cluster(t, "west", 2), w.cluster(t, "south", 3)
 		defer func() { east.stop(); west.stop(); south.stop() }()
-		ours := nodes.Registration{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}}
-		if err := store.Write(t.Context(), east.st, store.Put(nodes.RegistrationKey("n1"), wire.Marshal(ours))); err != nil {
+		ours := wire.Registration{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}}
+		if err := store.Write(t.Context(), east.st, store.Put(wire.RegistrationKey("n1"), wire.Marshal(ours))); err != nil {
 			t.Fatal(err)
 		}
 		east.read(south)

@@ -16,7 +16,6 @@ import (
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/mirror"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -53,7 +52,7 @@ func (p *Peering) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return store.Persist(ctx, p.conf.Log, "following our own nodes", func(ctx context.Context) error {
-			return store.Follow(ctx, p.conf.Store, nodes.RegistrationPrefix, func(b store.Batch) error {
+			return store.Follow(ctx, p.conf.Store, wire.RegistrationsPrefix, func(b store.Batch) error {
 				p.register(b)
 				tell()
 				return nil
@@ -93,12 +92,12 @@ func (p *Peering) register(b store.Batch) {
 		clear(p.nodes)
 	}
 	for _, e := range b.Events {
-		name, ok := nodes.ParseRegistrationKey(e.Key)
+		name, ok := wire.ParseRegistrationKey(e.Key)
 		if !ok {
 			continue
 		}
 		delete(p.nodes, name)
-		if r, err := wire.Unmarshal[nodes.Registration](e.Value); err == nil && !e.Deleted {
+		if r, err := wire.Unmarshal[wire.Registration](e.Value); err == nil && !e.Deleted {
 			p.nodes[name] = r.Addresses
 		}
 	}

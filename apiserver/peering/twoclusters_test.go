@@ -23,7 +23,6 @@ import (
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/embedded"
 	"github.com/weft-mesh/weft/apiserver/export"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/peering"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/internal/loopbacktest"
@@ -145,9 +144,9 @@ func (s *site) populate() {
 	number := identity.Number(s.own.ID)<<16 + 1
 	s.put(wire.IdentityIDKey(number), fmt.Appendf(nil, "k8s:app=web;k8s:io.cilium.k8s.policy.cluster=%s;k8s:io.kubernetes.pod.namespace=shop;", s.own.Name))
 	for n := byte(1); n <= 2; n++ {
-		r := nodes.Registration{Name: fmt.Sprintf("n%d", n), Addresses: []netip.Addr{netip.AddrFrom4([4]byte{172, 16, id, n})},
+		r := wire.Registration{Name: fmt.Sprintf("n%d", n), Addresses: []netip.Addr{netip.AddrFrom4([4]byte{172, 16, id, n})},
 			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, id, n, 0}), 24)}}
-		s.put(nodes.RegistrationKey(r.Name), r)
+		s.put(wire.RegistrationKey(r.Name), r)
 		s.put(wire.NodeKey(r.Name), wire.NodeState{Name: r.Name, Addresses: r.Addresses, PodCIDRs: r.PodCIDRs, Internal: r.Internal(), Epoch: 1})
 	}
 	name, port := "http", int32(8080)

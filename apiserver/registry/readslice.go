@@ -9,7 +9,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -76,13 +75,13 @@ func readEndpointSlice(r *reading) {
 // namespace, leads the clients of its service there. Agents check this again, as nodes
 // may be added later, and also check whose pod an address is.
 func (r *Registry) fitSlice(ctx context.Context, slice *discoveryv1.EndpointSlice) (problem string, err error) {
-	kvs, _, err := r.store.List(ctx, nodes.RegistrationPrefix)
+	kvs, _, err := r.store.List(ctx, wire.RegistrationsPrefix)
 	if err != nil {
 		return "", err
 	}
 	of := map[netip.Addr]string{}
 	for _, kv := range kvs {
-		if reg, err := wire.Unmarshal[nodes.Registration](kv.Value); err == nil {
+		if reg, err := wire.Unmarshal[wire.Registration](kv.Value); err == nil {
 			of[reg.Internal()] = reg.Name
 			for _, a := range reg.Addresses {
 				of[a] = reg.Name

@@ -23,7 +23,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/policy"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -248,7 +247,7 @@ func (r *Registry) identify(meta metav1.Object, old store.KV) error {
 
 func (r *Registry) fitPod(ctx context.Context, c *change, pod *corev1.Pod) (string, error) {
 	node := pod.Spec.NodeName
-	key := nodes.RegistrationKey(node)
+	key := wire.RegistrationKey(node)
 	kv, err := r.store.Get(ctx, key)
 	if errors.Is(err, store.ErrNotFound) {
 		return r.unknownNode(ctx, node)
@@ -279,7 +278,7 @@ func (r *Registry) fitPod(ctx context.Context, c *change, pod *corev1.Pod) (stri
 }
 
 func (r *Registry) unknownNode(ctx context.Context, node string) (string, error) {
-	kvs, _, err := r.store.List(ctx, nodes.RegistrationPrefix)
+	kvs, _, err := r.store.List(ctx, wire.RegistrationsPrefix)
 	if err != nil {
 		return "", err
 	}
@@ -288,7 +287,7 @@ func (r *Registry) unknownNode(ctx context.Context, node string) (string, error)
 	}
 	names := make([]string, 0, len(kvs))
 	for _, kv := range kvs {
-		if name, ok := nodes.ParseRegistrationKey(kv.Key); ok {
+		if name, ok := wire.ParseRegistrationKey(kv.Key); ok {
 			names = append(names, name)
 		}
 	}

@@ -15,7 +15,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/wire"
@@ -25,8 +24,8 @@ func fixture(t *testing.T) (*Registry, *storetest.Store) {
 	t.Helper()
 	s := storetest.New()
 	for _, node := range []string{"n1", "n2"} {
-		reg := nodes.Registration{Name: node, Addresses: []netip.Addr{netip.MustParseAddr("172.16.1." + node[1:])}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1." + node[1:] + ".0/24")}}
-		if err := store.Write(t.Context(), s, store.Put(nodes.RegistrationKey(node), wire.Marshal(reg))); err != nil {
+		reg := wire.Registration{Name: node, Addresses: []netip.Addr{netip.MustParseAddr("172.16.1." + node[1:])}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1." + node[1:] + ".0/24")}}
+		if err := store.Write(t.Context(), s, store.Put(wire.RegistrationKey(node), wire.Marshal(reg))); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -22,7 +22,7 @@ var mayImport = map[string][]string{
 	"policy":    {"identity", "manifest"},
 	"flow":      {"identity", "bpf"},
 	"api":       {"statefile"},
-	"store":     {"identity", "wire"},
+	"store":     {"wire"},
 	// The lab signs with the authorities of its clusters, to show what is done
 	// about forgeries.
 	"apiserver/authority": {"api", "statefile"},

@@ -1,12 +1,15 @@
-package identity
+package identities
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
+
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // CollectorConfig says how patient a Collector is.
@@ -21,7 +24,7 @@ type CollectorConfig struct {
 	Every time.Duration
 	// InUse returns numbers that must stay although no owner is recorded, as a
 	// second opinion. If it fails, nothing is freed. May be nil.
-	InUse func(ctx context.Context) (map[Number]bool, error)
+	InUse func(ctx context.Context) (map[identity.Number]bool, error)
 	Log   *slog.Logger // nil: silent
 }
 
@@ -43,7 +46,7 @@ func DefaultCollectorConfig() CollectorConfig {
 type Collector struct {
 	alloc *Allocator
 	cfg   CollectorConfig
-	seen  map[Number]sighting
+	seen  map[identity.Number]sighting
 }
 
 // sighting is when this collector first saw a mark.
@@ -57,7 +60,7 @@ func NewCollector(a *Allocator, cfg CollectorConfig) *Collector {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Collector{alloc: a, cfg: cfg, seen: map[Number]sighting{}}
+	return &Collector{alloc: a, cfg: cfg, seen: map[identity.Number]sighting{}}
 }
 
 // Run collects until ctx ends. A collection that fails is logged and tried again
@@ -84,30 +87,30 @@ func (c *Collector) Run(ctx context.Context) error {
 
 // holding is what the store says about one number.
 type holding struct {
-	id, value, mark Row
+	id, value, mark store.KV
 	owned           bool
 }
 
 // Collect does one round: it marks unused numbers and frees those that have been
 // marked for Grace. It returns the freed numbers.
-func (c *Collector) Collect(ctx context.Context) (freed []Number, err error) {
+func (c *Collector) Collect(ctx context.Context) (freed []identity.Number, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("collect unused identities: %w", err)
 		}
 	}()
-	rows, err := c.alloc.store.List(ctx, Prefix)
+	kvs, _, err := c.alloc.store.List(ctx, wire.IdentitiesPrefix)
 	if err != nil {
 		return nil, err
 	}
-	inUse := map[Number]bool{}
+	inUse := map[identity.Number]bool{}
 	if c.cfg.InUse != nil {
 		if inUse, err = c.cfg.InUse(ctx); err != nil {
 			return nil, err
 		}
 	}
-	now, seen := time.Now(), map[Number]sighting{}
-	for n, h := range c.holdings(rows) {
+	now, seen := time.Now(), map[identity.Number]sighting{}
+	for n, h := range c.holdings(kvs) {
 		done, err := c.judge(ctx, n, h, inUse[n], now, seen)
 		if err != nil {
 			return freed, fmt.Errorf("identity %d: %w", n, err)
@@ -120,11 +123,11 @@ func (c *Collector) Collect(ctx context.Context) (freed []Number, err error) {
 	return freed, nil
 }
 
-// holdings groups the rows by number.
-func (c *Collector) holdings(rows []Row) map[Number]holding {
-	out := map[Number]holding{}
-	edit := func(n Number, err error, f func(*holding)) {
-		if err != nil || !c.alloc.inRange(n) {
+// holdings groups the keys by number.
+func (c *Collector) holdings(kvs []store.KV) map[identity.Number]holding {
+	out := map[identity.Number]holding{}
+	edit := func(n identity.Number, ok bool, f func(*holding)) {
+		if !ok || !c.alloc.inRange(n) {
 			return
 		}
 		h := out[n]
@@ -132,19 +135,19 @@ func (c *Collector) holdings(rows []Row) map[Number]holding {
 		out[n] = h
 	}
 	owned := map[string]bool{} // by labels
-	for _, row := range rows {
-		switch text, _, isRef := splitReference(row.Key); {
-		case isRef:
-			owned[text] = true
-		case text != "":
-			n, err := parseDecimal(string(row.Value), "")
-			edit(n, err, func(h *holding) { h.value = row })
-		case strings.HasPrefix(row.Key, prefixID):
-			n, err := parseDecimal(row.Key, prefixID)
-			edit(n, err, func(h *holding) { h.id = row })
-		case strings.HasPrefix(row.Key, prefixUnused):
-			n, err := parseDecimal(row.Key, prefixUnused)
-			edit(n, err, func(h *holding) { h.mark = row })
+	for _, kv := range kvs {
+		if text, owner, ok := wire.ParseIdentityTextKey(kv.Key); ok {
+			if owner != "" {
+				owned[text] = true
+				continue
+			}
+			n, err := wire.ParseNumberText(kv.Value)
+			edit(n, err == nil, func(h *holding) { h.value = kv })
+		} else if n, ok := wire.ParseIdentityIDKey(kv.Key); ok {
+			edit(n, true, func(h *holding) { h.id = kv })
+		} else {
+			n, ok := wire.ParseIdentityUnusedKey(kv.Key)
+			edit(n, ok, func(h *holding) { h.mark = kv })
 		}
 	}
 	for n, h := range out {
@@ -159,47 +162,51 @@ func (h holding) labels() string {
 	if h.id.Key != "" {
 		return string(h.id.Value)
 	}
-	return strings.TrimPrefix(h.value.Key, prefixValue)
+	text, _, _ := wire.ParseIdentityTextKey(h.value.Key)
+	return text
 }
 
 // judge moves one number at most one step.
-func (c *Collector) judge(ctx context.Context, n Number, h holding, inUse bool, now time.Time, seen map[Number]sighting) (freed bool, err error) {
-	commit := func(txn Txn) (bool, error) { return c.alloc.store.Commit(ctx, txn) }
-	unchanged := []Condition{
-		{Key: IDKey(n), Revision: h.id.Revision},
-		{Key: unusedKey(n), Revision: h.mark.Revision},
+func (c *Collector) judge(ctx context.Context, n identity.Number, h holding, inUse bool, now time.Time, seen map[identity.Number]sighting) (freed bool, err error) {
+	commit := func(txn store.Txn) (done bool, err error) {
+		_, done, err = c.alloc.store.Commit(ctx, txn)
+		return done, err
+	}
+	unchanged := []store.Cond{
+		{Key: wire.IdentityIDKey(n), Modified: h.id.Modified},
+		{Key: wire.IdentityUnusedKey(n), Modified: h.mark.Modified},
 	}
 	text := h.labels()
 	if text == "" || h.owned || inUse {
-		var then []Change
+		var then []store.Op
 		if h.mark.Key != "" {
-			then = append(then, Change{Key: unusedKey(n), Delete: true})
+			then = append(then, store.Delete(wire.IdentityUnusedKey(n)))
 		}
 		if text != "" && h.id.Key == "" { // someone deleted it by hand
-			then = append(then, Change{Key: IDKey(n), Value: []byte(text)})
+			then = append(then, store.Put(wire.IdentityIDKey(n), []byte(text)))
 		}
 		if len(then) > 0 {
-			_, err = commit(Txn{If: unchanged, Then: then})
+			_, err = commit(store.Txn{If: unchanged, Then: then})
 		}
 		return false, err
 	}
-	unchanged = append(unchanged, Condition{Key: referencePrefix(text), Prefix: true})
+	unchanged = append(unchanged, store.Cond{Key: wire.IdentityOwnersPrefix(text), Prefix: true})
 	if h.mark.Key == "" {
-		_, err = commit(Txn{If: unchanged, Then: []Change{{Key: unusedKey(n), Value: []byte(text)}}})
+		_, err = commit(store.Txn{If: unchanged, Then: []store.Op{store.Put(wire.IdentityUnusedKey(n), []byte(text))}})
 		return false, err
 	}
 	first := c.seen[n]
-	if first.revision != h.mark.Revision {
-		first = sighting{revision: h.mark.Revision, since: now}
+	if first.revision != h.mark.Modified {
+		first = sighting{revision: h.mark.Modified, since: now}
 	}
 	seen[n] = first
 	if now.Sub(first.since) < c.cfg.Grace {
 		return false, nil
 	}
-	then := []Change{{Key: IDKey(n), Delete: true}, {Key: unusedKey(n), Delete: true}}
-	if h.value.Key == valueKey(text) { // else these labels have another number
-		unchanged = append(unchanged, Condition{Key: h.value.Key, Revision: h.value.Revision})
-		then = append(then, Change{Key: h.value.Key, Delete: true})
+	then := []store.Op{store.Delete(wire.IdentityIDKey(n)), store.Delete(wire.IdentityUnusedKey(n))}
+	if h.value.Key == wire.IdentityTextKey(text) { // else these labels have another number
+		unchanged = append(unchanged, store.Cond{Key: h.value.Key, Modified: h.value.Modified})
+		then = append(then, store.Delete(h.value.Key))
 	}
-	return commit(Txn{If: unchanged, Then: then})
+	return commit(store.Txn{If: unchanged, Then: then})
 }

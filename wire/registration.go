@@ -1,33 +1,14 @@
-// Package nodes keeps the register of a cluster's nodes and their addresses, and makes
-// the bundles with which their agents join.
-//
-// Package endpoints checks what a node later claims about itself against the register.
-package nodes
+package wire
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-
-	"github.com/weft-mesh/weft/wire"
 )
-
-// RegistrationPrefix holds a Registration per node. Agents read it to check each
-// other's claims.
-const RegistrationPrefix = wire.StatePrefix + "registrations/"
-
-// RegistrationKey holds a node's Registration.
-func RegistrationKey(node string) string { return RegistrationPrefix + node }
-
-// ParseRegistrationKey is the inverse of RegistrationKey.
-func ParseRegistrationKey(key string) (node string, ok bool) {
-	node, ok = strings.CutPrefix(key, RegistrationPrefix)
-	return node, ok && node != "" && !strings.Contains(node, "/")
-}
 
 // Registration is what an operator has declared about a node.
 type Registration struct {
@@ -61,7 +42,7 @@ func (r Registration) Owns(ip netip.Addr) bool {
 }
 
 // Check says what in a node's claim contradicts its registration, or returns nil.
-func (r Registration) Check(claim wire.NodeState) error {
+func (r Registration) Check(claim NodeState) error {
 	if claim.Name != r.Name {
 		return fmt.Errorf("calls itself %q", claim.Name)
 	}
@@ -71,7 +52,7 @@ func (r Registration) Check(claim wire.NodeState) error {
 		}
 	}
 	if len(claim.Addresses) == 0 {
-		return fmt.Errorf("claims no address")
+		return errors.New("claims no address")
 	}
 	for _, p := range claim.PodCIDRs {
 		if !slices.Contains(r.PodCIDRs, p) {

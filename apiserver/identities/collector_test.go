@@ -1,4 +1,4 @@
-package identity_test
+package identities_test
 
 import (
 	"context"
@@ -12,11 +12,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/weft-mesh/weft/apiserver/identities"
 	"github.com/weft-mesh/weft/identity"
-	"github.com/weft-mesh/weft/identity/identitytest"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/wire"
 )
 
-func acquire(t testing.TB, a *identity.Allocator, labels identity.Labels, owner string) identity.Number {
+func acquire(t testing.TB, a *identities.Allocator, labels identity.Labels, owner string) identity.Number {
 	t.Helper()
 	n, err := a.Acquire(t.Context(), labels, owner, run(owner, labels))
 	if err != nil {
@@ -25,15 +27,15 @@ func acquire(t testing.TB, a *identity.Allocator, labels identity.Labels, owner 
 	return n
 }
 
-func release(t testing.TB, a *identity.Allocator, labels identity.Labels, owner string) {
+func release(t testing.TB, a *identities.Allocator, labels identity.Labels, owner string) {
 	t.Helper()
-	err := a.Release(t.Context(), labels, owner, identity.Txn{Then: []identity.Change{{Key: "pods/" + owner, Delete: true}}})
+	err := a.Release(t.Context(), labels, owner, store.Txn{Then: []store.Op{store.Delete("pods/" + owner)}})
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func taken(t testing.TB, a *identity.Allocator, n identity.Number) bool {
+func taken(t testing.TB, a *identities.Allocator, n identity.Number) bool {
 	t.Helper()
 	all, err := a.All(t.Context())
 	if err != nil {
@@ -45,14 +47,14 @@ func taken(t testing.TB, a *identity.Allocator, n identity.Number) bool {
 
 func TestUnusedNumberIsFreedAfterGrace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := identitytest.New()
+		s := newTwin()
 		a := allocator(t, s, first, last)
 		used, unused := acquire(t, a, app(1), "one"), acquire(t, a, app(2), "two")
 		release(t, a, app(2), "two")
 
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- identity.NewCollector(a, identity.DefaultCollectorConfig()).Run(ctx) }()
+		go func() { done <- identities.NewCollector(a, identities.DefaultCollectorConfig()).Run(ctx) }()
 
 		// Marked at once, seen marked after a minute, freed after Grace.
 		time.Sleep(16*time.Minute - time.Second)
@@ -70,18 +72,18 @@ func TestUnusedNumberIsFreedAfterGrace(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		sound(t, s.Dump())
-		if got := len(s.Dump()); got != 4 {
-			t.Errorf("left behind: %v", s.Dump())
+		sound(t, s.dump())
+		if got := len(s.dump()); got != 4 {
+			t.Errorf("left behind: %v", s.dump())
 		}
 	})
 }
 
 func TestNumberThatIsUsedAgainStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := identitytest.New()
+		s := newTwin()
 		a := allocator(t, s, first, last)
-		c := identity.NewCollector(a, identity.CollectorConfig{Grace: time.Hour})
+		c := identities.NewCollector(a, identities.CollectorConfig{Grace: time.Hour})
 		n := acquire(t, a, app(1), "one")
 		release(t, a, app(1), "one")
 		collect(t, c, 0)
@@ -102,7 +104,7 @@ func TestNumberThatIsUsedAgainStays(t *testing.T) {
 	})
 }
 
-func collect(t testing.TB, c *identity.Collector, want int) {
+func collect(t testing.TB, c *identities.Collector, want int) {
 	t.Helper()
 	freed, err := c.Collect(t.Context())
 	if err != nil || len(freed) != want {
@@ -114,25 +116,25 @@ func collect(t testing.TB, c *identity.Collector, want int) {
 func TestOwnerComesBetweenLookAndAct(t *testing.T) {
 	for round, what := range []string{"mark", "free"} {
 		t.Run(what, func(t *testing.T) {
-			s := identitytest.New()
+			s := newTwin()
 			a := allocator(t, s, first, last)
-			c := identity.NewCollector(a, identity.CollectorConfig{})
+			c := identities.NewCollector(a, identities.CollectorConfig{})
 			n := acquire(t, a, app(1), "one")
 			release(t, a, app(1), "one")
 			for range round {
 				collect(t, c, 0)
 			}
 			inside := false
-			s.Before = func(op identitytest.Op) error {
-				if op.Name == "Commit" && !inside {
+			s.before = func(call string) error {
+				if call == "commit" && !inside {
 					inside = true
 					acquire(t, a, app(1), "two")
 				}
 				return nil
 			}
 			collect(t, c, 0)
-			for key := range s.Dump() {
-				if strings.HasPrefix(key, identity.Prefix+"unused/") {
+			for key := range s.dump() {
+				if strings.HasPrefix(key, wire.IdentityUnusedPrefix) {
 					t.Errorf("%s stands although the number is in use", key)
 				}
 			}
@@ -140,20 +142,20 @@ func TestOwnerComesBetweenLookAndAct(t *testing.T) {
 			if !inside || !taken(t, a, n) {
 				t.Errorf("interleaved: %v, taken: %v", inside, taken(t, a, n))
 			}
-			sound(t, s.Dump())
+			sound(t, s.dump())
 		})
 	}
 }
 
 func TestLostReferencesFreeNothingInUse(t *testing.T) {
-	s := identitytest.New()
+	s := newTwin()
 	a := allocator(t, s, first, last)
 	n := acquire(t, a, app(1), "one")
 	use := map[identity.Number]bool{n: true}
-	c := identity.NewCollector(a, identity.CollectorConfig{
+	c := identities.NewCollector(a, identities.CollectorConfig{
 		InUse: func(context.Context) (map[identity.Number]bool, error) { return use, nil },
 	})
-	if s.Expire(func(key string) bool { return key == identity.ReferenceKey(app(1), "one") }) != 1 {
+	if s.lose(func(key string) bool { return key == wire.IdentityOwnerKey(app(1).String(), "one") }) != 1 {
 		t.Fatal("nothing was lost")
 	}
 	for range 3 {
@@ -162,7 +164,7 @@ func TestLostReferencesFreeNothingInUse(t *testing.T) {
 	if again := acquire(t, a, app(1), "one"); again != n {
 		t.Errorf("got %v, want %v again", again, n)
 	}
-	sound(t, s.Dump())
+	sound(t, s.dump())
 
 	release(t, a, app(1), "one")
 	clear(use)
@@ -171,26 +173,26 @@ func TestLostReferencesFreeNothingInUse(t *testing.T) {
 }
 
 func TestNothingIsFreedWithoutTheSecondOpinion(t *testing.T) {
-	s := identitytest.New()
+	s := newTwin()
 	a := allocator(t, s, first, last)
 	acquire(t, a, app(1), "one")
 	release(t, a, app(1), "one")
-	c := identity.NewCollector(a, identity.CollectorConfig{
-		InUse: func(context.Context) (map[identity.Number]bool, error) { return nil, identitytest.ErrInjected },
+	c := identities.NewCollector(a, identities.CollectorConfig{
+		InUse: func(context.Context) (map[identity.Number]bool, error) { return nil, errInjected },
 	})
 	for range 3 {
-		if freed, err := c.Collect(t.Context()); !errors.Is(err, identitytest.ErrInjected) || freed != nil {
+		if freed, err := c.Collect(t.Context()); !errors.Is(err, errInjected) || freed != nil {
 			t.Errorf("freed %v, %v", freed, err)
 		}
 	}
 }
 
 func TestOtherRangesAreLeftAlone(t *testing.T) {
-	s := identitytest.New()
+	s := newTwin()
 	other := allocator(t, s, 1<<17, 1<<17+9)
 	n := acquire(t, other, app(1), "one")
 	release(t, other, app(1), "one")
-	c := identity.NewCollector(allocator(t, s, first, last), identity.CollectorConfig{})
+	c := identities.NewCollector(allocator(t, s, first, last), identities.CollectorConfig{})
 	for range 3 {
 		collect(t, c, 0)
 	}
@@ -200,9 +202,9 @@ func TestOtherRangesAreLeftAlone(t *testing.T) {
 }
 
 func TestFreedNumberRests(t *testing.T) {
-	s := identitytest.New()
+	s := newTwin()
 	a := allocator(t, s, first, first+9)
-	c := identity.NewCollector(a, identity.CollectorConfig{})
+	c := identities.NewCollector(a, identities.CollectorConfig{})
 	n := acquire(t, a, app(0), "pod")
 	release(t, a, app(0), "pod")
 	collect(t, c, 0)
@@ -222,20 +224,20 @@ func TestFreedNumberRests(t *testing.T) {
 func TestAllAtOnce(t *testing.T) {
 	for name, lossy := range map[string]bool{"owners are kept": false, "owners are lost": true} {
 		t.Run(name, func(t *testing.T) {
-			s := identitytest.New()
-			flaky := func(identitytest.Op) error {
+			s := newTwin()
+			flaky := func(string) error {
 				if rand.IntN(3) == 0 {
 					runtime.Gosched()
 				}
 				if rand.IntN(20) == 0 {
-					return identitytest.ErrInjected
+					return errInjected
 				}
 				return nil
 			}
-			s.Before = flaky
-			s.After = func(op identitytest.Op) error {
-				if op.Name == "Commit" {
-					rows := s.Dump()
+			s.before = flaky
+			s.after = func(call string) error {
+				if call == "commit" {
+					rows := s.dump()
 					if lossy { // references are incomplete then
 						for key := range rows {
 							if strings.Contains(key, ";/") {
@@ -245,10 +247,10 @@ func TestAllAtOnce(t *testing.T) {
 					}
 					sound(t, rows)
 				}
-				return flaky(op)
+				return flaky(call)
 			}
 			inUse := func(ctx context.Context) (map[identity.Number]bool, error) {
-				rows, err := s.List(ctx, "pods/")
+				rows, _, err := s.List(ctx, "pods/")
 				out := map[identity.Number]bool{}
 				for _, row := range rows {
 					text, _, _ := strings.Cut(string(row.Value), " ")
@@ -260,12 +262,12 @@ func TestAllAtOnce(t *testing.T) {
 			ctx, cancel := context.WithCancel(context.Background())
 			var workers, collectors sync.WaitGroup
 			for range 2 {
-				c := identity.NewCollector(allocator(t, s, first, first+11), identity.CollectorConfig{InUse: inUse})
+				c := identities.NewCollector(allocator(t, s, first, first+11), identities.CollectorConfig{InUse: inUse})
 				collectors.Go(func() {
 					for ctx.Err() == nil {
 						c.Collect(ctx)
 						if lossy {
-							s.Expire(func(key string) bool { return strings.Contains(key, ";/") && rand.IntN(4) == 0 })
+							s.lose(func(key string) bool { return strings.Contains(key, ";/") && rand.IntN(4) == 0 })
 						}
 					}
 				})
@@ -277,16 +279,16 @@ func TestAllAtOnce(t *testing.T) {
 			workers.Wait()
 			cancel()
 			collectors.Wait()
-			t.Logf("%d commits", s.Commits())
+			t.Logf("%d commits", s.commits.Load())
 		})
 	}
 }
 
 // work starts and stops a pod 150 times under changing labels, retrying on the
 // expected errors.
-func work(t *testing.T, a *identity.Allocator, pod string) {
+func work(t *testing.T, a *identities.Allocator, pod string) {
 	ctx := context.Background()
-	stop := identity.Txn{Then: []identity.Change{{Key: "pods/" + pod, Delete: true}}}
+	stop := store.Txn{Then: []store.Op{store.Delete("pods/" + pod)}}
 	for range 150 {
 		labels := app(rand.IntN(8))
 		for {
@@ -294,7 +296,7 @@ func work(t *testing.T, a *identity.Allocator, pod string) {
 			if err == nil {
 				break
 			}
-			if !errors.Is(err, identitytest.ErrInjected) && !errors.Is(err, identity.ErrExhausted) && !errors.Is(err, identity.ErrContended) {
+			if !errors.Is(err, errInjected) && !errors.Is(err, identities.ErrExhausted) && !errors.Is(err, identities.ErrContended) {
 				t.Error(err)
 				return
 			}

@@ -1,4 +1,4 @@
-package identity
+package identities
 
 import (
 	"context"
@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
+
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/wire"
 )
 
 var (
@@ -34,37 +36,37 @@ const maxKnown = 4096
 // locks in the store, so there are none to lose. What it remembers is only a hint
 // where to look first. Safe for concurrent use.
 type Allocator struct {
-	store       Store
-	first, last Number
+	store       store.Store
+	first, last identity.Number
 
 	mu    sync.Mutex
-	next  Number          // where to look for a free number
-	taken map[Number]bool // as far as known; nil: list them first
-	known map[string]pair // by the labels' text
+	next  identity.Number          // where to look for a free number
+	taken map[identity.Number]bool // as far as known; nil: list them first
+	known map[string]pair          // by the labels' text
 }
 
 // pair is a number and the revisions of the two keys that tie it to its labels.
 type pair struct {
-	n         Number
+	n         identity.Number
 	value, id int64
 }
 
 // NewAllocator allocates from first to last, both included.
-func NewAllocator(store Store, first, last Number) (*Allocator, error) {
-	if first < FirstAllocatable || last < first || last.Scope() != ScopeGlobal {
+func NewAllocator(s store.Store, first, last identity.Number) (*Allocator, error) {
+	if first < identity.FirstAllocatable || last < first || last.Scope() != identity.ScopeGlobal {
 		return nil, fmt.Errorf("identity range %d to %d is not inside a cluster's range; take it from Split.Range", first, last)
 	}
-	return &Allocator{store: store, first: first, last: last, known: map[string]pair{}}, nil
+	return &Allocator{store: s, first: first, last: last, known: map[string]pair{}}, nil
 }
 
 // Also returns the caller's own part of the transaction: it commits together with
 // the allocation or not at all. It is called again for every attempt.
-type Also func(n Number) Txn
+type Also func(n identity.Number) store.Txn
 
 // Request asks for the number of labels on behalf of an owner. Owner is any name the
 // caller chooses, such as namespace/pod. Also may be nil.
 type Request struct {
-	Labels Labels
+	Labels identity.Labels
 	Owner  string
 	Also   Also
 }
@@ -72,20 +74,20 @@ type Request struct {
 // Use is an owner's use of the number of these labels, to be released. Also commits
 // with the release and may be empty.
 type Use struct {
-	Labels Labels
+	Labels identity.Labels
 	Owner  string
-	Also   Txn
+	Also   store.Txn
 }
 
 // Result is the outcome of one Request or Use.
 type Result struct {
-	Number   Number
+	Number   identity.Number
 	Revision int64 // at which it was written
 	Err      error
 }
 
 // Acquire is AcquireAll for one request.
-func (a *Allocator) Acquire(ctx context.Context, labels Labels, owner string, also Also) (Number, error) {
+func (a *Allocator) Acquire(ctx context.Context, labels identity.Labels, owner string, also Also) (identity.Number, error) {
 	r := a.AcquireAll(ctx, []Request{{labels, owner, also}})[0]
 	return r.Number, r.Err
 }
@@ -126,7 +128,7 @@ func (a *Allocator) AcquireAll(ctx context.Context, requests []Request) []Result
 // failed because something changed in the meantime (failed is set for these).
 func (a *Allocator) round(ctx context.Context, requests []Request, pending []int, results []Result) (left []int, failed bool) {
 	plans := map[string]*plan{}
-	var txns []Txn
+	var txns []store.Txn
 	var tried []int
 	for _, i := range pending {
 		r := requests[i]
@@ -143,17 +145,17 @@ func (a *Allocator) round(ctx context.Context, requests []Request, pending []int
 			results[i].Err = p.err
 			continue
 		}
-		txn := Txn{If: p.txn.If, Then: slices.Concat(p.txn.Then, []Change{
-			{Key: referencePrefix(text) + r.Owner, Value: []byte(decimal(p.n))},
+		txn := and(p.txn, store.Txn{Then: []store.Op{
+			store.Put(wire.IdentityOwnerKey(text, r.Owner), wire.NumberText(p.n)),
 			// A collector that saw the number unused has to look again.
-			{Key: unusedKey(p.n), Delete: true},
-		})}
+			store.Delete(wire.IdentityUnusedKey(p.n)),
+		}})
 		if r.Also != nil {
-			txn = txn.and(r.Also(p.n))
+			txn = and(txn, r.Also(p.n))
 		}
 		txns, tried = append(txns, txn), append(tried, i)
 	}
-	for j, o := range a.store.CommitEach(ctx, txns) {
+	for j, o := range store.CommitEach(ctx, a.store, txns) {
 		i := tried[j]
 		text := requests[i].Labels.String()
 		p := plans[text]
@@ -178,20 +180,20 @@ func (a *Allocator) round(ctx context.Context, requests []Request, pending []int
 
 // missed finds out why a transaction did not commit: either the caller's own
 // conditions do not hold, which is final, or another allocator interfered.
-func (a *Allocator) missed(ctx context.Context, p *plan, own []Condition) (again bool, err error) {
+func (a *Allocator) missed(ctx context.Context, p *plan, own []store.Cond) (again bool, err error) {
 	for _, c := range own {
-		row, _, err := a.store.Get(ctx, c.Key)
+		kv, _, err := get(ctx, a.store, c.Key)
 		if err != nil {
 			return false, err
 		}
-		if !c.Prefix && row.Revision != c.Revision {
+		if !c.Prefix && kv.Modified != c.Modified {
 			return false, ErrStale
 		}
 	}
 	if !p.fresh {
 		return true, nil
 	}
-	_, there, err := a.store.Get(ctx, IDKey(p.n))
+	_, there, err := get(ctx, a.store, wire.IdentityIDKey(p.n))
 	if err != nil {
 		return false, err
 	}
@@ -232,8 +234,8 @@ func (a *Allocator) forget(text string) {
 
 // plan is the number that labels get, and the transaction that assigns it.
 type plan struct {
-	n         Number
-	txn       Txn
+	n         identity.Number
+	txn       store.Txn
 	value, id int64 // revisions of the two keys; 0: the transaction writes the key
 	creates   bool  // the transaction writes at least one of them
 	fresh     bool  // free chose the number
@@ -248,28 +250,28 @@ func (a *Allocator) plan(ctx context.Context, text string) *plan {
 	if ok {
 		return known.plan(text)
 	}
-	value, there, err := a.store.Get(ctx, valueKey(text))
+	value, there, err := get(ctx, a.store, wire.IdentityTextKey(text))
 	if err != nil {
 		return &plan{err: err}
 	}
-	unchanged := Condition{Key: valueKey(text), Revision: value.Revision} // 0 if absent
+	unchanged := store.Cond{Key: wire.IdentityTextKey(text), Modified: value.Modified} // 0 if absent
 	if there {
-		n, err := parseDecimal(string(value.Value), "")
+		n, err := wire.ParseNumberText(value.Value)
 		if err != nil {
 			return &plan{err: fmt.Errorf("%s: %w", value.Key, err)}
 		}
-		id, taken, err := a.store.Get(ctx, IDKey(n))
+		id, taken, err := get(ctx, a.store, wire.IdentityIDKey(n))
 		switch {
 		case err != nil:
 			return &plan{err: err}
 		case taken && string(id.Value) == text:
-			return pair{n, value.Revision, id.Revision}.plan(text)
+			return pair{n, value.Modified, id.Modified}.plan(text)
 		case !taken && a.inRange(n):
 			// Half of the pair is gone. No transaction of ours does that, so
 			// write it again.
-			return &plan{n: n, value: value.Revision, creates: true, txn: Txn{
-				If:   []Condition{unchanged, {Key: IDKey(n)}},
-				Then: []Change{{Key: IDKey(n), Value: []byte(text)}},
+			return &plan{n: n, value: value.Modified, creates: true, txn: store.Txn{
+				If:   []store.Cond{unchanged, {Key: wire.IdentityIDKey(n)}},
+				Then: []store.Op{store.Put(wire.IdentityIDKey(n), []byte(text))},
 			}}
 		}
 	}
@@ -277,19 +279,19 @@ func (a *Allocator) plan(ctx context.Context, text string) *plan {
 	if err != nil {
 		return &plan{err: err}
 	}
-	return &plan{n: n, creates: true, fresh: true, txn: Txn{
-		If: []Condition{unchanged, {Key: IDKey(n)}},
-		Then: []Change{
-			{Key: IDKey(n), Value: []byte(text)},
-			{Key: valueKey(text), Value: []byte(decimal(n))},
+	return &plan{n: n, creates: true, fresh: true, txn: store.Txn{
+		If: []store.Cond{unchanged, {Key: wire.IdentityIDKey(n)}},
+		Then: []store.Op{
+			store.Put(wire.IdentityIDKey(n), []byte(text)),
+			store.Put(wire.IdentityTextKey(text), wire.NumberText(n)),
 		},
 	}}
 }
 
 // plan is the plan for labels that have a number: both keys must stay as they are.
 func (p pair) plan(text string) *plan {
-	return &plan{n: p.n, value: p.value, id: p.id, txn: Txn{
-		If: []Condition{{Key: valueKey(text), Revision: p.value}, {Key: IDKey(p.n), Revision: p.id}},
+	return &plan{n: p.n, value: p.value, id: p.id, txn: store.Txn{
+		If: []store.Cond{{Key: wire.IdentityTextKey(text), Modified: p.value}, {Key: wire.IdentityIDKey(p.n), Modified: p.id}},
 	}}
 }
 
@@ -297,25 +299,25 @@ func (p pair) plan(text string) *plan {
 // again until the taken numbers have been listed again. Proposals go round the range,
 // so that a freed number stays unused as long as possible; after a collision with
 // another allocator they continue from a random place.
-func (a *Allocator) free(ctx context.Context) (Number, error) {
+func (a *Allocator) free(ctx context.Context) (identity.Number, error) {
 	a.mu.Lock()
 	n, ok := a.proposeLocked()
 	a.mu.Unlock()
 	if ok {
 		return n, nil
 	}
-	rows, err := a.store.List(ctx, prefixID)
+	kvs, _, err := a.store.List(ctx, wire.IdentityIDPrefix)
 	if err != nil {
 		return 0, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.taken == nil {
-		a.next = a.first + Number(rand.Uint32N(uint32(a.last-a.first+1)))
+		a.next = a.first + identity.Number(rand.Uint32N(uint32(a.last-a.first+1)))
 	}
-	a.taken = make(map[Number]bool, len(rows))
-	for _, row := range rows {
-		if n, err := parseDecimal(row.Key, prefixID); err == nil && a.inRange(n) {
+	a.taken = make(map[identity.Number]bool, len(kvs))
+	for _, kv := range kvs {
+		if n, ok := wire.ParseIdentityIDKey(kv.Key); ok && a.inRange(n) {
 			a.taken[n] = true
 		}
 	}
@@ -326,7 +328,7 @@ func (a *Allocator) free(ctx context.Context) (Number, error) {
 		a.last-a.first+1, a.first, a.last, ErrExhausted)
 }
 
-func (a *Allocator) proposeLocked() (Number, bool) {
+func (a *Allocator) proposeLocked() (identity.Number, bool) {
 	size := int(a.last-a.first) + 1
 	if a.taken == nil || len(a.taken) >= size {
 		return 0, false
@@ -345,10 +347,10 @@ func (a *Allocator) proposeLocked() (Number, bool) {
 	return 0, false
 }
 
-func (a *Allocator) inRange(n Number) bool { return a.first <= n && n <= a.last }
+func (a *Allocator) inRange(n identity.Number) bool { return a.first <= n && n <= a.last }
 
 // Release is ReleaseAll for one use.
-func (a *Allocator) Release(ctx context.Context, labels Labels, owner string, also Txn) error {
+func (a *Allocator) Release(ctx context.Context, labels identity.Labels, owner string, also store.Txn) error {
 	return a.ReleaseAll(ctx, []Use{{labels, owner, also}})[0].Err
 }
 
@@ -357,12 +359,12 @@ func (a *Allocator) Release(ctx context.Context, labels Labels, owner string, al
 // owner did not use is not an error. ErrStale means that Also's conditions do not
 // hold.
 func (a *Allocator) ReleaseAll(ctx context.Context, uses []Use) []Result {
-	txns := make([]Txn, len(uses))
+	txns := make([]store.Txn, len(uses))
 	for i, u := range uses {
-		txns[i] = Txn{Then: []Change{{Key: ReferenceKey(u.Labels, u.Owner), Delete: true}}}.and(u.Also)
+		txns[i] = and(store.Txn{Then: []store.Op{store.Delete(wire.IdentityOwnerKey(u.Labels.String(), u.Owner))}}, u.Also)
 	}
 	results := make([]Result, len(uses))
-	for i, o := range a.store.CommitEach(ctx, txns) {
+	for i, o := range store.CommitEach(ctx, a.store, txns) {
 		results[i] = Result{Revision: o.Revision, Err: o.Err}
 		if o.Err == nil && o.Revision == 0 {
 			results[i].Err = ErrStale
@@ -378,23 +380,23 @@ func (a *Allocator) ReleaseAll(ctx context.Context, uses []Use) []Result {
 // Only callers with a complete list of owners may use it, and keep must know owners
 // that are added while it runs.
 func (a *Allocator) ReleaseOthers(ctx context.Context, keep func(owner string) bool) (released int, err error) {
-	rows, err := a.store.List(ctx, prefixValue)
+	kvs, _, err := a.store.List(ctx, wire.IdentityTextPrefix)
 	if err != nil {
 		return 0, fmt.Errorf("list owners of identities: %w", err)
 	}
-	for _, row := range rows {
-		_, owner, ok := splitReference(row.Key)
-		if !ok || keep(owner) {
+	for _, kv := range kvs {
+		_, owner, ok := wire.ParseIdentityTextKey(kv.Key)
+		if !ok || owner == "" || keep(owner) {
 			continue
 		}
-		ok, err := a.store.Commit(ctx, Txn{
-			If:   []Condition{{Key: row.Key, Revision: row.Revision}},
-			Then: []Change{{Key: row.Key, Delete: true}},
+		_, done, err := a.store.Commit(ctx, store.Txn{
+			If:   []store.Cond{{Key: kv.Key, Modified: kv.Modified}},
+			Then: []store.Op{store.Delete(kv.Key)},
 		})
 		if err != nil {
 			return released, fmt.Errorf("release what %s used: %w", owner, err)
 		}
-		if ok {
+		if done {
 			released++
 		}
 	}
@@ -402,43 +404,34 @@ func (a *Allocator) ReleaseOthers(ctx context.Context, keep func(owner string) b
 }
 
 // All returns the taken numbers with their labels.
-func (a *Allocator) All(ctx context.Context) (map[Number]Labels, error) {
-	rows, err := a.store.List(ctx, prefixID)
+func (a *Allocator) All(ctx context.Context) (map[identity.Number]identity.Labels, error) {
+	kvs, _, err := a.store.List(ctx, wire.IdentityIDPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("list identities: %w", err)
 	}
-	all := make(map[Number]Labels, len(rows))
-	for _, row := range rows {
-		n, labels, err := ParseIDRow(row.Key, row.Value)
-		if err != nil {
-			return nil, fmt.Errorf("list identities: %w", err)
+	all := make(map[identity.Number]identity.Labels, len(kvs))
+	for _, kv := range kvs {
+		n, ok := wire.ParseIdentityIDKey(kv.Key)
+		if !ok {
+			return nil, fmt.Errorf("list identities: %q does not end in an identity's number", kv.Key)
 		}
-		all[n] = labels
+		if all[n], err = identity.ParseLabels(string(kv.Value)); err != nil {
+			return nil, fmt.Errorf("list identities: %s: %w", kv.Key, err)
+		}
 	}
 	return all, nil
 }
 
-func decimal(n Number) string { return strconv.FormatUint(uint64(n), 10) }
-
-// parseDecimal reads the number after a prefix.
-func parseDecimal(text, prefix string) (Number, error) {
-	v, err := strconv.ParseUint(strings.TrimPrefix(text, prefix), 10, 32)
-	if err != nil {
-		return 0, fmt.Errorf("%q does not end in an identity's number", text)
+// get reads one key; false if it is absent.
+func get(ctx context.Context, s store.Store, key string) (kv store.KV, there bool, err error) {
+	kv, err = s.Get(ctx, key)
+	if errors.Is(err, store.ErrNotFound) {
+		return store.KV{}, false, nil
 	}
-	return Number(v), nil
+	return kv, err == nil, err
 }
 
-// splitReference splits a key under prefixValue into labels and owner; ok is false
-// if it names no owner.
-func splitReference(key string) (labels, owner string, ok bool) {
-	text, found := strings.CutPrefix(key, prefixValue)
-	if !found {
-		return "", "", false
-	}
-	i := strings.Index(text, ";/")
-	if i < 0 {
-		return text, "", false
-	}
-	return text[:i+1], text[i+2:], true
+// and returns one transaction that does what two do.
+func and(a, b store.Txn) store.Txn {
+	return store.Txn{If: slices.Concat(a.If, b.If), Then: slices.Concat(a.Then, b.Then)}
 }

@@ -1,4 +1,4 @@
-package identity_test
+package identities_test
 
 import (
 	"context"
@@ -10,18 +10,21 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/weft-mesh/weft/identity"
-	"github.com/weft-mesh/weft/identity/identitytest"
 	"go.uber.org/goleak"
+
+	"github.com/weft-mesh/weft/apiserver/identities"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const first, last = 65536, 131071
 
-func allocator(t testing.TB, s identity.Store, first, last identity.Number) *identity.Allocator {
+func allocator(t testing.TB, s store.Store, first, last identity.Number) *identities.Allocator {
 	t.Helper()
-	a, err := identity.NewAllocator(s, first, last)
+	a, err := identities.NewAllocator(s, first, last)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +41,7 @@ func sound(t testing.TB, rows map[string]string) {
 	t.Helper()
 	numbers := map[string]string{}
 	for key, value := range rows {
-		n, ok := strings.CutPrefix(key, identity.IDPrefix)
+		n, ok := strings.CutPrefix(key, wire.IdentityIDPrefix)
 		if !ok {
 			continue
 		}
@@ -46,12 +49,12 @@ func sound(t testing.TB, rows map[string]string) {
 			t.Errorf("%s has numbers %s and %s", value, n, other)
 		}
 		numbers[value] = n
-		if got := rows[identity.Prefix+"value/"+value]; got != n {
+		if got := rows[wire.IdentityTextPrefix+value]; got != n {
 			t.Errorf("number %s is %s, which has number %q", n, value, got)
 		}
 	}
 	for key, value := range rows {
-		if text, ok := strings.CutPrefix(key, identity.Prefix+"value/"); ok {
+		if text, ok := strings.CutPrefix(key, wire.IdentityTextPrefix); ok {
 			labels, _, _ := strings.Cut(text, ";/")
 			if numbers[strings.TrimSuffix(labels, ";")+";"] != value {
 				t.Errorf("%s uses number %s, which means something else", text, value)
@@ -67,14 +70,14 @@ func sound(t testing.TB, rows map[string]string) {
 }
 
 // run records a pod in the transaction that allocates its identity.
-func run(pod string, labels identity.Labels) identity.Also {
-	return func(n identity.Number) identity.Txn {
-		return identity.Txn{Then: []identity.Change{{Key: "pods/" + pod, Value: fmt.Appendf(nil, "%d %s", uint32(n), labels)}}}
+func run(pod string, labels identity.Labels) identities.Also {
+	return func(n identity.Number) store.Txn {
+		return store.Txn{Then: []store.Op{store.Put("pods/"+pod, fmt.Appendf(nil, "%d %s", uint32(n), labels))}}
 	}
 }
 
 func TestEqualLabelsHaveOneNumber(t *testing.T) {
-	s, ctx := identitytest.New(), t.Context()
+	s, ctx := newTwin(), t.Context()
 	a := allocator(t, s, first, last)
 	x, err := a.Acquire(ctx, app(1), "pod-1", nil)
 	if err != nil {
@@ -83,7 +86,7 @@ func TestEqualLabelsHaveOneNumber(t *testing.T) {
 	if x < first || x > last {
 		t.Errorf("%d is outside of the range", uint32(x))
 	}
-	for _, other := range []*identity.Allocator{a, allocator(t, s, first, last)} {
+	for _, other := range []*identities.Allocator{a, allocator(t, s, first, last)} {
 		if y, err := other.Acquire(ctx, app(1), "pod-2", nil); err != nil || y != x {
 			t.Errorf("got %v, %v; want %v", y, err, x)
 		}
@@ -95,12 +98,12 @@ func TestEqualLabelsHaveOneNumber(t *testing.T) {
 	if err != nil || len(all) != 2 || !all[x].Equal(app(1)) {
 		t.Errorf("all: %v, %v", all, err)
 	}
-	sound(t, s.Dump())
+	sound(t, s.dump())
 }
 
 func TestManyAllocatorsAtOnce(t *testing.T) {
-	s := identitytest.New()
-	s.Before = func(identitytest.Op) error {
+	s := newTwin()
+	s.before = func(string) error {
 		if rand.IntN(2) == 0 {
 			runtime.Gosched()
 		}
@@ -131,15 +134,15 @@ func TestManyAllocatorsAtOnce(t *testing.T) {
 			t.Errorf("allocator %d has other numbers:\n%v\n%v", i, numbers[i], numbers[0])
 		}
 	}
-	sound(t, s.Dump())
+	sound(t, s.dump())
 }
 
 // Each allocator last listed the numbers before another took nearly all of them: it
 // lists them again instead of trying one by one until its attempts run out.
 func TestNumbersThatOthersTookInARow(t *testing.T) {
-	s, ctx := identitytest.New(), t.Context()
+	s, ctx := newTwin(), t.Context()
 	const size, late = 200, 8
-	var behind [late]*identity.Allocator
+	var behind [late]*identities.Allocator
 	for i := range behind {
 		behind[i] = allocator(t, s, first, first+size-1)
 		if _, err := behind[i].Acquire(ctx, app(i), "early", nil); err != nil {
@@ -157,40 +160,40 @@ func TestNumbersThatOthersTookInARow(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	sound(t, s.Dump())
+	sound(t, s.dump())
 }
 
 func TestCrashAtEveryStep(t *testing.T) {
 	for _, side := range []string{"before", "after"} {
 		for step := range 8 {
 			t.Run(fmt.Sprintf("%s step %d", side, step), func(t *testing.T) {
-				s, ctx := identitytest.New(), t.Context()
+				s, ctx := newTwin(), t.Context()
 				n := 0
-				crash := func(identitytest.Op) error {
+				crash := func(string) error {
 					n++
 					if n > step {
-						return identitytest.ErrInjected
+						return errInjected
 					}
 					return nil
 				}
 				if side == "before" {
-					s.Before = crash
+					s.before = crash
 				} else {
-					s.After = crash
+					s.after = crash
 				}
 				_, err := allocator(t, s, first, last).Acquire(ctx, app(1), "pod", run("pod", app(1)))
-				sound(t, s.Dump())
+				sound(t, s.dump())
 				crashed := n > step
-				if crashed != errors.Is(err, identitytest.ErrInjected) {
+				if crashed != errors.Is(err, errInjected) {
 					t.Errorf("crashed: %v, error: %v", crashed, err)
 				}
-				s.Before, s.After = nil, nil
+				s.before, s.after = nil, nil
 				if _, err := allocator(t, s, first, last).Acquire(ctx, app(1), "pod", run("pod", app(1))); err != nil {
 					t.Error(err)
 				}
-				sound(t, s.Dump())
-				if got := len(s.Dump()); got != 4 {
-					t.Errorf("%d keys, want number, value, owner and pod: %v", got, s.Dump())
+				sound(t, s.dump())
+				if got := len(s.dump()); got != 4 {
+					t.Errorf("%d keys, want number, value, owner and pod: %v", got, s.dump())
 				}
 			})
 		}
@@ -198,7 +201,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 }
 
 func TestExhausted(t *testing.T) {
-	s, ctx := identitytest.New(), t.Context()
+	s, ctx := newTwin(), t.Context()
 	a := allocator(t, s, first, first+2)
 	for i := range 3 {
 		if _, err := a.Acquire(ctx, app(i), "pod", nil); err != nil {
@@ -206,7 +209,7 @@ func TestExhausted(t *testing.T) {
 		}
 	}
 	_, err := a.Acquire(ctx, app(3), "pod", nil)
-	if !errors.Is(err, identity.ErrExhausted) || !strings.Contains(err.Error(), "all 3 from 65536 to 65538 are taken") {
+	if !errors.Is(err, identities.ErrExhausted) || !strings.Contains(err.Error(), "all 3 from 65536 to 65538 are taken") {
 		t.Errorf("got %v", err)
 	}
 	if _, err := a.Acquire(ctx, app(1), "another", nil); err != nil {
@@ -218,26 +221,26 @@ func TestBadRange(t *testing.T) {
 	for name, r := range map[string][2]identity.Number{
 		"reserved": {1, 300}, "backwards": {300, 299}, "node-local": {identity.LocalNumber(1), identity.LocalNumber(9)},
 	} {
-		if _, err := identity.NewAllocator(identitytest.New(), r[0], r[1]); err == nil {
+		if _, err := identities.NewAllocator(newTwin(), r[0], r[1]); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
 }
 
 func TestConditionsOfTheCaller(t *testing.T) {
-	s, ctx := identitytest.New(), t.Context()
+	s, ctx := newTwin(), t.Context()
 	a := allocator(t, s, first, last)
-	also := func(identity.Number) identity.Txn {
-		return identity.Txn{If: []identity.Condition{{Key: "pods/web"}}, Then: []identity.Change{{Key: "pods/web"}}}
+	also := func(identity.Number) store.Txn {
+		return store.Txn{If: []store.Cond{{Key: "pods/web"}}, Then: []store.Op{store.Put("pods/web", nil)}}
 	}
-	s.Put("pods/web", "")
-	if _, err := a.Acquire(ctx, app(1), "web", also); !errors.Is(err, identity.ErrStale) {
+	s.put("pods/web", "")
+	if _, err := a.Acquire(ctx, app(1), "web", also); !errors.Is(err, identities.ErrStale) {
 		t.Errorf("got %v", err)
 	}
-	if got := len(s.Dump()); got != 1 {
-		t.Errorf("something was written: %v", s.Dump())
+	if got := len(s.dump()); got != 1 {
+		t.Errorf("something was written: %v", s.dump())
 	}
-	if err := a.Release(ctx, app(1), "web", identity.Txn{If: []identity.Condition{{Key: "pods/web"}}}); !errors.Is(err, identity.ErrStale) {
+	if err := a.Release(ctx, app(1), "web", store.Txn{If: []store.Cond{{Key: "pods/web"}}}); !errors.Is(err, identities.ErrStale) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := a.Acquire(ctx, nil, "web", nil); err == nil {
@@ -245,30 +248,30 @@ func TestConditionsOfTheCaller(t *testing.T) {
 	}
 }
 
-// A stale request cannot succeed by retrying: it costs one transaction and does not
+// A stale request cannot succeed by retrying: it costs one transaction more and does not
 // hold up the others of its batch.
 func TestAStaleConditionEndsTheTry(t *testing.T) {
-	s, ctx := identitytest.New(), t.Context()
+	s, ctx := newTwin(), t.Context()
 	commits := 0
-	s.Before = func(op identitytest.Op) error {
-		if op.Name == "Commit" {
+	s.before = func(call string) error {
+		if call == "commit" {
 			commits++
 		}
 		return nil
 	}
 	a := allocator(t, s, first, last)
-	s.Put("pods/b", "newer")
-	absent := func(pod string) identity.Also {
-		return func(n identity.Number) identity.Txn {
+	s.put("pods/b", "newer")
+	absent := func(pod string) identities.Also {
+		return func(n identity.Number) store.Txn {
 			txn := run(pod, app(1))(n)
-			txn.If = append(txn.If, identity.Condition{Key: "pods/" + pod})
+			txn.If = append(txn.If, store.Cond{Key: "pods/" + pod})
 			return txn
 		}
 	}
-	results := a.AcquireAll(ctx, []identity.Request{
+	results := a.AcquireAll(ctx, []identities.Request{
 		{app(1), "a", absent("a")}, {app(1), "b", absent("b")}, {nil, "nobody", nil}, {app(1), "c", absent("c")}, {app(2), "d", nil},
 	})
-	if !errors.Is(results[1].Err, identity.ErrStale) || results[2].Err == nil {
+	if !errors.Is(results[1].Err, identities.ErrStale) || results[2].Err == nil {
 		t.Errorf("b: %v, nobody: %v", results[1].Err, results[2].Err)
 	}
 	for _, i := range []int{0, 3, 4} {
@@ -279,25 +282,26 @@ func TestAStaleConditionEndsTheTry(t *testing.T) {
 	if results[0].Number != results[3].Number || results[0].Number == results[4].Number {
 		t.Errorf("numbers: %+v", results)
 	}
-	if commits != 4 {
+	// a and d; b and c together in vain; c.
+	if commits != 3 {
 		t.Errorf("%d transactions were tried for four requests", commits)
 	}
-	rows := s.Dump()
-	if rows["pods/b"] != "newer" || rows[identity.ReferenceKey(app(1), "b")] != "" {
+	rows := s.dump()
+	if rows["pods/b"] != "newer" || rows[wire.IdentityOwnerKey(app(1).String(), "b")] != "" {
 		t.Errorf("b was written: %v", rows)
 	}
 	delete(rows, "pods/b")
 	sound(t, rows)
 
 	// The remembered number is gone from the store: it is looked up again.
-	s.Expire(func(key string) bool { return strings.HasPrefix(key, identity.Prefix) })
+	s.lose(func(key string) bool { return strings.HasPrefix(key, wire.IdentitiesPrefix) })
 	if _, err := a.Acquire(ctx, app(1), "e", run("e", app(1))); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestOwnersThatAreGone(t *testing.T) {
-	s, ctx := identitytest.New(), t.Context()
+	s, ctx := newTwin(), t.Context()
 	a := allocator(t, s, first, last)
 	for _, owner := range []string{"default/web-1", "default/web-2", "other/db"} {
 		if _, err := a.Acquire(ctx, app(1), owner, nil); err != nil {
@@ -308,30 +312,30 @@ func TestOwnersThatAreGone(t *testing.T) {
 	if err != nil || n != 1 {
 		t.Errorf("released %d, %v", n, err)
 	}
-	rows := s.Dump()
-	if _, there := rows[identity.ReferenceKey(app(1), "other/db")]; there {
+	rows := s.dump()
+	if _, there := rows[wire.IdentityOwnerKey(app(1).String(), "other/db")]; there {
 		t.Error("other/db is still there")
 	}
-	if _, there := rows[identity.ReferenceKey(app(1), "default/web-1")]; !there {
+	if _, there := rows[wire.IdentityOwnerKey(app(1).String(), "default/web-1")]; !there {
 		t.Error("default/web-1 is gone")
 	}
 }
 
 // A store that was tampered with heals instead of giving a number twice.
 func TestHalfOfThePairIsGone(t *testing.T) {
-	s, ctx := identitytest.New(), t.Context()
+	s, ctx := newTwin(), t.Context()
 	a := allocator(t, s, first, last)
 	n, err := a.Acquire(ctx, app(1), "pod", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Expire(func(key string) bool { return key == identity.IDKey(n) })
+	s.lose(func(key string) bool { return key == wire.IdentityIDKey(n) })
 	if again, err := a.Acquire(ctx, app(1), "pod", nil); err != nil || again != n {
 		t.Errorf("got %v, %v; want %v", again, err, n)
 	}
-	sound(t, s.Dump())
+	sound(t, s.dump())
 
-	s.Put(identity.IDKey(n), app(2).String())
+	s.put(wire.IdentityIDKey(n), app(2).String())
 	if again, err := a.Acquire(ctx, app(1), "pod", nil); err != nil || again == n {
 		t.Errorf("number %v means something else now; got %v, %v", n, again, err)
 	}
