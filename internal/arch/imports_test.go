@@ -32,6 +32,8 @@ var mayImport = map[string][]string{
 	"cmd/weft":            {"manifest", "api", "apiserver", "meshagent", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},
 	"scenarios":           {"lab"},
 	"internal":            {"lab"},
+	// Speaks the wire format, and is read by the real API server of a lab's cluster.
+	"internal/benchmesh": {"wire", "identity"},
 	// Addresses for tests of every part.
 	"internal/loopbacktest": {},
 }
@@ -44,6 +46,8 @@ var testsMayImport = map[string][]string{
 	"meshagent": {"internal/loopbacktest"},
 	"tunnel":    {"internal/loopbacktest"},
 	"lab":       {"internal/loopbacktest"},
+	// Its etcd is compared with a real one.
+	"internal/benchmesh": {"apiserver", "apiserver/authority", "service", "store"},
 }
 
 // worksFor says which part must use each of these modules.
