@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -356,6 +357,12 @@ func TestRights(t *testing.T) {
 		if _, err := c.Invite(ctx, "north"); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
 			t.Errorf("%s invites: %v", user, err)
 		}
+		if _, err := c.GetRaw(ctx, "/debug/pprof/allocs", nil); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
+			t.Errorf("%s takes a profile: %v", user, err)
+		}
+	}
+	if text, err := p.as(authority.Admin, time.Hour).GetRaw(ctx, "/debug/pprof/allocs", url.Values{"debug": {"1"}}); err != nil || !strings.Contains(string(text), "heap profile: ") {
+		t.Errorf("an operator takes a profile: %v, %.200s", err, text)
 	}
 	own := p.as(authority.AgentUser("n1"), time.Hour)
 	if b, err := own.AddNode(ctx, api.NodeRequest{Name: "n1"}); err != nil || b.Node != "n1" {

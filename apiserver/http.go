@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/pprof"
 	"strings"
 	"time"
 
@@ -57,6 +58,8 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("GET /v1/identities", s.answer(func(r *http.Request) (any, error) { return s.identities(r.Context()) }))
 	mux.HandleFunc("GET /v1/services", s.answer(func(r *http.Request) (any, error) { return s.services(r.Context()) }))
 	mux.HandleFunc("GET /v1/observe", s.observe)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	s.peering.Mount(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, api.NotFound("client and server may have different versions: compare `weft version` with `weft status`", "the API has no %s %s", r.Method, r.URL.Path))

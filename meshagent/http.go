@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"strings"
@@ -92,6 +93,8 @@ func (a *Agent) handler() http.Handler {
 		answer(w, api.Table{Cluster: a.node.cluster, Node: a.node.name, Name: name, Columns: shown.Columns, Rows: shown.Rows})
 	})
 	mux.HandleFunc("GET /v1/observe", a.observe)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	return mux
 }
 

@@ -21,5 +21,8 @@ func TestTheAgentsAnswersAreForScriptsAndPeople(t *testing.T) {
 		if got := ask("/v1/tables/nope"); !strings.Contains(got, "choose from clusters, endpoints, ") {
 			t.Errorf("a table that is not there: %s", got)
 		}
+		if got := ask("/debug/pprof/allocs?debug=1"); !strings.Contains(got, "heap profile: ") {
+			t.Errorf("a profile: %.200s", got)
+		}
 	})
 }
