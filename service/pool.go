@@ -134,6 +134,23 @@ func (p *Pool) put(b netip.AddrPort, before, after offer) {
 	}
 }
 
+// Of yields the backends that a slice of the pool offers, with the roles that they have.
+// One that it offers more than once comes more than once.
+func (p *Pool) Of(s *Slice) iter.Seq2[netip.AddrPort, Role] {
+	return func(yield func(netip.AddrPort, Role) bool) {
+		number, ok := match(p.port, s.Ports)
+		if !ok {
+			return
+		}
+		for i := range s.Endpoints {
+			b := netip.AddrPortFrom(s.Endpoints[i].Addr, number)
+			if r := p.offers[b].role(p.ready == 0); r != NoRole && !yield(b, r) {
+				return
+			}
+		}
+	}
+}
+
 // Backends yields the backends that have a role, in no particular order.
 func (p *Pool) Backends() iter.Seq2[netip.AddrPort, Role] {
 	return func(yield func(netip.AddrPort, Role) bool) {

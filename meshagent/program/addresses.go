@@ -13,98 +13,116 @@ import (
 	"github.com/weft-mesh/weft/policy"
 )
 
+// owners are the addresses and prefixes that have to be written, or to be looked at
+// again.
+type owners struct {
+	// all of them; clusters are those all of whose addresses do.
+	all      bool
+	clusters map[string]bool
+	// addrs and prefixes are named by what is told of them if they fail: "" for
+	// themselves.
+	addrs    map[bpf.Addr]string
+	prefixes map[bpf.PrefixKey]string
+}
+
+func newOwners() owners {
+	return owners{clusters: map[string]bool{}, addrs: map[bpf.Addr]string{}, prefixes: map[bpf.PrefixKey]string{}}
+}
+
+func (o *owners) addr(a netip.Addr) {
+	if key := bpf.AddrOf(a); o.addrs[key] == "" {
+		o.addrs[key] = ""
+	}
+}
+
+func (o *owners) prefix(p netip.Prefix) {
+	if key := bpf.PrefixOf(p); o.prefixes[key] == "" {
+		o.prefixes[key] = ""
+	}
+}
+
+func (o *owners) ip(ip *tables.IP) {
+	if ip.Prefix.IsSingleIP() {
+		o.addr(ip.Prefix.Addr())
+	} else {
+		o.prefix(ip.Prefix)
+	}
+}
+
 // addresses writes which identity and node each address belongs to. Call obsolete,
 // which removes the rows no longer wanted, once nothing refers to them.
-func (p *Program) addresses(v *view, rev signature, r *report) (changed int, obsolete func() int) {
-	t, txn := v.tables, v.txn
-	s := stage{rev, signature{ips: t.IPs.Revision(txn)}}
-	s.ground.policies, s.ground.epoch = t.Policies.Revision(txn), p.epoch
-	var remove func() int
-	switch {
-	case p.did.addresses == s:
-		return 0, func() int { return 0 }
-	case p.did.addresses.ground == s.ground && p.variants.none():
-		changed, remove = p.addressRows(v, r)
-	default:
-		changed, remove = p.allAddresses(v, rev.prune, r)
-	}
-	return changed, func() int {
-		n := remove()
-		p.did.addresses = keep(s, r.clean("ips", "former"))
-		return n
-	}
-}
-
-// allAddresses derives all address rows from scratch.
-func (p *Program) allAddresses(v *view, prune bool, r *report) (changed int, obsolete func() int) {
-	r.stage("ips", "former")
-	for _, cidr := range v.memory {
-		v.doubts = append(v.doubts, doubt{"former", cidr.String(), fmt.Sprintf("%v belonged to a cluster that is no longer a peer; it stays blocked so that open connections do not continue in the clear: add the peer again, or unblock it with `weft peer forget %v`", cidr, cidr)})
-	}
+func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() int) {
+	todo := p.owners
+	p.owners = newOwners()
+	p.tellFormer(v, todo.all, r)
 	p.remember(v, r)
-	p.ips.skip(v.txn)
-	a := deriveAddresses(v, p.cfg.Ways.Index, p.cidrs, p.variants.of)
-	p.ground = a.ground
-	failIP := func(k bpf.Addr, err error) { r.fail("ips", orText(a.from[k], k.String()), err) }
-	failPrefix := func(k bpf.PrefixKey, err error) { r.fail("ips", k.Netip().String(), err) }
+
+	w := ownerRows{addrs: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}}
+	if p.variedIPs(v) {
+		todo.all = true
+	}
+	if todo.all {
+		p.ips.skip(v.txn)
+		r.stage("ips")
+		p.everyOwner(v, &w)
+	} else {
+		for _, c := range p.ips.take(v.txn) {
+			r.row("ips", c.Object.Key())
+			p.ipRow(v, c.Object, c.Deleted, &w)
+		}
+		for name := range todo.clusters {
+			for ip := range tables.OfCluster(v.txn, v.tables.IPs, name) {
+				r.row("ips", ip.Key())
+				p.ipRow(v, ip, false, &w)
+			}
+		}
+	}
+	for key, name := range todo.addrs {
+		if name != "" {
+			r.row("ips", name)
+		}
+		p.addrRow(v, key, &w)
+	}
+	for key, name := range todo.prefixes {
+		if name != "" {
+			r.row("ips", name)
+		}
+		p.prefixRow(v, key, &w)
+	}
+	failAddr := func(k bpf.Addr, err error) {
+		p.owners.addrs[k] = v.nameOf(k)
+		r.fail("ips", p.owners.addrs[k], err)
+	}
+	failPrefix := func(k bpf.PrefixKey, err error) {
+		p.owners.prefixes[k] = k.Netip().String()
+		r.fail("ips", p.owners.prefixes[k], err)
+	}
 	// Prefixes first, so that an address without a row of its own is already known to
 	// belong to a member.
-	changed = p.prefixes.update(a.prefixes, failPrefix) + p.addrs.update(a.ips, failIP)
+	changed = p.prefixes.update(w.prefixes, failPrefix) + p.addrs.update(w.addrs, failAddr)
 	return changed, func() int {
-		n := p.addrs.remove(a.ips, prune, failIP)
-		gone := p.prefixes.remove(a.prefixes, prune, failPrefix)
-		if gone > 0 {
-			p.did.policy = stage{} // numbers that only these prefixes used go too
+		if v.complete() { // what an earlier agent left, and nobody wants
+			w.goneAddrs = append(w.goneAddrs, slices.Collect(maps.Keys(p.addrs.found))...)
+			w.gonePrefixes = append(w.gonePrefixes, slices.Collect(maps.Keys(p.prefixes.found))...)
 		}
-		p.vacant = true
-		return n + gone
+		for _, k := range w.gonePrefixes {
+			if identity.Number(p.prefixes.have[k].Identity).Scope() == identity.ScopeLocal {
+				p.did.policy = stage{} // numbers that only these prefixes used go too
+			}
+		}
+		return p.addrs.dropAll(w.goneAddrs, failAddr) + p.prefixes.dropAll(w.gonePrefixes, failPrefix)
 	}
 }
 
-// addressRows applies the changed rows of table ips on top of the ground that the last
-// allAddresses computed.
-func (p *Program) addressRows(v *view, r *report) (changed int, obsolete func() int) {
-	addrs, prefixes := map[bpf.Addr]bpf.IPInfo{}, map[bpf.PrefixKey]bpf.IPInfo{}
-	var goneAddrs []bpf.Addr
-	var gonePrefixes []bpf.PrefixKey
-	from := map[bpf.Addr]string{}
-	for _, c := range p.ips.take(v.txn) {
-		ip := c.Object
-		r.row("ips", ip.Key())
-		info, ok := bpf.IPInfo{}, false
-		if !c.Deleted {
-			info, ok = v.infoOf(ip, p.cfg.Ways.Index, p.variants.of)
-		}
-		if m := v.members[ip.Cluster]; m == nil || !m.Owns(ip.Prefix) {
-			continue // the kernel row, if any, belongs to someone else
-		}
-		if ip.Prefix.IsSingleIP() {
-			key := bpf.AddrOf(ip.Prefix.Addr())
-			from[key] = ip.Key()
-			switch {
-			case p.ground.nodes[key]:
-			case ok:
-				addrs[key] = info
-			default:
-				goneAddrs = append(goneAddrs, key)
-			}
-			continue
-		}
-		key := bpf.PrefixOf(ip.Prefix)
-		if !ok {
-			info, ok = p.ground.prefixes[key]
-		}
-		if ok {
-			prefixes[key] = info
-		} else {
-			gonePrefixes = append(gonePrefixes, key)
-		}
+// tellFormer says which CIDRs stay blocked that no record explains.
+func (p *Program) tellFormer(v *view, all bool, r *report) {
+	if !p.formerMoved && !all {
+		return
 	}
-	failIP := func(k bpf.Addr, err error) { r.fail("ips", orText(from[k], k.String()), err) }
-	failPrefix := func(k bpf.PrefixKey, err error) { r.fail("ips", k.Netip().String(), err) }
-	changed = p.prefixes.update(prefixes, failPrefix) + p.addrs.update(addrs, failIP)
-	return changed, func() int {
-		return p.addrs.dropAll(goneAddrs, failIP) + p.prefixes.dropAll(gonePrefixes, failPrefix)
+	p.formerMoved = false
+	r.stage("former")
+	for _, cidr := range v.former.memory {
+		v.doubts = append(v.doubts, doubt{"former", cidr.String(), fmt.Sprintf("%v belonged to a cluster that is no longer a peer; it stays blocked so that open connections do not continue in the clear: add the peer again, or unblock it with `weft peer forget %v`", cidr, cidr)})
 	}
 }
 
@@ -115,157 +133,217 @@ func orText(s, otherwise string) string {
 	return s
 }
 
-// addresses holds the rows that say who has which address.
-type addresses struct {
-	ips      map[bpf.Addr]bpf.IPInfo
-	prefixes map[bpf.PrefixKey]bpf.IPInfo
-	// from names the table row behind each kernel row.
-	from map[bpf.Addr]string
-	// ground is what remains without table ips.
-	ground ground
-	// number returns an endpoint's number in the kernel.
-	number func(endpointAt) identity.Number
+// ownerRows are rows that say who has which address, and those that nobody has.
+type ownerRows struct {
+	addrs        map[bpf.Addr]bpf.IPInfo
+	prefixes     map[bpf.PrefixKey]bpf.IPInfo
+	goneAddrs    []bpf.Addr
+	gonePrefixes []bpf.PrefixKey
 }
 
-// ground is what is known about addresses without table ips: it depends only on
-// clusters, nodes and policies.
-type ground struct {
-	// nodes holds the addresses of nodes inside the mesh. No pod has one of them.
-	nodes    map[bpf.Addr]bool
-	prefixes map[bpf.PrefixKey]bpf.IPInfo
+// everyOwner adds the rows of all addresses and prefixes, and of all that the kernel
+// has rows for.
+func (p *Program) everyOwner(v *view, w *ownerRows) {
+	for ip := range v.tables.IPs.All(v.txn) {
+		p.ipRow(v, ip, false, w)
+	}
+	prefixes := []netip.Prefix{everyIPv4}
+	prefixes = slices.AppendSeq(prefixes, maps.Keys(p.cidrs))
+	prefixes = append(prefixes, v.former.list...)
+	for _, s := range v.clusters.admitted {
+		prefixes = append(prefixes, s.pods...)
+		if s.service.IsValid() {
+			prefixes = append(prefixes, s.service)
+		}
+	}
+	addrs := slices.Collect(maps.Keys(v.nodes.named))
+	for _, s := range v.nodes.known {
+		if s.believed != nil {
+			prefixes = append(prefixes, s.cidrs...)
+			addrs = append(addrs, s.believed.Internal())
+		}
+	}
+	for _, prefix := range prefixes {
+		p.prefixRow(v, bpf.PrefixOf(prefix), w)
+	}
+	for _, addr := range addrs {
+		p.addrRow(v, bpf.AddrOf(addr), w)
+	}
+	for key := range p.addrs.have {
+		if _, wanted := w.addrs[key]; !wanted && !p.addrs.found[key] {
+			p.addrRow(v, key, w)
+		}
+	}
+	for key := range p.prefixes.have {
+		if _, wanted := w.prefixes[key]; !wanted && !p.prefixes.found[key] {
+			p.prefixRow(v, key, w)
+		}
+	}
+}
+
+// ipRow adds the row of an address or prefix that has changed in table ips.
+func (p *Program) ipRow(v *view, ip *tables.IP, deleted bool, w *ownerRows) {
+	info, ok := bpf.IPInfo{}, false
+	if !deleted {
+		info, ok = v.infoOf(ip, p.cfg.Ways.Index, p.variants.of)
+	}
+	switch {
+	case !ip.Prefix.IsSingleIP():
+		if key := bpf.PrefixOf(ip.Prefix); ok {
+			w.prefixes[key] = info
+		} else {
+			p.prefixRow(v, key, w)
+		}
+	case ok && len(v.nodes.inside[ip.Prefix.Addr()]) == 0:
+		w.addrs[bpf.AddrOf(ip.Prefix.Addr())] = info
+	default:
+		p.addrRow(v, bpf.AddrOf(ip.Prefix.Addr()), w)
+	}
+}
+
+func (w *ownerRows) addr(key bpf.Addr, info bpf.IPInfo, ok bool) {
+	if ok {
+		w.addrs[key] = info
+	} else {
+		w.goneAddrs = append(w.goneAddrs, key)
+	}
+}
+
+func (w *ownerRows) prefix(key bpf.PrefixKey, info bpf.IPInfo, ok bool) {
+	if ok {
+		w.prefixes[key] = info
+	} else {
+		w.gonePrefixes = append(w.gonePrefixes, key)
+	}
+}
+
+// addrRow adds the row of an address: a node's inside the mesh, a node's outside it, or
+// a pod's.
+func (p *Program) addrRow(v *view, key bpf.Addr, w *ownerRows) {
+	addr := key.Netip()
+	if keys := v.nodes.inside[addr]; len(keys) > 0 {
+		w.addr(key, p.nodeInfo(v, v.node(keys[0])), true)
+		return
+	}
+	info, ok := p.outsideInfo(v, addr)
+	if ip := ipOf(v, whole(addr)); !ok && ip != nil {
+		info, ok = v.infoOf(ip, p.cfg.Ways.Index, p.variants.of)
+	}
+	w.addr(key, info, ok)
+}
+
+// nameOf names an address by the row behind it: in table ips, or the node's.
+func (v *view) nameOf(key bpf.Addr) string {
+	addr := key.Netip()
+	if keys := v.nodes.inside[addr]; len(keys) > 0 {
+		return keys[0]
+	}
+	if ip := ipOf(v, whole(addr)); ip != nil {
+		return ip.Key()
+	}
+	return key.String()
+}
+
+// ipOf returns the row of table ips by the cluster to which a prefix belongs; nil if
+// there is none.
+func ipOf(v *view, prefix netip.Prefix) *tables.IP {
+	c := v.ownerOf(prefix)
+	if c == nil {
+		return nil
+	}
+	return tables.Get(v.txn, v.tables.IPs, (&tables.IP{Cluster: c.Name, Prefix: prefix}).Key())
+}
+
+// nodeInfo is the row of a node's address inside the mesh.
+func (p *Program) nodeInfo(v *view, n *tables.Node) bpf.IPInfo {
+	who := identity.RemoteNode
+	if v.isSelf(n) {
+		who = identity.Host
+	}
+	info := p.cidrInfo(v, n)
+	info.Identity = uint32(p.variants.of(endpointAt{whole(n.Internal()), who, nil}))
+	return info
+}
+
+// cidrInfo is the row of a node's pod CIDR.
+func (p *Program) cidrInfo(v *view, n *tables.Node) bpf.IPInfo {
+	info := bpf.IPInfo{Cluster: uint16(v.member(n.Cluster).ID()), Flags: bpf.IPMember}
+	if v.isSelf(n) {
+		info.Flags |= bpf.IPLocal
+	} else {
+		info.Node = p.cfg.Ways.Index(n.Key())
+	}
+	return info
+}
+
+// outsideInfo is the row of a node's address outside the mesh, or false if it gets
+// none. It has one as soon as anybody names it, whether or not the rest of the node's
+// row is believed: its tunnels end there, so a pod's packet to one would leave in the
+// clear. No handshake is needed first. A peer that names an address that is not its
+// node's only keeps our pods from reaching it; it gains nothing.
+func (p *Program) outsideInfo(v *view, addr netip.Addr) (bpf.IPInfo, bool) {
+	self := v.selfKey()
+	if key, _ := v.outside(addr, ""); key == "" {
+		return bpf.IPInfo{}, false
+	}
+	if v.node(self) != nil && slices.Contains(v.nodes.named[addr], self) {
+		return bpf.IPInfo{Identity: uint32(identity.Host)}, true
+	}
+	key, who := v.outside(addr, self)
+	return bpf.IPInfo{Identity: uint32(p.variants.of(endpointAt{whole(addr), who, nil})), Flags: bpf.IPNode}, key != ""
 }
 
 // everyIPv4 always has a row. The kernel stores IPv4 as ::ffff:0:0/96, so without it
 // an IPv6 prefix in a policy (::/1, say) would be the longest match for all of IPv4.
 var everyIPv4 = netip.MustParsePrefix("0.0.0.0/0")
 
-// deriveAddresses says who has which address.
-//
-// Prefixes, widest first: the world; prefixes outside the mesh that policies name; the
-// clusters' service CIDRs, so that packets to an unused service address go nowhere;
-// CIDRs of former members, so that nothing at all goes there; members' pod CIDRs, so
-// that an address in one is a member's before anything else is known about it; nodes'
-// pod CIDRs, so that packets are encrypted for the right node before the identity is
-// known. Single addresses: nodes, then pods.
-func deriveAddresses(v *view, index func(string) uint16, cidrs map[netip.Prefix]identity.Number, number func(endpointAt) identity.Number) addresses {
-	a := addresses{ips: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}, from: map[bpf.Addr]string{}, number: number}
-	a.prefixes[bpf.PrefixOf(everyIPv4)] = bpf.IPInfo{Identity: uint32(identity.World)}
-	for cidr, n := range cidrs {
-		if v.inMesh(cidr) {
-			continue // members are matched only by their labels
-		}
-		a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Identity: uint32(n)}
-	}
-	for _, c := range v.members {
-		if cidr := c.ServiceCIDR(); cidr.IsValid() && (c == v.own || !v.holdsPods(cidr)) {
-			a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Identity: uint32(identity.World), Flags: bpf.IPService}
+// prefixRow adds the row of a prefix: one in table ips, or what widerOwner says.
+func (p *Program) prefixRow(v *view, key bpf.PrefixKey, w *ownerRows) {
+	prefix := key.Netip()
+	if ip := ipOf(v, prefix); ip != nil && !prefix.IsSingleIP() {
+		if info, ok := v.infoOf(ip, p.cfg.Ways.Index, p.variants.of); ok {
+			w.prefix(key, info, true)
+			return
 		}
 	}
-	for _, cidr := range v.former {
-		a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Flags: bpf.IPMember | bpf.IPFormer}
-	}
-	for _, c := range v.members {
-		for _, cidr := range c.PodCIDRs() {
-			a.prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Cluster: uint16(c.ID()), Flags: bpf.IPMember}
-		}
-	}
-	// If two nodes claim an address, one of our cluster's wins.
-	for _, own := range []bool{false, true} {
-		for row := range v.tables.Nodes.All(v.txn) {
-			if own == (row.Cluster == v.own.Name) {
-				a.outside(v, row)
-			}
-		}
-	}
-	for key, n := range v.nodes {
-		a.node(v, n, index(key))
-	}
-	a.ground = ground{nodes: map[bpf.Addr]bool{}, prefixes: maps.Clone(a.prefixes)}
-	for addr := range a.from {
-		a.ground.nodes[addr] = true
-	}
-	for ip := range v.tables.IPs.All(v.txn) {
-		a.pod(v, ip, index)
-	}
-	return a
+	info, ok := p.widerOwner(v, prefix)
+	w.prefix(key, info, ok)
 }
 
-// outside adds a node's addresses outside the mesh as soon as anybody names them,
-// whether or not the rest of the row is believed: its tunnels end there, so a pod's
-// packet to one would leave in the clear. No handshake is needed first. A peer that
-// names an address that is not its node's only keeps our pods from reaching it; it
-// gains nothing.
-func (a *addresses) outside(v *view, n *tables.Node) {
-	if v.isSelf(n) {
-		return
-	}
-	for addr, who := range v.outsideOf(n) {
-		a.ips[bpf.AddrOf(addr)] = bpf.IPInfo{Identity: uint32(a.number(endpointAt{whole(addr), who, nil})), Flags: bpf.IPNode}
-	}
-}
-
-func (a *addresses) node(v *view, n *tables.Node, index uint16) {
-	c := v.members[n.Cluster]
-	info := bpf.IPInfo{Node: index, Cluster: uint16(c.ID()), Flags: bpf.IPMember}
-	who := identity.RemoteNode
-	if v.isSelf(n) {
-		info.Flags |= bpf.IPLocal
-		who = identity.Host
-		for addr := range v.outsideOf(n) {
-			a.ips[bpf.AddrOf(addr)] = bpf.IPInfo{Identity: uint32(who)}
+// widerOwner is the row of a prefix that table ips does not give to anybody, or false.
+// Of a prefix that is several things, the first counts: a node's pod CIDR, so that
+// packets are encrypted for the right node before the identity is known; a member's,
+// so that an address in it is a member's before anything else is known about it; a
+// former member's, so that nothing at all goes there; a cluster's service CIDR, so that
+// packets to an unused service address go nowhere; a prefix outside the mesh that
+// policies name; the world.
+func (p *Program) widerOwner(v *view, prefix netip.Prefix) (bpf.IPInfo, bool) {
+	keys, _ := v.nodes.cidrs.get(prefix)
+	for _, key := range keys {
+		if n := v.node(key); n != nil {
+			return p.cidrInfo(v, n), true
 		}
 	}
-	for _, cidr := range n.PodCIDRs() {
-		a.prefixes[bpf.PrefixOf(cidr)] = info
+	if name, ok := v.clusters.owners.get(prefix); ok {
+		return bpf.IPInfo{Cluster: uint16(v.member(name).ID()), Flags: bpf.IPMember}, true
 	}
-	info.Identity = uint32(a.number(endpointAt{whole(n.Internal()), who, nil}))
-	a.ips[bpf.AddrOf(n.Internal())] = info
-	a.from[bpf.AddrOf(n.Internal())] = n.Key()
-}
-
-// outsideOf returns a node's addresses outside the mesh's CIDRs and the identity of
-// each. Our own cluster's nodes have those an operator registered, whether or not they
-// ever started. A peer cannot claim the addresses of our API servers.
-func (v *view) outsideOf(n *tables.Node) map[netip.Addr]identity.Number {
-	own := n.Cluster == v.own.Name
-	addrs := n.Addresses()
-	switch {
-	case v.members[n.Cluster] == nil || own && n.Registration == nil:
-		return nil
-	case own:
-		addrs = n.Registration.Addresses
+	if _, ok := v.former.cidrs.get(prefix); ok {
+		return bpf.IPInfo{Flags: bpf.IPMember | bpf.IPFormer}, true
 	}
-	out := map[netip.Addr]identity.Number{}
-	for _, addr := range addrs {
-		server := slices.Contains(v.apiServers, addr)
-		switch {
-		case v.inMesh(whole(addr)) || server && !own:
-		case server:
-			out[addr] = identity.KubeAPIServer
-		default:
-			out[addr] = identity.RemoteNode
-		}
+	if _, ok := v.clusters.services.get(prefix); ok && (prefix == v.own.ServiceCIDR().Masked() || !v.holdsPods(prefix)) {
+		return bpf.IPInfo{Identity: uint32(identity.World), Flags: bpf.IPService}, true
 	}
-	return out
-}
-
-func (a *addresses) pod(v *view, ip *tables.IP, index func(string) uint16) {
-	info, ok := v.infoOf(ip, index, a.number)
-	switch {
-	case !ok:
-	case !ip.Prefix.IsSingleIP():
-		a.prefixes[bpf.PrefixOf(ip.Prefix)] = info
-	case !a.ground.nodes[bpf.AddrOf(ip.Prefix.Addr())]:
-		a.ips[bpf.AddrOf(ip.Prefix.Addr())] = info
-		a.from[bpf.AddrOf(ip.Prefix.Addr())] = ip.Key()
+	if n, ok := p.cidrs[prefix]; ok && !v.inMesh(prefix) {
+		return bpf.IPInfo{Identity: uint32(n)}, true // members are matched only by their labels
 	}
+	return bpf.IPInfo{Identity: uint32(identity.World)}, prefix == everyIPv4
 }
 
 // infoOf returns the kernel row for an address or prefix in the mesh, or false (and
 // possibly a doubt) if it gets none. Two believed rows of table ips never describe the
 // same prefix: only its owner may, and members' CIDRs do not overlap.
 func (v *view) infoOf(ip *tables.IP, index func(string) uint16, number func(endpointAt) identity.Number) (bpf.IPInfo, bool) {
-	c := v.members[ip.Cluster]
+	c := v.member(ip.Cluster)
 	if c == nil {
 		return bpf.IPInfo{}, false
 	}
@@ -274,7 +352,7 @@ func (v *view) infoOf(ip *tables.IP, index func(string) uint16, number func(endp
 		return bpf.IPInfo{}, false
 	}
 	info := bpf.IPInfo{Identity: uint32(number(endpointAt{ip.Prefix, ip.Identity, ip.NamedPorts})), Cluster: uint16(c.ID()), Flags: bpf.IPMember}
-	if n := v.byHost[ip.Cluster+"/"+ip.Host.String()]; n != nil {
+	if n := v.behind(ip.Cluster, ip.Host); n != nil {
 		if v.isSelf(n) {
 			info.Flags |= bpf.IPLocal
 		} else {
@@ -295,31 +373,6 @@ func (v *view) doubtful(c *tables.Cluster, ip *tables.IP) string {
 		return fmt.Sprintf("identity %v is outside the range of cluster %s", ip.Identity, c.Name)
 	}
 	return ""
-}
-
-// holdsPods says whether a prefix overlaps a member's pod CIDRs. A peer's service CIDR
-// that does could be the longer match for some pods.
-func (v *view) holdsPods(p netip.Prefix) bool {
-	for _, c := range v.members {
-		if slices.ContainsFunc(c.PodCIDRs(), p.Overlaps) {
-			return true
-		}
-	}
-	return false
-}
-
-// inMesh says whether a prefix lies inside a member's pod or service CIDRs or a former
-// member's pod CIDRs. Policies cannot select these by address.
-func (v *view) inMesh(p netip.Prefix) bool {
-	if within(p, v.former) {
-		return true
-	}
-	for _, c := range v.members {
-		if s := c.ServiceCIDR(); c.Owns(p) || s.IsValid() && within(p, []netip.Prefix{s}) {
-			return true
-		}
-	}
-	return false
 }
 
 // numbering assigns node-local numbers to the prefixes that policies name, and keeps

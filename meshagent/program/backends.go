@@ -19,7 +19,7 @@ func (v *view) misplaced(c *tables.Cluster, a netip.Addr) string {
 	if cidr := v.own.Own.ServiceCIDR; cidr.IsValid() && cidr.Contains(a) {
 		return fmt.Sprintf("backend %v is a service's address", a)
 	}
-	if node, ok := v.nodeAddresses()[a]; ok {
+	if node := v.nodeAt(a); node != "" {
 		return fmt.Sprintf("backend %v is the address of node %s", a, node)
 	}
 	if c != v.own {
@@ -28,10 +28,8 @@ func (v *view) misplaced(c *tables.Cluster, a netip.Addr) string {
 		}
 		return ""
 	}
-	for _, other := range v.members {
-		if other != v.own && other.Owns(whole(a)) {
-			return fmt.Sprintf("backend %v belongs to cluster %s", a, other.Name)
-		}
+	if other := v.ownerOf(whole(a)); other != nil && other != v.own {
+		return fmt.Sprintf("backend %v belongs to cluster %s", a, other.Name)
 	}
 	return ""
 }
@@ -44,21 +42,4 @@ func (v *view) trespasses(namespace string, a netip.Addr) string {
 		return ""
 	}
 	return fmt.Sprintf("backend %v is pod %s/%s, which is in another namespace", a, ip.Namespace, ip.Pod)
-}
-
-// nodeAddresses returns the nodes' own addresses, with the node of each: the internal
-// ones and those outside the mesh, which pods cannot reach.
-func (v *view) nodeAddresses() map[netip.Addr]string {
-	if v.hosts == nil {
-		v.hosts = map[netip.Addr]string{}
-		for n := range v.tables.Nodes.All(v.txn) {
-			for a := range v.outsideOf(n) {
-				v.hosts[a] = n.Key()
-			}
-		}
-		for key, n := range v.nodes {
-			v.hosts[n.Internal()] = key
-		}
-	}
-	return v.hosts
 }

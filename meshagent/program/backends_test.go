@@ -19,7 +19,8 @@ func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 	peer := &tables.Cluster{Name: "west", Peer: &wire.Peer{Name: "west", ID: 2, PodCIDRs: []netip.Prefix{prefix("10.2.0.0/16")}}}
 	node := func(cluster, underlay, internal string) *tables.Node {
 		addrs := []netip.Addr{addr(underlay)}
-		return &tables.Node{Cluster: cluster, Name: "n1", Registration: &tables.Registration{Addresses: addrs}, State: &wire.NodeState{Name: "n1", Addresses: addrs, Internal: addr(internal)}}
+		cidrs := []netip.Prefix{netip.PrefixFrom(addr(internal), 24).Masked()}
+		return &tables.Node{Cluster: cluster, Name: "n1", Registration: &tables.Registration{Addresses: addrs, PodCIDRs: cidrs}, State: &wire.NodeState{Name: "n1", Addresses: addrs, Internal: addr(internal), PodCIDRs: cidrs}}
 	}
 	slice := func(cluster, namespace string, derived bool, a string) *tables.Slice {
 		return &tables.Slice{Cluster: cluster, Derived: derived, Slice: service.Slice{Namespace: namespace, Name: "web", Service: "web", Endpoints: []service.Endpoint{{Addr: addr(a), Ready: true}}}}
@@ -46,16 +47,14 @@ func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 		"peer names our service":  {slice("west", "shop", false, "10.101.0.1"), "is a service's address"},
 		"peer names loopback":     {slice("west", "shop", false, "127.0.0.1"), "loopback"},
 	} {
-		txn := all.DB.WriteTxn(all.IPs, all.Nodes)
-		nodes := map[string]*tables.Node{"east/n1": node("east", "192.0.2.1", "10.1.1.1"), "west/n1": node("west", "192.0.2.99", "10.2.1.1")}
-		for _, n := range nodes {
-			tables.Put(txn, all.Nodes, n)
-		}
+		txn := all.DB.WriteTxn(all.Clusters, all.IPs, all.Nodes)
+		tables.Put(txn, all.Clusters, own)
+		tables.Put(txn, all.Clusters, peer)
+		tables.Put(txn, all.Nodes, node("east", "192.0.2.1", "10.1.1.1"))
+		tables.Put(txn, all.Nodes, node("west", "192.0.2.99", "10.2.1.1"))
 		tables.Put(txn, all.IPs, &tables.IP{Cluster: "east", Prefix: prefix("10.1.1.2/32"), Namespace: "shop", Pod: "web-0"})
-		v := &view{
-			tables: all, txn: txn, own: own, nodes: nodes,
-			members: map[string]*tables.Cluster{"east": own, "west": peer},
-		}
+		v := newView(all, "n1")
+		v.load(txn)
 		var d derived
 		kept := 0
 		for _, slices := range d.slices(v, []*tables.Slice{c.slice}, nil) {

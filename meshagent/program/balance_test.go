@@ -13,9 +13,9 @@ import (
 // balance says where the service maps differ from what a walk over all tables, without
 // any index, gives; "" if they do not.
 func (b *bench) balance(got everything) string {
-	v := newView(b.tab, b.tab.DB.ReadTxn(), b.p.cfg.Self)
-	v.answered, v.apiServers = b.p.cfg.Ways.HasAnswered, b.p.cfg.APIServers
-	b.p.learnFormer(v)
+	v := newView(b.tab, b.p.cfg.Self)
+	v.answered, v.apiServers, v.former.kernel = b.p.cfg.Ways.HasAnswered, b.p.cfg.APIServers, &b.p.members
+	v.load(b.tab.DB.ReadTxn())
 	wanted := map[bpf.ServiceKey]frontend{}
 	for _, row := range tables.All(v.txn, v.tables.Services) { // in order of name: the first has a frontend
 		if row.Cluster != v.own.Name {
@@ -74,13 +74,13 @@ func (b *bench) offered(v *view, row *tables.Service) map[service.ClusterID][]se
 		out[service.ClusterID(c.ID())] = append(out[service.ClusterID(c.ID())], s)
 	}
 	for _, s := range tables.All(v.txn, v.tables.Slices) {
-		if c := v.members[s.Cluster]; c != nil && s.Namespace == row.Namespace && s.Service == row.Name {
+		if c := v.member(s.Cluster); c != nil && s.Namespace == row.Namespace && s.Service == row.Name {
 			add(c, s.Slice, c == v.own && !s.Derived)
 		}
 	}
 	newer := maps.Clone(out)
 	for _, s := range tables.All(v.txn, v.tables.Services) {
-		c := v.members[s.Cluster]
+		c := v.member(s.Cluster)
 		if c == nil || s.Namespace != row.Namespace || s.Name != row.Name {
 			continue
 		}

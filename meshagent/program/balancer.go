@@ -399,7 +399,7 @@ func (b *balancer) prune(wanted func(bpf.ServiceKey) bool, all bool, failed func
 	}
 	for key, row := range b.rows.have {
 		ids[row.ID] = true
-		if wanted(key) || !all && !b.rows.mine[key] {
+		if wanted(key) || !all && b.rows.found[key] {
 			continue
 		}
 		n, err := b.drop(key)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/cilium/statedb"
+
+	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
 // feed returns what has changed in a table since the last call. It is not safe for
@@ -42,27 +44,35 @@ func (f feed[P]) skip(txn statedb.ReadTxn) {
 // close lets the table release the rows deleted from it.
 func (f feed[P]) close() { f.changes.Close() }
 
-// judgeRows applies the identities that have changed, and this node's pods. It looks
-// at no other identity.
-func (p *Program) judgeRows(v *view, r *report) (changed int) {
+// judgeRows applies the identities that have changed, those of these clusters, and this
+// node's pods. It looks at no other identity.
+func (p *Program) judgeRows(v *view, clusters map[string]bool, r *report) (changed int) {
 	p.learnSubjects(v)
 	if p.unplaced() {
 		return p.judge(v, r)
 	}
 	numbers := p.policies.numbers()
-	for _, c := range p.identities.take(v.txn) {
-		row, n, err := c.Object, 0, error(nil)
+	one := func(row *tables.Identity, deleted bool) {
+		n, err := 0, error(nil)
 		r.row("identities", row.Key())
-		switch m := v.members[row.Cluster]; {
-		case !c.Deleted && v.vouchedFor(row):
+		switch {
+		case !deleted && v.vouchedFor(row):
 			n, err = p.policies.know(row.Number, row.Labels, numbers)
-		case m != nil && v.believes(m, row.Number):
+		case v.nobodys(row.Number):
 			n, err = p.policies.unlearn(row.Number)
 		}
 		if err != nil {
 			r.fail("identities", row.Key(), err)
 		}
 		changed += n
+	}
+	for _, c := range p.identities.take(v.txn) {
+		one(c.Object, c.Deleted)
+	}
+	for name := range clusters {
+		for row := range tables.OfCluster(v.txn, v.tables.Identities, name) {
+			one(row, false)
+		}
 	}
 	return changed
 }

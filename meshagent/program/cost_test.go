@@ -10,21 +10,24 @@ import (
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/policy"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
 
 // BenchmarkOneMore measures the agent's work for one change against what it already
-// knows: the design promises that it does not grow.
+// knows, of 250 clusters: the design promises that it does not grow.
 func BenchmarkOneMore(b *testing.B) {
 	for _, known := range []int{1_000, 10_000, 100_000, 500_000} {
 		for _, c := range []struct {
 			name string
 			one  func(*tables.Tables, statedb.WriteTxn, int)
 		}{
-			{"address", func(t *tables.Tables, txn statedb.WriteTxn, i int) { tables.Put(txn, t.IPs, remoteAddress(i, i)) }},
+			{"address", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
+				tables.Put(txn, t.IPs, remoteAddress(known+i, i))
+			}},
 			{"identity", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
-				tables.Put(txn, t.Identities, remoteIdentity(i))
+				tables.Put(txn, t.Identities, remoteIdentity(known+i))
 			}},
 			{"service", func(t *tables.Tables, txn statedb.WriteTxn, i int) { tables.Put(txn, t.Services, ownService(i%1000)) }},
 			{"backend of 10", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
@@ -33,13 +36,42 @@ func BenchmarkOneMore(b *testing.B) {
 			{"backend of 10000", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
 				tables.Put(txn, t.Slices, remoteSlice("many", 50, 99+i%2))
 			}},
+			// A node with 100 addresses behind it, one of them a backend of 10,000, gets new
+			// keys; another address; comes and goes.
+			{"node, new keys", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
+				n := remoteNode(5)
+				n.Export = &wire.ExportNode{Epoch: uint64(i)}
+				tables.Put(txn, t.Nodes, n)
+			}},
+			{"node, new address", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
+				n := remoteNode(5)
+				if i%2 == 0 {
+					n.Cilium.IPAddresses[0].IP = netip.AddrFrom4([4]byte{192, 1, 0, 5})
+				}
+				tables.Put(txn, t.Nodes, n)
+			}},
+			{"node", func(t *tables.Tables, txn statedb.WriteTxn, i int) { put(txn, t.Nodes, remoteNode(5), i%2 == 0) }},
+			// A cluster with a node says who of its nodes is dead; comes and goes.
+			{"cluster, liveness", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
+				c := otherCluster(3)
+				c.Liveness = &wire.PeerLiveness{}
+				tables.Put(txn, t.Clusters, c)
+			}},
+			{"cluster", func(t *tables.Tables, txn statedb.WriteTxn, i int) { put(txn, t.Clusters, otherCluster(3), i%2 == 0) }},
+			{"policy", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
+				parsed, err := policy.Parse([]byte(allowFrontend))
+				if err != nil {
+					b.Fatal(err)
+				}
+				put(txn, t.Policies, &tables.Policy{Kind: "ciliumnetworkpolicies", Namespace: "shop", Name: "web", Policies: parsed}, i%2 == 0)
+			}},
 		} {
 			b.Run(fmt.Sprintf("%s/known=%d", c.name, known), func(b *testing.B) {
 				p, t := programOf(b, known)
-				i := known
+				i := 0
 				for b.Loop() {
 					i++
-					txn := t.DB.WriteTxn(t.IPs, t.Identities, t.Services, t.Slices)
+					txn := t.DB.WriteTxn(t.Clusters, t.Nodes, t.IPs, t.Identities, t.Services, t.Slices, t.Policies)
 					c.one(t, txn, i)
 					txn.Commit()
 					p.pass(b.Context())
@@ -50,7 +82,8 @@ func BenchmarkOneMore(b *testing.B) {
 }
 
 // programOf returns a program that has written n remote addresses to in-memory maps,
-// one in ten with an identity of its own, with a node for every hundred.
+// one in ten with an identity of its own, with a node for every hundred. There are as
+// many nodes without addresses for every twenty-five, in 248 other clusters.
 func programOf(tb testing.TB, known int) (*Program, *tables.Tables) {
 	tb.Helper()
 	x := &bench{t: tb, tab: tables.New(), maps: bpftest.New()}
@@ -58,6 +91,17 @@ func programOf(tb testing.TB, known int) (*Program, *tables.Tables) {
 	x.write(func(txn statedb.WriteTxn) {
 		tables.Put(txn, x.tab.Clusters, &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, MaxConnectedClusters: 255}})
 		tables.Put(txn, x.tab.Clusters, &tables.Cluster{Name: "west", Peer: &wire.Peer{Name: "west", ID: 2, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("11.0.0.0/8")}}})
+		for id := 3; id <= 250; id++ {
+			tables.Put(txn, x.tab.Clusters, otherCluster(byte(id)))
+			for n := range known/(25*248) + 1 {
+				if id > 3 || n == 0 {
+					tables.Put(txn, x.tab.Nodes, otherNode(byte(id), byte(n)))
+				}
+			}
+		}
+		labels := identity.PodLabels("shop", nil, map[string]string{"app": "web"}, "default", "east")
+		tables.Put(txn, x.tab.Endpoints, &tables.Endpoint{Namespace: "shop", Pod: "web", ID: 1, IP: netip.MustParseAddr("10.1.1.2"), Ifindex: 1, Phase: tables.Held})
+		tables.Put(txn, x.tab.Pods, &tables.Pod{Namespace: "shop", Name: "web", Endpoint: &wire.Endpoint{Namespace: "shop", Pod: "web", IP: netip.MustParseAddr("10.1.1.2"), Identity: 65537, Labels: labels}})
 		for i := range 1000 {
 			tables.Put(txn, x.tab.Services, ownService(i))
 		}
@@ -70,7 +114,7 @@ func programOf(tb testing.TB, known int) (*Program, *tables.Tables) {
 		for i := range 100 {
 			tables.Put(txn, x.tab.Slices, remoteSlice("many", i, 100))
 		}
-		for n := range known/100 + 1 {
+		for n := range max(known/100, 100) + 1 {
 			tables.Put(txn, x.tab.Nodes, remoteNode(n))
 		}
 		for i := range known {
@@ -81,7 +125,24 @@ func programOf(tb testing.TB, known int) (*Program, *tables.Tables) {
 		}
 	})
 	x.pass()
+	x.late()
+	x.pass()
 	return x.p, x.tab
+}
+
+func otherCluster(id byte) *tables.Cluster {
+	name := fmt.Sprintf("c%d", id)
+	return &tables.Cluster{Name: name, Peer: &wire.Peer{Name: name, ID: identity.ClusterID(id), PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{12, id, 0, 0}), 16)}}}
+}
+
+func otherNode(id, n byte) *tables.Node {
+	cidr := netip.PrefixFrom(netip.AddrFrom4([4]byte{12, id, n, 0}), 24)
+	alloc := wire.CIDR(cidr)
+	return &tables.Node{Cluster: fmt.Sprintf("c%d", id), Name: fmt.Sprintf("n%d", n), Cilium: &wire.Node{
+		IPv4AllocCIDR: &alloc, IPAddresses: []wire.NodeAddress{
+			{Type: wire.NodeInternalIP, IP: netip.AddrFrom4([4]byte{192, 2, id, n})},
+			{Type: wire.NodeCiliumInternalIP, IP: cidr.Addr().Next()},
+		}}}
 }
 
 func remoteNode(n int) *tables.Node {

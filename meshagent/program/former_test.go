@@ -2,11 +2,11 @@ package program
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 	"testing"
 	"time"
+
+	"github.com/cilium/statedb"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -21,8 +21,8 @@ func parse(all ...string) (out []netip.Prefix) {
 }
 
 func TestFormerCIDRs(t *testing.T) {
-	east := &tables.Cluster{Name: "east", Own: &wire.Cluster{PodCIDRs: parse("10.1.0.0/16")}}
-	west := &tables.Cluster{Name: "west", Peer: &wire.Peer{PodCIDRs: parse("10.2.0.0/16")}}
+	east := &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1, PodCIDRs: parse("10.1.0.0/16")}}
+	west := &tables.Cluster{Name: "west", Peer: &wire.Peer{ID: 2, PodCIDRs: parse("10.2.0.0/16")}}
 	record := func(forgotten bool, cidrs ...string) *tables.Former {
 		f := &tables.Former{Former: wire.Former{Name: "west", PodCIDRs: parse(cidrs...)}}
 		if forgotten {
@@ -53,7 +53,7 @@ func TestFormerCIDRs(t *testing.T) {
 			kernel: member("10.1.0.0/16", "10.2.0.0/16", "10.2.1.0/24")},
 		{name: "it is back", members: []*tables.Cluster{east, west}, records: []*tables.Former{record(false, "10.2.0.0/16")},
 			kernel: member("10.1.0.0/16", "10.2.0.0/16")},
-		{name: "it is back with half of what it had", members: []*tables.Cluster{east, {Name: "west", Peer: &wire.Peer{PodCIDRs: parse("10.2.0.0/17")}}},
+		{name: "it is back with half of what it had", members: []*tables.Cluster{east, {Name: "west", Peer: &wire.Peer{ID: 2, PodCIDRs: parse("10.2.0.0/17")}}},
 			records: []*tables.Former{record(false, "10.2.0.0/16")}, kernel: member("10.1.0.0/16", "10.2.0.0/16"), former: []string{"10.2.0.0/16"}},
 		{name: "a store from before it was added", members: []*tables.Cluster{east}, kernel: member("10.1.0.0/16", "10.2.0.0/16", "10.2.1.0/24", "10.2.2.0/24"),
 			former: []string{"10.2.0.0/16"}, memory: []string{"10.2.0.0/16"}},
@@ -64,7 +64,26 @@ func TestFormerCIDRs(t *testing.T) {
 		{name: "a node of an own cluster left", members: []*tables.Cluster{east}, kernel: member("10.1.0.0/16", "10.1.2.0/24")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			former, memory := formerCIDRs(slices.Values(c.members), slices.Values(c.records), maps.All(c.kernel))
+			b := newBench(t)
+			for k, info := range c.kernel {
+				if err := b.maps.Prefixes.Update(k, info); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.restart()
+			b.write(func(txn statedb.WriteTxn) {
+				_ = b.tab.Clusters.DeleteAll(txn)
+				for _, m := range c.members {
+					tables.Put(txn, b.tab.Clusters, m)
+				}
+				for i, f := range c.records {
+					row := *f
+					row.Name = fmt.Sprint(i)
+					tables.Put(txn, b.tab.Former, &row)
+				}
+			})
+			b.p.look(b.tab.DB.ReadTxn())
+			former, memory := b.p.view.former.list, b.p.view.former.memory
 			if fmt.Sprint(former) != fmt.Sprint(parse(c.former...)) || fmt.Sprint(memory) != fmt.Sprint(parse(c.memory...)) {
 				t.Errorf("former %v, of these by memory %v; want %v and %v", former, memory, c.former, c.memory)
 			}

@@ -20,12 +20,21 @@ type frontends struct {
 	ips      feed[*tables.IP]
 	balancer *balancer
 
-	// ground is what every service depends on: clusters, nodes and their indexes. When
-	// it changes, everything is derived from scratch.
-	ground signature
-	known  map[string]known
+	// all is set until everything has been derived once, pruned once what an earlier
+	// agent left has been removed.
+	all, pruned bool
+	// clusters are those whose services have to be derived again; renamed are ranges in
+	// which backends may have become acceptable, or no longer are; moved are ranges whose
+	// backends may be on another node.
+	clusters       map[string]bool
+	renamed, moved []netip.Prefix
+	// placed is the index of the node that has a pod CIDR, as the backends say now.
+	placed ranges[uint16]
+
+	known map[string]known
 	// partOf maps a slice's key to its service.
 	partOf map[string]string
+	offers offers
 	// claims lists the services that declare a frontend, sorted. The first has it.
 	claims map[bpf.ServiceKey][]string
 	// byHand maps an address to the services with a hand-written slice that names it:
@@ -50,6 +59,8 @@ type changes struct {
 	// whole is set if something beyond slices has changed.
 	whole  bool
 	slices []statedb.Change[*tables.Slice]
+	// moved are slices some of whose backends may be on another node.
+	moved []string
 }
 
 func newFrontends(m *bpf.Maps, t *tables.Tables) (*frontends, error) {
@@ -79,30 +90,35 @@ func (f *frontends) close() {
 
 // forget makes the next pass derive everything from scratch.
 func (f *frontends) forget() {
-	f.ground = signature{}
+	f.all, f.pruned = true, false
+	f.clusters, f.renamed, f.moved = map[string]bool{}, nil, nil
+	f.placed, f.offers = ranges[uint16]{}, newOffers()
 	f.known, f.partOf = map[string]known{}, map[string]string{}
 	f.claims, f.byHand = map[bpf.ServiceKey][]string{}, map[netip.Addr]map[string]bool{}
 	f.again, f.gone = map[string]bool{}, map[bpf.ServiceKey]bool{}
 }
 
 // write brings the kernel up to date with the snapshot.
-func (f *frontends) write(v *view, ground signature, index func(string) uint16, r *report) (changed int) {
+func (f *frontends) write(v *view, index func(string) uint16, r *report) (changed int) {
 	dirty := dirt{}
 	for id := range f.again {
 		dirty.whole(id)
 	}
 	f.again = map[string]bool{}
-	all := ground != f.ground
+	all, prune := f.all, v.complete() && !f.pruned
+	moved := f.moved
 	if all {
 		r.stage("services", "slices")
-		f.skip(v, dirty)
+		f.skip(v, dirty, index)
 	} else {
 		f.take(v, r, dirty)
 	}
-	if len(dirty) == 0 && len(f.gone) == 0 && !all {
+	f.clusters, f.renamed, f.moved = map[string]bool{}, nil, nil
+	if len(dirty) == 0 && len(f.gone) == 0 && !all && !prune {
+		f.place(v, moved, index)
 		return 0
 	}
-	f.ground = ground
+	f.all = false
 
 	touched := f.gone
 	f.gone = map[bpf.ServiceKey]bool{}
@@ -119,6 +135,7 @@ func (f *frontends) write(v *view, ground signature, index func(string) uint16, 
 			f.keep(id, newLive(&d))
 		}
 	}
+	f.place(v, moved, index)
 	f.settle(v, index, work, touched, r)
 	for id, d := range work {
 		changed += f.carry(v, id, d, r)
@@ -134,9 +151,10 @@ func (f *frontends) write(v *view, ground signature, index func(string) uint16, 
 			r.fail("services", frontendName(key), err)
 		}
 	}
-	if all {
-		changed += f.balancer.prune(f.wants, ground.prune, func(key bpf.ServiceKey, err error) {
-			f.ground = signature{}
+	if all || prune {
+		f.pruned = v.complete()
+		changed += f.balancer.prune(f.wants, f.pruned, func(key bpf.ServiceKey, err error) {
+			f.all, f.pruned = true, false
 			r.fail("services", frontendName(key), err)
 		})
 	}
@@ -166,22 +184,39 @@ func (f *frontends) follow(v *view, id string, c *changes, index func(string) ui
 	if c.whole {
 		return 0, false
 	}
+	deltas, ok := l.move(v, c.moved, f.nodeOf, func(a netip.Addr) uint16 { return v.nodeOf(a, index) })
+	if !ok {
+		return 0, false
+	}
+	if changed, ok = f.apply(id, deltas); !ok {
+		return changed, false
+	}
 	for _, slice := range c.slices {
 		deltas, ok := l.follow(v, slice, index)
 		if !ok {
 			return changed, false
 		}
-		for i := range deltas {
-			if f.claims[deltas[i].key][0] != id {
-				continue
-			}
-			n, err := f.balancer.apply(&deltas[i])
-			if changed += n; err != nil {
-				return changed, false // what is missing shows when it is written whole
-			}
+		n, ok := f.apply(id, deltas)
+		if changed += n; !ok {
+			return changed, false
 		}
 	}
 	f.keep(id, l)
+	return changed, true
+}
+
+// apply writes changes of a service's frontends, those that it has. It returns false if
+// it cannot: what is missing shows when the service is written whole.
+func (f *frontends) apply(id string, deltas []delta) (changed int, ok bool) {
+	for i := range deltas {
+		if f.claims[deltas[i].key][0] != id {
+			continue
+		}
+		n, err := f.balancer.apply(&deltas[i])
+		if changed += n; err != nil {
+			return changed, false
+		}
+	}
 	return changed, true
 }
 
@@ -200,28 +235,66 @@ func frontendName(key bpf.ServiceKey) string {
 }
 
 // skip ignores single changes and marks every service dirty.
-func (f *frontends) skip(v *view, dirty dirt) {
+func (f *frontends) skip(v *view, dirty dirt, index func(string) uint16) {
 	f.services.skip(v.txn)
 	f.slices.skip(v.txn)
 	f.ips.skip(v.txn)
+	f.offers, f.placed = newOffers(), ranges[uint16]{}
 	for id := range f.known {
 		dirty.whole(id)
 	}
 	for s := range v.tables.Services.All(v.txn) {
 		dirty.whole(s.ID())
+		f.offers.set(offer{s.ID(), s.Key(), true}, inService(s))
 	}
 	clear(f.partOf)
 	for s := range v.tables.Slices.All(v.txn) {
 		dirty.whole(s.ServiceID())
 		f.partOf[s.Key()] = s.ServiceID()
+		f.offers.set(offer{s.ServiceID(), s.Key(), false}, inSlice(s))
+	}
+	for _, s := range v.nodes.known {
+		if s.believed != nil {
+			f.place(v, s.cidrs, index)
+		}
 	}
 }
 
 // take marks the services dirty that changes since the last snapshot concern.
 func (f *frontends) take(v *view, r *report, dirty dirt) {
+	for _, prefix := range f.renamed {
+		for o := range f.offers.within(prefix) {
+			if slices.ContainsFunc(v.offered(o), prefix.Contains) {
+				dirty.whole(o.service)
+			}
+		}
+	}
+	for _, prefix := range f.moved { // by what is offered so far
+		for o := range f.offers.within(prefix) {
+			if of := dirty.of(o.service); o.carried {
+				of.whole = true
+			} else {
+				of.moved = append(of.moved, o.key)
+			}
+		}
+	}
+	for name := range f.clusters {
+		for s := range tables.OfCluster(v.txn, v.tables.Services, name) {
+			dirty.whole(s.ID())
+		}
+		for s := range tables.OfCluster(v.txn, v.tables.Slices, name) {
+			dirty.whole(s.ServiceID())
+		}
+	}
 	for _, c := range f.services.take(v.txn) {
 		r.row("services", c.Object.Key())
 		dirty.whole(c.Object.ID())
+		of := offer{c.Object.ID(), c.Object.Key(), true}
+		if c.Deleted {
+			f.offers.set(of, nil)
+		} else {
+			f.offers.set(of, inService(c.Object))
+		}
 	}
 	for _, c := range f.slices.take(v.txn) {
 		key := c.Object.Key()
@@ -229,13 +302,16 @@ func (f *frontends) take(v *view, r *report, dirty dirt) {
 		id := c.Object.ServiceID()
 		if before, ok := f.partOf[key]; ok && before != id {
 			dirty.whole(before)
+			f.offers.set(offer{before, key, false}, nil)
 		}
 		of := dirty.of(id)
 		of.slices = append(of.slices, c)
 		if c.Deleted {
 			delete(f.partOf, key)
+			f.offers.set(offer{id, key, false}, nil)
 		} else {
 			f.partOf[key] = id
+			f.offers.set(offer{id, key, false}, inSlice(c.Object))
 		}
 	}
 	for _, c := range f.ips.take(v.txn) {
@@ -245,6 +321,25 @@ func (f *frontends) take(v *view, r *report, dirty dirt) {
 			}
 		}
 	}
+}
+
+// place takes over which nodes have these pod CIDRs, once the backends say so.
+func (f *frontends) place(v *view, cidrs []netip.Prefix, index func(string) uint16) {
+	for _, cidr := range cidrs {
+		if key, of := v.claimant(cidr); of == cidr && v.node(key) != nil && index(key) != 0 {
+			f.placed.put(cidr, index(key))
+		} else {
+			f.placed.drop(cidr)
+		}
+	}
+}
+
+// nodeOf is the index that the backends with an address have.
+func (f *frontends) nodeOf(a netip.Addr) (index uint16) {
+	for _, i := range f.placed.around(whole(a)) {
+		index = i
+	}
+	return index
 }
 
 // learn replaces what is known of a service, and adds the frontends that it declares

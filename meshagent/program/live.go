@@ -77,7 +77,7 @@ type delta struct {
 // if the service has to be derived as a whole.
 func (l *live) follow(v *view, c statedb.Change[*tables.Slice], index func(string) uint16) (deltas []delta, ok bool) {
 	s := c.Object
-	m := v.members[s.Cluster]
+	m := v.member(s.Cluster)
 	before, known := l.slices[s.Key()]
 	if m == nil || known && before == nil || l.of[s.Cluster] == 0 {
 		return nil, false
@@ -105,17 +105,68 @@ func (l *live) follow(v *view, c statedb.Change[*tables.Slice], index func(strin
 	}
 	cluster := service.ClusterID(m.ID())
 	for i, f := range frontendsOf(&l.own.Service) {
-		d := delta{key: keyOf(f.addr, f.port.Port, f.port.Protocol), cluster: uint16(cluster), members: map[bpf.MemberKey]bpf.Member{}}
+		d := newDelta(f, cluster)
 		l.pools[i][cluster].Replace(old, next, func(b netip.AddrPort, was, now service.Role) { d.change(v, b, was, now, index) })
-		places, omitted := service.Places(service.ClusterID(v.own.ID()), &l.own.Service, l.pools[i])
-		if len(omitted) > 0 {
+		if d.groups, ok = l.groups(v, i); !ok {
 			return nil, false
-		}
-		for _, p := range places {
-			d.groups = append(d.groups, bpf.Group{Cluster: uint16(p.Cluster), Tier: p.Tier, Weight: v.weight(p.Cluster)})
 		}
 		if m == v.own || l.own.Global {
 			deltas = append(deltas, d)
+		}
+	}
+	return deltas, true
+}
+
+// newDelta is an empty change of one cluster's backends in a frontend.
+func newDelta(f addrPort, cluster service.ClusterID) delta {
+	return delta{key: keyOf(f.addr, f.port.Port, f.port.Protocol), cluster: uint16(cluster), members: map[bpf.MemberKey]bpf.Member{}}
+}
+
+// groups are those of a frontend. It returns false if they are too many.
+func (l *live) groups(v *view, i int) (groups []bpf.Group, ok bool) {
+	places, omitted := service.Places(service.ClusterID(v.own.ID()), &l.own.Service, l.pools[i])
+	for _, p := range places {
+		groups = append(groups, bpf.Group{Cluster: uint16(p.Cluster), Tier: p.Tier, Weight: v.weight(p.Cluster)})
+	}
+	return groups, len(omitted) == 0
+}
+
+// move says what changes because backends in these slices are on another node. It
+// returns false if the service has to be derived as a whole.
+func (l *live) move(v *view, keys []string, was, now func(netip.Addr) uint16) (deltas []delta, ok bool) {
+	type spot struct {
+		frontend int
+		cluster  service.ClusterID
+		backend  netip.AddrPort
+	}
+	done := map[spot]bool{} // two slices may have one backend
+	for _, key := range keys {
+		s, known := l.slices[key]
+		if !known {
+			continue
+		}
+		m := v.member(clusterOf(key))
+		if s == nil || m == nil {
+			return nil, false
+		}
+		cluster := service.ClusterID(m.ID())
+		for i, f := range frontendsOf(&l.own.Service) {
+			d := newDelta(f, cluster)
+			for b, role := range l.pools[i][cluster].Of(&s.Slice) {
+				backend := bpf.Backend{Addr: bpf.AddrOf(b.Addr()), Port: bpf.PortOf(b.Port()), Node: was(b.Addr())}
+				if to := now(b.Addr()); role == service.Taking && to != backend.Node && !done[spot{i, cluster, b}] {
+					done[spot{i, cluster, b}] = true
+					d.gone = append(d.gone, backend)
+					backend.Node = to
+					d.add = append(d.add, backend)
+				}
+			}
+			if d.groups, ok = l.groups(v, i); !ok {
+				return nil, false
+			}
+			if len(d.add) > 0 && (m == v.own || l.own.Global) {
+				deltas = append(deltas, d)
+			}
 		}
 	}
 	return deltas, true

@@ -1,14 +1,12 @@
 package program
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
 
 	"github.com/cilium/statedb"
 
-	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
@@ -33,21 +31,21 @@ type Mesh struct {
 
 // NewMesh reads a snapshot. It returns nil until our own cluster is known.
 func NewMesh(t *tables.Tables, txn statedb.ReadTxn, self string) *Mesh {
-	v := newView(t, txn, self)
-	if v == nil {
+	v := newView(t, self)
+	if !v.load(txn) {
 		return nil
 	}
-	m := &Mesh{Own: v.own, Split: v.split, Members: v.members, Remote: map[string]*tables.Node{}, Complete: v.complete()}
-	for key, n := range v.nodes {
-		if !v.isSelf(n) {
+	m := &Mesh{Own: v.own, Split: v.split, Members: map[string]*tables.Cluster{}, Remote: map[string]*tables.Node{}, Former: v.former.list, Complete: v.complete()}
+	for key, s := range v.nodes.known {
+		if n := s.believed; n != nil && !v.isSelf(n) {
 			m.Remote[key] = n
 		}
 	}
-	for _, c := range v.members {
-		m.CIDRs = append(m.CIDRs, c.PodCIDRs()...)
+	for name, s := range v.clusters.admitted {
+		m.Members[name] = s.row
+		m.CIDRs = append(m.CIDRs, s.pods...)
 	}
 	slices.SortFunc(m.CIDRs, netip.Prefix.Compare)
-	m.Former, _ = formerCIDRs(maps.Values(v.members), each(txn, t.Former), func(func(bpf.PrefixKey, bpf.IPInfo) bool) {})
 	return m
 }
 

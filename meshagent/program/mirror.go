@@ -14,14 +14,17 @@ import (
 type mirror[K comparable, V comparable] struct {
 	table bpf.Table[K, V]
 	have  map[K]V
-	mine  map[K]bool // wanted at some point by this process
+	// found are the rows of an earlier agent that this one has never wanted.
+	found map[K]bool
+	// wrote, if set, is called after a row was written (there) or removed.
+	wrote func(k K, v V, there bool)
 }
 
 func newMirror[K comparable, V comparable](table bpf.Table[K, V]) (*mirror[K, V], error) {
-	m := &mirror[K, V]{table: table, have: map[K]V{}, mine: map[K]bool{}}
+	m := &mirror[K, V]{table: table, have: map[K]V{}, found: map[K]bool{}}
 	rows, failed := table.All()
 	for k, v := range rows {
-		m.have[k] = v
+		m.have[k], m.found[k] = v, true
 	}
 	if err := failed(); err != nil {
 		return nil, fmt.Errorf("read map %s: %w", table.Name(), err)
@@ -46,14 +49,14 @@ func (m *mirror[K, V]) set(want map[K]V, prune bool, failed refused[K]) (changed
 func (m *mirror[K, V]) update(want map[K]V, failed refused[K]) (changed int) {
 	diff := map[K]V{}
 	for k, v := range want {
-		m.mine[k] = true
+		delete(m.found, k)
 		if have, ok := m.have[k]; !ok || have != v {
 			diff[k] = v
 		}
 	}
 	if len(diff) >= batchFrom && m.table.UpdateBatch(diff) == nil {
 		for k, v := range diff {
-			m.have[k] = v
+			m.holds(k, v)
 		}
 		return len(diff)
 	}
@@ -64,7 +67,7 @@ func (m *mirror[K, V]) update(want map[K]V, failed refused[K]) (changed int) {
 			failed(k, err)
 			continue
 		}
-		m.have[k] = v
+		m.holds(k, v)
 		changed++
 	}
 	return changed
@@ -79,7 +82,7 @@ func (m *mirror[K, V]) remove(want map[K]V, prune bool, failed refused[K]) (chan
 func (m *mirror[K, V]) removeBut(want map[K]V, prune bool, kept func(K) bool, failed refused[K]) (changed int) {
 	var gone []K
 	for k := range m.have {
-		if _, ok := want[k]; !ok && (prune || m.mine[k]) && !kept(k) {
+		if _, ok := want[k]; !ok && (prune || !m.found[k]) && !kept(k) {
 			gone = append(gone, k)
 		}
 	}
@@ -99,8 +102,7 @@ func (m *mirror[K, V]) dropAll(keys []K, failed refused[K]) (changed int) {
 				continue
 			}
 		}
-		delete(m.have, k)
-		delete(m.mine, k)
+		m.lacks(k)
 		changed++
 	}
 	return changed
@@ -108,14 +110,14 @@ func (m *mirror[K, V]) dropAll(keys []K, failed refused[K]) (changed int) {
 
 // put writes one row immediately.
 func (m *mirror[K, V]) put(k K, v V) error {
-	m.mine[k] = true
+	delete(m.found, k)
 	if have, ok := m.have[k]; ok && have == v {
 		return nil
 	}
 	if err := m.table.Update(k, v); err != nil {
 		return err
 	}
-	m.have[k] = v
+	m.holds(k, v)
 	return nil
 }
 
@@ -127,7 +129,23 @@ func (m *mirror[K, V]) drop(k K) error {
 	if err := m.table.Delete(k); err != nil {
 		return err
 	}
-	delete(m.have, k)
-	delete(m.mine, k)
+	m.lacks(k)
 	return nil
+}
+
+// holds and lacks record what the map has come to.
+func (m *mirror[K, V]) holds(k K, v V) {
+	m.have[k] = v
+	if m.wrote != nil {
+		m.wrote(k, v, true)
+	}
+}
+
+func (m *mirror[K, V]) lacks(k K) {
+	v := m.have[k]
+	delete(m.have, k)
+	delete(m.found, k)
+	if m.wrote != nil {
+		m.wrote(k, v, false)
+	}
 }

@@ -95,7 +95,7 @@ func (b *bench) restart() {
 
 func (b *bench) write(f func(statedb.WriteTxn)) {
 	t := b.tab
-	txn := t.DB.WriteTxn(t.Clusters, t.Nodes, t.IPs, t.Identities, t.Services, t.Slices, t.Pods, t.Policies, t.Endpoints)
+	txn := t.DB.WriteTxn(t.Clusters, t.Former, t.Nodes, t.IPs, t.Identities, t.Services, t.Slices, t.Pods, t.Policies, t.Endpoints)
 	f(txn)
 	txn.Commit()
 }
@@ -343,6 +343,7 @@ func tapMaps(m *bpf.Maps, t *tap) *bpf.Maps {
 	out.Sets = tapped[bpf.SetKey, bpf.SetInfo]{m.Sets, t}
 	out.Services, out.Members = tapped[bpf.ServiceKey, bpf.Service]{m.Services, t}, tapped[bpf.MemberKey, bpf.Member]{m.Members, t}
 	out.Backends = tappedBatch{tapped[bpf.SlotKey, bpf.Backend]{m.Backends, t}}
+	out.Nodes, out.Clusters = tapped[uint32, bpf.Node]{m.Nodes, t}, tapped[uint32, bpf.Cluster]{m.Clusters, t}
 	out.Prefixes, out.IPs = tapped[bpf.PrefixKey, bpf.IPInfo]{m.Prefixes, t}, tapped[bpf.Addr, bpf.IPInfo]{m.IPs, t}
 	return &out
 }

@@ -1,9 +1,10 @@
 // Package program writes the agent's tables to the datapath's maps.
 //
-// One loop takes a snapshot and writes what differs: policy first, then the owner of
-// each address, then pods and services, and last the settings that make the programs
-// re-judge flows. Pure functions (derive…) decide what a row should say; the loop
-// decides the order of writes, so that no intermediate state is wrong.
+// One loop follows the tables and writes what a change concerns: policy first, then the
+// owner of each address, then pods and services, and last the settings that make the
+// programs re-judge flows. The view says which rows are believed and which others a
+// change concerns; the loop decides the order of writes, so that no intermediate state
+// is wrong.
 package program
 
 import (
@@ -59,38 +60,43 @@ type Program struct {
 	// bases maps each variant to its identity.
 	bases atomic.Pointer[map[identity.Number]identity.Number]
 
-	// The last snapshot that each stage completed; zero means the stage must run.
-	did struct {
-		ways, endpoints   signature
-		policy, addresses stage
-	}
-	// For stages that apply changes row by row while their ground stays the same.
+	// view is what is believed; it follows clusters, nodes and former.
+	view     *view
+	loaded   bool
+	clusters feed[*tables.Cluster]
+	nodes    feed[*tables.Node]
+	former   feed[*tables.Former]
+
+	// What has to be written, besides the rows that the feeds give: addresses and
+	// prefixes; the indexes that nodes need or give back; the rows of clusters, by ID;
+	// the identities of clusters; the doubts about former members.
+	owners          owners
+	joining         map[string]bool
+	leaving         map[string]bool
+	ids             map[identity.ClusterID]bool
+	judging         map[string]bool
+	formerMoved     bool
+	pruned, unsaved bool
+
 	ips        feed[*tables.IP]
 	identities feed[*tables.Identity]
-	ground     ground
-	// seen is the last pass's view, reused while clusters and nodes do not change.
-	seen struct {
-		view                    *view
-		clusters, nodes, former statedb.Revision
-	}
-	// epoch counts changes in what one stage passes to another, indexes only those of
-	// nodes' indexes.
-	epoch    uint64
-	indexes  uint64
-	subjects map[string]subject
-	cidrs    map[netip.Prefix]identity.Number
-	// former and memory are the view's, valid for the rows named in formerOf. The
-	// kernel's prefixes, which they also depend on, change only along with those rows.
-	former, memory []netip.Prefix
-	formerOf       struct {
-		clusters, records statedb.Revision
-		known             bool
-	}
+	// did is the input that stages have seen which look at everything whenever some of
+	// it has changed; zero means the stage must run.
+	did done
+	// stirred counts changes in what is believed of clusters and nodes, epoch those in
+	// what one stage passes to another.
+	stirred, epoch uint64
+	subjects       map[string]subject
+	// cidrs are the numbers of the prefixes that policies name, named finds them by
+	// range.
+	cidrs map[netip.Prefix]identity.Number
+	named ranges[struct{}]
+	// members finds the prefixes that the kernel holds as a member's.
+	members ranges[struct{}]
 	// kept is what Remember saved last; nil if nothing yet.
 	kept     []netip.Prefix
 	attempts int
 	moved    bool // verdicts may have changed since settings were written
-	vacant   bool // indexes of removed nodes may be released
 	// passed is closed after the first pass that wrote everything.
 	passed chan struct{}
 	once   sync.Once
@@ -102,13 +108,18 @@ type Program struct {
 	kicked   chan struct{}
 }
 
+type done struct {
+	endpoints, varied signature
+	policy            stage
+}
+
 // signature is the input a stage has seen: revisions of the tables it reads, zero for
 // those it does not.
 type signature struct {
-	clusters, nodes, former, policies statedb.Revision
-	ips, identities, pods, endpoints  statedb.Revision
-	answers, indexes, epoch           uint64
-	prune                             bool
+	policies, ips, identities, pods, endpoints statedb.Revision
+	stirred, epoch                             uint64
+	// server is whether an API server runs on this node; known is always set.
+	server, known bool
 }
 
 // stage is the progress of a stage that can apply changes row by row: it was derived
@@ -118,6 +129,7 @@ type stage struct{ ground, rows signature }
 // New reads what is in the kernel and changes nothing.
 func New(cfg Config) (*Program, error) {
 	p := &Program{cfg: cfg, variants: newVariants(), subjects: map[string]subject{}, kicked: make(chan struct{}, 1), passed: make(chan struct{})}
+	p.forget()
 	var err error
 	if p.settings, _, err = cfg.Maps.Settings.Lookup(0); err != nil {
 		return nil, fmt.Errorf("read settings: %w", err)
@@ -129,10 +141,23 @@ func New(cfg Config) (*Program, error) {
 	if p.prefixes, err = newMirror(cfg.Maps.Prefixes); err != nil {
 		return nil, err
 	}
+	p.prefixes.wrote = p.learnMember
+	for k, info := range p.prefixes.have {
+		p.learnMember(k, info, true)
+	}
 	if p.endpoints, err = newMirror(cfg.Maps.Endpoints); err != nil {
 		return nil, err
 	}
 	if p.policies, err = newPolicies(cfg.Maps, p.settings.PolicyGen, p.endpoints.have); err != nil {
+		return nil, err
+	}
+	if p.clusters, err = follow(cfg.Tables.DB, cfg.Tables.Clusters); err != nil {
+		return nil, err
+	}
+	if p.nodes, err = follow(cfg.Tables.DB, cfg.Tables.Nodes); err != nil {
+		return nil, err
+	}
+	if p.former, err = follow(cfg.Tables.DB, cfg.Tables.Former); err != nil {
 		return nil, err
 	}
 	if p.ips, err = follow(cfg.Tables.DB, cfg.Tables.IPs); err != nil {
@@ -188,6 +213,9 @@ const (
 
 // Run works until ctx ends. It leaves the kernel as it is.
 func (p *Program) Run(ctx context.Context) error {
+	defer p.clusters.close()
+	defer p.nodes.close()
+	defer p.former.close()
 	defer p.ips.close()
 	defer p.identities.close()
 	defer p.frontends.close()
@@ -228,11 +256,12 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 	t := p.cfg.Tables
 	txn := t.DB.ReadTxn()
 	watches := watch(txn, t)
-	v := p.view(txn)
+	v, m := p.look(txn)
 	if v == nil {
 		return watches, lastRetry
 	}
 	r := newReport(v)
+	p.learn(v, m, r)
 	p.writeSettings(p.write(v, r), v, r)
 	p.vacate(v, r)
 	r.publish(t)
@@ -273,52 +302,28 @@ func add[P any](ws *statedb.WatchSet, txn statedb.ReadTxn, t statedb.Table[P]) {
 	ws.Add(ch)
 }
 
-// write writes the snapshot to every map except settings. A stage is skipped if its
-// inputs have not changed and all its rows were written.
+// write writes the snapshot to every map except settings.
 func (p *Program) write(v *view, r *report) (changed int) {
 	t, txn := v.tables, v.txn
-	prune := v.complete()
-	rev := signature{prune: prune, clusters: t.Clusters.Revision(txn), nodes: t.Nodes.Revision(txn), former: t.Former.Revision(txn)}
-
-	if s := rev; p.did.ways != s {
-		p.ways(v, prune, r)
-		p.did.ways = keep(s, r.clean("nodes", "clusters"))
-	}
-
-	changed += p.policy(v, rev, r)
+	p.ways(v, r)
+	changed += p.policy(v, r)
 	changed += p.expire(r)
 
-	n, obsolete := p.addresses(v, rev, r)
+	n, obsolete := p.addresses(v, r)
 	changed += n
 
-	s := rev
-	s.pods, s.endpoints, s.epoch = t.Pods.Revision(txn), t.Endpoints.Revision(txn), p.epoch
+	s := signature{pods: t.Pods.Revision(txn), endpoints: t.Endpoints.Revision(txn), epoch: p.epoch, known: true}
 	if p.did.endpoints != s {
 		changed += p.pods(v, r)
 		p.did.endpoints = keep(s, r.clean("endpoints"))
 	}
 
-	s = rev
-	s.answers, s.indexes = p.cfg.Ways.answersSeen(), p.indexes
-	changed += p.frontends.write(v, s, p.cfg.Ways.Index, r)
+	changed += p.frontends.write(v, p.cfg.Ways.Index, r)
 	changed += obsolete()
 	if changed > 0 && len(p.variants.numbers) > 0 {
 		p.did.policy = stage{} // a number that only those rows used goes too
 	}
 	return changed
-}
-
-// vacate releases the indexes of removed nodes once the settings make every flow
-// re-judge: until then, a flow would take a node without a row for a dead one.
-func (p *Program) vacate(v *view, r *report) {
-	if !p.vacant || p.moved || !r.clean("ips", "services", "settings") {
-		return
-	}
-	p.vacant = false
-	if err := p.cfg.Ways.Release(v.remote(), v.complete()); err != nil {
-		r.fail("nodes", "", err)
-		p.did.ways, p.vacant = signature{}, true
-	}
 }
 
 // keep returns s if its stage wrote everything, or else zero, so that the stage runs
@@ -330,47 +335,26 @@ func keep[S any](s S, clean bool) (kept S) {
 	return kept
 }
 
-// ways gives nodes their indexes and clusters their rows.
-func (p *Program) ways(v *view, prune bool, r *report) {
-	r.stage("nodes", "clusters")
-	changed, err := p.cfg.Ways.Assign(v.remote())
-	if err != nil {
-		r.fail("nodes", "", err)
-	}
-	if changed {
-		p.epoch++
-		p.indexes++
-	}
-	var ids []identity.ClusterID
-	for _, c := range v.members {
-		ids = append(ids, c.ID())
-	}
-	if err := p.cfg.Ways.Admit(ids, prune); err != nil {
-		r.fail("clusters", "", err)
-	}
-}
-
 // policy brings policies and identities up to date.
-func (p *Program) policy(v *view, rev signature, r *report) (changed int) {
+func (p *Program) policy(v *view, r *report) (changed int) {
 	t, txn := v.tables, v.txn
-	ground := func() signature {
-		s := rev
-		s.policies, s.epoch = t.Policies.Revision(txn), p.epoch
-		return s
+	s := stage{
+		ground: signature{policies: t.Policies.Revision(txn), server: v.isAPIServer(v.node(v.selfKey())), known: true},
+		rows:   signature{identities: t.Identities.Revision(txn), pods: t.Pods.Revision(txn), endpoints: t.Endpoints.Revision(txn)},
 	}
-	s := stage{ground(), signature{identities: t.Identities.Revision(txn), pods: t.Pods.Revision(txn), endpoints: t.Endpoints.Revision(txn)}}
 	if !p.variants.none() { // an address may have a variant of its own
-		s.rows.ips = t.IPs.Revision(txn)
+		s.rows.ips, s.rows.stirred = t.IPs.Revision(txn), p.stirred
 	}
+	judging := p.judging
+	p.judging = map[string]bool{}
 	switch {
-	case p.did.policy == s:
+	case p.did.policy == s && len(judging) == 0:
 		return 0
 	case p.did.policy.ground == s.ground && p.variants.none():
-		changed = p.judgeRows(v, r)
+		changed = p.judgeRows(v, judging, r)
 	default:
 		changed = p.judge(v, r)
 	}
-	s.ground = ground() // a new generation changes the epoch
 	p.did.policy = keep(s, r.clean("policies", "identities"))
 	return changed
 }
@@ -423,7 +407,7 @@ func (p *Program) judge(v *view, r *report) (changed int) {
 		}
 	}
 	cidrs, labels := p.numbers.number(policy.CIDRIdentities(all, groups, v.apiServers), p.stands)
-	if v.isAPIServer(v.nodes[v.own.Name+"/"+v.self]) {
+	if v.isAPIServer(v.node(v.selfKey())) {
 		labels[identity.Host] = policy.WithAPIServer(identity.ReservedLabels(identity.Host))
 	}
 	for row := range v.tables.Identities.All(v.txn) {
@@ -432,7 +416,7 @@ func (p *Program) judge(v *view, r *report) (changed int) {
 		}
 	}
 	p.learnSubjects(v)
-	p.cidrs = cidrs
+	p.learnCIDRs(cidrs)
 	p.variants.follow(all)
 	p.variants.learn(p.meshEndpoints(v), labels, p.numbers.fresh, p.rowOf, p.numbersInRows())
 	bases := p.variants.base

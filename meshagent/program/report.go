@@ -1,6 +1,7 @@
 package program
 
 import (
+	"slices"
 	"time"
 
 	"github.com/cilium/statedb"
@@ -38,6 +39,14 @@ func (r *report) row(table, row string) {
 	r.rows[table][row] = true
 	if _, ok := r.stages[table]; !ok {
 		r.stages[table] = false
+	}
+}
+
+// judged marks a row of clusters or nodes, and says so if it is not believed.
+func (r *report) judged(v *view, row rowName) {
+	r.row(row.table, row.row)
+	if why := v.why(row); why != "" {
+		v.doubts = append(v.doubts, doubt{row.table, row.row, why})
 	}
 }
 
@@ -84,20 +93,29 @@ func (r *report) example() string {
 // publish writes problems and progress. Rows that are not believed are problems too,
 // but retrying would not help them.
 func (r *report) publish(t *tables.Tables) {
-	doubts := r.view.doubts
-	if r.stages["nodes"] || r.stages["clusters"] {
-		doubts = append(doubts, r.view.outsiders...)
-	}
-	for _, d := range doubts {
+	for _, d := range r.view.doubts {
 		r.note(d.table, d.row, d.why)
 	}
 	now := time.Now()
 	txn := t.DB.WriteTxn(t.Problems, t.Progress)
 	dirty := false
-	for p := range t.Problems.All(txn) {
-		if _, still := r.errs[p.Table][p.Row]; (r.stages[p.Table] || r.rows[p.Table][p.Row]) && !still {
+	settle := func(p *tables.Problem) {
+		if _, still := r.errs[p.Table][p.Row]; p != nil && !still {
 			tables.Drop(txn, t.Problems, p)
 			dirty = true
+		}
+	}
+	for table, full := range r.stages {
+		if full {
+			for _, p := range slices.Collect(tables.ProblemsOf(txn, t, table)) {
+				settle(p)
+			}
+			continue
+		}
+		for row := range r.rows[table] {
+			if p := tables.Get(txn, t.Problems, (&tables.Problem{Table: table, Row: row}).Key()); p != nil {
+				settle(p)
+			}
 		}
 	}
 	for table, rows := range r.errs {

@@ -113,7 +113,7 @@ func (d *derived) slices(v *view, slices []*tables.Slice, services []*tables.Ser
 		return whole
 	}
 	for _, s := range slices {
-		if c := v.members[s.Cluster]; c != nil {
+		if c := v.member(s.Cluster); c != nil {
 			d.whole[s.Key()] = nil
 			if add(c, s.Slice, rowName{"slices", s.Key()}, c == v.own && !s.Derived) {
 				d.whole[s.Key()] = s
@@ -121,7 +121,7 @@ func (d *derived) slices(v *view, slices []*tables.Slice, services []*tables.Ser
 		}
 	}
 	for _, s := range services {
-		c := v.members[s.Cluster]
+		c := v.member(s.Cluster)
 		if c == nil || out[service.ClusterID(c.ID())] != nil {
 			continue
 		}
@@ -154,31 +154,4 @@ func (v *view) rowsFor(f service.Frontend, index func(string) uint16) frontend {
 		w.groups = append(w.groups, bpf.Group{Count: uint32(len(g.Backends)), Cluster: cluster, Tier: g.Tier, Weight: v.weight(g.Cluster)})
 	}
 	return w
-}
-
-// nodeOf returns the index of the node whose pod CIDR contains addr; 0 for this node
-// and for addresses outside the mesh.
-func (v *view) nodeOf(addr netip.Addr, index func(string) uint16) uint16 {
-	if v.cidrs == nil {
-		v.cidrs = map[netip.Prefix]string{}
-		for key, n := range v.nodes {
-			for _, cidr := range n.PodCIDRs() {
-				v.cidrs[cidr.Masked()] = key
-				v.lengths[cidr.Bits()] = true
-			}
-		}
-	}
-	for bits := range v.lengths {
-		if !v.lengths[bits] || bits > addr.BitLen() {
-			continue
-		}
-		p, err := addr.Prefix(bits)
-		if err != nil {
-			continue
-		}
-		if key, ok := v.cidrs[p]; ok {
-			return index(key)
-		}
-	}
-	return 0
 }

@@ -11,7 +11,6 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
-	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
@@ -196,23 +195,26 @@ func TestServicesUseAPeerOnceItHasAnswered(t *testing.T) {
 			t.Errorf("%s: weights %d and %d, want 1 and %d", when, e, got, west)
 		}
 	}
-	if err := w.Admit([]identity.ClusterID{1, 2}, true); err != nil {
+	if err := errors.Join(w.Admit(1), w.Admit(2)); err != nil {
 		t.Fatal(err)
 	}
 	want("joined", 0)
-	before := w.answersSeen()
 	w.Answered(2)
-	if w.answersSeen() == before {
+	if !w.takeAnswers()[2] {
 		t.Error("no news of the answer")
 	}
 	want("answered", 1)
 	if again, err := NewWays(m); err != nil || !again.HasAnswered(2) {
 		t.Error("forgotten by a restart", err)
 	}
-	if err := errors.Join(w.Admit([]identity.ClusterID{1}, true), w.Admit([]identity.ClusterID{1, 2}, true)); err != nil {
+	if err := errors.Join(w.Expel(2), w.Admit(2)); err != nil {
 		t.Fatal(err)
 	}
 	want("left and joined again", 0)
+	w.Answered(3)
+	if err := w.SetCluster(3, bpf.PathAlive); err != nil || len(rowsIn(m.Clusters)) != 2 || w.HasAnswered(3) {
+		t.Error("a cluster that is not a member has a row", err)
+	}
 }
 
 // A peer's slice with weight 0 is in maintenance.

@@ -182,23 +182,18 @@ func (k variant) with(own identity.Labels) identity.Labels {
 func (p *Program) meshEndpoints(v *view) iter.Seq[endpointAt] {
 	return func(yield func(endpointAt) bool) {
 		for ip := range v.tables.IPs.All(v.txn) {
-			if c := v.members[ip.Cluster]; c != nil && v.doubtful(c, ip) == "" && !yield(endpointAt{ip.Prefix, ip.Identity, ip.NamedPorts}) {
+			if c := v.member(ip.Cluster); c != nil && v.doubtful(c, ip) == "" && !yield(endpointAt{ip.Prefix, ip.Identity, ip.NamedPorts}) {
 				return
 			}
 		}
-		for _, n := range v.nodes {
-			if !v.isSelf(n) && !yield(endpointAt{whole(n.Internal()), identity.RemoteNode, nil}) {
+		for _, s := range v.nodes.known {
+			if n := s.believed; n != nil && !v.isSelf(n) && !yield(endpointAt{whole(n.Internal()), identity.RemoteNode, nil}) {
 				return
 			}
 		}
-		for n := range v.tables.Nodes.All(v.txn) {
-			if v.isSelf(n) {
-				continue
-			}
-			for addr, who := range v.outsideOf(n) {
-				if !yield(endpointAt{whole(addr), who, nil}) {
-					return
-				}
+		for addr := range v.nodes.named {
+			if key, who := v.outside(addr, v.selfKey()); key != "" && !yield(endpointAt{whole(addr), who, nil}) {
+				return
 			}
 		}
 		for _, s := range p.subjects {

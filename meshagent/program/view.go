@@ -1,8 +1,6 @@
 package program
 
 import (
-	"cmp"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -13,190 +11,157 @@ import (
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
-// view is one snapshot of the tables without the rows that are not believed: a cluster
-// speaks for addresses in its own CIDRs, identities in its own range and nodes of its
-// own, and for nothing else.
+// view is what is believed of the tables: a cluster speaks for addresses in its own
+// CIDRs, identities in its own range and nodes of its own, and for nothing else. It
+// follows the tables; a change costs what it concerns.
 type view struct {
 	tables *tables.Tables
 	txn    statedb.ReadTxn
-	own    *tables.Cluster
-	split  identity.Split
 	self   string // this node's name
-	// members are the clusters of the mesh, including our own.
-	members map[string]*tables.Cluster
-	nodes   map[string]*tables.Node // by cluster/name, usable ones only
-	// byHost finds a node by the address of its tunnel endpoint.
-	byHost map[string]*tables.Node // "cluster/address"
-	// doubts are the rows that this pass leaves out; outsiders are the clusters and
-	// nodes that every pass over this view leaves out.
-	doubts, outsiders []doubt
 
-	// former are the CIDRs of removed peers, sorted; memory are those of them that no
-	// record explains.
-	former, memory []netip.Prefix
+	own      *tables.Cluster // nil until it is known
+	split    identity.Split
+	clusters clusters
+	nodes    nodes
+	former   former
+
+	// doubts are the rows judged in this pass that are not believed.
+	doubts []doubt
 
 	// answered says whether a peer has ever answered through the tunnel; nil means
 	// that all have.
 	answered func(identity.ClusterID) bool
 
 	apiServers []netip.Addr // of our own cluster
-
-	// Indexes built on first use.
-	cidrs   map[netip.Prefix]string
-	hosts   map[netip.Addr]string // the nodes' own addresses, see nodeAddresses
-	lengths [129]bool
 }
 
 type doubt struct{ table, row, why string }
 
-// newView returns nil until our own cluster is known.
-func newView(t *tables.Tables, txn statedb.ReadTxn, self string) *view {
-	v := &view{tables: t, txn: txn, self: self, members: map[string]*tables.Cluster{}, nodes: map[string]*tables.Node{}, byHost: map[string]*tables.Node{}}
-	clusters := tables.All(txn, t.Clusters)
-	for _, c := range clusters {
-		if c.Own != nil {
+func newView(t *tables.Tables, self string) *view {
+	return &view{tables: t, self: self, clusters: newClusters(), nodes: newNodes()}
+}
+
+// load reads everything from a snapshot. It returns false if our own cluster is not
+// known.
+func (v *view) load(txn statedb.ReadTxn) bool {
+	v.txn, v.doubts = txn, nil
+	v.own, v.clusters, v.nodes, v.former = nil, newClusters(), newNodes(), former{kernel: v.former.kernel}
+	rows := map[string]*tables.Cluster{}
+	for c := range v.tables.Clusters.All(txn) {
+		if rows[c.Name] = c; c.Own != nil {
 			v.own = c
 		}
 	}
 	if v.own == nil {
-		return nil
+		return false
 	}
 	v.split, _ = identity.SplitFor(int(v.own.Own.MaxConnectedClusters))
 	if v.split == 0 {
 		v.split = identity.Split255
 	}
-	v.admit(clusters)
-	v.addNodes(tables.All(txn, t.Nodes))
-	return v
+	v.take(change{all: true, clusters: rows, nodes: v.allNodes(), former: true})
+	return true
 }
 
-// view reuses the last pass's view while clusters and nodes are unchanged.
-func (p *Program) view(txn statedb.ReadTxn) *view {
-	t := p.cfg.Tables
-	next := p.seen
-	next.clusters, next.nodes, next.former = t.Clusters.Revision(txn), t.Nodes.Revision(txn), t.Former.Revision(txn)
-	if next != p.seen || next.view == nil {
-		next.view = newView(t, txn, p.cfg.Self)
-		if next.view == nil {
+func (v *view) allNodes() map[string]*tables.Node {
+	rows := make(map[string]*tables.Node, v.tables.Nodes.NumObjects(v.txn))
+	for n := range v.tables.Nodes.All(v.txn) {
+		rows[n.Key()] = n
+	}
+	return rows
+}
+
+// change is what is new in the tables: rows by key, nil for those that are gone.
+type change struct {
+	clusters map[string]*tables.Cluster
+	nodes    map[string]*tables.Node
+	former   bool
+	all      bool // nothing was known before
+}
+
+// follow takes up what has changed up to a snapshot. It returns nil if that turns
+// everything upside down: then load.
+func (v *view) follow(txn statedb.ReadTxn, c change) *moved {
+	v.txn, v.doubts = txn, nil
+	if row, ok := c.clusters[v.own.Name]; ok {
+		if row == nil || row.Own == nil || row.Own.MaxConnectedClusters != v.own.Own.MaxConnectedClusters || !scopeOf(row).same(scopeOf(v.own)) {
 			return nil
 		}
-		next.view.answered, next.view.apiServers = p.cfg.Ways.HasAnswered, p.cfg.APIServers
-		p.learnFormer(next.view)
-		p.seen = next
+		v.own = row
 	}
-	p.seen.view.txn, p.seen.view.doubts = txn, nil
-	return p.seen.view
+	for _, row := range c.clusters {
+		if row != nil && row.Own != nil && row != v.own {
+			return nil
+		}
+	}
+	return v.take(c)
 }
 
-// admit accepts clusters that do not contradict our own or an earlier one. The API
-// server has checked the same; this catches what it may have missed.
-func (v *view) admit(clusters []*tables.Cluster) {
-	v.members[v.own.Name] = v.own
-	ids := map[identity.ClusterID]string{v.own.ID(): v.own.Name}
-	for _, c := range clusters {
-		if c == v.own || c.Peer == nil {
-			continue
-		}
-		if c.ID() == 0 {
-			v.outsiders = append(v.outsiders, doubt{"clusters", c.Key(), "it has no cluster ID"})
-			continue
-		}
-		if other, taken := ids[c.ID()]; taken {
-			v.outsiders = append(v.outsiders, doubt{"clusters", c.Key(), fmt.Sprintf("its ID %d already belongs to cluster %q", c.ID(), other)})
-			continue
-		}
-		if with := v.overlapping(c); with != "" {
-			v.outsiders = append(v.outsiders, doubt{"clusters", c.Key(), "its pod CIDRs overlap those of cluster " + with})
-			continue
-		}
-		ids[c.ID()] = c.Name
-		v.members[c.Name] = c
-	}
-}
-
-func (v *view) overlapping(c *tables.Cluster) string {
-	for _, m := range v.members {
-		for _, a := range m.PodCIDRs() {
-			for _, b := range c.PodCIDRs() {
-				if a.Overlaps(b) {
-					return m.Name
+func (v *view) take(c change) *moved {
+	m := newMoved()
+	m.all = c.all
+	v.clusters.follow(v.own.Name, c.clusters, m)
+	if !c.all {
+		for name := range m.clusters {
+			for n := range tables.OfCluster(v.txn, v.tables.Nodes, name) {
+				if c.nodes == nil {
+					c.nodes = map[string]*tables.Node{}
 				}
+				c.nodes[n.Key()] = n
 			}
 		}
 	}
+	v.followNodes(c.nodes, m)
+	if c.former || len(m.ranges) > 0 {
+		v.followFormer(c.all, m)
+	}
+	for r := range m.ranges {
+		for a := range v.nodes.places.within(r) {
+			m.addrs[a.Addr()] = true
+		}
+	}
+	return m
+}
+
+// member returns a cluster of the mesh, or nil.
+func (v *view) member(name string) *tables.Cluster {
+	if s := v.clusters.admitted[name]; s != nil {
+		return s.row
+	}
+	return nil
+}
+
+// ownerOf returns the cluster in whose pod CIDRs a prefix lies, or nil.
+func (v *view) ownerOf(p netip.Prefix) *tables.Cluster {
+	for _, name := range v.clusters.owners.around(p) {
+		return v.member(name)
+	}
+	return nil
+}
+
+// complete says whether every member's state has been read in full.
+func (v *view) complete() bool { return v.clusters.partial == 0 }
+
+// why says why a row of the tables clusters or nodes is not believed, or "".
+func (v *view) why(row rowName) string {
+	switch row.table {
+	case "clusters":
+		return v.clusters.why[row.row]
+	case "nodes":
+		if s := v.nodes.known[row.row]; s != nil && s.why != "" {
+			return s.why
+		} else if s != nil {
+			return s.over
+		}
+	}
 	return ""
-}
-
-// addNodes accepts nodes that claim no more than they may.
-func (v *view) addNodes(nodes []*tables.Node) {
-	var claims []claim
-	for _, n := range nodes {
-		c := v.members[n.Cluster]
-		if c == nil || !n.Internal().IsValid() || len(n.PodCIDRs()) == 0 {
-			continue
-		}
-		if why := overclaim(c, n); why != "" {
-			v.outsiders = append(v.outsiders, doubt{"nodes", n.Key(), why})
-			continue
-		}
-		v.nodes[n.Key()] = n
-		for _, cidr := range n.PodCIDRs() {
-			claims = append(claims, claim{cidr.Masked(), n.Key()})
-		}
-	}
-	v.settle(claims)
-	for _, n := range v.nodes {
-		for _, a := range n.Addresses() {
-			v.byHost[n.Cluster+"/"+a.String()] = n
-		}
-	}
-}
-
-// overclaim says what a node claims beyond its rights, or "" if nothing.
-func overclaim(c *tables.Cluster, n *tables.Node) string {
-	if why := n.Doubt(); why != "" {
-		return why
-	}
-	for _, cidr := range n.PodCIDRs() {
-		if !c.Owns(cidr) {
-			return fmt.Sprintf("its pod CIDR %v is outside the pod CIDRs of cluster %s", cidr, c.Name)
-		}
-	}
-	if !c.Owns(whole(n.Internal())) {
-		return fmt.Sprintf("its internal address %v is outside the pod CIDRs of cluster %s", n.Internal(), c.Name)
-	}
-	return ""
-}
-
-type claim struct {
-	cidr netip.Prefix
-	node string
-}
-
-// settle leaves out nodes whose CIDR equals or lies within another's; of two equal
-// CIDRs the first node by name keeps it. Sorted by address, widest first, a CIDR that
-// contains another comes before it.
-func (v *view) settle(claims []claim) {
-	slices.SortFunc(claims, func(a, b claim) int {
-		return cmp.Or(a.cidr.Addr().Compare(b.cidr.Addr()), cmp.Compare(a.cidr.Bits(), b.cidr.Bits()), cmp.Compare(a.node, b.node))
-	})
-	var open []claim
-	for _, c := range claims {
-		for len(open) > 0 && !open[len(open)-1].cidr.Overlaps(c.cidr) {
-			open = open[:len(open)-1]
-		}
-		if len(open) > 0 && open[len(open)-1].node != c.node {
-			other := open[len(open)-1]
-			delete(v.nodes, c.node)
-			v.outsiders = append(v.outsiders, doubt{"nodes", c.node, fmt.Sprintf("its pod CIDR %v overlaps %v of node %s", c.cidr, other.cidr, other.node)})
-			continue
-		}
-		open = append(open, c)
-	}
 }
 
 // isSelf says whether n is the node we run on.
 func (v *view) isSelf(n *tables.Node) bool { return n.Cluster == v.own.Name && n.Name == v.self }
+
+// selfKey is the key of the node we run on.
+func (v *view) selfKey() string { return v.own.Name + "/" + v.self }
 
 // isAPIServer says whether an API server of our own cluster has one of the node's
 // addresses.
@@ -204,15 +169,19 @@ func (v *view) isAPIServer(n *tables.Node) bool {
 	return n != nil && slices.ContainsFunc(n.Addresses(), func(a netip.Addr) bool { return slices.Contains(v.apiServers, a) })
 }
 
-// remote lists all nodes except this one, as members that need an index.
-func (v *view) remote() []Member {
-	var out []Member
-	for key, n := range v.nodes {
-		if !v.isSelf(n) {
-			out = append(out, Member{Key: key, Cluster: v.members[n.Cluster].ID(), CIDRs: n.PodCIDRs()})
-		}
+// holdsPods says whether a prefix overlaps a member's pod CIDRs. A peer's service CIDR
+// that does could be the longer match for some pods.
+func (v *view) holdsPods(p netip.Prefix) bool {
+	for range v.clusters.owners.within(p) {
+		return true
 	}
-	return out
+	return v.clusters.owners.holdsAny(p)
+}
+
+// inMesh says whether a prefix lies inside a member's pod or service CIDRs or a former
+// member's pod CIDRs. Policies cannot select these by address.
+func (v *view) inMesh(p netip.Prefix) bool {
+	return v.clusters.owners.holdsAny(p) || v.clusters.services.holdsAny(p) || v.former.cidrs.holdsAny(p)
 }
 
 // believes says whether a cluster may speak for this identity, which must be in its
@@ -225,12 +194,12 @@ func (v *view) believes(c *tables.Cluster, n identity.Number) bool {
 // vouchedFor says whether an identity is one that its cluster may speak for, and notes
 // a doubt if the cluster exceeded its rights.
 func (v *view) vouchedFor(row *tables.Identity) bool {
-	c := v.members[row.Cluster]
+	c := v.member(row.Cluster)
 	if c == nil {
 		return false
 	}
 	if !v.believes(c, row.Number) {
-		v.doubts = append(v.doubts, doubt{"identities", row.Key(), fmt.Sprintf("the number is outside the range of cluster %s", c.Name)})
+		v.doubts = append(v.doubts, doubt{"identities", row.Key(), "the number is outside the range of cluster " + c.Name})
 		return false
 	}
 	if c != v.own {
@@ -242,14 +211,15 @@ func (v *view) vouchedFor(row *tables.Identity) bool {
 	return true
 }
 
-// complete says whether every member's state has been read in full.
-func (v *view) complete() bool {
-	for _, c := range v.members {
-		if !c.Complete() {
-			return false
-		}
+// nobodys says whether a number is a cluster's to speak for and none does.
+func (v *view) nobodys(n identity.Number) bool {
+	id := v.split.Cluster(n)
+	if id == 0 {
+		return false
 	}
-	return true
+	name := v.clusters.withID(id)
+	row := tables.Get(v.txn, v.tables.Identities, (&tables.Identity{Cluster: name, Number: n}).Key())
+	return row == nil || name == "" || !v.vouchedFor(row)
 }
 
 func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

@@ -3,7 +3,9 @@ package program
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/weft-mesh/weft/bpf"
@@ -28,11 +30,13 @@ type Ways struct {
 	// answered are the clusters of which some node has answered through the tunnel, to
 	// this agent or an earlier one.
 	answered map[identity.ClusterID]bool
-	answers  uint64 // how often answered has changed
+	answers  map[identity.ClusterID]bool // of which answered has changed
 	news     chan struct{}
 	// found maps a pod CIDR to the index that an earlier agent gave its node.
 	found map[netip.Prefix]uint16
-	last  uint16
+	// left are the rows of an earlier agent that no node has taken over yet.
+	left map[uint16]bool
+	last uint16
 }
 
 // NewWays reads what is in the kernel. The prefixes show which index belonged to the
@@ -42,11 +46,11 @@ func NewWays(m *bpf.Maps) (*Ways, error) {
 		nodes: m.Nodes, clusters: m.Clusters,
 		byKey: map[string]uint16{}, want: map[uint16]bpf.Node{}, have: map[uint16]bpf.Node{},
 		members: map[identity.ClusterID]bpf.Cluster{}, wrote: map[identity.ClusterID]bpf.Cluster{},
-		found: map[netip.Prefix]uint16{}, answered: map[identity.ClusterID]bool{}, news: make(chan struct{}, 1),
+		found: map[netip.Prefix]uint16{}, left: map[uint16]bool{}, answered: map[identity.ClusterID]bool{}, answers: map[identity.ClusterID]bool{}, news: make(chan struct{}, 1),
 	}
 	nodes, failed := m.Nodes.All()
 	for i, n := range nodes {
-		w.have[uint16(i)] = n
+		w.have[uint16(i)], w.left[uint16(i)] = n, true
 		w.last = max(w.last, uint16(i))
 	}
 	if err := failed(); err != nil {
@@ -86,33 +90,43 @@ func (w *Ways) Index(key string) uint16 {
 	return w.byKey[key]
 }
 
-// Assign gives every node an index, keeping existing ones. A new node is alive but not
-// keyed: nothing is sent until its key is set.
-func (w *Ways) Assign(nodes []Member) (changed bool, err error) {
+// Keys lists the nodes that have an index.
+func (w *Ways) Keys() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var errs []error
-	for _, n := range nodes {
-		if _, ok := w.byKey[n.Key]; ok {
-			continue
-		}
-		i, ok := w.indexLocked(n)
-		if !ok {
-			errs = append(errs, fmt.Errorf("node %s: %w", n.Key, &bpf.FullError{Table: "nodes", Limit: w.nodes.MaxEntries()}))
-			continue
-		}
-		changed = true
-		w.byKey[n.Key] = i
-		row, known := w.have[i]
-		if !known || row.Cluster != uint16(n.Cluster) {
-			row = bpf.Node{Path: bpf.PathAlive, Cluster: uint16(n.Cluster)}
-		}
-		w.want[i] = row
+	return slices.Collect(maps.Keys(w.byKey))
+}
+
+// Members lists the clusters that were admitted.
+func (w *Ways) Members() []identity.ClusterID {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Keys(w.members))
+}
+
+// Assign gives a node an index, or keeps the one it has. A new node is alive but not
+// keyed: nothing is sent until its key is set.
+func (w *Ways) Assign(n Member) (changed bool, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	i, known := w.byKey[n.Key]
+	if known && w.want[i].Cluster == uint16(n.Cluster) {
+		return false, w.flushLocked(i)
 	}
-	if err := w.flushLocked(); err != nil {
-		errs = append(errs, err)
+	if !known {
+		var ok bool
+		if i, ok = w.indexLocked(n); !ok {
+			return false, &bpf.FullError{Table: "nodes", Limit: w.nodes.MaxEntries()}
+		}
 	}
-	return changed, errors.Join(errs...)
+	w.byKey[n.Key] = i
+	delete(w.left, i)
+	row, found := w.have[i]
+	if !found || row.Cluster != uint16(n.Cluster) {
+		row = bpf.Node{Path: bpf.PathAlive, Cluster: uint16(n.Cluster)}
+	}
+	w.want[i] = row
+	return !known, w.flushLocked(i)
 }
 
 func (w *Ways) indexLocked(n Member) (uint16, bool) {
@@ -139,35 +153,40 @@ func (w *Ways) indexLocked(n Member) (uint16, bool) {
 	return 0, false
 }
 
-// Release frees the indexes of removed nodes. With prune it also removes rows that an
-// earlier agent left. Call it once nothing refers to them any longer.
-func (w *Ways) Release(nodes []Member, prune bool) error {
+// Release frees the index of a removed node. Call it once nothing refers to it any
+// longer.
+func (w *Ways) Release(key string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	wanted := map[string]bool{}
-	for _, n := range nodes {
-		wanted[n.Key] = true
+	i, ok := w.byKey[key]
+	if !ok {
+		return nil
 	}
+	if err := w.nodes.Delete(uint32(i)); err != nil {
+		return err
+	}
+	delete(w.have, i)
+	delete(w.want, i)
+	delete(w.byKey, key)
+	return nil
+}
+
+// Prune removes what an earlier agent left of nodes and clusters that nobody knows.
+func (w *Ways) Prune() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	var errs []error
-	gone := func(i uint16) bool {
+	for i := range w.left {
 		if err := w.nodes.Delete(uint32(i)); err != nil {
 			errs = append(errs, err)
-			return false
+			continue
 		}
+		delete(w.left, i)
 		delete(w.have, i)
-		delete(w.want, i)
-		return true
 	}
-	for key, i := range w.byKey {
-		if !wanted[key] && gone(i) {
-			delete(w.byKey, key)
-		}
-	}
-	if prune {
-		for i := range w.have {
-			if _, ok := w.want[i]; !ok {
-				gone(i)
-			}
+	for id := range w.wrote {
+		if _, mine := w.members[id]; !mine {
+			errs = append(errs, w.expelLocked(id))
 		}
 	}
 	return errors.Join(errs...)
@@ -205,7 +224,7 @@ func (w *Ways) change(key string, f func(*bpf.Node)) error {
 	row := w.want[i]
 	f(&row)
 	w.want[i] = row
-	if err := w.flushOneLocked(i); err != nil {
+	if err := w.flushLocked(i); err != nil {
 		return fmt.Errorf("node %s: %w", key, err)
 	}
 	return nil
@@ -220,10 +239,14 @@ func (w *Ways) Row(key string) (bpf.Node, uint16) {
 }
 
 // SetCluster sets the state of the best path to a cluster: one write that takes the
-// cluster out of every service, or puts it back.
+// cluster out of every service, or puts it back. A cluster that is not a member is
+// ignored.
 func (w *Ways) SetCluster(id identity.ClusterID, path bpf.Path) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if !w.knownLocked(id) {
+		return nil
+	}
 	if old, ok := w.wrote[id]; ok {
 		path = turned(old.Path, path)
 	}
@@ -239,6 +262,13 @@ func (w *Ways) SetCluster(id identity.ClusterID, path bpf.Path) error {
 	return nil
 }
 
+// knownLocked says whether this agent has admitted a cluster, or an earlier one had.
+func (w *Ways) knownLocked(id identity.ClusterID) bool {
+	_, mine := w.members[id]
+	_, found := w.wrote[id]
+	return mine || found
+}
+
 // Cluster returns the path state that the kernel holds for a cluster; known is false
 // if it has no row.
 func (w *Ways) Cluster(id identity.ClusterID) (path bpf.Path, known bool) {
@@ -248,47 +278,51 @@ func (w *Ways) Cluster(id identity.ClusterID) (path bpf.Path, known bool) {
 	return row.Path, ok
 }
 
-// Admit creates the members' rows, alive unless known otherwise, and removes those of
-// clusters that left. With prune it also removes what an earlier agent left.
-func (w *Ways) Admit(ids []identity.ClusterID, prune bool) error {
+// Admit creates a member's row, alive unless known otherwise.
+func (w *Ways) Admit(id identity.ClusterID) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var errs []error
-	wanted := map[identity.ClusterID]bool{}
-	for _, id := range ids {
-		wanted[id] = true
-		row, ok := w.members[id]
-		if !ok {
-			row = clusterRow(bpf.PathAlive)
-			if old, ok := w.wrote[id]; ok {
-				row = clusterRow(old.Path)
-			}
-			w.members[id] = row
+	row, ok := w.members[id]
+	if !ok {
+		row = clusterRow(bpf.PathAlive)
+		if old, ok := w.wrote[id]; ok {
+			row = clusterRow(old.Path)
 		}
-		if w.wrote[id] == row {
-			continue
-		}
-		if err := w.clusters.Update(uint32(id), row); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		w.wrote[id] = row
+		w.members[id] = row
 	}
-	for id := range w.wrote {
-		_, mine := w.members[id]
-		if wanted[id] || !mine && !prune {
-			continue
-		}
+	if w.wrote[id] == row {
+		return nil
+	}
+	if err := w.clusters.Update(uint32(id), row); err != nil {
+		return err
+	}
+	w.wrote[id] = row
+	return nil
+}
+
+// Expel removes the row of a cluster that left, if this agent knew it as a member.
+func (w *Ways) Expel(id identity.ClusterID) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, mine := w.members[id]; !mine {
+		return nil
+	}
+	return w.expelLocked(id)
+}
+
+func (w *Ways) expelLocked(id identity.ClusterID) error {
+	if _, ok := w.wrote[id]; ok {
 		if err := w.clusters.Delete(uint32(id)); err != nil {
-			errs = append(errs, err)
-			continue
+			return fmt.Errorf("cluster %d: %w", id, err)
 		}
-		delete(w.wrote, id)
-		delete(w.members, id)
-		delete(w.answered, id)
-		w.answers++
 	}
-	return errors.Join(errs...)
+	delete(w.wrote, id)
+	delete(w.members, id)
+	if w.answered[id] {
+		delete(w.answered, id)
+		w.answers[id] = true
+	}
+	return nil
 }
 
 // Answered notes that a node of a cluster has answered through the tunnel. Services
@@ -297,11 +331,11 @@ func (w *Ways) Admit(ids []identity.ClusterID, prune bool) error {
 func (w *Ways) Answered(id identity.ClusterID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.answered[id] {
+	if w.answered[id] || !w.knownLocked(id) {
 		return
 	}
 	w.answered[id] = true
-	w.answers++
+	w.answers[id] = true
 	select {
 	case w.news <- struct{}{}:
 	default:
@@ -315,24 +349,16 @@ func (w *Ways) HasAnswered(id identity.ClusterID) bool {
 	return w.answered[id]
 }
 
-// answersSeen changes whenever an answer of HasAnswered does.
-func (w *Ways) answersSeen() uint64 {
+// takeAnswers returns the clusters for which HasAnswered has changed since the last call.
+func (w *Ways) takeAnswers() map[identity.ClusterID]bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.answers
+	out := w.answers
+	w.answers = map[identity.ClusterID]bool{}
+	return out
 }
 
-func (w *Ways) flushLocked() error {
-	var errs []error
-	for i := range w.want {
-		if err := w.flushOneLocked(i); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (w *Ways) flushOneLocked(i uint16) error {
+func (w *Ways) flushLocked(i uint16) error {
 	row := w.want[i]
 	if have, ok := w.have[i]; ok && have == row {
 		return nil

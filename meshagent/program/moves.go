@@ -1,0 +1,259 @@
+package program
+
+import (
+	"net/netip"
+
+	"github.com/cilium/statedb"
+
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/tables"
+)
+
+// forget makes the next pass derive everything from scratch.
+func (p *Program) forget() {
+	p.view, p.loaded = newView(p.cfg.Tables, p.cfg.Self), false
+	p.view.answered, p.view.apiServers, p.view.former.kernel = p.cfg.Ways.HasAnswered, p.cfg.APIServers, &p.members
+	p.owners = newOwners()
+	p.joining, p.leaving, p.judging, p.ids = map[string]bool{}, map[string]bool{}, map[string]bool{}, map[identity.ClusterID]bool{}
+	p.did = done{}
+}
+
+// look brings the view up to a snapshot and says what has changed in it; nil if our
+// own cluster is not known.
+func (p *Program) look(txn statedb.ReadTxn) (*view, *moved) {
+	c := change{clusters: latest(p.clusters.take(txn), (*tables.Cluster).Key), nodes: latest(p.nodes.take(txn), (*tables.Node).Key), former: len(p.former.take(txn)) > 0}
+	if p.loaded {
+		if m := p.view.follow(txn, c); m != nil {
+			return p.view, m
+		}
+	}
+	p.forget()
+	if p.loaded = p.view.load(txn); !p.loaded {
+		return nil, nil
+	}
+	return p.view, nil
+}
+
+// latest maps the keys of changed rows to what they are now, nil for those that are
+// gone.
+func latest[T any](changes []statedb.Change[*T], key func(*T) string) map[string]*T {
+	out := map[string]*T{}
+	for _, c := range changes {
+		if out[key(c.Object)] = c.Object; c.Deleted {
+			out[key(c.Object)] = nil
+		}
+	}
+	return out
+}
+
+// learn notes what has to be written because of what has changed in the view; nil is
+// everything.
+func (p *Program) learn(v *view, m *moved, r *report) {
+	if m == nil {
+		p.learnAll(v, r)
+		return
+	}
+	for row := range m.rows {
+		r.judged(v, row)
+	}
+	if !m.some() {
+		return
+	}
+	p.stirred++
+	p.unsaved = p.unsaved || m.former || len(m.ranges) > 0
+	p.formerMoved = p.formerMoved || m.former
+	for name := range m.clusters {
+		p.owners.clusters[name], p.judging[name], p.frontends.clusters[name] = true, true, true
+	}
+	for id := range m.ids {
+		p.ids[id] = true
+	}
+	for prefix := range m.ranges {
+		p.moveRange(v, prefix)
+	}
+	for addr := range m.addrs {
+		p.owners.addr(addr)
+		p.frontends.renamed = append(p.frontends.renamed, whole(addr))
+	}
+	for _, n := range m.nodes {
+		p.joining[n.key], p.leaving[n.key] = n.after != nil, n.after == nil
+		for _, row := range []*tables.Node{n.before, n.after} {
+			if row != nil {
+				p.moveNode(v, row)
+				p.frontends.renamed = append(p.frontends.renamed, whole(row.Internal()))
+			}
+		}
+	}
+}
+
+// learnAll notes that everything has to be written.
+func (p *Program) learnAll(v *view, r *report) {
+	r.stage("clusters", "nodes")
+	for name, why := range v.clusters.why {
+		v.doubts = append(v.doubts, doubt{"clusters", name, why})
+	}
+	for key := range v.nodes.known {
+		if why := v.why(rowName{"nodes", key}); why != "" {
+			v.doubts = append(v.doubts, doubt{"nodes", key, why})
+		}
+		if v.node(key) != nil {
+			p.joining[key] = true
+		}
+	}
+	for _, key := range p.cfg.Ways.Keys() {
+		if v.node(key) == nil {
+			p.leaving[key] = true
+		}
+	}
+	for _, id := range p.cfg.Ways.Members() {
+		p.ids[id] = true
+	}
+	for _, s := range v.clusters.admitted {
+		p.ids[s.id] = true
+	}
+	p.stirred++
+	p.owners.all, p.unsaved = true, true
+	p.pruned = false
+	p.frontends.forget()
+}
+
+// moveRange notes what depends on whose a prefix is, as far as the rows of its cluster
+// do not say.
+func (p *Program) moveRange(v *view, prefix netip.Prefix) {
+	p.owners.prefix(prefix)
+	for named := range p.named.within(prefix) {
+		p.owners.prefix(named)
+	}
+	for service := range v.clusters.services.around(prefix) {
+		p.owners.prefix(service)
+	}
+	for service := range v.clusters.services.within(prefix) {
+		p.owners.prefix(service)
+	}
+	p.frontends.renamed = append(p.frontends.renamed, prefix)
+}
+
+// moveNode notes what depends on where a node is: its own rows, those of the addresses
+// behind it, and the backends there.
+func (p *Program) moveNode(v *view, n *tables.Node) {
+	p.owners.addr(n.Internal())
+	for _, cidr := range valid(n.PodCIDRs()) {
+		p.owners.prefix(cidr)
+		p.frontends.moved = append(p.frontends.moved, cidr)
+	}
+	for _, host := range n.Addresses() {
+		for ip := range v.tables.IPsBehind(v.txn, n.Cluster, host) {
+			p.owners.ip(ip)
+		}
+	}
+	if v.isSelf(n) {
+		for _, addr := range v.names(n) {
+			p.owners.addr(addr)
+		}
+	}
+}
+
+// ways gives nodes their indexes and clusters their rows.
+func (p *Program) ways(v *view, r *report) {
+	for key, joins := range p.joining {
+		n := v.node(key)
+		if !joins || n == nil || v.isSelf(n) {
+			delete(p.joining, key)
+			continue
+		}
+		r.judged(v, rowName{"nodes", key})
+		changed, err := p.cfg.Ways.Assign(Member{Key: key, Cluster: v.member(n.Cluster).ID(), CIDRs: n.PodCIDRs()})
+		if changed {
+			p.moveNode(v, n)
+		}
+		if err != nil {
+			r.fail("nodes", key, err)
+			continue
+		}
+		delete(p.joining, key)
+	}
+	for id := range p.ids {
+		name, act := v.clusters.withID(id), p.cfg.Ways.Expel
+		if name != "" {
+			act = p.cfg.Ways.Admit
+		}
+		r.judged(v, rowName{"clusters", name})
+		r.row("clusters", "")
+		if err := act(id); err != nil {
+			r.fail("clusters", name, err)
+			continue
+		}
+		delete(p.ids, id)
+	}
+	for id := range p.cfg.Ways.takeAnswers() {
+		p.frontends.clusters[v.clusters.withID(id)] = true
+	}
+}
+
+// vacate releases the indexes of removed nodes once the settings make every flow
+// re-judge: until then, a flow would take a node without a row for a dead one.
+func (p *Program) vacate(v *view, r *report) {
+	prune := v.complete() && !p.pruned
+	if len(p.leaving) == 0 && !prune || p.moved || !r.clean("ips", "services", "settings") {
+		return
+	}
+	for key, leaves := range p.leaving {
+		if n := v.node(key); leaves && (n == nil || v.isSelf(n)) {
+			r.judged(v, rowName{"nodes", key})
+			if err := p.cfg.Ways.Release(key); err != nil {
+				r.fail("nodes", key, err)
+				continue
+			}
+		}
+		delete(p.leaving, key)
+	}
+	if prune {
+		r.row("nodes", "")
+		if err := p.cfg.Ways.Prune(); err != nil {
+			r.fail("nodes", "", err)
+			return
+		}
+		p.pruned = true
+	}
+}
+
+// learnCIDRs takes over the numbers of the prefixes that policies name.
+func (p *Program) learnCIDRs(cidrs map[netip.Prefix]identity.Number) {
+	next := make(map[netip.Prefix]identity.Number, len(cidrs))
+	for prefix, n := range cidrs {
+		prefix = bpf.PrefixOf(prefix).Netip()
+		if next[prefix] = n; p.cidrs[prefix] != n {
+			p.owners.prefix(prefix)
+			p.named.put(prefix, struct{}{})
+		}
+	}
+	for prefix := range p.cidrs {
+		if _, still := next[prefix]; !still {
+			p.owners.prefix(prefix)
+			p.named.drop(prefix)
+		}
+	}
+	p.cidrs = next
+}
+
+// variedIPs says whether the number of any address may have changed because policies
+// tell apart addresses with one identity.
+func (p *Program) variedIPs(v *view) bool {
+	if p.variants.none() {
+		return false
+	}
+	s := signature{policies: v.tables.Policies.Revision(v.txn), ips: v.tables.IPs.Revision(v.txn), stirred: p.stirred, epoch: p.epoch, known: true}
+	varied := s != p.did.varied
+	p.did.varied = s
+	return varied
+}
+
+// learnMember follows the prefixes that the kernel holds as a member's.
+func (p *Program) learnMember(k bpf.PrefixKey, info bpf.IPInfo, there bool) {
+	if there && info.Flags&bpf.IPMember != 0 {
+		p.members.put(k.Netip(), struct{}{})
+	} else {
+		p.members.drop(k.Netip())
+	}
+}
