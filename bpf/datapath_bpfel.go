@@ -27,7 +27,6 @@ const (
 	datapathMapErrorsSent         = "errors_sent"
 	datapathMapEvents             = "events"
 	datapathMapFlows              = "flows"
-	datapathMapFoundAt            = "found_at"
 	datapathMapFragments          = "fragments"
 	datapathMapFresh              = "fresh"
 	datapathMapGivenUp            = "given_up"
@@ -45,6 +44,7 @@ const (
 	datapathMapSets               = "sets"
 	datapathMapSettings           = "settings"
 	datapathMapShares             = "shares"
+	datapathMapWork               = "work"
 	datapathProgFromDevice        = "from_device"
 	datapathProgFromPod           = "from_pod"
 	datapathProgFromTunnel        = "from_tunnel"
@@ -130,7 +130,6 @@ type datapathMapSpecs struct {
 	ErrorsSent *ebpf.MapSpec `ebpf:"errors_sent"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	Flows      *ebpf.MapSpec `ebpf:"flows"`
-	FoundAt    *ebpf.MapSpec `ebpf:"found_at"`
 	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
 	Fresh      *ebpf.MapSpec `ebpf:"fresh"`
 	GivenUp    *ebpf.MapSpec `ebpf:"given_up"`
@@ -148,6 +147,7 @@ type datapathMapSpecs struct {
 	Sets       *ebpf.MapSpec `ebpf:"sets"`
 	Settings   *ebpf.MapSpec `ebpf:"settings"`
 	Shares     *ebpf.MapSpec `ebpf:"shares"`
+	Work       *ebpf.MapSpec `ebpf:"work"`
 }
 
 // datapathVariableSpecs contains global variables before they are loaded into the kernel.
@@ -195,7 +195,6 @@ type datapathMaps struct {
 	ErrorsSent *ebpf.Map `ebpf:"errors_sent"`
 	Events     *ebpf.Map `ebpf:"events"`
 	Flows      *ebpf.Map `ebpf:"flows"`
-	FoundAt    *ebpf.Map `ebpf:"found_at"`
 	Fragments  *ebpf.Map `ebpf:"fragments"`
 	Fresh      *ebpf.Map `ebpf:"fresh"`
 	GivenUp    *ebpf.Map `ebpf:"given_up"`
@@ -213,6 +212,7 @@ type datapathMaps struct {
 	Sets       *ebpf.Map `ebpf:"sets"`
 	Settings   *ebpf.Map `ebpf:"settings"`
 	Shares     *ebpf.Map `ebpf:"shares"`
+	Work       *ebpf.Map `ebpf:"work"`
 }
 
 func (m *datapathMaps) Close() error {
@@ -228,7 +228,6 @@ func (m *datapathMaps) Close() error {
 		m.ErrorsSent,
 		m.Events,
 		m.Flows,
-		m.FoundAt,
 		m.Fragments,
 		m.Fresh,
 		m.GivenUp,
@@ -246,6 +245,7 @@ func (m *datapathMaps) Close() error {
 		m.Sets,
 		m.Settings,
 		m.Shares,
+		m.Work,
 	)
 }
 

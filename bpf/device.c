@@ -34,55 +34,63 @@ SEC("tc")
 int from_device(struct __sk_buff *skb)
 {
 	const struct settings *s = read_settings();
-	struct packet p = {};
+	struct work *w = begin(0);
+	struct packet *p = &w->p;
 	struct origin o = {.via = VIA_STACK};
 	struct endpoint *ep;
 	__u8 src, dst;
-	int why = parse_eth(skb, &p);
+	int why;
 
+	if (!w)
+		return leave(skb, REASON_FAILED, INGRESS, ACT_SHOT);
+	why = parse_eth(skb, p);
 	/* Packets without IPv4 addresses are left to the node. */
-	if (why && !p.l3)
+	if (why && !p->l3)
 		return leave(skb, REASON_NOT_OURS, INGRESS, ACT_OK);
-	src = cidr_flags(&p.src);
+	src = cidr_flags(&p->src);
 	if (src & IP_MEMBER)
-		return drop(skb, &p, outside(src), INGRESS);
-	ep = bpf_map_lookup_elem(&endpoints, &p.dst);
+		return drop(skb, p, outside(src), INGRESS);
+	ep = bpf_map_lookup_elem(&endpoints, &p->dst);
 	if (!ep) {
-		dst = cidr_flags(&p.dst);
+		dst = cidr_flags(&p->dst);
 		if (dst & IP_MEMBER)
-			return drop(skb, &p, dst & IP_LOCAL ? REASON_NO_ENDPOINT : outside(dst), INGRESS);
+			return drop(skb, p, dst & IP_LOCAL ? REASON_NO_ENDPOINT : outside(dst), INGRESS);
 		return leave(skb, REASON_NOT_OURS, INGRESS, ACT_OK);
 	}
 	if (why)
-		return leave_unread(skb, &p, why, INGRESS);
+		return leave_unread(skb, p, why, INGRESS);
 	if (!s || !s->revision)
-		return drop(skb, &p, REASON_NOT_READY, INGRESS);
-	return deliver(skb, &p, s, ep, &o);
+		return drop(skb, p, REASON_NOT_READY, INGRESS);
+	return deliver(skb, w, s, ep, &o);
 }
 
 SEC("tc")
 int to_device(struct __sk_buff *skb)
 {
-	struct packet p = {};
-	int why = parse_eth(skb, &p);
+	struct work *w = begin(0);
+	struct packet *p = &w->p;
+	int why;
 	__u8 src, dst;
 
-	if (why && !p.l3)
+	if (!w)
+		return leave(skb, REASON_FAILED, EGRESS, ACT_SHOT);
+	why = parse_eth(skb, p);
+	if (why && !p->l3)
 		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
-	dst = cidr_flags(&p.dst);
+	dst = cidr_flags(&p->dst);
 	if (dst & IP_MEMBER)
-		return drop(skb, &p, outside(dst), EGRESS);
+		return drop(skb, p, outside(dst), EGRESS);
 	/* This node's pods may talk to the world; other nodes' pods may not do so
 	 * through us. */
-	src = cidr_flags(&p.src);
+	src = cidr_flags(&p->src);
 	if (!(src & IP_MEMBER))
 		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
 	if (!(src & IP_LOCAL))
-		return drop(skb, &p, outside(src), EGRESS);
+		return drop(skb, p, outside(src), EGRESS);
 	/* Not to nodes or services either; from_pod drops that first. */
 	if (dst & IP_SERVICE)
-		return drop(skb, &p, REASON_NO_BACKEND, EGRESS);
-	if (of_node(&p.dst))
-		return drop(skb, &p, REASON_NODE_ADDRESS, EGRESS);
+		return drop(skb, p, REASON_NO_BACKEND, EGRESS);
+	if (of_node(&p->dst))
+		return drop(skb, p, REASON_NODE_ADDRESS, EGRESS);
 	return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
 }

@@ -2,15 +2,199 @@
 
 /* from_pod: what a pod sends, seen on the host side of its veth.
  *
- * 1. A pod may use only its own address.
- * 2. A packet of a known flow goes on as decided before, unless the revision changed
- *    or the path died.
- * 3. A new flow chooses its backend, is judged as egress, and is stored.
- * 4. The packet goes to a pod of this node, into a tunnel, or to the stack.
+ * 1. Find the flow that the packet belongs to.
+ * 2. Decide. A packet of a known flow goes on as decided before, unless the revision
+ *    changed or the path died. Any other has to open a flow: a pod may use only its own
+ *    address, a service chooses a backend, and the pod's policy is asked.
+ * 3. Act. The packet goes to a pod of this node, into a tunnel, or to the stack; or it
+ *    is dropped, and the pod may be told.
  */
 #include "lib/deliver.h"
 #include "lib/loop.h"
 #include "lib/refuse.h"
+
+inline_always struct flow *find(struct work *w);
+inline_always enum course decide(struct __sk_buff *skb, struct work *w, const struct settings *s, struct flow *f,
+				     __u64 now);
+inline_always enum course decide_to_open(struct __sk_buff *skb, struct work *w, const struct settings *s,
+					     struct flow *old);
+inline_always int send(struct __sk_buff *skb, struct work *w, const struct settings *s, struct flow *f, enum course how,
+		       __u64 now);
+inline_always int send_error(struct __sk_buff *skb, struct work *w, const struct settings *s);
+
+SEC("tc")
+int from_pod(struct __sk_buff *skb)
+{
+	const struct settings *s = read_settings();
+	struct work *w = begin(skb->ifindex);
+	enum course course;
+	struct flow *f;
+	__u64 now;
+	int why;
+
+	if (!w)
+		return leave(skb, REASON_FAILED, EGRESS, ACT_SHOT);
+	why = parse_eth(skb, &w->p);
+	if (why)
+		return why < FIRST_DROP ? leave(skb, why, EGRESS, ACT_OK) : turn_away(skb, &w->p, why);
+	if (!s || !s->revision)
+		return drop(skb, &w->p, REASON_NOT_READY, EGRESS);
+	if (unlikely(w->p.error))
+		return send_error(skb, w, s);
+	now = bpf_ktime_get_coarse_ns();
+
+	/* 1. Find. */
+	f = find(w);
+
+	/* 2. Decide. */
+	course = f ? decide(skb, w, s, f, now) : OPEN;
+	if (course == OPEN) {
+		course = decide_to_open(skb, w, s, f);
+		f = course == BEGIN ? bpf_map_lookup_elem(&flows, &w->key) : 0;
+	}
+
+	/* 3. Act. */
+	switch (course) {
+	case GO:
+	case GO_UNHEARD:
+	case BEGIN:
+		if (f)
+			return send(skb, w, s, f, course, now);
+		w->why = REASON_FAILED; /* deleted in between: the sender retransmits */
+		break;
+	case RESET:
+		return reset(skb, &w->p, w->why);
+	case REFUSE:
+		if (f)
+			return drop_refused(skb, &w->p, f, w->why);
+		break;
+	case TURN_AWAY:
+		return turn_away(skb, &w->p, w->why);
+	default:
+		break;
+	}
+	return drop(skb, &w->p, w->why, EGRESS);
+}
+
+/* ---- 1. Find ---- */
+
+inline_always struct flow *find(struct work *w)
+{
+	w->key = sent_key(&w->p);
+	return bpf_map_lookup_elem(&flows, &w->key);
+}
+
+/* ---- 2. Decide: packets of known flows ---- */
+
+/* Does the flow's service have a backend whose path is alive? */
+once int alive_elsewhere(const struct settings *s, const struct flow_key *key)
+{
+	if (!s || !key)
+		return 0;
+	struct service_key front = {.addr = key->remote, .port = key->rport, .proto = key->proto};
+	struct service *svc = bpf_map_lookup_elem(&services, &front);
+	struct target to = {};
+
+	return !svc || !choose_backend(s, svc, &to, 1);
+}
+
+/* Does f end here because its path is silent or dead, rather than wait for it? */
+inline_always int ends(const struct settings *s, const struct flow_key *key, const struct flow *f, __u8 path, __u64 now)
+{
+	if (path == PATH_DEAD)
+		return !established(f, key->proto) || !lately(f, now);
+	if (f->flags & FLOW_REPLIED || !(f->flags & FLOW_SERVICE))
+		return 0;
+	return alive_elsewhere(s, key);
+}
+
+/* Is this reason the end of an open connection? */
+inline_always int ends_by(__u32 why, const struct packet *p, const struct flow *f)
+{
+	if (p->proto != PROTO_TCP || p->tcp_flags & TCP_RST)
+		return 0;
+	return why == REASON_FORMER_MEMBER || (why == REASON_NO_TUNNEL && f->flags & FLOW_REPLIED && !opens(p));
+}
+
+/* Decides about a packet of a flow that was judged again and may not go on. */
+part enum course decide_refused(struct work *w, struct flow *f, __u32 why, __u64 now)
+{
+	struct packet *p = &w->p;
+
+	name_service(p, &w->key, f);
+	if (why == REASON_NO_TUNNEL && waits(f, p, now))
+		return because(w, DROP, why);
+	if (ends_by(why, p, f)) {
+		/* The row stays for as long as that of a closed connection, for
+		 * packets still on their way. */
+		__sync_fetch_and_or(&f->flags, FLOW_RESET);
+		f->seen = now;
+		return because(w, RESET, why);
+	}
+	if (f->flags & FLOW_REMOTE_INITIATED)
+		return refuse(w, f, why, now);
+	tried(f, why, now);
+	return because(w, TURN_AWAY, why);
+}
+
+/* Decides about a packet of a flow whose backend is gone, or whose path is not alive. */
+part enum course decide_lost(const struct settings *s, struct work *w, struct flow *f, __u8 path, int gone)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	int open = established(f, w->p.proto);
+
+	if (!gone && !ends(s, &w->key, f, path, now))
+		return open ? GO_UNHEARD : GO;
+	/* An open connection is reset; other flows may start again elsewhere. */
+	if (open) {
+		w->p.dst_identity = f->identity;
+		name_service(&w->p, &w->key, f);
+		forget(&w->key, f);
+		return because(w, RESET, REASON_PATH_DOWN);
+	}
+	/* An answer is sent all the same: the other side was heard a moment ago and
+	 * cannot get it any other way. If the path is down, it is lost there. */
+	if (f->flags & FLOW_REMOTE_INITIATED)
+		return GO;
+	if (f->flags & FLOW_SERVICE)
+		return OPEN;
+	return because(w, TURN_AWAY, REASON_PATH_DOWN);
+}
+
+/* Decides about a packet of the flow f. */
+inline_always enum course decide(struct __sk_buff *skb, struct work *w, const struct settings *s, struct flow *f,
+				     __u64 now)
+{
+	struct packet *p = &w->p;
+	int why, gone = 0;
+	__u8 path;
+
+	if (unlikely(f->ifindex != skb->ifindex)) {
+		/* Another pod's flow, or that of an earlier pod with this address. Only
+		 * the pod that has the address now may replace it. */
+		struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p->src);
+
+		if (!ep || ep->ifindex != skb->ifindex)
+			return because(w, DROP, REASON_SPOOFED_SOURCE);
+		return OPEN;
+	}
+	if (over(f, p, now))
+		return OPEN;
+	if (unlikely(f->revision != s->revision)) {
+		why = rejudge(s, p, &w->key, f);
+		if (why == RENEW)
+			return OPEN;
+		gone = why == GONE;
+		if (why && !gone)
+			return decide_refused(w, f, why, now);
+	}
+	path = f->node ? path_to(s, f->node, f->cluster) : PATH_ALIVE;
+	if (unlikely(gone || path != PATH_ALIVE))
+		return decide_lost(s, w, f, path, gone);
+	return GO;
+}
+
+/* ---- 2. Decide: packets of no flow ---- */
 
 #define LOOP 102 /* from open_egress: the backend is the pod itself */
 
@@ -20,12 +204,9 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 {
 	if (!p || !s || !f)
 		return REASON_FAILED;
-	struct addr to = p->src;
-	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &to);
-	struct service_key front = {.addr = p->dst, .port = p->dport, .proto = p->proto};
-	struct service *svc;
+	struct target to = {.addr = p->src};
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &to.addr);
 	struct place at = {};
-	__be16 port = p->dport;
 	int why, verdict;
 
 	if (!ep || ep->ifindex != skb->ifindex)
@@ -43,24 +224,26 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 		.seen = bpf_ktime_get_coarse_ns(), .revision = s->revision, .ifindex = skb->ifindex,
 		.owner = skb->ifindex,
 	};
-	to = p->dst;
-	svc = bpf_map_lookup_elem(&services, &front);
-	if (svc) {
+	to.addr = p->dst;
+	to.port = p->dport;
+	why = aim(s, p->proto, &to);
+	if (to.service) {
 		p->service = p->dst.w[3];
 		p->service_port = p->dport;
-		why = choose_backend(s, svc, f, 0);
 		if (why)
 			return why;
-		to = f->backend;
-		port = f->bport;
-		if (same(&to, &p->src))
+		f->flags = FLOW_SERVICE;
+		f->service = to.service;
+		f->backend = to.addr;
+		f->bport = to.port;
+		if (same(&to.addr, &p->src))
 			return LOOP;
 	}
-	why = locate(s, &to, &at);
+	why = locate(s, &to.addr, &at);
 	p->dst_identity = at.identity;
 	if (why == REASON_NO_BACKEND)
 		return why;
-	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(EGRESS, port));
+	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(EGRESS, to.port));
 	if (!verdict)
 		verdict = why;
 	if (!verdict && at.node)
@@ -68,8 +251,8 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	if (!verdict && at.via != VIA_STACK && p->ttl <= 1)
 		verdict = REASON_TTL_EXCEEDED;
 	if (verdict) { /* the event names the backend */
-		p->dst = to;
-		p->dport = port;
+		p->dst = to.addr;
+		p->dport = to.port;
 		return verdict;
 	}
 	f->identity = at.identity;
@@ -80,17 +263,90 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	return 0;
 }
 
-/* Does the flow's service have a backend whose path is alive? */
-once int alive_elsewhere(const struct settings *s, const struct flow_key *key)
+/* Decides about a packet that belongs to no live flow: it opens one, in place of the
+ * old one if there is one, or is turned away. */
+inline_always enum course decide_to_open(struct __sk_buff *skb, struct work *w, const struct settings *s,
+					     struct flow *old)
 {
-	if (!s || !key)
-		return 0;
-	struct service_key front = {.addr = key->remote, .port = key->rport, .proto = key->proto};
-	struct service *svc = bpf_map_lookup_elem(&services, &front);
-	struct flow *chosen = fresh_flow();
+	struct flow *f = fresh_flow();
+	int why;
 
-	return !svc || (chosen && !choose_backend(s, svc, chosen, 1));
+	if (old)
+		forget(&w->key, old);
+	if (!f)
+		return because(w, DROP, REASON_FAILED);
+	why = open_egress(skb, &w->p, s, f);
+	if (why == LOOP) {
+		why = open_loop(&w->key);
+	} else if (!why) {
+		why = f->flags & FLOW_SERVICE ? remember_service(&w->key, f) : remember(&w->key, f);
+		if (why)
+			name_service(&w->p, &w->key, f);
+	}
+	return why ? because(w, TURN_AWAY, why) : BEGIN;
 }
+
+/* ---- 3. Act ---- */
+
+/* deliver_flow with a stack frame of its own. */
+once int deliver_next_door(struct __sk_buff *skb, const struct settings *s, const struct endpoint *ep,
+			   const struct origin *o)
+{
+	struct work *w = working();
+
+	if (!w || !s || !ep || !o)
+		return ACT_SHOT;
+	return deliver_flow(skb, w, s, ep, o);
+}
+
+/* Sends an allowed packet the way that p->via and p->node say. */
+inline_always int send_on(struct __sk_buff *skb, struct packet *p, const struct settings *s)
+{
+	struct origin o = {.via = VIA_POD};
+	struct endpoint *ep;
+
+	switch (p->via) {
+	case VIA_TUNNEL:
+		return tunnel(skb, p, s, p->node);
+	case VIA_POD:
+		ep = bpf_map_lookup_elem(&endpoints, &p->dst);
+		if (!ep)
+			return turn_away(skb, p, REASON_NO_ENDPOINT);
+		if (p->error)
+			return deliver_error(skb, p, s, ep, &o);
+		return deliver_next_door(skb, s, ep, &o);
+	}
+	return leave(skb, REASON_TO_STACK, EGRESS, ACT_OK);
+}
+
+/* Sends a packet the way of its flow. */
+inline_always int send(struct __sk_buff *skb, struct work *w, const struct settings *s, struct flow *f, enum course how,
+		       __u64 now)
+{
+	struct packet *p = &w->p;
+	int why;
+
+	if (unlikely(p->ttl <= 1 && f->via != VIA_STACK))
+		return turn_away(skb, p, REASON_TTL_EXCEEDED);
+	advance(f, p, 1, how == GO_UNHEARD ? f->seen : now);
+	if (unlikely(f->flags & FLOW_LOOP)) {
+		if (how == BEGIN)
+			trace(skb, p, s, f->via, EGRESS);
+		return loop(skb, p, &w->key, f);
+	}
+	p->via = f->via;
+	p->node = f->node;
+	if (f->flags & FLOW_SERVICE) {
+		why = to_backend(skb, p, &w->key, f);
+		if (why)
+			return turn_away(skb, p, why);
+	}
+	if (how == BEGIN)
+		trace(skb, p, s, f->via, EGRESS);
+	return send_on(skb, p, s);
+}
+
+/* ---- ICMP errors: all three steps, with the flow of the packet they quote ---- */
 
 /* An ICMP error from the pod about a packet it received. Returns 0 with p->via and
  * p->node set, or a reason. */
@@ -140,185 +396,9 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 	return 0;
 }
 
-/* deliver_flow with a stack frame of its own: from_pod's has no room for both. */
-once int deliver_next_door(struct __sk_buff *skb, struct packet *p, const struct settings *s,
-			   const struct endpoint *ep, const struct origin *o)
+inline_always int send_error(struct __sk_buff *skb, struct work *w, const struct settings *s)
 {
-	if (!p || !s || !ep || !o)
-		return ACT_SHOT;
-	return deliver_flow(skb, p, s, ep, o);
-}
+	int why = error_from_pod(skb, &w->p, s);
 
-/* Sends an allowed packet on its way. */
-inline_always int send_on(struct __sk_buff *skb, struct packet *p, const struct settings *s)
-{
-	struct origin o = {.via = VIA_POD};
-	struct endpoint *ep;
-
-	switch (p->via) {
-	case VIA_TUNNEL:
-		return tunnel(skb, p, s, p->node);
-	case VIA_POD:
-		ep = bpf_map_lookup_elem(&endpoints, &p->dst);
-		if (!ep)
-			return turn_away(skb, p, REASON_NO_ENDPOINT);
-		if (p->error)
-			return deliver_error(skb, p, s, ep, &o);
-		return deliver_next_door(skb, p, s, ep, &o);
-	}
-	return leave(skb, REASON_TO_STACK, EGRESS, ACT_OK);
-}
-
-/* Does f end here because its path is silent or dead, rather than wait for it? */
-part int ends(const struct settings *s, const struct flow_key *key, const struct flow *f, __u8 path, __u64 now)
-{
-	if (path == PATH_DEAD)
-		return !established(f, key->proto) || !lately(f, now);
-	if (f->flags & FLOW_REPLIED || !(f->flags & FLOW_SERVICE))
-		return 0;
-	return alive_elsewhere(s, key);
-}
-
-/* Is this reason the end of an open connection? */
-inline_always int ends_by(__u32 why, const struct packet *p, const struct flow *f)
-{
-	if (p->proto != PROTO_TCP || p->tcp_flags & TCP_RST)
-		return 0;
-	return why == REASON_FORMER_MEMBER || (why == REASON_NO_TUNNEL && f->flags & FLOW_REPLIED && !opens(p));
-}
-
-/* Like refuse, for a packet from a pod, which may be told. */
-part int turn_down(struct __sk_buff *skb, struct packet *p, const struct flow_key *key, struct flow *f, __u32 why)
-{
-	__u64 now = bpf_ktime_get_coarse_ns();
-
-	if (why == REASON_NO_TUNNEL && waits(f, p, now)) {
-		name_service(p, key, f);
-		return drop(skb, p, why, EGRESS);
-	}
-	if (ends_by(why, p, f)) {
-		/* The row stays for as long as that of a closed connection, for
-		 * packets still on their way. */
-		name_service(p, key, f);
-		__sync_fetch_and_or(&f->flags, FLOW_RESET);
-		f->seen = now;
-		return reset(skb, p, why);
-	}
-	if (f->flags & FLOW_REMOTE_INITIATED)
-		return refuse(skb, p, key, f, why, now);
-	name_service(p, key, f);
-	tried(f, why, now);
-	return turn_away(skb, p, why);
-}
-
-SEC("tc")
-int from_pod(struct __sk_buff *skb)
-{
-	const struct settings *s = read_settings();
-	struct packet p = {.pod = skb->ifindex};
-	struct flow_key key;
-	struct flow *f;
-	__u64 now;
-	int why, dead, opened = 0;
-	__u8 path;
-
-	why = parse_eth(skb, &p);
-	if (why)
-		return why < FIRST_DROP ? leave(skb, why, EGRESS, ACT_OK) : turn_away(skb, &p, why);
-	if (!s || !s->revision)
-		return drop(skb, &p, REASON_NOT_READY, EGRESS);
-	if (unlikely(p.error)) {
-		why = error_from_pod(skb, &p, s);
-		return why ? drop(skb, &p, why, EGRESS) : send_on(skb, &p, s);
-	}
-
-	key = sent_key(&p);
-	now = bpf_ktime_get_coarse_ns();
-	f = bpf_map_lookup_elem(&flows, &key);
-	if (f) {
-		if (unlikely(f->ifindex != skb->ifindex)) {
-			/* Another pod's flow, or that of an earlier pod with this address.
-			 * Only the pod that has the address now may replace it. */
-			struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p.src);
-			if (!ep || ep->ifindex != skb->ifindex)
-				return drop(skb, &p, REASON_SPOOFED_SOURCE, EGRESS);
-			goto renew;
-		}
-		if (over(f, &p, now))
-			goto renew;
-		dead = 0;
-		if (unlikely(f->revision != s->revision)) {
-			why = rejudge(s, &p, &key, f);
-			if (why == RENEW)
-				goto renew;
-			if (why == GONE)
-				dead = 1;
-			else if (why)
-				return turn_down(skb, &p, &key, f, why);
-		}
-		path = f->node ? path_to(s, f->node, f->cluster) : PATH_ALIVE;
-		if (unlikely(path != PATH_ALIVE)) {
-			dead |= ends(s, &key, f, path, now);
-			if (established(f, p.proto))
-				now = 0; /* leaves seen alone: see lately */
-		}
-		if (likely(!dead))
-			goto known;
-
-		/* An open connection is reset; other flows may start again elsewhere. */
-		if (established(f, p.proto)) {
-			p.dst_identity = f->identity;
-			name_service(&p, &key, f);
-			forget(&key, f);
-			return reset(skb, &p, REASON_PATH_DOWN);
-		}
-		/* An answer is sent all the same: the other side was heard a moment ago
-		 * and cannot get it any other way. If the path is down, it is lost there. */
-		if (f->flags & FLOW_REMOTE_INITIATED)
-			goto known;
-		if (!(f->flags & FLOW_SERVICE))
-			return turn_away(skb, &p, REASON_PATH_DOWN);
-renew:
-		forget(&key, f);
-	}
-	f = fresh_flow();
-	if (!f)
-		return drop(skb, &p, REASON_FAILED, EGRESS);
-	why = open_egress(skb, &p, s, f);
-	if (why == LOOP)
-		why = open_loop(&key);
-	else if (!why) {
-		why = f->flags & FLOW_SERVICE ? remember_service(&key, f) : remember(&key, f);
-		if (why)
-			name_service(&p, &key, f);
-	}
-	if (why)
-		return turn_away(skb, &p, why);
-	opened = 1;
-	f = bpf_map_lookup_elem(&flows, &key);
-	if (!f) /* deleted in between: the sender retransmits */
-		return drop(skb, &p, REASON_FAILED, EGRESS);
-known:
-	if (unlikely(p.ttl <= 1 && f->via != VIA_STACK))
-		return turn_away(skb, &p, REASON_TTL_EXCEEDED);
-	advance(f, &p, 1, now);
-	if (unlikely(f->flags & FLOW_LOOP)) {
-		if (opened)
-			trace(skb, &p, s, f->via, EGRESS);
-		return loop(skb, &p, &key, f);
-	}
-	p.via = f->via;
-	p.node = f->node;
-	if (f->flags & FLOW_SERVICE) {
-		p.service = p.dst.w[3];
-		p.service_port = p.dport;
-		why = rewrite(skb, &p, DESTINATION, &f->backend, f->bport);
-		if (why) {
-			name_service(&p, &key, f);
-			return turn_away(skb, &p, why);
-		}
-	}
-	if (opened)
-		trace(skb, &p, s, f->via, EGRESS);
-	return send_on(skb, &p, s);
+	return why ? drop(skb, &w->p, why, EGRESS) : send_on(skb, &w->p, s);
 }

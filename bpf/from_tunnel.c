@@ -10,22 +10,26 @@ SEC("tc")
 int from_tunnel(struct __sk_buff *skb)
 {
 	const struct settings *s = read_settings();
-	struct packet p = {};
+	struct work *w = begin(0);
+	struct packet *p = &w->p;
 	struct origin o = {.via = VIA_TUNNEL};
 	struct endpoint *ep;
-	int why = tunnel_l3 ? parse_eth(skb, &p) : parse_ip(skb, &p, 0);
+	int why;
 
+	if (!w)
+		return leave(skb, REASON_FAILED, INGRESS, ACT_SHOT);
+	why = tunnel_l3 ? parse_eth(skb, p) : parse_ip(skb, p, 0);
 	if (why)
-		return leave_unread(skb, &p, why, INGRESS);
+		return leave_unread(skb, p, why, INGRESS);
 	if (!s || !s->revision)
-		return drop(skb, &p, REASON_NOT_READY, INGRESS);
-	ep = bpf_map_lookup_elem(&endpoints, &p.dst);
+		return drop(skb, p, REASON_NOT_READY, INGRESS);
+	ep = bpf_map_lookup_elem(&endpoints, &p->dst);
 	if (ep)
-		return deliver(skb, &p, s, ep, &o);
-	if (same(&p.dst, &s->internal)) {
-		why = asked_for(skb, &p);
-		return why ? drop(skb, &p, why, INGRESS) : leave(skb, REASON_TO_STACK, INGRESS, ACT_OK);
+		return deliver(skb, w, s, ep, &o);
+	if (same(&p->dst, &s->internal)) {
+		why = asked_for(skb, p);
+		return why ? drop(skb, p, why, INGRESS) : leave(skb, REASON_TO_STACK, INGRESS, ACT_OK);
 	}
 	/* Nothing is forwarded from a tunnel into another one or to the world. */
-	return drop(skb, &p, REASON_NO_ENDPOINT, INGRESS);
+	return drop(skb, p, REASON_NO_ENDPOINT, INGRESS);
 }

@@ -10,27 +10,31 @@ SEC("tc")
 int to_pod(struct __sk_buff *skb)
 {
 	const struct settings *s = read_settings();
-	struct packet p = {};
+	struct work *w = begin(0);
+	struct packet *p = &w->p;
 	struct origin o = {.via = VIA_STACK, .through = 1};
 	struct endpoint *ep;
-	int why = parse_eth(skb, &p);
+	int why;
 
+	if (!w)
+		return leave(skb, REASON_FAILED, INGRESS, ACT_SHOT);
+	why = parse_eth(skb, p);
 	if (why)
-		return leave_unread(skb, &p, why, INGRESS);
+		return leave_unread(skb, p, why, INGRESS);
 	if (!s || !s->revision)
-		return drop(skb, &p, REASON_NOT_READY, INGRESS);
-	ep = bpf_map_lookup_elem(&endpoints, &p.dst);
+		return drop(skb, p, REASON_NOT_READY, INGRESS);
+	ep = bpf_map_lookup_elem(&endpoints, &p->dst);
 	if (!ep || ep->ifindex != skb->ifindex)
-		return drop(skb, &p, REASON_NO_ENDPOINT, INGRESS);
+		return drop(skb, p, REASON_NO_ENDPOINT, INGRESS);
 	o.host = !skb->ingress_ifindex;
 	/* Members' packets come through tunnels. One that the stack forwards came some
 	 * other way. */
 	if (!o.host) {
 		struct place from;
-		resolve(s, &p.src, &from);
+		resolve(s, &p->src, &from);
 		why = in_the_clear(&from);
 		if (why)
-			return drop(skb, &p, why, INGRESS);
+			return drop(skb, p, why, INGRESS);
 	}
-	return deliver(skb, &p, s, ep, &o);
+	return deliver(skb, w, s, ep, &o);
 }

@@ -30,25 +30,29 @@ SEC("tc")
 int to_tunnel(struct __sk_buff *skb)
 {
 	const struct settings *s = read_settings();
-	struct packet p = {};
-	int why = tunnel_l3 ? parse_eth(skb, &p) : parse_ip(skb, &p, 0);
+	struct work *w = begin(0);
+	struct packet *p = &w->p;
+	int why;
 
+	if (!w)
+		return leave(skb, REASON_FAILED, EGRESS, ACT_SHOT);
+	why = tunnel_l3 ? parse_eth(skb, p) : parse_ip(skb, p, 0);
 	/* A later fragment of the node's own: only the first has ports, and it was noted. */
 	if (why && why != REASON_FRAGMENT)
-		return leave_unread(skb, &p, why, EGRESS);
+		return leave_unread(skb, p, why, EGRESS);
 	if (!s || !s->revision)
-		return drop(skb, &p, REASON_NOT_READY, EGRESS);
-	if (same(&p.src, &s->internal)) {
-		__u32 ifindex = lane_to(s, &p);
+		return drop(skb, p, REASON_NOT_READY, EGRESS);
+	if (same(&p->src, &s->internal)) {
+		__u32 ifindex = lane_to(s, p);
 
 		if (!why)
-			why = note_sent(&p, s);
+			why = note_sent(p, s);
 		if (why && why != REASON_FRAGMENT)
-			return drop(skb, &p, why, EGRESS);
+			return drop(skb, p, why, EGRESS);
 		if (ifindex && ifindex != skb->ifindex)
 			return leave(skb, REASON_CHANGED_TUNNEL, EGRESS, bpf_redirect(ifindex, 0));
-	} else if (!bpf_map_lookup_elem(&endpoints, &p.src)) {
-		return drop(skb, &p, REASON_SPOOFED_SOURCE, EGRESS);
+	} else if (!bpf_map_lookup_elem(&endpoints, &p->src)) {
+		return drop(skb, p, REASON_SPOOFED_SOURCE, EGRESS);
 	}
 	return leave(skb, REASON_ENTERED_TUNNEL, EGRESS, ACT_OK);
 }

@@ -99,69 +99,111 @@ once int deliver_error(struct __sk_buff *skb, struct packet *p, const struct set
 	return why ? drop(skb, p, why, INGRESS) : hand_over(skb, p, ep, o);
 }
 
-inline_always int deliver_flow(struct __sk_buff *skb, struct packet *p, const struct settings *s,
+/* Finds the flow of a packet for a pod. translated tells whether it goes through a
+ * service whose backend sent the packet. */
+inline_always struct flow *find_received(struct work *w, int *translated)
+{
+	struct flow *f;
+
+	w->key = received_key(&w->p);
+	f = bpf_map_lookup_elem(&flows, &w->key);
+	*translated = 0;
+	if (!f) {
+		f = find_service_flow(&w->key);
+		*translated = !!f;
+	}
+	return f;
+}
+
+/* Decides about a packet of the flow f. */
+inline_always enum course decide_received(struct work *w, const struct settings *s, const struct origin *o,
+					      struct flow *f, __u64 now)
+{
+	int why;
+
+	if (over(f, &w->p, now))
+		return OPEN;
+	if (unlikely(f->revision != s->revision)) {
+		why = rejudge(s, &w->p, &w->key, f);
+		if (why == RENEW)
+			return OPEN;
+		if (why && why != GONE) /* GONE is dealt with at the pod's next packet */
+			return refuse(w, f, why, now);
+	}
+	if (f->via != o->via)
+		return because(w, DROP, REASON_SPOOFED_SOURCE);
+	return GO;
+}
+
+/* Decides about a packet of no flow: it opens one, or is dropped. */
+inline_always enum course decide_to_receive(struct work *w, const struct settings *s, const struct endpoint *ep,
+						const struct origin *o)
+{
+	struct flow *f = fresh_flow();
+	int why;
+
+	if (!f)
+		return because(w, DROP, REASON_FAILED);
+	w->key = received_key(&w->p);
+	why = open_ingress(&w->p, s, ep, o, f);
+	if (!why)
+		why = remember(&w->key, f);
+	return why ? because(w, DROP, why) : BEGIN;
+}
+
+/* Delivers a packet that its flow f lets in. */
+inline_always int deliver_flow(struct __sk_buff *skb, struct work *w, const struct settings *s,
 			       const struct endpoint *ep, const struct origin *o)
 {
-	struct flow_key key;
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct packet *p = &w->p;
+	enum course course;
 	struct flow *f;
-	int why, translated = 0;
-	__u64 now;
+	int why, translated;
 
 	p->dst_identity = ep->identity;
 	if (ep->held)
 		return drop(skb, p, REASON_HELD, INGRESS);
 
-	key = received_key(p);
-	now = bpf_ktime_get_coarse_ns();
-	f = bpf_map_lookup_elem(&flows, &key);
-	if (!f) {
-		f = find_service_flow(&key);
-		translated = !!f;
-	}
-	if (f && over(f, p, now)) {
-		forget(&key, f);
-		f = 0;
-	}
-	if (f && unlikely(f->revision != s->revision)) {
-		why = rejudge(s, p, &key, f);
-		if (why == RENEW) {
-			forget(&key, f);
-			f = 0;
-		} else if (why && why != GONE) { /* GONE is dealt with at the pod's next packet */
-			return refuse(skb, p, &key, f, why, now);
-		}
-	}
-	if (unlikely(!f)) {
+	/* Find. */
+	f = find_received(w, &translated);
+
+	/* Decide. */
+	course = f ? decide_received(w, s, o, f, now) : OPEN;
+	if (unlikely(course == OPEN)) {
+		if (f)
+			forget(&w->key, f);
+		course = decide_to_receive(w, s, ep, o);
 		translated = 0;
-		key = received_key(p);
-		f = fresh_flow();
-		if (!f)
-			return drop(skb, p, REASON_FAILED, INGRESS);
-		why = open_ingress(p, s, ep, o, f);
-		if (!why)
-			why = remember(&key, f);
-		if (why)
-			return drop(skb, p, why, INGRESS);
-		trace(skb, p, s, o->via, INGRESS);
-	} else {
-		if (f->via != o->via)
-			return drop(skb, p, REASON_SPOOFED_SOURCE, INGRESS);
+	}
+
+	/* Act. */
+	switch (course) {
+	case GO:
 		advance(f, p, 0, now);
+		break;
+	case BEGIN:
+		trace(skb, p, s, o->via, INGRESS);
+		break;
+	case REFUSE:
+		return drop_refused(skb, p, f, w->why);
+	default:
+		return drop(skb, p, w->why, INGRESS);
 	}
 	if (translated) {
-		why = rewrite(skb, p, SOURCE, &key.remote, key.rport);
+		why = to_service(skb, p, &w->key);
 		if (why)
 			return drop(skb, p, why, INGRESS);
 	}
 	return hand_over(skb, p, ep, o);
 }
 
-/* Delivers p to ep, a pod of this node, if its policy allows it. */
-inline_always int deliver(struct __sk_buff *skb, struct packet *p, const struct settings *s,
+/* Delivers a packet to ep, a pod of this node, if its policy allows it. */
+inline_always int deliver(struct __sk_buff *skb, struct work *w, const struct settings *s,
 			  const struct endpoint *ep, const struct origin *o)
 {
-	p->pod = ep->ifindex;
-	if (unlikely(p->ttl <= 1 && !o->through))
-		return drop(skb, p, REASON_TTL_EXCEEDED, INGRESS);
-	return unlikely(p->error) ? deliver_error(skb, p, s, ep, o) : deliver_flow(skb, p, s, ep, o);
+	w->p.pod = ep->ifindex;
+	if (unlikely(w->p.ttl <= 1 && !o->through))
+		return drop(skb, &w->p, REASON_TTL_EXCEEDED, INGRESS);
+	return unlikely(w->p.error) ? deliver_error(skb, &w->p, s, ep, o) : deliver_flow(skb, w, s, ep, o);
 }

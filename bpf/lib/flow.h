@@ -115,8 +115,8 @@ inline_always int over(const struct flow *f, const struct packet *p, __u64 now)
 	return opens(p) && closing(f);
 }
 
-/* Notes that p passed at the time now; 0 leaves the time alone. Flags are only set
- * and times only grow, so losing a race merely delays an update. A deleted row may
+/* Notes that p passed at the time now. Flags are only set and times only grow, so an
+ * older time changes nothing, and losing a race merely delays an update. A deleted row may
  * already hold another flow, which then gets a wrong flag or time: at worst it
  * expires early. */
 inline_always void advance(struct flow *f, const struct packet *p, int from_pod, __u64 now)
@@ -131,19 +131,6 @@ inline_always void advance(struct flow *f, const struct packet *p, int from_pod,
 		__sync_fetch_and_or(&f->flags, add);
 	if (f->seen < now) /* saves writing the cache line within one tick */
 		f->seen = now;
-}
-
-/* Fills in, for the event, the service that p's flow goes through and its backend. */
-inline_always void name_service(struct packet *p, const struct flow_key *key, const struct flow *f)
-{
-	if (!(f->flags & FLOW_SERVICE))
-		return;
-	p->service = key->remote.w[3];
-	p->service_port = key->rport;
-	if (same(&p->src, &key->local)) {
-		p->dst = f->backend;
-		p->dport = f->bport;
-	}
 }
 
 part int forget(const struct flow_key *key, const struct flow *f)

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "judge.h"
-#include "nat.h"
 
 /* The headers of the quoted packet. */
 struct quote {

@@ -1,9 +1,28 @@
-/* Judging known flows again after the revision changed. */
+/* Decisions about packets, and judging known flows again after the revision changed. */
 #pragma once
 
-#include "flow.h"
 #include "policy.h"
-#include "service.h"
+#include "translate.h"
+
+/* What becomes of a packet. */
+enum course {
+	GO,         /* the way of its flow */
+	GO_UNHEARD, /* the same, over a path that does not answer: the packet does not prove
+		     * that the flow lives (see lately) */
+	BEGIN,      /* the way of the flow that it has just opened */
+	OPEN,       /* it belongs to no live flow: may it open one? */
+	TURN_AWAY,  /* dropped, and the pod that sent it is told if refuse.h says so */
+	REFUSE,     /* dropped under the policy that the flow was opened under */
+	DROP,       /* dropped in silence */
+	RESET,      /* its connection ends, and the pod that sent it is told */
+};
+
+/* Decides on a course for a reason. */
+inline_always enum course because(struct work *w, enum course course, __u32 why)
+{
+	w->why = why;
+	return course;
+}
 
 /* What rejudge returns besides reasons. */
 enum {
@@ -74,13 +93,18 @@ keep:
 	return KEEP;
 }
 
-/* Drops a packet of the flow f, and counts it in the direction of f's policy. */
-inline_always int refuse(struct __sk_buff *skb, struct packet *p, const struct flow_key *key, struct flow *f,
-			 __u32 reason, __u64 now)
+/* The flow may not go on. */
+inline_always enum course refuse(struct work *w, struct flow *f, __u32 why, __u64 now)
 {
-	name_service(p, key, f);
-	tried(f, reason, now);
-	return drop(skb, p, reason, f->flags & FLOW_REMOTE_INITIATED ? INGRESS : EGRESS);
+	name_service(&w->p, &w->key, f);
+	tried(f, why, now);
+	return because(w, REFUSE, why);
+}
+
+/* Drops a packet that is refused, and counts it in the direction of its flow's policy. */
+inline_always int drop_refused(struct __sk_buff *skb, struct packet *p, const struct flow *f, __u32 why)
+{
+	return drop(skb, p, why, f->flags & FLOW_REMOTE_INITIATED ? INGRESS : EGRESS);
 }
 
 /* Reports an allowed new flow if tracing is on. */

@@ -35,6 +35,33 @@ struct packet {
 	__u32 ack;
 };
 
+/* What a program is working on. It would fill half of the 512 bytes of stack that a
+ * chain of calls has. One row per CPU is enough: programs on packets do not interrupt
+ * each other, and none runs inside another. */
+struct work {
+	struct packet p;
+	struct flow_key key; /* of p's flow */
+	__u32 why;           /* the reason of a decision, see judge.h */
+};
+
+ARRAY(work, MAP_PERCPU_ARRAY, struct work, 1);
+
+inline_always struct work *working(void)
+{
+	__u32 zero = 0;
+	return bpf_map_lookup_elem(&work, &zero);
+}
+
+/* Starts on a packet that this pod is charged for; 0: not known yet. */
+inline_always struct work *begin(__u32 pod)
+{
+	struct work *w = working();
+
+	if (w)
+		w->p = (struct packet){.pod = pod};
+	return w;
+}
+
 /* The part an ICMP packet plays in its flow. */
 enum icmp_sense {
 	ANSWERS,

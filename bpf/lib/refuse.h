@@ -1,9 +1,8 @@
 /* Refusals: telling a pod at once that what it asks for cannot work. */
 #pragma once
 
-#include "nat.h"
-#include "place.h"
 #include "reset.h"
+#include "translate.h"
 
 /* 1 with the agent's option --unreachable=drop: nobody is told anything. */
 volatile const __u32 swallow_unreachable;
@@ -201,14 +200,8 @@ inline_always int answer(struct __sk_buff *skb, struct packet *p, __u32 reason)
 		return reason;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN + 16, &dst, sizeof(dst)))
 		return REASON_FAILED;
-	/* Already translated: the pod knows only the service. The event names both. */
 	if (p->service && dst != p->service) {
-		struct addr service = mapped(p->service), backend = p->dst;
-		__be16 port = p->dport;
-
-		why = rewrite(skb, p, DESTINATION, &service, p->service_port);
-		p->dst = backend;
-		p->dport = port;
+		why = undo_to_backend(skb, p);
 		if (why)
 			return why;
 		dst = p->service;

@@ -1,7 +1,15 @@
-/* Choosing the backend of a new flow to a service. */
+/* Choosing a service's backend. Needs neither a packet nor a flow: see aim. */
 #pragma once
 
 #include "place.h"
+
+/* Where a new flow goes. */
+struct target {
+	struct addr addr;
+	__be16 port;
+	__u16 pad;
+	__u32 service; /* whose backend it is; 0: nobody's */
+};
 
 #define NO_TIER 256
 #define DRAWS 16                /* tickets drawn at random before all are tried in turn */
@@ -16,7 +24,7 @@
 struct choice {
 	const struct settings *s;
 	const struct service *svc;
-	struct flow *f;
+	struct target *to;
 	__u32 from;   /* tiers below were given up */
 	__u32 tier;   /* current: the lowest from there with a usable group, or NO_TIER */
 	__u32 groups; /* its usable groups, a bit mask */
@@ -69,15 +77,13 @@ static long consider_group(__u32 i, struct choice *c)
 	return 0;
 }
 
-ARRAY(found_at, MAP_PERCPU_ARRAY, struct place, 1); /* scratch: the stack is short */
-
 /* Chooses the backend that a ticket names, if it can be reached. */
 inline_always long choose(__u32 ticket, struct choice *c)
 {
 	const struct service *svc = c->svc;
 	struct slot_key key = {.service = svc->id};
+	struct place at = {};
 	struct backend *b;
-	struct place *at;
 	__u32 node;
 
 	for (int i = 0; i < MAX_GROUPS; i++) {
@@ -102,16 +108,14 @@ inline_always long choose(__u32 ticket, struct choice *c)
 		return 0;
 	node = b->node;
 	if (!node) { /* on this node, outside the mesh, or on a node that is not known yet */
-		node = 0;
-		at = bpf_map_lookup_elem(&found_at, &node);
-		if (!at || locate(c->s, &b->addr, at))
+		if (locate(c->s, &b->addr, &at))
 			return 0;
-		node = at->node;
+		node = at.node;
 	}
 	if (node && (!usable(c, path_to(c->s, node, key.cluster)) || !lane_of(c->s, bpf_map_lookup_elem(&nodes, &node))))
 		return 0;
-	c->f->backend = b->addr;
-	c->f->bport = b->port;
+	c->to->addr = b->addr;
+	c->to->port = b->port;
 	c->found = 1;
 	return 1;
 }
@@ -175,21 +179,17 @@ static long ask_next_tier(__u32 i, struct choice *c)
 	return !!c->found;
 }
 
-/* Fills in f's backend. A silent path is used if none is alive, unless alive is set.
- * Returns 0 or a reason. */
-once int choose_backend(const struct settings *s, const struct service *svc, struct flow *f, int alive)
+/* Fills in a backend's address and port. A silent path is used if none is alive, unless
+ * alive is set. Returns 0 or a reason. */
+once int choose_backend(const struct settings *s, const struct service *svc, struct target *to, int alive)
 {
-	if (!s || !svc || !f)
+	if (!s || !svc || !to)
 		return REASON_FAILED;
-	struct choice c = {.s = s, .svc = svc, .f = f, .alive = !!alive};
+	struct choice c = {.s = s, .svc = svc, .to = to, .alive = !!alive};
 
 	/* Every group may be a tier of its own, and be tried with alive paths, then silent. */
 	bpf_loop(2 * MAX_GROUPS + 2, ask_next_tier, &c, 0);
-	if (!c.found)
-		return REASON_NO_BACKEND;
-	f->service = svc->id;
-	f->flags |= FLOW_SERVICE;
-	return 0;
+	return c.found ? 0 : REASON_NO_BACKEND;
 }
 
 /* Does the flow's backend still belong to its service? */

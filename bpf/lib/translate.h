@@ -1,0 +1,117 @@
+/* Translation between the service that a pod talks to and the backend that answers.
+ *
+ *	pod → service   ── aim ──►          a backend, once for each flow
+ *	pod → service   ── to_backend ──►   pod → backend
+ *	pod ← service   ◄── to_service ──   pod ← backend
+ *
+ * aim needs neither a packet nor a flow. ICMP errors quote what they are about and
+ * are translated in icmp.h.
+ */
+#pragma once
+
+#include "flow.h"
+#include "service.h"
+
+/* Finds where a new flow to an address goes: to is the address on entry, and a backend
+ * on return if the address is a service's. Returns 0 or a reason; to->service says if
+ * a service has the address. */
+inline_always int aim(const struct settings *s, __u8 proto, struct target *to)
+{
+	struct service_key front = {.addr = to->addr, .port = to->port, .proto = proto};
+	struct service *svc = bpf_map_lookup_elem(&services, &front);
+
+	if (!svc)
+		return 0;
+	to->service = svc->id;
+	return choose_backend(s, svc, to, 0);
+}
+
+enum side {
+	SOURCE,
+	DESTINATION,
+};
+
+/* Changes the address and port of one side of the packet, with their checksums. Returns
+ * 0 or a reason. */
+once int rewrite(struct __sk_buff *skb, struct packet *p, enum side side, const struct addr *to,
+			__be16 port)
+{
+	if (!p || !to)
+		return REASON_FAILED;
+	struct addr *addr = side == SOURCE ? &p->src : &p->dst;
+	__be16 *was = side == SOURCE ? &p->sport : &p->dport;
+	__be32 from = addr->w[3], ip = to->w[3];
+	__be16 old = *was;
+	__u32 l4 = p->l4, l3 = p->l3, check = 0, flags = 0;
+	long err = 0;
+
+	if (p->proto == PROTO_TCP) {
+		check = l4 + 16;
+	} else if (p->proto == PROTO_UDP) {
+		check = l4 + 6;
+		flags = CSUM_ZERO_IS_NONE;
+	} else if (old != port) {
+		return REASON_NOT_SUPPORTED; /* SCTP's checksum covers its ports */
+	}
+	/* Later fragments have neither ports nor a checksum. */
+	if (!p->headless && check) {
+		err |= bpf_l4_csum_replace(skb, check, from, ip, CSUM_PSEUDO | flags | sizeof(ip));
+		if (old != port) {
+			__be16 new = port;
+			err |= bpf_l4_csum_replace(skb, check, old, port, flags | sizeof(port));
+			err |= bpf_skb_store_bytes(skb, l4 + (side == SOURCE ? 0 : 2), &new, sizeof(new), 0);
+		}
+	}
+	err |= bpf_l3_csum_replace(skb, l3 + 10, from, ip, sizeof(ip));
+	err |= bpf_skb_store_bytes(skb, l3 + (side == SOURCE ? 12 : 16), &ip, sizeof(ip), 0);
+	if (err)
+		return REASON_FAILED;
+	*addr = *to;
+	*was = port;
+	return 0;
+}
+
+/* Fills in, for the event, the service that p's flow goes through and its backend. */
+inline_always void name_service(struct packet *p, const struct flow_key *key, const struct flow *f)
+{
+	if (!(f->flags & FLOW_SERVICE))
+		return;
+	p->service = key->remote.w[3];
+	p->service_port = key->rport;
+	if (same(&p->src, &key->local)) {
+		p->dst = f->backend;
+		p->dport = f->bport;
+	}
+}
+
+/* Sends what the pod sent to the flow's service to its backend. Returns 0 or a reason. */
+inline_always int to_backend(struct __sk_buff *skb, struct packet *p, const struct flow_key *key, const struct flow *f)
+{
+	int why;
+
+	p->service = p->dst.w[3];
+	p->service_port = p->dport;
+	why = rewrite(skb, p, DESTINATION, &f->backend, f->bport);
+	if (why)
+		name_service(p, key, f);
+	return why;
+}
+
+/* Lets what a backend answered come from the service. Returns 0 or a reason. */
+inline_always int to_service(struct __sk_buff *skb, struct packet *p, const struct flow_key *key)
+{
+	return rewrite(skb, p, SOURCE, &key->remote, key->rport);
+}
+
+/* Undoes to_backend for an answer to the pod, which knows only the service; p goes on
+ * naming the backend, for the event. Returns 0 or a reason. */
+inline_always int undo_to_backend(struct __sk_buff *skb, struct packet *p)
+{
+	struct addr service = mapped(p->service), backend = p->dst;
+	__be16 port = p->dport;
+	int why = rewrite(skb, p, DESTINATION, &service, p->service_port);
+
+	p->dst = backend;
+	p->dport = port;
+	return why;
+}
