@@ -344,6 +344,21 @@ func (c *Client) Services(ctx context.Context) (*ServiceList, error) {
 	return &out, c.call(ctx, http.MethodGet, "/v1/services", nil, nil, &out)
 }
 
+// Backup writes a backup of the cluster's store to w. It is complete only if the error is
+// nil and its checksum, which is at its end, matches.
+func (c *Client) Backup(ctx context.Context, w io.Writer) error {
+	resp, err := c.do(ctx, http.MethodGet, "/v1/backup", nil, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(w, resp.Body)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("the API server at %s ended the backup before it was complete: look at its log", c.base.Host)
+	}
+	return err
+}
+
 // Observe streams flow events as JSON lines: an API server's are those of all its nodes,
 // an agent's are its own. The query is a filter of package flow. A line is only valid
 // during the call.

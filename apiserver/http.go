@@ -60,6 +60,7 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("GET /v1/observe", s.observe)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /v1/backup", s.getBackup)
 	s.peering.Mount(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, api.NotFound("client and server may have different versions: compare `weft version` with `weft status`", "the API has no %s %s", r.Method, r.URL.Path))

@@ -207,11 +207,11 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 // fixed returns the keys that are written at the start and then only read. Without them,
 // agents do not believe the store or API servers do not start.
 func (s *server) fixed() []string {
-	keys := []string{wire.ClusterKey, wire.GossipKey, wire.SecretPrefix + "gossip"}
+	keys := []string{wire.ClusterKey, wire.GossipKey, wire.SecretPrefix + "gossip", authorityKey}
 	if s.etcd != nil {
-		return append(keys, wire.LineageKey, wire.ExportLineageKey)
+		keys = append(keys, wire.LineageKey, wire.ExportLineageKey)
 	}
-	return append(keys, authorityKey)
+	return keys
 }
 
 // identitiesInUse returns the numbers that endpoints have, whatever the allocator's

@@ -97,11 +97,10 @@ func lay(ctx context.Context, conf Config) (_ *foundation, err error) {
 	if err := trace(ctx, f.store, f.etcd != nil, revision); err != nil {
 		return nil, err
 	}
-	if f.etcd == nil {
-		if err := f.shareAuthority(ctx); err != nil {
-			return nil, err
-		}
-	} else {
+	if err := f.shareAuthority(ctx); err != nil {
+		return nil, err
+	}
+	if f.etcd != nil {
 		f.etcd.Open()
 	}
 	return f, f.issueRoot()
@@ -121,8 +120,8 @@ func (f *foundation) issueRoot() error {
 	return nil
 }
 
-// shareAuthority makes all API servers on one etcd use the authority of the first. An
-// embedded etcd has only one API server.
+// shareAuthority keeps the authority in the store too: with it, a backup is whole, and all
+// API servers on one existing etcd use the authority of the first.
 func (f *foundation) shareAuthority(ctx context.Context) error {
 	own, err := f.authority.Secret()
 	if err != nil {
@@ -143,10 +142,13 @@ func (f *foundation) shareAuthority(ctx context.Context) error {
 	if err != nil || bytes.Equal(shared.Key, own.Key) {
 		return err
 	}
+	if f.etcd != nil { // it already answers with certificates of the other one
+		return fmt.Errorf("certificate authority: %s is not the one of this store, which nodes and peers trust: restore both from one backup (`weft restore`)", filepath.Join(f.conf.DataDir, "pki"))
+	}
 	return f.authority.Adopt(shared)
 }
 
-// authorityKey is the key of the authority that several API servers share.
+// authorityKey is the key of the cluster's authority. Only API servers may read it.
 const authorityKey = wire.SecretPrefix + "authority"
 
 // Issue implements nodes.Authority and peering.Authority.

@@ -22,7 +22,7 @@ var wanted = []string{
 	"burst", "reused-address", "sealed",
 	"noisy-pod",
 	"demo", "global-service", "identity-policy", "global-failover", "agent-restart", "control-partition",
-	"encryption", "peer-lifecycle", "hybrid", "bad-input", "restore", "refused",
+	"encryption", "peer-lifecycle", "hybrid", "bad-input", "restore", "backup", "refused",
 	"policy-kinds",
 	"status-tells", "status-tells-mesh", "mended",
 	"operations",
@@ -76,6 +76,9 @@ func TestOperationsPageRuns(t *testing.T) {
 	var typed []string
 	for _, l := range s.Lines {
 		typed = append(typed, strings.Join(l.Words, " "))
+		if len(l.Words) > 2 && l.Words[0] == "at" { // on a machine
+			typed = append(typed, strings.Join(l.Words[2:], " "))
+		}
 	}
 	commands := 0
 	for line := range strings.Lines(string(page)) {

@@ -20,7 +20,16 @@ import (
 // Write replaces a file atomically: after a crash at any point it holds either the
 // old content or the new. The file has mode 0600; missing folders are created with
 // mode 0700.
-func Write(path string, content []byte) (err error) {
+func Write(path string, content []byte) error {
+	return Create(path, func(f *os.File) error {
+		_, err := f.Write(content)
+		return err
+	})
+}
+
+// Create is Write for content that is not at hand: fill writes it to a temporary file in
+// the same folder. If fill fails, nothing is replaced.
+func Create(path string, fill func(*os.File) error) (err error) {
 	dir := filepath.Dir(path)
 	defer func() {
 		if err != nil {
@@ -39,7 +48,7 @@ func Write(path string, content []byte) (err error) {
 			_ = os.Remove(f.Name())
 		}
 	}()
-	_, err = f.Write(content)
+	err = fill(f)
 	if err == nil {
 		err = f.Sync()
 	}

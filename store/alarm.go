@@ -26,7 +26,7 @@ var _ Alarm = (*Etcd)(nil)
 
 // RaiseNoSpace implements Alarm.
 func (e *Etcd) RaiseNoSpace(ctx context.Context) error {
-	if err := e.setAlarm(ctx, etcdserverpb.AlarmRequest_ACTIVATE); err != nil {
+	if err := e.raiseAlarms(ctx); err != nil {
 		return fmt.Errorf("raise the no-space alarm: %w", explain(err))
 	}
 	return nil
@@ -45,20 +45,37 @@ func (e *Etcd) NoSpace(ctx context.Context) (bool, error) {
 
 // EndNoSpace implements Alarm.
 func (e *Etcd) EndNoSpace(ctx context.Context) error {
-	if err := e.setAlarm(ctx, etcdserverpb.AlarmRequest_DEACTIVATE); err != nil {
+	if err := e.endAlarms(ctx); err != nil {
 		return fmt.Errorf("end the no-space alarm: %w", explain(err))
 	}
 	return nil
 }
 
-func (e *Etcd) setAlarm(ctx context.Context, action etcdserverpb.AlarmRequest_AlarmAction) error {
+// endAlarms ends every no-space alarm. A store that was restored may hold one of a member
+// that it no longer has.
+func (e *Etcd) endAlarms(ctx context.Context) error {
+	maintenance := etcdserverpb.NewMaintenanceClient(e.client.ActiveConnection())
+	alarms, err := maintenance.Alarm(ctx, &etcdserverpb.AlarmRequest{Action: etcdserverpb.AlarmRequest_GET, Alarm: etcdserverpb.AlarmType_NOSPACE})
+	if err != nil {
+		return err
+	}
+	for _, a := range alarms.Alarms {
+		_, err := maintenance.Alarm(ctx, &etcdserverpb.AlarmRequest{Action: etcdserverpb.AlarmRequest_DEACTIVATE, MemberID: a.MemberID, Alarm: a.Alarm})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *Etcd) raiseAlarms(ctx context.Context) error {
 	members, err := e.client.MemberList(ctx)
 	if err != nil {
 		return err
 	}
 	maintenance := etcdserverpb.NewMaintenanceClient(e.client.ActiveConnection())
 	for _, m := range members.Members {
-		_, err := maintenance.Alarm(ctx, &etcdserverpb.AlarmRequest{Action: action, MemberID: m.ID, Alarm: etcdserverpb.AlarmType_NOSPACE})
+		_, err := maintenance.Alarm(ctx, &etcdserverpb.AlarmRequest{Action: etcdserverpb.AlarmRequest_ACTIVATE, MemberID: m.ID, Alarm: etcdserverpb.AlarmType_NOSPACE})
 		if err != nil {
 			return err
 		}

@@ -216,6 +216,12 @@ func (a *Authority) Secret() (Secret, error) {
 	return Secret{Bundle: bytes.Clone(a.bundle), Key: key}, err
 }
 
+// Write creates an authority in dir, which has none yet, from the secret of another.
+func Write(dir, cluster string, s Secret) (*Authority, error) {
+	a := &Authority{cluster: cluster, dir: dir}
+	return a, a.Adopt(s)
+}
+
 // Adopt replaces this authority, also on disk, with the one that the secret is from. Its
 // former certificates stay in the bundle.
 func (a *Authority) Adopt(s Secret) error {

@@ -40,11 +40,18 @@ const (
 	keepAliveMin = 5 * time.Second
 )
 
+// How a single member is listed in its own etcd.
+const (
+	defaultName = "weft"
+	loneHost    = "127.0.0.1:2380"
+	loneURL     = "https://" + loneHost
+)
+
 // Config of the member.
 type Config struct {
 	// Dir holds its data; created 0700 if missing.
 	Dir string
-	// Name is the member's name; "weft" if empty.
+	// Name is the member's name; defaultName if empty.
 	Name string
 	// Listen is the address for clients: host:port, or :port for every address;
 	// port 0 takes a free one.
@@ -88,7 +95,7 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	conf.Dir = c.Dir
 	conf.Name = c.Name
 	if conf.Name == "" {
-		conf.Name = "weft"
+		conf.Name = defaultName
 	}
 	if strings.HasPrefix(c.Listen, ":") {
 		c.Listen = "0.0.0.0" + c.Listen // etcd wants an address
@@ -104,8 +111,8 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	// A single member has no peers: it listens on loopback on any port, and its
 	// advertised address only identifies it in the member list.
 	conf.ListenPeerUrls = []url.URL{{Scheme: "https", Host: "127.0.0.1:0"}}
-	conf.AdvertisePeerUrls = []url.URL{{Scheme: "https", Host: "127.0.0.1:2380"}}
-	conf.InitialCluster = conf.Name + "=https://127.0.0.1:2380"
+	conf.AdvertisePeerUrls = []url.URL{{Scheme: "https", Host: loneHost}}
+	conf.InitialCluster = conf.Name + "=" + loneURL
 	// Nor does it have rivals in an election, so it waits for them as briefly as etcd
 	// allows.
 	conf.TickMs, conf.ElectionMs = 20, 200

@@ -72,6 +72,7 @@ func newFake(name string, id uint32, mesh map[string]*fake) *fake {
 	mux.HandleFunc("DELETE /v1/objects/{plural}/{namespace}/{name}", f.answer(f.deleteObject))
 	mux.HandleFunc("GET /v1/watch/{plural}", f.watch)
 	mux.HandleFunc("GET /v1/observe", serveFlows(name))
+	mux.HandleFunc("GET /v1/backup", f.backup)
 	mux.HandleFunc("GET /v1/nodes/{node}/tables", f.answer(func(r *http.Request) (any, error) { return tables(name, r.PathValue("node")), nil }))
 	mux.HandleFunc("GET /v1/nodes/{node}/tables/{table}", f.answer(func(r *http.Request) (any, error) {
 		return paths(name, r.PathValue("node"), r.PathValue("table"))

@@ -121,12 +121,17 @@ func writable(file string) error {
 	if file == standardOutput {
 		return nil
 	}
+	return placeFor("--write "+file, file)
+}
+
+// placeFor refuses a file that cannot be written; named is how the command line names it.
+func placeFor(named, file string) error {
 	folder := filepath.Dir(file)
 	if info, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
-		return usageError{fmt.Errorf("--write %s: there is no folder %s", file, folder)}
+		return usageError{fmt.Errorf("%s: there is no folder %s", named, folder)}
 	}
 	if info, err := os.Stat(file); err == nil && info.IsDir() {
-		return usageError{fmt.Errorf("--write %s: that is a folder; name a file in it", file)}
+		return usageError{fmt.Errorf("%s: that is a folder; name a file in it", named)}
 	}
 	probe, err := os.CreateTemp(folder, ".weft-*") // the file itself is written in the same way
 	if err != nil {
@@ -134,7 +139,7 @@ func writable(file string) error {
 		if errors.As(err, &path) {
 			err = path.Err
 		}
-		return usageError{fmt.Errorf("--write %s: no file can be written in folder %s: %w", file, folder, err)}
+		return usageError{fmt.Errorf("%s: no file can be written in folder %s: %w", named, folder, err)}
 	}
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -138,6 +140,21 @@ func (v *Live) disk(_ context.Context, args []string) error {
 		return n.FreeDisk()
 	}
 	return usageError{}
+}
+
+func (v *Live) put(_ context.Context, args []string) error {
+	if len(args) != 3 || !filepath.IsAbs(args[2]) {
+		return usageError{}
+	}
+	n, err := v.Lab.Node(args[1])
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(v.state.Path(args[0]))
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(n.Path(args[2]), text, 0o600)
 }
 
 func (v *Live) metrics(ctx context.Context, args []string) error {

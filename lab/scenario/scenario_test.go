@@ -93,6 +93,7 @@ func TestMisuse(t *testing.T) {
 	for line, want := range map[string]string{
 		"at":                             "usage: at NODE|POD COMMAND...",
 		"at east/n9 true":                `no machine or pod "east/n9"`,
+		"put east.yaml east/n1 x":        "usage: put FILE NODE PATH",
 		"request east/client":            "usage: request",
 		"request east/nobody http://web": `no machine or pod "east/nobody"`,
 		"kill agent@east/n9":             `no process matches "agent@east/n9"`,

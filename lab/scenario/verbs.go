@@ -32,6 +32,7 @@ func (v *Live) verbs() map[string]script.Command {
 		}}
 	}
 	add(true, "at", "NODE|POD COMMAND...", "runs a command on a machine or in a pod", v.at)
+	add(false, "put", "FILE NODE PATH", "copies a file of the operator to a machine, mode 0600", v.put)
 	add(true, "request", "[--count N] [--timeout D] [--refused D] [--from ADDR] NODE|POD TARGET", "asks a server and prints who answered; fails if one of N requests fails. --refused: each must be refused within D instead", v.request)
 	add(false, "daemon", "NAME NODE|POD COMMAND...", "starts a command and leaves it running", v.daemon)
 
