@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -81,6 +82,7 @@ func (g *guard) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo
 	defer cancel()
 	w := &guardedWatch{ServerStream: s, guard: g, ctx: ctx, cancel: cancel}
 	err = handle(srv, w)
+	w.leave()
 	if w.ended() {
 		return rpctypes.ErrGRPCPermissionDenied
 	}
@@ -100,6 +102,10 @@ type guardedWatch struct {
 	over     bool
 	revision uint64
 	rights   [sha256.Size]byte
+
+	// busy says that etcd looks at a request; idle is closed when it no longer does.
+	busy, left bool
+	idle       chan struct{}
 }
 
 func (w *guardedWatch) Context() context.Context { return w.ctx }
@@ -108,6 +114,47 @@ func (w *guardedWatch) ended() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.over
+}
+
+// leavePatience bounds the wait for etcd to finish with a request. It may have ended without
+// asking for another one.
+const leavePatience = time.Second
+
+// RecvMsg notes that etcd has finished with one request, and that it looks at the next.
+func (w *guardedWatch) RecvMsg(m any) error {
+	w.mu.Lock()
+	w.busy = false
+	if w.idle != nil {
+		close(w.idle)
+		w.idle = nil
+	}
+	w.mu.Unlock()
+	err := w.ServerStream.RecvMsg(m)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.left {
+		return status.Error(codes.Canceled, "the watch has ended")
+	}
+	w.busy = err == nil
+	return err
+}
+
+// leave waits until etcd is done with the stream's requests. It looks at them in a goroutine
+// that nobody waits for, and would panic if the database was closed under it.
+func (w *guardedWatch) leave() {
+	w.mu.Lock()
+	w.left = true
+	if !w.busy {
+		w.mu.Unlock()
+		return
+	}
+	idle := make(chan struct{})
+	w.idle = idle
+	w.mu.Unlock()
+	select {
+	case <-idle:
+	case <-time.After(leavePatience):
+	}
 }
 
 func (w *guardedWatch) SendMsg(m any) error {
