@@ -52,12 +52,18 @@ func (d *Datapath) Counters() ([]Counter, error) {
 }
 
 // Lost is how many events were lost because the buffer was full.
-func (d *Datapath) Lost() (uint64, error) {
+func (d *Datapath) Lost() (uint64, error) { return d.sum("lost") }
+
+// JudgedAgain is how many packets found that a verdict no longer held and had their flow
+// judged again.
+func (d *Datapath) JudgedAgain() (uint64, error) { return d.sum("judged_again") }
+
+// sum adds up the only row of a map over all CPUs.
+func (d *Datapath) sum(name string) (n uint64, err error) {
 	var cpus []uint64
-	if err := d.maps["lost"].Lookup(uint32(0), &cpus); err != nil {
-		return 0, fmt.Errorf("read lost events: %w", err)
+	if err := d.maps[name].Lookup(uint32(0), &cpus); err != nil {
+		return 0, fmt.Errorf("read map %s: %w", name, err)
 	}
-	var n uint64
 	for _, cpu := range cpus {
 		n += cpu
 	}

@@ -31,6 +31,7 @@ const (
 	datapathMapFresh              = "fresh"
 	datapathMapGivenUp            = "given_up"
 	datapathMapIps                = "ips"
+	datapathMapJudgedAgain        = "judged_again"
 	datapathMapLost               = "lost"
 	datapathMapMembers            = "members"
 	datapathMapNoShare            = "no_share"
@@ -40,6 +41,7 @@ const (
 	datapathMapPrefixes           = "prefixes"
 	datapathMapQuoted             = "quoted"
 	datapathMapReplies            = "replies"
+	datapathMapRevisions          = "revisions"
 	datapathMapServices           = "services"
 	datapathMapSets               = "sets"
 	datapathMapSettings           = "settings"
@@ -119,35 +121,37 @@ type datapathProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathMapSpecs struct {
-	About      *ebpf.MapSpec `ebpf:"about"`
-	Backends   *ebpf.MapSpec `ebpf:"backends"`
-	Budgets    *ebpf.MapSpec `ebpf:"budgets"`
-	Classes    *ebpf.MapSpec `ebpf:"classes"`
-	Clusters   *ebpf.MapSpec `ebpf:"clusters"`
-	Counters   *ebpf.MapSpec `ebpf:"counters"`
-	Doomed     *ebpf.MapSpec `ebpf:"doomed"`
-	Endpoints  *ebpf.MapSpec `ebpf:"endpoints"`
-	ErrorsSent *ebpf.MapSpec `ebpf:"errors_sent"`
-	Events     *ebpf.MapSpec `ebpf:"events"`
-	Flows      *ebpf.MapSpec `ebpf:"flows"`
-	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
-	Fresh      *ebpf.MapSpec `ebpf:"fresh"`
-	GivenUp    *ebpf.MapSpec `ebpf:"given_up"`
-	Ips        *ebpf.MapSpec `ebpf:"ips"`
-	Lost       *ebpf.MapSpec `ebpf:"lost"`
-	Members    *ebpf.MapSpec `ebpf:"members"`
-	NoShare    *ebpf.MapSpec `ebpf:"no_share"`
-	Nodes      *ebpf.MapSpec `ebpf:"nodes"`
-	Policy     *ebpf.MapSpec `ebpf:"policy"`
-	Ports      *ebpf.MapSpec `ebpf:"ports"`
-	Prefixes   *ebpf.MapSpec `ebpf:"prefixes"`
-	Quoted     *ebpf.MapSpec `ebpf:"quoted"`
-	Replies    *ebpf.MapSpec `ebpf:"replies"`
-	Services   *ebpf.MapSpec `ebpf:"services"`
-	Sets       *ebpf.MapSpec `ebpf:"sets"`
-	Settings   *ebpf.MapSpec `ebpf:"settings"`
-	Shares     *ebpf.MapSpec `ebpf:"shares"`
-	Work       *ebpf.MapSpec `ebpf:"work"`
+	About       *ebpf.MapSpec `ebpf:"about"`
+	Backends    *ebpf.MapSpec `ebpf:"backends"`
+	Budgets     *ebpf.MapSpec `ebpf:"budgets"`
+	Classes     *ebpf.MapSpec `ebpf:"classes"`
+	Clusters    *ebpf.MapSpec `ebpf:"clusters"`
+	Counters    *ebpf.MapSpec `ebpf:"counters"`
+	Doomed      *ebpf.MapSpec `ebpf:"doomed"`
+	Endpoints   *ebpf.MapSpec `ebpf:"endpoints"`
+	ErrorsSent  *ebpf.MapSpec `ebpf:"errors_sent"`
+	Events      *ebpf.MapSpec `ebpf:"events"`
+	Flows       *ebpf.MapSpec `ebpf:"flows"`
+	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
+	Fresh       *ebpf.MapSpec `ebpf:"fresh"`
+	GivenUp     *ebpf.MapSpec `ebpf:"given_up"`
+	Ips         *ebpf.MapSpec `ebpf:"ips"`
+	JudgedAgain *ebpf.MapSpec `ebpf:"judged_again"`
+	Lost        *ebpf.MapSpec `ebpf:"lost"`
+	Members     *ebpf.MapSpec `ebpf:"members"`
+	NoShare     *ebpf.MapSpec `ebpf:"no_share"`
+	Nodes       *ebpf.MapSpec `ebpf:"nodes"`
+	Policy      *ebpf.MapSpec `ebpf:"policy"`
+	Ports       *ebpf.MapSpec `ebpf:"ports"`
+	Prefixes    *ebpf.MapSpec `ebpf:"prefixes"`
+	Quoted      *ebpf.MapSpec `ebpf:"quoted"`
+	Replies     *ebpf.MapSpec `ebpf:"replies"`
+	Revisions   *ebpf.MapSpec `ebpf:"revisions"`
+	Services    *ebpf.MapSpec `ebpf:"services"`
+	Sets        *ebpf.MapSpec `ebpf:"sets"`
+	Settings    *ebpf.MapSpec `ebpf:"settings"`
+	Shares      *ebpf.MapSpec `ebpf:"shares"`
+	Work        *ebpf.MapSpec `ebpf:"work"`
 }
 
 // datapathVariableSpecs contains global variables before they are loaded into the kernel.
@@ -184,35 +188,37 @@ func (o *datapathObjects) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathMaps struct {
-	About      *ebpf.Map `ebpf:"about"`
-	Backends   *ebpf.Map `ebpf:"backends"`
-	Budgets    *ebpf.Map `ebpf:"budgets"`
-	Classes    *ebpf.Map `ebpf:"classes"`
-	Clusters   *ebpf.Map `ebpf:"clusters"`
-	Counters   *ebpf.Map `ebpf:"counters"`
-	Doomed     *ebpf.Map `ebpf:"doomed"`
-	Endpoints  *ebpf.Map `ebpf:"endpoints"`
-	ErrorsSent *ebpf.Map `ebpf:"errors_sent"`
-	Events     *ebpf.Map `ebpf:"events"`
-	Flows      *ebpf.Map `ebpf:"flows"`
-	Fragments  *ebpf.Map `ebpf:"fragments"`
-	Fresh      *ebpf.Map `ebpf:"fresh"`
-	GivenUp    *ebpf.Map `ebpf:"given_up"`
-	Ips        *ebpf.Map `ebpf:"ips"`
-	Lost       *ebpf.Map `ebpf:"lost"`
-	Members    *ebpf.Map `ebpf:"members"`
-	NoShare    *ebpf.Map `ebpf:"no_share"`
-	Nodes      *ebpf.Map `ebpf:"nodes"`
-	Policy     *ebpf.Map `ebpf:"policy"`
-	Ports      *ebpf.Map `ebpf:"ports"`
-	Prefixes   *ebpf.Map `ebpf:"prefixes"`
-	Quoted     *ebpf.Map `ebpf:"quoted"`
-	Replies    *ebpf.Map `ebpf:"replies"`
-	Services   *ebpf.Map `ebpf:"services"`
-	Sets       *ebpf.Map `ebpf:"sets"`
-	Settings   *ebpf.Map `ebpf:"settings"`
-	Shares     *ebpf.Map `ebpf:"shares"`
-	Work       *ebpf.Map `ebpf:"work"`
+	About       *ebpf.Map `ebpf:"about"`
+	Backends    *ebpf.Map `ebpf:"backends"`
+	Budgets     *ebpf.Map `ebpf:"budgets"`
+	Classes     *ebpf.Map `ebpf:"classes"`
+	Clusters    *ebpf.Map `ebpf:"clusters"`
+	Counters    *ebpf.Map `ebpf:"counters"`
+	Doomed      *ebpf.Map `ebpf:"doomed"`
+	Endpoints   *ebpf.Map `ebpf:"endpoints"`
+	ErrorsSent  *ebpf.Map `ebpf:"errors_sent"`
+	Events      *ebpf.Map `ebpf:"events"`
+	Flows       *ebpf.Map `ebpf:"flows"`
+	Fragments   *ebpf.Map `ebpf:"fragments"`
+	Fresh       *ebpf.Map `ebpf:"fresh"`
+	GivenUp     *ebpf.Map `ebpf:"given_up"`
+	Ips         *ebpf.Map `ebpf:"ips"`
+	JudgedAgain *ebpf.Map `ebpf:"judged_again"`
+	Lost        *ebpf.Map `ebpf:"lost"`
+	Members     *ebpf.Map `ebpf:"members"`
+	NoShare     *ebpf.Map `ebpf:"no_share"`
+	Nodes       *ebpf.Map `ebpf:"nodes"`
+	Policy      *ebpf.Map `ebpf:"policy"`
+	Ports       *ebpf.Map `ebpf:"ports"`
+	Prefixes    *ebpf.Map `ebpf:"prefixes"`
+	Quoted      *ebpf.Map `ebpf:"quoted"`
+	Replies     *ebpf.Map `ebpf:"replies"`
+	Revisions   *ebpf.Map `ebpf:"revisions"`
+	Services    *ebpf.Map `ebpf:"services"`
+	Sets        *ebpf.Map `ebpf:"sets"`
+	Settings    *ebpf.Map `ebpf:"settings"`
+	Shares      *ebpf.Map `ebpf:"shares"`
+	Work        *ebpf.Map `ebpf:"work"`
 }
 
 func (m *datapathMaps) Close() error {
@@ -232,6 +238,7 @@ func (m *datapathMaps) Close() error {
 		m.Fresh,
 		m.GivenUp,
 		m.Ips,
+		m.JudgedAgain,
 		m.Lost,
 		m.Members,
 		m.NoShare,
@@ -241,6 +248,7 @@ func (m *datapathMaps) Close() error {
 		m.Prefixes,
 		m.Quoted,
 		m.Replies,
+		m.Revisions,
 		m.Services,
 		m.Sets,
 		m.Settings,

@@ -3,9 +3,10 @@
 /* from_pod: what a pod sends, seen on the host side of its veth.
  *
  * 1. Find the flow that the packet belongs to.
- * 2. Decide. A packet of a known flow goes on as decided before, unless the revision
- *    changed or the path died. Any other has to open a flow: a pod may use only its own
- *    address, a service chooses a backend, and the pod's policy is asked.
+ * 2. Decide. A packet of a known flow goes on as decided before, unless something
+ *    changed that the verdict rests on, or the path died. Any other has to open a flow:
+ *    a pod may use only its own address, a service chooses a backend, and the pod's
+ *    policy is asked.
  * 3. Act. The packet goes to a pod of this node, into a tunnel, or to the stack; or it
  *    is dropped, and the pod may be told.
  */
@@ -15,9 +16,9 @@
 
 inline_always struct flow *find(struct work *w);
 inline_always enum course decide(struct __sk_buff *skb, struct work *w, const struct settings *s, struct flow *f,
-				     __u64 now);
+				 __u64 now);
 inline_always enum course decide_to_open(struct __sk_buff *skb, struct work *w, const struct settings *s,
-					     struct flow *old);
+					 struct flow *old);
 inline_always int send(struct __sk_buff *skb, struct work *w, const struct settings *s, struct flow *f, enum course how,
 		       __u64 now);
 inline_always int send_error(struct __sk_buff *skb, struct work *w, const struct settings *s);
@@ -80,7 +81,7 @@ int from_pod(struct __sk_buff *skb)
 
 inline_always struct flow *find(struct work *w)
 {
-	w->key = sent_key(&w->p);
+	sent_key(&w->key, &w->p);
 	return bpf_map_lookup_elem(&flows, &w->key);
 }
 
@@ -163,7 +164,7 @@ part enum course decide_lost(const struct settings *s, struct work *w, struct fl
 
 /* Decides about a packet of the flow f. */
 inline_always enum course decide(struct __sk_buff *skb, struct work *w, const struct settings *s, struct flow *f,
-				     __u64 now)
+				 __u64 now)
 {
 	struct packet *p = &w->p;
 	int why, gone = 0;
@@ -180,7 +181,7 @@ inline_always enum course decide(struct __sk_buff *skb, struct work *w, const st
 	}
 	if (over(f, p, now))
 		return OPEN;
-	if (unlikely(f->revision != s->revision)) {
+	if (unlikely(!holds(s, &w->key, f))) {
 		why = rejudge(s, p, &w->key, f);
 		if (why == RENEW)
 			return OPEN;
@@ -205,6 +206,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	if (!p || !s || !f)
 		return REASON_FAILED;
 	struct target to = {.addr = p->src};
+	__u32 revision = s->revision + address_revision(&to.addr); /* before the rows: see revision.h */
 	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &to.addr);
 	struct place at = {};
 	int why, verdict;
@@ -221,8 +223,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 		return REASON_INVALID;
 
 	*f = (struct flow){
-		.seen = bpf_ktime_get_coarse_ns(), .revision = s->revision, .ifindex = skb->ifindex,
-		.owner = skb->ifindex,
+		.seen = bpf_ktime_get_coarse_ns(), .ifindex = skb->ifindex, .owner = skb->ifindex,
 	};
 	to.addr = p->dst;
 	to.port = p->dport;
@@ -239,10 +240,15 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 		if (same(&to.addr, &p->src))
 			return LOOP;
 	}
+	revision += address_revision(&to.addr);
+	/* Removed since it was chosen: the next packet looks again. */
+	if (to.service && !still_member(f))
+		revision--;
 	why = locate(s, &to.addr, &at);
 	p->dst_identity = at.identity;
 	if (why == REASON_NO_BACKEND)
 		return why;
+	revision += identity_revision(at.identity);
 	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(EGRESS, to.port));
 	if (!verdict)
 		verdict = why;
@@ -255,6 +261,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 		p->dport = to.port;
 		return verdict;
 	}
+	f->revision = revision;
 	f->identity = at.identity;
 	f->rule = p->rule;
 	f->node = at.node;
@@ -266,7 +273,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 /* Decides about a packet that belongs to no live flow: it opens one, in place of the
  * old one if there is one, or is turned away. */
 inline_always enum course decide_to_open(struct __sk_buff *skb, struct work *w, const struct settings *s,
-					     struct flow *old)
+					 struct flow *old)
 {
 	struct flow *f = fresh_flow();
 	int why;

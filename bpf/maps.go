@@ -18,14 +18,14 @@ import (
 // map's number when its key or value changes shape or meaning: the next start then
 // creates an empty map beside the old one instead of misreading it.
 var versions = map[string]int{
-	"settings": 1, "flows": 3, "shares": 1, "budgets": 1, "replies": 1, "endpoints": 1, "ips": 1, "prefixes": 1,
+	"settings": 1, "revisions": 1, "flows": 3, "shares": 1, "budgets": 1, "replies": 1, "endpoints": 1, "ips": 1, "prefixes": 1,
 	"nodes": 1, "clusters": 1, "services": 1, "backends": 1, "members": 1, "classes": 1,
 	"ports": 1, "policy": 1, "sets": 1, "fragments": 3, "counters": 1, "lost": 1, "events": 2,
-	"errors_sent": 1,
+	"errors_sent": 1, "judged_again": 1,
 }
 
 // volatile maps start empty when their size changes: nobody misses their contents.
-var volatile = map[string]bool{"fragments": true, "events": true, "counters": true, "lost": true, "errors_sent": true}
+var volatile = map[string]bool{"fragments": true, "events": true, "counters": true, "lost": true, "errors_sent": true, "judged_again": true}
 
 func pinName(name string) string { return fmt.Sprintf("weft_%s_v%d", name, versions[name]) }
 
@@ -154,6 +154,7 @@ func isZero(b []byte) bool {
 func tables(m map[string]*ebpf.Map) *Maps {
 	return &Maps{
 		Settings:  newTable[uint32, Settings]("settings", m),
+		Revisions: newTable[uint32, uint32]("revisions", m),
 		Flows:     newTable[FlowKey, Flow]("flows", m),
 		Replies:   newTable[ReplyKey, Reply]("replies", m),
 		Shares:    newTable[uint32, Share]("shares", m),

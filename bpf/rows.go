@@ -24,7 +24,7 @@ func (d Direction) String() string {
 // Settings is a single row that every program reads. Write it last: the rows that
 // it refers to must exist before.
 type Settings struct {
-	Revision      uint32    // raised when a verdict may have changed or a backend was removed; 0: nothing passes
+	Revision      uint32    // raised when any verdict may have changed; 0: nothing passes
 	PolicyGen     uint32    // generation of classes, ports, policy and sets in force
 	TunnelIfindex [2]uint32 // by lane; 0: no device
 	Internal      Addr      // this node's internal address
@@ -84,7 +84,7 @@ func (v Via) String() string {
 // rows.
 type Flow struct {
 	Seen     uint64 // time of the last packet, see Now
-	Revision uint32 // Settings.Revision of the verdict
+	Revision uint32 // sum of the revisions that the verdict rests on
 	Identity uint32 // of the other side
 	Rule     uint32 // cookie of the rule that allowed it; 0: no policy
 	Service  uint32
@@ -264,8 +264,7 @@ type Backend struct {
 	Pad  uint32
 }
 
-// MemberKey is a backend of a service. It is looked up for existing flows when
-// Settings.Revision has changed.
+// MemberKey is a backend of a service. It is looked up when a flow is judged again.
 type MemberKey struct {
 	Addr    Addr
 	Service uint32

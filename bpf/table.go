@@ -9,7 +9,7 @@ import (
 // Table is one map. Several goroutines may use it; if two write the same key, the
 // later one wins.
 //
-// Arrays (settings, budgets, nodes, clusters, ports) always have a row for every
+// Arrays (settings, revisions, budgets, nodes, clusters, ports) always have a row for every
 // index: Delete writes the zero row, and All, Len and Lookup treat it as absent.
 type Table[K comparable, V any] interface {
 	// Name is the map's name without its version, such as "flows".
@@ -53,6 +53,7 @@ func (e *FullError) Is(target error) bool { return target == ErrFull }
 // Maps are the tables, in the order in which a packet meets them.
 type Maps struct {
 	Settings  Table[uint32, Settings] // one row, key 0
+	Revisions Table[uint32, uint32]   // by RevisionOf and RevisionOfIdentity
 	Flows     Table[FlowKey, Flow]
 	Replies   Table[ReplyKey, Reply]
 	Shares    Table[uint32, Share]  // by device

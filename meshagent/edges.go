@@ -29,6 +29,8 @@ type Datapath interface {
 	Counters() ([]bpf.Counter, error)
 	// Lost counts events lost because the buffer was full.
 	Lost() (uint64, error)
+	// JudgedAgain counts packets whose flow was judged again.
+	JudgedAgain() (uint64, error)
 	// Holdings are the rows of the flow table that pods and the node hold.
 	Holdings() ([]bpf.Holding, error)
 	// Sweep deletes flows that have been silent for their lifetime.

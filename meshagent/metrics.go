@@ -25,6 +25,7 @@ var (
 	descCluster = desc("cluster_path_up", "Whether any path to a peer cluster carries.", "cluster")
 	descAge     = desc("peer_data_age_seconds", "Time since what a peer exports was last known to be complete here.", "cluster")
 	descEvents  = desc("events_total", "Events taken from the datapath.")
+	descAgain   = desc("flows_judged_again_total", "Packets that found their flow's verdict out of date and had it judged again.")
 	descLost    = desc("events_lost_total", "Events that found the buffer full.")
 	descHeld    = desc("flow_rows", "Rows of the flow table by the pod that opened them; without a pod those of the node itself.", "namespace", "pod")
 	descShare   = desc("flow_share_rows", "Rows of the flow table that a pod, or the node itself, is sure of.", "namespace", "pod")
@@ -102,6 +103,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	count(descEvents, float64(stats.Seen))
 	if lost, err := a.edges.Datapath.Lost(); err == nil {
 		count(descLost, float64(lost))
+	}
+	if again, err := a.edges.Datapath.JudgedAgain(); err == nil {
+		count(descAgain, float64(again))
 	}
 	if all, err := a.edges.Datapath.Holdings(); err == nil {
 		owners := a.shares.owners()

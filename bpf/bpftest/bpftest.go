@@ -127,6 +127,7 @@ func New() *bpf.Maps {
 	l := bpf.Defaults().Limits
 	return &bpf.Maps{
 		Settings:  newArray[uint32, bpf.Settings]("settings", 1),
+		Revisions: newArray[uint32, uint32]("revisions", bpf.RevisionRows),
 		Flows:     NewTable[bpf.FlowKey, bpf.Flow]("flows", int(l.Flows)),
 		Replies:   NewTable[bpf.ReplyKey, bpf.Reply]("replies", int(l.Replies)),
 		Shares:    NewTable[uint32, bpf.Share]("shares", 2*int(l.Endpoints)),
@@ -269,6 +270,8 @@ func (d *Datapath) Counters() ([]bpf.Counter, error) {
 }
 
 func (d *Datapath) Lost() (uint64, error) { return 0, nil }
+
+func (d *Datapath) JudgedAgain() (uint64, error) { return 0, nil }
 
 // SetHoldings sets what Holdings returns from now on.
 func (d *Datapath) SetHoldings(h ...bpf.Holding) {

@@ -6,26 +6,34 @@
 
 /* Judges a packet that belongs to no flow, and fills in a new one. Returns 0 or a
  * reason. */
-once int open_ingress(struct packet *p, const struct settings *s, const struct endpoint *ep,
-			     const struct origin *o, struct flow *f)
+once int open_ingress(struct packet *p, const struct settings *s, const struct origin *o, struct flow *f)
 {
-	if (!p || !s || !ep || !o || !f)
+	if (!p || !s || !o || !f)
 		return REASON_FAILED;
+	struct addr a = p->dst; /* the source later: the stack is short */
+	__u32 revision = s->revision + address_revision(&a); /* before the rows: see revision.h */
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &a);
 	struct place from = {};
 	int why = 0;
 
+	if (!ep)
+		return REASON_NO_ENDPOINT;
+	if (ep->held)
+		return REASON_HELD;
 	/* An answer without a request, or the end of no connection. */
 	if (p->proto == PROTO_ICMP && !p->asks)
 		return REASON_INVALID;
 	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_RST)
 		return REASON_INVALID;
 
+	a = p->src;
+	revision += address_revision(&a);
 	if (o->host) {
 		from.identity = IDENTITY_HOST;
 	} else if (o->via == VIA_POD) {
-		locate(s, &p->src, &from);
+		locate(s, &a, &from);
 	} else {
-		resolve(s, &p->src, &from);
+		resolve(s, &a, &from);
 		/* Only members send through tunnels, and they send nowhere else. */
 		if (o->via == VIA_TUNNEL && !from.member)
 			return REASON_SPOOFED_SOURCE;
@@ -35,6 +43,7 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct e
 				return why;
 		}
 	}
+	revision += identity_revision(from.identity);
 	p->src_identity = from.identity;
 	p->dst_identity = ep->identity;
 	if (!o->host)
@@ -42,7 +51,7 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct e
 	if (why)
 		return why;
 	*f = (struct flow){
-		.seen = bpf_ktime_get_coarse_ns(), .revision = s->revision,
+		.seen = bpf_ktime_get_coarse_ns(), .revision = revision,
 		.identity = from.identity, .rule = p->rule, .node = from.node, .cluster = from.cluster,
 		.via = o->via, .flags = FLOW_REMOTE_INITIATED, .ifindex = ep->ifindex,
 		.owner = o->host ? NODE_ITSELF : p->pod,
@@ -105,7 +114,7 @@ inline_always struct flow *find_received(struct work *w, int *translated)
 {
 	struct flow *f;
 
-	w->key = received_key(&w->p);
+	received_key(&w->key, &w->p);
 	f = bpf_map_lookup_elem(&flows, &w->key);
 	*translated = 0;
 	if (!f) {
@@ -117,13 +126,13 @@ inline_always struct flow *find_received(struct work *w, int *translated)
 
 /* Decides about a packet of the flow f. */
 inline_always enum course decide_received(struct work *w, const struct settings *s, const struct origin *o,
-					      struct flow *f, __u64 now)
+					  struct flow *f, __u64 now)
 {
 	int why;
 
 	if (over(f, &w->p, now))
 		return OPEN;
-	if (unlikely(f->revision != s->revision)) {
+	if (unlikely(!holds(s, &w->key, f))) {
 		why = rejudge(s, &w->p, &w->key, f);
 		if (why == RENEW)
 			return OPEN;
@@ -136,16 +145,15 @@ inline_always enum course decide_received(struct work *w, const struct settings 
 }
 
 /* Decides about a packet of no flow: it opens one, or is dropped. */
-inline_always enum course decide_to_receive(struct work *w, const struct settings *s, const struct endpoint *ep,
-						const struct origin *o)
+inline_always enum course decide_to_receive(struct work *w, const struct settings *s, const struct origin *o)
 {
 	struct flow *f = fresh_flow();
 	int why;
 
 	if (!f)
 		return because(w, DROP, REASON_FAILED);
-	w->key = received_key(&w->p);
-	why = open_ingress(&w->p, s, ep, o, f);
+	received_key(&w->key, &w->p);
+	why = open_ingress(&w->p, s, o, f);
 	if (!why)
 		why = remember(&w->key, f);
 	return why ? because(w, DROP, why) : BEGIN;
@@ -173,7 +181,7 @@ inline_always int deliver_flow(struct __sk_buff *skb, struct work *w, const stru
 	if (unlikely(course == OPEN)) {
 		if (f)
 			forget(&w->key, f);
-		course = decide_to_receive(w, s, ep, o);
+		course = decide_to_receive(w, s, o);
 		translated = 0;
 	}
 

@@ -11,30 +11,38 @@ inline_always __be16 icmp_port(__be16 type, int asked_by_local)
 	return asked_by_local ? type : type | htons(ASKED_BY_REMOTE);
 }
 
-/* The connection as seen by the pod that sends p. */
-inline_always struct flow_key sent_key(const struct packet *p)
+/* Fills in a key in words of 64 bits, because it is hashed in words at once: see
+ * set_mapped. */
+inline_always void set_key(struct flow_key *key, const struct addr *local, const struct addr *remote, __be16 lport,
+			   __be16 rport, __u8 proto)
 {
-	struct flow_key key = {
-		.local = p->src, .remote = p->dst,
-		.lport = p->sport, .rport = p->dport, .proto = p->proto,
-	};
+	__u64 rest = lport | (__u64)rport << 16 | (__u64)proto << 32;
+
+	key->local = *local;
+	key->remote = *remote;
+	__builtin_memcpy(__builtin_assume_aligned(&key->lport, 8), &rest, sizeof(rest));
+}
+
+/* The connection as seen by the pod that sends p. */
+inline_always void sent_key(struct flow_key *key, const struct packet *p)
+{
+	__be16 rport = p->dport;
+
 	if (p->proto == PROTO_ICMP)
-		key.rport = icmp_port(p->dport, p->asks);
-	return key;
+		rport = icmp_port(rport, p->asks);
+	set_key(key, &p->src, &p->dst, p->sport, rport, p->proto);
 }
 
 /* The connection as seen by the pod that receives p. */
-inline_always struct flow_key received_key(const struct packet *p)
+inline_always void received_key(struct flow_key *key, const struct packet *p)
 {
-	struct flow_key key = {
-		.local = p->dst, .remote = p->src,
-		.lport = p->dport, .rport = p->sport, .proto = p->proto,
-	};
+	__be16 lport = p->dport, rport = p->sport;
+
 	if (p->proto == PROTO_ICMP) {
-		key.lport = p->sport;
-		key.rport = icmp_port(p->dport, !p->asks);
+		lport = p->sport;
+		rport = icmp_port(p->dport, !p->asks);
 	}
-	return key;
+	set_key(key, &p->dst, &p->src, lport, rport, p->proto);
 }
 
 inline_always struct reply_key reply_key_of(const struct flow_key *key, const struct addr *backend, __be16 bport)

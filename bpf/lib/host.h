@@ -11,12 +11,13 @@ once int note_sent(const struct packet *p, const struct settings *s)
 {
 	if (!p || !s)
 		return REASON_FAILED;
-	struct flow_key key = sent_key(p);
 	__u64 now = bpf_ktime_get_coarse_ns();
+	struct flow_key key;
 	struct flow *f;
 
 	if (p->headless || (p->proto == PROTO_ICMP && (p->error || !p->asks || p->dport == htons(ICMP_ECHO))))
 		return 0;
+	sent_key(&key, p);
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (f && !over(f, p, now)) {
 		advance(f, p, 1, now);
@@ -27,8 +28,7 @@ once int note_sent(const struct packet *p, const struct settings *s)
 	f = fresh_flow();
 	if (!f)
 		return REASON_FAILED;
-	*f = (struct flow){.seen = now, .revision = s->revision, .identity = IDENTITY_HOST, .via = VIA_TUNNEL,
-			   .owner = NODE_ITSELF};
+	*f = (struct flow){.seen = now, .identity = IDENTITY_HOST, .via = VIA_TUNNEL, .owner = NODE_ITSELF};
 	return store(&key, f);
 }
 
@@ -39,7 +39,7 @@ once int asked_for(struct __sk_buff *skb, const struct packet *p)
 {
 	if (!p)
 		return REASON_FAILED;
-	struct flow_key key = received_key(p);
+	struct flow_key key;
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct flow *f;
 
@@ -60,6 +60,7 @@ once int asked_for(struct __sk_buff *skb, const struct packet *p)
 	}
 	if (p->proto == PROTO_ICMP && p->dport == htons(ICMP_ECHO))
 		return 0;
+	received_key(&key, p);
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (!f || over(f, p, now))
 		return REASON_NODE_CLOSED;

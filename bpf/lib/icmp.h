@@ -137,7 +137,7 @@ inline_always int judge_error(const struct settings *s, struct packet *p, const 
 	__be16 type = p->dport;
 	int why;
 
-	if (likely(f->revision == s->revision))
+	if (likely(holds(s, key, f)))
 		return 0;
 	p->proto = key->proto;
 	p->dport = key->rport & ~htons(ASKED_BY_REMOTE);

@@ -1,7 +1,8 @@
-/* Decisions about packets, and judging known flows again after the revision changed. */
+/* Decisions about packets, and judging known flows again after a change. */
 #pragma once
 
 #include "policy.h"
+#include "revision.h"
 #include "translate.h"
 
 /* What becomes of a packet. */
@@ -31,6 +32,24 @@ enum {
 	RENEW = 101, /* the address has a new pod: this is not its flow */
 };
 
+inline_always void count_again(void)
+{
+	__u32 zero = 0;
+	__u64 *n = bpf_map_lookup_elem(&judged_again, &zero);
+
+	if (n)
+		++*n;
+}
+
+/* The verdict holds again. */
+inline_always int keep(struct flow *f, __u32 revision)
+{
+	if (unlikely(f->flags & FLOW_WAITS))
+		__sync_fetch_and_and(&f->flags, ~FLOW_WAITS);
+	f->revision = revision;
+	return KEEP;
+}
+
 /* Judges a flow again, in the direction in which it was opened. A flow that is refused
  * keeps its row and its old revision, so every packet of it, either way, is judged
  * again. Were it deleted, a retransmission of the answering pod would open it as that
@@ -41,23 +60,26 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 		return REASON_FAILED;
 	int remote = !!(f->flags & FLOW_REMOTE_INITIATED);
 	struct addr a = key->local; /* the remote address later: the stack is short */
+	__u32 revision = s->revision + address_revision(&a); /* before the rows: see revision.h */
 	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &a);
 	struct place at = {};
 	__be16 port;
 	int why, verdict, sent;
 
+	count_again();
 	if (!ep || ep->ifindex != f->ifindex)
 		return RENEW;
 	if (ep->held)
 		return REASON_HELD;
-	if (f->flags & FLOW_LOOP)
-		goto keep;
-	/* The node itself (kubelet's probes) always reaches its pods. */
-	if (remote && f->via == VIA_STACK && f->identity == IDENTITY_HOST)
-		goto keep;
+	a = *other_side(key, f);
+	revision += address_revision(&a);
+	/* Nobody else is involved, or it is the node itself (kubelet's probes), which
+	 * always reaches its pods. */
+	if (f->flags & FLOW_LOOP || (remote && f->via == VIA_STACK && f->identity == IDENTITY_HOST))
+		return keep(f, revision + identity_revision(f->identity));
 
-	a = f->flags & FLOW_SERVICE ? f->backend : key->remote;
 	why = locate(s, &a, &at);
+	revision += identity_revision(at.identity);
 	/* A backend that was removed from its service keeps its open connections for
 	 * as long as it exists, even while its node is unknown. Other flows choose a
 	 * backend again. */
@@ -86,11 +108,7 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 	f->node = at.node;
 	f->cluster = at.cluster;
 	f->via = at.via;
-keep:
-	if (unlikely(f->flags & FLOW_WAITS))
-		__sync_fetch_and_and(&f->flags, ~FLOW_WAITS);
-	f->revision = s->revision;
-	return KEEP;
+	return keep(f, revision);
 }
 
 /* The flow may not go on. */

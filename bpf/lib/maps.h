@@ -24,6 +24,7 @@
 	} map_name SEC(".maps")
 
 ARRAY(settings, MAP_ARRAY, struct settings, 1);
+ARRAY(revisions, MAP_ARRAY, __u32, REVISIONS);
 HASH(flows, struct flow_key, struct flow);
 HASH(replies, struct reply_key, struct reply);
 HASH(shares, __u32, struct share);
@@ -64,6 +65,7 @@ struct {
 ARRAY(counters, MAP_PERCPU_ARRAY, struct counter, 2 * MAX_REASONS);
 ARRAY(fresh, MAP_PERCPU_ARRAY, struct flow, 1); /* the flow being built: too big for the stack */
 ARRAY(lost, MAP_PERCPU_ARRAY, __u64, 1); /* events that found no room in the ring */
+ARRAY(judged_again, MAP_PERCPU_ARRAY, __u64, 1); /* how often a known flow was */
 
 struct {
 	__uint(type, MAP_RINGBUF);

@@ -6,17 +6,17 @@
 #include "packet.h"
 #include "place.h"
 
-inline_always __u32 class_of(const struct settings *s, __u32 identity)
+inline_always __u32 class_of(__u32 gen, __u32 identity)
 {
-	struct class_key key = {.gen = s->policy_gen, .identity = identity};
+	struct class_key key = {.gen = gen, .identity = identity};
 	__u32 *class = bpf_map_lookup_elem(&classes, &key);
 
 	return class ? *class : 0;
 }
 
-inline_always __u16 port_class(const struct settings *s, __u8 proto, __u16 port)
+inline_always __u16 port_class(__u32 gen, __u8 proto, __u16 port)
 {
-	__u32 row = (s->policy_gen & 1) * PORTS_PROTOS;
+	__u32 row = (gen & 1) * PORTS_PROTOS;
 	__u16 *class;
 
 	switch (proto) {
@@ -55,8 +55,9 @@ once int judge(const struct settings *s, struct packet *p, __u32 set, __u32 iden
 		return REASON_FAILED;
 	__u8 dir = dir_and_port >> 16;
 	__u16 port = ntohs(p->proto == PROTO_ICMP ? p->dport : (__u16)dir_and_port); /* ICMP: the type */
-	struct policy_key key = {.gen = s->policy_gen, .set = set, .dir = dir};
-	struct set_key in = {.gen = s->policy_gen, .set = set};
+	__u32 gen = s->policy_gen; /* read once: the agent may switch meanwhile */
+	struct policy_key key = {.gen = gen, .set = set, .dir = dir};
+	struct set_key in = {.gen = gen, .set = set};
 	struct policy_entry *e;
 	struct set_info *info;
 
@@ -64,8 +65,8 @@ once int judge(const struct settings *s, struct packet *p, __u32 set, __u32 iden
 	p->rule = 0;
 	if (!set)
 		return 0;
-	port = port_class(s, p->proto, port);
-	key.class = class_of(s, identity);
+	port = port_class(gen, p->proto, port);
+	key.class = class_of(gen, identity);
 	e = find_rule(&key, p->proto, port);
 	if (!e) {
 		key.class = ANY_CLASS;

@@ -18,8 +18,8 @@ enum direction {
 /* A single row, read by every program. The agent writes it last, after the rows
  * that its numbers refer to. */
 struct settings {
-	__u32 revision;         /* bumped when a verdict may have changed or a backend was
-				 * removed; 0: not written yet, nothing passes */
+	__u32 revision;         /* raised when any verdict may have changed, see revision.h;
+				 * 0: not written yet, nothing passes */
 	__u32 policy_gen;       /* generation of classes, ports and policy that is in force */
 	__u32 tunnel_ifindex[2]; /* lanes; 0: does not exist */
 	struct addr internal;   /* this node's internal address */
@@ -27,6 +27,10 @@ struct settings {
 	__u8 trace;             /* 1: an event for every new allowed flow */
 	__u8 pad;
 };
+
+/* revisions: of addresses and identities, by hash: see revision.h. */
+#define REVISION_BITS 12
+#define REVISIONS (1 << REVISION_BITS)
 
 /* flows: one connection as one local pod sees it. Packets in both directions
  * use the same key. remote is the address the pod talks to: the service's, not
@@ -43,7 +47,7 @@ struct flow_key {
 	__be16 rport;
 	__u8 proto;
 	__u8 pad[3];
-};
+} __attribute__((aligned(8)));
 
 enum flow_flags {
 	FLOW_REMOTE_INITIATED = 1 << 0, /* judged as ingress; otherwise as egress */
@@ -72,7 +76,7 @@ struct said {
 
 struct flow {
 	__u64 seen;      /* last packet (but see FLOW_WAITS), ns of CLOCK_MONOTONIC_COARSE */
-	__u32 revision;  /* settings.revision of the cached verdict */
+	__u32 revision;  /* sum of the revisions that the verdict rests on: see revision.h */
 	__u32 identity;  /* of the other side, when judged */
 	__u32 rule;      /* that allowed it; 0: no policy */
 	__u32 service;
@@ -229,9 +233,9 @@ struct backend {
 	__u32 pad;
 };
 
-/* members: is this still a backend? Looked up when settings.revision has changed, so
- * the agent bumps the revision when it removes a backend. A terminating backend
- * leaves backends at once, and members when it is gone. */
+/* members: is this still a backend? Looked up when a flow is judged again, so the agent
+ * raises the address's revision when it removes a member. A terminating backend leaves
+ * backends at once, and members when it is gone. */
 struct member_key {
 	struct addr addr;
 	__u32 service;

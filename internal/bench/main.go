@@ -43,6 +43,7 @@ type step struct {
 // steps is everything that is measured; what needs a quiet machine comes first.
 var steps = []step{
 	{"packets", []string{"go", "test", "-run", "^$", "-bench", "^BenchmarkPacket$", "-benchtime", "200000x", "./bpf"}, benchmarks("packet")},
+	{"changing", []string{"go", "test", "-run", "^$", "-bench", "^BenchmarkChanging$", "-benchtime", "2s", "./bpf"}, benchmarks("packet")},
 	{"cases", []string{"go", "test", "-run", "^$", "-bench", "^BenchmarkCases$", "-benchtime", "1000x", "./bpf"}, benchmarks("cases")},
 	{"ports", []string{"go", "test", "-run", "^$", "-bench", "^BenchmarkReadPorts$", "-benchtime", "50x", "./bpf"}, benchmarks("ports")},
 	{"policy", []string{"go", "test", "-run", "^$", "-bench", ".", "-benchtime", "1s", "./policy", "./service"}, benchmarks("control")},

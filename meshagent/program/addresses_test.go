@@ -156,12 +156,16 @@ func TestANodesRowOutlivesItsAddresses(t *testing.T) {
 	if index == 0 || !row() {
 		t.Fatal("the node has no row")
 	}
-	before := rowsIn(b.maps.Settings)[0].Revision
+	revision := func() uint32 {
+		n, _, _ := b.maps.Revisions.Lookup(bpf.RevisionOf(bpf.AddrOf(node.State.Internal)))
+		return n
+	}
+	before := revision()
 	told, broken := false, true
 	b.tap.before = func() error {
-		told = rowsIn(b.maps.Settings)[0].Revision != before
+		told = revision() != before
 		if !told && !row() {
-			t.Error("the node's row went before flows were told to re-judge")
+			t.Error("the node's row went before its flows were told to be judged again")
 		}
 		if broken {
 			return errors.New("no")

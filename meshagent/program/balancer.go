@@ -22,6 +22,8 @@ type balancer struct {
 	// hold something: the row was not written yet, or only the row was removed.
 	begun  map[bpf.ServiceKey]uint32
 	lastID uint32
+	// left is called after an address has ceased to be a backend of a service.
+	left func(bpf.Addr)
 }
 
 // behind is what belongs to one service number.
@@ -35,8 +37,8 @@ type behind struct {
 	members map[bpf.MemberKey]bpf.Member
 }
 
-func newBalancer(m *bpf.Maps) (*balancer, error) {
-	b := &balancer{slots: m.Backends, members: m.Members, behind: map[uint32]*behind{}, begun: map[bpf.ServiceKey]uint32{}}
+func newBalancer(m *bpf.Maps, left func(bpf.Addr)) (*balancer, error) {
+	b := &balancer{left: left, slots: m.Backends, members: m.Members, behind: map[uint32]*behind{}, begun: map[bpf.ServiceKey]uint32{}}
 	var err error
 	if b.rows, err = newMirror(m.Services); err != nil {
 		return nil, err
@@ -217,8 +219,16 @@ func (b *balancer) tidy(own *behind, keep map[bpf.MemberKey]bpf.Member) (changed
 			gone = append(gone, k)
 		}
 	}
-	n, other := removeAll(b.members, gone, func(k bpf.MemberKey) { delete(own.members, k) })
+	n, other := b.part(own, gone)
 	return changed + n, errors.Join(err, other)
+}
+
+// part removes members.
+func (b *balancer) part(own *behind, gone []bpf.MemberKey) (changed int, err error) {
+	return removeAll(b.members, gone, func(k bpf.MemberKey) {
+		delete(own.members, k)
+		b.left(k.Addr)
+	})
 }
 
 // removeAll deletes rows and calls gone for each that is deleted. It goes on after an
@@ -276,7 +286,7 @@ func (b *balancer) apply(d *delta) (changed int, err error) {
 	for i := range d.left {
 		d.left[i].Service = row.ID
 	}
-	n, err = removeAll(b.members, d.left, func(k bpf.MemberKey) { delete(own.members, k) })
+	n, err = b.part(own, d.left)
 	return changed + n, err
 }
 

@@ -63,11 +63,11 @@ type changes struct {
 	moved []string
 }
 
-func newFrontends(m *bpf.Maps, t *tables.Tables) (*frontends, error) {
+func newFrontends(m *bpf.Maps, t *tables.Tables, left func(bpf.Addr)) (*frontends, error) {
 	f := &frontends{}
 	f.forget()
 	var err error
-	if f.balancer, err = newBalancer(m); err != nil {
+	if f.balancer, err = newBalancer(m, left); err != nil {
 		return nil, err
 	}
 	if f.services, err = follow(t.DB, t.Services); err != nil {

@@ -191,11 +191,11 @@ func (p *Program) ways(v *view, r *report) {
 	}
 }
 
-// vacate releases the indexes of removed nodes once the settings make every flow
-// re-judge: until then, a flow would take a node without a row for a dead one.
+// vacate releases the indexes of removed nodes once the flows that use them are judged
+// again: until then, a flow would take a node without a row for a dead one.
 func (p *Program) vacate(v *view, r *report) {
 	prune := v.complete() && !p.pruned
-	if len(p.leaving) == 0 && !prune || p.moved || !r.clean("ips", "services", "settings") {
+	if len(p.leaving) == 0 && !prune || p.revisions.pending() || !r.clean("ips", "services", "settings") {
 		return
 	}
 	for key, leaves := range p.leaving {

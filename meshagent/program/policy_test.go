@@ -229,7 +229,7 @@ func TestAForgedIdentityIsNobody(t *testing.T) {
 // intruder never gets in, the frontend is never kept out, and every drop can be
 // attributed to its policy.
 func TestNoGapWhateverFails(t *testing.T) {
-	const writes = 70 // at least as many as there are
+	const writes = 100 // at least as many as there are
 	for failAt := range writes {
 		t.Run(fmt.Sprint(failAt), func(t *testing.T) {
 			b := newBench(t)
@@ -332,10 +332,11 @@ func (t tapped[K, V]) UpdateBatch(rows map[K]V) error {
 	return t.tap.write(func() error { return t.Table.UpdateBatch(rows) })
 }
 
-// tapMaps puts taps on every policy map.
+// tapMaps puts taps on the maps that decide about packets.
 func tapMaps(m *bpf.Maps, t *tap) *bpf.Maps {
 	out := *m
 	out.Settings = tapped[uint32, bpf.Settings]{m.Settings, t}
+	out.Revisions = tapped[uint32, uint32]{m.Revisions, t}
 	out.Endpoints = tapped[bpf.Addr, bpf.Endpoint]{m.Endpoints, t}
 	out.Classes = tapped[bpf.ClassKey, uint32]{m.Classes, t}
 	out.Ports = tapped[uint32, uint16]{m.Ports, t}

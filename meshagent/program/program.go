@@ -1,8 +1,8 @@
 // Package program writes the agent's tables to the datapath's maps.
 //
 // One loop follows the tables and writes what a change concerns: policy first, then the
-// owner of each address, then pods and services, and last the settings that make the
-// programs re-judge flows. The view says which rows are believed and which others a
+// owner of each address, then pods and services, and last the revisions that make flows
+// be judged again. The view says which rows are believed and which others a
 // change concerns; the loop decides the order of writes, so that no intermediate state
 // is wrong.
 package program
@@ -50,6 +50,7 @@ type Program struct {
 	cfg Config
 
 	settings  bpf.Settings // as in the kernel
+	revisions *revisions
 	addrs     *mirror[bpf.Addr, bpf.IPInfo]
 	prefixes  *mirror[bpf.PrefixKey, bpf.IPInfo]
 	endpoints *mirror[bpf.Addr, bpf.Endpoint]
@@ -96,7 +97,6 @@ type Program struct {
 	// kept is what Remember saved last; nil if nothing yet.
 	kept     []netip.Prefix
 	attempts int
-	moved    bool // verdicts may have changed since settings were written
 	// passed is closed after the first pass that wrote everything.
 	passed chan struct{}
 	once   sync.Once
@@ -135,21 +135,34 @@ func New(cfg Config) (*Program, error) {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
 	p.lanes, p.internal = p.settings.TunnelIfindex, p.settings.Internal.Netip()
+	if p.revisions, err = newRevisions(cfg.Maps.Revisions); err != nil {
+		return nil, err
+	}
 	if p.addrs, err = newMirror(cfg.Maps.IPs); err != nil {
 		return nil, err
 	}
+	p.addrs.wrote = func(a bpf.Addr, _ bpf.IPInfo, _ bool) { p.revisions.address(a) }
 	if p.prefixes, err = newMirror(cfg.Maps.Prefixes); err != nil {
 		return nil, err
 	}
-	p.prefixes.wrote = p.learnMember
+	p.prefixes.wrote = func(k bpf.PrefixKey, info bpf.IPInfo, there bool) {
+		p.learnMember(k, info, there)
+		p.revisions.prefix(k)
+	}
 	for k, info := range p.prefixes.have {
 		p.learnMember(k, info, true)
 	}
 	if p.endpoints, err = newMirror(cfg.Maps.Endpoints); err != nil {
 		return nil, err
 	}
+	p.endpoints.wrote = func(a bpf.Addr, _ bpf.Endpoint, _ bool) { p.revisions.address(a) }
 	if p.policies, err = newPolicies(cfg.Maps, p.settings.PolicyGen, p.endpoints.have); err != nil {
 		return nil, err
+	}
+	p.policies.classes.wrote = func(k bpf.ClassKey, _ uint32, _ bool) {
+		if k.Gen == p.policies.gen { // no other is in force
+			p.revisions.identity(k.Identity)
+		}
 	}
 	if p.clusters, err = follow(cfg.Tables.DB, cfg.Tables.Clusters); err != nil {
 		return nil, err
@@ -166,7 +179,7 @@ func New(cfg Config) (*Program, error) {
 	if p.identities, err = follow(cfg.Tables.DB, cfg.Tables.Identities); err != nil {
 		return nil, err
 	}
-	if p.frontends, err = newFrontends(cfg.Maps, cfg.Tables); err != nil {
+	if p.frontends, err = newFrontends(cfg.Maps, cfg.Tables, p.revisions.address); err != nil {
 		return nil, err
 	}
 	p.numbers = newNumbering(p.prefixes.have, p.numbersInRows())
@@ -262,7 +275,8 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 	}
 	r := newReport(v)
 	p.learn(v, m, r)
-	p.writeSettings(p.write(v, r), v, r)
+	p.write(v, r)
+	p.writeSettings(v, r)
 	p.vacate(v, r)
 	r.publish(t)
 
@@ -303,7 +317,8 @@ func add[P any](ws *statedb.WatchSet, txn statedb.ReadTxn, t statedb.Table[P]) {
 }
 
 // write writes the snapshot to every map except settings.
-func (p *Program) write(v *view, r *report) (changed int) {
+func (p *Program) write(v *view, r *report) {
+	changed := 0
 	t, txn := v.tables, v.txn
 	p.ways(v, r)
 	changed += p.policy(v, r)
@@ -323,7 +338,6 @@ func (p *Program) write(v *view, r *report) (changed int) {
 	if changed > 0 && len(p.variants.numbers) > 0 {
 		p.did.policy = stage{} // a number that only those rows used goes too
 	}
-	return changed
 }
 
 // keep returns s if its stage wrote everything, or else zero, so that the stage runs
@@ -359,38 +373,29 @@ func (p *Program) policy(v *view, r *report) (changed int) {
 	return changed
 }
 
-// writeSettings writes the one row that all programs read, with a new revision if
-// verdicts may have changed.
-func (p *Program) writeSettings(changed int, v *view, r *report) {
+// writeSettings writes the one row that all programs read, and then raises the revisions
+// of what has changed.
+func (p *Program) writeSettings(v *view, r *report) {
 	p.mu.Lock()
 	want := p.settings
 	want.TunnelIfindex, want.Internal = p.lanes, bpf.AddrOf(p.internal)
 	p.mu.Unlock()
 	want.Cluster, want.PolicyGen, want.Trace = uint16(v.own.ID()), p.policies.gen, bit(p.cfg.Trace)
-	p.moved = p.moved || changed > 0 // remembered until it is written
 	if p.policies.current == nil {
 		return // nothing may pass before there is a policy
 	}
 	r.stage("settings")
-	if p.moved || want.Revision == 0 {
-		want.Revision = nextRevision(want.Revision)
+	if want != p.settings {
+		if err := p.cfg.Maps.Settings.Update(0, want); err != nil {
+			r.fail("settings", "", err)
+			return
+		}
+		p.revisions.all = p.revisions.all || want.Internal != p.settings.Internal || want.Cluster != p.settings.Cluster
+		p.settings = want
 	}
-	if want == p.settings {
-		return
-	}
-	if err := p.cfg.Maps.Settings.Update(0, want); err != nil {
+	if err := p.raise(); err != nil {
 		r.fail("settings", "", err)
-		return
 	}
-	p.settings, p.moved = want, false
-}
-
-// nextRevision skips 0, which means that nothing has been written yet.
-func nextRevision(n uint32) uint32 {
-	if n++; n == 0 {
-		n = 1
-	}
-	return n
 }
 
 // judge brings policies and identities up to date from scratch: in the current
@@ -477,17 +482,17 @@ func (p *Program) compile(v *view, all []*policy.Policy, groups []*policy.CIDRGr
 	p.policies.announce(next)
 	want := p.settings
 	want.PolicyGen, want.Cluster = next.gen, uint16(v.own.ID())
-	want.Revision = nextRevision(want.Revision)
 	if err := p.cfg.Maps.Settings.Update(0, want); err != nil {
 		return fmt.Errorf("switch to policy generation %d: %w", next.gen, err)
 	}
-	p.settings = want
+	p.settings, p.revisions.all = want, true
 	p.policies.switched(next, time.Now())
 	for key, set := range next.assignment.final {
 		s := p.subjects[key]
 		s.set, s.placed = set, true
 		p.subjects[key] = s
 	}
+	_ = p.raise() // for open connections too; writeSettings tries again after an error
 	return nil
 }
 

@@ -79,7 +79,7 @@ func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
 			}
 			return nil
 		}
-		s, err := newBalancer(&m)
+		s, err := newBalancer(&m, func(bpf.Addr) {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -97,7 +97,7 @@ func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
 				}
 			}
 			if r.IntN(5) == 0 {
-				if s, err = newBalancer(&m); err != nil {
+				if s, err = newBalancer(&m, func(bpf.Addr) {}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -132,7 +132,7 @@ func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
 		for range 2 {
 			none := func(bpf.ServiceKey) bool { return false }
 			s.prune(none, true, func(key bpf.ServiceKey, err error) { t.Fatalf("%v: %v", key, err) })
-			s, _ = newBalancer(&m)
+			s, _ = newBalancer(&m, func(bpf.Addr) {})
 		}
 		if n := len(rowsIn(inner.Services)) + len(rowsIn(inner.Backends)) + len(rowsIn(inner.Members)); n != 0 {
 			t.Errorf("seed %d: %d rows left of a removed service", seed, n)
@@ -152,7 +152,7 @@ func (t tappedBatch) DeleteBatch(keys []bpf.SlotKey) error {
 func TestAFullMapSaysWhichAndKeepsWhatFits(t *testing.T) {
 	m := bpftest.New()
 	m.Backends = bpftest.NewTable[bpf.SlotKey, bpf.Backend]("backends", 3)
-	s, err := newBalancer(m)
+	s, err := newBalancer(m, func(bpf.Addr) {})
 	if err != nil {
 		t.Fatal(err)
 	}
