@@ -38,6 +38,12 @@ test-kernels: ## what needs a kernel, on Debian's Linux 6.1, 6.12 and 6.18 in vi
 bench: build ## print measurements as JSON lines
 	go run ./internal/bench
 
+# All sizes take half an hour; their figures and curves are kept in docs. CLUSTERS=10 is
+# a quick look at one.
+.PHONY: bench-mesh
+bench-mesh: build ## measure one agent and API server in a mesh of up to 511 clusters, and draw the curves
+	go run ./internal/benchmesh $(if $(CLUSTERS),-effort quick -clusters $(CLUSTERS),-docs docs)
+
 .PHONY: generate
 generate: ## compile the BPF programs again; needs clang-19
 	go generate ./...

@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"scenarios":           {"lab"},
 	"internal":            {"lab"},
 	// Speaks the wire format, and is read by the real API server of a lab's cluster.
-	"internal/benchmesh": {"wire", "identity"},
+	"internal/benchmesh": {"lab", "api", "apiserver/authority", "wire", "identity", "bpf"},
 	// Addresses for tests of every part.
 	"internal/loopbacktest": {},
 }
@@ -47,7 +47,7 @@ var testsMayImport = map[string][]string{
 	"tunnel":    {"internal/loopbacktest"},
 	"lab":       {"internal/loopbacktest"},
 	// Its etcd is compared with a real one.
-	"internal/benchmesh": {"apiserver", "apiserver/authority", "service", "store"},
+	"internal/benchmesh": {"apiserver", "service", "store"},
 }
 
 // worksFor says which part must use each of these modules.

@@ -287,3 +287,15 @@ func (c *Cluster) Has(a netip.Addr) bool {
 	_, there := c.pods[a]
 	return there
 }
+
+// backends is how many endpoints the cluster offers for a service.
+func (c *Cluster) backends(service string) (n int) {
+	<-c.gate
+	defer func() { c.gate <- struct{}{} }()
+	for at, backends := range c.slices {
+		if at.service == service {
+			n += len(backends)
+		}
+	}
+	return n
+}

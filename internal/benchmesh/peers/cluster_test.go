@@ -146,6 +146,21 @@ func TestChangesKeepTheFormat(t *testing.T) {
 	}
 	for _, c := range w.Clusters {
 		counts, pods := content(t, c)
+		listed := 0
+		for n := 0; ; n++ {
+			text := c.Store.Get(wire.SliceStateKey(c.Name(), Namespace, sliceAt{LargeService, n}.name()))
+			if text == nil {
+				break
+			}
+			s, err := wire.ParseClusterEndpointSlice(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			listed += len(s.Endpoints)
+		}
+		if n := c.backends(LargeService); n != listed {
+			t.Errorf("%s says that it offers %d backends, and lists %d", c.Name(), n, listed)
+		}
 		if !maps.Equal(pods, c.Pods()) {
 			t.Errorf("%s exports other pods than it has", c.Name())
 		}

@@ -206,8 +206,8 @@ func (w *World) Holds(a netip.Addr) bool {
 
 // LargeBackends is how many backends LargeService has in all clusters together.
 func (w *World) LargeBackends() (n int) {
-	for i := range w.Clusters {
-		n += w.Shape.large(i)
+	for _, c := range w.Clusters {
+		n += c.backends(LargeService)
 	}
 	return n
 }

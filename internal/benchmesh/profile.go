@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// profileSlice is how many seconds one profile covers. `go tool pprof` adds up the
+// profiles that it is given.
+const profileSlice = 5
+
+// takeProfiles profiles agent and API server until the function it returns is called,
+// which waits for the last profiles. Files are named after prefix, process and number.
+func (b *bench) takeProfiles(ctx context.Context, prefix string) func() {
+	ctx, cancel := context.WithCancel(ctx)
+	agent := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", b.node.Path("/run/weft/agent.sock"))
+	}}}
+	var taking sync.WaitGroup
+	for name, source := range map[string]struct {
+		client *http.Client
+		base   string
+	}{"agent": {agent, "http://unix"}, "apiserver": {b.hub.client, b.hub.server}} {
+		taking.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				text, err := get(context.WithoutCancel(ctx), source.client, fmt.Sprintf("%s/debug/pprof/profile?seconds=%d", source.base, profileSlice))
+				if err != nil { // it is starting, or has gone
+					_ = sleep(ctx, 100*time.Millisecond)
+					continue
+				}
+				writeFile(fmt.Sprintf("%s-%s-%02d.pb.gz", prefix, name, n), text)
+			}
+		})
+	}
+	return func() {
+		cancel()
+		taking.Wait()
+	}
+}
+
+func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, (profileSlice+10)*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	return io.ReadAll(resp.Body)
+}
