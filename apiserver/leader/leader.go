@@ -1,0 +1,287 @@
+// Package leader elects one of a cluster's API servers to run the controllers, and keeps
+// one that was deposed from writing. It also knows which servers there are.
+//
+// What the controllers are, and what servers that do not lead answer, is up to package
+// apiserver.
+//
+//	        lease granted            key absent
+//	start ────────────────► follows ────────────► leads
+//	  ▲                      │   ▲    term ended    │
+//	  └───── lease lost ─────┘   └──────────────────┘
+//
+// The lease is etcd's, and so is its clock: a server leads until it resigns or etcd has
+// ended its lease. Its own clock only makes it stop working by about then; that it cannot
+// write afterwards is up to the fence.
+package leader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Store is what an election needs of a store.
+type Store interface {
+	store.Store
+	store.Leases
+}
+
+// Config of an Election.
+type Config struct {
+	Store Store
+	// Self is this server. No two processes have the same ID at the same time: whoever
+	// leads under our ID is this server before a crash, and is succeeded at once.
+	Self wire.Server
+	// Lead runs the controllers until ctx ends, and returns only after they have ended.
+	// They write through the given store alone. If it ends before ctx, Run ends too.
+	Lead func(ctx context.Context, s store.Store) error
+	// Stopped reports whether Run ends because somebody wants this server to stop.
+	// Otherwise it remains known, as one that is missing.
+	Stopped func() bool
+	Log     *slog.Logger
+}
+
+// goodbyePatience bounds what a server that stops still writes.
+const goodbyePatience = 2 * time.Second
+
+// Election takes part in the election of the leader. Methods other than Run are safe for
+// concurrent use at any time.
+type Election struct {
+	conf    Config
+	changed chan struct{} // has one element when the leadership may be free
+
+	mu       sync.Mutex // guards what follows
+	servers  servers
+	leads    bool
+	lease    store.Lease // of this session; 0: none
+	problems []byte      // of this process; nil: none
+	failed   error       // why there is no session; nil while there is one
+}
+
+// New returns an Election.
+func New(c Config) *Election {
+	return &Election{conf: c, changed: make(chan struct{}, 1), servers: servers{rows: map[string]Row{}}}
+}
+
+// Run takes part until ctx ends, then resigns and returns nil.
+func (e *Election) Run(ctx context.Context) error {
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return store.Persist(ctx, e.conf.Log, "following the API servers", func(ctx context.Context) error {
+			return store.Follow(ctx, e.conf.Store, wire.ServersPrefix, func(b store.Batch) error {
+				e.see(b)
+				return nil
+			})
+		})
+	})
+	g.Go(func() error {
+		return store.Persist(ctx, e.conf.Log, "taking part in the election of the leader", func(ctx context.Context) error {
+			err := e.session(ctx)
+			e.end(err)
+			if errors.As(err, new(endedError)) {
+				fail(err)
+			}
+			return err
+		})
+	})
+	err := g.Wait()
+	var ended endedError
+	if errors.As(context.Cause(ctx), &ended) {
+		return ended.error
+	}
+	return err
+}
+
+// endedError is how Lead ended before its time.
+type endedError struct{ error }
+
+// session takes part under one lease, until ctx ends or the lease is lost.
+func (e *Election) session(ctx context.Context) error {
+	lease, err := e.grant(ctx)
+	if err != nil {
+		return fmt.Errorf("get a lease: %w", err)
+	}
+	ctx, end := context.WithCancelCause(ctx)
+	var keeping sync.WaitGroup
+	keeping.Go(func() {
+		if err := e.conf.Store.KeepAlive(ctx, lease); err != nil {
+			end(fmt.Errorf("keep the lease: %w", err))
+		}
+	})
+	defer func() {
+		end(nil)
+		keeping.Wait()
+		e.goodbye(ctx, lease)
+	}()
+	if err := e.introduce(ctx, lease); err != nil {
+		return fmt.Errorf("introduce this server: %w", err)
+	}
+	// The events tell when the leadership is free. Asking from time to time as well
+	// helps when those are late.
+	tick := time.NewTicker(wire.ServerTTL)
+	defer tick.Stop()
+	for {
+		term, err := e.campaign(ctx, lease)
+		if err == nil && term != 0 {
+			err = e.serve(ctx, term)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-e.changed:
+		case <-tick.C:
+		}
+	}
+}
+
+// grant gets a lease. A request that is not answered within its time is not waited for.
+func (e *Election) grant(ctx context.Context) (store.Lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, wire.ServerTTL)
+	defer cancel()
+	return e.conf.Store.Grant(ctx, wire.ServerTTL)
+}
+
+// introduce makes the server known, and its lease the sign that it lives.
+func (e *Election) introduce(ctx context.Context, lease store.Lease) error {
+	e.mu.Lock()
+	self, problems := wire.Marshal(e.conf.Self), e.problems
+	e.mu.Unlock()
+	kvs, _, err := e.conf.Store.List(ctx, wire.ServersPrefix)
+	if err != nil {
+		return err
+	}
+	ops := []store.Op{
+		store.Put(wire.ServerKnownKey(e.conf.Self.ID), self),
+		{Key: wire.ServerAliveKey(e.conf.Self.ID), Value: self, Lease: lease},
+	}
+	for _, id := range succeeded(kvs, e.conf.Self) {
+		ops = append(ops, store.Delete(wire.ServerKnownKey(id)))
+	}
+	if problems != nil {
+		ops = append(ops, store.Op{Key: wire.ServerProblemsKey(e.conf.Self.ID), Value: problems, Lease: lease})
+	}
+	if _, _, err := e.conf.Store.Commit(ctx, store.Txn{Then: ops}); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.lease, e.failed = lease, nil
+	return nil
+}
+
+// campaign takes the leadership if nobody has it, and returns the revision at which it
+// did; 0 if somebody has it.
+func (e *Election) campaign(ctx context.Context, lease store.Lease) (term int64, err error) {
+	kv, err := e.conf.Store.Get(ctx, wire.LeaderKey)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return 0, fmt.Errorf("look who leads: %w", err)
+	}
+	if err == nil && !e.mayTake(kv) {
+		return 0, nil
+	}
+	value := wire.Marshal(wire.Leader{Server: e.conf.Self, Since: time.Now().UTC()})
+	revision, done, err := e.conf.Store.Commit(ctx, store.Txn{
+		If:   []store.Cond{{Key: wire.LeaderKey, Modified: kv.Modified}},
+		Then: []store.Op{{Key: wire.LeaderKey, Value: value, Lease: lease}},
+	})
+	if err != nil {
+		return 0, fmt.Errorf("take the leadership: %w", err)
+	}
+	if !done {
+		return 0, nil
+	}
+	return revision, nil
+}
+
+// mayTake reports whether a leadership that somebody has is ours: our own before a crash,
+// or one without a lease, which would never end.
+func (e *Election) mayTake(kv store.KV) bool {
+	held, err := wire.Unmarshal[wire.Leader](kv.Value)
+	return err == nil && held.Server.ID == e.conf.Self.ID || kv.Lease == 0
+}
+
+// serve leads for one term. It returns nil if the term was ended by somebody else, and
+// the leadership may be taken again.
+func (e *Election) serve(ctx context.Context, term int64) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	e.setLeads(true)
+	defer e.setLeads(false)
+	e.conf.Log.Info("this API server leads now: it runs the controllers", "term", term)
+	err := e.conf.Lead(ctx, fenceOf(e.conf.Store, term, func() { end(ErrDeposed) }))
+	cause := context.Cause(ctx)
+	if cause == nil {
+		if err == nil {
+			err = errors.New("the controllers ended")
+		}
+		return endedError{err}
+	}
+	e.conf.Log.Info("this API server no longer leads", "term", term, "because", cause)
+	if errors.Is(cause, ErrDeposed) {
+		return nil
+	}
+	return cause
+}
+
+func (e *Election) setLeads(leads bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.leads = leads
+}
+
+// goodbye ends the lease, and with it the leadership, so that nobody has to wait until it
+// expires. If it fails, it expires.
+func (e *Election) goodbye(ctx context.Context, lease store.Lease) {
+	e.mu.Lock()
+	e.lease = 0
+	e.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbyePatience)
+	defer cancel()
+	if e.conf.Stopped() {
+		if err := store.Write(ctx, e.conf.Store, store.Delete(wire.ServerKnownKey(e.conf.Self.ID))); err != nil {
+			e.conf.Log.Debug("deleting the record of this API server", "err", err)
+		}
+	}
+	if err := e.conf.Store.Revoke(ctx, lease); err != nil {
+		e.conf.Log.Debug("ending the lease of this API server", "err", err)
+	}
+}
+
+// end notes how a session ended.
+func (e *Election) end(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failed = err
+}
+
+// Report makes these the problems of this process that other servers show; nil if there
+// are none. Without a lease they are written once there is one.
+func (e *Election) Report(ctx context.Context, problems []byte) error {
+	e.mu.Lock()
+	lease := e.lease
+	e.problems = problems
+	e.mu.Unlock()
+	if lease == 0 {
+		return nil
+	}
+	op := store.Op{Key: wire.ServerProblemsKey(e.conf.Self.ID), Value: problems, Lease: lease}
+	if problems == nil {
+		op = store.Delete(op.Key)
+	}
+	return store.Write(ctx, e.conf.Store, op)
+}
