@@ -12,24 +12,31 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
 // Client talks to one API server, or to one agent's API. Several goroutines
 // may use it. Calls end with their context; there is no other timeout.
 type Client struct {
-	name string
-	base *url.URL
-	http *http.Client
+	name  string
+	bases []*url.URL // of servers of which any will do
+	at    atomic.Int32
+	http  *http.Client
 }
 
 // NewClient creates a client from a context. It does not connect yet.
 func NewClient(x Context) (*Client, error) {
-	base, err := url.Parse(x.Server)
-	if err != nil || base.Scheme != "https" || base.Host == "" {
-		return nil, fmt.Errorf("context %q: server %q is not an https URL", x.Name, x.Server)
+	var bases []*url.URL
+	for _, server := range append([]string{x.Server}, x.Servers...) {
+		base, err := url.Parse(server)
+		if err != nil || base.Scheme != "https" || base.Host == "" {
+			return nil, fmt.Errorf("context %q: server %q is not an https URL", x.Name, server)
+		}
+		bases = append(bases, base)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM([]byte(x.CA)) {
@@ -39,15 +46,27 @@ func NewClient(x Context) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("context %q: certificate: %w", x.Name, err)
 	}
-	return NewClientTLS(x.Name, base, &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}), nil
+	return NewClientTLS(x.Name, bases, &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}), nil
 }
 
-// NewClientTLS creates a client with the caller's own TLS configuration.
-func NewClientTLS(name string, base *url.URL, conf *tls.Config) *Client {
-	return &Client{name: name, base: base, http: &http.Client{Transport: &http.Transport{
+// connectPatience is how long a client tries to connect to a server, and hurriedPatience
+// how long if there are others.
+const (
+	connectPatience = 5 * time.Second
+	hurriedPatience = 2 * time.Second
+)
+
+// NewClientTLS creates a client of one or several servers, of which any will do, with the
+// caller's own TLS configuration.
+func NewClientTLS(name string, bases []*url.URL, conf *tls.Config) *Client {
+	patience := connectPatience
+	if len(bases) > 1 {
+		patience = hurriedPatience
+	}
+	return &Client{name: name, bases: bases, http: &http.Client{Transport: &http.Transport{
 		TLSClientConfig:     conf,
-		DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
-		TLSHandshakeTimeout: 5 * time.Second,
+		DialContext:         (&net.Dialer{Timeout: patience}).DialContext,
+		TLSHandshakeTimeout: patience,
 		IdleConnTimeout:     90 * time.Second,
 		// HTTP/1.1 on purpose: over HTTP/2, the reason why a server refuses our certificate
 		// is lost, and the error is "could not be established".
@@ -58,7 +77,7 @@ func NewClientTLS(name string, base *url.URL, conf *tls.Config) *Client {
 // machine.
 func NewUnixClient(path string) *Client {
 	var d net.Dialer
-	return &Client{name: path, base: &url.URL{Scheme: "http", Host: "unix"}, http: &http.Client{Transport: &http.Transport{
+	return &Client{name: path, bases: []*url.URL{{Scheme: "http", Host: "unix"}}, http: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) },
 	}}}
 }
@@ -69,58 +88,84 @@ func (c *Client) Name() string { return c.name }
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
+// do makes a request to the server that answered last, and while none answers, to each of
+// the others once. A change is made again only if it was not sent: otherwise it may have
+// been made.
 func (c *Client) do(ctx context.Context, method, path string, query url.Values, body any) (*http.Response, error) {
-	var payload io.Reader
-	contentType := "application/json"
+	var payload []byte
+	contentType := ""
 	switch b := body.(type) {
 	case nil:
 	case []byte:
-		payload, contentType = bytes.NewReader(b), "application/yaml"
+		payload, contentType = b, "application/yaml"
 	default:
 		text, err := json.Marshal(b)
 		if err != nil {
 			return nil, fmt.Errorf("encode request: %w", err)
 		}
-		payload = bytes.NewReader(text)
+		payload, contentType = text, "application/json"
 	}
-	u := c.base.JoinPath(path)
-	u.RawQuery = query.Encode()
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), payload)
+	var failed error
+	for i := range c.bases {
+		at := (int(c.at.Load()) + i) % len(c.bases)
+		u := c.bases[at].JoinPath(path)
+		u.RawQuery = query.Encode()
+		resp, sent, err := c.send(ctx, method, u, contentType, payload)
+		if err == nil {
+			c.at.Store(int32(at))
+			if resp.StatusCode >= 400 {
+				defer resp.Body.Close()
+				return nil, readError(resp)
+			}
+			return resp, nil
+		}
+		if failed == nil {
+			failed = c.unreachable(c.bases[at], err)
+		}
+		if ctx.Err() != nil || sent && method != http.MethodGet {
+			break
+		}
+	}
+	return nil, failed
+}
+
+// send makes one request to one server. sent reports whether it may have got there.
+func (c *Client) send(ctx context.Context, method string, u *url.URL, contentType string, payload []byte) (resp *http.Response, sent bool, err error) {
+	// The transport itself tries again only where nothing was written, so its last try
+	// counts.
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GetConn: func(string) { sent = false },
+		GotConn: func(httptrace.GotConnInfo) { sent = true },
+	})
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(payload))
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	if payload != nil {
+	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, c.unreachable(err)
-	}
-	if resp.StatusCode >= 400 {
-		defer resp.Body.Close()
-		return nil, readError(resp)
-	}
-	return resp, nil
+	resp, err = c.http.Do(req)
+	return resp, sent, err
 }
 
 // unreachable explains a failed connection to an operator.
-func (c *Client) unreachable(err error) error {
+func (c *Client) unreachable(base *url.URL, err error) error {
 	var expired x509.CertificateInvalidError
 	var unknown x509.UnknownAuthorityError
 	switch text := err.Error(); {
 	case errors.As(err, &expired) && expired.Reason == x509.Expired:
-		return fmt.Errorf("cluster %q at %s: the server's certificate has expired: restart its API server, which issues a new one: %w", c.name, c.base.Host, err)
+		return fmt.Errorf("cluster %q at %s: the server's certificate has expired: restart its API server, which issues a new one: %w", c.name, base.Host, err)
 	case errors.As(err, &unknown):
-		return fmt.Errorf("cluster %q at %s: the server's certificate is not signed by the context's ca: copy the context from that cluster again: %w", c.name, c.base.Host, err)
+		return fmt.Errorf("cluster %q at %s: the server's certificate is not signed by the context's ca: copy the context from that cluster again: %w", c.name, base.Host, err)
 	case strings.Contains(text, "tls: expired certificate"):
-		return fmt.Errorf("cluster %q at %s does not accept the context's certificate, which has expired: ask its operator for a new one: %w", c.name, c.base.Host, err)
+		return fmt.Errorf("cluster %q at %s does not accept the context's certificate, which has expired: ask its operator for a new one: %w", c.name, base.Host, err)
 	case strings.Contains(text, "remote error: tls:"):
-		return fmt.Errorf("cluster %q at %s does not accept the context's certificate, which is another cluster's or too old: ask its operator for a new one: %w", c.name, c.base.Host, err)
+		return fmt.Errorf("cluster %q at %s does not accept the context's certificate, which is another cluster's or too old: ask its operator for a new one: %w", c.name, base.Host, err)
 	}
-	if c.base.Scheme == "http" {
+	if base.Scheme == "http" {
 		return fmt.Errorf("reach the agent of this machine: %w", cause(err))
 	}
-	return fmt.Errorf("reach cluster %q at %s: %w", c.name, c.base.Host, cause(err))
+	return fmt.Errorf("reach cluster %q at %s: %w", c.name, base.Host, cause(err))
 }
 
 // noAnswer is a deadline in words that do not sound like a context of the contexts file.
@@ -153,7 +198,7 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 		return err
 	}
 	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
-		return fmt.Errorf("read answer of %s: %w", c.base.Host, err)
+		return fmt.Errorf("read answer of %s: %w", resp.Request.URL.Host, err)
 	}
 	return nil
 }
@@ -185,7 +230,7 @@ func (c *Client) stream(ctx context.Context, path string, query url.Values, each
 		}
 	}
 	if err := lines.Err(); err != nil && ctx.Err() == nil {
-		return resp.Header, fmt.Errorf("stream from %s ended: %w", c.base.Host, err)
+		return resp.Header, fmt.Errorf("stream from %s ended: %w", resp.Request.URL.Host, err)
 	}
 	return resp.Header, ctx.Err()
 }
@@ -260,6 +305,17 @@ func (c *Client) Watch(ctx context.Context, plural, namespace string, each func(
 func (c *Client) Status(ctx context.Context) (*Status, error) {
 	var out Status
 	return &out, c.call(ctx, http.MethodGet, "/v1/status", nil, nil, &out)
+}
+
+// Servers lists the cluster's API servers.
+func (c *Client) Servers(ctx context.Context) (*ServerList, error) {
+	var out ServerList
+	return &out, c.call(ctx, http.MethodGet, "/v1/servers", nil, nil, &out)
+}
+
+// RemoveServer forgets an API server that is gone for good, by its name or ID.
+func (c *Client) RemoveServer(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/servers/"+url.PathEscape(name), nil, nil, nil)
 }
 
 // Peers lists the peers.
@@ -354,7 +410,7 @@ func (c *Client) Backup(ctx context.Context, w io.Writer) error {
 	defer resp.Body.Close()
 	_, err = io.Copy(w, resp.Body)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("the API server at %s ended the backup before it was complete: look at its log", c.base.Host)
+		return fmt.Errorf("the API server at %s ended the backup before it was complete: look at its log", resp.Request.URL.Host)
 	}
 	return err
 }

@@ -29,9 +29,17 @@ type Config struct {
 type Context struct {
 	Name   string `json:"name"`
 	Server string `json:"server"` // https://host:port
-	CA     string `json:"ca"`     // PEM, one or more certificates
-	Cert   string `json:"cert"`   // PEM
-	Key    string `json:"key"`    // PEM
+	// Servers are the cluster's other API servers. They are asked where Server cannot
+	// be reached.
+	Servers []string `json:"servers,omitempty"`
+	CA      string   `json:"ca"`   // PEM, one or more certificates
+	Cert    string   `json:"cert"` // PEM
+	Key     string   `json:"key"`  // PEM
+}
+
+// Equal reports whether two contexts are the same.
+func (x Context) Equal(y Context) bool {
+	return x.Name == y.Name && x.Server == y.Server && slices.Equal(x.Servers, y.Servers) && x.CA == y.CA && x.Cert == y.Cert && x.Key == y.Key
 }
 
 // String hides what is secret.

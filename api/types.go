@@ -123,6 +123,8 @@ type Status struct {
 	Peers   []PeerStatus  `json:"peers"`
 	// Former lists the removed peers whose CIDRs are blocked.
 	Former []FormerPeer `json:"former,omitempty"`
+	// Servers are the cluster's API servers.
+	Servers []ServerStatus `json:"servers"`
 	// Refused lists claims of the cluster's own nodes that are not believed.
 	Refused []Refusal `json:"refused,omitempty"`
 	// Concerns list what is not as wanted and needs an operator. Settling lists what has
@@ -256,6 +258,7 @@ const (
 	LinkRefused    = "refused" // it contradicts what we know; nothing is imported
 	LinkInvited    = "invited" // it may read us, and was not added here: there is no link
 	LinkRemoving   = "removing"
+	LinkUnknown    = "unknown" // no API server that leads answers, and only that one knows
 )
 
 // PeerStatus is one peer as the API server knows it.
@@ -401,7 +404,9 @@ type JoinBundle struct {
 	Addresses []netip.Addr   `json:"addresses"`
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
 
-	Server        string   `json:"server"` // URL of the API server
+	Server string `json:"server"` // URL of the API server that issued it
+	// Servers are the URLs of the cluster's other API servers.
+	Servers       []string `json:"servers,omitempty"`
 	EtcdEndpoints []string `json:"etcdEndpoints"`
 
 	CA         string `json:"ca"`         // PEM bundle of the cluster

@@ -173,7 +173,7 @@ func (n node) apiServers(ctx context.Context, lookup func(ctx context.Context, n
 	ctx, cancel := context.WithTimeout(ctx, lookupTime)
 	defer cancel()
 	var hosts []string
-	for _, text := range append([]string{n.bundle.Server}, n.bundle.EtcdEndpoints...) {
+	for _, text := range slices.Concat([]string{n.bundle.Server}, n.bundle.Servers, n.bundle.EtcdEndpoints) {
 		if u, err := url.Parse(text); err == nil && u.Hostname() != "" && !slices.Contains(hosts, u.Hostname()) {
 			hosts = append(hosts, u.Hostname())
 		}

@@ -93,7 +93,7 @@ func configMergeCommand() *cobra.Command {
 				}
 				for _, x := range other.Contexts {
 					i := slices.IndexFunc(own.Contexts, func(y api.Context) bool { return y.Name == x.Name })
-					if i >= 0 && own.Contexts[i] == x {
+					if i >= 0 && own.Contexts[i].Equal(x) {
 						continue
 					}
 					if i >= 0 && !replace {

@@ -273,13 +273,17 @@ func read(path string) (b api.JoinBundle, err error) {
 	return b, nil
 }
 
-// API asks the real API server.
+// API asks a real API server, whichever of the cluster's answers.
 func API(ctx context.Context, b *api.JoinBundle, conf *tls.Config) (*api.JoinBundle, error) {
-	base, err := url.Parse(b.Server)
-	if err != nil {
-		return nil, fmt.Errorf("API server of the join bundle: %w", err)
+	var bases []*url.URL
+	for _, server := range append([]string{b.Server}, b.Servers...) {
+		base, err := url.Parse(server)
+		if err != nil {
+			return nil, fmt.Errorf("API server of the join bundle: %w", err)
+		}
+		bases = append(bases, base)
 	}
-	c := api.NewClientTLS(b.Cluster, base, conf)
+	c := api.NewClientTLS(b.Cluster, bases, conf)
 	defer c.Close()
 	return c.AddNode(ctx, api.NodeRequest{Name: b.Node})
 }
