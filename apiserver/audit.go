@@ -44,7 +44,8 @@ func (s *server) audited(next http.Handler) http.Handler {
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changePatience)
 		defer cancel()
-		r = r.WithContext(ctx)
+		on := new(passed)
+		r = r.WithContext(context.WithValue(ctx, passedKey{}, on))
 		answer := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 		next.ServeHTTP(answer, r)
 		what, told := strings.CutPrefix(r.URL.Path, "/v1/")
@@ -54,6 +55,7 @@ func (s *server) audited(next http.Handler) http.Handler {
 		objects := what == "apply" || what == "delete" || strings.HasPrefix(what, "objects/")
 		action := map[string]string{http.MethodPost: "posted", http.MethodDelete: "deleted"}[r.Method]
 		switch {
+		case on.on: // it is in the trail of the server that leads
 		case !told || r.URL.Query().Get("dry-run") == "true":
 		case answer.status >= 500 && answer.status != http.StatusInsufficientStorage:
 			s.log.Warn("audit", "user", callerOf(r), "action", action, "object", what, "result", "unconfirmed", "status", answer.status)

@@ -32,7 +32,9 @@ type census struct {
 	deaths   map[string]time.Time         // when gossip gave it up
 	states   map[string]stay              // as last shown
 	standing map[string]said              // how far each is with the store, as last heard
-	changed  chan struct{}                // has one element when deaths changed
+	// unstored and untold have one element when deaths changed: for who stores them,
+	// and for who tells the peers.
+	unstored, untold chan struct{}
 	// registered is the register when strangers last looked at it; nil before that.
 	registered map[string]wire.Registration
 	// unregistered are names that are not in the register, and since when that is
@@ -100,7 +102,7 @@ func (s said) store(now time.Time, alive bool) *api.NodeStore {
 func newCensus(s store.Store, log *slog.Logger) *census {
 	return &census{
 		store: s, log: log, claims: map[string]wire.NodeState{}, problems: map[string]wire.NodeProblems{}, paths: map[string]wire.NodePaths{}, whys: map[podOn]wire.EndpointState{}, synced: map[string]bool{}, seen: map[string]time.Time{},
-		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, states: map[string]stay{}, unregistered: map[string]time.Time{}, standing: map[string]said{}, changed: make(chan struct{}, 1),
+		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, states: map[string]stay{}, unregistered: map[string]time.Time{}, standing: map[string]said{}, unstored: make(chan struct{}, 1), untold: make(chan struct{}, 1),
 	}
 }
 
@@ -185,9 +187,11 @@ func (c *census) heard(node string, what gossip.Kind, at time.Time) {
 }
 
 func (c *census) signal() {
-	select {
-	case c.changed <- struct{}{}:
-	default:
+	for _, to := range []chan struct{}{c.unstored, c.untold} {
+		select {
+		case to <- struct{}{}:
+		default:
+		}
 	}
 }
 

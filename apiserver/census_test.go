@@ -91,10 +91,10 @@ func TestMarksThatEndAreForgotten(t *testing.T) {
 func TestARemovedNodeIsNoLongerDead(t *testing.T) {
 	c := newCensus(nil, slog.New(slog.DiscardHandler))
 	c.heard("n1", gossip.Dead, time.Now())
-	<-c.changed
+	<-c.untold
 	c.forget("n1")
 	select {
-	case <-c.changed:
+	case <-c.untold:
 	default:
 		t.Error("nobody is told")
 	}

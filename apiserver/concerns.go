@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/problems"
 	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -43,11 +44,16 @@ func once(all []api.Concern) (out []api.Concern) {
 	return out
 }
 
-// problems are the concerns of the server's own parts.
-func (s *server) problems() []api.Concern {
+// controllerConcerns are what the controllers could not do.
+func (s *server) controllerConcerns(rows problems.Rows) []api.Concern {
+	return ordered(append(rows.Unwritten(), exportConcerns(s.cluster.Name, rows.NotExported())...))
+}
+
+// processConcerns are those of this process and its machine. Other servers show them too;
+// see attend.
+func (s *server) processConcerns() []api.Concern {
 	cluster := s.cluster.Name
-	all := slices.Concat(s.memory.concerns(cluster), s.endpoints.Status().Concerns, s.peering.Concerns(time.Now()),
-		exportConcerns(cluster, s.exporter.Status().Problems), heldConcerns(cluster, s.census.holding()))
+	all := append(s.memory.concerns(cluster), heldConcerns(cluster, s.census.holding())...)
 	dir := s.conf.DataDir
 	for _, d := range statefile.Damages(dir, filepath.Join(dir, "pki"), filepath.Dir(s.conf.AdminConfig)) {
 		all = append(all, api.Concern{Object: "API server", Reason: "DamagedFile", Since: d.Since, Message: d.String() + "; all else goes on", Next: "look at it, then delete it there"})
@@ -56,6 +62,10 @@ func (s *server) problems() []api.Concern {
 	if s.history != nil {
 		all = append(all, s.history.concerns()...)
 	}
+	return ordered(all)
+}
+
+func ordered(all []api.Concern) []api.Concern {
 	slices.SortFunc(all, func(a, b api.Concern) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Message, b.Message))
 	})

@@ -8,8 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -18,6 +16,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -111,35 +111,41 @@ func TestHistoryThatStaysIsAConcern(t *testing.T) {
 	})
 }
 
-// That ages are not kept is a concern itself, until the file is written: also if nothing
-// else changes.
+// That ages are not kept is a concern itself, until they are written: also if nothing else
+// changes.
 func TestAgesThatAreNotKeptAreAConcern(t *testing.T) {
-	dir, now := t.TempDir(), time.Now()
-	var log strings.Builder
-	s, err := openSightings(dir, now, slog.New(slog.NewTextHandler(&log, nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocked := filepath.Join(dir, "concerns.json")
-	if err := os.Mkdir(blocked, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for i := range 5 {
-		s.date(now.Add(time.Duration(i)*time.Second), append(s.concerns(), api.Concern{Object: fmt.Sprint("node ", i)}))
-	}
-	if c := s.concerns(); len(c) != 1 || c[0].Reason != "FileNotWritten" || c[0].Since.IsZero() {
-		t.Errorf("%+v", c)
-	}
-	if n := strings.Count(log.String(), "level=WARN"); n != 1 {
-		t.Errorf("logged %d times:\n%s", n, &log)
-	}
-	if err := os.Remove(blocked); err != nil {
-		t.Fatal(err)
-	}
-	s.date(now.Add(5*time.Second), s.concerns())
-	if c := s.concerns(); len(c) != 0 {
-		t.Errorf("written, and still: %v", c)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		st := storetest.New()
+		s := newSightings(func() bool { return true }, slog.New(slog.NewTextHandler(&log, nil)))
+		st.Fail(func(call, key string) error {
+			if call == "commit" {
+				return store.ErrUnavailable
+			}
+			return nil
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- s.write(ctx, st) }()
+		for i := range 5 {
+			s.date(time.Now(), append(s.concerns(), api.Concern{Object: fmt.Sprint("node ", i)}))
+			time.Sleep(time.Second)
+		}
+		if c := s.concerns(); len(c) != 1 || c[0].Reason != "SightingsNotWritten" || c[0].Since.IsZero() {
+			t.Errorf("%+v", c)
+		}
+		st.Fail(nil)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if c := s.concerns(); len(c) != 0 {
+			t.Errorf("written, and still: %v", c)
+		}
+		cancel()
+		<-done
+		if n := strings.Count(log.String(), "level=WARN"); n != 1 {
+			t.Errorf("logged %d times:\n%s", n, &log)
+		}
+	})
 }
 
 // Whoever has a certificate of the cluster's, peers too, can make up methods.
@@ -170,12 +176,12 @@ func TestInventedDeathsAreNotReported(t *testing.T) {
 	if dead := c.dead(); len(dead) != 1 || dead["n1"].IsZero() {
 		t.Errorf("%d dead nodes", len(dead))
 	}
-	<-c.changed
+	<-c.unstored
 	// One that was registered just before it died is reported with the next look.
 	register["made-up-7"] = wire.Registration{Name: "made-up-7"}
 	c.strangers(time.Now(), register)
 	select {
-	case <-c.changed:
+	case <-c.unstored:
 	default:
 		t.Error("nobody looks again")
 	}

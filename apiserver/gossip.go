@@ -38,34 +38,52 @@ type gossiper struct {
 	peers   func() []peering.GossipPeer
 	log     *slog.Logger
 	reports chan struct{} // has one element when a report came in
+	wan     *gossip.Pool  // nil: we do not take part in that of all clusters
+}
+
+// newGossiper makes the gossiper of a server.
+func newGossiper(s *server, wanKey []byte) (*gossiper, error) {
+	g := &gossiper{
+		conf: s.conf, cluster: s.cluster, store: s.store, census: s.census, wanKey: wanKey, trust: s.authority,
+		peers: s.directory.Gossip, log: s.log, reports: make(chan struct{}, 1),
+	}
+	if s.conf.WANGossipPort == 0 {
+		return g, nil
+	}
+	var err error
+	g.wan, err = g.wanPool()
+	return g, err
 }
 
 // Run takes part until ctx ends. A pool that fails is tried again: gossip makes failover
 // faster, but nothing depends on it.
 func (g *gossiper) Run(ctx context.Context) error {
-	var wan *gossip.Pool
-	if g.conf.WANGossipPort != 0 {
-		var err error
-		if wan, err = g.wan(); err != nil {
-			return err
-		}
-	}
-	// Without a pool there are no reports, and those in the store expire.
-	heard := func() []gossip.Report { return nil }
 	group, ctx := errgroup.WithContext(ctx)
 	if g.conf.GossipPort != 0 {
 		group.Go(func() error { return store.Persist(ctx, g.log, "gossip among agents", g.lan) })
 	}
-	if wan != nil {
-		group.Go(func() error { return store.Persist(ctx, g.log, "gossip among clusters", wan.Run) })
-		group.Go(func() error { return g.follow(ctx, wan) })
-		heard = wan.Reports
+	if g.wan != nil {
+		group.Go(func() error { return store.Persist(ctx, g.log, "gossip among clusters", g.wan.Run) })
+		group.Go(func() error { return g.follow(ctx) })
+		group.Go(func() error { return store.Persist(ctx, g.log, "reporting dead nodes to peers", g.reportOwn) })
 	}
+	return group.Wait()
+}
+
+// write stores what is heard for the agents, until ctx ends. Only the server that leads
+// does so.
+func (g *gossiper) write(ctx context.Context, st store.Store) error {
+	// Without a pool there are no reports, and those in the store expire.
+	heard := func() []gossip.Report { return nil }
+	if g.wan != nil {
+		heard = g.wan.Reports
+	}
+	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		return store.Persist(ctx, g.log, "storing peers' reports of dead nodes", func(ctx context.Context) error { return g.writePeers(ctx, heard) })
+		return store.Persist(ctx, g.log, "storing peers' reports of dead nodes", func(ctx context.Context) error { return g.writePeers(ctx, st, heard) })
 	})
 	group.Go(func() error {
-		return store.Persist(ctx, g.log, "storing which nodes are dead", func(ctx context.Context) error { return g.writeOwn(ctx, wan) })
+		return store.Persist(ctx, g.log, "storing which nodes are dead", func(ctx context.Context) error { return g.writeOwn(ctx, st) })
 	})
 	return group.Wait()
 }
@@ -127,7 +145,7 @@ func (g *gossiper) agents(ctx context.Context) []netip.AddrPort {
 	return seeds
 }
 
-func (g *gossiper) wan() (*gossip.Pool, error) {
+func (g *gossiper) wanPool() (*gossip.Pool, error) {
 	return gossip.New(gossip.Config{
 		Self:  g.self(g.conf.WANGossipPort),
 		Label: wanLabel, Speed: gossip.WAN, Keys: [][]byte{g.wanKey}, Clusters: []string{g.cluster.Name},
@@ -161,7 +179,7 @@ func (g *gossiper) verify(cluster string, text, signature []byte) error {
 }
 
 // follow keeps the WAN pool's clusters, keys and seeds equal to those of the peers.
-func (g *gossiper) follow(ctx context.Context, wan *gossip.Pool) error {
+func (g *gossiper) follow(ctx context.Context) error {
 	tick := time.NewTicker(peersTurn)
 	defer tick.Stop()
 	var known []peering.GossipPeer
@@ -180,11 +198,11 @@ func (g *gossiper) follow(ctx context.Context, wan *gossip.Pool) error {
 					}
 				}
 			}
-			if err := wan.SetKeys(keys); err != nil {
+			if err := g.wan.SetKeys(keys); err != nil {
 				g.log.Warn("gossip among clusters: a peer's key is invalid", "err", err)
 			}
-			wan.SetClusters(clusters)
-			wan.SetSeeds(seeds)
+			g.wan.SetClusters(clusters)
+			g.wan.SetSeeds(seeds)
 			known = peers
 		}
 		select {
@@ -199,18 +217,13 @@ func samePeer(a, b peering.GossipPeer) bool {
 	return a.Name == b.Name && slices.Equal(a.Key, b.Key) && slices.Equal(a.Addresses, b.Addresses)
 }
 
-// writeOwn stores which of our nodes gossip considers dead, and reports them to the peers.
-func (g *gossiper) writeOwn(ctx context.Context, wan *gossip.Pool) error {
+// writeOwn stores which of our nodes gossip considers dead.
+func (g *gossiper) writeOwn(ctx context.Context, st store.Store) error {
 	var written map[string]time.Time
 	for {
 		dead := g.census.dead()
-		if wan != nil {
-			if err := wan.SetDead(slices.Collect(maps.Keys(dead))); err != nil {
-				return err
-			}
-		}
 		if written == nil || !maps.EqualFunc(dead, written, time.Time.Equal) {
-			if err := store.Write(ctx, g.store, store.Put(wire.OwnLivenessKey, wire.Marshal(wire.PeerLiveness{Dead: dead, Seen: time.Now().UTC()}))); err != nil {
+			if err := store.Write(ctx, st, store.Put(wire.OwnLivenessKey, wire.Marshal(wire.PeerLiveness{Dead: dead, Seen: time.Now().UTC()}))); err != nil {
 				return err
 			}
 			written = dead
@@ -218,7 +231,22 @@ func (g *gossiper) writeOwn(ctx context.Context, wan *gossip.Pool) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-g.census.changed:
+		case <-g.census.unstored:
+		}
+	}
+}
+
+// reportOwn reports the dead nodes to the peers. Every API server does: they need one of
+// them only, and the one that leads may be the one that died.
+func (g *gossiper) reportOwn(ctx context.Context) error {
+	for {
+		if err := g.wan.SetDead(slices.Collect(maps.Keys(g.census.dead()))); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-g.census.untold:
 		}
 	}
 }

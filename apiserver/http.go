@@ -43,7 +43,10 @@ func (s *server) handler() http.Handler {
 		return result, err
 	}))
 	mux.HandleFunc("GET /v1/watch/{plural}", s.watch)
-	mux.HandleFunc("GET /v1/status", s.answer(func(r *http.Request) (any, error) { return s.status(r.Context()) }))
+	status := s.answer(func(r *http.Request) (any, error) { return s.status(r.Context()) })
+	mux.HandleFunc("GET /v1/status", s.byLeader(func(*controllers) http.Handler { return status }, status))
+	mux.HandleFunc("GET /v1/servers", s.answer(s.getServers))
+	mux.HandleFunc("DELETE /v1/servers/{name}", s.answer(s.deleteServer))
 	mux.HandleFunc("GET /v1/nodes", s.answer(func(r *http.Request) (any, error) {
 		nodes, err := s.nodeStatus(r.Context())
 		return api.NodeList{Cluster: s.cluster.Name, Nodes: nodes}, err
@@ -61,11 +64,15 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /v1/backup", s.getBackup)
-	s.peering.Mount(mux)
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, api.NotFound("client and server may have different versions: compare `weft version` with `weft status`", "the API has no %s %s", r.Method, r.URL.Path))
-	})
+	peers := s.byLeader(func(c *controllers) http.Handler { return c.peers }, nil)
+	mux.HandleFunc("/v1/peers", peers)
+	mux.HandleFunc("/v1/peers/", peers)
+	mux.HandleFunc("/", unknownPath)
 	return s.metrics.count(s.admit(s.audited(mux)))
+}
+
+func unknownPath(w http.ResponseWriter, r *http.Request) {
+	refuse(w, api.NotFound("client and server may have different versions: compare `weft version` with `weft status`", "the API has no %s %s", r.Method, r.URL.Path))
 }
 
 // admit allows operators everything, agents what concerns their own node, and everyone
@@ -87,15 +94,6 @@ func (s *server) admit(next http.Handler) http.Handler {
 func isAgent(user string) bool {
 	_, ok := authority.ParseAgentUser(user)
 	return ok
-}
-
-// callerOf returns the common name of the client's certificate, which the TLS handshake
-// has verified.
-func callerOf(r *http.Request) string {
-	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
-		return ""
-	}
-	return r.TLS.PeerCertificates[0].Subject.CommonName
 }
 
 // answer turns a function into a handler that responds in JSON.

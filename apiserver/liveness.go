@@ -12,9 +12,8 @@ import (
 )
 
 // What peers report about their own dead nodes is kept in the store, which outlives this
-// process and may be shared with other API servers. A server that hears nothing must not
-// erase what another one hears, so a stored report counts for as long as the report itself
-// would, and whichever server hears the peer refreshes it.
+// process. A server that leads and hears nothing must not erase what its predecessor heard,
+// so a stored report counts for as long as the report itself would.
 
 // recordRefresh is how much newer than the stored one a report has to be to be stored just
 // for its age, and how long we rely on what we last saw in the store.
@@ -60,7 +59,7 @@ type looked struct {
 // writePeers stores what peers report about their own dead nodes. What is stored is looked
 // at again from time to time: another API server may have written it and be gone, and then
 // nobody else would remove it.
-func (g *gossiper) writePeers(ctx context.Context, heard func() []gossip.Report) error {
+func (g *gossiper) writePeers(ctx context.Context, st store.Store, heard func() []gossip.Report) error {
 	last := map[string]looked{}
 	tick := time.NewTicker(peersTurn)
 	defer tick.Stop()
@@ -77,7 +76,7 @@ func (g *gossiper) writePeers(ctx context.Context, heard func() []gossip.Report)
 			if _, change := heardOf(l.stands, reports[p.Name], now); ok && !change && now.Sub(l.at) < recordRefresh {
 				continue
 			}
-			stands, err := g.writePeer(ctx, p.Name, reports[p.Name])
+			stands, err := g.writePeer(ctx, st, p.Name, reports[p.Name])
 			if err != nil {
 				return err
 			}
@@ -96,8 +95,8 @@ func (g *gossiper) writePeers(ctx context.Context, heard func() []gossip.Report)
 // writePeer stores what one peer reports, and returns what is stored then. It writes only
 // while the cluster is a peer: removing a peer deletes its liveness, which must not come
 // back.
-func (g *gossiper) writePeer(ctx context.Context, cluster string, reports []gossip.Report) (wire.PeerLiveness, error) {
-	peer, err := g.store.Get(ctx, wire.PeerKey(cluster))
+func (g *gossiper) writePeer(ctx context.Context, st store.Store, cluster string, reports []gossip.Report) (wire.PeerLiveness, error) {
+	peer, err := st.Get(ctx, wire.PeerKey(cluster))
 	if errors.Is(err, store.ErrNotFound) {
 		return wire.PeerLiveness{}, nil
 	}
@@ -105,7 +104,7 @@ func (g *gossiper) writePeer(ctx context.Context, cluster string, reports []goss
 		return wire.PeerLiveness{}, err
 	}
 	key := wire.PeerLivenessKey(cluster)
-	kv, err := g.store.Get(ctx, key)
+	kv, err := st.Get(ctx, key)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return wire.PeerLiveness{}, err
 	}
@@ -117,7 +116,7 @@ func (g *gossiper) writePeer(ctx context.Context, cluster string, reports []goss
 	if !change {
 		return stands, nil
 	}
-	_, done, err := g.store.Commit(ctx, store.Txn{
+	_, done, err := st.Commit(ctx, store.Txn{
 		If:   []store.Cond{{Key: peer.Key, Modified: peer.Modified}, {Key: key, Modified: kv.Modified}},
 		Then: []store.Op{store.Put(key, wire.Marshal(next))},
 	})

@@ -112,7 +112,7 @@ func TestPeerThatFellSilentIsNotQuotedForEver(t *testing.T) {
 				}
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan error)
-				go func() { done <- g.writePeers(ctx, heard) }()
+				go func() { done <- g.writePeers(ctx, st, heard) }()
 				after := func(d time.Duration, want bool) {
 					t.Helper()
 					time.Sleep(d)
@@ -154,7 +154,7 @@ func TestWithoutAPoolPeersAreNotQuotedForEver(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- g.Run(ctx) }()
+		go func() { done <- g.write(ctx, st) }()
 		time.Sleep(gossip.ReportLife + time.Minute)
 		synctest.Wait()
 		kv, err := st.Get(t.Context(), wire.PeerLivenessKey("west"))

@@ -7,6 +7,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/weft-mesh/weft/apiserver/peering"
 )
 
 // metrics are the API server's own and those of its parts. etcd registers its metrics
@@ -24,7 +26,7 @@ func newMetrics(s *server) *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8),
 		}, []string{"method", "status"}),
 	}
-	m.registry.MustRegister(m.requests, nodeCollector{s}, s.peering)
+	m.registry.MustRegister(m.requests, nodeCollector{s}, peerCollector{s})
 	return m
 }
 
@@ -68,12 +70,14 @@ func (w *statusWriter) WriteHeader(status int) {
 // Unwrap lets http.ResponseController reach the underlying writer.
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// nodeCollector reports endpoints and refused claims by node.
+// nodeCollector reports what this server leads and has. Endpoints and refused claims are
+// those of the controllers, so that summing over all servers counts them once.
 type nodeCollector struct{ s *server }
 
 var (
 	endpointsDesc = prometheus.NewDesc("weft_apiserver_endpoints", "Accepted endpoints, by node.", []string{"node"}, nil)
 	refusedDesc   = prometheus.NewDesc("weft_apiserver_refused_claims_total", "Claims of nodes that were refused, by node, resource and reason.", []string{"node", "resource", "reason"}, nil)
+	leaderDesc    = prometheus.NewDesc("weft_apiserver_leader", "1 while this API server leads, that is, runs the controllers.", nil, nil)
 	spaceDesc     = prometheus.NewDesc("weft_apiserver_disk_free_bytes", "Free bytes in the file system of the data folder.", nil, nil)
 )
 
@@ -81,20 +85,38 @@ var (
 func (c nodeCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- endpointsDesc
 	out <- refusedDesc
+	out <- leaderDesc
 	out <- spaceDesc
 }
 
 // Collect implements prometheus.Collector.
 func (c nodeCollector) Collect(out chan<- prometheus.Metric) {
-	derived := c.s.endpoints.Status()
-	for node, n := range derived.Endpoints {
-		out <- prometheus.MustNewConstMetric(endpointsDesc, prometheus.GaugeValue, float64(n), node)
+	leads := 0.0
+	if lead := c.s.controllers.Load(); lead != nil {
+		leads = 1
+		for node, n := range c.s.counts.byNode() {
+			out <- prometheus.MustNewConstMetric(endpointsDesc, prometheus.GaugeValue, float64(n), node)
+		}
+		for _, r := range lead.endpoints.Status().Refusals {
+			out <- prometheus.MustNewConstMetric(refusedDesc, prometheus.CounterValue, float64(r.Count), r.Node, r.Resource, r.Reason)
+		}
 	}
-	for _, r := range derived.Refusals {
-		out <- prometheus.MustNewConstMetric(refusedDesc, prometheus.CounterValue, float64(r.Count), r.Node, r.Resource, r.Reason)
-	}
+	out <- prometheus.MustNewConstMetric(leaderDesc, prometheus.GaugeValue, leads)
 	c.s.space.mu.Lock()
 	left := c.s.space.left
 	c.s.space.mu.Unlock()
 	out <- prometheus.MustNewConstMetric(spaceDesc, prometheus.GaugeValue, float64(left))
+}
+
+// peerCollector reports the peers, if their mirrors run here.
+type peerCollector struct{ s *server }
+
+// Describe implements prometheus.Collector.
+func (c peerCollector) Describe(out chan<- *prometheus.Desc) { (*peering.Peering)(nil).Describe(out) }
+
+// Collect implements prometheus.Collector.
+func (c peerCollector) Collect(out chan<- prometheus.Metric) {
+	if lead := c.s.controllers.Load(); lead != nil {
+		lead.peering.Collect(out)
+	}
 }

@@ -52,7 +52,7 @@ func (a *agents) client(node wire.Registration) (*api.Client, error) {
 	at := agentAt{node.Name, host}
 	c := a.clients[at]
 	if c == nil {
-		c = api.NewClientTLS("agent of node "+node.Name, &url.URL{Scheme: "https", Host: host}, a.conf)
+		c = api.NewClientTLS("agent of node "+node.Name, []*url.URL{{Scheme: "https", Host: host}}, a.conf)
 		a.clients[at] = c
 	}
 	return c, nil

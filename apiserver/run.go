@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -8,19 +9,17 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/endpoints"
-	"github.com/weft-mesh/weft/apiserver/export"
-	"github.com/weft-mesh/weft/apiserver/identities"
-	"github.com/weft-mesh/weft/apiserver/mirror"
+	"github.com/weft-mesh/weft/apiserver/leader"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/peering"
+	"github.com/weft-mesh/weft/apiserver/problems"
 	"github.com/weft-mesh/weft/apiserver/registry"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/store"
@@ -40,14 +39,20 @@ type server struct {
 	log   *slog.Logger
 	began time.Time
 
+	split       identity.Split
+	wanKey      []byte // of gossip among clusters
+	election    *leader.Election
+	controllers atomic.Pointer[controllers] // nil: this server does not lead
+	self        wire.Server
+	siblings    *siblings
+	lasting     []store.Op // what fixed keys held at the start
+
 	registry     *registry.Registry
 	registrar    *nodes.Registrar
-	endpoints    *endpoints.Controller
-	collector    *identities.Collector
-	exporter     *export.Exporter
-	peering      *peering.Peering
+	directory    *peering.Directory
+	board        *problems.Board
+	counts       *counts
 	census       *census
-	kept         *store.Kept
 	memory       *memory
 	sightings    *sightings
 	gossiper     *gossiper
@@ -80,6 +85,7 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 		conf.Log = slog.New(slog.DiscardHandler)
 	}
 	began := time.Now()
+	asked := ctx // ends when somebody wants this server to stop
 	f, err := lay(ctx, conf)
 	if err != nil {
 		return fmt.Errorf("start API server: %w", err)
@@ -93,7 +99,7 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	}
 	defer listener.Close()
 	url := "https://" + f.advertised(listener.Addr())
-	s, err := build(ctx, f, url, began)
+	s, err := build(ctx, f, url, began, func() bool { return asked.Err() != nil })
 	if err != nil {
 		return fmt.Errorf("start API server: %w", err)
 	}
@@ -104,24 +110,24 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 		return fmt.Errorf("start API server: %w", err)
 	}
 	g.Go(func() error { return s.serve(ctx, tls.NewListener(listener, s.tls()), s.handler()) })
-	g.Go(func() error { return s.endpoints.Run(ctx) })
-	g.Go(func() error { return s.collector.Run(ctx) })
-	g.Go(func() error { return s.exporter.Run(ctx) })
-	g.Go(func() error { return s.peering.Run(ctx) })
+	g.Go(func() error { return s.election.Run(ctx) })
+	g.Go(func() error { return s.directory.Run(ctx) })
+	g.Go(func() error { return s.board.Run(ctx) })
+	g.Go(func() error { return s.counts.Run(ctx) })
 	g.Go(func() error { return s.census.Run(ctx) })
 	g.Go(func() error { return s.serviceTable.Run(ctx) })
-	g.Go(func() error { return s.kept.Keep(ctx, s.fixed()...) })
 	g.Go(func() error { return s.memory.Run(ctx) })
-	g.Go(func() error { return s.watchConcerns(ctx) })
+	g.Go(func() error { return s.sightings.follow(ctx, s.store) })
 	g.Go(func() error { return s.gossiper.Run(ctx) })
 	g.Go(func() error { return s.space.Run(ctx) })
+	g.Go(func() error { return s.attend(ctx) })
 	g.Go(func() error { return renew(ctx, s.log, &s.renewal, s.renewAll) })
 	if f.etcd != nil {
 		g.Go(func() error { return f.etcd.Wait(ctx) })
 		g.Go(func() error { return s.history.Run(ctx) })
 	}
 	// Written last: whoever finds the operator's context finds a server that answers.
-	if err := f.writeAdmin(url); err != nil {
+	if err := f.writeAdmin(url, nil); err != nil {
 		g.Go(func() error { return err })
 	}
 	conf.Log.Info("API server is ready", "cluster", f.cluster.Name, "id", f.cluster.ID, "url", url, "generation", f.cluster.Generation, "after", time.Since(s.began))
@@ -131,12 +137,20 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	return g.Wait()
 }
 
-// build makes the parts, but does not run them.
-func build(ctx context.Context, f *foundation, url string, began time.Time) (*server, error) {
+// build makes the parts, but does not run them. stopped reports whether the server was asked
+// to stop.
+func build(ctx context.Context, f *foundation, url string, began time.Time, stopped func() bool) (*server, error) {
 	s := &server{foundation: f, log: f.conf.Log, began: began}
+	id, err := serverID(f.conf.DataDir, url)
+	if err != nil {
+		return nil, err
+	}
+	s.self = wire.Server{ID: id, Name: f.conf.Advertise.String(), URL: url, Version: cmp.Or(f.conf.Version, version()), Started: began.UTC(), Gossip: f.at(f.conf.GossipPort), WANGossip: f.at(f.conf.WANGossipPort)}
+	s.election = leader.New(leader.Config{Store: f.store, Self: s.self, Lead: s.lead, Stopped: stopped, Log: s.log})
 	if err := s.renewCertificate(); err != nil {
 		return nil, err
 	}
+	s.siblings = newSiblings(f)
 	var alarm store.Alarm
 	if f.etcd != nil {
 		alarm = s.store // an existing etcd is on another disk, and may not be ours alone
@@ -146,58 +160,34 @@ func build(ctx context.Context, f *foundation, url string, began time.Time) (*se
 	if err := s.space.begin(ctx); err != nil {
 		return nil, err
 	}
-	wanKey, err := secretKey(ctx, s.store, "gossip")
-	if err != nil {
+	if s.wanKey, err = secretKey(ctx, s.store, "gossip"); err != nil {
 		return nil, err
 	}
 	if _, err := nodes.GossipKeys(ctx, s.store); err != nil {
 		return nil, err
 	}
-	s.kept = store.NewKept(s.store, s.log)
-	if err := s.kept.Learn(ctx, s.fixed()...); err != nil {
+	if s.lasting, err = s.readFixed(ctx); err != nil {
 		return nil, err
 	}
 	s.registry = registry.New(s.store, registry.Config{Cluster: f.cluster.Name, ServiceCIDR: f.cluster.ServiceCIDR, Waits: s.waits})
-	at := func(port uint16) []string {
-		if port == 0 {
-			return nil
-		}
-		return []string{net.JoinHostPort(f.conf.Advertise.String(), strconv.Itoa(int(port)))}
-	}
 	s.registrar = nodes.New(nodes.Config{
 		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f,
-		Server: url, EtcdEndpoints: f.etcdEndpoints(), GossipSeeds: at(f.conf.GossipPort),
+		Server: url, EtcdEndpoints: f.etcdEndpoints(), Others: s.otherURLs, Seeds: s.gossipSeeds,
 	})
-	split, err := identity.SplitFor(int(f.cluster.MaxConnectedClusters))
-	if err != nil {
+	if s.split, err = identity.SplitFor(int(f.cluster.MaxConnectedClusters)); err != nil {
 		return nil, err
 	}
-	first, last := split.Range(f.cluster.ID)
-	allocator, err := identities.NewAllocator(s.store, first, last)
-	if err != nil {
-		return nil, err
-	}
-	s.endpoints = endpoints.New(endpoints.Config{Store: s.store, Allocator: allocator, Cluster: f.cluster.Name, Log: s.log})
-	collect := identities.DefaultCollectorConfig()
-	collect.InUse, collect.Log = s.identitiesInUse, s.log
-	s.collector = identities.NewCollector(allocator, collect)
-	s.exporter = export.New(export.Config{Store: s.store, Cluster: f.cluster, Log: s.log})
-	s.peering = peering.New(peering.Config{
-		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f,
-		EtcdEndpoints: f.etcdEndpoints(), GossipAddresses: at(f.conf.WANGossipPort), GossipKey: wanKey,
-		Limit: mirror.Limit{Entries: f.conf.PeerEntries, Bytes: f.conf.PeerBytes}, Rate: mirror.Rate{Changes: f.conf.PeerChanges, Bytes: f.conf.PeerHistoryBytes}, Log: s.log,
-	})
+	s.directory = peering.NewDirectory(f.cluster.Name, s.store, s.log)
+	s.board = problems.NewBoard(s.store, s.log)
+	s.counts = newCounts(s.store, s.log)
 	s.census = newCensus(s.store, s.log)
 	s.serviceTable = newServiceTable(f.cluster.Name, s.store, s.log)
 	if s.memory, err = openMemory(f.conf.DataDir, f.cluster.Generation, s.store, s.log); err != nil {
 		return nil, err
 	}
-	if s.sightings, err = openSightings(f.conf.DataDir, began, s.log); err != nil {
+	s.sightings = newSightings(func() bool { return s.controllers.Load() != nil }, s.log)
+	if s.gossiper, err = newGossiper(s, s.wanKey); err != nil {
 		return nil, err
-	}
-	s.gossiper = &gossiper{
-		conf: f.conf, cluster: f.cluster, store: s.store, census: s.census, wanKey: wanKey, trust: f.authority,
-		peers: s.peering.Gossip, log: s.log, reports: make(chan struct{}, 1),
 	}
 	s.agents = &agents{clients: map[agentAt]*api.Client{}, port: api.AgentPort, conf: f.rootTLS()}
 	s.metrics = newMetrics(s)
@@ -212,6 +202,21 @@ func (s *server) fixed() []string {
 		keys = append(keys, wire.LineageKey, wire.ExportLineageKey)
 	}
 	return keys
+}
+
+// readFixed returns the writes that restore the fixed keys as they are.
+func (s *server) readFixed(ctx context.Context) (ops []store.Op, err error) {
+	for _, key := range s.fixed() {
+		kv, err := s.store.Get(ctx, key)
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		ops = append(ops, store.Put(key, kv.Value))
+	}
+	return ops, nil
 }
 
 // identitiesInUse returns the numbers that endpoints have, whatever the allocator's

@@ -1,26 +1,26 @@
 package apiserver
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/statefile"
+	"github.com/weft-mesh/weft/apiserver/leader"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/wire"
 )
 
 func TestAConcernIsAsOldAsItsFirstSight(t *testing.T) {
-	dir, log, start := t.TempDir(), slog.New(slog.DiscardHandler), time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
-	s, err := openSightings(dir, start, log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	log, start := slog.New(slog.DiscardHandler), time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+	s := newSightings(func() bool { return true }, log)
 	at := func(d time.Duration) time.Time { return start.Add(d) }
 	// since is what the concern's age counts from at a look after d.
 	since := func(d time.Duration, c api.Concern) time.Duration {
@@ -51,12 +51,12 @@ func TestAConcernIsAsOldAsItsFirstSight(t *testing.T) {
 		t.Errorf("gone, and back: since %v", got)
 	}
 
-	// The next run goes on where this one ended, however long its parts take.
+	// The next run, or the next server, goes on where this one ended, however long its
+	// parts take.
 	reopen := func(d time.Duration) {
-		t.Helper()
-		if s, err = openSightings(dir, at(d), log); err != nil {
-			t.Fatal(err)
-		}
+		text := wire.Marshal(s.file())
+		s = newSightings(func() bool { return true }, log)
+		s.take(at(d), text)
 	}
 	reopen(time.Hour)
 	none(time.Hour + 50*time.Second)
@@ -69,15 +69,52 @@ func TestAConcernIsAsOldAsItsFirstSight(t *testing.T) {
 		t.Errorf("what was over before the restart: %v", s.seen)
 	}
 
-	// A damaged file costs the ages, and is kept for a look.
-	path := filepath.Join(dir, "concerns.json")
-	if err := os.WriteFile(path, []byte(`{"seen":[{"Obj`), 0o600); err != nil {
-		t.Fatal(err)
+	// A damaged value costs the ages.
+	s.take(at(2*time.Hour), []byte(`{"seen":[{"Obj`))
+	if got := since(2*time.Hour, held("")); got != 2*time.Hour {
+		t.Errorf("damaged: since %v", got)
 	}
-	reopen(2 * time.Hour)
-	if d := statefile.Damages(dir); len(s.seen) != 0 || len(d) != 1 || d[0].Path != path {
-		t.Errorf("damaged: %v, put aside %v", s.seen, d)
-	}
+}
+
+// Servers that do not lead show what the one that leads has written.
+func TestAgesPassToTheSuccessor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, log := storetest.New(), slog.New(slog.DiscardHandler)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		leads := newSightings(func() bool { return true }, log)
+		other := newSightings(func() bool { return false }, log)
+		go func() { done <- other.follow(ctx, st) }()
+		go func() { done <- leads.write(ctx, st) }()
+		synctest.Wait()
+		first := time.Now()
+		see := func(s *sightings) time.Time {
+			all := []api.Concern{{Object: "peer west", Reason: "DeletionsHeld"}}
+			s.date(time.Now(), all)
+			return all[0].Since
+		}
+		see(leads)
+		time.Sleep(10 * time.Second)
+		see(leads)
+		synctest.Wait()
+		if got := see(other); !got.Equal(first) {
+			t.Errorf("another server dates it from %v, want %v", got, first)
+		}
+		cancel()
+		<-done
+		<-done
+		// One that starts and leads at once reads before it writes.
+		next := newSightings(func() bool { return true }, log)
+		ctx, cancel = context.WithCancel(t.Context())
+		go func() { done <- next.write(ctx, st) }()
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		if got := see(next); !got.Equal(first) {
+			t.Errorf("the successor dates it from %v, want %v", got, first)
+		}
+		cancel()
+		<-done
+	})
 }
 
 // Every kind of concern, as its maker makes it: whatever is in the status names an
@@ -136,10 +173,13 @@ func TestEveryConcernHasObjectAgeAndNextStep(t *testing.T) {
 	if len(all) < 52 {
 		t.Errorf("only %d concerns", len(all))
 	}
-	s, err := openSightings(t.TempDir(), long, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	all = append(all, serverConcerns("a", leader.View{Vacant: long, Failed: store.ErrFull, Servers: []leader.Row{
+		{Server: wire.Server{ID: "a", Name: "192.0.2.1"}, Alive: true},
+		{Server: wire.Server{ID: "b", Name: "192.0.2.2"}, Missing: long},
+		{Server: wire.Server{ID: "c", Name: "192.0.2.3"}, Alive: true, Problems: wire.Marshal(disk)},
+	}}, map[string]silence{"c": {long, errors.New("no answer in time")}})...)
+	all = append(all, serverConcerns("a", leader.View{Leader: wire.Leader{Server: wire.Server{ID: "b", Name: "192.0.2.2"}}, Failed: store.ErrFull}, nil)...)
+	s := newSightings(func() bool { return true }, slog.New(slog.DiscardHandler))
 	s.date(long, all)
 	concerns, settling := api.Judge(now, all)
 	for _, c := range slices.Concat(concerns, settling) {

@@ -419,8 +419,9 @@ func secretKey(ctx context.Context, s store.Store, name string) ([]byte, error) 
 }
 
 // writeAdmin writes the first operator's context, unless there is one that is valid for
-// long enough. Other contexts in the file are kept.
-func (f *foundation) writeAdmin(server string) error {
+// long enough. Other contexts in the file are kept. others are the cluster's other API
+// servers; nil if they are not known yet.
+func (f *foundation) writeAdmin(server string, others []string) error {
 	path := f.conf.AdminConfig
 	file := &api.Config{}
 	old, err := api.LoadConfig(path)
@@ -436,19 +437,32 @@ func (f *foundation) writeAdmin(server string) error {
 		if x, err := old.Context(f.conf.Cluster); err == nil && !signed(x.Cert, f.authority.Pool()) {
 			f.conf.Log.Warn("the operator's context was issued by another certificate authority: if this cluster's data folder was lost, restore it from a backup, or give every node, peer and operator new certificates", "path", path, "dataDir", f.conf.DataDir)
 		}
-		if x, err := old.Context(f.conf.Cluster); err == nil && x.Server == server && x.CA == string(f.authority.Bundle()) && lasts(x.Cert) {
-			return nil
+		x, err := old.Context(f.conf.Cluster)
+		if others == nil {
+			others = x.Servers
+		}
+		if err == nil && x.CA == string(f.authority.Bundle()) && lasts(x.Cert) {
+			if x.Server == server && slices.Equal(x.Servers, others) {
+				return nil
+			}
+			x.Server, x.Servers = server, others
+			file.Set(x)
+			return f.saveAdmin(file)
 		}
 	}
 	pair, err := f.authority.Issue(authority.Request{User: authority.Admin, Client: true})
 	if err != nil {
 		return err
 	}
-	file.Set(api.Context{Name: f.conf.Cluster, Server: server, CA: string(f.authority.Bundle()), Cert: string(pair.Cert), Key: string(pair.Key)})
-	if err := file.Save(path); err != nil {
+	file.Set(api.Context{Name: f.conf.Cluster, Server: server, Servers: others, CA: string(f.authority.Bundle()), Cert: string(pair.Cert), Key: string(pair.Key)})
+	return f.saveAdmin(file)
+}
+
+func (f *foundation) saveAdmin(file *api.Config) error {
+	if err := file.Save(f.conf.AdminConfig); err != nil {
 		return fmt.Errorf("write the operator's context: %w", err)
 	}
-	f.conf.Log.Info("wrote the operator's context", "path", path)
+	f.conf.Log.Info("wrote the operator's context", "path", f.conf.AdminConfig)
 	return nil
 }
 
@@ -473,6 +487,15 @@ func leafOf(cert string) (*x509.Certificate, error) {
 		return nil, errors.New("not a PEM certificate")
 	}
 	return x509.ParseCertificate(block.Bytes)
+}
+
+// at returns the host:port at which others reach one of this process's ports; "" for port
+// 0.
+func (f *foundation) at(port uint16) string {
+	if port == 0 {
+		return ""
+	}
+	return net.JoinHostPort(f.conf.Advertise.String(), strconv.Itoa(int(port)))
 }
 
 // advertised returns the host:port at which others reach this API server.

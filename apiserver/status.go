@@ -43,13 +43,14 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 
 // look is status without the counts. The server calls it periodically.
 func (s *server) look(ctx context.Context) (*api.Status, error) {
-	derived := s.endpoints.Status()
+	rows := s.problemRows()
 	register, err := s.registrar.Register(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s.agents.keep(register)
-	rows := s.nodeRows(register)
+	refused := rows.Refused()
+	now, view := time.Now(), s.election.View()
 	c := s.cluster
 	out := &api.Status{
 		Cluster: api.ClusterStatus{
@@ -57,16 +58,20 @@ func (s *server) look(ctx context.Context) (*api.Status, error) {
 			MaxConnectedClusters: c.MaxConnectedClusters, Generation: c.Generation,
 			Version: cmp.Or(s.conf.Version, version()), UptimeSeconds: time.Since(s.began).Seconds(), Store: "embedded",
 		},
-		Nodes: rows, Peers: s.peering.Status(), Refused: derived.Standing,
+		Nodes: s.nodeRows(register, refused), Refused: refused, Servers: serverRows(now, c.Name, s.self.ID, view),
+	}
+	var problems []api.Concern
+	if out.Peers, out.Former, problems, err = s.peerRows(ctx, now); err != nil {
+		return nil, err
 	}
 	if _, out.Cluster.Revision, err = s.store.Count(ctx, wire.ClusterKey); err != nil {
 		return nil, err
 	}
-	problems := strangerConcerns(c.Name, s.census.strangers(time.Now(), register))
+	problems = append(problems, strangerConcerns(c.Name, s.census.strangers(now, register))...)
 	if len(s.conf.EtcdEndpoints) > 0 {
 		out.Cluster.Store = "external"
 	}
-	for _, n := range rows {
+	for _, n := range out.Nodes {
 		out.Cluster.Endpoints += n.Endpoints
 	}
 	out.Cluster.StoreVersion, out.Cluster.StoreBytes, err = s.store.Version(ctx, s.store.Client().Endpoints()[0])
@@ -76,20 +81,15 @@ func (s *server) look(ctx context.Context) (*api.Status, error) {
 	if c, near := quotaConcern(out.Cluster.StoreBytes, s.conf.EtcdQuotaBytes); near && len(s.conf.EtcdEndpoints) == 0 {
 		problems = append(problems, c)
 	}
-	if out.Former, err = s.peering.Former(ctx); err != nil {
-		return nil, err
-	}
-	if out.Peers == nil {
-		out.Peers = []api.PeerStatus{}
-	}
 	for i := range out.Peers {
 		if err := s.addDeadNodes(ctx, &out.Peers[i]); err != nil {
 			return nil, err
 		}
 	}
 	problems = append(problems, s.serviceTable.concerns(reachOf(c.Name, out.Nodes))...)
-	now := time.Now()
-	out.Concerns, out.Settling = api.Judge(now, s.differences(now, out, append(problems, s.problems()...)))
+	problems = slices.Concat(problems, s.controllerConcerns(rows), s.processConcerns(), serverConcerns(s.self.ID, view, s.siblings.now()))
+	now = time.Now()
+	out.Concerns, out.Settling = api.Judge(now, s.differences(now, out, problems))
 	return out, nil
 }
 
@@ -124,16 +124,27 @@ func (s *server) nodeStatus(ctx context.Context) ([]api.NodeStatus, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.nodeRows(register), nil
+	return s.nodeRows(register, s.problemRows().Refused()), nil
 }
 
-func (s *server) nodeRows(register map[string]wire.Registration) []api.NodeStatus {
-	derived := s.endpoints.Status()
-	refused := map[string]uint64{}
-	for _, r := range derived.Standing {
-		refused[r.Node] += r.Count
+func (s *server) nodeRows(register map[string]wire.Registration, refused []api.Refusal) []api.NodeStatus {
+	byNode := map[string]uint64{}
+	for _, r := range refused {
+		byNode[r.Node] += r.Count
 	}
-	return s.census.status(s.cluster.Name, register, derived.Endpoints, refused)
+	return s.census.status(s.cluster.Name, register, s.counts.byNode(), byNode)
+}
+
+// peerRows describes the peers: as their mirrors know them if they run here, and otherwise
+// as far as the store does.
+func (s *server) peerRows(ctx context.Context, now time.Time) (peers []api.PeerStatus, former []api.FormerPeer, concerns []api.Concern, err error) {
+	if c := s.controllers.Load(); c != nil {
+		peers, concerns = c.peering.Status(), c.peering.Concerns(now)
+	} else if peers, err = s.directory.Status(ctx); err != nil {
+		return nil, nil, nil, err
+	}
+	former, err = s.directory.Former(ctx)
+	return peers, former, concerns, err
 }
 
 // version returns the version of the build.

@@ -19,9 +19,9 @@ func (s *server) waits(ctx context.Context) (func(node, namespace, pod string) (
 	for i := range rows {
 		byName[rows[i].Name] = &rows[i]
 	}
-	now := time.Now()
+	now, problems := time.Now(), s.problemRows()
 	return func(node, namespace, pod string) (string, string) {
-		told := s.endpoints.Trouble(namespace, pod)
+		told := problems.Pod(namespace, pod)
 		c := podWait(node, namespace+"/"+pod, byName[node], told, s.census.why(node, namespace+"/"+pod))
 		concerns, settling := api.Judge(now, []api.Concern{c})
 		for _, c := range append(concerns, settling...) {

@@ -55,21 +55,6 @@ func (k *Kept) Run(ctx context.Context, prefixes ...string) error {
 	return g.Wait()
 }
 
-// Learn notes the keys that exist, with their current values.
-func (k *Kept) Learn(ctx context.Context, keys ...string) error {
-	for _, key := range keys {
-		kv, err := k.store.Get(ctx, key)
-		if errors.Is(err, ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		k.Note(Put(key, kv.Value))
-	}
-	return nil
-}
-
 // Keep restores single keys with the value they had last, whoever wrote it, until ctx
 // ends. It is for keys that are never deleted on purpose.
 func (k *Kept) Keep(ctx context.Context, keys ...string) error {

@@ -34,21 +34,21 @@ type Config struct {
 }
 
 // Controller keeps endpoints and endpoint slices equal to what follows from pods, claims
-// and services. Several API servers may run one: transactions settle who writes.
+// and services. Its writes are conditional on what it has seen, so a second one, or an
+// operator, may interfere. Run it once only.
 type Controller struct {
-	conf Config
+	conf    Config
+	changed chan struct{} // has one element when problems may have changed
 
 	mu        sync.Mutex // guards what follows
 	refusals  *refusals
 	unwritten unwritten
-	round     int // number of the current complete list
-	endpoints map[string]int
+	round     int  // number of the current complete list
+	looked    bool // at everything, once
 }
 
 // Status is what the controller knows, for the API.
 type Status struct {
-	// Endpoints counts accepted endpoints by node.
-	Endpoints map[string]int
 	// Refusals counts what was refused since the start, Standing the claims that
 	// are refused now.
 	Refusals, Standing []api.Refusal
@@ -58,7 +58,7 @@ type Status struct {
 
 // New returns a Controller.
 func New(c Config) *Controller {
-	return &Controller{conf: c, refusals: newRefusals(c.Cluster, c.Log), unwritten: unwritten{}, endpoints: map[string]int{}}
+	return &Controller{conf: c, changed: make(chan struct{}, 1), refusals: newRefusals(c.Cluster, c.Log), unwritten: unwritten{}}
 }
 
 // Run works until ctx ends.
@@ -82,6 +82,7 @@ func (c *Controller) Run(ctx context.Context) error {
 			if err := c.settle(ctx, m); err != nil {
 				return err
 			}
+			defer c.tell()
 			if b.Complete {
 				c.endRound(m)
 				return c.releaseOthers(ctx, m)
@@ -95,11 +96,7 @@ func (c *Controller) Run(ctx context.Context) error {
 func (c *Controller) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return Status{
-		Endpoints: maps.Clone(c.endpoints),
-		Refusals:  c.refusals.total(), Standing: c.refusals.current(),
-		Concerns: c.unwritten.concerns(),
-	}
+	return Status{Refusals: c.refusals.total(), Standing: c.refusals.current(), Concerns: c.unwritten.concerns()}
 }
 
 // settle decides about everything that is dirty and writes the results, many in one
@@ -112,20 +109,7 @@ func (c *Controller) settle(ctx context.Context, m *model) error {
 	if err := c.pods(ctx, m); err != nil {
 		return err
 	}
-	if err := c.services(ctx, m); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for node := range m.recount {
-		if n := len(m.endpointsOn[node]); n > 0 {
-			c.endpoints[node] = n
-		} else {
-			delete(c.endpoints, node)
-		}
-	}
-	clear(m.recount)
-	return nil
+	return c.services(ctx, m)
 }
 
 // pending is a write of an endpoint or a slice.
@@ -317,7 +301,7 @@ func (c *Controller) endRound(m *model) {
 	defer c.mu.Unlock()
 	c.unwritten.settled(c.round)
 	c.refusals.settled(func(node string) bool { return m.nodes[node] != nil })
-	maps.DeleteFunc(c.endpoints, func(node string, _ int) bool { return len(m.endpointsOn[node]) == 0 })
+	c.looked = true
 }
 
 // nodes compares what nodes say about themselves with their registrations. It only
@@ -332,7 +316,7 @@ func (c *Controller) nodes(m *model) {
 		var no []refused
 		if n.registration != nil && n.state != nil {
 			if err := n.registration.Check(n.state.value); err != nil {
-				no = []refused{{nodeName, n.state.modified, "contradicts its registration", nodeName + " " + err.Error()}}
+				no = []refused{{node: nodeName, modified: n.state.modified, reason: "contradicts its registration", example: nodeName + " " + err.Error()}}
 			}
 		}
 		c.refuse(subject{"node", nodeName}, no)

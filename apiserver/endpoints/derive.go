@@ -21,6 +21,8 @@ type refused struct {
 	node            string
 	modified        int64 // the claim's
 	reason, example string
+	// declared says that it is about a pod that is declared, on whatever node.
+	declared bool
 }
 
 // endpoint decides what the cluster says about a pod; the caller fills in the identity.
@@ -53,7 +55,7 @@ func (m *model) endpoint(cluster string, who name) (want wire.Endpoint, v verdic
 	says.honest = true
 	if says.UID != "" && says.UID != p.uid {
 		if !m.gone[says.UID] { // otherwise it is late: about an earlier pod
-			no = append(no, refused{p.node, says.modified, "pod has another UID", fmt.Sprintf("%s claimed with UID %s", who, says.UID)})
+			no = append(no, refused{p.node, says.modified, "pod has another UID", fmt.Sprintf("%s claimed with UID %s", who, says.UID), true})
 		}
 		return want, otherwise, no
 	}
@@ -61,7 +63,7 @@ func (m *model) endpoint(cluster string, who name) (want wire.Endpoint, v verdic
 		return want, otherwise, no // decided again once the other has left
 	}
 	if reason := m.check(n, who, says); reason != "" {
-		return want, otherwise, append(no, refused{p.node, says.modified, reason, fmt.Sprintf("%s at %s", who, says.IP)})
+		return want, otherwise, append(no, refused{p.node, says.modified, reason, fmt.Sprintf("%s at %s", who, says.IP), true})
 	}
 	return wire.Endpoint{
 		Namespace: who.namespace, Pod: who.name, UID: p.uid,
@@ -109,7 +111,7 @@ func (m *model) strays(who name) (no []refused) {
 		if p != nil && p.node == nodeName || says.honest || m.gone[says.UID] {
 			continue
 		}
-		no = append(no, refused{nodeName, says.modified, "pod is not declared on the node", fmt.Sprintf("%s at %s", who, says.IP)})
+		no = append(no, refused{nodeName, says.modified, "pod is not declared on the node", fmt.Sprintf("%s at %s", who, says.IP), p != nil})
 	}
 	return no
 }

@@ -56,8 +56,6 @@ type model struct {
 	// What has to be decided again.
 	podWork, serviceWork *work
 	dirtyNodes           map[string]bool
-	// recount are the nodes whose number of endpoints changed.
-	recount map[string]bool
 	// awaited are keys whose last write, ours or another's, is not in the model yet.
 	awaited map[string]await
 	// retried is when what could not be written was last tried again.
@@ -165,7 +163,7 @@ func newModel() *model {
 		inNamespace: map[string]map[name]bool{}, servicesIn: map[string]map[name]bool{},
 		endpointsOn: map[string]map[name]bool{}, podsOn: map[string]map[name]bool{},
 		members: map[name]map[name]bool{}, held: map[name]map[name]bool{}, gone: map[string]bool{},
-		podWork: newWork(), serviceWork: newWork(), dirtyNodes: map[string]bool{}, recount: map[string]bool{}, awaited: map[string]await{},
+		podWork: newWork(), serviceWork: newWork(), dirtyNodes: map[string]bool{}, awaited: map[string]await{},
 	}
 }
 
@@ -400,14 +398,12 @@ func (m *model) applyEndpoint(ev store.Event) {
 		delete(m.endpoints, who)
 		unset(m.inNamespace, ns, who)
 		unset(m.endpointsOn, old.value.Node, who)
-		m.recount[old.value.Node] = true
 		m.free(old.value.Node, old.value.IP, who)
 	}
 	if v := read[wire.Endpoint](ev); v != nil {
 		m.byIP[v.IP] = who
 		set(m.inNamespace, ns, who)
 		set(m.endpointsOn, v.Node, who)
-		m.recount[v.Node] = true
 		m.endpoints[who] = stored[wire.Endpoint]{*v, ev.Modified, ev.Value}
 	}
 	m.podWork.dirty[who] = true

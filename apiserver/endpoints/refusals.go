@@ -1,6 +1,7 @@
 package endpoints
 
 import (
+	"iter"
 	"log/slog"
 	"maps"
 	"slices"
@@ -38,6 +39,7 @@ type claimed struct {
 	api.Refusal
 	modified int64 // revision at which the claim was made
 	round    int   // of complete lists, in which it was last refused
+	declared bool  // it is about a declared pod
 }
 
 // A node can make claims as fast as it likes. One of each kind is logged per logPause,
@@ -69,7 +71,7 @@ func (r *refusals) set(about subject, no []refused) {
 		if !known || was.Reason != claim.reason || was.Example != claim.example {
 			was.Refusal = r.refusal(about.resource, claim)
 		}
-		was.modified, was.round = claim.modified, r.round
+		was.modified, was.round, was.declared = claim.modified, r.round, claim.declared
 		now[claim.node] = was
 	}
 	r.claims[about] = now
@@ -114,12 +116,17 @@ func (r *refusals) forget(node string) {
 	maps.DeleteFunc(r.counts, func(key refusalKey, _ *counted) bool { return key.node == node })
 }
 
-// of returns the first refused claim about a subject, in order of node.
-func (r *refusals) of(about subject) (api.Refusal, bool) {
-	for _, node := range slices.Sorted(maps.Keys(r.claims[about])) {
-		return r.claims[about][node].Refusal, true
+// aboutPods returns the first refused claim about each declared pod, in order of node.
+// Claims about others nobody asks for, and a node can make up any number of them.
+func (r *refusals) aboutPods() iter.Seq2[string, api.Refusal] {
+	return func(yield func(string, api.Refusal) bool) {
+		for about, byNode := range r.claims {
+			first := slices.Min(slices.Collect(maps.Keys(byNode)))
+			if about.resource == "endpoint" && byNode[first].declared && !yield(about.what, byNode[first].Refusal) {
+				return
+			}
+		}
 	}
-	return api.Refusal{}, false
 }
 
 // total returns the counts since the start.

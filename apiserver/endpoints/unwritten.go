@@ -63,26 +63,6 @@ func (u unwritten) settled(round int) {
 	}
 }
 
-// Trouble returns what keeps a pod's endpoint from being as its node's agent claims; nil
-// if nothing does.
-func (c *Controller) Trouble(namespace, pod string) *api.Concern {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	who := name{namespace, pod}
-	o := podOwner(who)
-	if keys := c.unwritten[o]; len(keys) > 0 {
-		return &(unwritten{o: keys}.concerns()[0])
-	}
-	r, refused := c.refusals.of(subject{"endpoint", who.String()})
-	if !refused {
-		return nil
-	}
-	return &api.Concern{
-		Object: "pod " + who.String(), Node: r.Node, Reason: "ClaimRefused", Since: r.Last,
-		Message: fmt.Sprintf("what node %s claims about the pod is refused: %s (%s)", r.Node, r.Reason, r.Example), Next: "restart its agent",
-	}
-}
-
 // cannotWrite reports whether an error concerns this write alone or passes by itself, so
 // that the other writes can go on.
 func cannotWrite(err error) bool {
@@ -123,6 +103,9 @@ func (u unwritten) concerns() (out []api.Concern) {
 		c.Message, c.Next = sentence(g.kind, len(owners) > 1, subject, causes[g])
 		out = append(out, c)
 	}
+	slices.SortFunc(out, func(a, b api.Concern) int {
+		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Reason, b.Reason))
+	})
 	return out
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-mesh/weft/apiserver/problems"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -33,11 +34,11 @@ type Config struct {
 	Heartbeat time.Duration
 }
 
-// Exporter keeps the export equal to the state. Several API servers of a cluster may
-// run one: they write the same.
+// Exporter keeps the export equal to the state. Run it once only.
 type Exporter struct {
-	conf Config
-	kept *store.Kept
+	conf    Config
+	kept    *store.Kept
+	changed chan struct{} // has one element when problems may have changed
 
 	mu      sync.Mutex // guards what follows
 	synced  time.Time
@@ -63,7 +64,7 @@ func New(c Config) *Exporter {
 	if c.Heartbeat == 0 {
 		c.Heartbeat = time.Minute
 	}
-	return &Exporter{conf: c, kept: store.NewKept(c.Store, c.Log), problems: map[string]string{}, tooLarge: map[string]string{}}
+	return &Exporter{conf: c, kept: store.NewKept(c.Store, c.Log), changed: make(chan struct{}, 1), problems: map[string]string{}, tooLarge: map[string]string{}}
 }
 
 // Status returns a copy of the current status. Safe for concurrent use.
@@ -73,6 +74,19 @@ func (e *Exporter) Status() Status {
 	s := Status{Synced: e.synced, Entries: maps.Clone(e.entries), Problems: maps.Clone(e.problems)}
 	maps.Copy(s.Problems, e.tooLarge)
 	return s
+}
+
+// Changed implements problems.Source.
+func (e *Exporter) Changed() <-chan struct{} { return e.changed }
+
+// Problems implements problems.Source.
+func (e *Exporter) Problems() (problems.Rows, bool) {
+	s := e.Status()
+	rows := problems.Rows{}
+	for key, problem := range s.Problems {
+		rows[wire.NotExportedKey(key)] = []byte(problem)
+	}
+	return rows, !s.Synced.IsZero()
 }
 
 // Run exports until ctx ends, retrying when the store fails; then it returns nil. What
@@ -328,6 +342,14 @@ func (e *Exporter) reportAll(have content, v *views, tooLarge map[string]string)
 		}
 		maps.DeleteFunc(*of, func(key, _ string) bool { return now[key] == "" })
 	}
+	e.tell()
+}
+
+func (e *Exporter) tell() {
+	select {
+	case e.changed <- struct{}{}:
+	default:
+	}
 }
 
 // noteLocked records a problem, and logs it if it is new; "" means that there is none.
@@ -335,6 +357,7 @@ func (e *Exporter) noteLocked(in map[string]string, key, sentence string) {
 	if in[key] == sentence {
 		return
 	}
+	e.tell()
 	if sentence == "" {
 		delete(in, key)
 		return

@@ -77,7 +77,11 @@ func (p *Peering) former(ctx context.Context, cluster string) (wire.Former, stor
 
 // Former lists the removed peers whose CIDRs are blocked, ordered by name.
 func (p *Peering) Former(ctx context.Context) ([]api.FormerPeer, error) {
-	kvs, _, err := p.conf.Store.List(ctx, wire.FormerPrefix)
+	return formerOf(ctx, p.conf.Cluster.Name, p.conf.Store)
+}
+
+func formerOf(ctx context.Context, own string, s store.Store) ([]api.FormerPeer, error) {
+	kvs, _, err := s.List(ctx, wire.FormerPrefix)
 	if err != nil {
 		return nil, err
 	}
@@ -88,15 +92,15 @@ func (p *Peering) Former(ctx context.Context) ([]api.FormerPeer, error) {
 			return nil, fmt.Errorf("%s: %w", kv.Key, err)
 		}
 		if f.Forgotten.IsZero() {
-			out = append(out, p.blocked(f))
+			out = append(out, blocked(own, f))
 		}
 	}
 	return out, nil
 }
 
-func (p *Peering) blocked(f wire.Former) api.FormerPeer {
+func blocked(own string, f wire.Former) api.FormerPeer {
 	return api.FormerPeer{
-		Cluster: p.conf.Cluster.Name, Name: f.Name, PodCIDRs: f.PodCIDRs, Removed: f.Removed,
+		Cluster: own, Name: f.Name, PodCIDRs: f.PodCIDRs, Removed: f.Removed,
 		AgeSeconds: max(0, time.Since(f.Removed).Seconds()),
 	}
 }
@@ -158,7 +162,7 @@ func (p *Peering) forgetCIDR(ctx context.Context, cidr netip.Prefix) (*api.Forme
 }
 
 func (p *Peering) forget(ctx context.Context, f wire.Former, unchanged store.Cond) (*api.FormerPeer, error) {
-	answer := p.blocked(f)
+	answer := blocked(p.conf.Cluster.Name, f)
 	if !f.Forgotten.IsZero() {
 		return &answer, nil
 	}

@@ -36,9 +36,9 @@ type Config struct {
 	Authority Authority
 	// EtcdEndpoints (https://host:port) are where peers reach our store.
 	EtcdEndpoints []string
-	// GossipAddresses (host:port) and GossipKey are those of our WAN gossip;
-	// empty if we do not take part.
-	GossipAddresses []string
+	// GossipAddresses returns the host:port of our API servers' WAN gossip, none if we
+	// do not take part. GossipKey is its key.
+	GossipAddresses func() []string
 	GossipKey       []byte
 	// Limit bounds our copy of each peer; the zero value means mirror's default.
 	Limit mirror.Limit
@@ -48,6 +48,13 @@ type Config struct {
 	// Dialer reaches peers; nil means Etcd with Limit.
 	Dialer Dialer
 	Log    *slog.Logger
+}
+
+func (c Config) gossipAddresses() []string {
+	if c.GossipAddresses == nil {
+		return nil
+	}
+	return c.GossipAddresses()
 }
 
 // Peering manages the peers of a cluster. Run keeps a mirror for each. The other
@@ -131,7 +138,7 @@ func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, erro
 		MaxConnectedClusters: own.MaxConnectedClusters, Generation: own.Generation,
 		EtcdEndpoints: p.conf.EtcdEndpoints, CA: string(p.conf.Authority.Bundle()),
 		Cert: string(pair.Cert), Key: string(pair.Key),
-		GossipAddresses: p.conf.GossipAddresses, GossipKey: base64.StdEncoding.EncodeToString(p.conf.GossipKey),
+		GossipAddresses: p.conf.gossipAddresses(), GossipKey: base64.StdEncoding.EncodeToString(p.conf.GossipKey),
 	}, nil
 }
 

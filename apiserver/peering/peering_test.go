@@ -99,7 +99,7 @@ func (w *world) cluster(t *testing.T, name string, id uint32) *cluster {
 	c := &cluster{t: t, own: describe(name, id), st: storetest.New(), users: &storetest.Users{}, ca: ca}
 	w.set(func() { w.stores[endpointOf(name)] = c.st })
 	c.p = New(Config{Cluster: c.own, Store: c.st, Users: c.users, Authority: ca, EtcdEndpoints: []string{endpointOf(name)},
-		GossipAddresses: []string{name + ".test:7947"}, GossipKey: bytes.Repeat([]byte{byte(id)}, 32),
+		GossipAddresses: func() []string { return []string{name + ".test:7947"} }, GossipKey: bytes.Repeat([]byte{byte(id)}, 32),
 		Dialer: w, Log: slog.New(slog.DiscardHandler)})
 	c.export(fmt.Sprintf(`{"id":%d,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"endpointSlicesExportMode":"services-and-endpointslices"}}`, id))
 	c.start()
@@ -226,7 +226,7 @@ func TestTwoClustersJoinAndPart(t *testing.T) {
 		if got := len(east.st.Dump("cilium/cache/")); got != 2 {
 			t.Errorf("%d entries of west", got)
 		}
-		if g := east.p.Gossip(); len(g) != 1 || g[0].Name != "west" || g[0].Addresses[0] != "west.test:7947" || g[0].Key[0] != 2 {
+		if g := gossipPeers(t, east.st); len(g) != 1 || g[0].Name != "west" || g[0].Addresses[0] != "west.test:7947" || g[0].Key[0] != 2 {
 			t.Errorf("gossip %v", g)
 		}
 		for _, line := range east.st.Dump("weft/state/") {

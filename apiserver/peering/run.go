@@ -359,17 +359,9 @@ func (p *Peering) status(peer wire.Peer, now time.Time) api.PeerStatus {
 		s.Invited, s.Added = peer.Invited, peer.Added
 		return s
 	}
-	s := api.PeerStatus{
-		Cluster: p.conf.Cluster.Name, Name: peer.Name, ID: uint32(peer.ID),
-		PodCIDRs: peer.PodCIDRs, ServiceCIDR: peer.ServiceCIDR, Endpoints: peer.Endpoints,
-		Control: api.ControlStatus{State: api.LinkConnecting, Since: peer.Added},
-		Invited: peer.Invited, Added: peer.Added,
-	}
-	switch {
-	case peer.Removing:
-		s.Control.State = api.LinkRemoving
-	case !peer.Connected:
-		s.Control.State, s.Control.Since = api.LinkInvited, peer.InvitedAt
+	s := recorded(p.conf.Cluster.Name, peer)
+	if s.Control.State == api.LinkUnknown {
+		s.Control.State = api.LinkConnecting // its mirror is about to start
 	}
 	return s
 }
@@ -393,28 +385,6 @@ func (p *Peering) Concerns(now time.Time) (out []api.Concern) {
 		out = append(out, r.mirror.Concerns(now)...)
 		if c, ok := ending(p.conf.Cluster.Name, r.mirror.Peer().Name, r.secret, now); ok {
 			out = append(out, c)
-		}
-	}
-	return out
-}
-
-// GossipPeer is a peer to exchange WAN gossip with.
-type GossipPeer struct {
-	Name      string
-	Addresses []string // host:port
-	Key       []byte   // never printed
-	CA        string   // PEM, to verify what the peer has signed
-}
-
-// Gossip returns the connected peers that take part in WAN gossip.
-func (p *Peering) Gossip() []GossipPeer {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var out []GossipPeer
-	for _, name := range slices.Sorted(maps.Keys(p.mirrors)) {
-		r := p.mirrors[name]
-		if peer := r.mirror.Peer(); len(peer.Gossip) > 0 && len(r.secret.GossipKey) > 0 {
-			out = append(out, GossipPeer{Name: name, Addresses: peer.Gossip, Key: r.secret.GossipKey, CA: peer.CA})
 		}
 	}
 	return out

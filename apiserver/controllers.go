@@ -1,0 +1,100 @@
+package apiserver
+
+import (
+	"context"
+	"net/http"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-mesh/weft/apiserver/endpoints"
+	"github.com/weft-mesh/weft/apiserver/export"
+	"github.com/weft-mesh/weft/apiserver/identities"
+	"github.com/weft-mesh/weft/apiserver/leader"
+	"github.com/weft-mesh/weft/apiserver/mirror"
+	"github.com/weft-mesh/weft/apiserver/peering"
+	"github.com/weft-mesh/weft/apiserver/problems"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// controllers are the parts that write without being asked. They run on the API server
+// that leads, for one term, and write through its fence.
+//
+// A server's own certificates, the space on its disk and the history of its etcd are not
+// among them: each server takes care of its own, above all while nobody can lead because
+// the store is full.
+type controllers struct {
+	endpoints *endpoints.Controller
+	exporter  *export.Exporter
+	peering   *peering.Peering
+	peers     http.Handler // the API of the peers, whose mirrors run here
+}
+
+// lead runs the controllers for one term. It implements leader.Config's Lead.
+func (s *server) lead(ctx context.Context, st store.Store) error {
+	first, last := s.split.Range(s.cluster.ID)
+	allocator, err := identities.NewAllocator(st, first, last)
+	if err != nil {
+		return err
+	}
+	collect := identities.DefaultCollectorConfig()
+	collect.InUse, collect.Log = s.identitiesInUse, s.log
+	collector := identities.NewCollector(allocator, collect)
+	kept := store.NewKept(st, s.log)
+	kept.Note(s.lasting...) // what is missing already is written again too
+	c := &controllers{
+		endpoints: endpoints.New(endpoints.Config{Store: st, Allocator: allocator, Cluster: s.cluster.Name, Log: s.log}),
+		exporter:  export.New(export.Config{Store: st, Cluster: s.cluster, Log: s.log}),
+		peering: peering.New(peering.Config{
+			Cluster: s.cluster, Store: st, Users: leader.Users(st, s.store), Authority: s.foundation,
+			EtcdEndpoints: s.etcdEndpoints(), GossipAddresses: s.wanGossip, GossipKey: s.wanKey,
+			Limit: mirror.Limit{Entries: s.conf.PeerEntries, Bytes: s.conf.PeerBytes}, Rate: mirror.Rate{Changes: s.conf.PeerChanges, Bytes: s.conf.PeerHistoryBytes}, Log: s.log,
+		}),
+	}
+	mux := http.NewServeMux()
+	c.peering.Mount(mux)
+	mux.HandleFunc("/", unknownPath)
+	c.peers = mux
+
+	g, ctx := errgroup.WithContext(ctx)
+	persist := func(what string, work func(context.Context) error) {
+		g.Go(func() error { return store.Persist(ctx, s.log, what, work) })
+	}
+	g.Go(func() error { return c.endpoints.Run(ctx) })
+	g.Go(func() error { return collector.Run(ctx) })
+	g.Go(func() error { return c.exporter.Run(ctx) })
+	g.Go(func() error { return c.peering.Run(ctx) })
+	g.Go(func() error { return s.gossiper.write(ctx, st) })
+	g.Go(func() error { return s.watchConcerns(ctx) })
+	g.Go(func() error { return kept.Keep(ctx, s.fixed()...) })
+	persist("writing what is wrong with endpoints", func(ctx context.Context) error {
+		return problems.Publish(ctx, st, c.endpoints, endpoints.ProblemPrefixes()...)
+	})
+	persist("writing what is not exported", func(ctx context.Context) error {
+		return problems.Publish(ctx, st, c.exporter, wire.NotExportedPrefix)
+	})
+	persist("writing since when concerns exist", func(ctx context.Context) error { return s.sightings.write(ctx, st) })
+	s.controllers.Store(c)
+	// At once, not only when all of them have ended: requests go to the next one.
+	stop := context.AfterFunc(ctx, func() { s.controllers.CompareAndSwap(c, nil) })
+	defer func() { stop(); s.controllers.CompareAndSwap(c, nil) }()
+	return g.Wait()
+}
+
+// problemRows are what the controllers could not do: as they say themselves if they run
+// here, so that it shows also while the store takes no writes, and else as they wrote it.
+func (s *server) problemRows() problems.Rows {
+	rows := s.board.Rows()
+	c := s.controllers.Load()
+	if c == nil {
+		return rows
+	}
+	replace := func(src problems.Source, prefixes ...string) {
+		if own, looked := src.Problems(); looked {
+			rows = rows.With(own, prefixes...)
+		}
+	}
+	replace(c.endpoints, endpoints.ProblemPrefixes()...)
+	replace(c.exporter, wire.NotExportedPrefix)
+	return rows
+}
