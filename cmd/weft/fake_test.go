@@ -59,6 +59,15 @@ func newFake(name string, id uint32, mesh map[string]*fake) *fake {
 			{Cluster: f.name, Kind: "Pod", Namespace: "shop", Name: "web-1", Action: api.Deleted},
 		}}, nil
 	}))
+	mux.HandleFunc("GET /v1/servers", f.answer(func(*http.Request) (any, error) {
+		return api.ServerList{Cluster: name, Servers: f.servers()}, nil
+	}))
+	mux.HandleFunc("DELETE /v1/servers/{name}", f.answer(func(r *http.Request) (any, error) {
+		if !strings.HasSuffix(r.PathValue("name"), ".253") {
+			return nil, api.Conflict("stop it first; then it goes by itself", "API server %s is running", r.PathValue("name"))
+		}
+		return struct{}{}, nil
+	}))
 	mux.HandleFunc("POST /v1/rotate", f.answer(func(*http.Request) (any, error) { return api.RotateResult{Cluster: name, Epoch: 3}, nil }))
 	mux.HandleFunc("POST /v1/release", f.answer(func(*http.Request) (any, error) {
 		return api.ReleaseResult{Cluster: name, Generation: "g2", Nodes: []string{"east-1", "east-2"}}, nil
@@ -82,6 +91,17 @@ func newFake(name string, id uint32, mesh map[string]*fake) *fake {
 	f.Config.ErrorLog = log.New(io.Discard, "", 0)
 	f.StartTLS()
 	return f
+}
+
+// servers are the API servers: one in east, and another that is missing in west.
+func (f *fake) servers() []api.ServerStatus {
+	url := func(a netip.Addr) string { return "https://" + netip.AddrPortFrom(a, api.ServerPort).String() }
+	first, second := addr("172.16.%d.254", int(f.id)), addr("172.16.%d.253", int(f.id))
+	all := []api.ServerStatus{{Cluster: f.name, Name: first.String(), ID: "a1", URL: url(first), State: api.ServerLeads, AgeSeconds: 180, Version: "v0.1.0", Answers: true}}
+	if f.name == "west" {
+		all = append(all, api.ServerStatus{Cluster: f.name, Name: second.String(), ID: "b2", URL: url(second), State: api.ServerMissing, AgeSeconds: 7, Version: "v0.1.0"})
+	}
+	return all
 }
 
 func (f *fake) ca() string {
@@ -134,6 +154,7 @@ func (f *fake) status() api.Status {
 		Cluster: api.ClusterStatus{Name: f.name, ID: f.id, PodCIDRs: []netip.Prefix{prefix("10.%d.0.0/16", id)}, ServiceCIDR: prefix("10.%d.0.0/16", 100+id),
 			MaxConnectedClusters: 255, Generation: "6f1c", Version: "v0.1.0", UptimeSeconds: 180, Store: "embedded", StoreVersion: "3.7.3",
 			StoreBytes: 1258291, Revision: 431, Endpoints: 3, Identities: 2, Services: 1, Policies: 1},
+		Servers: f.servers(),
 		Nodes: []api.NodeStatus{
 			{Cluster: f.name, Name: f.name + "-2", State: "ready", Addresses: []netip.Addr{addr("172.16.%d.2", id)}, Internal: addr("10.%d.2.1", id),
 				PodCIDRs: []netip.Prefix{prefix("10.%d.2.0/24", id)}, Endpoints: 1, Epoch: 1, Alive: &alive, LastSeen: heard, AgeSeconds: 2},

@@ -51,7 +51,7 @@ func rootCommand() *cobra.Command {
 	)
 	root.AddCommand(
 		applyCommand(), getCommand(), describeCommand(), deleteCommand(),
-		peerCommand(), nodeCommand(), policyCommand(), configCommand(), backupCommand(), restoreCommand(),
+		peerCommand(), nodeCommand(), serverCommand(), policyCommand(), configCommand(), backupCommand(), restoreCommand(),
 		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), debugCommand(), labCommand(),
 		apiserverCommand(), agentCommand(), tunnelCommand(),
 		versionCommand(),

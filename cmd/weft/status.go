@@ -105,6 +105,9 @@ func writeStatus(out *strings.Builder, s *api.Status, wide, colour bool) {
 	c := s.Cluster
 	fmt.Fprintln(out, printableLines(fmt.Sprintf("Cluster %s (ID %d), API server %s, up %s", c.Name, c.ID, c.Version, age(c.UptimeSeconds))))
 	fmt.Fprintln(out, printableLines(fmt.Sprintf("  store      %s etcd %s, %s, revision %d, generation %s", c.Store, c.StoreVersion, size(c.StoreBytes), c.Revision, c.Generation)))
+	if len(s.Servers) > 0 {
+		fmt.Fprintln(out, printableLines("  servers    "+serversLine(s.Servers)))
+	}
 	fmt.Fprintf(out, "  addresses  pods %s, services %s\n", list(c.PodCIDRs), c.ServiceCIDR)
 	fmt.Fprintf(out, "  holds      %s, %s, %s, %s\n", api.Count(c.Endpoints, "endpoint"), api.Count(c.Identities, "identity"), api.Count(c.Services, "service"), api.Count(c.Policies, "policy"))
 	for _, t := range []table{nodeTable(s.Nodes), peerTable(s.Peers)} {
@@ -131,6 +134,19 @@ func writeStatus(out *strings.Builder, s *api.Status, wide, colour bool) {
 			fmt.Fprintln(out, "  - "+printableLines(c.String()))
 		}
 	}
+}
+
+// serversLine says which API servers there are, the one that leads first.
+func serversLine(servers []api.ServerStatus) string {
+	var texts []string
+	for _, leads := range []bool{true, false} {
+		for _, s := range servers {
+			if (s.State == api.ServerLeads) == leads {
+				texts = append(texts, fmt.Sprintf("%s %s for %s", s.Name, s.State, age(s.AgeSeconds)))
+			}
+		}
+	}
+	return strings.Join(texts, ", ")
 }
 
 // size formats a number of bytes for people.
