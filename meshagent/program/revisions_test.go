@@ -338,3 +338,27 @@ func TestOneAddressRaisesOneRevision(t *testing.T) {
 		t.Errorf("%d revisions were raised, settings %+v, before %+v", len(got), p.settings, settings)
 	}
 }
+
+// The node's own address decides whom it is taken for, so every flow is judged again when
+// it changes. A tunnel's device decides nothing.
+func TestAnotherOwnAddressConcernsEveryFlow(t *testing.T) {
+	b := newBench(t)
+	b.pass()
+	for _, c := range []struct {
+		ifindex  [2]uint32
+		internal string
+		want     bool
+	}{
+		{[2]uint32{7, 8}, "10.1.1.1", true},
+		{[2]uint32{7, 9}, "10.1.1.1", false},
+		{[2]uint32{7, 9}, "10.1.1.2", true},
+	} {
+		before := rowsIn(b.maps.Settings)[0].Revision
+		b.p.SetTunnels(c.ifindex, netip.MustParseAddr(c.internal))
+		b.pass()
+		now := rowsIn(b.maps.Settings)[0]
+		if now.TunnelIfindex != c.ifindex || now.Internal.Netip() != netip.MustParseAddr(c.internal) || (now.Revision != before) != c.want {
+			t.Errorf("%v, %s: settings %+v, revision before %d, want it raised: %v", c.ifindex, c.internal, now, before, c.want)
+		}
+	}
+}
