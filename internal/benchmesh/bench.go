@@ -174,8 +174,10 @@ func (b *bench) stages(ctx context.Context) error {
 			return err
 		}
 		b.base = map[peers.Kind]float64{}
-		if err := b.oneChanges(ctx); err != nil {
-			return err
+		if b.wants("one-change") {
+			if err := b.oneChanges(ctx); err != nil {
+				return err
+			}
 		}
 		if b.wants("propagation") {
 			if err := b.underChurn(ctx); err != nil {

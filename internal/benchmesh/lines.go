@@ -66,6 +66,9 @@ func (u usage) since(v usage) (agent, server, received, sent float64) {
 // oneChanges makes changes one by one, each after the one before has reached the kernel,
 // and measures the agent's CPU time beyond what it uses without changes.
 func (b *bench) oneChanges(ctx context.Context) error {
+	if err := b.calm(ctx); err != nil {
+		return err
+	}
 	idle, err := b.usageOver(ctx, b.rest)
 	if err != nil {
 		return err
@@ -76,6 +79,23 @@ func (b *bench) oneChanges(ctx context.Context) error {
 		}
 		if err := b.oneChange(ctx, kind, idle); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// calm waits until the agent's usage no longer falls: after a join it still sets up tunnels.
+func (b *bench) calm(ctx context.Context) error {
+	last := math.Inf(1)
+	for deadline := time.Now().Add(b.patience); time.Now().Before(deadline); {
+		u, err := b.usageOver(ctx, max(b.rest/3, 100*time.Millisecond))
+		if err != nil {
+			return err
+		}
+		if used := u.agent.Seconds(); used > 0.8*last {
+			return nil
+		} else {
+			last = max(used, 0.01)
 		}
 	}
 	return nil
