@@ -43,8 +43,8 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 	kept := store.NewKept(st, s.log)
 	kept.Note(s.lasting...) // what is missing already is written again too
 	c := &controllers{
-		endpoints: endpoints.New(endpoints.Config{Store: st, Allocator: allocator, Cluster: s.cluster.Name, Log: s.log}),
-		exporter:  export.New(export.Config{Store: st, Cluster: s.cluster, Log: s.log}),
+		endpoints: endpoints.New(endpoints.Config{State: s.state, Store: st, Allocator: allocator, Cluster: s.cluster.Name, Log: s.log}),
+		exporter:  export.New(export.Config{State: s.state, Store: st, Cluster: s.cluster, Log: s.log}),
 		peering: peering.New(peering.Config{
 			Cluster: s.cluster, Store: st, Users: leader.Users(st, s.store), Authority: s.foundation,
 			EtcdEndpoints: s.etcdEndpoints(), GossipAddresses: s.wanGossip, GossipKey: s.wanKey,

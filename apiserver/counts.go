@@ -2,40 +2,34 @@ package apiserver
 
 import (
 	"context"
-	"log/slog"
 	"maps"
 	"sync"
 
-	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/wire"
 )
 
-// counts counts the accepted endpoints of each node. It follows the store, so that every
-// API server knows them and none has to list them all to answer.
+// counts counts the accepted endpoints of each node, as they come and go, so that no server
+// has to list them all to answer.
 type counts struct {
-	store store.Store
-	log   *slog.Logger
+	state *state.Cache
 
 	mu     sync.Mutex        // guards what follows
 	nodeOf map[string]string // by key
 	onNode map[string]int
 }
 
-func newCounts(s store.Store, log *slog.Logger) *counts {
-	return &counts{store: s, log: log, nodeOf: map[string]string{}, onNode: map[string]int{}}
+func newCounts(s *state.Cache) *counts {
+	return &counts{state: s, nodeOf: map[string]string{}, onNode: map[string]int{}}
 }
 
-// Run follows the store until ctx ends.
+// Run follows the state until ctx ends; then it returns nil.
 func (c *counts) Run(ctx context.Context) error {
-	return store.Persist(ctx, c.log, "counting endpoints", func(ctx context.Context) error {
-		return store.Follow(ctx, c.store, wire.EndpointsPrefix, func(b store.Batch) error {
-			c.apply(b)
-			return nil
-		})
-	})
+	_ = c.state.Follow(ctx, func(b state.Batch) error { c.apply(b); return nil }) // only ctx ends it
+	return nil
 }
 
-func (c *counts) apply(b store.Batch) {
+func (c *counts) apply(b state.Batch) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if b.Complete {
@@ -43,13 +37,16 @@ func (c *counts) apply(b store.Batch) {
 		clear(c.onNode)
 	}
 	for _, ev := range b.Events {
+		if _, _, ok := wire.ParseEndpointKey(ev.Key); !ok {
+			continue
+		}
 		if node, there := c.nodeOf[ev.Key]; there {
 			delete(c.nodeOf, ev.Key)
 			if c.onNode[node]--; c.onNode[node] == 0 {
 				delete(c.onNode, node)
 			}
 		}
-		if e, err := wire.Unmarshal[wire.Endpoint](ev.Value); err == nil && !ev.Deleted {
+		if e, ok := ev.Object.(*wire.Endpoint); ok {
 			c.nodeOf[ev.Key] = e.Node
 			c.onNode[e.Node]++
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/peering"
 	"github.com/weft-mesh/weft/apiserver/problems"
 	"github.com/weft-mesh/weft/apiserver/registry"
+	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -51,6 +52,7 @@ type server struct {
 	registrar    *nodes.Registrar
 	directory    *peering.Directory
 	board        *problems.Board
+	state        *state.Cache
 	counts       *counts
 	census       *census
 	memory       *memory
@@ -113,6 +115,7 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	g.Go(func() error { return s.election.Run(ctx) })
 	g.Go(func() error { return s.directory.Run(ctx) })
 	g.Go(func() error { return s.board.Run(ctx) })
+	g.Go(func() error { return s.state.Run(ctx) })
 	g.Go(func() error { return s.counts.Run(ctx) })
 	g.Go(func() error { return s.census.Run(ctx) })
 	g.Go(func() error { return s.serviceTable.Run(ctx) })
@@ -179,7 +182,8 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 	}
 	s.directory = peering.NewDirectory(f.cluster.Name, s.store, s.log)
 	s.board = problems.NewBoard(s.store, s.log)
-	s.counts = newCounts(s.store, s.log)
+	s.state = state.New(s.store, s.log)
+	s.counts = newCounts(s.state)
 	s.census = newCensus(s.store, s.log)
 	s.serviceTable = newServiceTable(f.cluster.Name, s.store, s.log)
 	if s.memory, err = openMemory(f.conf.DataDir, f.cluster.Generation, s.store, s.log); err != nil {

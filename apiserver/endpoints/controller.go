@@ -16,6 +16,7 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/identities"
+	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -27,6 +28,8 @@ const retryAfter = time.Second
 
 // Config of a Controller.
 type Config struct {
+	// State is what endpoints are derived from, Store where they are written.
+	State     *state.Cache
 	Store     store.Store
 	Allocator *identities.Allocator
 	Cluster   string
@@ -65,7 +68,7 @@ func New(c Config) *Controller {
 func (c *Controller) Run(ctx context.Context) error {
 	return store.Persist(ctx, c.conf.Log, "deriving endpoints", func(ctx context.Context) error {
 		m := newModel()
-		return store.Follow(ctx, c.conf.Store, wire.StatePrefix, func(b store.Batch) error {
+		return c.conf.State.Follow(ctx, func(b state.Batch) error {
 			if b.Complete {
 				m = newModel()
 				c.startRound()
@@ -259,7 +262,7 @@ func (c *Controller) outcome(m *model, w pending, o owner, revision int64, err e
 	case cannotWrite(err):
 		f := failure{cause: err, round: c.round}
 		if p := m.pods[w.who]; p != nil && of == m.podWork {
-			f.node = p.node
+			f.node = p.Node
 		}
 		c.unwritten.fail(o, w.key, f)
 		of.later[w.who] = true

@@ -17,6 +17,7 @@ import (
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/identities"
 	"github.com/weft-mesh/weft/apiserver/registry"
+	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/store"
@@ -59,15 +60,20 @@ func (e *east) startOn(s store.Store) (stop func()) {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	e.Controller = New(Config{Store: s, Allocator: alloc, Cluster: "east", Log: slog.New(slog.DiscardHandler)})
+	log := slog.New(slog.DiscardHandler)
+	own := state.New(s, log)
+	e.Controller = New(Config{State: own, Store: s, Allocator: alloc, Cluster: "east", Log: log})
 	ctx, cancel := context.WithCancel(e.t.Context())
-	done := make(chan error, 1)
+	done := make(chan error, 2)
+	go func() { done <- own.Run(ctx) }()
 	go func() { done <- e.Run(ctx) }()
 	synctest.Wait()
 	return func() {
 		cancel()
-		if err := <-done; err != nil {
-			e.t.Error(err)
+		for range 2 {
+			if err := <-done; err != nil {
+				e.t.Error(err)
+			}
 		}
 	}
 }

@@ -36,13 +36,13 @@ func (m *model) endpoint(cluster string, who name) (want wire.Endpoint, v verdic
 	if p == nil {
 		return want, remove, no
 	}
-	n := m.nodes[p.node]
+	n := m.nodes[p.Node]
 	if n == nil || n.registration == nil {
 		return want, remove, no
 	}
 	// An endpoint of an earlier pod with this name must not stay.
 	otherwise := keep
-	if there && (have.value.UID != p.uid || have.value.Node != p.node) {
+	if there && (have.value.UID != p.UID || have.value.Node != p.Node) {
 		otherwise = remove
 	}
 	says := n.claims[who]
@@ -53,9 +53,9 @@ func (m *model) endpoint(cluster string, who name) (want wire.Endpoint, v verdic
 		return want, otherwise, no
 	}
 	says.honest = true
-	if says.UID != "" && says.UID != p.uid {
+	if says.UID != "" && says.UID != p.UID {
 		if !m.gone[says.UID] { // otherwise it is late: about an earlier pod
-			no = append(no, refused{p.node, says.modified, "pod has another UID", fmt.Sprintf("%s claimed with UID %s", who, says.UID), true})
+			no = append(no, refused{p.Node, says.modified, "pod has another UID", fmt.Sprintf("%s claimed with UID %s", who, says.UID), true})
 		}
 		return want, otherwise, no
 	}
@@ -63,15 +63,15 @@ func (m *model) endpoint(cluster string, who name) (want wire.Endpoint, v verdic
 		return want, otherwise, no // decided again once the other has left
 	}
 	if reason := m.check(n, who, says); reason != "" {
-		return want, otherwise, append(no, refused{p.node, says.modified, reason, fmt.Sprintf("%s at %s", who, says.IP), true})
+		return want, otherwise, append(no, refused{p.Node, says.modified, reason, fmt.Sprintf("%s at %s", who, says.IP), true})
 	}
 	return wire.Endpoint{
-		Namespace: who.namespace, Pod: who.name, UID: p.uid,
-		Node: p.node, NodeIP: n.registration.Addresses[0], IP: says.IP,
+		Namespace: who.namespace, Pod: who.name, UID: p.UID,
+		Node: p.Node, NodeIP: n.registration.Addresses[0], IP: says.IP,
 		// Labels and ports come from the declaration, not from the claim.
-		Labels:         identity.PodLabels(who.namespace, m.namespaces[who.namespace], p.labels, p.account, cluster),
-		ServiceAccount: p.account,
-		NamedPorts:     p.namedPorts,
+		Labels:         identity.PodLabels(who.namespace, m.namespaces[who.namespace], p.Labels, p.Account, cluster),
+		ServiceAccount: p.Account,
+		NamedPorts:     p.NamedPorts,
 		Ready:          says.Ready,
 		State:          says.State,
 	}, write, no
@@ -100,7 +100,7 @@ func (m *model) check(n *node, who name, claim *claim) string {
 // leaving reports whether a pod's endpoint is about to be removed.
 func (m *model) leaving(who name) bool {
 	have, p := m.endpoints[who], m.pods[who]
-	return p == nil || p.uid != have.value.UID
+	return p == nil || p.UID != have.value.UID
 }
 
 // strays are claims about the pod by nodes on which it is not declared.
@@ -108,7 +108,7 @@ func (m *model) strays(who name) (no []refused) {
 	p := m.pods[who]
 	for nodeName := range m.claimants[who] {
 		says := m.nodes[nodeName].claims[who]
-		if p != nil && p.node == nodeName || says.honest || m.gone[says.UID] {
+		if p != nil && p.Node == nodeName || says.honest || m.gone[says.UID] {
 			continue
 		}
 		no = append(no, refused{nodeName, says.modified, "pod is not declared on the node", fmt.Sprintf("%s at %s", who, says.IP), p != nil})

@@ -13,6 +13,7 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/identities"
+	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -85,7 +86,10 @@ func TestRefusalsAreShortAndRare(t *testing.T) {
 func TestTheModelForgetsWhatIsGone(t *testing.T) {
 	m := newModel()
 	feed := func(deleted bool, key string, value any) {
-		ev := store.Event{KV: store.KV{Key: key, Value: wire.Marshal(value)}, Deleted: deleted}
+		ev, ok := state.Decode(store.Event{KV: store.KV{Key: key, Value: wire.Marshal(value)}, Deleted: deleted})
+		if !ok || ev.Wrong != nil {
+			t.Errorf("%s is not read: %v", key, ev.Wrong)
+		}
 		m.apply(ev)
 	}
 	for _, deleted := range []bool{false, true} {

@@ -1,18 +1,16 @@
 package endpoints
 
 import (
-	"encoding/json"
 	"maps"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/service"
-	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -25,7 +23,7 @@ func (n name) String() string { return n.namespace + "/" + n.name }
 // so at any time it is what the store was at one revision.
 type model struct {
 	namespaces map[string]map[string]string // labels
-	pods       map[name]*pod
+	pods       map[name]*state.Pod
 	services   map[name]*service.Service
 	nodes      map[string]*node
 	endpoints  map[name]stored[wire.Endpoint]
@@ -108,7 +106,7 @@ func (m *model) await(key string, revision int64, who name, of *work) {
 }
 
 // arrived ends the waiting for an event.
-func (m *model) arrived(ev store.Event) {
+func (m *model) arrived(ev state.Event) {
 	a, ok := m.awaited[ev.Key]
 	if !ok || ev.Modified < a.revision {
 		return
@@ -125,16 +123,6 @@ type stored[T any] struct {
 	value    T
 	modified int64
 	text     []byte
-}
-
-type pod struct {
-	uid        string
-	node       string
-	labels     map[string]string
-	account    string
-	namedPorts []wire.NamedPort
-	// hostname and subdomain are its name under a headless service.
-	hostname, subdomain string
 }
 
 type node struct {
@@ -155,7 +143,7 @@ type claim struct {
 
 func newModel() *model {
 	return &model{
-		namespaces: map[string]map[string]string{}, pods: map[name]*pod{}, services: map[name]*service.Service{},
+		namespaces: map[string]map[string]string{}, pods: map[name]*state.Pod{}, services: map[name]*service.Service{},
 		nodes: map[string]*node{}, endpoints: map[name]stored[wire.Endpoint]{},
 		slices:    map[name]map[string]stored[*discoveryv1.EndpointSlice]{},
 		claimants: map[name]map[string]bool{}, byIP: map[netip.Addr]name{}, sliceOf: map[name]name{},
@@ -169,7 +157,7 @@ func newModel() *model {
 
 // apply takes in a change. What cannot be parsed counts as absent: only our own programs
 // write it, and a node's claims are checked later.
-func (m *model) apply(ev store.Event) {
+func (m *model) apply(ev state.Event) {
 	m.arrived(ev)
 	switch {
 	case strings.HasPrefix(ev.Key, wire.ObjectsPrefix):
@@ -183,18 +171,13 @@ func (m *model) apply(ev store.Event) {
 	}
 }
 
-func read[T any](ev store.Event) *T {
-	if ev.Deleted {
-		return nil
-	}
-	v := new(T)
-	if json.Unmarshal(ev.Value, v) != nil {
-		return nil
-	}
+// read returns the value of an event; nil if it was deleted or cannot be read.
+func read[T any](ev state.Event) *T {
+	v, _ := ev.Object.(*T)
 	return v
 }
 
-func (m *model) applyObject(ev store.Event) {
+func (m *model) applyObject(ev state.Event) {
 	plural, ns, objectName, ok := wire.ParseObjectKey(ev.Key)
 	if !ok {
 		return
@@ -215,15 +198,13 @@ func (m *model) applyObject(ev store.Event) {
 		// Pods without an endpoint have nothing in which the labels count.
 		maps.Copy(m.podWork.dirty, m.inNamespace[objectName])
 	case "pods":
-		m.applyPod(who, read[corev1.Pod](ev))
+		m.applyPod(who, read[state.Pod](ev))
 	case "services":
 		delete(m.services, who)
 		unset(m.servicesIn, ns, who)
-		if v := read[corev1.Service](ev); v != nil {
-			if svc, err := service.FromKubernetes(v); err == nil {
-				m.services[who] = &svc
-				set(m.servicesIn, ns, who)
-			}
+		if v := read[state.Service](ev); v != nil && v.Wrong == nil {
+			m.services[who] = &v.Service
+			set(m.servicesIn, ns, who)
 		}
 		m.serviceWork.dirty[who] = true
 	case "endpointslices":
@@ -231,52 +212,29 @@ func (m *model) applyObject(ev store.Event) {
 	}
 }
 
-func (m *model) applyPod(who name, v *corev1.Pod) {
+func (m *model) applyPod(who name, v *state.Pod) {
 	old := m.pods[who]
-	if old != nil && (v == nil || string(v.UID) != old.uid) {
+	if old != nil && (v == nil || v.UID != old.UID) {
 		if len(m.gone) > 4096 {
 			clear(m.gone)
 		}
-		m.gone[old.uid] = true
+		m.gone[old.UID] = true
 	}
 	if old != nil {
-		unset(m.podsOn, old.node, who)
+		unset(m.podsOn, old.Node, who)
 	}
 	if v == nil {
 		delete(m.pods, who)
 	} else {
-		set(m.podsOn, v.Spec.NodeName, who)
-		m.pods[who] = &pod{
-			uid: string(v.UID), node: v.Spec.NodeName, labels: v.Labels, account: v.Spec.ServiceAccountName, namedPorts: namedPorts(v),
-			hostname: v.Spec.Hostname, subdomain: v.Spec.Subdomain,
-		}
+		set(m.podsOn, v.Node, who)
+		m.pods[who] = v
 		// The labels decide which services select the pod.
 		m.touchServices(who)
 	}
 	m.podWork.dirty[who] = true
 }
 
-// namedPorts are those of the containers that run as long as the pod does. Sidecars among
-// the init containers come last, which is the order in which Kubernetes looks names up.
-func namedPorts(v *corev1.Pod) []wire.NamedPort {
-	var out []wire.NamedPort
-	running := slices.Clone(v.Spec.Containers)
-	for _, c := range v.Spec.InitContainers {
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-			running = append(running, c)
-		}
-	}
-	for _, c := range running {
-		for _, p := range c.Ports {
-			if p.Name != "" {
-				out = append(out, wire.NamedPort{Name: p.Name, Port: uint16(p.ContainerPort), Protocol: string(p.Protocol)})
-			}
-		}
-	}
-	return out
-}
-
-func (m *model) applySlice(who name, ev store.Event) {
+func (m *model) applySlice(who name, ev state.Event) {
 	if svc, ok := m.sliceOf[who]; ok {
 		if delete(m.slices[svc], who.name); len(m.slices[svc]) == 0 {
 			delete(m.slices, svc)
@@ -314,7 +272,7 @@ func (m *model) node(nodeName string) *node {
 	return n
 }
 
-func (m *model) applyNode(ev store.Event) {
+func (m *model) applyNode(ev state.Event) {
 	nodeName, entry, ns, podName, ok := wire.ParseNodesKey(ev.Key)
 	if !ok {
 		return
@@ -356,7 +314,7 @@ func (m *model) applyNode(ev store.Event) {
 	}
 }
 
-func (m *model) applyRegistration(ev store.Event) {
+func (m *model) applyRegistration(ev state.Event) {
 	nodeName, ok := wire.ParseRegistrationKey(ev.Key)
 	if !ok {
 		return
@@ -388,7 +346,7 @@ func (m *model) tidy(nodeName string) {
 	}
 }
 
-func (m *model) applyEndpoint(ev store.Event) {
+func (m *model) applyEndpoint(ev state.Event) {
 	ns, podName, ok := wire.ParseEndpointKey(ev.Key)
 	if !ok {
 		return
@@ -416,7 +374,7 @@ func (m *model) giveBack(ip netip.Addr, who name) {
 		return
 	}
 	if p := m.pods[who]; p != nil {
-		m.free(p.node, ip, who)
+		m.free(p.Node, ip, who)
 	}
 }
 
@@ -444,7 +402,7 @@ func (m *model) touchServices(who name) {
 	if p == nil {
 		return
 	}
-	candidate := service.Pod{Namespace: who.namespace, Labels: p.labels}
+	candidate := service.Pod{Namespace: who.namespace, Labels: p.Labels}
 	for svcName := range m.servicesIn[who.namespace] {
 		if m.services[svcName].Selects(&candidate) {
 			m.serviceWork.dirty[svcName] = true

@@ -35,13 +35,13 @@ func (m *model) serviceSlices(svcName name) map[string]*discoveryv1.EndpointSlic
 		}
 		candidate := service.Pod{
 			Namespace: who.namespace, Name: who.name, Node: e.value.Node, Addr: e.value.IP,
-			Labels: p.labels, Ready: e.value.Ready, Terminating: e.value.State == wire.EndpointTerminating,
-			Hostname: p.hostname, Subdomain: p.subdomain,
+			Labels: p.Labels, Ready: e.value.Ready, Terminating: e.value.State == wire.EndpointTerminating,
+			Hostname: p.Hostname, Subdomain: p.Subdomain,
 		}
 		if n := m.nodes[e.value.Node]; n != nil {
 			candidate.Zone = n.registration.Zone()
 		}
-		for _, np := range p.namedPorts {
+		for _, np := range p.NamedPorts {
 			candidate.NamedPorts = append(candidate.NamedPorts, service.NamedPort{Name: np.Name, Protocol: service.Protocol(np.Protocol), Port: np.Port})
 		}
 		if svc.Selects(&candidate) {

@@ -20,12 +20,15 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-mesh/weft/apiserver/problems"
+	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
 // Config of an Exporter.
 type Config struct {
+	// State is what is exported, Store where it is written.
+	State   *state.Cache
 	Store   store.Store
 	Cluster wire.Cluster
 	Log     *slog.Logger
@@ -178,7 +181,7 @@ func (e *Exporter) watchCanaries(ctx context.Context) error {
 func (e *Exporter) follow(ctx context.Context, raised func()) error {
 	var have content
 	views := newViews(e.conf.Cluster)
-	return store.Follow(ctx, e.conf.Store, wire.StatePrefix, func(b store.Batch) error {
+	return e.conf.State.Follow(ctx, func(b state.Batch) error {
 		if b.Complete {
 			views = newViews(e.conf.Cluster)
 			var err error

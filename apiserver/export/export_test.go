@@ -18,6 +18,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/store"
@@ -56,13 +57,17 @@ func run(t *testing.T, before func(*bench), each func(*bench)) {
 
 func (b *bench) start() {
 	ctx, cancel := context.WithCancel(b.t.Context())
-	done := make(chan error)
-	b.exp = New(Config{Store: b.st, Cluster: east, Log: slog.New(slog.DiscardHandler)})
+	done, log := make(chan error), slog.New(slog.DiscardHandler)
+	own := state.New(b.st, log)
+	b.exp = New(Config{State: own, Store: b.st, Cluster: east, Log: log})
+	go func() { done <- own.Run(ctx) }()
 	go func() { done <- b.exp.Run(ctx) }()
 	b.stop = func() {
 		cancel()
-		if err := <-done; err != nil {
-			b.t.Errorf("Run: %v", err)
+		for range 2 {
+			if err := <-done; err != nil {
+				b.t.Errorf("Run: %v", err)
+			}
 		}
 	}
 	synctest.Wait()

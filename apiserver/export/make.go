@@ -9,9 +9,9 @@ import (
 	"strconv"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
@@ -99,7 +99,7 @@ func (v *views) ofNode(name string) map[string][]byte {
 	}
 }
 
-func (v *views) check(r wire.Registration, claim wire.NodeState) error {
+func (v *views) check(r *wire.Registration, claim wire.NodeState) error {
 	for _, p := range claim.PodCIDRs {
 		if !inside(v.cluster.PodCIDRs, p) {
 			return fmt.Errorf("claims pod CIDR %v, which is outside the cluster's", p)
@@ -128,14 +128,11 @@ func (v *views) ofIdentity(digits string) map[string][]byte {
 		return nil
 	}
 	n := identity.Number(number)
-	text, ok := v.identities[n]
-	if !ok || v.split.Cluster(n) != v.cluster.ID {
+	labels, ok := v.identities[n]
+	if !ok || v.split.Cluster(n) != v.cluster.ID || v.kept[labels.Namespace()] {
 		return nil
 	}
-	if labels, err := identity.ParseLabels(text); err != nil || v.kept[labels.Namespace()] {
-		return nil
-	}
-	return map[string][]byte{wire.IdentityStateKey(n): []byte(text)}
+	return map[string][]byte{wire.IdentityStateKey(n): []byte(labels.String())}
 }
 
 // mostServiceBytes is the most that a service may have in the older format, in which all
@@ -153,19 +150,18 @@ func (v *views) ofService(ns, name string) map[string][]byte {
 	if v.kept[ns] {
 		return nil
 	}
-	svc, err := service.FromKubernetes(obj)
-	if err != nil {
-		v.note(problem, err.Error())
+	if obj.Wrong != nil {
+		v.note(problem, obj.Wrong.Error())
 		return nil
 	}
-	if !svc.Exported() {
+	if !obj.Exported() {
 		return nil
 	}
 	own, foreign := v.believable(v.slices[[2]string{ns, name}])
 	if len(foreign) > 0 {
 		v.note(problem, fmt.Sprintf("peers would refuse endpoints outside the cluster's pod CIDRs %v; left out: %s", v.cluster.PodCIDRs, some(foreign)))
 	}
-	entry := v.clusterService(&svc, obj, own)
+	entry := v.clusterService(obj, own)
 	older := wire.Marshal(entry)
 	if len(older) > mostServiceBytes {
 		all := len(entry.Backends)
@@ -219,14 +215,14 @@ func some(all []string) string {
 // Cilium's, it lists backends that are ready or still serving, and hints only along
 // with a zone. Backends in maintenance are left out, because readers of this format
 // would send them new connections.
-func (v *views) clusterService(svc *service.Service, obj *corev1.Service, own map[string]*discoveryv1.EndpointSlice) wire.ClusterService {
+func (v *views) clusterService(svc *state.Service, own map[string]*discoveryv1.EndpointSlice) wire.ClusterService {
 	s := wire.ClusterService{
 		Cluster: v.cluster.Name, Namespace: svc.Namespace, Name: svc.Name,
 		Frontends: map[netip.Addr]map[string]wire.L4Addr{},
 		Backends:  map[netip.Addr]map[string]wire.L4Addr{},
 		Hostnames: map[netip.Addr]string{},
 		Zones:     map[netip.Addr]wire.BackendZone{},
-		Labels:    orEmpty(obj.Labels), Selector: orEmpty(obj.Spec.Selector),
+		Labels:    orEmpty(svc.Object.Labels), Selector: orEmpty(svc.Object.Spec.Selector),
 		IncludeExternal: true, Shared: true, ClusterID: uint32(v.cluster.ID),
 	}
 	for _, a := range svc.Addresses {

@@ -1,7 +1,6 @@
 package export
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -11,9 +10,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"
-	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -45,12 +44,12 @@ type views struct {
 	cluster    wire.Cluster
 	split      identity.Split
 	kept       map[string]bool // namespaces that are not exported
-	register   map[string]wire.Registration
+	register   map[string]*wire.Registration
 	claimed    map[string]wire.NodeState // what nodes claim about themselves
 	agreed     map[string]wire.NodeState // the last claim that agreed with the registration
-	endpoints  map[[2]string]wire.Endpoint
-	identities map[identity.Number]string
-	services   map[[2]string]*corev1.Service
+	endpoints  map[[2]string]*wire.Endpoint
+	identities map[identity.Number]identity.Labels
+	services   map[[2]string]*state.Service
 	slices     map[[2]string]map[string]*discoveryv1.EndpointSlice // by service
 	sliceOf    map[[2]string]string                                // slice to service
 
@@ -68,12 +67,12 @@ func newViews(c wire.Cluster) *views {
 	v := &views{
 		cluster: c, split: split,
 		kept:       map[string]bool{},
-		register:   map[string]wire.Registration{},
+		register:   map[string]*wire.Registration{},
 		claimed:    map[string]wire.NodeState{},
 		agreed:     map[string]wire.NodeState{},
-		endpoints:  map[[2]string]wire.Endpoint{},
-		identities: map[identity.Number]string{},
-		services:   map[[2]string]*corev1.Service{},
+		endpoints:  map[[2]string]*wire.Endpoint{},
+		identities: map[identity.Number]identity.Labels{},
+		services:   map[[2]string]*state.Service{},
 		slices:     map[[2]string]map[string]*discoveryv1.EndpointSlice{},
 		sliceOf:    map[[2]string]string{},
 		made:       map[view]map[string][]byte{},
@@ -87,7 +86,7 @@ func newViews(c wire.Cluster) *views {
 
 // apply takes in events and returns the views they affect. Values that cannot be
 // parsed count as absent and are reported as problems.
-func (v *views) apply(events []store.Event) map[view]bool {
+func (v *views) apply(events []state.Event) map[view]bool {
 	dirty := map[view]bool{}
 	for _, e := range events {
 		v.note(e.Key, "")
@@ -119,23 +118,22 @@ func (v *views) takeChanged() map[string]bool {
 	return changed
 }
 
-func (v *views) event(e store.Event, dirty map[view]bool) error {
+func (v *views) event(e state.Event, dirty map[view]bool) error {
 	if node, entry, _, _, ok := wire.ParseNodesKey(e.Key); ok {
 		// A node's state is tied to its agent's lease. A silent agent has not
 		// withdrawn anything, so only the end of the registration counts.
 		if entry != wire.NodeEntryNode || e.Deleted {
 			return nil
 		}
-		n, err := wire.Unmarshal[wire.NodeState](e.Value)
-		if err != nil {
+		if e.Wrong != nil {
 			// As with a claim that contradicts the registration, the last agreed
 			// one stays exported, because peers talk to the node's pods whatever
 			// its agent says. But the earlier claim is void.
 			delete(v.claimed, node)
-			return err
+			return e.Wrong
 		}
 		dirty[view{kind: ofNode, name: node}] = true
-		v.claimed[node] = n
+		v.claimed[node] = *e.Object.(*wire.NodeState)
 		return nil
 	}
 	if node, ok := wire.ParseRegistrationKey(e.Key); ok {
@@ -143,18 +141,15 @@ func (v *views) event(e store.Event, dirty map[view]bool) error {
 		if e.Deleted {
 			delete(v.claimed, node)
 		}
-		return set(v.register, node, e, wire.Unmarshal[wire.Registration])
+		return set(v.register, node, e)
 	}
 	if ns, pod, ok := wire.ParseEndpointKey(e.Key); ok {
 		dirty[view{ofEndpoint, ns, pod}] = true
-		return set(v.endpoints, [2]string{ns, pod}, e, wire.Unmarshal[wire.Endpoint])
+		return set(v.endpoints, [2]string{ns, pod}, e)
 	}
 	if n, ok := wire.ParseIdentityIDKey(e.Key); ok {
 		dirty[view{kind: ofIdentity, name: fmt.Sprint(uint32(n))}] = true
-		return set(v.identities, n, e, func(b []byte) (string, error) {
-			labels, err := wire.ParseIdentity(b)
-			return labels.String(), err
-		})
+		return set(v.identities, n, e)
 	}
 	if plural, ns, name, ok := wire.ParseObjectKey(e.Key); ok {
 		return v.object(e, plural, ns, name, dirty)
@@ -162,22 +157,23 @@ func (v *views) event(e store.Event, dirty map[view]bool) error {
 	return nil
 }
 
-func (v *views) object(e store.Event, plural, ns, name string, dirty map[view]bool) error {
+func (v *views) object(e state.Event, plural, ns, name string, dirty map[view]bool) error {
 	switch plural {
 	case "namespaces":
-		var obj corev1.Namespace
-		if !e.Deleted {
-			if err := json.Unmarshal(e.Value, &obj); err != nil {
-				return fmt.Errorf("read namespace: %w", err)
-			}
+		if e.Wrong != nil {
+			return e.Wrong
 		}
-		if keep := strings.EqualFold(obj.Annotations[service.AnnotationNamespaceGlobal], "false"); keep != v.kept[name] {
+		keep := false
+		if obj, ok := e.Object.(*corev1.Namespace); ok {
+			keep = strings.EqualFold(obj.Annotations[service.AnnotationNamespaceGlobal], "false")
+		}
+		if keep != v.kept[name] {
 			v.kept[name] = keep
 			v.touchNamespace(name, dirty)
 		}
 	case "services":
 		dirty[view{ofService, ns, name}] = true
-		return set(v.services, [2]string{ns, name}, e, readObject[corev1.Service])
+		return set(v.services, [2]string{ns, name}, e)
 	case "endpointslices":
 		key := [2]string{ns, name}
 		if was, ok := v.sliceOf[key]; ok {
@@ -185,12 +181,9 @@ func (v *views) object(e store.Event, plural, ns, name string, dirty map[view]bo
 			delete(v.slices[[2]string{ns, was}], name)
 			delete(v.sliceOf, key)
 		}
-		if e.Deleted {
-			return nil
-		}
-		slice, err := readObject[discoveryv1.EndpointSlice](e.Value)
-		if err != nil {
-			return err
+		slice, ok := e.Object.(*discoveryv1.EndpointSlice)
+		if !ok {
+			return e.Wrong
 		}
 		owner := slice.Labels[wire.ServiceNameLabel]
 		if owner == "" {
@@ -206,25 +199,13 @@ func (v *views) object(e store.Event, plural, ns, name string, dirty map[view]bo
 	return nil
 }
 
-func readObject[T any](b []byte) (*T, error) {
-	obj := new(T)
-	if err := json.Unmarshal(b, obj); err != nil {
-		return nil, fmt.Errorf("read object: %w", err)
-	}
-	return obj, nil
-}
-
-func set[K comparable, T any](in map[K]T, key K, e store.Event, read func([]byte) (T, error)) error {
+// set makes an event's object the value of a key; it has none if there is no object.
+func set[K comparable, T any](in map[K]T, key K, e state.Event) error {
 	delete(in, key)
-	if e.Deleted {
-		return nil
+	if object, ok := e.Object.(T); ok {
+		in[key] = object
 	}
-	value, err := read(e.Value)
-	if err != nil {
-		return err
-	}
-	in[key] = value
-	return nil
+	return e.Wrong
 }
 
 func (v *views) touchNamespace(ns string, dirty map[view]bool) {

@@ -21,6 +21,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/leader/leadertest"
 	"github.com/weft-mesh/weft/apiserver/problems"
 	"github.com/weft-mesh/weft/apiserver/registry"
+	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/storetest"
@@ -40,14 +41,15 @@ func serve(t *testing.T, s *storetest.Store, id string) *controllers {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	link := leadertest.NewLink(s)
+	own := state.New(link, log)
 	lead := func(ctx context.Context, s store.Store) error {
 		first, last := identity.Split255.Range(1)
 		alloc, err := identities.NewAllocator(s, first, last)
 		if err != nil {
 			return err
 		}
-		derive := endpoints.New(endpoints.Config{Store: s, Allocator: alloc, Cluster: "east", Log: log})
-		tell := export.New(export.Config{Store: s, Cluster: wire.Cluster{Name: "east", ID: 1, MaxConnectedClusters: 255, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}, Log: log})
+		derive := endpoints.New(endpoints.Config{State: own, Store: s, Allocator: alloc, Cluster: "east", Log: log})
+		tell := export.New(export.Config{State: own, Store: s, Cluster: wire.Cluster{Name: "east", ID: 1, MaxConnectedClusters: 255, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}, Log: log})
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return derive.Run(ctx) })
 		g.Go(func() error { return tell.Run(ctx) })
@@ -68,6 +70,7 @@ func serve(t *testing.T, s *storetest.Store, id string) *controllers {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.e.Run(ctx) })
 	g.Go(func() error { return c.board.Run(ctx) })
+	g.Go(func() error { return own.Run(ctx) })
 	c.end = sync.OnceFunc(func() {
 		cancel()
 		if err := g.Wait(); err != nil {

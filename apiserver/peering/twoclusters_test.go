@@ -24,6 +24,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/embedded"
 	"github.com/weft-mesh/weft/apiserver/export"
 	"github.com/weft-mesh/weft/apiserver/peering"
+	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/internal/loopbacktest"
 	"github.com/weft-mesh/weft/service"
@@ -88,14 +89,16 @@ func (s *site) start() {
 		s.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s.exp = export.New(export.Config{Store: s.root, Cluster: s.own, Log: log})
+	own := state.New(s.root, log)
+	s.exp = export.New(export.Config{State: own, Store: s.root, Cluster: s.own, Log: log})
 	s.p = peering.New(peering.Config{Cluster: s.own, Store: s.root, Users: s.root, Authority: s.ca, EtcdEndpoints: []string{s.endpoint()}, Log: log})
-	done := make(chan error, 2)
+	done := make(chan error, 3)
+	go func() { done <- own.Run(ctx) }()
 	go func() { done <- s.exp.Run(ctx) }()
 	go func() { done <- s.p.Run(ctx) }()
 	s.stop = func() {
 		cancel()
-		for range 2 {
+		for range 3 {
 			if err := <-done; err != nil {
 				s.t.Error(err)
 			}
