@@ -105,13 +105,30 @@ func leads(p *process, others ...*process) func() error {
 		if p.srv.controllers.Load() == nil {
 			return errors.New("no controllers run on the one that should lead")
 		}
+		if leaderMetric(p) != 1 {
+			return errors.New("the metric says that it does not lead")
+		}
 		for _, o := range others {
-			if o.srv.controllers.Load() != nil {
+			if o.srv.controllers.Load() != nil || leaderMetric(o) != 0 {
 				return errors.New("controllers run on another one")
 			}
 		}
 		return nil
 	}
+}
+
+// leaderMetric is what a server's metrics say about its leadership; -1 if nothing.
+func leaderMetric(p *process) float64 {
+	families, err := p.srv.metrics.registry.Gather()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "weft_apiserver_leader" {
+			return f.Metric[0].GetGauge().GetValue()
+		}
+	}
+	return -1
 }
 
 // servers returns what one server's status says about all of them.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/apiserver/leader"
 	"github.com/weft-mesh/weft/apiserver/registry"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -117,6 +118,8 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.As(err, &refusal):
 	case errors.Is(err, store.ErrFull):
 		refusal = api.StoreFull()
+	case errors.Is(err, leader.ErrDeposed):
+		refusal = api.Refuse(http.StatusServiceUnavailable, "try again", "nothing was changed: %v", err)
 	case errors.Is(err, store.ErrUnavailable):
 		refusal = api.Refuse(http.StatusServiceUnavailable, "look at the API server's log", "the store cannot be reached: %v", err)
 	default:
@@ -217,7 +220,7 @@ func (s *server) deleteNode(r *http.Request) (any, error) {
 	if refused != nil && !absent {
 		return nil, refused
 	}
-	lost, err := s.memory.forget(name)
+	lost, err := s.memory.forget(r.Context(), name)
 	if err != nil {
 		return nil, err
 	}

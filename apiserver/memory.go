@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/store"
@@ -78,11 +80,37 @@ func openMemory(dir, generation string, s store.Store, log *slog.Logger) (*memor
 	return m, nil
 }
 
-// Run follows the register until ctx ends.
+// Run follows the register, and what is forgotten at other API servers, until ctx ends.
 func (m *memory) Run(ctx context.Context) error {
-	return store.Persist(ctx, m.log, "remembering nodes", func(ctx context.Context) error {
-		return store.Follow(ctx, m.store, wire.RegistrationsPrefix, m.apply)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return store.Persist(ctx, m.log, "remembering nodes", func(ctx context.Context) error {
+			return store.Follow(ctx, m.store, wire.RegistrationsPrefix, m.apply)
+		})
 	})
+	g.Go(func() error {
+		return store.Persist(ctx, m.log, "forgetting nodes", func(ctx context.Context) error {
+			return store.Follow(ctx, m.store, wire.ForgottenPrefix, m.drop)
+		})
+	})
+	return g.Wait()
+}
+
+// drop forgets lost nodes of which another API server was told that they are not coming
+// back: each has its own file.
+func (m *memory) drop(b store.Batch) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	before := len(m.know.Lost)
+	for _, ev := range b.Events {
+		if name, ok := wire.ParseForgottenKey(ev.Key); ok && !ev.Deleted {
+			delete(m.know.Lost, name)
+		}
+	}
+	if len(m.know.Lost) == before {
+		return nil
+	}
+	return m.saveLocked()
 }
 
 func (m *memory) apply(b store.Batch) error {
@@ -113,12 +141,16 @@ func (m *memory) rebuilt() (yes bool, lost []string) {
 	return m.know.Rebuilt, slices.Sorted(maps.Keys(m.know.Lost))
 }
 
-// forget drops a lost node that is not coming back; false if it is not a lost node.
-func (m *memory) forget(node string) (bool, error) {
+// forget drops a lost node that is not coming back, at every API server; false if it is not
+// a lost node.
+func (m *memory) forget(ctx context.Context, node string) (bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, lost := m.know.Lost[node]; !lost {
 		return false, nil
+	}
+	if err := store.Write(ctx, m.store, store.Put(wire.ForgottenKey(node), wire.TimeText(time.Now()))); err != nil {
+		return false, err
 	}
 	delete(m.know.Lost, node)
 	return true, m.saveLocked()

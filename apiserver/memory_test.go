@@ -10,9 +10,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -115,17 +117,53 @@ func TestLostNodesTellOfALostStore(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "nodes.json"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		m, err := openMemory(dir, "g2", nil, nil)
+		m, err := openMemory(dir, "g2", storetest.New(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := m.forget("n1"); err != nil {
+		if _, err := m.forget(t.Context(), "n1"); err != nil {
 			t.Fatal(err)
 		}
 		if yes, lost := m.rebuilt(); yes != want || len(lost) != 0 {
 			t.Errorf("%s: rebuilt %v, lost %q", text, yes, lost)
 		}
 	}
+}
+
+// Each API server remembers by itself; what one is told to forget, all of them do.
+func TestLostNodesAreForgottenEverywhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := storetest.New(), slog.New(slog.DiscardHandler)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		var all []*memory
+		for range 2 {
+			dir := t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, "nodes.json"), []byte(`{"generation":"g1","nodes":{"n1":{"name":"n1"},"n2":{"name":"n2"}}}`), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			m, err := openMemory(dir, "g2", s, log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, m)
+			go func() { done <- m.Run(ctx) }()
+		}
+		synctest.Wait()
+		if forgot, err := all[0].forget(ctx, "n1"); !forgot || err != nil {
+			t.Error(forgot, err)
+		}
+		synctest.Wait()
+		for i, m := range all {
+			if _, lost := m.rebuilt(); len(lost) != 1 || lost[0] != "n2" {
+				t.Errorf("server %d: lost %v", i, lost)
+			}
+		}
+		cancel()
+		for range all {
+			<-done
+		}
+	})
 }
 
 // A lost node whose removal fails for another reason than that it is not

@@ -13,7 +13,15 @@ const (
 	knownPrefix   = ServersPrefix + "known/"
 	alivePrefix   = ServersPrefix + "alive/"
 	serverProblem = ServersPrefix + "problems/"
+	// ForgottenPrefix has a key for each node of an emptied store that does not come back.
+	ForgottenPrefix = "weft/forgotten/"
 )
+
+// ForgottenKey exists if a node of an emptied store does not come back.
+func ForgottenKey(node string) string { return ForgottenPrefix + node }
+
+// ParseForgottenKey is the inverse of ForgottenKey.
+func ParseForgottenKey(key string) (node string, ok bool) { return one(key, ForgottenPrefix) }
 
 // ServerTTL is how long an API server's keys, the leadership above all, outlive its last
 // sign of life. Shorter, and a pause of the store costs a change of leader, after which

@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/leader"
 	"github.com/weft-mesh/weft/store"
 )
 
@@ -99,6 +100,8 @@ func handle(f func(*http.Request) (any, error)) http.HandlerFunc {
 			case errors.As(err, &refusal):
 			case errors.Is(err, store.ErrFull):
 				refusal = api.StoreFull()
+			case errors.Is(err, leader.ErrDeposed):
+				refusal = api.Refuse(http.StatusServiceUnavailable, "see `weft peer list`, then try again", "%v", err)
 			case errors.Is(err, store.ErrUnavailable):
 				refusal = api.Refuse(http.StatusServiceUnavailable, "see the API server's log", "the store cannot be reached: %v", err)
 			default:
