@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -107,6 +108,32 @@ func (e *Etcd) Get(ctx context.Context, key string) (KV, error) {
 	}
 	kv := resp.Kvs[0]
 	return KV{Key: string(kv.Key), Value: kv.Value, Created: kv.CreateRevision, Modified: kv.ModRevision, Lease: Lease(kv.Lease)}, nil
+}
+
+// GetMany implements Store.
+func (e *Etcd) GetMany(ctx context.Context, keys ...string) ([]KV, error) {
+	kvs := make([]KV, 0, len(keys))
+	for part := range slices.Chunk(keys, mostOps) {
+		ops := make([]clientv3.Op, len(part))
+		for i, key := range part {
+			ops[i] = clientv3.OpGet(key)
+		}
+		resp, err := again(ctx, func() (*clientv3.TxnResponse, error) { return e.client.Txn(ctx).Then(ops...).Commit() })
+		if err != nil {
+			return nil, explain(err)
+		}
+		if len(resp.Responses) != len(part) {
+			return nil, errBroken
+		}
+		for i, key := range part {
+			kv := KV{Key: key}
+			if found := resp.Responses[i].GetResponseRange().GetKvs(); len(found) > 0 {
+				kv.Value, kv.Created, kv.Modified, kv.Lease = found[0].Value, found[0].CreateRevision, found[0].ModRevision, Lease(found[0].Lease)
+			}
+			kvs = append(kvs, kv)
+		}
+	}
+	return kvs, nil
 }
 
 // List implements Store.
@@ -292,7 +319,8 @@ func explain(err error) error {
 	case errors.Is(rpc, rpctypes.ErrPermissionDenied), errors.Is(rpc, rpctypes.ErrUserEmpty), errors.Is(rpc, rpctypes.ErrAuthFailed),
 		strings.Contains(err.Error(), rpctypes.ErrPermissionDenied.Error()): // watches get it as text
 		known = ErrDenied
-	case errors.Is(rpc, rpctypes.ErrRequestTooLarge), errors.Is(rpc, rpctypes.ErrTooManyOps):
+	case errors.Is(rpc, rpctypes.ErrRequestTooLarge), errors.Is(rpc, rpctypes.ErrTooManyOps),
+		strings.Contains(err.Error(), "message larger than max"): // far larger: gRPC itself refuses it
 		known = ErrTooLarge
 	case errors.Is(rpc, rpctypes.ErrNoLeader), status.Code(err) == codes.Unavailable, errors.Is(err, context.DeadlineExceeded):
 		known = ErrUnavailable

@@ -107,6 +107,9 @@ type Txn struct {
 type Store interface {
 	// Get reads one key; ErrNotFound if there is none.
 	Get(ctx context.Context, key string) (KV, error)
+	// GetMany reads keys, many per request, and returns a KV for each in their order;
+	// its Modified is 0 if there is none. They need not be of one revision.
+	GetMany(ctx context.Context, keys ...string) ([]KV, error)
 	// List reads every key under prefix, in order, as of one point, which it
 	// returns. It reads in pages, so there is no limit on size.
 	List(ctx context.Context, prefix string) ([]KV, Point, error)

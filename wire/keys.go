@@ -44,8 +44,11 @@ const (
 	SecretPrefix = "weft/secret/"
 	// RemovalsKey counts the invited peers that were removed. The authority's
 	// folder holds the same count.
-	RemovalsKey       = SecretPrefix + "removals"
-	PeerSecretsPrefix = "weft/secret/peers/"
+	RemovalsKey = SecretPrefix + "removals"
+	// RegistrationsTurnKey is written by every change of a Registration, so that whoever
+	// has read some finds out whether they changed since.
+	RegistrationsTurnKey = SecretPrefix + "nodes"
+	PeerSecretsPrefix    = "weft/secret/peers/"
 	// ExportPrefix covers what peers read beyond Cilium's format.
 	ExportPrefix      = "weft/export/"
 	ExportClusterKey  = "weft/export/cluster"

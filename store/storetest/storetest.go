@@ -141,6 +141,24 @@ func (s *Store) Get(ctx context.Context, key string) (store.KV, error) {
 	return kv, nil
 }
 
+// GetMany implements store.Store. It fails as "get" of the first key.
+func (s *Store) GetMany(ctx context.Context, keys ...string) ([]store.KV, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.beforeLocked(ctx, "get", keys[0]); err != nil {
+		return nil, err
+	}
+	kvs := make([]store.KV, len(keys))
+	for i, key := range keys {
+		kvs[i] = s.kvs[key]
+		kvs[i].Key = key
+	}
+	return kvs, nil
+}
+
 func (s *Store) beforeLocked(ctx context.Context, call, key string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -228,12 +246,12 @@ func (s *Store) Commit(ctx context.Context, txn store.Txn) (int64, bool, error) 
 
 // writtenTwice refuses what etcd refuses: two writes of one key in a transaction.
 func writtenTwice(ops []store.Op) error {
-	for i, a := range ops {
-		for _, b := range ops[i+1:] {
-			if a.Key == b.Key && !(a.Delete && b.Delete) {
-				return fmt.Errorf("duplicate key given in txn request: %s", a.Key)
-			}
+	deleted := make(map[string]bool, len(ops))
+	for _, op := range ops {
+		if was, twice := deleted[op.Key]; twice && !(was && op.Delete) {
+			return fmt.Errorf("duplicate key given in txn request: %s", op.Key)
 		}
+		deleted[op.Key] = op.Delete
 	}
 	return nil
 }
@@ -262,14 +280,7 @@ func (s *Store) applyLocked(ops []store.Op) {
 			s.history = append(s.history, store.Event{KV: kv})
 			continue
 		}
-		var gone []string
-		for key := range s.kvs {
-			if key == op.Key || op.Prefix && strings.HasPrefix(key, op.Key) {
-				gone = append(gone, key)
-			}
-		}
-		slices.Sort(gone)
-		for _, key := range gone {
+		for _, key := range s.coveredLocked(op) {
 			delete(s.kvs, key)
 			s.history = append(s.history, store.Event{KV: store.KV{Key: key, Modified: next}, Deleted: true})
 		}
@@ -278,6 +289,23 @@ func (s *Store) applyLocked(ops []store.Op) {
 		s.revision = next
 		s.wakeLocked()
 	}
+}
+
+// coveredLocked returns the existing keys that a deletion covers.
+func (s *Store) coveredLocked(op store.Op) (keys []string) {
+	if !op.Prefix {
+		if _, ok := s.kvs[op.Key]; ok {
+			keys = append(keys, op.Key)
+		}
+		return keys
+	}
+	for key := range s.kvs {
+		if strings.HasPrefix(key, op.Key) {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return keys
 }
 
 // Grant implements store.Leases. The lease ends only by Revoke or Expire.
