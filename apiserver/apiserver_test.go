@@ -36,14 +36,14 @@ func TestMain(m *testing.M) {
 
 // process is an API server in this process, on loopback.
 type process struct {
-	t    *testing.T
+	t    testing.TB
 	conf Config
 	srv  *server
 	url  string
 	stop func()
 }
 
-func config(t *testing.T) Config {
+func config(t testing.TB) Config {
 	t.Helper()
 	c := good()
 	c.Advertise = loopbacktest.Addr(t)
@@ -54,7 +54,7 @@ func config(t *testing.T) Config {
 	return c
 }
 
-func start(t *testing.T, conf Config) *process {
+func start(t testing.TB, conf Config) *process {
 	t.Helper()
 	conf.Version = "v1"
 	p := &process{t: t, conf: conf}
@@ -121,7 +121,7 @@ func (p *process) as(user string, lifetime time.Duration) *api.Client {
 // agent is a node's agent, as far as the store sees it.
 type agent struct {
 	*store.Etcd
-	t    *testing.T
+	t    testing.TB
 	node string
 }
 
@@ -130,7 +130,7 @@ func (p *process) agent(b *api.JoinBundle) *agent {
 	return &agent{Etcd: dial(p.t, b.EtcdEndpoints, b.CA, b.Cert, b.Key), t: p.t, node: b.Node}
 }
 
-func dial(t *testing.T, endpoints []string, ca, cert, key string) *store.Etcd {
+func dial(t testing.TB, endpoints []string, ca, cert, key string) *store.Etcd {
 	t.Helper()
 	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
 	if err != nil {
@@ -176,7 +176,7 @@ func eventually(t *testing.T, what string, holds func() error) {
 	}
 }
 
-func join(t *testing.T, c *api.Client, i int) *api.JoinBundle {
+func join(t testing.TB, c *api.Client, i int) *api.JoinBundle {
 	t.Helper()
 	b, err := c.AddNode(t.Context(), api.NodeRequest{
 		Name: fmt.Sprintf("n%d", i), Addresses: []netip.Addr{netip.AddrFrom4([4]byte{172, 16, 1, byte(i)})},

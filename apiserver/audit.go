@@ -18,17 +18,9 @@ import (
 // changePatience bounds a change: nobody else ends it.
 const changePatience = 2 * time.Minute
 
-// auditObjects logs the changes to a manifest's objects.
-func (s *server) auditObjects(r *http.Request, result *api.ApplyResult) {
-	if result.DryRun {
-		return
-	}
-	for _, o := range result.Objects {
-		switch o.Action {
-		case api.Created, api.Configured, api.Deleted:
-			s.log.Info("audit", "user", callerOf(r), "action", string(o.Action), "kind", o.Kind, "object", strings.TrimPrefix(o.Namespace+"/"+o.Name, "/"))
-		}
-	}
+// auditObject logs the change of an object.
+func (s *server) auditObject(user string, o api.AppliedObject) {
+	s.log.Info("audit", "user", user, "action", string(o.Action), "kind", o.Kind, "object", strings.TrimPrefix(o.Namespace+"/"+o.Name, "/"))
 }
 
 // audited logs every other change by its request. Agents renew their bundles all the

@@ -53,7 +53,7 @@ func (s *server) controllerConcerns(rows problems.Rows) []api.Concern {
 // see attend.
 func (s *server) processConcerns() []api.Concern {
 	cluster := s.cluster.Name
-	all := append(s.memory.concerns(cluster), heldConcerns(cluster, s.census.holding())...)
+	all := slices.Concat(s.memory.concerns(cluster), s.registry.Concerns(), heldConcerns(cluster, s.census.holding()))
 	dir := s.conf.DataDir
 	for _, d := range statefile.Damages(dir, filepath.Join(dir, "pki"), filepath.Dir(s.conf.AdminConfig)) {
 		all = append(all, api.Concern{Object: "API server", Reason: "DamagedFile", Since: d.Since, Message: d.String() + "; all else goes on", Next: "look at it, then delete it there"})

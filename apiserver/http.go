@@ -28,20 +28,16 @@ const maxRequest = 1 << 20
 // admit decides what it allows.
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/apply", s.answer(s.postApply))
-	mux.HandleFunc("POST /v1/delete", s.answer(s.postDelete))
+	mux.HandleFunc("POST /v1/apply", s.changing(s.postApply))
+	mux.HandleFunc("POST /v1/delete", s.changing(s.postDelete))
 	mux.HandleFunc("GET /v1/objects/{plural}", s.answer(func(r *http.Request) (any, error) {
 		return s.registry.List(r.Context(), r.PathValue("plural"), r.URL.Query().Get("namespace"))
 	}))
 	mux.HandleFunc("GET /v1/objects/{plural}/{namespace}/{name}", s.answer(func(r *http.Request) (any, error) {
 		return s.registry.Get(r.Context(), r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"))
 	}))
-	mux.HandleFunc("DELETE /v1/objects/{plural}/{namespace}/{name}", s.answer(func(r *http.Request) (any, error) {
-		result, err := s.registry.Delete(r.Context(), r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"))
-		if err == nil {
-			s.auditObjects(r, result)
-		}
-		return result, err
+	mux.HandleFunc("DELETE /v1/objects/{plural}/{namespace}/{name}", s.changing(func(r *http.Request) (any, error) {
+		return s.registry.Delete(r.Context(), r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"))
 	}))
 	mux.HandleFunc("GET /v1/watch/{plural}", s.watch)
 	status := s.answer(func(r *http.Request) (any, error) { return s.status(r.Context()) })
@@ -135,54 +131,6 @@ func refuse(w http.ResponseWriter, e *api.Error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(e.Status)
 	_ = json.NewEncoder(w).Encode(e) // the caller may have gone away
-}
-
-func (s *server) manifest(r *http.Request) ([]byte, error) {
-	text, err := io.ReadAll(io.LimitReader(r.Body, registry.MaxManifestBytes+1))
-	if err != nil {
-		return nil, fmt.Errorf("read manifest: %w", err)
-	}
-	if len(text) > registry.MaxManifestBytes {
-		return nil, api.Refuse(http.StatusRequestEntityTooLarge, "split it into several manifests", "the manifest is larger than %d MiB", registry.MaxManifestBytes>>20)
-	}
-	return text, nil
-}
-
-func (s *server) postApply(r *http.Request) (any, error) {
-	text, err := s.manifest(r)
-	if err != nil {
-		return nil, err
-	}
-	opts, err := api.ReadManifestOptions(r.URL.Query())
-	if err != nil {
-		return nil, err
-	}
-	if !opts.DryRun {
-		if err := s.space.refusal(); err != nil {
-			return nil, err
-		}
-	}
-	result, err := s.registry.Apply(r.Context(), text, opts)
-	if err == nil {
-		s.auditObjects(r, result)
-	}
-	return result, err
-}
-
-func (s *server) postDelete(r *http.Request) (any, error) {
-	text, err := s.manifest(r)
-	if err != nil {
-		return nil, err
-	}
-	opts, err := api.ReadManifestOptions(r.URL.Query())
-	if err != nil {
-		return nil, err
-	}
-	result, err := s.registry.DeleteManifest(r.Context(), text, opts)
-	if err == nil {
-		s.auditObjects(r, result)
-	}
-	return result, err
 }
 
 func (s *server) postNode(r *http.Request) (any, error) {

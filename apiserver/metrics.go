@@ -61,9 +61,12 @@ type statusWriter struct {
 	status int
 }
 
-// WriteHeader implements http.ResponseWriter.
+// WriteHeader implements http.ResponseWriter. Informational responses come before the
+// answer.
 func (w *statusWriter) WriteHeader(status int) {
-	w.status = status
+	if status >= http.StatusOK {
+		w.status = status
+	}
 	w.ResponseWriter.WriteHeader(status)
 }
 

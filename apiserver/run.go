@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/leader"
@@ -49,6 +50,7 @@ type server struct {
 	lasting     []store.Op // what fixed keys held at the start
 
 	registry     *registry.Registry
+	manifests    *semaphore.Weighted // bytes of manifests that are worked on
 	registrar    *nodes.Registrar
 	directory    *peering.Directory
 	board        *problems.Board
@@ -112,6 +114,7 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 		return fmt.Errorf("start API server: %w", err)
 	}
 	g.Go(func() error { return s.serve(ctx, tls.NewListener(listener, s.tls()), s.handler()) })
+	g.Go(func() error { return s.registry.Run(ctx) })
 	g.Go(func() error { return s.election.Run(ctx) })
 	g.Go(func() error { return s.directory.Run(ctx) })
 	g.Go(func() error { return s.board.Run(ctx) })
@@ -172,7 +175,8 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 	if s.lasting, err = s.readFixed(ctx); err != nil {
 		return nil, err
 	}
-	s.registry = registry.New(s.store, registry.Config{Cluster: f.cluster.Name, ServiceCIDR: f.cluster.ServiceCIDR, Waits: s.waits})
+	s.registry = registry.New(s.store, registry.Config{Cluster: f.cluster.Name, ServiceCIDR: f.cluster.ServiceCIDR, Waits: s.waits, Audit: s.auditObject, Log: s.log})
+	s.manifests = semaphore.NewWeighted(manifestsAtOnce)
 	s.registrar = nodes.New(nodes.Config{
 		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f,
 		Server: url, EtcdEndpoints: f.etcdEndpoints(), Others: s.otherURLs, Seeds: s.gossipSeeds,

@@ -30,10 +30,6 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// guardKey changes with every change of the register, so that two nodes added at the
-// same time do not get overlapping addresses.
-const guardKey = wire.SecretPrefix + "nodes"
-
 const (
 	// defaultBits is the prefix length of pod CIDRs that we choose.
 	defaultBits = 24
@@ -114,7 +110,7 @@ func agentRights(node string) store.User {
 
 func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (wire.Registration, error) {
 	for range attempts {
-		guard, err := r.conf.Store.Get(ctx, guardKey)
+		guard, err := r.conf.Store.Get(ctx, wire.RegistrationsTurnKey)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return wire.Registration{}, err
 		}
@@ -141,9 +137,9 @@ func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (wire
 				"node %s is registered with address %s; another one would cut it off until its agent has the new bundle", reg.Name, join(old.Addresses))
 		}
 		_, done, err := r.conf.Store.Commit(ctx, store.Txn{
-			If: []store.Cond{{Key: guardKey, Modified: guard.Modified}},
+			If: []store.Cond{{Key: wire.RegistrationsTurnKey, Modified: guard.Modified}},
 			Then: []store.Op{
-				store.Put(guardKey, []byte(reg.Name)),
+				store.Put(wire.RegistrationsTurnKey, []byte(reg.Name)),
 				store.Put(wire.RegistrationKey(reg.Name), wire.Marshal(reg)),
 			},
 		})
@@ -353,8 +349,10 @@ func (r *Registrar) Remove(ctx context.Context, node string) (gone []types.Names
 		}
 	}
 	// The registration goes last, so that an interrupted removal can be repeated.
-	ops = append(ops, store.Put(guardKey, []byte(node)), store.Delete(wire.RegistrationKey(node)))
-	if err := store.Write(ctx, r.conf.Store, ops...); err != nil {
+	if err = store.Write(ctx, r.conf.Store, ops...); err == nil {
+		_, _, err = r.conf.Store.Commit(ctx, store.Txn{Then: []store.Op{store.Put(wire.RegistrationsTurnKey, []byte(node)), store.Delete(wire.RegistrationKey(node))}})
+	}
+	if err != nil {
 		return nil, fmt.Errorf("remove node %s: %w", node, err)
 	}
 	return gone, nil

@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -35,72 +34,121 @@ func (r *Registry) DeleteManifest(ctx context.Context, manifest []byte, opts api
 	if len(problems) > 0 {
 		return nil, refusal(problems)
 	}
-	if err := tooMany(objects); err != nil {
-		return nil, err
-	}
 	return r.delete(ctx, objects, opts.DryRun)
 }
 
 func (r *Registry) delete(ctx context.Context, objects []object, dryRun bool) (*api.ApplyResult, error) {
-	going := map[string]bool{}
-	for _, o := range objects {
-		going[o.key()] = true
-	}
 	for range attempts {
-		result := &api.ApplyResult{Cluster: r.conf.Cluster, DryRun: dryRun}
-		var txn store.Txn
-		var problems []api.Problem
-		for _, o := range objects {
-			if o.skipped {
-				result.Objects = append(result.Objects, r.applied(&o, api.Skipped))
-				continue
-			}
-			old, err := r.store.Get(ctx, o.key())
-			if errors.Is(err, store.ErrNotFound) {
-				result.Objects = append(result.Objects, r.applied(&o, api.Absent))
-				continue
-			}
-			if err != nil {
-				return nil, storeError(err)
-			}
-			problem, err := r.mayGo(ctx, &o, old, going)
-			if err != nil {
-				return nil, storeError(err)
-			}
-			if problem != "" {
-				problems = append(problems, o.problem("%s", problem))
-				continue
-			}
-			result.Objects = append(result.Objects, r.applied(&o, api.Deleted))
-			txn.If = append(txn.If, store.Cond{Key: o.key(), Modified: old.Modified})
-			txn.Then = append(txn.Then, store.Delete(o.key()))
-			if o.kind.Plural == "services" {
-				var svc corev1.Service
-				if json.Unmarshal(old.Value, &svc) == nil && allocated(&svc) {
-					txn.Then = append(txn.Then, store.Delete(serviceIPKey(svc.Spec.ClusterIP)))
-				}
-			}
-		}
-		if len(problems) > 0 {
-			return nil, refusal(problems)
-		}
-		if dryRun || len(txn.Then) == 0 {
-			return result, nil
-		}
-		_, done, err := r.store.Commit(ctx, txn)
-		if err != nil {
-			return nil, commitError(err)
-		}
-		if done {
-			return result, nil
+		result, done, err := r.change(ctx, dryRun, func() ([]change, error) { return r.planDeletion(ctx, objects) })
+		if err != nil || done {
+			return result, err
 		}
 	}
 	return nil, busy()
 }
 
+// planDeletion looks up the objects and returns what to delete.
+func (r *Registry) planDeletion(ctx context.Context, objects []object) ([]change, error) {
+	going := map[string]bool{}
+	var keys []string
+	namespaces := 0
+	for _, o := range objects {
+		if o.skipped {
+			continue
+		}
+		if keys = append(keys, o.key()); o.kind.Plural == "namespaces" {
+			namespaces++
+		}
+		going[o.key()] = true
+	}
+	kvs, err := r.store.GetMany(ctx, keys...)
+	if err != nil {
+		return nil, storeError(err)
+	}
+	holds := contents{Registry: r, all: namespaces > fewNamespaces}
+	changes := make([]change, len(objects))
+	var problems []api.Problem
+	for i, o := range objects {
+		c := &changes[i]
+		c.object = o
+		if o.skipped {
+			c.action = api.Skipped
+			continue
+		}
+		c.old, kvs = kvs[0], kvs[1:]
+		if c.old.Modified == 0 {
+			c.action = api.Absent
+			continue
+		}
+		problem, err := holds.mayGo(ctx, &o, c.old, going)
+		if err != nil {
+			return nil, storeError(err)
+		}
+		if problem != "" {
+			problems = append(problems, o.problem("%s", problem))
+			continue
+		}
+		c.action = api.Deleted
+		c.conds = []store.Cond{{Key: o.key(), Modified: c.old.Modified}}
+		c.writes = []wire.Write{{Key: o.key(), Delete: true, Action: string(c.action)}}
+		if o.kind.Plural == "services" {
+			var svc corev1.Service
+			if json.Unmarshal(c.old.Value, &svc) == nil && allocated(&svc) {
+				c.writes = append(c.writes, wire.Write{Key: serviceIPKey(svc.Spec.ClusterIP), Delete: true})
+			}
+		}
+	}
+	if len(problems) > 0 {
+		return nil, refusal(problems)
+	}
+	return changes, nil
+}
+
+// fewNamespaces is how many are listed one by one.
+const fewNamespaces = 4
+
+// contents looks up what is in namespaces.
+type contents struct {
+	*Registry
+	all    bool // list every namespace at once
+	listed map[string][]store.KV
+}
+
+// of returns what a namespace holds of all kinds.
+func (c *contents) of(ctx context.Context, namespace string) (kvs []store.KV, err error) {
+	if c.all && c.listed != nil {
+		return c.listed[namespace], nil
+	}
+	in := namespace
+	if c.all {
+		in, c.listed = "", map[string][]store.KV{}
+	}
+	for _, kind := range kinds {
+		if !kind.Namespaced {
+			continue
+		}
+		found, _, err := c.store.List(ctx, listPrefix(kind, in))
+		if err != nil {
+			return nil, err
+		}
+		if !c.all {
+			kvs = append(kvs, found...)
+			continue
+		}
+		for _, kv := range found {
+			_, ns, _, _ := wire.ParseObjectKey(kv.Key)
+			c.listed[ns] = append(c.listed[ns], kv)
+		}
+	}
+	if c.all {
+		return c.listed[namespace], nil
+	}
+	return kvs, nil
+}
+
 // mayGo returns why an object cannot be deleted; "" if it can. going has the keys of the
 // objects that are deleted with it.
-func (r *Registry) mayGo(ctx context.Context, o *object, old store.KV, going map[string]bool) (string, error) {
+func (c *contents) mayGo(ctx context.Context, o *object, old store.KV, going map[string]bool) (string, error) {
 	switch o.kind.Plural {
 	case "endpointslices":
 		var slice discoveryv1.EndpointSlice
@@ -108,22 +156,18 @@ func (r *Registry) mayGo(ctx context.Context, o *object, old store.KV, going map
 			return "is derived from its service and deleted with it: " + "delete service " + slice.Labels[discoveryv1.LabelServiceName] + " instead", nil
 		}
 	case "namespaces":
+		kvs, err := c.of(ctx, o.name)
+		if err != nil {
+			return "", err
+		}
 		var left []string
-		for _, kind := range kinds {
-			if !kind.Namespaced {
+		for _, kv := range kvs {
+			plural, _, name, _ := wire.ParseObjectKey(kv.Key)
+			if plural == "endpointslices" && managed(kv.Value) || going[kv.Key] {
 				continue
 			}
-			kvs, _, err := r.store.List(ctx, listPrefix(kind, o.name))
-			if err != nil {
-				return "", err
-			}
-			for _, kv := range kvs {
-				_, _, name, _ := wire.ParseObjectKey(kv.Key)
-				if kind.Plural == "endpointslices" && managed(kv.Value) || going[kv.Key] {
-					continue
-				}
-				left = append(left, kind.Name+" "+name)
-			}
+			kind, _ := FindKind(plural)
+			left = append(left, kind.Name+" "+name)
 		}
 		if len(left) > 5 {
 			left = append(left[:5], "…")

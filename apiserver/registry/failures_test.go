@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,20 +26,6 @@ func TestDryRunOfADeletionDeletesNothing(t *testing.T) {
 	}
 	if !slices.Equal(before, s.Dump("")) {
 		t.Error("something was deleted")
-	}
-}
-
-func TestManifestsOfTooManyObjects(t *testing.T) {
-	r, _ := fixture(t)
-	var text strings.Builder
-	for i := range maxObjects + 1 {
-		fmt.Fprintf(&text, "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: n%d}\n", i)
-	}
-	for name, do := range map[string]func(context.Context, []byte, api.ManifestOptions) (*api.ApplyResult, error){"apply": r.Apply, "delete": r.DeleteManifest} {
-		var refused *api.Error
-		if _, err := do(t.Context(), []byte(text.String()), api.ManifestOptions{}); !errors.As(err, &refused) || refused.Status != http.StatusRequestEntityTooLarge {
-			t.Errorf("%s: %v", name, err)
-		}
 	}
 }
 

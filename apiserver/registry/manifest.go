@@ -124,12 +124,8 @@ func readManifest(text []byte, opts api.ManifestOptions, headOnly bool) ([]objec
 // readDocument reads the object of a document, or the objects of a list, and returns those
 // without mistakes.
 func readDocument(n int, doc []byte, opts api.ManifestOptions, headOnly bool) (objects []object, problems []api.Problem) {
-	if inflated(doc) {
-		return nil, []api.Problem{{Document: n, Message: fmt.Sprintf("is larger than %d MiB with its aliases (*name) written out; split it", MaxManifestBytes>>20)}}
-	}
-	text, err := yaml.YAMLToJSONStrict(doc)
-	if err != nil {
-		return nil, []api.Problem{{Document: n, Message: "not valid YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")}}
+	refuse := func(item int, format string, args ...any) {
+		problems = append(problems, api.Problem{Document: n, Item: item, Message: fmt.Sprintf(format, args...)})
 	}
 	add := func(item int, text []byte) {
 		o, found := readObject(n, item, text, opts, headOnly)
@@ -137,6 +133,33 @@ func readDocument(n int, doc []byte, opts api.ManifestOptions, headOnly bool) (o
 		if o != nil && len(found) == 0 {
 			objects = append(objects, *o)
 		}
+	}
+	if len(doc) > maxDocumentBytes {
+		// A long list in JSON is read item by item.
+		items, list := manifest.Items(doc)
+		if !list {
+			refuse(0, "is larger than %d MiB; separate its objects with lines of ---, or write the list in JSON", maxDocumentBytes>>20)
+		}
+		for i, item := range items {
+			if len(problems) > maxProblems {
+				break // more than will be told
+			}
+			if text, err := yaml.YAMLToJSONStrict(item); err != nil {
+				refuse(i+1, "%s", notYAML(err))
+			} else {
+				add(i+1, text)
+			}
+		}
+		return objects, problems
+	}
+	if inflated(doc) {
+		refuse(0, "is larger than %d MiB with its aliases (*name) written out; split it", maxDocumentBytes>>20)
+		return nil, problems
+	}
+	text, err := yaml.YAMLToJSONStrict(doc)
+	if err != nil {
+		refuse(0, "%s", notYAML(err))
+		return nil, problems
 	}
 	items, list := manifest.Items(text)
 	if !list {
@@ -151,8 +174,12 @@ func readDocument(n int, doc []byte, opts api.ManifestOptions, headOnly bool) (o
 	return objects, problems
 }
 
-// inflated reports whether a document is larger than a manifest may be once its aliases
-// are written out, as JSON does: a few lines can stand for gigabytes.
+func notYAML(err error) string {
+	return "not valid YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")
+}
+
+// inflated reports whether a document is larger than one may be once its aliases are
+// written out, as JSON does: a few lines can stand for gigabytes.
 func inflated(doc []byte) bool {
 	if !bytes.Contains(doc, []byte("&")) || !bytes.Contains(doc, []byte("*")) {
 		return false
@@ -161,7 +188,7 @@ func inflated(doc []byte) bool {
 	if goyaml.Unmarshal(doc, &value) != nil {
 		return false // its reader says why
 	}
-	left := MaxManifestBytes
+	left := maxDocumentBytes
 	var measure func(any)
 	measure = func(v any) {
 		if left--; left < 0 {

@@ -74,19 +74,10 @@ func readEndpointSlice(r *reading) {
 // fitSlice refuses addresses of nodes and services, because a slice, written in one
 // namespace, leads the clients of its service there. Agents check this again, as nodes
 // may be added later, and also check whose pod an address is.
-func (r *Registry) fitSlice(ctx context.Context, slice *discoveryv1.EndpointSlice) (problem string, err error) {
-	kvs, _, err := r.store.List(ctx, wire.RegistrationsPrefix)
+func (p *planner) fitSlice(ctx context.Context, slice *discoveryv1.EndpointSlice) (problem string, err error) {
+	of, err := p.nodeAddresses(ctx)
 	if err != nil {
 		return "", err
-	}
-	of := map[netip.Addr]string{}
-	for _, kv := range kvs {
-		if reg, err := wire.Unmarshal[wire.Registration](kv.Value); err == nil {
-			of[reg.Internal()] = reg.Name
-			for _, a := range reg.Addresses {
-				of[a] = reg.Name
-			}
-		}
 	}
 	for i, e := range slice.Endpoints {
 		for _, text := range e.Addresses {
@@ -94,7 +85,7 @@ func (r *Registry) fitSlice(ctx context.Context, slice *discoveryv1.EndpointSlic
 			if err != nil {
 				continue // readEndpointSlice has refused it
 			}
-			if cidr := r.conf.ServiceCIDR; cidr.IsValid() && cidr.Contains(ip) {
+			if cidr := p.conf.ServiceCIDR; cidr.IsValid() && cidr.Contains(ip) {
 				return fmt.Sprintf("endpoints[%d].addresses: %v is a service's address; write those of the pods behind it", i, ip), nil
 			}
 			if node, ok := of[ip]; ok {

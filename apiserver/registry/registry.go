@@ -6,33 +6,31 @@
 package registry
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/uuid"
-
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/policy"
+	"github.com/weft-mesh/weft/apiserver/journal"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Limits of one manifest. The store takes transactions of 8 MiB and 4096
-// operations; a service takes up to two.
+// Limits of one manifest.
 const (
-	MaxManifestBytes = 4 << 20
-	maxObjects       = 1000
+	// MaxManifestBytes bounds the memory of one that is applied, which takes some 35 times
+	// its size.
+	MaxManifestBytes = 16 << 20
+	// maxDocumentBytes bounds one YAML document with its aliases written out. A larger one
+	// costs many times its size while it is parsed.
+	maxDocumentBytes = 4 << 20
 	maxProblems      = 100 // reported of one manifest
 	maxObjectBytes   = 1 << 20
 )
@@ -49,35 +47,41 @@ type Config struct {
 	// returns once per such pod. That returns why the pod waits: a word in CamelCase and a
 	// sentence. Waits may be nil.
 	Waits func(context.Context) (func(node, namespace, pod string) (reason, message string), error)
+	// Audit is called for each object that this server has created, changed or deleted;
+	// it may be nil.
+	Audit func(user string, o api.AppliedObject)
+	// Log may be nil.
+	Log *slog.Logger
 }
 
 // Registry holds the objects of a cluster. Several goroutines, in several API servers, may
 // use it.
 type Registry struct {
-	conf  Config
-	store store.Store
-	now   func() time.Time
+	conf    Config
+	store   store.Store
+	journal *journal.Journal
+	now     func() time.Time
 }
 
 // New creates a registry on a store.
 func New(s store.Store, conf Config) *Registry {
-	return &Registry{conf: conf, store: s, now: time.Now}
+	r := &Registry{conf: conf, store: s, now: time.Now}
+	r.journal = journal.New(journal.Config{Store: s, Turns: []string{wire.RegistrationsTurnKey}, Audit: r.audit, Log: conf.Log})
+	return r
 }
 
-// change is what happens to one object.
-type change struct {
-	object
-	old    store.KV // Modified is 0 if there is none
-	text   []byte   // new JSON
-	action api.Action
-	ops    []store.Op
-	conds  []store.Cond
-	groups []string // of prefixes, in the same manifest
-}
+// Run completes changes that their API server has committed but not carried out, until
+// ctx ends.
+func (r *Registry) Run(ctx context.Context) error { return r.journal.Run(ctx) }
 
-// Apply stores a manifest's objects in one transaction: all of them or none. A refusal is
-// an *api.Error that lists every mistake. A dry run stores nothing and returns what would
-// have happened.
+// Concerns says what of the objects cannot be stored.
+func (r *Registry) Concerns() []api.Concern { return r.journal.Concerns(r.conf.Cluster) }
+
+// Apply stores a manifest's objects, all of them or none. A refusal is an *api.Error that
+// lists every mistake. A dry run stores nothing and returns what would have happened.
+//
+// If one transaction does not take them, readers may see some objects before others; see
+// inOrder.
 func (r *Registry) Apply(ctx context.Context, manifest []byte, opts api.ManifestOptions) (*api.ApplyResult, error) {
 	for range attempts {
 		// A plan completes the objects, so another attempt reads them again.
@@ -85,43 +89,70 @@ func (r *Registry) Apply(ctx context.Context, manifest []byte, opts api.Manifest
 		if len(problems) > 0 {
 			return nil, refusal(problems)
 		}
-		if err := tooMany(objects); err != nil {
-			return nil, err
-		}
-		changes, err := r.plan(ctx, objects)
-		if err != nil {
-			return nil, err
-		}
-		result := &api.ApplyResult{Cluster: r.conf.Cluster, DryRun: opts.DryRun}
-		var txn store.Txn
-		for _, c := range changes {
-			result.Objects = append(result.Objects, r.applied(&c.object, c.action))
-			result.Warnings = append(result.Warnings, c.warnings...)
-			txn.Then = append(txn.Then, c.ops...)
-			txn.If = append(txn.If, c.conds...)
-		}
-		result.Warnings = tellable(result.Warnings, "there are more warnings than these")
-		if opts.DryRun || len(txn.Then) == 0 {
-			return result, nil
-		}
-		_, done, err := r.store.Commit(ctx, txn)
-		if err != nil {
-			return nil, commitError(err)
-		}
-		if done {
-			return result, nil
+		result, done, err := r.change(ctx, opts.DryRun, func() ([]change, error) { return r.plan(ctx, objects) })
+		if err != nil || done {
+			return result, err
 		}
 	}
 	return nil, busy()
 }
 
-// tooMany refuses more objects than one transaction takes.
-func tooMany(objects []object) error {
-	if len(objects) <= maxObjects {
-		return nil
+// change makes what plan returns. It is not done if somebody else changed the same objects
+// meanwhile.
+func (r *Registry) change(ctx context.Context, dryRun bool, plan func() ([]change, error)) (*api.ApplyResult, bool, error) {
+	turn, err := r.journal.Turn(ctx)
+	if err != nil {
+		return nil, false, storeError(err)
 	}
-	return api.Refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("split it into manifests of up to %d objects", maxObjects),
-		"the manifest has %d objects, which is too many for one transaction", len(objects))
+	changes, err := plan()
+	if err != nil {
+		return nil, false, err
+	}
+	by := callerOf(ctx)
+	all := journal.Change{User: by.User, Since: turn, Progress: by.Progress}
+	result := &api.ApplyResult{Cluster: r.conf.Cluster, DryRun: dryRun, Objects: make([]api.AppliedObject, len(changes))}
+	for i, c := range changes {
+		result.Objects[i] = r.applied(&c.object, c.action)
+		result.Warnings = append(result.Warnings, c.warnings...)
+	}
+	result.Warnings = tellable(result.Warnings, "there are more warnings than these")
+	for _, c := range inOrder(changes) {
+		all.Then = append(all.Then, c.writes...)
+		all.If = append(all.If, c.conds...)
+	}
+	if dryRun || len(all.Then) == 0 {
+		return result, true, nil
+	}
+	done, err := r.journal.Make(ctx, all)
+	if err != nil {
+		return nil, false, commitError(err)
+	}
+	return result, done, nil
+}
+
+// Caller is who makes a change.
+type Caller struct {
+	User string
+	// Progress, if not nil, is called while a large change is made.
+	Progress func(made, of int)
+}
+
+type callerKey struct{}
+
+// By returns a context in which a Caller makes changes.
+func By(ctx context.Context, c Caller) context.Context { return context.WithValue(ctx, callerKey{}, c) }
+
+func callerOf(ctx context.Context) Caller {
+	c, _ := ctx.Value(callerKey{}).(Caller)
+	return c
+}
+
+// audit tells who has changed an object.
+func (r *Registry) audit(user string, w wire.Write) {
+	plural, namespace, name, ok := wire.ParseObjectKey(w.Key)
+	if kind, known := FindKind(plural); ok && known && r.conf.Audit != nil {
+		r.conf.Audit(user, r.applied(&object{kind: kind, namespace: namespace, name: name}, api.Action(w.Action)))
+	}
 }
 
 func busy() error {
@@ -130,171 +161,6 @@ func busy() error {
 
 func (r *Registry) applied(o *object, action api.Action) api.AppliedObject {
 	return api.AppliedObject{Cluster: r.conf.Cluster, Kind: o.kind.Name, Namespace: o.namespace, Name: o.name, Action: action}
-}
-
-// plan compares the objects with the store and returns what to write.
-func (r *Registry) plan(ctx context.Context, objects []object) ([]change, error) {
-	changes := make([]change, len(objects))
-	var problems []api.Problem
-	ips := serviceIPs{registry: r}
-	var groups []string
-	for _, o := range objects {
-		if o.kind.Name == policy.KindCIDRGroup {
-			groups = append(groups, o.name)
-		}
-	}
-	for i, o := range objects {
-		c := &changes[i]
-		c.object, c.groups = o, groups
-		if o.skipped {
-			c.action = api.Skipped
-			continue
-		}
-		old, err := r.store.Get(ctx, o.key())
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return nil, storeError(err)
-		}
-		c.old = old
-		problem, err := r.fit(ctx, c, &ips)
-		if err != nil {
-			return nil, storeError(err)
-		}
-		if problem != "" {
-			problems = append(problems, o.problem("%s", problem))
-			continue
-		}
-		if c.text, err = o.encode(); err != nil {
-			return nil, fmt.Errorf("encode %s: %w", o.key(), err)
-		}
-		if len(c.text) > maxObjectBytes {
-			problems = append(problems, o.problem("has %d bytes; an object may have %d", len(c.text), maxObjectBytes))
-			continue
-		}
-		switch {
-		case old.Modified == 0:
-			c.action = api.Created
-		case bytes.Equal(old.Value, c.text):
-			c.action, c.ops, c.conds = api.Unchanged, nil, nil
-			continue
-		default:
-			c.action = api.Configured
-		}
-		c.ops = append(c.ops, store.Put(o.key(), c.text))
-		c.conds = append(c.conds, store.Cond{Key: o.key(), Modified: old.Modified})
-	}
-	if len(problems) > 0 {
-		return nil, refusal(problems)
-	}
-	return changes, nil
-}
-
-// fit checks an object against the store and completes it. A problem is for the operator
-// to correct, an error is the store's.
-func (r *Registry) fit(ctx context.Context, c *change, ips *serviceIPs) (problem string, err error) {
-	if err := r.identify(c.meta(), c.old); err != nil {
-		return "", err
-	}
-	switch v := c.value.(type) {
-	case *policy.Policy:
-		return "", r.warnOfGroups(ctx, c, v)
-	case *corev1.Pod:
-		return r.fitPod(ctx, c, v)
-	case *corev1.Service:
-		return ips.fit(ctx, c, v)
-	case *discoveryv1.EndpointSlice:
-		var old discoveryv1.EndpointSlice
-		if c.old.Modified != 0 && json.Unmarshal(c.old.Value, &old) == nil && old.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy {
-			return "is derived from service " + old.Labels[discoveryv1.LabelServiceName] + "; choose another name", nil
-		}
-		return r.fitSlice(ctx, v)
-	}
-	return "", nil
-}
-
-// warnOfGroups warns if a policy refers to groups that are neither in the store nor in the
-// manifest. They may be applied later.
-func (r *Registry) warnOfGroups(ctx context.Context, c *change, p *policy.Policy) (err error) {
-	missing := p.MissingGroups(func(name string) bool {
-		kind, _ := FindKind(policy.KindCIDRGroup)
-		_, e := r.store.Get(ctx, wire.ObjectKey(kind.Plural, "", name))
-		if e != nil && !errors.Is(e, store.ErrNotFound) {
-			err = e
-		}
-		return e == nil || slices.Contains(c.groups, name)
-	})
-	for _, name := range missing {
-		c.warn("there is no %s %q: what refers to it selects nobody until there is one", policy.KindCIDRGroup, name)
-	}
-	return err
-}
-
-// identify keeps an object's UID and creation time when it changes. A new object of the
-// same name gets a new UID.
-func (r *Registry) identify(meta metav1.Object, old store.KV) error {
-	if old.Modified == 0 {
-		meta.SetUID(uuid.NewUUID())
-		meta.SetCreationTimestamp(metav1.NewTime(r.now().UTC().Truncate(time.Second)))
-		return nil
-	}
-	var was metav1.PartialObjectMetadata
-	if err := json.Unmarshal(old.Value, &was); err != nil {
-		return damaged(old.Key, err)
-	}
-	meta.SetUID(was.UID)
-	meta.SetCreationTimestamp(metav1.NewTime(was.CreationTimestamp.UTC()))
-	return nil
-}
-
-func (r *Registry) fitPod(ctx context.Context, c *change, pod *corev1.Pod) (string, error) {
-	node := pod.Spec.NodeName
-	key := wire.RegistrationKey(node)
-	kv, err := r.store.Get(ctx, key)
-	if errors.Is(err, store.ErrNotFound) {
-		return r.unknownNode(ctx, node)
-	}
-	if err != nil {
-		return "", err
-	}
-	c.conds = append(c.conds, store.Cond{Key: key, Modified: kv.Modified})
-	if c.old.Modified == 0 {
-		return "", nil
-	}
-	var old corev1.Pod
-	if err := json.Unmarshal(c.old.Value, &old); err != nil {
-		return "", damaged(c.old.Key, err)
-	}
-	if old.Spec.NodeName != node {
-		return fmt.Sprintf("runs on node %s and cannot move to %s; delete it first", old.Spec.NodeName, node), nil
-	}
-	was, errWas := json.Marshal(old.Spec)
-	is, errIs := json.Marshal(pod.Spec)
-	if err := errors.Join(errWas, errIs); err != nil {
-		return "", err
-	}
-	if !bytes.Equal(was, is) {
-		return "its spec cannot change while it runs (labels and annotations can); delete it first", nil
-	}
-	return "", nil
-}
-
-func (r *Registry) unknownNode(ctx context.Context, node string) (string, error) {
-	kvs, _, err := r.store.List(ctx, wire.RegistrationsPrefix)
-	if err != nil {
-		return "", err
-	}
-	if len(kvs) == 0 {
-		return fmt.Sprintf("spec.nodeName %q is not a node of cluster %s, which has none yet; add it with `weft node add`", node, r.conf.Cluster), nil
-	}
-	names := make([]string, 0, len(kvs))
-	for _, kv := range kvs {
-		if name, ok := wire.ParseRegistrationKey(kv.Key); ok {
-			names = append(names, name)
-		}
-	}
-	if len(names) > 10 {
-		names = append(names[:10], "…")
-	}
-	return fmt.Sprintf("spec.nodeName %q is not a node of cluster %s; its nodes are %s", node, r.conf.Cluster, strings.Join(names, ", ")), nil
 }
 
 // Get reads one object. word is any word for its kind that FindKind knows.
@@ -457,7 +323,8 @@ func storeError(err error) error {
 	case errors.Is(err, store.ErrFull):
 		return api.StoreFull()
 	case errors.Is(err, store.ErrTooLarge):
-		return api.Refuse(http.StatusRequestEntityTooLarge, "split it into several manifests", "the manifest is too large for one transaction, nothing was changed")
+		return api.Refuse(http.StatusRequestEntityTooLarge, "make it smaller, or raise the store's limit on requests (--max-request-bytes of etcd)",
+			"an object is larger than the store takes, nothing was changed: %v", err)
 	case errors.Is(err, store.ErrUnavailable):
 		return api.Refuse(http.StatusServiceUnavailable, "look at the API server's log", "the store cannot be reached: %v", err)
 	}
@@ -469,9 +336,19 @@ func damaged(key string, err error) error {
 	return api.Conflict("delete it with `weft delete`, then apply it again", "the stored object %s is damaged: %v", strings.TrimPrefix(key, wire.ObjectsPrefix), err)
 }
 
-// commitError is storeError for a write. A store that does not answer may have made it.
+// commitError is storeError for a change. A store that does not answer may have made it.
 func commitError(err error) error {
-	if errors.Is(err, store.ErrUnavailable) {
+	var unfinished *journal.Unfinished
+	var notMade *journal.NotMade
+	switch {
+	case errors.As(err, &unfinished):
+		return api.Refuse(http.StatusServiceUnavailable, "do not repeat the command: the API servers carry out the rest once the store takes it; until then, no other change is made",
+			"%v", err)
+	case errors.As(err, &notMade) && errors.Is(err, store.ErrUnavailable):
+		return api.Refuse(http.StatusServiceUnavailable, "repeat the command once the store answers again", "%v", err)
+	case errors.As(err, &notMade):
+		return storeError(notMade.Err)
+	case errors.Is(err, store.ErrUnavailable):
 		return api.Refuse(http.StatusServiceUnavailable, "repeat the command once the store answers again: what was done is not done twice",
 			"the store did not confirm the change, which may or may not have been made: %v", err)
 	}

@@ -29,7 +29,7 @@ func allocated(svc *corev1.Service) bool {
 // serviceIPs assigns addresses to the services of one plan.
 type serviceIPs struct {
 	registry *Registry
-	taken    map[string]string // address → namespace/name; nil until needed
+	taken    map[netip.Addr]string // → namespace/name; nil until needed
 }
 
 // fit assigns a service the address that it has, the one it asks for, or a free one.
@@ -59,41 +59,44 @@ func (s *serviceIPs) fit(ctx context.Context, c *change, svc *corev1.Service) (p
 		if err != nil {
 			return "", err
 		}
-		s.taken = make(map[string]string, len(kvs))
+		s.taken = make(map[netip.Addr]string, len(kvs))
 		for _, kv := range kvs {
-			s.taken[kv.Key[len(serviceIPPrefix):]] = string(kv.Value)
+			if ip, err := netip.ParseAddr(kv.Key[len(serviceIPPrefix):]); err == nil {
+				s.taken[ip] = string(kv.Value)
+			}
 		}
 	}
 	who, cidr := c.namespace+"/"+c.name, s.registry.conf.ServiceCIDR
-	ip := asked
+	var ip netip.Addr
 	if asked == "" {
-		free, ok := freeAddress(cidr, who, func(ip netip.Addr) bool { return s.taken[ip.String()] == "" })
+		free, ok := freeAddress(cidr, who, func(ip netip.Addr) bool { return s.taken[ip] == "" })
 		if !ok {
 			return fmt.Sprintf("no address is free in the service CIDR %s; delete services, or start the cluster with a larger one", cidr), nil
 		}
-		ip = free.String()
-	} else if problem := s.usable(asked); problem != "" {
+		ip = free
+	} else if ip, problem = s.usable(asked); problem != "" {
 		return problem, nil
 	}
 	s.taken[ip] = who
-	setClusterIP(svc, ip)
-	c.conds = append(c.conds, store.Cond{Key: serviceIPKey(ip)})
-	c.ops = append(c.ops, store.Put(serviceIPKey(ip), []byte(who)))
+	setClusterIP(svc, ip.String())
+	c.conds = append(c.conds, store.Cond{Key: serviceIPKey(ip.String())})
+	c.writes = append(c.writes, wire.Write{Key: serviceIPKey(ip.String()), Value: []byte(who)})
 	return "", nil
 }
 
-func (s *serviceIPs) usable(text string) string {
+// usable reads an address that a service asks for, and says why it cannot have it.
+func (s *serviceIPs) usable(text string) (ip netip.Addr, problem string) {
 	cidr := s.registry.conf.ServiceCIDR
 	ip, err := netip.ParseAddr(text)
 	switch {
 	case err != nil:
-		return fmt.Sprintf("spec.clusterIP %q is not an IP address", text)
+		problem = fmt.Sprintf("spec.clusterIP %q is not an IP address", text)
 	case !cidr.Contains(ip) || ip == cidr.Masked().Addr() || ip == last(cidr):
-		return fmt.Sprintf("spec.clusterIP %s is outside of the service CIDR %s; choose one inside, or none to have one chosen", ip, cidr)
-	case s.taken[text] != "":
-		return fmt.Sprintf("spec.clusterIP %s belongs to service %s; choose another one, or none to have one chosen", ip, s.taken[text])
+		problem = fmt.Sprintf("spec.clusterIP %s is outside of the service CIDR %s; choose one inside, or none to have one chosen", ip, cidr)
+	case s.taken[ip] != "":
+		problem = fmt.Sprintf("spec.clusterIP %s belongs to service %s; choose another one, or none to have one chosen", ip, s.taken[ip])
 	}
-	return ""
+	return ip, problem
 }
 
 func setClusterIP(svc *corev1.Service, ip string) {

@@ -91,6 +91,14 @@ func (l *Link) Get(ctx context.Context, key string) (store.KV, error) {
 	return l.store.Get(ctx, key)
 }
 
+// GetMany implements store.Store.
+func (l *Link) GetMany(ctx context.Context, keys ...string) ([]store.KV, error) {
+	if err := l.works(); err != nil {
+		return nil, err
+	}
+	return l.store.GetMany(ctx, keys...)
+}
+
 // List implements store.Store.
 func (l *Link) List(ctx context.Context, prefix string) ([]store.KV, store.Point, error) {
 	if err := l.works(); err != nil {
