@@ -26,9 +26,11 @@ func applyCommand() *cobra.Command {
 		Short:   "Create or change objects from manifests",
 		GroupID: operate,
 		Long: "Create or change the objects in manifests, which are plain Kubernetes and Cilium YAML. Either\n" +
-			"all of them are accepted or none is. A folder stands for its .yaml, .yml and .json files, a\n" +
-			"list for its items, and - for standard input. Objects without a namespace go to the one\n" +
-			"given with -n, or to default; with -n, objects of other namespaces are refused.",
+			"all of them are accepted or none is, however many they are (up to 16 MiB of text). A folder\n" +
+			"stands for its .yaml, .yml and .json files, a list for its items, and - for standard input.\n" +
+			"Objects without a namespace go to the one given with -n, or to default; with -n, objects of\n" +
+			"other namespaces are refused.\n\n" +
+			"What the store does not take at once is made in steps, policies before services and pods.",
 		Example: "  weft apply web.yaml\n  weft -c east,west apply manifests/\n  weft apply --dry-run -f policy.yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			manifest, err := readManifests(cmd, append(files, args...))
@@ -36,7 +38,7 @@ func applyCommand() *cobra.Command {
 				return err
 			}
 			opts.Namespace = namespace(cmd)
-			results, err := each(cmd, func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
+			results, err := eachPatiently(cmd, "applying", func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
 				result, err := c.Apply(ctx, manifest.text(), opts)
 				return result, manifest.located(result, err)
 			})

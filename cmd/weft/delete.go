@@ -23,8 +23,9 @@ func deleteCommand() *cobra.Command {
 		Use:     "delete KIND NAME… | KIND -l SELECTOR | -f FILE",
 		Short:   "Delete objects by name, label or manifest",
 		GroupID: operate,
-		Long: "Delete objects by kind and name or label, or those in manifests. Objects of a manifest that\n" +
-			"do not exist are reported, not treated as errors; a name that does not exist is an error.\n" +
+		Long: "Delete objects by kind and name or label, or those in manifests. Those of a manifest or with a\n" +
+			"label are deleted all or none, however many they are. Objects of a manifest that do not exist\n" +
+			"are reported, not treated as errors; a name that does not exist is an error.\n" +
 			"Namespaces are resolved as in weft apply.",
 		Example:           "  weft delete pod web-1 -n shop\n  weft delete pod/web-1 -n shop\n  weft delete pods -n shop -l app=web\n  weft delete -f web.yaml",
 		ValidArgsFunction: completeObjects,
@@ -33,7 +34,7 @@ func deleteCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			results, err := each(cmd, act)
+			results, err := eachPatiently(cmd, "deleting", act)
 			return errors.Join(showApplied(cmd, results), err)
 		},
 	}
@@ -80,7 +81,7 @@ func deletion(cmd *cobra.Command, files []string, opts api.ManifestOptions, sele
 }
 
 // selected deletes the objects of a kind that match a selector, in one namespace: the
-// one given with -n, or default.
+// one given with -n, or default. All of them are deleted or none.
 func selected(cmd *cobra.Command, selector string, args []string) (func(context.Context, *api.Client) (*api.ApplyResult, error), error) {
 	if len(args) != 1 {
 		return nil, usageError{errors.New("weft delete: with a selector, give one kind and no names")}
@@ -98,19 +99,22 @@ func selected(cmd *cobra.Command, selector string, args []string) (func(context.
 		if err != nil {
 			return nil, err
 		}
-		var names []string
+		items := []metav1.PartialObjectMetadata{}
 		for _, raw := range l.Items {
-			var meta struct {
-				metav1.ObjectMeta `json:"metadata"`
-			}
-			if chooses(chosen, raw) && json.Unmarshal(raw, &meta) == nil {
-				names = append(names, meta.Name)
+			var o metav1.PartialObjectMetadata
+			if chooses(chosen, raw) && json.Unmarshal(raw, &o) == nil {
+				o.ObjectMeta = metav1.ObjectMeta{Name: o.Name, Namespace: o.Namespace}
+				items = append(items, o)
 			}
 		}
-		if len(names) == 0 {
+		if len(items) == 0 {
 			return nil, api.NotFound("`weft get "+k.plural+" -o wide` shows their labels", "cluster %s has no %s matching %s", l.Cluster, k.plural, selector)
 		}
-		return deleteNames(ctx, c, k, objectNamespace(cmd, k), names)
+		manifest, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "List", "items": items})
+		if err != nil {
+			return nil, err
+		}
+		return c.DeleteManifest(ctx, manifest, api.ManifestOptions{})
 	}, nil
 }
 

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/flow"
 )
@@ -263,6 +265,13 @@ func (f *fake) apply(action api.Action) func(*http.Request) (any, error) {
 				Problems: []api.Problem{{Document: 1 + strings.Count(before, "\n---\n"), Kind: "Pod", Namespace: "shop", Name: "broken", Message: "spec.containers: give at least one"}}}
 		}
 		result := api.ApplyResult{Cluster: f.name, DryRun: r.URL.Query().Get("dry-run") == "true"}
+		var list struct {
+			Items []metav1.PartialObjectMetadata
+		}
+		_ = json.Unmarshal(text, &list) // others are YAML
+		for _, o := range list.Items {
+			result.Objects = append(result.Objects, api.AppliedObject{Cluster: f.name, Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Action: action})
+		}
 		for _, line := range strings.Split(string(text), "\n") {
 			if name, ok := strings.CutPrefix(line, "  name: "); ok {
 				result.Objects = append(result.Objects, api.AppliedObject{Cluster: f.name, Kind: "Pod", Namespace: cmp.Or(r.URL.Query().Get("namespace"), "shop"), Name: name, Action: action})

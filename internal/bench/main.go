@@ -47,6 +47,7 @@ var steps = []step{
 	{"cases", []string{"go", "test", "-run", "^$", "-bench", "^BenchmarkCases$", "-benchtime", "1000x", "./bpf"}, benchmarks("cases")},
 	{"ports", []string{"go", "test", "-run", "^$", "-bench", "^BenchmarkReadPorts$", "-benchtime", "50x", "./bpf"}, benchmarks("ports")},
 	{"policy", []string{"go", "test", "-run", "^$", "-bench", ".", "-benchtime", "1s", "./policy", "./service"}, benchmarks("control")},
+	{"apply", []string{"go", "test", "-run", "^$", "-bench", "^BenchmarkApply$", "-benchtime", "3x", "./apiserver"}, benchmarks("apply")},
 	{"spread", []string{"./weft", "lab", "run", "-o", "json", "internal/bench/spread.txtar"}, scenarios("spread", "_failed")},
 	{"burst", []string{"./weft", "lab", "run", "-o", "json", "internal/bench/burst.txtar"}, scenarios("burst", "fsyncs", "revisions", "before_cpu_seconds", "after_cpu_seconds")},
 	{"failover", []string{"./weft", "lab", "run", "-o", "json", "internal/bench/failover.txtar"}, scenarios("failover")},
