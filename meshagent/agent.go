@@ -129,7 +129,10 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	if a.workloads, err = newWorkloads(n, a.Tables, edges.Datapath, edges.Plumbing, dir, a.listed, log); err != nil {
 		return nil, err
 	}
-	meshes := &program.Meshes{Tables: a.Tables, Self: n.name}
+	meshes, err := program.NewMeshes(a.Tables, n.name)
+	if err != nil {
+		return nil, err
+	}
 	a.lanes = &lanes{
 		node: n, edges: edges, tables: a.Tables, ways: a.ways, meshes: meshes, listed: a.start, open: a.open, internal: internal, log: log,
 		tell: func(ifindex [2]uint32) { a.program.SetTunnels(ifindex, internal) },

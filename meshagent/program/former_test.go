@@ -82,8 +82,8 @@ func TestFormerCIDRs(t *testing.T) {
 					tables.Put(txn, b.tab.Former, &row)
 				}
 			})
-			b.p.look(b.tab.DB.ReadTxn())
-			former, memory := b.p.view.former.list, b.p.view.former.memory
+			b.p.beliefs.look(b.tab.DB.ReadTxn())
+			former, memory := b.p.beliefs.view.former.list, b.p.beliefs.view.former.memory
 			if fmt.Sprint(former) != fmt.Sprint(parse(c.former...)) || fmt.Sprint(memory) != fmt.Sprint(parse(c.memory...)) {
 				t.Errorf("former %v, of these by memory %v; want %v and %v", former, memory, c.former, c.memory)
 			}

@@ -1,6 +1,7 @@
 package program
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -29,47 +30,94 @@ type Mesh struct {
 	Complete bool
 }
 
-// NewMesh reads a snapshot. It returns nil until our own cluster is known.
-func NewMesh(t *tables.Tables, txn statedb.ReadTxn, self string) *Mesh {
-	v := newView(t, self)
-	if !v.load(txn) {
-		return nil
-	}
-	m := &Mesh{Own: v.own, Split: v.split, Members: map[string]*tables.Cluster{}, Remote: map[string]*tables.Node{}, Former: v.former.list, Complete: v.complete()}
-	for key, s := range v.nodes.known {
-		if n := s.believed; n != nil && !v.isSelf(n) {
-			m.Remote[key] = n
-		}
-	}
-	for name, s := range v.clusters.admitted {
-		m.Members[name] = s.row
-		m.CIDRs = append(m.CIDRs, s.pods...)
-	}
-	slices.SortFunc(m.CIDRs, netip.Prefix.Compare)
-	return m
-}
-
-// Meshes caches the last Mesh while it is current. It is safe for concurrent use; do
-// not modify what it returns.
+// Meshes keeps a Mesh up to date. It is safe for concurrent use; do not modify what it
+// returns.
 type Meshes struct {
-	Tables *tables.Tables
-	Self   string
+	tables *tables.Tables
 
 	// mu guards what follows.
-	mu       sync.Mutex
-	mesh     *Mesh
-	clusters statedb.Revision
-	nodes    statedb.Revision
-	former   statedb.Revision
+	mu      sync.Mutex
+	beliefs *beliefs
+	mesh    *Mesh // nil until our own cluster is known
+	seen    [3]statedb.Revision
 }
 
-// Of returns the Mesh of a snapshot.
+// NewMeshes follows the tables of the node of this name.
+func NewMeshes(t *tables.Tables, self string) (*Meshes, error) {
+	b, err := newBeliefs(t, self)
+	if err != nil {
+		return nil, err
+	}
+	return &Meshes{tables: t, beliefs: b}, nil
+}
+
+// Of returns the Mesh of a snapshot, or of a later one that was asked for before; nil
+// if our own cluster is not known.
 func (m *Meshes) Of(txn statedb.ReadTxn) *Mesh {
-	clusters, nodes, former := m.Tables.Clusters.Revision(txn), m.Tables.Nodes.Revision(txn), m.Tables.Former.Revision(txn)
+	now := [3]statedb.Revision{m.tables.Clusters.Revision(txn), m.tables.Nodes.Revision(txn), m.tables.Former.Revision(txn)}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.mesh == nil || clusters != m.clusters || nodes != m.nodes || former != m.former {
-		m.mesh, m.clusters, m.nodes, m.former = NewMesh(m.Tables, txn, m.Self), clusters, nodes, former
+	if now[0] <= m.seen[0] && now[1] <= m.seen[1] && now[2] <= m.seen[2] {
+		return m.mesh
+	}
+	m.seen = now
+	v, changed := m.beliefs.look(txn)
+	switch {
+	case v == nil:
+		m.mesh = nil
+	case changed == nil || m.mesh == nil:
+		m.mesh = newMesh(v)
+	default:
+		m.mesh = m.mesh.after(v, changed)
 	}
 	return m.mesh
+}
+
+func newMesh(v *view) *Mesh {
+	m := &Mesh{Members: map[string]*tables.Cluster{}, Remote: map[string]*tables.Node{}}
+	all := newMoved()
+	for key := range v.nodes.known {
+		all.row("nodes", key)
+	}
+	for name := range v.clusters.admitted {
+		all.row("clusters", name)
+	}
+	return m.after(v, all)
+}
+
+// after returns the mesh after a change of the view. What has not changed is shared.
+func (m *Mesh) after(v *view, changed *moved) *Mesh {
+	next := *m
+	next.Own, next.Split, next.Former, next.Complete = v.own, v.split, v.former.list, v.complete()
+	nodes, clusters := false, false
+	for row := range changed.rows {
+		nodes, clusters = nodes || row.table == "nodes", clusters || row.table == "clusters"
+	}
+	if nodes {
+		next.Remote = maps.Clone(m.Remote)
+	}
+	if clusters {
+		next.Members, next.CIDRs = maps.Clone(m.Members), nil
+		for _, s := range v.clusters.admitted {
+			next.CIDRs = append(next.CIDRs, s.pods...)
+		}
+		slices.SortFunc(next.CIDRs, netip.Prefix.Compare)
+	}
+	for row := range changed.rows {
+		switch row.table {
+		case "nodes":
+			if n := v.node(row.row); n != nil && !v.isSelf(n) {
+				next.Remote[row.row] = n
+			} else {
+				delete(next.Remote, row.row)
+			}
+		case "clusters":
+			if c := v.member(row.row); c != nil {
+				next.Members[row.row] = c
+			} else {
+				delete(next.Members, row.row)
+			}
+		}
+	}
+	return &next
 }

@@ -12,27 +12,55 @@ import (
 
 // forget makes the next pass derive everything from scratch.
 func (p *Program) forget() {
-	p.view, p.loaded = newView(p.cfg.Tables, p.cfg.Self), false
-	p.view.answered, p.view.apiServers, p.view.former.kernel = p.cfg.Ways.HasAnswered, p.cfg.APIServers, &p.members
+	p.beliefs.loaded = false
 	p.owners = newOwners()
 	p.joining, p.leaving, p.judging, p.ids = map[string]bool{}, map[string]bool{}, map[string]bool{}, map[identity.ClusterID]bool{}
 	p.did = done{}
 }
 
-// look brings the view up to a snapshot and says what has changed in it; nil if our
-// own cluster is not known.
-func (p *Program) look(txn statedb.ReadTxn) (*view, *moved) {
-	c := change{clusters: latest(p.clusters.take(txn), (*tables.Cluster).Key), nodes: latest(p.nodes.take(txn), (*tables.Node).Key), former: len(p.former.take(txn)) > 0}
-	if p.loaded {
-		if m := p.view.follow(txn, c); m != nil {
-			return p.view, m
+// beliefs keeps a view up to date. Close it when it is no longer needed.
+type beliefs struct {
+	view     *view
+	loaded   bool
+	clusters feed[*tables.Cluster]
+	nodes    feed[*tables.Node]
+	former   feed[*tables.Former]
+}
+
+func newBeliefs(t *tables.Tables, self string) (*beliefs, error) {
+	b := &beliefs{view: newView(t, self)}
+	var err error
+	if b.clusters, err = follow(t.DB, t.Clusters); err != nil {
+		return nil, err
+	}
+	if b.nodes, err = follow(t.DB, t.Nodes); err != nil {
+		return nil, err
+	}
+	if b.former, err = follow(t.DB, t.Former); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func (b *beliefs) close() {
+	b.clusters.close()
+	b.nodes.close()
+	b.former.close()
+}
+
+// look brings the view up to a snapshot and says what has changed in it; nil is
+// everything. It returns no view if our own cluster is not known.
+func (b *beliefs) look(txn statedb.ReadTxn) (*view, *moved) {
+	c := change{clusters: latest(b.clusters.take(txn), (*tables.Cluster).Key), nodes: latest(b.nodes.take(txn), (*tables.Node).Key), former: len(b.former.take(txn)) > 0}
+	if b.loaded {
+		if m := b.view.follow(txn, c); m != nil {
+			return b.view, m
 		}
 	}
-	p.forget()
-	if p.loaded = p.view.load(txn); !p.loaded {
+	if b.loaded = b.view.load(txn); !b.loaded {
 		return nil, nil
 	}
-	return p.view, nil
+	return b.view, nil
 }
 
 // latest maps the keys of changed rows to what they are now, nil for those that are
@@ -51,6 +79,8 @@ func latest[T any](changes []statedb.Change[*T], key func(*T) string) map[string
 // everything.
 func (p *Program) learn(v *view, m *moved, r *report) {
 	if m == nil {
+		p.forget()
+		p.beliefs.loaded = true
 		p.learnAll(v, r)
 		return
 	}

@@ -65,7 +65,9 @@ type bench struct {
 	tab  *tables.Tables
 	maps *bpf.Maps
 	p    *Program
-	tap  *tap
+	// meshes follow the tables beside the program.
+	meshes *Meshes
+	tap    *tap
 	// servers are the API servers' addresses from the next restart on.
 	servers []netip.Addr
 }
@@ -84,6 +86,9 @@ func newBench(t *testing.T) *bench {
 func (b *bench) restart() {
 	ways, err := NewWays(b.maps)
 	if err != nil {
+		b.t.Fatal(err)
+	}
+	if b.meshes, err = NewMeshes(b.tab, "n1"); err != nil {
 		b.t.Fatal(err)
 	}
 	start := make(chan struct{})

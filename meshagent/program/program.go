@@ -61,12 +61,8 @@ type Program struct {
 	// bases maps each variant to its identity.
 	bases atomic.Pointer[map[identity.Number]identity.Number]
 
-	// view is what is believed; it follows clusters, nodes and former.
-	view     *view
-	loaded   bool
-	clusters feed[*tables.Cluster]
-	nodes    feed[*tables.Node]
-	former   feed[*tables.Former]
+	// beliefs follow clusters, nodes and former.
+	beliefs *beliefs
 
 	// What has to be written, besides the rows that the feeds give: addresses and
 	// prefixes; the indexes that nodes need or give back; the rows of clusters, by ID;
@@ -129,8 +125,12 @@ type stage struct{ ground, rows signature }
 // New reads what is in the kernel and changes nothing.
 func New(cfg Config) (*Program, error) {
 	p := &Program{cfg: cfg, variants: newVariants(), subjects: map[string]subject{}, kicked: make(chan struct{}, 1), passed: make(chan struct{})}
-	p.forget()
 	var err error
+	if p.beliefs, err = newBeliefs(cfg.Tables, cfg.Self); err != nil {
+		return nil, err
+	}
+	v := p.beliefs.view
+	v.answered, v.apiServers, v.former.kernel = cfg.Ways.HasAnswered, cfg.APIServers, &p.members
 	if p.settings, _, err = cfg.Maps.Settings.Lookup(0); err != nil {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
@@ -163,15 +163,6 @@ func New(cfg Config) (*Program, error) {
 		if k.Gen == p.policies.gen { // no other is in force
 			p.revisions.identity(k.Identity)
 		}
-	}
-	if p.clusters, err = follow(cfg.Tables.DB, cfg.Tables.Clusters); err != nil {
-		return nil, err
-	}
-	if p.nodes, err = follow(cfg.Tables.DB, cfg.Tables.Nodes); err != nil {
-		return nil, err
-	}
-	if p.former, err = follow(cfg.Tables.DB, cfg.Tables.Former); err != nil {
-		return nil, err
 	}
 	if p.ips, err = follow(cfg.Tables.DB, cfg.Tables.IPs); err != nil {
 		return nil, err
@@ -226,9 +217,7 @@ const (
 
 // Run works until ctx ends. It leaves the kernel as it is.
 func (p *Program) Run(ctx context.Context) error {
-	defer p.clusters.close()
-	defer p.nodes.close()
-	defer p.former.close()
+	defer p.beliefs.close()
 	defer p.ips.close()
 	defer p.identities.close()
 	defer p.frontends.close()
@@ -269,7 +258,7 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 	t := p.cfg.Tables
 	txn := t.DB.ReadTxn()
 	watches := watch(txn, t)
-	v, m := p.look(txn)
+	v, m := p.beliefs.look(txn)
 	if v == nil {
 		return watches, lastRetry
 	}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -92,6 +93,20 @@ func (b *bench) fromScratch() {
 	b.pass()
 }
 
+// meshed says where the mesh differs from one read from scratch, "" if nowhere.
+func (b *bench) meshed() string {
+	fresh, err := NewMeshes(b.tab, "n1")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer fresh.beliefs.close()
+	txn := b.tab.DB.ReadTxn()
+	if got, want := b.meshes.Of(txn), fresh.Of(txn); !reflect.DeepEqual(got, want) {
+		return fmt.Sprintf("mesh is %+v, from scratch %+v", got, want)
+	}
+	return ""
+}
+
 // Applying rows one by one gives the same result as deriving everything from scratch:
 // whatever changes, in whatever order, with failing writes and restarts in between.
 func TestRowByRowIsAsFromScratch(t *testing.T) {
@@ -125,7 +140,7 @@ func TestRowByRowIsAsFromScratch(t *testing.T) {
 				for b.late(); !b.p.policies.stale.IsZero(); b.late() {
 				} // until the clock has no older generation left to remove
 				got := b.everything()
-				if where := firstOf(b.balance(got), b.census().differ(got)); where != "" {
+				if where := firstOf(b.balance(got), b.census().differ(got), b.meshed()); where != "" {
 					t.Fatalf("after step %d: %s", step, where)
 				}
 				if c.IntN(3) > 0 && step < 79 {
