@@ -41,11 +41,12 @@ func (o *owners) prefix(p netip.Prefix) {
 	}
 }
 
-func (o *owners) ip(ip *tables.IP) {
-	if ip.Prefix.IsSingleIP() {
-		o.addr(ip.Prefix.Addr())
+// ip notes an address or prefix in the mesh.
+func (o *owners) ip(key bpf.PrefixKey) {
+	if prefix := key.Netip(); prefix.IsSingleIP() {
+		o.addr(prefix.Addr())
 	} else {
-		o.prefix(ip.Prefix)
+		o.prefix(prefix)
 	}
 }
 
@@ -64,11 +65,20 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 	if todo.all {
 		p.ips.skip(v.txn)
 		r.stage("ips")
+		p.learnHosts(v)
 		p.everyOwner(v, &w)
 	} else {
 		for _, c := range p.ips.take(v.txn) {
 			r.row("ips", c.Object.Key())
+			if c.Deleted {
+				p.hosted.drop(c.Object)
+			} else {
+				p.hosted.put(c.Object)
+			}
 			p.ipRow(v, c.Object, c.Deleted, &w)
+		}
+		if p.crowded(v) {
+			p.learnHosts(v)
 		}
 		for name := range todo.clusters {
 			for ip := range tables.OfCluster(v.txn, v.tables.IPs, name) {

@@ -104,3 +104,27 @@ func TestTheNextOneHasItWhenTheFirstLeaves(t *testing.T) {
 		})
 	}
 }
+
+// An address that moves from host to host does not fill the index of what is behind
+// each, and is found behind the last one.
+func TestWhatMovedAwayIsForgotten(t *testing.T) {
+	b := newBench(t)
+	for i := range 3000 {
+		b.write(func(txn statedb.WriteTxn) {
+			tables.Put(txn, b.tab.IPs, &tables.IP{Cluster: "west", Prefix: netip.MustParsePrefix("10.2.3.4/32"), Identity: 2<<16 + 1, Host: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)})})
+		})
+		b.p.pass(t.Context())
+		if b.p.hosted.count > 1002 {
+			t.Fatalf("%d entries for one address", b.p.hosted.count)
+		}
+	}
+	alloc := wire.CIDR(netip.MustParsePrefix("10.2.3.0/24"))
+	b.write(func(txn statedb.WriteTxn) {
+		tables.Put(txn, b.tab.Nodes, &tables.Node{Cluster: "west", Name: "a", Cilium: &wire.Node{IPv4AllocCIDR: &alloc, IPAddresses: []wire.NodeAddress{
+			{Type: wire.NodeInternalIP, IP: netip.AddrFrom4([4]byte{192, 0, 2999 >> 8, 2999 & 255})}, {Type: wire.NodeCiliumInternalIP, IP: netip.MustParseAddr("10.2.3.1")}}}})
+	})
+	b.pass()
+	if row := rowsIn(b.maps.IPs)[bpf.AddrOf(netip.MustParseAddr("10.2.3.4"))]; row.Node == 0 || row.Node != b.p.cfg.Ways.Index("west/a") {
+		t.Errorf("behind its node the address has row %+v", row)
+	}
+}

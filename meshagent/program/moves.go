@@ -172,9 +172,9 @@ func (p *Program) moveNode(v *view, n *tables.Node) {
 		p.owners.prefix(cidr)
 		p.frontends.moved = append(p.frontends.moved, cidr)
 	}
-	for _, host := range n.Addresses() {
-		for ip := range v.tables.IPsBehind(v.txn, n.Cluster, host) {
-			p.owners.ip(ip)
+	for _, addr := range n.Addresses() {
+		for key := range p.hosted.behind[host{n.Cluster, addr}] {
+			p.owners.ip(key)
 		}
 	}
 	if v.isSelf(n) {

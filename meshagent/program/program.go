@@ -75,6 +75,9 @@ type Program struct {
 	formerMoved     bool
 	pruned, unsaved bool
 
+	// hosted finds the addresses behind a node.
+	hosted hosted
+
 	ips        feed[*tables.IP]
 	identities feed[*tables.Identity]
 	// did is the input that stages have seen which look at everything whenever some of

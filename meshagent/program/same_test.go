@@ -200,8 +200,11 @@ func (c changer) change(txn statedb.WriteTxn) {
 		put(txn, c.tab.Former, row, there)
 	case 5:
 		text := fmt.Sprintf(block, []string{"{cidr: 10.2.0.0/16}", "{cidr: 192.0.2.0/24, except: [192.0.2.8/29]}"}[c.IntN(2)])
-		if c.IntN(2) == 0 {
+		switch c.IntN(4) {
+		case 0:
 			text = allowFrontend
+		case 1: // inside a peer's CIDRs, once it has joined
+			text = fmt.Sprintf(allowTo, []string{"10.3.7.0/24, 10.2.0.0/16", "10.2.130.0/24, 10.102.0.0/16", "10.3.1.0/24"}[c.IntN(3)])
 		}
 		name := fmt.Sprint("p", c.IntN(2))
 		parsed, err := policy.Parse([]byte(strings.Replace(text, "name: web", "name: "+name, 1)))

@@ -49,7 +49,7 @@ func New() *Tables {
 	t.Clusters = table(db, "clusters", (*Cluster).Key)
 	t.Former = table(db, "former", (*Former).Key)
 	t.Nodes = table(db, "nodes", (*Node).Key)
-	t.IPs = table(db, "ips", (*IP).Key, ipsByHost)
+	t.IPs = table(db, "ips", (*IP).Key)
 	t.Identities = table(db, "identities", (*Identity).Key)
 	t.Services = table(db, "services", (*Service).Key, servicesByID, servicesByFrontend)
 	t.Slices = table(db, "slices", (*Slice).Key, slicesByService)
@@ -76,21 +76,6 @@ var (
 	slicesByService = secondary("service", (*Slice).ServiceID)
 )
 
-// ipsByHost finds the addresses behind a tunnel endpoint. Clusters may use the same
-// endpoints, so what is found has to be told apart by cluster.
-var ipsByHost = statedb.Index[*IP, netip.Addr]{
-	Name: "host",
-	FromObject: func(i *IP) index.KeySet {
-		if !i.Host.IsValid() {
-			return index.EmptyKeySet
-		}
-		return index.NewKeySet(hostKey(i.Host))
-	},
-	FromKey: hostKey,
-}
-
-func hostKey(a netip.Addr) index.Key { return index.Key(a.AsSlice()) }
-
 // servicesByFrontend finds services by one of their addresses and ports.
 var servicesByFrontend = statedb.Index[*Service, netip.AddrPort]{
 	Name: "frontend",
@@ -110,17 +95,6 @@ func secondary[T any](name string, key func(T) string) statedb.Index[T, string] 
 	i := byKey(key)
 	i.Name, i.Unique = name, false
 	return i
-}
-
-// IPsBehind yields a cluster's addresses behind a tunnel endpoint.
-func (t *Tables) IPsBehind(txn statedb.ReadTxn, cluster string, host netip.Addr) iter.Seq[*IP] {
-	return func(yield func(*IP) bool) {
-		for ip := range t.IPs.List(txn, ipsByHost.Query(host)) {
-			if ip.Cluster == cluster && !yield(ip) {
-				return
-			}
-		}
-	}
 }
 
 // ServicesOf lists a service's rows, in order of cluster.
