@@ -159,6 +159,7 @@ const flowSweep = 5 * time.Second
 // run works until ctx ends or a part fails. When it returns, nothing that it started is
 // still running, and the kernel keeps what it has.
 func (a *Agent) run(ctx context.Context, more ...part) error {
+	defer a.lanes.meshes.Close()
 	if err := a.Tables.DB.Start(); err != nil {
 		return fmt.Errorf("start tables: %w", err)
 	}

@@ -42,13 +42,20 @@ type Meshes struct {
 	seen    [3]statedb.Revision
 }
 
-// NewMeshes follows the tables of the node of this name.
+// NewMeshes follows the tables of the node of this name. Close what it returns.
 func NewMeshes(t *tables.Tables, self string) (*Meshes, error) {
 	b, err := newBeliefs(t, self)
 	if err != nil {
 		return nil, err
 	}
 	return &Meshes{tables: t, beliefs: b}, nil
+}
+
+// Close lets the tables release the rows deleted from them. Of must not be called again.
+func (m *Meshes) Close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.beliefs.close()
 }
 
 // Of returns the Mesh of a snapshot, or of a later one that was asked for before; nil

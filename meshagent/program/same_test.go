@@ -99,7 +99,7 @@ func (b *bench) meshed() string {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	defer fresh.beliefs.close()
+	defer fresh.Close()
 	txn := b.tab.DB.ReadTxn()
 	if got, want := b.meshes.Of(txn), fresh.Of(txn); !reflect.DeepEqual(got, want) {
 		return fmt.Sprintf("mesh is %+v, from scratch %+v", got, want)
