@@ -69,7 +69,7 @@ func newServiceTable(own string, s store.Store, log *slog.Logger) *serviceTable 
 }
 
 func servicePrefixes() []string {
-	return []string{wire.ObjectsPrefix + "services/", wire.ObjectsPrefix + "endpointslices/", wire.EndpointSlices.AllCachePrefix(), wire.Services.AllCachePrefix()}
+	return []string{wire.ObjectKindPrefix("services"), wire.ObjectKindPrefix("endpointslices"), wire.EndpointSlices.AllCachePrefix(), wire.Services.AllCachePrefix()}
 }
 
 // Run follows the store until ctx ends.

@@ -25,6 +25,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/flow"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/intake"
@@ -32,6 +33,7 @@ import (
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/meshagent/trust"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -76,6 +78,26 @@ type part interface {
 	Run(ctx context.Context) error
 }
 
+// New returns the agent of the node that a join bundle is for, which meets the world at the
+// given edges. It marks the mesh's CIDRs in the kernel's maps, so that nothing for them
+// leaves unencrypted before the rest is known.
+func New(cfg Config, b *api.JoinBundle, edges *Edges) (*Agent, error) {
+	n, err := whoAmI(cfg, b)
+	if err != nil {
+		return nil, err
+	}
+	t := tables.New()
+	a, err := newAgent(cfg, n, t, newFiles(t, cfg.StateDir, cfg.Log), edges)
+	if err != nil {
+		return nil, err
+	}
+	return a, a.guard()
+}
+
+// Run works until ctx ends or a part fails. When it returns, nothing that it started is
+// still running, and the kernel keeps what it has.
+func (a *Agent) Run(ctx context.Context) error { return a.run(ctx) }
+
 // newAgent builds all parts and starts none. It reads the kernel's maps.
 func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Agent, error) {
 	log := cfg.Log.With("cluster", n.cluster, "node", n.name)
@@ -85,14 +107,14 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	}
 	internal := endpoint.Internal(n.cidr)
 	var err error
-	if a.trust, err = trust.New(n.cluster, filepath.Join(cfg.StateDir, "generation"), edges.Source, f.tell, log); err != nil {
+	if a.trust, err = trust.New(n.cluster, filepath.Join(cfg.StateDir, "generation"), edges.Store, f.tell, log); err != nil {
 		return nil, err
 	}
 	a.intake = intake.New(n.cluster, a.Tables)
 	for _, prefix := range intake.Prefixes {
 		a.reflectors = append(a.reflectors, reflector.New(reflector.Config{
-			Prefix: prefix, Source: edges.Source, Trust: a.trust.Judge, Log: log,
-			Apply: func(events []reflector.Event) {
+			Prefix: prefix, Store: edges.Store, Trust: a.trust.Judge, Log: log,
+			Apply: func(events []store.Event) {
 				a.intake.Apply(events)
 				a.publisher.heard(events)
 			},
@@ -156,8 +178,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 // keeps its row at most that much longer.
 const flowSweep = 5 * time.Second
 
-// run works until ctx ends or a part fails. When it returns, nothing that it started is
-// still running, and the kernel keeps what it has.
+// run is Run with more parts.
 func (a *Agent) run(ctx context.Context, more ...part) error {
 	defer a.lanes.meshes.Close()
 	if err := a.Tables.DB.Start(); err != nil {

@@ -9,12 +9,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/store"
 )
 
 // fullSink refuses everything while it is full.
 type fullSink struct {
-	Sink
+	Store
 	mu   sync.Mutex
 	full bool
 }
@@ -25,19 +25,16 @@ func (s *fullSink) set(full bool) {
 	s.full = full
 }
 
-func (s *fullSink) Write(ctx context.Context, changes []reflector.Change) error {
+func (s *fullSink) Commit(ctx context.Context, txn store.Txn) (int64, bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, c := range changes {
+	for _, op := range txn.Then {
 		// What is said of pods is what counts.
-		if s.full && strings.Contains(c.Key, "/endpoints/") {
-			return errors.New("full")
-		}
-		if err := s.Sink.Write(ctx, []reflector.Change{c}); err != nil {
-			return err
+		if s.full && strings.Contains(op.Key, "/endpoints/") {
+			return 0, false, errors.New("full")
 		}
 	}
-	return nil
+	return s.Store.Commit(ctx, txn)
 }
 
 // A machine that has booted answers probes only after the store knows that its
@@ -49,7 +46,7 @@ func TestABootedMachineIsFoundAliveOnceItsPodsAreKnownToStart(t *testing.T) {
 		east := w.node("east", 1)
 		east.pod("web-1", "web")
 		sink := &fullSink{full: true}
-		east.alter = func(e *Edges) { sink.Sink = e.Sink; e.Sink = sink }
+		east.alter = func(e *Edges) { sink.Store = e.Store; e.Store = sink }
 		began := time.Now()
 		east.run()
 		time.Sleep(2 * time.Second)
@@ -107,7 +104,7 @@ func TestABootedMachineDoesNotWaitForAFullStoreForEver(t *testing.T) {
 		east := w.node("east", 1)
 		east.pod("web-1", "web")
 		sink := &fullSink{full: true}
-		east.alter = func(e *Edges) { sink.Sink = e.Sink; e.Sink = sink }
+		east.alter = func(e *Edges) { sink.Store = e.Store; e.Store = sink }
 		east.run()
 		time.Sleep(2 * toldPatience)
 		synctest.Wait()

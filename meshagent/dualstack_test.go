@@ -20,7 +20,7 @@ func TestADualStackPeerIsNoLastingProblem(t *testing.T) {
 		w, east, west, _ := raise(t)
 		c := w.clusters["east"]
 		six := netip.MustParsePrefix("fd00:10:2::/48")
-		text, _ := c.store.Get(wire.PeerKey("west"))
+		text, _ := c.store.Value(wire.PeerKey("west"))
 		peer, err := wire.Unmarshal[wire.Peer](text)
 		if err != nil {
 			t.Fatal(err)
@@ -28,7 +28,7 @@ func TestADualStackPeerIsNoLastingProblem(t *testing.T) {
 		peer.PodCIDRs = append(peer.PodCIDRs, six)
 		c.put(t, wire.PeerKey("west"), peer)
 		key := wire.Nodes.CachePrefix("west") + west.name
-		text, _ = c.store.Get(key)
+		text, _ = c.store.Value(key)
 		var node wire.Node
 		if err := json.Unmarshal(text, &node); err != nil {
 			t.Fatal(err)

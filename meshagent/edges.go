@@ -6,7 +6,7 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
-	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/tunnel/probe"
@@ -37,21 +37,16 @@ type Datapath interface {
 	Sweep(now uint64) (bpf.Swept, error)
 }
 
-// Sink takes what an agent reports.
-type Sink interface {
-	// Write makes changes in order, as many per transaction as the store takes.
-	Write(ctx context.Context, changes []reflector.Change) error
-	// PutLeased writes a key that disappears after the agent has been silent for long.
-	PutLeased(ctx context.Context, key string, value []byte) error
-	// Renew keeps leased keys; lost reports that they are gone.
-	Renew(ctx context.Context) (lost bool, err error)
+// Store is what an agent needs of its cluster's etcd.
+type Store interface {
+	store.Store
+	store.Holder
 }
 
 // Edges are all the places where an agent meets the outside world, each with an
 // in-memory twin for tests.
 type Edges struct {
-	Source   reflector.Source
-	Sink     Sink
+	Store    Store
 	Datapath Datapath
 	Lanes    tunnel.Lanes
 	Host     tunnel.Host

@@ -26,7 +26,7 @@ import (
 // saidOf is what the cluster is told of one table.
 func (n *testNode) saidOf(t *testing.T, table string) (out []wire.NodeProblem) {
 	t.Helper()
-	text, ok := n.cluster.store.Get(wire.NodeProblemsKey(n.name))
+	text, ok := n.cluster.store.Value(wire.NodeProblemsKey(n.name))
 	if !ok {
 		return nil
 	}

@@ -21,7 +21,7 @@ import (
 // the record of it.
 func (w *world) unpeer() {
 	east := w.clusters["east"]
-	peer, _ := east.store.Get(wire.PeerKey("west"))
+	peer, _ := east.store.Value(wire.PeerKey("west"))
 	p, err := wire.Unmarshal[wire.Peer](peer)
 	if err != nil {
 		w.t.Fatal(err)

@@ -19,10 +19,8 @@ import (
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/internal/loopbacktest"
-	"github.com/weft-mesh/weft/meshagent/endpoint"
-	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
-	"github.com/weft-mesh/weft/store/watch"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -125,7 +123,7 @@ func TestALostClusterIsOneWriteWithinASecond(t *testing.T) {
 		}
 		are("before", bpf.PathAlive)
 		services := rowsOf(t, east.maps().Services)
-		w.net.setCut("west", true)
+		w.setCut("west", true)
 		time.Sleep(800 * time.Millisecond)
 		are("800 ms after the cut", bpf.PathSilent)
 		time.Sleep(500 * time.Millisecond)
@@ -133,7 +131,7 @@ func TestALostClusterIsOneWriteWithinASecond(t *testing.T) {
 		if got := rowsOf(t, east.maps().Services); !reflect.DeepEqual(got, services) {
 			t.Error("the loss of a path changed services")
 		}
-		w.net.setCut("west", false)
+		w.setCut("west", false)
 		time.Sleep(800 * time.Millisecond)
 		are("800 ms after healing", bpf.PathAlive)
 	})
@@ -142,7 +140,7 @@ func TestALostClusterIsOneWriteWithinASecond(t *testing.T) {
 func TestARestartedAgentDoesNotDoubtWhatIsDead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, east, west, _ := raise(t)
-		w.net.setCut("west", true)
+		w.setCut("west", true)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		before := kernel(t, east)
@@ -159,7 +157,7 @@ func TestARestartedAgentDoesNotDoubtWhatIsDead(t *testing.T) {
 		}
 		w.step()
 		sameKernel(t, "restarted", kernel(t, east), before)
-		w.net.setCut("west", false)
+		w.setCut("west", false)
 		time.Sleep(time.Second)
 		synctest.Wait()
 		if c, _, _ := east.maps().Clusters.Lookup(2); c.Path != bpf.PathAlive {
@@ -234,13 +232,13 @@ func TestARestartedAgentChangesNothingWithOrWithoutItsStore(t *testing.T) {
 
 // lateSource takes its time to list some prefixes.
 type lateSource struct {
-	reflector.Source
+	Store
 	late map[string]time.Duration
 }
 
-func (s lateSource) List(ctx context.Context, prefix string) ([]reflector.KV, watch.Point, error) {
+func (s lateSource) List(ctx context.Context, prefix string) ([]store.KV, store.Point, error) {
 	time.Sleep(s.late[prefix])
-	return s.Source.List(ctx, prefix)
+	return s.Store.List(ctx, prefix)
 }
 
 // slowLanes takes its time to look at devices.
@@ -256,15 +254,17 @@ func (l slowLanes) Ensure(ctx context.Context) (tunnel.Own, error) {
 
 // loudSink tells what is written.
 type loudSink struct {
-	Sink
-	wrote func(reflector.Change)
+	Store
+	wrote func(store.Op)
 }
 
-func (s loudSink) Write(ctx context.Context, changes []reflector.Change) error {
-	for _, c := range changes {
-		s.wrote(c)
+func (s loudSink) Commit(ctx context.Context, txn store.Txn) (int64, bool, error) {
+	for _, op := range txn.Then {
+		if op.Lease == 0 {
+			s.wrote(op)
+		}
 	}
-	return s.Sink.Write(ctx, changes)
+	return s.Store.Commit(ctx, txn)
 }
 
 func TestARestartedAgentNeverCallsAReadyPodNotReady(t *testing.T) {
@@ -273,8 +273,8 @@ func TestARestartedAgentNeverCallsAReadyPodNotReady(t *testing.T) {
 		west.stop()
 		var wrote []string
 		west.alter = func(e *Edges) {
-			e.Source = lateSource{e.Source, map[string]time.Duration{wire.StatePrefix: 20 * time.Millisecond, wire.CachePrefix: 30 * time.Millisecond}}
-			e.Sink = loudSink{e.Sink, func(c reflector.Change) { wrote = append(wrote, fmt.Sprintf("%s: %s", c.Key, c.Value)) }}
+			e.Store = lateSource{e.Store, map[string]time.Duration{wire.StatePrefix: 20 * time.Millisecond, wire.CachePrefix: 30 * time.Millisecond}}
+			e.Store = loudSink{e.Store, func(c store.Op) { wrote = append(wrote, fmt.Sprintf("%s: %s", c.Key, c.Value)) }}
 		}
 		west.run()
 		w.step()
@@ -302,7 +302,7 @@ func TestAPodOfABootedMachineIsNotReadyUntilAsked(t *testing.T) {
 		west.cluster.put(t, wire.ObjectKey("pods", p.Namespace, p.Name), p)
 		w.step()
 		state := func() string {
-			kv, _ := west.cluster.store.Get(wire.NodeEndpointKey(west.name, p.Namespace, p.Name))
+			kv, _ := west.cluster.store.Value(wire.NodeEndpointKey(west.name, p.Namespace, p.Name))
 			return string(kv)
 		}
 		if !strings.Contains(state(), `"ready":true`) {
@@ -311,7 +311,8 @@ func TestAPodOfABootedMachineIsNotReadyUntilAsked(t *testing.T) {
 
 		west.stop()
 		server.Close()
-		west.datapath, west.plumbing.links = bpftest.NewDatapath(), map[string]endpoint.Link{}
+		west.datapath = bpftest.NewDatapath()
+		west.plumbing.Reboot()
 		west.run()
 		time.Sleep(50 * time.Millisecond)
 		synctest.Wait()
@@ -335,7 +336,7 @@ func TestARestartedAgentKeepsKeysThatItHasNotReadYet(t *testing.T) {
 			return nil
 		})
 		east.alter = func(e *Edges) {
-			e.Source = lateSource{e.Source, map[string]time.Duration{wire.CachePrefix: 20 * time.Millisecond}}
+			e.Store = lateSource{e.Store, map[string]time.Duration{wire.CachePrefix: 20 * time.Millisecond}}
 			e.Lanes = slowLanes{e.Lanes, 15 * time.Millisecond}
 		}
 		east.run()
@@ -443,8 +444,8 @@ func TestAPodIsHeldUntilItsPolicyAndIdentityAreThere(t *testing.T) {
 		// Deleted explicitly, it goes altogether.
 		_ = east.cluster.store.Delete(context.Background(), wire.ObjectKey("pods", "shop", "late"))
 		w.step()
-		if _, ok, _ := east.maps().Endpoints.Lookup(addr); ok || len(east.plumbing.links) != 1 {
-			t.Errorf("after its deletion: row %v, links %v", ok, east.plumbing.links)
+		if _, ok, _ := east.maps().Endpoints.Lookup(addr); ok || east.plumbing.Links() != 1 {
+			t.Errorf("after its deletion: row %v, %d links", ok, east.plumbing.Links())
 		}
 	})
 }

@@ -83,7 +83,7 @@ func TestTheClusterIsToldOfPathsThatAreDown(t *testing.T) {
 		w, east, _, _ := raise(t)
 		key := wire.NodePathsKey(east.name)
 		said := func() wire.NodePaths {
-			text, ok := w.clusters["east"].store.Get(key)
+			text, ok := w.clusters["east"].store.Value(key)
 			if !ok {
 				return wire.NodePaths{}
 			}
@@ -96,7 +96,7 @@ func TestTheClusterIsToldOfPathsThatAreDown(t *testing.T) {
 		if v := said(); len(v.Paths) != 0 {
 			t.Errorf("while all is well it says %+v", v)
 		}
-		w.net.setCut("west", true)
+		w.setCut("west", true)
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
 		v := said()
@@ -109,7 +109,7 @@ func TestTheClusterIsToldOfPathsThatAreDown(t *testing.T) {
 		if _, after, _ := w.clusters["east"].store.List(t.Context(), key); after != before {
 			t.Errorf("nothing changed, and the store went from revision %d to %d", before.Revision, after.Revision)
 		}
-		w.net.setCut("west", false)
+		w.setCut("west", false)
 		time.Sleep(time.Second)
 		synctest.Wait()
 		if v := said(); len(v.Paths) != 0 {

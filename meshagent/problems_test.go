@@ -76,7 +76,7 @@ func TestTheClusterIsToldWhichTableIsFullUntilItIsNot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, east, _, _ := raise(t)
 		said := func() (wire.NodeProblems, bool) {
-			text, ok := w.clusters["east"].store.Get(wire.NodeProblemsKey(east.name))
+			text, ok := w.clusters["east"].store.Value(wire.NodeProblemsKey(east.name))
 			if !ok {
 				return wire.NodeProblems{}, false
 			}

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -17,9 +18,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-mesh/weft/meshagent/endpoint"
-	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/meshagent/trust"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -50,6 +51,7 @@ type publisher struct {
 	start string // identifies this start of the agent
 	// holding is trust.Holding as last reported.
 	holding string
+	held    bool // the lease exists, as far as is known
 }
 
 const (
@@ -105,10 +107,10 @@ func (p *publisher) Run(ctx context.Context) error {
 			}
 		}
 		if time.Since(renewed) >= leaseTurn {
-			if lost, err := p.edges.Sink.Renew(ctx); err == nil {
+			if lost, err := p.renew(ctx); err == nil {
 				renewed = time.Now()
 				if lost {
-					p.note(reflector.Change{Key: wire.NodeSyncedKey(p.node.name), Delete: true})
+					p.note(store.Delete(wire.NodeSyncedKey(p.node.name)))
 					wait = 0
 				}
 			}
@@ -154,16 +156,16 @@ func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lane
 		pod := tables.Get(txn, p.tables.Pods, e.Key())
 		want[wire.NodeEndpointKey(p.node.name, e.Namespace, e.Pod)] = wire.Marshal(endpointState(e, pod))
 	}
-	var changes []reflector.Change
+	var changes []store.Op
 	for _, key := range slices.Sorted(maps.Keys(want)) {
 		if !bytes.Equal(have[key], want[key]) {
-			changes = append(changes, reflector.Change{Key: key, Value: want[key]})
+			changes = append(changes, store.Put(key, want[key]))
 		}
 	}
 	if settled {
 		changes = append(changes, p.gone(have, want)...)
 	}
-	if err := p.say(changes, func() error { return p.edges.Sink.Write(ctx, changes) }); err != nil {
+	if err := p.say(changes, func() error { return store.Write(ctx, p.edges.Store, changes...) }); err != nil {
 		return err
 	}
 	if !settled {
@@ -173,10 +175,10 @@ func (p *publisher) turn(ctx context.Context, txn statedb.ReadTxn, settled, lane
 }
 
 // gone are the deletions of keys that are no longer wanted.
-func (p *publisher) gone(have, want map[string][]byte) (changes []reflector.Change) {
+func (p *publisher) gone(have, want map[string][]byte) (changes []store.Op) {
 	for _, key := range slices.Sorted(maps.Keys(have)) {
 		if want[key] == nil && key != wire.NodeSyncedKey(p.node.name) && key != wire.NodeKey(p.node.name) {
-			changes = append(changes, reflector.Change{Key: key, Delete: true})
+			changes = append(changes, store.Delete(key))
 		}
 	}
 	return changes
@@ -184,10 +186,10 @@ func (p *publisher) gone(have, want map[string][]byte) (changes []reflector.Chan
 
 // complete marks the list as complete.
 func (p *publisher) complete(ctx context.Context, have map[string][]byte) error {
-	mark := reflector.Change{Key: wire.NodeSyncedKey(p.node.name), Value: []byte(p.start)}
+	mark := store.Put(wire.NodeSyncedKey(p.node.name), []byte(p.start))
 	// It may be there already: a write that timed out was made all the same.
 	if !bytes.Equal(have[mark.Key], mark.Value) {
-		err := p.say([]reflector.Change{mark}, func() error { return p.edges.Sink.PutLeased(ctx, mark.Key, mark.Value) })
+		err := p.say([]store.Op{mark}, func() error { return p.putLeased(ctx, mark) })
 		if err != nil {
 			return err
 		}
@@ -198,6 +200,40 @@ func (p *publisher) complete(ctx context.Context, have map[string][]byte) error 
 	return nil
 }
 
+// putLeased writes a key under the agent's lease, which it obtains when there is none.
+func (p *publisher) putLeased(ctx context.Context, op store.Op) error {
+	op.Lease = p.lease()
+	if p.held {
+		_, _, err := p.edges.Store.Commit(ctx, store.Txn{Then: []store.Op{op}})
+		if !errors.Is(err, store.ErrLeaseEnded) {
+			return err
+		}
+		p.held = false
+	}
+	if err := p.edges.Store.Hold(ctx, op.Lease, wire.AgentLeaseTTL); err != nil {
+		return fmt.Errorf("obtain a lease: %w", err)
+	}
+	p.held = true
+	_, _, err := p.edges.Store.Commit(ctx, store.Txn{Then: []store.Op{op}})
+	return err
+}
+
+// renew keeps the lease. It reports lost when the lease has ended, and with it everything
+// that was written under it.
+func (p *publisher) renew(ctx context.Context) (lost bool, err error) {
+	if !p.held {
+		return false, nil
+	}
+	err = p.edges.Store.Renew(ctx, p.lease())
+	if errors.Is(err, store.ErrLeaseEnded) {
+		p.held = false
+		return true, nil
+	}
+	return false, err
+}
+
+func (p *publisher) lease() store.Lease { return store.Lease(wire.AgentLease(p.node.name)) }
+
 // recall returns what the store has under this node's prefix, reading it if necessary.
 func (p *publisher) recall(ctx context.Context) (map[string][]byte, error) {
 	p.mu.Lock()
@@ -207,7 +243,7 @@ func (p *publisher) recall(ctx context.Context) (map[string][]byte, error) {
 	if have != nil {
 		return have, nil
 	}
-	kvs, _, err := p.edges.Source.List(ctx, wire.NodePrefix(p.node.name))
+	kvs, _, err := p.edges.Store.List(ctx, wire.NodePrefix(p.node.name))
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +262,7 @@ func (p *publisher) recall(ctx context.Context) (map[string][]byte, error) {
 
 // say makes changes. They are noted first, so that the store's own events about them
 // are recognized.
-func (p *publisher) say(changes []reflector.Change, write func() error) error {
+func (p *publisher) say(changes []store.Op, write func() error) error {
 	p.note(changes...)
 	if err := write(); err != nil {
 		p.forget() // some may have been made
@@ -236,7 +272,7 @@ func (p *publisher) say(changes []reflector.Change, write func() error) error {
 }
 
 // note records changes in have.
-func (p *publisher) note(changes ...reflector.Change) {
+func (p *publisher) note(changes ...store.Op) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range changes {
@@ -258,7 +294,7 @@ func (p *publisher) forget() {
 
 // heard handles events of the store. If a key is not what was written, because an older
 // copy was restored or somebody deleted it, it is written again.
-func (p *publisher) heard(events []reflector.Event) {
+func (p *publisher) heard(events []store.Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, e := range events {

@@ -21,7 +21,7 @@ func (c *testCluster) lose(t *testing.T) {
 	before.Generation += "-rebuilt"
 	c.put(t, wire.ClusterKey, before)
 	for _, n := range c.nodes {
-		c.put(t, "weft/state/registrations/"+n.name, map[string]any{"name": n.name, "addresses": []netip.Addr{n.ip()}, "podCIDRs": []netip.Prefix{n.cidr()}})
+		c.put(t, wire.RegistrationKey(n.name), wire.Registration{Name: n.name, Addresses: []netip.Addr{n.ip()}, PodCIDRs: []netip.Prefix{n.cidr()}})
 	}
 }
 

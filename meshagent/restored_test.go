@@ -10,8 +10,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/bpf"
-	"github.com/weft-mesh/weft/meshagent/reflector"
-	"github.com/weft-mesh/weft/store/watch"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -40,7 +39,7 @@ func TestAStoreThatWentBackIsBelieved(t *testing.T) {
 				cluster.ids, cluster.next = ids, next
 				cluster.store.PutBack(copied)
 				for i := range writes {
-					cluster.putRaw(fmt.Sprintf("weft/state/objects/ciliumcidrgroups/_/c-%d", i), []byte("{}"))
+					cluster.putRaw(wire.ObjectKey("ciliumcidrgroups", "", fmt.Sprint("c-", i)), []byte("{}"))
 				}
 				east.pod("new", "new")
 				w.step()
@@ -87,13 +86,13 @@ func TestWhatANodeSaidIsSaidAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, east, west, _ := raise(t)
 		for _, key := range []string{wire.NodeKey(east.name), wire.NodeSyncedKey(east.name), wire.NodeEndpointKey(east.name, "shop", "client")} {
-			before, ok := east.cluster.store.Get(key)
+			before, ok := east.cluster.store.Value(key)
 			if err := east.cluster.store.Delete(context.Background(), key); err != nil || !ok {
 				t.Fatalf("%s: %v, %v", key, ok, err)
 			}
 			time.Sleep(time.Second)
 			synctest.Wait()
-			if after, _ := east.cluster.store.Get(key); string(after) != string(before) {
+			if after, _ := east.cluster.store.Value(key); string(after) != string(before) {
 				t.Errorf("%s: %q, before %q", key, after, before)
 			}
 		}
@@ -105,26 +104,26 @@ func TestWhatANodeSaidIsSaidAgain(t *testing.T) {
 
 // overtaken is a store in which a key is deleted while a list is on its way.
 type overtaken struct {
-	reflector.Source
+	Store
 	lists  int
 	before func()
 }
 
-func (o *overtaken) List(context.Context, string) ([]reflector.KV, watch.Point, error) {
+func (o *overtaken) List(context.Context, string) ([]store.KV, store.Point, error) {
 	if o.lists++; o.lists == 1 {
 		o.before()
-		return []reflector.KV{{Key: wire.NodeKey("n1"), Value: []byte("{}")}}, watch.Point{}, nil
+		return []store.KV{{Key: wire.NodeKey("n1"), Value: []byte("{}")}}, store.Point{}, nil
 	}
-	return nil, watch.Point{}, nil
+	return nil, store.Point{}, nil
 }
 
 // A list may be older than what was heard while it was read. Taken for the truth, it
 // would hide for good that a key is missing.
 func TestAListThatWasOvertakenIsReadAgain(t *testing.T) {
-	store := &overtaken{}
-	p := &publisher{node: node{name: "n1"}, edges: &Edges{Source: store}, lost: make(chan struct{}, 1)}
-	store.before = func() {
-		p.heard([]reflector.Event{{KV: reflector.KV{Key: wire.NodeKey("other")}, Deleted: true}, {KV: reflector.KV{Key: wire.NodeKey("n1")}, Deleted: true}})
+	twin := &overtaken{}
+	p := &publisher{node: node{name: "n1"}, edges: &Edges{Store: twin}, lost: make(chan struct{}, 1)}
+	twin.before = func() {
+		p.heard([]store.Event{{KV: store.KV{Key: wire.NodeKey("other")}, Deleted: true}, {KV: store.KV{Key: wire.NodeKey("n1")}, Deleted: true}})
 	}
 	if have, err := p.recall(t.Context()); err == nil {
 		t.Errorf("believed a list that was overtaken: %v", have)
@@ -134,7 +133,7 @@ func TestAListThatWasOvertakenIsReadAgain(t *testing.T) {
 			t.Errorf("then it has %v, %v", have, err)
 		}
 	}
-	if store.lists != 2 {
-		t.Errorf("%d lists, want 2", store.lists)
+	if twin.lists != 2 {
+		t.Errorf("%d lists, want 2", twin.lists)
 	}
 }

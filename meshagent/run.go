@@ -19,16 +19,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/vishvananda/netlink"
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/certificate"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
-	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/statefile"
-	"github.com/weft-mesh/weft/store/watch"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/tunnel/probe"
@@ -77,18 +74,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	link := new(watch.Link)
-	client, err := dialEtcd(ctx, n, certificates.Client(), link)
+	etcd, err := dialStore(n, certificates.Client())
 	if err != nil {
 		return err
 	}
-	defer client.Close()
-	etcd := reflector.NewEtcd(n.name, client, link)
+	defer etcd.Close()
 
 	tables := tables.New()
 	files := newFiles(tables, cfg.StateDir, cfg.Log)
 	a, err = newAgent(cfg, n, tables, files, &Edges{
-		Source: etcd, Sink: etcd, Datapath: datapath,
+		Store: etcd, Datapath: datapath,
 		Lanes:    tunnel.NewLanes(tunnel.LanesConfig{StateDir: filepath.Join(cfg.StateDir, "lanes"), Tell: files.tell, Log: cfg.Log}),
 		Host:     tunnel.NewHost([tunnel.LaneCount]string{}, cfg.Log),
 		Plumbing: endpoint.Kernel{MTU: inner, NetnsDir: cfg.NetnsDir},
@@ -241,18 +236,23 @@ func whole[T any](list func() (T, error)) (all T, err error) {
 	return all, err
 }
 
-// dialEtcd connects in the background, so that an agent starts without its etcd.
-func dialEtcd(ctx context.Context, n node, conf *tls.Config, link *watch.Link) (*clientv3.Client, error) {
-	client, err := clientv3.New(clientv3.Config{
-		Context: ctx, Endpoints: n.bundle.EtcdEndpoints, TLS: conf,
-		DialTimeout: 2 * time.Second, DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
-		AutoSyncInterval: 0, PermitWithoutStream: true, MaxCallRecvMsgSize: 64 << 20, Logger: zap.NewNop(),
-		DialOptions: link.DialOptions(),
+const (
+	// callPatience bounds one request. A store that takes longer counts as away.
+	callPatience = 5 * time.Second
+	// signOfLife is the pause between two requests that prove a watch alive. One
+	// that has fallen silent is renewed after 40 s, at worst 80 s; a thousand agents
+	// send 600 requests a second.
+	signOfLife = 10 * time.Second
+	// pingPause is how soon a dead connection is noticed.
+	pingPause = 5 * time.Second
+)
+
+// dialStore connects in the background, so that an agent starts without its etcd.
+func dialStore(n node, conf *tls.Config) (*store.Etcd, error) {
+	return store.Dial(store.DialConfig{
+		Endpoints: n.bundle.EtcdEndpoints, TLS: conf,
+		SignOfLife: signOfLife, Ping: pingPause, Patience: callPatience, MostAnswer: store.MostAnswer,
 	})
-	if err != nil {
-		return nil, fmt.Errorf("connect to etcd at %s: %w", strings.Join(n.bundle.EtcdEndpoints, ", "), err)
-	}
-	return client, nil
 }
 
 // agentUser begins the common name of an agent's certificate.

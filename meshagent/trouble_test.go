@@ -19,8 +19,8 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
-	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/tunnel/probe"
 	"github.com/weft-mesh/weft/wire"
@@ -113,8 +113,8 @@ func TestAPartThatKeepsFailingIsToldUntilItWorks(t *testing.T) {
 				}
 				b.Store(true)
 				if test.table != wire.ProblemParts || test.row == "events" {
-					w.net.setCut("west", true) // so that there is something to write
-					east.stop()                // what is open does not fail
+					w.setCut("west", true) // so that there is something to write
+					east.stop()            // what is open does not fail
 					east.run()
 				}
 				time.Sleep(20 * time.Second)
@@ -128,7 +128,7 @@ func TestAPartThatKeepsFailingIsToldUntilItWorks(t *testing.T) {
 					t.Errorf("%d log lines in a minute: %s", n, log.text.String())
 				}
 				b.Store(false)
-				w.net.setCut("west", false)
+				w.setCut("west", false)
 				time.Sleep(15 * time.Second)
 				w.step()
 				if got := told(); len(got) != 0 {
@@ -158,23 +158,19 @@ func (f failing) Receive() ([]probe.Answer, error) {
 
 // fickle is a store that refuses writes, or makes them and then loses the answer.
 type fickle struct {
-	Sink
+	Store
 	refuses, mute atomic.Bool
 }
 
-func (f *fickle) Write(ctx context.Context, changes []reflector.Change) error {
+func (f *fickle) Commit(ctx context.Context, txn store.Txn) (int64, bool, error) {
 	if f.refuses.Load() {
-		return errors.New("permission denied")
+		return 0, false, errors.New("permission denied")
 	}
-	return f.Sink.Write(ctx, changes)
-}
-
-func (f *fickle) PutLeased(ctx context.Context, key string, value []byte) error {
-	err := f.Sink.PutLeased(ctx, key, value)
-	if f.mute.CompareAndSwap(true, false) {
-		return errors.New("deadline exceeded")
+	revision, done, err := f.Store.Commit(ctx, txn)
+	if txn.Then[0].Lease != 0 && f.mute.CompareAndSwap(true, false) {
+		return 0, false, errors.New("deadline exceeded")
 	}
-	return err
+	return revision, done, err
 }
 
 func TestAStoreThatRefusesWritesIsTold(t *testing.T) {
@@ -182,7 +178,7 @@ func TestAStoreThatRefusesWritesIsTold(t *testing.T) {
 		w := newWorld(t)
 		east, log, sink := w.node("east", 1), &lines{}, &fickle{}
 		east.log = slog.NewTextHandler(log, nil)
-		east.alter = func(e *Edges) { sink.Sink = e.Sink; e.Sink = sink }
+		east.alter = func(e *Edges) { sink.Store = e.Store; e.Store = sink }
 		east.run()
 		w.step()
 		sink.refuses.Store(true)
@@ -215,7 +211,7 @@ func TestAnAnswerOfTheStoreThatIsLostDelaysNothing(t *testing.T) {
 		w := newWorld(t)
 		east, sink := w.node("east", 1), &fickle{}
 		sink.mute.Store(true)
-		east.alter = func(e *Edges) { sink.Sink = e.Sink; e.Sink = sink }
+		east.alter = func(e *Edges) { sink.Store = e.Store; e.Store = sink }
 		east.run()
 		time.Sleep(toldPatience / 2)
 		synctest.Wait()

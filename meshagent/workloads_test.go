@@ -55,7 +55,7 @@ func TestPodsDoNotWaitForOneAnother(t *testing.T) {
 		}
 		ready := func() (n int) {
 			for i := range pods {
-				text, _ := east.cluster.store.Get(wire.NodeEndpointKey(east.name, "shop", fmt.Sprint("web-", i)))
+				text, _ := east.cluster.store.Value(wire.NodeEndpointKey(east.name, "shop", fmt.Sprint("web-", i)))
 				if e, err := wire.Unmarshal[wire.EndpointState](text); err == nil && e.Ready {
 					n++
 				}

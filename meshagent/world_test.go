@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -24,9 +23,10 @@ import (
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
-	"github.com/weft-mesh/weft/meshagent/reflector/reflectortest"
-	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/meshagent/endpoint/endpointtest"
+	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/tunnel/probe"
+	"github.com/weft-mesh/weft/tunnel/probe/probetest"
 	"github.com/weft-mesh/weft/tunnel/tunneltest"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -38,14 +38,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type world struct {
 	t        *testing.T
 	clusters map[string]*testCluster
-	net      *network
+	net      *probetest.Fabric
 	wire     *tunneltest.Wire
 }
 
 type testCluster struct {
 	name  string
 	id    identity.ClusterID
-	store *reflectortest.Store
+	store *storetest.Store
 	nodes map[string]*testNode
 	next  identity.Number
 	ids   map[string]identity.Number
@@ -61,7 +61,7 @@ type testNode struct {
 	datapath *bpftest.Datapath
 	lanes    *tunneltest.Lanes
 	host     *tunneltest.Host
-	plumbing *plumbing
+	plumbing *endpointtest.Plumbing
 	// alter changes the next agent's edges, if it is set, and log is where it logs.
 	alter func(*Edges)
 	log   slog.Handler
@@ -70,9 +70,9 @@ type testNode struct {
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{t: t, clusters: map[string]*testCluster{}, net: &network{cut: map[string]bool{}}, wire: &tunneltest.Wire{}}
+	w := &world{t: t, clusters: map[string]*testCluster{}, net: &probetest.Fabric{}, wire: &tunneltest.Wire{}}
 	for i, name := range []string{"east", "west"} {
-		c := &testCluster{name: name, id: identity.ClusterID(i + 1), store: reflectortest.New(), nodes: map[string]*testNode{}, ids: map[string]identity.Number{}}
+		c := &testCluster{name: name, id: identity.ClusterID(i + 1), store: storetest.New(), nodes: map[string]*testNode{}, ids: map[string]identity.Number{}}
 		first, _ := identity.Split255.Range(c.id)
 		c.next = first + 1
 		w.clusters[name] = c
@@ -98,7 +98,7 @@ func (c *testCluster) put(t *testing.T, key string, v any) {
 }
 
 func (c *testCluster) putRaw(key string, text []byte) {
-	if old, ok := c.store.Get(key); ok && string(old) == string(text) {
+	if old, ok := c.store.Value(key); ok && string(old) == string(text) {
 		return
 	}
 	_ = c.store.Put(context.Background(), key, text)
@@ -109,10 +109,10 @@ func (w *world) node(cluster string, number int) *testNode {
 	c := w.clusters[cluster]
 	n := &testNode{
 		world: w, cluster: c, name: fmt.Sprintf("%s-%d", cluster, number), number: number, dir: w.t.TempDir(),
-		datapath: bpftest.NewDatapath(), lanes: w.wire.New(), host: &tunneltest.Host{}, plumbing: &plumbing{links: map[string]endpoint.Link{}},
+		datapath: bpftest.NewDatapath(), lanes: w.wire.New(), host: &tunneltest.Host{}, plumbing: &endpointtest.Plumbing{},
 	}
 	c.nodes[n.name] = n
-	c.put(w.t, "weft/state/registrations/"+n.name, map[string]any{"name": n.name, "addresses": []netip.Addr{n.ip()}, "podCIDRs": []netip.Prefix{n.cidr()}})
+	c.put(w.t, wire.RegistrationKey(n.name), wire.Registration{Name: n.name, Addresses: []netip.Addr{n.ip()}, PodCIDRs: []netip.Prefix{n.cidr()}})
 	return n
 }
 
@@ -136,32 +136,25 @@ func (n *testNode) run() {
 	if n.log != nil {
 		cfg.Log = slog.New(n.log)
 	}
-	who, err := whoAmI(cfg, &api.JoinBundle{
+	bundle := &api.JoinBundle{
 		Cluster: n.cluster.name, ClusterID: uint32(n.cluster.id), ClusterPodCIDRs: []netip.Prefix{n.cluster.cidr()},
 		Node: n.name, Addresses: []netip.Addr{n.ip()}, PodCIDRs: []netip.Prefix{n.cidr()},
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 	edges := &Edges{
-		Source: n.cluster.store, Sink: n.cluster.store, Datapath: n.datapath, Lanes: n.lanes, Host: n.host, Plumbing: n.plumbing,
-		Transport: func(src netip.Addr) (probe.Transport, error) { return n.world.net.from(src), nil },
+		Store: n.cluster.store, Datapath: n.datapath, Lanes: n.lanes, Host: n.host, Plumbing: n.plumbing,
+		Transport: func(src netip.Addr) (probe.Transport, error) { return n.world.net.From(src), nil },
 		MTU:       1420, BootID: "boot",
 	}
 	if n.alter != nil {
 		n.alter(edges)
 	}
-	shown := tables.New()
-	n.agent, err = newAgent(cfg, who, shown, newFiles(shown, n.dir, cfg.Log), edges)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.agent.guard(); err != nil {
+	var err error
+	if n.agent, err = New(cfg, bundle, edges); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- n.agent.run(ctx) }()
+	go func() { done <- n.agent.Run(ctx) }()
 	var once sync.Once
 	n.stop = func() {
 		once.Do(func() {
@@ -230,7 +223,7 @@ func list[V any](t *testing.T, c *testCluster, prefix string) map[string]V {
 // vouch turns what agents claim into endpoints with identities, and services'
 // selectors into slices.
 func (c *testCluster) vouch(t *testing.T) {
-	pods := list[corev1.Pod](t, c, wire.ObjectsPrefix+"pods/")
+	pods := list[corev1.Pod](t, c, wire.ObjectKindPrefix("pods"))
 	claims := map[string]wire.EndpointState{}
 	for _, n := range c.nodes {
 		for _, s := range list[wire.EndpointState](t, c, wire.NodeEndpointsPrefix(n.name)) {
@@ -262,7 +255,7 @@ func (c *testCluster) vouch(t *testing.T) {
 			_ = c.store.Delete(context.Background(), key)
 		}
 	}
-	for _, svc := range list[corev1.Service](t, c, wire.ObjectsPrefix+"services/") {
+	for _, svc := range list[corev1.Service](t, c, wire.ObjectKindPrefix("services")) {
 		s := discoveryv1.EndpointSlice{}
 		s.Namespace, s.Name = svc.Namespace, svc.Name+"-v4"
 		s.Labels = map[string]string{discoveryv1.LabelServiceName: svc.Name}
@@ -285,7 +278,7 @@ func (c *testCluster) vouch(t *testing.T) {
 // mirror copies what from exports into to's store, in Cilium's form, and marks
 // it complete.
 func (w *world) mirror(from, to *testCluster) {
-	if _, ok := to.store.Get(wire.PeerKey(from.name)); !ok {
+	if _, ok := to.store.Value(wire.PeerKey(from.name)); !ok {
 		return
 	}
 	want := map[string][]byte{}
@@ -303,7 +296,7 @@ func (w *world) mirror(from, to *testCluster) {
 		want[wire.IPs.CachePrefix(from.name)+e.IP.String()] = wire.Marshal(wire.IPIdentityPair{IP: e.IP, HostIP: e.NodeIP, ID: e.Identity, K8sNamespace: e.Namespace, K8sPodName: e.Pod})
 		want[wire.Identities.CachePrefix(from.name)+fmt.Sprint(uint32(e.Identity))] = []byte(e.Labels.String())
 	}
-	for _, s := range list[discoveryv1.EndpointSlice](w.t, from, wire.ObjectsPrefix+"endpointslices/") {
+	for _, s := range list[discoveryv1.EndpointSlice](w.t, from, wire.ObjectKindPrefix("endpointslices")) {
 		out := wire.ClusterEndpointSlice{Cluster: from.name, ClusterID: uint32(from.id), Namespace: s.Namespace, Name: s.Name, Labels: s.Labels, AddressType: "IPv4"}
 		for _, p := range s.Ports {
 			out.Ports = append(out.Ports, wire.SlicePort{Protocol: "TCP", Port: *p.Port})
@@ -323,7 +316,7 @@ func (w *world) mirror(from, to *testCluster) {
 				_ = to.store.Delete(context.Background(), kv.Key)
 			}
 		}
-		if _, ok := to.store.Get(r.CacheSyncedKey(from.name)); !ok {
+		if _, ok := to.store.Value(r.CacheSyncedKey(from.name)); !ok {
 			to.putRaw(r.CacheSyncedKey(from.name), wire.TimeText(time.Now()))
 		}
 	}
@@ -337,93 +330,8 @@ func (n *testNode) pod(name, app string) {
 	n.cluster.put(n.world.t, wire.ObjectKey("pods", p.Namespace, p.Name), p)
 }
 
-// network answers probes between internal addresses.
-type network struct {
-	mu  sync.Mutex
-	cut map[string]bool // clusters that are cut off
-}
-
-func (n *network) setCut(cluster string, cut bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.cut[cluster] = cut
-}
-
-func (n *network) reaches(a, b netip.Addr) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	name := func(a netip.Addr) string { return map[byte]string{1: "east", 2: "west"}[a.As4()[1]] }
-	return name(a) == name(b) || !n.cut[name(a)] && !n.cut[name(b)]
-}
-
-func (n *network) from(src netip.Addr) *transport { return &transport{net: n, src: src} }
-
-type transport struct {
-	net     *network
-	src     netip.Addr
-	mu      sync.Mutex
-	answers []probe.Answer
-}
-
-func (t *transport) Send(requests []probe.Request) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, r := range requests {
-		if t.net.reaches(t.src, r.Addr) {
-			t.answers = append(t.answers, probe.Answer{From: r.Addr, Number: r.Number, At: time.Now()})
-		}
-	}
-	return nil
-}
-
-func (t *transport) Receive() ([]probe.Answer, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	out := t.answers
-	t.answers = nil
-	return out, nil
-}
-
-func (t *transport) Arrival(ctx context.Context) { <-ctx.Done() }
-
-// plumbing is the pods' network in memory.
-type plumbing struct {
-	mu    sync.Mutex
-	next  int
-	links map[string]endpoint.Link
-	fail  error
-}
-
-func (p *plumbing) Create(r endpoint.Record) (endpoint.Link, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.fail != nil {
-		return endpoint.Link{}, p.fail
-	}
-	l, ok := p.links[r.Key()]
-	if !ok {
-		p.next++
-		l = endpoint.Link{Ifindex: 1000 + p.next, Host: endpoint.HostDevice(r), MAC: net.HardwareAddr{2, 0, 0, 0, 0, byte(p.next)}, HostMAC: net.HardwareAddr{2, 0, 0, 0, 1, byte(p.next)}}
-		p.links[r.Key()] = l
-	}
-	return l, nil
-}
-
-func (p *plumbing) Find(r endpoint.Record) (int, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	l, ok := p.links[r.Key()]
-	return l.Ifindex, ok
-}
-
-func (p *plumbing) Up(endpoint.Link, endpoint.Record) error { return nil }
-
-func (p *plumbing) Remove(r endpoint.Record) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.links, r.Key())
-	return nil
-}
+// setCut cuts a cluster off from the other, or ends that.
+func (w *world) setCut(cluster string, cut bool) { w.net.SetCut(w.clusters[cluster].cidr(), cut) }
 
 func rowsOf[K comparable, V any](t *testing.T, table bpf.Table[K, V]) map[K]V {
 	t.Helper()

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -23,13 +24,19 @@ import (
 
 // Numbers etcd's own clients use.
 const (
-	pageSize         = 1000 // keys per request of a listing
+	pageSize         = 4096 // keys per request of a listing; fewer if their answer is too large
 	dialTimeout      = 5 * time.Second
 	keepAliveTime    = 15 * time.Second
 	keepAliveTimeout = 10 * time.Second
 	maxMessage       = 16 << 20
-	maxAnswer        = 64 << 20 // a page of large values, or what a watch missed
+	// tooLarge is in gRPC's error for an answer over the client's limit. Its code also
+	// means that the store is busy.
+	tooLarge = "received message larger than max"
 )
+
+// MostAnswer is a DialConfig.MostAnswer with room for a page of large values, or for what
+// a watch has missed.
+const MostAnswer = 64 << 20
 
 // DialConfig says how an etcd is reached.
 type DialConfig struct {
@@ -41,42 +48,57 @@ type DialConfig struct {
 	// SignOfLife is the pause between two requests that prove a watch alive. A few
 	// unanswered ones end the watch with ErrSilent. 0 means 5 s.
 	SignOfLife time.Duration
+	// Ping is the pause between two pings on the connection, and how long one may go
+	// unanswered before another connection is tried. 0 means 15 s and 10 s.
+	Ping time.Duration
+	// Patience bounds each request other than a watch; a store that takes longer counts
+	// as unavailable. 0 means no bound.
+	Patience time.Duration
 	// Lineage is the key of the store's lineage; "" means wire.LineageKey.
 	Lineage string
 	// MostKeys and MostBytes (keys and values) bound one List, for stores that are
 	// not ours. Beyond them it fails with ErrTooMany or ErrTooMuch. 0 means no
 	// bound.
 	MostKeys, MostBytes int
+	// MostAnswer bounds one answer, in bytes. 0 means etcd's own limit, 2 GiB.
+	MostAnswer int
 }
 
 // Etcd is a Store on a real etcd.
 type Etcd struct {
 	client    *clientv3.Client
 	watched   *watch.Store
-	mostKeys  int // 0: no bound
-	mostBytes int // 0: no bound
+	patience  time.Duration // 0: no bound, as for what follows
+	mostKeys  int
+	mostBytes int
 }
 
 var (
 	_ Store  = (*Etcd)(nil)
 	_ Leases = (*Etcd)(nil)
+	_ Holder = (*Etcd)(nil)
 )
 
 // Dial returns a client. It does not wait for a connection; the first call does.
 func Dial(c DialConfig) (*Etcd, error) {
-	answer := 0 // etcd's own, 2 GiB
-	if c.MostBytes > 0 {
-		answer = maxAnswer
+	ping, pingTimeout := keepAliveTime, keepAliveTimeout
+	if c.Ping > 0 {
+		ping, pingTimeout = c.Ping, c.Ping
+	}
+	send := maxMessage
+	if c.MostAnswer > 0 {
+		send = min(send, c.MostAnswer) // etcd's client wants this
 	}
 	link := new(watch.Link)
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            c.Endpoints,
 		TLS:                  c.TLS,
 		DialTimeout:          dialTimeout,
-		DialKeepAliveTime:    keepAliveTime,
-		DialKeepAliveTimeout: keepAliveTimeout,
-		MaxCallSendMsgSize:   maxMessage,
-		MaxCallRecvMsgSize:   answer,
+		DialKeepAliveTime:    ping,
+		DialKeepAliveTimeout: pingTimeout,
+		PermitWithoutStream:  c.Ping > 0,
+		MaxCallSendMsgSize:   send,
+		MaxCallRecvMsgSize:   c.MostAnswer,
 		DialOptions:          append(link.DialOptions(), grpc.WithChainUnaryInterceptor(wholeAnswer), grpc.WithChainStreamInterceptor(wholeStream)),
 		BackoffWaitBetween:   50 * time.Millisecond,
 		Logger:               zap.NewNop(),
@@ -88,7 +110,7 @@ func Dial(c DialConfig) (*Etcd, error) {
 		c.SignOfLife = 5 * time.Second
 	}
 	watched := &watch.Store{Client: client, Link: link, Lineage: cmp.Or(c.Lineage, wire.LineageKey), Interval: c.SignOfLife}
-	return &Etcd{client: client, watched: watched, mostKeys: c.MostKeys, mostBytes: c.MostBytes}, nil
+	return &Etcd{client: client, watched: watched, patience: c.Patience, mostKeys: c.MostKeys, mostBytes: c.MostBytes}, nil
 }
 
 // Client returns the underlying etcd client, for users, roles and maintenance.
@@ -99,7 +121,7 @@ func (e *Etcd) Close() error { return e.client.Close() }
 
 // Get implements Store.
 func (e *Etcd) Get(ctx context.Context, key string) (KV, error) {
-	resp, err := again(ctx, func() (*clientv3.GetResponse, error) { return e.client.Get(ctx, key) })
+	resp, err := again(ctx, e.patience, func(ctx context.Context) (*clientv3.GetResponse, error) { return e.client.Get(ctx, key) })
 	if err != nil {
 		return KV{}, explain(err)
 	}
@@ -118,7 +140,7 @@ func (e *Etcd) GetMany(ctx context.Context, keys ...string) ([]KV, error) {
 		for i, key := range part {
 			ops[i] = clientv3.OpGet(key)
 		}
-		resp, err := again(ctx, func() (*clientv3.TxnResponse, error) { return e.client.Txn(ctx).Then(ops...).Commit() })
+		resp, err := again(ctx, e.patience, func(ctx context.Context) (*clientv3.TxnResponse, error) { return e.client.Txn(ctx).Then(ops...).Commit() })
 		if err != nil {
 			return nil, explain(err)
 		}
@@ -155,13 +177,17 @@ func (e *Etcd) List(ctx context.Context, prefix string) (kvs []KV, at Point, err
 
 func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int64, err error) {
 	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
-	bytes := 0
+	bytes, size := 0, int64(pageSize)
 	for {
-		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(pageSize)}
+		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(size)}
 		if revision != 0 {
 			opts = append(opts, clientv3.WithRev(revision))
 		}
-		resp, err := again(ctx, func() (*clientv3.GetResponse, error) { return e.client.Get(ctx, from, opts...) })
+		resp, err := again(ctx, e.patience, func(ctx context.Context) (*clientv3.GetResponse, error) { return e.client.Get(ctx, from, opts...) })
+		if err != nil && size > 1 && strings.Contains(err.Error(), tooLarge) {
+			size /= 2
+			continue
+		}
 		if err != nil {
 			return nil, 0, explain(err)
 		}
@@ -190,7 +216,7 @@ func over(n, most int) bool { return most > 0 && n > most }
 
 // Count returns how many keys begin with prefix, and the store's revision.
 func (e *Etcd) Count(ctx context.Context, prefix string) (n int, revision int64, err error) {
-	resp, err := again(ctx, func() (*clientv3.GetResponse, error) {
+	resp, err := again(ctx, e.patience, func(ctx context.Context) (*clientv3.GetResponse, error) {
 		return e.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
 	})
 	if err != nil {
@@ -246,7 +272,7 @@ func (e *Etcd) Commit(ctx context.Context, txn Txn) (int64, bool, error) {
 			ops[i] = clientv3.OpPut(op.Key, string(op.Value))
 		}
 	}
-	resp, err := again(ctx, func() (*clientv3.TxnResponse, error) {
+	resp, err := again(ctx, e.patience, func(ctx context.Context) (*clientv3.TxnResponse, error) {
 		return e.client.Txn(ctx).If(cmps...).Then(ops...).Commit()
 	})
 	if err != nil {
@@ -284,11 +310,38 @@ func (e *Etcd) Revoke(ctx context.Context, lease Lease) error {
 	return explain(err)
 }
 
+// Hold implements Holder.
+func (e *Etcd) Hold(ctx context.Context, lease Lease, ttl time.Duration) error {
+	_, err := again(ctx, e.patience, func(ctx context.Context) (*etcdserverpb.LeaseGrantResponse, error) {
+		// The client's own Grant lets the store choose the number.
+		leases := etcdserverpb.NewLeaseClient(e.client.ActiveConnection())
+		return leases.LeaseGrant(ctx, &etcdserverpb.LeaseGrantRequest{ID: int64(lease), TTL: int64(ttl / time.Second)})
+	})
+	if errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseExist) {
+		return e.Renew(ctx, lease) // one left by an earlier run may be about to expire
+	}
+	return explain(err)
+}
+
+// Renew implements Holder.
+func (e *Etcd) Renew(ctx context.Context, lease Lease) error {
+	_, err := again(ctx, e.patience, func(ctx context.Context) (*clientv3.LeaseKeepAliveResponse, error) {
+		return e.client.KeepAliveOnce(ctx, clientv3.LeaseID(lease))
+	})
+	return explain(err)
+}
+
 // again repeats a call that was overtaken by a change of users or roles. etcd refuses
-// such a call before doing anything, so repeating it is safe.
-func again[R any](ctx context.Context, call func() (R, error)) (R, error) {
+// such a call before doing anything, so repeating it is safe. All tries together have
+// the time of one.
+func again[R any](ctx context.Context, patience time.Duration, call func(context.Context) (R, error)) (R, error) {
+	if patience > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, patience)
+		defer cancel()
+	}
 	for {
-		resp, err := call()
+		resp, err := call(ctx)
 		if !errors.Is(err, rpctypes.ErrAuthOldRevision) || ctx.Err() != nil {
 			return resp, err
 		}
@@ -297,7 +350,7 @@ func again[R any](ctx context.Context, call func() (R, error)) (R, error) {
 
 // explained reports whether err already wraps one of our errors.
 func explained(err error) bool {
-	for _, ours := range []error{ErrCompacted, ErrWentBack, ErrReconnected, ErrSilent, ErrDenied, ErrFull, ErrTooLarge, ErrTooMany, ErrTooMuch, ErrUnavailable} {
+	for _, ours := range []error{ErrCompacted, ErrWentBack, ErrReconnected, ErrSilent, ErrDenied, ErrFull, ErrTooLarge, ErrTooMany, ErrTooMuch, ErrLeaseEnded, ErrUnavailable} {
 		if errors.Is(err, ours) {
 			return true
 		}
@@ -322,7 +375,9 @@ func explain(err error) error {
 	case errors.Is(rpc, rpctypes.ErrRequestTooLarge), errors.Is(rpc, rpctypes.ErrTooManyOps),
 		strings.Contains(err.Error(), "message larger than max"): // far larger: gRPC itself refuses it
 		known = ErrTooLarge
-	case errors.Is(rpc, rpctypes.ErrNoLeader), status.Code(err) == codes.Unavailable, errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(rpc, rpctypes.ErrLeaseNotFound):
+		known = ErrLeaseEnded
+	case errors.Is(rpc, rpctypes.ErrNoLeader), status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded, errors.Is(err, context.DeadlineExceeded):
 		known = ErrUnavailable
 	default:
 		return err

@@ -15,12 +15,13 @@ import (
 // compare values, not revisions. Follow returns when ctx ends or when each or the
 // store fails; see Persist for retries.
 func Follow(ctx context.Context, s Store, prefix string, each func(Batch) error) error {
+	var cause error
 	for {
 		kvs, at, err := s.List(ctx, prefix)
 		if err != nil {
 			return fmt.Errorf("list %s: %w", prefix, err)
 		}
-		all := Batch{Revision: at.Revision, Complete: true, History: history(at), Events: make([]Event, len(kvs))}
+		all := Batch{Revision: at.Revision, Complete: true, Cause: cause, History: history(at), Events: make([]Event, len(kvs))}
 		for i, kv := range kvs {
 			all.Events[i].KV = kv
 		}
@@ -31,6 +32,7 @@ func Follow(ctx context.Context, s Store, prefix string, each func(Batch) error)
 		if !errors.Is(err, ErrCompacted) && !errors.Is(err, ErrWentBack) && !errors.Is(err, ErrReconnected) {
 			return err
 		}
+		cause = err
 	}
 }
 
@@ -47,7 +49,7 @@ func history(at Point) string {
 // it and the whole, so that many clients do not return at once.
 const (
 	firstPause = 100 * time.Millisecond
-	lastPause  = 5 * time.Second
+	lastPause  = 2 * time.Second
 )
 
 // Persist runs work again whenever it ends, with growing pauses, until ctx ends; then

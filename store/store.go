@@ -35,6 +35,8 @@ var (
 	ErrTooMany = errors.New("more keys than we read")
 	// ErrTooMuch: a list has more bytes than DialConfig.MostBytes.
 	ErrTooMuch = errors.New("more bytes than we read")
+	// ErrLeaseEnded: the lease does not exist, so its keys do not either.
+	ErrLeaseEnded = errors.New("the lease has ended")
 	// ErrUnavailable: the store cannot be reached, or has no leader.
 	ErrUnavailable = errors.New("the store cannot be reached")
 )
@@ -70,6 +72,9 @@ type Batch struct {
 	// Complete means that Events contains every existing key, as puts: whatever
 	// else the receiver knew is gone. Only Follow makes such batches.
 	Complete bool
+	// Cause is why everything was read again: ErrCompacted, ErrWentBack or
+	// ErrReconnected; nil in the first complete batch.
+	Cause error
 	// History is set in complete batches. As long as it stays the same, the store
 	// has lost nothing that was written to it.
 	History string
@@ -130,6 +135,16 @@ type Leases interface {
 	KeepAlive(ctx context.Context, lease Lease) error
 	// Revoke ends the lease and deletes its keys.
 	Revoke(ctx context.Context, lease Lease) error
+}
+
+// Holder is the part of a store with leases whose number their owner chooses, so that
+// it keeps its lease when it restarts.
+type Holder interface {
+	// Hold makes sure that the lease exists, and that it expires ttl from now unless it
+	// is renewed.
+	Hold(ctx context.Context, lease Lease, ttl time.Duration) error
+	// Renew makes a lease last for its ttl again; ErrLeaseEnded if there is none.
+	Renew(ctx context.Context, lease Lease) error
 }
 
 // Put returns the op that writes one key.

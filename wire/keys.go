@@ -40,8 +40,14 @@ const (
 	AgentsPrefix = "weft/agents/"
 	// GossipKey holds GossipKeys.
 	GossipKey = "weft/agents/gossip"
+	// ServiceIPsPrefix holds, for each service address in use, the service that has it.
+	ServiceIPsPrefix = "weft/state/serviceips/"
 	// SecretPrefix is for the API server only.
 	SecretPrefix = "weft/secret/"
+	// AuthorityKey holds the authority that the API servers of a cluster share.
+	AuthorityKey = SecretPrefix + "authority"
+	// WANGossipKey holds the key of the gossip between clusters.
+	WANGossipKey = SecretPrefix + "gossip"
 	// RemovalsKey counts the invited peers that were removed. The authority's
 	// folder holds the same count.
 	RemovalsKey = SecretPrefix + "removals"
@@ -76,12 +82,19 @@ const (
 // noNamespace takes the place of the namespace for objects that have none.
 const noNamespace = "_"
 
+// ObjectKindPrefix covers the manifests of one kind.
+func ObjectKindPrefix(plural string) string { return ObjectsPrefix + plural + "/" }
+
+// ServiceIPKey holds the "namespace/name" of the service that has an address. It is
+// written together with the service, unless it exists, so that no two have the same one.
+func ServiceIPKey(ip string) string { return ServiceIPsPrefix + ip }
+
 // ObjectKey holds a manifest; ns is "" for cluster-wide objects.
 func ObjectKey(plural, ns, name string) string {
 	if ns == "" {
 		ns = noNamespace
 	}
-	return ObjectsPrefix + plural + "/" + ns + "/" + name
+	return ObjectKindPrefix(plural) + ns + "/" + name
 }
 
 // ParseObjectKey is the inverse of ObjectKey.

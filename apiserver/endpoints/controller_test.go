@@ -155,7 +155,7 @@ func (e *east) endpoints() string {
 
 func (e *east) slices() string {
 	e.t.Helper()
-	kvs, _, err := e.store.List(e.t.Context(), wire.ObjectsPrefix+"endpointslices/")
+	kvs, _, err := e.store.List(e.t.Context(), wire.ObjectKindPrefix("endpointslices"))
 	if err != nil {
 		e.t.Fatal(err)
 	}
@@ -463,7 +463,7 @@ func TestPodsThatLeftWhileNobodyLooked(t *testing.T) {
 		stop()
 		e.delete("pods", "shop", "web-1")
 		defer e.start()()
-		if left := append(s.Dump(wire.EndpointsPrefix), s.Dump(wire.ObjectsPrefix+"endpointslices/")...); len(left) > 0 {
+		if left := append(s.Dump(wire.EndpointsPrefix), s.Dump(wire.ObjectKindPrefix("endpointslices"))...); len(left) > 0 {
 			t.Error(left)
 		}
 		for _, line := range s.Dump(wire.IdentityTextPrefix) {

@@ -335,7 +335,7 @@ func (r *Registrar) Remove(ctx context.Context, node string) (gone []types.Names
 		return nil, err
 	}
 	ops := []store.Op{store.DeletePrefix(wire.NodePrefix(node))}
-	pods, _, err := r.conf.Store.List(ctx, wire.ObjectsPrefix+"pods/")
+	pods, _, err := r.conf.Store.List(ctx, wire.ObjectKindPrefix("pods"))
 	if err != nil {
 		return nil, fmt.Errorf("remove node %s: %w", node, err)
 	}

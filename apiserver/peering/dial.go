@@ -44,7 +44,7 @@ type Etcd struct{ Limit mirror.Limit }
 // Open implements Dialer.
 func (d Etcd) Open(endpoints []string, conf *tls.Config) (mirror.Source, error) {
 	most := d.Limit.Read()
-	e, err := store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf, SignOfLife: signOfLife, Lineage: wire.ExportLineageKey, MostKeys: most.Entries, MostBytes: most.Bytes})
+	e, err := store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf, SignOfLife: signOfLife, Lineage: wire.ExportLineageKey, MostKeys: most.Entries, MostBytes: most.Bytes, MostAnswer: store.MostAnswer})
 	if err != nil {
 		return nil, err
 	}

@@ -94,7 +94,7 @@ func (r *Registry) planDeletion(ctx context.Context, objects []object) ([]change
 		if o.kind.Plural == "services" {
 			var svc corev1.Service
 			if json.Unmarshal(c.old.Value, &svc) == nil && allocated(&svc) {
-				c.writes = append(c.writes, wire.Write{Key: serviceIPKey(svc.Spec.ClusterIP), Delete: true})
+				c.writes = append(c.writes, wire.Write{Key: wire.ServiceIPKey(svc.Spec.ClusterIP), Delete: true})
 			}
 		}
 	}

@@ -344,15 +344,15 @@ func TestServiceAddresses(t *testing.T) {
 	if _, err := r.Apply(t.Context(), []byte(strings.Replace(given, "10.101.0.9", "10.101.0.10", 1)), api.ManifestOptions{}); err == nil || !strings.Contains(err.Error(), "cannot change") {
 		t.Error(err)
 	}
-	first := s.Dump(serviceIPPrefix)
+	first := s.Dump(wire.ServiceIPsPrefix)
 	if _, err := r.Delete(t.Context(), "Service", "shop", "web"); err != nil {
 		t.Fatal(err)
 	}
-	if len(s.Dump(serviceIPPrefix)) != 1 {
+	if len(s.Dump(wire.ServiceIPsPrefix)) != 1 {
 		t.Error("address not freed")
 	}
 	apply(t, r, webService)
-	if !slices.Equal(first, s.Dump(serviceIPPrefix)) {
+	if !slices.Equal(first, s.Dump(wire.ServiceIPsPrefix)) {
 		t.Error("a service that comes back gets another address")
 	}
 }
@@ -377,8 +377,8 @@ func TestNoAddressTwice(t *testing.T) {
 			}
 		}
 	}
-	if failed != 2 || len(s.Dump(serviceIPPrefix)) != 14 {
-		t.Errorf("%d failed, addresses %v", failed, s.Dump(serviceIPPrefix))
+	if failed != 2 || len(s.Dump(wire.ServiceIPsPrefix)) != 14 {
+		t.Errorf("%d failed, addresses %v", failed, s.Dump(wire.ServiceIPsPrefix))
 	}
 }
 

@@ -14,13 +14,6 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// serviceIPPrefix has a key for each service address in use, with the "namespace/name" of
-// its service. The key is written together with the service if it does not exist yet, so
-// no two services ever share an address.
-const serviceIPPrefix = wire.StatePrefix + "serviceips/"
-
-func serviceIPKey(ip string) string { return serviceIPPrefix + ip }
-
 // allocated reports whether a service has an address of its own.
 func allocated(svc *corev1.Service) bool {
 	return svc.Spec.ClusterIP != "" && svc.Spec.ClusterIP != corev1.ClusterIPNone
@@ -55,13 +48,13 @@ func (s *serviceIPs) fit(ctx context.Context, c *change, svc *corev1.Service) (p
 		return "", nil
 	}
 	if s.taken == nil {
-		kvs, _, err := s.registry.store.List(ctx, serviceIPPrefix)
+		kvs, _, err := s.registry.store.List(ctx, wire.ServiceIPsPrefix)
 		if err != nil {
 			return "", err
 		}
 		s.taken = make(map[netip.Addr]string, len(kvs))
 		for _, kv := range kvs {
-			if ip, err := netip.ParseAddr(kv.Key[len(serviceIPPrefix):]); err == nil {
+			if ip, err := netip.ParseAddr(kv.Key[len(wire.ServiceIPsPrefix):]); err == nil {
 				s.taken[ip] = string(kv.Value)
 			}
 		}
@@ -79,8 +72,8 @@ func (s *serviceIPs) fit(ctx context.Context, c *change, svc *corev1.Service) (p
 	}
 	s.taken[ip] = who
 	setClusterIP(svc, ip.String())
-	c.conds = append(c.conds, store.Cond{Key: serviceIPKey(ip.String())})
-	c.writes = append(c.writes, wire.Write{Key: serviceIPKey(ip.String()), Value: []byte(who)})
+	c.conds = append(c.conds, store.Cond{Key: wire.ServiceIPKey(ip.String())})
+	c.writes = append(c.writes, wire.Write{Key: wire.ServiceIPKey(ip.String()), Value: []byte(who)})
 	return "", nil
 }
 

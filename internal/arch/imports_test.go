@@ -36,12 +36,15 @@ var mayImport = map[string][]string{
 	"internal/benchmesh": {"lab", "api", "apiserver/authority", "wire", "identity", "bpf"},
 	// Addresses for tests of every part.
 	"internal/loopbacktest": {},
+	// Whole clusters in one process.
+	"internal/meshtest": {"api", "apiserver", "apiserver/authority", "meshagent", "store", "identity", "bpf", "tunnel"},
 }
 
 // testsMayImport is what a part's tests may import in addition.
 var testsMayImport = map[string][]string{
 	"deploy":    {"apiserver", "meshagent"}, // the examples are read as the processes read them
 	"apiserver": {"internal/loopbacktest"},
+	"store":     {"internal/loopbacktest"},
 	"cmd/weft":  {"deploy"}, // the example is refused until it is edited
 	"meshagent": {"internal/loopbacktest"},
 	"tunnel":    {"internal/loopbacktest"},

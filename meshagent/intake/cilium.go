@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -14,7 +14,7 @@ func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // cilium reads our copy of what a peer exports in Cilium's form. Our API server
 // has checked it against the peer's rights before copying.
-func (w *writer) cilium(e reflector.Event) error {
+func (w *writer) cilium(e store.Event) error {
 	ref, ok := wire.ParseCiliumCacheKey(e.Key)
 	if !ok {
 		return nil // a resource that is not ours to read

@@ -19,10 +19,10 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/weft-mesh/weft/identity"
-	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/policy"
 	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -35,9 +35,6 @@ var Prefixes = []string{
 	wire.CiliumSyncedPrefix,
 	wire.ClusterConfigPrefix,
 }
-
-// registrations has one key for each node that an operator added.
-const registrations = wire.StatePrefix + "registrations/"
 
 // Intake writes imported rows. Several reflectors may call Apply at once.
 type Intake struct {
@@ -64,7 +61,7 @@ func (in *Intake) GossipKeys() (wire.GossipKeys, <-chan struct{}) {
 }
 
 // Apply writes one batch as one transaction.
-func (in *Intake) Apply(events []reflector.Event) {
+func (in *Intake) Apply(events []store.Event) {
 	t := in.tables
 	txn := t.DB.WriteTxn(t.Clusters, t.Former, t.Nodes, t.IPs, t.Identities, t.Services, t.Slices, t.Namespaces, t.Pods, t.Policies, t.Rejected, t.Problems)
 	for _, e := range events {
@@ -100,7 +97,7 @@ type writer struct {
 	cluster string
 }
 
-func (w *writer) apply(e reflector.Event) error {
+func (w *writer) apply(e store.Event) error {
 	w.cluster = w.in.own
 	switch {
 	case strings.HasPrefix(e.Key, wire.StatePrefix):
@@ -129,7 +126,7 @@ func (w *writer) apply(e reflector.Event) error {
 var errKey = errors.New("not a key of this form")
 
 // part writes one part of a cluster's row.
-func part[V any](w *writer, e reflector.Event, read func([]byte) (V, error), set func(*tables.Cluster, *V)) error {
+func part[V any](w *writer, e store.Event, read func([]byte) (V, error), set func(*tables.Cluster, *V)) error {
 	v, err := value(e, read)
 	if err != nil {
 		return err
@@ -142,7 +139,7 @@ func part[V any](w *writer, e reflector.Event, read func([]byte) (V, error), set
 }
 
 // value reads the event's value; nil for a deleted key.
-func value[V any](e reflector.Event, read func([]byte) (V, error)) (*V, error) {
+func value[V any](e store.Event, read func([]byte) (V, error)) (*V, error) {
 	if e.Deleted {
 		return nil, nil
 	}
@@ -153,7 +150,7 @@ func value[V any](e reflector.Event, read func([]byte) (V, error)) (*V, error) {
 	return &v, nil
 }
 
-func (w *writer) state(e reflector.Event) error {
+func (w *writer) state(e store.Event) error {
 	switch {
 	case e.Key == wire.ClusterKey:
 		if e.Deleted {
@@ -180,12 +177,15 @@ func (w *writer) state(e reflector.Event) error {
 		return w.former(e)
 	case strings.HasPrefix(e.Key, wire.NodesPrefix):
 		return w.node(e)
-	case strings.HasPrefix(e.Key, registrations):
-		v, err := value(e, wire.Unmarshal[tables.Registration])
+	case strings.HasPrefix(e.Key, wire.RegistrationsPrefix):
+		v, err := value(e, wire.Unmarshal[wire.Registration])
 		if err != nil {
 			return err
 		}
-		name := strings.TrimPrefix(e.Key, registrations)
+		name, ok := wire.ParseRegistrationKey(e.Key)
+		if !ok {
+			return errKey
+		}
 		tables.Change(w.txn, w.t.Nodes, &tables.Node{Cluster: w.cluster, Name: name}, func(n *tables.Node) bool {
 			n.Registration = v
 			if v == nil && n.Withdrawn {
@@ -208,7 +208,7 @@ func (w *writer) state(e reflector.Event) error {
 	return nil
 }
 
-func (w *writer) former(e reflector.Event) error {
+func (w *writer) former(e store.Event) error {
 	name, ok := wire.ParseFormerKey(e.Key)
 	if !ok {
 		return errKey
@@ -225,7 +225,7 @@ func (w *writer) former(e reflector.Event) error {
 	return write(w, w.t.Former, row, v != nil)
 }
 
-func (w *writer) node(e reflector.Event) error {
+func (w *writer) node(e store.Event) error {
 	name, entry, _, _, ok := wire.ParseNodesKey(e.Key)
 	if !ok {
 		return errKey
@@ -251,7 +251,7 @@ func (w *writer) node(e reflector.Event) error {
 	return nil
 }
 
-func (w *writer) endpoint(e reflector.Event) error {
+func (w *writer) endpoint(e store.Event) error {
 	namespace, name, ok := wire.ParseEndpointKey(e.Key)
 	if !ok {
 		return errKey
@@ -293,7 +293,7 @@ func (w *writer) ownIP(ep *wire.Endpoint, there bool) {
 	}
 }
 
-func (w *writer) identity(e reflector.Event, n identity.Number) error {
+func (w *writer) identity(e store.Event, n identity.Number) error {
 	v, err := value(e, func(b []byte) (identity.Labels, error) { return identity.ParseLabels(string(b)) })
 	if err != nil {
 		return err
@@ -308,7 +308,7 @@ func (w *writer) identity(e reflector.Event, n identity.Number) error {
 	return nil
 }
 
-func (w *writer) gossip(e reflector.Event) error {
+func (w *writer) gossip(e store.Event) error {
 	if e.Deleted {
 		return nil // a pool without keys would fall apart
 	}
@@ -324,7 +324,7 @@ func (w *writer) gossip(e reflector.Event) error {
 	return nil
 }
 
-func (w *writer) cache(e reflector.Event) error {
+func (w *writer) cache(e store.Event) error {
 	cluster, entry, node, ok := wire.ParseCacheKey(e.Key)
 	if !ok {
 		return errKey
@@ -347,7 +347,7 @@ func (w *writer) cache(e reflector.Event) error {
 	return nil
 }
 
-func (w *writer) synced(e reflector.Event) error {
+func (w *writer) synced(e store.Event) error {
 	cluster, resource, ok := wire.ParseCacheSyncedKey(e.Key)
 	if !ok {
 		return nil // another kind of canary
@@ -388,7 +388,7 @@ func readService(b []byte) (service.Service, error) {
 	return service.FromKubernetes(&v)
 }
 
-func (w *writer) object(e reflector.Event) error {
+func (w *writer) object(e store.Event) error {
 	plural, namespace, name, ok := wire.ParseObjectKey(e.Key)
 	if !ok {
 		return errKey

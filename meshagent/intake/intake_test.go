@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/identity"
-	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -27,13 +27,13 @@ func newDesk(t *testing.T) *desk {
 }
 
 func (d *desk) put(key, value string) {
-	d.in.Apply([]reflector.Event{{KV: reflector.KV{Key: key, Value: []byte(value)}}})
+	d.in.Apply([]store.Event{{KV: store.KV{Key: key, Value: []byte(value)}}})
 }
 
 func (d *desk) putJSON(key string, v any) { d.put(key, string(wire.Marshal(v))) }
 
 func (d *desk) drop(key string) {
-	d.in.Apply([]reflector.Event{{KV: reflector.KV{Key: key}, Deleted: true}})
+	d.in.Apply([]store.Event{{KV: store.KV{Key: key}, Deleted: true}})
 }
 
 // shown is a table as lines.
@@ -134,13 +134,13 @@ func TestANodeIsPutTogetherFromItsParts(t *testing.T) {
 func TestASilentAgentsNodeStaysAndARemovedOneGoes(t *testing.T) {
 	d := newDesk(t)
 	state := wire.NodeState{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.16.1.1")}}
-	d.put(registrations+"n1", `{"name":"n1","addresses":["172.16.1.1"]}`)
+	d.put(wire.RegistrationKey("n1"), `{"name":"n1","addresses":["172.16.1.1"]}`)
 	d.putJSON(wire.NodeKey("n1"), state)
 	d.drop(wire.NodeKey("n1"))
 	d.want("nodes", "172.16.1.1", true)
 	// A removal takes both, in either order.
-	for _, order := range [][]string{{registrations + "n1", wire.NodeKey("n1")}, {wire.NodeKey("n1"), registrations + "n1"}} {
-		d.put(registrations+"n1", `{"name":"n1","addresses":["172.16.1.1"]}`)
+	for _, order := range [][]string{{wire.RegistrationKey("n1"), wire.NodeKey("n1")}, {wire.NodeKey("n1"), wire.RegistrationKey("n1")}} {
+		d.put(wire.RegistrationKey("n1"), `{"name":"n1","addresses":["172.16.1.1"]}`)
 		d.putJSON(wire.NodeKey("n1"), state)
 		for _, key := range order {
 			d.drop(key)

@@ -26,7 +26,7 @@ func TestEveryAddressOfANodeIsKnownAsOne(t *testing.T) {
 		for _, a := range underlay {
 			n.State.Addresses = append(n.State.Addresses, addr(a))
 		}
-		n.Registration = &tables.Registration{Name: name, Addresses: n.State.Addresses, PodCIDRs: n.State.PodCIDRs}
+		n.Registration = &wire.Registration{Name: name, Addresses: n.State.Addresses, PodCIDRs: n.State.PodCIDRs}
 		return n
 	}
 	registered := node("east", "n3", "10.1.3.0/24", "10.1.3.1", "192.0.2.3", "10.1.3.3")
@@ -94,7 +94,7 @@ func TestAPIServersAreToldFromOthers(t *testing.T) {
 	node := func(name, underlay, cidr, internal string) *tables.Node {
 		cidrs := []netip.Prefix{netip.MustParsePrefix(cidr)}
 		return &tables.Node{Cluster: "east", Name: name,
-			Registration: &tables.Registration{Name: name, Addresses: []netip.Addr{addr(underlay)}, PodCIDRs: cidrs},
+			Registration: &wire.Registration{Name: name, Addresses: []netip.Addr{addr(underlay)}, PodCIDRs: cidrs},
 			State:        &wire.NodeState{Name: name, Addresses: []netip.Addr{addr(underlay)}, Internal: addr(internal), PodCIDRs: cidrs}}
 	}
 	b.write(func(txn statedb.WriteTxn) {
@@ -144,7 +144,7 @@ func TestANodesRowOutlivesItsAddresses(t *testing.T) {
 	node := &tables.Node{Cluster: "west", Name: "n1", State: &wire.NodeState{
 		Name: "n1", Internal: netip.MustParseAddr("10.2.1.1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.2.1.0/24")},
 	}}
-	node.Registration = &tables.Registration{PodCIDRs: node.State.PodCIDRs}
+	node.Registration = &wire.Registration{PodCIDRs: node.State.PodCIDRs}
 	var synced = map[wire.Resource]time.Time{wire.Nodes: {}, wire.Identities: {}, wire.IPs: {}, wire.Services: {}}
 	b.write(func(txn statedb.WriteTxn) {
 		tables.Change(txn, b.tab.Clusters, &tables.Cluster{Name: "west"}, func(c *tables.Cluster) bool { c.Synced = synced; return true })

@@ -20,7 +20,7 @@ func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 	node := func(cluster, underlay, internal string) *tables.Node {
 		addrs := []netip.Addr{addr(underlay)}
 		cidrs := []netip.Prefix{netip.PrefixFrom(addr(internal), 24).Masked()}
-		return &tables.Node{Cluster: cluster, Name: "n1", Registration: &tables.Registration{Addresses: addrs, PodCIDRs: cidrs}, State: &wire.NodeState{Name: "n1", Addresses: addrs, Internal: addr(internal), PodCIDRs: cidrs}}
+		return &tables.Node{Cluster: cluster, Name: "n1", Registration: &wire.Registration{Addresses: addrs, PodCIDRs: cidrs}, State: &wire.NodeState{Name: "n1", Addresses: addrs, Internal: addr(internal), PodCIDRs: cidrs}}
 	}
 	slice := func(cluster, namespace string, derived bool, a string) *tables.Slice {
 		return &tables.Slice{Cluster: cluster, Derived: derived, Slice: service.Slice{Namespace: namespace, Name: "web", Service: "web", Endpoints: []service.Endpoint{{Addr: addr(a), Ready: true}}}}

@@ -61,7 +61,7 @@ func TestAnIPBlockMeansPodsAndNodes(t *testing.T) {
 	cidrs := []netip.Prefix{netip.MustParsePrefix("10.1.2.0/24")}
 	b.write(func(txn statedb.WriteTxn) {
 		tables.Put(txn, b.tab.Nodes, &tables.Node{Cluster: "east", Name: "n2",
-			Registration: &tables.Registration{Name: "n2", Addresses: []netip.Addr{addr("192.0.2.2")}, PodCIDRs: cidrs},
+			Registration: &wire.Registration{Name: "n2", Addresses: []netip.Addr{addr("192.0.2.2")}, PodCIDRs: cidrs},
 			State:        &wire.NodeState{Name: "n2", Addresses: []netip.Addr{addr("192.0.2.2")}, Internal: addr("10.1.2.1"), PodCIDRs: cidrs}})
 	})
 	look := func(when string, want map[string]bool) {

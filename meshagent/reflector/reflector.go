@@ -1,7 +1,8 @@
-// Package reflector follows prefixes of the cluster's etcd and passes on changes.
+// Package reflector passes on what changes under a prefix of the cluster's store, and says
+// how current that is.
 //
-// All wanted state, local and remote, reaches the agent through it. What a key means is
-// up to whoever receives the changes.
+// All wanted state, local and remote, reaches the agent through it. Package store follows
+// the prefix; what a key means is up to whoever receives the changes.
 package reflector
 
 import (
@@ -9,44 +10,18 @@ import (
 	"errors"
 	"hash/maphash"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
-	"github.com/weft-mesh/weft/store/watch"
+	"github.com/weft-mesh/weft/store"
 )
-
-// KV is one key as stored. Revision is that of its last change.
-type KV struct {
-	Key      string
-	Value    []byte
-	Revision int64
-}
-
-// Event is one change. A deleted key has no value.
-type Event struct {
-	KV
-	Deleted bool
-}
-
-// Source is what a reflector needs of etcd.
-type Source interface {
-	// List returns all keys under prefix as they were at one point.
-	List(ctx context.Context, prefix string) (kvs []KV, at watch.Point, err error)
-	// Watch calls each, in order, with what changed under prefix after a point, and
-	// with the revision that this is current to. Without changes it is a sign of
-	// life. It blocks until ctx ends or it can no longer promise that nothing is
-	// missed, which includes a store that has fallen silent or went back in time; the
-	// caller then lists again.
-	Watch(ctx context.Context, prefix string, after watch.Point, each func(revision int64, events []Event)) error
-}
 
 // Config describes one reflector.
 type Config struct {
 	Prefix string
-	Source Source
+	Store  store.Store
 	// Apply receives changes in order. It is never called concurrently.
-	Apply func([]Event)
+	Apply func([]store.Event)
 	// Trust returns an error if the store must not be believed. It is called before each
 	// list and again after it; a refused list changes nothing and is requested again. If
 	// Trust is nil, every store is believed.
@@ -120,65 +95,33 @@ func (r *Reflector) update(f func(*State)) {
 	f(&r.state)
 }
 
-const (
-	// firstPause and lastPause bound the wait before listing again. A store that
-	// is away is asked every 2 s at most: one small request per agent.
-	firstPause = 50 * time.Millisecond
-	lastPause  = 2 * time.Second
-)
-
 // Run follows the prefix until ctx ends.
 func (r *Reflector) Run(ctx context.Context) error {
 	known := map[string]version{}
-	pause := firstPause
-	for ctx.Err() == nil {
-		healthy, err := r.follow(ctx, known)
-		if ctx.Err() != nil {
-			break
-		}
-		r.update(func(s *State) {
-			s.Connected = false
-			if err != nil {
-				s.Error = cause(err)
-			}
+	// The agent says for all of its reflectors together that the store is away.
+	quiet := slog.New(slog.DiscardHandler)
+	return store.Persist(ctx, quiet, "following "+r.cfg.Prefix, func(ctx context.Context) error {
+		err := store.Follow(ctx, trusted{r.cfg.Store, r.cfg.Trust}, r.cfg.Prefix, func(b store.Batch) error {
+			r.take(b, known)
+			return nil
 		})
-		if healthy {
-			pause = firstPause
-		}
-		switch {
-		case errors.Is(err, watch.ErrWentBack):
-			r.cfg.Log.Warn("the store was restored from an older copy; reading all of it again", "prefix", r.cfg.Prefix, "error", err)
-		case err != nil:
+		if ctx.Err() == nil {
 			r.cfg.Log.Debug("store cannot be reached; keeping the last known state", "prefix", r.cfg.Prefix, "error", err)
+			r.update(func(s *State) { s.Connected, s.Error = false, cause(err) })
 		}
-		// Jitter keeps a thousand agents from listing at the same moment.
-		wait := pause/2 + rand.N(pause)
-		pause = min(2*pause, lastPause)
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
-		}
-	}
-	return nil
+		return err
+	})
 }
 
-// follow lists once and watches until that breaks. healthy says that the watch lasted
-// for a while, so that the next attempt need not wait long.
-func (r *Reflector) follow(ctx context.Context, known map[string]version) (healthy bool, err error) {
-	kvs, at, err := r.list(ctx)
-	if err != nil {
-		return false, err
+// take applies a batch, and brings known up to it.
+func (r *Reflector) take(b store.Batch, known map[string]version) {
+	if errors.Is(b.Cause, store.ErrWentBack) {
+		r.cfg.Log.Warn("the store was restored from an older copy; read all of it again", "prefix", r.cfg.Prefix, "error", b.Cause)
 	}
-	if changes := sweep(known, kvs); len(changes) > 0 {
-		r.cfg.Apply(changes)
-	}
-	r.update(func(s *State) {
-		s.Synced, s.Connected, s.Error, s.Heard, s.Revision, s.Keys = true, true, "", time.Now(), at.Revision, len(known)
-	})
-	r.once.Do(func() { close(r.synced) })
-
-	began := time.Now()
-	err = r.cfg.Source.Watch(ctx, r.cfg.Prefix, at, func(revision int64, events []Event) {
+	events := b.Events
+	if b.Complete {
+		events = sweep(known, b.Events)
+	} else {
 		for _, e := range events {
 			if e.Deleted {
 				delete(known, e.Key)
@@ -186,31 +129,35 @@ func (r *Reflector) follow(ctx context.Context, known map[string]version) (healt
 				known[e.Key] = versionOf(e.KV)
 			}
 		}
-		if len(events) > 0 {
-			r.cfg.Apply(events)
-		}
-		r.update(func(s *State) { s.Heard, s.Revision, s.Keys = time.Now(), revision, len(known) })
-	})
-	if err == nil && ctx.Err() == nil {
-		err = errors.New("watch ended")
 	}
-	return time.Since(began) >= lastPause, err
+	if len(events) > 0 {
+		r.cfg.Apply(events)
+	}
+	r.update(func(s *State) {
+		s.Synced, s.Connected, s.Error, s.Heard, s.Revision, s.Keys = true, true, "", time.Now(), b.Revision, len(known)
+	})
+	r.once.Do(func() { close(r.synced) })
 }
 
-// list reads everything from a store that was trusted before and after.
-func (r *Reflector) list(ctx context.Context) ([]KV, watch.Point, error) {
-	trust := r.cfg.Trust
-	if trust == nil {
-		trust = func(context.Context) error { return nil }
+// trusted is a store whose lists are believed only if it was trusted before and after.
+type trusted struct {
+	store.Store
+	trust func(context.Context) error
+}
+
+// List implements store.Store.
+func (t trusted) List(ctx context.Context, prefix string) ([]store.KV, store.Point, error) {
+	if t.trust == nil {
+		return t.Store.List(ctx, prefix)
 	}
-	if err := trust(ctx); err != nil {
-		return nil, watch.Point{}, err
+	if err := t.trust(ctx); err != nil {
+		return nil, store.Point{}, err
 	}
-	kvs, at, err := r.cfg.Source.List(ctx, r.cfg.Prefix)
+	kvs, at, err := t.Store.List(ctx, prefix)
 	if err != nil {
-		return nil, watch.Point{}, err
+		return nil, store.Point{}, err
 	}
-	return kvs, at, trust(ctx)
+	return kvs, at, t.trust(ctx)
 }
 
 // version tells one value of a key from another. The revision alone does not: in
@@ -222,24 +169,24 @@ type version struct {
 
 var seed = maphash.MakeSeed()
 
-func versionOf(kv KV) version { return version{kv.Revision, maphash.Bytes(seed, kv.Value)} }
+func versionOf(kv store.KV) version { return version{kv.Modified, maphash.Bytes(seed, kv.Value)} }
 
 // sweep turns a complete list into the changes against known, and brings known
 // up to it: deletions last, so that something renamed exists at every moment.
-func sweep(known map[string]version, kvs []KV) []Event {
-	var events []Event
-	listed := make(map[string]struct{}, len(kvs))
-	for _, kv := range kvs {
-		listed[kv.Key] = struct{}{}
-		if v := versionOf(kv); known[kv.Key] != v {
-			known[kv.Key] = v
-			events = append(events, Event{KV: kv})
+func sweep(known map[string]version, all []store.Event) []store.Event {
+	var events []store.Event
+	listed := make(map[string]struct{}, len(all))
+	for _, e := range all {
+		listed[e.Key] = struct{}{}
+		if v := versionOf(e.KV); known[e.Key] != v {
+			known[e.Key] = v
+			events = append(events, e)
 		}
 	}
 	for key := range known {
 		if _, ok := listed[key]; !ok {
 			delete(known, key)
-			events = append(events, Event{KV: KV{Key: key}, Deleted: true})
+			events = append(events, store.Event{KV: store.KV{Key: key}, Deleted: true})
 		}
 	}
 	return events

@@ -12,8 +12,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/weft-mesh/weft/meshagent/reflector"
-	"github.com/weft-mesh/weft/meshagent/reflector/reflectortest"
-	"github.com/weft-mesh/weft/store/watch"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -21,9 +21,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestKeepsRowsWhileTheStoreIsAwayAndSweepsAfterwards(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		store := reflectortest.New()
+		twin := storetest.New()
 		put := func(k string) {
-			if err := store.Put(ctx, k, []byte(k)); err != nil {
+			if err := twin.Put(ctx, k, []byte(k)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -33,8 +33,8 @@ func TestKeepsRowsWhileTheStoreIsAwayAndSweepsAfterwards(t *testing.T) {
 
 		rows := map[string]bool{}
 		r := reflector.New(reflector.Config{
-			Prefix: "a/", Source: store, Log: slog.New(slog.DiscardHandler),
-			Apply: func(events []reflector.Event) {
+			Prefix: "a/", Store: twin, Log: slog.New(slog.DiscardHandler),
+			Apply: func(events []store.Event) {
 				for _, e := range events {
 					if e.Deleted {
 						delete(rows, e.Key)
@@ -63,7 +63,7 @@ func TestKeepsRowsWhileTheStoreIsAwayAndSweepsAfterwards(t *testing.T) {
 		synctest.Wait()
 		want("after a change", "a/1", "a/2", "a/3")
 
-		store.SetAway(true)
+		twin.SetAway(true)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		want("away", "a/1", "a/2", "a/3")
@@ -71,8 +71,8 @@ func TestKeepsRowsWhileTheStoreIsAwayAndSweepsAfterwards(t *testing.T) {
 			t.Errorf("state while away: %+v", s)
 		}
 
-		store.SetAway(false)
-		if err := store.Delete(ctx, "a/1"); err != nil {
+		twin.SetAway(false)
+		if err := twin.Delete(ctx, "a/1"); err != nil {
 			t.Fatal(err)
 		}
 		put("a/4")
@@ -90,14 +90,14 @@ func TestKeepsRowsWhileTheStoreIsAwayAndSweepsAfterwards(t *testing.T) {
 func TestAListThatIsNotTrustedChangesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		store := reflectortest.New()
-		_ = store.Put(ctx, "a/cluster", []byte("x"))
+		twin := storetest.New()
+		_ = twin.Put(ctx, "a/cluster", []byte("x"))
 		applied := 0
 		r := reflector.New(reflector.Config{
-			Prefix: "a/", Source: store, Log: slog.New(slog.DiscardHandler),
-			Apply: func(events []reflector.Event) { applied += len(events) },
+			Prefix: "a/", Store: twin, Log: slog.New(slog.DiscardHandler),
+			Apply: func(events []store.Event) { applied += len(events) },
 			Trust: func(context.Context) error {
-				if _, ok := store.Get("a/cluster"); !ok {
+				if _, ok := twin.Value("a/cluster"); !ok {
 					return errors.New("the store is empty")
 				}
 				return nil
@@ -106,10 +106,10 @@ func TestAListThatIsNotTrustedChangesNothing(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- r.Run(ctx) }()
 		<-r.Synced()
-		store.SetAway(true)
+		twin.SetAway(true)
 		time.Sleep(time.Second)
-		store.Forget()
-		store.SetAway(false)
+		twin.Forget()
+		twin.SetAway(false)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if applied != 1 || r.State().Error == "" {
@@ -122,16 +122,16 @@ func TestAListThatIsNotTrustedChangesNothing(t *testing.T) {
 
 // broken is a store whose lists work and whose watches do not.
 type broken struct {
-	*reflectortest.Store
+	*storetest.Store
 	lists int
 }
 
-func (b *broken) List(ctx context.Context, prefix string) ([]reflector.KV, watch.Point, error) {
+func (b *broken) List(ctx context.Context, prefix string) ([]store.KV, store.Point, error) {
 	b.lists++
 	return b.Store.List(ctx, prefix)
 }
 
-func (b *broken) Watch(context.Context, string, watch.Point, func(int64, []reflector.Event)) error {
+func (b *broken) Watch(context.Context, string, store.Point, func(store.Batch) error) error {
 	return errors.New("permission denied")
 }
 
@@ -140,13 +140,13 @@ func TestAWatchThatFailsAtOnceBacksOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		store := &broken{Store: reflectortest.New()}
-		r := reflector.New(reflector.Config{Prefix: "a/", Source: store, Log: slog.New(slog.DiscardHandler), Apply: func([]reflector.Event) {}})
+		twin := &broken{Store: storetest.New()}
+		r := reflector.New(reflector.Config{Prefix: "a/", Store: twin, Log: slog.New(slog.DiscardHandler), Apply: func([]store.Event) {}})
 		if err := r.Run(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if store.lists < 20 || store.lists > 80 { // every 1 to 3 s in the end
-			t.Errorf("%d lists in a minute", store.lists)
+		if twin.lists < 20 || twin.lists > 80 { // every 1 to 3 s in the end
+			t.Errorf("%d lists in a minute", twin.lists)
 		}
 	})
 }

@@ -116,21 +116,13 @@ func (f *Former) Key() string { return f.Name }
 // what its agent reports; a peer's has Cilium and Export.
 type Node struct {
 	Cluster, Name string
-	Registration  *Registration
+	Registration  *wire.Registration
 	State         *wire.NodeState
 	// Withdrawn says that State is gone from the store; it keeps the node's last
 	// report for as long as the node is registered.
 	Withdrawn bool
 	Cilium    *wire.Node
 	Export    *wire.ExportNode
-}
-
-// Registration is what an operator declared about a node, which may claim no more than
-// this.
-type Registration struct {
-	Name      string         `json:"name"`
-	Addresses []netip.Addr   `json:"addresses"`
-	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
 }
 
 // Doubt says what is wrong with the node's own report, or "" if nothing is.

@@ -17,18 +17,18 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/statefile"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
 // Trust knows which store this node accepts. Several goroutines may use it.
 type Trust struct {
-	own    string
-	path   string
-	source reflector.Source
-	tell   func(path string, err error)
-	log    *slog.Logger
+	own   string
+	path  string
+	store store.Store
+	tell  func(path string, err error)
+	log   *slog.Logger
 
 	// mu guards what follows.
 	mu      sync.Mutex
@@ -43,7 +43,7 @@ type Trust struct {
 // state comes from there, and New fails. If it is damaged, New puts it aside and the
 // node accepts the store it finds. tell is called with the error when the file cannot
 // be written, and with nil when it can be again.
-func New(own, path string, source reflector.Source, tell func(path string, err error), log *slog.Logger) (*Trust, error) {
+func New(own, path string, s store.Store, tell func(path string, err error), log *slog.Logger) (*Trust, error) {
 	kept, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read which store this node accepts: %w", err)
@@ -63,7 +63,7 @@ func New(own, path string, source reflector.Source, tell func(path string, err e
 	if cluster != own {
 		return nil, fmt.Errorf("the join bundle is for cluster %q, but this machine's state comes from cluster %q: to leave %[2]s for good, delete %[3]s and start the agent again", own, cluster, path)
 	}
-	return &Trust{own: own, path: path, source: source, tell: tell, log: log, kept: generation, changed: make(chan struct{})}, nil
+	return &Trust{own: own, path: path, store: s, tell: tell, log: log, kept: generation, changed: make(chan struct{})}, nil
 }
 
 // Holding is the generation of the lost store whose state this node keeps, or "" if
@@ -80,24 +80,21 @@ func (t *Trust) Holding() (generation string, changed <-chan struct{}) {
 // Judge asks the store for its cluster and generation, and returns nil if its lists
 // may be believed.
 func (t *Trust) Judge(ctx context.Context) error {
-	kvs, _, err := t.source.List(ctx, wire.ClusterKey)
+	kv, err := t.store.Get(ctx, wire.ClusterKey)
+	if errors.Is(err, store.ErrNotFound) {
+		return errors.New("the store has no cluster record yet; keeping the last known state")
+	}
 	if err != nil {
 		return err
 	}
-	for _, kv := range kvs {
-		if kv.Key != wire.ClusterKey {
-			continue
-		}
-		c, err := wire.Unmarshal[wire.Cluster](kv.Value)
-		if err != nil {
-			return err
-		}
-		if c.Name != t.own {
-			return fmt.Errorf("the store belongs to cluster %q, this node to %q: check the etcd endpoints of the join bundle", c.Name, t.own)
-		}
-		return t.admit(c)
+	c, err := wire.Unmarshal[wire.Cluster](kv.Value)
+	if err != nil {
+		return err
 	}
-	return errors.New("the store has no cluster record yet; keeping the last known state")
+	if c.Name != t.own {
+		return fmt.Errorf("the store belongs to cluster %q, this node to %q: check the etcd endpoints of the join bundle", c.Name, t.own)
+	}
+	return t.admit(c)
 }
 
 // admit judges the generation. The first one is accepted; another is accepted only

@@ -9,8 +9,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weft-mesh/weft/meshagent/reflector/reflectortest"
 	"github.com/weft-mesh/weft/meshagent/trust"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -37,13 +38,13 @@ func TestANodeStaysWithItsStore(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "agent", "generation")
 			judge := func(value []byte) (*trust.Trust, error) {
-				store := reflectortest.New()
+				twin := storetest.New()
 				if value != nil {
-					if err := store.Put(t.Context(), wire.ClusterKey, value); err != nil {
+					if err := twin.Put(t.Context(), wire.ClusterKey, value); err != nil {
 						t.Fatal(err)
 					}
 				}
-				tr, err := trust.New("east", path, store, func(string, error) {}, slog.New(slog.DiscardHandler))
+				tr, err := trust.New("east", path, twin, func(string, error) {}, slog.New(slog.DiscardHandler))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -68,11 +69,11 @@ func TestANodeStaysWithItsStore(t *testing.T) {
 func TestAnotherClustersStateIsKept(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "generation")
 	join := func(cluster string) error {
-		store := reflectortest.New()
-		if err := store.Put(t.Context(), wire.ClusterKey, wire.Marshal(wire.Cluster{Name: cluster, ID: 1, Generation: "of-" + cluster, Released: true})); err != nil {
+		twin := storetest.New()
+		if err := twin.Put(t.Context(), wire.ClusterKey, wire.Marshal(wire.Cluster{Name: cluster, ID: 1, Generation: "of-" + cluster, Released: true})); err != nil {
 			t.Fatal(err)
 		}
-		tr, err := trust.New(cluster, path, store, func(string, error) {}, slog.New(slog.DiscardHandler))
+		tr, err := trust.New(cluster, path, twin, func(string, error) {}, slog.New(slog.DiscardHandler))
 		if err != nil {
 			return err
 		}
@@ -108,9 +109,9 @@ func TestAHoldEnds(t *testing.T) {
 		"came back": {Name: "east", ID: 1, Generation: "g1"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			store := reflectortest.New()
-			put := func(c wire.Cluster) { _ = store.Put(t.Context(), wire.ClusterKey, wire.Marshal(c)) }
-			tr, err := trust.New("east", filepath.Join(t.TempDir(), "generation"), store, func(string, error) {}, slog.New(slog.DiscardHandler))
+			twin := storetest.New()
+			put := func(c wire.Cluster) { _ = twin.Put(t.Context(), wire.ClusterKey, wire.Marshal(c)) }
+			tr, err := trust.New("east", filepath.Join(t.TempDir(), "generation"), twin, func(string, error) {}, slog.New(slog.DiscardHandler))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -134,13 +135,13 @@ func TestAHoldEnds(t *testing.T) {
 }
 
 func TestAStoreThatIsAwayIsNotJudged(t *testing.T) {
-	store := reflectortest.New()
-	store.SetAway(true)
-	tr, err := trust.New("east", filepath.Join(t.TempDir(), "generation"), store, func(string, error) {}, slog.New(slog.DiscardHandler))
+	twin := storetest.New()
+	twin.SetAway(true)
+	tr, err := trust.New("east", filepath.Join(t.TempDir(), "generation"), twin, func(string, error) {}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := tr.Judge(context.Background()); !errors.Is(err, reflectortest.ErrAway) {
+	if err := tr.Judge(context.Background()); !errors.Is(err, store.ErrUnavailable) {
 		t.Error(err)
 	}
 }

@@ -1,7 +1,8 @@
 // Package storetest is the in-memory twin of an etcd: package store's interfaces with
 // revisions, watches, compaction, leases, restored copies and failures on request.
 //
-// It starts no goroutine and reads no clock, so it works in synctest bubbles.
+// It starts no goroutine, and takes the time only for signs of life, so it works in
+// synctest bubbles.
 package storetest
 
 import (
@@ -36,7 +37,11 @@ type Store struct {
 var (
 	_ store.Store  = (*Store)(nil)
 	_ store.Leases = (*Store)(nil)
+	_ store.Holder = (*Store)(nil)
 )
+
+// SignOfLife is the pause between two empty batches of a watch.
+const SignOfLife = 5 * time.Second
 
 // New returns an empty store at revision 1, as a new etcd.
 func New() *Store {
@@ -74,13 +79,32 @@ func (s *Store) PutBack(c Copy) {
 	s.startLocked()
 }
 
-// Fail makes the store call fail before every "get", "list", "watch", "commit" and
-// "grant"; if it returns an error, the call fails with it. Running watches end when it
+// Fail makes the store call fail before every "get", "list", "watch", "commit", "grant"
+// and "renew"; if it returns an error, the call fails with it. Running watches end when it
 // returns an error for "watch". nil ends the failures.
 func (s *Store) Fail(fail func(call, key string) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fail = fail
+	s.wakeLocked()
+}
+
+// SetAway cuts or restores every connection: while it is away, each call and each watch
+// fails with store.ErrUnavailable. It replaces what Fail has set.
+func (s *Store) SetAway(away bool) {
+	if !away {
+		s.Fail(nil)
+		return
+	}
+	s.Fail(func(string, string) error { return store.ErrUnavailable })
+}
+
+// Forget empties the store, as a lost disk does.
+func (s *Store) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.kvs)
+	s.history, s.compacted = nil, s.revision
 	s.wakeLocked()
 }
 
@@ -113,6 +137,24 @@ func (s *Store) Dump(prefix string) []string {
 	}
 	slices.Sort(lines)
 	return lines
+}
+
+// Value returns the value of a key, even while the store is away.
+func (s *Store) Value(key string) ([]byte, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	kv, ok := s.kvs[key]
+	return kv.Value, ok
+}
+
+// Put writes one key, like any client.
+func (s *Store) Put(ctx context.Context, key string, value []byte) error {
+	return store.Write(ctx, s, store.Put(key, value))
+}
+
+// Delete deletes one key, like any client.
+func (s *Store) Delete(ctx context.Context, key string) error {
+	return store.Write(ctx, s, store.Delete(key))
 }
 
 func (s *Store) wakeLocked() {
@@ -185,6 +227,7 @@ func (s *Store) List(ctx context.Context, prefix string) ([]store.KV, store.Poin
 
 // Watch implements store.Store.
 func (s *Store) Watch(ctx context.Context, prefix string, after store.Point, each func(store.Batch) error) error {
+	alive := false // the next batch may be empty
 	for {
 		s.mu.Lock()
 		if err := s.beforeLocked(ctx, "watch", prefix); err != nil {
@@ -208,16 +251,22 @@ func (s *Store) Watch(ctx context.Context, prefix string, after store.Point, eac
 		changed := s.changed
 		after = store.Point{Revision: batch.Revision, Start: s.lineage.Last()}
 		s.mu.Unlock()
-		if len(batch.Events) > 0 {
+		if len(batch.Events) > 0 || alive {
 			if err := each(batch); err != nil {
 				return err
 			}
 		}
+		sign := time.NewTimer(SignOfLife)
 		select {
 		case <-changed:
+			alive = false
+		case <-sign.C:
+			alive = true
 		case <-ctx.Done():
+			sign.Stop()
 			return ctx.Err()
 		}
+		sign.Stop()
 	}
 }
 
@@ -238,6 +287,11 @@ func (s *Store) Commit(ctx context.Context, txn store.Txn) (int64, bool, error) 
 	for _, c := range txn.If {
 		if !s.holdsLocked(c) {
 			return s.revision, false, nil
+		}
+	}
+	for _, op := range txn.Then {
+		if _, ok := s.lost[op.Lease]; op.Lease != 0 && !ok {
+			return 0, false, fmt.Errorf("put %s: %w", op.Key, store.ErrLeaseEnded)
 		}
 	}
 	s.applyLocked(txn.Then)
@@ -306,6 +360,32 @@ func (s *Store) coveredLocked(op store.Op) (keys []string) {
 	}
 	slices.Sort(keys)
 	return keys
+}
+
+// Hold implements store.Holder. The lease ends only by Revoke or Expire.
+func (s *Store) Hold(ctx context.Context, lease store.Lease, _ time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.beforeLocked(ctx, "grant", ""); err != nil {
+		return err
+	}
+	if _, ok := s.lost[lease]; !ok {
+		s.lost[lease] = make(chan struct{})
+	}
+	return nil
+}
+
+// Renew implements store.Holder.
+func (s *Store) Renew(ctx context.Context, lease store.Lease) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.beforeLocked(ctx, "renew", ""); err != nil {
+		return err
+	}
+	if _, ok := s.lost[lease]; !ok {
+		return fmt.Errorf("lease %d: %w", lease, store.ErrLeaseEnded)
+	}
+	return nil
 }
 
 // Grant implements store.Leases. The lease ends only by Revoke or Expire.

@@ -1,4 +1,4 @@
-package reflector_test
+package store
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/weft-mesh/weft/meshagent/reflector"
+	"github.com/weft-mesh/weft/store/watch"
 	"github.com/weft-mesh/weft/store/watch/watchtest"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -43,7 +43,7 @@ func (l *lists) Get(_ context.Context, key string, _ ...clientv3.OpOption) (*cli
 	return resp, nil
 }
 
-// A watch that stops delivering without breaking is renewed, and nothing is
+// A watch that stops delivering without breaking is renewed, and nothing is said to be
 // deleted meanwhile.
 func TestASilentWatchIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -53,32 +53,38 @@ func TestASilentWatchIsRenewed(t *testing.T) {
 		keys.set("a/1", "a/2")
 		client := clientv3.NewCtxClient(ctx)
 		client.Watcher, client.KV = watches, keys
-		rows, deleted := map[string]bool{}, 0
-		r := reflector.New(reflector.Config{
-			Prefix: "a/", Source: reflector.NewEtcd("n1", client, watches.Link()), Log: slog.New(slog.DiscardHandler),
-			Apply: func(events []reflector.Event) {
-				for _, e := range events {
-					rows[e.Key] = true
-					if e.Deleted {
-						deleted++
-					}
-				}
-			},
-		})
+		etcd := &Etcd{client: client, watched: &watch.Store{Client: client, Link: watches.Link(), Lineage: wire.LineageKey, Interval: 10 * time.Second}}
+		rows, deleted, complete, heard := map[string]bool{}, 0, 0, time.Time{}
 		done := make(chan error, 1)
-		go func() { done <- r.Run(ctx) }()
+		go func() {
+			done <- Persist(ctx, slog.New(slog.DiscardHandler), "following", func(ctx context.Context) error {
+				return Follow(ctx, etcd, "a/", func(b Batch) error {
+					heard = time.Now()
+					if b.Complete {
+						complete++
+					}
+					for _, e := range b.Events {
+						rows[e.Key] = true
+						if e.Deleted {
+							deleted++
+						}
+					}
+					return nil
+				})
+			})
+		}()
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if watches.Opened() != 1 || time.Since(r.State().Heard) > time.Minute {
-			t.Errorf("quiet: %d watches, %+v", watches.Opened(), r.State())
+		if watches.Opened() != 1 || complete != 1 || time.Since(heard) > time.Minute {
+			t.Errorf("quiet: %d watches, %d lists, heard %v ago", watches.Opened(), complete, time.Since(heard))
 		}
 
 		watches.Silence()
 		keys.set("a/1", "a/2", "a/3") // unheard
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if watches.Opened() != 2 || !rows["a/3"] || deleted != 0 || !r.State().Connected {
-			t.Errorf("after silence: %d watches, %d deletions, rows %v, %+v", watches.Opened(), deleted, rows, r.State())
+		if watches.Opened() != 2 || complete != 2 || !rows["a/3"] || deleted != 0 {
+			t.Errorf("after silence: %d watches, %d lists, %d deletions, rows %v", watches.Opened(), complete, deleted, rows)
 		}
 		watches.Put("a/4", "")
 		synctest.Wait()

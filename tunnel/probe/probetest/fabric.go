@@ -1,0 +1,73 @@
+package probetest
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/tunnel/probe"
+)
+
+// Fabric carries the probes of many nodes to one another. Every address answers, and at
+// once, unless it is cut off. The zero value is ready to use.
+type Fabric struct {
+	mu  sync.Mutex
+	cut map[netip.Prefix]bool // guarded by mu
+}
+
+// SetCut cuts what is inside a prefix off from everything outside of it, or ends that.
+func (f *Fabric) SetCut(prefix netip.Prefix, cut bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cut == nil {
+		f.cut = map[netip.Prefix]bool{}
+	}
+	f.cut[prefix] = cut
+}
+
+func (f *Fabric) reaches(a, b netip.Addr) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for prefix, cut := range f.cut {
+		if cut && prefix.Contains(a) != prefix.Contains(b) {
+			return false
+		}
+	}
+	return true
+}
+
+// From returns what the node with this internal address sends its probes through.
+func (f *Fabric) From(src netip.Addr) probe.Transport { return &port{fabric: f, src: src} }
+
+// port is one node's end of a Fabric.
+type port struct {
+	fabric  *Fabric
+	src     netip.Addr
+	mu      sync.Mutex
+	answers []probe.Answer // guarded by mu
+}
+
+// Send implements probe.Transport.
+func (p *port) Send(requests []probe.Request) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range requests {
+		if p.fabric.reaches(p.src, r.Addr) {
+			p.answers = append(p.answers, probe.Answer{From: r.Addr, Number: r.Number, At: time.Now()})
+		}
+	}
+	return nil
+}
+
+// Receive implements probe.Transport.
+func (p *port) Receive() ([]probe.Answer, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := p.answers
+	p.answers = nil
+	return out, nil
+}
+
+// Arrival implements probe.Transport.
+func (p *port) Arrival(ctx context.Context) { <-ctx.Done() }
