@@ -11,6 +11,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -70,7 +71,7 @@ func TestKVStoreMeshReadsUs(t *testing.T) {
 	}
 
 	// That is granted, key by key, and no range beyond it.
-	role, err := p.srv.store.Client().RoleGet(t.Context(), authority.RemoteUser("west", 0))
+	role, err := p.srv.store.(*store.Etcd).Client().RoleGet(t.Context(), authority.RemoteUser("west", 0))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,7 @@ var ErrNoBackup = embedded.ErrNoBackup
 // readBackup is ReadBackup; it also returns the cluster's authority, nil if the store did
 // not hold it.
 func readBackup(path string) (api.Backup, *authority.Secret, error) {
-	raw, err := embedded.ReadBackup(path, wire.ClusterKey, authorityKey)
+	raw, err := embedded.ReadBackup(path, wire.ClusterKey, wire.AuthorityKey)
 	if err != nil {
 		return api.Backup{}, nil, err
 	}
@@ -60,7 +60,7 @@ func readBackup(path string) (api.Backup, *authority.Secret, error) {
 		return api.Backup{}, nil, embedded.Unusable("is the backup of an etcd that holds no cluster")
 	}
 	b := api.Backup{Cluster: c.Name, ID: uint32(c.ID), Generation: c.Generation, File: path, Revision: raw.Revision, Keys: raw.Keys, Bytes: raw.Bytes}
-	text, ok := raw.Values[authorityKey]
+	text, ok := raw.Values[wire.AuthorityKey]
 	if !ok {
 		return b, nil, nil
 	}

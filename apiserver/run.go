@@ -90,7 +90,7 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	}
 	began := time.Now()
 	asked := ctx // ends when somebody wants this server to stop
-	f, err := lay(ctx, conf)
+	f, err := lay(ctx, conf, nil)
 	if err != nil {
 		return fmt.Errorf("start API server: %w", err)
 	}
@@ -114,6 +114,24 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 		return fmt.Errorf("start API server: %w", err)
 	}
 	g.Go(func() error { return s.serve(ctx, tls.NewListener(listener, s.tls()), s.handler()) })
+	s.work(ctx, g)
+	if f.etcd != nil {
+		g.Go(func() error { return f.etcd.Wait(ctx) })
+		g.Go(func() error { return s.history.Run(ctx) })
+	}
+	// Written last: whoever finds the operator's context finds a server that answers.
+	if err := f.writeAdmin(url, nil); err != nil {
+		g.Go(func() error { return err })
+	}
+	conf.Log.Info("API server is ready", "cluster", f.cluster.Name, "id", f.cluster.ID, "url", url, "generation", f.cluster.Generation, "after", time.Since(s.began))
+	if ready != nil {
+		ready(s, url)
+	}
+	return g.Wait()
+}
+
+// work runs the parts that need nothing of this machine but its disk.
+func (s *server) work(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return s.registry.Run(ctx) })
 	g.Go(func() error { return s.election.Run(ctx) })
 	g.Go(func() error { return s.directory.Run(ctx) })
@@ -128,19 +146,6 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	g.Go(func() error { return s.space.Run(ctx) })
 	g.Go(func() error { return s.attend(ctx) })
 	g.Go(func() error { return renew(ctx, s.log, &s.renewal, s.renewAll) })
-	if f.etcd != nil {
-		g.Go(func() error { return f.etcd.Wait(ctx) })
-		g.Go(func() error { return s.history.Run(ctx) })
-	}
-	// Written last: whoever finds the operator's context finds a server that answers.
-	if err := f.writeAdmin(url, nil); err != nil {
-		g.Go(func() error { return err })
-	}
-	conf.Log.Info("API server is ready", "cluster", f.cluster.Name, "id", f.cluster.ID, "url", url, "generation", f.cluster.Generation, "after", time.Since(s.began))
-	if ready != nil {
-		ready(s, url)
-	}
-	return g.Wait()
 }
 
 // build makes the parts, but does not run them. stopped reports whether the server was asked
@@ -166,7 +171,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 	if err := s.space.begin(ctx); err != nil {
 		return nil, err
 	}
-	if s.wanKey, err = secretKey(ctx, s.store, "gossip"); err != nil {
+	if s.wanKey, err = secretKey(ctx, s.store, wire.WANGossipKey); err != nil {
 		return nil, err
 	}
 	if _, err := nodes.GossipKeys(ctx, s.store); err != nil {
@@ -205,7 +210,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 // fixed returns the keys that are written at the start and then only read. Without them,
 // agents do not believe the store or API servers do not start.
 func (s *server) fixed() []string {
-	keys := []string{wire.ClusterKey, wire.GossipKey, wire.SecretPrefix + "gossip", authorityKey}
+	keys := []string{wire.ClusterKey, wire.GossipKey, wire.WANGossipKey, wire.AuthorityKey}
 	if s.etcd != nil {
 		keys = append(keys, wire.LineageKey, wire.ExportLineageKey)
 	}

@@ -43,7 +43,8 @@ type foundation struct {
 	authority *authority.Authority
 	root      atomic.Pointer[tls.Certificate] // identifies us to the store and to agents
 	etcd      *embedded.Server                // nil: an existing etcd is used
-	store     *store.Etcd
+	store     Store
+	edges     Edges
 	etcdCA    []byte // of an existing etcd, PEM
 	cluster   wire.Cluster
 	closers   []func()
@@ -56,8 +57,9 @@ func (f *foundation) close() {
 	f.closers = nil
 }
 
-// lay starts the store and checks that it belongs to this cluster.
-func lay(ctx context.Context, conf Config) (_ *foundation, err error) {
+// lay starts the store, unless it is among the given edges, and checks that it belongs to
+// this cluster.
+func lay(ctx context.Context, conf Config, edges *Edges) (_ *foundation, err error) {
 	f := &foundation{conf: conf}
 	defer func() {
 		if err != nil {
@@ -75,9 +77,12 @@ func lay(ctx context.Context, conf Config) (_ *foundation, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
-	if len(conf.EtcdEndpoints) > 0 {
+	switch {
+	case edges != nil:
+		f.store, f.edges = edges.Store, *edges
+	case len(conf.EtcdEndpoints) > 0:
 		err = f.connect(ctx)
-	} else {
+	default:
 		err = f.startEtcd(ctx)
 	}
 	if err != nil {
@@ -128,13 +133,13 @@ func (f *foundation) shareAuthority(ctx context.Context) error {
 		return err
 	}
 	_, first, err := f.store.Commit(ctx, store.Txn{
-		If:   []store.Cond{{Key: authorityKey}},
-		Then: []store.Op{store.Put(authorityKey, wire.Marshal(own))},
+		If:   []store.Cond{{Key: wire.AuthorityKey}},
+		Then: []store.Op{store.Put(wire.AuthorityKey, wire.Marshal(own))},
 	})
 	if err != nil || first {
 		return err
 	}
-	kv, err := f.store.Get(ctx, authorityKey)
+	kv, err := f.store.Get(ctx, wire.AuthorityKey)
 	if err != nil {
 		return err
 	}
@@ -147,9 +152,6 @@ func (f *foundation) shareAuthority(ctx context.Context) error {
 	}
 	return f.authority.Adopt(shared)
 }
-
-// authorityKey is the key of the cluster's authority. Only API servers may read it.
-const authorityKey = wire.SecretPrefix + "authority"
 
 // Issue implements nodes.Authority and peering.Authority.
 func (f *foundation) Issue(r authority.Request) (authority.Pair, error) { return f.authority.Issue(r) }
@@ -217,7 +219,8 @@ func (f *foundation) startEtcd(ctx context.Context) error {
 		return err
 	}
 	f.closers = append(f.closers, f.etcd.Close)
-	return f.dial([]string{"https://" + f.etcd.Addr()}, f.rootTLS())
+	_, err = f.dial([]string{"https://" + f.etcd.Addr()}, f.rootTLS())
+	return err
 }
 
 // rootTLS looks up the certificate for each connection, because it is renewed.
@@ -273,20 +276,21 @@ func (f *foundation) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("--etcd-cert and --etcd-key: %w", err)
 	}
-	if err := f.dial(f.conf.EtcdEndpoints, &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}); err != nil {
-		return err
-	}
-	return f.store.CheckVersions(ctx)
-}
-
-func (f *foundation) dial(endpoints []string, conf *tls.Config) error {
-	s, err := store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf})
+	s, err := f.dial(f.conf.EtcdEndpoints, &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12})
 	if err != nil {
 		return err
 	}
+	return s.CheckVersions(ctx)
+}
+
+func (f *foundation) dial(endpoints []string, conf *tls.Config) (*store.Etcd, error) {
+	s, err := store.Dial(store.DialConfig{Endpoints: endpoints, TLS: conf})
+	if err != nil {
+		return nil, err
+	}
 	f.store = s
 	f.closers = append(f.closers, func() { s.Close() })
-	return nil
+	return s, nil
 }
 
 // serverRequest is for a certificate of this process, which is reached at its advertised
@@ -309,7 +313,10 @@ func (f *foundation) serverRequest(user string, names ...string) authority.Reque
 
 // etcdEndpoints returns the URLs that agents and peers connect to.
 func (f *foundation) etcdEndpoints() []string {
-	if f.etcd == nil {
+	switch {
+	case f.edges.Store != nil:
+		return f.edges.Endpoints
+	case f.etcd == nil:
 		return f.conf.EtcdEndpoints
 	}
 	_, port, err := net.SplitHostPort(f.etcd.Addr())
@@ -400,20 +407,20 @@ func compatible(is, want wire.Cluster) error {
 
 // secretKey returns a random key of 32 bytes that only API servers can read in the store,
 // and makes it if there is none.
-func secretKey(ctx context.Context, s store.Store, name string) ([]byte, error) {
+func secretKey(ctx context.Context, s store.Store, at string) ([]byte, error) {
 	for {
-		kv, err := s.Get(ctx, wire.SecretPrefix+name)
+		kv, err := s.Get(ctx, at)
 		if err == nil {
 			return kv.Value, nil
 		}
 		if !errors.Is(err, store.ErrNotFound) {
-			return nil, fmt.Errorf("key %s: %w", name, err)
+			return nil, fmt.Errorf("key %s: %w", at, err)
 		}
 		key := make([]byte, 32)
 		rand.Read(key) // does not fail
-		_, _, err = s.Commit(ctx, store.Txn{If: []store.Cond{{Key: wire.SecretPrefix + name}}, Then: []store.Op{store.Put(wire.SecretPrefix+name, key)}})
+		_, _, err = s.Commit(ctx, store.Txn{If: []store.Cond{{Key: at}}, Then: []store.Op{store.Put(at, key)}})
 		if err != nil {
-			return nil, fmt.Errorf("key %s: %w", name, err)
+			return nil, fmt.Errorf("key %s: %w", at, err)
 		}
 	}
 }

@@ -27,10 +27,10 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 		to     *int
 	}{
 		{wire.IdentityIDPrefix, &out.Cluster.Identities},
-		{wire.ObjectsPrefix + "services/", &out.Cluster.Services},
-		{wire.ObjectsPrefix + "ciliumnetworkpolicies/", &out.Cluster.Policies},
-		{wire.ObjectsPrefix + "ciliumclusterwidenetworkpolicies/", &out.Cluster.Policies},
-		{wire.ObjectsPrefix + "networkpolicies/", &out.Cluster.Policies},
+		{wire.ObjectKindPrefix("services"), &out.Cluster.Services},
+		{wire.ObjectKindPrefix("ciliumnetworkpolicies"), &out.Cluster.Policies},
+		{wire.ObjectKindPrefix("ciliumclusterwidenetworkpolicies"), &out.Cluster.Policies},
+		{wire.ObjectKindPrefix("networkpolicies"), &out.Cluster.Policies},
 	} {
 		n, _, err := s.store.Count(ctx, count.prefix)
 		if err != nil {
@@ -74,7 +74,7 @@ func (s *server) look(ctx context.Context) (*api.Status, error) {
 	for _, n := range out.Nodes {
 		out.Cluster.Endpoints += n.Endpoints
 	}
-	out.Cluster.StoreVersion, out.Cluster.StoreBytes, err = s.store.Version(ctx, s.store.Client().Endpoints()[0])
+	out.Cluster.StoreVersion, out.Cluster.StoreBytes, err = s.store.Version(ctx)
 	if err != nil {
 		problems = append(problems, api.Concern{Object: "store", Reason: "StoreUnreachable", Message: fmt.Sprintf("store: %v", err), Next: "is etcd running on every machine that --etcd-endpoints names?"})
 	}

@@ -140,7 +140,9 @@ func (e *Etcd) GetMany(ctx context.Context, keys ...string) ([]KV, error) {
 		for i, key := range part {
 			ops[i] = clientv3.OpGet(key)
 		}
-		resp, err := again(ctx, e.patience, func(ctx context.Context) (*clientv3.TxnResponse, error) { return e.client.Txn(ctx).Then(ops...).Commit() })
+		resp, err := again(ctx, e.patience, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+			return e.client.Txn(ctx).Then(ops...).Commit()
+		})
 		if err != nil {
 			return nil, explain(err)
 		}

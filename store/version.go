@@ -12,8 +12,12 @@ import (
 // its user may not (CVE-2026-73499). We rely on rights to keep agents and peers apart.
 var fixed = []semver.Version{*semver.New("3.5.33"), *semver.New("3.6.14"), *semver.New("3.7.1")}
 
-// Version returns an endpoint's version and the size of its database in bytes.
-func (e *Etcd) Version(ctx context.Context, endpoint string) (version string, bytes int64, err error) {
+// Version returns the first endpoint's version and the size of its database in bytes.
+func (e *Etcd) Version(ctx context.Context) (version string, bytes int64, err error) {
+	return e.version(ctx, e.client.Endpoints()[0])
+}
+
+func (e *Etcd) version(ctx context.Context, endpoint string) (version string, bytes int64, err error) {
 	status, err := e.client.Status(ctx, endpoint)
 	if err != nil {
 		return "", 0, fmt.Errorf("ask etcd at %s for its version: %w", endpoint, explain(err))
@@ -43,7 +47,7 @@ func (e *Etcd) Compact(ctx context.Context, revision int64) error {
 // CheckVersions returns an error if a member is too old to keep users apart.
 func (e *Etcd) CheckVersions(ctx context.Context) error {
 	for _, endpoint := range e.client.Endpoints() {
-		version, _, err := e.Version(ctx, endpoint)
+		version, _, err := e.version(ctx, endpoint)
 		if err != nil {
 			return err
 		}

@@ -160,7 +160,7 @@ func TestAnObjectChangesWhileALargeManifestIsApplied(t *testing.T) {
 	}{
 		"its node is removed":         {store.Delete(wire.RegistrationKey("n1")), `spec.nodeName "n1" is not a node`},
 		"an object is created":        {store.Put(wire.ObjectKey("pods", "shop", "web-6"), []byte(`{"spec":{"nodeName":"n2"}}`)), "runs on node n2 and cannot move to n1"},
-		"a service takes the address": {store.Put(serviceIPKey(freeOf("shop/web-7")), []byte("other/web")), ""},
+		"a service takes the address": {store.Put(wire.ServiceIPKey(freeOf("shop/web-7")), []byte("other/web")), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, s := fixture(t)
@@ -218,7 +218,7 @@ func TestACommittedChangeThatStallsSaysSo(t *testing.T) {
 	_, s := fixture(t)
 	r := New(small{s, 16}, Config{Cluster: "east", ServiceCIDR: testCIDR})
 	full := func(call, key string) error {
-		if call == "commit" && (strings.HasPrefix(key, wire.ObjectsPrefix+"services/") || strings.HasPrefix(key, serviceIPPrefix)) {
+		if call == "commit" && (strings.HasPrefix(key, wire.ObjectsPrefix+"services/") || strings.HasPrefix(key, wire.ServiceIPsPrefix)) {
 			return fmt.Errorf("etcdserver: mvcc: database space exceeded: %w", store.ErrFull)
 		}
 		return nil
@@ -343,7 +343,7 @@ func TestTenThousandObjectsInAnOrdinaryEtcd(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("deleted in %v", time.Since(began))
-	for _, prefix := range []string{wire.ObjectsPrefix, serviceIPPrefix, "weft/changes/parts/", wire.ChangeDraftsPrefix, wire.ChangeKey} {
+	for _, prefix := range []string{wire.ObjectsPrefix, wire.ServiceIPsPrefix, "weft/changes/parts/", wire.ChangeDraftsPrefix, wire.ChangeKey} {
 		if n, _, err := s.Count(t.Context(), prefix); err != nil || n != 0 {
 			t.Errorf("%s: %d left, %v", prefix, n, err)
 		}

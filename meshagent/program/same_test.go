@@ -279,7 +279,7 @@ func (c changer) nodeOfOurs(txn statedb.WriteTxn, node byte, there bool) {
 	row := &tables.Node{Cluster: "east", Name: fmt.Sprint("n", node), State: &wire.NodeState{
 		Internal: netip.AddrFrom4([4]byte{10, 1, node, 1}), PodCIDRs: cidrs, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 1, node})}}}
 	row.State.Epoch = c.Uint64()
-	row.Registration = &tables.Registration{Name: row.Name, PodCIDRs: cidrs, Addresses: row.State.Addresses}
+	row.Registration = &wire.Registration{Name: row.Name, PodCIDRs: cidrs, Addresses: row.State.Addresses}
 	switch c.IntN(6) {
 	case 0:
 		row.Registration = nil

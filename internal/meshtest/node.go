@@ -1,0 +1,114 @@
+package meshtest
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/netip"
+	"sync"
+
+	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/bpf/bpftest"
+	"github.com/weft-mesh/weft/meshagent"
+	"github.com/weft-mesh/weft/meshagent/endpoint/endpointtest"
+	"github.com/weft-mesh/weft/tunnel/probe"
+	"github.com/weft-mesh/weft/tunnel/tunneltest"
+)
+
+// Node is a machine: its disk and kernel outlive the agent.
+type Node struct {
+	Name string
+	// Agent is the one that runs, or ran last.
+	Agent *meshagent.Agent
+
+	cluster  *Cluster
+	bundle   api.JoinBundle
+	dir      string
+	datapath *bpftest.Datapath
+	lanes    *tunneltest.Lanes
+	host     *tunneltest.Host
+	plumbing *endpointtest.Plumbing
+	stop     func()
+}
+
+// Node adds the cluster's next node and starts its agent.
+func (c *Cluster) Node() *Node {
+	t := c.mesh.t
+	t.Helper()
+	number := len(c.Nodes) + 1
+	n := &Node{
+		Name: fmt.Sprintf("%s-%d", c.Name, number), cluster: c, dir: t.TempDir(),
+		datapath: bpftest.NewDatapath(), lanes: c.mesh.wire.New(), host: &tunneltest.Host{}, plumbing: &endpointtest.Plumbing{},
+	}
+	c.Nodes[n.Name] = n
+	c.must(http.MethodPost, "/v1/nodes", api.NodeRequest{
+		Name: n.Name, Addresses: []netip.Addr{addr(c.id, number)},
+		PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(c.id), byte(number), 0}), 24)},
+	}, &n.bundle)
+	n.Start()
+	return n
+}
+
+// Start starts the node's agent, again after Stop.
+func (n *Node) Start() {
+	t := n.cluster.mesh.t
+	t.Helper()
+	conf := meshagent.Defaults()
+	conf.StateDir, conf.Hosts, conf.GossipPort, conf.Log = n.dir, "", 0, slog.New(slog.DiscardHandler)
+	own, err := n.cluster.connect(n.bundle.Cert, n.bundle.Key)
+	if err != nil {
+		t.Fatalf("agent of %s: %v", n.Name, err)
+	}
+	n.Agent, err = meshagent.New(conf, &n.bundle, &meshagent.Edges{
+		Store: own, Datapath: n.datapath, Lanes: n.lanes, Host: n.host, Plumbing: n.plumbing,
+		Transport: func(src netip.Addr) (probe.Transport, error) { return n.cluster.mesh.Probes.From(src), nil },
+		MTU:       1420, BootID: "boot",
+	})
+	if err != nil {
+		t.Fatalf("agent of %s: %v", n.Name, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- n.Agent.Run(ctx) }()
+	n.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("agent of %s: %v", n.Name, err)
+		}
+	})
+	t.Cleanup(n.stop)
+}
+
+// Stop stops the agent. Its kernel stays as it is.
+func (n *Node) Stop() { n.stop() }
+
+// Maps are the kernel's maps.
+func (n *Node) Maps() *bpf.Maps { return n.datapath.Maps() }
+
+// Rows returns all rows of one of the maps.
+func Rows[K comparable, V any](n *Node, table bpf.Table[K, V]) map[K]V {
+	t := n.cluster.mesh.t
+	t.Helper()
+	rows, failed := table.All()
+	out := maps.Collect(rows)
+	if err := failed(); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// Pod declares a pod on the node, with one label.
+func (n *Node) Pod(namespace, name, app string) {
+	n.cluster.mesh.t.Helper()
+	n.cluster.Apply(fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: %s, namespace: %s, labels: {app: %s}}
+spec:
+  nodeName: %s
+  containers: [{name: main, image: none}]
+`, name, namespace, app, n.Name))
+}
