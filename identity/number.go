@@ -127,15 +127,6 @@ func AllReserved() map[Number]Labels {
 // depending on the mesh's Split. The zero value means "not known".
 type ClusterID uint16
 
-// ParseClusterID reads a decimal ClusterID within the split. It rejects 0.
-func (s Split) ParseClusterID(text string) (ClusterID, error) {
-	v, err := strconv.ParseUint(text, 10, 16)
-	if err != nil {
-		return 0, fmt.Errorf("cluster ID %q is not a number; choose one from 1 to %d", text, s.MaxCluster())
-	}
-	return ClusterID(v), s.CheckCluster(ClusterID(v))
-}
-
 // CheckCluster says what is wrong with id under this split; nil if nothing.
 func (s Split) CheckCluster(id ClusterID) error {
 	if id < 1 || id > s.MaxCluster() {

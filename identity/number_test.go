@@ -44,17 +44,14 @@ func TestSplitOfMesh(t *testing.T) {
 	}
 }
 
-func TestParseClusterID(t *testing.T) {
+func TestCheckCluster(t *testing.T) {
 	for _, tt := range []struct {
 		split Split
-		text  string
+		id    ClusterID
 		ok    bool
-	}{
-		{Split255, "1", true}, {Split255, "255", true}, {Split255, "256", false}, {Split511, "511", true},
-		{Split511, "512", false}, {Split255, "0", false}, {Split255, "-1", false}, {Split255, "x", false}, {Split255, "70000", false},
-	} {
-		if _, err := tt.split.ParseClusterID(tt.text); (err == nil) != tt.ok {
-			t.Errorf("%s of %d clusters: %v", tt.text, tt.split, err)
+	}{{Split255, 1, true}, {Split255, 255, true}, {Split255, 256, false}, {Split511, 511, true}, {Split511, 512, false}, {Split255, 0, false}} {
+		if err := tt.split.CheckCluster(tt.id); (err == nil) != tt.ok {
+			t.Errorf("%d of %d clusters: %v", tt.id, tt.split, err)
 		}
 	}
 }
