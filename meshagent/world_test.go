@@ -73,6 +73,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, clusters: map[string]*testCluster{}, net: &probetest.Fabric{}, wire: &tunneltest.Wire{}}
 	for i, name := range []string{"east", "west"} {
 		c := &testCluster{name: name, id: identity.ClusterID(i + 1), store: storetest.New(), nodes: map[string]*testNode{}, ids: map[string]identity.Number{}}
+		c.store.SetSignOfLife(10 * time.Second)
 		first, _ := identity.Split255.Range(c.id)
 		c.next = first + 1
 		w.clusters[name] = c

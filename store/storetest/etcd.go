@@ -24,8 +24,13 @@ var (
 	_ store.Alarm = (*Etcd)(nil)
 )
 
-// NewEtcd returns an empty etcd with no users but root.
-func NewEtcd() *Etcd { return &Etcd{Store: New()} }
+// NewEtcd returns an empty etcd with no users but root. Its watches give a sign of life
+// every 10 s.
+func NewEtcd() *Etcd {
+	e := &Etcd{Store: New()}
+	e.SetSignOfLife(10 * time.Second)
+	return e
+}
 
 // EnableAuth does nothing: As is how others than root connect.
 func (e *Etcd) EnableAuth(context.Context) error { return nil }

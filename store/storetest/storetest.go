@@ -31,7 +31,8 @@ type Store struct {
 	lease     store.Lease
 	lost      map[store.Lease]chan struct{}
 	lineage   wire.Lineage
-	starts    int // in all of its histories
+	starts    int           // in all of its histories
+	alive     time.Duration // pause between two signs of life; 0: watches give none
 }
 
 var (
@@ -39,9 +40,6 @@ var (
 	_ store.Leases = (*Store)(nil)
 	_ store.Holder = (*Store)(nil)
 )
-
-// SignOfLife is the pause between two empty batches of a watch.
-const SignOfLife = 5 * time.Second
 
 // New returns an empty store at revision 1, as a new etcd.
 func New() *Store {
@@ -87,6 +85,15 @@ func (s *Store) Fail(fail func(call, key string) error) {
 	defer s.mu.Unlock()
 	s.fail = fail
 	s.wakeLocked()
+}
+
+// SetSignOfLife makes watches call each with an empty batch whenever nothing has changed for
+// a while, as an etcd is asked to; 0, as at first, means never. Tests in which years pass do
+// without.
+func (s *Store) SetSignOfLife(pause time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.alive = pause
 }
 
 // SetAway cuts or restores every connection: while it is away, each call and each watch
@@ -227,7 +234,7 @@ func (s *Store) List(ctx context.Context, prefix string) ([]store.KV, store.Poin
 
 // Watch implements store.Store.
 func (s *Store) Watch(ctx context.Context, prefix string, after store.Point, each func(store.Batch) error) error {
-	alive := false // the next batch may be empty
+	empty := false // the next batch may be
 	for {
 		s.mu.Lock()
 		if err := s.beforeLocked(ctx, "watch", prefix); err != nil {
@@ -248,25 +255,36 @@ func (s *Store) Watch(ctx context.Context, prefix string, after store.Point, eac
 				batch.Events = append(batch.Events, ev)
 			}
 		}
-		changed := s.changed
+		changed, pause := s.changed, s.alive
 		after = store.Point{Revision: batch.Revision, Start: s.lineage.Last()}
 		s.mu.Unlock()
-		if len(batch.Events) > 0 || alive {
+		if len(batch.Events) > 0 || empty {
 			if err := each(batch); err != nil {
 				return err
 			}
 		}
-		sign := time.NewTimer(SignOfLife)
-		select {
-		case <-changed:
-			alive = false
-		case <-sign.C:
-			alive = true
-		case <-ctx.Done():
-			sign.Stop()
-			return ctx.Err()
+		var err error
+		if empty, err = wait(ctx, changed, pause); err != nil {
+			return err
 		}
-		sign.Stop()
+	}
+}
+
+// wait waits for a change, or until it is time for a sign of life.
+func wait(ctx context.Context, changed <-chan struct{}, pause time.Duration) (sign bool, err error) {
+	var due <-chan time.Time // never
+	if pause > 0 {
+		timer := time.NewTimer(pause)
+		defer timer.Stop()
+		due = timer.C
+	}
+	select {
+	case <-changed:
+		return false, nil
+	case <-due:
+		return true, nil
+	case <-ctx.Done():
+		return false, ctx.Err()
 	}
 }
 
