@@ -272,7 +272,7 @@ func contextOf(c Config) (api.Context, error) {
 // A leader that was deposed writes nothing, whatever it was about to write.
 func TestDeposedLeaderCannotWrite(t *testing.T) {
 	conf := existing(t)()
-	f, err := lay(t.Context(), conf)
+	f, err := lay(t.Context(), conf, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

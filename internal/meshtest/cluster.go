@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"testing/synctest"
 	"time"
 
 	"github.com/weft-mesh/weft/api"
@@ -77,6 +78,7 @@ func (c *Cluster) Start() {
 		}
 	})
 	t.Cleanup(c.stop)
+	synctest.Wait() // it leads
 }
 
 // Stop stops the API server. Its store stays.
