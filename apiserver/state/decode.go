@@ -165,5 +165,5 @@ func namedPorts(v *corev1.Pod) []wire.NamedPort {
 // compared reports whether somebody compares the text of such a key with what it should
 // be. The texts of the others are not kept.
 func compared(key string) bool {
-	return strings.HasPrefix(key, wire.EndpointsPrefix) || strings.HasPrefix(key, wire.ObjectsPrefix+"endpointslices/")
+	return strings.HasPrefix(key, wire.EndpointsPrefix) || strings.HasPrefix(key, wire.ObjectKindPrefix("endpointslices"))
 }
