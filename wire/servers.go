@@ -24,10 +24,10 @@ func ForgottenKey(node string) string { return ForgottenPrefix + node }
 func ParseForgottenKey(key string) (node string, ok bool) { return one(key, ForgottenPrefix) }
 
 // ServerTTL is how long an API server's keys, the leadership above all, outlive its last
-// sign of life. Shorter, and a pause of the store costs a change of leader, after which
+// sign of life. Shorter, and a busy disk or machine costs a change of leader, after which
 // every peer is read again; longer, and the controllers stand still for that long after
 // a death.
-const ServerTTL = 4 * time.Second
+const ServerTTL = 8 * time.Second
 
 // Server is an API server of the cluster.
 type Server struct {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,10 +36,10 @@ func start(t *testing.T, s *storetest.Store, id string) *server {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	x := &server{t: t, link: leadertest.NewLink(s)}
-	stopped := false
+	var stopped atomic.Bool
 	x.e = leader.New(leader.Config{
 		Store: x.link, Self: wire.Server{ID: id, Name: id, URL: "https://" + id, Started: time.Now()}, Lead: x.lead,
-		Stopped: func() bool { return stopped }, Log: slog.New(slog.DiscardHandler),
+		Stopped: stopped.Load, Log: slog.New(slog.DiscardHandler),
 	})
 	done := make(chan error, 1)
 	go func() { done <- x.e.Run(ctx) }()
@@ -48,7 +49,7 @@ func start(t *testing.T, s *storetest.Store, id string) *server {
 			t.Errorf("%s: %v", id, err)
 		}
 	})
-	x.stop = func() { stopped = true; end() }
+	x.stop = func() { stopped.Store(true); end() }
 	x.kill = func() { x.link.Cut(); end() }
 	t.Cleanup(x.stop)
 	return x
