@@ -77,7 +77,7 @@ func TestClientRefusesBadContexts(t *testing.T) {
 
 func TestSecretsDoNotPrint(t *testing.T) {
 	for _, v := range []any{
-		Invite{Key: "hidden", GossipKey: "hidden"}, &Invite{Key: "hidden"},
+		Invite{Key: "hidden", GossipKey: "hidden"}, &Invite{Key: "hidden"}, CiliumPeer{Key: "hidden"},
 		JoinBundle{Key: "hidden", ServerKey: "hidden", GossipKey: "hidden"}, &JoinBundle{Key: "hidden"},
 		Context{Name: "e", Key: "hidden"}, &Config{Contexts: []Context{{Key: "hidden"}}},
 	} {

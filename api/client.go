@@ -330,6 +330,18 @@ func (c *Client) Invite(ctx context.Context, peer string) (*Invite, error) {
 	return &out, c.call(ctx, http.MethodPost, "/v1/peers/invite", nil, InviteRequest{Peer: peer}, &out)
 }
 
+// InviteCilium returns what the named cluster, which runs Cilium, needs to read us.
+func (c *Client) InviteCilium(ctx context.Context, peer string) (*Invite, error) {
+	var out Invite
+	return &out, c.call(ctx, http.MethodPost, "/v1/peers/invite", nil, InviteRequest{Peer: peer, Cilium: true}, &out)
+}
+
+// AddCiliumPeer adds a cluster that runs Cilium.
+func (c *Client) AddCiliumPeer(ctx context.Context, in *CiliumPeer) (*PeerStatus, error) {
+	var out PeerStatus
+	return &out, c.call(ctx, http.MethodPost, "/v1/peers/cilium", nil, in, &out)
+}
+
 // AddPeer adds the cluster that the invite is from.
 func (c *Client) AddPeer(ctx context.Context, in *Invite) (*PeerStatus, error) {
 	var out PeerStatus

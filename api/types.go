@@ -270,6 +270,8 @@ type PeerStatus struct {
 	ServiceCIDR netip.Prefix   `json:"serviceCIDR"`
 	Endpoints   []string       `json:"endpoints"`
 	Generation  string         `json:"generation,omitempty"`
+	// Cilium says that the peer runs Cilium: nothing is sent to its pods.
+	Cilium bool `json:"cilium,omitempty"`
 
 	// Invited says that the peer may read us; Added is when it was added here, zero
 	// if it was not.
@@ -335,7 +337,33 @@ type FormerPeer struct {
 type InviteRequest struct {
 	// Peer is the name of the cluster that is invited.
 	Peer string `json:"peer"`
+	// Cilium says that it runs Cilium.
+	Cilium bool `json:"cilium,omitempty"`
 }
+
+// CiliumPeer asks POST /v1/peers/cilium to add a cluster that runs Cilium: what its
+// clustermesh secret says, and what Cilium does not say about a cluster.
+type CiliumPeer struct {
+	Cluster   string   `json:"cluster"`
+	Endpoints []string `json:"endpoints"` // of its etcd, https://host:port
+	// ServerName is the name in the servers' certificates, if it is not the host of
+	// the endpoints.
+	ServerName string `json:"serverName,omitempty"`
+	CA         string `json:"ca"`   // PEM, one or more certificates
+	Cert       string `json:"cert"` // PEM
+	Key        string `json:"key"`  // PEM
+	// PodCIDRs are the only addresses that it may announce. ServiceCIDR may be unknown.
+	PodCIDRs    []netip.Prefix `json:"podCIDRs"`
+	ServiceCIDR netip.Prefix   `json:"serviceCIDR,omitzero"`
+	// ID is its cluster ID; 0 means the one that it has when it answers.
+	ID uint32 `json:"id,omitempty"`
+}
+
+// String hides what is secret.
+func (CiliumPeer) String() string { return "[cilium peer]" }
+
+// GoString hides what is secret.
+func (CiliumPeer) GoString() string { return "[cilium peer]" }
 
 // Invite is what one operator hands to another: who we are, how we are
 // reached, and a client certificate for the invited cluster alone. It holds a

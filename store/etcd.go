@@ -90,6 +90,10 @@ func Dial(c DialConfig) (*Etcd, error) {
 		send = min(send, c.MostAnswer) // etcd's client wants this
 	}
 	link := new(watch.Link)
+	options := append(link.DialOptions(), grpc.WithChainUnaryInterceptor(wholeAnswer), grpc.WithChainStreamInterceptor(wholeStream))
+	if c.TLS != nil && c.TLS.ServerName != "" {
+		options = append(options, grpc.WithAuthority(c.TLS.ServerName)) // otherwise gRPC expects the host of the endpoint
+	}
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            c.Endpoints,
 		TLS:                  c.TLS,
@@ -99,7 +103,7 @@ func Dial(c DialConfig) (*Etcd, error) {
 		PermitWithoutStream:  c.Ping > 0,
 		MaxCallSendMsgSize:   send,
 		MaxCallRecvMsgSize:   c.MostAnswer,
-		DialOptions:          append(link.DialOptions(), grpc.WithChainUnaryInterceptor(wholeAnswer), grpc.WithChainStreamInterceptor(wholeStream)),
+		DialOptions:          options,
 		BackoffWaitBetween:   50 * time.Millisecond,
 		Logger:               zap.NewNop(),
 	})

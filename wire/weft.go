@@ -162,8 +162,13 @@ type Peer struct {
 	ServiceCIDR          netip.Prefix       `json:"serviceCIDR,omitzero"`
 	MaxConnectedClusters uint32             `json:"maxConnectedClusters"`
 	Endpoints            []string           `json:"endpoints"` // of its etcd, https://host:port
-	// CA is the peer's CA bundle in PEM, to verify its servers.
-	CA string `json:"ca"`
+	// CA is the peer's CA bundle in PEM, to verify its servers. ServerName is the
+	// name in their certificates, if it is not the one in Endpoints.
+	CA         string `json:"ca"`
+	ServerName string `json:"serverName,omitempty"`
+	// Cilium is set if the peer runs Cilium. Its nodes have no tunnels of ours, so
+	// nothing is sent to its pods.
+	Cilium bool `json:"cilium,omitempty"`
 	// Gossip is where its API servers listen for WAN gossip, host:port.
 	Gossip []string `json:"gossip,omitempty"`
 	// Added is when the operator added it here.

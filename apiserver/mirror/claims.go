@@ -49,14 +49,48 @@ type folder struct {
 	name     string // in status and metrics
 	prefix   string
 	resource wire.Resource // "" for weft/export/
+	// cached: the entries have the keys of a copy, which here are the same.
+	cached bool
 }
 
-func (c claims) folders() []folder {
+// folders returns what is read of the peer. cached says whether its store has a copy, as
+// a KVStoreMesh makes it. A Cilium cluster has nothing below weft/.
+func (c claims) folders(cached bool) []folder {
 	var out []folder
 	for _, r := range wire.Resources {
-		out = append(out, folder{string(r), r.StatePrefix(c.peer.Name), r})
+		f := folder{string(r), r.StatePrefix(c.peer.Name), r, cached}
+		if cached {
+			f.prefix = r.CachePrefix(c.peer.Name)
+		}
+		out = append(out, f)
+	}
+	if c.peer.Cilium {
+		return out
 	}
 	return append(out, folder{name: "weft", prefix: wire.ExportPrefix})
+}
+
+// ours returns the key under which an entry of the peer is kept in our store, and what
+// it says; false if the key is not one of the folder.
+func (f folder) ours(peer, key string) (ours string, ref wire.CacheRef, ok bool) {
+	if f.cached {
+		ref, ok = wire.ParseCiliumCacheKey(key)
+		return key, ref, ok && ref.Resource == f.resource && ref.Cluster == peer
+	}
+	ours, ok = f.resource.StateToCache(key, peer)
+	if !ok {
+		return "", ref, false
+	}
+	ref, ok = f.resource.ParseStateKey(key, peer)
+	return ours, ref, ok
+}
+
+// canary is the key that exists while the peer's store vouches for all of the folder.
+func (f folder) canary(peer string) string {
+	if f.cached {
+		return f.resource.CacheSyncedKey(peer)
+	}
+	return f.resource.StateSyncedKey(peer)
 }
 
 // judge returns the key under which a peer's value is kept in our store, and what of
@@ -79,9 +113,8 @@ func (c claims) rest(f folder, key string, value []byte) (ours string, rest []by
 		ours, _ = wire.ExportToCache(key, c.peer.Name)
 		return ours, nil, reason, err
 	}
-	ours, ok := f.resource.StateToCache(key, c.peer.Name)
-	ref, readable := f.resource.ParseStateKey(key, c.peer.Name)
-	if !ok || !readable {
+	ours, ref, ok := f.ours(c.peer.Name, key)
+	if !ok {
 		return ours, nil, Malformed, fmt.Errorf("the key is not one of %s", f.resource)
 	}
 	switch f.resource {

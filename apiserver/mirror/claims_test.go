@@ -39,7 +39,7 @@ func TestClaims(t *testing.T) {
 		return ""
 	})
 	in := map[string]folder{}
-	for _, f := range c.folders() {
+	for _, f := range c.folders(false) {
 		in[f.name] = f
 	}
 	const (
@@ -130,7 +130,7 @@ func TestClaimsOfADualStackPeer(t *testing.T) {
 	peer.PodCIDRs = append([]netip.Prefix{netip.MustParsePrefix("fd00:10:2::/48")}, peer.PodCIDRs...)
 	c := newClaims(east, peer, nil)
 	in := map[string]folder{}
-	for _, f := range c.folders() {
+	for _, f := range c.folders(false) {
 		in[f.name] = f
 	}
 	six := func(address string) string {

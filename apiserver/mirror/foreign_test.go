@@ -39,7 +39,7 @@ func TestForeignBackendsGoAlone(t *testing.T) {
 			}),
 			"endpoint 10.3.1.2 (and 1 more) is outside [10.2.0.0/16]"},
 	} {
-		_, kept, reason, err := c.judge(folder{string(tc.resource), tc.resource.StatePrefix("west"), tc.resource}, tc.key, tc.value)
+		_, kept, reason, err := c.judge(folder{name: string(tc.resource), prefix: tc.resource.StatePrefix("west"), resource: tc.resource}, tc.key, tc.value)
 		if reason != ForeignAddress || err == nil || err.Error() != tc.refusedBecause {
 			t.Errorf("%s: %q, %v", tc.name, reason, err)
 		}

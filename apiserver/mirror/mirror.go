@@ -184,7 +184,7 @@ func (m *Mirror) session(ctx context.Context) error {
 	if err := m.awaitPace(ctx); err != nil {
 		return err
 	}
-	lists, err := m.list(ctx, src)
+	lists, err := m.list(ctx, src, config)
 	if lists != nil && errors.Is(err, errOverLimit) {
 		return m.sweep(ctx, lists, err)
 	}
@@ -208,11 +208,15 @@ func (m *Mirror) session(ctx context.Context) error {
 	q := newQueue()
 	m.setQueue(q)
 	defer m.setQueue(newQueue()) // the next session lists everything
-	g.Go(func() error { return m.drain(ctx, q) })
+	g.Go(func() error {
+		return m.drain(ctx, q, func(f folder, events []store.Event) error { return m.vouched(ctx, src, config, f, events) })
+	})
 	for _, l := range lists {
 		g.Go(func() error { return m.follow(ctx, src, q, l.folder, l.at) })
 	}
-	g.Go(func() error { return m.followJoined(ctx, src) })
+	if !m.conf.Peer.Cilium {
+		g.Go(func() error { return m.followJoined(ctx, src) })
+	}
 	return g.Wait()
 }
 
@@ -222,8 +226,8 @@ func (m *Mirror) setQueue(q *queue) {
 	m.queue = q
 }
 
-// followJoined learns whether the peer has added us. A peer that does not tell, because
-// it is not Weft or an older version, does not let us read the key.
+// followJoined learns whether the peer has added us. A peer of an older version, which
+// does not tell, does not let us read the key.
 func (m *Mirror) followJoined(ctx context.Context, src Source) error {
 	key := wire.JoinedKey(m.conf.Own.Name)
 	err := store.Follow(ctx, src, wire.JoinedPrefix(m.conf.Own.Name), func(b store.Batch) error {
@@ -268,7 +272,7 @@ func (m *Mirror) recall(ctx context.Context) error {
 	have, bytes := map[string]entry{}, 0
 	generation := ""
 	synced := map[wire.Resource]bool{}
-	for _, f := range m.claims.folders() {
+	for _, f := range m.claims.folders(false) {
 		prefix := wire.PeerCachePrefix(m.conf.Peer.Name)
 		if f.resource != "" {
 			prefix = f.resource.CachePrefix(m.conf.Peer.Name)
@@ -313,11 +317,19 @@ func (m *Mirror) agree(ctx context.Context, src Source) (wire.ClusterConfig, err
 	case errors.Is(err, store.ErrNotFound):
 		return wire.ClusterConfig{}, fmt.Errorf("the peer's store does not say who it is yet (no %s)", wire.ClusterConfigKey(m.conf.Peer.Name))
 	case errors.Is(err, store.ErrDenied):
-		return wire.ClusterConfig{}, fmt.Errorf("%w: the peer does not let us read it; ask its operator for a new invite and add it again: %w", ErrRefused, err)
+		return wire.ClusterConfig{}, fmt.Errorf("%w: the peer does not let us read it; ask its operator for %s and add it again: %w", ErrRefused, Access(m.conf.Peer.Cilium), err)
 	case err != nil:
 		return wire.ClusterConfig{}, err
 	}
 	return Agree(m.conf.Own, m.conf.Peer, kv.Value)
+}
+
+// Access names what its operator gives us to read a peer.
+func Access(cilium bool) string {
+	if cilium {
+		return "a new clustermesh secret"
+	}
+	return "a new invite"
 }
 
 // Agree checks a peer's cluster config against what was agreed on. Its errors wrap

@@ -70,10 +70,13 @@ func run(t *testing.T, each func(*bench)) {
 
 func (b *bench) start() { b.startOn(b.ours) }
 
-func (b *bench) startOn(ours store.Store) {
+func (b *bench) startOn(ours store.Store) { b.startAs(westAsPeer, ours) }
+
+// startAs runs the mirror of a peer.
+func (b *bench) startAs(peer wire.Peer, ours store.Store) {
 	ctx, cancel := context.WithCancel(b.t.Context())
 	done := make(chan error)
-	b.m = New(Config{Own: east, Peer: westAsPeer, Store: ours, Heard: b.heard, Log: slog.New(slog.DiscardHandler),
+	b.m = New(Config{Own: east, Peer: peer, Store: ours, Heard: b.heard, Log: slog.New(slog.DiscardHandler),
 		Dial: func() (Source, error) { return open{b.theirs, b.m.conf.Limit.Read()}, nil }})
 	go func() { done <- b.m.Run(ctx) }()
 	b.stop = func() {
@@ -143,7 +146,7 @@ func (b *bench) wait() {
 // want is the copy we expect of the peer's store.
 func (b *bench) want() []string {
 	var out []string
-	for _, f := range b.m.claims.folders() {
+	for _, f := range b.m.claims.folders(false) {
 		for _, line := range b.theirs.Dump(f.prefix) {
 			key, value, _ := strings.Cut(line, "=")
 			if ours, kept, _, _ := b.m.claims.judge(f, key, []byte(value)); kept != nil {

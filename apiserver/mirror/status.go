@@ -18,8 +18,9 @@ type counters struct {
 	err      string
 	heard    time.Time
 	synced   map[wire.Resource]bool
-	refused  map[string]refusal    // claims that are refused now, by key
-	refusals map[refusalKey]uint64 // how many claims were refused since the start
+	without  map[wire.Resource]bool // what the peer does not export in its mode
+	refused  map[string]refusal     // claims that are refused now, by key
+	refusals map[refusalKey]uint64  // how many claims were refused since the start
 	// joined says whether the peer has added us; nil if it does not say.
 	joined      *bool
 	joinedSince time.Time
@@ -56,8 +57,8 @@ func (m *Mirror) Status(now time.Time) api.PeerStatus {
 	s := api.PeerStatus{
 		Cluster: m.conf.Own.Name, Name: p.Name, ID: uint32(p.ID),
 		PodCIDRs: p.PodCIDRs, ServiceCIDR: p.ServiceCIDR, Endpoints: p.Endpoints,
-		Generation: m.generation,
-		Control:    api.ControlStatus{State: m.count.state, Since: m.count.since, Error: m.count.err, LastHeard: m.count.heard},
+		Generation: m.generation, Cilium: p.Cilium,
+		Control: api.ControlStatus{State: m.count.state, Since: m.count.since, Error: m.count.err, LastHeard: m.count.heard},
 	}
 	if !m.count.heard.IsZero() {
 		s.Control.AgeSeconds = max(0, now.Sub(m.count.heard).Seconds())
@@ -70,6 +71,9 @@ func (m *Mirror) Status(now time.Time) api.PeerStatus {
 		held[m.have[key].folder]++
 	}
 	for _, r := range wire.Resources {
+		if m.count.without[r] {
+			continue
+		}
 		s.Mirrors = append(s.Mirrors, api.MirrorStatus{Resource: string(r), Entries: entries[string(r)], Synced: m.count.synced[r], Held: held[string(r)]})
 	}
 	if n := held["weft"]; n > 0 {

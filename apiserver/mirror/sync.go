@@ -28,9 +28,9 @@ type listing struct {
 // entry means nothing.
 func (m *Mirror) awaitCanaries(ctx context.Context, src Source, config wire.ClusterConfig) error {
 	missing := map[string]bool{}
-	for _, r := range wire.Resources {
-		if expected(r, config.Capabilities.EndpointSlicesExportMode) {
-			missing[r.StateSyncedKey(m.conf.Peer.Name)] = true
+	for _, f := range m.claims.folders(config.Capabilities.Cached) {
+		if f.resource != "" && expected(f.resource, config.Capabilities.EndpointSlicesExportMode) {
+			missing[f.canary(m.conf.Peer.Name)] = true
 		}
 	}
 	enough := errors.New("all canaries are there")
@@ -52,6 +52,23 @@ func (m *Mirror) awaitCanaries(ctx context.Context, src Source, config wire.Clus
 	return fmt.Errorf("wait until the peer has filled its store: %w", err)
 }
 
+// vouched returns an error if changes must not be followed, because they delete
+// something while the canary is gone. Cilium's entries and canaries are tied to leases:
+// if their writer dies, all of them vanish, and nothing was withdrawn.
+func (m *Mirror) vouched(ctx context.Context, src Source, config wire.ClusterConfig, f folder, events []store.Event) error {
+	if f.resource == "" || !config.Capabilities.SyncedCanaries || !expected(f.resource, config.Capabilities.EndpointSlicesExportMode) ||
+		!slices.ContainsFunc(events, func(e store.Event) bool { return e.Deleted }) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.conf.Answer)
+	defer cancel()
+	_, err := src.Get(ctx, f.canary(m.conf.Peer.Name))
+	if errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("the peer's list of %s is no longer complete; our copy stays as it was", f.name)
+	}
+	return err
+}
+
 // expected reports whether a cluster with this export mode writes the resource.
 func expected(r wire.Resource, mode string) bool {
 	switch r {
@@ -66,13 +83,13 @@ func expected(r wire.Resource, mode string) bool {
 // list reads everything from the peer. If the peer is over its limit, it returns
 // errOverLimit, along with the lists if they are complete; beyond Limit.Read it stops
 // and returns none.
-func (m *Mirror) list(ctx context.Context, src Source) (out []listing, over error) {
+func (m *Mirror) list(ctx context.Context, src Source, config wire.ClusterConfig) (out []listing, over error) {
 	most := m.conf.Limit.Read()
 	entries, bytes := 0, 0
-	for _, f := range m.claims.folders() {
+	for _, f := range m.claims.folders(config.Capabilities.Cached) {
 		kvs, at, err := listOne(ctx, src, f.prefix, m.conf.Listing)
 		if errors.Is(err, store.ErrDenied) && f.resource == "" {
-			continue // a Cilium peer: our role there does not include Weft's prefix
+			continue // a peer that was added before Cilium's were told apart
 		}
 		switch {
 		case errors.Is(err, store.ErrTooMany):
@@ -284,8 +301,8 @@ func (m *Mirror) awaitPace(ctx context.Context) error {
 	return nil
 }
 
-// drain copies changes from the queue, as fast as Rate allows.
-func (m *Mirror) drain(ctx context.Context, q *queue) error {
+// drain copies changes from the queue, as fast as Rate allows, if they are vouched for.
+func (m *Mirror) drain(ctx context.Context, q *queue, vouched func(folder, []store.Event) error) error {
 	for {
 		if wait := m.owed(); wait > 0 {
 			m.tellLate(q)
@@ -303,6 +320,9 @@ func (m *Mirror) drain(ctx context.Context, q *queue) error {
 			case <-ctx.Done():
 				return ctx.Err()
 			}
+		}
+		if err := vouched(f, events); err != nil {
+			return fmt.Errorf("follow the peer's %s: %w", f.name, err)
 		}
 		if err := m.change(ctx, f, events); err != nil {
 			return fmt.Errorf("follow the peer's %s: %w", f.name, err)
@@ -416,7 +436,7 @@ func (m *Mirror) oursOf(f folder, key string) string {
 	if f.resource == "" {
 		ours, _ = wire.ExportToCache(key, m.conf.Peer.Name)
 	} else {
-		ours, _ = f.resource.StateToCache(key, m.conf.Peer.Name)
+		ours, _, _ = f.ours(m.conf.Peer.Name, key)
 	}
 	return ours
 }
@@ -499,8 +519,10 @@ func (m *Mirror) rememberLocked(ops []store.Op) {
 func (m *Mirror) raiseCanaries(ctx context.Context, mode string) error {
 	var ops []store.Op
 	var raised []wire.Resource
+	without := map[wire.Resource]bool{}
 	for _, r := range wire.Resources {
 		if !expected(r, mode) {
+			without[r] = true
 			continue
 		}
 		raised = append(raised, r)
@@ -516,6 +538,7 @@ func (m *Mirror) raiseCanaries(ctx context.Context, mode string) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.count.without = without
 	for _, r := range raised {
 		m.count.synced[r] = true
 	}
