@@ -20,7 +20,7 @@ import (
 // status shows to concerns, free of clocks, locks and the store. more is what other parts
 // know. Concerns that do not say when they began are dated from when they were first seen.
 func (s *server) differences(now time.Time, out *api.Status, more []api.Concern) []api.Concern {
-	r := reachOf(s.cluster.Name, out.Nodes)
+	r := reachOf(s.cluster.Name, out.Nodes, out.Peers)
 	all := slices.Concat(more, nodeConcerns(out.Nodes, r), aheadConcerns(out.Nodes, out.Cluster.Revision),
 		peerConcerns(s.cluster.Name, out.Peers, r), r.concerns(out.Nodes, out.Peers), refusalConcerns(out))
 	for i := range all {
@@ -298,9 +298,10 @@ func unready(p api.NodeProblem) bool {
 	return p.Table == wire.ProblemTunnels || p.Table == wire.ProblemProbes || p.Table == wire.ProblemPaths && p.Row == ""
 }
 
-// halfJoined reports whether only one of two clusters has added the other.
+// halfJoined reports whether only one of two clusters has added the other. A Cilium cluster
+// does not say, and nothing is sent to it either way.
 func halfJoined(p api.PeerStatus) bool {
-	return p.Control.State == api.LinkInvited || !p.Added.IsZero() && (!p.Invited || p.AddedUs != nil && !*p.AddedUs)
+	return !p.Cilium && (p.Control.State == api.LinkInvited || !p.Added.IsZero() && (!p.Invited || p.AddedUs != nil && !*p.AddedUs))
 }
 
 // linkGrace is the grace period of peers: two clusters add each other one after the other,
@@ -315,6 +316,8 @@ func peerConcerns(own string, peers []api.PeerStatus, r reach) (out []api.Concer
 		}
 		var next string
 		switch {
+		case p.Control.State == api.LinkInvited && p.Cilium:
+			// It may read this cluster, and no more was asked for.
 		case p.Control.State == api.LinkInvited:
 			add(api.Concern{
 				Reason: "HalfJoined", Since: p.Control.Since, Grace: linkGrace, Message: p.Name + " was invited but has not been added here",
@@ -338,6 +341,12 @@ func peerConcerns(own string, peers []api.PeerStatus, r reach) (out []api.Concer
 			add(api.Concern{
 				Reason: "HalfJoined", Since: since, Grace: linkGrace, Message: fmt.Sprintf("%s was added here, but has not added %s", p.Name, own),
 				Next: fmt.Sprintf("give it the file of `weft peer invite %s`", p.Name),
+			})
+		}
+		if p.Cilium && !p.Added.IsZero() && p.Control.State != api.LinkRemoving {
+			add(api.Concern{
+				Reason: "NoTunnels", Since: p.Added, Message: fmt.Sprintf("%s runs Cilium, so there are no tunnels to its nodes: everything to its pods is dropped, and its backends are not used", p.Name),
+				Next: fmt.Sprintf("run Weft on its nodes and add it again, or `weft peer remove %s`", p.Name),
 			})
 		}
 		for _, m := range p.Mirrors {

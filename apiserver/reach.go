@@ -22,6 +22,7 @@ type reach struct {
 	// down has, by remote end, the own nodes that do not reach it.
 	down    map[end]map[string]time.Time
 	limited map[string][]limitedPath // by cluster
+	cilium  map[string]bool          // peers that run Cilium, to whose nodes there are no paths
 }
 
 // end is a node of any cluster.
@@ -34,9 +35,15 @@ type limitedPath struct {
 	api.NodePath
 }
 
-// reachOf combines what nodes say. A silent node says nothing.
-func reachOf(own string, nodes []api.NodeStatus) reach {
-	r := reach{own: own, cut: map[string]map[string]api.NodePath{}, down: map[end]map[string]time.Time{}, limited: map[string][]limitedPath{}}
+// reachOf combines what nodes say about the paths to each other and to peers. A silent
+// node says nothing.
+func reachOf(own string, nodes []api.NodeStatus, peers []api.PeerStatus) reach {
+	r := reach{own: own, cut: map[string]map[string]api.NodePath{}, down: map[end]map[string]time.Time{}, limited: map[string][]limitedPath{}, cilium: map[string]bool{}}
+	for _, p := range peers {
+		if p.Cilium {
+			r.cilium[p.Name] = true
+		}
+	}
 	for _, n := range nodes {
 		if n.State == api.NodeSilent || n.State == api.NodeNeverConnected {
 			continue
@@ -113,6 +120,9 @@ func (r reach) node(to end) (since time.Time, lost bool) {
 
 // why says why a backend on a node cannot be reached from this cluster; "" if it can.
 func (r reach) why(cluster, node string) string {
+	if r.cilium[cluster] {
+		return cluster + " runs Cilium, so there is no tunnel to its nodes"
+	}
 	if paths, _ := r.cluster(cluster); paths > 0 {
 		return "no path to " + cluster + " is up"
 	}
@@ -133,7 +143,7 @@ const mostPathLines = 4
 const pathGrace = 3 * time.Second
 
 // concerns are the paths that are down or carry less than they should. Those to a peer that
-// has not added this cluster are left out, because they cannot be up.
+// has not added this cluster, or runs Cilium, are left out, because they cannot be up.
 func (r reach) concerns(nodes []api.NodeStatus, peers []api.PeerStatus) (out []api.Concern) {
 	silent := map[string]bool{}
 	for _, n := range nodes {
@@ -141,7 +151,7 @@ func (r reach) concerns(nodes []api.NodeStatus, peers []api.PeerStatus) (out []a
 	}
 	out = append(out, r.within(silent)...)
 	for _, p := range peers {
-		if halfJoined(p) {
+		if halfJoined(p) || p.Cilium {
 			continue
 		}
 		out = append(out, r.towards(p)...)

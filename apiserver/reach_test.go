@@ -21,7 +21,7 @@ func ago(d time.Duration) time.Time { return noon.Add(-d) }
 // heldAgainst is what a status of these nodes and peers says, line by line, what is
 // only settling with a "settling: " before it.
 func heldAgainst(nodes []api.NodeStatus, peers []api.PeerStatus) []string {
-	r := reachOf("east", nodes)
+	r := reachOf("east", nodes, nil)
 	all := append(nodeConcerns(nodes, r), peerConcerns("east", peers, r)...)
 	concerns, settling := api.Judge(noon, append(all, r.concerns(nodes, peers)...))
 	var lines []string
@@ -187,7 +187,7 @@ func TestConcernsOfPathsAndPeers(t *testing.T) {
 }
 
 func TestWhyABackendCannotBeReached(t *testing.T) {
-	r := reachOf("east", []api.NodeStatus{node("n1", "west*2", "north/a"), node("n2", "west*2", "north/a", "north/b"), silent(node("n3"))})
+	r := reachOf("east", []api.NodeStatus{node("n1", "west*2", "north/a"), node("n2", "west*2", "north/a", "north/b"), silent(node("n3"))}, nil)
 	for where, want := range map[end]string{
 		{"west", "w1"}:  "no path to west is up",
 		{"west", ""}:    "no path to west is up",
@@ -202,7 +202,7 @@ func TestWhyABackendCannotBeReached(t *testing.T) {
 			t.Errorf("%v: %q, want %q", where, got, want)
 		}
 	}
-	if got := reachOf("east", nil).why("west", "w1"); got != "" {
+	if got := reachOf("east", nil, nil).why("west", "w1"); got != "" {
 		t.Errorf("nobody has said anything: %q", got)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/service"
@@ -26,7 +27,11 @@ func (s *server) services(ctx context.Context) (*api.ServiceList, error) {
 	if err != nil {
 		return nil, err
 	}
-	return serviceList(s.cluster.Name, t.all(), reachOf(s.cluster.Name, nodes)), nil
+	peers, _, _, err := s.peerRows(ctx, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return serviceList(s.cluster.Name, t.all(), reachOf(s.cluster.Name, nodes, peers)), nil
 }
 
 // stored is a service as it is in the store: its object, and its slices by cluster.

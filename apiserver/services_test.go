@@ -78,7 +78,7 @@ func TestServiceListSaysWhatIsLeftOut(t *testing.T) {
 	}
 	alone := web
 	alone.Name, alone.Global = "alone", false
-	r := reachOf("east", []api.NodeStatus{node("e1", "north/n2", "south*1"), node("e2", "north/n2", "south*1")})
+	r := reachOf("east", []api.NodeStatus{node("e1", "north/n2", "south*1"), node("e2", "north/n2", "south*1")}, nil)
 	list := serviceList("east", []stored{web, alone}, r)
 	var got []string
 	for _, b := range list.Services[0].Backends {
@@ -117,7 +117,7 @@ func TestATargetPortThatNoContainerHas(t *testing.T) {
 		Service: service.Service{Namespace: "shop", Name: "web", Ports: []service.Port{{Protocol: service.TCP, Port: 80, TargetName: "web"}}},
 		slices:  map[string][]service.Slice{"east": {{Endpoints: e}}},
 	}
-	concerns := misfitConcerns(serviceList("east", []stored{svc}, reachOf("east", nil)))
+	concerns := misfitConcerns(serviceList("east", []stored{svc}, reachOf("east", nil, nil)))
 	if len(concerns) != 1 || concerns[0].String() != "service shop/web: no backend of east serves port 80 (no container port named web); correct the service's targetPort, or give a container port that name" {
 		t.Errorf("%+v", concerns)
 	}

@@ -121,7 +121,7 @@ func TestTheServiceTableFollows(t *testing.T) {
 		synctest.Wait()
 		want(west)
 		// None of its nodes is reached: that is said elsewhere.
-		if got := table.concerns(reachOf("east", []api.NodeStatus{node("e1", "west*1")})); len(got) != 0 {
+		if got := table.concerns(reachOf("east", []api.NodeStatus{node("e1", "west*1")}, nil)); len(got) != 0 {
 			t.Errorf("%v", got)
 		}
 		want(west)

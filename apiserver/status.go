@@ -86,7 +86,7 @@ func (s *server) look(ctx context.Context) (*api.Status, error) {
 			return nil, err
 		}
 	}
-	problems = append(problems, s.serviceTable.concerns(reachOf(c.Name, out.Nodes))...)
+	problems = append(problems, s.serviceTable.concerns(reachOf(c.Name, out.Nodes, out.Peers))...)
 	problems = slices.Concat(problems, s.controllerConcerns(rows), s.processConcerns(), serverConcerns(s.self.ID, view, s.siblings.now()))
 	now = time.Now()
 	out.Concerns, out.Settling = api.Judge(now, s.differences(now, out, problems))

@@ -17,6 +17,7 @@ type scope struct {
 	id      identity.ClusterID
 	pods    []netip.Prefix
 	service netip.Prefix
+	cilium  bool // it runs Cilium: there are no tunnels to its nodes
 	// complete is set once the cluster's state has been read in full.
 	complete bool
 }
@@ -26,7 +27,7 @@ func scopeOf(c *tables.Cluster) *scope {
 	if c == nil || !c.Member() {
 		return nil
 	}
-	return &scope{row: c, id: c.ID(), pods: valid(c.PodCIDRs()), service: c.ServiceCIDR(), complete: c.Complete()}
+	return &scope{row: c, id: c.ID(), pods: valid(c.PodCIDRs()), service: c.ServiceCIDR(), cilium: c.Peer != nil && c.Peer.Cilium, complete: c.Complete()}
 }
 
 func valid(all []netip.Prefix) (out []netip.Prefix) {
@@ -43,7 +44,7 @@ func (s *scope) same(other *scope) bool {
 	if s == nil || other == nil {
 		return s == other
 	}
-	return s.id == other.id && s.service == other.service && slices.Equal(s.pods, other.pods)
+	return s.id == other.id && s.service == other.service && s.cilium == other.cilium && slices.Equal(s.pods, other.pods)
 }
 
 // clusters knows which clusters are in the mesh. One that contradicts our own, or
@@ -158,6 +159,12 @@ func (c *clusters) withID(id identity.ClusterID) string {
 		}
 	}
 	return ""
+}
+
+// runsCilium says whether the cluster of the mesh that has an ID runs Cilium.
+func (c *clusters) runsCilium(id identity.ClusterID) bool {
+	s := c.admitted[c.withID(id)]
+	return s != nil && s.cilium
 }
 
 // rivals adds the clusters that declare the same ID or a pod CIDR that overlaps.

@@ -190,9 +190,11 @@ func (d *delta) change(v *view, b netip.AddrPort, was, now service.Role, index f
 	}
 }
 
-// weight is the weight of a cluster's group.
+// weight is the weight of a cluster's group. There are no tunnels to a cluster that runs
+// Cilium, whatever an earlier agent left in the kernel says.
 func (v *view) weight(cluster service.ClusterID) uint8 {
-	if id := identity.ClusterID(cluster); id != v.own.ID() && v.answered != nil && !v.answered(id) {
+	id := identity.ClusterID(cluster)
+	if v.clusters.runsCilium(id) || id != v.own.ID() && v.answered != nil && !v.answered(id) {
 		return 0 // prepared, but not used yet
 	}
 	return 1
