@@ -85,7 +85,7 @@ func MergeBundles(bundles ...[]byte) ([]byte, error) {
 
 // CheckPair returns what is wrong with a certificate and key that should be user's and
 // signed by an authority in bundle; nil if they are valid now. If user is a peer's, any
-// generation of it will do, and so will RemoteShared.
+// generation of it will do, and so will RemoteShared. If it is "", anybody's will do.
 func CheckPair(cert, key, bundle []byte, user string) error {
 	pair := Pair{Cert: cert, Key: key}
 	loaded, err := pair.TLS()
@@ -106,14 +106,20 @@ func CheckPair(cert, key, bundle []byte, user string) error {
 		is = RemoteUser(cluster, 0)
 	}
 	_, peer := ParseRemoteUser(user)
-	if is != user && !(peer && is == RemoteShared) {
+	if is != user && user != "" && !(peer && is == RemoteShared) {
 		return fmt.Errorf("the certificate is for %q, not for %q", leaf.Subject.CommonName, user)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(bundle) {
 		return errors.New("ca has no certificate")
 	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+	between := x509.NewCertPool()
+	for _, der := range loaded.Certificate[1:] {
+		if cert, err := x509.ParseCertificate(der); err == nil {
+			between.AddCert(cert)
+		}
+	}
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
 		return fmt.Errorf("the certificate is not signed by the ca beside it: %w", err)
 	}
 	return nil

@@ -136,8 +136,9 @@ func (v *views) ofIdentity(digits string) map[string][]byte {
 }
 
 // mostServiceBytes is the most that a service may have in the older format, in which all
-// of its backends share one value: etcd refuses requests of more than 1.5 MiB. 10,000
-// IPv4 backends with one port and a zone take 1 MB.
+// of its backends share one value: by default etcd refuses requests of more than 1.5 MiB,
+// and so would that of a KVStoreMesh which copies it. 10,000 IPv4 backends with one port
+// and a zone take 1 MB.
 const mostServiceBytes = 1_500_000
 
 func (v *views) ofService(ns, name string) map[string][]byte {

@@ -73,6 +73,10 @@ func (c *checker) whose(own wire.Cluster, in *api.Invite) {
 	if in.For != own.Name {
 		c.invalid("the invite is for cluster %q, but this is %q; ask its operator for one with `weft peer invite %s`", in.For, own.Name, own.Name)
 	}
+	c.named(own, in)
+}
+
+func (c *checker) named(own wire.Cluster, in *api.Invite) {
 	if err := wire.CheckClusterName(in.Cluster); err != nil {
 		c.invalid("%v", err)
 	}
@@ -185,11 +189,7 @@ func (c *checker) access(own wire.Cluster, in *api.Invite) {
 	if len(in.EtcdEndpoints) == 0 {
 		c.invalid("it does not say how its store is reached; set advertise there and invite again")
 	}
-	for _, e := range in.EtcdEndpoints {
-		if u, err := url.Parse(e); err != nil || u.Scheme != "https" || u.Port() == "" || u.Hostname() == "" {
-			c.invalid("endpoint %q is not of the form https://host:port", e)
-		}
-	}
+	c.endpoints(in.EtcdEndpoints)
 	if !in.Expires.IsZero() && time.Now().After(in.Expires) {
 		c.invalid("the invite expired on %s; ask for a new one with `weft peer invite %s`", in.Expires.Format(time.DateOnly), own.Name)
 	} else if _, err := authority.ParseBundle([]byte(in.CA)); err != nil {
@@ -204,6 +204,14 @@ func (c *checker) access(own wire.Cluster, in *api.Invite) {
 	}
 	if key, err := base64.StdEncoding.DecodeString(in.GossipKey); err != nil || len(key) != 0 && !slices.Contains([]int{16, 24, 32}, len(key)) {
 		c.invalid("its gossip key must be 16, 24 or 32 bytes in base64")
+	}
+}
+
+func (c *checker) endpoints(all []string) {
+	for _, e := range all {
+		if u, err := url.Parse(e); err != nil || u.Scheme != "https" || u.Port() == "" || u.Hostname() == "" {
+			c.invalid("endpoint %q is not of the form https://host:port", e)
+		}
 	}
 }
 

@@ -118,13 +118,13 @@ func explain(host string, err error) error {
 	var alert *net.OpError
 	switch {
 	case errors.As(err, &unknown):
-		return fmt.Errorf("the certificate of the server at %s is not signed by the CA in the invite; ask for a new invite, or check which server answers there: %w", host, err)
+		return fmt.Errorf("the certificate of the server at %s is not signed by the CA in the file; ask for a new file, or check which server answers there: %w", host, err)
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return fmt.Errorf("the certificate of the server at %s has expired or is not valid yet; restart its API server, or check the clocks: %w", host, err)
 	case errors.As(err, &name):
-		return fmt.Errorf("the certificate of the server at %s is for other names; set advertise or advertiseNames there and invite again: %w", host, err)
+		return fmt.Errorf("the certificate of the server at %s is for other names; set advertise or advertiseNames there and invite again, or for Cilium give an endpoint that it names: %w", host, err)
 	case errors.As(err, &alert) && alert.Op == "remote error": // crypto/tls: we received an alert
-		return fmt.Errorf("the server at %s does not accept the certificate in the invite; ask for a new one: %w", host, err)
+		return fmt.Errorf("the server at %s does not accept the certificate in the file; ask for a new one: %w", host, err)
 	}
 	return fmt.Errorf("%w: %w", errUnreachable, err)
 }
@@ -139,7 +139,7 @@ func tlsOf(p wire.Peer, s wire.PeerSecret) (*tls.Config, error) {
 	if !roots.AppendCertsFromPEM([]byte(p.CA)) {
 		return nil, fmt.Errorf("peer %q: its CA contains no certificate", p.Name)
 	}
-	return &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}, nil
+	return &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13, ServerName: p.ServerName}, nil
 }
 
 // endingSoon is how long before its expiry an operator is warned about a certificate
@@ -148,7 +148,7 @@ const endingSoon = 60 * 24 * time.Hour
 
 // ending warns that the certificate a peer gave us expires soon or has expired; false
 // if neither.
-func ending(own, peer string, s wire.PeerSecret, now time.Time) (api.Concern, bool) {
+func ending(own string, peer wire.Peer, s wire.PeerSecret, now time.Time) (api.Concern, bool) {
 	pair, err := authority.Pair{Cert: []byte(s.Cert), Key: []byte(s.Key)}.TLS()
 	if err != nil {
 		return api.Concern{}, false // the mirror says so
@@ -158,13 +158,16 @@ func ending(own, peer string, s wire.PeerSecret, now time.Time) (api.Concern, bo
 		return api.Concern{}, false
 	}
 	c := api.Concern{
-		Object: "peer " + peer, Reason: "CertificateEnds", Since: end.Add(-endingSoon), Dated: true,
-		Message: fmt.Sprintf("peer %s: the certificate with which we read it expires on %s", peer, end.UTC().Format(time.DateOnly)),
+		Object: "peer " + peer.Name, Reason: "CertificateEnds", Since: end.Add(-endingSoon), Dated: true,
+		Message: fmt.Sprintf("peer %s: the certificate with which we read it expires on %s", peer.Name, end.UTC().Format(time.DateOnly)),
 		Next:    fmt.Sprintf("ask its operator for a new invite (`weft peer invite %s`), then `weft peer add` it", own),
+	}
+	if peer.Cilium {
+		c.Next = fmt.Sprintf("renew it there, then `weft peer add %s --cilium` its new secret", peer.Name)
 	}
 	if now.After(end) {
 		c.Since, c.Dated = end, false
-		c.Message = fmt.Sprintf("peer %s: the certificate with which we read it has expired", peer)
+		c.Message = fmt.Sprintf("peer %s: the certificate with which we read it has expired", peer.Name)
 	}
 	return c, true
 }

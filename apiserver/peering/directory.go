@@ -121,7 +121,7 @@ func recorded(own string, peer wire.Peer) api.PeerStatus {
 		Cluster: own, Name: peer.Name, ID: uint32(peer.ID),
 		PodCIDRs: peer.PodCIDRs, ServiceCIDR: peer.ServiceCIDR, Endpoints: peer.Endpoints,
 		Control: api.ControlStatus{State: api.LinkUnknown, Since: peer.Added},
-		Invited: peer.Invited, Added: peer.Added,
+		Invited: peer.Invited, Added: peer.Added, Cilium: peer.Cilium,
 	}
 	switch {
 	case peer.Removing:

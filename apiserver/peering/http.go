@@ -23,6 +23,7 @@ func (p *Peering) Mount(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/peers", handle(p.getPeers))
 	mux.HandleFunc("GET /v1/peers/{name}", handle(p.getPeer))
 	mux.HandleFunc("POST /v1/peers", handle(p.postPeer))
+	mux.HandleFunc("POST /v1/peers/cilium", handle(p.postCiliumPeer))
 	mux.HandleFunc("POST /v1/peers/invite", handle(p.postInvite))
 	mux.HandleFunc("POST /v1/peers/{name}/release", handle(p.postRelease))
 	mux.HandleFunc("POST /v1/peers/{name}/forget", handle(p.postForget))
@@ -52,12 +53,24 @@ func (p *Peering) postPeer(r *http.Request) (any, error) {
 	return p.Add(r.Context(), in)
 }
 
+func (p *Peering) postCiliumPeer(r *http.Request) (any, error) {
+	in, err := body[api.CiliumPeer](r)
+	if err != nil {
+		return nil, err
+	}
+	r.SetPathValue(api.Added, in.Cluster)
+	return p.AddCilium(r.Context(), in)
+}
+
 func (p *Peering) postInvite(r *http.Request) (any, error) {
 	in, err := body[api.InviteRequest](r)
 	if err != nil {
 		return nil, err
 	}
 	r.SetPathValue(api.Added, in.Peer)
+	if in.Cilium {
+		return p.InviteCilium(r.Context(), in.Peer)
+	}
 	return p.Invite(r.Context(), in.Peer)
 }
 

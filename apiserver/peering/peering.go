@@ -89,6 +89,10 @@ func New(c Config) *Peering {
 // it, and our addresses. Inviting again makes another certificate; the older ones stay
 // valid until they expire or the peer is removed. Removal invalidates them for good.
 func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, error) {
+	return p.invite(ctx, cluster, false)
+}
+
+func (p *Peering) invite(ctx context.Context, cluster string, cilium bool) (*api.Invite, error) {
 	if err := wire.CheckClusterName(cluster); err != nil {
 		return nil, api.Invalid("", "%v", err)
 	}
@@ -108,13 +112,16 @@ func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, erro
 	if peer.Removing {
 		return nil, api.Conflict("try again in a moment", "peer %q is still being removed", cluster)
 	}
+	if err := alike(peer, cilium); err != nil {
+		return nil, err
+	}
 	conds, ops := []store.Cond{cond}, []store.Op(nil)
 	if !peer.Invited {
 		var unchanged store.Cond
 		if peer.Generation, unchanged, err = p.removals(ctx); err != nil {
 			return nil, err
 		}
-		peer.Name, peer.Invited, peer.InvitedAt = cluster, true, time.Now().UTC()
+		peer.Name, peer.Invited, peer.InvitedAt, peer.Cilium = cluster, true, time.Now().UTC(), cilium
 		conds = append(conds, unchanged)
 		ops = append(ops, store.Put(wire.PeerKey(cluster), wire.Marshal(peer)),
 			store.Put(wire.RemovalsKey, wire.Marshal(peer.Generation)))
@@ -176,8 +183,16 @@ func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, err
 	if err := p.greet(ctx, peer, secret); err != nil {
 		return nil, err
 	}
+	return p.connect(ctx, peer, secret)
+}
+
+// connect makes a cluster that was checked a peer.
+func (p *Peering) connect(ctx context.Context, peer wire.Peer, secret wire.PeerSecret) (*api.PeerStatus, error) {
 	old, cond, err := p.peer(ctx, peer.Name)
 	if err != nil {
+		return nil, err
+	}
+	if err := alike(old, peer.Cilium); err != nil {
 		return nil, err
 	}
 	peer.Invited, peer.InvitedAt, peer.Generation = old.Invited, old.InvitedAt, old.Generation
@@ -207,39 +222,53 @@ func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, err
 
 // greet checks that the peer is who it says it is, if it answers.
 func (p *Peering) greet(ctx context.Context, peer wire.Peer, secret wire.PeerSecret) error {
+	src, config, err := p.call(ctx, peer, secret)
+	if err != nil || src == nil {
+		return err
+	}
+	defer src.Close()
+	if config == nil {
+		return nil // its store is still being filled
+	}
+	if _, err := mirror.Agree(p.conf.Cluster, peer, config); err != nil {
+		return api.Conflict("", "%v", err)
+	}
+	return nil
+}
+
+// call opens the peer's store and reads how it introduces itself, nil if it does not yet.
+// If it does not answer, there is no store, and no error.
+func (p *Peering) call(ctx context.Context, peer wire.Peer, secret wire.PeerSecret) (src mirror.Source, config []byte, err error) {
 	conf, err := tlsOf(peer, secret)
 	if err != nil {
-		return api.Invalid("", "%v", err)
+		return nil, nil, api.Invalid("", "%v", err)
 	}
 	err = p.conf.Dialer.Probe(ctx, peer.Endpoints, conf)
 	if errors.Is(err, errUnreachable) {
-		p.conf.Log.Warn("peer does not answer; adding it anyway", "peer", peer.Name, "err", err)
-		return nil
+		p.conf.Log.Warn("peer does not answer", "peer", peer.Name, "err", err)
+		return nil, nil, nil
 	}
 	if err != nil {
-		return api.Invalid("", "cluster %q cannot be added: %v", peer.Name, err)
+		return nil, nil, api.Invalid("", "cluster %q cannot be added: %v", peer.Name, err)
 	}
-	src, err := p.conf.Dialer.Open(peer.Endpoints, conf)
-	if err != nil {
-		return api.Invalid("", "cluster %q cannot be added: %v", peer.Name, err)
+	if src, err = p.conf.Dialer.Open(peer.Endpoints, conf); err != nil {
+		return nil, nil, api.Invalid("", "cluster %q cannot be added: %v", peer.Name, err)
 	}
-	defer src.Close()
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	kv, err := src.Get(ctx, wire.ClusterConfigKey(peer.Name))
 	switch {
-	case errors.Is(err, store.ErrDenied):
-		return api.Invalid("ask for a new invite there", "cluster %q cannot be added: it does not let us read what it exports", peer.Name)
+	case err == nil:
+		return src, kv.Value, nil
 	case errors.Is(err, store.ErrNotFound):
-		return nil // its store is still being filled
-	case err != nil:
-		p.conf.Log.Warn("peer does not answer; adding it anyway", "peer", peer.Name, "err", err)
-		return nil
+		return src, nil, nil
 	}
-	if _, err := mirror.Agree(p.conf.Cluster, peer, kv.Value); err != nil {
-		return api.Conflict("", "%v", err)
+	err = errors.Join(err, src.Close())
+	if errors.Is(err, store.ErrDenied) {
+		return nil, nil, denied(peer)
 	}
-	return nil
+	p.conf.Log.Warn("peer does not answer", "peer", peer.Name, "err", err)
+	return nil, nil, nil
 }
 
 // Remove parts from a cluster: it deletes the peer's user here, our certificate for it,

@@ -383,7 +383,7 @@ func (p *Peering) working() []*running {
 func (p *Peering) Concerns(now time.Time) (out []api.Concern) {
 	for _, r := range p.working() {
 		out = append(out, r.mirror.Concerns(now)...)
-		if c, ok := ending(p.conf.Cluster.Name, r.mirror.Peer().Name, r.secret, now); ok {
+		if c, ok := ending(p.conf.Cluster.Name, r.mirror.Peer(), r.secret, now); ok {
 			out = append(out, c)
 		}
 	}

@@ -454,7 +454,7 @@ func TestWrongCertificatesOnTheWire(t *testing.T) {
 	}
 	bad := *good
 	bad.CA, bad.Cert, bad.Key = string(impostor.Bundle()), string(pair.Cert), string(pair.Key)
-	if _, err := east.p.Add(t.Context(), &bad); err == nil || !strings.Contains(err.Error(), "not signed by the CA in the invite") {
+	if _, err := east.p.Add(t.Context(), &bad); err == nil || !strings.Contains(err.Error(), "not signed by the CA in the file") {
 		t.Errorf("another CA: %v", err)
 	}
 	bad.CA = string(bytes.Join([][]byte{west.ca.Bundle(), impostor.Bundle()}, nil))

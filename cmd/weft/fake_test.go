@@ -42,6 +42,7 @@ func newFake(name string, id uint32, mesh map[string]*fake) *fake {
 		return api.PeerList{Cluster: name, Peers: f.status().Peers}, nil
 	}))
 	mux.HandleFunc("POST /v1/peers", f.answer(f.addPeer))
+	mux.HandleFunc("POST /v1/peers/cilium", f.answer(f.addCilium))
 	mux.HandleFunc("POST /v1/peers/invite", f.answer(f.invite))
 	mux.HandleFunc("DELETE /v1/peers/{name}", f.answer(f.removePeer))
 	mux.HandleFunc("POST /v1/peers/{name}/release", f.answer(f.release))
@@ -212,6 +213,19 @@ func (f *fake) addPeer(r *http.Request) (any, error) {
 	}
 	p := api.PeerStatus{Cluster: f.name, Name: in.Cluster, ID: in.ID, PodCIDRs: in.PodCIDRs, ServiceCIDR: in.ServiceCIDR,
 		Control: api.ControlStatus{State: api.LinkUp, LastHeard: noon, AgeSeconds: 1}, Mirrors: []api.MirrorStatus{{Resource: "ip", Entries: 3, Synced: true}}}
+	f.peers[in.Cluster] = p
+	return p, nil
+}
+
+func (f *fake) addCilium(r *http.Request) (any, error) {
+	var in api.CiliumPeer
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		return nil, api.Invalid("", "%v", err)
+	}
+	if len(in.PodCIDRs) == 0 {
+		return nil, api.Invalid("", "cluster %q at %s (%s) with %s, %s, %s cannot be added: name its pod CIDRs with --pod-cidr", in.Cluster, strings.Join(in.Endpoints, ","), in.ServerName, in.CA, in.Cert, in.Key)
+	}
+	p := api.PeerStatus{Cluster: f.name, Name: in.Cluster, ID: cmp.Or(in.ID, 7), Cilium: true, PodCIDRs: in.PodCIDRs, ServiceCIDR: in.ServiceCIDR, Control: api.ControlStatus{State: api.LinkUp, LastHeard: noon, AgeSeconds: 1}}
 	f.peers[in.Cluster] = p
 	return p, nil
 }

@@ -20,7 +20,7 @@ import (
 
 func peerCommand() *cobra.Command {
 	return groupCommand("peer", "Join and separate clusters", operate,
-		peerListCommand(), peerAddCommand(), peerInviteCommand(), peerRemoveCommand(), peerForgetCommand(), peerReleaseCommand())
+		peerListCommand(), peerAddCommand(), peerInviteCommand(), peerExportCommand(), peerRemoveCommand(), peerForgetCommand(), peerReleaseCommand())
 }
 
 func peerListCommand() *cobra.Command {
@@ -30,7 +30,7 @@ func peerListCommand() *cobra.Command {
 
 func peerTable(peers []api.PeerStatus) table {
 	t := table{
-		columns: columns("CLUSTER", "PEER", "ID", "CONTROL", "DATA-AGE", "ENTRIES", "SYNCED", "HELD", "REFUSED", "DEAD-NODES", "*POD-CIDR", "*SERVICE-CIDR", "*ERROR"),
+		columns: columns("CLUSTER", "PEER", "ID", "CONTROL", "DATA-AGE", "ENTRIES", "SYNCED", "HELD", "REFUSED", "DEAD-NODES", "*RUNS", "*POD-CIDR", "*SERVICE-CIDR", "*ERROR"),
 		name:    1,
 		empty:   "there are no peers; `weft -c HERE peer add THERE` joins two clusters",
 	}
@@ -53,30 +53,43 @@ func peerTable(peers []api.PeerStatus) table {
 		case entries > 0:
 			heard = "unknown" // copied by an API server that has since restarted
 		}
+		runs := "weft"
+		if p.Cilium {
+			runs = "cilium"
+		}
 		service := ""
 		if p.ServiceCIDR.IsValid() {
 			service = p.ServiceCIDR.String()
 		}
 		t.rows = append(t.rows, []string{p.Cluster, p.Name, fmt.Sprint(p.ID), p.Control.State, heard,
 			fmt.Sprint(entries), fmt.Sprintf("%d/%d", synced, len(p.Mirrors)), fmt.Sprint(held), fmt.Sprint(refused),
-			strings.Join(p.DeadNodes, ","), list(p.PodCIDRs), service, p.Control.Error})
+			strings.Join(p.DeadNodes, ","), runs, list(p.PodCIDRs), service, p.Control.Error})
 	}
 	return t
 }
 
 func peerAddCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "add CONTEXT|FILE",
+	var cilium ciliumFlags
+	cmd := &cobra.Command{
+		Use:   "add CONTEXT|FILE | add NAME --cilium FILE",
 		Short: "Join with another cluster",
 		Long: "Join with another cluster. If you have its context, CA bundles and client certificates are\n" +
 			"exchanged in both directions at once. An invite file (from `weft peer invite`, run by the\n" +
 			"other operator; - is standard input) joins this side only; the other side needs an invite\n" +
-			"from here.",
-		Example:           "  weft -c east peer add west\n  weft -c east peer add invite-of-west.yaml",
+			"from here.\n\n" +
+			ciliumHelp,
+		Example: "  weft -c east peer add west\n  weft -c east peer add invite-of-west.yaml\n" +
+			"  weft -c east peer add west --cilium cilium-clustermesh.yaml --pod-cidr 10.2.0.0/16",
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completeContexts),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := cilium.check(cmd); err != nil {
+				return err
+			}
 			return on(cmd, func(ctx context.Context, here *api.Client) error {
+				if cilium.file != "" {
+					return cilium.add(ctx, cmd, here, args[0])
+				}
 				file, err := contexts()
 				if err != nil {
 					return err
@@ -93,6 +106,8 @@ func peerAddCommand() *cobra.Command {
 			})
 		},
 	}
+	cilium.register(cmd)
+	return cmd
 }
 
 func addInvite(ctx context.Context, cmd *cobra.Command, here *api.Client, name string, known []string) error {
