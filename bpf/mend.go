@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // mostMended is how many pods Mend looks at, drawn at random, so that its cost does
@@ -89,5 +90,11 @@ func (d *Datapath) mend(a Attachment) (name string, again bool, err error) {
 	if ok, err := d.hooks.holds(a); ok || err != nil {
 		return name, false, err
 	}
-	return name, true, d.attach(a)
+	err = d.attach(a)
+	if errors.Is(err, unix.EEXIST) {
+		// The kernel takes a link away some time after its pin. Until then its program
+		// still runs; the next look attaches a new one.
+		return name, false, nil
+	}
+	return name, err == nil, err
 }

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 )
@@ -58,6 +59,13 @@ func TestMend(t *testing.T) {
 				t.Fatal(err)
 			}
 			mended, failed := d.Mend()
+			// The kernel may take a moment to let go of a link without a pin.
+			for end := time.Now().Add(10 * time.Second); len(failed) == 0 && !slices.Contains(mended, "programs of pod device host-a") && time.Now().Before(end); {
+				time.Sleep(10 * time.Millisecond)
+				var more []string
+				more, failed = d.Mend()
+				mended = append(mended, more...)
+			}
 			if len(failed) != 0 || !slices.Contains(mended, "programs of pod device host-a") || !slices.Contains(mended, "pin of map settings") {
 				t.Errorf("mended %v, failed %v", mended, failed)
 			}

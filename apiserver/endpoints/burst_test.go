@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,7 +20,7 @@ import (
 // much to tell is. It counts transactions.
 type distant struct {
 	*storetest.Store
-	commits, refused int
+	commits, refused atomic.Int64
 }
 
 func (d *distant) Watch(ctx context.Context, prefix string, after store.Point, each func(store.Batch) error) error {
@@ -36,8 +37,9 @@ func (d *distant) Watch(ctx context.Context, prefix string, after store.Point, e
 
 func (d *distant) Commit(ctx context.Context, txn store.Txn) (int64, bool, error) {
 	revision, done, err := d.Store.Commit(ctx, txn)
-	if d.commits++; !done {
-		d.refused++
+	d.commits.Add(1)
+	if !done {
+		d.refused.Add(1)
 	}
 	return revision, done, err
 }
@@ -57,7 +59,7 @@ func TestABurstCostsWhatItsEventsCost(t *testing.T) {
 		}
 		stop := e.startOn(d)
 		time.Sleep(time.Second)
-		d.commits = 0
+		d.commits.Store(0)
 		for _, ready := range []bool{false, true} {
 			for i := range pods {
 				e.claim("n1", fmt.Sprintf("web-%d", i), fmt.Sprintf("10.1.1.%d", i+5), ready)
@@ -72,8 +74,8 @@ func TestABurstCostsWhatItsEventsCost(t *testing.T) {
 			t.Errorf("the service has %d endpoints", got)
 		}
 		// Two claims of each pod, each with its endpoint and its service's slice.
-		if d.commits > 2*2*pods || d.refused > 0 {
-			t.Errorf("%d transactions were tried for %d pods, %d of them in vain", d.commits, pods, d.refused)
+		if d.commits.Load() > 2*2*pods || d.refused.Load() > 0 {
+			t.Errorf("%d transactions were tried for %d pods, %d of them in vain", d.commits.Load(), pods, d.refused.Load())
 		}
 		stop()
 	})
@@ -89,7 +91,7 @@ func TestAnOvertakenWriteWaitsForTheEvent(t *testing.T) {
 		e.pod("web-1", "n1", "web")
 		stop := e.startOn(d)
 		time.Sleep(time.Second)
-		d.commits = 0
+		d.commits.Store(0)
 		// The claim is heard of before the other server's endpoint.
 		if err := store.Write(t.Context(), s,
 			store.Put(wire.NodeEndpointKey("n1", "shop", "web-1"), wire.Marshal(wire.EndpointState{Namespace: "shop", Pod: "web-1", IP: netip.MustParseAddr("10.1.1.5"), Ready: true})),
@@ -100,8 +102,8 @@ func TestAnOvertakenWriteWaitsForTheEvent(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		e.want("endpoints", e.endpoints(), "web-1 on n1 (172.16.1.1) at 10.1.1.5: web, ready")
-		if d.commits != 2 || d.refused != 1 {
-			t.Errorf("%d transactions were tried, %d in vain; want one that comes too early and one that holds", d.commits, d.refused)
+		if d.commits.Load() != 2 || d.refused.Load() != 1 {
+			t.Errorf("%d transactions were tried, %d in vain; want one that comes too early and one that holds", d.commits.Load(), d.refused.Load())
 		}
 		stop()
 	})
