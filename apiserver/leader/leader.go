@@ -156,7 +156,8 @@ func (e *Election) grant(ctx context.Context) (store.Lease, error) {
 	return e.conf.Store.Grant(ctx, wire.ServerTTL)
 }
 
-// introduce makes the server known, and its lease the sign that it lives.
+// introduce makes the server known, and its lease the sign that it lives. What is left of
+// servers whose place it takes goes, their leadership too.
 func (e *Election) introduce(ctx context.Context, lease store.Lease) error {
 	e.mu.Lock()
 	self, problems := wire.Marshal(e.conf.Self), e.problems
@@ -169,13 +170,24 @@ func (e *Election) introduce(ctx context.Context, lease store.Lease) error {
 		store.Put(wire.ServerKnownKey(e.conf.Self.ID), self),
 		{Key: wire.ServerAliveKey(e.conf.Self.ID), Value: self, Lease: lease},
 	}
+	var same []store.Cond
 	for _, id := range succeeded(kvs, e.conf.Self) {
-		ops = append(ops, store.Delete(wire.ServerKnownKey(id)))
+		ops = append(ops, store.Delete(wire.ServerKnownKey(id)), store.Delete(wire.ServerAliveKey(id)), store.Delete(wire.ServerProblemsKey(id)))
+		for _, kv := range kvs {
+			if held, err := wire.Unmarshal[wire.Leader](kv.Value); kv.Key == wire.LeaderKey && err == nil && held.Server.ID == id {
+				same = append(same, store.Cond{Key: kv.Key, Modified: kv.Modified})
+				ops = append(ops, store.Delete(kv.Key))
+			}
+		}
 	}
 	if problems != nil {
 		ops = append(ops, store.Op{Key: wire.ServerProblemsKey(e.conf.Self.ID), Value: problems, Lease: lease})
 	}
-	if _, _, err := e.conf.Store.Commit(ctx, store.Txn{Then: ops}); err != nil {
+	_, done, err := e.conf.Store.Commit(ctx, store.Txn{If: same, Then: ops})
+	if err == nil && !done {
+		err = errors.New("another server has come to lead meanwhile")
+	}
+	if err != nil {
 		return err
 	}
 	e.mu.Lock()

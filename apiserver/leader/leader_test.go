@@ -34,11 +34,16 @@ type server struct {
 
 func start(t *testing.T, s *storetest.Store, id string) *server {
 	t.Helper()
+	return startAt(t, s, id, "https://"+id)
+}
+
+func startAt(t *testing.T, s *storetest.Store, id, url string) *server {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	x := &server{t: t, link: leadertest.NewLink(s)}
 	var stopped atomic.Bool
 	x.e = leader.New(leader.Config{
-		Store: x.link, Self: wire.Server{ID: id, Name: id, URL: "https://" + id, Started: time.Now()}, Lead: x.lead,
+		Store: x.link, Self: wire.Server{ID: id, Name: id, URL: url, Started: time.Now()}, Lead: x.lead,
 		Stopped: stopped.Load, Log: slog.New(slog.DiscardHandler),
 	})
 	done := make(chan error, 1)
@@ -227,14 +232,22 @@ func TestSucceedsItself(t *testing.T) {
 		if n := len(again.e.View().Servers); n != 1 {
 			t.Errorf("%d servers", n)
 		}
-		// Nor does one that has lost its data folder stay beside itself.
+		// Nor does one that has lost its data folder, or whose store was restored.
 		again.kill()
-		time.Sleep(wire.ServerTTL)
+		moved := startAt(t, s, "a2", "https://a")
+		only(t, moved)
+		if v := moved.e.View(); len(v.Servers) != 1 || v.Servers[0].ID != "a2" {
+			t.Errorf("%+v", v.Servers)
+		}
+		// Another server waits until the lease ends.
+		moved.kill()
 		other := start(t, s, "b")
 		synctest.Wait()
-		if n := len(other.e.View().Servers); n != 2 {
-			t.Errorf("%d servers", n)
+		if other.running() != 0 || len(other.e.View().Servers) != 2 {
+			t.Errorf("%d controllers run, %+v", other.running(), other.e.View().Servers)
 		}
+		time.Sleep(wire.ServerTTL + time.Second)
+		only(t, other)
 	})
 }
 

@@ -123,13 +123,14 @@ func (s *servers) apply(b store.Batch, now time.Time) {
 	}
 }
 
-// succeeded returns the IDs of missing servers whose place a server takes: they had its
-// address, so their data folder was lost or replaced.
+// succeeded returns the IDs of servers whose place a server takes: they had the address
+// at which it answers now, so they have ended, and their data folder was lost or replaced.
+// Their leases may say otherwise for a while.
 func succeeded(kvs []store.KV, self wire.Server) (ids []string) {
 	all := servers{}
 	all.apply(store.Batch{Complete: true, Events: puts(kvs)}, time.Time{})
 	for _, id := range slices.Sorted(maps.Keys(all.rows)) {
-		if r := all.rows[id]; r.URL == self.URL && id != self.ID && !r.Alive {
+		if id != self.ID && all.rows[id].URL == self.URL {
 			ids = append(ids, id)
 		}
 	}
