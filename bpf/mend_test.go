@@ -60,8 +60,7 @@ func TestMend(t *testing.T) {
 			}
 			mended, failed := d.Mend()
 			// The kernel may take a moment to let go of a link without a pin.
-			for end := time.Now().Add(10 * time.Second); len(failed) == 0 && !slices.Contains(mended, "programs of pod device host-a") && time.Now().Before(end); {
-				time.Sleep(10 * time.Millisecond)
+			for end := time.Now().Add(10 * time.Second); len(failed) == 0 && !slices.Contains(mended, "programs of pod device host-a") && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 				var more []string
 				more, failed = d.Mend()
 				mended = append(mended, more...)
