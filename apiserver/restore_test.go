@@ -2,7 +2,6 @@ package apiserver
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -67,15 +66,7 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 	put("a", "kept")
 	put("gone", "kept too")
-	ctx, cancel := context.WithCancel(t.Context())
-	var f follower
-	done := make(chan error, 1)
-	go func() {
-		done <- store.Persist(ctx, slog.New(slog.DiscardHandler), "following", func(ctx context.Context) error {
-			return store.Follow(ctx, n1.Etcd, prefix, f.apply)
-		})
-	}()
-	t.Cleanup(func() { cancel(); <-done })
+	f := following(t, n1.Etcd, prefix)
 	eventually(t, "first list", func() error { return f.has(1, prefix+"gone", "kept too") })
 
 	file := backup(t, admin)

@@ -21,6 +21,20 @@ type follower struct {
 	keys  map[string]string
 }
 
+// following follows a prefix until the test ends.
+func following(t *testing.T, s store.Store, prefix string) *follower {
+	ctx, cancel := context.WithCancel(t.Context())
+	f := new(follower)
+	done := make(chan error, 1)
+	go func() {
+		done <- store.Persist(ctx, slog.New(slog.DiscardHandler), "following", func(ctx context.Context) error {
+			return store.Follow(ctx, s, prefix, f.apply)
+		})
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	return f
+}
+
 func (f *follower) apply(b store.Batch) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -61,15 +75,7 @@ func TestFollowersNoticeThatAStoreWasRestored(t *testing.T) {
 		}
 	}
 	put("a", "kept")
-	ctx, cancel := context.WithCancel(t.Context())
-	var f follower
-	done := make(chan error, 1)
-	go func() {
-		done <- store.Persist(ctx, slog.New(slog.DiscardHandler), "following", func(ctx context.Context) error {
-			return store.Follow(ctx, n1.Etcd, prefix, f.apply)
-		})
-	}()
-	t.Cleanup(func() { cancel(); <-done })
+	f := following(t, n1.Etcd, prefix)
 	eventually(t, "first list", func() error { return f.has(1, prefix+"a", "kept") })
 
 	p.stop()

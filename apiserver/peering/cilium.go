@@ -3,7 +3,6 @@ package peering
 import (
 	"context"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -54,13 +53,10 @@ func denied(peer wire.Peer) error {
 func (p *Peering) AddCilium(ctx context.Context, in *api.CiliumPeer) (*api.PeerStatus, error) {
 	p.changing.Lock()
 	defer p.changing.Unlock()
-	peers, err := p.list(ctx)
+	peers, nodes, err := p.claims(ctx)
 	if err != nil {
 		return nil, err
 	}
-	p.mu.Lock()
-	nodes := maps.Clone(p.nodes)
-	p.mu.Unlock()
 	own := p.conf.Cluster
 	var c checker
 	c.ciliumAccess(in)

@@ -169,13 +169,10 @@ func reader(own string, peer wire.Peer) store.User {
 func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, error) {
 	p.changing.Lock()
 	defer p.changing.Unlock()
-	peers, err := p.list(ctx)
+	peers, nodes, err := p.claims(ctx)
 	if err != nil {
 		return nil, err
 	}
-	p.mu.Lock()
-	nodes := maps.Clone(p.nodes)
-	p.mu.Unlock()
 	if err := check(p.conf.Cluster, nodes, peers, in); err != nil {
 		return nil, err
 	}
@@ -184,6 +181,16 @@ func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, err
 		return nil, err
 	}
 	return p.connect(ctx, peer, secret)
+}
+
+// claims are what a new peer must not contradict: the peers, and the own nodes' addresses.
+func (p *Peering) claims(ctx context.Context) (peers []wire.Peer, nodes map[string][]netip.Addr, err error) {
+	if peers, err = p.list(ctx); err != nil {
+		return nil, nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return peers, maps.Clone(p.nodes), nil
 }
 
 // connect makes a cluster that was checked a peer.
