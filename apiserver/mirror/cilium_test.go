@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -74,7 +75,7 @@ func TestMirrorsCilium(t *testing.T) {
 		cilium(t, config, func(b *bench, lease store.Lease) {
 			entries, canaries := entriesOf(lease, i == 1)
 			b.there(entries...)
-			b.there(canaries[1:]...)
+			b.there(canaries[1:]...) // that of the older form of services is not waited for
 			b.wait()
 			if got := b.ours.Dump("cilium/"); len(got) != 0 {
 				t.Errorf("copied before the last canary: %q", got)
@@ -93,7 +94,7 @@ func TestMirrorsCilium(t *testing.T) {
 			if got := b.ours.Dump("cilium/cluster-config/"); len(got) != 1 || !strings.Contains(got[0], `"cached":true`) {
 				t.Errorf("introduced as %q", got)
 			}
-			if got := len(b.ours.Dump("cilium/synced/west/cilium/cache/")); got != len(wire.Resources) {
+			if got := len(b.ours.Dump("cilium/synced/west/cilium/cache/")); got != len(wire.Resources)-1 {
 				t.Errorf("%d canaries", got)
 			}
 
@@ -110,8 +111,8 @@ func TestMirrorsCilium(t *testing.T) {
 			}
 		})
 	}
-	if len(copies[0]) != 5 {
-		t.Errorf("%d of 5 entries copied: %q", len(copies[0]), copies[0])
+	if len(copies[0]) != 4 {
+		t.Errorf("%d of 4 entries copied: %q", len(copies[0]), copies[0])
 	}
 	if diff := cmp.Diff(copies[0], copies[1]); diff != "" {
 		t.Errorf("a KVStoreMesh's copy is mirrored otherwise:\n%s", diff)
@@ -127,8 +128,8 @@ func TestExpiredLeasesWithdrawNothing(t *testing.T) {
 			b.there(entries...)
 			b.there(canaries...)
 			before := b.ours.Dump("cilium/cache/")
-			if len(before) != 5 {
-				t.Fatalf("%d of 5 entries copied", len(before))
+			if len(before) != 4 {
+				t.Fatalf("%d of 4 entries copied", len(before))
 			}
 			b.theirs.Expire(lease)
 			b.wait()
@@ -161,16 +162,24 @@ func TestExpiredLeasesWithdrawNothing(t *testing.T) {
 }
 
 // Releases before 1.20 have no endpoint slices, and later ones no services: neither is
-// waited for, nor reported as incomplete.
+// waited for, nor reported as incomplete. Of those that have both only slices are read,
+// although the others are written as well.
 func TestModesOfExport(t *testing.T) {
-	for mode, lacks := range map[string]wire.Resource{"": wire.EndpointSlices, wire.EndpointSlicesOnly: wire.Services, wire.ServicesAndEndpointSlices: ""} {
+	for mode, lacks := range map[string]wire.Resource{"": wire.EndpointSlices, wire.EndpointSlicesOnly: wire.Services, wire.ServicesAndEndpointSlices: wire.Services} {
 		config := strings.Replace(plainConfig, wire.ServicesAndEndpointSlices, mode, 1)
 		cilium(t, config, func(b *bench, lease store.Lease) {
 			entries, canaries := entriesOf(lease, false)
-			if lacks != "" {
+			if mode != wire.ServicesAndEndpointSlices {
 				i := slices.Index(wire.Resources, lacks)
 				entries, canaries = slices.Delete(entries, i, i+1), slices.Delete(canaries, i, i+1)
 			}
+			asked := 0
+			b.theirs.Fail(func(call, key string) error {
+				if (call == "list" || call == "watch") && strings.HasPrefix(key, lacks.StatePrefix("west")) {
+					asked++
+				}
+				return nil
+			})
 			b.there(entries...)
 			b.there(canaries...)
 			s := b.m.Status(time.Now())
@@ -182,11 +191,60 @@ func TestModesOfExport(t *testing.T) {
 					t.Errorf("mode %q: %+v", mode, m)
 				}
 			}
-			if len(s.Mirrors) != len(entries) {
+			if len(s.Mirrors) != len(wire.Resources)-1 {
 				t.Errorf("mode %q: %+v", mode, s.Mirrors)
+			}
+			if got := b.ours.Dump(lacks.CachePrefix("west")); len(got) != 0 {
+				t.Errorf("mode %q: copied %q", mode, got)
+			}
+			if asked != 0 {
+				t.Errorf("mode %q: asked %d times for %s", mode, asked, lacks)
 			}
 		})
 	}
+}
+
+// A peer that begins to write slices, or no longer does, is copied in the other form
+// without a hold, however many services it has. An empty list takes nothing away.
+func TestTheOtherFormTakesOver(t *testing.T) {
+	older := strings.Replace(plainConfig, wire.ServicesAndEndpointSlices, "", 1)
+	cilium(t, older, func(b *bench, lease store.Lease) {
+		entries, canaries := entriesOf(lease, false)
+		service := func(name string) store.Op {
+			return store.Op{Key: wire.ServiceStateKey("west", "shop", name), Lease: lease, Value: wire.Marshal(wire.ClusterService{Cluster: "west", ClusterID: 2, Namespace: "shop", Name: name, Shared: true})}
+		}
+		for i := range 50 {
+			entries = append(entries, service(fmt.Sprintf("s-%d", i)))
+		}
+		slices := entries[4]
+		b.there(append(append([]store.Op{}, entries[:4]...), entries[5:]...)...)
+		b.there(canaries...)
+		become := func(config string) {
+			t.Helper()
+			b.there(store.Op{Key: "cilium/cluster-config/west", Value: []byte(config), Lease: lease})
+			b.stop()
+			b.startAs(ciliumWest(), b.ours)
+		}
+		want := func(services, slices int, held bool) {
+			t.Helper()
+			got := [2]int{len(b.ours.Dump(wire.Services.CachePrefix("west"))), len(b.ours.Dump(wire.EndpointSlices.CachePrefix("west")))}
+			if n, why := b.m.Held(); got != [2]int{services, slices} || (n > 0) != held {
+				t.Errorf("%d services and %d slices are copied, %d held (%s); want %d and %d, held %v", got[0], got[1], n, why, services, slices, held)
+			}
+			raised := [2]int{len(b.ours.Dump(wire.Services.CacheSyncedKey("west"))), len(b.ours.Dump(wire.EndpointSlices.CacheSyncedKey("west")))}
+			if services > 0 && slices == 0 && !held && raised != [2]int{1, 0} || slices > 0 && raised != [2]int{0, 1} {
+				t.Errorf("canaries of services and slices: %v", raised)
+			}
+		}
+		want(51, 0, false)
+		become(plainConfig) // and no slice is there yet
+		want(51, 0, true)
+		b.there(slices)
+		become(plainConfig)
+		want(0, 1, false)
+		become(older)
+		want(51, 0, false)
+	})
 }
 
 // A canary that is read when nothing is deleted would cost a request per change.

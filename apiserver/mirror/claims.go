@@ -53,8 +53,16 @@ type folder struct {
 	cached bool
 }
 
-// folders returns what is read of the peer. cached says whether its store has a copy, as
-// a KVStoreMesh makes it. A Cilium cluster has nothing below weft/.
+// read returns what is read of the peer: of the two forms that services have, only one.
+func (c claims) read(has wire.Capabilities) []folder {
+	return slices.DeleteFunc(c.folders(has.Cached), func(f folder) bool {
+		return f.resource != "" && !expected(f.resource, has.EndpointSlicesExportMode)
+	})
+}
+
+// folders returns what may have been read of the peer, in any version. cached says
+// whether its store has a copy, as a KVStoreMesh makes it. A Cilium cluster has nothing
+// below weft/.
 func (c claims) folders(cached bool) []folder {
 	var out []folder
 	for _, r := range wire.Resources {

@@ -11,6 +11,7 @@ import (
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/storetest"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // small is our store with a limit on values, counting transactions.
@@ -40,7 +41,7 @@ func TestOneLargeValueDoesNotSplitTheSweep(t *testing.T) {
 		for n := 5; n < 255; n++ {
 			b.pod(n, 131073)
 		}
-		b.there(store.Put("cilium/state/services/v1/west/shop/web", fmt.Appendf(nil, `{"cluster":"west","namespace":"shop","name":"web","clusterID":2,"shared":true,"labels":{"a":"%s"}}`, strings.Repeat("x", 2000))))
+		b.there(store.Put(wire.IdentityStateKey(131090), fmt.Appendf(nil, "k8s:a=%s;k8s:io.cilium.k8s.policy.cluster=west;", strings.Repeat("x", 2000))))
 		limited := &small{Store: ours, most: 1000}
 		b.startOn(limited)
 		if got := len(ours.Dump("cilium/cache/ip/")); got != 253 {

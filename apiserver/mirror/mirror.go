@@ -353,9 +353,13 @@ func Agree(own wire.Cluster, peer wire.Peer, value []byte) (wire.ClusterConfig, 
 }
 
 // introduce publishes the peer's cluster config to our agents, marked as cached,
-// because they read the peer through us.
+// because they read the peer through us, and with the one form of services that our
+// copy has.
 func (m *Mirror) introduce(ctx context.Context, config wire.ClusterConfig) error {
 	config.Capabilities.Cached = true
+	if config.Capabilities.EndpointSlicesExportMode != "" {
+		config.Capabilities.EndpointSlicesExportMode = wire.EndpointSlicesOnly
+	}
 	key, value := wire.ClusterConfigKey(m.conf.Peer.Name), wire.Marshal(config)
 	if kv, err := m.conf.Store.Get(ctx, key); err == nil && string(kv.Value) == string(value) {
 		return nil

@@ -146,7 +146,11 @@ func (b *bench) wait() {
 // want is the copy we expect of the peer's store.
 func (b *bench) want() []string {
 	var out []string
-	for _, f := range b.m.claims.folders(false) {
+	config := wire.ClusterConfig{}
+	if kv, err := b.theirs.Get(context.Background(), wire.ClusterConfigKey("west")); err == nil {
+		config, _ = wire.ParseClusterConfig(kv.Value)
+	}
+	for _, f := range b.m.claims.read(config.Capabilities) {
 		for _, line := range b.theirs.Dump(f.prefix) {
 			key, value, _ := strings.Cut(line, "=")
 			if ours, kept, _, _ := b.m.claims.judge(f, key, []byte(value)); kept != nil {
@@ -200,15 +204,15 @@ func TestCopy(t *testing.T) {
 		}
 		b.same()
 		for _, r := range wire.Resources {
-			if len(b.ours.Dump(r.CacheSyncedKey("west"))) != 1 {
-				t.Errorf("no canary of %s", r)
+			if got, want := len(b.ours.Dump(r.CacheSyncedKey("west"))) == 1, r != wire.Services; got != want {
+				t.Errorf("canary of %s: %v", r, got)
 			}
 		}
 		kv, err := b.ours.Get(t.Context(), "cilium/cluster-config/west")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c, err := wire.ParseClusterConfig(kv.Value); err != nil || !c.Capabilities.Cached || c.ID != 2 {
+		if c, err := wire.ParseClusterConfig(kv.Value); err != nil || !c.Capabilities.Cached || c.Capabilities.EndpointSlicesExportMode != wire.EndpointSlicesOnly || c.ID != 2 {
 			t.Errorf("config %+v, %v", c, err)
 		}
 		b.pod(9, 131074)
@@ -243,7 +247,7 @@ func TestWaitsForCanaries(t *testing.T) {
 		if n := len(b.ours.Dump("")); n != 0 {
 			t.Errorf("%d keys before the peer was complete", n)
 		}
-		if s := b.state(); s.State != api.LinkConnecting || !strings.Contains(s.Error, "5 of its resources are not complete") {
+		if s := b.state(); s.State != api.LinkConnecting || !strings.Contains(s.Error, "4 of its resources are not complete") {
 			t.Errorf("control %+v", s)
 		}
 		b.canaries()

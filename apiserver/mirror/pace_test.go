@@ -114,13 +114,13 @@ func TestAPeerThatChangesTooFastIsLate(t *testing.T) {
 		b.wait()
 		for i := range 2000 {
 			name := fmt.Sprintf("s-%d", i)
-			value := wire.Marshal(wire.ClusterService{Cluster: "west", ClusterID: 2, Namespace: "shop", Name: name})
-			if err := store.Write(t.Context(), b.theirs, store.Put(wire.ServiceStateKey("west", "shop", name), value)); err != nil {
+			value := slice(func(s *wire.ClusterEndpointSlice) { s.Name = name })
+			if err := store.Write(t.Context(), b.theirs, store.Put(wire.SliceStateKey("west", "shop", name), value)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		synctest.Wait()
-		copied := func() int { return len(b.ours.Dump(wire.Services.CachePrefix("west"))) }
+		copied := func() int { return len(b.ours.Dump(wire.EndpointSlices.CachePrefix("west"))) }
 		if n := copied(); n > 1400 {
 			t.Errorf("%d names at once", n)
 		}
@@ -189,7 +189,7 @@ func TestNothingIsLateWithoutALink(t *testing.T) {
 	run(t, func(b *bench) {
 		b.limit(Rate{Changes: 1, Bytes: 1 << 20})
 		for n := range 400 {
-			b.there(store.Put(wire.ServiceStateKey("west", "shop", fmt.Sprint("s-", n)), wire.Marshal(wire.ClusterService{Cluster: "west", ClusterID: 2, Namespace: "shop", Name: fmt.Sprint("s-", n)})))
+			b.there(store.Put(wire.SliceStateKey("west", "shop", fmt.Sprint("s-", n)), slice(func(s *wire.ClusterEndpointSlice) { s.Name = fmt.Sprint("s-", n) })))
 		}
 		time.Sleep(10 * time.Second)
 		if p := b.concerns(); !strings.Contains(p, "changes wait") {

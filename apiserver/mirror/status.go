@@ -18,7 +18,7 @@ type counters struct {
 	err      string
 	heard    time.Time
 	synced   map[wire.Resource]bool
-	without  map[wire.Resource]bool // what the peer does not export in its mode
+	without  map[wire.Resource]bool // what is not read of the peer in its mode
 	refused  map[string]refusal     // claims that are refused now, by key
 	refusals map[refusalKey]uint64  // how many claims were refused since the start
 	// joined says whether the peer has added us; nil if it does not say.

@@ -24,69 +24,13 @@ type listing struct {
 	at     store.Point
 }
 
-// awaitCanaries waits until the peer's store has been filled. Before that, a missing
-// entry means nothing.
-func (m *Mirror) awaitCanaries(ctx context.Context, src Source, config wire.ClusterConfig) error {
-	missing := map[string]bool{}
-	for _, f := range m.claims.folders(config.Capabilities.Cached) {
-		if f.resource != "" && expected(f.resource, config.Capabilities.EndpointSlicesExportMode) {
-			missing[f.canary(m.conf.Peer.Name)] = true
-		}
-	}
-	enough := errors.New("all canaries are there")
-	err := store.Follow(ctx, src, wire.SyncedPrefix(m.conf.Peer.Name), func(b store.Batch) error {
-		for _, e := range b.Events {
-			if !e.Deleted {
-				delete(missing, e.Key)
-			}
-		}
-		if len(missing) == 0 {
-			return enough
-		}
-		m.setState(api.LinkConnecting, fmt.Errorf("the peer is still filling its store: %d of its resources are not complete", len(missing)))
-		return nil
-	})
-	if errors.Is(err, enough) {
-		return nil
-	}
-	return fmt.Errorf("wait until the peer has filled its store: %w", err)
-}
-
-// vouched returns an error if changes must not be followed, because they delete
-// something while the canary is gone. Cilium's entries and canaries are tied to leases:
-// if their writer dies, all of them vanish, and nothing was withdrawn.
-func (m *Mirror) vouched(ctx context.Context, src Source, config wire.ClusterConfig, f folder, events []store.Event) error {
-	if f.resource == "" || !config.Capabilities.SyncedCanaries || !expected(f.resource, config.Capabilities.EndpointSlicesExportMode) ||
-		!slices.ContainsFunc(events, func(e store.Event) bool { return e.Deleted }) {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, m.conf.Answer)
-	defer cancel()
-	_, err := src.Get(ctx, f.canary(m.conf.Peer.Name))
-	if errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("the peer's list of %s is no longer complete; our copy stays as it was", f.name)
-	}
-	return err
-}
-
-// expected reports whether a cluster with this export mode writes the resource.
-func expected(r wire.Resource, mode string) bool {
-	switch r {
-	case wire.Services:
-		return mode != wire.EndpointSlicesOnly
-	case wire.EndpointSlices:
-		return mode != ""
-	}
-	return true
-}
-
 // list reads everything from the peer. If the peer is over its limit, it returns
 // errOverLimit, along with the lists if they are complete; beyond Limit.Read it stops
 // and returns none.
 func (m *Mirror) list(ctx context.Context, src Source, config wire.ClusterConfig) (out []listing, over error) {
 	most := m.conf.Limit.Read()
 	entries, bytes := 0, 0
-	for _, f := range m.claims.folders(config.Capabilities.Cached) {
+	for _, f := range m.claims.read(config.Capabilities) {
 		kvs, at, err := listOne(ctx, src, f.prefix, m.conf.Listing)
 		if errors.Is(err, store.ErrDenied) && f.resource == "" {
 			continue // a peer that was added before Cilium's were told apart
@@ -165,10 +109,15 @@ func (m *Mirror) sweepLocked(lists []listing) (ops []store.Op, generation string
 	}
 	maps.DeleteFunc(m.count.refused, func(key string, r refusal) bool { return r.kind.reason != OverLimit && !listed[key] })
 	r := relist{Generation: m.generation, Listed: generation}
+	other := otherForm(lists)
 	var gone []string
 	for key, e := range m.have {
-		r.Have++
 		missing := !seen[key]
+		if missing && e.folder == other {
+			ops = append(ops, store.Delete(key)) // after the puts of what replaces it
+			continue
+		}
+		r.Have++
 		if missing {
 			r.Missing++
 			gone = append(gone, key)
@@ -512,35 +461,4 @@ func (m *Mirror) rememberLocked(ops []store.Op) {
 	if m.count.holding != "" && len(m.held) == 0 {
 		m.count.holding = ""
 	}
-}
-
-// raiseCanaries tells our agents which resources of the copy are complete. Canaries
-// stay, because a later session does not make the copy incomplete.
-func (m *Mirror) raiseCanaries(ctx context.Context, mode string) error {
-	var ops []store.Op
-	var raised []wire.Resource
-	without := map[wire.Resource]bool{}
-	for _, r := range wire.Resources {
-		if !expected(r, mode) {
-			without[r] = true
-			continue
-		}
-		raised = append(raised, r)
-		key := r.CacheSyncedKey(m.conf.Peer.Name)
-		if _, err := m.conf.Store.Get(ctx, key); errors.Is(err, store.ErrNotFound) {
-			ops = append(ops, store.Put(key, wire.TimeText(time.Now())))
-		} else if err != nil {
-			return fmt.Errorf("raise canaries: %w", err)
-		}
-	}
-	if err := store.Write(ctx, m.conf.Store, ops...); err != nil {
-		return fmt.Errorf("raise canaries: %w", err)
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.count.without = without
-	for _, r := range raised {
-		m.count.synced[r] = true
-	}
-	return nil
 }
