@@ -10,9 +10,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weft-mesh/weft/store"
@@ -31,6 +31,7 @@ type Store struct {
 	lease     store.Lease
 	lost      map[store.Lease]chan struct{}
 	lineage   wire.Lineage
+	number    int64         // tells its starts from those of other stores
 	starts    int           // in all of its histories
 	alive     time.Duration // pause between two signs of life; 0: watches give none
 }
@@ -41,16 +42,19 @@ var (
 	_ store.Holder = (*Store)(nil)
 )
 
+// stores counts the stores of this process.
+var stores atomic.Int64
+
 // New returns an empty store at revision 1, as a new etcd.
 func New() *Store {
-	s := &Store{revision: 1, kvs: map[string]store.KV{}, changed: make(chan struct{}), lost: map[store.Lease]chan struct{}{}}
+	s := &Store{number: stores.Add(1), revision: 1, kvs: map[string]store.KV{}, changed: make(chan struct{}), lost: map[store.Lease]chan struct{}{}}
 	s.startLocked()
 	return s
 }
 
 func (s *Store) startLocked() {
 	s.starts++
-	s.lineage = s.lineage.With(wire.Start{ID: strconv.Itoa(s.starts), After: s.revision})
+	s.lineage = s.lineage.With(wire.Start{ID: fmt.Sprintf("%d.%d", s.number, s.starts), After: s.revision})
 	s.wakeLocked()
 }
 

@@ -72,11 +72,15 @@ func TestCommitOnlyIfUnchanged(t *testing.T) {
 
 func TestCompactionEndsLateWatch(t *testing.T) {
 	s, ctx := storetest.New(), t.Context()
+	_, at, err := s.List(ctx, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := store.Write(ctx, s, store.Put("k", nil)); err != nil {
 		t.Fatal(err)
 	}
 	s.Compact()
-	if err := s.Watch(ctx, "k", store.Point{Revision: 1, Start: "1"}, func(store.Batch) error { return nil }); !errors.Is(err, store.ErrCompacted) {
+	if err := s.Watch(ctx, "k", at, func(store.Batch) error { return nil }); !errors.Is(err, store.ErrCompacted) {
 		t.Error(err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -58,6 +59,13 @@ type Point struct {
 	Connection uint64
 }
 
+// Elsewhere returns the point for another client of the same store. A watch there first
+// makes sure that the store still has it in its history.
+func (p Point) Elsewhere() Point {
+	p.Connection = 0
+	return p
+}
+
 // Store is an etcd to follow.
 type Store struct {
 	Client Client
@@ -68,6 +76,9 @@ type Store struct {
 	Lineage string
 	// Interval is the pause between two requests for a sign of life.
 	Interval time.Duration
+
+	mu    sync.Mutex // guards asked
+	asked time.Time  // when a sign of life was last requested
 }
 
 // List calls list to read something and returns the point at which it was read; list
@@ -267,9 +278,14 @@ func (s *Store) lineage(ctx context.Context) (wire.Lineage, uint64, error) {
 	return wire.Lineage{}, 0, ErrReconnected
 }
 
-// ask requests a sign of life. The client blocks while it has no connection; that
-// counts as unanswered, not as an error.
+// ask requests a sign of life, unless another watch has just done so: the client passes
+// each answer to all watches, so if all of them asked, their cost would grow with the
+// square of their number. The client blocks while it has no connection; that counts as
+// unanswered, not as an error.
 func (s *Store) ask(ctx context.Context) error {
+	if !s.myTurn(time.Now()) {
+		return nil
+	}
 	asking, enough := context.WithTimeout(ctx, s.Interval)
 	defer enough()
 	err := s.Client.RequestProgress(asking)
@@ -277,6 +293,18 @@ func (s *Store) ask(ctx context.Context) error {
 		return ctx.Err()
 	}
 	return err
+}
+
+// myTurn reports whether to ask now. The ticks of a lone watch are an Interval apart, unless
+// one came late.
+func (s *Store) myTurn(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Sub(s.asked) < s.Interval*3/4 {
+		return false
+	}
+	s.asked = now
+	return true
 }
 
 // since drops the leading events up to a revision.

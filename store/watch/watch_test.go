@@ -67,6 +67,46 @@ func TestSilenceIsNoticed(t *testing.T) {
 	}
 }
 
+// An answer reaches all watches of a client, so they do not all ask.
+func TestWatchesShareSignsOfLife(t *testing.T) {
+	requests := func(t *testing.T, watches int) (n int) {
+		synctest.Test(t, func(t *testing.T) {
+			w := watchtest.New(7)
+			s := following(w)
+			heard := make([]time.Time, watches)
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, watches)
+			for i := range watches {
+				go func() {
+					ended <- s.Watch(ctx, "a/", at(7), func(int64, []*clientv3.Event) error {
+						heard[i] = time.Now()
+						return nil
+					})
+				}()
+				time.Sleep(interval / 7) // they tick at different times
+			}
+			before := w.Asked()
+			time.Sleep(time.Hour)
+			n = w.Asked() - before
+			cancel()
+			for range watches {
+				if err := <-ended; !errors.Is(err, context.Canceled) {
+					t.Errorf("ended with %v", err)
+				}
+			}
+			for i, last := range heard {
+				if since := time.Since(last); since > interval {
+					t.Errorf("watch %d last heard %v ago", i, since)
+				}
+			}
+		})
+		return n
+	}
+	if few, many := requests(t, 10), requests(t, 60); few != many || few < int(time.Hour/interval) || few > 3*int(time.Hour/interval)/2 {
+		t.Errorf("%d requests an hour by 10 watches, %d by 60", few, many)
+	}
+}
+
 func TestOnlyWhatIsNewIsHandedOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := watchtest.New(7)

@@ -23,6 +23,7 @@ type Watcher struct {
 	mu       sync.Mutex
 	stuck    bool
 	opened   int
+	asked    int
 	revision int64
 	watches  map[chan clientv3.WatchResponse]bool
 	history  []*clientv3.Event
@@ -90,6 +91,13 @@ func (w *Watcher) Opened() int {
 	return w.opened
 }
 
+// Asked returns how often progress was requested.
+func (w *Watcher) Asked() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.asked
+}
+
 // Put sends a change at the next revision.
 func (w *Watcher) Put(key, value string) {
 	w.mu.Lock()
@@ -140,6 +148,7 @@ func (w *Watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOpti
 func (w *Watcher) RequestProgress(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.asked++
 	if w.stuck {
 		w.mu.Unlock()
 		<-ctx.Done()
