@@ -15,17 +15,19 @@ import (
 const profileSlice = 5
 
 // takeProfiles profiles agent and API server until the function it returns is called,
-// which waits for the last profiles. Files are named after prefix, process and number.
+// which waits for the last profiles and takes those of the heaps. Files are named after
+// prefix, process and number.
 func (b *bench) takeProfiles(ctx context.Context, prefix string) func() {
 	ctx, cancel := context.WithCancel(ctx)
 	agent := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", b.node.Path("/run/weft/agent.sock"))
 	}}}
-	var taking sync.WaitGroup
-	for name, source := range map[string]struct {
+	sources := map[string]struct {
 		client *http.Client
 		base   string
-	}{"agent": {agent, "http://unix"}, "apiserver": {b.hub.client, b.hub.server}} {
+	}{"agent": {agent, "http://unix"}, "apiserver": {b.hub.client, b.hub.server}}
+	var taking sync.WaitGroup
+	for name, source := range sources {
 		taking.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
 				text, err := get(context.WithoutCancel(ctx), source.client, fmt.Sprintf("%s/debug/pprof/profile?seconds=%d", source.base, profileSlice))
@@ -40,6 +42,14 @@ func (b *bench) takeProfiles(ctx context.Context, prefix string) func() {
 	return func() {
 		cancel()
 		taking.Wait()
+		for name, source := range sources {
+			text, err := get(context.WithoutCancel(ctx), source.client, source.base+"/debug/pprof/heap")
+			if err != nil {
+				progress("heap profile of %s: %v", name, err)
+				continue
+			}
+			writeFile(fmt.Sprintf("%s-%s-heap.pb.gz", prefix, name), text)
+		}
 	}
 }
 
