@@ -56,6 +56,8 @@ type Config struct {
 	Answer time.Duration
 	// Listing is how long one resource may take to list; 0 means two minutes.
 	Listing time.Duration
+	// Revival is shared with the other mirrors of this API server; nil if there are none.
+	Revival *Revival
 }
 
 // ErrRefused: the peer contradicts what was agreed on, or refuses us; nothing is
@@ -72,6 +74,7 @@ type Mirror struct {
 	mu      sync.Mutex // guards what follows
 	known   bool       // have is what our store contains; false after a failed write
 	have    map[string]entry
+	entries map[string]int  // how many of have each folder has
 	bytes   int             // of have, keys and values
 	held    map[string]bool // keys of have whose deletion waits for an operator
 	// generation is that of the peer's store that have is a copy of. While
@@ -83,6 +86,11 @@ type Mirror struct {
 	pace       *pace
 	queue      *queue // of this session
 	late       bool   // that changes wait has been logged; used by drain only
+	// reached is from where the next session goes on, if the peer's cluster config is still
+	// agreed; nil: it lists everything.
+	reached []followed
+	agreed  string
+	steady  bool // the link was up for a while until it broke; used by Run only
 }
 
 // entry is one of our keys, with enough of its value to notice a change.
@@ -118,7 +126,7 @@ func New(c Config) *Mirror {
 	if c.Rate == (Rate{}) {
 		c.Rate = DefaultRate()
 	}
-	m := &Mirror{pace: newPace(c.Rate, time.Now()), queue: newQueue(), conf: c, claims: newClaims(c.Own, c.Peer, c.Taken), have: map[string]entry{}, held: map[string]bool{}}
+	m := &Mirror{pace: newPace(c.Rate, time.Now()), queue: newQueue(), conf: c, claims: newClaims(c.Own, c.Peer, c.Taken), have: map[string]entry{}, entries: map[string]int{}, held: map[string]bool{}}
 	m.count = counters{state: api.LinkConnecting, since: time.Now(), heard: c.Heard, synced: map[wire.Resource]bool{}, refused: map[string]refusal{}, refusals: map[refusalKey]uint64{}}
 	return m
 }
@@ -136,33 +144,38 @@ func (m *Mirror) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		if errors.Is(err, errRevived) {
+			continue
+		}
+		if long := time.Since(began) > m.conf.LastPause; long {
+			pause = m.conf.FirstPause
+			m.steady = m.steady || m.stateIs(api.LinkUp)
+		}
 		state := api.LinkDown
 		if errors.Is(err, ErrRefused) {
 			state = api.LinkRefused
 		}
 		m.setState(state, err)
 		m.conf.Log.Warn("control link to peer is down", "peer", m.conf.Peer.Name, "state", state, "err", err)
-		if time.Since(began) > m.conf.LastPause {
+		if errors.Is(err, errOverLimit) {
+			if sleep(ctx, overLimitPause) != nil {
+				return nil
+			}
+			continue
+		}
+		revived := m.conf.Revival.rest(ctx, pause/2+rand.N(pause/2+1))
+		if ctx.Err() != nil {
+			return nil
+		}
+		if pause = min(2*pause, m.conf.LastPause); revived {
 			pause = m.conf.FirstPause
 		}
-		wait := pause/2 + rand.N(pause/2+1)
-		if errors.Is(err, errOverLimit) {
-			wait = overLimitPause
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		case <-timer.C:
-		}
-		pause = min(2*pause, m.conf.LastPause)
 	}
 }
 
 // session is one connection: check who the peer is, wait for its canaries, list
-// everything, mark and sweep, then follow changes until something breaks. It never
-// returns nil.
+// everything, mark and sweep, unless the last session left off at a place it can go on from,
+// then follow changes until something breaks. It never returns nil.
 func (m *Mirror) session(ctx context.Context) error {
 	if err := m.recall(ctx); err != nil {
 		return fmt.Errorf("read our copy: %w", err)
@@ -172,52 +185,79 @@ func (m *Mirror) session(ctx context.Context) error {
 		return err
 	}
 	defer src.Close()
-	config, err := m.agree(ctx, src)
+	var config wire.ClusterConfig
+	err = m.conf.Revival.orRevival(ctx, func(ctx context.Context) (err error) {
+		config, err = m.agree(ctx, src)
+		return err
+	})
 	if err != nil {
 		return err
+	}
+	if m.steady {
+		m.steady = false
+		m.conf.Revival.tell(time.Now())
 	}
 	if config.Capabilities.SyncedCanaries {
 		if err := m.awaitCanaries(ctx, src, config); err != nil {
 			return err
 		}
 	}
+	from := m.leftOff(config)
+	resumed := from != nil
+	if !resumed {
+		if from, err = m.readAll(ctx, src, config); err != nil {
+			return err
+		}
+		m.hear()
+	}
+	m.setState(api.LinkUp, nil)
+	m.conf.Log.Info("control link to peer is up", "peer", m.conf.Peer.Name)
+
+	g, gctx := errgroup.WithContext(ctx)
+	q := newQueue()
+	m.setQueue(q)
+	defer m.setQueue(newQueue()) // the next session reads again what waits here
+	g.Go(func() error {
+		return m.drain(gctx, q, func(f folder, events []store.Event) error { return m.vouched(gctx, src, config, f, events) })
+	})
+	for _, f := range from {
+		g.Go(func() error { return m.follow(gctx, src, q, f.folder, f.at) })
+	}
+	if !m.conf.Peer.Cilium {
+		g.Go(func() error { return m.followJoined(gctx, src) })
+	}
+	err = g.Wait()
+	m.leave(config, from, resumed, q, err)
+	return err
+}
+
+// readAll makes our copy equal to a complete list of what the peer exports, and returns
+// what to follow from there.
+func (m *Mirror) readAll(ctx context.Context, src Source, config wire.ClusterConfig) ([]followed, error) {
 	if err := m.awaitPace(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	lists, err := m.list(ctx, src, config)
 	if lists != nil && errors.Is(err, errOverLimit) {
-		return m.sweep(ctx, lists, err)
+		return nil, m.sweep(ctx, lists, err)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := m.introduce(ctx, config); err != nil {
-		return err
+		return nil, err
 	}
 	if err := m.sweep(ctx, lists, nil); err != nil {
-		return err
+		return nil, err
 	}
 	if err := m.raiseCanaries(ctx, config.Capabilities.EndpointSlicesExportMode); err != nil {
-		return err
+		return nil, err
 	}
-	m.setState(api.LinkUp, nil)
-	m.hear()
-	m.conf.Log.Info("control link to peer is up", "peer", m.conf.Peer.Name)
-
-	g, ctx := errgroup.WithContext(ctx)
-	q := newQueue()
-	m.setQueue(q)
-	defer m.setQueue(newQueue()) // the next session lists everything
-	g.Go(func() error {
-		return m.drain(ctx, q, func(f folder, events []store.Event) error { return m.vouched(ctx, src, config, f, events) })
-	})
-	for _, l := range lists {
-		g.Go(func() error { return m.follow(ctx, src, q, l.folder, l.at) })
+	from := make([]followed, len(lists))
+	for i, l := range lists {
+		from[i] = followed{l.folder, l.at}
 	}
-	if !m.conf.Peer.Cilium {
-		g.Go(func() error { return m.followJoined(ctx, src) })
-	}
-	return g.Wait()
+	return from, nil
 }
 
 func (m *Mirror) setQueue(q *queue) {
@@ -269,7 +309,7 @@ func (m *Mirror) recall(ctx context.Context) error {
 	if known {
 		return nil
 	}
-	have, bytes := map[string]entry{}, 0
+	have, entries, bytes := map[string]entry{}, map[string]int{}, 0
 	generation := ""
 	synced := map[wire.Resource]bool{}
 	for _, f := range m.claims.folders(false) {
@@ -297,11 +337,12 @@ func (m *Mirror) recall(ctx context.Context) error {
 			}
 			e := entryOf(f.name, kv.Key, kv.Value)
 			have[kv.Key], bytes = e, bytes+e.size
+			entries[f.name]++
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.known, m.have, m.bytes, m.generation, m.count.synced = true, have, bytes, generation, synced
+	m.known, m.have, m.entries, m.bytes, m.generation, m.count.synced = true, have, entries, bytes, generation, synced
 	// The next complete list finds again what was held and is still missing.
 	clear(m.held)
 	return nil

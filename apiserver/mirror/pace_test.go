@@ -51,9 +51,9 @@ func TestQueueKeepsTheLastOfEachKey(t *testing.T) {
 	q, now := newQueue(), time.Now()
 	a, b := folder{name: "a"}, folder{name: "b"}
 	event := func(key, value string) store.Event { return store.Event{KV: store.KV{Key: key, Value: []byte(value)}} }
-	q.put(a, []store.Event{event("1", "x"), event("2", "x")}, now)
-	q.put(b, []store.Event{event("1", "x")}, now.Add(time.Second))
-	if n, bytes := q.put(a, []store.Event{event("1", "yyyy"), {KV: store.KV{Key: "3"}, Deleted: true}}, now.Add(2*time.Second)); n != 4 || bytes != 10 {
+	q.put(a, []store.Event{event("1", "x"), event("2", "x")}, 2, now)
+	q.put(b, []store.Event{event("1", "x")}, 3, now.Add(time.Second))
+	if n, bytes := q.put(a, []store.Event{event("1", "yyyy"), {KV: store.KV{Key: "3"}, Deleted: true}}, 4, now.Add(2*time.Second)); n != 4 || bytes != 10 {
 		t.Errorf("%d entries, %d bytes", n, bytes)
 	}
 	if n, since := q.oldest(); n != 4 || since != now {
@@ -73,7 +73,7 @@ func TestQueueKeepsTheLastOfEachKey(t *testing.T) {
 	if text := strings.Join(got, " "); text != "a/1=yyyy . a/2=x . b/1=x . a/3= ." {
 		t.Error(text)
 	}
-	if n, bytes := q.put(a, nil, now); n != 0 || bytes != 0 {
+	if n, bytes := q.put(a, nil, 5, now); n != 0 || bytes != 0 {
 		t.Errorf("left are %d entries, %d bytes", n, bytes)
 	}
 }

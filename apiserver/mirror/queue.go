@@ -16,6 +16,14 @@ type queue struct {
 	order   []queued
 	changes map[queued]*waiting
 	bytes   int // of keys and values
+	places  map[string]*place
+}
+
+// place is how far a folder was copied.
+type place struct {
+	open   int   // changes that wait or are being copied
+	put    int64 // the revision up to which changes were put in
+	copied int64 // the revision up to which all of them were copied
 }
 
 type queued struct{ folder, key string }
@@ -26,14 +34,23 @@ type waiting struct {
 	since  time.Time
 }
 
-func newQueue() *queue { return &queue{wake: make(chan struct{}, 1), changes: map[queued]*waiting{}} }
+func newQueue() *queue {
+	return &queue{wake: make(chan struct{}, 1), changes: map[queued]*waiting{}, places: map[string]*place{}}
+}
 
 func size(e store.Event) int { return len(e.Key) + len(e.Value) }
 
-// put adds changes and returns how much waits now.
-func (q *queue) put(f folder, events []store.Event, now time.Time) (entries, bytes int) {
+// put adds all changes of a folder up to a revision and returns how much waits now.
+func (q *queue) put(f folder, events []store.Event, revision int64, now time.Time) (entries, bytes int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	at := q.places[f.name]
+	if at == nil {
+		at = &place{}
+		q.places[f.name] = at
+	}
+	at.put = max(at.put, revision)
+	defer at.settle()
 	for _, e := range events {
 		k := queued{f.name, e.Key}
 		if w, there := q.changes[k]; there {
@@ -41,6 +58,7 @@ func (q *queue) put(f folder, events []store.Event, now time.Time) (entries, byt
 			w.event = e
 			continue
 		}
+		at.open++
 		q.order = append(q.order, k)
 		q.changes[k] = &waiting{f, e, now}
 		q.bytes += size(e)
@@ -52,6 +70,39 @@ func (q *queue) put(f folder, events []store.Event, now time.Time) (entries, byt
 		}
 	}
 	return len(q.order), q.bytes
+}
+
+func (p *place) settle() {
+	if p.open == 0 {
+		p.copied = p.put
+	}
+}
+
+// done says that n changes of a folder were copied after they were taken.
+func (q *queue) done(f folder, n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	at := q.places[f.name]
+	at.open -= n
+	at.settle()
+}
+
+// copied returns the revision up to which all changes of a folder were copied; 0 if there
+// is none.
+func (q *queue) copied(f folder) int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if at := q.places[f.name]; at != nil {
+		return at.copied
+	}
+	return 0
+}
+
+// heard reports whether anything was put in, be it only that there are no changes.
+func (q *queue) heard() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.places) > 0
 }
 
 // take removes and returns the oldest changes: of one folder only, at most most of

@@ -63,10 +63,7 @@ func (m *Mirror) Status(now time.Time) api.PeerStatus {
 	if !m.count.heard.IsZero() {
 		s.Control.AgeSeconds = max(0, now.Sub(m.count.heard).Seconds())
 	}
-	entries, held := map[string]int{}, map[string]int{}
-	for _, e := range m.have {
-		entries[e.folder]++
-	}
+	held := map[string]int{}
 	for key := range m.held {
 		held[m.have[key].folder]++
 	}
@@ -74,10 +71,10 @@ func (m *Mirror) Status(now time.Time) api.PeerStatus {
 		if m.count.without[r] {
 			continue
 		}
-		s.Mirrors = append(s.Mirrors, api.MirrorStatus{Resource: string(r), Entries: entries[string(r)], Synced: m.count.synced[r], Held: held[string(r)]})
+		s.Mirrors = append(s.Mirrors, api.MirrorStatus{Resource: string(r), Entries: m.entries[string(r)], Synced: m.count.synced[r], Held: held[string(r)]})
 	}
 	if n := held["weft"]; n > 0 {
-		s.Mirrors = append(s.Mirrors, api.MirrorStatus{Resource: "weft", Entries: entries["weft"], Synced: true, Held: n})
+		s.Mirrors = append(s.Mirrors, api.MirrorStatus{Resource: "weft", Entries: m.entries["weft"], Synced: true, Held: n})
 	}
 	s.Refused = m.refusedLocked()
 	if m.count.state == api.LinkUp {
@@ -139,6 +136,12 @@ func (m *Mirror) setState(state string, err error) {
 	if m.count.state != state {
 		m.count.state, m.count.since = state, time.Now()
 	}
+}
+
+func (m *Mirror) stateIs(state string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.count.state == state
 }
 
 func (m *Mirror) hear() {

@@ -211,7 +211,7 @@ func (m *Mirror) clusterOpLocked() []store.Op {
 func (m *Mirror) follow(ctx context.Context, src Source, q *queue, f folder, after store.Point) error {
 	err := src.Watch(ctx, f.prefix, after, func(b store.Batch) error {
 		m.hear()
-		entries, bytes := q.put(f, b.Events, time.Now())
+		entries, bytes := q.put(f, b.Events, upTo(b), time.Now())
 		if most := m.conf.Limit.Read(); most.check(entries, bytes) != nil {
 			return m.bound(f, m.conf.Limit.Entries+1, bytes) // no peer within its limit changes this much
 		}
@@ -221,6 +221,15 @@ func (m *Mirror) follow(ctx context.Context, src Source, q *queue, f folder, aft
 		err = store.ErrUnavailable
 	}
 	return fmt.Errorf("follow the peer's %s: %w", f.name, err)
+}
+
+// upTo returns the revision up to which a batch is complete. While a watch catches up, the
+// batch's own revision is later than that.
+func upTo(b store.Batch) int64 {
+	if n := len(b.Events); n > 0 {
+		return b.Events[n-1].Modified
+	}
+	return b.Revision
 }
 
 // drainChanges and drainBytes bound how much is copied at once: as much as fits into
@@ -276,6 +285,7 @@ func (m *Mirror) drain(ctx context.Context, q *queue, vouched func(folder, []sto
 		if err := m.change(ctx, f, events); err != nil {
 			return fmt.Errorf("follow the peer's %s: %w", f.name, err)
 		}
+		q.done(f, len(events))
 	}
 }
 
@@ -439,9 +449,10 @@ func (m *Mirror) rememberLocked(ops []store.Op) {
 	for _, op := range ops {
 		if old, known := m.have[op.Key]; known {
 			m.pace.spend(now, 1, old.size) // it becomes history
+			m.entries[old.folder]--
+			m.bytes -= old.size
 		}
-		m.bytes -= m.have[op.Key].size // 0 for what is new
-		m.pardonLocked(op.Key)         // if it was too large for our store
+		m.pardonLocked(op.Key) // if it was too large for our store
 		if op.Delete {
 			delete(m.have, op.Key)
 			delete(m.held, op.Key)
@@ -450,6 +461,7 @@ func (m *Mirror) rememberLocked(ops []store.Op) {
 		}
 		e := entryOf(m.folderOf(op.Key), op.Key, op.Value)
 		m.have[op.Key] = e
+		m.entries[e.folder]++
 		m.bytes += e.size
 		m.count.written++
 		if op.Key == wire.PeerClusterKey(m.conf.Peer.Name) {

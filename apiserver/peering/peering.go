@@ -60,9 +60,10 @@ func (c Config) gossipAddresses() []string {
 // Peering manages the peers of a cluster. Run keeps a mirror for each. The other
 // methods are safe for concurrent use once Run has started. Run it once only.
 type Peering struct {
-	conf   Config
-	halted chan struct{} // has one element after a mirror was stopped
-	kept   *store.Kept
+	conf    Config
+	halted  chan struct{} // has one element after a mirror was stopped
+	kept    *store.Kept
+	revival mirror.Revival
 	// history of our store to which the mirrors have written; used by Run only.
 	history string
 

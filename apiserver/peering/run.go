@@ -253,7 +253,7 @@ func (p *Peering) start(ctx context.Context, mirrors *sync.WaitGroup, peer wire.
 	p.mu.Unlock()
 	r.mirror = mirror.New(mirror.Config{
 		Own: p.conf.Cluster, Peer: peer, Store: p.conf.Store, Limit: p.conf.Limit, Rate: p.conf.Rate, Log: p.conf.Log,
-		Heard: heard,
+		Heard: heard, Revival: &p.revival,
 		Taken: func(a netip.Addr) string { return p.taken(peer.Name, a) },
 		Dial: func() (mirror.Source, error) {
 			conf, err := tlsOf(peer, secret)
