@@ -3,7 +3,6 @@ package apiserver
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"runtime/debug"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -81,10 +79,8 @@ func (s *server) look(ctx context.Context) (*api.Status, error) {
 	if c, near := quotaConcern(out.Cluster.StoreBytes, s.conf.EtcdQuotaBytes); near && len(s.conf.EtcdEndpoints) == 0 {
 		problems = append(problems, c)
 	}
-	for i := range out.Peers {
-		if err := s.addDeadNodes(ctx, &out.Peers[i]); err != nil {
-			return nil, err
-		}
+	if err := s.addDeadNodes(ctx, out.Peers); err != nil {
+		return nil, err
 	}
 	problems = append(problems, s.serviceTable.concerns(reachOf(c.Name, out.Nodes, out.Peers))...)
 	problems = slices.Concat(problems, s.controllerConcerns(rows), s.processConcerns(), serverConcerns(s.self.ID, view, s.siblings.now()))
@@ -103,18 +99,21 @@ func quotaConcern(bytes, quota int64) (api.Concern, bool) {
 	}, bytes >= quota-quota/20
 }
 
-// addDeadNodes adds what the peer's gossip says about its nodes. A value that cannot be
+// addDeadNodes adds what each peer's gossip says about its nodes. A value that cannot be
 // read counts as none; writePeers replaces it.
-func (s *server) addDeadNodes(ctx context.Context, peer *api.PeerStatus) error {
-	kv, err := s.store.Get(ctx, wire.PeerLivenessKey(peer.Name))
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
+func (s *server) addDeadNodes(ctx context.Context, peers []api.PeerStatus) error {
+	keys := make([]string, len(peers))
+	for i := range peers {
+		keys[i] = wire.PeerLivenessKey(peers[i].Name)
 	}
+	kvs, err := s.store.GetMany(ctx, keys...)
 	if err != nil {
 		return err
 	}
-	if l, err := wire.Unmarshal[wire.PeerLiveness](kv.Value); err == nil {
-		peer.DeadNodes, peer.DeadSince = slices.Sorted(maps.Keys(l.Dead)), l.Dead
+	for i, kv := range kvs {
+		if l, err := wire.Unmarshal[wire.PeerLiveness](kv.Value); err == nil && kv.Modified != 0 {
+			peers[i].DeadNodes, peers[i].DeadSince = slices.Sorted(maps.Keys(l.Dead)), l.Dead
+		}
 	}
 	return nil
 }

@@ -146,15 +146,19 @@ func tlsOf(p wire.Peer, s wire.PeerSecret) (*tls.Config, error) {
 // that only the peer's operator can replace.
 const endingSoon = 60 * 24 * time.Hour
 
-// ending warns that the certificate a peer gave us expires soon or has expired; false
-// if neither.
-func ending(own string, peer wire.Peer, s wire.PeerSecret, now time.Time) (api.Concern, bool) {
+// endOf returns when the certificate a peer gave us expires; zero if it cannot be read.
+func endOf(s wire.PeerSecret) time.Time {
 	pair, err := authority.Pair{Cert: []byte(s.Cert), Key: []byte(s.Key)}.TLS()
 	if err != nil {
-		return api.Concern{}, false // the mirror says so
+		return time.Time{}
 	}
-	end := pair.Leaf.NotAfter
-	if end.Sub(now) > endingSoon {
+	return pair.Leaf.NotAfter
+}
+
+// ending warns that the certificate a peer gave us expires soon or has expired; false
+// if neither. If it cannot be read, end is zero, and the mirror says so.
+func ending(own string, peer wire.Peer, end, now time.Time) (api.Concern, bool) {
+	if end.IsZero() || end.Sub(now) > endingSoon {
 		return api.Concern{}, false
 	}
 	c := api.Concern{

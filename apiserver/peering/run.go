@@ -24,6 +24,7 @@ import (
 type running struct {
 	mirror *mirror.Mirror
 	secret wire.PeerSecret
+	ends   time.Time // when the certificate in secret expires; zero if it cannot be read
 	cancel context.CancelFunc
 	done   chan struct{}
 }
@@ -247,7 +248,7 @@ func same(a, b wire.Peer) bool {
 
 func (p *Peering) start(ctx context.Context, mirrors *sync.WaitGroup, peer wire.Peer, secret wire.PeerSecret) {
 	ctx, cancel := context.WithCancel(ctx)
-	r := &running{secret: secret, cancel: cancel, done: make(chan struct{})}
+	r := &running{secret: secret, ends: endOf(secret), cancel: cancel, done: make(chan struct{})}
 	p.mu.Lock()
 	heard := p.heard[peer.Name]
 	p.mu.Unlock()
@@ -383,7 +384,7 @@ func (p *Peering) working() []*running {
 func (p *Peering) Concerns(now time.Time) (out []api.Concern) {
 	for _, r := range p.working() {
 		out = append(out, r.mirror.Concerns(now)...)
-		if c, ok := ending(p.conf.Cluster.Name, r.mirror.Peer(), r.secret, now); ok {
+		if c, ok := ending(p.conf.Cluster.Name, r.mirror.Peer(), r.ends, now); ok {
 			out = append(out, c)
 		}
 	}
