@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -209,14 +210,31 @@ func configured(pod *netlink.Handle, dev netlink.Link) bool {
 }
 
 func configureHost(dev netlink.Link, podMAC net.HardwareAddr, ip netip.Addr) error {
-	// The host does not speak IPv6 on the pair, and takes answers as they come.
-	setSysctl("net/ipv6/conf/"+dev.Attrs().Name+"/disable_ipv6", "1")
+	// Answers are taken as they come.
 	setSysctl("net/ipv4/conf/"+dev.Attrs().Name+"/rp_filter", "0")
 	setSysctl("net/ipv4/conf/"+dev.Attrs().Name+"/forwarding", "1")
 	if dev.Attrs().Flags&net.FlagUp == 0 {
-		return nil
+		return silence(dev)
 	}
 	return routeHost(dev.Attrs().Index, podMAC, ip)
+}
+
+// silence keeps the host from speaking IPv6 on a device that is not up yet: without an
+// address it has nothing to announce. A router announces the groups it is in all the
+// same, so there IPv6 is switched off, which is dear: see setSysctl.
+func silence(dev netlink.Link) error {
+	name := dev.Attrs().Name
+	err := netlink.LinkSetIP6AddrGenMode(dev, nl.IN6_ADDR_GEN_MODE_NONE)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil // a kernel without IPv6
+	}
+	if err != nil {
+		return fmt.Errorf("keep IPv6 addresses off %s: %w", name, err)
+	}
+	if text, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/forwarding"); err == nil && strings.TrimSpace(string(text)) != "0" {
+		setSysctl("net/ipv6/conf/"+name+"/disable_ipv6", "1")
+	}
+	return nil
 }
 
 func routeHost(index int, podMAC net.HardwareAddr, ip netip.Addr) error {
@@ -330,7 +348,9 @@ func ensureNamespace(dir, path string) error {
 			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 				return fmt.Errorf("unshare: %w", err)
 			}
-			setSysctl("net/ipv6/conf/all/disable_ipv6", "1") // and so the default
+			// Of the devices to come. Setting it for all, with the loopback device
+			// among them, is dear: see setSysctl.
+			setSysctl("net/ipv6/conf/default/disable_ipv6", "1")
 			// Anyone in the pod may bind low ports and ping, as containers expect.
 			setSysctl("net/ipv4/ping_group_range", "0 2147483647")
 			setSysctl("net/ipv4/ip_unprivileged_port_start", "0")
@@ -352,10 +372,14 @@ func ensureNamespace(dir, path string) error {
 var oneSetting sync.Mutex
 
 // setSysctl makes a setting of the thread's network namespace what it should be.
-// What a kernel does not have (IPv6 switched off) needs no setting. Some writes
-// want the kernel's lock over all devices, and while somebody else has it, they
-// do not sleep but try again and again, for as long as an RCU grace period: many
-// pods at a time would keep every core from work.
+// What a kernel does not have (IPv6 switched off) needs no setting.
+//
+// Some writes want the kernel's lock over all devices, and while somebody else has it,
+// they do not sleep but try again and again, for as long as an RCU grace period, or on a
+// busy machine until the other one gets a processor: with many pods at a time that was
+// two thirds of an agent's work. Those are IPv6's disable_ipv6 of a device or of all (of
+// the default only before Linux 6.9), and IPv4's forwarding if it changes. Where netlink
+// can do the same, it sleeps.
 func setSysctl(name, value string) {
 	path := filepath.Join("/proc/sys", name)
 	if text, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(text)) == value {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -122,5 +123,62 @@ func TestPodGetsItsNetworkOnceAndLosesItOnce(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(k.NetnsDir, r.Name())); err == nil {
 		t.Error("the namespace is still there")
+	}
+}
+
+// Neither side of a pair speaks IPv6, which would only show up as drops. Only a router has to
+// be silenced by the setting for which a busy kernel makes the writer spin.
+func TestAPairIsQuietInIPv6(t *testing.T) {
+	for _, c := range []struct {
+		name, forwarding, disabled string
+	}{{"a host", "0", "0"}, {"a router", "1", "1"}} {
+		t.Run(c.name, func(t *testing.T) {
+			inFreshNamespace(t)
+			setting := func(name string) string {
+				text, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return strings.TrimSpace(string(text))
+			}
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte(c.forwarding), 0); err != nil {
+				t.Fatal(err)
+			}
+			k := Kernel{MTU: 1420, NetnsDir: filepath.Join(t.TempDir(), "netns")}
+			r := Record{Namespace: "shop", Pod: "web-1", IP: netip.MustParseAddr("10.1.1.2"), ID: 1}
+			t.Cleanup(func() { _ = k.Remove(r) })
+			link, err := k.Create(r)
+			if err == nil {
+				err = k.Up(link, r)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := setting(HostDevice(r) + "/disable_ipv6"); got != c.disabled {
+				t.Errorf("disable_ipv6 of the host's side is %s, want %s", got, c.disabled)
+			}
+			quiet := func(device string) {
+				dev, err := netlink.LinkByName(device)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if addrs, err := netlink.AddrList(dev, netlink.FAMILY_V6); err != nil || len(addrs) > 0 {
+					t.Errorf("%s has IPv6 addresses: %v, %v", device, addrs, err)
+				}
+			}
+			quiet(HostDevice(r))
+			ns, err := netns.GetFromPath(filepath.Join(k.NetnsDir, r.Name()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ns.Close()
+			if err := netns.Set(ns); err != nil { // of this test's own thread
+				t.Fatal(err)
+			}
+			quiet(podDevice)
+			if got := setting(podDevice+"/disable_ipv6") + setting("all/disable_ipv6"); got != "10" {
+				t.Errorf("disable_ipv6 of the pod's device, then of all its devices: %s", got)
+			}
+		})
 	}
 }
