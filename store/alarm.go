@@ -34,7 +34,7 @@ func (e *Etcd) RaiseNoSpace(ctx context.Context) error {
 
 // NoSpace implements Alarm.
 func (e *Etcd) NoSpace(ctx context.Context) (bool, error) {
-	status, err := e.client.Status(ctx, e.client.Endpoints()[0])
+	status, err := e.status(ctx)
 	if err != nil {
 		return false, fmt.Errorf("ask for the no-space alarm: %w", explain(err))
 	}

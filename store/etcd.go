@@ -67,6 +67,7 @@ type DialConfig struct {
 // Etcd is a Store on a real etcd.
 type Etcd struct {
 	client    *clientv3.Client
+	single    *apart
 	watched   *watch.Store
 	patience  time.Duration // 0: no bound, as for what follows
 	mostKeys  int
@@ -89,12 +90,11 @@ func Dial(c DialConfig) (*Etcd, error) {
 	if c.MostAnswer > 0 {
 		send = min(send, c.MostAnswer) // etcd's client wants this
 	}
-	link := new(watch.Link)
-	options := append(link.DialOptions(), grpc.WithChainUnaryInterceptor(wholeAnswer), grpc.WithChainStreamInterceptor(wholeStream))
+	options := []grpc.DialOption{grpc.WithChainUnaryInterceptor(wholeAnswer), grpc.WithChainStreamInterceptor(wholeStream)}
 	if c.TLS != nil && c.TLS.ServerName != "" {
 		options = append(options, grpc.WithAuthority(c.TLS.ServerName)) // otherwise gRPC expects the host of the endpoint
 	}
-	client, err := clientv3.New(clientv3.Config{
+	conf := clientv3.Config{
 		Endpoints:            c.Endpoints,
 		TLS:                  c.TLS,
 		DialTimeout:          dialTimeout,
@@ -106,22 +106,26 @@ func Dial(c DialConfig) (*Etcd, error) {
 		DialOptions:          options,
 		BackoffWaitBetween:   50 * time.Millisecond,
 		Logger:               zap.NewNop(),
-	})
+	}
+	link, single := new(watch.Link), &apart{conf: conf}
+	conf.DialOptions = append(link.DialOptions(), options...)
+	client, err := clientv3.New(conf)
 	if err != nil {
 		return nil, fmt.Errorf("client of etcd %v: %w", c.Endpoints, err)
 	}
+	single.Maintenance, client.Maintenance = client.Maintenance, single
 	if c.SignOfLife == 0 {
 		c.SignOfLife = 5 * time.Second
 	}
 	watched := &watch.Store{Client: client, Link: link, Lineage: cmp.Or(c.Lineage, wire.LineageKey), Interval: c.SignOfLife}
-	return &Etcd{client: client, watched: watched, patience: c.Patience, mostKeys: c.MostKeys, mostBytes: c.MostBytes}, nil
+	return &Etcd{client: client, single: single, watched: watched, patience: c.Patience, mostKeys: c.MostKeys, mostBytes: c.MostBytes}, nil
 }
 
 // Client returns the underlying etcd client, for users, roles and maintenance.
 func (e *Etcd) Client() *clientv3.Client { return e.client }
 
 // Close ends the connection and every watch on it.
-func (e *Etcd) Close() error { return e.client.Close() }
+func (e *Etcd) Close() error { return errors.Join(e.single.close(), e.client.Close()) }
 
 // Get implements Store.
 func (e *Etcd) Get(ctx context.Context, key string) (KV, error) {

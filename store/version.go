@@ -4,31 +4,71 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/coreos/go-semver/semver"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // fixed are the first versions, by minor version, in which a watch cannot read what
 // its user may not (CVE-2026-73499). We rely on rights to keep agents and peers apart.
 var fixed = []semver.Version{*semver.New("3.5.33"), *semver.New("3.6.14"), *semver.New("3.7.1")}
 
-// Version returns the first endpoint's version and the size of its database in bytes.
+// Version returns the version of the member we are connected to, and the size of its
+// database in bytes.
 func (e *Etcd) Version(ctx context.Context) (version string, bytes int64, err error) {
-	return e.version(ctx, e.client.Endpoints()[0])
-}
-
-func (e *Etcd) version(ctx context.Context, endpoint string) (version string, bytes int64, err error) {
-	status, err := e.client.Status(ctx, endpoint)
+	status, err := e.status(ctx)
 	if err != nil {
-		return "", 0, fmt.Errorf("ask etcd at %s for its version: %w", endpoint, explain(err))
+		return "", 0, fmt.Errorf("ask etcd for its version: %w", explain(err))
 	}
 	return status.Version, status.DbSize, nil
+}
+
+// status asks the member we are connected to how it is, on the connection that is there.
+func (e *Etcd) status(ctx context.Context) (*etcdserverpb.StatusResponse, error) {
+	return etcdserverpb.NewMaintenanceClient(e.client.ActiveConnection()).Status(ctx, &etcdserverpb.StatusRequest{})
+}
+
+// apart asks single members, by a client of its own, because each question makes a new
+// connection: on one of the main client, whoever follows the store would make sure of its
+// history and open all watches again.
+type apart struct {
+	clientv3.Maintenance // of the main client
+	conf                 clientv3.Config
+
+	mu     sync.Mutex // guards what follows
+	client *clientv3.Client
+}
+
+// Status implements clientv3.Maintenance.
+func (a *apart) Status(ctx context.Context, endpoint string) (*clientv3.StatusResponse, error) {
+	a.mu.Lock()
+	if a.client == nil {
+		var err error
+		if a.client, err = clientv3.New(a.conf); err != nil {
+			a.mu.Unlock()
+			return nil, err
+		}
+	}
+	client := a.client
+	a.mu.Unlock()
+	return client.Status(ctx, endpoint)
+}
+
+func (a *apart) close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.client == nil {
+		return nil
+	}
+	return a.client.Close()
 }
 
 // Usage returns the store's revision, and how many bytes of its database are in use,
 // history included.
 func (e *Etcd) Usage(ctx context.Context) (revision, inUse int64, err error) {
-	status, err := e.client.Status(ctx, e.client.Endpoints()[0])
+	status, err := e.status(ctx)
 	if err != nil {
 		return 0, 0, explain(err)
 	}
@@ -47,11 +87,11 @@ func (e *Etcd) Compact(ctx context.Context, revision int64) error {
 // CheckVersions returns an error if a member is too old to keep users apart.
 func (e *Etcd) CheckVersions(ctx context.Context) error {
 	for _, endpoint := range e.client.Endpoints() {
-		version, _, err := e.version(ctx, endpoint)
+		status, err := e.client.Status(ctx, endpoint)
 		if err != nil {
-			return err
+			return fmt.Errorf("ask etcd at %s for its version: %w", endpoint, explain(err))
 		}
-		if err := checkVersion(version); err != nil {
+		if err := checkVersion(status.Version); err != nil {
 			return fmt.Errorf("etcd at %s: %w", endpoint, err)
 		}
 	}

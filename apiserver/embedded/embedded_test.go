@@ -299,6 +299,27 @@ func TestWatchGivesSignsOfLifeAndSurvivesRestart(t *testing.T) {
 	}
 }
 
+// Looking at how the store is must not look like a reconnection, after which everybody
+// makes sure of its history and opens all watches again.
+func TestAskingHowItIsLeavesTheConnectionAlone(t *testing.T) {
+	c := start(t)
+	root := c.as(authority.Root)
+	_, before, err := root.List(t.Context(), "weft/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, versionErr := root.Version(t.Context())
+	_, _, usageErr := root.Usage(t.Context())
+	_, spaceErr := root.NoSpace(t.Context())
+	_, statusErr := root.Client().Status(t.Context(), root.Client().Endpoints()[0])
+	if err := errors.Join(versionErr, usageErr, spaceErr, statusErr, root.CheckVersions(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if _, after, err := root.List(t.Context(), "weft/"); err != nil || after.Connection != before.Connection {
+		t.Errorf("%d new connections, %v", after.Connection-before.Connection, err)
+	}
+}
+
 func TestWatchOfAStoreThatStaysAwayEnds(t *testing.T) {
 	c := start(t)
 	root := c.watching(authority.Root, 50*time.Millisecond)
