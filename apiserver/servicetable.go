@@ -56,6 +56,9 @@ type servicePart struct {
 	of      serviceName
 	cluster string
 	slices  []service.Slice
+	// value is what a peer wrote, in place of slices: most services of peers do not exist
+	// here, and their slices would take ten times as much.
+	value []byte
 	// fallback: a peer's service, which counts only if the peer has no slices of it.
 	fallback bool
 }
@@ -167,6 +170,9 @@ func (t *serviceTable) applyLocked(key string, value []byte) {
 		return
 	}
 	t.dirty[p.of] = true
+	if p.cluster != t.own {
+		p.slices, p.value = nil, value
+	}
 	t.parts[key] = p
 	if t.partsOf[p.of] == nil {
 		t.partsOf[p.of] = map[string]bool{}
@@ -235,9 +241,14 @@ func (t *serviceTable) storedLocked(who serviceName) stored {
 		}
 	}
 	for _, key := range keys {
-		if p := t.parts[key]; !p.fallback || !sliced[p.cluster] {
-			out.slices[p.cluster] = append(out.slices[p.cluster], p.slices...)
+		p := t.parts[key]
+		if p.fallback && sliced[p.cluster] {
+			continue
 		}
+		if p.value != nil {
+			p, _, _ = t.read(key, p.value) // as when it was taken in
+		}
+		out.slices[p.cluster] = append(out.slices[p.cluster], p.slices...)
 	}
 	return out
 }

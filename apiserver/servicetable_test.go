@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -227,5 +228,35 @@ func TestLookingAtServicesCostsWhatChanged(t *testing.T) {
 	}
 	if one > whole/20 {
 		t.Errorf("one changed service took %v, all %d took %v", one, services, whole)
+	}
+}
+
+// Backends of peers' services cost about what they take in the store.
+func TestPeersBackendsAreKeptAsTheyWereWritten(t *testing.T) {
+	const slices, each = 100, 100
+	table := newServiceTable("east", nil, slog.New(slog.DiscardHandler))
+	used := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := used()
+	for n := range slices {
+		addresses := make([]string, each)
+		for i := range addresses {
+			addresses[i] = fmt.Sprintf("10.2.%d.%d", n, i)
+		}
+		name := fmt.Sprint("web-", n)
+		key := wire.EndpointSlices.CachePrefix("west") + "shop/" + name
+		table.apply(wire.EndpointSlices.AllCachePrefix(), store.Batch{Events: []store.Event{{KV: store.KV{Key: key, Value: remoteSlice("west", name, "web", "http", addresses...)}}}})
+	}
+	if bytes := (used() - before) / (slices * each); bytes > 60 {
+		t.Errorf("%d bytes per backend", bytes)
+	}
+	table.apply(wire.ObjectKindPrefix("services"), store.Batch{Events: []store.Event{{KV: store.KV{Key: wire.ObjectKey("services", "shop", "web"), Value: globalService("web")}}}})
+	all := table.all()
+	if len(all) != 1 || len(all[0].slices["west"]) != slices {
+		t.Fatalf("%d services, with %d slices", len(all), len(all[0].slices["west"]))
 	}
 }
