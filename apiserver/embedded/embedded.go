@@ -35,6 +35,10 @@ const (
 	MaxRequestBytes = 8 << 20
 	// compaction is how much history is kept for watchers that lag behind.
 	compaction = "10m"
+	// catchUp is how many entries of its log a member keeps in memory, for others that lag
+	// behind; those that lack more are sent the database. An entry has up to 1 MiB while
+	// peers join, so that etcd's default of 5000 kept all of them, too.
+	catchUp = 1000
 	// keepAliveMin is the shortest interval at which clients may ping; those that ping
 	// more often are disconnected.
 	keepAliveMin = 5 * time.Second
@@ -121,7 +125,7 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	conf.PeerTLSInfo = conf.ClientTLSInfo
 	conf.TlsMinVersion = "TLS1.3"
 	conf.MaxTxnOps, conf.MaxRequestBytes = MaxTxnOps, MaxRequestBytes
-	conf.QuotaBackendBytes = c.QuotaBytes
+	conf.QuotaBackendBytes, conf.SnapshotCatchUpEntries = c.QuotaBytes, catchUp
 	conf.AutoCompactionMode, conf.AutoCompactionRetention = embed.CompactorModePeriodic, compaction
 	conf.GRPCKeepAliveMinTime = keepAliveMin
 	conf.EnableGRPCGateway = false // it would act as the server itself
