@@ -108,7 +108,7 @@ func (b *bench) run(ctx context.Context, measure func(context.Context) error) (e
 	if err != nil {
 		return err
 	}
-	progress("%d clusters: generated %d endpoints in %v", b.clusters, world.Shape.Known(), time.Since(began).Round(time.Millisecond))
+	progress("%d clusters: generated %d endpoints in %v; they take %d MiB here", b.clusters, world.Shape.Known(), time.Since(began).Round(time.Millisecond), ownMemory()>>20)
 	if b.lab, err = lab.Raise(ctx, lab.Config{Topology: topology(b.clusters), Binary: b.binary, File: "bench-mesh"}); err != nil {
 		return err
 	}
@@ -227,13 +227,18 @@ func (b *bench) guard(ctx context.Context, l *lab.Lab, cancel context.CancelCaus
 				sum += bytes
 			}
 		}
-		var own runtime.MemStats
-		runtime.ReadMemStats(&own)
-		if sum += own.Sys; sum > b.memory {
+		if sum += ownMemory(); sum > b.memory {
 			cancel(fmt.Errorf("stopped: the processes took %d MiB, more than -memory allows", sum>>20))
 			return
 		}
 	}
+}
+
+// ownMemory is what this process takes, with all generated clusters, in bytes.
+func ownMemory() uint64 {
+	var own runtime.MemStats
+	runtime.ReadMemStats(&own)
+	return own.Sys
 }
 
 // await looks until something holds; false if it does not in time.
@@ -307,13 +312,18 @@ func (b *bench) figure(line, what string, value float64, failed error, detail ma
 	b.print(judged(f))
 }
 
-// profile takes CPU profiles of agent and API server while something is measured, if that
-// is wanted, which costs a little. Call the function it returns at the end.
+// profile takes profiles of agent and API server while something is measured, if that is
+// wanted, which costs a little. Call the function it returns at the end.
 func (b *bench) profile(ctx context.Context, name string) func() {
+	return b.profileAt(ctx, name, b.hub.joined+1)
+}
+
+// profileAt is profile for a mesh that will have so many clusters at the end.
+func (b *bench) profileAt(ctx context.Context, name string, clusters int) func() {
 	if b.profiles == "" {
 		return func() {}
 	}
-	return b.takeProfiles(ctx, filepath.Join(b.profiles, fmt.Sprintf("%s-%d", name, b.hub.joined+1)))
+	return b.takeProfiles(ctx, filepath.Join(b.profiles, fmt.Sprintf("%s-%d", name, clusters)))
 }
 
 func writeFile(path string, text []byte) {

@@ -20,7 +20,7 @@ func (b *bench) joinAll(ctx context.Context, n int) error {
 		return nil
 	}
 	began := time.Now()
-	defer b.profile(ctx, "join")()
+	defer b.profileAt(ctx, "join", n+1)()
 	if err := b.hub.join(ctx, n); err != nil {
 		return err
 	}

@@ -73,13 +73,13 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	only := set.String("only", "", "`lines` to measure, all if empty: "+strings.Join(names, ", ")+"; millions is left out unless it is named")
 	effort := set.String("effort", "full", "how thoroughly to measure: full; quick, a look at a change; or check, with small clusters,\nto see that everything works")
 	set.DurationVar(&o.limit, "limit", 30*time.Minute, "end after this `time`, whatever is left")
-	memory := set.Uint64("memory", 8<<10, "`MiB` that all processes may take; beyond it a size is given up")
-	profiles := set.String("profiles", "", "`folder` to write CPU profiles of agent and API server to; taking them costs a little")
+	memory := set.Uint64("memory", 16<<10, "`MiB` that all processes may take; beyond it a size is given up")
+	profiles := set.String("profiles", "", "`folder` to write profiles of agent and API server to; taking them costs a little")
 	binary := set.String("weft", "./weft", "the `program` to measure")
 	set.StringVar(&o.docs, "docs", "", "`folder` to write the figures and their curves to, as bench-mesh.jsonl and .svg")
 	set.StringVar(&o.from, "from", "", "`file` of figures to write with -docs, instead of measuring")
 	set.Usage = func() {
-		fmt.Fprintln(out, "Measure one agent and one API server in a mesh of generated clusters. It needs root, Linux 6.1,\nand what a lab needs; 511 clusters take some 8 GiB of memory.\n\nUsage: benchmesh [flags]")
+		fmt.Fprintln(out, "Measure one agent and one API server in a mesh of generated clusters. It needs root, Linux 6.1,\nand what a lab needs; 511 clusters take some 12 GiB of memory, two thirds of them for\ntunnels if the kernel has no WireGuard.\n\nUsage: benchmesh [flags]")
 		set.PrintDefaults()
 	}
 	if err := set.Parse(args); err != nil {
