@@ -70,6 +70,7 @@ type Peering struct {
 	changing sync.Mutex // held from a check to the write it allows; taken before mu
 	mu       sync.Mutex // guards what follows
 	peers    map[string]wire.Peer
+	owners   owners // of peers
 	mirrors  map[string]*running
 	nodes    map[string][]netip.Addr // our own
 	heard    map[string]time.Time    // by peer, for mirrors that start: from our store, or from the mirror before
@@ -83,7 +84,7 @@ func New(c Config) *Peering {
 	if c.Dialer == nil {
 		c.Dialer = Etcd{Limit: c.Limit}
 	}
-	return &Peering{conf: c, kept: store.NewKept(c.Store, c.Log), halted: make(chan struct{}, 1), peers: map[string]wire.Peer{}, mirrors: map[string]*running{}, nodes: map[string][]netip.Addr{}, heard: map[string]time.Time{}}
+	return &Peering{conf: c, kept: store.NewKept(c.Store, c.Log), halted: make(chan struct{}, 1), peers: map[string]wire.Peer{}, owners: newOwners(), mirrors: map[string]*running{}, nodes: map[string][]netip.Addr{}, heard: map[string]time.Time{}}
 }
 
 // Invite creates what the named cluster needs to read us: a user, a certificate for

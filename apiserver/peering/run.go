@@ -114,15 +114,8 @@ func (p *Peering) taken(peer string, a netip.Addr) string {
 			return fmt.Sprintf("node %q of this cluster", name)
 		}
 	}
-	for _, other := range p.peers {
-		if other.Name == peer || !other.Connected {
-			continue
-		}
-		for _, c := range other.PodCIDRs {
-			if c.Contains(a) {
-				return fmt.Sprintf("the pods of cluster %q", other.Name)
-			}
-		}
+	if other := p.owners.of(a, peer); other != "" {
+		return fmt.Sprintf("the pods of cluster %q", other)
 	}
 	return ""
 }
@@ -151,11 +144,14 @@ func (p *Peering) apply(ctx context.Context, mirrors *sync.WaitGroup, b store.Ba
 			p.mu.Unlock()
 			return fmt.Errorf("%s: %w", e.Key, err)
 		}
+		p.owners.remove(p.peers[name])
+		p.owners.add(peer)
 		p.peers[name] = peer
 		touched[name] = true
 		delete(gone, name)
 	}
 	for name := range gone {
+		p.owners.remove(p.peers[name])
 		delete(p.peers, name)
 		touched[name] = true
 	}
