@@ -9,7 +9,8 @@
 //
 //	etcd ─► reflector ─► intake ─► tables ─► program ─► maps
 //	                                 │  ▲        lanes ─► WireGuard, routes
-//	                                 │  └─ workloads, liveness
+//	                                 │  ├─ endpoints ◄─ requests (socket, requester)
+//	                                 │  └─ readiness, liveness
 //	                                 └─► publisher ─► etcd
 package meshagent
 
@@ -53,7 +54,9 @@ type Agent struct {
 	reflectors  []*reflector.Reflector
 	ways        *program.Ways
 	program     *program.Program
-	workloads   *workloads
+	endpoints   *endpoint.Endpoints
+	requester   *requester
+	readiness   *readiness
 	lanes       *lanes
 	liveness    *liveness
 	publisher   *publisher
@@ -147,10 +150,15 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	if err != nil {
 		return nil, err
 	}
-	dir := endpoint.Dir(filepath.Join(cfg.StateDir, "endpoints"))
-	if a.workloads, err = newWorkloads(n, a.Tables, edges.Datapath, edges.Plumbing, dir, a.listed, log); err != nil {
+	a.endpoints, err = endpoint.New(endpoint.Config{
+		CIDR: n.cidr, MTU: edges.MTU, Tables: a.Tables, Datapath: edges.Datapath, Plumbing: edges.Plumbing, Dir: endpoint.Dir(filepath.Join(cfg.StateDir, "endpoints")),
+		Tell: func(pod, why string) { setProblem(t, wire.ProblemPods, pod, why) }, Log: log,
+	})
+	if err != nil {
 		return nil, err
 	}
+	a.requester = newRequester(n, cfg.PodsFrom, a.booted, a.Tables, a.endpoints, a.listed)
+	a.readiness = &readiness{tables: a.Tables, endpoints: a.endpoints, first: a.requester.first, settled: make(chan struct{}), probes: map[string]*probing{}}
 	meshes, err := program.NewMeshes(a.Tables, n.name)
 	if err != nil {
 		return nil, err
@@ -165,7 +173,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 		changed: make(chan struct{}, 1), news: make(chan struct{}),
 	}
 	a.lanes.moved = a.liveness.again
-	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, paths: a.liveness, trust: a.trust, settled: a.workloads.settled, told: make(chan struct{}), lost: make(chan struct{}, 1), trouble: partTrouble(a.Tables, "publisher", "the store does not take this node's state", log)}
+	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, paths: a.liveness, trust: a.trust, settled: a.readiness.settled, told: make(chan struct{}), lost: make(chan struct{}, 1), trouble: partTrouble(a.Tables, "publisher", "the store does not take this node's state", log)}
 	a.hosts = &hosts{path: cfg.Hosts, tell: f.tell, own: n.cluster, tables: a.Tables, listed: a.listed}
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, identity: a.program.Identity, ring: a.ring,
 		trouble: partTrouble(a.Tables, "events", "flow events cannot be read", log)}
@@ -186,7 +194,7 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 	}
 	defer func() { _ = a.Tables.DB.Stop() }()
 	g, ctx := errgroup.WithContext(ctx)
-	parts := []part{a.workloads, a.program, a.lanes, a.liveness, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments}
+	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.lanes, a.liveness, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments}
 	for _, r := range a.reflectors {
 		parts = append(parts, r)
 	}
@@ -217,7 +225,7 @@ func (a *Agent) order(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
-	case <-a.workloads.adopted:
+	case <-a.endpoints.Adopted():
 	}
 	close(a.start)
 	a.log.Info("all sources read", "after", time.Since(a.started).Round(time.Millisecond))

@@ -42,6 +42,8 @@ type Config struct {
 	BPFDir string `json:"bpfDir"`
 	// NetnsDir holds the pods' network namespaces as files.
 	NetnsDir string `json:"netnsDir"`
+	// PodsFrom says who requests the pods' networks.
+	PodsFrom PodsFrom `json:"podsFrom"`
 	// Hosts is the file that names services, in the form of /etc/hosts, for
 	// bind-mounting into pods. Empty: none is written.
 	Hosts string `json:"hosts"`
@@ -74,6 +76,7 @@ func Defaults() Config {
 		StateDir:       "/var/lib/weft/agent",
 		BPFDir:         bpf.Defaults().PinDir,
 		NetnsDir:       "/run/netns",
+		PodsFrom:       Objects,
 		Hosts:          "/run/weft/hosts",
 		Socket:         "/run/weft/agent.sock",
 		Listen:         fmt.Sprintf(":%d", api.AgentPort),
@@ -111,6 +114,9 @@ func (c Config) Validate() error {
 	}
 	if c.Hosts != "" && !filepath.IsAbs(c.Hosts) {
 		errs = append(errs, fmt.Errorf("hosts is %q: give an absolute path, or leave it empty", c.Hosts))
+	}
+	if c.PodsFrom != Objects && c.PodsFrom != Requests {
+		errs = append(errs, fmt.Errorf("pods-from is %q: give %s or %s", c.PodsFrom, Objects, Requests))
 	}
 	if c.PodCIDR.IsValid() && (!c.PodCIDR.Addr().Is4() || c.PodCIDR.Bits() > 30) {
 		errs = append(errs, fmt.Errorf("pod-cidr is %v: give an IPv4 prefix of /30 or shorter", c.PodCIDR))

@@ -18,6 +18,7 @@ import (
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/flow"
+	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
@@ -95,6 +96,19 @@ func (a *Agent) handler() http.Handler {
 	mux.HandleFunc("GET /v1/observe", a.observe)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	return mux
+}
+
+// socketHandler serves the same on the socket, and the requests for pods' networks: only who
+// is root on this machine may make them.
+func (a *Agent) socketHandler() http.Handler {
+	var requests api.EndpointRequests = a.endpoints
+	if a.cfg.PodsFrom == Objects {
+		requests = byObject{requests}
+	}
+	mux := http.NewServeMux()
+	endpoint.Serve(mux, requests)
+	mux.Handle("/", a.handler())
 	return mux
 }
 

@@ -172,7 +172,7 @@ func (a *Agent) server(at string, listen func() (net.Listener, error), h http.Ha
 func (a *Agent) servers(conf *tls.Config) ([]part, error) {
 	api := a.handler()
 	parts := []part{
-		a.server(a.cfg.Socket, func() (net.Listener, error) { return listenUnix(a.cfg.Socket) }, api),
+		a.server(a.cfg.Socket, func() (net.Listener, error) { return listenUnix(a.cfg.Socket) }, a.socketHandler()),
 	}
 	if a.cfg.Listen != "" {
 		host, port, err := net.SplitHostPort(a.cfg.Listen)

@@ -1,6 +1,7 @@
 package meshagent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/bpf"
@@ -24,6 +26,7 @@ import (
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/endpoint/endpointtest"
+	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/tunnel/probe"
 	"github.com/weft-mesh/weft/tunnel/probe/probetest"
@@ -65,8 +68,10 @@ type testNode struct {
 	// alter changes the next agent's edges, if it is set, and log is where it logs.
 	alter func(*Edges)
 	log   slog.Handler
-	agent *Agent
-	stop  func()
+	// podsFrom is who requests the pods' networks; Objects if empty.
+	podsFrom PodsFrom
+	agent    *Agent
+	stop     func()
 }
 
 func newWorld(t *testing.T) *world {
@@ -137,6 +142,7 @@ func (n *testNode) run() {
 	if n.log != nil {
 		cfg.Log = slog.New(n.log)
 	}
+	cfg.PodsFrom = cmp.Or(n.podsFrom, cfg.PodsFrom)
 	bundle := &api.JoinBundle{
 		Cluster: n.cluster.name, ClusterID: uint32(n.cluster.id), ClusterPodCIDRs: []netip.Prefix{n.cluster.cidr()},
 		Node: n.name, Addresses: []netip.Addr{n.ip()}, PodCIDRs: []netip.Prefix{n.cidr()},
@@ -325,10 +331,26 @@ func (w *world) mirror(from, to *testCluster) {
 
 func (n *testNode) pod(name, app string) {
 	p := corev1.Pod{}
-	p.Namespace, p.Name, p.UID = "shop", name, "uid-"+"1"
+	p.Namespace, p.Name, p.UID = "shop", name, "uid-1"
 	p.Labels = map[string]string{"app": app}
 	p.Spec.NodeName = n.name
 	n.cluster.put(n.world.t, wire.ObjectKey("pods", p.Namespace, p.Name), p)
+}
+
+// podOf declares a pod with a certain UID.
+func (n *testNode) podOf(name string, uid types.UID) {
+	p := corev1.Pod{}
+	p.Namespace, p.Name, p.UID = "shop", name, uid
+	p.Spec.NodeName = n.name
+	n.cluster.put(n.world.t, wire.ObjectKey("pods", p.Namespace, p.Name), p)
+}
+
+// endpoint is the agent's row of a pod.
+func (n *testNode) endpoint(name string) (row tables.Endpoint) {
+	if e := tables.Get(n.agent.Tables.DB.ReadTxn(), n.agent.Tables.Endpoints, "shop/"+name); e != nil {
+		row = *e
+	}
+	return row
 }
 
 // setCut cuts a cluster off from the other, or ends that.

@@ -24,6 +24,7 @@ func agentCommand() *cobra.Command {
 		"data-dir":        "folder for endpoints and keys, kept across reboots",
 		"bpf-dir":         "folder on a BPF file system for maps and programs, kept when the agent stops",
 		"netns-dir":       "folder with the pods' network namespaces",
+		"pods-from":       "who requests the pods' networks: objects (this agent, for every pod of its node) or requests (a container runtime, on --socket)",
 		"hosts":           "file to write service names to, in the format of /etc/hosts; empty: none",
 		"socket":          "socket of the local API",
 		"listen":          "address of the API for the API server, with mutual TLS",

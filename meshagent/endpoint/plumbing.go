@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base32"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -37,6 +39,11 @@ type Plumbing interface {
 	Create(r Record) (Link, error)
 	// Find is the host side of a pod's pair, if there is one. It changes nothing.
 	Find(r Record) (ifindex int, ok bool)
+	// Look is what Create and Up have made. It changes nothing; the error says what is
+	// missing.
+	Look(r Record) (Link, error)
+	// Netns is the pod's network namespace as a file.
+	Netns(r Record) string
 	// Up lets packets through, and returns when the pod's first will not be lost;
 	// harmless when they already pass.
 	Up(l Link, r Record) error
@@ -48,7 +55,7 @@ type Plumbing interface {
 // entry points to the host side of the pair.
 var gateway = netip.MustParseAddr("169.254.1.1")
 
-// podDevice is the device inside the pod.
+// podDevice is the device inside the pod, unless another is requested.
 const podDevice = "eth0"
 
 // Kernel is Plumbing with netlink. It needs root and works in the namespace of
@@ -67,6 +74,29 @@ func (k Kernel) dir() string {
 	return k.NetnsDir
 }
 
+// Netns implements Plumbing.
+func (k Kernel) Netns(r Record) string {
+	return cmp.Or(r.Netns, filepath.Join(k.dir(), r.Name()))
+}
+
+// enter opens a pod's network namespace. The caller closes both.
+func (k Kernel) enter(r Record) (netns.NsHandle, *netlink.Handle, error) {
+	path := k.Netns(r)
+	if !isNamespace(path) {
+		return netns.None(), nil, fmt.Errorf("open namespace: %s is not a network namespace", path)
+	}
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return netns.None(), nil, fmt.Errorf("open namespace %s: %w", path, err)
+	}
+	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		ns.Close()
+		return netns.None(), nil, fmt.Errorf("enter namespace %s: %w", path, err)
+	}
+	return ns, pod, nil
+}
+
 // HostDevice is the name of the host side: stable, and within the kernel's 15
 // bytes whatever the pod is called.
 func HostDevice(r Record) string {
@@ -81,23 +111,24 @@ func (k Kernel) Create(r Record) (_ Link, err error) {
 			err = fmt.Errorf("create network of pod %s: %w", r.Key(), err)
 		}
 	}()
-	path := filepath.Join(k.dir(), r.Name())
-	if err := ensureNamespace(k.dir(), path); err != nil {
+	// One that the requester made is the requester's: it is neither made nor removed here.
+	if r.Netns == "" {
+		if err := ensureNamespace(k.dir(), k.Netns(r)); err != nil {
+			return Link{}, err
+		}
+	}
+	ns, pod, err := k.enter(r)
+	if err != nil {
 		return Link{}, err
 	}
-	ns, err := netns.GetFromPath(path)
-	if err != nil {
-		return Link{}, fmt.Errorf("open namespace: %w", err)
-	}
 	defer ns.Close()
-	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return Link{}, fmt.Errorf("enter namespace: %w", err)
-	}
 	defer pod.Close()
 
 	host, inside, err := k.ensurePair(r, ns, pod.LinkByName)
 	if err != nil {
+		return Link{}, err
+	}
+	if err := quiet(pod, inside); err != nil {
 		return Link{}, err
 	}
 	if err := configurePod(pod, inside, host.Attrs().HardwareAddr, r.IP, k.MTU); err != nil {
@@ -106,10 +137,52 @@ func (k Kernel) Create(r Record) (_ Link, err error) {
 	if err := configureHost(host, inside.Attrs().HardwareAddr, r.IP); err != nil {
 		return Link{}, err
 	}
+	return linkOf(host, inside), nil
+}
+
+func linkOf(host, inside netlink.Link) Link {
 	return Link{
 		Ifindex: host.Attrs().Index, Host: host.Attrs().Name,
 		MAC: inside.Attrs().HardwareAddr, HostMAC: host.Attrs().HardwareAddr,
-	}, nil
+	}
+}
+
+// Look implements Plumbing.
+func (k Kernel) Look(r Record) (_ Link, err error) {
+	host, err := device(netlink.LinkByName, HostDevice(r))
+	if err != nil {
+		return Link{}, err
+	}
+	if host == nil {
+		return Link{}, fmt.Errorf("device %s is gone", HostDevice(r))
+	}
+	if host.Attrs().Flags&net.FlagUp == 0 {
+		return Link{}, fmt.Errorf("device %s is down", HostDevice(r))
+	}
+	ns, pod, err := k.enter(r)
+	if err != nil {
+		return Link{}, err
+	}
+	defer ns.Close()
+	defer pod.Close()
+	inside, err := device(pod.LinkByName, r.Device())
+	if err != nil {
+		return Link{}, err
+	}
+	if inside == nil || inside.Attrs().ParentIndex != host.Attrs().Index {
+		return Link{}, fmt.Errorf("the pod's %s is not the other end of %s", r.Device(), HostDevice(r))
+	}
+	addrs, err := pod.AddrList(inside, netlink.FAMILY_V4)
+	if err != nil {
+		return Link{}, fmt.Errorf("list the pod's addresses: %w", err)
+	}
+	if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(r.IP.AsSlice()) }) {
+		return Link{}, fmt.Errorf("the pod's %s no longer has the address %v", r.Device(), r.IP)
+	}
+	if !configured(pod, inside) {
+		return Link{}, fmt.Errorf("the pod's %s is down or has no default route", r.Device())
+	}
+	return linkOf(host, inside), nil
 }
 
 // device looks a device up with a netlink function, and returns nil if there is none.
@@ -133,7 +206,7 @@ func (k Kernel) ensurePair(r Record, ns netns.NsHandle, inPod func(string) (netl
 	if host, err = device(netlink.LinkByName, name); err != nil {
 		return nil, nil, err
 	}
-	if inside, err = device(inPod, podDevice); err != nil {
+	if inside, err = device(inPod, r.Device()); err != nil {
 		return nil, nil, fmt.Errorf("in the pod: %w", err)
 	}
 	if host != nil && inside != nil && inside.Attrs().ParentIndex == host.Attrs().Index {
@@ -144,16 +217,19 @@ func (k Kernel) ensurePair(r Record, ns netns.NsHandle, inPod func(string) (netl
 			return nil, nil, fmt.Errorf("remove half a device pair: %w", err)
 		}
 	}
+	if inside != nil {
+		return nil, nil, fmt.Errorf("the pod has a device %s that is not ours: remove it, or request another interface", r.Device())
+	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = name, k.MTU
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: podDevice, PeerNamespace: netlink.NsFd(ns), PeerMTU: uint32(k.MTU)}
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: r.Device(), PeerNamespace: netlink.NsFd(ns), PeerMTU: uint32(k.MTU)}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return nil, nil, fmt.Errorf("add device pair %s: %w", name, err)
 	}
 	if host, err = netlink.LinkByName(name); err != nil {
 		return nil, nil, fmt.Errorf("find device %s: %w", name, err)
 	}
-	if inside, err = inPod(podDevice); err != nil {
+	if inside, err = inPod(r.Device()); err != nil {
 		return nil, nil, fmt.Errorf("find device of the pod: %w", err)
 	}
 	return host, inside, nil
@@ -219,6 +295,19 @@ func configureHost(dev netlink.Link, podMAC net.HardwareAddr, ip netip.Addr) err
 	return routeHost(dev.Attrs().Index, podMAC, ip)
 }
 
+// quiet keeps IPv6 addresses off a pod's device that is not up yet: a runtime's namespace may
+// give it one.
+func quiet(pod *netlink.Handle, dev netlink.Link) error {
+	if dev.Attrs().Flags&net.FlagUp != 0 {
+		return nil
+	}
+	err := pod.LinkSetIP6AddrGenMode(dev, nl.IN6_ADDR_GEN_MODE_NONE)
+	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return fmt.Errorf("keep IPv6 addresses off the pod's %s: %w", dev.Attrs().Name, err)
+	}
+	return nil
+}
+
 // silence keeps the host from speaking IPv6 on a device that is not up yet: without an
 // address it has nothing to announce. A router announces the groups it is in all the
 // same, so there IPv6 is switched off, which is dear: see setSysctl.
@@ -270,18 +359,14 @@ func (k Kernel) Up(l Link, r Record) error {
 // device down itself is not waited for.
 func (k Kernel) awaitCarrier(r Record) error {
 	const patience, pause = time.Second, 2 * time.Millisecond
-	ns, err := netns.GetFromPath(filepath.Join(k.dir(), r.Name()))
+	ns, pod, err := k.enter(r)
 	if err != nil {
-		return fmt.Errorf("open namespace of pod %s: %w", r.Key(), err)
+		return fmt.Errorf("pod %s: %w", r.Key(), err)
 	}
 	defer ns.Close()
-	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("enter namespace of pod %s: %w", r.Key(), err)
-	}
 	defer pod.Close()
 	for deadline := time.Now().Add(patience); ; time.Sleep(pause) {
-		dev, err := pod.LinkByName(podDevice)
+		dev, err := pod.LinkByName(r.Device())
 		if err != nil {
 			return fmt.Errorf("find device of pod %s: %w", r.Key(), err)
 		}
@@ -312,7 +397,10 @@ func (k Kernel) Remove(r Record) error {
 			return fmt.Errorf("remove device of pod %s: %w", r.Key(), err)
 		}
 	}
-	path := filepath.Join(k.dir(), r.Name())
+	if r.Netns != "" {
+		return nil
+	}
+	path := k.Netns(r)
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount namespace of pod %s: %w", r.Key(), err)
 	}
@@ -325,8 +413,7 @@ func (k Kernel) Remove(r Record) error {
 // ensureNamespace makes a namespace and keeps it alive as a file. A file without
 // namespace behind it is what a reboot or a crash in between leaves.
 func ensureNamespace(dir, path string) error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(path, &fs); err == nil && fs.Type == unix.NSFS_MAGIC {
+	if isNamespace(path) {
 		return nil
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -366,6 +453,11 @@ func ensureNamespace(dir, path string) error {
 		return err
 	}
 	return nil
+}
+
+func isNamespace(path string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(path, &fs) == nil && fs.Type == unix.NSFS_MAGIC
 }
 
 // oneSetting lets one goroutine at a time write a setting.

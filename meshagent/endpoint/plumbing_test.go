@@ -182,3 +182,93 @@ func TestAPairIsQuietInIPv6(t *testing.T) {
 		})
 	}
 }
+
+// A namespace that a runtime made is used as it is, and is the runtime's to remove. What a
+// pod has done to its network is named.
+func TestAPodInItsRuntimesNamespace(t *testing.T) {
+	inFreshNamespace(t)
+	dir := t.TempDir()
+	k := Kernel{MTU: 1420, NetnsDir: filepath.Join(dir, "netns")}
+	r := Record{Namespace: "shop", Pod: "web-1", IP: netip.MustParseAddr("10.1.1.2"), ID: 1, Netns: filepath.Join(dir, "cni-1"), Interface: "net0"}
+	if _, err := k.Create(r); err == nil || !strings.Contains(err.Error(), "is not a network namespace") {
+		t.Errorf("without the namespace: %v", err)
+	}
+	if err := ensureNamespace(dir, r.Netns); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(r.Netns, unix.MNT_DETACH) })
+	t.Cleanup(func() { _ = k.Remove(r) })
+	if err := speakIPv6(r.Netns); err != nil { // as where somebody else made it
+		t.Fatal(err)
+	}
+	link, err := k.Create(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Up(link, r); err != nil {
+		t.Fatal(err)
+	}
+	if seen, err := k.Look(r); err != nil || seen.Ifindex != link.Ifindex || seen.MAC.String() != link.MAC.String() {
+		t.Errorf("looked at %+v, %v; want %+v", seen, err, link)
+	}
+	ns, pod, err := k.enter(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	defer pod.Close()
+	dev, err := pod.LinkByName("net0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if addrs, err := pod.AddrList(dev, netlink.FAMILY_V6); err != nil || len(addrs) > 0 {
+		t.Errorf("the pod speaks IPv6: %v, %v", addrs, err)
+	}
+	for _, damage := range []struct {
+		want string
+		do   func() error
+	}{
+		{"has no default route", func() error { return pod.LinkSetDown(dev) }},
+		{"no longer has the address 10.1.1.2", func() error { return pod.AddrDel(dev, &netlink.Addr{IPNet: single(r.IP)}) }},
+		{"is gone", func() error { return pod.LinkDel(dev) }},
+	} {
+		if err := damage.do(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.Look(r); err == nil || !strings.Contains(err.Error(), damage.want) {
+			t.Errorf("look: %v, want %q", err, damage.want)
+		}
+	}
+	other := netlink.NewLinkAttrs()
+	other.Name = "net0"
+	if err := pod.LinkAdd(&netlink.Veth{LinkAttrs: other, PeerName: "net1"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Create(r); err == nil || !strings.Contains(err.Error(), "a device net0 that is not ours") {
+		t.Errorf("beside somebody else's device: %v", err)
+	}
+	if err := k.Remove(r); err != nil {
+		t.Error(err)
+	}
+	if !isNamespace(r.Netns) {
+		t.Error("the runtime's namespace is gone")
+	}
+}
+
+// speakIPv6 lets the devices to come in a namespace speak IPv6.
+func speakIPv6(namespace string) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
+		ns, err := netns.GetFromPath(namespace)
+		if err == nil {
+			defer ns.Close()
+			err = netns.Set(ns)
+		}
+		if err == nil {
+			err = os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("0"), 0)
+		}
+		done <- err
+	}()
+	return <-done
+}

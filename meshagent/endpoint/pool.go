@@ -13,6 +13,8 @@ var (
 	// ErrResting means that the addresses which are not in use were released too
 	// recently. Time cures it.
 	ErrResting = errors.New("every free address was released too recently")
+	// ErrClaim means that a certain address cannot be given to a pod.
+	ErrClaim = errors.New("the pod cannot get the address it should")
 )
 
 // Grace is how long an address is given to nobody after its release. Others go by
@@ -71,16 +73,39 @@ func (p *Pool) Take(now time.Time) (netip.Addr, uint16, error) {
 	if err != nil {
 		return netip.Addr{}, 0, err
 	}
+	id, err := p.number(ip)
+	if err != nil {
+		return netip.Addr{}, 0, err
+	}
+	p.last = ip
+	return ip, id, nil
+}
+
+// Claim gives out this address, and a number.
+func (p *Pool) Claim(ip netip.Addr, now time.Time) (uint16, error) {
+	switch at, rests := p.released[ip]; {
+	case !p.cidr.Contains(ip) || p.broadcast(ip) || !Internal(p.cidr).Less(ip):
+		return 0, fmt.Errorf("%w: %v is not an address for pods in %v", ErrClaim, ip, p.cidr)
+	case p.used[ip]:
+		return 0, fmt.Errorf("%w: %v belongs to another pod", ErrClaim, ip)
+	case rests && now.Before(at.Add(Grace)):
+		return 0, fmt.Errorf("%w: a pod left %v too recently; try again after %s", ErrClaim, ip, at.Add(Grace).UTC().Format("15:04:05 UTC"))
+	}
+	return p.number(ip)
+}
+
+// number marks an address as used, and gives out a number for it.
+func (p *Pool) number(ip netip.Addr) (uint16, error) {
 	id := p.lastID
 	for range 1 << 16 {
 		if id++; id != 0 && !p.ids[id] {
-			p.used[ip], p.last = true, ip
+			p.used[ip] = true
 			p.ids[id], p.lastID = true, id
 			delete(p.released, ip)
-			return ip, id, nil
+			return id, nil
 		}
 	}
-	return netip.Addr{}, 0, errors.New("all 65535 endpoint numbers are in use")
+	return 0, errors.New("all 65535 endpoint numbers are in use")
 }
 
 // address chooses the next address.

@@ -1,11 +1,11 @@
-// Package endpoint gives a pod its network: namespace, device pair, address, and the
-// file that remembers them.
+// Package endpoint gives pods their networks on request: namespace, device pair, address,
+// and the file that remembers them.
 //
-// Package meshagent decides which pods there are, and package bpf what happens to their
-// packets.
+// Requesters decide which pods there are, and package bpf what happens to their packets.
 package endpoint
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,10 +28,17 @@ type Record struct {
 	IP        netip.Addr `json:"ip"`
 	// ID is the pod's number on this node, from 1.
 	ID uint16 `json:"id"`
+	// Container, Netns and Interface are as requested.
+	Container string `json:"container,omitempty"`
+	Netns     string `json:"netns,omitempty"`
+	Interface string `json:"interface,omitempty"`
 }
 
-// Name is the name of the pod's network namespace: namespace_pod. Neither part
-// can contain an underscore.
+// Device is the name of the device in the pod.
+func (r Record) Device() string { return cmp.Or(r.Interface, podDevice) }
+
+// Name is the name of the network namespace that the agent makes: namespace_pod. Neither
+// part can contain an underscore.
 func (r Record) Name() string { return r.Namespace + "_" + r.Pod }
 
 // Key is the pod as people write it.

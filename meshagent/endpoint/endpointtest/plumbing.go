@@ -5,6 +5,8 @@
 package endpointtest
 
 import (
+	"cmp"
+	"fmt"
 	"net"
 	"sync"
 
@@ -57,6 +59,20 @@ func (p *Plumbing) Find(r endpoint.Record) (int, bool) {
 	defer p.mu.Unlock()
 	l, ok := p.links[r.Key()]
 	return l.Ifindex, ok
+}
+
+// Netns implements endpoint.Plumbing.
+func (p *Plumbing) Netns(r endpoint.Record) string { return cmp.Or(r.Netns, "/run/netns/"+r.Name()) }
+
+// Look implements endpoint.Plumbing.
+func (p *Plumbing) Look(r endpoint.Record) (endpoint.Link, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l, ok := p.links[r.Key()]
+	if !ok {
+		return l, fmt.Errorf("device %s is gone", endpoint.HostDevice(r))
+	}
+	return l, nil
 }
 
 // Up implements endpoint.Plumbing.

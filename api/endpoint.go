@@ -1,0 +1,174 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// EndpointRequest asks a node's agent for something about the network of one pod. All
+// requests have this form; Remove and Look need no more than the pod's name.
+type EndpointRequest struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// UID distinguishes pods that have the same name one after the other. Empty: the pod
+	// that has the name now.
+	UID string `json:"uid,omitempty"`
+	// Container is the ID of the pod's sandbox, which a runtime may replace while the pod
+	// remains. Empty: whichever it is.
+	Container string `json:"container,omitempty"`
+	// Netns is the pod's network namespace as a file. Empty: the agent makes one, and
+	// removes it with the pod.
+	Netns string `json:"netns,omitempty"`
+	// Interface is the name of the device in the pod; eth0 if empty.
+	Interface string `json:"interface,omitempty"`
+	// Addresses are those that the pod should get, at most one for now. Empty: the agent
+	// chooses.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+}
+
+// EndpointResult is the network of a pod.
+type EndpointResult struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid,omitempty"`
+	Container string `json:"container,omitempty"`
+	Netns     string `json:"netns"`
+	// Interface and MAC are those of the device in the pod, Device and DeviceMAC those of
+	// its other end on the node.
+	Interface string `json:"interface"`
+	MAC       string `json:"mac"`
+	Device    string `json:"device"`
+	DeviceMAC string `json:"deviceMAC"`
+	// MTU is in bytes.
+	MTU       int             `json:"mtu"`
+	Addresses []netip.Prefix  `json:"addresses"`
+	Routes    []EndpointRoute `json:"routes"`
+	// Held says that no packet passes yet: the pod's identity is not known.
+	Held bool `json:"held,omitempty"`
+}
+
+// EndpointRoute is a route in the pod. Without a gateway, the destination is on the link.
+type EndpointRoute struct {
+	Destination netip.Prefix `json:"destination"`
+	Gateway     netip.Addr   `json:"gateway,omitzero"`
+}
+
+// EndpointRequests are what the requester of pods' networks may ask of an agent. Each may
+// be repeated at any time, by another requester too; requests for one pod are handled one
+// after the other.
+type EndpointRequests interface {
+	// Add gives a pod its network, or finds it as it is. When it returns, the pod's
+	// device is up; packets pass as soon as the pod's identity is known. A pod of the
+	// same name with another UID is removed first.
+	Add(ctx context.Context, r EndpointRequest) (*EndpointResult, error)
+	// Remove takes a pod's network away. It is nil if there is none, and if the name now
+	// belongs to another pod or container.
+	Remove(ctx context.Context, r EndpointRequest) error
+	// Look returns a pod's network as it is in the kernel. The error says what is missing.
+	Look(ctx context.Context, r EndpointRequest) (*EndpointResult, error)
+}
+
+// Key is the pod as people write it.
+func (r EndpointRequest) Key() string { return r.Namespace + "/" + r.Name }
+
+const maxEndpointRequest = 64 << 10
+
+// ReadEndpointRequest decodes and validates a request.
+func ReadEndpointRequest(in io.Reader) (r EndpointRequest, err error) {
+	text, err := io.ReadAll(io.LimitReader(in, maxEndpointRequest+1))
+	if err != nil {
+		return r, fmt.Errorf("read request: %w", err)
+	}
+	if len(text) > maxEndpointRequest {
+		return r, Invalid("", "the request is longer than %d bytes", maxEndpointRequest)
+	}
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&r); err != nil {
+		return r, Invalid("", "the request cannot be read: %v", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return r, Invalid("", "something follows the request")
+	}
+	return r, r.Validate()
+}
+
+var (
+	// podName and namespaceName are Kubernetes' forms. Neither has an underscore or slash.
+	podName       = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+	namespaceName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
+	opaque        = regexp.MustCompile(`^[!-~]{0,128}$`)
+	deviceName    = regexp.MustCompile(`^[A-Za-z0-9][-A-Za-z0-9_.]{0,14}$`)
+)
+
+// Validate reports every mistake at once.
+func (r EndpointRequest) Validate() error {
+	var wrong []string
+	add := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
+	if len(r.Namespace) > 63 || !namespaceName.MatchString(r.Namespace) {
+		add("namespace %q is not a namespace's name", r.Namespace)
+	}
+	if len(r.Name) > 253 || !podName.MatchString(r.Name) {
+		add("name %q is not a pod's name", r.Name)
+	}
+	if !opaque.MatchString(r.UID) {
+		add("uid %q is not up to 128 printable characters", r.UID)
+	}
+	if !opaque.MatchString(r.Container) {
+		add("container %q is not up to 128 printable characters", r.Container)
+	}
+	if r.Netns != "" && (!filepath.IsAbs(r.Netns) || filepath.Clean(r.Netns) != r.Netns || strings.ContainsRune(r.Netns, 0)) {
+		add("netns %q is not an absolute path in its shortest form", r.Netns)
+	}
+	if r.Interface != "" && (r.Interface == "lo" || !deviceName.MatchString(r.Interface)) {
+		add("interface %q is not a device's name of up to 15 letters and digits", r.Interface)
+	}
+	if len(r.Addresses) > 1 {
+		add("%d addresses are more than one", len(r.Addresses))
+	}
+	for _, a := range r.Addresses {
+		if !a.Is4() {
+			add("address %v is not IPv4", a)
+		}
+	}
+	if len(wrong) > 0 {
+		return Invalid("", "%s", strings.Join(wrong, "; "))
+	}
+	return nil
+}
+
+// Paths of the requests, on the agent's socket alone.
+const (
+	EndpointAddPath    = "/v1/endpoint/add"
+	EndpointRemovePath = "/v1/endpoint/remove"
+	EndpointLookPath   = "/v1/endpoint/look"
+)
+
+// endpoints makes requests to the agent of a client.
+type endpoints struct{ c *Client }
+
+// Endpoints are the requests for pods' networks, which the agent takes on its socket alone.
+func (c *Client) Endpoints() EndpointRequests { return endpoints{c} }
+
+func (e endpoints) Add(ctx context.Context, r EndpointRequest) (*EndpointResult, error) {
+	out := &EndpointResult{}
+	return out, e.c.call(ctx, http.MethodPost, EndpointAddPath, nil, r, out)
+}
+
+func (e endpoints) Remove(ctx context.Context, r EndpointRequest) error {
+	return e.c.call(ctx, http.MethodPost, EndpointRemovePath, nil, r, nil)
+}
+
+func (e endpoints) Look(ctx context.Context, r EndpointRequest) (*EndpointResult, error) {
+	out := &EndpointResult{}
+	return out, e.c.call(ctx, http.MethodPost, EndpointLookPath, nil, r, out)
+}
