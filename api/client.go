@@ -313,9 +313,22 @@ func (c *Client) Servers(ctx context.Context) (*ServerList, error) {
 	return &out, c.call(ctx, http.MethodGet, "/v1/servers", nil, nil, &out)
 }
 
-// RemoveServer forgets an API server that is gone for good, by its name or ID.
-func (c *Client) RemoveServer(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodDelete, "/v1/servers/"+url.PathEscape(name), nil, nil, nil)
+// AddServer admits another API server and returns its join bundle.
+func (c *Client) AddServer(ctx context.Context, server ServerRequest) (*ServerBundle, error) {
+	var out ServerBundle
+	return &out, c.call(ctx, http.MethodPost, "/v1/servers", nil, server, &out)
+}
+
+// RemoveServer removes an API server for good, by its name or ID.
+func (c *Client) RemoveServer(ctx context.Context, name string) (*ServerChange, error) {
+	var out ServerChange
+	return &out, c.call(ctx, http.MethodDelete, "/v1/servers/"+url.PathEscape(name), nil, nil, &out)
+}
+
+// ReplaceServer lets an API server whose disk was lost join again.
+func (c *Client) ReplaceServer(ctx context.Context, name string) (*ServerChange, error) {
+	var out ServerChange
+	return &out, c.call(ctx, http.MethodPost, "/v1/servers/"+url.PathEscape(name)+"/replace", nil, nil, &out)
 }
 
 // Peers lists the peers.

@@ -123,17 +123,17 @@ type Status struct {
 	Peers   []PeerStatus  `json:"peers"`
 	// Former lists the removed peers whose CIDRs are blocked.
 	Former []FormerPeer `json:"former,omitempty"`
-	// Servers are the cluster's API servers.
+	// Servers are the cluster's API servers; Quorum is nil if they use an existing etcd.
 	Servers []ServerStatus `json:"servers"`
+	Quorum  *Quorum        `json:"quorum,omitempty"`
 	// Refused lists claims of the cluster's own nodes that are not believed.
 	Refused []Refusal `json:"refused,omitempty"`
-	// Concerns list what is not as wanted and needs an operator. Settling lists what has
-	// not been as wanted for a short time only.
+	// Concerns need an operator; Settling lists what is not as wanted for a short time only.
 	Concerns []Concern `json:"concerns,omitempty"`
 	Settling []Concern `json:"settling,omitempty"`
 }
 
-// ClusterStatus describes the cluster that answers.
+// ClusterStatus is the cluster that answers.
 type ClusterStatus struct {
 	Name                 string         `json:"name"`
 	ID                   uint32         `json:"id"`

@@ -17,22 +17,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/internal/loopbacktest"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
-
-func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m,
-		// memberlist does not wait for the probe that is under way; it ends with
-		// the probe's own patience.
-		goleak.IgnoreTopFunction("github.com/hashicorp/memberlist.(*Memberlist).probeNode"),
-	)
-}
 
 // process is an API server in this process, on loopback.
 type process struct {
@@ -41,6 +31,8 @@ type process struct {
 	srv  *server
 	url  string
 	stop func()
+	// ended waits until the server has ended by itself, with this error.
+	ended func(want error)
 }
 
 func config(t testing.TB) Config {
@@ -49,7 +41,7 @@ func config(t testing.TB) Config {
 	c.Advertise = loopbacktest.Addr(t)
 	c.DataDir, c.AdminConfig = t.TempDir(), filepath.Join(t.TempDir(), "admin.conf")
 	c.Listen, c.EtcdListen = fmt.Sprintf("%v:17443", c.Advertise), fmt.Sprintf("%v:12379", c.Advertise)
-	c.MetricsAddress, c.GossipPort, c.WANGossipPort, c.DiskReserveBytes = "", 0, 0, 0
+	c.MetricsAddress, c.GossipPort, c.WANGossipPort, c.DiskReserveBytes, c.EtcdPeerListen = "", 0, 0, 0, ""
 	c.Log = slog.New(slog.DiscardHandler)
 	return c
 }
@@ -71,6 +63,13 @@ func start(t testing.TB, conf Config) *process {
 		t.Fatal(err)
 	}
 	stopped := false
+	p.ended = func(want error) {
+		stopped = true
+		if err := <-done; !errors.Is(err, want) {
+			t.Errorf("ended with %v, want %v", err, want)
+		}
+		cancel()
+	}
 	p.stop = func() {
 		if stopped {
 			return

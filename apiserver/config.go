@@ -17,6 +17,7 @@ import (
 	"strconv"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/members"
 	"github.com/weft-mesh/weft/apiserver/mirror"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"
@@ -53,6 +54,15 @@ type Config struct {
 	// Port 0 means any free port, for tests.
 	Listen     string `json:"listen"`
 	EtcdListen string `json:"etcdListen"`
+	// Name is this API server's among those of the cluster; empty: Advertise.
+	Name string `json:"name,omitempty"`
+	// EtcdPeerListen is where the embedded etcd listens for those of other API servers, with
+	// mutual TLS; they reach it at Advertise. Empty: it stays alone.
+	EtcdPeerListen string `json:"etcdPeerListen"`
+	// Join is the file with the join bundle that `weft server add` wrote. It is read only
+	// while DataDir holds no store: this API server then joins the others, and takes over
+	// their certificate authority.
+	Join string `json:"join,omitempty"`
 	// MetricsAddress is where /metrics is served, in plain HTTP and without
 	// authentication. Empty: not served.
 	MetricsAddress string `json:"metricsAddress"`
@@ -111,6 +121,7 @@ func Defaults() Config {
 		AdminConfig:          api.AdminConfigPath,
 		Listen:               fmt.Sprintf(":%d", api.ServerPort),
 		EtcdListen:           "0.0.0.0:2379",
+		EtcdPeerListen:       "0.0.0.0:2380",
 		MetricsAddress:       "127.0.0.1:9963",
 		EtcdQuotaBytes:       2 << 30,
 		DiskReserveBytes:     128 << 20,
@@ -150,7 +161,7 @@ func (c Config) Validate() error {
 	listeners := []struct {
 		name, addr string
 		optional   bool
-	}{{"listen", c.Listen, false}, {"metrics-address", c.MetricsAddress, true}, {"etcd-listen", c.EtcdListen, len(c.EtcdEndpoints) > 0}}
+	}{{"listen", c.Listen, false}, {"metrics-address", c.MetricsAddress, true}, {"etcd-listen", c.EtcdListen, len(c.EtcdEndpoints) > 0}, {"etcd-peer-listen", c.EtcdPeerListen, true}}
 	for _, l := range listeners {
 		if l.addr == "" && l.optional {
 			continue
@@ -160,6 +171,18 @@ func (c Config) Validate() error {
 		} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 			add("%s is %q: the port must be a number from 0 to 65535", l.name, l.addr)
 		}
+	}
+	if c.Name != "" {
+		if err := members.CheckName(c.Name); err != nil {
+			add("name: %w", err)
+		}
+	}
+	switch {
+	case c.Join == "":
+	case len(c.EtcdEndpoints) > 0:
+		add("join is for the embedded etcd, and etcd-endpoints name an existing one: give one of them")
+	case c.EtcdPeerListen == "":
+		add("join needs etcd-peer-listen: the other API servers have to reach this one")
 	}
 	if c.GossipPort != 0 && c.GossipPort == c.WANGossipPort {
 		add("gossip-port and wan-gossip-port are both %d: give each its own", c.GossipPort)
@@ -223,6 +246,9 @@ func (c Config) validateCIDRs() (errs []error) {
 	}
 	return errs
 }
+
+// name is what this API server is called among those of the cluster.
+func (c Config) name() string { return cmp.Or(c.Name, c.Advertise.String()) }
 
 func text(a netip.Addr) string {
 	if !a.IsValid() {

@@ -47,7 +47,7 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 		exporter:  export.New(export.Config{State: s.state, Store: st, Cluster: s.cluster, Log: s.log}),
 		peering: peering.New(peering.Config{
 			Cluster: s.cluster, Store: st, Users: leader.Users(st, s.store), Authority: s.foundation,
-			EtcdEndpoints: s.etcdEndpoints(), GossipAddresses: s.wanGossip, GossipKey: s.wanKey,
+			EtcdEndpoints: s.etcdEndpoints, GossipAddresses: s.wanGossip, GossipKey: s.wanKey,
 			Limit: mirror.Limit{Entries: s.conf.PeerEntries, Bytes: s.conf.PeerBytes}, Rate: mirror.Rate{Changes: s.conf.PeerChanges, Bytes: s.conf.PeerHistoryBytes}, Dialer: s.edges.Peers, Log: s.log,
 		}),
 	}

@@ -118,9 +118,9 @@ func (s *server) pass(w http.ResponseWriter, r *http.Request, to wire.Server, bo
 	if err != nil {
 		var refused *net.OpError
 		if r.Method == http.MethodGet || errors.As(err, &refused) && refused.Op == "dial" {
-			return false, fmt.Errorf("API server %s leads and cannot be reached: %w", to.Name, err)
+			return false, fmt.Errorf("API server %s cannot be reached: %w", to.Name, err)
 		}
-		refuse(w, api.Refuse(http.StatusBadGateway, "look whether it was made, then try again", "API server %s, which leads, did not answer: %v", to.Name, err))
+		refuse(w, api.Refuse(http.StatusBadGateway, "look whether it was made, then try again", "API server %s did not answer: %v", to.Name, err))
 		return true, nil
 	}
 	defer resp.Body.Close()

@@ -42,8 +42,7 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("GET /v1/watch/{plural}", s.watch)
 	status := s.answer(func(r *http.Request) (any, error) { return s.status(r.Context()) })
 	mux.HandleFunc("GET /v1/status", s.byLeader(func(*controllers) http.Handler { return status }, status))
-	mux.HandleFunc("GET /v1/servers", s.answer(s.getServers))
-	mux.HandleFunc("DELETE /v1/servers/{name}", s.answer(s.deleteServer))
+	s.mountServers(mux)
 	mux.HandleFunc("GET /v1/nodes", s.answer(func(r *http.Request) (any, error) {
 		nodes, err := s.nodeStatus(r.Context())
 		return api.NodeList{Cluster: s.cluster.Name, Nodes: nodes}, err
@@ -117,7 +116,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, leader.ErrDeposed):
 		refusal = api.Refuse(http.StatusServiceUnavailable, "try again", "nothing was changed: %v", err)
 	case errors.Is(err, store.ErrUnavailable):
-		refusal = api.Refuse(http.StatusServiceUnavailable, "look at the API server's log", "the store cannot be reached: %v", err)
+		refusal = s.unavailable(err)
 	default:
 		if !errors.Is(err, context.Canceled) {
 			s.log.Error("a request failed", "method", r.Method, "path", r.URL.Path, "user", callerOf(r), "err", err)
@@ -125,6 +124,15 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		refusal = api.Refuse(http.StatusInternalServerError, "look at the API server's log", "%v", err)
 	}
 	refuse(w, refusal)
+}
+
+// unavailable says why the store cannot be used, and what brings it back.
+func (s *server) unavailable(err error) *api.Error {
+	if q := s.quorum(); q != nil && q.Up < q.Needed {
+		return api.Refuse(http.StatusServiceUnavailable, "`weft server list` shows which API servers are down: start them; if most of them are lost, restore a backup (`weft restore`)",
+			"the store cannot be used: %d of its %d members answer, and %d are needed", q.Up, q.Members, q.Needed)
+	}
+	return api.Refuse(http.StatusServiceUnavailable, "look at the API server's log", "the store cannot be reached: %v", err)
 }
 
 func refuse(w http.ResponseWriter, e *api.Error) {

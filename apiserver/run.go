@@ -18,6 +18,7 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/leader"
+	"github.com/weft-mesh/weft/apiserver/members"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/peering"
 	"github.com/weft-mesh/weft/apiserver/problems"
@@ -61,7 +62,8 @@ type server struct {
 	sightings    *sightings
 	gossiper     *gossiper
 	space        *space
-	history      *history // nil: an existing etcd takes care of its own
+	history      *history         // nil: an existing etcd takes care of its own
+	members      *members.Members // nil: an existing etcd is used
 	renewal      failing
 	agents       *agents
 	metrics      *metrics
@@ -116,8 +118,9 @@ func run(ctx context.Context, conf Config, ready func(*server, string)) error {
 	g.Go(func() error { return s.serve(ctx, tls.NewListener(listener, s.tls()), s.handler()) })
 	s.work(ctx, g)
 	if f.etcd != nil {
-		g.Go(func() error { return f.etcd.Wait(ctx) })
+		g.Go(func() error { return f.explainRemoved(f.etcd.Wait(ctx)) })
 		g.Go(func() error { return s.history.Run(ctx) })
+		g.Go(func() error { return s.members.Run(ctx) })
 	}
 	// Written last: whoever finds the operator's context finds a server that answers.
 	if err := f.writeAdmin(url, nil); err != nil {
@@ -156,7 +159,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 	if err != nil {
 		return nil, err
 	}
-	s.self = wire.Server{ID: id, Name: f.conf.Advertise.String(), URL: url, Version: cmp.Or(f.conf.Version, version()), Started: began.UTC(), Gossip: f.at(f.conf.GossipPort), WANGossip: f.at(f.conf.WANGossipPort)}
+	s.self = wire.Server{ID: id, Name: f.conf.name(), URL: url, Version: cmp.Or(f.conf.Version, version()), Started: began.UTC(), Gossip: f.at(f.conf.GossipPort), WANGossip: f.at(f.conf.WANGossipPort)}
 	s.election = leader.New(leader.Config{Store: f.store, Self: s.self, Lead: s.lead, Stopped: stopped, Log: s.log})
 	if err := s.renewCertificate(); err != nil {
 		return nil, err
@@ -165,6 +168,9 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 	var alarm store.Alarm
 	if f.etcd != nil {
 		alarm = s.store // an existing etcd is on another disk, and may not be ours alone
+		if s.members, err = s.openMembers(ctx); err != nil {
+			return nil, err
+		}
 		s.history = &history{turn: historyTurn, quota: f.conf.EtcdQuotaBytes, usage: s.store.Usage, compact: s.store.Compact, log: s.log}
 	}
 	s.space = newSpace(f.conf.DataDir, f.conf.DiskReserveBytes, alarm, s.log)
@@ -184,7 +190,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 	s.manifests = semaphore.NewWeighted(manifestsAtOnce)
 	s.registrar = nodes.New(nodes.Config{
 		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f,
-		Server: url, EtcdEndpoints: f.etcdEndpoints(), Others: s.otherURLs, Seeds: s.gossipSeeds,
+		Server: url, EtcdEndpoints: s.etcdEndpoints, Others: s.otherURLs, Seeds: s.gossipSeeds,
 	})
 	if s.split, err = identity.SplitFor(int(f.cluster.MaxConnectedClusters)); err != nil {
 		return nil, err
@@ -288,7 +294,8 @@ func (s *server) renewAll() error {
 	err := errors.Join(s.renewCertificate(), s.issueRoot())
 	if s.etcd != nil {
 		_, _, etcdErr := s.issueEtcd()
-		err = errors.Join(err, etcdErr)
+		_, _, memberErr := s.issueMember()
+		err = errors.Join(err, etcdErr, memberErr)
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -20,8 +21,8 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/leader"
+	"github.com/weft-mesh/weft/apiserver/members"
 	"github.com/weft-mesh/weft/statefile"
-	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -45,9 +46,10 @@ func serverID(dir, url string) (string, error) {
 	return hex.EncodeToString(sum[:8]), nil
 }
 
-// serverRows describes the API servers.
-func serverRows(now time.Time, cluster, self string, v leader.View) []api.ServerStatus {
-	out := make([]api.ServerStatus, 0, len(v.Servers))
+// serverRows describes the API servers: what the election knows about them, and what their
+// members of the embedded store add; there are none with an existing etcd.
+func serverRows(now time.Time, cluster, self string, v leader.View, stores []members.Member) []api.ServerStatus {
+	out := make([]api.ServerStatus, 0, max(len(v.Servers), len(stores)))
 	for _, r := range v.Servers {
 		s := api.ServerStatus{
 			Cluster: cluster, Name: r.Name, ID: r.ID, URL: r.URL, Version: r.Version,
@@ -59,10 +61,36 @@ func serverRows(now time.Time, cluster, self string, v leader.View) []api.Server
 		case !r.Alive:
 			s.State, s.Since = api.ServerMissing, r.Missing
 		}
-		s.AgeSeconds = max(0, now.Sub(s.Since).Seconds())
 		out = append(out, s)
 	}
+	for _, m := range stores {
+		i := slices.IndexFunc(out, func(s api.ServerStatus) bool { return s.Name == m.Name })
+		if i < 0 {
+			i, out = len(out), append(out, api.ServerStatus{Cluster: cluster, Name: m.Name, State: withoutRow[m.State], Since: m.Since})
+		}
+		s := &out[i]
+		s.StoreLeads, s.StoreAddress, s.StoreVersion, s.StoreBytes = m.Leads, m.Address, m.Version, m.Bytes
+		switch m.State {
+		case members.Up:
+			s.Store = api.StoreUp
+		case members.Down:
+			s.Store = api.StoreDown
+		}
+	}
+	for i := range out {
+		out[i].AgeSeconds = max(0, now.Sub(out[i].Since).Seconds())
+	}
+	slices.SortFunc(out, func(a, b api.ServerStatus) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
 	return out
+}
+
+// withoutRow is the state of an API server that takes no part in the election, by that of
+// its member of the store.
+var withoutRow = map[members.State]string{
+	members.Up:      api.ServerMissing,
+	members.Down:    api.ServerStopped,
+	members.Joining: api.ServerJoining,
+	members.Invited: api.ServerInvited,
 }
 
 // Grace periods of API servers. Where one that leads has died, another leads within
@@ -70,11 +98,12 @@ func serverRows(now time.Time, cluster, self string, v leader.View) []api.Server
 const (
 	noLeaderGrace = 5 * time.Second
 	serverGrace   = 10 * time.Second
+	joiningGrace  = time.Minute
 )
 
 // serverConcerns say which API servers do not work, and what is wrong in the processes of
 // the others.
-func serverConcerns(self string, v leader.View, silent map[string]silence) (out []api.Concern) {
+func serverConcerns(self string, v leader.View, silent map[string]silence, stores []members.Member) (out []api.Concern) {
 	if v.Leader == (wire.Leader{}) {
 		c := api.Concern{
 			Object: "API server", Reason: "NoLeader", Since: v.Vacant, Grace: noLeaderGrace,
@@ -91,21 +120,36 @@ func serverConcerns(self string, v leader.View, silent map[string]silence) (out 
 			Message: fmt.Sprintf("this API server could not succeed %s, which leads: %v", v.Leader.Server.Name, v.Failed), Next: "look at its log",
 		})
 	}
+	margin := members.Margin(members.Quorum(stores))
+	if margin != "" {
+		margin = "; " + margin
+	}
 	for _, r := range v.Servers {
 		object := "API server " + r.Name
 		quiet, is := silent[r.ID]
+		i := slices.IndexFunc(stores, func(m members.Member) bool { return m.Name == r.Name })
 		switch {
 		case r.ID == self:
 			continue
-		case !r.Alive:
+		case !r.Alive && i < 0:
 			out = append(out, api.Concern{
 				Object: object, Reason: "ServerMissing", Since: r.Missing, Grace: serverGrace,
 				Message: object + " has given no sign of life for {age}", Next: fmt.Sprintf("start it, or `weft server delete %s` if it is gone for good", r.Name),
+			})
+		case !r.Alive:
+			out = append(out, api.Concern{
+				Object: object, Reason: "ServerMissing", Since: r.Missing, Grace: serverGrace,
+				Message: object + " has given no sign of life for {age}" + margin, Next: backNext(r.Name),
 			})
 		case is:
 			out = append(out, api.Concern{
 				Object: object, Reason: "ServerSilent", Since: quiet.since, Grace: serverGrace,
 				Message: fmt.Sprintf("%s does not answer: %v", object, quiet.why), Next: "look at its log, and restart it if it hangs",
+			})
+		case i >= 0 && stores[i].State == members.Down:
+			out = append(out, api.Concern{
+				Object: object, Reason: "StoreDown", Since: stores[i].Since, Grace: serverGrace,
+				Message: "the store of " + object + " does not answer" + margin, Next: "look at its log, and whether the port of its --etcd-listen is open for the other API servers",
 			})
 		}
 		theirs, err := wire.Unmarshal[[]api.Concern](r.Problems)
@@ -119,6 +163,37 @@ func serverConcerns(self string, v leader.View, silent map[string]silence) (out 
 			c.Message = object + ": " + c.Message
 			out = append(out, c)
 		}
+	}
+	return append(out, memberConcerns(v, stores, margin)...)
+}
+
+// backNext is what to do about an API server that is down, whose member of the store is
+// missed.
+func backNext(name string) string {
+	return fmt.Sprintf("start it; if its disk is lost, `weft server replace %s`; if it is gone for good, `weft server delete %s`", name, name)
+}
+
+// memberConcerns are about API servers that take no part in the election.
+func memberConcerns(v leader.View, stores []members.Member, margin string) (out []api.Concern) {
+	for _, m := range stores {
+		if slices.ContainsFunc(v.Servers, func(r leader.Row) bool { return r.Name == m.Name }) {
+			continue
+		}
+		object := "API server " + m.Name
+		c := api.Concern{Object: object, Since: m.Since, Grace: serverGrace}
+		switch m.State {
+		case members.Up:
+			c.Reason, c.Message, c.Next = "ServerMissing", object+" has a store and does not answer", "look at its log"
+		case members.Down:
+			c.Reason, c.Message, c.Next = "ServerStopped", object+" is stopped"+margin, backNext(m.Name)
+		case members.Joining:
+			c.Reason, c.Grace = "ServerJoining", joiningGrace
+			c.Message, c.Next = object+" has not caught up with the others", "look at its log"
+		case members.Invited:
+			c.Reason, c.Grace = "ServerInvited", joiningGrace
+			c.Message, c.Next = object+" was added and has never joined", fmt.Sprintf("start it with --join and its bundle, or `weft server delete %s`", m.Name)
+		}
+		out = append(out, c)
 	}
 	return out
 }
@@ -295,28 +370,4 @@ func (o *siblings) now() map[string]silence {
 		out[id] = q
 	}
 	return out
-}
-
-// getServers lists the API servers.
-func (s *server) getServers(*http.Request) (any, error) {
-	return api.ServerList{Cluster: s.cluster.Name, Servers: serverRows(time.Now(), s.cluster.Name, s.self.ID, s.election.View())}, nil
-}
-
-// deleteServer forgets an API server that is gone for good.
-func (s *server) deleteServer(r *http.Request) (any, error) {
-	name := r.PathValue("name")
-	var ops []store.Op
-	for _, row := range s.election.View().Servers {
-		switch {
-		case row.Name != name && row.ID != name:
-		case row.Alive:
-			return nil, api.Conflict("stop it first; then it goes by itself", "API server %s is running", name)
-		default:
-			ops = append(ops, store.Delete(wire.ServerKnownKey(row.ID)))
-		}
-	}
-	if len(ops) == 0 {
-		return nil, api.NotFound("`weft server list` lists them", "cluster %s has no API server %q", s.cluster.Name, name)
-	}
-	return struct{}{}, store.Write(r.Context(), s.store, ops...)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/leader"
+	"github.com/weft-mesh/weft/apiserver/members"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/wire"
@@ -177,8 +178,14 @@ func TestEveryConcernHasObjectAgeAndNextStep(t *testing.T) {
 		{Server: wire.Server{ID: "a", Name: "192.0.2.1"}, Alive: true},
 		{Server: wire.Server{ID: "b", Name: "192.0.2.2"}, Missing: long},
 		{Server: wire.Server{ID: "c", Name: "192.0.2.3"}, Alive: true, Problems: wire.Marshal(disk)},
-	}}, map[string]silence{"c": {long, errors.New("no answer in time")}})...)
-	all = append(all, serverConcerns("a", leader.View{Leader: wire.Leader{Server: wire.Server{ID: "b", Name: "192.0.2.2"}}, Failed: store.ErrFull}, nil)...)
+	}}, map[string]silence{"c": {long, errors.New("no answer in time")}}, nil)...)
+	all = append(all, serverConcerns("a", leader.View{Leader: wire.Leader{Server: wire.Server{ID: "b", Name: "192.0.2.2"}}, Failed: store.ErrFull}, nil, nil)...)
+	all = append(all, serverConcerns("a", leader.View{Servers: []leader.Row{
+		{Server: wire.Server{ID: "a", Name: "a"}, Alive: true}, {Server: wire.Server{ID: "b", Name: "b"}, Missing: long}, {Server: wire.Server{ID: "c", Name: "c"}, Alive: true},
+	}}, nil, []members.Member{
+		{Name: "a", State: members.Up, Since: long}, {Name: "b", State: members.Down, Since: long}, {Name: "c", State: members.Down, Since: long},
+		{Name: "d", State: members.Down, Since: long}, {Name: "e", State: members.Joining, Since: long}, {Name: "f", State: members.Invited, Since: long}, {Name: "g", State: members.Up, Since: long},
+	})...)
 	s := newSightings(func() bool { return true }, slog.New(slog.DiscardHandler))
 	s.date(long, all)
 	concerns, settling := api.Judge(now, all)

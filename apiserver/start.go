@@ -43,8 +43,10 @@ type foundation struct {
 	authority *authority.Authority
 	root      atomic.Pointer[tls.Certificate] // identifies us to the store and to agents
 	etcd      *embedded.Server                // nil: an existing etcd is used
+	client    *store.Etcd                     // of the embedded etcd
 	store     Store
 	edges     Edges
+	running   bool   // other members had a quorum before we started
 	etcdCA    []byte // of an existing etcd, PEM
 	cluster   wire.Cluster
 	closers   []func()
@@ -72,22 +74,26 @@ func lay(ctx context.Context, conf Config, edges *Edges) (_ *foundation, err err
 	if err := f.checkAuthority(); err != nil {
 		return nil, err
 	}
+	bundle, err := f.invited()
+	if err != nil {
+		return nil, err
+	}
 	if f.authority, err = authority.Open(filepath.Join(conf.DataDir, "pki"), conf.Cluster); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, startPatience)
-	defer cancel()
 	switch {
 	case edges != nil:
 		f.store, f.edges = edges.Store, *edges
 	case len(conf.EtcdEndpoints) > 0:
 		err = f.connect(ctx)
 	default:
-		err = f.startEtcd(ctx)
+		err = f.startEtcd(ctx, bundle)
 	}
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
 	// Read before anything is written: what others have seen beyond it is gone.
 	_, revision, err := f.store.Count(ctx, wire.ClusterKey)
 	if err != nil {
@@ -99,8 +105,10 @@ func lay(ctx context.Context, conf Config, edges *Edges) (_ *foundation, err err
 	if f.cluster, err = agree(ctx, f.store, conf.cluster()); err != nil {
 		return nil, err
 	}
-	if err := trace(ctx, f.store, f.etcd != nil, revision); err != nil {
-		return nil, err
+	if !f.running { // the others would have noticed
+		if err := trace(ctx, f.store, f.etcd != nil, revision); err != nil {
+			return nil, err
+		}
 	}
 	if err := f.shareAuthority(ctx); err != nil {
 		return nil, err
@@ -197,68 +205,12 @@ func (f *foundation) checkAuthority() error {
 	return nil
 }
 
-func (f *foundation) startEtcd(ctx context.Context) error {
-	if err := f.issueRoot(); err != nil {
-		return err
-	}
-	cert, key, err := f.issueEtcd()
-	if err != nil {
-		return err
-	}
-	_, port, _ := net.SplitHostPort(f.conf.EtcdListen) // Validate has checked it
-	conf := embedded.Config{
-		Dir: filepath.Join(f.conf.DataDir, "etcd"), Listen: f.conf.EtcdListen,
-		Advertise: []string{net.JoinHostPort(f.conf.Advertise.String(), port)},
-		Cert:      cert, Key: key, CA: f.authority.BundlePath(),
-		QuotaBytes: f.conf.EtcdQuotaBytes, Closed: true, Log: f.conf.Log,
-	}
-	if err := f.closeStore(ctx, conf); err != nil {
-		return err
-	}
-	if f.etcd, err = embedded.Start(ctx, conf); err != nil {
-		return err
-	}
-	f.closers = append(f.closers, f.etcd.Close)
-	_, err = f.dial([]string{"https://" + f.etcd.Addr()}, f.rootTLS())
-	return err
-}
-
 // rootTLS looks up the certificate for each connection, because it is renewed.
 func (f *foundation) rootTLS() *tls.Config {
 	return &tls.Config{
 		RootCAs: f.authority.Pool(), MinVersion: tls.VersionTLS13,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return f.root.Load(), nil },
 	}
-}
-
-// closeStore turns on authentication in a new store while it listens on a port that nobody
-// knows. Otherwise, for a moment every certificate would open everything, and the agents of
-// a cluster that lost its store would read a complete and trusted list of nothing.
-func (f *foundation) closeStore(ctx context.Context, conf embedded.Config) error {
-	closed := filepath.Join(conf.Dir, "closed")
-	if _, err := os.Stat(closed); err == nil {
-		return nil
-	}
-	conf.Listen = "127.0.0.1:0"
-	etcd, err := embedded.Start(ctx, conf)
-	if err != nil {
-		return err
-	}
-	defer etcd.Close()
-	s, err := store.Dial(store.DialConfig{Endpoints: []string{"https://" + etcd.Addr()}, TLS: f.rootTLS()})
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	if err := s.EnableAuth(ctx); err != nil {
-		return err
-	}
-	return api.WriteSecretFile(closed, []byte("authentication is on\n"))
-}
-
-// issueEtcd writes the embedded etcd's certificate. Cilium's readers check for these names.
-func (f *foundation) issueEtcd() (cert, key string, err error) {
-	return f.authority.IssueFile("etcd", f.serverRequest("etcd", "clustermesh-apiserver.cilium.io", f.conf.Cluster+".mesh.cilium.io"))
 }
 
 func (f *foundation) connect(ctx context.Context) error {
@@ -280,6 +232,8 @@ func (f *foundation) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
 	return s.CheckVersions(ctx)
 }
 
@@ -309,21 +263,6 @@ func (f *foundation) serverRequest(user string, names ...string) authority.Reque
 		}
 	}
 	return r
-}
-
-// etcdEndpoints returns the URLs that agents and peers connect to.
-func (f *foundation) etcdEndpoints() []string {
-	switch {
-	case f.edges.Store != nil:
-		return f.edges.Endpoints
-	case f.etcd == nil:
-		return f.conf.EtcdEndpoints
-	}
-	_, port, err := net.SplitHostPort(f.etcd.Addr())
-	if err != nil {
-		return nil
-	}
-	return []string{"https://" + net.JoinHostPort(f.conf.Advertise.String(), port)}
 }
 
 // agree writes the cluster record into an empty store, and compares it with the one in any

@@ -56,7 +56,7 @@ func (s *server) look(ctx context.Context) (*api.Status, error) {
 			MaxConnectedClusters: c.MaxConnectedClusters, Generation: c.Generation,
 			Version: cmp.Or(s.conf.Version, version()), UptimeSeconds: time.Since(s.began).Seconds(), Store: "embedded",
 		},
-		Nodes: s.nodeRows(register, refused), Refused: refused, Servers: serverRows(now, c.Name, s.self.ID, view),
+		Nodes: s.nodeRows(register, refused), Refused: refused, Servers: serverRows(now, c.Name, s.self.ID, view, s.stores()), Quorum: s.quorum(),
 	}
 	var problems []api.Concern
 	if out.Peers, out.Former, problems, err = s.peerRows(ctx, now); err != nil {
@@ -83,7 +83,7 @@ func (s *server) look(ctx context.Context) (*api.Status, error) {
 		return nil, err
 	}
 	problems = append(problems, s.serviceTable.concerns(reachOf(c.Name, out.Nodes, out.Peers))...)
-	problems = slices.Concat(problems, s.controllerConcerns(rows), s.processConcerns(), serverConcerns(s.self.ID, view, s.siblings.now()))
+	problems = slices.Concat(problems, s.controllerConcerns(rows), s.processConcerns(), serverConcerns(s.self.ID, view, s.siblings.now(), s.stores()))
 	now = time.Now()
 	out.Concerns, out.Settling = api.Judge(now, s.differences(now, out, problems))
 	return out, nil

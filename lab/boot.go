@@ -3,7 +3,9 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -35,6 +37,17 @@ func (l *Lab) Boot(ctx context.Context) error {
 		return err
 	}
 	for i := range l.Topology.Clusters {
+		if c := &l.Topology.Clusters[i]; !c.Bare {
+			g.Go(func() error { return l.bootServers(ctx, c) })
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := l.mergeContexts(); err != nil {
+		return err
+	}
+	for i := range l.Topology.Clusters {
 		c := &l.Topology.Clusters[i]
 		if c.Bare {
 			continue
@@ -51,20 +64,61 @@ func (l *Lab) Boot(ctx context.Context) error {
 	return l.record()
 }
 
-// bootControl starts a cluster's API server and waits for the admin context it
+// bootControl starts a cluster's first API server, and waits for the admin context that it
 // writes for its first operator.
 func (l *Lab) bootControl(ctx context.Context, c *Cluster) error {
 	n := l.control(c)
+	if err := installServer(n, c.APIServer); err != nil {
+		return err
+	}
+	return l.startServer(ctx, n)
+}
+
+// bootServers has a cluster's other API servers join the first, all at once.
+func (l *Lab) bootServers(ctx context.Context, c *Cluster) error {
+	for _, name := range c.Servers {
+		if err := l.addServer(ctx, l.nodes[c.Name+"/"+name]); err != nil {
+			return err
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, name := range c.Servers {
+		g.Go(func() error { return l.startServer(ctx, l.nodes[c.Name+"/"+name]) })
+	}
+	return g.Wait()
+}
+
+// addServer writes the configuration and the join bundle of another API server to a
+// machine's disk.
+func (l *Lab) addServer(ctx context.Context, n *Node) error {
+	bundle, err := l.weft(ctx, "-c", n.Cluster.Name, "server", "add", n.Name, "--address", n.Addr.String(), "--write", "-")
+	if err != nil {
+		return err
+	}
+	if err := installServer(n, append([]string{"--join", serverBundle}, n.Cluster.APIServer...)); err != nil {
+		return err
+	}
+	return os.WriteFile(n.path(serverBundle), bundle, 0o600)
+}
+
+// serverBundle is where an API server that joins others finds its bundle.
+const serverBundle = "/etc/weft/server.yaml"
+
+func installServer(n *Node, flags []string) error {
 	if err := installExample(n, "apiserver", apiServerSite(n)); err != nil {
 		return err
 	}
-	if err := writeFlags(n, "apiserver", c.APIServer); err != nil {
-		return err
+	if len(n.Cluster.Servers) > 0 {
+		flags = append([]string{"--name", n.Name}, flags...)
 	}
+	return writeFlags(n, "apiserver", flags)
+}
+
+func (l *Lab) startServer(ctx context.Context, n *Node) error {
 	if err := n.Start("apiserver"); err != nil {
 		return err
 	}
-	return l.await(ctx, "API server of cluster "+c.Name, n, func() error {
+	return l.await(ctx, "API server on "+n.Full(), n, func() error {
 		_, err := os.Stat(n.path(api.AdminConfigPath))
 		return err
 	})
@@ -84,6 +138,20 @@ func (l *Lab) mergeContexts() error {
 		}
 		for _, x := range one.Contexts {
 			merged.Set(x)
+		}
+		// Each other API server has a context of its own, called CLUSTER-NODE.
+		for _, name := range c.Servers {
+			one, err := api.LoadConfig(l.nodes[c.Name+"/"+name].path(api.AdminConfigPath))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // it has not started yet
+			}
+			if err != nil {
+				return fmt.Errorf("cluster %s: %w", c.Name, err)
+			}
+			for _, x := range one.Contexts {
+				x.Name = c.Name + "-" + name
+				merged.Set(x)
+			}
 		}
 	}
 	return merged.Save(l.ConfigPath())

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -56,7 +57,7 @@ func (l *Lab) installed(n *Node) []string {
 	if n.Cluster == nil || n.Cluster.Bare {
 		return nil
 	}
-	if n.Name == n.Cluster.Control {
+	if n.Name == n.Cluster.Control || slices.Contains(n.Cluster.Servers, n.Name) {
 		return append([]string{"apiserver"}, l.nodeProcesses()...)
 	}
 	return l.nodeProcesses()

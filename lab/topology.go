@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -33,7 +34,8 @@ type Cluster struct {
 	Name        string       `json:"name"`
 	ID          uint16       `json:"id"`                    // 1 to 99
 	Nodes       []string     `json:"nodes,omitempty"`       // n1 and n2 if empty
-	Control     string       `json:"control,omitempty"`     // runs the API server; the first node if empty
+	Control     string       `json:"control,omitempty"`     // runs the first API server; the first node if empty
+	Servers     []string     `json:"servers,omitempty"`     // run more API servers, which join the first
 	PodCIDR     netip.Prefix `json:"podCIDR,omitempty"`     // 10.<id>.0.0/16 if empty; each node gets a /24 of it
 	ServiceCIDR netip.Prefix `json:"serviceCIDR,omitempty"` // 10.<100+id>.0.0/16 if empty
 	Bare        bool         `json:"bare,omitempty"`        // machines only: no process is started
@@ -108,6 +110,11 @@ func (t *Topology) complete() error {
 		}
 		if !seen[c.Control] {
 			wrong("control node %q is not among its nodes", c.Control)
+		}
+		for j, n := range c.Servers {
+			if !seen[n] || n == c.Control || slices.Contains(c.Servers[:j], n) {
+				wrong("server %q: name each other node that runs an API server once", n)
+			}
 		}
 		if !c.PodCIDR.IsValid() {
 			c.PodCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(c.ID), 0, 0}), 16)

@@ -387,10 +387,17 @@ func explain(err error) error {
 		known = ErrTooLarge
 	case errors.Is(rpc, rpctypes.ErrLeaseNotFound):
 		known = ErrLeaseEnded
-	case errors.Is(rpc, rpctypes.ErrNoLeader), status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded, errors.Is(err, context.DeadlineExceeded):
+	case unavailable(rpc), status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded, errors.Is(err, context.DeadlineExceeded):
 		known = ErrUnavailable
 	default:
 		return err
 	}
 	return fmt.Errorf("%w: %w", known, err)
+}
+
+// unavailable reports whether etcd itself says that it cannot serve now, for example because
+// its leader has changed. gRPC does not see the code of such an error.
+func unavailable(err error) bool {
+	var etcd rpctypes.EtcdError
+	return errors.As(err, &etcd) && etcd.Code() == codes.Unavailable
 }

@@ -44,6 +44,8 @@ const (
 	ServiceIPsPrefix = "weft/state/serviceips/"
 	// SecretPrefix is for the API server only.
 	SecretPrefix = "weft/secret/"
+	// AddedServersPrefix has a record for each API server that an operator has added.
+	AddedServersPrefix = SecretPrefix + "members/"
 	// AuthorityKey holds the authority that the API servers of a cluster share.
 	AuthorityKey = SecretPrefix + "authority"
 	// WANGossipKey holds the key of the gossip between clusters.
@@ -308,3 +310,6 @@ func ParseAddr(s string) (netip.Addr, error) {
 	}
 	return a, nil
 }
+
+// AddedServerKey holds the record of an API server that an operator has added.
+func AddedServerKey(name string) string { return AddedServersPrefix + name }

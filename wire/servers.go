@@ -33,7 +33,7 @@ const ServerTTL = 8 * time.Second
 type Server struct {
 	// ID is that of its data folder, so that a restarted server is the same.
 	ID string `json:"id"`
-	// Name is the address at which it is reached, and URL that of its API.
+	// Name is its address, unless it was given another one, and URL that of its API.
 	Name    string    `json:"name"`
 	URL     string    `json:"url"`
 	Version string    `json:"version,omitempty"`

@@ -43,6 +43,9 @@ const (
 	Root = "root"
 	// Admin may do everything in the API and nothing in the store.
 	Admin = "admin"
+	// Member is an embedded etcd towards the other members of its store. It may do
+	// nothing else.
+	Member = "member"
 
 	agentPrefix  = "agent-"
 	remotePrefix = "remote-"

@@ -194,7 +194,7 @@ func Restore(backup, dir string, log *slog.Logger) (err error) {
 		return err
 	}
 	// etcd's fatal errors, such as a full disk, end the process otherwise.
-	logger := zap.New(logCore{log: log, closing: new(atomic.Bool)}, zap.WithFatalHook(zapcore.WriteThenPanic))
+	logger := zap.New(logCore{log: log, closing: new(atomic.Bool), removed: new(atomic.Bool)}, zap.WithFatalHook(zapcore.WriteThenPanic))
 	err = snapshot.NewV3(logger).Restore(snapshot.RestoreConfig{
 		SnapshotPath: backup, OutputDataDir: dir, Name: defaultName,
 		PeerURLs: []string{loneURL}, InitialCluster: defaultName + "=" + loneURL,

@@ -1,7 +1,8 @@
-// Package embedded runs an etcd of one member inside the API server, reachable over
-// mutual TLS only.
+// Package embedded runs a member of the cluster's etcd inside the API server, reachable
+// over mutual TLS only, alone or with those of other API servers.
 //
-// Clients, the API server itself among them, connect with package store.
+// Clients, the API server itself among them, connect with package store. Which members
+// there are is decided in package members.
 package embedded
 
 import (
@@ -70,15 +71,19 @@ type Config struct {
 	QuotaBytes int64
 	// Closed makes the member answer only root until Open is called.
 	Closed bool
-	Log    *slog.Logger
+	// Peers says how it meets other members; nil: it stays alone.
+	Peers *Peers
+	Log   *slog.Logger
 }
 
 // Server is a running member.
 type Server struct {
 	once    sync.Once // closes it
+	dir     string
 	etcd    *embed.Etcd
 	addr    string
 	closing *atomic.Bool
+	removed *atomic.Bool
 	guard   *guard
 }
 
@@ -94,6 +99,11 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("start etcd: %w", err)
+	}
+	for _, check := range []func(dir string) error{checkRemoved, checkLog, checkDatabase} {
+		if err := check(c.Dir); err != nil {
+			return nil, fmt.Errorf("start etcd: %w", err)
+		}
 	}
 	conf := embed.NewConfig()
 	conf.Dir = c.Dir
@@ -112,27 +122,23 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 			conf.AdvertiseClientUrls = append(conf.AdvertiseClientUrls, url.URL{Scheme: "https", Host: host})
 		}
 	}
-	// A single member has no peers: it listens on loopback on any port, and its
-	// advertised address only identifies it in the member list.
-	conf.ListenPeerUrls = []url.URL{{Scheme: "https", Host: "127.0.0.1:0"}}
-	conf.AdvertisePeerUrls = []url.URL{{Scheme: "https", Host: loneHost}}
-	conf.InitialCluster = conf.Name + "=" + loneURL
-	// Nor does it have rivals in an election, so it waits for them as briefly as etcd
-	// allows.
-	conf.TickMs, conf.ElectionMs = 20, 200
 	conf.ClientTLSInfo.CertFile, conf.ClientTLSInfo.KeyFile = c.Cert, c.Key
 	conf.ClientTLSInfo.TrustedCAFile, conf.ClientTLSInfo.ClientCertAuth = c.CA, true
-	conf.PeerTLSInfo = conf.ClientTLSInfo
+	listed, err := Listed(c.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("start etcd: %w", err)
+	}
+	several := c.Peers.meet(conf, c.CA, len(listed))
 	conf.TlsMinVersion = "TLS1.3"
 	conf.MaxTxnOps, conf.MaxRequestBytes = MaxTxnOps, MaxRequestBytes
 	conf.QuotaBackendBytes, conf.SnapshotCatchUpEntries = c.QuotaBytes, catchUp
 	conf.AutoCompactionMode, conf.AutoCompactionRetention = embed.CompactorModePeriodic, compaction
 	conf.GRPCKeepAliveMinTime = keepAliveMin
 	conf.EnableGRPCGateway = false // it would act as the server itself
-	closing := new(atomic.Bool)
+	closing, removed := new(atomic.Bool), new(atomic.Bool)
 	starting := new(atomic.Bool)
 	starting.Store(true)
-	conf.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(logCore{log: c.Log, closing: closing}, zap.WithFatalHook(fatal{starting})))
+	conf.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(logCore{log: c.Log, closing: closing, removed: removed}, zap.WithFatalHook(fatal{starting})))
 
 	rights := new(guard)
 	rights.closed.Store(c.Closed)
@@ -145,11 +151,6 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	}
 	change(conf)
 
-	for _, check := range []func(dir string) error{checkLog, checkDatabase} {
-		if err := check(c.Dir); err != nil {
-			return nil, fmt.Errorf("start etcd: %w", err)
-		}
-	}
 	etcd, err := startEtcd(conf)
 	starting.Store(false)
 	if err != nil {
@@ -157,19 +158,29 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	}
 	users := etcd.Server.AuthStore()
 	rights.users.Store(&users)
-	s := &Server{etcd: etcd, addr: etcd.Clients[0].Addr().String(), closing: closing, guard: rights}
-	select {
-	case <-etcd.Server.ReadyNotify():
-		return s, nil
-	case err := <-etcd.Err():
-		s.Close()
-		return nil, fmt.Errorf("start etcd: %w", err)
-	case <-etcd.Server.StopNotify():
-		s.Close()
-		return nil, errors.New("start etcd: it stopped by itself; the log above says why")
-	case <-ctx.Done():
-		s.Close()
-		return nil, fmt.Errorf("start etcd: %w", ctx.Err())
+	s := &Server{dir: c.Dir, etcd: etcd, addr: etcd.Clients[0].Addr().String(), closing: closing, removed: removed, guard: rights}
+	waiting := time.NewTicker(waitingLine)
+	defer waiting.Stop()
+	for {
+		select {
+		case <-etcd.Server.ReadyNotify():
+			return s, nil
+		case err := <-etcd.Err():
+			err = s.stopped(err)
+			s.Close()
+			return nil, fmt.Errorf("start etcd: %w", err)
+		case <-etcd.Server.StopNotify():
+			err := s.stopped(errStopped)
+			s.Close()
+			return nil, fmt.Errorf("start etcd: %w", err)
+		case <-ctx.Done():
+			s.Close()
+			return nil, fmt.Errorf("start etcd: %w", ctx.Err())
+		case <-waiting.C:
+			if several {
+				c.Log.Warn("waiting for other members of the store: too few of them answer", "members", len(listed))
+			}
+		}
 	}
 }
 
@@ -269,9 +280,9 @@ func (s *Server) Wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case err := <-s.etcd.Err():
-		return fmt.Errorf("etcd stopped: %w", err)
+		return fmt.Errorf("etcd stopped: %w", s.stopped(err))
 	case <-s.etcd.Server.StopNotify():
-		return errors.New("etcd stopped by itself")
+		return fmt.Errorf("etcd stopped: %w", s.stopped(errStopped))
 	}
 }
 
@@ -301,6 +312,8 @@ func explain(c Config, err error) error {
 	switch text := err.Error(); {
 	case strings.Contains(text, "address already in use"):
 		return fmt.Errorf("%s is in use: stop the process that listens there, or choose another --etcd-listen: %w", c.Listen, err)
+	case c.Peers != nil && c.Peers.Join != nil && (strings.Contains(text, "member count is unequal") || strings.Contains(text, "no match found for existing member")):
+		return fmt.Errorf("%w: %w", ErrListed, err)
 	case strings.Contains(text, "no space left"):
 		return fmt.Errorf("the file system of %s is full: make space there: %w", c.Dir, err)
 	}

@@ -17,12 +17,13 @@ type logCore struct {
 	// closing is set while the member stops, which etcd reports as a failure of each of
 	// its listeners.
 	closing *atomic.Bool
+	// removed is set when etcd stops because its member was removed: it says so nowhere
+	// else.
+	removed *atomic.Bool
 }
 
 // Enabled implements zapcore.LevelEnabler.
-func (c logCore) Enabled(level zapcore.Level) bool {
-	return level >= zapcore.WarnLevel && c.log.Enabled(context.Background(), c.level(level, "", nil))
-}
+func (c logCore) Enabled(level zapcore.Level) bool { return level >= zapcore.WarnLevel }
 
 // level is the level to log a line at. Lines that an operator need not act on are debug
 // lines.
@@ -52,6 +53,12 @@ var noise = []struct{ message, cause string }{
 	{"cannot find a user for permission check", ""},
 }
 
+// How etcd says that it stops, and that it does because its member was removed.
+const (
+	stopMessage  = "server error"
+	removedCause = "permanently removed from the cluster"
+)
+
 // With implements zapcore.Core.
 func (c logCore) With(fields []zapcore.Field) zapcore.Core {
 	c.fields = append(c.fields[:len(c.fields):len(c.fields)], fields...)
@@ -60,7 +67,7 @@ func (c logCore) With(fields []zapcore.Field) zapcore.Core {
 
 // Check implements zapcore.Core.
 func (c logCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if c.Enabled(entry.Level) {
+	if c.Enabled(entry.Level) && (entry.Message == stopMessage || c.log.Enabled(context.Background(), c.level(entry.Level, "", nil))) {
 		return checked.AddCore(entry, c)
 	}
 	return checked
@@ -71,6 +78,9 @@ func (c logCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	values := zapcore.NewMapObjectEncoder()
 	for _, f := range append(c.fields[:len(c.fields):len(c.fields)], fields...) {
 		f.AddTo(values)
+	}
+	if cause, _ := values.Fields["error"].(string); entry.Message == stopMessage && strings.Contains(cause, removedCause) {
+		c.removed.Store(true)
 	}
 	attrs := make([]slog.Attr, 0, len(values.Fields))
 	for key, value := range values.Fields {

@@ -54,7 +54,7 @@ type Config struct {
 	Authority Authority
 	// Server and EtcdEndpoints are what agents connect to.
 	Server        string
-	EtcdEndpoints []string
+	EtcdEndpoints func() []string
 	// Others returns the URLs of the cluster's other API servers, Seeds the host:port of
 	// LAN gossip of all of them.
 	Others, Seeds func() []string
@@ -316,7 +316,7 @@ func (r *Registrar) bundle(ctx context.Context, reg wire.Registration) (*api.Joi
 		Cluster: c.Name, ClusterID: uint32(c.ID), MaxConnectedClusters: c.MaxConnectedClusters,
 		ClusterPodCIDRs: c.PodCIDRs, ServiceCIDR: c.ServiceCIDR,
 		Node: reg.Name, Addresses: reg.Addresses, PodCIDRs: reg.PodCIDRs,
-		Server: r.conf.Server, Servers: r.conf.Others(), EtcdEndpoints: r.conf.EtcdEndpoints,
+		Server: r.conf.Server, Servers: r.conf.Others(), EtcdEndpoints: r.conf.EtcdEndpoints(),
 		CA: string(ca.Bundle()), Cert: string(client.Cert), Key: string(client.Key),
 		ServerCert: string(server.Cert), ServerKey: string(server.Key),
 		GossipKey: base64.StdEncoding.EncodeToString(keys.LAN[0]), GossipSeeds: r.conf.Seeds(),

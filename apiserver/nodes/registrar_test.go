@@ -26,7 +26,7 @@ func registrar(t *testing.T) (*Registrar, *storetest.Store, *storetest.Users) {
 	return New(Config{
 		Cluster: wire.Cluster{Name: "east", ID: 1, MaxConnectedClusters: 255,
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16")},
-		Store: s, Users: users, Authority: ca, Server: "https://172.16.1.1:7443", EtcdEndpoints: []string{"https://172.16.1.1:2379"},
+		Store: s, Users: users, Authority: ca, Server: "https://172.16.1.1:7443", EtcdEndpoints: func() []string { return []string{"https://172.16.1.1:2379"} },
 		Others: func() []string { return []string{"https://172.16.1.2:7443"} },
 		Seeds:  func() []string { return []string{"172.16.1.1:7948", "172.16.1.2:7948"} },
 	}), s, users

@@ -35,7 +35,7 @@ type Config struct {
 	Users     store.Users
 	Authority Authority
 	// EtcdEndpoints (https://host:port) are where peers reach our store.
-	EtcdEndpoints []string
+	EtcdEndpoints func() []string
 	// GossipAddresses returns the host:port of our API servers' WAN gossip, none if we
 	// do not take part. GossipKey is its key.
 	GossipAddresses func() []string
@@ -102,7 +102,7 @@ func (p *Peering) invite(ctx context.Context, cluster string, cilium bool) (*api
 	if cluster == own.Name {
 		return nil, api.Invalid("name the cluster that should join", "cluster %q cannot invite itself", cluster)
 	}
-	if len(p.conf.EtcdEndpoints) == 0 {
+	if len(p.conf.EtcdEndpoints()) == 0 {
 		return nil, api.Invalid("set advertise in the API server's configuration", "peers cannot reach the store of cluster %q: it has no address for them", own.Name)
 	}
 	p.changing.Lock()
@@ -145,7 +145,7 @@ func (p *Peering) invite(ctx context.Context, cluster string, cilium bool) (*api
 		Kind: api.InviteKind, For: cluster, Expires: time.Now().Add(authority.LeafLifetime).UTC().Truncate(time.Second),
 		Cluster: own.Name, ID: uint32(own.ID), PodCIDRs: own.PodCIDRs, ServiceCIDR: own.ServiceCIDR,
 		MaxConnectedClusters: own.MaxConnectedClusters, Generation: own.Generation,
-		EtcdEndpoints: p.conf.EtcdEndpoints, CA: string(p.conf.Authority.Bundle()),
+		EtcdEndpoints: p.conf.EtcdEndpoints(), CA: string(p.conf.Authority.Bundle()),
 		Cert: string(pair.Cert), Key: string(pair.Key),
 		GossipAddresses: p.conf.gossipAddresses(), GossipKey: base64.StdEncoding.EncodeToString(p.conf.GossipKey),
 	}, nil

@@ -98,7 +98,7 @@ func (w *world) cluster(t *testing.T, name string, id uint32) *cluster {
 	}
 	c := &cluster{t: t, own: describe(name, id), st: storetest.New(), users: &storetest.Users{}, ca: ca}
 	w.set(func() { w.stores[endpointOf(name)] = c.st })
-	c.p = New(Config{Cluster: c.own, Store: c.st, Users: c.users, Authority: ca, EtcdEndpoints: []string{endpointOf(name)},
+	c.p = New(Config{Cluster: c.own, Store: c.st, Users: c.users, Authority: ca, EtcdEndpoints: func() []string { return []string{endpointOf(name)} },
 		GossipAddresses: func() []string { return []string{name + ".test:7947"} }, GossipKey: bytes.Repeat([]byte{byte(id)}, 32),
 		Dialer: w, Log: slog.New(slog.DiscardHandler)})
 	c.export(fmt.Sprintf(`{"id":%d,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"endpointSlicesExportMode":"services-and-endpointslices"}}`, id))

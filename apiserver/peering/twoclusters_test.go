@@ -91,7 +91,7 @@ func (s *site) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	own := state.New(s.root, log)
 	s.exp = export.New(export.Config{State: own, Store: s.root, Cluster: s.own, Log: log})
-	s.p = peering.New(peering.Config{Cluster: s.own, Store: s.root, Users: s.root, Authority: s.ca, EtcdEndpoints: []string{s.endpoint()}, Log: log})
+	s.p = peering.New(peering.Config{Cluster: s.own, Store: s.root, Users: s.root, Authority: s.ca, EtcdEndpoints: func() []string { return []string{s.endpoint()} }, Log: log})
 	done := make(chan error, 3)
 	go func() { done <- own.Run(ctx) }()
 	go func() { done <- s.exp.Run(ctx) }()

@@ -63,14 +63,25 @@ func newFake(name string, id uint32, mesh map[string]*fake) *fake {
 		}}, nil
 	}))
 	mux.HandleFunc("GET /v1/servers", f.answer(func(*http.Request) (any, error) {
-		return api.ServerList{Cluster: name, Servers: f.servers()}, nil
+		return api.ServerList{Cluster: name, Servers: f.servers(), Quorum: &api.Quorum{Members: len(f.servers()), Up: 1, Needed: len(f.servers())}}, nil
 	}))
-	mux.HandleFunc("DELETE /v1/servers/{name}", f.answer(func(r *http.Request) (any, error) {
-		if !strings.HasSuffix(r.PathValue("name"), ".253") {
-			return nil, api.Conflict("stop it first; then it goes by itself", "API server %s is running", r.PathValue("name"))
+	mux.HandleFunc("POST /v1/servers", f.answer(func(r *http.Request) (any, error) {
+		var request api.ServerRequest
+		if err := json.NewDecoder(r.Body).Decode(&request); err != nil {
+			return nil, err
 		}
-		return struct{}{}, nil
+		return api.ServerBundle{Kind: api.ServerBundleKind, Cluster: f.name, ClusterID: f.id, Name: request.Name, Address: request.Address.String() + ":2380", Token: "T", Expires: noon, EtcdEndpoints: []string{"https://172.16.1.1:2379"}, CA: "CA", CAKey: "KEY"}, nil
 	}))
+	change := func(action string) http.HandlerFunc {
+		return f.answer(func(r *http.Request) (any, error) {
+			if !strings.HasSuffix(r.PathValue("name"), ".253") {
+				return nil, api.Conflict("start those that are down first", "without %s, none of 1 would answer, and 1 is needed", r.PathValue("name"))
+			}
+			return api.ServerChange{Cluster: f.name, Name: r.PathValue("name"), Action: action, Quorum: &api.Quorum{Members: 1, Up: 1, Needed: 1}}, nil
+		})
+	}
+	mux.HandleFunc("DELETE /v1/servers/{name}", change(string(api.Deleted)))
+	mux.HandleFunc("POST /v1/servers/{name}/replace", change("replaced"))
 	mux.HandleFunc("POST /v1/rotate", f.answer(func(*http.Request) (any, error) { return api.RotateResult{Cluster: name, Epoch: 3}, nil }))
 	mux.HandleFunc("POST /v1/release", f.answer(func(*http.Request) (any, error) {
 		return api.ReleaseResult{Cluster: name, Generation: "g2", Nodes: []string{"east-1", "east-2"}}, nil
@@ -100,9 +111,9 @@ func newFake(name string, id uint32, mesh map[string]*fake) *fake {
 func (f *fake) servers() []api.ServerStatus {
 	url := func(a netip.Addr) string { return "https://" + netip.AddrPortFrom(a, api.ServerPort).String() }
 	first, second := addr("172.16.%d.254", int(f.id)), addr("172.16.%d.253", int(f.id))
-	all := []api.ServerStatus{{Cluster: f.name, Name: first.String(), ID: "a1", URL: url(first), State: api.ServerLeads, AgeSeconds: 180, Version: "v0.1.0", Answers: true}}
+	all := []api.ServerStatus{{Cluster: f.name, Name: first.String(), ID: "a1", URL: url(first), State: api.ServerLeads, AgeSeconds: 180, Version: "v0.1.0", Answers: true, Store: api.StoreUp, StoreLeads: true, StoreAddress: first.String() + ":2380", StoreVersion: "3.7.3", StoreBytes: 4 << 20}}
 	if f.name == "west" {
-		all = append(all, api.ServerStatus{Cluster: f.name, Name: second.String(), ID: "b2", URL: url(second), State: api.ServerMissing, AgeSeconds: 7, Version: "v0.1.0"})
+		all = append(all, api.ServerStatus{Cluster: f.name, Name: second.String(), ID: "b2", URL: url(second), State: api.ServerMissing, AgeSeconds: 7, Version: "v0.1.0", Store: api.StoreDown, StoreAddress: second.String() + ":2380"})
 	}
 	return all
 }

@@ -29,7 +29,7 @@ func TestThePortsInOperationsAreTheDefaults(t *testing.T) {
 	}
 	want := map[int]string{
 		int(tunnel.DefaultPorts[0]): "UDP", int(tunnel.DefaultPorts[1]): "UDP",
-		port(server.EtcdListen): "TCP", port(server.Listen): "TCP", port(agent.Listen): "TCP",
+		port(server.EtcdListen): "TCP", port(server.EtcdPeerListen): "TCP", port(server.Listen): "TCP", port(agent.Listen): "TCP",
 		int(agent.GossipPort): "TCP and UDP", int(server.GossipPort): "TCP and UDP", int(server.WANGossipPort): "TCP and UDP",
 		port(server.MetricsAddress): "TCP", port(agent.MetricsAddress): "TCP",
 	}

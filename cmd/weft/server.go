@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
+	"reflect"
 
 	"github.com/spf13/cobra"
 
@@ -9,7 +12,8 @@ import (
 )
 
 func serverCommand() *cobra.Command {
-	return groupCommand("server", "Manage the API servers of a cluster", operate, serverListCommand(), serverDeleteCommand())
+	return groupCommand("server", "Manage the API servers of a cluster", operate,
+		serverListCommand(), serverAddCommand(), serverDeleteCommand(), serverReplaceCommand())
 }
 
 func serverListCommand() *cobra.Command {
@@ -18,28 +22,91 @@ func serverListCommand() *cobra.Command {
 }
 
 func serverTable(servers []api.ServerStatus) table {
-	t := table{columns: columns("CLUSTER", "SERVER", "STATE", "FOR", "VERSION", "*ID", "*URL"), name: 1}
+	t := table{columns: columns("CLUSTER", "SERVER", "STATE", "FOR", "STORE", "VERSION", "*ID", "*URL", "*MEMBER", "*ETCD", "*SIZE"), name: 1}
 	for _, s := range servers {
-		t.rows = append(t.rows, []string{s.Cluster, s.Name, s.State, age(s.AgeSeconds), s.Version, s.ID, s.URL})
+		store, bytes := s.Store, ""
+		if s.StoreLeads {
+			store += ", leads"
+		}
+		if s.StoreBytes > 0 {
+			bytes = size(s.StoreBytes)
+		}
+		t.rows = append(t.rows, []string{s.Cluster, s.Name, s.State, age(s.AgeSeconds), store, s.Version, s.ID, s.URL, s.StoreAddress, s.StoreVersion, bytes})
 	}
 	return t
 }
 
+// quorumLine says how many members of the store answer and how many have to.
+func quorumLine(q api.Quorum) string {
+	return fmt.Sprintf("%d of %s up, %d needed", q.Up, api.Count(q.Members, "member"), q.Needed)
+}
+
+func serverAddCommand() *cobra.Command {
+	var address, file string
+	var port uint16
+	cmd := &cobra.Command{
+		Use:   "add NAME --address IP --write FILE",
+		Short: "Admit another API server and write its bundle",
+		Long: "Admit another API server and write its join bundle, the file that it starts from:\n" +
+			"`weft apiserver --name NAME --join FILE`, with the same cluster, ID and CIDRs. The bundle is\n" +
+			"good for a day. It holds the key of the cluster's certificate authority: restrict it to mode\n" +
+			"0600 (--write does this), or pipe it with --write -.",
+		Example: "  weft server add east-2 --address 172.16.1.2 --write east-2.yaml",
+		Args:    usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := netip.ParseAddr(address)
+			if err != nil {
+				return usageError{fmt.Errorf("--address: %w", valueError(address, reflect.TypeFor[netip.Addr]()))}
+			}
+			if err := writable(file); err != nil {
+				return err
+			}
+			return on(cmd, func(ctx context.Context, c *api.Client) error {
+				bundle, err := c.AddServer(ctx, api.ServerRequest{Name: args[0], Address: a, Port: port})
+				if err != nil {
+					return err
+				}
+				return secret(cmd, c, file, fmt.Sprintf("API server %s may join at %s; its join bundle", bundle.Name, bundle.Address), bundle)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&address, "address", "", "address at which the others reach it, its --advertise")
+	cmd.Flags().Uint16Var(&port, "port", 0, "port of its --etcd-peer-listen (default: that of the API server that answers)")
+	writeFlag(cmd, &file, "join bundle")
+	return cmd
+}
+
 func serverDeleteCommand() *cobra.Command {
+	return serverChange("delete NAME", "Remove an API server for good",
+		"Remove an API server, with its part of the store, for good: it does not come back by a restart.\n"+
+			"Refused if too few of the others would be left to write to the store. Its machine still has\n"+
+			"the key of the cluster's certificate authority: erase its data folder. With an existing etcd,\n"+
+			"stop the API server instead; delete forgets one that cannot be stopped, because it is gone.",
+		(*api.Client).RemoveServer, "remove")
+}
+
+func serverReplaceCommand() *cobra.Command {
+	return serverChange("replace NAME", "Let an API server join with an empty disk",
+		"Let an API server whose disk was lost join again, with the join bundle it has. Run this, then\n"+
+			"start the API server. Refused while it runs, and if too few of the others do.",
+		(*api.Client).ReplaceServer)
+}
+
+func serverChange(use, short, long string, change func(*api.Client, context.Context, string) (*api.ServerChange, error), aliases ...string) *cobra.Command {
 	return &cobra.Command{
-		Use:   "delete NAME",
-		Short: "Forget an API server that is gone",
-		Long: "Forget an API server that is gone for good, so that it is no longer reported as missing. One\n" +
-			"that is stopped on purpose is forgotten by itself; one that is running is not deleted.",
-		Aliases:           []string{"remove"},
+		Use: use, Short: short, Long: long, Aliases: aliases,
 		Args:              usageArgs(cobra.ExactArgs(1)),
 		ValidArgsFunction: first(completeServers),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return on(cmd, func(ctx context.Context, c *api.Client) error {
-				if err := c.RemoveServer(ctx, args[0]); err != nil {
+				r, err := change(c, ctx, args[0])
+				if err != nil {
 					return err
 				}
-				return done(cmd, c, "API server %s is forgotten", args[0])
+				if r.Quorum == nil {
+					return done(cmd, c, "API server %s %s", r.Name, r.Action)
+				}
+				return done(cmd, c, "API server %s %s; store: %s", r.Name, r.Action, quorumLine(*r.Quorum))
 			})
 		},
 	}
@@ -51,9 +118,7 @@ var completeServers = fromCluster(func(ctx context.Context, c *api.Client, _ *co
 		return nil, err
 	}
 	for _, s := range list.Servers {
-		if s.State == api.ServerMissing {
-			names = append(names, s.Name)
-		}
+		names = append(names, s.Name)
 	}
 	return names, nil
 })

@@ -104,7 +104,11 @@ func showStatus(cmd *cobra.Command, all []*api.Status) error {
 func writeStatus(out *strings.Builder, s *api.Status, wide, colour bool) {
 	c := s.Cluster
 	fmt.Fprintln(out, printableLines(fmt.Sprintf("Cluster %s (ID %d), API server %s, up %s", c.Name, c.ID, c.Version, age(c.UptimeSeconds))))
-	fmt.Fprintln(out, printableLines(fmt.Sprintf("  store      %s etcd %s, %s, revision %d, generation %s", c.Store, c.StoreVersion, size(c.StoreBytes), c.Revision, c.Generation)))
+	members := ""
+	if s.Quorum != nil && s.Quorum.Members > 1 {
+		members = ", " + quorumLine(*s.Quorum)
+	}
+	fmt.Fprintln(out, printableLines(fmt.Sprintf("  store      %s etcd %s%s, %s, revision %d, generation %s", c.Store, c.StoreVersion, members, size(c.StoreBytes), c.Revision, c.Generation)))
 	if len(s.Servers) > 0 {
 		fmt.Fprintln(out, printableLines("  servers    "+serversLine(s.Servers)))
 	}
