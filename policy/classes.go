@@ -1,119 +1,240 @@
 package policy
 
 import (
-	"encoding/binary"
+	"cmp"
+	"maps"
 	"slices"
-	"strings"
 
 	"github.com/weft-mesh/weft/identity"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// peerIndex finds the peers that an identity matches without trying each.
-//
-// A label peer is filed under its most selective equality; an identity looks under each
-// of its labels and checks what it finds there in full.
-type peerIndex struct {
-	peers   []peer
-	byLabel map[labelValue][]uint32
-	cidrs   []uint32
-	rest    []uint32 // peers without an equality to file them under
+// partition divides the identities into classes: those that match the same peers, of
+// the policy sets that there are, share one. A new peer splits the classes of which it
+// matches a part; when the last set that names it goes, they are merged again. Both
+// cost what the peer matches.
+type partition struct {
+	crowd
+	peers   peerIndex
+	ids     map[string]uint32 // numbers of peers, by what they mean
+	refs    map[uint32]int    // how many terms name a peer
+	classes map[uint32]*class
+	bySig   map[string]*class
+	having  map[uint32]map[uint32]bool // classes, by a peer that their members match
+	last    uint32
+	emptied map[uint32]bool // classes that have lost their last member
 }
 
-type labelValue struct{ key, value string }
+type class struct {
+	number  uint32
+	peers   []uint32 // ascending: the signature
+	sig     string
+	members map[identity.Number]struct{}
+}
 
-// add files a peer and returns its number.
-func (x *peerIndex) add(p peer) uint32 {
-	id := uint32(len(x.peers))
-	x.peers = append(x.peers, p)
-	if p.kind == peerCIDR && p.mesh {
-		x.rest = append(x.rest, id)
-		return id
+// unknownMember is the signature of identity.UnknownMember. It cannot clash: the length
+// of every other signature is a multiple of four.
+const unknownMember = "?"
+
+func newPartition() partition {
+	return partition{
+		crowd: crowd{labels: map[identity.Number]identity.Labels{}, byLabel: map[labelValue]*numbers{}},
+		peers: newPeerIndex(), ids: map[string]uint32{}, refs: map[uint32]int{},
+		classes: map[uint32]*class{}, bySig: map[string]*class{}, having: map[uint32]map[uint32]bool{}, emptied: map[uint32]bool{},
 	}
-	if p.kind == peerCIDR {
-		x.cidrs = append(x.cidrs, id)
-		return id
-	}
-	keys := telling(p.selector)
-	if keys == nil {
-		x.rest = append(x.rest, id)
-	}
-	for _, k := range keys {
-		if x.byLabel == nil {
-			x.byLabel = map[labelValue][]uint32{}
+}
+
+// fresh returns a new class without members.
+func (x *partition) fresh(sig string, peers []uint32) *class {
+	x.last++
+	c := &class{number: x.last, members: map[identity.Number]struct{}{}}
+	x.classes[c.number] = c
+	x.sign(c, sig, peers)
+	return c
+}
+
+// sign gives a class its signature.
+func (x *partition) sign(c *class, sig string, peers []uint32) {
+	x.unsign(c)
+	c.sig, c.peers = sig, peers
+	x.bySig[sig] = c
+	for _, id := range peers {
+		if x.having[id] == nil {
+			x.having[id] = map[uint32]bool{}
 		}
-		x.byLabel[k] = append(x.byLabel[k], id)
+		x.having[id][c.number] = true
 	}
+}
+
+func (x *partition) unsign(c *class) {
+	if x.bySig[c.sig] == c {
+		delete(x.bySig, c.sig)
+	}
+	for _, id := range c.peers {
+		delete(x.having[id], c.number)
+	}
+}
+
+// drop forgets a class without members.
+func (x *partition) drop(c *class) {
+	x.unsign(c)
+	delete(x.classes, c.number)
+	delete(x.emptied, c.number)
+}
+
+// move puts an identity into a class.
+func (t *Tables) move(n identity.Number, to *class) {
+	x := &t.compiler.partition
+	if from := x.classes[t.Classes[n]]; from != nil && from != to {
+		x.leave(n, from)
+	}
+	to.members[n] = struct{}{}
+	t.Classes[n] = to.number
+	t.changes.Classes[n] = to.number
+}
+
+func (x *partition) leave(n identity.Number, c *class) {
+	if delete(c.members, n); len(c.members) == 0 {
+		x.emptied[c.number] = true
+	}
+}
+
+// name returns the number of a peer that one more term names.
+func (t *Tables) name(p peer) uint32 {
+	x := &t.compiler.partition
+	text := p.String()
+	id, ok := x.ids[text]
+	if !ok {
+		id = x.peers.add(p)
+		x.ids[text] = id
+		t.split(id)
+	}
+	x.refs[id]++
 	return id
 }
 
-// telling chooses the equality to file a selector under. Namespace and cluster come
-// last, because nearly every selector has them.
-func telling(s selector) []labelValue {
-	var best []labelValue
-	rank := 0
-	for _, r := range s {
-		var keys []labelValue
-		mine := 3
-		switch {
-		case r.source == identity.SourceReserved:
-			// Words that are not a label cannot be filed under one.
-			if _, err := identity.ParseNumber(r.key); err == nil && r.op == metav1.LabelSelectorOpExists && !strings.HasPrefix(r.key, identity.World.String()) {
-				keys = []labelValue{{r.key, ""}}
-			}
-		case r.op == metav1.LabelSelectorOpIn:
-			for _, v := range r.values {
-				keys = append(keys, labelValue{r.key, v})
-			}
+// split divides every class of which a new peer matches a part. The smaller part moves
+// to a new class, which has the entries of the old one before anybody is in it.
+func (t *Tables) split(id uint32) {
+	c := t.compiler
+	hit := map[uint32][]identity.Number{}
+	c.matching(c.peers.peers[id], func(n identity.Number) { hit[t.Classes[n]] = append(hit[t.Classes[n]], n) })
+	for _, number := range slices.Sorted(maps.Keys(hit)) {
+		old, members := c.classes[number], hit[number]
+		before := old.peers
+		after := append(slices.Clone(before), id)
+		if len(members) == len(old.members) {
+			c.sign(old, signature(after), after)
+			continue
 		}
-		switch r.key {
-		case identity.KeyNamespace:
-			mine = 2
-		case identity.KeyCluster:
-			mine = 1
+		var fresh *class
+		if 2*len(members) <= len(old.members) {
+			fresh = c.fresh(signature(after), after)
+		} else {
+			others := make([]identity.Number, 0, len(old.members)-len(members))
+			hits := make(map[identity.Number]struct{}, len(members))
+			for _, n := range members {
+				hits[n] = struct{}{}
+			}
+			for n := range old.members {
+				if _, ok := hits[n]; !ok {
+					others = append(others, n)
+				}
+			}
+			members = others
+			c.sign(old, signature(after), after)
+			fresh = c.fresh(signature(before), before)
 		}
-		if keys != nil && mine > rank {
-			best, rank = keys, mine
+		t.enter(fresh.number, c.termsOf(before))
+		for _, n := range members {
+			t.move(n, fresh)
 		}
 	}
-	return best
 }
 
-// find appends the numbers of the peers that the identity matches to buf, ascending.
-func (x *peerIndex) find(n identity.Number, labels identity.Labels, buf []uint32) []uint32 {
-	ask := func(ids []uint32) {
-		for _, id := range ids {
-			if x.peers[id].matches(n, labels) {
-				buf = append(buf, id)
-			}
+// unname says that one term fewer names a peer. The peers that nobody names are
+// forgotten at the next Sweep.
+func (x *partition) unname(id uint32) { x.refs[id]-- }
+
+// merge forgets a peer that no set names and merges the classes that differed by it
+// alone. It returns the classes that nobody is in any longer.
+func (t *Tables) merge(id uint32) (gone []uint32) {
+	c := t.compiler
+	for _, number := range slices.Sorted(maps.Keys(c.having[id])) {
+		one := c.classes[number]
+		peers := slices.DeleteFunc(slices.Clone(one.peers), func(other uint32) bool { return other == id })
+		sig := signature(peers)
+		other := c.bySig[sig]
+		if other == nil {
+			c.sign(one, sig, peers)
+			continue
+		}
+		large, small := one, other
+		if cmp.Compare(len(one.members), len(other.members)) < 0 {
+			large, small = other, one
+		}
+		for _, n := range slices.Sorted(maps.Keys(small.members)) {
+			t.move(n, large)
+		}
+		c.drop(small)
+		c.sign(large, sig, peers)
+		gone = append(gone, small.number)
+	}
+	delete(c.ids, c.peers.peers[id].String())
+	c.peers.remove(id)
+	delete(c.refs, id)
+	delete(c.having, id)
+	return gone
+}
+
+// empties drops the classes that nobody is in and returns them.
+func (x *partition) empties() (gone []uint32) {
+	for number := range x.emptied {
+		if c := x.classes[number]; c != nil && len(c.members) == 0 {
+			x.drop(c)
+			gone = append(gone, number)
 		}
 	}
-	isCIDR := false
-	for _, l := range labels {
-		ask(x.byLabel[labelValue{l.Key, l.Value}])
-		isCIDR = isCIDR || l.Source == identity.SourceCIDR
-	}
-	ask(x.rest)
-	if isCIDR || n.Reserved() {
-		ask(x.cidrs)
-	}
-	slices.Sort(buf)
-	return slices.Compact(buf)
+	clear(x.emptied)
+	return gone
 }
 
-// signature encodes a set of peers as a map key.
-func signature(ids []uint32) string {
-	out := make([]byte, 0, 4*len(ids))
-	for _, id := range ids {
-		out = binary.BigEndian.AppendUint32(out, id)
+// AddIdentity classifies one identity. A known identity moves to the class of its new
+// labels.
+func (t *Tables) AddIdentity(n identity.Number, labels identity.Labels) {
+	c := t.compiler
+	if n == identity.Unknown {
+		return
 	}
-	return string(out)
+	if _, ok := c.labels[n]; ok {
+		c.remove(n)
+	}
+	c.add(n, labels)
+	sig, peers, terms := unknownMember, []uint32(nil), unknownTerms(n)
+	if n != identity.UnknownMember {
+		peers = c.peers.find(n, labels)
+		sig, terms = signature(peers), c.termsOf(peers)
+	}
+	to, ok := c.bySig[sig]
+	if !ok {
+		to = c.fresh(sig, peers)
+		t.enter(to.number, terms)
+	}
+	t.move(n, to)
 }
 
-func readSignature(sig string) []uint32 {
-	var out []uint32
-	for b := []byte(sig); len(b) >= 4; b = b[4:] {
-		out = append(out, binary.BigEndian.Uint32(b))
+// RemoveIdentity forgets an identity.
+func (t *Tables) RemoveIdentity(n identity.Number) {
+	c := t.compiler
+	if _, ok := c.labels[n]; !ok {
+		return
 	}
-	return out
+	c.remove(n)
+	if from := c.classes[t.Classes[n]]; from != nil {
+		c.leave(n, from)
+	}
+	delete(t.Classes, n)
+	t.changes.Classes[n] = 0
 }
+
+// Labels returns the labels of a known identity, or nil.
+func (t *Tables) Labels(n identity.Number) identity.Labels { return t.compiler.labels[n] }

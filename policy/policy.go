@@ -152,6 +152,14 @@ func (p *Policy) prefixes(groups []*CIDRGroup, want func(peer) bool, into map[ne
 	}
 }
 
+// Prefixes returns the prefixes that the policy names, except whole address families.
+func (p *Policy) Prefixes(groups []*CIDRGroup) map[netip.Prefix]bool {
+	named := map[netip.Prefix]bool{}
+	p.prefixes(groups, func(peer) bool { return true }, named)
+	maps.DeleteFunc(named, func(prefix netip.Prefix, _ bool) bool { return prefix.Bits() == 0 })
+	return named
+}
+
 // CIDRIdentities returns the prefixes that need a node-local identity of their own,
 // with the labels of each. In a longest-prefix map, every address then finds the most
 // specific prefix that any policy names, which is all that policies need to tell
@@ -159,17 +167,13 @@ func (p *Policy) prefixes(groups []*CIDRGroup, want func(peer) bool, into map[ne
 // cluster's API servers are included if a policy distinguishes them from the rest of
 // the world.
 func CIDRIdentities(policies []*Policy, groups []*CIDRGroup, apiServers []netip.Addr) map[netip.Prefix]identity.Labels {
-	named := map[netip.Prefix]bool{}
-	for _, p := range policies {
-		p.prefixes(groups, func(peer) bool { return true }, named)
-	}
 	out := map[netip.Prefix]identity.Labels{}
-	for prefix := range named {
-		if prefix.Bits() > 0 {
+	for _, p := range policies {
+		for prefix := range p.Prefixes(groups) {
 			out[prefix] = CIDRLabels(prefix)
 		}
 	}
-	if !slices.ContainsFunc(policies, (*Policy).namesAPIServers) {
+	if !slices.ContainsFunc(policies, (*Policy).NamesAPIServers) {
 		return out
 	}
 	for _, addr := range apiServers {
@@ -202,9 +206,9 @@ func WithAPIServer(labels identity.Labels) identity.Labels {
 	return identity.NewLabels(append(slices.Clone(labels), identity.Label{Source: identity.SourceReserved, Key: identity.KubeAPIServer.String()})...)
 }
 
-// namesAPIServers reports whether a peer of the policy is selected by being an API
+// NamesAPIServers reports whether a peer of the policy is selected by being an API
 // server.
-func (p *Policy) namesAPIServers() bool {
+func (p *Policy) NamesAPIServers() bool {
 	for named := range p.peers() {
 		for _, q := range named.selector {
 			if q.source == identity.SourceReserved && (q.key == identity.KubeAPIServer.String() || q.key == wordCluster) {
@@ -245,4 +249,31 @@ func (r RuleInfo) Policy() string {
 
 func (r RuleInfo) String() string {
 	return fmt.Sprintf("%s %s %s[%d]", r.Kind, r.Policy(), r.List, r.Index)
+}
+
+// Grouped reports whether the policy refers to groups at all.
+func (p *Policy) Grouped() bool {
+	for q := range p.peers() {
+		if q.kind == peerGroup {
+			return true
+		}
+	}
+	return false
+}
+
+// TellsPodsApart reports whether the policy distinguishes pods of one identity: by their
+// addresses, or by the numbers of their named ports.
+func (p *Policy) TellsPodsApart() bool {
+	one := []*Policy{p}
+	return len(Blocks(one))+len(NamedPorts(one)) > 0
+}
+
+// RefersTo reports whether a peer of the policy is selected by being in a group.
+func (p *Policy) RefersTo(g *CIDRGroup) bool {
+	for q := range p.peers() {
+		if q.kind == peerGroup && q.means(g) {
+			return true
+		}
+	}
+	return false
 }

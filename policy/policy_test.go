@@ -91,7 +91,7 @@ func indent(body string) string {
 // both judges by tables and by oracle, and fails if they disagree.
 func both(t testing.TB, w World, tables *Tables, f Flow) Judgement {
 	t.Helper()
-	set, ok := tables.SetOf(f.Subject)
+	set, ok, _ := tables.SetOf(f.Subject)
 	if !ok {
 		t.Fatalf("no policy set for %v", f.Subject)
 	}

@@ -28,7 +28,7 @@ func (p point) level() int {
 type verdicts map[point]Entry
 
 // note adds what a term says at its points. A denial beats an allowance; between
-// equals, the rule with the lower cookie is named.
+// equals, the rule that was known first is named.
 func (v verdicts) note(t compiledTerm, ports portClasses) {
 	mine := Entry{Deny: t.deny, Rule: t.cookie}
 	if t.ports == nil {
@@ -39,7 +39,7 @@ func (v verdicts) note(t compiledTerm, ports portClasses) {
 			v.put(point{proto: s.proto}, mine)
 			continue
 		}
-		for _, class := range ports.of[s] {
+		for _, class := range ports.of(s) {
 			v.put(point{s.proto, class}, mine)
 		}
 	}
@@ -68,54 +68,6 @@ func (v verdicts) at(p point) (Entry, bool) {
 		}
 	}
 	return best, ok
-}
-
-// resolve fills in the sets and the entries that apply to every peer.
-func (c *compiler) resolve(t *Tables, ports portClasses) {
-	for i := range c.sets {
-		id := uint32(i + 1)
-		var info SetInfo
-		for _, dir := range directions {
-			d := &c.sets[i].dirs[dir]
-			d.whoever = verdicts{}
-			for j := range d.terms {
-				d.terms[j].says = verdicts{}
-				d.terms[j].says.note(d.terms[j], ports)
-				if d.terms[j].any {
-					merge(d.whoever, d.terms[j].says)
-				}
-			}
-			for p, e := range leanest(d.whoever, func(p point, own verdicts) (Entry, bool) { return firstHit(own, p) }) {
-				t.Entries[EntryKey{Set: id, Class: AnyClass, Port: p.port, Proto: p.proto, Dir: dir}] = e
-			}
-			info.Enforced[dir] = d.enforced
-		}
-		t.Sets[id] = info
-	}
-	c.name(t)
-}
-
-// name lists, for each set and direction, the policies that apply there.
-func (c *compiler) name(t *Tables) {
-	for sig, id := range c.setIDs {
-		if id == 0 {
-			continue
-		}
-		info := t.Sets[id]
-		for _, n := range readSignature(sig) {
-			r := c.rules[n]
-			for _, dir := range directions {
-				if r.enforced[dir] || len(r.terms[dir]) > 0 {
-					info.Policies[dir] = append(info.Policies[dir], PolicyName{r.policy.Kind, r.policy.Namespace, r.policy.Name})
-				}
-			}
-		}
-		for _, dir := range directions {
-			slices.SortFunc(info.Policies[dir], PolicyName.compare)
-			info.Policies[dir] = slices.Compact(info.Policies[dir])
-		}
-		t.Sets[id] = info
-	}
 }
 
 func merge(into, from verdicts) {
@@ -149,66 +101,6 @@ func firstHit(v verdicts, p point) (Entry, bool) {
 		}
 	}
 	return Entry{}, false
-}
-
-// chooseTerms picks the terms of a set and direction that apply to a class and name
-// peers; terms that match every peer are not included.
-type chooseTerms func(s *compiledSet, dir Direction) []int
-
-// termsOf chooses for an identity that matches these peers.
-func (c *compiler) termsOf(ids []uint32) chooseTerms {
-	return func(s *compiledSet, dir Direction) []int {
-		var out []int
-		for _, id := range ids {
-			out = append(out, s.dirs[dir].byPeer[id]...)
-		}
-		return out
-	}
-}
-
-// unknownTerms chooses for an identity of which only the number is known: every denial
-// that may apply to it, and nothing that allows.
-func unknownTerms(n identity.Number) chooseTerms {
-	return func(s *compiledSet, dir Direction) []int {
-		var out []int
-		for i, t := range s.dirs[dir].terms {
-			if t.deny && !t.known && slices.ContainsFunc(t.peers, func(p peer) bool { return p.mayMatch(n) }) {
-				out = append(out, i)
-			}
-		}
-		return out
-	}
-}
-
-// entries returns the entries of one class in all sets.
-func (c *compiler) entries(class uint32, choose chooseTerms) map[EntryKey]Entry {
-	out := map[EntryKey]Entry{}
-	for i := range c.sets {
-		s := &c.sets[i]
-		for _, dir := range directions {
-			d := &s.dirs[dir]
-			terms := choose(s, dir)
-			if len(terms) == 0 {
-				continue
-			}
-			all := maps.Clone(d.whoever)
-			for _, j := range terms {
-				merge(all, d.terms[j].says)
-			}
-			// An entry of the class hides the entries for every peer, so their verdicts
-			// are weighed here too.
-			lean := leanest(all, func(p point, kept verdicts) (Entry, bool) {
-				if e, ok := firstHit(kept, p); ok {
-					return e, true
-				}
-				return d.whoever.at(p)
-			})
-			for p, e := range lean {
-				out[EntryKey{Set: uint32(i + 1), Class: class, Port: p.port, Proto: p.proto, Dir: dir}] = e
-			}
-		}
-	}
-	return out
 }
 
 // Verdict judges a new flow of a subject under a policy set with the same steps as the

@@ -49,9 +49,9 @@ func TestEntriesFollowTheRulesAndNotTheIdentities(t *testing.T) {
 		}
 		before = len(tables.Entries)
 
-		class, entries := tables.AddIdentity(0x20000, w.Identities[0x10003])
-		if class == 0 || len(entries) != 0 {
-			t.Errorf("one more identity of a known kind: class %d, %d new entries", class, len(entries))
+		tables.AddIdentity(0x20000, w.Identities[0x10003])
+		if more := tables.Take(); more.Classes[0x20000] == 0 || len(more.Entries) != 0 {
+			t.Errorf("one more identity of a known kind: %+v", more)
 		}
 	}
 	t.Logf("%d entries", before)
@@ -86,7 +86,7 @@ func TestSubjectsUnderTheSameRulesShareASet(t *testing.T) {
 	tables := compileFor(t, w, "web", "frontend", "intruder")
 	sets := map[string]uint32{}
 	for _, name := range []string{"web", "frontend", "intruder"} {
-		set, ok := tables.SetOf(w.Identities[people[name]])
+		set, ok, _ := tables.SetOf(w.Identities[people[name]])
 		if !ok {
 			t.Fatalf("no set for %s", name)
 		}
@@ -102,19 +102,23 @@ func TestSubjectsUnderTheSameRulesShareASet(t *testing.T) {
 		t.Errorf("web's set is %v, want %v", got, want)
 	}
 	stranger := identity.PodLabels("default", nil, map[string]string{"app": "web"}, "", "west")
-	if set, ok := tables.SetOf(stranger); !ok || set != sets["web"] {
+	if set, ok, _ := tables.SetOf(stranger); !ok || set != sets["web"] {
 		t.Errorf("another workload under the same rules: set %d, %v", set, ok)
 	}
 }
 
-func TestSubjectOfAnotherKindNeedsNewTables(t *testing.T) {
-	w := testWorld(t, cnp("ingress: [{}]"))
+func TestSubjectOfAnotherKindGetsASetOfItsOwn(t *testing.T) {
+	w := testWorld(t, cnp("ingress: [{fromEndpoints: [{matchLabels: {app: frontend}}]}]"))
 	tables := compileFor(t, w, "frontend")
-	if set, ok := tables.SetOf(w.Identities[people["frontend"]]); !ok || set != 0 {
+	if set, ok, _ := tables.SetOf(w.Identities[people["frontend"]]); !ok || set != 0 {
 		t.Errorf("frontend has set %d, %v; want none", set, ok)
 	}
-	if _, ok := tables.SetOf(w.Identities[people["web"]]); ok {
-		t.Error("web has a set although it was not among the subjects")
+	set, ok, err := tables.SetOf(w.Identities[people["web"]])
+	if !ok || err != nil || set == 0 || len(tables.Take().Entries) == 0 {
+		t.Errorf("web has set %d, %v, %v", set, ok, err)
+	}
+	for _, name := range []string{"frontend", "intruder"} {
+		both(t, w, tables, Flow{w.Identities[people["web"]], Ingress, people[name], ProtoTCP, 80})
 	}
 }
 
@@ -129,7 +133,7 @@ func TestRulesSayWhereTheyStand(t *testing.T) {
 	w := testWorld(t, cnp("log: {value: front}\ningress: [{fromEntities: [host]}, {fromEntities: [remote-node]}]\nenableDefaultDeny: {ingress: false}")+
 		ccnp("c", "ingressDeny: [{fromEntities: [world]}]"))
 	tables := compileFor(t, w, "web")
-	set, _ := tables.SetOf(w.Identities[people["web"]])
+	set, _, _ := tables.SetOf(w.Identities[people["web"]])
 	for peer, want := range map[identity.Number]string{
 		identity.RemoteNode: "CiliumNetworkPolicy default/p ingress[1]",
 		identity.World:      "CiliumClusterwideNetworkPolicy c ingressDeny[0]",

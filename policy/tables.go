@@ -25,7 +25,7 @@ const AnyClass uint32 = 0xffffffff
 // (class, any, any), then the same three for AnyClass; the first entry found decides.
 // If there is none, the set's default does.
 //
-// Not safe for concurrent use while AddIdentity or RemoveIdentity runs.
+// Not safe for concurrent use.
 type Tables struct {
 	// Classes maps an identity to its class. Class 0 is for identities that are not
 	// listed: nothing allows them by label, and every denial applies to them.
@@ -38,6 +38,31 @@ type Tables struct {
 	Rules   []RuleInfo // by cookie; Rules[0] is empty because cookie 0 means no rule
 
 	compiler *compiler
+	changes  Changes
+}
+
+// Changes are the rows that have become different, in the order in which the kernel
+// must get them: nobody may be in a class before all its entries are there. An entry
+// that the kernel has keeps its verdict as long as its set exists.
+type Changes struct {
+	Entries map[EntryKey]Entry
+	Sets    []uint32                   // new ones
+	Ports   map[uint8][]PortRange      // later ones count; class 0: none
+	Classes map[identity.Number]uint32 // 0: none
+	// Of these nothing is left. They are returned by Sweep alone.
+	GoneEntries []EntryKey
+	GoneSets    []uint32
+}
+
+func newChanges() Changes {
+	return Changes{Entries: map[EntryKey]Entry{}, Ports: map[uint8][]PortRange{}, Classes: map[identity.Number]uint32{}}
+}
+
+// Take returns what has changed since it was last called.
+func (t *Tables) Take() Changes {
+	out := t.changes
+	t.changes = newChanges()
+	return out
 }
 
 // PortRange is a run of ports of one port class.

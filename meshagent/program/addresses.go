@@ -117,7 +117,8 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 		}
 		for _, k := range w.gonePrefixes {
 			if identity.Number(p.prefixes.have[k].Identity).Scope() == identity.ScopeLocal {
-				p.did.policy = stage{} // numbers that only these prefixes used go too
+				p.retiring[k.Netip()] = true // its number goes too
+				p.policies.tire()
 			}
 		}
 		return p.addrs.dropAll(w.goneAddrs, failAddr) + p.prefixes.dropAll(w.gonePrefixes, failPrefix)
@@ -418,9 +419,9 @@ func (n *numbering) fresh() identity.Number {
 }
 
 // number returns the number of every prefix in the policies. A prefix that no policy
-// names any longer keeps its number and labels while it has a kernel row, because
+// names any longer keeps its number and labels while its kernel row has it, because
 // addresses are judged by it until then.
-func (n *numbering) number(wanted map[netip.Prefix]identity.Labels, stands func(netip.Prefix) bool) (byPrefix map[netip.Prefix]identity.Number, labels map[identity.Number]identity.Labels) {
+func (n *numbering) number(wanted map[netip.Prefix]identity.Labels, carries func(netip.Prefix, identity.Number) bool) (byPrefix map[netip.Prefix]identity.Number, labels map[identity.Number]identity.Labels) {
 	byPrefix, labels = map[netip.Prefix]identity.Number{}, map[identity.Number]identity.Labels{}
 	for prefix, ls := range wanted {
 		number, ok := n.byPrefix[prefix]
@@ -434,7 +435,7 @@ func (n *numbering) number(wanted map[netip.Prefix]identity.Labels, stands func(
 		if _, ok := wanted[prefix]; ok {
 			continue
 		}
-		if stands(prefix) {
+		if carries(prefix, number) {
 			labels[number] = policy.CIDRLabels(prefix)
 		} else {
 			delete(n.byPrefix, prefix)

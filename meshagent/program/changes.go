@@ -44,20 +44,19 @@ func (f feed[P]) skip(txn statedb.ReadTxn) {
 // close lets the table release the rows deleted from it.
 func (f feed[P]) close() { f.changes.Close() }
 
-// judgeRows applies the identities that have changed, those of these clusters, and this
-// node's pods. It looks at no other identity.
+// judgeRows applies the policies and identities that have changed, the identities of
+// these clusters, and this node's pods. It looks at no other identity.
 func (p *Program) judgeRows(v *view, clusters map[string]bool, r *report) (changed int) {
 	p.learnSubjects(v)
-	if p.unplaced() {
+	if !p.revise(v, r) || p.unplaced() {
 		return p.judge(v, r)
 	}
-	numbers := p.policies.numbers()
 	one := func(row *tables.Identity, deleted bool) {
 		n, err := 0, error(nil)
 		r.row("identities", row.Key())
 		switch {
 		case !deleted && v.vouchedFor(row):
-			n, err = p.policies.know(row.Number, row.Labels, numbers)
+			n, err = p.policies.know(row.Number, row.Labels)
 		case v.nobodys(row.Number):
 			n, err = p.policies.unlearn(row.Number)
 		}

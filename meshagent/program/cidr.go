@@ -14,6 +14,12 @@ func (p *Program) stands(prefix netip.Prefix) bool {
 	return ok
 }
 
+// carries says whether the kernel row of a prefix has this number.
+func (p *Program) carries(prefix netip.Prefix, n identity.Number) bool {
+	row, ok := p.prefixes.have[bpf.PrefixOf(prefix)]
+	return ok && row.Identity == uint32(n)
+}
+
 // introduce writes the prefixes that policies are about to name before they do: in the
 // current generation each gets the class its addresses had so far. Were they written
 // after the switch, rules made for them would be applied to their addresses' old

@@ -107,9 +107,6 @@ func TestOneMoreDoesNotGrow(t *testing.T) {
 	p, small := programOf(t, few)
 	q, large := programOf(t, many)
 	for i, c := range oneMore(t, few) {
-		if c.name == "policy" {
-			continue // every identity gets a row in the new generation
-		}
 		count := func(p *Program, t *tables.Tables, c oneChange) float64 {
 			n := 0
 			return testing.AllocsPerRun(20, func() { n++; c.make(p, t, n) })

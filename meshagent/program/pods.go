@@ -93,6 +93,7 @@ func (p *Program) unplaced() bool {
 		}
 		s.set, s.placed = set, true
 		p.subjects[key] = s
+		p.epoch++ // its row follows
 	}
 	return false
 }
@@ -123,6 +124,9 @@ func (p *Program) pods(v *view, r *report) (changed int) {
 	// Pruning is always safe: nobody else writes this map, and all pods on the node
 	// have been adopted.
 	changed = p.endpoints.set(want, true, func(k bpf.Addr, err error) { r.fail("endpoints", orText(from[k], k.String()), err) })
+	if changed > 0 {
+		p.policies.tire() // a set may have lost its last endpoint
+	}
 	p.publish(v, live)
 	return changed
 }

@@ -45,11 +45,14 @@ type policies struct {
 	current *policy.Tables    // what gen holds; nil until the first compilation
 	content map[uint32]uint32 // kernel number to compiled number, of current
 	lastSet uint32
-	// known are the identities for which current has classes.
-	known map[identity.Number]identity.Labels
-	// stale is when the last switch or failed compilation left unused rows in the
-	// maps; zero if there are none. They stay a little, for programs still running.
+	// stale is when rows in the maps were last found to be unused; zero if there are
+	// none. They stay a little, for programs still running.
 	stale time.Time
+	// littered says that the unused rows are not only those that current knows of: a
+	// switch, a failed compilation or a failed write left them.
+	littered bool
+	// quiet is set while identities move between classes that are judged alike.
+	quiet bool
 	// revision of the policies table from which current was made.
 	revision uint64
 	// behind is set while the maps may lack part of current.
@@ -95,7 +98,7 @@ type rows struct {
 // rowsOf returns a generation's rows under kernel numbers.
 func rowsOf(gen uint32, t *policy.Tables, content map[uint32]uint32) rows {
 	r := rows{
-		classes: make(map[bpf.ClassKey]uint32, len(t.Classes)), ports: map[uint32]uint16{},
+		classes: make(map[bpf.ClassKey]uint32, len(t.Classes)),
 		entries: map[bpf.PolicyKey]bpf.PolicyEntry{}, sets: map[bpf.SetKey]bpf.SetInfo{},
 	}
 	for n, class := range t.Classes {
@@ -103,15 +106,7 @@ func rowsOf(gen uint32, t *policy.Tables, content map[uint32]uint32) rows {
 			r.classes[bpf.ClassKey{Gen: gen, Identity: uint32(n)}] = class
 		}
 	}
-	for proto, ranges := range t.Ports {
-		for _, pr := range ranges {
-			for port := int(pr.First); port <= int(pr.Last); port++ {
-				if i, ok := bpf.PortIndex(gen, proto, uint16(port)); ok {
-					r.ports[i] = pr.Class
-				}
-			}
-		}
-	}
+	r.ports = portRows(gen, t.Ports)
 	numbers := map[uint32][]uint32{}
 	for number, compiled := range content {
 		numbers[compiled] = append(numbers[compiled], number)
@@ -125,6 +120,21 @@ func rowsOf(gen uint32, t *policy.Tables, content map[uint32]uint32) rows {
 	return r
 }
 
+// portRows are the rows of ranges of ports; later ranges count.
+func portRows(gen uint32, of map[uint8][]policy.PortRange) map[uint32]uint16 {
+	rows := map[uint32]uint16{}
+	for proto, ranges := range of {
+		for _, r := range ranges {
+			for port := int(r.First); port <= int(r.Last); port++ {
+				if i, ok := bpf.PortIndex(gen, proto, uint16(port)); ok {
+					rows[i] = r.Class
+				}
+			}
+		}
+	}
+	return rows
+}
+
 func setInfo(s policy.SetInfo) bpf.SetInfo {
 	return bpf.SetInfo{Enforced: [2]uint8{bit(s.Enforced[0]), bit(s.Enforced[1])}}
 }
@@ -135,19 +145,19 @@ func entryKey(gen, set uint32, k policy.EntryKey) bpf.PolicyKey {
 
 func entry(e policy.Entry) bpf.PolicyEntry { return bpf.PolicyEntry{Rule: e.Rule, Deny: bit(e.Deny)} }
 
-// write adds rows beside the existing ones. Nothing uses them yet.
+// write adds rows. Nobody is in a class before all its entries are there.
 func (p *policies) write(r rows) (err error) {
 	fail := func(e error) {
 		if err == nil {
 			err = e
 		}
 	}
-	p.ports.update(r.ports, func(_ uint32, e error) { fail(e) })
 	p.entries.update(r.entries, func(_ bpf.PolicyKey, e error) { fail(e) })
 	p.sets.update(r.sets, func(_ bpf.SetKey, e error) { fail(e) })
 	if err != nil {
 		return err // a class without all its entries could miss a deny rule
 	}
+	p.ports.update(r.ports, func(_ uint32, e error) { fail(e) })
 	p.classes.update(r.classes, func(_ bpf.ClassKey, e error) { fail(e) })
 	return err
 }
@@ -183,8 +193,9 @@ const grace = 100 * time.Millisecond
 // like an older generation.
 func (p *policies) compile(w policy.World, subjects map[string]identity.Labels, present map[string]uint32, relabel func(ep string, set uint32) error) (*next, error) {
 	n, err := p.prepare(w, subjects, present, relabel)
-	if err != nil && p.current != nil && p.stale.IsZero() {
-		p.stale = time.Now()
+	if err != nil && p.current != nil {
+		p.littered = true
+		p.tire()
 	}
 	return n, err
 }
@@ -196,9 +207,9 @@ func (p *policies) prepare(w policy.World, subjects map[string]identity.Labels, 
 	}
 	compiled := map[string]uint32{}
 	for ep, labels := range subjects {
-		set, ok := t.SetOf(labels)
+		set, ok, err := t.SetOf(labels)
 		if !ok {
-			return nil, fmt.Errorf("compile policies: no set for endpoint %s", ep)
+			return nil, fmt.Errorf("compile policies: no set for endpoint %s: %w", ep, err)
 		}
 		compiled[ep] = set
 	}
@@ -210,9 +221,8 @@ func (p *policies) prepare(w policy.World, subjects map[string]identity.Labels, 
 	r := rowsOf(gen, t, a.content)
 	// Two generations share the array of ports: what an older one left in this half
 	// must go before the half is used again.
-	half := func(i uint32) bool { j, _ := bpf.PortIndex(gen, 6, 0); return i >= j && i < j+bpf.PortRows/2 }
 	for i := range p.ports.have {
-		if _, ok := r.ports[i]; !ok && half(i) {
+		if _, ok := r.ports[i]; !ok && inHalf(gen, i) {
 			if err := p.ports.drop(i); err != nil {
 				return nil, err
 			}
@@ -224,8 +234,7 @@ func (p *policies) prepare(w policy.World, subjects map[string]identity.Labels, 
 	if err := p.write(r); err != nil {
 		return nil, err
 	}
-	known := maps.Clone(w.Identities)
-	return &next{gen: gen, tables: t, assignment: a, known: known}, nil
+	return &next{gen: gen, tables: t, assignment: a}, nil
 }
 
 // abandon removes what a failed attempt left of a generation, which would otherwise
@@ -247,7 +256,6 @@ type next struct {
 	gen        uint32
 	tables     *policy.Tables
 	assignment assignment
-	known      map[identity.Number]identity.Labels
 }
 
 // splitRows gives rows numbers of their own under the current generation.
@@ -302,7 +310,7 @@ func (p *policies) announce(n *next) {
 
 // switched makes the prepared generation the current one.
 func (p *policies) switched(n *next, now time.Time) {
-	p.gen, p.current, p.content, p.known, p.stale, p.behind = n.gen, n.tables, n.assignment.content, n.known, now, false
+	p.gen, p.current, p.content, p.stale, p.littered, p.behind = n.gen, n.tables, n.assignment.content, now, true, false
 	p.explained()
 }
 
@@ -329,130 +337,4 @@ func explanation(gen uint32, t *policy.Tables, content map[uint32]uint32) *Expla
 		x.Sets[number] = t.Sets[compiled]
 	}
 	return x
-}
-
-// identities updates the current generation to the given identities without making a
-// new one.
-func (p *policies) identities(want map[identity.Number]identity.Labels) (changed int, err error) {
-	if p.behind {
-		if err := p.write(rowsOf(p.gen, p.current, p.content)); err != nil {
-			return 0, err
-		}
-		p.behind = false
-	}
-	numbers := p.numbers()
-	for n, labels := range want {
-		moved, err := p.know(n, labels, numbers)
-		if err != nil {
-			return changed, err
-		}
-		changed += moved
-	}
-	for n := range p.known {
-		if _, ok := want[n]; ok {
-			continue
-		}
-		moved, err := p.unlearn(n)
-		if err != nil {
-			return changed, err
-		}
-		changed += moved
-	}
-	return changed, nil
-}
-
-// numbers returns the kernel numbers of each compiled number.
-func (p *policies) numbers() map[uint32][]uint32 {
-	numbers := map[uint32][]uint32{}
-	for number, compiled := range p.content {
-		numbers[compiled] = append(numbers[compiled], number)
-	}
-	return numbers
-}
-
-// know adds one identity to the current generation: first the entries, then the class
-// that leads to them. It returns how many identities changed.
-func (p *policies) know(n identity.Number, labels identity.Labels, numbers map[uint32][]uint32) (changed int, err error) {
-	if old, ok := p.known[n]; ok && old.Equal(labels) {
-		return 0, nil
-	}
-	// On failure the compiled tables have what the kernel does not.
-	defer func() { p.behind = p.behind || err != nil }()
-	class, entries := p.current.AddIdentity(n, labels)
-	for k, e := range entries {
-		for _, number := range numbers[k.Set] {
-			if err := p.entries.put(entryKey(p.gen, number, k), entry(e)); err != nil {
-				return 0, fmt.Errorf("identity %v: %w", n, err)
-			}
-		}
-	}
-	key := bpf.ClassKey{Gen: p.gen, Identity: uint32(n)}
-	if class == 0 {
-		err = p.classes.drop(key)
-	} else {
-		err = p.classes.put(key, class)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("identity %v: %w", n, err)
-	}
-	p.known[n] = labels
-	return 1, nil
-}
-
-// unlearn removes one identity from the current generation. It returns how many
-// identities changed.
-func (p *policies) unlearn(n identity.Number) (changed int, err error) {
-	if _, ok := p.known[n]; !ok {
-		return 0, nil
-	}
-	if err := p.classes.drop(bpf.ClassKey{Gen: p.gen, Identity: uint32(n)}); err != nil {
-		p.behind = true
-		return 0, fmt.Errorf("identity %v: %w", n, err)
-	}
-	p.current.RemoveIdentity(n)
-	delete(p.known, n)
-	return 1, nil
-}
-
-// lacks says whether one of these identities has a named port whose number was unknown
-// when the current rules were compiled.
-func (p *policies) lacks(labels map[identity.Number]identity.Labels) bool {
-	for _, ls := range labels {
-		if !p.current.Knows(ls) {
-			return true
-		}
-	}
-	return false
-}
-
-// setFor returns the kernel number of a subject's rules in the current generation, and
-// writes them if no endpoint has used them yet. ok is false if a compilation is
-// needed.
-func (p *policies) setFor(labels identity.Labels) (set uint32, ok bool, err error) {
-	if p.current == nil {
-		return 0, false, nil
-	}
-	compiled, ok := p.current.SetOf(labels)
-	if !ok {
-		return 0, false, nil
-	}
-	if compiled == noSet {
-		return noSet, true, nil
-	}
-	best := noSet
-	for number, content := range p.content {
-		if content == compiled && (best == noSet || number < best) {
-			best = number
-		}
-	}
-	if best == noSet {
-		best = p.fresh()
-	}
-	one := rowsOf(p.gen, &policy.Tables{Sets: p.current.Sets, Entries: p.current.Entries}, map[uint32]uint32{best: compiled})
-	if err := p.write(one); err != nil {
-		return 0, true, err
-	}
-	p.content[best] = compiled
-	p.explained()
-	return best, true, nil
 }

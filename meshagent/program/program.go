@@ -22,7 +22,6 @@ import (
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
-	"github.com/weft-mesh/weft/policy"
 )
 
 // Config is what a Program needs.
@@ -80,6 +79,7 @@ type Program struct {
 
 	ips        feed[*tables.IP]
 	identities feed[*tables.Identity]
+	changed    feed[*tables.Policy]
 	// did is the input that stages have seen which look at everything whenever some of
 	// it has changed; zero means the stage must run.
 	did done
@@ -87,6 +87,9 @@ type Program struct {
 	// what one stage passes to another.
 	stirred, epoch uint64
 	subjects       map[string]subject
+	force          force
+	// retiring are prefixes that policies named, until their rows and numbers are gone.
+	retiring map[netip.Prefix]bool
 	// cidrs are the numbers of the prefixes that policies name, named finds them by
 	// range.
 	cidrs map[netip.Prefix]identity.Number
@@ -127,7 +130,7 @@ type stage struct{ ground, rows signature }
 
 // New reads what is in the kernel and changes nothing.
 func New(cfg Config) (*Program, error) {
-	p := &Program{cfg: cfg, variants: newVariants(), subjects: map[string]subject{}, kicked: make(chan struct{}, 1), passed: make(chan struct{})}
+	p := &Program{cfg: cfg, variants: newVariants(), subjects: map[string]subject{}, force: newForce(), retiring: map[netip.Prefix]bool{}, kicked: make(chan struct{}, 1), passed: make(chan struct{})}
 	var err error
 	if p.beliefs, err = newBeliefs(cfg.Tables, cfg.Self); err != nil {
 		return nil, err
@@ -163,7 +166,7 @@ func New(cfg Config) (*Program, error) {
 		return nil, err
 	}
 	p.policies.classes.wrote = func(k bpf.ClassKey, _ uint32, _ bool) {
-		if k.Gen == p.policies.gen { // no other is in force
+		if k.Gen == p.policies.gen && !p.policies.quiet { // no other generation is in force
 			p.revisions.identity(k.Identity)
 		}
 	}
@@ -171,6 +174,9 @@ func New(cfg Config) (*Program, error) {
 		return nil, err
 	}
 	if p.identities, err = follow(cfg.Tables.DB, cfg.Tables.Identities); err != nil {
+		return nil, err
+	}
+	if p.changed, err = follow(cfg.Tables.DB, cfg.Tables.Policies); err != nil {
 		return nil, err
 	}
 	if p.frontends, err = newFrontends(cfg.Maps, cfg.Tables, p.revisions.address); err != nil {
@@ -223,6 +229,7 @@ func (p *Program) Run(ctx context.Context) error {
 	defer p.beliefs.close()
 	defer p.ips.close()
 	defer p.identities.close()
+	defer p.changed.close()
 	defer p.frontends.close()
 	select {
 	case <-ctx.Done():
@@ -314,7 +321,7 @@ func (p *Program) write(v *view, r *report) {
 	t, txn := v.tables, v.txn
 	p.ways(v, r)
 	changed += p.policy(v, r)
-	changed += p.expire(r)
+	p.expire(r)
 
 	n, obsolete := p.addresses(v, r)
 	changed += n
@@ -345,8 +352,8 @@ func keep[S any](s S, clean bool) (kept S) {
 func (p *Program) policy(v *view, r *report) (changed int) {
 	t, txn := v.tables, v.txn
 	s := stage{
-		ground: signature{policies: t.Policies.Revision(txn), server: v.isAPIServer(v.node(v.selfKey())), known: true},
-		rows:   signature{identities: t.Identities.Revision(txn), pods: t.Pods.Revision(txn), endpoints: t.Endpoints.Revision(txn)},
+		ground: signature{server: v.isAPIServer(v.node(v.selfKey())), known: true},
+		rows:   signature{policies: t.Policies.Revision(txn), identities: t.Identities.Revision(txn), pods: t.Pods.Revision(txn), endpoints: t.Endpoints.Revision(txn)},
 	}
 	if !p.variants.none() { // an address may have a variant of its own
 		s.rows.ips, s.rows.stirred = t.IPs.Revision(txn), p.stirred
@@ -388,125 +395,4 @@ func (p *Program) writeSettings(v *view, r *report) {
 	if err := p.raise(); err != nil {
 		r.fail("settings", "", err)
 	}
-}
-
-// judge brings policies and identities up to date from scratch: in the current
-// generation if possible, otherwise with a new one.
-func (p *Program) judge(v *view, r *report) (changed int) {
-	r.stage("policies", "identities")
-	p.identities.skip(v.txn)
-	var all []*policy.Policy
-	var groups []*policy.CIDRGroup
-	for row := range v.tables.Policies.All(v.txn) {
-		all = append(all, row.Policies...)
-		if row.Group != nil {
-			groups = append(groups, row.Group)
-		}
-	}
-	cidrs, labels := p.numbers.number(policy.CIDRIdentities(all, groups, v.apiServers), p.stands)
-	if v.isAPIServer(v.node(v.selfKey())) {
-		labels[identity.Host] = policy.WithAPIServer(identity.ReservedLabels(identity.Host))
-	}
-	for row := range v.tables.Identities.All(v.txn) {
-		if v.vouchedFor(row) {
-			labels[row.Number] = row.Labels
-		}
-	}
-	p.learnSubjects(v)
-	p.learnCIDRs(cidrs)
-	p.variants.follow(all)
-	p.variants.learn(p.meshEndpoints(v), labels, p.numbers.fresh, p.rowOf, p.numbersInRows())
-	bases := p.variants.base
-	p.bases.Store(&bases)
-
-	rev := v.tables.Policies.Revision(v.txn)
-	if p.policies.current == nil || p.policies.revision != rev || len(p.variants.names) > 0 && p.policies.lacks(labels) || p.unplaced() {
-		if err := p.introduceVariants(v); err != nil {
-			r.fail("policies", "", err)
-			return changed
-		}
-		if err := p.introduce(v, cidrs); err != nil {
-			r.fail("policies", "", err)
-			return changed
-		}
-		if err := p.compile(v, all, groups, labels); err != nil {
-			r.fail("policies", "", err)
-			return changed
-		}
-		p.policies.revision = rev
-		p.epoch++
-		return changed + 1
-	}
-	n, err := p.policies.identities(labels)
-	if err != nil {
-		r.fail("identities", "", err)
-	}
-	return changed + n
-}
-
-// compile makes a generation and switches to it.
-func (p *Program) compile(v *view, all []*policy.Policy, groups []*policy.CIDRGroup, labels map[identity.Number]identity.Labels) error {
-	subjects, present := map[string]identity.Labels{}, map[string]uint32{}
-	for key, s := range p.subjects {
-		subjects[key] = p.judgedAs(s)
-		present[key] = p.endpoints.have[s.addr].Set
-	}
-	w := policy.World{Cluster: v.own.Name, Policies: all, Groups: groups, Identities: labels}
-	next, err := p.policies.compile(w, subjects, present, func(ep string, set uint32) error {
-		addr := p.subjects[ep].addr
-		row, ok := p.endpoints.have[addr]
-		if !ok {
-			return nil
-		}
-		row.Set = set
-		if err := p.endpoints.put(addr, row); err != nil {
-			return err
-		}
-		if s := p.subjects[ep]; s.placed {
-			s.set = set
-			p.subjects[ep] = s
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	p.policies.announce(next)
-	want := p.settings
-	want.PolicyGen, want.Cluster = next.gen, uint16(v.own.ID())
-	if err := p.cfg.Maps.Settings.Update(0, want); err != nil {
-		return fmt.Errorf("switch to policy generation %d: %w", next.gen, err)
-	}
-	p.settings, p.revisions.all = want, true
-	p.policies.switched(next, time.Now())
-	for key, set := range next.assignment.final {
-		s := p.subjects[key]
-		s.set, s.placed = set, true
-		p.subjects[key] = s
-	}
-	_ = p.raise() // for open connections too; writeSettings tries again after an error
-	return nil
-}
-
-// expire removes the previous generation once no program can be using it.
-func (p *Program) expire(r *report) int {
-	if p.policies.stale.IsZero() || time.Since(p.policies.stale) < grace {
-		return 0
-	}
-	// Numbers used only during the switch no longer have an endpoint.
-	used := map[uint32]bool{}
-	for _, row := range p.endpoints.have {
-		used[row.Set] = true
-	}
-	for _, s := range p.subjects {
-		used[s.set] = true
-	}
-	p.policies.forget(used)
-	r.stage("generations")
-	if err := p.policies.clean(); err != nil {
-		r.fail("generations", "", err)
-		return 0
-	}
-	p.policies.stale = time.Time{}
-	return 0
 }

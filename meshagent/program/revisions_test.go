@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/statedb"
@@ -266,7 +267,8 @@ func TestRowsComeBeforeTheirRevisions(t *testing.T) {
 		{"it has other labels", func() { b.remote("intruder", 131074) }, []string{"classes", "revisions 1"}},
 		{"a pod", func() { b.pod("web-2", "web", "10.1.1.3", 65537) }, []string{"endpoints", "revisions 1"}},
 		{"an identity goes", func() { b.forget(131074) }, []string{"delete from classes", "revisions 1"}},
-		{"a policy goes", func() { b.policy("web", "") }, []string{"classes", "generation", "revision", "endpoints", "revisions 2"}},
+		{"a policy goes", func() { b.policy("web", "") }, []string{"endpoints", "revisions 2"}},
+		{"one comes for a pod", func() { b.policy("web", allowFrontend) }, []string{"endpoints", "revisions 2"}},
 	} {
 		log = nil
 		c.act()
@@ -277,6 +279,37 @@ func TestRowsComeBeforeTheirRevisions(t *testing.T) {
 	}
 	if _, ok, _ := b.maps.Endpoints.Lookup(web); !ok {
 		t.Error("the pod has no row")
+	}
+}
+
+// A policy change makes the flows of the pods that it selects be judged again, and no
+// others: also when identities move between classes for it, and back when it goes.
+func TestAPolicyConcernsThePodsItSelects(t *testing.T) {
+	b := newBench(t)
+	web, other := b.pod("web-1", "web", "10.1.1.2", 65537), b.pod("other-1", "other", "10.1.1.3", 65538)
+	b.remote("frontend", 131073)
+	b.remote("intruder", 131074)
+	b.policy("other", strings.ReplaceAll(strings.ReplaceAll(allowFrontend, "web", "other"), "frontend", "intruder"))
+	b.pass()
+	b.settle()
+	for i, text := range []string{allowFrontend, ""} {
+		name := []string{"comes", "goes"}[i]
+		settings, revisions := rowsIn(b.maps.Settings)[0], rowsIn(b.maps.Revisions)
+		b.policy("web", text)
+		b.pass()
+		b.settle()
+		if now := rowsIn(b.maps.Settings)[0]; now != settings {
+			t.Errorf("a policy %s: settings %+v, before %+v", name, now, settings)
+		}
+		for i := range changed(revisions, rowsIn(b.maps.Revisions)) {
+			if i != bpf.RevisionOf(web) {
+				t.Errorf("a policy %s: revision %d was raised; web's is %d, other's %d", name, i, bpf.RevisionOf(web), bpf.RevisionOf(other))
+			}
+		}
+		b.want("web, frontend", web, 131073, 80, true)
+		b.want("web, intruder", web, 131074, 80, text == "")
+		b.want("other, frontend", other, 131073, 80, false)
+		b.want("other, intruder", other, 131074, 80, true)
 	}
 }
 

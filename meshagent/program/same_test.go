@@ -36,14 +36,36 @@ type everything struct {
 	classes   map[bpf.ClassKey]uint32
 	policy    map[bpf.PolicyKey]bpf.PolicyEntry
 	sets      map[bpf.SetKey]bpf.SetInfo
+	ports     map[uint32]uint16
+	verdicts  map[judged]string
 	problems  map[string]string
+}
+
+// judged is a packet between a pod of this node and an identity.
+type judged struct {
+	pod      bpf.Addr
+	identity uint32
+	dir      bpf.Direction
+	proto    uint8
+	port     uint16
 }
 
 func (b *bench) everything() everything {
 	e := everything{
 		rowsIn(b.maps.IPs), rowsIn(b.maps.Prefixes), rowsIn(b.maps.Endpoints), rowsIn(b.maps.Nodes), rowsIn(b.maps.Clusters),
-		rowsIn(b.maps.Services), rowsIn(b.maps.Backends), rowsIn(b.maps.Members), rowsIn(b.maps.Classes), rowsIn(b.maps.Policy), rowsIn(b.maps.Sets),
-		map[string]string{},
+		rowsIn(b.maps.Services), rowsIn(b.maps.Backends), rowsIn(b.maps.Members), rowsIn(b.maps.Classes), rowsIn(b.maps.Policy), rowsIn(b.maps.Sets), rowsIn(b.maps.Ports),
+		map[judged]string{}, map[string]string{},
+	}
+	for pod := range e.endpoints {
+		for k := range e.classes {
+			for _, to := range []judged{{proto: 6, port: 80}, {proto: 6, port: 81}, {proto: 6, port: 8080}, {proto: 17, port: 80}} {
+				to.pod, to.identity = pod, k.Identity
+				for _, to.dir = range []bpf.Direction{bpf.Egress, bpf.Ingress} {
+					allow, known := judgePacket(b.maps, pod, identity.Number(k.Identity), to.dir, to.proto, to.port)
+					e.verdicts[to] = fmt.Sprint(allow, known)
+				}
+			}
+		}
 	}
 	for _, p := range tables.All(b.tab.DB.ReadTxn(), b.tab.Problems) {
 		e.problems[p.Key()] = p.Error
@@ -54,11 +76,35 @@ func (b *bench) everything() everything {
 // differ says where two states differ, or "" if nowhere.
 func (e everything) differ(other everything) string {
 	return firstOf(
-		differ("ips", e.ips, other.ips), differ("prefixes", e.prefixes, other.prefixes), differ("endpoints", e.endpoints, other.endpoints),
+		differ("ips", e.ips, other.ips), differ("prefixes", e.prefixes, other.prefixes), differ("endpoints", withoutSets(e.endpoints), withoutSets(other.endpoints)),
 		differ("nodes", e.nodes, other.nodes), differ("clusters", e.clusters, other.clusters), differ("services", e.services, other.services),
-		differ("slots", e.slots, other.slots), differ("members", e.members, other.members), differ("classes", e.classes, other.classes),
-		differ("policy", e.policy, other.policy), differ("sets", e.sets, other.sets), differ("problems", e.problems, other.problems),
+		differ("slots", e.slots, other.slots), differ("members", e.members, other.members), differ("verdicts", e.verdicts, other.verdicts),
+		differ("policy", e.policyRows(), other.policyRows()), differ("problems", e.problems, other.problems),
 	)
+}
+
+// withoutSets are rows without the numbers of their sets, which count from when they were
+// needed.
+func withoutSets(rows map[bpf.Addr]bpf.Endpoint) map[bpf.Addr]bpf.Endpoint {
+	out := map[bpf.Addr]bpf.Endpoint{}
+	for k, row := range rows {
+		row.Set = 0
+		out[k] = row
+	}
+	return out
+}
+
+// policyRows counts what policies make of rows, whatever their numbers are. Rows that
+// nobody needs any longer would make it more.
+func (e everything) policyRows() map[string]int {
+	classes, ports := map[uint32]bool{}, map[string]bool{}
+	for _, c := range e.classes {
+		classes[c] = true
+	}
+	for i, c := range e.ports {
+		ports[fmt.Sprint(i>>16&3, " ", c)] = true
+	}
+	return map[string]int{"identities": len(e.classes), "classes": len(classes), "entries": len(e.policy), "sets": len(e.sets), "ports": len(e.ports), "classes of ports": len(ports)}
 }
 
 func firstOf(texts ...string) string {
@@ -90,7 +136,15 @@ func differ[K, V comparable](name string, a, b map[K]V) string {
 // fromScratch makes the program derive everything again.
 func (b *bench) fromScratch() {
 	b.p.forget()
+	b.p.policies.revision = 0
 	b.pass()
+	b.settle()
+}
+
+// settle lets the program remove what nobody needs any longer.
+func (b *bench) settle() {
+	for b.late(); !b.p.policies.stale.IsZero(); b.late() {
+	}
 }
 
 // meshed says where the mesh differs from one read from scratch, "" if nowhere.
@@ -137,8 +191,7 @@ func TestRowByRowIsAsFromScratch(t *testing.T) {
 					b.tap.before = nil
 				}
 				b.pass()
-				for b.late(); !b.p.policies.stale.IsZero(); b.late() {
-				} // until the clock has no older generation left to remove
+				b.settle()
 				got := b.everything()
 				if where := firstOf(b.balance(got), b.census().differ(got), b.meshed()); where != "" {
 					t.Fatalf("after step %d: %s", step, where)
