@@ -104,8 +104,8 @@ type ObjectList struct {
 	Items    []json.RawMessage `json:"items"`
 }
 
-// WatchEvent is one line of GET /v1/watch/{plural}. The first lines are the existing
-// objects ("put"), then comes one "synced", then changes.
+// WatchEvent is one line of GET /v1/watch/{plural}: first the existing objects ("put"), then
+// "synced", then changes. If all objects and "synced" come again, others no longer exist.
 type WatchEvent struct {
 	Cluster   string          `json:"cluster"`
 	Type      string          `json:"type"` // put, delete, synced
