@@ -28,10 +28,11 @@ var mayImport = map[string][]string{
 	"apiserver/authority": {"api", "statefile"},
 	"apiserver":           {"api", "apiserver/authority", "store", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile"},
 	"meshagent":           {"api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile"},
-	"lab":                 {"api", "apiserver/authority", "flow", "deploy"},
-	"cmd/weft":            {"manifest", "api", "apiserver", "meshagent", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},
-	"scenarios":           {"lab"},
-	"internal":            {"lab"},
+	// Scripts compare what the maps of its machines say.
+	"lab":       {"api", "apiserver/authority", "flow", "deploy", "bpf"},
+	"cmd/weft":  {"manifest", "api", "apiserver", "meshagent", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},
+	"scenarios": {"lab"},
+	"internal":  {"lab"},
 	// Speaks the wire format, and is read by the real API server of a lab's cluster.
 	"internal/benchmesh": {"lab", "api", "apiserver/authority", "wire", "identity", "bpf"},
 	// Addresses for tests of every part.

@@ -48,6 +48,7 @@ func (v *Live) verbs() map[string]script.Command {
 	add(false, "power", "off|on NODE...", "kills everything on a machine and unplugs it; or boots it", v.power)
 	add(false, "disk", "fill|free NODE", "fills a limited disk, or frees it", v.disk)
 	add(true, "metrics", "PROCESS@NODE...", "prints the metrics of processes", v.metrics)
+	add(true, "datapath", "NODE...", "prints what the BPF maps of machines tell packets: rows without the numbers that agents choose, sorted", v.datapath)
 	add(false, "memory", "PREFIX", "sets a figure per kind of process: its largest resident size, in MiB", v.memory)
 
 	add(false, "cut", "NODE | CLUSTER | CLUSTER CLUSTER [[PROTOCOL/]PORT...|control] | NODE NODE [[PROTOCOL/]PORT...|control]", "cuts a link, or some of its flows; between two nodes only from the first to the second", v.cut)
@@ -189,7 +190,7 @@ func (v *Live) request(ctx context.Context, args []string) error {
 }
 
 func (v *Live) etcd(ctx context.Context, args []string) error {
-	if len(args) < 4 {
+	if len(args) < 3 {
 		return usageError{}
 	}
 	var stdout, stderr bytes.Buffer
