@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/weft-mesh/weft/internal/benchmesh/peers"
@@ -351,7 +352,9 @@ func (b *bench) converge(ctx context.Context) error {
 	took := time.Since(healed)
 	failed := ctx.Err()
 	if failed == nil && !in {
-		failed = fmt.Errorf("after %v %d of %d changed rows are not there", b.patience, len(waiting), all)
+		waiting = slices.DeleteFunc(waiting, func(c peers.Change) bool { return b.kernel.holds(c, b.large) })
+		up, err := b.hub.up(ctx)
+		failed = errors.Join(fmt.Errorf("after %v %d of %d changed rows are not there, and %d of %d links are up", b.patience, len(waiting), all, up, b.hub.joined), err)
 	}
 	if failed == nil {
 		failed = b.caughtUp(ctx)
