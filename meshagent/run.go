@@ -117,7 +117,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	a.log.Info("agent starts", "address", n.ip, "podCIDR", n.cidr, "device", device.Attrs().Name, "mtu", inner)
-	return a.run(ctx, append(servers, certificates)...)
+	return a.run(ctx, append(servers, certificates, heap{a.program.Passed()})...)
 }
 
 // lock keeps out a second agent, on this machine and in the same folders.

@@ -40,6 +40,7 @@ var Prefixes = []string{
 type Intake struct {
 	own    string
 	tables *tables.Tables
+	names  names // used only in a transaction: there is one at a time
 
 	// mu guards gossip and changed. Keys are no row: tables are shown to people.
 	mu      sync.Mutex
@@ -49,7 +50,7 @@ type Intake struct {
 
 // New makes an intake for the cluster of this name.
 func New(own string, t *tables.Tables) *Intake {
-	return &Intake{own: own, tables: t, changed: make(chan struct{})}
+	return &Intake{own: own, tables: t, names: names{}, changed: make(chan struct{})}
 }
 
 // GossipKeys are the keys of the cluster's gossip, none before they have been read, and a

@@ -3,10 +3,12 @@ package intake
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -129,6 +131,32 @@ func TestANodeIsPutTogetherFromItsParts(t *testing.T) {
 	d.want("nodes", "west n1", true)
 	d.drop(weft)
 	d.want("nodes", "west n1", false)
+}
+
+// There is one copy of what many rows of peers have, and nothing that no agent uses.
+func TestRowsOfPeersAreSmall(t *testing.T) {
+	d := newDesk(t)
+	for n := range 2 {
+		addr := netip.AddrFrom4([4]byte{10, 2, 0, byte(n)})
+		d.putJSON(wire.IPs.CachePrefix("west")+addr.String(), wire.IPIdentityPair{IP: addr, ID: 131073, K8sNamespace: "shop", K8sPodName: fmt.Sprint("web-", n)})
+	}
+	one, two := tables.Get(d.rows.DB.ReadTxn(), d.rows.IPs, "west/10.2.0.0/32"), tables.Get(d.rows.DB.ReadTxn(), d.rows.IPs, "west/10.2.0.1/32")
+	if unsafe.StringData(one.Cluster) != unsafe.StringData(two.Cluster) || unsafe.StringData(one.Namespace) != unsafe.StringData(two.Namespace) || one.Namespace != "shop" {
+		t.Errorf("names are kept twice: %+v, %+v", one, two)
+	}
+	d.putJSON(wire.Nodes.CachePrefix("west")+"n1", wire.Node{Name: "n1", Cluster: "west", Labels: map[string]string{"a": "b"}, Annotations: map[string]string{"a": "b"},
+		IPAddresses: []wire.NodeAddress{{Type: wire.NodeInternalIP, IP: netip.MustParseAddr("192.0.2.1")}, {Type: wire.NodeCiliumInternalIP, IP: netip.MustParseAddr("10.2.1.1")}}})
+	node := tables.Get(d.rows.DB.ReadTxn(), d.rows.Nodes, "west/n1")
+	if node.Internal() != netip.MustParseAddr("10.2.1.1") || !slices.Equal(node.Addresses(), []netip.Addr{netip.MustParseAddr("192.0.2.1")}) || node.Cilium.Labels != nil || node.Cilium.Annotations != nil {
+		t.Errorf("node %+v", node.Cilium)
+	}
+	in := names{}
+	for n := range 3 * mostNames {
+		in.one(fmt.Sprint(n))
+	}
+	if len(in) > mostNames {
+		t.Errorf("%d names are kept", len(in))
+	}
 }
 
 func TestASilentAgentsNodeStaysAndARemovedOneGoes(t *testing.T) {

@@ -118,6 +118,22 @@ func TestOneMoreDoesNotGrow(t *testing.T) {
 	}
 }
 
+// One more backend costs what its slice holds, be it one of 100 backends or of 10,000.
+func TestOneMoreBackendDoesNotGrow(t *testing.T) {
+	p, tab := programOf(t, 1_000)
+	count := func(svc string, slice int) float64 {
+		n := 0
+		c := oneChange{svc, func(t *tables.Tables, txn statedb.WriteTxn, i int) {
+			tables.Put(txn, t.Slices, remoteSlice(svc, slice, 99+i%2))
+		}}
+		c.make(p, tab, 0) // the service's live form is made once
+		return testing.AllocsPerRun(20, func() { n++; c.make(p, tab, n) })
+	}
+	if few, many := count("one", 0), count("many", 50); many > 1.2*few+50 {
+		t.Errorf("%.0f allocations with 100 backends, %.0f with 10,000", few, many)
+	}
+}
+
 // ownTime is the CPU time of this thread: a figure that other work on the machine does
 // not change.
 func ownTime(b *testing.B) time.Duration {

@@ -173,7 +173,7 @@ func (p *Program) moveNode(v *view, n *tables.Node) {
 		p.frontends.moved = append(p.frontends.moved, cidr)
 	}
 	for _, addr := range n.Addresses() {
-		for key := range p.hosted.behind[host{n.Cluster, addr}] {
+		for key := range p.hosted.at(host{n.Cluster, addr}) {
 			p.owners.ip(key)
 		}
 	}

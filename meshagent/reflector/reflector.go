@@ -8,7 +8,6 @@ package reflector
 import (
 	"context"
 	"errors"
-	"hash/maphash"
 	"log/slog"
 	"sync"
 	"time"
@@ -97,7 +96,7 @@ func (r *Reflector) update(f func(*State)) {
 
 // Run follows the prefix until ctx ends.
 func (r *Reflector) Run(ctx context.Context) error {
-	known := map[string]version{}
+	known := newKnown()
 	// The agent says for all of its reflectors together that the store is away.
 	quiet := slog.New(slog.DiscardHandler)
 	return store.Persist(ctx, quiet, "following "+r.cfg.Prefix, func(ctx context.Context) error {
@@ -114,19 +113,19 @@ func (r *Reflector) Run(ctx context.Context) error {
 }
 
 // take applies a batch, and brings known up to it.
-func (r *Reflector) take(b store.Batch, known map[string]version) {
+func (r *Reflector) take(b store.Batch, known *known) {
 	if errors.Is(b.Cause, store.ErrWentBack) {
 		r.cfg.Log.Warn("the store was restored from an older copy; read all of it again", "prefix", r.cfg.Prefix, "error", b.Cause)
 	}
 	events := b.Events
 	if b.Complete {
-		events = sweep(known, b.Events)
+		events = known.sweep(b.Events)
 	} else {
 		for _, e := range events {
 			if e.Deleted {
-				delete(known, e.Key)
+				known.drop(e.Key)
 			} else {
-				known[e.Key] = versionOf(e.KV)
+				known.put(e.Key, versionOf(e.KV))
 			}
 		}
 	}
@@ -134,7 +133,7 @@ func (r *Reflector) take(b store.Batch, known map[string]version) {
 		r.cfg.Apply(events)
 	}
 	r.update(func(s *State) {
-		s.Synced, s.Connected, s.Error, s.Heard, s.Revision, s.Keys = true, true, "", time.Now(), b.Revision, len(known)
+		s.Synced, s.Connected, s.Error, s.Heard, s.Revision, s.Keys = true, true, "", time.Now(), b.Revision, known.count
 	})
 	r.once.Do(func() { close(r.synced) })
 }
@@ -158,36 +157,4 @@ func (t trusted) List(ctx context.Context, prefix string) ([]store.KV, store.Poi
 		return nil, store.Point{}, err
 	}
 	return kvs, at, t.trust(ctx)
-}
-
-// version tells one value of a key from another. The revision alone does not: in
-// a store that went back in time, it stands for something else.
-type version struct {
-	revision int64
-	hash     uint64
-}
-
-var seed = maphash.MakeSeed()
-
-func versionOf(kv store.KV) version { return version{kv.Modified, maphash.Bytes(seed, kv.Value)} }
-
-// sweep turns a complete list into the changes against known, and brings known
-// up to it: deletions last, so that something renamed exists at every moment.
-func sweep(known map[string]version, all []store.Event) []store.Event {
-	var events []store.Event
-	listed := make(map[string]struct{}, len(all))
-	for _, e := range all {
-		listed[e.Key] = struct{}{}
-		if v := versionOf(e.KV); known[e.Key] != v {
-			known[e.Key] = v
-			events = append(events, e)
-		}
-	}
-	for key := range known {
-		if _, ok := listed[key]; !ok {
-			delete(known, key)
-			events = append(events, store.Event{KV: store.KV{Key: key}, Deleted: true})
-		}
-	}
-	return events
 }
