@@ -48,6 +48,10 @@ func (c logCore) level(level zapcore.Level, message string, fields map[string]an
 var noise = []struct{ message, cause string }{
 	// A new store has no snapshot yet; etcd retries.
 	{"failed to update storage version", "missing term information"},
+	// Others joined at the same time: whoever starts it tries again.
+	{"bootstrap failed", "member count is unequal"},
+	// A vote that was asked for twice, because the first answer was late.
+	{"Validation on configuration change failed", "can only promote a learner member"},
 	// A client without rights was refused. A removed node's agent keeps asking, and would
 	// cause a line each time.
 	{"cannot find a user for permission check", ""},
