@@ -18,7 +18,6 @@ import (
 	"github.com/weft-mesh/weft/apiserver/export"
 	"github.com/weft-mesh/weft/apiserver/identities"
 	"github.com/weft-mesh/weft/apiserver/leader"
-	"github.com/weft-mesh/weft/apiserver/leader/leadertest"
 	"github.com/weft-mesh/weft/apiserver/problems"
 	"github.com/weft-mesh/weft/apiserver/registry"
 	"github.com/weft-mesh/weft/apiserver/state"
@@ -30,18 +29,18 @@ import (
 
 // controllers are a server with the real ones: endpoints, export, and what they report.
 type controllers struct {
-	link  *leadertest.Link
+	link  *storetest.Link
 	e     *leader.Election
 	board *problems.Board
 	end   func() // without a word
 	stop  func()
 }
 
-func serve(t *testing.T, s *storetest.Store, id string) *controllers {
+func serve(t *testing.T, s *storetest.Etcd, id string) *controllers {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	link := leadertest.NewLink(s)
-	own := state.New(link, log)
+	link := storetest.NewLink(s)
+	own := state.New(link.Root(), log)
 	lead := func(ctx context.Context, s store.Store) error {
 		first, last := identity.Split255.Range(1)
 		alloc, err := identities.NewAllocator(s, first, last)
@@ -62,8 +61,8 @@ func serve(t *testing.T, s *storetest.Store, id string) *controllers {
 	}
 	var mu sync.Mutex
 	stopped := false
-	c := &controllers{link: link, board: problems.NewBoard(link, log), e: leader.New(leader.Config{
-		Store: link, Self: wire.Server{ID: id, Name: id, URL: "https://" + id}, Lead: lead, Log: log,
+	c := &controllers{link: link, board: problems.NewBoard(link.Root(), log), e: leader.New(leader.Config{
+		Store: link.Root(), Self: wire.Server{ID: id, Name: id, URL: "https://" + id}, Lead: lead, Log: log,
 		Stopped: func() bool { mu.Lock(); defer mu.Unlock(); return stopped },
 	})}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -98,13 +97,13 @@ func TestControllersOfTwoServers(t *testing.T) {
 		returns bool
 	}{
 		{"stopped", func(x *controllers) { x.stop() }, 0, false},
-		{"killed", func(x *controllers) { x.link.Cut(); x.end() }, wire.ServerTTL, false},
-		{"cut off", func(x *controllers) { x.link.Cut() }, wire.ServerTTL, true},
-		{"suspended", func(x *controllers) { x.link.Suspend() }, wire.ServerTTL, true},
+		{"killed", func(x *controllers) { x.link.Set(storetest.Cut); x.end() }, wire.ServerTTL, false},
+		{"cut off", func(x *controllers) { x.link.Set(storetest.Cut) }, wire.ServerTTL, true},
+		{"suspended", func(x *controllers) { x.link.Set(storetest.Suspended) }, wire.ServerTTL, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := storetest.New()
+				s := newStore()
 				objects := registry.New(s, registry.Config{Cluster: "east", ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16")})
 				put := func(key string, v any) {
 					t.Helper()
@@ -159,13 +158,13 @@ func TestControllersOfTwoServers(t *testing.T) {
 				}
 				numbers := strings.Join(s.Dump(wire.IdentityIDPrefix), "\n")
 				if c.returns {
-					before := a.link.Writes()
-					a.link.Heal()
+					before := a.link.Commits()
+					a.link.Set(storetest.Works)
 					claim(1, "10.1.1.8") // both see it, one may write it
 					time.Sleep(10 * time.Second)
 					synctest.Wait()
 					// It introduces itself again, and that is all.
-					if n := a.link.Writes() - before; n != 1 || a.e.View().Leads {
+					if n := a.link.Commits() - before; n != 1 || a.e.View().Leads {
 						t.Errorf("the deposed one made %d writes", n)
 					}
 					if got := s.Dump(wire.IPStateKey(netip.MustParseAddr("10.1.1.8"))); len(got) != 1 {

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/leader"
-	"github.com/weft-mesh/weft/apiserver/leader/leadertest"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/wire"
@@ -22,7 +21,7 @@ import (
 // it was given to write with.
 type server struct {
 	t    *testing.T
-	link *leadertest.Link
+	link *storetest.Link
 	e    *leader.Election
 	stop func() // as an operator does
 	kill func()
@@ -32,18 +31,25 @@ type server struct {
 	runs  int // controllers that run now
 }
 
-func start(t *testing.T, s *storetest.Store, id string) *server {
+// newStore returns a store whose leases end by the clock.
+func newStore() *storetest.Etcd {
+	s := storetest.NewEtcd()
+	s.TimeLeases()
+	return s
+}
+
+func start(t *testing.T, s *storetest.Etcd, id string) *server {
 	t.Helper()
 	return startAt(t, s, id, "https://"+id)
 }
 
-func startAt(t *testing.T, s *storetest.Store, id, url string) *server {
+func startAt(t *testing.T, s *storetest.Etcd, id, url string) *server {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	x := &server{t: t, link: leadertest.NewLink(s)}
+	x := &server{t: t, link: storetest.NewLink(s)}
 	var stopped atomic.Bool
 	x.e = leader.New(leader.Config{
-		Store: x.link, Self: wire.Server{ID: id, Name: id, URL: url, Started: time.Now()}, Lead: x.lead,
+		Store: x.link.Root(), Self: wire.Server{ID: id, Name: id, URL: url, Started: time.Now()}, Lead: x.lead,
 		Stopped: stopped.Load, Log: slog.New(slog.DiscardHandler),
 	})
 	done := make(chan error, 1)
@@ -55,7 +61,7 @@ func startAt(t *testing.T, s *storetest.Store, id, url string) *server {
 		}
 	})
 	x.stop = func() { stopped.Store(true); end() }
-	x.kill = func() { x.link.Cut(); end() }
+	x.kill = func() { x.link.Set(storetest.Cut); end() }
 	t.Cleanup(x.stop)
 	return x
 }
@@ -115,12 +121,12 @@ func TestSuccession(t *testing.T) {
 	}{
 		{"stopped", func(x *server) { x.stop() }, 0, false},
 		{"killed", func(x *server) { x.kill() }, wire.ServerTTL, true},
-		{"cut off", func(x *server) { x.link.Cut() }, wire.ServerTTL, true},
-		{"suspended", func(x *server) { x.link.Suspend() }, wire.ServerTTL, true},
+		{"cut off", func(x *server) { x.link.Set(storetest.Cut) }, wire.ServerTTL, true},
+		{"suspended", func(x *server) { x.link.Set(storetest.Suspended) }, wire.ServerTTL, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := storetest.New()
+				s := newStore()
 				a := start(t, s, "a")
 				synctest.Wait()
 				b, d := start(t, s, "b"), start(t, s, "d")
@@ -141,7 +147,7 @@ func TestSuccession(t *testing.T) {
 					next, other = d, b
 				}
 				only(t, next, other)
-				a.link.Heal()
+				a.link.Set(storetest.Works)
 				if _, _, err := late.Commit(t.Context(), put("late")); !errors.Is(err, leader.ErrDeposed) {
 					t.Error("the deposed leader's late write:", err)
 				}
@@ -175,18 +181,18 @@ func TestSuccession(t *testing.T) {
 // A server that was cut off for a while takes part again, under another term.
 func TestReturn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := storetest.New()
+		s := newStore()
 		a := start(t, s, "a")
 		synctest.Wait()
 		b := start(t, s, "b")
 		only(t, a, b)
-		a.link.Suspend()
+		a.link.Set(storetest.Suspended)
 		time.Sleep(wire.ServerTTL)
 		synctest.Wait()
 		if b.running() != 1 || a.running() != 1 {
 			t.Fatal("a suspended server does not know that it was deposed", a.running(), b.running())
 		}
-		a.link.Heal()
+		a.link.Set(storetest.Works)
 		time.Sleep(10 * time.Second)
 		only(t, b, a)
 		if v := a.e.View(); v.Failed != nil || len(v.Servers) != 2 || !v.Servers[0].Alive {
@@ -203,7 +209,7 @@ func TestReturn(t *testing.T) {
 // A store that lost the leadership, or was put back to before it, has the leader win again.
 func TestTermEndsWithItsKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := storetest.New()
+		s := newStore()
 		before := s.Copy()
 		a := start(t, s, "a")
 		only(t, a)
@@ -223,7 +229,7 @@ func TestTermEndsWithItsKey(t *testing.T) {
 // A crashed server that is back before its lease ends does not wait for itself.
 func TestSucceedsItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := storetest.New()
+		s := newStore()
 		a := start(t, s, "a")
 		only(t, a)
 		a.kill()
@@ -255,7 +261,7 @@ func TestSucceedsItself(t *testing.T) {
 // neither.
 func TestFenceTellsConditionsApart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := storetest.New()
+		s := newStore()
 		a := start(t, s, "a")
 		only(t, a)
 		txn := put("taken")
@@ -288,7 +294,7 @@ func TestFenceTellsConditionsApart(t *testing.T) {
 // Nobody leads a store that grants no leases; every server says why.
 func TestCannotWin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := storetest.New()
+		s := newStore()
 		s.Fail(func(call, key string) error {
 			if call == "grant" {
 				return store.ErrFull
@@ -312,7 +318,7 @@ func TestCannotWin(t *testing.T) {
 
 func TestProblemsOfAProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := storetest.New()
+		s := newStore()
 		a, b := start(t, s, "a"), start(t, s, "b")
 		synctest.Wait()
 		shown := func(want string) {
@@ -338,7 +344,7 @@ func TestProblemsOfAProcess(t *testing.T) {
 	})
 }
 
-func leaseOf(t *testing.T, s *storetest.Store, id string) store.Lease {
+func leaseOf(t *testing.T, s *storetest.Etcd, id string) store.Lease {
 	t.Helper()
 	kv, err := s.Get(t.Context(), wire.ServerAliveKey(id))
 	if err != nil {
@@ -352,9 +358,9 @@ func TestControllersThatEnd(t *testing.T) {
 	for _, broken := range []error{nil, errors.New("broken")} {
 		t.Run(fmt.Sprint(broken), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := storetest.New()
+				s := newStore()
 				e := leader.New(leader.Config{
-					Store: leadertest.NewLink(s), Self: wire.Server{ID: "a"}, Lead: func(context.Context, store.Store) error { return broken },
+					Store: storetest.NewLink(s).Root(), Self: wire.Server{ID: "a"}, Lead: func(context.Context, store.Store) error { return broken },
 					Stopped: func() bool { return false }, Log: slog.New(slog.DiscardHandler),
 				})
 				err := e.Run(t.Context())

@@ -32,6 +32,19 @@ func NewEtcd() *Etcd {
 	return e
 }
 
+// Copy is Store.Copy with the users.
+func (e *Etcd) Copy() Copy {
+	c := e.Store.Copy()
+	c.users = e.all()
+	return c
+}
+
+// PutBack is Store.PutBack with the users of a copy of an Etcd.
+func (e *Etcd) PutBack(c Copy) {
+	e.set(c.users)
+	e.Store.PutBack(c)
+}
+
 // EnableAuth does nothing: As is how others than root connect.
 func (e *Etcd) EnableAuth(context.Context) error { return nil }
 

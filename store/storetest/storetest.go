@@ -1,8 +1,8 @@
 // Package storetest is the in-memory twin of an etcd: package store's interfaces with
 // revisions, watches, compaction, leases, restored copies and failures on request.
 //
-// It starts no goroutine, and takes the time only for signs of life, so it works in
-// synctest bubbles.
+// It takes the time only for signs of life, for leases that are told to end by the clock,
+// and on Links that are cut, so it works in synctest bubbles.
 package storetest
 
 import (
@@ -29,7 +29,8 @@ type Store struct {
 	changed   chan struct{} // closed and replaced at every commit
 	fail      func(call, key string) error
 	lease     store.Lease
-	lost      map[store.Lease]chan struct{}
+	leases    map[store.Lease]*lease
+	timed     bool // leases end by the clock
 	lineage   wire.Lineage
 	number    int64         // tells its starts from those of other stores
 	starts    int           // in all of its histories
@@ -47,7 +48,7 @@ var stores atomic.Int64
 
 // New returns an empty store at revision 1, as a new etcd.
 func New() *Store {
-	s := &Store{number: stores.Add(1), revision: 1, kvs: map[string]store.KV{}, changed: make(chan struct{}), lost: map[store.Lease]chan struct{}{}}
+	s := &Store{number: stores.Add(1), revision: 1, kvs: map[string]store.KV{}, changed: make(chan struct{}), leases: map[store.Lease]*lease{}}
 	s.startLocked()
 	return s
 }
@@ -63,21 +64,29 @@ type Copy struct {
 	revision int64
 	kvs      map[string]store.KV
 	lineage  wire.Lineage
+	leases   map[store.Lease]time.Duration // and their TTL
+	users    map[string]store.User         // of an Etcd
 }
 
 // Copy returns the current content, like a copy of the data folder.
 func (s *Store) Copy() Copy {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Copy{s.revision, maps.Clone(s.kvs), s.lineage}
+	c := Copy{revision: s.revision, kvs: maps.Clone(s.kvs), lineage: s.lineage, leases: map[store.Lease]time.Duration{}}
+	for id, l := range s.leases {
+		c.leases[id] = l.ttl
+	}
+	return c
 }
 
 // PutBack restarts the store from a copy: watches that have seen more end with
-// ErrWentBack, however much is written before they notice.
+// ErrWentBack, however much is written before they notice. Leases that the copy lacks have
+// ended, and those that it has begin again.
 func (s *Store) PutBack(c Copy) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.revision, s.compacted, s.kvs, s.history, s.lineage = c.revision, 0, maps.Clone(c.kvs), nil, c.lineage
+	s.putBackLeasesLocked(c.leases)
 	s.startLocked()
 }
 
@@ -312,7 +321,7 @@ func (s *Store) Commit(ctx context.Context, txn store.Txn) (int64, bool, error) 
 		}
 	}
 	for _, op := range txn.Then {
-		if _, ok := s.lost[op.Lease]; op.Lease != 0 && !ok {
+		if _, ok := s.leases[op.Lease]; op.Lease != 0 && !ok {
 			return 0, false, fmt.Errorf("put %s: %w", op.Key, store.ErrLeaseEnded)
 		}
 	}
@@ -382,82 +391,4 @@ func (s *Store) coveredLocked(op store.Op) (keys []string) {
 	}
 	slices.Sort(keys)
 	return keys
-}
-
-// Hold implements store.Holder. The lease ends only by Revoke or Expire.
-func (s *Store) Hold(ctx context.Context, lease store.Lease, _ time.Duration) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.beforeLocked(ctx, "grant", ""); err != nil {
-		return err
-	}
-	if _, ok := s.lost[lease]; !ok {
-		s.lost[lease] = make(chan struct{})
-	}
-	return nil
-}
-
-// Renew implements store.Holder.
-func (s *Store) Renew(ctx context.Context, lease store.Lease) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.beforeLocked(ctx, "renew", ""); err != nil {
-		return err
-	}
-	if _, ok := s.lost[lease]; !ok {
-		return fmt.Errorf("lease %d: %w", lease, store.ErrLeaseEnded)
-	}
-	return nil
-}
-
-// Grant implements store.Leases. The lease ends only by Revoke or Expire.
-func (s *Store) Grant(ctx context.Context, _ time.Duration) (store.Lease, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.beforeLocked(ctx, "grant", ""); err != nil {
-		return 0, err
-	}
-	s.lease++
-	s.lost[s.lease] = make(chan struct{})
-	return s.lease, nil
-}
-
-// KeepAlive implements store.Leases.
-func (s *Store) KeepAlive(ctx context.Context, lease store.Lease) error {
-	s.mu.Lock()
-	lost, ok := s.lost[lease]
-	s.mu.Unlock()
-	if ok {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-lost:
-		}
-	}
-	return fmt.Errorf("lease %d: %w", lease, store.ErrUnavailable)
-}
-
-// Revoke implements store.Leases.
-func (s *Store) Revoke(_ context.Context, lease store.Lease) error {
-	s.Expire(lease)
-	return nil
-}
-
-// Expire ends a lease as if its owner had gone silent.
-func (s *Store) Expire(lease store.Lease) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	lost, ok := s.lost[lease]
-	if !ok {
-		return
-	}
-	delete(s.lost, lease)
-	close(lost)
-	var ops []store.Op
-	for key, kv := range s.kvs {
-		if kv.Lease == lease {
-			ops = append(ops, store.Delete(key))
-		}
-	}
-	s.applyLocked(ops)
 }

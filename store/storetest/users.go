@@ -50,3 +50,15 @@ func (u *Users) Names() []string {
 	defer u.mu.Unlock()
 	return slices.Sorted(maps.Keys(u.users))
 }
+
+func (u *Users) all() map[string]store.User {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return maps.Clone(u.users)
+}
+
+func (u *Users) set(users map[string]store.User) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.users = maps.Clone(users)
+}
