@@ -44,6 +44,9 @@ type Edges struct {
 	Endpoints []string
 	// Peers reaches the stores of peers.
 	Peers peering.Dialer
+	// Servers reaches the APIs of the cluster's other API servers as this one; nil: over
+	// the network.
+	Servers http.RoundTripper
 }
 
 // RunOn is Run at the given edges: it starts no store and listens nowhere. ready gets the

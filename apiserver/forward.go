@@ -36,6 +36,9 @@ const (
 
 // newSiblings reaches the other servers with this one's certificate.
 func newSiblings(f *foundation) *siblings {
+	if f.edges.Servers != nil {
+		return &siblings{silent: map[string]silence{}, http: &http.Client{Transport: f.edges.Servers}}
+	}
 	return &siblings{silent: map[string]silence{}, http: &http.Client{Transport: &http.Transport{
 		TLSClientConfig: f.rootTLS(), DialContext: (&net.Dialer{Timeout: siblingPatience}).DialContext,
 		TLSHandshakeTimeout: siblingPatience, IdleConnTimeout: idlePatience,

@@ -19,7 +19,7 @@ import (
 
 // Dialer reaches peers' stores.
 type Dialer interface {
-	// Probe makes one TLS connection to any of the endpoints. errUnreachable
+	// Probe makes one TLS connection to any of the endpoints. ErrUnreachable
 	// means that none answered; any other error means that one answered but
 	// refused us or is not the server it should be.
 	Probe(ctx context.Context, endpoints []string, conf *tls.Config) error
@@ -27,8 +27,8 @@ type Dialer interface {
 	Open(endpoints []string, conf *tls.Config) (mirror.Source, error)
 }
 
-// errUnreachable: none of the peer's endpoints answers.
-var errUnreachable = errors.New("none of its endpoints answers")
+// ErrUnreachable: none of the peer's endpoints answers.
+var ErrUnreachable = errors.New("none of its endpoints answers")
 
 // Timing of links to peers. A peer that gives no sign of life for silence is
 // considered down.
@@ -81,7 +81,7 @@ func (Etcd) Probe(ctx context.Context, endpoints []string, conf *tls.Config) err
 		if err != nil {
 			return fmt.Errorf("endpoint %q: %w", e, err)
 		}
-		if last = probe(ctx, u.Host, conf); !errors.Is(last, errUnreachable) {
+		if last = probe(ctx, u.Host, conf); !errors.Is(last, ErrUnreachable) {
 			return last
 		}
 	}
@@ -126,7 +126,7 @@ func explain(host string, err error) error {
 	case errors.As(err, &alert) && alert.Op == "remote error": // crypto/tls: we received an alert
 		return fmt.Errorf("the server at %s does not accept the certificate in the file; ask for a new one: %w", host, err)
 	}
-	return fmt.Errorf("%w: %w", errUnreachable, err)
+	return fmt.Errorf("%w: %w", ErrUnreachable, err)
 }
 
 // tlsOf returns the TLS configuration to reach a peer: its CA, our certificate.

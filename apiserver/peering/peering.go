@@ -253,7 +253,7 @@ func (p *Peering) call(ctx context.Context, peer wire.Peer, secret wire.PeerSecr
 		return nil, nil, api.Invalid("", "%v", err)
 	}
 	err = p.conf.Dialer.Probe(ctx, peer.Endpoints, conf)
-	if errors.Is(err, errUnreachable) {
+	if errors.Is(err, ErrUnreachable) {
 		p.conf.Log.Warn("peer does not answer", "peer", peer.Name, "err", err)
 		return nil, nil, nil
 	}

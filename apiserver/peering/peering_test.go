@@ -56,7 +56,7 @@ func (w *world) Probe(_ context.Context, endpoints []string, _ *tls.Config) erro
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.down[endpoints[0]] {
-		return errUnreachable
+		return ErrUnreachable
 	}
 	return w.probe
 }

@@ -1,47 +1,41 @@
 package meshtest
 
 import (
-	"bytes"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
-	"path/filepath"
 	"sync"
-	"testing/synctest"
 	"time"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver"
-	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/store/storetest"
 )
 
-// Cluster is an API server on its store, and nodes.
+// Cluster is API servers on one store, and nodes.
 type Cluster struct {
 	Name string
-	// Store outlives the API server, and may be made to fail, go back in time or forget.
+	// Store outlives the API servers, and may be made to fail, go back in time or forget.
+	// Its leases end by the clock.
 	Store *storetest.Etcd
+	// Servers are its API servers, the first of which New has started.
+	Servers []*Server
 	// Nodes are those that were added, by name.
 	Nodes map[string]*Node
 
 	mesh *Mesh
 	id   int
-	dir  string
-	api  http.Handler
-	stop func()
+
+	mu    sync.Mutex     // guards roots, and Servers against requests between them
+	roots *x509.CertPool // of its authority
 }
 
 func newCluster(m *Mesh, name string, id int) *Cluster {
-	return &Cluster{Name: name, Store: storetest.NewEtcd(), Nodes: map[string]*Node{}, mesh: m, id: id, dir: m.t.TempDir()}
+	c := &Cluster{Name: name, Store: storetest.NewEtcd(), Nodes: map[string]*Node{}, mesh: m, id: id}
+	c.Store.TimeLeases()
+	return c
 }
 
 func (c *Cluster) endpoint() string { return fmt.Sprintf("https://%v:2379", addr(c.id, 250)) }
@@ -50,67 +44,44 @@ func (c *Cluster) podCIDR() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(c.id), 0, 0}), 16)
 }
 
-// Start starts the cluster's API server, again after Stop.
+// Start starts the cluster's API servers, again after Stop.
 func (c *Cluster) Start() {
-	t := c.mesh.t
-	t.Helper()
-	conf := apiserver.Defaults()
-	conf.Cluster, conf.ID, conf.PodCIDRs = c.Name, uint32(c.id), []netip.Prefix{c.podCIDR()}
-	conf.ServiceCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + c.id), 0, 0}), 16)
-	conf.Advertise, conf.DataDir, conf.AdminConfig = addr(c.id, 250), c.dir, filepath.Join(c.dir, "admin.conf")
-	conf.GossipPort, conf.WANGossipPort, conf.Log = 0, 0, slog.New(slog.DiscardHandler)
-
-	ctx, cancel := context.WithCancel(context.Background())
-	ready, done := make(chan http.Handler, 1), make(chan error, 1)
-	go func() {
-		done <- apiserver.RunOn(ctx, conf, apiserver.Edges{Store: c.Store, Endpoints: []string{c.endpoint()}, Peers: peers{c.mesh, c}}, func(h http.Handler) { ready <- h })
-	}()
-	select {
-	case c.api = <-ready:
-	case err := <-done:
-		cancel()
-		t.Fatalf("API server of %s: %v", c.Name, err)
+	c.mesh.t.Helper()
+	for _, s := range c.Servers {
+		s.Start()
 	}
-	c.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("API server of %s: %v", c.Name, err)
-		}
-	})
-	t.Cleanup(c.stop)
-	synctest.Wait() // it leads
 }
 
-// Stop stops the API server. Its store stays.
-func (c *Cluster) Stop() { c.stop() }
+// Stop stops the API servers. Their store stays.
+func (c *Cluster) Stop() {
+	for _, s := range c.Servers {
+		s.Stop()
+	}
+}
+
+func (c *Cluster) setRoots(pool *x509.CertPool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.roots = pool
+}
 
 // trusts returns an error unless the cluster's authority has signed a certificate.
 func (c *Cluster) trusts(leaf *x509.Certificate) error {
-	own, err := authority.Open(filepath.Join(c.dir, "pki"), c.Name)
-	if err != nil {
-		return err
-	}
-	_, err = leaf.Verify(x509.VerifyOptions{Roots: own.Pool(), CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	c.mu.Lock()
+	roots := c.roots
+	c.mu.Unlock()
+	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	return err
 }
 
-// Call calls the API as an operator, and returns its refusal.
+// Call calls the API of the first server that runs, as an operator, and returns its refusal.
 func (c *Cluster) Call(method, path string, body []byte, into any) error {
-	r := httptest.NewRequest(method, path, bytes.NewReader(body))
-	r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{Subject: pkix.Name{CommonName: authority.Admin}}}}
-	w := httptest.NewRecorder()
-	c.api.ServeHTTP(w, r)
-	if w.Code >= 400 {
-		refusal := &api.Error{}
-		if err := json.Unmarshal(w.Body.Bytes(), refusal); err != nil {
-			return fmt.Errorf("%s %s: %d %s", method, path, w.Code, w.Body)
+	for _, s := range c.Servers {
+		if s.Running() {
+			return s.Call(method, path, body, into)
 		}
-		return refusal
 	}
-	if into == nil {
-		return nil
-	}
-	return json.Unmarshal(w.Body.Bytes(), into)
+	return fmt.Errorf("no API server of %s runs", c.Name)
 }
 
 // must is Call where a refusal ends the test.
@@ -166,18 +137,11 @@ func (c *Cluster) Remove(peer *Cluster) {
 	c.must(http.MethodDelete, "/v1/peers/"+peer.Name, nil, nil)
 }
 
-// connect returns the store as the owner of a certificate may use it.
-func (c *Cluster) connect(cert, key string) (*storetest.Client, error) {
+// userOf returns the user whose certificate this is.
+func (c *Cluster) userOf(cert, key string) (string, error) {
 	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	if block, _ := pem.Decode([]byte(cert)); block == nil {
-		return nil, errors.New("not a certificate")
-	}
-	user, err := c.user(&tls.Config{Certificates: []tls.Certificate{pair}})
-	if err != nil {
-		return nil, err
-	}
-	return c.Store.As(user), nil
+	return c.user(&tls.Config{Certificates: []tls.Certificate{pair}})
 }

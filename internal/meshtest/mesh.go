@@ -10,15 +10,15 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net/netip"
-	"sync"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/weft-mesh/weft/apiserver/mirror"
-	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/apiserver/peering"
+	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/tunnel/probe/probetest"
 	"github.com/weft-mesh/weft/tunnel/tunneltest"
 )
@@ -30,26 +30,21 @@ type Mesh struct {
 	Probes probetest.Fabric
 	wire   tunneltest.Wire
 
-	mu       sync.Mutex          // guards what follows
-	clusters map[string]*Cluster // by the endpoint of their store
-	cut      map[string]bool     // endpoints that nobody but the own cluster reaches
+	clusters []*Cluster
 }
 
 // New returns a mesh of clusters that do not know each other yet, with IDs from 1. Their
 // API servers run.
 func New(t *testing.T, names ...string) (*Mesh, []*Cluster) {
 	t.Helper()
-	m := &Mesh{t: t, clusters: map[string]*Cluster{}, cut: map[string]bool{}}
-	var all []*Cluster
+	m := &Mesh{t: t}
 	for i, name := range names {
-		c := newCluster(m, name, i+1)
-		m.mu.Lock()
-		m.clusters[c.endpoint()] = c
-		m.mu.Unlock()
-		c.Start()
-		all = append(all, c)
+		m.clusters = append(m.clusters, newCluster(m, name, i+1))
 	}
-	return m, all
+	for _, c := range m.clusters {
+		c.AddServer()
+	}
+	return m, m.clusters
 }
 
 // Pass lets time pass, and everything that happens in it happen.
@@ -68,29 +63,48 @@ func (m *Mesh) Join(a, b *Cluster) {
 // SetCut cuts a cluster off from all others: their API servers do not reach its store, nor
 // probes its nodes; or it ends that.
 func (m *Mesh) SetCut(c *Cluster, cut bool) {
-	m.mu.Lock()
-	m.cut[c.endpoint()] = cut
-	m.mu.Unlock()
+	fault := storetest.Works
+	if cut {
+		fault = storetest.Cut
+	}
+	for _, other := range m.clusters {
+		if other != c {
+			m.SetControl(c, other, fault)
+			m.SetControl(other, c, fault)
+		}
+	}
 	m.Probes.SetCut(c.podCIDR(), cut)
 }
 
-// peers reaches the stores of the others for one cluster.
-type peers struct {
-	mesh *Mesh
-	own  *Cluster
+// SetControl makes the ways of a cluster's API servers to a peer's store faulty, or ends
+// that.
+func (m *Mesh) SetControl(from, to *Cluster, f storetest.Fault) {
+	for _, s := range from.Servers {
+		s.to(to).Set(f)
+	}
 }
 
-var errCut = fmt.Errorf("the network is cut: %w", store.ErrUnavailable)
+// SetData makes everything that a cluster's nodes send to another's be lost, or ends that.
+func (m *Mesh) SetData(from, to *Cluster, lost bool) {
+	m.Probes.SetOneWay(from.podCIDR(), to.podCIDR(), lost)
+}
 
-func (p peers) find(endpoints []string) (*Cluster, error) {
-	p.mesh.mu.Lock()
-	defer p.mesh.mu.Unlock()
-	for _, e := range endpoints {
-		if c := p.mesh.clusters[e]; c != nil && !p.mesh.cut[e] && !p.mesh.cut[p.own.endpoint()] {
-			return c, nil
+// peers reaches the stores of the others for one API server.
+type peers struct{ server *Server }
+
+// way finds the store at one of the endpoints.
+func (p peers) way(endpoints []string, conf *tls.Config) (*storetest.Conn, error) {
+	for _, c := range p.server.cluster.mesh.clusters {
+		if !slices.Contains(endpoints, c.endpoint()) {
+			continue
 		}
+		user, err := c.user(conf)
+		if err != nil {
+			return nil, err
+		}
+		return p.server.to(c).As(user), nil
 	}
-	return nil, errCut
+	return nil, peering.ErrUnreachable
 }
 
 // user returns whose certificate a connection is made with, if the cluster's authority has
@@ -107,65 +121,24 @@ func (c *Cluster) user(conf *tls.Config) (string, error) {
 }
 
 // Probe implements peering.Dialer.
-func (p peers) Probe(_ context.Context, endpoints []string, conf *tls.Config) error {
-	c, err := p.find(endpoints)
+func (p peers) Probe(ctx context.Context, endpoints []string, conf *tls.Config) error {
+	way, err := p.way(endpoints, conf)
 	if err != nil {
 		return err
 	}
-	_, err = c.user(conf)
-	return err
+	if way.Ping(ctx) != nil {
+		return peering.ErrUnreachable
+	}
+	return nil
 }
 
 // Open implements peering.Dialer.
 func (p peers) Open(endpoints []string, conf *tls.Config) (mirror.Source, error) {
-	c, err := p.find(endpoints)
+	way, err := p.way(endpoints, conf)
 	if err != nil {
 		return nil, err
 	}
-	user, err := c.user(conf)
-	if err != nil {
-		return nil, err
-	}
-	return session{Store: c.Store.As(user), peers: p, endpoints: endpoints}, nil
-}
-
-// session is a connection to a peer's store, which breaks when the network is cut.
-type session struct {
-	store.Store
-	peers     peers
-	endpoints []string
-}
-
-// Close implements mirror.Source.
-func (session) Close() error { return nil }
-
-// Get implements store.Store.
-func (s session) Get(ctx context.Context, key string) (store.KV, error) {
-	if _, err := s.peers.find(s.endpoints); err != nil {
-		return store.KV{}, err
-	}
-	return s.Store.Get(ctx, key)
-}
-
-// List implements store.Store.
-func (s session) List(ctx context.Context, prefix string) ([]store.KV, store.Point, error) {
-	if _, err := s.peers.find(s.endpoints); err != nil {
-		return nil, store.Point{}, err
-	}
-	return s.Store.List(ctx, prefix)
-}
-
-// Watch implements store.Store.
-func (s session) Watch(ctx context.Context, prefix string, after store.Point, each func(store.Batch) error) error {
-	if _, err := s.peers.find(s.endpoints); err != nil {
-		return err
-	}
-	return s.Store.Watch(ctx, prefix, after, func(b store.Batch) error {
-		if _, err := s.peers.find(s.endpoints); err != nil {
-			return err
-		}
-		return each(b)
-	})
+	return way, nil
 }
 
 // addr is an address of the underlay: one network per cluster.

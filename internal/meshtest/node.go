@@ -14,6 +14,7 @@ import (
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/meshagent"
 	"github.com/weft-mesh/weft/meshagent/endpoint/endpointtest"
+	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/tunnel/probe"
 	"github.com/weft-mesh/weft/tunnel/tunneltest"
 )
@@ -23,8 +24,12 @@ type Node struct {
 	Name string
 	// Agent is the one that runs, or ran last.
 	Agent *meshagent.Agent
+	// Link leads to the cluster's store.
+	Link *storetest.Link
 
 	cluster  *Cluster
+	cidr     netip.Prefix
+	boots    int
 	bundle   api.JoinBundle
 	dir      string
 	datapath *bpftest.Datapath
@@ -40,13 +45,14 @@ func (c *Cluster) Node() *Node {
 	t.Helper()
 	number := len(c.Nodes) + 1
 	n := &Node{
-		Name: fmt.Sprintf("%s-%d", c.Name, number), cluster: c, dir: t.TempDir(),
+		Name: fmt.Sprintf("%s-%d", c.Name, number), Link: storetest.NewLink(c.Store), cluster: c, dir: t.TempDir(),
+		cidr:     netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(c.id), byte(number), 0}), 24),
 		datapath: bpftest.NewDatapath(), lanes: c.mesh.wire.New(), host: &tunneltest.Host{}, plumbing: &endpointtest.Plumbing{},
 	}
 	c.Nodes[n.Name] = n
 	c.must(http.MethodPost, "/v1/nodes", api.NodeRequest{
 		Name: n.Name, Addresses: []netip.Addr{addr(c.id, number)},
-		PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(c.id), byte(number), 0}), 24)},
+		PodCIDRs: []netip.Prefix{n.cidr},
 	}, &n.bundle)
 	n.Start()
 	return n
@@ -58,14 +64,14 @@ func (n *Node) Start() {
 	t.Helper()
 	conf := meshagent.Defaults()
 	conf.StateDir, conf.Hosts, conf.GossipPort, conf.Log = n.dir, "", 0, slog.New(slog.DiscardHandler)
-	own, err := n.cluster.connect(n.bundle.Cert, n.bundle.Key)
+	user, err := n.cluster.userOf(n.bundle.Cert, n.bundle.Key)
 	if err != nil {
 		t.Fatalf("agent of %s: %v", n.Name, err)
 	}
 	n.Agent, err = meshagent.New(conf, &n.bundle, &meshagent.Edges{
-		Store: own, Datapath: n.datapath, Lanes: n.lanes, Host: n.host, Plumbing: n.plumbing,
+		Store: n.Link.As(user), Datapath: n.datapath, Lanes: n.lanes, Host: n.host, Plumbing: n.plumbing,
 		Transport: func(src netip.Addr) (probe.Transport, error) { return n.cluster.mesh.Probes.From(src), nil },
-		MTU:       1420, BootID: "boot",
+		MTU:       1420, BootID: fmt.Sprint("boot ", n.boots),
 	})
 	if err != nil {
 		t.Fatalf("agent of %s: %v", n.Name, err)
@@ -84,6 +90,33 @@ func (n *Node) Start() {
 
 // Stop stops the agent. Its kernel stays as it is.
 func (n *Node) Stop() { n.stop() }
+
+// Reboot ends the kernel of a node whose agent is stopped, with its maps, tunnels and links.
+func (n *Node) Reboot() {
+	n.boots++
+	n.EmptyMaps()
+	n.lanes.Reboot(false)
+	n.host = &tunneltest.Host{}
+	n.plumbing.Reboot()
+}
+
+// LoseDisk empties the state folder of a node whose agent is stopped, and reboots it.
+func (n *Node) LoseDisk() {
+	emptied(n.cluster.mesh.t, n.dir)
+	n.Reboot()
+	n.lanes.Reboot(true)
+}
+
+// EmptyMaps gives a node whose agent is stopped new maps; links and tunnels stay.
+func (n *Node) EmptyMaps() { n.datapath = bpftest.NewDatapath() }
+
+// SetData makes everything that the node sends to others be lost, or what they send to it,
+// or ends that.
+func (n *Node) SetData(out, in bool) {
+	all := netip.MustParsePrefix("0.0.0.0/0")
+	n.cluster.mesh.Probes.SetOneWay(n.cidr, all, out)
+	n.cluster.mesh.Probes.SetOneWay(all, n.cidr, in)
+}
 
 // Maps are the kernel's maps.
 func (n *Node) Maps() *bpf.Maps { return n.datapath.Maps() }

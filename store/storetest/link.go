@@ -89,6 +89,21 @@ func (l *Link) now() (Fault, <-chan struct{}) {
 	return l.fault, l.changed
 }
 
+// Awake waits while the client is suspended: others get no answer from it.
+func (l *Link) Awake(ctx context.Context) error {
+	for {
+		fault, changed := l.now()
+		if fault != Suspended {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 func (l *Link) failing(call, key string) error {
 	l.mu.Lock()
 	fail := l.fail
@@ -127,7 +142,7 @@ var (
 func call[T any](ctx context.Context, c *Conn, name, key string, do func() (T, error)) (none T, _ error) {
 	l := c.link
 	for {
-		fault, changed := l.now()
+		fault, _ := l.now()
 		switch fault {
 		case Works:
 			if err := l.failing(name, key); err != nil {
@@ -135,12 +150,10 @@ func call[T any](ctx context.Context, c *Conn, name, key string, do func() (T, e
 			}
 			return do()
 		case Suspended:
-			select {
-			case <-changed:
-				continue
-			case <-ctx.Done():
-				return none, ctx.Err()
+			if err := l.Awake(ctx); err != nil {
+				return none, err
 			}
+			continue
 		case Cut:
 			return none, errCut
 		case Unanswered:
@@ -163,6 +176,11 @@ func (c *Conn) do(ctx context.Context, name, key string, do func() error) error 
 
 // Close does nothing.
 func (*Conn) Close() error { return nil }
+
+// Ping makes a request that asks for nothing.
+func (c *Conn) Ping(ctx context.Context) error {
+	return c.do(ctx, "ping", "", func() error { return nil })
+}
 
 // Get implements store.Store.
 func (c *Conn) Get(ctx context.Context, key string) (store.KV, error) {

@@ -48,6 +48,18 @@ func (w *Wire) New() *Lanes {
 	return l
 }
 
+// Reboot takes the devices with their peers away, as the end of a kernel does. The keys are
+// on the disk, unless that was lost too.
+func (l *Lanes) Reboot(diskLost bool) {
+	l.wire.mu.Lock()
+	defer l.wire.mu.Unlock()
+	clear(l.want)
+	clear(l.shaken)
+	if l.made = l.made && !diskLost; !l.made {
+		l.own = tunnel.Own{}
+	}
+}
+
 // Fail makes every call return err; nil ends that.
 func (l *Lanes) Fail(err error) {
 	l.wire.mu.Lock()

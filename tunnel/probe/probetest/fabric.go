@@ -12,8 +12,9 @@ import (
 // Fabric carries the probes of many nodes to one another. Every address answers, and at
 // once, unless it is cut off. The zero value is ready to use.
 type Fabric struct {
-	mu  sync.Mutex
-	cut map[netip.Prefix]bool // guarded by mu
+	mu     sync.Mutex               // guards what follows
+	cut    map[netip.Prefix]bool    // from everything outside of it
+	oneWay map[[2]netip.Prefix]bool // from, to
 }
 
 // SetCut cuts what is inside a prefix off from everything outside of it, or ends that.
@@ -26,11 +27,29 @@ func (f *Fabric) SetCut(prefix netip.Prefix, cut bool) {
 	f.cut[prefix] = cut
 }
 
+// SetOneWay makes everything that one prefix sends to another be lost, or ends that. What
+// the other sends arrives; but neither hears an answer.
+func (f *Fabric) SetOneWay(from, to netip.Prefix, lost bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.oneWay == nil {
+		f.oneWay = map[[2]netip.Prefix]bool{}
+	}
+	f.oneWay[[2]netip.Prefix{from, to}] = lost
+}
+
+// reaches reports whether a request from a arrives at b, and its answer at a.
 func (f *Fabric) reaches(a, b netip.Addr) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for prefix, cut := range f.cut {
 		if cut && prefix.Contains(a) != prefix.Contains(b) {
+			return false
+		}
+	}
+	for way, lost := range f.oneWay {
+		there, back := way[0].Contains(a) && way[1].Contains(b), way[0].Contains(b) && way[1].Contains(a)
+		if lost && (there || back) {
 			return false
 		}
 	}
