@@ -44,6 +44,12 @@ bench: build ## print measurements as JSON lines
 bench-mesh: build ## measure one agent and API server in a mesh of up to 511 clusters, and draw the curves
 	go run ./internal/benchmesh $(if $(CLUSTERS),-effort quick -clusters $(CLUSTERS),-docs docs)
 
+# Simulated meshes for FOR, then rounds on real ones in the lab. CI has both in short, as tests.
+.PHONY: chaos
+chaos: FOR ?= 10m
+chaos: ## let everything fail in simulated meshes for FOR (10m), and check what must hold
+	cd internal/chaos && go test -count=1 -timeout 0 -run TestSeeds -first $$(date +%s) -seeds 1 -for $(FOR)
+
 .PHONY: generate
 generate: ## compile the BPF programs again; needs clang-19
 	go generate ./...

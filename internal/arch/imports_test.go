@@ -38,18 +38,21 @@ var mayImport = map[string][]string{
 	// Addresses for tests of every part.
 	"internal/loopbacktest": {},
 	// Whole clusters in one process.
-	"internal/meshtest": {"api", "apiserver", "apiserver/authority", "meshagent", "store", "identity", "bpf", "tunnel"},
+	"internal/meshtest": {"api", "apiserver", "apiserver/authority", "meshagent", "store", "identity", "bpf", "tunnel", "wire"},
+	// What may happen to such a mesh; its tests make it happen.
+	"internal/chaos": {},
 }
 
 // testsMayImport is what a part's tests may import in addition.
 var testsMayImport = map[string][]string{
-	"deploy":    {"apiserver", "meshagent"}, // the examples are read as the processes read them
-	"apiserver": {"internal/loopbacktest"},
-	"store":     {"internal/loopbacktest"},
-	"cmd/weft":  {"deploy"}, // the example is refused until it is edited
-	"meshagent": {"internal/loopbacktest"},
-	"tunnel":    {"internal/loopbacktest"},
-	"lab":       {"internal/loopbacktest"},
+	"deploy":         {"apiserver", "meshagent"}, // the examples are read as the processes read them
+	"apiserver":      {"internal/loopbacktest"},
+	"store":          {"internal/loopbacktest"},
+	"cmd/weft":       {"deploy"}, // the example is refused until it is edited
+	"meshagent":      {"internal/loopbacktest"},
+	"tunnel":         {"internal/loopbacktest"},
+	"lab":            {"internal/loopbacktest"},
+	"internal/chaos": {"internal/meshtest", "api", "meshagent", "store", "identity", "policy", "bpf", "wire"},
 	// Its etcd is compared with a real one.
 	"internal/benchmesh": {"apiserver", "service", "store"},
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/store/storetest"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // Cluster is API servers on one store, and nodes.
@@ -56,6 +57,13 @@ func (c *Cluster) Start() {
 func (c *Cluster) Stop() {
 	for _, s := range c.Servers {
 		s.Stop()
+	}
+}
+
+// Depose ends the lease of the API server that leads, as if it had been silent for too long.
+func (c *Cluster) Depose() {
+	if kv, err := c.Store.Get(c.mesh.t.Context(), wire.LeaderKey); err == nil {
+		c.Store.Expire(kv.Lease)
 	}
 }
 

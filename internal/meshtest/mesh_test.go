@@ -9,6 +9,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/internal/meshtest"
 )
@@ -65,19 +66,8 @@ func admits(n *meshtest.Node, from, to bpf.Addr) bool {
 	if !ok || pod.Held != 0 {
 		return false
 	}
-	settings, _, _ := n.Maps().Settings.Lookup(0)
-	set, _, _ := n.Maps().Sets.Lookup(bpf.SetKey{Gen: settings.PolicyGen, Set: pod.Set})
-	if pod.Set == 0 || set.Enforced[bpf.Ingress] == 0 {
-		return true
-	}
-	class, _, _ := n.Maps().Classes.Lookup(bpf.ClassKey{Gen: settings.PolicyGen, Identity: uint32(identityOf(n, from))})
-	for _, c := range []uint32{class, bpf.AnyClass} {
-		entry, ok, _ := n.Maps().Policy.Lookup(bpf.PolicyKey{Gen: settings.PolicyGen, Set: pod.Set, Class: c, Dir: bpf.Ingress})
-		if ok {
-			return entry.Deny == 0
-		}
-	}
-	return false
+	allow, _ := bpftest.Judge(n.Maps(), to, uint32(identityOf(n, from)), bpf.Ingress, 6, 80)
+	return allow
 }
 
 func TestAPodOfOneClusterIsReachableFromTheOther(t *testing.T) {

@@ -19,31 +19,9 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// judge judges a packet as the kernel does.
+// judgePacket judges a packet as the kernel does.
 func judgePacket(m *bpf.Maps, ep bpf.Addr, peer identity.Number, dir bpf.Direction, proto uint8, port uint16) (allow bool, known bool) {
-	s, _, _ := m.Settings.Lookup(0)
-	row, _, _ := m.Endpoints.Lookup(ep)
-	if row.Set == 0 {
-		return true, true
-	}
-	info, ok, _ := m.Sets.Lookup(bpf.SetKey{Gen: s.PolicyGen, Set: row.Set})
-	if !ok {
-		return false, false
-	}
-	class, _, _ := m.Classes.Lookup(bpf.ClassKey{Gen: s.PolicyGen, Identity: uint32(peer)})
-	portClass := uint16(0)
-	if i, ok := bpf.PortIndex(s.PolicyGen, proto, port); ok {
-		portClass, _, _ = m.Ports.Lookup(i)
-	}
-	for _, c := range []uint32{class, bpf.AnyClass} {
-		for _, k := range [][2]uint16{{portClass, uint16(proto)}, {0, uint16(proto)}, {0, 0}} {
-			e, ok, _ := m.Policy.Lookup(bpf.PolicyKey{Gen: s.PolicyGen, Set: row.Set, Class: c, Port: k[0], Proto: uint8(k[1]), Dir: dir})
-			if ok {
-				return e.Deny == 0, true
-			}
-		}
-	}
-	return info.Enforced[dir] == 0, true
+	return bpftest.Judge(m, ep, uint32(peer), dir, proto, port)
 }
 
 const allowFrontend = `

@@ -1,0 +1,172 @@
+package chaos
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	oneSeed  = flag.Uint64("seed", 0, "replay this seed alone, and tell its story")
+	places   = flag.String("only", "", "of the replayed seed, make only the steps at these places")
+	first    = flag.Uint64("first", 1, "the first seed")
+	seeds    = flag.Int("seeds", 25, "how many seeds are simulated")
+	duration = flag.Duration("for", 0, "simulate more seeds until this much time has passed, and report progress")
+	length   = flag.Int("steps", 60, "how many steps each seed has")
+	attempts = flag.Int("shrink", 60, "how many attempts are made to shorten the steps of a seed that fails")
+)
+
+// run simulates a seed in a bubble of its own.
+func run(t *testing.T, seed uint64, steps []Step, say func(string)) (out Run) {
+	t.Helper()
+	passed := t.Run(fmt.Sprintf("seed=%d,steps=%d", seed, len(steps)), func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) { out = Simulate(t, seed, steps, say) })
+	})
+	if !passed && len(out.Broken) == 0 {
+		out.Broken = []string{"a part of the mesh failed by itself, see above"}
+	}
+	return out
+}
+
+// The mesh keeps its promises, whatever fails.
+func TestSeeds(t *testing.T) {
+	if *oneSeed != 0 {
+		steps := Steps(*oneSeed, *length)
+		if *places != "" {
+			steps = part(steps, parsePlaces(t, *places))
+		}
+		for _, b := range run(t, *oneSeed, steps, func(line string) { fmt.Println(line) }).Broken {
+			t.Error(b)
+		}
+		return
+	}
+	summary := struct {
+		Runs, Steps int
+		Virtual     string
+		Seconds     float64
+		Failed      []uint64
+	}{Failed: []uint64{}}
+	began, told, virtual := time.Now(), time.Now(), time.Duration(0)
+	for seed := *first; seed < *first+uint64(*seeds) || time.Since(began) < *duration; seed++ {
+		r := run(t, seed, Steps(seed, *length), func(string) {})
+		summary.Runs, summary.Steps, virtual = summary.Runs+1, summary.Steps+r.Steps, virtual+r.Time
+		if len(r.Broken) > 0 {
+			summary.Failed = append(summary.Failed, seed)
+			tell(t, r)
+		}
+		if *duration > 0 && time.Since(told) >= 10*time.Second {
+			told = time.Now()
+			fmt.Printf("seed %d: %d runs, %v of the mesh's time, %d failed\n", seed, summary.Runs, virtual.Round(time.Second), len(summary.Failed))
+		}
+	}
+	summary.Virtual, summary.Seconds = virtual.Round(time.Second).String(), time.Since(began).Seconds()
+	if text, err := json.Marshal(summary); *duration > 0 && err == nil {
+		fmt.Fprintf(os.Stdout, "%s\n", text)
+	}
+}
+
+// tell says what is broken, and the shortest story found that breaks something.
+func tell(t *testing.T, r Run) {
+	t.Helper()
+	t.Errorf("seed %d, after %d steps: %s", r.Seed, r.At, strings.Join(r.Broken, "\n\t"))
+	t.Errorf("replay: go test ./internal/chaos -run TestSeeds -seed %d -steps %d -v", r.Seed, *length)
+	steps := Steps(r.Seed, *length)
+	short := shrink(len(steps), *attempts, func(places []int) bool {
+		return len(run(t, r.Seed, part(steps, places), func(string) {}).Broken) > 0
+	})
+	var story, at []string
+	for _, i := range short {
+		story, at = append(story, steps[i].String()), append(at, strconv.Itoa(i))
+	}
+	t.Errorf("shortened to %d steps:\n\t%s\n-only %s", len(short), strings.Join(story, "\n\t"), strings.Join(at, ","))
+}
+
+func parsePlaces(t *testing.T, text string) (out []int) {
+	t.Helper()
+	for _, word := range strings.Split(text, ",") {
+		i, err := strconv.Atoi(word)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, i)
+	}
+	return out
+}
+
+func TestTheSameSeedHasTheSameSteps(t *testing.T) {
+	for seed := range uint64(50) {
+		a, b := Steps(seed, 200), Steps(seed, 200)
+		if !slices.Equal(a, b) {
+			t.Fatalf("seed %d differs", seed)
+		}
+		if c := Steps(seed+1000, 200); slices.Equal(a, c) {
+			t.Errorf("seeds %d and %d are the same", seed, seed+1000)
+		}
+	}
+}
+
+// Every kind of step is drawn, and each makes sense when it is.
+func TestEveryKindOfStepIsDrawn(t *testing.T) {
+	drawn := map[Verb]int{}
+	for seed := range uint64(100) {
+		m := newModel(random(seed))
+		for _, s := range Steps(seed, 100) {
+			if !m.allows(s) {
+				t.Fatalf("seed %d: %v makes no sense", seed, s)
+			}
+			m.apply(s)
+			drawn[s.Do]++
+		}
+		for _, s := range m.mending() {
+			if m.allows(s) {
+				m.apply(s)
+			}
+		}
+		for _, c := range m.clusters {
+			if c.answers() == nil || len(m.control) > 0 || len(m.data) > 0 {
+				t.Errorf("seed %d: not all of %s is mended", seed, c.name)
+			}
+		}
+	}
+	for _, w := range weights {
+		if drawn[w.do] == 0 {
+			t.Errorf("never drawn: %s", w.do)
+		}
+	}
+}
+
+func TestShrink(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		needs []int
+	}{
+		{"one step", []int{17}},
+		{"two far apart", []int{3, 40}},
+		{"the first and the last", []int{0, 59}},
+		{"nothing", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := shrink(60, 300, func(places []int) bool {
+				return !slices.ContainsFunc(c.needs, func(n int) bool { return !slices.Contains(places, n) })
+			})
+			if !slices.Equal(got, c.needs) && len(got)+len(c.needs) > 0 {
+				t.Errorf("shrunk to %v, want %v", got, c.needs)
+			}
+		})
+	}
+	tried := 0
+	if got := shrink(60, 5, func([]int) bool { tried++; return false }); tried != 5 || len(got) != 60 {
+		t.Errorf("%d tries, %d steps left", tried, len(got))
+	}
+}

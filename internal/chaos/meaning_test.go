@@ -1,0 +1,50 @@
+package chaos
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/internal/meshtest"
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// No identity number means two label sets, ever: neither in a store, whatever happens to it,
+// nor on a node.
+
+// watchIdentities notes every number that is written to a cluster's store.
+func (r *runner) watchIdentities(ctx context.Context, c *meshtest.Cluster) {
+	_ = store.Persist(ctx, slog.New(slog.DiscardHandler), "watching identities", func(ctx context.Context) error {
+		return store.Follow(ctx, c.Store, wire.IdentityIDPrefix, func(b store.Batch) error {
+			for _, ev := range b.Events {
+				if n, ok := wire.ParseIdentityIDKey(ev.Key); ok && !ev.Deleted {
+					r.means("the store of "+c.Name, n, string(ev.Value))
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// means notes that a number means these labels to somebody.
+func (r *runner) means(whom string, n identity.Number, labels string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if was, ok := r.meaning[n]; ok && was != labels {
+		r.failLocked("identity %v means %s to %s, and meant %s", n, labels, whom, was)
+	}
+	r.meaning[n] = labels
+}
+
+// checkMeaning looks at what every agent believes.
+func (r *runner) checkMeaning() {
+	for _, c := range r.clusters {
+		for name, n := range c.Nodes {
+			for _, row := range tables.All(n.Agent.Tables.DB.ReadTxn(), n.Agent.Tables.Identities) {
+				r.means(name, row.Number, row.Labels.String())
+			}
+		}
+	}
+}
