@@ -59,8 +59,13 @@ func (m *model) endpoint(cluster string, who name) (want wire.Endpoint, v verdic
 		}
 		return want, otherwise, no
 	}
-	if other, taken := m.byIP[says.IP]; taken && other != who && m.leaving(other) {
-		return want, otherwise, no // decided again once the other has left
+	if other, taken := m.byIP[says.IP]; taken && other != who && (m.leaving(other) || m.moving(n, other)) {
+		// Decided again once the other has left. Its new address may be our old one, or
+		// that of a third pod, which waits for ours.
+		if there && have.value.IP != says.IP {
+			otherwise = remove
+		}
+		return want, otherwise, no
 	}
 	if reason := m.check(n, who, says); reason != "" {
 		return want, otherwise, append(no, refused{p.Node, says.modified, reason, fmt.Sprintf("%s at %s", who, says.IP), true})
@@ -101,6 +106,13 @@ func (m *model) check(n *node, who name, claim *claim) string {
 func (m *model) leaving(who name) bool {
 	have, p := m.endpoints[who], m.pods[who]
 	return p == nil || p.UID != have.value.UID
+}
+
+// moving reports whether a node no longer claims the address that its pod's endpoint has: a
+// machine that has lost its disk gives its pods addresses as if they were new.
+func (m *model) moving(n *node, who name) bool {
+	says, have := n.claims[who], m.endpoints[who]
+	return have.value.Node == n.registration.Name && (says != nil && says.IP != have.value.IP || says == nil && n.synced)
 }
 
 // strays are claims about the pod by nodes on which it is not declared.
