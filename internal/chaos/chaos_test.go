@@ -21,7 +21,7 @@ var (
 	oneSeed  = flag.Uint64("seed", 0, "replay this seed alone, and tell its story")
 	places   = flag.String("only", "", "of the replayed seed, make only the steps at these places")
 	first    = flag.Uint64("first", 1, "the first seed")
-	seeds    = flag.Int("seeds", 25, "how many seeds are simulated")
+	seeds    = flag.Int("seeds", ordinary, "how many seeds are simulated")
 	duration = flag.Duration("for", 0, "simulate more seeds until this much time has passed, and report progress")
 	length   = flag.Int("steps", 60, "how many steps each seed has")
 	attempts = flag.Int("shrink", 60, "how many attempts are made to shorten the steps of a seed that fails")
