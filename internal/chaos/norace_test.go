@@ -3,4 +3,4 @@
 package chaos
 
 // ordinary is how many seeds a test run has: a minute's worth on one core.
-const ordinary = 30
+const ordinary = 20
