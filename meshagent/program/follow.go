@@ -185,10 +185,16 @@ func (p *policies) remove(c policy.Changes) (err error) {
 		}
 	}
 	p.entries.dropAll(entries, func(_ bpf.PolicyKey, e error) { fail(e) })
+	if len(c.GoneSets) > 0 {
+		p.former = map[uint32]policy.SetInfo{}
+	}
 	for _, set := range c.GoneSets {
 		for _, number := range numbers[set] {
 			if e := p.sets.drop(bpf.SetKey{Gen: p.gen, Set: number}); e != nil {
 				fail(e)
+			}
+			if x := p.explain.Load(); x != nil {
+				p.former[number] = x.Sets[number]
 			}
 			delete(p.content, number)
 		}

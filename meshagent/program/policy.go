@@ -45,6 +45,9 @@ type policies struct {
 	current *policy.Tables    // what gen holds; nil until the first compilation
 	content map[uint32]uint32 // kernel number to compiled number, of current
 	lastSet uint32
+	// former are the sets that were removed last: an event that nobody has read yet may
+	// name one.
+	former map[uint32]policy.SetInfo
 	// stale is when rows in the maps were last found to be unused; zero if there are
 	// none. They stay a little, for programs still running.
 	stale time.Time
@@ -317,6 +320,7 @@ func (p *policies) switched(n *next, now time.Time) {
 // explained publishes what the numbers mean now.
 func (p *policies) explained() {
 	x := explanation(p.gen, p.current, p.content)
+	maps.Copy(x.Sets, p.former)
 	if older := p.explain.Load(); older != nil {
 		if older.Gen == x.Gen {
 			x.Older = older.Older

@@ -292,6 +292,7 @@ func TestAPolicyConcernsThePodsItSelects(t *testing.T) {
 	b.policy("other", strings.ReplaceAll(strings.ReplaceAll(allowFrontend, "web", "other"), "frontend", "intruder"))
 	b.pass()
 	b.settle()
+	var set uint32 // web's, while there is a policy
 	for i, text := range []string{allowFrontend, ""} {
 		name := []string{"comes", "goes"}[i]
 		settings, revisions := rowsIn(b.maps.Settings)[0], rowsIn(b.maps.Revisions)
@@ -306,6 +307,12 @@ func TestAPolicyConcernsThePodsItSelects(t *testing.T) {
 				t.Errorf("a policy %s: revision %d was raised; web's is %d, other's %d", name, i, bpf.RevisionOf(web), bpf.RevisionOf(other))
 			}
 		}
+		if row := rowsIn(b.maps.Endpoints)[web]; row.Set != noSet {
+			set = row.Set
+		}
+		if x := b.p.Explain().Of(b.p.settings.PolicyGen); len(x.Sets[set].Policies[bpf.Ingress]) != 1 {
+			t.Errorf("a policy %s: an event that is read late names no policy: %+v", name, x.Sets)
+		}
 		b.want("web, frontend", web, 131073, 80, true)
 		b.want("web, intruder", web, 131074, 80, text == "")
 		b.want("other, frontend", other, 131073, 80, false)
@@ -317,6 +324,24 @@ func (b *bench) forget(n identity.Number) {
 	b.write(func(txn statedb.WriteTxn) {
 		tables.Drop(txn, b.tab.Identities, &tables.Identity{Cluster: "west", Number: n})
 	})
+}
+
+// When most cookies belong to policies that are gone, everything is compiled again.
+func TestCookiesDoNotPileUp(t *testing.T) {
+	b := newBench(t)
+	web := b.pod("web-1", "web", "10.1.1.2", 65537)
+	b.remote("frontend", 131073)
+	b.pass()
+	gen, most := b.p.settings.PolicyGen, 0
+	for range 100 {
+		b.policy("web", strings.Replace(allowFrontend, "ingress:\n", "ingress:\n"+strings.Repeat("  - fromEndpoints: [{matchLabels: {app: other}}]\n", 200), 1))
+		b.p.pass(t.Context())
+		most = max(most, len(b.p.policies.current.Rules))
+	}
+	b.want("frontend", web, 131073, 80, true)
+	if b.p.settings.PolicyGen != gen+1 || most > 17_000 {
+		t.Errorf("%d cookies, generation %d, at first %d", most, b.p.settings.PolicyGen, gen)
+	}
 }
 
 // What could not be raised stays due, and is not mistaken for raised when it is due
