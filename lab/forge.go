@@ -133,7 +133,7 @@ type etcdRequest struct {
 }
 
 // EtcdUsage describes the arguments of Etcd.
-const EtcdUsage = "get [--prefix] [--keys|--births] KEY | put KEY VALUE | del [--prefix] KEY"
+const EtcdUsage = "get [--prefix] [--keys|--births] KEY | put KEY VALUE | del [--prefix] KEY | compact"
 
 // Etcd asks a cluster's store as one of its users, bypassing the API server.
 func (l *Lab) Etcd(ctx context.Context, cluster, user string, stdout, stderr io.Writer, args ...string) error {
@@ -237,6 +237,13 @@ func etcdCommand(ctx context.Context, client *clientv3.Client, args []string, ou
 		return err
 	case len(words) == 2 && words[0] == "del":
 		_, err := client.Delete(ctx, words[1], options...)
+		return err
+	case len(words) == 1 && words[0] == "compact": // up to now
+		got, err := client.Get(ctx, "any")
+		if err != nil {
+			return err
+		}
+		_, err = client.Compact(ctx, got.Header.Revision, clientv3.WithCompactPhysical())
 		return err
 	}
 	return errors.New("usage: " + EtcdUsage)

@@ -35,6 +35,8 @@ var mayImport = map[string][]string{
 	"internal":  {"lab"},
 	// Speaks the wire format, and is read by the real API server of a lab's cluster.
 	"internal/benchmesh": {"lab", "api", "apiserver/authority", "wire", "identity", "bpf"},
+	// Looks for keys that are left over.
+	"internal/chaos/labchaos": {"lab", "wire"},
 	// Addresses for tests of every part.
 	"internal/loopbacktest": {},
 	// Whole clusters in one process.
