@@ -53,11 +53,11 @@ chaos: build ## let everything fail in simulated and in real meshes for FOR (10m
 	go run ./internal/chaos/labchaos $(if $(ROUNDS),-rounds $(ROUNDS),-for $(FOR)) $(if $(SEED),-seed $(SEED))
 
 .PHONY: generate
-generate: ## compile the BPF programs again; needs clang-19
+generate: ## compile the BPF programs again, which needs clang-19, and make Go of .proto files
 	go generate ./...
 
 .PHONY: check-generated
-check-generated: ## the committed objects are what the sources compile to
+check-generated: ## what is committed is what its sources generate
 	internal/check-generated.sh
 
 .PHONY: lint
