@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -123,11 +124,11 @@ func TestWhatWasQueuedIsReadAgain(t *testing.T) {
 // repeats what was lost, ever more seldom.
 type cut struct {
 	open
-	is *bool
+	is *atomic.Bool
 }
 
 func (c cut) Get(ctx context.Context, key string) (store.KV, error) {
-	for gap := time.Second; *c.is; gap *= 2 {
+	for gap := time.Second; c.is.Load(); gap *= 2 {
 		if sleep(ctx, gap) != nil {
 			return store.KV{}, fmt.Errorf("%w: %w", store.ErrUnavailable, ctx.Err())
 		}
@@ -139,7 +140,7 @@ func (c cut) Get(ctx context.Context, key string) (store.KV, error) {
 func TestOneLinkRevivesTheOthers(t *testing.T) {
 	slowest := func(t *testing.T, mirrors int) (after time.Duration) {
 		synctest.Test(t, func(t *testing.T) {
-			isCut, revival := false, &Revival{}
+			isCut, revival := new(atomic.Bool), &Revival{}
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error, mirrors)
 			var all []*Mirror
@@ -148,12 +149,12 @@ func TestOneLinkRevivesTheOthers(t *testing.T) {
 				b := &bench{t: t, ours: storetest.New(), theirs: storetest.New()}
 				b.fill("w1")
 				m := New(Config{Own: east, Peer: westAsPeer, Store: b.ours, Revival: revival, Log: slog.New(slog.DiscardHandler),
-					Dial: func() (Source, error) { return cut{open{b.theirs, DefaultLimit()}, &isCut}, nil }})
+					Dial: func() (Source, error) { return cut{open{b.theirs, DefaultLimit()}, isCut}, nil }})
 				all, theirs = append(all, m), append(theirs, b.theirs)
 				go func() { ended <- m.Run(ctx) }()
 			}
 			time.Sleep(time.Minute)
-			isCut = true
+			isCut.Store(true)
 			for _, s := range theirs {
 				s.SetAway(true)
 			}
@@ -161,7 +162,7 @@ func TestOneLinkRevivesTheOthers(t *testing.T) {
 			for _, s := range theirs {
 				s.SetAway(false)
 			}
-			isCut = false
+			isCut.Store(false)
 			healed := time.Now()
 			for _, m := range all {
 				for !m.stateIs(api.LinkUp) {
