@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -33,8 +34,17 @@ type machine struct {
 	dir      endpoint.Dir
 	datapath *bpftest.Datapath
 	plumbing *endpointtest.Plumbing
+
+	mu sync.Mutex // guards step
 	// step is called before each act on the kernel, which fails with its error.
 	step func(act, pod string) error
+}
+
+// onStep sets step; nil lets all acts succeed.
+func (m *machine) onStep(step func(act, pod string) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.step = step
 }
 
 func newMachine(t *testing.T) *machine {
@@ -77,9 +87,19 @@ func (m *machine) start() *life {
 	return l
 }
 
+// told is what operators have been told of each pod.
+func (l *life) told() map[string]string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.why)
+}
+
 func (m *machine) act(name, pod string) error {
-	if m.step != nil {
-		return m.step(name, pod)
+	m.mu.Lock()
+	step := m.step
+	m.mu.Unlock()
+	if step != nil {
+		return step(name, pod)
 	}
 	return nil
 }
@@ -177,9 +197,9 @@ func (l *life) empty(when string) {
 	attached, _ := l.m.datapath.Attached()
 	records, _, err := l.m.dir.Load()
 	txn := l.tab.DB.ReadTxn()
-	if l.m.plumbing.Links() != 0 || rows != 0 || len(attached) != 0 || len(records) != 0 || err != nil || len(l.Records()) != 0 || l.tab.Endpoints.NumObjects(txn) != 0 || len(l.why) != 0 {
+	if l.m.plumbing.Links() != 0 || rows != 0 || len(attached) != 0 || len(records) != 0 || err != nil || len(l.Records()) != 0 || l.tab.Endpoints.NumObjects(txn) != 0 || len(l.told()) != 0 {
 		l.m.t.Errorf("%s: left over are %d links, %d rows, programs at %v, records %v (%v), %d endpoints, %v",
-			when, l.m.plumbing.Links(), rows, attached, records, err, l.tab.Endpoints.NumObjects(txn), l.why)
+			when, l.m.plumbing.Links(), rows, attached, records, err, l.tab.Endpoints.NumObjects(txn), l.told())
 	}
 }
 
@@ -201,13 +221,13 @@ func TestAKillBetweenAnyTwoStepsIsMended(t *testing.T) {
 					want = first.address(web)
 				}
 				left := at
-				m.step = func(string, string) error {
+				m.onStep(func(string, string) error {
 					if left--; left < 0 {
 						killed = true
 						runtime.Goexit() // nothing of the request happens any more
 					}
 					return nil
-				}
+				})
 				var wg sync.WaitGroup
 				wg.Go(func() {
 					if removing {
@@ -217,7 +237,7 @@ func TestAKillBetweenAnyTwoStepsIsMended(t *testing.T) {
 					}
 				})
 				wg.Wait()
-				m.step = nil
+				m.onStep(nil)
 
 				next := m.start()
 				if !removing {
@@ -272,7 +292,7 @@ func TestRequestsForOnePodFollowOneAnother(t *testing.T) {
 	l := m.start()
 	var mu sync.Mutex // guards inside
 	inside := map[string]bool{}
-	m.step = func(_, pod string) error {
+	m.onStep(func(_, pod string) error {
 		if pod == "" {
 			return nil
 		}
@@ -288,7 +308,7 @@ func TestRequestsForOnePodFollowOneAnother(t *testing.T) {
 		inside[pod] = false
 		mu.Unlock()
 		return nil
-	}
+	})
 	pods := []api.EndpointRequest{web, {Namespace: "shop", Name: "web-1", UID: "two"}, {Namespace: "shop", Name: "web-2"}}
 	var wg sync.WaitGroup
 	for range 8 {
@@ -458,7 +478,7 @@ func TestWhatFailsIsToldAndTriedAgain(t *testing.T) {
 		m := newMachine(t)
 		l := m.start()
 		refused := errors.New("no memory")
-		m.step = func(string, string) error { return refused }
+		m.onStep(func(string, string) error { return refused })
 		_, err := l.Add(t.Context(), web)
 		row := func() tables.Endpoint {
 			if e := tables.Get(l.tab.DB.ReadTxn(), l.tab.Endpoints, "shop/web-1"); e != nil {
@@ -466,14 +486,14 @@ func TestWhatFailsIsToldAndTriedAgain(t *testing.T) {
 			}
 			return tables.Endpoint{}
 		}
-		if !errors.Is(err, refused) || !strings.Contains(l.why["shop/web-1"], "no memory") || !strings.Contains(row().Why, "no memory") {
-			t.Errorf("answered %v, told %v, shown %q", err, l.why, row().Why)
+		if !errors.Is(err, refused) || !strings.Contains(l.told()["shop/web-1"], "no memory") || !strings.Contains(row().Why, "no memory") {
+			t.Errorf("answered %v, told %v, shown %q", err, l.told(), row().Why)
 		}
-		m.step = nil
+		m.onStep(nil)
 		time.Sleep(2 * endpoint.Again)
 		synctest.Wait()
-		if e := row(); len(l.why) != 0 || e.Why != "" || e.Phase != tables.Held {
-			t.Errorf("once that is over: told %v, shown %+v", l.why, e)
+		if e := row(); len(l.told()) != 0 || e.Why != "" || e.Phase != tables.Held {
+			t.Errorf("once that is over: told %v, shown %+v", l.told(), e)
 		}
 	})
 }
@@ -518,7 +538,7 @@ func TestRequestsOverTheSocket(t *testing.T) {
 	if _, err := remote.Add(ctx, api.EndpointRequest{Namespace: "shop", Name: "../../etc"}); status(err) != http.StatusUnprocessableEntity {
 		t.Errorf("a name that is none: %v", err)
 	}
-	m.step = func(string, string) error { return errors.New("no memory") }
+	m.onStep(func(string, string) error { return errors.New("no memory") })
 	if _, err := remote.Add(ctx, web); status(err) != http.StatusInternalServerError || !strings.Contains(err.Error(), "no memory") {
 		t.Errorf("a kernel that refuses: %v", err)
 	}
