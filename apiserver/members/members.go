@@ -56,6 +56,8 @@ type Config struct {
 type Members struct {
 	conf Config
 
+	looking sync.Mutex // is held during a look: an older one never overwrites a newer one
+
 	mu    sync.Mutex // guards what follows
 	list  []store.Member
 	seen  map[uint64]seen
@@ -93,6 +95,8 @@ func (m *Members) Run(ctx context.Context) error {
 
 // look asks every member how it is, all at once.
 func (m *Members) look(ctx context.Context) error {
+	m.looking.Lock()
+	defer m.looking.Unlock()
 	list, err := m.conf.Etcd.KnownMembers(ctx)
 	if err != nil {
 		return err
@@ -216,7 +220,11 @@ func (m *Members) Add(ctx context.Context, request api.ServerRequest) (*api.Serv
 	if err := mayAdd(all, request.Name, hostPort(request.Address.String(), port)); err != nil {
 		return nil, err
 	}
-	return m.add(ctx, request.Name, request.Address, port)
+	b, err := m.add(ctx, request.Name, request.Address, port)
+	if err == nil {
+		_ = m.look(ctx) // so that the next List has it; if this fails, another look follows soon
+	}
+	return b, err
 }
 
 // Remove removes an API server's member for good: it does not come back by a restart. What
