@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/cilium/statedb/part"
 )
 
 // Admit refuses wanted peers that contradict each other: two nodes with the same
@@ -14,114 +16,232 @@ import (
 // because nothing says which one lies. Admitted peers are returned in order of name,
 // with prefixes masked, sorted and without duplicates.
 func Admit(want, held []Peer) (admitted []Peer, refused []Refusal) {
-	peers := make([]Peer, 0, len(want))
+	b := newBook()
 	for _, p := range want {
-		peers = append(peers, normal(p))
-	}
-	slices.SortStableFunc(peers, byName)
-
-	incumbent := incumbents(held)
-	reasons := make([]string, len(peers))
-	refuse := func(i, j int, format string, args ...any) {
-		keepI, keepJ := incumbent.is(peers[i]), incumbent.is(peers[j])
-		why := fmt.Sprintf(format, args...)
-		if !keepI || keepJ {
-			reasons[i] = cmp.Or(reasons[i], fmt.Sprintf("%s as %s", why, peers[j].Name()))
-		}
-		if !keepJ || keepI {
-			reasons[j] = cmp.Or(reasons[j], fmt.Sprintf("%s as %s", why, peers[i].Name()))
-		}
-	}
-
-	for i := 1; i < len(peers); i++ {
-		if peers[i].Name() == peers[i-1].Name() {
-			reasons[i] = "wanted twice"
-		}
-	}
-	sameKey(peers, refuse)
-	overlaps(peers, refuse)
-	for i, p := range peers {
-		if reasons[i] == "" && len(p.Allowed) == 0 {
-			reasons[i] = "announces no addresses"
-		}
-		if reasons[i] != "" {
-			refused = append(refused, Refusal{p.Cluster, p.Node, reasons[i]})
+		if _, twice := b.wanted[p.Name()]; twice {
+			refused = append(refused, Refusal{p.Cluster, p.Node, "wanted twice"})
 			continue
 		}
-		admitted = append(admitted, p)
+		b.put(p)
 	}
+	h := newHolders()
+	for _, p := range held {
+		h.put(normal(p))
+	}
+	for _, p := range b.wanted {
+		if why := b.against(p, h); why != "" {
+			refused = append(refused, Refusal{p.Cluster, p.Node, why})
+		} else {
+			admitted = append(admitted, p)
+		}
+	}
+	slices.SortFunc(admitted, byName)
+	slices.SortStableFunc(refused, func(a, b Refusal) int {
+		return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Node, b.Node))
+	})
 	return admitted, refused
 }
 
-func sameKey(peers []Peer, refuse func(i, j int, format string, args ...any)) {
-	// Across lanes too, because a key belongs to one device.
-	owner := map[Key]int{}
-	for i, p := range peers {
-		for _, key := range p.Keys {
-			if key.IsZero() {
-				continue
+// book has the wanted peers and finds those that one contradicts without looking at the
+// others.
+type book struct {
+	wanted map[string]Peer // normal, by name
+	keys   map[Key][]string
+	// claims are the names of those that claim a prefix, in order of spot; lengths counts
+	// claims by their bits.
+	claims  part.Map[string, []string]
+	lengths [129]int
+}
+
+func newBook() *book { return &book{wanted: map[string]Peer{}, keys: map[Key][]string{}} }
+
+// put replaces what a peer wants.
+func (b *book) put(p Peer) {
+	p = normal(p)
+	name := p.Name()
+	b.drop(name)
+	b.wanted[name] = p
+	for _, key := range p.Keys {
+		if !key.IsZero() && !slices.Contains(b.keys[key], name) {
+			b.keys[key] = append(b.keys[key], name)
+		}
+	}
+	for _, prefix := range p.Allowed {
+		names, _ := b.claims.Get(spot(prefix))
+		b.claims = b.claims.Set(spot(prefix), append(slices.Clone(names), name))
+		b.lengths[prefix.Bits()]++
+	}
+}
+
+func (b *book) drop(name string) {
+	p, known := b.wanted[name]
+	if !known {
+		return
+	}
+	delete(b.wanted, name)
+	other := func(by string) bool { return by == name }
+	for _, key := range p.Keys {
+		if b.keys[key] = slices.DeleteFunc(b.keys[key], other); len(b.keys[key]) == 0 {
+			delete(b.keys, key)
+		}
+	}
+	for _, prefix := range p.Allowed {
+		names, _ := b.claims.Get(spot(prefix))
+		if names = slices.DeleteFunc(slices.Clone(names), other); len(names) > 0 {
+			b.claims = b.claims.Set(spot(prefix), names)
+		} else {
+			b.claims = b.claims.Delete(spot(prefix))
+		}
+		b.lengths[prefix.Bits()]--
+	}
+}
+
+// spot orders prefixes by address and then by length: one comes before all that it
+// contains, with nothing else in between.
+func spot(p netip.Prefix) string {
+	a := p.Addr().As16()
+	at := append(make([]byte, 0, 18), 6)
+	if p.Addr().Is4() {
+		at[0] = 4
+	}
+	return string(append(append(at, a[:]...), byte(p.Bits())))
+}
+
+// rivals calls f with each other peer that contradicts p, and why.
+func (b *book) rivals(p Peer, f func(name, why string)) {
+	name := p.Name()
+	for _, key := range p.Keys {
+		for _, other := range b.keys[key] {
+			if other != name {
+				f(other, fmt.Sprintf("has the same public key %s", key))
 			}
-			if j, taken := owner[key]; taken && peers[j].Name() != p.Name() {
-				refuse(j, i, "has the same public key %s", key)
-				continue
+		}
+	}
+	for _, mine := range p.Allowed {
+		tell := func(theirs netip.Prefix, names []string) {
+			for _, other := range names {
+				if other != name {
+					f(other, fmt.Sprintf("claims the same addresses (%v and %v)", mine, theirs))
+				}
 			}
-			owner[key] = i
+		}
+		for bits := range mine.Bits() {
+			if b.lengths[bits] > 0 {
+				around := netip.PrefixFrom(mine.Addr(), bits).Masked()
+				names, _ := b.claims.Get(spot(around))
+				tell(around, names)
+			}
+		}
+		for key, names := range b.claims.LowerBound(spot(mine)) {
+			within, ok := prefixAt(key)
+			if !ok || !mine.Overlaps(within) {
+				break
+			}
+			tell(within, names)
 		}
 	}
 }
 
-func overlaps(peers []Peer, refuse func(i, j int, format string, args ...any)) {
-	type claim struct {
-		prefix netip.Prefix
-		peer   int
+// prefixAt is the prefix that has a spot.
+func prefixAt(key string) (netip.Prefix, bool) {
+	if len(key) != 18 {
+		return netip.Prefix{}, false
 	}
-	var claims []claim
-	for i, p := range peers {
-		for _, prefix := range p.Allowed {
-			claims = append(claims, claim{prefix, i})
+	a := netip.AddrFrom16([16]byte([]byte(key[1:17])))
+	if key[0] == 4 {
+		a = a.Unmap()
+	}
+	return netip.PrefixFrom(a, int(key[17])), true
+}
+
+// against is why a wanted peer is refused, "" if it is not. Only those that contradict
+// it count.
+func (b *book) against(p Peer, held holders) (why string) {
+	keeps := held.has(p)
+	rival := ""
+	b.rivals(p, func(name, contradiction string) {
+		if keeps && !held.has(b.wanted[name]) {
+			return
 		}
-	}
-	// Sorted by address and then length, a prefix comes before those that it
-	// contains, with nothing else in between.
-	slices.SortStableFunc(claims, func(a, b claim) int {
-		return cmp.Or(a.prefix.Addr().Compare(b.prefix.Addr()), cmp.Compare(a.prefix.Bits(), b.prefix.Bits()))
+		if rival == "" || name < rival {
+			rival, why = name, contradiction+" as "+name
+		}
 	})
-	var open []claim
-	for _, c := range claims {
-		for len(open) > 0 && !open[len(open)-1].prefix.Overlaps(c.prefix) {
-			open = open[:len(open)-1]
-		}
-		for _, outer := range open {
-			if peers[outer.peer].Name() != peers[c.peer].Name() {
-				refuse(outer.peer, c.peer, "claims the same addresses (%v and %v)", outer.prefix, c.prefix)
-			}
-		}
-		open = append(open, c)
+	if why == "" && len(p.Allowed) == 0 {
+		why = "announces no addresses"
 	}
+	return why
 }
 
-// holders are the keys and addresses of the nodes that are configured.
+// holders are the nodes that are configured.
 type holders struct {
-	byKey     map[Key]string
-	addresses map[string][]netip.Prefix
+	peers    roster
+	byKey    map[Key]string
+	byPrefix map[netip.Prefix]string
 }
 
-func incumbents(held []Peer) holders {
-	h := holders{map[Key]string{}, map[string][]netip.Prefix{}}
-	for _, p := range held {
-		p = normal(p)
-		for _, key := range p.Keys {
-			if !key.IsZero() {
-				h.byKey[key] = p.Name()
-			}
+func newHolders() holders { return holders{roster{}, map[Key]string{}, map[netip.Prefix]string{}} }
+
+// put notes that a peer is configured. WireGuard takes its keys and prefixes from whoever
+// had them.
+func (h holders) put(p Peer) {
+	h.drop(p.Name())
+	for i, key := range p.Keys {
+		robbed := h.peers[h.byKey[key]]
+		if !key.IsZero() && robbed.Keys[i] == key {
+			robbed.Keys[i] = Key{}
+			h.peers[robbed.Name()] = robbed
 		}
-		h.addresses[p.Name()] = p.Allowed
 	}
-	return h
+	h.peers[p.Name()] = p
+	for _, prefix := range p.Allowed {
+		if name, taken := h.byPrefix[prefix]; taken {
+			robbed := h.peers[name]
+			robbed.Allowed = slices.DeleteFunc(slices.Clone(robbed.Allowed), func(q netip.Prefix) bool { return q == prefix })
+			h.peers[name] = robbed
+		}
+		h.byPrefix[prefix] = p.Name()
+	}
+	for _, key := range p.Keys {
+		if !key.IsZero() {
+			h.byKey[key] = p.Name()
+		}
+	}
 }
 
-// is reports whether this peer is configured with these keys and addresses.
-func (h holders) is(p Peer) bool {
+func (h holders) drop(name string) {
+	for _, key := range h.peers[name].Keys {
+		if h.byKey[key] == name {
+			delete(h.byKey, key)
+		}
+	}
+	for _, prefix := range h.peers[name].Allowed {
+		delete(h.byPrefix, prefix)
+	}
+	delete(h.peers, name)
+}
+
+// inTheWay calls f with the others that have a key or prefix that p wants.
+func (h holders) inTheWay(p Peer, f func(name, _ string)) {
+	for _, key := range p.Keys {
+		if name := h.byKey[key]; name != "" && name != p.Name() {
+			f(name, "")
+		}
+	}
+	for _, prefix := range p.Allowed {
+		if name := h.byPrefix[prefix]; name != "" && name != p.Name() {
+			f(name, "")
+		}
+	}
+}
+
+func (h holders) knows(name string) bool {
+	_, known := h.peers[name]
+	return known
+}
+
+// has reports whether this peer is configured with these keys and addresses.
+func (h holders) has(p Peer) bool {
 	known := false
 	for _, key := range p.Keys {
 		if key.IsZero() {
@@ -133,7 +253,7 @@ func (h holders) is(p Peer) bool {
 		}
 		known = known || taken
 	}
-	return known && slices.Equal(h.addresses[p.Name()], p.Allowed)
+	return known && slices.Equal(h.peers[p.Name()].Allowed, p.Allowed)
 }
 
 func normal(p Peer) Peer {

@@ -34,6 +34,11 @@ type Lanes interface {
 	// that want lists all peers. Wanted peers that contradict each other are
 	// refused and returned; the others are configured.
 	Set(ctx context.Context, want []Peer, complete bool) ([]Refusal, error)
+	// Change is Set for a few: all others stay as Set was told, and no device is read,
+	// so that it costs what the change is. Peers that are gone are removed only if
+	// complete is set. It returns the verdict on each wanted peer that the change
+	// concerns: also on those that contradict, or contradicted, one of them.
+	Change(ctx context.Context, changed []Peer, gone []string, complete bool) (Verdicts, error)
 	// Status reads the devices.
 	Status(ctx context.Context) (Status, error)
 	// Rotate gives lane to%2 a new key and makes to this node's epoch. Call
@@ -75,6 +80,9 @@ type Refusal struct {
 	Cluster, Node string
 	Reason        string
 }
+
+// Verdicts say, by name, why a peer was not configured; "" if it was.
+type Verdicts map[string]string
 
 // Status is what the devices say.
 type Status struct {

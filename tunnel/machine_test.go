@@ -18,6 +18,7 @@ type machine struct {
 	packets  map[string]uint64
 	changes  []wgtypes.Config // in order
 	failure  error
+	reads    int
 	touched  map[wgtypes.Key]int // how often a peer was named in a change
 	sessions int                 // how often all sessions of a device were ended
 }
@@ -39,6 +40,7 @@ func (m *machine) Device(name string) (*wgtypes.Device, error) {
 	if m.failure != nil {
 		return nil, m.failure
 	}
+	m.reads++
 	d, there := m.devices[name]
 	if !there {
 		return nil, fs.ErrNotExist

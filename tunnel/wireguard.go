@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net"
 	"reflect"
 	"slices"
 	"sync"
@@ -47,11 +48,14 @@ type WireGuard struct {
 	mu    sync.Mutex
 	keys  *keyring             // guarded by mu; nil until Ensure
 	own   Own                  // guarded by mu
-	peers roster               // guarded by mu
+	held  holders              // guarded by mu: the peers that were configured
+	book  *book                // guarded by mu: the wanted peers; nil until Set
 	quiet [LaneCount]watch     // guarded by mu
 	asked [LaneCount]strangers // guarded by mu
-	// unsaved are the files that are out of date, guarded by mu.
-	unsaved map[string]bool
+	// unsaved are the files that are out of date, guarded by mu; the peers' is written
+	// again from savePeers on.
+	unsaved   map[string]bool
+	savePeers time.Time
 }
 
 var _ Lanes = (*WireGuard)(nil)
@@ -86,7 +90,7 @@ func NewLanes(cfg LanesConfig) *WireGuard {
 	if cfg.Tell == nil {
 		cfg.Tell = func(string, error) {}
 	}
-	w := &WireGuard{cfg: cfg, unsaved: map[string]bool{}, links: kernelLinks{}, control: dialled{}}
+	w := &WireGuard{cfg: cfg, held: newHolders(), unsaved: map[string]bool{}, links: kernelLinks{}, control: dialled{}}
 	for i := range w.asked {
 		w.asked[i] = strangers{}
 	}
@@ -146,9 +150,27 @@ func (w *WireGuard) ensureLocked() (held [LaneCount]*wgtypes.Device, err error) 
 	own.Epoch, own.Since = w.keys.Epoch, w.keys.Since
 	w.own = own
 	w.saveLocked(keyringFile(w.cfg.StateDir), w.keys.store)
-	w.saveLocked(rosterFile(w.cfg.StateDir), w.peers.store)
+	w.savePeersLocked()
 	return held, nil
 }
+
+// savePeersLocked writes the list of peers, but spends at most a hundredth of the time on
+// that, however long it is. A process that ends before knows a little less well which of
+// two peers that contradict each other came first.
+func (w *WireGuard) savePeersLocked() {
+	begun := time.Now()
+	if begun.Before(w.savePeers) || !w.unsaved[rosterFile(w.cfg.StateDir)] {
+		return
+	}
+	w.saveLocked(rosterFile(w.cfg.StateDir), w.held.peers.store)
+	if took := time.Since(begun); took > saveAtOnce {
+		w.savePeers = begun.Add(100 * took)
+	}
+}
+
+// saveAtOnce is how long writing the list of peers may take for it to be written with
+// every change.
+const saveAtOnce = 10 * time.Millisecond
 
 // saveLocked writes a file that is out of date. A full disk must not keep tunnels
 // down: the devices have everything, and the next call tries again.
@@ -202,7 +224,10 @@ func (w *WireGuard) loadLocked(held [LaneCount]*wgtypes.Device) error {
 	if err != nil {
 		w.putAside(rosterFile(w.cfg.StateDir), err)
 	}
-	w.keys, w.peers = &keys, peers
+	w.keys = &keys
+	for _, p := range peers {
+		w.held.put(normal(p))
+	}
 	now := time.Now()
 	for i := range w.quiet {
 		w.quiet[i] = watch{last: now}
@@ -229,64 +254,148 @@ func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) ([]Refusa
 	if err != nil {
 		return nil, fmt.Errorf("set peers: %w", err)
 	}
-	admitted, refused := w.admitLocked(want)
-	next := w.successorLocked(admitted, refused, complete)
+	w.book = newBook()
+	names := map[string]bool{}
+	for _, p := range want {
+		w.book.put(p)
+		names[p.Name()] = true
+	}
+	for name := range w.held.peers {
+		names[name] = true
+	}
+	var devices [LaneCount][]wgtypes.Peer
+	for i := range devices {
+		devices[i] = held[i].Peers
+	}
+	refused, err := w.settleLocked(names, devices, complete, true)
+	if err != nil {
+		return refused, fmt.Errorf("set peers: %w", err)
+	}
+	w.savePeersLocked()
+	return refused, nil
+}
+
+// Change implements Lanes.
+func (w *WireGuard) Change(_ context.Context, changed []Peer, gone []string, complete bool) (Verdicts, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.book == nil {
+		return nil, errors.New("change peers: they have not been set yet")
+	}
+	concerned := map[string]bool{}
+	meets := func(name, _ string) { concerned[name] = true }
+	for _, p := range changed {
+		concerned[p.Name()] = true
+		w.book.rivals(w.book.wanted[p.Name()], meets)
+		w.book.put(p)
+	}
+	for _, name := range gone {
+		concerned[name] = true
+		w.book.rivals(w.book.wanted[name], meets)
+		w.book.drop(name)
+	}
+	for _, p := range changed {
+		w.book.rivals(w.book.wanted[p.Name()], meets)
+	}
+	// Who gets something else gives up what it had until now.
+	for _, name := range slices.Collect(maps.Keys(concerned)) {
+		w.book.rivals(w.held.peers[name], meets)
+		w.held.inTheWay(w.book.wanted[name], meets)
+	}
+	// What the devices should have of these, because nothing but we configures them.
+	var devices [LaneCount][]wgtypes.Peer
+	for name := range concerned {
+		p, known := w.held.peers[name]
+		for i, key := range p.Keys {
+			if known && !key.IsZero() {
+				devices[i] = append(devices[i], asConfigured(p, i))
+			}
+		}
+	}
+	refused, err := w.settleLocked(concerned, devices, complete, false)
+	if err != nil {
+		return nil, fmt.Errorf("change peers: %w", err)
+	}
+	verdicts := Verdicts{}
+	for name := range concerned {
+		if _, wanted := w.book.wanted[name]; wanted {
+			verdicts[name] = ""
+		}
+	}
+	for _, r := range refused {
+		verdicts[r.Cluster+"/"+r.Node] = r.Reason
+	}
+	return verdicts, nil
+}
+
+// asConfigured is a peer as a device that nobody else changes has it.
+func asConfigured(p Peer, lane int) wgtypes.Peer {
+	is := wgtypes.Peer{PublicKey: wgtypes.Key(p.Keys[lane]), PersistentKeepaliveInterval: Keepalive}
+	if p.Endpoint[lane].IsValid() {
+		is.Endpoint = net.UDPAddrFromAddrPort(p.Endpoint[lane])
+	}
+	for _, prefix := range p.Allowed {
+		is.AllowedIPs = append(is.AllowedIPs, ipNet(prefix))
+	}
+	return is
+}
+
+// settleLocked configures those of the named peers that may have what they want, and
+// removes those that are not wanted. All of devices' peers are among the named ones,
+// unless everything is named.
+func (w *WireGuard) settleLocked(names map[string]bool, devices [LaneCount][]wgtypes.Peer, complete, everything bool) ([]Refusal, error) {
+	var admitted []Peer
+	var refused []Refusal
 	keep := map[Key]bool{}
-	for _, p := range refused {
-		for _, key := range w.peers[p.Cluster+"/"+p.Node].Keys {
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		p, wanted := w.book.wanted[name]
+		if !wanted {
+			continue
+		}
+		why := w.book.against(p, w.held)
+		if why == "" && w.oursLocked(p) {
+			why = "announces this node's own public key"
+		}
+		if why == "" {
+			admitted = append(admitted, p)
+			continue
+		}
+		refused = append(refused, Refusal{p.Cluster, p.Node, why})
+		for _, key := range w.held.peers[name].Keys {
 			keep[key] = true
 		}
 	}
 	for i, name := range w.cfg.Devices {
-		change := slices.Concat(w.renewLocked(i, held[i].Peers, admitted),
-			plan(i, held[i].Peers, admitted, w.peers, keep, complete))
+		change := plan(i, devices[i], admitted, w.held.peers, keep, complete)
+		if everything {
+			change = slices.Concat(w.renewLocked(i, devices[i], admitted), change)
+		}
 		if len(change) == 0 {
 			continue
 		}
 		if err := w.control.ConfigureDevice(name, wgtypes.Config{Peers: change}); err != nil {
-			return refused, fmt.Errorf("set peers: configure %s: %w", name, err)
+			return refused, fmt.Errorf("configure %s: %w", name, err)
 		}
 		w.cfg.Log.Debug("changed peers", "device", name, "changes", len(change))
 	}
-	if !reflect.DeepEqual(next, w.peers) {
-		w.peers, w.unsaved[rosterFile(w.cfg.StateDir)] = next, true
+	for _, p := range admitted {
+		if !reflect.DeepEqual(w.held.peers[p.Name()], p) {
+			w.held.put(p)
+			w.unsaved[rosterFile(w.cfg.StateDir)] = true
+		}
 	}
-	w.saveLocked(rosterFile(w.cfg.StateDir), w.peers.store)
+	for name := range names {
+		if _, wanted := w.book.wanted[name]; complete && !wanted && w.held.knows(name) {
+			w.held.drop(name)
+			w.unsaved[rosterFile(w.cfg.StateDir)] = true
+		}
+	}
 	return refused, nil
 }
 
-// admitLocked is Admit, and also refuses peers that announce one of our own keys.
-func (w *WireGuard) admitLocked(want []Peer) ([]Peer, []Refusal) {
-	admitted, refused := Admit(want, slices.Collect(maps.Values(w.peers)))
-	admitted = slices.DeleteFunc(admitted, func(p Peer) bool {
-		for _, lane := range w.own.Lanes {
-			if slices.Contains(p.Keys[:], lane.PublicKey) {
-				refused = append(refused, Refusal{p.Cluster, p.Node, "announces this node's own public key"})
-				return true
-			}
-		}
-		return false
-	})
-	return admitted, refused
-}
-
-// successorLocked is the roster after a Set: admitted peers as they are now, refused
-// ones as they were, and others unless complete is set.
-func (w *WireGuard) successorLocked(admitted []Peer, refused []Refusal, complete bool) roster {
-	next := roster{}
-	if !complete {
-		maps.Copy(next, w.peers)
-	}
-	for _, r := range refused {
-		name := r.Cluster + "/" + r.Node
-		if p, known := w.peers[name]; known {
-			next[name] = p
-		}
-	}
-	for _, p := range admitted {
-		next[p.Name()] = p
-	}
-	return next
+// oursLocked reports whether a peer announces one of our own keys.
+func (w *WireGuard) oursLocked(p Peer) bool {
+	return slices.ContainsFunc(w.own.Lanes[:], func(lane OwnLane) bool { return slices.Contains(p.Keys[:], lane.PublicKey) })
 }
 
 // Rotate implements Lanes. The new key is written to disk before the device gets it,
@@ -342,8 +451,8 @@ func (w *WireGuard) Status(context.Context) (Status, error) {
 		}
 		st.Quiet[i] = now.Sub(w.quiet[i].last)
 	}
-	for _, name := range slices.Sorted(maps.Keys(w.peers)) {
-		p := w.peers[name]
+	for _, name := range slices.Sorted(maps.Keys(w.held.peers)) {
+		p := w.held.peers[name]
 		row := PeerStatus{Cluster: p.Cluster, Node: p.Node}
 		for i := range row.Lanes {
 			if have, there := byKey[i][p.Keys[i]]; there && !p.Keys[i].IsZero() {

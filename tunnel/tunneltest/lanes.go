@@ -30,7 +30,8 @@ type Lanes struct {
 	// Everything below is guarded by wire.mu.
 	own     tunnel.Own
 	made    bool
-	want    map[string]tunnel.Peer
+	want    map[string]tunnel.Peer   // configured
+	asked   map[string]tunnel.Peer   // wanted; nil until Set
 	shaken  map[tunnel.Key]time.Time // by the peer's key
 	lastRx  [tunnel.LaneCount]time.Time
 	failure error
@@ -125,15 +126,19 @@ func (l *Lanes) Set(_ context.Context, want []tunnel.Peer, complete bool) ([]tun
 	if !l.made {
 		return nil, fmt.Errorf("set peers: the tunnels do not exist yet, call Ensure")
 	}
+	l.asked = map[string]tunnel.Peer{}
+	return l.setLocked(want, complete), nil
+}
+
+func (l *Lanes) setLocked(want []tunnel.Peer, complete bool) []tunnel.Refusal {
 	held := slices.Collect(maps.Values(l.want))
 	admitted, refused := tunnel.Admit(want, held)
-	wanted := map[string]bool{}
 	for _, p := range want {
-		wanted[p.Name()] = true
+		l.asked[p.Name()] = p
 	}
 	if complete {
 		for name := range l.want {
-			if !wanted[name] {
+			if _, wanted := l.asked[name]; !wanted {
 				delete(l.want, name)
 			}
 		}
@@ -142,7 +147,33 @@ func (l *Lanes) Set(_ context.Context, want []tunnel.Peer, complete bool) ([]tun
 		l.want[p.Name()] = p
 	}
 	l.wire.shakeLocked()
-	return refused, nil
+	return refused
+}
+
+// Change implements tunnel.Lanes.
+func (l *Lanes) Change(_ context.Context, changed []tunnel.Peer, gone []string, complete bool) (tunnel.Verdicts, error) {
+	l.wire.mu.Lock()
+	defer l.wire.mu.Unlock()
+	if l.failure != nil {
+		return nil, l.failure
+	}
+	if l.asked == nil {
+		return nil, fmt.Errorf("change peers: they have not been set yet")
+	}
+	for _, p := range changed {
+		l.asked[p.Name()] = p
+	}
+	for _, name := range gone {
+		delete(l.asked, name)
+	}
+	verdicts := tunnel.Verdicts{}
+	for name := range l.asked {
+		verdicts[name] = ""
+	}
+	for _, r := range l.setLocked(slices.Collect(maps.Values(l.asked)), complete) {
+		verdicts[r.Cluster+"/"+r.Node] = r.Reason
+	}
+	return verdicts, nil
 }
 
 // Status implements tunnel.Lanes.
