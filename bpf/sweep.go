@@ -64,6 +64,8 @@ type Swept struct {
 	Live    int // flows left
 	Deleted int // flows that had expired, or whose pod is gone
 	Orphans int // reply rows without a flow, deleted
+	// Nodes are the indexes of the nodes that live flows go to.
+	Nodes map[uint16]bool
 }
 
 // Forget deletes those of the given flows that are still expired at now or without a
@@ -80,7 +82,7 @@ func SweepMaps(m *Maps, now uint64, forget Forget) (Swept, error) {
 
 // sweepMaps also returns how many flows each owner had before any was deleted.
 func sweepMaps(m *Maps, now uint64, forget Forget) (s Swept, held map[uint32]int64, err error) {
-	held = map[uint32]int64{}
+	held, s.Nodes = map[uint32]int64{}, map[uint16]bool{}
 	pods := map[Addr]uint32{}
 	endpoints, failed := m.Endpoints.All()
 	for addr, ep := range endpoints {
@@ -100,6 +102,9 @@ func sweepMaps(m *Maps, now uint64, forget Forget) (s Swept, held map[uint32]int
 			continue
 		}
 		s.Live++
+		if f.Node != 0 {
+			s.Nodes[f.Node] = true
+		}
 		if f.Flags&FlowService != 0 {
 			claims++
 		}

@@ -3,6 +3,7 @@ package bpf_test
 import (
 	"errors"
 	"net/netip"
+	"reflect"
 	"testing"
 	"time"
 
@@ -253,7 +254,7 @@ func TestSweep(t *testing.T) {
 			}
 			return forget(dead, now)
 		})
-		if want := (bpf.Swept{Live: len(keep), Deleted: len(gone), Orphans: 2}); got != want || err != nil {
+		if want := (bpf.Swept{Live: len(keep), Deleted: len(gone), Orphans: 2, Nodes: map[uint16]bool{}}); !reflect.DeepEqual(got, want) || err != nil {
 			t.Errorf("swept %+v, %v, want %+v", got, err, want)
 		}
 		for k := range keep {

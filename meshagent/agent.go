@@ -2,15 +2,15 @@
 // into datapath rows, tunnels and pod networks, and reports what only this node knows.
 //
 // It combines libraries and leaves decisions to them: package policy decides who may
-// talk to whom, package service what is behind a service, package tunnel which lane and
-// path to use. Nothing that a packet needs lives in this process, so stopping it removes
+// talk to whom, package service what is behind a service, package paths which way leads
+// to a node. Nothing that a packet needs lives in this process, so stopping it removes
 // nothing. Nor does losing the store: the agent keeps its state until an operator
 // releases it to the rebuilt one.
 //
 //	etcd ─► reflector ─► intake ─► tables ─► program ─► maps
-//	                                 │  ▲        lanes ─► WireGuard, routes
+//	                                 │  ▲        paths ─► WireGuard, routes, maps
 //	                                 │  ├─ endpoints ◄─ requests (socket, requester)
-//	                                 │  └─ readiness, liveness
+//	                                 │  └─ readiness
 //	                                 └─► publisher ─► etcd
 package meshagent
 
@@ -30,6 +30,7 @@ import (
 	"github.com/weft-mesh/weft/flow"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/intake"
+	"github.com/weft-mesh/weft/meshagent/paths"
 	"github.com/weft-mesh/weft/meshagent/program"
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -52,13 +53,14 @@ type Agent struct {
 	trust       *trust.Trust
 	intake      *intake.Intake
 	reflectors  []*reflector.Reflector
-	ways        *program.Ways
+	rows        *paths.Rows
 	program     *program.Program
 	endpoints   *endpoint.Endpoints
 	requester   *requester
 	readiness   *readiness
-	lanes       *lanes
-	liveness    *liveness
+	meshes      *program.Meshes
+	tunnels     *paths.Tunnels
+	liveness    *paths.Liveness
 	publisher   *publisher
 	hosts       *hosts
 	observer    *observer
@@ -134,7 +136,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	if a.booted = settings.Revision == 0; !a.booted {
 		close(a.open)
 	}
-	if a.ways, err = program.NewWays(edges.Datapath.Maps()); err != nil {
+	if a.rows, err = paths.NewRows(a.Tables, edges.Datapath.Maps()); err != nil {
 		return nil, err
 	}
 	servers, unknown := n.apiServers(context.Background(), net.DefaultResolver.LookupNetIP)
@@ -144,7 +146,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 		setProblem(t, wire.ProblemParts, "kube-apiserver", text)
 	}
 	a.program, err = program.New(program.Config{
-		Self: n.name, APIServers: servers, Tables: a.Tables, Maps: edges.Datapath.Maps(), Ways: a.ways, Start: a.start, Trace: cfg.Trace, Log: log,
+		Self: n.name, APIServers: servers, Tables: a.Tables, Maps: edges.Datapath.Maps(), Rows: a.rows, Start: a.start, Trace: cfg.Trace, Log: log,
 		Remember: membersFile(a.membersPath()).write,
 	})
 	if err != nil {
@@ -159,21 +161,19 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	}
 	a.requester = newRequester(n, cfg.PodsFrom, a.booted, a.Tables, a.endpoints, a.listed)
 	a.readiness = &readiness{tables: a.Tables, endpoints: a.endpoints, first: a.requester.first, settled: make(chan struct{}), probes: map[string]*probing{}}
-	meshes, err := program.NewMeshes(a.Tables, n.name)
-	if err != nil {
+	if a.meshes, err = program.NewMeshes(a.Tables, n.name); err != nil {
 		return nil, err
 	}
-	a.lanes = &lanes{
-		node: n, edges: edges, tables: a.Tables, ways: a.ways, meshes: meshes, listed: a.start, open: a.open, internal: internal, log: log,
-		tell: func(ifindex [2]uint32) { a.program.SetTunnels(ifindex, internal) },
-		up:   make(chan struct{}), changed: make(chan struct{}),
+	ways := paths.Config{
+		Cluster: n.cluster, Node: n.name, CIDR: n.cidr, Members: n.members, Internal: internal, MTU: edges.MTU,
+		Tables: a.Tables, Rows: a.rows, Lanes: edges.Lanes, Host: edges.Host, Attach: edges.Datapath.AttachTunnel, Transport: edges.Transport,
+		Start: a.start, Open: a.open, Lasting: lastingAfter, Log: log,
+		Devices:   func(ifindex [2]uint32) { a.program.SetTunnels(ifindex, internal) },
+		Unwritten: (&trouble{tables: a.Tables, table: wire.ProblemPaths, what: "probe results do not reach the kernel", log: log}).tell,
 	}
-	a.liveness = &liveness{
-		node: n, edges: edges, tables: a.Tables, ways: a.ways, meshes: meshes, lanes: a.lanes, internal: internal, start: a.start, log: log,
-		changed: make(chan struct{}, 1), news: make(chan struct{}),
-	}
-	a.lanes.moved = a.liveness.again
-	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, lanes: a.lanes, paths: a.liveness, trust: a.trust, settled: a.readiness.settled, told: make(chan struct{}), lost: make(chan struct{}, 1), trouble: partTrouble(a.Tables, "publisher", "the store does not take this node's state", log)}
+	a.tunnels = paths.NewTunnels(ways, a.meshes.Follower())
+	a.liveness = paths.NewLiveness(ways, a.meshes.Follower(), a.tunnels)
+	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, tunnels: a.tunnels, paths: a.liveness, trust: a.trust, settled: a.readiness.settled, told: make(chan struct{}), lost: make(chan struct{}, 1), trouble: partTrouble(a.Tables, "publisher", "the store does not take this node's state", log)}
 	a.hosts = &hosts{path: cfg.Hosts, tell: f.tell, own: n.cluster, tables: a.Tables, listed: a.listed}
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, identity: a.program.Identity, ring: a.ring,
 		trouble: partTrouble(a.Tables, "events", "flow events cannot be read", log)}
@@ -182,28 +182,25 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	return a, nil
 }
 
-// flowSweep is the pause between two sweeps of the flow table. A closed connection
-// keeps its row at most that much longer.
-const flowSweep = 5 * time.Second
-
 // run is Run with more parts.
 func (a *Agent) run(ctx context.Context, more ...part) error {
-	defer a.lanes.meshes.Close()
+	defer a.meshes.Close()
 	if err := a.Tables.DB.Start(); err != nil {
 		return fmt.Errorf("start tables: %w", err)
 	}
 	defer func() { _ = a.Tables.DB.Stop() }()
 	g, ctx := errgroup.WithContext(ctx)
-	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.lanes, a.liveness, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments}
+	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.tunnels, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments}
 	for _, r := range a.reflectors {
 		parts = append(parts, r)
 	}
 	for _, p := range append(parts, more...) {
 		g.Go(func() error { return p.Run(ctx) })
 	}
+	g.Go(func() error { return a.probe(ctx) })
 	g.Go(func() error { return a.gossip(ctx) })
 	g.Go(func() error {
-		return sweep(ctx, a.edges.Datapath, flowSweep, partTrouble(a.Tables, "flows", "flows that have ended stay in their table", a.log).tell)
+		return sweep(ctx, a.edges.Datapath, a.liveness.Flows, partTrouble(a.Tables, "flows", "flows that have ended stay in their table", a.log).tell)
 	})
 	g.Go(func() error { return a.order(ctx) })
 	return g.Wait()
@@ -259,6 +256,16 @@ const toldPatience = 5 * time.Second
 // first requests that much later.
 const newsTime = time.Second
 
+// probe finds out which paths carry.
+func (a *Agent) probe(ctx context.Context) error {
+	if a.liveness.Ready(ctx) != nil {
+		return nil
+	}
+	trouble := &trouble{tables: a.Tables, table: wire.ProblemProbes, what: "paths are not probed", log: a.log}
+	trouble.retry(ctx, a.liveness.Probe)
+	return nil
+}
+
 // gossip takes part in the cluster's gossip. Without it, only probes find dead nodes.
 func (a *Agent) gossip(ctx context.Context) error {
 	if a.edges.Gossip == nil || a.cfg.GossipPort == 0 {
@@ -281,7 +288,7 @@ func (a *Agent) gossip(ctx context.Context) error {
 		cfg := gossip.Config{
 			Self:  gossip.Member{Cluster: a.node.cluster, Name: a.node.name, Role: gossip.Agent, Addr: netip.AddrPortFrom(a.node.ip, a.cfg.GossipPort)},
 			Label: "weft-lan-" + a.node.cluster, Speed: gossip.VeryFast, Keys: lan, Clusters: []string{a.node.cluster},
-			OnEvent: a.liveness.heard, Say: a.standing.say, Log: a.log,
+			OnEvent: a.liveness.Heard, Say: a.standing.say, Log: a.log,
 		}
 		return a.gossipOnce(ctx, cfg, changed)
 	})

@@ -40,7 +40,7 @@ func (a *attachments) Run(ctx context.Context) error {
 		for what, err := range failed {
 			problems[what] = err.Error()
 		}
-		writeProblems(a.tables, wire.ProblemPrograms, problems)
+		tables.SetProblems(a.tables, wire.ProblemPrograms, problems)
 		select {
 		case <-ctx.Done():
 		case <-time.After(attachmentsTurn):

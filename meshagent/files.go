@@ -72,8 +72,8 @@ func (f *files) tell(path string, err error) {
 // Run works until ctx ends.
 func (f *files) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		writeProblems(f.tables, wire.ProblemFiles, f.unwritten())
-		writeProblems(f.tables, wire.ProblemDamages, f.damages())
+		tables.SetProblems(f.tables, wire.ProblemFiles, f.unwritten())
+		tables.SetProblems(f.tables, wire.ProblemDamages, f.damages())
 		select {
 		case <-ctx.Done():
 		case <-f.changed:

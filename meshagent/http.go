@@ -154,7 +154,7 @@ func refuse(w http.ResponseWriter, e *api.Error) {
 // Status sums up the agent.
 func (a *Agent) Status() Status {
 	txn := a.Tables.DB.ReadTxn()
-	own, _, _ := a.lanes.Own()
+	own, _, _ := a.tunnels.Own()
 	s := Status{
 		Cluster: a.node.cluster, Node: a.node.name, Ready: closed(a.program.Passed()), UptimeSeconds: time.Since(a.started).Seconds(),
 		Store: Standing(a.standing.Standing()), Tables: a.Tables.Summaries(), KeyEpoch: own.Epoch, Flows: a.ring.Stats(),
@@ -170,7 +170,7 @@ func (a *Agent) Status() Status {
 		if !c.Member() || c.Own != nil {
 			continue
 		}
-		path, known := a.ways.Cluster(c.ID())
+		path, known := a.rows.Cluster(c.ID())
 		byCluster[c.Name] = &ClusterPath{Cluster: c.Name, Alive: path == bpf.PathAlive || !known}
 	}
 	for p := range a.Tables.Paths.All(txn) {

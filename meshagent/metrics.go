@@ -20,7 +20,7 @@ var (
 	descSource  = desc("source_connected", "Whether a prefix of the cluster's etcd is being watched.", "prefix")
 	descSynced  = desc("source_synced", "Whether a prefix was read in full.", "prefix")
 	descHeard   = desc("source_age_seconds", "Time since the store last answered or reported a change.", "prefix")
-	descPath    = desc("path_up", "Whether a node is reached through the tunnel, by probes.", "cluster", "node")
+	descPath    = desc("path_up", "Whether a node that is probed is reached through the tunnel.", "cluster", "node")
 	descRTT     = desc("path_rtt_seconds", "Smoothed round-trip time through the tunnel.", "cluster", "node")
 	descCluster = desc("cluster_path_up", "Whether any path to a peer cluster carries.", "cluster")
 	descAge     = desc("peer_data_age_seconds", "Time since what a peer exports was last known to be complete here.", "cluster")
@@ -79,6 +79,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 	txn := a.Tables.DB.ReadTxn()
 	for p := range a.Tables.Paths.All(txn) {
+		if p.Observation.State == "" {
+			continue // nobody asks it: in a large mesh most are like that
+		}
 		gauge(descPath, truth(p.Alive), p.Cluster, p.Node)
 		gauge(descRTT, p.Observation.RTT.Seconds(), p.Cluster, p.Node)
 	}
@@ -86,7 +89,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		if !cl.Member() || cl.Own != nil {
 			continue
 		}
-		path, known := a.ways.Cluster(cl.ID())
+		path, known := a.rows.Cluster(cl.ID())
 		gauge(descCluster, truth(path == bpf.PathAlive || !known), cl.Name)
 		if at, ok := cl.Synced[wire.Nodes]; ok && !at.IsZero() {
 			gauge(descAge, time.Since(at).Seconds(), cl.Name)
@@ -121,7 +124,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			count(descSilent, float64(h.Suppressed), o.namespace, o.pod)
 		}
 	}
-	own, _, _ := a.lanes.Own()
+	own, _, _ := a.tunnels.Own()
 	gauge(descEpoch, float64(own.Epoch))
 	if x := a.program.Explain(); x != nil {
 		gauge(descGen, float64(x.Gen))

@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-mesh/weft/meshagent/endpoint"
+	"github.com/weft-mesh/weft/meshagent/paths"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/meshagent/trust"
 	"github.com/weft-mesh/weft/store"
@@ -30,12 +31,12 @@ import (
 // Node and pods stay as last reported. Only the mark that the list is complete is under
 // a lease, so that a silent agent is noticed without losing anything.
 type publisher struct {
-	node   node
-	edges  *Edges
-	tables *tables.Tables
-	lanes  *lanes
-	paths  *liveness
-	trust  *trust.Trust
+	node    node
+	edges   *Edges
+	tables  *tables.Tables
+	tunnels *paths.Tunnels
+	paths   *paths.Liveness
+	trust   *trust.Trust
 	// settled is closed once the table of endpoints holds exactly the wanted pods.
 	settled <-chan struct{}
 	// told is closed once the store has the complete list.
@@ -81,7 +82,7 @@ func (p *publisher) Run(ctx context.Context) error {
 		_, endpoints := p.tables.Endpoints.AllWatch(txn)
 		_, pods := p.tables.Pods.AllWatch(txn)
 		_, newProblems := p.tables.Problems.AllWatch(txn)
-		_, known, own := p.lanes.Own()
+		_, known, own := p.tunnels.Own()
 		holding, changed := p.trust.Holding()
 		if holding != p.holding {
 			p.forget() // another store, which has none of this
@@ -318,7 +319,7 @@ func (p *publisher) heard(events []store.Event) {
 }
 
 func (p *publisher) state() wire.NodeState {
-	own, _, _ := p.lanes.Own()
+	own, _, _ := p.tunnels.Own()
 	s := wire.NodeState{
 		Name: p.node.name, Addresses: []netip.Addr{p.node.ip}, Internal: endpoint.Internal(p.node.cidr),
 		PodCIDRs: []netip.Prefix{p.node.cidr}, Epoch: own.Epoch, BootID: p.edges.BootID,

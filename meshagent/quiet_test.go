@@ -5,7 +5,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/weft-mesh/weft/tunnel/probe"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -37,26 +36,44 @@ func TestTunnelsAreReadRarelyAtRest(t *testing.T) {
 	})
 }
 
-func TestUntilNext(t *testing.T) {
-	now := time.Now()
-	ago := func(d time.Duration) time.Time { return now.Add(-d) }
-	for name, c := range map[string]struct {
-		seen probe.Observation
-		want time.Duration
-	}{
-		"up":                            {probe.Observation{State: probe.Up, Since: ago(time.Hour)}, livenessCheck},
-		"silent":                        {probe.Observation{State: probe.Down, Since: ago(probe.DoubtTime / 2)}, probe.DoubtTime / 2},
-		"down, not reported yet":        {probe.Observation{State: probe.Down, Since: ago(lastingAfter * 3 / 4)}, lastingAfter / 4},
-		"down for long":                 {probe.Observation{State: probe.Down, Since: ago(time.Hour)}, livenessCheck},
-		"limited, not reported yet":     {probe.Observation{State: probe.Up, Since: ago(time.Hour), Limit: 1400, LimitSince: ago(lastingAfter / 2)}, lastingAfter / 2},
-		"limited for long":              {probe.Observation{State: probe.Up, Since: ago(time.Hour), Limit: 1400, LimitSince: ago(time.Hour)}, livenessCheck},
-		"not answered since it started": {probe.Observation{State: probe.Unknown, Since: now}, livenessCheck},
-	} {
-		t.Run(name, func(t *testing.T) {
-			all := []probe.Observation{{State: probe.Up, Since: ago(time.Hour)}, c.seen}
-			if got := untilNext(all, now, livenessCheck); got != c.want {
-				t.Errorf("%v, want %v", got, c.want)
+// A path that goes down is two writes: one when it has been so for a second, one
+// when it is over. A path that is merely slow to come up is none.
+func TestTheClusterIsToldOfPathsThatAreDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, east, _, _ := raise(t)
+		key := wire.NodePathsKey(east.name)
+		said := func() wire.NodePaths {
+			text, ok := w.clusters["east"].store.Value(key)
+			if !ok {
+				return wire.NodePaths{}
 			}
-		})
-	}
+			v, err := wire.Unmarshal[wire.NodePaths](text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+		if v := said(); len(v.Paths) != 0 {
+			t.Errorf("while all is well it says %+v", v)
+		}
+		w.setCut("west", true)
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		v := said()
+		if len(v.Paths) != 1 || v.Paths[0].Cluster != "west" || v.Paths[0].Node != "" || v.Paths[0].Probed != 1 || time.Since(v.Paths[0].Since) > 3*time.Second {
+			t.Errorf("cut: %+v", v)
+		}
+		_, before, _ := w.clusters["east"].store.List(t.Context(), key)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if _, after, _ := w.clusters["east"].store.List(t.Context(), key); after != before {
+			t.Errorf("nothing changed, and the store went from revision %d to %d", before.Revision, after.Revision)
+		}
+		w.setCut("west", false)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if v := said(); len(v.Paths) != 0 {
+			t.Errorf("healed: %+v", v)
+		}
+	})
 }

@@ -140,7 +140,7 @@ func (a *Agent) tellOfCertificates(problem string) {
 	if problem != "" {
 		now[""] = problem // of no row
 	}
-	writeProblems(a.Tables, wire.ProblemCertificates, now)
+	tables.SetProblems(a.Tables, wire.ProblemCertificates, now)
 }
 
 // server is one of the agent's listeners.

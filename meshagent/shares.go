@@ -84,7 +84,7 @@ func (s *shares) look() error {
 			s.log.Info("share of table flows suffices again", "owner", was.row, "rows", h.Used, "share", h.Sure, "refused", h.Refused, "evicted", h.Evicted)
 		}
 	}
-	writeProblems(s.tables, wire.ProblemShares, problems)
+	tables.SetProblems(s.tables, wire.ProblemShares, problems)
 	return nil
 }
 

@@ -196,7 +196,7 @@ func (p *Program) everyOwner(v *view, w *ownerRows) {
 func (p *Program) ipRow(v *view, ip *tables.IP, deleted bool, w *ownerRows) {
 	info, ok := bpf.IPInfo{}, false
 	if !deleted {
-		info, ok = v.infoOf(ip, p.cfg.Ways.Index, p.variants.of)
+		info, ok = v.infoOf(ip, p.cfg.Rows.Index, p.variants.of)
 	}
 	switch {
 	case !ip.Prefix.IsSingleIP():
@@ -238,7 +238,7 @@ func (p *Program) addrRow(v *view, key bpf.Addr, w *ownerRows) {
 	}
 	info, ok := p.outsideInfo(v, addr)
 	if ip := ipOf(v, whole(addr)); !ok && ip != nil {
-		info, ok = v.infoOf(ip, p.cfg.Ways.Index, p.variants.of)
+		info, ok = v.infoOf(ip, p.cfg.Rows.Index, p.variants.of)
 	}
 	w.addr(key, info, ok)
 }
@@ -282,7 +282,7 @@ func (p *Program) cidrInfo(v *view, n *tables.Node) bpf.IPInfo {
 	if v.isSelf(n) {
 		info.Flags |= bpf.IPLocal
 	} else {
-		info.Node = p.cfg.Ways.Index(n.Key())
+		info.Node = p.cfg.Rows.Index(n.Key())
 	}
 	return info
 }
@@ -312,7 +312,7 @@ var everyIPv4 = netip.MustParsePrefix("0.0.0.0/0")
 func (p *Program) prefixRow(v *view, key bpf.PrefixKey, w *ownerRows) {
 	prefix := key.Netip()
 	if ip := ipOf(v, prefix); ip != nil && !prefix.IsSingleIP() {
-		if info, ok := v.infoOf(ip, p.cfg.Ways.Index, p.variants.of); ok {
+		if info, ok := v.infoOf(ip, p.cfg.Rows.Index, p.variants.of); ok {
 			w.prefix(key, info, true)
 			return
 		}

@@ -151,7 +151,7 @@ func TestANodesRowOutlivesItsAddresses(t *testing.T) {
 		tables.Put(txn, b.tab.Nodes, node)
 	})
 	b.pass()
-	index := uint32(b.p.cfg.Ways.Index("west/n1"))
+	index := uint32(b.p.cfg.Rows.Index("west/n1"))
 	row := func() bool { _, ok := rowsIn(b.maps.Nodes)[index]; return ok }
 	if index == 0 || !row() {
 		t.Fatal("the node has no row")

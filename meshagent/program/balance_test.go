@@ -14,7 +14,7 @@ import (
 // any index, gives; "" if they do not.
 func (b *bench) balance(got everything) string {
 	v := newView(b.tab, b.p.cfg.Self)
-	v.answered, v.apiServers, v.former.kernel = b.p.cfg.Ways.HasAnswered, b.p.cfg.APIServers, &b.p.members
+	v.answered, v.apiServers, v.former.kernel = b.p.cfg.Rows.HasAnswered, b.p.cfg.APIServers, &b.p.members
 	v.load(b.tab.DB.ReadTxn())
 	wanted := map[bpf.ServiceKey]frontend{}
 	for _, row := range tables.All(v.txn, v.tables.Services) { // in order of name: the first has a frontend
@@ -22,7 +22,7 @@ func (b *bench) balance(got everything) string {
 			continue
 		}
 		for _, f := range service.Frontends(service.ClusterID(v.own.ID()), &row.Service, b.offered(v, row)) {
-			w := v.rowsFor(f, b.p.cfg.Ways.Index)
+			w := v.rowsFor(f, b.p.cfg.Rows.Index)
 			if _, ok := wanted[w.key]; !ok {
 				wanted[w.key] = w
 			}

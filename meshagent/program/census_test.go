@@ -177,7 +177,7 @@ func (w *census) rows() (ips map[bpf.Addr]bpf.IPInfo, prefixes map[bpf.PrefixKey
 	hosts, inside := map[host]*tables.Node{}, map[bpf.Addr]bool{}
 	for _, key := range slices.Backward(slices.Sorted(maps.Keys(w.nodes))) { // the first by name counts
 		n := w.nodes[key]
-		info, who := bpf.IPInfo{Node: p.cfg.Ways.Index(key), Cluster: uint16(w.members[n.Cluster].ID()), Flags: bpf.IPMember}, identity.RemoteNode
+		info, who := bpf.IPInfo{Node: p.cfg.Rows.Index(key), Cluster: uint16(w.members[n.Cluster].ID()), Flags: bpf.IPMember}, identity.RemoteNode
 		if w.isSelf(n) {
 			info.Flags |= bpf.IPLocal
 			who = identity.Host
@@ -203,7 +203,7 @@ func (w *census) rows() (ips map[bpf.Addr]bpf.IPInfo, prefixes map[bpf.PrefixKey
 		if n := hosts[host{ip.Cluster, ip.Host}]; n != nil && w.isSelf(n) {
 			info.Flags |= bpf.IPLocal
 		} else if n != nil {
-			info.Node = p.cfg.Ways.Index(n.Key())
+			info.Node = p.cfg.Rows.Index(n.Key())
 		}
 		if !ip.Prefix.IsSingleIP() {
 			prefixes[bpf.PrefixOf(ip.Prefix)] = info
@@ -248,6 +248,15 @@ func tolerate[K comparable, V any](want, got map[K]V, found map[K]bool) {
 	}
 }
 
+// left takes rows that an earlier agent left for wanted while they are as it left them.
+func left[V comparable](want, got, found map[uint32]V) {
+	for i, row := range found {
+		if _, ok := want[i]; !ok && got[i] == row {
+			want[i] = row
+		}
+	}
+}
+
 // differ says where the maps differ from the whole, "" if nowhere.
 func (w *census) differ(got everything) string {
 	complete := true
@@ -255,14 +264,13 @@ func (w *census) differ(got everything) string {
 		complete = complete && c.Complete()
 	}
 	ips, prefixes := w.rows()
-	ways := w.b.p.cfg.Ways
 	if !complete { // rows of an earlier agent stay until everything was read in full
 		tolerate(ips, got.ips, w.b.p.addrs.found)
 		tolerate(prefixes, got.prefixes, w.b.p.prefixes.found)
 	}
 	nodes, clusters := map[uint32]bpf.Node{}, map[uint32]bpf.Cluster{}
 	for key, n := range w.nodes {
-		if i := uint32(ways.Index(key)); !w.isSelf(n) {
+		if i := uint32(w.b.p.cfg.Rows.Index(key)); !w.isSelf(n) {
 			nodes[i] = got.nodes[i] // liveness and tunnels say what is in it
 			if got.nodes[i].Cluster != uint16(w.members[n.Cluster].ID()) {
 				return fmt.Sprintf("node %s is of cluster %d", key, got.nodes[i].Cluster)
@@ -276,14 +284,8 @@ func (w *census) differ(got everything) string {
 		}
 	}
 	if !complete {
-		for i := range ways.left {
-			nodes[uint32(i)] = got.nodes[uint32(i)]
-		}
-		for id := range ways.wrote {
-			if _, mine := ways.members[id]; !mine {
-				clusters[uint32(id)] = got.clusters[uint32(id)]
-			}
-		}
+		left(nodes, got.nodes, w.b.nodes)
+		left(clusters, got.clusters, w.b.clusters)
 	}
 	var unsaid []string
 	for row := range w.why {

@@ -86,7 +86,7 @@ func TestTheNextOneHasItWhenTheFirstLeaves(t *testing.T) {
 				}
 				switch {
 				case want == "-" && !ok:
-				case ok && strings.Contains(want, "/") && info.Node == b.p.cfg.Ways.Index(want) && info.Node != 0:
+				case ok && strings.Contains(want, "/") && info.Node == b.p.cfg.Rows.Index(want) && info.Node != 0:
 				case ok && b.p.beliefs.view.member(want) != nil && info.Cluster == uint16(b.p.beliefs.view.member(want).ID()):
 				default:
 					t.Errorf("%s: %s has row %+v (%v), want one of %s", when, c.which, info, ok, want)
@@ -124,7 +124,7 @@ func TestWhatMovedAwayIsForgotten(t *testing.T) {
 			{Type: wire.NodeInternalIP, IP: netip.AddrFrom4([4]byte{192, 0, 2999 >> 8, 2999 & 255})}, {Type: wire.NodeCiliumInternalIP, IP: netip.MustParseAddr("10.2.3.1")}}}})
 	})
 	b.pass()
-	if row := rowsIn(b.maps.IPs)[bpf.AddrOf(netip.MustParseAddr("10.2.3.4"))]; row.Node == 0 || row.Node != b.p.cfg.Ways.Index("west/a") {
+	if row := rowsIn(b.maps.IPs)[bpf.AddrOf(netip.MustParseAddr("10.2.3.4"))]; row.Node == 0 || row.Node != b.p.cfg.Rows.Index("west/a") {
 		t.Errorf("behind its node the address has row %+v", row)
 	}
 }

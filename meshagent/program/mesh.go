@@ -1,45 +1,27 @@
 package program
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
 
 	"github.com/cilium/statedb"
 
-	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/paths"
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
-// Mesh is what code other than the map writers needs from a snapshot: the same view,
-// with the same rows left out.
-type Mesh struct {
-	Own   *tables.Cluster
-	Split identity.Split
-	// Members are all clusters of the mesh, by name.
-	Members map[string]*tables.Cluster
-	// Remote are all nodes except this one, by "cluster/node".
-	Remote map[string]*tables.Node
-	// CIDRs are the pod CIDRs of all members, sorted.
-	CIDRs []netip.Prefix
-	// Former are the pod CIDRs of peers that were removed, sorted.
-	Former []netip.Prefix
-	// Complete is set once every member's state has been read in full. Until then, an
-	// entry missing here may still exist.
-	Complete bool
-}
-
-// Meshes keeps a Mesh up to date. It is safe for concurrent use; do not modify what it
-// returns.
+// Meshes tells package paths what is believed of nodes and clusters: the same view that
+// the maps are written by, with the same rows left out. It is safe for concurrent use.
 type Meshes struct {
 	tables *tables.Tables
 
-	// mu guards what follows.
-	mu      sync.Mutex
-	beliefs *beliefs
-	mesh    *Mesh // nil until our own cluster is known
-	seen    [3]statedb.Revision
+	// mu guards what follows, and the news of all followers.
+	mu        sync.Mutex
+	beliefs   *beliefs
+	mesh      *paths.Mesh // nil until our own cluster is known
+	seen      [3]statedb.Revision
+	followers []*Follower
 }
 
 // NewMeshes follows the tables of the node of this name. Close what it returns.
@@ -51,80 +33,110 @@ func NewMeshes(t *tables.Tables, self string) (*Meshes, error) {
 	return &Meshes{tables: t, beliefs: b}, nil
 }
 
-// Close lets the tables release the rows deleted from them. Of must not be called again.
+// Close lets the tables release the rows deleted from them. No follower may be asked
+// again.
 func (m *Meshes) Close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.beliefs.close()
 }
 
-// Of returns the Mesh of a snapshot, or of a later one that was asked for before; nil
-// if our own cluster is not known.
-func (m *Meshes) Of(txn statedb.ReadTxn) *Mesh {
-	now := [3]statedb.Revision{m.tables.Clusters.Revision(txn), m.tables.Nodes.Revision(txn), m.tables.Former.Revision(txn)}
+// Follower implements paths.Follower. Each has one reader.
+type Follower struct {
+	meshes *Meshes
+	news   paths.Changes
+}
+
+// Follower returns a new follower, to which everything is news.
+func (m *Meshes) Follower() *Follower {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	f := &Follower{m, paths.Changes{All: true, Nodes: map[string]bool{}, Clusters: map[string]bool{}}}
+	m.followers = append(m.followers, f)
+	return f
+}
+
+// Follow implements paths.Follower. If somebody has asked for a later snapshot before, it
+// speaks of that.
+func (f *Follower) Follow(txn statedb.ReadTxn) (*paths.Mesh, paths.Changes) {
+	f.meshes.mu.Lock()
+	defer f.meshes.mu.Unlock()
+	f.meshes.lookLocked(txn)
+	news := f.news
+	f.news = paths.Changes{Nodes: map[string]bool{}, Clusters: map[string]bool{}}
+	return f.meshes.mesh, news
+}
+
+func (m *Meshes) lookLocked(txn statedb.ReadTxn) {
+	now := [3]statedb.Revision{m.tables.Clusters.Revision(txn), m.tables.Nodes.Revision(txn), m.tables.Former.Revision(txn)}
 	if now[0] <= m.seen[0] && now[1] <= m.seen[1] && now[2] <= m.seen[2] {
-		return m.mesh
+		return
 	}
 	m.seen = now
 	v, changed := m.beliefs.look(txn)
-	switch {
-	case v == nil:
+	if v == nil || changed == nil || m.mesh == nil {
 		m.mesh = nil
-	case changed == nil || m.mesh == nil:
-		m.mesh = newMesh(v)
-	default:
-		m.mesh = m.mesh.after(v, changed)
+		if v != nil {
+			m.mesh = wholeMesh(v)
+		}
+		for _, f := range m.followers {
+			f.news.All = true
+		}
+		return
 	}
-	return m.mesh
+	m.mesh = meshAfter(m.mesh, v, changed)
+	for _, f := range m.followers {
+		for row := range changed.rows {
+			if row.table == "nodes" {
+				f.news.Nodes[row.row] = true
+			} else {
+				f.news.Clusters[row.row] = true
+			}
+		}
+	}
 }
 
-func newMesh(v *view) *Mesh {
-	m := &Mesh{Members: map[string]*tables.Cluster{}, Remote: map[string]*tables.Node{}}
+// wholeMesh is what a view that was read from scratch believes.
+func wholeMesh(v *view) *paths.Mesh {
 	all := newMoved()
+	all.all = true
 	for key := range v.nodes.known {
 		all.row("nodes", key)
 	}
 	for name := range v.clusters.admitted {
 		all.row("clusters", name)
 	}
-	return m.after(v, all)
+	return meshAfter(&paths.Mesh{}, v, all)
 }
 
-// after returns the mesh after a change of the view. What has not changed is shared.
-func (m *Mesh) after(v *view, changed *moved) *Mesh {
+// meshAfter is the mesh after a change of the view. What has not changed is shared.
+func meshAfter(m *paths.Mesh, v *view, changed *moved) *paths.Mesh {
 	next := *m
-	next.Own, next.Split, next.Former, next.Complete = v.own, v.split, v.former.list, v.complete()
-	nodes, clusters := false, false
-	for row := range changed.rows {
-		nodes, clusters = nodes || row.table == "nodes", clusters || row.table == "clusters"
-	}
-	if nodes {
-		next.Remote = maps.Clone(m.Remote)
-	}
-	if clusters {
-		next.Members, next.CIDRs = maps.Clone(m.Members), nil
+	next.Own, next.Former, next.Complete = v.own, v.former.list, v.complete()
+	if changed.all || len(changed.clusters) > 0 {
+		next.CIDRs = nil
 		for _, s := range v.clusters.admitted {
 			next.CIDRs = append(next.CIDRs, s.pods...)
 		}
 		slices.SortFunc(next.CIDRs, netip.Prefix.Compare)
 	}
+	remote, members := next.Remote.Txn(), next.Members.Txn()
 	for row := range changed.rows {
 		switch row.table {
 		case "nodes":
 			if n := v.node(row.row); n != nil && !v.isSelf(n) {
-				next.Remote[row.row] = n
+				remote.Set(row.row, n)
 			} else {
-				delete(next.Remote, row.row)
+				remote.Delete(row.row)
 			}
 		case "clusters":
 			if c := v.member(row.row); c != nil {
-				next.Members[row.row] = c
+				members.Set(row.row, c)
 			} else {
-				delete(next.Members, row.row)
+				members.Delete(row.row)
 			}
 		}
 	}
+	next.Remote, next.Members = remote.Commit(), members.Commit()
 	return &next
 }

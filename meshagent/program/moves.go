@@ -7,6 +7,7 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/paths"
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
@@ -131,12 +132,12 @@ func (p *Program) learnAll(v *view, r *report) {
 			p.joining[key] = true
 		}
 	}
-	for _, key := range p.cfg.Ways.Keys() {
+	for _, key := range p.cfg.Rows.Keys() {
 		if v.node(key) == nil {
 			p.leaving[key] = true
 		}
 	}
-	for _, id := range p.cfg.Ways.Members() {
+	for _, id := range p.cfg.Rows.Members() {
 		p.ids[id] = true
 	}
 	for _, s := range v.clusters.admitted {
@@ -193,31 +194,51 @@ func (p *Program) ways(v *view, r *report) {
 			continue
 		}
 		r.judged(v, rowName{"nodes", key})
-		changed, err := p.cfg.Ways.Assign(Member{Key: key, Cluster: v.member(n.Cluster).ID(), CIDRs: n.PodCIDRs()})
+		changed, err := p.cfg.Rows.Assign(paths.Member{Key: key, Cluster: v.member(n.Cluster).ID(), CIDRs: n.PodCIDRs()})
 		if changed {
 			p.moveNode(v, n)
 		}
 		if err != nil {
 			r.fail("nodes", key, err)
-			continue
 		}
-		delete(p.joining, key)
 	}
 	for id := range p.ids {
-		name, act := v.clusters.withID(id), p.cfg.Ways.Expel
-		if name != "" {
-			act = p.cfg.Ways.Admit
-		}
+		name := v.clusters.withID(id)
 		r.judged(v, rowName{"clusters", name})
 		r.row("clusters", "")
-		if err := act(id); err != nil {
-			r.fail("clusters", name, err)
-			continue
+		if name != "" {
+			p.cfg.Rows.Admit(id)
+		} else {
+			p.cfg.Rows.Expel(id)
 		}
-		delete(p.ids, id)
 	}
-	for id := range p.cfg.Ways.takeAnswers() {
+	p.flushWays(v, r)
+	for key := range p.joining {
+		if r.errs["nodes"][key] == "" {
+			delete(p.joining, key)
+		}
+	}
+	for id := range p.cfg.Rows.Answers() {
 		p.frontends.clusters[v.clusters.withID(id)] = true
+	}
+}
+
+// flushWays writes the rows of nodes and clusters. Those that fail keep their problem.
+func (p *Program) flushWays(v *view, r *report) {
+	failed := p.cfg.Rows.Flush()
+	for key, err := range failed.Nodes {
+		r.fail("nodes", key, err)
+		if !p.leaving[key] {
+			p.joining[key] = true // also if liveness or tunnels wanted the row: its problem has to end
+		}
+	}
+	clear(p.ids)
+	for id, err := range failed.Clusters {
+		p.ids[id] = true
+		r.fail("clusters", v.clusters.withID(id), err)
+	}
+	if failed.Pruned != nil {
+		r.fail("nodes", "", failed.Pruned)
 	}
 }
 
@@ -231,21 +252,22 @@ func (p *Program) vacate(v *view, r *report) {
 	for key, leaves := range p.leaving {
 		if n := v.node(key); leaves && (n == nil || v.isSelf(n)) {
 			r.judged(v, rowName{"nodes", key})
-			if err := p.cfg.Ways.Release(key); err != nil {
-				r.fail("nodes", key, err)
-				continue
-			}
+			p.cfg.Rows.Release(key)
+		} else {
+			delete(p.leaving, key)
 		}
-		delete(p.leaving, key)
 	}
 	if prune {
 		r.row("nodes", "")
-		if err := p.cfg.Ways.Prune(); err != nil {
-			r.fail("nodes", "", err)
-			return
-		}
-		p.pruned = true
+		p.cfg.Rows.Prune()
 	}
+	p.flushWays(v, r)
+	for key := range p.leaving {
+		if r.errs["nodes"][key] == "" {
+			delete(p.leaving, key)
+		}
+	}
+	p.pruned = p.pruned || prune && r.errs["nodes"][""] == ""
 }
 
 // learnCIDRs takes over the numbers of the prefixes that policies name.

@@ -14,6 +14,7 @@ import (
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/paths"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/policy"
 	"github.com/weft-mesh/weft/wire"
@@ -43,9 +44,13 @@ type bench struct {
 	tab  *tables.Tables
 	maps *bpf.Maps
 	p    *Program
-	// meshes follow the tables beside the program.
-	meshes *Meshes
-	tap    *tap
+	// follower follows the tables beside the program, mesh is what it said last.
+	follower *Follower
+	mesh     *paths.Mesh
+	// nodes and clusters are what an earlier program left in the kernel.
+	nodes    map[uint32]bpf.Node
+	clusters map[uint32]bpf.Cluster
+	tap      *tap
 	// servers are the API servers' addresses from the next restart on.
 	servers []netip.Addr
 }
@@ -62,16 +67,19 @@ func newBench(t *testing.T) *bench {
 }
 
 func (b *bench) restart() {
-	ways, err := NewWays(b.maps)
+	b.nodes, b.clusters = rowsIn(b.maps.Nodes), rowsIn(b.maps.Clusters)
+	rows, err := paths.NewRows(b.tab, b.maps)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	if b.meshes, err = NewMeshes(b.tab, "n1"); err != nil {
+	meshes, err := NewMeshes(b.tab, "n1")
+	if err != nil {
 		b.t.Fatal(err)
 	}
+	b.follower, b.mesh = meshes.Follower(), nil
 	start := make(chan struct{})
 	close(start)
-	if b.p, err = New(Config{Self: "n1", APIServers: b.servers, Tables: b.tab, Maps: b.maps, Ways: ways, Start: start, Log: slog.New(slog.DiscardHandler)}); err != nil {
+	if b.p, err = New(Config{Self: "n1", APIServers: b.servers, Tables: b.tab, Maps: b.maps, Rows: rows, Start: start, Log: slog.New(slog.DiscardHandler)}); err != nil {
 		b.t.Fatal(err)
 	}
 }

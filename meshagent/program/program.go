@@ -21,6 +21,7 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/paths"
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
@@ -32,7 +33,8 @@ type Config struct {
 	APIServers []netip.Addr
 	Tables     *tables.Tables
 	Maps       *bpf.Maps
-	Ways       *Ways
+	// Rows give nodes their indexes, before anything refers to them.
+	Rows *paths.Rows
 	// Start is closed once all sources have been listed and the node's pods adopted.
 	// Until then nothing in the kernel is touched.
 	Start <-chan struct{}
@@ -136,7 +138,7 @@ func New(cfg Config) (*Program, error) {
 		return nil, err
 	}
 	v := p.beliefs.view
-	v.answered, v.apiServers, v.former.kernel = cfg.Ways.HasAnswered, cfg.APIServers, &p.members
+	v.answered, v.apiServers, v.former.kernel = cfg.Rows.HasAnswered, cfg.APIServers, &p.members
 	if p.settings, _, err = cfg.Maps.Settings.Lookup(0); err != nil {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
@@ -253,7 +255,7 @@ func (p *Program) sleep(ctx context.Context, watches *statedb.WatchSet, wait tim
 		select {
 		case <-p.kicked:
 			cancel()
-		case <-p.cfg.Ways.news:
+		case <-p.cfg.Rows.News():
 			cancel()
 		case <-ctx.Done():
 		}
@@ -332,7 +334,7 @@ func (p *Program) write(v *view, r *report) {
 		p.did.endpoints = keep(s, r.clean("endpoints"))
 	}
 
-	changed += p.frontends.write(v, p.cfg.Ways.Index, r)
+	changed += p.frontends.write(v, p.cfg.Rows.Index, r)
 	changed += obsolete()
 	if changed > 0 && len(p.variants.numbers) > 0 {
 		p.did.policy = stage{} // a number that only those rows used goes too
@@ -395,4 +397,11 @@ func (p *Program) writeSettings(v *view, r *report) {
 	if err := p.raise(); err != nil {
 		r.fail("settings", "", err)
 	}
+}
+
+func bit(b bool) uint8 {
+	if b {
+		return 1
+	}
+	return 0
 }

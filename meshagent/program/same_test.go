@@ -6,7 +6,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -17,9 +16,11 @@ import (
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/paths"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/policy"
 	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/tunnel/probe"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -147,7 +148,8 @@ func (b *bench) settle() {
 	}
 }
 
-// meshed says where the mesh differs from one read from scratch, "" if nowhere.
+// meshed says where the mesh differs from one read from scratch, or from what was told of
+// it; "" if nowhere.
 func (b *bench) meshed() string {
 	fresh, err := NewMeshes(b.tab, "n1")
 	if err != nil {
@@ -155,8 +157,28 @@ func (b *bench) meshed() string {
 	}
 	defer fresh.Close()
 	txn := b.tab.DB.ReadTxn()
-	if got, want := b.meshes.Of(txn), fresh.Of(txn); !reflect.DeepEqual(got, want) {
+	before := b.mesh
+	got, news := b.follower.Follow(txn)
+	want, _ := fresh.Follower().Follow(txn)
+	b.mesh = got
+	nodes, clusters := maps.Collect(got.Remote.All()), maps.Collect(got.Members.All())
+	if !maps.Equal(nodes, maps.Collect(want.Remote.All())) || !maps.Equal(clusters, maps.Collect(want.Members.All())) ||
+		got.Own != want.Own || got.Complete != want.Complete || !slices.Equal(got.CIDRs, want.CIDRs) || !slices.Equal(got.Former, want.Former) {
 		return fmt.Sprintf("mesh is %+v, from scratch %+v", got, want)
+	}
+	if before == nil || news.All {
+		return ""
+	}
+	return firstOf(untold("node", maps.Collect(before.Remote.All()), nodes, news.Nodes), untold("cluster", maps.Collect(before.Members.All()), clusters, news.Clusters))
+}
+
+func untold[V comparable](what string, before, after map[string]V, told map[string]bool) string {
+	for _, m := range []map[string]V{before, after} {
+		for key := range m {
+			if before[key] != after[key] && !told[key] {
+				return fmt.Sprintf("nobody was told of %s %s", what, key)
+			}
+		}
 	}
 	return ""
 }
@@ -370,7 +392,7 @@ func (c changer) cluster(txn statedb.WriteTxn, name string, id byte) {
 	case 4:
 		peer.ServiceCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(1 + c.IntN(3)), 64, 0}), 18) // among pods
 	case 5:
-		c.p.cfg.Ways.Answered(identity.ClusterID(id))
+		_ = c.p.cfg.Rows.See(paths.Seen{Clusters: map[identity.ClusterID]probe.Standing{identity.ClusterID(id): probe.Alive}}) // tried again
 	}
 	if c.IntN(4) > 0 { // read in full
 		row.Synced = map[wire.Resource]time.Time{wire.Nodes: {}, wire.Identities: {}, wire.IPs: {}, wire.Services: {}}

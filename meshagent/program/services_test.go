@@ -11,8 +11,11 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/paths"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/tunnel/probe"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -178,11 +181,11 @@ func TestAFullMapSaysWhichAndKeepsWhatFits(t *testing.T) {
 // lost.
 func TestServicesUseAPeerOnceItHasAnswered(t *testing.T) {
 	m := bpftest.New()
-	w, err := NewWays(m)
+	rows, err := paths.NewRows(tables.New(), m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := &view{own: &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1}}, answered: w.HasAnswered}
+	v := &view{own: &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1}}, answered: rows.HasAnswered}
 	weights := func() (east, west uint16) {
 		f := service.Frontend{Addr: netip.MustParseAddr("10.101.0.1"), Port: 80, Protocol: service.TCP,
 			Groups: []service.Group{{Cluster: 1, Weight: 1}, {Cluster: 2, Weight: 1}}}
@@ -195,25 +198,31 @@ func TestServicesUseAPeerOnceItHasAnswered(t *testing.T) {
 			t.Errorf("%s: weights %d and %d, want 1 and %d", when, e, got, west)
 		}
 	}
-	if err := errors.Join(w.Admit(1), w.Admit(2)); err != nil {
-		t.Fatal(err)
+	answers := func(id identity.ClusterID) {
+		t.Helper()
+		if err := rows.See(paths.Seen{Clusters: map[identity.ClusterID]probe.Standing{id: probe.Alive}}); err != nil {
+			t.Fatal(err)
+		}
 	}
+	rows.Admit(1)
+	rows.Admit(2)
+	rows.Flush()
 	want("joined", 0)
-	w.Answered(2)
-	if !w.takeAnswers()[2] {
+	answers(2)
+	if !rows.Answers()[2] {
 		t.Error("no news of the answer")
 	}
 	want("answered", 1)
-	if again, err := NewWays(m); err != nil || !again.HasAnswered(2) {
+	if again, err := paths.NewRows(tables.New(), m); err != nil || !again.HasAnswered(2) {
 		t.Error("forgotten by a restart", err)
 	}
-	if err := errors.Join(w.Expel(2), w.Admit(2)); err != nil {
-		t.Fatal(err)
-	}
+	rows.Expel(2)
+	rows.Admit(2)
+	rows.Flush()
 	want("left and joined again", 0)
-	w.Answered(3)
-	if err := w.SetCluster(3, bpf.PathAlive); err != nil || len(rowsIn(m.Clusters)) != 2 || w.HasAnswered(3) {
-		t.Error("a cluster that is not a member has a row", err)
+	answers(3)
+	if len(rowsIn(m.Clusters)) != 2 || rows.HasAnswered(3) {
+		t.Error("a cluster that is not a member has a row")
 	}
 }
 

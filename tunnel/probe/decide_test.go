@@ -3,6 +3,7 @@ package probe_test
 import (
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -117,35 +118,98 @@ func names(targets []probe.Target) (all []string) {
 	return all
 }
 
+// witnesses are those chosen of some nodes that can all be probed.
+func witnesses(self string, nodes []probe.Target, must map[string]bool) (chosen []string) {
+	w := probe.NewWitnesses(self)
+	for name := range must {
+		w.Must(name, true)
+	}
+	for _, n := range nodes {
+		w.Put(n.Cluster, n.Name(), true)
+	}
+	for _, name := range names(nodes) {
+		if cluster, _, _ := strings.Cut(name, "/"); w.Chosen(cluster, name) {
+			chosen = append(chosen, name)
+		}
+	}
+	return chosen
+}
+
+// Whatever comes and goes in whatever order, those are chosen that would be chosen of
+// what is left, and each change is told.
+func TestWitnessesFollow(t *testing.T) {
+	for seed := range uint64(20) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		w := probe.NewWitnesses("c0/n0")
+		can, must, known := map[string]bool{}, map[string]bool{}, map[string]bool{}
+		for range 400 {
+			name := fmt.Sprintf("c%d/n%d", random.IntN(2), random.IntN(14))
+			switch cluster := name[:2]; random.IntN(4) {
+			case 0:
+				delete(can, name)
+				w.Drop(cluster, name)
+			case 1:
+				must[name] = !must[name]
+				w.Must(name, must[name])
+			default:
+				can[name] = random.IntN(4) > 0
+				w.Put(cluster, name, can[name])
+			}
+			delete(can, "c0/n0")
+			changed := w.Changed()
+			fresh := probe.NewWitnesses("c0/n0")
+			for name := range can {
+				fresh.Put(name[:2], name, can[name])
+			}
+			for name := range must {
+				fresh.Must(name, must[name])
+			}
+			for c := range 2 {
+				for n := range 14 {
+					name := fmt.Sprintf("c%d/n%d", c, n)
+					is := w.Chosen(name[:2], name)
+					if want := fresh.Chosen(name[:2], name); is != want {
+						t.Fatalf("seed %d: %s is chosen: %v, from scratch %v", seed, name, is, want)
+					}
+					if is != known[name] && !changed[name] {
+						t.Fatalf("seed %d: nobody was told that %s is chosen: %v", seed, name, is)
+					}
+					known[name] = is
+				}
+			}
+		}
+	}
+}
+
 func TestWitnesses(t *testing.T) {
 	t.Run("a small cluster is probed whole, without ourselves", func(t *testing.T) {
-		got := names(probe.Witnesses("c0/n0", mesh(2, 2), nil, probe.MaxWitnesses))
+		got := witnesses("c0/n0", mesh(2, 2), nil)
 		if want := []string{"c0/n1", "c1/n0", "c1/n1"}; !slices.Equal(got, want) {
 			t.Errorf("got %v, want %v", got, want)
 		}
 	})
 	t.Run("a large one by three", func(t *testing.T) {
-		if got := probe.Witnesses("c0/n0", mesh(3, 100), nil, probe.MaxWitnesses); len(got) != 9 {
-			t.Errorf("%d targets in 3 clusters of 100: %v", len(got), names(got))
+		if got := witnesses("c0/n0", mesh(3, 100), nil); len(got) != 9 {
+			t.Errorf("%d targets in 3 clusters of 100: %v", len(got), got)
 		}
 	})
 	t.Run("and whoever we have flows with", func(t *testing.T) {
 		flows := map[string]bool{"c1/n7": true, "c1/n8": true, "c1/gone": true}
-		got := names(probe.Witnesses("c0/n0", mesh(2, 100), flows, probe.MaxWitnesses))
+		got := witnesses("c0/n0", mesh(2, 100), flows)
 		for _, want := range []string{"c1/n7", "c1/n8"} {
 			if !slices.Contains(got, want) {
 				t.Errorf("%s is missing in %v", want, got)
 			}
 		}
-		if len(got) > 8 || !slices.IsSorted(got) {
-			t.Errorf("want at most 3 and 3 and 2, sorted: %v", got)
+		if len(got) > 8 {
+			t.Errorf("want at most 3 and 3 and 2: %v", got)
 		}
 	})
 	t.Run("one that leaves changes one", func(t *testing.T) {
 		all := mesh(1, 50)
-		before := names(probe.Witnesses("x/y", all, nil, 3))
+		before := witnesses("x/y", all, nil)
 		left := slices.DeleteFunc(slices.Clone(all), func(n probe.Target) bool { return n.Name() == before[1] })
-		after := names(probe.Witnesses("x/y", left, nil, 3))
+		after := witnesses("x/y", left, nil)
 		same := 0
 		for _, n := range after {
 			if slices.Contains(before, n) {
@@ -159,8 +223,8 @@ func TestWitnesses(t *testing.T) {
 	t.Run("the load is spread", func(t *testing.T) {
 		asked := map[string]int{}
 		for i := range 300 {
-			for _, w := range probe.Witnesses(fmt.Sprintf("x/n%d", i), mesh(1, 30), nil, 3) {
-				asked[w.Name()]++
+			for _, name := range witnesses(fmt.Sprintf("x/n%d", i), mesh(1, 30), nil) {
+				asked[name]++
 			}
 		}
 		if most := slices.Max(slices.Collect(maps.Values(asked))); len(asked) != 30 || most > 3*30 {

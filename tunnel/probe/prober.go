@@ -109,6 +109,7 @@ type Prober struct {
 
 	mu       sync.Mutex
 	paths    map[string]*path    // guarded by mu, by target name
+	order    []*path             // guarded by mu: the same, in order of name
 	awaited  map[uint32]*probe   // guarded by mu, by number
 	evidence map[string]Evidence // guarded by mu, by target name
 	next     uint32              // guarded by mu: number of the next probe
@@ -190,6 +191,8 @@ func (p *Prober) Set(targets []Target) {
 			delete(p.paths, name)
 		}
 	}
+	p.order = slices.AppendSeq(p.order[:0], maps.Values(p.paths))
+	slices.SortFunc(p.order, func(a, b *path) int { return cmp.Compare(a.seen.Target.Name(), b.seen.Target.Name()) })
 	p.hurryUp()
 }
 
@@ -214,8 +217,8 @@ func (p *Prober) Observations() []Observation {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	rows := make([]Observation, 0, len(p.paths))
-	for _, name := range slices.Sorted(maps.Keys(p.paths)) {
-		rows = append(rows, p.paths[name].seen)
+	for _, path := range p.order {
+		rows = append(rows, path.seen)
 	}
 	return rows
 }
@@ -313,8 +316,7 @@ func (p *Prober) drainLocked() error {
 // judged in the order in which they were sent.
 func (p *Prober) judgeLocked(now time.Time, stalled bool) []Observation {
 	var changes []Observation
-	for _, name := range slices.Sorted(maps.Keys(p.paths)) {
-		path := p.paths[name]
+	for _, path := range p.order {
 		open := false // an earlier probe may still be answered
 		path.waiting = slices.DeleteFunc(path.waiting, func(q *probe) bool {
 			if open = open || !path.judge(q, now, stalled); open {

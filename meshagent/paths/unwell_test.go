@@ -1,9 +1,8 @@
-package meshagent
+package paths
 
 import (
 	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -62,7 +61,7 @@ func TestUnwellPaths(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(c.want, unwell(c.seen, 1420, now)); diff != "" {
+			if diff := cmp.Diff(c.want, unwell(c.seen, 1420, now, time.Second)); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -71,49 +70,31 @@ func TestUnwellPaths(t *testing.T) {
 	for i := range 2 * mostPaths {
 		many = append(many, seen("west", fmt.Sprint(i), probe.Down, time.Hour))
 	}
-	if got := unwell(many, 1420, now); len(got) != mostPaths {
+	if got := unwell(many, 1420, now, time.Second); len(got) != mostPaths {
 		t.Errorf("%d paths are told, want %d", len(got), mostPaths)
 	}
 }
 
-// A path that goes down is two writes: one when it has been so for a second, one
-// when it is over. A path that is merely slow to come up is none.
-func TestTheClusterIsToldOfPathsThatAreDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, east, _, _ := raise(t)
-		key := wire.NodePathsKey(east.name)
-		said := func() wire.NodePaths {
-			text, ok := w.clusters["east"].store.Value(key)
-			if !ok {
-				return wire.NodePaths{}
+func TestUntilNext(t *testing.T) {
+	now := time.Now()
+	ago := func(d time.Duration) time.Time { return now.Add(-d) }
+	for name, c := range map[string]struct {
+		seen probe.Observation
+		want time.Duration
+	}{
+		"up":                            {probe.Observation{State: probe.Up, Since: ago(time.Hour)}, livenessCheck},
+		"silent":                        {probe.Observation{State: probe.Down, Since: ago(probe.DoubtTime / 2)}, probe.DoubtTime / 2},
+		"down, not reported yet":        {probe.Observation{State: probe.Down, Since: ago(time.Second * 3 / 4)}, time.Second / 4},
+		"down for long":                 {probe.Observation{State: probe.Down, Since: ago(time.Hour)}, livenessCheck},
+		"limited, not reported yet":     {probe.Observation{State: probe.Up, Since: ago(time.Hour), Limit: 1400, LimitSince: ago(time.Second / 2)}, time.Second / 2},
+		"limited for long":              {probe.Observation{State: probe.Up, Since: ago(time.Hour), Limit: 1400, LimitSince: ago(time.Hour)}, livenessCheck},
+		"not answered since it started": {probe.Observation{State: probe.Unknown, Since: now}, livenessCheck},
+	} {
+		t.Run(name, func(t *testing.T) {
+			all := []probe.Observation{{State: probe.Up, Since: ago(time.Hour)}, c.seen}
+			if got := untilNext(all, now, livenessCheck, time.Second); got != c.want {
+				t.Errorf("%v, want %v", got, c.want)
 			}
-			v, err := wire.Unmarshal[wire.NodePaths](text)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return v
-		}
-		if v := said(); len(v.Paths) != 0 {
-			t.Errorf("while all is well it says %+v", v)
-		}
-		w.setCut("west", true)
-		time.Sleep(3 * time.Second)
-		synctest.Wait()
-		v := said()
-		if len(v.Paths) != 1 || v.Paths[0].Cluster != "west" || v.Paths[0].Node != "" || v.Paths[0].Probed != 1 || time.Since(v.Paths[0].Since) > 3*time.Second {
-			t.Errorf("cut: %+v", v)
-		}
-		_, before, _ := w.clusters["east"].store.List(t.Context(), key)
-		time.Sleep(2 * time.Minute)
-		synctest.Wait()
-		if _, after, _ := w.clusters["east"].store.List(t.Context(), key); after != before {
-			t.Errorf("nothing changed, and the store went from revision %d to %d", before.Revision, after.Revision)
-		}
-		w.setCut("west", false)
-		time.Sleep(time.Second)
-		synctest.Wait()
-		if v := said(); len(v.Paths) != 0 {
-			t.Errorf("healed: %+v", v)
-		}
-	})
+		})
+	}
 }

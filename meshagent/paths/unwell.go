@@ -1,4 +1,4 @@
-package meshagent
+package paths
 
 import (
 	"cmp"
@@ -17,7 +17,7 @@ const mostPaths = 32
 // unwell sums up which paths have been down or limited for a while. A cluster none of
 // whose probed nodes answers is one entry, however large it is. The result does not
 // change with every probe, so that it is written again only after a real change.
-func unwell(observations []probe.Observation, mtu int, now time.Time) []wire.NodePath {
+func unwell(observations []probe.Observation, mtu int, now time.Time, lasting time.Duration) []wire.NodePath {
 	type count struct {
 		probed, down int
 		since        time.Time
@@ -44,14 +44,14 @@ func unwell(observations []probe.Observation, mtu int, now time.Time) []wire.Nod
 		default:
 			continue
 		}
-		if now.Sub(p.Since) >= lastingAfter {
+		if now.Sub(p.Since) >= lasting {
 			p.Since = p.Since.UTC().Truncate(time.Millisecond)
 			single = append(single, p)
 		}
 	}
 	var all []wire.NodePath
 	for name, c := range clusters {
-		if c.down == c.probed && now.Sub(c.since) >= lastingAfter {
+		if c.down == c.probed && now.Sub(c.since) >= lasting {
 			all = append(all, wire.NodePath{Cluster: name, Probed: c.probed, Since: c.since.UTC().Truncate(time.Millisecond)})
 			single = slices.DeleteFunc(single, func(p wire.NodePath) bool { return p.Cluster == name })
 		}
@@ -62,7 +62,7 @@ func unwell(observations []probe.Observation, mtu int, now time.Time) []wire.Nod
 }
 
 // tell makes these the reported paths.
-func (l *liveness) tell(paths []wire.NodePath) {
+func (l *Liveness) tell(paths []wire.NodePath) {
 	l.telling.Lock()
 	defer l.telling.Unlock()
 	if slices.Equal(paths, l.unwell) {
@@ -74,7 +74,7 @@ func (l *liveness) tell(paths []wire.NodePath) {
 }
 
 // Unwell returns the paths to report, and a channel that is closed when they change.
-func (l *liveness) Unwell() ([]wire.NodePath, <-chan struct{}) {
+func (l *Liveness) Unwell() ([]wire.NodePath, <-chan struct{}) {
 	l.telling.Lock()
 	defer l.telling.Unlock()
 	return l.unwell, l.news
