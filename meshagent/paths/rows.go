@@ -36,6 +36,9 @@ type Rows struct {
 	// found maps a pod CIDR to the index that an earlier agent gave its node.
 	found map[netip.Prefix]uint16
 	last  uint16
+	// owed are the rows, by map, that Assign and Release, Admit and Expel, or Prune asked
+	// for and that are not written yet.
+	owed [2]map[uint32]bool
 	// stale are the rows of the table of paths that may differ from ways.
 	stale map[string]bool
 	// The nodes that got, or gave back, an index or have another tunnel since the
@@ -71,7 +74,7 @@ func NewRows(t *tables.Tables, m *bpf.Maps) (*Rows, error) {
 	r := &Rows{
 		tables: t, ways: map[string]*way{}, names: map[uint16]string{}, found: map[netip.Prefix]uint16{}, stale: map[string]bool{},
 		answered: map[identity.ClusterID]bool{}, answers: map[identity.ClusterID]bool{}, news: make(chan struct{}, 1),
-		forTunnels: newMoves(), forLiveness: newMoves(),
+		owed: [2]map[uint32]bool{{}, {}}, forTunnels: newMoves(), forLiveness: newMoves(),
 	}
 	var err error
 	if r.nodes, err = newArray(m.Nodes); err != nil {
@@ -160,6 +163,7 @@ func (r *Rows) Assign(n Member) (changed bool, err error) {
 	r.ways[n.Key] = &way{path: row.Path, row: tables.Path{Cluster: cluster, Node: node, Index: i, Lane: int(row.Lane), Keyed: row.Keyed == 1, Alive: row.Path == bpf.PathAlive}}
 	r.names[i] = n.Key
 	r.nodes.update(uint32(i), row)
+	r.owed[ofNodes][uint32(i)] = true
 	r.stale[n.Key] = true
 	r.forTunnels.add(n.Key)
 	r.forLiveness.add(n.Key)
@@ -194,6 +198,7 @@ func (r *Rows) Release(key string) {
 	defer r.mu.Unlock()
 	if i := r.indexLocked(key); i != 0 {
 		r.nodes.delete(uint32(i))
+		r.owed[ofNodes][uint32(i)] = true
 		delete(r.ways, key)
 		r.stale[key] = true
 		r.forTunnels.add(key)
@@ -206,8 +211,10 @@ func (r *Rows) Release(key string) {
 func (r *Rows) Prune() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	maps.Copy(r.owed[ofNodes], r.nodes.left)
 	r.nodes.prune()
 	for id := range r.clusters.left {
+		r.owed[ofClusters][id] = true
 		r.forgetLocked(identity.ClusterID(id))
 	}
 	r.clusters.prune()
@@ -225,6 +232,7 @@ func (r *Rows) Admit(id identity.ClusterID) {
 		path = found.Path
 	}
 	r.clusters.update(uint32(id), clusterRow(path))
+	r.owed[ofClusters][uint32(id)] = true
 }
 
 // Expel removes the row of a cluster that left, if this agent knew it as a member. Flush
@@ -234,6 +242,7 @@ func (r *Rows) Expel(id identity.ClusterID) {
 	defer r.mu.Unlock()
 	if r.clusters.wants(uint32(id)) {
 		r.clusters.delete(uint32(id))
+		r.owed[ofClusters][uint32(id)] = true
 		r.forgetLocked(id)
 	}
 }
@@ -245,7 +254,14 @@ func (r *Rows) forgetLocked(id identity.ClusterID) {
 	}
 }
 
-// Failed are the rows that the kernel did not take. The next Flush tries them again.
+// The maps, as owed is indexed.
+const (
+	ofNodes = iota
+	ofClusters
+)
+
+// Failed are the rows that were asked for here and that the kernel did not take. The next
+// Flush tries them again. What liveness or tunnels wrote is theirs to tell.
 type Failed struct {
 	Nodes    map[string]error // by key
 	Clusters map[identity.ClusterID]error
@@ -259,6 +275,9 @@ func (r *Rows) Flush() (failed Failed) {
 	failed = Failed{map[string]error{}, map[identity.ClusterID]error{}, nil}
 	nodes, clusters := r.flushLocked()
 	for i, err := range nodes {
+		if !r.owed[ofNodes][i] {
+			continue
+		}
 		if key := r.names[uint16(i)]; key != "" {
 			failed.Nodes[key] = err
 		} else {
@@ -266,7 +285,9 @@ func (r *Rows) Flush() (failed Failed) {
 		}
 	}
 	for id, err := range clusters {
-		failed.Clusters[identity.ClusterID(id)] = err
+		if r.owed[ofClusters][id] {
+			failed.Clusters[identity.ClusterID(id)] = err
+		}
 	}
 	return failed
 }
@@ -275,6 +296,9 @@ func (r *Rows) Flush() (failed Failed) {
 func (r *Rows) flushLocked() (nodes, clusters map[uint32]error) {
 	// Clusters first: one row helps every service at once.
 	clusters, nodes = r.clusters.flush(), r.nodes.flush()
+	for i, failed := range []map[uint32]error{nodes, clusters} {
+		maps.DeleteFunc(r.owed[i], func(row uint32, _ bool) bool { return failed[row] == nil })
+	}
 	if len(r.stale) == 0 {
 		return nodes, clusters
 	}

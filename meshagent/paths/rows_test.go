@@ -139,8 +139,8 @@ func TestRowsThatFailAreTriedAgain(t *testing.T) {
 	if err := r.See(down(2, 3, time.Second)); !errors.Is(err, full) {
 		t.Fatalf("error %v", err)
 	}
-	if f := r.Flush(); !errors.Is(f.Nodes["c1/n1"], full) || len(f.Nodes) != 1 {
-		t.Errorf("failed: %+v", f)
+	if f := r.Flush(); len(f.Nodes) != 0 {
+		t.Errorf("whoever asked for the index is told of a path: %+v", f)
 	}
 	dead := func() (n int) {
 		rows, _ := m.Nodes.All()
@@ -157,6 +157,17 @@ func TestRowsThatFailAreTriedAgain(t *testing.T) {
 	nodes.Fail(nil)
 	if f := r.Flush(); len(f.Nodes) != 0 || dead() != 6 {
 		t.Errorf("failed again: %+v", f)
+	}
+	nodes.Fail(func(string, uint32) error { return full })
+	r.Release("c1/n1")
+	for range 2 {
+		if f := r.Flush(); !errors.Is(f.Nodes["c1/n1"], full) || len(f.Nodes) != 1 {
+			t.Errorf("released: %+v", f)
+		}
+	}
+	nodes.Fail(nil)
+	if f := r.Flush(); len(f.Nodes) != 0 {
+		t.Errorf("released again: %+v", f)
 	}
 }
 

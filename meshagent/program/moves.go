@@ -228,9 +228,6 @@ func (p *Program) flushWays(v *view, r *report) {
 	failed := p.cfg.Rows.Flush()
 	for key, err := range failed.Nodes {
 		r.fail("nodes", key, err)
-		if !p.leaving[key] {
-			p.joining[key] = true // also if liveness or tunnels wanted the row: its problem has to end
-		}
 	}
 	clear(p.ids)
 	for id, err := range failed.Clusters {
