@@ -57,7 +57,7 @@ var testsMayImport = map[string][]string{
 	"meshagent":      {"internal/loopbacktest"},
 	"tunnel":         {"internal/loopbacktest"},
 	"lab":            {"internal/loopbacktest"},
-	"internal/chaos": {"internal/meshtest", "api", "meshagent", "store", "identity", "policy", "bpf", "wire"},
+	"internal/chaos": {"internal/meshtest", "api", "meshagent", "meshagent/tables", "store", "identity", "policy", "bpf", "wire"},
 	// Its etcd is compared with a real one.
 	"internal/benchmesh": {"apiserver", "service", "store"},
 }
