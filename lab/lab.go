@@ -137,6 +137,9 @@ func (l *Lab) prepare() (err error) {
 	if l.lock, err = ownDir(l.Dir); err != nil {
 		return fmt.Errorf("lock lab %s: %w", l.ID, err)
 	}
+	if err := linkWeft(l.bin(), l.binary); err != nil {
+		return err
+	}
 	root, err := space.CgroupRoot()
 	if err != nil {
 		return err
@@ -242,6 +245,9 @@ func (l *Lab) ConfigPath() string { return filepath.Join(l.Dir, "config") }
 // Binary is the weft program that the lab runs.
 func (l *Lab) Binary() string { return l.binary }
 
+// bin is the directory in which the operator finds weft; machines have machineBin.
+func (l *Lab) bin() string { return filepath.Join(l.Dir, "bin") }
+
 func (l *Lab) logFile(node, name string) string {
 	dir := filepath.Join(l.Dir, "logs")
 	_ = os.MkdirAll(dir, 0o755)
@@ -252,7 +258,7 @@ func (l *Lab) logFile(node, name string) string {
 // the clusters.
 func (l *Lab) environment() []string {
 	return []string{
-		"PATH=" + filepath.Dir(l.binary) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"PATH=" + machineBin + ":" + l.bin() + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=/root", "LANG=C.UTF-8", "WEFT_CONFIG=" + l.ConfigPath(), "NO_COLOR=1",
 	}
 }

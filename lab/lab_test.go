@@ -220,7 +220,7 @@ func TestPower(t *testing.T) {
 	if err := l.runIn(n, exec.Command("/bin/ls", "/etc/weft", "/run"), &out, &out); err != nil {
 		t.Fatal(err, out.String())
 	}
-	if got := strings.Join(strings.Fields(out.String()), " "); got != "/etc/weft: kept /run: netns weft wireguard" {
+	if got := strings.Join(strings.Fields(out.String()), " "); got != "/etc/weft: kept /run: netns weft weft-bin wireguard" {
 		t.Errorf("in the node: %s", got)
 	}
 	if err := l.Failures(); err != nil {
@@ -265,6 +265,22 @@ func TestExecEndsWithItsMachine(t *testing.T) {
 		t.Error(err)
 	}
 	eventually(t, "all commands end with the lab", func() bool { return !other.running() && !operator.running() })
+}
+
+// The test's program is not called weft.
+func TestScriptsFindTheWeftOfTheLab(t *testing.T) {
+	l := raise(t, bare)
+	for _, where := range []string{"east/n1", "operator"} {
+		n, err := l.Node(where)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		cmd := l.placed(t.Context(), Place{Node: n}, []string{"sh", "-c", `readlink -f "$(command -v weft)"`})
+		if err := l.runIn(n, cmd, &out, &out); err != nil || out.String() != l.binary+"\n" {
+			t.Errorf("weft in a script on %s is %q, %v; want %s", where, out.String(), err, l.binary)
+		}
+	}
 }
 
 func TestUnexpectedEndIsReported(t *testing.T) {

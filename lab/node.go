@@ -114,7 +114,7 @@ func (n *Node) PowerOn() (err error) {
 
 // startSandboxLocked returns when the sandbox has prepared its namespaces.
 func (n *Node) startSandboxLocked() error {
-	config := SandboxConfig{Hostname: n.dashed(), Etc: filepath.Join(n.dir, "etc"), Var: filepath.Join(n.dir, "var")}
+	config := SandboxConfig{Hostname: n.dashed(), Etc: filepath.Join(n.dir, "etc"), Var: filepath.Join(n.dir, "var"), Weft: n.lab.binary}
 	if n.Cluster != nil {
 		config.Disk = n.Cluster.Disk
 	} else {

@@ -11,12 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// machineBin is the directory in which a machine finds weft.
+const machineBin = "/run/weft-bin"
+
 // SandboxConfig tells a sandbox process what to prepare.
 type SandboxConfig struct {
 	Hostname string `json:"hostname"`
 	Etc      string `json:"etc"`             // directory that becomes /etc/weft
 	Var      string `json:"var"`             // directory that becomes /var/lib/weft
 	Disk     string `json:"disk,omitempty"`  // size of a fresh /var/lib/weft instead of Var
+	Weft     string `json:"weft"`            // program that commands call weft
 	Plain    bool   `json:"plain,omitempty"` // keeps the host's file system
 }
 
@@ -46,6 +50,9 @@ func Sandbox(c SandboxConfig) error {
 	if err := mountVarRun(); err != nil {
 		return err
 	}
+	if err := linkWeft(machineBin, c.Weft); err != nil {
+		return err
+	}
 	if err := bind(binds[0], "/etc/weft"); err != nil {
 		return err
 	}
@@ -66,6 +73,15 @@ func Sandbox(c SandboxConfig) error {
 		}
 	}
 	return loopbackUp()
+}
+
+// linkWeft makes a directory for PATH, with the lab's program under the name weft:
+// scripts find this one, whatever its file is called and whichever is installed.
+func linkWeft(dir, binary string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	return os.Symlink(binary, filepath.Join(dir, "weft"))
 }
 
 func loopbackUp() error {
