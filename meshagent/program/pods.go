@@ -121,8 +121,8 @@ func (p *Program) pods(v *view, r *report) (changed int) {
 		}
 		want[addr] = row
 	}
-	// Pruning is always safe: nobody else writes this map, and all pods on the node
-	// have been adopted.
+	// Pruning is always safe: all pods on the node have been adopted. One that comes or
+	// goes meanwhile changes the table, and the next pass puts its row right.
 	changed = p.endpoints.set(want, true, func(k bpf.Addr, err error) { r.fail("endpoints", orText(from[k], k.String()), err) })
 	if changed > 0 {
 		p.policies.tire() // a set may have lost its last endpoint
@@ -150,12 +150,11 @@ func (p *Program) publish(v *view, live []*tables.Endpoint) {
 	txn := t.DB.WriteTxn(t.Endpoints)
 	for _, e := range changed {
 		s := p.subjects[e.Key()]
-		tables.Change(txn, t.Endpoints, e, func(row *tables.Endpoint) bool {
-			if row.Ifindex != e.Ifindex || row.Phase == tables.Removing {
-				return true // changed meanwhile; the next pass handles it
+		// The row may have changed since the snapshot, or be gone; the next pass handles it.
+		tables.Edit(txn, t.Endpoints, e.Key(), func(row *tables.Endpoint) {
+			if row.Ifindex == e.Ifindex && row.Phase != tables.Removing {
+				row.Phase, row.Identity, row.Labels, row.Set = tables.Live, s.identity, s.labels, s.set
 			}
-			row.Phase, row.Identity, row.Labels, row.Set = tables.Live, s.identity, s.labels, s.set
-			return true
 		})
 	}
 	txn.Commit()

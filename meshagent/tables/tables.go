@@ -181,6 +181,18 @@ func Change[T any, P row[T]](txn statedb.WriteTxn, t statedb.RWTable[P], blank P
 	}
 }
 
+// Edit is Change for a row that somebody else creates and deletes: if there is no row with
+// this key, none is made.
+func Edit[T any, P row[T]](txn statedb.WriteTxn, t statedb.RWTable[P], key string, f func(P)) {
+	old := Get(txn, t, key)
+	if old == nil {
+		return
+	}
+	next := *old
+	f(&next)
+	_, _, _ = t.Insert(txn, &next)
+}
+
 // Put writes one row.
 func Put[P any](txn statedb.WriteTxn, t statedb.RWTable[P], row P) { _, _, _ = t.Insert(txn, row) }
 
