@@ -24,7 +24,8 @@ var (
 	seeds    = flag.Int("seeds", ordinary, "how many seeds are simulated")
 	duration = flag.Duration("for", 0, "simulate more seeds until this much time has passed, and report progress")
 	length   = flag.Int("steps", 60, "how many steps each seed has")
-	attempts = flag.Int("shrink", 60, "how many attempts are made to shorten the steps of a seed that fails")
+	// One attempt may take 10 s, and the seeds share their time with all other tests.
+	shortening = flag.Duration("shrink", 45*time.Second, "how long the steps of seeds that fail may be shortened, in all")
 )
 
 // run simulates a seed in a bubble of its own.
@@ -57,13 +58,13 @@ func TestSeeds(t *testing.T) {
 		Seconds     float64
 		Failed      []uint64
 	}{Failed: []uint64{}}
-	began, told, virtual := time.Now(), time.Now(), time.Duration(0)
+	began, told, virtual, left := time.Now(), time.Now(), time.Duration(0), *shortening
 	for seed := *first; seed < *first+uint64(*seeds) || time.Since(began) < *duration; seed++ {
 		r := run(t, seed, Steps(seed, *length), func(string) {})
 		summary.Runs, summary.Steps, virtual = summary.Runs+1, summary.Steps+r.Steps, virtual+r.Time
 		if len(r.Broken) > 0 {
 			summary.Failed = append(summary.Failed, seed)
-			tell(t, r)
+			left -= tell(t, r, left)
 		}
 		if *duration > 0 && time.Since(told) >= 10*time.Second {
 			told = time.Now()
@@ -76,13 +77,15 @@ func TestSeeds(t *testing.T) {
 	}
 }
 
-// tell says what is broken, and the shortest story found that breaks something.
-func tell(t *testing.T, r Run) {
+// tell says what is broken, and the shortest story that breaks something and is found
+// within some time. It returns how long that took.
+func tell(t *testing.T, r Run, within time.Duration) time.Duration {
 	t.Helper()
+	began := time.Now()
 	t.Errorf("seed %d, after %d steps: %s", r.Seed, r.At, strings.Join(r.Broken, "\n\t"))
 	t.Errorf("replay: go test ./internal/chaos -run TestSeeds -seed %d -steps %d -v", r.Seed, *length)
 	steps := Steps(r.Seed, *length)
-	short := shrink(len(steps), *attempts, func(places []int) bool {
+	short := shrink(len(steps), func() bool { return time.Since(began) < within }, func(places []int) bool {
 		return len(run(t, r.Seed, part(steps, places), func(string) {}).Broken) > 0
 	})
 	var story, at []string
@@ -90,6 +93,7 @@ func tell(t *testing.T, r Run) {
 		story, at = append(story, steps[i].String()), append(at, strconv.Itoa(i))
 	}
 	t.Errorf("shortened to %d steps:\n\t%s\n-only %s", len(short), strings.Join(story, "\n\t"), strings.Join(at, ","))
+	return time.Since(began)
 }
 
 func parsePlaces(t *testing.T, text string) (out []int) {
@@ -147,6 +151,7 @@ func TestEveryKindOfStepIsDrawn(t *testing.T) {
 }
 
 func TestShrink(t *testing.T) {
+	always := func() bool { return true }
 	for _, c := range []struct {
 		name  string
 		needs []int
@@ -157,7 +162,7 @@ func TestShrink(t *testing.T) {
 		{"nothing", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := shrink(60, 300, func(places []int) bool {
+			got := shrink(60, always, func(places []int) bool {
 				return !slices.ContainsFunc(c.needs, func(n int) bool { return !slices.Contains(places, n) })
 			})
 			if !slices.Equal(got, c.needs) && len(got)+len(c.needs) > 0 {
@@ -166,7 +171,7 @@ func TestShrink(t *testing.T) {
 		})
 	}
 	tried := 0
-	if got := shrink(60, 5, func([]int) bool { tried++; return false }); tried != 5 || len(got) != 60 {
+	if got := shrink(60, func() bool { return tried < 5 }, func([]int) bool { tried++; return false }); tried != 5 || len(got) != 60 {
 		t.Errorf("%d tries, %d steps left", tried, len(got))
 	}
 }

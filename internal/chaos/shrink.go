@@ -2,19 +2,15 @@ package chaos
 
 import "slices"
 
-// shrink returns a short part of the steps, by their places, that still fails, after at most
-// tries attempts: first the shortest prefix, then without whatever is not needed.
-func shrink(n, tries int, fails func(places []int) bool) []int {
+// shrink returns a short part of the steps, by their places, that still fails: first the
+// shortest prefix, then without whatever is not needed. Another attempt is made for as long
+// as more allows it.
+func shrink(n int, more func() bool, fails func(places []int) bool) []int {
 	all := make([]int, n)
 	for i := range all {
 		all[i] = i
 	}
-	try := func(places []int) bool {
-		if tries--; tries < 0 {
-			return false
-		}
-		return fails(places)
-	}
+	try := func(places []int) bool { return more() && fails(places) }
 	for low, high := 0, n; low < high; {
 		middle := (low + high) / 2
 		if try(all[:middle:middle]) {
