@@ -6,15 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/wire"
@@ -103,42 +100,6 @@ func TestJoiningOutlastsLostChanges(t *testing.T) {
 				}
 			})
 		})
-	}
-}
-
-func (e *etcds) KnownMembers(context.Context) ([]store.Member, error) { return e.all, nil }
-
-func (e *etcds) Ask(context.Context, string, time.Duration) (store.MemberStatus, error) {
-	return store.MemberStatus{Leader: 1}, nil
-}
-
-func (e *etcds) RemoveMember(context.Context, uint64) error { return nil }
-
-// Whoever was added is listed at once, and no longer once it was deleted.
-func TestAnAddedServerIsListed(t *testing.T) {
-	e := &etcds{Store: storetest.New(), all: []store.Member{{ID: 1, Name: "a", Peer: "https://a:2380"}}}
-	m, err := New(t.Context(), Config{Self: 1, Store: e, Etcd: e, Port: 2380, Log: slog.New(slog.DiscardHandler),
-		Secret: func() (authority.Secret, error) { return authority.Secret{}, nil }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	names := func() (out []string) {
-		for _, one := range m.List() {
-			out = append(out, one.Name+" "+string(one.State))
-		}
-		return out
-	}
-	if _, err := m.Add(t.Context(), api.ServerRequest{Name: "b", Address: netip.MustParseAddr("10.0.0.2")}); err != nil {
-		t.Fatal(err)
-	}
-	if got := names(); !slices.Equal(got, []string{"a up", "b invited"}) {
-		t.Errorf("after it was added: %v", got)
-	}
-	if _, err := m.Remove(t.Context(), "b"); err != nil {
-		t.Fatal(err)
-	}
-	if got := names(); !slices.Equal(got, []string{"a up"}) {
-		t.Errorf("after it was deleted: %v", got)
 	}
 }
 

@@ -145,12 +145,19 @@ func (m *Members) look(ctx context.Context) error {
 	return nil
 }
 
-// Endpoints are the URLs at which clients reach the members, ours first.
+// Endpoints are the URLs at which clients reach the members, ours first. They go into bundles,
+// which are not written again, so they are those of this moment unless our etcd does not answer.
 func (m *Members) Endpoints() []string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	list, err := m.conf.Etcd.KnownMembers(ctx)
+	if err != nil {
+		m.mu.Lock()
+		list = m.list
+		m.mu.Unlock()
+	}
 	all := []string{m.conf.Endpoint}
-	for _, one := range m.list {
+	for _, one := range list {
 		if one.ID != m.conf.Self && !one.Learner {
 			all = append(all, one.Clients...)
 		}

@@ -1,0 +1,72 @@
+package members
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
+)
+
+func (e *etcds) KnownMembers(context.Context) ([]store.Member, error) { return e.all, nil }
+
+func (e *etcds) Ask(context.Context, string, time.Duration) (store.MemberStatus, error) {
+	return store.MemberStatus{Leader: 1}, nil
+}
+
+func (e *etcds) RemoveMember(context.Context, uint64) error { return store.ErrNotFound }
+
+const ours, theirs = "https://192.0.2.1:2379", "https://192.0.2.2:2379"
+
+// newMembers returns the Members of one API server a.
+func newMembers(t *testing.T) (*Members, *etcds) {
+	t.Helper()
+	e := &etcds{Store: storetest.New(), all: []store.Member{{ID: 1, Name: "a", Peer: "https://192.0.2.1:2380", Clients: []string{ours}}}}
+	m, err := New(t.Context(), Config{
+		Self: 1, Endpoint: ours, Store: e, Etcd: e, Port: 2380, Log: slog.New(slog.DiscardHandler),
+		Secret: func() (authority.Secret, error) { return authority.Secret{}, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, e
+}
+
+// A bundle that is made right after an API server has joined names its store, too: nodes keep
+// reading when the first one is gone.
+func TestEndpointsAreThoseOfTheMoment(t *testing.T) {
+	m, e := newMembers(t)
+	e.all = append(e.all, store.Member{ID: 2, Name: "b", Clients: []string{theirs}, Learner: true})
+	if got := m.Endpoints(); !slices.Equal(got, []string{ours}) {
+		t.Errorf("while another one joins: %v", got)
+	}
+	e.all[1].Learner = false
+	if got := m.Endpoints(); !slices.Equal(got, []string{ours, theirs}) {
+		t.Errorf("after another one has joined: %v", got)
+	}
+}
+
+// Whoever adds an API server and lists them sees it, without waiting for the next look. The
+// same holds once it is deleted.
+func TestAddedIsListedAtOnce(t *testing.T) {
+	m, _ := newMembers(t)
+	if _, err := m.Add(t.Context(), api.ServerRequest{Name: "b", Address: netip.MustParseAddr("192.0.2.2")}); err != nil {
+		t.Fatal(err)
+	}
+	all := m.List()
+	if len(all) != 2 || all[0].State != Up || all[1].Name != "b" || all[1].State != Invited || all[1].Address != "192.0.2.2:2380" {
+		t.Errorf("after the addition: %+v", all)
+	}
+	if _, err := m.Remove(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	if all := m.List(); len(all) != 1 || all[0].Name != "a" {
+		t.Errorf("after the deletion: %+v", all)
+	}
+}
