@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -136,10 +137,9 @@ func (l *Lab) mergeContexts() error {
 		if err != nil {
 			return fmt.Errorf("cluster %s: %w", c.Name, err)
 		}
-		for _, x := range one.Contexts {
-			merged.Set(x)
-		}
-		// Each other API server has a context of its own, called CLUSTER-NODE.
+		first := one.Contexts
+		// Each other API server has a context of its own, called CLUSTER-NODE. The first
+		// one's file lists it only later.
 		for _, name := range c.Servers {
 			one, err := api.LoadConfig(l.nodes[c.Name+"/"+name].path(api.AdminConfigPath))
 			if errors.Is(err, fs.ErrNotExist) {
@@ -149,9 +149,17 @@ func (l *Lab) mergeContexts() error {
 				return fmt.Errorf("cluster %s: %w", c.Name, err)
 			}
 			for _, x := range one.Contexts {
+				for i := range first {
+					if !slices.Contains(first[i].Servers, x.Server) {
+						first[i].Servers = append(first[i].Servers, x.Server)
+					}
+				}
 				x.Name = c.Name + "-" + name
 				merged.Set(x)
 			}
+		}
+		for _, x := range first {
+			merged.Set(x)
 		}
 	}
 	return merged.Save(l.ConfigPath())
