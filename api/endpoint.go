@@ -30,8 +30,8 @@ type EndpointRequest struct {
 	Netns string `json:"netns,omitempty"`
 	// Interface is the name of the device in the pod; eth0 if empty.
 	Interface string `json:"interface,omitempty"`
-	// Addresses are those that the pod should get, at most one for now. Empty: the agent
-	// chooses.
+	// Addresses are those that the pod should get. A pod has one address, so more are
+	// refused. Empty: the agent chooses.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 

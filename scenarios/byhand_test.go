@@ -41,7 +41,7 @@ clusters:
 // told to. If its process is killed, the next prune removes it.
 func TestLabByHand(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Skip("needs root: raises a lab")
 	}
 	cgroups, err := space.CgroupRoot()
 	if err != nil {

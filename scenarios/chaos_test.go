@@ -6,19 +6,13 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/weft-mesh/weft/lab"
 	"github.com/weft-mesh/weft/lab/scenario"
 )
 
 // TestChaos runs one short round of what `make chaos` does for as long as one likes: a script
 // that a seed has written breaks and mends real clusters.
 func TestChaos(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	if err := lab.Preflight(); err != nil {
-		t.Fatal(err)
-	}
+	needLab(t)
 	text, err := exec.CommandContext(t.Context(), "go", "run", "../internal/chaos/labchaos", "-seed", "4", "-steps", "9", "-print").Output()
 	if err != nil {
 		t.Fatal(err)

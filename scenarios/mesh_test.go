@@ -3,24 +3,16 @@ package scenarios
 import (
 	"bytes"
 	"encoding/json"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
-
-	"github.com/weft-mesh/weft/lab"
 )
 
 // TestAMeshOfGeneratedClusters measures a small mesh as `make bench-mesh` measures a large
 // one: every line comes, nothing fails on the way and nothing is lost. How long anything
 // takes is not looked at.
 func TestAMeshOfGeneratedClusters(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	if err := lab.Preflight(); err != nil {
-		t.Fatal(err)
-	}
+	needLab(t)
 	cmd := exec.CommandContext(t.Context(), "go", "run", "../internal/benchmesh", "-weft", build(t), "-effort", "check", "-clusters", "3",
 		"-only", "one-change,propagation,memory,apiserver,traffic,converge,reconnect,bootstrap")
 	cmd.Stderr = t.Output()

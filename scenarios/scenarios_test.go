@@ -141,14 +141,21 @@ func build(t *testing.T) string {
 	return weft
 }
 
-// TestScenarios runs every script in a lab of its own, one after the other.
-func TestScenarios(t *testing.T) {
+// needLab ends the test where no lab can be raised: without root it is skipped, but CI
+// runs as root; anything else that is missing is a failure.
+func needLab(t *testing.T) {
+	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Skip("needs root: raises a lab")
 	}
 	if err := lab.Preflight(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestScenarios runs every script in a lab of its own, one after the other.
+func TestScenarios(t *testing.T) {
+	needLab(t)
 	weft := build(t)
 	for _, file := range files(t) {
 		t.Run(strings.TrimSuffix(file, ".txtar"), func(t *testing.T) {

@@ -2,9 +2,9 @@
  *
  * A verdict rests on rows that the agent changes: who has the two addresses and where
  * they are, which policy set the pod is under, whether the backend still belongs to its
- * service, which class the other side's identity has, and the policy in force. After
- * every such change the agent raises a revision: of the address, of the identity, or,
- * for policies and wide prefixes, settings.revision. A flow keeps the sum of those that
+ * service, which class the other side's identity has, and the generation of policies.
+ * After every such change the agent raises a revision: of the address, of the identity,
+ * or, for generations and wide prefixes, settings.revision. A flow keeps the sum of those
  * its verdict rests on. They only grow, so the sum is the same only if none was raised.
  *
  * Addresses and identities share REVISIONS rows by hash. Those that share a row are
