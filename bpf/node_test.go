@@ -15,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	_ "github.com/weft-mesh/weft/internal/firstthread"
 )
 
 // The mesh of the packet tests, seen from node 1 of cluster 1:

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	_ "github.com/weft-mesh/weft/internal/firstthread"
 )
 
 // holdVariable turns this test binary into a process that locks a folder until its

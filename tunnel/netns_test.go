@@ -20,6 +20,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	_ "github.com/weft-mesh/weft/internal/firstthread"
 	"github.com/weft-mesh/weft/tunnel"
 )
 

@@ -27,12 +27,12 @@ var mayImport = map[string][]string{
 	// about forgeries.
 	"apiserver/authority": {"api", "statefile"},
 	"apiserver":           {"api", "apiserver/authority", "store", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile"},
-	"meshagent":           {"meshagent/tables", "meshagent/paths", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile"},
+	"meshagent":           {"meshagent/tables", "meshagent/paths", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread"},
 	"meshagent/tables":    {"identity", "wire", "policy", "service", "tunnel"},
 	// Alone owns the way to other nodes; who they are is decided above it.
 	"meshagent/paths": {"meshagent/tables", "identity", "wire", "bpf", "tunnel"},
 	// Scripts compare what the maps of its machines say.
-	"lab":       {"api", "apiserver/authority", "flow", "deploy", "bpf"},
+	"lab":       {"api", "apiserver/authority", "flow", "deploy", "bpf", "internal/firstthread"},
 	"cmd/weft":  {"manifest", "api", "apiserver", "meshagent", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},
 	"scenarios": {"lab"},
 	"internal":  {"lab"},
@@ -42,6 +42,8 @@ var mayImport = map[string][]string{
 	"internal/chaos/labchaos": {"lab", "wire"},
 	// Addresses for tests of every part.
 	"internal/loopbacktest": {},
+	// For whoever moves threads between namespaces.
+	"internal/firstthread": {},
 	// Whole clusters in one process.
 	"internal/meshtest": {"api", "apiserver", "apiserver/authority", "meshagent", "store", "identity", "bpf", "tunnel", "wire"},
 	// What may happen to such a mesh; its tests make it happen.
@@ -55,7 +57,9 @@ var testsMayImport = map[string][]string{
 	"store":          {"internal/loopbacktest"},
 	"cmd/weft":       {"deploy", "meshagent/tables"}, // the example is refused until it is edited
 	"meshagent":      {"internal/loopbacktest"},
-	"tunnel":         {"internal/loopbacktest"},
+	"tunnel":         {"internal/loopbacktest", "internal/firstthread"},
+	"bpf":            {"internal/firstthread"},
+	"statefile":      {"internal/firstthread"},
 	"lab":            {"internal/loopbacktest"},
 	"internal/chaos": {"internal/meshtest", "api", "meshagent", "meshagent/tables", "store", "identity", "policy", "bpf", "wire"},
 	// Its etcd is compared with a real one.

@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	_ "github.com/weft-mesh/weft/internal/firstthread"
 )
 
 // ErrClosed means that a Thread has ended.

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	_ "github.com/weft-mesh/weft/internal/firstthread"
 )
 
 // lookEvery is the pause between two looks for new and removed namespaces.

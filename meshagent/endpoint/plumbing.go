@@ -20,6 +20,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	_ "github.com/weft-mesh/weft/internal/firstthread"
 )
 
 // Link is a pod's device pair as it is in the kernel.
