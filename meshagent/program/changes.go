@@ -51,7 +51,11 @@ func (p *Program) judgeRows(v *view, clusters map[string]bool, r *report) (chang
 	if !p.revise(v, r) || p.unplaced() {
 		return p.judge(v, r)
 	}
+	failed := false // then the rest is left to the next pass, which looks at all
 	one := func(row *tables.Identity, deleted bool) {
+		if failed {
+			return
+		}
 		n, err := 0, error(nil)
 		r.row("identities", row.Key())
 		switch {
@@ -61,6 +65,7 @@ func (p *Program) judgeRows(v *view, clusters map[string]bool, r *report) (chang
 			n, err = p.policies.unlearn(row.Number)
 		}
 		if err != nil {
+			failed = true
 			r.fail("identities", row.Key(), err)
 		}
 		changed += n

@@ -114,7 +114,8 @@ func (p *policies) flushQuietly() error {
 }
 
 // flush writes what has changed in the current tables, in the order that Changes asks
-// for. After an error, catchUp and clean do.
+// for. After an error, catchUp and clean do: what comes later may rest on rows that are
+// missing, and an identity in a class without all its entries could miss a deny rule.
 func (p *policies) flush() (err error) {
 	defer func() {
 		if err != nil {
@@ -126,6 +127,9 @@ func (p *policies) flush() (err error) {
 		}
 	}()
 	c := p.current.Take()
+	if p.behind {
+		return p.catchUp()
+	}
 	r := rows{classes: map[bpf.ClassKey]uint32{}}
 	if len(c.Entries)+len(c.Sets) > 0 {
 		p.newRows(c, &r)

@@ -3,13 +3,18 @@ package program
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/cilium/statedb"
+
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
+	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // small is a bench whose policy map has room for n rows.
@@ -153,5 +158,70 @@ func TestNoGapBetweenNoPolicyAndOne(t *testing.T) {
 		if row.Set != noSet {
 			t.Errorf("write %d fails: set %d without a policy", failAt, row.Set)
 		}
+	}
+}
+
+// An identity that comes after one whose class the kernel could not take is not put into
+// that class either: the entries that deny may be missing.
+func TestNobodyIsInAClassThatIsNotWritten(t *testing.T) {
+	b := newBench(t)
+	m := bpftest.New()
+	full := bpftest.NewTable[bpf.PolicyKey, bpf.PolicyEntry]("policy", 1000)
+	m.Policy = full
+	b.maps = tapMaps(m, b.tap)
+	b.restart()
+	web := b.pod("web-1", "web", "10.1.1.2", 65537)
+	b.remote("frontend", 131073)
+	b.policy("web", `
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  ingress: [{fromEntities: [all]}]
+  ingressDeny: [{fromEndpoints: [{matchLabels: {app: intruder, io.cilium.k8s.policy.cluster: west}}]}]
+`)
+	b.pass()
+	b.late()
+	b.want("frontend", web, 131073, 80, true)
+	b.tap.after = func() {
+		for intruder := identity.Number(131074); intruder < 131084; intruder++ {
+			if ok, _ := judgePacket(b.maps, web, intruder, bpf.Ingress, 6, 80); ok {
+				t.Fatalf("intruder %d gets in", intruder)
+			}
+		}
+	}
+	full.Fail(func(string, bpf.PolicyKey) error { return errors.New("no memory") })
+	b.write(func(txn statedb.WriteTxn) {
+		for intruder := identity.Number(131074); intruder < 131084; intruder++ {
+			tables.Put(txn, b.tab.Identities, &tables.Identity{Cluster: "west", Number: intruder, Labels: identity.PodLabels("shop", nil, map[string]string{"app": "intruder"}, "default", "west")})
+		}
+	})
+	b.p.pass(t.Context())
+	b.p.pass(t.Context())
+	full.Fail(nil)
+	b.pass()
+	if len(rowsIn(b.maps.Classes)) < 10 {
+		t.Error("the intruders are still unknown")
+	}
+}
+
+// The number of a prefix that no policy names goes even if its row becomes somebody's.
+func TestNumberOfAnAnnexedPrefixGoes(t *testing.T) {
+	b := newBench(t)
+	b.policy("web", fmt.Sprintf(allowTo, "10.3.0.0/16")) // of no pod here
+	b.pass()
+	n, ok := b.p.cidrs[netip.MustParsePrefix("10.3.0.0/16")]
+	if !ok {
+		t.Fatal("the prefix has no number")
+	}
+	b.policy("web", "")
+	b.pass()
+	b.write(func(txn statedb.WriteTxn) {
+		tables.Put(txn, b.tab.Clusters, &tables.Cluster{Name: "north", Peer: &wire.Peer{Name: "north", ID: 3, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.3.0.0/16")}}})
+	})
+	b.settle() // gives up the prefix in the pass that finds the peer
+	if _, ok := rowsIn(b.maps.Classes)[bpf.ClassKey{Gen: b.p.policies.gen, Identity: uint32(n)}]; ok {
+		t.Errorf("number %v still has a class", n)
 	}
 }

@@ -154,5 +154,5 @@ func (p *Program) tidy() (again bool, err error) {
 		p.unnamePrefixes()
 	}
 	err = p.retireNumbers()
-	return again || p.policies.current.Litter(), err
+	return again || p.policies.current.Litter() || len(p.retiring) > 0, err
 }
