@@ -66,6 +66,24 @@ func TestLoadNeedsBPFFileSystem(t *testing.T) {
 	}
 }
 
+// Whoever reads a node's maps without an agent sees its rows, and is told where none are.
+func TestPinnedMaps(t *testing.T) {
+	c := smallConfig(ownNamespaces(t))
+	if _, _, err := Pinned(c.PinDir); err == nil || !strings.Contains(err.Error(), "no agent of this version has run there") {
+		t.Errorf("before any agent: %v", err)
+	}
+	d := mustLoad(t, c, options{})
+	set(t, d.Maps().Settings, 0, Settings{Revision: 5})
+	m, done, err := Pinned(c.PinDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer done()
+	if s, _, err := m.Settings.Lookup(0); s.Revision != 5 || err != nil {
+		t.Errorf("settings %+v, %v", s, err)
+	}
+}
+
 // With both kinds of hooks, a restart keeps what is in the maps and on the devices,
 // and Remove removes everything.
 func TestGenerations(t *testing.T) {

@@ -14,10 +14,9 @@ import (
 // that was opened for reading only.
 func Pinned(dir string) (_ *Maps, done func(), err error) {
 	maps := map[string]*ebpf.Map{}
-	done = func() { closeMaps(maps) }
 	defer func() {
 		if err != nil {
-			done()
+			closeMaps(maps)
 		}
 	}()
 	for name := range versions {
@@ -30,5 +29,5 @@ func Pinned(dir string) (_ *Maps, done func(), err error) {
 		}
 		maps[name] = m
 	}
-	return tables(maps), done, nil
+	return tables(maps), func() { closeMaps(maps) }, nil
 }

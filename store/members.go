@@ -126,11 +126,19 @@ func (e *Etcd) MoveMember(ctx context.Context, id uint64, peer string) error {
 	return nil
 }
 
-// Ask asks the member at an endpoint how it is.
+// Ask asks the member at an endpoint how it is; without an endpoint, the one that we are
+// connected to, which costs no connection.
 func (e *Etcd) Ask(ctx context.Context, endpoint string, patience time.Duration) (MemberStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	status, err := e.client.Status(ctx, endpoint)
+	ask := e.status
+	if endpoint != "" {
+		ask = func(ctx context.Context) (*etcdserverpb.StatusResponse, error) {
+			status, err := e.client.Status(ctx, endpoint)
+			return (*etcdserverpb.StatusResponse)(status), err
+		}
+	}
+	status, err := ask(ctx)
 	if err != nil {
 		return MemberStatus{}, explain(err)
 	}

@@ -21,6 +21,8 @@ import (
 type etcds struct {
 	*storetest.Store
 	all    []store.Member
+	leader uint64
+	bytes  int64 // of each one's database
 	faults []fault
 }
 

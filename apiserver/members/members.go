@@ -31,6 +31,7 @@ const (
 // Etcd is the part of an etcd that tells about members and changes them.
 type Etcd interface {
 	KnownMembers(ctx context.Context) ([]store.Member, error)
+	// Ask without an endpoint asks our own member.
 	Ask(ctx context.Context, endpoint string, patience time.Duration) (store.MemberStatus, error)
 	RemoveMember(ctx context.Context, id uint64) error
 }
@@ -104,11 +105,15 @@ func (m *Members) look(ctx context.Context) error {
 	answers := make([]*store.MemberStatus, len(list))
 	var asked sync.WaitGroup
 	for i, one := range list {
-		if len(one.Clients) == 0 || len(list) == 1 && len(m.seen) > 0 {
-			continue
+		endpoint := "" // our own
+		if one.ID != m.conf.Self {
+			if len(one.Clients) == 0 {
+				continue
+			}
+			endpoint = one.Clients[0]
 		}
 		asked.Go(func() {
-			if status, err := m.conf.Etcd.Ask(ctx, one.Clients[0], patience); err == nil {
+			if status, err := m.conf.Etcd.Ask(ctx, endpoint, patience); err == nil {
 				answers[i] = &status
 			}
 		})

@@ -17,17 +17,23 @@ import (
 func (e *etcds) KnownMembers(context.Context) ([]store.Member, error) { return e.all, nil }
 
 func (e *etcds) Ask(context.Context, string, time.Duration) (store.MemberStatus, error) {
-	return store.MemberStatus{Leader: 1}, nil
+	return store.MemberStatus{Leader: e.leader, Bytes: e.bytes}, nil
 }
 
-func (e *etcds) RemoveMember(context.Context, uint64) error { return store.ErrNotFound }
+func (e *etcds) RemoveMember(_ context.Context, id uint64) error {
+	e.all = slices.DeleteFunc(e.all, func(m store.Member) bool { return m.ID == id })
+	if e.leader == id && len(e.all) > 0 {
+		e.leader = e.all[0].ID
+	}
+	return nil
+}
 
 const ours, theirs = "https://192.0.2.1:2379", "https://192.0.2.2:2379"
 
 // newMembers returns the Members of one API server a.
 func newMembers(t *testing.T) (*Members, *etcds) {
 	t.Helper()
-	e := &etcds{Store: storetest.New(), all: []store.Member{{ID: 1, Name: "a", Peer: "https://192.0.2.1:2380", Clients: []string{ours}}}}
+	e := &etcds{Store: storetest.New(), leader: 1, all: []store.Member{{ID: 1, Name: "a", Peer: "https://192.0.2.1:2380", Clients: []string{ours}}}}
 	m, err := New(t.Context(), Config{
 		Self: 1, Endpoint: ours, Store: e, Etcd: e, Port: 2380, Log: slog.New(slog.DiscardHandler),
 		Secret: func() (authority.Secret, error) { return authority.Secret{}, nil },
@@ -68,5 +74,26 @@ func TestAddedIsListedAtOnce(t *testing.T) {
 	}
 	if all := m.List(); len(all) != 1 || all[0].Name != "a" {
 		t.Errorf("after the deletion: %+v", all)
+	}
+}
+
+// Whoever is left alone leads, although the other one led while there were two, and what it
+// says about itself stays current.
+func TestTheLastOneLeads(t *testing.T) {
+	m, e := newMembers(t)
+	e.all = append(e.all, store.Member{ID: 2, Name: "b", Peer: "https://192.0.2.2:2380", Clients: []string{theirs}})
+	e.leader, e.bytes = 2, 1<<20
+	if _, err := m.now(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if all := m.List(); len(all) != 2 || all[0].Leads || !all[1].Leads {
+		t.Fatalf("of two: %+v", all)
+	}
+	e.bytes = 2 << 20
+	if _, err := m.Remove(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	if all := m.List(); len(all) != 1 || !all[0].Leads || all[0].Bytes != 2<<20 {
+		t.Errorf("alone: %+v", all)
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/weft-mesh/weft/bpf"
 )
 
-// Of returns a line for each thing that the maps say, in order and none twice.
+// Of returns a line for each thing that the maps say, in order.
 func Of(m *bpf.Maps) ([]string, error) {
 	s, err := read(m)
 	if err != nil {
