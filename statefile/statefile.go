@@ -66,6 +66,21 @@ func Create(path string, fill func(*os.File) error) (err error) {
 	return d.Sync()
 }
 
+// Append adds to the end of a file that exists and returns when the disk has it. After a
+// crash, or a failure, the file may end with a part of content: whoever reads it must be
+// able to tell.
+func Append(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
 // temporary begins the names of files that are not complete yet.
 const temporary = ".new-"
 

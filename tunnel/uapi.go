@@ -52,8 +52,8 @@ func listenUAPI(path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// serveUAPI answers configuration requests until ctx ends. It saves the device's
-// configuration after each change, before confirming it.
+// serveUAPI answers configuration requests until ctx ends. It saves each change before
+// confirming it.
 func serveUAPI(ctx context.Context, l *net.UnixListener, path string, dev *device.Device, saved *savedConfig, log *slog.Logger) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return saved.retry(ctx, dev) })
