@@ -233,7 +233,7 @@ func (l *Liveness) aim(moved map[string]bool) (changed bool) {
 		}
 		n := l.mesh.Node(key)
 		lane, _, _ := l.cfg.Rows.Lane(key)
-		next := probe.Target{Cluster: cluster, Node: n.Name, Addr: n.Internal(), Device: l.own.Lanes[lane.Lane&1].Ifindex, Size: l.cfg.MTU}
+		next := probe.Target{Cluster: cluster, Node: n.Name, Addr: n.Internal(), Device: l.own.Lanes[lane.Lane&1].Ifindex, Size: l.cfg.MTU, Busy: l.witnesses.Needed(key)}
 		delete(l.unprobed, key)
 		l.targets[key] = next
 		changed = changed || !probed || before != next

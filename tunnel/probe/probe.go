@@ -21,6 +21,9 @@ type Target struct {
 	// Size of the largest packet that the tunnel sends there, in bytes including
 	// headers; 0: do not test whether it passes.
 	Size int
+	// Busy is set while packets flow to it: it has the whole pace, however many targets
+	// there are.
+	Busy bool
 }
 
 // Name is "cluster/node".

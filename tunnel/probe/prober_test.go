@@ -3,6 +3,7 @@ package probe_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -221,4 +222,46 @@ func TestConfigNamesEveryMistake(t *testing.T) {
 			t.Errorf("no word of %q in: %v", want, err)
 		}
 	}
+}
+
+// Hundreds of targets cost what the budget says. What is in use is found dead as fast as in
+// a small mesh, and everything else as much later as it is probed less often.
+func TestProbesDoNotGrowWithTheMesh(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		var targets []probe.Target
+		for n := range 500 {
+			target := probe.Target{Cluster: "gen", Node: fmt.Sprint(n), Addr: netip.AddrFrom4([4]byte{10, 3, byte(n >> 8), byte(n)})}
+			b.network.Answer(target.Addr, time.Millisecond)
+			targets = append(targets, target)
+		}
+		targets[0].Busy = true
+		b.Set(targets)
+		for range targets {
+			if o, _ := b.next(t, time.Second); o.State != probe.Up {
+				t.Fatalf("%s is %s", o.Target.Name(), o.State)
+			}
+		}
+		before := b.network.Sent()
+		b.quiet(t, 5*time.Second)
+		const budget, busy = 5 * 1000, 5 * 10
+		if sent := b.network.Sent() - before; sent > budget*11/10+busy || sent < budget*8/10 {
+			t.Errorf("%d probes in 5 s, want about %d", sent, budget)
+		}
+		for n, within := range []time.Duration{620 * time.Millisecond, 625*time.Millisecond + 620*time.Millisecond} {
+			b.network.Cut(targets[n].Addr)
+			if o, after := b.next(t, 5*time.Second); o.State != probe.Down || o.Target != targets[n] || after > within {
+				t.Errorf("%s is %s after %v, want target %d down within %v", o.Target.Name(), o.State, after, n, within)
+			}
+			b.network.Answer(targets[n].Addr, time.Millisecond)
+			if o, after := b.next(t, 5*time.Second); o.State != probe.Up || after > within {
+				t.Errorf("%s is %s after %v, want it up again within %v", o.Target.Name(), o.State, after, within)
+			}
+		}
+		targets[1].Busy = true
+		b.Set(targets)
+		b.network.Cut(targets[1].Addr)
+		if o, after := b.next(t, 5*time.Second); o.State != probe.Down || after > 620*time.Millisecond {
+			t.Errorf("%s after %v: a target that is in use by now is down within 620 ms", o.State, after)
+		}
+	})
 }

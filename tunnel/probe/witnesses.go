@@ -8,8 +8,8 @@ import (
 
 const (
 	// MaxWitnesses is how many nodes of each cluster a node probes besides those that it
-	// has flows with. A mesh of n nodes in c clusters sends n × c × MaxWitnesses /
-	// Interval such probes a second, never n × n.
+	// has flows with. A node sends c × MaxWitnesses / Interval such probes a second in a mesh
+	// of c clusters, or Budget if that is less.
 	MaxWitnesses = 3
 	// SmallCluster is the size up to which every node of a cluster is probed.
 	SmallCluster = 8
@@ -98,8 +98,11 @@ func (w *Witnesses) Chosen(cluster, name string) bool {
 	return c != nil && c.nodes[name] && (w.must[name] || len(c.nodes) <= SmallCluster || slices.Contains(c.best, name))
 }
 
-// Changed returns the nodes about which Chosen may say something else than before the
-// last call.
+// Needed says whether a node has to be probed, whoever else is.
+func (w *Witnesses) Needed(name string) bool { return w.must[name] }
+
+// Changed returns the nodes about which Chosen or Needed may say something else than before
+// the last call.
 func (w *Witnesses) Changed() map[string]bool {
 	changed := w.changed
 	w.changed = map[string]bool{}
