@@ -81,6 +81,9 @@ func (p *Pool) Run(ctx context.Context) error {
 	conf.BindAddr, conf.BindPort = self.Addr.Addr().String(), int(self.Addr.Port())
 	conf.AdvertiseAddr, conf.AdvertisePort = conf.BindAddr, conf.BindPort
 	d := &delegate{p}
+	// Compressing saves little in messages of a few dozen bytes, and makes 64 KiB of
+	// garbage for each. Compressed messages are still read.
+	conf.EnableCompression = false
 	conf.Delegate, conf.Events, conf.Alive, conf.Ping, conf.Conflict = d, d, d, d, d
 	conf.Logger = log.New(lineWriter{p.cfg.Log, &p.refused}, "", 0)
 	list, err := memberlist.Create(conf)
