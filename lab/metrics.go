@@ -39,13 +39,7 @@ func Metrics(ctx context.Context, r Ref) ([]byte, error) {
 // dial connects from within the node: a socket belongs to the namespace it was
 // made in.
 func (n *Node) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-	n.mu.Lock()
-	thread := n.thread
-	n.mu.Unlock()
-	if thread == nil {
-		return nil, errNoPower
-	}
-	err = thread.Do(func() error {
+	err = n.Do(func() (err error) {
 		conn, err = (&net.Dialer{}).DialContext(ctx, network, addr)
 		return err
 	})

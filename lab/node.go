@@ -71,6 +71,17 @@ func (n *Node) path(file string) string {
 	return filepath.Join(fmt.Sprintf("/proc/%d/root", n.sandbox.pid()), file)
 }
 
+// Do runs f in the machine's namespaces.
+func (n *Node) Do(f func() error) error {
+	n.mu.Lock()
+	thread := n.thread
+	n.mu.Unlock()
+	if thread == nil {
+		return errNoPower
+	}
+	return thread.Do(f)
+}
+
 // PowerOn starts the sandbox and plugs it in, and nothing else.
 func (n *Node) PowerOn() (err error) {
 	n.mu.Lock()

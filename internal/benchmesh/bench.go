@@ -21,9 +21,9 @@ type plan struct {
 	shape peers.Shape
 	// rounds is how many changes of each kind are made one by one.
 	rounds int
-	// rest is for how long nothing is changed, to see what is used without changes, and for
-	// late effects to show.
-	rest time.Duration
+	// rest is for how long nothing is changed, for late effects to show, and idle to see what
+	// is used without changes, before those of each kind.
+	rest, idle time.Duration
 	// churn is for how long clusters change at their rates.
 	churn time.Duration
 	// partition is how long peers are out of reach, and changes how much they change.
@@ -44,16 +44,16 @@ type plan struct {
 // and to see that everything works.
 var efforts = map[string]plan{
 	"full": {
-		shape: peers.PerCluster(), rounds: 50, rest: 3 * time.Second, churn: 20 * time.Second, partition: time.Minute, changes: 10_000,
+		shape: peers.PerCluster(), rounds: 100, rest: 3 * time.Second, idle: 4 * time.Second, churn: 20 * time.Second, partition: time.Minute, changes: 10_000,
 		failovers: 10, patience: 2 * time.Minute,
 	},
 	"quick": {
-		shape: peers.PerCluster(), rounds: 20, rest: 3 * time.Second, churn: 8 * time.Second, partition: 15 * time.Second, changes: 10_000,
+		shape: peers.PerCluster(), rounds: 40, rest: 3 * time.Second, idle: 2 * time.Second, churn: 8 * time.Second, partition: 15 * time.Second, changes: 10_000,
 		failovers: 3, patience: 40 * time.Second,
 	},
 	"check": {
 		shape:  peers.Shape{Nodes: 5, Endpoints: 150, Identities: 20, Services: 3, Backends: 2, Large: 200},
-		rounds: 2, rest: 200 * time.Millisecond, churn: time.Second, partition: time.Second, changes: 50,
+		rounds: 2, rest: 200 * time.Millisecond, idle: 200 * time.Millisecond, churn: time.Second, partition: time.Second, changes: 50,
 		failovers: 1, patience: 40 * time.Second,
 	},
 }

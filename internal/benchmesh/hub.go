@@ -19,7 +19,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
@@ -77,7 +79,60 @@ func newHub(ctx context.Context, l *lab.Lab, cluster string, world *peers.World)
 	if h.keys, err = os.MkdirTemp("", "benchmesh"); err != nil {
 		return nil, err
 	}
+	if err := h.answer(ctx); err != nil {
+		return nil, err
+	}
 	return h, h.serve(ctx)
+}
+
+// answer has the generated nodes answer handshakes and echo requests of the cluster's nodes.
+func (h *hub) answer(ctx context.Context) error {
+	responders := h.world.Responders()
+	for _, port := range peers.LanePorts {
+		var socket *peers.Socket
+		if err := h.operator.Do(func() (err error) {
+			socket, err = peers.NewSocket(port)
+			return err
+		}); err != nil {
+			return fmt.Errorf("sockets of generated nodes: %w", err)
+		}
+		for range 2 { // readers: all nodes are called at once when they have been added
+			h.serving.Go(func() error { return responders.Serve(ctx, socket) })
+		}
+	}
+	if err := h.operator.Do(func() error {
+		return route(netlink.Route{Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST}, "lo")
+	}); err != nil {
+		return fmt.Errorf("addresses of generated nodes: %w", err)
+	}
+	for _, n := range h.lab.Nodes() {
+		if n.Cluster != nil && n.Cluster.Name == h.cluster {
+			if err := h.reach(n); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// reach leads a node that has just been powered on to the generated ones.
+func (h *hub) reach(n *lab.Node) error {
+	err := n.Do(func() error { return route(netlink.Route{Gw: h.addr.AsSlice()}, "eth0") })
+	if err != nil {
+		return fmt.Errorf("way from %s to generated nodes: %w", n.Full(), err)
+	}
+	return nil
+}
+
+// route adds a route to all generated nodes in this thread's network namespace.
+func route(r netlink.Route, device string) error {
+	link, err := netlink.LinkByName(device)
+	if err != nil {
+		return err
+	}
+	r.LinkIndex = link.Attrs().Index
+	r.Dst = &net.IPNet{IP: peers.NodeRange.Addr().AsSlice(), Mask: net.CIDRMask(peers.NodeRange.Bits(), 32)}
+	return netlink.RouteReplace(&r)
 }
 
 // Close ends what serves the world. Closing twice is harmless.

@@ -70,13 +70,14 @@ func (b *bench) oneChanges(ctx context.Context) error {
 	if err := b.calm(ctx); err != nil {
 		return err
 	}
-	idle, err := b.usageOver(ctx, b.rest)
-	if err != nil {
-		return err
-	}
 	for _, kind := range []peers.Kind{peers.Address, peers.Identity, peers.Backend, peers.Node} {
 		if !b.wants("one-change") && kind != peers.Backend {
 			continue
+		}
+		// Before each kind, because a large process is not idle in the same way for long.
+		idle, err := b.usageOver(ctx, b.idle)
+		if err != nil {
+			return err
 		}
 		if err := b.oneChange(ctx, kind, idle); err != nil {
 			return err
@@ -431,6 +432,9 @@ func (b *bench) bootstrap(ctx context.Context) error {
 		return err
 	}
 	if err := b.node.PowerOn(); err != nil {
+		return err
+	}
+	if err := b.hub.reach(b.node); err != nil {
 		return err
 	}
 	b.kernel.Close()

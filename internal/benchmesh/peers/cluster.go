@@ -1,7 +1,6 @@
 package peers
 
 import (
-	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"maps"
@@ -136,32 +135,32 @@ func (c *Cluster) change(f func(w *writer)) {
 }
 
 func (c *Cluster) addNode(w *writer) {
-	c.putNode(w, c.nodes, 1)
+	c.putNode(w, c.nodes, firstEpoch)
 	c.nodes++
 }
 
+// nodeName returns the name of node j.
+func nodeName(j int) string { return fmt.Sprintf("n%04d", j) }
+
 // putNode writes node j in the given epoch of its keys.
 func (c *Cluster) putNode(w *writer, j int, epoch uint64) {
-	s, name := c.shape, fmt.Sprintf("n%04d", j)
-	key := func(epoch uint64) string {
-		sum := sha256.Sum256(fmt.Appendf(nil, "%s/%s/%d", c.Name(), name, epoch))
-		return base64.StdEncoding.EncodeToString(sum[:])
-	}
+	s, name := c.shape, nodeName(j)
+	key := base64.StdEncoding.EncodeToString(privateKey(c.Name(), name, epoch).PublicKey().Bytes())
 	node := wire.Node{
 		Name: name, Cluster: c.Name(), ClusterID: uint32(c.ID()), Source: wire.SourceCustomResource,
 		IPAddresses: []wire.NodeAddress{
 			{Type: wire.NodeInternalIP, IP: s.outside(c.index, j)},
 			{Type: wire.NodeCiliumInternalIP, IP: s.internal(c.index, j)},
 		},
-		EncryptionKey: wire.WireGuardKey, WireguardPubKey: key(epoch),
-		Annotations: map[string]string{"network.cilium.io/wg-pub-key": key(epoch)},
+		EncryptionKey: wire.WireGuardKey, WireguardPubKey: key,
+		Annotations: map[string]string{"network.cilium.io/wg-pub-key": key},
 		Labels:      map[string]string{"kubernetes.io/hostname": name, "topology.kubernetes.io/zone": fmt.Sprintf("z%d", j%3)},
 		BootID:      "00000000-0000-4000-8000-000000000000",
 	}
 	node.SetPodCIDRs([]netip.Prefix{s.nodeCIDR(c.index, j)})
 	w.put(wire.NodeStateKey(c.Name(), name), wire.Marshal(node))
 	export := wire.ExportNode{Name: name, Epoch: epoch}
-	export.Lanes[epoch%2] = wire.Lane{PublicKey: key(epoch), Port: uint16(51820 + epoch%2)}
+	export.Lanes[epoch%2] = wire.Lane{PublicKey: key, Port: LanePorts[epoch%2]}
 	w.put(wire.ExportNodeKey(name), wire.Marshal(export))
 }
 

@@ -161,7 +161,7 @@ func (w *World) Random(r *rand.Rand, kind Kind) Change {
 		case Node:
 			j := r.IntN(c.nodes)
 			out.Addr = c.shape.internal(c.index, j)
-			c.putNode(t, j, 1) // as kubelets do every few minutes: the same but for its revision
+			c.putNode(t, j, firstEpoch) // as kubelets do every few minutes: the same but for its revision
 		}
 	})
 	out.At = time.Now()
