@@ -96,3 +96,67 @@ func (s *ClusterService) Shrink(most int) int {
 	}
 	return len(all)
 }
+
+// ServicePart is the JSON of some backends of a service, to be joined with that of others.
+type ServicePart struct{ backends, hostnames, zones []byte }
+
+// Part returns the JSON of a service's backends. Parts that are joined must not have an
+// address in common.
+func (s *ClusterService) Part() ServicePart {
+	return ServicePart{members(s.Backends), members(s.Hostnames), members(s.Zones)}
+}
+
+// Join returns the JSON of a service whose backends are those of parts instead of its own.
+func (s *ClusterService) Join(parts []ServicePart) []byte {
+	before := members(struct {
+		Cluster   string                           `json:"cluster"`
+		Namespace string                           `json:"namespace"`
+		Name      string                           `json:"name"`
+		Frontends map[netip.Addr]map[string]L4Addr `json:"frontends"`
+	}{s.Cluster, s.Namespace, s.Name, s.Frontends})
+	after := members(struct {
+		Labels          map[string]string `json:"labels"`
+		Selector        map[string]string `json:"selector"`
+		IncludeExternal bool              `json:"includeExternal"`
+		Shared          bool              `json:"shared"`
+		ClusterID       uint32            `json:"clusterID"`
+	}{s.Labels, s.Selector, s.IncludeExternal, s.Shared, s.ClusterID})
+
+	size := len(before) + len(after) + 64
+	for _, p := range parts {
+		size += len(p.backends) + len(p.hostnames) + len(p.zones) + 3
+	}
+	out := append(append(make([]byte, 0, size), '{'), before...)
+	for _, m := range []struct {
+		name string
+		of   func(ServicePart) []byte
+	}{
+		{"backends", func(p ServicePart) []byte { return p.backends }},
+		{"hostnames", func(p ServicePart) []byte { return p.hostnames }},
+		{"zones", func(p ServicePart) []byte { return p.zones }},
+	} {
+		out = append(out, `,"`+m.name+`":{`...)
+		first := true
+		for _, p := range parts {
+			text := m.of(p)
+			if len(text) == 0 {
+				continue
+			}
+			if !first {
+				out = append(out, ',')
+			}
+			out, first = append(out, text...), false
+		}
+		out = append(out, '}')
+	}
+	return append(append(append(out, ','), after...), '}')
+}
+
+// members is the JSON of an object without its braces; nothing of a nil map.
+func members(v any) []byte {
+	text := Marshal(v)
+	if text[0] != '{' {
+		return nil
+	}
+	return text[1 : len(text)-1]
+}

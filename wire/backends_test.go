@@ -47,3 +47,38 @@ func TestShrink(t *testing.T) {
 		}
 	}
 }
+
+// Parts of a service that are joined say what the whole says; a single one says it in the
+// same bytes.
+func TestJoin(t *testing.T) {
+	whole, none := NewClusterService(), NewClusterService()
+	for _, s := range []*ClusterService{&whole, &none} {
+		s.Cluster, s.Namespace, s.Name, s.ClusterID, s.Shared, s.IncludeExternal = "east", "shop", `"backends":{}`, 1, true, true
+		s.Labels["hostnames"], s.Selector["zones"] = `"}`, "{}"
+		s.Frontends[netip.MustParseAddr("10.101.0.1")] = map[string]L4Addr{"backends": {"TCP", 80}}
+	}
+	parts := []ServicePart{none.Part()}
+	for i := range 6 {
+		part := NewClusterService()
+		a := netip.AddrFrom4([4]byte{10, 1, 1, byte(i)})
+		for _, s := range []*ClusterService{&whole, &part} {
+			s.Backends[a] = map[string]L4Addr{"http": {"TCP", 8080}, "metrics": {"TCP", 9090}}
+			if i%2 == 0 {
+				s.Hostnames[a] = fmt.Sprint("web-", i)
+			}
+			if i%3 > 0 {
+				s.Zones[a] = BackendZone{Zone: "z", ForZones: []ForZone{{"y"}}}
+			}
+		}
+		parts = append(parts, part.Part(), ServicePart{})
+	}
+	want := string(Marshal(whole))
+	for what, got := range map[string][]byte{"as a whole": none.Join([]ServicePart{whole.Part()}), "in parts": none.Join(parts)} {
+		if string(got) != want {
+			t.Errorf("%s:\n%s\nwant:\n%s", what, got, want)
+		}
+	}
+	if got, want := string(none.Join(nil)), string(Marshal(none)); got != want {
+		t.Errorf("without parts:\n%s\nwant:\n%s", got, want)
+	}
+}

@@ -253,6 +253,15 @@ type ClusterService struct {
 	ClusterID       uint32                           `json:"clusterID"`
 }
 
+// NewClusterService returns a service without anything, whose maps can be written to.
+func NewClusterService() ClusterService {
+	return ClusterService{
+		Frontends: map[netip.Addr]map[string]L4Addr{}, Backends: map[netip.Addr]map[string]L4Addr{},
+		Hostnames: map[netip.Addr]string{}, Zones: map[netip.Addr]BackendZone{},
+		Labels: map[string]string{}, Selector: map[string]string{},
+	}
+}
+
 // L4Addr is a port of a ClusterService.
 type L4Addr struct {
 	Protocol string // TCP, UDP or SCTP

@@ -176,45 +176,83 @@ func (e *Exporter) watchCanaries(ctx context.Context) error {
 }
 
 // follow exports the state, and compares with what is exported at each complete batch.
-// It deletes nothing before the state is complete, and writes the canaries only after
-// everything else. It calls raised each time they are written.
+// It calls raised each time the canaries are written.
 func (e *Exporter) follow(ctx context.Context, raised func()) error {
-	var have content
-	views := newViews(e.conf.Cluster)
-	return e.conf.State.Follow(ctx, func(b state.Batch) error {
-		if b.Complete {
-			views = newViews(e.conf.Cluster)
+	g, ctx := errgroup.WithContext(ctx)
+	batches := make(chan state.Batch)
+	g.Go(func() error {
+		return e.conf.State.Follow(ctx, func(b state.Batch) error {
+			select {
+			case batches <- b:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	})
+	g.Go(func() error {
+		var have content
+		var views *views
+		var pace pace
+		for {
 			var err error
-			if have, err = e.exported(ctx); err != nil {
-				return fmt.Errorf("read what is exported: %w", err)
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case b := <-batches:
+				if !b.Complete {
+					err = e.refresh(ctx, have, views, pace, pace.hold(views.apply(b.Events), time.Now()))
+					break
+				}
+				views, pace = newViews(e.conf.Cluster), newPace()
+				views.apply(b.Events)
+				have, err = e.compare(ctx, views, raised)
+			case <-pace.next():
+				err = e.refresh(ctx, have, views, pace, pace.due(time.Now()))
+			}
+			if err != nil {
+				return err
 			}
 		}
-		dirty := views.apply(b.Events)
-		var touched map[string]bool
-		var ops []store.Op
-		if b.Complete {
-			all := views.all()
-			e.keep(have.values, all, views.keeps)
-			ops = difference(have.values, all, views.keeps)
-		} else {
-			touched = views.refresh(dirty)
-			ops = changes(have.values, views, touched)
-		}
-		tooLarge, err := e.write(ctx, have, ops)
-		if err != nil {
-			return err
-		}
-		if !b.Complete {
-			e.report(have, views.takeChanged(), touched, views.problems, tooLarge)
-			return nil
-		}
-		if err := store.Write(ctx, e.conf.Store, e.canaries()...); err != nil {
-			return err
-		}
-		raised()
-		e.reportAll(have, views, tooLarge)
-		return nil
 	})
+	return g.Wait()
+}
+
+// compare makes the export equal to the views, whatever it was. It deletes nothing before
+// the state is complete, and writes the canaries only after everything else.
+func (e *Exporter) compare(ctx context.Context, views *views, raised func()) (content, error) {
+	have, err := e.exported(ctx)
+	if err != nil {
+		return have, fmt.Errorf("read what is exported: %w", err)
+	}
+	all := views.all()
+	e.keep(have.values, all, views.keeps)
+	tooLarge, err := e.write(ctx, have, difference(have.values, all, views.keeps))
+	if err != nil {
+		return have, err
+	}
+	if err := store.Write(ctx, e.conf.Store, e.canaries()...); err != nil {
+		return have, err
+	}
+	raised()
+	e.reportAll(have, views, tooLarge)
+	return have, nil
+}
+
+// refresh rebuilds dirty views and writes what changes by that.
+func (e *Exporter) refresh(ctx context.Context, have content, views *views, pace pace, d dirty) error {
+	touched := views.refresh(d)
+	tooLarge, err := e.write(ctx, have, changes(have.values, views, touched))
+	if err != nil {
+		return err
+	}
+	for of := range d {
+		if of.kind == ofService {
+			pace.written(of, len(views.made[of][wire.ServiceStateKey(e.conf.Cluster.Name, of.ns, of.name)]), time.Now())
+		}
+	}
+	e.report(have, views.takeChanged(), touched, views.problems, tooLarge)
+	return nil
 }
 
 // content is what is exported, with the number of its keys by resource.

@@ -3,17 +3,9 @@ package export
 import (
 	"cmp"
 	"fmt"
-	"maps"
-	"net/netip"
-	"slices"
 	"strconv"
-	"strings"
 
-	discoveryv1 "k8s.io/api/discovery/v1"
-
-	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/identity"
-	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -32,6 +24,8 @@ func (v *views) make(d view) map[string][]byte {
 		return v.ofEndpoint(d.ns, d.name)
 	case ofIdentity:
 		return v.ofIdentity(d.name)
+	case ofSlice:
+		return v.ofSlice(d.ns, d.name)
 	case ofService:
 		return v.ofService(d.ns, d.name)
 	}
@@ -133,172 +127,6 @@ func (v *views) ofIdentity(digits string) map[string][]byte {
 		return nil
 	}
 	return map[string][]byte{wire.IdentityStateKey(n): []byte(labels.String())}
-}
-
-// mostServiceBytes is the most that a service may have in the older format, in which all
-// of its backends share one value: by default etcd refuses requests of more than 1.5 MiB,
-// and so would that of a KVStoreMesh which copies it. 10,000 IPv4 backends with one port
-// and a zone take 1 MB.
-const mostServiceBytes = 1_500_000
-
-func (v *views) ofService(ns, name string) map[string][]byte {
-	obj := v.services[[2]string{ns, name}]
-	if obj == nil {
-		return nil // absent, or not readable, which apply has reported
-	}
-	problem := wire.ObjectKey("services", ns, name)
-	v.note(problem, "")
-	if v.kept[ns] {
-		return nil
-	}
-	if obj.Wrong != nil {
-		v.note(problem, obj.Wrong.Error())
-		return nil
-	}
-	if !obj.Exported() {
-		return nil
-	}
-	own, foreign := v.believable(v.slices[[2]string{ns, name}])
-	if len(foreign) > 0 {
-		v.note(problem, fmt.Sprintf("peers would refuse endpoints outside the cluster's pod CIDRs %v; left out: %s", v.cluster.PodCIDRs, some(foreign)))
-	}
-	entry := v.clusterService(obj, own)
-	older := wire.Marshal(entry)
-	if len(older) > mostServiceBytes {
-		all := len(entry.Backends)
-		v.note(problem, fmt.Sprintf("its entry in the older format has room for only %d of its %d backends: peers that do not read endpoint slices never use the others", entry.Shrink(mostServiceBytes), all))
-		older = wire.Marshal(entry)
-	}
-	out := map[string][]byte{wire.ServiceStateKey(v.cluster.Name, ns, name): older}
-	for _, slice := range own {
-		if s, ok := v.clusterSlice(slice); ok {
-			out[wire.SliceStateKey(v.cluster.Name, ns, slice.Name)] = s.Marshal()
-		}
-	}
-	return out
-}
-
-// believable returns the slices without addresses outside the cluster's pod CIDRs,
-// which peers would refuse, and lists those addresses.
-func (v *views) believable(all map[string]*discoveryv1.EndpointSlice) (own map[string]*discoveryv1.EndpointSlice, foreign []string) {
-	own = map[string]*discoveryv1.EndpointSlice{}
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		slice := *all[name]
-		slice.Endpoints = nil
-		for _, e := range all[name].Endpoints {
-			var inside []string
-			for _, text := range e.Addresses {
-				if a, err := wire.ParseAddr(text); err == nil && contains(v.cluster.PodCIDRs, a) {
-					inside = append(inside, text)
-				} else {
-					foreign = append(foreign, text+" of slice "+name)
-				}
-			}
-			if e.Addresses = inside; len(inside) > 0 {
-				slice.Endpoints = append(slice.Endpoints, e)
-			}
-		}
-		own[name] = &slice
-	}
-	return own, foreign
-}
-
-// some names the first few of all, to keep the line readable.
-func some(all []string) string {
-	const most = 3
-	if len(all) <= most {
-		return strings.Join(all, ", ")
-	}
-	return fmt.Sprintf("%s and %d more", strings.Join(all[:most], ", "), len(all)-most)
-}
-
-// clusterService returns a service in the older format, which has no conditions. Like
-// Cilium's, it lists backends that are ready or still serving, and hints only along
-// with a zone. Backends in maintenance are left out, because readers of this format
-// would send them new connections.
-func (v *views) clusterService(svc *state.Service, own map[string]*discoveryv1.EndpointSlice) wire.ClusterService {
-	s := wire.ClusterService{
-		Cluster: v.cluster.Name, Namespace: svc.Namespace, Name: svc.Name,
-		Frontends: map[netip.Addr]map[string]wire.L4Addr{},
-		Backends:  map[netip.Addr]map[string]wire.L4Addr{},
-		Hostnames: map[netip.Addr]string{},
-		Zones:     map[netip.Addr]wire.BackendZone{},
-		Labels:    orEmpty(svc.Object.Labels), Selector: orEmpty(svc.Object.Spec.Selector),
-		IncludeExternal: true, Shared: true, ClusterID: uint32(v.cluster.ID),
-	}
-	for _, a := range svc.Addresses {
-		ports := map[string]wire.L4Addr{}
-		for _, p := range svc.Ports {
-			ports[p.Name] = wire.L4Addr{Protocol: string(p.Protocol), Port: p.Port}
-		}
-		s.Frontends[a] = ports
-	}
-	for _, name := range slices.Sorted(maps.Keys(own)) {
-		slice := service.SliceFromKubernetes(own[name])
-		for _, e := range slice.Endpoints {
-			if e.Draining || !e.Ready && !e.Serving {
-				continue
-			}
-			if s.Backends[e.Addr] == nil {
-				s.Backends[e.Addr] = map[string]wire.L4Addr{}
-			}
-			for _, p := range slice.Ports {
-				s.Backends[e.Addr][p.Name] = wire.L4Addr{Protocol: string(p.Protocol), Port: p.Port}
-			}
-			if e.Hostname != "" {
-				s.Hostnames[e.Addr] = e.Hostname
-			}
-			if e.Zone != "" {
-				zone := wire.BackendZone{Zone: e.Zone, ForZones: []wire.ForZone{}}
-				for _, z := range e.ForZones {
-					zone.ForZones = append(zone.ForZones, wire.ForZone{Name: z})
-				}
-				s.Zones[e.Addr] = zone
-			}
-		}
-	}
-	return s
-}
-
-func (v *views) clusterSlice(es *discoveryv1.EndpointSlice) (*wire.ClusterEndpointSlice, bool) {
-	if es.AddressType != discoveryv1.AddressTypeIPv4 && es.AddressType != discoveryv1.AddressTypeIPv6 {
-		return nil, false
-	}
-	s := &wire.ClusterEndpointSlice{
-		Cluster: v.cluster.Name, ClusterID: uint32(v.cluster.ID),
-		Namespace: es.Namespace, Name: es.Name,
-		Labels: es.Labels, AddressType: string(es.AddressType),
-	}
-	for k, value := range es.Annotations {
-		// Only annotations meant for the mesh; the rest is private.
-		if strings.HasPrefix(k, "service.cilium.io/") {
-			if s.Annotations == nil {
-				s.Annotations = map[string]string{}
-			}
-			s.Annotations[k] = value
-		}
-	}
-	for _, e := range es.Endpoints {
-		end := wire.SliceEndpoint{
-			Addresses:  e.Addresses,
-			Conditions: wire.Conditions{Ready: e.Conditions.Ready, Serving: e.Conditions.Serving, Terminating: e.Conditions.Terminating},
-			Hostname:   deref(e.Hostname), NodeName: deref(e.NodeName), Zone: deref(e.Zone),
-		}
-		if e.Hints != nil {
-			for _, z := range e.Hints.ForZones {
-				end.ForZones = append(end.ForZones, z.Name)
-			}
-		}
-		s.Endpoints = append(s.Endpoints, end)
-	}
-	for _, p := range es.Ports {
-		port := wire.SlicePort{Name: deref(p.Name), Port: deref(p.Port), AppProtocol: deref(p.AppProtocol), Protocol: "TCP"}
-		if p.Protocol != nil {
-			port.Protocol = string(*p.Protocol)
-		}
-		s.Ports = append(s.Ports, port)
-	}
-	return s, true
 }
 
 func deref[T any](p *T) (v T) {

@@ -17,7 +17,7 @@ import (
 )
 
 // view is a part of the export that is rebuilt as a whole: one node, one endpoint, one
-// identity, or one service with its slices.
+// identity, one slice, or one service.
 type view struct {
 	kind     kind
 	ns, name string
@@ -30,7 +30,8 @@ const (
 	ofNode
 	ofEndpoint
 	ofIdentity
-	ofService
+	ofSlice
+	ofService // in the older format
 )
 
 // views holds the state and the export derived from it. It is pure: events in, wanted
@@ -50,8 +51,8 @@ type views struct {
 	endpoints  map[[2]string]*wire.Endpoint
 	identities map[identity.Number]identity.Labels
 	services   map[[2]string]*state.Service
-	slices     map[[2]string]map[string]*discoveryv1.EndpointSlice // by service
-	sliceOf    map[[2]string]string                                // slice to service
+	backends   map[[2]string]*backends // by service, also of those that are absent
+	sliceOf    map[[2]string]string    // slice to service
 
 	made     map[view]map[string][]byte
 	wanted   map[string]map[view]bool
@@ -73,28 +74,50 @@ func newViews(c wire.Cluster) *views {
 		endpoints:  map[[2]string]*wire.Endpoint{},
 		identities: map[identity.Number]identity.Labels{},
 		services:   map[[2]string]*state.Service{},
-		slices:     map[[2]string]map[string]*discoveryv1.EndpointSlice{},
+		backends:   map[[2]string]*backends{},
 		sliceOf:    map[[2]string]string{},
 		made:       map[view]map[string][]byte{},
 		wanted:     map[string]map[view]bool{},
 		problems:   map[string]string{},
 		changed:    map[string]bool{},
 	}
-	v.refresh(map[view]bool{{kind: ofCluster}: true})
+	v.refresh(dirty{{kind: ofCluster}: atOnce})
 	return v
+}
+
+// dirty are views to rebuild, and when.
+type dirty map[view]when
+
+type when bool
+
+const (
+	atOnce when = true
+	// inTime is for views of which only a part has changed, and which take the time of
+	// all of them.
+	inTime when = false
+)
+
+func (d dirty) add(of view) { d[of] = atOnce }
+
+// touch adds a view that may be rebuilt in time, unless something else about it has
+// changed.
+func (d dirty) touch(of view) {
+	if _, there := d[of]; !there {
+		d[of] = inTime
+	}
 }
 
 // apply takes in events and returns the views they affect. Values that cannot be
 // parsed count as absent and are reported as problems.
-func (v *views) apply(events []state.Event) map[view]bool {
-	dirty := map[view]bool{}
+func (v *views) apply(events []state.Event) dirty {
+	d := dirty{}
 	for _, e := range events {
 		v.note(e.Key, "")
-		if err := v.event(e, dirty); err != nil {
+		if err := v.event(e, d); err != nil {
 			v.note(e.Key, err.Error())
 		}
 	}
-	return dirty
+	return d
 }
 
 // note records why a key of the state is not exported as it should be; "" means that it
@@ -118,7 +141,7 @@ func (v *views) takeChanged() map[string]bool {
 	return changed
 }
 
-func (v *views) event(e state.Event, dirty map[view]bool) error {
+func (v *views) event(e state.Event, d dirty) error {
 	if node, entry, _, _, ok := wire.ParseNodesKey(e.Key); ok {
 		// A node's state is tied to its agent's lease. A silent agent has not
 		// withdrawn anything, so only the end of the registration counts.
@@ -132,32 +155,32 @@ func (v *views) event(e state.Event, dirty map[view]bool) error {
 			delete(v.claimed, node)
 			return e.Wrong
 		}
-		dirty[view{kind: ofNode, name: node}] = true
+		d.add(view{kind: ofNode, name: node})
 		v.claimed[node] = *e.Object.(*wire.NodeState)
 		return nil
 	}
 	if node, ok := wire.ParseRegistrationKey(e.Key); ok {
-		dirty[view{kind: ofNode, name: node}] = true
+		d.add(view{kind: ofNode, name: node})
 		if e.Deleted {
 			delete(v.claimed, node)
 		}
 		return set(v.register, node, e)
 	}
 	if ns, pod, ok := wire.ParseEndpointKey(e.Key); ok {
-		dirty[view{ofEndpoint, ns, pod}] = true
+		d.add(view{ofEndpoint, ns, pod})
 		return set(v.endpoints, [2]string{ns, pod}, e)
 	}
 	if n, ok := wire.ParseIdentityIDKey(e.Key); ok {
-		dirty[view{kind: ofIdentity, name: fmt.Sprint(uint32(n))}] = true
+		d.add(view{kind: ofIdentity, name: fmt.Sprint(uint32(n))})
 		return set(v.identities, n, e)
 	}
 	if plural, ns, name, ok := wire.ParseObjectKey(e.Key); ok {
-		return v.object(e, plural, ns, name, dirty)
+		return v.object(e, plural, ns, name, d)
 	}
 	return nil
 }
 
-func (v *views) object(e state.Event, plural, ns, name string, dirty map[view]bool) error {
+func (v *views) object(e state.Event, plural, ns, name string, d dirty) error {
 	switch plural {
 	case "namespaces":
 		if e.Wrong != nil {
@@ -169,32 +192,24 @@ func (v *views) object(e state.Event, plural, ns, name string, dirty map[view]bo
 		}
 		if keep != v.kept[name] {
 			v.kept[name] = keep
-			v.touchNamespace(name, dirty)
+			v.touchNamespace(name, d)
 		}
 	case "services":
-		dirty[view{ofService, ns, name}] = true
+		v.touchService(ns, name, d)
 		return set(v.services, [2]string{ns, name}, e)
 	case "endpointslices":
-		key := [2]string{ns, name}
-		if was, ok := v.sliceOf[key]; ok {
-			dirty[view{ofService, ns, was}] = true
-			delete(v.slices[[2]string{ns, was}], name)
-			delete(v.sliceOf, key)
+		d.add(view{ofSlice, ns, name})
+		if was, ok := v.deleteSlice(ns, name); ok {
+			d.touch(view{ofService, ns, was})
 		}
 		slice, ok := e.Object.(*discoveryv1.EndpointSlice)
 		if !ok {
 			return e.Wrong
 		}
-		owner := slice.Labels[wire.ServiceNameLabel]
-		if owner == "" {
-			return nil
+		if owner := slice.Labels[wire.ServiceNameLabel]; owner != "" {
+			v.putSlice(ns, owner, slice)
+			d.touch(view{ofService, ns, owner})
 		}
-		of := [2]string{ns, owner}
-		if v.slices[of] == nil {
-			v.slices[of] = map[string]*discoveryv1.EndpointSlice{}
-		}
-		v.slices[of][name], v.sliceOf[key] = slice, owner
-		dirty[view{ofService, ns, owner}] = true
 	}
 	return nil
 }
@@ -208,26 +223,36 @@ func set[K comparable, T any](in map[K]T, key K, e state.Event) error {
 	return e.Wrong
 }
 
-func (v *views) touchNamespace(ns string, dirty map[view]bool) {
+func (v *views) touchNamespace(ns string, d dirty) {
 	for key := range v.endpoints {
 		if key[0] == ns {
-			dirty[view{ofEndpoint, key[0], key[1]}] = true
+			d.add(view{ofEndpoint, key[0], key[1]})
 		}
 	}
 	for key := range v.services {
 		if key[0] == ns {
-			dirty[view{ofService, key[0], key[1]}] = true
+			v.touchService(key[0], key[1], d)
 		}
 	}
 	for n := range v.identities {
-		dirty[view{kind: ofIdentity, name: fmt.Sprint(uint32(n))}] = true
+		d.add(view{kind: ofIdentity, name: fmt.Sprint(uint32(n))})
+	}
+}
+
+// touchService adds a service and all of its slices.
+func (v *views) touchService(ns, name string, d dirty) {
+	d.add(view{ofService, ns, name})
+	if b := v.backends[[2]string{ns, name}]; b != nil {
+		for slice := range b.slices {
+			d.add(view{ofSlice, ns, slice})
+		}
 	}
 }
 
 // refresh rebuilds dirty views and returns the keys that they want or wanted before.
-func (v *views) refresh(dirty map[view]bool) map[string]bool {
+func (v *views) refresh(all dirty) map[string]bool {
 	touched := map[string]bool{}
-	for d := range dirty {
+	for d := range all {
 		if d.kind == ofNode {
 			// Its keys may exist although this process did not make them; see keeps.
 			touched[wire.NodeStateKey(v.cluster.Name, d.name)] = true
@@ -269,20 +294,20 @@ func (v *views) value(key string) ([]byte, bool) {
 
 // all makes every view and returns all wanted keys.
 func (v *views) all() map[string][]byte {
-	dirty := map[view]bool{{kind: ofCluster}: true}
+	d := dirty{{kind: ofCluster}: atOnce}
 	for name := range v.claimed {
-		dirty[view{kind: ofNode, name: name}] = true
+		d.add(view{kind: ofNode, name: name})
 	}
 	for key := range v.endpoints {
-		dirty[view{ofEndpoint, key[0], key[1]}] = true
+		d.add(view{ofEndpoint, key[0], key[1]})
 	}
 	for n := range v.identities {
-		dirty[view{kind: ofIdentity, name: fmt.Sprint(uint32(n))}] = true
+		d.add(view{kind: ofIdentity, name: fmt.Sprint(uint32(n))})
 	}
 	for key := range v.services {
-		dirty[view{ofService, key[0], key[1]}] = true
+		v.touchService(key[0], key[1], d)
 	}
-	v.refresh(dirty)
+	v.refresh(d)
 	all := make(map[string][]byte, len(v.wanted))
 	for key := range v.wanted {
 		all[key], _ = v.value(key)
