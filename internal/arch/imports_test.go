@@ -27,10 +27,12 @@ var mayImport = map[string][]string{
 	// about forgeries.
 	"apiserver/authority": {"api", "statefile"},
 	"apiserver":           {"api", "apiserver/authority", "store", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile"},
-	"meshagent":           {"meshagent/tables", "meshagent/paths", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread"},
+	"meshagent":           {"meshagent/tables", "meshagent/reconcile", "meshagent/paths", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread"},
+	// Knows a map by what it can do, not what it is for.
+	"meshagent/reconcile": {},
 	"meshagent/tables":    {"identity", "wire", "policy", "service", "tunnel"},
 	// Alone owns the way to other nodes; who they are is decided above it.
-	"meshagent/paths": {"meshagent/tables", "identity", "wire", "bpf", "tunnel"},
+	"meshagent/paths": {"meshagent/tables", "meshagent/reconcile", "identity", "wire", "bpf", "tunnel"},
 	// Scripts compare what the maps of its machines say.
 	"lab":       {"api", "apiserver/authority", "flow", "deploy", "bpf", "internal/firstthread"},
 	"cmd/weft":  {"manifest", "api", "apiserver", "meshagent", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},

@@ -11,21 +11,26 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/reconcile"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/tunnel/probe"
 )
+
+// batchFrom: two paths that die at once are one system call per map already.
+const batchFrom = 2
 
 // Rows owns the maps nodes and clusters and the table of paths: which index a node has,
 // whether it is alive and which tunnel leads to it. It is safe for concurrent use:
 // liveness must not wait for whoever is writing a large policy.
 type Rows struct {
 	tables *tables.Tables
+	limit  int // of nodes
 
 	// mu guards what follows. It is held from the moment that a change is known until
 	// it is written, so that an older one never overwrites a newer one.
 	mu       sync.Mutex
-	nodes    *array[bpf.Node]
-	clusters *array[bpf.Cluster]
+	nodes    *reconcile.Wanted[uint32, bpf.Node]
+	clusters *reconcile.Wanted[uint32, bpf.Cluster]
 	// ways are the nodes that have an index, by "cluster/node"; names has their keys.
 	ways  map[string]*way
 	names map[uint16]string
@@ -72,21 +77,21 @@ type way struct {
 // node with which pod CIDR; flows keep referring to it.
 func NewRows(t *tables.Tables, m *bpf.Maps) (*Rows, error) {
 	r := &Rows{
-		tables: t, ways: map[string]*way{}, names: map[uint16]string{}, found: map[netip.Prefix]uint16{}, stale: map[string]bool{},
+		tables: t, limit: m.Nodes.MaxEntries(), ways: map[string]*way{}, names: map[uint16]string{}, found: map[netip.Prefix]uint16{}, stale: map[string]bool{},
 		answered: map[identity.ClusterID]bool{}, answers: map[identity.ClusterID]bool{}, news: make(chan struct{}, 1),
 		owed: [2]map[uint32]bool{{}, {}}, forTunnels: newMoves(), forLiveness: newMoves(),
 	}
 	var err error
-	if r.nodes, err = newArray(m.Nodes); err != nil {
+	if r.nodes, err = reconcile.NewWanted(m.Nodes, batchFrom); err != nil {
 		return nil, err
 	}
-	for i := range r.nodes.have {
+	for i := range r.nodes.Map().Rows() {
 		r.last = max(r.last, uint16(i))
 	}
-	if r.clusters, err = newArray(m.Clusters); err != nil {
+	if r.clusters, err = reconcile.NewWanted(m.Clusters, batchFrom); err != nil {
 		return nil, err
 	}
-	for id := range r.clusters.have {
+	for id := range r.clusters.Map().Rows() {
 		r.answered[identity.ClusterID(id)] = true
 	}
 	prefixes, failed := m.Prefixes.All()
@@ -133,7 +138,7 @@ func (r *Rows) Keys() []string {
 func (r *Rows) Members() (all []identity.ClusterID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for id := range r.clusters.want {
+	for id := range r.clusters.Rows() {
 		all = append(all, identity.ClusterID(id))
 	}
 	return all
@@ -146,23 +151,23 @@ func (r *Rows) Assign(n Member) (changed bool, err error) {
 	defer r.mu.Unlock()
 	w := r.ways[n.Key]
 	i := r.indexLocked(n.Key)
-	if w != nil && r.nodes.want[uint32(i)].Cluster == uint16(n.Cluster) {
+	if row, _ := r.nodes.Row(uint32(i)); w != nil && row.Cluster == uint16(n.Cluster) {
 		return false, nil
 	}
 	if w == nil {
 		var ok bool
 		if i, ok = r.freeLocked(n); !ok {
-			return false, &bpf.FullError{Table: "nodes", Limit: r.nodes.table.MaxEntries()}
+			return false, &bpf.FullError{Table: "nodes", Limit: r.limit}
 		}
 	}
-	row, found := r.nodes.have[uint32(i)]
+	row, found := r.nodes.Map().Row(uint32(i))
 	if !found || row.Cluster != uint16(n.Cluster) {
 		row = bpf.Node{Path: bpf.PathAlive, Cluster: uint16(n.Cluster)}
 	}
 	cluster, node := split(n.Key)
 	r.ways[n.Key] = &way{path: row.Path, row: tables.Path{Cluster: cluster, Node: node, Index: i, Lane: int(row.Lane), Keyed: row.Keyed == 1, Alive: row.Path == bpf.PathAlive}}
 	r.names[i] = n.Key
-	r.nodes.update(uint32(i), row)
+	r.nodes.Update(uint32(i), row)
 	r.owed[ofNodes][uint32(i)] = true
 	r.stale[n.Key] = true
 	r.forTunnels.add(n.Key)
@@ -173,18 +178,19 @@ func (r *Rows) Assign(n Member) (changed bool, err error) {
 func (r *Rows) freeLocked(n Member) (uint16, bool) {
 	for _, cidr := range n.CIDRs {
 		i, ok := r.found[cidr]
-		if ok && r.nodes.have[uint32(i)].Cluster == uint16(n.Cluster) && !r.nodes.wants(uint32(i)) {
+		row, _ := r.nodes.Map().Row(uint32(i))
+		if _, wanted := r.nodes.Row(uint32(i)); ok && row.Cluster == uint16(n.Cluster) && !wanted {
 			return i, true
 		}
 	}
 	// Continue after the last one, so that an index rests before it is reused.
-	limit := min(r.nodes.table.MaxEntries()-1, 1<<16-1)
+	limit := min(r.limit-1, 1<<16-1)
 	for range limit {
 		if r.last++; int(r.last) > limit || r.last == 0 {
 			r.last = 1
 		}
-		_, used := r.nodes.have[uint32(r.last)]
-		if !used && !r.nodes.wants(uint32(r.last)) {
+		_, used := r.nodes.Map().Row(uint32(r.last))
+		if _, wanted := r.nodes.Row(uint32(r.last)); !used && !wanted {
 			return r.last, true
 		}
 	}
@@ -197,7 +203,7 @@ func (r *Rows) Release(key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if i := r.indexLocked(key); i != 0 {
-		r.nodes.delete(uint32(i))
+		r.nodes.Delete(uint32(i))
 		r.owed[ofNodes][uint32(i)] = true
 		delete(r.ways, key)
 		r.stale[key] = true
@@ -211,27 +217,27 @@ func (r *Rows) Release(key string) {
 func (r *Rows) Prune() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	maps.Copy(r.owed[ofNodes], r.nodes.left)
-	r.nodes.prune()
-	for id := range r.clusters.left {
+	for _, i := range r.nodes.Prune() {
+		r.owed[ofNodes][i] = true
+	}
+	for _, id := range r.clusters.Prune() {
 		r.owed[ofClusters][id] = true
 		r.forgetLocked(identity.ClusterID(id))
 	}
-	r.clusters.prune()
 }
 
 // Admit creates a member's row, alive unless known otherwise. Flush writes it.
 func (r *Rows) Admit(id identity.ClusterID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.clusters.wants(uint32(id)) {
+	if _, wanted := r.clusters.Row(uint32(id)); wanted {
 		return
 	}
 	path := bpf.PathAlive
-	if found, ok := r.clusters.have[uint32(id)]; ok {
+	if found, ok := r.clusters.Map().Row(uint32(id)); ok {
 		path = found.Path
 	}
-	r.clusters.update(uint32(id), clusterRow(path))
+	r.clusters.Update(uint32(id), clusterRow(path))
 	r.owed[ofClusters][uint32(id)] = true
 }
 
@@ -240,8 +246,8 @@ func (r *Rows) Admit(id identity.ClusterID) {
 func (r *Rows) Expel(id identity.ClusterID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.clusters.wants(uint32(id)) {
-		r.clusters.delete(uint32(id))
+	if _, wanted := r.clusters.Row(uint32(id)); wanted {
+		r.clusters.Delete(uint32(id))
 		r.owed[ofClusters][uint32(id)] = true
 		r.forgetLocked(id)
 	}
@@ -295,7 +301,7 @@ func (r *Rows) Flush() (failed Failed) {
 // flushLocked writes what is due to the kernel, then to the table of paths.
 func (r *Rows) flushLocked() (nodes, clusters map[uint32]error) {
 	// Clusters first: one row helps every service at once.
-	clusters, nodes = r.clusters.flush(), r.nodes.flush()
+	clusters, nodes = r.clusters.Flush(), r.nodes.Flush()
 	for i, failed := range []map[uint32]error{nodes, clusters} {
 		maps.DeleteFunc(r.owed[i], func(row uint32, _ bool) bool { return failed[row] == nil })
 	}
@@ -351,9 +357,9 @@ func (r *Rows) SetLanes(lanes map[string]Lane) error {
 
 // changedLocked notes that what is known of a path may ask for another row.
 func (r *Rows) changedLocked(key string, w *way) {
-	row := r.nodes.want[uint32(w.row.Index)]
+	row, _ := r.nodes.Row(uint32(w.row.Index))
 	row.Path, row.Lane, row.Keyed = w.path, uint8(w.row.Lane), bit(w.row.Keyed)
-	r.nodes.update(uint32(w.row.Index), row)
+	r.nodes.Update(uint32(w.row.Index), row)
 	r.stale[key] = true
 }
 
@@ -409,10 +415,10 @@ func (r *Rows) See(s Seen) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, standing := range s.Clusters {
-		old, known := r.clusters.want[uint32(id)]
+		old, known := r.clusters.Row(uint32(id))
 		if !known {
 			// Perhaps a member that an earlier agent had admitted and this one will.
-			old, known = r.clusters.have[uint32(id)]
+			old, known = r.clusters.Map().Row(uint32(id))
 		}
 		if !known {
 			continue
@@ -421,7 +427,7 @@ func (r *Rows) See(s Seen) error {
 			r.answeredLocked(id)
 		}
 		if path := next(old.Path, standing); path != old.Path {
-			r.clusters.update(uint32(id), clusterRow(path))
+			r.clusters.Update(uint32(id), clusterRow(path))
 		}
 	}
 	for _, o := range s.Observations {
@@ -459,7 +465,7 @@ func (r *Rows) See(s Seen) error {
 func (r *Rows) Cluster(id identity.ClusterID) (path bpf.Path, known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	row, ok := r.clusters.have[uint32(id)]
+	row, ok := r.clusters.Map().Row(uint32(id))
 	return row.Path, ok
 }
 

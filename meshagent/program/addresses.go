@@ -109,19 +109,19 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 	}
 	// Prefixes first, so that an address without a row of its own is already known to
 	// belong to a member.
-	changed = p.prefixes.update(w.prefixes, failPrefix) + p.addrs.update(w.addrs, failAddr)
+	changed = p.prefixes.Update(w.prefixes, failPrefix) + p.addrs.Update(w.addrs, failAddr)
 	return changed, func() int {
 		if v.complete() { // what an earlier agent left, and nobody wants
-			w.goneAddrs = append(w.goneAddrs, slices.Collect(maps.Keys(p.addrs.found))...)
-			w.gonePrefixes = append(w.gonePrefixes, slices.Collect(maps.Keys(p.prefixes.found))...)
+			w.goneAddrs = append(w.goneAddrs, slices.Collect(p.addrs.AllFound())...)
+			w.gonePrefixes = append(w.gonePrefixes, slices.Collect(p.prefixes.AllFound())...)
 		}
 		for _, k := range w.gonePrefixes {
-			if identity.Number(p.prefixes.have[k].Identity).Scope() == identity.ScopeLocal {
+			if row, _ := p.prefixes.Row(k); identity.Number(row.Identity).Scope() == identity.ScopeLocal {
 				p.retiring[k.Netip()] = true // its number goes too
 				p.policies.tire()
 			}
 		}
-		return p.addrs.dropAll(w.goneAddrs, failAddr) + p.prefixes.dropAll(w.gonePrefixes, failPrefix)
+		return p.addrs.Delete(w.goneAddrs, failAddr) + p.prefixes.Delete(w.gonePrefixes, failPrefix)
 	}
 }
 
@@ -180,13 +180,13 @@ func (p *Program) everyOwner(v *view, w *ownerRows) {
 	for _, addr := range addrs {
 		p.addrRow(v, bpf.AddrOf(addr), w)
 	}
-	for key := range p.addrs.have {
-		if _, wanted := w.addrs[key]; !wanted && !p.addrs.found[key] {
+	for key := range p.addrs.Rows() {
+		if _, wanted := w.addrs[key]; !wanted && !p.addrs.Found(key) {
 			p.addrRow(v, key, w)
 		}
 	}
-	for key := range p.prefixes.have {
-		if _, wanted := w.prefixes[key]; !wanted && !p.prefixes.found[key] {
+	for key := range p.prefixes.Rows() {
+		if _, wanted := w.prefixes[key]; !wanted && !p.prefixes.Found(key) {
 			p.prefixRow(v, key, w)
 		}
 	}
@@ -394,7 +394,7 @@ type numbering struct {
 }
 
 // newNumbering takes over the numbers already in the kernel.
-func newNumbering(prefixes map[bpf.PrefixKey]bpf.IPInfo, others iter.Seq[identity.Number]) *numbering {
+func newNumbering(prefixes iter.Seq2[bpf.PrefixKey, bpf.IPInfo], others iter.Seq[identity.Number]) *numbering {
 	n := &numbering{byPrefix: map[netip.Prefix]identity.Number{}}
 	for k, info := range prefixes {
 		if number := identity.Number(info.Identity); number.Scope() == identity.ScopeLocal {

@@ -7,13 +7,14 @@ import (
 	"slices"
 
 	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/meshagent/reconcile"
 	"github.com/weft-mesh/weft/service"
 )
 
 // balancer writes frontends to the maps services, backends and members. A group's slots
 // change with the fewest possible writes, each of which leaves a usable state.
 type balancer struct {
-	rows    *mirror[bpf.ServiceKey, bpf.Service]
+	rows    *reconcile.Reconciler[bpf.ServiceKey, bpf.Service]
 	slots   bpf.Table[bpf.SlotKey, bpf.Backend]
 	members bpf.Table[bpf.MemberKey, bpf.Member]
 	// behind is what the kernel holds for each service number.
@@ -40,7 +41,7 @@ type behind struct {
 func newBalancer(m *bpf.Maps, left func(bpf.Addr)) (*balancer, error) {
 	b := &balancer{left: left, slots: m.Backends, members: m.Members, behind: map[uint32]*behind{}, begun: map[bpf.ServiceKey]uint32{}}
 	var err error
-	if b.rows, err = newMirror(m.Services); err != nil {
+	if b.rows, err = reconcile.New(m.Services, batchFrom, nil); err != nil {
 		return nil, err
 	}
 	slots, failed := m.Backends.All()
@@ -59,7 +60,7 @@ func newBalancer(m *bpf.Maps, left func(bpf.Addr)) (*balancer, error) {
 	if err := failed(); err != nil {
 		return nil, fmt.Errorf("read map members: %w", err)
 	}
-	for _, row := range b.rows.have {
+	for _, row := range b.rows.Rows() {
 		b.adopt(row, found)
 	}
 	for id := range b.behind {
@@ -115,7 +116,7 @@ func (h *behind) strayFrom(id uint32, cluster uint16, first, end int) {
 // put writes one frontend. Order: members, new slots, the row itself with its counts;
 // then, if all of that succeeded, removal of what the row no longer leads to.
 func (b *balancer) put(f *frontend) (changed int, err error) {
-	row, known := b.rows.have[f.key]
+	row, known := b.rows.Row(f.key)
 	if !known {
 		row.ID = b.begin(f.key)
 	}
@@ -134,8 +135,8 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 		g.Count = uint32(len(own.groups[g.Cluster]))
 		next.Group[i] = g
 	}
-	if have, ok := b.rows.have[f.key]; !ok || have != next {
-		if err := b.rows.put(f.key, next); err != nil {
+	if have, ok := b.rows.Row(f.key); !ok || have != next {
+		if err := b.rows.Put(f.key, next); err != nil {
 			return changed, errors.Join(append(errs, err)...)
 		}
 		delete(b.begun, f.key)
@@ -234,19 +235,7 @@ func (b *balancer) part(own *behind, gone []bpf.MemberKey) (changed int, err err
 // removeAll deletes rows and calls gone for each that is deleted. It goes on after an
 // error and returns the first one.
 func removeAll[K comparable, V any](table bpf.Table[K, V], keys []K, gone func(K)) (changed int, first error) {
-	batched := len(keys) >= batchFrom && table.DeleteBatch(keys) == nil
-	for _, k := range keys {
-		if !batched {
-			if err := table.Delete(k); err != nil {
-				if first == nil {
-					first = err
-				}
-				continue
-			}
-		}
-		gone(k)
-		changed++
-	}
+	changed = reconcile.Delete(table, batchFrom, keys, gone, reconcile.First[K](&first))
 	return changed, first
 }
 
@@ -256,7 +245,7 @@ var errUnknown = errors.New("no such row")
 // apply changes one group of a frontend that put has written, in the order of put. After
 // an error put has to be asked.
 func (b *balancer) apply(d *delta) (changed int, err error) {
-	row, known := b.rows.have[d.key]
+	row, known := b.rows.Row(d.key)
 	if !known {
 		return 0, errUnknown
 	}
@@ -274,7 +263,7 @@ func (b *balancer) apply(d *delta) (changed int, err error) {
 		next.Group[i] = g
 	}
 	if row != next {
-		if err := b.rows.put(d.key, next); err != nil {
+		if err := b.rows.Put(d.key, next); err != nil {
 			return changed, err
 		}
 		changed++
@@ -366,8 +355,8 @@ func (b *balancer) swap(own *behind, id uint32, d *delta) (changed int, err erro
 // drop removes one frontend.
 func (b *balancer) drop(key bpf.ServiceKey) (changed int, err error) {
 	id := b.begun[key]
-	if row, known := b.rows.have[key]; known {
-		if err := b.rows.drop(key); err != nil {
+	if row, known := b.rows.Row(key); known {
+		if err := b.rows.Drop(key); err != nil {
 			return 0, err
 		}
 		id, changed = row.ID, 1
@@ -407,9 +396,9 @@ func (b *balancer) prune(wanted func(bpf.ServiceKey) bool, all bool, failed func
 			ids[id] = true
 		}
 	}
-	for key, row := range b.rows.have {
+	for key, row := range b.rows.Rows() {
 		ids[row.ID] = true
-		if wanted(key) || !all && b.rows.found[key] {
+		if wanted(key) || !all && b.rows.Found(key) {
 			continue
 		}
 		n, err := b.drop(key)

@@ -3,6 +3,7 @@ package program
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -240,7 +241,7 @@ func (w *census) outsideOf(n *tables.Node) map[netip.Addr]identity.Number {
 }
 
 // tolerate takes rows for wanted that were found.
-func tolerate[K comparable, V any](want, got map[K]V, found map[K]bool) {
+func tolerate[K comparable, V any](want, got map[K]V, found iter.Seq[K]) {
 	for k := range found {
 		if _, ok := want[k]; !ok {
 			want[k] = got[k]
@@ -265,8 +266,8 @@ func (w *census) differ(got everything) string {
 	}
 	ips, prefixes := w.rows()
 	if !complete { // rows of an earlier agent stay until everything was read in full
-		tolerate(ips, got.ips, w.b.p.addrs.found)
-		tolerate(prefixes, got.prefixes, w.b.p.prefixes.found)
+		tolerate(ips, got.ips, w.b.p.addrs.AllFound())
+		tolerate(prefixes, got.prefixes, w.b.p.prefixes.AllFound())
 	}
 	nodes, clusters := map[uint32]bpf.Node{}, map[uint32]bpf.Cluster{}
 	for key, n := range w.nodes {

@@ -10,13 +10,13 @@ import (
 
 // stands says whether a prefix has a kernel row.
 func (p *Program) stands(prefix netip.Prefix) bool {
-	_, ok := p.prefixes.have[bpf.PrefixOf(prefix)]
+	_, ok := p.prefixes.Row(bpf.PrefixOf(prefix))
 	return ok
 }
 
 // carries says whether the kernel row of a prefix has this number.
 func (p *Program) carries(prefix netip.Prefix, n identity.Number) bool {
-	row, ok := p.prefixes.have[bpf.PrefixOf(prefix)]
+	row, ok := p.prefixes.Row(bpf.PrefixOf(prefix))
 	return ok && row.Identity == uint32(n)
 }
 
@@ -33,12 +33,12 @@ func (p *Program) introduce(v *view, cidrs map[netip.Prefix]identity.Number) err
 			continue
 		}
 		gen := p.policies.gen
-		if class, ok := p.policies.classes.have[bpf.ClassKey{Gen: gen, Identity: uint32(p.takenFor(prefix))}]; ok {
-			if err := p.policies.classes.put(bpf.ClassKey{Gen: gen, Identity: uint32(n)}, class); err != nil {
+		if class, ok := p.policies.classes.Row(bpf.ClassKey{Gen: gen, Identity: uint32(p.takenFor(prefix))}); ok {
+			if err := p.policies.classes.Put(bpf.ClassKey{Gen: gen, Identity: uint32(n)}, class); err != nil {
 				return fmt.Errorf("introduce %v: %w", prefix, err)
 			}
 		}
-		if err := p.prefixes.put(bpf.PrefixOf(prefix), bpf.IPInfo{Identity: uint32(n)}); err != nil {
+		if err := p.prefixes.Put(bpf.PrefixOf(prefix), bpf.IPInfo{Identity: uint32(n)}); err != nil {
 			return fmt.Errorf("introduce %v: %w", prefix, err)
 		}
 	}
@@ -48,7 +48,7 @@ func (p *Program) introduce(v *view, cidrs map[netip.Prefix]identity.Number) err
 // takenFor is the identity that addresses in a prefix have now.
 func (p *Program) takenFor(prefix netip.Prefix) identity.Number {
 	return around(prefix, func(k bpf.PrefixKey) (bpf.IPInfo, bool) {
-		info, ok := p.prefixes.have[k]
+		info, ok := p.prefixes.Row(k)
 		return info, ok
 	})
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/reconcile"
 	"github.com/weft-mesh/weft/policy"
 )
 
@@ -47,13 +48,9 @@ func (p *policies) catchUp() error {
 	}
 	want := rowsOf(p.gen, p.current, p.content)
 	err := p.write(want)
-	fail := func(e error) {
-		if err == nil {
-			err = e
-		}
-	}
-	p.classes.removeBut(want.classes, true, func(k bpf.ClassKey) bool { return k.Gen != p.gen }, func(_ bpf.ClassKey, e error) { fail(e) })
-	p.ports.removeBut(want.ports, true, func(i uint32) bool { return !inHalf(p.gen, i) }, func(_ uint32, e error) { fail(e) })
+	class, port := reconcile.In(want.classes), reconcile.In(want.ports)
+	p.classes.Prune(func(k bpf.ClassKey) bool { return k.Gen != p.gen || class(k) }, reconcile.First[bpf.ClassKey](&err))
+	p.ports.Prune(func(i uint32) bool { return !inHalf(p.gen, i) || port(i) }, reconcile.First[uint32](&err))
 	if err != nil {
 		return err
 	}
@@ -147,7 +144,7 @@ func (p *policies) flush() (err error) {
 	}
 	for n, class := range c.Classes {
 		if class == 0 {
-			if err := p.classes.drop(bpf.ClassKey{Gen: p.gen, Identity: uint32(n)}); err != nil {
+			if err := p.classes.Drop(bpf.ClassKey{Gen: p.gen, Identity: uint32(n)}); err != nil {
 				return err
 			}
 		}
@@ -176,11 +173,6 @@ func (p *policies) newRows(c policy.Changes, r *rows) {
 
 // remove deletes the rows of what is gone.
 func (p *policies) remove(c policy.Changes) (err error) {
-	fail := func(e error) {
-		if err == nil {
-			err = e
-		}
-	}
 	numbers := p.numbers()
 	var entries []bpf.PolicyKey
 	for _, k := range c.GoneEntries {
@@ -188,14 +180,14 @@ func (p *policies) remove(c policy.Changes) (err error) {
 			entries = append(entries, entryKey(p.gen, number, k))
 		}
 	}
-	p.entries.dropAll(entries, func(_ bpf.PolicyKey, e error) { fail(e) })
+	p.entries.Delete(entries, reconcile.First[bpf.PolicyKey](&err))
 	if len(c.GoneSets) > 0 {
 		p.former = map[uint32]policy.SetInfo{}
 	}
 	for _, set := range c.GoneSets {
 		for _, number := range numbers[set] {
-			if e := p.sets.drop(bpf.SetKey{Gen: p.gen, Set: number}); e != nil {
-				fail(e)
+			if e := p.sets.Drop(bpf.SetKey{Gen: p.gen, Set: number}); err == nil {
+				err = e
 			}
 			if x := p.explain.Load(); x != nil {
 				p.former[number] = x.Sets[number]

@@ -182,7 +182,7 @@ func (p *Program) namePrefix(v *view, prefix netip.Prefix) error {
 		return err
 	}
 	if !v.inMesh(prefix) && !p.stands(prefix) {
-		if err := p.prefixes.put(bpf.PrefixOf(prefix), bpf.IPInfo{Identity: uint32(n)}); err != nil {
+		if err := p.prefixes.Put(bpf.PrefixOf(prefix), bpf.IPInfo{Identity: uint32(n)}); err != nil {
 			return err
 		}
 	}

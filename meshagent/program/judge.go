@@ -68,17 +68,18 @@ func (p *Program) compile(v *view, all []*policy.Policy, groups []*policy.CIDRGr
 	subjects, present := map[string]identity.Labels{}, map[string]uint32{}
 	for key, s := range p.subjects {
 		subjects[key] = p.judgedAs(s)
-		present[key] = p.endpoints.have[s.addr].Set
+		row, _ := p.endpoints.Row(s.addr)
+		present[key] = row.Set
 	}
 	w := policy.World{Cluster: v.own.Name, Policies: all, Groups: groups, Identities: labels}
 	next, err := p.policies.compile(w, subjects, present, func(ep string, set uint32) error {
 		addr := p.subjects[ep].addr
-		row, ok := p.endpoints.have[addr]
+		row, ok := p.endpoints.Row(addr)
 		if !ok {
 			return nil
 		}
 		row.Set = set
-		if err := p.endpoints.put(addr, row); err != nil {
+		if err := p.endpoints.Put(addr, row); err != nil {
 			return err
 		}
 		if s := p.subjects[ep]; s.placed {
@@ -131,12 +132,12 @@ func (p *Program) tidy() (again bool, err error) {
 	}
 	// Numbers used only during a switch no longer have an endpoint.
 	used, settled := map[uint32]bool{}, true
-	for _, row := range p.endpoints.have {
+	for _, row := range p.endpoints.Rows() {
 		used[row.Set] = true
 	}
 	for _, s := range p.subjects {
 		used[s.set] = true
-		row, there := p.endpoints.have[s.addr]
+		row, there := p.endpoints.Row(s.addr)
 		settled = settled && s.placed && (!there || row.Set == s.set)
 	}
 	if p.policies.littered {

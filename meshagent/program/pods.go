@@ -6,6 +6,7 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/reconcile"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -72,7 +73,7 @@ func (p *Program) whois(v *view, e *tables.Endpoint, addr bpf.Addr) (identity.Nu
 			}
 		}
 	}
-	if row, ok := p.endpoints.have[addr]; ok && row.Held == 0 && row.Ifindex == uint32(e.Ifindex) {
+	if row, ok := p.endpoints.Row(addr); ok && row.Held == 0 && row.Ifindex == uint32(e.Ifindex) {
 		if known := tables.Get(v.txn, v.tables.Identities, (&tables.Identity{Cluster: v.own.Name, Number: identity.Number(row.Identity)}).Key()); known != nil {
 			return known.Number, known.Labels
 		}
@@ -112,7 +113,7 @@ func (p *Program) pods(v *view, r *report) (changed int) {
 		addr := bpf.AddrOf(e.IP)
 		from[addr] = e.Key()
 		row := bpf.Endpoint{Ifindex: uint32(e.Ifindex), ID: e.ID, MAC: e.MAC, HostMAC: e.HostMAC, Held: 1}
-		if have, ok := p.endpoints.have[addr]; ok && have.Ifindex == row.Ifindex {
+		if have, ok := p.endpoints.Row(addr); ok && have.Ifindex == row.Ifindex {
 			row.Identity, row.Set, row.Held = have.Identity, have.Set, have.Held
 		}
 		if s, ok := p.subjects[e.Key()]; ok && s.placed && s.addr == addr {
@@ -123,7 +124,8 @@ func (p *Program) pods(v *view, r *report) (changed int) {
 	}
 	// Pruning is always safe: all pods on the node have been adopted. One that comes or
 	// goes meanwhile changes the table, and the next pass puts its row right.
-	changed = p.endpoints.set(want, true, func(k bpf.Addr, err error) { r.fail("endpoints", orText(from[k], k.String()), err) })
+	failed := func(k bpf.Addr, err error) { r.fail("endpoints", orText(from[k], k.String()), err) }
+	changed = p.endpoints.Update(want, failed) + p.endpoints.Prune(reconcile.In(want), failed)
 	if changed > 0 {
 		p.policies.tire() // a set may have lost its last endpoint
 	}
@@ -136,7 +138,7 @@ func (p *Program) publish(v *view, live []*tables.Endpoint) {
 	var changed []*tables.Endpoint
 	for _, e := range live {
 		s := p.subjects[e.Key()]
-		if have, ok := p.endpoints.have[s.addr]; !ok || have.Held != 0 {
+		if have, ok := p.endpoints.Row(s.addr); !ok || have.Held != 0 {
 			continue
 		}
 		if e.Phase == tables.Held || e.Phase == tables.Live && (e.Identity != s.identity || e.Set != s.set) {

@@ -2,6 +2,7 @@ package program
 
 import (
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/reconcile"
 	"github.com/weft-mesh/weft/policy"
 )
 
@@ -36,10 +38,10 @@ func (x *Explanation) Of(gen uint32) *Explanation {
 
 // policies writes compiled policies to the kernel, one generation after another.
 type policies struct {
-	classes *mirror[bpf.ClassKey, uint32]
-	ports   *mirror[uint32, uint16]
-	entries *mirror[bpf.PolicyKey, bpf.PolicyEntry]
-	sets    *mirror[bpf.SetKey, bpf.SetInfo]
+	classes *reconcile.Reconciler[bpf.ClassKey, uint32]
+	ports   *reconcile.Reconciler[uint32, uint16]
+	entries *reconcile.Reconciler[bpf.PolicyKey, bpf.PolicyEntry]
+	sets    *reconcile.Reconciler[bpf.SetKey, bpf.SetInfo]
 
 	gen     uint32            // current generation
 	current *policy.Tables    // what gen holds; nil until the first compilation
@@ -64,13 +66,19 @@ type policies struct {
 	explain atomic.Pointer[Explanation]
 }
 
-func newPolicies(m *bpf.Maps, gen uint32, endpoints map[bpf.Addr]bpf.Endpoint) (*policies, error) {
+// newPolicies takes over what the maps hold. judged is called for each identity that the
+// generation in force judges differently from now on.
+func newPolicies(m *bpf.Maps, gen uint32, endpoints iter.Seq2[bpf.Addr, bpf.Endpoint], judged func(identity uint32)) (*policies, error) {
 	p := &policies{gen: gen, content: map[uint32]uint32{}}
 	var errs [4]error
-	p.classes, errs[0] = newMirror(m.Classes)
-	p.ports, errs[1] = newMirror(m.Ports)
-	p.entries, errs[2] = newMirror(m.Policy)
-	p.sets, errs[3] = newMirror(m.Sets)
+	p.classes, errs[0] = reconcile.New(m.Classes, batchFrom, func(k bpf.ClassKey, _ uint32, _ bool) {
+		if k.Gen == p.gen && !p.quiet { // no other generation is in force
+			judged(k.Identity)
+		}
+	})
+	p.ports, errs[1] = reconcile.New(m.Ports, batchFrom, nil)
+	p.entries, errs[2] = reconcile.New(m.Policy, batchFrom, nil)
+	p.sets, errs[3] = reconcile.New(m.Sets, batchFrom, nil)
 	for _, err := range errs {
 		if err != nil {
 			return nil, err
@@ -79,7 +87,7 @@ func newPolicies(m *bpf.Maps, gen uint32, endpoints map[bpf.Addr]bpf.Endpoint) (
 	for _, e := range endpoints {
 		p.lastSet = max(p.lastSet, e.Set)
 	}
-	for k := range p.sets.have {
+	for k := range p.sets.Rows() {
 		p.lastSet = max(p.lastSet, k.Set)
 	}
 	return p, nil
@@ -150,18 +158,13 @@ func entry(e policy.Entry) bpf.PolicyEntry { return bpf.PolicyEntry{Rule: e.Rule
 
 // write adds rows. Nobody is in a class before all its entries are there.
 func (p *policies) write(r rows) (err error) {
-	fail := func(e error) {
-		if err == nil {
-			err = e
-		}
-	}
-	p.entries.update(r.entries, func(_ bpf.PolicyKey, e error) { fail(e) })
-	p.sets.update(r.sets, func(_ bpf.SetKey, e error) { fail(e) })
+	p.entries.Update(r.entries, reconcile.First[bpf.PolicyKey](&err))
+	p.sets.Update(r.sets, reconcile.First[bpf.SetKey](&err))
 	if err != nil {
 		return err // a class without all its entries could miss a deny rule
 	}
-	p.ports.update(r.ports, func(_ uint32, e error) { fail(e) })
-	p.classes.update(r.classes, func(_ bpf.ClassKey, e error) { fail(e) })
+	p.ports.Update(r.ports, reconcile.First[uint32](&err))
+	p.classes.Update(r.classes, reconcile.First[bpf.ClassKey](&err))
 	return err
 }
 
@@ -172,16 +175,11 @@ func (p *policies) forget(used map[uint32]bool) {
 
 // clean removes what the current generation does not need.
 func (p *policies) clean() (err error) {
-	fail := func(e error) {
-		if err == nil {
-			err = e
-		}
-	}
 	want := rowsOf(p.gen, p.current, p.content)
-	p.classes.remove(want.classes, true, func(_ bpf.ClassKey, e error) { fail(e) })
-	p.entries.remove(want.entries, true, func(_ bpf.PolicyKey, e error) { fail(e) })
-	p.sets.remove(want.sets, true, func(_ bpf.SetKey, e error) { fail(e) })
-	p.ports.remove(want.ports, true, func(_ uint32, e error) { fail(e) })
+	p.classes.Prune(reconcile.In(want.classes), reconcile.First[bpf.ClassKey](&err))
+	p.entries.Prune(reconcile.In(want.entries), reconcile.First[bpf.PolicyKey](&err))
+	p.sets.Prune(reconcile.In(want.sets), reconcile.First[bpf.SetKey](&err))
+	p.ports.Prune(reconcile.In(want.ports), reconcile.First[uint32](&err))
 	return err
 }
 
@@ -224,9 +222,9 @@ func (p *policies) prepare(w policy.World, subjects map[string]identity.Labels, 
 	r := rowsOf(gen, t, a.content)
 	// Two generations share the array of ports: what an older one left in this half
 	// must go before the half is used again.
-	for i := range p.ports.have {
+	for i := range p.ports.Rows() {
 		if _, ok := r.ports[i]; !ok && inHalf(gen, i) {
-			if err := p.ports.drop(i); err != nil {
+			if err := p.ports.Drop(i); err != nil {
 				return nil, err
 			}
 		}
@@ -243,14 +241,10 @@ func (p *policies) prepare(w policy.World, subjects map[string]identity.Labels, 
 // abandon removes what a failed attempt left of a generation, which would otherwise
 // become effective with it.
 func (p *policies) abandon(gen uint32, r rows) (err error) {
-	fail := func(e error) {
-		if err == nil {
-			err = e
-		}
-	}
-	p.classes.removeBut(r.classes, true, func(k bpf.ClassKey) bool { return k.Gen != gen }, func(_ bpf.ClassKey, e error) { fail(e) })
-	p.entries.removeBut(r.entries, true, func(k bpf.PolicyKey) bool { return k.Gen != gen }, func(_ bpf.PolicyKey, e error) { fail(e) })
-	p.sets.removeBut(r.sets, true, func(k bpf.SetKey) bool { return k.Gen != gen }, func(_ bpf.SetKey, e error) { fail(e) })
+	wantedClass, wantedEntry, wantedSet := reconcile.In(r.classes), reconcile.In(r.entries), reconcile.In(r.sets)
+	p.classes.Prune(func(k bpf.ClassKey) bool { return k.Gen != gen || wantedClass(k) }, reconcile.First[bpf.ClassKey](&err))
+	p.entries.Prune(func(k bpf.PolicyKey) bool { return k.Gen != gen || wantedEntry(k) }, reconcile.First[bpf.PolicyKey](&err))
+	p.sets.Prune(func(k bpf.SetKey) bool { return k.Gen != gen || wantedSet(k) }, reconcile.First[bpf.SetKey](&err))
 	return err
 }
 
@@ -264,16 +258,16 @@ type next struct {
 // splitRows gives rows numbers of their own under the current generation.
 func (p *policies) splitRows(a assignment, relabel func(string, uint32) error) error {
 	for _, to := range a.split {
-		info := p.sets.have[bpf.SetKey{Gen: p.gen, Set: to.like}]
-		if err := p.sets.put(bpf.SetKey{Gen: p.gen, Set: to.number}, info); err != nil {
+		info, _ := p.sets.Row(bpf.SetKey{Gen: p.gen, Set: to.like})
+		if err := p.sets.Put(bpf.SetKey{Gen: p.gen, Set: to.number}, info); err != nil {
 			return err
 		}
-		for k, e := range p.entries.have {
+		for k, e := range p.entries.Rows() {
 			if k.Gen != p.gen || k.Set != to.like || to.like == noSet {
 				continue
 			}
 			k.Set = to.number
-			if err := p.entries.put(k, e); err != nil {
+			if err := p.entries.Put(k, e); err != nil {
 				return err
 			}
 		}

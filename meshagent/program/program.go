@@ -22,6 +22,7 @@ import (
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/paths"
+	"github.com/weft-mesh/weft/meshagent/reconcile"
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
@@ -52,9 +53,9 @@ type Program struct {
 
 	settings  bpf.Settings // as in the kernel
 	revisions *revisions
-	addrs     *mirror[bpf.Addr, bpf.IPInfo]
-	prefixes  *mirror[bpf.PrefixKey, bpf.IPInfo]
-	endpoints *mirror[bpf.Addr, bpf.Endpoint]
+	addrs     *reconcile.Reconciler[bpf.Addr, bpf.IPInfo]
+	prefixes  *reconcile.Reconciler[bpf.PrefixKey, bpf.IPInfo]
+	endpoints *reconcile.Reconciler[bpf.Addr, bpf.Endpoint]
 	policies  *policies
 	frontends *frontends
 	numbers   *numbering
@@ -146,31 +147,26 @@ func New(cfg Config) (*Program, error) {
 	if p.revisions, err = newRevisions(cfg.Maps.Revisions); err != nil {
 		return nil, err
 	}
-	if p.addrs, err = newMirror(cfg.Maps.IPs); err != nil {
+	wroteIP := func(a bpf.Addr, _ bpf.IPInfo, _ bool) { p.revisions.address(a) }
+	if p.addrs, err = reconcile.New(cfg.Maps.IPs, batchFrom, wroteIP); err != nil {
 		return nil, err
 	}
-	p.addrs.wrote = func(a bpf.Addr, _ bpf.IPInfo, _ bool) { p.revisions.address(a) }
-	if p.prefixes, err = newMirror(cfg.Maps.Prefixes); err != nil {
-		return nil, err
-	}
-	p.prefixes.wrote = func(k bpf.PrefixKey, info bpf.IPInfo, there bool) {
+	wrotePrefix := func(k bpf.PrefixKey, info bpf.IPInfo, there bool) {
 		p.learnMember(k, info, there)
 		p.revisions.prefix(k)
 	}
-	for k, info := range p.prefixes.have {
+	if p.prefixes, err = reconcile.New(cfg.Maps.Prefixes, batchFrom, wrotePrefix); err != nil {
+		return nil, err
+	}
+	for k, info := range p.prefixes.Rows() {
 		p.learnMember(k, info, true)
 	}
-	if p.endpoints, err = newMirror(cfg.Maps.Endpoints); err != nil {
+	wroteEndpoint := func(a bpf.Addr, _ bpf.Endpoint, _ bool) { p.revisions.address(a) }
+	if p.endpoints, err = reconcile.New(cfg.Maps.Endpoints, batchFrom, wroteEndpoint); err != nil {
 		return nil, err
 	}
-	p.endpoints.wrote = func(a bpf.Addr, _ bpf.Endpoint, _ bool) { p.revisions.address(a) }
-	if p.policies, err = newPolicies(cfg.Maps, p.settings.PolicyGen, p.endpoints.have); err != nil {
+	if p.policies, err = newPolicies(cfg.Maps, p.settings.PolicyGen, p.endpoints.Rows(), p.revisions.identity); err != nil {
 		return nil, err
-	}
-	p.policies.classes.wrote = func(k bpf.ClassKey, _ uint32, _ bool) {
-		if k.Gen == p.policies.gen && !p.policies.quiet { // no other generation is in force
-			p.revisions.identity(k.Identity)
-		}
 	}
 	if p.ips, err = follow(cfg.Tables.DB, cfg.Tables.IPs); err != nil {
 		return nil, err
@@ -184,7 +180,7 @@ func New(cfg Config) (*Program, error) {
 	if p.frontends, err = newFrontends(cfg.Maps, cfg.Tables, p.revisions.address); err != nil {
 		return nil, err
 	}
-	p.numbers = newNumbering(p.prefixes.have, p.numbersInRows())
+	p.numbers = newNumbering(p.prefixes.Rows(), p.numbersInRows())
 	return p, nil
 }
 
@@ -219,6 +215,9 @@ func (p *Program) SetTunnels(ifindex [2]uint32, internal netip.Addr) {
 }
 
 const (
+	// batchFrom is the number of changed rows from which building a batch for one system
+	// call pays off.
+	batchFrom = 64
 	// settle is how long changes are collected before they are written.
 	settle = 2 * time.Millisecond
 	// Retries of failed rows: quickly at first, at most every 10 s later.

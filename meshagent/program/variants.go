@@ -206,26 +206,27 @@ func (p *Program) meshEndpoints(v *view) iter.Seq[endpointAt] {
 
 // rowOf returns the number the kernel has for an address in the mesh.
 func (p *Program) rowOf(a netip.Addr) identity.Number {
-	if row, ok := p.endpoints.have[bpf.AddrOf(a)]; ok {
+	if row, ok := p.endpoints.Row(bpf.AddrOf(a)); ok {
 		return identity.Number(row.Identity)
 	}
-	return identity.Number(p.addrs.have[bpf.AddrOf(a)].Identity)
+	row, _ := p.addrs.Row(bpf.AddrOf(a))
+	return identity.Number(row.Identity)
 }
 
 // numbersInRows yields the numbers of all addresses, as the kernel has them.
 func (p *Program) numbersInRows() iter.Seq[identity.Number] {
 	return func(yield func(identity.Number) bool) {
-		for _, row := range p.addrs.have {
+		for _, row := range p.addrs.Rows() {
 			if !yield(identity.Number(row.Identity)) {
 				return
 			}
 		}
-		for _, row := range p.prefixes.have {
+		for _, row := range p.prefixes.Rows() {
 			if !yield(identity.Number(row.Identity)) {
 				return
 			}
 		}
-		for _, row := range p.endpoints.have {
+		for _, row := range p.endpoints.Rows() {
 			if !yield(identity.Number(row.Identity)) {
 				return
 			}
@@ -243,7 +244,8 @@ func (p *Program) introduceVariants(v *view) error {
 	classes := p.policies.classes
 	class := func(n identity.Number) (bpf.ClassKey, uint32) {
 		key := bpf.ClassKey{Gen: p.policies.gen, Identity: uint32(n)}
-		return key, classes.have[key]
+		class, _ := classes.Row(key)
+		return key, class
 	}
 	for e := range p.meshEndpoints(v) {
 		addr := bpf.AddrOf(e.prefix.Addr())
@@ -254,7 +256,7 @@ func (p *Program) introduceVariants(v *view) error {
 		key, now := class(n)
 		_, before := class(was)
 		if now == 0 && before != 0 {
-			if err := classes.put(key, before); err != nil {
+			if err := classes.Put(key, before); err != nil {
 				return fmt.Errorf("introduce %v: %w", e.prefix, err)
 			}
 			now = before
@@ -262,15 +264,15 @@ func (p *Program) introduceVariants(v *view) error {
 		if now != before {
 			continue // others like it were judged differently; it follows after the switch
 		}
-		if row, ok := p.endpoints.have[addr]; ok {
+		if row, ok := p.endpoints.Row(addr); ok {
 			row.Identity = uint32(n)
-			if err := p.endpoints.put(addr, row); err != nil {
+			if err := p.endpoints.Put(addr, row); err != nil {
 				return fmt.Errorf("introduce %v: %w", e.prefix, err)
 			}
 		}
-		if row, ok := p.addrs.have[addr]; ok {
+		if row, ok := p.addrs.Row(addr); ok {
 			row.Identity = uint32(n)
-			if err := p.addrs.put(addr, row); err != nil {
+			if err := p.addrs.Put(addr, row); err != nil {
 				return fmt.Errorf("introduce %v: %w", e.prefix, err)
 			}
 		}
