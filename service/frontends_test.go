@@ -332,7 +332,8 @@ func TestSlicesFromPods(t *testing.T) {
 		}
 		return p
 	}
-	got := svc.Slices([]Pod{
+	var lines []string
+	for _, p := range []Pod{
 		pod("b", "10.1.1.3", func(p *Pod) { p.Ready = false }),
 		pod("a", "10.1.1.2", nil),
 		pod("other", "10.1.1.4", func(p *Pod) { p.Labels = map[string]string{"app": "db"} }),
@@ -341,26 +342,25 @@ func TestSlicesFromPods(t *testing.T) {
 		pod("plain", "10.1.1.7", func(p *Pod) { p.NamedPorts = nil }),
 		pod("leaving", "10.1.1.8", func(p *Pod) { p.Terminating = true }),
 		pod("unborn", "10.1.1.9", func(p *Pod) { p.Addr = netip.Addr{} }),
-	})
-	var lines []string
-	for _, s := range got {
-		for _, e := range s.Endpoints {
+	} {
+		if s, e, ok := svc.Seat(&p); ok {
 			lines = append(lines, fmt.Sprintf("%s %v %v ready=%v serving=%v terminating=%v", s.Name, s.Ports, e.Addr, e.Ready, e.Serving, e.Terminating))
 		}
 	}
 	want := []string{
-		"web-v4-0 [{http TCP 8080}] 10.1.1.7 ready=true serving=true terminating=false",
-		"web-v4-9000 [{http TCP 8080} {admin TCP 9000}] 10.1.1.2 ready=true serving=true terminating=false",
 		"web-v4-9000 [{http TCP 8080} {admin TCP 9000}] 10.1.1.3 ready=false serving=false terminating=false",
-		"web-v4-9000 [{http TCP 8080} {admin TCP 9000}] 10.1.1.8 ready=false serving=true terminating=true",
+		"web-v4-9000 [{http TCP 8080} {admin TCP 9000}] 10.1.1.2 ready=true serving=true terminating=false",
 		"web-v4-9001 [{http TCP 8080} {admin TCP 9001}] 10.1.1.6 ready=true serving=true terminating=false",
+		"web-v4-0 [{http TCP 8080}] 10.1.1.7 ready=true serving=true terminating=false",
+		"web-v4-9000 [{http TCP 8080} {admin TCP 9000}] 10.1.1.8 ready=false serving=true terminating=true",
 	}
 	if diff := cmp.Diff(want, lines); diff != "" {
 		t.Error(diff)
 	}
 	svc.Selector = nil
-	if got := svc.Slices([]Pod{pod("a", "10.1.1.2", nil)}); len(got) != 0 {
-		t.Errorf("an empty selector picked %v", got)
+	a := pod("a", "10.1.1.2", nil)
+	if s, _, ok := svc.Seat(&a); ok {
+		t.Errorf("an empty selector picked %v", s)
 	}
 }
 

@@ -1,7 +1,6 @@
 package service
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -44,42 +43,26 @@ func (s *Service) Selects(p *Pod) bool {
 	return true
 }
 
-// Slices makes the service's endpoint slices out of pods, as Kubernetes' own controller
-// would, for clusters without one. Pods that have different numbers for the same port
-// name are in different slices. Slice names are stable: they depend on the service and
-// the ports alone. Pods without an address are left out.
-func (s *Service) Slices(pods []Pod) []Slice {
-	byPorts := map[string]*Slice{}
-	for i := range pods {
-		p := &pods[i]
-		if !p.Addr.IsValid() || !s.Selects(p) {
-			continue
-		}
-		ports := s.resolve(p)
-		name := s.sliceName(p.Addr, ports)
-		slice := byPorts[name]
-		if slice == nil {
-			slice = &Slice{Namespace: s.Namespace, Name: name, Service: s.Name, Ports: ports}
-			byPorts[name] = slice
-		}
-		hostname := ""
-		if p.Subdomain == s.Name {
-			hostname = p.Hostname
-		}
-		slice.Endpoints = append(slice.Endpoints, Endpoint{
-			Addr: p.Addr, Node: p.Node, Zone: p.Zone, Hostname: hostname,
-			Ready:       (p.Ready && !p.Terminating) || s.PublishNotReady,
-			Serving:     p.Ready || s.PublishNotReady,
-			Terminating: p.Terminating,
-		})
+// Seat returns the endpoint that a pod is of the service, and the slice that it belongs
+// in, without endpoints, as Kubernetes' own controller would, for clusters without one;
+// false if it is none. Pods that have different numbers for the same port name are in
+// different slices. The name of a slice depends on the service and the ports alone. Pods
+// without an address are none.
+func (s *Service) Seat(p *Pod) (in Slice, e Endpoint, ok bool) {
+	if !p.Addr.IsValid() || !s.Selects(p) {
+		return Slice{}, Endpoint{}, false
 	}
-	out := make([]Slice, 0, len(byPorts))
-	for _, slice := range byPorts {
-		slices.SortFunc(slice.Endpoints, func(a, b Endpoint) int { return a.Addr.Compare(b.Addr) })
-		out = append(out, *slice)
+	hostname := ""
+	if p.Subdomain == s.Name {
+		hostname = p.Hostname
 	}
-	slices.SortFunc(out, func(a, b Slice) int { return cmp.Compare(a.Name, b.Name) })
-	return out
+	ports := s.resolve(p)
+	return Slice{Namespace: s.Namespace, Name: s.sliceName(p.Addr, ports), Service: s.Name, Ports: ports}, Endpoint{
+		Addr: p.Addr, Node: p.Node, Zone: p.Zone, Hostname: hostname,
+		Ready:       (p.Ready && !p.Terminating) || s.PublishNotReady,
+		Serving:     p.Ready || s.PublishNotReady,
+		Terminating: p.Terminating,
+	}, true
 }
 
 // resolve turns the service's ports into the pod's port numbers, leaving out ports that

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -136,7 +135,7 @@ func (c *Controller) pods(ctx context.Context, m *model) error {
 		case request != nil:
 			acquisitions, requests = append(acquisitions, w), append(requests, *request)
 		default:
-			c.nothingToWrite(podOwner(who), nil)
+			c.nothingToWrite(podOwner(who), func(string) bool { return false })
 		}
 	}
 	// Releases first: what is released makes room.
@@ -190,13 +189,17 @@ func (c *Controller) services(ctx context.Context, m *model) error {
 	var txns []store.Txn
 	for _, svc := range m.serviceWork.take() {
 		first := len(writes)
-		ops, taken := c.service(m, svc)
-		for w, op := range ops {
+		d := c.service(m, svc)
+		for _, op := range d.ops {
+			w := m.sliceWrite(svc, op.Key)
 			writes = append(writes, w)
 			txns = append(txns, store.Txn{If: []store.Cond{{Key: w.key, Modified: w.modified}}, Then: []store.Op{op}})
 		}
-		c.nothingToWrite(serviceOwner(svc), slices.Concat(writes[first:], taken))
-		c.cannotTake(serviceOwner(svc), taken)
+		still := slices.Concat(writes[first:], d.taken)
+		c.nothingToWrite(serviceOwner(svc), func(key string) bool {
+			return !d.looked[key] || slices.ContainsFunc(still, func(w pending) bool { return w.key == key })
+		})
+		c.cannotTake(serviceOwner(svc), d.taken)
 	}
 	for i, o := range store.CommitEach(ctx, c.conf.Store, txns) {
 		if o.Err == nil && o.Revision == 0 {
@@ -209,37 +212,44 @@ func (c *Controller) services(ctx context.Context, m *model) error {
 	return nil
 }
 
-// service decides about one service's slices. It returns the writes, and the slices
-// whose names are taken by slices that were applied by hand; those are left alone.
-func (c *Controller) service(m *model, svc name) (writes iter.Seq2[pending, store.Op], taken []pending) {
-	derived := m.serviceSlices(svc)
-	m.remember(svc, derived)
-	have := m.slices[svc]
-	at := func(sliceName string) pending {
-		return pending{who: svc, key: wire.ObjectKey("endpointslices", svc.namespace, sliceName), modified: have[sliceName].modified}
-	}
-	for _, sliceName := range slices.Sorted(maps.Keys(derived)) {
-		if by := (name{svc.namespace, sliceName}); m.manual[by] {
+// decided is what has to be done about a service's slices.
+type decided struct {
+	looked map[string]bool // keys of the slices that were looked at
+	ops    []store.Op
+	// taken are slices whose names are taken by slices that were applied by hand; those
+	// are left alone.
+	taken []pending
+}
+
+// sliceWrite is a write of one of a service's slices.
+func (m *model) sliceWrite(svc name, key string) pending {
+	_, _, sliceName, _ := wire.ParseObjectKey(key)
+	return pending{who: svc, key: key, modified: m.slices[svc][sliceName].modified}
+}
+
+// service decides about those slices of a service about which something has changed.
+func (c *Controller) service(m *model, svc name) decided {
+	d := decided{looked: map[string]bool{}}
+	var gone []store.Op
+	for _, sliceName := range slices.Sorted(maps.Keys(m.place(svc))) {
+		key := wire.ObjectKey("endpointslices", svc.namespace, sliceName)
+		d.looked[key] = true
+		want := m.spreads[svc].slice(sliceName)
+		have, there := m.slices[svc][sliceName]
+		switch by := (name{svc.namespace, sliceName}); {
+		case want != nil && m.manual[by]:
 			m.blocked[by] = svc
-			taken = append(taken, at(sliceName))
+			d.taken = append(d.taken, m.sliceWrite(svc, key))
+		case want != nil:
+			if text := encode(want); !bytes.Equal(text, have.text) {
+				d.ops = append(d.ops, store.Put(key, text))
+			}
+		case there:
+			gone = append(gone, store.Delete(key))
 		}
 	}
-	return func(yield func(pending, store.Op) bool) {
-		for _, sliceName := range slices.Sorted(maps.Keys(derived)) {
-			if m.manual[name{svc.namespace, sliceName}] {
-				continue
-			}
-			text, w := encode(derived[sliceName]), at(sliceName)
-			if !bytes.Equal(text, have[sliceName].text) && !yield(w, store.Put(w.key, text)) {
-				return
-			}
-		}
-		for _, sliceName := range slices.Sorted(maps.Keys(have)) {
-			if w := at(sliceName); derived[sliceName] == nil && !yield(w, store.Delete(w.key)) {
-				return
-			}
-		}
-	}, taken
+	d.ops = append(d.ops, gone...)
+	return d
 }
 
 // outcome handles the result of a write. One that was made, or overtaken by another
@@ -258,14 +268,14 @@ func (c *Controller) outcome(m *model, w pending, o owner, revision int64, err e
 	case errors.Is(err, identities.ErrStale):
 		m.await(w.key, w.modified+1, w.who, of)
 	case errors.Is(err, identities.ErrContended):
-		of.later[w.who] = true
+		m.later(w, of)
 	case cannotWrite(err):
 		f := failure{cause: err, round: c.round}
 		if p := m.pods[w.who]; p != nil && of == m.podWork {
 			f.node = p.Node
 		}
 		c.unwritten.fail(o, w.key, f)
-		of.later[w.who] = true
+		m.later(w, of)
 	default:
 		return fmt.Errorf("write %s: %w", w.key, err)
 	}
@@ -281,13 +291,11 @@ func (c *Controller) cannotTake(o owner, taken []pending) {
 	}
 }
 
-// nothingToWrite forgets an owner's failures, except those of the given keys.
-func (c *Controller) nothingToWrite(o owner, but []pending) {
+// nothingToWrite forgets an owner's failures, except those that stand.
+func (c *Controller) nothingToWrite(o owner, stands func(key string) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.unwritten.keep(o, func(key string) bool {
-		return slices.ContainsFunc(but, func(w pending) bool { return w.key == key })
-	})
+	c.unwritten.keep(o, stands)
 }
 
 // startRound begins a complete list: everything is about to be decided again.

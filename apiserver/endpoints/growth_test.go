@@ -108,9 +108,13 @@ func TestTheModelForgetsWhatIsGone(t *testing.T) {
 			feed(deleted, wire.ObjectKey("endpointslices", n, "manual"), discoveryv1.EndpointSlice{})
 		}
 	}
+	for _, svc := range m.serviceWork.take() {
+		m.place(svc)
+	}
 	for what, n := range map[string]int{
 		"namespaces": len(m.namespaces), "pods": len(m.pods), "nodes": len(m.nodes), "endpoints": len(m.endpoints), "slices": len(m.slices), "manual": len(m.manual),
 		"byIP": len(m.byIP), "sliceOf": len(m.sliceOf), "claimants": len(m.claimants), "inNamespace": len(m.inNamespace), "endpointsOn": len(m.endpointsOn), "podsOn": len(m.podsOn),
+		"spreads": len(m.spreads), "members": len(m.members), "todo": len(m.todo),
 	} {
 		if n != 0 {
 			t.Errorf("%s still holds %d", what, n)

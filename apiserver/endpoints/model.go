@@ -44,15 +44,17 @@ type model struct {
 	inNamespace, servicesIn map[string]map[name]bool
 	// endpointsOn and podsOn are the endpoints and declared pods by node.
 	endpointsOn, podsOn map[string]map[name]bool
-	// members are the services whose slices contain a pod's endpoint, held the pods
-	// whose endpoints a service's slices contain.
-	members, held map[name]map[name]bool
+	// spreads are the services that have endpoints, members those that a pod is an
+	// endpoint of.
+	spreads map[name]*spread
+	members map[name]map[name]bool
 	// gone are the UIDs of recently deleted pods: claims about them are late, not
 	// wrong.
 	gone map[string]bool
 
 	// What has to be decided again.
 	podWork, serviceWork *work
+	todo                 map[name]*todo // about services that are dirty, or will be
 	dirtyNodes           map[string]bool
 	// awaited are keys whose last write, ours or another's, is not in the model yet.
 	awaited map[string]await
@@ -97,6 +99,15 @@ func (w *work) retry() {
 	clear(w.later)
 }
 
+// later notes a write to try again.
+func (m *model) later(w pending, of *work) {
+	of.later[w.who] = true
+	if of == m.serviceWork {
+		_, _, slice, _ := wire.ParseObjectKey(w.key)
+		m.touch(w.who).parts[slice] = true
+	}
+}
+
 // await makes who wait for the event of a key.
 func (m *model) await(key string, revision int64, who name, of *work) {
 	if _, ok := m.awaited[key]; !ok {
@@ -113,6 +124,10 @@ func (m *model) arrived(ev state.Event) {
 	}
 	delete(m.awaited, ev.Key)
 	a.of.dirty[a.who] = true
+	if a.of == m.serviceWork {
+		_, _, slice, _ := wire.ParseObjectKey(ev.Key)
+		m.touch(a.who).parts[slice] = true
+	}
 	if a.of.waiting[a.who]--; a.of.waiting[a.who] == 0 {
 		delete(a.of.waiting, a.who)
 	}
@@ -150,7 +165,7 @@ func newModel() *model {
 		manual: map[name]bool{}, blocked: map[name]name{},
 		inNamespace: map[string]map[name]bool{}, servicesIn: map[string]map[name]bool{},
 		endpointsOn: map[string]map[name]bool{}, podsOn: map[string]map[name]bool{},
-		members: map[name]map[name]bool{}, held: map[name]map[name]bool{}, gone: map[string]bool{},
+		spreads: map[name]*spread{}, members: map[name]map[name]bool{}, todo: map[name]*todo{}, gone: map[string]bool{},
 		podWork: newWork(), serviceWork: newWork(), dirtyNodes: map[string]bool{}, awaited: map[string]await{},
 	}
 }
@@ -206,6 +221,7 @@ func (m *model) applyObject(ev state.Event) {
 			m.services[who] = &v.Service
 			set(m.servicesIn, ns, who)
 		}
+		m.touch(who).whole = true
 		m.serviceWork.dirty[who] = true
 	case "endpointslices":
 		m.applySlice(who, ev)
@@ -240,11 +256,11 @@ func (m *model) applySlice(who name, ev state.Event) {
 			delete(m.slices, svc)
 		}
 		delete(m.sliceOf, who)
-		m.serviceWork.dirty[svc] = true
+		m.touchSlice(svc, who)
 	}
 	if svc, ok := m.blocked[who]; ok {
 		delete(m.blocked, who)
-		m.serviceWork.dirty[svc] = true
+		m.touchSlice(svc, who)
 	}
 	delete(m.manual, who)
 	v := read[discoveryv1.EndpointSlice](ev)
@@ -260,6 +276,12 @@ func (m *model) applySlice(who name, ev state.Event) {
 	}
 	m.sliceOf[who] = svc
 	m.slices[svc][who.name] = stored[*discoveryv1.EndpointSlice]{v, ev.Modified, ev.Value}
+	m.touchSlice(svc, who)
+}
+
+// touchSlice marks a slice of a service.
+func (m *model) touchSlice(svc, slice name) {
+	m.touch(svc).parts[slice.name] = true
 	m.serviceWork.dirty[svc] = true
 }
 
@@ -393,19 +415,24 @@ func (m *model) free(nodeName string, ip netip.Addr, who name) {
 	}
 }
 
-// touchServices marks the services whose slices contain the pod, and those that select it.
+// touchServices marks a pod for the services that it is an endpoint of, and for those that
+// select it.
 func (m *model) touchServices(who name) {
-	for svc := range m.members[who] {
+	mark := func(svc name) {
+		m.touch(svc).pods[who] = true
 		m.serviceWork.dirty[svc] = true
+	}
+	for svc := range m.members[who] {
+		mark(svc)
 	}
 	p := m.pods[who]
 	if p == nil {
 		return
 	}
 	candidate := service.Pod{Namespace: who.namespace, Labels: p.Labels}
-	for svcName := range m.servicesIn[who.namespace] {
-		if m.services[svcName].Selects(&candidate) {
-			m.serviceWork.dirty[svcName] = true
+	for svc := range m.servicesIn[who.namespace] {
+		if m.services[svc].Selects(&candidate) {
+			mark(svc)
 		}
 	}
 }

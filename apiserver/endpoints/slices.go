@@ -7,6 +7,8 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -16,99 +18,27 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// sliceSize bounds the endpoints of one slice, so that a change of one endpoint does not
-// rewrite many.
-const sliceSize = 100
-
-// serviceSlices derives a service's slices, by name. A service that is gone or has no
-// selector has none.
-func (m *model) serviceSlices(svcName name) map[string]*discoveryv1.EndpointSlice {
-	svc := m.services[svcName]
-	if svc == nil || len(svc.Selector) == 0 {
-		return nil
-	}
-	var pods []service.Pod
-	for who := range m.inNamespace[svcName.namespace] {
-		p, e := m.pods[who], m.endpoints[who]
-		if p == nil {
-			continue
-		}
-		candidate := service.Pod{
-			Namespace: who.namespace, Name: who.name, Node: e.value.Node, Addr: e.value.IP,
-			Labels: p.Labels, Ready: e.value.Ready, Terminating: e.value.State == wire.EndpointTerminating,
-			Hostname: p.Hostname, Subdomain: p.Subdomain,
-		}
-		if n := m.nodes[e.value.Node]; n != nil {
-			candidate.Zone = n.registration.Zone()
-		}
-		for _, np := range p.NamedPorts {
-			candidate.NamedPorts = append(candidate.NamedPorts, service.NamedPort{Name: np.Name, Protocol: service.Protocol(np.Protocol), Port: np.Port})
-		}
-		if svc.Selects(&candidate) {
-			pods = append(pods, candidate)
-		}
-	}
-	had := map[string][]netip.Addr{}
-	for sliceName, s := range m.slices[svcName] {
-		had[sliceName] = addresses(s.value)
-	}
-	out := map[string]*discoveryv1.EndpointSlice{}
-	for _, whole := range svc.Slices(pods) {
-		for part, endpoints := range divide(whole.Name, whole.Endpoints, had) {
-			out[part] = kubernetesSlice(part, whole, endpoints)
-		}
-	}
-	return out
-}
-
-// divide spreads endpoints over slices of at most sliceSize. An endpoint stays in its
-// slice; slices that end up empty are dropped.
-func divide(base string, endpoints []service.Endpoint, had map[string][]netip.Addr) map[string][]service.Endpoint {
-	at := map[netip.Addr]string{}
-	for part, addrs := range had {
-		if partOf(base, part) {
-			for _, a := range addrs {
-				at[a] = part
-			}
-		}
-	}
-	out := map[string][]service.Endpoint{}
-	var fresh []service.Endpoint
-	for _, e := range endpoints {
-		if part, ok := at[e.Addr]; ok && len(out[part]) < sliceSize {
-			out[part] = append(out[part], e)
-			continue
-		}
-		fresh = append(fresh, e)
-	}
-	for i := 0; len(fresh) > 0; i++ {
-		part := partName(base, i)
-		n := min(sliceSize-len(out[part]), len(fresh))
-		if n > 0 {
-			out[part] = append(out[part], fresh[:n]...)
-			fresh = fresh[n:]
-		}
-	}
-	for _, part := range out {
-		slices.SortFunc(part, func(a, b service.Endpoint) int { return a.Addr.Compare(b.Addr) })
-	}
-	return out
-}
-
-func partName(base string, i int) string {
+// partName is the name of slice i of a kind, from 0.
+func partName(kind string, i int) string {
 	if i == 0 {
-		return base
+		return kind
 	}
-	return fmt.Sprintf("%s-part%d", base, i+1)
+	return fmt.Sprintf("%s-part%d", kind, i+1)
 }
 
-func partOf(base, part string) bool {
-	if part == base {
-		return true
+// partNumber is the number of a slice of this kind; false if it is of another.
+func partNumber(kind, part string) (int, bool) {
+	if part == kind {
+		return 0, true
 	}
-	var i int
-	n, err := fmt.Sscanf(part, base+"-part%d", &i)
-	return n == 1 && err == nil && partName(base, i-1) == part
+	digits, ok := strings.CutPrefix(part, kind+"-part")
+	i, err := strconv.Atoi(digits)
+	return i - 1, ok && err == nil && i > 1 && partName(kind, i-1) == part
+}
+
+func partOf(kind, part string) bool {
+	_, ok := partNumber(kind, part)
+	return ok
 }
 
 func kubernetesSlice(sliceName string, of service.Slice, endpoints []service.Endpoint) *discoveryv1.EndpointSlice {
@@ -155,29 +85,6 @@ func addresses(s *discoveryv1.EndpointSlice) []netip.Addr {
 		}
 	}
 	return out
-}
-
-// remember records which pods a service's slices contain.
-func (m *model) remember(svcName name, derived map[string]*discoveryv1.EndpointSlice) {
-	held := map[name]bool{}
-	for _, s := range derived {
-		for _, a := range addresses(s) {
-			if who, ok := m.byIP[a]; ok {
-				held[who] = true
-			}
-		}
-	}
-	for who := range m.held[svcName] {
-		if !held[who] {
-			unset(m.members, who, svcName)
-		}
-	}
-	for who := range held {
-		set(m.members, who, svcName)
-	}
-	if m.held[svcName] = held; len(held) == 0 {
-		delete(m.held, svcName)
-	}
 }
 
 // encode returns a slice's JSON; encoding these cannot fail.
