@@ -110,7 +110,7 @@ func load(c Config, o options) (_ *Datapath, err error) {
 		if err := repin(c.PinDir, name, r); err != nil {
 			return nil, err
 		}
-		c.Log.Info("copied map to a new size", "map", name, "from", r.old.MaxEntries(), "to", r.new.MaxEntries())
+		c.Log.Info("replaced a map, keeping its rows", "map", name, "from", r.old.MaxEntries(), "to", r.new.MaxEntries())
 	}
 	pods, err := d.devices()
 	if err != nil {

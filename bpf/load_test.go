@@ -266,28 +266,47 @@ func TestResize(t *testing.T) {
 	}
 }
 
-// An array created without BPF_F_MMAPABLE is replaced by one with it, keeping its
-// rows.
-func TestArrayOfBefore(t *testing.T) {
+// A map that an earlier version created with other flags is replaced by one with ours,
+// keeping its rows: an array without BPF_F_MMAPABLE, flows with BPF_F_NO_PREALLOC.
+func TestMapsOfBefore(t *testing.T) {
 	c := smallConfig(ownNamespaces(t))
-	m := mustLoad(t, c, options{}).maps["nodes"]
-	old, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: m.KeySize(), ValueSize: m.ValueSize(), MaxEntries: m.MaxEntries()})
-	if err != nil {
-		t.Fatal(err)
+	first := mustLoad(t, c, options{})
+	flow, node := Flow{Seen: 7, Ifindex: 1}, Node{Path: PathAlive, Keyed: 1}
+	for _, before := range []struct {
+		name     string
+		flags    uint32
+		key, row any
+	}{
+		{"nodes", 0, uint32(7), node},
+		{"flows", unix.BPF_F_NO_PREALLOC, FlowKey{Proto: 6}, flow},
+	} {
+		m := first.maps[before.name]
+		old, err := ebpf.NewMap(&ebpf.MapSpec{Type: m.Type(), KeySize: m.KeySize(), ValueSize: m.ValueSize(), MaxEntries: m.MaxEntries(), Flags: before.flags})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer old.Close()
+		path := filepath.Join(c.PinDir, pinName(before.name))
+		if err := errors.Join(old.Put(before.key, before.row), os.Remove(path), old.Pin(path)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	defer old.Close()
-	row := Node{Path: PathAlive, Keyed: 1}
-	path := filepath.Join(c.PinDir, pinName("nodes"))
-	if err := errors.Join(old.Put(uint32(7), row), os.Remove(path), old.Pin(path)); err != nil {
-		t.Fatal(err)
+	second := mustLoad(t, c, options{})
+	for _, name := range []string{"nodes", "flows"} {
+		if got, want := second.maps[name].Flags(), first.maps[name].Flags(); got != want {
+			t.Errorf("%s has flags %#x, want %#x", name, got, want)
+		}
 	}
-	got := map[uint32]Node{}
-	rows, failed := mustLoad(t, c, options{}).Maps().Nodes.All()
+	nodes := map[uint32]Node{}
+	rows, failed := second.Maps().Nodes.All()
 	for k, v := range rows {
-		got[k] = v
+		nodes[k] = v
 	}
-	if err := failed(); err != nil || len(got) != 1 || got[7] != row {
-		t.Errorf("nodes %v, %v", got, err)
+	if err := failed(); err != nil || len(nodes) != 1 || nodes[7] != node {
+		t.Errorf("nodes %v, %v", nodes, err)
+	}
+	if got, _, err := second.Maps().Flows.Lookup(FlowKey{Proto: 6}); got != flow || err != nil {
+		t.Errorf("flow %+v, %v", got, err)
 	}
 }
 

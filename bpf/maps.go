@@ -29,11 +29,14 @@ var volatile = map[string]bool{"fragments": true, "events": true, "counters": tr
 
 func pinName(name string) string { return fmt.Sprintf("weft_%s_v%d", name, versions[name]) }
 
+// ownFlags are the flags of a map that we choose; the kernel may set others.
+const ownFlags = unix.BPF_F_MMAPABLE | unix.BPF_F_NO_PREALLOC
+
 // resized is a map that is being replaced by one with another size or other flags.
 type resized struct{ old, new *ebpf.Map }
 
 // openMaps opens the pinned maps of spec, creates those that are absent, and copies
-// those whose size changed or that were created without BPF_F_MMAPABLE. moved are
+// those whose size changed or that were created with other flags. moved are
 // the copied ones, whose pins still name the old maps. The caller closes all.
 func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map, moved map[string]resized, err error) {
 	maps, moved = map[string]*ebpf.Map{}, map[string]resized{}
@@ -73,7 +76,7 @@ func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map,
 			m.Close()
 			return maps, moved, fmt.Errorf("map %s has an unexpected layout: stop the agent, remove %s and start it again; in a development build, raise the map's version", name, path)
 		}
-		if m.MaxEntries() == ms.MaxEntries && m.Flags()&unix.BPF_F_MMAPABLE == ms.Flags&unix.BPF_F_MMAPABLE {
+		if m.MaxEntries() == ms.MaxEntries && m.Flags()&ownFlags == ms.Flags&ownFlags {
 			maps[name] = m
 			continue
 		}

@@ -6,14 +6,21 @@
 #include "reasons.h"
 #include "types.h"
 
-#define HASH(map_name, key_type, value_type) \
+#define HASH_OF(map_name, key_type, value_type, flags) \
 	struct { \
 		__uint(type, MAP_HASH); \
 		__type(key, key_type); \
 		__type(value, value_type); \
 		__uint(max_entries, 1024); \
-		__uint(map_flags, MAP_NO_PREALLOC); \
+		__uint(map_flags, flags); \
 	} map_name SEC(".maps")
+
+/* A row takes its memory when it is used. */
+#define HASH(map_name, key_type, value_type) HASH_OF(map_name, key_type, value_type, MAP_NO_PREALLOC)
+
+/* All rows have their memory from the start: packets insert them, and taking memory then
+ * costs three times as much as all the rest of an insertion. */
+#define READY_HASH(map_name, key_type, value_type) HASH_OF(map_name, key_type, value_type, 0)
 
 #define ARRAY(map_name, array_type, value_type, rows) \
 	struct { \
@@ -25,8 +32,8 @@
 
 ARRAY(settings, MAP_ARRAY, struct settings, 1);
 ARRAY(revisions, MAP_ARRAY, __u32, REVISIONS);
-HASH(flows, struct flow_key, struct flow);
-HASH(replies, struct reply_key, struct reply);
+READY_HASH(flows, struct flow_key, struct flow);
+READY_HASH(replies, struct reply_key, struct reply);
 HASH(shares, __u32, struct share);
 ARRAY(budgets, MAP_ARRAY, struct budget, 1);
 ARRAY(given_up, MAP_PERCPU_ARRAY, struct flow_key, 1); /* scratch: the stack is short */
