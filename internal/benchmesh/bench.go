@@ -44,7 +44,7 @@ type plan struct {
 // and to see that everything works.
 var efforts = map[string]plan{
 	"full": {
-		shape: peers.PerCluster(), rounds: 100, rest: 3 * time.Second, idle: 4 * time.Second, churn: 20 * time.Second, partition: time.Minute, changes: 10_000,
+		shape: peers.PerCluster(), rounds: 70, rest: 3 * time.Second, idle: 4 * time.Second, churn: 20 * time.Second, partition: time.Minute, changes: 10_000,
 		failovers: 10, patience: 2 * time.Minute,
 	},
 	"quick": {

@@ -132,19 +132,34 @@ func (k *kernel) backends(large netip.Addr) (n int) {
 // rows is the identity of every address in the kernel.
 func (k *kernel) rows() (map[netip.Addr]identity.Number, error) {
 	all := map[netip.Addr]identity.Number{}
+	err := k.walk(func(keys []bpf.Addr, values []bpf.IPInfo) {
+		for i, key := range keys {
+			all[key.Netip()] = identity.Number(values[i].Identity)
+		}
+	})
+	return all, err
+}
+
+// count is the number of addresses in the kernel. It costs little, so that what is measured
+// meanwhile is not disturbed.
+func (k *kernel) count() (n int, err error) {
+	err = k.walk(func(keys []bpf.Addr, _ []bpf.IPInfo) { n += len(keys) })
+	return n, err
+}
+
+// walk reads the row of every address, many at a time.
+func (k *kernel) walk(do func([]bpf.Addr, []bpf.IPInfo)) error {
 	const batch = 4096
 	keys, values := make([]bpf.Addr, batch), make([]bpf.IPInfo, batch)
 	var cursor ebpf.MapBatchCursor
 	for {
 		n, err := k.maps["ips"].BatchLookup(&cursor, keys, values, nil)
-		for i := range n {
-			all[keys[i].Netip()] = identity.Number(values[i].Identity)
-		}
+		do(keys[:n], values[:n])
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return all, nil
+			return nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read map ips: %w", err)
+			return fmt.Errorf("read map ips: %w", err)
 		}
 	}
 }
