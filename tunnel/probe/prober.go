@@ -335,6 +335,9 @@ func (p *Prober) drainLocked() error {
 func (p *Prober) judgeLocked(now time.Time, stalled bool) []Observation {
 	var changes []Observation
 	for _, path := range p.order {
+		if len(path.waiting) == 0 && path.sized == nil {
+			continue // nothing is new
+		}
 		open := false // an earlier probe may still be answered
 		path.waiting = slices.DeleteFunc(path.waiting, func(q *probe) bool {
 			if open = open || !path.judge(q, now, stalled); open {
