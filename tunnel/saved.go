@@ -35,6 +35,9 @@ type savedConfig struct {
 	// guarded by mu. whole is 0 while there is no file to add to.
 	whole, changes int
 	failed         bool // guarded by mu: the file is behind the device
+	// waking is set while some peers wait for their keepalives, and partial if the whole was
+	// written without them; guarded by mu.
+	waking, partial bool
 }
 
 // fewChanges is how many bytes of changes a file may always have: writing a small device
@@ -106,7 +109,8 @@ func (s *savedConfig) addLocked(change string) bool {
 		return true
 	}
 	change += "\n"
-	if s.whole == 0 || s.failed || s.changes+len(change) > max(s.whole, fewChanges) {
+	full := s.changes+len(change) > max(s.whole, fewChanges)
+	if s.whole == 0 || s.failed || full && !s.waking {
 		return false
 	}
 	s.changes += len(change)
@@ -135,7 +139,7 @@ func (s *savedConfig) writeLocked(dev *device.Device) error {
 	if err := statefile.Write(s.path, []byte(text)); err != nil {
 		return err
 	}
-	s.whole, s.changes = len(text), 0
+	s.whole, s.changes, s.partial = len(text), 0, s.waking
 	return nil
 }
 

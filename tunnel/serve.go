@@ -149,7 +149,11 @@ func serveLane(ctx context.Context, cfg ServeConfig, lane int) error {
 			return fmt.Errorf("listen on UDP port %d: %w", cfg.Ports[lane], err)
 		}
 	}
-	// Up binds the port and sends every restored peer a keepalive, and with it a
+	turns, err := saved.calm(dev)
+	if err != nil {
+		return err
+	}
+	// Up binds the port and sends the first restored peers a keepalive, and with it a
 	// handshake, at once.
 	if err := dev.Up(); err != nil {
 		return fmt.Errorf("listen on its UDP port; is another process using it? %w", err)
@@ -164,7 +168,12 @@ func serveLane(ctx context.Context, cfg ServeConfig, lane int) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return serveUAPI(ctx, socket, path, dev, &saved, log) })
 	if restored {
-		g.Go(func() error { return saved.greet(ctx, dev) })
+		g.Go(func() error {
+			if err := saved.wake(ctx, dev, turns); err != nil {
+				return err
+			}
+			return saved.greet(ctx, dev)
+		})
 	}
 	g.Go(func() error {
 		select {
