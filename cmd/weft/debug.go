@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weft-mesh/weft/api"
+	agenttables "github.com/weft-mesh/weft/meshagent/tables"
 )
 
 func debugCommand() *cobra.Command {
@@ -84,15 +85,13 @@ func debugTablesCommand() *cobra.Command {
 	return cmd
 }
 
-// tableNames are the tables of this version's agent, for the help; another may have others.
-var tableNames = []string{"clusters", "endpoints", "former", "identities", "ips", "namespaces", "nodes", "paths", "pods", "policies", "problems", "rejected", "services", "slices"}
-
 func debugTableCommand() *cobra.Command {
 	var agent agentFlags
 	cmd := &cobra.Command{
-		Use:     "table NAME",
-		Short:   "Show the rows of a table",
-		Long:    "Show the rows of one of an agent's tables.\n\nTables: " + strings.Join(tableNames, ", ") + ".",
+		Use:   "table NAME",
+		Short: "Show the rows of a table",
+		// Those of this version's agent; another may have others.
+		Long:    "Show the rows of one of an agent's tables.\n\nTables: " + strings.Join(agenttables.New().Names(), ", ") + ".",
 		Example: "  weft debug table paths --node east-1",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {

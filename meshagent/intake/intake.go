@@ -64,7 +64,7 @@ func (in *Intake) GossipKeys() (wire.GossipKeys, <-chan struct{}) {
 // Apply writes one batch as one transaction.
 func (in *Intake) Apply(events []store.Event) {
 	t := in.tables
-	txn := t.DB.WriteTxn(t.Clusters, t.Former, t.Nodes, t.IPs, t.Identities, t.Services, t.Slices, t.Namespaces, t.Pods, t.Policies, t.Rejected, t.Problems)
+	txn := t.DB.WriteTxn(append(t.Imported(), t.Problems)...)
 	for _, e := range events {
 		w := writer{in: in, t: t, txn: txn}
 		err := w.apply(e)

@@ -298,22 +298,10 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 
 func watch(txn statedb.ReadTxn, t *tables.Tables) *statedb.WatchSet {
 	ws := statedb.NewWatchSet()
-	add(ws, txn, t.Clusters)
-	add(ws, txn, t.Former)
-	add(ws, txn, t.Nodes)
-	add(ws, txn, t.IPs)
-	add(ws, txn, t.Identities)
-	add(ws, txn, t.Services)
-	add(ws, txn, t.Slices)
-	add(ws, txn, t.Pods)
-	add(ws, txn, t.Policies)
-	add(ws, txn, t.Endpoints)
+	t.WatchWritten(txn, ws)
+	_, pods := t.Pods.AllWatch(txn) // policies select this node's by them
+	ws.Add(pods)
 	return ws
-}
-
-func add[P any](ws *statedb.WatchSet, txn statedb.ReadTxn, t statedb.Table[P]) {
-	_, ch := t.AllWatch(txn)
-	ws.Add(ch)
 }
 
 // write writes the snapshot to every map except settings.

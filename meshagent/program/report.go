@@ -4,8 +4,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/cilium/statedb"
-
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
@@ -129,7 +127,7 @@ func (r *report) publish(t *tables.Tables) {
 		}
 	}
 	for table := range r.stages {
-		if rev, ok := revisionOf(r.view, table); ok {
+		if rev, ok := t.WrittenRevision(r.view.txn, table); ok {
 			tables.Put(txn, t.Progress, &tables.Progress{Table: table, Revision: rev, At: now})
 			dirty = true
 		}
@@ -139,30 +137,4 @@ func (r *report) publish(t *tables.Tables) {
 		return
 	}
 	txn.Commit()
-}
-
-// revisionOf returns a table's revision in the snapshot that was written.
-func revisionOf(v *view, table string) (statedb.Revision, bool) {
-	t := v.tables
-	switch table {
-	case "clusters":
-		return t.Clusters.Revision(v.txn), true
-	case "former":
-		return t.Former.Revision(v.txn), true
-	case "nodes":
-		return t.Nodes.Revision(v.txn), true
-	case "ips":
-		return t.IPs.Revision(v.txn), true
-	case "identities":
-		return t.Identities.Revision(v.txn), true
-	case "services":
-		return t.Services.Revision(v.txn), true
-	case "slices":
-		return t.Slices.Revision(v.txn), true
-	case "policies":
-		return t.Policies.Revision(v.txn), true
-	case "endpoints":
-		return t.Endpoints.Revision(v.txn), true
-	}
-	return 0, false
 }

@@ -7,14 +7,15 @@ package tables
 
 import (
 	"iter"
-	"net/netip"
-	"time"
+	"slices"
+	"strings"
 
 	"github.com/cilium/statedb"
 	"github.com/cilium/statedb/index"
 )
 
-// Tables are all tables of an agent. Rows are never changed in place: copy, then
+// Tables are all tables of an agent; each is described beside its rows, in a file of its
+// own. Rows are never changed in place: copy, then
 // insert. They are safe for concurrent use.
 type Tables struct {
 	DB *statedb.DB
@@ -40,82 +41,36 @@ type Tables struct {
 	Problems statedb.RWTable[*Problem]
 	// Progress says up to which revision a table has been written to the kernel.
 	Progress statedb.RWTable[*Progress]
+
+	all []opened // in order of name
 }
 
 // New returns empty tables.
 func New() *Tables {
-	db := statedb.New()
-	t := &Tables{DB: db}
-	t.Clusters = table(db, "clusters", (*Cluster).Key)
-	t.Former = table(db, "former", (*Former).Key)
-	t.Nodes = table(db, "nodes", (*Node).Key)
-	t.IPs = table(db, "ips", (*IP).Key)
-	t.Identities = table(db, "identities", (*Identity).Key)
-	t.Services = table(db, "services", (*Service).Key, servicesByID, servicesByFrontend)
-	t.Slices = table(db, "slices", (*Slice).Key, slicesByService)
-	t.Namespaces = table(db, "namespaces", (*Namespace).Key)
-	t.Pods = table(db, "pods", (*Pod).Key)
-	t.Policies = table(db, "policies", (*Policy).Key)
-	t.Rejected = table(db, "rejected", (*Rejected).Key)
-	t.Endpoints = table(db, "endpoints", (*Endpoint).Key)
-	t.Paths = table(db, "paths", (*Path).Key)
-	t.Problems = table(db, "problems", (*Problem).Key)
-	t.Progress = table(db, "progress", (*Progress).Key)
+	t := &Tables{DB: statedb.New()}
+	t.Clusters = clusters.in(t)
+	t.Former = former.in(t)
+	t.Nodes = nodes.in(t)
+	t.IPs = ips.in(t)
+	t.Identities = identities.in(t)
+	t.Services = services.in(t)
+	t.Slices = sliceTable.in(t)
+	t.Namespaces = namespaces.in(t)
+	t.Pods = pods.in(t)
+	t.Policies = policies.in(t)
+	t.Rejected = rejected.in(t)
+	t.Endpoints = endpoints.in(t)
+	t.Paths = paths.in(t)
+	t.Problems = problems.in(t)
+	t.Progress = progress.in(t)
+	slices.SortFunc(t.all, func(a, b opened) int { return strings.Compare(a.name, b.name) })
 	return t
-}
-
-// table makes a table indexed by one textual key and by others.
-func table[T statedb.TableWritable](db *statedb.DB, name string, key func(T) string, others ...statedb.Indexer[T]) statedb.RWTable[T] {
-	return statedb.MustNewTable(db, name, byKey(key), others...)
-}
-
-// servicesByID finds one service's rows, one per cluster; slicesByService finds its
-// slices in all clusters.
-var (
-	servicesByID    = secondary("id", (*Service).ID)
-	slicesByService = secondary("service", (*Slice).ServiceID)
-)
-
-// servicesByFrontend finds services by one of their addresses and ports.
-var servicesByFrontend = statedb.Index[*Service, netip.AddrPort]{
-	Name: "frontend",
-	FromObject: func(s *Service) index.KeySet {
-		var keys []string
-		for _, a := range s.Addresses {
-			for _, p := range s.Ports {
-				keys = append(keys, netip.AddrPortFrom(a, p.Port).String())
-			}
-		}
-		return index.StringSlice(keys)
-	},
-	FromKey: index.Stringer[netip.AddrPort],
 }
 
 func secondary[T any](name string, key func(T) string) statedb.Index[T, string] {
 	i := byKey(key)
 	i.Name, i.Unique = name, false
 	return i
-}
-
-// ServicesOf lists a service's rows, in order of cluster.
-func (t *Tables) ServicesOf(txn statedb.ReadTxn, id string) []*Service {
-	return statedb.Collect(t.Services.List(txn, servicesByID.Query(id)))
-}
-
-// SlicesOf lists a service's slices, in order of cluster and name.
-func (t *Tables) SlicesOf(txn statedb.ReadTxn, id string) []*Slice {
-	return statedb.Collect(t.Slices.List(txn, slicesByService.Query(id)))
-}
-
-// ServiceAt returns the cluster's service that has an address and port, the first by
-// name if several do; nil if none does.
-func (t *Tables) ServiceAt(txn statedb.ReadTxn, cluster string, at netip.AddrPort) *Service {
-	for s := range t.Services.List(txn, servicesByFrontend.Query(at)) {
-		if s.Cluster == cluster {
-			return s
-		}
-	}
-	return nil
 }
 
 func byKey[T any](key func(T) string) statedb.Index[T, string] {
@@ -131,7 +86,6 @@ func byKey[T any](key func(T) string) statedb.Index[T, string] {
 // row is implemented by the rows of every table.
 type row[T any] interface {
 	*T
-	statedb.TableWritable
 	Key() string
 }
 
@@ -142,11 +96,6 @@ func Get[T any, P row[T]](txn statedb.ReadTxn, t statedb.Table[P], key string) P
 		return nil
 	}
 	return got
-}
-
-// ProblemsOf yields the problems of a table.
-func ProblemsOf(txn statedb.ReadTxn, t *Tables, table string) iter.Seq[*Problem] {
-	return prefixed(txn, t.Problems, (&Problem{Table: table}).Key())
 }
 
 // OfCluster yields the rows of a table whose keys begin with a cluster's name.
@@ -203,37 +152,3 @@ func Drop[P any](txn statedb.WriteTxn, t statedb.RWTable[P], row P) { _, _, _ = 
 func All[P any](txn statedb.ReadTxn, t statedb.Table[P]) []P {
 	return statedb.Collect(t.All(txn))
 }
-
-// Problem is a row that was refused by the kernel or by something else it needs.
-type Problem struct {
-	Table, Row string
-	Error      string
-	// Since is when it first failed, Attempts how many times.
-	Since    time.Time
-	Attempts int
-}
-
-// Key is "table row".
-func (p *Problem) Key() string { return p.Table + " " + p.Row }
-
-// Progress says how far a table has been written to the kernel: rows up to Revision
-// are there, except those with a Problem.
-type Progress struct {
-	Table    string
-	Revision statedb.Revision
-	At       time.Time
-}
-
-// Key is the table's name.
-func (p *Progress) Key() string { return p.Table }
-
-// Rejected is an imported value that cannot be read or must not be believed.
-type Rejected struct {
-	StoreKey string
-	Cluster  string
-	Error    string
-	Since    time.Time
-}
-
-// Key is the value's key in the store.
-func (r *Rejected) Key() string { return r.StoreKey }

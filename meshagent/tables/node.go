@@ -1,0 +1,116 @@
+package tables
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/weft-mesh/weft/wire"
+)
+
+// Node is a node of any cluster. A node of ours has what the operator registered and
+// what its agent reports; a peer's has Cilium and Export.
+type Node struct {
+	Cluster, Name string
+	Registration  *wire.Registration
+	State         *wire.NodeState
+	// Withdrawn says that State is gone from the store; it keeps the node's last
+	// report for as long as the node is registered.
+	Withdrawn bool
+	Cilium    *wire.Node
+	Export    *wire.ExportNode
+}
+
+// Doubt says what is wrong with the node's own report, or "" if nothing is.
+func (n *Node) Doubt() string {
+	if n.State == nil {
+		return ""
+	}
+	if n.Registration == nil {
+		return wire.NotRegistered
+	}
+	for _, a := range n.State.Addresses {
+		if !slices.Contains(n.Registration.Addresses, a) {
+			return fmt.Sprintf("it claims address %v, which it was not registered with", a)
+		}
+	}
+	for _, p := range n.State.PodCIDRs {
+		if !slices.Contains(n.Registration.PodCIDRs, p) {
+			return fmt.Sprintf("it claims pod CIDR %v, which it was not registered with", p)
+		}
+	}
+	return ""
+}
+
+// Key is "cluster/name".
+func (n *Node) Key() string { return n.Cluster + "/" + n.Name }
+
+// Empty says whether no part is left.
+func (n *Node) Empty() bool {
+	return n.Registration == nil && n.State == nil && n.Cilium == nil && n.Export == nil
+}
+
+// Internal is the node's address inside the mesh.
+func (n *Node) Internal() netip.Addr {
+	switch {
+	case n.State != nil:
+		return n.State.Internal
+	case n.Cilium != nil:
+		return n.Cilium.Address(wire.NodeCiliumInternalIP)
+	}
+	return netip.Addr{}
+}
+
+// Addresses are the node's own addresses, its tunnel endpoint first.
+func (n *Node) Addresses() []netip.Addr {
+	if n.State != nil {
+		return n.State.Addresses
+	}
+	var out []netip.Addr
+	if n.Cilium != nil {
+		for _, typ := range []string{wire.NodeInternalIP, wire.NodeExternalIP} {
+			for _, a := range n.Cilium.IPAddresses {
+				if a.Type == typ && a.IP.IsValid() {
+					out = append(out, a.IP)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// PodCIDRs are the prefixes from which the node assigns pod addresses.
+func (n *Node) PodCIDRs() []netip.Prefix {
+	switch {
+	case n.State != nil:
+		return n.State.PodCIDRs
+	case n.Cilium != nil:
+		return n.Cilium.PodCIDRs()
+	}
+	return nil
+}
+
+// Lanes are the keys and ports that the node has published for its two tunnels.
+func (n *Node) Lanes() (lanes [2]wire.Lane, epoch uint64) {
+	switch {
+	case n.State != nil:
+		return n.State.Lanes, n.State.Epoch
+	case n.Export != nil:
+		return n.Export.Lanes, n.Export.Epoch
+	}
+	return lanes, 0
+}
+
+var nodes = table[*Node]{
+	name: "nodes", imported: true, written: true,
+	columns: []string{"Cluster", "Node", "Internal", "Addresses", "PodCIDRs", "Epoch", "Keys"},
+	cells: func(n *Node) []string {
+		lanes, epoch := n.Lanes()
+		var keys []string
+		for _, l := range lanes {
+			keys = append(keys, short(l.PublicKey))
+		}
+		return []string{n.Cluster, n.Name, addr(n.Internal()), addrs(n.Addresses()), prefixes(n.PodCIDRs()), fmt.Sprint(epoch), strings.Join(keys, ",")}
+	},
+}
