@@ -105,7 +105,7 @@ type ObjectList struct {
 }
 
 // WatchEvent is one line of GET /v1/watch/{plural}: first the existing objects ("put"), then
-// "synced", then changes. If all objects and "synced" come again, others no longer exist.
+// "synced", then changes. An object may be put again although it has not changed.
 type WatchEvent struct {
 	Cluster   string          `json:"cluster"`
 	Type      string          `json:"type"` // put, delete, synced

@@ -213,7 +213,7 @@ func (l *Lab) followPods(ctx context.Context, cluster string) error {
 // podList is the list that the API server is sending.
 type podList struct {
 	store string          // generation of the store it comes from
-	names map[string]bool // put since the last complete list: the next may come without a restart
+	names map[string]bool // nil once the list is complete and changes follow
 }
 
 // notePod handles an event. A pod missing from a rebuilt store is not gone: a
@@ -240,7 +240,9 @@ func (l *Lab) notePod(e PodEvent, list *podList) {
 		}
 		state.spec, state.store, state.gone = pod.Spec, list.store, false
 		state.Node = l.nodes[e.Cluster+"/"+pod.Spec.NodeName]
-		list.names[key] = true
+		if list.names != nil {
+			list.names[key] = true
+		}
 	case "delete":
 		if state := l.pods[key]; state != nil {
 			state.gone = true
@@ -251,7 +253,7 @@ func (l *Lab) notePod(e PodEvent, list *podList) {
 				state.gone = true
 			}
 		}
-		list.names = map[string]bool{}
+		list.names = nil
 	}
 }
 

@@ -42,11 +42,10 @@ func TestPodsEndWhenTheyAreWithdrawn(t *testing.T) {
 	}{
 		"deleted":                    {[]PodEvent{event("delete", "a")}, []string{"a"}},
 		"missing from the next list": {[]PodEvent{list("first"), event("put", "b"), event("synced", "")}, []string{"a"}},
-		"listed again by the same watch, as after a compaction": {[]PodEvent{event("put", "a"), event("put", "b"), event("synced", "")}, nil},
-		"missing when the same watch lists again":               {[]PodEvent{event("put", "b"), event("synced", "")}, []string{"a"}},
-		"an incomplete list":                                    {[]PodEvent{list("first"), event("put", "b")}, nil},
-		"missing from a rebuilt store":                          {[]PodEvent{list("second"), event("put", "b"), event("synced", "")}, nil},
-		"deleted in the rebuilt store":                          {[]PodEvent{list("second"), event("put", "b"), event("synced", ""), event("delete", "b")}, []string{"b"}},
+		"put again by the same watch, as after a compaction": {[]PodEvent{event("put", "a"), event("put", "b")}, nil},
+		"an incomplete list":           {[]PodEvent{list("first"), event("put", "b")}, nil},
+		"missing from a rebuilt store": {[]PodEvent{list("second"), event("put", "b"), event("synced", "")}, nil},
+		"deleted in the rebuilt store": {[]PodEvent{list("second"), event("put", "b"), event("synced", ""), event("delete", "b")}, []string{"b"}},
 		"listed by the rebuilt store, then missing": {[]PodEvent{list("second"), event("put", "b"), event("synced", ""),
 			list("second"), event("synced", "")}, []string{"b"}},
 	} {

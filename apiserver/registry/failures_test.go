@@ -107,3 +107,30 @@ func TestManyMistakes(t *testing.T) {
 		}
 	}
 }
+
+// A watch tells what was deleted while the store could not tell it, also of objects that were
+// applied after the watch had begun.
+func TestAWatchTellsDeletionsOfAGap(t *testing.T) {
+	r, s := fixture(t)
+	const namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n"
+	apply(t, r, fmt.Sprintf(namespace, "kept"))
+	var got []string
+	ended := errors.New("all seen")
+	err := r.Watch(t.Context(), "namespaces", "", func(ev api.WatchEvent) error {
+		switch got = append(got, strings.TrimSpace(ev.Type+" "+ev.Name)); len(got) {
+		case 2:
+			apply(t, r, fmt.Sprintf(namespace, "late"))
+		case 3:
+			if _, err := r.Delete(t.Context(), "namespaces", "", "late"); err != nil {
+				t.Error(err)
+			}
+			s.Compact()
+		case 5:
+			return ended
+		}
+		return nil
+	})
+	if want := []string{"put kept", "synced", "put late", "delete late", "put kept"}; !errors.Is(err, ended) || !slices.Equal(got, want) {
+		t.Errorf("%q, %v, want %q", got, err, want)
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -204,32 +205,56 @@ func (r *Registry) List(ctx context.Context, word, namespace string) (*api.Objec
 }
 
 // Watch calls each with the existing objects, then with "synced", then with changes, until
-// ctx ends or each returns an error. After a gap in the store's history, all objects and
-// another "synced" follow: objects that are not among them no longer exist.
+// ctx ends or each returns an error. After a gap in the store's history, what was deleted in
+// it is told as deleted, and all other objects follow again.
 func (r *Registry) Watch(ctx context.Context, word, namespace string, each func(api.WatchEvent) error) error {
 	kind, err := findKind(word)
 	if err != nil {
 		return err
 	}
+	told, synced := map[string]bool{}, false // told are the keys of the objects that each knows
+	tell := func(ev store.Event) error {
+		_, ns, name, ok := wire.ParseObjectKey(ev.Key)
+		if !ok {
+			return nil
+		}
+		out := api.WatchEvent{Cluster: r.conf.Cluster, Type: "put", Kind: kind.Name, Namespace: ns, Name: name, Revision: ev.Modified, Object: ev.Value}
+		if ev.Deleted {
+			out.Type, out.Object = "delete", nil
+			delete(told, ev.Key)
+		} else {
+			told[ev.Key] = true
+		}
+		return each(out)
+	}
 	return store.Follow(ctx, r.store, listPrefix(kind, namespace), func(b store.Batch) error {
+		if b.Complete {
+			for _, key := range missing(told, b.Events) {
+				if err := tell(store.Event{KV: store.KV{Key: key, Modified: b.Revision}, Deleted: true}); err != nil {
+					return err
+				}
+			}
+		}
 		for _, ev := range b.Events {
-			_, ns, name, ok := wire.ParseObjectKey(ev.Key)
-			if !ok {
-				continue
-			}
-			out := api.WatchEvent{Cluster: r.conf.Cluster, Type: "put", Kind: kind.Name, Namespace: ns, Name: name, Revision: ev.Modified, Object: ev.Value}
-			if ev.Deleted {
-				out.Type, out.Object = "delete", nil
-			}
-			if err := each(out); err != nil {
+			if err := tell(ev); err != nil {
 				return err
 			}
 		}
-		if b.Complete {
-			return each(api.WatchEvent{Cluster: r.conf.Cluster, Type: "synced", Kind: kind.Name, Revision: b.Revision})
+		if synced || !b.Complete {
+			return nil
 		}
-		return nil
+		synced = true
+		return each(api.WatchEvent{Cluster: r.conf.Cluster, Type: "synced", Kind: kind.Name, Revision: b.Revision})
 	})
+}
+
+// missing returns the keys that a complete list lacks, in order.
+func missing(keys map[string]bool, all []store.Event) []string {
+	left := maps.Clone(keys)
+	for _, ev := range all {
+		delete(left, ev.Key)
+	}
+	return slices.Sorted(maps.Keys(left))
 }
 
 func listPrefix(kind Kind, namespace string) string {
