@@ -27,6 +27,15 @@ type hosts struct {
 	tell   func(path string, err error)
 }
 
+// A name is written at once. As that writes the whole file, a large one is then left alone
+// for as long as its size takes at hostsRate, 0.1 s for 5,000 services. One of less than
+// leastHosts bytes costs less than that is worth.
+const (
+	hostsRate  = 5_000_000 // bytes per second
+	leastHosts = 16 << 10
+	hostsRetry = time.Second // after a failure
+)
+
 // Run works until ctx ends. The file stays.
 func (h *hosts) Run(ctx context.Context) error {
 	if h.path == "" {
@@ -37,46 +46,86 @@ func (h *hosts) Run(ctx context.Context) error {
 		return nil
 	case <-h.listed:
 	}
-	for ctx.Err() == nil {
-		txn := h.tables.DB.ReadTxn()
-		_, changed := h.tables.Services.AllWatch(txn)
-		var again <-chan time.Time
-		err := writeInPlace(h.path, hostsFile(h.own, tables.All(txn, h.tables.Services)))
-		h.tell(h.path, err)
-		if err != nil {
-			again = time.After(5 * time.Second)
+	txn := h.tables.DB.WriteTxn(h.tables.Services)
+	changes, err := h.tables.Services.Changes(txn)
+	txn.Commit()
+	if err != nil {
+		return fmt.Errorf("follow services: %w", err)
+	}
+	defer changes.Close()
+
+	lines := map[string][]string{} // by service
+	stale := true
+	var rest <-chan time.Time // nil: the file may be written
+	for {
+		seq, more := changes.Next(h.tables.DB.ReadTxn())
+		for c := range seq {
+			stale = h.note(lines, c.Object, c.Deleted) || stale
+		}
+		if stale && rest == nil {
+			content := hostsFile(lines)
+			err := writeInPlace(h.path, content)
+			h.tell(h.path, err)
+			switch stale = err != nil; {
+			case stale:
+				rest = time.After(hostsRetry)
+			case len(content) >= leastHosts:
+				rest = time.After(time.Duration(len(content)) * time.Second / hostsRate)
+			}
 		}
 		select {
 		case <-ctx.Done():
-		case <-changed:
-		case <-again:
+			return nil
+		case <-more:
+		case <-rest:
+			rest = nil
 		}
 	}
-	return nil
+}
+
+// note takes in a service, and reports whether that changes the file.
+func (h *hosts) note(lines map[string][]string, row *tables.Service, deleted bool) bool {
+	if row.Cluster != h.own {
+		return false
+	}
+	var now []string
+	if !deleted {
+		now = hostsLines(row)
+	}
+	if slices.Equal(now, lines[row.Key()]) {
+		return false
+	}
+	if lines[row.Key()] = now; len(now) == 0 {
+		delete(lines, row.Key())
+	}
+	return true
 }
 
 // defaultNamespace is the one whose services are also known by name alone.
 const defaultNamespace = "default"
 
-// hostsFile is the content: localhost, then a line per address, sorted.
-func hostsFile(own string, services []*tables.Service) []byte {
-	lines := []string{"127.0.0.1 localhost", "::1 localhost ip6-localhost"}
+// hostsLines are the lines of a service, one for each address.
+func hostsLines(row *tables.Service) []string {
+	name := row.Name + "." + row.Namespace
+	all := []string{name + ".svc.cluster.local", name + ".svc", name}
+	if row.Namespace == defaultNamespace {
+		all = append(all, row.Name)
+	}
+	var lines []string
+	for _, a := range row.Addresses {
+		lines = append(lines, a.String()+" "+strings.Join(all, " "))
+	}
+	return lines
+}
+
+// hostsFile is the content: localhost, then the services' lines, sorted.
+func hostsFile(services map[string][]string) []byte {
 	var names []string
-	for _, row := range services {
-		if row.Cluster != own {
-			continue
-		}
-		name := row.Name + "." + row.Namespace
-		all := []string{name + ".svc.cluster.local", name + ".svc", name}
-		if row.Namespace == defaultNamespace {
-			all = append(all, row.Name)
-		}
-		for _, a := range row.Addresses {
-			names = append(names, a.String()+" "+strings.Join(all, " "))
-		}
+	for _, lines := range services {
+		names = append(names, lines...)
 	}
 	slices.Sort(names)
-	return []byte(strings.Join(append(lines, names...), "\n") + "\n")
+	return []byte("127.0.0.1 localhost\n::1 localhost ip6-localhost\n" + strings.Join(append(names, ""), "\n"))
 }
 
 func writeInPlace(path string, content []byte) error {
