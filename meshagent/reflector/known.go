@@ -3,6 +3,7 @@ package reflector
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"net/netip"
 	"strings"
 
 	"github.com/weft-mesh/weft/store"
@@ -11,28 +12,93 @@ import (
 // known tells one value of each key from another. There is an entry for every key, so
 // what keys have in common, all that comes before their last part, is kept once.
 type known struct {
-	folders map[string]map[string]version
+	folders map[string]*folder
 	count   int
+}
+
+// folder has the versions of keys that differ in their last part only. Most keys of a large
+// mesh end in an IPv4 address; as four bytes it takes a third of the memory.
+type folder struct {
+	addrs map[[4]byte]version
+	names map[string]version
 }
 
 // version tells one value of a key from another: a hash of it and its revision. The
 // revision alone does not: in a store that went back in time, it stands for something
-// else.
-type version uint64
+// else. It is bytes so that it takes no padding beside an address.
+type version [8]byte
 
 var seed = maphash.MakeSeed()
 
-func versionOf(kv store.KV) version {
+func versionOf(kv store.KV) (v version) {
 	var h maphash.Hash
 	h.SetSeed(seed)
 	var revision [8]byte
 	binary.LittleEndian.PutUint64(revision[:], uint64(kv.Modified))
 	_, _ = h.Write(revision[:])
 	_, _ = h.Write(kv.Value)
-	return version(h.Sum64())
+	binary.LittleEndian.PutUint64(v[:], h.Sum64())
+	return v
 }
 
-func newKnown() *known { return &known{folders: map[string]map[string]version{}} }
+func newKnown() *known { return &known{folders: map[string]*folder{}} }
+
+// plain is the last part of a key that is an IPv4 address. No two texts stand for the same.
+func plain(name string) ([4]byte, bool) {
+	if name == "" || name[0] < '0' || name[0] > '9' {
+		return [4]byte{}, false
+	}
+	a, err := netip.ParseAddr(name)
+	if err != nil || !a.Is4() {
+		return [4]byte{}, false
+	}
+	return a.As4(), true
+}
+
+func (f *folder) get(name string) (v version, ok bool) {
+	if f == nil {
+		return v, false
+	}
+	if a, is := plain(name); is {
+		v, ok = f.addrs[a]
+	} else {
+		v, ok = f.names[name]
+	}
+	return v, ok
+}
+
+func (f *folder) put(name string, v version) {
+	if a, is := plain(name); is {
+		f.addrs[a] = v
+	} else if _, ok := f.names[name]; ok {
+		f.names[name] = v
+	} else {
+		f.names[strings.Clone(name)] = v // not a part of the key, which would stay as a whole
+	}
+}
+
+func (f *folder) drop(name string) {
+	if a, is := plain(name); is {
+		delete(f.addrs, a)
+	} else {
+		delete(f.names, name)
+	}
+}
+
+func (f *folder) len() int { return len(f.addrs) + len(f.names) }
+
+func (f *folder) all(yield func(name string) bool) {
+	for a := range f.addrs {
+		if !yield(netip.AddrFrom4(a).String()) {
+			return
+		}
+	}
+	for name := range f.names {
+		if !yield(name) {
+			return
+		}
+	}
+}
 
 // split takes a key apart behind its last slash.
 func split(key string) (folder, name string) {
@@ -43,34 +109,33 @@ func split(key string) (folder, name string) {
 // is says whether this is the key's value.
 func (k *known) is(key string, v version) bool {
 	folder, name := split(key)
-	have, ok := k.folders[folder][name]
+	have, ok := k.folders[folder].get(name)
 	return ok && have == v
 }
 
 func (k *known) put(key string, v version) {
-	folder, name := split(key)
-	in := k.folders[folder]
+	path, name := split(key)
+	in := k.folders[path]
 	if in == nil {
-		in = map[string]version{}
-		k.folders[strings.Clone(folder)] = in
+		in = &folder{map[[4]byte]version{}, map[string]version{}}
+		k.folders[strings.Clone(path)] = in
 	}
-	if _, ok := in[name]; ok {
-		in[name] = v
-		return
-	}
-	in[strings.Clone(name)] = v // not a part of the key, which would stay as a whole
-	k.count++
+	before := in.len()
+	in.put(name, v)
+	k.count += in.len() - before
 }
 
 func (k *known) drop(key string) {
-	folder, name := split(key)
-	in := k.folders[folder]
-	if _, ok := in[name]; !ok {
+	path, name := split(key)
+	in := k.folders[path]
+	if in == nil {
 		return
 	}
-	k.count--
-	if delete(in, name); len(in) == 0 {
-		delete(k.folders, folder)
+	before := in.len()
+	in.drop(name)
+	k.count += in.len() - before
+	if in.len() == 0 {
+		delete(k.folders, path)
 	}
 }
 
@@ -86,10 +151,10 @@ func (k *known) sweep(all []store.Event) []store.Event {
 		}
 		next.put(e.Key, v)
 	}
-	for folder, names := range k.folders {
-		for name := range names {
-			if _, listed := next.folders[folder][name]; !listed {
-				events = append(events, store.Event{KV: store.KV{Key: folder + name}, Deleted: true})
+	for path, in := range k.folders {
+		for name := range in.all {
+			if _, listed := next.folders[path].get(name); !listed {
+				events = append(events, store.Event{KV: store.KV{Key: path + name}, Deleted: true})
 			}
 		}
 	}

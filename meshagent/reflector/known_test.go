@@ -1,9 +1,10 @@
 package reflector
 
 import (
-	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
+	"runtime"
 	"testing"
 
 	"github.com/weft-mesh/weft/store"
@@ -15,7 +16,7 @@ func TestSweepAgreesWithASimpleMap(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		key := func() string {
-			return []string{"a/", "a/b/", "a/b/c/", "", "/"}[r.IntN(5)] + fmt.Sprint(r.IntN(4))
+			return []string{"a/", "a/b/", "a/b/c/", "", "/"}[r.IntN(5)] + []string{"", "1", "10.1.1.1", "10.1.1.2", "10.1.1.01", "::ffff:10.1.1.1", "10.1.1.1/32"}[r.IntN(7)]
 		}
 		k, simple, rows := newKnown(), map[string]store.KV{}, map[string]string{}
 		for range 30 {
@@ -74,4 +75,23 @@ func TestSweepAgreesWithASimpleMap(t *testing.T) {
 			}
 		}
 	}
+}
+
+// An address takes a few bytes in what is known; the keys themselves are not kept.
+func TestKnownAddressesAreSmall(t *testing.T) {
+	const addresses = 50_000
+	k := newKnown()
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for i := range addresses {
+		a := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
+		k.put("cilium/cache/ip/v1/west/"+a.String(), versionOf(store.KV{Modified: int64(i)}))
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if each := float64(after.HeapAlloc-before.HeapAlloc) / addresses; each > 32 {
+		t.Errorf("%.0f bytes for each address, want at most 32", each)
+	}
+	runtime.KeepAlive(k)
 }
