@@ -44,7 +44,7 @@ int from_device(struct __sk_buff *skb)
 	if (!w)
 		return leave(skb, REASON_FAILED, INGRESS, ACT_SHOT);
 	why = parse_eth(skb, p);
-	/* Packets without IPv4 addresses are left to the node. */
+	/* Packets without IP addresses are left to the node. */
 	if (why && !p->l3)
 		return leave(skb, REASON_NOT_OURS, INGRESS, ACT_OK);
 	src = cidr_flags(&p->src);

@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -36,7 +37,21 @@ type realNode struct {
 	lane   *lane
 }
 
-const gateway = "169.254.1.1"
+// Whom pods send everything to, in each family.
+const gateway, gatewayIPv6 = "169.254.1.1", "fe80::1"
+
+// network is the name of a transport in the family: tcp4, for example.
+func network(transport string) string {
+	if overIPv6 {
+		return transport + "6"
+	}
+	return transport + "4"
+}
+
+// at is a port of an address in the family.
+func at(address string, port uint16) string {
+	return netip.AddrPortFrom(inFamily(netip.MustParseAddr(address)), port).String()
+}
 
 func newRealNode(t *testing.T, o options) *realNode {
 	t.Helper()
@@ -71,7 +86,8 @@ func (n *realNode) must(err error) {
 }
 
 func ipNet(s string) *netlink.Addr {
-	return &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(s).To4(), Mask: net.CIDRMask(32, 32)}}
+	a := inFamily(netip.MustParseAddr(s))
+	return &netlink.Addr{Flags: unix.IFA_F_NODAD, IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
 }
 
 // addPod makes a pod as the agent does, and returns the addresses of both ends
@@ -110,15 +126,20 @@ func (n *realNode) addPod(name, ip string) (macs [2]net.HardwareAddr) {
 	n.must(h.LinkSetUp(peer))
 	n.must(netlink.LinkSetUp(host))
 	macs = [2]net.HardwareAddr{peer.Attrs().HardwareAddr, host.Attrs().HardwareAddr}
-	gw := net.ParseIP(gateway)
+	gw := netip.MustParseAddr(gateway)
+	if overIPv6 {
+		gw = netip.MustParseAddr(gatewayIPv6)
+	}
 	dev := peer.Attrs().Index
 	n.must(h.AddrAdd(peer, ipNet(ip)))
-	n.must(h.NeighAdd(&netlink.Neigh{LinkIndex: dev, IP: gw, HardwareAddr: macs[1], State: netlink.NUD_PERMANENT}))
-	n.must(h.RouteAdd(&netlink.Route{LinkIndex: dev, Dst: &net.IPNet{IP: gw, Mask: net.CIDRMask(32, 32)}, Scope: netlink.SCOPE_LINK}))
-	n.must(h.RouteAdd(&netlink.Route{LinkIndex: dev, Gw: gw}))
+	n.must(h.NeighAdd(&netlink.Neigh{LinkIndex: dev, IP: gw.AsSlice(), HardwareAddr: macs[1], State: netlink.NUD_PERMANENT}))
+	if !overIPv6 { // what is on the link needs no route
+		n.must(h.RouteAdd(&netlink.Route{LinkIndex: dev, Dst: &net.IPNet{IP: gw.AsSlice(), Mask: net.CIDRMask(32, 32)}, Scope: netlink.SCOPE_LINK}))
+	}
+	n.must(h.RouteAdd(&netlink.Route{LinkIndex: dev, Gw: gw.AsSlice()}))
 	pod := ipNet(ip).IPNet
 	n.must(netlink.NeighAdd(&netlink.Neigh{LinkIndex: n.host[ip], IP: pod.IP, HardwareAddr: macs[0], State: netlink.NUD_PERMANENT}))
-	n.must(netlink.RouteAdd(&netlink.Route{LinkIndex: n.host[ip], Dst: pod, Scope: netlink.SCOPE_LINK, Src: net.ParseIP(nodeInternal)}))
+	n.must(netlink.RouteAdd(&netlink.Route{LinkIndex: n.host[ip], Dst: pod, Scope: netlink.SCOPE_LINK, Src: ipNet(nodeInternal).IP}))
 	for up := false; !up; { // until then it loses what it is given to send
 		link, err := h.LinkByIndex(dev)
 		n.must(err)
@@ -145,7 +166,8 @@ func (n *realNode) addLane() *lane {
 	return &lane{n.T, file, l.Attrs().Index}
 }
 
-// receive returns the next IPv4 packet that came out of the node.
+// receive returns the next packet of the family that came out of the node, but nothing
+// that devices say to their links.
 func (l *lane) receive() []byte {
 	l.t.Helper()
 	b := make([]byte, 65536)
@@ -155,7 +177,7 @@ func (l *lane) receive() []byte {
 		if err != nil {
 			l.t.Fatalf("nothing came out of the lane: %v", err)
 		}
-		if b[0]>>4 == 4 {
+		if overIPv6 && b[0]>>4 == 6 && b[6] != 58 || !overIPv6 && b[0]>>4 == 4 {
 			return b[:n]
 		}
 	}
@@ -184,10 +206,10 @@ func (n *realNode) in(pod string, f func() error) {
 }
 
 // listen echoes every line of each connection to the pod.
-func (n *realNode) listen(pod string, port int) {
+func (n *realNode) listen(pod string, port uint16) {
 	n.Helper()
 	n.in(pod, func() error {
-		l, err := net.Listen("tcp4", fmt.Sprintf("%s:%d", pod, port))
+		l, err := net.Listen(network("tcp"), at(pod, port))
 		if err != nil {
 			return err
 		}
@@ -208,7 +230,7 @@ func (n *realNode) listen(pod string, port int) {
 func (n *realNode) dial(pod, to string, wait time.Duration) (c net.Conn, err error) {
 	n.Helper()
 	n.in(pod, func() error {
-		c, err = net.DialTimeout("tcp4", to, wait)
+		c, err = net.DialTimeout(network("tcp"), to, wait)
 		return nil
 	})
 	if err == nil {
@@ -229,13 +251,15 @@ func (n *realNode) talk(c net.Conn) {
 	}
 }
 
-func TestPodsTalk(t *testing.T) {
+func TestPodsTalk(t *testing.T) { families(t, testPodsTalk) }
+
+func testPodsTalk(t *testing.T) {
 	for name, o := range map[string]options{"tcx": {}, "clsact": {clsact: true}} {
 		t.Run(name, func(t *testing.T) {
 			n := newRealNode(t, o)
 			n.listen(podA, 8080)
 			n.listen(podB, 8080)
-			for what, to := range map[string]string{"directly": podB + ":8080", "through a service": near + ":80"} {
+			for what, to := range map[string]string{"directly": at(podB, 8080), "through a service": at(near, 80)} {
 				c, err := n.dial(podA, to, 30*time.Second)
 				if err != nil {
 					t.Fatalf("%s: %v", what, err)
@@ -248,12 +272,12 @@ func TestPodsTalk(t *testing.T) {
 					t.Errorf("%s: flow %v: %+v", what, key, f)
 				}
 			}
-			loop, err := n.dial(podB, near+":80", 30*time.Second)
+			loop, err := n.dial(podB, at(near, 80), 30*time.Second)
 			if err != nil {
 				t.Fatalf("to itself: %v", err)
 			}
 			n.talk(loop)
-			host, err := net.DialTimeout("tcp4", podA+":8080", 30*time.Second)
+			host, err := net.DialTimeout(network("tcp"), at(podA, 8080), 30*time.Second)
 			if err != nil {
 				t.Fatalf("from the node: %v", err)
 			}
@@ -263,10 +287,12 @@ func TestPodsTalk(t *testing.T) {
 	}
 }
 
-func TestPolicyStopsPods(t *testing.T) {
+func TestPolicyStopsPods(t *testing.T) { families(t, testPolicyStopsPods) }
+
+func testPolicyStopsPods(t *testing.T) {
 	n := newRealNode(t, options{})
 	n.listen(podB, 8080)
-	c, err := n.dial(podA, podB+":8080", 5*time.Second)
+	c, err := n.dial(podA, at(podB, 8080), 5*time.Second)
 	n.must(err)
 	n.talk(c)
 
@@ -282,7 +308,7 @@ func TestPolicyStopsPods(t *testing.T) {
 	s.Revision++
 	set(t, n.d.Maps().Settings, 0, s)
 
-	if _, err := n.dial(podA, podB+":8080", 300*time.Millisecond); err == nil {
+	if _, err := n.dial(podA, at(podB, 8080), 300*time.Millisecond); err == nil {
 		t.Error("connected in spite of the policy")
 	}
 	deadline := time.After(5 * time.Second)
@@ -308,20 +334,22 @@ func TestPolicyStopsPods(t *testing.T) {
 }
 
 // What goes into a lane and comes out of it has no Ethernet header.
-func TestThroughTunnel(t *testing.T) {
+func TestThroughTunnel(t *testing.T) { families(t, testThroughTunnel) }
+
+func testThroughTunnel(t *testing.T) {
 	n := newRealNode(t, options{})
 	set(t, n.d.Maps().Nodes, 4, Node{Cluster: 2}) // c answers for service far
 	var pod *net.UDPConn
 	n.in(podA, func() (err error) {
-		to := netip.MustParseAddrPort(far + ":80")
-		pod, err = net.DialUDP("udp4", &net.UDPAddr{Port: 1000}, net.UDPAddrFromAddrPort(to))
+		to := netip.MustParseAddrPort(at(far, 80))
+		pod, err = net.DialUDP(network("udp"), &net.UDPAddr{Port: 1000}, net.UDPAddrFromAddrPort(to))
 		return err
 	})
 	defer pod.Close()
 	if _, err := io.WriteString(pod, "question"); err != nil {
 		t.Fatal(err)
 	}
-	if got := describeIP(n.lane.receive(), false); !strings.Contains(got, podA+" → "+podC) || !strings.Contains(got, `udp 1000 → 8080 "question"`) {
+	if got := describeIP(n.lane.receive(), false); !strings.Contains(got, inFamily(netip.MustParseAddr(podA)).String()+" → "+inFamily(netip.MustParseAddr(podC)).String()) || !strings.Contains(got, `udp 1000 → 8080 "question"`) {
 		t.Errorf("out of the lane came\n%s", got)
 	}
 	n.lane.send(ip(podC, podA, udp(8080, 1000).says("answer")))
@@ -333,19 +361,22 @@ func TestThroughTunnel(t *testing.T) {
 }
 
 // A connection over a path that died ends with the pod's next packet.
-func TestResetOverDeadPath(t *testing.T) {
+func TestResetOverDeadPath(t *testing.T) { families(t, testResetOverDeadPath) }
+
+func testResetOverDeadPath(t *testing.T) {
 	n := newRealNode(t, options{})
 	opened := make(chan struct{})
 	go func() {
 		defer close(opened)
 		for {
 			syn := n.lane.receive()
-			port, seq := be16(syn[20:]), uint32(be16(syn[24:]))<<16|uint32(be16(syn[26:]))
+			tcpHeader := syn[headerLen(syn):]
+			port, seq := be16(tcpHeader), binary.BigEndian.Uint32(tcpHeader[4:])
 			n.lane.send(ip(podC, podA, tcp(80, port, "SA").at(5000, seq+1)))
 			return
 		}
 	}()
-	c, err := n.dial(podA, podC+":80", 30*time.Second)
+	c, err := n.dial(podA, at(podC, 80), 30*time.Second)
 	n.must(err)
 	<-opened
 	set(t, n.d.Maps().Clusters, 2, Cluster{})
@@ -359,18 +390,20 @@ func TestResetOverDeadPath(t *testing.T) {
 }
 
 // Not one packet is lost while generations replace each other.
-func TestReloadLosesNothing(t *testing.T) {
+func TestReloadLosesNothing(t *testing.T) { families(t, testReloadLosesNothing) }
+
+func testReloadLosesNothing(t *testing.T) {
 	for name, o := range map[string]options{"tcx": {}, "clsact": {clsact: true}} {
 		t.Run(name, func(t *testing.T) {
 			n := newRealNode(t, o)
 			var server, client *net.UDPConn
 			n.in(podB, func() (err error) {
-				server, err = net.ListenUDP("udp4", &net.UDPAddr{Port: 8080})
+				server, err = net.ListenUDP(network("udp"), &net.UDPAddr{Port: 8080})
 				return err
 			})
 			defer server.Close()
 			n.in(podA, func() (err error) {
-				client, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(near+":80")))
+				client, err = net.DialUDP(network("udp"), nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at(near, 80))))
 				return err
 			})
 			defer client.Close()
@@ -422,9 +455,11 @@ func TestReloadLosesNothing(t *testing.T) {
 
 // A pod's own stack understands our answers: refusals at once, and the first hop of a
 // traceroute.
-func TestPodIsTold(t *testing.T) {
+func TestPodIsTold(t *testing.T) { families(t, testPodIsTold) }
+
+func testPodIsTold(t *testing.T) {
 	n := newRealNode(t, options{})
-	for _, to := range []string{empty + ":80", "10.1.1.200:80"} {
+	for _, to := range []string{at(empty, 80), at("10.1.1.200", 80)} {
 		if _, err := n.dial(podA, to, 30*time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("TCP to %s: %v, want connection refused", to, err)
 		}
@@ -438,10 +473,15 @@ func TestPodIsTold(t *testing.T) {
 		}
 	}
 
-	c := n.udp(podA, podC+":33434")
+	c := n.udp(podA, at(podC, 33434))
 	raw, err := c.SyscallConn()
 	n.must(err)
 	n.must(raw.Control(func(fd uintptr) {
+		if overIPv6 {
+			n.must(unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 1))
+			n.must(unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1))
+			return
+		}
 		n.must(unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, 1))
 		n.must(unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVERR, 1))
 	}))
@@ -459,13 +499,18 @@ func TestPodIsTold(t *testing.T) {
 		messages, err := unix.ParseSocketControlMessage(control[:oobn])
 		n.must(err)
 		for _, m := range messages {
-			// struct sock_extended_err of 16 bytes, then its sender, a sockaddr_in.
-			if m.Header.Type != unix.IP_RECVERR || len(m.Data) < 24 {
+			// struct sock_extended_err of 16 bytes, then its sender, a sockaddr_in or
+			// sockaddr_in6.
+			option, exceeded, from, to := int32(unix.IP_RECVERR), uint8(11), 20, 24
+			if overIPv6 {
+				option, exceeded, from, to = unix.IPV6_RECVERR, 3, 24, 40
+			}
+			if m.Header.Type != option || len(m.Data) < to {
 				continue
 			}
-			said, _ := netip.AddrFromSlice(m.Data[20:24])
-			if m.Data[5] != 11 || said.String() != nodeInternal {
-				t.Errorf("ICMP type %d of %v, want time exceeded (11) of %s", m.Data[5], said, nodeInternal)
+			said, _ := netip.AddrFromSlice(m.Data[from:to])
+			if m.Data[5] != exceeded || AddrOf(said) != addr(nodeInternal) {
+				t.Errorf("ICMP type %d of %v, want time exceeded (%d) of %v", m.Data[5], said, exceeded, addr(nodeInternal))
 			}
 			return
 		}
@@ -477,7 +522,7 @@ func TestPodIsTold(t *testing.T) {
 func (n *realNode) udp(pod, to string) (c *net.UDPConn) {
 	n.Helper()
 	n.in(pod, func() (err error) {
-		c, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to)))
+		c, err = net.DialUDP(network("udp"), nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to)))
 		return err
 	})
 	n.Cleanup(func() { c.Close() })

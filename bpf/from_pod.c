@@ -217,7 +217,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	if (ep->held)
 		return REASON_HELD;
 	/* An answer without a request, or the end of no connection. */
-	if (p->proto == PROTO_ICMP && !p->asks)
+	if (is_icmp(p->proto) && !p->asks)
 		return REASON_INVALID;
 	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_RST)
 		return REASON_INVALID;
@@ -229,7 +229,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	to.port = p->dport;
 	why = aim(s, p->proto, &to);
 	if (to.service) {
-		p->service = p->dst.w[3];
+		p->service = p->dst;
 		p->service_port = p->dport;
 		if (why)
 			return why;
@@ -379,7 +379,7 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 	*key = (struct flow_key){
 		.local = q->dst, .remote = q->src, .lport = q->dport, .rport = q->sport, .proto = q->proto,
 	};
-	if (q->proto == PROTO_ICMP) {
+	if (is_icmp(q->proto)) {
 		key->lport = q->sport;
 		key->rport = icmp_port(q->dport, !q->asks);
 	}

@@ -26,7 +26,7 @@ int from_tunnel(struct __sk_buff *skb)
 	ep = bpf_map_lookup_elem(&endpoints, &p->dst);
 	if (ep)
 		return deliver(skb, w, s, ep, &o);
-	if (same(&p->dst, &s->internal)) {
+	if (own(s, &p->dst)) {
 		why = asked_for(skb, p);
 		return why ? drop(skb, p, why, INGRESS) : leave(skb, REASON_TO_STACK, INGRESS, ACT_OK);
 	}

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -32,17 +33,22 @@ func TestVerifiedInstructions(t *testing.T) {
 // packet counts exactly once, and no packet to a member leaves in plaintext.
 func FuzzPacket(f *testing.F) {
 	needRoot(f)
-	for _, cases := range [][]packetCase{pathCases, serviceCases, guardCases, icmpCases, fragmentCases, refusalCases, hopCases} {
-		for _, c := range cases {
-			for _, s := range c.steps {
-				if s.in != nil {
-					f.Add(packet(s.in))
-				} else {
-					f.Add(s.frame)
+	bothFamilies(func() {
+		for _, cases := range [][]packetCase{pathCases, serviceCases, guardCases, icmpCases, fragmentCases, refusalCases, hopCases, ipv6Cases} {
+			for _, c := range cases {
+				if !c.applies() {
+					continue
+				}
+				for _, s := range c.steps {
+					if s.in != nil {
+						f.Add(packet(s.in))
+					} else {
+						f.Add(s.frame)
+					}
 				}
 			}
 		}
-	}
+	})
 	// The namespaces belong to a thread, so one goroutine runs all packets.
 	type job struct {
 		in     []byte
@@ -61,7 +67,7 @@ func FuzzPacket(f *testing.F) {
 		}
 		defer d.Close()
 		a, b := addVeth(f, "a"), addVeth(f, "b")
-		fillMesh(f, d.Maps(), a, b)
+		bothFamilies(func() { fillMesh(f, d.Maps(), a, b) })
 		ready <- struct{}{}
 		for j := range jobs {
 			for name, p := range d.progs {
@@ -110,9 +116,21 @@ func fuzzOne(d *Datapath, name string, p *ebpf.Program, device int, in []byte, r
 	if n := total(after) - total(before); n != 1 {
 		report("%s counted the packet %d times", name, n)
 	}
-	if name == "to_device" && action == pass && be16(in[12:]) == 0x0800 && in[14]>>4 == 4 && in[30] == 10 && in[31] == 2 {
+	if name == "to_device" && action == pass && toRemoteMember(in) {
 		report("%s lets through in plaintext\n%s", name, describe(in))
 	}
+}
+
+// toRemoteMember tells whether a frame's destination is in a CIDR of the other cluster.
+func toRemoteMember(in []byte) bool {
+	var to netip.Addr
+	switch {
+	case be16(in[12:]) == 0x0800 && in[14]>>4 == 4:
+		to, _ = netip.AddrFromSlice(in[30:34])
+	case be16(in[12:]) == 0x86dd && in[14]>>4 == 6:
+		to, _ = netip.AddrFromSlice(in[38:54])
+	}
+	return netip.MustParsePrefix("10.2.0.0/16").Contains(to) || netip.MustParsePrefix("fd00::10.2.0.0/112").Contains(to)
 }
 
 func total(all []Counter) (n uint64) {

@@ -5,12 +5,67 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+	"testing"
 )
 
 // Tests write a packet as layers: packet(ip(a, b), tcp(1, 2, "S")). Ethernet, lengths
 // and checksums are filled in; describe turns a packet back into such text and says
 // which checksums are wrong.
+//
+// They are written for IPv4, and say the same of IPv6 while overIPv6 is set: addresses,
+// options and types of ICMP then stand for what IPv6 has in their place.
+
+// overIPv6 is set while a test runs over IPv6. Tests of packets do not run in parallel.
+var overIPv6 bool
+
+// families runs a test over both.
+func families(t *testing.T, run func(*testing.T)) {
+	t.Run("IPv4", run)
+	t.Run("IPv6", func(t *testing.T) {
+		overIPv6 = true
+		defer func() { overIPv6 = false }()
+		run(t)
+	})
+}
+
+// bothFamilies does the same for both.
+func bothFamilies(do func()) {
+	do()
+	overIPv6 = true
+	do()
+	overIPv6 = false
+}
+
+// inFamily is the address that stands for an IPv4 address.
+func inFamily(a netip.Addr) netip.Addr {
+	if !overIPv6 || !a.Is4() {
+		return a
+	}
+	six := [16]byte{0: 0xfd}
+	if a.IsMulticast() {
+		six = [16]byte{0xff, 0x0e}
+	}
+	four := a.As4()
+	copy(six[12:], four[:])
+	return netip.AddrFrom16(six)
+}
+
+// protoInFamily is the protocol that stands for one of IPv4.
+func protoInFamily(proto uint8) uint8 {
+	if overIPv6 && proto == 1 {
+		return 58
+	}
+	return proto
+}
+
+// sixth are the type and code of ICMPv6 that stand for those of ICMP.
+var sixth = map[[2]uint8][2]uint8{
+	{8, 0}: {128, 0}, {0, 0}: {129, 0}, // echo and its answer
+	{3, 1}: {1, 3}, {3, 2}: {4, 1}, {3, 3}: {1, 4}, // unreachable: host, protocol, port
+	{11, 0}: {3, 0}, // time exceeded
+}
 
 type layer interface {
 	// encode prepends the layer to its payload.
@@ -18,20 +73,21 @@ type layer interface {
 }
 
 type ipLayer struct {
-	src, dst netip.Addr
-	proto    uint8
-	id       uint16
-	frag     uint16 // flags and offset as on the wire
-	options  int    // bytes of no-operation
-	hops     uint8  // left behind, of 64
-	version  uint8
-	inner    layer
-	payload  []byte
+	src, dst   netip.Addr
+	proto      uint8
+	id         uint16
+	frag       uint16  // flags and offset as on the wire
+	options    int     // bytes of no-operation
+	extensions []uint8 // of IPv6
+	hops       uint8   // left behind, of 64
+	version    uint8   // 0: the family's
+	inner      layer
+	payload    []byte
 }
 
 // ip carries one transport layer, which carries a payload.
 func ip(src, dst string, inner layer) *ipLayer {
-	l := &ipLayer{src: netip.MustParseAddr(src), dst: netip.MustParseAddr(dst), inner: inner, version: 4}
+	l := &ipLayer{src: netip.MustParseAddr(src), dst: netip.MustParseAddr(dst), inner: inner}
 	switch inner.(type) {
 	case *tcpLayer:
 		l.proto = 6
@@ -59,6 +115,16 @@ func (l *ipLayer) piece(id uint16, offset int, more bool) *ipLayer {
 // icmp makes a raw payload one of ICMP: that of a later fragment.
 func (l *ipLayer) icmp() *ipLayer { l.proto = 1; return l }
 
+// behind puts extension headers of these kinds, of eight bytes each, before what an IPv6
+// packet carries.
+func (l *ipLayer) behind(kinds ...uint8) *ipLayer { l.extensions = kinds; return l }
+
+// segmentsLeft is a routing header that has not been followed to its end.
+const segmentsLeft = 143
+
+// udp makes it one of UDP.
+func (l *ipLayer) udp() *ipLayer { l.proto = 17; return l }
+
 func (l *ipLayer) withOptions(n int) *ipLayer { l.options = n; return l }
 func (l *ipLayer) withTTL(n uint8) *ipLayer   { l.hops = 64 - n; return l }
 
@@ -71,6 +137,7 @@ func (l *ipLayer) hop() *ipLayer {
 
 func (l *ipLayer) encode([]byte) []byte {
 	var body []byte
+	proto := protoInFamily(l.proto)
 	switch t := l.inner.(type) {
 	case nil:
 		body = l.payload
@@ -78,18 +145,21 @@ func (l *ipLayer) encode([]byte) []byte {
 		body = t
 	default:
 		body = t.encode(nil)
-		if off, ok := checksumAt(l.proto); ok && l.proto != 132 {
+		if off, ok := checksumAt(proto); ok {
 			if u, udp := t.(*udpLayer); !udp || !u.noChecksum {
 				var pseudo []byte
-				if l.proto != 1 {
-					pseudo = l.pseudo(len(body))
+				if proto != 1 {
+					pseudo = pseudoHeader(inFamily(l.src), inFamily(l.dst), proto, len(body))
 				}
 				binary.BigEndian.PutUint16(body[off:], checksum(pseudo, body))
 			}
 		}
 	}
+	if overIPv6 && l.version != 4 || l.version == 6 {
+		return l.encodeIPv6(proto, body)
+	}
 	h := make([]byte, 20+l.options)
-	h[0] = l.version<<4 | uint8(len(h)/4)
+	h[0] = cmp.Or(l.version, 4)<<4 | uint8(len(h)/4)
 	binary.BigEndian.PutUint16(h[2:], uint16(len(h)+len(body)))
 	binary.BigEndian.PutUint16(h[4:], l.id)
 	binary.BigEndian.PutUint16(h[6:], l.frag)
@@ -104,14 +174,51 @@ func (l *ipLayer) encode([]byte) []byte {
 	return append(h, body...)
 }
 
-func (l *ipLayer) pseudo(n int) []byte {
-	src, dst := l.src.As4(), l.dst.As4()
-	return append(append(append([]byte{}, src[:]...), dst[:]...), 0, l.proto, uint8(n>>8), uint8(n))
+// encodeIPv6 has options in a header of its own, as far as eight bytes go.
+func (l *ipLayer) encodeIPv6(proto uint8, body []byte) []byte {
+	src, dst := inFamily(l.src).As16(), inFamily(l.dst).As16()
+	for _, kind := range slices.Backward(l.extensions) {
+		ext := []byte{proto, 0, 1, 4, 0, 0, 0, 0} // options: one that pads the rest
+		switch kind {
+		case 43, 44:
+			ext[2], ext[3] = 0, 0
+		case segmentsLeft:
+			kind, ext[2], ext[3] = 43, 0, 1
+		}
+		body, proto = append(ext, body...), kind
+	}
+	h := make([]byte, 8, 40)
+	h[0], h[6], h[7] = 6<<4, proto, 64-l.hops
+	h = append(append(h, src[:]...), dst[:]...)
+	if n := (l.options + 7) / 8 * 8; n > 0 {
+		h[6] = 60
+		options := make([]byte, n) // one option that pads them all
+		options[0], options[1], options[2], options[3] = proto, uint8(n/8-1), 1, uint8(n-4)
+		h = append(h, options...)
+	}
+	if l.frag != 0 {
+		next := &h[6]
+		if l.options > 0 {
+			next = &h[40]
+		}
+		piece := make([]byte, 8)
+		piece[0], *next = *next, 44
+		binary.BigEndian.PutUint16(piece[2:], l.frag<<3|l.frag>>13&1)
+		binary.BigEndian.PutUint32(piece[4:], uint32(l.id)<<16|1)
+		h = append(h, piece...)
+	}
+	binary.BigEndian.PutUint16(h[4:], uint16(len(h)-40+len(body)))
+	return append(h, body...)
+}
+
+func pseudoHeader(src, dst netip.Addr, proto uint8, n int) []byte {
+	b := append(src.AsSlice(), dst.AsSlice()...)
+	return append(b, 0, proto, uint8(n>>8), uint8(n)) // the upper half of IPv6's length is zero
 }
 
 func checksumAt(proto uint8) (int, bool) {
 	switch proto {
-	case 1:
+	case 1, 58:
 		return 2, true
 	case 6:
 		return 16, true
@@ -193,10 +300,16 @@ func (i *icmpLayer) of(k uint8) *icmpLayer { i.kind = k; return i }
 func (i *icmpLayer) encode([]byte) []byte {
 	b := make([]byte, 8)
 	b[0], b[1] = i.kind, i.code
+	if six, ok := sixth[[2]uint8{i.kind, i.code}]; ok && overIPv6 {
+		b[0], b[1] = six[0], six[1]
+	}
+	if b[0] == 4 && overIPv6 {
+		b[7] = 6 // the field that it is about
+	}
 	binary.BigEndian.PutUint16(b[4:], i.id)
 	if i.quote != nil {
 		quote := i.quote.encode(nil)
-		b = append(b, quote[:min(cmp.Or(i.quoted, 28+i.quote.options), len(quote))]...)
+		b = append(b, quote[:min(cmp.Or(i.quoted, headerLen(quote)+8), len(quote))]...)
 	}
 	return b
 }
@@ -208,9 +321,12 @@ func (r raw) encode([]byte) []byte { return r }
 
 // packet prepends an Ethernet header to an IP layer.
 func packet(l layer) []byte {
-	kind := uint16(0x0800)
+	kind, b := uint16(0x0800), l.encode(nil)
+	if b[0]>>4 == 6 {
+		kind = 0x86dd
+	}
 	eth := []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, byte(kind >> 8), byte(kind)}
-	return append(eth, l.encode(nil)...)
+	return append(eth, b...)
 }
 
 // ethernet carries any payload of an EtherType.
@@ -240,15 +356,36 @@ func describe(b []byte) string {
 		return fmt.Sprintf("%d bytes", len(b))
 	}
 	s := fmt.Sprintf("ethernet %x ← %x", b[0:6], b[6:12])
-	if binary.BigEndian.Uint16(b[12:]) != 0x0800 {
+	if kind := binary.BigEndian.Uint16(b[12:]); kind != 0x0800 && kind != 0x86dd {
 		return fmt.Sprintf("%s\n%04x % x", s, b[12:14], b[14:])
 	}
 	return s + "\n" + describeIP(b[14:], true)
 }
 
+// headerLen is the length of an IP header with its options.
+func headerLen(b []byte) int {
+	if b[0]>>4 == 4 {
+		return int(b[0]&15) * 4
+	}
+	n := 40
+	for next := b[6]; n+8 <= len(b) && (next == 60 || next == 44); {
+		this := next
+		next = b[n]
+		if this == 44 {
+			n += 8
+			continue
+		}
+		n += int(b[n+1]+1) * 8
+	}
+	return n
+}
+
 func describeIP(b []byte, whole bool) string {
 	if len(b) < 20 {
 		return fmt.Sprintf("ip of %d bytes", len(b))
+	}
+	if b[0]>>4 == 6 {
+		return describeIPv6(b, whole)
 	}
 	hlen := int(b[0]&15) * 4
 	if hlen < 20 || hlen > len(b) {
@@ -268,21 +405,51 @@ func describeIP(b []byte, whole bool) string {
 	if frag&0x1fff != 0 {
 		return s + fmt.Sprintf("\n  %x", body)
 	}
-	l := &ipLayer{src: src, dst: dst, proto: b[9]}
-	return s + "\n" + l.describeBody(body, whole && frag == 0)
+	return s + "\n" + describeBody(src, dst, b[9], body, whole && frag == 0)
 }
 
-func (l *ipLayer) describeBody(b []byte, whole bool) string {
+func describeIPv6(b []byte, whole bool) string {
+	n := 40
+	if len(b) >= n {
+		n = headerLen(b)
+	}
+	if len(b) < n {
+		return fmt.Sprintf("ip of %d bytes", len(b))
+	}
+	src, _ := netip.AddrFromSlice(b[8:24])
+	dst, _ := netip.AddrFromSlice(b[24:40])
+	proto, frag := b[6], []byte(nil)
+	for at := 40; at < n; {
+		next := b[at]
+		if proto == 44 {
+			frag = b[at+2 : at+8]
+			at += 8
+		} else {
+			at += int(b[at+1]+1) * 8
+		}
+		proto = next
+	}
+	s := fmt.Sprintf("ip %s → %s proto %d ttl %d length %d", src, dst, proto, b[7], 40+int(binary.BigEndian.Uint16(b[4:])))
+	if frag != nil {
+		s += fmt.Sprintf(" piece %x", frag)
+		if binary.BigEndian.Uint16(frag)>>3 != 0 {
+			return s + fmt.Sprintf("\n  %x", b[n:])
+		}
+	}
+	return s + "\n" + describeBody(src, dst, proto, b[n:], whole && frag == nil)
+}
+
+func describeBody(src, dst netip.Addr, proto uint8, b []byte, whole bool) string {
 	if len(b) < 8 {
 		return fmt.Sprintf("%x", b)
 	}
 	wrong := ""
-	if off, ok := checksumAt(l.proto); ok && whole && len(b) >= off+2 {
-		pseudo := l.pseudo(len(b))
-		if l.proto == 1 {
+	if off, ok := checksumAt(proto); ok && whole && len(b) >= off+2 {
+		pseudo := pseudoHeader(src, dst, proto, len(b))
+		if proto == 1 {
 			pseudo = nil
 		}
-		none := l.proto == 17 && binary.BigEndian.Uint16(b[off:]) == 0
+		none := proto == 17 && binary.BigEndian.Uint16(b[off:]) == 0
 		switch {
 		case none:
 			wrong = " unchecked"
@@ -291,7 +458,7 @@ func (l *ipLayer) describeBody(b []byte, whole bool) string {
 		}
 	}
 	sport, dport := binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
-	switch l.proto {
+	switch proto {
 	case 6:
 		if len(b) < 20 {
 			return fmt.Sprintf("tcp %d → %d seq %d", sport, dport, binary.BigEndian.Uint32(b[4:]))
@@ -310,6 +477,12 @@ func (l *ipLayer) describeBody(b []byte, whole bool) string {
 		s := fmt.Sprintf("icmp %d/%d id %d%s", b[0], b[1], binary.BigEndian.Uint16(b[4:]), wrong)
 		if b[0] == 3 || b[0] == 11 || b[0] == 12 {
 			return s + "\n  about " + describeIP(b[8:], false)
+		}
+		return s
+	case 58:
+		s := fmt.Sprintf("icmpv6 %d/%d id %d%s", b[0], b[1], binary.BigEndian.Uint16(b[4:]), wrong)
+		if b[0] < 128 {
+			return s + fmt.Sprintf(" field %d", be16(b[6:])) + "\n  about " + describeIP(b[8:], false)
 		}
 		return s
 	}

@@ -18,9 +18,9 @@ import (
 // map's number when its key or value changes shape or meaning: the next start then
 // creates an empty map beside the old one instead of misreading it.
 var versions = map[string]int{
-	"settings": 1, "revisions": 1, "flows": 3, "shares": 1, "budgets": 1, "replies": 1, "endpoints": 1, "ips": 1, "prefixes": 1,
+	"settings": 2, "revisions": 1, "flows": 3, "shares": 1, "budgets": 1, "replies": 1, "endpoints": 1, "ips": 1, "prefixes": 1,
 	"nodes": 1, "clusters": 1, "services": 1, "backends": 1, "members": 1, "classes": 1,
-	"ports": 1, "policy": 1, "sets": 1, "fragments": 3, "counters": 1, "lost": 1, "events": 2,
+	"ports": 1, "policy": 1, "sets": 1, "fragments": 4, "counters": 1, "lost": 1, "events": 2,
 	"errors_sent": 1, "judged_again": 1,
 }
 

@@ -132,7 +132,7 @@ func (n *node) again(t testing.TB) *node {
 		clearer(n.m.Settings), clearer(n.m.Revisions), clearer(n.m.Flows), clearer(n.m.Replies), clearer(n.m.Shares), clearer(n.m.Endpoints), clearer(n.m.IPs),
 		clearer(n.m.Prefixes), clearer(n.m.Nodes), clearer(n.m.Clusters), clearer(n.m.Services), clearer(n.m.Backends),
 		clearer(n.m.Members), clearer(n.m.Classes), clearer(n.m.Policy), clearer(n.m.Sets),
-		clearer(newTable[[24]byte, [40]byte]("fragments", n.maps)), clearer(newTable[uint32, uint64]("errors_sent", n.maps)),
+		clearer(newTable[[24]byte, [44]byte]("fragments", n.maps)), clearer(newTable[uint32, uint64]("errors_sent", n.maps)),
 	} {
 		clear(t)
 	}
@@ -169,9 +169,12 @@ func addVeth(t testing.TB, name string) int {
 	return l.Attrs().Index
 }
 
-func addr(s string) Addr { return AddrOf(netip.MustParseAddr(s)) }
+func addr(s string) Addr { return AddrOf(inFamily(netip.MustParseAddr(s))) }
 
-func prefix(s string) PrefixKey { return PrefixOf(netip.MustParsePrefix(s)) }
+func prefix(s string) PrefixKey {
+	p := netip.MustParsePrefix(s)
+	return PrefixKey{Bits: uint32(96 + p.Bits()), Addr: AddrOf(inFamily(p.Addr()))}
+}
 
 // set writes a row or fails the test.
 func set[K comparable, V any](t testing.TB, table Table[K, V], k K, v V) {
@@ -229,8 +232,21 @@ func fillMesh(t testing.TB, m *Maps, a, b int) {
 		backend(service, 1, 2, podD, 4)
 	}
 	set(t, m.Settings, 0, Settings{
-		Revision: 1, PolicyGen: 1, TunnelIfindex: [2]uint32{ifTunnel0, ifTunnel1}, Internal: addr(nodeInternal), Cluster: 1,
+		Revision: 1, PolicyGen: 1, TunnelIfindex: [2]uint32{ifTunnel0, ifTunnel1}, Internal: internal(nodeInternal), Cluster: 1,
 	})
+}
+
+// internal is a node's internal address, of which it has one in the family.
+func internal(s string) (both [2]Addr) {
+	both[bit(overIPv6)] = addr(s)
+	return both
+}
+
+func bit(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func front(ip string, proto uint8) ServiceKey {
@@ -271,13 +287,13 @@ func (n *node) class(class uint32, identities ...uint32) {
 }
 
 func (n *node) portClass(class uint16, proto uint8, port uint16) {
-	i, _ := PortIndex(1, proto, port)
+	i, _ := PortIndex(1, protoInFamily(proto), port)
 	set(n, n.m.Ports, i, class)
 	n.Cleanup(func() { unset(n, n.m.Ports, i) })
 }
 
 func (n *node) rule(k PolicyKey, e PolicyEntry) {
-	k.Gen, k.Set = 1, 7
+	k.Gen, k.Set, k.Proto = 1, 7, protoInFamily(k.Proto)
 	set(n, n.m.Policy, k, e)
 }
 
@@ -362,7 +378,7 @@ func (n *node) counts() map[Counter]uint64 {
 // flow looks up a flow as the pod sees it.
 func (n *node) flow(pod string, lport uint16, remote string, rport uint16, proto uint8) (Flow, bool) {
 	n.Helper()
-	f, ok, err := n.m.Flows.Lookup(FlowKey{Local: addr(pod), Remote: addr(remote), Lport: PortOf(lport), Rport: PortOf(rport), Proto: proto})
+	f, ok, err := n.m.Flows.Lookup(FlowKey{Local: addr(pod), Remote: addr(remote), Lport: PortOf(lport), Rport: PortOf(rport), Proto: protoInFamily(proto)})
 	if err != nil {
 		n.Fatal(err)
 	}

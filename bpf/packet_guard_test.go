@@ -86,12 +86,12 @@ var icmpCases = []packetCase{
 		{hook: "from a", in: ip(podA, podB, echo(7)), want: ReasonDelivered},
 		{hook: "from b", in: ip(podB, podA, echoReply(7)), want: ReasonDelivered, check: flowsAre(2)},
 	}},
-	{name: "redirects", steps: []step{
+	{name: "redirects", only: "IPv4", steps: []step{
 		{hook: "from a", in: ip(podA, podC, echo(7).of(5)), want: ReasonNotSupported},
 		{hook: "out of tunnel", in: ip(podC, podA, echo(7).of(5)), want: ReasonNotSupported},
 		{hook: "into node", in: ip("169.254.1.1", podA, echo(7).of(5)), want: ReasonNotSupported},
 	}},
-	{name: "each kind of request has its answer", state: deny(Ingress), steps: []step{
+	{name: "each kind of request has its answer", only: "IPv4", state: deny(Ingress), steps: []step{
 		{hook: "from a", in: ip(podA, podC, echo(7).of(13)), want: ReasonTunnelled},
 		{hook: "out of tunnel", in: ip(podC, podA, echo(7).of(14)), want: ReasonDelivered},
 		{hook: "out of tunnel", in: ip(podC, podA, echo(8).of(14)), want: ReasonInvalid},
@@ -106,11 +106,11 @@ var icmpCases = []packetCase{
 		{hook: "out of tunnel", in: ip(podC, podA, echo(7).of(43)), want: ReasonDelivered},
 		{hook: "from a", in: ip(podA, podC, echo(7).of(14)), want: ReasonInvalid, check: flowsAre(4)},
 	}},
-	{name: "a request in pieces", steps: []step{
+	{name: "a request in pieces", only: "IPv4", steps: []step{
 		{hook: "from a", in: ip(podA, podC, echo(7).of(13)).piece(5, 0, true), want: ReasonTunnelled},
 		{hook: "from a", in: ip(podA, podC, raw("later")).icmp().piece(5, 1480, false), want: ReasonTunnelled, check: flowsAre(1)},
 	}},
-	{name: "a kind without answer is a flow of one way", state: deny(Ingress), steps: []step{
+	{name: "a kind without answer is a flow of one way", only: "IPv4", state: deny(Ingress), steps: []step{
 		{hook: "from a", in: ip(podA, podC, echo(7).of(40)), want: ReasonTunnelled},
 		{hook: "from a", in: ip(podA, podC, echo(8).of(40)), want: ReasonTunnelled, check: flowsAre(1)},
 		{hook: "out of tunnel", in: ip(podC, podA, echo(7).of(40)), want: ReasonPolicyDenied},
@@ -118,7 +118,7 @@ var icmpCases = []packetCase{
 		{hook: "from a", in: ip(podA, podC, echo(7).of(255)), want: ReasonTunnelled},
 		{hook: "from a", in: ip(podA, podB, echo(7).of(4)), want: ReasonDelivered, check: flowsAre(4)},
 	}},
-	{name: "an error about a kind", steps: []step{
+	{name: "an error about a kind", only: "IPv4", steps: []step{
 		{hook: "from a", in: ip(podA, world, echo(7).of(13)), want: ReasonToStack},
 		{hook: "from a", in: ip(podA, world, echo(7).of(40)), want: ReasonToStack},
 		{hook: "into node", in: ip("192.0.2.254", podA, portUnreachable().quoting(ip(podA, world, echo(7).of(13)))), want: ReasonDelivered},
@@ -128,7 +128,7 @@ var icmpCases = []packetCase{
 		{hook: "out of tunnel", in: ip(podC, podA, echo(7).of(13)), want: ReasonDelivered},
 		{hook: "from a", in: ip(podA, podC, portUnreachable().quoting(ip(podC, podA, echo(7).of(13)))), want: ReasonTunnelled},
 	}},
-	{name: "only a request is told that it goes nowhere", steps: []step{
+	{name: "only a request is told that it goes nowhere", only: "IPv4", steps: []step{
 		{hook: "from a", in: ip(podA, "10.2.9.9", echo(7).of(13)), want: ReasonNoTunnel},
 		{hook: "from a", in: ip(podA, "10.2.9.9", echo(7).of(40)), want: ReasonNoTunnel, silent: true},
 	}},

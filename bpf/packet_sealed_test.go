@@ -275,7 +275,7 @@ var sealedCases = []packetCase{
 		{hook: "to a", in: ip(nodeInternal, podA, portUnreachable().quoting(ip(podA, podC, udp(1000, 53)))), want: ReasonDelivered},
 	}},
 
-	{name: "from tunnels the node takes echoes and nothing else", steps: []step{
+	{name: "from tunnels the node takes echoes and nothing else", only: "IPv4", steps: []step{
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, echo(7)), want: ReasonToStack},
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, echoReply(7)), want: ReasonToStack},
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, echo(7).of(13)), want: ReasonNodeClosed},
@@ -287,7 +287,7 @@ var sealedCases = []packetCase{
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, udp(53, 4000)), want: ReasonNodeClosed},
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, portUnreachable().quoting(ip(nodeInternal, podC, udp(1, 2)))), want: ReasonInvalid, check: flowsAre(0)},
 	}},
-	{name: "and answers to what it asked", state: onLane(1), steps: []step{
+	{name: "and answers to what it asked", only: "IPv4", state: onLane(1), steps: []step{
 		{hook: "into tunnel", in: ip(nodeInternal, podC, tcp(4000, 80, "S")), want: ReasonEnteredTunnel},
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, tcp(80, 4000, "SA")), want: ReasonToStack},
 		{hook: "out of tunnel", in: ip(podC, nodeInternal, tcp(81, 4000, "SA")), want: ReasonNodeClosed},

@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"bytes"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -12,9 +13,13 @@ import (
 // packetCase is one behaviour: a state of the maps, then packets in order.
 type packetCase struct {
 	name  string
+	only  string // the family that it is about: IPv4 or IPv6
 	state func(*node)
 	steps []step
 }
+
+// applies tells whether the case is about the family that tests run over.
+func (c packetCase) applies() bool { return c.only == "" || (c.only == "IPv6") == overIPv6 }
 
 // step is one packet.
 type step struct {
@@ -111,7 +116,11 @@ func (n *node) step(i int, s step) {
 			n.Errorf("packet %d, %s (- want, + got):\n%s", i, s.hook, diff)
 		}
 		if s.want == ReasonDelivered && got.action == redirect {
-			ep, _, _ := n.m.Endpoints.Lookup(Addr(append(make([]byte, 10), append([]byte{0xff, 0xff}, got.out[30:34]...)...)))
+			to, _ := netip.AddrFromSlice(got.out[30:34])
+			if overIPv6 {
+				to, _ = netip.AddrFromSlice(got.out[38:54])
+			}
+			ep, _, _ := n.m.Endpoints.Lookup(AddrOf(to))
 			if !bytes.Equal(got.out[:12], append(ep.MAC[:], ep.HostMAC[:]...)) {
 				n.Errorf("packet %d, %s: Ethernet addresses %x", i, s.hook, got.out[:12])
 			}
@@ -196,13 +205,17 @@ func onLane(lane int) func(*node) {
 }
 
 // packetTable is every case. TestPackets checks it, BenchmarkCases measures it.
-var packetTable = slices.Concat(pathCases, policyCases, serviceCases, failureCases, guardCases, icmpCases, fragmentCases, stateCases, shareCases, refusalCases, hopCases, sequenceCases, sealedCases)
+var packetTable = slices.Concat(pathCases, policyCases, serviceCases, failureCases, guardCases, icmpCases, fragmentCases, stateCases, shareCases, refusalCases, hopCases, sequenceCases, sealedCases, ipv6Cases)
 
 func TestPackets(t *testing.T) {
 	shared := newNode(t)
-	for _, c := range packetTable {
-		t.Run(c.name, func(t *testing.T) { shared.again(t).play(c) })
-	}
+	families(t, func(t *testing.T) {
+		for _, c := range packetTable {
+			if c.applies() {
+				t.Run(c.name, func(t *testing.T) { shared.again(t).play(c) })
+			}
+		}
+	})
 }
 
 // play brings the node into the state after a case's last packet.
@@ -306,10 +319,10 @@ var pathCases = []packetCase{
 		{hook: "into tunnel", in: ip(nodeInternal, podC, echo(7)), want: ReasonEnteredTunnel,
 			change: func(n *node) { set(n, n.m.Nodes, 3, Node{Path: PathAlive, Cluster: 2}) }},
 	}},
-	{name: "what is not IPv4", steps: []step{
+	{name: "what is not IP", steps: []step{
 		{hook: "from a", frame: ethernet(0x0806, make([]byte, 28)), want: ReasonNotOurs},
 		{hook: "to a", frame: ethernet(0x0806, make([]byte, 28)), want: ReasonNotOurs},
-		{hook: "from a", frame: ethernet(0x86dd, make([]byte, 40)), want: ReasonNotSupported},
+		{hook: "from a", frame: ethernet(0x86dd, make([]byte, 40)), want: ReasonNotSupported}, // IP of version 0
 		{hook: "to a", frame: ethernet(0x86dd, make([]byte, 40)), want: ReasonNotSupported},
 		{hook: "from a", frame: ethernet(0x88cc, make([]byte, 40)), want: ReasonNotSupported},
 		{hook: "into node", frame: ethernet(0x86dd, make([]byte, 40)), want: ReasonNotOurs},
@@ -390,7 +403,7 @@ var policyCases = []packetCase{
 		{hook: "from a", in: ip(podA, podD, udp(1, 80)), want: ReasonTunnelled},
 		{hook: "from a", in: ip(podA, podD, tcp(1, 81, "S")), want: ReasonPolicyDenied},
 	}},
-	{name: "a rule for ICMP names the type", state: func(n *node) {
+	{name: "a rule for ICMP names the type", only: "IPv4", state: func(n *node) {
 		n.policy(podA, Egress)
 		n.portClass(3, 1, 8)
 		n.rule(PolicyKey{Class: AnyClass, Proto: 1, Port: 3}, PolicyEntry{Rule: 4})
@@ -400,7 +413,7 @@ var policyCases = []packetCase{
 		{hook: "from a", in: ip(podA, podC, echo(77).of(13)), want: ReasonPolicyDenied},
 		{hook: "from a", in: ip(podA, podC, echo(77).of(40)), want: ReasonPolicyDenied},
 	}},
-	{name: "a rule for any type of ICMP", state: func(n *node) {
+	{name: "a rule for any type of ICMP", only: "IPv4", state: func(n *node) {
 		n.policy(podA, Ingress)
 		n.portClass(4, 1, 13)
 		n.portClass(5, 1, 40)

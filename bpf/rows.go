@@ -27,7 +27,7 @@ type Settings struct {
 	Revision      uint32    // raised when any verdict may have changed; 0: nothing passes
 	PolicyGen     uint32    // generation of classes, ports, policy and sets in force
 	TunnelIfindex [2]uint32 // by lane; 0: no device
-	Internal      Addr      // this node's internal address
+	Internal      [2]Addr   // this node's internal address: IPv4, IPv6; zero: none
 	Cluster       uint16    // own cluster's ID
 	Trace         uint8     // 1: an event for every new allowed flow
 	Pad           uint8
@@ -375,6 +375,8 @@ func PortIndex(gen uint32, proto uint8, port uint16) (uint32, bool) {
 		p = portsSCTP
 	case 1:
 		p = portsICMP
+	case 58:
+		p, port = portsICMP, port|0x100
 	default:
 		return 0, false
 	}

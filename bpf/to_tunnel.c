@@ -42,7 +42,7 @@ int to_tunnel(struct __sk_buff *skb)
 		return leave_unread(skb, p, why, EGRESS);
 	if (!s || !s->revision)
 		return drop(skb, p, REASON_NOT_READY, EGRESS);
-	if (same(&p->src, &s->internal)) {
+	if (own(s, &p->src)) {
 		__u32 ifindex = lane_to(s, p);
 
 		if (!why)

@@ -80,15 +80,14 @@ func (r *Resolver) endpoint(a bpf.Addr, n uint32) Endpoint {
 	return e
 }
 
-// notIPv4 describes a packet of another protocol. The datapath does not parse it, but
-// what pods send unprompted, for example at startup, is IPv6.
-const notIPv4 = "not IPv4, most likely IPv6"
+// notIP describes a packet of a protocol that the datapath does not parse.
+const notIP = "not IP"
 
 // ports fills in the transport layer; ICMP carries type and code in place of the source
 // port.
 func (f *Flow) ports(ev *bpf.Event) {
 	if ev.Src == (bpf.Addr{}) && ev.Reason == bpf.ReasonNotSupported {
-		f.Summary = notIPv4
+		f.Summary = notIP
 		return
 	}
 	switch ev.Proto {

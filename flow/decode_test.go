@@ -119,12 +119,12 @@ func TestDecode(t *testing.T) {
 				f.Protocol, f.TCPFlags, f.Summary, f.Service = "ICMP", nil, "ICMP type 3 code 1", nil
 				f.ICMP, f.Source.Port, f.Destination.Port = &ICMP{Type: 3, Code: 1}, 0, 0
 			}},
-		{"not IPv4, so nothing of it was read",
+		{"not IP, so nothing of it was read",
 			func(ev *bpf.Event) {
 				*ev = bpf.Event{Time: ev.Time, Type: bpf.EventDrop, Reason: bpf.ReasonNotSupported, Dir: bpf.Egress, Bytes: 90}
 			},
 			func(f *Flow) {
-				*f = Flow{Time: f.Time, Verdict: Dropped, Reason: "not-supported", Direction: Egress, Bytes: 90, Node: f.Node, Summary: "not IPv4, most likely IPv6"}
+				*f = Flow{Time: f.Time, Verdict: Dropped, Reason: "not-supported", Direction: Egress, Bytes: 90, Node: f.Node, Summary: "not IP"}
 			}},
 		{"a protocol without a name here",
 			func(ev *bpf.Event) { ev.Proto, ev.TCPFlags = 47, 0 },

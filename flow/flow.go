@@ -117,7 +117,7 @@ type ICMP struct {
 }
 
 // Name returns "cluster/namespace/pod" if the pod is known, else the address, or a
-// question mark for a packet that is not IPv4, whose addresses were not read.
+// question mark for a packet that is not IP, whose addresses were not read.
 func (e Endpoint) Name() string {
 	switch {
 	case e.Pod != "":

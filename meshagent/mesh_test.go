@@ -93,7 +93,7 @@ func TestTwoClustersReachOneAnotherByIdentityAndEncrypted(t *testing.T) {
 			t.Errorf("its backend: %+v", slot)
 		}
 		settings, _, _ := east.maps().Settings.Lookup(0)
-		if settings.Revision == 0 || settings.PolicyGen == 0 || settings.TunnelIfindex != [2]uint32{100, 101} || settings.Internal.Netip() != east.internal() || settings.Cluster != 1 {
+		if settings.Revision == 0 || settings.PolicyGen == 0 || settings.TunnelIfindex != [2]uint32{100, 101} || settings.Internal[0].Netip() != east.internal() || settings.Cluster != 1 {
 			t.Errorf("settings: %+v", settings)
 		}
 		if got := east.host.Network(); len(got.Members) != 2 || got.MTU != 1420 {

@@ -21,7 +21,7 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct o
 	if (ep->held)
 		return REASON_HELD;
 	/* An answer without a request, or the end of no connection. */
-	if (p->proto == PROTO_ICMP && !p->asks)
+	if (is_icmp(p->proto) && !p->asks)
 		return REASON_INVALID;
 	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_RST)
 		return REASON_INVALID;
@@ -60,10 +60,11 @@ once int open_ingress(struct packet *p, const struct settings *s, const struct o
 	return 0;
 }
 
-/* The headers that change on delivery, written at once. */
+/* The headers that change on delivery, written at once: the last byte of before is an
+ * IPv6 packet's hop limit. */
 struct head {
 	struct ethhdr eth;
-	__u8 ip[8];
+	__u8 before[8];
 	__u8 ttl;
 	__u8 protocol;
 	__sum16 check;
@@ -73,7 +74,7 @@ struct head {
 part int hand_over(struct __sk_buff *skb, struct packet *p, const struct endpoint *ep,
 			    const struct origin *o)
 {
-	struct head head = {.eth.proto = htons(ETH_IP)};
+	struct head head = {.eth.proto = p->ipv6 ? htons(ETH_IPV6) : htons(ETH_IP)};
 	struct head *now;
 	__u32 check;
 
@@ -88,11 +89,14 @@ part int hand_over(struct __sk_buff *skb, struct packet *p, const struct endpoin
 	if ((void *)(now + 1) > (void *)(long)skb->data_end)
 		return drop(skb, p, REASON_FAILED, INGRESS);
 	/* The mesh counts as one hop, which ends here. TTL 0 and 1 were dropped before. */
-	__builtin_memcpy(head.ip, now->ip, sizeof(head.ip));
-	head.ttl = now->ttl - 1;
-	head.protocol = now->protocol;
-	check = now->check + htons(0x0100);
-	head.check = check + (check >> 16);
+	__builtin_memcpy(&head.before, &now->before, sizeof(head) - sizeof(head.eth));
+	if (p->ipv6) {
+		head.before[7]--;
+	} else {
+		head.ttl--;
+		check = head.check + htons(0x0100);
+		head.check = check + (check >> 16);
+	}
 	if (bpf_skb_store_bytes(skb, 0, &head, sizeof(head), 0))
 		return drop(skb, p, REASON_FAILED, INGRESS);
 	return leave(skb, REASON_DELIVERED, INGRESS, bpf_redirect_peer(ifindex, 0));

@@ -21,16 +21,16 @@ part int fill(struct event *e, const struct __sk_buff *skb, const struct packet 
 	e->time = bpf_ktime_get_boot_ns();
 	e->src = p->src;
 	e->dst = p->dst;
-	if (p->service)
-		e->service = mapped(p->service);
+	if (p->service_port)
+		e->service = p->service;
 	e->service_port = p->service_port;
 	e->src_identity = p->src_identity;
 	e->dst_identity = p->dst_identity;
 	e->rule = p->rule;
 	e->set = p->set;
 	e->ifindex = skb->ifindex;
-	e->sport = p->proto == PROTO_ICMP ? p->icmp : p->sport;
-	e->dport = p->proto == PROTO_ICMP ? 0 : p->dport;
+	e->sport = is_icmp(p->proto) ? p->icmp : p->sport;
+	e->dport = is_icmp(p->proto) ? 0 : p->dport;
 	e->bytes = skb->len;
 	e->proto = p->proto;
 	e->tcp_flags = p->tcp_flags;

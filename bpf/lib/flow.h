@@ -28,7 +28,7 @@ inline_always void sent_key(struct flow_key *key, const struct packet *p)
 {
 	__be16 rport = p->dport;
 
-	if (p->proto == PROTO_ICMP)
+	if (is_icmp(p->proto))
 		rport = icmp_port(rport, p->asks);
 	set_key(key, &p->src, &p->dst, p->sport, rport, p->proto);
 }
@@ -38,7 +38,7 @@ inline_always void received_key(struct flow_key *key, const struct packet *p)
 {
 	__be16 lport = p->dport, rport = p->sport;
 
-	if (p->proto == PROTO_ICMP) {
+	if (is_icmp(p->proto)) {
 		lport = p->sport;
 		rport = icmp_port(p->dport, !p->asks);
 	}

@@ -15,7 +15,7 @@ once int note_sent(const struct packet *p, const struct settings *s)
 	struct flow_key key;
 	struct flow *f;
 
-	if (p->headless || (p->proto == PROTO_ICMP && (p->error || !p->asks || p->dport == htons(ICMP_ECHO))))
+	if (p->headless || (is_icmp(p->proto) && (p->error || !p->asks || p->dport == echo_of(p->proto))))
 		return 0;
 	sent_key(&key, p);
 	f = bpf_map_lookup_elem(&flows, &key);
@@ -49,7 +49,7 @@ once int asked_for(struct __sk_buff *skb, const struct packet *p)
 
 		if (why)
 			return why;
-		if (q.proto == PROTO_ICMP)
+		if (is_icmp(q.proto))
 			return same(&q.src, &p->dst) ? 0 : REASON_INVALID;
 		key = (struct flow_key){
 			.local = q.src, .remote = q.dst, .lport = q.sport, .rport = q.dport, .proto = q.proto,
@@ -58,7 +58,7 @@ once int asked_for(struct __sk_buff *skb, const struct packet *p)
 			return REASON_INVALID;
 		return bpf_map_lookup_elem(&flows, &key) ? 0 : REASON_INVALID;
 	}
-	if (p->proto == PROTO_ICMP && p->dport == htons(ICMP_ECHO))
+	if (is_icmp(p->proto) && p->dport == echo_of(p->proto))
 		return 0;
 	received_key(&key, p);
 	f = bpf_map_lookup_elem(&flows, &key);

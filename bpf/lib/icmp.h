@@ -13,6 +13,7 @@ struct quote {
 	__u16 l4;
 	__u8 proto;
 	__u8 asks;
+	__u8 pad[2];
 };
 
 /* What an error is about. */
@@ -29,34 +30,63 @@ inline_always struct about *error_about(void)
 	return bpf_map_lookup_elem(&about, &zero);
 }
 
+/* Reads the addresses of a quoted IPv4 packet. Returns the offset of its transport header,
+ * or 0. */
+inline_always __u32 read_quoted_ipv4(struct __sk_buff *skb, struct quote *q)
+{
+	struct iphdr ip;
+	__u32 hlen;
+
+	if (bpf_skb_load_bytes(skb, q->l3, &ip, sizeof(ip)))
+		return 0;
+	hlen = (ip.version_ihl & 0xf) * 4;
+	if (ip.version_ihl >> 4 != 4 || hlen < sizeof(ip) || ip.frag_off & htons(IP_OFFSET))
+		return 0;
+	q->src = mapped(ip.saddr);
+	q->dst = mapped(ip.daddr);
+	q->proto = ip.protocol;
+	return q->l3 + hlen;
+}
+
+inline_always __u32 read_quoted_ipv6(struct __sk_buff *skb, struct quote *q)
+{
+	struct piece frag = {};
+	struct ipv6hdr ip;
+	int l4;
+	__u8 proto;
+
+	if (bpf_skb_load_bytes(skb, q->l3, &ip, sizeof(ip)) || ip.version_class >> 4 != 6)
+		return 0;
+	set_ipv6(&q->src, ip.saddr);
+	set_ipv6(&q->dst, ip.daddr);
+	if (nobodys(&q->src) || nobodys(&q->dst))
+		return 0;
+	proto = ip.next;
+	l4 = skip_extensions(skb, q->l3 + sizeof(ip), &proto, &frag);
+	q->proto = proto;
+	return l4 < 0 || frag.off ? 0 : l4;
+}
+
 once int read_quote(struct __sk_buff *skb, const struct packet *p, struct quote *q)
 {
 	if (!p || !q)
 		return REASON_FAILED;
-	struct iphdr ip;
 	__be16 l4[4];
-	__u32 off = p->l4 + sizeof(struct icmphdr), hlen;
+	__u32 off;
 
-	if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)))
+	q->l3 = p->l4 + sizeof(struct icmphdr);
+	off = p->ipv6 ? read_quoted_ipv6(skb, q) : read_quoted_ipv4(skb, q);
+	if (!off || bpf_skb_load_bytes(skb, off, l4, sizeof(l4)))
 		return REASON_INVALID;
-	hlen = (ip.version_ihl & 0xf) * 4;
-	if (ip.version_ihl >> 4 != 4 || hlen < sizeof(ip) || ip.frag_off & htons(IP_OFFSET))
-		return REASON_INVALID;
-	if (bpf_skb_load_bytes(skb, off + hlen, l4, sizeof(l4)))
-		return REASON_INVALID;
-	q->src = mapped(ip.saddr);
-	q->dst = mapped(ip.daddr);
-	q->proto = ip.protocol;
-	q->l3 = off;
-	q->l4 = off + hlen;
+	q->l4 = off;
 	q->sport = l4[0];
 	q->dport = l4[1];
-	if (ip.protocol == PROTO_ICMP) {
+	if (is_icmp(q->proto)) {
 		__u8 type = ntohs(l4[0]) >> 8;
 
-		if (is_error(type))
+		if (is_error(q->proto, type))
 			return REASON_INVALID;
-		q->asks = sense_of(&type);
+		q->asks = sense_of(q->proto, &type);
 		q->sport = q->asks == TELLS ? 0 : l4[2];
 		q->dport = htons(type);
 	}
@@ -64,19 +94,25 @@ once int read_quote(struct __sk_buff *skb, const struct packet *p, struct quote 
 }
 
 /* Changes the quoted packet's destination from the backend to the service. The quoted
- * IP header's checksum balances the change of address, so that only the port changes
- * the error's own checksum. */
+ * IPv4 header's checksum balances the change of address, so that only the port changes
+ * the error's own checksum; IPv6 has no such thing. */
 once int restore_quote(struct __sk_buff *skb, struct packet *p, const struct quote *q,
 			      const struct addr *to, __be16 port)
 {
 	if (!p || !q || !to)
 		return REASON_FAILED;
-	__be32 from = q->dst.w[3], ip = to->w[3];
+	struct change by = change_of(&q->dst, to, p->ipv6);
+	struct addr ip = *to;
 	__be16 new = port;
 	long err;
 
-	err = bpf_l3_csum_replace(skb, q->l3 + 10, from, ip, sizeof(ip));
-	err |= bpf_skb_store_bytes(skb, q->l3 + 16, &ip, sizeof(ip), 0);
+	if (p->ipv6) {
+		err = bpf_l4_csum_replace(skb, p->l4 + 2, by.from, by.to, by.size);
+		err |= bpf_skb_store_bytes(skb, q->l3 + 24, &ip, sizeof(ip), 0);
+	} else {
+		err = bpf_l3_csum_replace(skb, q->l3 + 10, by.from, by.to, by.size);
+		err |= bpf_skb_store_bytes(skb, q->l3 + 16, &ip.w[3], sizeof(ip.w[3]), 0);
+	}
 	if (q->dport != port) {
 		err |= bpf_l4_csum_replace(skb, p->l4 + 2, q->dport, port, sizeof(port));
 		err |= bpf_skb_store_bytes(skb, q->l4 + 2, &new, sizeof(new), 0);
@@ -120,7 +156,7 @@ once int flow_of_error(struct __sk_buff *skb, const struct packet *p, const stru
 		.local = about->quote.src, .remote = about->quote.dst,
 		.lport = about->quote.sport, .rport = about->quote.dport, .proto = about->quote.proto,
 	};
-	if (about->quote.proto == PROTO_ICMP)
+	if (is_icmp(about->quote.proto))
 		about->flow.rport = icmp_port(about->quote.dport, about->quote.asks);
 	f = bpf_map_lookup_elem(&flows, &about->flow);
 	if (!f)
@@ -135,6 +171,7 @@ once int flow_of_error(struct __sk_buff *skb, const struct packet *p, const stru
 inline_always int judge_error(const struct settings *s, struct packet *p, const struct flow_key *key, struct flow *f)
 {
 	__be16 type = p->dport;
+	__u8 proto = p->proto;
 	int why;
 
 	if (likely(holds(s, key, f)))
@@ -142,7 +179,7 @@ inline_always int judge_error(const struct settings *s, struct packet *p, const 
 	p->proto = key->proto;
 	p->dport = key->rport & ~htons(ASKED_BY_REMOTE);
 	why = rejudge(s, p, key, f);
-	p->proto = PROTO_ICMP;
+	p->proto = proto;
 	p->dport = type;
 	if (why == RENEW)
 		return REASON_INVALID;

@@ -91,6 +91,7 @@ struct __sk_buff {
 #define ETH_HLEN 14
 #define ETH_IP 0x0800
 #define ETH_ARP 0x0806
+#define ETH_IPV6 0x86dd
 
 enum packet_type {
 	PACKET_BROADCAST = 1,
@@ -119,10 +120,43 @@ struct iphdr {
 #define IP_MORE 0x2000
 #define IP_OFFSET 0x1fff
 
+struct ipv6hdr {
+	__u8 version_class;
+	__u8 class_label[3];
+	__be16 payload_len;
+	__u8 next;
+	__u8 hop_limit;
+	__u64 saddr[2]; /* in network order */
+	__u64 daddr[2];
+};
+
+/* Any extension header but that of fragments. */
+struct ipv6ext {
+	__u8 next;
+	__u8 len; /* in units of 8 bytes beyond the first 8; AH: of 4 */
+	__u8 type;
+	__u8 left; /* of a routing header: segments */
+};
+
+struct ipv6frag {
+	__u8 next;
+	__u8 reserved;
+	__be16 off; /* in bytes, with flags in the low bits */
+	__be32 id;
+};
+
+#define IPV6_MORE 0x0001
+#define IPV6_OFFSET 0xfff8
+
 enum proto {
+	PROTO_HOP_BY_HOP = 0,
 	PROTO_ICMP = 1,
 	PROTO_TCP = 6,
 	PROTO_UDP = 17,
+	PROTO_ROUTING = 43,
+	PROTO_FRAGMENT = 44,
+	PROTO_ICMPV6 = 58,
+	PROTO_OPTIONS = 60,
 	PROTO_SCTP = 132,
 };
 
@@ -175,6 +209,28 @@ enum icmp_code {
 	ICMP_HOST_UNREACHABLE = 1,
 	ICMP_PROTOCOL_UNREACHABLE = 2,
 	ICMP_PORT_UNREACHABLE = 3,
+};
+
+enum icmpv6_type {
+	ICMPV6_UNREACHABLE = 1,
+	ICMPV6_TOO_BIG = 2,
+	ICMPV6_TIME_EXCEEDED = 3,
+	ICMPV6_PARAMETER = 4,
+	ICMPV6_ECHO = 128,
+	ICMPV6_ECHO_REPLY = 129,
+	ICMPV6_LISTENER_QUERY = 130,
+	ICMPV6_LISTENER_DONE = 132,
+	ICMPV6_ROUTER_SOLICITATION = 133,
+	ICMPV6_NEIGHBOUR_ADVERTISEMENT = 136,
+	ICMPV6_REDIRECT = 137,
+	ICMPV6_LISTENER_REPORT_V2 = 143,
+};
+
+/* Codes of ICMPV6_UNREACHABLE and of ICMPV6_PARAMETER. */
+enum icmpv6_code {
+	ICMPV6_ADDRESS_UNREACHABLE = 3,
+	ICMPV6_PORT_UNREACHABLE = 4,
+	ICMPV6_UNKNOWN_NEXT_HEADER = 1,
 };
 
 enum csum_flags {

@@ -26,6 +26,12 @@ struct origin {
 	__u8 through; /* already being sent into the pod: no redirect is needed */
 };
 
+/* Is it this node's internal address of either family? */
+inline_always int own(const struct settings *s, const struct addr *a)
+{
+	return same(a, &s->internal[0]) || (same(a, &s->internal[1]) && !nobodys(a));
+}
+
 /* Looks up an address that is not a pod of this node. Exact match before longest
  * prefix: most addresses are pods. */
 inline_always void resolve_key(const struct settings *s, const struct prefix_key *key, struct place *at)
@@ -33,7 +39,7 @@ inline_always void resolve_key(const struct settings *s, const struct prefix_key
 	struct ip_info *ip;
 
 	*at = (struct place){.identity = IDENTITY_WORLD, .via = VIA_STACK};
-	if (same(&key->addr, &s->internal)) {
+	if (own(s, &key->addr)) {
 		at->identity = IDENTITY_HOST;
 		return;
 	}

@@ -23,6 +23,8 @@ inline_always __u16 port_class(__u32 gen, __u8 proto, __u16 port)
 	case PROTO_TCP: row += PORTS_TCP; break;
 	case PROTO_UDP: row += PORTS_UDP; break;
 	case PROTO_SCTP: row += PORTS_SCTP; break;
+	case PROTO_ICMPV6:
+		port |= 256; /* fallthrough */
 	default: row += PORTS_ICMP;
 	}
 	row = row << 16 | port;
@@ -54,7 +56,7 @@ once int judge(const struct settings *s, struct packet *p, __u32 set, __u32 iden
 	if (!s || !p)
 		return REASON_FAILED;
 	__u8 dir = dir_and_port >> 16;
-	__u16 port = ntohs(p->proto == PROTO_ICMP ? p->dport : (__u16)dir_and_port); /* ICMP: the type */
+	__u16 port = ntohs(is_icmp(p->proto) ? p->dport : (__u16)dir_and_port); /* ICMP: the type */
 	__u32 gen = s->policy_gen; /* read once: the agent may switch meanwhile */
 	struct policy_key key = {.gen = gen, .set = set, .dir = dir};
 	struct set_key in = {.gen = gen, .set = set};

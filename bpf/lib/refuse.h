@@ -94,7 +94,6 @@ inline_always int may_send_error(__u32 pod)
 
 /* Bytes of a packet that an error quotes. An SCTP client looks for its INIT in them. */
 #define QUOTED 128
-#define ERROR_LEN (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct icmphdr))
 
 struct quoted {
 	__u8 bytes[QUOTED];
@@ -104,67 +103,62 @@ ARRAY(quoted, MAP_PERCPU_ARRAY, struct quoted, 1);
 
 /* Turns the pod's packet into an ICMP error about it, sent by `from`. Returns 0 or a
  * reason; the packet may be spoilt then. */
-once int turn_into_error(struct __sk_buff *skb, const struct packet *p, __u32 type_code, __be32 from)
+once int turn_into_error(struct __sk_buff *skb, const struct packet *p, __u32 type_code, const struct addr *from)
 {
-	if (!p)
+	if (!p || !from)
 		return REASON_FAILED;
-	struct {
-		struct ethhdr eth;
-		struct iphdr ip;
-		struct icmphdr icmp;
-	} __attribute__((packed, aligned(2))) r;
-	struct ethhdr eth;
-	struct iphdr iph;
-	struct icmphdr icmph = {.type = type_code >> 8, .code = type_code};
-	__u32 zero = 0, len;
-	__be16 tot_len;
+	struct icmphdr icmp = {.type = type_code >> 8, .code = type_code};
+	__u32 zero = 0, proto = p->ipv6 ? PROTO_ICMPV6 : PROTO_ICMP, at = ETH_HLEN + ip_size(p);
 	struct quoted *q = bpf_map_lookup_elem(&quoted, &zero);
+	long len = ip_len(skb, p), sum;
 
-	if (!q || bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) ||
-	    bpf_skb_load_bytes(skb, ETH_HLEN + 2, &tot_len, sizeof(tot_len)))
+	if (!q)
 		return REASON_FAILED;
 	__builtin_memset(q, 0, sizeof(*q));
-	len = ntohs(tot_len);
 	if (len > sizeof(*q))
 		len = sizeof(*q);
 	/* Checked where it is used: the verifier of 6.1 does not know a copy by its original. */
 	FORGET(len);
 	if (len < sizeof(struct iphdr) + 8 || len > sizeof(*q) || bpf_skb_load_bytes(skb, ETH_HLEN, q->bytes, len))
 		return REASON_FAILED;
-
-	__builtin_memset(&r, 0, sizeof(r));
-	__builtin_memcpy(r.eth.dest, eth.source, 6);
-	__builtin_memcpy(r.eth.source, eth.dest, 6);
-	r.eth.proto = eth.proto;
-	iph = (struct iphdr){
-		.version_ihl = 0x45, .tos = 0xc0, .ttl = 64, .protocol = PROTO_ICMP,
-		.tot_len = htons(ERROR_LEN - ETH_HLEN + len), .saddr = from, .daddr = p->src.w[3],
-	};
-	iph.check = fold(bpf_csum_diff(0, 0, &iph, sizeof(iph), 0));
-	/* The rest of a short quote is zero and does not change the sum. */
-	icmph.check = fold(bpf_csum_diff(0, 0, q, sizeof(*q), bpf_csum_diff(0, 0, &icmph, sizeof(icmph), 0)));
-	r.ip = iph;
-	r.icmp = icmph;
-
-	if (bpf_skb_change_tail(skb, ERROR_LEN + len, 0) ||
-	    bpf_skb_store_bytes(skb, 0, &r, sizeof(r), STORE_FIX_CSUM) ||
-	    bpf_skb_store_bytes(skb, ERROR_LEN, q->bytes, len, STORE_FIX_CSUM))
+	/* The field that the error is about: the header's type of what follows. */
+	if (p->ipv6 && icmp.type == ICMPV6_PARAMETER)
+		icmp.seq = htons(__builtin_offsetof(struct ipv6hdr, next));
+	sum = begin_answer(skb, p, from, proto, sizeof(icmp) + len);
+	if (sum < 0)
+		return REASON_FAILED;
+	/* The checksum of ICMP knows no pseudo header. The rest of a short quote is zero and
+	 * does not change the sum. */
+	sum = bpf_csum_diff(0, 0, &icmp, sizeof(icmp), p->ipv6 ? sum : 0);
+	icmp.check = fold(bpf_csum_diff(0, 0, q, sizeof(*q), sum));
+	if (bpf_skb_store_bytes(skb, at, &icmp, sizeof(icmp), STORE_FIX_CSUM) ||
+	    bpf_skb_store_bytes(skb, at + sizeof(icmp), q->bytes, len, STORE_FIX_CSUM))
 		return REASON_FAILED;
 	return 0;
 }
 
-/* The ICMP unreachable that answers a packet, as type << 8 | code. UDP sockets fail at
- * port unreachable; SCTP heeds only protocol unreachable (RFC 9260, section 10); a ping
- * has no port. */
+/* The ICMP error that answers a packet, as type << 8 | code. UDP sockets fail at port
+ * unreachable; SCTP heeds only protocol unreachable or, with IPv6, an unknown next header
+ * (RFC 9260, section 10); a ping has no port. */
 inline_always __u32 unreachable(const struct packet *p, __u32 reason)
 {
-	__u32 code = ICMP_PORT_UNREACHABLE;
+	int protocol = p->proto == PROTO_SCTP || reason == REASON_NOT_SUPPORTED;
 
+	if (p->ipv6) {
+		if (p->proto == PROTO_ICMPV6)
+			return ICMPV6_UNREACHABLE << 8 | ICMPV6_ADDRESS_UNREACHABLE;
+		if (protocol)
+			return ICMPV6_PARAMETER << 8 | ICMPV6_UNKNOWN_NEXT_HEADER;
+		return ICMPV6_UNREACHABLE << 8 | ICMPV6_PORT_UNREACHABLE;
+	}
 	if (p->proto == PROTO_ICMP)
-		code = ICMP_HOST_UNREACHABLE;
-	else if (p->proto == PROTO_SCTP || reason == REASON_NOT_SUPPORTED)
-		code = ICMP_PROTOCOL_UNREACHABLE;
-	return ICMP_UNREACHABLE << 8 | code;
+		return ICMP_UNREACHABLE << 8 | ICMP_HOST_UNREACHABLE;
+	return ICMP_UNREACHABLE << 8 | (protocol ? ICMP_PROTOCOL_UNREACHABLE : ICMP_PORT_UNREACHABLE);
+}
+
+inline_always int multicast(const struct addr *a, int ipv6)
+{
+	return ipv6 ? ntohl(a->w[0]) >> 24 == 0xff : ntohl(a->w[3]) >> 28 >= 0xe;
 }
 
 /* May the pod that sent p be answered at all? */
@@ -175,13 +169,16 @@ inline_always int answerable(const struct __sk_buff *skb, const struct packet *p
 
 	if (p->l3 != ETH_HLEN || p->error || p->headless)
 		return 0;
+	/* What it carries is behind headers that were not followed to their end. */
+	if (p->ipv6 && !p->proto)
+		return 0;
 	/* Never answer an ICMP error; only a request is certainly not one. */
-	if (p->proto == PROTO_ICMP && p->asks != ASKS)
+	if (is_icmp(p->proto) && p->asks != ASKS)
 		return 0;
 	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_RST)
 		return 0;
 	/* Nor multicast or broadcast. */
-	if (ntohl(p->dst.w[3]) >> 28 >= 0xe || skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST)
+	if (multicast(&p->dst, p->ipv6) || skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST)
 		return 0;
 	ep = bpf_map_lookup_elem(&endpoints, &src);
 	return ep && ep->ifindex == skb->ifindex && !ep->held;
@@ -193,27 +190,29 @@ inline_always int answer(struct __sk_buff *skb, struct packet *p, __u32 reason)
 {
 	enum answer kind = answer_to(reason);
 	const struct settings *s = read_settings();
-	__be32 dst;
+	struct addr dst;
 	int why;
 
 	if (kind == SILENCE || swallow_unreachable || !s || !answerable(skb, p))
 		return reason;
-	if (bpf_skb_load_bytes(skb, ETH_HLEN + 16, &dst, sizeof(dst)))
-		return REASON_FAILED;
-	if (p->service && dst != p->service) {
+	why = sent_to(skb, p, &dst);
+	if (why)
+		return why;
+	if (p->service_port && !same(&dst, &p->service)) {
 		why = undo_to_backend(skb, p);
 		if (why)
 			return why;
 		dst = p->service;
 	}
 	/* IP options would move the checksum, which a device may still have to fill in. */
-	if (kind == REFUSAL && p->proto == PROTO_TCP && p->l4 == ETH_HLEN + sizeof(struct iphdr))
+	if (kind == REFUSAL && p->proto == PROTO_TCP && p->l4 == ETH_HLEN + ip_size(p))
 		return turn_into_reset(skb, p);
 	if (!may_send_error(skb->ifindex))
 		return reason;
-	if (kind == EXCEEDED)
-		return turn_into_error(skb, p, ICMP_TIME_EXCEEDED << 8, s->internal.w[3]);
-	return turn_into_error(skb, p, unreachable(p, reason), dst);
+	if (kind == REFUSAL)
+		return turn_into_error(skb, p, unreachable(p, reason), &dst);
+	dst = s->internal[!!p->ipv6];
+	return turn_into_error(skb, p, (p->ipv6 ? ICMPV6_TIME_EXCEEDED : ICMP_TIME_EXCEEDED) << 8, &dst);
 }
 
 /* The way out for a pod's packet that is dropped. The pod is told if answer_to says so. */

@@ -31,6 +31,20 @@ enum side {
 	DESTINATION,
 };
 
+/* What changes a checksum from one address to another, in the form that
+ * bpf_l4_csum_replace takes. */
+struct change {
+	__u64 from, to;
+	__u64 size; /* 0: to is a difference */
+};
+
+inline_always struct change change_of(const struct addr *from, const struct addr *to, int ipv6)
+{
+	if (ipv6)
+		return (struct change){.to = bpf_csum_diff(from, sizeof(*from), to, sizeof(*to), 0)};
+	return (struct change){from->w[3], to->w[3], sizeof(__be32)};
+}
+
 /* Changes the address and port of one side of the packet, with their checksums. Returns
  * 0 or a reason. */
 once int rewrite(struct __sk_buff *skb, struct packet *p, enum side side, const struct addr *to,
@@ -40,9 +54,10 @@ once int rewrite(struct __sk_buff *skb, struct packet *p, enum side side, const 
 		return REASON_FAILED;
 	struct addr *addr = side == SOURCE ? &p->src : &p->dst;
 	__be16 *was = side == SOURCE ? &p->sport : &p->dport;
-	__be32 from = addr->w[3], ip = to->w[3];
+	struct change by = change_of(addr, to, p->ipv6);
 	__be16 old = *was;
 	__u32 l4 = p->l4, l3 = p->l3, check = 0, flags = 0;
+	struct addr ip = *to;
 	long err = 0;
 
 	if (p->proto == PROTO_TCP) {
@@ -50,20 +65,26 @@ once int rewrite(struct __sk_buff *skb, struct packet *p, enum side side, const 
 	} else if (p->proto == PROTO_UDP) {
 		check = l4 + 6;
 		flags = CSUM_ZERO_IS_NONE;
+	} else if (p->proto == PROTO_ICMPV6) {
+		check = l4 + 2;
 	} else if (old != port) {
 		return REASON_NOT_SUPPORTED; /* SCTP's checksum covers its ports */
 	}
 	/* Later fragments have neither ports nor a checksum. */
 	if (!p->headless && check) {
-		err |= bpf_l4_csum_replace(skb, check, from, ip, CSUM_PSEUDO | flags | sizeof(ip));
+		err |= bpf_l4_csum_replace(skb, check, by.from, by.to, CSUM_PSEUDO | flags | by.size);
 		if (old != port) {
 			__be16 new = port;
 			err |= bpf_l4_csum_replace(skb, check, old, port, flags | sizeof(port));
 			err |= bpf_skb_store_bytes(skb, l4 + (side == SOURCE ? 0 : 2), &new, sizeof(new), 0);
 		}
 	}
-	err |= bpf_l3_csum_replace(skb, l3 + 10, from, ip, sizeof(ip));
-	err |= bpf_skb_store_bytes(skb, l3 + (side == SOURCE ? 12 : 16), &ip, sizeof(ip), 0);
+	if (p->ipv6) {
+		err |= bpf_skb_store_bytes(skb, l3 + (side == SOURCE ? 8 : 24), &ip, sizeof(ip), 0);
+	} else {
+		err |= bpf_l3_csum_replace(skb, l3 + 10, by.from, by.to, by.size);
+		err |= bpf_skb_store_bytes(skb, l3 + (side == SOURCE ? 12 : 16), &ip.w[3], sizeof(ip.w[3]), 0);
+	}
 	if (err)
 		return REASON_FAILED;
 	*addr = *to;
@@ -76,7 +97,7 @@ inline_always void name_service(struct packet *p, const struct flow_key *key, co
 {
 	if (!(f->flags & FLOW_SERVICE))
 		return;
-	p->service = key->remote.w[3];
+	p->service = key->remote;
 	p->service_port = key->rport;
 	if (same(&p->src, &key->local)) {
 		p->dst = f->backend;
@@ -89,7 +110,7 @@ inline_always int to_backend(struct __sk_buff *skb, struct packet *p, const stru
 {
 	int why;
 
-	p->service = p->dst.w[3];
+	p->service = p->dst;
 	p->service_port = p->dport;
 	why = rewrite(skb, p, DESTINATION, &f->backend, f->bport);
 	if (why)
@@ -107,7 +128,7 @@ inline_always int to_service(struct __sk_buff *skb, struct packet *p, const stru
  * naming the backend, for the event. Returns 0 or a reason. */
 inline_always int undo_to_backend(struct __sk_buff *skb, struct packet *p)
 {
-	struct addr service = mapped(p->service), backend = p->dst;
+	struct addr service = p->service, backend = p->dst;
 	__be16 port = p->dport;
 	int why = rewrite(skb, p, DESTINATION, &service, p->service_port);
 

@@ -1,8 +1,8 @@
 /* The rows of every map: what the agent and the datapath share.
  *
  * The Go rows in package bpf are generated from these types. Addresses are 16
- * bytes with IPv4 mapped into ::ffff:0:0/96, so that IPv6 will need new parsing
- * but no new rows. Padding is explicit and always zero: map keys compare as bytes.
+ * bytes with IPv4 mapped into ::ffff:0:0/96, so that both families share all rows and
+ * whatever decides about them. Padding is explicit and always zero: map keys compare as bytes.
  */
 #pragma once
 
@@ -22,7 +22,7 @@ struct settings {
 				 * 0: not written yet, nothing passes */
 	__u32 policy_gen;       /* generation of classes, ports and policy that is in force */
 	__u32 tunnel_ifindex[2]; /* lanes; 0: does not exist */
-	struct addr internal;   /* this node's internal address */
+	struct addr internal[2]; /* this node's internal address: IPv4, IPv6; zero: none */
 	__u16 cluster;          /* own cluster's ID */
 	__u8 trace;             /* 1: an event for every new allowed flow */
 	__u8 pad;
@@ -259,7 +259,7 @@ enum port_proto {
 	PORTS_TCP = 0,
 	PORTS_UDP = 1,
 	PORTS_SCTP = 2,
-	PORTS_ICMP = 3, /* the port is the ICMP type */
+	PORTS_ICMP = 3, /* the port is the ICMP type, or 256 + that of ICMPv6 */
 	PORTS_PROTOS = 4,
 };
 
@@ -305,11 +305,12 @@ struct fragment_key {
 struct fragment {
 	struct addr src;
 	struct addr dst;
-	__be16 id;
-	__u8 proto;
-	__u8 asks; /* as in struct packet */
+	__be32 id; /* of IPv4, 16 bits */
 	__be16 sport;
 	__be16 dport;
+	__u8 proto;
+	__u8 asks; /* as in struct packet */
+	__u8 pad[2];
 };
 
 /* counters: per CPU. Index (reason, direction). */

@@ -23,7 +23,7 @@ func Of(m *bpf.Maps) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.say("settings: cluster %d, internal address %v, trace %d", s.settings.Cluster, s.settings.Internal, s.settings.Trace)
+	s.say("settings: cluster %d, internal addresses %v, %v, trace %d", s.settings.Cluster, s.settings.Internal[0], s.settings.Internal[1], s.settings.Trace)
 	s.mesh()
 	s.endpointRows()
 	s.serviceRows()

@@ -76,7 +76,7 @@ policy of 10.1.1.2: ingress any with anybody: denied on any port
 policy of 10.1.1.2: ingress tcp with identity 200: allowed 80-81,443
 prefix 10.2.1.0/24: identity 0, cluster 2, node 10.2.1.0/24, flags member
 service 10.101.0.1:80/tcp: cluster 2, tier 0, weight 1: 10.1.1.2:8080 on node none, 10.2.1.2:8080 on node 10.2.1.0/24
-settings: cluster 1, internal address invalid IP, trace 0`
+settings: cluster 1, internal addresses invalid IP, invalid IP, trace 0`
 
 // What an agent may number as it likes does not show; what packets would notice does.
 func TestMeaningIsFreeOfNumbers(t *testing.T) {

@@ -143,7 +143,7 @@ func New(cfg Config) (*Program, error) {
 	if p.settings, _, err = cfg.Maps.Settings.Lookup(0); err != nil {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
-	p.lanes, p.internal = p.settings.TunnelIfindex, p.settings.Internal.Netip()
+	p.lanes, p.internal = p.settings.TunnelIfindex, p.settings.Internal[0].Netip()
 	if p.revisions, err = newRevisions(cfg.Maps.Revisions); err != nil {
 		return nil, err
 	}
@@ -366,7 +366,7 @@ func (p *Program) policy(v *view, r *report) (changed int) {
 func (p *Program) writeSettings(v *view, r *report) {
 	p.mu.Lock()
 	want := p.settings
-	want.TunnelIfindex, want.Internal = p.lanes, bpf.AddrOf(p.internal)
+	want.TunnelIfindex, want.Internal = p.lanes, [2]bpf.Addr{bpf.AddrOf(p.internal)}
 	p.mu.Unlock()
 	want.Cluster, want.PolicyGen, want.Trace = uint16(v.own.ID()), p.policies.gen, bit(p.cfg.Trace)
 	if p.policies.current == nil {

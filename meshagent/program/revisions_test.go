@@ -415,7 +415,7 @@ func TestAnotherOwnAddressConcernsEveryFlow(t *testing.T) {
 		b.p.SetTunnels(c.ifindex, netip.MustParseAddr(c.internal))
 		b.pass()
 		now := rowsIn(b.maps.Settings)[0]
-		if now.TunnelIfindex != c.ifindex || now.Internal.Netip() != netip.MustParseAddr(c.internal) || (now.Revision != before) != c.want {
+		if now.TunnelIfindex != c.ifindex || now.Internal[0].Netip() != netip.MustParseAddr(c.internal) || (now.Revision != before) != c.want {
 			t.Errorf("%v, %s: settings %+v, revision before %d, want it raised: %v", c.ifindex, c.internal, now, before, c.want)
 		}
 	}
