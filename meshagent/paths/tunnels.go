@@ -63,9 +63,22 @@ type peer struct {
 
 // look is a comparison of everything with the devices.
 type look struct {
-	end  time.Time
-	took time.Duration
-	err  error // why it has to be repeated
+	end    time.Time
+	took   time.Duration
+	before time.Duration // what the last one took; 0: it is the first
+	err    error         // why it has to be repeated
+}
+
+// cost is what such a look takes by itself. The longer of two waited for the machine or for
+// the kernel's lock: it must not put off the next, or what somebody took away stays away.
+func (l look) cost() time.Duration { return min(l.took, l.before) }
+
+// next is when to look again, if something is awaited or if not.
+func (l look) next(awaited bool) time.Time {
+	if awaited {
+		return l.end.Add(max(laneTurn, urgentShare*l.cost()))
+	}
+	return l.end.Add(max(laneCheck, restShare*l.cost()))
 }
 
 const (
@@ -154,10 +167,7 @@ func (t *Tunnels) Run(ctx context.Context) error {
 // due is when everything has to be compared with the devices.
 func (t *Tunnels) due() time.Time {
 	c := t.checked
-	if c.err != nil || t.rotating || len(t.awaited) > 0 && time.Now().Before(t.awaitUntil) {
-		return c.end.Add(max(laneTurn, urgentShare*c.took))
-	}
-	return c.end.Add(max(laneCheck, restShare*c.took))
+	return c.next(c.err != nil || t.rotating || len(t.awaited) > 0 && time.Now().Before(t.awaitUntil))
 }
 
 // turn brings up to date the nodes that have changed or moved in the kernel, and
@@ -172,7 +182,7 @@ func (t *Tunnels) turn(ctx context.Context, change Changes, moved map[string]boo
 	case all:
 		begun := time.Now()
 		err := t.everything(ctx, network, complete)
-		t.checked = look{time.Now(), time.Since(begun), err}
+		t.checked = look{time.Now(), time.Since(begun), t.checked.took, err}
 		if err == nil {
 			t.network, t.complete = network, complete
 		}
