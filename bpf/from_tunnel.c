@@ -18,9 +18,9 @@ int from_tunnel(struct __sk_buff *skb)
 
 	if (!w)
 		return leave(skb, REASON_FAILED, INGRESS, ACT_SHOT);
-	why = tunnel_l3 ? parse_eth(skb, p) : parse_ip(skb, p, 0);
+	why = parse_lane(skb, p);
 	if (why)
-		return leave_unread(skb, p, why, INGRESS);
+		return drop(skb, p, why, INGRESS);
 	if (!s || !s->revision)
 		return drop(skb, p, REASON_NOT_READY, INGRESS);
 	ep = bpf_map_lookup_elem(&endpoints, &p->dst);

@@ -17,6 +17,15 @@ var ipv6Cases = inIPv6([]packetCase{
 		{hook: "into node", in: ip("fe80::9", "ff02::1:ff01:2", icmpv6(135, 0)), want: ReasonNotOurs},
 		{hook: "out of node", in: ip("2001:db8::1", "2001:db8::2", icmpv6(136, 0)), want: ReasonNotOurs},
 	}},
+	{name: "a pod is no router, and nobody is one through a tunnel", steps: []step{
+		{hook: "from a", in: ip("fe80::2", "ff02::1", icmpv6(134, 0)), want: ReasonNotSupported, silent: true},
+		{hook: "from a", in: ip("fe80::2", "ff02::1", icmpv6(130, 0)), want: ReasonNotSupported, silent: true},
+		{hook: "out of tunnel", in: ip("fe80::2", "ff02::1", icmpv6(134, 0)), want: ReasonNotSupported},
+		{hook: "out of tunnel", in: ip(podC, "ff02::1", icmpv6(136, 0)), want: ReasonNotSupported},
+		{hook: "into tunnel", in: ip("fe80::2", "ff02::2", icmpv6(133, 0)), want: ReasonNotSupported},
+		{hook: "into node", in: ip("fe80::9", "ff02::1", icmpv6(134, 0)), want: ReasonNotOurs},
+		{hook: "to a", in: ip("fe80::1", "ff02::1", icmpv6(130, 0)), want: ReasonNotOurs},
+	}},
 	{name: "but nothing of theirs goes further", steps: []step{
 		{hook: "from a", in: ip(podA, world, icmpv6(135, 0)), want: ReasonNotSupported, silent: true},
 		{hook: "from a", in: ip(podA, podC, icmpv6(136, 0)), want: ReasonNotSupported, silent: true},

@@ -36,10 +36,10 @@ int to_tunnel(struct __sk_buff *skb)
 
 	if (!w)
 		return leave(skb, REASON_FAILED, EGRESS, ACT_SHOT);
-	why = tunnel_l3 ? parse_eth(skb, p) : parse_ip(skb, p, 0);
+	why = parse_lane(skb, p);
 	/* A later fragment of the node's own: only the first has ports, and it was noted. */
 	if (why && why != REASON_FRAGMENT)
-		return leave_unread(skb, p, why, EGRESS);
+		return drop(skb, p, why, EGRESS);
 	if (!s || !s->revision)
 		return drop(skb, p, REASON_NOT_READY, EGRESS);
 	if (own(s, &p->src)) {

@@ -40,9 +40,7 @@ clusters:
 // A lab can be brought up to play with: it is listed, runs commands, and goes when
 // told to. If its process is killed, the next prune removes it.
 func TestLabByHand(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: raises a lab")
-	}
+	needLab(t)
 	cgroups, err := space.CgroupRoot()
 	if err != nil {
 		t.Fatal(err)

@@ -13,7 +13,6 @@ struct quote {
 	__u16 l4;
 	__u8 proto;
 	__u8 asks;
-	__u8 pad[2];
 };
 
 /* What an error is about. */

@@ -216,12 +216,23 @@ once int find_ports(struct packet *p, __be32 id)
 	return 0;
 }
 
-/* What a link needs of ICMPv6 before anybody can talk: neighbours, routers, listeners.
- * It is the stack's, as ARP is, but only where it cannot travel further. */
+/* Does a link need this ICMPv6 before anybody can talk? It is the stack's, as ARP is, but
+ * only where it cannot travel further, and only if the sender may say it: a pod is no
+ * router, and a router is believed about routes. */
 inline_always int keeps_link(const struct packet *p, __u8 type)
 {
-	if (type == ICMPV6_LISTENER_REPORT_V2 || (type >= ICMPV6_LISTENER_QUERY && type <= ICMPV6_NEIGHBOUR_ADVERTISEMENT))
+	switch (type) {
+	case ICMPV6_LISTENER_QUERY:
+	case ICMPV6_ROUTER_ADVERTISEMENT:
+		return !p->pod && on_link(&p->dst);
+	case ICMPV6_LISTENER_REPORT:
+	case ICMPV6_LISTENER_DONE:
+	case ICMPV6_LISTENER_REPORT_V2:
+	case ICMPV6_ROUTER_SOLICITATION:
+	case ICMPV6_NEIGHBOUR_SOLICITATION:
+	case ICMPV6_NEIGHBOUR_ADVERTISEMENT:
 		return on_link(&p->dst);
+	}
 	return 0;
 }
 
@@ -432,4 +443,13 @@ inline_always int parse_eth(struct __sk_buff *skb, struct packet *p)
 	if (likely(eth->proto == htons(ETH_IP) || eth->proto == htons(ETH_IPV6)))
 		return parse_ip(skb, p, ETH_HLEN);
 	return eth->proto == htons(ETH_ARP) ? REASON_NOT_OURS : REASON_NOT_SUPPORTED;
+}
+
+/* Reads a packet on a lane. Nobody keeps a link there: what is not for pods or the node by
+ * its address is nobody's. */
+inline_always int parse_lane(struct __sk_buff *skb, struct packet *p)
+{
+	int why = tunnel_l3 ? parse_eth(skb, p) : parse_ip(skb, p, 0);
+
+	return why == REASON_NOT_OURS ? REASON_NOT_SUPPORTED : why;
 }

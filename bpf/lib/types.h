@@ -2,7 +2,8 @@
  *
  * The Go rows in package bpf are generated from these types. Addresses are 16
  * bytes with IPv4 mapped into ::ffff:0:0/96, so that both families share all rows and
- * whatever decides about them. Padding is explicit and always zero: map keys compare as bytes.
+ * whatever decides about them. Padding is explicit and always zero: map keys compare as
+ * bytes.
  */
 #pragma once
 
