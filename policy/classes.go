@@ -205,7 +205,9 @@ func (t *Tables) AddIdentity(n identity.Number, labels identity.Labels) {
 	if n == identity.Unknown {
 		return
 	}
-	if _, ok := c.labels[n]; ok {
+	c.countPorts(labels, 1)
+	if old, ok := c.labels[n]; ok {
+		c.countPorts(old, -1)
 		c.remove(n)
 	}
 	c.add(n, labels)
@@ -228,6 +230,7 @@ func (t *Tables) RemoveIdentity(n identity.Number) {
 	if _, ok := c.labels[n]; !ok {
 		return
 	}
+	c.countPorts(c.labels[n], -1)
 	c.remove(n)
 	if from := c.classes[t.Classes[n]]; from != nil {
 		c.leave(n, from)

@@ -12,18 +12,21 @@ import (
 // compiler is what Tables keeps in order to follow changes.
 type compiler struct {
 	partition
-	ports     portClasses
-	cluster   string
-	groups    []*CIDRGroup
-	names     portNumbers
-	rules     map[uint32]compiledRule
-	subjects  peerIndex           // finds the rules that select a subject
-	of        map[string][]uint32 // the rules of a policy
-	sets      map[uint32]*compiledSet
-	setIDs    map[string]uint32 // by signature of the rules that select the subject
-	lastSet   uint32
-	worn      int // cookies of policies that are gone
-	condemned condemned
+	ports   portClasses
+	cluster string
+	groups  []*CIDRGroup
+	names   portNumbers
+	naming  map[string]map[*Policy]bool // the policies that name a port, by label key
+	// renumbered are the ports that gained or lost a number since rules were made for them.
+	renumbered map[string]bool
+	rules      map[uint32]compiledRule
+	subjects   peerIndex           // finds the rules that select a subject
+	of         map[string][]uint32 // the rules of a policy
+	sets       map[uint32]*compiledSet
+	setIDs     map[string]uint32 // by signature of the rules that select the subject
+	lastSet    uint32
+	worn       int // cookies of policies that are gone
+	condemned  condemned
 }
 
 type compiledRule struct {
@@ -55,15 +58,16 @@ type compiledTerm struct {
 // what is no longer needed.
 func Compile(w World, subjects []identity.Labels) (*Tables, error) {
 	c := &compiler{
-		partition: newPartition(), ports: portClasses{}, cluster: w.Cluster, names: portNumbers{},
+		partition: newPartition(), ports: portClasses{}, cluster: w.Cluster,
+		names: portNumbers{}, naming: map[string]map[*Policy]bool{}, renumbered: map[string]bool{},
 		rules: map[uint32]compiledRule{}, subjects: newPeerIndex(), of: map[string][]uint32{},
 		sets: map[uint32]*compiledSet{}, setIDs: map[string]uint32{"": 0},
 	}
 	for _, labels := range subjects {
-		c.names.number(labels)
+		c.names.count(labels, 1)
 	}
 	for _, labels := range w.Identities {
-		c.names.number(labels)
+		c.names.count(labels, 1)
 	}
 	t := &Tables{
 		Classes: make(map[identity.Number]uint32, len(w.Identities)), Ports: map[uint8][]PortRange{},
@@ -83,9 +87,16 @@ func Compile(w World, subjects []identity.Labels) (*Tables, error) {
 	}
 	known := identity.AllReserved()
 	maps.Copy(known, w.Identities)
+	c.names = portNumbers{} // counted again, identity by identity
 	for _, n := range slices.Sorted(maps.Keys(known)) {
 		t.AddIdentity(n, known[n])
 	}
+	for _, labels := range subjects {
+		if !t.Knows(labels) { // it is no identity
+			c.names.count(labels, 1)
+		}
+	}
+	clear(c.renumbered)
 	t.Take()
 	return t, nil
 }
@@ -105,6 +116,11 @@ func (t *Tables) Revise(gone, now []*Policy, groups []*CIDRGroup) error {
 			delete(c.rules, id)
 		}
 		delete(c.of, p.String())
+		for key := range NamedPorts([]*Policy{p}) {
+			if delete(c.naming[key], p); len(c.naming[key]) == 0 {
+				delete(c.naming, key)
+			}
+		}
 	}
 	c.groups = groups
 	policies := slices.SortedFunc(slices.Values(now), func(a, b *Policy) int {
@@ -115,6 +131,12 @@ func (t *Tables) Revise(gone, now []*Policy, groups []*CIDRGroup) error {
 			return fmt.Errorf("%s is given twice; keep one of them", p)
 		}
 		c.of[p.String()] = []uint32{}
+		for key := range NamedPorts([]*Policy{p}) {
+			if c.naming[key] == nil {
+				c.naming[key] = map[*Policy]bool{}
+			}
+			c.naming[key][p] = true
+		}
 		for n, r := range p.rules {
 			t.addRule(p, n, r)
 		}
@@ -169,6 +191,28 @@ func (t *Tables) SetOf(subject identity.Labels) (set uint32, ok bool, err error)
 	return set, err == nil, err
 }
 
-// Knows reports whether the tables can judge an identity with these labels. They cannot
-// if a policy names one of its ports and nobody had that port's number at Compile.
+// Renumbered returns the policies that name a port which has gained or lost a number, by
+// identities that were added or removed since it was last called. They are to be replaced
+// by themselves.
+func (t *Tables) Renumbered() []*Policy {
+	c := t.compiler
+	policies := map[*Policy]bool{}
+	for key := range c.renumbered {
+		maps.Copy(policies, c.naming[key])
+	}
+	clear(c.renumbered)
+	return slices.Collect(maps.Keys(policies))
+}
+
+// countPorts notes that one more identity, or one fewer, has the ports in labels.
+func (c *compiler) countPorts(labels identity.Labels, n int) {
+	for _, key := range c.names.count(labels, n) {
+		if len(c.naming[key]) > 0 {
+			c.renumbered[key] = true
+		}
+	}
+}
+
+// Knows reports whether the tables can judge a subject with these labels. They cannot if
+// no identity has one of its ports' numbers.
 func (t *Tables) Knows(labels identity.Labels) bool { return t.compiler.names.knows(labels) }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 
@@ -46,35 +47,54 @@ func NamedPorts(policies []*Policy) map[string]bool {
 	return out
 }
 
-// portNumbers holds the numbers of named ports, by label key.
-type portNumbers map[string][]uint16
+// portNumbers says, by label key, which numbers of named ports there are and how many
+// identities have each.
+type portNumbers map[string]map[uint16]int
 
-// number adds the port numbers in labels.
-func (p portNumbers) number(labels identity.Labels) {
+// count adds n for each port number in labels. It returns the keys that gained or lost a
+// number by that.
+func (p portNumbers) count(labels identity.Labels, n int) (changed []string) {
 	for _, l := range labels {
-		if l.Source != identity.SourcePort {
+		number, ok := portNumber(l)
+		if !ok {
 			continue
 		}
-		if n, err := strconv.ParseUint(l.Value, 10, 16); err == nil {
-			if i, there := slices.BinarySearch(p[l.Key], uint16(n)); !there {
-				p[l.Key] = slices.Insert(p[l.Key], i, uint16(n))
-			}
+		have := p[l.Key]
+		if have == nil {
+			have = map[uint16]int{}
+			p[l.Key] = have
+		}
+		before := have[number]
+		if have[number] = before + n; have[number] == 0 {
+			delete(have, number)
+		}
+		if before == 0 || have[number] == 0 {
+			changed = append(changed, l.Key)
 		}
 	}
+	return changed
+}
+
+// of returns the numbers of a named port, ascending.
+func (p portNumbers) of(s portSpec) []uint16 {
+	return slices.Sorted(maps.Keys(p[PortName{s.proto, s.name}.key()]))
 }
 
 // knows reports whether rules were made for all port numbers in labels.
 func (p portNumbers) knows(labels identity.Labels) bool {
-	for _, l := range labels {
-		if l.Source != identity.SourcePort {
-			continue
-		}
-		n, err := strconv.ParseUint(l.Value, 10, 16)
-		if _, there := slices.BinarySearch(p[l.Key], uint16(n)); err == nil && !there {
-			return false
-		}
+	return !slices.ContainsFunc(labels, func(l identity.Label) bool {
+		n, ok := portNumber(l)
+		return ok && p[l.Key][n] == 0
+	})
+}
+
+// portNumber is the number in the label of an endpoint with a named port.
+func portNumber(l identity.Label) (uint16, bool) {
+	if l.Source != identity.SourcePort {
+		return 0, false
 	}
-	return true
+	n, err := strconv.ParseUint(l.Value, 10, 16)
+	return uint16(n), err == nil
 }
 
 // requires is the condition that an endpoint's port of this name has this number.
@@ -125,7 +145,7 @@ func (p portNumbers) unnamed(r compiledRule) []compiledRule {
 }
 
 func (p portNumbers) ofSubjects(r compiledRule, t compiledTerm, s portSpec) (out []compiledRule) {
-	for _, n := range p[PortName{s.proto, s.name}.key()] {
+	for _, n := range p.of(s) {
 		t.ports = []portSpec{{proto: s.proto, first: n, last: n}}
 		sub := compiledRule{policy: r.policy, subject: append(slices.Clone(r.subject), requires(s, n)), log: r.log}
 		sub.terms[Ingress] = []compiledTerm{t}
@@ -139,7 +159,7 @@ func (p portNumbers) ofPeers(t compiledTerm, s portSpec) (out []compiledTerm) {
 	if t.any {
 		peers = []peer{{}}
 	}
-	for _, n := range p[PortName{s.proto, s.name}.key()] {
+	for _, n := range p.of(s) {
 		one := t
 		one.any, one.ports, one.peers = false, []portSpec{{proto: s.proto, first: n, last: n}}, nil
 		for _, q := range peers {

@@ -85,19 +85,8 @@ type revising struct {
 
 func newRevising(t *testing.T, r *rand.Rand) *revising {
 	x := &revising{Rand: r, t: t, w: World{Cluster: "west", Identities: map[identity.Number]identity.Labels{}}}
-	names := map[string]bool{}
-	for _, proto := range []string{"TCP", "UDP", "SCTP"} {
-		names[proto+"/web"], names[proto+"/dns"] = true, true
-	}
-	for port := range uint16(5) { // so that the number of every name is known
-		var labels identity.Labels
-		for name := range names {
-			labels = append(labels, identity.Label{Source: identity.SourcePort, Key: name, Value: fmt.Sprint(1 + port)})
-		}
-		x.w.Identities[identity.Number(0x20000+uint32(port))] = identity.NewLabels(append(randomPod(r), labels...)...)
-	}
 	for range 3 {
-		x.subjects = append(x.subjects, withPorts(r, randomPod(r), names))
+		x.subjects = append(x.subjects, nil)
 		x.set = append(x.set, 0)
 	}
 	var err error
@@ -105,6 +94,9 @@ func newRevising(t *testing.T, r *rand.Rand) *revising {
 		t.Fatal(err)
 	}
 	x.kernel = newKernel(x.tables)
+	for i := range x.subjects {
+		x.subject(i)
+	}
 	return x
 }
 
@@ -119,7 +111,7 @@ func (x *revising) run(steps int) {
 		case 3:
 			changed = x.identity()
 		case 4:
-			x.subjects[x.IntN(len(x.subjects))] = randomPod(x.Rand)
+			changed = x.subject(x.IntN(len(x.subjects)))
 		case 5:
 			x.sweep()
 		}
@@ -188,9 +180,39 @@ func (x *revising) revise(gone, now []*Policy) {
 	}
 }
 
+// subject changes a subject, which is also an identity, as its peers see it.
+func (x *revising) subject(i int) identity.Number {
+	x.subjects[i] = x.pod()
+	n := identity.Number(0x20000 + uint32(i))
+	x.add(n, x.subjects[i])
+	return n
+}
+
+// pod is an endpoint in the mesh with some of the ports, and in some of the blocks, that
+// policies may name.
+func (x *revising) pod() identity.Labels {
+	names := map[string]bool{}
+	for _, proto := range []string{"TCP", "UDP", "SCTP"} {
+		names[proto+"/web"], names[proto+"/dns"] = true, true
+	}
+	return withAddress(x.Rand, withPorts(x.Rand, randomPod(x.Rand), names), Blocks(x.w.Policies))
+}
+
+func (x *revising) add(n identity.Number, labels identity.Labels) {
+	x.w.Identities[n] = labels
+	x.tables.AddIdentity(n, labels)
+	x.renumber()
+}
+
+// renumber has policies follow the numbers of the ports that they name.
+func (x *revising) renumber() {
+	renumbered := x.tables.Renumbered()
+	x.revise(renumbered, renumbered)
+}
+
 func (x *revising) identity() identity.Number {
 	n := identity.Number(0x10000 + uint32(x.IntN(12)))
-	labels := randomPod(x.Rand)
+	labels := x.pod()
 	if x.IntN(3) == 0 {
 		n = identity.LocalNumber(1 + uint32(x.IntN(4)))
 		labels = CIDRLabels(netip.MustParsePrefix(pick(x.Rand, "10.0.0.0/8", "10.1.2.0/24", "203.0.113.0/24", "fd00::/8")))
@@ -198,10 +220,10 @@ func (x *revising) identity() identity.Number {
 	if x.IntN(3) == 0 {
 		delete(x.w.Identities, n)
 		x.tables.RemoveIdentity(n)
+		x.renumber()
 		return n
 	}
-	x.w.Identities[n] = labels
-	x.tables.AddIdentity(n, labels)
+	x.add(n, labels)
 	return n
 }
 
