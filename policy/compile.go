@@ -92,9 +92,7 @@ func Compile(w World, subjects []identity.Labels) (*Tables, error) {
 		t.AddIdentity(n, known[n])
 	}
 	for _, labels := range subjects {
-		if !t.Knows(labels) { // it is no identity
-			c.names.count(labels, 1)
-		}
+		c.names.count(labels, 1)
 	}
 	clear(c.renumbered)
 	t.Take()
@@ -191,9 +189,13 @@ func (t *Tables) SetOf(subject identity.Labels) (set uint32, ok bool, err error)
 	return set, err == nil, err
 }
 
-// Renumbered returns the policies that name a port which has gained or lost a number, by
-// identities that were added or removed since it was last called. They are to be replaced
-// by themselves.
+// Enlist notes that n more subjects have these labels, or fewer if n is negative. Rules by
+// port name are made for the numbers that subjects and identities have. Compile has enlisted
+// its subjects.
+func (t *Tables) Enlist(subject identity.Labels, n int) { t.compiler.countPorts(subject, n) }
+
+// Renumbered returns the policies that name a port which has gained or lost a number since
+// it was last called. They are to be replaced by themselves.
 func (t *Tables) Renumbered() []*Policy {
 	c := t.compiler
 	policies := map[*Policy]bool{}
@@ -204,7 +206,7 @@ func (t *Tables) Renumbered() []*Policy {
 	return slices.Collect(maps.Keys(policies))
 }
 
-// countPorts notes that one more identity, or one fewer, has the ports in labels.
+// countPorts notes that n more have the ports in labels.
 func (c *compiler) countPorts(labels identity.Labels, n int) {
 	for _, key := range c.names.count(labels, n) {
 		if len(c.naming[key]) > 0 {
@@ -214,5 +216,5 @@ func (c *compiler) countPorts(labels identity.Labels, n int) {
 }
 
 // Knows reports whether the tables can judge a subject with these labels. They cannot if
-// no identity has one of its ports' numbers.
+// one of its ports has a number that neither an identity nor an enlisted subject has.
 func (t *Tables) Knows(labels identity.Labels) bool { return t.compiler.names.knows(labels) }

@@ -48,7 +48,7 @@ func NamedPorts(policies []*Policy) map[string]bool {
 }
 
 // portNumbers says, by label key, which numbers of named ports there are and how many
-// identities have each.
+// identities and subjects have each.
 type portNumbers map[string]map[uint16]int
 
 // count adds n for each port number in labels. It returns the keys that gained or lost a

@@ -261,12 +261,6 @@ func (p *Policy) Grouped() bool {
 	return false
 }
 
-// TellsPodsApart reports whether the policy distinguishes pods of one identity: by their
-// addresses, or by the numbers of their named ports.
-func (p *Policy) TellsPodsApart() bool {
-	one := []*Policy{p}
-	return len(Blocks(one))+len(NamedPorts(one)) > 0
-}
 
 // RefersTo reports whether a peer of the policy is selected by being in a group.
 func (p *Policy) RefersTo(g *CIDRGroup) bool {

@@ -180,11 +180,16 @@ func (x *revising) revise(gone, now []*Policy) {
 	}
 }
 
-// subject changes a subject, which is also an identity, as its peers see it.
+// subject changes a subject, and often the identity that its peers see.
 func (x *revising) subject(i int) identity.Number {
+	x.tables.Enlist(x.subjects[i], -1)
 	x.subjects[i] = x.pod()
+	x.tables.Enlist(x.subjects[i], 1)
+	x.renumber()
 	n := identity.Number(0x20000 + uint32(i))
-	x.add(n, x.subjects[i])
+	if x.IntN(3) > 0 {
+		x.add(n, x.subjects[i])
+	}
 	return n
 }
 

@@ -1,6 +1,7 @@
 package program
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/meshagent/reconcile"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/policy"
 )
@@ -58,10 +60,7 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 	p.tellFormer(v, todo.all, r)
 	p.remember(v, r)
 
-	w := ownerRows{addrs: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}}
-	if p.variedIPs(v) {
-		todo.all = true
-	}
+	w := newOwnerRows()
 	if todo.all {
 		p.ips.skip(v.txn)
 		r.stage("ips")
@@ -72,8 +71,10 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 			r.row("ips", c.Object.Key())
 			if c.Deleted {
 				p.hosted.drop(c.Object)
+				p.ported.drop(c.Object)
 			} else {
 				p.hosted.put(c.Object)
+				p.ported.put(c.Object)
 			}
 			p.ipRow(v, c.Object, c.Deleted, &w)
 		}
@@ -107,9 +108,10 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 		p.owners.prefixes[k] = k.Netip().String()
 		r.fail("ips", p.owners.prefixes[k], err)
 	}
+	changed = p.announce(v, &w, failAddr, failPrefix, r)
 	// Prefixes first, so that an address without a row of its own is already known to
 	// belong to a member.
-	changed = p.prefixes.Update(w.prefixes, failPrefix) + p.addrs.Update(w.addrs, failAddr)
+	changed += p.prefixes.Update(w.prefixes, failPrefix) + p.addrs.Update(w.addrs, failAddr)
 	return changed, func() int {
 		if v.complete() { // what an earlier agent left, and nobody wants
 			w.goneAddrs = append(w.goneAddrs, slices.Collect(p.addrs.AllFound())...)
@@ -150,6 +152,48 @@ type ownerRows struct {
 	prefixes     map[bpf.PrefixKey]bpf.IPInfo
 	goneAddrs    []bpf.Addr
 	gonePrefixes []bpf.PrefixKey
+}
+
+func newOwnerRows() ownerRows {
+	return ownerRows{addrs: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}}
+}
+
+// announce has policies, and the sets of this node's pods, follow the variants that rows are
+// about to have for the first time. If they do not, the rows are held back.
+func (p *Program) announce(v *view, w *ownerRows, failAddr reconcile.Failed[bpf.Addr], failPrefix reconcile.Failed[bpf.PrefixKey], r *report) (changed int) {
+	if len(p.variants.news) == 0 || p.policies.current == nil {
+		return 0
+	}
+	news := maps.Clone(p.variants.news)
+	err := p.acquaint()
+	if err == nil {
+		if revised, ok := p.renumber(v); !ok || revised && p.unplaced(v) {
+			p.did.policy = stage{}
+		}
+		if p.renumbered {
+			changed = p.pods(v, r)
+		}
+		if p.renumbered {
+			err = errors.New("pods of this node are not under the rules for its named ports yet")
+		}
+	}
+	if err == nil {
+		return changed
+	}
+	maps.Copy(p.variants.news, news)
+	for k, info := range w.addrs {
+		if news[identity.Number(info.Identity)] {
+			delete(w.addrs, k)
+			failAddr(k, err)
+		}
+	}
+	for k, info := range w.prefixes {
+		if news[identity.Number(info.Identity)] {
+			delete(w.prefixes, k)
+			failPrefix(k, err)
+		}
+	}
+	return changed
 }
 
 // everyOwner adds the rows of all addresses and prefixes, and of all that the kernel

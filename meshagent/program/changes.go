@@ -48,7 +48,7 @@ func (f feed[P]) close() { f.changes.Close() }
 // these clusters, and this node's pods. It looks at no other identity.
 func (p *Program) judgeRows(v *view, clusters map[string]bool, r *report) (changed int) {
 	p.learnSubjects(v)
-	if !p.revise(v, r) || p.unplaced() {
+	if !p.revise(v, r) {
 		return p.judge(v, r)
 	}
 	failed := false // then the rest is left to the next pass, which looks at all
@@ -64,6 +64,9 @@ func (p *Program) judgeRows(v *view, clusters map[string]bool, r *report) (chang
 		case v.nobodys(row.Number):
 			n, err = p.policies.unlearn(row.Number)
 		}
+		if err == nil && n > 0 {
+			err = p.relabel(row.Number)
+		}
 		if err != nil {
 			failed = true
 			r.fail("identities", row.Key(), err)
@@ -77,6 +80,9 @@ func (p *Program) judgeRows(v *view, clusters map[string]bool, r *report) (chang
 		for row := range tables.OfCluster(v.txn, v.tables.Identities, name) {
 			one(row, false)
 		}
+	}
+	if !failed && p.unplaced(v) {
+		return changed + p.judge(v, r)
 	}
 	return changed
 }

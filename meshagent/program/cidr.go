@@ -24,16 +24,16 @@ func (p *Program) carries(prefix netip.Prefix, n identity.Number) bool {
 // current generation each gets the class its addresses had so far. Were they written
 // after the switch, rules made for them would be applied to their addresses' old
 // identity first.
-func (p *Program) introduce(v *view, cidrs map[netip.Prefix]identity.Number) error {
+func (p *Program) introduce(v *view) error {
 	if p.settings.Revision == 0 {
 		return nil // nothing is judged yet
 	}
-	for prefix, n := range cidrs {
+	for prefix, n := range p.cidrs {
 		if v.inMesh(prefix) || p.stands(prefix) {
 			continue
 		}
 		gen := p.policies.gen
-		if class, ok := p.policies.classes.Row(bpf.ClassKey{Gen: gen, Identity: uint32(p.takenFor(prefix))}); ok {
+		if class, ok := p.policies.classes.Row(bpf.ClassKey{Gen: gen, Identity: uint32(p.takenFor(prefix))}); ok && p.policies.current == nil {
 			if err := p.policies.classes.Put(bpf.ClassKey{Gen: gen, Identity: uint32(n)}, class); err != nil {
 				return fmt.Errorf("introduce %v: %w", prefix, err)
 			}

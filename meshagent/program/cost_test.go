@@ -65,7 +65,36 @@ func oneMore(tb testing.TB, known int) []oneChange {
 			}
 			put(txn, t.Policies, &tables.Policy{Kind: "ciliumnetworkpolicies", Namespace: "shop", Name: "web", Policies: parsed}, i%2 == 0)
 		}},
+		// A policy tells a few addresses apart, by a block or by the number of a port.
+		{"policy, ipBlock", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
+			put(txn, t.Policies, policyOf(tb, fmt.Sprintf(block, "{cidr: 11.0.0.0/28, except: [11.0.0.4/30]}")), i%2 == 0)
+		}},
+		{"policy, named port", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
+			ip := remoteAddress(1, 1)
+			ip.NamedPorts = []wire.NamedPort{{Name: "http", Port: 8080, Protocol: "TCP"}}
+			tables.Put(txn, t.IPs, ip)
+			put(txn, t.Policies, policyOf(tb, fmt.Sprintf(byRules, "egress: [{toPorts: [{ports: [{port: http, protocol: TCP}]}]}]")), i%2 == 0)
+		}},
+		// While one does, another address comes, in a block and with a port of its own.
+		{"address, told apart", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
+			if i == 1 {
+				row := policyOf(tb, fmt.Sprintf(block, "{cidr: 11.0.0.0/8, except: [11.0.0.4/30]}"))
+				row.Policies = append(row.Policies, policyOf(tb, fmt.Sprintf(byRules, "egress: [{toPorts: [{ports: [{port: http, protocol: TCP}]}]}]")).Policies...)
+				tables.Put(txn, t.Policies, row)
+			}
+			ip := remoteAddress(known+i, i)
+			ip.NamedPorts = []wire.NamedPort{{Name: "http", Port: uint16(8000 + i%2), Protocol: "TCP"}}
+			tables.Put(txn, t.IPs, ip)
+		}},
 	}
+}
+
+func policyOf(tb testing.TB, text string) *tables.Policy {
+	parsed, err := policy.Parse([]byte(text))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return &tables.Policy{Kind: "ciliumnetworkpolicies", Namespace: "shop", Name: "apart", Policies: parsed}
 }
 
 type oneChange struct {

@@ -207,17 +207,6 @@ func (p *policies) numbers() map[uint32][]uint32 {
 	return numbers
 }
 
-// lacks says whether one of these identities has a named port whose number was unknown
-// when the current rules were compiled.
-func (p *policies) lacks(labels map[identity.Number]identity.Labels) bool {
-	for _, ls := range labels {
-		if !p.current.Knows(ls) {
-			return true
-		}
-	}
-	return false
-}
-
 // setFor returns the kernel number of a subject's rules in the current generation, and
 // writes them if no endpoint has used them yet. ok is false if a compilation is
 // needed. After an error, nothing is left of rules that no endpoint has used.

@@ -1,6 +1,7 @@
 package program
 
 import (
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -8,35 +9,93 @@ import (
 	"github.com/cilium/statedb"
 
 	"github.com/weft-mesh/weft/bpf"
-	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/policy"
 )
 
 // force are the policies in force, and what they name.
 type force struct {
-	rows map[string]*tables.Policy
-	// named are the prefixes of each policy, count by how many each is named.
-	named map[*policy.Policy][]netip.Prefix
-	count map[netip.Prefix]int
-	// leaving are the prefixes that no policy names any longer, but an endpoint may be
-	// under a set that does.
-	leaving map[netip.Prefix]bool
+	rows  map[string]*tables.Policy
+	named map[*policy.Policy]names
+	// prefixes are named by address; blocks are those of them that tell apart addresses
+	// inside the mesh, too; ports are label keys.
+	prefixes, blocks tally[netip.Prefix]
+	ports            tally[string]
 	// grouped are the policies that refer to groups, servers those that tell API
 	// servers apart.
 	grouped, servers map[*policy.Policy]bool
 }
 
+// names is what a policy names.
+type names struct {
+	prefixes, blocks []netip.Prefix
+	ports            []string
+}
+
+// tally counts how many policies name a thing.
+type tally[K comparable] struct {
+	count map[K]int
+	// leaving are those that no policy names any longer, but an endpoint may be under a
+	// set that does.
+	leaving map[K]bool
+}
+
+func newTally[K comparable]() tally[K] { return tally[K]{map[K]int{}, map[K]bool{}} }
+
+func (t tally[K]) add(keys []K) {
+	for _, k := range keys {
+		t.count[k]++
+		delete(t.leaving, k)
+	}
+}
+
+func (t tally[K]) remove(keys []K) {
+	for _, k := range keys {
+		if t.count[k]--; t.count[k] == 0 {
+			delete(t.count, k)
+			t.leaving[k] = true
+		}
+	}
+}
+
+// succeed takes over what another knew.
+func (t tally[K]) succeed(before tally[K]) {
+	for _, keys := range []iter.Seq[K]{maps.Keys(before.count), maps.Keys(before.leaving)} {
+		for k := range keys {
+			if t.count[k] == 0 {
+				t.leaving[k] = true
+			}
+		}
+	}
+}
+
+// all yields what has to be told apart.
+func (t tally[K]) all() iter.Seq[K] {
+	return func(yield func(K) bool) {
+		for k := range t.count {
+			if !yield(k) {
+				return
+			}
+		}
+		for k := range t.leaving {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
 func newForce() force {
 	return force{
-		rows: map[string]*tables.Policy{}, named: map[*policy.Policy][]netip.Prefix{}, count: map[netip.Prefix]int{}, leaving: map[netip.Prefix]bool{},
+		rows: map[string]*tables.Policy{}, named: map[*policy.Policy]names{},
+		prefixes: newTally[netip.Prefix](), blocks: newTally[netip.Prefix](), ports: newTally[string](),
 		grouped: map[*policy.Policy]bool{}, servers: map[*policy.Policy]bool{},
 	}
 }
 
 // load reads all policies.
 func (f *force) load(v *view) {
-	leaving := slices.Concat(slices.Collect(maps.Keys(f.leaving)), slices.Collect(maps.Keys(f.count)))
+	before := *f
 	*f = newForce()
 	for row := range v.tables.Policies.All(v.txn) {
 		f.rows[row.Key()] = row
@@ -45,11 +104,9 @@ func (f *force) load(v *view) {
 	for _, p := range f.all() {
 		f.add(p, groups)
 	}
-	for _, prefix := range leaving {
-		if f.count[prefix] == 0 {
-			f.leaving[prefix] = true
-		}
-	}
+	f.prefixes.succeed(before.prefixes)
+	f.blocks.succeed(before.blocks)
+	f.ports.succeed(before.ports)
 }
 
 func (f *force) all() (all []*policy.Policy) {
@@ -69,12 +126,15 @@ func (f *force) groups() (groups []*policy.CIDRGroup) {
 }
 
 func (f *force) add(p *policy.Policy, groups []*policy.CIDRGroup) {
+	one := []*policy.Policy{p}
+	n := names{blocks: slices.Collect(maps.Keys(policy.Blocks(one))), ports: slices.Collect(maps.Keys(policy.NamedPorts(one)))}
 	for prefix := range p.Prefixes(groups) {
-		prefix = bpf.PrefixOf(prefix).Netip()
-		f.named[p] = append(f.named[p], prefix)
-		f.count[prefix]++
-		delete(f.leaving, prefix)
+		n.prefixes = append(n.prefixes, bpf.PrefixOf(prefix).Netip())
 	}
+	f.named[p] = n
+	f.prefixes.add(n.prefixes)
+	f.blocks.add(n.blocks)
+	f.ports.add(n.ports)
 	if p.Grouped() {
 		f.grouped[p] = true
 	}
@@ -84,12 +144,10 @@ func (f *force) add(p *policy.Policy, groups []*policy.CIDRGroup) {
 }
 
 func (f *force) remove(p *policy.Policy) {
-	for _, prefix := range f.named[p] {
-		if f.count[prefix]--; f.count[prefix] == 0 {
-			delete(f.count, prefix)
-			f.leaving[prefix] = true
-		}
-	}
+	n := f.named[p]
+	f.prefixes.remove(n.prefixes)
+	f.blocks.remove(n.blocks)
+	f.ports.remove(n.ports)
 	delete(f.named, p)
 	delete(f.grouped, p)
 	delete(f.servers, p)
@@ -130,106 +188,4 @@ func (f *force) follow(changes []statedb.Change[*tables.Policy]) (gone, now []*p
 		f.add(p, all)
 	}
 	return slices.Collect(maps.Keys(without)), slices.Collect(maps.Keys(with))
-}
-
-// revise takes up the policies that have changed, and the endpoints whose rules they
-// change. It returns false if everything has to be derived again.
-func (p *Program) revise(v *view, r *report) (done bool) {
-	changes := p.changed.take(v.txn)
-	if len(changes) == 0 {
-		return true
-	}
-	servers := len(p.force.servers) > 0
-	gone, now := p.force.follow(changes)
-	if p.policies.current.Worn() || servers != (len(p.force.servers) > 0) || slices.ContainsFunc(now, (*policy.Policy).TellsPodsApart) {
-		return false
-	}
-	for _, c := range changes {
-		r.row("policies", c.Object.Key())
-	}
-	for _, changed := range now {
-		for _, prefix := range p.force.named[changed] {
-			if err := p.namePrefix(v, prefix); err != nil {
-				return false
-			}
-		}
-	}
-	if err := p.policies.current.Revise(gone, now, p.force.groups()); err != nil {
-		return false
-	}
-	for key, s := range p.subjects {
-		labels := p.judgedAs(s)
-		for _, changed := range slices.Concat(gone, now) {
-			if s.placed && changed.Selects(v.own.Name, labels) {
-				s.placed = false
-				p.subjects[key] = s
-			}
-		}
-	}
-	p.policies.revision = v.tables.Policies.Revision(v.txn)
-	p.policies.tire()
-	return true
-}
-
-// namePrefix gives a prefix that policies are about to name a number, and the addresses
-// in it its class. By the rules in force it is judged as the addresses were so far.
-func (p *Program) namePrefix(v *view, prefix netip.Prefix) error {
-	if _, ok := p.cidrs[prefix]; ok {
-		return nil
-	}
-	n := p.numbers.of(prefix)
-	if _, err := p.policies.know(n, policy.CIDRLabels(prefix)); err != nil {
-		return err
-	}
-	if !v.inMesh(prefix) && !p.stands(prefix) {
-		if err := p.prefixes.Put(bpf.PrefixOf(prefix), bpf.IPInfo{Identity: uint32(n)}); err != nil {
-			return err
-		}
-	}
-	p.cidrs[prefix] = n
-	p.named.put(prefix, struct{}{})
-	p.owners.prefix(prefix)
-	return nil
-}
-
-// unnamePrefixes gives up the prefixes that no policy names, once no endpoint is under
-// rules that do.
-func (p *Program) unnamePrefixes() {
-	for prefix := range p.force.leaving {
-		if len(p.force.servers) > 0 && prefix.IsSingleIP() && slices.Contains(p.cfg.APIServers, prefix.Addr()) {
-			continue
-		}
-		delete(p.cidrs, prefix)
-		p.named.drop(prefix)
-		p.owners.prefix(prefix)
-		p.retiring[prefix] = true
-	}
-	clear(p.force.leaving)
-}
-
-// retireNumbers takes back the numbers of prefixes that no row has any longer. Those
-// that one still has wait until it goes.
-func (p *Program) retireNumbers() error {
-	for prefix := range p.retiring {
-		n, ok := p.numbers.byPrefix[prefix]
-		if _, named := p.cidrs[prefix]; ok && !named {
-			if p.carries(prefix, n) {
-				continue
-			}
-			if _, err := p.policies.unlearn(n); err != nil {
-				return err
-			}
-			delete(p.numbers.byPrefix, prefix)
-		}
-		delete(p.retiring, prefix)
-	}
-	return nil
-}
-
-// of returns the number of a prefix, the same as before if it had one.
-func (n *numbering) of(prefix netip.Prefix) identity.Number {
-	if _, ok := n.byPrefix[prefix]; !ok {
-		n.byPrefix[prefix] = n.fresh()
-	}
-	return n.byPrefix[prefix]
 }

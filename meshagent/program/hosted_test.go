@@ -12,7 +12,8 @@ import (
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
-// The index of what is behind each tunnel endpoint has what a simple one has.
+// The index of what is behind each tunnel endpoint has what a simple one has, also within
+// a prefix.
 func TestHostedAgreesWithASimpleIndex(t *testing.T) {
 	prefixes := []netip.Prefix{
 		netip.MustParsePrefix("0.0.0.0/32"), netip.MustParsePrefix("255.255.255.255/32"), netip.MustParsePrefix("10.2.1.2/32"), netip.MustParsePrefix("10.2.1.2/31"),
@@ -23,7 +24,7 @@ func TestHostedAgreesWithASimpleIndex(t *testing.T) {
 	}
 	for seed := range uint64(50) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		h, simple := hosted{behind: map[host]*held{}}, map[host]map[bpf.PrefixKey]struct{}{}
+		h, simple := hosted{behind: map[host]*spots{}}, map[host]map[bpf.PrefixKey]struct{}{}
 		for range 200 {
 			ip := &tables.IP{Cluster: fmt.Sprint("c", r.IntN(2)), Host: netip.AddrFrom4([4]byte{192, 0, 2, byte(r.IntN(3))}), Prefix: prefixes[r.IntN(len(prefixes))]}
 			if r.IntN(20) == 0 {
@@ -49,6 +50,19 @@ func TestHostedAgreesWithASimpleIndex(t *testing.T) {
 			got := slices.Collect(h.at(at))
 			if len(got) != len(want) || !maps.Equal(want, setOf(got)) {
 				t.Errorf("seed %d: behind %v: %v, want %v", seed, at, got, want)
+			}
+		}
+		for _, in := range []string{"0.0.0.0/0", "10.2.0.0/16", "10.2.1.0/24", "10.2.1.0/30", "10.2.1.2/32", "192.0.2.0/24", "::/0", "fd00::/64"} {
+			for at, set := range simple {
+				want := map[bpf.PrefixKey]struct{}{}
+				for k := range set {
+					if holds(netip.MustParsePrefix(in), k.Netip()) {
+						want[k] = struct{}{}
+					}
+				}
+				if spots := h.behind[at]; spots != nil && !maps.Equal(want, setOf(slices.Collect(spots.within(netip.MustParsePrefix(in))))) {
+					t.Errorf("seed %d: behind %v within %s, want %v", seed, at, in, want)
+				}
 			}
 		}
 		if h.count != count {

@@ -17,7 +17,7 @@ func (p *Program) judge(v *view, r *report) (changed int) {
 	p.force.load(v)
 	all, groups := p.force.all(), p.force.groups()
 	named := policy.CIDRIdentities(all, groups, v.apiServers)
-	for prefix := range p.force.leaving {
+	for prefix := range p.force.prefixes.leaving {
 		if _, ok := named[prefix]; !ok {
 			named[prefix] = policy.CIDRLabels(prefix)
 		}
@@ -33,38 +33,62 @@ func (p *Program) judge(v *view, r *report) (changed int) {
 	}
 	p.learnSubjects(v)
 	p.learnCIDRs(cidrs)
-	p.variants.follow(all)
-	p.variants.learn(p.meshEndpoints(v), labels, p.numbers.fresh, p.rowOf, p.numbersInRows())
-	bases := p.variants.base
-	p.bases.Store(&bases)
+	p.learnApart()
+	p.numberAll(v, labels)
 
+	// By the rules in force first, whether or not the next ones fit.
+	if p.policies.current != nil {
+		n, err := p.policies.identities(labels)
+		if changed += n; err != nil {
+			r.fail("identities", "", err)
+			return changed
+		}
+	}
 	rev := v.tables.Policies.Revision(v.txn)
-	if p.policies.current == nil || p.policies.revision != rev || len(p.variants.names) > 0 && p.policies.lacks(labels) || p.unplaced() {
-		if err := p.introduceVariants(v); err != nil {
-			r.fail("policies", "", err)
-			return changed
-		}
-		if err := p.introduce(v, cidrs); err != nil {
-			r.fail("policies", "", err)
-			return changed
-		}
-		if err := p.compile(v, all, groups, labels); err != nil {
-			r.fail("policies", "", err)
-			return changed
-		}
-		p.policies.revision = rev
+	if p.policies.current != nil && p.policies.revision == rev && !p.unplaced(v) {
+		clear(p.variants.news)
+		return changed
+	}
+	if err := p.compile(v, all, groups, labels); err != nil {
+		r.fail("policies", "", err)
+		return changed
+	}
+	p.policies.revision = rev
+	p.epoch++
+	p.renumbered = false
+	clear(p.variants.news)
+	return changed + 1
+}
+
+// learnApart takes over what policies distinguish.
+func (p *Program) learnApart() {
+	x := p.variants
+	blocks, ports := ranges[struct{}]{}, map[string]bool{}
+	same := true
+	for block := range p.force.blocks.all() {
+		_, known := x.blocks.get(block)
+		same = same && known
+		blocks.put(block, struct{}{})
+	}
+	for port := range p.force.ports.all() {
+		same = same && x.ports[port]
+		ports[port] = true
+	}
+	x.blocks, x.ports = blocks, ports
+	if !same {
+		p.owners.all = true
 		p.epoch++
-		return changed + 1
 	}
-	n, err := p.policies.identities(labels)
-	if err != nil {
-		r.fail("identities", "", err)
-	}
-	return changed + n
 }
 
 // compile makes a generation and switches to it.
 func (p *Program) compile(v *view, all []*policy.Policy, groups []*policy.CIDRGroup, labels map[identity.Number]identity.Labels) error {
+	if err := p.introduceVariants(v); err != nil {
+		return err
+	}
+	if err := p.introduce(v); err != nil {
+		return err
+	}
 	subjects, present := map[string]identity.Labels{}, map[string]uint32{}
 	for key, s := range p.subjects {
 		subjects[key] = p.judgedAs(s)
@@ -99,6 +123,10 @@ func (p *Program) compile(v *view, all []*policy.Policy, groups []*policy.CIDRGr
 	}
 	p.settings, p.revisions.all = want, true
 	p.policies.switched(next, time.Now())
+	p.enlisted = map[string]identity.Labels{}
+	for key, s := range p.subjects {
+		p.enlisted[key] = p.variants.portLabels(s.ports)
+	}
 	for key, set := range next.assignment.final {
 		s := p.subjects[key]
 		s.set, s.placed = set, true
@@ -109,12 +137,12 @@ func (p *Program) compile(v *view, all []*policy.Policy, groups []*policy.CIDRGr
 }
 
 // expire removes what no program can be using any longer.
-func (p *Program) expire(r *report) {
+func (p *Program) expire(v *view, r *report) {
 	if p.policies.stale.IsZero() || time.Since(p.policies.stale) < grace || p.policies.current == nil {
 		return
 	}
 	r.stage("generations")
-	again, err := p.tidy()
+	again, err := p.tidy(v)
 	switch {
 	case err != nil:
 		r.fail("generations", "", err)
@@ -126,7 +154,7 @@ func (p *Program) expire(r *report) {
 }
 
 // tidy returns true if it is to be called again after a while.
-func (p *Program) tidy() (again bool, err error) {
+func (p *Program) tidy(v *view) (again bool, err error) {
 	if err := p.policies.catchUp(); err != nil {
 		return true, err
 	}
@@ -152,8 +180,17 @@ func (p *Program) tidy() (again bool, err error) {
 		return true, err
 	}
 	if settled {
-		p.unnamePrefixes()
+		p.unname(v)
 	}
-	err = p.retireNumbers()
-	return again || p.policies.current.Litter() || len(p.retiring) > 0, err
+	if err := p.retireNumbers(); err != nil {
+		return true, err
+	}
+	idle, err := p.retireVariants()
+	if err != nil {
+		return true, err
+	}
+	if revised, ok := p.renumber(v); !ok || revised && p.unplaced(v) {
+		p.did.policy = stage{}
+	}
+	return again || idle || p.policies.current.Litter() || len(p.retiring) > 0, nil
 }

@@ -91,7 +91,6 @@ func (p *Program) learn(v *view, m *moved, r *report) {
 	if !m.some() {
 		return
 	}
-	p.stirred++
 	p.unsaved = p.unsaved || m.former || len(m.ranges) > 0
 	p.formerMoved = p.formerMoved || m.former
 	for name := range m.clusters {
@@ -143,7 +142,6 @@ func (p *Program) learnAll(v *view, r *report) {
 	for _, s := range v.clusters.admitted {
 		p.ids[s.id] = true
 	}
-	p.stirred++
 	p.owners.all, p.unsaved = true, true
 	p.pruned = false
 	p.frontends.forget()
@@ -284,18 +282,6 @@ func (p *Program) learnCIDRs(cidrs map[netip.Prefix]identity.Number) {
 		}
 	}
 	p.cidrs = next
-}
-
-// variedIPs says whether the number of any address may have changed because policies
-// tell apart addresses with one identity.
-func (p *Program) variedIPs(v *view) bool {
-	if p.variants.none() {
-		return false
-	}
-	s := signature{policies: v.tables.Policies.Revision(v.txn), ips: v.tables.IPs.Revision(v.txn), stirred: p.stirred, epoch: p.epoch, known: true}
-	varied := s != p.did.varied
-	p.did.varied = s
-	return varied
 }
 
 // learnMember follows the prefixes that the kernel holds as a member's.

@@ -83,7 +83,11 @@ func (p *Program) whois(v *view, e *tables.Endpoint, addr bpf.Addr) (identity.Nu
 
 // unplaced places the subjects whose set is known, and says whether any needs a
 // compilation to know its set.
-func (p *Program) unplaced() bool {
+func (p *Program) unplaced(v *view) bool {
+	p.enlist()
+	if _, ok := p.renumber(v); !ok {
+		return true
+	}
 	for key, s := range p.subjects {
 		if s.placed {
 			continue
@@ -99,13 +103,40 @@ func (p *Program) unplaced() bool {
 	return false
 }
 
+// enlist has rules made for the named ports of this node's pods.
+func (p *Program) enlist() {
+	for key, s := range p.subjects {
+		ports, before := p.variants.portLabels(s.ports), p.enlisted[key]
+		if p.enlisted[key] = ports; !ports.Equal(before) {
+			p.policies.current.Enlist(ports, 1)
+			p.policies.current.Enlist(before, -1)
+		}
+	}
+	for key, ports := range p.enlisted {
+		if _, ok := p.subjects[key]; !ok {
+			p.policies.current.Enlist(ports, -1)
+			delete(p.enlisted, key)
+		}
+	}
+}
+
 // pods writes the rows of this node's pods. A pod whose identity or policy is not
 // known yet is held.
 func (p *Program) pods(v *view, r *report) (changed int) {
 	r.stage("endpoints")
+	if p.policies.current != nil {
+		for _, s := range p.subjects {
+			p.variants.of(s.at())
+		}
+		if err := p.acquaint(); err != nil {
+			r.fail("endpoints", "", err)
+			return 0
+		}
+	}
 	want := map[bpf.Addr]bpf.Endpoint{}
 	from := map[bpf.Addr]string{}
 	var live []*tables.Endpoint
+	placed := true
 	for e := range v.tables.Endpoints.All(v.txn) {
 		if e.Ifindex == 0 || e.Phase == tables.Removing {
 			continue
@@ -119,6 +150,8 @@ func (p *Program) pods(v *view, r *report) (changed int) {
 		if s, ok := p.subjects[e.Key()]; ok && s.placed && s.addr == addr {
 			row.Identity, row.Set, row.Held = uint32(p.variants.of(s.at())), s.set, 0
 			live = append(live, e)
+		} else {
+			placed = placed && row.Held != 0
 		}
 		want[addr] = row
 	}
@@ -129,6 +162,7 @@ func (p *Program) pods(v *view, r *report) (changed int) {
 	if changed > 0 {
 		p.policies.tire() // a set may have lost its last endpoint
 	}
+	p.renumbered = p.renumbered && !(placed && r.clean("endpoints"))
 	p.publish(v, live)
 	return changed
 }

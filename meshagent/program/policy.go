@@ -71,7 +71,7 @@ type policies struct {
 func newPolicies(m *bpf.Maps, gen uint32, endpoints iter.Seq2[bpf.Addr, bpf.Endpoint], judged func(identity uint32)) (*policies, error) {
 	p := &policies{gen: gen, content: map[uint32]uint32{}}
 	var errs [4]error
-	p.classes, errs[0] = reconcile.New(m.Classes, batchFrom, func(k bpf.ClassKey, _ uint32, _ bool) {
+	p.classes, errs[0] = reconcile.New(m.Classes, batchFrom, func(k bpf.ClassKey, _, _ uint32, _ bool) {
 		if k.Gen == p.gen && !p.quiet { // no other generation is in force
 			judged(k.Identity)
 		}

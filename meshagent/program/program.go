@@ -14,7 +14,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/cilium/statedb"
@@ -60,8 +59,10 @@ type Program struct {
 	frontends *frontends
 	numbers   *numbering
 	variants  *variants
-	// bases maps each variant to its identity.
-	bases atomic.Pointer[map[identity.Number]identity.Number]
+	// spots are the addresses that the kernel has rows of; ported are those in table ips
+	// with named ports.
+	spots  spots
+	ported ported
 
 	// beliefs follow clusters, nodes and former.
 	beliefs *beliefs
@@ -86,11 +87,15 @@ type Program struct {
 	// did is the input that stages have seen which look at everything whenever some of
 	// it has changed; zero means the stage must run.
 	did done
-	// stirred counts changes in what is believed of clusters and nodes, epoch those in
-	// what one stage passes to another.
-	stirred, epoch uint64
-	subjects       map[string]subject
-	force          force
+	// epoch counts changes in what one stage passes to another.
+	epoch    uint64
+	subjects map[string]subject
+	// enlisted are the named ports of pods on this node that rules are made for.
+	enlisted map[string]identity.Labels
+	// renumbered is set while pods of this node may not be under the rules for new numbers
+	// of named ports yet.
+	renumbered bool
+	force      force
 	// retiring are prefixes that policies named, until their rows and numbers are gone.
 	retiring map[netip.Prefix]bool
 	// cidrs are the numbers of the prefixes that policies name, named finds them by
@@ -114,15 +119,15 @@ type Program struct {
 }
 
 type done struct {
-	endpoints, varied signature
-	policy            stage
+	endpoints signature
+	policy    stage
 }
 
 // signature is the input a stage has seen: revisions of the tables it reads, zero for
 // those it does not.
 type signature struct {
-	policies, ips, identities, pods, endpoints statedb.Revision
-	stirred, epoch                             uint64
+	policies, identities, pods, endpoints statedb.Revision
+	epoch                                 uint64
 	// server is whether an API server runs on this node; known is always set.
 	server, known bool
 }
@@ -133,7 +138,7 @@ type stage struct{ ground, rows signature }
 
 // New reads what is in the kernel and changes nothing.
 func New(cfg Config) (*Program, error) {
-	p := &Program{cfg: cfg, variants: newVariants(), subjects: map[string]subject{}, force: newForce(), retiring: map[netip.Prefix]bool{}, kicked: make(chan struct{}, 1), passed: make(chan struct{})}
+	p := &Program{cfg: cfg, subjects: map[string]subject{}, enlisted: map[string]identity.Labels{}, force: newForce(), retiring: map[netip.Prefix]bool{}, kicked: make(chan struct{}, 1), passed: make(chan struct{})}
 	var err error
 	if p.beliefs, err = newBeliefs(cfg.Tables, cfg.Self); err != nil {
 		return nil, err
@@ -147,12 +152,24 @@ func New(cfg Config) (*Program, error) {
 	if p.revisions, err = newRevisions(cfg.Maps.Revisions); err != nil {
 		return nil, err
 	}
-	wroteIP := func(a bpf.Addr, _ bpf.IPInfo, _ bool) { p.revisions.address(a) }
+	wroteIP := func(a bpf.Addr, was, is bpf.IPInfo, there bool) {
+		if key := bpf.PrefixOf(whole(a.Netip())); there {
+			p.spots.put(key)
+		} else {
+			p.spots.drop(key)
+		}
+		p.variants.wrote(was.Identity, is.Identity)
+		p.revisions.address(a)
+	}
 	if p.addrs, err = reconcile.New(cfg.Maps.IPs, batchFrom, wroteIP); err != nil {
 		return nil, err
 	}
-	wrotePrefix := func(k bpf.PrefixKey, info bpf.IPInfo, there bool) {
-		p.learnMember(k, info, there)
+	for a := range p.addrs.Rows() {
+		p.spots.put(bpf.PrefixOf(whole(a.Netip())))
+	}
+	wrotePrefix := func(k bpf.PrefixKey, was, is bpf.IPInfo, there bool) {
+		p.learnMember(k, is, there)
+		p.variants.wrote(was.Identity, is.Identity)
 		p.revisions.prefix(k)
 	}
 	if p.prefixes, err = reconcile.New(cfg.Maps.Prefixes, batchFrom, wrotePrefix); err != nil {
@@ -161,7 +178,10 @@ func New(cfg Config) (*Program, error) {
 	for k, info := range p.prefixes.Rows() {
 		p.learnMember(k, info, true)
 	}
-	wroteEndpoint := func(a bpf.Addr, _ bpf.Endpoint, _ bool) { p.revisions.address(a) }
+	wroteEndpoint := func(a bpf.Addr, was, is bpf.Endpoint, _ bool) {
+		p.variants.wrote(was.Identity, is.Identity)
+		p.revisions.address(a)
+	}
 	if p.endpoints, err = reconcile.New(cfg.Maps.Endpoints, batchFrom, wroteEndpoint); err != nil {
 		return nil, err
 	}
@@ -181,6 +201,7 @@ func New(cfg Config) (*Program, error) {
 		return nil, err
 	}
 	p.numbers = newNumbering(p.prefixes.Rows(), p.numbersInRows())
+	p.variants = newVariants(p.numbers.fresh, p.numbersInRows())
 	return p, nil
 }
 
@@ -191,10 +212,8 @@ func (p *Program) Explain() *Explanation { return p.policies.explain.Load() }
 // Identity maps a number in an event to its identity. They differ where policies
 // distinguish endpoints of one identity. It is safe for concurrent use.
 func (p *Program) Identity(n identity.Number) identity.Number {
-	if bases := p.bases.Load(); bases != nil {
-		if base, ok := (*bases)[n]; ok {
-			return base
-		}
+	if base, ok := p.variants.bases.Load(n); ok {
+		return base.(identity.Number)
 	}
 	return n
 }
@@ -310,7 +329,7 @@ func (p *Program) write(v *view, r *report) {
 	t, txn := v.tables, v.txn
 	p.ways(v, r)
 	changed += p.policy(v, r)
-	p.expire(r)
+	p.expire(v, r)
 
 	n, obsolete := p.addresses(v, r)
 	changed += n
@@ -323,8 +342,8 @@ func (p *Program) write(v *view, r *report) {
 
 	changed += p.frontends.write(v, p.cfg.Rows.Index, r)
 	changed += obsolete()
-	if changed > 0 && len(p.variants.numbers) > 0 {
-		p.did.policy = stage{} // a number that only those rows used goes too
+	if len(p.variants.idle) > 0 {
+		p.policies.tire() // a number that only those rows had goes, too
 	}
 }
 
@@ -344,15 +363,12 @@ func (p *Program) policy(v *view, r *report) (changed int) {
 		ground: signature{server: v.isAPIServer(v.node(v.selfKey())), known: true},
 		rows:   signature{policies: t.Policies.Revision(txn), identities: t.Identities.Revision(txn), pods: t.Pods.Revision(txn), endpoints: t.Endpoints.Revision(txn)},
 	}
-	if !p.variants.none() { // an address may have a variant of its own
-		s.rows.ips, s.rows.stirred = t.IPs.Revision(txn), p.stirred
-	}
 	judging := p.judging
 	p.judging = map[string]bool{}
 	switch {
 	case p.did.policy == s && len(judging) == 0:
 		return 0
-	case p.did.policy.ground == s.ground && p.variants.none():
+	case p.did.policy.ground == s.ground:
 		changed = p.judgeRows(v, judging, r)
 	default:
 		changed = p.judge(v, r)

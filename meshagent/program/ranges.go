@@ -27,6 +27,8 @@ func (r *ranges[V]) root(p netip.Prefix) **branch[V] {
 	return &r.v6
 }
 
+func (r *ranges[V]) empty() bool { return r.v4 == nil && r.v6 == nil }
+
 // put sets the value of a prefix.
 func (r *ranges[V]) put(p netip.Prefix, value V) {
 	p = p.Masked()

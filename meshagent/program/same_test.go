@@ -257,7 +257,7 @@ func (c changer) change(txn statedb.WriteTxn) {
 		if c.IntN(4) == 0 { // mostly a whole node's, whose CIDR has a row beneath it
 			prefix = netip.PrefixFrom(prefix.Addr(), 24+c.IntN(4)/3).Masked()
 		}
-		put(txn, c.tab.IPs, &tables.IP{Cluster: cluster, Prefix: prefix, Identity: number, Host: netip.AddrFrom4([4]byte{192, 0, own, node}), Namespace: []string{"shop", "dev"}[c.IntN(2)]}, there)
+		put(txn, c.tab.IPs, &tables.IP{Cluster: cluster, Prefix: prefix, Identity: number, Host: netip.AddrFrom4([4]byte{192, 0, own, node}), Namespace: []string{"shop", "dev"}[c.IntN(2)], NamedPorts: c.ports()}, there)
 	case 2:
 		put(txn, c.tab.Identities, &tables.Identity{Cluster: cluster, Number: number,
 			Labels: identity.PodLabels("shop", nil, map[string]string{"app": fmt.Sprint("a", c.IntN(3))}, "default", cluster)}, there)
@@ -274,19 +274,29 @@ func (c changer) change(txn statedb.WriteTxn) {
 		}
 		put(txn, c.tab.Former, row, there)
 	case 5:
-		text := fmt.Sprintf(block, []string{"{cidr: 10.2.0.0/16}", "{cidr: 192.0.2.0/24, except: [192.0.2.8/29]}"}[c.IntN(2)])
-		switch c.IntN(4) {
-		case 0:
-			text = allowFrontend
-		case 1: // inside a peer's CIDRs, once it has joined
-			text = fmt.Sprintf(allowTo, []string{"10.3.7.0/24, 10.2.0.0/16", "10.2.130.0/24, 10.102.0.0/16", "10.3.1.0/24"}[c.IntN(3)])
+		if c.IntN(4) == 0 {
+			c.group(txn)
+			return
 		}
-		name := fmt.Sprint("p", c.IntN(2))
+		text := []string{
+			fmt.Sprintf(block, "{cidr: 10.2.0.0/16}"),
+			fmt.Sprintf(block, "{cidr: 192.0.2.0/24, except: [192.0.2.8/29]}"),
+			fmt.Sprintf(block, "{cidr: 10.2.0.0/16, except: [10.2.1.0/30]}"),
+			fmt.Sprintf(block, "{cidr: 0.0.0.0/0, except: [10.2.1.0/24]}"),
+			allowFrontend,
+			// Inside a peer's CIDRs, once it has joined.
+			fmt.Sprintf(allowTo, []string{"10.3.7.0/24, 10.2.0.0/16", "10.2.130.0/24, 10.102.0.0/16", "10.3.1.0/24"}[c.IntN(3)]),
+			fmt.Sprintf(byRules, "egress: [{toCIDRSet: [{cidrGroupRef: partners}]}]"),
+			fmt.Sprintf(byRules, "egress: [{toPorts: [{ports: [{port: http, protocol: TCP}]}]}]"),
+			fmt.Sprintf(byRules, "ingress: [{fromEntities: [cluster, remote-node], toPorts: [{ports: [{port: http, protocol: TCP}]}]}]"),
+			fmt.Sprintf(byRules, "egress: [{toEntities: [all]}], egressDeny: [{toEndpoints: [{matchLabels: {app: a1, io.cilium.k8s.policy.cluster: west}}], toPorts: [{ports: [{port: http, protocol: TCP}, {port: dns, protocol: UDP}]}]}]"),
+		}[c.IntN(10)]
+		name := fmt.Sprint("p", c.IntN(3))
 		parsed, err := policy.Parse([]byte(strings.Replace(text, "name: web", "name: "+name, 1)))
 		if err != nil {
 			c.t.Fatal(err)
 		}
-		put(txn, c.tab.Policies, &tables.Policy{Kind: "ciliumnetworkpolicies", Namespace: "shop", Name: name, Policies: parsed}, c.IntN(3) == 0)
+		put(txn, c.tab.Policies, &tables.Policy{Kind: "ciliumnetworkpolicies", Namespace: "shop", Name: name, Policies: parsed}, c.IntN(5) < 3)
 	case 6:
 		name, ip := fmt.Sprint("web-", c.IntN(3)), netip.AddrFrom4([4]byte{10, 1, 1, byte(10 + c.IntN(3))})
 		if other := tables.Get(txn, c.tab.Endpoints, "shop/"+name); other != nil {
@@ -300,7 +310,7 @@ func (c changer) change(txn statedb.WriteTxn) {
 		}
 		labels := identity.PodLabels("shop", nil, map[string]string{"app": "web"}, "default", "east")
 		put(txn, c.tab.Endpoints, &tables.Endpoint{Namespace: "shop", Pod: name, ID: uint16(ip.As4()[3]), IP: ip, Ifindex: int(ip.As4()[3]), Phase: tables.Held}, there)
-		put(txn, c.tab.Pods, &tables.Pod{Namespace: "shop", Name: name, Endpoint: &wire.Endpoint{Namespace: "shop", Pod: name, IP: ip, Identity: number, Labels: labels}}, there)
+		put(txn, c.tab.Pods, &tables.Pod{Namespace: "shop", Name: name, Endpoint: &wire.Endpoint{Namespace: "shop", Pod: name, IP: ip, Identity: number, Labels: labels, NamedPorts: c.ports()}}, there)
 	case 7:
 		c.service(txn, cluster, there)
 	case 8:
@@ -309,6 +319,35 @@ func (c changer) change(txn statedb.WriteTxn) {
 		c.endpoints(txn)
 	}
 }
+
+// ports are the named ports of a pod, if it has any.
+func (c changer) ports() (ports []wire.NamedPort) {
+	if c.IntN(2) == 0 {
+		ports = append(ports, wire.NamedPort{Name: "http", Port: []uint16{80, 81, 8080}[c.IntN(3)], Protocol: "TCP"})
+	}
+	if c.IntN(4) == 0 {
+		ports = append(ports, wire.NamedPort{Name: "dns", Port: 80, Protocol: "UDP"})
+	}
+	return ports
+}
+
+// group changes the group that some policies refer to.
+func (c changer) group(txn statedb.WriteTxn) {
+	text := "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: partners}\nspec: {externalCIDRs: [%s]}"
+	g, err := policy.ParseGroup([]byte(fmt.Sprintf(text, []string{"203.0.113.0/24", "203.0.113.0/28, 10.3.0.0/16", "198.51.100.0/24, 203.0.113.0/24"}[c.IntN(3)])))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	put(txn, c.tab.Policies, &tables.Policy{Kind: "ciliumcidrgroups", Name: "partners", Group: g}, c.IntN(3) > 0)
+}
+
+// byRules is a policy with some rules.
+const byRules = `
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: shop}
+spec: {endpointSelector: {matchLabels: {app: web}}, %s}
+`
 
 // node changes a peer's node. Some have a CIDR inside or around another's, the address
 // of another, or an address outside the mesh that is inside it once a peer has joined.

@@ -3,6 +3,7 @@ package program
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -88,10 +89,8 @@ func TestAnIPBlockMeansPodsAndNodes(t *testing.T) {
 	b.policy("web", fmt.Sprintf(block, "{cidr: 0.0.0.0/0, except: [10.2.0.0/16]}"))
 	look("everything but", map[string]bool{"192.0.2.2": true, "10.1.2.1": true, "10.1.1.3": true, "10.2.1.5": false})
 	b.policy("web", "")
-	for range 3 {
-		b.pass()
-		b.p.policies.stale = time.Now().Add(-time.Hour)
-	}
+	b.pass()
+	b.settle()
 	for _, ip := range []string{"10.2.1.5", "10.1.1.3", "192.0.2.2"} {
 		if n := b.p.rowOf(addr(ip)); n.Scope() == identity.ScopeLocal {
 			t.Errorf("without a policy %s is still %v", ip, n)
@@ -214,6 +213,84 @@ spec:
 	b.pass()
 	if web4 := bpf.AddrOf(netip.MustParseAddr("10.1.1.5")); !b.passes(web4, "10.2.1.5", bpf.Ingress, 6060) || b.passes(web4, "10.2.1.5", bpf.Ingress, 8080) {
 		t.Error("a new pod's port number is not used")
+	}
+}
+
+// Policies that tell apart endpoints of one identity come and go without a new generation,
+// and have only those flows judged again that they concern.
+func TestTellingApartDisturbsOnlyWhatItConcerns(t *testing.T) {
+	b := newBench(t)
+	web := b.pod("web-1", "web", "10.1.1.2", 65537)
+	other := b.pod("other-1", "other", "10.1.1.3", 65538)
+	b.remote("db", 131073)
+	http := func(port uint16) wire.NamedPort { return wire.NamedPort{Name: "http", Port: port, Protocol: "TCP"} }
+	b.address("10.2.1.5", 131073, http(8080))
+	b.address("10.2.7.5", 131073)
+	b.pass()
+	b.settle()
+	at := func(a string) uint32 { return bpf.RevisionOf(bpf.AddrOf(netip.MustParseAddr(a))) }
+	for _, c := range []struct {
+		name, text string
+		change     func()
+		raised     []uint32
+	}{
+		{"a block", fmt.Sprintf(block, "{cidr: 10.2.1.0/24}"), nil, []uint32{at("10.2.1.5"), bpf.RevisionOf(web)}},
+		{"an address in it", "", func() { b.address("10.2.1.6", 131073) }, []uint32{at("10.2.1.6")}},
+		{"one outside of it", "", func() { b.address("10.2.7.6", 131073) }, []uint32{at("10.2.7.6")}},
+		{"no block", "none", nil, []uint32{at("10.2.1.5"), at("10.2.1.6"), bpf.RevisionOf(web)}},
+		{"a port", fmt.Sprintf(byRules, "egress: [{toPorts: [{ports: [{port: http, protocol: TCP}]}]}]"), nil, []uint32{at("10.2.1.5"), bpf.RevisionOf(web)}},
+		{"an address with that number", "", func() { b.address("10.2.7.5", 131073, http(8080)) }, []uint32{at("10.2.7.5")}},
+		{"another number", "", func() { b.address("10.2.7.6", 131073, http(9090)) }, []uint32{at("10.2.7.6"), bpf.RevisionOf(web)}},
+		{"no port", "none", nil, []uint32{at("10.2.1.5"), at("10.2.7.5"), at("10.2.7.6"), bpf.RevisionOf(web)}},
+	} {
+		settings, before := rowsIn(b.maps.Settings)[0], rowsIn(b.maps.Revisions)
+		identities := map[uint32]bool{} // of numbers that nobody had before, or has any longer
+		for k := range rowsIn(b.maps.Classes) {
+			identities[k.Identity] = true
+		}
+		switch {
+		case c.change != nil:
+			c.change()
+		case c.text == "none":
+			b.policy("web", "")
+		default:
+			b.policy("web", c.text)
+		}
+		b.pass()
+		b.settle()
+		for k := range rowsIn(b.maps.Classes) {
+			if !identities[k.Identity] {
+				identities[k.Identity] = true
+				c.raised = append(c.raised, bpf.RevisionOfIdentity(k.Identity))
+			} else {
+				delete(identities, k.Identity)
+			}
+		}
+		for n := range identities {
+			c.raised = append(c.raised, bpf.RevisionOfIdentity(n))
+		}
+		if now := rowsIn(b.maps.Settings)[0]; now != settings {
+			t.Errorf("%s: settings were %+v and are %+v", c.name, settings, now)
+		}
+		for i, r := range rowsIn(b.maps.Revisions) {
+			if r != before[i] && !slices.Contains(c.raised, i) {
+				t.Errorf("%s: revision %d was raised", c.name, i)
+			}
+		}
+		for _, i := range c.raised[:1] {
+			if rowsIn(b.maps.Revisions)[i] == before[i] {
+				t.Errorf("%s: the address's revision was not raised", c.name)
+			}
+		}
+		if c.text == "" || c.text == "none" {
+			continue
+		}
+		if !b.passes(web, "10.2.1.5", bpf.Egress, 8080) || b.passes(web, "10.2.7.5", bpf.Egress, 8080) || !b.passes(other, "10.2.7.5", bpf.Egress, 8080) {
+			t.Errorf("%s: wrong verdicts", c.name)
+		}
+	}
+	if len(b.p.variants.about)+len(b.p.variants.rows) > 0 {
+		t.Errorf("numbers are left: %v, rows %v", b.p.variants.about, b.p.variants.rows)
 	}
 }
 

@@ -36,13 +36,13 @@ type Reconciler[K, V comparable] struct {
 	// unsure are rows of which a batch failed, and then their own write: the batch may
 	// have come to them.
 	unsure map[K]bool
-	wrote  func(k K, v V, there bool)
+	wrote  func(k K, was, is V, there bool)
 }
 
 // New reads what the map holds and changes nothing. From batch rows on, a change is one
 // call of the map instead of one per row. wrote, if not nil, is called after a row was
-// written (there) or removed, but not for the rows found now.
-func New[K, V comparable](to Map[K, V], batch int, wrote func(k K, v V, there bool)) (*Reconciler[K, V], error) {
+// written (there) or removed, but not for the rows found now; a row that is absent is zero.
+func New[K, V comparable](to Map[K, V], batch int, wrote func(k K, was, is V, there bool)) (*Reconciler[K, V], error) {
 	r := &Reconciler[K, V]{to: to, batch: batch, rows: map[K]V{}, found: map[K]bool{}, unsure: map[K]bool{}, wrote: wrote}
 	rows, failed := to.All()
 	for k, v := range rows {
@@ -180,20 +180,22 @@ func (r *Reconciler[K, V]) there(k K) bool {
 
 // holds and lacks record what the map has come to.
 func (r *Reconciler[K, V]) holds(k K, v V) {
+	was := r.rows[k]
 	r.rows[k] = v
 	delete(r.unsure, k)
 	if r.wrote != nil {
-		r.wrote(k, v, true)
+		r.wrote(k, was, v, true)
 	}
 }
 
 func (r *Reconciler[K, V]) lacks(k K) {
-	v := r.rows[k]
+	was := r.rows[k]
 	delete(r.rows, k)
 	delete(r.found, k)
 	delete(r.unsure, k)
 	if r.wrote != nil {
-		r.wrote(k, v, false)
+		var none V
+		r.wrote(k, was, none, false)
 	}
 }
 

@@ -92,7 +92,7 @@ func failing(keys ...int) func(int) error {
 	}
 }
 
-func start(t *testing.T, m *kernel, batch int, wrote func(int, string, bool)) *Reconciler[int, string] {
+func start(t *testing.T, m *kernel, batch int, wrote func(k int, was, is string, there bool)) *Reconciler[int, string] {
 	t.Helper()
 	r, err := New(m, batch, wrote)
 	if err != nil {
@@ -105,7 +105,7 @@ func start(t *testing.T, m *kernel, batch int, wrote func(int, string, bool)) *R
 func TestRowsAsWantedAreNotWrittenAgain(t *testing.T) {
 	m := &kernel{rows: map[int]string{1: "one", 2: "zwei", 3: "three"}}
 	told := map[int]string{}
-	r := start(t, m, 10, func(k int, v string, there bool) { told[k] = fmt.Sprint(v, there) })
+	r := start(t, m, 10, func(k int, was, is string, there bool) { told[k] = fmt.Sprint(was, "-", is, there) })
 	if n := r.Update(map[int]string{1: "one", 2: "two"}, nil); n != 1 || !slices.Equal(m.made(), []string{"update"}) {
 		t.Errorf("%d rows changed, want the one that differs", n)
 	}
@@ -115,7 +115,7 @@ func TestRowsAsWantedAreNotWrittenAgain(t *testing.T) {
 	if n := r.Delete([]int{9, 2}, nil); n != 1 || !slices.Equal(m.made(), []string{"delete"}) {
 		t.Errorf("%d rows deleted, want the one that is there", n)
 	}
-	if want := map[int]string{2: "twofalse"}; !maps.Equal(told, want) {
+	if want := map[int]string{2: "two-false"}; !maps.Equal(told, want) {
 		t.Errorf("told of %v, want %v", told, want)
 	}
 	if want := map[int]string{1: "one", 3: "three"}; !maps.Equal(m.rows, want) || !maps.Equal(maps.Collect(r.Rows()), want) {
