@@ -18,6 +18,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/weft-mesh/weft/internal/pace"
 	"github.com/weft-mesh/weft/statefile"
 )
 
@@ -56,6 +57,7 @@ type WireGuard struct {
 	// again from savePeers on.
 	unsaved   map[string]bool
 	savePeers time.Time
+	saving    pace.Pace
 }
 
 var _ Lanes = (*WireGuard)(nil)
@@ -163,14 +165,19 @@ func (w *WireGuard) savePeersLocked() {
 		return
 	}
 	w.saveLocked(rosterFile(w.cfg.StateDir), w.held.peers.store)
-	if took := time.Since(begun); took > saveAtOnce {
-		w.savePeers = begun.Add(100 * took)
+	took := time.Since(begun)
+	w.saving.Ran(took)
+	if took > saveAtOnce {
+		w.savePeers = begun.Add(w.saving.Rest(0, saveRest))
 	}
 }
 
 // saveAtOnce is how long writing the list of peers may take for it to be written with
 // every change.
 const saveAtOnce = 10 * time.Millisecond
+
+// saveRest is how much longer than writing a longer one the pause after it is.
+const saveRest = 100
 
 // saveLocked writes a file that is out of date. A full disk must not keep tunnels
 // down: the devices have everything, and the next call tries again.

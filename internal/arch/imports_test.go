@@ -16,7 +16,7 @@ var mayImport = map[string][]string{
 	"service":   {},
 	"bpf":       {},
 	"statefile": {},
-	"tunnel":    {"statefile"},
+	"tunnel":    {"statefile", "internal/pace"},
 	"deploy":    {},
 	"wire":      {"identity", "service"}, // what a peer exports of services, as backends
 	"policy":    {"identity", "manifest"},
@@ -27,12 +27,12 @@ var mayImport = map[string][]string{
 	// about forgeries.
 	"apiserver/authority": {"api", "statefile"},
 	"apiserver":           {"api", "apiserver/authority", "store", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile"},
-	"meshagent":           {"meshagent/tables", "meshagent/reconcile", "meshagent/paths", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread"},
+	"meshagent":           {"meshagent/tables", "meshagent/reconcile", "meshagent/paths", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread", "internal/pace"},
 	// Knows a map by what it can do, not what it is for.
 	"meshagent/reconcile": {},
 	"meshagent/tables":    {"identity", "wire", "policy", "service", "tunnel"},
 	// Alone owns the way to other nodes; who they are is decided above it.
-	"meshagent/paths": {"meshagent/tables", "meshagent/reconcile", "identity", "wire", "bpf", "tunnel"},
+	"meshagent/paths": {"meshagent/tables", "meshagent/reconcile", "identity", "wire", "bpf", "tunnel", "internal/pace"},
 	// Scripts compare what the maps of its machines say.
 	"lab":       {"api", "apiserver/authority", "flow", "deploy", "bpf", "internal/firstthread"},
 	"cmd/weft":  {"manifest", "api", "apiserver", "meshagent", "meshagent/tables", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},
@@ -44,6 +44,8 @@ var mayImport = map[string][]string{
 	"internal/chaos/labchaos": {"lab", "wire"},
 	// Addresses for tests of every part.
 	"internal/loopbacktest": {},
+	// For whoever does a thing again and again.
+	"internal/pace": {},
 	// For whoever moves threads between namespaces.
 	"internal/firstthread": {},
 	// Whole clusters in one process.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/internal/pace"
 	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/tunnel/probe"
@@ -126,6 +127,7 @@ func (l *Liveness) probe(ctx context.Context) error {
 // write.
 func (l *Liveness) loop(ctx context.Context, prober *probe.Prober) error {
 	var next time.Time // when observations have to be looked at
+	var cost pace.Pace // of those looks
 	look := true
 	for ctx.Err() == nil {
 		begun := time.Now()
@@ -139,7 +141,8 @@ func (l *Liveness) loop(ctx context.Context, prober *probe.Prober) error {
 			observations, now, written := l.apply(prober, gossip)
 			wait := livenessTurn
 			if written {
-				wait = max(livenessCheck, urgentShare*time.Since(begun))
+				cost.Ran(time.Since(begun))
+				wait = cost.Rest(livenessCheck, urgentRest)
 			}
 			next = now.Add(untilNext(observations, now, wait, l.cfg.Lasting))
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/internal/pace"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/wire"
@@ -63,22 +64,17 @@ type peer struct {
 
 // look is a comparison of everything with the devices.
 type look struct {
-	end    time.Time
-	took   time.Duration
-	before time.Duration // what the last one took; 0: it is the first
-	err    error         // why it has to be repeated
+	end  time.Time
+	cost pace.Pace
+	err  error // why it has to be repeated
 }
-
-// cost is what such a look takes by itself. The longer of two waited for the machine or for
-// the kernel's lock: it must not put off the next, or what somebody took away stays away.
-func (l look) cost() time.Duration { return min(l.took, l.before) }
 
 // next is when to look again, if something is awaited or if not.
 func (l look) next(awaited bool) time.Time {
 	if awaited {
-		return l.end.Add(max(laneTurn, urgentShare*l.cost()))
+		return l.end.Add(l.cost.Rest(laneTurn, urgentRest))
 	}
-	return l.end.Add(max(laneCheck, restShare*l.cost()))
+	return l.end.Add(l.cost.Rest(laneCheck, quietRest))
 }
 
 const (
@@ -91,10 +87,10 @@ const (
 	// awaitFor is how long a handshake is worth reading the devices often. A node that
 	// has not answered by then may never.
 	awaitFor = 30 * time.Second
-	// urgentShare and restShare are how much time passes, in multiples of what reading
+	// urgentRest and quietRest are how much time passes, in multiples of what reading
 	// takes, before the devices are read again: in a large mesh it takes long.
-	urgentShare = 20
-	restShare   = 100
+	urgentRest = 20
+	quietRest  = 100
 )
 
 // NewTunnels returns the tunnels of a node. Run them once.
@@ -182,7 +178,8 @@ func (t *Tunnels) turn(ctx context.Context, change Changes, moved map[string]boo
 	case all:
 		begun := time.Now()
 		err := t.everything(ctx, network, complete)
-		t.checked = look{time.Now(), time.Since(begun), t.checked.took, err}
+		t.checked.end, t.checked.err = time.Now(), err
+		t.checked.cost.Ran(t.checked.end.Sub(begun))
 		if err == nil {
 			t.network, t.complete = network, complete
 		}
