@@ -65,33 +65,10 @@ type Limits struct {
 // Defaults is a configuration for a node of a mesh with a million pods.
 func Defaults() Config {
 	return Config{
-		PinDir: "/sys/fs/bpf/weft",
-		Limits: Limits{
-			Flows:     1 << 19,
-			Replies:   1 << 19,
-			Endpoints: 1 << 12,
-			IPs:       1 << 20,
-			Prefixes:  1 << 17,
-			Nodes:     1 << 16,
-			Services:  1 << 16,
-			Backends:  1 << 18,
-			Members:   1 << 18,
-			Classes:   1 << 18,
-			Policy:    1 << 17,
-			Sets:      1 << 13,
-			Fragments: 1 << 13,
-		},
+		PinDir:      "/sys/fs/bpf/weft",
+		Limits:      defaultLimits(),
 		EventBytes:  1 << 20,
 		Unreachable: UnreachableReset,
-	}
-}
-
-func (l Limits) all() map[string]uint32 {
-	return map[string]uint32{
-		"flows": l.Flows, "replies": l.Replies, "endpoints": l.Endpoints, "ips": l.IPs,
-		"prefixes": l.Prefixes, "nodes": l.Nodes, "services": l.Services, "backends": l.Backends,
-		"members": l.Members, "classes": l.Classes, "policy": l.Policy, "sets": l.Sets,
-		"fragments": l.Fragments,
 	}
 }
 
@@ -101,9 +78,9 @@ func (c Config) Validate() error {
 	if !filepath.IsAbs(c.PinDir) {
 		errs = append(errs, fmt.Errorf("pin directory %q: give an absolute path on a BPF file system", c.PinDir))
 	}
-	for name, n := range c.Limits.all() {
-		if n == 0 {
-			errs = append(errs, fmt.Errorf("limit %s is 0: start from bpf.Defaults", name))
+	for _, d := range described {
+		if d.limit != nil && *d.limit(&c.Limits) == 0 {
+			errs = append(errs, fmt.Errorf("limit %s is 0: start from bpf.Defaults", d.name))
 		}
 	}
 	if c.Limits.Replies < c.Limits.Flows {

@@ -106,11 +106,15 @@ func load(c Config, o options) (_ *Datapath, err error) {
 
 	// Switch to the new maps: first the pins, then the programs, then the rows that
 	// the old programs wrote meanwhile.
-	for name, r := range moved {
-		if err := repin(c.PinDir, name, r); err != nil {
+	for _, d := range described {
+		r, ok := moved[d.name]
+		if !ok {
+			continue
+		}
+		if err := repin(c.PinDir, d, r); err != nil {
 			return nil, err
 		}
-		c.Log.Info("replaced a map, keeping its rows", "map", name, "from", r.old.MaxEntries(), "to", r.new.MaxEntries())
+		c.Log.Info("replaced a map, keeping its rows", "map", d.name, "from", r.old.MaxEntries(), "to", r.new.MaxEntries())
 	}
 	pods, err := d.devices()
 	if err != nil {
@@ -132,11 +136,11 @@ func load(c Config, o options) (_ *Datapath, err error) {
 
 // configure sets sizes and load-time constants.
 func configure(spec *ebpf.CollectionSpec, c Config, o options) error {
-	for name, n := range c.Limits.all() {
-		spec.Maps[name].MaxEntries = n
+	for _, d := range described {
+		if d.size != nil {
+			spec.Maps[d.name].MaxEntries = d.size(c)
+		}
 	}
-	spec.Maps["shares"].MaxEntries = 2*c.Limits.Endpoints + 2 // pods that are gone keep theirs until their flows are gone too
-	spec.Maps["events"].MaxEntries = c.EventBytes
 	var tunnelL3 uint32
 	if o.ethernetTunnel {
 		tunnelL3 = 14

@@ -14,19 +14,36 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// Every row in Go has the offsets of its struct in the compiled object.
+// Every row of every map has the offsets in Go that it has in the compiled object.
 func TestLayout(t *testing.T) {
 	spec, err := loadDatapath()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, row := range map[string]any{
-		"settings": Settings{}, "flow_key": FlowKey{}, "flow": Flow{}, "said": Said{}, "reply_key": ReplyKey{}, "reply": Reply{},
-		"endpoint": Endpoint{}, "ip_info": IPInfo{}, "prefix_key": PrefixKey{}, "node": Node{}, "cluster": Cluster{},
-		"service_key": ServiceKey{}, "service": Service{}, "group": Group{}, "slot_key": SlotKey{}, "backend": Backend{},
-		"member_key": MemberKey{}, "member": Member{}, "class_key": ClassKey{}, "policy_key": PolicyKey{},
-		"policy_entry": PolicyEntry{}, "set_key": SetKey{}, "set_info": SetInfo{}, "event": Event{}, "share": Share{}, "budget": Budget{}, "counter": counted{},
-	} {
+	tables := reflect.TypeFor[Maps]()
+	for i := range tables.NumField() {
+		field := tables.Field(i)
+		m, ok := spec.Maps[strings.ToLower(field.Name)]
+		if !ok {
+			t.Errorf("Maps has a field %s, the object has no such map", field.Name)
+			continue
+		}
+		lookup, _ := field.Type.MethodByName("Lookup")
+		for _, half := range []struct {
+			name string
+			c    btf.Type
+			row  reflect.Type
+		}{{"key", m.Key, lookup.Type.In(0)}, {"value", m.Value, lookup.Type.Out(0)}} {
+			name := m.Name + "'s " + half.name
+			if c, ok := btf.UnderlyingType(half.c).(*btf.Struct); ok && half.row.Kind() == reflect.Struct {
+				compareLayout(t, name, c, half.row)
+			} else if size, err := btf.Sizeof(half.c); err != nil || size != int(half.row.Size()) {
+				t.Errorf("%s: %d bytes in C, %d in Go (%v)", name, size, half.row.Size(), err)
+			}
+		}
+	}
+	// What is not a row of its own.
+	for name, row := range map[string]any{"said": Said{}, "group": Group{}, "event": Event{}, "counter": counted{}} {
 		var c *btf.Struct
 		if err := spec.Types.TypeByName(name, &c); err != nil {
 			t.Errorf("struct %s: %v", name, err)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -286,7 +287,7 @@ func TestMapsOfBefore(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer old.Close()
-		path := filepath.Join(c.PinDir, pinName(before.name))
+		path := filepath.Join(c.PinDir, pinOf(before.name))
 		if err := errors.Join(old.Put(before.key, before.row), os.Remove(path), old.Pin(path)); err != nil {
 			t.Fatal(err)
 		}
@@ -323,4 +324,8 @@ func queryTCX(t *testing.T, ifindex int, way ebpf.AttachType) (ids []ebpf.Progra
 		ids = append(ids, p.ID)
 	}
 	return ids
+}
+
+func pinOf(name string) string {
+	return described[slices.IndexFunc(described, func(d description) bool { return d.name == name })].pin()
 }

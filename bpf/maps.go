@@ -14,21 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// versions are the versions of the rows' layouts, part of the pins' names. Raise a
-// map's number when its key or value changes shape or meaning: the next start then
-// creates an empty map beside the old one instead of misreading it.
-var versions = map[string]int{
-	"settings": 2, "revisions": 1, "flows": 3, "shares": 1, "budgets": 1, "replies": 1, "endpoints": 1, "ips": 1, "prefixes": 1,
-	"nodes": 1, "clusters": 1, "services": 1, "backends": 1, "members": 1, "classes": 1,
-	"ports": 1, "policy": 1, "sets": 1, "fragments": 4, "counters": 1, "lost": 1, "events": 2,
-	"errors_sent": 1, "judged_again": 1,
-}
-
-// volatile maps start empty when their size changes: nobody misses their contents.
-var volatile = map[string]bool{"fragments": true, "events": true, "counters": true, "lost": true, "errors_sent": true, "judged_again": true}
-
-func pinName(name string) string { return fmt.Sprintf("weft_%s_v%d", name, versions[name]) }
-
 // ownFlags are the flags of a map that we choose; the kernel may set others.
 const ownFlags = unix.BPF_F_MMAPABLE | unix.BPF_F_NO_PREALLOC
 
@@ -48,7 +33,8 @@ func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map,
 			}
 		}
 	}()
-	for name := range versions {
+	for _, d := range described {
+		name := d.name
 		ms, ok := spec.Maps[name]
 		if !ok {
 			return maps, moved, fmt.Errorf("map %s is not in the object; run go generate ./bpf", name)
@@ -57,7 +43,7 @@ func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map,
 		if ms.Type == ebpf.Array {
 			ms.Flags |= unix.BPF_F_MMAPABLE // see walkMapped
 		}
-		path := filepath.Join(dir, pinName(name))
+		path := filepath.Join(dir, d.pin())
 		m, err := ebpf.LoadPinnedMap(path, nil)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -81,7 +67,7 @@ func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map,
 			continue
 		}
 		n, err := ebpf.NewMap(ms)
-		if err == nil && !volatile[name] {
+		if err == nil && !d.volatile() {
 			err = copyRows(m, n)
 		}
 		if err != nil {
@@ -111,17 +97,17 @@ func closeMaps(maps map[string]*ebpf.Map) {
 }
 
 // repin replaces the pin of a resized map by one of the new map, in one step.
-func repin(dir, name string, r resized) error {
-	path := filepath.Join(dir, pinName(name))
+func repin(dir string, d description, r resized) error {
+	path := filepath.Join(dir, d.pin())
 	aside := path + "_new"
 	if err := os.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove old pin: %w", err)
 	}
 	if err := r.new.Pin(aside); err != nil {
-		return fmt.Errorf("pin resized map %s: %w", name, err)
+		return fmt.Errorf("pin resized map %s: %w", d.name, err)
 	}
 	if err := unix.Rename(aside, path); err != nil {
-		return fmt.Errorf("rename pin of map %s: %w", name, err)
+		return fmt.Errorf("rename pin of map %s: %w", d.name, err)
 	}
 	return nil
 }
@@ -153,38 +139,10 @@ func isZero(b []byte) bool {
 	return true
 }
 
-// tables wraps the kernel's maps as tables.
-func tables(m map[string]*ebpf.Map) *Maps {
-	return &Maps{
-		Settings:  newTable[uint32, Settings]("settings", m),
-		Revisions: newTable[uint32, uint32]("revisions", m),
-		Flows:     newTable[FlowKey, Flow]("flows", m),
-		Replies:   newTable[ReplyKey, Reply]("replies", m),
-		Shares:    newTable[uint32, Share]("shares", m),
-		Budgets:   newTable[uint32, Budget]("budgets", m),
-		Endpoints: newTable[Addr, Endpoint]("endpoints", m),
-		IPs:       newTable[Addr, IPInfo]("ips", m),
-		Prefixes:  newTable[PrefixKey, IPInfo]("prefixes", m),
-		Nodes:     newTable[uint32, Node]("nodes", m),
-		Clusters:  newTable[uint32, Cluster]("clusters", m),
-		Services:  newTable[ServiceKey, Service]("services", m),
-		Backends:  newTable[SlotKey, Backend]("backends", m),
-		Members:   newTable[MemberKey, Member]("members", m),
-		Classes:   newTable[ClassKey, uint32]("classes", m),
-		Ports:     newTable[uint32, uint16]("ports", m),
-		Policy:    newTable[PolicyKey, PolicyEntry]("policy", m),
-		Sets:      newTable[SetKey, SetInfo]("sets", m),
-	}
-}
-
 // table is a Table in the kernel.
 type table[K, V comparable] struct {
 	name string
 	m    *ebpf.Map
-}
-
-func newTable[K, V comparable](name string, maps map[string]*ebpf.Map) Table[K, V] {
-	return &table[K, V]{name: name, m: maps[name]}
 }
 
 func (t *table[K, V]) Name() string    { return t.name }

@@ -43,8 +43,12 @@ func (d *Datapath) Mend() (mended []string, failed map[string]error) {
 			mended = append(mended, "programs of "+name)
 		}
 	}
-	for name, m := range d.maps {
-		path := filepath.Join(d.dir, pinName(name))
+	for _, of := range described {
+		name, path := of.name, filepath.Join(d.dir, of.pin())
+		m, ok := d.maps[name]
+		if !ok {
+			continue
+		}
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

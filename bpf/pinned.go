@@ -19,8 +19,9 @@ func Pinned(dir string) (_ *Maps, done func(), err error) {
 			closeMaps(maps)
 		}
 	}()
-	for name := range versions {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinName(name)), nil)
+	for _, d := range described {
+		name := d.name
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, d.pin()), nil)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil, fmt.Errorf("there is no map %s in %s: no agent of this version has run there", name, dir)
 		}

@@ -49,25 +49,3 @@ func (e *FullError) Error() string {
 }
 
 func (e *FullError) Is(target error) bool { return target == ErrFull }
-
-// Maps are the tables, in the order in which a packet meets them.
-type Maps struct {
-	Settings  Table[uint32, Settings] // one row, key 0
-	Revisions Table[uint32, uint32]   // by RevisionOf and RevisionOfIdentity
-	Flows     Table[FlowKey, Flow]
-	Replies   Table[ReplyKey, Reply]
-	Shares    Table[uint32, Share]  // by device
-	Budgets   Table[uint32, Budget] // one row, key 0
-	Endpoints Table[Addr, Endpoint]
-	IPs       Table[Addr, IPInfo]
-	Prefixes  Table[PrefixKey, IPInfo]
-	Nodes     Table[uint32, Node]    // by node index, from 1
-	Clusters  Table[uint32, Cluster] // by cluster ID
-	Services  Table[ServiceKey, Service]
-	Backends  Table[SlotKey, Backend]
-	Members   Table[MemberKey, Member]
-	Classes   Table[ClassKey, uint32]
-	Ports     Table[uint32, uint16] // by PortIndex
-	Policy    Table[PolicyKey, PolicyEntry]
-	Sets      Table[SetKey, SetInfo]
-}

@@ -6,16 +6,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent"
 )
 
 func agentCommand() *cobra.Command {
-	return processCommand(&cobra.Command{
-		Use:   "agent",
-		Short: "Run a node's agent",
-		Long: "Run a node's agent. It starts from the join bundle that `weft node add` wrote. When it stops,\n" +
-			"nothing is removed: packets keep flowing, using the state in the kernel.",
-	}, meshagent.Defaults(), map[string]string{
+	usage := map[string]string{
 		"join":            "join bundle of this node",
 		"node-name":       "name of this node (default: from the join bundle)",
 		"node-ip":         "address where tunnels to this node end (default: from the join bundle)",
@@ -33,20 +29,16 @@ func agentCommand() *cobra.Command {
 		"keep-flows":      "number of flows kept for weft observe",
 		"trace":           "report allowed connections too, not only drops",
 		"unreachable":     "what to do with a pod's packet that cannot arrive: reset (TCP reset or ICMP error) or drop (time out)",
-		"limit-flows":     "rows of the connection table; each pod has a guaranteed share",
-		"limit-replies":   "rows of the table of connections through services; at least --limit-flows",
-		"limit-endpoints": "rows of the table of this node's pods",
-		"limit-ips":       "rows of the table of all pods of the mesh",
-		"limit-prefixes":  "rows of the table of CIDRs",
-		"limit-nodes":     "rows of the table of all nodes of the mesh",
-		"limit-services":  "rows of the table of services",
-		"limit-backends":  "rows of the table of backends",
-		"limit-members":   "rows of the table of current backends",
-		"limit-classes":   "rows of the table of identity classes",
-		"limit-policy":    "rows of the policy table",
-		"limit-sets":      "rows of the table of policy sets",
-		"limit-fragments": "number of fragmented datagrams tracked",
-	}, func(ctx context.Context, c meshagent.Config, log *slog.Logger) error {
+	}
+	for name, about := range bpf.AboutLimits() {
+		usage["limit-"+name] = about
+	}
+	return processCommand(&cobra.Command{
+		Use:   "agent",
+		Short: "Run a node's agent",
+		Long: "Run a node's agent. It starts from the join bundle that `weft node add` wrote. When it stops,\n" +
+			"nothing is removed: packets keep flowing, using the state in the kernel.",
+	}, meshagent.Defaults(), usage, func(ctx context.Context, c meshagent.Config, log *slog.Logger) error {
 		c.Log = log
 		return meshagent.Run(ctx, c)
 	})
