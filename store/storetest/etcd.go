@@ -40,9 +40,15 @@ func (e *Etcd) Copy() Copy {
 }
 
 // PutBack is Store.PutBack with the users of a copy of an Etcd.
-func (e *Etcd) PutBack(c Copy) {
+func (e *Etcd) PutBack(c Copy, without ...string) {
 	e.set(c.users)
-	e.Store.PutBack(c)
+	e.Store.PutBack(c, without...)
+}
+
+// Lose is Store.Lose; the new store has no users either.
+func (e *Etcd) Lose() {
+	e.set(nil)
+	e.Store.Lose()
 }
 
 // EnableAuth does nothing: As is how others than root connect.

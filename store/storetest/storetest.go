@@ -6,6 +6,7 @@
 package storetest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -61,18 +62,23 @@ func (s *Store) startLocked() {
 
 // Copy is the content of a store at one moment.
 type Copy struct {
-	revision int64
-	kvs      map[string]store.KV
-	lineage  wire.Lineage
-	leases   map[store.Lease]time.Duration // and their TTL
-	users    map[string]store.User         // of an Etcd
+	revision  int64
+	compacted int64
+	history   []store.Event // after compacted: etcd's snapshots have it
+	kvs       map[string]store.KV
+	lineage   wire.Lineage
+	leases    map[store.Lease]time.Duration // and their TTL
+	users     map[string]store.User         // of an Etcd
 }
 
 // Copy returns the current content, like a copy of the data folder.
 func (s *Store) Copy() Copy {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := Copy{revision: s.revision, kvs: maps.Clone(s.kvs), lineage: s.lineage, leases: map[store.Lease]time.Duration{}}
+	c := Copy{
+		revision: s.revision, compacted: s.compacted, history: slices.Clip(s.history), kvs: maps.Clone(s.kvs),
+		lineage: s.lineage, leases: map[store.Lease]time.Duration{},
+	}
 	for id, l := range s.leases {
 		c.leases[id] = l.ttl
 	}
@@ -81,13 +87,17 @@ func (s *Store) Copy() Copy {
 
 // PutBack restarts the store from a copy: watches that have seen more end with
 // ErrWentBack, however much is written before they notice. Leases that the copy lacks have
-// ended, and those that it has begin again.
-func (s *Store) PutBack(c Copy) {
+// ended, and those that it has begin again. What begins with one of the prefixes is deleted
+// before anybody reads it.
+func (s *Store) PutBack(c Copy, without ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.revision, s.compacted, s.kvs, s.history, s.lineage = c.revision, 0, maps.Clone(c.kvs), nil, c.lineage
+	s.revision, s.compacted, s.kvs, s.history, s.lineage = c.revision, c.compacted, maps.Clone(c.kvs), c.history, c.lineage
 	s.putBackLeasesLocked(c.leases)
 	s.startLocked()
+	for _, prefix := range without {
+		s.applyLocked([]store.Op{store.DeletePrefix(prefix)})
+	}
 }
 
 // Fail makes the store call fail before every "get", "list", "watch", "commit", "grant"
@@ -119,7 +129,10 @@ func (s *Store) SetAway(away bool) {
 	s.Fail(func(string, string) error { return store.ErrUnavailable })
 }
 
-// Forget empties the store, as a lost disk does.
+// Lose puts a new and empty store in the place of this one, as a lost disk does.
+func (s *Store) Lose() { s.PutBack(Copy{revision: 1, kvs: map[string]store.KV{}}) }
+
+// Forget deletes everything without a trace in the history.
 func (s *Store) Forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -263,8 +276,9 @@ func (s *Store) Watch(ctx context.Context, prefix string, after store.Point, eac
 			return fmt.Errorf("watch %s: %w", prefix, store.ErrCompacted)
 		}
 		batch := store.Batch{Revision: s.revision}
-		for _, ev := range s.history {
-			if ev.Modified > after.Revision && strings.HasPrefix(ev.Key, prefix) {
+		first, _ := slices.BinarySearchFunc(s.history, after.Revision+1, func(ev store.Event, r int64) int { return cmp.Compare(ev.Modified, r) })
+		for _, ev := range s.history[first:] {
+			if strings.HasPrefix(ev.Key, prefix) {
 				batch.Events = append(batch.Events, ev)
 			}
 		}

@@ -84,3 +84,45 @@ func TestCompactionEndsLateWatch(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A copy has the history that the store had: a watch that had not heard of a deletion before
+// the copy was made hears of it after the copy was put back.
+func TestCopiesHaveTheirHistory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, ctx := storetest.New(), t.Context()
+		if err := s.Put(ctx, "k", nil); err != nil {
+			t.Fatal(err)
+		}
+		_, at, err := s.List(ctx, "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Delete(ctx, "k"); err != nil {
+			t.Fatal(err)
+		}
+		c := s.Copy()
+		if err := s.Put(ctx, "later", nil); err != nil {
+			t.Fatal(err)
+		}
+		s.PutBack(c)
+		heard := errors.New("heard")
+		if err := s.Watch(ctx, "k", at, func(b store.Batch) error {
+			if len(b.Events) != 1 || !b.Events[0].Deleted {
+				t.Errorf("heard of %+v", b.Events)
+			}
+			return heard
+		}); !errors.Is(err, heard) {
+			t.Error(err)
+		}
+		s.Compact()
+		c = s.Copy()
+		s.PutBack(c)
+		if err := s.Watch(ctx, "k", at, func(store.Batch) error { return nil }); !errors.Is(err, store.ErrCompacted) {
+			t.Errorf("a copy of a compacted store: %v", err)
+		}
+		s.Lose()
+		if err := s.Watch(ctx, "k", at, func(store.Batch) error { return nil }); !errors.Is(err, store.ErrWentBack) || s.Revision() != 1 {
+			t.Errorf("a new store at revision %d: %v", s.Revision(), err)
+		}
+	})
+}
