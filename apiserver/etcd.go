@@ -226,8 +226,8 @@ func (f *foundation) explainRemoved(err error) error {
 // closedMark is a file in the etcd's folder: its authentication is on.
 const closedMark = "closed"
 
-// closeStore turns on authentication in a new store while it listens on a port that nobody
-// knows. Otherwise, for a moment every certificate would open everything, and the agents of
+// closeStore turns on authentication in a new or restored store while it listens on a port
+// that nobody knows. Otherwise, for a moment every certificate would open everything, and the agents of
 // a cluster that lost its store would read a complete and trusted list of nothing.
 func (f *foundation) closeStore(ctx context.Context, conf embedded.Config) error {
 	closed := filepath.Join(conf.Dir, closedMark)
@@ -248,7 +248,8 @@ func (f *foundation) closeStore(ctx context.Context, conf embedded.Config) error
 	if err := s.EnableAuth(ctx); err != nil {
 		return err
 	}
-	return api.WriteSecretFile(closed, []byte("authentication is on\n"))
+	f.fresh = true
+	return nil
 }
 
 // issueEtcd writes the embedded etcd's certificate. Cilium's readers check for these names.

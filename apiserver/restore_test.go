@@ -66,6 +66,10 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 	put("a", "kept")
 	put("gone", "kept too")
+	canary := wire.Nodes.CacheSyncedKey("west")
+	if err := store.Write(t.Context(), p.srv.store, store.Put(canary, wire.TimeText(time.Now()))); err != nil {
+		t.Fatal(err)
+	}
 	f := following(t, n1.Etcd, prefix)
 	eventually(t, "first list", func() error { return f.has(1, prefix+"gone", "kept too") })
 
@@ -104,6 +108,9 @@ func TestBackupAndRestore(t *testing.T) {
 			t.Error("the store that was there is lost:", err)
 		}
 		p = start(t, conf)
+		if _, err := p.srv.store.Get(t.Context(), canary); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("restored, the copy of a peer passes for complete: %v", err)
+		}
 		for i := range writes {
 			put("busy", fmt.Sprint(i))
 		}

@@ -75,6 +75,10 @@ func TestFollowersNoticeThatAStoreWasRestored(t *testing.T) {
 		}
 	}
 	put("a", "kept")
+	canary := wire.Nodes.CacheSyncedKey("west")
+	if err := store.Write(t.Context(), p.srv.store, store.Put(canary, nil)); err != nil {
+		t.Fatal(err)
+	}
 	f := following(t, n1.Etcd, prefix)
 	eventually(t, "first list", func() error { return f.has(1, prefix+"a", "kept") })
 
@@ -86,6 +90,9 @@ func TestFollowersNoticeThatAStoreWasRestored(t *testing.T) {
 	p = start(t, conf)
 	put("b", "restarted")
 	eventually(t, "a restart", func() error { return f.has(1, prefix+"b", "restarted") })
+	if _, err := p.srv.store.Get(t.Context(), canary); err != nil {
+		t.Error("what was complete is so after a restart:", err)
+	}
 	put("lost", "1")
 	put("a", "lost")
 	eventually(t, "what will be lost", func() error { return errors.Join(f.has(1, prefix+"a", "lost"), f.has(1, prefix+"lost", "1")) })

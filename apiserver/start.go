@@ -47,6 +47,7 @@ type foundation struct {
 	store     Store
 	edges     Edges
 	running   bool   // other members had a quorum before we started
+	fresh     bool   // the embedded etcd is a new or restored one that starts for the first time
 	etcdCA    []byte // of an existing etcd, PEM
 	cluster   wire.Cluster
 	closers   []func()
@@ -106,7 +107,12 @@ func lay(ctx context.Context, conf Config, edges *Edges) (_ *foundation, err err
 		return nil, err
 	}
 	if !f.running { // the others would have noticed
-		if err := trace(ctx, f.store, f.etcd != nil, revision); err != nil {
+		if err := trace(ctx, f.store, f.etcd != nil, f.fresh, revision); err != nil {
+			return nil, err
+		}
+	}
+	if f.fresh {
+		if err := api.WriteSecretFile(filepath.Join(f.etcdDir(), closedMark), []byte("authentication is on\n")); err != nil {
 			return nil, err
 		}
 	}
@@ -307,7 +313,11 @@ func agree(ctx context.Context, s store.Store, want wire.Cluster) (wire.Cluster,
 // before it. It runs before anyone else can connect, so that nobody mistakes a store that
 // was restored from an older copy for the one they knew. An existing etcd starts without us
 // and has no lineage: clients that reconnect to it list again.
-func trace(ctx context.Context, s store.Store, ours bool, revision int64) error {
+//
+// In a store that may have been restored, nothing is known to be complete: it has an old
+// copy of what every peer exports, and an old export. Canaries are raised again once the
+// peers have been read and the export compared; until then nobody deletes what they lack.
+func trace(ctx context.Context, s store.Store, ours, restored bool, revision int64) error {
 	kv, err := s.Get(ctx, wire.LineageKey)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("read the store's lineage: %w", err)
@@ -318,6 +328,9 @@ func trace(ctx context.Context, s store.Store, ours bool, revision int64) error 
 		lineage, _ := wire.Unmarshal[wire.Lineage](kv.Value)
 		value := wire.Marshal(lineage.With(wire.Start{ID: string(uuid.NewUUID()), After: revision}))
 		ops = []store.Op{store.Put(wire.LineageKey, value), store.Put(wire.ExportLineageKey, value)}
+	}
+	if restored {
+		ops = append(ops, store.DeletePrefix(wire.CiliumSyncedPrefix))
 	}
 	if _, _, err := s.Commit(ctx, store.Txn{Then: ops}); err != nil {
 		return fmt.Errorf("write the store's lineage: %w", err)

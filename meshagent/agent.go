@@ -116,14 +116,23 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 		return nil, err
 	}
 	a.intake = intake.New(n.cluster, a.Tables)
+	var copies []*reflector.Reflector
 	for _, prefix := range intake.Prefixes {
-		a.reflectors = append(a.reflectors, reflector.New(reflector.Config{
-			Prefix: prefix, Store: edges.Store, Trust: a.trust.Judge, Log: log,
+		conf := reflector.Config{
+			Prefix: prefix, Store: edges.Store, Trust: a.trust.Judge, Incomplete: a.trust.Incomplete, Log: log,
 			Apply: func(events []store.Event) {
 				a.intake.Apply(events)
 				a.publisher.heard(events)
 			},
-		}))
+		}
+		if prefix == wire.CiliumSyncedPrefix {
+			conf.After = copies
+		}
+		r := reflector.New(conf)
+		if prefix == wire.CachePrefix || prefix == wire.CiliumCachePrefix {
+			copies = append(copies, r)
+		}
+		a.reflectors = append(a.reflectors, r)
 	}
 	a.standing = &standing{diagnose: edges.Diagnose, started: a.started, log: log}
 	for _, r := range a.reflectors {

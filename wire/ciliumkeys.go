@@ -94,6 +94,22 @@ func (r Resource) known() bool {
 	return false
 }
 
+// CopiedFrom returns the peer of whose export a key, or the folder it is in, is our copy;
+// "" if it is none.
+func CopiedFrom(key string) (peer string) {
+	rest, ok := strings.CutPrefix(key, CachePrefix)
+	if !ok {
+		if rest, ok = strings.CutPrefix(key, CiliumCachePrefix); !ok {
+			return ""
+		}
+		_, rest, _ = strings.Cut(rest, "/v1/")
+	}
+	if peer, _, ok = strings.Cut(rest, "/"); !ok {
+		return ""
+	}
+	return peer
+}
+
 // SyncedPrefix covers all canaries of a cluster.
 func SyncedPrefix(cluster string) string { return CiliumSyncedPrefix + cluster + "/" }
 

@@ -164,3 +164,29 @@ func FuzzCacheKey(f *testing.F) {
 var equateAddrs = cmp.Options{
 	cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, CIDR{}),
 }
+
+func TestCopiedFrom(t *testing.T) {
+	for key, want := range map[string]string{
+		IPs.CachePrefix("west") + "10.2.0.1":               "west",
+		IPs.CachePrefix("west"):                            "west",
+		Identities.CachePrefix("west"):                     "west",
+		Services.CachePrefix("west") + "shop/web":          "west",
+		PeerCachePrefix("west"):                            "west",
+		PeerNodeKey("west", "n1"):                          "west",
+		PeerClusterKey("west"):                             "west",
+		IPs.AllCachePrefix():                               "",
+		CachePrefix:                                        "",
+		CiliumCachePrefix:                                  "",
+		CiliumCachePrefix + "west/":                        "",
+		IPs.StatePrefix("west") + "10.2.0.1":               "",
+		IPs.CacheSyncedKey("west"):                         "",
+		ClusterConfigKey("west"):                           "",
+		PeerKey("west"):                                    "",
+		NodeEndpointKey("n1", "weft/cache/west/", "web-1"): "",
+		"": "",
+	} {
+		if got := CopiedFrom(key); got != want {
+			t.Errorf("%q is copied from %q, want %q", key, got, want)
+		}
+	}
+}

@@ -60,6 +60,32 @@ func (c *Cluster) Stop() {
 	}
 }
 
+// Restore puts back a copy of the store as `weft restore` does: no API server runs
+// meanwhile, and the copy has no canaries; and then compacts it, if so wanted.
+func (c *Cluster) Restore(copied storetest.Copy, compact bool) {
+	c.Restarting(func() {
+		c.Store.PutBack(copied, wire.CiliumSyncedPrefix)
+		if compact {
+			c.Store.Store.Compact()
+		}
+	})
+}
+
+// Restarting does something while the API servers that run are killed and not started yet.
+func (c *Cluster) Restarting(do func()) {
+	var killed []*Server
+	for _, s := range c.Servers {
+		if s.Running() {
+			s.Kill()
+			killed = append(killed, s)
+		}
+	}
+	do()
+	for _, s := range killed {
+		s.Start()
+	}
+}
+
 // Depose ends the lease of the API server that leads, as if it had been silent for too long.
 func (c *Cluster) Depose() {
 	if kv, err := c.Store.Get(c.mesh.t.Context(), wire.LeaderKey); err == nil {

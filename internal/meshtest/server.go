@@ -56,6 +56,9 @@ func (c *Cluster) AddServer() *Server {
 	return s
 }
 
+// Addr is the address at which the server is known.
+func (s *Server) Addr() netip.Addr { return s.addr }
+
 // Running reports whether the server runs.
 func (s *Server) Running() bool { return s.handler() != nil }
 

@@ -26,7 +26,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Prefixes are everything that an agent reads, each with its own reflector.
+// Prefixes are everything that an agent reads, each with its own reflector. Copies of what
+// peers export come before their canaries.
 var Prefixes = []string{
 	wire.StatePrefix,
 	wire.AgentsPrefix,

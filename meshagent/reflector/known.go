@@ -3,10 +3,13 @@ package reflector
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // known tells one value of each key from another. There is an entry for every key, so
@@ -100,16 +103,31 @@ func (f *folder) all(yield func(name string) bool) {
 	}
 }
 
+// peers are those of whose exports some of the keys are copies.
+func (k *known) peers() []string {
+	found := map[string]bool{}
+	for path := range k.folders {
+		if peer := wire.CopiedFrom(path); peer != "" {
+			found[peer] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(found))
+}
+
 // split takes a key apart behind its last slash.
 func split(key string) (folder, name string) {
 	i := strings.LastIndexByte(key, '/') + 1
 	return key[:i], key[i:]
 }
 
+func (k *known) get(key string) (v version, ok bool) {
+	folder, name := split(key)
+	return k.folders[folder].get(name)
+}
+
 // is says whether this is the key's value.
 func (k *known) is(key string, v version) bool {
-	folder, name := split(key)
-	have, ok := k.folders[folder].get(name)
+	have, ok := k.get(key)
 	return ok && have == v
 }
 
@@ -140,22 +158,34 @@ func (k *known) drop(key string) {
 }
 
 // sweep turns a complete list into the changes against k, and makes it what k has:
-// deletions last, so that something renamed exists at every moment.
-func (k *known) sweep(all []store.Event) []store.Event {
+// deletions last, so that something renamed exists at every moment. What k has and keeps
+// says to keep, by its revision in the list and 0 if it is not listed, stays as it is.
+func (k *known) sweep(all []store.Event, keeps func(key string, revision int64) bool) []store.Event {
 	var events []store.Event
 	next := newKnown()
 	for _, e := range all {
 		v := versionOf(e.KV)
 		if !k.is(e.Key, v) {
+			if had, ok := k.get(e.Key); keeps(e.Key, e.Modified) {
+				if ok {
+					next.put(e.Key, had)
+				}
+				continue
+			}
 			events = append(events, e)
 		}
 		next.put(e.Key, v)
 	}
 	for path, in := range k.folders {
 		for name := range in.all {
-			if _, listed := next.folders[path].get(name); !listed {
-				events = append(events, store.Event{KV: store.KV{Key: path + name}, Deleted: true})
+			if _, listed := next.folders[path].get(name); listed {
+				continue
 			}
+			if v, _ := in.get(name); keeps(path+name, 0) {
+				next.put(path+name, v)
+				continue
+			}
+			events = append(events, store.Event{KV: store.KV{Key: path + name}, Deleted: true})
 		}
 	}
 	*k = *next

@@ -25,6 +25,12 @@ type Config struct {
 	// list and again after it; a refused list changes nothing and is requested again. If
 	// Trust is nil, every store is believed.
 	Trust func(context.Context) error
+	// Incomplete returns those of these peers of whose exports the store's copies were not
+	// complete as of a revision. If it is nil, all are.
+	Incomplete func(ctx context.Context, peers []string, revision int64) ([]string, error)
+	// After are those who apply what was written before a key before this one applies
+	// the key: a canary is worth nothing without what it stands for.
+	After []*Reflector
 	Log   *slog.Logger
 }
 
@@ -35,15 +41,16 @@ type Config struct {
 //	            └─ what the list lacks is deleted, only then and only now
 //
 // A connection that goes away deletes nothing: rows stay as they are until a
-// complete list says otherwise.
+// complete list says otherwise. What a list says about a peer counts only if the copy of
+// the peer's export was complete; see doubted.
 type Reflector struct {
 	cfg    Config
 	synced chan struct{}
 	once   sync.Once
 
-	// mu guards state, which is read by status.
-	mu    sync.Mutex
+	mu    sync.Mutex // guards what follows
 	state State
+	moved chan struct{} // closed when the state changes; nil: nobody waits
 }
 
 // State describes a reflector.
@@ -92,50 +99,48 @@ func (r *Reflector) update(f func(*State)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	f(&r.state)
+	if r.moved != nil {
+		close(r.moved)
+		r.moved = nil
+	}
+}
+
+// reach waits until everything up to a revision was applied.
+func (r *Reflector) reach(ctx context.Context, revision int64) error {
+	for {
+		r.mu.Lock()
+		if r.state.Revision >= revision {
+			r.mu.Unlock()
+			return nil
+		}
+		if r.moved == nil {
+			r.moved = make(chan struct{})
+		}
+		moved := r.moved
+		r.mu.Unlock()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // Run follows the prefix until ctx ends.
 func (r *Reflector) Run(ctx context.Context) error {
-	known := newKnown()
+	f := following{Reflector: r, known: newKnown()}
 	// The agent says for all of its reflectors together that the store is away.
 	quiet := slog.New(slog.DiscardHandler)
 	return store.Persist(ctx, quiet, "following "+r.cfg.Prefix, func(ctx context.Context) error {
 		err := store.Follow(ctx, trusted{r.cfg.Store, r.cfg.Trust}, r.cfg.Prefix, func(b store.Batch) error {
-			r.take(b, known)
-			return nil
+			return f.take(ctx, b)
 		})
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && !errors.Is(err, errCompleted) {
 			r.cfg.Log.Debug("store cannot be reached; keeping the last known state", "prefix", r.cfg.Prefix, "error", err)
 			r.update(func(s *State) { s.Connected, s.Error = false, cause(err) })
 		}
 		return err
 	})
-}
-
-// take applies a batch, and brings known up to it.
-func (r *Reflector) take(b store.Batch, known *known) {
-	if errors.Is(b.Cause, store.ErrWentBack) {
-		r.cfg.Log.Warn("the store was restored from an older copy; read all of it again", "prefix", r.cfg.Prefix, "error", b.Cause)
-	}
-	events := b.Events
-	if b.Complete {
-		events = known.sweep(b.Events)
-	} else {
-		for _, e := range events {
-			if e.Deleted {
-				known.drop(e.Key)
-			} else {
-				known.put(e.Key, versionOf(e.KV))
-			}
-		}
-	}
-	if len(events) > 0 {
-		r.cfg.Apply(events)
-	}
-	r.update(func(s *State) {
-		s.Synced, s.Connected, s.Error, s.Heard, s.Revision, s.Keys = true, true, "", time.Now(), b.Revision, known.count
-	})
-	r.once.Do(func() { close(r.synced) })
 }
 
 // trusted is a store whose lists are believed only if it was trusted before and after.

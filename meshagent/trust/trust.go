@@ -66,6 +66,32 @@ func New(own, path string, s store.Store, tell func(path string, err error), log
 	return &Trust{own: own, path: path, store: s, tell: tell, log: log, kept: generation, changed: make(chan struct{})}, nil
 }
 
+// Incomplete returns those of some peers of whose exports the store did not have a complete
+// copy as of a revision. An API server raises a peer's canaries, all at once, when it has
+// read everything, and restoring a backup takes them away. About a cluster that is not a
+// peer, the store is right: nobody copies it.
+func (t *Trust) Incomplete(ctx context.Context, peers []string, revision int64) (out []string, err error) {
+	var keys []string
+	for _, peer := range peers {
+		keys = append(keys, wire.PeerKey(peer), wire.Nodes.CacheSyncedKey(peer))
+	}
+	kvs, err := t.store.GetMany(ctx, keys...)
+	if err != nil {
+		return nil, err
+	}
+	for i, peer := range peers {
+		record, canary := kvs[2*i], kvs[2*i+1]
+		if canary.Modified > 0 && canary.Modified <= revision || record.Modified == 0 {
+			continue
+		}
+		// A record that cannot be read is no reason to forget a peer.
+		if p, err := wire.Unmarshal[wire.Peer](record.Value); err != nil || p.Connected {
+			out = append(out, peer)
+		}
+	}
+	return out, nil
+}
+
 // Holding is the generation of the lost store whose state this node keeps, or "" if
 // the store it sees is the accepted one. The channel is closed when this changes.
 func (t *Trust) Holding() (generation string, changed <-chan struct{}) {

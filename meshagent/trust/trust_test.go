@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weft-mesh/weft/meshagent/trust"
 	"github.com/weft-mesh/weft/store"
@@ -143,5 +144,48 @@ func TestAStoreThatIsAwayIsNotJudged(t *testing.T) {
 	}
 	if err := tr.Judge(context.Background()); !errors.Is(err, store.ErrUnavailable) {
 		t.Error(err)
+	}
+}
+
+// The store's copy of a peer counts as complete as of a revision, if the canary is from
+// before it. About what is no peer, there is nothing to wait for.
+func TestWhoseCopyIsIncomplete(t *testing.T) {
+	peer := func(p wire.Peer) store.Op { return store.Put(wire.PeerKey("west"), wire.Marshal(p)) }
+	canary := store.Put(wire.Nodes.CacheSyncedKey("west"), wire.TimeText(time.Now()))
+	added := peer(wire.Peer{Name: "west", Connected: true})
+	for _, test := range []struct {
+		name       string
+		ops        []store.Op // each at its own revision
+		at         int64      // how many of them had been made
+		incomplete bool
+	}{
+		{"complete", []store.Op{added, canary}, 2, false},
+		{"restored, not read yet", []store.Op{added, canary, store.Delete(canary.Key)}, 3, true},
+		{"complete since", []store.Op{added, canary}, 1, true},
+		{"no peer", nil, 0, false},
+		{"being removed", []store.Op{peer(wire.Peer{Name: "west", Removing: true})}, 1, false},
+		{"invited only", []store.Op{peer(wire.Peer{Name: "west", Invited: true})}, 1, false},
+		{"a damaged record", []store.Op{store.Put(added.Key, []byte("{"))}, 1, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			twin := storetest.New()
+			tr, err := trust.New("east", filepath.Join(t.TempDir(), "generation"), twin, func(string, error) {}, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := twin.Revision()
+			for i, op := range test.ops {
+				if err := store.Write(t.Context(), twin, op); err != nil {
+					t.Fatal(err)
+				}
+				if int64(i) < test.at {
+					at = twin.Revision()
+				}
+			}
+			got, err := tr.Incomplete(t.Context(), []string{"west"}, at)
+			if err != nil || (len(got) == 1) != test.incomplete {
+				t.Errorf("incomplete: %v, %v", got, err)
+			}
+		})
 	}
 }
