@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,7 +16,21 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(400) // a mesh is small, and makes much garbage
+	// State files are synchronized; what a disk adds to that is time alone.
+	dir, err := os.MkdirTemp("/dev/shm", "chaos")
+	if err == nil {
+		err = os.Setenv("TMPDIR", dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "state files will be on disk:", err)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(dir)
+		os.Exit(code)
+	}))
+}
 
 var (
 	oneSeed  = flag.Uint64("seed", 0, "replay this seed alone, and tell its story")
@@ -23,16 +38,24 @@ var (
 	first    = flag.Uint64("first", 1, "the first seed")
 	seeds    = flag.Int("seeds", ordinary, "how many seeds are simulated")
 	duration = flag.Duration("for", 0, "simulate more seeds until this much time has passed, and report progress")
-	length   = flag.Int("steps", 60, "how many steps each seed has")
+	length   = flag.Int("steps", 0, "how many steps each seed has; 0: a few, and one seed of eight many")
 	// One attempt may take 10 s, and the seeds share their time with all other tests.
 	shortening = flag.Duration("shrink", 45*time.Second, "how long the steps of seeds that fail may be shortened, in all")
 )
 
+// steps is how many steps a seed has.
+func steps(seed uint64) int {
+	if *length > 0 {
+		return *length
+	}
+	return lengthOf(seed)
+}
+
 // run simulates a seed in a bubble of its own.
-func run(t *testing.T, seed uint64, steps []Step, say func(string)) (out Run) {
+func run(t *testing.T, seed uint64, all []Step, say func(string)) (out Run) {
 	t.Helper()
-	passed := t.Run(fmt.Sprintf("seed=%d,steps=%d", seed, len(steps)), func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) { out = Simulate(t, seed, steps, say) })
+	passed := t.Run(fmt.Sprintf("seed=%d,steps=%d", seed, len(all)), func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) { out = Simulate(t, seed, all, say) })
 	})
 	if !passed && len(out.Broken) == 0 {
 		out.Broken = []string{"a part of the mesh failed by itself, see above"}
@@ -43,11 +66,11 @@ func run(t *testing.T, seed uint64, steps []Step, say func(string)) (out Run) {
 // The mesh keeps its promises, whatever fails.
 func TestSeeds(t *testing.T) {
 	if *oneSeed != 0 {
-		steps := Steps(*oneSeed, *length)
+		all := Steps(*oneSeed, steps(*oneSeed))
 		if *places != "" {
-			steps = part(steps, parsePlaces(t, *places))
+			all = part(all, parsePlaces(t, *places))
 		}
-		for _, b := range run(t, *oneSeed, steps, func(line string) { fmt.Println(line) }).Broken {
+		for _, b := range run(t, *oneSeed, all, func(line string) { fmt.Println(line) }).Broken {
 			t.Error(b)
 		}
 		return
@@ -60,7 +83,7 @@ func TestSeeds(t *testing.T) {
 	}{Failed: []uint64{}}
 	began, told, virtual, left := time.Now(), time.Now(), time.Duration(0), *shortening
 	for seed := *first; seed < *first+uint64(*seeds) || time.Since(began) < *duration; seed++ {
-		r := run(t, seed, Steps(seed, *length), func(string) {})
+		r := run(t, seed, Steps(seed, steps(seed)), func(string) {})
 		summary.Runs, summary.Steps, virtual = summary.Runs+1, summary.Steps+r.Steps, virtual+r.Time
 		if len(r.Broken) > 0 {
 			summary.Failed = append(summary.Failed, seed)
@@ -83,14 +106,14 @@ func tell(t *testing.T, r Run, within time.Duration) time.Duration {
 	t.Helper()
 	began := time.Now()
 	t.Errorf("seed %d, after %d steps: %s", r.Seed, r.At, strings.Join(r.Broken, "\n\t"))
-	t.Errorf("replay: go test ./internal/chaos -run TestSeeds -seed %d -steps %d -v", r.Seed, *length)
-	steps := Steps(r.Seed, *length)
-	short := shrink(len(steps), func() bool { return time.Since(began) < within }, func(places []int) bool {
-		return len(run(t, r.Seed, part(steps, places), func(string) {}).Broken) > 0
+	t.Errorf("replay: go test ./internal/chaos -run TestSeeds -seed %d -steps %d -v", r.Seed, steps(r.Seed))
+	all := Steps(r.Seed, steps(r.Seed))
+	short := shrink(len(all), func() bool { return time.Since(began) < within }, func(places []int) bool {
+		return len(run(t, r.Seed, part(all, places), func(string) {}).Broken) > 0
 	})
 	var story, at []string
 	for _, i := range short {
-		story, at = append(story, steps[i].String()), append(at, strconv.Itoa(i))
+		story, at = append(story, all[i].String()), append(at, strconv.Itoa(i))
 	}
 	t.Errorf("shortened to %d steps:\n\t%s\n-only %s", len(short), strings.Join(story, "\n\t"), strings.Join(at, ","))
 	return time.Since(began)
@@ -140,6 +163,11 @@ func TestEveryKindOfStepIsDrawn(t *testing.T) {
 		for _, c := range m.clusters {
 			if c.answers() == nil || len(m.control) > 0 || len(m.data) > 0 {
 				t.Errorf("seed %d: not all of %s is mended", seed, c.name)
+			}
+			for _, other := range m.clusters {
+				if other != c && !c.joined(other) {
+					t.Errorf("seed %d: %s and %s are no peers in the end", seed, c.name, other.name)
+				}
 			}
 		}
 	}

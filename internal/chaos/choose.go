@@ -17,8 +17,23 @@ var weights = []struct {
 	{Isolate, 1}, {Join, 3}, {FailKernel, 1}, {MendKernel, 4},
 	{StopServer, 2}, {KillServer, 2}, {StartServer, 6}, {LoseServer, 1}, {CutServer, 3}, {HealServer, 6}, {Depose, 1},
 	{CutControl, 3}, {HealControl, 5}, {CutData, 2}, {HealData, 4},
-	{TakeStore, 1}, {GiveStore, 5}, {Compact, 2}, {Backup, 1}, {PutBack, 1},
-	{AddPod, 14}, {DeletePod, 6}, {AddPolicy, 5}, {DropPolicy, 3}, {AddService, 4}, {DropService, 2},
+	{TakeStore, 1}, {GiveStore, 5}, {Compact, 2}, {Backup, 2}, {PutBack, 2}, {LoseStore, 1}, {Meet, 4}, {Part, 1},
+	{AddPod, 14}, {DeletePod, 6}, {AddPolicy, 5}, {DropPolicy, 3}, {AddService, 5}, {DropService, 2},
+}
+
+// short is how many steps most seeds have; one of longEvery has long ones, in which more meets.
+const (
+	short     = 22
+	long      = 60
+	longEvery = 8
+)
+
+// lengthOf is how many steps a seed has if nobody says otherwise.
+func lengthOf(seed uint64) int {
+	if seed%longEvery == 0 {
+		return long
+	}
+	return short
 }
 
 // Steps draws n steps of a mesh. They depend on nothing but the seed.
@@ -45,7 +60,7 @@ func setup(m *model, r *rand.Rand) (steps []Step) {
 		for _, app := range apps[:2] {
 			steps = append(steps, Step{Do: AddPod, On: c.name, With: fmt.Sprintf("%s-1 %s %s", app, app, one(r, c.nodes).name)})
 		}
-		steps = append(steps, Step{Do: AddService, On: c.name, With: "web"})
+		steps = append(steps, Step{Do: AddService, On: c.name, With: "web none"})
 	}
 	steps[len(steps)-1].Then = 20 * time.Second
 	return steps
@@ -77,7 +92,7 @@ func pause(r *rand.Rand) time.Duration {
 	case 0:
 		return 0
 	case 1:
-		return time.Duration(20+r.IntN(40)) * time.Second
+		return time.Duration(20+r.IntN(80)) * time.Second
 	}
 	return time.Duration(r.IntN(6000)) * time.Millisecond
 }
@@ -102,7 +117,7 @@ func target(r *rand.Rand, m *model, do Verb) Step {
 	case CutControl:
 		s.With = one(r, faults)
 		fallthrough
-	case HealControl, CutData, HealData:
+	case HealControl, CutData, HealData, Meet, Part:
 		if other != c {
 			s.On = c.name + ">" + other.name
 		}
@@ -119,7 +134,11 @@ func target(r *rand.Rand, m *model, do Verb) Step {
 		}
 	case AddPolicy, DropPolicy:
 		s.On, s.With = c.name, one(r, sorted(policies))
-	case AddService, DropService:
+	case PutBack:
+		s.On, s.With = c.name, one(r, []string{"", "", "compacted", underneath})
+	case AddService:
+		s.On, s.With = c.name, one(r, apps)+" "+one(r, affinities)
+	case DropService:
 		s.On, s.With = c.name, one(r, apps)
 	default: // of a whole cluster
 		s.On = c.name

@@ -15,13 +15,16 @@ spec:
 `, name, namespace, app, node)
 }
 
-func serviceManifest(app string) string {
+// affinities are those of services.
+var affinities = []string{"none", "local", "remote"}
+
+func serviceManifest(app, affinity string) string {
 	return fmt.Sprintf(`
 apiVersion: v1
 kind: Service
-metadata: {name: %s, namespace: %s, annotations: {service.cilium.io/global: "true"}}
+metadata: {name: %s, namespace: %s, annotations: {service.cilium.io/global: "true", service.cilium.io/affinity: %s}}
 spec: {selector: {app: %[1]s}, ports: [{port: 80, targetPort: 8080}]}
-`, app, namespace)
+`, app, namespace, affinity)
 }
 
 // policies are those that operators apply and delete, by name.

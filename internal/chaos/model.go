@@ -15,6 +15,7 @@ type model struct {
 	control  map[string]string // fault of from>to; absent: none
 	data     map[string]bool   // lost from>to
 	born     int               // incarnations of pods so far
+	meetings int               // so far
 }
 
 type cluster struct {
@@ -22,6 +23,7 @@ type cluster struct {
 	servers []*server
 	nodes   []*node
 	away    bool // its store
+	empty   bool // its store, which is a new one
 	wants   objects
 	copied  *objects // with the last copy of its store; nil: there is none
 }
@@ -42,9 +44,12 @@ type node struct {
 
 // objects are what operators have applied.
 type objects struct {
-	pods     map[string]pod  // by name
-	policies map[string]bool // by name, see policies
-	services map[string]bool // by name, which is also the app of their backends
+	pods     map[string]pod    // by name
+	policies map[string]bool   // by name, see policies
+	services map[string]string // their affinity by name, which is also the app of their backends
+	// peers are the meetings at which a cluster became a peer, by its name: both sides know
+	// the same one unless one of them has removed the other or its store went back.
+	peers map[string]int
 }
 
 type pod struct {
@@ -53,7 +58,7 @@ type pod struct {
 }
 
 func (o objects) clone() objects {
-	return objects{maps.Clone(o.pods), maps.Clone(o.policies), maps.Clone(o.services)}
+	return objects{maps.Clone(o.pods), maps.Clone(o.policies), maps.Clone(o.services), maps.Clone(o.peers)}
 }
 
 var (
@@ -63,16 +68,26 @@ var (
 	faults = []string{"cut", "unheard", "unanswered"}
 )
 
-// newModel draws a mesh: two clusters or three, of one node or two, and up to three API servers.
+// underneath is how a store is put back that is not the API servers' own: while they run.
+const underneath = "underneath"
+
+// newModel draws a mesh: two clusters or three, of one node or two, and up to three API
+// servers. A third cluster may know no peer at first.
 func newModel(r *rand.Rand) *model {
 	m := &model{control: map[string]string{}, data: map[string]bool{}}
+	late := r.IntN(3) // 0: it joins late
 	for _, name := range names[:2+r.IntN(2)] {
-		c := &cluster{name: name, wants: objects{map[string]pod{}, map[string]bool{}, map[string]bool{}}}
+		c := &cluster{name: name, wants: objects{map[string]pod{}, map[string]bool{}, map[string]string{}, map[string]int{}}}
 		for i := range 1 + r.IntN(3) {
 			c.servers = append(c.servers, &server{name: fmt.Sprintf("%s-server-%d", name, i+1), up: true})
 		}
 		for i := range 1 + r.IntN(2) {
 			c.nodes = append(c.nodes, &node{name: fmt.Sprintf("%s-%d", name, i+1), up: true})
+		}
+		for _, other := range m.clusters {
+			if len(m.clusters) == 1 || late > 0 {
+				m.meet(c, other)
+			}
 		}
 		m.clusters = append(m.clusters, c)
 	}
@@ -88,11 +103,44 @@ func (m *model) cluster(name string) *cluster {
 	return nil
 }
 
+// pair are the clusters of from>to.
+func (m *model) pair(on string) (from, to *cluster) {
+	a, b, _ := strings.Cut(on, ">")
+	return m.cluster(a), m.cluster(b)
+}
+
+func (m *model) meet(a, b *cluster) {
+	m.meetings++
+	a.wants.peers[b.name], b.wants.peers[a.name] = m.meetings, m.meetings
+}
+
+// joined reports whether both know each other from the same meeting.
+func (a *cluster) joined(b *cluster) bool {
+	return a.wants.peers[b.name] != 0 && a.wants.peers[b.name] == b.wants.peers[a.name]
+}
+
+// restartable reports whether all API servers that run would start again.
+func (c *cluster) restartable() bool {
+	return !slices.ContainsFunc(c.servers, func(s *server) bool { return s.up && s.fault != "" })
+}
+
 func (m *model) node(name string) *node {
 	for _, c := range m.clusters {
 		for _, n := range c.nodes {
 			if n.name == name {
 				return n
+			}
+		}
+	}
+	return nil
+}
+
+// of is the cluster of a node.
+func (m *model) of(node string) *cluster {
+	for _, c := range m.clusters {
+		for _, n := range c.nodes {
+			if n.name == node {
+				return c
 			}
 		}
 	}
@@ -113,7 +161,7 @@ func (m *model) server(name string) (*cluster, *server) {
 // answers is an API server that operators get an answer from, nil if there is none.
 func (c *cluster) answers() *server {
 	for _, s := range c.servers {
-		if s.up && s.fault == "" && !c.away {
+		if s.up && s.fault == "" && !c.away && !c.empty {
 			return s
 		}
 	}
@@ -149,7 +197,7 @@ func (m *model) allows(s Step) bool {
 	case StartServer:
 		return srv != nil && !srv.up && srv.fault == "" && !of.away
 	case LoseServer:
-		return srv != nil && !srv.up
+		return srv != nil && !srv.up && !of.empty // its authority would be lost
 	case CutServer:
 		return srv != nil && srv.up && srv.fault == ""
 	case HealServer:
@@ -164,12 +212,21 @@ func (m *model) allows(s Step) bool {
 		return m.data[s.On]
 	case TakeStore, Depose, Compact:
 		return c != nil && !c.away
+	case LoseStore:
+		return c != nil && !c.away && !c.empty && c.copied != nil && c.restartable()
+	case Meet:
+		a, b := m.pair(s.On)
+		return a != nil && b != nil && a.answers() != nil && b.answers() != nil && !a.joined(b) &&
+			m.control[a.name+">"+b.name] == "" && m.control[b.name+">"+a.name] == ""
+	case Part:
+		a, b := m.pair(s.On)
+		return a != nil && b != nil && a.answers() != nil && a.wants.peers[b.name] != 0
 	case GiveStore:
 		return c != nil && c.away
 	case Backup:
-		return c != nil && !c.away
+		return c != nil && !c.away && !c.empty
 	case PutBack:
-		return c != nil && !c.away && c.copied != nil
+		return c != nil && !c.away && c.copied != nil && (s.With == underneath && !c.empty || s.With != underneath && c.restartable())
 	}
 	if c == nil || c.answers() == nil {
 		return false
@@ -186,9 +243,10 @@ func (m *model) allows(s Step) bool {
 	case DropPolicy:
 		return c.wants.policies[s.With]
 	case AddService:
-		return !c.wants.services[s.With]
+		name, affinity, _ := strings.Cut(s.With, " ")
+		return c.wants.services[name] != affinity
 	case DropService:
-		return c.wants.services[s.With]
+		return c.wants.services[s.With] != ""
 	}
 	return false
 }
@@ -234,7 +292,14 @@ func (m *model) apply(s Step) {
 		copied := c.wants.clone()
 		c.copied = &copied
 	case PutBack:
-		c.wants = c.copied.clone()
+		c.wants, c.empty = c.copied.clone(), false
+	case LoseStore:
+		c.empty = true
+	case Meet:
+		m.meet(m.pair(s.On))
+	case Part:
+		a, b := m.pair(s.On)
+		delete(a.wants.peers, b.name)
 	case AddPod:
 		name, app, at := parsePod(s.With)
 		had := c.wants.pods[name]
@@ -251,7 +316,8 @@ func (m *model) apply(s Step) {
 	case DropPolicy:
 		delete(c.wants.policies, s.With)
 	case AddService:
-		c.wants.services[s.With] = true
+		name, affinity, _ := strings.Cut(s.With, " ")
+		c.wants.services[name] = affinity
 	case DropService:
 		delete(c.wants.services, s.With)
 	}

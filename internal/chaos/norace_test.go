@@ -2,5 +2,5 @@
 
 package chaos
 
-// ordinary is how many seeds a test run has: a minute's worth on one core.
-const ordinary = 20
+// ordinary is how many seeds a test run has: two long ones among them.
+const ordinary = 16

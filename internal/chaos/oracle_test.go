@@ -28,7 +28,7 @@ func labelsOf(cluster, app string) identity.Labels {
 func (r *runner) checkPolicies(settled bool) {
 	known := r.labels()
 	for _, c := range r.m.clusters {
-		if !settled && !r.calm(c.name, lag) {
+		if !settled && !(r.calm(c.name, lag) && r.calm(objectsOf(c.name), lag)) {
 			continue
 		}
 		world := policy.World{Cluster: c.name, Identities: known}

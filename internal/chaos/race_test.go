@@ -3,4 +3,4 @@
 package chaos
 
 // The race detector makes a run ten times as dear.
-const ordinary = 4
+const ordinary = 8

@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/internal/meshtest"
@@ -19,8 +21,10 @@ import (
 // How long the mesh may take, of virtual time.
 const (
 	// settle is from the moment at which everything was mended until every map is as
-	// wanted: links are tried again at least every 30 s.
+	// wanted: links are tried again at least every 30 s. It is looked every poll, because
+	// what passes of a mesh's time costs ours.
 	settle = 2 * time.Minute
+	poll   = 5 * time.Second
 	// lag is how long a change may take to reach an agent whose links work. In between,
 	// old policies may hold.
 	lag = 10 * time.Second
@@ -46,7 +50,7 @@ func Simulate(t *testing.T, seed uint64, steps []Step, say func(string)) Run {
 	r := &runner{
 		t: t, m: newModel(random(seed)), say: say, seed: seed, began: time.Now(),
 		clusters: map[string]*meshtest.Cluster{}, protected: map[protection]pod{}, meaning: map[identity.Number]string{},
-		since: map[string]time.Time{}, copies: map[string]storetest.Copy{},
+		since: map[string]time.Time{}, copies: map[string]storetest.Copy{}, known: map[string]map[protection]pod{},
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var watching sync.WaitGroup
@@ -64,8 +68,7 @@ func Simulate(t *testing.T, seed uint64, steps []Step, say func(string)) Run {
 	for _, s := range r.m.mending() {
 		r.step(s)
 	}
-	r.say(fmt.Sprintf("everything is mended; %v pass", settle))
-	r.mesh.Pass(settle)
+	r.say("everything is mended")
 	r.settled()
 	return r.run()
 }
@@ -83,6 +86,8 @@ type runner struct {
 	since map[string]time.Time
 	// copies are of stores, by cluster.
 	copies map[string]storetest.Copy
+	// known is what nodes knew when the copies were made.
+	known map[string]map[protection]pod
 
 	mu        sync.Mutex // guards what follows
 	broken    []string
@@ -120,7 +125,25 @@ func (r *runner) failed() bool {
 	return len(r.broken) > 0
 }
 
-// raise raises the mesh that the model describes, with all clusters joined.
+// within checks something until it holds, for a while at most.
+func (r *runner) within(d time.Duration, check func()) {
+	for end := time.Now().Add(d); !r.failed(); {
+		check()
+		if !r.failed() || !time.Now().Before(end) {
+			return
+		}
+		r.forgive()
+		r.mesh.Pass(poll)
+	}
+}
+
+func (r *runner) forgive() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.broken = nil
+}
+
+// raise raises the mesh that the model describes.
 func (r *runner) raise() {
 	var all []string
 	for _, c := range r.m.clusters {
@@ -136,8 +159,10 @@ func (r *runner) raise() {
 		for _, n := range c.nodes {
 			r.tap(clusters[i].Node(), n.name)
 		}
-		for _, other := range clusters[:i] {
-			mesh.Join(clusters[i], other)
+		for j, other := range clusters[:i] {
+			if c.joined(r.m.clusters[j]) {
+				mesh.Join(clusters[i], other)
+			}
 		}
 	}
 	mesh.Pass(lag)
@@ -189,11 +214,23 @@ func (r *runner) step(s Step) {
 // touch notes that a step disturbs what may be expected of a node or a cluster.
 func (r *runner) touch(s Step) {
 	now := time.Now()
-	r.since[s.On] = now
 	if c, srv := r.m.server(s.On); srv != nil {
 		r.since[c.name] = now
 	}
+	if s.Do == Meet || s.Do == Part {
+		a, b := r.m.pair(s.On)
+		r.since[a.name], r.since[b.name] = now, now
+	}
+	switch s.Do {
+	case AddPod, DeletePod, AddPolicy, DropPolicy, AddService, DropService:
+		r.since[objectsOf(s.On)] = now
+	default:
+		r.since[s.On] = now
+	}
 }
+
+// objectsOf is the key of a cluster's objects in since.
+func objectsOf(cluster string) string { return "objects of " + cluster }
 
 var faultsByName = map[string]storetest.Fault{
 	"": storetest.Works, "cut": storetest.Cut, "unheard": storetest.Unheard, "unanswered": storetest.Unanswered, "suspended": storetest.Suspended,
@@ -245,9 +282,18 @@ func (r *runner) perform(s Step) {
 	case Compact:
 		c.Store.Store.Compact()
 	case Backup:
-		r.copies[s.On] = c.Store.Copy()
+		r.copies[s.On], r.known[s.On] = c.Store.Copy(), r.copiedWith(s.On)
 	case PutBack:
-		c.Store.PutBack(r.copies[s.On])
+		r.restore(s)
+	case LoseStore:
+		c.Restarting(c.Store.Lose)
+	case Meet:
+		a, b := r.m.pair(s.On)
+		r.add(a.name, b.name)
+		r.add(b.name, a.name)
+	case Part:
+		a, b := r.m.pair(s.On)
+		r.call(s, a.name, http.MethodDelete, "/v1/peers/"+b.name, nil, nil)
 	case Depose:
 		c.Depose()
 	default:
@@ -255,8 +301,27 @@ func (r *runner) perform(s Step) {
 	}
 }
 
-// change makes an operator's change, with a few attempts: an API server that was just
-// mended may need a moment.
+// restore puts back the copy of a store as `weft restore` does, or underneath the API servers
+// that run, as an etcd of its own may be.
+func (r *runner) restore(s Step) {
+	c, compacted := r.clusters[s.On], s.With == "compacted"
+	if s.With == underneath {
+		c.Store.PutBack(r.copies[s.On])
+		return
+	}
+	c.Restore(r.copies[s.On], compacted)
+}
+
+// add makes a cluster a peer of another, which invites it.
+func (r *runner) add(to, peer string) {
+	var in json.RawMessage
+	asked := Step{Do: Meet, On: to, With: peer}
+	if r.call(asked, peer, http.MethodPost, "/v1/peers/invite", api.InviteRequest{Peer: to}, &in) {
+		r.call(asked, to, http.MethodPost, "/v1/peers", in, nil)
+	}
+}
+
+// change makes an operator's change.
 func (r *runner) change(s Step) {
 	method, path, body := http.MethodPost, "/v1/apply", ""
 	switch s.Do {
@@ -265,7 +330,8 @@ func (r *runner) change(s Step) {
 	case AddPolicy:
 		body = policyManifest(s.With)
 	case AddService:
-		body = serviceManifest(s.With)
+		name, affinity, _ := strings.Cut(s.With, " ")
+		body = serviceManifest(name, affinity)
 	case DeletePod:
 		method, path = http.MethodDelete, "/v1/objects/pods/"+namespace+"/"+s.With
 	case DropPolicy:
@@ -273,15 +339,25 @@ func (r *runner) change(s Step) {
 	case DropService:
 		method, path = http.MethodDelete, "/v1/objects/services/"+namespace+"/"+s.With
 	}
+	r.call(s, s.On, method, path, []byte(body), nil)
+}
+
+// call calls a cluster's API for a step, with a few attempts: an API server that was just
+// mended may need a moment. It reports whether it was not refused.
+func (r *runner) call(s Step, cluster, method, path string, body, into any) bool {
+	text, raw := body.([]byte)
+	if !raw {
+		text, _ = json.Marshal(body)
+	}
 	began := time.Now()
 	for {
-		err := r.server(r.m.cluster(s.On).answers().name).Call(method, path, []byte(body), nil)
+		err := r.server(r.m.cluster(cluster).answers().name).Call(method, path, text, into)
 		if err == nil {
-			return
+			return true
 		}
 		if time.Since(began) > patience {
-			r.fail("%s works and refuses to %s (%s): %v", s.On, s.Do, s.With, err)
-			return
+			r.fail("%s works and refuses to %s (%s): %v", cluster, s.Do, s.With, err)
+			return false
 		}
 		r.mesh.Pass(time.Second)
 	}
@@ -292,15 +368,26 @@ func (r *runner) look() {
 	synctest.Wait()
 	r.checkMeaning()
 	r.checkLiving()
+	r.checkParted()
 	r.checkPolicies(false)
+	r.checkStatus()
 }
 
-// settled checks what must hold once everything works.
+// settled checks what must hold once everything works: soon, and then still.
 func (r *runner) settled() {
+	all := func() {
+		r.checkWanted()
+		r.checkPolicies(true)
+		r.checkCalm()
+	}
+	r.mesh.Pass(poll)
+	r.within(settle, all)
+	r.mesh.Pass(lag)
 	r.look()
-	r.checkWanted()
-	r.checkPolicies(true)
-	r.checkFresh()
+	all()
+	if !r.failed() {
+		r.checkFresh()
+	}
 }
 
 // tap puts the runner between a node's agent and its kernel.

@@ -20,6 +20,9 @@ func (m *model) mending() (steps []Step) {
 			add(HealServer, s.name)
 			add(StartServer, s.name)
 		}
+		if c.empty {
+			add(PutBack, c.name)
+		}
 		for _, n := range c.nodes {
 			add(HealAgent, n.name)
 			add(Join, n.name)
@@ -32,6 +35,11 @@ func (m *model) mending() (steps []Step) {
 	}
 	for _, on := range sorted(m.data) {
 		add(HealData, on)
+	}
+	for i, c := range m.clusters {
+		for _, other := range m.clusters[:i] {
+			add(Meet, c.name+">"+other.name)
+		}
 	}
 	return steps
 }
@@ -71,7 +79,7 @@ func (r *runner) checkWanted() {
 func (r *runner) checkService(c *cluster, name string) {
 	var want []netip.Addr
 	for _, other := range r.m.clusters {
-		if !other.wants.services[name] {
+		if other.wants.services[name] == "" {
 			continue
 		}
 		for pod, e := range endpoints(r.clusters[other.name]) {
@@ -128,16 +136,18 @@ func (r *runner) checkFresh() {
 		n.EmptyMaps()
 		n.Start()
 	}
-	r.mesh.Pass(settle)
-	for _, n := range r.nodes() {
-		was, fresh := before[n.Name], describe(n)
-		if extra := without(was, fresh); len(extra) > 0 {
-			r.fail("%s has what a fresh start does not compute: %s", n.Name, strings.Join(extra, "; "))
+	r.mesh.Pass(poll)
+	r.within(settle, func() {
+		for _, n := range r.nodes() {
+			was, fresh := before[n.Name], describe(n)
+			if extra := without(was, fresh); len(extra) > 0 {
+				r.fail("%s has what a fresh start does not compute: %s", n.Name, strings.Join(extra, "; "))
+			}
+			if missing := without(fresh, was); len(missing) > 0 {
+				r.fail("%s lacks what a fresh start computes: %s", n.Name, strings.Join(missing, "; "))
+			}
 		}
-		if missing := without(fresh, was); len(missing) > 0 {
-			r.fail("%s lacks what a fresh start computes: %s", n.Name, strings.Join(missing, "; "))
-		}
-	}
+	})
 }
 
 // without returns what is in one list and not in the other.

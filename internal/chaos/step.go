@@ -20,7 +20,8 @@ import (
 // Step is one thing that happens, and how much time passes then.
 type Step struct {
 	Do Verb
-	// On is what it happens to: a cluster, a node or an API server; for links, from>to.
+	// On is what it happens to: a cluster, a node or an API server; for links, from>to; for
+	// peers, both.
 	On string
 	// With says more: a pod or policy, or the fault of a link.
 	With string
@@ -61,6 +62,9 @@ const (
 	Compact     Verb = "compact the store of"
 	Backup      Verb = "copy the store of"
 	PutBack     Verb = "put back the copy of the store of"
+	LoseStore   Verb = "lose the store, and restart the API servers, of"
+	Meet        Verb = "make peers of"
+	Part        Verb = "remove a peer from a cluster,"
 	AddPod      Verb = "apply a pod in"
 	DeletePod   Verb = "delete a pod in"
 	AddPolicy   Verb = "apply a policy in"
