@@ -283,9 +283,9 @@ func (c *Client) Object(ctx context.Context, plural, namespace, name string) (*O
 }
 
 // Delete deletes one object.
-func (c *Client) Delete(ctx context.Context, plural, namespace, name string) (*ApplyResult, error) {
+func (c *Client) Delete(ctx context.Context, plural, namespace, name string, opts ManifestOptions) (*ApplyResult, error) {
 	var out ApplyResult
-	return &out, c.call(ctx, http.MethodDelete, objectPath(plural, namespace, name), nil, nil, &out)
+	return &out, c.call(ctx, http.MethodDelete, objectPath(plural, namespace, name), opts.query(), nil, &out)
 }
 
 // Watch calls each with the existing objects, then with every change.

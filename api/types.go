@@ -3,7 +3,6 @@ package api
 import (
 	"encoding/json"
 	"net/netip"
-	"net/url"
 	"time"
 )
 
@@ -18,81 +17,6 @@ const (
 	LANGossipPort = 7946
 	WANGossipPort = 7947
 )
-
-// Action is what an apply did to one object.
-type Action string
-
-// Actions of an apply or a deletion.
-const (
-	Created    Action = "created"
-	Configured Action = "configured"
-	Unchanged  Action = "unchanged"
-	Deleted    Action = "deleted"
-	Absent     Action = "absent"  // there was nothing to delete
-	Skipped    Action = "skipped" // its kind is not known; see ManifestOptions
-)
-
-// ManifestOptions say how to read a manifest and what to do with it.
-type ManifestOptions struct {
-	// Namespace is the namespace of objects that name none, and those that name another
-	// are refused. If it is empty, objects that name none go to default.
-	Namespace string
-	// DryRun changes nothing; the result is what would have happened.
-	DryRun bool
-	// IgnoreUnknown skips objects of unknown kinds instead of refusing the manifest.
-	IgnoreUnknown bool
-}
-
-// Names of the options in a request's query.
-const (
-	queryNamespace     = "namespace"
-	queryDryRun        = "dry-run"
-	queryIgnoreUnknown = "ignore-unknown"
-)
-
-func (o ManifestOptions) query() url.Values {
-	query := inNamespace(o.Namespace)
-	if o.DryRun {
-		query.Set(queryDryRun, "true")
-	}
-	if o.IgnoreUnknown {
-		query.Set(queryIgnoreUnknown, "true")
-	}
-	return query
-}
-
-// ReadManifestOptions reads the options from a Client's query.
-func ReadManifestOptions(query url.Values) (o ManifestOptions, err error) {
-	o.Namespace = query.Get(queryNamespace)
-	for name, to := range map[string]*bool{queryDryRun: &o.DryRun, queryIgnoreUnknown: &o.IgnoreUnknown} {
-		switch v := query.Get(name); v {
-		case "", "false":
-		case "true":
-			*to = true
-		default:
-			return o, Invalid("write true or false", "%s is %q", name, v)
-		}
-	}
-	return o, nil
-}
-
-// ApplyResult answers POST /v1/apply and DELETE of objects.
-type ApplyResult struct {
-	Cluster string          `json:"cluster"`
-	DryRun  bool            `json:"dryRun,omitempty"`
-	Objects []AppliedObject `json:"objects"`
-	// Warnings list what was accepted but may not do what its author expects.
-	Warnings []Problem `json:"warnings,omitempty"`
-}
-
-// AppliedObject is one object of a manifest and what happened to it.
-type AppliedObject struct {
-	Cluster   string `json:"cluster"`
-	Kind      string `json:"kind"`
-	Namespace string `json:"namespace,omitempty"`
-	Name      string `json:"name"`
-	Action    Action `json:"action"`
-}
 
 // ObjectList answers GET /v1/objects/…: objects as Kubernetes JSON.
 type ObjectList struct {

@@ -268,7 +268,7 @@ func TestFromApplyToSliceThroughRestart(t *testing.T) {
 	if err := n1.put(wire.NodeSyncedKey("n1"), "start"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := admin.Delete(ctx, "pod", "shop", "web-1"); err != nil {
+	if _, err := admin.Delete(ctx, "pod", "shop", "web-1", api.ManifestOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "backend goes with its pod", func() error {
@@ -422,7 +422,7 @@ func TestWatch(t *testing.T) {
 		got = append(got, ev.Type+" "+ev.Name)
 		switch ev.Type {
 		case "synced":
-			_, err := admin.Delete(ctx, "pods", "shop", "web-1")
+			_, err := admin.Delete(ctx, "pods", "shop", "web-1", api.ManifestOptions{})
 			return err
 		case "delete":
 			cancel()
@@ -486,7 +486,7 @@ func TestDiskNearlyFull(t *testing.T) {
 	if err := n1.put(wire.NodeKey("n1"), wire.NodeState{Name: "n1"}); !errors.Is(err, store.ErrFull) {
 		t.Errorf("agent's write: %v", err)
 	}
-	if _, err := admin.Delete(ctx, "services", "shop", "web"); err != nil {
+	if _, err := admin.Delete(ctx, "services", "shop", "web", api.ManifestOptions{}); err != nil {
 		t.Errorf("a deletion makes space: %v", err)
 	}
 	full.free = func(string) (uint64, error) { return 110 << 20, nil }

@@ -102,7 +102,7 @@ func TestTheAPIServerLogsWhoChangedWhat(t *testing.T) {
 	if _, err := admin.Apply(ctx, []byte("kind: Pot"), api.ManifestOptions{}); err == nil {
 		t.Error("a pot is applied")
 	}
-	if _, err := admin.Delete(ctx, "namespace", "", "dev"); err != nil {
+	if _, err := admin.Delete(ctx, "namespace", "", "dev", api.ManifestOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := admin.Apply(ctx, fmt.Appendf(nil, ns, ""), api.ManifestOptions{}); err != nil {

@@ -37,7 +37,11 @@ func (s *server) handler() http.Handler {
 		return s.registry.Get(r.Context(), r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"))
 	}))
 	mux.HandleFunc("DELETE /v1/objects/{plural}/{namespace}/{name}", s.changing(func(r *http.Request) (any, error) {
-		return s.registry.Delete(r.Context(), r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"))
+		opts, err := api.ReadManifestOptions(r.URL.Query())
+		if err != nil {
+			return nil, err
+		}
+		return s.registry.Delete(r.Context(), r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"), opts)
 	}))
 	mux.HandleFunc("GET /v1/watch/{plural}", s.watch)
 	status := s.answer(func(r *http.Request) (any, error) { return s.status(r.Context()) })

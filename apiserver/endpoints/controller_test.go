@@ -109,7 +109,7 @@ func (e *east) apply(manifest string) {
 
 func (e *east) delete(kind, namespace, name string) {
 	e.t.Helper()
-	if _, err := e.registry.Delete(e.t.Context(), kind, namespace, name); err != nil {
+	if _, err := e.registry.Delete(e.t.Context(), kind, namespace, name, api.ManifestOptions{}); err != nil {
 		e.t.Fatal(err)
 	}
 	synctest.Wait()

@@ -13,13 +13,14 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// Delete deletes one object. word is any word for its kind that FindKind knows.
-func (r *Registry) Delete(ctx context.Context, word, namespace, name string) (*api.ApplyResult, error) {
+// Delete deletes one object. word is any word for its kind that FindKind knows. What opts
+// say of manifests is not about it.
+func (r *Registry) Delete(ctx context.Context, word, namespace, name string, opts api.ManifestOptions) (*api.ApplyResult, error) {
 	kind, namespace, err := r.place(word, namespace)
 	if err != nil {
 		return nil, err
 	}
-	result, err := r.delete(ctx, []object{{kind: kind, namespace: namespace, name: name}}, false)
+	result, err := r.delete(ctx, []object{{kind: kind, namespace: namespace, name: name}}, opts)
 	if err == nil && result.Objects[0].Action == api.Absent {
 		return nil, r.absent(kind, namespace, name)
 	}
@@ -34,12 +35,14 @@ func (r *Registry) DeleteManifest(ctx context.Context, manifest []byte, opts api
 	if len(problems) > 0 {
 		return nil, refusal(problems)
 	}
-	return r.delete(ctx, objects, opts.DryRun)
+	return r.delete(ctx, objects, opts)
 }
 
-func (r *Registry) delete(ctx context.Context, objects []object, dryRun bool) (*api.ApplyResult, error) {
+func (r *Registry) delete(ctx context.Context, objects []object, opts api.ManifestOptions) (*api.ApplyResult, error) {
 	for range attempts {
-		result, done, err := r.change(ctx, dryRun, func() ([]change, error) { return r.planDeletion(ctx, objects) })
+		result, done, err := r.change(ctx, opts.DryRun, func() ([]change, error) {
+			return accepted(r.planDeletion(ctx, objects, writer{api.OwnerApply, opts.TakeOver}))
+		})
 		if err != nil || done {
 			return result, err
 		}
@@ -47,8 +50,8 @@ func (r *Registry) delete(ctx context.Context, objects []object, dryRun bool) (*
 	return nil, busy()
 }
 
-// planDeletion looks up the objects and returns what to delete.
-func (r *Registry) planDeletion(ctx context.Context, objects []object) ([]change, error) {
+// planDeletion looks up the objects and returns what to delete, and why others cannot be.
+func (r *Registry) planDeletion(ctx context.Context, objects []object, by writer) ([]change, []api.Problem, error) {
 	going := map[string]bool{}
 	var keys []string
 	namespaces := 0
@@ -63,26 +66,30 @@ func (r *Registry) planDeletion(ctx context.Context, objects []object) ([]change
 	}
 	kvs, err := r.store.GetMany(ctx, keys...)
 	if err != nil {
-		return nil, storeError(err)
+		return nil, nil, storeError(err)
 	}
 	holds := contents{Registry: r, all: namespaces > fewNamespaces}
-	changes := make([]change, len(objects))
+	changes := make([]change, 0, len(objects))
 	var problems []api.Problem
-	for i, o := range objects {
-		c := &changes[i]
-		c.object = o
+	for _, o := range objects {
+		c := change{object: o}
 		if o.skipped {
 			c.action = api.Skipped
+			changes = append(changes, c)
 			continue
 		}
 		c.old, kvs = kvs[0], kvs[1:]
 		if c.old.Modified == 0 {
 			c.action = api.Absent
+			changes = append(changes, c)
 			continue
 		}
 		problem, err := holds.mayGo(ctx, &o, c.old, going)
 		if err != nil {
-			return nil, storeError(err)
+			return nil, nil, storeError(err)
+		}
+		if was := api.OwnerOf(c.old.Value); problem == "" && !by.mayDelete(was) {
+			problem = by.conflict(was)
 		}
 		if problem != "" {
 			problems = append(problems, o.problem("%s", problem))
@@ -97,11 +104,9 @@ func (r *Registry) planDeletion(ctx context.Context, objects []object) ([]change
 				c.writes = append(c.writes, wire.Write{Key: wire.ServiceIPKey(svc.Spec.ClusterIP), Delete: true})
 			}
 		}
+		changes = append(changes, c)
 	}
-	if len(problems) > 0 {
-		return nil, refusal(problems)
-	}
-	return changes, nil
+	return changes, problems, nil
 }
 
 // fewNamespaces is how many are listed one by one.

@@ -40,7 +40,7 @@ func TestAnUnconfirmedChangeSaysSo(t *testing.T) {
 		return nil
 	})
 	_, applied := r.Apply(t.Context(), []byte(webService), api.ManifestOptions{})
-	_, deleted := r.Delete(t.Context(), "pod", "shop", "web-1")
+	_, deleted := r.Delete(t.Context(), "pod", "shop", "web-1", api.ManifestOptions{})
 	for _, err := range []error{applied, deleted} {
 		var refused *api.Error
 		if !errors.As(err, &refused) || refused.Status != http.StatusServiceUnavailable || !strings.Contains(refused.Message, "may or may not have been made") || refused.Hint == "" {
@@ -57,7 +57,7 @@ func TestADamagedObjectCanBeReplaced(t *testing.T) {
 		}
 		_, err := r.Apply(t.Context(), []byte(text), api.ManifestOptions{})
 		var refused *api.Error
-		if !errors.As(err, &refused) || refused.Status != http.StatusConflict || !strings.Contains(refused.Hint, "weft delete") {
+		if !errors.As(err, &refused) || len(refused.Problems) != 1 || !strings.Contains(refused.Problems[0].Message, "is damaged in the store (unexpected end of JSON input); delete it with `weft delete`") {
 			t.Errorf("applied over it: %v", err)
 		}
 		if _, err := r.DeleteManifest(t.Context(), []byte(text), api.ManifestOptions{}); err != nil {
@@ -121,7 +121,7 @@ func TestAWatchTellsDeletionsOfAGap(t *testing.T) {
 		case 2:
 			apply(t, r, fmt.Sprintf(namespace, "late"))
 		case 3:
-			if _, err := r.Delete(t.Context(), "namespaces", "", "late"); err != nil {
+			if _, err := r.Delete(t.Context(), "namespaces", "", "late", api.ManifestOptions{}); err != nil {
 				t.Error(err)
 			}
 			s.Compact()

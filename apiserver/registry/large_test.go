@@ -271,6 +271,11 @@ func TestOrderOfSteps(t *testing.T) {
 			of("cnp", "policy", api.Deleted, was, nil), of("ns", "namespace", api.Deleted, was, nil),
 			of("service", "service", api.Deleted, was, nil), of("pod", "pod", api.Deleted, was, nil),
 		}, "pod, service, namespace, policy, denial, group"},
+		"exchanged": {[]change{
+			of("cnp", "old policy", api.Deleted, was, nil), of("cnp", "old denial", api.Deleted, store.KV{Modified: 7, Value: deny}, nil), of("pod", "old pod", api.Deleted, was, nil),
+			of("cnp", "new policy", api.Created, store.KV{}, nil), of("cnp", "new denial", api.Created, store.KV{}, deny), of("pod", "new pod", api.Created, store.KV{}, nil),
+			of("ccg", "old group", api.Deleted, was, nil), of("netpol", "changed policy", api.Configured, was, nil), of("ccg", "new group", api.Created, store.KV{}, nil),
+		}, "old pod, new group, new denial, new policy, changed policy, old policy, old denial, old group, new pod"},
 	} {
 		var got []string
 		for _, c := range inOrder(c.changes) {

@@ -32,6 +32,7 @@ var decoder = serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict)
 // object is one document of a manifest, or an item of one, with what can be said about it
 // without the store.
 type object struct {
+	unit      string // of a source; "" if an operator applies it
 	document  int
 	item      int // 0 if the document is the object
 	kind      Kind
@@ -50,7 +51,7 @@ type object struct {
 func (o *object) key() string { return wire.ObjectKey(o.kind.Plural, o.namespace, o.name) }
 
 func (o *object) problem(format string, args ...any) api.Problem {
-	return api.Problem{Document: o.document, Item: o.item, Kind: o.kind.Name, Namespace: o.namespace, Name: o.name, Message: fmt.Sprintf(format, args...)}
+	return api.Problem{File: o.unit, Document: o.document, Item: o.item, Kind: o.kind.Name, Namespace: o.namespace, Name: o.name, Message: fmt.Sprintf(format, args...)}
 }
 
 // warn adds a warning for whoever applies the object. It is accepted all the same.
@@ -82,13 +83,22 @@ type header struct {
 	} `json:"metadata"`
 }
 
-// readManifest reads every document, and every item of a list, and reports every mistake. In a
+// readManifest is readDocuments for a manifest that is about some object.
+func readManifest(text []byte, opts api.ManifestOptions, headOnly bool) ([]object, []api.Problem) {
+	objects, problems := readDocuments(text, opts, headOnly)
+	if len(objects) == 0 && len(problems) == 0 {
+		problems = append(problems, api.Problem{Message: "the manifest holds no object; write at least one document with apiVersion, kind and metadata.name"})
+	}
+	return objects, problems
+}
+
+// readDocuments reads every document, and every item of a list, and reports every mistake. In a
 // namespace that is asked for belong the objects that name none, and others are
 // a mistake; empty, it is DefaultNamespace and no mistake. Objects of kinds that
 // are not known are a mistake, or skipped where that is asked for. With headOnly,
 // for deletions, documents are not read beyond kind and name. Of two documents
 // about one object the later counts, as if they were applied one by one.
-func readManifest(text []byte, opts api.ManifestOptions, headOnly bool) ([]object, []api.Problem) {
+func readDocuments(text []byte, opts api.ManifestOptions, headOnly bool) ([]object, []api.Problem) {
 	var objects []object
 	var problems []api.Problem
 	seen := map[string]int{}
@@ -114,9 +124,6 @@ func readManifest(text []byte, opts api.ManifestOptions, headOnly bool) ([]objec
 			seen[o.key()] = len(objects)
 			objects = append(objects, o)
 		}
-	}
-	if len(objects) == 0 && len(problems) == 0 {
-		problems = append(problems, api.Problem{Message: "the manifest holds no object; write at least one document with apiVersion, kind and metadata.name"})
 	}
 	return objects, problems
 }

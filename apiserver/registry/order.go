@@ -18,11 +18,6 @@ import (
 // the embedded etcd takes some 4,000 of them in one transaction.
 const (
 	goingPods = iota // nobody speaks for a pod that is gone
-	goingServices
-	goingOthers
-	goingPolicies
-	goingDenials
-	goingGroups
 
 	newGroups // policies refer to them
 	denials
@@ -30,6 +25,13 @@ const (
 	changedPolicies
 	changedLabels // of namespaces and pods that exist
 	newNamespaces
+
+	goingServices
+	goingOthers
+	goingPolicies // a source may have exchanged the last one that selects a pod for a new one
+	goingDenials
+	goingGroups
+
 	newServices
 	newPods
 )

@@ -33,6 +33,7 @@ type change struct {
 // object it does not read again for the next.
 type planner struct {
 	*Registry
+	by        writer
 	seen      map[string]store.KV // what was read
 	groups    map[string]bool     // of prefixes, in the same manifest
 	ips       serviceIPs
@@ -40,9 +41,10 @@ type planner struct {
 	addresses map[netip.Addr]string
 }
 
-// plan compares the objects with the store and returns what to write.
-func (r *Registry) plan(ctx context.Context, objects []object) ([]change, error) {
-	p := planner{Registry: r, seen: map[string]store.KV{}, groups: map[string]bool{}, ips: serviceIPs{registry: r}}
+// plan compares the objects with the store and returns what to write, or what is wrong with
+// the objects.
+func (r *Registry) plan(ctx context.Context, objects []object, by writer) ([]change, []api.Problem, error) {
+	p := planner{Registry: r, by: by, seen: map[string]store.KV{}, groups: map[string]bool{}, ips: serviceIPs{registry: r}}
 	var keys []string
 	for _, o := range objects {
 		if o.skipped {
@@ -57,7 +59,7 @@ func (r *Registry) plan(ctx context.Context, objects []object) ([]change, error)
 		}
 	}
 	if err := p.read(ctx, keys); err != nil {
-		return nil, storeError(err)
+		return nil, nil, storeError(err)
 	}
 	changes := make([]change, len(objects))
 	var problems []api.Problem
@@ -66,17 +68,14 @@ func (r *Registry) plan(ctx context.Context, objects []object) ([]change, error)
 		c.object = o
 		problem, err := p.plan(ctx, c)
 		if err != nil {
-			return nil, storeError(err)
+			return nil, nil, storeError(err)
 		}
 		if problem != "" {
 			problems = append(problems, o.problem("%s", problem))
 		}
 		c.value = nil // from here on, only the JSON in its write is needed
 	}
-	if len(problems) > 0 {
-		return nil, refusal(problems)
-	}
-	return changes, nil
+	return changes, problems, nil
 }
 
 // read reads the keys that were not read before.
@@ -106,9 +105,12 @@ func (p *planner) plan(ctx context.Context, c *change) (problem string, err erro
 	if problem, err := p.fit(ctx, c); problem != "" || err != nil {
 		return problem, err
 	}
-	text, err := c.encode()
+	text, problem, err := p.encodeFor(c)
 	if err != nil {
 		return "", fmt.Errorf("encode %s: %w", c.key(), err)
+	}
+	if problem != "" {
+		return problem, nil
 	}
 	if len(text) > maxObjectBytes {
 		return fmt.Sprintf("has %d bytes; an object may have %d", len(text), maxObjectBytes), nil
@@ -129,8 +131,8 @@ func (p *planner) plan(ctx context.Context, c *change) (problem string, err erro
 
 // fit checks an object against the store and completes it.
 func (p *planner) fit(ctx context.Context, c *change) (problem string, err error) {
-	if err := p.identify(c.meta(), c.old); err != nil {
-		return "", err
+	if problem := p.identify(c.meta(), c.old); problem != "" {
+		return problem, nil
 	}
 	switch v := c.value.(type) {
 	case *policy.Policy:
@@ -168,19 +170,19 @@ func (p *planner) warnOfGroups(ctx context.Context, c *change, of *policy.Policy
 
 // identify keeps an object's UID and creation time when it changes. A new object of the
 // same name gets a new UID.
-func (r *Registry) identify(meta metav1.Object, old store.KV) error {
+func (r *Registry) identify(meta metav1.Object, old store.KV) (problem string) {
 	if old.Modified == 0 {
 		meta.SetUID(uuid.NewUUID())
 		meta.SetCreationTimestamp(metav1.NewTime(r.now().UTC().Truncate(time.Second)))
-		return nil
+		return ""
 	}
 	var was metav1.PartialObjectMetadata
 	if err := json.Unmarshal(old.Value, &was); err != nil {
-		return damaged(old.Key, err)
+		return damaged(err)
 	}
 	meta.SetUID(was.UID)
 	meta.SetCreationTimestamp(metav1.NewTime(was.CreationTimestamp.UTC()))
-	return nil
+	return ""
 }
 
 func (p *planner) fitPod(ctx context.Context, c *change, pod *corev1.Pod) (string, error) {
@@ -195,7 +197,7 @@ func (p *planner) fitPod(ctx context.Context, c *change, pod *corev1.Pod) (strin
 	}
 	var old corev1.Pod
 	if err := json.Unmarshal(c.old.Value, &old); err != nil {
-		return "", damaged(c.old.Key, err)
+		return damaged(err), nil
 	}
 	if old.Spec.NodeName != node {
 		return fmt.Sprintf("runs on node %s and cannot move to %s; delete it first", old.Spec.NodeName, node), nil

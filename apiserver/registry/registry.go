@@ -6,6 +6,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -90,7 +91,9 @@ func (r *Registry) Apply(ctx context.Context, manifest []byte, opts api.Manifest
 		if len(problems) > 0 {
 			return nil, refusal(problems)
 		}
-		result, done, err := r.change(ctx, opts.DryRun, func() ([]change, error) { return r.plan(ctx, objects) })
+		result, done, err := r.change(ctx, opts.DryRun, func() ([]change, error) {
+			return accepted(r.plan(ctx, objects, writer{api.OwnerApply, opts.TakeOver}))
+		})
 		if err != nil || done {
 			return result, err
 		}
@@ -298,6 +301,14 @@ func (r *Registry) absent(kind Kind, namespace, name string) error {
 	return api.NotFound(fmt.Sprintf("`weft get %s` lists them", kind.Plural), "cluster %s has no %s %s", r.conf.Cluster, kind.Name, name)
 }
 
+// accepted refuses changes if there are problems.
+func accepted(changes []change, problems []api.Problem, err error) ([]change, error) {
+	if err == nil && len(problems) > 0 {
+		err = refusal(problems)
+	}
+	return changes, err
+}
+
 // refusal is the error for a manifest with mistakes.
 func refusal(problems []api.Problem) error {
 	e := api.Invalid("correct the manifest and apply it again", "the manifest is refused, nothing was changed:")
@@ -305,10 +316,10 @@ func refusal(problems []api.Problem) error {
 	return e
 }
 
-// tellable sorts problems by document and cuts them to what fits into one answer. rest is
-// the last of them if some are left out.
+// tellable sorts problems by file and document and cuts them to what fits into one answer.
+// rest is the last of them if some are left out.
 func tellable(problems []api.Problem, rest string) []api.Problem {
-	slices.SortStableFunc(problems, func(a, b api.Problem) int { return a.Document - b.Document })
+	slices.SortStableFunc(problems, func(a, b api.Problem) int { return cmp.Or(cmp.Compare(a.File, b.File), a.Document-b.Document) })
 	if len(problems) > maxProblems {
 		problems = append(problems[:maxProblems:maxProblems], api.Problem{Message: rest})
 	}
@@ -356,9 +367,9 @@ func storeError(err error) error {
 	return err
 }
 
-// damaged says that an object in the store cannot be read.
-func damaged(key string, err error) error {
-	return api.Conflict("delete it with `weft delete`, then apply it again", "the stored object %s is damaged: %v", strings.TrimPrefix(key, wire.ObjectsPrefix), err)
+// damaged is the problem of an object that cannot be read in the store.
+func damaged(err error) string {
+	return fmt.Sprintf("is damaged in the store (%v); delete it with `weft delete`, then apply it again", err)
 }
 
 // commitError is storeError for a change. A store that does not answer may have made it.

@@ -345,7 +345,7 @@ func TestServiceAddresses(t *testing.T) {
 		t.Error(err)
 	}
 	first := s.Dump(wire.ServiceIPsPrefix)
-	if _, err := r.Delete(t.Context(), "Service", "shop", "web"); err != nil {
+	if _, err := r.Delete(t.Context(), "Service", "shop", "web", api.ManifestOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if len(s.Dump(wire.ServiceIPsPrefix)) != 1 {
@@ -387,10 +387,10 @@ func TestDelete(t *testing.T) {
 	before := s.Dump("")
 	apply(t, r, pod+"---\n"+webService+"---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n")
 	var refused *api.Error
-	if _, err := r.Delete(t.Context(), "ns", "", "shop"); !errors.As(err, &refused) || !strings.Contains(err.Error(), "still holds Pod web-1, Service web") {
+	if _, err := r.Delete(t.Context(), "ns", "", "shop", api.ManifestOptions{}); !errors.As(err, &refused) || !strings.Contains(err.Error(), "still holds Pod web-1, Service web") {
 		t.Error(err)
 	}
-	if _, err := r.Delete(t.Context(), "pods", "shop", "web-2"); !errors.As(err, &refused) || refused.Status != http.StatusNotFound || refused.Hint != "`weft get pods` lists them" {
+	if _, err := r.Delete(t.Context(), "pods", "shop", "web-2", api.ManifestOptions{}); !errors.As(err, &refused) || refused.Status != http.StatusNotFound || refused.Hint != "`weft get pods` lists them" {
 		t.Error(err)
 	}
 	result, err := r.DeleteManifest(t.Context(), []byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n"+pod+"---\n"+webService+"---\n"+cnp), api.ManifestOptions{})

@@ -35,7 +35,7 @@ func (s *serviceIPs) fit(ctx context.Context, c *change, svc *corev1.Service) (p
 	if c.old.Modified != 0 {
 		var old corev1.Service
 		if err := json.Unmarshal(c.old.Value, &old); err != nil {
-			return "", damaged(c.old.Key, err)
+			return damaged(err), nil
 		}
 		if asked != "" && asked != old.Spec.ClusterIP {
 			return fmt.Sprintf("spec.clusterIP cannot change from %s to %s; delete the service first", old.Spec.ClusterIP, asked), nil

@@ -30,7 +30,10 @@ func applyCommand() *cobra.Command {
 			"stands for its .yaml, .yml and .json files, a list for its items, and - for standard input.\n" +
 			"Objects without a namespace go to the one given with -n, or to default; with -n, objects of\n" +
 			"other namespaces are refused.\n\n" +
-			"What the store does not take at once is made in steps, policies before services and pods.",
+			"What the store does not take at once is made in steps, policies before services and pods.\n\n" +
+			"Objects from a source, such as the folder that an API server follows (--manifests), are changed\n" +
+			"there. With --take-over they are changed here, and the source leaves them alone from then on;\n" +
+			"get -o wide shows who owns an object.",
 		Example: "  weft apply web.yaml\n  weft -c east,west apply manifests/\n  weft apply --dry-run -f policy.yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			manifest, err := readManifests(cmd, append(files, args...))
@@ -48,7 +51,12 @@ func applyCommand() *cobra.Command {
 	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "manifest, folder or -, like an argument")
 	cmd.Flags().BoolVar(&opts.DryRun, "dry-run", false, "check only, change nothing")
 	ignoreUnknownFlag(cmd, &opts)
+	takeOverFlag(cmd, &opts)
 	return cmd
+}
+
+func takeOverFlag(cmd *cobra.Command, opts *api.ManifestOptions) {
+	cmd.Flags().BoolVar(&opts.TakeOver, "take-over", false, "include objects that belong to a source, such as a folder of manifests")
 }
 
 func ignoreUnknownFlag(cmd *cobra.Command, opts *api.ManifestOptions) {

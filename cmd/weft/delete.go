@@ -26,7 +26,8 @@ func deleteCommand() *cobra.Command {
 		Long: "Delete objects by kind and name or label, or those in manifests. Those of a manifest or with a\n" +
 			"label are deleted all or none, however many they are. Objects of a manifest that do not exist\n" +
 			"are reported, not treated as errors; a name that does not exist is an error.\n" +
-			"Namespaces are resolved as in weft apply.",
+			"Namespaces are resolved as in weft apply. Objects from a source are deleted there; with\n" +
+			"--take-over they are deleted here, but return if the source still has them.",
 		Example:           "  weft delete pod web-1 -n shop\n  weft delete pod/web-1 -n shop\n  weft delete pods -n shop -l app=web\n  weft delete -f web.yaml",
 		ValidArgsFunction: completeObjects,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -40,6 +41,7 @@ func deleteCommand() *cobra.Command {
 	}
 	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "delete the objects in this manifest")
 	ignoreUnknownFlag(cmd, &opts)
+	takeOverFlag(cmd, &opts)
 	selectorFlag(cmd, &selector)
 	return cmd
 }
@@ -63,7 +65,7 @@ func deletion(cmd *cobra.Command, files []string, opts api.ManifestOptions, sele
 		}
 	}
 	if selector != "" {
-		return selected(cmd, selector, args)
+		return selected(cmd, selector, opts, args)
 	}
 	if len(args) < 2 {
 		return nil, usageError{fmt.Errorf("weft delete: name a kind and what to delete, or a manifest with -f")}
@@ -76,13 +78,13 @@ func deletion(cmd *cobra.Command, files []string, opts api.ManifestOptions, sele
 		return nil, err
 	}
 	return func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
-		return deleteNames(ctx, c, k, objectNamespace(cmd, k), args[1:])
+		return deleteNames(ctx, c, k, objectNamespace(cmd, k), args[1:], opts)
 	}, nil
 }
 
 // selected deletes the objects of a kind that match a selector, in one namespace: the
 // one given with -n, or default. All of them are deleted or none.
-func selected(cmd *cobra.Command, selector string, args []string) (func(context.Context, *api.Client) (*api.ApplyResult, error), error) {
+func selected(cmd *cobra.Command, selector string, opts api.ManifestOptions, args []string) (func(context.Context, *api.Client) (*api.ApplyResult, error), error) {
 	if len(args) != 1 {
 		return nil, usageError{errors.New("weft delete: with a selector, give one kind and no names")}
 	}
@@ -114,14 +116,14 @@ func selected(cmd *cobra.Command, selector string, args []string) (func(context.
 		if err != nil {
 			return nil, err
 		}
-		return c.DeleteManifest(ctx, manifest, api.ManifestOptions{})
+		return c.DeleteManifest(ctx, manifest, api.ManifestOptions{TakeOver: opts.TakeOver})
 	}, nil
 }
 
-func deleteNames(ctx context.Context, c *api.Client, k kind, namespace string, names []string) (*api.ApplyResult, error) {
+func deleteNames(ctx context.Context, c *api.Client, k kind, namespace string, names []string, opts api.ManifestOptions) (*api.ApplyResult, error) {
 	all := new(api.ApplyResult)
 	for _, name := range names {
-		r, err := c.Delete(ctx, k.plural, namespace, name)
+		r, err := c.Delete(ctx, k.plural, namespace, name, opts)
 		if err != nil && len(all.Objects) > 0 {
 			return all, halfDone{err}
 		}

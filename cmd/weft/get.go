@@ -123,7 +123,7 @@ func listObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Selec
 		}
 		return all, nil
 	})
-	t = table{columns: k.heads(), name: len(k.heads()) - len(k.columns) - 2, empty: "there are no " + k.plural}
+	t = table{columns: k.heads(), name: len(k.heads()) - len(k.columns) - 3, empty: "there are no " + k.plural}
 	if of := namespace(cmd); of != "" && !k.clusters {
 		t.empty += fmt.Sprintf(" in namespace %q", of)
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // kind is a kind of object as `weft get` shows it. Every listing begins with cluster,
-// namespace and name and ends with the age; cells are the columns between.
+// namespace and name and ends with owner and age; cells are the columns between.
 type kind struct {
 	plural   string
 	names    []string // aliases
@@ -136,7 +136,7 @@ func (k kind) row(cluster string, raw []byte) ([]string, error) {
 	if k.clusters {
 		row = []string{cluster, meta.Name}
 	}
-	return append(append(row, middle...), since(meta.CreationTimestamp.Time)), nil
+	return append(append(row, middle...), api.OwnerOf(raw), since(meta.CreationTimestamp.Time)), nil
 }
 
 func (k kind) heads() []column {
@@ -144,7 +144,7 @@ func (k kind) heads() []column {
 	if k.clusters {
 		cols = columns("CLUSTER", "NAME")
 	}
-	return append(append(cols, k.columns...), column{head: "AGE"})
+	return append(append(cols, k.columns...), columns("*OWNER", "AGE")...)
 }
 
 // isGlobal reads the annotations like everything that acts on them.

@@ -64,7 +64,7 @@ func policies(ctx context.Context, c *api.Client, namespace string) (*policyList
 				pods = fmt.Sprint(n)
 			}
 			row = slices.Insert(row, 3, name)
-			all.rows = append(all.rows, slices.Insert(row, len(row)-1, pods))
+			all.rows = append(all.rows, slices.Insert(row, len(row)-2, pods))
 		}
 		all.Cluster, all.Policies = l.Cluster, append(all.Policies, l.Items...)
 	}
@@ -72,7 +72,7 @@ func policies(ctx context.Context, c *api.Client, namespace string) (*policyList
 }
 
 func policyTable(lists []*policyList) table {
-	t := table{columns: columns("CLUSTER", "NAMESPACE", "NAME", "KIND", "SELECTS", "RULES", "PODS", "AGE"), name: 2, empty: "there are no policies: everything is allowed"}
+	t := table{columns: columns("CLUSTER", "NAMESPACE", "NAME", "KIND", "SELECTS", "RULES", "PODS", "*OWNER", "AGE"), name: 2, empty: "there are no policies: everything is allowed"}
 	for _, l := range lists {
 		t.rows = append(t.rows, l.rows...)
 	}
