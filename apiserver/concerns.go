@@ -46,7 +46,7 @@ func once(all []api.Concern) (out []api.Concern) {
 
 // controllerConcerns are what the controllers could not do.
 func (s *server) controllerConcerns(rows problems.Rows) []api.Concern {
-	return ordered(append(rows.Unwritten(), exportConcerns(s.cluster.Name, rows.NotExported())...))
+	return ordered(slices.Concat(rows.Unwritten(), rows.Sources(), exportConcerns(s.cluster.Name, rows.NotExported())))
 }
 
 // processConcerns are those of this process and its machine. Other servers show them too;

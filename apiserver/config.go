@@ -63,6 +63,10 @@ type Config struct {
 	// while DataDir holds no store: this API server then joins the others, and takes over
 	// their certificate authority.
 	Join string `json:"join,omitempty"`
+	// Manifests is a folder whose manifests are the cluster's objects, for as long as they
+	// are in it. The API server that leads follows it, so all of them should have the same.
+	// Empty: objects come from `weft apply` alone.
+	Manifests string `json:"manifests,omitempty"`
 	// MetricsAddress is where /metrics is served, in plain HTTP and without
 	// authentication. Empty: not served.
 	MetricsAddress string `json:"metricsAddress"`
@@ -154,6 +158,9 @@ func (c Config) Validate() error {
 	}
 	if !filepath.IsAbs(c.DataDir) {
 		add("data-dir is %q: give an absolute path", c.DataDir)
+	}
+	if c.Manifests != "" && !filepath.IsAbs(c.Manifests) {
+		add("manifests is %q: give an absolute path", c.Manifests)
 	}
 	if !filepath.IsAbs(c.AdminConfig) {
 		add("admin-config is %q: give an absolute path", c.AdminConfig)

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/endpoints"
 	"github.com/weft-mesh/weft/apiserver/export"
 	"github.com/weft-mesh/weft/apiserver/identities"
@@ -13,6 +14,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/mirror"
 	"github.com/weft-mesh/weft/apiserver/peering"
 	"github.com/weft-mesh/weft/apiserver/problems"
+	"github.com/weft-mesh/weft/apiserver/sources/manifests"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -26,6 +28,7 @@ import (
 type controllers struct {
 	endpoints *endpoints.Controller
 	exporter  *export.Exporter
+	manifests *manifests.Source
 	peering   *peering.Peering
 	peers     http.Handler // the API of the peers, whose mirrors run here
 }
@@ -45,6 +48,7 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 	c := &controllers{
 		endpoints: endpoints.New(endpoints.Config{State: s.state, Store: st, Allocator: allocator, Cluster: s.cluster.Name, Log: s.log}),
 		exporter:  export.New(export.Config{State: s.state, Store: st, Cluster: s.cluster, Log: s.log}),
+		manifests: manifests.New(manifests.Config{Dir: s.conf.Manifests, Registry: s.newRegistry(st).Owned(api.OwnerManifests), Log: s.log}),
 		peering: peering.New(peering.Config{
 			Cluster: s.cluster, Store: st, Users: leader.Users(st, s.store), Authority: s.foundation,
 			EtcdEndpoints: s.etcdEndpoints, GossipAddresses: s.wanGossip, GossipKey: s.wanKey,
@@ -63,6 +67,7 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 	g.Go(func() error { return c.endpoints.Run(ctx) })
 	g.Go(func() error { return collector.Run(ctx) })
 	g.Go(func() error { return c.exporter.Run(ctx) })
+	g.Go(func() error { return c.manifests.Run(ctx) })
 	g.Go(func() error { return c.peering.Run(ctx) })
 	g.Go(func() error { return s.gossiper.write(ctx, st) })
 	g.Go(func() error { return s.watchConcerns(ctx) })
@@ -72,6 +77,9 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 	})
 	persist("writing what is not exported", func(ctx context.Context) error {
 		return problems.Publish(ctx, st, c.exporter, wire.NotExportedPrefix)
+	})
+	persist("writing what is wrong with manifests", func(ctx context.Context) error {
+		return problems.Publish(ctx, st, c.manifests, wire.SourceProblemsKey(api.OwnerManifests))
 	})
 	persist("writing since when concerns exist", func(ctx context.Context) error { return s.sightings.write(ctx, st) })
 	s.controllers.Store(c)
@@ -96,5 +104,6 @@ func (s *server) problemRows() problems.Rows {
 	}
 	replace(c.endpoints, endpoints.ProblemPrefixes()...)
 	replace(c.exporter, wire.NotExportedPrefix)
+	replace(c.manifests, wire.SourceProblemsKey(api.OwnerManifests))
 	return rows
 }

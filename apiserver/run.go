@@ -186,7 +186,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 	if s.lasting, err = s.readFixed(ctx); err != nil {
 		return nil, err
 	}
-	s.registry = registry.New(s.store, registry.Config{Cluster: f.cluster.Name, ServiceCIDR: f.cluster.ServiceCIDR, Waits: s.waits, Audit: s.auditObject, Log: s.log})
+	s.registry = s.newRegistry(s.store)
 	s.manifests = semaphore.NewWeighted(manifestsAtOnce)
 	s.registrar = nodes.New(nodes.Config{
 		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f,
@@ -211,6 +211,11 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 	s.agents = &agents{clients: map[agentAt]*api.Client{}, port: api.AgentPort, conf: f.rootTLS()}
 	s.metrics = newMetrics(s)
 	return s, nil
+}
+
+// newRegistry returns the registry on the store, or through a leader's fence.
+func (s *server) newRegistry(st store.Store) *registry.Registry {
+	return registry.New(st, registry.Config{Cluster: s.cluster.Name, ServiceCIDR: s.cluster.ServiceCIDR, Waits: s.waits, Audit: s.auditObject, Log: s.log})
 }
 
 // fixed returns the keys that are written at the start and then only read. Without them,

@@ -12,6 +12,8 @@ const (
 	TroublePrefix = ProblemsPrefix + "pods/"
 	// NotExportedPrefix holds why a key is not exported, by that key.
 	NotExportedPrefix = ProblemsPrefix + "export/"
+	// SourceProblemsPrefix holds what is wrong with each source of objects.
+	SourceProblemsPrefix = ProblemsPrefix + "sources/"
 	// SightingsKey holds since when each concern in the status has been seen.
 	SightingsKey = "weft/sightings"
 )
@@ -30,6 +32,9 @@ func ParseTroubleKey(key string) (ns, pod string, ok bool) {
 	}
 	return p[0], p[1], true
 }
+
+// SourceProblemsKey is that of the problems of the source with a name.
+func SourceProblemsKey(source string) string { return SourceProblemsPrefix + source }
 
 // NotExportedKey is that of the problem of a key of the state, or of the export.
 func NotExportedKey(key string) string { return NotExportedPrefix + key }

@@ -177,6 +177,19 @@ func (r Rows) Unwritten() []api.Concern {
 	return concerns
 }
 
+// Sources returns what is wrong with the sources of objects.
+func (r Rows) Sources() (out []api.Concern) {
+	for key, text := range r {
+		if !strings.HasPrefix(key, wire.SourceProblemsPrefix) {
+			continue
+		}
+		if concerns, err := wire.Unmarshal[[]api.Concern](text); err == nil {
+			out = append(out, concerns...)
+		}
+	}
+	return out
+}
+
 // NotExported returns why keys are not exported as they should be.
 func (r Rows) NotExported() map[string]string {
 	out := map[string]string{}

@@ -32,6 +32,7 @@ func apiserverCommand() *cobra.Command {
 		"name":                   "name among the API servers of the cluster (default: --advertise)",
 		"etcd-peer-listen":       "address of the embedded etcd for those of other API servers, with mutual TLS; empty: it stays alone",
 		"join":                   "file with a join bundle from weft server add; used only until it has joined",
+		"manifests":              "folder of manifests to follow: what they say is applied, what is no longer in them is deleted",
 		"metrics-address":        "address and port for /metrics in plain HTTP; empty: none",
 		"etcd-quota-bytes":       "maximum size of the embedded etcd's database, in bytes; beyond it, writes are refused",
 		"disk-reserve-bytes":     "disk space to keep free, in bytes; below it, writes are refused",

@@ -26,7 +26,7 @@ var mayImport = map[string][]string{
 	// The lab signs with the authorities of its clusters, to show what is done
 	// about forgeries.
 	"apiserver/authority": {"api", "statefile"},
-	"apiserver":           {"api", "apiserver/authority", "store", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile"},
+	"apiserver":           {"api", "apiserver/authority", "store", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile", "internal/pace"},
 	"meshagent":           {"meshagent/tables", "meshagent/reconcile", "meshagent/paths", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread", "internal/pace"},
 	// Knows a map by what it can do, not what it is for.
 	"meshagent/reconcile": {},
