@@ -25,7 +25,7 @@ var wanted = []string{
 	"encryption", "peer-lifecycle", "cilium-peer", "hybrid", "bad-input", "restore", "backup", "three-servers", "refused",
 	"policy-kinds",
 	"status-tells", "status-tells-mesh", "mended",
-	"operations",
+	"operations", "manifests",
 }
 
 func files(t *testing.T) []string {
