@@ -41,6 +41,7 @@ func (j *Journal) carryOut(ctx context.Context, id string, made func(int)) error
 	for {
 		kv, err := j.conf.Store.Get(ctx, wire.ChangeKey)
 		if errors.Is(err, store.ErrNotFound) {
+			j.confirm(wire.Change{})
 			if of.ID != "" {
 				made(of.Writes)
 			}
@@ -53,6 +54,7 @@ func (j *Journal) carryOut(ctx context.Context, id string, made func(int)) error
 		if err != nil {
 			return fmt.Errorf("read %s: %w", wire.ChangeKey, err)
 		}
+		j.confirm(c)
 		if id != "" && c.ID != id {
 			return nil
 		}
@@ -117,8 +119,12 @@ func (j *Journal) step(ctx context.Context, at store.KV, c wire.Change, part []w
 		then = append(then, store.Put(wire.ChangeKey, wire.Marshal(next)))
 	}
 	_, done, err := j.conf.Store.Commit(ctx, store.Txn{If: []store.Cond{{Key: at.Key, Modified: at.Modified}}, Then: then})
-	if err == nil && done {
+	switch {
+	case err == nil && done:
+		j.unsure = unsure{}
 		j.audit(c.User, writes)
+	case err != nil && !errors.Is(err, store.ErrTooLarge) && !errors.Is(err, store.ErrFull):
+		j.unsure = unsure{c, writes}
 	}
 	return n, err
 }

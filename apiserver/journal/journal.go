@@ -92,8 +92,9 @@ type Config struct {
 type Journal struct {
 	conf Config
 	// carrying is held by whoever carries out a change: in one process, two would only
-	// compete.
+	// compete. It guards unsure.
 	carrying chan struct{}
+	unsure   unsure
 
 	mu    sync.Mutex // guards what follows
 	limit Limit
@@ -250,6 +251,29 @@ func (j *Journal) audit(user string, writes []wire.Write) {
 			j.conf.Audit(user, w)
 		}
 	}
+}
+
+// unsure is a step whose answer was lost; it may have been made. Its zero value is none.
+type unsure struct {
+	change wire.Change // before the step
+	writes []wire.Write
+}
+
+// confirm audits the unsure step if the committed change is now beyond it. at is zero if
+// there is none. If another server has made the step at the same moment, both audit it:
+// twice is better than never.
+func (j *Journal) confirm(at wire.Change) {
+	was, writes := j.unsure.change, j.unsure.writes
+	switch {
+	case was.ID == "":
+		return
+	case at.ID == was.ID && at.Made == was.Made:
+		return // it is tried again, or made yet
+	case at.ID == was.ID:
+		writes = writes[:min(len(writes), at.Made-was.Made)]
+	}
+	j.unsure = unsure{}
+	j.audit(was.User, writes)
 }
 
 func (j *Journal) currentLimit() Limit {

@@ -320,14 +320,15 @@ func failAt(t *testing.T, k int, limit Limit, failure func(int, func()) (func(st
 	s.before, s.after = nil, nil
 	outcome := outcomeOf(done, err)
 	outcomes[outcome]++
+	ended := ctx.Err() != nil
 
 	// A fresh server.
 	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- New(Config{Store: s, Audit: audit}).Run(ctx) }()
+	fresh := make(chan error, 1)
+	go func() { fresh <- New(Config{Store: s, Audit: audit}).Run(ctx) }()
 	time.Sleep(2*sweep + time.Minute)
 	stop()
-	if err := <-ended; err != nil {
+	if err := <-fresh; err != nil {
 		t.Error(err)
 	}
 	got := state(s.Store, writes)
@@ -341,6 +342,9 @@ func failAt(t *testing.T, k int, limit Limit, failure func(int, func()) (func(st
 		if n != 1 || got != "new" {
 			t.Errorf("call %d failed: %s is audited %d times, and the objects are %s", k, key, n, got)
 		}
+	}
+	if outcome == "made" && !ended && len(audited) != writes {
+		t.Errorf("call %d failed: %d writes are audited of %d", k, len(audited), writes)
 	}
 	if l := left(s.Store); len(l) > 0 {
 		t.Errorf("call %d failed: left %q", k, l)

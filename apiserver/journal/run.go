@@ -70,7 +70,8 @@ func (j *Journal) finish(ctx context.Context, changed <-chan struct{}) error {
 		switch {
 		case errors.Is(err, store.ErrNotFound):
 			first, seen = false, 0
-			j.note(nil)
+			_, err := j.settle(ctx) // audits the last step if its answer was lost
+			j.note(err)
 			continue // until something changes
 		case err == nil && (first || kv.Modified == seen):
 			c, _ := wire.ParseChange(kv.Value) // settle says what is wrong with it
