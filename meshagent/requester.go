@@ -28,8 +28,8 @@ const (
 )
 
 // requester requests the networks of the pods that the list of objects shows on this node,
-// where nobody else does; and everywhere, that of a pod to be removed when the list no
-// longer shows it.
+// where nobody else does. Everywhere, it has that of a pod removed when the list no longer
+// shows it, and the record of one that was damaged written again.
 type requester struct {
 	node      node
 	from      PodsFrom
@@ -133,9 +133,7 @@ func (r *requester) reconcile(ctx context.Context, want map[string]*corev1.Pod) 
 		}
 	}
 	maps.DeleteFunc(r.seen, func(key, _ string) bool { _, ok := records[key]; return !ok })
-	if r.from == Objects {
-		r.add(ctx, want, records, now)
-	}
+	r.add(ctx, want, records, now)
 	for key := range r.again {
 		// It never got an address and is no longer wanted.
 		if _, ok := records[key]; !ok && want[key] == nil && r.due(key, now) {
@@ -147,14 +145,15 @@ func (r *requester) reconcile(ctx context.Context, want map[string]*corev1.Pod) 
 	}
 }
 
-// add requests networks, in order of name: pods that are applied together get addresses in
-// that order.
+// add requests the networks that nobody else does, in order of name: pods that are applied
+// together get addresses in that order.
 func (r *requester) add(ctx context.Context, want map[string]*corev1.Pod, records map[string]endpoint.Record, now time.Time) {
 	var due []api.EndpointRequest
 	for _, key := range slices.Sorted(maps.Keys(want)) {
-		// A record without a UID was recovered from the kernel. One of another UID is
-		// being removed.
-		if have, ok := records[key]; (!ok || have.UID == "") && r.due(key, now) {
+		// A record without a UID was recovered from the kernel and is not on disk, and a
+		// runtime does not request twice what it has. One of another UID is being removed.
+		have, ok := records[key]
+		if (ok && have.UID == "" || !ok && r.from == Objects) && r.due(key, now) {
 			pod := want[key]
 			due = append(due, api.EndpointRequest{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)})
 		}

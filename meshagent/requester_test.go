@@ -184,13 +184,21 @@ func TestPodsByRequest(t *testing.T) {
 		add("web-1", "uid-1")
 		add("web-2", "uid-2") // its object comes later
 		w.step()
+		file := filepath.Join(east.dir, "endpoints", "shop_web-1.json")
 		for range 2 {
 			if one, two := east.endpoint("web-1"), east.endpoint("web-2"); one.Phase != tables.Live || two.Phase != tables.Held {
 				t.Errorf("with an object %+v, without %+v", one, two)
 			}
 			east.stop()
+			if err := os.WriteFile(file, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
 			east.run()
 			w.step()
+			// Its runtime does not request it again: the agent does, with what the list has.
+			if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), `"uid":"uid-1"`) {
+				t.Errorf("a damaged record is written again as %q, %v", text, err)
+			}
 		}
 		east.podOf("web-2", "uid-2")
 		w.step()
