@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,9 +21,9 @@ import (
 	"github.com/weft-mesh/weft/api"
 )
 
-// The lab takes the place of the kubelet: it starts a pod's command when the pod's
-// network namespace appears on its node, restarts it according to the pod's restart
-// policy, and kills it when the pod is gone.
+// The lab takes the place of the kubelet: it requests a pod's network of the agent on its
+// node, starts the pod's command in it, restarts that according to the pod's restart policy,
+// and kills it when the pod is gone.
 
 // Pod is one pod that a script can refer to.
 type Pod struct {
@@ -36,11 +37,13 @@ func (p Pod) Full() string { return p.Cluster + "/" + p.Namespace + "/" + p.Name
 // podState is what the lab knows about a pod.
 type podState struct {
 	Pod
-	spec    corev1.PodSpec
-	store   string    // generation of the store that last listed it
-	gone    bool      // deleted from the API server
-	entered uint64    // network namespace that its command was started in
-	dead    time.Time // when its command was first seen to have ended
+	uid      string
+	spec     corev1.PodSpec
+	store    string    // generation of the store that last listed it
+	gone     bool      // deleted from the API server
+	requests requests  // for its network
+	entered  uint64    // network namespace that its command was started in
+	dead     time.Time // when its command was first seen to have ended
 }
 
 // restartDelay is the pause before a pod's command is restarted, so that one that
@@ -238,7 +241,7 @@ func (l *Lab) notePod(e PodEvent, list *podList) {
 			state = &podState{Pod: Pod{Cluster: e.Cluster, Namespace: e.Event.Namespace, Name: e.Event.Name}}
 			l.pods[key] = state
 		}
-		state.spec, state.store, state.gone = pod.Spec, list.store, false
+		state.uid, state.spec, state.store, state.gone = string(pod.UID), pod.Spec, list.store, false
 		state.Node = l.nodes[e.Cluster+"/"+pod.Spec.NodeName]
 		if list.names != nil {
 			list.names[key] = true
@@ -257,23 +260,24 @@ func (l *Lab) notePod(e PodEvent, list *podList) {
 	}
 }
 
-// syncPods starts and kills pods' commands as needed.
+// syncPods starts and kills pods' commands as needed, and requests their networks.
 func (l *Lab) syncPods(cluster string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for key, state := range l.pods {
+	// In order of name: pods that are applied together get addresses in about that order.
+	for _, key := range slices.Sorted(maps.Keys(l.pods)) {
+		state := l.pods[key]
 		if state.Cluster != cluster || state.Node == nil {
 			continue
 		}
 		p := state.Node.process(state.processName())
-		if state.gone {
-			if p != nil && p.running() {
-				_ = p.signal(unix.SIGKILL)
-			}
-			delete(l.pods, key)
-			continue
+		switch {
+		case !state.gone:
+			l.syncPodLocked(state, p)
+		case p != nil && p.running():
+			_ = p.signal(unix.SIGKILL)
 		}
-		l.syncPodLocked(state, p)
+		l.syncNetworkLocked(state)
 	}
 }
 
