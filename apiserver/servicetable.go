@@ -16,6 +16,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -72,7 +73,7 @@ func newServiceTable(own string, s store.Store, log *slog.Logger) *serviceTable 
 }
 
 func servicePrefixes() []string {
-	return []string{wire.ObjectKindPrefix("services"), wire.ObjectKindPrefix("endpointslices"), wire.EndpointSlices.AllCachePrefix(), wire.Services.AllCachePrefix()}
+	return []string{wire.ObjectKindPrefix(manifest.Services), wire.ObjectKindPrefix(manifest.EndpointSlices), wire.EndpointSlices.AllCachePrefix(), wire.Services.AllCachePrefix()}
 }
 
 // Run follows the store until ctx ends.
@@ -119,7 +120,7 @@ func (t *serviceTable) apply(prefix string, b store.Batch) {
 			}
 		}
 		for who := range t.objects {
-			if key := wire.ObjectKey("services", who.namespace, who.name); strings.HasPrefix(key, prefix) && !listed[key] {
+			if key := wire.ObjectKey(manifest.Services, who.namespace, who.name); strings.HasPrefix(key, prefix) && !listed[key] {
 				t.applyLocked(key, nil)
 			}
 		}
@@ -137,7 +138,7 @@ func (t *serviceTable) apply(prefix string, b store.Batch) {
 // have taken in from a peer is left out.
 func (t *serviceTable) applyLocked(key string, value []byte) {
 	delete(t.damaged, key)
-	if plural, ns, name, ok := wire.ParseObjectKey(key); ok && plural == "services" {
+	if plural, ns, name, ok := wire.ParseObjectKey(key); ok && plural == manifest.Services {
 		who := serviceName{ns, name}
 		t.dirty[who] = true
 		delete(t.objects, who)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -20,21 +21,21 @@ func (s *server) status(ctx context.Context) (*api.Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, count := range []struct {
-		prefix string
-		to     *int
-	}{
-		{wire.IdentityIDPrefix, &out.Cluster.Identities},
-		{wire.ObjectKindPrefix("services"), &out.Cluster.Services},
-		{wire.ObjectKindPrefix("ciliumnetworkpolicies"), &out.Cluster.Policies},
-		{wire.ObjectKindPrefix("ciliumclusterwidenetworkpolicies"), &out.Cluster.Policies},
-		{wire.ObjectKindPrefix("networkpolicies"), &out.Cluster.Policies},
-	} {
-		n, _, err := s.store.Count(ctx, count.prefix)
+	counts := map[string]*int{
+		wire.IdentityIDPrefix:                    &out.Cluster.Identities,
+		wire.ObjectKindPrefix(manifest.Services): &out.Cluster.Services,
+	}
+	for _, k := range manifest.Kinds() {
+		if k.Policy {
+			counts[wire.ObjectKindPrefix(k.Plural)] = &out.Cluster.Policies
+		}
+	}
+	for prefix, count := range counts {
+		n, _, err := s.store.Count(ctx, prefix)
 		if err != nil {
 			return nil, err
 		}
-		*count.to += n
+		*count += n
 	}
 	return out, nil
 }

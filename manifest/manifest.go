@@ -1,7 +1,7 @@
-// Package manifest takes the lists in a manifest apart into their objects, and finds what a
-// misspelt word was meant to be.
+// Package manifest knows the kinds of objects, takes the lists in a manifest apart into their
+// objects, and finds what a misspelt word was meant to be.
 //
-// What an object is, and whether it is a good one, is left to those who read it.
+// What is in an object, and whether it is a good one, is left to those who read it.
 package manifest
 
 import (

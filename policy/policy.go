@@ -261,7 +261,6 @@ func (p *Policy) Grouped() bool {
 	return false
 }
 
-
 // RefersTo reports whether a peer of the policy is selected by being in a group.
 func (p *Policy) RefersTo(g *CIDRGroup) bool {
 	for q := range p.peers() {

@@ -17,6 +17,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/identities"
 	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -232,7 +233,7 @@ func (c *Controller) service(m *model, svc name) decided {
 	d := decided{looked: map[string]bool{}}
 	var gone []store.Op
 	for _, sliceName := range slices.Sorted(maps.Keys(m.place(svc))) {
-		key := wire.ObjectKey("endpointslices", svc.namespace, sliceName)
+		key := wire.ObjectKey(manifest.EndpointSlices, svc.namespace, sliceName)
 		d.looked[key] = true
 		want := m.spreads[svc].slice(sliceName)
 		have, there := m.slices[svc][sliceName]

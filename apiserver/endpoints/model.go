@@ -10,6 +10,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/weft-mesh/weft/apiserver/state"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -199,7 +200,7 @@ func (m *model) applyObject(ev state.Event) {
 	}
 	who := name{ns, objectName}
 	switch plural {
-	case "namespaces":
+	case manifest.Namespaces:
 		var labels map[string]string
 		if v := read[corev1.Namespace](ev); v != nil {
 			labels = v.Labels
@@ -212,9 +213,9 @@ func (m *model) applyObject(ev state.Event) {
 		}
 		// Pods without an endpoint have nothing in which the labels count.
 		maps.Copy(m.podWork.dirty, m.inNamespace[objectName])
-	case "pods":
+	case manifest.Pods:
 		m.applyPod(who, read[state.Pod](ev))
-	case "services":
+	case manifest.Services:
 		delete(m.services, who)
 		unset(m.servicesIn, ns, who)
 		if v := read[state.Service](ev); v != nil && v.Wrong == nil {
@@ -223,7 +224,7 @@ func (m *model) applyObject(ev state.Event) {
 		}
 		m.touch(who).whole = true
 		m.serviceWork.dirty[who] = true
-	case "endpointslices":
+	case manifest.EndpointSlices:
 		m.applySlice(who, ev)
 	}
 }

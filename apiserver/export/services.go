@@ -10,6 +10,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/weft-mesh/weft/apiserver/state"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -128,7 +129,7 @@ func (v *views) noteService(ns, name string) {
 		}
 		problem = fmt.Sprintf("peers would refuse endpoints outside the cluster's pod CIDRs %v; left out: %s", v.cluster.PodCIDRs, some(all))
 	}
-	v.note(wire.ObjectKey("services", ns, name), problem)
+	v.note(wire.ObjectKey(manifest.Services, ns, name), problem)
 }
 
 // ofSlice exports a slice of a service.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -182,7 +183,7 @@ func (v *views) event(e state.Event, d dirty) error {
 
 func (v *views) object(e state.Event, plural, ns, name string, d dirty) error {
 	switch plural {
-	case "namespaces":
+	case manifest.Namespaces:
 		if e.Wrong != nil {
 			return e.Wrong
 		}
@@ -194,10 +195,10 @@ func (v *views) object(e state.Event, plural, ns, name string, d dirty) error {
 			v.kept[name] = keep
 			v.touchNamespace(name, d)
 		}
-	case "services":
+	case manifest.Services:
 		v.touchService(ns, name, d)
 		return set(v.services, [2]string{ns, name}, e)
-	case "endpointslices":
+	case manifest.EndpointSlices:
 		d.add(view{ofSlice, ns, name})
 		if was, ok := v.deleteSlice(ns, name); ok {
 			d.touch(view{ofService, ns, was})

@@ -25,6 +25,7 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -335,7 +336,7 @@ func (r *Registrar) Remove(ctx context.Context, node string) (gone []types.Names
 		return nil, err
 	}
 	ops := []store.Op{store.DeletePrefix(wire.NodePrefix(node))}
-	pods, _, err := r.conf.Store.List(ctx, wire.ObjectKindPrefix("pods"))
+	pods, _, err := r.conf.Store.List(ctx, wire.ObjectKindPrefix(manifest.Pods))
 	if err != nil {
 		return nil, fmt.Errorf("remove node %s: %w", node, err)
 	}

@@ -9,6 +9,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -59,7 +60,7 @@ func (r *Registry) planDeletion(ctx context.Context, objects []object, by writer
 		if o.skipped {
 			continue
 		}
-		if keys = append(keys, o.key()); o.kind.Plural == "namespaces" {
+		if keys = append(keys, o.key()); o.kind.Plural == manifest.Namespaces {
 			namespaces++
 		}
 		going[o.key()] = true
@@ -98,7 +99,7 @@ func (r *Registry) planDeletion(ctx context.Context, objects []object, by writer
 		c.action = api.Deleted
 		c.conds = []store.Cond{{Key: o.key(), Modified: c.old.Modified}}
 		c.writes = []wire.Write{{Key: o.key(), Delete: true, Action: string(c.action)}}
-		if o.kind.Plural == "services" {
+		if o.kind.Plural == manifest.Services {
 			var svc corev1.Service
 			if json.Unmarshal(c.old.Value, &svc) == nil && allocated(&svc) {
 				c.writes = append(c.writes, wire.Write{Key: wire.ServiceIPKey(svc.Spec.ClusterIP), Delete: true})
@@ -155,12 +156,12 @@ func (c *contents) of(ctx context.Context, namespace string) (kvs []store.KV, er
 // objects that are deleted with it.
 func (c *contents) mayGo(ctx context.Context, o *object, old store.KV, going map[string]bool) (string, error) {
 	switch o.kind.Plural {
-	case "endpointslices":
+	case manifest.EndpointSlices:
 		var slice discoveryv1.EndpointSlice
 		if json.Unmarshal(old.Value, &slice) == nil && slice.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy {
 			return "is derived from its service and deleted with it: " + "delete service " + slice.Labels[discoveryv1.LabelServiceName] + " instead", nil
 		}
-	case "namespaces":
+	case manifest.Namespaces:
 		kvs, err := c.of(ctx, o.name)
 		if err != nil {
 			return "", err
@@ -168,7 +169,7 @@ func (c *contents) mayGo(ctx context.Context, o *object, old store.KV, going map
 		var left []string
 		for _, kv := range kvs {
 			plural, _, name, _ := wire.ParseObjectKey(kv.Key)
-			if plural == "endpointslices" && managed(kv.Value) || going[kv.Key] {
+			if plural == manifest.EndpointSlices && managed(kv.Value) || going[kv.Key] {
 				continue
 			}
 			kind, _ := FindKind(plural)

@@ -4,20 +4,13 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-
-	"github.com/weft-mesh/weft/policy"
+	"github.com/weft-mesh/weft/manifest"
 )
 
-// Kind is a kind of object that can be applied.
+// Kind is a kind of object that can be applied, and how it is read.
 type Kind struct {
-	Name       string // as in manifests: "Pod"
-	APIVersion string // "v1"
-	Plural     string // as in keys and paths: "pods"
-	Short      []string
-	Namespaced bool
-	read       func(*reading)
+	manifest.Kind
+	read func(*reading)
 }
 
 // controlled has Kubernetes' kinds that stand for pods, which a controller creates.
@@ -37,27 +30,31 @@ func group(apiVersion string) string {
 // DefaultNamespace is the namespace of objects that name none.
 const DefaultNamespace = "default"
 
-// kinds are in the order in which operators see them.
-var kinds = []Kind{
-	{"Namespace", corev1.SchemeGroupVersion.String(), "namespaces", []string{"ns"}, false, readNamespace},
-	{"Pod", corev1.SchemeGroupVersion.String(), "pods", []string{"po"}, true, readPod},
-	{"Service", corev1.SchemeGroupVersion.String(), "services", []string{"svc"}, true, readService},
-	{"EndpointSlice", discoveryv1.SchemeGroupVersion.String(), "endpointslices", []string{"eps"}, true, readEndpointSlice},
-	{policy.KindNamespaced, policy.APIVersion, "ciliumnetworkpolicies", []string{"cnp", "policy", "policies"}, true, readPolicy},
-	{policy.KindClusterwide, policy.APIVersion, "ciliumclusterwidenetworkpolicies", []string{"ccnp"}, false, readPolicy},
-	{policy.KindNetwork, policy.NetworkAPIVersion, "networkpolicies", []string{"netpol", "np"}, true, readPolicy},
-	{policy.KindCIDRGroup, policy.APIVersion, "ciliumcidrgroups", []string{"ccg"}, false, readGroup},
+// readers read what is in a manifest, by plural.
+var readers = map[string]func(*reading){
+	manifest.Namespaces:          readNamespace,
+	manifest.Pods:                readPod,
+	manifest.Services:            readService,
+	manifest.EndpointSlices:      readEndpointSlice,
+	manifest.Policies:            readPolicy,
+	manifest.ClusterwidePolicies: readPolicy,
+	manifest.NetworkPolicies:     readPolicy,
+	manifest.CIDRGroups:          readGroup,
 }
+
+var kinds = func() (all []Kind) {
+	for _, k := range manifest.Kinds() {
+		all = append(all, Kind{k, readers[k.Plural]})
+	}
+	return all
+}()
 
 // Kinds returns all kinds in a fixed order. The caller owns the slice.
 func Kinds() []Kind { return slices.Clone(kinds) }
 
 // FindKind finds a kind by its plural, its name or a short name, in any case.
 func FindKind(word string) (Kind, bool) {
-	word = strings.ToLower(word)
-	i := slices.IndexFunc(kinds, func(k Kind) bool {
-		return word == k.Plural || word == strings.ToLower(k.Name) || slices.Contains(k.Short, word)
-	})
+	i := slices.IndexFunc(kinds, func(k Kind) bool { return k.Called(word) })
 	if i < 0 {
 		return Kind{}, false
 	}

@@ -246,7 +246,7 @@ func readObject(n, item int, text []byte, opts api.ManifestOptions, headOnly boo
 	ok = ok && kind.Name == head.Kind
 	if opts.IgnoreUnknown && (!ok || group(head.APIVersion) != group(kind.APIVersion)) {
 		return &object{
-			document: n, item: item, kind: Kind{Name: head.Kind, Plural: head.APIVersion + " " + head.Kind},
+			document: n, item: item, kind: Kind{Kind: manifest.Kind{Name: head.Kind, Plural: head.APIVersion + " " + head.Kind}},
 			namespace: head.Metadata.Namespace, name: head.Metadata.Name, skipped: true,
 		}, nil
 	}

@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"github.com/weft-mesh/weft/api"
-	"github.com/weft-mesh/weft/policy"
+	"github.com/weft-mesh/weft/manifest"
 )
 
 // The steps in which a change is made that one transaction does not take. Whoever reads
@@ -64,14 +64,14 @@ func rank(c *change) int {
 		}
 		return configured
 	}
-	switch c.kind.Name {
-	case "Pod":
+	switch {
+	case c.kind.Plural == manifest.Pods:
 		return pick(goingPods, newPods, changedLabels)
-	case "Namespace":
+	case c.kind.Plural == manifest.Namespaces:
 		return pick(goingOthers, newNamespaces, changedLabels)
-	case policy.KindCIDRGroup:
+	case c.kind.Plural == manifest.CIDRGroups:
 		return pick(goingGroups, newGroups, changedPolicies)
-	case policy.KindNamespaced, policy.KindClusterwide, policy.KindNetwork:
+	case c.kind.Policy:
 		if denies(c) {
 			return pick(goingDenials, denials, denials)
 		}

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/policy"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -154,9 +155,8 @@ func (p *planner) fit(ctx context.Context, c *change) (problem string, err error
 // warnOfGroups warns if a policy refers to groups that are neither in the store nor in the
 // manifest. They may be applied later.
 func (p *planner) warnOfGroups(ctx context.Context, c *change, of *policy.Policy) (err error) {
-	kind, _ := FindKind(policy.KindCIDRGroup)
 	missing := of.MissingGroups(func(name string) bool {
-		key := wire.ObjectKey(kind.Plural, "", name)
+		key := wire.ObjectKey(manifest.CIDRGroups, "", name)
 		if e := p.read(ctx, []string{key}); e != nil {
 			err = e
 		}

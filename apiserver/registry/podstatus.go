@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -15,11 +16,9 @@ import (
 // A manifest's status is not stored. A pod's status is derived from its endpoint when the
 // pod is read. A pod without an endpoint is Pending.
 
-const podsPlural = "pods"
-
 // showStatus fills in the status of pods. Other kinds are left alone.
 func (r *Registry) showStatus(ctx context.Context, kind Kind, namespace string, items []json.RawMessage) error {
-	if kind.Plural != podsPlural || len(items) == 0 {
+	if kind.Plural != manifest.Pods || len(items) == 0 {
 		return nil
 	}
 	prefix := wire.EndpointsPrefix
@@ -47,7 +46,7 @@ func (r *Registry) showStatus(ctx context.Context, kind Kind, namespace string, 
 
 // showOneStatus is showStatus for a single object.
 func (r *Registry) showOneStatus(ctx context.Context, kind Kind, namespace, name string, item json.RawMessage) (json.RawMessage, error) {
-	if kind.Plural != podsPlural {
+	if kind.Plural != manifest.Pods {
 		return item, nil
 	}
 	endpoints := map[string]wire.Endpoint{}

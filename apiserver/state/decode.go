@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -65,13 +66,13 @@ func Decode(ev store.Event) (Event, bool) {
 func reader(key string) func([]byte) (any, error) {
 	if plural, _, _, ok := wire.ParseObjectKey(key); ok {
 		switch plural {
-		case "pods":
+		case manifest.Pods:
 			return readPod
-		case "services":
+		case manifest.Services:
 			return readService
-		case "namespaces":
+		case manifest.Namespaces:
 			return readObject[corev1.Namespace]
-		case "endpointslices":
+		case manifest.EndpointSlices:
 			return readObject[discoveryv1.EndpointSlice]
 		}
 		return nil
@@ -165,5 +166,5 @@ func namedPorts(v *corev1.Pod) []wire.NamedPort {
 // compared reports whether somebody compares the text of such a key with what it should
 // be. The texts of the others are not kept.
 func compared(key string) bool {
-	return strings.HasPrefix(key, wire.EndpointsPrefix) || strings.HasPrefix(key, wire.ObjectKindPrefix("endpointslices"))
+	return strings.HasPrefix(key, wire.EndpointsPrefix) || strings.HasPrefix(key, wire.ObjectKindPrefix(manifest.EndpointSlices))
 }

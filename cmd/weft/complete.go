@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/manifest"
 )
 
 // refuseUnknownShells makes an unknown shell an error: cobra would answer with the help.
@@ -122,7 +123,7 @@ var completeNodes = fromCluster(func(ctx context.Context, c *api.Client, _ *cobr
 })
 
 var completeNamespaces = fromCluster(func(ctx context.Context, c *api.Client, _ *cobra.Command, _ []string) ([]string, error) {
-	return objectNames(ctx, c, "namespaces", "")
+	return objectNames(ctx, c, manifest.Namespaces, "")
 })
 
 // completeObjects completes "KIND", then "KIND NAME…".

@@ -97,7 +97,7 @@ func selected(cmd *cobra.Command, selector string, opts api.ManifestOptions, arg
 		return nil, err
 	}
 	return func(ctx context.Context, c *api.Client) (*api.ApplyResult, error) {
-		l, err := c.Objects(ctx, k.plural, objectNamespace(cmd, k))
+		l, err := c.Objects(ctx, k.Plural, objectNamespace(cmd, k))
 		if err != nil {
 			return nil, err
 		}
@@ -110,7 +110,7 @@ func selected(cmd *cobra.Command, selector string, opts api.ManifestOptions, arg
 			}
 		}
 		if len(items) == 0 {
-			return nil, api.NotFound("`weft get "+k.plural+" -o wide` shows their labels", "cluster %s has no %s matching %s", l.Cluster, k.plural, selector)
+			return nil, api.NotFound("`weft get "+k.Plural+" -o wide` shows their labels", "cluster %s has no %s matching %s", l.Cluster, k.Plural, selector)
 		}
 		manifest, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "List", "items": items})
 		if err != nil {
@@ -123,7 +123,7 @@ func selected(cmd *cobra.Command, selector string, opts api.ManifestOptions, arg
 func deleteNames(ctx context.Context, c *api.Client, k kind, namespace string, names []string, opts api.ManifestOptions) (*api.ApplyResult, error) {
 	all := new(api.ApplyResult)
 	for _, name := range names {
-		r, err := c.Delete(ctx, k.plural, namespace, name, opts)
+		r, err := c.Delete(ctx, k.Plural, namespace, name, opts)
 		if err != nil && len(all.Objects) > 0 {
 			return all, halfDone{err}
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/policy"
 )
 
@@ -146,7 +147,7 @@ func describe(ctx context.Context, cmd *cobra.Command, c *api.Client, word strin
 		return nil, err
 	}
 	for _, name := range names {
-		l, err := c.Object(ctx, k.plural, objectNamespace(cmd, k), name)
+		l, err := c.Object(ctx, k.Plural, objectNamespace(cmd, k), name)
 		if err != nil {
 			return all, err
 		}
@@ -197,12 +198,12 @@ func describeObject(ctx context.Context, c *api.Client, status *api.Status, k ki
 	d.add("Labels", lines(meta.Labels))
 	d.add("Annotations", lines(meta.Annotations))
 	full := strings.TrimPrefix(meta.Namespace+"/"+meta.Name, "/")
-	switch k.plural {
-	case "services":
+	switch {
+	case k.Plural == manifest.Services:
 		err = d.backends(ctx, c, meta.Namespace, meta.Name)
-	case "networkpolicies", "ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies":
+	case k.Policy:
 		err = d.selected(ctx, c, l.Cluster, raw)
-	case "pods":
+	case k.Plural == manifest.Pods:
 		d.add("Waits", podMessage(raw))
 		err = d.holders(ctx, c, l.Cluster, meta.Namespace, row[slices.IndexFunc(heads, func(c column) bool { return c.head == "ADDRESS" })])
 	}

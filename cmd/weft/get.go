@@ -91,7 +91,7 @@ func getKinds(cmd *cobra.Command, kinds []kind, chosen labels.Selector) error {
 			}
 		}
 		for _, row := range t.rows {
-			names.rows = append(names.rows, []string{k.plural + "/" + t.fullName(cmd, row)})
+			names.rows = append(names.rows, []string{k.Plural + "/" + t.fullName(cmd, row)})
 		}
 		all = append(all, lists...)
 	}
@@ -106,7 +106,7 @@ func getKinds(cmd *cobra.Command, kinds []kind, chosen labels.Selector) error {
 func listObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Selector) (lists []*api.ObjectList, t table, err error) {
 	lists, err = each(cmd, func(ctx context.Context, c *api.Client) (*api.ObjectList, error) {
 		if len(names) == 0 {
-			l, err := c.Objects(ctx, k.plural, namespace(cmd))
+			l, err := c.Objects(ctx, k.Plural, namespace(cmd))
 			if err == nil {
 				l.Items = slices.DeleteFunc(l.Items, func(raw json.RawMessage) bool { return !chooses(chosen, raw) })
 			}
@@ -114,7 +114,7 @@ func listObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Selec
 		}
 		all := &api.ObjectList{}
 		for _, name := range names {
-			one, err := c.Object(ctx, k.plural, objectNamespace(cmd, k), name)
+			one, err := c.Object(ctx, k.Plural, objectNamespace(cmd, k), name)
 			if err != nil {
 				return nil, err
 			}
@@ -123,8 +123,8 @@ func listObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Selec
 		}
 		return all, nil
 	})
-	t = table{columns: k.heads(), name: len(k.heads()) - len(k.columns) - 3, empty: "there are no " + k.plural}
-	if of := namespace(cmd); of != "" && !k.clusters {
+	t = table{columns: k.heads(), name: len(k.heads()) - len(k.columns) - 3, empty: "there are no " + k.Plural}
+	if of := namespace(cmd); of != "" && k.Namespaced {
 		t.empty += fmt.Sprintf(" in namespace %q", of)
 	}
 	for _, l := range lists {
@@ -166,7 +166,7 @@ func showObjects(cmd *cobra.Command, lists []*api.ObjectList, t table, applied b
 
 // objectNamespace is the namespace of a named object.
 func objectNamespace(cmd *cobra.Command, k kind) string {
-	if k.clusters {
+	if !k.Namespaced {
 		return ""
 	}
 	if ns := namespace(cmd); ns != "" {
@@ -193,7 +193,7 @@ func watchObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Sele
 	t := table{columns: append(columns("EVENT"), k.heads()...)}
 	synced, events := false, 0
 	part := selection{chosen, map[string]bool{}}
-	err = c.Watch(cmd.Context(), k.plural, namespace(cmd), func(ev api.WatchEvent) error {
+	err = c.Watch(cmd.Context(), k.Plural, namespace(cmd), func(ev api.WatchEvent) error {
 		if ev.Type != "synced" && len(names) > 0 && !slices.Contains(names, ev.Name) {
 			return nil
 		}
@@ -235,7 +235,7 @@ func watchObjects(cmd *cobra.Command, k kind, names []string, chosen labels.Sele
 // name is known.
 func (k kind) eventRow(ev api.WatchEvent) ([]string, error) {
 	row := []string{ev.Cluster, ev.Namespace, ev.Name}
-	if k.clusters {
+	if !k.Namespaced {
 		row = []string{ev.Cluster, ev.Name}
 	}
 	if len(ev.Object) > 0 {

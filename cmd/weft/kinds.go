@@ -20,63 +20,54 @@ import (
 // kind is a kind of object as `weft get` shows it. Every listing begins with cluster,
 // namespace and name and ends with owner and age; cells are the columns between.
 type kind struct {
-	plural   string
-	names    []string // aliases
-	columns  []column
-	cells    func(raw []byte) ([]string, error)
-	clusters bool // cluster-wide, without namespace
+	manifest.Kind
+	listing
 }
 
-var kinds = []kind{
-	{plural: "namespaces", names: []string{"namespace", "ns"}, clusters: true,
-		columns: columns("*LABELS"),
-		cells: cells(func(n *corev1.Namespace) []string {
-			return []string{labelList(n.Labels)}
-		})},
-	{plural: "pods", names: []string{"pod", "po"},
-		columns: columns("NODE", "ADDRESS", "READY", "STATUS", "*LABELS"),
-		cells: cells(func(p *corev1.Pod) []string {
-			return []string{p.Spec.NodeName, p.Status.PodIP, podReady(p), podStatus(p), labelList(p.Labels)}
-		})},
-	{plural: "services", names: []string{"service", "svc"},
-		columns: columns("CLUSTER-IP", "PORTS", "GLOBAL", "*SELECTOR"),
-		cells: cells(func(s *corev1.Service) []string {
-			return []string{s.Spec.ClusterIP, servicePorts(s), fmt.Sprint(isGlobal(s)), labelList(s.Spec.Selector)}
-		})},
-	{plural: "endpointslices", names: []string{"endpointslice"},
-		columns: columns("SERVICE", "ADDRESSES", "PORTS"),
-		cells: cells(func(e *discoveryv1.EndpointSlice) []string {
-			return []string{e.Labels[discoveryv1.LabelServiceName], sliceAddresses(e), slicePorts(e)}
-		})},
-	{plural: "ciliumnetworkpolicies", names: []string{"ciliumnetworkpolicy", "cnp"},
-		columns: columns("SELECTS", "RULES"), cells: policyCells},
-	{plural: "networkpolicies", names: []string{"networkpolicy", "netpol", "np"},
-		columns: columns("SELECTS", "RULES"), cells: cells(networkPolicyCells)},
-	{plural: "ciliumcidrgroups", names: []string{"ciliumcidrgroup", "ccg"}, clusters: true,
-		columns: columns("PREFIXES"), cells: cells(groupCells)},
-	{plural: "ciliumclusterwidenetworkpolicies", names: []string{"ciliumclusterwidenetworkpolicy", "ccnp"}, clusters: true,
-		columns: columns("SELECTS", "RULES"), cells: policyCells},
+type listing struct {
+	columns []column
+	cells   func(raw []byte) ([]string, error)
 }
+
+// listings show objects, by plural.
+var listings = map[string]listing{
+	manifest.Namespaces: {columns("*LABELS"), cells(func(n *corev1.Namespace) []string {
+		return []string{labelList(n.Labels)}
+	})},
+	manifest.Pods: {columns("NODE", "ADDRESS", "READY", "STATUS", "*LABELS"), cells(func(p *corev1.Pod) []string {
+		return []string{p.Spec.NodeName, p.Status.PodIP, podReady(p), podStatus(p), labelList(p.Labels)}
+	})},
+	manifest.Services: {columns("CLUSTER-IP", "PORTS", "GLOBAL", "*SELECTOR"), cells(func(s *corev1.Service) []string {
+		return []string{s.Spec.ClusterIP, servicePorts(s), fmt.Sprint(isGlobal(s)), labelList(s.Spec.Selector)}
+	})},
+	manifest.EndpointSlices: {columns("SERVICE", "ADDRESSES", "PORTS"), cells(func(e *discoveryv1.EndpointSlice) []string {
+		return []string{e.Labels[discoveryv1.LabelServiceName], sliceAddresses(e), slicePorts(e)}
+	})},
+	manifest.Policies:            {columns("SELECTS", "RULES"), policyCells},
+	manifest.ClusterwidePolicies: {columns("SELECTS", "RULES"), policyCells},
+	manifest.NetworkPolicies:     {columns("SELECTS", "RULES"), cells(networkPolicyCells)},
+	manifest.CIDRGroups:          {columns("PREFIXES"), cells(groupCells)},
+}
+
+var kinds = func() (all []kind) {
+	for _, k := range manifest.Kinds() {
+		all = append(all, kind{k, listings[k.Plural]})
+	}
+	return all
+}()
 
 // kindOf finds a kind by any of its names.
 func kindOf(word string) (kind, error) {
 	word = strings.ToLower(word)
-	for _, k := range kinds {
-		if k.plural == word {
-			return k, nil
-		}
-		for _, n := range k.names {
-			if n == word {
-				return k, nil
-			}
-		}
-	}
 	if command := elsewhere(word); command != "" {
 		return kind{}, usageError{fmt.Errorf("%q is not a kind of manifest; `weft %s` shows them", word, command)}
 	}
 	var words []string
 	for _, k := range kinds {
-		words = append(append(words, k.plural), k.names...)
+		if k.Called(word) {
+			return k, nil
+		}
+		words = append(append(words, k.Plural, strings.ToLower(k.Name)), k.Short...)
 	}
 	if near := manifest.Nearest(word, words); near != "" {
 		return kind{}, usageError{fmt.Errorf("there is no kind %q; did you mean %s?", word, near)}
@@ -104,7 +95,7 @@ func elsewhere(word string) string {
 func kindNames() []string {
 	names := make([]string, len(kinds))
 	for i, k := range kinds {
-		names[i] = k.plural
+		names[i] = k.Plural
 	}
 	return names
 }
@@ -133,7 +124,7 @@ func (k kind) row(cluster string, raw []byte) ([]string, error) {
 		return nil, err
 	}
 	row := []string{cluster, meta.Namespace, meta.Name}
-	if k.clusters {
+	if !k.Namespaced {
 		row = []string{cluster, meta.Name}
 	}
 	return append(append(row, middle...), api.OwnerOf(raw), since(meta.CreationTimestamp.Time)), nil
@@ -141,7 +132,7 @@ func (k kind) row(cluster string, raw []byte) ([]string, error) {
 
 func (k kind) heads() []column {
 	cols := columns("CLUSTER", "NAMESPACE", "NAME")
-	if k.clusters {
+	if !k.Namespaced {
 		cols = columns("CLUSTER", "NAME")
 	}
 	return append(append(cols, k.columns...), columns("*OWNER", "AGE")...)
@@ -280,7 +271,7 @@ func objectNames(ctx context.Context, c *api.Client, word, ns string) (names []s
 	if err != nil {
 		return nil, err
 	}
-	l, err := c.Objects(ctx, k.plural, ns)
+	l, err := c.Objects(ctx, k.Plural, ns)
 	if err != nil {
 		return nil, err
 	}

@@ -42,12 +42,11 @@ func policies(ctx context.Context, c *api.Client, namespace string) (*policyList
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range []string{policy.KindNamespaced, policy.KindClusterwide, policy.KindNetwork} {
-		k, err := kindOf(name)
-		if err != nil {
-			return nil, err
+	for _, k := range kinds {
+		if !k.Policy {
+			continue
 		}
-		l, err := c.Objects(ctx, k.plural, namespace)
+		l, err := c.Objects(ctx, k.Plural, namespace)
 		if err != nil {
 			return nil, err
 		}
@@ -56,14 +55,14 @@ func policies(ctx context.Context, c *api.Client, namespace string) (*policyList
 			if err != nil {
 				return nil, err
 			}
-			if k.clusters {
+			if !k.Namespaced {
 				row = slices.Insert(row, 1, "")
 			}
 			pods := "" // unknown, if this version cannot read the policy
 			if n, err := selectedPods(identities.Identities, l.Cluster, raw); err == nil {
 				pods = fmt.Sprint(n)
 			}
-			row = slices.Insert(row, 3, name)
+			row = slices.Insert(row, 3, k.Name)
 			all.rows = append(all.rows, slices.Insert(row, len(row)-2, pods))
 		}
 		all.Cluster, all.Policies = l.Cluster, append(all.Policies, l.Items...)

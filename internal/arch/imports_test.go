@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 	// about forgeries.
 	"apiserver/authority": {"api", "statefile"},
 	"apiserver":           {"api", "apiserver/authority", "store", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile", "internal/pace"},
-	"meshagent":           {"meshagent/tables", "meshagent/reconcile", "meshagent/paths", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread", "internal/pace"},
+	"meshagent":           {"meshagent/tables", "meshagent/reconcile", "meshagent/paths", "manifest", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread", "internal/pace"},
 	// Knows a map by what it can do, not what it is for.
 	"meshagent/reconcile": {},
 	"meshagent/tables":    {"identity", "wire", "policy", "service", "tunnel"},

@@ -19,6 +19,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/policy"
 	"github.com/weft-mesh/weft/service"
@@ -396,13 +397,13 @@ func (w *writer) object(e store.Event) error {
 		return errKey
 	}
 	switch plural {
-	case "namespaces":
+	case manifest.Namespaces:
 		v, err := value(e, readObject[corev1.Namespace])
 		if err != nil {
 			return err
 		}
 		return write(w, w.t.Namespaces, &tables.Namespace{Name: name, Object: v}, v != nil)
-	case "pods":
+	case manifest.Pods:
 		v, err := value(e, readObject[corev1.Pod])
 		if err != nil {
 			return err
@@ -411,7 +412,7 @@ func (w *writer) object(e store.Event) error {
 			p.Object = v
 			return p.Object != nil || p.Endpoint != nil
 		})
-	case "services":
+	case manifest.Services:
 		v, err := value(e, readService)
 		if err != nil {
 			return err
@@ -422,7 +423,7 @@ func (w *writer) object(e store.Event) error {
 		}
 		row.Namespace, row.Name = namespace, name
 		return write(w, w.t.Services, row, v != nil)
-	case "endpointslices":
+	case manifest.EndpointSlices:
 		v, err := value(e, readObject[discoveryv1.EndpointSlice])
 		if err != nil {
 			return err
@@ -433,7 +434,7 @@ func (w *writer) object(e store.Event) error {
 		}
 		row.Namespace, row.Name = namespace, name
 		return write(w, w.t.Slices, row, v != nil)
-	case "ciliumcidrgroups":
+	case manifest.CIDRGroups:
 		v, err := value(e, policy.ParseGroup)
 		if err != nil {
 			return err
@@ -443,7 +444,10 @@ func (w *writer) object(e store.Event) error {
 			row.Group = *v
 		}
 		return write(w, w.t.Policies, row, v != nil)
-	case "ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies", "networkpolicies":
+	default:
+		if !manifest.IsPolicy(plural) {
+			return nil // of a newer version
+		}
 		row := &tables.Policy{Kind: plural, Namespace: namespace, Name: name}
 		v, err := value(e, policy.ParseStored)
 		if err != nil {

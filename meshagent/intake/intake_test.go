@@ -11,6 +11,7 @@ import (
 	"unsafe"
 
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -281,4 +282,17 @@ func TestARefusalGoesWithItsKey(t *testing.T) {
 	// That the cluster's own record is gone is worth telling.
 	d.drop(wire.ClusterKey)
 	d.want("rejected", wire.ClusterKey, true)
+}
+
+// What is accepted is enforced: every kind of object that can be applied is read here.
+func TestEveryKindIsTakenIn(t *testing.T) {
+	for _, k := range manifest.Kinds() {
+		d, namespace := newDesk(t), ""
+		if k.Namespaced {
+			namespace = "shop"
+		}
+		key := wire.ObjectKey(k.Plural, namespace, "one")
+		d.put(key, "not an object")
+		d.want("rejected", key, true)
+	}
 }
