@@ -44,13 +44,14 @@ bench: build ## print measurements as JSON lines
 bench-mesh: build ## measure one agent and API server in a mesh of up to 511 clusters, and draw the curves
 	go run ./internal/benchmesh $(if $(CLUSTERS),-effort quick -clusters $(CLUSTERS),-docs docs)
 
-# Simulated meshes for FOR, then rounds of a minute or two on real ones in the lab, for FOR
-# as well or as many as ROUNDS; SEED repeats the first of those. CI has both in short, as tests.
+# Simulated meshes for FOR, then real ones in the lab: fifty pods at once, ten times, and
+# rounds of a minute or two for FOR as well, or as many as ROUNDS; SEED repeats the first of
+# those, without the pods. CI has simulated meshes and one round in short, as tests.
 .PHONY: chaos
 chaos: FOR ?= 10m
 chaos: build ## let everything fail in simulated and in real meshes for FOR (10m) each, and check what must hold
 	cd internal/chaos && go test -count=1 -timeout 0 -run TestSeeds -first $$(date +%s) -seeds 1 -for $(FOR)
-	go run ./internal/chaos/labchaos $(if $(ROUNDS),-rounds $(ROUNDS),-for $(FOR)) $(if $(SEED),-seed $(SEED))
+	go run ./internal/chaos/labchaos $(if $(ROUNDS),-rounds $(ROUNDS),-for $(FOR)) $(if $(SEED),-seed $(SEED) -pods=false)
 
 .PHONY: generate
 generate: ## compile the BPF programs again, which needs clang-19, and make Go of .proto files

@@ -4,10 +4,12 @@
 //
 // A seed decides what happens. What it decides is written as a lab script, which
 // `weft lab run` runs; so a run that fails is a file that can be read, cut down and run again.
+// Before the first round, many pods come and go at once on a busy machine.
 package main
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"flag"
 	"fmt"
@@ -27,6 +29,7 @@ func main() {
 	flag.IntVar(&o.steps, "steps", 25, "what breaks, is mended or changes in a round")
 	flag.IntVar(&o.rounds, "rounds", 1, "number of rounds")
 	flag.DurationVar(&o.span, "for", 0, "begin no further round after this time, instead of a number of rounds")
+	flag.BoolVar(&o.pods, "pods", true, "first create and delete fifty pods at once, ten times")
 	flag.StringVar(&o.weft, "weft", "./weft", "program under test")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "folder for the scripts of rounds that fail")
 	print := flag.Bool("print", false, "print the script of the first round and run nothing")
@@ -45,36 +48,36 @@ type options struct {
 	seed          uint64
 	steps, rounds int
 	span          time.Duration
+	pods          bool
 	weft, dir     string
 }
+
+// pods is the script in which many pods come and go.
+//
+//go:embed pods.txtar
+var pods []byte
 
 // run runs rounds. It goes on after one that failed, and keeps its script.
 func run(ctx context.Context, o options) error {
 	begun, failed := time.Now(), 0
+	one := func(what, name string, text []byte) error {
+		ok, err := o.round(ctx, what, name, text)
+		if !ok {
+			failed++
+		}
+		return err
+	}
+	if o.pods {
+		if err := one("pods", "chaos-pods.txtar", pods); err != nil {
+			return err
+		}
+	}
 	for i := 0; ctx.Err() == nil && (i < o.rounds || o.span > 0); i++ {
 		if o.span > 0 && i > 0 && time.Since(begun) > o.span {
 			break
 		}
 		seed := o.seed + uint64(i)
-		path := filepath.Join(o.dir, fmt.Sprintf("chaos-%d.txtar", seed))
-		if err := os.WriteFile(path, Script(seed, o.steps), 0o600); err != nil {
-			return err
-		}
-		fmt.Printf("round %d, seed %d: %s lab run %s\n", i+1, seed, o.weft, path)
-		cmd := exec.CommandContext(ctx, o.weft, "lab", "run", path)
-		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it takes its clusters down
-		cmd.WaitDelay = time.Minute
-		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-		if err := cmd.Run(); err != nil {
-			var exit *exec.ExitError
-			if !errors.As(err, &exit) || ctx.Err() != nil {
-				return errors.Join(err, ctx.Err())
-			}
-			failed++
-			fmt.Printf("round %d FAILED; run it again with: %s lab run %s\n", i+1, o.weft, path)
-			continue
-		}
-		if err := os.Remove(path); err != nil {
+		if err := one(fmt.Sprintf("round %d, seed %d", i+1, seed), fmt.Sprintf("chaos-%d.txtar", seed), Script(seed, o.steps)); err != nil {
 			return err
 		}
 	}
@@ -82,4 +85,26 @@ func run(ctx context.Context, o options) error {
 		return fmt.Errorf("%d rounds failed", failed)
 	}
 	return ctx.Err()
+}
+
+// round runs a script and says whether it passed. One that failed stays.
+func (o options) round(ctx context.Context, what, name string, text []byte) (ok bool, err error) {
+	path := filepath.Join(o.dir, name)
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		return false, err
+	}
+	fmt.Printf("%s: %s lab run %s\n", what, o.weft, path)
+	cmd := exec.CommandContext(ctx, o.weft, "lab", "run", path)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it takes its clusters down
+	cmd.WaitDelay = time.Minute
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || ctx.Err() != nil {
+			return false, errors.Join(err, ctx.Err())
+		}
+		fmt.Printf("%s FAILED; run it again with: %s lab run %s\n", what, o.weft, path)
+		return false, nil
+	}
+	return true, os.Remove(path)
 }

@@ -54,6 +54,16 @@ func TestScripts(t *testing.T) {
 	}
 }
 
+func TestPodsAreAScript(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pods.txtar")
+	if err := os.WriteFile(path, pods, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := scenario.Load(path); err != nil {
+		t.Error(err)
+	}
+}
+
 // What one fault needs, no other takes meanwhile.
 func TestFaultsDoNotOverlap(t *testing.T) {
 	for seed := range uint64(100) {
