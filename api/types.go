@@ -222,7 +222,10 @@ type PeerStatus struct {
 type ControlStatus struct {
 	State string    `json:"state"`
 	Since time.Time `json:"since"`
-	Error string    `json:"error,omitempty"`
+	// NotUpSince is since when it is not up, in whatever state; zero while it is, or if that
+	// is not known.
+	NotUpSince time.Time `json:"notUpSince,omitzero"`
+	Error      string    `json:"error,omitempty"`
 	// LastHeard is when the peer last proved that our copy is current; zero
 	// means never. AgeSeconds is its age now.
 	LastHeard  time.Time `json:"lastHeard"`

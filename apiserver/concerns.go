@@ -366,12 +366,13 @@ func peerConcerns(own string, peers []api.PeerStatus, r reach) (out []api.Concer
 	return out
 }
 
-// linkConcern is a control link that is not up, with the cause.
+// linkConcern is a control link that is not up, with the cause. One that changes from one
+// cause to another has not been up in between.
 func linkConcern(p api.PeerStatus, message, next string) api.Concern {
 	if p.Control.Error != "" {
 		message += ": " + p.Control.Error
 	}
-	return api.Concern{Reason: "ControlLink", Since: p.Control.Since, Grace: linkGrace, Message: message, Next: next}
+	return api.Concern{Reason: "ControlLink", Since: cmp.Or(p.Control.NotUpSince, p.Control.Since), Grace: linkGrace, Message: message, Next: next}
 }
 
 func refusalConcerns(s *api.Status) (out []api.Concern) {

@@ -127,7 +127,8 @@ func New(c Config) *Mirror {
 		c.Rate = DefaultRate()
 	}
 	m := &Mirror{pace: newPace(c.Rate, time.Now()), queue: newQueue(), conf: c, claims: newClaims(c.Own, c.Peer, c.Taken), have: map[string]entry{}, entries: map[string]int{}, held: map[string]bool{}}
-	m.count = counters{state: api.LinkConnecting, since: time.Now(), heard: c.Heard, synced: map[wire.Resource]bool{}, refused: map[string]refusal{}, refusals: map[refusalKey]uint64{}}
+	now := time.Now()
+	m.count = counters{state: api.LinkConnecting, since: now, notUp: now, heard: c.Heard, synced: map[wire.Resource]bool{}, refused: map[string]refusal{}, refusals: map[refusalKey]uint64{}}
 	return m
 }
 

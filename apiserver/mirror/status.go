@@ -15,6 +15,7 @@ import (
 type counters struct {
 	state    string
 	since    time.Time
+	notUp    time.Time // since when the state is not LinkUp; zero if it is
 	err      string
 	heard    time.Time
 	synced   map[wire.Resource]bool
@@ -58,7 +59,7 @@ func (m *Mirror) Status(now time.Time) api.PeerStatus {
 		Cluster: m.conf.Own.Name, Name: p.Name, ID: uint32(p.ID),
 		PodCIDRs: p.PodCIDRs, ServiceCIDR: p.ServiceCIDR, Endpoints: p.Endpoints,
 		Generation: m.generation, Cilium: p.Cilium,
-		Control: api.ControlStatus{State: m.count.state, Since: m.count.since, Error: m.count.err, LastHeard: m.count.heard},
+		Control: api.ControlStatus{State: m.count.state, Since: m.count.since, NotUpSince: m.count.notUp, Error: m.count.err, LastHeard: m.count.heard},
 	}
 	if !m.count.heard.IsZero() {
 		s.Control.AgeSeconds = max(0, now.Sub(m.count.heard).Seconds())
@@ -133,8 +134,14 @@ func (m *Mirror) setState(state string, err error) {
 	if err != nil {
 		m.count.err = err.Error()
 	}
-	if m.count.state != state {
-		m.count.state, m.count.since = state, time.Now()
+	if m.count.state == state {
+		return
+	}
+	m.count.state, m.count.since = state, time.Now()
+	if state == api.LinkUp {
+		m.count.notUp = time.Time{}
+	} else if m.count.notUp.IsZero() {
+		m.count.notUp = m.count.since
 	}
 }
 

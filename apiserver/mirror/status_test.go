@@ -2,8 +2,10 @@ package mirror
 
 import (
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -133,6 +135,31 @@ func TestHeardBeforeTheStart(t *testing.T) {
 		b.wait()
 		if s := b.state(); s.State != api.LinkUp || s.AgeSeconds > 60 {
 			t.Errorf("control %+v", s)
+		}
+	})
+}
+
+// A link that is down for one reason after another has not been up in between.
+func TestSinceWhenALinkIsNotUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(Config{Log: slog.New(slog.DiscardHandler)})
+		began := time.Now()
+		for _, step := range []struct {
+			state string
+			want  time.Duration // since it began; negative: it is up
+		}{
+			{api.LinkDown, 0}, {api.LinkConnecting, 0}, {api.LinkUp, -1}, {api.LinkUp, -1},
+			{api.LinkRefused, 4 * time.Minute}, {api.LinkDown, 4 * time.Minute}, {api.LinkDown, 4 * time.Minute}, {api.LinkUp, -1}, {api.LinkDown, 8 * time.Minute},
+		} {
+			m.setState(step.state, nil)
+			want := time.Time{}
+			if step.want >= 0 {
+				want = began.Add(step.want)
+			}
+			if got := m.Status(time.Now()).Control.NotUpSince; !got.Equal(want) {
+				t.Errorf("%v after it began, %s: not up since %v, want %v", time.Since(began), step.state, got, want)
+			}
+			time.Sleep(time.Minute)
 		}
 	})
 }
