@@ -23,6 +23,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/leader"
 	"github.com/weft-mesh/weft/apiserver/members"
 	"github.com/weft-mesh/weft/statefile"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -295,6 +296,43 @@ func (s *server) attend(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// accessTurn is how often the API servers are compared with what agents and peers are told.
+const accessTurn = 2 * time.Second
+
+// tellAccess tells agents how the API servers and the store are reached, until ctx ends, and
+// calls moved when that has changed. It looks each time what agents were told: the store may
+// have been restored.
+func (s *server) tellAccess(ctx context.Context, st store.Store, moved func()) error {
+	var before string
+	tick := time.NewTicker(accessTurn)
+	defer tick.Stop()
+	for {
+		// In one order, whichever server leads.
+		sorted := func(all []string) []string { return slices.Sorted(slices.Values(all)) }
+		now := wire.Marshal(wire.Access{
+			Servers: sorted(append(s.otherURLs(), s.self.URL)), Etcd: sorted(s.etcdEndpoints()), Gossip: sorted(s.gossipSeeds()),
+		})
+		if all := fmt.Sprintf("%s %q", now, s.wanGossip()); all != before {
+			moved()
+			before = all
+		}
+		kv, err := st.Get(ctx, wire.AccessKey)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		if !slices.Equal(kv.Value, now) {
+			if err := store.Write(ctx, st, store.Put(wire.AccessKey, now)); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-tick.C:
 		}
 	}

@@ -21,7 +21,6 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -67,6 +66,7 @@ type Agent struct {
 	standing    *standing
 	shares      *shares
 	attachments *attachments
+	access      *access
 	files       *files
 	ring        *flow.Ring
 
@@ -148,14 +148,9 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	if a.rows, err = paths.NewRows(a.Tables, edges.Datapath.Maps()); err != nil {
 		return nil, err
 	}
-	servers, unknown := n.apiServers(context.Background(), net.DefaultResolver.LookupNetIP)
-	if len(unknown) > 0 {
-		text := fmt.Sprintf("policies for the entity kube-apiserver do not cover %s: no address found for this name; restart the agent once it resolves, or put an address into the join bundle", strings.Join(unknown, ", "))
-		log.Warn(text)
-		setProblem(t, wire.ProblemParts, "kube-apiserver", text)
-	}
+	a.access = newAccess(n.bundle, net.DefaultResolver.LookupNetIP, a.Tables, edges.Reach, partTrouble(a.Tables, "access", "the join bundle does not follow the API servers", log))
 	a.program, err = program.New(program.Config{
-		Self: n.name, APIServers: servers, Tables: a.Tables, Maps: edges.Datapath.Maps(), Rows: a.rows, Start: a.start, Trace: cfg.Trace, Log: log,
+		Self: n.name, APIServers: a.access.servers, Tables: a.Tables, Maps: edges.Datapath.Maps(), Rows: a.rows, Start: a.start, Trace: cfg.Trace, Log: log,
 		Remember: membersFile(a.membersPath()).write,
 	})
 	if err != nil {
@@ -199,7 +194,7 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 	}
 	defer func() { _ = a.Tables.DB.Stop() }()
 	g, ctx := errgroup.WithContext(ctx)
-	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.tunnels, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments}
+	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.tunnels, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments, a.access}
 	for _, r := range a.reflectors {
 		parts = append(parts, r)
 	}
@@ -311,7 +306,7 @@ func (a *Agent) gossipOnce(ctx context.Context, cfg gossip.Config, changed <-cha
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer cancel()
-		return a.edges.Gossip(ctx, cfg, a.node.seeds)
+		return a.edges.Gossip(ctx, cfg, a.access.now().Gossip)
 	})
 	g.Go(func() error {
 		select {

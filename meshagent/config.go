@@ -1,19 +1,16 @@
 package meshagent
 
 import (
-	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -163,42 +160,11 @@ type node struct {
 	ip      netip.Addr
 	cidr    netip.Prefix
 	members []netip.Prefix // own cluster's pod CIDRs
-	seeds   []string
 	gossip  []byte
 	bundle  *api.JoinBundle
 }
 
 func (n node) key() string { return n.cluster + "/" + n.name }
-
-// lookupTime bounds how long the start waits for the names of API servers to resolve.
-const lookupTime = 2 * time.Second
-
-// apiServers are the addresses of the API servers in the join bundle, and the names
-// that do not resolve.
-func (n node) apiServers(ctx context.Context, lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)) (addrs []netip.Addr, unknown []string) {
-	ctx, cancel := context.WithTimeout(ctx, lookupTime)
-	defer cancel()
-	var hosts []string
-	for _, text := range slices.Concat([]string{n.bundle.Server}, n.bundle.Servers, n.bundle.EtcdEndpoints) {
-		if u, err := url.Parse(text); err == nil && u.Hostname() != "" && !slices.Contains(hosts, u.Hostname()) {
-			hosts = append(hosts, u.Hostname())
-		}
-	}
-	for _, host := range hosts {
-		found := []netip.Addr{}
-		if addr, err := netip.ParseAddr(host); err == nil {
-			found = append(found, addr)
-		} else if found, err = lookup(ctx, "ip4", host); err != nil || len(found) == 0 {
-			unknown = append(unknown, host)
-		}
-		for _, addr := range found {
-			if addr = addr.Unmap(); !slices.Contains(addrs, addr) {
-				addrs = append(addrs, addr)
-			}
-		}
-	}
-	return addrs, unknown
-}
 
 // readJoin reads the join bundle and applies what the configuration overrides.
 func readJoin(c Config) (node, error) {
@@ -217,7 +183,7 @@ func readJoin(c Config) (node, error) {
 }
 
 func whoAmI(c Config, b *api.JoinBundle) (node, error) {
-	n := node{cluster: b.Cluster, name: b.Node, ip: c.NodeIP, cidr: c.PodCIDR, members: b.ClusterPodCIDRs, seeds: b.GossipSeeds, bundle: b}
+	n := node{cluster: b.Cluster, name: b.Node, ip: c.NodeIP, cidr: c.PodCIDR, members: b.ClusterPodCIDRs, bundle: b}
 	if c.NodeName != "" && c.NodeName != b.Node {
 		return n, fmt.Errorf("node-name is %q, but the join bundle was issued for %q: issue one for this node", c.NodeName, b.Node)
 	}

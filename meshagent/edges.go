@@ -10,6 +10,7 @@ import (
 	"github.com/weft-mesh/weft/tunnel"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/tunnel/probe"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // Datapath is what an agent needs of package bpf.
@@ -57,6 +58,9 @@ type Edges struct {
 	Transport func(source netip.Addr) (probe.Transport, error)
 	// Gossip takes part in the cluster's gossip until ctx ends; nil: the agent does not.
 	Gossip func(ctx context.Context, cfg gossip.Config, seeds []string) error
+	// Reach makes the node use the API servers that the cluster names, also after a restart.
+	// It may be nil.
+	Reach func(ctx context.Context, named wire.Access) error
 	// Diagnose says in a few words why the store cannot be reached, "" if it can be. It
 	// may be nil.
 	Diagnose func(ctx context.Context) string

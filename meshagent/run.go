@@ -67,14 +67,26 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, datapath.Close()) }()
 	var a *Agent
-	certificates, err := certificate.New(n.bundle, certificate.Config{
+	var etcd *store.Etcd
+	var certificates *certificate.Holder
+	answers := func(ctx context.Context, urls []string) string {
+		return diagnose(ctx, n.cluster, agentUser+n.name, urls, certificates.Client())
+	}
+	certificates, err = certificate.New(n.bundle, certificate.Config{
 		Path: cfg.Join, Log: cfg.Log,
 		Tell: func(problem string) { a.tellOfCertificates(problem) },
+		Use:  func(urls []string) { etcd.SetEndpoints(urls) },
+		Answers: func(ctx context.Context, urls []string) error {
+			if why := answers(ctx, urls); why != "" {
+				return errors.New(why)
+			}
+			return nil
+		},
 	})
 	if err != nil {
 		return err
 	}
-	etcd, err := dialStore(n, certificates.Client())
+	etcd, err = dialStore(n, certificates.Client())
 	if err != nil {
 		return err
 	}
@@ -96,11 +108,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		},
 		Transport: func(source netip.Addr) (probe.Transport, error) { return probe.NewICMP(source) },
 		Gossip:    joinPool,
-		Diagnose: func(ctx context.Context) string {
-			return diagnose(ctx, n.cluster, agentUser+n.name, n.bundle.EtcdEndpoints, certificates.Client())
-		},
-		MTU:    inner,
-		BootID: bootID(),
+		Reach:     certificates.Reach,
+		Diagnose:  func(ctx context.Context) string { return answers(ctx, certificates.Endpoints()) },
+		MTU:       inner,
+		BootID:    bootID(),
 	})
 	if err != nil {
 		return err

@@ -22,7 +22,7 @@ var wanted = []string{
 	"burst", "reused-address", "sealed",
 	"noisy-pod",
 	"demo", "global-service", "identity-policy", "global-failover", "agent-restart", "control-partition",
-	"encryption", "peer-lifecycle", "cilium-peer", "hybrid", "bad-input", "restore", "backup", "three-servers", "refused",
+	"encryption", "peer-lifecycle", "cilium-peer", "hybrid", "bad-input", "restore", "backup", "three-servers", "moved-server", "refused",
 	"policy-kinds",
 	"status-tells", "status-tells-mesh", "mended",
 	"operations", "manifests",

@@ -124,6 +124,10 @@ func Dial(c DialConfig) (*Etcd, error) {
 // Client returns the underlying etcd client, for users, roles and maintenance.
 func (e *Etcd) Client() *clientv3.Client { return e.client }
 
+// SetEndpoints makes these the URLs of the store. Requests and watches that are under way go
+// on.
+func (e *Etcd) SetEndpoints(urls []string) { e.client.SetEndpoints(urls...) }
+
 // Close ends the connection and every watch on it.
 func (e *Etcd) Close() error { return errors.Join(e.single.close(), e.client.Close()) }
 

@@ -171,6 +171,9 @@ type Peer struct {
 	Cilium bool `json:"cilium,omitempty"`
 	// Gossip is where its API servers listen for WAN gossip, host:port.
 	Gossip []string `json:"gossip,omitempty"`
+	// Named are those of Endpoints and Gossip that the peer named last; the others were in
+	// its invite, or added there by hand.
+	Named Access `json:"named,omitzero"`
 	// Added is when the operator added it here.
 	Added time.Time `json:"added,omitzero"`
 	// Invited is set while the peer holds a certificate of ours and so has a user

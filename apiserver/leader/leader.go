@@ -57,6 +57,8 @@ const goodbyePatience = 2 * time.Second
 type Election struct {
 	conf    Config
 	changed chan struct{} // has one element when the leadership may be free
+	known   chan struct{} // closed once the API servers are known
+	listed  sync.Once     // closes known
 
 	mu       sync.Mutex // guards what follows
 	servers  servers
@@ -68,7 +70,7 @@ type Election struct {
 
 // New returns an Election.
 func New(c Config) *Election {
-	return &Election{conf: c, changed: make(chan struct{}, 1), servers: servers{rows: map[string]Row{}}}
+	return &Election{conf: c, changed: make(chan struct{}, 1), known: make(chan struct{}), servers: servers{rows: map[string]Row{}}}
 }
 
 // Run takes part until ctx ends, then resigns and returns nil.
@@ -125,6 +127,13 @@ func (e *Election) session(ctx context.Context) error {
 	}()
 	if err := e.introduce(ctx, lease); err != nil {
 		return fmt.Errorf("introduce this server: %w", err)
+	}
+	// Controllers tell agents and peers which API servers there are: to them, one that is not
+	// known yet would be one that was deleted.
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-e.known:
 	}
 	// The events tell when the leadership is free. Asking from time to time as well
 	// helps when those are late.

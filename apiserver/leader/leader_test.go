@@ -316,6 +316,56 @@ func TestCannotWin(t *testing.T) {
 	})
 }
 
+// slow is a store whose first list takes long.
+type slow struct {
+	leader.Store
+	listed atomic.Bool
+}
+
+func (s *slow) Grant(ctx context.Context, ttl time.Duration) (store.Lease, error) {
+	time.Sleep(time.Second) // so that the first list is not that of whoever wants a lease
+	return s.Store.Grant(ctx, ttl)
+}
+
+func (s *slow) List(ctx context.Context, prefix string) ([]store.KV, store.Point, error) {
+	if !s.listed.Swap(true) {
+		time.Sleep(5 * time.Second)
+	}
+	return s.Store.List(ctx, prefix)
+}
+
+// Whoever leads knows the other API servers: agents and peers forget those that it does not
+// name.
+func TestWhoLeadsKnowsTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore()
+		start(t, s, "b").kill()
+		time.Sleep(2 * wire.ServerTTL)
+		var knew []leader.Row
+		var e *leader.Election
+		ctx, cancel := context.WithCancel(t.Context())
+		e = leader.New(leader.Config{
+			Store: &slow{Store: storetest.NewLink(s).Root()}, Self: wire.Server{ID: "a", Name: "a", URL: "https://a"}, Log: slog.New(slog.DiscardHandler),
+			Lead: func(ctx context.Context, _ store.Store) error {
+				knew = e.View().Servers
+				<-ctx.Done()
+				return nil
+			},
+			Stopped: func() bool { return true },
+		})
+		done := make(chan error, 1)
+		go func() { done <- e.Run(ctx) }()
+		time.Sleep(time.Minute)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if len(knew) == 0 || knew[len(knew)-1].Name != "b" {
+			t.Errorf("it led knowing %+v", knew)
+		}
+	})
+}
+
 func TestProblemsOfAProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore()

@@ -60,6 +60,7 @@ func (e *Election) see(b store.Batch) {
 	e.servers.apply(b, time.Now())
 	free := !e.servers.vacant.IsZero()
 	e.mu.Unlock()
+	e.listed.Do(func() { close(e.known) }) // the first batch is the list
 	if free {
 		select {
 		case e.changed <- struct{}{}:

@@ -43,6 +43,8 @@ type Config struct {
 	// Heard is when the peer last proved that our copy was current, before this
 	// mirror was made; zero if not known.
 	Heard time.Time
+	// Moved is called when the peer says how it is reached from now on. It may be nil.
+	Moved func(wire.Access)
 	// Dial opens the peer's store. It need not wait for the connection.
 	Dial func() (Source, error)
 	Log  *slog.Logger
@@ -276,8 +278,16 @@ func (m *Mirror) followJoined(ctx context.Context, src Source) error {
 			m.setJoined(slices.ContainsFunc(b.Events, func(e store.Event) bool { return e.Key == key }))
 		}
 		for _, e := range b.Events {
-			if e.Key == key {
+			switch {
+			case e.Key == key:
 				m.setJoined(!e.Deleted)
+			case e.Key == wire.PeerAccessKey(m.conf.Own.Name) && !e.Deleted && m.conf.Moved != nil:
+				a, err := wire.Unmarshal[wire.Access](e.Value)
+				if err != nil {
+					m.conf.Log.Warn("cannot read how the peer is reached from now on", "peer", m.conf.Peer.Name, "err", err)
+					continue
+				}
+				m.conf.Moved(a)
 			}
 		}
 		return nil

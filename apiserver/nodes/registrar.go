@@ -313,14 +313,17 @@ func (r *Registrar) bundle(ctx context.Context, reg wire.Registration) (*api.Joi
 		return nil, err
 	}
 	c := r.conf.Cluster
+	named := api.NamedServers{
+		Servers: append([]string{r.conf.Server}, r.conf.Others()...), EtcdEndpoints: r.conf.EtcdEndpoints(), GossipSeeds: r.conf.Seeds(),
+	}
 	return &api.JoinBundle{
 		Cluster: c.Name, ClusterID: uint32(c.ID), MaxConnectedClusters: c.MaxConnectedClusters,
 		ClusterPodCIDRs: c.PodCIDRs, ServiceCIDR: c.ServiceCIDR,
 		Node: reg.Name, Addresses: reg.Addresses, PodCIDRs: reg.PodCIDRs,
-		Server: r.conf.Server, Servers: r.conf.Others(), EtcdEndpoints: r.conf.EtcdEndpoints(),
+		Server: r.conf.Server, Servers: named.Servers[1:], EtcdEndpoints: named.EtcdEndpoints, Named: named,
 		CA: string(ca.Bundle()), Cert: string(client.Cert), Key: string(client.Key),
 		ServerCert: string(server.Cert), ServerKey: string(server.Key),
-		GossipKey: base64.StdEncoding.EncodeToString(keys.LAN[0]), GossipSeeds: r.conf.Seeds(),
+		GossipKey: base64.StdEncoding.EncodeToString(keys.LAN[0]), GossipSeeds: named.GossipSeeds,
 	}, nil
 }
 

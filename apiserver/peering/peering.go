@@ -62,6 +62,7 @@ func (c Config) gossipAddresses() []string {
 type Peering struct {
 	conf    Config
 	halted  chan struct{} // has one element after a mirror was stopped
+	tells   chan struct{} // has one element if peers may have to be told how we are reached
 	kept    *store.Kept
 	revival mirror.Revival
 	// history of our store to which the mirrors have written; used by Run only.
@@ -70,6 +71,7 @@ type Peering struct {
 	changing sync.Mutex // held from a check to the write it allows; taken before mu
 	mu       sync.Mutex // guards what follows
 	peers    map[string]wire.Peer
+	listed   bool   // since peers were last told how we are reached
 	owners   owners // of peers
 	mirrors  map[string]*running
 	nodes    map[string][]netip.Addr // our own
@@ -84,7 +86,7 @@ func New(c Config) *Peering {
 	if c.Dialer == nil {
 		c.Dialer = Etcd{Limit: c.Limit}
 	}
-	return &Peering{conf: c, kept: store.NewKept(c.Store, c.Log), halted: make(chan struct{}, 1), peers: map[string]wire.Peer{}, owners: newOwners(), mirrors: map[string]*running{}, nodes: map[string][]netip.Addr{}, heard: map[string]time.Time{}}
+	return &Peering{conf: c, kept: store.NewKept(c.Store, c.Log), halted: make(chan struct{}, 1), tells: make(chan struct{}, 1), peers: map[string]wire.Peer{}, owners: newOwners(), mirrors: map[string]*running{}, nodes: map[string][]netip.Addr{}, heard: map[string]time.Time{}}
 }
 
 // Invite creates what the named cluster needs to read us: a user, a certificate for

@@ -55,7 +55,7 @@ func (session) Close() error { return nil }
 func (w *world) Probe(_ context.Context, endpoints []string, _ *tls.Config) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.down[endpoints[0]] {
+	if !slices.ContainsFunc(endpoints, func(e string) bool { return !w.down[e] }) {
 		return ErrUnreachable
 	}
 	return w.probe
@@ -64,17 +64,12 @@ func (w *world) Probe(_ context.Context, endpoints []string, _ *tls.Config) erro
 func (w *world) Open(endpoints []string, _ *tls.Config) (mirror.Source, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.down[endpoints[0]] || w.stores[endpoints[0]] == nil {
-		return nil, store.ErrUnavailable
+	for _, e := range endpoints {
+		if s := w.stores[e]; s != nil && !w.down[e] {
+			return session{s}, nil
+		}
 	}
-	return session{w.stores[endpoints[0]]}, nil
-}
-
-// set changes the world under its lock.
-func (w *world) set(change func()) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	change()
+	return nil, store.ErrUnavailable
 }
 
 // cluster is one side.
@@ -417,6 +412,7 @@ func TestRestartGoesOn(t *testing.T) {
 		defer func() { east.stop(); west.stop() }()
 		east.read(west)
 		west.read(east)
+		w.tellAll()
 		before := east.st.Dump("")
 		east.restart()
 		if s := east.status("west"); s.Control.State != api.LinkUp {

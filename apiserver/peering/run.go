@@ -3,6 +3,7 @@ package peering
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -23,6 +24,7 @@ import (
 // running is a mirror that runs.
 type running struct {
 	mirror *mirror.Mirror
+	moves  *moves
 	secret wire.PeerSecret
 	ends   time.Time // when the certificate in secret expires; zero if it cannot be read
 	cancel context.CancelFunc
@@ -67,6 +69,9 @@ func (p *Peering) Run(ctx context.Context) error {
 		})
 	})
 	g.Go(func() error { return p.rememberHeard(ctx) })
+	g.Go(func() error {
+		return store.Persist(ctx, p.conf.Log, "telling peers how to reach the API servers", p.tellAccess)
+	})
 	g.Go(func() error {
 		select {
 		case <-known:
@@ -124,6 +129,7 @@ func (p *Peering) apply(ctx context.Context, mirrors *sync.WaitGroup, b store.Ba
 	restored := b.Complete && p.history != "" && p.history != b.History
 	p.mu.Lock()
 	gone := map[string]bool{}
+	p.listed = p.listed || b.Complete
 	if b.Complete {
 		for name := range p.peers {
 			gone[name] = true
@@ -163,6 +169,9 @@ func (p *Peering) apply(ctx context.Context, mirrors *sync.WaitGroup, b store.Ba
 	}
 	if b.Complete {
 		p.history = b.History
+	}
+	if len(touched) > 0 {
+		p.Moved() // somebody new wants to know
 	}
 	return nil
 }
@@ -239,36 +248,42 @@ func same(a, b wire.Peer) bool {
 	a.Invited, b.Invited = false, false
 	a.InvitedAt, b.InvitedAt = time.Time{}, time.Time{}
 	a.Generation, b.Generation = 0, 0
+	// Only the next session uses what is new; see Dial.
+	a.Endpoints, a.Gossip, a.Named = b.Endpoints, b.Gossip, b.Named
 	return string(wire.Marshal(a)) == string(wire.Marshal(b))
 }
 
 func (p *Peering) start(ctx context.Context, mirrors *sync.WaitGroup, peer wire.Peer, secret wire.PeerSecret) {
 	ctx, cancel := context.WithCancel(ctx)
-	r := &running{secret: secret, ends: endOf(secret), cancel: cancel, done: make(chan struct{})}
+	r := &running{moves: newMoves(), secret: secret, ends: endOf(secret), cancel: cancel, done: make(chan struct{})}
 	p.mu.Lock()
 	heard := p.heard[peer.Name]
 	p.mu.Unlock()
+	conf := func() (*tls.Config, error) { return tlsOf(peer, secret) }
 	r.mirror = mirror.New(mirror.Config{
 		Own: p.conf.Cluster, Peer: peer, Store: p.conf.Store, Limit: p.conf.Limit, Rate: p.conf.Rate, Log: p.conf.Log,
 		Heard: heard, Revival: &p.revival,
 		Taken: func(a netip.Addr) string { return p.taken(peer.Name, a) },
 		Dial: func() (mirror.Source, error) {
-			conf, err := tlsOf(peer, secret)
+			c, err := conf()
 			if err != nil {
 				return nil, err
 			}
-			return p.conf.Dialer.Open(peer.Endpoints, conf)
+			return p.conf.Dialer.Open(p.endpointsOf(peer), c)
 		},
+		Moved: r.moves.say,
 	})
 	p.mu.Lock()
 	p.mirrors[peer.Name] = r
 	p.mu.Unlock()
-	mirrors.Go(func() {
-		defer close(r.done)
+	var both sync.WaitGroup
+	both.Go(func() { p.follow(ctx, peer.Name, r.moves, conf) })
+	both.Go(func() {
 		if err := r.mirror.Run(ctx); err != nil {
 			p.conf.Log.Error("mirror ended", "peer", peer.Name, "err", err)
 		}
 	})
+	mirrors.Go(func() { both.Wait(); close(r.done) })
 }
 
 // halt stops a mirror and waits for its end. Its copy stays.
@@ -380,6 +395,9 @@ func (p *Peering) working() []*running {
 func (p *Peering) Concerns(now time.Time) (out []api.Concern) {
 	for _, r := range p.working() {
 		out = append(out, r.mirror.Concerns(now)...)
+		if c, ok := r.moves.concern(r.mirror.Peer().Name); ok {
+			out = append(out, c)
+		}
 		if c, ok := ending(p.conf.Cluster.Name, r.mirror.Peer(), r.ends, now); ok {
 			out = append(out, c)
 		}

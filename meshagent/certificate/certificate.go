@@ -16,12 +16,14 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // Certificates last a year. They are renewed when a third of that is left, and operators
@@ -41,6 +43,10 @@ type Config struct {
 	Path string
 	// Ask asks the API server for the node's bundle; nil means API.
 	Ask func(ctx context.Context, b *api.JoinBundle, conf *tls.Config) (*api.JoinBundle, error)
+	// Use makes this process reach the store at these URLs; Answers returns nil if the
+	// cluster's store answers at one of them. Reach calls both.
+	Use     func(urls []string)
+	Answers func(ctx context.Context, urls []string) error
 	// Tell is called with what an operator has to know, and with "" when that is over.
 	// It may be nil.
 	Tell func(problem string)
@@ -55,6 +61,7 @@ type Holder struct {
 	bundle api.JoinBundle
 	papers
 	unsaved bool // the newest are not in the file yet
+	moved   bool // nor how the API servers are reached now
 }
 
 // papers are a bundle's certificates, parsed.
@@ -172,11 +179,21 @@ func (h *Holder) look(ctx context.Context, now time.Time) error {
 		}
 	}
 	if err := h.save(); err != nil {
+		if !h.unkept() {
+			return err // Reach says it
+		}
 		h.conf.Tell(fmt.Sprintf("the node's certificates were renewed until %s, but cannot be kept (%v); make the file writable: until then a restart of the agent uses the old ones", end(h.now()), err))
 		return err
 	}
 	h.conf.Tell("")
 	return nil
+}
+
+// unkept reports whether the newest certificates are not in the file yet.
+func (h *Holder) unkept() bool {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.unsaved
 }
 
 // share is the share of a certificate's lifetime that is left; 0 or less if it has
@@ -210,10 +227,75 @@ func (h *Holder) renew(ctx context.Context) error {
 		return fmt.Errorf("what the API server sent: %w", err)
 	}
 	h.mu.Lock()
-	h.bundle, h.papers, h.unsaved = next, p, true
+	renewed(&h.bundle, &next)
+	h.papers, h.unsaved = p, true
 	h.mu.Unlock()
 	h.conf.Log.Info("certificates renewed", "until", p.client.Leaf.NotAfter)
 	return nil
+}
+
+// Reach takes up what the cluster names as its API servers, for this process and, in the
+// file, for the next one. It forgets none of the store's addresses before the store answers
+// at one that stays: the list may be wrong, or from before the store was restored, and a node
+// that can no longer read the store does not see it corrected.
+func (h *Holder) Reach(ctx context.Context, named wire.Access) error {
+	used, before := h.access()
+	next := used.Follow(before, named)
+	var unproven error
+	if gone := used.Lacks(next); len(gone) > 0 {
+		h.take(named.And(before))
+		if err := h.conf.Answers(ctx, next.Etcd); err != nil {
+			unproven = fmt.Errorf("the cluster names %s for its store, but none answers (%w): %s stays in use until one does; if no API server was deleted, check their advertise addresses",
+				strings.Join(next.Etcd, ", "), err, strings.Join(gone, ", "))
+		}
+	}
+	if unproven == nil {
+		h.take(named)
+	}
+	if err := h.save(); err != nil {
+		return errors.Join(unproven, fmt.Errorf("keep how the API servers are reached in %s: %w", h.conf.Path, err))
+	}
+	return unproven
+}
+
+// take makes this process use what the cluster names, and remembers to save it.
+func (h *Holder) take(named wire.Access) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	used, before := AccessOf(&h.bundle)
+	follow(&h.bundle, named)
+	if now, _ := AccessOf(&h.bundle); !now.Equal(used) || !before.Equal(named) {
+		h.moved = true
+		h.conf.Use(h.bundle.EtcdEndpoints)
+	}
+}
+
+func (h *Holder) access() (used, named wire.Access) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return AccessOf(&h.bundle)
+}
+
+// Endpoints returns the URLs of the store.
+func (h *Holder) Endpoints() []string {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.bundle.EtcdEndpoints
+}
+
+// AccessOf is how a join bundle says that the API servers are reached, and which of these
+// addresses the cluster named.
+func AccessOf(b *api.JoinBundle) (used, named wire.Access) {
+	return wire.Access{Servers: append([]string{b.Server}, b.Servers...), Etcd: b.EtcdEndpoints, Gossip: b.GossipSeeds},
+		wire.Access{Servers: b.Named.Servers, Etcd: b.Named.EtcdEndpoints, Gossip: b.Named.GossipSeeds}
+}
+
+// follow makes a bundle use what the cluster names now.
+func follow(b *api.JoinBundle, now wire.Access) {
+	used, before := AccessOf(b)
+	used = used.Follow(before, now)
+	b.Server, b.Servers, b.EtcdEndpoints, b.GossipSeeds = used.Servers[0], used.Servers[1:], used.Etcd, used.Gossip
+	b.Named = api.NamedServers{Servers: now.Servers, EtcdEndpoints: now.Etcd, GossipSeeds: now.Gossip}
 }
 
 // renewed copies the certificates of one bundle into another.
@@ -221,12 +303,12 @@ func renewed(b, by *api.JoinBundle) {
 	b.CA, b.Cert, b.Key, b.ServerCert, b.ServerKey = by.CA, by.Cert, by.Key, by.ServerCert, by.ServerKey
 }
 
-// save writes the newest certificates into the file as it is now: an operator may have
-// replaced it since it was read.
+// save writes what is new into the file as it is now: an operator may have replaced it since
+// it was read.
 func (h *Holder) save() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.unsaved {
+	if !h.unsaved && !h.moved {
 		return nil
 	}
 	b, err := read(h.conf.Path)
@@ -238,10 +320,16 @@ func (h *Holder) save() error {
 	case b.Cluster != h.bundle.Cluster || b.Node != h.bundle.Node:
 		return nil // from its next start on, this machine is another node
 	case issued(&b).After(h.client.Leaf.NotBefore):
-		h.unsaved = false // the file is newer, perhaps from a rebuilt cluster
+		h.unsaved, h.moved = false, false // the file is newer, perhaps from a rebuilt cluster
 		return nil
 	}
-	renewed(&b, &h.bundle)
+	if h.unsaved {
+		renewed(&b, &h.bundle)
+	}
+	if h.moved {
+		_, named := AccessOf(&h.bundle)
+		follow(&b, named)
+	}
 	text, err := yaml.Marshal(b)
 	if err != nil {
 		return err
@@ -249,7 +337,7 @@ func (h *Holder) save() error {
 	if err := api.WriteSecretFile(h.conf.Path, text); err != nil {
 		return err
 	}
-	h.unsaved = false
+	h.unsaved, h.moved = false, false
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -24,6 +25,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // issuer is a cluster's authority.
@@ -100,6 +102,17 @@ type node struct {
 	away  error  // guarded by mu
 	asked int    // guarded by mu
 	told  string // guarded by mu
+
+	use   []string // what this process uses
+	alive []string // what answers there; nil: everything
+}
+
+// answers is nil if the store answers at one of these.
+func (n *node) answers(_ context.Context, urls []string) error {
+	if n.alive == nil || slices.ContainsFunc(urls, func(u string) bool { return slices.Contains(n.alive, u) }) {
+		return nil
+	}
+	return errors.New("no route to host")
 }
 
 func (n *node) setAway(err error) {
@@ -135,6 +148,7 @@ func newNode(t *testing.T) *node {
 	var err error
 	n.Holder, err = New(i.bundle(), Config{
 		Path: n.path, Log: slog.New(slog.DiscardHandler), Tell: n.tell,
+		Use: func(urls []string) { n.use = urls }, Answers: n.answers,
 		Ask: func(_ context.Context, b *api.JoinBundle, conf *tls.Config) (*api.JoinBundle, error) {
 			if err := n.ask(); err != nil {
 				return nil, err
@@ -295,6 +309,102 @@ func TestFileStaysTheOperators(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Where the API servers are is kept in the file, and outlives a renewal. What was added there
+// by hand stays, also if that was while the agent ran.
+func TestFileFollowsTheAPIServers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		n.bundle.Server, n.bundle.EtcdEndpoints, n.bundle.GossipSeeds = "https://192.0.2.1:7443", []string{"https://192.0.2.1:2379"}, []string{"192.0.2.1:7948"}
+		byHand := n.bundle
+		byHand.Servers, byHand.EtcdEndpoints = []string{"https://lb.example:7443"}, []string{"https://192.0.2.1:2379", "https://lb.example:2379"}
+		if err := os.WriteFile(n.path, []byte(marshal(&byHand)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		defer n.run(t)()
+		look := func(when string, named wire.Access, used wire.Access) {
+			t.Helper()
+			if err := n.Reach(t.Context(), named); err != nil {
+				t.Fatal(err)
+			}
+			for _, then := range []string{"at once", "after a renewal"} {
+				b, err := read(n.path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got, told := AccessOf(&b); !got.Equal(used) || !told.Equal(named) {
+					t.Errorf("%s, %s: used %v, named %v, want %v", when, then, got, told, used)
+				}
+				if !slices.Equal(n.Endpoints(), named.Etcd) || !slices.Equal(n.use, named.Etcd) {
+					t.Errorf("%s, %s: this process reaches %v, uses %v", when, then, n.Endpoints(), n.use)
+				}
+				time.Sleep(year*2/3 + 48*time.Hour)
+				synctest.Wait()
+			}
+		}
+		look("another one", wire.Access{
+			Servers: []string{"https://192.0.2.1:7443", "https://192.0.2.2:7443"}, Etcd: []string{"https://192.0.2.1:2379", "https://192.0.2.2:2379"}, Gossip: []string{"192.0.2.1:7948", "192.0.2.2:7948"},
+		}, wire.Access{
+			Servers: []string{"https://192.0.2.1:7443", "https://192.0.2.2:7443", "https://lb.example:7443"},
+			Etcd:    []string{"https://192.0.2.1:2379", "https://192.0.2.2:2379", "https://lb.example:2379"}, Gossip: []string{"192.0.2.1:7948", "192.0.2.2:7948"},
+		})
+		look("the first was deleted", wire.Access{
+			Servers: []string{"https://192.0.2.2:7443"}, Etcd: []string{"https://192.0.2.2:2379"}, Gossip: []string{"192.0.2.2:7948"},
+		}, wire.Access{
+			Servers: []string{"https://192.0.2.2:7443", "https://lb.example:7443"}, Etcd: []string{"https://192.0.2.2:2379", "https://lb.example:2379"}, Gossip: []string{"192.0.2.2:7948"},
+		})
+		if asked, told := n.heard(); asked == 0 || told != "" {
+			t.Errorf("asked %d times, told %q", asked, told)
+		}
+	})
+}
+
+// Where the store was is forgotten only once it answers elsewhere: a list that is wrong, or
+// from before the store was restored, must not cut a node off from its correction.
+func TestNoAddressIsForgottenBeforeAnotherAnswers(t *testing.T) {
+	const a, b, c = "https://192.0.2.1:2379", "https://192.0.2.2:2379", "https://192.0.2.3:2379"
+	n := newNode(t)
+	n.bundle.Server, n.bundle.EtcdEndpoints, n.bundle.Named = "https://192.0.2.1:7443", []string{a}, api.NamedServers{EtcdEndpoints: []string{a}}
+	n.alive = []string{a}
+	for _, step := range []struct {
+		what    string
+		alive   []string
+		named   []string
+		want    []string
+		refused string
+	}{
+		{"nothing answers there", []string{a}, []string{b}, []string{b, a}, b + " for its store, but none answers (no route to host): " + a + " stays"},
+		{"still not", []string{a}, []string{b}, []string{b, a}, "none answers"},
+		{"corrected", []string{a}, []string{a, c}, []string{a, c}, ""},
+		{"what was wrong is forgotten", []string{a}, []string{a}, []string{a}, ""},
+		{"another answers", []string{a, b}, []string{b}, []string{b}, ""},
+		{"the old list of a restored store", []string{b}, []string{a}, []string{a, b}, "none answers"},
+		{"and its new one", []string{b}, []string{b}, []string{b}, ""},
+	} {
+		n.alive = step.alive
+		err := n.Reach(t.Context(), wire.Access{Etcd: step.named})
+		if (err == nil) != (step.refused == "") || err != nil && !strings.Contains(err.Error(), step.refused) {
+			t.Errorf("%s: %v, want %q", step.what, err, step.refused)
+		}
+		file, err := read(n.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(n.use, step.want) || !slices.Equal(file.EtcdEndpoints, step.want) {
+			t.Errorf("%s: uses %v, keeps %v, want %v", step.what, n.use, file.EtcdEndpoints, step.want)
+		}
+	}
+	// What is known already is not written again.
+	if err := os.Remove(n.path); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Reach(t.Context(), wire.Access{Etcd: []string{b}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(n.path); err == nil {
+		t.Error("the file was written for nothing")
 	}
 }
 

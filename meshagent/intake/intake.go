@@ -107,6 +107,8 @@ func (w *writer) apply(e store.Event) error {
 		return w.state(e)
 	case e.Key == wire.GossipKey:
 		return w.gossip(e)
+	case e.Key == wire.AccessKey:
+		return part(w, e, wire.Unmarshal[wire.Access], func(c *tables.Cluster, v *wire.Access) { c.Access = v })
 	case strings.HasPrefix(e.Key, wire.CachePrefix):
 		return w.cache(e)
 	case strings.HasPrefix(e.Key, wire.CiliumCachePrefix):

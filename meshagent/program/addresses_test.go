@@ -126,6 +126,17 @@ spec:
 `
 	b.policy("web", deny)
 	look("denied", map[string]bool{"192.0.2.1": false, "192.0.2.2": false, "192.0.2.3": true, "198.51.100.9": false, "198.51.100.8": true})
+
+	// One is deleted, another added, while the agent runs.
+	move := func(a *wire.Access) {
+		b.write(func(txn statedb.WriteTxn) {
+			tables.Change(txn, b.tab.Clusters, &tables.Cluster{Name: "east"}, func(c *tables.Cluster) bool { c.Access = a; return true })
+		})
+	}
+	move(&wire.Access{Etcd: []string{"192.0.2.1", "192.0.2.3", "198.51.100.8"}})
+	look("moved", map[string]bool{"192.0.2.1": false, "192.0.2.2": true, "192.0.2.3": false, "198.51.100.9": true, "198.51.100.8": false})
+	move(nil)
+	look("moved back", map[string]bool{"192.0.2.1": false, "192.0.2.2": false, "192.0.2.3": true, "198.51.100.9": false, "198.51.100.8": true})
 	b.policy("web", `
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy

@@ -14,7 +14,7 @@ import (
 // any index, gives; "" if they do not.
 func (b *bench) balance(got everything) string {
 	v := newView(b.tab, b.p.cfg.Self)
-	v.answered, v.apiServers, v.former.kernel = b.p.cfg.Rows.HasAnswered, b.p.cfg.APIServers, &b.p.members
+	v.answered, v.servers, v.former.kernel = b.p.cfg.Rows.HasAnswered, b.p.cfg.APIServers, &b.p.members
 	v.load(b.tab.DB.ReadTxn())
 	wanted := map[bpf.ServiceKey]frontend{}
 	for _, row := range tables.All(v.txn, v.tables.Services) { // in order of name: the first has a frontend

@@ -51,8 +51,19 @@ type bench struct {
 	nodes    map[uint32]bpf.Node
 	clusters map[uint32]bpf.Cluster
 	tap      *tap
-	// servers are the API servers' addresses from the next restart on.
+	// servers are the API servers' addresses from the next restart on, while the cluster
+	// names none.
 	servers []netip.Addr
+}
+
+func (b *bench) apiServers(told *wire.Access) (all []netip.Addr) {
+	if told == nil {
+		return b.servers
+	}
+	for _, text := range told.Etcd {
+		all = append(all, netip.MustParseAddr(text))
+	}
+	return all
 }
 
 func newBench(t *testing.T) *bench {
@@ -79,7 +90,7 @@ func (b *bench) restart() {
 	b.follower, b.mesh = meshes.Follower(), nil
 	start := make(chan struct{})
 	close(start)
-	if b.p, err = New(Config{Self: "n1", APIServers: b.servers, Tables: b.tab, Maps: b.maps, Rows: rows, Start: start, Log: slog.New(slog.DiscardHandler)}); err != nil {
+	if b.p, err = New(Config{Self: "n1", APIServers: b.apiServers, Tables: b.tab, Maps: b.maps, Rows: rows, Start: start, Log: slog.New(slog.DiscardHandler)}); err != nil {
 		b.t.Fatal(err)
 	}
 }

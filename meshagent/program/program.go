@@ -23,14 +23,16 @@ import (
 	"github.com/weft-mesh/weft/meshagent/paths"
 	"github.com/weft-mesh/weft/meshagent/reconcile"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // Config is what a Program needs.
 type Config struct {
 	// Self is the name of this node.
 	Self string
-	// APIServers are the addresses of our own cluster's API servers.
-	APIServers []netip.Addr
+	// APIServers returns the addresses of our own cluster's API servers, when it names these;
+	// nil: it has not yet.
+	APIServers func(*wire.Access) []netip.Addr
 	Tables     *tables.Tables
 	Maps       *bpf.Maps
 	// Rows give nodes their indexes, before anything refers to them.
@@ -144,7 +146,7 @@ func New(cfg Config) (*Program, error) {
 		return nil, err
 	}
 	v := p.beliefs.view
-	v.answered, v.apiServers, v.former.kernel = cfg.Rows.HasAnswered, cfg.APIServers, &p.members
+	v.answered, v.servers, v.former.kernel = cfg.Rows.HasAnswered, cfg.APIServers, &p.members
 	if p.settings, _, err = cfg.Maps.Settings.Lookup(0); err != nil {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}

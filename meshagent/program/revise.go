@@ -188,7 +188,7 @@ func (p *Program) unname(v *view) {
 	clear(p.force.blocks.leaving)
 	clear(p.force.ports.leaving)
 	for prefix := range p.force.prefixes.leaving {
-		if len(p.force.servers) > 0 && prefix.IsSingleIP() && slices.Contains(p.cfg.APIServers, prefix.Addr()) {
+		if len(p.force.servers) > 0 && prefix.IsSingleIP() && slices.Contains(p.beliefs.view.apiServers, prefix.Addr()) {
 			continue
 		}
 		delete(p.cidrs, prefix)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // view is what is believed of the tables: a cluster speaks for addresses in its own
@@ -32,13 +33,18 @@ type view struct {
 	// that all have.
 	answered func(identity.ClusterID) bool
 
-	apiServers []netip.Addr // of our own cluster
+	// apiServers are those of our own cluster, which servers returns when it names these.
+	apiServers []netip.Addr
+	servers    func(*wire.Access) []netip.Addr
 }
 
 type doubt struct{ table, row, why string }
 
 func newView(t *tables.Tables, self string) *view {
-	return &view{tables: t, self: self, clusters: newClusters(), nodes: newNodes()}
+	return &view{
+		tables: t, self: self, clusters: newClusters(), nodes: newNodes(),
+		servers: func(*wire.Access) []netip.Addr { return nil },
+	}
 }
 
 // load reads everything from a snapshot. It returns false if our own cluster is not
@@ -55,6 +61,7 @@ func (v *view) load(txn statedb.ReadTxn) bool {
 	if v.own == nil {
 		return false
 	}
+	v.apiServers = v.servers(v.own.Access)
 	v.split, _ = identity.SplitFor(int(v.own.Own.MaxConnectedClusters))
 	if v.split == 0 {
 		v.split = identity.Split255
@@ -88,6 +95,9 @@ func (v *view) follow(txn statedb.ReadTxn, c change) *moved {
 			return nil
 		}
 		v.own = row
+		if !slices.Equal(v.servers(v.own.Access), v.apiServers) {
+			return nil
+		}
 	}
 	for _, row := range c.clusters {
 		if row != nil && row.Own != nil && row != v.own {

@@ -26,6 +26,8 @@ type Cluster struct {
 	Liveness *wire.PeerLiveness
 	// Rotation is the key rotation an operator asked for; own cluster only.
 	Rotation *wire.Rotation
+	// Access is how the API servers are reached now; own cluster only.
+	Access *wire.Access
 }
 
 // Key is the cluster's name.
@@ -33,7 +35,7 @@ func (c *Cluster) Key() string { return c.Name }
 
 // Empty says whether no part is left.
 func (c *Cluster) Empty() bool {
-	return c.Own == nil && c.Peer == nil && c.Config == nil && c.Export == nil && len(c.Synced) == 0 && c.Liveness == nil && c.Rotation == nil
+	return c.Own == nil && c.Peer == nil && c.Config == nil && c.Export == nil && len(c.Synced) == 0 && c.Liveness == nil && c.Rotation == nil && c.Access == nil
 }
 
 // Member says whether the cluster belongs to the mesh now: it is ours or an operator

@@ -98,6 +98,15 @@ func Get[T any, P row[T]](txn statedb.ReadTxn, t statedb.Table[P], key string) P
 	return got
 }
 
+// Watch is Get; the channel is closed when that row changes.
+func Watch[T any, P row[T]](txn statedb.ReadTxn, t statedb.Table[P], key string) (P, <-chan struct{}) {
+	got, _, changed, ok := t.GetWatch(txn, byKey(P.Key).Query(key))
+	if !ok {
+		return nil, changed
+	}
+	return got, changed
+}
+
 // OfCluster yields the rows of a table whose keys begin with a cluster's name.
 func OfCluster[T any, P row[T]](txn statedb.ReadTxn, t statedb.Table[P], cluster string) iter.Seq[P] {
 	return prefixed(txn, t, cluster+"/")
