@@ -25,6 +25,8 @@ type Restored struct {
 	// where the one is that was there before; empty if there was none.
 	Authority      bool   `json:"authority"`
 	AuthorityAside string `json:"authorityAside,omitempty"`
+	// Others are the URLs of the cluster's other API servers, as far as this machine knows.
+	Others []string `json:"others,omitempty"`
 	// Next says what to do now.
 	Next []string `json:"next"`
 }

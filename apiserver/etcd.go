@@ -19,9 +19,6 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// othersPatience is how long other members may take to show that they have a quorum.
-const othersPatience = 2 * time.Second
-
 func (f *foundation) etcdDir() string { return filepath.Join(f.conf.DataDir, "etcd") }
 
 // invited reads the join bundle of an API server that has not joined yet, and takes over its
@@ -69,6 +66,9 @@ func (f *foundation) startEtcd(ctx context.Context, bundle *api.ServerBundle) er
 		f.running = true
 		f.etcd, err = f.join(ctx, conf, *bundle)
 	case len(listed) > 1: // they may take any time to answer
+		if err := f.checkRestored(ctx, listed); err != nil {
+			return err
+		}
 		f.running = f.othersRun(ctx, listed)
 		f.etcd, err = embedded.Start(ctx, conf)
 	default:

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -357,14 +358,34 @@ func TestARestoredStoreTakesMembersAgain(t *testing.T) {
 	second := start(t, b)
 	file := backup(t, admin)
 	apply(t, admin, "lost")
+	url := fmt.Sprintf("https://%s", b.Listen)
+	eventually(t, "the operator's context names the other API server", func() error {
+		if x, _ := adminContext(a); !slices.Contains(x.Servers, url) {
+			return fmt.Errorf("it names %v", x.Servers)
+		}
+		return nil
+	})
 	p.stop()
+	// While b runs, its store would go on beside the restored one.
+	if _, err := Restore(a, file, false); err == nil || !strings.Contains(err.Error(), "its API server b at "+url+" answers") {
+		t.Error("restored beside another API server:", err)
+	}
+	// Nor does a begin again on an empty disk.
+	empty := a
+	empty.DataDir = t.TempDir()
+	if err := Run(t.Context(), empty); err == nil || !strings.Contains(err.Error(), "API server b at "+url+" answers") {
+		t.Error("began a second store:", err)
+	}
 	second.stop()
-	if _, err := Restore(a, file, false); err != nil {
-		t.Fatal(err)
+	if r, err := Restore(a, file, false); err != nil || !slices.Equal(r.Others, []string{url}) {
+		t.Fatal(r, err)
 	}
 	p = start(t, a)
-	// b is not a member any more. Its old data cannot join the restored store by mistake.
+	// b is not a member any more. Its old data does not start beside the restored store.
 	sees(t, admin, "a up, b invited")
+	if err := Run(t.Context(), b); err == nil || !strings.Contains(err.Error(), "is from before a restoration: API server a serves another store of cluster east") {
+		t.Error("b started with the store from before:", err)
+	}
 	if err := os.RemoveAll(filepath.Join(b.DataDir, "etcd")); err != nil {
 		t.Fatal(err)
 	}

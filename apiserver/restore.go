@@ -3,6 +3,7 @@ package apiserver
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -73,7 +74,7 @@ func readBackup(path string) (api.Backup, *authority.Secret, error) {
 
 // Restore replaces the embedded etcd in conf.DataDir by a backup. What was there before is
 // put aside. It fails, and then has changed nothing, if an API server uses the folder, if
-// the backup is not whole, and, unless force is set, if it is of another cluster.
+// the backup is not whole, if another API server of the cluster runs, and, unless force is set, if it is of another cluster.
 func Restore(conf Config, backup string, force bool) (out api.Restored, err error) {
 	if len(conf.EtcdEndpoints) > 0 {
 		return out, errors.New("this API server uses an existing etcd, which is not restored from here: stop the API servers, run `etcdutl snapshot restore` for each of its members, then start them again")
@@ -93,6 +94,10 @@ func Restore(conf Config, backup string, force bool) (out api.Restored, err erro
 		return out, err
 	}
 	defer release()
+	x, _ := adminContext(conf)
+	if others := othersOf(context.Background(), x); len(others) > 0 {
+		return out, fmt.Errorf("cluster %s still runs: its API server %s answers, with the store that is there now, which would go on beside the restored one: stop it first", conf.Cluster, list(others))
+	}
 	r := restoration{dir: conf.DataDir, log: cmp.Or(conf.Log, slog.New(slog.DiscardHandler))}
 	defer r.sweep()
 	if r.work, err = os.MkdirTemp(conf.DataDir, ".restore-"); err != nil {
@@ -105,7 +110,7 @@ func Restore(conf Config, backup string, force bool) (out api.Restored, err erro
 	if err != nil {
 		return out, err
 	}
-	out = api.Restored{Backup: b, DataDir: conf.DataDir}
+	out = api.Restored{Backup: b, DataDir: conf.DataDir, Others: x.Servers}
 	if out.Aside, err = r.replace("etcd"); err != nil {
 		return out, err
 	}

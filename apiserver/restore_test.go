@@ -154,7 +154,7 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 
 	// A cluster that began anew in its place makes way, and is kept.
-	if err := os.RemoveAll(conf.DataDir); err != nil {
+	if err := errors.Join(os.RemoveAll(conf.DataDir), os.Remove(conf.AdminConfig)); err != nil {
 		t.Fatal(err)
 	}
 	start(t, conf).stop()

@@ -132,6 +132,8 @@ func serverConcerns(self string, v leader.View, silent map[string]silence, store
 		switch {
 		case r.ID == self:
 			continue
+		case i >= 0 && stores[i].Another:
+			out = append(out, anotherStore(stores[i]))
 		case !r.Alive && i < 0:
 			out = append(out, api.Concern{
 				Object: object, Reason: "ServerMissing", Since: r.Missing, Grace: serverGrace,
@@ -174,10 +176,25 @@ func backNext(name string) string {
 	return fmt.Sprintf("start it; if its disk is lost, `weft server replace %s`; if it is gone for good, `weft server delete %s`", name, name)
 }
 
+// anotherStore is the concern of an API server that has left the store of this one behind:
+// nodes and peers may follow either.
+func anotherStore(m members.Member) api.Concern {
+	object := "API server " + m.Name
+	return api.Concern{
+		Object: object, Reason: "AnotherStore", Since: m.Since, Grace: serverGrace,
+		Message: object + " has served another store for {age}: it was restored from a backup, and this API server still serves the store from before",
+		Next:    fmt.Sprintf("stop this API server and every other one that serves the old store, delete the folder etcd in their data folders, run `weft server replace NAME` on %s for each of them, then start them with join", m.Name),
+	}
+}
+
 // memberConcerns are about API servers that take no part in the election.
 func memberConcerns(v leader.View, stores []members.Member, margin string) (out []api.Concern) {
 	for _, m := range stores {
 		if slices.ContainsFunc(v.Servers, func(r leader.Row) bool { return r.Name == m.Name }) {
+			continue
+		}
+		if m.Another {
+			out = append(out, anotherStore(m))
 			continue
 		}
 		object := "API server " + m.Name

@@ -75,6 +75,11 @@ func lay(ctx context.Context, conf Config, edges *Edges) (_ *foundation, err err
 	if err := f.checkAuthority(); err != nil {
 		return nil, err
 	}
+	if edges == nil {
+		if err := checkBeginning(ctx, conf); err != nil {
+			return nil, err
+		}
+	}
 	bundle, err := f.invited()
 	if err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/store"
 )
 
 // A store of n members can be written while more than half of them answer. What is decided
@@ -37,10 +38,18 @@ type Member struct {
 	State   State
 	Since   time.Time // when the state began, as far as this API server knows
 	Leads   bool      // the others follow it
+	Another bool      // it is down because another store answers in its place
 	Version string    // of its etcd; empty if it does not answer
 	Bytes   int64
 
 	id uint64 // 0: the store does not list it
+}
+
+// AnotherStore reports whether a member that answers belongs to another store than self, which
+// lists the members listed: neither knows the other. A member that was only replaced has
+// another number too, but knows self; one by which self was removed is known.
+func AnotherStore(self uint64, listed []uint64, answers uint64, theirs []store.Member) bool {
+	return !slices.Contains(listed, answers) && !slices.ContainsFunc(theirs, func(m store.Member) bool { return m.ID == self })
 }
 
 // Quorum counts votes. Whoever joins or is invited has none.

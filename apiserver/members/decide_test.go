@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/store"
 )
 
 // members are written as "a:up b:down c:joining".
@@ -90,6 +91,30 @@ func TestQuorumIsNeverGivenAway(t *testing.T) {
 	}
 	if err := mayAdd(listed("a:up b:up"), "c", "b:2380"); err == nil || !strings.Contains(err.Error(), "API server b has the address b:2380") {
 		t.Error("two at one address:", err)
+	}
+}
+
+func TestAnotherStore(t *testing.T) {
+	list := func(ids ...uint64) (all []store.Member) {
+		for _, id := range ids {
+			all = append(all, store.Member{ID: id})
+		}
+		return all
+	}
+	for name, test := range map[string]struct {
+		answers uint64
+		theirs  []store.Member
+		want    bool
+	}{
+		"a member":                          {2, list(1, 2, 3), false},
+		"restored alone":                    {9, list(9), true},
+		"restored, and joined by the third": {9, list(9, 8), true},
+		"replaced since":                    {9, list(1, 9, 3), false},
+		"by which this one was removed":     {2, list(2, 3), false}, // its etcd says that
+	} {
+		if got := AnotherStore(1, []uint64{1, 2, 3}, test.answers, test.theirs); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
 	}
 }
 

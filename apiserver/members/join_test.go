@@ -24,6 +24,8 @@ type etcds struct {
 	leader uint64
 	bytes  int64 // of each one's database
 	faults []fault
+	// answers are the numbers that members answer with, where these are not theirs.
+	answers map[uint64]uint64
 }
 
 // fault is what becomes of a change: the error it ends with, and whether it is made

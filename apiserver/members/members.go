@@ -67,9 +67,10 @@ type Members struct {
 
 // seen is what a look at a member told.
 type seen struct {
-	up     bool
-	since  time.Time // when up became what it is
-	status store.MemberStatus
+	up      bool
+	another bool      // another store answers in its place
+	since   time.Time // when up became what it is
+	status  store.MemberStatus
 }
 
 // New returns Members that know what the store lists now.
@@ -129,12 +130,20 @@ func (m *Members) look(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now, before := time.Now(), m.seen
+	var ids []uint64
+	for _, one := range list {
+		ids = append(ids, one.ID)
+	}
 	m.list, m.seen = list, map[uint64]seen{}
 	if unread == nil {
 		m.added = added
 	}
 	for i, one := range list {
 		is, known := before[one.ID]
+		another := answers[i] != nil && one.ID != m.conf.Self && !slices.Contains(ids, answers[i].ID)
+		if another {
+			answers[i] = nil
+		}
 		up := answers[i] != nil || one.ID == m.conf.Self
 		if !known || is.up != up {
 			is = seen{up: up, since: now}
@@ -142,6 +151,7 @@ func (m *Members) look(ctx context.Context) error {
 				m.conf.Log.Info("a member of the store changed", "member", one.Name, "answers", up)
 			}
 		}
+		is.another = another
 		if answers[i] != nil {
 			is.status = *answers[i]
 		}
@@ -189,7 +199,7 @@ func (m *Members) List() (out []Member) {
 		case one.Learner:
 			row.State = Joining
 		case !is.up:
-			row.State, row.Version, row.Bytes = Down, "", 0
+			row.State, row.Another, row.Version, row.Bytes = Down, is.another, "", 0
 		}
 		listed[row.Name] = true
 		out = append(out, row)

@@ -1,6 +1,7 @@
 package members
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net/netip"
@@ -16,8 +17,13 @@ import (
 
 func (e *etcds) KnownMembers(context.Context) ([]store.Member, error) { return e.all, nil }
 
-func (e *etcds) Ask(context.Context, string, time.Duration) (store.MemberStatus, error) {
-	return store.MemberStatus{Leader: e.leader, Bytes: e.bytes}, nil
+func (e *etcds) Ask(_ context.Context, endpoint string, _ time.Duration) (store.MemberStatus, error) {
+	for _, one := range e.all {
+		if endpoint == "" || slices.Contains(one.Clients, endpoint) {
+			return store.MemberStatus{ID: cmp.Or(e.answers[one.ID], one.ID), Leader: e.leader, Bytes: e.bytes}, nil
+		}
+	}
+	return store.MemberStatus{}, store.ErrUnavailable
 }
 
 func (e *etcds) RemoveMember(_ context.Context, id uint64) error {
@@ -55,6 +61,30 @@ func TestEndpointsAreThoseOfTheMoment(t *testing.T) {
 	e.all[1].Learner = false
 	if got := m.Endpoints(); !slices.Equal(got, []string{ours, theirs}) {
 		t.Errorf("after another one has joined: %v", got)
+	}
+}
+
+// A member whose store was restored has another number. It does not count any longer.
+func TestAnotherStoreIsNotAMember(t *testing.T) {
+	m, e := newMembers(t)
+	e.all = append(e.all, store.Member{ID: 2, Name: "b", Clients: []string{theirs}}, store.Member{ID: 3, Name: "c", Clients: []string{"https://192.0.2.3:2379"}})
+	for _, test := range []struct {
+		answers uint64
+		another bool
+		quorum  api.Quorum
+	}{
+		{2, false, api.Quorum{Members: 3, Up: 3, Needed: 2}},
+		{9, true, api.Quorum{Members: 3, Up: 2, Needed: 2}},
+		{2, false, api.Quorum{Members: 3, Up: 3, Needed: 2}},
+	} {
+		e.answers = map[uint64]uint64{2: test.answers}
+		all, err := m.now(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := Quorum(all); got != test.quorum || all[1].Another != test.another || all[0].Another || all[2].Another {
+			t.Errorf("%d answers: %+v, %+v", test.answers, got, all)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -134,6 +135,7 @@ func restoreCommand() *cobra.Command {
 		Short:   "Restore an API server's store from a backup",
 		GroupID: operate,
 		Long: "Restore an API server's embedded store from a backup, on its machine and while it is stopped.\n" +
+			"Refused while another API server of the cluster runs: its store would go on beside this one.\n" +
 			"The store that is there, if any, is put aside next to it. The certificate authority is\n" +
 			"restored too if it is lost or another one. A backup of another cluster is refused.\n" +
 			"Afterwards start the API server: agents and peers notice that its store went back in time,\n" +
@@ -185,6 +187,9 @@ func afterRestore(r api.Restored, configured string) (next []string) {
 	}
 	next = append(next, "start the API server (`systemctl start weft-apiserver`); agents and peers follow the restored store by themselves",
 		"apply again what was applied after the backup, and add nodes and peers again that were added since")
+	if len(r.Others) > 0 {
+		next = append(next, fmt.Sprintf("the other API servers (%s) still have the store from before: on each, delete the folder etcd in its data folder, run `weft server replace NAME`, then start it; with its join bundle, it joins the restored store", strings.Join(r.Others, ", ")))
+	}
 	if r.Aside != "" {
 		next = append(next, "once all is well, delete "+r.Aside)
 	}
