@@ -229,7 +229,7 @@ func TestSeveralServers(t *testing.T) {
 	// One whose lease is gone ends its controllers before the next one starts its own.
 	one = start(t, one.conf)
 	sees(two, both(api.ServerReady, api.ServerLeads))
-	kv, err := two.srv.store.Get(ctx, wire.LeaderKey)
+	kv, err := two.srv.store.Get(ctx, wire.ServerAliveKey(two.srv.self.ID))
 	if err != nil {
 		t.Fatal(err)
 	}

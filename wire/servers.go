@@ -8,7 +8,8 @@ import (
 // Keys about the cluster's API servers, which alone read and write them.
 const (
 	ServersPrefix = "weft/servers/"
-	// LeaderKey holds the Leader, under its lease.
+	// LeaderKey holds the Leader. It has no lease: it is another server's to take once this
+	// one's ServerAliveKey is gone.
 	LeaderKey     = ServersPrefix + "leader"
 	knownPrefix   = ServersPrefix + "known/"
 	alivePrefix   = ServersPrefix + "alive/"
@@ -23,10 +24,9 @@ func ForgottenKey(node string) string { return ForgottenPrefix + node }
 // ParseForgottenKey is the inverse of ForgottenKey.
 func ParseForgottenKey(key string) (node string, ok bool) { return one(key, ForgottenPrefix) }
 
-// ServerTTL is how long an API server's keys, the leadership above all, outlive its last
-// sign of life. Shorter, and a busy disk or machine costs a change of leader, after which
-// every peer is read again; longer, and the controllers stand still for that long after
-// a death.
+// ServerTTL is how long an API server's sign of life lasts. Shorter, and where there are
+// several, a busy disk or machine costs a change of leader, after which every peer is read
+// again; longer, and the controllers stand still for that long after a death.
 const ServerTTL = 8 * time.Second
 
 // Server is an API server of the cluster.

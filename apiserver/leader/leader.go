@@ -4,14 +4,17 @@
 // What the controllers are, and what servers that do not lead answer, is up to package
 // apiserver.
 //
-//	        lease granted            key absent
-//	start ────────────────► follows ────────────► leads
-//	  ▲                      │   ▲    term ended    │
-//	  └───── lease lost ─────┘   └──────────────────┘
+//	        no leader that lives          another one leads
+//	start ───────────────────────► leads ──────────────────► follows
+//	                                 ▲   no leader that lives   │
+//	                                 └──────────────────────────┘
 //
-// The lease is etcd's, and so is its clock: a server leads until it resigns or etcd has
-// ended its lease. Its own clock only makes it stop working by about then; that it cannot
-// write afterwards is up to the fence.
+// The leadership is a key without a lease: it stays with whoever took it last. Each server
+// has a lease as the sign that it lives, by etcd's clock, and whoever finds the leader without
+// one takes its place. So a leader that was too busy to keep its lease, and that nobody has
+// succeeded, goes on under a new one: its controllers do not end, and do not begin by reading
+// everything again, which would keep it just as busy. That a deposed one cannot write, whatever it
+// knows, is up to the fence.
 package leader
 
 import (
@@ -59,24 +62,31 @@ type Election struct {
 	changed chan struct{} // has one element when the leadership may be free
 	known   chan struct{} // closed once the API servers are known
 	listed  sync.Once     // closes known
+	won     chan *term    // terms that begin
 
 	mu       sync.Mutex // guards what follows
 	servers  servers
-	leads    bool
+	term     *term       // of this server; nil: it does not lead
 	lease    store.Lease // of this session; 0: none
 	problems []byte      // of this process; nil: none
 	failed   error       // why there is no session; nil while there is one
 }
 
+// term is a time for which this server leads.
+type term struct {
+	began int64 // the revision of the leadership
+	end   context.CancelCauseFunc
+	ctx   context.Context // ends with the term
+	over  chan struct{}   // closed when the controllers have ended
+}
+
 // New returns an Election.
 func New(c Config) *Election {
-	return &Election{conf: c, changed: make(chan struct{}, 1), known: make(chan struct{}), servers: servers{rows: map[string]Row{}}}
+	return &Election{conf: c, changed: make(chan struct{}, 1), known: make(chan struct{}), won: make(chan *term), servers: servers{rows: map[string]Row{}}}
 }
 
 // Run takes part until ctx ends, then resigns and returns nil.
 func (e *Election) Run(ctx context.Context) error {
-	ctx, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return store.Persist(ctx, e.conf.Log, "following the API servers", func(ctx context.Context) error {
@@ -90,29 +100,34 @@ func (e *Election) Run(ctx context.Context) error {
 		return store.Persist(ctx, e.conf.Log, "taking part in the election of the leader", func(ctx context.Context) error {
 			err := e.session(ctx)
 			e.end(err)
-			if errors.As(err, new(endedError)) {
-				fail(err)
-			}
 			return err
 		})
 	})
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case t := <-e.won:
+				if err := e.serve(t); err != nil {
+					return err
+				}
+			}
+		}
+	})
 	err := g.Wait()
-	var ended endedError
-	if errors.As(context.Cause(ctx), &ended) {
-		return ended.error
-	}
+	e.goodbye(ctx)
 	return err
 }
 
-// endedError is how Lead ended before its time.
-type endedError struct{ error }
-
-// session takes part under one lease, until ctx ends or the lease is lost.
+// session takes part under one lease, until ctx ends or the lease is lost. What this server
+// leads goes on without it, as long as nobody else takes over.
 func (e *Election) session(ctx context.Context) error {
 	lease, err := e.grant(ctx)
 	if err != nil {
 		return fmt.Errorf("get a lease: %w", err)
 	}
+	whole := ctx
 	ctx, end := context.WithCancelCause(ctx)
 	var keeping sync.WaitGroup
 	keeping.Go(func() {
@@ -123,7 +138,11 @@ func (e *Election) session(ctx context.Context) error {
 	defer func() {
 		end(nil)
 		keeping.Wait()
-		e.goodbye(ctx, lease)
+		if whole.Err() == nil {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.lease = 0
+		}
 	}()
 	if err := e.introduce(ctx, lease); err != nil {
 		return fmt.Errorf("introduce this server: %w", err)
@@ -140,10 +159,7 @@ func (e *Election) session(ctx context.Context) error {
 	tick := time.NewTicker(wire.ServerTTL)
 	defer tick.Stop()
 	for {
-		term, err := e.campaign(ctx, lease)
-		if err == nil && term != 0 {
-			err = e.serve(ctx, term)
-		}
+		err := e.stand(ctx, whole)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -156,6 +172,40 @@ func (e *Election) session(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// stand makes this server lead if no server that lives does, and ends what it leads if
+// another server has taken over. Its term may last until whole ends.
+func (e *Election) stand(ctx, whole context.Context) error {
+	kv, err := e.conf.Store.Get(ctx, wire.LeaderKey)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("look who leads: %w", err)
+	}
+	if t := e.leading(); t != nil {
+		if kv.Modified == t.began {
+			return nil
+		}
+		t.end(ErrDeposed)
+		select {
+		case <-t.over:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	began, err := e.campaign(ctx, kv)
+	if err != nil || began == 0 {
+		return err
+	}
+	t := &term{began: began, over: make(chan struct{})}
+	t.ctx, t.end = context.WithCancelCause(whole)
+	e.lead(t)
+	select {
+	case e.won <- t:
+	case <-whole.Done():
+		t.end(nil)
+		e.lead(nil)
+	}
+	return nil
 }
 
 // grant gets a lease. A request that is not answered within its time is not waited for.
@@ -205,21 +255,24 @@ func (e *Election) introduce(ctx context.Context, lease store.Lease) error {
 	return nil
 }
 
-// campaign takes the leadership if nobody has it, and returns the revision at which it
-// did; 0 if somebody has it.
-func (e *Election) campaign(ctx context.Context, lease store.Lease) (term int64, err error) {
-	kv, err := e.conf.Store.Get(ctx, wire.LeaderKey)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return 0, fmt.Errorf("look who leads: %w", err)
-	}
-	if err == nil && !e.mayTake(kv) {
-		return 0, nil
+// campaign takes the leadership, which is as in kv, if nobody has it who lives. It returns the
+// revision at which it did; 0 if somebody has it.
+func (e *Election) campaign(ctx context.Context, kv store.KV) (began int64, err error) {
+	same := []store.Cond{{Key: wire.LeaderKey, Modified: kv.Modified}}
+	held, err := wire.Unmarshal[wire.Leader](kv.Value)
+	// Our own is from before a crash. One that cannot be read is nobody's.
+	if kv.Modified != 0 && err == nil && held.Server.ID != e.conf.Self.ID {
+		alive := wire.ServerAliveKey(held.Server.ID)
+		if _, err := e.conf.Store.Get(ctx, alive); !errors.Is(err, store.ErrNotFound) {
+			if err != nil {
+				return 0, fmt.Errorf("look whether %s lives, which leads: %w", held.Server.Name, err)
+			}
+			return 0, nil
+		}
+		same = append(same, store.Cond{Key: alive})
 	}
 	value := wire.Marshal(wire.Leader{Server: e.conf.Self, Since: time.Now().UTC()})
-	revision, done, err := e.conf.Store.Commit(ctx, store.Txn{
-		If:   []store.Cond{{Key: wire.LeaderKey, Modified: kv.Modified}},
-		Then: []store.Op{{Key: wire.LeaderKey, Value: value, Lease: lease}},
-	})
+	revision, done, err := e.conf.Store.Commit(ctx, store.Txn{If: same, Then: []store.Op{store.Put(wire.LeaderKey, value)}})
 	if err != nil {
 		return 0, fmt.Errorf("take the leadership: %w", err)
 	}
@@ -229,46 +282,44 @@ func (e *Election) campaign(ctx context.Context, lease store.Lease) (term int64,
 	return revision, nil
 }
 
-// mayTake reports whether a leadership that somebody has is ours: our own before a crash,
-// or one without a lease, which would never end.
-func (e *Election) mayTake(kv store.KV) bool {
-	held, err := wire.Unmarshal[wire.Leader](kv.Value)
-	return err == nil && held.Server.ID == e.conf.Self.ID || kv.Lease == 0
-}
-
-// serve leads for one term. It returns nil if the term was ended by somebody else, and
-// the leadership may be taken again.
-func (e *Election) serve(ctx context.Context, term int64) error {
-	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
-	e.setLeads(true)
-	defer e.setLeads(false)
-	e.conf.Log.Info("this API server leads now: it runs the controllers", "term", term)
-	err := e.conf.Lead(ctx, fenceOf(e.conf.Store, term, func() { end(ErrDeposed) }))
-	cause := context.Cause(ctx)
-	if cause == nil {
+// serve leads for one term. It returns nil if the term was ended from outside.
+func (e *Election) serve(t *term) error {
+	defer func() {
+		t.end(nil)
+		e.lead(nil)
+		close(t.over)
+	}()
+	e.conf.Log.Info("this API server leads now: it runs the controllers", "term", t.began)
+	err := e.conf.Lead(t.ctx, fenceOf(e.conf.Store, t.began, func() { t.end(ErrDeposed) }))
+	if t.ctx.Err() == nil {
 		if err == nil {
 			err = errors.New("the controllers ended")
 		}
-		return endedError{err}
+		return err
 	}
-	e.conf.Log.Info("this API server no longer leads", "term", term, "because", cause)
-	if errors.Is(cause, ErrDeposed) {
-		return nil
-	}
-	return cause
+	e.conf.Log.Info("this API server no longer leads", "term", t.began, "because", context.Cause(t.ctx))
+	return nil
 }
 
-func (e *Election) setLeads(leads bool) {
+// lead notes what this server leads from now on; nil: nothing.
+func (e *Election) lead(t *term) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.leads = leads
+	e.term = t
 }
 
-// goodbye ends the lease, and with it the leadership, so that nobody has to wait until it
-// expires. If it fails, it expires.
-func (e *Election) goodbye(ctx context.Context, lease store.Lease) {
+// leading returns what this server leads; nil if it does not.
+func (e *Election) leading() *term {
 	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.term
+}
+
+// goodbye ends the lease, so that nobody has to wait until it expires to take over. If it
+// fails, it expires.
+func (e *Election) goodbye(ctx context.Context) {
+	e.mu.Lock()
+	lease := e.lease
 	e.lease = 0
 	e.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbyePatience)
@@ -277,6 +328,9 @@ func (e *Election) goodbye(ctx context.Context, lease store.Lease) {
 		if err := store.Write(ctx, e.conf.Store, store.Delete(wire.ServerKnownKey(e.conf.Self.ID))); err != nil {
 			e.conf.Log.Debug("deleting the record of this API server", "err", err)
 		}
+	}
+	if lease == 0 {
+		return
 	}
 	if err := e.conf.Store.Revoke(ctx, lease); err != nil {
 		e.conf.Log.Debug("ending the lease of this API server", "err", err)

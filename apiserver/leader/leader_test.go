@@ -206,6 +206,58 @@ func TestReturn(t *testing.T) {
 	})
 }
 
+// expire ends a server's lease, as if its store had been too busy to hear it.
+func expire(t *testing.T, s *storetest.Etcd, id string) { s.Expire(leaseOf(t, s, id)) }
+
+// A leader that loses its lease, or its store for a while, goes on if nobody has taken over:
+// controllers that begin again read everything again, and keep the store just as busy.
+func TestALostLeaseEndsNothingByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore()
+		a := start(t, s, "a")
+		only(t, a)
+		first := a.term()
+		for _, lose := range []func(){
+			func() { expire(t, s, "a") },
+			func() { expire(t, s, "a"); time.Sleep(time.Second); expire(t, s, "a") },
+			func() {
+				a.link.Set(storetest.Cut)
+				time.Sleep(time.Minute)
+				a.link.Set(storetest.Works)
+			},
+		} {
+			lose()
+			if _, done, err := first.Commit(t.Context(), put("meanwhile")); err != nil || !done {
+				t.Error("it cannot write:", done, err)
+			}
+			time.Sleep(5 * time.Second)
+			only(t, a)
+			if v := a.e.View(); len(a.terms) != 1 || v.Failed != nil || !v.Vacant.IsZero() || !v.Servers[0].Alive {
+				t.Errorf("term %d, %+v", len(a.terms), v)
+			}
+		}
+
+		// Others do not wait for it.
+		b := start(t, s, "b")
+		only(t, a, b)
+		expire(t, s, "a")
+		time.Sleep(time.Second)
+		only(t, b, a)
+		if _, _, err := first.Commit(t.Context(), put("late")); !errors.Is(err, leader.ErrDeposed) {
+			t.Error("the deposed one's late write:", err)
+		}
+		time.Sleep(time.Minute)
+		only(t, b, a)
+		// It leads again when nobody else does, by another term.
+		b.kill()
+		time.Sleep(wire.ServerTTL)
+		only(t, a)
+		if len(a.terms) != 2 {
+			t.Errorf("term %d", len(a.terms))
+		}
+	})
+}
+
 // A store that lost the leadership, or was put back to before it, has the leader win again.
 func TestTermEndsWithItsKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -339,7 +391,9 @@ func (s *slow) List(ctx context.Context, prefix string) ([]store.KV, store.Point
 func TestWhoLeadsKnowsTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore()
-		start(t, s, "b").kill()
+		b := start(t, s, "b")
+		synctest.Wait()
+		b.kill()
 		time.Sleep(2 * wire.ServerTTL)
 		var knew []leader.Row
 		var e *leader.Election
@@ -417,7 +471,7 @@ func TestControllersThatEnd(t *testing.T) {
 				if err == nil || broken != nil && !errors.Is(err, broken) {
 					t.Error(err)
 				}
-				if got := s.Dump(wire.LeaderKey); len(got) != 0 {
+				if got := s.Dump(wire.ServerAliveKey("")); len(got) != 0 {
 					t.Error("it did not resign:", got)
 				}
 			})

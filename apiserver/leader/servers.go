@@ -12,7 +12,7 @@ import (
 
 // View is what a server knows about all of them.
 type View struct {
-	// Leader is zero if nobody leads; then Vacant is since when that is known.
+	// Leader is zero if nobody leads who lives; then Vacant is since when that is known.
 	Leader wire.Leader
 	Vacant time.Time
 	// Leads says that this server's controllers run.
@@ -37,7 +37,8 @@ type Row struct {
 
 // servers is what the store says about the API servers.
 type servers struct {
-	leader wire.Leader
+	held   wire.Leader // who took the leadership last
+	leader wire.Leader // held, if that server lives
 	vacant time.Time
 	rows   map[string]Row // by ID
 }
@@ -46,7 +47,7 @@ type servers struct {
 func (e *Election) View() View {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	v := View{Leader: e.servers.leader, Vacant: e.servers.vacant, Leads: e.leads, Failed: e.failed}
+	v := View{Leader: e.servers.leader, Vacant: e.servers.vacant, Leads: e.term != nil, Failed: e.failed}
 	for _, r := range e.servers.rows {
 		v.Servers = append(v.Servers, r)
 	}
@@ -54,11 +55,12 @@ func (e *Election) View() View {
 	return v
 }
 
-// see takes in what changed, and wakes the campaign if the leadership may be free.
+// see takes in what changed, and wakes the session if the leadership may be free, or no
+// longer ours.
 func (e *Election) see(b store.Batch) {
 	e.mu.Lock()
 	e.servers.apply(b, time.Now())
-	free := !e.servers.vacant.IsZero()
+	free := !e.servers.vacant.IsZero() || e.term != nil && e.servers.leader.Server.ID != e.conf.Self.ID
 	e.mu.Unlock()
 	e.listed.Do(func() { close(e.known) }) // the first batch is the list
 	if free {
@@ -73,7 +75,7 @@ func (e *Election) see(b store.Batch) {
 func (s *servers) apply(b store.Batch, now time.Time) {
 	before := s.rows
 	if b.Complete {
-		s.leader, s.rows = wire.Leader{}, map[string]Row{}
+		s.held, s.rows = wire.Leader{}, map[string]Row{}
 	}
 	for _, ev := range b.Events {
 		id, entry, ok := wire.ParseServersKey(ev.Key)
@@ -82,7 +84,7 @@ func (s *servers) apply(b store.Batch, now time.Time) {
 		}
 		if entry == wire.ServersEntryLeader {
 			// The zero value if it was deleted.
-			s.leader, _ = wire.Unmarshal[wire.Leader](ev.Value)
+			s.held, _ = wire.Unmarshal[wire.Leader](ev.Value)
 			continue
 		}
 		r := s.rows[id]
@@ -115,6 +117,9 @@ func (s *servers) apply(b store.Batch, now time.Time) {
 			r.Missing = now
 		}
 		s.rows[id] = r
+	}
+	if s.leader = s.held; !s.rows[s.held.Server.ID].Alive {
+		s.leader = wire.Leader{}
 	}
 	switch {
 	case s.leader != (wire.Leader{}):

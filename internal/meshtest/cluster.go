@@ -88,8 +88,15 @@ func (c *Cluster) Restarting(do func()) {
 
 // Depose ends the lease of the API server that leads, as if it had been silent for too long.
 func (c *Cluster) Depose() {
-	if kv, err := c.Store.Get(c.mesh.t.Context(), wire.LeaderKey); err == nil {
-		c.Store.Expire(kv.Lease)
+	ctx := c.mesh.t.Context()
+	kv, err := c.Store.Get(ctx, wire.LeaderKey)
+	if err != nil {
+		return
+	}
+	if held, err := wire.Unmarshal[wire.Leader](kv.Value); err == nil {
+		if kv, err := c.Store.Get(ctx, wire.ServerAliveKey(held.Server.ID)); err == nil {
+			c.Store.Expire(kv.Lease)
+		}
 	}
 }
 

@@ -2,6 +2,8 @@ package meshtest_test
 
 import (
 	"net/netip"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/internal/meshtest"
+	"github.com/weft-mesh/weft/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -178,6 +181,33 @@ func TestARemovedPeerLeavesTheMaps(t *testing.T) {
 		}
 		if identityOf(w, bpf.AddrOf(netip.MustParseAddr("10.1.1.3"))) != 0 {
 			t.Error("west reads a cluster that has removed it")
+		}
+	})
+}
+
+// A leader that lost its lease, because its store was busy, does not read its peers again: with
+// hundreds of them, that would cost it the next one.
+func TestALostLeaseReadsNoPeerAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, east, west, e, w := raise(t)
+		var lists atomic.Int64
+		west.Store.Fail(func(call, key string) error {
+			if call == "list" && (strings.HasPrefix(key, wire.CiliumStatePrefix) || strings.HasPrefix(key, wire.ExportPrefix)) {
+				lists.Add(1)
+			}
+			return nil
+		})
+		for range 3 {
+			east.Depose()
+			m.Pass(wire.ServerTTL)
+		}
+		w.Pod("shop", "web-2", "web")
+		m.Pass(2 * converge)
+		if n := lists.Load(); n != 0 {
+			t.Errorf("%d lists of what the peer exports", n)
+		}
+		if n := identityOf(e, bpf.AddrOf(netip.MustParseAddr("10.2.1.3"))); n == 0 {
+			t.Error("what the peer has changed since is not known")
 		}
 	})
 }
