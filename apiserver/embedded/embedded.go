@@ -143,7 +143,7 @@ func start(ctx context.Context, c Config, change func(*embed.Config)) (*Server, 
 	rights := new(guard)
 	rights.closed.Store(c.Closed)
 	conf.GRPCAdditionalServerOptions = []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(rights.unary),
+		grpc.ChainUnaryInterceptor(rights.unary, whileRemoved),
 		grpc.ChainStreamInterceptor(rights.stream),
 		// A request may outlive its client. If the database were closed under it, etcd
 		// would panic.
