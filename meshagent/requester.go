@@ -123,7 +123,7 @@ func (r *requester) reconcile(ctx context.Context, want map[string]*corev1.Pod) 
 		}
 		switch {
 		case !r.gone(have, same):
-			if have.UID != "" {
+			if have.UID != "" && !r.removing(key) {
 				delete(r.again, key) // on disk: the endpoint itself tries again
 			}
 		case r.due(key, now):
@@ -152,9 +152,12 @@ func (r *requester) add(ctx context.Context, want map[string]*corev1.Pod, record
 	for _, key := range slices.Sorted(maps.Keys(want)) {
 		// A record without a UID was recovered from the kernel and is not on disk, and a
 		// runtime does not request twice what it has. One of another UID is being removed.
+		// This very one is back in the list if the store was restored before its removal
+		// came to an end.
 		have, ok := records[key]
-		if (ok && have.UID == "" || !ok && r.from == Objects) && r.due(key, now) {
-			pod := want[key]
+		pod := want[key]
+		back := have.UID == string(pod.UID) && r.removing(key)
+		if (ok && have.UID == "" || (!ok || back) && r.from == Objects) && r.due(key, now) {
 			due = append(due, api.EndpointRequest{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)})
 		}
 	}
@@ -165,6 +168,12 @@ func (r *requester) add(ctx context.Context, want map[string]*corev1.Pod, record
 			return err
 		})
 	}
+}
+
+// removing reports whether the network of a pod is being removed, or could not be.
+func (r *requester) removing(pod string) bool {
+	t := tables.Get(r.tables.DB.ReadTxn(), r.tables.Endpoints, pod)
+	return t != nil && t.Phase == tables.Removing
 }
 
 // gone says whether the complete list shows that a pod with a network is gone. The list may

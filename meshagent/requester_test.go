@@ -15,6 +15,7 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/wire"
@@ -157,6 +158,39 @@ func TestAPodReplacedWhileTheAgentWasDown(t *testing.T) {
 		e := east.endpoint("web-1")
 		if e.UID != "uid-2" || e.IP.String() != "10.1.1.3" || e.Phase != tables.Live || !e.Ready || east.plumbing.Links() != 1 {
 			t.Errorf("it has %+v, on %d links", e, east.plumbing.Links())
+		}
+		east.stop()
+	})
+}
+
+// A pod whose removal failed, and that a restored store lists again, gets its network back.
+func TestAPodComesBackBeforeItsRemovalCameToAnEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		east := w.node("east", 1)
+		east.run()
+		east.podOf("web-1", "uid-1")
+		w.step()
+		before := east.endpoint("web-1")
+		failing := true
+		east.maps().Endpoints.(*bpftest.Table[bpf.Addr, bpf.Endpoint]).Fail(func(string, bpf.Addr) error {
+			if failing {
+				return errors.New("no memory")
+			}
+			return nil
+		})
+		_ = east.cluster.store.Delete(t.Context(), wire.ObjectKey("pods", "shop", "web-1"))
+		w.step()
+		if e := east.endpoint("web-1"); e.Phase != tables.Removing {
+			t.Fatalf("its removal did not fail: %+v", e)
+		}
+		east.podOf("web-1", "uid-1")
+		w.step()
+		failing = false
+		time.Sleep(30 * time.Second)
+		w.step()
+		if e := east.endpoint("web-1"); e.Phase != tables.Live || !e.Ready || e.IP != before.IP || e.Why != "" {
+			t.Errorf("it has %+v, before %+v", e, before)
 		}
 		east.stop()
 	})
