@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -123,9 +124,10 @@ func (p PeerStatus) Handshaken() [LaneCount]bool {
 
 // Network is what the node's own stack needs to use the lanes.
 type Network struct {
-	// Internal is this node's address inside the mesh, set on the lanes as a /32; the
-	// zero Addr leaves their addresses alone.
-	Internal netip.Addr
+	// Internal is this node's address inside the mesh, set on the lanes as a /32 or
+	// /128; the zero Addr leaves their addresses alone. Second is that of the other IP
+	// family, if it has one.
+	Internal, Second netip.Addr
 	// MTU of both lanes; see MTU.
 	MTU int
 	// Members are all clusters' pod CIDRs, our own included: they are reached
@@ -135,8 +137,24 @@ type Network struct {
 	// was inside tunnels does not leave by another route.
 	Former []netip.Prefix
 	// Local are this node's own pod CIDRs: addresses in them that no pod has are
-	// unreachable and not sent through a lane.
+	// unreachable and not sent through a lane. The lanes speak IPv6 if one of these is
+	// of IPv6.
 	Local []netip.Prefix
+}
+
+// speaksIPv6 reports whether the node has addresses of IPv6 inside the mesh.
+func (n Network) speaksIPv6() bool {
+	return slices.ContainsFunc(n.Local, func(p netip.Prefix) bool { return p.Addr().Is6() })
+}
+
+// source is the node's address inside the mesh of the family of p, or the zero Addr.
+func (n Network) source(p netip.Prefix) netip.Addr {
+	for _, a := range []netip.Addr{n.Internal, n.Second} {
+		if a.BitLen() == p.Addr().BitLen() {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
 // Host carries a Network into the kernel.

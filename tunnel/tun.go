@@ -97,6 +97,11 @@ func configureTUN(file *os.File, name string, mtu int, fresh bool) (tun.Device, 
 	if err != nil {
 		return nil, fmt.Errorf("take over TUN device: %w", err)
 	}
+	// Before it is up, or the first announcements are out.
+	if err := silence(link); err != nil {
+		dev.Close()
+		return nil, err
+	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		dev.Close()
 		return nil, fmt.Errorf("set device up: %w", err)
