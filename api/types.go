@@ -96,7 +96,7 @@ type NodeStatus struct {
 	// Since is when the state began, as far as this API server knows.
 	Since     time.Time      `json:"since,omitzero"`
 	Addresses []netip.Addr   `json:"addresses"`
-	Internal  netip.Addr     `json:"internal"`
+	Internals []netip.Addr   `json:"internals"` // inside the mesh, one of each family it has
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
 	Endpoints int            `json:"endpoints"`
 	// Epoch is the node's key epoch; it grows with each rotation.

@@ -324,7 +324,7 @@ func (c *census) statusAt(now time.Time, cluster string, register map[string]wir
 	for _, name := range slices.Sorted(maps.Keys(register)) {
 		r := register[name]
 		s := api.NodeStatus{
-			Cluster: cluster, Name: name, State: api.NodeReady, Addresses: r.Addresses, Internal: r.Internal(), PodCIDRs: r.PodCIDRs,
+			Cluster: cluster, Name: name, State: api.NodeReady, Addresses: r.Addresses, Internals: r.Internals(), PodCIDRs: r.PodCIDRs,
 			Endpoints: endpoints[name], Epoch: c.claims[name].Epoch, LastSeen: c.seen[name], Refused: refused[name],
 		}
 		for _, p := range c.problems[name].Problems {

@@ -28,12 +28,41 @@ func (r *Registration) Zone() string {
 	return r.Labels[corev1.LabelTopologyZone]
 }
 
-// Internal returns the node's own address in the mesh: the first of its first pod CIDR.
-func (r Registration) Internal() netip.Addr {
-	if len(r.PodCIDRs) == 0 {
-		return netip.Addr{}
+// Internals returns the node's own addresses in the mesh: the first of its first pod CIDR
+// of each family, in the order of its pod CIDRs.
+func (r Registration) Internals() []netip.Addr { return Internals(r.PodCIDRs) }
+
+// Internals returns the addresses in the mesh of a node that has these pod CIDRs.
+func Internals(cidrs []netip.Prefix) (out []netip.Addr) {
+	for _, p := range OfEachFamily(cidrs) {
+		out = append(out, p.Masked().Addr().Next())
 	}
-	return r.PodCIDRs[0].Addr().Next()
+	return out
+}
+
+// OfEachFamily returns the first of each family, in the order given.
+func OfEachFamily(cidrs []netip.Prefix) (out []netip.Prefix) {
+	for _, p := range cidrs {
+		if len(out) == 0 || len(out) == 1 && out[0].Addr().BitLen() != p.Addr().BitLen() {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// Internals returns the node's own addresses in the mesh: Internal, and that of the other
+// family if it has pod CIDRs of both.
+func (s *NodeState) Internals() []netip.Addr {
+	if !s.Internal.IsValid() {
+		return nil
+	}
+	out := []netip.Addr{s.Internal}
+	for _, a := range Internals(s.PodCIDRs) {
+		if a.BitLen() != s.Internal.BitLen() {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // Owns reports whether the address may be given to a pod of the node.
@@ -59,8 +88,8 @@ func (r Registration) Check(claim NodeState) error {
 			return fmt.Errorf("claims pod CIDR %s, which it was not registered with", p)
 		}
 	}
-	if claim.Internal.IsValid() && claim.Internal != r.Internal() {
-		return fmt.Errorf("claims internal address %s, but its own is %s", claim.Internal, r.Internal())
+	if own := r.Internals(); claim.Internal.IsValid() && (len(own) == 0 || claim.Internal != own[0]) {
+		return fmt.Errorf("claims internal address %s, but its own are %v", claim.Internal, own)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/weft-mesh/weft/identity"
@@ -29,7 +30,7 @@ type NodeState struct {
 	Name      string         `json:"name"`
 	Addresses []netip.Addr   `json:"addresses"` // the node's own; the one for tunnels first
 	Internal  netip.Addr     `json:"internal"`  // first address of PodCIDRs[0]: source of the node's own mesh traffic, target of probes
-	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
+	PodCIDRs  []netip.Prefix `json:"podCIDRs"`  // those that it uses: one, or one of each family
 	// Epoch counts key rotations, from 1. Lane Epoch%2 holds the newest key.
 	Epoch uint64  `json:"epoch"`
 	Lanes [2]Lane `json:"lanes"`
@@ -111,7 +112,9 @@ type EndpointState struct {
 	Pod       string     `json:"pod"`
 	UID       string     `json:"uid,omitempty"`
 	IP        netip.Addr `json:"ip"`
-	Ready     bool       `json:"ready"`
+	// Second is the pod's address of the other family, if it has one.
+	Second netip.Addr `json:"secondIP,omitzero"`
+	Ready  bool       `json:"ready"`
 	// State is creating, ready or not-ready; terminating once the pod has been
 	// asked to stop.
 	State string `json:"state,omitempty"`
@@ -145,12 +148,24 @@ type Endpoint struct {
 	Node           string          `json:"node"`
 	NodeIP         netip.Addr      `json:"nodeIP"`
 	IP             netip.Addr      `json:"ip"`
+	Second         netip.Addr      `json:"secondIP,omitzero"` // of the other family, if it has one
 	Identity       identity.Number `json:"identity"`
 	Labels         identity.Labels `json:"labels"`
 	ServiceAccount string          `json:"serviceAccount,omitempty"`
 	Ready          bool            `json:"ready"`
 	State          string          `json:"state,omitempty"`
 	NamedPorts     []NamedPort     `json:"namedPorts,omitempty"`
+}
+
+// IPs are the addresses of the pod: one, or one of each family.
+func (e *EndpointState) IPs() []netip.Addr { return valid(e.IP, e.Second) }
+
+// IPs are the addresses of the pod: one, or one of each family.
+func (e *Endpoint) IPs() []netip.Addr { return valid(e.IP, e.Second) }
+
+// valid returns the addresses that are.
+func valid(all ...netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(all, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
 // Peer is another cluster of the mesh as it was invited or added here. It determines

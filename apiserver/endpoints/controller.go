@@ -117,10 +117,10 @@ func (c *Controller) settle(ctx context.Context, m *model) error {
 
 // pending is a write of an endpoint or a slice.
 type pending struct {
-	who      name       // the pod or service it is for
-	key      string     // of what is written
-	modified int64      // the key's revision as far as the model knows
-	takes    netip.Addr // the address reserved for a pod's endpoint
+	who      name         // the pod or service it is for
+	key      string       // of what is written
+	modified int64        // the key's revision as far as the model knows
+	takes    []netip.Addr // the addresses reserved for a pod's endpoint
 }
 
 // pods writes the endpoints of dirty pods.
@@ -171,8 +171,10 @@ func (c *Controller) pod(m *model, who name) (pending, *identities.Use, *identit
 			return w, nil, nil
 		}
 	}
-	m.byIP[want.IP] = who
-	w.takes = want.IP
+	w.takes = want.IPs()
+	for _, ip := range w.takes {
+		m.byIP[ip] = who
+	}
 	return w, nil, &identities.Request{Labels: want.Labels, Owner: who.String(), Also: func(n identity.Number) store.Txn {
 		e := want
 		e.Identity = n
@@ -259,7 +261,7 @@ func (c *Controller) service(m *model, svc name) decided {
 func (c *Controller) outcome(m *model, w pending, o owner, revision int64, err error, of *work) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err != nil && w.takes.IsValid() {
+	if err != nil {
 		m.giveBack(w.takes, w.who)
 	}
 	switch {

@@ -2,6 +2,8 @@ package endpoints
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/wire"
@@ -59,20 +61,22 @@ func (m *model) endpoint(cluster string, who name) (want wire.Endpoint, v verdic
 		}
 		return want, otherwise, no
 	}
-	if other, taken := m.byIP[says.IP]; taken && other != who && (m.leaving(other) || m.moving(n, other)) {
-		// Decided again once the other has left. Its new address may be our old one, or
-		// that of a third pod, which waits for ours.
-		if there && have.value.IP != says.IP {
-			otherwise = remove
+	for _, ip := range says.IPs() {
+		if other, taken := m.byIP[ip]; taken && other != who && (m.leaving(other) || m.moving(n, other, ip)) {
+			// Decided again once the other has left. Its new address may be our old one, or
+			// that of a third pod, which waits for ours.
+			if there && !slices.Contains(have.value.IPs(), ip) {
+				otherwise = remove
+			}
+			return want, otherwise, no
 		}
-		return want, otherwise, no
 	}
 	if reason := m.check(n, who, says); reason != "" {
-		return want, otherwise, append(no, refused{p.Node, says.modified, reason, fmt.Sprintf("%s at %s", who, says.IP), true})
+		return want, otherwise, append(no, refused{p.Node, says.modified, reason, at(who, says), true})
 	}
 	return wire.Endpoint{
 		Namespace: who.namespace, Pod: who.name, UID: p.UID,
-		Node: p.Node, NodeIP: n.registration.Addresses[0], IP: says.IP,
+		Node: p.Node, NodeIP: n.registration.Addresses[0], IP: says.IP, Second: says.Second,
 		// Labels and ports come from the declaration, not from the claim.
 		Labels:         identity.PodLabels(who.namespace, m.namespaces[who.namespace], p.Labels, p.Account, cluster),
 		ServiceAccount: p.Account,
@@ -91,15 +95,30 @@ func (m *model) check(n *node, who name, claim *claim) string {
 		return "node is registered without an address"
 	case !claim.IP.IsValid():
 		return "has no address"
-	case !n.registration.Owns(claim.IP):
-		return "address is outside the node's pod CIDRs"
-	case claim.IP == n.registration.Internal():
-		return "address is the node's own"
+	case claim.Second.IsValid() && claim.Second.BitLen() == claim.IP.BitLen():
+		return "has two addresses of one family"
 	}
-	if other, taken := m.byIP[claim.IP]; taken && other != who {
-		return "address belongs to another pod of the node"
+	for _, ip := range claim.IPs() {
+		switch {
+		case !n.registration.Owns(ip):
+			return "address is outside the node's pod CIDRs"
+		case slices.Contains(n.registration.Internals(), ip):
+			return "address is the node's own"
+		}
+		if other, taken := m.byIP[ip]; taken && other != who {
+			return "address belongs to another pod of the node"
+		}
 	}
 	return ""
+}
+
+// at names a pod and the addresses that a node claims for it.
+func at(who name, claim *claim) string {
+	text := fmt.Sprintf("%s at %s", who, claim.IP)
+	if claim.Second.IsValid() {
+		text += " and " + claim.Second.String()
+	}
+	return text
 }
 
 // leaving reports whether a pod's endpoint is about to be removed.
@@ -108,11 +127,11 @@ func (m *model) leaving(who name) bool {
 	return p == nil || p.UID != have.value.UID
 }
 
-// moving reports whether a node no longer claims the address that its pod's endpoint has: a
+// moving reports whether a node no longer claims an address that its pod's endpoint has: a
 // machine that has lost its disk gives its pods addresses as if they were new.
-func (m *model) moving(n *node, who name) bool {
+func (m *model) moving(n *node, who name, ip netip.Addr) bool {
 	says, have := n.claims[who], m.endpoints[who]
-	return have.value.Node == n.registration.Name && (says != nil && says.IP != have.value.IP || says == nil && n.synced)
+	return have.value.Node == n.registration.Name && (says != nil && !slices.Contains(says.IPs(), ip) || says == nil && n.synced)
 }
 
 // strays are claims about the pod by nodes on which it is not declared.
@@ -123,7 +142,7 @@ func (m *model) strays(who name) (no []refused) {
 		if p != nil && p.Node == nodeName || says.honest || m.gone[says.UID] {
 			continue
 		}
-		no = append(no, refused{nodeName, says.modified, "pod is not declared on the node", fmt.Sprintf("%s at %s", who, says.IP), p != nil})
+		no = append(no, refused{nodeName, says.modified, "pod is not declared on the node", at(who, says), p != nil})
 	}
 	return no
 }

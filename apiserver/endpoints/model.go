@@ -3,6 +3,7 @@ package endpoints
 import (
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -379,10 +380,12 @@ func (m *model) applyEndpoint(ev state.Event) {
 		delete(m.endpoints, who)
 		unset(m.inNamespace, ns, who)
 		unset(m.endpointsOn, old.value.Node, who)
-		m.free(old.value.Node, old.value.IP, who)
+		m.free(old.value.Node, old.value.IPs(), who)
 	}
 	if v := read[wire.Endpoint](ev); v != nil {
-		m.byIP[v.IP] = who
+		for _, ip := range v.IPs() {
+			m.byIP[ip] = who
+		}
 		set(m.inNamespace, ns, who)
 		set(m.endpointsOn, v.Node, who)
 		m.endpoints[who] = stored[wire.Endpoint]{*v, ev.Modified, ev.Value}
@@ -391,27 +394,28 @@ func (m *model) applyEndpoint(ev state.Event) {
 	m.touchServices(who)
 }
 
-// giveBack frees an address that was reserved for an endpoint which was not written.
-func (m *model) giveBack(ip netip.Addr, who name) {
-	if have, there := m.endpoints[who]; there && have.value.IP == ip {
-		return
-	}
+// giveBack frees addresses that were reserved for an endpoint which was not written.
+func (m *model) giveBack(ips []netip.Addr, who name) {
+	have, there := m.endpoints[who]
+	ips = slices.DeleteFunc(ips, func(ip netip.Addr) bool { return there && slices.Contains(have.value.IPs(), ip) })
 	if p := m.pods[who]; p != nil {
-		m.free(p.Node, ip, who)
+		m.free(p.Node, ips, who)
 	}
 }
 
-// free frees an address, so that other pods that claim it are decided again.
-func (m *model) free(nodeName string, ip netip.Addr, who name) {
-	if m.byIP[ip] != who {
+// free frees addresses, so that other pods that claim one are decided again.
+func (m *model) free(nodeName string, ips []netip.Addr, who name) {
+	freed := slices.DeleteFunc(ips, func(ip netip.Addr) bool { return m.byIP[ip] != who })
+	for _, ip := range freed {
+		delete(m.byIP, ip)
+	}
+	n := m.nodes[nodeName]
+	if n == nil || len(freed) == 0 {
 		return
 	}
-	delete(m.byIP, ip)
-	if n := m.nodes[nodeName]; n != nil {
-		for other, claim := range n.claims {
-			if claim.IP == ip && other != who {
-				m.podWork.dirty[other] = true
-			}
+	for other, claim := range n.claims {
+		if other != who && slices.ContainsFunc(freed, func(ip netip.Addr) bool { return ip == claim.IP || ip == claim.Second }) {
+			m.podWork.dirty[other] = true
 		}
 	}
 }

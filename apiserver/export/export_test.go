@@ -35,17 +35,18 @@ var east = wire.Cluster{
 
 // bench is a store with an exporter running on it.
 type bench struct {
-	t    *testing.T
-	st   *storetest.Store
-	exp  *Exporter
-	stop func()
+	t       *testing.T
+	cluster wire.Cluster
+	st      *storetest.Store
+	exp     *Exporter
+	stop    func()
 }
 
 // run calls each inside a bubble, with the exporter running.
 func run(t *testing.T, before func(*bench), each func(*bench)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		b := &bench{t: t, st: storetest.New()}
+		b := &bench{t: t, cluster: east, st: storetest.New()}
 		if before != nil {
 			before(b)
 		}
@@ -59,7 +60,7 @@ func (b *bench) start() {
 	ctx, cancel := context.WithCancel(b.t.Context())
 	done, log := make(chan error), slog.New(slog.DiscardHandler)
 	own := state.New(b.st, log)
-	b.exp = New(Config{State: own, Store: b.st, Cluster: east, Log: log})
+	b.exp = New(Config{State: own, Store: b.st, Cluster: b.cluster, Log: log})
 	go func() { done <- own.Run(ctx) }()
 	go func() { done <- b.exp.Run(ctx) }()
 	b.stop = func() {
@@ -130,7 +131,7 @@ func node(n int) (wire.Registration, wire.NodeState) {
 	cidr := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(n), 0}), 24)
 	name := fmt.Sprintf("n%d", n)
 	r := wire.Registration{Name: name, Addresses: []netip.Addr{addr}, PodCIDRs: []netip.Prefix{cidr}}
-	return r, wire.NodeState{Name: name, Addresses: r.Addresses, PodCIDRs: r.PodCIDRs, Internal: r.Internal(), Epoch: 1,
+	return r, wire.NodeState{Name: name, Addresses: r.Addresses, PodCIDRs: r.PodCIDRs, Internal: r.Internals()[0], Epoch: 1,
 		Lanes: [2]wire.Lane{{}, {PublicKey: "VRksOB6ZNds4oXWIGfSVpvc0gBhcOWFmzvTDcyvULlI=", Port: 51872}}}
 }
 
@@ -202,6 +203,41 @@ func TestNodes(t *testing.T) {
 
 		b.write(store.Delete(wire.RegistrationKey("n1")))
 		b.expect()
+	})
+}
+
+// A node and a pod of both families are exported as Cilium exports them: a CIDR and an
+// internal address of each, and a key for each address.
+func TestBothFamilies(t *testing.T) {
+	dual := func(b *bench) {
+		b.cluster.PodCIDRs = append(slices.Clone(b.cluster.PodCIDRs), netip.MustParsePrefix("fd00:10:1::/48"))
+	}
+	run(t, dual, func(b *bench) {
+		r, n := node(1)
+		r.PodCIDRs = append(r.PodCIDRs, netip.MustParsePrefix("fd00:10:1:1::/64"))
+		n.PodCIDRs = r.PodCIDRs
+		b.put(wire.RegistrationKey("n1"), r)
+		b.put(wire.NodeKey("n1"), n)
+		e := endpoint("shop", "web-1", "10.1.1.5", 65540)
+		e.Second = netip.MustParseAddr("fd00:10:1:1::5")
+		b.put(wire.EndpointKey("shop", "web-1"), e)
+		key := "cilium/state/nodes/v1/east/n1"
+		both := []string{"cilium/state/ip/v1/default/10.1.1.5", "cilium/state/ip/v1/default/fd00:10:1:1::5"}
+		b.expect(append(both, key, "weft/export/nodes/n1")...)
+		if got := b.value(key); !strings.Contains(got, `"IPAddresses":[{"Type":"InternalIP","IP":"172.16.1.1"},{"Type":"CiliumInternalIP","IP":"10.1.1.1"},{"Type":"CiliumInternalIP","IP":"fd00:10:1:1::1"}],`+
+			`"IPv4AllocCIDR":{"IP":"10.1.1.0","Mask":"////AA=="},"IPv4SecondaryAllocCIDRs":null,"IPv6AllocCIDR":{"IP":"fd00:10:1:1::","Mask":"//////////8AAAAAAAAAAA=="},`) {
+			t.Errorf("node %s", got)
+		}
+		if got := b.value(both[1]); !strings.HasPrefix(got, `{"IP":"fd00:10:1:1::5","Mask":null,"HostIP":"172.16.1.1","ID":65540,"Key":255,`) || !strings.Contains(got, `"K8sPodName":"web-1"`) {
+			t.Errorf("address %s", got)
+		}
+
+		// The second address changes hands, as the first does.
+		e.Second = netip.MustParseAddr("fd00:10:1:1::6")
+		b.put(wire.EndpointKey("shop", "web-1"), e)
+		b.expect(both[0], "cilium/state/ip/v1/default/fd00:10:1:1::6", key, "weft/export/nodes/n1")
+		b.write(store.Delete(wire.EndpointKey("shop", "web-1")))
+		b.expect(key, "weft/export/nodes/n1")
 	})
 }
 

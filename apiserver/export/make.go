@@ -79,8 +79,8 @@ func (v *views) ofNode(name string) map[string][]byte {
 	for _, a := range n.Addresses {
 		node.IPAddresses = append(node.IPAddresses, wire.NodeAddress{Type: wire.NodeInternalIP, IP: a})
 	}
-	if n.Internal.IsValid() {
-		node.IPAddresses = append(node.IPAddresses, wire.NodeAddress{Type: wire.NodeCiliumInternalIP, IP: n.Internal})
+	for _, a := range n.Internals() {
+		node.IPAddresses = append(node.IPAddresses, wire.NodeAddress{Type: wire.NodeCiliumInternalIP, IP: a})
 	}
 	node.SetPodCIDRs(n.PodCIDRs)
 	if key := n.Lanes[n.Epoch%2].PublicKey; key != "" {
@@ -107,13 +107,15 @@ func (v *views) ofEndpoint(ns, pod string) map[string][]byte {
 	if !ok || v.kept[ns] || !e.IP.IsValid() || v.split.Cluster(e.Identity) != v.cluster.ID {
 		return nil
 	}
-	return map[string][]byte{
-		wire.IPStateKey(e.IP): wire.Marshal(wire.IPIdentityPair{
-			IP: e.IP, HostIP: e.NodeIP, ID: e.Identity, Key: wire.WireGuardKey,
+	out := map[string][]byte{}
+	for _, ip := range e.IPs() {
+		out[wire.IPStateKey(ip)] = wire.Marshal(wire.IPIdentityPair{
+			IP: ip, HostIP: e.NodeIP, ID: e.Identity, Key: wire.WireGuardKey,
 			K8sNamespace: ns, K8sPodName: pod, K8sServiceAccount: e.ServiceAccount,
 			NamedPorts: e.NamedPorts,
-		}),
+		})
 	}
+	return out
 }
 
 func (v *views) ofIdentity(digits string) map[string][]byte {

@@ -5,6 +5,7 @@
 package nodes
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -32,8 +33,10 @@ import (
 )
 
 const (
-	// defaultBits is the prefix length of pod CIDRs that we choose.
-	defaultBits = 24
+	// defaultBitsIPv4 and defaultBitsIPv6 are the prefix lengths of pod CIDRs that we
+	// choose. They are Kubernetes'.
+	defaultBitsIPv4 = 24
+	defaultBitsIPv6 = 64
 	// maxName keeps the common name of an agent's certificate below 64.
 	maxName  = 48
 	attempts = 16
@@ -130,7 +133,7 @@ func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (wire
 			return wire.Registration{}, err
 		}
 		moved := !slices.Equal(old.Addresses, reg.Addresses)
-		if there && !moved && maps.Equal(old.Labels, reg.Labels) {
+		if there && !moved && slices.Equal(old.PodCIDRs, reg.PodCIDRs) && maps.Equal(old.Labels, reg.Labels) {
 			return reg, nil
 		}
 		if there && moved && !request.Replace {
@@ -194,7 +197,7 @@ func (r *Registrar) admit(request api.NodeRequest, old wire.Registration, others
 	if known && len(reg.PodCIDRs) == 0 {
 		reg.PodCIDRs = old.PodCIDRs
 	}
-	if known && !slices.Equal(reg.PodCIDRs, old.PodCIDRs) {
+	if known && !extends(old.PodCIDRs, reg.PodCIDRs) {
 		return old, api.Conflict(fmt.Sprintf("remove the node first, or leave its pod CIDR at %s", join(old.PodCIDRs)),
 			"node %s has pod CIDR %s, which cannot change to %s while it is registered", old.Name, join(old.PodCIDRs), join(reg.PodCIDRs))
 	}
@@ -222,14 +225,43 @@ func (r *Registrar) admit(request api.NodeRequest, old wire.Registration, others
 			}
 		}
 	}
-	if len(reg.PodCIDRs) == 0 {
-		free, ok := freeCIDR(c.PodCIDRs, others)
-		if !ok {
-			return old, api.Conflict("remove nodes, or extend the cluster's pod CIDRs", "no /%d is free in the cluster's pod CIDRs %s", defaultBits, join(c.PodCIDRs))
+	for _, first := range wire.OfEachFamily(c.PodCIDRs) {
+		same := func(p netip.Prefix) bool { return p.Addr().BitLen() == first.Addr().BitLen() }
+		if slices.ContainsFunc(reg.PodCIDRs, same) {
+			continue
 		}
-		reg.PodCIDRs = []netip.Prefix{free}
+		free, ok := freeCIDR(slices.DeleteFunc(slices.Clone(c.PodCIDRs), func(p netip.Prefix) bool { return !same(p) }), others)
+		switch {
+		case ok:
+			reg.PodCIDRs = append(slices.Clone(reg.PodCIDRs), free)
+		case !known: // one that is known goes on without
+			return old, api.Conflict("remove nodes, or extend the cluster's pod CIDRs", "no /%d is free in the cluster's pod CIDRs %s", defaultBits(first), join(c.PodCIDRs))
+		}
+	}
+	if !known {
+		reg.PodCIDRs = inOrder(c.PodCIDRs, reg.PodCIDRs)
 	}
 	return reg, checkCIDRs(c, reg, others)
+}
+
+// extends reports whether all of the CIDRs are as they were, apart from those of another IP
+// family at the end.
+func extends(were, are []netip.Prefix) bool {
+	return len(are) >= len(were) && slices.Equal(are[:len(were)], were) && !slices.ContainsFunc(are[len(were):], func(p netip.Prefix) bool {
+		return slices.ContainsFunc(were, func(was netip.Prefix) bool { return was.Addr().Is4() == p.Addr().Is4() })
+	})
+}
+
+// inOrder sorts a node's CIDRs by family as the cluster's are: which address of a pod is its
+// first is the same on all nodes.
+func inOrder(whole, cidrs []netip.Prefix) []netip.Prefix {
+	later := func(p netip.Prefix) int {
+		if len(whole) == 0 || p.Addr().Is4() == whole[0].Addr().Is4() {
+			return 0
+		}
+		return 1
+	}
+	return slices.SortedStableFunc(slices.Values(cidrs), func(a, b netip.Prefix) int { return cmp.Compare(later(a), later(b)) })
 }
 
 func checkCIDRs(c wire.Cluster, reg wire.Registration, others map[string]wire.Registration) error {
@@ -267,23 +299,31 @@ func freeCIDR(whole []netip.Prefix, others map[string]wire.Registration) (netip.
 		return false
 	}
 	for _, w := range whole {
-		if !w.Addr().Is4() || w.Bits() > defaultBits {
-			if w.Addr().Is4() && !taken(w) {
-				return w, true
-			}
-			continue
-		}
-		b := w.Masked().Addr().As4()
-		base := uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2])
-		for i := range uint32(1) << (defaultBits - w.Bits()) {
-			n := base + i
-			p := netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(n >> 16), byte(n >> 8), byte(n)}), defaultBits)
-			if !taken(p) {
+		bits := max(w.Bits(), defaultBits(w))
+		for a := w.Masked().Addr(); w.Contains(a); a = last(netip.PrefixFrom(a, bits)).Next() {
+			if p := netip.PrefixFrom(a, bits); !taken(p) {
 				return p, true
 			}
 		}
 	}
 	return netip.Prefix{}, false
+}
+
+func defaultBits(of netip.Prefix) int {
+	if of.Addr().Is4() {
+		return defaultBitsIPv4
+	}
+	return defaultBitsIPv6
+}
+
+// last is the last address of a prefix.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
 }
 
 func inside(prefixes []netip.Prefix, ip netip.Addr) bool {

@@ -100,6 +100,7 @@ func TestAddRefuses(t *testing.T) {
 		"overlap":           {request("n9", "172.16.1.9", "10.1.1.128/25"), "overlaps 10.1.1.0/24 of node n1"},
 		"not masked":        {request("n9", "172.16.1.9", "10.1.2.7/24"), "cannot be a node's pod CIDR"},
 		"change of CIDR":    {request("n1", "", "10.1.2.0/24"), "cannot change"},
+		"one more CIDR":     {api.NodeRequest{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24"), netip.MustParsePrefix("10.1.2.0/24")}}, "cannot change"},
 		"bad label":         {api.NodeRequest{Name: "n1", Labels: map[string]string{"zone": "a b"}}, "labels of node n1"},
 	} {
 		_, err := r.Add(t.Context(), c.request)
@@ -110,6 +111,52 @@ func TestAddRefuses(t *testing.T) {
 	}
 	if !slices.Equal(before, s.Dump("")) {
 		t.Error("something was altered")
+	}
+}
+
+// Each node has a pod CIDR of each family of its cluster: as it was asked for, or the next
+// free one. One from before the cluster had the second family gets it when it is added again.
+func TestAddGivesACIDROfEachFamily(t *testing.T) {
+	r, s, _ := registrar(t)
+	add := func(name, ip string, cidrs ...string) string {
+		t.Helper()
+		req := request(name, ip, "")
+		for _, c := range cidrs {
+			req.PodCIDRs = append(req.PodCIDRs, netip.MustParsePrefix(c))
+		}
+		b, err := r.Add(t.Context(), req)
+		if err != nil {
+			return err.Error()
+		}
+		var stored wire.Registration
+		kv, err := s.Get(t.Context(), wire.RegistrationKey(name))
+		if err == nil {
+			stored, err = wire.Unmarshal[wire.Registration](kv.Value)
+		}
+		if err != nil || !slices.Equal(stored.PodCIDRs, b.PodCIDRs) {
+			t.Errorf("stored %v, %v", stored, err)
+		}
+		return join(b.PodCIDRs)
+	}
+	for _, step := range []struct{ got, want string }{
+		{add("old", "172.16.1.9", "10.1.9.0/24"), "10.1.9.0/24"},
+		{func() string {
+			r.conf.Cluster.PodCIDRs = append(r.conf.Cluster.PodCIDRs, netip.MustParsePrefix("fd00:10:1::/48"))
+			return join(r.conf.Cluster.PodCIDRs)
+		}(), "10.1.0.0/16, fd00:10:1::/48"},
+		{add("n1", "172.16.1.1"), "10.1.0.0/24, fd00:10:1::/64"},
+		{add("n2", "172.16.1.2", "fd00:10:1:2::/64"), "10.1.1.0/24, fd00:10:1:2::/64"},
+		{add("n3", "172.16.1.3", "fd00:10:1:1::/64", "10.1.3.0/24"), "10.1.3.0/24, fd00:10:1:1::/64"},
+		{add("n4", "172.16.1.4"), "10.1.2.0/24, fd00:10:1:3::/64"},
+		{add("n5", "172.16.1.5", "fd00:10:1:3::/80"), "pod CIDR fd00:10:1:3::/80 overlaps fd00:10:1:3::/64 of node n4"},
+		{add("n5", "172.16.1.5", "fd00:10:2::/64"), "pod CIDR fd00:10:2::/64 of node n5 is outside the cluster's 10.1.0.0/16, fd00:10:1::/48"},
+		{add("old", ""), "10.1.9.0/24, fd00:10:1:4::/64"},
+		{add("old", ""), "10.1.9.0/24, fd00:10:1:4::/64"},
+		{add("old", "", "10.1.9.0/24", "fd00:10:1:5::/64"), "node old has pod CIDR 10.1.9.0/24, fd00:10:1:4::/64, which cannot change to 10.1.9.0/24, fd00:10:1:5::/64 while it is registered"},
+	} {
+		if step.got != step.want {
+			t.Errorf("got %s\nwant %s", step.got, step.want)
+		}
 	}
 }
 

@@ -150,7 +150,7 @@ func (s *site) populate() {
 		r := wire.Registration{Name: fmt.Sprintf("n%d", n), Addresses: []netip.Addr{netip.AddrFrom4([4]byte{172, 16, id, n})},
 			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, id, n, 0}), 24)}}
 		s.put(wire.RegistrationKey(r.Name), r)
-		s.put(wire.NodeKey(r.Name), wire.NodeState{Name: r.Name, Addresses: r.Addresses, PodCIDRs: r.PodCIDRs, Internal: r.Internal(), Epoch: 1})
+		s.put(wire.NodeKey(r.Name), wire.NodeState{Name: r.Name, Addresses: r.Addresses, PodCIDRs: r.PodCIDRs, Internal: r.Internals()[0], Epoch: 1})
 	}
 	name, port := "http", int32(8080)
 	slice := &discoveryv1.EndpointSlice{

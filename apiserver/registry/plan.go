@@ -239,8 +239,7 @@ func (p *planner) nodeAddresses(ctx context.Context) (map[netip.Addr]string, err
 	p.addresses = map[netip.Addr]string{}
 	for _, kv := range kvs {
 		if reg, err := wire.Unmarshal[wire.Registration](kv.Value); err == nil {
-			p.addresses[reg.Internal()] = reg.Name
-			for _, a := range reg.Addresses {
+			for _, a := range append(reg.Internals(), reg.Addresses...) {
 				p.addresses[a] = reg.Name
 			}
 		}

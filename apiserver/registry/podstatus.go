@@ -113,8 +113,10 @@ func podStatus(e wire.Endpoint, known bool) corev1.PodStatus {
 	s := corev1.PodStatus{
 		Phase:      corev1.PodRunning,
 		PodIP:      e.IP.String(),
-		PodIPs:     []corev1.PodIP{{IP: e.IP.String()}},
 		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}},
+	}
+	for _, ip := range e.IPs() {
+		s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: ip.String()})
 	}
 	if e.State == wire.EndpointCreating {
 		s.Phase = corev1.PodPending

@@ -170,9 +170,9 @@ func (f *fake) status() api.Status {
 			StoreBytes: 1258291, Revision: 431, Endpoints: 3, Identities: 2, Services: 1, Policies: 1},
 		Servers: f.servers(),
 		Nodes: []api.NodeStatus{
-			{Cluster: f.name, Name: f.name + "-2", State: "ready", Addresses: []netip.Addr{addr("172.16.%d.2", id)}, Internal: addr("10.%d.2.1", id),
+			{Cluster: f.name, Name: f.name + "-2", State: "ready", Addresses: []netip.Addr{addr("172.16.%d.2", id)}, Internals: []netip.Addr{addr("10.%d.2.1", id)},
 				PodCIDRs: []netip.Prefix{prefix("10.%d.2.0/24", id)}, Endpoints: 1, Epoch: 1, Alive: &alive, LastSeen: heard, AgeSeconds: 2},
-			{Cluster: f.name, Name: f.name + "-1", State: "ready", Addresses: []netip.Addr{addr("172.16.%d.1", id)}, Internal: addr("10.%d.1.1", id),
+			{Cluster: f.name, Name: f.name + "-1", State: "ready", Addresses: []netip.Addr{addr("172.16.%d.1", id)}, Internals: []netip.Addr{addr("10.%d.1.1", id)},
 				PodCIDRs: []netip.Prefix{prefix("10.%d.1.0/24", id)}, Endpoints: 2, Epoch: 1, Alive: &alive, LastSeen: heard, AgeSeconds: 1},
 		},
 	}
@@ -313,7 +313,7 @@ func (f *fake) apply(action api.Action) func(*http.Request) (any, error) {
 var stored = map[string]map[string]string{
 	"pods": {
 		"web-1":      `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web-1","namespace":"shop","labels":{"app":"web"},"creationTimestamp":"2026-01-02T11:00:00Z"},"spec":{"nodeName":"east-1"}}`,
-		"frontend-1": `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"frontend-1","namespace":"shop"},"spec":{"nodeName":"east-2"},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}],"podIP":"10.1.2.5"}}`,
+		"frontend-1": `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"frontend-1","namespace":"shop"},"spec":{"nodeName":"east-2"},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}],"podIP":"10.1.2.5","podIPs":[{"ip":"10.1.2.5"}]}}`,
 	},
 	"namespaces": {"shop": `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"shop","labels":{"team":"a"},"creationTimestamp":"2025-12-30T12:00:00Z"}}`},
 	"services": {"web": `{"apiVersion":"v1","kind":"Service","metadata":{"name":"web","namespace":"shop","annotations":{"io.cilium/global-service":"True"}},

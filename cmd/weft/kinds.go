@@ -35,7 +35,7 @@ var listings = map[string]listing{
 		return []string{labelList(n.Labels)}
 	})},
 	manifest.Pods: {columns("NODE", "ADDRESS", "READY", "STATUS", "*LABELS"), cells(func(p *corev1.Pod) []string {
-		return []string{p.Spec.NodeName, p.Status.PodIP, podReady(p), podStatus(p), labelList(p.Labels)}
+		return []string{p.Spec.NodeName, podIPs(p), podReady(p), podStatus(p), labelList(p.Labels)}
 	})},
 	manifest.Services: {columns("CLUSTER-IP", "PORTS", "GLOBAL", "*SELECTOR"), cells(func(s *corev1.Service) []string {
 		return []string{s.Spec.ClusterIP, servicePorts(s), fmt.Sprint(isGlobal(s)), labelList(s.Spec.Selector)}
@@ -284,6 +284,15 @@ func objectNames(ctx context.Context, c *api.Client, word, ns string) (names []s
 		}
 	}
 	return names, nil
+}
+
+// podIPs lists a pod's addresses: one, or one of each IP family.
+func podIPs(p *corev1.Pod) string {
+	var ips []string
+	for _, ip := range p.Status.PodIPs {
+		ips = append(ips, ip.IP)
+	}
+	return strings.Join(ips, ",")
 }
 
 // podReady returns yes or no, pending while the pod has no address yet, and "" if there is

@@ -37,16 +37,12 @@ func nodeTable(nodes []api.NodeStatus) table {
 		if !n.LastSeen.IsZero() {
 			seen = age(n.AgeSeconds)
 		}
-		internal := ""
-		if n.Internal.IsValid() {
-			internal = n.Internal.String()
-		}
 		revision, lag := "", ""
 		if n.Store != nil {
 			revision, lag = fmt.Sprint(n.Store.Revision), age(n.Store.LagSeconds)
 		}
 		t.rows = append(t.rows, []string{n.Cluster, n.Name, n.State, fmt.Sprint(n.Endpoints), list(n.Addresses),
-			list(n.PodCIDRs), fmt.Sprint(n.Epoch), seen, revision, lag, internal, fmt.Sprint(n.Refused)})
+			list(n.PodCIDRs), fmt.Sprint(n.Epoch), seen, revision, lag, list(n.Internals), fmt.Sprint(n.Refused)})
 	}
 	return t
 }
@@ -60,9 +56,10 @@ func nodeAddCommand() *cobra.Command {
 		Use:   "add NAME --address IP --write FILE",
 		Short: "Register a node and write its join bundle",
 		Long: "Register a node and write its join bundle, the file that its agent starts from. It holds\n" +
-			"private keys: restrict it to mode 0600 (--write does this), or pipe it with --write -. Without\n" +
-			"--pod-cidr the node gets the next free one. A node that is registered already gets new\n" +
-			"certificates; only --replace gives it another address.",
+			"private keys: restrict it to mode 0600 (--write does this), or pipe it with --write -. Of each IP\n" +
+			"family of the cluster that no --pod-cidr names, the node gets the next free pod CIDR. A node\n" +
+			"that is registered already gets new certificates, and a pod CIDR of a family that is new to\n" +
+			"the cluster; only --replace gives it another address.",
 		Example: "  weft node add east-3 --address 172.16.1.3 --write join.yaml\n" +
 			"  weft node add east-3 --address 172.16.1.3 --pod-cidr 10.1.3.0/24 --write - | ssh east-3 tee /etc/weft/join.yaml",
 		Args: usageArgs(cobra.ExactArgs(1)),
@@ -96,7 +93,7 @@ func nodeAddCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringSliceVar(&addresses, "address", nil, "addresses of the node; tunnels use the first")
-	cmd.Flags().StringSliceVar(&cidrs, "pod-cidr", nil, "addresses of its pods (default: the next free prefix)")
+	cmd.Flags().StringSliceVar(&cidrs, "pod-cidr", nil, "addresses of its pods, a prefix of each IP family (default: the next free one)")
 	cmd.Flags().StringToStringVar(&labels, "label", nil, "labels of the node, for example topology.kubernetes.io/zone=eu-1a")
 	cmd.Flags().BoolVar(&replace, "replace", false, "move the registered node to this address")
 	writeFlag(cmd, &file, "join bundle")
