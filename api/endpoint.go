@@ -30,8 +30,9 @@ type EndpointRequest struct {
 	Netns string `json:"netns,omitempty"`
 	// Interface is the name of the device in the pod; eth0 if empty.
 	Interface string `json:"interface,omitempty"`
-	// Addresses are those that the pod should get. A pod has one address, so more are
-	// refused. Empty: the agent chooses.
+	// Addresses are those that the pod should get, at most one of each IP family. On a node
+	// with pod CIDRs of both, a pod has the same place in both, so that one names the other.
+	// Empty: the agent chooses.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
@@ -132,12 +133,12 @@ func (r EndpointRequest) Validate() error {
 	if r.Interface != "" && (r.Interface == "lo" || !deviceName.MatchString(r.Interface)) {
 		add("interface %q is not a device's name of up to 15 letters and digits", r.Interface)
 	}
-	if len(r.Addresses) > 1 {
-		add("%d addresses are more than one", len(r.Addresses))
+	if len(r.Addresses) > 2 || len(r.Addresses) == 2 && r.Addresses[0].BitLen() == r.Addresses[1].BitLen() {
+		add("%d addresses are more than one of each IP family", len(r.Addresses))
 	}
 	for _, a := range r.Addresses {
-		if !a.Is4() {
-			add("address %v is not IPv4", a)
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
+			add("address %v is not one that a pod can have", a)
 		}
 	}
 	if len(wrong) > 0 {

@@ -15,21 +15,21 @@ import (
 func TestARequestForAPodsNetworkIsChecked(t *testing.T) {
 	good := EndpointRequest{
 		Namespace: "shop", Name: "web-0.db", UID: "3f6a0c1e-7d2b", Container: "c1", Netns: "/run/netns/x", Interface: "eth0",
-		Addresses: []netip.Addr{netip.MustParseAddr("10.1.1.9")},
+		Addresses: []netip.Addr{netip.MustParseAddr("10.1.1.9"), netip.MustParseAddr("fd00:10:1:1::9")},
 	}
 	if err := good.Validate(); err != nil {
 		t.Errorf("a good one: %v", err)
 	}
 	bad := EndpointRequest{
 		Namespace: "Shop", Name: "../web", UID: "a b", Container: "\x00", Netns: "run/netns/x", Interface: "a/b",
-		Addresses: []netip.Addr{netip.MustParseAddr("fd00::1"), netip.MustParseAddr("10.1.1.9")},
+		Addresses: []netip.Addr{netip.MustParseAddr("fe80::1%eth0"), netip.MustParseAddr("::ffff:10.1.1.9")},
 	}
 	err := bad.Validate()
 	var refusal *Error
 	if !errors.As(err, &refusal) || refusal.Status != http.StatusUnprocessableEntity {
 		t.Fatalf("a bad one: %v", err)
 	}
-	for _, want := range []string{"namespace", "name \"../web\"", "uid", "container", "netns", "interface", "2 addresses", "fd00::1 is not IPv4"} {
+	for _, want := range []string{"namespace", "name \"../web\"", "uid", "container", "netns", "interface", "2 addresses are more than one of each", "fe80::1%eth0 is not one", "::ffff:10.1.1.9 is not one"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not name %s", err, want)
 		}

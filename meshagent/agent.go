@@ -110,7 +110,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 		Tables: t, files: f, cfg: cfg, node: n, edges: edges, log: log, started: time.Now(),
 		ring: flow.NewRing(cfg.KeepFlows), listed: make(chan struct{}), start: make(chan struct{}), open: make(chan struct{}),
 	}
-	internal := endpoint.Internal(n.cidr)
+	internals := wire.Internals(n.cidrs)
 	var err error
 	if a.trust, err = trust.New(n.cluster, filepath.Join(cfg.StateDir, "generation"), edges.Store, f.tell, log); err != nil {
 		return nil, err
@@ -157,7 +157,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 		return nil, err
 	}
 	a.endpoints, err = endpoint.New(endpoint.Config{
-		CIDR: n.cidr, MTU: edges.MTU, Tables: a.Tables, Datapath: edges.Datapath, Plumbing: edges.Plumbing, Dir: endpoint.Dir(filepath.Join(cfg.StateDir, "endpoints")),
+		CIDRs: n.cidrs, MTU: edges.MTU, Tables: a.Tables, Datapath: edges.Datapath, Plumbing: edges.Plumbing, Dir: endpoint.Dir(filepath.Join(cfg.StateDir, "endpoints")),
 		Tell: func(pod, why string) { setProblem(t, wire.ProblemPods, pod, why) }, Log: log,
 	})
 	if err != nil {
@@ -169,11 +169,14 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 		return nil, err
 	}
 	ways := paths.Config{
-		Cluster: n.cluster, Node: n.name, CIDR: n.cidr, Members: n.members, Internal: internal, MTU: edges.MTU,
+		Cluster: n.cluster, Node: n.name, CIDRs: n.cidrs, Members: n.members, Internal: internals[0], MTU: edges.MTU,
 		Tables: a.Tables, Rows: a.rows, Lanes: edges.Lanes, Host: edges.Host, Attach: edges.Datapath.AttachTunnel, Transport: edges.Transport,
 		Start: a.start, Open: a.open, Lasting: lastingAfter, Log: log,
-		Devices:   func(ifindex [2]uint32) { a.program.SetTunnels(ifindex, internal) },
+		Devices:   func(ifindex [2]uint32) { a.program.SetTunnels(ifindex, internals...) },
 		Unwritten: (&trouble{tables: a.Tables, table: wire.ProblemPaths, what: "probe results do not reach the kernel", log: log}).tell,
+	}
+	if len(internals) > 1 {
+		ways.Second = internals[1]
 	}
 	a.tunnels = paths.NewTunnels(ways, a.meshes.Follower())
 	a.liveness = paths.NewLiveness(ways, a.meshes.Follower(), a.tunnels)

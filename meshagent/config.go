@@ -18,6 +18,7 @@ import (
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/certificate"
 	"github.com/weft-mesh/weft/tunnel"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // Config of an agent. What the join bundle says may be left empty here.
@@ -25,7 +26,8 @@ type Config struct {
 	// Join is the bundle that the API server issued for this node, 0600.
 	Join string `json:"join"`
 	// NodeName, NodeIP and PodCIDR are the join bundle's unless given. NodeIP is
-	// where tunnels to this node end.
+	// where tunnels to this node end. Of the bundle's pod CIDRs the first of each IP
+	// family is used; PodCIDR is the one to use of its family.
 	NodeName string       `json:"nodeName,omitempty"`
 	NodeIP   netip.Addr   `json:"nodeIP,omitzero"`
 	PodCIDR  netip.Prefix `json:"podCIDR,omitzero"`
@@ -115,8 +117,8 @@ func (c Config) Validate() error {
 	if c.PodsFrom != Objects && c.PodsFrom != Requests {
 		errs = append(errs, fmt.Errorf("pods-from is %q: give %s or %s", c.PodsFrom, Objects, Requests))
 	}
-	if c.PodCIDR.IsValid() && (!c.PodCIDR.Addr().Is4() || c.PodCIDR.Bits() > 30) {
-		errs = append(errs, fmt.Errorf("pod-cidr is %v: give an IPv4 prefix of /30 or shorter", c.PodCIDR))
+	if c.PodCIDR.IsValid() && c.PodCIDR.Addr().BitLen()-c.PodCIDR.Bits() < 2 {
+		errs = append(errs, fmt.Errorf("pod-cidr is %v: give a prefix with room for two addresses, /30 or shorter (IPv6: /126)", c.PodCIDR))
 	}
 	for _, a := range []struct{ name, address string }{{"listen", c.Listen}, {"metrics-address", c.MetricsAddress}} {
 		if err := validAddress(a.address); err != nil {
@@ -158,7 +160,7 @@ type node struct {
 	cluster string
 	name    string
 	ip      netip.Addr
-	cidr    netip.Prefix
+	cidrs   []netip.Prefix // for its pods: one, or one of each IP family
 	members []netip.Prefix // own cluster's pod CIDRs
 	gossip  []byte
 	bundle  *api.JoinBundle
@@ -183,26 +185,34 @@ func readJoin(c Config) (node, error) {
 }
 
 func whoAmI(c Config, b *api.JoinBundle) (node, error) {
-	n := node{cluster: b.Cluster, name: b.Node, ip: c.NodeIP, cidr: c.PodCIDR, members: b.ClusterPodCIDRs, bundle: b}
+	n := node{cluster: b.Cluster, name: b.Node, ip: c.NodeIP, members: b.ClusterPodCIDRs, bundle: b}
 	if c.NodeName != "" && c.NodeName != b.Node {
 		return n, fmt.Errorf("node-name is %q, but the join bundle was issued for %q: issue one for this node", c.NodeName, b.Node)
 	}
 	if !n.ip.IsValid() && len(b.Addresses) > 0 {
 		n.ip = b.Addresses[0]
 	}
-	if !n.cidr.IsValid() && len(b.PodCIDRs) > 0 {
-		n.cidr = b.PodCIDRs[0]
+	n.cidrs = wire.OfEachFamily(b.PodCIDRs)
+	if given := c.PodCIDR; given.IsValid() {
+		i := slices.IndexFunc(n.cidrs, func(p netip.Prefix) bool { return p.Addr().BitLen() == given.Addr().BitLen() })
+		switch {
+		case len(b.PodCIDRs) > 0 && !slices.Contains(b.PodCIDRs, given):
+			return n, fmt.Errorf("pod-cidr is %v, but the join bundle says %v", given, b.PodCIDRs)
+		case i < 0:
+			n.cidrs = append(n.cidrs, given)
+		default:
+			n.cidrs[i] = given
+		}
 	}
 	switch {
 	case n.cluster == "" || n.name == "":
 		return n, badBundle{fmt.Errorf("join bundle %s names no cluster or no node: issue a new one with `weft node add`", c.Join)}
 	case !n.ip.IsValid():
 		return n, fmt.Errorf("no address of this node is known: give --node-ip")
-	case !n.cidr.IsValid():
+	case len(n.cidrs) == 0:
 		return n, fmt.Errorf("no pod CIDR of this node is known: give --pod-cidr")
-	}
-	if len(b.PodCIDRs) > 0 && !slices.Contains(b.PodCIDRs, n.cidr) {
-		return n, fmt.Errorf("pod-cidr is %v, but the join bundle says %v", n.cidr, b.PodCIDRs)
+	case !n.cidrs[0].Addr().Is4():
+		return n, fmt.Errorf("the first pod CIDR of this node is %v, but nodes of IPv6 alone are not supported yet: give it one of IPv4", n.cidrs[0])
 	}
 	if b.GossipKey != "" {
 		key, err := base64.StdEncoding.DecodeString(b.GossipKey)

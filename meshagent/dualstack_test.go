@@ -3,12 +3,14 @@ package meshagent
 import (
 	"encoding/json"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -67,6 +69,89 @@ func TestADualStackPeerIsNoLastingProblem(t *testing.T) {
 			}
 			east.stop()
 			east.run()
+		}
+		east.stop()
+		west.stop()
+	})
+}
+
+// In clusters with pod CIDRs of both families, all that holds of a pod's first address holds of
+// its second: who it is, where, by which policies it is judged, and that it is encrypted.
+func TestAPodOfBothFamiliesIsOneToEveryone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorldOf(t, true)
+		east, west := w.node("east", 1), w.node("west", 1)
+		w.peer()
+		w.clusters["west"].web(t, global)
+		east.pod("client", "client")
+		west.pod("web-1", "web")
+		east.run()
+		west.run()
+		w.step()
+
+		addr := netip.MustParseAddr
+		four, six := bpf.AddrOf(addr("10.2.1.2")), bpf.AddrOf(addr("fd00:10:2:1::2"))
+		first, _, _ := west.maps().Endpoints.Lookup(four)
+		second, ok, _ := west.maps().Endpoints.Lookup(six)
+		if !ok || first != second || second.Held != 0 || second.Identity == 0 || second.Ifindex == 0 {
+			t.Errorf("in west it is %+v and %+v", first, second)
+		}
+		first4, _, _ := east.maps().IPs.Lookup(four)
+		second6, ok, _ := east.maps().IPs.Lookup(six)
+		if !ok || first4 != second6 || second6.Cluster != 2 || second6.Node == 0 || second6.Identity != first.Identity {
+			t.Errorf("in east it is %+v and %+v", first4, second6)
+		}
+		if row, ok, _ := east.maps().IPs.Lookup(bpf.AddrOf(addr("fd00:10:2:1::1"))); !ok || row.Identity != uint32(identity.RemoteNode) || row.Node != second6.Node {
+			t.Errorf("west's node is %+v, %v", row, ok)
+		}
+		for _, cidr := range []string{"fd00:10:2::/48", "fd00:10:2:1::/64", "fd00:10:1::/48"} {
+			if row, ok, _ := east.maps().Prefixes.Lookup(bpf.PrefixOf(netip.MustParsePrefix(cidr))); !ok || row.Flags&bpf.IPMember == 0 {
+				t.Errorf("%s in east: %+v, %v", cidr, row, ok)
+			}
+		}
+		settings, _, _ := east.maps().Settings.Lookup(0)
+		if settings.Internal != [2]bpf.Addr{bpf.AddrOf(east.internal()), bpf.AddrOf(addr("fd00:10:1:1::1"))} {
+			t.Errorf("the node's own addresses are %v", settings.Internal)
+		}
+		if n := east.host.Network(); n.Second != addr("fd00:10:1:1::1") || len(n.Local) != 2 || !slices.Contains(n.Members, netip.MustParsePrefix("fd00:10:2::/48")) {
+			t.Errorf("network %+v", n)
+		}
+		status, err := east.lanes.Status(t.Context())
+		if err != nil || len(status.Peers) != 1 {
+			t.Fatalf("tunnels %+v, %v", status, err)
+		}
+		text, _ := w.clusters["west"].store.Value(wire.NodeKey(west.name))
+		state, err := wire.Unmarshal[wire.NodeState](text)
+		if err != nil || !slices.Equal(state.PodCIDRs, west.cidrs()) || state.Internal != west.internal() {
+			t.Errorf("west's node says %+v, %v", state, err)
+		}
+
+		// A policy that begins to select the pod changes the rows of both addresses.
+		w.clusters["west"].putRaw(wire.ObjectKey("ciliumnetworkpolicies", "shop", "nobody"), []byte(`{"apiVersion":"cilium.io/v2","kind":"CiliumNetworkPolicy","metadata":{"namespace":"shop","name":"nobody"},"spec":{"endpointSelector":{"matchLabels":{"app":"web"}},"ingress":[{}]}}`))
+		w.step()
+		was := first.Set
+		first, _, _ = west.maps().Endpoints.Lookup(four)
+		second, _, _ = west.maps().Endpoints.Lookup(six)
+		if first != second || first.Set == was {
+			t.Errorf("under a policy it is %+v and %+v", first, second)
+		}
+
+		// An agent that starts again keeps both; with the pod both go.
+		west.stop()
+		west.run()
+		w.step()
+		if row, _, _ := west.maps().Endpoints.Lookup(six); row != second {
+			t.Errorf("restarted: %+v, before %+v", row, second)
+		}
+		_ = w.clusters["west"].store.Delete(t.Context(), wire.ObjectKey("pods", "shop", "web-1"))
+		w.step()
+		for _, a := range []bpf.Addr{four, six} {
+			if row, ok, _ := west.maps().Endpoints.Lookup(a); ok {
+				t.Errorf("removed, in west: %v is %+v", a, row)
+			}
+			if row, ok, _ := east.maps().IPs.Lookup(a); ok {
+				t.Errorf("removed, in east: %v is %+v", a, row)
+			}
 		}
 		east.stop()
 		west.stop()

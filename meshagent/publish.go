@@ -321,8 +321,8 @@ func (p *publisher) heard(events []store.Event) {
 func (p *publisher) state() wire.NodeState {
 	own, _, _ := p.tunnels.Own()
 	s := wire.NodeState{
-		Name: p.node.name, Addresses: []netip.Addr{p.node.ip}, Internal: endpoint.Internal(p.node.cidr),
-		PodCIDRs: []netip.Prefix{p.node.cidr}, Epoch: own.Epoch, BootID: p.edges.BootID,
+		Name: p.node.name, Addresses: []netip.Addr{p.node.ip}, Internal: endpoint.Internal(p.node.cidrs[0]),
+		PodCIDRs: p.node.cidrs, Epoch: own.Epoch, BootID: p.edges.BootID,
 		Holding: p.holding,
 	}
 	for i, lane := range own.Lanes {
@@ -334,7 +334,7 @@ func (p *publisher) state() wire.NodeState {
 // endpointState is what is reported of a pod. A pod without its object is about to be
 // removed, and only its address is reported.
 func endpointState(e *tables.Endpoint, pod *tables.Pod) wire.EndpointState {
-	s := wire.EndpointState{Namespace: e.Namespace, Pod: e.Pod, UID: e.UID, IP: e.IP, State: wire.EndpointCreating}
+	s := wire.EndpointState{Namespace: e.Namespace, Pod: e.Pod, UID: e.UID, IP: e.IP, Second: e.Second, State: wire.EndpointCreating}
 	if !e.Ready {
 		s.Why = e.Why
 	}

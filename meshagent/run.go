@@ -127,7 +127,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	a.log.Info("agent starts", "address", n.ip, "podCIDR", n.cidr, "device", device.Attrs().Name, "mtu", inner)
+	a.log.Info("agent starts", "address", n.ip, "podCIDRs", n.cidrs, "device", device.Attrs().Name, "mtu", inner)
 	return a.run(ctx, append(servers, certificates, heap{a.program.Passed()})...)
 }
 

@@ -47,6 +47,7 @@ type world struct {
 
 type testCluster struct {
 	name  string
+	dual  bool // pods have an address of each family
 	id    identity.ClusterID
 	store *storetest.Store
 	nodes map[string]*testNode
@@ -74,16 +75,19 @@ type testNode struct {
 	stop     func()
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { return newWorldOf(t, false) }
+
+// newWorldOf is newWorld; in a dual one, pods have an address of each family.
+func newWorldOf(t *testing.T, dual bool) *world {
 	w := &world{t: t, clusters: map[string]*testCluster{}, net: &probetest.Fabric{}, wire: &tunneltest.Wire{}}
 	for i, name := range []string{"east", "west"} {
-		c := &testCluster{name: name, id: identity.ClusterID(i + 1), store: storetest.New(), nodes: map[string]*testNode{}, ids: map[string]identity.Number{}}
+		c := &testCluster{name: name, dual: dual, id: identity.ClusterID(i + 1), store: storetest.New(), nodes: map[string]*testNode{}, ids: map[string]identity.Number{}}
 		c.store.SetSignOfLife(10 * time.Second)
 		first, _ := identity.Split255.Range(c.id)
 		c.next = first + 1
 		w.clusters[name] = c
 		c.put(t, wire.ClusterKey, wire.Cluster{
-			Name: name, ID: c.id, PodCIDRs: []netip.Prefix{c.cidr()}, ServiceCIDR: netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", 100+i+1)),
+			Name: name, ID: c.id, PodCIDRs: c.cidrs(), ServiceCIDR: netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", 100+i+1)),
 			MaxConnectedClusters: 255, Generation: "g-" + name,
 		})
 	}
@@ -92,6 +96,14 @@ func newWorld(t *testing.T) *world {
 
 func (c *testCluster) cidr() netip.Prefix {
 	return netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", c.id))
+}
+
+func (c *testCluster) cidrs() []netip.Prefix {
+	out := []netip.Prefix{c.cidr()}
+	if c.dual {
+		out = append(out, netip.MustParsePrefix(fmt.Sprintf("fd00:10:%d::/48", c.id)))
+	}
+	return out
 }
 
 func (c *testCluster) put(t *testing.T, key string, v any) {
@@ -118,7 +130,7 @@ func (w *world) node(cluster string, number int) *testNode {
 		datapath: bpftest.NewDatapath(), lanes: w.wire.New(), host: &tunneltest.Host{}, plumbing: &endpointtest.Plumbing{},
 	}
 	c.nodes[n.name] = n
-	c.put(w.t, wire.RegistrationKey(n.name), wire.Registration{Name: n.name, Addresses: []netip.Addr{n.ip()}, PodCIDRs: []netip.Prefix{n.cidr()}})
+	c.put(w.t, wire.RegistrationKey(n.name), wire.Registration{Name: n.name, Addresses: []netip.Addr{n.ip()}, PodCIDRs: n.cidrs()})
 	return n
 }
 
@@ -128,6 +140,14 @@ func (n *testNode) ip() netip.Addr {
 
 func (n *testNode) cidr() netip.Prefix {
 	return netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.0/24", n.cluster.id, n.number))
+}
+
+func (n *testNode) cidrs() []netip.Prefix {
+	out := []netip.Prefix{n.cidr()}
+	if n.cluster.dual {
+		out = append(out, netip.MustParsePrefix(fmt.Sprintf("fd00:10:%d:%d::/64", n.cluster.id, n.number)))
+	}
+	return out
 }
 
 func (n *testNode) internal() netip.Addr { return endpoint.Internal(n.cidr()) }
@@ -144,8 +164,8 @@ func (n *testNode) run() {
 	}
 	cfg.PodsFrom = cmp.Or(n.podsFrom, cfg.PodsFrom)
 	bundle := &api.JoinBundle{
-		Cluster: n.cluster.name, ClusterID: uint32(n.cluster.id), ClusterPodCIDRs: []netip.Prefix{n.cluster.cidr()},
-		Node: n.name, Addresses: []netip.Addr{n.ip()}, PodCIDRs: []netip.Prefix{n.cidr()},
+		Cluster: n.cluster.name, ClusterID: uint32(n.cluster.id), ClusterPodCIDRs: n.cluster.cidrs(),
+		Node: n.name, Addresses: []netip.Addr{n.ip()}, PodCIDRs: n.cidrs(),
 	}
 	edges := &Edges{
 		Store: n.cluster.store, Datapath: n.datapath, Lanes: n.lanes, Host: n.host, Plumbing: n.plumbing,
@@ -179,7 +199,7 @@ func (w *world) peer() {
 	for _, c := range w.clusters {
 		for _, other := range w.clusters {
 			if c != other {
-				c.put(w.t, wire.PeerKey(other.name), wire.Peer{Name: other.name, ID: other.id, PodCIDRs: []netip.Prefix{other.cidr()}, MaxConnectedClusters: 255, Connected: true})
+				c.put(w.t, wire.PeerKey(other.name), wire.Peer{Name: other.name, ID: other.id, PodCIDRs: other.cidrs(), MaxConnectedClusters: 255, Connected: true})
 			}
 		}
 	}
@@ -253,7 +273,7 @@ func (c *testCluster) vouch(t *testing.T) {
 			c.putRaw(wire.IdentityIDKey(number), []byte(labels.String()))
 		}
 		c.put(t, key, wire.Endpoint{
-			Namespace: pod.Namespace, Pod: pod.Name, UID: string(pod.UID), Node: n.name, NodeIP: n.ip(), IP: claim.IP,
+			Namespace: pod.Namespace, Pod: pod.Name, UID: string(pod.UID), Node: n.name, NodeIP: n.ip(), IP: claim.IP, Second: claim.Second,
 			Identity: number, Labels: labels, Ready: claim.Ready, State: claim.State,
 		})
 	}
@@ -294,13 +314,18 @@ func (w *world) mirror(from, to *testCluster) {
 			continue
 		}
 		cn := wire.Node{Name: n.Name, Cluster: from.name, ClusterID: uint32(from.id)}
-		cn.IPAddresses = []wire.NodeAddress{{Type: wire.NodeInternalIP, IP: n.Addresses[0]}, {Type: wire.NodeCiliumInternalIP, IP: n.Internal}}
+		cn.IPAddresses = []wire.NodeAddress{{Type: wire.NodeInternalIP, IP: n.Addresses[0]}}
+		for _, a := range n.Internals() {
+			cn.IPAddresses = append(cn.IPAddresses, wire.NodeAddress{Type: wire.NodeCiliumInternalIP, IP: a})
+		}
 		cn.SetPodCIDRs(n.PodCIDRs)
 		want[wire.Nodes.CachePrefix(from.name)+n.Name] = wire.Marshal(cn)
 		want[wire.PeerNodeKey(from.name, n.Name)] = wire.Marshal(wire.ExportNode{Name: n.Name, Epoch: n.Epoch, Lanes: n.Lanes})
 	}
 	for _, e := range list[wire.Endpoint](w.t, from, wire.EndpointsPrefix) {
-		want[wire.IPs.CachePrefix(from.name)+e.IP.String()] = wire.Marshal(wire.IPIdentityPair{IP: e.IP, HostIP: e.NodeIP, ID: e.Identity, K8sNamespace: e.Namespace, K8sPodName: e.Pod})
+		for _, ip := range e.IPs() {
+			want[wire.IPs.CachePrefix(from.name)+ip.String()] = wire.Marshal(wire.IPIdentityPair{IP: ip, HostIP: e.NodeIP, ID: e.Identity, K8sNamespace: e.Namespace, K8sPodName: e.Pod})
+		}
 		want[wire.Identities.CachePrefix(from.name)+fmt.Sprint(uint32(e.Identity))] = []byte(e.Labels.String())
 	}
 	for _, s := range list[discoveryv1.EndpointSlice](w.t, from, wire.ObjectKindPrefix("endpointslices")) {

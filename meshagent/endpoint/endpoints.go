@@ -26,8 +26,8 @@ type Datapath interface {
 
 // Config of a node's endpoints.
 type Config struct {
-	// CIDR is where their addresses are from.
-	CIDR netip.Prefix
+	// CIDRs are where their addresses are from: one, or one of each IP family.
+	CIDRs []netip.Prefix
 	// MTU of their devices, bytes.
 	MTU      int
 	Tables   *tables.Tables
@@ -99,7 +99,7 @@ func New(cfg Config) (*Endpoints, error) {
 	}
 	for _, r := range lost {
 		if r, ok := cfg.recovered(r); ok {
-			cfg.Log.Warn("a pod's record was damaged; recovered it from the kernel", "pod", r.Key(), "ip", r.IP)
+			cfg.Log.Warn("a pod's record was damaged; recovered it from the kernel", "pod", r.Key(), "ip", r.addresses())
 			records = append(records, r)
 		} else {
 			cfg.Log.Warn("a pod's record was damaged and the kernel does not know the pod: it gets a new address", "pod", r.Key())
@@ -111,7 +111,7 @@ func New(cfg Config) (*Endpoints, error) {
 	}
 	e := &Endpoints{
 		cfg: cfg, adopted: make(chan struct{}), plumbers: make(chan struct{}, Plumbers), ended: make(chan struct{}),
-		pool: NewPool(cfg.CIDR, records, released, time.Now()), records: map[string]Record{}, prepared: map[string]Record{},
+		pool: NewPool(cfg.CIDRs, records, released, time.Now()), records: map[string]Record{}, prepared: map[string]Record{},
 		turns: map[string]*turn{}, failed: map[string]bool{}, inherited: map[string]bool{}, ran: map[string]bool{},
 	}
 	for _, r := range records {
@@ -129,12 +129,20 @@ func (c Config) recovered(lost Record) (Record, bool) {
 	}
 	rows, _ := c.Datapath.Maps().Endpoints.All()
 	for addr, row := range rows {
-		if row.Ifindex == uint32(ifindex) && row.ID != 0 {
-			lost.IP, lost.ID = addr.Netip(), row.ID
-			return lost, true
+		if row.Ifindex != uint32(ifindex) || row.ID == 0 {
+			continue
+		}
+		lost.ID = row.ID
+		if ip := addr.Netip(); !lost.IP.IsValid() {
+			lost.IP = ip
+		} else {
+			lost.Second = ip
 		}
 	}
-	return lost, false
+	if lost.Second.IsValid() && lost.Second.BitLen() == c.CIDRs[0].Addr().BitLen() {
+		lost.IP, lost.Second = lost.Second, lost.IP
+	}
+	return lost, lost.IP.IsValid()
 }
 
 // Run takes over the pods of the previous agent, and tries again what could not be brought
@@ -295,15 +303,15 @@ func (e *Endpoints) Prepare(pods []api.EndpointRequest) {
 		if has || prepared || len(p.Addresses) > 0 {
 			continue
 		}
-		ip, id, err := e.pool.Take(time.Now())
+		r, err := e.pool.Take(time.Now())
 		if err != nil {
 			return
 		}
-		e.prepared[p.Key()] = Record{IP: ip, ID: id}
+		e.prepared[p.Key()] = r
 	}
 }
 
-// address returns the address and number of a new pod.
+// address returns the addresses and number of a new pod.
 func (e *Endpoints) address(r api.EndpointRequest) (Record, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -312,15 +320,13 @@ func (e *Endpoints) address(r api.EndpointRequest) (Record, error) {
 		return p, nil
 	}
 	if len(r.Addresses) == 0 {
-		ip, id, err := e.pool.Take(time.Now())
-		return Record{IP: ip, ID: id}, err
+		return e.pool.Take(time.Now())
 	}
-	ip := r.Addresses[0]
-	id, err := e.pool.Claim(ip, time.Now())
+	claimed, err := e.pool.Claim(r.Addresses, time.Now())
 	if errors.Is(err, ErrClaim) {
 		err = api.Conflict("request another, or none", "%v", err)
 	}
-	return Record{IP: ip, ID: id}, err
+	return claimed, err
 }
 
 // unprepare gives back what Prepare has chosen for a pod that is not added.
@@ -359,8 +365,10 @@ func (e *Endpoints) Add(ctx context.Context, req api.EndpointRequest) (*api.Endp
 		}
 		has = false
 	}
-	if has && len(req.Addresses) > 0 && req.Addresses[0] != r.IP {
-		return nil, api.Conflict("remove the pod first, or request no address", "pod %s has the address %v", r.Key(), r.IP)
+	for _, a := range req.Addresses {
+		if has && !slices.Contains(r.IPs(), a) {
+			return nil, api.Conflict("remove the pod first, or request no address", "pod %s has the address %s", r.Key(), r.addresses())
+		}
 	}
 	next, err := e.save(req, r, has)
 	if err != nil {
@@ -372,7 +380,7 @@ func (e *Endpoints) Add(ctx context.Context, req api.EndpointRequest) (*api.Endp
 // save puts what is requested on disk before anything is created in the kernel, so that
 // whatever is created can be found and removed.
 func (e *Endpoints) save(req api.EndpointRequest, before Record, has bool) (Record, error) {
-	next := Record{IP: before.IP, ID: before.ID}
+	next := Record{IP: before.IP, Second: before.Second, ID: before.ID}
 	if !has {
 		var err error
 		if next, err = e.address(req); err != nil {

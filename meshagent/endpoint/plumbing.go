@@ -10,10 +10,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -35,7 +33,7 @@ type Link struct {
 
 // Plumbing is what a pod needs of the kernel.
 type Plumbing interface {
-	// Create makes namespace, device pair, address and routes, or finds them as
+	// Create makes namespace, device pair, addresses and routes, or finds them as
 	// they are and leaves them alone. The host side stays down until Up, so that
 	// programs are there before the first packet.
 	Create(r Record) (Link, error)
@@ -53,9 +51,36 @@ type Plumbing interface {
 	Remove(r Record) error
 }
 
-// gateway is every pod's next hop. It exists nowhere: a permanent neighbour
-// entry points to the host side of the pair.
-var gateway = netip.MustParseAddr("169.254.1.1")
+// gateway and gatewayIPv6 are every pod's next hop. They exist nowhere: permanent neighbour
+// entries point to the host side of the pair.
+var (
+	gateway     = netip.MustParseAddr("169.254.1.1")
+	gatewayIPv6 = netip.MustParseAddr("fe80::1")
+)
+
+// gatewayOf is the next hop of the family of a pod's address.
+func gatewayOf(ip netip.Addr) netip.Addr {
+	if ip.Is4() {
+		return gateway
+	}
+	return gatewayIPv6
+}
+
+// everything is the default route's destination in the family of a pod's address.
+func everything(ip netip.Addr) netip.Prefix {
+	p, _ := ip.Prefix(0)
+	return p
+}
+
+func family(ip netip.Addr) int {
+	if ip.Is4() {
+		return netlink.FAMILY_V4
+	}
+	return netlink.FAMILY_V6
+}
+
+// ofIPv6 says whether any of a pod's addresses is of IPv6.
+func ofIPv6(ips []netip.Addr) bool { return slices.ContainsFunc(ips, netip.Addr.Is6) }
 
 // podDevice is the device inside the pod, unless another is requested.
 const podDevice = "eth0"
@@ -115,7 +140,7 @@ func (k Kernel) Create(r Record) (_ Link, err error) {
 	}()
 	// One that the requester made is the requester's: it is neither made nor removed here.
 	if r.Netns == "" {
-		if err := ensureNamespace(k.dir(), k.Netns(r)); err != nil {
+		if err := ensureNamespace(k.dir(), k.Netns(r), ofIPv6(r.IPs())); err != nil {
 			return Link{}, err
 		}
 	}
@@ -133,10 +158,15 @@ func (k Kernel) Create(r Record) (_ Link, err error) {
 	if err := quiet(pod, inside); err != nil {
 		return Link{}, err
 	}
-	if err := configurePod(pod, inside, host.Attrs().HardwareAddr, r.IP, k.MTU); err != nil {
+	if ofIPv6(r.IPs()) {
+		if err := allowIPv6(ns, r.Device()); err != nil {
+			return Link{}, fmt.Errorf("in the pod: %w", err)
+		}
+	}
+	if err := configurePod(pod, inside, host.Attrs().HardwareAddr, r.IPs(), k.MTU); err != nil {
 		return Link{}, err
 	}
-	if err := configureHost(host, inside.Attrs().HardwareAddr, r.IP); err != nil {
+	if err := configureHost(host, inside.Attrs().HardwareAddr, r.IPs()); err != nil {
 		return Link{}, err
 	}
 	return linkOf(host, inside), nil
@@ -174,14 +204,16 @@ func (k Kernel) Look(r Record) (_ Link, err error) {
 	if inside == nil || inside.Attrs().ParentIndex != host.Attrs().Index {
 		return Link{}, fmt.Errorf("the pod's %s is not the other end of %s", r.Device(), HostDevice(r))
 	}
-	addrs, err := pod.AddrList(inside, netlink.FAMILY_V4)
-	if err != nil {
-		return Link{}, fmt.Errorf("list the pod's addresses: %w", err)
+	for _, ip := range r.IPs() {
+		addrs, err := pod.AddrList(inside, family(ip))
+		if err != nil {
+			return Link{}, fmt.Errorf("list the pod's addresses: %w", err)
+		}
+		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(ip.AsSlice()) }) {
+			return Link{}, fmt.Errorf("the pod's %s no longer has the address %v", r.Device(), ip)
+		}
 	}
-	if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(r.IP.AsSlice()) }) {
-		return Link{}, fmt.Errorf("the pod's %s no longer has the address %v", r.Device(), r.IP)
-	}
-	if !configured(pod, inside) {
+	if !configured(pod, inside, r.IPs()) {
 		return Link{}, fmt.Errorf("the pod's %s is down or has no default route", r.Device())
 	}
 	return linkOf(host, inside), nil
@@ -237,13 +269,13 @@ func (k Kernel) ensurePair(r Record, ns netns.NsHandle, inPod func(string) (netl
 	return host, inside, nil
 }
 
-func configurePod(pod *netlink.Handle, dev netlink.Link, hostMAC net.HardwareAddr, ip netip.Addr, mtu int) error {
+func configurePod(pod *netlink.Handle, dev netlink.Link, hostMAC net.HardwareAddr, ips []netip.Addr, mtu int) error {
 	if lo, err := pod.LinkByName("lo"); err == nil {
 		if err := pod.LinkSetUp(lo); err != nil {
 			return fmt.Errorf("set loopback up: %w", err)
 		}
 	}
-	if dev.Attrs().MTU == mtu && configured(pod, dev) {
+	if dev.Attrs().MTU == mtu && configured(pod, dev, ips) {
 		return nil // a pod of an earlier life: hands off
 	}
 	if dev.Attrs().MTU != mtu {
@@ -251,50 +283,54 @@ func configurePod(pod *netlink.Handle, dev netlink.Link, hostMAC net.HardwareAdd
 			return fmt.Errorf("set MTU %d: %w", mtu, err)
 		}
 	}
-	if err := pod.AddrReplace(dev, &netlink.Addr{IPNet: single(ip)}); err != nil {
-		return fmt.Errorf("give the address %s: %w", ip, err)
+	for _, ip := range ips {
+		flags := 0
+		if ip.Is6() {
+			flags = unix.IFA_F_NODAD // nobody else is on the link
+		}
+		if err := pod.AddrReplace(dev, &netlink.Addr{IPNet: single(ip), Flags: flags}); err != nil {
+			return fmt.Errorf("give the address %s: %w", ip, err)
+		}
 	}
 	if err := pod.LinkSetUp(dev); err != nil {
 		return fmt.Errorf("set device up: %w", err)
 	}
 	index := dev.Attrs().Index
-	if err := pod.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, IP: gateway.AsSlice(), HardwareAddr: hostMAC}); err != nil {
-		return fmt.Errorf("set neighbour %s: %w", gateway, err)
-	}
-	routes := []netlink.Route{
-		{LinkIndex: index, Dst: single(gateway), Scope: netlink.SCOPE_LINK},
-		{LinkIndex: index, Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, Gw: gateway.AsSlice()},
-	}
-	for _, route := range routes {
-		if err := pod.RouteReplace(&route); err != nil {
-			return fmt.Errorf("set route %s in the pod: %w", route.Dst, err)
+	for _, ip := range ips {
+		gateway := gatewayOf(ip)
+		if err := pod.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, IP: gateway.AsSlice(), HardwareAddr: hostMAC}); err != nil {
+			return fmt.Errorf("set neighbour %s: %w", gateway, err)
+		}
+		all := everything(ip)
+		routes := []netlink.Route{
+			{LinkIndex: index, Dst: single(gateway), Scope: netlink.SCOPE_LINK},
+			{LinkIndex: index, Dst: &net.IPNet{IP: all.Addr().AsSlice(), Mask: net.CIDRMask(0, all.Addr().BitLen())}, Gw: gateway.AsSlice()},
+		}
+		for _, route := range routes {
+			if err := pod.RouteReplace(&route); err != nil {
+				return fmt.Errorf("set route %s in the pod: %w", route.Dst, err)
+			}
 		}
 	}
 	return nil
 }
 
 // configured says whether the last step of configurePod was done before.
-func configured(pod *netlink.Handle, dev netlink.Link) bool {
-	routes, err := pod.RouteList(dev, netlink.FAMILY_V4)
-	if err != nil {
-		return false
-	}
-	for _, r := range routes {
-		if r.Gw != nil && r.Gw.Equal(gateway.AsSlice()) {
-			return dev.Attrs().Flags&net.FlagUp != 0
-		}
-	}
-	return false
+func configured(pod *netlink.Handle, dev netlink.Link, ips []netip.Addr) bool {
+	return dev.Attrs().Flags&net.FlagUp != 0 && !slices.ContainsFunc(ips, func(ip netip.Addr) bool {
+		routes, err := pod.RouteList(dev, family(ip))
+		return err != nil || !slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Gw != nil && r.Gw.Equal(gatewayOf(ip).AsSlice()) })
+	})
 }
 
-func configureHost(dev netlink.Link, podMAC net.HardwareAddr, ip netip.Addr) error {
+func configureHost(dev netlink.Link, podMAC net.HardwareAddr, ips []netip.Addr) error {
 	// Answers are taken as they come.
 	setSysctl("net/ipv4/conf/"+dev.Attrs().Name+"/rp_filter", "0")
 	setSysctl("net/ipv4/conf/"+dev.Attrs().Name+"/forwarding", "1")
 	if dev.Attrs().Flags&net.FlagUp == 0 {
-		return silence(dev)
+		return silence(dev, ofIPv6(ips))
 	}
-	return routeHost(dev.Attrs().Index, podMAC, ip)
+	return routeHost(dev.Attrs().Index, podMAC, ips)
 }
 
 // quiet keeps IPv6 addresses off a pod's device that is not up yet: a runtime's namespace may
@@ -310,10 +346,11 @@ func quiet(pod *netlink.Handle, dev netlink.Link) error {
 	return nil
 }
 
-// silence keeps the host from speaking IPv6 on a device that is not up yet: without an
-// address it has nothing to announce. A router announces the groups it is in all the
-// same, so there IPv6 is switched off, which is dear: see setSysctl.
-func silence(dev netlink.Link) error {
+// silence keeps the host from speaking IPv6 of its own accord on a device that is not up yet:
+// without an address it has nothing to announce. A router announces the groups it is in all
+// the same, so there IPv6 is switched off, which is dear (see setSysctl), unless the pod has
+// an address of IPv6.
+func silence(dev netlink.Link, ipv6 bool) error {
 	name := dev.Attrs().Name
 	err := netlink.LinkSetIP6AddrGenMode(dev, nl.IN6_ADDR_GEN_MODE_NONE)
 	if errors.Is(err, unix.EAFNOSUPPORT) {
@@ -322,19 +359,25 @@ func silence(dev netlink.Link) error {
 	if err != nil {
 		return fmt.Errorf("keep IPv6 addresses off %s: %w", name, err)
 	}
+	if ipv6 {
+		setSysctl("net/ipv6/conf/"+name+"/disable_ipv6", "0")
+		return nil
+	}
 	if text, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/forwarding"); err == nil && strings.TrimSpace(string(text)) != "0" {
 		setSysctl("net/ipv6/conf/"+name+"/disable_ipv6", "1")
 	}
 	return nil
 }
 
-func routeHost(index int, podMAC net.HardwareAddr, ip netip.Addr) error {
-	if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: podMAC}); err != nil {
-		return fmt.Errorf("set neighbour %s: %w", ip, err)
-	}
-	route := netlink.Route{LinkIndex: index, Dst: single(ip), Scope: netlink.SCOPE_LINK}
-	if err := netlink.RouteReplace(&route); err != nil {
-		return fmt.Errorf("set route to %s: %w", ip, err)
+func routeHost(index int, podMAC net.HardwareAddr, ips []netip.Addr) error {
+	for _, ip := range ips {
+		if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: podMAC}); err != nil {
+			return fmt.Errorf("set neighbour %s: %w", ip, err)
+		}
+		route := netlink.Route{LinkIndex: index, Dst: single(ip), Scope: netlink.SCOPE_LINK}
+		if err := netlink.RouteReplace(&route); err != nil {
+			return fmt.Errorf("set route to %s: %w", ip, err)
+		}
 	}
 	return nil
 }
@@ -348,18 +391,20 @@ func (k Kernel) Up(l Link, r Record) error {
 	if err := netlink.LinkSetUp(dev); err != nil {
 		return fmt.Errorf("set device %s of pod %s up: %w", l.Host, r.Key(), err)
 	}
-	if err := routeHost(l.Ifindex, l.MAC, r.IP); err != nil {
+	if err := routeHost(l.Ifindex, l.MAC, r.IPs()); err != nil {
 		return err
 	}
-	return k.awaitCarrier(r)
+	return k.awaitReady(r)
 }
 
-// awaitCarrier returns when the pod's device can send. Its side of the pair was
-// up first, without carrier, and gets its queue from the kernel's link watcher a
-// moment after the host's side is up: until then it loses what the pod sends.
-// Asking makes the watcher look at once since Linux 6.8. A pod that has taken its
+// awaitReady returns when the pod's device can send and receive. Its side of the
+// pair was up first, without carrier, and gets its queue from the kernel's link
+// watcher a moment after the host's side is up: until then it loses what the pod
+// sends. Asking makes the watcher look at once since Linux 6.8. An address of IPv6
+// becomes one a moment after it was given, when a worker of the kernel has looked at
+// it: until then the pod does not take what is for it. A pod that has taken its
 // device down itself is not waited for.
-func (k Kernel) awaitCarrier(r Record) error {
+func (k Kernel) awaitReady(r Record) error {
 	const patience, pause = time.Second, 2 * time.Millisecond
 	ns, pod, err := k.enter(r)
 	if err != nil {
@@ -373,10 +418,21 @@ func (k Kernel) awaitCarrier(r Record) error {
 			return fmt.Errorf("find device of pod %s: %w", r.Key(), err)
 		}
 		up := dev.Attrs().Flags&net.FlagUp != 0
-		if !up || dev.Attrs().OperState == netlink.OperUp || time.Now().After(deadline) {
+		if !up || dev.Attrs().OperState == netlink.OperUp && takes(pod, r.IPs()) || time.Now().After(deadline) {
 			return nil
 		}
 	}
+}
+
+// takes says whether a pod takes what is for its addresses of IPv6.
+func takes(pod *netlink.Handle, ips []netip.Addr) bool {
+	return !slices.ContainsFunc(ips, func(ip netip.Addr) bool {
+		if ip.Is4() {
+			return false
+		}
+		routes, err := pod.RouteGet(ip.AsSlice())
+		return err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL
+	})
 }
 
 // Find implements Plumbing.
@@ -410,78 +466,6 @@ func (k Kernel) Remove(r Record) error {
 		return fmt.Errorf("remove namespace of pod %s: %w", r.Key(), err)
 	}
 	return nil
-}
-
-// ensureNamespace makes a namespace and keeps it alive as a file. A file without
-// namespace behind it is what a reboot or a crash in between leaves.
-func ensureNamespace(dir, path string) error {
-	if isNamespace(path) {
-		return nil
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make %s: %w", dir, err)
-	}
-	// The file is there a moment before the namespace: whoever waits for it looks
-	// at the file system type, as above.
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o444)
-	if err != nil {
-		return fmt.Errorf("make namespace file: %w", err)
-	}
-	f.Close()
-	errs := make(chan error, 1)
-	go func() {
-		// The thread stays locked and ends with the goroutine: nothing else may
-		// ever run in the pod's namespace.
-		runtime.LockOSThread()
-		errs <- func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("unshare: %w", err)
-			}
-			// Of the devices to come. Setting it for all, with the loopback device
-			// among them, is dear: see setSysctl.
-			setSysctl("net/ipv6/conf/default/disable_ipv6", "1")
-			// Anyone in the pod may bind low ports and ping, as containers expect.
-			setSysctl("net/ipv4/ping_group_range", "0 2147483647")
-			setSysctl("net/ipv4/ip_unprivileged_port_start", "0")
-			self := fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
-			if err := unix.Mount(self, path, "bind", unix.MS_BIND, ""); err != nil {
-				return fmt.Errorf("mount namespace at %s: %w", path, err)
-			}
-			return nil
-		}()
-	}()
-	if err := <-errs; err != nil {
-		_ = os.Remove(path)
-		return err
-	}
-	return nil
-}
-
-func isNamespace(path string) bool {
-	var fs unix.Statfs_t
-	return unix.Statfs(path, &fs) == nil && fs.Type == unix.NSFS_MAGIC
-}
-
-// oneSetting lets one goroutine at a time write a setting.
-var oneSetting sync.Mutex
-
-// setSysctl makes a setting of the thread's network namespace what it should be.
-// What a kernel does not have (IPv6 switched off) needs no setting.
-//
-// Some writes want the kernel's lock over all devices, and while somebody else has it,
-// they do not sleep but try again and again, for as long as an RCU grace period, or on a
-// busy machine until the other one gets a processor: with many pods at a time that was
-// two thirds of an agent's work. Those are IPv6's disable_ipv6 of a device or of all (of
-// the default only before Linux 6.9), and IPv4's forwarding if it changes. Where netlink
-// can do the same, it sleeps.
-func setSysctl(name, value string) {
-	path := filepath.Join("/proc/sys", name)
-	if text, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(text)) == value {
-		return
-	}
-	oneSetting.Lock()
-	defer oneSetting.Unlock()
-	_ = os.WriteFile(path, []byte(value), 0o644)
 }
 
 func single(ip netip.Addr) *net.IPNet {

@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -193,7 +195,7 @@ func TestAPodInItsRuntimesNamespace(t *testing.T) {
 	if _, err := k.Create(r); err == nil || !strings.Contains(err.Error(), "is not a network namespace") {
 		t.Errorf("without the namespace: %v", err)
 	}
-	if err := ensureNamespace(dir, r.Netns); err != nil {
+	if err := ensureNamespace(dir, r.Netns, false); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(r.Netns, unix.MNT_DETACH) })
@@ -271,4 +273,105 @@ func speakIPv6(namespace string) error {
 		done <- err
 	}()
 	return <-done
+}
+
+// A pod with an address of each family has a network of each, whoever made its namespace and
+// whatever that says of IPv6. The first packet is not held up by the detection of duplicate
+// addresses, and nobody has to ask for a neighbour.
+func TestAPodOfBothFamilies(t *testing.T) {
+	for _, runtimes := range []bool{false, true} {
+		t.Run(fmt.Sprintf("runtime's namespace %v", runtimes), func(t *testing.T) {
+			inFreshNamespace(t)
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0); err != nil { // as on a node
+				t.Fatal(err)
+			}
+			lo, err := netlink.LinkByName("lo")
+			if err == nil {
+				err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: single(netip.MustParseAddr("fd00:10:1:1::1")), Flags: unix.IFA_F_NODAD})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for end := time.Now().Add(10 * time.Second); ; { // a worker of the kernel makes it local
+				routes, err := netlink.RouteGet(net.ParseIP("fd00:10:1:1::1"))
+				if err == nil && routes[0].Type == unix.RTN_LOCAL {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatalf("the node's address is %v, %v", routes, err)
+				}
+			}
+			dir := t.TempDir()
+			k := Kernel{MTU: 1420, NetnsDir: filepath.Join(dir, "netns")}
+			r := Record{Namespace: "shop", Pod: "web-1", IP: netip.MustParseAddr("10.1.1.2"), Second: netip.MustParseAddr("fd00:10:1:1::2"), ID: 1}
+			if runtimes {
+				r.Netns = filepath.Join(dir, "cni-1")
+				if err := ensureNamespace(dir, r.Netns, false); err != nil { // without IPv6
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = unix.Unmount(r.Netns, unix.MNT_DETACH) })
+			}
+			t.Cleanup(func() { _ = k.Remove(r) })
+			link, err := k.Create(r)
+			if err == nil {
+				err = k.Up(link, r)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again, err := k.Create(r); err != nil || again.Ifindex != link.Ifindex {
+				t.Errorf("again: %+v, %v", again, err)
+			}
+			ns, pod, err := k.enter(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ns.Close()
+			defer pod.Close()
+			for ip, outside := range map[netip.Addr]string{r.IP: "192.0.2.1", r.Second: "2001:db8::1"} {
+				got, err := pod.RouteGet(net.ParseIP(outside))
+				if err != nil || len(got) != 1 || got[0].Gw.String() != gatewayOf(ip).String() || got[0].Src.String() != ip.String() {
+					t.Errorf("route from %v to %s: %v, %v", ip, outside, got, err)
+				}
+				routes, err := netlink.RouteListFiltered(family(ip), &netlink.Route{Dst: single(ip)}, netlink.RT_FILTER_DST)
+				if err != nil || len(routes) != 1 || routes[0].LinkIndex != link.Ifindex {
+					t.Errorf("route to %v: %v, %v", ip, routes, err)
+				}
+			}
+			// The node talks to the pod at once.
+			listening := make(chan net.Listener, 1)
+			go func() {
+				runtime.LockOSThread() // ends with the goroutine
+				if err := netns.Set(ns); err != nil {
+					t.Error(err)
+				}
+				l, err := net.Listen("tcp6", "[fd00:10:1:1::2]:80")
+				if err != nil {
+					t.Error(err)
+				}
+				listening <- l
+			}()
+			if l := <-listening; l != nil {
+				defer l.Close()
+			}
+			conn, err := net.DialTimeout("tcp6", "[fd00:10:1:1::2]:80", 500*time.Millisecond) // less than it takes to ask again
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn.Close()
+			if _, err := k.Look(r); err != nil {
+				t.Errorf("look: %v", err)
+			}
+			dev, err := pod.LinkByName(podDevice)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := pod.AddrDel(dev, &netlink.Addr{IPNet: single(r.Second)}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := k.Look(r); err == nil || !strings.Contains(err.Error(), "no longer has the address fd00:10:1:1::2") {
+				t.Errorf("look: %v", err)
+			}
+		})
+	}
 }

@@ -1,9 +1,12 @@
 package endpoint
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -24,40 +27,61 @@ var (
 // pod CIDR has addresses, 253 in a /24.
 const Grace = time.Minute
 
+// places is how many addresses of a CIDR pods can have at most: those after the network's,
+// up to as many as there are numbers. A released address is remembered, so that an IPv6
+// CIDR must not be used up.
+const places = 1 << 16
+
 // Pool gives out addresses and numbers of one node. It is not safe for
 // concurrent use.
 //
-// The first address of the CIDR is the node's own internal one; network and
+// The first address of each CIDR is the node's own internal one; network and
 // broadcast address are left out. Addresses that no pod ever had go first, then
-// the one that was released the longest ago.
+// the one that was released the longest ago. A pod has the same place in the CIDRs
+// of both families, as 10.1.1.7 and fd00:10:1:1::7, so that its second address is
+// used, rests and is free with the first.
 type Pool struct {
-	cidr     netip.Prefix
-	used     map[netip.Addr]bool
+	cidrs    []netip.Prefix     // one, or one of each family
+	size     uint64             // places in the smaller CIDR
+	used     map[netip.Addr]int // by first address; more than once only after the CIDRs changed
 	released map[netip.Addr]time.Time
 	ids      map[uint16]bool
 	last     netip.Addr
 	lastID   uint16
 }
 
-// NewPool makes a pool over cidr in which records already have their place, and
-// in which released addresses rest. A release in the future is one of now: the
-// clock was put back.
-func NewPool(cidr netip.Prefix, records []Record, released map[netip.Addr]time.Time, now time.Time) *Pool {
-	p := &Pool{cidr: cidr.Masked(), used: map[netip.Addr]bool{}, released: map[netip.Addr]time.Time{}, ids: map[uint16]bool{}}
-	p.last = Internal(cidr)
+// NewPool makes a pool over the node's CIDRs, one or one of each family, in which
+// records already have their place, and in which released addresses rest. A release in
+// the future is one of now: the clock was put back.
+func NewPool(cidrs []netip.Prefix, records []Record, released map[netip.Addr]time.Time, now time.Time) *Pool {
+	p := &Pool{size: places, used: map[netip.Addr]int{}, released: map[netip.Addr]time.Time{}, ids: map[uint16]bool{}}
+	for _, cidr := range cidrs {
+		p.cidrs = append(p.cidrs, cidr.Masked())
+		if bits := cidr.Addr().BitLen() - cidr.Bits(); bits < 16 {
+			size := uint64(1) << bits
+			if cidr.Addr().Is4() {
+				size-- // broadcast
+			}
+			p.size = min(p.size, size)
+		}
+	}
+	p.last = Internal(p.cidrs[0])
 	for _, r := range records {
-		p.used[r.IP], p.ids[r.ID] = true, true
-		if p.cidr.Contains(r.IP) && p.last.Less(r.IP) {
-			p.last = r.IP
+		p.ids[r.ID] = true
+		for _, ip := range p.firsts(r) {
+			p.used[ip]++
+			if p.last.Less(ip) {
+				p.last = ip
+			}
 		}
 		p.lastID = max(p.lastID, r.ID)
 	}
 	for ip, at := range released {
-		if p.cidr.Contains(ip) && !p.used[ip] {
+		if first, ok := p.first(ip); ok && p.used[first] == 0 {
 			if at.After(now) {
 				at = now
 			}
-			p.released[ip] = at
+			p.released[first] = at
 		}
 	}
 	return p
@@ -67,31 +91,95 @@ func NewPool(cidr netip.Prefix, records []Record, released map[netip.Addr]time.T
 // after the network's.
 func Internal(cidr netip.Prefix) netip.Addr { return cidr.Masked().Addr().Next() }
 
-// Take gives out an address and a number.
-func (p *Pool) Take(now time.Time) (netip.Addr, uint16, error) {
+// first is the first address of a pod that has this one; false if pods do not get it.
+func (p *Pool) first(ip netip.Addr) (netip.Addr, bool) {
+	for _, cidr := range p.cidrs {
+		if place, ok := placeIn(cidr, ip); ok && place > 1 && place < p.size {
+			return atPlace(p.cidrs[0], place), true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// firsts are the places that a record takes: one, unless the node's CIDRs have changed.
+func (p *Pool) firsts(r Record) (out []netip.Addr) {
+	for _, ip := range r.IPs() {
+		if first, ok := p.first(ip); ok && !slices.Contains(out, first) {
+			out = append(out, first)
+		}
+	}
+	return out
+}
+
+// placeIn is how far an address is from the first one of a CIDR.
+func placeIn(cidr netip.Prefix, ip netip.Addr) (uint64, bool) {
+	if !cidr.Contains(ip) {
+		return 0, false
+	}
+	base, a := cidr.Addr().As16(), ip.As16()
+	if [8]byte(base[:8]) != [8]byte(a[:8]) {
+		return 0, false
+	}
+	return binary.BigEndian.Uint64(a[8:]) - binary.BigEndian.Uint64(base[8:]), true
+}
+
+// atPlace is the address at a place in a CIDR that has it.
+func atPlace(cidr netip.Prefix, place uint64) netip.Addr {
+	b := cidr.Addr().As16()
+	binary.BigEndian.PutUint64(b[8:], binary.BigEndian.Uint64(b[8:])+place)
+	ip := netip.AddrFrom16(b)
+	if cidr.Addr().Is4() {
+		ip = ip.Unmap()
+	}
+	return ip
+}
+
+// record is that of a pod without a name.
+func (p *Pool) record(ip netip.Addr, id uint16) Record {
+	r := Record{IP: ip, ID: id}
+	if place, ok := placeIn(p.cidrs[0], ip); ok && len(p.cidrs) > 1 {
+		r.Second = atPlace(p.cidrs[1], place)
+	}
+	return r
+}
+
+// Take gives out addresses and a number.
+func (p *Pool) Take(now time.Time) (Record, error) {
 	ip, err := p.address(now)
 	if err != nil {
-		return netip.Addr{}, 0, err
+		return Record{}, err
 	}
 	id, err := p.number(ip)
 	if err != nil {
-		return netip.Addr{}, 0, err
+		return Record{}, err
 	}
 	p.last = ip
-	return ip, id, nil
+	return p.record(ip, id), nil
 }
 
-// Claim gives out this address, and a number.
-func (p *Pool) Claim(ip netip.Addr, now time.Time) (uint16, error) {
-	switch at, rests := p.released[ip]; {
-	case !p.cidr.Contains(ip) || p.broadcast(ip) || !Internal(p.cidr).Less(ip):
-		return 0, fmt.Errorf("%w: %v is not an address for pods in %v", ErrClaim, ip, p.cidr)
-	case p.used[ip]:
-		return 0, fmt.Errorf("%w: %v belongs to another pod", ErrClaim, ip)
-	case rests && now.Before(at.Add(Grace)):
-		return 0, fmt.Errorf("%w: a pod left %v too recently; try again after %s", ErrClaim, ip, at.Add(Grace).UTC().Format("15:04:05 UTC"))
+// Claim gives out these addresses, at most one of each family, and a number. A family that
+// is not named gets the address at the same place.
+func (p *Pool) Claim(ips []netip.Addr, now time.Time) (Record, error) {
+	var first netip.Addr
+	for _, ip := range ips {
+		of, ok := p.first(ip)
+		switch at, rests := p.released[of]; {
+		case !ok:
+			return Record{}, fmt.Errorf("%w: %v is not an address for pods in %s", ErrClaim, ip, join(p.cidrs))
+		case first.IsValid() && of != first:
+			return Record{}, fmt.Errorf("%w: %v and %v have different places in %s", ErrClaim, ips[0], ip, join(p.cidrs))
+		case p.used[of] > 0:
+			return Record{}, fmt.Errorf("%w: %v belongs to another pod", ErrClaim, ip)
+		case rests && now.Before(at.Add(Grace)):
+			return Record{}, fmt.Errorf("%w: a pod left %v too recently; try again after %s", ErrClaim, ip, at.Add(Grace).UTC().Format("15:04:05 UTC"))
+		}
+		first = of
 	}
-	return p.number(ip)
+	id, err := p.number(first)
+	if err != nil {
+		return Record{}, err
+	}
+	return p.record(first, id), nil
 }
 
 // number marks an address as used, and gives out a number for it.
@@ -99,7 +187,7 @@ func (p *Pool) number(ip netip.Addr) (uint16, error) {
 	id := p.lastID
 	for range 1 << 16 {
 		if id++; id != 0 && !p.ids[id] {
-			p.used[ip] = true
+			p.used[ip]++
 			p.ids[id], p.lastID = true, id
 			delete(p.released, ip)
 			return id, nil
@@ -110,15 +198,16 @@ func (p *Pool) number(ip netip.Addr) (uint16, error) {
 
 // address chooses the next address.
 func (p *Pool) address(now time.Time) (netip.Addr, error) {
-	first := Internal(p.cidr).Next()
 	ip := p.last
-	for tried := 0; tried < 1<<min(20, p.cidr.Addr().BitLen()-p.cidr.Bits()); tried++ {
-		ip = ip.Next()
-		if !p.cidr.Contains(ip) || p.broadcast(ip) {
-			ip = first
+	for range p.size {
+		if place, ok := placeIn(p.cidrs[0], ip); !ok || place+1 >= p.size {
+			ip = Internal(p.cidrs[0])
 		}
-		if _, had := p.released[ip]; p.cidr.Contains(ip) && !p.broadcast(ip) && !p.used[ip] && !had {
-			return ip, nil
+		ip = ip.Next()
+		if _, had := p.released[ip]; p.used[ip] == 0 && !had {
+			if _, ok := p.first(ip); ok {
+				return ip, nil
+			}
 		}
 	}
 	var oldest netip.Addr
@@ -128,22 +217,22 @@ func (p *Pool) address(now time.Time) (netip.Addr, error) {
 		}
 	}
 	if !oldest.IsValid() {
-		return netip.Addr{}, fmt.Errorf("%w (%s); give the node a larger one", ErrNoAddress, p.cidr)
+		return netip.Addr{}, fmt.Errorf("%w (%s); give the node a larger one", ErrNoAddress, join(p.cidrs))
 	}
 	if free := p.released[oldest].Add(Grace); now.Before(free) {
 		return netip.Addr{}, fmt.Errorf("%w: %d of %s rest for %v after a pod left them, the next until %s; give the node a larger pod CIDR if this lasts",
-			ErrResting, len(p.released), p.cidr, Grace, free.UTC().Format("15:04:05 UTC"))
+			ErrResting, len(p.released), join(p.cidrs), Grace, free.UTC().Format("15:04:05 UTC"))
 	}
 	return oldest, nil
 }
 
-func (p *Pool) broadcast(ip netip.Addr) bool {
-	return ip.Is4() && !p.cidr.Contains(ip.Next())
-}
-
 // Return takes back what a record was to have, but no pod ever had.
 func (p *Pool) Return(r Record) {
-	delete(p.used, r.IP)
+	for _, ip := range p.firsts(r) {
+		if p.used[ip]--; p.used[ip] <= 0 {
+			delete(p.used, ip)
+		}
+	}
 	delete(p.ids, r.ID)
 }
 
@@ -151,7 +240,17 @@ func (p *Pool) Return(r Record) {
 // from an earlier CIDR of the node: then it is never given out again.
 func (p *Pool) Release(r Record, now time.Time) {
 	p.Return(r)
-	if p.cidr.Contains(r.IP) {
-		p.released[r.IP] = now
+	for _, ip := range p.firsts(r) {
+		if p.used[ip] == 0 {
+			p.released[ip] = now
+		}
 	}
+}
+
+func join(cidrs []netip.Prefix) string {
+	var texts []string
+	for _, p := range cidrs {
+		texts = append(texts, p.String())
+	}
+	return strings.Join(texts, " and ")
 }

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,12 +27,28 @@ type Record struct {
 	Pod       string     `json:"pod"`
 	UID       string     `json:"uid"`
 	IP        netip.Addr `json:"ip"`
+	// Second is the address of the other IP family, if the pod has one.
+	Second netip.Addr `json:"second,omitzero"`
 	// ID is the pod's number on this node, from 1.
 	ID uint16 `json:"id"`
 	// Container, Netns and Interface are as requested.
 	Container string `json:"container,omitempty"`
 	Netns     string `json:"netns,omitempty"`
 	Interface string `json:"interface,omitempty"`
+}
+
+// IPs are the pod's addresses: one, or one of each family.
+func (r Record) IPs() []netip.Addr {
+	return slices.DeleteFunc([]netip.Addr{r.IP, r.Second}, func(a netip.Addr) bool { return !a.IsValid() })
+}
+
+// addresses are the pod's addresses as people read them.
+func (r Record) addresses() string {
+	var texts []string
+	for _, ip := range r.IPs() {
+		texts = append(texts, ip.String())
+	}
+	return strings.Join(texts, " and ")
 }
 
 // Device is the name of the device in the pod.
@@ -86,7 +103,7 @@ func (d Dir) Load() (records, lost []Record, err error) {
 // damaged one, only the pod's name is known.
 func parse(file string, text []byte) (r Record, ok bool) {
 	err := json.Unmarshal(text, &r)
-	if err == nil && r.Name()+suffix == file && r.IP.IsValid() && r.ID != 0 {
+	if err == nil && r.Name()+suffix == file && r.IP.IsValid() && r.Second.BitLen() != r.IP.BitLen() && r.ID != 0 {
 		return r, true
 	}
 	namespace, pod, _ := strings.Cut(strings.TrimSuffix(file, suffix), "_")
@@ -116,7 +133,7 @@ const released = ".released"
 // Release removes a record and remembers when its address was released. It writes the
 // latter first, so that a crash in between does not lose the address.
 func (d Dir) Release(r Record, at time.Time) error {
-	if r.IP.IsValid() {
+	if r.IP.IsValid() { // the second rests with it
 		if err := statefile.Write(d.releasedPath(r.IP), []byte(at.UTC().Format(time.RFC3339Nano))); err != nil {
 			return fmt.Errorf("remember release of %s: %w", r.IP, err)
 		}

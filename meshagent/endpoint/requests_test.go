@@ -33,6 +33,7 @@ type machine struct {
 	dir      endpoint.Dir
 	datapath *bpftest.Datapath
 	plumbing *endpointtest.Plumbing
+	cidrs    []netip.Prefix
 
 	mu sync.Mutex // guards step
 	// step is called before each act on the kernel, which fails with its error.
@@ -47,7 +48,7 @@ func (m *machine) onStep(step func(act, pod string) error) {
 }
 
 func newMachine(t *testing.T) *machine {
-	return &machine{t: t, dir: endpoint.Dir(filepath.Join(t.TempDir(), "endpoints")), datapath: bpftest.NewDatapath(), plumbing: &endpointtest.Plumbing{}}
+	return &machine{t: t, dir: endpoint.Dir(filepath.Join(t.TempDir(), "endpoints")), datapath: bpftest.NewDatapath(), plumbing: &endpointtest.Plumbing{}, cidrs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}}
 }
 
 // life is one agent's endpoints.
@@ -66,7 +67,7 @@ func (m *machine) start() *life {
 	l := &life{m: m, tab: tables.New(), why: map[string]string{}}
 	var err error
 	l.Endpoints, err = endpoint.New(endpoint.Config{
-		CIDR: netip.MustParsePrefix("10.1.1.0/24"), MTU: 1420, Tables: l.tab, Datapath: stepping{m.datapath, m}, Plumbing: acting{m.plumbing, m}, Dir: m.dir,
+		CIDRs: m.cidrs, MTU: 1420, Tables: l.tab, Datapath: stepping{m.datapath, m}, Plumbing: acting{m.plumbing, m}, Dir: m.dir,
 		Tell: func(pod, why string) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
@@ -495,4 +496,52 @@ func TestWhatFailsIsToldAndTriedAgain(t *testing.T) {
 			t.Errorf("once that is over: told %v, shown %+v", l.told(), e)
 		}
 	})
+}
+
+// On a node with pod CIDRs of both families a pod has rows, addresses and routes of both,
+// which it keeps whatever happens to the agent and to its file, and which go with it. One
+// from before keeps the one that it has.
+func TestAPodOfBothFamiliesHasTwoOfAll(t *testing.T) {
+	m := newMachine(t)
+	before := m.start().add(api.EndpointRequest{Namespace: "shop", Name: "old"})
+	m.cidrs = append(m.cidrs, netip.MustParsePrefix("fd00:10:1:1::/64"))
+	l := m.start()
+	if again := l.add(api.EndpointRequest{Namespace: "shop", Name: "old"}); !reflect.DeepEqual(again.Addresses, before.Addresses) {
+		t.Errorf("one from before has %v, then %v", before.Addresses, again.Addresses)
+	}
+	got := l.add(web)
+	if text := fmt.Sprint(got.Addresses, got.Routes); text != "[10.1.1.3/32 fd00:10:1:1::3/128] [{169.254.1.1/32 invalid IP} {0.0.0.0/0 169.254.1.1} {fe80::1/128 invalid IP} {::/0 fe80::1}]" {
+		t.Errorf("it has %s", text)
+	}
+	all, _ := m.datapath.Maps().Endpoints.All()
+	rows := maps.Collect(all)
+	four, six := rows[bpf.AddrOf(netip.MustParseAddr("10.1.1.3"))], rows[bpf.AddrOf(netip.MustParseAddr("fd00:10:1:1::3"))]
+	if len(rows) != 3 || four != six || four.ID == 0 || four.Held == 0 {
+		t.Errorf("rows %v", rows)
+	}
+	if e := tables.Get(l.tab.DB.ReadTxn(), l.tab.Endpoints, web.Key()); e == nil || len(e.IPs()) != 2 {
+		t.Errorf("table %+v", e)
+	}
+	for _, when := range []string{"restarted", "its file damaged"} {
+		if when == "its file damaged" {
+			if err := os.WriteFile(filepath.Join(string(m.dir), "shop_web-1.json"), []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l = m.start()
+		if again := l.add(web); !reflect.DeepEqual(again, got) {
+			t.Errorf("%s, it has %+v, want %+v", when, again, got)
+		}
+	}
+	conflict := web
+	conflict.Addresses = []netip.Addr{netip.MustParseAddr("fd00:10:1:1::3"), netip.MustParseAddr("10.1.1.4")}
+	if _, err := l.Add(t.Context(), conflict); status(err) != http.StatusConflict || !strings.Contains(err.Error(), "has the address 10.1.1.3 and fd00:10:1:1::3") {
+		t.Errorf("another address: %v", err)
+	}
+	for _, pod := range []api.EndpointRequest{web, {Namespace: "shop", Name: "old"}} {
+		if err := l.Remove(t.Context(), pod); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.empty("after all")
 }

@@ -32,7 +32,7 @@ func (e *Endpoints) bring(r Record) (*api.EndpointResult, error) {
 			}
 			return true
 		}
-		t.UID, t.ID, t.IP, t.Device, t.Ifindex = r.UID, r.ID, r.IP, link.Host, link.Ifindex
+		t.UID, t.ID, t.IP, t.Second, t.Device, t.Ifindex = r.UID, r.ID, r.IP, r.Second, link.Host, link.Ifindex
 		copy(t.MAC[:], link.MAC)
 		copy(t.HostMAC[:], link.HostMAC)
 		t.Phase, t.Why, t.Ready = tables.Held, "", false
@@ -50,45 +50,55 @@ func (e *Endpoints) create(r Record) (link Link, row bpf.Endpoint, err error) {
 	if link, err = e.cfg.Plumbing.Create(r); err != nil {
 		return link, row, err
 	}
-	addr := bpf.AddrOf(r.IP)
-	row, ok, err := e.cfg.Datapath.Maps().Endpoints.Lookup(addr)
-	if err != nil {
-		return link, row, err
-	}
-	ok = ok && row.Ifindex == uint32(link.Ifindex)
-	e.mu.Lock()
-	if _, known := e.ran[r.Key()]; !known {
-		e.ran[r.Key()] = ok && row.Held == 0
-	}
-	e.mu.Unlock()
-	if !ok {
-		if old := row.Ifindex; old != 0 {
-			e.detach(r, int(old)) // a device that is gone
-		}
-		row = bpf.Endpoint{Ifindex: uint32(link.Ifindex), ID: r.ID, Held: 1}
-		copy(row.MAC[:], link.MAC)
-		copy(row.HostMAC[:], link.HostMAC)
-		if err := e.cfg.Datapath.Maps().Endpoints.Update(addr, row); err != nil {
+	ran := true
+	for _, ip := range r.IPs() {
+		var kept bool
+		if row, kept, err = e.hold(r, ip, link); err != nil {
 			return link, row, err
 		}
+		ran = ran && kept && row.Held == 0
 	}
+	e.mu.Lock()
+	if _, known := e.ran[r.Key()]; !known {
+		e.ran[r.Key()] = ran
+	}
+	e.mu.Unlock()
 	if err := e.cfg.Datapath.AttachPod(link.Ifindex); err != nil {
 		return link, row, err
 	}
 	return link, row, e.cfg.Plumbing.Up(link, r)
 }
 
+// hold gives an address of a pod a row by which it is held, or keeps the one that it has.
+func (e *Endpoints) hold(r Record, ip netip.Addr, link Link) (row bpf.Endpoint, kept bool, err error) {
+	addr := bpf.AddrOf(ip)
+	row, ok, err := e.cfg.Datapath.Maps().Endpoints.Lookup(addr)
+	if err != nil || ok && row.Ifindex == uint32(link.Ifindex) {
+		return row, ok, err
+	}
+	if old := row.Ifindex; old != 0 {
+		e.detach(r, int(old)) // a device that is gone
+	}
+	row = bpf.Endpoint{Ifindex: uint32(link.Ifindex), ID: r.ID, Held: 1}
+	copy(row.MAC[:], link.MAC)
+	copy(row.HostMAC[:], link.HostMAC)
+	return row, false, e.cfg.Datapath.Maps().Endpoints.Update(addr, row)
+}
+
 func (e *Endpoints) result(r Record, link Link, row bpf.Endpoint) *api.EndpointResult {
-	return &api.EndpointResult{
+	out := &api.EndpointResult{
 		Namespace: r.Namespace, Name: r.Pod, UID: r.UID, Container: r.Container, Netns: e.cfg.Plumbing.Netns(r),
 		Interface: r.Device(), MAC: link.MAC.String(), Device: link.Host, DeviceMAC: link.HostMAC.String(), MTU: e.cfg.MTU,
-		Addresses: []netip.Prefix{netip.PrefixFrom(r.IP, r.IP.BitLen())},
-		Routes: []api.EndpointRoute{
-			{Destination: netip.PrefixFrom(gateway, gateway.BitLen())},
-			{Destination: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Gateway: gateway},
-		},
 		Held: row.Held != 0,
 	}
+	for _, ip := range r.IPs() {
+		gateway := gatewayOf(ip)
+		out.Addresses = append(out.Addresses, netip.PrefixFrom(ip, ip.BitLen()))
+		out.Routes = append(out.Routes,
+			api.EndpointRoute{Destination: netip.PrefixFrom(gateway, gateway.BitLen())},
+			api.EndpointRoute{Destination: everything(ip), Gateway: gateway})
+	}
+	return out
 }
 
 // Look implements api.EndpointRequests.
@@ -112,12 +122,16 @@ func (e *Endpoints) Look(ctx context.Context, req api.EndpointRequest) (*api.End
 	if err != nil {
 		return nil, damaged(err)
 	}
-	row, ok, err := e.cfg.Datapath.Maps().Endpoints.Lookup(bpf.AddrOf(r.IP))
-	switch {
-	case err != nil:
-		return nil, err
-	case !ok || row.Ifindex != uint32(link.Ifindex):
-		return nil, damaged(fmt.Errorf("%v is not in the table of this node's pods", r.IP))
+	var row bpf.Endpoint
+	for _, ip := range r.IPs() {
+		var ok bool
+		row, ok, err = e.cfg.Datapath.Maps().Endpoints.Lookup(bpf.AddrOf(ip))
+		switch {
+		case err != nil:
+			return nil, err
+		case !ok || row.Ifindex != uint32(link.Ifindex):
+			return nil, damaged(fmt.Errorf("%v is not in the table of this node's pods", ip))
+		}
 	}
 	return e.result(r, link, row), nil
 }
@@ -181,16 +195,18 @@ func (e *Endpoints) remove(r Record) error {
 	delete(e.inherited, r.Key())
 	e.mu.Unlock()
 	e.forget(r)
-	e.cfg.Log.Info("pod removed", "pod", r.Key(), "ip", r.IP)
+	e.cfg.Log.Info("pod removed", "pod", r.Key(), "ip", r.addresses())
 	return nil
 }
 
 // unplumb takes from the kernel what belongs to a pod. Its programs go after its device,
 // because until then they filter what the pod sends.
 func (e *Endpoints) unplumb(r Record) error {
-	addr, ifindex := bpf.AddrOf(r.IP), 0
-	if row, ok, err := e.cfg.Datapath.Maps().Endpoints.Lookup(addr); err == nil && ok {
-		ifindex = int(row.Ifindex)
+	ifindex := 0
+	for _, ip := range r.IPs() {
+		if row, ok, err := e.cfg.Datapath.Maps().Endpoints.Lookup(bpf.AddrOf(ip)); err == nil && ok {
+			ifindex = int(row.Ifindex)
+		}
 	}
 	if t := tables.Get(e.cfg.Tables.DB.ReadTxn(), e.cfg.Tables.Endpoints, r.Key()); t != nil {
 		ifindex = cmp.Or(t.Ifindex, ifindex)
@@ -201,7 +217,12 @@ func (e *Endpoints) unplumb(r Record) error {
 	if ifindex != 0 {
 		e.detach(r, ifindex)
 	}
-	return e.cfg.Datapath.Maps().Endpoints.Delete(addr)
+	for _, ip := range r.IPs() {
+		if err := e.cfg.Datapath.Maps().Endpoints.Delete(bpf.AddrOf(ip)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (e *Endpoints) detach(r Record, ifindex int) {
@@ -234,7 +255,7 @@ func (e *Endpoints) fail(r Record, err error, again bool) error {
 		if t.Phase == "" {
 			t.Phase = tables.Creating
 		}
-		t.UID, t.ID, t.IP, t.Why = r.UID, r.ID, r.IP, err.Error()
+		t.UID, t.ID, t.IP, t.Second, t.Why = r.UID, r.ID, r.IP, r.Second, err.Error()
 		return true
 	})
 	return err
@@ -272,13 +293,14 @@ func (e *Endpoints) change(r Record, f func(*tables.Endpoint) bool) {
 
 // visible is the part of an endpoint that is changed here.
 type visible struct {
-	uid, device, why, ip string
-	id                   uint16
-	ifindex              int
-	phase                tables.Phase
-	ready                bool
+	uid, device, why string
+	ip, second       netip.Addr
+	id               uint16
+	ifindex          int
+	phase            tables.Phase
+	ready            bool
 }
 
 func compared(e *tables.Endpoint) visible {
-	return visible{e.UID, e.Device, e.Why, e.IP.String(), e.ID, e.Ifindex, e.Phase, e.Ready}
+	return visible{e.UID, e.Device, e.Why, e.IP, e.Second, e.ID, e.Ifindex, e.Phase, e.Ready}
 }

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -265,8 +267,8 @@ func (w *writer) endpoint(e store.Event) error {
 	if err != nil {
 		return err
 	}
-	if v != nil && (v.Namespace != namespace || v.Pod != name || !v.IP.IsValid()) {
-		return fmt.Errorf("endpoint speaks of %s/%s at %v", v.Namespace, v.Pod, v.IP)
+	if v != nil && (v.Namespace != namespace || v.Pod != name || !v.IP.IsValid() || v.Second.BitLen() == v.IP.BitLen()) {
+		return fmt.Errorf("endpoint speaks of %s/%s at %v", v.Namespace, v.Pod, v.IPs())
 	}
 	var before *wire.Endpoint
 	if old := tables.Get(w.txn, w.t.Pods, namespace+"/"+name); old != nil {
@@ -276,19 +278,27 @@ func (w *writer) endpoint(e store.Event) error {
 		p.Endpoint = v
 		return p.Object != nil || p.Endpoint != nil
 	})
-	if before != nil && (v == nil || v.IP != before.IP) {
-		w.ownIP(before, false)
-	}
+	var now []netip.Addr
 	if v != nil {
-		w.ownIP(v, true)
+		now = v.IPs()
+	}
+	if before != nil {
+		for _, ip := range before.IPs() {
+			if !slices.Contains(now, ip) {
+				w.ownIP(before, ip, false)
+			}
+		}
+	}
+	for _, ip := range now {
+		w.ownIP(v, ip, true)
 	}
 	return nil
 }
 
-// ownIP writes the address of a local pod in the same form as a remote one. A late
+// ownIP writes an address of a local pod in the same form as a remote one. A late
 // deletion of a pod does not remove the address from the pod that has it now.
-func (w *writer) ownIP(ep *wire.Endpoint, there bool) {
-	row := &tables.IP{Cluster: w.cluster, Prefix: whole(ep.IP), Identity: ep.Identity, Host: ep.NodeIP, Namespace: ep.Namespace, Pod: ep.Pod, NamedPorts: ep.NamedPorts}
+func (w *writer) ownIP(ep *wire.Endpoint, ip netip.Addr, there bool) {
+	row := &tables.IP{Cluster: w.cluster, Prefix: whole(ip), Identity: ep.Identity, Host: ep.NodeIP, Namespace: ep.Namespace, Pod: ep.Pod, NamedPorts: ep.NamedPorts}
 	if there {
 		tables.Put(w.txn, w.t.IPs, row)
 		return

@@ -25,12 +25,13 @@ import (
 type Config struct {
 	// Cluster and Node are our own names.
 	Cluster, Node string
-	// CIDR is this node's, Members those of the mesh as far as they are known before the
+	// CIDRs are this node's, Members those of the mesh as far as they are known before the
 	// store has been read.
-	CIDR    netip.Prefix
+	CIDRs   []netip.Prefix
 	Members []netip.Prefix
-	// Internal is this node's address inside the mesh.
-	Internal netip.Addr
+	// Internal is this node's address inside the mesh, from which it probes; Second that of
+	// the other IP family, if it has one.
+	Internal, Second netip.Addr
 	// MTU of tunnels and pods, bytes.
 	MTU    int
 	Tables *tables.Tables

@@ -192,12 +192,12 @@ func (t *Tunnels) turn(ctx context.Context, change Changes, moved map[string]boo
 // wanted is the network to set now. Without a mesh it is not complete: a partial view
 // would remove what has not been read yet.
 func (t *Tunnels) wanted() (network tunnel.Network, complete bool) {
-	network = tunnel.Network{MTU: t.cfg.MTU, Members: t.cfg.Members, Local: []netip.Prefix{t.cfg.CIDR}}
+	network = tunnel.Network{MTU: t.cfg.MTU, Members: t.cfg.Members, Local: t.cfg.CIDRs}
 	if t.mesh != nil {
 		network.Members, network.Former, complete = t.mesh.CIDRs, t.mesh.Former, t.mesh.Complete
 	}
 	if closed(t.cfg.Open) {
-		network.Internal = t.cfg.Internal
+		network.Internal, network.Second = t.cfg.Internal, t.cfg.Second
 	}
 	return network, complete
 }
@@ -208,7 +208,7 @@ func sameNetwork(a, b tunnel.Network) bool {
 	list := func(a, b []netip.Prefix) bool {
 		return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 	}
-	return a.Internal == b.Internal && list(a.Members, b.Members) && list(a.Former, b.Former)
+	return a.Internal == b.Internal && a.Second == b.Second && list(a.Members, b.Members) && list(a.Former, b.Former)
 }
 
 // learn takes up changed nodes. It says whether they ask for a look at everything.
@@ -388,9 +388,10 @@ func peerOf(n *tables.Node) tunnel.Peer {
 		}
 	}
 	p.Allowed = append(p.Allowed, n.PodCIDRs()...)
-	in := n.Internal()
-	if in.IsValid() && !slices.ContainsFunc(p.Allowed, func(cidr netip.Prefix) bool { return cidr.Contains(in) }) {
-		p.Allowed = append(p.Allowed, netip.PrefixFrom(in, in.BitLen()))
+	for _, in := range n.Internals() {
+		if !slices.ContainsFunc(p.Allowed, func(cidr netip.Prefix) bool { return cidr.Contains(in) }) {
+			p.Allowed = append(p.Allowed, netip.PrefixFrom(in, in.BitLen()))
+		}
 	}
 	return p
 }

@@ -215,7 +215,7 @@ func (p *Program) everyOwner(v *view, w *ownerRows) {
 	for _, s := range v.nodes.known {
 		if s.believed != nil {
 			prefixes = append(prefixes, s.cidrs...)
-			addrs = append(addrs, s.believed.Internal())
+			addrs = append(addrs, s.believed.Internals()...)
 		}
 	}
 	for _, prefix := range prefixes {
@@ -277,7 +277,7 @@ func (w *ownerRows) prefix(key bpf.PrefixKey, info bpf.IPInfo, ok bool) {
 func (p *Program) addrRow(v *view, key bpf.Addr, w *ownerRows) {
 	addr := key.Netip()
 	if keys := v.nodes.inside[addr]; len(keys) > 0 {
-		w.addr(key, p.nodeInfo(v, v.node(keys[0])), true)
+		w.addr(key, p.nodeInfo(v, v.node(keys[0]), addr), true)
 		return
 	}
 	info, ok := p.outsideInfo(v, addr)
@@ -310,13 +310,13 @@ func ipOf(v *view, prefix netip.Prefix) *tables.IP {
 }
 
 // nodeInfo is the row of a node's address inside the mesh.
-func (p *Program) nodeInfo(v *view, n *tables.Node) bpf.IPInfo {
+func (p *Program) nodeInfo(v *view, n *tables.Node, addr netip.Addr) bpf.IPInfo {
 	who := identity.RemoteNode
 	if v.isSelf(n) {
 		who = identity.Host
 	}
 	info := p.cidrInfo(v, n)
-	info.Identity = uint32(p.variants.of(endpointAt{whole(n.Internal()), who, nil}))
+	info.Identity = uint32(p.variants.of(endpointAt{whole(addr), who, nil}))
 	return info
 }
 

@@ -111,7 +111,9 @@ func (p *Program) learn(v *view, m *moved, r *report) {
 		for _, row := range []*tables.Node{n.before, n.after} {
 			if row != nil {
 				p.moveNode(v, row)
-				p.frontends.renamed = append(p.frontends.renamed, whole(row.Internal()))
+				for _, a := range row.Internals() {
+					p.frontends.renamed = append(p.frontends.renamed, whole(a))
+				}
 			}
 		}
 	}
@@ -166,7 +168,9 @@ func (p *Program) moveRange(v *view, prefix netip.Prefix) {
 // moveNode notes what depends on where a node is: its own rows, those of the addresses
 // behind it, and the backends there.
 func (p *Program) moveNode(v *view, n *tables.Node) {
-	p.owners.addr(n.Internal())
+	for _, a := range n.Internals() {
+		p.owners.addr(a)
+	}
 	for _, cidr := range valid(n.PodCIDRs()) {
 		p.owners.prefix(cidr)
 		p.frontends.moved = append(p.frontends.moved, cidr)

@@ -185,8 +185,10 @@ func overclaim(c *tables.Cluster, n *tables.Node) string {
 			return fmt.Sprintf("its pod CIDR %v is outside the pod CIDRs of cluster %s", cidr, c.Name)
 		}
 	}
-	if !c.Owns(whole(n.Internal())) {
-		return fmt.Sprintf("its internal address %v is outside the pod CIDRs of cluster %s", n.Internal(), c.Name)
+	for _, a := range n.Internals() {
+		if !c.Owns(whole(a)) {
+			return fmt.Sprintf("its internal address %v is outside the pod CIDRs of cluster %s", a, c.Name)
+		}
 	}
 	return ""
 }
@@ -215,13 +217,17 @@ func (v *view) decide(key string, m *moved) {
 		return
 	}
 	if before != nil {
-		release(n.inside, before.Internal(), key)
+		for _, a := range before.Internals() {
+			release(n.inside, a, key)
+		}
 		for _, a := range before.Addresses() {
 			release(n.hosts, host{before.Cluster, a}, key)
 		}
 	}
 	if next != nil {
-		take(n.inside, next.Internal(), key, v.order)
+		for _, a := range next.Internals() {
+			take(n.inside, a, key, v.order)
+		}
 		for _, a := range next.Addresses() {
 			take(n.hosts, host{next.Cluster, a}, key, v.order)
 		}
@@ -231,7 +237,7 @@ func (v *view) decide(key string, m *moved) {
 
 // samePlace says whether two rows of a node put it in the same place.
 func samePlace(a, b *tables.Node) bool {
-	return a.Internal() == b.Internal() && slices.Equal(a.PodCIDRs(), b.PodCIDRs()) && slices.Equal(a.Addresses(), b.Addresses())
+	return slices.Equal(a.Internals(), b.Internals()) && slices.Equal(a.PodCIDRs(), b.PodCIDRs()) && slices.Equal(a.Addresses(), b.Addresses())
 }
 
 // claimant is the node to which the addresses in p belong, and by which of its CIDRs.

@@ -2,6 +2,7 @@ package program
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 
 	"github.com/weft-mesh/weft/bpf"
@@ -11,7 +12,7 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// subject is a pod on this node, as policies judge it.
+// subject is an address of a pod on this node, as policies judge it.
 type subject struct {
 	addr     bpf.Addr
 	identity identity.Number
@@ -30,26 +31,40 @@ func (p *Program) judgedAs(s subject) identity.Labels {
 	return identity.NewLabels(append(slices.Clone(s.labels), p.variants.portLabels(s.ports)...)...)
 }
 
+// subjectsOf yields the addresses of a pod on this node, and the names of their subjects:
+// that of the first is the pod's.
+func subjectsOf(e *tables.Endpoint) iter.Seq2[string, bpf.Addr] {
+	return func(yield func(string, bpf.Addr) bool) {
+		if e.IP.IsValid() && !yield(e.Key(), bpf.AddrOf(e.IP)) {
+			return
+		}
+		if e.Second.IsValid() {
+			yield(e.Key()+" "+e.Second.String(), bpf.AddrOf(e.Second))
+		}
+	}
+}
+
 // learnSubjects works out the identity of each pod on this node. A pod keeps its last
 // known identity until there is a new one: a row missing upstream takes nothing away.
 func (p *Program) learnSubjects(v *view) {
 	seen := map[string]bool{}
 	for e := range v.tables.Endpoints.All(v.txn) {
-		seen[e.Key()] = true
-		addr := bpf.AddrOf(e.IP)
-		n, labels := p.whois(v, e, addr)
-		if labels == nil {
-			continue
+		for key, addr := range subjectsOf(e) {
+			seen[key] = true
+			n, labels := p.whois(v, e, addr)
+			if labels == nil {
+				continue
+			}
+			s, known := p.subjects[key]
+			ports := s.ports
+			if pod := tables.Get(v.txn, v.tables.Pods, e.Key()); pod != nil && pod.Endpoint != nil && pod.Endpoint.IP == e.IP {
+				ports = pod.Endpoint.NamedPorts
+			}
+			if known && s.addr == addr && s.identity == n && s.labels.Equal(labels) && slices.Equal(s.ports, ports) {
+				continue
+			}
+			p.subjects[key] = subject{addr: addr, identity: n, labels: labels, ports: ports}
 		}
-		s, known := p.subjects[e.Key()]
-		ports := s.ports
-		if pod := tables.Get(v.txn, v.tables.Pods, e.Key()); pod != nil && pod.Endpoint != nil && pod.Endpoint.IP == e.IP {
-			ports = pod.Endpoint.NamedPorts
-		}
-		if known && s.addr == addr && s.identity == n && s.labels.Equal(labels) && slices.Equal(s.ports, ports) {
-			continue
-		}
-		p.subjects[e.Key()] = subject{addr: addr, identity: n, labels: labels, ports: ports}
 	}
 	for key := range p.subjects {
 		if !seen[key] {
@@ -141,19 +156,23 @@ func (p *Program) pods(v *view, r *report) (changed int) {
 		if e.Ifindex == 0 || e.Phase == tables.Removing {
 			continue
 		}
-		addr := bpf.AddrOf(e.IP)
-		from[addr] = e.Key()
-		row := bpf.Endpoint{Ifindex: uint32(e.Ifindex), ID: e.ID, MAC: e.MAC, HostMAC: e.HostMAC, Held: 1}
-		if have, ok := p.endpoints.Row(addr); ok && have.Ifindex == row.Ifindex {
-			row.Identity, row.Set, row.Held = have.Identity, have.Set, have.Held
+		all := true
+		for key, addr := range subjectsOf(e) {
+			from[addr] = e.Key()
+			row := bpf.Endpoint{Ifindex: uint32(e.Ifindex), ID: e.ID, MAC: e.MAC, HostMAC: e.HostMAC, Held: 1}
+			if have, ok := p.endpoints.Row(addr); ok && have.Ifindex == row.Ifindex {
+				row.Identity, row.Set, row.Held = have.Identity, have.Set, have.Held
+			}
+			if s, ok := p.subjects[key]; ok && s.placed && s.addr == addr {
+				row.Identity, row.Set, row.Held = uint32(p.variants.of(s.at())), s.set, 0
+			} else {
+				all, placed = false, placed && row.Held != 0
+			}
+			want[addr] = row
 		}
-		if s, ok := p.subjects[e.Key()]; ok && s.placed && s.addr == addr {
-			row.Identity, row.Set, row.Held = uint32(p.variants.of(s.at())), s.set, 0
+		if all {
 			live = append(live, e)
-		} else {
-			placed = placed && row.Held != 0
 		}
-		want[addr] = row
 	}
 	// Pruning is always safe: all pods on the node have been adopted. One that comes or
 	// goes meanwhile changes the table, and the next pass puts its row right.
@@ -172,7 +191,7 @@ func (p *Program) publish(v *view, live []*tables.Endpoint) {
 	var changed []*tables.Endpoint
 	for _, e := range live {
 		s := p.subjects[e.Key()]
-		if have, ok := p.endpoints.Row(s.addr); !ok || have.Held != 0 {
+		if !p.letsThrough(e) {
 			continue
 		}
 		if e.Phase == tables.Held || e.Phase == tables.Live && (e.Identity != s.identity || e.Set != s.set) {
@@ -194,6 +213,16 @@ func (p *Program) publish(v *view, live []*tables.Endpoint) {
 		})
 	}
 	txn.Commit()
+}
+
+// letsThrough reports whether the kernel lets packets of all of a pod's addresses through.
+func (p *Program) letsThrough(e *tables.Endpoint) bool {
+	for _, addr := range subjectsOf(e) {
+		if have, ok := p.endpoints.Row(addr); !ok || have.Held != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // String describes a subject for logs.

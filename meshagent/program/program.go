@@ -116,7 +116,7 @@ type Program struct {
 	// mu guards lanes and internal, which other goroutines set.
 	mu       sync.Mutex
 	lanes    [2]uint32
-	internal netip.Addr
+	internal [2]bpf.Addr // of IPv4 and of IPv6
 	kicked   chan struct{}
 }
 
@@ -150,7 +150,7 @@ func New(cfg Config) (*Program, error) {
 	if p.settings, _, err = cfg.Maps.Settings.Lookup(0); err != nil {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
-	p.lanes, p.internal = p.settings.TunnelIfindex, p.settings.Internal[0].Netip()
+	p.lanes, p.internal = p.settings.TunnelIfindex, p.settings.Internal
 	if p.revisions, err = newRevisions(cfg.Maps.Revisions); err != nil {
 		return nil, err
 	}
@@ -223,11 +223,19 @@ func (p *Program) Identity(n identity.Number) identity.Number {
 // Passed is closed once everything known at the start is in the kernel.
 func (p *Program) Passed() <-chan struct{} { return p.passed }
 
-// SetTunnels sets the two tunnel devices and the node's address inside the mesh. It is
-// safe for concurrent use.
-func (p *Program) SetTunnels(ifindex [2]uint32, internal netip.Addr) {
+// SetTunnels sets the two tunnel devices and the node's addresses inside the mesh, at most
+// one of each family. It is safe for concurrent use.
+func (p *Program) SetTunnels(ifindex [2]uint32, internals ...netip.Addr) {
+	var own [2]bpf.Addr
+	for _, a := range internals {
+		if a.Is4() {
+			own[0] = bpf.AddrOf(a)
+		} else {
+			own[1] = bpf.AddrOf(a)
+		}
+	}
 	p.mu.Lock()
-	p.lanes, p.internal = ifindex, internal
+	p.lanes, p.internal = ifindex, own
 	p.mu.Unlock()
 	select {
 	case p.kicked <- struct{}{}:
@@ -384,7 +392,7 @@ func (p *Program) policy(v *view, r *report) (changed int) {
 func (p *Program) writeSettings(v *view, r *report) {
 	p.mu.Lock()
 	want := p.settings
-	want.TunnelIfindex, want.Internal = p.lanes, [2]bpf.Addr{bpf.AddrOf(p.internal)}
+	want.TunnelIfindex, want.Internal = p.lanes, p.internal
 	p.mu.Unlock()
 	want.Cluster, want.PolicyGen, want.Trace = uint16(v.own.ID()), p.policies.gen, bit(p.cfg.Trace)
 	if p.policies.current == nil {

@@ -211,8 +211,12 @@ func (p *Program) meshEndpoints(v *view) iter.Seq[endpointAt] {
 			}
 		}
 		for _, s := range v.nodes.known {
-			if n := s.believed; n != nil && !v.isSelf(n) && !yield(endpointAt{whole(n.Internal()), identity.RemoteNode, nil}) {
-				return
+			if n := s.believed; n != nil && !v.isSelf(n) {
+				for _, a := range n.Internals() {
+					if !yield(endpointAt{whole(a), identity.RemoteNode, nil}) {
+						return
+					}
+				}
 			}
 		}
 		for addr := range v.nodes.named {

@@ -3,6 +3,7 @@ package tables
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/weft-mesh/weft/identity"
 )
@@ -26,7 +27,8 @@ type Endpoint struct {
 	UID            string
 	ID             uint16
 	IP             netip.Addr
-	Device         string // host side of the veth pair
+	Second         netip.Addr // of the other family; invalid: it has none
+	Device         string     // host side of the veth pair
 	Ifindex        int
 	MAC, HostMAC   [6]byte
 	Phase          Phase
@@ -41,10 +43,15 @@ type Endpoint struct {
 // Key is "namespace/pod".
 func (e *Endpoint) Key() string { return e.Namespace + "/" + e.Pod }
 
+// IPs are the pod's addresses: one, or one of each family; none if it has none yet.
+func (e *Endpoint) IPs() []netip.Addr {
+	return slices.DeleteFunc([]netip.Addr{e.IP, e.Second}, func(a netip.Addr) bool { return !a.IsValid() })
+}
+
 var endpoints = table[*Endpoint]{
 	name: "endpoints", written: true,
 	columns: []string{"Namespace", "Pod", "Address", "Device", "Phase", "Identity", "Set", "Ready", "Why"},
 	cells: func(e *Endpoint) []string {
-		return []string{e.Namespace, e.Pod, addr(e.IP), or(e.Device), string(e.Phase), e.Identity.String(), fmt.Sprint(e.Set), yes(e.Ready), or(e.Why)}
+		return []string{e.Namespace, e.Pod, addrs(e.IPs()), or(e.Device), string(e.Phase), e.Identity.String(), fmt.Sprint(e.Set), yes(e.Ready), or(e.Why)}
 	},
 }

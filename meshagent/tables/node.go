@@ -51,7 +51,7 @@ func (n *Node) Empty() bool {
 	return n.Registration == nil && n.State == nil && n.Cilium == nil && n.Export == nil
 }
 
-// Internal is the node's address inside the mesh.
+// Internal is the node's first address inside the mesh.
 func (n *Node) Internal() netip.Addr {
 	switch {
 	case n.State != nil:
@@ -60,6 +60,21 @@ func (n *Node) Internal() netip.Addr {
 		return n.Cilium.Address(wire.NodeCiliumInternalIP)
 	}
 	return netip.Addr{}
+}
+
+// Internals are the node's addresses inside the mesh: one, or one of each family.
+func (n *Node) Internals() (out []netip.Addr) {
+	switch {
+	case n.State != nil:
+		return n.State.Internals()
+	case n.Cilium != nil:
+		for _, a := range n.Cilium.IPAddresses {
+			if a.Type == wire.NodeCiliumInternalIP && (len(out) == 0 || len(out) == 1 && out[0].BitLen() != a.IP.BitLen()) {
+				out = append(out, a.IP)
+			}
+		}
+	}
+	return out
 }
 
 // Addresses are the node's own addresses, its tunnel endpoint first.
@@ -111,6 +126,6 @@ var nodes = table[*Node]{
 		for _, l := range lanes {
 			keys = append(keys, short(l.PublicKey))
 		}
-		return []string{n.Cluster, n.Name, addr(n.Internal()), addrs(n.Addresses()), prefixes(n.PodCIDRs()), fmt.Sprint(epoch), strings.Join(keys, ",")}
+		return []string{n.Cluster, n.Name, addrs(n.Internals()), addrs(n.Addresses()), prefixes(n.PodCIDRs()), fmt.Sprint(epoch), strings.Join(keys, ",")}
 	},
 }
