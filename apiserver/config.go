@@ -32,7 +32,8 @@ type Config struct {
 	Cluster string `json:"cluster"`
 	ID      uint32 `json:"id"`
 	// PodCIDRs contain the addresses of all pods of the cluster, ServiceCIDR those of
-	// its services. No two clusters of a mesh may share any.
+	// its services. No two clusters of a mesh may share any. With pod CIDRs of both IP
+	// families, those of IPv4 first, each pod has an address of each.
 	PodCIDRs    []netip.Prefix `json:"podCIDRs"`
 	ServiceCIDR netip.Prefix   `json:"serviceCIDR"`
 	// MaxConnectedClusters is 255 or 511, the same in the whole mesh. 511 halves the
@@ -236,10 +237,14 @@ func (c Config) validateCIDRs() (errs []error) {
 			continue
 		case p != p.Masked():
 			add("%s: %s has bits beyond its prefix: write %s", name, p, p.Masked())
-		case !p.Addr().Is4():
-			add("%s: %s is IPv6, which is not supported yet", name, p)
-		case p.Bits() < 8 || p.Bits() > 28:
+		case !p.Addr().Is4() && i == len(all)-1:
+			add("%s: %s is IPv6: services have only IPv4 addresses so far", name, p)
+		case !p.Addr().Is4() && i == 0:
+			add("%s: %s is IPv6: give an IPv4 prefix first, because clusters of IPv6 alone are not supported yet", name, p)
+		case p.Addr().Is4() && (p.Bits() < 8 || p.Bits() > 28):
 			add("%s: %s is too large or too small: give a prefix from /8 to /28", name, p)
+		case !p.Addr().Is4() && (p.Bits() < 16 || p.Bits() > 120):
+			add("%s: %s is too large or too small: give a prefix from /16 to /120", name, p)
 		case service.CheckCIDR(p) != nil:
 			add("%s: %w", name, service.CheckCIDR(p))
 		case c.Advertise.IsValid() && p.Contains(c.Advertise):

@@ -19,6 +19,11 @@ func TestValidate(t *testing.T) {
 	if err := good().Validate(); err != nil {
 		t.Error("a good configuration:", err)
 	}
+	dual := good()
+	dual.PodCIDRs = append(dual.PodCIDRs, netip.MustParsePrefix("fd00:10:1::/48"))
+	if err := dual.Validate(); err != nil {
+		t.Error("one with pod CIDRs of both families:", err)
+	}
 	prefix := netip.MustParsePrefix
 	for name, c := range map[string]struct {
 		change func(*Config)
@@ -35,7 +40,9 @@ func TestValidate(t *testing.T) {
 		"bits beyond":        {func(c *Config) { c.PodCIDRs[0] = netip.MustParsePrefix("10.1.2.0/16") }, "write 10.1.0.0/16"},
 		"overlap":            {func(c *Config) { c.ServiceCIDR = prefix("10.1.128.0/17") }, "overlaps 10.1.0.0/16"},
 		"own address":        {func(c *Config) { c.PodCIDRs[0] = prefix("172.16.0.0/16") }, "contains 172.16.1.1"},
-		"IPv6":               {func(c *Config) { c.PodCIDRs[0] = prefix("fd00::/48") }, "not supported yet"},
+		"IPv6 alone":         {func(c *Config) { c.PodCIDRs[0] = prefix("fd00::/48") }, "give an IPv4 prefix first"},
+		"IPv6 too small":     {func(c *Config) { c.PodCIDRs = append(c.PodCIDRs, prefix("fd00::/121")) }, "give a prefix from /16 to /120"},
+		"IPv6 services":      {func(c *Config) { c.ServiceCIDR = prefix("fd00:1::/112") }, "services have only IPv4 addresses"},
 		"no address":         {func(c *Config) { c.Advertise = netip.Addr{} }, "advertise is"},
 		"relative path":      {func(c *Config) { c.DataDir = "data" }, "data-dir"},
 		"listen":             {func(c *Config) { c.Listen = "7443" }, "listen is"},

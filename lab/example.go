@@ -60,7 +60,7 @@ func apiServerSite(n *Node) map[string]string {
 	return map[string]string{
 		"cluster":     c.Name,
 		"id":          fmt.Sprint(c.ID),
-		"podCIDRs":    "[" + c.PodCIDR.String() + "]",
+		"podCIDRs":    "[" + list(c.PodCIDRs()) + "]",
 		"serviceCIDR": c.ServiceCIDR.String(),
 		"advertise":   n.Addr.String(),
 	}

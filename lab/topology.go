@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -38,11 +39,20 @@ type Cluster struct {
 	Servers     []string     `json:"servers,omitempty"`     // run more API servers, which join the first
 	PodCIDR     netip.Prefix `json:"podCIDR,omitempty"`     // 10.<id>.0.0/16 if empty; each node gets a /24 of it
 	ServiceCIDR netip.Prefix `json:"serviceCIDR,omitempty"` // 10.<100+id>.0.0/16 if empty
+	IPFamilies  []IPFamily   `json:"ipFamilies,omitempty"`  // of pods: [IPv4] if empty; with IPv6 after it, each node also gets a /64 of fd00:10:<id>::/48
 	Bare        bool         `json:"bare,omitempty"`        // machines only: no process is started
 	Disk        string       `json:"disk,omitempty"`        // limits /var/lib/weft of each node, such as 64m; it then forgets at power loss
 	APIServer   []string     `json:"apiserver,omitempty"`   // extra flags of weft apiserver
 	Agent       []string     `json:"agent,omitempty"`       // extra flags of weft agent
 }
+
+// IPFamily is a family of addresses, as Kubernetes calls it.
+type IPFamily string
+
+const (
+	IPv4 IPFamily = "IPv4"
+	IPv6 IPFamily = "IPv6"
+)
 
 // Link describes the wide area network in each direction.
 type Link struct {
@@ -125,6 +135,12 @@ func (t *Topology) complete() error {
 		if c.PodCIDR.Bits() > 20 || !c.PodCIDR.Addr().Is4() {
 			wrong("podCIDR %s: a lab gives each node a /24 of it, so use an IPv4 prefix up to /20", c.PodCIDR)
 		}
+		if len(c.IPFamilies) == 0 {
+			c.IPFamilies = []IPFamily{IPv4}
+		}
+		if !slices.Equal(c.IPFamilies, []IPFamily{IPv4}) && !c.dual() {
+			wrong("ipFamilies %v: use [IPv4] or [IPv4, IPv6]", c.IPFamilies)
+		}
 		if room := 1<<max(0, 24-c.PodCIDR.Bits()) - 1; len(c.Nodes) > room {
 			wrong("podCIDR %s has room for %s, not %d", c.PodCIDR, api.Count(room, "node"), len(c.Nodes))
 		}
@@ -176,9 +192,34 @@ const (
 	operatorHost = 253 // where the operator's commands run
 )
 
-// nodePodCIDR is a node's part of the pod CIDR.
-func (c *Cluster) nodePodCIDR(node string) netip.Prefix {
-	a := c.PodCIDR.Masked().Addr().As4()
-	a[2] += byte(c.number(node))
-	return netip.PrefixFrom(netip.AddrFrom4(a), 24)
+// dual says whether pods have an address of each family.
+func (c *Cluster) dual() bool { return slices.Equal(c.IPFamilies, []IPFamily{IPv4, IPv6}) }
+
+// PodCIDRs are the prefixes of the cluster's pods, one of each family it has.
+func (c *Cluster) PodCIDRs() []netip.Prefix {
+	out := []netip.Prefix{c.PodCIDR}
+	if c.dual() {
+		out = append(out, netip.MustParsePrefix(fmt.Sprintf("fd00:10:%d::/48", c.ID)))
+	}
+	return out
+}
+
+// nodePodCIDRs are a node's parts of the pod CIDRs.
+func (c *Cluster) nodePodCIDRs(node string) []netip.Prefix {
+	a, number := c.PodCIDR.Masked().Addr().As4(), c.number(node)
+	a[2] += byte(number)
+	out := []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4(a), 24)}
+	if c.dual() {
+		out = append(out, netip.MustParsePrefix(fmt.Sprintf("fd00:10:%d:%d::/64", c.ID, number)))
+	}
+	return out
+}
+
+// list writes CIDRs with commas in between.
+func list(cidrs []netip.Prefix) string {
+	var texts []string
+	for _, p := range cidrs {
+		texts = append(texts, p.String())
+	}
+	return strings.Join(texts, ",")
 }

@@ -12,8 +12,15 @@ func TestParseTopology(t *testing.T) {
 		t.Fatal(err)
 	}
 	west := &top.Clusters[1]
-	if got := west.nodePodCIDR("c").String(); got != "10.2.3.0/24" {
+	if got := list(west.nodePodCIDRs("c")); got != "10.2.3.0/24" {
 		t.Errorf("pod CIDR of west/c = %s", got)
+	}
+	dual, err := ParseTopology([]byte("clusters:\n- {name: east, id: 12, ipFamilies: [IPv4, IPv6]}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := list(dual.Clusters[0].PodCIDRs()) + " " + list(dual.Clusters[0].nodePodCIDRs("n2")); got != "10.12.0.0/16,fd00:10:12::/48 10.12.2.0/24,fd00:10:12:2::/64" {
+		t.Errorf("pod CIDRs of both families: %s", got)
 	}
 	if got := west.host(west.number("b")).String(); got != "172.16.2.2" {
 		t.Errorf("address of west/b = %s", got)
@@ -31,6 +38,7 @@ func TestParseTopologyMistakes(t *testing.T) {
 		"ID out of range":   {"clusters: [{name: a, id: 300}]", "1 to 99"},
 		"control elsewhere": {"clusters: [{name: a, id: 1, control: n9}]", "not among its nodes"},
 		"too many nodes":    {"clusters: [{name: a, id: 1, podCIDR: 10.1.0.0/23, nodes: [b, c]}]", "has room for 1 node, not 2"},
+		"IP families":       {"clusters: [{name: a, id: 1, ipFamilies: [IPv6]}]", "use [IPv4] or [IPv4, IPv6]"},
 		"loss":              {"clusters: [{name: a, id: 1}]\nwan: {loss: 3}", "share from 0 to 1"},
 		"delay":             {"clusters: [{name: a, id: 1}]\nwan: {delay: soon}", "not a duration"},
 	} {

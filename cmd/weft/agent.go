@@ -15,7 +15,7 @@ func agentCommand() *cobra.Command {
 		"join":            "join bundle of this node",
 		"node-name":       "name of this node (default: from the join bundle)",
 		"node-ip":         "address where tunnels to this node end (default: from the join bundle)",
-		"pod-cidr":        "addresses of this node's pods (default: from the join bundle)",
+		"pod-cidr":        "addresses of this node's pods, of one IP family (default: from the join bundle)",
 		"device":          "interface towards the other nodes (default: the one with the node's address)",
 		"data-dir":        "folder for endpoints and keys, kept across reboots",
 		"bpf-dir":         "folder on a BPF file system for maps and programs, kept when the agent stops",

@@ -19,7 +19,7 @@ func apiserverCommand() *cobra.Command {
 	}, apiserver.Defaults(), map[string]string{
 		"cluster":                "name of the cluster: 1 to 32 of a-z, 0-9 and -; it cannot change later",
 		"id":                     "number of the cluster, unique in the mesh; it cannot change later",
-		"pod-cidrs":              "addresses of all pods of the cluster",
+		"pod-cidrs":              "addresses of all pods of the cluster, those of IPv4 before those of IPv6",
 		"service-cidr":           "addresses of its services",
 		"max-connected-clusters": "255 or 511, the same in the whole mesh; 511 halves the identities of each cluster",
 		"data-dir":               "folder for certificates and the embedded etcd",

@@ -146,22 +146,39 @@ type sighting struct{ encrypted, marked, exposed bool }
 // judge examines one IP packet.
 func (c *CaptureConfig) judge(pkt []byte) (s sighting) {
 	s.marked = len(c.Marker) > 0 && bytes.Contains(pkt, c.Marker)
-	if len(pkt) < 20 || pkt[0]>>4 != 4 {
+	src, dst, ok := ends(pkt)
+	if !ok {
 		return s
 	}
-	src, dst := netip.AddrFrom4([4]byte(pkt[12:16])), netip.AddrFrom4([4]byte(pkt[16:20]))
 	s.exposed = slices.ContainsFunc(c.Inside, func(p netip.Prefix) bool { return p.Contains(src) || p.Contains(dst) })
+	if pkt[0]>>4 == 6 {
+		return s // the underlay is IPv4
+	}
 	proto, sport, dport, ok := ports(pkt)
 	s.encrypted = ok && proto == 17 && (slices.Contains(c.Encrypted, sport) || slices.Contains(c.Encrypted, dport))
 	return s
 }
 
+// ends are the source and destination of an IP packet of either family.
+func ends(pkt []byte) (src, dst netip.Addr, ok bool) {
+	switch {
+	case len(pkt) >= 20 && pkt[0]>>4 == 4:
+		return netip.AddrFrom4([4]byte(pkt[12:16])), netip.AddrFrom4([4]byte(pkt[16:20])), true
+	case len(pkt) >= 40 && pkt[0]>>4 == 6:
+		return netip.AddrFrom16([16]byte(pkt[8:24])), netip.AddrFrom16([16]byte(pkt[24:40])), true
+	}
+	return src, dst, false
+}
+
 // describe summarizes a packet in one line.
 func describe(pkt []byte) string {
-	if len(pkt) < 20 || pkt[0]>>4 != 4 {
-		return fmt.Sprintf("%d bytes that are not IPv4", len(pkt))
+	src, dst, ok := ends(pkt)
+	if !ok {
+		return fmt.Sprintf("%d bytes that are not IP", len(pkt))
 	}
-	src, dst := netip.AddrFrom4([4]byte(pkt[12:16])), netip.AddrFrom4([4]byte(pkt[16:20]))
+	if pkt[0]>>4 == 6 {
+		return fmt.Sprintf("%s → %s protocol %d, %d bytes", src, dst, pkt[6], len(pkt))
+	}
 	proto, sport, dport, ok := ports(pkt)
 	if !ok {
 		return fmt.Sprintf("%s → %s protocol %d, %d bytes", src, dst, pkt[9], len(pkt))

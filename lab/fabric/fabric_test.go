@@ -81,8 +81,15 @@ func TestParseFlow(t *testing.T) {
 	}
 }
 
+// packet6 is an IPv6 packet without content.
+func packet6(src, dst string) []byte {
+	b := append(make([]byte, 8), netip.MustParseAddr(src).AsSlice()...)
+	b[0], b[6] = 6<<4, 59
+	return append(b, netip.MustParseAddr(dst).AsSlice()...)
+}
+
 func TestCaptureJudges(t *testing.T) {
-	config := CaptureConfig{Marker: []byte("secret"), Inside: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, Encrypted: []uint16{51871}}
+	config := CaptureConfig{Marker: []byte("secret"), Inside: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00:10:1::/48")}, Encrypted: []uint16{51871}}
 	tunnel := netip.AddrPortFrom(nodeB.Addr(), 51871)
 	for name, tt := range map[string]struct {
 		pkt  []byte
@@ -93,6 +100,9 @@ func TestCaptureJudges(t *testing.T) {
 		"marker in a tunnel":  {packet(17, nodeA, tunnel, "a secret"), sighting{encrypted: true, marked: true}},
 		"pod on the outside":  {packet(6, podA, nodeB, "x"), sighting{exposed: true}},
 		"answer to a pod":     {packet(6, nodeB, podA, "secret"), sighting{exposed: true, marked: true}},
+		"pod of IPv6":         {packet6("fd00:10:1:1::2", "2001:db8::1"), sighting{exposed: true}},
+		"answer to one":       {packet6("2001:db8::1", "fd00:10:1:1::2"), sighting{exposed: true}},
+		"neighbours":          {packet6("fe80::1", "ff02::1"), sighting{}},
 		"not a packet at all": {[]byte("secret"), sighting{marked: true}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -63,7 +63,7 @@ func requestHTTP(ctx context.Context, t Target, from, echo string) (Answer, erro
 		if err != nil {
 			return nil, err
 		}
-		return d.DialContext(ctx, "tcp4", addr)
+		return d.DialContext(ctx, "tcp"+family(addr), addr)
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.URL, nil)
 	if err != nil {
@@ -92,6 +92,14 @@ func requestHTTP(ctx context.Context, t Target, from, echo string) (Answer, erro
 		return Answer{}, fmt.Errorf("answer has status %s", resp.Status)
 	}
 	return ParseAnswer(line)
+}
+
+// family ends the name of a network: 6 for an IPv6 address and its port, otherwise 4.
+func family(host string) string {
+	if strings.HasPrefix(host, "[") {
+		return "6"
+	}
+	return "4"
 }
 
 func dialer(network, from string) (*net.Dialer, error) {
@@ -129,12 +137,12 @@ func dial(ctx context.Context, t Target, from string) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	network := "udp4"
+	network := "udp"
 	if t.Scheme != "udp" {
-		network = "tcp4"
+		network = "tcp"
 		d.KeepAliveConfig = keepAlive
 	}
-	conn, err := d.DialContext(ctx, network, t.Host)
+	conn, err := d.DialContext(ctx, network+family(t.Host), t.Host)
 	if err != nil {
 		return nil, err
 	}

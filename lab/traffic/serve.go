@@ -56,21 +56,21 @@ func (c ServeConfig) listen(ctx context.Context) (s sockets, err error) {
 	}()
 	var lc net.ListenConfig
 	for _, addr := range c.HTTP {
-		l, err := lc.Listen(ctx, "tcp4", addr)
+		l, err := lc.Listen(ctx, "tcp", addr)
 		if err != nil {
 			return s, fmt.Errorf("serve http: %w", err)
 		}
 		s.http = append(s.http, l)
 	}
 	for _, addr := range c.TCP {
-		l, err := lc.Listen(ctx, "tcp4", addr)
+		l, err := lc.Listen(ctx, "tcp", addr)
 		if err != nil {
 			return s, fmt.Errorf("serve tcp: %w", err)
 		}
 		s.tcp = append(s.tcp, l)
 	}
 	for _, addr := range c.UDP {
-		l, err := lc.ListenPacket(ctx, "udp4", addr)
+		l, err := lc.ListenPacket(ctx, "udp", addr)
 		if err != nil {
 			return s, fmt.Errorf("serve udp: %w", err)
 		}
