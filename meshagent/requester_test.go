@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -172,9 +173,10 @@ func TestAPodComesBackBeforeItsRemovalCameToAnEnd(t *testing.T) {
 		east.podOf("web-1", "uid-1")
 		w.step()
 		before := east.endpoint("web-1")
-		failing := true
+		var failing atomic.Bool
+		failing.Store(true)
 		east.maps().Endpoints.(*bpftest.Table[bpf.Addr, bpf.Endpoint]).Fail(func(string, bpf.Addr) error {
-			if failing {
+			if failing.Load() {
 				return errors.New("no memory")
 			}
 			return nil
@@ -186,7 +188,7 @@ func TestAPodComesBackBeforeItsRemovalCameToAnEnd(t *testing.T) {
 		}
 		east.podOf("web-1", "uid-1")
 		w.step()
-		failing = false
+		failing.Store(false)
 		time.Sleep(30 * time.Second)
 		w.step()
 		if e := east.endpoint("web-1"); e.Phase != tables.Live || !e.Ready || e.IP != before.IP || e.Why != "" {
