@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,11 +24,40 @@ const (
 // world is a store, and what a reflector of it has applied.
 type world struct {
 	*storetest.Store
-	t          *testing.T
+	t *testing.T
+
+	mu         sync.Mutex      // guards what follows
 	incomplete map[string]bool // peers
 	failing    error
 	rows       map[string]string
-	deleted    map[string]bool
+}
+
+// doubt makes the copies of these peers, and of no others, incomplete.
+func (w *world) doubt(peers ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	clear(w.incomplete)
+	for _, peer := range peers {
+		w.incomplete[peer] = true
+	}
+}
+
+// fail has the question which copies are incomplete fail, or not.
+func (w *world) fail(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.failing = err
+}
+
+func (w *world) isIncomplete(_ context.Context, peers []string, _ int64) (out []string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, peer := range peers {
+		if w.incomplete[peer] {
+			out = append(out, peer)
+		}
+	}
+	return out, w.failing
 }
 
 func (w *world) write(ops ...store.Op) {
@@ -37,10 +68,10 @@ func (w *world) write(ops ...store.Op) {
 }
 
 func (w *world) apply(events []store.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, e := range events {
-		if delete(w.rows, e.Key); e.Deleted {
-			w.deleted[e.Key] = true
-		} else {
+		if delete(w.rows, e.Key); !e.Deleted {
 			w.rows[e.Key] = string(e.Value)
 		}
 	}
@@ -51,6 +82,8 @@ func (w *world) want(when string, after time.Duration, want map[string]string) {
 	w.t.Helper()
 	time.Sleep(after)
 	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if !maps.Equal(w.rows, want) {
 		w.t.Errorf("%s: rows %v, want %v", when, w.rows, want)
 	}
@@ -60,19 +93,12 @@ func (w *world) want(when string, after time.Duration, want map[string]string) {
 func inWorld(t *testing.T, f func(w *world, r *reflector.Reflector)) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		w := &world{Store: storetest.New(), t: t, incomplete: map[string]bool{}, rows: map[string]string{}, deleted: map[string]bool{}}
+		w := &world{Store: storetest.New(), t: t, incomplete: map[string]bool{}, rows: map[string]string{}}
 		w.SetSignOfLife(10 * time.Second)
 		w.write(store.Put(west+"10.2.0.1", []byte("old")), store.Put(west+"10.2.0.2", []byte("old")), store.Put(north+"10.3.0.1", []byte("old")), store.Put("cilium/own", []byte("old")))
 		r := reflector.New(reflector.Config{
 			Prefix: "cilium/", Store: w, Log: slog.New(slog.DiscardHandler), Apply: w.apply,
-			Incomplete: func(_ context.Context, peers []string, _ int64) (out []string, err error) {
-				for _, peer := range peers {
-					if w.incomplete[peer] {
-						out = append(out, peer)
-					}
-				}
-				return out, w.failing
-			},
+			Incomplete: w.isIncomplete,
 		})
 		done := make(chan error)
 		go func() { done <- r.Run(ctx) }()
@@ -96,7 +122,7 @@ func TestAnOldCopyOfAPeerChangesNothing(t *testing.T) {
 					store.Put(north+"10.3.0.1", []byte("new")), store.Put("cilium/own", []byte("new")), store.Put("cilium/lost", nil))
 				w.want("changed", 0, map[string]string{west + "10.2.0.1": "new", west + "10.2.0.3": "new", north + "10.3.0.1": "new", "cilium/own": "new", "cilium/lost": ""})
 
-				w.incomplete["west"] = true
+				w.doubt("west")
 				w.PutBack(before)
 				for range busy {
 					w.write(store.Put("elsewhere", nil))
@@ -106,7 +132,7 @@ func TestAnOldCopyOfAPeerChangesNothing(t *testing.T) {
 				w.want("in between", 0, map[string]string{west + "10.2.0.1": "new", west + "10.2.0.3": "new", west + "10.2.0.4": "news", north + "10.3.0.1": "old", "cilium/own": "old"})
 
 				w.write(store.Put(west+"10.2.0.1", []byte("newest")), store.Delete(west+"10.2.0.2"))
-				delete(w.incomplete, "west")
+				w.doubt()
 				w.want("read again", 15*time.Second, map[string]string{west + "10.2.0.1": "newest", west + "10.2.0.4": "news", north + "10.3.0.1": "old", "cilium/own": "old"})
 			})
 		})
@@ -116,7 +142,7 @@ func TestAnOldCopyOfAPeerChangesNothing(t *testing.T) {
 // A copy that is being made, or is too large to be made, is no reason to miss what it says.
 func TestWhatWasWrittenWhileNobodyLookedIsNews(t *testing.T) {
 	inWorld(t, func(w *world, r *reflector.Reflector) {
-		w.incomplete["west"] = true
+		w.doubt("west")
 		w.SetAway(true)
 		time.Sleep(time.Minute)
 		w.SetAway(false)
@@ -135,21 +161,21 @@ func TestPeersThatComeBackOneByOneCostFewLists(t *testing.T) {
 		before := w.Copy()
 		w.write(store.Delete(west+"10.2.0.1"), store.Delete(north+"10.3.0.1"))
 		synctest.Wait()
-		w.incomplete["west"], w.incomplete["north"] = true, true
-		lists := 0
+		w.doubt("west", "north")
+		var lists atomic.Int32
 		w.Fail(func(call, _ string) error {
 			if call == "list" {
-				lists++
+				lists.Add(1)
 			}
 			return nil
 		})
 		w.PutBack(before)
 		w.want("restored", time.Minute, map[string]string{west + "10.2.0.2": "old", north + "10.3.0.2": "old", "cilium/own": "old"})
-		delete(w.incomplete, "north")
+		w.doubt("west")
 		w.want("one is there", 11*time.Second, map[string]string{west + "10.2.0.2": "old", north + "10.3.0.1": "old", north + "10.3.0.2": "old", "cilium/own": "old"})
 		w.want("the other is away", time.Hour, map[string]string{west + "10.2.0.2": "old", north + "10.3.0.1": "old", north + "10.3.0.2": "old", "cilium/own": "old"})
-		if lists != 2 {
-			t.Errorf("%d lists, want 2", lists)
+		if n := lists.Load(); n != 2 {
+			t.Errorf("%d lists, want 2", n)
 		}
 	})
 }
@@ -160,13 +186,13 @@ func TestAListIsNotBelievedWhileItIsNotKnownWhatIsComplete(t *testing.T) {
 		before := w.Copy()
 		w.write(store.Put("cilium/own", []byte("new")))
 		synctest.Wait()
-		w.failing = errors.New("no answer")
+		w.fail(errors.New("no answer"))
 		w.PutBack(before)
 		w.want("not known", time.Minute, map[string]string{west + "10.2.0.1": "old", west + "10.2.0.2": "old", north + "10.3.0.1": "old", "cilium/own": "new"})
 		if s := r.State(); s.Connected || s.Error == "" {
 			t.Errorf("state %+v", s)
 		}
-		w.failing = nil
+		w.fail(nil)
 		w.want("known", 10*time.Second, map[string]string{west + "10.2.0.1": "old", west + "10.2.0.2": "old", north + "10.3.0.1": "old", "cilium/own": "old"})
 	})
 }
@@ -177,10 +203,13 @@ func TestWhatWasWrittenBeforeComesFirst(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		twin := storetest.New()
 		twin.SetSignOfLife(10 * time.Second)
+		var mu sync.Mutex // guards order
 		var order []string
 		begin := func(prefix string, slow time.Duration, after ...*reflector.Reflector) (*reflector.Reflector, chan error) {
 			r := reflector.New(reflector.Config{Prefix: prefix, Store: twin, Log: slog.New(slog.DiscardHandler), After: after, Apply: func(events []store.Event) {
 				time.Sleep(slow)
+				mu.Lock()
+				defer mu.Unlock()
 				for _, e := range events {
 					order = append(order, e.Key)
 				}
@@ -196,13 +225,17 @@ func TestWhatWasWrittenBeforeComesFirst(t *testing.T) {
 		_ = twin.Put(ctx, "b/1", nil)
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
+		mu.Lock()
 		if len(order) != 2 || order[0] != "a/1" {
 			t.Errorf("applied in the order %v", order)
 		}
+		mu.Unlock()
 		_ = twin.Put(ctx, "b/2", nil) // and it does not wait for nothing
 		synctest.Wait()
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
 		if len(order) != 3 {
 			t.Errorf("applied %v", order)
 		}
