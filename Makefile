@@ -28,7 +28,7 @@ demo: build ## raise two clusters on this machine, do the main job, show and che
 .PHONY: test
 test: build ## everything there is to test; what needs root or WireGuard in the kernel where there is that
 	go test $(RACE) -timeout 10m $$(go list ./... | grep -v '/scenarios$$')
-	go test -count=1 -timeout 25m ./scenarios
+	go test -count=1 -timeout 40m ./scenarios
 
 .PHONY: test-kernels
 test-kernels: ## what needs a kernel, on Debian's Linux 6.1, 6.12 and 6.18 in virtual machines; needs qemu
