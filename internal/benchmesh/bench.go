@@ -53,7 +53,7 @@ var efforts = map[string]plan{
 	},
 	"check": {
 		shape:  peers.Shape{Nodes: 5, Endpoints: 150, Identities: 20, Services: 3, Backends: 2, Large: 200},
-		rounds: 2, rest: 200 * time.Millisecond, idle: 200 * time.Millisecond, churn: time.Second, partition: time.Second, changes: 50,
+		rounds: 2, rest: 200 * time.Millisecond, idle: time.Second, churn: time.Second, partition: time.Second, changes: 50,
 		failovers: 1, patience: 40 * time.Second,
 	},
 }

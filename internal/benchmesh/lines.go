@@ -166,6 +166,7 @@ func (b *bench) oneChange(ctx context.Context, kind peers.Kind, idle usage) erro
 		b.figure("one-change", kind.String(), cpu, failed, map[string]float64{
 			"changes": n, "apiserver_ms": beyond(millis(to.server-from.server), millis(idle.server)), "idle_cores": idle.agent.Seconds(),
 			"latency_p50_ms": traffic.Percentile(late, 0.5), "received_bytes": received, "sent_bytes": sent,
+			"interval_bytes": (to.received - from.received) / n, // what came for other reasons meanwhile included
 		})
 	}
 	switch base := b.base[kind]; {
