@@ -153,15 +153,8 @@ func (r Rows) Pod(namespace, pod string) *api.Concern {
 }
 
 // Refused returns the claims of the cluster's nodes that are refused, ordered by node.
-func (r Rows) Refused() (out []api.Refusal) {
-	for key, text := range r {
-		if !strings.HasPrefix(key, wire.RefusedPrefix) {
-			continue
-		}
-		if of, err := wire.Unmarshal[[]api.Refusal](text); err == nil {
-			out = append(out, of...)
-		}
-	}
+func (r Rows) Refused() []api.Refusal {
+	out := all[api.Refusal](r, wire.RefusedPrefix)
 	slices.SortFunc(out, func(a, b api.Refusal) int {
 		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Resource, b.Resource), cmp.Compare(a.Reason, b.Reason))
 	})
@@ -178,13 +171,16 @@ func (r Rows) Unwritten() []api.Concern {
 }
 
 // Sources returns what is wrong with the sources of objects.
-func (r Rows) Sources() (out []api.Concern) {
-	for key, text := range r {
-		if !strings.HasPrefix(key, wire.SourceProblemsPrefix) {
+func (r Rows) Sources() []api.Concern { return all[api.Concern](r, wire.SourceProblemsPrefix) }
+
+// all joins the lists of the rows below a prefix, in the order of their keys.
+func all[T any](r Rows, prefix string) (out []T) {
+	for _, key := range slices.Sorted(maps.Keys(r)) {
+		if !strings.HasPrefix(key, prefix) {
 			continue
 		}
-		if concerns, err := wire.Unmarshal[[]api.Concern](text); err == nil {
-			out = append(out, concerns...)
+		if list, err := wire.Unmarshal[[]T](r[key]); err == nil {
+			out = append(out, list...)
 		}
 	}
 	return out

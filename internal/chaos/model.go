@@ -125,26 +125,25 @@ func (c *cluster) restartable() bool {
 }
 
 func (m *model) node(name string) *node {
-	for _, c := range m.clusters {
-		for _, n := range c.nodes {
-			if n.name == name {
-				return n
-			}
-		}
-	}
-	return nil
+	_, n := m.find(name)
+	return n
 }
 
 // of is the cluster of a node.
 func (m *model) of(node string) *cluster {
+	c, _ := m.find(node)
+	return c
+}
+
+func (m *model) find(name string) (*cluster, *node) {
 	for _, c := range m.clusters {
 		for _, n := range c.nodes {
-			if n.name == node {
-				return c
+			if n.name == name {
+				return c, n
 			}
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 func (m *model) server(name string) (*cluster, *server) {
