@@ -40,14 +40,16 @@ const (
 // Limits are rows per map. A row takes its memory when it is used, except in Flows and
 // Replies, which packets write: there it is reserved up front, 168 and 112 bytes each, and
 // a new connection costs half as much. Also reserved are 16 bytes for each possible row,
-// 8 in Nodes. That makes 204 MB with the defaults, of which half the Flows and Replies
-// would save 82 MB.
+// 8 in Nodes. That makes 221 MB with the defaults, of which half the Flows and Replies
+// would save 90 MB.
 type Limits struct {
 	// Flows bounds the connections of all pods of the node; Replies those through
 	// services. Replies may not be less than Flows, because a pod's share of Flows
 	// is also its share of Replies. A new flow is refused if it exceeds both the
 	// pod's share and what is left of the common part.
 	Flows, Replies uint32
+	// Native bounds the CIDRs that pods reach with their own addresses.
+	Native uint32
 	// Endpoints bounds the pods of the node.
 	Endpoints uint32
 	// IPs bounds the pods of the whole mesh, Prefixes its CIDRs and those in rules.

@@ -36,11 +36,12 @@ type Datapath struct {
 	mu       sync.Mutex // guards attached
 	attached map[Attachment]bool
 
-	sweeping sync.Mutex // guards what follows
-	sweep    *ebpf.Program
-	doomed   *ebpf.Map // the flows that program sweep looks at
-	settle   *ebpf.Program
-	doubts   map[uint32]int64 // drift of accounts that the last sweep found, in rows
+	sweeping         sync.Mutex // guards what follows
+	sweep            *ebpf.Program
+	doomed           *ebpf.Map // the flows that program sweep looks at
+	settle           *ebpf.Program
+	sweepMasquerades *ebpf.Program
+	doubts           map[uint32]int64 // drift of accounts that the last sweep found, in rows
 }
 
 // options are changed only by tests.
@@ -100,6 +101,7 @@ func load(c Config, o options) (_ *Datapath, err error) {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
 	d.sweep, d.settle, d.doomed = coll.DetachProgram("sweep"), coll.DetachProgram("settle"), coll.DetachMap("doomed")
+	d.sweepMasquerades = coll.DetachProgram("sweep_masquerades")
 	d.progs = coll.Programs
 	coll.Programs = nil // ours to close
 	coll.Close()
@@ -246,6 +248,7 @@ func (d *Datapath) Close() error {
 	}
 	d.sweep.Close()
 	d.settle.Close()
+	d.sweepMasquerades.Close()
 	d.doomed.Close()
 	return nil
 }
@@ -324,5 +327,9 @@ func (d *Datapath) Sweep(now uint64) (Swept, error) {
 	if err != nil {
 		return s, err
 	}
-	return s, d.settleLocked(before, after, held)
+	if err := d.settleLocked(before, after, held); err != nil {
+		return s, err
+	}
+	s.Masquerades, err = d.forgetMasqueradesLocked(now)
+	return s, err
 }

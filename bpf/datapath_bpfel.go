@@ -26,6 +26,7 @@ const (
 	datapathMapEndpoints          = "endpoints"
 	datapathMapErrorsSent         = "errors_sent"
 	datapathMapEvents             = "events"
+	datapathMapExhausted          = "exhausted"
 	datapathMapFlows              = "flows"
 	datapathMapFragments          = "fragments"
 	datapathMapFresh              = "fresh"
@@ -33,7 +34,10 @@ const (
 	datapathMapIps                = "ips"
 	datapathMapJudgedAgain        = "judged_again"
 	datapathMapLost               = "lost"
+	datapathMapMasquerades        = "masquerades"
+	datapathMapMasquerading       = "masquerading"
 	datapathMapMembers            = "members"
+	datapathMapNative             = "native"
 	datapathMapNoShare            = "no_share"
 	datapathMapNodes              = "nodes"
 	datapathMapPolicy             = "policy"
@@ -42,6 +46,7 @@ const (
 	datapathMapQuoted             = "quoted"
 	datapathMapReplies            = "replies"
 	datapathMapRevisions          = "revisions"
+	datapathMapSearch             = "search"
 	datapathMapServices           = "services"
 	datapathMapSets               = "sets"
 	datapathMapSettings           = "settings"
@@ -52,6 +57,7 @@ const (
 	datapathProgFromTunnel        = "from_tunnel"
 	datapathProgSettle            = "settle"
 	datapathProgSweep             = "sweep"
+	datapathProgSweepMasquerades  = "sweep_masquerades"
 	datapathProgToDevice          = "to_device"
 	datapathProgToPod             = "to_pod"
 	datapathProgToTunnel          = "to_tunnel"
@@ -107,51 +113,57 @@ type datapathSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathProgramSpecs struct {
-	FromDevice *ebpf.ProgramSpec `ebpf:"from_device"`
-	FromPod    *ebpf.ProgramSpec `ebpf:"from_pod"`
-	FromTunnel *ebpf.ProgramSpec `ebpf:"from_tunnel"`
-	Settle     *ebpf.ProgramSpec `ebpf:"settle"`
-	Sweep      *ebpf.ProgramSpec `ebpf:"sweep"`
-	ToDevice   *ebpf.ProgramSpec `ebpf:"to_device"`
-	ToPod      *ebpf.ProgramSpec `ebpf:"to_pod"`
-	ToTunnel   *ebpf.ProgramSpec `ebpf:"to_tunnel"`
+	FromDevice       *ebpf.ProgramSpec `ebpf:"from_device"`
+	FromPod          *ebpf.ProgramSpec `ebpf:"from_pod"`
+	FromTunnel       *ebpf.ProgramSpec `ebpf:"from_tunnel"`
+	Settle           *ebpf.ProgramSpec `ebpf:"settle"`
+	Sweep            *ebpf.ProgramSpec `ebpf:"sweep"`
+	SweepMasquerades *ebpf.ProgramSpec `ebpf:"sweep_masquerades"`
+	ToDevice         *ebpf.ProgramSpec `ebpf:"to_device"`
+	ToPod            *ebpf.ProgramSpec `ebpf:"to_pod"`
+	ToTunnel         *ebpf.ProgramSpec `ebpf:"to_tunnel"`
 }
 
 // datapathMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathMapSpecs struct {
-	About       *ebpf.MapSpec `ebpf:"about"`
-	Backends    *ebpf.MapSpec `ebpf:"backends"`
-	Budgets     *ebpf.MapSpec `ebpf:"budgets"`
-	Classes     *ebpf.MapSpec `ebpf:"classes"`
-	Clusters    *ebpf.MapSpec `ebpf:"clusters"`
-	Counters    *ebpf.MapSpec `ebpf:"counters"`
-	Doomed      *ebpf.MapSpec `ebpf:"doomed"`
-	Endpoints   *ebpf.MapSpec `ebpf:"endpoints"`
-	ErrorsSent  *ebpf.MapSpec `ebpf:"errors_sent"`
-	Events      *ebpf.MapSpec `ebpf:"events"`
-	Flows       *ebpf.MapSpec `ebpf:"flows"`
-	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
-	Fresh       *ebpf.MapSpec `ebpf:"fresh"`
-	GivenUp     *ebpf.MapSpec `ebpf:"given_up"`
-	Ips         *ebpf.MapSpec `ebpf:"ips"`
-	JudgedAgain *ebpf.MapSpec `ebpf:"judged_again"`
-	Lost        *ebpf.MapSpec `ebpf:"lost"`
-	Members     *ebpf.MapSpec `ebpf:"members"`
-	NoShare     *ebpf.MapSpec `ebpf:"no_share"`
-	Nodes       *ebpf.MapSpec `ebpf:"nodes"`
-	Policy      *ebpf.MapSpec `ebpf:"policy"`
-	Ports       *ebpf.MapSpec `ebpf:"ports"`
-	Prefixes    *ebpf.MapSpec `ebpf:"prefixes"`
-	Quoted      *ebpf.MapSpec `ebpf:"quoted"`
-	Replies     *ebpf.MapSpec `ebpf:"replies"`
-	Revisions   *ebpf.MapSpec `ebpf:"revisions"`
-	Services    *ebpf.MapSpec `ebpf:"services"`
-	Sets        *ebpf.MapSpec `ebpf:"sets"`
-	Settings    *ebpf.MapSpec `ebpf:"settings"`
-	Shares      *ebpf.MapSpec `ebpf:"shares"`
-	Work        *ebpf.MapSpec `ebpf:"work"`
+	About        *ebpf.MapSpec `ebpf:"about"`
+	Backends     *ebpf.MapSpec `ebpf:"backends"`
+	Budgets      *ebpf.MapSpec `ebpf:"budgets"`
+	Classes      *ebpf.MapSpec `ebpf:"classes"`
+	Clusters     *ebpf.MapSpec `ebpf:"clusters"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Doomed       *ebpf.MapSpec `ebpf:"doomed"`
+	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
+	ErrorsSent   *ebpf.MapSpec `ebpf:"errors_sent"`
+	Events       *ebpf.MapSpec `ebpf:"events"`
+	Exhausted    *ebpf.MapSpec `ebpf:"exhausted"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
+	Fresh        *ebpf.MapSpec `ebpf:"fresh"`
+	GivenUp      *ebpf.MapSpec `ebpf:"given_up"`
+	Ips          *ebpf.MapSpec `ebpf:"ips"`
+	JudgedAgain  *ebpf.MapSpec `ebpf:"judged_again"`
+	Lost         *ebpf.MapSpec `ebpf:"lost"`
+	Masquerades  *ebpf.MapSpec `ebpf:"masquerades"`
+	Masquerading *ebpf.MapSpec `ebpf:"masquerading"`
+	Members      *ebpf.MapSpec `ebpf:"members"`
+	Native       *ebpf.MapSpec `ebpf:"native"`
+	NoShare      *ebpf.MapSpec `ebpf:"no_share"`
+	Nodes        *ebpf.MapSpec `ebpf:"nodes"`
+	Policy       *ebpf.MapSpec `ebpf:"policy"`
+	Ports        *ebpf.MapSpec `ebpf:"ports"`
+	Prefixes     *ebpf.MapSpec `ebpf:"prefixes"`
+	Quoted       *ebpf.MapSpec `ebpf:"quoted"`
+	Replies      *ebpf.MapSpec `ebpf:"replies"`
+	Revisions    *ebpf.MapSpec `ebpf:"revisions"`
+	Search       *ebpf.MapSpec `ebpf:"search"`
+	Services     *ebpf.MapSpec `ebpf:"services"`
+	Sets         *ebpf.MapSpec `ebpf:"sets"`
+	Settings     *ebpf.MapSpec `ebpf:"settings"`
+	Shares       *ebpf.MapSpec `ebpf:"shares"`
+	Work         *ebpf.MapSpec `ebpf:"work"`
 }
 
 // datapathVariableSpecs contains global variables before they are loaded into the kernel.
@@ -188,37 +200,42 @@ func (o *datapathObjects) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathMaps struct {
-	About       *ebpf.Map `ebpf:"about"`
-	Backends    *ebpf.Map `ebpf:"backends"`
-	Budgets     *ebpf.Map `ebpf:"budgets"`
-	Classes     *ebpf.Map `ebpf:"classes"`
-	Clusters    *ebpf.Map `ebpf:"clusters"`
-	Counters    *ebpf.Map `ebpf:"counters"`
-	Doomed      *ebpf.Map `ebpf:"doomed"`
-	Endpoints   *ebpf.Map `ebpf:"endpoints"`
-	ErrorsSent  *ebpf.Map `ebpf:"errors_sent"`
-	Events      *ebpf.Map `ebpf:"events"`
-	Flows       *ebpf.Map `ebpf:"flows"`
-	Fragments   *ebpf.Map `ebpf:"fragments"`
-	Fresh       *ebpf.Map `ebpf:"fresh"`
-	GivenUp     *ebpf.Map `ebpf:"given_up"`
-	Ips         *ebpf.Map `ebpf:"ips"`
-	JudgedAgain *ebpf.Map `ebpf:"judged_again"`
-	Lost        *ebpf.Map `ebpf:"lost"`
-	Members     *ebpf.Map `ebpf:"members"`
-	NoShare     *ebpf.Map `ebpf:"no_share"`
-	Nodes       *ebpf.Map `ebpf:"nodes"`
-	Policy      *ebpf.Map `ebpf:"policy"`
-	Ports       *ebpf.Map `ebpf:"ports"`
-	Prefixes    *ebpf.Map `ebpf:"prefixes"`
-	Quoted      *ebpf.Map `ebpf:"quoted"`
-	Replies     *ebpf.Map `ebpf:"replies"`
-	Revisions   *ebpf.Map `ebpf:"revisions"`
-	Services    *ebpf.Map `ebpf:"services"`
-	Sets        *ebpf.Map `ebpf:"sets"`
-	Settings    *ebpf.Map `ebpf:"settings"`
-	Shares      *ebpf.Map `ebpf:"shares"`
-	Work        *ebpf.Map `ebpf:"work"`
+	About        *ebpf.Map `ebpf:"about"`
+	Backends     *ebpf.Map `ebpf:"backends"`
+	Budgets      *ebpf.Map `ebpf:"budgets"`
+	Classes      *ebpf.Map `ebpf:"classes"`
+	Clusters     *ebpf.Map `ebpf:"clusters"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Doomed       *ebpf.Map `ebpf:"doomed"`
+	Endpoints    *ebpf.Map `ebpf:"endpoints"`
+	ErrorsSent   *ebpf.Map `ebpf:"errors_sent"`
+	Events       *ebpf.Map `ebpf:"events"`
+	Exhausted    *ebpf.Map `ebpf:"exhausted"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	Fragments    *ebpf.Map `ebpf:"fragments"`
+	Fresh        *ebpf.Map `ebpf:"fresh"`
+	GivenUp      *ebpf.Map `ebpf:"given_up"`
+	Ips          *ebpf.Map `ebpf:"ips"`
+	JudgedAgain  *ebpf.Map `ebpf:"judged_again"`
+	Lost         *ebpf.Map `ebpf:"lost"`
+	Masquerades  *ebpf.Map `ebpf:"masquerades"`
+	Masquerading *ebpf.Map `ebpf:"masquerading"`
+	Members      *ebpf.Map `ebpf:"members"`
+	Native       *ebpf.Map `ebpf:"native"`
+	NoShare      *ebpf.Map `ebpf:"no_share"`
+	Nodes        *ebpf.Map `ebpf:"nodes"`
+	Policy       *ebpf.Map `ebpf:"policy"`
+	Ports        *ebpf.Map `ebpf:"ports"`
+	Prefixes     *ebpf.Map `ebpf:"prefixes"`
+	Quoted       *ebpf.Map `ebpf:"quoted"`
+	Replies      *ebpf.Map `ebpf:"replies"`
+	Revisions    *ebpf.Map `ebpf:"revisions"`
+	Search       *ebpf.Map `ebpf:"search"`
+	Services     *ebpf.Map `ebpf:"services"`
+	Sets         *ebpf.Map `ebpf:"sets"`
+	Settings     *ebpf.Map `ebpf:"settings"`
+	Shares       *ebpf.Map `ebpf:"shares"`
+	Work         *ebpf.Map `ebpf:"work"`
 }
 
 func (m *datapathMaps) Close() error {
@@ -233,6 +250,7 @@ func (m *datapathMaps) Close() error {
 		m.Endpoints,
 		m.ErrorsSent,
 		m.Events,
+		m.Exhausted,
 		m.Flows,
 		m.Fragments,
 		m.Fresh,
@@ -240,7 +258,10 @@ func (m *datapathMaps) Close() error {
 		m.Ips,
 		m.JudgedAgain,
 		m.Lost,
+		m.Masquerades,
+		m.Masquerading,
 		m.Members,
+		m.Native,
 		m.NoShare,
 		m.Nodes,
 		m.Policy,
@@ -249,6 +270,7 @@ func (m *datapathMaps) Close() error {
 		m.Quoted,
 		m.Replies,
 		m.Revisions,
+		m.Search,
 		m.Services,
 		m.Sets,
 		m.Settings,
@@ -275,14 +297,15 @@ type datapathVariables struct {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathPrograms struct {
-	FromDevice *ebpf.Program `ebpf:"from_device"`
-	FromPod    *ebpf.Program `ebpf:"from_pod"`
-	FromTunnel *ebpf.Program `ebpf:"from_tunnel"`
-	Settle     *ebpf.Program `ebpf:"settle"`
-	Sweep      *ebpf.Program `ebpf:"sweep"`
-	ToDevice   *ebpf.Program `ebpf:"to_device"`
-	ToPod      *ebpf.Program `ebpf:"to_pod"`
-	ToTunnel   *ebpf.Program `ebpf:"to_tunnel"`
+	FromDevice       *ebpf.Program `ebpf:"from_device"`
+	FromPod          *ebpf.Program `ebpf:"from_pod"`
+	FromTunnel       *ebpf.Program `ebpf:"from_tunnel"`
+	Settle           *ebpf.Program `ebpf:"settle"`
+	Sweep            *ebpf.Program `ebpf:"sweep"`
+	SweepMasquerades *ebpf.Program `ebpf:"sweep_masquerades"`
+	ToDevice         *ebpf.Program `ebpf:"to_device"`
+	ToPod            *ebpf.Program `ebpf:"to_pod"`
+	ToTunnel         *ebpf.Program `ebpf:"to_tunnel"`
 }
 
 func (p *datapathPrograms) Close() error {
@@ -292,6 +315,7 @@ func (p *datapathPrograms) Close() error {
 		p.FromTunnel,
 		p.Settle,
 		p.Sweep,
+		p.SweepMasquerades,
 		p.ToDevice,
 		p.ToPod,
 		p.ToTunnel,

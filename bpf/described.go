@@ -8,24 +8,27 @@ import (
 
 // Maps are the tables, in the order in which a packet meets them.
 type Maps struct {
-	Settings  Table[uint32, Settings] // one row, key 0
-	Revisions Table[uint32, uint32]   // by RevisionOf and RevisionOfIdentity
-	Flows     Table[FlowKey, Flow]
-	Replies   Table[ReplyKey, Reply]
-	Shares    Table[uint32, Share]  // by device
-	Budgets   Table[uint32, Budget] // one row, key 0
-	Endpoints Table[Addr, Endpoint]
-	IPs       Table[Addr, IPInfo]
-	Prefixes  Table[PrefixKey, IPInfo]
-	Nodes     Table[uint32, Node]    // by node index, from 1
-	Clusters  Table[uint32, Cluster] // by cluster ID
-	Services  Table[ServiceKey, Service]
-	Backends  Table[SlotKey, Backend]
-	Members   Table[MemberKey, Member]
-	Classes   Table[ClassKey, uint32]
-	Ports     Table[uint32, uint16] // by PortIndex
-	Policy    Table[PolicyKey, PolicyEntry]
-	Sets      Table[SetKey, SetInfo]
+	Settings     Table[uint32, Settings] // one row, key 0
+	Revisions    Table[uint32, uint32]   // by RevisionOf and RevisionOfIdentity
+	Flows        Table[FlowKey, Flow]
+	Replies      Table[ReplyKey, Reply]
+	Masquerades  Table[FlowKey, Masquerade]
+	Masquerading Table[uint32, Masquerading] // one row, key 0
+	Native       Table[PrefixKey, uint32]    // pods keep their addresses towards them; the value means nothing
+	Shares       Table[uint32, Share]        // by device
+	Budgets      Table[uint32, Budget]       // one row, key 0
+	Endpoints    Table[Addr, Endpoint]
+	IPs          Table[Addr, IPInfo]
+	Prefixes     Table[PrefixKey, IPInfo]
+	Nodes        Table[uint32, Node]    // by node index, from 1
+	Clusters     Table[uint32, Cluster] // by cluster ID
+	Services     Table[ServiceKey, Service]
+	Backends     Table[SlotKey, Backend]
+	Members      Table[MemberKey, Member]
+	Classes      Table[ClassKey, uint32]
+	Ports        Table[uint32, uint16] // by PortIndex
+	Policy       Table[PolicyKey, PolicyEntry]
+	Sets         Table[SetKey, SetInfo]
 }
 
 // described are all maps that outlive a process. What is said of a map is said here, beside
@@ -38,6 +41,11 @@ var described = []description{
 		sized(func(l *Limits) *uint32 { return &l.Flows }, 1<<19, "rows of the connection table; each pod has a guaranteed share"),
 	of("replies", 1, func(m *Maps) *Table[ReplyKey, Reply] { return &m.Replies }).
 		sized(func(l *Limits) *uint32 { return &l.Replies }, 1<<19, "rows of the table of connections through services; at least --limit-flows"),
+	of("masquerades", 1, func(m *Maps) *Table[FlowKey, Masquerade] { return &m.Masquerades }).
+		derived(func(c Config) uint32 { return 2 * c.Limits.Flows }), // a pod's share of flows is its share of these
+	of("masquerading", 1, func(m *Maps) *Table[uint32, Masquerading] { return &m.Masquerading }),
+	of("native", 1, func(m *Maps) *Table[PrefixKey, uint32] { return &m.Native }).
+		sized(func(l *Limits) *uint32 { return &l.Native }, 1<<10, "rows of the table of CIDRs that pods reach with their own addresses"),
 	of("shares", 1, func(m *Maps) *Table[uint32, Share] { return &m.Shares }).
 		derived(func(c Config) uint32 { return 2*c.Limits.Endpoints + 2 }), // pods that are gone keep theirs until their flows are gone too
 	of("budgets", 1, func(m *Maps) *Table[uint32, Budget] { return &m.Budgets }),
@@ -72,6 +80,7 @@ var described = []description{
 	inner("lost", 1),
 	inner("errors_sent", 1),
 	inner("judged_again", 1),
+	inner("exhausted", 1),
 }
 
 // description describes a map.

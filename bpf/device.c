@@ -1,9 +1,11 @@
 //go:build ignore
 
 /* from_device, to_device: the guard towards the outside. Members' packets never pass
- * here unencrypted; the world reaches pods only as their policy allows.
+ * here unencrypted; the world reaches pods only as their policy allows, and sees the
+ * node's address instead of theirs.
  */
 #include "lib/deliver.h"
+#include "lib/masquerade.h"
 
 /* CIDRs decide, not single addresses: the guard must not depend on which addresses
  * are known. */
@@ -50,6 +52,11 @@ int from_device(struct __sk_buff *skb)
 	src = cidr_flags(&p->src);
 	if (src & IP_MEMBER)
 		return drop(skb, p, outside(src), INGRESS);
+	if (!why) {
+		why = unmasquerade(skb, p);
+		if (why)
+			return drop(skb, p, why, INGRESS);
+	}
 	ep = bpf_map_lookup_elem(&endpoints, &p->dst);
 	if (!ep) {
 		dst = cidr_flags(&p->dst);
@@ -92,5 +99,9 @@ int to_device(struct __sk_buff *skb)
 		return drop(skb, p, REASON_NO_BACKEND, EGRESS);
 	if (of_node(&p->dst))
 		return drop(skb, p, REASON_NODE_ADDRESS, EGRESS);
+	if (!why)
+		why = masquerade(skb, p);
+	if (why)
+		return drop(skb, p, why, EGRESS);
 	return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
 }

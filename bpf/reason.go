@@ -41,6 +41,7 @@ const (
 	ReasonFormerMember  Reason = 40 // address of a removed peer: blocked until `weft peer forget`
 	ReasonNodeAddress   Reason = 41 // a pod's packet to another node's own address
 	ReasonNodeClosed    Reason = 42 // the node accepts only echoes and answers from tunnels
+	ReasonNoPort        Reason = 43 // no port of the node is free towards this address and port of the world
 )
 
 var reasonNames = map[Reason]string{
@@ -72,6 +73,7 @@ var reasonNames = map[Reason]string{
 	ReasonFormerMember:  "former-member",
 	ReasonNodeAddress:   "node-address",
 	ReasonNodeClosed:    "node-closed",
+	ReasonNoPort:        "no-port",
 }
 
 // Drop reports whether the packet was dropped.

@@ -121,6 +121,23 @@ type Reply struct {
 	Pad    uint16
 }
 
+// Masquerade is one of the two rows of a connection between a pod and the world, which sees
+// the node's address instead of the pod's. Only the datapath writes these rows. The key's
+// Local is on this node's side: the pod's address, and then the row has what the world sees;
+// or the node's, and then it has the pod that gets the answers.
+type Masquerade struct {
+	Addr   Addr
+	Port   Port
+	Answer uint8 // 1: of what the world answers
+	Pad    uint8
+}
+
+// Masquerading is what pods' packets get on the way out of the mesh.
+type Masquerading struct {
+	Addr        [2]Addr // of the node, for IPv4 and IPv6; zero: pods keep their own
+	First, Last uint16  // the range of ports
+}
+
 // newest is the number of flows that an account remembers, NEWEST in C.
 const newest = 8
 

@@ -5,7 +5,7 @@
  * to use the same ports, and deleting that one would cut it off from its backend.
  * Checking here reduces that window to a few instructions.
  */
-#include "lib/flow.h"
+#include "lib/masquerade.h"
 
 #define SWEPT_AT_ONCE 4096 /* flows per run, as in sweep.go */
 
@@ -70,4 +70,38 @@ int sweep(struct sweep *asked)
 
 	bpf_loop(SWEPT_AT_ONCE, sweep_one, &s, 0);
 	return s.gone;
+}
+
+/* sweep_masquerades: deletes the rows of masqueraded connections whose flow is over. */
+static long sweep_masquerade(void *map, const struct flow_key *key, const struct masquerade *row, struct sweeping *s)
+{
+	struct flow_key k = *key, sent = *key;
+
+	s->count++;
+	if (row->answer) {
+		sent.local = row->addr;
+		sent.lport = row->port;
+	}
+	if (alive(&sent, s->now))
+		return 0;
+	if (!bpf_map_delete_elem(&masquerades, &k))
+		s->gone++;
+	return 0;
+}
+
+struct swept_masquerades {
+	__u64 now;   /* as in flow.seen */
+	__u32 rows;  /* out: how many there were */
+	__u32 gone;  /* out: of them, deleted */
+};
+
+SEC("syscall")
+int sweep_masquerades(struct swept_masquerades *asked)
+{
+	struct sweeping s = {.now = asked->now};
+
+	bpf_for_each_map_elem(&masquerades, sweep_masquerade, &s, 0);
+	asked->rows = s.count;
+	asked->gone = s.gone;
+	return 0;
 }

@@ -61,9 +61,10 @@ func (f Flow) PodGone(k FlowKey, device func(Addr) uint32) bool {
 
 // Swept is what one Sweep found.
 type Swept struct {
-	Live    int // flows left
-	Deleted int // flows that had expired, or whose pod is gone
-	Orphans int // reply rows without a flow, deleted
+	Live        int // flows left
+	Deleted     int // flows that had expired, or whose pod is gone
+	Orphans     int // reply rows without a flow, deleted
+	Masquerades int // rows of masqueraded connections whose flow is over, deleted
 	// Nodes are the indexes of the nodes that live flows go to.
 	Nodes map[uint16]bool
 }
@@ -155,6 +156,19 @@ func (d *Datapath) forgetLocked(dead []FlowKey, now uint64) (gone int, err error
 		gone += int(n)
 	}
 	return gone, nil
+}
+
+// forgetMasqueradesLocked deletes the rows of masqueraded connections whose flow is over at
+// now, all in the kernel: only a few instructions lie between each check and deletion.
+func (d *Datapath) forgetMasqueradesLocked(now uint64) (gone int, err error) {
+	asked := struct { // struct swept_masquerades
+		Now        uint64
+		Rows, Gone uint32
+	}{Now: now}
+	if _, err := d.sweepMasquerades.Run(&ebpf.RunOptions{Context: asked, ContextOut: &asked}); err != nil {
+		return 0, fmt.Errorf("run program sweep_masquerades: %w", err)
+	}
+	return int(asked.Gone), nil
 }
 
 // forgetOrphans deletes reply rows without a flow, and returns how many. They come

@@ -66,6 +66,7 @@ type Agent struct {
 	standing    *standing
 	shares      *shares
 	attachments *attachments
+	masquerade  *masquerade
 	access      *access
 	files       *files
 	ring        *flow.Ring
@@ -185,6 +186,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, identity: a.program.Identity, ring: a.ring,
 		trouble: partTrouble(a.Tables, "events", "flow events cannot be read", log)}
 	a.shares = &shares{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "shares", "shares of the flow table cannot be read", log), log: log}
+	a.masquerade = &masquerade{conf: cfg, node: n.ip, maps: edges.Datapath.Maps(), outside: edges.Outside, trouble: partTrouble(a.Tables, "masquerade", "pods may not reach the world", log)}
 	a.attachments = &attachments{datapath: edges.Datapath, device: edges.Device, tables: a.Tables, log: log}
 	return a, nil
 }
@@ -197,7 +199,7 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 	}
 	defer func() { _ = a.Tables.DB.Stop() }()
 	g, ctx := errgroup.WithContext(ctx)
-	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.tunnels, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments, a.access}
+	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.tunnels, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments, a.masquerade, a.access}
 	for _, r := range a.reflectors {
 		parts = append(parts, r)
 	}

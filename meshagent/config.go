@@ -65,6 +65,15 @@ type Config struct {
 	// Unreachable is what happens to a packet of a pod that cannot be delivered.
 	Unreachable bpf.Unreachable `json:"unreachable"`
 
+	// Masquerade lets what pods send to the world through Device come from the node's
+	// address there, except towards NonMasqueradeCIDRs and link-local addresses. Pods
+	// keep their own addresses towards each other, in whatever cluster. The names are
+	// those of ip-masq-agent.
+	Masquerade         bool           `json:"masquerade"`
+	NonMasqueradeCIDRs []netip.Prefix `json:"nonMasqueradeCIDRs,omitempty"`
+	MasqLinkLocal      bool           `json:"masqLinkLocal,omitempty"`
+	MasqLinkLocalIPv6  bool           `json:"masqLinkLocalIPv6,omitempty"`
+
 	Log *slog.Logger `json:"-"`
 }
 
@@ -85,6 +94,7 @@ func Defaults() Config {
 		KeepFlows:      4096,
 		Trace:          true,
 		Unreachable:    bpf.Defaults().Unreachable,
+		Masquerade:     true,
 		Log:            slog.Default(),
 	}
 }
@@ -124,6 +134,14 @@ func (c Config) Validate() error {
 		if err := validAddress(a.address); err != nil {
 			errs = append(errs, fmt.Errorf("%s is %q: %w", a.name, a.address, err))
 		}
+	}
+	for _, p := range c.NonMasqueradeCIDRs {
+		if !p.IsValid() || p != p.Masked() {
+			errs = append(errs, fmt.Errorf("non-masquerade-cidrs names %v: give a prefix without bits beyond its length, as in 10.0.0.0/8", p))
+		}
+	}
+	if n := len(c.native()); n > int(c.Limits.Native) && c.Limits.Native > 0 {
+		errs = append(errs, fmt.Errorf("non-masquerade-cidrs names %d prefixes, but limit-native is %d: raise it", n, c.Limits.Native))
 	}
 	if c.KeepFlows < 1 {
 		errs = append(errs, fmt.Errorf("keep-flows is %d: at least 1", c.KeepFlows))

@@ -54,6 +54,8 @@ type Edges struct {
 	Plumbing endpoint.Plumbing
 	// Device is the index of the node's own device now; nil: it is not watched.
 	Device func() (ifindex int, err error)
+	// Outside is how the world sees the node now; nil: pods are not masqueraded.
+	Outside func() (Outside, error)
 	// Transport opens probes from the node's internal address.
 	Transport func(source netip.Addr) (probe.Transport, error)
 	// Gossip takes part in the cluster's gossip until ctx ends; nil: the agent does not.

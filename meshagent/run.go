@@ -106,6 +106,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			}
 			return now.Attrs().Index, nil
 		},
+		Outside: func() (Outside, error) {
+			now, err := findDevice(device.Attrs().Name, n.ip)
+			if err != nil {
+				return Outside{}, err
+			}
+			return outsideOf(now)
+		},
 		Transport: func(source netip.Addr) (probe.Transport, error) { return probe.NewICMP(source) },
 		Gossip:    joinPool,
 		Reach:     certificates.Reach,

@@ -13,6 +13,7 @@ struct quote {
 	__u16 l4;
 	__u8 proto;
 	__u8 asks;
+	__u8 ipv6;
 };
 
 /* What an error is about. */
@@ -74,6 +75,7 @@ once int read_quote(struct __sk_buff *skb, const struct packet *p, struct quote 
 	__u32 off;
 
 	q->l3 = p->l4 + sizeof(struct icmphdr);
+	q->ipv6 = p->ipv6;
 	off = p->ipv6 ? read_quoted_ipv6(skb, q) : read_quoted_ipv4(skb, q);
 	if (!off || bpf_skb_load_bytes(skb, off, l4, sizeof(l4)))
 		return REASON_INVALID;
@@ -92,29 +94,32 @@ once int read_quote(struct __sk_buff *skb, const struct packet *p, struct quote 
 	return 0;
 }
 
-/* Changes the quoted packet's destination from the backend to the service. The quoted
- * IPv4 header's checksum balances the change of address, so that only the port changes
- * the error's own checksum; IPv6 has no such thing. */
-once int restore_quote(struct __sk_buff *skb, struct packet *p, const struct quote *q,
-			      const struct addr *to, __be16 port)
+/* Changes the address and port of one side of the quoted packet. The quoted IPv4
+ * header's checksum balances the change of address, so that only the port changes the
+ * error's own checksum; IPv6 has no such thing. The quoted transport's checksum, which
+ * nobody looks at, is left alone. */
+once int restore_quote(struct __sk_buff *skb, const struct quote *q, enum side side, const struct addr *to, __be16 port)
 {
-	if (!p || !q || !to)
+	if (!q || !to)
 		return REASON_FAILED;
-	struct change by = change_of(&q->dst, to, p->ipv6);
+	__u32 check = q->l3 - sizeof(struct icmphdr) + 2;
+	int icmp = is_icmp(q->proto);
+	__be16 old = side == SOURCE || icmp ? q->sport : q->dport, new = port;
+	__u32 at = icmp ? q->l4 + 4 : q->l4 + (side == SOURCE ? 0 : 2);
+	struct change by = change_of(side == SOURCE ? &q->src : &q->dst, to, q->ipv6);
 	struct addr ip = *to;
-	__be16 new = port;
 	long err;
 
-	if (p->ipv6) {
-		err = bpf_l4_csum_replace(skb, p->l4 + 2, by.from, by.to, by.size);
-		err |= bpf_skb_store_bytes(skb, q->l3 + 24, &ip, sizeof(ip), 0);
+	if (q->ipv6) {
+		err = bpf_l4_csum_replace(skb, check, by.from, by.to, by.size);
+		err |= bpf_skb_store_bytes(skb, q->l3 + (side == SOURCE ? 8 : 24), &ip, sizeof(ip), 0);
 	} else {
 		err = bpf_l3_csum_replace(skb, q->l3 + 10, by.from, by.to, by.size);
-		err |= bpf_skb_store_bytes(skb, q->l3 + 16, &ip.w[3], sizeof(ip.w[3]), 0);
+		err |= bpf_skb_store_bytes(skb, q->l3 + (side == SOURCE ? 12 : 16), &ip.w[3], sizeof(ip.w[3]), 0);
 	}
-	if (q->dport != port) {
-		err |= bpf_l4_csum_replace(skb, p->l4 + 2, q->dport, port, sizeof(port));
-		err |= bpf_skb_store_bytes(skb, q->l4 + 2, &new, sizeof(new), 0);
+	if (old != port) {
+		err |= bpf_l4_csum_replace(skb, check, old, port, sizeof(port));
+		err |= bpf_skb_store_bytes(skb, at, &new, sizeof(new), 0);
 	}
 	return err ? REASON_FAILED : 0;
 }
@@ -198,7 +203,7 @@ once int restore_error(struct __sk_buff *skb, struct packet *p)
 	if (same(&about->quote.dst, &about->flow.remote))
 		return 0;
 	service = about->flow.remote;
-	why = restore_quote(skb, p, &about->quote, &service, about->flow.rport);
+	why = restore_quote(skb, &about->quote, DESTINATION, &service, about->flow.rport);
 	/* An error from the backend itself becomes one from the service. */
 	if (!why && same(&p->src, &about->quote.dst))
 		why = rewrite(skb, p, SOURCE, &service, 0);

@@ -235,6 +235,19 @@ enum icmpv6_code {
 	ICMPV6_UNKNOWN_NEXT_HEADER = 1,
 };
 
+/* What bpf_skc_lookup_tcp and bpf_sk_lookup_udp look for; the source is the other side. */
+struct sock_tuple4 {
+	__be32 saddr, daddr;
+	__be16 sport, dport;
+};
+
+struct sock_tuple6 {
+	__be32 saddr[4], daddr[4];
+	__be16 sport, dport;
+};
+
+#define THIS_NETNS (~0ULL)
+
 enum csum_flags {
 	CSUM_PSEUDO = 1 << 4,
 	CSUM_ZERO_IS_NONE = 1 << 5,
@@ -258,10 +271,14 @@ static long (*const bpf_csum_diff)(const void *from, __u32 from_size, const void
 static long (*const bpf_skb_change_tail)(struct __sk_buff *, __u32 len, __u64 flags) = (void *)38;
 static long (*const bpf_skb_pull_data)(struct __sk_buff *, __u32 len) = (void *)39;
 static long (*const bpf_skb_change_head)(struct __sk_buff *, __u32 len, __u64 flags) = (void *)43;
+static void *(*const bpf_sk_lookup_udp)(void *ctx, const void *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)85;
+static long (*const bpf_sk_release)(void *sock) = (void *)86;
+static void *(*const bpf_skc_lookup_tcp)(void *ctx, const void *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)99;
 static __u64 (*const bpf_ktime_get_boot_ns)(void) = (void *)125;
 static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static __u64 (*const bpf_ringbuf_query)(void *ringbuf, __u64 flags) = (void *)134;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
+static long (*const bpf_for_each_map_elem)(void *map, void *callback, void *ctx, __u64 flags) = (void *)164;
 static long (*const bpf_loop)(__u32 times, void *callback, void *ctx, __u64 flags) = (void *)181;

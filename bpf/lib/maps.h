@@ -34,6 +34,8 @@ ARRAY(settings, MAP_ARRAY, struct settings, 1);
 ARRAY(revisions, MAP_ARRAY, __u32, REVISIONS);
 READY_HASH(flows, struct flow_key, struct flow);
 READY_HASH(replies, struct reply_key, struct reply);
+HASH(masquerades, struct flow_key, struct masquerade);
+ARRAY(masquerading, MAP_ARRAY, struct masquerading, 1);
 HASH(shares, __u32, struct share);
 ARRAY(budgets, MAP_ARRAY, struct budget, 1);
 ARRAY(given_up, MAP_PERCPU_ARRAY, struct flow_key, 1); /* scratch: the stack is short */
@@ -48,6 +50,16 @@ struct {
 	__uint(max_entries, 1024);
 	__uint(map_flags, MAP_NO_PREALLOC);
 } prefixes SEC(".maps");
+
+/* native: prefixes outside of the mesh that know the way to pods, which keep their own
+ * addresses there. */
+struct {
+	__uint(type, MAP_LPM_TRIE);
+	__type(key, struct prefix_key);
+	__type(value, __u32);
+	__uint(max_entries, 1024);
+	__uint(map_flags, MAP_NO_PREALLOC);
+} native SEC(".maps");
 
 ARRAY(nodes, MAP_ARRAY, struct node, 1 << 16);
 ARRAY(clusters, MAP_ARRAY, struct cluster, 512);

@@ -34,7 +34,8 @@
 	REASON(33, TTL_EXCEEDED, "ttl-exceeded") \
 	REASON(40, FORMER_MEMBER, "former-member") \
 	REASON(41, NODE_ADDRESS, "node-address") \
-	REASON(42, NODE_CLOSED, "node-closed")
+	REASON(42, NODE_CLOSED, "node-closed") \
+	REASON(43, NO_PORT, "no-port")
 
 #define FIRST_DROP 16
 #define MAX_REASONS 64

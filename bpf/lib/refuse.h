@@ -44,6 +44,7 @@ inline_always enum answer answer_to(enum reason reason)
 	case REASON_NOT_READY:
 	case REASON_FAILED:
 	case REASON_FLOW_TABLE_FULL:
+	case REASON_NO_PORT:
 	/* Not the pod's own address, so the answer would be for somebody else. */
 	case REASON_SPOOFED_SOURCE:
 	/* Malformed, or nobody is waiting for an answer. */

@@ -45,18 +45,19 @@ inline_always struct change change_of(const struct addr *from, const struct addr
 	return (struct change){from->w[3], to->w[3], sizeof(__be32)};
 }
 
-/* Changes the address and port of one side of the packet, with their checksums. Returns
- * 0 or a reason. */
+/* Changes the address and port of one side of the packet, with their checksums; of ICMP,
+ * the identifier, which is that of both sides. Returns 0 or a reason. */
 once int rewrite(struct __sk_buff *skb, struct packet *p, enum side side, const struct addr *to,
 			__be16 port)
 {
 	if (!p || !to)
 		return REASON_FAILED;
 	struct addr *addr = side == SOURCE ? &p->src : &p->dst;
-	__be16 *was = side == SOURCE ? &p->sport : &p->dport;
+	__be16 *was = side == SOURCE || is_icmp(p->proto) ? &p->sport : &p->dport;
 	struct change by = change_of(addr, to, p->ipv6);
 	__be16 old = *was;
-	__u32 l4 = p->l4, l3 = p->l3, check = 0, flags = 0;
+	__u32 l4 = p->l4, l3 = p->l3, check = 0, flags = 0, at = l4 + (side == SOURCE ? 0 : 2);
+	int pseudo = 1; /* the checksum covers the addresses */
 	struct addr ip = *to;
 	long err = 0;
 
@@ -65,18 +66,21 @@ once int rewrite(struct __sk_buff *skb, struct packet *p, enum side side, const 
 	} else if (p->proto == PROTO_UDP) {
 		check = l4 + 6;
 		flags = CSUM_ZERO_IS_NONE;
-	} else if (p->proto == PROTO_ICMPV6) {
+	} else if (is_icmp(p->proto)) {
 		check = l4 + 2;
+		at = l4 + 4;
+		pseudo = p->ipv6;
 	} else if (old != port) {
 		return REASON_NOT_SUPPORTED; /* SCTP's checksum covers its ports */
 	}
 	/* Later fragments have neither ports nor a checksum. */
 	if (!p->headless && check) {
-		err |= bpf_l4_csum_replace(skb, check, by.from, by.to, CSUM_PSEUDO | flags | by.size);
+		if (pseudo)
+			err |= bpf_l4_csum_replace(skb, check, by.from, by.to, CSUM_PSEUDO | flags | by.size);
 		if (old != port) {
 			__be16 new = port;
 			err |= bpf_l4_csum_replace(skb, check, old, port, flags | sizeof(port));
-			err |= bpf_skb_store_bytes(skb, l4 + (side == SOURCE ? 0 : 2), &new, sizeof(new), 0);
+			err |= bpf_skb_store_bytes(skb, at, &new, sizeof(new), 0);
 		}
 	}
 	if (p->ipv6) {

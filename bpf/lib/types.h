@@ -110,6 +110,23 @@ struct reply {
 	__u16 pad;
 };
 
+/* masquerades: connections of pods with the world, which sees the node's address instead of
+ * theirs. Each has two rows, and in the keys of both local is the address on this node's
+ * side: by what the pod sends, with what the world sees; and by what the world answers
+ * to, with the pod that gets it. Ports of ICMP are as in flows. */
+struct masquerade {
+	struct addr addr;
+	__be16 port;
+	__u8 answer; /* 1: of what the world answers */
+	__u8 pad;
+};
+
+/* masquerading: a single row, written by the agent. */
+struct masquerading {
+	struct addr addr[2]; /* of the node, for IPv4 and IPv6; zero: pods keep their own */
+	__u16 first, last;   /* ports, in host order */
+};
+
 /* shares: how much of the shared tables an owner holds. The key is a pod's device,
  * or one of the owners in share.h. */
 #define NEWEST 8 /* a power of two */

@@ -58,7 +58,7 @@ func settingsOf(t reflect.Type, prefix string, at []int) (all []setting) {
 // kebab turns podCIDRs into pod-cidrs.
 func kebab(name string) string {
 	var b strings.Builder
-	runes := []rune(name)
+	runes := []rune(strings.ReplaceAll(name, "IPv", "Ipv")) // IPv6 is one word
 	for i, r := range runes {
 		upper := unicode.IsUpper(r)
 		afterLower := i > 0 && !unicode.IsUpper(runes[i-1])
