@@ -6,6 +6,7 @@
 #include "from_tunnel.c"
 #include "to_tunnel.c"
 #include "device.c"
+#include "socket.c"
 #include "sweep.c"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -151,7 +151,12 @@ func configure(spec *ebpf.CollectionSpec, c Config, o options) error {
 	if c.Unreachable == UnreachableDrop {
 		swallow = 1
 	}
+	netns, err := netnsCookie()
+	if err != nil {
+		return fmt.Errorf("identify the network namespace: %w", err)
+	}
 	for name, value := range map[string]any{
+		"host_netns":         netns,
 		"tcp_established_ns": uint64(TCPEstablished),
 		"tcp_opening_ns":     uint64(TCPOpening),
 		"tcp_closing_ns":     uint64(TCPClosing),

@@ -51,10 +51,19 @@ const (
 	datapathMapSets               = "sets"
 	datapathMapSettings           = "settings"
 	datapathMapShares             = "shares"
+	datapathMapSockets            = "sockets"
 	datapathMapWork               = "work"
+	datapathProgConnect4          = "connect4"
+	datapathProgConnect6          = "connect6"
 	datapathProgFromDevice        = "from_device"
 	datapathProgFromPod           = "from_pod"
 	datapathProgFromTunnel        = "from_tunnel"
+	datapathProgGetpeername4      = "getpeername4"
+	datapathProgGetpeername6      = "getpeername6"
+	datapathProgRecvmsg4          = "recvmsg4"
+	datapathProgRecvmsg6          = "recvmsg6"
+	datapathProgSendmsg4          = "sendmsg4"
+	datapathProgSendmsg6          = "sendmsg6"
 	datapathProgSettle            = "settle"
 	datapathProgSweep             = "sweep"
 	datapathProgSweepMasquerades  = "sweep_masquerades"
@@ -63,6 +72,7 @@ const (
 	datapathProgToTunnel          = "to_tunnel"
 	datapathVarEventsBytes        = "events_bytes"
 	datapathVarEventsEach         = "events_each"
+	datapathVarHostNetns          = "host_netns"
 	datapathVarNotTcpNs           = "not_tcp_ns"
 	datapathVarSwallowUnreachable = "swallow_unreachable"
 	datapathVarTcpClosingNs       = "tcp_closing_ns"
@@ -113,9 +123,17 @@ type datapathSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathProgramSpecs struct {
+	Connect4         *ebpf.ProgramSpec `ebpf:"connect4"`
+	Connect6         *ebpf.ProgramSpec `ebpf:"connect6"`
 	FromDevice       *ebpf.ProgramSpec `ebpf:"from_device"`
 	FromPod          *ebpf.ProgramSpec `ebpf:"from_pod"`
 	FromTunnel       *ebpf.ProgramSpec `ebpf:"from_tunnel"`
+	Getpeername4     *ebpf.ProgramSpec `ebpf:"getpeername4"`
+	Getpeername6     *ebpf.ProgramSpec `ebpf:"getpeername6"`
+	Recvmsg4         *ebpf.ProgramSpec `ebpf:"recvmsg4"`
+	Recvmsg6         *ebpf.ProgramSpec `ebpf:"recvmsg6"`
+	Sendmsg4         *ebpf.ProgramSpec `ebpf:"sendmsg4"`
+	Sendmsg6         *ebpf.ProgramSpec `ebpf:"sendmsg6"`
 	Settle           *ebpf.ProgramSpec `ebpf:"settle"`
 	Sweep            *ebpf.ProgramSpec `ebpf:"sweep"`
 	SweepMasquerades *ebpf.ProgramSpec `ebpf:"sweep_masquerades"`
@@ -163,6 +181,7 @@ type datapathMapSpecs struct {
 	Sets         *ebpf.MapSpec `ebpf:"sets"`
 	Settings     *ebpf.MapSpec `ebpf:"settings"`
 	Shares       *ebpf.MapSpec `ebpf:"shares"`
+	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
 	Work         *ebpf.MapSpec `ebpf:"work"`
 }
 
@@ -172,6 +191,7 @@ type datapathMapSpecs struct {
 type datapathVariableSpecs struct {
 	EventsBytes        *ebpf.VariableSpec `ebpf:"events_bytes"`
 	EventsEach         *ebpf.VariableSpec `ebpf:"events_each"`
+	HostNetns          *ebpf.VariableSpec `ebpf:"host_netns"`
 	NotTcpNs           *ebpf.VariableSpec `ebpf:"not_tcp_ns"`
 	SwallowUnreachable *ebpf.VariableSpec `ebpf:"swallow_unreachable"`
 	TcpClosingNs       *ebpf.VariableSpec `ebpf:"tcp_closing_ns"`
@@ -235,6 +255,7 @@ type datapathMaps struct {
 	Sets         *ebpf.Map `ebpf:"sets"`
 	Settings     *ebpf.Map `ebpf:"settings"`
 	Shares       *ebpf.Map `ebpf:"shares"`
+	Sockets      *ebpf.Map `ebpf:"sockets"`
 	Work         *ebpf.Map `ebpf:"work"`
 }
 
@@ -275,6 +296,7 @@ func (m *datapathMaps) Close() error {
 		m.Sets,
 		m.Settings,
 		m.Shares,
+		m.Sockets,
 		m.Work,
 	)
 }
@@ -285,6 +307,7 @@ func (m *datapathMaps) Close() error {
 type datapathVariables struct {
 	EventsBytes        *ebpf.Variable `ebpf:"events_bytes"`
 	EventsEach         *ebpf.Variable `ebpf:"events_each"`
+	HostNetns          *ebpf.Variable `ebpf:"host_netns"`
 	NotTcpNs           *ebpf.Variable `ebpf:"not_tcp_ns"`
 	SwallowUnreachable *ebpf.Variable `ebpf:"swallow_unreachable"`
 	TcpClosingNs       *ebpf.Variable `ebpf:"tcp_closing_ns"`
@@ -297,9 +320,17 @@ type datapathVariables struct {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathPrograms struct {
+	Connect4         *ebpf.Program `ebpf:"connect4"`
+	Connect6         *ebpf.Program `ebpf:"connect6"`
 	FromDevice       *ebpf.Program `ebpf:"from_device"`
 	FromPod          *ebpf.Program `ebpf:"from_pod"`
 	FromTunnel       *ebpf.Program `ebpf:"from_tunnel"`
+	Getpeername4     *ebpf.Program `ebpf:"getpeername4"`
+	Getpeername6     *ebpf.Program `ebpf:"getpeername6"`
+	Recvmsg4         *ebpf.Program `ebpf:"recvmsg4"`
+	Recvmsg6         *ebpf.Program `ebpf:"recvmsg6"`
+	Sendmsg4         *ebpf.Program `ebpf:"sendmsg4"`
+	Sendmsg6         *ebpf.Program `ebpf:"sendmsg6"`
 	Settle           *ebpf.Program `ebpf:"settle"`
 	Sweep            *ebpf.Program `ebpf:"sweep"`
 	SweepMasquerades *ebpf.Program `ebpf:"sweep_masquerades"`
@@ -310,9 +341,17 @@ type datapathPrograms struct {
 
 func (p *datapathPrograms) Close() error {
 	return _DatapathClose(
+		p.Connect4,
+		p.Connect6,
 		p.FromDevice,
 		p.FromPod,
 		p.FromTunnel,
+		p.Getpeername4,
+		p.Getpeername6,
+		p.Recvmsg4,
+		p.Recvmsg6,
+		p.Sendmsg4,
+		p.Sendmsg6,
 		p.Settle,
 		p.Sweep,
 		p.SweepMasquerades,

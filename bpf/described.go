@@ -81,6 +81,7 @@ var described = []description{
 	inner("errors_sent", 1),
 	inner("judged_again", 1),
 	inner("exhausted", 1),
+	inner("sockets", 1),
 }
 
 // description describes a map.

@@ -205,7 +205,7 @@ func (l *Lab) Join(ctx context.Context, n *Node) error {
 	if err := installExample(n, "agent", nil); err != nil {
 		return err
 	}
-	return writeFlags(n, "agent", append([]string{"--pods-from", "requests"}, n.Cluster.Agent...))
+	return writeFlags(n, "agent", append([]string{"--pods-from", "requests", "--cgroup-root", n.cgroup.Dir}, n.Cluster.Agent...))
 }
 
 // StartAgent starts the agent of a joined machine, and the tunnel if it needs one.

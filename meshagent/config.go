@@ -35,6 +35,11 @@ type Config struct {
 	// NodeIP.
 	Device string `json:"device,omitempty"`
 
+	// SocketLB lets processes of the node itself reach services: those in and below
+	// CgroupRoot, a folder of the version 2 tree; empty: where that tree is mounted.
+	SocketLB   bool   `json:"socketLB"`
+	CgroupRoot string `json:"cgroupRoot,omitempty"`
+
 	// StateDir holds what outlives a reboot: endpoints and keys.
 	StateDir string `json:"dataDir"`
 	// BPFDir is where maps and programs outlive the agent, on a BPF file system.
@@ -85,6 +90,7 @@ func Defaults() Config {
 		BPFDir:         bpf.Defaults().PinDir,
 		NetnsDir:       "/run/netns",
 		PodsFrom:       Objects,
+		SocketLB:       true,
 		Hosts:          "/run/weft/hosts",
 		Socket:         "/run/weft/agent.sock",
 		Listen:         fmt.Sprintf(":%d", api.AgentPort),
@@ -123,6 +129,9 @@ func (c Config) Validate() error {
 	}
 	if c.Hosts != "" && !filepath.IsAbs(c.Hosts) {
 		errs = append(errs, fmt.Errorf("hosts is %q: give an absolute path, or leave it empty", c.Hosts))
+	}
+	if c.CgroupRoot != "" && !filepath.IsAbs(c.CgroupRoot) {
+		errs = append(errs, fmt.Errorf("cgroup-root is %q: give an absolute path, or leave it empty", c.CgroupRoot))
 	}
 	if c.PodsFrom != Objects && c.PodsFrom != Requests {
 		errs = append(errs, fmt.Errorf("pods-from is %q: give %s or %s", c.PodsFrom, Objects, Requests))

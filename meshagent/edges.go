@@ -22,6 +22,10 @@ type Datapath interface {
 	AttachTunnel(ifindex, lane int) error
 	AttachDevice(ifindex int) error
 	Detach(ifindex int) error
+	// AttachSockets lets the node's processes in and below a cgroup reach services;
+	// DetachSockets ends that.
+	AttachSockets(cgroup string) error
+	DetachSockets() error
 	// Mend restores programs and pins that somebody else removed, and says which,
 	// and what it could not restore.
 	Mend() (mended []string, failed map[string]error)
@@ -56,6 +60,8 @@ type Edges struct {
 	Device func() (ifindex int, err error)
 	// Outside is how the world sees the node now; nil: pods are not masqueraded.
 	Outside func() (Outside, error)
+	// Cgroup is that of the node's processes, which reach services; nil: they do not.
+	Cgroup func() (dir string, err error)
 	// Transport opens probes from the node's internal address.
 	Transport func(source netip.Addr) (probe.Transport, error)
 	// Gossip takes part in the cluster's gossip until ctx ends; nil: the agent does not.

@@ -113,6 +113,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			}
 			return outsideOf(now)
 		},
+		Cgroup:    cfg.cgroup(),
 		Transport: func(source netip.Addr) (probe.Transport, error) { return probe.NewICMP(source) },
 		Gossip:    joinPool,
 		Reach:     certificates.Reach,

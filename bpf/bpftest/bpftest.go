@@ -159,6 +159,7 @@ type Datapath struct {
 	mu       sync.Mutex // guards what follows
 	attached map[bpf.Attachment]bool
 	taken    map[bpf.Attachment]bool // by Take
+	cgroup   string                  // by AttachSockets
 	refuse   error                   // why Mend fails
 	counters []bpf.Counter
 	holdings []bpf.Holding
@@ -204,6 +205,23 @@ func (d *Datapath) Detach(ifindex int) error {
 		maps.DeleteFunc(of, func(a bpf.Attachment, _ bool) bool { return a.Ifindex == ifindex })
 	}
 	return nil
+}
+
+// AttachSockets remembers the cgroup.
+func (d *Datapath) AttachSockets(cgroup string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cgroup = cgroup
+	return nil
+}
+
+func (d *Datapath) DetachSockets() error { return d.AttachSockets("") }
+
+// Sockets is the cgroup that was given to AttachSockets; empty: none.
+func (d *Datapath) Sockets() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cgroup
 }
 
 // Mend attaches again what Take took away.

@@ -45,6 +45,7 @@ enum map_type {
 	MAP_PERCPU_ARRAY = 6,
 	MAP_LRU_HASH = 9,
 	MAP_LPM_TRIE = 11,
+	MAP_SK_STORAGE = 24,
 	MAP_RINGBUF = 27,
 };
 
@@ -55,7 +56,11 @@ enum update_flags {
 	ROW_NEW = 1, /* creates, or fails with EXISTS */
 };
 
+#define NO_MEMORY 12
 #define EXISTS 17
+#define CONNECTION_REFUSED 111
+
+#define STORAGE_CREATE 1
 
 enum ring_query {
 	RING_UNREAD = 0, /* bytes */
@@ -86,6 +91,20 @@ struct __sk_buff {
 	__u32 tc_classid;
 	__u32 data;
 	__u32 data_end;
+};
+
+/* What a socket connects or sends to, or hears from. */
+struct bpf_sock_addr {
+	__u32 user_family;
+	__be32 user_ip4;
+	__be32 user_ip6[4];
+	__u32 user_port; /* in network order */
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__be32 msg_src_ip4;
+	__be32 msg_src_ip6[4];
+	__u64 sk; /* a pointer */
 };
 
 #define ETH_HLEN 14
@@ -274,6 +293,8 @@ static long (*const bpf_skb_change_head)(struct __sk_buff *, __u32 len, __u64 fl
 static void *(*const bpf_sk_lookup_udp)(void *ctx, const void *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)85;
 static long (*const bpf_sk_release)(void *sock) = (void *)86;
 static void *(*const bpf_skc_lookup_tcp)(void *ctx, const void *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)99;
+static void *(*const bpf_sk_storage_get)(void *map, void *sk, void *value, __u64 flags) = (void *)107;
+static __u64 (*const bpf_get_netns_cookie)(void *ctx) = (void *)122;
 static __u64 (*const bpf_ktime_get_boot_ns)(void) = (void *)125;
 static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
@@ -281,4 +302,5 @@ static __u64 (*const bpf_ringbuf_query)(void *ringbuf, __u64 flags) = (void *)13
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
 static long (*const bpf_for_each_map_elem)(void *map, void *callback, void *ctx, __u64 flags) = (void *)164;
+static long (*const bpf_set_retval)(int value) = (void *)187;
 static long (*const bpf_loop)(__u32 times, void *callback, void *ctx, __u64 flags) = (void *)181;

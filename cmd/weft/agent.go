@@ -33,6 +33,8 @@ func agentCommand() *cobra.Command {
 		"masq-link-local":      "masquerade towards link-local IPv4 addresses too",
 		"masq-link-local-ipv6": "masquerade towards link-local IPv6 addresses too",
 		"unreachable":          "what to do with a pod's packet that cannot arrive: reset (TCP reset or ICMP error) or drop (time out)",
+		"socket-lb":            "let processes of the node itself reach services",
+		"cgroup-root":          "cgroup whose processes reach services (default: the root of the version 2 tree)",
 	}
 	for name, about := range bpf.AboutLimits() {
 		usage["limit-"+name] = about

@@ -1,0 +1,95 @@
+package bpf
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// socketHooks are the programs on what sockets do, and where they are attached.
+var socketHooks = map[string]ebpf.AttachType{
+	"connect4":     ebpf.AttachCGroupInet4Connect,
+	"connect6":     ebpf.AttachCGroupInet6Connect,
+	"sendmsg4":     ebpf.AttachCGroupUDP4Sendmsg,
+	"sendmsg6":     ebpf.AttachCGroupUDP6Sendmsg,
+	"recvmsg4":     ebpf.AttachCGroupUDP4Recvmsg,
+	"recvmsg6":     ebpf.AttachCGroupUDP6Recvmsg,
+	"getpeername4": ebpf.AttachCgroupInet4GetPeername,
+	"getpeername6": ebpf.AttachCgroupInet6GetPeername,
+}
+
+func socketPin(hook string) string { return linkPrefix + "socket_" + hook }
+
+// AttachSockets lets processes in and below a cgroup reach services, as far as they are in
+// this network namespace. It replaces the programs of an earlier generation and puts back
+// what somebody else removed; repeating it is cheap. Programs of others stay.
+func (d *Datapath) AttachSockets(cgroup string) error {
+	var at unix.Stat_t
+	if err := unix.Stat(cgroup, &at); err != nil {
+		return fmt.Errorf("attach to sockets: cgroup %s: %w", cgroup, err)
+	}
+	for hook, kind := range socketHooks {
+		if err := d.attachSocket(cgroup, at.Ino, hook, kind); err != nil {
+			return fmt.Errorf("attach %s to cgroup %s: %w", hook, cgroup, err)
+		}
+	}
+	return nil
+}
+
+func (d *Datapath) attachSocket(cgroup string, id uint64, hook string, kind ebpf.AttachType) error {
+	path, prog := filepath.Join(d.dir, socketPin(hook)), d.progs[hook]
+	old, err := open(path)
+	if err != nil {
+		return err
+	}
+	if old != nil {
+		defer old.Close()
+		info, err := old.Info()
+		if err != nil {
+			return err
+		}
+		want, err := prog.Info()
+		if err != nil {
+			return err
+		}
+		if c := info.Cgroup(); c != nil && c.CgroupId == id {
+			if ours, _ := want.ID(); ours == info.Program {
+				return nil
+			}
+			return old.Update(prog)
+		}
+		if err := os.Remove(path); err != nil { // another cgroup, or one that is gone
+			return err
+		}
+	}
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: kind, Program: prog})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	return l.Pin(path)
+}
+
+// DetachSockets ends what AttachSockets began, also what an earlier process attached.
+func (d *Datapath) DetachSockets() error {
+	for hook := range socketHooks {
+		if err := os.Remove(filepath.Join(d.dir, socketPin(hook))); err != nil && !os.IsNotExist(err) {
+			return fmt.Errorf("detach %s: %w", hook, err)
+		}
+	}
+	return nil
+}
+
+// netnsCookie identifies the calling thread's network namespace.
+func netnsCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	return unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+}

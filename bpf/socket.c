@@ -1,0 +1,195 @@
+//go:build ignore
+
+/* connect4 … getpeername6: what processes of the node itself send to services. They are
+ * attached to the root of the node's cgroups and act in the node's network namespace alone:
+ * pods' packets are translated at their devices.
+ *
+ * The backend is chosen once, when a socket connects, and costs its packets nothing. A
+ * datagram that a socket sends without connecting goes to the backend that the last one to
+ * its service went to, as long as that can be reached. What the process sees is the service.
+ */
+#include "lib/service.h"
+
+#define REMEMBERED 4 /* services per socket, a power of two */
+
+/* A service that a socket talks to, and its backend. */
+struct spoken {
+	struct addr service;
+	struct addr backend;
+	__be16 sport;
+	__be16 bport;
+	__u32 id;
+};
+
+/* What a socket remembers: the last services it talked to. */
+struct socket {
+	__u32 next; /* slot of spoken to write next */
+	struct spoken spoken[REMEMBERED];
+};
+
+struct {
+	__uint(type, MAP_SK_STORAGE);
+	__uint(map_flags, MAP_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct socket);
+} sockets SEC(".maps");
+
+volatile const __u64 host_netns; /* cookie of the node's network namespace; 0: not known */
+
+#define ALLOW 1
+#define REFUSED 0
+
+inline_always int of_host(struct bpf_sock_addr *ctx)
+{
+	return host_netns && bpf_get_netns_cookie(ctx) == host_netns;
+}
+
+inline_always struct addr address_of(const struct bpf_sock_addr *ctx, int ipv6)
+{
+	if (!ipv6)
+		return mapped(ctx->user_ip4);
+	return (struct addr){.w = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]}};
+}
+
+inline_always void set_address(struct bpf_sock_addr *ctx, const struct addr *a, __be16 port, int ipv6)
+{
+	if (ipv6) {
+		ctx->user_ip6[0] = a->w[0];
+		ctx->user_ip6[1] = a->w[1];
+		ctx->user_ip6[2] = a->w[2];
+		ctx->user_ip6[3] = a->w[3];
+	} else {
+		ctx->user_ip4 = a->w[3];
+	}
+	ctx->user_port = port;
+}
+
+/* Can a datagram still go to this backend? */
+inline_always int reachable(const struct settings *s, const struct spoken *to)
+{
+	struct member_key key = {.addr = to->backend, .service = to->id, .port = to->bport};
+	struct place at = {};
+	struct addr a = to->backend;
+	__u32 node;
+
+	if (!bpf_map_lookup_elem(&members, &key) || locate(s, &a, &at))
+		return 0;
+	node = at.node;
+	return !node || (path_to(s, node, at.cluster) == PATH_ALIVE && lane_of(s, bpf_map_lookup_elem(&nodes, &node)));
+}
+
+/* Turns a service that a socket connects or sends to into a backend. */
+inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
+{
+	const struct settings *s = read_settings();
+	struct service_key front = {};
+	struct target to = {};
+	struct service *svc;
+	struct socket *mine;
+	struct spoken *old;
+
+	if (!s || !s->revision || !of_host(ctx))
+		return ALLOW;
+	to.addr = front.addr = address_of(ctx, ipv6);
+	to.port = front.port = ctx->user_port;
+	front.proto = ctx->protocol;
+	svc = bpf_map_lookup_elem(&services, &front);
+	if (!svc)
+		return ALLOW;
+	mine = bpf_sk_storage_get(&sockets, (void *)ctx->sk, 0, STORAGE_CREATE);
+	if (!mine) {
+		bpf_set_retval(-NO_MEMORY);
+		return REFUSED;
+	}
+	if (!connects) {
+		for (int i = 0; i < REMEMBERED; i++) {
+			old = &mine->spoken[i];
+			if (old->id != svc->id || old->sport != front.port || !same(&old->service, &front.addr))
+				continue;
+			if (reachable(s, old)) {
+				set_address(ctx, &old->backend, old->bport, ipv6);
+				return ALLOW;
+			}
+		}
+	}
+	if (choose_backend(s, svc, &to, 0)) {
+		bpf_set_retval(-CONNECTION_REFUSED);
+		return REFUSED;
+	}
+	mine->spoken[mine->next++ % REMEMBERED] = (struct spoken){
+		.service = front.addr, .backend = to.addr, .sport = front.port, .bport = to.port, .id = svc->id,
+	};
+	set_address(ctx, &to.addr, to.port, ipv6);
+	return ALLOW;
+}
+
+/* Turns a backend that a socket hears from, or is connected to, into its service. */
+inline_always int backwards(struct bpf_sock_addr *ctx, int ipv6)
+{
+	struct socket *mine;
+	struct spoken *with;
+	struct addr from;
+
+	if (!of_host(ctx))
+		return ALLOW;
+	mine = bpf_sk_storage_get(&sockets, (void *)ctx->sk, 0, 0);
+	if (!mine)
+		return ALLOW;
+	from = address_of(ctx, ipv6);
+	for (int i = 0; i < REMEMBERED; i++) {
+		with = &mine->spoken[i];
+		if (with->id && with->bport == ctx->user_port && same(&with->backend, &from)) {
+			set_address(ctx, &with->service, with->sport, ipv6);
+			return ALLOW;
+		}
+	}
+	return ALLOW;
+}
+
+SEC("cgroup/connect4")
+int connect4(struct bpf_sock_addr *ctx)
+{
+	return towards(ctx, 0, 1);
+}
+
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx)
+{
+	return towards(ctx, 1, 1);
+}
+
+SEC("cgroup/sendmsg4")
+int sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return towards(ctx, 0, 0);
+}
+
+SEC("cgroup/sendmsg6")
+int sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return towards(ctx, 1, 0);
+}
+
+SEC("cgroup/recvmsg4")
+int recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return backwards(ctx, 0);
+}
+
+SEC("cgroup/recvmsg6")
+int recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return backwards(ctx, 1);
+}
+
+SEC("cgroup/getpeername4")
+int getpeername4(struct bpf_sock_addr *ctx)
+{
+	return backwards(ctx, 0);
+}
+
+SEC("cgroup/getpeername6")
+int getpeername6(struct bpf_sock_addr *ctx)
+{
+	return backwards(ctx, 1);
+}

@@ -1,0 +1,243 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ownCgroup moves this process into a cgroup of its own until the test ends.
+func ownCgroup(t *testing.T) string {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := ""
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 2 && f[2] == "cgroup2" {
+			root = f[1]
+		}
+	}
+	if root == "" {
+		t.Fatal("no cgroup2 file system is mounted")
+	}
+	text, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := root
+	for line := range strings.Lines(string(text)) {
+		if at, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			before = filepath.Join(root, at)
+		}
+	}
+	dir := filepath.Join(root, fmt.Sprintf("weft-test-%d", os.Getpid()))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	move := func(to string) {
+		if err := os.WriteFile(filepath.Join(to, "cgroup.procs"), []byte("0"), 0); err != nil {
+			t.Error(err)
+		}
+	}
+	move(dir)
+	t.Cleanup(func() {
+		move(before)
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// give gives the loopback device an address of the family.
+func give(t *testing.T, ip string) net.IP {
+	t.Helper()
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := inFamily(netip.MustParseAddr(ip))
+	one := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Flags: unix.IFA_F_NODAD}
+	if err := errors.Join(netlink.LinkSetUp(lo), netlink.AddrAdd(lo, one)); err != nil {
+		t.Fatal(err)
+	}
+	return a.AsSlice()
+}
+
+// Processes of the node reach services over TCP and UDP, and see the service alone.
+func TestSocketsReachServices(t *testing.T) {
+	n := newNode(t)
+	cgroup := ownCgroup(t)
+	if err := n.AttachSockets(cgroup); err != nil {
+		t.Fatal(err)
+	}
+	families(t, func(t *testing.T) {
+		n.again(t)
+		backend := give(t, podB)
+		service := inFamily(netip.MustParseAddr(near))
+		tcp, err := net.ListenTCP("tcp", &net.TCPAddr{IP: backend, Port: 8080})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tcp.Close()
+		c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(netip.AddrPortFrom(service, 80)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if got := c.RemoteAddr().(*net.TCPAddr).AddrPort(); got != netip.AddrPortFrom(service, 80) {
+			t.Errorf("connected to %v", got)
+		}
+		far, err := tcp.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		far.Close()
+
+		udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: backend, Port: 8080})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer udp.Close()
+		from, err := net.ListenUDP("udp", &net.UDPAddr{IP: backend})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer from.Close()
+		buf := make([]byte, 100)
+		for _, s := range []*net.UDPConn{udp, from} {
+			if err := s.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := from.WriteToUDPAddrPort([]byte("?"), netip.AddrPortFrom(service, 80)); err != nil {
+			t.Fatal(err)
+		}
+		_, client, err := udp.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := udp.WriteToUDPAddrPort([]byte("!"), client); err != nil {
+			t.Fatal(err)
+		}
+		if _, who, err := from.ReadFromUDPAddrPort(buf); err != nil || who != netip.AddrPortFrom(service, 80) {
+			t.Errorf("%v answered: %v", who, err)
+		}
+
+		// What cannot work is refused at once.
+		_, err = net.Dial("tcp", net.JoinHostPort(inFamily(netip.MustParseAddr(empty)).String(), "80"))
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("a service without backends: %v", err)
+		}
+	})
+}
+
+// A datagram goes to the backend of the one before it, until that cannot be reached.
+func TestDatagramsOfASocketStay(t *testing.T) {
+	n := newNode(t)
+	if err := n.AttachSockets(ownCgroup(t)); err != nil {
+		t.Fatal(err)
+	}
+	var backends []*net.UDPConn
+	for i, pod := range []string{podA, podB} {
+		s, err := net.ListenUDP("udp", &net.UDPAddr{IP: give(t, pod), Port: 8080})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		backends = append(backends, s)
+		set(t, n.m.Backends, SlotKey{Service: 80, Slot: uint32(i), Cluster: 1}, Backend{Addr: addr(pod), Port: PortOf(8080)})
+		set(t, n.m.Members, MemberKey{Service: 80, Addr: addr(pod), Port: PortOf(8080)}, Member{})
+	}
+	set(t, n.m.Services, front(near, 17), Service{ID: 80, Groups: 1, Group: [MaxGroups]Group{{Cluster: 1, Weight: 1, Count: 2}}})
+	from, err := net.ListenUDP("udp", &net.UDPAddr{IP: backends[0].LocalAddr().(*net.UDPAddr).IP})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	send := func() (got [2]int) {
+		for range 20 {
+			if _, err := from.WriteToUDPAddrPort([]byte("?"), netip.AddrPortFrom(netip.MustParseAddr(near), 80)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i, b := range backends {
+			if err := b.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+				t.Fatal(err)
+			}
+			for buf := make([]byte, 10); ; got[i]++ {
+				if _, err := b.Read(buf); err != nil {
+					break
+				}
+			}
+		}
+		return got
+	}
+	first := send()
+	if first != [2]int{20, 0} && first != [2]int{0, 20} {
+		t.Fatalf("the backends got %v of 20 datagrams", first)
+	}
+	gone := []string{podA, podB}[bit(first[1] > 0)]
+	unset(t, n.m.Members, MemberKey{Service: 80, Addr: addr(gone), Port: PortOf(8080)})
+	set(t, n.m.Backends, SlotKey{Service: 80, Cluster: 1}, Backend{Addr: addr([]string{podB, podA}[bit(gone == podB)]), Port: PortOf(8080)})
+	set(t, n.m.Services, front(near, 17), Service{ID: 80, Groups: 1, Group: [MaxGroups]Group{{Cluster: 1, Weight: 1, Count: 1}}})
+	if second := send(); second != [2]int{first[1], first[0]} {
+		t.Errorf("after %s was removed the backends got %v of 20 datagrams", gone, second)
+	}
+}
+
+// Programs stay when the process that attached them ends, are replaced by those of the
+// next, put back when somebody removes them, and go when they are detached.
+func TestSocketProgramsOutliveTheProcess(t *testing.T) {
+	n := newNode(t)
+	cgroup := ownCgroup(t)
+	pins := func() int {
+		found, err := filepath.Glob(filepath.Join(n.config.PinDir, socketPin("*")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(found)
+	}
+	attach := func(d *Datapath) {
+		t.Helper()
+		if err := d.AttachSockets(cgroup); err != nil {
+			t.Fatal(err)
+		}
+		if pins() != len(socketHooks) {
+			t.Fatalf("%d of %d programs are attached", pins(), len(socketHooks))
+		}
+	}
+	attach(n.Datapath)
+	attach(n.Datapath)
+	if err := os.Remove(filepath.Join(n.config.PinDir, socketPin("connect4"))); err != nil {
+		t.Fatal(err)
+	}
+	attach(n.Datapath)
+	next, err := load(n.config, options{ethernetTunnel: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	attach(next)
+	if err := next.AttachSockets(cgroup + "-gone"); err == nil {
+		t.Error("attached to a cgroup that does not exist")
+	}
+	if err := next.DetachSockets(); err != nil || pins() != 0 {
+		t.Errorf("%d programs are left: %v", pins(), err)
+	}
+	if err := next.DetachSockets(); err != nil {
+		t.Error(err)
+	}
+}
