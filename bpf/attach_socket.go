@@ -41,7 +41,7 @@ func (d *Datapath) AttachSockets(cgroup string) error {
 }
 
 func (d *Datapath) attachSocket(cgroup string, id uint64, hook string, kind ebpf.AttachType) error {
-	path, prog := filepath.Join(d.dir, socketPin(hook)), d.progs[hook]
+	path, prog := filepath.Join(d.dir, socketPin(hook)), d.sockets[hook]
 	old, err := open(path)
 	if err != nil {
 		return err

@@ -23,12 +23,13 @@ import (
 // Datapath is one generation of programs over maps that outlive it. Several
 // goroutines may use it, but only one at a time may attach, detach or remove.
 type Datapath struct {
-	dir   string
-	log   *slog.Logger
-	maps  map[string]*ebpf.Map
-	progs map[string]*ebpf.Program
-	rows  *Maps
-	hooks hooks
+	dir     string
+	log     *slog.Logger
+	maps    map[string]*ebpf.Map
+	progs   map[string]*ebpf.Program // on packets
+	sockets map[string]*ebpf.Program // by socketHooks
+	rows    *Maps
+	hooks   hooks
 
 	// mending is held for writing while one device is mended, for reading while one
 	// is detached: what was just detached is not attached again.
@@ -87,7 +88,7 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{dir: c.PinDir, log: c.Log, maps: maps, rows: tables(maps), attached: map[Attachment]bool{}}
+	d := &Datapath{dir: c.PinDir, log: c.Log, maps: maps, rows: tables(maps), sockets: map[string]*ebpf.Program{}, attached: map[Attachment]bool{}}
 	defer func() {
 		for _, r := range moved {
 			r.old.Close()
@@ -102,6 +103,9 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	}
 	d.sweep, d.settle, d.doomed = coll.DetachProgram("sweep"), coll.DetachProgram("settle"), coll.DetachMap("doomed")
 	d.sweepMasquerades = coll.DetachProgram("sweep_masquerades")
+	for hook := range socketHooks {
+		d.sockets[hook] = coll.DetachProgram(hook)
+	}
 	d.progs = coll.Programs
 	coll.Programs = nil // ours to close
 	coll.Close()
@@ -249,6 +253,9 @@ func (d *Datapath) Maps() *Maps { return d.rows }
 func (d *Datapath) Close() error {
 	closeMaps(d.maps)
 	for _, p := range d.progs {
+		p.Close()
+	}
+	for _, p := range d.sockets {
 		p.Close()
 	}
 	d.sweep.Close()

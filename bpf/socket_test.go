@@ -61,7 +61,7 @@ func ownCgroup(t *testing.T) string {
 	return dir
 }
 
-// give gives the loopback device an address of the family.
+// give gives the loopback device an address of the family, and waits until it can be used.
 func give(t *testing.T, ip string) net.IP {
 	t.Helper()
 	lo, err := netlink.LinkByName("lo")
@@ -73,7 +73,16 @@ func give(t *testing.T, ip string) net.IP {
 	if err := errors.Join(netlink.LinkSetUp(lo), netlink.AddrAdd(lo, one)); err != nil {
 		t.Fatal(err)
 	}
-	return a.AsSlice()
+	// The kernel adds the route to an IPv6 address a moment later.
+	for deadline := time.Now().Add(10 * time.Second); ; <-time.After(time.Millisecond) {
+		_, err := netlink.RouteGet(a.AsSlice())
+		if err == nil {
+			return a.AsSlice()
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no route to %v: %v", a, err)
+		}
+	}
 }
 
 // Processes of the node reach services over TCP and UDP, and see the service alone.

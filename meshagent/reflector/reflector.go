@@ -8,6 +8,7 @@ package reflector
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -105,11 +106,16 @@ func (r *Reflector) update(f func(*State)) {
 	}
 }
 
-// reach waits until everything up to a revision was applied.
+// reach waits until everything up to a revision was applied. It gives up when the store
+// cannot be read, because it may have become another one meanwhile.
 func (r *Reflector) reach(ctx context.Context, revision int64) error {
 	for {
 		r.mu.Lock()
-		if r.state.Revision >= revision {
+		switch {
+		case r.state.Error != "":
+			defer r.mu.Unlock()
+			return fmt.Errorf("wait for %s: %s", r.cfg.Prefix, r.state.Error)
+		case r.state.Revision >= revision:
 			r.mu.Unlock()
 			return nil
 		}
