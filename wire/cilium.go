@@ -174,15 +174,19 @@ func (c *CIDR) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &v); err != nil {
 		return err
 	}
+	p, err := v.cidr()
+	if err == nil {
+		*c = p
+	}
+	return err
+}
+
+func (v cidrJSON) cidr() (CIDR, error) {
 	p, err := maskPrefix(v.IP, v.Mask)
-	if err != nil {
-		return err
+	if err == nil && p != p.Masked() {
+		err = fmt.Errorf("CIDR %v has bits set outside its mask", p)
 	}
-	if p != p.Masked() {
-		return fmt.Errorf("CIDR %v has bits set outside its mask", p)
-	}
-	*c = CIDR(p)
-	return nil
+	return CIDR(p), err
 }
 
 // maskPrefix combines an address and a net.IPMask.

@@ -289,6 +289,13 @@ func Marshal(v any) []byte {
 // Unmarshal reads one JSON value of this package.
 func Unmarshal[T any](b []byte) (T, error) {
 	var v T
+	if q, ok := any(&v).(quickly); ok {
+		if readQuickly(q, b) {
+			return v, nil
+		}
+		var none T
+		v = none // it may have been filled in part
+	}
 	if err := json.Unmarshal(b, &v); err != nil {
 		return v, fmt.Errorf("read %T: %w", v, err)
 	}
