@@ -60,6 +60,9 @@ type Labels []Label
 
 // NewLabels makes a set. Of two labels with the same source and key the later wins.
 func NewLabels(labels ...Label) Labels {
+	if len(labels) == 0 {
+		return nil
+	}
 	set := Labels(slices.Clone(labels))
 	slices.SortStableFunc(set, Label.compare)
 	out := set[:0]
@@ -77,7 +80,7 @@ func NewLabels(labels ...Label) Labels {
 // Order does not matter and the last ";" may be missing. A label without a source
 // and a label given twice are errors.
 func ParseLabels(text string) (Labels, error) {
-	var labels []Label
+	labels := make([]Label, 0, strings.Count(text, ";")+1)
 	for part := range strings.SplitSeq(text, ";") {
 		if part == "" {
 			continue

@@ -216,7 +216,8 @@ func parseIPKey(s string) (netip.Prefix, bool) {
 		return p, true
 	}
 	a, err := ParseAddr(s)
-	if err != nil || a.String() != s {
+	var written [64]byte
+	if err != nil || string(a.AppendTo(written[:0])) != s {
 		return netip.Prefix{}, false
 	}
 	return netip.PrefixFrom(a, a.BitLen()), true

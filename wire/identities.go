@@ -85,7 +85,8 @@ func parseNumber(key, prefix string) (identity.Number, bool) {
 // same identity.
 func parseDecimal(s string) (identity.Number, bool) {
 	n, err := strconv.ParseUint(s, 10, 32)
-	if err != nil || decimal(identity.Number(n)) != s {
+	var written [10]byte
+	if err != nil || string(strconv.AppendUint(written[:0], n, 10)) != s {
 		return 0, false
 	}
 	return identity.Number(n), true

@@ -288,11 +288,11 @@ func parts(key, prefix string, n int) ([]string, bool) {
 }
 
 func one(key, prefix string) (string, bool) {
-	p, ok := parts(key, prefix, 1)
-	if !ok {
+	rest, ok := strings.CutPrefix(key, prefix)
+	if !ok || rest == "" || strings.Contains(rest, "/") {
 		return "", false
 	}
-	return p[0], true
+	return rest, true
 }
 
 // ParseAddr reads an address from the wire. It refuses zones and IPv4 written as
