@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/weft-mesh/weft/service"
 )
@@ -21,6 +22,13 @@ func (s *ClusterEndpointSlice) Slice() service.Slice {
 		if p.Port > 0 && p.Port < 1<<16 {
 			out.Ports = append(out.Ports, service.SlicePort{Name: p.Name, Protocol: protocol, Port: uint16(p.Port)})
 		}
+	}
+	addresses := 0
+	for i := range s.Endpoints {
+		addresses += len(s.Endpoints[i].Addresses)
+	}
+	if addresses > 0 {
+		out.Endpoints = make([]service.Endpoint, 0, addresses) // for as long as the slice is kept
 	}
 	for _, e := range s.Endpoints {
 		for _, text := range e.Addresses {
@@ -48,21 +56,36 @@ func (s *ClusterService) Service() service.Service {
 	}
 }
 
-// Slices returns the backends that a service offers in our own form, one slice for
-// each, because each has its own ports; none if it is not shared. This older format
-// has no conditions: every backend it lists counts as ready.
+// Slices returns the backends that a service offers in our own form, one slice for all that
+// have the same ports; none if it is not shared. This older format has no conditions: every
+// backend it lists counts as ready.
 func (s *ClusterService) Slices() []service.Slice {
 	if !s.Shared {
 		return nil
 	}
 	var out []service.Slice
-	for addr, ports := range s.Backends {
-		slice := service.Slice{Namespace: s.Namespace, Name: fmt.Sprintf("%s-%v", s.Name, addr), Service: s.Name}
-		slice.Endpoints = []service.Endpoint{{Addr: addr, Ready: true, Serving: true}}
-		for name, p := range ports {
-			slice.Ports = append(slice.Ports, service.SlicePort{Name: name, Protocol: service.Protocol(p.Protocol), Port: p.Port})
+	var ports []service.SlicePort
+	var text []byte
+	with := map[string]int{} // the place in out of those with some ports
+	for _, addr := range slices.SortedFunc(maps.Keys(s.Backends), netip.Addr.Compare) {
+		ports, text = ports[:0], text[:0]
+		for name, p := range s.Backends[addr] {
+			ports = append(ports, service.SlicePort{Name: name, Protocol: service.Protocol(p.Protocol), Port: p.Port})
 		}
-		out = append(out, slice)
+		slices.SortFunc(ports, func(a, b service.SlicePort) int { return strings.Compare(a.Name, b.Name) })
+		for _, p := range ports {
+			text = fmt.Appendf(text, "%q %q %d,", p.Name, p.Protocol, p.Port)
+		}
+		i, known := with[string(text)]
+		if !known {
+			i = len(out)
+			with[string(text)] = i
+			out = append(out, service.Slice{Namespace: s.Namespace, Name: s.Name, Service: s.Name, Ports: slices.Clone(ports)})
+		}
+		out[i].Endpoints = append(out[i].Endpoints, service.Endpoint{Addr: addr, Ready: true, Serving: true})
+	}
+	for i := range out {
+		out[i].Endpoints = slices.Clone(out[i].Endpoints) // without room for more
 	}
 	return out
 }

@@ -82,3 +82,36 @@ func TestJoin(t *testing.T) {
 		t.Errorf("without parts:\n%s\nwant:\n%s", got, want)
 	}
 }
+
+// A service's backends come in one slice for all that have the same ports.
+func TestSlicesOfAService(t *testing.T) {
+	s := NewClusterService()
+	s.Namespace, s.Name, s.Shared = "shop", "web", true
+	for i := range byte(6) {
+		ports := map[string]L4Addr{"http": {"TCP", 8080}, "metrics": {"TCP", 9090}}
+		if i%3 == 2 {
+			ports = map[string]L4Addr{"http": {"TCP", 8081}}
+		}
+		s.Backends[netip.AddrFrom4([4]byte{10, 2, 0, i})] = ports
+	}
+	var got []string
+	for _, slice := range s.Slices() {
+		text := slice.Service
+		for _, p := range slice.Ports {
+			text += fmt.Sprintf(" %s=%d/%s", p.Name, p.Port, p.Protocol)
+		}
+		for _, e := range slice.Endpoints {
+			if text += " " + e.Addr.String(); !e.Ready || !e.Serving {
+				t.Errorf("%v is not ready", e.Addr)
+			}
+		}
+		got = append(got, text)
+	}
+	want := []string{"web http=8080/TCP metrics=9090/TCP 10.2.0.0 10.2.0.1 10.2.0.3 10.2.0.4", "web http=8081/TCP 10.2.0.2 10.2.0.5"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if s.Shared = false; s.Slices() != nil {
+		t.Error("a service that is not shared offers backends")
+	}
+}
