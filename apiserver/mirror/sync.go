@@ -91,12 +91,19 @@ func (m *Mirror) sweep(ctx context.Context, lists []listing, over error) error {
 }
 
 func (m *Mirror) sweepLocked(lists []listing) (ops []store.Op, generation string) {
-	seen, listed := map[string]bool{}, map[string]bool{}
+	all := 0
+	for _, l := range lists {
+		all += len(l.kvs)
+	}
+	seen, listed := make(map[string]bool, all), map[string]bool{} // listed: only once something is refused
 	m.pending = nil
 	for _, l := range lists {
 		for _, kv := range l.kvs {
-			listed[kv.Key], listed[m.oursOf(l.folder, kv.Key)] = true, true
-			if ours, op, ok := m.acceptLocked(l.folder, kv.Key, kv.Value); ok {
+			ours, op, ok := m.acceptLocked(l.folder, kv.Key, kv.Value)
+			if len(m.count.refused) > 0 {
+				listed[kv.Key], listed[m.oursOf(l.folder, kv.Key)] = true, true
+			}
+			if ok {
 				seen[ours] = true
 				ops = append(ops, op...)
 			}
