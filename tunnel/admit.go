@@ -26,13 +26,14 @@ func Admit(want, held []Peer) (admitted []Peer, refused []Refusal) {
 	}
 	h := newHolders()
 	for _, p := range held {
-		h.put(normal(p))
+		p = normal(p)
+		h.put(p.Name(), &p)
 	}
-	for _, p := range b.wanted {
-		if why := b.against(p, h); why != "" {
+	for name, p := range b.wanted {
+		if why := b.against(name, *p, h); why != "" {
 			refused = append(refused, Refusal{p.Cluster, p.Node, why})
 		} else {
-			admitted = append(admitted, p)
+			admitted = append(admitted, *p)
 		}
 	}
 	slices.SortFunc(admitted, byName)
@@ -45,7 +46,7 @@ func Admit(want, held []Peer) (admitted []Peer, refused []Refusal) {
 // book has the wanted peers and finds those that one contradicts without looking at the
 // others.
 type book struct {
-	wanted map[string]Peer // normal, by name
+	wanted roster // normal
 	keys   map[Key][]string
 	// claims are the names of those that claim a prefix, in order of spot; lengths counts
 	// claims by their bits.
@@ -53,14 +54,16 @@ type book struct {
 	lengths [129]int
 }
 
-func newBook() *book { return &book{wanted: map[string]Peer{}, keys: map[Key][]string{}} }
+func newBook() *book { return &book{wanted: roster{}, keys: map[Key][]string{}} }
 
-// put replaces what a peer wants.
-func (b *book) put(p Peer) {
-	p = normal(p)
-	name := p.Name()
+// put replaces what a peer wants, and returns its name.
+func (b *book) put(p Peer) (name string) {
+	p, name = normal(p), p.Name()
+	if b.wanted.has(name, p) {
+		return name
+	}
 	b.drop(name)
-	b.wanted[name] = p
+	b.wanted[name] = &p
 	for _, key := range p.Keys {
 		if !key.IsZero() && !slices.Contains(b.keys[key], name) {
 			b.keys[key] = append(b.keys[key], name)
@@ -71,6 +74,7 @@ func (b *book) put(p Peer) {
 		b.claims = b.claims.Set(spot(prefix), append(slices.Clone(names), name))
 		b.lengths[prefix.Bits()]++
 	}
+	return name
 }
 
 func (b *book) drop(name string) {
@@ -108,8 +112,7 @@ func spot(p netip.Prefix) string {
 }
 
 // rivals calls f with each other peer that contradicts p, and why.
-func (b *book) rivals(p Peer, f func(name, why string)) {
-	name := p.Name()
+func (b *book) rivals(name string, p Peer, f func(name, why string)) {
 	for _, key := range p.Keys {
 		for _, other := range b.keys[key] {
 			if other != name {
@@ -156,11 +159,11 @@ func prefixAt(key string) (netip.Prefix, bool) {
 
 // against is why a wanted peer is refused, "" if it is not. Only those that contradict
 // it count.
-func (b *book) against(p Peer, held holders) (why string) {
-	keeps := held.has(p)
+func (b *book) against(name string, p Peer, held holders) (why string) {
+	keeps := held.has(name, p)
 	rival := ""
-	b.rivals(p, func(name, contradiction string) {
-		if keeps && !held.has(b.wanted[name]) {
+	b.rivals(name, p, func(name, contradiction string) {
+		if keeps && !held.has(name, b.wanted.peer(name)) {
 			return
 		}
 		if rival == "" || name < rival {
@@ -182,55 +185,56 @@ type holders struct {
 
 func newHolders() holders { return holders{roster{}, map[Key]string{}, map[netip.Prefix]string{}} }
 
-// put notes that a peer is configured. WireGuard takes its keys and prefixes from whoever
-// had them.
-func (h holders) put(p Peer) {
-	h.drop(p.Name())
+// put notes that a peer is configured; p is not changed any more. WireGuard takes its keys
+// and prefixes from whoever had them.
+func (h holders) put(name string, p *Peer) {
+	h.drop(name)
 	for i, key := range p.Keys {
-		robbed := h.peers[h.byKey[key]]
-		if !key.IsZero() && robbed.Keys[i] == key {
+		other := h.byKey[key]
+		if robbed := h.peers.peer(other); !key.IsZero() && robbed.Keys[i] == key {
 			robbed.Keys[i] = Key{}
-			h.peers[robbed.Name()] = robbed
+			h.peers[other] = &robbed
 		}
 	}
-	h.peers[p.Name()] = p
+	h.peers[name] = p
 	for _, prefix := range p.Allowed {
-		if name, taken := h.byPrefix[prefix]; taken {
-			robbed := h.peers[name]
+		if other, taken := h.byPrefix[prefix]; taken {
+			robbed := h.peers.peer(other)
 			robbed.Allowed = slices.DeleteFunc(slices.Clone(robbed.Allowed), func(q netip.Prefix) bool { return q == prefix })
-			h.peers[name] = robbed
+			h.peers[other] = &robbed
 		}
-		h.byPrefix[prefix] = p.Name()
+		h.byPrefix[prefix] = name
 	}
 	for _, key := range p.Keys {
 		if !key.IsZero() {
-			h.byKey[key] = p.Name()
+			h.byKey[key] = name
 		}
 	}
 }
 
 func (h holders) drop(name string) {
-	for _, key := range h.peers[name].Keys {
+	p := h.peers.peer(name)
+	for _, key := range p.Keys {
 		if h.byKey[key] == name {
 			delete(h.byKey, key)
 		}
 	}
-	for _, prefix := range h.peers[name].Allowed {
+	for _, prefix := range p.Allowed {
 		delete(h.byPrefix, prefix)
 	}
 	delete(h.peers, name)
 }
 
 // inTheWay calls f with the others that have a key or prefix that p wants.
-func (h holders) inTheWay(p Peer, f func(name, _ string)) {
+func (h holders) inTheWay(name string, p Peer, f func(name, _ string)) {
 	for _, key := range p.Keys {
-		if name := h.byKey[key]; name != "" && name != p.Name() {
-			f(name, "")
+		if other := h.byKey[key]; other != "" && other != name {
+			f(other, "")
 		}
 	}
 	for _, prefix := range p.Allowed {
-		if name := h.byPrefix[prefix]; name != "" && name != p.Name() {
-			f(name, "")
+		if other := h.byPrefix[prefix]; other != "" && other != name {
+			f(other, "")
 		}
 	}
 }
@@ -241,19 +245,19 @@ func (h holders) knows(name string) bool {
 }
 
 // has reports whether this peer is configured with these keys and addresses.
-func (h holders) has(p Peer) bool {
+func (h holders) has(name string, p Peer) bool {
 	known := false
 	for _, key := range p.Keys {
 		if key.IsZero() {
 			continue
 		}
-		name, taken := h.byKey[key]
-		if taken && name != p.Name() {
+		by, taken := h.byKey[key]
+		if taken && by != name {
 			return false
 		}
 		known = known || taken
 	}
-	return known && slices.Equal(h.peers[p.Name()].Allowed, p.Allowed)
+	return known && slices.Equal(h.peers.peer(name).Allowed, p.Allowed)
 }
 
 func normal(p Peer) Peer {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/weft-mesh/weft/statefile"
@@ -70,9 +72,24 @@ func (k keyring) store(dir string) error {
 	return nil
 }
 
-// roster has the peers that were configured, by name. A device knows only keys;
-// without names, a restarted agent could not tell which peer came first.
-type roster map[string]Peer
+// roster has peers by name, on disk those that were configured: a device knows only keys;
+// without names, a restarted agent could not tell which peer came first. A peer is replaced,
+// never changed, because rosters share it.
+type roster map[string]*Peer
+
+// peer is the one of this name, or none.
+func (r roster) peer(name string) Peer {
+	if p := r[name]; p != nil {
+		return *p
+	}
+	return Peer{}
+}
+
+// has says whether the peer of this name is exactly this one.
+func (r roster) has(name string, p Peer) bool {
+	have := r[name]
+	return have != nil && have.Cluster == p.Cluster && have.Node == p.Node && have.Endpoint == p.Endpoint && have.Keys == p.Keys && slices.Equal(have.Allowed, p.Allowed)
+}
 
 func rosterFile(dir string) string { return filepath.Join(dir, "peers.json") }
 
@@ -90,6 +107,7 @@ func loadRoster(dir string) (roster, error) {
 	if err != nil || known == nil {
 		return roster{}, err
 	}
+	maps.DeleteFunc(known, func(_ string, p *Peer) bool { return p == nil })
 	return known, nil
 }
 

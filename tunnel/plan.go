@@ -37,7 +37,7 @@ func plan(lane int, device []wgtypes.Peer, admitted []Peer, before roster, keep 
 			}
 		}
 		// A node that announces a new key has given up the old one.
-		if old, known := before[p.Name()]; known && old.Keys[lane] != p.Keys[lane] {
+		if old := before[p.Name()]; old != nil && old.Keys[lane] != p.Keys[lane] {
 			replaced[old.Keys[lane]] = true
 		}
 	}
@@ -49,8 +49,8 @@ func plan(lane int, device []wgtypes.Peer, admitted []Peer, before roster, keep 
 		if key.IsZero() {
 			continue
 		}
-		old, known := before[p.Name()]
-		moved := !known || old.Endpoint[lane] != p.Endpoint[lane] || old.Keys[lane] != key
+		old := before[p.Name()]
+		moved := old == nil || old.Endpoint[lane] != p.Endpoint[lane] || old.Keys[lane] != key
 		now, there := present[key]
 		change, lost := update(key, p.Endpoint[lane], p.Allowed, now, there, moved)
 		if change != nil {

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"reflect"
 	"slices"
 	"sync"
 	"syscall"
@@ -233,7 +232,8 @@ func (w *WireGuard) loadLocked(held [LaneCount]*wgtypes.Device) error {
 	}
 	w.keys = &keys
 	for _, p := range peers {
-		w.held.put(normal(p))
+		known := normal(*p)
+		w.held.put(known.Name(), &known)
 	}
 	now := time.Now()
 	for i := range w.quiet {
@@ -261,11 +261,17 @@ func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) ([]Refusa
 	if err != nil {
 		return nil, fmt.Errorf("set peers: %w", err)
 	}
-	w.book = newBook()
-	names := map[string]bool{}
+	if w.book == nil {
+		w.book = newBook()
+	}
+	names := make(map[string]bool, len(want))
 	for _, p := range want {
-		w.book.put(p)
-		names[p.Name()] = true
+		names[w.book.put(p)] = true
+	}
+	for name := range w.book.wanted {
+		if !names[name] {
+			w.book.drop(name)
+		}
 	}
 	for name := range w.held.peers {
 		names[name] = true
@@ -291,30 +297,32 @@ func (w *WireGuard) Change(_ context.Context, changed []Peer, gone []string, com
 	}
 	concerned := map[string]bool{}
 	meets := func(name, _ string) { concerned[name] = true }
+	rivals := func(name string) { w.book.rivals(name, w.book.wanted.peer(name), meets) }
 	for _, p := range changed {
-		concerned[p.Name()] = true
-		w.book.rivals(w.book.wanted[p.Name()], meets)
+		name := p.Name()
+		concerned[name] = true
+		rivals(name)
 		w.book.put(p)
 	}
 	for _, name := range gone {
 		concerned[name] = true
-		w.book.rivals(w.book.wanted[name], meets)
+		rivals(name)
 		w.book.drop(name)
 	}
 	for _, p := range changed {
-		w.book.rivals(w.book.wanted[p.Name()], meets)
+		rivals(p.Name())
 	}
 	// Who gets something else gives up what it had until now.
 	for _, name := range slices.Collect(maps.Keys(concerned)) {
-		w.book.rivals(w.held.peers[name], meets)
-		w.held.inTheWay(w.book.wanted[name], meets)
+		w.book.rivals(name, w.held.peers.peer(name), meets)
+		w.held.inTheWay(name, w.book.wanted.peer(name), meets)
 	}
 	// What the devices should have of these, because nothing but we configures them.
 	var devices [LaneCount][]wgtypes.Peer
 	for name := range concerned {
-		p, known := w.held.peers[name]
+		p := w.held.peers.peer(name)
 		for i, key := range p.Keys {
-			if known && !key.IsZero() {
+			if !key.IsZero() {
 				devices[i] = append(devices[i], asConfigured(p, i))
 			}
 		}
@@ -352,23 +360,24 @@ func asConfigured(p Peer, lane int) wgtypes.Peer {
 // unless everything is named.
 func (w *WireGuard) settleLocked(names map[string]bool, devices [LaneCount][]wgtypes.Peer, complete, everything bool) ([]Refusal, error) {
 	var admitted []Peer
+	var settled []string // their names
 	var refused []Refusal
 	keep := map[Key]bool{}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		p, wanted := w.book.wanted[name]
-		if !wanted {
+		p := w.book.wanted[name]
+		if p == nil {
 			continue
 		}
-		why := w.book.against(p, w.held)
-		if why == "" && w.oursLocked(p) {
+		why := w.book.against(name, *p, w.held)
+		if why == "" && w.oursLocked(*p) {
 			why = "announces this node's own public key"
 		}
 		if why == "" {
-			admitted = append(admitted, p)
+			admitted, settled = append(admitted, *p), append(settled, name)
 			continue
 		}
 		refused = append(refused, Refusal{p.Cluster, p.Node, why})
-		for _, key := range w.held.peers[name].Keys {
+		for _, key := range w.held.peers.peer(name).Keys {
 			keep[key] = true
 		}
 	}
@@ -385,9 +394,9 @@ func (w *WireGuard) settleLocked(names map[string]bool, devices [LaneCount][]wgt
 		}
 		w.cfg.Log.Debug("changed peers", "device", name, "changes", len(change))
 	}
-	for _, p := range admitted {
-		if !reflect.DeepEqual(w.held.peers[p.Name()], p) {
-			w.held.put(p)
+	for i, name := range settled {
+		if !w.held.peers.has(name, admitted[i]) {
+			w.held.put(name, w.book.wanted[name])
 			w.unsaved[rosterFile(w.cfg.StateDir)] = true
 		}
 	}
