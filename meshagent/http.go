@@ -174,9 +174,10 @@ func (a *Agent) Status() Status {
 		byCluster[c.Name] = &ClusterPath{Cluster: c.Name, Alive: path == bpf.PathAlive || !known}
 	}
 	for p := range a.Tables.Paths.All(txn) {
+		seen := p.Seen()
 		s.Paths = append(s.Paths, NodePath{
-			Cluster: p.Cluster, Node: p.Node, Alive: p.Alive, State: string(p.Observation.State), Since: p.Observation.Since,
-			RTTMicros: p.Observation.RTT.Microseconds(), Lane: p.Lane, Keyed: p.Keyed, GossipDead: p.GossipDead, Reason: p.Observation.Reason,
+			Cluster: p.Cluster, Node: p.Node, Alive: p.Alive, State: string(seen.State), Since: seen.Since,
+			RTTMicros: seen.RTT.Microseconds(), Lane: p.Lane, Keyed: p.Keyed, GossipDead: p.GossipDead, Reason: seen.Reason,
 		})
 		if c := byCluster[p.Cluster]; c != nil {
 			c.Nodes++

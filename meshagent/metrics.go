@@ -79,11 +79,12 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 	txn := a.Tables.DB.ReadTxn()
 	for p := range a.Tables.Paths.All(txn) {
-		if p.Observation.State == "" {
+		seen := p.Seen()
+		if seen.State == "" {
 			continue // nobody asks it: in a large mesh most are like that
 		}
 		gauge(descPath, truth(p.Alive), p.Cluster, p.Node)
-		gauge(descRTT, p.Observation.RTT.Seconds(), p.Cluster, p.Node)
+		gauge(descRTT, seen.RTT.Seconds(), p.Cluster, p.Node)
 	}
 	for cl := range a.Tables.Clusters.All(txn) {
 		if !cl.Member() || cl.Own != nil {

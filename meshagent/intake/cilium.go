@@ -13,19 +13,6 @@ import (
 
 func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
-// placeOf is what agents use of a peer's node: where it is and which addresses it gives
-// out. The rest of its entry, labels and annotations among it, takes ten times the memory.
-func placeOf(n *wire.Node) *wire.Node {
-	if n == nil {
-		return nil
-	}
-	return &wire.Node{
-		Name: n.Name, Cluster: n.Cluster, IPAddresses: n.IPAddresses,
-		IPv4AllocCIDR: n.IPv4AllocCIDR, IPv4SecondaryAllocCIDRs: n.IPv4SecondaryAllocCIDRs,
-		IPv6AllocCIDR: n.IPv6AllocCIDR, IPv6SecondaryAllocCIDRs: n.IPv6SecondaryAllocCIDRs,
-	}
-}
-
 // cilium reads our copy of what a peer exports in Cilium's form. Our API server
 // has checked it against the peer's rights before copying.
 func (w *writer) cilium(e store.Event) error {
@@ -46,19 +33,19 @@ func (w *writer) cilium(e store.Event) error {
 		if v != nil && (v.Name != ref.Node || v.Cluster != ref.Cluster) {
 			return fmt.Errorf("node speaks of itself as %s/%s", v.Cluster, v.Name)
 		}
-		v = placeOf(v)
+		place := tables.PlaceOf(v)
 		tables.Change(w.txn, w.t.Nodes, &tables.Node{Cluster: ref.Cluster, Name: ref.Node}, func(n *tables.Node) bool {
-			n.Cilium = v
+			n.Place = place
 			return !n.Empty()
 		})
 	case wire.IPs:
-		v, err := value(e, wire.Unmarshal[wire.IPIdentityPair])
+		row := &tables.IP{Cluster: ref.Cluster, Prefix: ref.IP}
+		if e.Deleted {
+			return write(w, w.t.IPs, row, false)
+		}
+		v, err := wire.Unmarshal[wire.IPIdentityPair](e.Value)
 		if err != nil {
 			return err
-		}
-		row := &tables.IP{Cluster: ref.Cluster, Prefix: ref.IP}
-		if v == nil {
-			return write(w, w.t.IPs, row, false)
 		}
 		prefix, err := v.Prefix()
 		if err != nil {
@@ -82,6 +69,10 @@ func (w *writer) cilium(e store.Event) error {
 		row := &tables.Service{Cluster: ref.Cluster, Service: service.Service{Namespace: ref.Namespace, Name: ref.Name}}
 		if v != nil {
 			row.Service, row.Carried = v.Service(), v.Slices()
+			row.Namespace, row.Name = ref.Namespace, one(ref.Name)
+			for i := range row.Carried {
+				w.intern(&row.Carried[i])
+			}
 		}
 		return write(w, w.t.Services, row, v != nil)
 	case wire.EndpointSlices:
@@ -98,12 +89,22 @@ func (w *writer) cilium(e store.Event) error {
 			return fmt.Errorf("slice speaks of %s/%s/%s", s.Cluster, s.Namespace, s.Name)
 		}
 		row.Slice = s.Slice()
-		row.Namespace, row.Name, row.Service = ref.Namespace, ref.Name, one(row.Service)
-		for i := range row.Endpoints {
-			end := &row.Endpoints[i]
-			end.Node, end.Zone = one(end.Node), one(end.Zone)
-		}
+		w.intern(&row.Slice)
+		row.Name = ref.Name
 		return write(w, w.t.Slices, row, true)
 	}
 	return nil
+}
+
+// intern keeps one copy of the names that slices have in common.
+func (w *writer) intern(s *service.Slice) {
+	one := w.in.names.one
+	s.Namespace, s.Service = one(s.Namespace), one(s.Service)
+	for i := range s.Ports {
+		s.Ports[i].Name = one(s.Ports[i].Name)
+	}
+	for i := range s.Endpoints {
+		end := &s.Endpoints[i]
+		end.Node, end.Zone = one(end.Node), one(end.Zone)
+	}
 }

@@ -69,13 +69,18 @@ func (in *Intake) GossipKeys() (wire.GossipKeys, <-chan struct{}) {
 func (in *Intake) Apply(events []store.Event) {
 	t := in.tables
 	txn := t.DB.WriteTxn(append(t.Imported(), t.Problems)...)
+	some := t.Rejected.NumObjects(txn) > 0
 	for _, e := range events {
 		w := writer{in: in, t: t, txn: txn}
 		err := w.apply(e)
+		fine := err == nil || e.Deleted && errors.Is(err, errKey)
+		if fine && !some {
+			continue
+		}
 		rejected := &tables.Rejected{StoreKey: e.Key, Cluster: w.cluster, Since: time.Now()}
 		problem := &tables.Problem{Table: wire.ProblemValues, Row: e.Key, Attempts: 1}
 		old := tables.Get(txn, t.Rejected, rejected.Key())
-		if err == nil || e.Deleted && errors.Is(err, errKey) {
+		if fine {
 			if old != nil {
 				tables.Drop(txn, t.Rejected, rejected)
 				tables.Drop(txn, t.Problems, problem)
@@ -85,6 +90,7 @@ func (in *Intake) Apply(events []store.Event) {
 		if old != nil {
 			rejected.Since = old.Since
 		}
+		some = true
 		// The row stays as it was: a value that cannot be read must not remove anything.
 		rejected.Error = err.Error()
 		tables.Put(txn, t.Rejected, rejected)
@@ -318,6 +324,10 @@ func (w *writer) identity(e store.Event, n identity.Number) error {
 		tables.Drop(w.txn, w.t.Identities, row)
 		return nil
 	}
+	one := w.in.names.one
+	for i, l := range *v { // otherwise each is a part of the text, which would stay as a whole
+		(*v)[i] = identity.Label{Source: one(l.Source), Key: one(l.Key), Value: one(l.Value)}
+	}
 	row.Labels = *v
 	tables.Put(w.txn, w.t.Identities, row)
 	return nil
@@ -355,8 +365,11 @@ func (w *writer) cache(e store.Event) error {
 	if err != nil {
 		return err
 	}
+	cluster, node = w.in.names.one(cluster), strings.Clone(node) // without the rest of the key
 	tables.Change(w.txn, w.t.Nodes, &tables.Node{Cluster: cluster, Name: node}, func(n *tables.Node) bool {
-		n.Export = v
+		if n.Export = v; v != nil {
+			v.Name = n.Name
+		}
 		return !n.Empty()
 	})
 	return nil

@@ -3,7 +3,7 @@ package intake
 import "strings"
 
 // names keeps one copy of each name that many rows have: of clusters, namespaces,
-// services, nodes and zones. A name that was cut out of a key would otherwise keep the
+// services, nodes and zones, and of labels with their values. A name that was cut out of a key would otherwise keep the
 // whole key in memory, once for each row.
 type names map[string]string
 

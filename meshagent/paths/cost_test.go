@@ -70,11 +70,11 @@ func (t *told) put(n *tables.Node, there bool) {
 func nodeOf(i int, epoch uint64) *tables.Node {
 	cidr := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
 	alloc := wire.CIDR(cidr)
-	n := &tables.Node{Cluster: fmt.Sprint("c", i%100), Name: fmt.Sprint("n", i), Export: &wire.ExportNode{Epoch: epoch}, Cilium: &wire.Node{
+	n := &tables.Node{Cluster: fmt.Sprint("c", i%100), Name: fmt.Sprint("n", i), Export: &wire.ExportNode{Epoch: epoch}, Place: tables.PlaceOf(&wire.Node{
 		IPv4AllocCIDR: &alloc, IPAddresses: []wire.NodeAddress{
 			{Type: wire.NodeInternalIP, IP: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)})},
 			{Type: wire.NodeCiliumInternalIP, IP: cidr.Addr().Next()},
-		}}}
+		}})}
 	for lane := range n.Export.Lanes {
 		n.Export.Lanes[lane] = wire.Lane{PublicKey: tunnel.Key{byte(lane + 1), byte(i >> 8), byte(i), byte(epoch)}.String(), Port: 51871}
 	}

@@ -67,10 +67,17 @@ func (m moves) add(key string) {
 	}
 }
 
-// way is what is known of the path to one node.
+// way is what is known of the path to one node. Its row is the table's as well, and is
+// replaced, never changed.
 type way struct {
-	row  tables.Path
+	row  *tables.Path
 	path bpf.Path
+}
+
+func (w *way) edit(f func(row *tables.Path)) {
+	next := *w.row
+	f(&next)
+	w.row = &next
 }
 
 // NewRows reads what is in the kernel. The prefixes show which index belonged to the
@@ -165,7 +172,7 @@ func (r *Rows) Assign(n Member) (changed bool, err error) {
 		row = bpf.Node{Path: bpf.PathAlive, Cluster: uint16(n.Cluster)}
 	}
 	cluster, node := split(n.Key)
-	r.ways[n.Key] = &way{path: row.Path, row: tables.Path{Cluster: cluster, Node: node, Index: i, Lane: int(row.Lane), Keyed: row.Keyed == 1, Alive: row.Path == bpf.PathAlive}}
+	r.ways[n.Key] = &way{path: row.Path, row: &tables.Path{Cluster: cluster, Node: node, Index: i, Lane: int(row.Lane), Keyed: row.Keyed == 1, Alive: row.Path == bpf.PathAlive}}
 	r.names[i] = n.Key
 	r.nodes.Update(uint32(i), row)
 	r.owed[ofNodes][uint32(i)] = true
@@ -316,8 +323,9 @@ func (r *Rows) flushLocked() (nodes, clusters map[uint32]error) {
 			tables.Drop(txn, r.tables.Paths, &tables.Path{Cluster: cluster, Node: node})
 			continue
 		}
-		row := w.row
-		tables.Put(txn, r.tables.Paths, &row)
+		if tables.Get(txn, r.tables.Paths, key) != w.row {
+			tables.Put(txn, r.tables.Paths, w.row)
+		}
 	}
 	txn.Commit()
 	clear(r.stale)
@@ -347,7 +355,7 @@ func (r *Rows) SetLanes(lanes map[string]Lane) error {
 	defer r.mu.Unlock()
 	for key, lane := range lanes {
 		if w := r.ways[key]; w != nil && (w.row.Lane != lane.Lane || w.row.Keyed != lane.Keyed) {
-			w.row.Lane, w.row.Keyed = lane.Lane, lane.Keyed
+			w.edit(func(row *tables.Path) { row.Lane, row.Keyed = lane.Lane, lane.Keyed })
 			r.changedLocked(key, w)
 			r.forLiveness.add(key)
 		}
@@ -437,23 +445,27 @@ func (r *Rows) See(s Seen) error {
 			continue
 		}
 		path := next(w.path, o.Standing(s.At))
-		if path == w.path && same(w.row.Observation, o) {
+		if path == w.path && same(w.row.Seen(), o) {
 			continue
 		}
-		w.path, w.row.Observation, w.row.Alive = path, o, path == bpf.PathAlive
+		w.path = path
+		last := o // only what is kept goes to the heap
+		w.edit(func(row *tables.Path) { row.Observation, row.Alive = &last, path == bpf.PathAlive })
 		r.changedLocked(key, w)
 	}
 	for key := range s.Unprobed {
 		if w := r.ways[key]; w != nil {
-			if w.row.Observation = (probe.Observation{}); w.row.Keyed {
-				w.path, w.row.Alive = bpf.PathAlive, true
-			}
+			w.edit(func(row *tables.Path) {
+				if row.Observation = nil; row.Keyed {
+					w.path, row.Alive = bpf.PathAlive, true
+				}
+			})
 			r.changedLocked(key, w)
 		}
 	}
 	for key, dead := range s.Gossip {
 		if w := r.ways[key]; w != nil && w.row.GossipDead != dead {
-			w.row.GossipDead = dead
+			w.edit(func(row *tables.Path) { row.GossipDead = dead })
 			r.stale[key] = true
 		}
 	}

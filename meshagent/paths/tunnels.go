@@ -55,11 +55,25 @@ type Tunnels struct {
 	reported   [2]string
 }
 
-// peer is a node as we want it and as the devices had it.
+// peer is a node as we want it, of which the mesh has the rest, and as the devices had it.
 type peer struct {
-	want  tunnel.Peer
+	keys  [tunnel.LaneCount]tunnel.Key
 	epoch uint64
-	seen  tunnel.PeerStatus
+	seen  [tunnel.LaneCount]seen
+}
+
+// seen is a key on a device, and whether a handshake was completed with it.
+type seen struct {
+	key    tunnel.Key
+	shaken bool
+}
+
+// handshaken says on which devices a handshake was completed.
+func (p *peer) handshaken() (done [tunnel.LaneCount]bool) {
+	for i, s := range p.seen {
+		done[i] = s.shaken
+	}
+	return done
 }
 
 // look is a comparison of everything with the devices.
@@ -239,7 +253,7 @@ func (t *Tunnels) learnNode(key string, n *tables.Node) {
 		p = &peer{}
 		t.peers[key] = p
 	}
-	p.want = peerOf(n)
+	p.keys = peerOf(n).Keys
 	_, p.epoch = n.Lanes()
 }
 
@@ -278,9 +292,9 @@ func (t *Tunnels) everything(ctx context.Context, network tunnel.Network, comple
 
 func (t *Tunnels) allPeers(ctx context.Context, complete bool) error {
 	var want []tunnel.Peer
-	for _, p := range t.peers {
-		if usable(p.want) {
-			want = append(want, p.want)
+	for key, p := range t.peers {
+		if p.usable() {
+			want = append(want, peerOf(t.mesh.Node(key)))
 		}
 	}
 	refused, err := t.cfg.Lanes.Set(ctx, want, complete)
@@ -298,11 +312,13 @@ func (t *Tunnels) allPeers(ctx context.Context, complete bool) error {
 	}
 	t.setOwn(status.Own)
 	for _, p := range t.peers {
-		p.seen = tunnel.PeerStatus{}
+		p.seen = [tunnel.LaneCount]seen{}
 	}
 	for _, s := range status.Peers {
 		if p := t.peers[s.Cluster+"/"+s.Node]; p != nil {
-			p.seen = s
+			for i, shaken := range s.Handshaken() {
+				p.seen[i] = seen{s.Lanes[i].Key, shaken}
+			}
 		}
 	}
 	if err := t.choose(maps.Keys(t.peers)); err != nil {
@@ -317,8 +333,8 @@ func (t *Tunnels) some(ctx context.Context, keys, moved map[string]bool) error {
 	var changed []tunnel.Peer
 	var gone []string
 	for key := range keys {
-		if p := t.peers[key]; p != nil && usable(p.want) {
-			changed = append(changed, p.want)
+		if p := t.peers[key]; p != nil && p.usable() {
+			changed = append(changed, peerOf(t.mesh.Node(key)))
 		} else {
 			gone = append(gone, key)
 		}
@@ -340,14 +356,14 @@ func (t *Tunnels) some(ctx context.Context, keys, moved map[string]bool) error {
 	for _, key := range gone {
 		tell(key, "")
 		if p := t.peers[key]; p != nil && t.complete {
-			p.seen = tunnel.PeerStatus{}
+			p.seen = [tunnel.LaneCount]seen{}
 		}
 		moved[key] = true
 	}
 	for key, why := range verdicts {
 		tell(key, why)
 		if p := t.peers[key]; p != nil && why == "" {
-			p.seen = configured(p.want, p.seen)
+			p.configured()
 		}
 		moved[key] = true
 	}
@@ -360,16 +376,14 @@ func (t *Tunnels) some(ctx context.Context, keys, moved map[string]bool) error {
 	return nil
 }
 
-// configured is how the devices have a peer that was configured since they were read: a
-// key that is new has no handshake yet.
-func configured(p tunnel.Peer, seen tunnel.PeerStatus) tunnel.PeerStatus {
-	now := tunnel.PeerStatus{Cluster: p.Cluster, Node: p.Node}
-	for i, key := range p.Keys {
-		if now.Lanes[i].Key = key; seen.Lanes[i].Key == key {
-			now.Lanes[i] = seen.Lanes[i]
+// configured notes that the devices were given what is wanted since they were read: a key
+// that is new has no handshake yet.
+func (p *peer) configured() {
+	for i, key := range p.keys {
+		if p.seen[i].key != key {
+			p.seen[i] = seen{key: key}
 		}
 	}
-	return now
 }
 
 // peerOf is a node as a WireGuard peer.
@@ -397,7 +411,7 @@ func peerOf(n *tables.Node) tunnel.Peer {
 }
 
 // usable reports whether anything can be sent to a peer.
-func usable(p tunnel.Peer) bool { return !p.Keys[0].IsZero() || !p.Keys[1].IsZero() }
+func (p *peer) usable() bool { return !p.keys[0].IsZero() || !p.keys[1].IsZero() }
 
 // choose writes which tunnel to use for nodes. A node whose key is not on the device is
 // not keyed, and nothing is sent to it. Handshakes that are missing are awaited.
@@ -416,13 +430,13 @@ func (t *Tunnels) choose(keys iter.Seq[string]) error {
 		if row.Keyed {
 			used = row.Lane
 		}
-		lane := tunnel.Choose(t.own.Epoch, p.epoch, used, p.seen.Handshaken())
-		if p.seen.Lanes[lane].Key.IsZero() && !p.seen.Lanes[1-lane].Key.IsZero() {
+		lane := tunnel.Choose(t.own.Epoch, p.epoch, used, p.handshaken())
+		if p.seen[lane].key.IsZero() && !p.seen[1-lane].key.IsZero() {
 			lane = 1 - lane
 		}
-		lanes[key] = Lane{lane, !p.seen.Lanes[lane].Key.IsZero()}
+		lanes[key] = Lane{lane, !p.seen[lane].key.IsZero()}
 		wanted := tunnel.Lane(t.own.Epoch, p.epoch)
-		switch awaited := !p.seen.Lanes[wanted].Key.IsZero() && !p.seen.Handshaken()[wanted] && path != bpf.PathDead; {
+		switch awaited := !p.seen[wanted].key.IsZero() && !p.seen[wanted].shaken && path != bpf.PathDead; {
 		case !awaited:
 			delete(t.awaited, key)
 		case !t.awaited[key]:
@@ -475,10 +489,11 @@ func (t *Tunnels) alive(key string, p *peer) bool {
 	if !ok || path == bpf.PathDead || !row.Keyed {
 		return false
 	}
-	if p.want.Cluster == t.cfg.Cluster {
+	cluster, _ := split(key)
+	if cluster == t.cfg.Cluster {
 		return true
 	}
-	c := t.mesh.Member(p.want.Cluster)
+	c := t.mesh.Member(cluster)
 	if c == nil {
 		return false
 	}

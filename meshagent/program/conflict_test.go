@@ -23,8 +23,8 @@ func TestTheNextOneHasItWhenTheFirstLeaves(t *testing.T) {
 	}
 	node := func(name, cidr, internal, endpoint string) *tables.Node {
 		alloc := wire.CIDR(prefix(cidr))
-		return &tables.Node{Cluster: "west", Name: name, Cilium: &wire.Node{IPv4AllocCIDR: &alloc, IPAddresses: []wire.NodeAddress{
-			{Type: wire.NodeInternalIP, IP: addr(endpoint)}, {Type: wire.NodeCiliumInternalIP, IP: addr(internal)}}}}
+		return &tables.Node{Cluster: "west", Name: name, Place: tables.PlaceOf(&wire.Node{IPv4AllocCIDR: &alloc, IPAddresses: []wire.NodeAddress{
+			{Type: wire.NodeInternalIP, IP: addr(endpoint)}, {Type: wire.NodeCiliumInternalIP, IP: addr(internal)}}})}
 	}
 	pod := func(cluster, ip, host string, n identity.Number) *tables.IP {
 		return &tables.IP{Cluster: cluster, Prefix: whole(addr(ip)), Identity: n, Host: addr(host)}
@@ -120,8 +120,8 @@ func TestWhatMovedAwayIsForgotten(t *testing.T) {
 	}
 	alloc := wire.CIDR(netip.MustParsePrefix("10.2.3.0/24"))
 	b.write(func(txn statedb.WriteTxn) {
-		tables.Put(txn, b.tab.Nodes, &tables.Node{Cluster: "west", Name: "a", Cilium: &wire.Node{IPv4AllocCIDR: &alloc, IPAddresses: []wire.NodeAddress{
-			{Type: wire.NodeInternalIP, IP: netip.AddrFrom4([4]byte{192, 0, 2999 >> 8, 2999 & 255})}, {Type: wire.NodeCiliumInternalIP, IP: netip.MustParseAddr("10.2.3.1")}}}})
+		tables.Put(txn, b.tab.Nodes, &tables.Node{Cluster: "west", Name: "a", Place: tables.PlaceOf(&wire.Node{IPv4AllocCIDR: &alloc, IPAddresses: []wire.NodeAddress{
+			{Type: wire.NodeInternalIP, IP: netip.AddrFrom4([4]byte{192, 0, 2999 >> 8, 2999 & 255})}, {Type: wire.NodeCiliumInternalIP, IP: netip.MustParseAddr("10.2.3.1")}}})})
 	})
 	b.pass()
 	if row := rowsIn(b.maps.IPs)[bpf.AddrOf(netip.MustParseAddr("10.2.3.4"))]; row.Node == 0 || row.Node != b.p.cfg.Rows.Index("west/a") {

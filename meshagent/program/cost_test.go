@@ -44,11 +44,7 @@ func oneMore(tb testing.TB, known int) []oneChange {
 			tables.Put(txn, t.Nodes, n)
 		}},
 		{"node, new address", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
-			n := remoteNode(5)
-			if i%2 == 0 {
-				n.Cilium.IPAddresses[0].IP = netip.AddrFrom4([4]byte{192, 1, 0, 5})
-			}
-			tables.Put(txn, t.Nodes, n)
+			tables.Put(txn, t.Nodes, remoteNodeAt(5, netip.AddrFrom4([4]byte{192, byte(i % 2), 0, 5})))
 		}},
 		{"node", func(t *tables.Tables, txn statedb.WriteTxn, i int) { put(txn, t.Nodes, remoteNode(5), i%2 == 0) }},
 		// A cluster with a node says who of its nodes is dead; comes and goes.
@@ -231,21 +227,25 @@ func otherCluster(id byte) *tables.Cluster {
 func otherNode(id, n byte) *tables.Node {
 	cidr := netip.PrefixFrom(netip.AddrFrom4([4]byte{12, id, n, 0}), 24)
 	alloc := wire.CIDR(cidr)
-	return &tables.Node{Cluster: fmt.Sprintf("c%d", id), Name: fmt.Sprintf("n%d", n), Cilium: &wire.Node{
+	return &tables.Node{Cluster: fmt.Sprintf("c%d", id), Name: fmt.Sprintf("n%d", n), Place: tables.PlaceOf(&wire.Node{
 		IPv4AllocCIDR: &alloc, IPAddresses: []wire.NodeAddress{
 			{Type: wire.NodeInternalIP, IP: netip.AddrFrom4([4]byte{192, 2, id, n})},
 			{Type: wire.NodeCiliumInternalIP, IP: cidr.Addr().Next()},
-		}}}
+		}})}
 }
 
 func remoteNode(n int) *tables.Node {
+	return remoteNodeAt(n, netip.AddrFrom4([4]byte{192, 0, byte(n >> 8), byte(n)}))
+}
+
+func remoteNodeAt(n int, outside netip.Addr) *tables.Node {
 	cidr := netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(n >> 8), byte(n), 0}), 24)
 	alloc := wire.CIDR(cidr)
-	return &tables.Node{Cluster: "west", Name: fmt.Sprintf("n%d", n), Cilium: &wire.Node{
+	return &tables.Node{Cluster: "west", Name: fmt.Sprintf("n%d", n), Place: tables.PlaceOf(&wire.Node{
 		IPv4AllocCIDR: &alloc, IPAddresses: []wire.NodeAddress{
-			{Type: wire.NodeInternalIP, IP: netip.AddrFrom4([4]byte{192, 0, byte(n >> 8), byte(n)})},
+			{Type: wire.NodeInternalIP, IP: outside},
 			{Type: wire.NodeCiliumInternalIP, IP: cidr.Addr().Next()},
-		}}}
+		}})}
 }
 
 func remoteAddress(i, who int) *tables.IP {

@@ -353,7 +353,7 @@ spec: {endpointSelector: {matchLabels: {app: web}}, %s}
 // of another, or an address outside the mesh that is inside it once a peer has joined.
 func (c changer) node(txn statedb.WriteTxn, cluster string, speaksOf, node byte, there bool) {
 	own := map[string]byte{"east": 1, "west": 2, "north": 3}[cluster]
-	row := &tables.Node{Cluster: cluster, Name: fmt.Sprint("n", node), Cilium: &wire.Node{}}
+	row := &wire.Node{}
 	bits, third := 24, node
 	switch c.IntN(8) {
 	case 0:
@@ -364,16 +364,16 @@ func (c changer) node(txn statedb.WriteTxn, cluster string, speaksOf, node byte,
 		third = 1 + node%3
 	}
 	alloc := wire.CIDR(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, speaksOf, third, 0}), bits).Masked())
-	row.Cilium.IPv4AllocCIDR = &alloc
+	row.IPv4AllocCIDR = &alloc
 	if c.IntN(4) == 0 {
 		more := wire.CIDR(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, speaksOf, 8 + node/2, 0}), 24+c.IntN(2)))
-		row.Cilium.IPv4SecondaryAllocCIDRs = []*wire.CIDR{&more}
+		row.IPv4SecondaryAllocCIDRs = []*wire.CIDR{&more}
 	}
 	last := byte(1)
 	if c.IntN(4) == 0 {
 		last, third = 2, 1 // a pod's, and others'
 	}
-	row.Cilium.IPAddresses = []wire.NodeAddress{{Type: wire.NodeCiliumInternalIP, IP: netip.AddrFrom4([4]byte{10, speaksOf, third, last})}}
+	row.IPAddresses = []wire.NodeAddress{{Type: wire.NodeCiliumInternalIP, IP: netip.AddrFrom4([4]byte{10, speaksOf, third, last})}}
 	for range 1 + c.IntN(2) {
 		a := netip.AddrFrom4([4]byte{192, 0, own, byte(1 + c.IntN(3))})
 		switch c.IntN(6) {
@@ -382,9 +382,9 @@ func (c changer) node(txn statedb.WriteTxn, cluster string, speaksOf, node byte,
 		case 1:
 			a = netip.AddrFrom4([4]byte{10, byte(1 + c.IntN(3)), 200, byte(c.IntN(2))})
 		}
-		row.Cilium.IPAddresses = append(row.Cilium.IPAddresses, wire.NodeAddress{Type: wire.NodeInternalIP, IP: a})
+		row.IPAddresses = append(row.IPAddresses, wire.NodeAddress{Type: wire.NodeInternalIP, IP: a})
 	}
-	put(txn, c.tab.Nodes, row, there)
+	put(txn, c.tab.Nodes, &tables.Node{Cluster: cluster, Name: fmt.Sprint("n", node), Place: tables.PlaceOf(row)}, there)
 }
 
 // nodeOfOurs changes a node of our cluster, possibly this one.

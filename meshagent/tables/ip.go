@@ -19,7 +19,10 @@ type IP struct {
 }
 
 // Key is "cluster/prefix".
-func (i *IP) Key() string { return i.Cluster + "/" + i.Prefix.String() }
+func (i *IP) Key() string {
+	var b [96]byte // so that only the result is garbage: this is asked for most often of all
+	return string(i.Prefix.AppendTo(append(append(b[:0], i.Cluster...), '/')))
+}
 
 var ips = table[*IP]{
 	name: "ips", imported: true, written: true,

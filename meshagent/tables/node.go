@@ -10,7 +10,7 @@ import (
 )
 
 // Node is a node of any cluster. A node of ours has what the operator registered and
-// what its agent reports; a peer's has Cilium and Export.
+// what its agent reports; a peer's has Place and Export.
 type Node struct {
 	Cluster, Name string
 	Registration  *wire.Registration
@@ -18,8 +18,37 @@ type Node struct {
 	// Withdrawn says that State is gone from the store; it keeps the node's last
 	// report for as long as the node is registered.
 	Withdrawn bool
-	Cilium    *wire.Node
+	Place     *Place
 	Export    *wire.ExportNode
+}
+
+// Place is what agents use of a peer's node: where it is and which addresses it gives out.
+// The rest of its entry, labels and annotations among it, takes ten times the memory.
+type Place struct {
+	internals, addresses []netip.Addr
+	podCIDRs             []netip.Prefix
+}
+
+// PlaceOf returns the place of a node; nil for nil.
+func PlaceOf(n *wire.Node) *Place {
+	if n == nil {
+		return nil
+	}
+	p := &Place{podCIDRs: slices.Clone(n.PodCIDRs())}
+	for _, typ := range []string{wire.NodeInternalIP, wire.NodeExternalIP, wire.NodeCiliumInternalIP} {
+		for _, a := range n.IPAddresses {
+			switch in := p.internals; {
+			case a.Type != typ:
+			case typ != wire.NodeCiliumInternalIP:
+				if a.IP.IsValid() {
+					p.addresses = append(p.addresses, a.IP)
+				}
+			case len(in) == 0 || len(in) == 1 && in[0].BitLen() != a.IP.BitLen():
+				p.internals = append(p.internals, a.IP)
+			}
+		}
+	}
+	return p
 }
 
 // Doubt says what is wrong with the node's own report, or "" if nothing is.
@@ -48,7 +77,7 @@ func (n *Node) Key() string { return n.Cluster + "/" + n.Name }
 
 // Empty says whether no part is left.
 func (n *Node) Empty() bool {
-	return n.Registration == nil && n.State == nil && n.Cilium == nil && n.Export == nil
+	return n.Registration == nil && n.State == nil && n.Place == nil && n.Export == nil
 }
 
 // Internal is the node's first address inside the mesh.
@@ -56,43 +85,33 @@ func (n *Node) Internal() netip.Addr {
 	switch {
 	case n.State != nil:
 		return n.State.Internal
-	case n.Cilium != nil:
-		return n.Cilium.Address(wire.NodeCiliumInternalIP)
+	case n.Place != nil && len(n.Place.internals) > 0:
+		return n.Place.internals[0]
 	}
 	return netip.Addr{}
 }
 
-// Internals are the node's addresses inside the mesh: one, or one of each family.
-func (n *Node) Internals() (out []netip.Addr) {
+// Internals are the node's addresses inside the mesh: one, or one of each family. Like the
+// lists below, this one may be the row's own: do not change it.
+func (n *Node) Internals() []netip.Addr {
 	switch {
 	case n.State != nil:
 		return n.State.Internals()
-	case n.Cilium != nil:
-		for _, a := range n.Cilium.IPAddresses {
-			if a.Type == wire.NodeCiliumInternalIP && (len(out) == 0 || len(out) == 1 && out[0].BitLen() != a.IP.BitLen()) {
-				out = append(out, a.IP)
-			}
-		}
+	case n.Place != nil:
+		return n.Place.internals
 	}
-	return out
+	return nil
 }
 
 // Addresses are the node's own addresses, its tunnel endpoint first.
 func (n *Node) Addresses() []netip.Addr {
-	if n.State != nil {
+	switch {
+	case n.State != nil:
 		return n.State.Addresses
+	case n.Place != nil:
+		return n.Place.addresses
 	}
-	var out []netip.Addr
-	if n.Cilium != nil {
-		for _, typ := range []string{wire.NodeInternalIP, wire.NodeExternalIP} {
-			for _, a := range n.Cilium.IPAddresses {
-				if a.Type == typ && a.IP.IsValid() {
-					out = append(out, a.IP)
-				}
-			}
-		}
-	}
-	return out
+	return nil
 }
 
 // PodCIDRs are the prefixes from which the node assigns pod addresses.
@@ -100,8 +119,8 @@ func (n *Node) PodCIDRs() []netip.Prefix {
 	switch {
 	case n.State != nil:
 		return n.State.PodCIDRs
-	case n.Cilium != nil:
-		return n.Cilium.PodCIDRs()
+	case n.Place != nil:
+		return n.Place.podCIDRs
 	}
 	return nil
 }

@@ -16,10 +16,19 @@ type Path struct {
 	Alive bool
 	Lane  int
 	// Keyed is set once packets may be sent to the node.
-	Keyed       bool
-	Observation probe.Observation
+	Keyed bool
+	// Observation is nil if nobody probes the node: in a large mesh most are like that.
+	Observation *probe.Observation
 	// GossipDead is set while members of the node's cluster consider it dead.
 	GossipDead bool
+}
+
+// Seen is Observation, or a zero one.
+func (p *Path) Seen() (seen probe.Observation) {
+	if p.Observation != nil {
+		seen = *p.Observation
+	}
+	return seen
 }
 
 // Key is "cluster/node".
@@ -33,7 +42,7 @@ var paths = table[*Path]{
 		if p.GossipDead {
 			gossip = "dead"
 		}
-		o := p.Observation
+		o := p.Seen()
 		limit := "-"
 		if o.Limit > 0 {
 			limit = strconv.Itoa(o.Limit)
