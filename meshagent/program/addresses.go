@@ -60,7 +60,11 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 	p.tellFormer(v, todo.all, r)
 	p.remember(v, r)
 
-	w := newOwnerRows()
+	many := 0
+	if todo.all {
+		many = v.tables.IPs.NumObjects(v.txn)
+	}
+	w := newOwnerRows(many)
 	if todo.all {
 		p.ips.skip(v.txn)
 		r.stage("ips")
@@ -154,8 +158,9 @@ type ownerRows struct {
 	gonePrefixes []bpf.PrefixKey
 }
 
-func newOwnerRows() ownerRows {
-	return ownerRows{addrs: map[bpf.Addr]bpf.IPInfo{}, prefixes: map[bpf.PrefixKey]bpf.IPInfo{}}
+// newOwnerRows has room for so many addresses.
+func newOwnerRows(addrs int) ownerRows {
+	return ownerRows{addrs: make(map[bpf.Addr]bpf.IPInfo, addrs), prefixes: map[bpf.PrefixKey]bpf.IPInfo{}}
 }
 
 // announce has policies, and the sets of this node's pods, follow the variants that rows are

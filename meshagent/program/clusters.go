@@ -30,7 +30,12 @@ func scopeOf(c *tables.Cluster) *scope {
 	return &scope{row: c, id: c.ID(), pods: valid(c.PodCIDRs()), service: c.ServiceCIDR(), cilium: c.Peer != nil && c.Peer.Cilium, complete: c.Complete()}
 }
 
+// valid are those that are prefixes, without host bits, each once. The list may be the one
+// that was given: do not change it.
 func valid(all []netip.Prefix) (out []netip.Prefix) {
+	if len(all) == 1 && all[0].IsValid() && all[0] == all[0].Masked() {
+		return all[:1:1]
+	}
 	for _, p := range all {
 		if p = p.Masked(); p.IsValid() && !slices.Contains(out, p) {
 			out = append(out, p)

@@ -30,6 +30,7 @@ func NewMeshes(t *tables.Tables, self string) (*Meshes, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.view.nodes.nameless = true
 	return &Meshes{tables: t, beliefs: b}, nil
 }
 

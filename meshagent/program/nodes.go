@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
@@ -22,11 +23,14 @@ type nodes struct {
 	named map[netip.Addr][]string
 	cidrs ranges[[]string]
 	// places finds the addresses in named by range.
-	places ranges[struct{}]
+	places spots
 	// Of those believed: inside lists who has an address inside the mesh, hosts who has
 	// a tunnel endpoint.
 	inside map[netip.Addr][]string
 	hosts  map[host][]string
+	// nameless is set if nobody asks who has an address: there are none in named, inside
+	// and hosts then.
+	nameless bool
 }
 
 // standing is what is known about one node.
@@ -46,8 +50,8 @@ type host struct {
 	addr    netip.Addr
 }
 
-func newNodes() nodes {
-	return nodes{known: map[string]*standing{}, named: map[netip.Addr][]string{}, inside: map[netip.Addr][]string{}, hosts: map[host][]string{}}
+func newNodes(nameless bool) nodes {
+	return nodes{nameless: nameless, known: map[string]*standing{}, named: map[netip.Addr][]string{}, inside: map[netip.Addr][]string{}, hosts: map[host][]string{}}
 }
 
 // followNodes takes up new rows, nil for those that are gone, and settles the
@@ -74,21 +78,23 @@ func (v *view) claim(key string, row *tables.Node, m *moved, concerned map[strin
 	}
 	next := &standing{row: row, believed: before.believed}
 	if row != nil && v.member(row.Cluster) != nil {
-		next.named = v.names(row)
 		next.why, next.cidrs = v.entitled(row)
+		if !n.nameless {
+			next.named = v.names(row)
+		}
 	}
 	for _, a := range before.named {
 		if !slices.Contains(next.named, a) {
 			m.addrs[a] = true
 			if release(n.named, a, key); len(n.named[a]) == 0 {
-				n.places.drop(whole(a))
+				n.places.drop(bpf.PrefixOf(whole(a)))
 			}
 		}
 	}
 	for _, a := range next.named {
 		if !slices.Contains(before.named, a) {
 			m.addrs[a] = true
-			n.places.put(whole(a), struct{}{})
+			n.places.put(bpf.PrefixOf(whole(a)))
 			take(n.named, a, key, v.order)
 		}
 	}
@@ -155,6 +161,9 @@ func (v *view) names(n *tables.Node) (out []netip.Addr) {
 		}
 		addrs = n.Registration.Addresses
 	}
+	if len(addrs) == 1 && addrs[0].IsValid() && addrs[0] == addrs[0].Unmap() {
+		return addrs[:1:1]
+	}
 	for _, a := range addrs {
 		if a = a.Unmap(); a.IsValid() && !slices.Contains(out, a) {
 			out = append(out, a)
@@ -216,7 +225,7 @@ func (v *view) decide(key string, m *moved) {
 	if before == nil && next == nil || before != nil && next != nil && samePlace(before, next) && !m.clusters[next.Cluster] {
 		return
 	}
-	if before != nil {
+	if before != nil && !n.nameless {
 		for _, a := range before.Internals() {
 			release(n.inside, a, key)
 		}
@@ -224,7 +233,7 @@ func (v *view) decide(key string, m *moved) {
 			release(n.hosts, host{before.Cluster, a}, key)
 		}
 	}
-	if next != nil {
+	if next != nil && !n.nameless {
 		for _, a := range next.Internals() {
 			take(n.inside, a, key, v.order)
 		}

@@ -19,7 +19,7 @@ type offer struct {
 // beside the backends, and finds a few too many.
 type offers struct {
 	blocks map[offer][]netip.Prefix
-	at     ranges[map[offer]bool]
+	at     ranges[[]offer] // what has some in a block, each once
 }
 
 func newOffers() offers { return offers{blocks: map[offer][]netip.Prefix{}} }
@@ -41,17 +41,15 @@ func (o *offers) set(of offer, addrs []netip.Addr) {
 	}
 	for _, block := range without(before, next) {
 		all, _ := o.at.get(block)
-		if delete(all, of); len(all) == 0 {
+		if all = slices.DeleteFunc(all, func(other offer) bool { return other == of }); len(all) == 0 {
 			o.at.drop(block)
+		} else {
+			o.at.put(block, all)
 		}
 	}
 	for _, block := range without(next, before) {
-		all, ok := o.at.get(block)
-		if !ok {
-			all = map[offer]bool{}
-			o.at.put(block, all)
-		}
-		all[of] = true
+		all, _ := o.at.get(block)
+		o.at.put(block, append(all, of))
 	}
 	if len(next) == 0 {
 		delete(o.blocks, of)
@@ -67,7 +65,7 @@ func (o *offers) within(p netip.Prefix) iter.Seq[offer] {
 	}
 	return func(yield func(offer) bool) {
 		for _, all := range o.at.within(p) {
-			for of := range all {
+			for _, of := range all {
 				if !yield(of) {
 					return
 				}

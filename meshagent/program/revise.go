@@ -99,7 +99,7 @@ func (p *Program) tellApart(v *view, now []*policy.Policy) error {
 	if !news {
 		return nil
 	}
-	w := newOwnerRows()
+	w := newOwnerRows(0)
 	for key := range concerned {
 		if prefix := key.Netip(); prefix.IsSingleIP() {
 			p.addrRow(v, bpf.AddrOf(prefix.Addr()), &w)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"iter"
 	"net/netip"
+	"slices"
 
 	"github.com/weft-mesh/weft/bpf"
 )
@@ -12,9 +13,62 @@ import (
 // mesh in some such sets, so single IPv4 addresses take a bit: 256 neighbours are four
 // words. The zero value is empty.
 type spots struct {
-	v4    map[uint32]*[4]uint64 // by all but the last byte
+	// few are the first blocks of neighbours; there is one such set for each node, most
+	// often with a single block. many are the others, by all but the last byte.
+	few   []stretch
+	many  map[uint32]*[4]uint64
 	rest  map[bpf.PrefixKey]struct{}
 	count int
+}
+
+type stretch struct {
+	high uint32 // all but the last byte
+	near [4]uint64
+}
+
+const fewBlocks = 4
+
+// block returns the neighbours that have all but the last byte in common; nil if none is
+// in the set.
+func (s *spots) block(high uint32) *[4]uint64 {
+	for i := range s.few {
+		if s.few[i].high == high {
+			return &s.few[i].near
+		}
+	}
+	return s.many[high]
+}
+
+func (s *spots) newBlock(high uint32) *[4]uint64 {
+	if len(s.few) < fewBlocks {
+		s.few = append(s.few, stretch{high: high})
+		return &s.few[len(s.few)-1].near
+	}
+	if s.many == nil {
+		s.many = map[uint32]*[4]uint64{}
+	}
+	near := &[4]uint64{}
+	s.many[high] = near
+	return near
+}
+
+func (s *spots) dropBlock(high uint32) {
+	s.few = slices.DeleteFunc(s.few, func(b stretch) bool { return b.high == high })
+	delete(s.many, high)
+}
+
+// blocks yields all neighbours.
+func (s *spots) blocks(yield func(high uint32, near *[4]uint64) bool) {
+	for i := range s.few {
+		if !yield(s.few[i].high, &s.few[i].near) {
+			return
+		}
+	}
+	for high, near := range s.many {
+		if !yield(high, near) {
+			return
+		}
+	}
 }
 
 // plain is a single IPv4 address as a number.
@@ -42,13 +96,9 @@ func (s *spots) put(k bpf.PrefixKey) {
 		}
 		return
 	}
-	if s.v4 == nil {
-		s.v4 = map[uint32]*[4]uint64{}
-	}
-	near := s.v4[n>>8]
+	near := s.block(n >> 8)
 	if near == nil {
-		near = &[4]uint64{}
-		s.v4[n>>8] = near
+		near = s.newBlock(n >> 8)
 	}
 	if word, bit := place(n); near[word]&bit == 0 {
 		near[word] |= bit
@@ -65,7 +115,7 @@ func (s *spots) drop(k bpf.PrefixKey) {
 		}
 		return
 	}
-	near := s.v4[n>>8]
+	near := s.block(n >> 8)
 	if near == nil {
 		return
 	}
@@ -74,14 +124,14 @@ func (s *spots) drop(k bpf.PrefixKey) {
 		s.count--
 	}
 	if *near == [4]uint64{} {
-		delete(s.v4, n>>8)
+		s.dropBlock(n >> 8)
 	}
 }
 
 // all yields everything.
 func (s *spots) all() iter.Seq[bpf.PrefixKey] {
 	return func(yield func(bpf.PrefixKey) bool) {
-		for high, near := range s.v4 {
+		for high, near := range s.blocks {
 			if !neighbours(high, near, yield) {
 				return
 			}
@@ -102,14 +152,14 @@ func (s *spots) within(p netip.Prefix) iter.Seq[bpf.PrefixKey] {
 		if p.Addr().Is4() {
 			b := p.Masked().Addr().As4()
 			first, many := binary.BigEndian.Uint32(b[:])>>8, 1<<max(0, 24-p.Bits())
-			if many <= len(s.v4) {
+			if many <= len(s.few)+len(s.many) {
 				for high := first; high < first+uint32(many); high++ {
-					if near := s.v4[high]; near != nil && !neighbours(high, near, inside) {
+					if near := s.block(high); near != nil && !neighbours(high, near, inside) {
 						return
 					}
 				}
 			} else {
-				for high, near := range s.v4 {
+				for high, near := range s.blocks {
 					if high-first < uint32(many) && !neighbours(high, near, inside) {
 						return
 					}

@@ -42,7 +42,7 @@ type doubt struct{ table, row, why string }
 
 func newView(t *tables.Tables, self string) *view {
 	return &view{
-		tables: t, self: self, clusters: newClusters(), nodes: newNodes(),
+		tables: t, self: self, clusters: newClusters(), nodes: newNodes(false),
 		servers: func(*wire.Access) []netip.Addr { return nil },
 	}
 }
@@ -51,7 +51,7 @@ func newView(t *tables.Tables, self string) *view {
 // known.
 func (v *view) load(txn statedb.ReadTxn) bool {
 	v.txn, v.doubts = txn, nil
-	v.own, v.clusters, v.nodes, v.former = nil, newClusters(), newNodes(), former{kernel: v.former.kernel}
+	v.own, v.clusters, v.nodes, v.former = nil, newClusters(), newNodes(v.nodes.nameless), former{kernel: v.former.kernel}
 	rows := map[string]*tables.Cluster{}
 	for c := range v.tables.Clusters.All(txn) {
 		if rows[c.Name] = c; c.Own != nil {
@@ -127,7 +127,7 @@ func (v *view) take(c change) *moved {
 	}
 	for r := range m.ranges {
 		for a := range v.nodes.places.within(r) {
-			m.addrs[a.Addr()] = true
+			m.addrs[a.Netip().Addr()] = true
 		}
 	}
 	return m

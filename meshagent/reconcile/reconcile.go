@@ -74,11 +74,14 @@ type Failed[K comparable] func(k K, err error)
 
 // Update creates and changes rows, and returns how many it wrote.
 func (r *Reconciler[K, V]) Update(want map[K]V, failed Failed[K]) (changed int) {
-	differ := map[K]V{}
-	for k, v := range want {
-		delete(r.found, k)
-		if !r.as(k, v) {
-			differ[k] = v
+	differ := want
+	if len(r.rows)+len(r.unsure) > 0 { // in an empty map all rows differ, and there may be very many
+		differ = map[K]V{}
+		for k, v := range want {
+			delete(r.found, k)
+			if !r.as(k, v) {
+				differ[k] = v
+			}
 		}
 	}
 	many := len(differ) >= r.batch
