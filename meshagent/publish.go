@@ -298,8 +298,9 @@ func (p *publisher) forget() {
 func (p *publisher) heard(events []store.Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	own := wire.NodePrefix(p.node.name)
 	for _, e := range events {
-		if !strings.HasPrefix(e.Key, wire.NodePrefix(p.node.name)) {
+		if !strings.HasPrefix(e.Key, own) {
 			continue
 		}
 		if p.have == nil {

@@ -17,6 +17,9 @@ import (
 type known struct {
 	folders map[string]*folder
 	count   int
+	// path is the folder that was put to last: a list comes in order.
+	path string
+	last *folder
 }
 
 // folder has the versions of keys that differ in their last part only. Most keys of a large
@@ -133,10 +136,14 @@ func (k *known) is(key string, v version) bool {
 
 func (k *known) put(key string, v version) {
 	path, name := split(key)
-	in := k.folders[path]
-	if in == nil {
-		in = &folder{map[[4]byte]version{}, map[string]version{}}
-		k.folders[strings.Clone(path)] = in
+	in := k.last
+	if in == nil || path != k.path {
+		path = strings.Clone(path)
+		if in = k.folders[path]; in == nil {
+			in = &folder{map[[4]byte]version{}, map[string]version{}}
+			k.folders[path] = in
+		}
+		k.path, k.last = path, in
 	}
 	before := in.len()
 	in.put(name, v)
@@ -154,14 +161,16 @@ func (k *known) drop(key string) {
 	k.count += in.len() - before
 	if in.len() == 0 {
 		delete(k.folders, path)
+		k.last = nil
 	}
 }
 
 // sweep turns a complete list into the changes against k, and makes it what k has:
-// deletions last, so that something renamed exists at every moment. What k has and keeps
-// says to keep, by its revision in the list and 0 if it is not listed, stays as it is.
+// deletions last, so that something renamed exists at every moment. The changes take the
+// place of the list. What k has and keeps says to keep, by its revision in the list and 0 if
+// it is not listed, stays as it is.
 func (k *known) sweep(all []store.Event, keeps func(key string, revision int64) bool) []store.Event {
-	var events []store.Event
+	events := all[:0] // a list takes much memory, and is not needed any more
 	next := newKnown()
 	for _, e := range all {
 		v := versionOf(e.KV)
