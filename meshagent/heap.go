@@ -14,11 +14,11 @@ import (
 type heap struct{ read <-chan struct{} }
 
 // Garbage may take garbageRoom, or garbageShare of what is in use if that is more. With
-// 325 changes a second in a mesh of 250 clusters, a third costs a collection in ten
-// seconds or so.
+// 325 changes a second, each some 15 to 25 KiB of garbage, in a mesh of 250 clusters, a
+// quarter costs a collection in ten seconds or so.
 const (
-	garbageRoom  = 64 << 20
-	garbageShare = 1. / 3
+	garbageRoom  = 32 << 20
+	garbageShare = 1. / 4
 )
 
 // percentFor is the collector's setting for this many bytes in use.

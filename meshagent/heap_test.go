@@ -10,7 +10,7 @@ import (
 )
 
 func TestPercentFor(t *testing.T) {
-	for live, want := range map[uint64]int{0: 100, 1 << 20: 100, 64 << 20: 100, 128 << 20: 50, 192 << 20: 33, 4 << 30: 33} {
+	for live, want := range map[uint64]int{0: 100, 1 << 20: 100, 32 << 20: 100, 64 << 20: 50, 128 << 20: 25, 4 << 30: 25} {
 		if got := percentFor(live); got != want {
 			t.Errorf("%d MiB in use: %d %%, want %d %%", live>>20, got, want)
 		}
