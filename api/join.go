@@ -10,6 +10,7 @@ type JoinBundle struct {
 	MaxConnectedClusters uint32         `json:"maxConnectedClusters"`
 	ClusterPodCIDRs      []netip.Prefix `json:"clusterPodCIDRs"`
 	ServiceCIDR          netip.Prefix   `json:"serviceCIDR"`
+	IPv6ServiceCIDR      netip.Prefix   `json:"ipv6ServiceCIDR,omitzero"`
 
 	Node      string         `json:"node"`
 	Addresses []netip.Addr   `json:"addresses"`

@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -63,6 +64,7 @@ type ClusterStatus struct {
 	ID                   uint32         `json:"id"`
 	PodCIDRs             []netip.Prefix `json:"podCIDRs"`
 	ServiceCIDR          netip.Prefix   `json:"serviceCIDR"`
+	IPv6ServiceCIDR      netip.Prefix   `json:"ipv6ServiceCIDR,omitzero"`
 	MaxConnectedClusters uint32         `json:"maxConnectedClusters"`
 	// Generation identifies the store: a rebuilt store has another one.
 	Generation string `json:"generation"`
@@ -187,13 +189,14 @@ const (
 
 // PeerStatus is one peer as the API server knows it.
 type PeerStatus struct {
-	Cluster     string         `json:"cluster"` // the cluster that answers
-	Name        string         `json:"name"`
-	ID          uint32         `json:"id"`
-	PodCIDRs    []netip.Prefix `json:"podCIDRs"`
-	ServiceCIDR netip.Prefix   `json:"serviceCIDR"`
-	Endpoints   []string       `json:"endpoints"`
-	Generation  string         `json:"generation,omitempty"`
+	Cluster         string         `json:"cluster"` // the cluster that answers
+	Name            string         `json:"name"`
+	ID              uint32         `json:"id"`
+	PodCIDRs        []netip.Prefix `json:"podCIDRs"`
+	ServiceCIDR     netip.Prefix   `json:"serviceCIDR"`
+	IPv6ServiceCIDR netip.Prefix   `json:"ipv6ServiceCIDR,omitzero"`
+	Endpoints       []string       `json:"endpoints"`
+	Generation      string         `json:"generation,omitempty"`
 	// Cilium says that the peer runs Cilium: nothing is sent to its pods.
 	Cilium bool `json:"cilium,omitempty"`
 
@@ -279,9 +282,10 @@ type CiliumPeer struct {
 	CA         string `json:"ca"`   // PEM, one or more certificates
 	Cert       string `json:"cert"` // PEM
 	Key        string `json:"key"`  // PEM
-	// PodCIDRs are the only addresses that it may announce. ServiceCIDR may be unknown.
-	PodCIDRs    []netip.Prefix `json:"podCIDRs"`
-	ServiceCIDR netip.Prefix   `json:"serviceCIDR,omitzero"`
+	// PodCIDRs are the only addresses that it may announce. Service CIDRs may be unknown.
+	PodCIDRs        []netip.Prefix `json:"podCIDRs"`
+	ServiceCIDR     netip.Prefix   `json:"serviceCIDR,omitzero"`
+	IPv6ServiceCIDR netip.Prefix   `json:"ipv6ServiceCIDR,omitzero"`
 	// ID is its cluster ID; 0 means the one that it has when it answers.
 	ID uint32 `json:"id,omitempty"`
 }
@@ -304,6 +308,7 @@ type Invite struct {
 	ID                   uint32         `json:"id"`
 	PodCIDRs             []netip.Prefix `json:"podCIDRs"`
 	ServiceCIDR          netip.Prefix   `json:"serviceCIDR"`
+	IPv6ServiceCIDR      netip.Prefix   `json:"ipv6ServiceCIDR,omitzero"`
 	MaxConnectedClusters uint32         `json:"maxConnectedClusters"`
 	Generation           string         `json:"generation"`
 
@@ -378,16 +383,18 @@ type IdentityList struct {
 
 // Service is one row of GET /v1/services.
 type Service struct {
-	Cluster   string           `json:"cluster"`
-	Namespace string           `json:"namespace"`
-	Name      string           `json:"name"`
-	ClusterIP string           `json:"clusterIP,omitempty"`
-	Ports     []string         `json:"ports"` // "http 80/TCP"
-	PortNames []string         `json:"portNames,omitempty"`
-	Global    bool             `json:"global"`
-	Shared    bool             `json:"shared"`
-	Affinity  string           `json:"affinity"`
-	Backends  []ServiceBackend `json:"backends"`
+	Cluster   string `json:"cluster"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	ClusterIP string `json:"clusterIP,omitempty"`
+	// ClusterIPs are ClusterIP and, if the service has both IP families, the other address.
+	ClusterIPs []string         `json:"clusterIPs,omitempty"`
+	Ports      []string         `json:"ports"` // "http 80/TCP"
+	PortNames  []string         `json:"portNames,omitempty"`
+	Global     bool             `json:"global"`
+	Shared     bool             `json:"shared"`
+	Affinity   string           `json:"affinity"`
+	Backends   []ServiceBackend `json:"backends"`
 }
 
 // ServiceBackend is one backend of a service, in whichever cluster. Each address
@@ -439,4 +446,18 @@ type TableSummary struct {
 	Rows    int    `json:"rows"`
 	Pending int    `json:"pending"`
 	Errors  int    `json:"errors"`
+}
+
+// ServiceCIDRs are the prefixes of the cluster's service addresses: one, or one of each IP
+// family.
+func (c ClusterStatus) ServiceCIDRs() []netip.Prefix { return known(c.ServiceCIDR, c.IPv6ServiceCIDR) }
+
+// ServiceCIDRs are the prefixes of the peer's service addresses, as far as they are known.
+func (p PeerStatus) ServiceCIDRs() []netip.Prefix { return known(p.ServiceCIDR, p.IPv6ServiceCIDR) }
+
+// ServiceCIDRs are the prefixes of the cluster's service addresses, as far as they are known.
+func (in Invite) ServiceCIDRs() []netip.Prefix { return known(in.ServiceCIDR, in.IPv6ServiceCIDR) }
+
+func known(all ...netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(all, func(p netip.Prefix) bool { return !p.IsValid() })
 }

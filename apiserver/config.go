@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/weft-mesh/weft/api"
@@ -25,7 +26,7 @@ import (
 )
 
 // Config of an API server. Cluster, ID, PodCIDRs, ServiceCIDR and Advertise
-// have no defaults.
+// have no defaults, and an IPv6ServiceCIDR is not needed.
 type Config struct {
 	// Cluster is the cluster's name: up to 32 characters of a-z, 0-9 and "-". ID is
 	// its number in the mesh, from 1 to MaxConnectedClusters. Neither can change later.
@@ -36,6 +37,9 @@ type Config struct {
 	// families, those of IPv4 first, each pod has an address of each.
 	PodCIDRs    []netip.Prefix `json:"podCIDRs"`
 	ServiceCIDR netip.Prefix   `json:"serviceCIDR"`
+	// IPv6ServiceCIDR lets services have IPv6 addresses too. It may be added to a cluster
+	// that exists, and needs an IPv6 pod CIDR.
+	IPv6ServiceCIDR netip.Prefix `json:"ipv6ServiceCIDR,omitzero"`
 	// MaxConnectedClusters is 255 or 511, the same in the whole mesh. 511 halves the
 	// number of identities a cluster can have, to 32,768.
 	MaxConnectedClusters uint32 `json:"maxConnectedClusters"`
@@ -226,10 +230,19 @@ func (c Config) validateCIDRs() (errs []error) {
 		add("pod-cidrs is missing: give the addresses of the cluster's pods, like 10.1.0.0/16")
 	}
 	all := append(append([]netip.Prefix(nil), c.PodCIDRs...), c.ServiceCIDR)
+	if c.IPv6ServiceCIDR.IsValid() {
+		all = append(all, c.IPv6ServiceCIDR)
+		if !slices.ContainsFunc(c.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+			add("ipv6-service-cidr is %s, but no pod could answer there: give pod-cidrs an IPv6 prefix too", c.IPv6ServiceCIDR)
+		}
+	}
 	for i, p := range all {
 		name := "pod-cidrs"
-		if i == len(all)-1 {
+		switch i - len(c.PodCIDRs) {
+		case 0:
 			name = "service-cidr"
+		case 1:
+			name = "ipv6-service-cidr"
 		}
 		switch {
 		case !p.IsValid():
@@ -237,8 +250,10 @@ func (c Config) validateCIDRs() (errs []error) {
 			continue
 		case p != p.Masked():
 			add("%s: %s has bits beyond its prefix: write %s", name, p, p.Masked())
-		case !p.Addr().Is4() && i == len(all)-1:
-			add("%s: %s is IPv6: services have only IPv4 addresses so far", name, p)
+		case !p.Addr().Is4() && name == "service-cidr":
+			add("%s: %s is IPv6: give an IPv4 prefix here and the IPv6 one as ipv6-service-cidr, because clusters of IPv6 alone are not supported yet", name, p)
+		case p.Addr().Is4() && name == "ipv6-service-cidr":
+			add("%s: %s is IPv4: give an IPv6 prefix, like fd00:10:101::/112", name, p)
 		case !p.Addr().Is4() && i == 0:
 			add("%s: %s is IPv6: give an IPv4 prefix first, because clusters of IPv6 alone are not supported yet", name, p)
 		case p.Addr().Is4() && (p.Bits() < 8 || p.Bits() > 28):
@@ -272,7 +287,7 @@ func text(a netip.Addr) string {
 // cluster returns the part of the configuration that is written to the store.
 func (c Config) cluster() wire.Cluster {
 	return wire.Cluster{
-		Name: c.Cluster, ID: identity.ClusterID(c.ID), PodCIDRs: c.PodCIDRs, ServiceCIDR: c.ServiceCIDR,
+		Name: c.Cluster, ID: identity.ClusterID(c.ID), PodCIDRs: c.PodCIDRs, ServiceCIDR: c.ServiceCIDR, IPv6ServiceCIDR: c.IPv6ServiceCIDR,
 		MaxConnectedClusters: cmp.Or(c.MaxConnectedClusters, uint32(identity.Split255)),
 	}
 }

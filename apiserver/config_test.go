@@ -25,24 +25,36 @@ func TestValidate(t *testing.T) {
 		t.Error("one with pod CIDRs of both families:", err)
 	}
 	prefix := netip.MustParsePrefix
+	dual.IPv6ServiceCIDR = prefix("fd00:10:101::/108")
+	if err := dual.Validate(); err != nil {
+		t.Error("one with service CIDRs of both families:", err)
+	}
 	for name, c := range map[string]struct {
 		change func(*Config)
 		want   string
 	}{
-		"name too long":      {func(c *Config) { c.Cluster = strings.Repeat("e", 33) }, "1 to 32 of a-z"},
-		"name in capitals":   {func(c *Config) { c.Cluster = "East" }, `cluster name "East"`},
-		"no ID":              {func(c *Config) { c.ID = 0 }, "choose one from 1 to 255"},
-		"ID beyond range":    {func(c *Config) { c.ID = 300 }, "choose one from 1 to 255"},
-		"other split":        {func(c *Config) { c.MaxConnectedClusters = 300 }, "255 or 511"},
-		"no pod CIDR":        {func(c *Config) { c.PodCIDRs = nil }, "pod-cidrs is missing"},
-		"loopback for pods":  {func(c *Config) { c.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")} }, "pod-cidrs: 127.0.0.0/8 contains addresses of 127.0.0.0/8, which no machine"},
-		"no service CIDR":    {func(c *Config) { c.ServiceCIDR = netip.Prefix{} }, "service-cidr is missing"},
-		"bits beyond":        {func(c *Config) { c.PodCIDRs[0] = netip.MustParsePrefix("10.1.2.0/16") }, "write 10.1.0.0/16"},
-		"overlap":            {func(c *Config) { c.ServiceCIDR = prefix("10.1.128.0/17") }, "overlaps 10.1.0.0/16"},
-		"own address":        {func(c *Config) { c.PodCIDRs[0] = prefix("172.16.0.0/16") }, "contains 172.16.1.1"},
-		"IPv6 alone":         {func(c *Config) { c.PodCIDRs[0] = prefix("fd00::/48") }, "give an IPv4 prefix first"},
-		"IPv6 too small":     {func(c *Config) { c.PodCIDRs = append(c.PodCIDRs, prefix("fd00::/121")) }, "give a prefix from /16 to /120"},
-		"IPv6 services":      {func(c *Config) { c.ServiceCIDR = prefix("fd00:1::/112") }, "services have only IPv4 addresses"},
+		"name too long":     {func(c *Config) { c.Cluster = strings.Repeat("e", 33) }, "1 to 32 of a-z"},
+		"name in capitals":  {func(c *Config) { c.Cluster = "East" }, `cluster name "East"`},
+		"no ID":             {func(c *Config) { c.ID = 0 }, "choose one from 1 to 255"},
+		"ID beyond range":   {func(c *Config) { c.ID = 300 }, "choose one from 1 to 255"},
+		"other split":       {func(c *Config) { c.MaxConnectedClusters = 300 }, "255 or 511"},
+		"no pod CIDR":       {func(c *Config) { c.PodCIDRs = nil }, "pod-cidrs is missing"},
+		"loopback for pods": {func(c *Config) { c.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")} }, "pod-cidrs: 127.0.0.0/8 contains addresses of 127.0.0.0/8, which no machine"},
+		"no service CIDR":   {func(c *Config) { c.ServiceCIDR = netip.Prefix{} }, "service-cidr is missing"},
+		"bits beyond":       {func(c *Config) { c.PodCIDRs[0] = netip.MustParsePrefix("10.1.2.0/16") }, "write 10.1.0.0/16"},
+		"overlap":           {func(c *Config) { c.ServiceCIDR = prefix("10.1.128.0/17") }, "overlaps 10.1.0.0/16"},
+		"own address":       {func(c *Config) { c.PodCIDRs[0] = prefix("172.16.0.0/16") }, "contains 172.16.1.1"},
+		"IPv6 alone":        {func(c *Config) { c.PodCIDRs[0] = prefix("fd00::/48") }, "give an IPv4 prefix first"},
+		"IPv6 too small":    {func(c *Config) { c.PodCIDRs = append(c.PodCIDRs, prefix("fd00::/121")) }, "give a prefix from /16 to /120"},
+		"IPv6 services":     {func(c *Config) { c.ServiceCIDR = prefix("fd00:1::/112") }, "give an IPv4 prefix here and the IPv6 one as ipv6-service-cidr"},
+		"IPv4 as IPv6":      {func(c *Config) { c.IPv6ServiceCIDR = prefix("10.102.0.0/16") }, "ipv6-service-cidr: 10.102.0.0/16 is IPv4"},
+		"pods of IPv4":      {func(c *Config) { c.IPv6ServiceCIDR = prefix("fd00:1::/112") }, "give pod-cidrs an IPv6 prefix too"},
+		"IPv6 overlap": {func(c *Config) {
+			c.PodCIDRs, c.IPv6ServiceCIDR = append(c.PodCIDRs, prefix("fd00:10:1::/48")), prefix("fd00:10:1:f::/112")
+		}, "fd00:10:1:f::/112 overlaps fd00:10:1::/48"},
+		"small IPv6 services": {func(c *Config) {
+			c.PodCIDRs, c.IPv6ServiceCIDR = append(c.PodCIDRs, prefix("fd00:10:1::/48")), prefix("fd00:10:101::/124")
+		}, "ipv6-service-cidr: fd00:10:101::/124 is too large or too small"},
 		"no address":         {func(c *Config) { c.Advertise = netip.Addr{} }, "advertise is"},
 		"relative path":      {func(c *Config) { c.DataDir = "data" }, "data-dir"},
 		"listen":             {func(c *Config) { c.Listen = "7443" }, "listen is"},

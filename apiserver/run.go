@@ -215,7 +215,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 
 // newRegistry returns the registry on the store, or through a leader's fence.
 func (s *server) newRegistry(st store.Store) *registry.Registry {
-	return registry.New(st, registry.Config{Cluster: s.cluster.Name, ServiceCIDR: s.cluster.ServiceCIDR, Waits: s.waits, Audit: s.auditObject, Log: s.log})
+	return registry.New(st, registry.Config{Cluster: s.cluster.Name, ServiceCIDR: s.cluster.ServiceCIDR, IPv6ServiceCIDR: s.cluster.IPv6ServiceCIDR, Waits: s.waits, Audit: s.auditObject, Log: s.log})
 }
 
 // fixed returns the keys that are written at the start and then only read. Without them,

@@ -277,8 +277,9 @@ func (f *foundation) serverRequest(user string, names ...string) authority.Reque
 }
 
 // agree writes the cluster record into an empty store, and compares it with the one in any
-// other. Name, ID, split and service CIDR can never change in a store, because identities
-// and addresses everywhere depend on them. Pod CIDRs may be added.
+// other. Name, ID, split and service CIDRs can never change in a store, because identities
+// and addresses everywhere depend on them. Pod CIDRs may be added, and an IPv6 service CIDR
+// where there is none.
 func agree(ctx context.Context, s store.Store, want wire.Cluster) (wire.Cluster, error) {
 	for {
 		kv, err := s.Get(ctx, wire.ClusterKey)
@@ -295,8 +296,11 @@ func agree(ctx context.Context, s store.Store, want wire.Cluster) (wire.Cluster,
 				return want, err
 			}
 			next.Generation, next.Released = is.Generation, is.Released
-			if slices.Equal(is.PodCIDRs, want.PodCIDRs) {
+			if slices.Equal(is.PodCIDRs, want.PodCIDRs) && is.IPv6ServiceCIDR == want.IPv6ServiceCIDR {
 				return is, nil
+			}
+			if err := besidePeers(ctx, s, want.IPv6ServiceCIDR); err != nil {
+				return want, err
 			}
 		} else {
 			next.Generation = string(uuid.NewUUID())
@@ -354,9 +358,37 @@ func compatible(is, want wire.Cluster) error {
 	fixed("id", is.ID, want.ID)
 	fixed("max-connected-clusters", is.MaxConnectedClusters, want.MaxConnectedClusters)
 	fixed("service-cidr", is.ServiceCIDR, want.ServiceCIDR)
+	if is.IPv6ServiceCIDR.IsValid() {
+		fixed("ipv6-service-cidr", is.IPv6ServiceCIDR, want.IPv6ServiceCIDR)
+	}
 	for _, p := range is.PodCIDRs {
 		if !slices.Contains(want.PodCIDRs, p) {
 			errs = append(errs, fmt.Errorf("pod-cidrs lacks %s, which this cluster has: CIDRs can be added but not removed", p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// besidePeers refuses a service CIDR that overlaps a peer's pods, as adding the peer would
+// have been refused.
+func besidePeers(ctx context.Context, s store.Store, cidr netip.Prefix) error {
+	if !cidr.IsValid() {
+		return nil
+	}
+	kvs, _, err := s.List(ctx, wire.PeersPrefix)
+	if err != nil {
+		return fmt.Errorf("read the peers: %w", err)
+	}
+	var errs []error
+	for _, kv := range kvs {
+		peer, err := wire.Unmarshal[wire.Peer](kv.Value)
+		if err != nil {
+			continue // its own error is shown by whoever uses it
+		}
+		for _, p := range peer.PodCIDRs {
+			if peer.Connected && p.Overlaps(cidr) {
+				errs = append(errs, fmt.Errorf("ipv6-service-cidr %s overlaps pod CIDR %s of peer %s: choose another one", cidr, p, peer.Name))
+			}
 		}
 	}
 	return errors.Join(errs...)

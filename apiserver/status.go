@@ -53,7 +53,7 @@ func (s *server) look(ctx context.Context) (*api.Status, error) {
 	c := s.cluster
 	out := &api.Status{
 		Cluster: api.ClusterStatus{
-			Name: c.Name, ID: uint32(c.ID), PodCIDRs: c.PodCIDRs, ServiceCIDR: c.ServiceCIDR,
+			Name: c.Name, ID: uint32(c.ID), PodCIDRs: c.PodCIDRs, ServiceCIDR: c.ServiceCIDR, IPv6ServiceCIDR: c.IPv6ServiceCIDR,
 			MaxConnectedClusters: c.MaxConnectedClusters, Generation: c.Generation,
 			Version: cmp.Or(s.conf.Version, version()), UptimeSeconds: time.Since(s.began).Seconds(), Store: "embedded",
 		},

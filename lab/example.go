@@ -57,11 +57,15 @@ func atSite(example string, site map[string]string) (string, error) {
 // apiServerSite is what an operator edits in the API server's example.
 func apiServerSite(n *Node) map[string]string {
 	c := n.Cluster
+	services := c.ServiceCIDR.String()
+	if c.dual() { // a line of its own, which the example lacks
+		services += "\nipv6ServiceCIDR: " + c.ServiceCIDRs()[1].String()
+	}
 	return map[string]string{
 		"cluster":     c.Name,
 		"id":          fmt.Sprint(c.ID),
 		"podCIDRs":    "[" + list(c.PodCIDRs()) + "]",
-		"serviceCIDR": c.ServiceCIDR.String(),
+		"serviceCIDR": services,
 		"advertise":   n.Addr.String(),
 	}
 }

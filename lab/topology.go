@@ -39,7 +39,7 @@ type Cluster struct {
 	Servers     []string     `json:"servers,omitempty"`     // run more API servers, which join the first
 	PodCIDR     netip.Prefix `json:"podCIDR,omitempty"`     // 10.<id>.0.0/16 if empty; each node gets a /24 of it
 	ServiceCIDR netip.Prefix `json:"serviceCIDR,omitempty"` // 10.<100+id>.0.0/16 if empty
-	IPFamilies  []IPFamily   `json:"ipFamilies,omitempty"`  // of pods: [IPv4] if empty; with IPv6 after it, each node also gets a /64 of fd00:10:<id>::/48
+	IPFamilies  []IPFamily   `json:"ipFamilies,omitempty"`  // [IPv4] if empty; with IPv6 after it, each node also gets a /64 of fd00:10:<id>::/48, and services have fd00:10:<100+id>::/112
 	Bare        bool         `json:"bare,omitempty"`        // machines only: no process is started
 	Disk        string       `json:"disk,omitempty"`        // limits /var/lib/weft of each node, such as 64m; it then forgets at power loss
 	APIServer   []string     `json:"apiserver,omitempty"`   // extra flags of weft apiserver
@@ -192,7 +192,7 @@ const (
 	operatorHost = 253 // where the operator's commands run
 )
 
-// dual says whether pods have an address of each family.
+// dual says whether pods have an address of each family, and services may.
 func (c *Cluster) dual() bool { return slices.Equal(c.IPFamilies, []IPFamily{IPv4, IPv6}) }
 
 // PodCIDRs are the prefixes of the cluster's pods, one of each family it has.
@@ -200,6 +200,15 @@ func (c *Cluster) PodCIDRs() []netip.Prefix {
 	out := []netip.Prefix{c.PodCIDR}
 	if c.dual() {
 		out = append(out, netip.MustParsePrefix(fmt.Sprintf("fd00:10:%d::/48", c.ID)))
+	}
+	return out
+}
+
+// ServiceCIDRs are the prefixes of the cluster's services, one of each family it has.
+func (c *Cluster) ServiceCIDRs() []netip.Prefix {
+	out := []netip.Prefix{c.ServiceCIDR}
+	if c.dual() {
+		out = append(out, netip.MustParsePrefix(fmt.Sprintf("fd00:10:%d::/112", 100+c.ID)))
 	}
 	return out
 }

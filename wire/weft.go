@@ -10,13 +10,15 @@ import (
 	"github.com/weft-mesh/weft/identity"
 )
 
-// Cluster describes a cluster. It is written once; only Released changes later.
+// Cluster describes a cluster. It is written once; later Released changes, and pod CIDRs and
+// IPv6ServiceCIDR may be added.
 type Cluster struct {
 	Name                 string             `json:"name"`
 	ID                   identity.ClusterID `json:"id"`
 	PodCIDRs             []netip.Prefix     `json:"podCIDRs"`
 	ServiceCIDR          netip.Prefix       `json:"serviceCIDR"`
-	MaxConnectedClusters uint32             `json:"maxConnectedClusters"` // 255 or 511
+	IPv6ServiceCIDR      netip.Prefix       `json:"ipv6ServiceCIDR,omitzero"` // invalid: services have IPv4 addresses only
+	MaxConnectedClusters uint32             `json:"maxConnectedClusters"`     // 255 or 511
 	// Generation names this etcd store. A new generation means that the store was
 	// lost and rebuilt, so a missing entry does not mean that it was removed.
 	Generation string `json:"generation"`
@@ -24,6 +26,10 @@ type Cluster struct {
 	// Until then nodes keep what they have from the previous generation.
 	Released bool `json:"released,omitempty"`
 }
+
+// ServiceCIDRs are the prefixes of the cluster's service addresses: one, or one of each
+// family.
+func (c Cluster) ServiceCIDRs() []netip.Prefix { return valid(c.ServiceCIDR, c.IPv6ServiceCIDR) }
 
 // NodeState is what an agent reports about its node.
 type NodeState struct {
@@ -163,9 +169,9 @@ func (e *EndpointState) IPs() []netip.Addr { return valid(e.IP, e.Second) }
 // IPs are the addresses of the pod: one, or one of each family.
 func (e *Endpoint) IPs() []netip.Addr { return valid(e.IP, e.Second) }
 
-// valid returns the addresses that are.
-func valid(all ...netip.Addr) []netip.Addr {
-	return slices.DeleteFunc(all, func(a netip.Addr) bool { return !a.IsValid() })
+// valid returns the addresses or prefixes that are.
+func valid[A interface{ IsValid() bool }](all ...A) []A {
+	return slices.DeleteFunc(all, func(a A) bool { return !a.IsValid() })
 }
 
 // Peer is another cluster of the mesh as it was invited or added here. It determines
@@ -175,6 +181,7 @@ type Peer struct {
 	ID                   identity.ClusterID `json:"id"`
 	PodCIDRs             []netip.Prefix     `json:"podCIDRs"`
 	ServiceCIDR          netip.Prefix       `json:"serviceCIDR,omitzero"`
+	IPv6ServiceCIDR      netip.Prefix       `json:"ipv6ServiceCIDR,omitzero"`
 	MaxConnectedClusters uint32             `json:"maxConnectedClusters"`
 	Endpoints            []string           `json:"endpoints"` // of its etcd, https://host:port
 	// CA is the peer's CA bundle in PEM, to verify its servers. ServerName is the
@@ -205,6 +212,9 @@ type Peer struct {
 	// then.
 	Removing bool `json:"removing,omitempty"`
 }
+
+// ServiceCIDRs are the prefixes of the peer's service addresses, as far as they are known.
+func (p Peer) ServiceCIDRs() []netip.Prefix { return valid(p.ServiceCIDR, p.IPv6ServiceCIDR) }
 
 // Heard is when each peer last proved that our copy of it was current, to the minute.
 // It lets an API server that starts while a peer is away show the right age.

@@ -180,7 +180,7 @@ func (c claims) underlay(a netip.Addr) error {
 		return fmt.Errorf("a node cannot have that address: %w", err)
 	}
 	switch {
-	case contains(c.own.PodCIDRs, a), c.own.ServiceCIDR.IsValid() && c.own.ServiceCIDR.Contains(a):
+	case contains(c.own.PodCIDRs, a), contains(c.own.ServiceCIDRs(), a):
 		return fmt.Errorf("node address %v is in this cluster's own CIDRs", a)
 	}
 	if whose := c.taken(a); whose != "" {

@@ -57,7 +57,7 @@ func (m *Mirror) Status(now time.Time) api.PeerStatus {
 	p := m.conf.Peer
 	s := api.PeerStatus{
 		Cluster: m.conf.Own.Name, Name: p.Name, ID: uint32(p.ID),
-		PodCIDRs: p.PodCIDRs, ServiceCIDR: p.ServiceCIDR, Endpoints: p.Endpoints,
+		PodCIDRs: p.PodCIDRs, ServiceCIDR: p.ServiceCIDR, IPv6ServiceCIDR: p.IPv6ServiceCIDR, Endpoints: p.Endpoints,
 		Generation: m.generation, Cilium: p.Cilium,
 		Control: api.ControlStatus{State: m.count.state, Since: m.count.since, NotUpSince: m.count.notUp, Error: m.count.err, LastHeard: m.count.heard},
 	}

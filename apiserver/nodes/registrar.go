@@ -167,7 +167,7 @@ func (r *Registrar) peerCIDRs(ctx context.Context) (map[string][]netip.Prefix, e
 			return nil, fmt.Errorf("read %s: %w", kv.Key, err)
 		}
 		if peer.Connected {
-			out[peer.Name] = append(slices.Clone(peer.PodCIDRs), peer.ServiceCIDR)
+			out[peer.Name] = append(slices.Clone(peer.PodCIDRs), peer.ServiceCIDRs()...)
 		}
 	}
 	return out, nil
@@ -211,7 +211,7 @@ func (r *Registrar) admit(request api.NodeRequest, old wire.Registration, others
 		if err := service.CheckAddress(ip); err != nil {
 			return old, api.Invalid("name the address at which other nodes reach it", "not a node's address: %v", err)
 		}
-		if inside(c.PodCIDRs, ip) || c.ServiceCIDR.Contains(ip) {
+		if inside(c.PodCIDRs, ip) || inside(c.ServiceCIDRs(), ip) {
 			return old, api.Invalid("give the node's own address, not one of its pods", "address %s of node %s is in a CIDR of the cluster's pods or services", ip, reg.Name)
 		}
 		for _, peer := range slices.Sorted(maps.Keys(peers)) {
@@ -358,7 +358,7 @@ func (r *Registrar) bundle(ctx context.Context, reg wire.Registration) (*api.Joi
 	}
 	return &api.JoinBundle{
 		Cluster: c.Name, ClusterID: uint32(c.ID), MaxConnectedClusters: c.MaxConnectedClusters,
-		ClusterPodCIDRs: c.PodCIDRs, ServiceCIDR: c.ServiceCIDR,
+		ClusterPodCIDRs: c.PodCIDRs, ServiceCIDR: c.ServiceCIDR, IPv6ServiceCIDR: c.IPv6ServiceCIDR,
 		Node: reg.Name, Addresses: reg.Addresses, PodCIDRs: reg.PodCIDRs,
 		Server: r.conf.Server, Servers: named.Servers[1:], EtcdEndpoints: named.EtcdEndpoints, Named: named,
 		CA: string(ca.Bundle()), Cert: string(client.Cert), Key: string(client.Key),

@@ -120,34 +120,37 @@ func (c *checker) addresses(own wire.Cluster, in *api.Invite) {
 				c.conflict("its pod CIDR %v overlaps our own %v; rebuild one of the two with other podCIDRs", p, q)
 			}
 		}
-		if own.ServiceCIDR.IsValid() && p.Overlaps(own.ServiceCIDR) {
-			c.conflict("its pod CIDR %v overlaps our service CIDR %v; rebuild one of the two with other CIDRs", p, own.ServiceCIDR)
+		for _, q := range own.ServiceCIDRs() {
+			if p.Overlaps(q) {
+				c.conflict("its pod CIDR %v overlaps our service CIDR %v; rebuild one of the two with other CIDRs", p, q)
+			}
 		}
 	}
 }
 
-// services refuses a service CIDR that overlaps our pods: nodes do not send packets to
-// a peer's service addresses.
+// services refuses service CIDRs that overlap our pods: nodes do not send packets to a
+// peer's service addresses. Those that are not known are left alone.
 func (c *checker) services(own wire.Cluster, in *api.Invite) {
-	s := in.ServiceCIDR
-	if !s.IsValid() {
-		return // not known
-	}
-	if err := service.CheckCIDR(s); err != nil {
-		c.invalid("service CIDR %v", err)
-		return
-	}
-	for _, q := range own.PodCIDRs {
-		if s.Overlaps(q) {
-			c.conflict("its service CIDR %v overlaps our pod CIDR %v; rebuild one of the two with other CIDRs", s, q)
+	for _, s := range in.ServiceCIDRs() {
+		if err := service.CheckCIDR(s); err != nil {
+			c.invalid("service CIDR %v", err)
+			continue
 		}
+		for _, q := range own.PodCIDRs {
+			if s.Overlaps(q) {
+				c.conflict("its service CIDR %v overlaps our pod CIDR %v; rebuild one of the two with other CIDRs", s, q)
+			}
+		}
+	}
+	if s := in.IPv6ServiceCIDR; s.IsValid() && s.Addr().Is4() {
+		c.invalid("its IPv6 service CIDR is %v; correct ipv6ServiceCIDR there and invite again", s)
 	}
 }
 
 // besides refuses CIDRs that hold the address of one of our nodes: pods could not
 // reach it, and whoever has the address there would be taken for it.
 func (c *checker) besides(nodes map[string][]netip.Addr, in *api.Invite) {
-	cidrs := append(slices.Clone(in.PodCIDRs), in.ServiceCIDR)
+	cidrs := append(slices.Clone(in.PodCIDRs), in.ServiceCIDRs()...)
 	for _, name := range slices.Sorted(maps.Keys(nodes)) {
 		for _, a := range nodes[name] {
 			for _, p := range cidrs {
@@ -219,7 +222,7 @@ func (c *checker) endpoints(all []string) {
 func peerOf(in *api.Invite) wire.Peer {
 	return wire.Peer{
 		Name: in.Cluster, ID: identity.ClusterID(in.ID),
-		PodCIDRs: slices.Clone(in.PodCIDRs), ServiceCIDR: in.ServiceCIDR,
+		PodCIDRs: slices.Clone(in.PodCIDRs), ServiceCIDR: in.ServiceCIDR, IPv6ServiceCIDR: in.IPv6ServiceCIDR,
 		MaxConnectedClusters: in.MaxConnectedClusters,
 		Endpoints:            slices.Clone(in.EtcdEndpoints),
 		CA:                   in.CA, Gossip: slices.Clone(in.GossipAddresses),

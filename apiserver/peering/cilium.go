@@ -64,7 +64,7 @@ func (p *Peering) AddCilium(ctx context.Context, in *api.CiliumPeer) (*api.PeerS
 		return nil, err
 	}
 	peer := wire.Peer{
-		Name: in.Cluster, PodCIDRs: slices.Clone(in.PodCIDRs), ServiceCIDR: in.ServiceCIDR, MaxConnectedClusters: own.MaxConnectedClusters,
+		Name: in.Cluster, PodCIDRs: slices.Clone(in.PodCIDRs), ServiceCIDR: in.ServiceCIDR, IPv6ServiceCIDR: in.IPv6ServiceCIDR, MaxConnectedClusters: own.MaxConnectedClusters,
 		Endpoints: slices.Clone(in.Endpoints), CA: in.CA, ServerName: in.ServerName, Connected: true, Cilium: true,
 	}
 	secret := wire.PeerSecret{Cert: in.Cert, Key: in.Key}
@@ -72,7 +72,7 @@ func (p *Peering) AddCilium(ctx context.Context, in *api.CiliumPeer) (*api.PeerS
 	if err != nil {
 		return nil, err
 	}
-	as := &api.Invite{Cluster: in.Cluster, ID: in.ID, PodCIDRs: in.PodCIDRs, ServiceCIDR: in.ServiceCIDR, MaxConnectedClusters: own.MaxConnectedClusters}
+	as := &api.Invite{Cluster: in.Cluster, ID: in.ID, PodCIDRs: in.PodCIDRs, ServiceCIDR: in.ServiceCIDR, IPv6ServiceCIDR: in.IPv6ServiceCIDR, MaxConnectedClusters: own.MaxConnectedClusters}
 	switch {
 	case config != nil:
 		if in.ID != 0 && in.ID != config.ID {

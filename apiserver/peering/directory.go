@@ -119,7 +119,7 @@ func (d *Directory) Former(ctx context.Context) ([]api.FormerPeer, error) {
 func recorded(own string, peer wire.Peer) api.PeerStatus {
 	s := api.PeerStatus{
 		Cluster: own, Name: peer.Name, ID: uint32(peer.ID),
-		PodCIDRs: peer.PodCIDRs, ServiceCIDR: peer.ServiceCIDR, Endpoints: peer.Endpoints,
+		PodCIDRs: peer.PodCIDRs, ServiceCIDR: peer.ServiceCIDR, IPv6ServiceCIDR: peer.IPv6ServiceCIDR, Endpoints: peer.Endpoints,
 		Control: api.ControlStatus{State: api.LinkUnknown, Since: peer.Added},
 		Invited: peer.Invited, Added: peer.Added, Cilium: peer.Cilium,
 	}

@@ -194,6 +194,8 @@ func TestBadInvites(t *testing.T) {
 			{"another maximum", func(in *api.Invite) { in.MaxConnectedClusters = 511 }, 409, "maxConnectedClusters"},
 			{"our CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.1.128.0/17")} }, 409, "overlaps our own 10.1.0.0/16"},
 			{"our service CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.101.1.0/24")} }, 409, "overlaps our service CIDR"},
+			{"our IPv6 service CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("fd00:10:101::/64")} }, 409, "overlaps our service CIDR fd00:10:101::/112"},
+			{"IPv4 for IPv6", func(in *api.Invite) { in.IPv6ServiceCIDR = in.ServiceCIDR }, 422, "its IPv6 service CIDR is 10.103.0.0/16; correct ipv6ServiceCIDR there"},
 			{"a peer's CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.2.0.0/15")} }, 409, `overlaps 10.2.0.0/16 of peer "west"`},
 			{"no CIDR", func(in *api.Invite) { in.PodCIDRs = nil }, 422, "no pod CIDR"},
 			{"everything", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")} }, 422, "wider than /8"},

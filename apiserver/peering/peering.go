@@ -145,7 +145,7 @@ func (p *Peering) invite(ctx context.Context, cluster string, cilium bool) (*api
 	}
 	return &api.Invite{
 		Kind: api.InviteKind, For: cluster, Expires: time.Now().Add(authority.LeafLifetime).UTC().Truncate(time.Second),
-		Cluster: own.Name, ID: uint32(own.ID), PodCIDRs: own.PodCIDRs, ServiceCIDR: own.ServiceCIDR,
+		Cluster: own.Name, ID: uint32(own.ID), PodCIDRs: own.PodCIDRs, ServiceCIDR: own.ServiceCIDR, IPv6ServiceCIDR: own.IPv6ServiceCIDR,
 		MaxConnectedClusters: own.MaxConnectedClusters, Generation: own.Generation,
 		EtcdEndpoints: p.conf.EtcdEndpoints(), CA: string(p.conf.Authority.Bundle()),
 		Cert: string(pair.Cert), Key: string(pair.Key),

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func describe(name string, id uint32) wire.Cluster {
 	c := wire.Cluster{Name: name, MaxConnectedClusters: 255, Generation: name + "-1",
 		PodCIDRs:    []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(id), 0, 0}), 16)},
-		ServiceCIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + id), 0, 0}), 16)}
+		ServiceCIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + id), 0, 0}), 16), IPv6ServiceCIDR: netip.MustParsePrefix(fmt.Sprintf("fd00:10:%d::/112", 100+id))}
 	_ = json.Unmarshal(fmt.Append(nil, id), &c.ID)
 	return c
 }

@@ -45,6 +45,8 @@ const attempts = 16
 type Config struct {
 	Cluster     string
 	ServiceCIDR netip.Prefix
+	// IPv6ServiceCIDR is where services' IPv6 addresses are from; invalid: they have none.
+	IPv6ServiceCIDR netip.Prefix
 	// Waits is called once per listing with pods that are not ready, and the function it
 	// returns once per such pod. That returns why the pod waits: a word in CamelCase and a
 	// sentence. Waits may be nil.

@@ -57,13 +57,9 @@ func peerTable(peers []api.PeerStatus) table {
 		if p.Cilium {
 			runs = "cilium"
 		}
-		service := ""
-		if p.ServiceCIDR.IsValid() {
-			service = p.ServiceCIDR.String()
-		}
 		t.rows = append(t.rows, []string{p.Cluster, p.Name, fmt.Sprint(p.ID), p.Control.State, heard,
 			fmt.Sprint(entries), fmt.Sprintf("%d/%d", synced, len(p.Mirrors)), fmt.Sprint(held), fmt.Sprint(refused),
-			strings.Join(p.DeadNodes, ","), runs, list(p.PodCIDRs), service, p.Control.Error})
+			strings.Join(p.DeadNodes, ","), runs, list(p.PodCIDRs), list(p.ServiceCIDRs()), p.Control.Error})
 	}
 	return t
 }

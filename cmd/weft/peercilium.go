@@ -26,10 +26,9 @@ const ciliumHelp = "A cluster that runs Cilium is added by its name and with --c
 type ciliumFlags struct {
 	file             string
 	cidrs, endpoints []string
-	serviceCIDR      string
+	serviceCIDRs     []string
 	id               uint32
-	pods             []netip.Prefix
-	services         netip.Prefix
+	pods, services   []netip.Prefix
 }
 
 // ciliumOnly are the flags that --cilium gives a meaning.
@@ -38,7 +37,7 @@ var ciliumOnly = []string{"pod-cidr", "service-cidr", "endpoint", "id"}
 func (f *ciliumFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.file, "cilium", "", "`FILE` or folder with the clustermesh secret of a cluster that runs Cilium")
 	cmd.Flags().StringSliceVar(&f.cidrs, "pod-cidr", nil, "with --cilium: the cluster's pod CIDRs; nothing outside of them is believed")
-	cmd.Flags().StringVar(&f.serviceCIDR, "service-cidr", "", "with --cilium: the cluster's service CIDR, if it must not overlap ours")
+	cmd.Flags().StringSliceVar(&f.serviceCIDRs, "service-cidr", nil, "with --cilium: the cluster's service CIDRs, at most one of each IP family, if they must not overlap ours")
 	cmd.Flags().StringSliceVar(&f.endpoints, "endpoint", nil, "with --cilium: where its etcd is, https://ADDRESS:PORT, if the file does not say or only Cilium resolves the name")
 	cmd.Flags().Uint32Var(&f.id, "id", 0, "with --cilium: its cluster ID, to add it before it answers (default: as it says)")
 }
@@ -53,19 +52,21 @@ func (f *ciliumFlags) check(cmd *cobra.Command) error {
 		}
 		return nil
 	}
-	for _, text := range f.cidrs {
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			return usageError{fmt.Errorf("--pod-cidr: %w", valueError(text, reflect.TypeFor[netip.Prefix]()))}
+	for _, flag := range []struct {
+		name  string
+		texts []string
+		into  *[]netip.Prefix
+	}{{"pod-cidr", f.cidrs, &f.pods}, {"service-cidr", f.serviceCIDRs, &f.services}} {
+		for _, text := range flag.texts {
+			p, err := netip.ParsePrefix(text)
+			if err != nil {
+				return usageError{fmt.Errorf("--%s: %w", flag.name, valueError(text, reflect.TypeFor[netip.Prefix]()))}
+			}
+			*flag.into = append(*flag.into, p)
 		}
-		f.pods = append(f.pods, p)
 	}
-	if f.serviceCIDR != "" {
-		p, err := netip.ParsePrefix(f.serviceCIDR)
-		if err != nil {
-			return usageError{fmt.Errorf("--service-cidr: %w", valueError(f.serviceCIDR, reflect.TypeFor[netip.Prefix]()))}
-		}
-		f.services = p
+	if s := f.services; len(s) > 2 || len(s) == 2 && s[0].Addr().Is4() == s[1].Addr().Is4() {
+		return usageError{errors.New("--service-cidr: give one prefix of each IP family at most")}
 	}
 	return nil
 }
@@ -83,10 +84,18 @@ func (f *ciliumFlags) add(ctx context.Context, cmd *cobra.Command, here *api.Cli
 	if err != nil {
 		return usageError{fmt.Errorf("--cilium %s: %w", f.file, err)}
 	}
-	p, err := here.AddCiliumPeer(ctx, &api.CiliumPeer{
+	in := api.CiliumPeer{
 		Cluster: name, Endpoints: a.Endpoints, ServerName: a.ServerName, CA: a.CA, Cert: a.Cert, Key: a.Key,
-		PodCIDRs: f.pods, ServiceCIDR: f.services, ID: f.id,
-	})
+		PodCIDRs: f.pods, ID: f.id,
+	}
+	for _, p := range f.services {
+		if p.Addr().Is4() {
+			in.ServiceCIDR = p
+		} else {
+			in.IPv6ServiceCIDR = p
+		}
+	}
+	p, err := here.AddCiliumPeer(ctx, &in)
 	if err != nil {
 		return err
 	}

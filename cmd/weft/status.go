@@ -112,7 +112,7 @@ func writeStatus(out *strings.Builder, s *api.Status, wide, colour bool) {
 	if len(s.Servers) > 0 {
 		fmt.Fprintln(out, printableLines("  servers    "+serversLine(s.Servers)))
 	}
-	fmt.Fprintf(out, "  addresses  pods %s, services %s\n", list(c.PodCIDRs), c.ServiceCIDR)
+	fmt.Fprintf(out, "  addresses  pods %s, services %s\n", list(c.PodCIDRs), list(c.ServiceCIDRs()))
 	fmt.Fprintf(out, "  holds      %s, %s, %s, %s\n", api.Count(c.Endpoints, "endpoint"), api.Count(c.Identities, "identity"), api.Count(c.Services, "service"), api.Count(c.Policies, "policy"))
 	for _, t := range []table{nodeTable(s.Nodes), peerTable(s.Peers)} {
 		if len(t.rows) > 0 {

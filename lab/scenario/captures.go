@@ -57,7 +57,7 @@ func (v *Live) capture(_ context.Context, args []string) error {
 func (v *Live) startCapture(name string) error {
 	var inside []netip.Prefix
 	for _, c := range v.Lab.Topology.Clusters {
-		inside = append(append(inside, c.PodCIDRs()...), c.ServiceCIDR)
+		inside = append(append(inside, c.PodCIDRs()...), c.ServiceCIDRs()...)
 	}
 	c, err := v.Lab.Network.StartCapture(fabric.CaptureConfig{Marker: []byte(traffic.Marker), Inside: inside, Encrypted: tunnelPorts})
 	if err != nil {

@@ -212,9 +212,7 @@ func (p *Program) everyOwner(v *view, w *ownerRows) {
 	prefixes = append(prefixes, v.former.list...)
 	for _, s := range v.clusters.admitted {
 		prefixes = append(prefixes, s.pods...)
-		if s.service.IsValid() {
-			prefixes = append(prefixes, s.service)
-		}
+		prefixes = append(prefixes, s.services...)
 	}
 	addrs := slices.Collect(maps.Keys(v.nodes.named))
 	for _, s := range v.nodes.known {
@@ -390,7 +388,7 @@ func (p *Program) widerOwner(v *view, prefix netip.Prefix) (bpf.IPInfo, bool) {
 	if _, ok := v.former.cidrs.get(prefix); ok {
 		return bpf.IPInfo{Flags: bpf.IPMember | bpf.IPFormer}, true
 	}
-	if _, ok := v.clusters.services.get(prefix); ok && (prefix == v.own.ServiceCIDR().Masked() || !v.holdsPods(prefix)) {
+	if _, ok := v.clusters.services.get(prefix); ok && (slices.Contains(valid(v.own.ServiceCIDRs()), prefix) || !v.holdsPods(prefix)) {
 		return bpf.IPInfo{Identity: uint32(identity.World), Flags: bpf.IPService}, true
 	}
 	if n, ok := p.cidrs[prefix]; ok && !v.inMesh(prefix) {

@@ -16,7 +16,7 @@ func (v *view) misplaced(c *tables.Cluster, a netip.Addr) string {
 	if err := service.CheckAddress(a); err != nil {
 		return "backend " + err.Error()
 	}
-	if cidr := v.own.Own.ServiceCIDR; cidr.IsValid() && cidr.Contains(a) {
+	if own := v.own.Own; own.ServiceCIDR.Contains(a) || own.IPv6ServiceCIDR.Contains(a) {
 		return fmt.Sprintf("backend %v is a service's address", a)
 	}
 	if node := v.nodeAt(a); node != "" {

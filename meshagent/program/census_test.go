@@ -130,8 +130,10 @@ func (w *census) owned(p netip.Prefix) bool {
 
 func (w *census) inMesh(p netip.Prefix) bool {
 	for _, c := range w.members {
-		if s := c.ServiceCIDR(); s.IsValid() && holds(s, p) {
-			return true
+		for _, s := range c.ServiceCIDRs() {
+			if holds(s, p) {
+				return true
+			}
 		}
 	}
 	return w.owned(p) || within(p, w.former)
@@ -148,12 +150,14 @@ func (w *census) rows() (ips map[bpf.Addr]bpf.IPInfo, prefixes map[bpf.PrefixKey
 		}
 	}
 	for _, c := range w.members {
-		holdsPods := false
-		for _, m := range w.members {
-			holdsPods = holdsPods || slices.ContainsFunc(m.PodCIDRs(), c.ServiceCIDR().Overlaps)
-		}
-		if cidr := c.ServiceCIDR(); cidr.IsValid() && (c == w.own || !holdsPods) {
-			prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Identity: uint32(identity.World), Flags: bpf.IPService}
+		for _, cidr := range c.ServiceCIDRs() {
+			holdsPods := false
+			for _, m := range w.members {
+				holdsPods = holdsPods || slices.ContainsFunc(m.PodCIDRs(), cidr.Overlaps)
+			}
+			if c == w.own || !holdsPods {
+				prefixes[bpf.PrefixOf(cidr)] = bpf.IPInfo{Identity: uint32(identity.World), Flags: bpf.IPService}
+			}
 		}
 	}
 	for _, cidr := range w.former {
@@ -189,8 +193,10 @@ func (w *census) rows() (ips map[bpf.Addr]bpf.IPInfo, prefixes map[bpf.PrefixKey
 		for _, cidr := range n.PodCIDRs() {
 			prefixes[bpf.PrefixOf(cidr)] = info
 		}
-		info.Identity = uint32(p.variants.of(endpointAt{whole(n.Internal()), who, nil}))
-		ips[bpf.AddrOf(n.Internal())], inside[bpf.AddrOf(n.Internal())] = info, true
+		for _, internal := range n.Internals() {
+			info.Identity = uint32(p.variants.of(endpointAt{whole(internal), who, nil}))
+			ips[bpf.AddrOf(internal)], inside[bpf.AddrOf(internal)] = info, true
+		}
 		for _, a := range n.Addresses() {
 			hosts[host{n.Cluster, a}] = n
 		}

@@ -13,11 +13,11 @@ import (
 
 // scope is what a cluster speaks for: all that others depend on in its row.
 type scope struct {
-	row     *tables.Cluster
-	id      identity.ClusterID
-	pods    []netip.Prefix
-	service netip.Prefix
-	cilium  bool // it runs Cilium: there are no tunnels to its nodes
+	row      *tables.Cluster
+	id       identity.ClusterID
+	pods     []netip.Prefix
+	services []netip.Prefix
+	cilium   bool // it runs Cilium: there are no tunnels to its nodes
 	// complete is set once the cluster's state has been read in full.
 	complete bool
 }
@@ -27,7 +27,7 @@ func scopeOf(c *tables.Cluster) *scope {
 	if c == nil || !c.Member() {
 		return nil
 	}
-	return &scope{row: c, id: c.ID(), pods: valid(c.PodCIDRs()), service: c.ServiceCIDR(), cilium: c.Peer != nil && c.Peer.Cilium, complete: c.Complete()}
+	return &scope{row: c, id: c.ID(), pods: valid(c.PodCIDRs()), services: valid(c.ServiceCIDRs()), cilium: c.Peer != nil && c.Peer.Cilium, complete: c.Complete()}
 }
 
 // valid are those that are prefixes, without host bits, each once. The list may be the one
@@ -49,7 +49,7 @@ func (s *scope) same(other *scope) bool {
 	if s == nil || other == nil {
 		return s == other
 	}
-	return s.id == other.id && s.service == other.service && s.cilium == other.cilium && slices.Equal(s.pods, other.pods)
+	return s.id == other.id && s.cilium == other.cilium && slices.Equal(s.services, other.services) && slices.Equal(s.pods, other.pods)
 }
 
 // clusters knows which clusters are in the mesh. One that contradicts our own, or
@@ -251,9 +251,9 @@ func (c *clusters) join(name string, s *scope, m *moved) {
 	for _, p := range s.pods {
 		c.owners.put(p, name)
 	}
-	if s.service.IsValid() {
-		n, _ := c.services.get(s.service)
-		c.services.put(s.service, n+1)
+	for _, p := range s.services {
+		n, _ := c.services.get(p)
+		c.services.put(p, n+1)
 	}
 	m.cluster(name, s)
 }
@@ -264,10 +264,12 @@ func (c *clusters) leave(name string, s *scope, m *moved) {
 	for _, p := range s.pods {
 		c.owners.drop(p)
 	}
-	if n, _ := c.services.get(s.service); n > 1 {
-		c.services.put(s.service, n-1)
-	} else if n == 1 {
-		c.services.drop(s.service)
+	for _, p := range s.services {
+		if n, _ := c.services.get(p); n > 1 {
+			c.services.put(p, n-1)
+		} else if n == 1 {
+			c.services.drop(p)
+		}
 	}
 	m.cluster(name, s)
 }
@@ -316,8 +318,8 @@ func (m *moved) cluster(name string, s *scope) {
 	for _, p := range s.pods {
 		m.ranges[p] = true
 	}
-	if s.service.IsValid() {
-		m.ranges[s.service.Masked()] = true
+	for _, p := range s.services {
+		m.ranges[p] = true
 	}
 }
 

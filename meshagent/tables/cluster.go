@@ -64,16 +64,16 @@ func (c *Cluster) PodCIDRs() []netip.Prefix {
 	return nil
 }
 
-// ServiceCIDR is the prefix from which the cluster assigns service addresses; invalid
-// if not known.
-func (c *Cluster) ServiceCIDR() netip.Prefix {
+// ServiceCIDRs are the prefixes from which the cluster assigns service addresses, as far as
+// they are known: one of each family at most.
+func (c *Cluster) ServiceCIDRs() []netip.Prefix {
 	switch {
 	case c.Own != nil:
-		return c.Own.ServiceCIDR
+		return c.Own.ServiceCIDRs()
 	case c.Peer != nil:
-		return c.Peer.ServiceCIDR
+		return c.Peer.ServiceCIDRs()
 	}
-	return netip.Prefix{}
+	return nil
 }
 
 // Owns says whether p lies in the cluster's pod CIDRs.
