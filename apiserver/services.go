@@ -37,8 +37,8 @@ func (s *server) services(ctx context.Context) (*api.ServiceList, error) {
 // stored is a service as it is in the store: its object, and its slices by cluster.
 type stored struct {
 	service.Service
-	clusterIP string
-	slices    map[string][]service.Slice
+	clusterIPs []string
+	slices     map[string][]service.Slice
 }
 
 // serviceList lists services with their backends.
@@ -47,8 +47,11 @@ func serviceList(own string, all []stored, r reach) *api.ServiceList {
 	for i := range all {
 		svc := &all[i]
 		row := api.Service{
-			Cluster: own, Namespace: svc.Namespace, Name: svc.Name, ClusterIP: svc.clusterIP,
+			Cluster: own, Namespace: svc.Namespace, Name: svc.Name, ClusterIPs: svc.clusterIPs,
 			Global: svc.Global, Shared: svc.Shared, Affinity: string(svc.Affinity), Ports: []string{}, Backends: []api.ServiceBackend{},
+		}
+		if len(svc.clusterIPs) > 0 {
+			row.ClusterIP = svc.clusterIPs[0]
 		}
 		for _, p := range svc.Ports {
 			text := fmt.Sprintf("%d/%s", p.Port, p.Protocol)

@@ -249,6 +249,7 @@ func TestFromKubernetes(t *testing.T) {
 	want := Service{
 		Namespace: "shop", Name: "web", Affinity: AffinityNone, PublishNotReady: true,
 		Addresses: []netip.Addr{addr("10.101.0.1"), addr("fd00::1")},
+		Families:  []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol},
 		Ports:     []Port{{"http", TCP, 80, 80, ""}, {"admin", TCP, 81, 0, "adm"}, {"dns", UDP, 53, 5353, ""}},
 	}
 	if diff := cmp.Diff(want, s, cmpopts.EquateComparable(netip.Addr{})); diff != "" {

@@ -71,12 +71,8 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return s, nil
 	}
-	ips := slices.Clone(svc.Spec.ClusterIPs)
-	if len(ips) == 0 && svc.Spec.ClusterIP != "" {
-		ips = []string{svc.Spec.ClusterIP}
-	}
-	for _, text := range ips {
-		if text == corev1.ClusterIPNone || text == "" {
+	for _, text := range ClusterIPs(svc) {
+		if text == corev1.ClusterIPNone {
 			continue
 		}
 		a, err := netip.ParseAddr(text)
@@ -84,6 +80,9 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 			return Service{}, fmt.Errorf("service %s/%s: clusterIP %q is not an IP address", svc.Namespace, svc.Name, text)
 		}
 		s.Addresses = append(s.Addresses, a)
+	}
+	if len(s.Addresses) > 0 || len(s.Selector) > 0 {
+		s.Families = Families(svc)
 	}
 	for _, p := range svc.Spec.Ports {
 		if p.Port < 1 || p.Port > 65535 {
@@ -101,6 +100,41 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 		s.Ports = append(s.Ports, port)
 	}
 	return s, nil
+}
+
+// ClusterIPs are a service's addresses, the main one first, or None; nothing if it has none
+// yet. Services that know only spec.clusterIP are read too.
+func ClusterIPs(svc *corev1.Service) []string {
+	all := svc.Spec.ClusterIPs
+	if len(all) == 0 {
+		all = []string{svc.Spec.ClusterIP}
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(ip string) bool { return ip == "" })
+}
+
+// Families are the IP families of a service, the main one first: those of its addresses, or
+// for a headless one those that it says. One that says nothing has IPv4.
+func Families(svc *corev1.Service) (out []corev1.IPFamily) {
+	for _, text := range ClusterIPs(svc) {
+		if a, err := netip.ParseAddr(text); err == nil {
+			out = append(out, FamilyOf(a))
+		}
+	}
+	if len(out) == 0 {
+		out = slices.Clone(svc.Spec.IPFamilies)
+	}
+	if len(out) == 0 {
+		out = []corev1.IPFamily{corev1.IPv4Protocol}
+	}
+	return out
+}
+
+// FamilyOf is the IP family of an address.
+func FamilyOf(a netip.Addr) corev1.IPFamily {
+	if a.Is4() {
+		return corev1.IPv4Protocol
+	}
+	return corev1.IPv6Protocol
 }
 
 // SliceFromKubernetes reads a Kubernetes endpoint slice. Ports without a number and

@@ -46,10 +46,11 @@ func (s *Service) Selects(p *Pod) bool {
 // Seat returns the endpoint that a pod is of the service, and the slice that it belongs
 // in, without endpoints, as Kubernetes' own controller would, for clusters without one;
 // false if it is none. Pods that have different numbers for the same port name are in
-// different slices. The name of a slice depends on the service and the ports alone. Pods
-// without an address are none.
+// different slices. The name of a slice depends on the service, the family and the ports
+// alone. Pods without an address, or with one of a family that the service does not have,
+// are none.
 func (s *Service) Seat(p *Pod) (in Slice, e Endpoint, ok bool) {
-	if !p.Addr.IsValid() || !s.Selects(p) {
+	if !p.Addr.IsValid() || !s.has(p.Addr) || !s.Selects(p) {
 		return Slice{}, Endpoint{}, false
 	}
 	hostname := ""
@@ -63,6 +64,11 @@ func (s *Service) Seat(p *Pod) (in Slice, e Endpoint, ok bool) {
 		Serving:     p.Ready || s.PublishNotReady,
 		Terminating: p.Terminating,
 	}, true
+}
+
+// has says whether endpoints with such an address belong to the service.
+func (s *Service) has(a netip.Addr) bool {
+	return len(s.Families) == 0 || slices.Contains(s.Families, FamilyOf(a))
 }
 
 // resolve turns the service's ports into the pod's port numbers, leaving out ports that

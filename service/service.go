@@ -7,6 +7,8 @@ package service
 
 import (
 	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 // Protocol is TCP, UDP or SCTP, in Kubernetes' spelling.
@@ -49,8 +51,11 @@ type Service struct {
 	// Addresses are the service's own. A headless service has none, and so no
 	// frontends.
 	Addresses []netip.Addr
-	Ports     []Port
-	Selector  map[string]string
+	// Families are the IP families in which pods are its endpoints, the main one first;
+	// none means any.
+	Families []corev1.IPFamily
+	Ports    []Port
+	Selector map[string]string
 	// Global merges the backends of all clusters' services of this name.
 	Global bool
 	// Shared offers this cluster's backends to other clusters. False unless Global.

@@ -44,7 +44,10 @@ func Stands(svc *Service, from []Slice, own bool) []Stand {
 			}
 		}
 		for _, s := range all {
-			if !used[s.Addr] {
+			switch {
+			case !svc.has(s.Addr):
+				s.Why[i] = fmt.Sprintf("the service has no %s here", FamilyOf(s.Addr))
+			case !used[s.Addr]:
 				s.Why[i], s.Misfit[i] = left(port, s.Addr, from, own)
 			}
 		}

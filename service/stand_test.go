@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 func TestStands(t *testing.T) {
@@ -78,6 +81,25 @@ func TestStandsAgreeWithFrontends(t *testing.T) {
 					t.Fatalf("port %d, %v: used %v, why %q\n%+v", i, s.Addr, used[s.Addr], s.Why[i], from)
 				}
 			}
+		}
+	}
+}
+
+// An endpoint of a family that the service does not have here is shown, and is no misfit: the
+// peer that offers it has both.
+func TestStandsOfAnotherFamily(t *testing.T) {
+	from := []Slice{
+		{Ports: []SlicePort{{Protocol: TCP, Port: 8080}}, Endpoints: []Endpoint{{Addr: netip.MustParseAddr("10.2.1.2"), Ready: true}}},
+		{Ports: []SlicePort{{Protocol: TCP, Port: 8080}}, Endpoints: []Endpoint{{Addr: netip.MustParseAddr("fd00:10:2:1::2"), Ready: true}}},
+	}
+	for families, want := range map[string]string{"IPv4": ` | the service has no IPv6 here`, "IPv6": `the service has no IPv4 here | `, "IPv4 IPv6": " | ", "": " | "} {
+		svc := Service{Ports: []Port{{Protocol: TCP, Port: 80}}}
+		for _, f := range strings.Fields(families) {
+			svc.Families = append(svc.Families, corev1.IPFamily(f))
+		}
+		all := Stands(&svc, from, false)
+		if got := all[0].Why[0] + " | " + all[1].Why[0]; got != want || all[0].Misfit[0] || all[1].Misfit[0] {
+			t.Errorf("%q: %s, want %s; misfits %v %v", families, got, want, all[0].Misfit, all[1].Misfit)
 		}
 	}
 }

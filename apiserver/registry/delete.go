@@ -101,8 +101,10 @@ func (r *Registry) planDeletion(ctx context.Context, objects []object, by writer
 		c.writes = []wire.Write{{Key: o.key(), Delete: true, Action: string(c.action)}}
 		if o.kind.Plural == manifest.Services {
 			var svc corev1.Service
-			if json.Unmarshal(c.old.Value, &svc) == nil && allocated(&svc) {
-				c.writes = append(c.writes, wire.Write{Key: wire.ServiceIPKey(svc.Spec.ClusterIP), Delete: true})
+			if json.Unmarshal(c.old.Value, &svc) == nil {
+				for _, ip := range allocated(&svc) {
+					c.writes = append(c.writes, wire.Write{Key: wire.ServiceIPKey(ip), Delete: true})
+				}
 			}
 		}
 		changes = append(changes, c)

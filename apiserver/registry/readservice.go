@@ -41,8 +41,8 @@ func readService(r *reading) {
 	if p := spec.InternalTrafficPolicy; p != nil && *p != corev1.ServiceInternalTrafficPolicyCluster {
 		r.refuse("spec.internalTrafficPolicy %s is not supported; remove it", *p)
 	}
-	checkClusterIP(r, spec)
 	checkFamilies(r, spec)
+	checkClusterIPs(r, spec)
 	checkServicePorts(r, spec)
 	checkBool(r, svc.Annotations, service.AnnotationGlobal, "io.cilium/global-service")
 	checkBool(r, svc.Annotations, service.AnnotationShared, "io.cilium/shared-service")
@@ -79,28 +79,24 @@ func warnOutside(r *reading, spec *corev1.ServiceSpec) {
 	}
 }
 
-// checkFamilies accepts the IPv4 part of a dual-stack service and refuses a service without
-// one.
+// checkFamilies checks what can be said about a service's IP families without the cluster.
 func checkFamilies(r *reading, spec *corev1.ServiceSpec) {
-	for _, f := range spec.IPFamilies {
+	switch p := spec.IPFamilyPolicy; {
+	case p == nil, *p == singleStack, *p == preferDualStack, *p == requireDualStack:
+	default:
+		r.refuse("spec.ipFamilyPolicy %q: write SingleStack, PreferDualStack or RequireDualStack", *p)
+	}
+	for i, f := range spec.IPFamilies {
 		if f != corev1.IPv4Protocol && f != corev1.IPv6Protocol {
-			r.refuse("spec.ipFamilies names %q; write IPv4", f)
-			return
+			r.refuse("spec.ipFamilies names %q; write IPv4 or IPv6", f)
+		} else if slices.Contains(spec.IPFamilies[:i], f) {
+			r.refuse("spec.ipFamilies names %s twice; name it once", f)
 		}
-	}
-	only6 := len(spec.IPFamilies) > 0 && !slices.Contains(spec.IPFamilies, corev1.IPv4Protocol)
-	if ip, err := netip.ParseAddr(spec.ClusterIP); only6 || err == nil && ip.Is6() {
-		r.refuse("the service has IPv6 only, which pods do not have here; give it IPv4 in spec.ipFamilies and no IPv6 spec.clusterIP")
-		return
-	}
-	if slices.Contains(spec.IPFamilies, corev1.IPv6Protocol) {
-		r.warn("spec.ipFamilies: IPv6 has no effect, the service gets an IPv4 address only")
-	} else if p := spec.IPFamilyPolicy; p != nil && *p == corev1.IPFamilyPolicyRequireDualStack {
-		r.warn("spec.ipFamilyPolicy RequireDualStack has no effect, the service gets an IPv4 address only")
 	}
 }
 
-func checkClusterIP(r *reading, spec *corev1.ServiceSpec) {
+// checkClusterIPs checks the addresses that a service asks for, and writes them in one way.
+func checkClusterIPs(r *reading, spec *corev1.ServiceSpec) {
 	if len(spec.ClusterIPs) > 2 {
 		r.refuse("spec.clusterIPs names %d addresses; keep one of each family at most", len(spec.ClusterIPs))
 		return
@@ -111,23 +107,36 @@ func checkClusterIP(r *reading, spec *corev1.ServiceSpec) {
 		}
 		spec.ClusterIP = spec.ClusterIPs[0]
 	}
-	if len(spec.ClusterIPs) == 2 {
-		first, err1 := netip.ParseAddr(spec.ClusterIPs[0])
-		second, err2 := netip.ParseAddr(spec.ClusterIPs[1])
-		if err1 != nil || err2 != nil || first.Is4() == second.Is4() {
-			r.refuse("spec.clusterIPs %v are not an address of each family", spec.ClusterIPs)
-			return
-		}
-		if first.Is6() {
-			spec.ClusterIP = spec.ClusterIPs[1]
-		}
+	all := spec.ClusterIPs
+	if len(all) == 0 && spec.ClusterIP != "" {
+		all = []string{spec.ClusterIP}
 	}
-	spec.ClusterIPs = nil // set again with the final address
-	if spec.ClusterIP == "" || spec.ClusterIP == corev1.ClusterIPNone {
+	if len(all) == 1 && all[0] == corev1.ClusterIPNone {
 		return
 	}
-	if ip, err := netip.ParseAddr(spec.ClusterIP); err != nil || ip.Zone() != "" {
-		r.refuse("spec.clusterIP %q is not an IP address; remove it to have one chosen", spec.ClusterIP)
+	var ips []netip.Addr
+	for _, text := range all {
+		ip, err := netip.ParseAddr(text)
+		if err != nil || ip.Zone() != "" || ip.Is4In6() {
+			r.refuse("spec.clusterIP %q is not an IP address; remove it to have one chosen", text)
+			return
+		}
+		ips = append(ips, ip)
+	}
+	if len(ips) == 2 && ips[0].Is4() == ips[1].Is4() {
+		r.refuse("spec.clusterIPs %v are not an address of each family", spec.ClusterIPs)
+		return
+	}
+	for i, ip := range ips {
+		if i < len(spec.IPFamilies) && spec.IPFamilies[i] != service.FamilyOf(ip) {
+			r.refuse("spec.ipFamilies[%d] is %s, and %s, the address of that place, is not; make them agree", i, spec.IPFamilies[i], ip)
+		}
+		if i < len(spec.ClusterIPs) {
+			spec.ClusterIPs[i] = ip.String()
+		}
+		if i == 0 {
+			spec.ClusterIP = ip.String()
+		}
 	}
 }
 

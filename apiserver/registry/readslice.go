@@ -41,9 +41,6 @@ func readEndpointSlice(r *reading) {
 			}
 		}
 	}
-	if slice.AddressType == discoveryv1.AddressTypeIPv6 {
-		r.warn("addressType is IPv6: its endpoints get no traffic, because pods and services have IPv4 addresses only")
-	}
 	if weight, ok := slice.Annotations[service.AnnotationWeight]; ok {
 		if _, err := strconv.ParseUint(weight, 10, 16); err != nil {
 			r.refuse("annotation %s is %q; write a number from 0 to 65535", service.AnnotationWeight, weight)
@@ -85,7 +82,7 @@ func (p *planner) fitSlice(ctx context.Context, slice *discoveryv1.EndpointSlice
 			if err != nil {
 				continue // readEndpointSlice has refused it
 			}
-			if cidr := p.conf.ServiceCIDR; cidr.IsValid() && cidr.Contains(ip) {
+			if p.conf.cidrOf(ip).IsValid() {
 				return fmt.Sprintf("endpoints[%d].addresses: %v is a service's address; write those of the pods behind it", i, ip), nil
 			}
 			if node, ok := of[ip]; ok {

@@ -159,9 +159,15 @@ func TestApplyRefuses(t *testing.T) {
 		"no address":          {strings.Replace(webService, "spec:", "spec:\n  clusterIP: web", 1), `"web" is not an IP address`},
 		"service type":        {strings.Replace(webService, "spec:", "spec:\n  type: Loadbalancer", 1), "spec.type Loadbalancer is not a type of service"},
 		"external name":       {strings.Replace(webService, "spec:", "spec:\n  type: ExternalName\n  externalName: example.com", 1), "spec.type is ExternalName, which only a DNS server could answer"},
-		"IPv6 only":           {strings.Replace(webService, "spec:", "spec:\n  ipFamilies: [IPv6]", 1), "the service has IPv6 only"},
-		"IPv6 address":        {strings.Replace(webService, "spec:", "spec:\n  clusterIP: fd00::7", 1), "the service has IPv6 only"},
+		"IPv6 only":           {strings.Replace(webService, "spec:", "spec:\n  ipFamilies: [IPv6]", 1), "spec.ipFamilies[0] is IPv6; remove it: cluster east has no service addresses of IPv6: give its API servers an ipv6ServiceCIDR"},
+		"IPv6 address":        {strings.Replace(webService, "spec:", "spec:\n  clusterIP: fd00::7", 1), "spec.clusterIP is fd00::7; remove it: cluster east has no service addresses of IPv6"},
 		"two of a family":     {strings.Replace(webService, "spec:", "spec:\n  clusterIPs: [10.101.0.7, 10.101.0.8]", 1), "are not an address of each family"},
+		"dual stack required": {strings.Replace(webService, "spec:", "spec:\n  ipFamilyPolicy: RequireDualStack", 1), "spec.ipFamilyPolicy is RequireDualStack; write PreferDualStack for what the cluster has: cluster east has no service addresses of IPv6"},
+		"both families named": {strings.Replace(webService, "spec:", "spec:\n  ipFamilyPolicy: PreferDualStack\n  ipFamilies: [IPv4, IPv6]", 1), "spec.ipFamilies[1] is IPv6; remove it"},
+		"family policy":       {strings.Replace(webService, "spec:", "spec:\n  ipFamilyPolicy: DualStack", 1), `spec.ipFamilyPolicy "DualStack": write SingleStack, PreferDualStack or RequireDualStack`},
+		"a family twice":      {strings.Replace(webService, "spec:", "spec:\n  ipFamilies: [IPv4, IPv4]", 1), "spec.ipFamilies names IPv4 twice"},
+		"unknown family":      {strings.Replace(webService, "spec:", "spec:\n  ipFamilies: [ipv4]", 1), `spec.ipFamilies names "ipv4"; write IPv4 or IPv6`},
+		"another family":      {strings.Replace(webService, "spec:", "spec:\n  clusterIP: 10.101.0.7\n  ipFamilies: [IPv6]", 1), "spec.ipFamilies[0] is IPv6, and 10.101.0.7, the address of that place, is not"},
 		"affinity to clients": {strings.Replace(webService, "spec:", "spec:\n  sessionAffinity: ClientIP", 1), "spec.sessionAffinity ClientIP is not supported"},
 		"bad node port":       {strings.Replace(webService, "port: 80,", "port: 80, nodePort: 80800,", 1), "nodePort is 80800"},
 		"Knative's service":   {"apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: x}\n", `apiVersion is "serving.knative.dev/v1"; write "v1"`},
@@ -305,7 +311,7 @@ func TestWhatHasNoEffectIsWarnedOf(t *testing.T) {
 	r, _ := fixture(t)
 	for want, text := range map[string]string{
 		"metadata.finalizers has no effect": strings.Replace(pod, "name: web-1,", "name: web-1, finalizers: [example.com/wait],", 1),
-		"addressType is IPv6":               strings.Replace(slice("'2001:db8::7'"), "IPv4", "IPv6", 1),
+		"spec.externalIPs has no effect":    strings.Replace(webService, "spec:", "spec:\n  externalIPs: [192.0.2.9]", 1),
 	} {
 		if got := apply(t, r, text).Warnings; len(got) != 1 || !strings.HasPrefix(got[0].Message, want) {
 			t.Errorf("%s: warned %v", want, got)

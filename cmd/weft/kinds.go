@@ -38,7 +38,7 @@ var listings = map[string]listing{
 		return []string{p.Spec.NodeName, podIPs(p), podReady(p), podStatus(p), labelList(p.Labels)}
 	})},
 	manifest.Services: {columns("CLUSTER-IP", "PORTS", "GLOBAL", "*SELECTOR"), cells(func(s *corev1.Service) []string {
-		return []string{s.Spec.ClusterIP, servicePorts(s), fmt.Sprint(isGlobal(s)), labelList(s.Spec.Selector)}
+		return []string{clusterIPs(s), servicePorts(s), fmt.Sprint(isGlobal(s)), labelList(s.Spec.Selector)}
 	})},
 	manifest.EndpointSlices: {columns("SERVICE", "ADDRESSES", "PORTS"), cells(func(e *discoveryv1.EndpointSlice) []string {
 		return []string{e.Labels[discoveryv1.LabelServiceName], sliceAddresses(e), slicePorts(e)}
@@ -294,6 +294,9 @@ func podIPs(p *corev1.Pod) string {
 	}
 	return strings.Join(ips, ",")
 }
+
+// clusterIPs returns a service's addresses: one, or one of each IP family.
+func clusterIPs(s *corev1.Service) string { return strings.Join(service.ClusterIPs(s), ",") }
 
 // podReady returns yes or no, pending while the pod has no address yet, and "" if there is
 // no status.

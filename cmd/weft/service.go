@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -44,7 +45,7 @@ func serviceTable(lists []*api.ServiceList) table {
 	}
 	for _, l := range lists {
 		for _, s := range l.Services {
-			t.rows = append(t.rows, []string{s.Cluster, s.Namespace, s.Name, s.ClusterIP, strings.Join(s.Ports, ","),
+			t.rows = append(t.rows, []string{s.Cluster, s.Namespace, s.Name, cmp.Or(strings.Join(s.ClusterIPs, ","), s.ClusterIP), strings.Join(s.Ports, ","),
 				fmt.Sprint(s.Global), fmt.Sprint(s.Shared), s.Affinity, backendCounts(s), leftOut(s.Backends), backendAddresses(s.Backends)})
 		}
 	}
