@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/weft-mesh/weft/apiserver/registry"
 	"github.com/weft-mesh/weft/wire"
 )
 
@@ -55,5 +56,51 @@ func TestNodeLiesAboutNeitherAddress(t *testing.T) {
 		if got := second("web-2"); got != addr("fd00:10:1:1::5") || second("web-1").IsValid() {
 			t.Errorf("exchanged: %v", got)
 		}
+	})
+}
+
+// Pods with an address of each family are endpoints in the families that the service has, each
+// in slices of their own.
+func TestSlicesOfTheServicesFamilies(t *testing.T) {
+	run(t, func(e *east) {
+		e.registry = registry.New(e.store, registry.Config{Cluster: "east", ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16"), IPv6ServiceCIDR: netip.MustParsePrefix("fd00:10:101::/112")})
+		addr := netip.MustParseAddr
+		e.put(wire.RegistrationKey("n1"), wire.Registration{Name: "n1", Addresses: []netip.Addr{addr("172.16.1.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24"), netip.MustParsePrefix("fd00:10:1:1::/64")}})
+		claim := func(pod, last string, second, ready bool) {
+			s := wire.EndpointState{Namespace: "shop", Pod: pod, IP: addr("10.1.1." + last), Ready: ready}
+			if second {
+				s.Second = addr("fd00:10:1:1::" + last)
+			}
+			e.put(wire.NodeEndpointKey("n1", "shop", pod), s)
+		}
+		serve := func(spec string) { e.apply(strings.Replace(shopService, "spec: {", "spec: {"+spec+", ", 1)) }
+		e.pod("web-1", "n1", "web")
+		e.pod("web-2", "n1", "web")
+		claim("web-1", "5", true, true)
+		claim("web-2", "6", false, true) // from before its node had both
+
+		serve("ipFamilyPolicy: SingleStack")
+		e.want("IPv4", e.slices(), "web-v4-8080 8080: 10.1.1.5 10.1.1.6")
+		serve("ipFamilyPolicy: PreferDualStack")
+		e.want("both", e.slices(), "web-v4-8080 8080: 10.1.1.5 10.1.1.6\nweb-v6-8080 8080: fd00:10:1:1::5")
+		claim("web-1", "5", true, false)
+		e.want("not ready", e.slices(), "web-v4-8080 8080: !10.1.1.5 10.1.1.6\nweb-v6-8080 8080: !fd00:10:1:1::5")
+		claim("web-2", "6", true, true)
+		e.want("its second address", e.slices(), "web-v4-8080 8080: !10.1.1.5 10.1.1.6\nweb-v6-8080 8080: !fd00:10:1:1::5 fd00:10:1:1::6")
+		revision := e.store.Revision()
+		stop := e.start() // a second API server
+		stop()
+		if now := e.store.Revision(); now != revision {
+			t.Errorf("a new controller wrote %d times", now-revision)
+		}
+		claim("web-2", "6", false, true)
+		e.want("taken away", e.slices(), "web-v4-8080 8080: !10.1.1.5 10.1.1.6\nweb-v6-8080 8080: !fd00:10:1:1::5")
+		serve("ipFamilyPolicy: SingleStack")
+		e.want("IPv4 again", e.slices(), "web-v4-8080 8080: !10.1.1.5 10.1.1.6")
+		e.delete("services", "shop", "web")
+		serve("ipFamilies: [IPv6]")
+		e.want("IPv6", e.slices(), "web-v6-8080 8080: !fd00:10:1:1::5")
+		e.delete("pods", "shop", "web-1")
+		e.want("its pod is gone", e.slices(), "")
 	})
 }

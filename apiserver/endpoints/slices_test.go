@@ -21,6 +21,8 @@ import (
 
 func podName(i int) name { return name{"shop", fmt.Sprint("web-", i)} }
 
+func guestName(i int) guest { return guest{podName(i), corev1.IPv4Protocol} }
+
 func podAddr(i int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 1, byte(1 + i/250), byte(2 + i%250)})
 }
@@ -30,11 +32,11 @@ func TestSpread(t *testing.T) {
 	s := newSpread()
 	kind := service.Slice{Name: "web-v4"}
 	put := func(i int, prefers string) []string {
-		return s.put(podName(i), kind, service.Endpoint{Addr: podAddr(i), Ready: true}, prefers)
+		return s.put(guestName(i), kind, service.Endpoint{Addr: podAddr(i), Ready: true}, prefers)
 	}
 	sizes := func() (out string) {
 		for _, part := range slices.Sorted(maps.Keys(s.parts)) {
-			out += fmt.Sprintf("%s:%d ", part, len(s.parts[part].pods))
+			out += fmt.Sprintf("%s:%d ", part, len(s.parts[part].guests))
 		}
 		return out
 	}
@@ -49,18 +51,18 @@ func TestSpread(t *testing.T) {
 	}
 	want("250", sizes(), "web-v4:100 web-v4-part2:100 web-v4-part3:50 ")
 	want("as before", fmt.Sprint(put(7, "")), "[]")
-	want("one changes", fmt.Sprint(s.put(podName(7), kind, service.Endpoint{Addr: podAddr(7)}, "")), "[web-v4]")
-	want("one goes", fmt.Sprint(s.remove(podName(120))), "[web-v4-part2]")
-	want("goes again", fmt.Sprint(s.remove(podName(120))), "[]")
+	want("one changes", fmt.Sprint(s.put(guestName(7), kind, service.Endpoint{Addr: podAddr(7)}, "")), "[web-v4]")
+	want("one goes", fmt.Sprint(s.remove(guestName(120))), "[web-v4-part2]")
+	want("goes again", fmt.Sprint(s.remove(guestName(120))), "[]")
 	want("another comes", fmt.Sprint(put(300, "")), "[web-v4-part2]")
 	want("and another", fmt.Sprint(put(301, "")), "[web-v4-part3]")
 	want("one that was in a full slice", fmt.Sprint(put(302, "web-v4")), "[web-v4-part3]")
 	want("one that was in a slice of its own", fmt.Sprint(put(303, "web-v4-part9")), "[web-v4-part9]")
 	other := service.Slice{Name: "web-v4-9090"}
-	want("one with another port", fmt.Sprint(s.put(podName(7), other, service.Endpoint{Addr: podAddr(7)}, "")), "[web-v4 web-v4-9090]")
+	want("one with another port", fmt.Sprint(s.put(guestName(7), other, service.Endpoint{Addr: podAddr(7)}, "")), "[web-v4 web-v4-9090]")
 	want("its place is taken", fmt.Sprint(put(304, "")), "[web-v4]")
 	for i := range 310 {
-		s.remove(podName(i))
+		s.remove(guestName(i))
 	}
 	want("empty", sizes(), "")
 	want("again", fmt.Sprint(put(1, "")), "[web-v4]")

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/weft-mesh/weft/service"
@@ -37,13 +38,23 @@ func (m *model) touch(svc name) *todo {
 // sliceSize endpoints each. An endpoint stays in its slice, so that a change of one pod
 // concerns no other slice. Slices that end up empty are dropped.
 type spread struct {
-	seats map[name]seat
+	seats map[guest]seat
 	parts map[string]*part
 	// full counts the slices of each kind, from the first on, that have no room.
 	full map[string]int
 }
 
-// seat is a pod's place.
+// guest is a pod by its address of one IP family: of a service of both it is an endpoint
+// twice, in slices of their own.
+type guest struct {
+	name
+	family corev1.IPFamily
+}
+
+// bothFamilies are those that a pod may have addresses of.
+var bothFamilies = [...]corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+
+// seat is a guest's place.
 type seat struct {
 	part     string
 	endpoint service.Endpoint
@@ -51,18 +62,18 @@ type seat struct {
 
 // part is a slice. Slices of a kind have the same ports, and names that begin alike.
 type part struct {
-	kind service.Slice // without endpoints
-	pods map[name]bool
+	kind   service.Slice // without endpoints
+	guests map[guest]bool
 }
 
 func newSpread() *spread {
-	return &spread{map[name]seat{}, map[string]*part{}, map[string]int{}}
+	return &spread{map[guest]seat{}, map[string]*part{}, map[string]int{}}
 }
 
-// put gives a pod a seat in a slice of this kind: the one that it has, or in the slice it
+// put gives a guest a seat in a slice of this kind: the one that it has, or in the slice it
 // prefers if that has room, or in the first that has. It returns the slices that this
 // changes.
-func (s *spread) put(who name, kind service.Slice, e service.Endpoint, prefers string) (changed []string) {
+func (s *spread) put(who guest, kind service.Slice, e service.Endpoint, prefers string) (changed []string) {
 	if old, seated := s.seats[who]; seated {
 		if s.parts[old.part].kind.Name == kind.Name {
 			if reflect.DeepEqual(old.endpoint, e) {
@@ -81,27 +92,27 @@ func (s *spread) put(who name, kind service.Slice, e service.Endpoint, prefers s
 	}
 	p := s.parts[in]
 	if p == nil {
-		p = &part{kind, map[name]bool{}}
+		p = &part{kind, map[guest]bool{}}
 		s.parts[in] = p
 	}
-	p.pods[who], s.seats[who] = true, seat{in, e}
+	p.guests[who], s.seats[who] = true, seat{in, e}
 	return append(changed, in)
 }
 
 func (s *spread) room(part string) bool {
 	p := s.parts[part]
-	return p == nil || len(p.pods) < sliceSize
+	return p == nil || len(p.guests) < sliceSize
 }
 
-// remove takes a pod's seat away and returns the slice that this changes, if it had one.
-func (s *spread) remove(who name) (changed []string) {
+// remove takes a guest's seat away and returns the slice that this changes, if it had one.
+func (s *spread) remove(who guest) (changed []string) {
 	old, seated := s.seats[who]
 	if !seated {
 		return nil
 	}
 	delete(s.seats, who)
 	p := s.parts[old.part]
-	if delete(p.pods, who); len(p.pods) == 0 {
+	if delete(p.guests, who); len(p.guests) == 0 {
 		delete(s.parts, old.part)
 	}
 	if i, ok := partNumber(p.kind.Name, old.part); ok && i < s.full[p.kind.Name] {
@@ -116,8 +127,8 @@ func (s *spread) slice(sliceName string) *discoveryv1.EndpointSlice {
 		return nil
 	}
 	p := s.parts[sliceName]
-	endpoints := make([]service.Endpoint, 0, len(p.pods))
-	for who := range p.pods {
+	endpoints := make([]service.Endpoint, 0, len(p.guests))
+	for who := range p.guests {
 		endpoints = append(endpoints, s.seats[who].endpoint)
 	}
 	slices.SortFunc(endpoints, func(a, b service.Endpoint) int { return a.Addr.Compare(b.Addr) })
@@ -135,34 +146,41 @@ func (m *model) place(svcName name) map[string]bool {
 		return t.parts
 	}
 	pods := t.pods
-	prefers := func(name) string { return "" }
+	prefers := func(guest) string { return "" }
 	if s == nil || t.whole {
 		had := m.seatsOf(svcName)
 		m.unseat(svcName, t.parts)
 		s = newSpread()
 		m.spreads[svcName] = s
 		pods = m.inNamespace[svcName.namespace]
-		prefers = func(who name) string { return had[m.endpoints[who].value.IP] }
+		prefers = func(who guest) string { return had[m.addressOf(who)] }
 	}
 	// Who has a slice already comes first.
-	var seatless []name
-	for _, who := range sorted(pods) {
-		kind, e, ok := m.seat(svc, who)
-		switch in := prefers(who); {
-		case !ok:
-			add(t.parts, s.remove(who))
-			unset(m.members, who, svcName)
-		case in == "" || !partOf(kind.Name, in):
-			seatless = append(seatless, who)
-		default:
-			add(t.parts, s.put(who, kind, e, in))
-			set(m.members, who, svcName)
+	var seatless []guest
+	for _, pod := range sorted(pods) {
+		member := false
+		for _, family := range bothFamilies {
+			who := guest{pod, family}
+			kind, e, ok := m.seat(svc, who)
+			member = member || ok
+			switch in := prefers(who); {
+			case !ok:
+				add(t.parts, s.remove(who))
+			case in == "" || !partOf(kind.Name, in):
+				seatless = append(seatless, who)
+			default:
+				add(t.parts, s.put(who, kind, e, in))
+			}
+		}
+		if member {
+			set(m.members, pod, svcName)
+		} else {
+			unset(m.members, pod, svcName)
 		}
 	}
 	for _, who := range seatless {
 		kind, e, _ := m.seat(svc, who)
 		add(t.parts, s.put(who, kind, e, ""))
-		set(m.members, who, svcName)
 	}
 	if len(s.seats) == 0 {
 		delete(m.spreads, svcName)
@@ -176,16 +194,26 @@ func add(to map[string]bool, all []string) {
 	}
 }
 
-// seat returns the endpoint that a pod is of a service, and the kind of slice it is in.
-func (m *model) seat(svc *service.Service, who name) (service.Slice, service.Endpoint, bool) {
-	p := m.pods[who]
-	have, there := m.endpoints[who]
-	if p == nil || !there {
+// addressOf returns a guest's address; invalid if its pod has none of that family.
+func (m *model) addressOf(who guest) netip.Addr {
+	e := m.endpoints[who.name].value
+	for _, ip := range [...]netip.Addr{e.IP, e.Second} {
+		if ip.IsValid() && service.FamilyOf(ip) == who.family {
+			return ip
+		}
+	}
+	return netip.Addr{}
+}
+
+// seat returns the endpoint that a guest is of a service, and the kind of slice it is in.
+func (m *model) seat(svc *service.Service, who guest) (service.Slice, service.Endpoint, bool) {
+	p, addr := m.pods[who.name], m.addressOf(who)
+	if p == nil || !addr.IsValid() {
 		return service.Slice{}, service.Endpoint{}, false
 	}
-	e := have.value
+	e := m.endpoints[who.name].value
 	candidate := service.Pod{
-		Namespace: who.namespace, Name: who.name, Node: e.Node, Addr: e.IP,
+		Namespace: who.namespace, Name: who.name.name, Node: e.Node, Addr: addr,
 		Labels: p.Labels, Ready: e.Ready, Terminating: e.State == wire.EndpointTerminating,
 		Hostname: p.Hostname, Subdomain: p.Subdomain,
 	}
@@ -219,7 +247,7 @@ func (m *model) seatsOf(svcName name) map[netip.Addr]string {
 func (m *model) unseat(svcName name, parts map[string]bool) {
 	if s := m.spreads[svcName]; s != nil {
 		for who := range s.seats {
-			unset(m.members, who, svcName)
+			unset(m.members, who.name, svcName)
 		}
 		add(parts, slices.Collect(maps.Keys(s.parts)))
 		delete(m.spreads, svcName)

@@ -206,41 +206,6 @@ func TestNodes(t *testing.T) {
 	})
 }
 
-// A node and a pod of both families are exported as Cilium exports them: a CIDR and an
-// internal address of each, and a key for each address.
-func TestBothFamilies(t *testing.T) {
-	dual := func(b *bench) {
-		b.cluster.PodCIDRs = append(slices.Clone(b.cluster.PodCIDRs), netip.MustParsePrefix("fd00:10:1::/48"))
-	}
-	run(t, dual, func(b *bench) {
-		r, n := node(1)
-		r.PodCIDRs = append(r.PodCIDRs, netip.MustParsePrefix("fd00:10:1:1::/64"))
-		n.PodCIDRs = r.PodCIDRs
-		b.put(wire.RegistrationKey("n1"), r)
-		b.put(wire.NodeKey("n1"), n)
-		e := endpoint("shop", "web-1", "10.1.1.5", 65540)
-		e.Second = netip.MustParseAddr("fd00:10:1:1::5")
-		b.put(wire.EndpointKey("shop", "web-1"), e)
-		key := "cilium/state/nodes/v1/east/n1"
-		both := []string{"cilium/state/ip/v1/default/10.1.1.5", "cilium/state/ip/v1/default/fd00:10:1:1::5"}
-		b.expect(append(both, key, "weft/export/nodes/n1")...)
-		if got := b.value(key); !strings.Contains(got, `"IPAddresses":[{"Type":"InternalIP","IP":"172.16.1.1"},{"Type":"CiliumInternalIP","IP":"10.1.1.1"},{"Type":"CiliumInternalIP","IP":"fd00:10:1:1::1"}],`+
-			`"IPv4AllocCIDR":{"IP":"10.1.1.0","Mask":"////AA=="},"IPv4SecondaryAllocCIDRs":null,"IPv6AllocCIDR":{"IP":"fd00:10:1:1::","Mask":"//////////8AAAAAAAAAAA=="},`) {
-			t.Errorf("node %s", got)
-		}
-		if got := b.value(both[1]); !strings.HasPrefix(got, `{"IP":"fd00:10:1:1::5","Mask":null,"HostIP":"172.16.1.1","ID":65540,"Key":255,`) || !strings.Contains(got, `"K8sPodName":"web-1"`) {
-			t.Errorf("address %s", got)
-		}
-
-		// The second address changes hands, as the first does.
-		e.Second = netip.MustParseAddr("fd00:10:1:1::6")
-		b.put(wire.EndpointKey("shop", "web-1"), e)
-		b.expect(both[0], "cilium/state/ip/v1/default/fd00:10:1:1::6", key, "weft/export/nodes/n1")
-		b.write(store.Delete(wire.EndpointKey("shop", "web-1")))
-		b.expect(key, "weft/export/nodes/n1")
-	})
-}
-
 // A node whose state cannot be read is exported as it was, also by an API server
 // that never read it, and that is not kept quiet, whatever else happens to it.
 func TestUnreadableNodeStaysAProblem(t *testing.T) {
