@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -152,6 +154,86 @@ func TestAPodOfBothFamiliesIsOneToEveryone(t *testing.T) {
 			if row, ok, _ := east.maps().IPs.Lookup(a); ok {
 				t.Errorf("removed, in east: %v is %+v", a, row)
 			}
+		}
+		east.stop()
+		west.stop()
+	})
+}
+
+// A service of both families has a frontend of each, with the backends of its own family in
+// every cluster, whatever families the peer's service has.
+func TestAServiceOfBothFamiliesIsTwoFrontends(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorldOf(t, true)
+		east, west := w.node("east", 1), w.node("west", 1)
+		w.peer()
+		four, six := w.clusters["east"].web(t, global), netip.MustParseAddr("fd00:10:101::10")
+		w.clusters["west"].web(t, global)
+		east.pod("web-0", "web")
+		west.pod("web-1", "web")
+		east.run()
+		west.run()
+		w.step()
+
+		backends := func(vip netip.Addr) string {
+			row, ok, _ := east.maps().Services.Lookup(frontend(vip))
+			if !ok {
+				return "none"
+			}
+			var out []string
+			for _, g := range row.Group[:row.Groups] {
+				for i := range g.Count {
+					b, _, _ := east.maps().Backends.Lookup(bpf.SlotKey{Service: row.ID, Slot: i, Cluster: g.Cluster})
+					out = append(out, b.Addr.String())
+				}
+			}
+			return strings.Join(out, " ")
+		}
+		want := func(when, want4, want6 string) {
+			t.Helper()
+			if got4, got6 := backends(four), backends(six); got4 != want4 || got6 != want6 {
+				t.Errorf("%s: %s and %s, want %s and %s", when, got4, got6, want4, want6)
+			}
+		}
+		const in4, in6, there4, there6 = "10.1.1.2", "fd00:10:1:1::2", "10.2.1.2", "fd00:10:2:1::2"
+		want("both", in4+" "+there4, in6+" "+there6)
+		if row, ok, _ := east.maps().Prefixes.Lookup(bpf.PrefixOf(netip.MustParsePrefix("fd00:10:101::/112"))); !ok || row.Flags != bpf.IPService {
+			t.Errorf("the service CIDR is %+v, %v", row, ok)
+		}
+
+		// West gives up one family, then the other.
+		only := func(ip string) {
+			c := w.clusters["west"]
+			text, _ := c.store.Value(wire.ObjectKey("services", "shop", "web"))
+			svc, err := wire.Unmarshal[corev1.Service](text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			svc.Spec.ClusterIP, svc.Spec.ClusterIPs = ip, []string{ip}
+			c.put(t, wire.ObjectKey("services", "shop", "web"), svc)
+			for _, name := range []string{"web-v4", "web-v6"} {
+				_ = c.store.Delete(t.Context(), wire.ObjectKey("endpointslices", "shop", name))
+			}
+			w.step()
+		}
+		only("10.102.0.10")
+		want("west has IPv4", in4+" "+there4, in6)
+		only("fd00:10:102::10")
+		want("west has IPv6", in4, in6+" "+there6)
+
+		// East does: the frontend goes, and the other stays as it is.
+		c := w.clusters["east"]
+		text, _ := c.store.Value(wire.ObjectKey("services", "shop", "web"))
+		svc, err := wire.Unmarshal[corev1.Service](text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		svc.Spec.ClusterIP, svc.Spec.ClusterIPs = six.String(), []string{six.String()}
+		c.put(t, wire.ObjectKey("services", "shop", "web"), svc)
+		w.step()
+		want("east has IPv6", "none", in6+" "+there6)
+		for _, p := range tables.All(east.agent.Tables.DB.ReadTxn(), east.agent.Tables.Problems) {
+			t.Errorf("problem %+v", p)
 		}
 		east.stop()
 		west.stop()

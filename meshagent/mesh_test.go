@@ -25,12 +25,16 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// web is a global service at 10.10<cluster>.0.10:80.
+// web is a global service at 10.10<cluster>.0.10:80, and in dual clusters at
+// [fd00:10:10<cluster>::10]:80 too.
 func (c *testCluster) web(t *testing.T, annotations map[string]string) netip.Addr {
 	vip := fmt.Sprintf("10.%d.0.10", 100+int(c.id))
 	s := corev1.Service{}
 	s.Namespace, s.Name, s.Annotations = "shop", "web", annotations
-	s.Spec.ClusterIP = vip
+	s.Spec.ClusterIP, s.Spec.ClusterIPs = vip, []string{vip}
+	if c.dual {
+		s.Spec.ClusterIPs = append(s.Spec.ClusterIPs, fmt.Sprintf("fd00:10:%d::10", 100+int(c.id)))
+	}
 	s.Spec.Selector = map[string]string{"app": "web"}
 	s.Spec.Ports = []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(8080), Protocol: corev1.ProtocolTCP}}
 	c.put(t, wire.ObjectKey("services", "shop", "web"), s)

@@ -27,6 +27,7 @@ import (
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/endpoint/endpointtest"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/store/storetest"
 	"github.com/weft-mesh/weft/tunnel/probe"
 	"github.com/weft-mesh/weft/tunnel/probe/probetest"
@@ -86,10 +87,14 @@ func newWorldOf(t *testing.T, dual bool) *world {
 		first, _ := identity.Split255.Range(c.id)
 		c.next = first + 1
 		w.clusters[name] = c
-		c.put(t, wire.ClusterKey, wire.Cluster{
+		own := wire.Cluster{
 			Name: name, ID: c.id, PodCIDRs: c.cidrs(), ServiceCIDR: netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", 100+i+1)),
 			MaxConnectedClusters: 255, Generation: "g-" + name,
-		})
+		}
+		if dual {
+			own.IPv6ServiceCIDR = netip.MustParsePrefix(fmt.Sprintf("fd00:10:%d::/112", 100+i+1))
+		}
+		c.put(t, wire.ClusterKey, own)
 	}
 	return w
 }
@@ -283,22 +288,27 @@ func (c *testCluster) vouch(t *testing.T) {
 		}
 	}
 	for _, svc := range list[corev1.Service](t, c, wire.ObjectKindPrefix("services")) {
-		s := discoveryv1.EndpointSlice{}
-		s.Namespace, s.Name = svc.Namespace, svc.Name+"-v4"
-		s.Labels = map[string]string{discoveryv1.LabelServiceName: svc.Name}
-		for _, p := range svc.Spec.Ports {
-			port := p.TargetPort.IntVal
-			s.Ports = append(s.Ports, discoveryv1.EndpointPort{Port: &port})
-		}
-		for _, e := range list[wire.Endpoint](t, c, wire.EndpointsPrefix) {
-			pod, ok := pods[wire.ObjectKey("pods", e.Namespace, e.Pod)]
-			if ok && pod.Labels["app"] == svc.Spec.Selector["app"] {
-				ready, node := e.Ready, e.Node
-				s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{e.IP.String()}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready}})
+		for _, ip := range service.ClusterIPs(&svc) {
+			family := service.FamilyOf(netip.MustParseAddr(ip))
+			s := discoveryv1.EndpointSlice{AddressType: discoveryv1.AddressType(family)}
+			s.Namespace, s.Name = svc.Namespace, svc.Name+"-v"+string(family[3])
+			s.Labels = map[string]string{discoveryv1.LabelServiceName: svc.Name}
+			for _, p := range svc.Spec.Ports {
+				port := p.TargetPort.IntVal
+				s.Ports = append(s.Ports, discoveryv1.EndpointPort{Port: &port})
 			}
+			for _, e := range list[wire.Endpoint](t, c, wire.EndpointsPrefix) {
+				pod, ok := pods[wire.ObjectKey("pods", e.Namespace, e.Pod)]
+				for _, ip := range e.IPs() {
+					if ok && pod.Labels["app"] == svc.Spec.Selector["app"] && service.FamilyOf(ip) == family {
+						ready, node := e.Ready, e.Node
+						s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{ip.String()}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready}})
+					}
+				}
+			}
+			slices.SortFunc(s.Endpoints, func(a, b discoveryv1.Endpoint) int { return strings.Compare(a.Addresses[0], b.Addresses[0]) })
+			c.put(t, wire.ObjectKey("endpointslices", s.Namespace, s.Name), s)
 		}
-		slices.SortFunc(s.Endpoints, func(a, b discoveryv1.Endpoint) int { return strings.Compare(a.Addresses[0], b.Addresses[0]) })
-		c.put(t, wire.ObjectKey("endpointslices", s.Namespace, s.Name), s)
 	}
 }
 
@@ -329,7 +339,7 @@ func (w *world) mirror(from, to *testCluster) {
 		want[wire.Identities.CachePrefix(from.name)+fmt.Sprint(uint32(e.Identity))] = []byte(e.Labels.String())
 	}
 	for _, s := range list[discoveryv1.EndpointSlice](w.t, from, wire.ObjectKindPrefix("endpointslices")) {
-		out := wire.ClusterEndpointSlice{Cluster: from.name, ClusterID: uint32(from.id), Namespace: s.Namespace, Name: s.Name, Labels: s.Labels, AddressType: "IPv4"}
+		out := wire.ClusterEndpointSlice{Cluster: from.name, ClusterID: uint32(from.id), Namespace: s.Namespace, Name: s.Name, Labels: s.Labels, AddressType: string(s.AddressType)}
 		for _, p := range s.Ports {
 			out.Ports = append(out.Ports, wire.SlicePort{Protocol: "TCP", Port: *p.Port})
 		}

@@ -193,6 +193,13 @@ func TestRowByRowIsAsFromScratch(t *testing.T) {
 			b.maps = tapMaps(bpftest.New(), b.tap)
 			b.restart()
 			c := changer{b, rand.New(rand.NewPCG(seed, 1)), seed%2 == 0}
+			b.write(func(txn statedb.WriteTxn) { // of both IP families
+				east := *tables.Get(txn, b.tab.Clusters, "east")
+				own := *east.Own
+				own.PodCIDRs = append(slices.Clone(own.PodCIDRs), netip.PrefixFrom(six(1, 0, 0), 48))
+				east.Own = &own
+				tables.Put(txn, b.tab.Clusters, &east)
+			})
 			for step := range 80 {
 				b.write(func(txn statedb.WriteTxn) {
 					for range 1 + c.IntN(4) {
@@ -253,9 +260,13 @@ func (c changer) change(txn statedb.WriteTxn) {
 	number := identity.Number(uint32(speaksOf)<<16 + 1 + uint32(c.IntN(4)))
 	switch c.IntN(15) {
 	case 0, 1:
-		prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, speaksOf, node, byte(1 + c.IntN(4))}), 32)
+		prefix := whole(c.addr(speaksOf, node, byte(1+c.IntN(4))))
 		if c.IntN(4) == 0 { // mostly a whole node's, whose CIDR has a row beneath it
-			prefix = netip.PrefixFrom(prefix.Addr(), 24+c.IntN(4)/3).Masked()
+			bits := 24
+			if prefix.Addr().Is6() {
+				bits = 64
+			}
+			prefix = netip.PrefixFrom(prefix.Addr(), bits+c.IntN(4)/3).Masked()
 		}
 		put(txn, c.tab.IPs, &tables.IP{Cluster: cluster, Prefix: prefix, Identity: number, Host: netip.AddrFrom4([4]byte{192, 0, own, node}), Namespace: []string{"shop", "dev"}[c.IntN(2)], NamedPorts: c.ports()}, there)
 	case 2:
@@ -369,11 +380,19 @@ func (c changer) node(txn statedb.WriteTxn, cluster string, speaksOf, node byte,
 		more := wire.CIDR(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, speaksOf, 8 + node/2, 0}), 24+c.IntN(2)))
 		row.IPv4SecondaryAllocCIDRs = []*wire.CIDR{&more}
 	}
+	both := c.IntN(2) == 0
+	if both {
+		more := wire.CIDR(netip.PrefixFrom(six(speaksOf, third, 0), 62+c.IntN(5)).Masked())
+		row.IPv6AllocCIDR = &more
+	}
 	last := byte(1)
 	if c.IntN(4) == 0 {
 		last, third = 2, 1 // a pod's, and others'
 	}
 	row.IPAddresses = []wire.NodeAddress{{Type: wire.NodeCiliumInternalIP, IP: netip.AddrFrom4([4]byte{10, speaksOf, third, last})}}
+	if both {
+		row.IPAddresses = append(row.IPAddresses, wire.NodeAddress{Type: wire.NodeCiliumInternalIP, IP: six(speaksOf, third, last)})
+	}
 	for range 1 + c.IntN(2) {
 		a := netip.AddrFrom4([4]byte{192, 0, own, byte(1 + c.IntN(3))})
 		switch c.IntN(6) {
@@ -390,6 +409,9 @@ func (c changer) node(txn statedb.WriteTxn, cluster string, speaksOf, node byte,
 // nodeOfOurs changes a node of our cluster, possibly this one.
 func (c changer) nodeOfOurs(txn statedb.WriteTxn, node byte, there bool) {
 	cidrs := []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, node, 0}), 24)}
+	if c.IntN(2) == 0 {
+		cidrs = append(cidrs, netip.PrefixFrom(six(1, node, 0), 64))
+	}
 	row := &tables.Node{Cluster: "east", Name: fmt.Sprint("n", node), State: &wire.NodeState{
 		Internal: netip.AddrFrom4([4]byte{10, 1, node, 1}), PodCIDRs: cidrs, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 1, node})}}}
 	row.State.Epoch = c.Uint64()
@@ -413,11 +435,17 @@ func (c changer) cluster(txn statedb.WriteTxn, name string, id byte) {
 		if c.IntN(4) == 0 {
 			own.ServiceCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 101, 0, 0}), 16+c.IntN(9))
 		}
+		if c.IntN(4) == 0 {
+			own.IPv6ServiceCIDR = netip.PrefixFrom(six(101, 0, 0), 108+c.IntN(5))
+		}
 		east.Own, east.Liveness = &own, &wire.PeerLiveness{}
 		tables.Put(txn, c.tab.Clusters, &east)
 		return
 	}
 	peer := &wire.Peer{Name: name, ID: identity.ClusterID(id), PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, id, 0, 0}), 16)}}
+	if c.IntN(4) > 0 {
+		peer.PodCIDRs = append(peer.PodCIDRs, netip.PrefixFrom(six(id, 0, 0), 48))
+	}
 	row := &tables.Cluster{Name: name, Peer: peer}
 	switch c.IntN(12) {
 	case 0:
@@ -428,8 +456,10 @@ func (c changer) cluster(txn statedb.WriteTxn, name string, id byte) {
 		peer.PodCIDRs = append(peer.PodCIDRs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(1 + c.IntN(4)), 128, 0}), 17)) // possibly of another's
 	case 3:
 		peer.ServiceCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(101 + c.IntN(2)), 0, 0}), 16)
+		peer.IPv6ServiceCIDR = netip.PrefixFrom(six(byte(101+c.IntN(2)), 0, 0), 112)
 	case 4:
 		peer.ServiceCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(1 + c.IntN(3)), 64, 0}), 18) // among pods
+		peer.IPv6ServiceCIDR = netip.PrefixFrom(six(byte(1+c.IntN(3)), 64, 0), 60)
 	case 5:
 		_ = c.p.cfg.Rows.See(paths.Seen{Clusters: map[identity.ClusterID]probe.Standing{identity.ClusterID(id): probe.Alive}}) // tried again
 	}
@@ -459,7 +489,7 @@ func (c changer) endpoints(txn statedb.WriteTxn) {
 		of = 1 + of%3 // another's
 	}
 	for range c.IntN(5) {
-		row.Endpoints = append(row.Endpoints, service.Endpoint{Addr: netip.AddrFrom4([4]byte{10, of, byte(1 + c.IntN(2)), byte(2 + c.IntN(5))}),
+		row.Endpoints = append(row.Endpoints, service.Endpoint{Addr: c.addr(of, byte(1+c.IntN(2)), byte(2+c.IntN(5))),
 			Ready: c.IntN(4) > 0, Serving: true, Terminating: c.IntN(2) == 0})
 	}
 	tables.Put(txn, c.tab.Slices, &row)
@@ -468,21 +498,27 @@ func (c changer) endpoints(txn statedb.WriteTxn) {
 func (c changer) service(txn statedb.WriteTxn, cluster string, there bool) {
 	row := &tables.Service{Cluster: cluster, Service: service.Service{Namespace: "shop", Name: fmt.Sprint("s", c.IntN(3)), Global: true, Shared: true}}
 	if cluster == "east" {
-		row.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 101, 0, byte(1 + c.IntN(3))})}
+		row.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 101, 0, byte(1 + c.IntN(3))}), six(101, 0, byte(1+c.IntN(3)))}
+		switch c.IntN(3) { // of both families, or of one
+		case 0:
+			row.Addresses = row.Addresses[:1]
+		case 1:
+			row.Addresses = row.Addresses[1:]
+		}
 		row.Ports = []service.Port{{Protocol: service.TCP, Port: uint16(80 + c.IntN(2))}}
 		if c.IntN(4) == 0 {
 			row.Ports = append(row.Ports, service.Port{Protocol: service.TCP, Port: 80})
 		}
 	} else {
 		row.Carried = []service.Slice{{Namespace: "shop", Name: row.Name, Service: row.Name, Ports: []service.SlicePort{{Protocol: service.TCP, Port: 80}},
-			Endpoints: []service.Endpoint{{Addr: netip.AddrFrom4([4]byte{10, 2, 1, byte(2 + c.IntN(3))}), Ready: true}}}}
+			Endpoints: []service.Endpoint{{Addr: c.addr(2, 1, byte(2+c.IntN(3))), Ready: true}}}}
 	}
 	put(txn, c.tab.Services, row, there)
 }
 
 func (c changer) slice(txn statedb.WriteTxn, cluster string, speaksOf, node byte, there bool) {
 	name := fmt.Sprint("s", c.IntN(3), "-", c.IntN(2))
-	row := sliceOf(cluster, name, fmt.Sprint("s", c.IntN(3)), netip.AddrFrom4([4]byte{10, speaksOf, node, byte(2 + c.IntN(3))}))
+	row := sliceOf(cluster, name, fmt.Sprint("s", c.IntN(3)), c.addr(speaksOf, node, byte(2+c.IntN(3))))
 	row.Derived = c.IntN(2) == 0
 	for i := range row.Endpoints {
 		row.Endpoints[i].Ready, row.Endpoints[i].Serving, row.Endpoints[i].Terminating = c.IntN(3) > 0, true, c.IntN(2) == 0
