@@ -38,6 +38,11 @@ test-kernels: ## what needs a kernel, on Debian's Linux 6.1, 6.12 and 6.18 in vi
 bench: build ## print measurements as JSON lines
 	go run ./internal/bench
 
+# ROUNDS=1 is a quick look.
+.PHONY: bench-datapath
+bench-datapath: ## measure packets at each hook beside yardsticks, and compare them with their targets
+	go run ./internal/bench datapath $(if $(ROUNDS),-rounds $(ROUNDS))
+
 # All sizes take half an hour; their figures and curves are kept in docs. CLUSTERS=10 is
 # a quick look at one.
 .PHONY: bench-mesh
