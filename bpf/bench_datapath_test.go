@@ -245,7 +245,6 @@ func (r *rig) clear(b *testing.B) {
 	if err := errors.Join(failed(), r.rows.Flows.DeleteBatch(made)); err != nil {
 		b.Fatal(err)
 	}
-	clearer(r.rows.Replies)(b)
 	s, ok, err := r.rows.Shares.Lookup(rigDevice)
 	if err != nil {
 		b.Fatal(err)

@@ -217,8 +217,8 @@ func forgetNew(b *testing.B, d *Datapath) {
 	unset(b, d.rows.Shares, SharesCommon)
 	var made []FlowKey
 	rows, failed := flows.All()
-	for k := range rows {
-		if k.Remote == addr(podC) || k.Remote == addr(podD) || k.Remote == addr(far) || k.Remote == addr("10.101.0.100") {
+	for k, f := range rows {
+		if f.Flags&FlowAnswers != 0 || k.Remote == addr(podC) || k.Remote == addr(podD) || k.Remote == addr(far) || k.Remote == addr("10.101.0.100") {
 			made = append(made, k)
 		}
 	}
@@ -235,7 +235,7 @@ func forgetNew(b *testing.B, d *Datapath) {
 func benchNode(b *testing.B, identities int) *Datapath {
 	b.Helper()
 	config := smallConfig(ownNamespaces(b))
-	config.Limits.Flows, config.Limits.Replies, config.Limits.IPs, config.Limits.Classes = 1<<18, 1<<18, 1<<15, 1<<15
+	config.Limits.Flows, config.Limits.IPs, config.Limits.Classes = 1<<18, 1<<15, 1<<15
 	d, err := load(config, options{ethernetTunnel: true})
 	if err != nil {
 		b.Fatal(err)

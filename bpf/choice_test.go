@@ -97,7 +97,6 @@ func (n *node) choices(times int) map[netip.Addr]int {
 			got[netip.Addr{}] += some - found
 		}
 		clearer(n.m.Flows)(n)
-		clearer(n.m.Replies)(n)
 		clearer(n.m.Shares)(n)
 	}
 	return got

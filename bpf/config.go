@@ -37,17 +37,15 @@ const (
 	UnreachableDrop  Unreachable = "drop"  // the packet is dropped silently, and the pod runs into its timeout
 )
 
-// Limits are rows per map. A row takes its memory when it is used, except in Flows and
-// Replies, which packets write: there it is reserved up front, 168 and 112 bytes each, and
-// a new connection costs half as much. Also reserved are 16 bytes for each possible row,
-// 8 in Nodes. That makes 221 MB with the defaults, of which half the Flows and Replies
-// would save 90 MB.
+// Limits are rows per map. A row takes its memory when it is used, except for Flows, which
+// packets write: there it is reserved up front, two rows of 168 bytes for each, and a new
+// connection costs half as much. Also reserved are 16 bytes for each possible row, 8 in
+// Nodes. That makes 251 MB with the defaults, of which half the Flows would save 105 MB.
 type Limits struct {
-	// Flows bounds the connections of all pods of the node; Replies those through
-	// services. Replies may not be less than Flows, because a pod's share of Flows
-	// is also its share of Replies. A new flow is refused if it exceeds both the
-	// pod's share and what is left of the common part.
-	Flows, Replies uint32
+	// Flows bounds the connections of all pods of the node. Each has a second row if
+	// it goes through a service, so the map is twice as large. A new flow is refused
+	// if it exceeds both the pod's share and what is left of the common part.
+	Flows uint32
 	// Native bounds the CIDRs that pods reach with their own addresses.
 	Native uint32
 	// Endpoints bounds the pods of the node.
@@ -84,9 +82,6 @@ func (c Config) Validate() error {
 		if d.limit != nil && *d.limit(&c.Limits) == 0 {
 			errs = append(errs, fmt.Errorf("limit %s is 0: start from bpf.Defaults", d.name))
 		}
-	}
-	if c.Limits.Replies < c.Limits.Flows {
-		errs = append(errs, fmt.Errorf("limit replies is %d, but limit flows is %d: a flow through a service has a row in each, so give replies at least as many", c.Limits.Replies, c.Limits.Flows))
 	}
 	if c.Limits.Nodes > 1<<16 {
 		errs = append(errs, fmt.Errorf("limit nodes is %d: at most 65536", c.Limits.Nodes))

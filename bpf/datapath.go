@@ -114,7 +114,7 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	// the old programs wrote meanwhile.
 	for _, d := range described {
 		r, ok := moved[d.name]
-		if !ok {
+		if !ok || r.former {
 			continue
 		}
 		if err := repin(c.PinDir, d, r); err != nil {
@@ -128,6 +128,13 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	}
 	if err := d.divide(len(pods)); err != nil {
 		return nil, err
+	}
+	// Before the programs change, or they would not know open connections.
+	if moved["flows"].former {
+		if err := d.catchUp(moved); err != nil {
+			return nil, err
+		}
+		c.Log.Info("took over the flows of the version before")
 	}
 	d.hooks = newHooks(d, o.clsact)
 	n, err := d.hooks.adopt()
@@ -179,13 +186,8 @@ func configure(spec *ebpf.CollectionSpec, c Config, o options) error {
 }
 
 // catchUp carries over the flows that the previous generation wrote after the maps
-// had been copied.
+// had been copied, or all if its map is of the version before.
 func (d *Datapath) catchUp(moved map[string]resized) error {
-	if r, ok := moved["replies"]; ok {
-		if err := copyRows(r.old, r.new); err != nil {
-			return fmt.Errorf("carry over replies: %w", err)
-		}
-	}
 	r, ok := moved["flows"]
 	if !ok {
 		return nil
@@ -198,6 +200,12 @@ func (d *Datapath) catchUp(moved map[string]resized) error {
 		}
 		if err := d.rows.Flows.Update(k, f); err != nil {
 			return fmt.Errorf("carry over flows: %w", err)
+		}
+		if answers, ok := f.Answers(k); ok && r.former { // which had them in another map
+			row := Flow{Seen: f.Seen, Flags: FlowAnswers, Backend: k.Remote, Bport: k.Rport, Ifindex: f.Ifindex, Owner: f.Owner}
+			if err := d.rows.Flows.Update(answers, row); err != nil {
+				return fmt.Errorf("carry over flows: %w", err)
+			}
 		}
 	}
 	return failed()

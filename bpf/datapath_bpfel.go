@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	datapathMapAbout              = "about"
+	datapathMapAnswers            = "answers"
 	datapathMapBackends           = "backends"
 	datapathMapBudgets            = "budgets"
 	datapathMapClasses            = "classes"
@@ -44,7 +45,6 @@ const (
 	datapathMapPorts              = "ports"
 	datapathMapPrefixes           = "prefixes"
 	datapathMapQuoted             = "quoted"
-	datapathMapReplies            = "replies"
 	datapathMapRevisions          = "revisions"
 	datapathMapSearch             = "search"
 	datapathMapServices           = "services"
@@ -147,6 +147,7 @@ type datapathProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathMapSpecs struct {
 	About        *ebpf.MapSpec `ebpf:"about"`
+	Answers      *ebpf.MapSpec `ebpf:"answers"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Budgets      *ebpf.MapSpec `ebpf:"budgets"`
 	Classes      *ebpf.MapSpec `ebpf:"classes"`
@@ -174,7 +175,6 @@ type datapathMapSpecs struct {
 	Ports        *ebpf.MapSpec `ebpf:"ports"`
 	Prefixes     *ebpf.MapSpec `ebpf:"prefixes"`
 	Quoted       *ebpf.MapSpec `ebpf:"quoted"`
-	Replies      *ebpf.MapSpec `ebpf:"replies"`
 	Revisions    *ebpf.MapSpec `ebpf:"revisions"`
 	Search       *ebpf.MapSpec `ebpf:"search"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
@@ -221,6 +221,7 @@ func (o *datapathObjects) Close() error {
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathMaps struct {
 	About        *ebpf.Map `ebpf:"about"`
+	Answers      *ebpf.Map `ebpf:"answers"`
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Budgets      *ebpf.Map `ebpf:"budgets"`
 	Classes      *ebpf.Map `ebpf:"classes"`
@@ -248,7 +249,6 @@ type datapathMaps struct {
 	Ports        *ebpf.Map `ebpf:"ports"`
 	Prefixes     *ebpf.Map `ebpf:"prefixes"`
 	Quoted       *ebpf.Map `ebpf:"quoted"`
-	Replies      *ebpf.Map `ebpf:"replies"`
 	Revisions    *ebpf.Map `ebpf:"revisions"`
 	Search       *ebpf.Map `ebpf:"search"`
 	Services     *ebpf.Map `ebpf:"services"`
@@ -262,6 +262,7 @@ type datapathMaps struct {
 func (m *datapathMaps) Close() error {
 	return _DatapathClose(
 		m.About,
+		m.Answers,
 		m.Backends,
 		m.Budgets,
 		m.Classes,
@@ -289,7 +290,6 @@ func (m *datapathMaps) Close() error {
 		m.Ports,
 		m.Prefixes,
 		m.Quoted,
-		m.Replies,
 		m.Revisions,
 		m.Search,
 		m.Services,

@@ -1,7 +1,10 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 
 	"github.com/cilium/ebpf"
 )
@@ -11,7 +14,6 @@ type Maps struct {
 	Settings     Table[uint32, Settings] // one row, key 0
 	Revisions    Table[uint32, uint32]   // by RevisionOf and RevisionOfIdentity
 	Flows        Table[FlowKey, Flow]
-	Replies      Table[ReplyKey, Reply]
 	Masquerades  Table[FlowKey, Masquerade]
 	Masquerading Table[uint32, Masquerading] // one row, key 0
 	Native       Table[PrefixKey, uint32]    // pods keep their addresses towards them; the value means nothing
@@ -37,10 +39,10 @@ type Maps struct {
 var described = []description{
 	of("settings", 2, func(m *Maps) *Table[uint32, Settings] { return &m.Settings }),
 	of("revisions", 1, func(m *Maps) *Table[uint32, uint32] { return &m.Revisions }),
-	of("flows", 3, func(m *Maps) *Table[FlowKey, Flow] { return &m.Flows }).
-		sized(func(l *Limits) *uint32 { return &l.Flows }, 1<<19, "rows of the connection table; each pod has a guaranteed share"),
-	of("replies", 1, func(m *Maps) *Table[ReplyKey, Reply] { return &m.Replies }).
-		sized(func(l *Limits) *uint32 { return &l.Replies }, 1<<19, "rows of the table of connections through services; at least --limit-flows"),
+	of("flows", 4, func(m *Maps) *Table[FlowKey, Flow] { return &m.Flows }).
+		sized(func(l *Limits) *uint32 { return &l.Flows }, 1<<19, "connections of all pods of this node; each pod has a guaranteed share").
+		derived(func(c Config) uint32 { return rowsPerFlow * c.Limits.Flows }).
+		inheriting(), // see catchUp
 	of("masquerades", 1, func(m *Maps) *Table[FlowKey, Masquerade] { return &m.Masquerades }).
 		derived(func(c Config) uint32 { return 2 * c.Limits.Flows }), // a pod's share of flows is its share of these
 	of("masquerading", 1, func(m *Maps) *Table[uint32, Masquerading] { return &m.Masquerading }),
@@ -84,6 +86,13 @@ var described = []description{
 	inner("sockets", 1),
 }
 
+// rowsPerFlow is how many rows a flow may have: one, and another for the answers if it goes
+// through a service.
+const rowsPerFlow = 2
+
+// MaxFlows is how many flows the table has room for.
+func (m *Maps) MaxFlows() int { return m.Flows.MaxEntries() / rowsPerFlow }
+
 // description describes a map.
 type description struct {
 	name string
@@ -100,6 +109,8 @@ type description struct {
 	about string
 	// size is how many rows the map gets; nil if the program says.
 	size func(Config) uint32
+	// inherits says that the rows of the version before are taken over.
+	inherits bool
 }
 
 // of describes a map that is a field of Maps.
@@ -122,6 +133,26 @@ func (d description) sized(limit func(*Limits) *uint32, rows uint32, about strin
 func (d description) derived(size func(Config) uint32) description {
 	d.size = size
 	return d
+}
+
+// inheriting takes over the rows of the version before.
+func (d description) inheriting() description {
+	d.inherits = true
+	return d
+}
+
+// former opens the map of the version before if its rows are taken over; nil if there is
+// none.
+func (d description) former(dir string) (*ebpf.Map, error) {
+	if !d.inherits {
+		return nil, nil
+	}
+	d.version--
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, d.pin()), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return m, err
 }
 
 // pin is the name under which the map outlives a process.

@@ -57,7 +57,7 @@ int from_device(struct __sk_buff *skb)
 		if (why)
 			return drop(skb, p, why, INGRESS);
 	}
-	ep = bpf_map_lookup_elem(&endpoints, &p->dst);
+	ep = receiver(w, s);
 	if (!ep) {
 		dst = cidr_flags(&p->dst);
 		if (dst & IP_MEMBER)

@@ -18,9 +18,10 @@ inline_always struct flow *find(struct work *w);
 inline_always enum course decide(struct __sk_buff *skb, struct work *w, const struct settings *s, struct flow *f,
 				 __u64 now);
 inline_always enum course decide_to_open(struct __sk_buff *skb, struct work *w, const struct settings *s,
-					 struct flow *old);
+					 struct flow **flow);
 inline_always int send(struct __sk_buff *skb, struct work *w, const struct settings *s, struct flow *f, enum course how,
 		       __u64 now);
+once int send_first(struct __sk_buff *skb, const struct settings *s, struct flow *f);
 inline_always int send_error(struct __sk_buff *skb, struct work *w, const struct settings *s);
 
 SEC("tc")
@@ -49,18 +50,19 @@ int from_pod(struct __sk_buff *skb)
 
 	/* 2. Decide. */
 	course = f ? decide(skb, w, s, f, now) : OPEN;
-	if (course == OPEN) {
-		course = decide_to_open(skb, w, s, f);
-		f = course == BEGIN ? bpf_map_lookup_elem(&flows, &w->key) : 0;
-	}
+	if (course == OPEN)
+		course = decide_to_open(skb, w, s, &f);
 
 	/* 3. Act. */
 	switch (course) {
 	case GO:
 	case GO_UNHEARD:
-	case BEGIN:
 		if (f)
 			return send(skb, w, s, f, course, now);
+		break;
+	case BEGIN:
+		if (f)
+			return send_first(skb, s, f);
 		w->why = REASON_FAILED; /* deleted in between: the sender retransmits */
 		break;
 	case RESET:
@@ -150,7 +152,7 @@ part enum course decide_lost(const struct settings *s, struct work *w, struct fl
 	if (open) {
 		w->p.dst_identity = f->identity;
 		name_service(&w->p, &w->key, f);
-		forget(&w->key, f);
+		forget_worked_on(f);
 		return because(w, RESET, REASON_PATH_DOWN);
 	}
 	/* An answer is sent all the same: the other side was heard a moment ago and
@@ -170,6 +172,8 @@ inline_always enum course decide(struct __sk_buff *skb, struct work *w, const st
 	int why, gone = 0;
 	__u8 path;
 
+	if (unlikely(f->flags & FLOW_ANSWERS)) /* another flow's: may this one be opened too? */
+		return OPEN;
 	if (unlikely(f->ifindex != skb->ifindex)) {
 		/* Another pod's flow, or that of an earlier pod with this address. Only
 		 * the pod that has the address now may replace it. */
@@ -224,7 +228,10 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 
 	*f = (struct flow){
 		.seen = bpf_ktime_get_coarse_ns(), .ifindex = skb->ifindex, .owner = skb->ifindex,
+		.said[EGRESS] = {p->seq, p->ack},
 	};
+	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_FIN)
+		f->flags = FLOW_FIN_LOCAL;
 	to.addr = p->dst;
 	to.port = p->dport;
 	why = aim(s, p->proto, &to);
@@ -233,7 +240,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 		p->service_port = p->dport;
 		if (why)
 			return why;
-		f->flags = FLOW_SERVICE;
+		f->flags |= FLOW_SERVICE;
 		f->service = to.service;
 		f->backend = to.addr;
 		f->bport = to.port;
@@ -270,26 +277,49 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	return 0;
 }
 
-/* Decides about a packet that belongs to no live flow: it opens one, in place of the
- * old one if there is one, or is turned away. */
-inline_always enum course decide_to_open(struct __sk_buff *skb, struct work *w, const struct settings *s,
-					 struct flow *old)
+/* Opens a flow for the packet that is being worked on. claimed tells whether its key has a
+ * row for answers. Returns what put does: after STORED, fresh_flow is a copy. */
+once int open_flow(struct __sk_buff *skb, const struct settings *s, int claimed)
 {
 	struct flow *f = fresh_flow();
+	struct work *w = working();
 	int why;
 
-	if (old)
-		forget(&w->key, old);
-	if (!f)
-		return because(w, DROP, REASON_FAILED);
+	if (!s || !f || !w)
+		return REASON_FAILED;
 	why = open_egress(skb, &w->p, s, f);
 	if (why == LOOP) {
 		why = open_loop(&w->key);
-	} else if (!why) {
-		why = f->flags & FLOW_SERVICE ? remember_service(&w->key, f) : remember(&w->key, f);
-		if (why)
-			name_service(&w->p, &w->key, f);
+		return why ? why : ELSEWHERE; /* the copy is of the other side */
 	}
+	if (why)
+		return why;
+	if (unlikely(claimed) && clashes(&w->key, f->seen))
+		why = REASON_FLOW_CLASH;
+	else
+		why = f->flags & FLOW_SERVICE ? remember_service(&w->key, f) : store(&w->key, f);
+	if (why && why != ELSEWHERE)
+		name_service(&w->p, &w->key, f);
+	return why;
+}
+
+/* Decides about a packet that belongs to no live flow: it opens one, in place of the old
+ * one if flow is one, or is turned away. On return flow is what was stored, or a copy. */
+inline_always enum course decide_to_open(struct __sk_buff *skb, struct work *w, const struct settings *s,
+					 struct flow **flow)
+{
+	struct flow *old = *flow;
+	int claimed = old && old->flags & FLOW_ANSWERS, why;
+
+	if (old && !claimed)
+		forget_worked_on(old);
+	why = open_flow(skb, s, claimed);
+	if (unlikely(why == ELSEWHERE)) {
+		old = bpf_map_lookup_elem(&flows, &w->key);
+		*flow = old && !(old->flags & FLOW_ANSWERS) ? old : 0; /* 0: deleted in between */
+		return BEGIN;
+	}
+	*flow = fresh_flow();
 	return why ? because(w, TURN_AWAY, why) : BEGIN;
 }
 
@@ -307,8 +337,9 @@ once int deliver_next_door(struct __sk_buff *skb, const struct settings *s, cons
 }
 
 /* Sends an allowed packet the way that p->via and p->node say. */
-inline_always int send_on(struct __sk_buff *skb, struct packet *p, const struct settings *s)
+inline_always int send_on(struct __sk_buff *skb, struct work *w, const struct settings *s)
 {
+	struct packet *p = &w->p;
 	struct origin o = {.via = VIA_POD};
 	struct endpoint *ep;
 
@@ -316,7 +347,7 @@ inline_always int send_on(struct __sk_buff *skb, struct packet *p, const struct 
 	case VIA_TUNNEL:
 		return tunnel(skb, p, s, p->node);
 	case VIA_POD:
-		ep = bpf_map_lookup_elem(&endpoints, &p->dst);
+		ep = receiver(w, s);
 		if (!ep)
 			return turn_away(skb, p, REASON_NO_ENDPOINT);
 		if (p->error)
@@ -335,7 +366,8 @@ inline_always int send(struct __sk_buff *skb, struct work *w, const struct setti
 
 	if (unlikely(p->ttl <= 1 && f->via != VIA_STACK))
 		return turn_away(skb, p, REASON_TTL_EXCEEDED);
-	advance(f, p, 1, how == GO_UNHEARD ? f->seen : now);
+	if (likely(how != BEGIN)) /* a new flow has noted it */
+		advance(f, p, 1, how == GO_UNHEARD ? f->seen : now);
 	if (unlikely(f->flags & FLOW_LOOP)) {
 		if (how == BEGIN)
 			trace(skb, p, s, f->via, EGRESS);
@@ -350,7 +382,15 @@ inline_always int send(struct __sk_buff *skb, struct work *w, const struct setti
 	}
 	if (how == BEGIN)
 		trace(skb, p, s, f->via, EGRESS);
-	return send_on(skb, p, s);
+	return send_on(skb, w, s);
+}
+
+/* Sends a flow's first packet. */
+once int send_first(struct __sk_buff *skb, const struct settings *s, struct flow *f)
+{
+	struct work *w = working();
+
+	return w && s && f ? send(skb, w, s, f, BEGIN, 0) : ACT_SHOT;
 }
 
 /* ---- ICMP errors: all three steps, with the flow of the packet they quote ---- */
@@ -384,7 +424,7 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 		key->rport = icmp_port(q->dport, !q->asks);
 	}
 	f = bpf_map_lookup_elem(&flows, key);
-	if (!f)
+	if (!f || f->flags & FLOW_ANSWERS)
 		return REASON_INVALID;
 	if (f->ifindex != skb->ifindex)
 		return REASON_SPOOFED_SOURCE;
@@ -407,5 +447,5 @@ inline_always int send_error(struct __sk_buff *skb, struct work *w, const struct
 {
 	int why = error_from_pod(skb, &w->p, s);
 
-	return why ? drop(skb, &w->p, why, EGRESS) : send_on(skb, &w->p, s);
+	return why ? drop(skb, &w->p, why, EGRESS) : send_on(skb, w, s);
 }

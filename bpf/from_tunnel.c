@@ -23,7 +23,7 @@ int from_tunnel(struct __sk_buff *skb)
 		return drop(skb, p, why, INGRESS);
 	if (!s || !s->revision)
 		return drop(skb, p, REASON_NOT_READY, INGRESS);
-	ep = bpf_map_lookup_elem(&endpoints, &p->dst);
+	ep = receiver(w, s);
 	if (ep)
 		return deliver(skb, w, s, ep, &o);
 	if (own(s, &p->dst)) {

@@ -42,11 +42,6 @@ func TestConfigValidate(t *testing.T) {
 			t.Errorf("%q does not mention %s", err, part)
 		}
 	}
-	c = Defaults()
-	c.Limits.Replies--
-	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "give replies at least as many") {
-		t.Errorf("fewer replies than flows: %v", err)
-	}
 }
 
 func TestExplain(t *testing.T) {
@@ -232,25 +227,21 @@ func TestResize(t *testing.T) {
 	first := mustLoad(t, c, options{})
 	for i := range 600 {
 		set(t, first.Maps().Flows, FlowKey{Lport: PortOf(uint16(i))}, Flow{Seen: uint64(i)})
-		set(t, first.Maps().Replies, ReplyKey{Lport: PortOf(uint16(i))}, Reply{})
 	}
 	set(t, first.Maps().Nodes, 63, Node{Path: PathAlive})
 
-	c.Limits.Flows, c.Limits.Replies, c.Limits.Nodes = 1<<11, 1<<11, 128
+	c.Limits.Flows, c.Limits.Nodes = 1<<11, 128
 	c.EventBytes *= 2
 	var log bytes.Buffer
 	c.Log = slog.New(slog.NewTextHandler(&log, nil))
 	second := mustLoad(t, c, options{})
-	if n, err := second.Maps().Flows.Len(); n != 600 || err != nil || second.Maps().Flows.MaxEntries() != 1<<11 {
-		t.Errorf("%d flows of %d, %v", n, second.Maps().Flows.MaxEntries(), err)
-	}
-	if n, _ := second.Maps().Replies.Len(); n != 600 {
-		t.Errorf("%d replies", n)
+	if n, err := second.Maps().Flows.Len(); n != 600 || err != nil || second.Maps().MaxFlows() != 1<<11 {
+		t.Errorf("%d flows of %d, %v", n, second.Maps().MaxFlows(), err)
 	}
 	if _, ok, _ := second.Maps().Nodes.Lookup(63); !ok {
 		t.Error("node was lost")
 	}
-	if !strings.Contains(log.String(), "map=flows from=1024 to=2048") {
+	if !strings.Contains(log.String(), "map=flows from=2048 to=4096") {
 		t.Errorf("log says %s", log.String())
 	}
 	third := mustLoad(t, c, options{})
@@ -258,8 +249,8 @@ func TestResize(t *testing.T) {
 		t.Errorf("%d flows after another start", n)
 	}
 
-	c.Limits.Flows = 500
-	if _, err := Load(c); err == nil || !strings.Contains(err.Error(), "copy map flows of 2048 rows to one of 500") {
+	c.Limits.Flows = 250
+	if _, err := Load(c); err == nil || !strings.Contains(err.Error(), "copy map flows of 4096 rows to one of 500") {
 		t.Errorf("shrunk below its content: %v", err)
 	}
 	if n, _ := third.Maps().Flows.Len(); n != 600 {
@@ -308,6 +299,50 @@ func TestMapsOfBefore(t *testing.T) {
 	}
 	if got, _, err := second.Maps().Flows.Lookup(FlowKey{Proto: 6}); got != flow || err != nil {
 		t.Errorf("flow %+v, %v", got, err)
+	}
+}
+
+// The flows of the version before, which had no rows for answers, are taken over with
+// such rows: open connections go on.
+func TestFlowsOfTheVersionBefore(t *testing.T) {
+	c := smallConfig(ownNamespaces(t))
+	first := mustLoad(t, c, options{})
+	m := first.maps["flows"]
+	before := described[slices.IndexFunc(described, func(d description) bool { return d.name == "flows" })]
+	before.version--
+	old, err := ebpf.NewMap(&ebpf.MapSpec{Type: m.Type(), KeySize: m.KeySize(), ValueSize: m.ValueSize(), MaxEntries: m.MaxEntries() / 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	direct := FlowKey{Local: addr(podA), Remote: addr(podC), Lport: PortOf(1), Rport: PortOf(80), Proto: 6}
+	service := FlowKey{Local: addr(podA), Remote: addr(far), Lport: PortOf(2), Rport: PortOf(80), Proto: 6}
+	through := Flow{Seen: 8, Flags: FlowService, Backend: addr(podC), Bport: PortOf(8080), Ifindex: 5, Owner: 5}
+	if err := errors.Join(old.Put(direct, Flow{Seen: 7}), old.Put(service, through), old.Pin(filepath.Join(c.PinDir, before.pin()))); err != nil {
+		t.Fatal(err)
+	}
+	again := mustLoad(t, c, options{})
+	if n, _ := again.Maps().Flows.Len(); n != 0 {
+		t.Errorf("%d rows beside the version before, which had already been left", n)
+	}
+	if err := os.Remove(filepath.Join(c.PinDir, pinOf("flows"))); err != nil {
+		t.Fatal(err)
+	}
+	second := mustLoad(t, c, options{})
+	answers, _ := through.Answers(service)
+	want := map[FlowKey]Flow{direct: {Seen: 7}, service: through,
+		answers: {Seen: 8, Flags: FlowAnswers, Backend: addr(far), Bport: PortOf(80), Ifindex: 5, Owner: 5}}
+	got := map[FlowKey]Flow{}
+	rows, failed := second.Maps().Flows.All()
+	for k, f := range rows {
+		got[k] = f
+	}
+	if err := failed(); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("flows %+v, %v, want %+v", got, err, want)
+	}
+	third := mustLoad(t, c, options{})
+	if n, _ := third.Maps().Flows.Len(); n != len(want) {
+		t.Errorf("%d rows after another start", n)
 	}
 }
 

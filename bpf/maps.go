@@ -17,8 +17,12 @@ import (
 // ownFlags are the flags of a map that we choose; the kernel may set others.
 const ownFlags = unix.BPF_F_MMAPABLE | unix.BPF_F_NO_PREALLOC
 
-// resized is a map that is being replaced by one with another size or other flags.
-type resized struct{ old, new *ebpf.Map }
+// resized is a map that is being replaced by one with another size or other flags, or by
+// one of the next version, beside which it stays.
+type resized struct {
+	old, new *ebpf.Map
+	former   bool
+}
 
 // openMaps opens the pinned maps of spec, creates those that are absent, and copies
 // those whose size changed or that were created with other flags. moved are
@@ -54,6 +58,15 @@ func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map,
 			if err := m.Pin(path); err != nil {
 				return maps, moved, fmt.Errorf("pin map %s: %w", name, err)
 			}
+			former, err := d.former(dir)
+			if err != nil {
+				return maps, moved, fmt.Errorf("open map %s of the version before: %w", name, err)
+			}
+			if former != nil && former.KeySize() == m.KeySize() && former.ValueSize() == m.ValueSize() {
+				moved[name] = resized{former, m, true}
+			} else if former != nil {
+				former.Close()
+			}
 			continue
 		case err != nil:
 			return maps, moved, fmt.Errorf("open map %s: %w", name, err)
@@ -77,7 +90,7 @@ func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map,
 			}
 			return maps, moved, fmt.Errorf("copy map %s of %d rows to one of %d: %w", name, m.MaxEntries(), ms.MaxEntries, err)
 		}
-		maps[name], moved[name] = n, resized{m, n}
+		maps[name], moved[name] = n, resized{old: m, new: n}
 	}
 	return maps, moved, nil
 }

@@ -82,7 +82,7 @@ func smallConfig(dir string) Config {
 	c.PinDir = dir
 	l := &c.Limits
 	l.Nodes = 64
-	for _, rows := range []*uint32{&l.Flows, &l.Replies, &l.Endpoints, &l.Prefixes, &l.Services, &l.Backends, &l.Members, &l.Policy, &l.Sets, &l.Fragments} {
+	for _, rows := range []*uint32{&l.Flows, &l.Endpoints, &l.Prefixes, &l.Services, &l.Backends, &l.Members, &l.Policy, &l.Sets, &l.Fragments} {
 		*rows = 1 << 10
 	}
 	l.IPs, l.Classes = 1<<14, 1<<14
@@ -129,7 +129,7 @@ func (n *node) again(t testing.TB) *node {
 	fresh := *n
 	fresh.TB = t
 	for _, clear := range []func(testing.TB){
-		clearer(n.m.Settings), clearer(n.m.Revisions), clearer(n.m.Flows), clearer(n.m.Replies), clearer(n.m.Masquerades), clearer(n.m.Masquerading), clearer(n.m.Native), clearer(n.m.Shares), clearer(n.m.Endpoints), clearer(n.m.IPs),
+		clearer(n.m.Settings), clearer(n.m.Revisions), clearer(n.m.Flows), clearer(n.m.Masquerades), clearer(n.m.Masquerading), clearer(n.m.Native), clearer(n.m.Shares), clearer(n.m.Endpoints), clearer(n.m.IPs),
 		clearer(n.m.Prefixes), clearer(n.m.Nodes), clearer(n.m.Clusters), clearer(n.m.Services), clearer(n.m.Backends),
 		clearer(n.m.Members), clearer(n.m.Classes), clearer(n.m.Policy), clearer(n.m.Sets),
 		clearer(&table[[24]byte, [44]byte]{"fragments", n.maps["fragments"]}), clearer(&table[uint32, uint64]{"errors_sent", n.maps["errors_sent"]}),
@@ -387,11 +387,31 @@ func (n *node) flow(pod string, lport uint16, remote string, rport uint16, proto
 
 func (n *node) flows() int {
 	n.Helper()
-	count, err := n.m.Flows.Len()
-	if err != nil {
+	flows, _ := n.rowsOfFlows()
+	return flows
+}
+
+// answers counts the second rows of flows through services.
+func (n *node) answers() int {
+	n.Helper()
+	_, answers := n.rowsOfFlows()
+	return answers
+}
+
+func (n *node) rowsOfFlows() (flows, answers int) {
+	n.Helper()
+	rows, failed := n.m.Flows.All()
+	for _, f := range rows {
+		if f.Flags&FlowAnswers != 0 {
+			answers++
+		} else {
+			flows++
+		}
+	}
+	if err := failed(); err != nil {
 		n.Fatal(err)
 	}
-	return count
+	return flows, answers
 }
 
 // age moves a flow's last packet into the past.

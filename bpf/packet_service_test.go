@@ -392,7 +392,7 @@ var failureCases = []packetCase{
 
 var stateCases = []packetCase{
 	{name: "full table refuses the new and keeps the live", state: func(n *node) {
-		for i := range n.config.Limits.Flows - 1 {
+		for i := range n.m.Flows.MaxEntries() - 1 {
 			set(n, n.m.Flows, FlowKey{Local: addr(podB), Remote: addr(world), Lport: PortOf(uint16(i)), Proto: 6}, Flow{Seen: Now()})
 		}
 	}, steps: []step{
@@ -400,8 +400,8 @@ var stateCases = []packetCase{
 		{hook: "from a", in: ip(podA, podC, tcp(1001, 80, "S")), want: ReasonFlowTableFull},
 		{change: onlyC, hook: "from a", in: ip(podA, far, tcp(1002, 80, "S")), want: ReasonFlowTableFull, check: func(n *node, s sent) {
 			through(far, podA, podC)(n, s)
-			if left, _ := n.m.Replies.Len(); left != 0 {
-				n.Errorf("%d replies left behind", left)
+			if left := n.answers(); left != 0 {
+				n.Errorf("%d rows for answers left behind", left)
 			}
 		}},
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(9, 80, "S")), want: ReasonFlowTableFull},

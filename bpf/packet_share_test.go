@@ -68,7 +68,7 @@ func holds(owner func(*node) uint32, used int64, refused, evicted uint64) func(*
 		rows, failed := n.m.Flows.All()
 		count := int64(0)
 		for _, f := range rows {
-			if f.Owner == owner(n) {
+			if f.Owner == owner(n) && f.Flags&FlowAnswers == 0 {
 				count++
 			}
 		}
@@ -160,8 +160,8 @@ var shareCases = []packetCase{
 		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080)), check: holds(isA, 1, 0, 0)},
 		{change: func(n *node) { ages(61 * time.Second)(n); sweeps(n) }, hook: "from b", in: ip(podB, podC, udp(1, 1)), want: ReasonTunnelled, check: func(n *node, s sent) {
 			holds(isA, 0, 0, 0)(n, s)
-			if left, _ := n.m.Replies.Len(); left != 0 {
-				n.Errorf("%d replies are left", left)
+			if left := n.answers(); left != 0 {
+				n.Errorf("%d rows for answers are left", left)
 			}
 		}},
 	}},
@@ -339,7 +339,7 @@ func TestAccountsUnderConcurrency(t *testing.T) {
 }
 
 // Two CPUs that open the same flow when there is room for one more row leave it with
-// its row in replies, or answers would not be translated.
+// its row for answers, or those would not be translated.
 func TestTheLastRowKeepsItsReply(t *testing.T) {
 	n := newNode(t)
 	set(t, n.m.Budgets, 0, Budget{Each: 1, Node: 2})
@@ -376,8 +376,9 @@ func TestTheLastRowKeepsItsReply(t *testing.T) {
 			t.Fatalf("round %d: no flow", i)
 		}
 		k := FlowKey{Local: addr(podA), Remote: addr(far), Lport: PortOf(port), Rport: PortOf(80), Proto: 17}
-		if _, ok, _ := n.m.Replies.Lookup(f.reply(k)); !ok {
-			t.Fatalf("round %d: the flow has no row in replies", i)
+		answers, _ := f.Answers(k)
+		if row, ok, _ := n.m.Flows.Lookup(answers); !ok || !row.Answered(k) {
+			t.Fatalf("round %d: the flow has no row for answers", i)
 		}
 		n.age(61 * time.Second)
 		if gone, err := n.forget([]FlowKey{k}, Now()); gone != 1 || err != nil {

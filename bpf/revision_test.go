@@ -332,7 +332,13 @@ func TestRevisionsAreReadFirst(t *testing.T) {
 	}{
 		{"from_pod", "open_egress", []string{"revisions", "endpoints", "services", "revisions", "members", "locate", "revisions", "judge"}},
 		{"from_pod", "rejudge", []string{"revisions", "endpoints", "revisions", "locate", "revisions", "members", "judge"}},
-		{"from_tunnel", "open_ingress", []string{"revisions", "endpoints", "revisions", "revisions", "judge"}},
+		{"from_tunnel", "from_tunnel", []string{"revisions", "endpoints", "flows", "open_ingress"}},
+		{"to_pod", "to_pod", []string{"revisions", "endpoints", "flows", "open_ingress"}},
+		{"from_device", "from_device", []string{"revisions", "endpoints", "flows", "open_ingress"}},
+		{"from_pod", "from_pod", []string{"revisions", "endpoints", "deliver_next_door"}},
+		{"from_pod", "send_first", []string{"revisions", "endpoints", "deliver_next_door"}},
+		{"from_tunnel", "open_ingress", []string{"revisions", "locate", "revisions", "judge"}},
+		{"from_tunnel", "open_ingress", []string{"revisions", "ips", "prefixes", "revisions", "judge"}},
 	} {
 		var order []string
 		var in string

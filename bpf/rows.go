@@ -57,6 +57,9 @@ const (
 	FlowService         FlowFlags = 1 << 5 // Backend, Bport and Service are set
 	FlowLoop            FlowFlags = 1 << 6 // a pod reaching itself through a service
 	FlowWaits           FlowFlags = 1 << 7 // its node has been unknown since Seen
+	// Not a flow: the second row of one through a service, under the key that the
+	// backend's answers have. Backend and Bport are the service's address and port.
+	FlowAnswers FlowFlags = 1 << 8
 )
 
 // Via is where the other side of a flow is.
@@ -104,23 +107,6 @@ type Flow struct {
 // Said are the last sequence numbers noted from one side of a TCP connection.
 type Said struct{ Seq, Ack uint32 }
 
-// ReplyKey finds the flow of a backend's answer.
-type ReplyKey struct {
-	Local   Addr
-	Backend Addr
-	Lport   Port
-	Bport   Port
-	Proto   uint8
-	Pad     [3]uint8
-}
-
-// Reply is the address the pod used.
-type Reply struct {
-	Remote Addr
-	Rport  Port
-	Pad    uint16
-}
-
 // Masquerade is one of the two rows of a connection between a pod and the world, which sees
 // the node's address instead of the pod's. Only the datapath writes these rows. The key's
 // Local is on this node's side: the pod's address, and then the row has what the world sees;
@@ -145,8 +131,8 @@ const newest = 8
 // device, or the node itself (SharesNode); SharesCommon counts what all owners hold
 // beyond their shares.
 type Share struct {
-	Used       int64  // rows of flows
-	Opened     uint64 // rows ever taken
+	Used       int64  // flows
+	Opened     uint64 // flows ever opened
 	Refused    uint64 // new flows that found no room
 	Evicted    uint64 // unanswered flows given up for newer ones
 	Suppressed uint64 // events not sent
@@ -157,7 +143,7 @@ type Share struct {
 	Newest     [newest]FlowKey
 }
 
-// Budget divides the flow table, in rows.
+// Budget divides the flow table, in flows.
 type Budget struct {
 	Each   uint32 // guaranteed to each pod
 	Node   uint32 // guaranteed to the node

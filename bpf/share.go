@@ -50,7 +50,7 @@ func (b Budget) sure(owner uint32) int64 {
 // Holding is what one owner holds of the flow table.
 type Holding struct {
 	Owner uint32 // device of a pod, or SharesNode
-	Sure  int64  // rows guaranteed to it
+	Sure  int64  // flows guaranteed to it
 	Share
 }
 
@@ -194,7 +194,7 @@ func (d *Datapath) devices() (map[uint32]bool, error) {
 // divide writes the budget if it has changed, and adjusts the common account to it at
 // once.
 func (d *Datapath) divide(pods int) error {
-	want := BudgetFor(uint32(d.rows.Flows.MaxEntries()), pods)
+	want := BudgetFor(uint32(d.rows.MaxFlows()), pods)
 	was, accounts, err := readShares(d.rows)
 	if err != nil || was == want {
 		return err

@@ -53,7 +53,7 @@ static long sweep_one(__u32 i, struct sweeping *s)
 	if (!key)
 		return 1;
 	f = bpf_map_lookup_elem(&flows, key);
-	if (!f)
+	if (!f || f->flags & FLOW_ANSWERS)
 		return 0;
 	if ((s->now <= f->seen || s->now - f->seen <= lifetime(f, key->proto)) && !pod_gone(key, f))
 		return 0;

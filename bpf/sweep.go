@@ -61,21 +61,22 @@ func (f Flow) PodGone(k FlowKey, device func(Addr) uint32) bool {
 
 // Swept is what one Sweep found.
 type Swept struct {
-	Live        int // flows left
-	Deleted     int // flows that had expired, or whose pod is gone
-	Orphans     int // reply rows without a flow, deleted
-	Masquerades int // rows of masqueraded connections whose flow is over, deleted
+	Live    int // flows left
+	Deleted int // flows that had expired, or whose pod is gone
+	Orphans int // rows for answers without a flow, deleted
+	// Masquerades are rows of masqueraded connections whose flow is over, deleted.
+	Masquerades int
 	// Nodes are the indexes of the nodes that live flows go to.
 	Nodes map[uint16]bool
 }
 
 // Forget deletes those of the given flows that are still expired at now or without a
-// pod, with their reply rows, and returns how many. Until then a packet may have
+// pod, with the rows for their answers, and returns how many. Until then a packet may have
 // revived a flow, or a new connection may use its ports.
 type Forget func(dead []FlowKey, now uint64) (gone int, err error)
 
 // SweepMaps deletes the flows that have expired at now or have lost their pod through
-// forget, and then reply rows without a flow.
+// forget, and then rows for answers without a flow.
 func SweepMaps(m *Maps, now uint64, forget Forget) (Swept, error) {
 	s, _, err := sweepMaps(m, now, forget)
 	return s, err
@@ -94,9 +95,16 @@ func sweepMaps(m *Maps, now uint64, forget Forget) (s Swept, held map[uint32]int
 	}
 	device := func(a Addr) uint32 { return pods[a] }
 	var dead []FlowKey
-	claims := 0 // rows of replies that live flows have
+	answers := 0 // rows for answers, less those that a flow should have
 	rows, failed := m.Flows.All()
 	for k, f := range rows {
+		if f.Flags&FlowAnswers != 0 {
+			answers++
+			continue
+		}
+		if f.Flags&FlowService != 0 {
+			answers--
+		}
 		held[f.Owner]++
 		if f.Expired(k.Proto, now) || f.PodGone(k, device) {
 			dead = append(dead, k)
@@ -106,9 +114,6 @@ func sweepMaps(m *Maps, now uint64, forget Forget) (s Swept, held map[uint32]int
 		if f.Node != 0 {
 			s.Nodes[f.Node] = true
 		}
-		if f.Flags&FlowService != 0 {
-			claims++
-		}
 	}
 	if err := failed(); err != nil {
 		return s, held, fmt.Errorf("sweep flows: %w", err)
@@ -117,8 +122,11 @@ func sweepMaps(m *Maps, now uint64, forget Forget) (s Swept, held map[uint32]int
 		return s, held, fmt.Errorf("sweep flows: %w", err)
 	}
 	s.Live += len(dead) - s.Deleted
-	if s.Orphans, err = forgetOrphans(m, claims); err != nil {
-		return s, held, fmt.Errorf("sweep replies: %w", err)
+	if answers <= 0 {
+		return s, held, nil
+	}
+	if s.Orphans, err = forgetOrphans(m); err != nil {
+		return s, held, fmt.Errorf("sweep answers: %w", err)
 	}
 	return s, held, nil
 }
@@ -171,27 +179,29 @@ func (d *Datapath) forgetMasqueradesLocked(now uint64) (gone int, err error) {
 	return int(asked.Gone), nil
 }
 
-// forgetOrphans deletes reply rows without a flow, and returns how many. They come
+// forgetOrphans deletes rows for answers without a flow, and returns how many. They come
 // from two CPUs that chose different backends for the first packets of one flow. A
 // row that looks like one, and then its flow, are read again right before the
 // deletion: a new connection may have claimed the row, and the datapath writes the
 // flow after it.
-func forgetOrphans(m *Maps, claims int) (gone int, err error) {
-	all := map[ReplyKey]Reply{}
-	rows, failed := m.Replies.All()
-	for k, r := range rows {
-		all[k] = r
+func forgetOrphans(m *Maps) (gone int, err error) {
+	all := map[FlowKey]Flow{}
+	rows, failed := m.Flows.All()
+	for k, f := range rows {
+		if f.Flags&FlowAnswers != 0 {
+			all[k] = f
+		}
 	}
-	if err := failed(); err != nil || len(all) <= claims {
+	if err := failed(); err != nil {
 		return 0, err
 	}
-	for k, r := range all {
-		orphan, err := isOrphan(m, k, r)
+	for k, f := range all {
+		orphan, err := isOrphan(m, k, f)
 		if orphan {
-			orphan, err = stillOrphan(m, k, r)
+			orphan, err = stillOrphan(m, k, f)
 		}
 		if orphan {
-			err = m.Replies.Delete(k)
+			err = m.Flows.Delete(k)
 		}
 		if err != nil {
 			return gone, err
@@ -204,21 +214,35 @@ func forgetOrphans(m *Maps, claims int) (gone int, err error) {
 }
 
 // stillOrphan is isOrphan for a row that may have changed since it was read.
-func stillOrphan(m *Maps, k ReplyKey, r Reply) (bool, error) {
-	if again, ok, err := m.Replies.Lookup(k); err != nil || !ok || again != r {
+func stillOrphan(m *Maps, k FlowKey, f Flow) (bool, error) {
+	if again, ok, err := m.Flows.Lookup(k); err != nil || !ok || again != f {
 		return false, err
 	}
-	return isOrphan(m, k, r)
+	return isOrphan(m, k, f)
 }
 
-// isOrphan reports whether the row's flow is gone or goes to another backend.
-func isOrphan(m *Maps, k ReplyKey, r Reply) (bool, error) {
-	flow := FlowKey{Local: k.Local, Remote: r.Remote, Lport: k.Lport, Rport: r.Rport, Proto: k.Proto}
+// isOrphan reports whether the flow of a row for answers is gone or goes to another
+// backend.
+func isOrphan(m *Maps, k FlowKey, answers Flow) (bool, error) {
+	flow := answers.opposite(k)
 	f, ok, err := m.Flows.Lookup(flow)
-	return err == nil && (!ok || f.reply(flow) != k), err
+	return err == nil && (!ok || f.Flags&FlowService == 0 || f.opposite(flow) != k), err
 }
 
-// reply is the key of the flow's row in replies.
-func (f Flow) reply(k FlowKey) ReplyKey {
-	return ReplyKey{Local: k.Local, Backend: f.Backend, Lport: k.Lport, Bport: f.Bport, Proto: k.Proto}
+// opposite is the key of the other row of a flow through a service: of the one for the
+// answers if this is the flow itself, and the other way round.
+func (f Flow) opposite(k FlowKey) FlowKey {
+	k.Remote, k.Rport = f.Backend, f.Bport
+	return k
+}
+
+// Answers is the key of the row for the answers of the flow's backend; false if the flow
+// has none.
+func (f Flow) Answers(k FlowKey) (FlowKey, bool) {
+	return f.opposite(k), f.Flags&FlowService != 0
+}
+
+// Answered reports whether this is the row for the answers of the flow with this key.
+func (f Flow) Answered(k FlowKey) bool {
+	return f.Flags&FlowAnswers != 0 && f.Backend == k.Remote && f.Bport == k.Rport
 }

@@ -233,15 +233,18 @@ func TestSweep(t *testing.T) {
 		again := key(20, 17)
 		ended := bpf.Flow{Seen: now - 61*second, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)}
 		begun := bpf.Flow{Seen: now, Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)}
-		reply := func(port uint16, backend byte) bpf.ReplyKey {
-			return bpf.ReplyKey{Local: bpf.Addr{1}, Backend: bpf.Addr{backend}, Lport: bpf.PortOf(port), Bport: bpf.PortOf(8080), Proto: 17}
+		answers := func(port uint16, backend byte) bpf.FlowKey {
+			return bpf.FlowKey{Local: bpf.Addr{1}, Remote: bpf.Addr{backend}, Lport: bpf.PortOf(port), Rport: bpf.PortOf(8080), Proto: 17}
 		}
-		row := bpf.Reply{Remote: bpf.Addr{2}, Rport: bpf.PortOf(80)}
-		err := errors.Join(m.Flows.UpdateBatch(keep), m.Flows.UpdateBatch(gone), m.Replies.UpdateBatch(map[bpf.ReplyKey]bpf.Reply{
-			reply(7, 9): row, reply(15, 9): row, reply(20, 9): row,
-			reply(16, 9): {Remote: other.Remote, Rport: other.Rport},
-			reply(7, 8):  row, // the other CPU's choice
-			reply(99, 9): row, // without any flow
+		// These are never seen again: it is the flow that lives.
+		row := bpf.Flow{Seen: now - 9000*second, Flags: bpf.FlowAnswers, Backend: bpf.Addr{2}, Bport: bpf.PortOf(80), Ifindex: 33, Owner: 33}
+		others := row
+		others.Backend, others.Bport = other.Remote, other.Rport
+		err := errors.Join(m.Flows.UpdateBatch(keep), m.Flows.UpdateBatch(gone), m.Flows.UpdateBatch(map[bpf.FlowKey]bpf.Flow{
+			answers(7, 9): row, answers(15, 9): row, answers(20, 9): row,
+			answers(16, 9): others,
+			answers(7, 8):  row, // the other CPU's choice
+			answers(99, 9): row, // without any flow
 		}), m.Flows.Update(again, ended), m.Flows.Update(started, left),
 			m.Endpoints.UpdateBatch(map[bpf.Addr]bpf.Endpoint{{5}: {Ifindex: 50}, {6}: {Ifindex: 60}}))
 		if err != nil {
@@ -262,16 +265,14 @@ func TestSweep(t *testing.T) {
 				t.Errorf("flow from port %d is gone", k.Lport.Number())
 			}
 		}
-		if n, _ := m.Flows.Len(); n != len(keep) {
-			t.Errorf("%d flows left", n)
-		}
-		for _, k := range []bpf.ReplyKey{reply(7, 9), reply(16, 9), reply(20, 9)} {
-			if _, ok, _ := m.Replies.Lookup(k); !ok {
-				t.Errorf("the reply of a live flow from port %d is gone", k.Lport.Number())
+		live := []bpf.FlowKey{answers(7, 9), answers(16, 9), answers(20, 9)}
+		for _, k := range live {
+			if _, ok, _ := m.Flows.Lookup(k); !ok {
+				t.Errorf("the row for answers of a live flow from port %d is gone", k.Lport.Number())
 			}
 		}
-		if n, _ := m.Replies.Len(); n != 3 {
-			t.Errorf("%d replies left", n)
+		if n, _ := m.Flows.Len(); n != len(keep)+len(live) {
+			t.Errorf("%d rows left", n)
 		}
 	}
 	t.Run("memory", func(t *testing.T) {
@@ -284,12 +285,12 @@ func TestSweep(t *testing.T) {
 	})
 }
 
-// A connection that begins between the two reads of a reply row keeps it, also if the
-// second read fails.
+// A connection that begins between the two looks for the flow of a row for answers keeps
+// it, also if the second look fails.
 func TestSweepLooksTwice(t *testing.T) {
 	flow := bpf.FlowKey{Local: bpf.Addr{1}, Remote: bpf.Addr{2}, Lport: bpf.PortOf(5), Rport: bpf.PortOf(80), Proto: 17}
 	begun := bpf.Flow{Flags: bpf.FlowService, Backend: bpf.Addr{9}, Bport: bpf.PortOf(8080)}
-	row := bpf.ReplyKey{Local: flow.Local, Backend: begun.Backend, Lport: flow.Lport, Bport: begun.Bport, Proto: 17}
+	row, _ := begun.Answers(flow)
 	failed := errors.New("failed on purpose")
 	for _, tt := range []struct {
 		name string
@@ -297,11 +298,11 @@ func TestSweepLooksTwice(t *testing.T) {
 	}{{"begun", nil}, {"unknown", failed}} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := bpftest.New()
-			if err := m.Replies.Update(row, bpf.Reply{Remote: flow.Remote, Rport: flow.Rport}); err != nil {
+			if err := m.Flows.Update(row, bpf.Flow{Flags: bpf.FlowAnswers, Backend: flow.Remote, Bport: flow.Rport}); err != nil {
 				t.Fatal(err)
 			}
 			looks := 0
-			m.Flows = looked{m.Flows, func() (bpf.Flow, bool, error) {
+			m.Flows = looked{m.Flows, flow, func() (bpf.Flow, bool, error) {
 				looks++
 				if looks == 1 {
 					return bpf.Flow{}, false, nil
@@ -312,20 +313,26 @@ func TestSweepLooksTwice(t *testing.T) {
 			if got.Orphans != 0 || looks != 2 || !errors.Is(err, tt.then) {
 				t.Errorf("swept %+v after %d looks, %v", got, looks, err)
 			}
-			if _, ok, _ := m.Replies.Lookup(row); !ok {
+			if _, ok, _ := m.Flows.Lookup(row); !ok {
 				t.Error("the row is gone")
 			}
 		})
 	}
 }
 
-// looked is a table of flows whose Lookup a test replaces.
+// looked is a table of flows in which a test finds one.
 type looked struct {
 	bpf.Table[bpf.FlowKey, bpf.Flow]
+	flow bpf.FlowKey
 	find func() (bpf.Flow, bool, error)
 }
 
-func (l looked) Lookup(bpf.FlowKey) (bpf.Flow, bool, error) { return l.find() }
+func (l looked) Lookup(k bpf.FlowKey) (bpf.Flow, bool, error) {
+	if k == l.flow {
+		return l.find()
+	}
+	return l.Table.Lookup(k)
+}
 
 func TestAddr(t *testing.T) {
 	for _, s := range []string{"10.1.2.3", "2001:db8::1"} {

@@ -23,7 +23,7 @@ int to_pod(struct __sk_buff *skb)
 		return leave_unread(skb, p, why, INGRESS);
 	if (!s || !s->revision)
 		return drop(skb, p, REASON_NOT_READY, INGRESS);
-	ep = bpf_map_lookup_elem(&endpoints, &p->dst);
+	ep = receiver(w, s);
 	if (!ep || ep->ifindex != skb->ifindex)
 		return drop(skb, p, REASON_NO_ENDPOINT, INGRESS);
 	o.host = !skb->ingress_ifindex;

@@ -55,7 +55,7 @@ func (s *shares) look() error {
 	if err != nil {
 		return err
 	}
-	limit := s.datapath.Maps().Flows.MaxEntries()
+	limit := s.datapath.Maps().MaxFlows()
 	last, was := s.last, s.said
 	s.last, s.said = map[uint32]bpf.Holding{}, map[uint32]share{}
 	problems := map[string]string{}
@@ -73,7 +73,7 @@ func (s *shares) look() error {
 		}
 		if !known {
 			is.row = owner.String()
-			is.text = fmt.Sprintf("holds %d of %d rows of table flows and may hold no more (its share is %d): new connections replace its unanswered ones or are refused", h.Used, limit, h.Sure)
+			is.text = fmt.Sprintf("holds %d of %d connections and may hold no more (its share is %d): new connections replace its unanswered ones or are refused", h.Used, limit, h.Sure)
 			s.log.Warn("share of table flows is used up", "owner", is.row, "rows", h.Used, "share", h.Sure, "limit", limit, "refused", h.Refused, "evicted", h.Evicted)
 		}
 		s.said[h.Owner], problems[is.row] = is, is.text

@@ -27,7 +27,7 @@ func TestWhoUsesUpItsShareIsNamed(t *testing.T) {
 	holding := func(owner uint32, used int64, refused, evicted uint64) bpf.Holding {
 		return bpf.Holding{Owner: owner, Sure: 100, Share: bpf.Share{Used: used, Refused: refused, Evicted: evicted}}
 	}
-	const tail = " of 524288 rows of table flows and may hold no more (its share is 100): new connections replace its unanswered ones or are refused"
+	const tail = " of 524288 connections and may hold no more (its share is 100): new connections replace its unanswered ones or are refused"
 	noisy := map[string]string{"shop/noisy": "holds 5000" + tail}
 	for i, step := range []struct {
 		what string

@@ -128,12 +128,11 @@ func New() *bpf.Maps {
 	return &bpf.Maps{
 		Settings:     newArray[uint32, bpf.Settings]("settings", 1),
 		Revisions:    newArray[uint32, uint32]("revisions", bpf.RevisionRows),
-		Flows:        NewTable[bpf.FlowKey, bpf.Flow]("flows", int(l.Flows)),
-		Replies:      NewTable[bpf.ReplyKey, bpf.Reply]("replies", int(l.Replies)),
+		Flows:        NewTable[bpf.FlowKey, bpf.Flow]("flows", 2*int(l.Flows)), // some have two rows
 		Shares:       NewTable[uint32, bpf.Share]("shares", 2*int(l.Endpoints)),
-		Masquerades:  NewTable[bpf.FlowKey, bpf.Masquerade]("masquerades", 1<<20),
+		Masquerades:  NewTable[bpf.FlowKey, bpf.Masquerade]("masquerades", 2*int(l.Flows)),
 		Masquerading: newArray[uint32, bpf.Masquerading]("masquerading", 1),
-		Native:       NewTable[bpf.PrefixKey, uint32]("native", 1<<10),
+		Native:       NewTable[bpf.PrefixKey, uint32]("native", int(l.Native)),
 		Budgets:      newArray[uint32, bpf.Budget]("budgets", 1),
 		Endpoints:    NewTable[bpf.Addr, bpf.Endpoint]("endpoints", int(l.Endpoints)),
 		IPs:          NewTable[bpf.Addr, bpf.IPInfo]("ips", int(l.IPs)),
@@ -323,16 +322,15 @@ func Forget(m *bpf.Maps) bpf.Forget {
 				ep, _, _ := m.Endpoints.Lookup(a)
 				return ep.Ifindex
 			}
-			if !ok || !f.Expired(k.Proto, now) && !f.PodGone(k, device) {
+			if !ok || f.Flags&bpf.FlowAnswers != 0 || !f.Expired(k.Proto, now) && !f.PodGone(k, device) {
 				continue
 			}
-			if f.Flags&bpf.FlowService != 0 {
-				reply := bpf.ReplyKey{Local: k.Local, Backend: f.Backend, Lport: k.Lport, Bport: f.Bport, Proto: k.Proto}
+			if answers, ok := f.Answers(k); ok {
 				// Another flow may have claimed this row since this one ended.
-				if row, ok, err := m.Replies.Lookup(reply); err != nil {
+				if row, ok, err := m.Flows.Lookup(answers); err != nil {
 					return gone, err
-				} else if ok && row == (bpf.Reply{Remote: k.Remote, Rport: k.Rport}) {
-					if err := m.Replies.Delete(reply); err != nil {
+				} else if ok && row.Answered(k) {
+					if err := m.Flows.Delete(answers); err != nil {
 						return gone, err
 					}
 				}

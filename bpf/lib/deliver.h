@@ -4,30 +4,32 @@
 #include "icmp.h"
 #include "judge.h"
 
-/* Judges a packet that belongs to no flow, and fills in a new one. Returns 0 or a
- * reason. */
-once int open_ingress(struct packet *p, const struct settings *s, const struct origin *o, struct flow *f)
+/* Finds the pod of this node that receives the packet. */
+inline_always struct endpoint *receiver(struct work *w, const struct settings *s)
 {
-	if (!p || !s || !o || !f)
+	w->revision = (s ? s->revision : 0) + address_revision(&w->p.dst); /* before the row: see revision.h */
+	return bpf_map_lookup_elem(&endpoints, &w->p.dst);
+}
+
+/* Judges a packet for ep that belongs to no flow, and fills in a new one. Returns 0 or a
+ * reason. */
+once int open_ingress(struct work *w, const struct settings *s, const struct endpoint *ep, const struct origin *o,
+		      struct flow *f)
+{
+	if (!w || !s || !ep || !o || !f)
 		return REASON_FAILED;
-	struct addr a = p->dst; /* the source later: the stack is short */
-	__u32 revision = s->revision + address_revision(&a); /* before the rows: see revision.h */
-	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &a);
+	struct packet *p = &w->p;
+	struct addr a = p->src;
+	__u32 revision = w->revision + address_revision(&a); /* before the rows: see revision.h */
 	struct place from = {};
 	int why = 0;
 
-	if (!ep)
-		return REASON_NO_ENDPOINT;
-	if (ep->held)
-		return REASON_HELD;
 	/* An answer without a request, or the end of no connection. */
 	if (is_icmp(p->proto) && !p->asks)
 		return REASON_INVALID;
 	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_RST)
 		return REASON_INVALID;
 
-	a = p->src;
-	revision += address_revision(&a);
 	if (o->host) {
 		from.identity = IDENTITY_HOST;
 	} else if (o->via == VIA_POD) {
@@ -120,12 +122,8 @@ inline_always struct flow *find_received(struct work *w, int *translated)
 
 	received_key(&w->key, &w->p);
 	f = bpf_map_lookup_elem(&flows, &w->key);
-	*translated = 0;
-	if (!f) {
-		f = find_service_flow(&w->key);
-		*translated = !!f;
-	}
-	return f;
+	*translated = f && f->flags & FLOW_ANSWERS;
+	return *translated ? find_service_flow(&w->key, f) : f;
 }
 
 /* Decides about a packet of the flow f. */
@@ -136,7 +134,7 @@ inline_always enum course decide_received(struct work *w, const struct settings 
 
 	if (over(f, &w->p, now))
 		return OPEN;
-	if (unlikely(!holds(s, &w->key, f))) {
+	if (unlikely(!holds_with(w->revision, &w->key, f))) {
 		why = rejudge(s, &w->p, &w->key, f);
 		if (why == RENEW)
 			return OPEN;
@@ -149,7 +147,8 @@ inline_always enum course decide_received(struct work *w, const struct settings 
 }
 
 /* Decides about a packet of no flow: it opens one, or is dropped. */
-inline_always enum course decide_to_receive(struct work *w, const struct settings *s, const struct origin *o)
+inline_always enum course decide_to_receive(struct work *w, const struct settings *s, const struct endpoint *ep,
+					    const struct origin *o, int claimed)
 {
 	struct flow *f = fresh_flow();
 	int why;
@@ -157,10 +156,10 @@ inline_always enum course decide_to_receive(struct work *w, const struct setting
 	if (!f)
 		return because(w, DROP, REASON_FAILED);
 	received_key(&w->key, &w->p);
-	why = open_ingress(&w->p, s, o, f);
+	why = open_ingress(w, s, ep, o, f);
 	if (!why)
-		why = remember(&w->key, f);
-	return why ? because(w, DROP, why) : BEGIN;
+		why = claimed && clashes(&w->key, f->seen) ? REASON_FLOW_CLASH : store(&w->key, f);
+	return why && why != ELSEWHERE ? because(w, DROP, why) : BEGIN;
 }
 
 /* Delivers a packet that its flow f lets in. */
@@ -184,8 +183,8 @@ inline_always int deliver_flow(struct __sk_buff *skb, struct work *w, const stru
 	course = f ? decide_received(w, s, o, f, now) : OPEN;
 	if (unlikely(course == OPEN)) {
 		if (f)
-			forget(&w->key, f);
-		course = decide_to_receive(w, s, o);
+			forget_worked_on(f);
+		course = decide_to_receive(w, s, ep, o, translated);
 		translated = 0;
 	}
 
@@ -210,7 +209,7 @@ inline_always int deliver_flow(struct __sk_buff *skb, struct work *w, const stru
 	return hand_over(skb, p, ep, o);
 }
 
-/* Delivers a packet to ep, a pod of this node, if its policy allows it. */
+/* Delivers a packet to ep, its receiver, if the pod's policy allows it. */
 inline_always int deliver(struct __sk_buff *skb, struct work *w, const struct settings *s,
 			  const struct endpoint *ep, const struct origin *o)
 {

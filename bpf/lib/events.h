@@ -18,7 +18,6 @@ inline_always void count(struct __sk_buff *skb, __u32 reason, __u32 dir)
 part int fill(struct event *e, const struct __sk_buff *skb, const struct packet *p)
 {
 	__builtin_memset(e, 0, sizeof(*e));
-	e->time = bpf_ktime_get_boot_ns();
 	e->src = p->src;
 	e->dst = p->dst;
 	if (p->service_port)
@@ -43,9 +42,10 @@ once int report(struct __sk_buff *skb, struct packet *p, __u32 type, __u32 reaso
 		return 0;
 	const struct settings *s = read_settings();
 	struct share *sh = share_of(p->pod);
+	__u64 now = bpf_ktime_get_boot_ns();
 	struct event *e;
 
-	if (sh && !may_tell(sh, bpf_ktime_get_boot_ns()))
+	if (sh && !may_tell(sh, now))
 		return 0;
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e) {
@@ -56,6 +56,7 @@ once int report(struct __sk_buff *skb, struct packet *p, __u32 type, __u32 reaso
 		return 0;
 	}
 	fill(e, skb, p);
+	e->time = now;
 	e->policy_gen = s ? s->policy_gen : 0;
 	e->type = type;
 	e->reason = reason;

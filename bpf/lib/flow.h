@@ -45,12 +45,16 @@ inline_always void received_key(struct flow_key *key, const struct packet *p)
 	set_key(key, &p->dst, &p->src, lport, rport, p->proto);
 }
 
-inline_always struct reply_key reply_key_of(const struct flow_key *key, const struct addr *backend, __be16 bport)
+/* The key of the answers that the backend of a flow through a service sends. */
+inline_always void answers_key(struct flow_key *answers, const struct flow_key *key, const struct flow *f)
 {
-	return (struct reply_key){
-		.local = key->local, .backend = *backend,
-		.lport = key->lport, .bport = bport, .proto = key->proto,
-	};
+	set_key(answers, &key->local, &f->backend, key->lport, f->bport, key->proto);
+}
+
+/* Is this row for the answers of the flow with this key? */
+inline_always int answers_of(const struct flow *row, const struct flow_key *key)
+{
+	return row->flags & FLOW_ANSWERS && same(&row->backend, &key->remote) && row->bport == key->rport;
 }
 
 inline_always int closing(const struct flow *f)
@@ -141,21 +145,36 @@ inline_always void advance(struct flow *f, const struct packet *p, int from_pod,
 		f->seen = now;
 }
 
+/* Deletes the row for the answers of a flow through a service, unless it is another flow's
+ * by now. */
+inline_always void disclaim(const struct flow_key *key, const struct flow *f)
+{
+	struct flow_key answers;
+	struct flow *row;
+
+	answers_key(&answers, key, f);
+	row = bpf_map_lookup_elem(&flows, &answers);
+	if (row && answers_of(row, key))
+		bpf_map_delete_elem(&flows, &answers);
+}
+
 part int forget(const struct flow_key *key, const struct flow *f)
 {
 	__u32 owner = f->owner;
 
-	if (f->flags & FLOW_SERVICE) {
-		struct reply_key reply = reply_key_of(key, &f->backend, f->bport);
-		struct reply *row = bpf_map_lookup_elem(&replies, &reply);
-
-		/* Another flow may have claimed this row since this one ended. */
-		if (row && same(&row->remote, &key->remote) && row->rport == key->rport)
-			bpf_map_delete_elem(&replies, &reply);
-	}
+	if (f->flags & FLOW_SERVICE)
+		disclaim(key, f);
 	if (!bpf_map_delete_elem(&flows, key)) /* if two CPUs delete it, only one gives it back */
 		release(owner);
 	return 0;
+}
+
+/* Deletes the flow of the packet that is being worked on. */
+once int forget_worked_on(const struct flow *f)
+{
+	struct work *w = working();
+
+	return w && f ? forget(&w->key, f) : 0;
 }
 
 /* Is the local pod of the flow gone, or the pod of this node that opened it? Without
@@ -175,20 +194,18 @@ part int pod_gone(const struct flow_key *key, const struct flow *f)
 	return !ep || ep->ifindex != f->owner;
 }
 
-/* Finds the flow through a service whose backend is key->remote, and turns key into
- * that flow's key. */
-part struct flow *find_service_flow(struct flow_key *key)
+/* Finds the flow through a service that this row, found by key, is for the answers of,
+ * and turns key into that flow's key. */
+part struct flow *find_service_flow(struct flow_key *key, const struct flow *answers)
 {
-	struct reply_key reply = reply_key_of(key, &key->remote, key->rport);
-	struct reply *row = bpf_map_lookup_elem(&replies, &reply);
+	struct addr backend = key->remote;
+	__be16 bport = key->rport;
 	struct flow *f;
 
-	if (!row)
-		return 0;
-	key->remote = row->remote;
-	key->rport = row->rport;
+	key->remote = answers->backend;
+	key->rport = answers->bport;
 	f = bpf_map_lookup_elem(&flows, key);
-	if (f && same(&f->backend, &reply.backend) && f->bport == reply.bport)
+	if (f && f->flags & FLOW_SERVICE && same(&f->backend, &backend) && f->bport == bport)
 		return f;
 	return 0;
 }
@@ -199,59 +216,58 @@ inline_always int unanswered_by_pod(const struct flow *f)
 	return (f->flags & (FLOW_REMOTE_INITIATED | FLOW_REPLIED)) == FLOW_REMOTE_INITIATED;
 }
 
-/* Is there a live flow with this key? One that is over or closing is deleted. So is one
- * in which the pod has never spoken: a backend's answer that came late, after its flow
- * was given up, looks like one, and would lock the pod out. */
-inline_always int clashes(const struct flow_key *key, __u64 now)
+/* Does this key belong to a live flow, directly or for its answers? A flow that is over or
+ * closing is deleted. So is one in which the pod has never spoken: a backend's answer that
+ * came late, after its flow was given up, looks like one, and would lock the pod out. */
+once int clashes(const struct flow_key *key, __u64 now)
 {
-	struct flow *f = bpf_map_lookup_elem(&flows, key);
+	if (!key)
+		return 0;
+	struct flow_key of = *key;
+	struct flow *f = bpf_map_lookup_elem(&flows, &of);
 
+	if (f && f->flags & FLOW_ANSWERS) {
+		f = find_service_flow(&of, f);
+		if (!f) {
+			of = *key;
+			bpf_map_delete_elem(&flows, &of);
+		}
+	}
 	if (!f)
 		return 0;
-	if (!closing(f) && !unanswered_by_pod(f) && (now < f->seen || now - f->seen <= lifetime(f, key->proto)))
+	if (!closing(f) && !unanswered_by_pod(f) && (now < f->seen || now - f->seen <= lifetime(f, of.proto)))
 		return 1;
-	forget(key, f);
+	forget(&of, f);
 	return 0;
 }
 
 /* Claims the backend's answers for the flow with this key. Returns 0 or a reason. */
-inline_always int claim_replies(const struct flow_key *key, const struct flow *f, __u64 now)
+inline_always int claim_answers(const struct flow_key *key, const struct flow *f, __u64 now)
 {
-	struct reply_key reply = reply_key_of(key, &f->backend, f->bport);
-	struct reply row = {.remote = key->remote, .rport = key->rport}, *old;
-	struct flow_key other = *key;
+	__u32 zero = 0;
+	struct flow *row = bpf_map_lookup_elem(&answers, &zero), *old;
+	struct flow_key at;
 	long err;
 
-	/* The pod may talk to the backend directly from the same port, */
-	other.remote = f->backend;
-	other.rport = f->bport;
-	if (clashes(&other, now))
-		return REASON_FLOW_CLASH;
-
-	/* or to the same backend through another service. */
-	old = bpf_map_lookup_elem(&replies, &reply);
-	if (old && (!same(&old->remote, &key->remote) || old->rport != key->rport)) {
-		other.remote = old->remote;
-		other.rport = old->rport;
-		if (clashes(&other, now))
-			return REASON_FLOW_CLASH;
-	}
-	err = bpf_map_update_elem(&replies, &reply, &row, ROW_ANY);
-	return err ? REASON_FLOW_TABLE_FULL : 0;
-}
-
-/* Do answers from remote already belong to a flow through a service? */
-part int claimed(const struct flow_key *key, __u64 now)
-{
-	struct reply_key reply = reply_key_of(key, &key->remote, key->rport);
-	struct reply *old = bpf_map_lookup_elem(&replies, &reply);
-	struct flow_key other = *key;
-
-	if (!old)
+	if (!row)
+		return REASON_FAILED;
+	*row = (struct flow){
+		.seen = now, .flags = FLOW_ANSWERS, .backend = key->remote, .bport = key->rport,
+		.ifindex = f->ifindex, .owner = f->owner,
+	};
+	answers_key(&at, key, f);
+	err = bpf_map_update_elem(&flows, &at, row, ROW_NEW);
+	if (likely(!err))
 		return 0;
-	other.remote = old->remote;
-	other.rport = old->rport;
-	return clashes(&other, now);
+	old = bpf_map_lookup_elem(&flows, &at);
+	if (old && answers_of(old, key))
+		return 0;
+	/* The pod may talk to the backend directly from the same port, or to the same
+	 * backend through another service. */
+	if (clashes(&at, now))
+		return REASON_FLOW_CLASH;
+	err = bpf_map_update_elem(&flows, &at, row, ROW_NEW);
+	return err == -EXISTS ? REASON_FLOW_CLASH : err ? REASON_FLOW_TABLE_FULL : 0;
 }
 
 /* Gives up the back-th newest of the flows that the owner opened beyond its share,
@@ -266,7 +282,7 @@ inline_always int give_up(struct share *sh, __u32 owner, __u32 back)
 		return 0;
 	*key = sh->newest[(sh->next - back) % NEWEST]; /* a copy: other CPUs write there */
 	f = bpf_map_lookup_elem(&flows, key);
-	if (!f || f->owner != owner || f->flags & FLOW_REPLIED)
+	if (!f || f->owner != owner || f->flags & (FLOW_REPLIED | FLOW_ANSWERS))
 		return 0;
 	forget(key, f);
 	__sync_fetch_and_add(&sh->evicted, 1);
@@ -287,7 +303,7 @@ inline_always int make_room(struct share *sh, __u32 owner)
 /* Charges an owner for a new flow. Returns what charge does. No other owner's flow is
  * evicted for it: a live connection is worth more than a new one. An owner that has
  * reached its limit gives up an unanswered flow of its own. */
-part int admit(__u32 owner)
+once int admit(__u32 owner)
 {
 	int why = charge(owner, 0);
 	struct share *sh;
@@ -303,11 +319,18 @@ part int admit(__u32 owner)
 	return REASON_FLOW_TABLE_FULL;
 }
 
-/* Writes an admitted flow. Returns 0 or a reason. */
+/* What put returns besides reasons. */
+enum {
+	STORED = 0,
+	ELSEWHERE = 103, /* another CPU stored the same flow a moment ago */
+};
+
+/* Writes an admitted flow. Returns STORED, ELSEWHERE or a reason. */
 part int put(const struct flow_key *key, const struct flow *f, int admitted)
 {
 	__u32 owner = f->owner;
 	long err = bpf_map_update_elem(&flows, key, f, ROW_NEW);
+	const struct flow *old;
 	struct share *sh;
 
 	if (likely(!err && admitted == WITHIN_SHARE))
@@ -315,8 +338,10 @@ part int put(const struct flow_key *key, const struct flow *f, int admitted)
 	if (err)
 		release(owner);
 	/* Two CPUs got its first packets: the other CPU's flow will do. */
-	if (err == -EXISTS)
-		return 0;
+	if (err == -EXISTS) {
+		old = bpf_map_lookup_elem(&flows, key);
+		return old && old->flags & FLOW_ANSWERS ? REASON_FLOW_CLASH : ELSEWHERE;
+	}
 	sh = share_of(owner);
 	if (!sh)
 		return err ? REASON_FAILED : 0;
@@ -329,7 +354,7 @@ part int put(const struct flow_key *key, const struct flow *f, int admitted)
 	return REASON_FLOW_TABLE_FULL;
 }
 
-/* Admits and writes a flow. Returns 0 or a reason. */
+/* Admits and writes a flow. Returns what put does. */
 part int store(const struct flow_key *key, const struct flow *f)
 {
 	int why = admit(f->owner);
@@ -337,31 +362,22 @@ part int store(const struct flow_key *key, const struct flow *f)
 	return why > BEYOND_SHARE ? why : put(key, f, why);
 }
 
-/* Stores a judged flow. */
-inline_always int remember(const struct flow_key *key, const struct flow *f)
-{
-	return claimed(key, f->seen) ? REASON_FLOW_CLASH : store(key, f);
-}
-
-/* Stores a judged flow that goes through a service. The row in replies is claimed only
- * once the flow is admitted, because it is hard to take back: another CPU may be storing
- * the same flow, and needs it. */
+/* Stores a judged flow that goes through a service. Returns what put does. The row for
+ * its answers is claimed only once the flow is admitted, because it is hard to take back:
+ * another CPU may be storing the same flow, and needs it. */
 part int remember_service(const struct flow_key *key, const struct flow *f)
 {
 	int admitted = admit(f->owner), why;
-	struct reply_key reply;
 
 	if (admitted > BEYOND_SHARE)
 		return admitted;
-	why = claim_replies(key, f, f->seen);
+	why = claim_answers(key, f, f->seen);
 	if (why) {
 		release(f->owner);
 		return why;
 	}
 	why = put(key, f, admitted);
-	if (why && !bpf_map_lookup_elem(&flows, key)) {
-		reply = reply_key_of(key, &f->backend, f->bport);
-		bpf_map_delete_elem(&replies, &reply);
-	}
+	if (why && why != ELSEWHERE && !bpf_map_lookup_elem(&flows, key))
+		disclaim(key, f);
 	return why;
 }

@@ -14,6 +14,7 @@ once int note_sent(const struct packet *p, const struct settings *s)
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct flow_key key;
 	struct flow *f;
+	int why;
 
 	if (p->headless || (is_icmp(p->proto) && (p->error || !p->asks || p->dport == echo_of(p->proto))))
 		return 0;
@@ -29,7 +30,8 @@ once int note_sent(const struct packet *p, const struct settings *s)
 	if (!f)
 		return REASON_FAILED;
 	*f = (struct flow){.seen = now, .identity = IDENTITY_HOST, .via = VIA_TUNNEL, .owner = NODE_ITSELF};
-	return store(&key, f);
+	why = store(&key, f);
+	return why == ELSEWHERE ? 0 : why;
 }
 
 /* Does the node accept this from a tunnel? Echoes always, because they are how nodes

@@ -163,8 +163,8 @@ once int flow_of_error(struct __sk_buff *skb, const struct packet *p, const stru
 	if (is_icmp(about->quote.proto))
 		about->flow.rport = icmp_port(about->quote.dport, about->quote.asks);
 	f = bpf_map_lookup_elem(&flows, &about->flow);
-	if (!f)
-		f = find_service_flow(&about->flow);
+	if (f && f->flags & FLOW_ANSWERS)
+		f = find_service_flow(&about->flow, f);
 	if (!f)
 		return REASON_INVALID;
 	return on_path(s, p, f, o) ? 0 : REASON_SPOOFED_SOURCE;
@@ -219,7 +219,7 @@ inline_always int error_for_pod(struct __sk_buff *skb, struct packet *p, const s
 
 	if (why)
 		return why;
-	if (!about || !(f = bpf_map_lookup_elem(&flows, &about->flow)))
+	if (!about || !(f = bpf_map_lookup_elem(&flows, &about->flow)) || f->flags & FLOW_ANSWERS)
 		return REASON_INVALID; /* deleted in between */
 	why = judge_error(s, p, &about->flow, f);
 	return why ? why : restore_error(skb, p);

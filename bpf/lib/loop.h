@@ -37,13 +37,16 @@ once int open_loop(const struct flow_key *key)
 	f->flags |= FLOW_LOOP;
 	f->via = VIA_POD;
 	why = remember_service(&side, f);
-	if (why)
+	if (why && why != ELSEWHERE)
 		return why;
 	f->flags = FLOW_LOOP | FLOW_REMOTE_INITIATED;
+	f->said[EGRESS] = (struct said){};
 	f->backend = (struct addr){};
 	f->bport = key->rport;
 	side = loop_server(key, bport);
 	why = store(&side, f);
+	if (why == ELSEWHERE)
+		return 0;
 	/* The client's side alone would swallow its packets for as long as it tries. */
 	if (why) {
 		side = *key;
@@ -76,7 +79,7 @@ once int loop(struct __sk_buff *skb, struct packet *p, const struct flow_key *ke
 		other_key = loop_server(key, f->bport);
 	}
 	other = bpf_map_lookup_elem(&flows, &other_key);
-	if (!other)
+	if (!other || other->flags & FLOW_ANSWERS)
 		return drop(skb, p, REASON_INVALID, EGRESS);
 	advance(other, p, 0, bpf_ktime_get_coarse_ns());
 

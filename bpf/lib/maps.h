@@ -33,12 +33,12 @@
 ARRAY(settings, MAP_ARRAY, struct settings, 1);
 ARRAY(revisions, MAP_ARRAY, __u32, REVISIONS);
 READY_HASH(flows, struct flow_key, struct flow);
-READY_HASH(replies, struct reply_key, struct reply);
 HASH(masquerades, struct flow_key, struct masquerade);
 ARRAY(masquerading, MAP_ARRAY, struct masquerading, 1);
 HASH(shares, __u32, struct share);
 ARRAY(budgets, MAP_ARRAY, struct budget, 1);
 ARRAY(given_up, MAP_PERCPU_ARRAY, struct flow_key, 1); /* scratch: the stack is short */
+ARRAY(answers, MAP_PERCPU_ARRAY, struct flow, 1); /* likewise */
 ARRAY(no_share, MAP_ARRAY, struct share, 1); /* all zero, never written: how an account begins */
 HASH(endpoints, struct addr, struct endpoint);
 HASH(ips, struct addr, struct ip_info);

@@ -84,8 +84,8 @@ part int alive(struct flow_key *key, __u64 now)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, key);
 
-	if (!f)
-		f = find_service_flow(key);
+	if (f && f->flags & FLOW_ANSWERS)
+		f = find_service_flow(key, f);
 	return f && (now <= f->seen || now - f->seen <= lifetime(f, key->proto));
 }
 

@@ -43,6 +43,7 @@ struct work {
 	struct packet p;
 	struct flow_key key; /* of p's flow */
 	__u32 why;           /* the reason of a decision, see judge.h */
+	__u32 revision;      /* of the settings and the pod that receives p, see receiver */
 } __attribute__((aligned(8)));
 
 ARRAY(work, MAP_PERCPU_ARRAY, struct work, 1);

@@ -44,9 +44,14 @@ inline_always const struct addr *other_side(const struct flow_key *key, const st
 	return f->flags & FLOW_SERVICE ? &f->backend : &key->remote;
 }
 
-/* Does the flow's verdict still hold? */
+/* Does the flow's verdict still hold? local is the revision of the settings and of the
+ * local address. */
+inline_always int holds_with(__u32 local, const struct flow_key *key, const struct flow *f)
+{
+	return f->revision == local + address_revision(other_side(key, f)) + identity_revision(f->identity);
+}
+
 inline_always int holds(const struct settings *s, const struct flow_key *key, const struct flow *f)
 {
-	return f->revision == s->revision + address_revision(&key->local) + address_revision(other_side(key, f)) +
-				      identity_revision(f->identity);
+	return holds_with(s->revision + address_revision(&key->local), key, f);
 }

@@ -150,7 +150,7 @@ static long ask_ticket(__u32 i, struct choice *c)
 /* Tries the tickets of the next tier. */
 static long ask_next_tier(__u32 i, struct choice *c)
 {
-	__u32 mask;
+	__u32 mask, key;
 
 	c->tier = NO_TIER;
 	c->groups = 0;
@@ -171,9 +171,13 @@ static long ask_next_tier(__u32 i, struct choice *c)
 	mask |= mask >> 16;
 	c->mask = mask;
 	c->half = (__builtin_popcount(mask) + 1) / 2;
-	c->key[0] = bpf_get_prandom_u32();
-	c->key[1] = bpf_get_prandom_u32();
-	c->key[2] = bpf_get_prandom_u32();
+	/* One random number: most choices end with the first draw. */
+	key = bpf_get_prandom_u32();
+	c->key[0] = key;
+	key = (key ^ key >> 16) * 0x85ebca6bu;
+	c->key[1] = key;
+	key = (key ^ key >> 13) * 0xc2b2ae35u;
+	c->key[2] = key;
 	bpf_loop(DRAWS + (mask < MAX_TRIES ? mask + 1 : MAX_TRIES), ask_ticket, c, 0);
 	c->from = c->tier + 1;
 	return !!c->found;

@@ -1,10 +1,10 @@
 /* Shares: how much one pod may hold of the tables that all pods use.
  *
- * Each row of flows is charged to the pod that opened it, or to the node. An owner is
+ * Each flow is charged to the pod that opened it, or to the node. An owner is
  * guaranteed its share. Beyond it, it takes from the common part, of which it may hold
  * up to EAGER times as much as is left free: a greedy owner leaves a fifth for others,
- * who need not wait until it gives something back. A row of replies belongs to a row
- * of flows and needs no account of its own.
+ * who need not wait until it gives something back. The second row of a flow through a
+ * service needs no account of its own: the table has room for two rows of every flow.
  *
  * An owner that has reached its limit may swap: see store in flow.h.
  */
@@ -53,7 +53,7 @@ enum {
 	BEYOND_SHARE = 1,
 };
 
-/* Charges a row to its owner; forced skips the check of its limit. Returns WITHIN_SHARE,
+/* Charges a flow to its owner; forced skips the check of its limit. Returns WITHIN_SHARE,
  * BEYOND_SHARE or a reason. CPUs that charge at the same moment may exceed the limit by
  * a row each; what was taken is counted exactly. */
 once int charge(__u32 owner, int forced)

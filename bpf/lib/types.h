@@ -38,7 +38,13 @@ struct settings {
  * the backend's. For ICMP, lport is the identifier and rport the type of the
  * request, with ASKED_BY_REMOTE if the other side sent it. What the node itself
  * sends into a tunnel has a row too, with ifindex 0: the node accepts only
- * answers to it. */
+ * answers to it.
+ *
+ * The answers of a service's backend come from another address than the pod talks to, so
+ * a flow through a service has a second row: FLOW_ANSWERS, under the key that a flow with
+ * the backend itself would have. What says which packets belong to the one is thus also
+ * what keeps the other from existing beside it. Its backend and bport are the service's
+ * address and port, with which the flow's own key is made. */
 #define ASKED_BY_REMOTE 0x100
 
 struct flow_key {
@@ -59,6 +65,7 @@ enum flow_flags {
 	FLOW_SERVICE = 1 << 5,          /* backend, bport and service are set */
 	FLOW_LOOP = 1 << 6,             /* a pod reaching itself through a service */
 	FLOW_WAITS = 1 << 7,            /* its node has been unknown since seen */
+	FLOW_ANSWERS = 1 << 8,          /* not a flow: the second row of one through a service */
 };
 
 /* Where the other side of a flow is. Its packets may come from nowhere else. */
@@ -94,22 +101,6 @@ struct flow {
 	struct said said[2]; /* TCP, by direction, updated now and then: see sequence.h */
 };
 
-/* replies: from a backend's answer to the address the pod used. */
-struct reply_key {
-	struct addr local;
-	struct addr backend;
-	__be16 lport;
-	__be16 bport;
-	__u8 proto;
-	__u8 pad[3];
-};
-
-struct reply {
-	struct addr remote;
-	__be16 rport;
-	__u16 pad;
-};
-
 /* masquerades: connections of pods with the world, which sees the node's address instead of
  * theirs. Each has two rows, and in the keys of both local is the address on this node's
  * side: by what the pod sends, with what the world sees; and by what the world answers
@@ -132,8 +123,8 @@ struct masquerading {
 #define NEWEST 8 /* a power of two */
 
 struct share {
-	__s64 used;       /* rows of flows */
-	__u64 opened;     /* rows ever taken: tells a walk over flows what changed meanwhile */
+	__s64 used;       /* flows */
+	__u64 opened;     /* flows ever opened: tells a walk over flows what changed meanwhile */
 	__u64 refused;    /* new flows that found no room */
 	__u64 evicted;    /* unanswered flows given up for newer ones */
 	__u64 suppressed; /* events not sent */
@@ -144,7 +135,7 @@ struct share {
 	struct flow_key newest[NEWEST]; /* flows opened beyond the share */
 };
 
-/* budgets: a single row, written by the agent. All in rows of flows. */
+/* budgets: a single row, written by the agent. All in flows. */
 struct budget {
 	__u32 each;   /* guaranteed to each pod */
 	__u32 node;   /* guaranteed to the node */
