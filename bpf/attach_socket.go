@@ -74,6 +74,25 @@ func (d *Datapath) attachSocket(cgroup string, id uint64, hook string, kind ebpf
 	return l.Pin(path)
 }
 
+// adoptSockets replaces the programs of an earlier generation, wherever they are attached.
+func (d *Datapath) adoptSockets() error {
+	for hook, prog := range d.sockets {
+		l, err := open(filepath.Join(d.dir, socketPin(hook)))
+		if err != nil {
+			return err
+		}
+		if l == nil {
+			continue
+		}
+		err = l.Update(prog)
+		l.Close()
+		if err != nil {
+			return fmt.Errorf("replace program %s of the previous generation: %w", hook, err)
+		}
+	}
+	return nil
+}
+
 // DetachSockets ends what AttachSockets began, also what an earlier process attached.
 func (d *Datapath) DetachSockets() error {
 	for hook := range socketHooks {

@@ -42,6 +42,7 @@ type Datapath struct {
 	doomed           *ebpf.Map // the flows that program sweep looks at
 	settle           *ebpf.Program
 	sweepMasquerades *ebpf.Program
+	unmasked         uint64           // when it last ran, see Now
 	doubts           map[uint32]int64 // drift of accounts that the last sweep found, in rows
 }
 
@@ -144,6 +145,9 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	if n > 0 {
 		c.Log.Info("replaced attached programs", "hooks", n)
 	}
+	if err := d.adoptSockets(); err != nil {
+		return nil, err
+	}
 	return d, d.catchUp(moved)
 }
 
@@ -188,6 +192,11 @@ func configure(spec *ebpf.CollectionSpec, c Config, o options) error {
 // catchUp carries over the flows that the previous generation wrote after the maps
 // had been copied, or all if its map is of the version before.
 func (d *Datapath) catchUp(moved map[string]resized) error {
+	if r, ok := moved["masquerades"]; ok {
+		if err := copyRows(r.old, r.new); err != nil {
+			return fmt.Errorf("carry over masquerades: %w", err)
+		}
+	}
 	r, ok := moved["flows"]
 	if !ok {
 		return nil
@@ -350,6 +359,10 @@ func (d *Datapath) Sweep(now uint64) (Swept, error) {
 	if err := d.settleLocked(before, after, held); err != nil {
 		return s, err
 	}
+	if now-d.unmasked < uint64(masqueradeSweep) {
+		return s, nil
+	}
+	d.unmasked = now
 	s.Masquerades, err = d.forgetMasqueradesLocked(now)
 	return s, err
 }

@@ -27,7 +27,6 @@ const (
 	datapathMapEndpoints          = "endpoints"
 	datapathMapErrorsSent         = "errors_sent"
 	datapathMapEvents             = "events"
-	datapathMapExhausted          = "exhausted"
 	datapathMapFlows              = "flows"
 	datapathMapFragments          = "fragments"
 	datapathMapFresh              = "fresh"
@@ -52,6 +51,7 @@ const (
 	datapathMapSettings           = "settings"
 	datapathMapShares             = "shares"
 	datapathMapSockets            = "sockets"
+	datapathMapUnmasked           = "unmasked"
 	datapathMapWork               = "work"
 	datapathProgConnect4          = "connect4"
 	datapathProgConnect6          = "connect6"
@@ -157,7 +157,6 @@ type datapathMapSpecs struct {
 	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
 	ErrorsSent   *ebpf.MapSpec `ebpf:"errors_sent"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
-	Exhausted    *ebpf.MapSpec `ebpf:"exhausted"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Fresh        *ebpf.MapSpec `ebpf:"fresh"`
@@ -182,6 +181,7 @@ type datapathMapSpecs struct {
 	Settings     *ebpf.MapSpec `ebpf:"settings"`
 	Shares       *ebpf.MapSpec `ebpf:"shares"`
 	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
+	Unmasked     *ebpf.MapSpec `ebpf:"unmasked"`
 	Work         *ebpf.MapSpec `ebpf:"work"`
 }
 
@@ -231,7 +231,6 @@ type datapathMaps struct {
 	Endpoints    *ebpf.Map `ebpf:"endpoints"`
 	ErrorsSent   *ebpf.Map `ebpf:"errors_sent"`
 	Events       *ebpf.Map `ebpf:"events"`
-	Exhausted    *ebpf.Map `ebpf:"exhausted"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Fresh        *ebpf.Map `ebpf:"fresh"`
@@ -256,6 +255,7 @@ type datapathMaps struct {
 	Settings     *ebpf.Map `ebpf:"settings"`
 	Shares       *ebpf.Map `ebpf:"shares"`
 	Sockets      *ebpf.Map `ebpf:"sockets"`
+	Unmasked     *ebpf.Map `ebpf:"unmasked"`
 	Work         *ebpf.Map `ebpf:"work"`
 }
 
@@ -272,7 +272,6 @@ func (m *datapathMaps) Close() error {
 		m.Endpoints,
 		m.ErrorsSent,
 		m.Events,
-		m.Exhausted,
 		m.Flows,
 		m.Fragments,
 		m.Fresh,
@@ -297,6 +296,7 @@ func (m *datapathMaps) Close() error {
 		m.Settings,
 		m.Shares,
 		m.Sockets,
+		m.Unmasked,
 		m.Work,
 	)
 }

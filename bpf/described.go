@@ -82,7 +82,6 @@ var described = []description{
 	inner("lost", 1),
 	inner("errors_sent", 1),
 	inner("judged_again", 1),
-	inner("exhausted", 1),
 	inner("sockets", 1),
 }
 

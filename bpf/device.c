@@ -76,6 +76,7 @@ int to_device(struct __sk_buff *skb)
 {
 	struct work *w = begin(0);
 	struct packet *p = &w->p;
+	struct endpoint *ep;
 	int why;
 	__u8 src, dst;
 
@@ -90,8 +91,11 @@ int to_device(struct __sk_buff *skb)
 	/* This node's pods may talk to the world; other nodes' pods may not do so
 	 * through us. */
 	src = cidr_flags(&p->src);
-	if (!(src & IP_MEMBER))
+	if (!(src & IP_MEMBER)) {
+		if (!why)
+			take_identifier(p);
 		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
+	}
 	if (!(src & IP_LOCAL))
 		return drop(skb, p, outside(src), EGRESS);
 	/* Not to nodes or services either; from_pod drops that first. */
@@ -99,8 +103,13 @@ int to_device(struct __sk_buff *skb)
 		return drop(skb, p, REASON_NO_BACKEND, EGRESS);
 	if (of_node(&p->dst))
 		return drop(skb, p, REASON_NODE_ADDRESS, EGRESS);
+	ep = bpf_map_lookup_elem(&endpoints, &p->src);
+	if (!ep) /* the node's own internal address */
+		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
+	p->pod = ep->ifindex;
+	p->src_identity = ep->identity;
 	if (!why)
-		why = masquerade(skb, p);
+		why = masquerade(skb, p, ep);
 	if (why)
 		return drop(skb, p, why, EGRESS);
 	return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);

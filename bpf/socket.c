@@ -65,9 +65,9 @@ inline_always void set_address(struct bpf_sock_addr *ctx, const struct addr *a, 
 }
 
 /* Can a datagram still go to this backend? */
-inline_always int reachable(const struct settings *s, const struct spoken *to)
+inline_always int reachable(const struct settings *s, const struct spoken *to, __u32 service)
 {
-	struct member_key key = {.addr = to->backend, .service = to->id, .port = to->bport};
+	struct member_key key = {.addr = to->backend, .service = service, .port = to->bport};
 	struct place at = {};
 	struct addr a = to->backend;
 	__u32 node;
@@ -76,6 +76,30 @@ inline_always int reachable(const struct settings *s, const struct spoken *to)
 		return 0;
 	node = at.node;
 	return !node || (path_to(s, node, at.cluster) == PATH_ALIVE && lane_of(s, bpf_map_lookup_elem(&nodes, &node)));
+}
+
+/* The socket speaks to this address itself: what comes from there is of no service. */
+inline_always void speaks_to(struct bpf_sock_addr *ctx, const struct addr *a, __be16 port)
+{
+	struct socket *mine = bpf_sk_storage_get(&sockets, (void *)ctx->sk, 0, 0);
+
+	if (!mine)
+		return;
+	for (int i = 0; i < REMEMBERED; i++)
+		if (mine->spoken[i].bport == port && same(&mine->spoken[i].backend, a))
+			mine->spoken[i].id = 0;
+}
+
+/* Counts a socket that is refused. Nobody has sent a packet yet. */
+inline_always int refuse_socket(__u32 reason, int error)
+{
+	__u32 row = reason << 1 | EGRESS;
+	struct counter *c = bpf_map_lookup_elem(&counters, &row);
+
+	if (c)
+		c->packets++;
+	bpf_set_retval(-error);
+	return REFUSED;
 }
 
 /* Turns a service that a socket connects or sends to into a backend. */
@@ -87,6 +111,7 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 	struct service *svc;
 	struct socket *mine;
 	struct spoken *old;
+	int kept = 0;
 
 	if (!s || !s->revision || !of_host(ctx))
 		return ALLOW;
@@ -94,28 +119,26 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 	to.port = front.port = ctx->user_port;
 	front.proto = ctx->protocol;
 	svc = bpf_map_lookup_elem(&services, &front);
-	if (!svc)
+	if (!svc) {
+		speaks_to(ctx, &front.addr, front.port);
 		return ALLOW;
-	mine = bpf_sk_storage_get(&sockets, (void *)ctx->sk, 0, STORAGE_CREATE);
-	if (!mine) {
-		bpf_set_retval(-NO_MEMORY);
-		return REFUSED;
 	}
-	if (!connects) {
-		for (int i = 0; i < REMEMBERED; i++) {
-			old = &mine->spoken[i];
-			if (old->id != svc->id || old->sport != front.port || !same(&old->service, &front.addr))
-				continue;
-			if (reachable(s, old)) {
-				set_address(ctx, &old->backend, old->bport, ipv6);
-				return ALLOW;
-			}
+	mine = bpf_sk_storage_get(&sockets, (void *)ctx->sk, 0, STORAGE_CREATE);
+	if (!mine)
+		return refuse_socket(REASON_FAILED, NO_MEMORY);
+	for (int i = 0; i < REMEMBERED; i++) {
+		old = &mine->spoken[i];
+		if (old->id != svc->id || old->sport != front.port || !same(&old->service, &front.addr))
+			continue;
+		old->id = 0; /* the newest is the one that counts */
+		if (!connects && reachable(s, old, svc->id)) {
+			to.addr = old->backend;
+			to.port = old->bport;
+			kept = 1;
 		}
 	}
-	if (choose_backend(s, svc, &to, 0)) {
-		bpf_set_retval(-CONNECTION_REFUSED);
-		return REFUSED;
-	}
+	if (!kept && choose_backend(s, svc, &to, 0))
+		return refuse_socket(REASON_NO_BACKEND, CONNECTION_REFUSED);
 	mine->spoken[mine->next++ % REMEMBERED] = (struct spoken){
 		.service = front.addr, .backend = to.addr, .sport = front.port, .bport = to.port, .id = svc->id,
 	};
@@ -136,8 +159,8 @@ inline_always int backwards(struct bpf_sock_addr *ctx, int ipv6)
 	if (!mine)
 		return ALLOW;
 	from = address_of(ctx, ipv6);
-	for (int i = 0; i < REMEMBERED; i++) {
-		with = &mine->spoken[i];
+	for (int i = 1; i <= REMEMBERED; i++) { /* the newest first */
+		with = &mine->spoken[(mine->next - i) % REMEMBERED];
 		if (with->id && with->bport == ctx->user_port && same(&with->backend, &from)) {
 			set_address(ctx, &with->service, with->sport, ipv6);
 			return ALLOW;

@@ -73,14 +73,20 @@ func give(t *testing.T, ip string) net.IP {
 	if err := errors.Join(netlink.LinkSetUp(lo), netlink.AddrAdd(lo, one)); err != nil {
 		t.Fatal(err)
 	}
-	// The kernel adds the route to an IPv6 address a moment later.
-	for deadline := time.Now().Add(10 * time.Second); ; <-time.After(time.Millisecond) {
-		_, err := netlink.RouteGet(a.AsSlice())
+	// An IPv6 address may take a moment to be of use.
+	l, err := net.Listen("tcp", net.JoinHostPort(a.String(), "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		c, err := net.DialTimeout("tcp", l.Addr().String(), 100*time.Millisecond)
 		if err == nil {
+			c.Close()
 			return a.AsSlice()
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("no route to %v: %v", a, err)
+			t.Fatalf("%v cannot be reached: %v", a, err)
 		}
 	}
 }
@@ -219,14 +225,33 @@ func TestSocketProgramsOutliveTheProcess(t *testing.T) {
 		}
 		return len(found)
 	}
+	holds := func(d *Datapath) {
+		t.Helper()
+		for hook, prog := range d.sockets {
+			l, err := open(filepath.Join(n.config.PinDir, socketPin(hook)))
+			if err != nil || l == nil {
+				t.Fatalf("%s is not attached: %v", hook, err)
+			}
+			got, err := l.Info()
+			l.Close()
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := prog.Info()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if id, _ := want.ID(); got.Program != id {
+				t.Errorf("%s: program %d is attached, want %d", hook, got.Program, id)
+			}
+		}
+	}
 	attach := func(d *Datapath) {
 		t.Helper()
 		if err := d.AttachSockets(cgroup); err != nil {
 			t.Fatal(err)
 		}
-		if pins() != len(socketHooks) {
-			t.Fatalf("%d of %d programs are attached", pins(), len(socketHooks))
-		}
+		holds(d)
 	}
 	attach(n.Datapath)
 	attach(n.Datapath)
@@ -239,6 +264,8 @@ func TestSocketProgramsOutliveTheProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer next.Close()
+	holds(next) // without being told the cgroup
+	attach(n.Datapath)
 	attach(next)
 	if err := next.AttachSockets(cgroup + "-gone"); err == nil {
 		t.Error("attached to a cgroup that does not exist")
@@ -248,5 +275,53 @@ func TestSocketProgramsOutliveTheProcess(t *testing.T) {
 	}
 	if err := next.DetachSockets(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A backend that a socket speaks to through two services, or itself, answers as what was
+// asked last.
+func TestASocketHearsFromWhatItAskedLast(t *testing.T) {
+	n := newNode(t)
+	if err := n.AttachSockets(ownCgroup(t)); err != nil {
+		t.Fatal(err)
+	}
+	const second = "10.101.0.82"
+	backend := give(t, podB)
+	server, err := net.ListenUDP("udp", &net.UDPAddr{IP: backend, Port: 8080})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	set(t, n.m.Services, front(second, 17), Service{ID: 82, Groups: 1, Group: [MaxGroups]Group{{Cluster: 1, Weight: 1, Count: 1}}})
+	set(t, n.m.Backends, SlotKey{Service: 82, Cluster: 1}, Backend{Addr: addr(podB), Port: PortOf(8080)})
+	set(t, n.m.Members, MemberKey{Service: 82, Addr: addr(podB), Port: PortOf(8080)}, Member{})
+	// One of IPv6 as well, which speaks to IPv4 through mapped addresses.
+	for _, local := range []*net.UDPAddr{{IP: backend}, {}} {
+		from, err := net.ListenUDP("udp", local)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer from.Close()
+		for _, at := range []string{near + ":80", second + ":80", near + ":80", podB + ":8080", second + ":80"} {
+			asked, buf := netip.MustParseAddrPort(at), make([]byte, 10)
+			deadline := time.Now().Add(10 * time.Second)
+			if err := errors.Join(from.SetDeadline(deadline), server.SetDeadline(deadline)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := from.WriteToUDPAddrPort([]byte("?"), asked); err != nil {
+				t.Fatal(err)
+			}
+			_, client, err := server.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := server.WriteToUDPAddrPort([]byte("!"), client); err != nil {
+				t.Fatal(err)
+			}
+			_, who, err := from.ReadFromUDPAddrPort(buf)
+			if who = netip.AddrPortFrom(who.Addr().Unmap(), who.Port()); err != nil || who != asked {
+				t.Errorf("asked %v, %v answered: %v", asked, who, err)
+			}
+		}
 	}
 }

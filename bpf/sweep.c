@@ -75,16 +75,33 @@ int sweep(struct sweep *asked)
 /* sweep_masquerades: deletes the rows of masqueraded connections whose flow is over. */
 static long sweep_masquerade(void *map, const struct flow_key *key, const struct masquerade *row, struct sweeping *s)
 {
-	struct flow_key k = *key, sent = *key;
+	struct flow_key k = *key, pod = *key;
+	__be16 port = row->port;
+	struct addr a = row->addr;
 
 	s->count++;
 	if (row->answer) {
-		sent.local = row->addr;
-		sent.lport = row->port;
+		pod.local = a;
+		pod.lport = port;
 	}
-	if (alive(&sent, s->now))
+	if (alive(&pod, s->now))
 		return 0;
-	if (!bpf_map_delete_elem(&masquerades, &k))
+	if (!row->answer) {
+		/* The pod's row first: see masquerade.h. */
+		if (bpf_map_delete_elem(&masquerades, &k))
+			return 0;
+		s->gone++;
+		k.local = a;
+		k.lport = port;
+		if (!bpf_map_delete_elem(&masquerades, &k))
+			s->gone++;
+		return 0;
+	}
+	/* Without the pod's row it is half of a pair. */
+	pod = k;
+	pod.local = a;
+	pod.lport = port;
+	if (!bpf_map_lookup_elem(&masquerades, &pod) && !bpf_map_delete_elem(&masquerades, &k))
 		s->gone++;
 	return 0;
 }

@@ -19,11 +19,15 @@ import (
 
 // Outside is how the world sees a node.
 type Outside struct {
-	// Addrs are the addresses of its device, in the kernel's order.
+	// Addrs are the addresses of its device that last, in the kernel's order.
 	Addrs []netip.Addr
+	// Tentative are those that the device has, but cannot use yet.
+	Tentative []netip.Addr
 	// FirstPort and LastPort are the range from which the kernel gives the node's own
 	// connections their ports.
 	FirstPort, LastPort uint16
+	// Unread is why that range is not known.
+	Unread error
 }
 
 // outsideTurn is how soon another address of the node's device is noticed.
@@ -53,6 +57,10 @@ func (m *masquerade) Run(ctx context.Context) error {
 
 // turn writes what is not as wanted. What pods keep their addresses for comes first.
 func (m *masquerade) turn() error {
+	was, _, err := m.maps.Masquerading.Lookup(0)
+	if err != nil {
+		return err
+	}
 	var row bpf.Masquerading
 	var problem error
 	if m.conf.Masquerade && m.outside != nil {
@@ -60,14 +68,13 @@ func (m *masquerade) turn() error {
 		if err != nil {
 			return err
 		}
-		row, problem = masquerading(now, m.node)
+		row, problem = masquerading(now, m.node, was)
 	}
 	if err := m.writeNative(); err != nil {
 		return err
 	}
-	was, _, err := m.maps.Masquerading.Lookup(0)
-	if err != nil || was == row {
-		return errors.Join(problem, err)
+	if row == was {
+		return problem
 	}
 	return errors.Join(problem, m.maps.Masquerading.Update(0, row))
 }
@@ -117,24 +124,67 @@ func (c Config) native() []netip.Prefix {
 	return all
 }
 
-// masquerading is what pods' packets get on the way out: of each IP family the address where
-// tunnels end, if the device has it, or else its first that others can answer to. With an
-// error the row is the best there is.
-func masquerading(o Outside, node netip.Addr) (row bpf.Masquerading, err error) {
-	for _, a := range append([]netip.Addr{node}, o.Addrs...) {
-		family := 0
-		if a.Is6() {
-			family = 1
+// masquerading is what pods' packets get on the way out, where they now get what was says.
+// An address stays for as long as the device has it, because open connections end with it,
+// and while there is none to take its place. With an error the row is the best there is.
+func masquerading(o Outside, node netip.Addr, was bpf.Masquerading) (row bpf.Masquerading, err error) {
+	var problems []string
+	for family, old := range was.Addr {
+		has := old.Netip()
+		now := leaveAs(o, node, has, family == 1)
+		if row.Addr[family] = bpf.AddrOf(now); !now.IsValid() {
+			row.Addr[family] = old
 		}
-		if row.Addr[family] == (bpf.Addr{}) && a.IsGlobalUnicast() && slices.Contains(o.Addrs, a) {
-			row.Addr[family] = bpf.AddrOf(a)
+		if has.IsValid() && (!now.IsValid() || slices.Contains(o.Tentative, now)) {
+			problems = append(problems, fmt.Sprintf("the node's device has lost its address %s, so pods' connections to the world over %s are not answered: give it that address again, or another one", has, [2]string{"IPv4", "IPv6"}[family]))
 		}
 	}
 	if row.Addr == [2]bpf.Addr{} {
 		return bpf.Masquerading{}, errors.New("the node's device has no address that the world could answer to; give it one")
 	}
-	row.First, row.Last, err = portsBeside(o.FirstPort, o.LastPort)
-	return row, err
+	switch {
+	case o.Unread == nil:
+		row.First, row.Last, err = portsBeside(o.FirstPort, o.LastPort)
+	case was.Last > 0:
+		row.First, row.Last, err = was.First, was.Last, o.Unread
+	default:
+		row.First, row.Last, err = 1024, nodePorts-1, o.Unread
+	}
+	if err != nil {
+		problems = append(problems, err.Error())
+	}
+	if len(problems) > 0 {
+		return row, errors.New(strings.Join(problems, "; "))
+	}
+	return row, nil
+}
+
+// leaveAs chooses a family's address: the present one, that where tunnels end, or the first
+// that others can answer to; invalid if there is none. A ULA means nothing to the world, so
+// it gives way to an address that does.
+func leaveAs(o Outside, node, present netip.Addr, ipv6 bool) netip.Addr {
+	var candidates, locals []netip.Addr
+	for _, a := range o.Addrs {
+		switch {
+		case a.Is6() != ipv6 || !a.IsGlobalUnicast():
+		case a.Is6() && a.IsPrivate():
+			locals = append(locals, a)
+		default:
+			candidates = append(candidates, a)
+		}
+	}
+	if len(candidates) == 0 {
+		candidates = locals
+	}
+	switch {
+	case present.IsValid() && (slices.Contains(candidates, present) || slices.Contains(o.Tentative, present)):
+		return present
+	case slices.Contains(candidates, node):
+		return node
+	case len(candidates) > 0:
+		return candidates[0]
+	}
+	return netip.Addr{}
 }
 
 const (
@@ -145,22 +195,17 @@ const (
 )
 
 // portsBeside returns the larger range of unprivileged ports beside the one from which the
-// node's own connections get theirs, and an error if it is small.
+// node's own connections get theirs. If that is small it returns one that overlaps, and an
+// error: the datapath takes no port of a socket, but the kernel may take one of a pod's.
 func portsBeside(first, last uint16) (from, to uint16, err error) {
 	below, above := int(min(first, nodePorts))-1024, 65535-int(max(last, afterNodePorts-1))
-	n := max(below, above)
 	switch {
-	case n <= 0:
-		from, to = 1, 0
+	case max(below, above) < fewPorts:
+		return 1024, nodePorts - 1, fmt.Errorf("net.ipv4.ip_local_port_range %d-%d overlaps the ports of pods, so a connection of the node may get the port of a pod's: set it to 32768-60999, for example", first, last)
 	case below >= above:
-		from, to = 1024, 1024+uint16(below)-1
-	default:
-		from, to = 65535-uint16(above)+1, 65535
+		return 1024, 1024 + uint16(below) - 1, nil
 	}
-	if n < fewPorts {
-		err = fmt.Errorf("net.ipv4.ip_local_port_range %d-%d leaves only %d ports for pods: set it to 32768-60999, for example", first, last, max(n, 0))
-	}
-	return from, to, err
+	return 65535 - uint16(above) + 1, 65535, nil
 }
 
 // outsideOf looks at a device, and at the kernel's range of ports.
@@ -170,20 +215,35 @@ func outsideOf(device netlink.Link) (o Outside, err error) {
 		return o, fmt.Errorf("list the addresses of %s: %w", device.Attrs().Name, err)
 	}
 	for _, a := range all {
-		ip, ok := netip.AddrFromSlice(a.IP)
-		if ok && a.Flags&unusable == 0 {
-			o.Addrs = append(o.Addrs, ip.Unmap())
-		}
+		o.add(a)
 	}
-	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
-	if err != nil {
-		return o, err
-	}
-	if _, err := fmt.Sscan(strings.TrimSpace(string(text)), &o.FirstPort, &o.LastPort); err != nil {
-		return o, fmt.Errorf("net.ipv4.ip_local_port_range is %q: %w", text, err)
-	}
+	o.FirstPort, o.LastPort, o.Unread = localPorts("/proc/sys/net/ipv4/ip_local_port_range")
 	return o, nil
 }
 
-// Flags of addresses that nobody may use, yet or any more.
-const unusable = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED
+// add takes an address of the device, unless it does not last.
+func (o *Outside) add(a netlink.Addr) {
+	ip, ok := netip.AddrFromSlice(a.IP)
+	ip = ip.Unmap()
+	switch {
+	case !ok, a.Flags&(unix.IFA_F_DADFAILED|unix.IFA_F_DEPRECATED) != 0:
+	case ip.Is6() && a.Flags&unix.IFA_F_TEMPORARY != 0: // of IPv4 the flag means secondary
+	case a.Flags&unix.IFA_F_TENTATIVE != 0:
+		o.Tentative = append(o.Tentative, ip)
+	default:
+		o.Addrs = append(o.Addrs, ip)
+	}
+}
+
+// localPorts reads the range from which the kernel gives the node's own connections their
+// ports.
+func localPorts(file string) (first, last uint16, err error) {
+	text, err := os.ReadFile(file)
+	if err == nil {
+		_, err = fmt.Sscan(string(text), &first, &last)
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("net.ipv4.ip_local_port_range cannot be read: %w", err)
+	}
+	return first, last, nil
+}

@@ -270,6 +270,36 @@ inline_always int claim_answers(const struct flow_key *key, const struct flow *f
 	return err == -EXISTS ? REASON_FLOW_CLASH : err ? REASON_FLOW_TABLE_FULL : 0;
 }
 
+struct pair {
+	struct flow_key pod, answer;
+};
+
+ARRAY(unmasked, MAP_PERCPU_ARRAY, struct pair, 1); /* scratch: the stack is short */
+
+/* Deletes the rows that the flow has in masquerades. */
+part void unmask(const struct flow_key *key, const struct flow *f)
+{
+	__u32 zero = 0;
+	struct pair *both = bpf_map_lookup_elem(&unmasked, &zero);
+	struct masquerade *row;
+
+	if (!both || f->via != VIA_STACK)
+		return;
+	both->pod = *key;
+	if (f->flags & FLOW_SERVICE) {
+		both->pod.remote = f->backend;
+		both->pod.rport = f->bport;
+	}
+	row = bpf_map_lookup_elem(&masquerades, &both->pod);
+	if (!row || row->answer)
+		return;
+	both->answer = both->pod;
+	both->answer.local = row->addr;
+	both->answer.lport = row->port;
+	if (!bpf_map_delete_elem(&masquerades, &both->pod)) /* see masquerade.h */
+		bpf_map_delete_elem(&masquerades, &both->answer);
+}
+
 /* Gives up the back-th newest of the flows that the owner opened beyond its share,
  * unless it has been answered. */
 inline_always int give_up(struct share *sh, __u32 owner, __u32 back)
@@ -284,6 +314,7 @@ inline_always int give_up(struct share *sh, __u32 owner, __u32 back)
 	f = bpf_map_lookup_elem(&flows, key);
 	if (!f || f->owner != owner || f->flags & (FLOW_REPLIED | FLOW_ANSWERS))
 		return 0;
+	unmask(key, f);
 	forget(key, f);
 	__sync_fetch_and_add(&sh->evicted, 1);
 	return 1;

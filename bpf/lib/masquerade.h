@@ -8,27 +8,22 @@
  * firewall, and before them on the way back: the flow is the pod's own. Connections that
  * the world opens to a pod are not masqueraded, and nothing is towards native prefixes.
  *
- * A port is kept for as long as its flow is: it is free when no row has it or the row's
- * flow is over, and no socket of the node would get the answers. The agent chooses the
- * range outside of those that the node's own connections get.
+ * A port belongs to a flow for as long as that lives. Ports are drawn at random from a
+ * range that the agent chooses, beside the one from which the node's own connections get
+ * theirs. Each pod has a few to itself, so that no other can leave it without one.
+ *
+ * A row of what the pod sends is deleted before the row of its answers, and whoever
+ * deleted it may delete that one: two CPUs cannot both take the port.
  */
 #pragma once
 
 #include "icmp.h"
 
-/* The last destination for which no port was free. Looking through all of them takes
- * milliseconds, so it is not repeated for every packet. */
-struct exhausted {
-	struct addr remote;
-	__be16 rport;
-	__u8 proto;
-	__u8 pad[5];
-	__u64 until;
-};
-
-ARRAY(exhausted, MAP_PERCPU_ARRAY, struct exhausted, 1);
-
-#define EXHAUSTED_NS (100 * 1000 * 1000ULL)
+/* Of the range, one port in OWN_SHARE belongs to one pod alone. Pods with the same
+ * remainder of their number share theirs. */
+#define OWN_SHARE 4
+#define OWN_PARTS 256
+#define TRIES 64 /* of the ports that belong to nobody, before the pod's own */
 
 /* A search for a free port. In a row of each CPU, because the stack is short. */
 struct search {
@@ -38,12 +33,13 @@ struct search {
 	struct masquerade row;  /* scratch */
 	__u32 first;            /* of the range */
 	__u64 now;
-	__u32 count; /* its size */
-	__u32 start;
+	__u32 common; /* ports that belong to nobody */
+	__u32 own;    /* ports of the pod, from own_first on */
+	__u32 own_first;
 	__u8 ipv6;
 	__u8 found;
 	__u8 full;
-	__u8 pad[5];
+	__u8 pad;
 };
 
 ARRAY(search, MAP_PERCPU_ARRAY, struct search, 1);
@@ -122,37 +118,47 @@ inline_always int has_socket(struct __sk_buff *skb, const struct search *t)
 	return 1;
 }
 
-/* Tries the pod's own port first, then the range from a random place on. */
+/* Takes the port of answer, a row of answers, from a flow that is over. The row of its pod
+ * is the lock. Returns 0 if the flow is alive, or if somebody else is at it. */
+part int reclaim(struct search *t, const struct masquerade *answer)
+{
+	struct masquerade *row;
+
+	t->other = t->answer;
+	t->other.local = answer->addr;
+	t->other.lport = answer->port;
+	if (alive(&t->other, t->now))
+		return 0;
+	t->other = t->answer; /* alive changed it */
+	t->other.local = answer->addr;
+	t->other.lport = answer->port;
+	row = bpf_map_lookup_elem(&masquerades, &t->other);
+	if (!row || row->answer || row->port != t->answer.lport || !same(&row->addr, &t->answer.local))
+		return 0; /* half of a pair: the sweep deletes it */
+	if (bpf_map_delete_elem(&masquerades, &t->other))
+		return 0;
+	bpf_map_delete_elem(&masquerades, &t->answer);
+	return 1;
+}
+
+/* Tries a port: random ones of those that belong to nobody, then the pod's own. */
 static long try_port(__u32 i, struct searching *s)
 {
 	struct search *t = s->t;
 	struct masquerade *old;
-	__u32 port;
+	__u32 port = t->first;
 	long err;
 
-	if (i) {
-		port = t->start + i;
-		port = t->first + port % t->count;
-	} else {
+	if (t->pod.proto == PROTO_SCTP) /* its checksum covers its ports */
 		port = ntohs(t->pod.lport);
-		if (t->pod.proto != PROTO_SCTP && !is_icmp(t->pod.proto) && port - t->first >= t->count)
-			return 0;
-	}
+	else if (i >= TRIES)
+		port = t->own_first + i - TRIES;
+	else if (t->common)
+		port += bpf_get_prandom_u32() % t->common;
 	t->answer.lport = htons(port);
 	old = bpf_map_lookup_elem(&masquerades, &t->answer);
-	if (old) {
-		t->row = *old;
-		t->other = t->answer;
-		t->other.local = t->row.addr;
-		t->other.lport = t->row.port;
-		if (alive(&t->other, t->now))
-			return 0;
-		t->other = t->answer;
-		t->other.local = t->row.addr;
-		t->other.lport = t->row.port;
-		bpf_map_delete_elem(&masquerades, &t->other);
-		bpf_map_delete_elem(&masquerades, &t->answer);
-	}
+	if (old && !reclaim(t, old))
+		return 0;
 	if (has_socket(s->skb, t))
 		return 0;
 	t->row = (struct masquerade){.addr = t->pod.local, .port = t->pod.lport, .answer = 1};
@@ -164,38 +170,33 @@ static long try_port(__u32 i, struct searching *s)
 	return 1;
 }
 
-/* Gives a flow a port of the node at mine. Returns 0 with *port filled in, or a reason. */
-part int open_masquerade(struct __sk_buff *skb, const struct masquerading *m, const struct flow_key *pod,
-			 const struct addr *mine, __be16 *port)
+/* Gives a flow of the pod with this number a port of the node at mine. Returns 0 with
+ * *port filled in, or a reason. */
+part int open_masquerade(struct __sk_buff *skb, const struct flow_key *pod, const struct addr *mine, __u16 id,
+			 __be16 *port)
 {
-	__u32 zero = 0;
+	const struct masquerading *m = read_masquerading();
+	__u32 zero = 0, count;
 	struct search *t = bpf_map_lookup_elem(&search, &zero);
-	struct exhausted *e = bpf_map_lookup_elem(&exhausted, &zero);
 	struct searching s = {.skb = skb, .t = t};
 
-	if (!t || !e)
+	if (!t || !m)
 		return REASON_FAILED;
+	if (m->first > m->last)
+		return REASON_NO_PORT;
+	count = m->last - m->first + 1;
 	*t = (struct search){
 		.pod = *pod, .answer = *pod, .now = bpf_ktime_get_coarse_ns(), .first = m->first,
-		.ipv6 = mine->w[0] | mine->w[1] ? 1 : 0,
+		.own = count / OWN_SHARE / OWN_PARTS, .ipv6 = mine->w[0] | mine->w[1] ? 1 : 0,
 	};
 	t->answer.local = *mine;
-	/* SCTP's checksum covers its ports, so they cannot be changed. */
-	if (pod->proto != PROTO_SCTP && m->last >= m->first)
-		t->count = m->last - m->first + 1;
-	if (t->now < e->until && e->rport == pod->rport && e->proto == pod->proto && same(&e->remote, &pod->remote))
-		return REASON_NO_PORT;
-	if (t->count)
-		t->start = bpf_get_prandom_u32() % t->count;
-	bpf_loop(t->count + 1, try_port, &s, 0);
+	t->common = count - t->own * OWN_PARTS;
+	t->own_first = t->first + t->common + id % OWN_PARTS * t->own;
+	bpf_loop(pod->proto == PROTO_SCTP ? 1 : TRIES + t->own, try_port, &s, 0);
 	if (t->full)
 		return REASON_FLOW_TABLE_FULL;
-	if (!t->found) {
-		*e = (struct exhausted){
-			.remote = pod->remote, .rport = pod->rport, .proto = pod->proto, .until = t->now + EXHAUSTED_NS,
-		};
+	if (!t->found)
 		return REASON_NO_PORT;
-	}
 	t->row = (struct masquerade){.addr = *mine, .port = t->answer.lport};
 	if (bpf_map_update_elem(&masquerades, &t->pod, &t->row, ROW_ANY)) {
 		bpf_map_delete_elem(&masquerades, &t->answer);
@@ -235,11 +236,10 @@ once int masquerade_error(struct __sk_buff *skb, struct packet *p)
 	return why ? why : rewrite(skb, p, SOURCE, &mine, 0);
 }
 
-/* Lets what a pod of this node sends to the world come from the node, if it has to.
+/* Lets what ep, a pod of this node, sends to the world come from the node, if it has to.
  * Returns 0 or a reason. */
-once int masquerade(struct __sk_buff *skb, struct packet *p)
+once int masquerade(struct __sk_buff *skb, struct packet *p, const struct endpoint *ep)
 {
-	const struct masquerading *m = read_masquerading();
 	const struct addr *outside;
 	struct masquerade *row;
 	struct flow_key key;
@@ -248,17 +248,16 @@ once int masquerade(struct __sk_buff *skb, struct packet *p)
 	struct flow *f;
 	int why;
 
-	if (!p)
+	if (!p || !ep)
 		return REASON_FAILED;
-	outside = seen_outside(m, p);
-	if (!m || !outside)
+	outside = seen_outside(read_masquerading(), p);
+	if (!outside)
 		return 0;
 	if (p->error)
 		return masquerade_error(skb, p);
 	mine = *outside;
 	sent_key(&key, p);
 	row = bpf_map_lookup_elem(&masquerades, &key);
-	/* The node's address may have changed. */
 	if (row && !row->answer && same(&row->addr, &mine))
 		return rewrite(skb, p, SOURCE, &mine, row->port);
 	if (is_native(&p->dst))
@@ -266,11 +265,35 @@ once int masquerade(struct __sk_buff *skb, struct packet *p)
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (f && f->flags & FLOW_REMOTE_INITIATED)
 		return 0;
+	/* It was answered under the pod's own address. */
+	if (f && !row && f->flags & FLOW_REPLIED)
+		return 0;
 	/* Nobody answers it. */
 	if (is_icmp(p->proto) && p->asks == TELLS)
 		return rewrite(skb, p, SOURCE, &mine, p->sport);
-	why = open_masquerade(skb, m, &key, &mine, &port);
+	why = open_masquerade(skb, &key, &mine, ep->id, &port);
 	return why ? why : rewrite(skb, p, SOURCE, &mine, port);
+}
+
+/* The node itself sends an echo: if a pod has its identifier, it is the node's now. What
+ * else the node sends has a port from its own range, or one that it had before. */
+once int take_identifier(const struct packet *p)
+{
+	struct flow_key key, pod;
+	struct masquerade *row;
+
+	if (!p || !is_icmp(p->proto) || p->asks != ASKS)
+		return 0;
+	sent_key(&key, p);
+	row = bpf_map_lookup_elem(&masquerades, &key);
+	if (!row || !row->answer)
+		return 0;
+	pod = key;
+	pod.local = row->addr;
+	pod.lport = row->port;
+	if (!bpf_map_delete_elem(&masquerades, &pod))
+		bpf_map_delete_elem(&masquerades, &key);
+	return 0;
 }
 
 /* An error about what a pod sent to the world. Returns 0 or a reason. */
@@ -314,6 +337,9 @@ once int unmasquerade(struct __sk_buff *skb, struct packet *p)
 		return REASON_FAILED;
 	outside = seen_outside(m, p);
 	if (!outside || !same(&p->dst, outside))
+		return 0;
+	/* The world opens connections to the node, not to its pods. */
+	if (opens(p))
 		return 0;
 	if (p->error)
 		return unmasquerade_error(skb, p);
