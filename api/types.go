@@ -388,13 +388,15 @@ type Service struct {
 	Name      string `json:"name"`
 	ClusterIP string `json:"clusterIP,omitempty"`
 	// ClusterIPs are ClusterIP and, if the service has both IP families, the other address.
-	ClusterIPs []string         `json:"clusterIPs,omitempty"`
-	Ports      []string         `json:"ports"` // "http 80/TCP"
-	PortNames  []string         `json:"portNames,omitempty"`
-	Global     bool             `json:"global"`
-	Shared     bool             `json:"shared"`
-	Affinity   string           `json:"affinity"`
-	Backends   []ServiceBackend `json:"backends"`
+	ClusterIPs []string `json:"clusterIPs,omitempty"`
+	Ports      []string `json:"ports"` // "http 80/TCP"
+	PortNames  []string `json:"portNames,omitempty"`
+	Global     bool     `json:"global"`
+	Shared     bool     `json:"shared"`
+	Affinity   string   `json:"affinity"`
+	// SessionTimeoutSeconds is for how long a client stays with its backend; 0: it does not.
+	SessionTimeoutSeconds int64            `json:"sessionTimeoutSeconds,omitempty"`
+	Backends              []ServiceBackend `json:"backends"`
 }
 
 // ServiceBackend is one backend of a service, in whichever cluster. Each address

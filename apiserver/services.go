@@ -48,7 +48,7 @@ func serviceList(own string, all []stored, r reach) *api.ServiceList {
 		svc := &all[i]
 		row := api.Service{
 			Cluster: own, Namespace: svc.Namespace, Name: svc.Name, ClusterIPs: svc.clusterIPs,
-			Global: svc.Global, Shared: svc.Shared, Affinity: string(svc.Affinity), Ports: []string{}, Backends: []api.ServiceBackend{},
+			Global: svc.Global, Shared: svc.Shared, Affinity: string(svc.Affinity), SessionTimeoutSeconds: int64(svc.Session.Seconds()), Ports: []string{}, Backends: []api.ServiceBackend{},
 		}
 		if len(svc.clusterIPs) > 0 {
 			row.ClusterIP = svc.clusterIPs[0]
@@ -61,7 +61,7 @@ func serviceList(own string, all []stored, r reach) *api.ServiceList {
 			row.Ports, row.PortNames = append(row.Ports, text), append(row.PortNames, p.Label())
 		}
 		for _, cluster := range slices.Sorted(maps.Keys(svc.slices)) {
-			if cluster != own && !svc.Global {
+			if cluster != own && (!svc.Global || svc.NodeLocal) {
 				continue
 			}
 			for _, b := range service.Stands(&svc.Service, svc.slices[cluster], cluster == own) {

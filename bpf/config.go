@@ -56,6 +56,8 @@ type Limits struct {
 	Nodes uint32
 	// Services bounds frontends, Backends and Members the backends of all of them.
 	Services, Backends, Members uint32
+	// Affinities bounds the clients that services with session affinity remember.
+	Affinities uint32
 	// Classes, Policy and Sets hold two generations of policy.
 	Classes, Policy, Sets uint32
 	// Fragments bounds fragmented datagrams; the oldest is evicted first.

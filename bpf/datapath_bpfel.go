@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	datapathMapAbout              = "about"
+	datapathMapAffinities         = "affinities"
 	datapathMapAnswers            = "answers"
 	datapathMapBackends           = "backends"
 	datapathMapBudgets            = "budgets"
@@ -147,6 +148,7 @@ type datapathProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathMapSpecs struct {
 	About        *ebpf.MapSpec `ebpf:"about"`
+	Affinities   *ebpf.MapSpec `ebpf:"affinities"`
 	Answers      *ebpf.MapSpec `ebpf:"answers"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Budgets      *ebpf.MapSpec `ebpf:"budgets"`
@@ -221,6 +223,7 @@ func (o *datapathObjects) Close() error {
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathMaps struct {
 	About        *ebpf.Map `ebpf:"about"`
+	Affinities   *ebpf.Map `ebpf:"affinities"`
 	Answers      *ebpf.Map `ebpf:"answers"`
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Budgets      *ebpf.Map `ebpf:"budgets"`
@@ -262,6 +265,7 @@ type datapathMaps struct {
 func (m *datapathMaps) Close() error {
 	return _DatapathClose(
 		m.About,
+		m.Affinities,
 		m.Answers,
 		m.Backends,
 		m.Budgets,

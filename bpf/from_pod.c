@@ -234,7 +234,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 		f->flags = FLOW_FIN_LOCAL;
 	to.addr = p->dst;
 	to.port = p->dport;
-	why = aim(s, p->proto, &to);
+	why = aim(s, p->proto, &p->src, &to);
 	if (to.service) {
 		p->service = p->dst;
 		p->service_port = p->dport;

@@ -1,6 +1,9 @@
 package bpf
 
-import "strings"
+import (
+	"strings"
+	"time"
+)
 
 // The rows mirror the structs of lib/types.h byte by byte; a test compares every
 // offset with the types in the compiled object. Padding is named Pad and must be
@@ -245,10 +248,38 @@ type Group struct {
 
 // Service is a frontend's groups: the first Groups of Group.
 type Service struct {
-	ID     uint32
-	Groups uint8
-	Pad    [3]uint8
-	Group  [MaxGroups]Group
+	ID      uint32
+	Groups  uint8
+	Timeout Seconds // for how long a client stays with its backend; zero: it does not
+	Group   [MaxGroups]Group
+}
+
+// Seconds are less than 2^24 seconds, the lowest byte first.
+type Seconds [3]uint8
+
+// SecondsOf drops what is less than a second.
+func SecondsOf(d time.Duration) Seconds {
+	s := uint32(d / time.Second)
+	return Seconds{uint8(s), uint8(s >> 8), uint8(s >> 16)}
+}
+
+func (s Seconds) String() string {
+	return (time.Duration(uint32(s[0])|uint32(s[1])<<8|uint32(s[2])<<16) * time.Second).String()
+}
+
+// AffinityKey is a client of a service: the address of a pod, or the node's internal one for
+// its own processes.
+type AffinityKey struct {
+	Client  Addr
+	Service uint32
+}
+
+// Affinity is the backend that a client was last given. Only the datapath writes these rows.
+type Affinity struct {
+	Seen    uint64 // its last new connection, see Now
+	Backend Addr
+	Port    Port
+	Pad     [6]uint8
 }
 
 // SlotKey is a slot of a group.

@@ -137,7 +137,7 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 			kept = 1;
 		}
 	}
-	if (!kept && choose_backend(s, svc, &to, 0))
+	if (!kept && choose_for(s, svc, &s->internal[0], &to))
 		return refuse_socket(REASON_NO_BACKEND, CONNECTION_REFUSED);
 	mine->spoken[mine->next++ % REMEMBERED] = (struct spoken){
 		.service = front.addr, .backend = to.addr, .sport = front.port, .bport = to.port, .id = svc->id,

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // ClusterID numbers a cluster; 0 is none.
@@ -27,6 +28,7 @@ type Frontend struct {
 	Addr            netip.Addr
 	Port            uint16
 	Protocol        Protocol
+	Session         time.Duration // the service's
 	// Groups may be empty: the service is known and has no backend. They are sorted
 	// by tier, then by cluster; groups that take no new connections come last.
 	Groups []Group
@@ -77,7 +79,7 @@ func Frontends(own ClusterID, svc *Service, slices map[ClusterID][]Slice) []Fron
 		for _, port := range svc.Ports {
 			f := Frontend{
 				Namespace: svc.Namespace, Name: svc.Name,
-				PortName: port.Name, Addr: addr, Port: port.Port, Protocol: port.Protocol,
+				PortName: port.Name, Addr: addr, Port: port.Port, Protocol: port.Protocol, Session: svc.Session,
 			}
 			f.groups(own, svc, port, slices)
 			out = append(out, f)

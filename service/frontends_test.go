@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -232,9 +233,11 @@ func TestOrderDoesNotMatter(t *testing.T) {
 }
 
 func TestFromKubernetes(t *testing.T) {
+	local := corev1.ServiceInternalTrafficPolicyLocal
 	s, err := FromKubernetes(&corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
 		Spec: corev1.ServiceSpec{
+			SessionAffinity: corev1.ServiceAffinityClientIP, InternalTrafficPolicy: &local,
 			ClusterIP: "10.101.0.1", ClusterIPs: []string{"10.101.0.1", "fd00::1"}, PublishNotReadyAddresses: true,
 			Ports: []corev1.ServicePort{
 				{Name: "http", Port: 80},
@@ -247,7 +250,7 @@ func TestFromKubernetes(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Service{
-		Namespace: "shop", Name: "web", Affinity: AffinityNone, PublishNotReady: true,
+		Namespace: "shop", Name: "web", Affinity: AffinityNone, PublishNotReady: true, Session: 3 * time.Hour, NodeLocal: true,
 		Addresses: []netip.Addr{addr("10.101.0.1"), addr("fd00::1")},
 		Families:  []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol},
 		Ports:     []Port{{"http", TCP, 80, 80, ""}, {"admin", TCP, 81, 0, "adm"}, {"dns", UDP, 53, 5353, ""}},

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -68,6 +69,10 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 		PublishNotReady: svc.Spec.PublishNotReadyAddresses,
 	}
 	s.Global, s.Shared, s.Affinity = sharing(svc.Annotations)
+	s.Session = SessionTimeout(&svc.Spec)
+	if p := svc.Spec.InternalTrafficPolicy; p != nil {
+		s.NodeLocal = *p == corev1.ServiceInternalTrafficPolicyLocal
+	}
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return s, nil
 	}
@@ -100,6 +105,19 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 		s.Ports = append(s.Ports, port)
 	}
 	return s, nil
+}
+
+// SessionTimeout is for how long a client stays with its backend; 0: it does not. Kubernetes'
+// default is three hours.
+func SessionTimeout(spec *corev1.ServiceSpec) time.Duration {
+	if spec.SessionAffinity != corev1.ServiceAffinityClientIP {
+		return 0
+	}
+	seconds := corev1.DefaultClientIPServiceAffinitySeconds
+	if c := spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		seconds = *c.ClientIP.TimeoutSeconds
+	}
+	return time.Duration(seconds) * time.Second
 }
 
 // ClusterIPs are a service's addresses, the main one first, or None; nothing if it has none

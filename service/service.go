@@ -7,6 +7,7 @@ package service
 
 import (
 	"net/netip"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -62,6 +63,11 @@ type Service struct {
 	Shared bool
 	// Affinity is AffinityNone unless Global.
 	Affinity Affinity
+	// NodeLocal gives clients the backends on their own node alone.
+	NodeLocal bool
+	// Session is for how long a client stays with the backend of its last connection; 0:
+	// each connection may go to another one.
+	Session time.Duration
 	// PublishNotReady treats backends that are not ready as ready.
 	PublishNotReady bool
 }

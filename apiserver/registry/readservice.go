@@ -35,11 +35,9 @@ func readService(r *reading) {
 	}
 	checkLabels(r, "spec.selector", spec.Selector)
 	warnOutside(r, spec)
-	if spec.SessionAffinity != "" && spec.SessionAffinity != corev1.ServiceAffinityNone {
-		r.refuse("spec.sessionAffinity %s is not supported; remove it", spec.SessionAffinity)
-	}
-	if p := spec.InternalTrafficPolicy; p != nil && *p != corev1.ServiceInternalTrafficPolicyCluster {
-		r.refuse("spec.internalTrafficPolicy %s is not supported; remove it", *p)
+	checkSession(r, spec)
+	if p := spec.InternalTrafficPolicy; p != nil && *p != corev1.ServiceInternalTrafficPolicyCluster && *p != corev1.ServiceInternalTrafficPolicyLocal {
+		r.refuse("spec.internalTrafficPolicy %s does not exist; write Cluster or Local", *p)
 	}
 	checkFamilies(r, spec)
 	checkClusterIPs(r, spec)
@@ -53,6 +51,27 @@ func readService(r *reading) {
 		if ok && !slices.Contains([]string{"local", "remote", "none"}, strings.ToLower(value)) {
 			r.refuse("annotation %s is %q; write local, remote or none", name, value)
 		}
+	}
+}
+
+// longestSession is Kubernetes' limit of spec.sessionAffinityConfig.clientIP.timeoutSeconds: a
+// day.
+const longestSession = 86400
+
+func checkSession(r *reading, spec *corev1.ServiceSpec) {
+	switch spec.SessionAffinity {
+	case "", corev1.ServiceAffinityNone:
+		if spec.SessionAffinityConfig != nil {
+			r.refuse("spec.sessionAffinityConfig has no effect without spec.sessionAffinity ClientIP; write that, or remove it")
+		}
+	case corev1.ServiceAffinityClientIP:
+		if c := spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+			if t := *c.ClientIP.TimeoutSeconds; t < 1 || t > longestSession {
+				r.refuse("spec.sessionAffinityConfig.clientIP.timeoutSeconds is %d; choose one from 1 to %d", t, longestSession)
+			}
+		}
+	default:
+		r.refuse("spec.sessionAffinity %s does not exist; write ClientIP or None", spec.SessionAffinity)
 	}
 }
 

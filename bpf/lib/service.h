@@ -203,3 +203,69 @@ inline_always int still_member(const struct flow *f)
 
 	return bpf_map_lookup_elem(&members, &key) != 0;
 }
+
+/* ---- Session affinity ---- */
+
+/* For how long a client stays with its backend, ns; 0: it does not. */
+inline_always __u64 session_of(const struct service *svc)
+{
+	__u32 seconds = svc->timeout[0] | svc->timeout[1] << 8 | (__u32)svc->timeout[2] << 16;
+
+	return seconds * 1000000000ULL;
+}
+
+/* Finds the backend that the client was last given, if that still takes connections and
+ * its path is alive. Returns 1 with to filled in, or 0. */
+once int find_session(const struct settings *s, const struct service *svc, const struct addr *client, struct target *to)
+{
+	if (!s || !svc || !client || !to)
+		return 0;
+	struct affinity_key key = {.client = *client, .service = svc->id};
+	struct affinity *last = bpf_map_lookup_elem(&affinities, &key);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct member_key member = {};
+	struct place at = {};
+	struct member *m;
+	__u32 node;
+
+	if (!last || (now > last->seen && now - last->seen > session_of(svc)))
+		return 0;
+	member.addr = last->backend;
+	member.service = svc->id;
+	member.port = last->port;
+	m = bpf_map_lookup_elem(&members, &member);
+	if (!m || m->terminating || locate(s, &member.addr, &at))
+		return 0;
+	node = at.node;
+	if (node && (path_to(s, node, at.cluster) != PATH_ALIVE || !lane_of(s, bpf_map_lookup_elem(&nodes, &node))))
+		return 0;
+	last->seen = now;
+	to->addr = member.addr;
+	to->port = member.port;
+	return 1;
+}
+
+once int keep_session(const struct service *svc, const struct addr *client, const struct target *to)
+{
+	if (!svc || !client || !to)
+		return 0;
+	struct affinity_key key = {.client = *client, .service = svc->id};
+	struct affinity row = {.seen = bpf_ktime_get_coarse_ns(), .backend = to->addr, .port = to->port};
+
+	bpf_map_update_elem(&affinities, &key, &row, ROW_ANY);
+	return 0;
+}
+
+/* Chooses a backend for a new connection of a client. Returns 0 or a reason. */
+inline_always int choose_for(const struct settings *s, const struct service *svc, const struct addr *client,
+			     struct target *to)
+{
+	int session = session_of(svc) != 0, why;
+
+	if (unlikely(session) && find_session(s, svc, client, to))
+		return 0;
+	why = choose_backend(s, svc, to, 0);
+	if (unlikely(session) && !why)
+		keep_session(svc, client, to);
+	return why;
+}

@@ -12,10 +12,10 @@
 #include "flow.h"
 #include "service.h"
 
-/* Finds where a new flow to an address goes: to is the address on entry, and a backend
- * on return if the address is a service's. Returns 0 or a reason; to->service says if
- * a service has the address. */
-inline_always int aim(const struct settings *s, __u8 proto, struct target *to)
+/* Finds where a client's new flow to an address goes: to is the address on entry, and a
+ * backend on return if the address is a service's. Returns 0 or a reason; to->service says
+ * if a service has the address. */
+inline_always int aim(const struct settings *s, __u8 proto, const struct addr *client, struct target *to)
 {
 	struct service_key front = {.addr = to->addr, .port = to->port, .proto = proto};
 	struct service *svc = bpf_map_lookup_elem(&services, &front);
@@ -23,7 +23,7 @@ inline_always int aim(const struct settings *s, __u8 proto, struct target *to)
 	if (!svc)
 		return 0;
 	to->service = svc->id;
-	return choose_backend(s, svc, to, 0);
+	return choose_for(s, svc, client, to);
 }
 
 enum side {

@@ -222,8 +222,24 @@ struct group {
 struct service {
 	__u32 id;
 	__u8 groups;
-	__u8 pad[3];
+	__u8 timeout[3]; /* of a client's affinity to its backend, in seconds, the lowest byte
+			  * first; 0: it has none */
 	struct group group[MAX_GROUPS];
+};
+
+/* affinities: the backend that a client was last given. A client is a pod's address, or
+ * the node's internal one for its own processes, so none has more rows than there are
+ * services. */
+struct affinity_key {
+	struct addr client;
+	__u32 service;
+};
+
+struct affinity {
+	__u64 seen; /* the last new connection, ns of CLOCK_MONOTONIC_COARSE */
+	struct addr backend;
+	__be16 port;
+	__u8 pad[6];
 };
 
 /* backends: one slot of a group. Removal moves the last slot into the hole and then

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -40,16 +41,24 @@ func serviceListCommand() *cobra.Command {
 
 func serviceTable(lists []*api.ServiceList) table {
 	t := table{
-		columns: columns("CLUSTER", "NAMESPACE", "NAME", "CLUSTER-IP", "PORTS", "GLOBAL", "SHARED", "AFFINITY", "BACKENDS", "LEFT-OUT", "*ADDRESSES"),
+		columns: columns("CLUSTER", "NAMESPACE", "NAME", "CLUSTER-IP", "PORTS", "GLOBAL", "SHARED", "AFFINITY", "BACKENDS", "LEFT-OUT", "*SESSION", "*ADDRESSES"),
 		name:    2, empty: "there are no services",
 	}
 	for _, l := range lists {
 		for _, s := range l.Services {
 			t.rows = append(t.rows, []string{s.Cluster, s.Namespace, s.Name, cmp.Or(strings.Join(s.ClusterIPs, ","), s.ClusterIP), strings.Join(s.Ports, ","),
-				fmt.Sprint(s.Global), fmt.Sprint(s.Shared), s.Affinity, backendCounts(s), leftOut(s.Backends), backendAddresses(s.Backends)})
+				fmt.Sprint(s.Global), fmt.Sprint(s.Shared), s.Affinity, backendCounts(s), leftOut(s.Backends), session(s), backendAddresses(s.Backends)})
 		}
 	}
 	return t
+}
+
+// session is for how long a client stays with its backend.
+func session(s api.Service) string {
+	if s.SessionTimeoutSeconds == 0 {
+		return "-"
+	}
+	return (time.Duration(s.SessionTimeoutSeconds) * time.Second).String()
 }
 
 // backendCounts returns "east:2/2 west:1/2": for each cluster, how many of its backends new

@@ -34,6 +34,9 @@ func (b *bench) balance(got everything) string {
 		if !ok || !slices.Equal(row.Group[:row.Groups], w.groups) {
 			return fmt.Sprintf("service %v has groups %v (%v), want %v", key, row.Group[:row.Groups], ok, w.groups)
 		}
+		if row.Timeout != w.timeout {
+			return fmt.Sprintf("clients of service %v stay for %v, want %v", key, row.Timeout, w.timeout)
+		}
 		for cluster, backends := range w.slots {
 			found := map[bpf.Backend]bool{}
 			for i := range backends {
@@ -68,8 +71,11 @@ func (b *bench) balance(got everything) string {
 func (b *bench) offered(v *view, row *tables.Service) map[service.ClusterID][]service.Slice {
 	out := map[service.ClusterID][]service.Slice{}
 	add := func(c *tables.Cluster, s service.Slice, byHand bool) {
+		if row.NodeLocal && c != v.own {
+			return
+		}
 		s.Endpoints = slices.DeleteFunc(slices.Clone(s.Endpoints), func(e service.Endpoint) bool {
-			return v.misplaced(c, e.Addr) != "" || byHand && v.trespasses(s.Namespace, e.Addr) != ""
+			return row.NodeLocal && e.Node != v.self || v.misplaced(c, e.Addr) != "" || byHand && v.trespasses(s.Namespace, e.Addr) != ""
 		})
 		out[service.ClusterID(c.ID())] = append(out[service.ClusterID(c.ID())], s)
 	}

@@ -124,7 +124,7 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 	if changed, err = b.join(own, row.ID, f.members); err != nil {
 		return changed, err
 	}
-	next := bpf.Service{ID: row.ID, Groups: uint8(len(f.groups))}
+	next := bpf.Service{ID: row.ID, Groups: uint8(len(f.groups)), Timeout: f.timeout}
 	var errs []error
 	for i, g := range f.groups {
 		n, err := b.fill(own, row.ID, g.Cluster, f.slots[g.Cluster])
@@ -257,7 +257,7 @@ func (b *balancer) apply(d *delta) (changed int, err error) {
 	if changed += n; err != nil {
 		return changed, err
 	}
-	next := bpf.Service{ID: row.ID, Groups: uint8(len(d.groups))}
+	next := bpf.Service{ID: row.ID, Groups: uint8(len(d.groups)), Timeout: row.Timeout}
 	for i, g := range d.groups {
 		g.Count = uint32(len(own.groups[g.Cluster]))
 		next.Group[i] = g

@@ -506,6 +506,8 @@ func (c changer) service(txn statedb.WriteTxn, cluster string, there bool) {
 			row.Addresses = row.Addresses[1:]
 		}
 		row.Ports = []service.Port{{Protocol: service.TCP, Port: uint16(80 + c.IntN(2))}}
+		row.NodeLocal = c.IntN(4) == 0
+		row.Session = time.Duration(c.IntN(3)) * 100000 * time.Second
 		if c.IntN(4) == 0 {
 			row.Ports = append(row.Ports, service.Port{Protocol: service.TCP, Port: 80})
 		}
@@ -521,6 +523,7 @@ func (c changer) slice(txn statedb.WriteTxn, cluster string, speaksOf, node byte
 	row := sliceOf(cluster, name, fmt.Sprint("s", c.IntN(3)), c.addr(speaksOf, node, byte(2+c.IntN(3))))
 	row.Derived = c.IntN(2) == 0
 	for i := range row.Endpoints {
+		row.Endpoints[i].Node = fmt.Sprint("n", 1+c.IntN(2))
 		row.Endpoints[i].Ready, row.Endpoints[i].Serving, row.Endpoints[i].Terminating = c.IntN(3) > 0, true, c.IntN(2) == 0
 	}
 	put(txn, c.tab.Slices, row, there)

@@ -3,6 +3,7 @@ package program
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -12,6 +13,7 @@ import (
 // frontend is one address and port of a service, as kernel rows.
 type frontend struct {
 	key     bpf.ServiceKey
+	timeout bpf.Seconds
 	groups  []bpf.Group
 	slots   map[uint16][]bpf.Backend
 	members map[bpf.MemberKey]bpf.Member // without the service number
@@ -49,6 +51,10 @@ func deriveService(v *view, id string, index func(string) uint16) (d derived) {
 		return d
 	}
 	d.own = own
+	if own.NodeLocal {
+		d.partial = true
+		d.from = onNode(d.from, service.ClusterID(v.own.ID()), v.self)
+	}
 	row := own.Key()
 	d.read = append(d.read, rowName{"services", row})
 	seen := map[bpf.ServiceKey]bool{}
@@ -67,6 +73,16 @@ func deriveService(v *view, id string, index func(string) uint16) (d derived) {
 		d.frontends = append(d.frontends, w)
 	}
 	return d
+}
+
+// onNode keeps the endpoints of our own cluster that are on one node.
+func onNode(from map[service.ClusterID][]service.Slice, own service.ClusterID, node string) map[service.ClusterID][]service.Slice {
+	var here []service.Slice
+	for _, s := range from[own] {
+		s.Endpoints = slices.DeleteFunc(slices.Clone(s.Endpoints), func(e service.Endpoint) bool { return e.Node != node })
+		here = append(here, s)
+	}
+	return map[service.ClusterID][]service.Slice{own: here}
 }
 
 func ownOf(v *view, services []*tables.Service) *tables.Service {
@@ -139,7 +155,7 @@ func keyOf(addr netip.Addr, port uint16, protocol service.Protocol) bpf.ServiceK
 // rowsFor turns a frontend into rows.
 func (v *view) rowsFor(f service.Frontend, index func(string) uint16) frontend {
 	w := frontend{
-		key:   keyOf(f.Addr, f.Port, f.Protocol),
+		key: keyOf(f.Addr, f.Port, f.Protocol), timeout: bpf.SecondsOf(f.Session),
 		slots: map[uint16][]bpf.Backend{}, members: map[bpf.MemberKey]bpf.Member{},
 	}
 	for _, g := range f.Groups {
