@@ -12,7 +12,7 @@ import (
 // has one. How long anything takes is not looked at.
 func TestDatapathIsMeasured(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Skip("needs root: runs programs in the kernel")
 	}
 	var out bytes.Buffer
 	if err := measureDatapath(t.Context(), []string{"-rounds", "1", "-packets", "2500"}, &out); err != nil {
