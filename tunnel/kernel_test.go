@@ -61,6 +61,7 @@ func TestQuestionThatNobodyUnderstoodIsAskedAgain(t *testing.T) {
 	mixtures(t, func(t *testing.T, a, b *node) {
 		a.set(b.peer(b.ready()))
 		eventually(t, 30*time.Second, func() error {
+			a.look()
 			if st := a.status(); st.Peers[0].Lanes[0].TxBytes == 0 {
 				return errors.New("nothing was asked")
 			}

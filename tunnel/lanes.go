@@ -19,6 +19,9 @@ type Peer struct {
 	// Allowed are the inner addresses that only this node may send from, and that
 	// are encrypted for it: its pod CIDRs and its internal address.
 	Allowed []netip.Prefix
+	// Silent is set while nothing comes back from the node. A session with it that never
+	// carried anything is begun anew.
+	Silent bool `json:"-"`
 }
 
 // Name is "cluster/node", as listings and errors show it.

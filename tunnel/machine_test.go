@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"testing"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
@@ -90,6 +91,24 @@ func (m *machine) ConfigureDevice(name string, c wgtypes.Config) error {
 		}
 	}
 	return nil
+}
+
+// firstKeys gives the devices keys that are smaller than those of somebody, so that this
+// node is the one that calls.
+func (m *machine) firstKeys(t *testing.T) {
+	t.Helper()
+	for _, name := range DefaultDevices {
+		for {
+			key, err := NewPrivateKey()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if public := key.Public(); public[0] < ' ' {
+				m.devices[name] = &wgtypes.Device{Name: name, PrivateKey: key.raw}
+				break
+			}
+		}
+	}
 }
 
 func (m *machine) lanes(dir string) *WireGuard {

@@ -151,6 +151,7 @@ type node struct {
 	lanes    *tunnel.WireGuard
 	host     *tunnel.KernelHost
 	process  *exec.Cmd
+	peers    []tunnel.Peer // as last set
 }
 
 // newNode creates node i with outer address 192.0.2.i and pods in 10.1.i.0/24.
@@ -259,6 +260,7 @@ func (n *node) peer(own tunnel.Own) tunnel.Peer {
 // set configures the node's peers and its network.
 func (n *node) set(peers ...tunnel.Peer) {
 	n.t.Helper()
+	n.peers = peers
 	n.do(func() error {
 		refused, err := n.lanes.Set(context.Background(), peers, true)
 		if len(refused) > 0 {
@@ -327,11 +329,21 @@ func pair(t *testing.T) (a, b *node) {
 	return a, b
 }
 
-// shaken waits until all nodes have handshakes on both lanes with all peers.
+// look is the agent's next look at its lanes.
+func (n *node) look() {
+	n.t.Helper()
+	n.set(n.peers...)
+}
+
+// shaken waits until all nodes have handshakes on both lanes with all peers, and look at
+// them as agents do until then, and once more.
 func shaken(t *testing.T, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {
 		eventually(t, 30*time.Second, func() error {
+			for _, n := range nodes {
+				n.look()
+			}
 			for _, p := range n.status().Peers {
 				if p.Handshaken() != [tunnel.LaneCount]bool{true, true} {
 					return fmt.Errorf("%s: handshakes with %s: %v", n.name, p.Node, p.Handshaken())
@@ -339,6 +351,9 @@ func shaken(t *testing.T, nodes ...*node) {
 			}
 			return nil
 		})
+	}
+	for _, n := range nodes {
+		n.look()
 	}
 }
 

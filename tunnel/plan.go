@@ -9,19 +9,20 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// Keepalive is the persistent keepalive of every peer. It keeps NAT mappings open and
-// both lanes' sessions fresh, and makes a restarted tunnel shake hands by itself. A
-// lane sends peers / Keepalive packets a second.
+// Keepalive is the persistent keepalive of every peer, once it was called. It keeps NAT
+// mappings open and both lanes' sessions fresh, and makes a restarted tunnel shake hands by
+// itself. A lane sends peers / Keepalive packets a second.
 const Keepalive = 25 * time.Second
 
 // plan is the smallest change that gives a lane the admitted peers. Peers that need
 // no change are left out, because touching them may lose traffic. keep are keys that
-// stay although no admitted peer has them; before are the peers as last configured.
+// stay although no admitted peer has them; before are the peers as last configured. calls
+// says which peers get a keepalive, which has a new one called at once.
 //
 // The order within the plan matters: giving an address to its new owner takes it from
 // the old one in the same instant, so peers that get addresses come before peers that
 // are removed.
-func plan(lane int, device []wgtypes.Peer, admitted []Peer, before roster, keep map[Key]bool, complete bool) []wgtypes.PeerConfig {
+func plan(lane int, device []wgtypes.Peer, admitted []Peer, before roster, keep map[Key]bool, calls func(Key) bool, complete bool) []wgtypes.PeerConfig {
 	present := map[Key]wgtypes.Peer{}
 	for _, p := range device {
 		present[Key(p.PublicKey)] = p
@@ -52,7 +53,7 @@ func plan(lane int, device []wgtypes.Peer, admitted []Peer, before roster, keep 
 		old := before[p.Name()]
 		moved := old == nil || old.Endpoint[lane] != p.Endpoint[lane] || old.Keys[lane] != key
 		now, there := present[key]
-		change, lost := update(key, p.Endpoint[lane], p.Allowed, now, there, moved)
+		change, lost := update(key, p.Endpoint[lane], p.Allowed, now, there, moved, calls(key))
 		if change != nil {
 			changes = append(changes, *change)
 		}
@@ -74,7 +75,7 @@ func plan(lane int, device []wgtypes.Peer, admitted []Peer, before roster, keep 
 
 // update is the change for one wanted peer, nil if there is none, and the prefixes
 // that it has but should not have.
-func update(key Key, endpoint netip.AddrPort, allowed []netip.Prefix, now wgtypes.Peer, there, moved bool) (*wgtypes.PeerConfig, []netip.Prefix) {
+func update(key Key, endpoint netip.AddrPort, allowed []netip.Prefix, now wgtypes.Peer, there, moved, calls bool) (*wgtypes.PeerConfig, []netip.Prefix) {
 	change := wgtypes.PeerConfig{PublicKey: wgtypes.Key(key)}
 	changed := !there
 	// A roaming peer has a better endpoint than the announced one, so only a newly
@@ -83,7 +84,7 @@ func update(key Key, endpoint netip.AddrPort, allowed []netip.Prefix, now wgtype
 		change.Endpoint = net.UDPAddrFromAddrPort(endpoint)
 		changed = true
 	}
-	if now.PersistentKeepaliveInterval != Keepalive {
+	if calls && now.PersistentKeepaliveInterval != Keepalive {
 		interval := Keepalive
 		change.PersistentKeepaliveInterval = &interval
 		changed = true

@@ -8,18 +8,30 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
+// Two nodes whose handshakes cross cancel them both, and userspace WireGuard may even end
+// up with keys that differ (it consumes an initiation and a response for the same peer at
+// the same time), which each side takes for a completed handshake. So of two nodes only the
+// one with the smaller key calls: the other gives its peer no keepalive, which is what
+// starts a handshake, until it was called, or was not for patience.
+
+// patience is how long a node waits for the call of a peer that should make it. One behind
+// NAT that announces no endpoint can be called by nobody and calls whatever its key.
+const patience = 1200 * time.Millisecond
+
+// calls reports whether the node whose key this is calls the other.
+func (k Key) calls(other Key) bool { return bytes.Compare(k[:], other[:]) < 0 }
+
 // renewals are the pauses after which a peer that never answered a handshake is
 // replaced by an equal new one, which may send a handshake at once. WireGuard itself
-// waits 5 s, and two nodes that start at the same moment always have to: each sends
-// its handshake before the other knows its key, or their handshakes cross and cancel
-// each other. The pauses grow, so that a slow path gets its chance. The agent looks at
-// its lanes twice a second: the first pause ends just before a look.
+// waits 5 s, and a node often calls before the other knows its key. The pauses grow, so
+// that a slow path gets its chance. The agent looks at its lanes twice a second: the first
+// pause ends just before a look.
 //
 // The agent does this both with the kernel's WireGuard and with `weft tunnel`, which
 // also greets the peers of its previous run when there is no agent.
 var renewals = []time.Duration{400 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second}
 
-// strangers are the peers of one lane without any handshake so far.
+// strangers are the peers of one lane that have not been heard so far.
 type strangers map[Key]asking
 
 type asking struct {
@@ -27,27 +39,40 @@ type asking struct {
 	times int // replaced
 }
 
-// due are the lane's peers to replace now. Of two nodes that call each other, the one
-// with the greater key waits half as long again, so that their handshakes do not cross
-// every time.
-func (s strangers) due(own Key, peers []wgtypes.Peer, now time.Time) (due []wgtypes.Peer) {
+// due are the lane's peers to replace now, and those whose call is awaited. Of two nodes
+// that call each other, the one with the greater key waits half as long again, so that
+// their handshakes do not cross every time.
+func (s strangers) due(own Key, peers []wgtypes.Peer, silent map[Key]bool, now time.Time) (due []wgtypes.Peer, awaited map[Key]bool) {
 	waiting := map[Key]bool{}
+	awaited = map[Key]bool{}
 	for _, p := range peers {
 		key := Key(p.PublicKey)
-		if p.Endpoint == nil || p.LastHandshakeTime.After(time.Unix(0, 0)) {
+		shaken := p.LastHandshakeTime.After(time.Unix(0, 0))
+		if p.Endpoint == nil || shaken && !(silent[key] && unheard(p, now)) {
 			continue
 		}
 		waiting[key] = true
 		a, known := s[key]
 		if !known {
-			s[key] = asking{since: now}
-			continue
+			a = asking{since: now}
+			s[key] = a
 		}
-		if a.times == len(renewals) {
+		if !shaken && !own.calls(key) && a.times == 0 {
+			if now.Sub(a.since) < patience {
+				awaited[key] = true
+				continue
+			}
+			// It is called now, for the first time.
+			if p.PersistentKeepaliveInterval == 0 {
+				s[key] = asking{since: now, times: 1}
+				continue
+			}
+		}
+		if !known || a.times == len(renewals) {
 			continue
 		}
 		pause := renewals[a.times]
-		if bytes.Compare(own[:], key[:]) > 0 {
+		if !own.calls(key) {
 			pause += pause / 2
 		}
 		if now.Sub(a.since) >= pause {
@@ -60,19 +85,30 @@ func (s strangers) due(own Key, peers []wgtypes.Peer, now time.Time) (due []wgty
 			delete(s, key)
 		}
 	}
-	return due
+	return due, awaited
+}
+
+// unheard reports whether a peer, for all that was sent to it since its handshake, has sent
+// nothing but handshakes and keepalives. If it is silent as well, the two may have keys that
+// differ. A peer that was heard and then fell silent keeps its session for when it is back.
+func unheard(p wgtypes.Peer, now time.Time) bool {
+	const chatter = 2 * (messageInitiation + messageResponse + messageKeepalive)
+	return now.Sub(p.LastHandshakeTime) >= time.Second && p.ReceiveBytes <= chatter && p.TransmitBytes > chatter
 }
 
 // renewLocked is the change that replaces admitted peers of the lane by equal new ones.
 // They keep the endpoint where they were last heard, which is better than the
-// announced one.
-func (w *WireGuard) renewLocked(lane int, held []wgtypes.Peer, admitted []Peer) (change []wgtypes.PeerConfig) {
-	wanted := map[Key]bool{}
+// announced one. It also returns the peers whose call is awaited.
+func (w *WireGuard) renewLocked(lane int, held []wgtypes.Peer, admitted []Peer, silentNames map[string]bool) (change []wgtypes.PeerConfig, awaited map[Key]bool) {
+	wanted, silent := map[Key]bool{}, map[Key]bool{}
 	for _, p := range admitted {
 		wanted[p.Keys[lane]] = true
+		if silentNames[p.Name()] {
+			silent[p.Keys[lane]] = true
+		}
 	}
 	held = slices.DeleteFunc(slices.Clone(held), func(p wgtypes.Peer) bool { return !wanted[Key(p.PublicKey)] })
-	due := w.asked[lane].due(w.own.Lanes[lane].PublicKey, held, time.Now())
+	due, awaited := w.asked[lane].due(w.own.Lanes[lane].PublicKey, held, silent, time.Now())
 	for _, p := range due {
 		change = append(change,
 			wgtypes.PeerConfig{PublicKey: p.PublicKey, Remove: true},
@@ -86,5 +122,5 @@ func (w *WireGuard) renewLocked(lane int, held []wgtypes.Peer, admitted []Peer) 
 	if len(due) > 0 {
 		w.cfg.Log.Debug("recreated peers that answered no handshake", "device", w.cfg.Devices[lane], "peers", len(due))
 	}
-	return change
+	return change, awaited
 }

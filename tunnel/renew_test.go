@@ -17,6 +17,7 @@ import (
 func TestStrangersAreAskedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine()
+		m.firstKeys(t)
 		w := m.lanes(t.TempDir())
 		silent, known := somebody("silent", 's', "10.2.1.0/24"), somebody("known", 'k', "10.2.2.0/24")
 		mustSet(t, w, true, silent, known)
@@ -70,7 +71,7 @@ func TestStrangersDoNotMeetAgain(t *testing.T) {
 		s, called := strangers{}, map[time.Duration]bool{}
 		peers := []wgtypes.Peer{{PublicKey: wgtypes.Key(other), Endpoint: &net.UDPAddr{}}}
 		for at := begin; at < begin+time.Minute; at += turn {
-			if len(s.due(own, peers, start.Add(at))) > 0 {
+			if due, _ := s.due(own, peers, nil, start.Add(at)); len(due) > 0 {
 				called[at] = true
 			}
 		}
@@ -82,7 +83,8 @@ func TestStrangersDoNotMeetAgain(t *testing.T) {
 	}
 	for begin := -20 * turn; begin <= 20*turn; begin += turn {
 		second := calls(great, small, begin)
-		if len(second) != len(renewals) {
+		// Its first call is the keepalive that it gets after waiting for the other's.
+		if len(second) != len(renewals)-1 {
 			t.Errorf("the greater key calls again after %v", slices.Sorted(maps.Keys(second)))
 		}
 		met := 0
@@ -97,11 +99,94 @@ func TestStrangersDoNotMeetAgain(t *testing.T) {
 	}
 }
 
+// Of two nodes one calls, and the other only if it was not called. A keepalive is what has a
+// new peer called.
+func TestOneOfTwoNodesCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		m.firstKeys(t)
+		w := m.lanes(t.TempDir())
+		smaller, greater := somebody("smaller", 's', "10.2.1.0/24"), somebody("greater", 'g', "10.2.2.0/24")
+		smaller.Keys[0] = Key{}
+		smaller.Keys[0][31] = 1
+		called := func(p Peer) bool {
+			i := slices.IndexFunc(m.devices["weft0"].Peers, func(q wgtypes.Peer) bool { return Key(q.PublicKey) == p.Keys[0] })
+			return m.devices["weft0"].Peers[i].PersistentKeepaliveInterval == Keepalive
+		}
+		mustSet(t, w, true)
+		if _, err := w.Change(t.Context(), []Peer{smaller, greater}, nil, true); err != nil {
+			t.Fatal(err)
+		}
+		for passed := time.Duration(0); passed < patience; passed += patience / 4 {
+			mustSet(t, w, true, smaller, greater)
+			if called(smaller) || !called(greater) {
+				t.Fatalf("after %v: the smaller key called: %v, the greater: %v", passed, called(smaller), called(greater))
+			}
+			pass(patience / 4)
+		}
+		mustSet(t, w, true, smaller, greater)
+		if !called(smaller) || !called(greater) {
+			t.Errorf("after %v: the smaller key called: %v, the greater: %v", patience, called(smaller), called(greater))
+		}
+
+		// One that was called keeps the session from now on.
+		m.devices["weft0"].Peers = nil
+		mustSet(t, w, true, smaller)
+		if called(smaller) {
+			t.Error("a new peer with a smaller key is called at once")
+		}
+		m.devices["weft0"].Peers[0].LastHandshakeTime = time.Now()
+		mustSet(t, w, true, smaller)
+		if !called(smaller) {
+			t.Error("a peer that called gets no keepalive")
+		}
+	})
+}
+
+// Two nodes may end up with keys that differ, and both take the handshake for completed. A
+// session that never carried anything is begun anew while nothing comes back; one that did
+// is kept.
+func TestASessionThatNeverWorkedIsBegunAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		w := m.lanes(t.TempDir())
+		p := somebody("a", 'a', "10.2.1.0/24")
+		mustSet(t, w, true, p)
+		for name, c := range map[string]struct {
+			silent           bool
+			received, sent   int64
+			lastHandshakeAgo time.Duration
+			renewed          bool
+		}{
+			"never worked":            {true, messageResponse, 5000, time.Minute, true},
+			"is rather new":           {true, messageResponse, 5000, 0, false},
+			"other paths are silent":  {false, messageResponse, 5000, time.Minute, false},
+			"worked and fell silent":  {true, 5000, 5000, time.Minute, false},
+			"nothing was sent so far": {true, messageResponse, messageInitiation + messageKeepalive, time.Minute, false},
+		} {
+			q := &m.devices["weft0"].Peers[0]
+			q.LastHandshakeTime, q.ReceiveBytes, q.TransmitBytes = time.Now().Add(-c.lastHandshakeAgo), c.received, c.sent
+			p.Silent = false
+			mustSet(t, w, true, p)
+			p.Silent = c.silent
+			clear(m.touched)
+			for range 3 {
+				mustSet(t, w, true, p)
+				pass(300 * time.Millisecond)
+			}
+			if renewed := m.touched[wgtypes.Key(p.Keys[0])] > 0; renewed != c.renewed {
+				t.Errorf("%s: begun anew: %v", name, renewed)
+			}
+		}
+	})
+}
+
 // The endpoint where a peer was last heard is kept when it is replaced: behind NAT it
 // may be known from nowhere else.
 func TestStrangersKeepTheirEndpoint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine()
+		m.firstKeys(t)
 		w := m.lanes(t.TempDir())
 		a, hidden := somebody("a", 'a', "10.2.1.0/24"), somebody("hidden", 'h', "10.2.2.0/24")
 		hidden.Endpoint = [LaneCount]netip.AddrPort{}
@@ -131,6 +216,7 @@ func TestStrangersKeepTheirEndpoint(t *testing.T) {
 func TestStrangersThatNobodyWantsStay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine()
+		m.firstKeys(t)
 		w := m.lanes(t.TempDir())
 		mustSet(t, w, true, somebody("a", 'a', "10.2.1.0/24"))
 		want := m.holds("weft0")

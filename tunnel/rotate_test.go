@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -72,6 +73,7 @@ func (m *mesh) round(t *testing.T, round int) {
 	}
 	eventually(t, 30*time.Second, func() error {
 		for i := range m.nodes {
+			m.nodes[i].look()
 			if !m.steer(i) {
 				return fmt.Errorf("round %d: %s is still on lane %d", round, m.nodes[i].name, m.used[i])
 			}
@@ -113,6 +115,45 @@ func TestRotationLosesNoPacket(t *testing.T) {
 	for _, frame := range seen.drain() {
 		if bytes.Contains(frame, []byte(marker)) {
 			t.Fatalf("payload in the clear on the wire: %x", frame)
+		}
+	}
+}
+
+// Two nodes that rotate at the same moment learn each other's key at the same moment, and
+// their handshakes must not cross.
+func TestRotationAtOnceLosesNoPacket(t *testing.T) {
+	needRoot(t)
+	const rotations, perSecond = 20, 1000
+	a, b := pair(t)
+	m := newMesh(t, a, b, perSecond)
+	both := func(f func(i int)) {
+		var all sync.WaitGroup
+		for i := range m.nodes {
+			all.Go(func() { f(i) })
+		}
+		all.Wait()
+	}
+	for round := range rotations {
+		for i := range m.nodes {
+			m.steer(i)
+			m.streams[i].flowing(t)
+		}
+		both(func(i int) { m.rotate(t, i) })
+		both(m.tell)
+		eventually(t, 30*time.Second, func() error {
+			for i := range m.nodes {
+				m.nodes[i].look()
+				if !m.steer(i) {
+					return fmt.Errorf("round %d: %s is still on lane %d", round, m.nodes[i].name, m.used[i])
+				}
+			}
+			return nil
+		})
+	}
+	for _, s := range m.streams {
+		s.flowing(t)
+		if sent, lost := s.finish(t); lost > 0 {
+			t.Errorf("lost %d of %d packets in %d rotations of both nodes at once", lost, sent, rotations)
 		}
 	}
 }

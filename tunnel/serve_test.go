@@ -491,7 +491,7 @@ func TestBrokenSavedConfigurationIsPutAside(t *testing.T) {
 		return string(text)
 	}
 	before := peers(a)
-	if !strings.Contains(before, "private_key=") || strings.Count(before, "public_key=") != 1 {
+	if !strings.Contains(before, "private_key=") || !strings.Contains(before, "public_key=") {
 		t.Fatalf("saved:\n%s", before)
 	}
 	a.kill()
@@ -504,7 +504,7 @@ func TestBrokenSavedConfigurationIsPutAside(t *testing.T) {
 	shaken(t, a, b)
 	after := peers(a)
 	for line := range strings.Lines(before) {
-		if !strings.Contains(after, line) {
+		if !strings.Contains(after, line) && line != "remove=true\n" { // made anew by then
 			t.Errorf("saved:\n%s\nwant:\n%s", after, before)
 			break
 		}

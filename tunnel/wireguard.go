@@ -264,9 +264,12 @@ func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) ([]Refusa
 	if w.book == nil {
 		w.book = newBook()
 	}
-	names := make(map[string]bool, len(want))
+	names, silent := make(map[string]bool, len(want)), map[string]bool{}
 	for _, p := range want {
-		names[w.book.put(p)] = true
+		name := w.book.put(p)
+		if names[name] = true; p.Silent {
+			silent[name] = true
+		}
 	}
 	for name := range w.book.wanted {
 		if !names[name] {
@@ -280,7 +283,7 @@ func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) ([]Refusa
 	for i := range devices {
 		devices[i] = held[i].Peers
 	}
-	refused, err := w.settleLocked(names, devices, complete, true)
+	refused, err := w.settleLocked(names, devices, silent, complete, true)
 	if err != nil {
 		return refused, fmt.Errorf("set peers: %w", err)
 	}
@@ -327,7 +330,7 @@ func (w *WireGuard) Change(_ context.Context, changed []Peer, gone []string, com
 			}
 		}
 	}
-	refused, err := w.settleLocked(concerned, devices, complete, false)
+	refused, err := w.settleLocked(concerned, devices, nil, complete, false)
 	if err != nil {
 		return nil, fmt.Errorf("change peers: %w", err)
 	}
@@ -358,7 +361,7 @@ func asConfigured(p Peer, lane int) wgtypes.Peer {
 // settleLocked configures those of the named peers that may have what they want, and
 // removes those that are not wanted. All of devices' peers are among the named ones,
 // unless everything is named.
-func (w *WireGuard) settleLocked(names map[string]bool, devices [LaneCount][]wgtypes.Peer, complete, everything bool) ([]Refusal, error) {
+func (w *WireGuard) settleLocked(names map[string]bool, devices [LaneCount][]wgtypes.Peer, silent map[string]bool, complete, everything bool) ([]Refusal, error) {
 	var admitted []Peer
 	var settled []string // their names
 	var refused []Refusal
@@ -382,10 +385,18 @@ func (w *WireGuard) settleLocked(names map[string]bool, devices [LaneCount][]wgt
 		}
 	}
 	for i, name := range w.cfg.Devices {
-		change := plan(i, devices[i], admitted, w.held.peers, keep, complete)
+		var renewed []wgtypes.PeerConfig
+		var awaited map[Key]bool
 		if everything {
-			change = slices.Concat(w.renewLocked(i, devices[i], admitted), change)
+			renewed, awaited = w.renewLocked(i, devices[i], admitted, silent)
 		}
+		there := make(map[Key]bool, len(devices[i]))
+		for _, p := range devices[i] {
+			there[Key(p.PublicKey)] = true
+		}
+		own := w.own.Lanes[i].PublicKey
+		calls := func(key Key) bool { return own.calls(key) || there[key] && !awaited[key] }
+		change := slices.Concat(renewed, plan(i, devices[i], admitted, w.held.peers, keep, calls, complete))
 		if len(change) == 0 {
 			continue
 		}

@@ -294,7 +294,10 @@ func (t *Tunnels) allPeers(ctx context.Context, complete bool) error {
 	var want []tunnel.Peer
 	for key, p := range t.peers {
 		if p.usable() {
-			want = append(want, peerOf(t.mesh.Node(key)))
+			w := peerOf(t.mesh.Node(key))
+			_, path, ok := t.cfg.Rows.Lane(key)
+			w.Silent = ok && path != bpf.PathAlive
+			want = append(want, w)
 		}
 	}
 	refused, err := t.cfg.Lanes.Set(ctx, want, complete)
