@@ -21,6 +21,7 @@ import (
 type mute struct {
 	tunnel.Lanes
 	own   tunnel.Own
+	peers []tunnel.PeerStatus
 	reads int
 }
 
@@ -31,7 +32,12 @@ func (m *mute) Set(context.Context, []tunnel.Peer, bool) ([]tunnel.Refusal, erro
 }
 func (m *mute) Status(context.Context) (tunnel.Status, error) {
 	m.reads++
-	return tunnel.Status{Own: m.own}, nil
+	quiet := [tunnel.LaneCount]time.Duration{time.Hour, time.Hour}
+	return tunnel.Status{Own: m.own, Quiet: quiet, Peers: m.peers}, nil
+}
+func (m *mute) Rotate(_ context.Context, to uint64) (tunnel.Own, error) {
+	m.own.Epoch = to
+	return m.own, nil
 }
 func (m *mute) Change(_ context.Context, changed []tunnel.Peer, _ []string, _ bool) (tunnel.Verdicts, error) {
 	v := tunnel.Verdicts{}

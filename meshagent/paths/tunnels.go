@@ -482,6 +482,10 @@ func (t *Tunnels) rotate(ctx context.Context, status tunnel.Status) error {
 	}
 	t.cfg.Log.Info("keys rotated", "epoch", next.Epoch, "tunnel", next.Epoch%tunnel.LaneCount)
 	t.setOwn(next)
+	// Its sessions ended with the old key.
+	for _, p := range t.peers {
+		p.seen[next.Epoch%tunnel.LaneCount].shaken = false
+	}
 	return nil
 }
 
