@@ -264,12 +264,15 @@ func benchNode(b *testing.B, identities int) *Datapath {
 		port, _ := PortIndex(1, 6, number)
 		set(b, m.Ports, port, 1)
 	}
+	info := SetInfo{Enforced: [2]uint8{1, 1}, Shapes: [2]Shapes{NoShapes, NoShapes}}
 	for class := range uint32(101) {
 		for _, dir := range []Direction{Egress, Ingress} {
-			set(b, m.Policy, PolicyKey{Gen: 1, Set: 7, Class: class + 1, Port: 1, Proto: 6, Dir: dir}, PolicyEntry{Rule: class})
+			k := PolicyKey{Gen: 1, Set: 7, Class: class + 1, Port: 1, Proto: 6, Dir: dir}
+			set(b, m.Policy, k, PolicyEntry{Rule: class})
+			info.Shapes[dir] |= k.Shape()
 		}
 	}
-	set(b, m.Sets, SetKey{Gen: 1, Set: 7}, SetInfo{Enforced: [2]uint8{1, 1}})
+	set(b, m.Sets, SetKey{Gen: 1, Set: 7}, info)
 	ep, _, _ := m.Endpoints.Lookup(addr(podA))
 	ep.Set = 7
 	set(b, m.Endpoints, addr(podA), ep)

@@ -273,7 +273,7 @@ func (n *node) policy(pod string, dir Direction) {
 	ep, _, _ := n.m.Endpoints.Lookup(addr(pod))
 	ep.Set = 7
 	set(n, n.m.Endpoints, addr(pod), ep)
-	info, _, _ := n.m.Sets.Lookup(SetKey{Gen: 1, Set: 7})
+	info := n.set7()
 	info.Enforced[dir] = 1
 	set(n, n.m.Sets, SetKey{Gen: 1, Set: 7}, info)
 	n.change(nil)
@@ -295,6 +295,18 @@ func (n *node) portClass(class uint16, proto uint8, port uint16) {
 func (n *node) rule(k PolicyKey, e PolicyEntry) {
 	k.Gen, k.Set, k.Proto = 1, 7, protoInFamily(k.Proto)
 	set(n, n.m.Policy, k, e)
+	info := n.set7()
+	info.Shapes[k.Dir] |= k.Shape()
+	set(n, n.m.Sets, SetKey{Gen: 1, Set: 7}, info)
+}
+
+// set7 is the row of the policy set that pods have.
+func (n *node) set7() SetInfo {
+	info, ok, _ := n.m.Sets.Lookup(SetKey{Gen: 1, Set: 7})
+	if !ok {
+		info.Shapes = [2]Shapes{NoShapes, NoShapes}
+	}
+	return info
 }
 
 // skb is the part of struct __sk_buff that a test run may set.

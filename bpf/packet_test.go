@@ -403,6 +403,24 @@ var policyCases = []packetCase{
 		{hook: "from a", in: ip(podA, podD, udp(1, 80)), want: ReasonTunnelled},
 		{hook: "from a", in: ip(podA, podD, tcp(1, 81, "S")), want: ReasonPolicyDenied},
 	}},
+	{name: "no entry is looked up of a shape that its set has not", state: func(n *node) {
+		n.policy(podA, Egress)
+		n.class(5, idC)
+		n.portClass(1, 6, 80)
+		n.rule(PolicyKey{Class: AnyClass, Proto: 6, Port: 1}, PolicyEntry{Rule: 1})
+		n.rule(PolicyKey{Class: 5}, PolicyEntry{Rule: 2})
+		// Not told to the set.
+		set(n, n.m.Policy, PolicyKey{Gen: 1, Set: 7, Class: 5, Proto: protoInFamily(6)}, PolicyEntry{Rule: 3, Deny: 1})
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, podC, tcp(1, 81, "S")), want: ReasonTunnelled},
+		{hook: "from a", in: ip(podA, podD, tcp(1, 80, "S")), want: ReasonTunnelled},
+		{hook: "from a", in: ip(podA, podD, tcp(1, 81, "S")), want: ReasonPolicyDenied},
+		{change: func(n *node) { // an older agent's row, which says nothing of shapes
+			set(n, n.m.Sets, SetKey{Gen: 1, Set: 7}, SetInfo{Enforced: [2]uint8{1, 0}})
+			n.change(nil)
+		}, hook: "from a", in: ip(podA, podC, tcp(2, 81, "S")), want: ReasonPolicyDenied, rule: 3},
+		{hook: "from a", in: ip(podA, podD, tcp(2, 80, "S")), want: ReasonTunnelled},
+	}},
 	{name: "a rule for ICMP names the type", only: "IPv4", state: func(n *node) {
 		n.policy(podA, Egress)
 		n.portClass(3, 1, 8)
@@ -488,6 +506,7 @@ var policyCases = []packetCase{
 	{name: "another generation of policy counts when settings say so", state: func(n *node) {
 		n.policy(podA, Egress)
 		set(n, n.m.Policy, PolicyKey{Gen: 2, Set: 7, Class: AnyClass}, PolicyEntry{Rule: 21})
+		set(n, n.m.Sets, SetKey{Gen: 2, Set: 7}, SetInfo{Enforced: [2]uint8{1, 0}})
 	}, steps: []step{
 		{hook: "from a", in: ip(podA, podC, udp(1, 80)), want: ReasonPolicyDenied},
 		{change: func(n *node) { n.change(func(s *Settings) { s.PolicyGen = 2 }) }, hook: "from a", in: ip(podA, podC, udp(1, 80)), want: ReasonTunnelled},

@@ -344,11 +344,41 @@ type SetKey struct {
 	Set uint32
 }
 
-// SetInfo says what happens when no entry of the set matches.
+// SetInfo says what happens when no entry of the set matches, and which entries are worth a
+// look-up.
 type SetInfo struct {
-	Enforced [2]uint8 // by Direction; 1: default deny
-	Pad      [2]uint8
+	Enforced [2]uint8  // by Direction; 1: default deny
+	Shapes   [2]Shapes // by Direction
 }
+
+// Shapes are the kinds of entries that a policy set may have in one direction. The
+// datapath looks no others up, so one that is missing here does not exist for it. Zero:
+// not known, every kind may occur.
+type Shapes uint8
+
+// shapesKnown distinguishes a set without entries from one of which nothing is known.
+const shapesKnown Shapes = 0x80
+
+// NoShapes are those of a set without entries.
+const NoShapes = shapesKnown
+
+// Shape is the kind of one entry.
+func (k PolicyKey) Shape() Shapes {
+	s := Shapes(4) // neither protocol nor port
+	switch {
+	case k.Port != 0:
+		s = 1
+	case k.Proto != 0:
+		s = 2
+	}
+	if k.Class == AnyClass {
+		s <<= 3
+	}
+	return s | shapesKnown
+}
+
+// Have reports whether entries of the kind of k are looked up.
+func (s Shapes) Have(k PolicyKey) bool { return s&shapesKnown == 0 || s&k.Shape() == k.Shape() }
 
 // EventType is what an Event reports.
 type EventType uint8

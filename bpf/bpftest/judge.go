@@ -22,8 +22,11 @@ func Judge(m *bpf.Maps, pod bpf.Addr, peer uint32, dir bpf.Direction, proto uint
 	}
 	for _, c := range []uint32{class, bpf.AnyClass} {
 		for _, k := range [][2]uint16{{portClass, uint16(proto)}, {0, uint16(proto)}, {0, 0}} {
-			e, ok, _ := m.Policy.Lookup(bpf.PolicyKey{Gen: s.PolicyGen, Set: row.Set, Class: c, Port: k[0], Proto: uint8(k[1]), Dir: dir})
-			if ok {
+			key := bpf.PolicyKey{Gen: s.PolicyGen, Set: row.Set, Class: c, Port: k[0], Proto: uint8(k[1]), Dir: dir}
+			if !info.Shapes[dir].Have(key) {
+				continue
+			}
+			if e, ok, _ := m.Policy.Lookup(key); ok {
 				return e.Deny == 0, true
 			}
 		}

@@ -313,8 +313,18 @@ struct set_key {
 
 struct set_info {
 	__u8 enforced[2]; /* by direction; 1: default deny */
-	__u8 pad[2];
+	__u8 shapes[2];   /* by direction: which shapes of entries the set may have, SHAPE_… */
 };
+
+/* Shapes of entries, most specific first: those of a class with a port, with a protocol
+ * only and with neither, then the same of ANY_CLASS. */
+#define SHAPE_PORT 1
+#define SHAPE_PROTO 2
+#define SHAPE_ALL 4
+#define SHAPES_OF_CLASS (SHAPE_PORT | SHAPE_PROTO | SHAPE_ALL)
+#define SHAPES_TO_ANYBODY 3  /* shift */
+#define SHAPES_EVERY 0x3f
+#define SHAPES_KNOWN 0x80    /* else any shape may occur: the row is an older agent's */
 
 /* fragments: the ports of a datagram, which only its first fragment carries. Each
  * sender has a few slots, chosen by a hash of what all fragments carry, so it can

@@ -115,6 +115,12 @@ func TestMeaningShowsWhatPacketsWouldNotice(t *testing.T) {
 		"an entry of another generation": {func(m *bpf.Maps) error {
 			return m.Policy.Update(bpf.PolicyKey{Gen: 3, Set: 1, Class: 1, Proto: 6}, bpf.PolicyEntry{})
 		}, "stray policy entry: egress tcp"},
+		"an entry of which its set knows nothing": {func(m *bpf.Maps) error {
+			if err := m.Sets.Update(bpf.SetKey{Gen: 4, Set: 1}, bpf.SetInfo{Enforced: [2]uint8{0, 1}, Shapes: [2]bpf.Shapes{bpf.NoShapes, 0}}); err != nil {
+				return err
+			}
+			return m.Policy.Update(bpf.PolicyKey{Gen: 4, Set: 1, Class: 1, Proto: 6, Dir: bpf.Egress}, bpf.PolicyEntry{})
+		}, "hidden policy entry: egress tcp"},
 		"a port of another generation": {func(m *bpf.Maps) error {
 			i, _ := bpf.PortIndex(3, 6, 80)
 			return m.Ports.Update(i, 1)

@@ -38,6 +38,10 @@ func (s *state) policyRows() {
 		if inForce[k.Set] == nil {
 			inForce[k.Set] = map[bpf.PolicyKey]bpf.PolicyEntry{}
 		}
+		if info, ok := s.sets[bpf.SetKey{Gen: gen, Set: k.Set}]; ok && !info.Shapes[k.Dir].Have(k) {
+			s.say("hidden policy entry: %v %s", k.Dir, protocol(k.Proto))
+			continue
+		}
 		inForce[k.Set][k] = e
 	}
 	ports, stray := portClasses(s.ports, gen)

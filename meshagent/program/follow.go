@@ -159,14 +159,14 @@ func (p *policies) flush() (err error) {
 func (p *policies) newRows(c policy.Changes, r *rows) {
 	numbers := p.numbers()
 	r.entries, r.sets = map[bpf.PolicyKey]bpf.PolicyEntry{}, map[bpf.SetKey]bpf.SetInfo{}
-	for k, e := range c.Entries {
-		for _, number := range numbers[k.Set] {
-			r.entries[entryKey(p.gen, number, k)] = entry(e)
-		}
-	}
 	for _, set := range c.Sets {
 		for _, number := range numbers[set] {
 			r.sets[bpf.SetKey{Gen: p.gen, Set: number}] = setInfo(p.current.Sets[set])
+		}
+	}
+	for k, e := range c.Entries {
+		for _, number := range numbers[k.Set] {
+			r.add(entryKey(p.gen, number, k), entry(e))
 		}
 	}
 }

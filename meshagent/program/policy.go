@@ -125,11 +125,22 @@ func rowsOf(gen uint32, t *policy.Tables, content map[uint32]uint32) rows {
 	}
 	for k, e := range t.Entries {
 		for _, number := range numbers[k.Set] {
-			r.entries[entryKey(gen, number, k)] = entry(e)
+			r.add(entryKey(gen, number, k), entry(e))
 		}
 	}
 	return r
 }
+
+// add adds an entry, and its shape to those of its set, if that is among the rows.
+func (r *rows) add(k bpf.PolicyKey, e bpf.PolicyEntry) {
+	r.entries[k] = e
+	if info, ok := r.sets[setKeyOf(k)]; ok {
+		info.Shapes[k.Dir] |= k.Shape()
+		r.sets[setKeyOf(k)] = info
+	}
+}
+
+func setKeyOf(k bpf.PolicyKey) bpf.SetKey { return bpf.SetKey{Gen: k.Gen, Set: k.Set} }
 
 // portRows are the rows of ranges of ports; later ranges count.
 func portRows(gen uint32, of map[uint8][]policy.PortRange) map[uint32]uint16 {
@@ -147,7 +158,10 @@ func portRows(gen uint32, of map[uint8][]policy.PortRange) map[uint32]uint16 {
 }
 
 func setInfo(s policy.SetInfo) bpf.SetInfo {
-	return bpf.SetInfo{Enforced: [2]uint8{bit(s.Enforced[0]), bit(s.Enforced[1])}}
+	return bpf.SetInfo{
+		Enforced: [2]uint8{bit(s.Enforced[0]), bit(s.Enforced[1])},
+		Shapes:   [2]bpf.Shapes{bpf.NoShapes, bpf.NoShapes},
+	}
 }
 
 func entryKey(gen, set uint32, k policy.EntryKey) bpf.PolicyKey {
@@ -156,8 +170,14 @@ func entryKey(gen, set uint32, k policy.EntryKey) bpf.PolicyKey {
 
 func entry(e policy.Entry) bpf.PolicyEntry { return bpf.PolicyEntry{Rule: e.Rule, Deny: bit(e.Deny)} }
 
-// write adds rows. Nobody is in a class before all its entries are there.
+// write adds rows. Nobody is in a class before all its entries are there, and no entry is
+// there before its set says that such ones exist.
 func (p *policies) write(r rows) (err error) {
+	wider := p.widen(r)
+	p.sets.Update(wider, reconcile.First[bpf.SetKey](&err))
+	if err != nil {
+		return err
+	}
 	p.entries.Update(r.entries, reconcile.First[bpf.PolicyKey](&err))
 	p.sets.Update(r.sets, reconcile.First[bpf.SetKey](&err))
 	if err != nil {
@@ -166,6 +186,38 @@ func (p *policies) write(r rows) (err error) {
 	p.ports.Update(r.ports, reconcile.First[uint32](&err))
 	p.classes.Update(r.classes, reconcile.First[bpf.ClassKey](&err))
 	return err
+}
+
+// widen returns the rows that sets have until the entries are there: what is in force, with
+// the shapes of the new entries. It adds the shapes to the sets among r as well: those that
+// exist may have entries of shapes that are not among r's.
+func (p *policies) widen(r rows) map[bpf.SetKey]bpf.SetInfo {
+	wider := map[bpf.SetKey]bpf.SetInfo{}
+	for k := range r.entries {
+		if info, ok := p.sets.Row(setKeyOf(k)); ok && !info.Shapes[k.Dir].Have(k) {
+			if w, ok := wider[setKeyOf(k)]; ok {
+				info = w
+			}
+			info.Shapes[k.Dir] |= k.Shape()
+			wider[setKeyOf(k)] = info
+		}
+	}
+	for k, info := range r.sets {
+		is, ok := wider[k]
+		if !ok {
+			is, ok = p.sets.Row(k)
+		}
+		if !ok {
+			continue
+		}
+		for dir, have := range is.Shapes {
+			if info.Shapes[dir] |= have; have == 0 {
+				info.Shapes[dir] = 0 // an older agent's, and may have any
+			}
+		}
+		r.sets[k] = info
+	}
+	return wider
 }
 
 // forget drops kernel numbers that no endpoint has.
@@ -180,6 +232,10 @@ func (p *policies) clean() (err error) {
 	p.entries.Prune(reconcile.In(want.entries), reconcile.First[bpf.PolicyKey](&err))
 	p.sets.Prune(reconcile.In(want.sets), reconcile.First[bpf.SetKey](&err))
 	p.ports.Prune(reconcile.In(want.ports), reconcile.First[uint32](&err))
+	if err == nil && !p.behind {
+		// The shapes of the entries that are gone.
+		p.sets.Update(want.sets, reconcile.First[bpf.SetKey](&err))
+	}
 	return err
 }
 
