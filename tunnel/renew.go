@@ -31,7 +31,8 @@ func (k Key) calls(other Key) bool { return bytes.Compare(k[:], other[:]) < 0 }
 // also greets the peers of its previous run when there is no agent.
 var renewals = []time.Duration{400 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second}
 
-// strangers are the peers of one lane that have not been heard so far.
+// strangers are the peers of one lane that have not been heard so far, by the lane's
+// present key.
 type strangers map[Key]asking
 
 type asking struct {
@@ -39,15 +40,15 @@ type asking struct {
 	times int // replaced
 }
 
-// due are the lane's peers to replace now, and those whose call is awaited. Of two nodes
-// that call each other, the one with the greater key waits half as long again, so that
+// due are the lane's peers to replace now, and those whose call is awaited, of a lane that
+// has had its key since then. Of two nodes that call each other, the one with the greater key waits half as long again, so that
 // their handshakes do not cross every time.
-func (s strangers) due(own Key, peers []wgtypes.Peer, silent map[Key]bool, now time.Time) (due []wgtypes.Peer, awaited map[Key]bool) {
+func (s strangers) due(own Key, peers []wgtypes.Peer, silent map[Key]bool, since, now time.Time) (due []wgtypes.Peer, awaited map[Key]bool) {
 	waiting := map[Key]bool{}
 	awaited = map[Key]bool{}
 	for _, p := range peers {
 		key := Key(p.PublicKey)
-		shaken := p.LastHandshakeTime.After(time.Unix(0, 0))
+		shaken := p.LastHandshakeTime.After(time.Unix(0, 0)) && p.LastHandshakeTime.After(since)
 		if p.Endpoint == nil || shaken && !(silent[key] && unheard(p, now)) {
 			continue
 		}
@@ -108,7 +109,7 @@ func (w *WireGuard) renewLocked(lane int, held []wgtypes.Peer, admitted []Peer, 
 		}
 	}
 	held = slices.DeleteFunc(slices.Clone(held), func(p wgtypes.Peer) bool { return !wanted[Key(p.PublicKey)] })
-	due, awaited := w.asked[lane].due(w.own.Lanes[lane].PublicKey, held, silent, time.Now())
+	due, awaited := w.asked[lane].due(w.own.Lanes[lane].PublicKey, held, silent, w.keys.Lanes[lane].Since, time.Now())
 	for _, p := range due {
 		change = append(change,
 			wgtypes.PeerConfig{PublicKey: p.PublicKey, Remove: true},

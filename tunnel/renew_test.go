@@ -71,7 +71,7 @@ func TestStrangersDoNotMeetAgain(t *testing.T) {
 		s, called := strangers{}, map[time.Duration]bool{}
 		peers := []wgtypes.Peer{{PublicKey: wgtypes.Key(other), Endpoint: &net.UDPAddr{}}}
 		for at := begin; at < begin+time.Minute; at += turn {
-			if due, _ := s.due(own, peers, nil, start.Add(at)); len(due) > 0 {
+			if due, _ := s.due(own, peers, nil, time.Time{}, start.Add(at)); len(due) > 0 {
 				called[at] = true
 			}
 		}
@@ -143,6 +143,19 @@ func TestOneOfTwoNodesCalls(t *testing.T) {
 	})
 }
 
+// A handshake from before this node's own key changed is none.
+func TestOwnNewKeyMakesStrangers(t *testing.T) {
+	own, key, now := Key{1}, Key{2}, time.Now()
+	peers := []wgtypes.Peer{{PublicKey: wgtypes.Key(key), Endpoint: &net.UDPAddr{}, LastHandshakeTime: now}}
+	for since, called := range map[time.Time]bool{now.Add(-time.Second): false, now.Add(time.Second): true} {
+		s := strangers{}
+		s.due(own, peers, nil, since, now)
+		if due, _ := s.due(own, peers, nil, since, now.Add(renewals[0])); (len(due) > 0) != called {
+			t.Errorf("a key since %v after the handshake: called again: %v", since.Sub(now), len(due) > 0)
+		}
+	}
+}
+
 // Two nodes may end up with keys that differ, and both take the handshake for completed. A
 // session that never carried anything is begun anew while nothing comes back; one that did
 // is kept.
@@ -152,6 +165,7 @@ func TestASessionThatNeverWorkedIsBegunAnew(t *testing.T) {
 		w := m.lanes(t.TempDir())
 		p := somebody("a", 'a', "10.2.1.0/24")
 		mustSet(t, w, true, p)
+		pass(time.Hour) // the lane's key is older than what follows
 		for name, c := range map[string]struct {
 			silent           bool
 			received, sent   int64
