@@ -442,7 +442,9 @@ func (w *WireGuard) Rotate(_ context.Context, to uint64) (Own, error) {
 	}
 	keys := *w.keys
 	keys.Epoch, keys.Since = to, time.Now()
-	keys.Lanes[to%LaneCount].PrivateKey = diskKey{fresh}
+	// With its time: who dies before noting when the device got it takes no handshake of
+	// the key before for one with it.
+	keys.Lanes[to%LaneCount] = laneKeys{diskKey{fresh}, keys.Since}
 	if err := keys.store(w.cfg.StateDir); err != nil {
 		return Own{}, fmt.Errorf("rotate to epoch %d: %w", to, err)
 	}
