@@ -313,3 +313,13 @@ func ParseAddr(s string) (netip.Addr, error) {
 
 // AddedServerKey holds the record of an API server that an operator has added.
 func AddedServerKey(name string) string { return AddedServersPrefix + name }
+
+// LastAddr is the last address of a valid prefix.
+func LastAddr(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}

@@ -190,3 +190,14 @@ func TestCopiedFrom(t *testing.T) {
 		}
 	}
 }
+
+func TestLastAddr(t *testing.T) {
+	for prefix, want := range map[string]string{
+		"10.1.2.3/16": "10.1.255.255", "10.1.2.0/31": "10.1.2.1", "10.1.2.3/32": "10.1.2.3", "0.0.0.0/0": "255.255.255.255",
+		"fd00:1::/120": "fd00:1::ff", "fd00::7/128": "fd00::7", "fd00::/13": "fd07:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+	} {
+		if got := LastAddr(netip.MustParsePrefix(prefix)); got != netip.MustParseAddr(want) {
+			t.Errorf("the last of %s is %v, want %s", prefix, got, want)
+		}
+	}
+}

@@ -300,7 +300,7 @@ func freeCIDR(whole []netip.Prefix, others map[string]wire.Registration) (netip.
 	}
 	for _, w := range whole {
 		bits := max(w.Bits(), defaultBits(w))
-		for a := w.Masked().Addr(); w.Contains(a); a = last(netip.PrefixFrom(a, bits)).Next() {
+		for a := w.Masked().Addr(); w.Contains(a); a = wire.LastAddr(netip.PrefixFrom(a, bits)).Next() {
 			if p := netip.PrefixFrom(a, bits); !taken(p) {
 				return p, true
 			}
@@ -314,16 +314,6 @@ func defaultBits(of netip.Prefix) int {
 		return defaultBitsIPv4
 	}
 	return defaultBitsIPv6
-}
-
-// last is the last address of a prefix.
-func last(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
 }
 
 func inside(prefixes []netip.Prefix, ip netip.Addr) bool {

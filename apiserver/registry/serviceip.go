@@ -152,7 +152,7 @@ func (s *serviceIPs) usable(text string, cidr netip.Prefix) (ip netip.Addr, prob
 	switch {
 	case err != nil:
 		problem = fmt.Sprintf("spec.clusterIP %q is not an IP address", text)
-	case !cidr.Contains(ip) || ip == cidr.Masked().Addr() || ip == last(cidr):
+	case !cidr.Contains(ip) || ip == cidr.Masked().Addr() || ip == wire.LastAddr(cidr):
 		problem = fmt.Sprintf("spec.clusterIP %s is outside of the service CIDR %s; choose one inside, or none to have one chosen", ip, cidr)
 	case s.taken[ip] != "":
 		problem = fmt.Sprintf("spec.clusterIP %s belongs to service %s; choose another one, or none to have one chosen", ip, s.taken[ip])
@@ -164,7 +164,7 @@ func (s *serviceIPs) usable(text string, cidr netip.Prefix) (ip netip.Addr, prob
 // that a service that is deleted and created again keeps its address. It never picks the
 // first or the last.
 func freeAddress(cidr netip.Prefix, name string, free func(netip.Addr) bool) (netip.Addr, bool) {
-	first, end := cidr.Masked().Addr().Next(), last(cidr)
+	first, end := cidr.Masked().Addr().Next(), wire.LastAddr(cidr)
 	hosts := cidr.Addr().BitLen() - cidr.Bits()
 	if hosts < 2 {
 		return netip.Addr{}, false
@@ -188,13 +188,4 @@ func plus(ip netip.Addr, n uint64) netip.Addr {
 	sum := new(big.Int).Add(new(big.Int).SetBytes(ip.AsSlice()), new(big.Int).SetUint64(n))
 	out, _ := netip.AddrFromSlice(sum.FillBytes(make([]byte, ip.BitLen()/8)))
 	return out
-}
-
-func last(cidr netip.Prefix) netip.Addr {
-	b := cidr.Masked().Addr().AsSlice()
-	for i := cidr.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	ip, _ := netip.AddrFromSlice(b)
-	return ip
 }
