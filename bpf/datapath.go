@@ -85,7 +85,7 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	if err := configure(spec, c, o); err != nil {
 		return nil, err
 	}
-	maps, moved, err := openMaps(spec, c.PinDir)
+	maps, moved, err := openMaps(spec, c.PinDir, c.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -126,6 +126,11 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	pods, err := d.devices()
 	if err != nil {
 		return nil, err
+	}
+	if r := moved["flows"]; !r.former && r.new != nil && r.smaller() {
+		if err := d.recount(); err != nil {
+			return nil, err
+		}
 	}
 	if err := d.divide(len(pods)); err != nil {
 		return nil, err
@@ -187,37 +192,6 @@ func configure(spec *ebpf.CollectionSpec, c Config, o options) error {
 		}
 	}
 	return nil
-}
-
-// catchUp carries over the flows that the previous generation wrote after the maps
-// had been copied, or all if its map is of the version before.
-func (d *Datapath) catchUp(moved map[string]resized) error {
-	if r, ok := moved["masquerades"]; ok {
-		if err := copyRows(r.old, r.new); err != nil {
-			return fmt.Errorf("carry over masquerades: %w", err)
-		}
-	}
-	r, ok := moved["flows"]
-	if !ok {
-		return nil
-	}
-	old := &table[FlowKey, Flow]{name: "flows", m: r.old}
-	rows, failed := old.All()
-	for k, f := range rows {
-		if now, ok, err := d.rows.Flows.Lookup(k); err == nil && ok && now.Seen >= f.Seen {
-			continue
-		}
-		if err := d.rows.Flows.Update(k, f); err != nil {
-			return fmt.Errorf("carry over flows: %w", err)
-		}
-		if answers, ok := f.Answers(k); ok && r.former { // which had them in another map
-			row := Flow{Seen: f.Seen, Flags: FlowAnswers, Backend: k.Remote, Bport: k.Rport, Ifindex: f.Ifindex, Owner: f.Owner}
-			if err := d.rows.Flows.Update(answers, row); err != nil {
-				return fmt.Errorf("carry over flows: %w", err)
-			}
-		}
-	}
-	return failed()
 }
 
 func preparePinDir(dir string) error {

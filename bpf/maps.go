@@ -1,11 +1,11 @@
 package bpf
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"unsafe"
@@ -22,12 +22,23 @@ const ownFlags = unix.BPF_F_MMAPABLE | unix.BPF_F_NO_PREALLOC
 type resized struct {
 	old, new *ebpf.Map
 	former   bool
+	since    uint64 // when the rows were copied, see Now
+}
+
+// smaller says whether rows may be left behind.
+func (r resized) smaller() bool {
+	rows := r.old.MaxEntries()
+	if r.former { // flows, whose answers had another map
+		rows *= rowsPerFlow
+	}
+	return r.new.MaxEntries() < rows
 }
 
 // openMaps opens the pinned maps of spec, creates those that are absent, and copies
 // those whose size changed or that were created with other flags. moved are
-// the copied ones, whose pins still name the old maps. The caller closes all.
-func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map, moved map[string]resized, err error) {
+// the copied ones, whose pins still name the old maps. The caller closes all. A map of the
+// agent's whose rows do not fit keeps its size, also in spec: see carry.
+func openMaps(spec *ebpf.CollectionSpec, dir string, log *slog.Logger) (maps map[string]*ebpf.Map, moved map[string]resized, err error) {
 	maps, moved = map[string]*ebpf.Map{}, map[string]resized{}
 	defer func() {
 		if err != nil {
@@ -63,7 +74,7 @@ func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map,
 				return maps, moved, fmt.Errorf("open map %s of the version before: %w", name, err)
 			}
 			if former != nil && former.KeySize() == m.KeySize() && former.ValueSize() == m.ValueSize() {
-				moved[name] = resized{former, m, true}
+				moved[name] = resized{old: former, new: m, former: true}
 			} else if former != nil {
 				former.Close()
 			}
@@ -79,9 +90,17 @@ func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map,
 			maps[name] = m
 			continue
 		}
+		r := resized{old: m, since: Now()}
 		n, err := ebpf.NewMap(ms)
-		if err == nil && !d.volatile() {
-			err = copyRows(m, n)
+		if r.new = n; err == nil && !d.volatile() {
+			err = carry(name, r, maps, moved, log)
+		}
+		if n != nil && isFull(err) {
+			log.Warn("a map keeps its size, because its rows do not fit: raise its limit, or start again once it has fewer", "map", name, "size", m.MaxEntries(), "limit", ms.MaxEntries)
+			n.Close()
+			ms.MaxEntries, ms.Flags = m.MaxEntries(), ms.Flags&^ownFlags|m.Flags()&ownFlags
+			maps[name] = m
+			continue
 		}
 		if err != nil {
 			m.Close()
@@ -90,7 +109,7 @@ func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map,
 			}
 			return maps, moved, fmt.Errorf("copy map %s of %d rows to one of %d: %w", name, m.MaxEntries(), ms.MaxEntries, err)
 		}
-		maps[name], moved[name] = n, resized{old: m, new: n}
+		maps[name], moved[name] = n, r
 	}
 	return maps, moved, nil
 }
@@ -125,33 +144,6 @@ func repin(dir string, d description, r resized) error {
 	return nil
 }
 
-// copyRows copies a map's rows as bytes; they may change meanwhile.
-func copyRows(from, to *ebpf.Map) error {
-	key, value := make([]byte, from.KeySize()), make([]byte, from.ValueSize())
-	rows := from.Iterate()
-	for rows.Next(&key, &value) {
-		if from.Type() == ebpf.Array && (isZero(value) || binary.NativeEndian.Uint32(key) >= to.MaxEntries()) {
-			continue
-		}
-		if err := to.Put(key, value); err != nil {
-			return fmt.Errorf("its rows do not fit: %w", err)
-		}
-	}
-	if err := rows.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-		return err
-	}
-	return nil
-}
-
-func isZero(b []byte) bool {
-	for _, x := range b {
-		if x != 0 {
-			return false
-		}
-	}
-	return true
-}
-
 // table is a Table in the kernel.
 type table[K, V comparable] struct {
 	name string
@@ -167,7 +159,7 @@ func (t *table[K, V]) wrote(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, unix.E2BIG), errors.Is(err, unix.ENOSPC):
+	case isFull(err):
 		err = &FullError{Table: t.name, Limit: t.MaxEntries()}
 	case errors.Is(err, unix.ENOMEM):
 		err = fmt.Errorf("the kernel has no memory for another row: %w", err)
