@@ -245,6 +245,9 @@ func nodeProblem(cluster, node string, p api.NodeProblem) api.Concern {
 	switch {
 	case p.Table == wire.ProblemShares:
 		return shareConcern(node, p)
+	case p.Table == wire.ProblemMasquerades:
+		c.Reason, c.Message = "NoPortLeft", fmt.Sprintf("node %s: %s", node, p.Error)
+		c.Next = "see to which addresses with `weft observe --reason no-port`; let pods keep connections open, or spread over more addresses or nodes"
 	case p.Table == wire.ProblemTunnels:
 		c.Reason, c.Message = "TunnelDown", fmt.Sprintf("tunnel on %s is down: %s", node, cause)
 		c.Next = cmp.Or(advice, mend)

@@ -153,7 +153,7 @@ func TestEveryConcernHasObjectAgeAndNextStep(t *testing.T) {
 		row(api.NodeNeverConnected), row(api.NodeStarting), row(api.NodeSilent), {Name: "e1", State: api.NodeSilent, Since: long}, behind,
 		problem(wire.ProblemTunnels, "east/e1", "no WireGuard", 1), problem(wire.ProblemPeers, "east/e1", "no", 1), problem(wire.ProblemProbes, "", "no", 1), problem(wire.ProblemPaths, "", "no", 1),
 		problem(wire.ProblemCertificates, "", "they end; issue new ones", 1), problem(wire.ProblemFiles, "/a", "/a: disk full", 1), problem(wire.ProblemDamages, "/a", "/a is damaged; look at it", 1),
-		problem(wire.ProblemPrograms, "pod device weft-a", "no", 1), problem(wire.ProblemPods, "a/b", "no", 1), problem(wire.ProblemPods, "a/b", "no", 2), problem(wire.ProblemShares, "a/b", "holds all", 1), problem(wire.ProblemShares, "", "holds all", 1),
+		problem(wire.ProblemPrograms, "pod device weft-a", "no", 1), problem(wire.ProblemPods, "a/b", "no", 1), problem(wire.ProblemPods, "a/b", "no", 2), problem(wire.ProblemMasquerades, "", "none", 1), problem(wire.ProblemShares, "a/b", "holds all", 1), problem(wire.ProblemShares, "", "holds all", 1),
 		problem("nodes", "east/e2", wire.NotRegistered, 1), problem("ips", "10.1.1.1", "no", 1), problem("ips", "10.1.1.1", "no", 3), problem("ips", "", "no", 1),
 	} {
 		all = append(all, nodeConcerns([]api.NodeStatus{n}, reach{})...)

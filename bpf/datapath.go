@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -30,6 +31,8 @@ type Datapath struct {
 	sockets map[string]*ebpf.Program // by socketHooks
 	rows    *Maps
 	hooks   hooks
+
+	masqueraded atomic.Uint32 // rows that the last sweep left
 
 	// mending is held for writing while one device is mended, for reading while one
 	// is detached: what was just detached is not attached again.

@@ -181,8 +181,13 @@ func (d *Datapath) forgetMasqueradesLocked(now uint64) (gone int, err error) {
 	if _, err := d.sweepMasquerades.Run(&ebpf.RunOptions{Context: asked, ContextOut: &asked}); err != nil {
 		return 0, fmt.Errorf("run program sweep_masquerades: %w", err)
 	}
+	d.masqueraded.Store(asked.Rows - asked.Gone)
 	return int(asked.Gone), nil
 }
+
+// Masqueraded is how many connections of pods with the world came from the node's address
+// when they were last looked through, at most half a minute ago.
+func (d *Datapath) Masqueraded() int { return int(d.masqueraded.Load() / 2) }
 
 // forgetOrphans deletes rows for answers without a flow, and returns how many. They come
 // from two CPUs that chose different backends for the first packets of one flow. A

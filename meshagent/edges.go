@@ -36,6 +36,9 @@ type Datapath interface {
 	Lost() (uint64, error)
 	// JudgedAgain counts packets whose flow was judged again.
 	JudgedAgain() (uint64, error)
+	// Masqueraded counts connections of pods with the world that come from the node's
+	// address.
+	Masqueraded() int
 	// Holdings are the rows of the flow table that pods and the node hold.
 	Holdings() ([]bpf.Holding, error)
 	// Sweep deletes flows that have been silent for their lifetime.

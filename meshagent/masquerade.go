@@ -41,12 +41,13 @@ type masquerade struct {
 	maps    *bpf.Maps
 	outside func() (Outside, error) // nil: pods keep their addresses
 	trouble *trouble
+	ports   ports
 }
 
 // Run works until ctx ends. It leaves the rows alone at the end.
 func (m *masquerade) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		m.trouble.tell(m.turn())
+		m.trouble.tell(errors.Join(m.turn(), m.ports.look()))
 		select {
 		case <-ctx.Done():
 		case <-time.After(outsideTurn):

@@ -74,6 +74,7 @@ const (
 	ProblemParts        = "agent"        // rows are parts of the agent that do not work
 	ProblemValues       = "values"       // rows are keys of the store whose values cannot be read
 	ProblemPrograms     = "programs"     // rows are devices and maps whose programs or pins cannot be restored
+	ProblemMasquerades  = "masquerades"  // without a row: pods' connections to the world find no port of the node
 	ProblemShares       = "shares"       // share of a map used up by a pod; row "" is the node itself
 )
 

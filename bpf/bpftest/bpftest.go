@@ -294,6 +294,8 @@ func (d *Datapath) Lost() (uint64, error) { return 0, nil }
 
 func (d *Datapath) JudgedAgain() (uint64, error) { return 0, nil }
 
+func (d *Datapath) Masqueraded() int { return 0 }
+
 // SetHoldings sets what Holdings returns from now on.
 func (d *Datapath) SetHoldings(h ...bpf.Holding) {
 	d.mu.Lock()
