@@ -12,6 +12,10 @@ RACE := $(if $(shell command -v cc),$(if $(CI)$(WEFT_RACE),-race -cpu=1))
 # It would have every process that a test starts wait a second at its end.
 export GORACE := atexit_sleep_ms=0
 
+# run builds a command of the tree and becomes it, so that a signal reaches it: `go run` would
+# end and leave it behind.
+run = go build -o .bin/ ./$(1) && exec .bin/$(notdir $(1))
+
 .PHONY: all
 all: lint check-generated test
 
@@ -36,18 +40,18 @@ test-kernels: ## what needs a kernel, on Debian's Linux 6.1, 6.12 and 6.18 in vi
 
 .PHONY: bench
 bench: build ## print measurements as JSON lines
-	go run ./internal/bench
+	$(call run,internal/bench)
 
 # ROUNDS=1 is a quick look.
 .PHONY: bench-datapath
 bench-datapath: ## measure packets at each hook beside yardsticks, and compare them with their targets
-	go run ./internal/bench datapath $(if $(ROUNDS),-rounds $(ROUNDS))
+	$(call run,internal/bench) datapath $(if $(ROUNDS),-rounds $(ROUNDS))
 
 # All sizes take half an hour; their figures and curves are kept in docs. CLUSTERS=10 is
 # a quick look at one.
 .PHONY: bench-mesh
 bench-mesh: build ## measure one agent and API server in a mesh of up to 511 clusters, and draw the curves
-	go run ./internal/benchmesh $(if $(CLUSTERS),-effort quick -clusters $(CLUSTERS),-docs docs)
+	$(call run,internal/benchmesh) $(if $(CLUSTERS),-effort quick -clusters $(CLUSTERS),-docs docs)
 
 # Simulated meshes for FOR, then real ones in the lab: fifty pods at once, ten times, and
 # rounds of a minute or two for FOR as well, or as many as ROUNDS; SEED repeats the first of
@@ -56,7 +60,7 @@ bench-mesh: build ## measure one agent and API server in a mesh of up to 511 clu
 chaos: FOR ?= 10m
 chaos: build ## let everything fail in simulated and in real meshes for FOR (10m) each, and check what must hold
 	cd internal/chaos && go test -count=1 -timeout 0 -run TestSeeds -first $$(date +%s) -seeds 1 -for $(FOR)
-	go run ./internal/chaos/labchaos $(if $(ROUNDS),-rounds $(ROUNDS),-for $(FOR)) $(if $(SEED),-seed $(SEED) -pods=false)
+	$(call run,internal/chaos/labchaos) $(if $(ROUNDS),-rounds $(ROUNDS),-for $(FOR)) $(if $(SEED),-seed $(SEED) -pods=false)
 
 .PHONY: generate
 generate: ## compile the BPF programs again, which needs clang-19, and make Go of .proto files

@@ -9,7 +9,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -70,14 +69,14 @@ func measureDatapath(ctx context.Context, args []string, out io.Writer) error {
 		}
 		defer os.RemoveAll(dir)
 		*binary = filepath.Join(dir, "bpf.test")
-		if output, err := exec.CommandContext(ctx, "go", "test", "-c", "-o", *binary, tested).CombinedOutput(); err != nil {
+		if output, err := command(ctx, "go", "test", "-c", "-o", *binary, tested).CombinedOutput(); err != nil {
 			return fmt.Errorf("build the test program of %s: %w\n%s", tested, err, output)
 		}
 	}
 	var all [][]figure
 	for round := range *rounds {
 		fmt.Fprintf(os.Stderr, "bench: datapath, round %d of %d\n", round+1, *rounds)
-		output, err := exec.CommandContext(ctx, *binary, "-test.run", "^$", "-test.bench", "^BenchmarkDatapath$", "-test.benchtime", fmt.Sprintf("%dx", *packets)).CombinedOutput()
+		output, err := command(ctx, *binary, "-test.run", "^$", "-test.bench", "^BenchmarkDatapath$", "-test.benchtime", fmt.Sprintf("%dx", *packets)).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("measure: %w\n%s", err, output)
 		}

@@ -62,18 +62,33 @@ var steps = []step{
 	{"failover", []string{"./weft", "lab", "run", "-o", "json", "internal/bench/failover.txtar"}, scenarios("failover")},
 }
 
-// run takes every step even if one fails, and returns all failures.
+// patience is how long a command may take to end: one with a lab takes that down.
+const patience = 20 * time.Second
+
+// command returns a command that is asked to end, with all that it started, when ctx ends:
+// the go command would not ask the tests that it runs.
+func command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = patience
+	return cmd
+}
+
+// run takes every step even if one fails, and returns all failures. When ctx ends it goes no
+// further.
 func run(ctx context.Context, out io.Writer) error {
 	lines := json.NewEncoder(out)
 	var failed error
 	for _, s := range steps {
 		begin := time.Now()
 		fmt.Fprintf(os.Stderr, "bench: %s\n", s.name)
-		cmd := exec.CommandContext(ctx, s.command[0], s.command[1:]...)
+		cmd := command(ctx, s.command...)
 		cmd.Stderr = os.Stderr
-		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-		cmd.WaitDelay = 20 * time.Second
 		output, err := cmd.Output()
+		if ctx.Err() != nil {
+			return errors.Join(failed, fmt.Errorf("%s: %w", s.name, context.Cause(ctx)))
+		}
 		figures, readErr := s.figures(output)
 		if err == nil {
 			err = readErr
