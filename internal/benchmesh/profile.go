@@ -15,10 +15,10 @@ import (
 const profileSlice = 5
 
 // takeProfiles profiles agent and API server until the function it returns is called,
-// which waits for the last profiles and takes those of the heaps. Files are named after
+// which waits for the last profiles and takes those of the heaps, unless the run ends. Files are named after
 // prefix, process and number.
-func (b *bench) takeProfiles(ctx context.Context, prefix string) func() {
-	ctx, cancel := context.WithCancel(ctx)
+func (b *bench) takeProfiles(run context.Context, prefix string) func() {
+	ctx, cancel := context.WithCancel(run)
 	agent := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", b.node.Path("/run/weft/agent.sock"))
 	}}}
@@ -30,7 +30,7 @@ func (b *bench) takeProfiles(ctx context.Context, prefix string) func() {
 	for name, source := range sources {
 		taking.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
-				text, err := get(context.WithoutCancel(ctx), source.client, fmt.Sprintf("%s/debug/pprof/profile?seconds=%d", source.base, profileSlice))
+				text, err := get(run, source.client, fmt.Sprintf("%s/debug/pprof/profile?seconds=%d", source.base, profileSlice))
 				if err != nil { // it is starting, or has gone
 					_ = sleep(ctx, 100*time.Millisecond)
 					continue
@@ -42,8 +42,11 @@ func (b *bench) takeProfiles(ctx context.Context, prefix string) func() {
 	return func() {
 		cancel()
 		taking.Wait()
+		if run.Err() != nil {
+			return
+		}
 		for name, source := range sources {
-			text, err := get(context.WithoutCancel(ctx), source.client, source.base+"/debug/pprof/heap")
+			text, err := get(run, source.client, source.base+"/debug/pprof/heap")
 			if err != nil {
 				progress("heap profile of %s: %v", name, err)
 				continue

@@ -31,36 +31,46 @@ func Serve(ctx context.Context, l net.Listener, conf *tls.Config, s *Store, sent
 	etcdserverpb.RegisterWatchServer(server, e)
 	stop := context.AfterFunc(ctx, server.Stop)
 	defer stop()
-	err := server.Serve(counted{l, sent})
+	err := server.Serve(counted{l, ctx, sent})
 	if ctx.Err() != nil {
 		return nil
 	}
 	return fmt.Errorf("serve %s: %w", l.Addr(), err)
 }
 
-// counted counts what its connections send.
+// counted counts what its connections send, and closes them when ctx ends: a server that is
+// stopped would wait for handshakes, each for two minutes.
 type counted struct {
 	net.Listener
+	ctx  context.Context
 	sent *atomic.Int64
 }
 
 func (l counted) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
-	if err == nil && l.sent != nil {
-		c = countedConn{c, l.sent}
+	if err != nil {
+		return nil, err
 	}
-	return c, err
+	return &countedConn{c, l.sent, context.AfterFunc(l.ctx, func() { c.Close() })}, nil
 }
 
 type countedConn struct {
 	net.Conn
-	sent *atomic.Int64
+	sent   *atomic.Int64
+	closed func() bool
 }
 
-func (c countedConn) Write(b []byte) (int, error) {
+func (c *countedConn) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
-	c.sent.Add(int64(n))
+	if c.sent != nil {
+		c.sent.Add(int64(n))
+	}
 	return n, err
+}
+
+func (c *countedConn) Close() error {
+	c.closed()
+	return c.Conn.Close()
 }
 
 // etcd is a Store in etcd's language.

@@ -236,3 +236,49 @@ func TestHistoryHasABeginning(t *testing.T) {
 		t.Error("a revision of the future is answered")
 	}
 }
+
+// A server ends at once, whatever its connections are at: here a client has not begun its
+// handshake.
+func TestServeEndsAtOnce(t *testing.T) {
+	ca, err := authority.Open(t.TempDir(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := ca.Issue(authority.Request{User: authority.Root, Client: true, Server: true, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := pair.TLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: ca.Pool(), ClientCAs: ca.Pool(), ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- Serve(ctx, l, conf, NewStore(), nil) }()
+	silent, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	later, err := tls.Dial("tcp", l.Addr().String(), conf) // so the silent one was accepted
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer later.Close()
+	stop()
+	select {
+	case err := <-served:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("it waits for the handshake of a client that is silent")
+		silent.Close()
+		<-served
+	}
+}
