@@ -40,7 +40,7 @@ const (
 // Limits are rows per map. A row takes its memory when it is used, except for Flows, which
 // packets write: there it is reserved up front, two rows of 168 bytes for each, and a new
 // connection costs half as much. Also reserved are 16 bytes for each possible row, 8 in
-// Nodes. That makes 251 MB with the defaults, of which half the Flows would save 105 MB.
+// Nodes. That makes 267 MB with the defaults, of which half the Flows would save 113 MB.
 type Limits struct {
 	// Flows bounds the connections of all pods of the node. Each has a second row if
 	// it goes through a service, so the map is twice as large. A new flow is refused

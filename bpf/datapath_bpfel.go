@@ -26,6 +26,7 @@ const (
 	datapathMapCounters           = "counters"
 	datapathMapDoomed             = "doomed"
 	datapathMapEndpoints          = "endpoints"
+	datapathMapEntering           = "entering"
 	datapathMapErrorsSent         = "errors_sent"
 	datapathMapEvents             = "events"
 	datapathMapFlows              = "flows"
@@ -157,6 +158,7 @@ type datapathMapSpecs struct {
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Doomed       *ebpf.MapSpec `ebpf:"doomed"`
 	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
+	Entering     *ebpf.MapSpec `ebpf:"entering"`
 	ErrorsSent   *ebpf.MapSpec `ebpf:"errors_sent"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
@@ -232,6 +234,7 @@ type datapathMaps struct {
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Doomed       *ebpf.Map `ebpf:"doomed"`
 	Endpoints    *ebpf.Map `ebpf:"endpoints"`
+	Entering     *ebpf.Map `ebpf:"entering"`
 	ErrorsSent   *ebpf.Map `ebpf:"errors_sent"`
 	Events       *ebpf.Map `ebpf:"events"`
 	Flows        *ebpf.Map `ebpf:"flows"`
@@ -274,6 +277,7 @@ func (m *datapathMaps) Close() error {
 		m.Counters,
 		m.Doomed,
 		m.Endpoints,
+		m.Entering,
 		m.ErrorsSent,
 		m.Events,
 		m.Flows,

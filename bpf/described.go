@@ -45,12 +45,12 @@ var described = []description{
 		derived(func(c Config) uint32 { return rowsPerFlow * c.Limits.Flows }).
 		inheriting(), // see catchUp
 	of("masquerades", 1, func(m *Maps) *Table[FlowKey, Masquerade] { return &m.Masquerades }).
-		derived(func(c Config) uint32 { return 2 * c.Limits.Flows }), // a pod's share of flows is its share of these
+		derived(func(c Config) uint32 { return 4 * c.Limits.Flows }), // two, or four through a node port, so a share of flows is a share of these
 	of("masquerading", 1, func(m *Maps) *Table[uint32, Masquerading] { return &m.Masquerading }),
 	of("native", 1, func(m *Maps) *Table[PrefixKey, uint32] { return &m.Native }).
 		sized(func(l *Limits) *uint32 { return &l.Native }, 1<<10, "rows of the table of CIDRs that pods reach with their own addresses"),
 	of("shares", 1, func(m *Maps) *Table[uint32, Share] { return &m.Shares }).
-		derived(func(c Config) uint32 { return 2*c.Limits.Endpoints + 2 }), // pods that are gone keep theirs until their flows are gone too
+		derived(func(c Config) uint32 { return 2*c.Limits.Endpoints + 3 }), // pods that are gone keep theirs until their flows are gone too
 	of("budgets", 1, func(m *Maps) *Table[uint32, Budget] { return &m.Budgets }),
 	of("endpoints", 1, func(m *Maps) *Table[Addr, Endpoint] { return &m.Endpoints }).
 		sized(func(l *Limits) *uint32 { return &l.Endpoints }, 1<<12, "rows of the table of this node's pods"),

@@ -1,11 +1,10 @@
 //go:build ignore
 
 /* from_device, to_device: the guard towards the outside. Members' packets never pass
- * here unencrypted; the world reaches pods only as their policy allows, and sees the
- * node's address instead of theirs.
+ * here unencrypted; the world reaches pods and services only as the pods' policy allows, and
+ * sees the node's address instead of theirs.
  */
-#include "lib/deliver.h"
-#include "lib/masquerade.h"
+#include "lib/nodeport.h"
 
 /* CIDRs decide, not single addresses: the guard must not depend on which addresses
  * are known. */
@@ -32,6 +31,25 @@ inline_always int outside(__u8 flags)
 	return flags & IP_FORMER ? REASON_FORMER_MEMBER : REASON_PLAINTEXT;
 }
 
+/* Deals with a packet for no pod, which w has: is it for a node port? Returns an action,
+ * TO_NODE, TO_POD or BEGINS. */
+inline_always int knock(struct __sk_buff *skb, struct work *w, const struct settings *s)
+{
+	struct packet *p = &w->p;
+	struct service *svc;
+	int act;
+
+	if (!s || !s->revision)
+		return TO_NODE;
+	if (unlikely(p->error && is_ingress(s, p->ipv6, &p->src)))
+		return send_error_inside(skb, s);
+	svc = exposed(p);
+	if (!svc)
+		return TO_NODE;
+	act = enter(skb, s, svc);
+	return act == OPENS ? begin_inside(skb, s, svc) : act;
+}
+
 SEC("tc")
 int from_device(struct __sk_buff *skb)
 {
@@ -41,7 +59,7 @@ int from_device(struct __sk_buff *skb)
 	struct origin o = {.via = VIA_STACK};
 	struct endpoint *ep;
 	__u8 src, dst;
-	int why;
+	int why, act = TO_NODE;
 
 	if (!w)
 		return leave(skb, REASON_FAILED, INGRESS, ACT_SHOT);
@@ -58,6 +76,13 @@ int from_device(struct __sk_buff *skb)
 			return drop(skb, p, why, INGRESS);
 	}
 	ep = receiver(w, s);
+	if (!ep && !why) {
+		act = knock(skb, w, s);
+		if (act == TO_POD || act == BEGINS)
+			ep = receiver(w, s);
+		else if (act != TO_NODE)
+			return act;
+	}
 	if (!ep) {
 		dst = cidr_flags(&p->dst);
 		if (dst & IP_MEMBER)
@@ -68,7 +93,10 @@ int from_device(struct __sk_buff *skb)
 		return leave_unread(skb, p, why, INGRESS);
 	if (!s || !s->revision)
 		return drop(skb, p, REASON_NOT_READY, INGRESS);
-	return deliver(skb, w, s, ep, &o);
+	why = deliver(skb, w, s, ep, &o);
+	if (unlikely(act == BEGINS && why == ACT_SHOT))
+		withdraw(); /* no flow, no rows */
+	return why;
 }
 
 SEC("tc")
@@ -96,8 +124,17 @@ int to_device(struct __sk_buff *skb)
 			take_identifier(p);
 		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
 	}
-	if (!(src & IP_LOCAL))
+	if (!(src & IP_LOCAL)) {
+		/* Unless they answer a client of a node port. */
+		if (!why && !of_node(&p->dst)) {
+			why = leaves(skb, p);
+			if (why)
+				return drop(skb, p, why, EGRESS);
+			if (!(cidr_flags(&p->src) & IP_MEMBER))
+				return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
+		}
 		return drop(skb, p, outside(src), EGRESS);
+	}
 	/* Not to nodes or services either; from_pod drops that first. */
 	if (dst & IP_SERVICE)
 		return drop(skb, p, REASON_NO_BACKEND, EGRESS);

@@ -5,6 +5,7 @@
  */
 #include "lib/deliver.h"
 #include "lib/host.h"
+#include "lib/nodeport.h"
 
 SEC("tc")
 int from_tunnel(struct __sk_buff *skb)
@@ -30,6 +31,8 @@ int from_tunnel(struct __sk_buff *skb)
 		why = asked_for(skb, p);
 		return why ? drop(skb, p, why, INGRESS) : leave(skb, REASON_TO_STACK, INGRESS, ACT_OK);
 	}
-	/* Nothing is forwarded from a tunnel into another one or to the world. */
+	if (is_ingress(s, p->ipv6, &p->dst))
+		return to_client(skb, s);
+	/* Nothing else is forwarded from a tunnel into another one or to the world. */
 	return drop(skb, p, REASON_NO_ENDPOINT, INGRESS);
 }

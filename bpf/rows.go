@@ -118,7 +118,28 @@ type Masquerade struct {
 	Addr   Addr
 	Port   Port
 	Answer uint8 // 1: of what the world answers
-	Pad    uint8
+	Kind   MasqueradeKind
+}
+
+// MasqueradeKind says whose connection it is.
+type MasqueradeKind uint8
+
+const (
+	MasqueradePod     MasqueradeKind = iota // a pod's with the world
+	MasqueradeExposed                       // the world's with a node port: the key has its backend in place of a pod
+	MasqueradeClient                        // likewise, and the backend is elsewhere: it sees the node's ingress address instead of the client
+)
+
+func (k MasqueradeKind) String() string {
+	switch k {
+	case MasqueradePod:
+		return "pod"
+	case MasqueradeExposed:
+		return "node-port"
+	case MasqueradeClient:
+		return "client"
+	}
+	return "unknown"
 }
 
 // Masquerading is what pods' packets get on the way out of the mesh.
@@ -198,7 +219,8 @@ type IPInfo struct {
 	Node     uint16  // index in nodes; 0: none or not known
 	Cluster  uint16  // 0: not in a member cluster
 	Flags    IPFlags // on rows of ips as well as of prefixes
-	Pad      [3]uint8
+	Bits     uint8   // of prefixes: the length of a node's pod CIDR, of 128; its first address is the node's ingress address
+	Pad      [2]uint8
 }
 
 // Path is the state of the path through the tunnel to a node or a cluster.

@@ -12,8 +12,11 @@ import (
 
 // Owners of shares that are not pods. The others are device numbers.
 const (
-	SharesNode   = 0          // flows that the node opens, such as probes of its pods
-	SharesCommon = 0xffffffff // what all owners hold beyond their shares
+	SharesNode = 0 // flows that the node opens, such as probes of its pods
+	// SharesOutside are flows that clients outside of the mesh open to pods of other nodes,
+	// through node ports. They have as large a share as a pod.
+	SharesOutside = 0xfffffffe
+	SharesCommon  = 0xffffffff // what all owners hold beyond their shares
 )
 
 const (

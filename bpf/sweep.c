@@ -84,7 +84,7 @@ static long sweep_masquerade(void *map, const struct flow_key *key, const struct
 		pod.local = a;
 		pod.lport = port;
 	}
-	if (alive(&pod, s->now))
+	if (in_use(&pod, row->kind, s->now))
 		return 0;
 	if (!row->answer) {
 		/* The pod's row first: see masquerade.h. */

@@ -1,7 +1,7 @@
 //go:build ignore
 
-/* to_tunnel: what goes into a lane. The source must be an address of this node or of
- * one of its pods, because the far side trusts it.
+/* to_tunnel: what goes into a lane. The source must be an address of this node (its ingress
+ * address stands for clients of node ports) or of one of its pods, because the far side trusts it.
  *
  * The kernel's routes know only lane 0. What the node itself sends, above all its
  * answers to probes, is moved here to the lane that its pods use: the other must be
@@ -51,7 +51,7 @@ int to_tunnel(struct __sk_buff *skb)
 			return drop(skb, p, why, EGRESS);
 		if (ifindex && ifindex != skb->ifindex)
 			return leave(skb, REASON_CHANGED_TUNNEL, EGRESS, bpf_redirect(ifindex, 0));
-	} else if (!bpf_map_lookup_elem(&endpoints, &p->src)) {
+	} else if (!bpf_map_lookup_elem(&endpoints, &p->src) && !is_ingress(s, p->ipv6, &p->src)) {
 		return drop(skb, p, REASON_SPOOFED_SOURCE, EGRESS);
 	}
 	return leave(skb, REASON_ENTERED_TUNNEL, EGRESS, ACT_OK);

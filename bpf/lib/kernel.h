@@ -267,6 +267,20 @@ struct sock_tuple6 {
 
 #define THIS_NETNS (~0ULL)
 
+/* What the kernel says of a socket, up to the last field used. */
+struct bpf_sock {
+	__u32 bound_dev_if;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 mark;
+	__u32 priority;
+	__be32 src_ip4;
+	__be32 src_ip6[4];
+	__u32 src_port; /* in host order */
+	__be16 dst_port; /* 0: not connected */
+};
+
 enum csum_flags {
 	CSUM_PSEUDO = 1 << 4,
 	CSUM_ZERO_IS_NONE = 1 << 5,

@@ -39,7 +39,7 @@ struct search {
 	__u8 ipv6;
 	__u8 found;
 	__u8 full;
-	__u8 pad;
+	__u8 kind; /* of the rows, enum masquerade_kind */
 };
 
 ARRAY(search, MAP_PERCPU_ARRAY, struct search, 1);
@@ -74,38 +74,63 @@ inline_always int is_native(const struct addr *a)
 	return bpf_map_lookup_elem(&native, &key) != 0;
 }
 
-/* Is the pod's flow with this key still alive? The key is as the packet has it on the
- * way out: through a service, remote is the backend. The key changes. */
-part int alive(struct flow_key *key, __u64 now)
+/* Is the connection of a pair of rows still alive, under the key of what a pod sends? That is
+ * as the packet has it on the way out: through a service, remote is the backend. The key
+ * changes. */
+part int in_use(struct flow_key *key, __u8 kind, __u64 now)
 {
-	struct flow *f = bpf_map_lookup_elem(&flows, key);
+	struct flow *f = kind == OF_CLIENT ? 0 : bpf_map_lookup_elem(&flows, key);
+	struct masquerade *row;
+	struct addr local;
+	__be16 lport;
 
 	if (f && f->flags & FLOW_ANSWERS)
-		f = find_service_flow(key, f);
-	return f && (now <= f->seen || now - f->seen <= lifetime(f, key->proto));
+		f = kind == OF_POD ? find_service_flow(key, f) : 0;
+	if (!f && kind != OF_POD) {
+		if (kind == EXPOSED) { /* a backend elsewhere: what the client sends tells */
+			local = key->local;
+			lport = key->lport;
+			key->local = key->remote;
+			key->lport = key->rport;
+			key->remote = local;
+			key->rport = lport;
+		}
+		row = bpf_map_lookup_elem(&masquerades, key);
+		if (!row || row->answer || row->kind != OF_CLIENT)
+			return 0;
+		key->local = row->addr;
+		key->lport = row->port;
+		f = bpf_map_lookup_elem(&flows, key);
+	}
+	return f && !(f->flags & FLOW_ANSWERS) && (now <= f->seen || now - f->seen <= lifetime(f, key->proto));
+}
+
+/* Fills in what a socket is looked for by. Returns its size. */
+inline_always __u32 tuple_of(struct sock_tuple6 *tuple, const struct flow_key *k, int ipv6)
+{
+	struct sock_tuple4 *v4 = (void *)tuple;
+
+	if (!ipv6) {
+		*v4 = (struct sock_tuple4){k->remote.w[3], k->local.w[3], k->rport, k->lport};
+		return sizeof(*v4);
+	}
+	__builtin_memcpy(tuple->saddr, &k->remote, sizeof(tuple->saddr));
+	__builtin_memcpy(tuple->daddr, &k->local, sizeof(tuple->daddr));
+	tuple->sport = k->rport;
+	tuple->dport = k->lport;
+	return sizeof(*tuple);
 }
 
 /* Would a socket of the node get what the world answers? */
 inline_always int has_socket(struct __sk_buff *skb, const struct search *t)
 {
 	const struct flow_key *k = &t->answer;
-	__u32 size = t->ipv6 ? sizeof(struct sock_tuple6) : sizeof(struct sock_tuple4);
 	struct sock_tuple6 tuple = {};
+	__u32 size = tuple_of(&tuple, k, t->ipv6);
 	void *sock;
 
-	if (t->ipv6) {
-		__builtin_memcpy(tuple.saddr, &k->remote, sizeof(tuple.saddr));
-		__builtin_memcpy(tuple.daddr, &k->local, sizeof(tuple.daddr));
-		tuple.sport = k->rport;
-		tuple.dport = k->lport;
-	} else {
-		struct sock_tuple4 *v4 = (void *)&tuple;
-
-		v4->saddr = k->remote.w[3];
-		v4->daddr = k->local.w[3];
-		v4->sport = k->rport;
-		v4->dport = k->lport;
-	}
+	if (t->kind != OF_POD) /* at the ingress address the node has none */
+		return 0;
 	if (k->proto == PROTO_TCP)
 		sock = bpf_skc_lookup_tcp(skb, &tuple, size, THIS_NETNS, 0);
 	else if (k->proto == PROTO_UDP)
@@ -120,16 +145,16 @@ inline_always int has_socket(struct __sk_buff *skb, const struct search *t)
 
 /* Takes the port of answer, a row of answers, from a flow that is over. The row of its pod
  * is the lock. Returns 0 if the flow is alive, or if somebody else is at it. */
-part int reclaim(struct search *t, const struct masquerade *answer)
+inline_always int reclaim(struct search *t, const struct masquerade *answer)
 {
 	struct masquerade *row;
 
 	t->other = t->answer;
 	t->other.local = answer->addr;
 	t->other.lport = answer->port;
-	if (alive(&t->other, t->now))
+	if (in_use(&t->other, answer->kind, t->now))
 		return 0;
-	t->other = t->answer; /* alive changed it */
+	t->other = t->answer; /* in_use changed it */
 	t->other.local = answer->addr;
 	t->other.lport = answer->port;
 	row = bpf_map_lookup_elem(&masquerades, &t->other);
@@ -153,6 +178,8 @@ static long try_port(__u32 i, struct searching *s)
 		port = ntohs(t->pod.lport);
 	else if (i >= TRIES)
 		port = t->own_first + i - TRIES;
+	else if (t->kind == OF_CLIENT && !i) /* its own, so that it can be recognized */
+		port = ntohs(t->pod.lport);
 	else if (t->common)
 		port += bpf_get_prandom_u32() % t->common;
 	t->answer.lport = htons(port);
@@ -161,13 +188,42 @@ static long try_port(__u32 i, struct searching *s)
 		return 0;
 	if (has_socket(s->skb, t))
 		return 0;
-	t->row = (struct masquerade){.addr = t->pod.local, .port = t->pod.lport, .answer = 1};
+	t->row = (struct masquerade){.addr = t->pod.local, .port = t->pod.lport, .answer = 1, .kind = t->kind};
 	err = bpf_map_update_elem(&masquerades, &t->answer, &t->row, ROW_NEW);
 	if (err == -EXISTS)
 		return 0;
 	t->found = !err;
 	t->full = !!err;
 	return 1;
+}
+
+inline_always void begin_search(struct search *t, const struct flow_key *pod, const struct addr *mine)
+{
+	__builtin_memset(t, 0, sizeof(*t)); /* in place: the stack is short */
+	t->pod = *pod;
+	t->answer = *pod;
+	t->answer.local = *mine;
+	t->now = bpf_ktime_get_coarse_ns();
+	t->ipv6 = mine->w[0] | mine->w[1] ? 1 : 0;
+}
+
+/* Finds a port in so many tries, and writes both rows. Returns 0 with the port in t->answer,
+ * or a reason. */
+inline_always int search_port(struct __sk_buff *skb, struct search *t, __u32 tries)
+{
+	struct searching s = {.skb = skb, .t = t};
+
+	bpf_loop(tries, try_port, &s, 0);
+	if (t->full)
+		return REASON_FLOW_TABLE_FULL;
+	if (!t->found)
+		return REASON_NO_PORT;
+	t->row = (struct masquerade){.addr = t->answer.local, .port = t->answer.lport, .kind = t->kind};
+	if (bpf_map_update_elem(&masquerades, &t->pod, &t->row, ROW_ANY)) {
+		bpf_map_delete_elem(&masquerades, &t->answer);
+		return REASON_FLOW_TABLE_FULL;
+	}
+	return 0;
 }
 
 /* Gives a flow of the pod with this number a port of the node at mine. Returns 0 with
@@ -178,32 +234,21 @@ part int open_masquerade(struct __sk_buff *skb, const struct flow_key *pod, cons
 	const struct masquerading *m = read_masquerading();
 	__u32 zero = 0, count;
 	struct search *t = bpf_map_lookup_elem(&search, &zero);
-	struct searching s = {.skb = skb, .t = t};
+	int why;
 
 	if (!t || !m)
 		return REASON_FAILED;
 	if (m->first > m->last)
 		return REASON_NO_PORT;
 	count = m->last - m->first + 1;
-	*t = (struct search){
-		.pod = *pod, .answer = *pod, .now = bpf_ktime_get_coarse_ns(), .first = m->first,
-		.own = count / OWN_SHARE / OWN_PARTS, .ipv6 = mine->w[0] | mine->w[1] ? 1 : 0,
-	};
-	t->answer.local = *mine;
+	begin_search(t, pod, mine);
+	t->first = m->first;
+	t->own = count / OWN_SHARE / OWN_PARTS;
 	t->common = count - t->own * OWN_PARTS;
 	t->own_first = t->first + t->common + id % OWN_PARTS * t->own;
-	bpf_loop(pod->proto == PROTO_SCTP ? 1 : TRIES + t->own, try_port, &s, 0);
-	if (t->full)
-		return REASON_FLOW_TABLE_FULL;
-	if (!t->found)
-		return REASON_NO_PORT;
-	t->row = (struct masquerade){.addr = *mine, .port = t->answer.lport};
-	if (bpf_map_update_elem(&masquerades, &t->pod, &t->row, ROW_ANY)) {
-		bpf_map_delete_elem(&masquerades, &t->answer);
-		return REASON_FLOW_TABLE_FULL;
-	}
+	why = search_port(skb, t, pod->proto == PROTO_SCTP ? 1 : TRIES + t->own);
 	*port = t->answer.lport;
-	return 0;
+	return why;
 }
 
 /* A pod's error about what the world sent it: the quote is of the node's packet. */
@@ -229,7 +274,7 @@ once int masquerade_error(struct __sk_buff *skb, struct packet *p)
 		about->flow.rport = icmp_port(q->dport, !q->asks);
 	}
 	row = bpf_map_lookup_elem(&masquerades, &about->flow);
-	if (!row || row->answer)
+	if (!row || row->answer || row->kind == OF_CLIENT)
 		return 0; /* of a connection that is not masqueraded */
 	mine = row->addr;
 	why = restore_quote(skb, q, DESTINATION, &mine, row->port);
@@ -250,14 +295,18 @@ once int masquerade(struct __sk_buff *skb, struct packet *p, const struct endpoi
 
 	if (!p || !ep)
 		return REASON_FAILED;
+	if (p->error)
+		return masquerade_error(skb, p);
+	sent_key(&key, p);
+	row = bpf_map_lookup_elem(&masquerades, &key);
+	if (row && !row->answer && row->kind == EXPOSED) { /* the answer of a node port */
+		mine = row->addr;
+		return rewrite(skb, p, SOURCE, &mine, row->port);
+	}
 	outside = seen_outside(read_masquerading(), p);
 	if (!outside)
 		return 0;
-	if (p->error)
-		return masquerade_error(skb, p);
 	mine = *outside;
-	sent_key(&key, p);
-	row = bpf_map_lookup_elem(&masquerades, &key);
 	if (row && !row->answer && same(&row->addr, &mine))
 		return rewrite(skb, p, SOURCE, &mine, row->port);
 	if (is_native(&p->dst))
@@ -286,7 +335,7 @@ once int take_identifier(const struct packet *p)
 		return 0;
 	sent_key(&key, p);
 	row = bpf_map_lookup_elem(&masquerades, &key);
-	if (!row || !row->answer)
+	if (!row || !row->answer || row->kind != OF_POD)
 		return 0;
 	pod = key;
 	pod.local = row->addr;
@@ -296,14 +345,34 @@ once int take_identifier(const struct packet *p)
 	return 0;
 }
 
-/* An error about what a pod sent to the world. Returns 0 or a reason. */
+/* An error about what a node port answered, already turned into one for its backend, which
+ * is elsewhere: it saw the ingress address instead of the client. Returns 0 or a reason. */
+once int error_to_elsewhere(struct __sk_buff *skb, struct packet *p)
+{
+	struct about *about = error_about();
+	struct masquerade *row;
+	struct addr ingress;
+	int why;
+
+	if (!p || !about)
+		return REASON_FAILED;
+	set_key(&about->flow, &about->quote.dst, &p->dst, about->quote.dport, about->flow.lport, about->quote.proto);
+	row = bpf_map_lookup_elem(&masquerades, &about->flow);
+	if (!row || row->answer || row->kind != OF_CLIENT)
+		return 0;
+	ingress = row->addr;
+	why = restore_quote(skb, &about->quote, DESTINATION, &ingress, row->port);
+	return why ? why : rewrite(skb, p, SOURCE, &ingress, 0);
+}
+
+/* An error about what a pod, or a node port, sent to the world. Returns 0 or a reason. */
 once int unmasquerade_error(struct __sk_buff *skb, struct packet *p)
 {
 	struct about *about = error_about();
 	struct masquerade *row;
 	struct addr pod;
 	struct quote *q;
-	int why;
+	int why, exposed;
 
 	if (!p || !about)
 		return REASON_FAILED;
@@ -316,11 +385,15 @@ once int unmasquerade_error(struct __sk_buff *skb, struct packet *p)
 	if (is_icmp(q->proto))
 		about->flow.rport = icmp_port(q->dport, q->asks);
 	row = bpf_map_lookup_elem(&masquerades, &about->flow);
-	if (!row || !row->answer)
+	if (!row || !row->answer || row->kind == OF_CLIENT || !same(&p->dst, &q->src))
 		return 0;
+	exposed = row->kind == EXPOSED;
 	pod = row->addr;
+	about->flow.lport = row->port; /* for error_to_elsewhere */
 	why = restore_quote(skb, q, SOURCE, &pod, row->port);
-	return why ? why : rewrite(skb, p, DESTINATION, &pod, 0);
+	if (!why)
+		why = rewrite(skb, p, DESTINATION, &pod, 0);
+	return why || !exposed ? why : error_to_elsewhere(skb, p);
 }
 
 /* Turns what the world answers to the node into an answer to the pod that asked; leaves
@@ -335,17 +408,17 @@ once int unmasquerade(struct __sk_buff *skb, struct packet *p)
 
 	if (!p)
 		return REASON_FAILED;
+	if (p->error)
+		return unmasquerade_error(skb, p);
 	outside = seen_outside(m, p);
 	if (!outside || !same(&p->dst, outside))
 		return 0;
 	/* The world opens connections to the node, not to its pods. */
 	if (opens(p))
 		return 0;
-	if (p->error)
-		return unmasquerade_error(skb, p);
 	received_key(&key, p);
 	row = bpf_map_lookup_elem(&masquerades, &key);
-	if (!row || !row->answer)
+	if (!row || !row->answer || row->kind != OF_POD)
 		return 0;
 	pod = row->addr;
 	return rewrite(skb, p, DESTINATION, &pod, row->port);

@@ -32,6 +32,50 @@ inline_always int own(const struct settings *s, const struct addr *a)
 	return same(a, &s->internal[0]) || (same(a, &s->internal[1]) && !nobodys(a));
 }
 
+/* The first address of a node's pod CIDR, the one before its internal address, is its ingress
+ * address. No pod has it: for other nodes it stands for whoever reaches them from outside of
+ * the mesh through this one. A tunnel proves which node sent a packet, and nothing about a
+ * client. */
+inline_always int ingress_address(const struct settings *s, int ipv6, struct addr *a)
+{
+	*a = s->internal[!!ipv6];
+	if (!(a->w[0] | a->w[1] | a->w[2]))
+		return 0;
+	a->w[3] = htonl(ntohl(a->w[3]) - 1);
+	return 1;
+}
+
+inline_always int is_ingress(const struct settings *s, int ipv6, const struct addr *a)
+{
+	struct addr mine;
+
+	return ingress_address(s, ipv6, &mine) && same(a, &mine);
+}
+
+/* Is it the first address of a prefix of this length? */
+inline_always int is_first(const struct addr *a, __u32 bits)
+{
+	for (__u32 i = 0; i < 4; i++) {
+		__u32 host = bits >= 32 * (i + 1) ? 0 : bits <= 32 * i ? ~0u : ~0u >> (bits & 31);
+
+		if (ntohl(a->w[i]) & host)
+			return 0;
+	}
+	return 1;
+}
+
+/* The identity of the addresses of a family that no policy names. */
+part __u32 rest_of_world(int ipv6)
+{
+	struct prefix_key all = {.bits = ipv6 ? 0 : 96};
+	struct ip_info *ip;
+
+	if (!ipv6)
+		all.addr = mapped(0);
+	ip = bpf_map_lookup_elem(&prefixes, &all);
+	return ip && ip->identity ? ip->identity : IDENTITY_WORLD;
+}
+
 /* Looks up an address that is not a pod of this node. Exact match before longest
  * prefix: most addresses are pods. */
 inline_always void resolve_key(const struct settings *s, const struct prefix_key *key, struct place *at)
@@ -56,7 +100,8 @@ inline_always void resolve_key(const struct settings *s, const struct prefix_key
 	if (at->node || at->member)
 		at->via = VIA_TUNNEL;
 	if (at->member && !at->identity)
-		at->identity = IDENTITY_UNKNOWN_MEMBER;
+		at->identity = ip->bits && is_first(&key->addr, ip->bits) ? rest_of_world(!nobodys(&key->addr)) :
+									    IDENTITY_UNKNOWN_MEMBER;
 }
 
 inline_always void resolve(const struct settings *s, const struct addr *a, struct place *at)

@@ -13,6 +13,7 @@
 #include "maps.h"
 
 #define NODE_ITSELF 0u     /* owner of what the node opens: probes of its pods */
+#define OUTSIDERS 0xfffffffeu /* of what clients outside open to pods elsewhere, through node ports */
 #define COMMON 0xffffffffu /* the row that counts what all owners hold beyond their shares */
 #define EAGER 4
 

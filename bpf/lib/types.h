@@ -104,12 +104,22 @@ struct flow {
 /* masquerades: connections of pods with the world, which sees the node's address instead of
  * theirs. Each has two rows, and in the keys of both local is the address on this node's
  * side: by what the pod sends, with what the world sees; and by what the world answers
- * to, with the pod that gets it. Ports of ICMP are as in flows. */
+ * to, with the pod that gets it. Ports of ICMP are as in flows.
+ *
+ * A connection of the world with a node port has such a pair too, for its backend; and
+ * another one if that is elsewhere, in which the client takes the place of a pod, and what
+ * the backend sees that of the node: see nodeport.h. */
+enum masquerade_kind {
+	OF_POD = 0,
+	EXPOSED = 1,   /* a node port and its backend */
+	OF_CLIENT = 2, /* a client and the ingress address */
+};
+
 struct masquerade {
 	struct addr addr;
 	__be16 port;
-	__u8 answer; /* 1: of what the world answers */
-	__u8 pad;
+	__u8 answer; /* 1: of what the world answers; OF_CLIENT: the backend */
+	__u8 kind;   /* enum masquerade_kind */
 };
 
 /* masquerading: a single row, written by the agent. */
@@ -161,7 +171,8 @@ struct ip_info {
 	__u16 node;     /* whose tunnel leads there; 0: none or unknown */
 	__u16 cluster;  /* 0: not in a member cluster */
 	__u8 flags;
-	__u8 pad[3];
+	__u8 bits;      /* of prefixes: the length of a node's pod CIDR, of 128; 0: not one */
+	__u8 pad[2];
 };
 
 enum ip_flags {
@@ -227,9 +238,9 @@ struct service {
 	struct group group[MAX_GROUPS];
 };
 
-/* affinities: the backend that a client was last given. A client is a pod's address, or
- * the node's internal one for its own processes, so none has more rows than there are
- * services. */
+/* affinities: the backend that a client was last given. A client is a pod's address, that of
+ * somebody outside, or the node's internal one for its own processes, so none has more rows
+ * than there are services. */
 struct affinity_key {
 	struct addr client;
 	__u32 service;
