@@ -74,18 +74,65 @@ const (
 // own. slices holds each cluster's slices of the service; those of other clusters count
 // only if svc is global. The result depends only on the arguments, not on their order.
 func Frontends(own ClusterID, svc *Service, slices map[ClusterID][]Slice) []Frontend {
-	var out []Frontend
-	for _, addr := range svc.Addresses {
-		for _, port := range svc.Ports {
-			f := Frontend{
-				Namespace: svc.Namespace, Name: svc.Name,
-				PortName: port.Name, Addr: addr, Port: port.Port, Protocol: port.Protocol, Session: svc.Session,
-			}
-			f.groups(own, svc, port, slices)
-			out = append(out, f)
+	return frontends(own, svc, svc.Fronts(), slices)
+}
+
+// NodePorts is Frontends for the node ports of svc at these addresses of a node.
+func NodePorts(own ClusterID, svc *Service, node []netip.Addr, slices map[ClusterID][]Slice) []Frontend {
+	return frontends(own, svc, svc.NodeFronts(node), slices)
+}
+
+func frontends(own ClusterID, svc *Service, fronts []Front, slices map[ClusterID][]Slice) (out []Frontend) {
+	for _, at := range fronts {
+		f := Frontend{
+			Namespace: svc.Namespace, Name: svc.Name,
+			PortName: at.Of.Name, Addr: at.Addr, Port: at.Port, Protocol: at.Of.Protocol, Session: svc.Session,
+		}
+		f.groups(own, svc, at.Of, slices)
+		out = append(out, f)
+	}
+	return out
+}
+
+// Front is an address and port at which a port of a service is reached.
+type Front struct {
+	Addr netip.Addr
+	Port uint16
+	Of   Port
+}
+
+// Fronts are a service's own, in the order of Frontends.
+func (s *Service) Fronts() (out []Front) {
+	for _, a := range s.Addresses {
+		for _, p := range s.Ports {
+			out = append(out, Front{a, p.Port, p})
 		}
 	}
 	return out
+}
+
+// NodeFronts are those of its node ports at these addresses of a node, as far as they are of
+// its IP families.
+func (s *Service) NodeFronts(node []netip.Addr) (out []Front) {
+	if !s.HasNodePorts() {
+		return nil
+	}
+	for _, a := range node {
+		if !s.has(a) {
+			continue
+		}
+		for _, p := range s.Ports {
+			if p.NodePort != 0 {
+				out = append(out, Front{a, p.NodePort, p})
+			}
+		}
+	}
+	return out
+}
+
+// HasNodePorts reports whether nodes offer the service to clients outside of the mesh.
+func (s *Service) HasNodePorts() bool {
+	return slices.ContainsFunc(s.Ports, func(p Port) bool { return p.NodePort != 0 })
 }
 
 func (f *Frontend) groups(own ClusterID, svc *Service, port Port, from map[ClusterID][]Slice) {

@@ -253,7 +253,7 @@ func TestFromKubernetes(t *testing.T) {
 		Namespace: "shop", Name: "web", Affinity: AffinityNone, PublishNotReady: true, Session: 3 * time.Hour, NodeLocal: true,
 		Addresses: []netip.Addr{addr("10.101.0.1"), addr("fd00::1")},
 		Families:  []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol},
-		Ports:     []Port{{"http", TCP, 80, 80, ""}, {"admin", TCP, 81, 0, "adm"}, {"dns", UDP, 53, 5353, ""}},
+		Ports:     []Port{{"http", TCP, 80, 0, 80, ""}, {"admin", TCP, 81, 0, 0, "adm"}, {"dns", UDP, 53, 0, 5353, ""}},
 	}
 	if diff := cmp.Diff(want, s, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Error(diff)
@@ -327,7 +327,7 @@ func TestWeightOfASlice(t *testing.T) {
 
 func TestSlicesFromPods(t *testing.T) {
 	svc := Service{Namespace: "shop", Name: "web", Selector: map[string]string{"app": "web"},
-		Ports: []Port{{"http", TCP, 80, 8080, ""}, {"admin", TCP, 81, 0, "adm"}}}
+		Ports: []Port{{"http", TCP, 80, 0, 8080, ""}, {"admin", TCP, 81, 0, 0, "adm"}}}
 	pod := func(name, ip string, change func(*Pod)) Pod {
 		p := Pod{Namespace: "shop", Name: name, Node: "n1", Addr: addr(ip), Ready: true,
 			Labels: map[string]string{"app": "web", "tier": "x"}, NamedPorts: []NamedPort{{"adm", TCP, 9000}}}

@@ -76,6 +76,8 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return s, nil
 	}
+	outside := HasNodePorts(&svc.Spec)
+	s.ExternalLocal = outside && svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 	for _, text := range ClusterIPs(svc) {
 		if text == corev1.ClusterIPNone {
 			continue
@@ -102,9 +104,18 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 		case t.IntVal != 0:
 			port.Target = uint16(t.IntVal)
 		}
+		if outside && p.NodePort > 0 && p.NodePort <= 65535 {
+			port.NodePort = uint16(p.NodePort)
+		}
 		s.Ports = append(s.Ports, port)
 	}
 	return s, nil
+}
+
+// HasNodePorts reports whether nodes offer a service of this type to clients outside of the
+// mesh.
+func HasNodePorts(spec *corev1.ServiceSpec) bool {
+	return spec.Type == corev1.ServiceTypeNodePort || spec.Type == corev1.ServiceTypeLoadBalancer
 }
 
 // SessionTimeout is for how long a client stays with its backend; 0: it does not. Kubernetes'

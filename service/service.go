@@ -6,6 +6,7 @@
 package service
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -63,8 +64,9 @@ type Service struct {
 	Shared bool
 	// Affinity is AffinityNone unless Global.
 	Affinity Affinity
-	// NodeLocal gives clients the backends on their own node alone.
-	NodeLocal bool
+	// NodeLocal gives clients the backends on their own node alone. ExternalLocal gives
+	// clients outside of the mesh those on the node whose node port they use.
+	NodeLocal, ExternalLocal bool
 	// Session is for how long a client stays with the backend of its last connection; 0:
 	// each connection may go to another one.
 	Session time.Duration
@@ -80,6 +82,8 @@ type Port struct {
 	Name     string // may be "" if it is the only one
 	Protocol Protocol
 	Port     uint16
+	// NodePort is where nodes offer it to clients outside of the mesh; 0: nowhere.
+	NodePort uint16
 	// Target is where backends listen: a number, or if 0 the container port
 	// called TargetName.
 	Target     uint16
@@ -123,4 +127,12 @@ type Endpoint struct {
 	// about to go. Draining keeps its connections and takes no new ones, even if no
 	// other endpoint would.
 	Ready, Serving, Terminating, Draining bool
+}
+
+// String is as in Kubernetes' listings: "80/TCP", or "80:30080/TCP" with a node port.
+func (p Port) String() string {
+	if p.NodePort != 0 {
+		return fmt.Sprintf("%d:%d/%s", p.Port, p.NodePort, p.Protocol)
+	}
+	return fmt.Sprintf("%d/%s", p.Port, p.Protocol)
 }
