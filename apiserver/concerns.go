@@ -403,6 +403,9 @@ func shareConcern(node string, p api.NodeProblem) api.Concern {
 	case p.Row == "":
 		c.Object, c.Next = "node "+node, "see which of its processes connect to pods"
 		c.Message = fmt.Sprintf("node %s %s", node, p.Error)
+	case p.Row == wire.NodePortShare:
+		c.Object, c.Next = "node "+node, "see who connects to its node ports: `weft observe --node "+node+"`"
+		c.Message = fmt.Sprintf("what clients open through the node ports of node %s %s", node, p.Error)
 	case p.Rows > 1:
 		c.Message = fmt.Sprintf("%d pods on node %s have each used up their shares, for example %s, which %s", p.Rows, node, p.Row, p.Error)
 	default:

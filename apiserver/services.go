@@ -54,7 +54,7 @@ func serviceList(own string, all []stored, r reach) *api.ServiceList {
 			row.ClusterIP = svc.clusterIPs[0]
 		}
 		for _, p := range svc.Ports {
-			text := fmt.Sprintf("%d/%s", p.Port, p.Protocol)
+			text := p.String()
 			if p.Name != "" {
 				text = p.Name + " " + text
 			}

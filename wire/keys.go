@@ -3,6 +3,7 @@ package wire
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
@@ -42,6 +43,8 @@ const (
 	GossipKey = "weft/agents/gossip"
 	// ServiceIPsPrefix holds, for each service address in use, the service that has it.
 	ServiceIPsPrefix = "weft/state/serviceips/"
+	// NodePortsPrefix holds, for each node port in use, the service that has it.
+	NodePortsPrefix = "weft/state/nodeports/"
 	// SecretPrefix is for the API server only.
 	SecretPrefix = "weft/secret/"
 	// AddedServersPrefix has a record for each API server that an operator has added.
@@ -90,6 +93,10 @@ func ObjectKindPrefix(plural string) string { return ObjectsPrefix + plural + "/
 // ServiceIPKey holds the "namespace/name" of the service that has an address. It is
 // written together with the service, unless it exists, so that no two have the same one.
 func ServiceIPKey(ip string) string { return ServiceIPsPrefix + ip }
+
+// NodePortKey holds the "namespace/name" of the service that has a node port, as
+// ServiceIPKey does.
+func NodePortKey(port int32) string { return NodePortsPrefix + strconv.Itoa(int(port)) }
 
 // ObjectKey holds a manifest; ns is "" for cluster-wide objects.
 func ObjectKey(plural, ns, name string) string {

@@ -75,8 +75,11 @@ const (
 	ProblemValues       = "values"       // rows are keys of the store whose values cannot be read
 	ProblemPrograms     = "programs"     // rows are devices and maps whose programs or pins cannot be restored
 	ProblemMasquerades  = "masquerades"  // without a row: pods' connections to the world find no port of the node
-	ProblemShares       = "shares"       // share of a map used up by a pod; row "" is the node itself
+	ProblemShares       = "shares"       // share of a map used up by a pod; row "" is the node itself, NodePortShare its node ports
 )
+
+// NodePortShare is the row of ProblemShares about what clients open through node ports.
+const NodePortShare = "node-ports"
 
 // NotRegistered is the error of a node that was removed while its agent still runs.
 const NotRegistered = "it is not registered"

@@ -105,6 +105,11 @@ func (r *Registry) planDeletion(ctx context.Context, objects []object, by writer
 				for _, ip := range allocated(&svc) {
 					c.writes = append(c.writes, wire.Write{Key: wire.ServiceIPKey(ip), Delete: true})
 				}
+				writes, err := r.freeNodePorts(ctx, &svc, o.namespace+"/"+o.name)
+				if err != nil {
+					return nil, nil, storeError(err)
+				}
+				c.writes = append(c.writes, writes...)
 			}
 		}
 		changes = append(changes, c)

@@ -38,6 +38,7 @@ type planner struct {
 	seen      map[string]store.KV // what was read
 	groups    map[string]bool     // of prefixes, in the same manifest
 	ips       serviceIPs
+	ports     nodePorts
 	register  []store.KV // registrations of nodes; nil until needed
 	addresses map[netip.Addr]string
 }
@@ -45,7 +46,7 @@ type planner struct {
 // plan compares the objects with the store and returns what to write, or what is wrong with
 // the objects.
 func (r *Registry) plan(ctx context.Context, objects []object, by writer) ([]change, []api.Problem, error) {
-	p := planner{Registry: r, by: by, seen: map[string]store.KV{}, groups: map[string]bool{}, ips: serviceIPs{registry: r}}
+	p := planner{Registry: r, by: by, seen: map[string]store.KV{}, groups: map[string]bool{}, ips: serviceIPs{registry: r}, ports: nodePorts{registry: r}}
 	var keys []string
 	for _, o := range objects {
 		if o.skipped {
@@ -141,7 +142,10 @@ func (p *planner) fit(ctx context.Context, c *change) (problem string, err error
 	case *corev1.Pod:
 		return p.fitPod(ctx, c, v)
 	case *corev1.Service:
-		return p.ips.fit(ctx, c, v)
+		if problem, err := p.ips.fit(ctx, c, v); problem != "" || err != nil {
+			return problem, err
+		}
+		return p.ports.fit(ctx, c, v)
 	case *discoveryv1.EndpointSlice:
 		var old discoveryv1.EndpointSlice
 		if c.old.Modified != 0 && json.Unmarshal(c.old.Value, &old) == nil && old.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy {

@@ -25,9 +25,9 @@ func readService(r *reading) {
 	switch spec.Type {
 	case "":
 		spec.Type = corev1.ServiceTypeClusterIP
-	case corev1.ServiceTypeClusterIP:
-	case corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer:
-		r.warn("spec.type is %s: pods reach the service at its cluster IP; nobody can reach it from outside the mesh", spec.Type)
+	case corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort:
+	case corev1.ServiceTypeLoadBalancer:
+		r.warn("spec.type is LoadBalancer: no load balancer address is assigned; clients outside of the mesh reach the service at its node ports")
 	case corev1.ServiceTypeExternalName:
 		r.refuse("spec.type is ExternalName, which only a DNS server could answer, and there is none; give the service ports and an EndpointSlice with the addresses")
 	default:
@@ -42,6 +42,7 @@ func readService(r *reading) {
 	checkFamilies(r, spec)
 	checkClusterIPs(r, spec)
 	checkServicePorts(r, spec)
+	checkNodePorts(r, spec)
 	checkBool(r, svc.Annotations, service.AnnotationGlobal, "io.cilium/global-service")
 	checkBool(r, svc.Annotations, service.AnnotationShared, "io.cilium/shared-service")
 	warnAnnotations(r, svc.Annotations, service.AnnotationGlobal, service.AnnotationShared, service.AnnotationAffinity,
@@ -76,7 +77,7 @@ func checkSession(r *reading, spec *corev1.ServiceSpec) {
 }
 
 // warnOutside warns of fields that make a service reachable from outside the mesh or
-// choose among its backends, and that have no effect yet. They are stored, for a release
+// choose among its backends, and that have no effect yet; node ports do. They are stored, for a release
 // that supports them.
 func warnOutside(r *reading, spec *corev1.ServiceSpec) {
 	unused := func(there bool, field, what string) {
@@ -87,15 +88,10 @@ func warnOutside(r *reading, spec *corev1.ServiceSpec) {
 	unused(len(spec.ExternalIPs) > 0, "externalIPs", "packets to these addresses are not balanced")
 	unused(spec.LoadBalancerIP != "", "loadBalancerIP", "load balancer addresses are not assigned")
 	unused(spec.LoadBalancerClass != nil, "loadBalancerClass", "load balancer addresses are not assigned")
-	unused(len(spec.LoadBalancerSourceRanges) > 0, "loadBalancerSourceRanges", "nobody can reach the service from outside; restrict clients inside with a policy")
-	unused(spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal, "externalTrafficPolicy", "nobody can reach the service from outside")
+	unused(len(spec.LoadBalancerSourceRanges) > 0, "loadBalancerSourceRanges", "no load balancer address is assigned; restrict clients of node ports with a policy")
+	unused(spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal && !service.HasNodePorts(spec), "externalTrafficPolicy", "a service of this type has no node ports")
 	unused(spec.HealthCheckNodePort != 0, "healthCheckNodePort", "no health check listens there")
 	unused(spec.TrafficDistribution != nil, "trafficDistribution", "all zones are treated alike")
-	for i, p := range spec.Ports {
-		if p.NodePort != 0 {
-			r.warn("spec.ports[%d].nodePort has no effect: nodes do not listen on %d", i, p.NodePort)
-		}
-	}
 }
 
 // checkFamilies checks what can be said about a service's IP families without the cluster.
@@ -202,9 +198,6 @@ func checkServicePorts(r *reading, spec *corev1.ServiceSpec) {
 			p.TargetPort = intstr.FromInt32(p.Port)
 		case t.IntVal < 1 || t.IntVal > 65535:
 			r.refuse("spec.ports[%d].targetPort is %d; choose one from 1 to 65535", i, t.IntVal)
-		}
-		if p.NodePort < 0 || p.NodePort > 65535 {
-			r.refuse("spec.ports[%d].nodePort is %d; choose one from 1 to 65535", i, p.NodePort)
 		}
 	}
 }
