@@ -389,7 +389,7 @@ type Service struct {
 	ClusterIP string `json:"clusterIP,omitempty"`
 	// ClusterIPs are ClusterIP and, if the service has both IP families, the other address.
 	ClusterIPs []string `json:"clusterIPs,omitempty"`
-	Ports      []string `json:"ports"` // "http 80/TCP"
+	Ports      []string `json:"ports"` // "http 80/TCP", with a node port "http 80:30080/TCP"
 	PortNames  []string `json:"portNames,omitempty"`
 	Global     bool     `json:"global"`
 	Shared     bool     `json:"shared"`

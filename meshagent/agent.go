@@ -151,7 +151,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	}
 	a.access = newAccess(n.bundle, net.DefaultResolver.LookupNetIP, a.Tables, edges.Reach, partTrouble(a.Tables, "access", "the join bundle does not follow the API servers", log))
 	a.program, err = program.New(program.Config{
-		Self: n.name, APIServers: a.access.servers, Tables: a.Tables, Maps: edges.Datapath.Maps(), Rows: a.rows, Start: a.start, Trace: cfg.Trace, Log: log,
+		Self: n.name, APIServers: a.access.servers, Tables: a.Tables, Maps: edges.Datapath.Maps(), Rows: a.rows, Start: a.start, Trace: cfg.Trace, Log: log, Outside: edges.Outside != nil,
 		Remember: membersFile(a.membersPath()).write,
 	})
 	if err != nil {
@@ -186,7 +186,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, identity: a.program.Identity, ring: a.ring,
 		trouble: partTrouble(a.Tables, "events", "flow events cannot be read", log)}
 	a.shares = &shares{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "shares", "shares of the flow table cannot be read", log), log: log}
-	a.masquerade = &masquerade{conf: cfg, node: n.ip, maps: edges.Datapath.Maps(), outside: edges.Outside, trouble: partTrouble(a.Tables, "masquerade", "pods may not reach the world", log),
+	a.masquerade = &masquerade{conf: cfg, node: n.ip, maps: edges.Datapath.Maps(), outside: edges.Outside, expose: a.program.SetAddresses, trouble: partTrouble(a.Tables, "masquerade", "pods may not reach the world", log),
 		ports: ports{datapath: edges.Datapath, tables: a.Tables, log: log}}
 	a.attachments = &attachments{datapath: edges.Datapath, device: edges.Device, cgroup: edges.Cgroup, tables: a.Tables, log: log}
 	return a, nil

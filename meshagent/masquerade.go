@@ -40,6 +40,8 @@ type masquerade struct {
 	node    netip.Addr // where tunnels end
 	maps    *bpf.Maps
 	outside func() (Outside, error) // nil: pods keep their addresses
+	// expose is told the node's addresses outside of the mesh; nil: nobody is.
+	expose  func([]netip.Addr)
 	trouble *trouble
 	ports   ports
 }
@@ -64,12 +66,17 @@ func (m *masquerade) turn() error {
 	}
 	var row bpf.Masquerading
 	var problem error
-	if m.conf.Masquerade && m.outside != nil {
+	if m.outside != nil {
 		now, err := m.outside()
 		if err != nil {
 			return err
 		}
-		row, problem = masquerading(now, m.node, was)
+		if m.expose != nil {
+			m.expose(now.exposed())
+		}
+		if m.conf.Masquerade {
+			row, problem = masquerading(now, m.node, was)
+		}
 	}
 	if err := m.writeNative(); err != nil {
 		return err
@@ -123,6 +130,14 @@ func (c Config) native() []netip.Prefix {
 		}
 	}
 	return all
+}
+
+// exposed are the addresses at which clients outside of the mesh reach node ports.
+func (o Outside) exposed() []netip.Addr {
+	all := append(slices.Clone(o.Addrs), o.Tentative...)
+	all = slices.DeleteFunc(all, func(a netip.Addr) bool { return !a.IsGlobalUnicast() })
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
 }
 
 // masquerading is what pods' packets get on the way out, where they now get what was says.

@@ -98,15 +98,15 @@ func foundNoRoom(then, now bpf.Holding) bool {
 type owner struct{ namespace, pod string }
 
 func (o owner) String() string {
-	if o == (owner{}) {
-		return ""
+	if o.namespace == "" {
+		return o.pod
 	}
 	return o.namespace + "/" + o.pod
 }
 
 // owners names the owners of shares. Pods that are gone have no entry.
 func (s *shares) owners() map[uint32]owner {
-	all := map[uint32]owner{bpf.SharesNode: {}}
+	all := map[uint32]owner{bpf.SharesNode: {}, bpf.SharesOutside: {pod: wire.NodePortShare}}
 	for e := range s.tables.Endpoints.All(s.tables.DB.ReadTxn()) {
 		if e.Ifindex != 0 {
 			all[uint32(e.Ifindex)] = owner{e.Namespace, e.Pod}

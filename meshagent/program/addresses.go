@@ -379,7 +379,9 @@ func (p *Program) widerOwner(v *view, prefix netip.Prefix) (bpf.IPInfo, bool) {
 	keys, _ := v.nodes.cidrs.get(prefix)
 	for _, key := range keys {
 		if n := v.node(key); n != nil {
-			return p.cidrInfo(v, n), true
+			info := p.cidrInfo(v, n)
+			info.Bits = uint8(bpf.PrefixOf(prefix).Bits)
+			return info, true
 		}
 	}
 	if name, ok := v.clusters.owners.get(prefix); ok {

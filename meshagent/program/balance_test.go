@@ -21,7 +21,10 @@ func (b *bench) balance(got everything) string {
 		if row.Cluster != v.own.Name {
 			continue
 		}
-		for _, f := range service.Frontends(service.ClusterID(v.own.ID()), &row.Service, b.offered(v, row)) {
+		cluster := service.ClusterID(v.own.ID())
+		fronts := service.Frontends(cluster, &row.Service, b.offered(v, row, row.NodeLocal))
+		fronts = append(fronts, service.NodePorts(cluster, &row.Service, b.p.exposed, b.offered(v, row, row.ExternalLocal))...)
+		for _, f := range fronts {
 			w := v.rowsFor(f, b.p.cfg.Rows.Index)
 			if _, ok := wanted[w.key]; !ok {
 				wanted[w.key] = w
@@ -67,15 +70,16 @@ func (b *bench) balance(got everything) string {
 	return ""
 }
 
-// offered returns a service's endpoints that their clusters may offer.
-func (b *bench) offered(v *view, row *tables.Service) map[service.ClusterID][]service.Slice {
+// offered returns a service's endpoints that their clusters may offer, or of them those on
+// this node alone.
+func (b *bench) offered(v *view, row *tables.Service, local bool) map[service.ClusterID][]service.Slice {
 	out := map[service.ClusterID][]service.Slice{}
 	add := func(c *tables.Cluster, s service.Slice, byHand bool) {
-		if row.NodeLocal && c != v.own {
+		if local && c != v.own {
 			return
 		}
 		s.Endpoints = slices.DeleteFunc(slices.Clone(s.Endpoints), func(e service.Endpoint) bool {
-			return row.NodeLocal && e.Node != v.self || v.misplaced(c, e.Addr) != "" || byHand && v.trespasses(s.Namespace, e.Addr) != ""
+			return local && e.Node != v.self || v.misplaced(c, e.Addr) != "" || byHand && v.trespasses(s.Namespace, e.Addr) != ""
 		})
 		out[service.ClusterID(c.ID())] = append(out[service.ClusterID(c.ID())], s)
 	}

@@ -191,7 +191,9 @@ func (w *census) rows() (ips map[bpf.Addr]bpf.IPInfo, prefixes map[bpf.PrefixKey
 			}
 		}
 		for _, cidr := range n.PodCIDRs() {
-			prefixes[bpf.PrefixOf(cidr)] = info
+			row := info
+			row.Bits = uint8(bpf.PrefixOf(cidr).Bits)
+			prefixes[bpf.PrefixOf(cidr)] = row
 		}
 		for _, internal := range n.Internals() {
 			info.Identity = uint32(p.variants.of(endpointAt{whole(internal), who, nil}))

@@ -23,6 +23,9 @@ type frontends struct {
 	// all is set until everything has been derived once, pruned once what an earlier
 	// agent left has been removed.
 	all, pruned bool
+	// addressed is set once the node's addresses are known; readdressed, if they are others
+	// than before.
+	addressed, readdressed bool
 	// clusters are those whose services have to be derived again; renamed are ranges in
 	// which backends may have become acceptable, or no longer are; moved are ranges whose
 	// backends may be on another node.
@@ -105,7 +108,8 @@ func (f *frontends) write(v *view, index func(string) uint16, r *report) (change
 		dirty.whole(id)
 	}
 	f.again = map[string]bool{}
-	all, prune := f.all, v.complete() && !f.pruned
+	complete := v.complete() && f.addressed
+	all, prune := f.all, complete && !f.pruned
 	moved := f.moved
 	if all {
 		r.stage("services", "slices")
@@ -113,7 +117,7 @@ func (f *frontends) write(v *view, index func(string) uint16, r *report) (change
 	} else {
 		f.take(v, r, dirty)
 	}
-	f.clusters, f.renamed, f.moved = map[string]bool{}, nil, nil
+	f.clusters, f.renamed, f.moved, f.readdressed = map[string]bool{}, nil, nil, false
 	if len(dirty) == 0 && len(f.gone) == 0 && !all && !prune {
 		f.place(v, moved, index)
 		return 0
@@ -152,7 +156,7 @@ func (f *frontends) write(v *view, index func(string) uint16, r *report) (change
 		}
 	}
 	if all || prune {
-		f.pruned = v.complete()
+		f.pruned = complete
 		changed += f.balancer.prune(f.wants, f.pruned, func(key bpf.ServiceKey, err error) {
 			f.all, f.pruned = true, false
 			r.fail("services", frontendName(key), err)
@@ -275,6 +279,13 @@ func (f *frontends) take(v *view, r *report, dirty dirt) {
 				of.whole = true
 			} else {
 				of.moved = append(of.moved, o.key)
+			}
+		}
+	}
+	if f.readdressed {
+		for s := range tables.OfCluster(v.txn, v.tables.Services, v.own.Name) {
+			if s.HasNodePorts() {
+				dirty.whole(s.ID())
 			}
 		}
 	}

@@ -16,6 +16,8 @@ import (
 // until anything else about the service does.
 type live struct {
 	own *tables.Service
+	// fronts are its frontends.
+	fronts []service.Front
 	// pools are those of each frontend, by cluster.
 	pools []map[service.ClusterID]*service.Pool
 	// slices are those whose endpoints all count; under the key of any other is nil.
@@ -30,14 +32,14 @@ func newLive(d *derived) *live {
 	if d.own == nil || d.partial {
 		return nil
 	}
-	l := &live{own: d.own, slices: d.whole, of: map[string]int{}}
+	l := &live{own: d.own, fronts: d.fronts, slices: d.whole, of: map[string]int{}}
 	for _, s := range d.slicesRead {
 		l.of[s.Cluster]++
 	}
-	for _, f := range frontendsOf(&d.own.Service) {
+	for _, f := range l.fronts {
 		pools := map[service.ClusterID]*service.Pool{}
 		for cluster, slices := range d.from {
-			pools[cluster] = service.NewPool(f.port, f.addr.Is4())
+			pools[cluster] = service.NewPool(f.Of, f.Addr.Is4())
 			for i := range slices {
 				pools[cluster].Replace(nil, &slices[i], func(netip.AddrPort, service.Role, service.Role) {})
 			}
@@ -45,21 +47,6 @@ func newLive(d *derived) *live {
 		l.pools = append(l.pools, pools)
 	}
 	return l
-}
-
-type addrPort struct {
-	addr netip.Addr
-	port service.Port
-}
-
-// frontendsOf lists a service's frontends in the order of service.Frontends.
-func frontendsOf(s *service.Service) (out []addrPort) {
-	for _, a := range s.Addresses {
-		for _, p := range s.Ports {
-			out = append(out, addrPort{a, p})
-		}
-	}
-	return out
 }
 
 // delta is what a changed slice changes in one frontend.
@@ -104,7 +91,7 @@ func (l *live) follow(v *view, c statedb.Change[*tables.Slice], index func(strin
 		return nil, false // what its service carries counts now
 	}
 	cluster := service.ClusterID(m.ID())
-	for i, f := range frontendsOf(&l.own.Service) {
+	for i, f := range l.fronts {
 		d := newDelta(f, cluster)
 		l.pools[i][cluster].Replace(old, next, func(b netip.AddrPort, was, now service.Role) { d.change(v, b, was, now, index) })
 		if d.groups, ok = l.groups(v, i); !ok {
@@ -118,8 +105,8 @@ func (l *live) follow(v *view, c statedb.Change[*tables.Slice], index func(strin
 }
 
 // newDelta is an empty change of one cluster's backends in a frontend.
-func newDelta(f addrPort, cluster service.ClusterID) delta {
-	return delta{key: keyOf(f.addr, f.port.Port, f.port.Protocol), cluster: uint16(cluster), members: map[bpf.MemberKey]bpf.Member{}}
+func newDelta(f service.Front, cluster service.ClusterID) delta {
+	return delta{key: keyOf(f.Addr, f.Port, f.Of.Protocol), cluster: uint16(cluster), members: map[bpf.MemberKey]bpf.Member{}}
 }
 
 // groups are those of a frontend. It returns false if they are too many.
@@ -150,7 +137,7 @@ func (l *live) move(v *view, keys []string, was, now func(netip.Addr) uint16) (d
 			return nil, false
 		}
 		cluster := service.ClusterID(m.ID())
-		for i, f := range frontendsOf(&l.own.Service) {
+		for i, f := range l.fronts {
 			d := newDelta(f, cluster)
 			for b, role := range l.pools[i][cluster].Of(&s.Slice) {
 				backend := bpf.Backend{Addr: bpf.AddrOf(b.Addr()), Port: bpf.PortOf(b.Port()), Node: was(b.Addr())}

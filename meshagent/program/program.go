@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,7 +46,10 @@ type Config struct {
 	Remember func([]netip.Prefix) error
 	// Trace requests an event for every new allowed flow.
 	Trace bool
-	Log   *slog.Logger
+	// Outside says that SetAddresses will be called. Until then node ports of an earlier
+	// agent stay.
+	Outside bool
+	Log     *slog.Logger
 }
 
 // Program is the loop. Run it once.
@@ -113,11 +117,13 @@ type Program struct {
 	passed chan struct{}
 	once   sync.Once
 
-	// mu guards lanes and internal, which other goroutines set.
-	mu       sync.Mutex
-	lanes    [2]uint32
-	internal [2]bpf.Addr // of IPv4 and of IPv6
-	kicked   chan struct{}
+	// mu guards lanes, internal, exposed and addressed, which other goroutines set.
+	mu        sync.Mutex
+	lanes     [2]uint32
+	internal  [2]bpf.Addr // of IPv4 and of IPv6
+	exposed   []netip.Addr
+	addressed bool
+	kicked    chan struct{}
 }
 
 type done struct {
@@ -202,6 +208,7 @@ func New(cfg Config) (*Program, error) {
 	if p.frontends, err = newFrontends(cfg.Maps, cfg.Tables, p.revisions.address); err != nil {
 		return nil, err
 	}
+	p.addressed = !cfg.Outside
 	p.numbers = newNumbering(p.prefixes.Rows(), p.numbersInRows())
 	p.variants = newVariants(p.numbers.fresh, p.numbersInRows())
 	return p, nil
@@ -237,9 +244,35 @@ func (p *Program) SetTunnels(ifindex [2]uint32, internals ...netip.Addr) {
 	p.mu.Lock()
 	p.lanes, p.internal = ifindex, own
 	p.mu.Unlock()
+	p.kick()
+}
+
+// SetAddresses sets the node's addresses outside of the mesh, at which it offers node ports.
+// It is safe for concurrent use.
+func (p *Program) SetAddresses(addrs []netip.Addr) {
+	p.mu.Lock()
+	same := p.addressed && slices.Equal(p.exposed, addrs)
+	p.exposed, p.addressed = slices.Clone(addrs), true
+	p.mu.Unlock()
+	if !same {
+		p.kick()
+	}
+}
+
+func (p *Program) kick() {
 	select {
 	case p.kicked <- struct{}{}:
 	default:
+	}
+}
+
+// takeAddresses tells the view and the frontends the node's addresses.
+func (p *Program) takeAddresses(v *view) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.frontends.addressed = p.addressed
+	if !slices.Equal(v.addresses, p.exposed) {
+		v.addresses, p.frontends.readdressed = p.exposed, true
 	}
 }
 
@@ -302,6 +335,7 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 	if v == nil {
 		return watches, lastRetry
 	}
+	p.takeAddresses(v)
 	r := newReport(v)
 	p.learn(v, m, r)
 	p.write(v, r)

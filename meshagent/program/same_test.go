@@ -209,6 +209,8 @@ func TestRowByRowIsAsFromScratch(t *testing.T) {
 				switch c.IntN(12) {
 				case 0:
 					b.restart()
+				case 2, 3:
+					c.addresses()
 				case 1: // some writes fail and are retried
 					b.tap.before = func() error {
 						if c.IntN(3) == 0 {
@@ -506,7 +508,10 @@ func (c changer) service(txn statedb.WriteTxn, cluster string, there bool) {
 			row.Addresses = row.Addresses[1:]
 		}
 		row.Ports = []service.Port{{Protocol: service.TCP, Port: uint16(80 + c.IntN(2))}}
-		row.NodeLocal = c.IntN(4) == 0
+		row.NodeLocal, row.ExternalLocal = c.IntN(4) == 0, c.IntN(4) == 0
+		if c.IntN(2) == 0 {
+			row.Ports[0].NodePort = uint16(30080 + c.IntN(2))
+		}
 		row.Session = time.Duration(c.IntN(3)) * 100000 * time.Second
 		if c.IntN(4) == 0 {
 			row.Ports = append(row.Ports, service.Port{Protocol: service.TCP, Port: 80})
@@ -516,6 +521,17 @@ func (c changer) service(txn statedb.WriteTxn, cluster string, there bool) {
 			Endpoints: []service.Endpoint{{Addr: c.addr(2, 1, byte(2+c.IntN(3))), Ready: true}}}}
 	}
 	put(txn, c.tab.Services, row, there)
+}
+
+// addresses changes those at which the node offers node ports.
+func (c changer) addresses() {
+	var all []netip.Addr
+	for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1}), netip.AddrFrom4([4]byte{192, 0, 2, 2}), six(192, 0, 2)} {
+		if c.IntN(2) == 0 {
+			all = append(all, a)
+		}
+	}
+	c.p.SetAddresses(all)
 }
 
 func (c changer) slice(txn statedb.WriteTxn, cluster string, speaksOf, node byte, there bool) {

@@ -32,6 +32,7 @@ type derived struct {
 	// read, and those of them whose endpoints all count, by key; what they offer; and
 	// whether some frontend or cluster was left out.
 	own        *tables.Service
+	fronts     []service.Front
 	slicesRead []*tables.Slice
 	whole      map[string]*tables.Slice
 	from       map[service.ClusterID][]service.Slice
@@ -50,15 +51,21 @@ func deriveService(v *view, id string, index func(string) uint16) (d derived) {
 	if own == nil {
 		return d
 	}
-	d.own = own
-	if own.NodeLocal {
+	d.own, d.fronts = own, append(own.Fronts(), own.NodeFronts(v.addresses)...)
+	cluster, inside, outside := service.ClusterID(v.own.ID()), d.from, d.from
+	if own.NodeLocal || own.ExternalLocal {
 		d.partial = true
-		d.from = onNode(d.from, service.ClusterID(v.own.ID()), v.self)
+		if own.NodeLocal {
+			inside = onNode(d.from, cluster, v.self)
+		}
+		if own.ExternalLocal {
+			outside = onNode(d.from, cluster, v.self)
+		}
 	}
 	row := own.Key()
 	d.read = append(d.read, rowName{"services", row})
 	seen := map[bpf.ServiceKey]bool{}
-	for _, f := range service.Frontends(service.ClusterID(v.own.ID()), &own.Service, d.from) {
+	for _, f := range append(service.Frontends(cluster, &own.Service, inside), service.NodePorts(cluster, &own.Service, v.addresses, outside)...) {
 		if len(f.Omitted) > 0 {
 			d.partial = true
 			d.doubts = append(d.doubts, doubt{"services", row, fmt.Sprintf("%d clusters offer it, at most %d can be used: clusters %v are left out", len(f.Groups)+len(f.Omitted), len(f.Groups), f.Omitted)})

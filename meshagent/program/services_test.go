@@ -7,7 +7,11 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
+
+	"github.com/cilium/statedb"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
@@ -240,6 +244,77 @@ func TestAPeersSliceOfWeightZeroDrains(t *testing.T) {
 			t.Errorf("weight %s: %+v", weight, s.Endpoints)
 		}
 	}
+}
+
+// Node ports lead to the backends of the service at each address of the node that is of its
+// families. Those of an earlier agent stay until the addresses are known.
+func TestNodePorts(t *testing.T) {
+	b := newBench(t)
+	front := func(addr string, port uint16) bpf.ServiceKey {
+		return keyOf(netip.MustParseAddr(addr), port, service.TCP)
+	}
+	row := &tables.Service{Cluster: "east", Service: service.Service{Namespace: "shop", Name: "web", Global: true, Shared: true,
+		Addresses: []netip.Addr{netip.MustParseAddr("10.101.0.1")}, Families: []corev1.IPFamily{corev1.IPv4Protocol},
+		Ports: []service.Port{{Protocol: service.TCP, Port: 80, NodePort: 30080}}}}
+	slice := sliceOf("east", "web-1", "web", netip.MustParseAddr("10.1.1.2"), netip.MustParseAddr("10.1.2.2"))
+	slice.Derived, slice.Endpoints[0].Node, slice.Endpoints[1].Node = true, "n1", "n2"
+	b.write(func(txn statedb.WriteTxn) {
+		tables.Drop(txn, b.tab.Clusters, &tables.Cluster{Name: "west"}) // nothing of it has been read
+		tables.Put(txn, b.tab.Services, row)
+		tables.Put(txn, b.tab.Slices, slice)
+	})
+	b.pass()
+	has := func(when string, want ...bpf.ServiceKey) {
+		t.Helper()
+		got := rowsIn(b.maps.Services)
+		for _, k := range want {
+			if _, ok := got[k]; !ok {
+				t.Errorf("%s: %v:%v is missing", when, k.Addr, k.Port.Number())
+			}
+		}
+		if len(got) != len(want) {
+			t.Errorf("%s: %d frontends, want %d", when, len(got), len(want))
+		}
+		if where := b.balance(b.everything()); where != "" {
+			t.Errorf("%s: %s", when, where)
+		}
+	}
+	own := front("10.101.0.1", 80)
+	has("without addresses", own)
+	b.p.SetAddresses([]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8::1")})
+	b.pass()
+	first, second := front("192.0.2.1", 30080), front("198.51.100.1", 30080)
+	has("with addresses", own, first, second)
+
+	// One backend more is one more for each.
+	more := *slice
+	more.Endpoints = append(slices.Clone(slice.Endpoints), service.Endpoint{Addr: netip.MustParseAddr("10.1.1.3"), Node: "n1", Ready: true, Serving: true})
+	b.write(func(txn statedb.WriteTxn) { tables.Put(txn, b.tab.Slices, &more) })
+	b.pass()
+	has("another backend", own, first, second)
+	if n := rowsIn(b.maps.Services)[second].Group[0].Count; n != 3 {
+		t.Errorf("%d backends", n)
+	}
+
+	// A client outside stays on the node that it asked, one inside does not.
+	local := *row
+	local.ExternalLocal = true
+	b.write(func(txn statedb.WriteTxn) { tables.Put(txn, b.tab.Services, &local) })
+	b.pass()
+	has("on this node", own, first, second)
+	if rows := rowsIn(b.maps.Services); rows[second].Group[0].Count != 2 || rows[own].Group[0].Count != 3 {
+		t.Errorf("%+v, inside %+v", rows[second].Group[0], rows[own].Group[0])
+	}
+
+	b.restart()
+	b.p.addressed = false // as with Config.Outside
+	b.pass()
+	if n := len(rowsIn(b.maps.Services)); n != 3 {
+		t.Errorf("%d frontends after a restart", n)
+	}
+	b.p.SetAddresses([]netip.Addr{netip.MustParseAddr("198.51.100.1")})
+	b.pass()
+	has("one address left", own, second)
 }
 
 // A backend that is no longer a member keeps its open TCP connections, but no UDP

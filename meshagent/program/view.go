@@ -19,6 +19,8 @@ type view struct {
 	tables *tables.Tables
 	txn    statedb.ReadTxn
 	self   string // this node's name
+	// addresses are those of this node at which it offers node ports.
+	addresses []netip.Addr
 
 	own      *tables.Cluster // nil until it is known
 	split    identity.Split

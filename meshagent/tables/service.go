@@ -1,7 +1,6 @@
 package tables
 
 import (
-	"fmt"
 	"net/netip"
 
 	"github.com/cilium/statedb"
@@ -36,7 +35,7 @@ var services = table[*Service]{
 			ips = append(ips, ip.String())
 		}
 		for _, p := range s.Ports {
-			ports = append(ports, fmt.Sprintf("%d/%s", p.Port, p.Protocol))
+			ports = append(ports, p.String())
 		}
 		return []string{s.Cluster, s.Namespace, s.Name, list(ips), list(ports)}
 	},
@@ -45,15 +44,16 @@ var services = table[*Service]{
 // servicesByID finds one service's rows, one per cluster.
 var servicesByID = secondary("id", (*Service).ID)
 
-// servicesByFrontend finds services by one of their addresses and ports.
+// anywhere are the addresses under which node ports are found.
+var anywhere = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+
+// servicesByFrontend finds services by one of their addresses and ports, and by node port.
 var servicesByFrontend = statedb.Index[*Service, netip.AddrPort]{
 	Name: "frontend",
 	FromObject: func(s *Service) index.KeySet {
 		var keys []string
-		for _, a := range s.Addresses {
-			for _, p := range s.Ports {
-				keys = append(keys, netip.AddrPortFrom(a, p.Port).String())
-			}
+		for _, f := range append(s.Fronts(), s.NodeFronts(anywhere)...) {
+			keys = append(keys, netip.AddrPortFrom(f.Addr, f.Port).String())
 		}
 		return index.StringSlice(keys)
 	},
@@ -65,9 +65,20 @@ func (t *Tables) ServicesOf(txn statedb.ReadTxn, id string) []*Service {
 	return statedb.Collect(t.Services.List(txn, servicesByID.Query(id)))
 }
 
-// ServiceAt returns the cluster's service that has an address and port, the first by
-// name if several do; nil if none does.
+// ServiceAt returns the cluster's service that has an address and port, or the port as a node
+// port; the first by name if several do, nil if none does.
 func (t *Tables) ServiceAt(txn statedb.ReadTxn, cluster string, at netip.AddrPort) *Service {
+	if s := t.serviceAt(txn, cluster, at); s != nil {
+		return s
+	}
+	node := anywhere[0]
+	if at.Addr().Is6() {
+		node = anywhere[1]
+	}
+	return t.serviceAt(txn, cluster, netip.AddrPortFrom(node, at.Port()))
+}
+
+func (t *Tables) serviceAt(txn statedb.ReadTxn, cluster string, at netip.AddrPort) *Service {
 	for s := range t.Services.List(txn, servicesByFrontend.Query(at)) {
 		if s.Cluster == cluster {
 			return s
