@@ -147,7 +147,11 @@ func isGlobal(s *corev1.Service) bool {
 func servicePorts(s *corev1.Service) string {
 	var ports []string
 	for _, p := range s.Spec.Ports {
-		ports = append(ports, fmt.Sprintf("%d/%s", p.Port, orTCP(p.Protocol)))
+		port := service.Port{Port: uint16(p.Port), Protocol: service.Protocol(orTCP(p.Protocol))}
+		if service.HasNodePorts(&s.Spec) {
+			port.NodePort = uint16(p.NodePort)
+		}
+		ports = append(ports, port.String())
 	}
 	return strings.Join(ports, ",")
 }
