@@ -497,43 +497,6 @@ func (c changer) endpoints(txn statedb.WriteTxn) {
 	tables.Put(txn, c.tab.Slices, &row)
 }
 
-func (c changer) service(txn statedb.WriteTxn, cluster string, there bool) {
-	row := &tables.Service{Cluster: cluster, Service: service.Service{Namespace: "shop", Name: fmt.Sprint("s", c.IntN(3)), Global: true, Shared: true}}
-	if cluster == "east" {
-		row.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 101, 0, byte(1 + c.IntN(3))}), six(101, 0, byte(1+c.IntN(3)))}
-		switch c.IntN(3) { // of both families, or of one
-		case 0:
-			row.Addresses = row.Addresses[:1]
-		case 1:
-			row.Addresses = row.Addresses[1:]
-		}
-		row.Ports = []service.Port{{Protocol: service.TCP, Port: uint16(80 + c.IntN(2))}}
-		row.NodeLocal, row.ExternalLocal = c.IntN(4) == 0, c.IntN(4) == 0
-		if c.IntN(2) == 0 {
-			row.Ports[0].NodePort = uint16(30080 + c.IntN(2))
-		}
-		row.Session = time.Duration(c.IntN(3)) * 100000 * time.Second
-		if c.IntN(4) == 0 {
-			row.Ports = append(row.Ports, service.Port{Protocol: service.TCP, Port: 80})
-		}
-	} else {
-		row.Carried = []service.Slice{{Namespace: "shop", Name: row.Name, Service: row.Name, Ports: []service.SlicePort{{Protocol: service.TCP, Port: 80}},
-			Endpoints: []service.Endpoint{{Addr: c.addr(2, 1, byte(2+c.IntN(3))), Ready: true}}}}
-	}
-	put(txn, c.tab.Services, row, there)
-}
-
-// addresses changes those at which the node offers node ports.
-func (c changer) addresses() {
-	var all []netip.Addr
-	for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1}), netip.AddrFrom4([4]byte{192, 0, 2, 2}), six(192, 0, 2)} {
-		if c.IntN(2) == 0 {
-			all = append(all, a)
-		}
-	}
-	c.p.SetAddresses(all)
-}
-
 func (c changer) slice(txn statedb.WriteTxn, cluster string, speaksOf, node byte, there bool) {
 	name := fmt.Sprint("s", c.IntN(3), "-", c.IntN(2))
 	row := sliceOf(cluster, name, fmt.Sprint("s", c.IntN(3)), c.addr(speaksOf, node, byte(2+c.IntN(3))))
