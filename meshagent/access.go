@@ -44,7 +44,7 @@ func newAccess(b *api.JoinBundle, lookup func(ctx context.Context, network, host
 		if _, err := netip.ParseAddr(host); err == nil {
 			continue
 		}
-		if found, err := lookup(ctx, "ip4", host); err == nil && len(found) > 0 {
+		if found, err := lookup(ctx, "ip", host); err == nil && len(found) > 0 {
 			x.names[host] = found
 		}
 	}

@@ -170,7 +170,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 		return nil, err
 	}
 	ways := paths.Config{
-		Cluster: n.cluster, Node: n.name, CIDRs: n.cidrs, Members: n.members, Internal: internals[0], MTU: edges.MTU,
+		Cluster: n.cluster, Node: n.name, Addresses: n.addrs, CIDRs: n.cidrs, Members: n.members, Internal: internals[0], MTU: edges.MTU,
 		Tables: a.Tables, Rows: a.rows, Lanes: edges.Lanes, Host: edges.Host, Attach: edges.Datapath.AttachTunnel, Transport: edges.Transport,
 		Start: a.start, Open: a.open, Lasting: lastingAfter, Log: log,
 		Devices:   func(ifindex [2]uint32) { a.program.SetTunnels(ifindex, internals...) },
@@ -186,7 +186,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, identity: a.program.Identity, ring: a.ring,
 		trouble: partTrouble(a.Tables, "events", "flow events cannot be read", log)}
 	a.shares = &shares{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "shares", "shares of the flow table cannot be read", log), log: log}
-	a.masquerade = &masquerade{conf: cfg, node: n.ip, maps: edges.Datapath.Maps(), outside: edges.Outside, expose: a.program.SetAddresses, trouble: partTrouble(a.Tables, "masquerade", "pods may not reach the world", log),
+	a.masquerade = &masquerade{conf: cfg, node: n.addrs, maps: edges.Datapath.Maps(), outside: edges.Outside, expose: a.program.SetAddresses, trouble: partTrouble(a.Tables, "masquerade", "pods may not reach the world", log),
 		ports: ports{datapath: edges.Datapath, tables: a.Tables, log: log}}
 	a.attachments = &attachments{datapath: edges.Datapath, device: edges.Device, cgroup: edges.Cgroup, tables: a.Tables, log: log}
 	return a, nil

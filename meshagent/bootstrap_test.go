@@ -154,7 +154,7 @@ func bootstrap(tb testing.TB, s *storetest.Store, clusters int) (stop func()) {
 	net := &probetest.Fabric{}
 	a, err := New(cfg, bundle, &Edges{
 		Store: s, Datapath: datapath, Lanes: &forgetful{Lanes: (&tunneltest.Wire{}).New()}, Host: &tunneltest.Host{}, Plumbing: &endpointtest.Plumbing{},
-		Transport: func(src netip.Addr) (probe.Transport, error) { return net.From(src), nil },
+		Transport: func(src ...netip.Addr) (probe.Transport, error) { return net.From(src...), nil },
 		MTU:       1420, BootID: "boot",
 	})
 	if err != nil {

@@ -26,8 +26,9 @@ type Config struct {
 	// Join is the bundle that the API server issued for this node, 0600.
 	Join string `json:"join"`
 	// NodeName, NodeIP and PodCIDR are the join bundle's unless given. NodeIP is
-	// where tunnels to this node end. Of the bundle's pod CIDRs the first of each IP
-	// family is used; PodCIDR is the one to use of its family.
+	// where others reach this node; tunnels end there, or at the bundle's first address
+	// of the other IP family. Of the bundle's pod CIDRs the first of each IP family is
+	// used; PodCIDR is the one to use of its family.
 	NodeName string       `json:"nodeName,omitempty"`
 	NodeIP   netip.Addr   `json:"nodeIP,omitzero"`
 	PodCIDR  netip.Prefix `json:"podCIDR,omitzero"`
@@ -186,7 +187,8 @@ func (c Config) datapath() bpf.Config {
 type node struct {
 	cluster string
 	name    string
-	ip      netip.Addr
+	ip      netip.Addr     // where others reach it
+	addrs   []netip.Addr   // ip, and that of the other IP family if it has one: where tunnels end
 	cidrs   []netip.Prefix // for its pods: one, or one of each IP family
 	members []netip.Prefix // own cluster's pod CIDRs
 	gossip  []byte
@@ -219,6 +221,7 @@ func whoAmI(c Config, b *api.JoinBundle) (node, error) {
 	if !n.ip.IsValid() && len(b.Addresses) > 0 {
 		n.ip = b.Addresses[0]
 	}
+	n.addrs = ofEachFamily(n.ip, b.Addresses)
 	n.cidrs = wire.OfEachFamily(b.PodCIDRs)
 	if given := c.PodCIDR; given.IsValid() {
 		i := slices.IndexFunc(n.cidrs, func(p netip.Prefix) bool { return p.Addr().BitLen() == given.Addr().BitLen() })
@@ -238,8 +241,6 @@ func whoAmI(c Config, b *api.JoinBundle) (node, error) {
 		return n, fmt.Errorf("no address of this node is known: give --node-ip")
 	case len(n.cidrs) == 0:
 		return n, fmt.Errorf("no pod CIDR of this node is known: give --pod-cidr")
-	case !n.cidrs[0].Addr().Is4():
-		return n, fmt.Errorf("the first pod CIDR of this node is %v, but nodes of IPv6 alone are not supported yet: give it one of IPv4", n.cidrs[0])
 	}
 	if b.GossipKey != "" {
 		key, err := base64.StdEncoding.DecodeString(b.GossipKey)
@@ -249,6 +250,15 @@ func whoAmI(c Config, b *api.JoinBundle) (node, error) {
 		n.gossip = key
 	}
 	return n, nil
+}
+
+// ofEachFamily is a first address and, of more, the first of the other IP family.
+func ofEachFamily(first netip.Addr, more []netip.Addr) []netip.Addr {
+	i := slices.IndexFunc(more, func(a netip.Addr) bool { return a.BitLen() != first.BitLen() })
+	if i < 0 {
+		return []netip.Addr{first}
+	}
+	return []netip.Addr{first, more[i]}
 }
 
 // mtu is what pods and lanes get over the device.

@@ -65,8 +65,8 @@ type Edges struct {
 	Outside func() (Outside, error)
 	// Cgroup is that of the node's processes, which reach services; nil: they do not.
 	Cgroup func() (dir string, err error)
-	// Transport opens probes from the node's internal address.
-	Transport func(source netip.Addr) (probe.Transport, error)
+	// Transport opens probes from the node's internal addresses.
+	Transport func(sources ...netip.Addr) (probe.Transport, error)
 	// Gossip takes part in the cluster's gossip until ctx ends; nil: the agent does not.
 	Gossip func(ctx context.Context, cfg gossip.Config, seeds []string) error
 	// Reach makes the node use the API servers that the cluster names, also after a restart.

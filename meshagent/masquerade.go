@@ -37,7 +37,7 @@ const outsideTurn = 2 * time.Second
 // the node's address.
 type masquerade struct {
 	conf    Config
-	node    netip.Addr // where tunnels end
+	node    []netip.Addr // where tunnels end
 	maps    *bpf.Maps
 	outside func() (Outside, error) // nil: pods keep their addresses
 	// expose is told the node's addresses outside of the mesh; nil: nobody is.
@@ -143,7 +143,7 @@ func (o Outside) exposed() []netip.Addr {
 // masquerading is what pods' packets get on the way out, where they now get what was says.
 // An address stays for as long as the device has it, because open connections end with it,
 // and while there is none to take its place. With an error the row is the best there is.
-func masquerading(o Outside, node netip.Addr, was bpf.Masquerading) (row bpf.Masquerading, err error) {
+func masquerading(o Outside, node []netip.Addr, was bpf.Masquerading) (row bpf.Masquerading, err error) {
 	var problems []string
 	for family, old := range was.Addr {
 		has := old.Netip()
@@ -178,7 +178,7 @@ func masquerading(o Outside, node netip.Addr, was bpf.Masquerading) (row bpf.Mas
 // leaveAs chooses a family's address: the present one, that where tunnels end, or the first
 // that others can answer to; invalid if there is none. A ULA means nothing to the world, so
 // it gives way to an address that does.
-func leaveAs(o Outside, node, present netip.Addr, ipv6 bool) netip.Addr {
+func leaveAs(o Outside, node []netip.Addr, present netip.Addr, ipv6 bool) netip.Addr {
 	var candidates, locals []netip.Addr
 	for _, a := range o.Addrs {
 		switch {
@@ -195,9 +195,10 @@ func leaveAs(o Outside, node, present netip.Addr, ipv6 bool) netip.Addr {
 	switch {
 	case present.IsValid() && (slices.Contains(candidates, present) || slices.Contains(o.Tentative, present)):
 		return present
-	case slices.Contains(candidates, node):
-		return node
 	case len(candidates) > 0:
+		if i := slices.IndexFunc(candidates, func(a netip.Addr) bool { return slices.Contains(node, a) }); i >= 0 {
+			return candidates[i]
+		}
 		return candidates[0]
 	}
 	return netip.Addr{}

@@ -125,7 +125,7 @@ func TestMasqueradingAddresses(t *testing.T) {
 				was.Addr[family] = bpf.AddrOf(a)
 			}
 			o := Outside{Addrs: addrsOf(test.addrs), Tentative: addrsOf(test.tentative), FirstPort: 32768, LastPort: 60999}
-			row, err := masquerading(o, netip.MustParseAddr("192.0.2.1"), was)
+			row, err := masquerading(o, []netip.Addr{netip.MustParseAddr("192.0.2.1")}, was)
 			if got := leaving(row); got != test.want {
 				t.Errorf("pods leave as %q, want %q", got, test.want)
 			}
@@ -155,7 +155,7 @@ func TestMasqueradingPorts(t *testing.T) {
 		if test.was > 0 {
 			was.First, was.Last = test.was, test.was+999
 		}
-		row, err := masquerading(Outside{Addrs: []netip.Addr{node}, FirstPort: test.first, LastPort: test.last, Unread: test.unread}, node, was)
+		row, err := masquerading(Outside{Addrs: []netip.Addr{node}, FirstPort: test.first, LastPort: test.last, Unread: test.unread}, []netip.Addr{node}, was)
 		got := fmt.Sprintf("%d-%d", row.First, row.Last)
 		if got != test.want || (err != nil) != (test.problem != "") || err != nil && !strings.Contains(err.Error(), test.problem) || row.Addr != was.Addr {
 			t.Errorf("%+v: %s from %s, %v", test, got, leaving(row), err)
@@ -196,7 +196,7 @@ func TestMasqueradeFollowsTheDevice(t *testing.T) {
 	conf := Defaults()
 	conf.NonMasqueradeCIDRs = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 	tell := partTrouble(tables.New(), "masquerade", "pods may not reach the world", slog.New(slog.DiscardHandler))
-	m := &masquerade{conf: conf, node: now.Addrs[0], maps: maps, outside: func() (Outside, error) { return now, failed }, trouble: tell}
+	m := &masquerade{conf: conf, node: now.Addrs[:1], maps: maps, outside: func() (Outside, error) { return now, failed }, trouble: tell}
 	look := func(want string, prefixes int) {
 		t.Helper()
 		row, _, err := maps.Masquerading.Lookup(0)

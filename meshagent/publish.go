@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -322,7 +321,7 @@ func (p *publisher) heard(events []store.Event) {
 func (p *publisher) state() wire.NodeState {
 	own, _, _ := p.tunnels.Own()
 	s := wire.NodeState{
-		Name: p.node.name, Addresses: []netip.Addr{p.node.ip}, Internal: endpoint.Internal(p.node.cidrs[0]),
+		Name: p.node.name, Addresses: p.node.addrs, Internal: endpoint.Internal(p.node.cidrs[0]),
 		PodCIDRs: p.node.cidrs, Epoch: own.Epoch, BootID: p.edges.BootID,
 		Holding: p.holding,
 	}

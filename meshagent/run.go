@@ -114,7 +114,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			return outsideOf(now)
 		},
 		Cgroup:    cfg.cgroup(),
-		Transport: func(source netip.Addr) (probe.Transport, error) { return probe.NewICMP(source) },
+		Transport: func(sources ...netip.Addr) (probe.Transport, error) { return probe.NewICMP(sources...) },
 		Gossip:    joinPool,
 		Reach:     certificates.Reach,
 		Diagnose:  func(ctx context.Context) string { return answers(ctx, certificates.Endpoints()) },

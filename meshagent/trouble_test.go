@@ -74,15 +74,15 @@ func TestAPartThatKeepsFailingIsToldUntilItWorks(t *testing.T) {
 		}},
 		{"probes cannot be opened", wire.ProblemProbes, "", func(e *Edges, b *broken) {
 			open := e.Transport
-			e.Transport = func(a netip.Addr) (probe.Transport, error) {
-				t, err := open(a)
+			e.Transport = func(a ...netip.Addr) (probe.Transport, error) {
+				t, err := open(a...)
 				return failing{t, b}, errors.Join(err, b.err())
 			}
 		}},
 		{"probes cannot be sent", wire.ProblemProbes, "", func(e *Edges, b *broken) {
 			open := e.Transport
-			e.Transport = func(a netip.Addr) (probe.Transport, error) {
-				t, err := open(a)
+			e.Transport = func(a ...netip.Addr) (probe.Transport, error) {
+				t, err := open(a...)
 				return failing{t, b}, err
 			}
 		}},

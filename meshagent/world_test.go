@@ -174,7 +174,7 @@ func (n *testNode) run() {
 	}
 	edges := &Edges{
 		Store: n.cluster.store, Datapath: n.datapath, Lanes: n.lanes, Host: n.host, Plumbing: n.plumbing,
-		Transport: func(src netip.Addr) (probe.Transport, error) { return n.world.net.From(src), nil },
+		Transport: func(src ...netip.Addr) (probe.Transport, error) { return n.world.net.From(src...), nil },
 		MTU:       1420, BootID: "boot",
 	}
 	if n.alter != nil {

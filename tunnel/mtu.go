@@ -1,6 +1,9 @@
 package tunnel
 
-import "fmt"
+import (
+	"fmt"
+	"net/netip"
+)
 
 // Overheads in bytes, outermost first, in one place so that no two places disagree.
 const (
@@ -17,11 +20,15 @@ const (
 	Overhead = overheadIPv6 + overheadUDP + overheadWireGuard + overheadTag + paddingWireGuard
 )
 
-// Outer is the size, in bytes, of the IPv4 packet in which a lane with this MTU sends
-// a packet of inner bytes: 1480 for 1420.
-func Outer(inner, mtu int) int {
+// Outer is the size, in bytes, of the packet in which a lane with this MTU sends a packet of
+// inner bytes to an endpoint: for 1420, 1480 over IPv4 and 1500 over IPv6.
+func Outer(inner, mtu int, endpoint netip.Addr) int {
 	padded := min((inner+15)/16*16, max(inner, mtu))
-	return overheadIPv4 + overheadUDP + overheadWireGuard + padded + overheadTag
+	header := overheadIPv4
+	if endpoint.Is6() {
+		header = overheadIPv6
+	}
+	return header + overheadUDP + overheadWireGuard + padded + overheadTag
 }
 
 // MinMTU is the smallest inner MTU: IPv6 refuses a link below it.

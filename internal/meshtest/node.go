@@ -70,7 +70,7 @@ func (n *Node) Start() {
 	}
 	n.Agent, err = meshagent.New(conf, &n.bundle, &meshagent.Edges{
 		Store: n.Link.As(user), Datapath: n.datapath, Lanes: n.lanes, Host: n.host, Plumbing: n.plumbing,
-		Transport: func(src netip.Addr) (probe.Transport, error) { return n.cluster.mesh.Probes.From(src), nil },
+		Transport: func(src ...netip.Addr) (probe.Transport, error) { return n.cluster.mesh.Probes.From(src...), nil },
 		MTU:       1420, BootID: fmt.Sprint("boot ", n.boots),
 	})
 	if err != nil {

@@ -144,7 +144,7 @@ func worldOf(t testing.TB, known int) *world {
 	open := make(chan struct{})
 	close(open)
 	cfg := Config{
-		Cluster: "own", Node: "me", Internal: netip.MustParseAddr("10.255.0.1"), MTU: 1420, Tables: db, Rows: w.rows, Lanes: w.lanes, Host: still{},
+		Cluster: "own", Node: "me", Addresses: []netip.Addr{netip.MustParseAddr("172.16.0.1")}, Internal: netip.MustParseAddr("10.255.0.1"), MTU: 1420, Tables: db, Rows: w.rows, Lanes: w.lanes, Host: still{},
 		Attach: func(int, int) error { return nil }, Devices: func([2]uint32) {}, Unwritten: func(error) {},
 		Start: open, Open: open, Lasting: time.Second, Log: slog.New(slog.DiscardHandler),
 	}

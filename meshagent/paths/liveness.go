@@ -3,6 +3,7 @@ package paths
 import (
 	"context"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -98,7 +99,7 @@ func (l *Liveness) Probe(ctx context.Context) error {
 }
 
 func (l *Liveness) probe(ctx context.Context) error {
-	transport, err := l.cfg.Transport(l.cfg.Internal)
+	transport, err := l.cfg.Transport(l.cfg.internals()...)
 	if err != nil {
 		return err
 	}
@@ -195,7 +196,7 @@ func (l *Liveness) take(mesh *Mesh, change Changes, own tunnel.Own, prober *prob
 		} else {
 			lane, _, ok := l.cfg.Rows.Lane(key)
 			// Where nothing can be sent, silence means nothing.
-			l.witnesses.Put(cluster, key, ok && lane.Keyed && n.Internal().IsValid())
+			l.witnesses.Put(cluster, key, ok && lane.Keyed && inCommon(l.cfg.internals(), n.Internals()).IsValid())
 		}
 	}
 	doubted := l.doubt(change.Clusters)
@@ -236,7 +237,7 @@ func (l *Liveness) aim(moved map[string]bool) (changed bool) {
 		}
 		n := l.mesh.Node(key)
 		lane, _, _ := l.cfg.Rows.Lane(key)
-		next := probe.Target{Cluster: cluster, Node: n.Name, Addr: n.Internal(), Device: l.own.Lanes[lane.Lane&1].Ifindex, Size: l.cfg.MTU, Busy: l.witnesses.Needed(key)}
+		next := probe.Target{Cluster: cluster, Node: n.Name, Addr: inCommon(l.cfg.internals(), n.Internals()), Device: l.own.Lanes[lane.Lane&1].Ifindex, Size: l.cfg.MTU, Busy: l.witnesses.Needed(key)}
 		delete(l.unprobed, key)
 		l.targets[key] = next
 		changed = changed || !probed || before != next
@@ -365,6 +366,14 @@ func (l *Liveness) Heard(e gossip.Event) {
 	l.again()
 }
 
+// endpoint is where the tunnel to a node ends.
+func (l *Liveness) endpoint(key string) netip.Addr {
+	if n := l.mesh.Node(key); n != nil {
+		return inCommon(l.cfg.Addresses, n.Addresses())
+	}
+	return netip.Addr{}
+}
+
 // apply writes what the prober has observed into the kernel and the table. It returns
 // the observations, when they were made, and whether all of them were written.
 func (l *Liveness) apply(prober *probe.Prober, gossip map[string]bool) (observations []probe.Observation, now time.Time, written bool) {
@@ -383,6 +392,6 @@ func (l *Liveness) apply(prober *probe.Prober, gossip map[string]bool) (observat
 	seen.Unprobed, l.unprobed = l.unprobed, map[string]bool{}
 	err := l.cfg.Rows.See(seen)
 	l.cfg.Unwritten(err)
-	l.tell(unwell(observations, l.cfg.MTU, now, l.cfg.Lasting))
+	l.tell(unwell(observations, l.cfg.MTU, l.endpoint, now, l.cfg.Lasting))
 	return observations, now, err == nil
 }

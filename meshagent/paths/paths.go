@@ -25,6 +25,9 @@ import (
 type Config struct {
 	// Cluster and Node are our own names.
 	Cluster, Node string
+	// Addresses are this node's own, at which tunnels to it end: one, or one of each IP
+	// family.
+	Addresses []netip.Addr
 	// CIDRs are this node's, Members those of the mesh as far as they are known before the
 	// store has been read.
 	CIDRs   []netip.Prefix
@@ -40,8 +43,8 @@ type Config struct {
 	Host   tunnel.Host
 	// Attach puts the programs on a tunnel device.
 	Attach func(ifindex, lane int) error
-	// Transport opens probes from the node's internal address.
-	Transport func(source netip.Addr) (probe.Transport, error)
+	// Transport opens probes from the node's internal addresses.
+	Transport func(sources ...netip.Addr) (probe.Transport, error)
 	// Start is closed once rows in the kernel may be changed; Open once this node may
 	// answer probes, until when it has no internal address.
 	Start, Open <-chan struct{}
@@ -55,6 +58,14 @@ type Config struct {
 }
 
 func (c Config) self() string { return c.Cluster + "/" + c.Node }
+
+// internals are the node's addresses inside the mesh.
+func (c Config) internals() []netip.Addr {
+	if c.Second.IsValid() {
+		return []netip.Addr{c.Internal, c.Second}
+	}
+	return []netip.Addr{c.Internal}
+}
 
 func closed(ch <-chan struct{}) bool {
 	select {

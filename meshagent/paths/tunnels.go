@@ -8,7 +8,6 @@ import (
 	"iter"
 	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -60,6 +59,7 @@ type peer struct {
 	keys  [tunnel.LaneCount]tunnel.Key
 	epoch uint64
 	seen  [tunnel.LaneCount]seen
+	apart bool // there can be no tunnel to it
 }
 
 // seen is a key on a device, and whether a handshake was completed with it.
@@ -253,8 +253,9 @@ func (t *Tunnels) learnNode(key string, n *tables.Node) {
 		p = &peer{}
 		t.peers[key] = p
 	}
-	p.keys = peerOf(n).Keys
+	p.keys = t.peerOf(n).Keys
 	_, p.epoch = n.Lanes()
+	p.apart = apart(t.cfg.Addresses, n.Addresses())
 }
 
 // everything brings devices, routes, peers and the choice of tunnels up to date. Without
@@ -294,7 +295,7 @@ func (t *Tunnels) allPeers(ctx context.Context, complete bool) error {
 	var want []tunnel.Peer
 	for key, p := range t.peers {
 		if p.usable() {
-			w := peerOf(t.mesh.Node(key))
+			w := t.peerOf(t.mesh.Node(key))
 			_, path, ok := t.cfg.Rows.Lane(key)
 			w.Silent = ok && path != bpf.PathAlive
 			want = append(want, w)
@@ -305,6 +306,11 @@ func (t *Tunnels) allPeers(ctx context.Context, complete bool) error {
 		return err
 	}
 	clear(t.refused)
+	for key, p := range t.peers {
+		if p.apart {
+			t.refused[key] = t.whyApart(t.mesh.Node(key))
+		}
+	}
 	for _, r := range refused {
 		t.refused[r.Cluster+"/"+r.Node] = r.Reason
 	}
@@ -337,7 +343,7 @@ func (t *Tunnels) some(ctx context.Context, keys, moved map[string]bool) error {
 	var gone []string
 	for key := range keys {
 		if p := t.peers[key]; p != nil && p.usable() {
-			changed = append(changed, peerOf(t.mesh.Node(key)))
+			changed = append(changed, t.peerOf(t.mesh.Node(key)))
 		} else {
 			gone = append(gone, key)
 		}
@@ -357,9 +363,14 @@ func (t *Tunnels) some(ctx context.Context, keys, moved map[string]bool) error {
 		}
 	}
 	for _, key := range gone {
-		tell(key, "")
-		if p := t.peers[key]; p != nil && t.complete {
+		p := t.peers[key]
+		if p != nil && t.complete {
 			p.seen = [tunnel.LaneCount]seen{}
+		}
+		if p != nil && p.apart {
+			tell(key, t.whyApart(t.mesh.Node(key)))
+		} else {
+			tell(key, "")
 		}
 		moved[key] = true
 	}
@@ -389,32 +400,10 @@ func (p *peer) configured() {
 	}
 }
 
-// peerOf is a node as a WireGuard peer.
-func peerOf(n *tables.Node) tunnel.Peer {
-	published, _ := n.Lanes()
-	p := tunnel.Peer{Cluster: n.Cluster, Node: n.Name}
-	addrs := n.Addresses()
-	for i, lane := range published {
-		key, err := tunnel.ParseKey(lane.PublicKey)
-		if err != nil {
-			continue // shown in the node's row
-		}
-		p.Keys[i] = key
-		if len(addrs) > 0 && lane.Port != 0 {
-			p.Endpoint[i] = netip.AddrPortFrom(addrs[0], lane.Port)
-		}
-	}
-	p.Allowed = append(p.Allowed, n.PodCIDRs()...)
-	for _, in := range n.Internals() {
-		if !slices.ContainsFunc(p.Allowed, func(cidr netip.Prefix) bool { return cidr.Contains(in) }) {
-			p.Allowed = append(p.Allowed, netip.PrefixFrom(in, in.BitLen()))
-		}
-	}
-	return p
-}
-
 // usable reports whether anything can be sent to a peer.
-func (p *peer) usable() bool { return !p.keys[0].IsZero() || !p.keys[1].IsZero() }
+func (p *peer) usable() bool {
+	return !p.apart && (!p.keys[0].IsZero() || !p.keys[1].IsZero())
+}
 
 // choose writes which tunnel to use for nodes. A node whose key is not on the device is
 // not keyed, and nothing is sent to it. Handshakes that are missing are awaited.

@@ -15,7 +15,7 @@ func TestANewKeyOfOurOwnEndsSessions(t *testing.T) {
 	before.Cluster, n.Cluster = "own", "own"
 	w.put(before, true)
 	w.turn(t)
-	keys := peerOf(n).Keys
+	keys := w.tunnels.peerOf(n).Keys
 	shaken := tunnel.PeerStatus{Cluster: n.Cluster, Node: n.Name}
 	for i := range shaken.Lanes {
 		shaken.Lanes[i] = tunnel.PeerLane{Key: keys[i], Handshake: time.Now()}

@@ -2,6 +2,7 @@ package paths
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -16,8 +17,9 @@ const mostPaths = 32
 
 // unwell sums up which paths have been down or limited for a while. A cluster none of
 // whose probed nodes answers is one entry, however large it is. The result does not
-// change with every probe, so that it is written again only after a real change.
-func unwell(observations []probe.Observation, mtu int, now time.Time, lasting time.Duration) []wire.NodePath {
+// change with every probe, so that it is written again only after a real change. endpoint is
+// where the tunnel to a node ends.
+func unwell(observations []probe.Observation, mtu int, endpoint func(key string) netip.Addr, now time.Time, lasting time.Duration) []wire.NodePath {
 	type count struct {
 		probed, down int
 		since        time.Time
@@ -40,7 +42,8 @@ func unwell(observations []probe.Observation, mtu int, now time.Time, lasting ti
 				c.since = o.Since // all are down since the last one went
 			}
 		case o.State == probe.Up && o.Limit > 0:
-			p.Limit, p.Sends, p.Since = tunnel.Outer(o.Limit, mtu), tunnel.Outer(mtu, mtu), o.LimitSince
+			at := endpoint(o.Target.Name())
+			p.Limit, p.Sends, p.Since = tunnel.Outer(o.Limit, mtu, at), tunnel.Outer(mtu, mtu, at), o.LimitSince
 		default:
 			continue
 		}

@@ -2,6 +2,7 @@ package paths
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -19,6 +20,14 @@ func TestUnwellPaths(t *testing.T) {
 	}
 	limited := seen("west", "w1", probe.Up, time.Hour)
 	limited.Limit, limited.LimitSince = 1328, ago(time.Minute)
+	limited6 := limited
+	limited6.Target.Node = "w6"
+	endpoint := func(key string) netip.Addr {
+		if key == "west/w6" {
+			return netip.MustParseAddr("fd00:172:16:2::6")
+		}
+		return netip.MustParseAddr("172.16.2.1")
+	}
 	limitedOnceDown := limited
 	limitedOnceDown.State, limitedOnceDown.Since = probe.Down, ago(2*time.Second)
 	for name, c := range map[string]struct {
@@ -51,6 +60,10 @@ func TestUnwellPaths(t *testing.T) {
 			seen: []probe.Observation{limited},
 			want: []wire.NodePath{{Cluster: "west", Node: "w1", Limit: 1388, Sends: 1480, Since: ago(time.Minute)}},
 		},
+		"limited, over IPv6": {
+			seen: []probe.Observation{limited6},
+			want: []wire.NodePath{{Cluster: "west", Node: "w6", Limit: 1408, Sends: 1500, Since: ago(time.Minute)}},
+		},
 		"down is down, whatever its limit was": {
 			seen: []probe.Observation{limitedOnceDown, seen("west", "w2", probe.Up, time.Hour)},
 			want: []wire.NodePath{{Cluster: "west", Node: "w1", Since: ago(2 * time.Second)}},
@@ -61,7 +74,7 @@ func TestUnwellPaths(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(c.want, unwell(c.seen, 1420, now, time.Second)); diff != "" {
+			if diff := cmp.Diff(c.want, unwell(c.seen, 1420, endpoint, now, time.Second)); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -70,7 +83,7 @@ func TestUnwellPaths(t *testing.T) {
 	for i := range 2 * mostPaths {
 		many = append(many, seen("west", fmt.Sprint(i), probe.Down, time.Hour))
 	}
-	if got := unwell(many, 1420, now, time.Second); len(got) != mostPaths {
+	if got := unwell(many, 1420, endpoint, now, time.Second); len(got) != mostPaths {
 		t.Errorf("%d paths are told, want %d", len(got), mostPaths)
 	}
 }

@@ -8,96 +8,196 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// ICMP is the Transport of this machine: echo requests from one of its addresses, which
-// the kernels of other nodes answer. IPv4 only.
-type ICMP struct {
+// ICMP is the Transport of this machine: echo requests from its addresses, one of an IP
+// family, which the kernels of other nodes answer.
+type ICMP struct{ sockets []*socket }
+
+// socket is a raw socket of one IP family.
+type socket struct {
+	echo   *echo
 	file   *os.File
 	source netip.Addr
 	id     uint16
 	cookie uint32 // distinguishes our answers from those to other programs
+	used   bool   // something was sent, so that there may be an answer
+}
+
+// echo is what the IP families do differently.
+type echo struct {
+	family, protocol int
+	request, reply   byte
+	header           int // length of the IP header, bytes
+	quiet            func(fd int) error
+	bind             func(a netip.Addr) unix.Sockaddr
+	from             func(a netip.Addr, device int) []byte // as a control message
+	// parse splits what was received into its sender and the message.
+	parse func(packet []byte, from unix.Sockaddr) (netip.Addr, []byte)
 }
 
 var _ Transport = (*ICMP)(nil)
 
-const (
-	icmpEchoReply   = 0
-	icmpEchoRequest = 8
-	icmpLength      = 16 // header, cookie, number
-	ipv4Header      = 20
-)
+// icmpLength is that of header, cookie and number.
+const icmpLength = 16
 
-// NewICMP opens a raw socket bound to source, which must be an address of this
-// machine. It needs CAP_NET_RAW. Close ends it.
-func NewICMP(source netip.Addr) (*ICMP, error) {
-	if !source.Is4() {
-		return nil, fmt.Errorf("probe socket: %v is not an IPv4 address", source)
-	}
-	// Raw rather than a ping socket, because the default net.ipv4.ping_group_range
-	// denies those even to root.
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
-	if errors.Is(err, unix.EPERM) {
-		return nil, fmt.Errorf("probe socket: needs CAP_NET_RAW: %w", err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("probe socket: %w", err)
-	}
-	file := os.NewFile(uintptr(fd), "icmp")
-	t := &ICMP{file: file, source: source}
-	if err := t.prepare(fd); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("probe socket: %w", err)
+var echoIPv4 = echo{
+	family: unix.AF_INET, protocol: unix.IPPROTO_ICMP, request: 8, reply: 0, header: 20,
+	quiet: func(fd int) error {
+		// The filter says which types not to receive: all but replies.
+		filter := ^uint32(1 << 0)
+		const icmpFilter = 1 // ICMP_FILTER of linux/icmp.h, at level SOL_RAW
+		if err := unix.SetsockoptString(fd, unix.SOL_RAW, icmpFilter, string((*[4]byte)(unsafe.Pointer(&filter))[:])); err != nil {
+			return fmt.Errorf("receive only echo replies: %w", err)
+		}
+		// A packet that is too large must be lost, not fragmented.
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE); err != nil {
+			return fmt.Errorf("forbid fragments: %w", err)
+		}
+		return nil
+	},
+	bind: func(a netip.Addr) unix.Sockaddr { return &unix.SockaddrInet4{Addr: a.As4()} },
+	from: func(a netip.Addr, device int) []byte {
+		return unix.PktInfo4(&unix.Inet4Pktinfo{Ifindex: int32(device), Spec_dst: a.As4()})
+	},
+	parse: func(packet []byte, _ unix.Sockaddr) (netip.Addr, []byte) {
+		if len(packet) < 20 || packet[0]>>4 != 4 {
+			return netip.Addr{}, nil
+		}
+		header := int(packet[0]&15) * 4
+		if header < 20 || len(packet) < header {
+			return netip.Addr{}, nil
+		}
+		return netip.AddrFrom4([4]byte(packet[12:16])), packet[header:]
+	},
+}
+
+// The kernel writes and checks the checksums of ICMPv6.
+var echoIPv6 = echo{
+	family: unix.AF_INET6, protocol: unix.IPPROTO_ICMPV6, request: 128, reply: 129, header: 40,
+	quiet: func(fd int) error {
+		filter := unix.ICMPv6Filter{}
+		for i := range filter.Data {
+			filter.Data[i] = ^uint32(0)
+		}
+		filter.Data[129/32] &^= 1 << (129 % 32)
+		if err := unix.SetsockoptICMPv6Filter(fd, unix.IPPROTO_ICMPV6, unix.ICMPV6_FILTER, &filter); err != nil {
+			return fmt.Errorf("receive only echo replies: %w", err)
+		}
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE); err != nil {
+			return fmt.Errorf("forbid fragments: %w", err)
+		}
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1); err != nil {
+			return fmt.Errorf("forbid fragments: %w", err)
+		}
+		return nil
+	},
+	bind: func(a netip.Addr) unix.Sockaddr { return &unix.SockaddrInet6{Addr: a.As16()} },
+	from: func(a netip.Addr, device int) []byte {
+		return unix.PktInfo6(&unix.Inet6Pktinfo{Ifindex: uint32(device), Addr: a.As16()})
+	},
+	parse: func(packet []byte, from unix.Sockaddr) (netip.Addr, []byte) {
+		a, ok := from.(*unix.SockaddrInet6)
+		if !ok {
+			return netip.Addr{}, nil
+		}
+		return netip.AddrFrom16(a.Addr), packet
+	},
+}
+
+// NewICMP opens raw sockets bound to sources, which must be addresses of this machine, one
+// of each IP family at most. It needs CAP_NET_RAW. Close ends them.
+func NewICMP(sources ...netip.Addr) (*ICMP, error) {
+	t := &ICMP{}
+	for _, source := range sources {
+		s, err := newSocket(source)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("probe socket: %w", err), t.Close())
+		}
+		t.sockets = append(t.sockets, s)
 	}
 	return t, nil
 }
 
-func (t *ICMP) prepare(fd int) error {
+func newSocket(source netip.Addr) (*socket, error) {
+	s := &socket{echo: &echoIPv4, source: source}
+	if source.Is6() {
+		s.echo = &echoIPv6
+	}
+	// Raw rather than a ping socket, because the default net.ipv4.ping_group_range
+	// denies those even to root.
+	fd, err := unix.Socket(s.echo.family, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, s.echo.protocol)
+	if errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("needs CAP_NET_RAW: %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.file = os.NewFile(uintptr(fd), "icmp")
+	if err := s.prepare(fd); err != nil {
+		s.file.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *socket) prepare(fd int) error {
 	var random [6]byte
 	if _, err := rand.Read(random[:]); err != nil {
 		return err
 	}
-	t.id, t.cookie = binary.NativeEndian.Uint16(random[:]), binary.NativeEndian.Uint32(random[2:])
-	// The filter says which types not to receive: all but replies.
-	filter := ^uint32(1 << icmpEchoReply)
-	const icmpFilter = 1 // ICMP_FILTER of linux/icmp.h, at level SOL_RAW
-	if err := unix.SetsockoptString(fd, unix.SOL_RAW, icmpFilter, string((*[4]byte)(unsafe.Pointer(&filter))[:])); err != nil {
-		return fmt.Errorf("receive only echo replies: %w", err)
+	s.id, s.cookie = binary.NativeEndian.Uint16(random[:]), binary.NativeEndian.Uint32(random[2:])
+	if err := s.echo.quiet(fd); err != nil {
+		return err
 	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1); err != nil {
 		return fmt.Errorf("ask for times of arrival: %w", err)
 	}
-	// A packet that is too large must be lost, not fragmented.
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE); err != nil {
-		return fmt.Errorf("forbid fragments: %w", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: t.source.As4()}); err != nil {
-		return fmt.Errorf("bind to %v: %w", t.source, err)
+	if err := unix.Bind(fd, s.echo.bind(s.source)); err != nil {
+		return fmt.Errorf("bind to %v: %w", s.source, err)
 	}
 	return nil
 }
 
-// Close closes the socket. Prober.Run must have returned.
-func (t *ICMP) Close() error { return t.file.Close() }
+// Close closes the sockets. Prober.Run must have returned.
+func (t *ICMP) Close() error {
+	var errs []error
+	for _, s := range t.sockets {
+		errs = append(errs, s.file.Close())
+	}
+	return errors.Join(errs...)
+}
 
 // Send implements Transport. Errors about single targets are ignored, because such a
 // target will not answer.
 func (t *ICMP) Send(requests []Request) error {
-	raw, err := t.file.SyscallConn()
+	for _, s := range t.sockets {
+		if err := s.sendAll(requests); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sendAll sends the requests of the socket's family.
+func (s *socket) sendAll(requests []Request) error {
+	raw, err := s.file.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var failed error
 	err = raw.Control(func(fd uintptr) {
 		for _, r := range requests {
-			if !r.Addr.Is4() {
+			if r.Addr.BitLen() != s.source.BitLen() {
 				continue
 			}
-			if err := t.send(int(fd), r); errors.Is(err, unix.EBADF) {
+			s.used = true
+			if err := s.send(int(fd), r); errors.Is(err, unix.EBADF) {
 				failed = err
 			}
 		}
@@ -105,21 +205,33 @@ func (t *ICMP) Send(requests []Request) error {
 	return errors.Join(err, failed)
 }
 
-func (t *ICMP) send(fd int, r Request) error {
-	packet := make([]byte, max(icmpLength, r.Size-ipv4Header)&^1)
-	packet[0] = icmpEchoRequest
-	binary.BigEndian.PutUint16(packet[4:], t.id)
+func (s *socket) send(fd int, r Request) error {
+	packet := make([]byte, max(icmpLength, r.Size-s.echo.header)&^1)
+	packet[0] = s.echo.request
+	binary.BigEndian.PutUint16(packet[4:], s.id)
 	binary.BigEndian.PutUint16(packet[6:], uint16(r.Number))
-	binary.BigEndian.PutUint32(packet[8:], t.cookie)
+	binary.BigEndian.PutUint32(packet[8:], s.cookie)
 	binary.BigEndian.PutUint32(packet[12:], r.Number)
 	binary.BigEndian.PutUint16(packet[2:], checksum(packet))
-	info := unix.PktInfo4(&unix.Inet4Pktinfo{Ifindex: int32(r.Device), Spec_dst: t.source.As4()})
-	return unix.Sendmsg(fd, packet, info, &unix.SockaddrInet4{Addr: r.Addr.As4()}, unix.MSG_DONTWAIT)
+	return unix.Sendmsg(fd, packet, s.echo.from(s.source, r.Device), s.echo.bind(r.Addr), unix.MSG_DONTWAIT)
 }
 
 // Receive implements Transport.
-func (t *ICMP) Receive() ([]Answer, error) {
-	raw, err := t.file.SyscallConn()
+func (t *ICMP) Receive() (answers []Answer, err error) {
+	for _, s := range t.sockets {
+		if !s.used {
+			continue
+		}
+		more, err := s.receive()
+		if answers = append(answers, more...); err != nil {
+			return answers, err
+		}
+	}
+	return answers, nil
+}
+
+func (s *socket) receive() ([]Answer, error) {
+	raw, err := s.file.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +240,7 @@ func (t *ICMP) Receive() ([]Answer, error) {
 	err = raw.Control(func(fd uintptr) {
 		packet, control := make([]byte, 256), make([]byte, 256)
 		for len(answers) < 256 {
-			n, c, _, _, err := unix.Recvmsg(int(fd), packet, control, unix.MSG_DONTWAIT)
+			n, c, _, from, err := unix.Recvmsg(int(fd), packet, control, unix.MSG_DONTWAIT)
 			if errors.Is(err, unix.EINTR) {
 				continue
 			}
@@ -142,7 +254,7 @@ func (t *ICMP) Receive() ([]Answer, error) {
 				}
 				return
 			}
-			if a, ok := t.parse(packet[:n]); ok {
+			if a, ok := s.read(packet[:n], from); ok {
 				a.At = arrival(control[:c])
 				answers = append(answers, a)
 			}
@@ -151,20 +263,14 @@ func (t *ICMP) Receive() ([]Answer, error) {
 	return answers, errors.Join(err, failed)
 }
 
-// parse reads an IPv4 packet. False for everything but an answer to us.
-func (t *ICMP) parse(packet []byte) (Answer, bool) {
-	if len(packet) < 20 || packet[0]>>4 != 4 {
+// read reads what was received. False for everything but an answer to us.
+func (s *socket) read(packet []byte, from unix.Sockaddr) (Answer, bool) {
+	who, message := s.echo.parse(packet, from)
+	if len(message) < icmpLength || message[0] != s.echo.reply ||
+		binary.BigEndian.Uint16(message[4:]) != s.id || binary.BigEndian.Uint32(message[8:]) != s.cookie {
 		return Answer{}, false
 	}
-	header := int(packet[0]&15) * 4
-	if header < 20 || len(packet) < header+icmpLength {
-		return Answer{}, false
-	}
-	echo := packet[header:]
-	if echo[0] != icmpEchoReply || binary.BigEndian.Uint16(echo[4:]) != t.id || binary.BigEndian.Uint32(echo[8:]) != t.cookie {
-		return Answer{}, false
-	}
-	return Answer{From: netip.AddrFrom4([4]byte(packet[12:16])), Number: binary.BigEndian.Uint32(echo[12:])}, true
+	return Answer{From: who, Number: binary.BigEndian.Uint32(message[12:])}, true
 }
 
 // arrival is the kernel's time of arrival, or now if there is none.
@@ -184,23 +290,50 @@ func arrival(control []byte) time.Time {
 
 // Arrival implements Transport.
 func (t *ICMP) Arrival(ctx context.Context) {
+	var used []*socket
+	for _, s := range t.sockets {
+		if s.used {
+			used = append(used, s)
+		}
+	}
+	if len(used) == 0 {
+		used = t.sockets[:min(1, len(t.sockets))]
+	}
+	if len(used) == 1 {
+		used[0].await(ctx)
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var waiting sync.WaitGroup
+	for _, s := range used {
+		waiting.Go(func() {
+			defer cancel()
+			s.await(ctx)
+		})
+	}
+	waiting.Wait()
+}
+
+// await waits until there may be something to receive, or until ctx ends.
+func (s *socket) await(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
-	if err := t.file.SetReadDeadline(time.Time{}); err != nil {
+	if err := s.file.SetReadDeadline(time.Time{}); err != nil {
 		return
 	}
 	expired := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(expired)
-		t.file.SetReadDeadline(time.Unix(1, 0))
+		s.file.SetReadDeadline(time.Unix(1, 0))
 	})
 	defer func() {
 		if !stop() {
 			<-expired // or it would cut the next wait short
 		}
 	}()
-	raw, err := t.file.SyscallConn()
+	raw, err := s.file.SyscallConn()
 	if err != nil {
 		return
 	}

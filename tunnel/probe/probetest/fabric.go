@@ -3,6 +3,7 @@ package probetest
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -56,13 +57,13 @@ func (f *Fabric) reaches(a, b netip.Addr) bool {
 	return true
 }
 
-// From returns what the node with this internal address sends its probes through.
-func (f *Fabric) From(src netip.Addr) probe.Transport { return &port{fabric: f, src: src} }
+// From returns what the node with these internal addresses sends its probes through.
+func (f *Fabric) From(src ...netip.Addr) probe.Transport { return &port{fabric: f, src: src} }
 
 // port is one node's end of a Fabric.
 type port struct {
 	fabric  *Fabric
-	src     netip.Addr
+	src     []netip.Addr
 	mu      sync.Mutex
 	answers []probe.Answer // guarded by mu
 }
@@ -72,7 +73,8 @@ func (p *port) Send(requests []probe.Request) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, r := range requests {
-		if p.fabric.reaches(p.src, r.Addr) {
+		from := slices.IndexFunc(p.src, func(a netip.Addr) bool { return a.BitLen() == r.Addr.BitLen() })
+		if from >= 0 && p.fabric.reaches(p.src[from], r.Addr) {
 			p.answers = append(p.answers, probe.Answer{From: r.Addr, Number: r.Number, At: time.Now()})
 		}
 	}

@@ -1,0 +1,69 @@
+package paths
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/tunnel"
+)
+
+// inCommon chooses the address at which one node speaks to another: of an IP family that both
+// have. If they have both, it is IPv4, unless both name IPv6 first: each chooses the same. The
+// zero Addr means that they have none in common.
+func inCommon(ours, theirs []netip.Addr) (at netip.Addr) {
+	for _, a := range theirs {
+		if !slices.ContainsFunc(ours, func(own netip.Addr) bool { return own.BitLen() == a.BitLen() }) {
+			continue
+		}
+		if !at.IsValid() || at.Is6() && a.Is4() && ours[0].Is4() {
+			at = a
+		}
+	}
+	return at
+}
+
+// apart reports whether there can be no tunnel between nodes with these addresses. Where a
+// node names none, it may still call.
+func apart(ours, theirs []netip.Addr) bool {
+	return len(theirs) > 0 && !inCommon(ours, theirs).IsValid()
+}
+
+// whyApart says why there can be no tunnel to a node.
+func (t *Tunnels) whyApart(n *tables.Node) string {
+	own, theirs := t.cfg.Addresses[0], n.Addresses()[0]
+	return fmt.Sprintf("no tunnel is possible: its address %v is %s, and this node's %v is %s; give one of the two an address of the other family too",
+		theirs, familyOf(theirs), own, familyOf(own))
+}
+
+func familyOf(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// peerOf is a node as a WireGuard peer.
+func (t *Tunnels) peerOf(n *tables.Node) tunnel.Peer {
+	published, _ := n.Lanes()
+	p := tunnel.Peer{Cluster: n.Cluster, Node: n.Name}
+	at := inCommon(t.cfg.Addresses, n.Addresses())
+	for i, lane := range published {
+		key, err := tunnel.ParseKey(lane.PublicKey)
+		if err != nil {
+			continue // shown in the node's row
+		}
+		p.Keys[i] = key
+		if at.IsValid() && lane.Port != 0 {
+			p.Endpoint[i] = netip.AddrPortFrom(at, lane.Port)
+		}
+	}
+	p.Allowed = append(p.Allowed, n.PodCIDRs()...)
+	for _, in := range n.Internals() {
+		if !slices.ContainsFunc(p.Allowed, func(cidr netip.Prefix) bool { return cidr.Contains(in) }) {
+			p.Allowed = append(p.Allowed, netip.PrefixFrom(in, in.BitLen()))
+		}
+	}
+	return p
+}
