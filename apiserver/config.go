@@ -34,11 +34,12 @@ type Config struct {
 	ID      uint32 `json:"id"`
 	// PodCIDRs contain the addresses of all pods of the cluster, ServiceCIDR those of
 	// its services. No two clusters of a mesh may share any. With pod CIDRs of both IP
-	// families, those of IPv4 first, each pod has an address of each.
+	// families, those of IPv4 first, each pod has an address of each. ServiceCIDR is of
+	// the family of the first pod CIDR.
 	PodCIDRs    []netip.Prefix `json:"podCIDRs"`
 	ServiceCIDR netip.Prefix   `json:"serviceCIDR"`
-	// IPv6ServiceCIDR lets services have IPv6 addresses too. It may be added to a cluster
-	// that exists, and needs an IPv6 pod CIDR.
+	// IPv6ServiceCIDR lets services have IPv6 addresses beside IPv4 ones. It may be added
+	// to a cluster that exists, and needs an IPv6 pod CIDR.
 	IPv6ServiceCIDR netip.Prefix `json:"ipv6ServiceCIDR,omitzero"`
 	// MaxConnectedClusters is 255 or 511, the same in the whole mesh. 511 halves the
 	// number of identities a cluster can have, to 32,768.
@@ -229,12 +230,10 @@ func (c Config) validateCIDRs() (errs []error) {
 	if len(c.PodCIDRs) == 0 {
 		add("pod-cidrs is missing: give the addresses of the cluster's pods, like 10.1.0.0/16")
 	}
+	errs = append(errs, c.validateFamilies()...)
 	all := append(append([]netip.Prefix(nil), c.PodCIDRs...), c.ServiceCIDR)
 	if c.IPv6ServiceCIDR.IsValid() {
 		all = append(all, c.IPv6ServiceCIDR)
-		if !slices.ContainsFunc(c.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-			add("ipv6-service-cidr is %s, but no pod could answer there: give pod-cidrs an IPv6 prefix too", c.IPv6ServiceCIDR)
-		}
 	}
 	for i, p := range all {
 		name := "pod-cidrs"
@@ -250,12 +249,8 @@ func (c Config) validateCIDRs() (errs []error) {
 			continue
 		case p != p.Masked():
 			add("%s: %s has bits beyond its prefix: write %s", name, p, p.Masked())
-		case !p.Addr().Is4() && name == "service-cidr":
-			add("%s: %s is IPv6: give an IPv4 prefix here and the IPv6 one as ipv6-service-cidr, because clusters of IPv6 alone are not supported yet", name, p)
 		case p.Addr().Is4() && name == "ipv6-service-cidr":
 			add("%s: %s is IPv4: give an IPv6 prefix, like fd00:10:101::/112", name, p)
-		case !p.Addr().Is4() && i == 0:
-			add("%s: %s is IPv6: give an IPv4 prefix first, because clusters of IPv6 alone are not supported yet", name, p)
 		case p.Addr().Is4() && (p.Bits() < 8 || p.Bits() > 28):
 			add("%s: %s is too large or too small: give a prefix from /8 to /28", name, p)
 		case !p.Addr().Is4() && (p.Bits() < 16 || p.Bits() > 120):
@@ -270,6 +265,28 @@ func (c Config) validateCIDRs() (errs []error) {
 				add("%s: %s overlaps %s: give pods and services separate addresses", name, p, q)
 			}
 		}
+	}
+	return errs
+}
+
+// validateFamilies checks that pods and services have IP families in common: a cluster has
+// IPv4 alone, IPv6 alone, or IPv4 with IPv6 beside it.
+func (c Config) validateFamilies() (errs []error) {
+	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	is4 := func(p netip.Prefix) bool { return p.Addr().Is4() }
+	is6 := func(p netip.Prefix) bool { return p.Addr().Is6() }
+	four, six := slices.IndexFunc(c.PodCIDRs, is4), slices.IndexFunc(c.PodCIDRs, is6)
+	switch {
+	case four > 0 && six == 0:
+		add("pod-cidrs: %s is IPv6 and comes before the IPv4 prefix %s: write those of IPv4 first, or IPv6 alone", c.PodCIDRs[0], c.PodCIDRs[four])
+	case is4(c.ServiceCIDR) && four < 0 && six >= 0:
+		add("service-cidr: %s is IPv4, but no pod could answer there: give an IPv6 prefix, like fd00:10:101::/112, or pod-cidrs an IPv4 prefix first", c.ServiceCIDR)
+	case is6(c.ServiceCIDR) && four >= 0:
+		add("service-cidr: %s is IPv6, but the first of pod-cidrs is IPv4: give an IPv4 prefix here, and the IPv6 one as ipv6-service-cidr if the pods have IPv6 too", c.ServiceCIDR)
+	case c.IPv6ServiceCIDR.IsValid() && is6(c.ServiceCIDR):
+		add("ipv6-service-cidr is %s, but service-cidr is IPv6 already: leave it out", c.IPv6ServiceCIDR)
+	case c.IPv6ServiceCIDR.IsValid() && six < 0:
+		add("ipv6-service-cidr is %s, but no pod could answer there: give pod-cidrs an IPv6 prefix too", c.IPv6ServiceCIDR)
 	}
 	return errs
 }

@@ -29,6 +29,12 @@ func TestValidate(t *testing.T) {
 	if err := dual.Validate(); err != nil {
 		t.Error("one with service CIDRs of both families:", err)
 	}
+	six := good()
+	six.PodCIDRs, six.ServiceCIDR = []netip.Prefix{prefix("fd00:10:1::/48")}, prefix("fd00:10:101::/112")
+	six.Advertise = netip.MustParseAddr("fd00:172:16:1::1")
+	if err := six.Validate(); err != nil {
+		t.Error("one of IPv6 alone:", err)
+	}
 	for name, c := range map[string]struct {
 		change func(*Config)
 		want   string
@@ -44,11 +50,15 @@ func TestValidate(t *testing.T) {
 		"bits beyond":       {func(c *Config) { c.PodCIDRs[0] = netip.MustParsePrefix("10.1.2.0/16") }, "write 10.1.0.0/16"},
 		"overlap":           {func(c *Config) { c.ServiceCIDR = prefix("10.1.128.0/17") }, "overlaps 10.1.0.0/16"},
 		"own address":       {func(c *Config) { c.PodCIDRs[0] = prefix("172.16.0.0/16") }, "contains 172.16.1.1"},
-		"IPv6 alone":        {func(c *Config) { c.PodCIDRs[0] = prefix("fd00::/48") }, "give an IPv4 prefix first"},
+		"IPv6 pods alone":   {func(c *Config) { c.PodCIDRs[0] = prefix("fd00::/48") }, "service-cidr: 10.101.0.0/16 is IPv4, but no pod could answer there"},
+		"IPv6 before IPv4":  {func(c *Config) { c.PodCIDRs = []netip.Prefix{prefix("fd00::/48"), prefix("10.1.0.0/16")} }, "write those of IPv4 first, or IPv6 alone"},
 		"IPv6 too small":    {func(c *Config) { c.PodCIDRs = append(c.PodCIDRs, prefix("fd00::/121")) }, "give a prefix from /16 to /120"},
-		"IPv6 services":     {func(c *Config) { c.ServiceCIDR = prefix("fd00:1::/112") }, "give an IPv4 prefix here and the IPv6 one as ipv6-service-cidr"},
-		"IPv4 as IPv6":      {func(c *Config) { c.IPv6ServiceCIDR = prefix("10.102.0.0/16") }, "ipv6-service-cidr: 10.102.0.0/16 is IPv4"},
-		"pods of IPv4":      {func(c *Config) { c.IPv6ServiceCIDR = prefix("fd00:1::/112") }, "give pod-cidrs an IPv6 prefix too"},
+		"IPv6 services":     {func(c *Config) { c.ServiceCIDR = prefix("fd00:1::/112") }, "give an IPv4 prefix here, and the IPv6 one as ipv6-service-cidr"},
+		"IPv6 services twice": {func(c *Config) {
+			c.PodCIDRs[0], c.ServiceCIDR, c.IPv6ServiceCIDR = prefix("fd00::/48"), prefix("fd00:1::/112"), prefix("fd00:2::/112")
+		}, "service-cidr is IPv6 already: leave it out"},
+		"IPv4 as IPv6": {func(c *Config) { c.IPv6ServiceCIDR = prefix("10.102.0.0/16") }, "ipv6-service-cidr: 10.102.0.0/16 is IPv4"},
+		"pods of IPv4": {func(c *Config) { c.IPv6ServiceCIDR = prefix("fd00:1::/112") }, "give pod-cidrs an IPv6 prefix too"},
 		"IPv6 overlap": {func(c *Config) {
 			c.PodCIDRs, c.IPv6ServiceCIDR = append(c.PodCIDRs, prefix("fd00:10:1::/48")), prefix("fd00:10:1:f::/112")
 		}, "fd00:10:1:f::/112 overlaps fd00:10:1::/48"},

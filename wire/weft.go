@@ -17,7 +17,7 @@ type Cluster struct {
 	ID                   identity.ClusterID `json:"id"`
 	PodCIDRs             []netip.Prefix     `json:"podCIDRs"`
 	ServiceCIDR          netip.Prefix       `json:"serviceCIDR"`
-	IPv6ServiceCIDR      netip.Prefix       `json:"ipv6ServiceCIDR,omitzero"` // invalid: services have IPv4 addresses only
+	IPv6ServiceCIDR      netip.Prefix       `json:"ipv6ServiceCIDR,omitzero"` // beside one of IPv4; invalid: services have addresses of one family
 	MaxConnectedClusters uint32             `json:"maxConnectedClusters"`     // 255 or 511
 	// Generation names this etcd store. A new generation means that the store was
 	// lost and rebuilt, so a missing entry does not mean that it was removed.

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -205,9 +206,6 @@ func (r *Registrar) admit(request api.NodeRequest, old wire.Registration, others
 		return old, api.Invalid("name the address at which other nodes reach it", "node %s has no address", reg.Name)
 	}
 	for _, ip := range reg.Addresses {
-		if !ip.Is4() {
-			return old, api.Invalid("name its IPv4 address", "%s cannot be a node's address: the mesh supports only IPv4 so far", ip)
-		}
 		if err := service.CheckAddress(ip); err != nil {
 			return old, api.Invalid("name the address at which other nodes reach it", "not a node's address: %v", err)
 		}
@@ -224,6 +222,9 @@ func (r *Registrar) admit(request api.NodeRequest, old wire.Registration, others
 				return old, api.Conflict("give each node its own address", "address %s belongs to node %s", ip, other.Name)
 			}
 		}
+	}
+	if err := r.sameFamily(reg, old, others); err != nil {
+		return old, err
 	}
 	for _, first := range wire.OfEachFamily(c.PodCIDRs) {
 		same := func(p netip.Prefix) bool { return p.Addr().BitLen() == first.Addr().BitLen() }
@@ -242,6 +243,34 @@ func (r *Registrar) admit(request api.NodeRequest, old wire.Registration, others
 		reg.PodCIDRs = inOrder(c.PodCIDRs, reg.PodCIDRs)
 	}
 	return reg, checkCIDRs(c, reg, others)
+}
+
+// sameFamily refuses a node whose first address is of another IP family than that of the API
+// server or of another node: in gossip, all of them reach each other at their first addresses.
+// A node that stays where it is, is left alone.
+func (r *Registrar) sameFamily(reg, old wire.Registration, others map[string]wire.Registration) error {
+	if slices.Equal(reg.Addresses, old.Addresses) {
+		return nil
+	}
+	firsts := map[string]netip.Addr{}
+	for name, other := range others {
+		if len(other.Addresses) > 0 {
+			firsts["node "+name] = other.Addresses[0]
+		}
+	}
+	if u, err := url.Parse(r.conf.Server); err == nil {
+		if a, err := netip.ParseAddr(u.Hostname()); err == nil {
+			firsts["the API server"] = a
+		}
+	}
+	first := reg.Addresses[0]
+	for _, whose := range slices.Sorted(maps.Keys(firsts)) {
+		if other := firsts[whose]; other.BitLen() != first.BitLen() {
+			return api.Conflict(fmt.Sprintf("name its %s address first, and its %s address after it", service.FamilyOf(other), service.FamilyOf(first)),
+				"the first address of node %s is %s, but that of %s is %s: all of a cluster need first addresses of one IP family", reg.Name, first, whose, other)
+		}
+	}
+	return nil
 }
 
 // extends reports whether all of the CIDRs are as they were, apart from those of another IP

@@ -91,8 +91,8 @@ func TestAddRefuses(t *testing.T) {
 		"broadcast":         {request("n9", "255.255.255.255", ""), "is a reserved or broadcast address"},
 		"a peer's pod":      {request("n9", "10.2.7.7", ""), "is in a CIDR of cluster west"},
 		"a peer's service":  {request("n9", "10.102.0.9", ""), "is in a CIDR of cluster west"},
-		"IPv6":              {request("n9", "fd00::1", "10.1.9.0/24"), "fd00::1 cannot be a node's address: the mesh supports only IPv4 so far"},
-		"IPv4 in IPv6":      {request("n9", "::ffff:172.16.1.9", ""), "the mesh supports only IPv4 so far"},
+		"IPv6":              {request("n9", "fd00::1", "10.1.9.0/24"), "first addresses of one IP family"},
+		"IPv4 in IPv6":      {request("n9", "::ffff:172.16.1.9", ""), "is IPv4 written as IPv6; write 172.16.1.9"},
 		"a pod's address":   {request("n9", "10.1.1.4", ""), "is in a CIDR"},
 		"another's address": {request("n9", "172.16.1.1", ""), "belongs to node n1"},
 		"outside":           {request("n9", "172.16.1.9", "10.2.1.0/24"), "outside the cluster's 10.1.0.0/16"},
@@ -258,5 +258,49 @@ func TestAnotherAddressIsRefused(t *testing.T) {
 	moved.Replace = true
 	if b, err := r.Add(t.Context(), moved); err != nil || b.Addresses[0].String() != "172.16.1.9" {
 		t.Errorf("with --replace: %v", err)
+	}
+}
+
+// All of a cluster have first addresses of one IP family; what comes after is free. A node
+// from before is left alone.
+func TestFirstAddressesAreOfOneFamily(t *testing.T) {
+	for name, c := range map[string]struct {
+		server   string
+		requests [][]string // name and addresses
+		want     string     // of the last
+	}{
+		"IPv6":                     {"[fd00::1]", [][]string{{"n1", "fd00::1"}, {"n2", "fd00::2", "172.16.1.2"}}, ""},
+		"IPv4 in one of IPv6":      {"[fd00::1]", [][]string{{"n1", "fd00::1"}, {"n2", "172.16.1.2", "fd00::2"}}, "first address of node n2 is 172.16.1.2, but that of node n1 is fd00::1"},
+		"IPv6 in one of IPv4":      {"172.16.1.1", [][]string{{"n1", "172.16.1.1"}, {"n2", "fd00::2"}}, "first address of node n2 is fd00::2, but that of node n1 is 172.16.1.1"},
+		"IPv6 second":              {"172.16.1.1", [][]string{{"n1", "172.16.1.1", "fd00::1"}}, ""},
+		"the API server's":         {"172.16.1.1", [][]string{{"n1", "fd00::1"}}, "but that of the API server is 172.16.1.1"},
+		"the API server by a name": {"east.test", [][]string{{"n1", "fd00::1"}}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _, _ := registrar(t)
+			r.conf.Server = "https://" + c.server + ":7443"
+			for i, words := range c.requests {
+				req := api.NodeRequest{Name: words[0]}
+				for _, a := range words[1:] {
+					req.Addresses = append(req.Addresses, netip.MustParseAddr(a))
+				}
+				_, err := r.Add(t.Context(), req)
+				want := ""
+				if i == len(c.requests)-1 {
+					want = c.want
+				}
+				if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+					t.Errorf("%v: got %v, want %q", words, err, want)
+				}
+			}
+		})
+	}
+	r, _, _ := registrar(t)
+	if _, err := r.Add(t.Context(), request("n1", "172.16.1.1", "")); err != nil {
+		t.Fatal(err)
+	}
+	r.conf.Server = "https://[fd00::1]:7443"
+	if _, err := r.Add(t.Context(), request("n1", "172.16.1.1", "")); err != nil {
+		t.Errorf("a node from before: %v", err)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/identity"
@@ -30,6 +32,7 @@ func check(own wire.Cluster, nodes map[string][]netip.Addr, peers []wire.Peer, i
 	c.number(own, in)
 	c.addresses(own, in)
 	c.services(own, in)
+	c.families(own, in)
 	c.besides(nodes, in)
 	for _, p := range peers {
 		c.against(p, in)
@@ -145,6 +148,28 @@ func (c *checker) services(own wire.Cluster, in *api.Invite) {
 	if s := in.IPv6ServiceCIDR; s.IsValid() && s.Addr().Is4() {
 		c.invalid("its IPv6 service CIDR is %v; correct ipv6ServiceCIDR there and invite again", s)
 	}
+}
+
+// families refuses a cluster whose pods have no IP family in common with ours: none could
+// reach another.
+func (c *checker) families(own wire.Cluster, in *api.Invite) {
+	ours, theirs := familiesOf(own.PodCIDRs), familiesOf(in.PodCIDRs)
+	if len(ours) == 0 || len(theirs) == 0 || slices.ContainsFunc(theirs, func(f corev1.IPFamily) bool { return slices.Contains(ours, f) }) {
+		return
+	}
+	four := own.Name
+	if theirs[0] == corev1.IPv4Protocol {
+		four = in.Cluster
+	}
+	c.conflict("its pods have addresses of %s alone and ours of %s alone, so none could reach another; give cluster %s an IPv6 pod CIDR too", theirs[0], ours[0], four)
+}
+
+// familiesOf are the IP families of prefixes, each once.
+func familiesOf(cidrs []netip.Prefix) (out []corev1.IPFamily) {
+	for _, p := range wire.OfEachFamily(cidrs) {
+		out = append(out, service.FamilyOf(p.Addr()))
+	}
+	return out
 }
 
 // besides refuses CIDRs that hold the address of one of our nodes: pods could not

@@ -192,6 +192,7 @@ func TestBadInvites(t *testing.T) {
 			{"ID 0", func(in *api.Invite) { in.ID = 0 }, 422, "from 1 to 255"},
 			{"ID beyond the range", func(in *api.Invite) { in.ID = 256 }, 422, "from 1 to 255"},
 			{"another maximum", func(in *api.Invite) { in.MaxConnectedClusters = 511 }, 409, "maxConnectedClusters"},
+			{"no family in common", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("fd00:10:2::/48")} }, 409, "its pods have addresses of IPv6 alone and ours of IPv4 alone, so none could reach another; give cluster east an IPv6 pod CIDR too"},
 			{"our CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.1.128.0/17")} }, 409, "overlaps our own 10.1.0.0/16"},
 			{"our service CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.101.1.0/24")} }, 409, "overlaps our service CIDR"},
 			{"our IPv6 service CIDR", func(in *api.Invite) { in.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("fd00:10:101::/64")} }, 409, "overlaps our service CIDR fd00:10:101::/112"},

@@ -92,11 +92,14 @@ func (r *Registry) dropForeign(c *change, spec *corev1.ServiceSpec) {
 	if spec.IPFamilies = some; required {
 		spec.IPFamilyPolicy = new(preferDualStack)
 	}
-	c.warn("spec.ipFamilies: the service gets an address of %s only; %s", conf.families()[0], conf.lack(corev1.IPv6Protocol))
+	c.warn("spec.ipFamilies: the service gets an address of %s only; %s", conf.families()[0], conf.lack(other(conf.families()[0])))
 }
 
 // lack says how to give the cluster service addresses of a family.
 func (c *Config) lack(f corev1.IPFamily) string {
+	if f == corev1.IPv4Protocol {
+		return fmt.Sprintf("cluster %s has no service addresses of %s, only of %s", c.Cluster, f, other(f))
+	}
 	return fmt.Sprintf("cluster %s has no service addresses of %s: give its API servers an ipv6ServiceCIDR to have some", c.Cluster, f)
 }
 
@@ -197,7 +200,7 @@ func reduce(old, spec *corev1.ServiceSpec) (problem string) {
 // lacks says what a service wants that the cluster does not have, or nothing.
 func (c *Config) lacks(spec *corev1.ServiceSpec) (problem string) {
 	if *spec.IPFamilyPolicy == requireDualStack && len(c.families()) < 2 {
-		return "spec.ipFamilyPolicy is RequireDualStack; write PreferDualStack for what the cluster has: " + c.lack(corev1.IPv6Protocol)
+		return "spec.ipFamilyPolicy is RequireDualStack; write PreferDualStack for what the cluster has: " + c.lack(other(c.families()[0]))
 	}
 	for i, f := range spec.IPFamilies {
 		if !c.cidrFor(f).IsValid() {

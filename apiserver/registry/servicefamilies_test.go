@@ -269,3 +269,35 @@ func TestForeignFamilies(t *testing.T) {
 		})
 	}
 }
+
+// In a cluster of IPv6 alone, that is what services have.
+func TestServicesOfAClusterOfIPv6Alone(t *testing.T) {
+	for name, c := range map[string]struct{ spec, want string }{
+		"nothing said": {"", "v4 IPv6 SingleStack"}, // v4 stands for the main CIDR
+		"named":        {"ipFamilies: [IPv6]", "v4 IPv6 SingleStack"},
+		"by address":   {`clusterIP: "fd00:10:101::7"`, "fd00:10:101::7 IPv6 SingleStack"},
+		"preferred":    {"ipFamilyPolicy: PreferDualStack", "v4 IPv6 PreferDualStack"},
+		"headless":     {"clusterIP: None", "None IPv6 SingleStack"},
+		"IPv4":         {"ipFamilies: [IPv4]", "!spec.ipFamilies[0] is IPv4; remove it: cluster east has no service addresses of IPv4, only of IPv6"},
+		"by IPv4":      {"clusterIP: 10.101.0.7", "!remove it: cluster east has no service addresses of IPv4, only of IPv6"},
+		"required":     {"ipFamilyPolicy: RequireDualStack", "!has no service addresses of IPv4, only of IPv6"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := fixture(t)
+			r.conf.ServiceCIDR = netip.MustParsePrefix("fd00:10:101::/112")
+			_, err := r.Apply(t.Context(), []byte(familyService(c.spec)), api.ManifestOptions{})
+			if refusal, refused := strings.CutPrefix(c.want, "!"); refused {
+				if err == nil || !strings.Contains(err.Error(), refusal) {
+					t.Errorf("got %v, want %q", err, refusal)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := standing(t, r); got != c.want {
+				t.Errorf("%s, want %s", got, c.want)
+			}
+		})
+	}
+}

@@ -20,7 +20,7 @@ func apiserverCommand() *cobra.Command {
 		"cluster":                "name of the cluster: 1 to 32 of a-z, 0-9 and -; it cannot change later",
 		"id":                     "number of the cluster, unique in the mesh; it cannot change later",
 		"pod-cidrs":              "addresses of all pods of the cluster, those of IPv4 before those of IPv6",
-		"service-cidr":           "addresses of its services, of IPv4",
+		"service-cidr":           "addresses of its services, of the IP family of the first of its pods",
 		"ipv6-service-cidr":      "IPv6 addresses of its services, if they may have any",
 		"max-connected-clusters": "255 or 511, the same in the whole mesh; 511 halves the identities of each cluster",
 		"data-dir":               "folder for certificates and the embedded etcd",
