@@ -195,7 +195,7 @@ func (l *Lab) bootNodes(ctx context.Context, c *Cluster) error {
 
 // Join registers a machine in its cluster and writes the bundle to its disk.
 func (l *Lab) Join(ctx context.Context, n *Node) error {
-	bundle, err := l.weft(ctx, "-c", n.Cluster.Name, "node", "add", n.Name, "--pod-cidr", list(n.Cluster.nodePodCIDRs(n.Name)), "--address", n.Addr.String(), "--write", "-")
+	bundle, err := l.weft(ctx, "-c", n.Cluster.Name, "node", "add", n.Name, "--pod-cidr", list(n.Cluster.nodePodCIDRs(n.Name)), "--address", list(n.Addrs), "--write", "-")
 	if err != nil {
 		return err
 	}

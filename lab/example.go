@@ -57,9 +57,10 @@ func atSite(example string, site map[string]string) (string, error) {
 // apiServerSite is what an operator edits in the API server's example.
 func apiServerSite(n *Node) map[string]string {
 	c := n.Cluster
-	services := c.ServiceCIDR.String()
-	if c.dual() { // a line of its own, which the example lacks
-		services += "\nipv6ServiceCIDR: " + c.ServiceCIDRs()[1].String()
+	cidrs := c.ServiceCIDRs()
+	services := cidrs[0].String()
+	if len(cidrs) > 1 { // a line of its own, which the example lacks
+		services += "\nipv6ServiceCIDR: " + cidrs[1].String()
 	}
 	return map[string]string{
 		"cluster":     c.Name,

@@ -13,7 +13,7 @@ import (
 
 // onDisk is a machine without power: its /etc/weft is a folder.
 func onDisk(t *testing.T) *Node {
-	c := &Cluster{Name: "onprem", ID: 2, PodCIDR: netip.MustParsePrefix("10.2.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.102.0.0/16")}
+	c := &Cluster{Name: "onprem", ID: 2, IPFamilies: []IPFamily{IPv4}, PodCIDR: netip.MustParsePrefix("10.2.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.102.0.0/16")}
 	return &Node{Cluster: c, Name: "rack1", Addr: netip.MustParseAddr("172.16.2.1"), dir: t.TempDir()}
 }
 

@@ -98,7 +98,7 @@ func Raise(ctx context.Context, c Config) (_ *Lab, err error) {
 	var sites []fabric.Site
 	for i := range l.Topology.Clusters {
 		c := &l.Topology.Clusters[i]
-		sites = append(sites, fabric.Site{Cluster: c.Name, Subnet: c.subnet(), Gateway: c.host(gatewayHost)})
+		sites = append(sites, fabric.Site{Cluster: c.Name, Subnets: c.subnets(), Gateways: c.host(gatewayHost)})
 	}
 	if l.Network, err = fabric.New(sites, weather); err != nil {
 		return nil, err
@@ -170,7 +170,8 @@ func (l *Lab) powerAll() error {
 	for i := range l.Topology.Clusters {
 		c := &l.Topology.Clusters[i]
 		for _, name := range c.Nodes {
-			n := &Node{Cluster: c, Name: name, Addr: c.host(c.number(name)), lab: l, device: "eth0",
+			addrs := c.host(c.number(name))
+			n := &Node{Cluster: c, Name: name, Addr: addrs[0], Addrs: addrs, lab: l, device: "eth0",
 				fabric: l.Network.Fabric(c.Name), dir: filepath.Join(l.Dir, c.Name+"-"+name)}
 			l.nodes[n.Full()] = n
 			g.Go(n.PowerOn)

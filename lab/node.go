@@ -27,7 +27,8 @@ import (
 type Node struct {
 	Cluster *Cluster
 	Name    string
-	Addr    netip.Addr
+	Addr    netip.Addr   // the one to prefer
+	Addrs   []netip.Addr // one of each family it has, Addr first
 
 	lab    *Lab
 	dir    string // its disk
@@ -115,7 +116,7 @@ func (n *Node) PowerOn() (err error) {
 		return err
 	}
 	if n.device != "" {
-		if err := n.fabric.Plug(n.Name, n.net, n.device, n.Addr, true); err != nil {
+		if err := n.fabric.Plug(n.Name, n.net, n.device, n.Addrs, true); err != nil {
 			return err
 		}
 	}

@@ -18,8 +18,8 @@ import (
 // Topology is what a lab consists of, as written in lab.yaml.
 //
 // Addresses follow a convention that only the lab relies on: in the cluster with
-// ID i, machine number n has the address 172.16.i.n, and the gateway has
-// 172.16.i.254.
+// ID i, machine number n has the address 172.16.i.n or fd00:172:16:i::n, or both, and the
+// gateway's number is 254.
 type Topology struct {
 	Clusters []Cluster `json:"clusters"`
 	WAN      Link      `json:"wan,omitempty"`
@@ -39,11 +39,14 @@ type Cluster struct {
 	Servers     []string     `json:"servers,omitempty"`     // run more API servers, which join the first
 	PodCIDR     netip.Prefix `json:"podCIDR,omitempty"`     // 10.<id>.0.0/16 if empty; each node gets a /24 of it
 	ServiceCIDR netip.Prefix `json:"serviceCIDR,omitempty"` // 10.<100+id>.0.0/16 if empty
-	IPFamilies  []IPFamily   `json:"ipFamilies,omitempty"`  // [IPv4] if empty; with IPv6 after it, each node also gets a /64 of fd00:10:<id>::/48, and services have fd00:10:<100+id>::/112
-	Bare        bool         `json:"bare,omitempty"`        // machines only: no process is started
-	Disk        string       `json:"disk,omitempty"`        // limits /var/lib/weft of each node, such as 64m; it then forgets at power loss
-	APIServer   []string     `json:"apiserver,omitempty"`   // extra flags of weft apiserver
-	Agent       []string     `json:"agent,omitempty"`       // extra flags of weft agent
+	IPFamilies  []IPFamily   `json:"ipFamilies,omitempty"`  // of pods and services: [IPv4] if empty; with IPv6 after it or instead, each node gets a /64 of fd00:10:<id>::/48, and services have fd00:10:<100+id>::/112
+	// NodeIPFamilies are those of the machines themselves, the one to prefer first: [IPv4]
+	// if empty, [IPv6] or both.
+	NodeIPFamilies []IPFamily `json:"nodeIPFamilies,omitempty"`
+	Bare           bool       `json:"bare,omitempty"`      // machines only: no process is started
+	Disk           string     `json:"disk,omitempty"`      // limits /var/lib/weft of each node, such as 64m; it then forgets at power loss
+	APIServer      []string   `json:"apiserver,omitempty"` // extra flags of weft apiserver
+	Agent          []string   `json:"agent,omitempty"`     // extra flags of weft agent
 }
 
 // IPFamily is a family of addresses, as Kubernetes calls it.
@@ -138,8 +141,14 @@ func (t *Topology) complete() error {
 		if len(c.IPFamilies) == 0 {
 			c.IPFamilies = []IPFamily{IPv4}
 		}
-		if !slices.Equal(c.IPFamilies, []IPFamily{IPv4}) && !c.dual() {
-			wrong("ipFamilies %v: use [IPv4] or [IPv4, IPv6]", c.IPFamilies)
+		if !usable(c.IPFamilies) || slices.Equal(c.IPFamilies, []IPFamily{IPv6, IPv4}) {
+			wrong("ipFamilies %v: use [IPv4], [IPv6] or [IPv4, IPv6]", c.IPFamilies)
+		}
+		if len(c.NodeIPFamilies) == 0 {
+			c.NodeIPFamilies = []IPFamily{IPv4}
+		}
+		if !usable(c.NodeIPFamilies) {
+			wrong("nodeIPFamilies %v: use IPv4, IPv6 or both", c.NodeIPFamilies)
 		}
 		if room := 1<<max(0, 24-c.PodCIDR.Bits()) - 1; len(c.Nodes) > room {
 			wrong("podCIDR %s has room for %s, not %d", c.PodCIDR, api.Count(room, "node"), len(c.Nodes))
@@ -177,14 +186,34 @@ func (c *Cluster) number(node string) int {
 	return 0
 }
 
-// subnet is the prefix of the machines' own addresses.
-func (c *Cluster) subnet() netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(c.ID), 0}), 24)
+// usable says whether families are one or both, each once.
+func usable(families []IPFamily) bool {
+	known := !slices.ContainsFunc(families, func(f IPFamily) bool { return f != IPv4 && f != IPv6 })
+	return known && (len(families) == 1 || len(families) == 2 && families[0] != families[1])
 }
 
-// host is an address in subnet.
-func (c *Cluster) host(n int) netip.Addr {
-	return netip.AddrFrom4([4]byte{172, 16, byte(c.ID), byte(n)})
+// subnets are the prefixes of the machines' own addresses, one of each family they have.
+func (c *Cluster) subnets() (out []netip.Prefix) {
+	for _, f := range c.NodeIPFamilies {
+		if f == IPv6 {
+			out = append(out, netip.MustParsePrefix(fmt.Sprintf("fd00:172:16:%d::/64", c.ID)))
+		} else {
+			out = append(out, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(c.ID), 0}), 24))
+		}
+	}
+	return out
+}
+
+// host are the addresses of a machine, one in each of subnets.
+func (c *Cluster) host(n int) (out []netip.Addr) {
+	for _, f := range c.NodeIPFamilies {
+		if f == IPv6 {
+			out = append(out, netip.MustParseAddr(fmt.Sprintf("fd00:172:16:%d::%d", c.ID, n)))
+		} else {
+			out = append(out, netip.AddrFrom4([4]byte{172, 16, byte(c.ID), byte(n)}))
+		}
+	}
+	return out
 }
 
 const (
@@ -192,42 +221,48 @@ const (
 	operatorHost = 253 // where the operator's commands run
 )
 
-// dual says whether pods have an address of each family, and services may.
-func (c *Cluster) dual() bool { return slices.Equal(c.IPFamilies, []IPFamily{IPv4, IPv6}) }
+// has says whether pods and services have addresses of a family.
+func (c *Cluster) has(f IPFamily) bool { return slices.Contains(c.IPFamilies, f) }
 
 // PodCIDRs are the prefixes of the cluster's pods, one of each family it has.
-func (c *Cluster) PodCIDRs() []netip.Prefix {
-	out := []netip.Prefix{c.PodCIDR}
-	if c.dual() {
+func (c *Cluster) PodCIDRs() (out []netip.Prefix) {
+	if c.has(IPv4) {
+		out = append(out, c.PodCIDR)
+	}
+	if c.has(IPv6) {
 		out = append(out, netip.MustParsePrefix(fmt.Sprintf("fd00:10:%d::/48", c.ID)))
 	}
 	return out
 }
 
 // ServiceCIDRs are the prefixes of the cluster's services, one of each family it has.
-func (c *Cluster) ServiceCIDRs() []netip.Prefix {
-	out := []netip.Prefix{c.ServiceCIDR}
-	if c.dual() {
+func (c *Cluster) ServiceCIDRs() (out []netip.Prefix) {
+	if c.has(IPv4) {
+		out = append(out, c.ServiceCIDR)
+	}
+	if c.has(IPv6) {
 		out = append(out, netip.MustParsePrefix(fmt.Sprintf("fd00:10:%d::/112", 100+c.ID)))
 	}
 	return out
 }
 
 // nodePodCIDRs are a node's parts of the pod CIDRs.
-func (c *Cluster) nodePodCIDRs(node string) []netip.Prefix {
+func (c *Cluster) nodePodCIDRs(node string) (out []netip.Prefix) {
 	a, number := c.PodCIDR.Masked().Addr().As4(), c.number(node)
 	a[2] += byte(number)
-	out := []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4(a), 24)}
-	if c.dual() {
+	if c.has(IPv4) {
+		out = append(out, netip.PrefixFrom(netip.AddrFrom4(a), 24))
+	}
+	if c.has(IPv6) {
 		out = append(out, netip.MustParsePrefix(fmt.Sprintf("fd00:10:%d:%d::/64", c.ID, number)))
 	}
 	return out
 }
 
-// list writes CIDRs with commas in between.
-func list(cidrs []netip.Prefix) string {
+// list writes addresses or CIDRs with commas in between.
+func list[T fmt.Stringer](all []T) string {
 	var texts []string
-	for _, p := range cidrs {
+	for _, p := range all {
 		texts = append(texts, p.String())
 	}
 	return strings.Join(texts, ",")

@@ -22,8 +22,19 @@ func TestParseTopology(t *testing.T) {
 	if got := list(dual.Clusters[0].PodCIDRs()) + " " + list(dual.Clusters[0].nodePodCIDRs("n2")); got != "10.12.0.0/16,fd00:10:12::/48 10.12.2.0/24,fd00:10:12:2::/64" {
 		t.Errorf("pod CIDRs of both families: %s", got)
 	}
-	if got := west.host(west.number("b")).String(); got != "172.16.2.2" {
+	if got := list(west.host(west.number("b"))); got != "172.16.2.2" {
 		t.Errorf("address of west/b = %s", got)
+	}
+	six, err := ParseTopology([]byte("clusters:\n- {name: east, id: 12, ipFamilies: [IPv6], nodeIPFamilies: [IPv6]}\n- {name: west, id: 13, nodeIPFamilies: [IPv6, IPv4]}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, w := &six.Clusters[0], &six.Clusters[1]
+	if got := list(e.PodCIDRs()) + " " + list(e.nodePodCIDRs("n2")) + " " + list(e.ServiceCIDRs()); got != "fd00:10:12::/48 fd00:10:12:2::/64 fd00:10:112::/112" {
+		t.Errorf("CIDRs of IPv6 alone: %s", got)
+	}
+	if got := list(e.host(2)) + " " + list(w.host(2)); got != "fd00:172:16:12::2 fd00:172:16:13::2,172.16.13.2" {
+		t.Errorf("addresses of machines: %s", got)
 	}
 	if top.Clusters[0].Control != "n1" || top.Clusters[0].ServiceCIDR.String() != "10.101.0.0/16" {
 		t.Errorf("defaults of east = %+v", top.Clusters[0])
@@ -32,15 +43,16 @@ func TestParseTopology(t *testing.T) {
 
 func TestParseTopologyMistakes(t *testing.T) {
 	for name, tt := range map[string]struct{ yaml, want string }{
-		"no cluster":        {"wan: {}", "at least one cluster"},
-		"unknown field":     {"clusters: [{name: a, id: 1, color: red}]", "color"},
-		"same ID":           {"clusters: [{name: a, id: 1}, {name: b, id: 1}]", "must occur once"},
-		"ID out of range":   {"clusters: [{name: a, id: 300}]", "1 to 99"},
-		"control elsewhere": {"clusters: [{name: a, id: 1, control: n9}]", "not among its nodes"},
-		"too many nodes":    {"clusters: [{name: a, id: 1, podCIDR: 10.1.0.0/23, nodes: [b, c]}]", "has room for 1 node, not 2"},
-		"IP families":       {"clusters: [{name: a, id: 1, ipFamilies: [IPv6]}]", "use [IPv4] or [IPv4, IPv6]"},
-		"loss":              {"clusters: [{name: a, id: 1}]\nwan: {loss: 3}", "share from 0 to 1"},
-		"delay":             {"clusters: [{name: a, id: 1}]\nwan: {delay: soon}", "not a duration"},
+		"no cluster":         {"wan: {}", "at least one cluster"},
+		"unknown field":      {"clusters: [{name: a, id: 1, color: red}]", "color"},
+		"same ID":            {"clusters: [{name: a, id: 1}, {name: b, id: 1}]", "must occur once"},
+		"ID out of range":    {"clusters: [{name: a, id: 300}]", "1 to 99"},
+		"control elsewhere":  {"clusters: [{name: a, id: 1, control: n9}]", "not among its nodes"},
+		"too many nodes":     {"clusters: [{name: a, id: 1, podCIDR: 10.1.0.0/23, nodes: [b, c]}]", "has room for 1 node, not 2"},
+		"IP families":        {"clusters: [{name: a, id: 1, ipFamilies: [IPv6, IPv4]}]", "use [IPv4], [IPv6] or [IPv4, IPv6]"},
+		"machines' families": {"clusters: [{name: a, id: 1, nodeIPFamilies: [IPv5]}]", "use IPv4, IPv6 or both"},
+		"loss":               {"clusters: [{name: a, id: 1}]\nwan: {loss: 3}", "share from 0 to 1"},
+		"delay":              {"clusters: [{name: a, id: 1}]\nwan: {delay: soon}", "not a duration"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := ParseTopology([]byte(tt.yaml))

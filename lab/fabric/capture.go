@@ -151,9 +151,6 @@ func (c *CaptureConfig) judge(pkt []byte) (s sighting) {
 		return s
 	}
 	s.exposed = slices.ContainsFunc(c.Inside, func(p netip.Prefix) bool { return p.Contains(src) || p.Contains(dst) })
-	if pkt[0]>>4 == 6 {
-		return s // the underlay is IPv4
-	}
 	proto, sport, dport, ok := ports(pkt)
 	s.encrypted = ok && proto == 17 && (slices.Contains(c.Encrypted, sport) || slices.Contains(c.Encrypted, dport))
 	return s
@@ -176,15 +173,16 @@ func describe(pkt []byte) string {
 	if !ok {
 		return fmt.Sprintf("%d bytes that are not IP", len(pkt))
 	}
-	if pkt[0]>>4 == 6 {
-		return fmt.Sprintf("%s → %s protocol %d, %d bytes", src, dst, pkt[6], len(pkt))
-	}
 	proto, sport, dport, ok := ports(pkt)
 	if !ok {
-		return fmt.Sprintf("%s → %s protocol %d, %d bytes", src, dst, pkt[9], len(pkt))
+		at := 9
+		if src.Is6() {
+			at = 6
+		}
+		return fmt.Sprintf("%s → %s protocol %d, %d bytes", src, dst, pkt[at], len(pkt))
 	}
 	name := map[uint8]string{6: "tcp", 17: "udp"}[proto]
-	return fmt.Sprintf("%s %s:%d → %s:%d, %d bytes", name, src, sport, dst, dport, len(pkt))
+	return fmt.Sprintf("%s %s → %s, %d bytes", name, netip.AddrPortFrom(src, sport), netip.AddrPortFrom(dst, dport), len(pkt))
 }
 
 // Findings returns what has been seen so far.

@@ -7,6 +7,7 @@ package fabric
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -27,12 +28,10 @@ const uplink = "wan"
 const queueLen = 20000
 
 // Fabric is the switch of one cluster: a network namespace with a bridge, whose own
-// address is the gateway of everything plugged in. Its methods may be called
+// addresses are the gateways of everything plugged in. Its methods may be called
 // concurrently.
 type Fabric struct {
-	Cluster string
-	Subnet  netip.Prefix // of the machines
-	Gateway netip.Addr   // in Subnet
+	Site
 
 	ns   *os.File
 	link *netlink.Handle
@@ -45,18 +44,19 @@ type Fabric struct {
 }
 
 // newFabric makes the namespace, the bridge and the uplink.
-func newFabric(cluster string, subnet netip.Prefix, gateway netip.Addr) (_ *Fabric, err error) {
-	f := &Fabric{Cluster: cluster, Subnet: subnet, Gateway: gateway, ports: map[string]bool{}, blocks: map[string][]Block{}}
+func newFabric(site Site) (_ *Fabric, err error) {
+	f := &Fabric{Site: site, ports: map[string]bool{}, blocks: map[string][]Block{}}
 	defer func() {
 		if err != nil {
 			f.close()
-			err = fmt.Errorf("fabric of cluster %s: %w", cluster, err)
+			err = fmt.Errorf("fabric of cluster %s: %w", site.Cluster, err)
 		}
 	}()
 	if f.ns, f.link, err = newRouter(); err != nil {
 		return nil, err
 	}
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", TxQLen: queueLen}}
+	// Without a querier, snooping would lose what IPv6 sends to find neighbours.
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", TxQLen: queueLen}, MulticastSnooping: new(false)}
 	if err = f.link.LinkAdd(bridge); err != nil {
 		return nil, fmt.Errorf("make bridge: %w", err)
 	}
@@ -65,7 +65,7 @@ func newFabric(cluster string, subnet netip.Prefix, gateway netip.Addr) (_ *Fabr
 		return nil, err
 	}
 	f.bridge = dev.Attrs().Index
-	if err = addressUp(f.link, dev, netip.PrefixFrom(gateway, subnet.Bits())); err != nil {
+	if err = f.addressUp(f.link, dev, f.Gateways); err != nil {
 		return nil, err
 	}
 	f.tun, err = openTun(f.ns, f.link, uplink)
@@ -85,6 +85,7 @@ func newRouter() (ns *os.File, link *netlink.Handle, err error) {
 			space.Sysctl("net/ipv4/ip_forward", "1"),
 			space.Sysctl("net/ipv4/conf/all/rp_filter", "0"),
 			space.Sysctl("net/ipv4/conf/default/rp_filter", "0"),
+			forwardIPv6(),
 		)
 	})
 	if err == nil {
@@ -103,6 +104,15 @@ func newRouter() (ns *os.File, link *netlink.Handle, err error) {
 	return ns, link, nil
 }
 
+// forwardIPv6 does nothing where the kernel has no IPv6: its addresses are refused later.
+func forwardIPv6() error {
+	err := space.Sysctl("net/ipv6/conf/all/forwarding", "1")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 func loopbackUp(link *netlink.Handle) error {
 	lo, err := link.LinkByName("lo")
 	if err != nil {
@@ -111,9 +121,16 @@ func loopbackUp(link *netlink.Handle) error {
 	return link.LinkSetUp(lo)
 }
 
-func addressUp(link *netlink.Handle, dev netlink.Link, addr netip.Prefix) error {
-	if err := link.AddrAdd(dev, &netlink.Addr{IPNet: ipNet(addr)}); err != nil {
-		return fmt.Errorf("address %s on %s: %w", addr, dev.Attrs().Name, err)
+// addressUp gives a device its addresses, one in each of the fabric's subnets.
+func (f *Fabric) addressUp(link *netlink.Handle, dev netlink.Link, addrs []netip.Addr) error {
+	for i, addr := range addrs {
+		flags := 0
+		if addr.Is6() {
+			flags = unix.IFA_F_NODAD // usable at once
+		}
+		if err := link.AddrAdd(dev, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, f.Subnets[i].Bits())), Flags: flags}); err != nil {
+			return fmt.Errorf("address %s on %s: %w", addr, dev.Attrs().Name, err)
+		}
 	}
 	if err := link.LinkSetUp(dev); err != nil {
 		return fmt.Errorf("bring up %s: %w", dev.Attrs().Name, err)
@@ -125,9 +142,9 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// Plug connects a network namespace: it gets a device with an address and, if asked,
-// a default route through the gateway. port names the end at the switch.
-func (f *Fabric) Plug(port string, into *os.File, device string, addr netip.Addr, defaultRoute bool) error {
+// Plug connects a network namespace: it gets a device with addresses, one in each of Subnets,
+// and, if asked, default routes through the gateways. port names the end at the switch.
+func (f *Fabric) Plug(port string, into *os.File, device string, addrs []netip.Addr, defaultRoute bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	veth := &netlink.Veth{
@@ -136,7 +153,7 @@ func (f *Fabric) Plug(port string, into *os.File, device string, addr netip.Addr
 		PeerNamespace: netlink.NsFd(into.Fd()),
 		// As on a real machine, the address survives a power loss: neighbours would
 		// keep sending to the old one for half a minute.
-		PeerHardwareAddr: hardwareAddr(addr),
+		PeerHardwareAddr: hardwareAddr(addrs[0]),
 	}
 	if err := f.link.LinkAdd(veth); err != nil {
 		return fmt.Errorf("plug %s into fabric %s: %w", port, f.Cluster, err)
@@ -150,7 +167,7 @@ func (f *Fabric) Plug(port string, into *os.File, device string, addr netip.Addr
 	if err != nil {
 		return err
 	}
-	if err := addressUp(far, dev, netip.PrefixFrom(addr, f.Subnet.Bits())); err != nil {
+	if err := f.addressUp(far, dev, addrs); err != nil {
 		return err
 	}
 	if err := f.setPortLocked(port, true); err != nil {
@@ -164,17 +181,27 @@ func (f *Fabric) Plug(port string, into *os.File, device string, addr netip.Addr
 	if !defaultRoute {
 		return nil
 	}
-	err = far.RouteReplace(&netlink.Route{LinkIndex: dev.Attrs().Index, Gw: f.Gateway.AsSlice(), Dst: ipNet(netip.MustParsePrefix("0.0.0.0/0"))})
-	if err != nil {
-		return fmt.Errorf("default route of %s: %w", port, err)
+	for _, gateway := range f.Gateways {
+		all, err := gateway.Prefix(0)
+		if err != nil {
+			return err
+		}
+		if err := far.RouteReplace(&netlink.Route{LinkIndex: dev.Attrs().Index, Gw: gateway.AsSlice(), Dst: ipNet(all)}); err != nil {
+			return fmt.Errorf("default route of %s: %w", port, err)
+		}
 	}
 	return nil
 }
 
-// hardwareAddr is a locally administered Ethernet address for an IPv4 address.
+// hardwareAddr is a locally administered Ethernet address for a machine's address, of which
+// the network and the last two bytes tell it from all others.
 func hardwareAddr(a netip.Addr) net.HardwareAddr {
-	b := a.As4()
-	return net.HardwareAddr{0x02, 0x77, b[0], b[1], b[2], b[3]}
+	if a.Is4() {
+		b := a.As4()
+		return net.HardwareAddr{0x02, 0x77, b[0], b[1], b[2], b[3]}
+	}
+	b := a.As16()
+	return net.HardwareAddr{0x02, 0x76, b[6], b[7], b[14], b[15]}
 }
 
 // SetPort takes a port down or up, like unplugging its cable or plugging it in.

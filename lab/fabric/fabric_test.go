@@ -46,6 +46,8 @@ func TestQuality(t *testing.T) {
 		"not even a header":        {Quality{Flows: []Flow{{6, 2379}}}, []byte{0x45}, true},
 		"as large as may be":       {Quality{Limit: 30}, packet(6, nodeA, nodeB, "ab"), true},
 		"too large":                {Quality{Limit: 30}, packet(6, nodeA, nodeB, "abc"), false},
+		"flow is cut over IPv6":    {Quality{Flows: []Flow{{6, 2379}}}, ported6(6, "fd00::1", "fd00::2", 2379), false},
+		"other port over IPv6":     {Quality{Flows: []Flow{{6, 7443}}}, ported6(6, "fd00::1", "fd00::2", 2379), true},
 		"headers without the rest": {Quality{Flows: []Flow{{6, 2379}}}, packet(6, nodeA, nodeB, "")[:20], true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -88,6 +90,13 @@ func packet6(src, dst string) []byte {
 	return append(b, netip.MustParseAddr(dst).AsSlice()...)
 }
 
+// ported6 is an IPv6 packet with ports.
+func ported6(proto uint8, src, dst string, port uint16) []byte {
+	b := packet6(src, dst)
+	b[6] = proto
+	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, 40000), port)
+}
+
 func TestCaptureJudges(t *testing.T) {
 	config := CaptureConfig{Marker: []byte("secret"), Inside: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00:10:1::/48")}, Encrypted: []uint16{51871}}
 	tunnel := netip.AddrPortFrom(nodeB.Addr(), 51871)
@@ -102,6 +111,8 @@ func TestCaptureJudges(t *testing.T) {
 		"answer to a pod":     {packet(6, nodeB, podA, "secret"), sighting{exposed: true, marked: true}},
 		"pod of IPv6":         {packet6("fd00:10:1:1::2", "2001:db8::1"), sighting{exposed: true}},
 		"answer to one":       {packet6("2001:db8::1", "fd00:10:1:1::2"), sighting{exposed: true}},
+		"tunnel over IPv6":    {ported6(17, "fd00:172:16:1::1", "fd00:172:16:2::1", 51871), sighting{encrypted: true}},
+		"control over IPv6":   {ported6(6, "fd00:172:16:1::1", "fd00:172:16:2::1", 2379), sighting{}},
 		"neighbours":          {packet6("fe80::1", "ff02::1"), sighting{}},
 		"not a packet at all": {[]byte("secret"), sighting{marked: true}},
 	} {

@@ -1,6 +1,7 @@
 package fabric
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -72,12 +73,18 @@ func (f *Fabric) blockLocked(port string) (err error) {
 	})
 }
 
-// Offsets into an Ethernet frame with an IPv4 header without options.
-const (
-	atEtherType = 12
-	atProtocol  = 23
-	atDst       = 30
-	atPorts     = 34
+// layout says where things are in an Ethernet frame whose IP header has no options or
+// extensions.
+type layout struct {
+	etherType                int32
+	atProtocol, atDst, ports int32
+}
+
+const atEtherType = 12
+
+var (
+	layoutIPv4 = layout{unix.ETH_P_IP, 23, 30, 34}
+	layoutIPv6 = layout{unix.ETH_P_IPV6, 20, 38, 54}
 )
 
 // instructions is a program that drops what is blocked. A packet too short for a load
@@ -87,30 +94,32 @@ func instructions(blocks []Block) asm.Instructions {
 	if len(blocks) == 0 {
 		return asm.Instructions{pass, asm.Return()}
 	}
-	ins := asm.Instructions{
-		asm.Mov.Reg(asm.R6, asm.R1), // loads expect the packet in R6
-		asm.LoadAbs(atEtherType, asm.Half),
-		asm.JNE.Imm(asm.R0, unix.ETH_P_IP, "pass"),
-	}
+	ins := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)} // loads expect the packet in R6
 	for i, b := range blocks {
-		to := b.To.As4()
+		at := layoutIPv4
+		if b.To.Is6() {
+			at = layoutIPv6
+		}
 		next := fmt.Sprintf("block%d", i+1)
-		ins = append(ins,
-			asm.LoadAbs(atDst, asm.Word),
-			// As 64 bits: an immediate would be sign-extended.
-			asm.LoadImm(asm.R1, int64(to[0])<<24|int64(to[1])<<16|int64(to[2])<<8|int64(to[3]), asm.DWord),
-			asm.JNE.Reg(asm.R0, asm.R1, next))
+		ins = append(ins, asm.LoadAbs(atEtherType, asm.Half), asm.JNE.Imm(asm.R0, at.etherType, next))
+		for j, word := 0, b.To.AsSlice(); j < len(word); j += 4 {
+			ins = append(ins,
+				asm.LoadAbs(at.atDst+int32(j), asm.Word),
+				// As 64 bits: an immediate would be sign-extended.
+				asm.LoadImm(asm.R1, int64(binary.BigEndian.Uint32(word[j:])), asm.DWord),
+				asm.JNE.Reg(asm.R0, asm.R1, next))
+		}
 		if len(b.Flows) == 0 {
 			ins = append(ins, asm.Ja.Label("drop"))
 		}
 		for j, f := range b.Flows {
 			other := fmt.Sprintf("block%dflow%d", i, j+1)
-			ins = append(ins, asm.LoadAbs(atProtocol, asm.Byte))
+			ins = append(ins, asm.LoadAbs(at.atProtocol, asm.Byte))
 			if f.Protocol != 0 {
 				ins = append(ins, asm.JNE.Imm(asm.R0, int32(f.Protocol), other))
 			}
-			for _, at := range []int32{atPorts, atPorts + 2} {
-				ins = append(ins, asm.LoadAbs(at, asm.Half), asm.JEq.Imm(asm.R0, int32(f.Port), "drop"))
+			for _, port := range []int32{at.ports, at.ports + 2} {
+				ins = append(ins, asm.LoadAbs(port, asm.Half), asm.JEq.Imm(asm.R0, int32(f.Port), "drop"))
 			}
 			ins = append(ins, asm.Mov.Imm(asm.R0, 0).WithSymbol(other))
 		}

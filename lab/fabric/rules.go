@@ -95,23 +95,24 @@ func (q Quality) passes(pkt []byte) bool {
 	})
 }
 
-// ports reads the protocol and ports of an IPv4 packet. ok is false for other packets
-// and for later fragments, which have no ports.
+// ports reads the protocol and ports of an IP packet. ok is false for other packets, for
+// later fragments, which have no ports, and for IPv6 with extension headers.
 func ports(pkt []byte) (proto uint8, src, dst uint16, ok bool) {
-	if len(pkt) < 20 || pkt[0]>>4 != 4 || binary.BigEndian.Uint16(pkt[6:])&0x1fff != 0 {
-		return 0, 0, 0, false
+	header := 40
+	switch {
+	case len(pkt) >= 20 && pkt[0]>>4 == 4 && binary.BigEndian.Uint16(pkt[6:])&0x1fff == 0:
+		proto, header = pkt[9], int(pkt[0]&0xf)*4
+	case len(pkt) >= 40 && pkt[0]>>4 == 6:
+		proto = pkt[6]
 	}
-	header := int(pkt[0]&0xf) * 4
-	if proto = pkt[9]; proto != 6 && proto != 17 || len(pkt) < header+4 {
+	if proto != 6 && proto != 17 || len(pkt) < header+4 {
 		return 0, 0, 0, false
 	}
 	return proto, binary.BigEndian.Uint16(pkt[header:]), binary.BigEndian.Uint16(pkt[header+2:]), true
 }
 
-// destination reads the destination of an IPv4 packet; the zero Addr for others.
+// destination reads the destination of an IP packet; the zero Addr for others.
 func destination(pkt []byte) netip.Addr {
-	if len(pkt) < 20 || pkt[0]>>4 != 4 {
-		return netip.Addr{}
-	}
-	return netip.AddrFrom4([4]byte(pkt[16:20]))
+	_, dst, _ := ends(pkt)
+	return dst
 }

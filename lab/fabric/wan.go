@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,9 +18,9 @@ import (
 
 // Site is one cluster's place in the network.
 type Site struct {
-	Cluster string
-	Subnet  netip.Prefix
-	Gateway netip.Addr
+	Cluster  string
+	Subnets  []netip.Prefix // of the machines, one of each IP family they have
+	Gateways []netip.Addr   // one in each of Subnets
 }
 
 // Network is the fabrics of some clusters, and the wide area network between them:
@@ -55,7 +56,7 @@ func New(sites []Site, weather Weather) (_ *Network, err error) {
 		return nil, fmt.Errorf("wide area network: %w", err)
 	}
 	for _, s := range sites {
-		f, err := newFabric(s.Cluster, s.Subnet, s.Gateway)
+		f, err := newFabric(s)
 		if err != nil {
 			return nil, err
 		}
@@ -63,7 +64,7 @@ func New(sites []Site, weather Weather) (_ *Network, err error) {
 		if n.down[s.Cluster], err = openTun(n.wan, n.link, s.Cluster); err != nil {
 			return nil, fmt.Errorf("wide area network: %w", err)
 		}
-		if err := routeVia(n.link, s.Cluster, s.Subnet); err != nil {
+		if err := routeVia(n.link, s.Cluster, s.Subnets); err != nil {
 			return nil, err
 		}
 	}
@@ -72,7 +73,7 @@ func New(sites []Site, weather Weather) (_ *Network, err error) {
 			if other == f {
 				continue
 			}
-			if err := routeVia(f.link, uplink, other.Subnet); err != nil {
+			if err := routeVia(f.link, uplink, other.Subnets); err != nil {
 				return nil, err
 			}
 		}
@@ -80,13 +81,15 @@ func New(sites []Site, weather Weather) (_ *Network, err error) {
 	return n, nil
 }
 
-func routeVia(link *netlink.Handle, device string, to netip.Prefix) error {
+func routeVia(link *netlink.Handle, device string, to []netip.Prefix) error {
 	dev, err := link.LinkByName(device)
-	if err == nil {
-		err = link.RouteReplace(&netlink.Route{LinkIndex: dev.Attrs().Index, Dst: ipNet(to), Scope: netlink.SCOPE_LINK})
-	}
 	if err != nil {
-		return fmt.Errorf("route to %s through %s: %w", to, device, err)
+		return fmt.Errorf("routes through %s: %w", device, err)
+	}
+	for _, p := range to {
+		if err := link.RouteReplace(&netlink.Route{LinkIndex: dev.Attrs().Index, Dst: ipNet(p), Scope: netlink.SCOPE_LINK}); err != nil {
+			return fmt.Errorf("route to %s through %s: %w", p, device, err)
+		}
 	}
 	return nil
 }
@@ -190,7 +193,7 @@ func send(tun *os.File, pkt []byte) { _, _ = tun.Write(pkt) }
 
 func (n *Network) clusterOf(a netip.Addr) string {
 	for _, f := range n.fabrics {
-		if f.Subnet.Contains(a) {
+		if slices.ContainsFunc(f.Subnets, func(p netip.Prefix) bool { return p.Contains(a) }) {
 			return f.Cluster
 		}
 	}

@@ -2,6 +2,7 @@ package scenario
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -108,7 +109,11 @@ func (v *Live) oneWay(args []string, cut bool) error {
 		return err
 	}
 	v.fault()
-	return from.Block(to.Addr, flows, cut)
+	var failed []error
+	for _, addr := range to.Addrs {
+		failed = append(failed, from.Block(addr, flows, cut))
+	}
+	return errors.Join(failed...)
 }
 
 func both(weather *fabric.Weather, a, b string, change func(*fabric.Quality)) {

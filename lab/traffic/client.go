@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -63,7 +65,7 @@ func requestHTTP(ctx context.Context, t Target, from, echo string) (Answer, erro
 		if err != nil {
 			return nil, err
 		}
-		return d.DialContext(ctx, "tcp"+family(addr), addr)
+		return d.DialContext(ctx, "tcp"+family(ctx, addr), addr)
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.URL, nil)
 	if err != nil {
@@ -94,12 +96,21 @@ func requestHTTP(ctx context.Context, t Target, from, echo string) (Answer, erro
 	return ParseAnswer(line)
 }
 
-// family ends the name of a network: 6 for an IPv6 address and its port, otherwise 4.
-func family(host string) string {
-	if strings.HasPrefix(host, "[") {
+// family ends the name of a network: 6 for an IPv6 address and its port, and for a name that
+// has addresses of IPv6 alone, otherwise 4.
+func family(ctx context.Context, at string) string {
+	if strings.HasPrefix(at, "[") {
 		return "6"
 	}
-	return "4"
+	host, _, err := net.SplitHostPort(at)
+	if _, literal := netip.ParseAddr(host); err != nil || literal == nil {
+		return "4"
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil || slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Unmap().Is4() }) {
+		return "4" // whoever connects says what is wrong with the name
+	}
+	return "6"
 }
 
 func dialer(network, from string) (*net.Dialer, error) {
@@ -142,7 +153,7 @@ func dial(ctx context.Context, t Target, from string) (*connection, error) {
 		network = "tcp"
 		d.KeepAliveConfig = keepAlive
 	}
-	conn, err := d.DialContext(ctx, network+family(t.Host), t.Host)
+	conn, err := d.DialContext(ctx, network+family(ctx, t.Host), t.Host)
 	if err != nil {
 		return nil, err
 	}
