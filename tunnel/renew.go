@@ -50,6 +50,9 @@ func (s strangers) due(own Key, peers []wgtypes.Peer, silent map[Key]bool, since
 		key := Key(p.PublicKey)
 		shaken := p.LastHandshakeTime.After(time.Unix(0, 0)) && p.LastHandshakeTime.After(since)
 		if p.Endpoint == nil || shaken && !(silent[key] && unheard(p, now)) {
+			if shaken && silent[key] && p.ReceiveBytes <= withoutData {
+				waiting[key] = true // what was tried counts until it is heard: the pauses grow
+			}
 			continue
 		}
 		waiting[key] = true
@@ -89,12 +92,14 @@ func (s strangers) due(own Key, peers []wgtypes.Peer, silent map[Key]bool, since
 	return due, awaited
 }
 
+// withoutData is how many bytes a peer may have sent without any data.
+const withoutData = 2 * (messageInitiation + messageResponse + messageKeepalive)
+
 // unheard reports whether a peer, for all that was sent to it since its handshake, has sent
 // nothing but handshakes and keepalives. If it is silent as well, the two may have keys that
 // differ. A peer that was heard and then fell silent keeps its session for when it is back.
 func unheard(p wgtypes.Peer, now time.Time) bool {
-	const chatter = 2 * (messageInitiation + messageResponse + messageKeepalive)
-	return now.Sub(p.LastHandshakeTime) >= time.Second && p.ReceiveBytes <= chatter && p.TransmitBytes > chatter
+	return now.Sub(p.LastHandshakeTime) >= time.Second && p.ReceiveBytes <= withoutData && p.TransmitBytes > withoutData
 }
 
 // renewLocked is the change that replaces admitted peers of the lane by equal new ones.

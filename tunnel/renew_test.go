@@ -195,6 +195,42 @@ func TestASessionThatNeverWorkedIsBegunAnew(t *testing.T) {
 	})
 }
 
+// Where handshakes pass and nothing else does, sessions are begun anew less and less often and
+// then no longer, until something is heard.
+func TestSessionsThatNeverWorkAreGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		m.firstKeys(t)
+		w := m.lanes(t.TempDir())
+		p := somebody("a", 'a', "10.2.1.0/24")
+		turns := func(span time.Duration, received int64) (touched int) {
+			clear(m.touched)
+			for range span / (500 * time.Millisecond) {
+				mustSet(t, w, true, p)
+				for i := range m.devices["weft0"].Peers {
+					q := &m.devices["weft0"].Peers[i]
+					if q.TransmitBytes = 5000; q.LastHandshakeTime.IsZero() {
+						q.LastHandshakeTime, q.ReceiveBytes = time.Now(), received
+					}
+				}
+				pass(500 * time.Millisecond)
+			}
+			return m.touched[wgtypes.Key(p.Keys[0])] / 2
+		}
+		turns(5*time.Second, messageResponse)
+		p.Silent = true
+		if got := turns(5*time.Minute, messageResponse); got != len(renewals) {
+			t.Errorf("begun anew %d times, want %d", got, len(renewals))
+		}
+		p.Silent = false
+		turns(time.Second, messageResponse)
+		p.Silent = true
+		if got := turns(time.Minute, 5000); got != 1 {
+			t.Errorf("after it was heard, and silent again until a session worked, begun anew %d times", got)
+		}
+	})
+}
+
 // The endpoint where a peer was last heard is kept when it is replaced: behind NAT it
 // may be known from nowhere else.
 func TestStrangersKeepTheirEndpoint(t *testing.T) {
