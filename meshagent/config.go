@@ -26,9 +26,8 @@ type Config struct {
 	// Join is the bundle that the API server issued for this node, 0600.
 	Join string `json:"join"`
 	// NodeName, NodeIP and PodCIDR are the join bundle's unless given. NodeIP is
-	// where others reach this node; tunnels end there, or at the bundle's first address
-	// of the other IP family. Of the bundle's pod CIDRs the first of each IP family is
-	// used; PodCIDR is the one to use of its family.
+	// where others reach this node, and where tunnels to it end. Of the bundle's pod CIDRs
+	// the first of each IP family is used; PodCIDR is the one to use of its family.
 	NodeName string       `json:"nodeName,omitempty"`
 	NodeIP   netip.Addr   `json:"nodeIP,omitzero"`
 	PodCIDR  netip.Prefix `json:"podCIDR,omitzero"`
@@ -188,7 +187,7 @@ type node struct {
 	cluster string
 	name    string
 	ip      netip.Addr     // where others reach it
-	addrs   []netip.Addr   // ip, and that of the other IP family if it has one: where tunnels end
+	addrs   []netip.Addr   // ip, and that of the other IP family if it has one
 	cidrs   []netip.Prefix // for its pods: one, or one of each IP family
 	members []netip.Prefix // own cluster's pod CIDRs
 	gossip  []byte

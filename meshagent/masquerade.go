@@ -37,7 +37,7 @@ const outsideTurn = 2 * time.Second
 // the node's address.
 type masquerade struct {
 	conf    Config
-	node    []netip.Addr // where tunnels end
+	node    []netip.Addr // its own addresses, to prefer
 	maps    *bpf.Maps
 	outside func() (Outside, error) // nil: pods keep their addresses
 	// expose is told the node's addresses outside of the mesh; nil: nobody is.
@@ -175,7 +175,7 @@ func masquerading(o Outside, node []netip.Addr, was bpf.Masquerading) (row bpf.M
 	return row, nil
 }
 
-// leaveAs chooses a family's address: the present one, that where tunnels end, or the first
+// leaveAs chooses a family's address: the present one, the node's own, or the first
 // that others can answer to; invalid if there is none. A ULA means nothing to the world, so
 // it gives way to an address that does.
 func leaveAs(o Outside, node []netip.Addr, present netip.Addr, ipv6 bool) netip.Addr {

@@ -92,7 +92,7 @@ func nodeAddCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringSliceVar(&addresses, "address", nil, "addresses of the node, at most one of each IP family; API server and gossip use the first")
+	cmd.Flags().StringSliceVar(&addresses, "address", nil, "addresses of the node, at most one of each IP family; API server, gossip and tunnels use the first")
 	cmd.Flags().StringSliceVar(&cidrs, "pod-cidr", nil, "addresses of its pods, a prefix of each IP family (default: the next free one)")
 	cmd.Flags().StringToStringVar(&labels, "label", nil, "labels of the node, for example topology.kubernetes.io/zone=eu-1a")
 	cmd.Flags().BoolVar(&replace, "replace", false, "move the registered node to this address")

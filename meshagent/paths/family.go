@@ -9,9 +9,9 @@ import (
 	"github.com/weft-mesh/weft/tunnel"
 )
 
-// inCommon chooses the address at which one node speaks to another: of an IP family that both
-// have. If they have both, it is IPv4, unless both name IPv6 first: each chooses the same. The
-// zero Addr means that they have none in common.
+// inCommon chooses the address inside the mesh at which one node speaks to another: of an IP
+// family that both have. If they have both, it is IPv4, unless both name IPv6 first: each
+// chooses the same. The zero Addr means that they have none in common.
 func inCommon(ours, theirs []netip.Addr) (at netip.Addr) {
 	for _, a := range theirs {
 		if !slices.ContainsFunc(ours, func(own netip.Addr) bool { return own.BitLen() == a.BitLen() }) {
@@ -24,16 +24,26 @@ func inCommon(ours, theirs []netip.Addr) (at netip.Addr) {
 	return at
 }
 
+// endpointOf is the address at which the tunnel to a node ends: its first, if that is of the
+// family of our first. The zero Addr means that there is none. A second address is not used:
+// WireGuard in user space sends some packets to wrong addresses once it speaks both families.
+func endpointOf(ours, theirs []netip.Addr) netip.Addr {
+	if len(theirs) == 0 || theirs[0].BitLen() != ours[0].BitLen() {
+		return netip.Addr{}
+	}
+	return theirs[0]
+}
+
 // apart reports whether there can be no tunnel between nodes with these addresses. Where a
 // node names none, it may still call.
 func apart(ours, theirs []netip.Addr) bool {
-	return len(theirs) > 0 && !inCommon(ours, theirs).IsValid()
+	return len(theirs) > 0 && !endpointOf(ours, theirs).IsValid()
 }
 
 // whyApart says why there can be no tunnel to a node.
 func (t *Tunnels) whyApart(n *tables.Node) string {
 	own, theirs := t.cfg.Addresses[0], n.Addresses()[0]
-	return fmt.Sprintf("no tunnel is possible: its address %v is %s, and this node's %v is %s; give one of the two an address of the other family too",
+	return fmt.Sprintf("no tunnel is possible: its first address %v is %s, and this node's %v is %s; register both clusters' nodes with first addresses of one IP family",
 		theirs, familyOf(theirs), own, familyOf(own))
 }
 
@@ -48,7 +58,7 @@ func familyOf(a netip.Addr) string {
 func (t *Tunnels) peerOf(n *tables.Node) tunnel.Peer {
 	published, _ := n.Lanes()
 	p := tunnel.Peer{Cluster: n.Cluster, Node: n.Name}
-	at := inCommon(t.cfg.Addresses, n.Addresses())
+	at := endpointOf(t.cfg.Addresses, n.Addresses())
 	for i, lane := range published {
 		key, err := tunnel.ParseKey(lane.PublicKey)
 		if err != nil {

@@ -16,7 +16,7 @@ func addresses(texts string) (out []netip.Addr) {
 	return out
 }
 
-// Two nodes speak over a family that both have, and choose the same.
+// Two nodes probe each other over a family that both have, and choose the same.
 func TestInCommon(t *testing.T) {
 	for _, c := range []struct{ a, b, atB, atA string }{
 		{"172.16.1.1", "172.16.2.1", "172.16.2.1", "172.16.1.1"},
@@ -35,7 +35,17 @@ func TestInCommon(t *testing.T) {
 		if at := inCommon(b, a).String(); at != c.atA {
 			t.Errorf("%s speaks to %s at %s, want %s", c.b, c.a, at, c.atA)
 		}
-		if got, want := apart(a, b), c.atB == "invalid IP"; got != want {
+	}
+	for _, c := range []struct {
+		a, b string
+		want bool
+	}{
+		{"172.16.1.1", "172.16.2.1", false},
+		{"fd00::1", "fd00::2 172.16.2.1", false},
+		{"172.16.1.1 fd00::1", "fd00::2", true},
+		{"172.16.1.1 fd00::1", "fd00::2 172.16.2.1", true},
+	} {
+		if got := apart(addresses(c.a), addresses(c.b)); got != c.want {
 			t.Errorf("%s and %s apart: %v", c.a, c.b, got)
 		}
 	}
@@ -56,9 +66,9 @@ func at(n *tables.Node, outside string) *tables.Node {
 	return &next
 }
 
-// Nothing is sent to a node without a family in common, and operators are told, until it has
-// one.
-func TestNodesWithoutAFamilyInCommon(t *testing.T) {
+// Nothing is sent to a node whose first address is of another family, and operators are told,
+// until it has one of ours.
+func TestNodesWithFirstAddressesOfTwoFamilies(t *testing.T) {
 	w := worldOf(t, 0)
 	n := nodeOf(0, 0)
 	told := func() (all string) {
@@ -67,7 +77,7 @@ func TestNodesWithoutAFamilyInCommon(t *testing.T) {
 		}
 		return all
 	}
-	const want = "tunnels c0/n0: no tunnel is possible: its address fd00::2 is IPv6, and this node's 172.16.0.1 is IPv4"
+	const want = "tunnels c0/n0: no tunnel is possible: its first address fd00::2 is IPv6, and this node's 172.16.0.1 is IPv4"
 	step := func(outside string, keyed bool, want string) {
 		t.Helper()
 		w.put(at(n, outside), true)
@@ -85,7 +95,8 @@ func TestNodesWithoutAFamilyInCommon(t *testing.T) {
 	if got := told(); !strings.HasPrefix(got, want) {
 		t.Errorf("after a look: told %q", got)
 	}
-	step("fd00::2 172.16.0.2", true, "")
+	step("fd00::2 172.16.0.2", false, want)
+	step("172.16.0.2 fd00::2", true, "")
 	if got := w.tunnels.peerOf(w.tunnels.mesh.Node(n.Key())).Endpoint[0].String(); got != "172.16.0.2:51871" {
 		t.Errorf("its endpoint is %s", got)
 	}

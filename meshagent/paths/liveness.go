@@ -369,7 +369,7 @@ func (l *Liveness) Heard(e gossip.Event) {
 // endpoint is where the tunnel to a node ends.
 func (l *Liveness) endpoint(key string) netip.Addr {
 	if n := l.mesh.Node(key); n != nil {
-		return inCommon(l.cfg.Addresses, n.Addresses())
+		return endpointOf(l.cfg.Addresses, n.Addresses())
 	}
 	return netip.Addr{}
 }

@@ -25,8 +25,8 @@ import (
 type Config struct {
 	// Cluster and Node are our own names.
 	Cluster, Node string
-	// Addresses are this node's own, at which tunnels to it end: one, or one of each IP
-	// family.
+	// Addresses are this node's own, one or one of each IP family. Tunnels to it end at the
+	// first.
 	Addresses []netip.Addr
 	// CIDRs are this node's, Members those of the mesh as far as they are known before the
 	// store has been read.
