@@ -55,8 +55,10 @@ func newFabric(site Site) (_ *Fabric, err error) {
 	if f.ns, f.link, err = newRouter(); err != nil {
 		return nil, err
 	}
-	// Without a querier, snooping would lose what IPv6 sends to find neighbours.
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", TxQLen: queueLen}, MulticastSnooping: new(false)}
+	// With a hardware address of its own: it would have that of a port, and another one once
+	// the port is unplugged, where machines go on sending to the old one. Without a querier,
+	// snooping would lose what IPv6 sends to find neighbours.
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", TxQLen: queueLen, HardwareAddr: hardwareAddr(site.Gateways[0])}, MulticastSnooping: new(false)}
 	if err = f.link.LinkAdd(bridge); err != nil {
 		return nil, fmt.Errorf("make bridge: %w", err)
 	}
