@@ -231,6 +231,9 @@ func (p *Program) flushWays(v *view, r *report) {
 	for key, err := range failed.Nodes {
 		r.fail("nodes", key, err)
 	}
+	for id := range p.ids { // some may have failed earlier in this pass, and not now
+		delete(r.errs["clusters"], v.clusters.withID(id))
+	}
 	clear(p.ids)
 	for id, err := range failed.Clusters {
 		p.ids[id] = true
