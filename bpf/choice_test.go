@@ -132,6 +132,45 @@ func TestChoiceFindsTheOnlyOneAlive(t *testing.T) {
 	}
 }
 
+// The nearest part of a cluster's backends gets all connections as long as one of it is
+// alive, then the next; parts in one tier share evenly.
+func TestChoiceGoesNearFirst(t *testing.T) {
+	n := newNode(t)
+	zone, rest := PartOf(2, 2), PartOf(2, 0)
+	at := map[uint16]string{3: "10.2.1.77", 4: "10.2.2.77"} // by node
+	put := func(group uint16, slot uint32, node uint16) {
+		set(n, n.m.Backends, SlotKey{Service: 81, Slot: slot, Cluster: group}, Backend{Addr: addr(at[node]), Port: PortOf(8080), Node: node})
+	}
+	put(zone, 0, 3)
+	put(rest, 0, 4)
+	put(rest, 1, 4)
+	tiers := func(zoneTier, restTier uint8) {
+		set(n, n.m.Services, front(far, 17), Service{ID: 81, Groups: 2, Group: [MaxGroups]Group{
+			{Cluster: zone, Count: 1, Tier: zoneTier, Weight: 1}, {Cluster: rest, Count: 2, Tier: restTier, Weight: 1}}})
+	}
+	only := func(when, want string) {
+		t.Helper()
+		if got := n.choices(100); got[netip.MustParseAddr(want)] != 100 {
+			t.Errorf("%s: %v, want all 100 at %s", when, got, want)
+		}
+	}
+	tiers(1, 2)
+	only("both alive", at[3])
+	nodeDies(3)(n)
+	only("the near one is dead", at[4])
+	set(n, n.m.Nodes, 3, Node{Path: PathSilent, Keyed: 1, Cluster: 2, Lane: 1})
+	only("the near one is silent", at[4])
+	nodeDies(4)(n)
+	only("the near one is silent, the others are dead", at[3])
+	set(n, n.m.Nodes, 3, Node{Path: PathAlive, Keyed: 1, Cluster: 2, Lane: 1})
+	set(n, n.m.Nodes, 4, Node{Path: PathAlive, Keyed: 1, Cluster: 2})
+	only("both are back", at[3])
+	tiers(0, 0)
+	if got := n.choices(3000)[netip.MustParseAddr(at[3])]; got < 850 || got > 1150 {
+		t.Errorf("as near: one of three has %d of 3000", got)
+	}
+}
+
 // Backends that are alive among many dead ones get equal shares, wherever their slots
 // are.
 func TestChoiceIsEven(t *testing.T) {
@@ -193,18 +232,20 @@ func TestChoiceIsTheNaiveOne(t *testing.T) {
 		}
 		svc, slots := Service{ID: 81}, []slot(nil)
 		for c := 1; c <= clusters; c++ {
-			g := Group{Cluster: uint16(c), Count: uint32(weighed(0, 1, 2, 5, 30)), Tier: uint8(weighed(0, 0, 1, 3)), Weight: uint8(weighed(0, 1, 1, 3))}
-			for i := range g.Count {
-				on := r.IntN(nodes)
-				s := slot{netip.AddrFrom4([4]byte{10, 100 + byte(c), byte(on), byte(i)}), g.Cluster, uint32(c*nodes + on), g.Tier, int(g.Weight)}
-				if c == 1 && i == 0 && r.IntN(4) == 0 {
-					s.addr, s.node = netip.MustParseAddr(podB), 0
+			for part := range weighed(1, 1, 2, 4) { // some are nearer
+				g := Group{Cluster: PartOf(uint16(c), uint8(part)), Count: uint32(weighed(0, 1, 2, 5, 30)), Tier: uint8(weighed(0, 0, 1, 3)), Weight: uint8(weighed(0, 1, 1, 3))}
+				for i := range g.Count {
+					on := r.IntN(nodes)
+					s := slot{netip.AddrFrom4([4]byte{10, 100 + byte(c), byte(on), byte(40*part + int(i))}), uint16(c), uint32(c*nodes + on), g.Tier, int(g.Weight)}
+					if c == 1 && part == 0 && i == 0 && r.IntN(4) == 0 {
+						s.addr, s.node = netip.MustParseAddr(podB), 0
+					}
+					set(n, n.m.Backends, SlotKey{Service: 81, Slot: i, Cluster: g.Cluster}, Backend{Addr: AddrOf(s.addr), Port: PortOf(8080), Node: uint16(s.node)})
+					slots = append(slots, s)
 				}
-				set(n, n.m.Backends, SlotKey{Service: 81, Slot: i, Cluster: g.Cluster}, Backend{Addr: AddrOf(s.addr), Port: PortOf(8080), Node: uint16(s.node)})
-				slots = append(slots, s)
+				svc.Group[svc.Groups] = g
+				svc.Groups++
 			}
-			svc.Group[svc.Groups] = g
-			svc.Groups++
 		}
 		set(n, n.m.Services, front(far, 17), svc)
 		want := allowed(slots, func(s slot) Path {

@@ -249,7 +249,7 @@ type Cluster struct {
 	Pad    [2]uint8
 }
 
-// MaxGroups is how many groups (clusters) a service can have.
+// MaxGroups is how many groups a service can have: at least one for each cluster.
 const MaxGroups = 32
 
 // ServiceKey is a frontend.
@@ -260,12 +260,23 @@ type ServiceKey struct {
 	Pad   uint8
 }
 
-// Group is the backends of a service in one cluster.
+// PartOf numbers a part of a cluster's backends; part 0 has the cluster's own number.
+func PartOf(cluster uint16, part uint8) uint16 { return cluster | uint16(part)<<clusterBits }
+
+// ClusterOf undoes PartOf.
+func ClusterOf(number uint16) (cluster uint16, part uint8) {
+	return number & (1<<clusterBits - 1), uint8(number >> clusterBits)
+}
+
+// clusterBits are those of the highest cluster ID, 511.
+const clusterBits = 9
+
+// Group is the backends of a service in one cluster, or a part of them.
 type Group struct {
 	Count   uint32 // slots 0 … Count-1 exist
-	Cluster uint16
-	Tier    uint8 // lowest first
-	Weight  uint8 // of each backend in the choice; 0: takes no new connections
+	Cluster uint16 // see PartOf
+	Tier    uint8  // lowest first
+	Weight  uint8  // of each backend in the choice; 0: takes no new connections
 }
 
 // Service is a frontend's groups: the first Groups of Group.
@@ -308,7 +319,7 @@ type Affinity struct {
 type SlotKey struct {
 	Service uint32
 	Slot    uint32
-	Cluster uint16
+	Cluster uint16 // the group's
 	Pad     uint16
 }
 

@@ -2,7 +2,6 @@ package service
 
 import (
 	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -11,14 +10,14 @@ import (
 // ClusterID numbers a cluster; 0 is none.
 type ClusterID uint16
 
-// MaxGroups bounds the clusters behind one frontend: a row of the kernel's
-// service map has room for this many.
+// MaxGroups bounds the groups behind one frontend: a row of the kernel's service map has
+// room for this many.
 const MaxGroups = 32
 
 // Frontend is one address and port that a service is reached at.
 //
-//	Frontend ── Groups, one per cluster ── Backends: may get new connections
-//	                                    └─ Draining: about to go or in maintenance, keep all they have
+//	Frontend ── Groups, by cluster and nearness ── Backends: may get new connections
+//	                                            └─ Draining: about to go or in maintenance, keep all they have
 //
 // An endpoint that is merely not ready is in neither: its open TCP connections do not
 // need it there, and everything else finds another.
@@ -32,14 +31,19 @@ type Frontend struct {
 	// Groups may be empty: the service is known and has no backend. They are sorted
 	// by tier, then by cluster; groups that take no new connections come last.
 	Groups []Group
+	// Flat is set if there are more groups than MaxGroups unless all backends of a cluster
+	// are in one: how near they are does not count then.
+	Flat bool
 	// Omitted are the least preferred clusters, those beyond MaxGroups. Connections that
 	// were draining there are cut: their backends no longer belong to the service.
 	Omitted []ClusterID
 }
 
-// Group holds the backends of one cluster.
+// Group holds the backends of one cluster that are as near. What drains is in the first
+// group of its cluster.
 type Group struct {
 	Cluster ClusterID
+	Near    Near
 	// Tier orders groups: a group is used only while every group of a lower tier is
 	// dead or empty.
 	Tier uint8
@@ -62,33 +66,33 @@ func (b Backend) compare(other Backend) int {
 	return cmp.Or(b.Addr.Compare(other.Addr), cmp.Compare(b.Port, other.Port))
 }
 
-// Tiers. Groups whose only backends are terminating come after all others, because they
-// are used only where nothing is ready.
+// Tiers, of several steps each. Groups whose only backends are terminating come after all
+// others, because they are used only where nothing is ready.
 const (
 	tierPreferred   = 0
-	tierOther       = 1
-	tierTerminating = 2 // added to the above
+	tierOther       = steps
+	tierTerminating = 2 * steps // added to the above
 )
 
-// Frontends returns what is behind every address and port of svc, as seen from cluster
-// own. slices holds each cluster's slices of the service; those of other clusters count
+// Frontends returns what is behind every address and port of svc, as seen by a client.
+// slices holds each cluster's slices of the service; those of other clusters count
 // only if svc is global. The result depends only on the arguments, not on their order.
-func Frontends(own ClusterID, svc *Service, slices map[ClusterID][]Slice) []Frontend {
-	return frontends(own, svc, svc.Fronts(), slices)
+func Frontends(client Client, svc *Service, slices map[ClusterID][]Slice) []Frontend {
+	return frontends(client, svc, svc.Fronts(), slices)
 }
 
 // NodePorts is Frontends for the node ports of svc at these addresses of a node.
-func NodePorts(own ClusterID, svc *Service, node []netip.Addr, slices map[ClusterID][]Slice) []Frontend {
-	return frontends(own, svc, svc.NodeFronts(node), slices)
+func NodePorts(client Client, svc *Service, node []netip.Addr, slices map[ClusterID][]Slice) []Frontend {
+	return frontends(client, svc, svc.NodeFronts(node), slices)
 }
 
-func frontends(own ClusterID, svc *Service, fronts []Front, slices map[ClusterID][]Slice) (out []Frontend) {
+func frontends(client Client, svc *Service, fronts []Front, slices map[ClusterID][]Slice) (out []Frontend) {
 	for _, at := range fronts {
 		f := Frontend{
 			Namespace: svc.Namespace, Name: svc.Name,
 			PortName: at.Of.Name, Addr: at.Addr, Port: at.Port, Protocol: at.Of.Protocol, Session: svc.Session,
 		}
-		f.groups(own, svc, at.Of, slices)
+		f.groups(client, svc, at.Of, slices)
 		out = append(out, f)
 	}
 	return out
@@ -135,29 +139,24 @@ func (s *Service) HasNodePorts() bool {
 	return slices.ContainsFunc(s.Ports, func(p Port) bool { return p.NodePort != 0 })
 }
 
-func (f *Frontend) groups(own ClusterID, svc *Service, port Port, from map[ClusterID][]Slice) {
-	for _, cluster := range slices.Sorted(maps.Keys(from)) {
-		if cluster != own && !svc.Global {
-			continue
+func (f *Frontend) groups(client Client, svc *Service, port Port, from map[ClusterID][]Slice) {
+	all, stocks := map[ClusterID]*sorted{}, map[ClusterID]stock{}
+	for cluster := range from {
+		s := sortOut(port, f.Addr.Is4(), from[cluster], client.sees(svc, cluster))
+		all[cluster], stocks[cluster] = &s, s.stock()
+	}
+	var places []Place
+	places, f.Omitted, f.Flat = arrange(client.Cluster, svc, stocks)
+	for _, p := range places {
+		s := all[p.Cluster]
+		g := Group{Cluster: p.Cluster, Near: p.Near, Tier: p.Tier, Weight: 1, Backends: s.taking[p.Near], Draining: s.draining}
+		if f.Flat {
+			g.Backends = s.together()
 		}
-		g, ok := group(port, f.Addr.Is4(), from[cluster])
-		if !ok {
-			continue
-		}
-		g.Cluster = cluster
-		g.Tier += tier(svc.Affinity, cluster == own)
+		s.draining = nil
 		f.Groups = append(f.Groups, g)
 	}
-	slices.SortFunc(f.Groups, func(a, b Group) int { return a.place().compare(b.place(), own) })
-	if len(f.Groups) > MaxGroups {
-		for _, g := range f.Groups[MaxGroups:] {
-			f.Omitted = append(f.Omitted, g.Cluster)
-		}
-		f.Groups = f.Groups[:MaxGroups]
-	}
 }
-
-func (g *Group) place() Place { return Place{g.Cluster, g.Tier, len(g.Backends) > 0} }
 
 func tier(a Affinity, local bool) uint8 {
 	if a == AffinityLocal && !local || a == AffinityRemote && local {
@@ -169,38 +168,56 @@ func tier(a Affinity, local bool) uint8 {
 // candidate is an endpoint with the port applied.
 type candidate struct {
 	Backend
+	near, lacks                 Near
 	ready, lastResort, draining bool
 }
 
-// group sorts the endpoints of one cluster into those that take connections and those
-// that only keep theirs; false if there are neither. Ready ones take connections; if
-// there are none, those that are terminating but still serving do.
-func group(port Port, v4 bool, from []Slice) (Group, bool) {
-	g := Group{Weight: 1}
+// sorted are the endpoints of one cluster: those that take connections, by how near they
+// are, and those that only keep theirs. Ready ones take connections; if there are none,
+// those that are terminating but still serving do, however near.
+type sorted struct {
+	taking   [Nears][]Backend
+	draining []Backend
+	lacks    Near
+	ready    bool // whether those that take connections are
+}
+
+func sortOut(port Port, v4 bool, from []Slice, by sight) (s sorted) {
 	var last []Backend
-	for _, c := range candidates(port, v4, from) {
+	for _, c := range candidates(port, v4, from, by) {
 		switch {
 		case c.ready:
-			g.Backends = append(g.Backends, c.Backend)
+			s.ready = true
+			s.taking[c.near] = append(s.taking[c.near], c.Backend)
+			s.lacks |= c.lacks
 		case c.lastResort:
 			last = append(last, c.Backend)
 		case c.draining:
-			g.Draining = append(g.Draining, c.Backend)
+			s.draining = append(s.draining, c.Backend)
 		}
 	}
-	if len(g.Backends) > 0 {
-		g.Draining = append(g.Draining, last...)
-		slices.SortFunc(g.Draining, Backend.compare)
+	if !s.ready {
+		s.taking[0] = last
 	} else if len(last) > 0 {
-		g.Backends, g.Tier = last, tierTerminating
+		s.draining = append(s.draining, last...)
+		slices.SortFunc(s.draining, Backend.compare)
 	}
-	return g, len(g.Backends)+len(g.Draining) > 0
+	return s
+}
+
+// together are all that take connections.
+func (s *sorted) together() (out []Backend) {
+	for _, part := range s.taking {
+		out = append(out, part...)
+	}
+	slices.SortFunc(out, Backend.compare)
+	return out
 }
 
 // candidates returns the endpoints sorted by address and port, each once: one that moves
 // between slices is in both for a while. Slices are usually sorted already, and then this
 // takes one pass.
-func candidates(port Port, v4 bool, from []Slice) []candidate {
+func candidates(port Port, v4 bool, from []Slice, by sight) []candidate {
 	var all []candidate
 	for i := range from {
 		number, ok := match(port, from[i].Ports)
@@ -208,10 +225,16 @@ func candidates(port Port, v4 bool, from []Slice) []candidate {
 			continue
 		}
 		all = slices.Grow(all, len(from[i].Endpoints))
-		for _, e := range from[i].Endpoints {
-			if e.Addr.Is4() == v4 {
-				all = append(all, candidate{Backend{e.Addr, number, e.Node}, e.Ready, e.Serving && e.Terminating && !e.Draining, e.Draining})
+		for j := range from[i].Endpoints {
+			e := &from[i].Endpoints[j]
+			if e.Addr.Is4() != v4 {
+				continue
 			}
+			c := candidate{Backend: Backend{e.Addr, number, e.Node}, ready: e.Ready, lastResort: e.Serving && e.Terminating && !e.Draining, draining: e.Draining}
+			if c.ready {
+				c.near, c.lacks = by.of(e)
+			}
+			all = append(all, c)
 		}
 	}
 	byAddr := func(a, b candidate) int { return a.compare(b.Backend) }
@@ -230,6 +253,8 @@ func candidates(port Port, v4 bool, from []Slice) []candidate {
 		if c.ready && !have.ready || c.ready == have.ready && c.Node > have.Node {
 			have.Node = c.Node
 		}
+		have.near |= c.near
+		have.lacks |= c.lacks
 		have.ready = have.ready || c.ready
 		have.lastResort = have.lastResort || c.lastResort
 		have.draining = have.draining || c.draining

@@ -25,6 +25,9 @@ const (
 	west ClusterID = 2
 )
 
+// fromEast is a client on n1 in zone a.
+var fromEast = Client{Cluster: east, Node: "n1", Zone: "a"}
+
 // web returns a service of east with one port; pairs are names and values of annotations.
 func web(t *testing.T, pairs ...string) *Service {
 	t.Helper()
@@ -99,20 +102,20 @@ func TestGlobalServices(t *testing.T) {
 		{"the older name counts", []string{"io.cilium/global-service", "true"}, both, "0 1: 10.1.1.2:8080\n0 2: 10.2.1.2:8081"},
 		{"the newer name wins", []string{AnnotationGlobal, "false", "io.cilium/global-service", "true"}, both, "0 1: 10.1.1.2:8080"},
 		{"not shared still consumes", []string{AnnotationGlobal, "true", AnnotationShared, "false"}, both, "0 1: 10.1.1.2:8080\n0 2: 10.2.1.2:8081"},
-		{"affinity local", []string{AnnotationGlobal, "True", AnnotationAffinity, "local"}, both, "0 1: 10.1.1.2:8080\n1 2: 10.2.1.2:8081"},
-		{"affinity remote", []string{AnnotationGlobal, "true", AnnotationAffinity, "remote"}, both, "0 2: 10.2.1.2:8081\n1 1: 10.1.1.2:8080"},
-		{"affinity by its older name", []string{AnnotationGlobal, "true", "io.cilium/service-affinity", "remote"}, both, "0 2: 10.2.1.2:8081\n1 1: 10.1.1.2:8080"},
+		{"affinity local", []string{AnnotationGlobal, "True", AnnotationAffinity, "local"}, both, "0 1: 10.1.1.2:8080\n3 2: 10.2.1.2:8081"},
+		{"affinity remote", []string{AnnotationGlobal, "true", AnnotationAffinity, "remote"}, both, "0 2: 10.2.1.2:8081\n3 1: 10.1.1.2:8080"},
+		{"affinity by its older name", []string{AnnotationGlobal, "true", "io.cilium/service-affinity", "remote"}, both, "0 2: 10.2.1.2:8081\n3 1: 10.1.1.2:8080"},
 		{"affinity none is no affinity", []string{AnnotationGlobal, "true", AnnotationAffinity, "none"}, both, "0 1: 10.1.1.2:8080\n0 2: 10.2.1.2:8081"},
 		{"an unknown affinity is none", []string{AnnotationGlobal, "true", AnnotationAffinity, "nearest"}, both, "0 1: 10.1.1.2:8080\n0 2: 10.2.1.2:8081"},
 		{"affinity without global has no effect", []string{AnnotationAffinity, "remote"}, both, "0 1: 10.1.1.2:8080"},
 		{"local unhealthy leaves remote", []string{AnnotationGlobal, "true", AnnotationAffinity, "local"},
-			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 not-ready"), west: at(8080, "10.2.1.2")}, "1 2: 10.2.1.2:8080"},
+			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 not-ready"), west: at(8080, "10.2.1.2")}, "3 2: 10.2.1.2:8080"},
 		{"terminating is no match for ready elsewhere", []string{AnnotationGlobal, "true", AnnotationAffinity, "local"},
-			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 terminating"), west: at(8080, "10.2.1.2")}, "1 2: 10.2.1.2:8080\n2 1: 10.1.1.2:8080"},
+			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 terminating"), west: at(8080, "10.2.1.2")}, "3 2: 10.2.1.2:8080\n6 1: 10.1.1.2:8080"},
 		{"terminating drains beside ready", nil,
 			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 terminating", "10.1.1.3")}, "0 1: 10.1.1.3:8080 (10.1.1.2:8080)"},
 		{"terminating serves where nobody is ready", nil,
-			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 terminating", "10.1.1.3 not-ready")}, "2 1: 10.1.1.2:8080"},
+			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 terminating", "10.1.1.3 not-ready")}, "6 1: 10.1.1.2:8080"},
 		{"not ready keeps nothing but open TCP, which needs no row", nil,
 			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 not-ready", "10.1.1.3 serving", "10.1.1.4")}, "0 1: 10.1.1.4:8080"},
 		{"not ready, and nobody else", nil, map[ClusterID][]Slice{east: at(8080, "10.1.1.2 not-ready")}, ""},
@@ -121,7 +124,7 @@ func TestGlobalServices(t *testing.T) {
 		{"draining, and nobody else", nil,
 			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 draining", "10.1.1.3 terminating and draining")}, "0 1: (10.1.1.2:8080) (10.1.1.3:8080)"},
 		{"terminating serves, draining does not", nil,
-			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 terminating", "10.1.1.3 draining")}, "2 1: 10.1.1.2:8080 (10.1.1.3:8080)"},
+			map[ClusterID][]Slice{east: at(8080, "10.1.1.2 terminating", "10.1.1.3 draining")}, "6 1: 10.1.1.2:8080 (10.1.1.3:8080)"},
 		{"drained in one slice, ready in another", nil,
 			map[ClusterID][]Slice{east: append(at(8080, "10.1.1.2 draining"), at(8080, "10.1.1.2")...)}, "0 1: 10.1.1.2:8080"},
 		{"in two slices at once", nil,
@@ -130,7 +133,7 @@ func TestGlobalServices(t *testing.T) {
 		{"other family", nil, map[ClusterID][]Slice{east: at(8080, "fd00::1")}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := Frontends(east, web(t, c.annotations...), c.slices)
+			got := Frontends(fromEast, web(t, c.annotations...), c.slices)
 			if len(got) != 1 || got[0].Addr != addr("10.101.0.1") || got[0].Port != 80 || got[0].Protocol != TCP {
 				t.Fatalf("frontends: %+v", got)
 			}
@@ -189,7 +192,7 @@ func TestMoreClustersThanGroups(t *testing.T) {
 	for c := ClusterID(1); c <= 40; c++ {
 		all[c] = at(8080, fmt.Sprintf("10.%d.1.2", c))
 	}
-	f := Frontends(40, web(t, AnnotationGlobal, "true"), all)[0]
+	f := Frontends(Client{Cluster: 40}, web(t, AnnotationGlobal, "true"), all)[0]
 	if len(f.Groups) != MaxGroups || len(f.Omitted) != 8 || f.Groups[0].Cluster != 40 {
 		t.Errorf("%d groups, first %d, omitted %v", len(f.Groups), f.Groups[0].Cluster, f.Omitted)
 	}
@@ -197,7 +200,7 @@ func TestMoreClustersThanGroups(t *testing.T) {
 		all[c] = at(8080, fmt.Sprintf("10.%d.1.2 draining", c))
 	}
 	all[39] = at(8080, "10.39.1.2")
-	if f := Frontends(1, web(t, AnnotationGlobal, "true"), all)[0]; f.Groups[0].Cluster != 39 || f.Groups[1].Cluster != 40 {
+	if f := Frontends(fromEast, web(t, AnnotationGlobal, "true"), all)[0]; f.Groups[0].Cluster != 39 || f.Groups[1].Cluster != 40 {
 		t.Errorf("those in maintenance come before those that take connections: %v", f.Groups)
 	}
 }
@@ -218,14 +221,14 @@ func TestOrderDoesNotMatter(t *testing.T) {
 				all[c] = append(all[c], at(8080, ends...)...)
 			}
 		}
-		want := Frontends(east, svc, map[ClusterID][]Slice{east: all[0], west: all[1]})
+		want := Frontends(fromEast, svc, map[ClusterID][]Slice{east: all[0], west: all[1]})
 		for c := range all {
 			r.Shuffle(len(all[c]), func(i, j int) { all[c][i], all[c][j] = all[c][j], all[c][i] })
 			for _, s := range all[c] {
 				r.Shuffle(len(s.Endpoints), func(i, j int) { s.Endpoints[i], s.Endpoints[j] = s.Endpoints[j], s.Endpoints[i] })
 			}
 		}
-		got := Frontends(east, svc, map[ClusterID][]Slice{west: all[1], east: all[0]})
+		got := Frontends(fromEast, svc, map[ClusterID][]Slice{west: all[1], east: all[0]})
 		if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 			t.Fatal(diff)
 		}
@@ -258,7 +261,7 @@ func TestFromKubernetes(t *testing.T) {
 	if diff := cmp.Diff(want, s, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Error(diff)
 	}
-	if got := Frontends(east, &s, nil); len(got) != 6 {
+	if got := Frontends(fromEast, &s, nil); len(got) != 6 {
 		t.Errorf("%d frontends for two addresses and three ports", len(got))
 	}
 	for name, spec := range map[string]corev1.ServiceSpec{
@@ -267,7 +270,7 @@ func TestFromKubernetes(t *testing.T) {
 		"no address":    {Ports: []corev1.ServicePort{{Port: 80}}},
 	} {
 		s, err := FromKubernetes(&corev1.Service{Spec: spec})
-		if err != nil || len(Frontends(east, &s, nil)) != 0 {
+		if err != nil || len(Frontends(fromEast, &s, nil)) != 0 {
 			t.Errorf("%s has a frontend, %v", name, err)
 		}
 	}
@@ -450,6 +453,6 @@ func BenchmarkOneOfTenThousandBackends(b *testing.B) {
 	}
 	svc := Service{Addresses: []netip.Addr{addr("10.101.0.1")}, Ports: []Port{{Name: "http", Protocol: TCP, Port: 80}}}
 	for b.Loop() {
-		Frontends(east, &svc, map[ClusterID][]Slice{east: {s}})
+		Frontends(fromEast, &svc, map[ClusterID][]Slice{east: {s}})
 	}
 }

@@ -18,7 +18,7 @@ func FuzzFromKubernetes(f *testing.F) {
 		[]byte(`{"metadata":{"name":"web","namespace":"shop","annotations":{"service.cilium.io/global":"true"}},"spec":{"clusterIP":"10.101.0.1","ports":[{"name":"http","port":80,"targetPort":"http"},{"name":"dns","port":53,"protocol":"UDP"}]}}`),
 		[]byte(`{"metadata":{"name":"web-1","labels":{"kubernetes.io/service-name":"web"}},"ports":[{"name":"http","port":8080},{"name":"dns","port":53,"protocol":"UDP"}],"endpoints":[{"addresses":["10.1.1.2"],"conditions":{"ready":true},"nodeName":"n1"},{"addresses":["10.1.1.2","10.1.1.3"],"conditions":{"ready":false,"serving":true,"terminating":true}}]}`))
 	f.Add(
-		[]byte(`{"spec":{"clusterIPs":["10.101.0.1","fd00::1"],"ports":[{"port":443}]}}`),
+		[]byte(`{"spec":{"clusterIPs":["10.101.0.1","fd00::1"],"ports":[{"port":443}],"trafficDistribution":"PreferSameNode"}}`),
 		[]byte(`{"metadata":{"annotations":{"service.cilium.io/weight":"0"}},"ports":[{"port":8443},{}],"endpoints":[{"addresses":["fd00:1::2","10.1.1.2","nowhere"],"hints":{"forZones":[{"name":"a"}]}}]}`))
 	f.Fuzz(func(t *testing.T, service, slice []byte) {
 		var (
@@ -34,7 +34,7 @@ func FuzzFromKubernetes(f *testing.F) {
 		}
 		from := []Slice{SliceFromKubernetes(&es)}
 		stands := Stands(&svc, from, true)
-		for i, fe := range Frontends(1, &svc, map[ClusterID][]Slice{1: from}) {
+		for i, fe := range Frontends(fromEast, &svc, map[ClusterID][]Slice{1: from}) {
 			used := map[netip.Addr]bool{}
 			for _, g := range fe.Groups {
 				for _, list := range [][]Backend{g.Backends, g.Draining} {

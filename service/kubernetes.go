@@ -73,6 +73,9 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 	if p := svc.Spec.InternalTrafficPolicy; p != nil {
 		s.NodeLocal = *p == corev1.ServiceInternalTrafficPolicyLocal
 	}
+	if d := svc.Spec.TrafficDistribution; d != nil {
+		s.Distribution, _ = DistributionOf(*d)
+	}
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return s, nil
 	}
@@ -200,11 +203,7 @@ func SliceFromKubernetes(es *discoveryv1.EndpointSlice) Slice {
 			if e.Zone != nil {
 				end.Zone = *e.Zone
 			}
-			if e.Hints != nil {
-				for _, z := range e.Hints.ForZones {
-					end.ForZones = append(end.ForZones, z.Name)
-				}
-			}
+			end.Hints = hintsOf(e.Hints)
 			s.Endpoints = append(s.Endpoints, end)
 		}
 	}

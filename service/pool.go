@@ -1,10 +1,8 @@
 package service
 
 import (
-	"cmp"
 	"iter"
 	"net/netip"
-	"slices"
 )
 
 // Pool holds what one cluster has behind one port of a service, and keeps it up to date
@@ -13,14 +11,23 @@ import (
 type Pool struct {
 	port Port
 	v4   bool
+	by   sight
 	// offers count, for each address and port, the endpoints in each condition: an
 	// endpoint that moves between slices is in both for a while.
 	offers map[netip.AddrPort]offer
-	// How many offers are ready, or else a last resort, or else draining.
+	// How many offers are ready, or else a last resort, or else draining; the ready ones
+	// also by how near they are, and those that lack hints of each kind.
 	ready, last, draining int
+	parts                 [Nears]int
+	lacking               [kinds]int
 }
 
-type offer struct{ ready, last, draining uint16 }
+// offer counts endpoints. Those that are ready count again if hints name the client, and if
+// they lack hints, of each kind.
+type offer struct {
+	ready, last, draining uint16
+	near, lacks           [kinds]uint16
+}
 
 // Role is what a backend may do.
 type Role uint8
@@ -31,13 +38,24 @@ const (
 	NoRole Role = iota
 	// Draining backends keep the connections that they have.
 	Draining
-	// Taking backends also get new ones.
+	// Taking backends also get new ones. Those that are near have a role of their own for
+	// each Near: this plus that.
 	Taking
 )
 
-// NewPool returns an empty pool for a port of a frontend with an IPv4 or IPv6 address.
-func NewPool(port Port, v4 bool) *Pool {
-	return &Pool{port: port, v4: v4, offers: map[netip.AddrPort]offer{}}
+// Takes returns whether backends of the role get new connections, and if so how near they
+// are.
+func (r Role) Takes() (near Near, ok bool) {
+	if r < Taking {
+		return 0, false
+	}
+	return Near(r - Taking), true
+}
+
+// NewPool returns an empty pool for what a cluster has behind a port of a service, at a
+// frontend with an IPv4 or IPv6 address, as seen by a client.
+func NewPool(client Client, svc *Service, cluster ClusterID, port Port, v4 bool) *Pool {
+	return &Pool{port: port, v4: v4, by: client.sees(svc, cluster), offers: map[netip.AddrPort]offer{}}
 }
 
 // Replace puts a slice in the place of its former self, and calls changed for each
@@ -64,7 +82,7 @@ func (p *Pool) Replace(before, after *Slice, changed func(b netip.AddrPort, befo
 			if _, ok := touched[b]; !ok {
 				touched[b] = o.role(only)
 			}
-			p.put(b, o, o.with(e, by))
+			p.put(b, o, o.with(e, p.by, by))
 		}
 	}
 	count(after, 1)
@@ -84,9 +102,14 @@ func (p *Pool) Replace(before, after *Slice, changed func(b netip.AddrPort, befo
 }
 
 // with is o with an endpoint counted by times more.
-func (o offer) with(e *Endpoint, by uint16) offer {
+func (o offer) with(e *Endpoint, seen sight, by uint16) offer {
 	if e.Ready {
 		o.ready += by
+		near, lacks := seen.of(e)
+		for i := range kinds {
+			o.near[i] += by * uint16(near>>i&1)
+			o.lacks[i] += by * uint16(lacks>>i&1)
+		}
 	}
 	if e.Serving && e.Terminating && !e.Draining {
 		o.last += by
@@ -99,12 +122,24 @@ func (o offer) with(e *Endpoint, by uint16) offer {
 
 func (o offer) role(lastResortsTake bool) Role {
 	switch {
-	case o.ready > 0, o.last > 0 && lastResortsTake:
+	case o.ready > 0:
+		return Taking + Role(o.nearness())
+	case o.last > 0 && lastResortsTake:
 		return Taking
 	case o.last > 0, o.draining > 0:
 		return Draining
 	}
 	return NoRole
+}
+
+// nearness is how near a ready offer is.
+func (o offer) nearness() (near Near) {
+	for i, n := range o.near {
+		if n > 0 {
+			near |= 1 << i
+		}
+	}
+	return near
 }
 
 // kind is the counter that an offer belongs to, nil for none.
@@ -121,16 +156,27 @@ func (p *Pool) kind(o offer) *int {
 }
 
 func (p *Pool) put(b netip.AddrPort, before, after offer) {
-	if n := p.kind(before); n != nil {
-		*n--
-	}
-	if n := p.kind(after); n != nil {
-		*n++
-	}
+	p.count(before, -1)
+	p.count(after, 1)
 	if after == (offer{}) {
 		delete(p.offers, b)
 	} else {
 		p.offers[b] = after
+	}
+}
+
+func (p *Pool) count(o offer, by int) {
+	if n := p.kind(o); n != nil {
+		*n += by
+	}
+	if o.ready == 0 {
+		return
+	}
+	p.parts[o.nearness()] += by
+	for i, n := range o.lacks {
+		if n > 0 {
+			p.lacking[i] += by
+		}
 	}
 }
 
@@ -162,55 +208,12 @@ func (p *Pool) Backends() iter.Seq2[netip.AddrPort, Role] {
 	}
 }
 
-// taking is the number of backends that get new connections.
-func (p *Pool) taking() int {
-	if p.ready > 0 {
-		return p.ready
-	}
-	return p.last
-}
-
-func (p *Pool) empty() bool { return p.ready+p.last+p.draining == 0 }
-
-// Place is where a cluster's group comes among those of a frontend.
-type Place struct {
-	Cluster ClusterID
-	Tier    uint8
-	// Taking is whether any of its backends gets new connections.
-	Taking bool
-}
-
-// Places orders the groups of a frontend, those that are not empty, as Frontends does.
-func Places(own ClusterID, svc *Service, pools map[ClusterID]*Pool) (places []Place, omitted []ClusterID) {
-	for cluster, p := range pools {
-		if p.empty() || cluster != own && !svc.Global {
-			continue
+func (p *Pool) stock() stock {
+	s := stock{ready: p.parts, last: p.last, draining: p.draining}
+	for i, n := range p.lacking {
+		if n > 0 {
+			s.lacks |= 1 << i
 		}
-		at := Place{Cluster: cluster, Tier: tier(svc.Affinity, cluster == own), Taking: p.taking() > 0}
-		if p.ready == 0 && p.last > 0 {
-			at.Tier += tierTerminating
-		}
-		places = append(places, at)
 	}
-	slices.SortFunc(places, func(a, b Place) int { return a.compare(b, own) })
-	for len(places) > MaxGroups {
-		omitted = append(omitted, places[len(places)-1].Cluster)
-		places = places[:len(places)-1]
-	}
-	slices.Reverse(omitted)
-	return places, omitted
-}
-
-// compare orders groups as cluster own sees them. Groups that only drain come last and so
-// make room for those that take connections; the own cluster comes before all others of
-// its tier, so that it is omitted only while it takes none.
-func (p Place) compare(other Place, own ClusterID) int {
-	return cmp.Or(first(other.Taking)-first(p.Taking), cmp.Compare(p.Tier, other.Tier), first(other.Cluster == own)-first(p.Cluster == own), cmp.Compare(p.Cluster, other.Cluster))
-}
-
-func first(yes bool) int {
-	if yes {
-		return 1
-	}
-	return 0
+	return s
 }

@@ -16,6 +16,7 @@ func TestPoolsFollowFrontends(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		svc.Affinity = []Affinity{AffinityNone, AffinityLocal, AffinityRemote}[seed%3]
 		svc.Global = seed%4 > 0
+		svc.Distribution = Distribution(seed / 3 % 3)
 		slices := map[ClusterID][]Slice{}
 		pools := map[ClusterID]*Pool{}
 		roles := map[ClusterID]map[netip.AddrPort]Role{}
@@ -25,7 +26,7 @@ func TestPoolsFollowFrontends(t *testing.T) {
 				cluster = ClusterID(1 + r.IntN(MaxGroups+4))
 			}
 			if pools[cluster] == nil {
-				pools[cluster], roles[cluster] = NewPool(svc.Ports[0], true), map[netip.AddrPort]Role{}
+				pools[cluster], roles[cluster] = NewPool(fromEast, svc, cluster, svc.Ports[0], true), map[netip.AddrPort]Role{}
 			}
 			var before, after *Slice
 			all := slices[cluster]
@@ -49,24 +50,29 @@ func TestPoolsFollowFrontends(t *testing.T) {
 					delete(roles[cluster], b)
 				}
 			})
-			want := Frontends(east, svc, slices)[0]
-			places, omitted := Places(east, svc, pools)
-			if fmt.Sprint(omitted) != fmt.Sprint(want.Omitted) || len(places) != len(want.Groups) {
-				t.Fatalf("seed %d step %d: %v and %v, want %v and %v", seed, step, places, omitted, want.Groups, want.Omitted)
+			want := Frontends(fromEast, svc, slices)[0]
+			places, ok := Places(east, svc, pools)
+			if ok != (len(want.Omitted) == 0 && !want.Flat) || len(places) != len(want.Groups) {
+				t.Fatalf("seed %d step %d: %v and %v, want %v, %v and %v", seed, step, places, ok, want.Groups, want.Omitted, want.Flat)
 			}
+			members := map[ClusterID]map[netip.AddrPort]Role{}
 			for i, g := range want.Groups {
-				if places[i] != g.place() {
-					t.Fatalf("seed %d step %d: place %d is %v, want %v", seed, step, i, places[i], g.place())
+				if at := (Place{g.Cluster, g.Near, g.Tier, len(g.Backends) > 0}); places[i] != at {
+					t.Fatalf("seed %d step %d: place %d is %v, want %v", seed, step, i, places[i], at)
 				}
-				members := map[netip.AddrPort]Role{}
+				if members[g.Cluster] == nil {
+					members[g.Cluster] = map[netip.AddrPort]Role{}
+				}
 				for _, b := range g.Backends {
-					members[netip.AddrPortFrom(b.Addr, b.Port)] = Taking
+					members[g.Cluster][netip.AddrPortFrom(b.Addr, b.Port)] = Taking + Role(g.Near)
 				}
 				for _, b := range g.Draining {
-					members[netip.AddrPortFrom(b.Addr, b.Port)] = Draining
+					members[g.Cluster][netip.AddrPortFrom(b.Addr, b.Port)] = Draining
 				}
-				if !maps.Equal(members, roles[g.Cluster]) || !maps.Equal(members, maps.Collect(pools[g.Cluster].Backends())) {
-					t.Fatalf("seed %d step %d: cluster %d has %v, want %v", seed, step, g.Cluster, roles[g.Cluster], members)
+			}
+			for cluster, have := range members {
+				if !want.Flat && !maps.Equal(have, roles[cluster]) || !maps.Equal(roles[cluster], maps.Collect(pools[cluster].Backends())) {
+					t.Fatalf("seed %d step %d: cluster %d has %v, want %v", seed, step, cluster, roles[cluster], have)
 				}
 			}
 		}
@@ -77,8 +83,14 @@ func randomSlice(r *rand.Rand, n int) Slice {
 	s := Slice{Namespace: "shop", Name: fmt.Sprint("web-", n), Service: "web", Ports: []SlicePort{{"http", TCP, uint16(8080 + r.IntN(2))}}}
 	for range r.IntN(5) {
 		e := Endpoint{Addr: netip.AddrFrom4([4]byte{10, 1, 1, byte(1 + r.IntN(6))}), Ready: r.IntN(3) > 0, Serving: r.IntN(2) == 0, Terminating: r.IntN(2) == 0}
-		if r.IntN(6) == 0 {
+		e.Node, e.Zone = fmt.Sprint("n", 1+r.IntN(2)), []string{"a", "b", "a", "b", ""}[r.IntN(5)]
+		switch r.IntN(12) {
+		case 0, 1:
 			e = Endpoint{Addr: addr("fd00::1"), Ready: true}
+		case 2:
+			e.Hints = &Hints{Zones: []string{"a", "b"}[:1+r.IntN(2)]}
+		case 3:
+			e.Hints = &Hints{Nodes: []string{"n1", "n2"}[r.IntN(2):]}
 		}
 		s.Endpoints = append(s.Endpoints, e)
 	}

@@ -67,6 +67,9 @@ type Service struct {
 	// NodeLocal gives clients the backends on their own node alone. ExternalLocal gives
 	// clients outside of the mesh those on the node whose node port they use.
 	NodeLocal, ExternalLocal bool
+	// Distribution says which backends are preferred by how near they are. It has no
+	// effect if NodeLocal.
+	Distribution Distribution
 	// Session is for how long a client stays with the backend of its last connection; 0:
 	// each connection may go to another one.
 	Session time.Duration
@@ -120,9 +123,10 @@ type Endpoint struct {
 	Node string
 	// Hostname is its name below that of a headless service; "" for none.
 	Hostname string
-	// Zone is where it runs, ForZones which clients it is meant for.
-	Zone     string
-	ForZones []string
+	// Zone is where it runs.
+	Zone string
+	// Hints say which clients it is meant for; nil: its service decides.
+	Hints *Hints
 	// Ready takes new connections. Serving answers, ready or not. Terminating is
 	// about to go. Draining keeps its connections and takes no new ones, even if no
 	// other endpoint would.

@@ -38,8 +38,8 @@ func Stands(svc *Service, from []Slice, own bool) []Stand {
 	for i, port := range svc.Ports {
 		used := map[netip.Addr]bool{}
 		for _, v4 := range []bool{true, false} {
-			g, _ := group(port, v4, from)
-			for _, b := range g.Backends {
+			s := sortOut(port, v4, from, sight{})
+			for _, b := range s.together() {
 				used[b.Addr] = true
 			}
 		}

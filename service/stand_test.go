@@ -69,7 +69,7 @@ func TestStandsAgreeWithFrontends(t *testing.T) {
 			from = append(from, s)
 		}
 		stands := Stands(&svc, from, false)
-		for i, f := range Frontends(1, &svc, map[ClusterID][]Slice{1: from}) {
+		for i, f := range Frontends(Client{Cluster: 1}, &svc, map[ClusterID][]Slice{1: from}) {
 			used := map[netip.Addr]bool{}
 			for _, g := range f.Groups {
 				for _, b := range g.Backends {

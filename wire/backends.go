@@ -31,12 +31,13 @@ func (s *ClusterEndpointSlice) Slice() service.Slice {
 		out.Endpoints = make([]service.Endpoint, 0, addresses) // for as long as the slice is kept
 	}
 	for _, e := range s.Endpoints {
+		hints := hinted(e.ForZones)
 		for _, text := range e.Addresses {
 			a, err := ParseAddr(text)
 			if err != nil {
 				continue
 			}
-			end := service.Endpoint{Addr: a, Node: e.NodeName, Zone: e.Zone}
+			end := service.Endpoint{Addr: a, Node: e.NodeName, Zone: e.Zone, Hints: hints}
 			end.Ready, end.Serving, end.Terminating = service.Conditions(e.Conditions.Ready, e.Conditions.Serving, e.Conditions.Terminating)
 			out.Endpoints = append(out.Endpoints, end)
 		}
@@ -45,6 +46,14 @@ func (s *ClusterEndpointSlice) Slice() service.Slice {
 		out.Drain()
 	}
 	return out
+}
+
+// hinted are the hints of an endpoint that is meant for clients in some zones; nil for none.
+func hinted(zones []string) *service.Hints {
+	if len(zones) == 0 {
+		return nil
+	}
+	return &service.Hints{Zones: zones}
 }
 
 // Service returns a service in our own form, without its ports: they are those of the
@@ -82,7 +91,15 @@ func (s *ClusterService) Slices() []service.Slice {
 			with[string(text)] = i
 			out = append(out, service.Slice{Namespace: s.Namespace, Name: s.Name, Service: s.Name, Ports: slices.Clone(ports)})
 		}
-		out[i].Endpoints = append(out[i].Endpoints, service.Endpoint{Addr: addr, Ready: true, Serving: true})
+		end := service.Endpoint{Addr: addr, Ready: true, Serving: true}
+		if z, ok := s.Zones[addr]; ok {
+			var names []string
+			for _, of := range z.ForZones {
+				names = append(names, of.Name)
+			}
+			end.Zone, end.Hints = z.Zone, hinted(names)
+		}
+		out[i].Endpoints = append(out[i].Endpoints, end)
 	}
 	for i := range out {
 		out[i].Endpoints = slices.Clone(out[i].Endpoints) // without room for more

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/weft-mesh/weft/service"
 )
 
 // A service keeps as many backends as fit, the lowest addresses, and none of what is
@@ -113,5 +115,32 @@ func TestSlicesOfAService(t *testing.T) {
 	}
 	if s.Shared = false; s.Slices() != nil {
 		t.Error("a service that is not shared offers backends")
+	}
+}
+
+// Where backends are, and which clients they are meant for, is read from both formats.
+func TestZonesOfBackends(t *testing.T) {
+	old, addr := NewClusterService(), netip.MustParseAddr
+	old.Shared = true
+	for _, text := range []string{"10.2.0.1", "10.2.0.2", "10.2.0.3"} {
+		old.Backends[addr(text)] = map[string]L4Addr{"http": {"TCP", 8080}}
+	}
+	old.Zones[addr("10.2.0.1")] = BackendZone{Zone: "a", ForZones: []ForZone{{"a"}, {"b"}}}
+	old.Zones[addr("10.2.0.2")] = BackendZone{Zone: "b", ForZones: []ForZone{}}
+	newer := ClusterEndpointSlice{Endpoints: []SliceEndpoint{
+		{Addresses: []string{"10.2.0.1"}, Zone: "a", ForZones: []string{"a", "b"}}, {Addresses: []string{"10.2.0.2"}, Zone: "b"}, {Addresses: []string{"10.2.0.3"}},
+	}}
+	for name, ends := range map[string][]service.Endpoint{"older": old.Slices()[0].Endpoints, "newer": newer.Slice().Endpoints} {
+		var got []string
+		for _, e := range ends {
+			text := fmt.Sprintf("%v %q", e.Addr, e.Zone)
+			if e.Hints != nil {
+				text += fmt.Sprint(" for ", e.Hints.Zones)
+			}
+			got = append(got, text)
+		}
+		if want := []string{`10.2.0.1 "a" for [a b]`, `10.2.0.2 "b"`, `10.2.0.3 ""`}; !slices.Equal(got, want) {
+			t.Errorf("%s format: %q, want %q", name, got, want)
+		}
 	}
 }

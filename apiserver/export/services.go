@@ -272,8 +272,10 @@ func addBackends(s *wire.ClusterService, own *discoveryv1.EndpointSlice) {
 		}
 		if e.Zone != "" {
 			zone := wire.BackendZone{Zone: e.Zone, ForZones: []wire.ForZone{}}
-			for _, z := range e.ForZones {
-				zone.ForZones = append(zone.ForZones, wire.ForZone{Name: z})
+			if e.Hints != nil {
+				for _, z := range e.Hints.Zones {
+					zone.ForZones = append(zone.ForZones, wire.ForZone{Name: z})
+				}
 			}
 			s.Zones[e.Addr] = zone
 		}

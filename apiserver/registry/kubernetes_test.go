@@ -60,7 +60,7 @@ status:
 	}
 	slices.Sort(fields)
 	if got, want := strings.Join(fields, " "), "spec.clusterIP spec.externalIPs spec.healthCheckNodePort spec.ipFamilies spec.loadBalancerClass "+
-		"spec.loadBalancerIP spec.loadBalancerSourceRanges spec.trafficDistribution spec.type"; got != want {
+		"spec.loadBalancerIP spec.loadBalancerSourceRanges spec.type"; got != want {
 		t.Errorf("warned of %s\nwant      %s", got, want)
 	}
 	kv, err := s.Get(t.Context(), wire.ObjectKey("services", "shop", "web"))

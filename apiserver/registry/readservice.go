@@ -39,6 +39,7 @@ func readService(r *reading) {
 	if p := spec.InternalTrafficPolicy; p != nil && *p != corev1.ServiceInternalTrafficPolicyCluster && *p != corev1.ServiceInternalTrafficPolicyLocal {
 		r.refuse("spec.internalTrafficPolicy %s does not exist; write Cluster or Local", *p)
 	}
+	checkDistribution(r, svc)
 	checkFamilies(r, spec)
 	checkClusterIPs(r, spec)
 	checkServicePorts(r, spec)
@@ -76,8 +77,27 @@ func checkSession(r *reading, spec *corev1.ServiceSpec) {
 	}
 }
 
-// warnOutside warns of fields that make a service reachable from outside the mesh or
-// choose among its backends, and that have no effect yet; node ports do. They are stored, for a release
+// topologyModes are Kubernetes' annotations for topology aware hints, the newer one first.
+var topologyModes = []string{corev1.AnnotationTopologyMode, corev1.DeprecatedAnnotationTopologyAwareHints}
+
+// checkDistribution checks which backends a service prefers. Kubernetes' controller gives
+// endpoints hints for the annotations by how many CPUs each zone has, which nodes do not
+// tell here.
+func checkDistribution(r *reading, svc *corev1.Service) {
+	if d := svc.Spec.TrafficDistribution; d != nil {
+		if _, ok := service.DistributionOf(*d); !ok {
+			r.refuse("spec.trafficDistribution %q does not exist; write PreferSameZone or PreferSameNode", *d)
+		}
+	}
+	for _, name := range topologyModes {
+		if strings.EqualFold(svc.Annotations[name], "auto") {
+			r.warn("annotation %s has no effect: CPUs of nodes are not known; write spec.trafficDistribution: PreferSameZone", name)
+		}
+	}
+}
+
+// warnOutside warns of fields that make a service reachable from outside the mesh and that
+// have no effect yet; node ports do. They are stored, for a release
 // that supports them.
 func warnOutside(r *reading, spec *corev1.ServiceSpec) {
 	unused := func(there bool, field, what string) {
@@ -91,7 +111,6 @@ func warnOutside(r *reading, spec *corev1.ServiceSpec) {
 	unused(len(spec.LoadBalancerSourceRanges) > 0, "loadBalancerSourceRanges", "no load balancer address is assigned; restrict clients of node ports with a policy")
 	unused(spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal && !service.HasNodePorts(spec), "externalTrafficPolicy", "a service of this type has no node ports")
 	unused(spec.HealthCheckNodePort != 0, "healthCheckNodePort", "no health check listens there")
-	unused(spec.TrafficDistribution != nil, "trafficDistribution", "all zones are treated alike")
 }
 
 // checkFamilies checks what can be said about a service's IP families without the cluster.

@@ -171,6 +171,7 @@ func TestApplyRefuses(t *testing.T) {
 		"affinity to something":        {strings.Replace(webService, "spec:", "spec:\n  sessionAffinity: Cookie", 1), "spec.sessionAffinity Cookie does not exist; write ClientIP or None"},
 		"a session of more than a day": {strings.Replace(webService, "spec:", "spec:\n  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: 86401}}", 1), "timeoutSeconds is 86401; choose one from 1 to 86400"},
 		"a session without affinity":   {strings.Replace(webService, "spec:", "spec:\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}", 1), "spec.sessionAffinityConfig has no effect without spec.sessionAffinity ClientIP"},
+		"distribution":                 {strings.Replace(webService, "spec:", "spec:\n  trafficDistribution: Close", 1), `spec.trafficDistribution "Close" does not exist; write PreferSameZone or PreferSameNode`},
 		"bad node port":                {strings.Replace(webService, "port: 80,", "port: 80, nodePort: 80800,", 1), "nodePort is 80800"},
 		"Knative's service":            {"apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: x}\n", `apiVersion is "serving.knative.dev/v1"; write "v1"`},
 		"annotation":                   {strings.Replace(webService, `"true"`, `"yes"`, 1), `annotation service.cilium.io/global is "yes"; write "true" or "false"`},
@@ -313,7 +314,8 @@ func TestWhatHasNoEffectIsWarnedOf(t *testing.T) {
 	r, _ := fixture(t)
 	for want, text := range map[string]string{
 		"metadata.finalizers has no effect": strings.Replace(pod, "name: web-1,", "name: web-1, finalizers: [example.com/wait],", 1),
-		"spec.externalIPs has no effect":    strings.Replace(webService, "spec:", "spec:\n  externalIPs: [192.0.2.9]", 1),
+		"annotation service.kubernetes.io/topology-mode has no effect: CPUs of nodes are not known": strings.Replace(webService, "annotations: {", "annotations: {service.kubernetes.io/topology-mode: Auto, ", 1),
+		"spec.externalIPs has no effect": strings.Replace(webService, "spec:", "spec:\n  externalIPs: [192.0.2.9]", 1),
 	} {
 		if got := apply(t, r, text).Warnings; len(got) != 1 || !strings.HasPrefix(got[0].Message, want) {
 			t.Errorf("%s: warned %v", want, got)

@@ -45,6 +45,12 @@ inline_always int usable(struct choice *c, __u8 path)
 	return path == PATH_ALIVE || (path == PATH_SILENT && c->doubtful);
 }
 
+/* The cluster of a group, of which it may have only a part of the backends. */
+inline_always __u32 cluster_in(__u32 group)
+{
+	return group & ((1u << CLUSTER_BITS) - 1);
+}
+
 inline_always __u32 tickets(const struct group *g)
 {
 	return g->count * g->weight;
@@ -59,7 +65,7 @@ static long consider_group(__u32 i, struct choice *c)
 	if (i >= MAX_GROUPS || i >= c->svc->groups)
 		return 1;
 	g = &c->svc->group[i];
-	cluster = g->cluster;
+	cluster = cluster_in(g->cluster);
 	if (!tickets(g) || g->tier < c->from || g->tier > c->tier)
 		return 0;
 	if (cluster != c->s->cluster) {
@@ -112,7 +118,7 @@ inline_always long choose(__u32 ticket, struct choice *c)
 			return 0;
 		node = at.node;
 	}
-	if (node && (!usable(c, path_to(c->s, node, key.cluster)) || !lane_of(c->s, bpf_map_lookup_elem(&nodes, &node))))
+	if (node && (!usable(c, path_to(c->s, node, cluster_in(key.cluster))) || !lane_of(c->s, bpf_map_lookup_elem(&nodes, &node))))
 		return 0;
 	c->to->addr = b->addr;
 	c->to->port = b->port;

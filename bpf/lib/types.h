@@ -213,8 +213,11 @@ struct cluster {
 	__u8 pad[2];
 };
 
-/* services: a frontend and its groups, one per cluster. */
+/* services: a frontend and its groups, one per cluster, or several of which some are
+ * nearer. Those have the cluster's ID in the lower CLUSTER_BITS of their field cluster; the
+ * agent numbers them in the upper ones. */
 #define MAX_GROUPS 32
+#define CLUSTER_BITS 9
 
 struct service_key {
 	struct addr addr;
@@ -225,7 +228,7 @@ struct service_key {
 
 struct group {
 	__u32 count;    /* slots 0 … count-1 exist */
-	__u16 cluster;
+	__u16 cluster;  /* and the part, see cluster_in */
 	__u8 tier;      /* lowest first; the next is used only if all before are dead or empty */
 	__u8 weight;    /* of each backend in the choice; 0: takes no new connections */
 };
@@ -258,7 +261,7 @@ struct affinity {
 struct slot_key {
 	__u32 service;
 	__u32 slot;
-	__u16 cluster;
+	__u16 cluster; /* as in the group */
 	__u16 pad;
 };
 

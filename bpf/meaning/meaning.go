@@ -156,7 +156,8 @@ func (s *state) serviceRows() {
 				to = append(to, fmt.Sprintf("%v:%d on node %s", b.Addr, b.Port.Number(), s.node(b.Node)))
 			}
 			slices.Sort(to)
-			s.say("service %s: cluster %d, tier %d, weight %d: %s", name, g.Cluster, g.Tier, g.Weight, strings.Join(to, ", "))
+			cluster, part := bpf.ClusterOf(g.Cluster)
+			s.say("service %s: cluster %d, part %d, tier %d, weight %d: %s", name, cluster, part, g.Tier, g.Weight, strings.Join(to, ", "))
 		}
 	}
 	for k, b := range s.backends {

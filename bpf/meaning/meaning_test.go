@@ -75,7 +75,7 @@ policy of 10.1.1.2: egress enforced 0, ingress enforced 1
 policy of 10.1.1.2: ingress any with anybody: denied on any port
 policy of 10.1.1.2: ingress tcp with identity 200: allowed 80-81,443
 prefix 10.2.1.0/24: identity 0, cluster 2, node 10.2.1.0/24, flags member
-service 10.101.0.1:80/tcp: cluster 2, tier 0, weight 1: 10.1.1.2:8080 on node none, 10.2.1.2:8080 on node 10.2.1.0/24
+service 10.101.0.1:80/tcp: cluster 2, part 0, tier 0, weight 1: 10.1.1.2:8080 on node none, 10.2.1.2:8080 on node 10.2.1.0/24
 settings: cluster 1, internal addresses invalid IP, invalid IP, trace 0`
 
 // What an agent may number as it likes does not show; what packets would notice does.
@@ -101,7 +101,7 @@ func TestMeaningShowsWhatPacketsWouldNotice(t *testing.T) {
 		"a node that has nothing": {func(m *bpf.Maps) error { return m.Nodes.Update(2, bpf.Node{Cluster: 2}) }, "node without an address: cluster 2, dead, keyed 0"},
 		"an empty slot": {func(m *bpf.Maps) error {
 			return m.Backends.Delete(bpf.SlotKey{Service: 1, Slot: 0, Cluster: 2})
-		}, "service 10.101.0.1:80/tcp: cluster 2, tier 0, weight 1: 10.2.1.2:8080 on node 10.2.1.0/24, an empty slot"},
+		}, "service 10.101.0.1:80/tcp: cluster 2, part 0, tier 0, weight 1: 10.2.1.2:8080 on node 10.2.1.0/24, an empty slot"},
 		"a slot beyond the count": {func(m *bpf.Maps) error {
 			return m.Backends.Update(bpf.SlotKey{Service: 1, Slot: 2, Cluster: 2}, bpf.Backend{Addr: peer, Port: bpf.PortOf(1)})
 		}, "stray slot: 10.2.1.2:1"},

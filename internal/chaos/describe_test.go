@@ -51,7 +51,8 @@ func describe(n *meshtest.Node) []string {
 				slots = append(slots, fmt.Sprintf("%v:%d at %s", b.Addr, b.Port, name(b.Node)))
 			}
 			slices.Sort(slots)
-			add("frontend %v:%d/%d: cluster %d, tier %d, weight %d: %s", k.Addr, k.Port, k.Proto, g.Cluster, g.Tier, g.Weight, strings.Join(slots, ", "))
+			cluster, part := bpf.ClusterOf(g.Cluster)
+			add("frontend %v:%d/%d: cluster %d, part %d, tier %d, weight %d: %s", k.Addr, k.Port, k.Proto, cluster, part, g.Tier, g.Weight, strings.Join(slots, ", "))
 		}
 	}
 	for k, row := range meshtest.Rows(n, m.Members) {

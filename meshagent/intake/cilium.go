@@ -3,6 +3,7 @@ package intake
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -106,5 +107,13 @@ func (w *writer) intern(s *service.Slice) {
 	for i := range s.Endpoints {
 		end := &s.Endpoints[i]
 		end.Node, end.Zone = one(end.Node), one(end.Zone)
+		if h := end.Hints; h != nil {
+			for j := range h.Zones {
+				h.Zones[j] = one(h.Zones[j])
+			}
+			if i > 0 && s.Endpoints[i-1].Hints != nil && slices.Equal(s.Endpoints[i-1].Hints.Zones, h.Zones) {
+				end.Hints = s.Endpoints[i-1].Hints
+			}
+		}
 	}
 }

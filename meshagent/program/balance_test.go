@@ -21,9 +21,8 @@ func (b *bench) balance(got everything) string {
 		if row.Cluster != v.own.Name {
 			continue
 		}
-		cluster := service.ClusterID(v.own.ID())
-		fronts := service.Frontends(cluster, &row.Service, b.offered(v, row, row.NodeLocal))
-		fronts = append(fronts, service.NodePorts(cluster, &row.Service, b.p.exposed, b.offered(v, row, row.ExternalLocal))...)
+		fronts := service.Frontends(v.client(), &row.Service, b.offered(v, row, row.NodeLocal))
+		fronts = append(fronts, service.NodePorts(v.client(), &row.Service, b.p.exposed, b.offered(v, row, row.ExternalLocal))...)
 		for _, f := range fronts {
 			w := v.rowsFor(f, b.p.cfg.Rows.Index)
 			if _, ok := wanted[w.key]; !ok {
@@ -101,4 +100,18 @@ func (b *bench) offered(v *view, row *tables.Service, local bool) map[service.Cl
 		}
 	}
 	return out
+}
+
+func (c changer) zone() string { return []string{"a", "b"}[c.IntN(2)] }
+
+// somewhere puts an endpoint on a node, most often in a zone, and gives some hints.
+func (c changer) somewhere(e service.Endpoint) service.Endpoint {
+	e.Node = fmt.Sprint("n", 1+c.IntN(2))
+	if c.IntN(8) > 0 {
+		e.Zone = c.zone()
+	}
+	if c.IntN(8) == 0 {
+		e.Hints = &service.Hints{Zones: []string{c.zone()}}
+	}
+	return e
 }

@@ -29,9 +29,10 @@ type balancer struct {
 
 // behind is what belongs to one service number.
 type behind struct {
-	// groups are each cluster's slots from 0 on, without duplicates.
+	// groups are each group's slots from 0 on, without duplicates. A group goes by its
+	// cluster's number, with the part that it is of the cluster's backends: bpf.PartOf.
 	groups map[uint16][]bpf.Backend
-	// at finds a backend's slot, for clusters whose slots changed one by one.
+	// at finds a backend's slot, for groups whose slots changed one by one.
 	at map[uint16]map[bpf.Backend]uint32
 	// stray slots are beyond those. They are removed once the row's counts exclude them.
 	stray   map[bpf.SlotKey]bool
@@ -242,7 +243,7 @@ func removeAll[K comparable, V any](table bpf.Table[K, V], keys []K, gone func(K
 // errUnknown is the error of a change of what the kernel does not hold.
 var errUnknown = errors.New("no such row")
 
-// apply changes one group of a frontend that put has written, in the order of put. After
+// apply changes one cluster's groups of a frontend that put has written, in the order of put. After
 // an error put has to be asked.
 func (b *balancer) apply(d *delta) (changed int, err error) {
 	row, known := b.rows.Row(d.key)
@@ -253,9 +254,11 @@ func (b *balancer) apply(d *delta) (changed int, err error) {
 	if changed, err = b.join(own, row.ID, d.members); err != nil {
 		return changed, err
 	}
-	n, err := b.swap(own, row.ID, d)
-	if changed += n; err != nil {
-		return changed, err
+	for group, x := range d.slots {
+		n, err := b.swap(own, row.ID, group, x)
+		if changed += n; err != nil {
+			return changed, err
+		}
 	}
 	next := bpf.Service{ID: row.ID, Groups: uint8(len(d.groups)), Timeout: row.Timeout}
 	for i, g := range d.groups {
@@ -268,7 +271,7 @@ func (b *balancer) apply(d *delta) (changed int, err error) {
 		}
 		changed++
 	}
-	n, err = removeAll(b.slots, slices.Collect(maps.Keys(own.stray)), func(k bpf.SlotKey) { delete(own.stray, k) })
+	n, err := removeAll(b.slots, slices.Collect(maps.Keys(own.stray)), func(k bpf.SlotKey) { delete(own.stray, k) })
 	if changed += n; err != nil {
 		return changed, err
 	}
@@ -281,9 +284,9 @@ func (b *balancer) apply(d *delta) (changed int, err error) {
 
 // swap puts newcomers into the slots of those that leave, or behind the last one, and the
 // last ones into slots that stay empty.
-func (b *balancer) swap(own *behind, id uint32, d *delta) (changed int, err error) {
-	slots := own.groups[d.cluster]
-	at := own.at[d.cluster]
+func (b *balancer) swap(own *behind, id uint32, group uint16, x *exchange) (changed int, err error) {
+	slots := own.groups[group]
+	at := own.at[group]
 	if at == nil {
 		at = make(map[bpf.Backend]uint32, len(slots))
 		for i, backend := range slots {
@@ -291,13 +294,13 @@ func (b *balancer) swap(own *behind, id uint32, d *delta) (changed int, err erro
 		}
 	}
 	defer func() {
-		own.groups[d.cluster] = slots
-		if own.at[d.cluster] = at; err != nil {
-			own.use(id, d.cluster, slots)
+		own.groups[group] = slots
+		if own.at[group] = at; err != nil {
+			own.use(id, group, slots)
 		}
 	}()
 	write := func(i int, backend bpf.Backend) error {
-		key := bpf.SlotKey{Service: id, Slot: uint32(i), Cluster: d.cluster}
+		key := bpf.SlotKey{Service: id, Slot: uint32(i), Cluster: group}
 		if err := b.slots.Update(key, backend); err != nil {
 			return err
 		}
@@ -312,7 +315,7 @@ func (b *balancer) swap(own *behind, id uint32, d *delta) (changed int, err erro
 		return nil
 	}
 	var holes []int
-	for _, backend := range d.gone {
+	for _, backend := range x.gone {
 		i, ok := at[backend]
 		if !ok {
 			return changed, errUnknown
@@ -320,7 +323,7 @@ func (b *balancer) swap(own *behind, id uint32, d *delta) (changed int, err erro
 		holes = append(holes, int(i))
 	}
 	slices.Sort(holes)
-	for _, backend := range d.add {
+	for _, backend := range x.add {
 		if _, ok := at[backend]; ok {
 			return changed, errUnknown
 		}
@@ -344,9 +347,9 @@ func (b *balancer) swap(own *behind, id uint32, d *delta) (changed int, err erro
 		}
 		holes = holes[1:]
 	}
-	own.strayFrom(id, d.cluster, end, len(slots))
+	own.strayFrom(id, group, end, len(slots))
 	slots = slots[:end]
-	for _, backend := range d.gone {
+	for _, backend := range x.gone {
 		delete(at, backend)
 	}
 	return changed, nil

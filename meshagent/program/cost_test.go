@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/identity"
@@ -35,6 +36,9 @@ func oneMore(tb testing.TB, known int) []oneChange {
 		}},
 		{"backend of 10000", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
 			tables.Put(txn, t.Slices, remoteSlice("many", 50, 99+i%2))
+		}},
+		{"backend of 10000, of another zone", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
+			tables.Put(txn, t.Slices, zonedSlice(50, 100, []string{"a", "b"}[i%2]))
 		}},
 		// A node with 100 addresses behind it, one of them a backend of 10,000, gets new
 		// keys; another address; comes and goes.
@@ -146,16 +150,23 @@ func TestOneMoreDoesNotGrow(t *testing.T) {
 // One more backend costs what its slice holds, be it one of 100 backends or of 10,000.
 func TestOneMoreBackendDoesNotGrow(t *testing.T) {
 	p, tab := programOf(t, 1_000)
-	count := func(svc string, slice int) float64 {
+	count := func(change func(i int) *tables.Slice) float64 {
 		n := 0
-		c := oneChange{svc, func(t *tables.Tables, txn statedb.WriteTxn, i int) {
-			tables.Put(txn, t.Slices, remoteSlice(svc, slice, 99+i%2))
-		}}
+		c := oneChange{"", func(t *tables.Tables, txn statedb.WriteTxn, i int) { tables.Put(txn, t.Slices, change(i)) }}
 		c.make(p, tab, 0) // the service's live form is made once
 		return testing.AllocsPerRun(20, func() { n++; c.make(p, tab, n) })
 	}
-	if few, many := count("one", 0), count("many", 50); many > 1.2*few+50 {
-		t.Errorf("%.0f allocations with 100 backends, %.0f with 10,000", few, many)
+	few := count(func(i int) *tables.Slice { return remoteSlice("one", 0, 99+i%2) })
+	for name, change := range map[string]func(i int) *tables.Slice{
+		"one more":         func(i int) *tables.Slice { return remoteSlice("many", 50, 99+i%2) },
+		"one more in zone": func(i int) *tables.Slice { return zonedSlice(50, 99+i%2, "a") },
+		"one moves":        func(i int) *tables.Slice { return zonedSlice(50, 100, []string{"a", "b"}[i%2]) },
+		// Then no zone counts, or all do again.
+		"one loses its zone": func(i int) *tables.Slice { return zonedSlice(50, 100, []string{"a", ""}[i%2]) },
+	} {
+		if many := count(change); many > 1.2*few+50 {
+			t.Errorf("%s: %.0f allocations with 100 backends, %.0f with 10,000", name, few, many)
+		}
 	}
 }
 
@@ -194,14 +205,19 @@ func programOf(tb testing.TB, known int) (*Program, *tables.Tables) {
 		for i := range 1000 {
 			tables.Put(txn, x.tab.Services, ownService(i))
 		}
-		for _, name := range []string{"one", "many"} {
+		tables.Put(txn, x.tab.Nodes, &tables.Node{Cluster: "east", Name: "n1", Registration: &wire.Registration{Name: "n1", Labels: map[string]string{corev1.LabelTopologyZone: "a"}}})
+		for _, name := range []string{"one", "many", "zoned"} {
 			svc := ownService(len(name))
+			if name == "zoned" {
+				svc.Distribution = service.SameZone
+			}
 			svc.Name, svc.Addresses[0] = name, netip.AddrFrom4([4]byte{10, 102, 0, byte(len(name))})
 			tables.Put(txn, x.tab.Services, svc)
 		}
 		tables.Put(txn, x.tab.Slices, remoteSlice("one", 0, 10))
 		for i := range 100 {
 			tables.Put(txn, x.tab.Slices, remoteSlice("many", i, 100))
+			tables.Put(txn, x.tab.Slices, zonedSlice(i, 100, "a"))
 		}
 		for n := range max(known/100, 100) + 1 {
 			tables.Put(txn, x.tab.Nodes, remoteNode(n))
@@ -267,6 +283,17 @@ func remoteSlice(svc string, i, backends int) *tables.Slice {
 	for j := range backends {
 		s.Endpoints = append(s.Endpoints, service.Endpoint{Addr: netip.AddrFrom4([4]byte{11, byte(j), byte(i), 2}), Ready: true, Serving: true})
 	}
+	return s
+}
+
+// zonedSlice is slice i of service zoned, of which every other backend is in zone a, and the
+// last where it says.
+func zonedSlice(i, backends int, last string) *tables.Slice {
+	s := remoteSlice("zoned", i, backends)
+	for j := range s.Endpoints {
+		s.Endpoints[j].Zone = []string{"a", "b"}[j%2]
+	}
+	s.Endpoints[len(s.Endpoints)-1].Zone = last
 	return s
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/service"
 )
 
 // frontends writes services to the kernel. It looks only at services for which
@@ -26,6 +27,8 @@ type frontends struct {
 	// addressed is set once the node's addresses are known; readdressed, if they are others
 	// than before.
 	addressed, readdressed bool
+	// client is where clients are, as the services were derived.
+	client service.Client
 	// clusters are those whose services have to be derived again; renamed are ranges in
 	// which backends may have become acceptable, or no longer are; moved are ranges whose
 	// backends may be on another node.
@@ -108,6 +111,9 @@ func (f *frontends) write(v *view, index func(string) uint16, r *report) (change
 		dirty.whole(id)
 	}
 	f.again = map[string]bool{}
+	if c := v.client(); c != f.client { // its node has another zone
+		f.client, f.all = c, true
+	}
 	complete := v.complete() && f.addressed
 	all, prune := f.all, complete && !f.pruned
 	moved := f.moved

@@ -39,7 +39,7 @@ func newLive(d *derived) *live {
 	for _, f := range l.fronts {
 		pools := map[service.ClusterID]*service.Pool{}
 		for cluster, slices := range d.from {
-			pools[cluster] = service.NewPool(f.Of, f.Addr.Is4())
+			pools[cluster] = service.NewPool(d.client, &d.own.Service, cluster, f.Of, f.Addr.Is4())
 			for i := range slices {
 				pools[cluster].Replace(nil, &slices[i], func(netip.AddrPort, service.Role, service.Role) {})
 			}
@@ -52,12 +52,24 @@ func newLive(d *derived) *live {
 // delta is what a changed slice changes in one frontend.
 type delta struct {
 	key     bpf.ServiceKey
-	groups  []bpf.Group // without their counts
 	cluster uint16
-	add     []bpf.Backend
-	gone    []bpf.Backend
+	groups  []bpf.Group // without their counts
+	// slots are those of the cluster's groups, by their numbers.
+	slots   map[uint16]*exchange
 	members map[bpf.MemberKey]bpf.Member // without the service number
 	left    []bpf.MemberKey
+}
+
+// exchange are the backends that come to a group and go from it.
+type exchange struct{ add, gone []bpf.Backend }
+
+// of is the exchange in one of the cluster's groups.
+func (d *delta) of(near service.Near) *exchange {
+	number := bpf.PartOf(d.cluster, uint8(near))
+	if d.slots[number] == nil {
+		d.slots[number] = &exchange{}
+	}
+	return d.slots[number]
 }
 
 // follow takes up a change of one slice. It returns false, and l is of no use any more,
@@ -93,6 +105,9 @@ func (l *live) follow(v *view, c statedb.Change[*tables.Slice], index func(strin
 	cluster := service.ClusterID(m.ID())
 	for i, f := range l.fronts {
 		d := newDelta(f, cluster)
+		if l.pools[i][cluster] == nil {
+			return nil, false // it has joined, or has another ID, and a slice is gone at once
+		}
 		l.pools[i][cluster].Replace(old, next, func(b netip.AddrPort, was, now service.Role) { d.change(v, b, was, now, index) })
 		if d.groups, ok = l.groups(v, i); !ok {
 			return nil, false
@@ -106,16 +121,16 @@ func (l *live) follow(v *view, c statedb.Change[*tables.Slice], index func(strin
 
 // newDelta is an empty change of one cluster's backends in a frontend.
 func newDelta(f service.Front, cluster service.ClusterID) delta {
-	return delta{key: keyOf(f.Addr, f.Port, f.Of.Protocol), cluster: uint16(cluster), members: map[bpf.MemberKey]bpf.Member{}}
+	return delta{key: keyOf(f.Addr, f.Port, f.Of.Protocol), cluster: uint16(cluster), slots: map[uint16]*exchange{}, members: map[bpf.MemberKey]bpf.Member{}}
 }
 
 // groups are those of a frontend. It returns false if they are too many.
 func (l *live) groups(v *view, i int) (groups []bpf.Group, ok bool) {
-	places, omitted := service.Places(service.ClusterID(v.own.ID()), &l.own.Service, l.pools[i])
+	places, ok := service.Places(service.ClusterID(v.own.ID()), &l.own.Service, l.pools[i])
 	for _, p := range places {
-		groups = append(groups, bpf.Group{Cluster: uint16(p.Cluster), Tier: p.Tier, Weight: v.weight(p.Cluster)})
+		groups = append(groups, bpf.Group{Cluster: bpf.PartOf(uint16(p.Cluster), uint8(p.Near)), Tier: p.Tier, Weight: v.weight(p.Cluster)})
 	}
-	return groups, len(omitted) == 0
+	return groups, ok
 }
 
 // move says what changes because backends in these slices are on another node. It
@@ -139,19 +154,24 @@ func (l *live) move(v *view, keys []string, was, now func(netip.Addr) uint16) (d
 		cluster := service.ClusterID(m.ID())
 		for i, f := range l.fronts {
 			d := newDelta(f, cluster)
+			if l.pools[i][cluster] == nil {
+				return nil, false
+			}
 			for b, role := range l.pools[i][cluster].Of(&s.Slice) {
 				backend := bpf.Backend{Addr: bpf.AddrOf(b.Addr()), Port: bpf.PortOf(b.Port()), Node: was(b.Addr())}
-				if to := now(b.Addr()); role == service.Taking && to != backend.Node && !done[spot{i, cluster, b}] {
+				near, takes := role.Takes()
+				if to := now(b.Addr()); takes && to != backend.Node && !done[spot{i, cluster, b}] {
 					done[spot{i, cluster, b}] = true
-					d.gone = append(d.gone, backend)
+					x := d.of(near)
+					x.gone = append(x.gone, backend)
 					backend.Node = to
-					d.add = append(d.add, backend)
+					x.add = append(x.add, backend)
 				}
 			}
 			if d.groups, ok = l.groups(v, i); !ok {
 				return nil, false
 			}
-			if len(d.add) > 0 && (m == v.own || l.own.Global) {
+			if len(d.slots) > 0 && (m == v.own || l.own.Global) {
 				deltas = append(deltas, d)
 			}
 		}
@@ -163,17 +183,20 @@ func (l *live) move(v *view, keys []string, was, now func(netip.Addr) uint16) (d
 func (d *delta) change(v *view, b netip.AddrPort, was, now service.Role, index func(string) uint16) {
 	backend := bpf.Backend{Addr: bpf.AddrOf(b.Addr()), Port: bpf.PortOf(b.Port()), Node: v.nodeOf(b.Addr(), index)}
 	member := bpf.MemberKey{Addr: backend.Addr, Port: backend.Port}
-	switch now {
-	case service.Taking:
-		d.add = append(d.add, backend)
+	near, takes := now.Takes()
+	switch {
+	case takes:
+		x := d.of(near)
+		x.add = append(x.add, backend)
 		d.members[member] = bpf.Member{}
-	case service.Draining:
+	case now == service.Draining:
 		d.members[member] = bpf.Member{Terminating: 1}
 	default:
 		d.left = append(d.left, member)
 	}
-	if was == service.Taking {
-		d.gone = append(d.gone, backend)
+	if near, took := was.Takes(); took {
+		x := d.of(near)
+		x.gone = append(x.gone, backend)
 	}
 }
 

@@ -418,6 +418,9 @@ func (c changer) nodeOfOurs(txn statedb.WriteTxn, node byte, there bool) {
 		Internal: netip.AddrFrom4([4]byte{10, 1, node, 1}), PodCIDRs: cidrs, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 1, node})}}}
 	row.State.Epoch = c.Uint64()
 	row.Registration = &wire.Registration{Name: row.Name, PodCIDRs: cidrs, Addresses: row.State.Addresses}
+	if c.IntN(4) == 0 {
+		row.Registration.Labels = map[string]string{"topology.kubernetes.io/zone": c.zone()}
+	}
 	switch c.IntN(6) {
 	case 0:
 		row.Registration = nil
@@ -491,8 +494,8 @@ func (c changer) endpoints(txn statedb.WriteTxn) {
 		of = 1 + of%3 // another's
 	}
 	for range c.IntN(5) {
-		row.Endpoints = append(row.Endpoints, service.Endpoint{Addr: c.addr(of, byte(1+c.IntN(2)), byte(2+c.IntN(5))),
-			Ready: c.IntN(4) > 0, Serving: true, Terminating: c.IntN(2) == 0})
+		row.Endpoints = append(row.Endpoints, c.somewhere(service.Endpoint{Addr: c.addr(of, byte(1+c.IntN(2)), byte(2+c.IntN(5))),
+			Ready: c.IntN(4) > 0, Serving: true, Terminating: c.IntN(2) == 0}))
 	}
 	tables.Put(txn, c.tab.Slices, &row)
 }
@@ -502,7 +505,7 @@ func (c changer) slice(txn statedb.WriteTxn, cluster string, speaksOf, node byte
 	row := sliceOf(cluster, name, fmt.Sprint("s", c.IntN(3)), c.addr(speaksOf, node, byte(2+c.IntN(3))))
 	row.Derived = c.IntN(2) == 0
 	for i := range row.Endpoints {
-		row.Endpoints[i].Node = fmt.Sprint("n", 1+c.IntN(2))
+		row.Endpoints[i] = c.somewhere(row.Endpoints[i])
 		row.Endpoints[i].Ready, row.Endpoints[i].Serving, row.Endpoints[i].Terminating = c.IntN(3) > 0, true, c.IntN(2) == 0
 	}
 	put(txn, c.tab.Slices, row, there)

@@ -15,7 +15,7 @@ type frontend struct {
 	key     bpf.ServiceKey
 	timeout bpf.Seconds
 	groups  []bpf.Group
-	slots   map[uint16][]bpf.Backend
+	slots   map[uint16][]bpf.Backend     // by the groups' numbers
 	members map[bpf.MemberKey]bpf.Member // without the service number
 }
 
@@ -28,9 +28,10 @@ type derived struct {
 	// byHand are the backends in our own cluster's hand-written slices.
 	byHand []netip.Addr
 
-	// For newLive: our own cluster's service, nil if it has none; the slices that were
+	// For newLive: where clients are; our own cluster's service, nil if it has none; the slices that were
 	// read, and those of them whose endpoints all count, by key; what they offer; and
 	// whether some frontend or cluster was left out.
+	client     service.Client
 	own        *tables.Service
 	fronts     []service.Front
 	slicesRead []*tables.Slice
@@ -51,7 +52,7 @@ func deriveService(v *view, id string, index func(string) uint16) (d derived) {
 	if own == nil {
 		return d
 	}
-	d.own, d.fronts = own, append(own.Fronts(), own.NodeFronts(v.addresses)...)
+	d.own, d.client, d.fronts = own, v.client(), append(own.Fronts(), own.NodeFronts(v.addresses)...)
 	cluster, inside, outside := service.ClusterID(v.own.ID()), d.from, d.from
 	if own.NodeLocal || own.ExternalLocal {
 		d.partial = true
@@ -65,7 +66,11 @@ func deriveService(v *view, id string, index func(string) uint16) (d derived) {
 	row := own.Key()
 	d.read = append(d.read, rowName{"services", row})
 	seen := map[bpf.ServiceKey]bool{}
-	for _, f := range append(service.Frontends(cluster, &own.Service, inside), service.NodePorts(cluster, &own.Service, v.addresses, outside)...) {
+	for _, f := range append(service.Frontends(d.client, &own.Service, inside), service.NodePorts(d.client, &own.Service, v.addresses, outside)...) {
+		if f.Flat {
+			d.partial = true
+			d.doubts = append(d.doubts, doubt{"services", row, fmt.Sprintf("its backends are in more than %d groups by cluster and zone: which are near does not count", service.MaxGroups)})
+		}
 		if len(f.Omitted) > 0 {
 			d.partial = true
 			d.doubts = append(d.doubts, doubt{"services", row, fmt.Sprintf("%d clusters offer it, at most %d can be used: clusters %v are left out", len(f.Groups)+len(f.Omitted), len(f.Groups), f.Omitted)})
@@ -80,6 +85,15 @@ func deriveService(v *view, id string, index func(string) uint16) (d derived) {
 		d.frontends = append(d.frontends, w)
 	}
 	return d
+}
+
+// client is where clients of services are: on this node.
+func (v *view) client() service.Client {
+	c := service.Client{Cluster: service.ClusterID(v.own.ID()), Node: v.self}
+	if n := tables.Get(v.txn, v.tables.Nodes, v.selfKey()); n != nil {
+		c.Zone = n.Registration.Zone()
+	}
+	return c
 }
 
 // onNode keeps the endpoints of our own cluster that are on one node.
@@ -166,15 +180,15 @@ func (v *view) rowsFor(f service.Frontend, index func(string) uint16) frontend {
 		slots: map[uint16][]bpf.Backend{}, members: map[bpf.MemberKey]bpf.Member{},
 	}
 	for _, g := range f.Groups {
-		cluster := uint16(g.Cluster)
+		number := bpf.PartOf(uint16(g.Cluster), uint8(g.Near))
 		for _, b := range g.Backends {
-			w.slots[cluster] = append(w.slots[cluster], bpf.Backend{Addr: bpf.AddrOf(b.Addr), Port: bpf.PortOf(b.Port), Node: v.nodeOf(b.Addr, index)})
+			w.slots[number] = append(w.slots[number], bpf.Backend{Addr: bpf.AddrOf(b.Addr), Port: bpf.PortOf(b.Port), Node: v.nodeOf(b.Addr, index)})
 			w.members[bpf.MemberKey{Addr: bpf.AddrOf(b.Addr), Port: bpf.PortOf(b.Port)}] = bpf.Member{}
 		}
 		for _, b := range g.Draining {
 			w.members[bpf.MemberKey{Addr: bpf.AddrOf(b.Addr), Port: bpf.PortOf(b.Port)}] = bpf.Member{Terminating: 1}
 		}
-		w.groups = append(w.groups, bpf.Group{Count: uint32(len(g.Backends)), Cluster: cluster, Tier: g.Tier, Weight: v.weight(g.Cluster)})
+		w.groups = append(w.groups, bpf.Group{Count: uint32(len(g.Backends)), Cluster: number, Tier: g.Tier, Weight: v.weight(g.Cluster)})
 	}
 	return w
 }

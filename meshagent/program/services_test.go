@@ -259,6 +259,7 @@ func (c changer) service(txn statedb.WriteTxn, cluster string, there bool) {
 		}
 		row.Ports = []service.Port{{Protocol: service.TCP, Port: uint16(80 + c.IntN(2))}}
 		row.NodeLocal, row.ExternalLocal = c.IntN(4) == 0, c.IntN(4) == 0
+		row.Distribution = service.Distribution(c.IntN(3))
 		if c.IntN(2) == 0 {
 			row.Ports[0].NodePort = uint16(30080 + c.IntN(2))
 		}
@@ -361,7 +362,7 @@ func TestNotReadyBackendsAreNoMembers(t *testing.T) {
 	svc := service.Service{Namespace: "shop", Name: "dns", Addresses: []netip.Addr{netip.MustParseAddr("10.101.0.1")},
 		Ports: []service.Port{{Protocol: service.UDP, Port: 53}}}
 	v := &view{own: &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1}}}
-	f := service.Frontends(1, &svc, map[service.ClusterID][]service.Slice{1: {{
+	f := service.Frontends(service.Client{Cluster: 1}, &svc, map[service.ClusterID][]service.Slice{1: {{
 		Ports: []service.SlicePort{{Protocol: service.UDP, Port: 53}},
 		Endpoints: []service.Endpoint{
 			{Addr: netip.MustParseAddr("10.1.1.2"), Ready: true, Serving: true},
