@@ -103,3 +103,39 @@ func TestStandsOfAnotherFamily(t *testing.T) {
 		}
 	}
 }
+
+// A service that publishes addresses that are not ready leads to them, terminating or not; any
+// other one leads to terminating ones only while nothing is ready.
+func TestPublishNotReadyAddresses(t *testing.T) {
+	pods := []Pod{
+		{Addr: addr("10.1.1.2"), Ready: true}, {Addr: addr("10.1.1.3")},
+		{Addr: addr("10.1.1.4"), Ready: true, Terminating: true}, {Addr: addr("10.1.1.5"), Terminating: true},
+	}
+	for _, c := range []struct {
+		name    string
+		publish bool
+		pods    []Pod
+		want    string
+	}{
+		{"publishes them", true, pods, "0 1: 10.1.1.2:8080 10.1.1.3:8080 10.1.1.4:8080 10.1.1.5:8080"},
+		{"does not", false, pods, "0 1: 10.1.1.2:8080 (10.1.1.4:8080)"},
+		{"does not, and none is ready", false, pods[1:], "6 1: 10.1.1.4:8080"},
+		{"does not, and none serves", false, []Pod{pods[1], pods[3]}, ""},
+	} {
+		svc := web(t)
+		svc.Selector, svc.PublishNotReady = map[string]string{"app": "web"}, c.publish
+		var all []Slice
+		for _, p := range c.pods {
+			p.Namespace, p.Labels = svc.Namespace, svc.Selector
+			s, e, ok := svc.Seat(&p)
+			if !ok {
+				t.Fatalf("%s: %v has no place", c.name, p.Addr)
+			}
+			s.Endpoints = []Endpoint{e}
+			all = append(all, s)
+		}
+		if got := text(Frontends(fromEast, svc, map[ClusterID][]Slice{east: all})[0]); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
