@@ -456,3 +456,19 @@ func BenchmarkOneOfTenThousandBackends(b *testing.B) {
 		Frontends(fromEast, &svc, map[ClusterID][]Slice{east: {s}})
 	}
 }
+
+// A number outside of the range, stored before node ports had any effect, could be that of the
+// node's own SSH or WireGuard.
+func TestNodePortsAreOfTheirRange(t *testing.T) {
+	for number, want := range map[int32]uint16{22: 0, 29999: 0, 30000: 30000, 32767: 32767, 32768: 0, 51871: 0} {
+		s, err := FromKubernetes(&corev1.Service{Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Port: 80, NodePort: number}},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Ports[0].NodePort; got != want {
+			t.Errorf("node port %d of a stored service is %d, want %d", number, got, want)
+		}
+	}
+}

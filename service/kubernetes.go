@@ -107,13 +107,19 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 		case t.IntVal != 0:
 			port.Target = uint16(t.IntVal)
 		}
-		if outside && p.NodePort > 0 && p.NodePort <= 65535 {
+		// Others may have been stored before node ports had any effect: they could be the
+		// node's own.
+		if outside && p.NodePort >= FirstNodePort && p.NodePort <= LastNodePort {
 			port.NodePort = uint16(p.NodePort)
 		}
 		s.Ports = append(s.Ports, port)
 	}
 	return s, nil
 }
+
+// FirstNodePort and LastNodePort are the range that node ports are from, Kubernetes' default.
+// The kernel gives none of it to connections by default, nor does the agent to those of pods.
+const FirstNodePort, LastNodePort = 30000, 32767
 
 // HasNodePorts reports whether nodes offer a service of this type to clients outside of the
 // mesh.

@@ -23,9 +23,7 @@ import (
 //   - A port keeps its number, by its name, for as long as the type has node ports.
 //   - A service of type LoadBalancer may do without: allocateLoadBalancerNodePorts.
 
-// firstNodePort and lastNodePort are Kubernetes' default range. The kernel gives none of it to
-// connections by default, nor does the agent to those of pods.
-const firstNodePort, lastNodePort = 30000, 32767
+const firstNodePort, lastNodePort = service.FirstNodePort, service.LastNodePort
 
 // checkNodePorts checks what can be said about node ports without the store.
 func checkNodePorts(r *reading, spec *corev1.ServiceSpec) {
