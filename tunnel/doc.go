@@ -10,7 +10,7 @@
 // other node. The keys of a node have an epoch E: lane E%2 has the newest key, the
 // other lane the previous one. Two nodes use the lane that [Lane] returns, so a
 // rotation to E+1 replaces the key of a lane that carries nothing, and traffic moves
-// there once a handshake has shown that it works. No packet waits for a key. Of two nodes
+// there once a handshake has shown that it works and has settled. No packet waits for a key. Of two nodes
 // one calls, so that handshakes do not cross.
 // Handshakes that a peer never answered are repeated sooner than WireGuard would.
 //

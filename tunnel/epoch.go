@@ -27,8 +27,8 @@ var ErrNotYet = errors.New("not yet")
 func Lane(mine, theirs uint64) int { return int(min(mine, theirs) % LaneCount) }
 
 // Choose is the lane to send on now: the one that Lane returns as soon as it has a
-// handshake, until then the one used so far. If used is -1, none was, and a lane
-// with a handshake beats one without.
+// handshake that has settled, until then the one used so far. If used is -1, none was, and a
+// lane with such a handshake beats one without.
 func Choose(mine, theirs uint64, used int, handshaken [LaneCount]bool) int {
 	wanted := Lane(mine, theirs)
 	switch {

@@ -115,8 +115,23 @@ type PeerLane struct {
 	TxBytes   int64
 }
 
+// Settle is how old a handshake must be before traffic moves to its lane. The other node may
+// have begun the session anew in the same moment, because it had not heard of the handshake;
+// by then it has called again.
+const Settle = 400 * time.Millisecond
+
+// Settled reports on which lanes the peer's last handshake with its current key has settled at
+// now, as Choose expects it.
+func (p PeerStatus) Settled(now time.Time) [LaneCount]bool {
+	done := p.Handshaken()
+	for i, lane := range p.Lanes {
+		done[i] = done[i] && now.Sub(lane.Handshake) >= Settle
+	}
+	return done
+}
+
 // Handshaken reports on which lanes the peer has completed a handshake with its
-// current key, as Choose expects it.
+// current key.
 func (p PeerStatus) Handshaken() [LaneCount]bool {
 	var done [LaneCount]bool
 	for i, lane := range p.Lanes {

@@ -37,12 +37,13 @@ type strangers map[Key]asking
 
 type asking struct {
 	since time.Time
-	times int // replaced
+	times int   // replaced
+	heard int64 // bytes received from it
 }
 
-// due are the lane's peers to replace now, and those whose call is awaited, of a lane that
-// has had its key since then. Of two nodes that call each other, the one with the greater key waits half as long again, so that
-// their handshakes do not cross every time.
+// due are the peers to replace now, and those whose call is awaited, of a lane that has had
+// its key since then. Of two nodes that call each other, the one with the greater key waits
+// half as long again, so that their handshakes do not cross every time.
 func (s strangers) due(own Key, peers []wgtypes.Peer, silent map[Key]bool, since, now time.Time) (due []wgtypes.Peer, awaited map[Key]bool) {
 	waiting := map[Key]bool{}
 	awaited = map[Key]bool{}
@@ -57,8 +58,15 @@ func (s strangers) due(own Key, peers []wgtypes.Peer, silent map[Key]bool, since
 		}
 		waiting[key] = true
 		a, known := s[key]
+		if known && a.heard != p.ReceiveBytes {
+			// It calls just now: the next look tells whether that was a handshake.
+			a.heard = p.ReceiveBytes
+			s[key] = a
+			awaited[key] = !shaken && !own.calls(key) && a.times == 0
+			continue
+		}
 		if !known {
-			a = asking{since: now}
+			a = asking{since: now, heard: p.ReceiveBytes}
 			s[key] = a
 		}
 		if !shaken && !own.calls(key) && a.times == 0 {
@@ -68,7 +76,7 @@ func (s strangers) due(own Key, peers []wgtypes.Peer, silent map[Key]bool, since
 			}
 			// It is called now, for the first time.
 			if p.PersistentKeepaliveInterval == 0 {
-				s[key] = asking{since: now, times: 1}
+				s[key] = asking{since: now, times: 1, heard: p.ReceiveBytes}
 				continue
 			}
 		}
@@ -81,7 +89,7 @@ func (s strangers) due(own Key, peers []wgtypes.Peer, silent map[Key]bool, since
 		}
 		if now.Sub(a.since) >= pause {
 			due = append(due, p)
-			s[key] = asking{since: now, times: a.times + 1}
+			s[key] = asking{since: now, times: a.times + 1} // its counters begin anew
 		}
 	}
 	for key := range s {

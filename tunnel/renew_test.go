@@ -143,6 +143,28 @@ func TestOneOfTwoNodesCalls(t *testing.T) {
 	})
 }
 
+// A peer that calls just now is not replaced: that would end the session that it has by then.
+func TestACallerIsNotReplaced(t *testing.T) {
+	own, key, start := Key{1}, Key{2}, time.Now()
+	peer := wgtypes.Peer{PublicKey: wgtypes.Key(key), Endpoint: &net.UDPAddr{}}
+	s := strangers{}
+	s.due(own, []wgtypes.Peer{peer}, nil, time.Time{}, start)
+	peer.ReceiveBytes = messageInitiation
+	if due, _ := s.due(own, []wgtypes.Peer{peer}, nil, time.Time{}, start.Add(time.Second)); len(due) > 0 {
+		t.Error("a peer that has called since the last look is replaced")
+	}
+	if due, _ := s.due(own, []wgtypes.Peer{peer}, nil, time.Time{}, start.Add(2*time.Second)); len(due) == 0 {
+		t.Error("a peer whose call was no handshake is not replaced")
+	}
+	// Nor does it make the other node call.
+	s = strangers{}
+	s.due(key, []wgtypes.Peer{{PublicKey: wgtypes.Key(own), Endpoint: &net.UDPAddr{}}}, nil, time.Time{}, start)
+	peer.PublicKey = wgtypes.Key(own)
+	if _, awaited := s.due(key, []wgtypes.Peer{peer}, nil, time.Time{}, start.Add(time.Second)); !awaited[own] {
+		t.Error("the call of a peer that calls is not awaited any longer")
+	}
+}
+
 // A handshake from before this node's own key changed is none.
 func TestOwnNewKeyMakesStrangers(t *testing.T) {
 	own, key, now := Key{1}, Key{2}, time.Now()

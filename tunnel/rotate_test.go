@@ -31,7 +31,7 @@ func (m *mesh) tell(i int) {
 // name.
 func (m *mesh) steer(i int) bool {
 	st := m.nodes[i].status()
-	m.used[i] = tunnel.Choose(m.own[i].Epoch, m.told[i].Epoch, m.used[i], st.Peers[0].Handshaken())
+	m.used[i] = tunnel.Choose(m.own[i].Epoch, m.told[i].Epoch, m.used[i], st.Peers[0].Settled(time.Now()))
 	m.streams[i].lane.Store(int32(m.used[i]))
 	return m.used[i] == tunnel.Lane(m.own[i].Epoch, m.told[i].Epoch)
 }

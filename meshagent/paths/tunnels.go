@@ -62,16 +62,17 @@ type peer struct {
 	apart bool // there can be no tunnel to it
 }
 
-// seen is a key on a device, and whether a handshake was completed with it.
+// seen is a key on a device, whether a handshake was completed with it, and whether that has
+// settled.
 type seen struct {
-	key    tunnel.Key
-	shaken bool
+	key             tunnel.Key
+	shaken, settled bool
 }
 
-// handshaken says on which devices a handshake was completed.
-func (p *peer) handshaken() (done [tunnel.LaneCount]bool) {
+// settled says on which devices a handshake has settled.
+func (p *peer) settled() (done [tunnel.LaneCount]bool) {
 	for i, s := range p.seen {
-		done[i] = s.shaken
+		done[i] = s.settled
 	}
 	return done
 }
@@ -319,14 +320,16 @@ func (t *Tunnels) allPeers(ctx context.Context, complete bool) error {
 	if err != nil {
 		return err
 	}
+	now := time.Now()
 	t.setOwn(status.Own)
 	for _, p := range t.peers {
 		p.seen = [tunnel.LaneCount]seen{}
 	}
 	for _, s := range status.Peers {
 		if p := t.peers[s.Cluster+"/"+s.Node]; p != nil {
-			for i, shaken := range s.Handshaken() {
-				p.seen[i] = seen{s.Lanes[i].Key, shaken}
+			shaken, settled := s.Handshaken(), s.Settled(now)
+			for i, lane := range s.Lanes {
+				p.seen[i] = seen{lane.Key, shaken[i], settled[i]}
 			}
 		}
 	}
@@ -422,13 +425,13 @@ func (t *Tunnels) choose(keys iter.Seq[string]) error {
 		if row.Keyed {
 			used = row.Lane
 		}
-		lane := tunnel.Choose(t.own.Epoch, p.epoch, used, p.handshaken())
+		lane := tunnel.Choose(t.own.Epoch, p.epoch, used, p.settled())
 		if p.seen[lane].key.IsZero() && !p.seen[1-lane].key.IsZero() {
 			lane = 1 - lane
 		}
 		lanes[key] = Lane{lane, !p.seen[lane].key.IsZero()}
 		wanted := tunnel.Lane(t.own.Epoch, p.epoch)
-		switch awaited := !p.seen[wanted].key.IsZero() && !p.seen[wanted].shaken && path != bpf.PathDead; {
+		switch awaited := !p.seen[wanted].key.IsZero() && (!p.seen[wanted].shaken || lane != wanted) && path != bpf.PathDead; {
 		case !awaited:
 			delete(t.awaited, key)
 		case !t.awaited[key]:
@@ -473,7 +476,8 @@ func (t *Tunnels) rotate(ctx context.Context, status tunnel.Status) error {
 	t.setOwn(next)
 	// Its sessions ended with the old key.
 	for _, p := range t.peers {
-		p.seen[next.Epoch%tunnel.LaneCount].shaken = false
+		lane := &p.seen[next.Epoch%tunnel.LaneCount]
+		lane.shaken, lane.settled = false, false
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ func TestANewKeyOfOurOwnEndsSessions(t *testing.T) {
 	keys := w.tunnels.peerOf(n).Keys
 	shaken := tunnel.PeerStatus{Cluster: n.Cluster, Node: n.Name}
 	for i := range shaken.Lanes {
-		shaken.Lanes[i] = tunnel.PeerLane{Key: keys[i], Handshake: time.Now()}
+		shaken.Lanes[i] = tunnel.PeerLane{Key: keys[i], Handshake: time.Now().Add(-tunnel.Settle)}
 	}
 	w.lanes.peers = []tunnel.PeerStatus{shaken}
 	lane := func() int {
@@ -40,8 +40,19 @@ func TestANewKeyOfOurOwnEndsSessions(t *testing.T) {
 		t.Errorf("traffic is on tunnel %d before a handshake with the new key", got)
 	}
 
-	w.tunnels.checked.end = time.Time{} // time for a look
-	w.turn(t)
+	look := func(handshake time.Time) {
+		w.lanes.peers[0].Lanes[1].Handshake = handshake
+		w.tunnels.checked.end = time.Time{}
+		w.turn(t)
+	}
+	look(time.Now().Add(time.Minute))
+	if got := lane(); got != 0 {
+		t.Errorf("traffic is on tunnel %d before the handshake has settled", got)
+	}
+	if !w.tunnels.awaited[n.Key()] {
+		t.Error("nobody looks again soon")
+	}
+	look(time.Now().Add(-tunnel.Settle))
 	if got := lane(); got != 1 {
 		t.Errorf("traffic is on tunnel %d after the handshake", got)
 	}
