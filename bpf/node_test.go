@@ -300,6 +300,19 @@ func (n *node) rule(k PolicyKey, e PolicyEntry) {
 	set(n, n.m.Sets, SetKey{Gen: 1, Set: 7}, info)
 }
 
+// loopbackUp sets the loopback device of the test's namespace up, so that sockets are found.
+func loopbackUp(t *testing.T) netlink.Link {
+	t.Helper()
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		t.Fatal(err)
+	}
+	return lo
+}
+
 // set7 is the row of the policy set that pods have.
 func (n *node) set7() SetInfo {
 	info, ok, _ := n.m.Sets.Lookup(SetKey{Gen: 1, Set: 7})

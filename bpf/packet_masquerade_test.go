@@ -236,13 +236,7 @@ func TestAFlowGivenUpGivesBackItsPort(t *testing.T) {
 // A port that a socket of the node listens on, or is connected from, is not a pod's.
 func TestMasqueradeLeavesTheNodesPorts(t *testing.T) {
 	n := newNode(t)
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		t.Fatal(err)
-	}
+	lo := loopbackUp(t)
 	families(t, func(t *testing.T) {
 		n := n.again(t)
 		ip6 := inFamily(netip.MustParseAddr(outside))

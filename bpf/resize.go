@@ -172,7 +172,7 @@ func carryMasquerades(r resized, flows []*table[FlowKey, Flow]) error {
 	old, to := &table[FlowKey, Masquerade]{"masquerades", r.old}, &table[FlowKey, Masquerade]{"masquerades", r.new}
 	rows, failed := old.All()
 	for k, row := range rows {
-		if row.Answer != 0 || !isFlow(flows, k) {
+		if row.Answer != 0 || !isConnection(flows, old, k, row) {
 			continue
 		}
 		answer := k
@@ -192,6 +192,27 @@ func carryMasquerades(r resized, flows []*table[FlowKey, Flow]) error {
 		}
 	}
 	return failed()
+}
+
+// isConnection says whether a row belongs to a flow, as in_use of masquerade.h does. k is the
+// key of what a pod sends, or a client to a backend elsewhere.
+func isConnection(flows []*table[FlowKey, Flow], masquerades *table[FlowKey, Masquerade], k FlowKey, row Masquerade) bool {
+	switch row.Kind {
+	case MasqueradeExposed:
+		if isFlow(flows, k) { // the backend is a pod of this node
+			return true
+		}
+		k.Local, k.Lport, k.Remote, k.Rport = k.Remote, k.Rport, k.Local, k.Lport
+		client, ok, err := masquerades.Lookup(k)
+		if err != nil || !ok || client.Answer != 0 || client.Kind != MasqueradeClient {
+			return false
+		}
+		row = client
+		fallthrough
+	case MasqueradeClient:
+		k.Local, k.Lport = row.Addr, row.Port
+	}
+	return isFlow(flows, k)
 }
 
 // isFlow says whether a packet that leaves with this key is of a flow.

@@ -110,6 +110,55 @@ func TestFewerFlows(t *testing.T) {
 	}
 }
 
+// What clients outside have open through node ports is kept as well, wherever the backend is.
+func TestFewerFlowsKeepNodePorts(t *testing.T) {
+	c := smallConfig(ownNamespaces(t))
+	first := mustLoad(t, c, options{})
+	masks, flows := first.Maps().Masquerades, first.Maps().Flows
+	client, node, backend := addr(world), addr(outside), addr(far)
+	// open writes the rows of a client with this port, and returns the key of its flow.
+	open := func(sport uint16, backend Addr, elsewhere bool) (own FlowKey, keys []FlowKey) {
+		front := FlowKey{Local: node, Lport: PortOf(nodePort), Remote: client, Rport: PortOf(sport), Proto: 6}
+		inside := front
+		inside.Local, inside.Lport = backend, PortOf(8080)
+		set(t, masks, front, Masquerade{Addr: backend, Port: inside.Lport, Answer: 1, Kind: MasqueradeExposed})
+		set(t, masks, inside, Masquerade{Addr: node, Port: front.Lport, Kind: MasqueradeExposed})
+		if !elsewhere {
+			return inside, []FlowKey{front, inside}
+		}
+		sends := FlowKey{Local: client, Lport: front.Rport, Remote: backend, Rport: inside.Lport, Proto: 6}
+		answer := sends
+		answer.Local = addr(ingress)
+		set(t, masks, answer, Masquerade{Addr: client, Port: front.Rport, Answer: 1, Kind: MasqueradeClient})
+		set(t, masks, sends, Masquerade{Addr: answer.Local, Port: answer.Lport, Kind: MasqueradeClient})
+		return answer, []FlowKey{front, inside, sends, answer}
+	}
+	var kept, gone []FlowKey
+	for i, elsewhere := range []bool{false, true} {
+		sport := uint16(7000 + 2*i)
+		at := map[bool]Addr{false: addr(podA), true: backend}[elsewhere]
+		own, keys := open(sport, at, elsewhere)
+		via := map[bool]Via{false: ViaStack, true: ViaTunnel}[elsewhere]
+		set(t, flows, own, Flow{Seen: Now(), Flags: FlowReplied, Via: via, Owner: SharesOutside})
+		kept = append(kept, keys...)
+		_, keys = open(sport+1, at, elsewhere)
+		gone = append(gone, keys...) // it has no flow any more
+	}
+	c.Limits.Flows /= 2
+	second, _ := restart(t, c)
+	rows := rowsOf(t, second.Maps().Masquerades)
+	for _, k := range kept {
+		if before, _, _ := masks.Lookup(k); rows[k] != before {
+			t.Errorf("the row of %+v is %+v, was %+v", k, rows[k], before)
+		}
+	}
+	for _, k := range gone {
+		if row, there := rows[k]; there {
+			t.Errorf("a row without a flow was kept: %+v %+v", k, row)
+		}
+	}
+}
+
 // What the previous generation writes while the programs are replaced follows, if it fits.
 func TestFlowsThatComeLate(t *testing.T) {
 	c := smallConfig(ownNamespaces(t))

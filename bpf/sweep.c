@@ -79,13 +79,15 @@ static long sweep_masquerade(void *map, const struct flow_key *key, const struct
 	__be16 port = row->port;
 	struct addr a = row->addr;
 
-	s->count++;
 	if (row->answer) {
 		pod.local = a;
 		pod.lport = port;
 	}
-	if (in_use(&pod, row->kind, s->now))
+	if (in_use(&pod, row->kind, s->now)) {
+		if (row->kind == OF_POD)
+			s->count++;
 		return 0;
+	}
 	if (!row->answer) {
 		/* The pod's row first: see masquerade.h. */
 		if (bpf_map_delete_elem(&masquerades, &k))
@@ -108,8 +110,8 @@ static long sweep_masquerade(void *map, const struct flow_key *key, const struct
 
 struct swept_masquerades {
 	__u64 now;   /* as in flow.seen */
-	__u32 rows;  /* out: how many there were */
-	__u32 gone;  /* out: of them, deleted */
+	__u32 rows;  /* out: those of pods' connections, which are in use */
+	__u32 gone;  /* out: those that were deleted */
 };
 
 SEC("syscall")

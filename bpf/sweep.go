@@ -181,7 +181,7 @@ func (d *Datapath) forgetMasqueradesLocked(now uint64) (gone int, err error) {
 	if _, err := d.sweepMasquerades.Run(&ebpf.RunOptions{Context: asked, ContextOut: &asked}); err != nil {
 		return 0, fmt.Errorf("run program sweep_masquerades: %w", err)
 	}
-	d.masqueraded.Store(asked.Rows - asked.Gone)
+	d.masqueraded.Store(asked.Rows)
 	return int(asked.Gone), nil
 }
 

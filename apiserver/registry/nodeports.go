@@ -79,7 +79,7 @@ type nodePorts struct {
 }
 
 // fit assigns node ports to a service: those that it has, those it asks for, or free ones.
-// What it no longer has is free again.
+// What it no longer has is free for the next apply.
 func (n *nodePorts) fit(ctx context.Context, c *change, svc *corev1.Service) (problem string, err error) {
 	var old corev1.Service
 	if c.old.Modified != 0 {

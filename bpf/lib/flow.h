@@ -276,6 +276,42 @@ struct pair {
 
 ARRAY(unmasked, MAP_PERCPU_ARRAY, struct pair, 1); /* scratch: the stack is short */
 
+/* Deletes a pair of rows in masquerades: who deletes the pod's owns the other (see
+ * masquerade.h). Returns 0 if it did. */
+inline_always long delete_pair(const struct flow_key *pod, const struct flow_key *answer)
+{
+	long err = bpf_map_delete_elem(&masquerades, pod);
+
+	if (!err)
+		bpf_map_delete_elem(&masquerades, answer);
+	return err;
+}
+
+/* Deletes both pairs of rows of what a client opened to a backend elsewhere, by the key of its
+ * flow: see nodeport.h. */
+inline_always void unmask_client(const struct flow_key *key, struct pair *both)
+{
+	struct masquerade *row = bpf_map_lookup_elem(&masquerades, key);
+	struct flow_key *inside = &both->pod, *front = &both->answer;
+
+	if (!row || !row->answer || row->kind != OF_CLIENT)
+		return;
+	both->pod = *key;
+	both->pod.local = row->addr;
+	both->pod.lport = row->port;
+	*front = both->pod;
+	if (delete_pair(&both->pod, key))
+		return;
+	set_key(inside, &front->remote, &front->local, front->rport, front->lport, front->proto);
+	row = bpf_map_lookup_elem(&masquerades, inside);
+	if (!row || row->answer || row->kind != EXPOSED)
+		return;
+	*front = *inside;
+	front->local = row->addr;
+	front->lport = row->port;
+	delete_pair(inside, front);
+}
+
 /* Deletes the rows that the flow has in masquerades. */
 part void unmask(const struct flow_key *key, const struct flow *f)
 {
@@ -283,7 +319,13 @@ part void unmask(const struct flow_key *key, const struct flow *f)
 	struct pair *both = bpf_map_lookup_elem(&unmasked, &zero);
 	struct masquerade *row;
 
-	if (!both || f->via != VIA_STACK)
+	if (!both)
+		return;
+	if (f->owner == OUTSIDERS && f->via == VIA_TUNNEL) {
+		unmask_client(key, both);
+		return;
+	}
+	if (f->via != VIA_STACK)
 		return;
 	both->pod = *key;
 	if (f->flags & FLOW_SERVICE) {
@@ -296,8 +338,7 @@ part void unmask(const struct flow_key *key, const struct flow *f)
 	both->answer = both->pod;
 	both->answer.local = row->addr;
 	both->answer.lport = row->port;
-	if (!bpf_map_delete_elem(&masquerades, &both->pod)) /* see masquerade.h */
-		bpf_map_delete_elem(&masquerades, &both->answer);
+	delete_pair(&both->pod, &both->answer);
 }
 
 /* Gives up the back-th newest of the flows that the owner opened beyond its share,

@@ -172,11 +172,9 @@ once int withdraw(void)
 		f = bpf_map_lookup_elem(&flows, &t->answer);
 		if (f && !(f->flags & FLOW_ANSWERS))
 			forget(&t->answer, f);
-		if (!bpf_map_delete_elem(&masquerades, &t->client))
-			bpf_map_delete_elem(&masquerades, &t->answer);
+		delete_pair(&t->client, &t->answer);
 	}
-	if (!bpf_map_delete_elem(&masquerades, &t->inside))
-		bpf_map_delete_elem(&masquerades, &t->front);
+	delete_pair(&t->inside, &t->front);
 	return 0;
 }
 
@@ -232,7 +230,10 @@ part int open_elsewhere(struct __sk_buff *skb, const struct settings *s, const s
 		.via = VIA_TUNNEL, .owner = OUTSIDERS, .said[EGRESS] = {p->seq, p->ack},
 	};
 	why = store(&t->answer, f);
-	return why == ELSEWHERE ? 0 : why;
+	if (!why || why == ELSEWHERE)
+		return 0;
+	delete_pair(&t->client, &t->answer);
+	return why;
 }
 
 /* Does a connected socket of the node wait for this? What the node itself asked from the
@@ -368,7 +369,7 @@ once int begin_inside(struct __sk_buff *skb, const struct settings *s, const str
 	if (t->at.via != VIA_POD) {
 		why = open_elsewhere(skb, s, p, t);
 		if (why) {
-			withdraw();
+			delete_pair(&t->inside, &t->front);
 			return refuse_client(skb, p, why);
 		}
 	}

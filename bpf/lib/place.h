@@ -26,10 +26,10 @@ struct origin {
 	__u8 through; /* already being sent into the pod: no redirect is needed */
 };
 
-/* Is it this node's internal address of either family? */
+/* Is it this node's internal address of either family? That of one that it lacks is zero. */
 inline_always int own(const struct settings *s, const struct addr *a)
 {
-	return same(a, &s->internal[0]) || (same(a, &s->internal[1]) && !nobodys(a));
+	return (a->w[2] || !nobodys(a)) && (same(a, &s->internal[0]) || same(a, &s->internal[1]));
 }
 
 /* The first address of a node's pod CIDR, the one before its internal address, is its ingress
