@@ -109,8 +109,9 @@ func configureTUN(file *os.File, name string, mtu int, fresh bool) (tun.Device, 
 	return dev, nil
 }
 
-// guardedTUN keeps a malformed packet from ending the tunnel: wireguard-go closes the
-// device after any error of Read, even one about a packet's header.
+// guardedTUN keeps a malformed packet from ending the tunnel, since wireguard-go closes the
+// device after any error of Read, even one about a packet's header; and mends the checksums
+// that wireguard-go fills in.
 type guardedTUN struct {
 	tun.Device
 	log       *slog.Logger
@@ -119,6 +120,9 @@ type guardedTUN struct {
 
 func (g *guardedTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	n, err := g.Device.Read(bufs, sizes, offset)
+	for i := range n {
+		mendChecksum(bufs[i][offset : offset+sizes[i]])
+	}
 	var broken *fs.PathError
 	if err == nil || errors.Is(err, os.ErrClosed) || errors.Is(err, tun.ErrTooManySegments) || errors.As(err, &broken) {
 		return n, err
