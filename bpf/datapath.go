@@ -15,7 +15,9 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
@@ -47,6 +49,10 @@ type Datapath struct {
 	sweepMasquerades *ebpf.Program
 	unmasked         uint64           // when it last ran, see Now
 	doubts           map[uint32]int64 // drift of accounts that the last sweep found, in rows
+
+	stranding sync.Mutex         // guards what follows
+	stranded  []*link.Iter       // strandedPrograms; none without BTF of the kernel
+	doubted   map[uint64]doubted // by the socket's cookie
 }
 
 // options are changed only by tests.
@@ -101,6 +107,12 @@ func load(c Config, o options) (_ *Datapath, err error) {
 			d.Close()
 		}
 	}()
+	if _, err := btf.LoadKernelSpec(); err != nil { // these programs alone read the kernel's own structs
+		c.Log.Warn("sockets of the node keep backends that are lost: this kernel has no BTF", "error", err)
+		for _, name := range strandedPrograms {
+			delete(spec.Programs, name)
+		}
+	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps})
 	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
@@ -109,6 +121,9 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	d.sweepMasquerades = coll.DetachProgram("sweep_masquerades")
 	for hook := range socketHooks {
 		d.sockets[hook] = coll.DetachProgram(hook)
+	}
+	if d.stranded, err = attachIters(coll, strandedPrograms); err != nil {
+		return nil, err
 	}
 	d.progs = coll.Programs
 	coll.Programs = nil // ours to close
@@ -256,6 +271,12 @@ func (d *Datapath) Close() error {
 	d.settle.Close()
 	d.sweepMasquerades.Close()
 	d.doomed.Close()
+	d.stranding.Lock()
+	defer d.stranding.Unlock()
+	for _, it := range d.stranded {
+		it.Close()
+	}
+	d.stranded = nil
 	return nil
 }
 

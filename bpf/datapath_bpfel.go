@@ -67,6 +67,8 @@ const (
 	datapathProgSendmsg4          = "sendmsg4"
 	datapathProgSendmsg6          = "sendmsg6"
 	datapathProgSettle            = "settle"
+	datapathProgStrandedTcp       = "stranded_tcp"
+	datapathProgStrandedUdp       = "stranded_udp"
 	datapathProgSweep             = "sweep"
 	datapathProgSweepMasquerades  = "sweep_masquerades"
 	datapathProgToDevice          = "to_device"
@@ -137,6 +139,8 @@ type datapathProgramSpecs struct {
 	Sendmsg4         *ebpf.ProgramSpec `ebpf:"sendmsg4"`
 	Sendmsg6         *ebpf.ProgramSpec `ebpf:"sendmsg6"`
 	Settle           *ebpf.ProgramSpec `ebpf:"settle"`
+	StrandedTcp      *ebpf.ProgramSpec `ebpf:"stranded_tcp"`
+	StrandedUdp      *ebpf.ProgramSpec `ebpf:"stranded_udp"`
 	Sweep            *ebpf.ProgramSpec `ebpf:"sweep"`
 	SweepMasquerades *ebpf.ProgramSpec `ebpf:"sweep_masquerades"`
 	ToDevice         *ebpf.ProgramSpec `ebpf:"to_device"`
@@ -340,6 +344,8 @@ type datapathPrograms struct {
 	Sendmsg4         *ebpf.Program `ebpf:"sendmsg4"`
 	Sendmsg6         *ebpf.Program `ebpf:"sendmsg6"`
 	Settle           *ebpf.Program `ebpf:"settle"`
+	StrandedTcp      *ebpf.Program `ebpf:"stranded_tcp"`
+	StrandedUdp      *ebpf.Program `ebpf:"stranded_udp"`
 	Sweep            *ebpf.Program `ebpf:"sweep"`
 	SweepMasquerades *ebpf.Program `ebpf:"sweep_masquerades"`
 	ToDevice         *ebpf.Program `ebpf:"to_device"`
@@ -361,6 +367,8 @@ func (p *datapathPrograms) Close() error {
 		p.Sendmsg4,
 		p.Sendmsg6,
 		p.Settle,
+		p.StrandedTcp,
+		p.StrandedUdp,
 		p.Sweep,
 		p.SweepMasquerades,
 		p.ToDevice,

@@ -216,3 +216,115 @@ int getpeername6(struct bpf_sock_addr *ctx)
 {
 	return backwards(ctx, 1);
 }
+
+/* ---- Sockets that are stranded ---- */
+
+enum stranding {
+	NOT_STRANDED,
+	BACKEND_GONE, /* it is no longer there */
+	CUT_OFF,      /* there is no way to it */
+};
+
+/* A socket for the agent to end, as in stranded.go. */
+struct stranded {
+	__u64 cookie;
+	__u64 progress; /* of TCP: changes with whatever the other side says */
+	struct addr local;
+	struct addr remote;
+	__be16 lport;
+	__be16 rport;
+	__u32 ifindex; /* of the device that it is bound to */
+	__u8 family;
+	__u8 proto;
+	__u8 why; /* enum stranding */
+	__u8 pad[5];
+};
+
+/* Is a socket that is connected to this backend stranded? The rules are those of pods' packets: datagrams go
+ * elsewhere, a connection over TCP goes on without its service while its pod is there. */
+part enum stranding stranding_of(const struct settings *s, const struct spoken *to, __u8 proto)
+{
+	struct member_key key = {.addr = to->backend, .service = to->id, .port = to->bport};
+	struct addr a = to->backend;
+	struct place at = {};
+	int why = locate(s, &a, &at);
+
+	if (!bpf_map_lookup_elem(&members, &key) &&
+	    (proto != PROTO_TCP || why == REASON_NO_ENDPOINT || why == REASON_FORMER_MEMBER || at.identity == IDENTITY_UNKNOWN_MEMBER))
+		return BACKEND_GONE;
+	/* Without a tunnel, its node may be missing only for a moment. */
+	return !why && at.node && path_to(s, at.node, at.cluster) == PATH_DEAD ? CUT_OFF : NOT_STRANDED;
+}
+
+/* Fills in both ends of a socket. */
+part void ends_of(const struct sock *sk, struct stranded *l)
+{
+	const struct sock_common *c = &sk->__sk_common;
+
+	l->family = c->skc_family;
+	if (l->family == FAMILY_INET6) {
+		for (int i = 0; i < 4; i++) {
+			l->local.w[i] = c->skc_v6_rcv_saddr.in6_u.u6_addr32[i];
+			l->remote.w[i] = c->skc_v6_daddr.in6_u.u6_addr32[i];
+		}
+	} else {
+		l->local = mapped(c->skc_rcv_saddr);
+		l->remote = mapped(c->skc_daddr);
+	}
+	l->lport = htons(c->skc_num);
+	l->rport = c->skc_dport;
+	l->ifindex = c->skc_bound_dev_if;
+}
+
+/* Writes down a connected socket that is stranded. tcp is null if it is of UDP. */
+part int look_at(struct seq_file *seq, struct sock *sk, const struct tcp_sock *tcp)
+{
+	const struct settings *s = read_settings();
+	struct stranded l = {};
+	struct spoken to = {};
+	struct socket *mine;
+	__u8 state;
+
+	if (!s || !s->revision)
+		return 0;
+	mine = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (!mine)
+		return 0;
+	state = sk->__sk_common.skc_state;
+	if (state == SOCK_CLOSE || state == SOCK_LISTEN)
+		return 0;
+	ends_of(sk, &l);
+	l.proto = tcp ? PROTO_TCP : PROTO_UDP;
+	for (int i = 0; i < REMEMBERED; i++) {
+		to = mine->spoken[i];
+		if (!to.id || to.bport != l.rport || !same(&to.backend, &l.remote))
+			continue;
+		l.why = stranding_of(s, &to, l.proto);
+		if (l.why == NOT_STRANDED)
+			continue;
+		if (tcp)
+			l.progress = tcp->bytes_received + tcp->bytes_acked;
+		l.cookie = bpf_get_socket_cookie(sk);
+		bpf_seq_write(seq, &l, sizeof(l));
+		return 0;
+	}
+	return 0;
+}
+
+/* stranded_tcp, stranded_udp: tell the agent which sockets of the node to end. */
+SEC("iter/tcp")
+int stranded_tcp(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *sk = ctx->sk_common;
+	struct tcp_sock *tcp = sk ? bpf_skc_to_tcp_sock(sk) : 0;
+
+	return tcp ? look_at(ctx->meta->seq, (struct sock *)tcp, tcp) : 0;
+}
+
+SEC("iter/udp")
+int stranded_udp(struct bpf_iter__udp *ctx)
+{
+	struct udp_sock *udp = ctx->udp_sk;
+
+	return udp ? look_at(ctx->meta->seq, (struct sock *)udp, 0) : 0;
+}

@@ -65,6 +65,7 @@ type Agent struct {
 	observer    *observer
 	standing    *standing
 	shares      *shares
+	sockets     *sockets
 	attachments *attachments
 	masquerade  *masquerade
 	access      *access
@@ -188,6 +189,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	a.shares = &shares{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "shares", "shares of the flow table cannot be read", log), log: log}
 	a.masquerade = &masquerade{conf: cfg, node: n.addrs, maps: edges.Datapath.Maps(), outside: edges.Outside, expose: a.program.SetAddresses, trouble: partTrouble(a.Tables, "masquerade", "pods may not reach the world", log),
 		ports: ports{datapath: edges.Datapath, tables: a.Tables, log: log}}
+	a.sockets = &sockets{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "sockets", "sockets of the node keep backends that are lost", log), log: log}
 	a.attachments = &attachments{datapath: edges.Datapath, device: edges.Device, cgroup: edges.Cgroup, tables: a.Tables, log: log}
 	return a, nil
 }
@@ -200,6 +202,9 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 	}
 	defer func() { _ = a.Tables.DB.Stop() }()
 	g, ctx := errgroup.WithContext(ctx)
+	if a.edges.Cgroup != nil {
+		more = append(more, a.sockets)
+	}
 	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.tunnels, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments, a.masquerade, a.access}
 	for _, r := range a.reflectors {
 		parts = append(parts, r)

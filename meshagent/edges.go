@@ -39,6 +39,9 @@ type Datapath interface {
 	// Masqueraded counts connections of pods with the world that come from the node's
 	// address.
 	Masqueraded() int
+	// EndStranded ends sockets of the node's processes whose service's backend is gone or
+	// cut off, and says how many, and for how many another look has to tell.
+	EndStranded() (ended, doubtful int, err error)
 	// Holdings are the rows of the flow table that pods and the node hold.
 	Holdings() ([]bpf.Holding, error)
 	// Sweep deletes flows that have been silent for their lifetime.

@@ -48,6 +48,8 @@ func (b *broken) Events(ctx context.Context, f func(bpf.Event)) error {
 
 func (b *broken) Sweep(now uint64) (bpf.Swept, error) { return bpf.Swept{}, b.err() }
 
+func (b *broken) EndStranded() (ended, doubtful int, err error) { return 0, 0, b.err() }
+
 func (b *broken) Holdings() ([]bpf.Holding, error) { return nil, b.err() }
 
 // Whatever part of an agent fails, and keeps failing each time it is started again,
@@ -59,6 +61,7 @@ func TestAPartThatKeepsFailingIsToldUntilItWorks(t *testing.T) {
 	}{
 		{"flow events", wire.ProblemParts, "events", func(e *Edges, b *broken) { e.Datapath = b }},
 		{"sweeping", wire.ProblemParts, "flows", func(e *Edges, b *broken) { e.Datapath = b }},
+		{"sockets", wire.ProblemParts, "sockets", func(e *Edges, b *broken) { e.Datapath, e.Cgroup = b, func() (string, error) { return "", nil } }},
 		{"shares", wire.ProblemParts, "shares", func(e *Edges, b *broken) { e.Datapath = b }},
 		{"gossip", wire.ProblemParts, "gossip", func(e *Edges, b *broken) {
 			e.Gossip = func(ctx context.Context, _ gossip.Config, _ []string) error {

@@ -296,6 +296,9 @@ func (d *Datapath) JudgedAgain() (uint64, error) { return 0, nil }
 
 func (d *Datapath) Masqueraded() int { return 0 }
 
+// EndStranded finds none: the twin has no sockets.
+func (d *Datapath) EndStranded() (ended, doubtful int, err error) { return 0, 0, nil }
+
 // SetHoldings sets what Holdings returns from now on.
 func (d *Datapath) SetHoldings(h ...bpf.Holding) {
 	d.mu.Lock()

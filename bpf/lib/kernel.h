@@ -107,6 +107,66 @@ struct bpf_sock_addr {
 	__u64 sk; /* a pointer */
 };
 
+/* The kernel's own structs: only the fields that are used, of which the loader finds the places. */
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct in6_addr {
+	union {
+		__be32 u6_addr32[4];
+	} in6_u;
+};
+
+struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num; /* the local port, in host order */
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	int skc_bound_dev_if;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	__u16 sk_protocol;
+};
+
+struct tcp_sock {
+	__u64 bytes_received;
+	__u64 bytes_acked;
+};
+
+struct udp_sock;
+struct seq_file;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+/* A socket; the last call is without one. */
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
+};
+
+struct bpf_iter__udp {
+	struct bpf_iter_meta *meta;
+	struct udp_sock *udp_sk;
+};
+
+#pragma clang attribute pop
+
+enum family {
+	FAMILY_INET6 = 10,
+};
+
+enum sock_state {
+	SOCK_CLOSE = 7, /* of UDP: not connected */
+	SOCK_LISTEN = 10,
+};
+
 #define ETH_HLEN 14
 #define ETH_IP 0x0800
 #define ETH_ARP 0x0806
@@ -304,15 +364,18 @@ static long (*const bpf_csum_diff)(const void *from, __u32 from_size, const void
 static long (*const bpf_skb_change_tail)(struct __sk_buff *, __u32 len, __u64 flags) = (void *)38;
 static long (*const bpf_skb_pull_data)(struct __sk_buff *, __u32 len) = (void *)39;
 static long (*const bpf_skb_change_head)(struct __sk_buff *, __u32 len, __u64 flags) = (void *)43;
+static __u64 (*const bpf_get_socket_cookie)(void *sk) = (void *)46;
 static void *(*const bpf_sk_lookup_udp)(void *ctx, const void *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)85;
 static long (*const bpf_sk_release)(void *sock) = (void *)86;
 static void *(*const bpf_skc_lookup_tcp)(void *ctx, const void *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)99;
 static void *(*const bpf_sk_storage_get)(void *map, void *sk, void *value, __u64 flags) = (void *)107;
 static __u64 (*const bpf_get_netns_cookie)(void *ctx) = (void *)122;
 static __u64 (*const bpf_ktime_get_boot_ns)(void) = (void *)125;
+static long (*const bpf_seq_write)(struct seq_file *, const void *data, __u32 len) = (void *)127;
 static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static __u64 (*const bpf_ringbuf_query)(void *ringbuf, __u64 flags) = (void *)134;
+static struct tcp_sock *(*const bpf_skc_to_tcp_sock)(void *sk) = (void *)137;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
 static long (*const bpf_for_each_map_elem)(void *map, void *callback, void *ctx, __u64 flags) = (void *)164;

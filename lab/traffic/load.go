@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -247,8 +249,8 @@ func redial(ctx context.Context, limit time.Duration, t Target) (*connection, er
 	return dial(ctx, t, "")
 }
 
-// packets sends numbered UDP packets from one socket and waits for the answer
-// to each.
+// packets sends numbered UDP packets from one socket and waits for the answer to each. If
+// the node ends the socket, another one takes its place.
 func (l *load) packets(ctx context.Context, number int) error {
 	conn, err := dial(ctx, l.Target, "")
 	if err != nil {
@@ -256,22 +258,26 @@ func (l *load) packets(ctx context.Context, number int) error {
 	}
 	w := &window{sent: map[string]packet{}}
 	g := new(errgroup.Group)
-	g.Go(func() error {
-		for {
-			line, err := conn.line()
-			if err != nil {
-				if Reason(err) == "refused" || Reason(err) == "unreachable" {
-					continue // told by ICMP; the packets count as lost in time
+	hear := func() {
+		from := conn
+		g.Go(func() error {
+			for {
+				line, err := from.line()
+				if err != nil {
+					if Reason(err) == "refused" || Reason(err) == "unreachable" {
+						continue // told by ICMP; the packets count as lost in time
+					}
+					return nil // ended, or closed below
 				}
-				return nil // closed below
-			}
-			if a, err := ParseAnswer(line); err == nil {
-				if p, ok := w.take(a.Echo); ok {
-					l.note(p.key, p.begin, a, nil, Sample{Conn: number})
+				if a, err := ParseAnswer(line); err == nil {
+					if p, ok := w.take(a.Echo); ok {
+						l.note(p.key, p.begin, a, nil, Sample{Conn: number})
+					}
 				}
 			}
-		}
-	})
+		})
+	}
+	hear()
 	lost := func(all bool) {
 		for _, p := range w.expired(l.Timeout, all) {
 			l.note(p.key, p.begin, Answer{}, errLost, Sample{Conn: number})
@@ -283,7 +289,14 @@ func (l *load) packets(ctx context.Context, number int) error {
 		p.key, p.begin = l.begin()
 		w.add(word, p)
 		// A packet that is refused here is lost like any other.
-		_, _ = fmt.Fprintf(conn, "%s %s\n", word, Marker)
+		if _, err := fmt.Fprintf(conn, "%s %s\n", word, Marker); wasEnded(err) {
+			if next, err := redial(ctx, l.Timeout, l.Target); err == nil {
+				conn.Close()
+				conn = next
+				hear()
+				_, _ = fmt.Fprintf(conn, "%s %s\n", word, Marker)
+			}
+		}
 		lost(false)
 	})
 	for end := time.Now().Add(l.Timeout); w.open() > 0 && time.Now().Before(end); {
@@ -292,4 +305,9 @@ func (l *load) packets(ctx context.Context, number int) error {
 	lost(true)
 	conn.Close()
 	return g.Wait()
+}
+
+// wasEnded tells whether err of a UDP socket says that it was ended, which also disconnects it.
+func wasEnded(err error) bool {
+	return errors.Is(err, syscall.ECONNABORTED) || errors.Is(err, syscall.EDESTADDRREQ)
 }
