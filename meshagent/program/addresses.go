@@ -121,12 +121,6 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 			w.goneAddrs = append(w.goneAddrs, slices.Collect(p.addrs.AllFound())...)
 			w.gonePrefixes = append(w.gonePrefixes, slices.Collect(p.prefixes.AllFound())...)
 		}
-		for _, k := range w.gonePrefixes {
-			if row, _ := p.prefixes.Row(k); identity.Number(row.Identity).Scope() == identity.ScopeLocal {
-				p.retiring[k.Netip()] = true // its number goes too
-				p.policies.tire()
-			}
-		}
 		return p.addrs.Delete(w.goneAddrs, failAddr) + p.prefixes.Delete(w.gonePrefixes, failPrefix)
 	}
 }

@@ -206,22 +206,30 @@ spec:
 	}
 }
 
-// The number of a prefix that no policy names goes even if its row becomes somebody's.
+// The number of a prefix that no policy names goes even if its row becomes somebody's,
+// whether this agent has named it or one before.
 func TestNumberOfAnAnnexedPrefixGoes(t *testing.T) {
-	b := newBench(t)
-	b.policy("web", fmt.Sprintf(allowTo, "10.3.0.0/16")) // of no pod here
-	b.pass()
-	n, ok := b.p.cidrs[netip.MustParsePrefix("10.3.0.0/16")]
-	if !ok {
-		t.Fatal("the prefix has no number")
-	}
-	b.policy("web", "")
-	b.pass()
-	b.write(func(txn statedb.WriteTxn) {
-		tables.Put(txn, b.tab.Clusters, &tables.Cluster{Name: "north", Peer: &wire.Peer{Name: "north", ID: 3, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.3.0.0/16")}}})
-	})
-	b.settle() // gives up the prefix in the pass that finds the peer
-	if _, ok := rowsIn(b.maps.Classes)[bpf.ClassKey{Gen: b.p.policies.gen, Identity: uint32(n)}]; ok {
-		t.Errorf("number %v still has a class", n)
+	for _, restarts := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restart %v", restarts), func(t *testing.T) {
+			b := newBench(t)
+			b.policy("web", fmt.Sprintf(allowTo, "10.3.0.0/16")) // of no pod here
+			b.pass()
+			n, ok := b.p.cidrs[netip.MustParsePrefix("10.3.0.0/16")]
+			if !ok {
+				t.Fatal("the prefix has no number")
+			}
+			b.policy("web", "")
+			if restarts {
+				b.restart()
+			}
+			b.pass()
+			b.write(func(txn statedb.WriteTxn) {
+				tables.Put(txn, b.tab.Clusters, &tables.Cluster{Name: "north", Peer: &wire.Peer{Name: "north", ID: 3, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.3.0.0/16")}}})
+			})
+			b.settle() // without a restart, gives up the prefix in the pass that finds the peer
+			if _, ok := rowsIn(b.maps.Classes)[bpf.ClassKey{Gen: b.p.policies.gen, Identity: uint32(n)}]; ok {
+				t.Errorf("number %v still has a class", n)
+			}
+		})
 	}
 }

@@ -177,6 +177,7 @@ func New(cfg Config) (*Program, error) {
 	}
 	wrotePrefix := func(k bpf.PrefixKey, was, is bpf.IPInfo, there bool) {
 		p.learnMember(k, is, there)
+		p.numberGoes(k.Netip(), was.Identity, is.Identity)
 		p.variants.wrote(was.Identity, is.Identity)
 		p.revisions.prefix(k)
 	}

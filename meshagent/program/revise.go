@@ -199,6 +199,15 @@ func (p *Program) unname(v *view) {
 	clear(p.force.prefixes.leaving)
 }
 
+// numberGoes notes that the kernel row of a prefix no longer has its number, whether the row
+// is gone or has become a member's. If no policy names the prefix, the number goes too.
+func (p *Program) numberGoes(prefix netip.Prefix, was, is uint32) {
+	if n, ok := p.numbers.byPrefix[prefix]; ok && was != is && uint32(n) == was {
+		p.retiring[prefix] = true
+		p.policies.tire()
+	}
+}
+
 // retireNumbers takes back the numbers of prefixes that no row has any longer. Those
 // that one still has wait until it goes.
 func (p *Program) retireNumbers() error {

@@ -2,6 +2,7 @@ package program
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -183,10 +184,15 @@ func untold[V comparable](what string, before, after map[string]V, told map[stri
 	return ""
 }
 
+var (
+	firstSeed = flag.Uint64("first", 0, "the first seed of the rows changed at random")
+	seeds     = flag.Uint64("seeds", 60, "how many seeds of them are run")
+)
+
 // Applying rows one by one gives the same result as deriving everything from scratch:
 // whatever changes, in whatever order, with failing writes and restarts in between.
 func TestRowByRowIsAsFromScratch(t *testing.T) {
-	for seed := range uint64(60) {
+	for seed := *firstSeed; seed < *firstSeed+*seeds; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t)
