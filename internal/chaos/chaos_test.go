@@ -5,10 +5,12 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,7 +19,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	debug.SetGCPercent(400) // a mesh is small, and makes much garbage
+	debug.SetGCPercent(1500) // a mesh is small, and makes much garbage
 	// State files are synchronized; what a disk adds to that is time alone.
 	dir, err := os.MkdirTemp("/dev/shm", "chaos")
 	if err == nil {
@@ -75,27 +77,66 @@ func TestSeeds(t *testing.T) {
 		}
 		return
 	}
-	summary := struct {
-		Runs, Steps int
-		Virtual     string
-		Seconds     float64
-		Failed      []uint64
-	}{Failed: []uint64{}}
-	began, told, virtual, left := time.Now(), time.Now(), time.Duration(0), *shortening
-	for seed := *first; seed < *first+uint64(*seeds) || time.Since(began) < *duration; seed++ {
-		r := run(t, seed, Steps(seed, steps(seed)), func(string) {})
-		summary.Runs, summary.Steps, virtual = summary.Runs+1, summary.Steps+r.Steps, virtual+r.Time
-		if len(r.Broken) > 0 {
-			summary.Failed = append(summary.Failed, seed)
-			left -= tell(t, r, left)
-		}
-		if *duration > 0 && time.Since(told) >= 10*time.Second {
-			told = time.Now()
-			fmt.Printf("seed %d: %d runs, %v of the mesh's time, %d failed\n", seed, summary.Runs, virtual.Round(time.Second), len(summary.Failed))
-		}
+	sum := newSummary(t)
+	var working sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) { // a mesh keeps little more than one processor busy
+		working.Go(func() {
+			for seed, ok := sum.next(); ok; seed, ok = sum.next() {
+				sum.add(run(t, seed, Steps(seed, steps(seed)), func(string) {}))
+			}
+		})
 	}
-	summary.Virtual, summary.Seconds = virtual.Round(time.Second).String(), time.Since(began).Seconds()
-	if text, err := json.Marshal(summary); *duration > 0 && err == nil {
+	working.Wait()
+	sum.end()
+}
+
+// summary is what the seeds of a test came to. Several goroutines may use it.
+type summary struct {
+	Runs, Steps int
+	Virtual     string
+	Seconds     float64
+	Failed      []uint64
+
+	mu          sync.Mutex // guards everything
+	t           *testing.T
+	seed        uint64
+	began, told time.Time
+	virtual     time.Duration
+	left        time.Duration // for shortening
+}
+
+func newSummary(t *testing.T) *summary {
+	return &summary{Failed: []uint64{}, t: t, seed: *first, began: time.Now(), told: time.Now(), left: *shortening}
+}
+
+// next returns the seed to simulate next, or false if there were enough.
+func (s *summary) next() (seed uint64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seed = s.seed
+	s.seed++
+	return seed, seed < *first+uint64(*seeds) || time.Since(s.began) < *duration
+}
+
+// add counts a run, and tells about it if it failed.
+func (s *summary) add(r Run) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Runs, s.Steps, s.virtual = s.Runs+1, s.Steps+r.Steps, s.virtual+r.Time
+	if len(r.Broken) > 0 {
+		s.Failed = append(s.Failed, r.Seed)
+		s.left -= tell(s.t, r, s.left)
+	}
+	if *duration > 0 && time.Since(s.told) >= 10*time.Second {
+		s.told = time.Now()
+		fmt.Printf("seed %d: %d runs, %v of the mesh's time, %d failed\n", r.Seed, s.Runs, s.virtual.Round(time.Second), len(s.Failed))
+	}
+}
+
+// end prints everything if progress was wanted.
+func (s *summary) end() {
+	s.Virtual, s.Seconds = s.virtual.Round(time.Second).String(), time.Since(s.began).Seconds()
+	if text, err := json.Marshal(s); *duration > 0 && err == nil {
 		fmt.Fprintf(os.Stdout, "%s\n", text)
 	}
 }

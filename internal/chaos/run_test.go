@@ -47,11 +47,7 @@ type Run struct {
 // Simulate carries out steps on the mesh of a seed, mends what is broken at the end, and
 // checks what is promised. t is that of a synctest bubble.
 func Simulate(t *testing.T, seed uint64, steps []Step, say func(string)) Run {
-	r := &runner{
-		t: t, m: newModel(random(seed)), say: say, seed: seed, began: time.Now(),
-		clusters: map[string]*meshtest.Cluster{}, protected: map[protection]pod{}, meaning: map[identity.Number]string{},
-		since: map[string]time.Time{}, copies: map[string]storetest.Copy{}, known: map[string]map[protection]pod{},
-	}
+	r := newRunner(t, seed, say)
 	ctx, cancel := context.WithCancel(t.Context())
 	var watching sync.WaitGroup
 	defer func() { cancel(); watching.Wait() }()
@@ -71,6 +67,14 @@ func Simulate(t *testing.T, seed uint64, steps []Step, say func(string)) Run {
 	r.say("everything is mended")
 	r.settled()
 	return r.run()
+}
+
+func newRunner(t *testing.T, seed uint64, say func(string)) *runner {
+	return &runner{
+		t: t, m: newModel(random(seed)), say: say, seed: seed, began: time.Now(),
+		clusters: map[string]*meshtest.Cluster{}, protected: map[protection]pod{}, meaning: map[identity.Number]string{},
+		since: map[string]time.Time{}, copies: map[string]storetest.Copy{}, known: map[string]map[protection]pod{},
+	}
 }
 
 type runner struct {
