@@ -49,6 +49,7 @@ func (r *runner) copiedWith(cluster string) map[protection]pod {
 func (r *runner) unprotect(s Step) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.unbackLocked(s)
 	for at, p := range r.protected {
 		if booted := s.Do == Reboot || s.Do == LoseNode; booted && at.node == s.On || !r.m.lives(p) || !r.m.knows(at.node, p.node) {
 			delete(r.protected, at)

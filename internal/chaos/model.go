@@ -14,7 +14,7 @@ type model struct {
 	clusters []*cluster
 	control  map[string]string // fault of from>to; absent: none
 	data     map[string]bool   // lost from>to
-	born     int               // incarnations of pods so far
+	born     int               // incarnations of pods and services so far
 	meetings int               // so far
 }
 
@@ -44,12 +44,18 @@ type node struct {
 
 // objects are what operators have applied.
 type objects struct {
-	pods     map[string]pod    // by name
-	policies map[string]bool   // by name, see policies
-	services map[string]string // their affinity by name, which is also the app of their backends
+	pods     map[string]pod   // by name
+	policies map[string]bool  // by name, see policies
+	services map[string]offer // by name, which is also the app of their backends
 	// peers are the meetings at which a cluster became a peer, by its name: both sides know
 	// the same one unless one of them has removed the other or its store went back.
 	peers map[string]int
+}
+
+// offer is a service.
+type offer struct {
+	affinity string
+	born     int // tells services of one name apart
 }
 
 type pod struct {
@@ -77,7 +83,7 @@ func newModel(r *rand.Rand) *model {
 	m := &model{control: map[string]string{}, data: map[string]bool{}}
 	late := r.IntN(3) // 0: it joins late
 	for _, name := range names[:2+r.IntN(2)] {
-		c := &cluster{name: name, wants: objects{map[string]pod{}, map[string]bool{}, map[string]string{}, map[string]int{}}}
+		c := &cluster{name: name, wants: objects{map[string]pod{}, map[string]bool{}, map[string]offer{}, map[string]int{}}}
 		for i := range 1 + r.IntN(3) {
 			c.servers = append(c.servers, &server{name: fmt.Sprintf("%s-server-%d", name, i+1), up: true})
 		}
@@ -243,9 +249,9 @@ func (m *model) allows(s Step) bool {
 		return c.wants.policies[s.With]
 	case AddService:
 		name, affinity, _ := strings.Cut(s.With, " ")
-		return c.wants.services[name] != affinity
+		return c.wants.services[name].affinity != affinity
 	case DropService:
-		return c.wants.services[s.With] != ""
+		return c.wants.services[s.With] != offer{}
 	}
 	return false
 }
@@ -316,7 +322,13 @@ func (m *model) apply(s Step) {
 		delete(c.wants.policies, s.With)
 	case AddService:
 		name, affinity, _ := strings.Cut(s.With, " ")
-		c.wants.services[name] = affinity
+		had := c.wants.services[name]
+		if had.born == 0 {
+			m.born++
+			had.born = m.born
+		}
+		had.affinity = affinity
+		c.wants.services[name] = had
 	case DropService:
 		delete(c.wants.services, s.With)
 	}

@@ -73,7 +73,7 @@ func newRunner(t *testing.T, seed uint64, say func(string)) *runner {
 	return &runner{
 		t: t, m: newModel(random(seed)), say: say, seed: seed, began: time.Now(),
 		clusters: map[string]*meshtest.Cluster{}, protected: map[protection]pod{}, meaning: map[identity.Number]string{},
-		since: map[string]time.Time{}, copies: map[string]storetest.Copy{}, known: map[string]map[protection]pod{},
+		since: map[string]time.Time{}, copies: map[string]storetest.Copy{}, known: map[string]map[protection]pod{}, flows: map[flow]memory{}, backing: map[backing]backed{},
 	}
 }
 
@@ -92,11 +92,14 @@ type runner struct {
 	copies map[string]storetest.Copy
 	// known is what nodes knew when the copies were made.
 	known map[string]map[protection]pod
+	// flows are those that are established.
+	flows map[flow]memory
 
 	mu        sync.Mutex // guards what follows
 	broken    []string
 	at        int
 	protected map[protection]pod
+	backing   map[backing]backed
 	failing   map[string]bool // nodes on which kernel writes fail
 	meaning   map[identity.Number]string
 }
@@ -372,8 +375,10 @@ func (r *runner) look() {
 	synctest.Wait()
 	r.checkMeaning()
 	r.checkLiving()
+	r.checkBackends()
 	r.checkParted()
 	r.checkPolicies(false)
+	r.checkFlows()
 	r.checkStatus()
 }
 
@@ -405,6 +410,11 @@ func (r *runner) tap(n *meshtest.Node, name string) {
 	onTable(r, m.Endpoints, name, func(a bpf.Addr) {
 		if p, ok := r.protected[protection{name, a}]; ok && p.node == name {
 			r.failLocked("%s deleted the endpoint %v of %s, which lives", name, a, p.app)
+		}
+	})
+	onTable(r, m.Members, name, func(k bpf.MemberKey) {
+		if b, ok := r.backing[backing{name, k}]; ok {
+			r.failLocked("%s deleted the backend %v of service %s, which lives", name, k.Addr, b.service)
 		}
 	})
 	onTable(r, m.Prefixes, name, nil)

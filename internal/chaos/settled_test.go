@@ -79,7 +79,7 @@ func (r *runner) checkWanted() {
 func (r *runner) checkService(c *cluster, name string) {
 	var want []netip.Addr
 	for _, other := range r.m.clusters {
-		if other.wants.services[name] == "" {
+		if other.wants.services[name].born == 0 {
 			continue
 		}
 		for pod, e := range endpoints(r.clusters[other.name]) {
