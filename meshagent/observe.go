@@ -68,7 +68,7 @@ func (o *observer) endpoint(a netip.Addr, n identity.Number) flow.Endpoint {
 			continue
 		}
 		e.Cluster = c.Name
-		if row := tables.Get(txn, o.tables.IPs, (&tables.IP{Cluster: c.Name, Prefix: netip.PrefixFrom(a, a.BitLen())}).Key()); row != nil {
+		if row := o.tables.IPAt(txn, c.Name, netip.PrefixFrom(a, a.BitLen())); row != nil {
 			e.Namespace, e.Pod = row.Namespace, row.Pod
 			if n == identity.Unknown {
 				n = row.Identity

@@ -40,9 +40,9 @@ func (w *writer) cilium(e store.Event) error {
 			return !n.Empty()
 		})
 	case wire.IPs:
-		row := &tables.IP{Cluster: ref.Cluster, Prefix: ref.IP}
 		if e.Deleted {
-			return write(w, w.t.IPs, row, false)
+			w.ips.Drop(ref.Cluster, ref.IP)
+			return nil
 		}
 		v, err := wire.Unmarshal[wire.IPIdentityPair](e.Value)
 		if err != nil {
@@ -55,8 +55,7 @@ func (w *writer) cilium(e store.Event) error {
 		if prefix != ref.IP {
 			return fmt.Errorf("address speaks of %v", prefix)
 		}
-		row.Identity, row.Host, row.Namespace, row.Pod, row.NamedPorts = v.ID, v.HostIP, one(v.K8sNamespace), v.K8sPodName, v.NamedPorts
-		return write(w, w.t.IPs, row, true)
+		w.ips.Put(&tables.IP{Cluster: ref.Cluster, Prefix: prefix, Identity: v.ID, Host: v.HostIP, Namespace: one(v.K8sNamespace), Pod: v.K8sPodName, NamedPorts: v.NamedPorts})
 	case wire.Identities:
 		return w.identity(e, ref.Identity)
 	case wire.Services:

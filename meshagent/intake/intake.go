@@ -70,8 +70,9 @@ func (in *Intake) Apply(events []store.Event) {
 	t := in.tables
 	txn := t.DB.WriteTxn(append(t.Imported(), t.Problems)...)
 	some := t.Rejected.NumObjects(txn) > 0
+	ips := t.WriteIPs(txn)
 	for _, e := range events {
-		w := writer{in: in, t: t, txn: txn}
+		w := writer{in: in, t: t, txn: txn, ips: ips}
 		err := w.apply(e)
 		fine := err == nil || e.Deleted && errors.Is(err, errKey)
 		if fine && !some {
@@ -97,6 +98,7 @@ func (in *Intake) Apply(events []store.Event) {
 		problem.Since, problem.Error = rejected.Since, rejected.Error
 		tables.Put(txn, t.Problems, problem)
 	}
+	ips.Flush()
 	txn.Commit()
 }
 
@@ -105,6 +107,7 @@ type writer struct {
 	in      *Intake
 	t       *tables.Tables
 	txn     statedb.WriteTxn
+	ips     *tables.IPWriter
 	cluster string
 }
 
@@ -304,13 +307,12 @@ func (w *writer) endpoint(e store.Event) error {
 // ownIP writes an address of a local pod in the same form as a remote one. A late
 // deletion of a pod does not remove the address from the pod that has it now.
 func (w *writer) ownIP(ep *wire.Endpoint, ip netip.Addr, there bool) {
-	row := &tables.IP{Cluster: w.cluster, Prefix: whole(ip), Identity: ep.Identity, Host: ep.NodeIP, Namespace: ep.Namespace, Pod: ep.Pod, NamedPorts: ep.NamedPorts}
 	if there {
-		tables.Put(w.txn, w.t.IPs, row)
+		w.ips.Put(&tables.IP{Cluster: w.cluster, Prefix: whole(ip), Identity: ep.Identity, Host: ep.NodeIP, Namespace: ep.Namespace, Pod: ep.Pod, NamedPorts: ep.NamedPorts})
 		return
 	}
-	if old := tables.Get(w.txn, w.t.IPs, row.Key()); old != nil && old.Namespace == ep.Namespace && old.Pod == ep.Pod {
-		tables.Drop(w.txn, w.t.IPs, row)
+	if old := w.ips.Get(w.cluster, whole(ip)); old != nil && old.Namespace == ep.Namespace && old.Pod == ep.Pod {
+		w.ips.Drop(w.cluster, whole(ip))
 	}
 }
 

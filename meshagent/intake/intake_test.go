@@ -141,7 +141,7 @@ func TestRowsOfPeersAreSmall(t *testing.T) {
 		addr := netip.AddrFrom4([4]byte{10, 2, 0, byte(n)})
 		d.putJSON(wire.IPs.CachePrefix("west")+addr.String(), wire.IPIdentityPair{IP: addr, ID: 131073, K8sNamespace: "shop", K8sPodName: fmt.Sprint("web-", n)})
 	}
-	one, two := tables.Get(d.rows.DB.ReadTxn(), d.rows.IPs, "west/10.2.0.0/32"), tables.Get(d.rows.DB.ReadTxn(), d.rows.IPs, "west/10.2.0.1/32")
+	one, two := d.rows.IPAt(d.rows.DB.ReadTxn(), "west", netip.MustParsePrefix("10.2.0.0/32")), d.rows.IPAt(d.rows.DB.ReadTxn(), "west", netip.MustParsePrefix("10.2.0.1/32"))
 	if unsafe.StringData(one.Cluster) != unsafe.StringData(two.Cluster) || unsafe.StringData(one.Namespace) != unsafe.StringData(two.Namespace) || one.Namespace != "shop" {
 		t.Errorf("names are kept twice: %+v, %+v", one, two)
 	}

@@ -62,7 +62,7 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 
 	many := 0
 	if todo.all {
-		many = v.tables.IPs.NumObjects(v.txn)
+		many = v.tables.CountIPs()
 	}
 	w := newOwnerRows(many)
 	if todo.all {
@@ -71,24 +71,27 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 		p.learnHosts(v)
 		p.everyOwner(v, &w)
 	} else {
-		for _, c := range p.ips.take(v.txn) {
-			r.row("ips", c.Object.Key())
-			if c.Deleted {
-				p.hosted.drop(c.Object)
-				p.ported.drop(c.Object)
+		for ip, gone := range p.ips.take(v.txn) {
+			r.row("ips", ip.Key())
+			if gone {
+				p.hosted.drop(&ip)
+				p.ported.drop(&ip)
 			} else {
-				p.hosted.put(c.Object)
-				p.ported.put(c.Object)
+				p.hosted.put(&ip)
+				p.ported.put(&ip)
 			}
-			p.ipRow(v, c.Object, c.Deleted, &w)
+			if ip.Cluster == v.own.Name && ip.Prefix.IsSingleIP() {
+				p.frontends.pods = append(p.frontends.pods, ip.Prefix.Addr())
+			}
+			p.ipRow(v, &ip, gone, &w)
 		}
 		if p.crowded(v) {
 			p.learnHosts(v)
 		}
 		for name := range todo.clusters {
-			for ip := range tables.OfCluster(v.txn, v.tables.IPs, name) {
+			for ip := range v.tables.IPsOf(v.txn, name) {
 				r.row("ips", ip.Key())
-				p.ipRow(v, ip, false, &w)
+				p.ipRow(v, &ip, false, &w)
 			}
 		}
 	}
@@ -198,8 +201,8 @@ func (p *Program) announce(v *view, w *ownerRows, failAddr reconcile.Failed[bpf.
 // everyOwner adds the rows of all addresses and prefixes, and of all that the kernel
 // has rows for.
 func (p *Program) everyOwner(v *view, w *ownerRows) {
-	for ip := range v.tables.IPs.All(v.txn) {
-		p.ipRow(v, ip, false, w)
+	for ip := range v.tables.EachIP(v.txn) {
+		p.ipRow(v, &ip, false, w)
 	}
 	prefixes := []netip.Prefix{everyIPv4}
 	prefixes = slices.AppendSeq(prefixes, maps.Keys(p.cidrs))
@@ -303,7 +306,7 @@ func ipOf(v *view, prefix netip.Prefix) *tables.IP {
 	if c == nil {
 		return nil
 	}
-	return tables.Get(v.txn, v.tables.IPs, (&tables.IP{Cluster: c.Name, Prefix: prefix}).Key())
+	return v.tables.IPAt(v.txn, c.Name, prefix)
 }
 
 // nodeInfo is the row of a node's address inside the mesh.

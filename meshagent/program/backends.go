@@ -37,7 +37,7 @@ func (v *view) misplaced(c *tables.Cluster, a netip.Addr) string {
 // trespasses says whose pod a hand-written slice names if that pod is in another
 // namespace, or "". Derived slices name only pods that the service selects.
 func (v *view) trespasses(namespace string, a netip.Addr) string {
-	ip := tables.Get(v.txn, v.tables.IPs, (&tables.IP{Cluster: v.own.Name, Prefix: whole(a)}).Key())
+	ip := v.tables.IPAt(v.txn, v.own.Name, whole(a))
 	if ip == nil || ip.Namespace == namespace {
 		return ""
 	}

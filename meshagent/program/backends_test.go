@@ -52,7 +52,7 @@ func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 		tables.Put(txn, all.Clusters, peer)
 		tables.Put(txn, all.Nodes, node("east", "192.0.2.1", "10.1.1.1"))
 		tables.Put(txn, all.Nodes, node("west", "192.0.2.99", "10.2.1.1"))
-		tables.Put(txn, all.IPs, &tables.IP{Cluster: "east", Prefix: prefix("10.1.1.2/32"), Namespace: "shop", Pod: "web-0"})
+		tables.PutIP(txn, all, &tables.IP{Cluster: "east", Prefix: prefix("10.1.1.2/32"), Namespace: "shop", Pod: "web-0"})
 		v := newView(all, "n1")
 		v.load(txn)
 		var d derived

@@ -203,9 +203,9 @@ func (w *census) rows() (ips map[bpf.Addr]bpf.IPInfo, prefixes map[bpf.PrefixKey
 			hosts[host{n.Cluster, a}] = n
 		}
 	}
-	for _, ip := range tables.All(txn, w.b.tab.IPs) {
+	for ip := range w.b.tab.EachIP(txn) {
 		c := w.members[ip.Cluster]
-		if c == nil || p.beliefs.view.doubtful(c, ip) != "" {
+		if c == nil || p.beliefs.view.doubtful(c, &ip) != "" {
 			continue
 		}
 		info := bpf.IPInfo{Identity: uint32(p.variants.of(endpointAt{ip.Prefix, ip.Identity, ip.NamedPorts})), Cluster: uint16(c.ID()), Flags: bpf.IPMember}

@@ -2,6 +2,7 @@ package program
 
 import (
 	"fmt"
+	"iter"
 
 	"github.com/cilium/statedb"
 
@@ -43,6 +44,52 @@ func (f feed[P]) skip(txn statedb.ReadTxn) {
 
 // close lets the table release the rows deleted from it.
 func (f feed[P]) close() { f.changes.Close() }
+
+// ipFeed returns which addresses have changed in table ips since the last call. It is not
+// safe for concurrent use.
+type ipFeed struct {
+	feed[*tables.IPBlock]
+	seen map[string]*tables.IPBlock // as of the last call, by key
+}
+
+func followIPs(t *tables.Tables) (*ipFeed, error) {
+	blocks, err := follow(t.DB, t.IPs)
+	return &ipFeed{blocks, map[string]*tables.IPBlock{}}, err
+}
+
+// take yields who has an address, or no longer has it, each once and as of a snapshot. Take
+// them all.
+func (f *ipFeed) take(txn statedb.ReadTxn) iter.Seq2[tables.IP, bool] {
+	return func(yield func(ip tables.IP, gone bool) bool) {
+		for _, c := range f.feed.take(txn) {
+			before, now := f.see(c)
+			for ip, gone := range now.Since(before) {
+				if !yield(ip, gone) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// see replaces what was seen of a block, nil if it has no addresses.
+func (f *ipFeed) see(c statedb.Change[*tables.IPBlock]) (before, now *tables.IPBlock) {
+	key := c.Object.Key()
+	before = f.seen[key]
+	if c.Deleted {
+		delete(f.seen, key)
+		return before, nil
+	}
+	f.seen[key] = c.Object
+	return before, c.Object
+}
+
+// skip discards the changes up to a snapshot that was read in full.
+func (f *ipFeed) skip(txn statedb.ReadTxn) {
+	for _, c := range f.feed.take(txn) {
+		f.see(c)
+	}
+}
 
 // judgeRows applies the policies and identities that have changed, the identities of
 // these clusters, and this node's pods. It looks at no other identity.

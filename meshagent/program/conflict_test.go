@@ -68,7 +68,7 @@ func TestTheNextOneHasItWhenTheFirstLeaves(t *testing.T) {
 						case *tables.Node:
 							put(txn, b.tab.Nodes, row, there)
 						case *tables.IP:
-							put(txn, b.tab.IPs, row, there)
+							putIP(txn, b.tab, row, there)
 						}
 					}
 				})
@@ -111,7 +111,7 @@ func TestWhatMovedAwayIsForgotten(t *testing.T) {
 	b := newBench(t)
 	for i := range 3000 {
 		b.write(func(txn statedb.WriteTxn) {
-			tables.Put(txn, b.tab.IPs, &tables.IP{Cluster: "west", Prefix: netip.MustParsePrefix("10.2.3.4/32"), Identity: 2<<16 + 1, Host: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)})})
+			tables.PutIP(txn, b.tab, &tables.IP{Cluster: "west", Prefix: netip.MustParsePrefix("10.2.3.4/32"), Identity: 2<<16 + 1, Host: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)})})
 		})
 		b.p.pass(t.Context())
 		if b.p.hosted.count > 1002 {

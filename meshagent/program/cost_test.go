@@ -25,7 +25,7 @@ import (
 func oneMore(tb testing.TB, known int) []oneChange {
 	return []oneChange{
 		{"address", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
-			tables.Put(txn, t.IPs, remoteAddress(known+i, i))
+			tables.PutIP(txn, t, remoteAddress(known+i, i))
 		}},
 		{"identity", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
 			tables.Put(txn, t.Identities, remoteIdentity(known+i))
@@ -72,7 +72,7 @@ func oneMore(tb testing.TB, known int) []oneChange {
 		{"policy, named port", func(t *tables.Tables, txn statedb.WriteTxn, i int) {
 			ip := remoteAddress(1, 1)
 			ip.NamedPorts = []wire.NamedPort{{Name: "http", Port: 8080, Protocol: "TCP"}}
-			tables.Put(txn, t.IPs, ip)
+			tables.PutIP(txn, t, ip)
 			put(txn, t.Policies, policyOf(tb, fmt.Sprintf(byRules, "egress: [{toPorts: [{ports: [{port: http, protocol: TCP}]}]}]")), i%2 == 0)
 		}},
 		// While one does, another address comes, in a block and with a port of its own.
@@ -84,7 +84,7 @@ func oneMore(tb testing.TB, known int) []oneChange {
 			}
 			ip := remoteAddress(known+i, i)
 			ip.NamedPorts = []wire.NamedPort{{Name: "http", Port: uint16(8000 + i%2), Protocol: "TCP"}}
-			tables.Put(txn, t.IPs, ip)
+			tables.PutIP(txn, t, ip)
 		}},
 	}
 }
@@ -223,7 +223,7 @@ func programOf(tb testing.TB, known int) (*Program, *tables.Tables) {
 			tables.Put(txn, x.tab.Nodes, remoteNode(n))
 		}
 		for i := range known {
-			tables.Put(txn, x.tab.IPs, remoteAddress(i, i))
+			tables.PutIP(txn, x.tab, remoteAddress(i, i))
 			if i%10 == 0 && i < 100_000 {
 				tables.Put(txn, x.tab.Identities, remoteIdentity(i/10))
 			}

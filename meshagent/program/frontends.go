@@ -18,7 +18,6 @@ import (
 type frontends struct {
 	services feed[*tables.Service]
 	slices   feed[*tables.Slice]
-	ips      feed[*tables.IP]
 	balancer *balancer
 
 	// all is set until everything has been derived once, pruned once what an earlier
@@ -34,6 +33,8 @@ type frontends struct {
 	// backends may be on another node.
 	clusters       map[string]bool
 	renamed, moved []netip.Prefix
+	// pods are addresses of our own cluster that somebody else has than before.
+	pods []netip.Addr
 	// placed is the index of the node that has a pod CIDR, as the backends say now.
 	placed ranges[uint16]
 
@@ -82,16 +83,12 @@ func newFrontends(m *bpf.Maps, t *tables.Tables, left func(bpf.Addr)) (*frontend
 	if f.slices, err = follow(t.DB, t.Slices); err != nil {
 		return nil, err
 	}
-	if f.ips, err = follow(t.DB, t.IPs); err != nil {
-		return nil, err
-	}
 	return f, nil
 }
 
 func (f *frontends) close() {
 	f.services.close()
 	f.slices.close()
-	f.ips.close()
 }
 
 // forget makes the next pass derive everything from scratch.
@@ -248,7 +245,7 @@ func frontendName(key bpf.ServiceKey) string {
 func (f *frontends) skip(v *view, dirty dirt, index func(string) uint16) {
 	f.services.skip(v.txn)
 	f.slices.skip(v.txn)
-	f.ips.skip(v.txn)
+	f.pods = nil
 	f.offers, f.placed = newOffers(), ranges[uint16]{}
 	for id := range f.known {
 		dirty.whole(id)
@@ -331,13 +328,12 @@ func (f *frontends) take(v *view, r *report, dirty dirt) {
 			f.offers.set(offer{id, key, false}, inSlice(c.Object))
 		}
 	}
-	for _, c := range f.ips.take(v.txn) {
-		if c.Object.Cluster == v.own.Name && c.Object.Prefix.IsSingleIP() {
-			for id := range f.byHand[c.Object.Prefix.Addr()] {
-				dirty.whole(id)
-			}
+	for _, a := range f.pods {
+		for id := range f.byHand[a] {
+			dirty.whole(id)
 		}
 	}
+	f.pods = nil
 }
 
 // place takes over which nodes have these pod CIDRs, once the backends say so.

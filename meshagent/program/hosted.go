@@ -54,8 +54,8 @@ func (h *hosted) at(of host) iter.Seq[bpf.PrefixKey] {
 // learnHosts makes the index again from the table, without those that have moved away.
 func (p *Program) learnHosts(v *view) {
 	p.hosted = hosted{behind: map[host]*spots{}}
-	for ip := range v.tables.IPs.All(v.txn) {
-		p.hosted.put(ip)
+	for ip := range v.tables.EachIP(v.txn) {
+		p.hosted.put(&ip)
 	}
 	if p.ported != nil {
 		p.learnPorts(v)
@@ -65,12 +65,12 @@ func (p *Program) learnHosts(v *view) {
 // learnPorts does the same for named ports.
 func (p *Program) learnPorts(v *view) {
 	p.ported = ported{}
-	for ip := range v.tables.IPs.All(v.txn) {
-		p.ported.put(ip)
+	for ip := range v.tables.EachIP(v.txn) {
+		p.ported.put(&ip)
 	}
 }
 
 // crowded says whether most of the index has moved away.
 func (p *Program) crowded(v *view) bool {
-	return p.hosted.count > 1000+2*v.tables.IPs.NumObjects(v.txn)
+	return p.hosted.count > 1000+2*v.tables.CountIPs()
 }

@@ -87,7 +87,7 @@ type Program struct {
 	// hosted finds the addresses behind a node.
 	hosted hosted
 
-	ips        feed[*tables.IP]
+	ips        *ipFeed
 	identities feed[*tables.Identity]
 	changed    feed[*tables.Policy]
 	// did is the input that stages have seen which look at everything whenever some of
@@ -197,7 +197,7 @@ func New(cfg Config) (*Program, error) {
 	if p.policies, err = newPolicies(cfg.Maps, p.settings.PolicyGen, p.endpoints.Rows(), p.revisions.identity); err != nil {
 		return nil, err
 	}
-	if p.ips, err = follow(cfg.Tables.DB, cfg.Tables.IPs); err != nil {
+	if p.ips, err = followIPs(cfg.Tables); err != nil {
 		return nil, err
 	}
 	if p.identities, err = follow(cfg.Tables.DB, cfg.Tables.Identities); err != nil {

@@ -389,7 +389,7 @@ func TestOneAddressRaisesOneRevision(t *testing.T) {
 	p, tab := programOf(t, 1000)
 	before, settings := rowsIn(p.cfg.Maps.Revisions), p.settings
 	txn := tab.DB.WriteTxn(tab.IPs)
-	tables.Put(txn, tab.IPs, remoteAddress(7, 5000))
+	tables.PutIP(txn, tab, remoteAddress(7, 5000))
 	txn.Commit()
 	p.pass(t.Context())
 	if got := changed(before, rowsIn(p.cfg.Maps.Revisions)); len(got) != 1 || p.settings != settings {

@@ -276,7 +276,7 @@ func (c changer) change(txn statedb.WriteTxn) {
 			}
 			prefix = netip.PrefixFrom(prefix.Addr(), bits+c.IntN(4)/3).Masked()
 		}
-		put(txn, c.tab.IPs, &tables.IP{Cluster: cluster, Prefix: prefix, Identity: number, Host: netip.AddrFrom4([4]byte{192, 0, own, node}), Namespace: []string{"shop", "dev"}[c.IntN(2)], NamedPorts: c.ports()}, there)
+		putIP(txn, c.tab, &tables.IP{Cluster: cluster, Prefix: prefix, Identity: number, Host: netip.AddrFrom4([4]byte{192, 0, own, node}), Namespace: []string{"shop", "dev"}[c.IntN(2)], NamedPorts: c.ports()}, there)
 	case 2:
 		put(txn, c.tab.Identities, &tables.Identity{Cluster: cluster, Number: number,
 			Labels: identity.PodLabels("shop", nil, map[string]string{"app": fmt.Sprint("a", c.IntN(3))}, "default", cluster)}, there)
@@ -530,5 +530,13 @@ func put[P any](txn statedb.WriteTxn, t statedb.RWTable[P], row P, there bool) {
 		tables.Put(txn, t, row)
 	} else {
 		tables.Drop(txn, t, row)
+	}
+}
+
+func putIP(txn statedb.WriteTxn, t *tables.Tables, ip *tables.IP, there bool) {
+	if there {
+		tables.PutIP(txn, t, ip)
+	} else {
+		tables.DropIP(txn, t, ip.Cluster, ip.Prefix)
 	}
 }

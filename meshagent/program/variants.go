@@ -205,11 +205,11 @@ func (k variant) with(own identity.Labels) identity.Labels {
 // kernel.
 func (p *Program) meshEndpoints(v *view) iter.Seq[endpointAt] {
 	return func(yield func(endpointAt) bool) {
-		for ip := range v.tables.IPs.All(v.txn) {
+		for ip := range v.tables.EachIP(v.txn) {
 			if ip.Prefix.IsSingleIP() && len(v.nodes.inside[ip.Prefix.Addr()]) > 0 {
 				continue // the node's, whoever else claims it
 			}
-			if c := v.member(ip.Cluster); c != nil && v.doubtful(c, ip) == "" && !yield(endpointAt{ip.Prefix, ip.Identity, ip.NamedPorts}) {
+			if c := v.member(ip.Cluster); c != nil && v.doubtful(c, &ip) == "" && !yield(endpointAt{ip.Prefix, ip.Identity, ip.NamedPorts}) {
 				return
 			}
 		}

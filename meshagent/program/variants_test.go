@@ -19,7 +19,7 @@ import (
 // address is the address of a pod in west, with the ports it names.
 func (b *bench) address(ip string, n identity.Number, ports ...wire.NamedPort) {
 	b.write(func(txn statedb.WriteTxn) {
-		tables.Put(txn, b.tab.IPs, &tables.IP{Cluster: "west", Prefix: whole(netip.MustParseAddr(ip)), Identity: n, Namespace: "shop", Pod: "pod-" + ip, NamedPorts: ports})
+		tables.PutIP(txn, b.tab, &tables.IP{Cluster: "west", Prefix: whole(netip.MustParseAddr(ip)), Identity: n, Namespace: "shop", Pod: "pod-" + ip, NamedPorts: ports})
 	})
 }
 

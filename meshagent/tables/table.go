@@ -24,6 +24,16 @@ type table[P keyed] struct {
 	// columns and cells are how people see a row.
 	columns []string
 	cells   func(P) []string
+	// several, if set, says what people see instead: rows hold several things each.
+	several *several[P]
+}
+
+// several describes what rows hold: each yields what one does, has looks for one thing by
+// its key, and count is how many there are in all.
+type several[P any] struct {
+	each  func(P) iter.Seq[shownRow]
+	has   func(t *Tables, txn statedb.ReadTxn, key string) bool
+	count func(*Tables) int
 }
 
 // keyed is implemented by the rows of every table.
@@ -36,16 +46,18 @@ type opened struct {
 	columns                   []string
 	meta                      statedb.TableMeta
 	watch                     func(statedb.ReadTxn) <-chan struct{}
-	// rows yields all rows, after those with a higher revision, and has looks for one.
+	// rows yields all rows, after those with a higher revision, has looks for one, and
+	// count is how many there are.
 	rows  func(statedb.ReadTxn) iter.Seq2[shownRow, statedb.Revision]
 	after func(statedb.ReadTxn, statedb.Revision) iter.Seq[string]
 	has   func(statedb.ReadTxn, string) bool
+	count func(statedb.ReadTxn) int
 }
 
-// shownRow is a row as text.
+// shownRow is a row as people see it; its cells are made when they are wanted.
 type shownRow struct {
 	key   string
-	cells []string
+	cells func() []string
 }
 
 // in opens the table, empty.
@@ -55,7 +67,7 @@ func (d table[P]) in(t *Tables) statedb.RWTable[P] {
 	if err != nil {
 		panic(err) // two tables have one name
 	}
-	t.all = append(t.all, opened{
+	o := opened{
 		name: d.name, imported: d.imported, written: d.written, hidden: d.hidden, columns: d.columns, meta: of,
 		watch: func(txn statedb.ReadTxn) <-chan struct{} {
 			_, changed := of.AllWatch(txn)
@@ -64,8 +76,10 @@ func (d table[P]) in(t *Tables) statedb.RWTable[P] {
 		rows: func(txn statedb.ReadTxn) iter.Seq2[shownRow, statedb.Revision] {
 			return func(yield func(shownRow, statedb.Revision) bool) {
 				for row, rev := range of.All(txn) {
-					if !yield(shownRow{row.Key(), d.cells(row)}, rev) {
-						return
+					for one := range d.each(row) {
+						if !yield(one, rev) {
+							return
+						}
 					}
 				}
 			}
@@ -73,8 +87,10 @@ func (d table[P]) in(t *Tables) statedb.RWTable[P] {
 		after: func(txn statedb.ReadTxn, rev statedb.Revision) iter.Seq[string] {
 			return func(yield func(string) bool) {
 				for row := range of.LowerBound(txn, statedb.ByRevision[P](rev+1)) {
-					if !yield(row.Key()) {
-						return
+					for one := range d.each(row) {
+						if !yield(one.key) {
+							return
+						}
 					}
 				}
 			}
@@ -83,8 +99,22 @@ func (d table[P]) in(t *Tables) statedb.RWTable[P] {
 			_, _, ok := of.Get(txn, key.Query(k))
 			return ok
 		},
-	})
+		count: of.NumObjects,
+	}
+	if d.several != nil {
+		o.has = func(txn statedb.ReadTxn, k string) bool { return d.several.has(t, txn, k) }
+		o.count = func(statedb.ReadTxn) int { return d.several.count(t) }
+	}
+	t.all = append(t.all, o)
 	return of
+}
+
+// each yields what people see of a row.
+func (d table[P]) each(row P) iter.Seq[shownRow] {
+	if d.several != nil {
+		return d.several.each(row)
+	}
+	return func(yield func(shownRow) bool) { yield(shownRow{row.Key(), func() []string { return d.cells(row) }}) }
 }
 
 // Imported are the tables that package intake fills.
@@ -146,10 +176,11 @@ func (t *Tables) Show(name string) (Shown, bool) {
 		out.Columns = append(out.Columns, "Status")
 	}
 	for row, rev := range o.rows(txn) {
+		cells := row.cells()
 		if o.written {
-			row.cells = append(row.cells, status(t.problem(txn, name, row.key), rev <= done))
+			cells = append(cells, status(t.problem(txn, name, row.key), rev <= done))
 		}
-		out.Rows = append(out.Rows, row.cells)
+		out.Rows = append(out.Rows, cells)
 	}
 	return out, true
 }
@@ -193,7 +224,7 @@ func (t *Tables) Summaries() (all []Summary) {
 		if o.hidden {
 			continue
 		}
-		s := Summary{Name: o.name, Rows: o.meta.NumObjects(txn)}
+		s := Summary{Name: o.name, Rows: o.count(txn)}
 		if o.written {
 			for key := range o.after(txn, t.done(txn, o.name)) {
 				if t.problem(txn, o.name, key) == nil {

@@ -9,6 +9,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/cilium/statedb"
 	"github.com/cilium/statedb/index"
@@ -24,7 +25,7 @@ type Tables struct {
 	Clusters   statedb.RWTable[*Cluster]
 	Former     statedb.RWTable[*Former]
 	Nodes      statedb.RWTable[*Node]
-	IPs        statedb.RWTable[*IP]
+	IPs        statedb.RWTable[*IPBlock] // see IPAt, IPsOf and IPWriter
 	Identities statedb.RWTable[*Identity]
 	Services   statedb.RWTable[*Service]
 	Slices     statedb.RWTable[*Slice]
@@ -42,7 +43,8 @@ type Tables struct {
 	// Progress says up to which revision a table has been written to the kernel.
 	Progress statedb.RWTable[*Progress]
 
-	all []opened // in order of name
+	counted atomic.Int64 // addresses and prefixes in IPs
+	all     []opened     // in order of name
 }
 
 // New returns empty tables.
