@@ -71,7 +71,11 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 		p.learnHosts(v)
 		p.everyOwner(v, &w)
 	} else {
-		for ip, gone := range p.ips.take(v.txn) {
+		changes, some := p.ips.take(v.txn)
+		if some {
+			r.part("ips")
+		}
+		for ip, gone := range changes {
 			r.row("ips", ip.Key())
 			if gone {
 				p.hosted.drop(&ip)

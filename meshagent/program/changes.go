@@ -58,10 +58,11 @@ func followIPs(t *tables.Tables) (*ipFeed, error) {
 }
 
 // take yields who has an address, or no longer has it, each once and as of a snapshot. Take
-// them all.
-func (f *ipFeed) take(txn statedb.ReadTxn) iter.Seq2[tables.IP, bool] {
+// them all. It returns false if nothing was written; of what was, nothing may differ.
+func (f *ipFeed) take(txn statedb.ReadTxn) (changes iter.Seq2[tables.IP, bool], some bool) {
+	blocks := f.feed.take(txn)
 	return func(yield func(ip tables.IP, gone bool) bool) {
-		for _, c := range f.feed.take(txn) {
+		for _, c := range blocks {
 			before, now := f.see(c)
 			for ip, gone := range now.Since(before) {
 				if !yield(ip, gone) {
@@ -69,7 +70,7 @@ func (f *ipFeed) take(txn statedb.ReadTxn) iter.Seq2[tables.IP, bool] {
 				}
 			}
 		}
-	}
+	}, len(blocks) > 0
 }
 
 // see replaces what was seen of a block, nil if it has no addresses.

@@ -35,6 +35,11 @@ func (r *report) row(table, row string) {
 		r.rows[table] = map[string]bool{}
 	}
 	r.rows[table][row] = true
+	r.part(table)
+}
+
+// part marks a table of which all that has changed is being written.
+func (r *report) part(table string) {
 	if _, ok := r.stages[table]; !ok {
 		r.stages[table] = false
 	}

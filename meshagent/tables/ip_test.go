@@ -32,11 +32,11 @@ func TestBlocksAgreeWithASimpleMap(t *testing.T) {
 		prefix  netip.Prefix
 	}
 	equal := cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
-	for seed := range uint64(50) {
+	for seed := range uint64(10) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		all, simple := New(), map[at]IP{}
 		seen, before := map[string]*IPBlock{}, map[at]IP{}
-		for range 20 {
+		for range 10 {
 			txn := all.DB.WriteTxn(all.IPs)
 			w := all.WriteIPs(txn)
 			for range r.IntN(20) {
