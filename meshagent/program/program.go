@@ -169,7 +169,7 @@ func New(cfg Config) (*Program, error) {
 		p.variants.wrote(was.Identity, is.Identity)
 		p.revisions.address(a)
 	}
-	if p.addrs, err = reconcile.New(cfg.Maps.IPs, batchFrom, wroteIP); err != nil {
+	if p.addrs, err = reconcile.NewIn(&packed{}, cfg.Maps.IPs, batchFrom, wroteIP); err != nil {
 		return nil, err
 	}
 	for a := range p.addrs.Rows() {

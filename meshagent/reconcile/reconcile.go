@@ -24,6 +24,25 @@ type Map[K comparable, V any] interface {
 	All() (iter.Seq2[K, V], func() error)
 }
 
+// Memory is where a reconciler keeps what its map holds.
+type Memory[K, V any] interface {
+	Get(K) (V, bool)
+	Put(K, V)
+	Delete(K)
+	Len() int
+	// All yields all rows. Nobody changes them meanwhile.
+	All() iter.Seq2[K, V]
+}
+
+// plain is a Memory for maps of which nothing is known.
+type plain[K comparable, V any] map[K]V
+
+func (p plain[K, V]) Get(k K) (V, bool)    { v, ok := p[k]; return v, ok }
+func (p plain[K, V]) Put(k K, v V)         { p[k] = v }
+func (p plain[K, V]) Delete(k K)           { delete(p, k) }
+func (p plain[K, V]) Len() int             { return len(p) }
+func (p plain[K, V]) All() iter.Seq2[K, V] { return maps.All(p) }
+
 // Reconciler is the only writer of one map. It is not safe for concurrent use.
 //
 // Rows found at the start come from an earlier agent: they are corrected if they are
@@ -31,7 +50,7 @@ type Map[K comparable, V any] interface {
 type Reconciler[K, V comparable] struct {
 	to    Map[K, V]
 	batch int
-	rows  map[K]V
+	rows  Memory[K, V]
 	found map[K]bool
 	// unsure are rows of which a batch failed, and then their own write: the batch may
 	// have come to them.
@@ -43,10 +62,17 @@ type Reconciler[K, V comparable] struct {
 // call of the map instead of one per row. wrote, if not nil, is called after a row was
 // written (there) or removed, but not for the rows found now; a row that is absent is zero.
 func New[K, V comparable](to Map[K, V], batch int, wrote func(k K, was, is V, there bool)) (*Reconciler[K, V], error) {
-	r := &Reconciler[K, V]{to: to, batch: batch, rows: map[K]V{}, found: map[K]bool{}, unsure: map[K]bool{}, wrote: wrote}
-	rows, failed := to.All()
-	for k, v := range rows {
-		r.rows[k], r.found[k] = v, true
+	return NewIn(plain[K, V]{}, to, batch, wrote)
+}
+
+// NewIn is New with a memory of the caller's, which is empty. While Rows yields, no row may
+// be written or deleted.
+func NewIn[K, V comparable](rows Memory[K, V], to Map[K, V], batch int, wrote func(k K, was, is V, there bool)) (*Reconciler[K, V], error) {
+	r := &Reconciler[K, V]{to: to, batch: batch, rows: rows, found: map[K]bool{}, unsure: map[K]bool{}, wrote: wrote}
+	all, failed := to.All()
+	for k, v := range all {
+		rows.Put(k, v)
+		r.found[k] = true
 	}
 	if err := failed(); err != nil {
 		return nil, fmt.Errorf("read map %s: %w", to.Name(), err)
@@ -56,12 +82,11 @@ func New[K, V comparable](to Map[K, V], batch int, wrote func(k K, was, is V, th
 
 // Row returns the row that the map holds.
 func (r *Reconciler[K, V]) Row(k K) (V, bool) {
-	v, ok := r.rows[k]
-	return v, ok
+	return r.rows.Get(k)
 }
 
 // Rows yields the rows that the map holds. Rows may be written and deleted meanwhile.
-func (r *Reconciler[K, V]) Rows() iter.Seq2[K, V] { return maps.All(r.rows) }
+func (r *Reconciler[K, V]) Rows() iter.Seq2[K, V] { return r.rows.All() }
 
 // Found says whether a row is an earlier agent's that this one has never wanted.
 func (r *Reconciler[K, V]) Found(k K) bool { return r.found[k] }
@@ -75,7 +100,7 @@ type Failed[K comparable] func(k K, err error)
 // Update creates and changes rows, and returns how many it wrote.
 func (r *Reconciler[K, V]) Update(want map[K]V, failed Failed[K]) (changed int) {
 	differ := want
-	if len(r.rows)+len(r.unsure) > 0 { // in an empty map all rows differ, and there may be very many
+	if r.rows.Len()+len(r.unsure) > 0 { // in an empty map all rows differ, and there may be very many
 		differ = map[K]V{}
 		for k, v := range want {
 			delete(r.found, k)
@@ -116,13 +141,13 @@ func (r *Reconciler[K, V]) Delete(keys []K, failed Failed[K]) (changed int) {
 // Prune removes all rows except those to keep.
 func (r *Reconciler[K, V]) Prune(keep func(K) bool, failed Failed[K]) (changed int) {
 	var gone []K
-	for k := range r.rows {
+	for k := range r.rows.All() {
 		if !keep(k) {
 			gone = append(gone, k)
 		}
 	}
 	for k := range r.unsure {
-		if _, ok := r.rows[k]; !ok && !keep(k) {
+		if _, ok := r.rows.Get(k); !ok && !keep(k) {
 			gone = append(gone, k)
 		}
 	}
@@ -172,19 +197,19 @@ func (r *Reconciler[K, V]) Drop(k K) error {
 // as says whether the map surely holds this row, there whether it may hold a row with this
 // key.
 func (r *Reconciler[K, V]) as(k K, v V) bool {
-	have, ok := r.rows[k]
+	have, ok := r.rows.Get(k)
 	return ok && have == v && !r.unsure[k]
 }
 
 func (r *Reconciler[K, V]) there(k K) bool {
-	_, ok := r.rows[k]
+	_, ok := r.rows.Get(k)
 	return ok || r.unsure[k]
 }
 
 // holds and lacks record what the map has come to.
 func (r *Reconciler[K, V]) holds(k K, v V) {
-	was := r.rows[k]
-	r.rows[k] = v
+	was, _ := r.rows.Get(k)
+	r.rows.Put(k, v)
 	delete(r.unsure, k)
 	if r.wrote != nil {
 		r.wrote(k, was, v, true)
@@ -192,8 +217,8 @@ func (r *Reconciler[K, V]) holds(k K, v V) {
 }
 
 func (r *Reconciler[K, V]) lacks(k K) {
-	was := r.rows[k]
-	delete(r.rows, k)
+	was, _ := r.rows.Get(k)
+	r.rows.Delete(k)
 	delete(r.found, k)
 	delete(r.unsure, k)
 	if r.wrote != nil {
