@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 	// about forgeries.
 	"apiserver/authority": {"api", "statefile"},
 	"apiserver":           {"api", "apiserver/authority", "store", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile", "internal/pace"},
-	"meshagent":           {"meshagent/tables", "meshagent/reconcile", "meshagent/paths", "manifest", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread", "internal/pace"},
+	"meshagent":           {"meshagent/tables", "meshagent/reconcile", "meshagent/paths", "manifest", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread", "internal/pace", "internal/addrmap"},
 	// Knows a map by what it can do, not what it is for.
 	"meshagent/reconcile": {},
 	"meshagent/tables":    {"identity", "wire", "policy", "service", "tunnel"},
@@ -45,7 +45,8 @@ var mayImport = map[string][]string{
 	// Addresses for tests of every part.
 	"internal/loopbacktest": {},
 	// For whoever does a thing again and again.
-	"internal/pace": {},
+	"internal/pace":    {},
+	"internal/addrmap": {},
 	// For whoever moves threads between namespaces.
 	"internal/firstthread": {},
 	// Whole clusters in one process.

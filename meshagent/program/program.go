@@ -21,6 +21,7 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/internal/addrmap"
 	"github.com/weft-mesh/weft/meshagent/paths"
 	"github.com/weft-mesh/weft/meshagent/reconcile"
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -169,7 +170,7 @@ func New(cfg Config) (*Program, error) {
 		p.variants.wrote(was.Identity, is.Identity)
 		p.revisions.address(a)
 	}
-	if p.addrs, err = reconcile.NewIn(&packed{}, cfg.Maps.IPs, batchFrom, wroteIP); err != nil {
+	if p.addrs, err = reconcile.NewIn(&addrmap.Map[bpf.Addr, bpf.IPInfo]{}, cfg.Maps.IPs, batchFrom, wroteIP); err != nil {
 		return nil, err
 	}
 	for a := range p.addrs.Rows() {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/weft-mesh/weft/internal/addrmap"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -23,9 +24,9 @@ type known struct {
 }
 
 // folder has the versions of keys that differ in their last part only. Most keys of a large
-// mesh end in an IPv4 address; as four bytes it takes a third of the memory.
+// mesh end in an address; beside its neighbours it takes a fifth of the memory.
 type folder struct {
-	addrs map[[4]byte]version
+	addrs addrmap.Map[[16]byte, version]
 	names map[string]version
 }
 
@@ -49,16 +50,18 @@ func versionOf(kv store.KV) (v version) {
 
 func newKnown() *known { return &known{folders: map[string]*folder{}} }
 
-// plain is the last part of a key that is an IPv4 address. No two texts stand for the same.
-func plain(name string) ([4]byte, bool) {
-	if name == "" || name[0] < '0' || name[0] > '9' {
-		return [4]byte{}, false
+// plain is the last part of a key that is an address, as netip writes it: no two texts stand
+// for the same.
+func plain(name string) (bytes [16]byte, ok bool) {
+	if strings.Trim(name, "0123456789abcdef.:") != "" {
+		return bytes, false
 	}
 	a, err := netip.ParseAddr(name)
-	if err != nil || !a.Is4() {
-		return [4]byte{}, false
+	var text [64]byte
+	if err != nil || a.Is4In6() || string(a.AppendTo(text[:0])) != name {
+		return bytes, false
 	}
-	return a.As4(), true
+	return a.As16(), true
 }
 
 func (f *folder) get(name string) (v version, ok bool) {
@@ -66,7 +69,7 @@ func (f *folder) get(name string) (v version, ok bool) {
 		return v, false
 	}
 	if a, is := plain(name); is {
-		v, ok = f.addrs[a]
+		v, ok = f.addrs.Get(a)
 	} else {
 		v, ok = f.names[name]
 	}
@@ -75,7 +78,7 @@ func (f *folder) get(name string) (v version, ok bool) {
 
 func (f *folder) put(name string, v version) {
 	if a, is := plain(name); is {
-		f.addrs[a] = v
+		f.addrs.Put(a, v)
 	} else if _, ok := f.names[name]; ok {
 		f.names[name] = v
 	} else {
@@ -85,17 +88,17 @@ func (f *folder) put(name string, v version) {
 
 func (f *folder) drop(name string) {
 	if a, is := plain(name); is {
-		delete(f.addrs, a)
+		f.addrs.Delete(a)
 	} else {
 		delete(f.names, name)
 	}
 }
 
-func (f *folder) len() int { return len(f.addrs) + len(f.names) }
+func (f *folder) len() int { return f.addrs.Len() + len(f.names) }
 
 func (f *folder) all(yield func(name string) bool) {
-	for a := range f.addrs {
-		if !yield(netip.AddrFrom4(a).String()) {
+	for a := range f.addrs.All() {
+		if !yield(netip.AddrFrom16(a).Unmap().String()) {
 			return
 		}
 	}
@@ -140,7 +143,7 @@ func (k *known) put(key string, v version) {
 	if in == nil || path != k.path {
 		path = strings.Clone(path)
 		if in = k.folders[path]; in == nil {
-			in = &folder{map[[4]byte]version{}, map[string]version{}}
+			in = &folder{names: map[string]version{}}
 			k.folders[path] = in
 		}
 		k.path, k.last = path, in

@@ -18,7 +18,7 @@ func TestSweepAgreesWithASimpleMap(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		key := func() string {
-			return []string{"a/", "a/b/", "a/b/c/", "", "/"}[r.IntN(5)] + []string{"", "1", "10.1.1.1", "10.1.1.2", "10.1.1.01", "::ffff:10.1.1.1", "10.1.1.1/32"}[r.IntN(7)]
+			return []string{"a/", "a/b/", "a/b/c/", "", "/"}[r.IntN(5)] + []string{"", "1", "10.1.1.1", "10.1.1.2", "10.1.1.01", "::ffff:10.1.1.1", "10.1.1.1/32", "fd00::1", "fd00:0::1"}[r.IntN(9)]
 		}
 		k, simple, rows := newKnown(), map[string]store.KV{}, map[string]string{}
 		for range 30 {
