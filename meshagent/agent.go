@@ -180,7 +180,11 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	if len(internals) > 1 {
 		ways.Second = internals[1]
 	}
-	a.tunnels = paths.NewTunnels(ways, a.meshes.Follower())
+	// First who is where: no packet uses a tunnel before that is known, and handshakes with
+	// thousands of nodes take all CPUs where WireGuard is in user space.
+	after := ways
+	after.Start = a.program.Tried()
+	a.tunnels = paths.NewTunnels(after, a.meshes.Follower())
 	a.liveness = paths.NewLiveness(ways, a.meshes.Follower(), a.tunnels)
 	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, tunnels: a.tunnels, paths: a.liveness, trust: a.trust, settled: a.readiness.settled, told: make(chan struct{}), lost: make(chan struct{}, 1), trouble: partTrouble(a.Tables, "publisher", "the store does not take this node's state", log)}
 	a.hosts = &hosts{path: cfg.Hosts, tell: f.tell, own: n.cluster, tables: a.Tables, listed: a.listed}

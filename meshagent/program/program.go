@@ -114,9 +114,9 @@ type Program struct {
 	// kept is what Remember saved last; nil if nothing yet.
 	kept     []netip.Prefix
 	attempts int
-	// passed is closed after the first pass that wrote everything.
-	passed chan struct{}
-	once   sync.Once
+	// tried is closed after the first pass, passed after the first that wrote everything.
+	tried, passed chan struct{}
+	once          struct{ tried, passed sync.Once }
 
 	// mu guards lanes, internal, exposed and addressed, which other goroutines set.
 	mu        sync.Mutex
@@ -147,7 +147,7 @@ type stage struct{ ground, rows signature }
 
 // New reads what is in the kernel and changes nothing.
 func New(cfg Config) (*Program, error) {
-	p := &Program{cfg: cfg, subjects: map[string]subject{}, enlisted: map[string]identity.Labels{}, force: newForce(), retiring: map[netip.Prefix]bool{}, kicked: make(chan struct{}, 1), passed: make(chan struct{})}
+	p := &Program{cfg: cfg, subjects: map[string]subject{}, enlisted: map[string]identity.Labels{}, force: newForce(), retiring: map[netip.Prefix]bool{}, kicked: make(chan struct{}, 1), tried: make(chan struct{}), passed: make(chan struct{})}
 	var err error
 	if p.beliefs, err = newBeliefs(cfg.Tables, cfg.Self); err != nil {
 		return nil, err
@@ -228,6 +228,9 @@ func (p *Program) Identity(n identity.Number) identity.Number {
 	}
 	return n
 }
+
+// Tried is closed once everything known at the start has been written or refused.
+func (p *Program) Tried() <-chan struct{} { return p.tried }
 
 // Passed is closed once everything known at the start is in the kernel.
 func (p *Program) Passed() <-chan struct{} { return p.passed }
@@ -344,6 +347,7 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 	p.writeSettings(v, r)
 	p.vacate(v, r)
 	r.publish(t)
+	p.once.tried.Do(func() { close(p.tried) })
 
 	wait := lastRetry
 	if r.failed {
@@ -353,7 +357,7 @@ func (p *Program) pass(ctx context.Context) (*statedb.WatchSet, time.Duration) {
 		p.cfg.Log.Warn("some rows did not reach the kernel; retrying", "rows", r.count(), "example", r.example(), "in", wait)
 	} else {
 		p.attempts = 0
-		p.once.Do(func() { close(p.passed) })
+		p.once.passed.Do(func() { close(p.passed) })
 	}
 	if !p.policies.stale.IsZero() {
 		wait = min(wait, grace)
