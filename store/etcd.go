@@ -24,7 +24,9 @@ import (
 
 // Numbers etcd's own clients use.
 const (
-	pageSize         = 4096 // keys per request of a listing; fewer if their answer is too large
+	pageSize         = 4096 // keys per request of a listing at first; fewer if their answer is too large
+	mostPage         = 4 * pageSize
+	smallPage        = 4 << 20 // bytes; after a smaller answer, twice as many keys are requested
 	dialTimeout      = 5 * time.Second
 	keepAliveTime    = 15 * time.Second
 	keepAliveTimeout = 10 * time.Second
@@ -209,6 +211,7 @@ func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int6
 			revision = resp.Header.Revision
 			kvs = make([]KV, 0, max(0, min(resp.Count, 1<<20))) // a peer may claim any number
 		}
+		before := bytes
 		for _, kv := range resp.Kvs {
 			bytes += len(kv.Key) + len(kv.Value)
 			kvs = append(kvs, KV{Key: string(kv.Key), Value: kv.Value, Created: kv.CreateRevision, Modified: kv.ModRevision, Lease: Lease(kv.Lease)})
@@ -221,6 +224,9 @@ func (e *Etcd) list(ctx context.Context, prefix string) (kvs []KV, revision int6
 		}
 		if !resp.More {
 			return kvs, revision, nil
+		}
+		if bytes-before < smallPage { // for each request, etcd counts all keys that are left
+			size = min(2*size, mostPage)
 		}
 		from = kvs[len(kvs)-1].Key + "\x00"
 	}

@@ -61,7 +61,7 @@ func count(t *testing.T, e *store.Etcd, prefix string) (keys int, revision int64
 func TestEtcdListsPagesAndWatchesWhatFollows(t *testing.T) {
 	ctx, e := t.Context(), dial(t, store.DialConfig{Endpoints: []string{startEtcd(t)}, Patience: time.Minute})
 	// More than a page, at one revision.
-	const many = 5000
+	const many = 25_000
 	var ops []store.Op
 	for i := range many {
 		ops = append(ops, store.Put(fmt.Sprintf("a/%05d", i), []byte("x")))
