@@ -53,6 +53,21 @@ bench-datapath: ## measure packets at each hook beside yardsticks, and compare t
 bench-mesh: build ## measure one agent and API server in a mesh of up to 511 clusters, and draw the curves
 	$(call run,internal/benchmesh) $(if $(CLUSTERS),-effort quick -clusters $(CLUSTERS),-docs docs)
 
+# Kubernetes' programs are built once, which takes some ten minutes, and are not part of the
+# tree's own module. All sizes take three quarters of an hour; their figures and curves are
+# kept in docs. SERVICES=1000 is a quick look at one.
+.PHONY: bench-services
+bench-services: build kubernetes ## measure services beside kube-proxy in iptables and nftables mode, and draw the curves
+	$(call run,internal/benchservices) $(if $(SERVICES),-rounds 3 -services $(SERVICES),-docs docs)
+
+KUBERNETES := internal/benchservices/kubernetes
+.PHONY: kubernetes
+kubernetes: ## build the real kube-proxy, with the API server and the etcd that it needs
+	cd $(KUBERNETES) && CGO_ENABLED=0 nice -n 19 go build -p 2 -trimpath -o $(CURDIR)/.bin/kubernetes/ \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes)" \
+		k8s.io/kubernetes/cmd/kube-proxy k8s.io/kubernetes/cmd/kube-apiserver
+	cd $(KUBERNETES) && CGO_ENABLED=0 nice -n 19 go build -p 2 -trimpath -o $(CURDIR)/.bin/kubernetes/etcd -ldflags '-s -w' go.etcd.io/etcd/server/v3
+
 # Simulated meshes for FOR, then real ones in the lab: fifty pods at once, ten times, and
 # rounds of a minute or two for FOR as well, or as many as ROUNDS; SEED repeats the first of
 # those, without the pods. CI has simulated meshes and one round in short, as tests.
