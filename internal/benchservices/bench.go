@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -30,6 +29,8 @@ type plan struct {
 type bench struct {
 	plan
 	weft, kubernetes string
+	agent            []string // flags of weft agent
+	variant          string   // of iptables
 	print            func(figure)
 	wants            func(line string) bool
 
@@ -45,9 +46,9 @@ type bench struct {
 const weftCluster, kubeCluster = "weft", "kube"
 
 // topology has an API server on a machine of its own for each side.
-func topology() lab.Topology {
+func topology(agent []string) lab.Topology {
 	return lab.Topology{Clusters: []lab.Cluster{
-		{Name: weftCluster, ID: 1, Nodes: []string{"server", "node"}, PodCIDR: podCIDR, ServiceCIDR: serviceCIDR},
+		{Name: weftCluster, ID: 1, Nodes: []string{"server", "node"}, PodCIDR: podCIDR, ServiceCIDR: serviceCIDR, Agent: agent},
 		{Name: kubeCluster, ID: 2, Nodes: []string{"server", string(iptables), string(nftables), string(plain)}, Bare: true},
 	}}
 }
@@ -58,7 +59,7 @@ func (b *bench) run(ctx context.Context, sizes []int) (err error) {
 	if err != nil {
 		return err
 	}
-	if b.lab, err = lab.Raise(ctx, lab.Config{Topology: topology(), Binary: b.weft, File: "bench-services"}); err != nil {
+	if b.lab, err = lab.Raise(ctx, lab.Config{Topology: topology(b.agent), Binary: b.weft, File: "bench-services"}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.lab.Close()) }()
@@ -129,6 +130,11 @@ func (b *bench) start(ctx context.Context) error {
 		if err := m.start(); err != nil {
 			return err
 		}
+		if m.mode == iptables {
+			if err := chooseIPTables(m, b.variant); err != nil {
+				return err
+			}
+		}
 		if m.mode == iptables || m.mode == nftables {
 			if err := b.kube.addNode(ctx, m); err != nil {
 				return err
@@ -157,6 +163,12 @@ func (b *bench) grow(ctx context.Context, n int) error {
 		services = append(services, service(serviceName(i), serviceAddr(i).Addr()))
 		slices = append(slices, endpointSlice(serviceName(i), endpointsOf(i, b.pods)))
 	}
+	// kube-proxy would write all rules again every second meanwhile.
+	for _, m := range []mode{iptables, nftables} {
+		if err := b.kube.stopProxy(b.machines[m]); err != nil {
+			return err
+		}
+	}
 	for m, s := range b.stores {
 		began := time.Now()
 		if err := s.create(ctx, services, slices); err != nil {
@@ -167,6 +179,11 @@ func (b *bench) grow(ctx context.Context, n int) error {
 	b.services = n
 	for _, m := range modes {
 		began := time.Now()
+		if m == iptables || m == nftables {
+			if err := b.kube.startProxy(b.machines[m]); err != nil {
+				return err
+			}
+		}
 		if err := b.settled(ctx, b.machines[m]); err != nil {
 			return err
 		}
@@ -201,7 +218,7 @@ func (b *bench) destination(m *machine, service int) string {
 // chain is the order of services in iptables.
 func (b *bench) chain(ctx context.Context) ([]netip.Addr, error) {
 	var stdout, stderr bytes.Buffer
-	if err := b.lab.RunAt(ctx, lab.Place{Node: b.machines[iptables].node}, &stdout, &stderr, "iptables-save", "-t", "nat"); err != nil {
+	if err := b.lab.RunAt(ctx, lab.Place{Node: b.machines[iptables].node}, &stdout, &stderr, "/usr/bin/env", "iptables-save", "-t", "nat"); err != nil {
 		return nil, fmt.Errorf("iptables-save: %w: %s", err, stderr.String())
 	}
 	return chain(&stdout), nil
@@ -220,13 +237,4 @@ func until(ctx context.Context, patience time.Duration, try func() error) error 
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-}
-
-// together does something for several machines at once.
-func (b *bench) together(do func(*machine) error, of ...mode) error {
-	var g errgroup.Group
-	for _, m := range of {
-		g.Go(func() error { return do(b.machines[m]) })
-	}
-	return g.Wait()
 }

@@ -19,10 +19,12 @@ import (
 
 // observed is what a client saw.
 type observed struct {
-	Requests int     `json:"requests"`
-	Failed   int     `json:"failed"`
-	Failure  string  `json:"failure,omitempty"` // the last one
-	Seconds  float64 `json:"seconds"`
+	Requests int    `json:"requests"`
+	Failed   int    `json:"failed"`
+	Failure  string `json:"failure,omitempty"` // the last one
+	// Seconds is how long they took, without those that failed: a lost packet costs a second
+	// of waiting, which would hide what all others cost.
+	Seconds float64 `json:"seconds"`
 	// Percentiles in microseconds: of connect(), of everything from there to the answer.
 	Connect50 float64 `json:"connect50"`
 	Connect99 float64 `json:"connect99"`
@@ -64,7 +66,6 @@ func client(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	began := time.Now()
 	for range *threads {
 		g.Go(func() {
 			runtime.LockOSThread()
@@ -74,19 +75,19 @@ func client(ctx context.Context, args []string, out io.Writer) error {
 			defer mu.Unlock()
 			failed = errors.Join(failed, err)
 			all.connects, all.wholes, all.failed = append(all.connects, one.connects...), append(all.wholes, one.wholes...), all.failed+one.failed
+			all.took = max(all.took, one.took)
 			if one.failure != "" {
 				all.failure = one.failure
 			}
 		})
 	}
 	g.Wait()
-	took := time.Since(began)
 	after, err := readCPU()
 	if failed = errors.Join(failed, err); failed != nil {
 		return failed
 	}
 	return json.NewEncoder(out).Encode(observed{
-		Requests: len(all.wholes), Failed: all.failed, Failure: all.failure, Seconds: took.Seconds(),
+		Requests: len(all.wholes), Failed: all.failed, Failure: all.failure, Seconds: all.took.Seconds(),
 		Connect50: percentile(all.connects, 0.5), Connect99: percentile(all.connects, 0.99),
 		Whole50: percentile(all.wholes, 0.5), Whole95: percentile(all.wholes, 0.95),
 		Softirq: after.softirq - before.softirq, Busy: after.busy - before.busy,
@@ -99,7 +100,9 @@ type caller struct {
 	keep             bool
 	connects, wholes []float64 // microseconds
 	failed           int
-	failure          string
+	failure          string        // the last one
+	waited           time.Duration // in vain
+	took             time.Duration // for all that did not fail
 }
 
 // callPatience is how long a call may wait for anything.
@@ -126,15 +129,17 @@ func (c *caller) calls(cpu int, last time.Duration, count int) error {
 		}
 	}()
 	began := time.Now()
+	counted := began
 	for i := 0; count > 0 && i < count || count <= 0 && time.Since(began) < last; i++ {
 		if i == warmUp && count <= 0 {
-			c.connects, c.wholes, c.failed, c.failure = c.connects[:0], c.wholes[:0], 0, ""
+			c.connects, c.wholes, c.failed, c.failure, c.waited = c.connects[:0], c.wholes[:0], 0, "", 0
+			counted = time.Now()
 		}
 		start := time.Now()
 		if kept < 0 {
 			fd, err := c.connect()
 			if err != nil {
-				c.failed, c.failure = c.failed+1, err.Error()
+				c.fail(err, start)
 				if time.Since(began) > last+2*callPatience && count <= 0 {
 					return err
 				}
@@ -144,7 +149,7 @@ func (c *caller) calls(cpu int, last time.Duration, count int) error {
 			c.connects = append(c.connects, micros(time.Since(start)))
 		}
 		if err := ask(kept); err != nil {
-			c.failed, c.failure = c.failed+1, err.Error()
+			c.fail(err, start)
 			unix.Close(kept)
 			kept = -1
 			continue
@@ -155,7 +160,12 @@ func (c *caller) calls(cpu int, last time.Duration, count int) error {
 			kept = -1
 		}
 	}
+	c.took = time.Since(counted) - c.waited
 	return nil
+}
+
+func (c *caller) fail(err error, since time.Time) {
+	c.failed, c.failure, c.waited = c.failed+1, err.Error(), c.waited+time.Since(since)
 }
 
 func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }

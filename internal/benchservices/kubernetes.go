@@ -45,10 +45,10 @@ const kubePort = 6443
 // others.
 type kubernetes struct {
 	*kubeStore
-	lab    *lab.Lab
-	server *lab.Node
-	folder string
-	kinds  map[mode]*lab.Task
+	lab     *lab.Lab
+	server  *lab.Node
+	folder  string
+	proxies map[mode]*lab.Task
 }
 
 // startKubernetes starts etcd and the API server.
@@ -69,9 +69,9 @@ func startKubernetes(ctx context.Context, l *lab.Lab, server *lab.Node, folder s
 			return nil, err
 		}
 	}
-	k := &kubernetes{kubeStore: newKubeStore(l, server.Addr, token), lab: l, server: server, folder: folder, kinds: map[mode]*lab.Task{}}
+	k := &kubernetes{kubeStore: newKubeStore(l, server, token), lab: l, server: server, folder: folder, proxies: map[mode]*lab.Task{}}
 	at := lab.Place{Node: server}
-	etcd := "http://127.0.0.1:2379"
+	etcd := "http://" + etcdAddr
 	if _, err := l.StartAt(at, "etcd", nil, filepath.Join(folder, "etcd"), "--data-dir", "/var/lib/weft/etcd",
 		"--listen-client-urls", etcd, "--advertise-client-urls", etcd, "--listen-peer-urls", "http://127.0.0.1:2380", "--quota-backend-bytes", "8589934592"); err != nil {
 		return nil, err
@@ -133,6 +133,23 @@ current-context: bench
 
 func (k *kubernetes) kubernetesAddr() netip.Addr { return k.server.Addr }
 
+// chooseIPTables has a machine's kube-proxy use one of Debian's two iptables, nft or legacy.
+func chooseIPTables(m *machine, variant string) error {
+	multi, err := exec.LookPath("xtables-" + variant + "-multi")
+	if err != nil {
+		return fmt.Errorf("there is no iptables in its %s variant: %w", variant, err)
+	}
+	for _, family := range []string{"iptables", "ip6tables"} {
+		for _, end := range []string{"", "-save", "-restore"} {
+			// A folder of its own at the head of PATH.
+			if err := os.Symlink(multi, m.node.Path("/run/weft-bin/"+family+end)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // startProxy starts kube-proxy with its defaults, except that it leaves the kernel's
 // settings of connection tracking alone, which the machines of a lab share.
 func (k *kubernetes) startProxy(m *machine) error {
@@ -140,26 +157,35 @@ func (k *kubernetes) startProxy(m *machine) error {
 		"--kubeconfig", "/etc/weft/kubeconfig", "--proxy-mode", string(m.mode), "--hostname-override", string(m.mode),
 		"--detect-local-mode", "ClusterCIDR", "--cluster-cidr", podCIDR.String(),
 		"--conntrack-max-per-core", "0", "--conntrack-min", "0", "--conntrack-tcp-timeout-established", "0s", "--conntrack-tcp-timeout-close-wait", "0s")
-	k.kinds[m.mode] = task
+	k.proxies[m.mode] = task
 	return err
 }
 
-// stopProxy stops kube-proxy and removes its rules.
-func (k *kubernetes) stopProxy(ctx context.Context, m *machine) error {
-	if err := k.kinds[m.mode].Stop(); err != nil {
-		return err
+// stopProxy stops kube-proxy. Its rules stay.
+func (k *kubernetes) stopProxy(m *machine) error { return k.proxies[m.mode].Stop() }
+
+// flush removes the rules of kube-proxy.
+func (k *kubernetes) flush(ctx context.Context, m *machine) error {
+	// There is nobody else's rule.
+	commands := [][]string{{"nft", "flush", "ruleset"}}
+	if m.mode == iptables {
+		for _, table := range []string{"nat", "filter", "mangle"} {
+			commands = append(commands, []string{"iptables", "-t", table, "-F"}, []string{"iptables", "-t", table, "-X"})
+		}
 	}
-	// Debian's iptables writes into nftables too; there is nobody else's rule.
-	var out strings.Builder
-	if err := k.lab.RunAt(ctx, lab.Place{Node: m.node}, &out, &out, "nft", "flush", "ruleset"); err != nil {
-		return fmt.Errorf("remove the rules of %s: %w: %s", m.mode, err, out.String())
+	for _, command := range commands {
+		var out strings.Builder
+		// By env, which looks a command up on the machine.
+		if err := k.lab.RunAt(ctx, lab.Place{Node: m.node}, &out, &out, append([]string{"/usr/bin/env"}, command...)...); err != nil {
+			return fmt.Errorf("remove the rules of %s: %s: %w: %s", m.mode, strings.Join(command, " "), err, out.String())
+		}
 	}
 	return nil
 }
 
 // failed says whether kube-proxy has ended, and its last words.
 func (k *kubernetes) failed(m *machine) error {
-	if t := k.kinds[m.mode]; t != nil && !t.Running() {
+	if t := k.proxies[m.mode]; t != nil && !t.Running() {
 		return errors.New("kube-proxy has ended" + t.Log())
 	}
 	return nil

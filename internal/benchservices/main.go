@@ -74,10 +74,12 @@ type options struct {
 	sizes      []int
 	only       []string
 	limit      time.Duration
-	weft       string // the program to measure
-	kubernetes string // the folder with Kubernetes' programs
-	from       string // a file of figures to keep and draw instead of measuring
-	docs       string // the folder to keep figures and curves in; empty: none
+	weft       string   // the program to measure
+	kubernetes string   // the folder with Kubernetes' programs
+	from       string   // a file of figures to keep and draw instead of measuring
+	agent      []string // flags of weft agent
+	variant    string   // of iptables
+	docs       string   // the folder to keep figures and curves in; empty: none
 }
 
 func parse(args []string, out io.Writer) (o options, err error) {
@@ -93,6 +95,8 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	set.DurationVar(&o.limit, "limit", 90*time.Minute, "end after this `time`, whatever is left")
 	set.StringVar(&o.weft, "weft", "./weft", "the `program` to measure")
 	set.StringVar(&o.kubernetes, "kubernetes", ".bin/kubernetes", "`folder` with kube-apiserver, kube-proxy and etcd")
+	agent := set.String("agent", "", "`flags` of weft agent to measure with, in place of its defaults")
+	set.StringVar(&o.variant, "iptables", "legacy", "`variant` of iptables for kube-proxy: legacy, or nft, whose iptables-restore takes minutes for 10,000 services")
 	set.StringVar(&o.docs, "docs", "", "`folder` to write the figures and their curves to, as bench-services.jsonl and .svg")
 	set.StringVar(&o.from, "from", "", "`file` of figures to write with -docs and to show, instead of measuring")
 	set.Usage = func() {
@@ -113,6 +117,7 @@ func parse(args []string, out io.Writer) (o options, err error) {
 		o.sizes = append(o.sizes, n)
 	}
 	slices.Sort(o.sizes)
+	o.agent = strings.Fields(*agent)
 	if *only != "" {
 		o.only = strings.Split(*only, ",")
 	}
@@ -155,7 +160,7 @@ func (o options) run(ctx context.Context, out io.Writer) error {
 	lines := json.NewEncoder(out)
 	lines.SetEscapeHTML(false)
 	var all []figure
-	b := &bench{plan: o.plan, weft: o.weft, kubernetes: o.kubernetes, print: func(f figure) {
+	b := &bench{plan: o.plan, weft: o.weft, kubernetes: o.kubernetes, agent: o.agent, variant: o.variant, print: func(f figure) {
 		all = append(all, f)
 		_ = lines.Encode(f) // a broken pipe ends the program
 	}}

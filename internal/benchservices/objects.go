@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
 const (
@@ -57,14 +58,17 @@ func endpointsOf(i int, pods []netip.Addr) []netip.Addr {
 	return out
 }
 
-// service is a service without a selector: its slice is written beside it.
+// service is a service without a selector, whose slice is written beside it, with all that
+// an API server fills in.
 func service(name string, addr netip.Addr) *corev1.Service {
+	singleStack, everywhere := corev1.IPFamilyPolicySingleStack, corev1.ServiceInternalTrafficPolicyCluster
 	return &corev1.Service{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: metav1.NamespaceDefault},
 		Spec: corev1.ServiceSpec{
-			ClusterIP: addr.String(),
-			Ports:     []corev1.ServicePort{{Name: "http", Port: servePort, Protocol: corev1.ProtocolTCP}},
+			ClusterIP: addr.String(), ClusterIPs: []string{addr.String()}, Type: corev1.ServiceTypeClusterIP,
+			SessionAffinity: corev1.ServiceAffinityNone, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}, IPFamilyPolicy: &singleStack, InternalTrafficPolicy: &everywhere,
+			Ports: []corev1.ServicePort{{Name: "http", Port: servePort, TargetPort: intstr.FromInt32(servePort), Protocol: corev1.ProtocolTCP}},
 		},
 	}
 }

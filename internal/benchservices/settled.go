@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/lab"
 )
 
 // settled returns when a machine knows all services: those that lead somewhere answer, and
@@ -28,7 +30,15 @@ func (b *bench) settled(ctx context.Context, m *machine) error {
 	case weft:
 		return until(ctx, b.patience, func() error { return programmed(m, b.services+1) })
 	case iptables, nftables:
-		return until(ctx, b.patience, func() error { return synced(ctx, m, b.services+1) })
+		return until(ctx, b.patience, func() error {
+			if err := synced(ctx, m); err != nil {
+				return err
+			}
+			if n, err := b.written(ctx, m); err != nil || n < b.services+1 {
+				return fmt.Errorf("kube-proxy in %s mode has written %d of %d services: %w", m.mode, n, b.services+1, err)
+			}
+			return nil
+		})
 	}
 	return nil
 }
@@ -69,8 +79,21 @@ func programmed(m *machine, want int) error {
 	return nil
 }
 
-// synced is nil if kube-proxy knows so many services and has nothing left to write.
-func synced(ctx context.Context, m *machine, want int) error {
+// written is how many services kube-proxy has in the kernel.
+func (b *bench) written(ctx context.Context, m *machine) (int, error) {
+	if m.mode == iptables {
+		order, err := b.chain(ctx)
+		return len(order), err
+	}
+	var stdout, stderr bytes.Buffer
+	if err := b.lab.RunAt(ctx, lab.Place{Node: m.node}, &stdout, &stderr, "/usr/bin/env", "nft", "list", "map", "ip", "kube-proxy", "service-ips"); err != nil {
+		return 0, fmt.Errorf("nft: %w: %s", err, stderr.String())
+	}
+	return bytes.Count(stdout.Bytes(), []byte("goto service-")), nil
+}
+
+// synced is nil if kube-proxy has nothing left to write.
+func synced(ctx context.Context, m *machine) error {
 	values, err := proxyMetrics(ctx, m)
 	if err != nil {
 		return err
@@ -80,11 +103,6 @@ func synced(ctx context.Context, m *machine, want int) error {
 	endpoints, services := values[rules+"endpoint_changes_pending"], values[rules+"service_changes_pending"]
 	if done < queued || endpoints > 0 || services > 0 {
 		return fmt.Errorf("kube-proxy in %s mode has changes left to write", m.mode)
-	}
-	if m.mode == iptables {
-		if n := values[rules+"iptables_total"]; n < float64(want) {
-			return fmt.Errorf("kube-proxy has written %v rules for %d services", n, want)
-		}
 	}
 	return nil
 }
