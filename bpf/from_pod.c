@@ -10,6 +10,7 @@
  * 3. Act. The packet goes to a pod of this node, into a tunnel, or to the stack; or it
  *    is dropped, and the pod may be told.
  */
+#include "lib/claim.h"
 #include "lib/deliver.h"
 #include "lib/loop.h"
 #include "lib/refuse.h"
@@ -81,10 +82,29 @@ int from_pod(struct __sk_buff *skb)
 
 /* ---- 1. Find ---- */
 
+/* Finds the flow beside another's answers, whose row has the key; null if there is none. */
+part struct flow *find_beside(struct work *w)
+{
+	struct flow *f;
+
+	w->key.beside = 1;
+	f = bpf_map_lookup_elem(&flows, &w->key);
+	if (!f)
+		w->key.beside = 0;
+	return f;
+}
+
 inline_always struct flow *find(struct work *w)
 {
+	struct flow *f, *beside;
+
 	sent_key(&w->key, &w->p);
-	return bpf_map_lookup_elem(&flows, &w->key);
+	f = bpf_map_lookup_elem(&flows, &w->key);
+	if (unlikely(f && f->flags & FLOW_ANSWERS)) {
+		beside = find_beside(w);
+		return beside ? beside : f;
+	}
+	return f;
 }
 
 /* ---- 2. Decide: packets of known flows ---- */
@@ -295,9 +315,10 @@ once int open_flow(struct __sk_buff *skb, const struct settings *s, int claimed)
 	if (why)
 		return why;
 	if (unlikely(claimed) && clashes(&w->key, f->seen))
-		why = REASON_FLOW_CLASH;
-	else
-		why = f->flags & FLOW_SERVICE ? remember_service(&w->key, f) : store(&w->key, f);
+		stand_beside(&w->key, f);
+	why = f->flags & FLOW_TRANSLATED ? remember(&w->key, f, 0) : store(&w->key, f);
+	if (unlikely(w->key.beside) && !why)
+		why = share_key(&w->key);
 	if (why && why != ELSEWHERE)
 		name_service(&w->p, &w->key, f);
 	return why;
@@ -313,6 +334,10 @@ inline_always enum course decide_to_open(struct __sk_buff *skb, struct work *w, 
 
 	if (old && !claimed)
 		forget_worked_on(old);
+	if (unlikely(w->key.beside)) { /* the key without the mark is still another's, or was */
+		w->key.beside = 0;
+		claimed = 1;
+	}
 	why = open_flow(skb, s, claimed);
 	if (unlikely(why == ELSEWHERE)) {
 		old = bpf_map_lookup_elem(&flows, &w->key);
@@ -375,8 +400,8 @@ inline_always int send(struct __sk_buff *skb, struct work *w, const struct setti
 	}
 	p->via = f->via;
 	p->node = f->node;
-	if (f->flags & FLOW_SERVICE) {
-		why = to_backend(skb, p, &w->key, f);
+	if (f->flags & FLOW_TRANSLATED) {
+		why = translate(skb, p, &w->key, f);
 		if (why)
 			return turn_away(skb, p, why);
 	}
@@ -424,7 +449,11 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 		key->rport = icmp_port(q->dport, !q->asks);
 	}
 	f = bpf_map_lookup_elem(&flows, key);
-	if (!f || f->flags & FLOW_ANSWERS)
+	if (f && f->flags & FLOW_ANSWERS) {
+		key->beside = 1;
+		f = bpf_map_lookup_elem(&flows, key);
+	}
+	if (!f)
 		return REASON_INVALID;
 	if (f->ifindex != skb->ifindex)
 		return REASON_SPOOFED_SOURCE;
@@ -440,6 +469,8 @@ once int error_from_pod(struct __sk_buff *skb, struct packet *p, const struct se
 		return REASON_TTL_EXCEEDED;
 	p->via = f->via;
 	p->node = f->node;
+	if (f->flags & FLOW_DIRECT)
+		return restore_quote(skb, q, DESTINATION, &q->dst, other_port(f, q->dport));
 	return 0;
 }
 

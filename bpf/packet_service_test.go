@@ -110,13 +110,6 @@ var serviceCases = []packetCase{
 				}
 			}},
 	}},
-	{name: "two services with one backend, from one port", state: onlyC, steps: []step{
-		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
-		{change: func(n *node) { unset(n, n.m.Backends, SlotKey{Service: 80, Cluster: 1}) },
-			hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonFlowClash},
-		{hook: "from a", in: ip(podA, podC, tcp(1000, 8080, "S")), want: ReasonFlowClash},
-		{hook: "from a", in: ip(podA, near, tcp(1001, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1001, 8080, "S"))},
-	}},
 	{name: "a flow that ended leaves answers to who has them since", state: onlyC, steps: []step{
 		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
 		{change: func(n *node) {
@@ -124,7 +117,6 @@ var serviceCases = []packetCase{
 			n.age(TCPOpening + time.Second)
 		},
 			hook: "from a", in: ip(podA, near, tcp(1000, 80, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
-		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonFlowClash},
 		{hook: "out of tunnel", in: ip(podC, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(near, podA, tcp(80, 1000, "SA"))},
 	}},
 	{name: "a flow that closes gives its answers away", state: onlyC, steps: []step{
@@ -143,10 +135,6 @@ var serviceCases = []packetCase{
 		}, hook: "out of tunnel", in: ip(podC, podA, udp(8080, 1000)), want: ReasonDelivered},
 		{hook: "from a", in: ip(podA, far, udp(1000, 80)), want: ReasonTunnelled, out: ip(podA, podC, udp(1000, 8080)), check: flowsAre(1)},
 		{hook: "out of tunnel", in: ip(podC, podA, udp(8080, 1000)), want: ReasonDelivered, out: ip(far, podA, udp(80, 1000))},
-	}},
-	{name: "a backend spoken to directly is not claimed by a service", state: onlyC, steps: []step{
-		{hook: "from a", in: ip(podA, podC, tcp(1000, 8080, "S")), want: ReasonTunnelled},
-		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), want: ReasonFlowClash, check: flowsAre(1)},
 	}},
 	{name: "SCTP keeps its port or is refused", state: func(n *node) {
 		onlyC(n)

@@ -377,7 +377,7 @@ func TestTheLastRowKeepsItsReply(t *testing.T) {
 		}
 		k := FlowKey{Local: addr(podA), Remote: addr(far), Lport: PortOf(port), Rport: PortOf(80), Proto: 17}
 		answers, _ := f.Answers(k)
-		if row, ok, _ := n.m.Flows.Lookup(answers); !ok || !row.Answered(k) {
+		if row, ok, _ := n.m.Flows.Lookup(answers); !ok || !row.Answered(answers, k) {
 			t.Fatalf("round %d: the flow has no row for answers", i)
 		}
 		n.age(61 * time.Second)

@@ -28,7 +28,8 @@ type step struct {
 	in     layer
 	frame  []byte // instead of in: not an IP packet
 	want   Reason
-	out    layer // nil: as it came
+	out    layer             // nil: as it came
+	outs   func(*node) layer // instead of out: it depends on what the packet did
 	rule   uint32
 	silent bool              // dropped, and nobody is told although the reason is certain
 	check  func(*node, sent) // after it
@@ -84,6 +85,9 @@ func (n *node) step(i int, s step) {
 	}
 	program, device, from := n.hookOf(s.hook)
 	got := n.send(program, device, from, in)
+	if s.outs != nil {
+		s.out = s.outs(n)
+	}
 	if got.reason != s.want {
 		n.Fatalf("packet %d, %s: %s, want %s\n%s", i, s.hook, got.reason, s.want, describe(in))
 	}

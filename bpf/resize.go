@@ -304,9 +304,16 @@ func (d *Datapath) catchUpFlows(r resized) (left int, err error) {
 	return left, failed()
 }
 
-// answersRow is the row for the answers of a flow through a service.
+// answersRow is the row for the answers of a translated flow.
 func (f Flow) answersRow(k FlowKey) Flow {
-	return Flow{Seen: f.Seen, Flags: FlowAnswers, Backend: k.Remote, Bport: k.Rport, Ifindex: f.Ifindex, Owner: f.Owner}
+	flags := FlowAnswers
+	if f.Flags.Other() != (Port{}) {
+		flags = flags.withOther(k.Lport)
+	}
+	if k.Beside != 0 {
+		flags |= FlowBeside
+	}
+	return Flow{Seen: f.Seen, Flags: flags, Backend: k.Remote, Bport: k.Rport, Ifindex: f.Ifindex, Owner: f.Owner}
 }
 
 // recount corrects the accounts of who holds flows by those that were kept.

@@ -45,7 +45,8 @@ type FlowKey struct {
 	Lport  Port
 	Rport  Port
 	Proto  uint8
-	Pad    [3]uint8
+	Beside uint8 // 1: of a flow beside another's answers, whose row has the key without it
+	Pad    [2]uint8
 }
 
 // FlowFlags are the state of a flow.
@@ -60,10 +61,32 @@ const (
 	FlowService         FlowFlags = 1 << 5 // Backend, Bport and Service are set
 	FlowLoop            FlowFlags = 1 << 6 // a pod reaching itself through a service
 	FlowWaits           FlowFlags = 1 << 7 // its node has been unknown since Seen
-	// Not a flow: the second row of one through a service, under the key that the
-	// backend's answers have. Backend and Bport are the service's address and port.
+	// Not a flow: the second row of one that is translated, under the key that its answers
+	// have. Backend and Bport are then the address and port that the pod talks to.
 	FlowAnswers FlowFlags = 1 << 8
+	FlowDirect  FlowFlags = 1 << 9  // has another source port; Backend and Bport are the address itself
+	FlowBeside  FlowFlags = 1 << 10 // of a row for answers: the flow's key has Beside
+	FlowShared  FlowFlags = 1 << 11 // likewise: there is a flow beside it
+
+	// FlowTranslated are the flags of flows that have a second row.
+	FlowTranslated = FlowService | FlowDirect
+
+	// The upper half is a port: see Other.
+	flowPort = 16
 )
+
+// Other is the source port by which the other side knows the flow, if that is not the pod's.
+// In a row for answers, and in that of the server of a pod that reaches itself, it is the
+// client's own then. 0: there is none.
+func (f FlowFlags) Other() Port { return Port{byte(f >> flowPort), byte(f >> (flowPort + 8))} }
+
+// withOther are the flags with another port.
+func (f FlowFlags) withOther(p Port) FlowFlags {
+	return f.Alone() | FlowFlags(p[0])<<flowPort | FlowFlags(p[1])<<(flowPort+8)
+}
+
+// Alone are the flags without the port.
+func (f FlowFlags) Alone() FlowFlags { return f & (1<<flowPort - 1) }
 
 // Via is where the other side of a flow is.
 type Via uint8

@@ -102,7 +102,7 @@ func sweepMaps(m *Maps, now uint64, forget Forget) (s Swept, held map[uint32]int
 			answers++
 			continue
 		}
-		if f.Flags&FlowService != 0 {
+		if f.Flags&FlowTranslated != 0 {
 			answers--
 		}
 		held[f.Owner]++
@@ -236,23 +236,28 @@ func stillOrphan(m *Maps, k FlowKey, f Flow) (bool, error) {
 func isOrphan(m *Maps, k FlowKey, answers Flow) (bool, error) {
 	flow := answers.opposite(k)
 	f, ok, err := m.Flows.Lookup(flow)
-	return err == nil && (!ok || f.Flags&FlowService == 0 || f.opposite(flow) != k), err
+	return err == nil && (!ok || f.Flags&FlowTranslated == 0 || f.opposite(flow) != k), err
 }
 
-// opposite is the key of the other row of a flow through a service: of the one for the
-// answers if this is the flow itself, and the other way round.
+// opposite is the key of the other row of a translated flow: of the one for the answers if
+// this is the flow itself, and the other way round.
 func (f Flow) opposite(k FlowKey) FlowKey {
-	k.Remote, k.Rport = f.Backend, f.Bport
+	k.Remote, k.Rport, k.Beside = f.Backend, f.Bport, 0
+	if other := f.Flags.Other(); other != (Port{}) {
+		k.Lport = other
+	}
+	if f.Flags&FlowBeside != 0 {
+		k.Beside = 1
+	}
 	return k
 }
 
 // Answers is the key of the row for the answers of the flow's backend; false if the flow
 // has none.
 func (f Flow) Answers(k FlowKey) (FlowKey, bool) {
-	return f.opposite(k), f.Flags&FlowService != 0
+	return f.opposite(k), f.Flags&FlowTranslated != 0
 }
 
-// Answered reports whether this is the row for the answers of the flow with this key.
-func (f Flow) Answered(k FlowKey) bool {
-	return f.Flags&FlowAnswers != 0 && f.Backend == k.Remote && f.Bport == k.Rport
-}
+// Answered reports whether this row, which has the key at, is for the answers of the flow
+// with this key.
+func (f Flow) Answered(at, k FlowKey) bool { return f.Flags&FlowAnswers != 0 && f.opposite(at) == k }

@@ -6,6 +6,7 @@ package bpftest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -316,6 +317,22 @@ func (d *Datapath) Sweep(now uint64) (bpf.Swept, error) {
 	return bpf.SweepMaps(d.maps, now, Forget(d.maps))
 }
 
+// disclaim gives the key of a row for answers to the flow beside it, or to nobody.
+func disclaim(m *bpf.Maps, at bpf.FlowKey, row bpf.Flow) error {
+	beside := at
+	beside.Beside = 1
+	f, ok, err := m.Flows.Lookup(beside)
+	if err != nil || row.Flags&bpf.FlowShared == 0 || !ok {
+		return errors.Join(err, m.Flows.Delete(at))
+	}
+	own, _ := f.Answers(beside)
+	answers, ok, err := m.Flows.Lookup(own)
+	if answers.Flags &^= bpf.FlowBeside; ok {
+		err = errors.Join(err, m.Flows.Update(own, answers))
+	}
+	return errors.Join(err, m.Flows.Update(at, f), m.Flows.Delete(beside))
+}
+
 // Forget is the in-memory twin of program sweep.
 func Forget(m *bpf.Maps) bpf.Forget {
 	return func(dead []bpf.FlowKey, now uint64) (gone int, err error) {
@@ -335,8 +352,8 @@ func Forget(m *bpf.Maps) bpf.Forget {
 				// Another flow may have claimed this row since this one ended.
 				if row, ok, err := m.Flows.Lookup(answers); err != nil {
 					return gone, err
-				} else if ok && row.Answered(k) {
-					if err := m.Flows.Delete(answers); err != nil {
+				} else if ok && row.Answered(answers, k) {
+					if err := disclaim(m, answers, row); err != nil {
 						return gone, err
 					}
 				}

@@ -114,8 +114,8 @@ once int deliver_error(struct __sk_buff *skb, struct packet *p, const struct set
 	return why ? drop(skb, p, why, INGRESS) : hand_over(skb, p, ep, o);
 }
 
-/* Finds the flow of a packet for a pod. translated tells whether it goes through a
- * service whose backend sent the packet. */
+/* Finds the flow of a packet for a pod. translated tells whether the packet is an answer in a
+ * translated flow. */
 inline_always struct flow *find_received(struct work *w, int *translated)
 {
 	struct flow *f;
@@ -123,7 +123,7 @@ inline_always struct flow *find_received(struct work *w, int *translated)
 	received_key(&w->key, &w->p);
 	f = bpf_map_lookup_elem(&flows, &w->key);
 	*translated = f && f->flags & FLOW_ANSWERS;
-	return *translated ? find_service_flow(&w->key, f) : f;
+	return *translated ? find_translated(&w->key, f) : f;
 }
 
 /* Decides about a packet of the flow f. */
@@ -202,7 +202,7 @@ inline_always int deliver_flow(struct __sk_buff *skb, struct work *w, const stru
 		return drop(skb, p, w->why, INGRESS);
 	}
 	if (translated) {
-		why = to_service(skb, p, &w->key);
+		why = untranslate(skb, p, &w->key);
 		if (why)
 			return drop(skb, p, why, INGRESS);
 	}

@@ -28,7 +28,7 @@ part int fill(struct event *e, const struct __sk_buff *skb, const struct packet 
 	e->rule = p->rule;
 	e->set = p->set;
 	e->ifindex = skb->ifindex;
-	e->sport = is_icmp(p->proto) ? p->icmp : p->sport;
+	e->sport = is_icmp(p->proto) ? p->icmp : p->own_port ? p->own_port : p->sport;
 	e->dport = is_icmp(p->proto) ? 0 : p->dport;
 	e->bytes = skb->len;
 	e->proto = p->proto;

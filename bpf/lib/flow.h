@@ -45,16 +45,25 @@ inline_always void received_key(struct flow_key *key, const struct packet *p)
 	set_key(key, &p->dst, &p->src, lport, rport, p->proto);
 }
 
-/* The key of the answers that the backend of a flow through a service sends. */
-inline_always void answers_key(struct flow_key *answers, const struct flow_key *key, const struct flow *f)
+/* The other port of a row, see FLOW_PORT; port if it has none. */
+inline_always __be16 other_port(const struct flow *f, __be16 port)
 {
-	set_key(answers, &key->local, &f->backend, key->lport, f->bport, key->proto);
+	__be16 other = f->flags >> FLOW_PORT;
+
+	return unlikely(other) ? other : port;
 }
 
-/* Is this row for the answers of the flow with this key? */
-inline_always int answers_of(const struct flow *row, const struct flow_key *key)
+/* The key of the answers that the other side of a translated flow sends. */
+inline_always void answers_key(struct flow_key *answers, const struct flow_key *key, const struct flow *f)
 {
-	return row->flags & FLOW_ANSWERS && same(&row->backend, &key->remote) && row->bport == key->rport;
+	set_key(answers, &key->local, &f->backend, other_port(f, key->lport), f->bport, key->proto);
+}
+
+/* Is this row, which has the key at, for the answers of the flow with this key? */
+inline_always int answers_of(const struct flow *row, const struct flow_key *at, const struct flow_key *key)
+{
+	return row->flags & FLOW_ANSWERS && same(&row->backend, &key->remote) && row->bport == key->rport &&
+	       other_port(row, at->lport) == key->lport && !(row->flags & FLOW_BESIDE) == !key->beside;
 }
 
 inline_always int closing(const struct flow *f)
@@ -145,8 +154,34 @@ inline_always void advance(struct flow *f, const struct packet *p, int from_pod,
 		f->seen = now;
 }
 
-/* Deletes the row for the answers of a flow through a service, unless it is another flow's
- * by now. */
+ARRAY(promoted, MAP_PERCPU_ARRAY, struct flow_key, 1); /* scratch: the stack is short */
+
+/* Gives a key that was another flow's answers' to the flow beside them, so that its packets
+ * go on finding it; if there is none, to nobody. In this order, a packet always finds one of
+ * the two. */
+inline_always void promote(struct flow_key *key)
+{
+	__u32 zero = 0;
+	struct flow_key *at = bpf_map_lookup_elem(&promoted, &zero);
+	struct flow *f, *row;
+
+	key->beside = 1;
+	f = bpf_map_lookup_elem(&flows, key);
+	key->beside = 0;
+	if (!at || !f || bpf_map_update_elem(&flows, key, f, ROW_ANY)) {
+		bpf_map_delete_elem(&flows, key);
+		return;
+	}
+	answers_key(at, key, f);
+	row = bpf_map_lookup_elem(&flows, at);
+	key->beside = 1;
+	if (row && answers_of(row, at, key))
+		__sync_fetch_and_and(&row->flags, ~FLOW_BESIDE);
+	bpf_map_delete_elem(&flows, key);
+	key->beside = 0;
+}
+
+/* Deletes the row for the answers of a translated flow, unless it is another flow's by now. */
 inline_always void disclaim(const struct flow_key *key, const struct flow *f)
 {
 	struct flow_key answers;
@@ -154,7 +189,11 @@ inline_always void disclaim(const struct flow_key *key, const struct flow *f)
 
 	answers_key(&answers, key, f);
 	row = bpf_map_lookup_elem(&flows, &answers);
-	if (row && answers_of(row, key))
+	if (!row || !answers_of(row, &answers, key))
+		return;
+	if (unlikely(row->flags & FLOW_SHARED))
+		promote(&answers);
+	else
 		bpf_map_delete_elem(&flows, &answers);
 }
 
@@ -162,7 +201,7 @@ part int forget(const struct flow_key *key, const struct flow *f)
 {
 	__u32 owner = f->owner;
 
-	if (f->flags & FLOW_SERVICE)
+	if (f->flags & FLOW_TRANSLATED)
 		disclaim(key, f);
 	if (!bpf_map_delete_elem(&flows, key)) /* if two CPUs delete it, only one gives it back */
 		release(owner);
@@ -194,26 +233,31 @@ part int pod_gone(const struct flow_key *key, const struct flow *f)
 	return !ep || ep->ifindex != f->owner;
 }
 
-/* Finds the flow through a service that this row, found by key, is for the answers of,
- * and turns key into that flow's key. */
-part struct flow *find_service_flow(struct flow_key *key, const struct flow *answers)
+/* Finds the flow that this row, found by key, is for the answers of, and turns key into that
+ * flow's key. */
+part struct flow *find_translated(struct flow_key *key, const struct flow *answers)
 {
 	struct addr backend = key->remote;
-	__be16 bport = key->rport;
+	__be16 bport = key->rport, lport = key->lport;
 	struct flow *f;
 
 	key->remote = answers->backend;
 	key->rport = answers->bport;
+	if (unlikely(answers->flags & ~FLOW_ANSWERS)) {
+		key->lport = other_port(answers, lport);
+		key->beside = !!(answers->flags & FLOW_BESIDE);
+	}
 	f = bpf_map_lookup_elem(&flows, key);
-	if (f && f->flags & FLOW_SERVICE && same(&f->backend, &backend) && f->bport == bport)
+	if (f && f->flags & FLOW_TRANSLATED && same(&f->backend, &backend) && f->bport == bport &&
+	    other_port(f, key->lport) == lport)
 		return f;
 	return 0;
 }
 
-/* Has only the remote side spoken in f? */
+/* Has only the remote side spoken in f? In a loop, that is the pod. */
 inline_always int unanswered_by_pod(const struct flow *f)
 {
-	return (f->flags & (FLOW_REMOTE_INITIATED | FLOW_REPLIED)) == FLOW_REMOTE_INITIATED;
+	return (f->flags & (FLOW_REMOTE_INITIATED | FLOW_REPLIED | FLOW_LOOP)) == FLOW_REMOTE_INITIATED;
 }
 
 /* Does this key belong to a live flow, directly or for its answers? A flow that is over or
@@ -227,10 +271,10 @@ once int clashes(const struct flow_key *key, __u64 now)
 	struct flow *f = bpf_map_lookup_elem(&flows, &of);
 
 	if (f && f->flags & FLOW_ANSWERS) {
-		f = find_service_flow(&of, f);
+		f = find_translated(&of, f);
 		if (!f) {
 			of = *key;
-			bpf_map_delete_elem(&flows, &of);
+			promote(&of);
 		}
 	}
 	if (!f)
@@ -239,35 +283,6 @@ once int clashes(const struct flow_key *key, __u64 now)
 		return 1;
 	forget(&of, f);
 	return 0;
-}
-
-/* Claims the backend's answers for the flow with this key. Returns 0 or a reason. */
-inline_always int claim_answers(const struct flow_key *key, const struct flow *f, __u64 now)
-{
-	__u32 zero = 0;
-	struct flow *row = bpf_map_lookup_elem(&answers, &zero), *old;
-	struct flow_key at;
-	long err;
-
-	if (!row)
-		return REASON_FAILED;
-	*row = (struct flow){
-		.seen = now, .flags = FLOW_ANSWERS, .backend = key->remote, .bport = key->rport,
-		.ifindex = f->ifindex, .owner = f->owner,
-	};
-	answers_key(&at, key, f);
-	err = bpf_map_update_elem(&flows, &at, row, ROW_NEW);
-	if (likely(!err))
-		return 0;
-	old = bpf_map_lookup_elem(&flows, &at);
-	if (old && answers_of(old, key))
-		return 0;
-	/* The pod may talk to the backend directly from the same port, or to the same
-	 * backend through another service. */
-	if (clashes(&at, now))
-		return REASON_FLOW_CLASH;
-	err = bpf_map_update_elem(&flows, &at, row, ROW_NEW);
-	return err == -EXISTS ? REASON_FLOW_CLASH : err ? REASON_FLOW_TABLE_FULL : 0;
 }
 
 struct pair {
@@ -328,10 +343,8 @@ part void unmask(const struct flow_key *key, const struct flow *f)
 	if (f->via != VIA_STACK)
 		return;
 	both->pod = *key;
-	if (f->flags & FLOW_SERVICE) {
-		both->pod.remote = f->backend;
-		both->pod.rport = f->bport;
-	}
+	if (f->flags & FLOW_TRANSLATED)
+		answers_key(&both->pod, key, f);
 	row = bpf_map_lookup_elem(&masquerades, &both->pod);
 	if (!row || row->answer)
 		return;
@@ -432,24 +445,4 @@ part int store(const struct flow_key *key, const struct flow *f)
 	int why = admit(f->owner);
 
 	return why > BEYOND_SHARE ? why : put(key, f, why);
-}
-
-/* Stores a judged flow that goes through a service. Returns what put does. The row for
- * its answers is claimed only once the flow is admitted, because it is hard to take back:
- * another CPU may be storing the same flow, and needs it. */
-part int remember_service(const struct flow_key *key, const struct flow *f)
-{
-	int admitted = admit(f->owner), why;
-
-	if (admitted > BEYOND_SHARE)
-		return admitted;
-	why = claim_answers(key, f, f->seen);
-	if (why) {
-		release(f->owner);
-		return why;
-	}
-	why = put(key, f, admitted);
-	if (why && why != ELSEWHERE && !bpf_map_lookup_elem(&flows, key))
-		disclaim(key, f);
-	return why;
 }

@@ -164,7 +164,7 @@ once int flow_of_error(struct __sk_buff *skb, const struct packet *p, const stru
 		about->flow.rport = icmp_port(about->quote.dport, about->quote.asks);
 	f = bpf_map_lookup_elem(&flows, &about->flow);
 	if (f && f->flags & FLOW_ANSWERS)
-		f = find_service_flow(&about->flow, f);
+		f = find_translated(&about->flow, f);
 	if (!f)
 		return REASON_INVALID;
 	return on_path(s, p, f, o) ? 0 : REASON_SPOOFED_SOURCE;
@@ -190,8 +190,7 @@ inline_always int judge_error(const struct settings *s, struct packet *p, const 
 	return why == GONE ? 0 : why; /* GONE is dealt with at the pod's next packet */
 }
 
-/* Translates an error about a flow through a service to what the pod sent. Returns 0
- * or a reason. */
+/* Translates an error about a translated flow to what the pod sent. Returns 0 or a reason. */
 once int restore_error(struct __sk_buff *skb, struct packet *p)
 {
 	struct about *about = error_about();
@@ -200,6 +199,12 @@ once int restore_error(struct __sk_buff *skb, struct packet *p)
 
 	if (!p || !about)
 		return REASON_FAILED;
+	if (unlikely(about->quote.sport != about->flow.lport)) {
+		service = about->flow.local; /* stays as it is */
+		why = restore_quote(skb, &about->quote, SOURCE, &service, about->flow.lport);
+		if (why)
+			return why;
+	}
 	if (same(&about->quote.dst, &about->flow.remote))
 		return 0;
 	service = about->flow.remote;

@@ -5,19 +5,12 @@
  *	vip:v → pod:c   ◄──   pod:b → vip:c
  *
  * Each side is a flow of the same pod. The server's has v in bport, where other
- * flows have the backend's port. No policy is asked: nobody else is involved. */
+ * flows have the backend's port. If another flow of the pod has one of its keys, the server
+ * sees another port than c (see claim.h). No policy is asked: nobody else is involved. */
 #pragma once
 
+#include "claim.h"
 #include "deliver.h"
-
-inline_always struct flow_key loop_server(const struct flow_key *client, __be16 bport)
-{
-	struct flow_key key = *client;
-
-	key.lport = bport;
-	key.rport = client->lport;
-	return key;
-}
 
 /* Stores both sides. The fresh flow is the client's, with its backend, and is then
  * turned into the server's. Returns 0 or a reason. */
@@ -27,23 +20,29 @@ once int open_loop(const struct flow_key *key)
 
 	if (!key || !f)
 		return REASON_FAILED;
-	struct flow_key side = loop_server(key, f->bport); /* used for both: the stack is short */
-	__be16 bport = f->bport;
+	struct flow_key side; /* used for both: the stack is short */
+	__be16 bport = f->bport, sport;
 	int why;
 
-	if (clashes(&side, f->seen))
-		return REASON_FLOW_CLASH;
+	loop_server(&side, key, bport, key->lport);
+	why = loop_clashes(&side, key, f->seen);
 	side = *key;
 	f->flags |= FLOW_LOOP;
 	f->via = VIA_POD;
-	why = remember_service(&side, f);
+	why = remember(&side, f, why);
 	if (why && why != ELSEWHERE)
 		return why;
+	sport = other_port(f, key->lport);
 	f->flags = FLOW_LOOP | FLOW_REMOTE_INITIATED;
+	if (sport != key->lport) {
+		if (why == ELSEWHERE) /* and it has another port */
+			return 0;
+		f->flags |= (__u32)key->lport << FLOW_PORT;
+	}
 	f->said[EGRESS] = (struct said){};
 	f->backend = (struct addr){};
 	f->bport = key->rport;
-	side = loop_server(key, bport);
+	loop_server(&side, key, bport, sport);
 	why = store(&side, f);
 	if (why == ELSEWHERE)
 		return 0;
@@ -66,17 +65,17 @@ once int loop(struct __sk_buff *skb, struct packet *p, const struct flow_key *ke
 	struct origin o = {.via = VIA_POD};
 	struct addr pod = key->local, vip = key->remote;
 	struct flow_key other_key = *key;
-	__be16 sport = answers ? f->bport : key->lport;
-	__be16 dport = answers ? key->rport : f->bport;
+	__be16 sport = answers ? f->bport : other_port(f, key->lport);
+	__be16 dport = answers ? other_port(f, key->rport) : f->bport;
 	struct flow *other;
 	struct endpoint *ep;
 	int why;
 
 	if (answers) {
-		other_key.lport = key->rport;
+		other_key.lport = dport;
 		other_key.rport = f->bport;
 	} else {
-		other_key = loop_server(key, f->bport);
+		loop_server(&other_key, key, f->bport, sport);
 	}
 	other = bpf_map_lookup_elem(&flows, &other_key);
 	if (!other || other->flags & FLOW_ANSWERS)

@@ -18,34 +18,15 @@
 #pragma once
 
 #include "icmp.h"
+#include "ports.h"
 
 /* Of the range, one port in OWN_SHARE belongs to one pod alone. Pods with the same
  * remainder of their number share theirs. */
 #define OWN_SHARE 4
 #define OWN_PARTS 256
-#define TRIES 64 /* of the ports that belong to nobody, before the pod's own */
 
-/* A search for a free port. In a row of each CPU, because the stack is short. */
-struct search {
-	struct flow_key pod;    /* as the pod sends it */
-	struct flow_key answer; /* as the world answers; lport is the port tried */
-	struct flow_key other;  /* scratch */
-	struct masquerade row;  /* scratch */
-	__u32 first;            /* of the range */
-	__u64 now;
-	__u32 common; /* ports that belong to nobody */
-	__u32 own;    /* ports of the pod, from own_first on */
-	__u32 own_first;
-	__u8 ipv6;
-	__u8 found;
-	__u8 full;
-	__u8 kind; /* of the rows, enum masquerade_kind */
-};
-
-ARRAY(search, MAP_PERCPU_ARRAY, struct search, 1);
-
-/* What a search works on. */
-struct searching {
+/* What a search for a masquerade works on. */
+struct masking {
 	struct __sk_buff *skb;
 	struct search *t;
 };
@@ -85,7 +66,7 @@ part int in_use(struct flow_key *key, __u8 kind, __u64 now)
 	__be16 lport;
 
 	if (f && f->flags & FLOW_ANSWERS)
-		f = kind == OF_POD ? find_service_flow(key, f) : 0;
+		f = kind == OF_POD ? find_translated(key, f) : 0;
 	if (!f && kind != OF_POD) {
 		if (kind == EXPOSED) { /* a backend elsewhere: what the client sends tells */
 			local = key->local;
@@ -167,21 +148,19 @@ inline_always int reclaim(struct search *t, const struct masquerade *answer)
 }
 
 /* Tries a port: random ones of those that belong to nobody, then the pod's own. */
-static long try_port(__u32 i, struct searching *s)
+static long try_port(__u32 i, struct masking *s)
 {
 	struct search *t = s->t;
 	struct masquerade *old;
-	__u32 port = t->first;
+	__u32 port;
 	long err;
 
 	if (t->pod.proto == PROTO_SCTP) /* its checksum covers its ports */
 		port = ntohs(t->pod.lport);
-	else if (i >= TRIES)
-		port = t->own_first + i - TRIES;
 	else if (t->kind == OF_CLIENT && !i) /* its own, so that it can be recognized */
 		port = ntohs(t->pod.lport);
-	else if (t->common)
-		port += bpf_get_prandom_u32() % t->common;
+	else
+		port = port_to_try(t, i);
 	t->answer.lport = htons(port);
 	old = bpf_map_lookup_elem(&masquerades, &t->answer);
 	if (old && !reclaim(t, old))
@@ -197,13 +176,11 @@ static long try_port(__u32 i, struct searching *s)
 	return 1;
 }
 
-inline_always void begin_search(struct search *t, const struct flow_key *pod, const struct addr *mine)
+/* Begins the search for a port of the address mine. */
+inline_always void begin_mask(struct search *t, const struct flow_key *pod, const struct addr *mine)
 {
-	__builtin_memset(t, 0, sizeof(*t)); /* in place: the stack is short */
-	t->pod = *pod;
-	t->answer = *pod;
+	begin_search(t, pod);
 	t->answer.local = *mine;
-	t->now = bpf_ktime_get_coarse_ns();
 	t->ipv6 = mine->w[0] | mine->w[1] ? 1 : 0;
 }
 
@@ -211,7 +188,7 @@ inline_always void begin_search(struct search *t, const struct flow_key *pod, co
  * or a reason. */
 inline_always int search_port(struct __sk_buff *skb, struct search *t, __u32 tries)
 {
-	struct searching s = {.skb = skb, .t = t};
+	struct masking s = {.skb = skb, .t = t};
 
 	bpf_loop(tries, try_port, &s, 0);
 	if (t->full)
@@ -232,8 +209,8 @@ part int open_masquerade(struct __sk_buff *skb, const struct flow_key *pod, cons
 			 __be16 *port)
 {
 	const struct masquerading *m = read_masquerading();
-	__u32 zero = 0, count;
-	struct search *t = bpf_map_lookup_elem(&search, &zero);
+	struct search *t = searching();
+	__u32 count;
 	int why;
 
 	if (!t || !m)
@@ -241,7 +218,7 @@ part int open_masquerade(struct __sk_buff *skb, const struct flow_key *pod, cons
 	if (m->first > m->last)
 		return REASON_NO_PORT;
 	count = m->last - m->first + 1;
-	begin_search(t, pod, mine);
+	begin_mask(t, pod, mine);
 	t->first = m->first;
 	t->own = count / OWN_SHARE / OWN_PARTS;
 	t->common = count - t->own * OWN_PARTS;

@@ -204,8 +204,7 @@ part int expose(struct entry *t)
  * Returns 0 or a reason. */
 part int open_elsewhere(struct __sk_buff *skb, const struct settings *s, const struct packet *p, struct entry *t)
 {
-	__u32 zero = 0;
-	struct search *found = bpf_map_lookup_elem(&search, &zero);
+	struct search *found = searching();
 	struct flow *f = fresh_flow();
 	struct addr ingress;
 	int why;
@@ -217,7 +216,7 @@ part int open_elsewhere(struct __sk_buff *skb, const struct settings *s, const s
 		return why;
 	if (!ingress_address(s, p->ipv6, &ingress))
 		return REASON_NO_TUNNEL;
-	begin_search(found, &t->client, &ingress);
+	begin_mask(found, &t->client, &ingress);
 	found->first = 1024;
 	found->common = 65536 - 1024;
 	found->kind = OF_CLIENT;

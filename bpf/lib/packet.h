@@ -30,7 +30,7 @@ struct packet {
 	__u32 set;
 	struct addr service; /* the pod used; only with a port */
 	__be16 service_port;
-	__u16 pad;
+	__be16 own_port; /* the pod's, if sport is no longer that */
 
 	__u32 seq;    /* TCP, in host order */
 	__u32 ack;

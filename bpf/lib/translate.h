@@ -1,8 +1,10 @@
 /* Translation between the service that a pod talks to and the backend that answers.
  *
- *	pod → service   ── aim ──►          a backend, once for each flow
- *	pod → service   ── to_backend ──►   pod → backend
- *	pod ← service   ◄── to_service ──   pod ← backend
+ *	pod → service   ── aim ──►           a backend, once for each flow
+ *	pod → service   ── translate ──►     pod → backend
+ *	pod ← service   ◄── untranslate ──   pod ← backend
+ *
+ * If need be, the source port changes too: see claim.h.
  *
  * aim needs neither a packet nor a flow. ICMP errors quote what they are about and
  * are translated in icmp.h.
@@ -109,34 +111,62 @@ inline_always void name_service(struct packet *p, const struct flow_key *key, co
 	}
 }
 
-/* Sends what the pod sent to the flow's service to its backend. Returns 0 or a reason. */
-inline_always int to_backend(struct __sk_buff *skb, struct packet *p, const struct flow_key *key, const struct flow *f)
+/* Gives what the pod sent the source port by which the other side knows the flow. Returns 0 or
+ * a reason. */
+part int change_source(struct __sk_buff *skb, struct packet *p, __be16 port)
 {
-	int why;
+	struct addr same_as_before = p->src;
 
-	p->service = p->dst;
-	p->service_port = p->dport;
-	why = rewrite(skb, p, DESTINATION, &f->backend, f->bport);
+	p->own_port = p->sport;
+	return rewrite(skb, p, SOURCE, &same_as_before, port);
+}
+
+/* Sends what the pod sent to the flow's service to its backend. Returns 0 or a reason. */
+inline_always int translate(struct __sk_buff *skb, struct packet *p, const struct flow_key *key, const struct flow *f)
+{
+	__be16 other = f->flags >> FLOW_PORT;
+	int why = 0;
+
+	if (likely(f->flags & FLOW_SERVICE)) {
+		p->service = p->dst;
+		p->service_port = p->dport;
+		why = rewrite(skb, p, DESTINATION, &f->backend, f->bport);
+	}
+	if (unlikely(other) && !why)
+		why = change_source(skb, p, other);
 	if (why)
 		name_service(p, key, f);
 	return why;
 }
 
-/* Lets what a backend answered come from the service. Returns 0 or a reason. */
-inline_always int to_service(struct __sk_buff *skb, struct packet *p, const struct flow_key *key)
+/* Lets what a backend answered come from the service, to the pod's own port. Returns 0 or a
+ * reason. */
+inline_always int untranslate(struct __sk_buff *skb, struct packet *p, const struct flow_key *key)
 {
+	int why;
+
+	if (unlikely(p->dport != key->lport)) {
+		why = rewrite(skb, p, DESTINATION, &key->local, key->lport);
+		if (why)
+			return why;
+	}
 	return rewrite(skb, p, SOURCE, &key->remote, key->rport);
 }
 
-/* Undoes to_backend for an answer to the pod, which knows only the service; p goes on
- * naming the backend, for the event. Returns 0 or a reason. */
-inline_always int undo_to_backend(struct __sk_buff *skb, struct packet *p)
+/* Undoes translate for an answer to the pod, which knows only the service; p goes on naming
+ * the backend, for the event. dst is where the packet goes. Returns 0 or a reason. */
+inline_always int undo_translate(struct __sk_buff *skb, struct packet *p, const struct addr *dst)
 {
-	struct addr service = p->service, backend = p->dst;
+	struct addr service = p->service, backend = p->dst, src = p->src;
 	__be16 port = p->dport;
-	int why = rewrite(skb, p, DESTINATION, &service, p->service_port);
+	int why = 0;
 
-	p->dst = backend;
-	p->dport = port;
+	if (p->service_port && !same(dst, &service)) {
+		why = rewrite(skb, p, DESTINATION, &service, p->service_port);
+		p->dst = backend;
+		p->dport = port;
+	}
+	if (unlikely(p->own_port) && !why)
+		why = rewrite(skb, p, SOURCE, &src, p->own_port);
 	return why;
 }

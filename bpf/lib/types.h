@@ -42,9 +42,13 @@ struct settings {
  *
  * The answers of a service's backend come from another address than the pod talks to, so
  * a flow through a service has a second row: FLOW_ANSWERS, under the key that a flow with
- * the backend itself would have. What says which packets belong to the one is thus also
- * what keeps the other from existing beside it. Its backend and bport are the service's
- * address and port, with which the flow's own key is made. */
+ * the backend itself would have. Its backend and bport are the service's address and port,
+ * with which the flow's own key is made.
+ *
+ * What a pod sends from one port to two services may go to one backend, which could not tell
+ * the two apart. The one opened later gets another source port, at which its answers arrive
+ * then (claim.h). So does a flow with the backend itself, and if another's answers have its
+ * key, it is beside them, under the same key with a mark. */
 #define ASKED_BY_REMOTE 0x100
 
 struct flow_key {
@@ -53,7 +57,8 @@ struct flow_key {
 	__be16 lport;
 	__be16 rport;
 	__u8 proto;
-	__u8 pad[3];
+	__u8 beside; /* 1: the mark of a flow beside another's answers */
+	__u8 pad[2];
 } __attribute__((aligned(8)));
 
 enum flow_flags {
@@ -65,8 +70,20 @@ enum flow_flags {
 	FLOW_SERVICE = 1 << 5,          /* backend, bport and service are set */
 	FLOW_LOOP = 1 << 6,             /* a pod reaching itself through a service */
 	FLOW_WAITS = 1 << 7,            /* its node has been unknown since seen */
-	FLOW_ANSWERS = 1 << 8,          /* not a flow: the second row of one through a service */
+	FLOW_ANSWERS = 1 << 8,          /* not a flow: the second row of one */
+	FLOW_DIRECT = 1 << 9,           /* with another source port to an address itself, which is
+					 * what backend and bport are */
+	FLOW_BESIDE = 1 << 10,          /* of a row for answers: the flow's key has the mark */
+	FLOW_SHARED = 1 << 11,          /* likewise: there is a flow beside it */
 };
+
+/* A flow with one of these flags has a second row, for its answers. */
+#define FLOW_TRANSLATED (FLOW_SERVICE | FLOW_DIRECT)
+
+/* The upper half of a flow's flags is a port, in network order: the source port by which the
+ * other side knows the flow, if that is not the pod's; in a row for answers, and in that of a
+ * loop's server, the client's own port then. 0: the port is the pod's. */
+#define FLOW_PORT 16
 
 /* Where the other side of a flow is. Its packets may come from nowhere else. */
 enum via {
@@ -94,7 +111,7 @@ struct flow {
 	__u16 cluster;   /* of the other side; 0: none */
 	__u8 via;
 	__u8 pad;
-	__u32 flags;     /* 32 bits wide, so that CPUs can set flags atomically */
+	__u32 flags;     /* with a port: see FLOW_PORT. CPUs set flags atomically */
 	__u32 ifindex;   /* of the local pod: a packet from another device is spoofed */
 	__u32 owner;     /* key in shares: who opened it */
 	__u32 again;     /* sequence number of a SYN within the connection; 0: none */

@@ -326,13 +326,31 @@ func labRequestCommand() *cobra.Command {
 	var timeout, refused time.Duration
 	var from string
 	cmd := &cobra.Command{
-		Use: "request TARGET", Short: "Ask a server who it is", Hidden: true, Args: usageArgs(cobra.ExactArgs(1)),
+		Use: "request TARGET...", Short: "Ask a server who it is, or several at once from one port", Hidden: true, Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			target, err := traffic.ParseTarget(args[0])
-			if err != nil {
-				return usageError{err}
+			var targets []traffic.Target
+			for _, arg := range args {
+				target, err := traffic.ParseTarget(arg)
+				if err != nil {
+					return usageError{err}
+				}
+				if len(args) > 1 && (target.Scheme == "http" || !strings.Contains(from, ":") || refused > 0) {
+					return usageError{errors.New("several targets are asked with tcp or udp, and need --from address:port")}
+				}
+				targets = append(targets, target)
 			}
 			var failed []error
+			if len(targets) > 1 {
+				answers, err := traffic.Together(cmd.Context(), timeout, targets, from, count)
+				for _, a := range answers {
+					fmt.Fprintln(cmd.OutOrStdout(), strings.TrimSuffix(a.String(), " "+traffic.Marker))
+				}
+				if err != nil {
+					return hinted{fmt.Errorf("%s: %w", traffic.Reason(err), err), ""}
+				}
+				return nil
+			}
+			target := targets[0]
 			for range count {
 				start := time.Now()
 				a, err := traffic.RequestWithin(cmd.Context(), timeout, target, from, "")

@@ -21,7 +21,7 @@ import (
 type Target struct {
 	Scheme string // http, tcp, udp
 	Host   string // host:port
-	URL    string // for http
+	URL    string // as it was written
 }
 
 // ParseTarget reads a Target. The scheme defaults to http.
@@ -57,6 +57,32 @@ func Request(ctx context.Context, t Target, from, echo string) (Answer, error) {
 	}
 	defer conn.Close()
 	return conn.ask(ctx, echo)
+}
+
+// Together connects to all targets from one address and port, and then asks each of them in
+// turn, so many times. None is http.
+func Together(ctx context.Context, limit time.Duration, targets []Target, from string, times int) (answers []Answer, err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var open []*connection
+	for _, t := range targets {
+		conn, err := dial(ctx, t, from)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", t.URL, err)
+		}
+		defer conn.Close()
+		open = append(open, conn)
+	}
+	for round := range times {
+		for i, conn := range open {
+			a, err := conn.ask(ctx, fmt.Sprintf("%d-%d", round, i))
+			if err != nil {
+				return answers, fmt.Errorf("%s: %w", targets[i].URL, err)
+			}
+			answers = append(answers, a)
+		}
+	}
+	return answers, nil
 }
 
 func requestHTTP(ctx context.Context, t Target, from, echo string) (Answer, error) {
@@ -129,6 +155,13 @@ func dialer(network, from string) (*net.Dialer, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("local address: %w", err)
+	}
+	// Several sockets may share a port, as long as they speak to different addresses.
+	d.Control = func(_, _ string, c syscall.RawConn) (err error) {
+		if failed := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }); failed != nil {
+			return failed
+		}
+		return err
 	}
 	return d, nil
 }
