@@ -35,6 +35,7 @@ type Network struct {
 	down    map[string]*os.File // wan's devices, by cluster
 	weather atomic.Pointer[Weather]
 
+	routes sync.Map // netip.Prefix → cluster
 	counts sync.Map // Pair → *Count
 	close  sync.Once
 }
@@ -89,6 +90,26 @@ func routeVia(link *netlink.Handle, device string, to []netip.Prefix) error {
 	for _, p := range to {
 		if err := link.RouteReplace(&netlink.Route{LinkIndex: dev.Attrs().Index, Dst: ipNet(p), Scope: netlink.SCOPE_LINK}); err != nil {
 			return fmt.Errorf("route to %s through %s: %w", p, device, err)
+		}
+	}
+	return nil
+}
+
+// Route sends packets for a prefix to a machine of a cluster, from everywhere.
+func (n *Network) Route(p netip.Prefix, cluster string, via netip.Addr) error {
+	n.routes.Store(p, cluster)
+	if err := routeVia(n.link, cluster, []netip.Prefix{p}); err != nil {
+		return err
+	}
+	for _, f := range n.fabrics {
+		if f.Cluster != cluster {
+			if err := routeVia(f.link, uplink, []netip.Prefix{p}); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := f.link.RouteReplace(&netlink.Route{LinkIndex: f.bridge, Gw: via.AsSlice(), Dst: ipNet(p)}); err != nil {
+			return fmt.Errorf("route to %s via %s: %w", p, via, err)
 		}
 	}
 	return nil
@@ -197,7 +218,14 @@ func (n *Network) clusterOf(a netip.Addr) string {
 			return f.Cluster
 		}
 	}
-	return ""
+	to := ""
+	n.routes.Range(func(p, cluster any) bool {
+		if p.(netip.Prefix).Contains(a) {
+			to = cluster.(string)
+		}
+		return to == ""
+	})
+	return to
 }
 
 // Close removes everything. Run must have returned. It may be called twice.

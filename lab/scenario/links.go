@@ -3,6 +3,7 @@ package scenario
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"fmt"
 	"slices"
 	"strconv"
@@ -114,6 +115,28 @@ func (v *Live) oneWay(args []string, cut bool) error {
 		failed = append(failed, from.Block(addr, flows, cut))
 	}
 	return errors.Join(failed...)
+}
+
+// route has the network send packets for a prefix to a machine.
+func (v *Live) route(_ context.Context, args []string) error {
+	if len(args) != 2 {
+		return usageError{}
+	}
+	prefix, err := netip.ParsePrefix(args[0])
+	if err != nil || prefix != prefix.Masked() {
+		return misuse("%q is not a prefix", args[0])
+	}
+	to, err := v.Lab.Node(args[1])
+	if err != nil {
+		return err
+	}
+	cluster, _, _ := strings.Cut(args[1], "/")
+	for _, addr := range to.Addrs {
+		if addr.Is4() == prefix.Addr().Is4() {
+			return v.Lab.Network.Route(prefix, cluster, addr)
+		}
+	}
+	return misuse("%s has no address of the family of %s", args[1], prefix)
 }
 
 func both(weather *fabric.Weather, a, b string, change func(*fabric.Quality)) {

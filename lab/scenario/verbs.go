@@ -53,6 +53,7 @@ func (v *Live) verbs() map[string]script.Command {
 
 	add(false, "cut", "NODE | CLUSTER | CLUSTER CLUSTER [[PROTOCOL/]PORT...|control] | NODE NODE [[PROTOCOL/]PORT...|control]", "cuts a link, or some of its flows; between two nodes only from the first to the second", v.cut)
 	add(false, "heal", "all | what was cut", "undoes cuts", v.heal)
+	add(false, "route", "PREFIX NODE", "the network sends packets for a prefix to a machine", v.route)
 	add(false, "delay", "[CLUSTER CLUSTER] D", "delays packets between clusters by D each way", v.delay)
 	add(false, "limit", "[CLUSTER CLUSTER] BYTES", "silently drops larger packets between clusters; 0: none", v.limit)
 	add(false, "loss", "[CLUSTER CLUSTER] SHARE", "drops a share of the packets between clusters, 0 to 1", v.loss)
