@@ -389,11 +389,13 @@ type Service struct {
 	ClusterIP string `json:"clusterIP,omitempty"`
 	// ClusterIPs are ClusterIP and, if the service has both IP families, the other address.
 	ClusterIPs []string `json:"clusterIPs,omitempty"`
-	Ports      []string `json:"ports"` // "http 80/TCP", with a node port "http 80:30080/TCP"
-	PortNames  []string `json:"portNames,omitempty"`
-	Global     bool     `json:"global"`
-	Shared     bool     `json:"shared"`
-	Affinity   string   `json:"affinity"`
+	// ExternalIPs are those outside of the mesh: of its load balancer, and its external IPs.
+	ExternalIPs []string `json:"externalIPs,omitempty"`
+	Ports       []string `json:"ports"` // "http 80/TCP", with a node port "http 80:30080/TCP"
+	PortNames   []string `json:"portNames,omitempty"`
+	Global      bool     `json:"global"`
+	Shared      bool     `json:"shared"`
+	Affinity    string   `json:"affinity"`
 	// SessionTimeoutSeconds is for how long a client stays with its backend; 0: it does not.
 	SessionTimeoutSeconds int64            `json:"sessionTimeoutSeconds,omitempty"`
 	Backends              []ServiceBackend `json:"backends"`

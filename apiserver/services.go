@@ -37,8 +37,8 @@ func (s *server) services(ctx context.Context) (*api.ServiceList, error) {
 // stored is a service as it is in the store: its object, and its slices by cluster.
 type stored struct {
 	service.Service
-	clusterIPs []string
-	slices     map[string][]service.Slice
+	clusterIPs, externalIPs []string
+	slices                  map[string][]service.Slice
 }
 
 // serviceList lists services with their backends.
@@ -47,7 +47,7 @@ func serviceList(own string, all []stored, r reach) *api.ServiceList {
 	for i := range all {
 		svc := &all[i]
 		row := api.Service{
-			Cluster: own, Namespace: svc.Namespace, Name: svc.Name, ClusterIPs: svc.clusterIPs,
+			Cluster: own, Namespace: svc.Namespace, Name: svc.Name, ClusterIPs: svc.clusterIPs, ExternalIPs: svc.externalIPs,
 			Global: svc.Global, Shared: svc.Shared, Affinity: string(svc.Affinity), SessionTimeoutSeconds: int64(svc.Session.Seconds()), Ports: []string{}, Backends: []api.ServiceBackend{},
 		}
 		if len(svc.clusterIPs) > 0 {

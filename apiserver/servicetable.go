@@ -49,7 +49,7 @@ func (n serviceName) compare(other serviceName) int {
 
 type serviceObject struct {
 	service.Service
-	clusterIPs []string
+	clusterIPs, externalIPs []string
 }
 
 // servicePart is what one key says about a service's backends.
@@ -187,7 +187,7 @@ func readService(value []byte) (serviceObject, error) {
 		return serviceObject{}, err
 	}
 	svc, err := service.FromKubernetes(&object)
-	return serviceObject{svc, service.ClusterIPs(&object)}, err
+	return serviceObject{svc, service.ClusterIPs(&object), service.ExternalAddresses(&object)}, err
 }
 
 // read parses a slice or a peer's service; false if nothing of it counts. An error is
@@ -233,7 +233,7 @@ func (t *serviceTable) all() []stored {
 
 func (t *serviceTable) storedLocked(who serviceName) stored {
 	object := t.objects[who]
-	out := stored{object.Service, object.clusterIPs, map[string][]service.Slice{}}
+	out := stored{object.Service, object.clusterIPs, object.externalIPs, map[string][]service.Slice{}}
 	keys := slices.Sorted(maps.Keys(t.partsOf[who]))
 	sliced := map[string]bool{}
 	for _, key := range keys {

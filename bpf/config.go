@@ -58,6 +58,9 @@ type Limits struct {
 	Services, Backends, Members uint32
 	// Affinities bounds the clients that services with session affinity remember.
 	Affinities uint32
+	// Sources bounds the prefixes of clients that services at load balancer addresses are
+	// for.
+	Sources uint32
 	// Classes, Policy and Sets hold two generations of policy.
 	Classes, Policy, Sets uint32
 	// Fragments bounds fragmented datagrams; the oldest is evicted first.

@@ -28,6 +28,7 @@ type Maps struct {
 	Backends     Table[SlotKey, Backend]
 	Members      Table[MemberKey, Member]
 	Affinities   Table[AffinityKey, Affinity]
+	Sources      Table[RangeKey, uint32] // the value means nothing
 	Classes      Table[ClassKey, uint32]
 	Ports        Table[uint32, uint16] // by PortIndex
 	Policy       Table[PolicyKey, PolicyEntry]
@@ -69,6 +70,8 @@ var described = []description{
 		sized(func(l *Limits) *uint32 { return &l.Members }, 1<<18, "rows of the table of current backends"),
 	of("affinities", 1, func(m *Maps) *Table[AffinityKey, Affinity] { return &m.Affinities }).
 		sized(func(l *Limits) *uint32 { return &l.Affinities }, 1<<14, "clients that are remembered by services with session affinity; the longest absent is forgotten first"),
+	of("sources", 1, func(m *Maps) *Table[RangeKey, uint32] { return &m.Sources }).
+		sized(func(l *Limits) *uint32 { return &l.Sources }, 1<<16, "prefixes of clients in the loadBalancerSourceRanges of all services"),
 	of("classes", 1, func(m *Maps) *Table[ClassKey, uint32] { return &m.Classes }).
 		sized(func(l *Limits) *uint32 { return &l.Classes }, 1<<18, "rows of the table of identity classes"),
 	of("ports", 1, func(m *Maps) *Table[uint32, uint16] { return &m.Ports }),

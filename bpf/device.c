@@ -43,7 +43,7 @@ inline_always int knock(struct __sk_buff *skb, struct work *w, const struct sett
 		return TO_NODE;
 	if (unlikely(p->error && is_ingress(s, p->ipv6, &p->src)))
 		return send_error_inside(skb, s);
-	svc = exposed(p);
+	svc = exposed(skb, p);
 	if (!svc)
 		return TO_NODE;
 	act = enter(skb, s, svc);

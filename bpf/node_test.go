@@ -3,6 +3,7 @@ package bpf
 import (
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -129,7 +130,7 @@ func (n *node) again(t testing.TB) *node {
 	fresh := *n
 	fresh.TB = t
 	for _, clear := range []func(testing.TB){
-		clearer(n.m.Settings), clearer(n.m.Revisions), clearer(n.m.Flows), clearer(n.m.Masquerades), clearer(n.m.Masquerading), clearer(n.m.Native), clearer(n.m.Affinities), clearer(n.m.Shares), clearer(n.m.Endpoints), clearer(n.m.IPs),
+		clearer(n.m.Settings), clearer(n.m.Revisions), clearer(n.m.Flows), clearer(n.m.Masquerades), clearer(n.m.Masquerading), clearer(n.m.Native), clearer(n.m.Affinities), clearer(n.m.Sources), clearer(n.m.Shares), clearer(n.m.Endpoints), clearer(n.m.IPs),
 		clearer(n.m.Prefixes), clearer(n.m.Nodes), clearer(n.m.Clusters), clearer(n.m.Services), clearer(n.m.Backends),
 		clearer(n.m.Members), clearer(n.m.Classes), clearer(n.m.Policy), clearer(n.m.Sets),
 		clearer(&table[[24]byte, [44]byte]{"fragments", n.maps["fragments"]}), clearer(&table[uint32, uint64]{"errors_sent", n.maps["errors_sent"]}),
@@ -155,10 +156,13 @@ func clearer[K comparable, V any](table Table[K, V]) func(testing.TB) {
 	}
 }
 
+// ourMAC is the hardware address that test packets are sent to.
+var ourMAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}
+
 func addVeth(t testing.TB, name string) int {
 	t.Helper()
 	la := netlink.NewLinkAttrs()
-	la.Name = "host-" + name
+	la.Name, la.HardwareAddr = "host-"+name, ourMAC
 	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "pod-" + name}); err != nil {
 		t.Fatal(err)
 	}

@@ -42,6 +42,7 @@ const (
 	ReasonNodeAddress   Reason = 41 // a pod's packet to another node's own address
 	ReasonNodeClosed    Reason = 42 // the node accepts only echoes and answers from tunnels
 	ReasonNoPort        Reason = 43 // no port of the node is free towards this address and port of the world
+	ReasonSourceRange   Reason = 44 // the client is in none of the service's loadBalancerSourceRanges
 )
 
 var reasonNames = map[Reason]string{
@@ -74,6 +75,7 @@ var reasonNames = map[Reason]string{
 	ReasonNodeAddress:   "node-address",
 	ReasonNodeClosed:    "node-closed",
 	ReasonNoPort:        "no-port",
+	ReasonSourceRange:   "source-range",
 }
 
 // Drop reports whether the packet was dropped.

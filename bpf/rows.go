@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"net/netip"
 	"strings"
 	"time"
 )
@@ -280,7 +281,23 @@ type ServiceKey struct {
 	Addr  Addr
 	Port  Port
 	Proto uint8
-	Pad   uint8
+	Scope Scope
+}
+
+// Scope says for whom a frontend is.
+type Scope uint8
+
+const (
+	ScopeAny Scope = iota
+	// ScopeOutside is for clients outside of the mesh, if the other row has ServiceSplit.
+	ScopeOutside
+)
+
+func (s Scope) String() string {
+	if s == ScopeOutside {
+		return "outside"
+	}
+	return "any"
 }
 
 // PartOf numbers a part of a cluster's backends; part 0 has the cluster's own number.
@@ -310,8 +327,43 @@ type Service struct {
 	Group   [MaxGroups]Group
 }
 
-// Seconds are less than 2^24 seconds, the lowest byte first.
+// Seconds are less than 2^20 seconds, the lowest byte first, and in the upper bits of the last
+// one ServiceFlags.
 type Seconds [3]uint8
+
+// ServiceFlags say more about a service.
+type ServiceFlags uint8
+
+const (
+	ServiceSplit  ServiceFlags = 0x80 // clients outside have a row of their own: ScopeOutside
+	ServiceRanged ServiceFlags = 0x40 // only for clients in its source ranges
+	serviceFlags  ServiceFlags = 0xf0
+)
+
+// With adds flags.
+func (s Seconds) With(f ServiceFlags) Seconds {
+	s[2] |= uint8(f)
+	return s
+}
+
+// Flags are those that With added.
+func (s Seconds) Flags() ServiceFlags { return ServiceFlags(s[2]) & serviceFlags }
+
+// RangeKey is a prefix of clients that a service with ServiceRanged is for.
+type RangeKey struct {
+	Bits    uint32 // 32 for the service, and those of PrefixKey
+	Service uint32
+	Addr    Addr
+}
+
+// RangeOf is the key of a prefix, for any service.
+func RangeOf(p netip.Prefix) RangeKey {
+	k := PrefixOf(p)
+	return RangeKey{Bits: 32 + k.Bits, Addr: k.Addr}
+}
+
+// Netip returns the prefix.
+func (k RangeKey) Netip() netip.Prefix { return PrefixKey{Bits: k.Bits - 32, Addr: k.Addr}.Netip() }
 
 // SecondsOf drops what is less than a second.
 func SecondsOf(d time.Duration) Seconds {
@@ -320,7 +372,14 @@ func SecondsOf(d time.Duration) Seconds {
 }
 
 func (s Seconds) String() string {
-	return (time.Duration(uint32(s[0])|uint32(s[1])<<8|uint32(s[2])<<16) * time.Second).String()
+	text := (time.Duration(uint32(s[0])|uint32(s[1])<<8|uint32(s[2]&^uint8(serviceFlags))<<16) * time.Second).String()
+	if s.Flags()&ServiceSplit != 0 {
+		text += ",split"
+	}
+	if s.Flags()&ServiceRanged != 0 {
+		text += ",ranged"
+	}
+	return text
 }
 
 // AffinityKey is a client of a service: the address of a pod, or the node's internal one for

@@ -111,7 +111,7 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 	struct service *svc;
 	struct socket *mine;
 	struct spoken *old;
-	int kept = 0;
+	int kept = 0, why;
 
 	if (!s || !s->revision || !of_host(ctx))
 		return ALLOW;
@@ -137,8 +137,9 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 			kept = 1;
 		}
 	}
-	if (!kept && choose_for(s, svc, &s->internal[0], &to))
-		return refuse_socket(REASON_NO_BACKEND, CONNECTION_REFUSED);
+	why = kept ? 0 : choose_for(s, svc, &s->internal[0], &to);
+	if (why)
+		return refuse_socket(why, why == REASON_SOURCE_RANGE ? NOT_PERMITTED : CONNECTION_REFUSED);
 	mine->spoken[mine->next++ % REMEMBERED] = (struct spoken){
 		.service = front.addr, .backend = to.addr, .sport = front.port, .bport = to.port, .id = svc->id,
 	};

@@ -156,6 +156,20 @@ func TestSocketsReachServices(t *testing.T) {
 		if !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("a service without backends: %v", err)
 		}
+
+		// At a load balancer's address, the node is a client like others.
+		offers(80, ServiceRanged, groupHere)(n)
+		at := net.JoinHostPort(inFamily(netip.MustParseAddr(external)).String(), "80")
+		if _, err := net.Dial("tcp", at); !errors.Is(err, syscall.EPERM) {
+			t.Errorf("outside of the source ranges: %v", err)
+		}
+		s, _, _ := n.m.Settings.Lookup(0)
+		set(n, n.m.Sources, RangeKey{Bits: 32 + 128, Service: 80, Addr: s.Internal[0]}, 1)
+		if c, err := net.Dial("tcp", at); err != nil {
+			t.Error(err)
+		} else {
+			c.Close()
+		}
 	})
 }
 

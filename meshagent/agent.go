@@ -152,7 +152,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	}
 	a.access = newAccess(n.bundle, net.DefaultResolver.LookupNetIP, a.Tables, edges.Reach, partTrouble(a.Tables, "access", "the join bundle does not follow the API servers", log))
 	a.program, err = program.New(program.Config{
-		Self: n.name, APIServers: a.access.servers, Tables: a.Tables, Maps: edges.Datapath.Maps(), Rows: a.rows, Start: a.start, Trace: cfg.Trace, Log: log, Outside: edges.Outside != nil,
+		Self: n.name, APIServers: a.access.servers, Ports: cfg.ports(), Tables: a.Tables, Maps: edges.Datapath.Maps(), Rows: a.rows, Start: a.start, Trace: cfg.Trace, Log: log, Outside: edges.Outside != nil,
 		Remember: membersFile(a.membersPath()).write,
 	})
 	if err != nil {

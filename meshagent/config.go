@@ -161,6 +161,17 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// ports are those that machines with an agent need for themselves.
+func (c Config) ports() []uint16 {
+	all := append(slices.Clone(tunnel.DefaultPorts[:]), api.ServerPort, api.AgentPort, api.LANGossipPort, api.WANGossipPort, c.GossipPort)
+	if _, text, err := net.SplitHostPort(c.Listen); err == nil {
+		if n, err := strconv.ParseUint(text, 10, 16); err == nil {
+			all = append(all, uint16(n))
+		}
+	}
+	return all
+}
+
 // validAddress checks for host:port with a numeric port. Empty is valid and means that
 // nothing is served.
 func validAddress(text string) error {

@@ -28,6 +28,11 @@ type Frontend struct {
 	Port            uint16
 	Protocol        Protocol
 	Session         time.Duration // the service's
+	// Split says that clients outside of the mesh have a frontend of their own here, Outside.
+	Split, Outside bool
+	// Ranged says that the frontend is only for clients in Ranges.
+	Ranged bool
+	Ranges []netip.Prefix
 	// Groups may be empty: the service is known and has no backend. They are sorted
 	// by tier, then by cluster; groups that take no new connections come last.
 	Groups []Group
@@ -81,18 +86,33 @@ func Frontends(client Client, svc *Service, slices map[ClusterID][]Slice) []Fron
 	return frontends(client, svc, svc.Fronts(), slices)
 }
 
-// NodePorts is Frontends for the node ports of svc at these addresses of a node.
-func NodePorts(client Client, svc *Service, node []netip.Addr, slices map[ClusterID][]Slice) []Frontend {
-	return frontends(client, svc, svc.NodeFronts(node), slices)
+// Outer is Frontends for the addresses outside of the mesh: those of a node, with node ports,
+// and those that the service has there itself. Of here, its slices with only this node's
+// endpoints, are what clients outside get if svc says ExternalLocal; all others get all, as in
+// kube-proxy.
+func Outer(client Client, svc *Service, node []netip.Addr, all, here map[ClusterID][]Slice) (out []Frontend) {
+	for _, at := range svc.Outer(node) {
+		from := all
+		if at.Outside {
+			from = here
+		}
+		out = append(out, frontends(client, svc, []Front{at}, from)...)
+	}
+	return out
 }
 
-func frontends(client Client, svc *Service, fronts []Front, slices map[ClusterID][]Slice) (out []Frontend) {
+func frontends(client Client, svc *Service, fronts []Front, from map[ClusterID][]Slice) (out []Frontend) {
 	for _, at := range fronts {
 		f := Frontend{
 			Namespace: svc.Namespace, Name: svc.Name,
 			PortName: at.Of.Name, Addr: at.Addr, Port: at.Port, Protocol: at.Of.Protocol, Session: svc.Session,
+			Split: at.Split, Outside: at.Outside,
 		}
-		f.groups(client, svc, at.Of, slices)
+		if at.Balanced && svc.Ranged {
+			f.Ranged = true
+			f.Ranges = slices.DeleteFunc(slices.Clone(svc.Ranges), func(p netip.Prefix) bool { return p.Addr().Is4() != at.Addr.Is4() })
+		}
+		f.groups(client, svc, at.Of, from)
 		out = append(out, f)
 	}
 	return out
@@ -103,36 +123,48 @@ type Front struct {
 	Addr netip.Addr
 	Port uint16
 	Of   Port
+	// Split and Outside are as in Frontend. Balanced is at a load balancer's address.
+	Split, Outside, Balanced bool
 }
 
 // Fronts are a service's own, in the order of Frontends.
 func (s *Service) Fronts() (out []Front) {
 	for _, a := range s.Addresses {
 		for _, p := range s.Ports {
-			out = append(out, Front{a, p.Port, p})
+			out = append(out, Front{Addr: a, Port: p.Port, Of: p})
 		}
 	}
 	return out
 }
 
-// NodeFronts are those of its node ports at these addresses of a node, as far as they are of
-// its IP families.
-func (s *Service) NodeFronts(node []netip.Addr) (out []Front) {
-	if !s.HasNodePorts() {
-		return nil
-	}
-	for _, a := range node {
-		if !s.has(a) {
-			continue
-		}
-		for _, p := range s.Ports {
-			if p.NodePort != 0 {
-				out = append(out, Front{a, p.NodePort, p})
+// Outer are those at addresses outside of the mesh, as far as they are of its IP families: its
+// node ports at these addresses of a node, and its own ports at its external ones. One for
+// clients outside comes before the one that it is split from. Nodes carry TCP and UDP there.
+func (s *Service) Outer(node []netip.Addr) (out []Front) {
+	add := func(addrs []netip.Addr, balanced bool, number func(Port) uint16) {
+		for _, a := range addrs {
+			for _, p := range s.Ports {
+				if number(p) == 0 || p.Protocol == SCTP || !s.has(a) {
+					continue
+				}
+				f := Front{Addr: a, Port: number(p), Of: p, Balanced: balanced}
+				if s.ExternalLocal {
+					f.Outside = true
+					out = append(out, f)
+					f.Outside, f.Split = false, true
+				}
+				out = append(out, f)
 			}
 		}
 	}
+	add(node, false, func(p Port) uint16 { return p.NodePort })
+	add(s.External, false, func(p Port) uint16 { return p.Port })
+	add(s.Balanced, true, func(p Port) uint16 { return p.Port })
 	return out
 }
+
+// HasOuter reports whether it has addresses of its own outside of the mesh.
+func (s *Service) HasOuter() bool { return len(s.External)+len(s.Balanced) > 0 }
 
 // HasNodePorts reports whether nodes offer the service to clients outside of the mesh.
 func (s *Service) HasNodePorts() bool {

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -80,7 +81,9 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 		return s, nil
 	}
 	outside := HasNodePorts(&svc.Spec)
-	s.ExternalLocal = outside && svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	s.ExternalLocal = (outside || len(svc.Spec.ExternalIPs) > 0) && svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	s.External, s.Balanced = ExternalIPs(&svc.Spec), Balanced(svc)
+	s.Ranges, s.Ranged = SourceRanges(&svc.Spec), len(svc.Spec.LoadBalancerSourceRanges) > 0
 	for _, text := range ClusterIPs(svc) {
 		if text == corev1.ClusterIPNone {
 			continue
@@ -125,6 +128,60 @@ const FirstNodePort, LastNodePort = 30000, 32767
 // mesh.
 func HasNodePorts(spec *corev1.ServiceSpec) bool {
 	return spec.Type == corev1.ServiceTypeNodePort || spec.Type == corev1.ServiceTypeLoadBalancer
+}
+
+// ExternalIPs are the usable ones of spec.externalIPs, each once. A headless service has none.
+func ExternalIPs(spec *corev1.ServiceSpec) (out []netip.Addr) {
+	if spec.ClusterIP != corev1.ClusterIPNone {
+		for _, text := range spec.ExternalIPs {
+			out = usable(out, text)
+		}
+	}
+	return out
+}
+
+// Balanced are the addresses in status.loadBalancer of a service of type LoadBalancer that
+// nodes stand in for: those whose ipMode is not Proxy, each once. Packets to others go to the
+// load balancer.
+func Balanced(svc *corev1.Service) (out []netip.Addr) {
+	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		return nil
+	}
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		if in.IPMode == nil || *in.IPMode != corev1.LoadBalancerIPModeProxy {
+			out = usable(out, in.IP)
+		}
+	}
+	return out
+}
+
+// ExternalAddresses are those outside of the mesh that a service says it has, as kubectl shows
+// them: those of its load balancer, also where nodes leave them to it, and its external IPs.
+func ExternalAddresses(svc *corev1.Service) (out []string) {
+	if svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
+		for _, in := range svc.Status.LoadBalancer.Ingress {
+			out = append(out, cmp.Or(in.IP, in.Hostname))
+		}
+	}
+	return append(out, svc.Spec.ExternalIPs...)
+}
+
+// usable adds an address that a service can have.
+func usable(all []netip.Addr, text string) []netip.Addr {
+	if a, err := netip.ParseAddr(text); err == nil && CheckAddress(a) == nil && !slices.Contains(all, a) {
+		all = append(all, a)
+	}
+	return all
+}
+
+// SourceRanges are the prefixes of clients in spec.loadBalancerSourceRanges.
+func SourceRanges(spec *corev1.ServiceSpec) (out []netip.Prefix) {
+	for _, text := range spec.LoadBalancerSourceRanges {
+		if p, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil && !p.Addr().Is4In6() && !slices.Contains(out, p.Masked()) {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
 }
 
 // SessionTimeout is for how long a client stays with its backend; 0: it does not. Kubernetes'

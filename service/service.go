@@ -65,8 +65,15 @@ type Service struct {
 	// Affinity is AffinityNone unless Global.
 	Affinity Affinity
 	// NodeLocal gives clients the backends on their own node alone. ExternalLocal gives
-	// clients outside of the mesh those on the node whose node port they use.
+	// clients outside of the mesh those on the node that they reach.
 	NodeLocal, ExternalLocal bool
+	// External are addresses outside of the mesh at which every node offers the service, at
+	// its own ports: spec.externalIPs. Balanced are those of a load balancer that nodes stand
+	// in for (ipMode VIP), and Ranges the clients that may use them; Ranged says that it is
+	// not for all.
+	External, Balanced []netip.Addr
+	Ranges             []netip.Prefix
+	Ranged             bool
 	// Distribution says which backends are preferred by how near they are. It has no
 	// effect if NodeLocal.
 	Distribution Distribution

@@ -42,8 +42,9 @@ type object struct {
 	value    any
 	warnings []api.Problem
 	// printed is set if a cluster printed the object: nobody asked here for what that
-	// cluster chose, such as an address.
+	// cluster chose, such as an address. uid is what it called the object.
 	printed bool
+	uid     string
 	// skipped is set for an object of an unknown kind.
 	skipped bool
 }
@@ -324,6 +325,7 @@ func decode[T runtime.Object](r *reading) (T, bool) {
 	meta.SetNamespace(r.namespace)
 	// These fields are the store's to set. They are dropped, because what `get -o yaml`
 	// of another cluster prints must be a valid manifest.
+	r.uid = string(meta.GetUID())
 	r.printed = meta.GetUID() != "" || meta.GetResourceVersion() != ""
 	meta.SetManagedFields(nil)
 	meta.SetResourceVersion("")

@@ -145,6 +145,9 @@ func (p *planner) fit(ctx context.Context, c *change) (problem string, err error
 		if problem, err := p.ips.fit(ctx, c, v); problem != "" || err != nil {
 			return problem, err
 		}
+		if problem, err := p.fitExternal(ctx, c, v); problem != "" || err != nil {
+			return problem, err
+		}
 		return p.ports.fit(ctx, c, v)
 	case *discoveryv1.EndpointSlice:
 		var old discoveryv1.EndpointSlice

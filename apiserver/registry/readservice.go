@@ -17,7 +17,6 @@ func readService(r *reading) {
 	if !ok {
 		return
 	}
-	svc.Status = corev1.ServiceStatus{}
 	if mistakes := validation.IsDNS1035Label(r.name); len(mistakes) > 0 {
 		r.refuse("metadata.name %q: %s", r.name, mistakes[0])
 	}
@@ -25,16 +24,13 @@ func readService(r *reading) {
 	switch spec.Type {
 	case "":
 		spec.Type = corev1.ServiceTypeClusterIP
-	case corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort:
-	case corev1.ServiceTypeLoadBalancer:
-		r.warn("spec.type is LoadBalancer: no load balancer address is assigned; clients outside of the mesh reach the service at its node ports")
+	case corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer:
 	case corev1.ServiceTypeExternalName:
 		r.refuse("spec.type is ExternalName, which only a DNS server could answer, and there is none; give the service ports and an EndpointSlice with the addresses")
 	default:
 		r.refuse("spec.type %s is not a type of service; write ClusterIP", spec.Type)
 	}
 	checkLabels(r, "spec.selector", spec.Selector)
-	warnOutside(r, spec)
 	checkSession(r, spec)
 	if p := spec.InternalTrafficPolicy; p != nil && *p != corev1.ServiceInternalTrafficPolicyCluster && *p != corev1.ServiceInternalTrafficPolicyLocal {
 		r.refuse("spec.internalTrafficPolicy %s does not exist; write Cluster or Local", *p)
@@ -44,6 +40,7 @@ func readService(r *reading) {
 	checkClusterIPs(r, spec)
 	checkServicePorts(r, spec)
 	checkNodePorts(r, spec)
+	checkExternal(r, svc)
 	checkBool(r, svc.Annotations, service.AnnotationGlobal, "io.cilium/global-service")
 	checkBool(r, svc.Annotations, service.AnnotationShared, "io.cilium/shared-service")
 	warnAnnotations(r, svc.Annotations, service.AnnotationGlobal, service.AnnotationShared, service.AnnotationAffinity,
@@ -94,23 +91,6 @@ func checkDistribution(r *reading, svc *corev1.Service) {
 			r.warn("annotation %s has no effect: CPUs of nodes are not known; write spec.trafficDistribution: PreferSameZone", name)
 		}
 	}
-}
-
-// warnOutside warns of fields that make a service reachable from outside the mesh and that
-// have no effect yet; node ports do. They are stored, for a release
-// that supports them.
-func warnOutside(r *reading, spec *corev1.ServiceSpec) {
-	unused := func(there bool, field, what string) {
-		if there {
-			r.warn("spec.%s has no effect: %s", field, what)
-		}
-	}
-	unused(len(spec.ExternalIPs) > 0, "externalIPs", "packets to these addresses are not balanced")
-	unused(spec.LoadBalancerIP != "", "loadBalancerIP", "load balancer addresses are not assigned")
-	unused(spec.LoadBalancerClass != nil, "loadBalancerClass", "load balancer addresses are not assigned")
-	unused(len(spec.LoadBalancerSourceRanges) > 0, "loadBalancerSourceRanges", "no load balancer address is assigned; restrict clients of node ports with a policy")
-	unused(spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal && !service.HasNodePorts(spec), "externalTrafficPolicy", "a service of this type has no node ports")
-	unused(spec.HealthCheckNodePort != 0, "healthCheckNodePort", "no health check listens there")
 }
 
 // checkFamilies checks what can be said about a service's IP families without the cluster.

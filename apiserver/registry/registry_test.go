@@ -315,7 +315,7 @@ func TestWhatHasNoEffectIsWarnedOf(t *testing.T) {
 	for want, text := range map[string]string{
 		"metadata.finalizers has no effect": strings.Replace(pod, "name: web-1,", "name: web-1, finalizers: [example.com/wait],", 1),
 		"annotation service.kubernetes.io/topology-mode has no effect: CPUs of nodes are not known": strings.Replace(webService, "annotations: {", "annotations: {service.kubernetes.io/topology-mode: Auto, ", 1),
-		"spec.externalIPs has no effect": strings.Replace(webService, "spec:", "spec:\n  externalIPs: [192.0.2.9]", 1),
+		"spec.loadBalancerIP has no effect": strings.Replace(webService, "spec:", "spec:\n  loadBalancerIP: 192.0.2.9", 1),
 	} {
 		if got := apply(t, r, text).Warnings; len(got) != 1 || !strings.HasPrefix(got[0].Message, want) {
 			t.Errorf("%s: warned %v", want, got)

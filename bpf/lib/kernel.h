@@ -56,6 +56,7 @@ enum update_flags {
 	ROW_NEW = 1, /* creates, or fails with EXISTS */
 };
 
+#define NOT_PERMITTED 1
 #define NO_MEMORY 12
 #define EXISTS 17
 #define CONNECTION_REFUSED 111
@@ -175,6 +176,7 @@ enum sock_state {
 enum packet_type {
 	PACKET_BROADCAST = 1,
 	PACKET_MULTICAST = 2,
+	PACKET_OTHERHOST = 3,
 };
 
 struct ethhdr {

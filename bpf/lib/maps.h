@@ -66,6 +66,15 @@ ARRAY(clusters, MAP_ARRAY, struct cluster, 512);
 HASH(services, struct service_key, struct service);
 HASH(backends, struct slot_key, struct backend);
 HASH(members, struct member_key, struct member);
+
+struct {
+	__uint(type, MAP_LPM_TRIE);
+	__type(key, struct range_key);
+	__type(value, __u32);
+	__uint(max_entries, 1024);
+	__uint(map_flags, MAP_NO_PREALLOC);
+} sources SEC(".maps");
+
 HASH(classes, struct class_key, __u32);
 ARRAY(ports, MAP_ARRAY, __u16, 2 * PORTS_PROTOS << 16);
 HASH(policy, struct policy_key, struct policy_entry);

@@ -1,4 +1,5 @@
-/* Node ports: whoever is outside of the mesh reaches services at addresses of this node.
+/* Node ports and external addresses: whoever is outside of the mesh reaches services at addresses
+ * of this node, or at others that its network brings here. "Node port" below means all of them.
  *
  *	client → node port   ── enter ──►     client → backend       a pod of this node
  *	client ← node port   ◄── leaves ──    client ← backend
@@ -53,8 +54,9 @@ enum {
 	OPENS = 103,   /* it belongs to no live connection: see begin_inside */
 };
 
-/* The service with a node port that p is sent to; null if there is none. */
-part struct service *exposed(const struct packet *p)
+/* The service that clients outside reach at the address and port that p is sent to; null if
+ * there is none. */
+part struct service *exposed(const struct __sk_buff *skb, const struct packet *p)
 {
 	struct service_key front = {.addr = p->dst, .port = p->dport, .proto = p->proto};
 	struct prefix_key key = {.bits = 128, .addr = p->dst};
@@ -63,7 +65,14 @@ part struct service *exposed(const struct packet *p)
 
 	if (p->proto != PROTO_TCP && p->proto != PROTO_UDP)
 		return 0;
+	/* Another machine's, on a device that hears everything. */
+	if (skb->pkt_type == PACKET_OTHERHOST)
+		return 0;
 	svc = bpf_map_lookup_elem(&services, &front);
+	if (svc && svc->timeout[2] & SERVICE_SPLIT) {
+		front.scope = SCOPE_OUTSIDE;
+		svc = bpf_map_lookup_elem(&services, &front);
+	}
 	if (!svc)
 		return 0;
 	/* Cluster IPs are for the mesh. */

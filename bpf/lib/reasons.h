@@ -35,7 +35,8 @@
 	REASON(40, FORMER_MEMBER, "former-member") \
 	REASON(41, NODE_ADDRESS, "node-address") \
 	REASON(42, NODE_CLOSED, "node-closed") \
-	REASON(43, NO_PORT, "no-port")
+	REASON(43, NO_PORT, "no-port") \
+	REASON(44, SOURCE_RANGE, "source-range")
 
 #define FIRST_DROP 16
 #define MAX_REASONS 64

@@ -38,6 +38,7 @@ inline_always enum answer answer_to(enum reason reason)
 	/* Policy drops silently, as in Cilium: the pod must not learn what is there. */
 	case REASON_POLICY_DENIED:
 	case REASON_UNKNOWN_MEMBER:
+	case REASON_SOURCE_RANGE: /* as in kube-proxy */
 	/* Temporary: a retransmission gets through. */
 	case REASON_HELD:
 	case REASON_NO_POLICY:

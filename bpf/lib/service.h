@@ -215,7 +215,7 @@ inline_always int still_member(const struct flow *f)
 /* For how long a client stays with its backend, ns; 0: it does not. */
 inline_always __u64 session_of(const struct service *svc)
 {
-	__u32 seconds = svc->timeout[0] | svc->timeout[1] << 8 | (__u32)svc->timeout[2] << 16;
+	__u32 seconds = svc->timeout[0] | svc->timeout[1] << 8 | (__u32)(svc->timeout[2] & ~SERVICE_FLAGS) << 16;
 
 	return seconds * 1000000000ULL;
 }
@@ -262,12 +262,26 @@ once int keep_session(const struct service *svc, const struct addr *client, cons
 	return 0;
 }
 
+/* ---- Source ranges ---- */
+
+/* May the client use the service? One that has ranges and no row of them yet is for nobody. */
+once int admits(const struct service *svc, const struct addr *client)
+{
+	if (!svc || !client)
+		return 0;
+	struct range_key key = {.bits = 32 + 128, .service = svc->id, .addr = *client};
+
+	return bpf_map_lookup_elem(&sources, &key) != 0;
+}
+
 /* Chooses a backend for a new connection of a client. Returns 0 or a reason. */
 inline_always int choose_for(const struct settings *s, const struct service *svc, const struct addr *client,
 			     struct target *to)
 {
 	int session = session_of(svc) != 0, why;
 
+	if (unlikely(svc->timeout[2] & SERVICE_RANGED) && !admits(svc, client))
+		return REASON_SOURCE_RANGE;
 	if (unlikely(session) && find_session(s, svc, client, to))
 		return 0;
 	why = choose_backend(s, svc, to, 0);

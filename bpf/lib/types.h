@@ -240,7 +240,14 @@ struct service_key {
 	struct addr addr;
 	__be16 port;
 	__u8 proto;
-	__u8 pad;
+	__u8 scope; /* enum scope */
+};
+
+/* Who uses a frontend. Clients outside of the mesh have a row of their own, SCOPE_OUTSIDE, if
+ * the flags of the other one say so: they may get other backends. */
+enum scope {
+	SCOPE_ANY,
+	SCOPE_OUTSIDE,
 };
 
 struct group {
@@ -254,8 +261,21 @@ struct service {
 	__u32 id;
 	__u8 groups;
 	__u8 timeout[3]; /* of a client's affinity to its backend, in seconds, the lowest byte
-			  * first; 0: it has none */
+			  * first; 0: it has none. The upper bits are enum service_flags */
 	struct group group[MAX_GROUPS];
+};
+
+enum service_flags { /* of the last byte of timeout */
+	SERVICE_SPLIT = 0x80,  /* clients outside have a row of their own */
+	SERVICE_RANGED = 0x40, /* only for clients in its sources */
+	SERVICE_FLAGS = 0xf0,
+};
+
+/* sources: the clients that may use a service with SERVICE_RANGED. */
+struct range_key {
+	__u32 bits; /* 32 of the service, and those of the prefix as in prefix_key */
+	__u32 service;
+	struct addr addr;
 };
 
 /* affinities: the backend that a client was last given. A client is a pod's address, that of

@@ -24,7 +24,7 @@ func TestRowsOfKernelMapsAreReadable(t *testing.T) {
 		{"endpoints", a("10.1.1.2"), bpf.Endpoint{Ifindex: 7, Identity: 65540, MAC: [6]uint8{46, 58, 0, 1, 2, 3}}, "KEY=10.1.1.2 IFINDEX=7 IDENTITY=65540 SET=0 ID=0 MAC=2e:3a:00:01:02:03 HOSTMAC=00:00:00:00:00:00 HELD=0"},
 		{"classes", bpf.ClassKey{Gen: 1, Identity: 65540}, uint32(4), "GEN=1 IDENTITY=65540 VALUE=4"},
 		{"flows", bpf.FlowKey{Local: a("10.1.1.2")}, bpf.Flow{}, "LOCAL=10.1.1.2 REMOTE= "},
-		{"services", bpf.ServiceKey{Addr: a("10.101.0.7"), Port: bpf.PortOf(80), Proto: 6}, service, "ADDR=10.101.0.7 PORT=80 PROTO=6 ID=3 GROUPS=1 TIMEOUT=0s GROUP={Count:2 Cluster:1"},
+		{"services", bpf.ServiceKey{Addr: a("10.101.0.7"), Port: bpf.PortOf(80), Proto: 6}, service, "ADDR=10.101.0.7 PORT=80 PROTO=6 SCOPE=any ID=3 GROUPS=1 TIMEOUT=0s GROUP={Count:2 Cluster:1"},
 	} {
 		i := slices.IndexFunc(kernelMaps(), func(k kernelMap) bool { return k.name == test.name })
 		if i < 0 {

@@ -37,8 +37,8 @@ var listings = map[string]listing{
 	manifest.Pods: {columns("NODE", "ADDRESS", "READY", "STATUS", "*LABELS"), cells(func(p *corev1.Pod) []string {
 		return []string{p.Spec.NodeName, podIPs(p), podReady(p), podStatus(p), labelList(p.Labels)}
 	})},
-	manifest.Services: {columns("CLUSTER-IP", "PORTS", "GLOBAL", "*SELECTOR"), cells(func(s *corev1.Service) []string {
-		return []string{clusterIPs(s), servicePorts(s), fmt.Sprint(isGlobal(s)), labelList(s.Spec.Selector)}
+	manifest.Services: {columns("CLUSTER-IP", "EXTERNAL-IP", "PORTS", "GLOBAL", "*SELECTOR"), cells(func(s *corev1.Service) []string {
+		return []string{clusterIPs(s), strings.Join(service.ExternalAddresses(s), ","), servicePorts(s), fmt.Sprint(isGlobal(s)), labelList(s.Spec.Selector)}
 	})},
 	manifest.EndpointSlices: {columns("SERVICE", "ADDRESSES", "PORTS"), cells(func(e *discoveryv1.EndpointSlice) []string {
 		return []string{e.Labels[discoveryv1.LabelServiceName], sliceAddresses(e), slicePorts(e)}

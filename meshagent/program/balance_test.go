@@ -14,7 +14,8 @@ import (
 // any index, gives; "" if they do not.
 func (b *bench) balance(got everything) string {
 	v := newView(b.tab, b.p.cfg.Self)
-	v.answered, v.servers, v.former.kernel = b.p.cfg.Rows.HasAnswered, b.p.cfg.APIServers, &b.p.members
+	v.answered, v.servers, v.former.kernel, v.fixed = b.p.cfg.Rows.HasAnswered, b.p.cfg.APIServers, &b.p.members, b.p.cfg.Ports
+	v.addresses, v.internal = b.p.exposed, b.p.internal[0]
 	v.load(b.tab.DB.ReadTxn())
 	wanted := map[bpf.ServiceKey]frontend{}
 	for _, row := range tables.All(v.txn, v.tables.Services) { // in order of name: the first has a frontend
@@ -22,7 +23,11 @@ func (b *bench) balance(got everything) string {
 			continue
 		}
 		fronts := service.Frontends(v.client(), &row.Service, b.offered(v, row, row.NodeLocal))
-		fronts = append(fronts, service.NodePorts(v.client(), &row.Service, b.p.exposed, b.offered(v, row, row.ExternalLocal))...)
+		for _, f := range service.Outer(v.client(), &row.Service, b.p.exposed, b.offered(v, row, false), b.offered(v, row, row.ExternalLocal)) {
+			if v.unfit(f) == "" {
+				fronts = append(fronts, f)
+			}
+		}
 		for _, f := range fronts {
 			w := v.rowsFor(f, b.p.cfg.Rows.Index)
 			if _, ok := wanted[w.key]; !ok {
@@ -30,7 +35,7 @@ func (b *bench) balance(got everything) string {
 			}
 		}
 	}
-	slots, members := 0, 0
+	slots, members, ranges := 0, 0, 0
 	for key, w := range wanted {
 		row, ok := got.services[key]
 		if !ok || !slices.Equal(row.Group[:row.Groups], w.groups) {
@@ -58,13 +63,19 @@ func (b *bench) balance(got everything) string {
 			}
 		}
 		members += len(w.members)
+		for k := range w.ranges {
+			if k.Service = row.ID; got.ranges[k] == 0 {
+				return fmt.Sprintf("service %v is not for %v", key, k.Netip())
+			}
+		}
+		ranges += len(w.ranges)
 	}
 	// Rows of an earlier agent stay until everything was read in full.
 	if !v.complete() {
 		return ""
 	}
-	if len(got.services) != len(wanted) || len(got.slots) != slots || len(got.members) != members {
-		return fmt.Sprintf("%d services, %d slots and %d members, want %d, %d and %d", len(got.services), len(got.slots), len(got.members), len(wanted), slots, members)
+	if len(got.services) != len(wanted) || len(got.slots) != slots || len(got.members) != members || len(got.ranges) != ranges {
+		return fmt.Sprintf("%d services, %d slots, %d members and %d ranges, want %d, %d, %d and %d", len(got.services), len(got.slots), len(got.members), len(got.ranges), len(wanted), slots, members, ranges)
 	}
 	return ""
 }

@@ -11,12 +11,13 @@ import (
 	"github.com/weft-mesh/weft/service"
 )
 
-// balancer writes frontends to the maps services, backends and members. A group's slots
+// balancer writes frontends to the maps services, backends, members and sources. A group's slots
 // change with the fewest possible writes, each of which leaves a usable state.
 type balancer struct {
 	rows    *reconcile.Reconciler[bpf.ServiceKey, bpf.Service]
 	slots   bpf.Table[bpf.SlotKey, bpf.Backend]
 	members bpf.Table[bpf.MemberKey, bpf.Member]
+	ranges  bpf.Table[bpf.RangeKey, uint32]
 	// behind is what the kernel holds for each service number.
 	behind map[uint32]*behind
 	// begun are the numbers of frontends without a row, for which the other maps may
@@ -37,10 +38,11 @@ type behind struct {
 	// stray slots are beyond those. They are removed once the row's counts exclude them.
 	stray   map[bpf.SlotKey]bool
 	members map[bpf.MemberKey]bpf.Member
+	ranges  map[bpf.RangeKey]bool
 }
 
 func newBalancer(m *bpf.Maps, left func(bpf.Addr)) (*balancer, error) {
-	b := &balancer{left: left, slots: m.Backends, members: m.Members, behind: map[uint32]*behind{}, begun: map[bpf.ServiceKey]uint32{}}
+	b := &balancer{left: left, slots: m.Backends, members: m.Members, ranges: m.Sources, behind: map[uint32]*behind{}, begun: map[bpf.ServiceKey]uint32{}}
 	var err error
 	if b.rows, err = reconcile.New(m.Services, batchFrom, nil); err != nil {
 		return nil, err
@@ -60,6 +62,13 @@ func newBalancer(m *bpf.Maps, left func(bpf.Addr)) (*balancer, error) {
 	}
 	if err := failed(); err != nil {
 		return nil, fmt.Errorf("read map members: %w", err)
+	}
+	ranges, failed := m.Sources.All()
+	for k := range ranges {
+		b.of(k.Service).ranges[k] = true
+	}
+	if err := failed(); err != nil {
+		return nil, fmt.Errorf("read map sources: %w", err)
 	}
 	for _, row := range b.rows.Rows() {
 		b.adopt(row, found)
@@ -89,7 +98,7 @@ func (b *balancer) adopt(row bpf.Service, found map[bpf.SlotKey]bpf.Backend) {
 // of returns what the kernel holds for a service number.
 func (b *balancer) of(id uint32) *behind {
 	if b.behind[id] == nil {
-		b.behind[id] = &behind{groups: map[uint16][]bpf.Backend{}, at: map[uint16]map[bpf.Backend]uint32{}, stray: map[bpf.SlotKey]bool{}, members: map[bpf.MemberKey]bpf.Member{}}
+		b.behind[id] = &behind{groups: map[uint16][]bpf.Backend{}, at: map[uint16]map[bpf.Backend]uint32{}, stray: map[bpf.SlotKey]bool{}, members: map[bpf.MemberKey]bpf.Member{}, ranges: map[bpf.RangeKey]bool{}}
 	}
 	return b.behind[id]
 }
@@ -114,8 +123,9 @@ func (h *behind) strayFrom(id uint32, cluster uint16, first, end int) {
 	}
 }
 
-// put writes one frontend. Order: members, new slots, the row itself with its counts;
-// then, if all of that succeeded, removal of what the row no longer leads to.
+// put writes one frontend. Order: members, clients that may use it, new slots, the row itself
+// with its counts; then, if all of that succeeded, removal of what the row no longer leads to.
+// A client that finds no room is kept out: the row says that there are some.
 func (b *balancer) put(f *frontend) (changed int, err error) {
 	row, known := b.rows.Row(f.key)
 	if !known {
@@ -127,6 +137,10 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 	}
 	next := bpf.Service{ID: row.ID, Groups: uint8(len(f.groups)), Timeout: f.timeout}
 	var errs []error
+	n, err := b.admit(own, row.ID, f.ranges)
+	if changed += n; err != nil {
+		errs = append(errs, err)
+	}
 	for i, g := range f.groups {
 		n, err := b.fill(own, row.ID, g.Cluster, f.slots[g.Cluster])
 		changed += n
@@ -153,8 +167,24 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 			delete(own.at, cluster)
 		}
 	}
-	n, err := b.tidy(own, f.members)
+	n, err = b.tidy(own, f.members, f.ranges)
 	return changed + n, err
+}
+
+// admit writes the clients that may use a frontend, those that are new.
+func (b *balancer) admit(own *behind, id uint32, ranges map[bpf.RangeKey]bool) (changed int, err error) {
+	for k := range ranges {
+		k.Service = id
+		if own.ranges[k] {
+			continue
+		}
+		if err := b.ranges.Update(k, 1); err != nil {
+			return changed, err
+		}
+		own.ranges[k] = true
+		changed++
+	}
+	return changed, nil
 }
 
 // join writes members, those that are new or have changed.
@@ -210,8 +240,8 @@ func (b *balancer) fill(own *behind, id uint32, cluster uint16, want []bpf.Backe
 	return changed, nil
 }
 
-// tidy removes stray slots and all members but those in keep.
-func (b *balancer) tidy(own *behind, keep map[bpf.MemberKey]bpf.Member) (changed int, err error) {
+// tidy removes stray slots, and all members and clients but those in keep and admitted.
+func (b *balancer) tidy(own *behind, keep map[bpf.MemberKey]bpf.Member, admitted map[bpf.RangeKey]bool) (changed int, err error) {
 	changed, err = removeAll(b.slots, slices.Collect(maps.Keys(own.stray)), func(k bpf.SlotKey) { delete(own.stray, k) })
 	var gone []bpf.MemberKey
 	for k := range own.members {
@@ -222,7 +252,16 @@ func (b *balancer) tidy(own *behind, keep map[bpf.MemberKey]bpf.Member) (changed
 		}
 	}
 	n, other := b.part(own, gone)
-	return changed + n, errors.Join(err, other)
+	var out []bpf.RangeKey
+	for k := range own.ranges {
+		bare := k
+		bare.Service = 0
+		if !admitted[bare] {
+			out = append(out, k)
+		}
+	}
+	m, third := removeAll(b.ranges, out, func(k bpf.RangeKey) { delete(own.ranges, k) })
+	return changed + n + m, errors.Join(err, other, third)
 }
 
 // part removes members.
@@ -384,7 +423,7 @@ func (b *balancer) bury(id uint32) (changed int, err error) {
 	}
 	clear(own.groups)
 	clear(own.at)
-	if changed, err = b.tidy(own, nil); err == nil {
+	if changed, err = b.tidy(own, nil, nil); err == nil {
 		delete(b.behind, id)
 	}
 	return changed, err

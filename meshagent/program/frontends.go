@@ -44,6 +44,9 @@ type frontends struct {
 	offers offers
 	// claims lists the services that declare a frontend, sorted. The first has it.
 	claims map[bpf.ServiceKey][]string
+	// outer are the addresses outside of the mesh that a service has itself: whether it may
+	// have them depends on where the mesh is.
+	outer map[string][]netip.Addr
 	// byHand maps an address to the services with a hand-written slice that names it:
 	// whether it may depends on which pod has the address.
 	byHand map[netip.Addr]map[string]bool
@@ -97,7 +100,7 @@ func (f *frontends) forget() {
 	f.clusters, f.renamed, f.moved = map[string]bool{}, nil, nil
 	f.placed, f.offers = ranges[uint16]{}, newOffers()
 	f.known, f.partOf = map[string]known{}, map[string]string{}
-	f.claims, f.byHand = map[bpf.ServiceKey][]string{}, map[netip.Addr]map[string]bool{}
+	f.claims, f.byHand, f.outer = map[bpf.ServiceKey][]string{}, map[netip.Addr]map[string]bool{}, map[string][]netip.Addr{}
 	f.again, f.gone = map[string]bool{}, map[bpf.ServiceKey]bool{}
 }
 
@@ -287,9 +290,14 @@ func (f *frontends) take(v *view, r *report, dirty dirt) {
 	}
 	if f.readdressed {
 		for s := range tables.OfCluster(v.txn, v.tables.Services, v.own.Name) {
-			if s.HasNodePorts() {
+			if s.HasNodePorts() || s.HasOuter() {
 				dirty.whole(s.ID())
 			}
+		}
+	}
+	for id, addrs := range f.outer {
+		if slices.ContainsFunc(f.renamed, func(p netip.Prefix) bool { return slices.ContainsFunc(addrs, p.Contains) }) {
+			dirty.whole(id)
 		}
 	}
 	for name := range f.clusters {
@@ -392,6 +400,10 @@ func (f *frontends) learn(id string, d derived, touched map[bpf.ServiceKey]bool,
 		}
 		f.byHand[a][id] = true
 	}
+	delete(f.outer, id)
+	if d.own != nil && d.own.HasOuter() {
+		f.outer[id] = slices.Concat(d.own.External, d.own.Balanced)
+	}
 	if len(next.keys)+len(next.read) == 0 {
 		delete(f.known, id)
 	} else {
@@ -421,7 +433,7 @@ func (f *frontends) settle(v *view, index func(string) uint16, work map[string]d
 		}
 		v.doubts = append(v.doubts, k.doubts...)
 		for _, key := range k.keys {
-			if by := f.claims[key][0]; by != id {
+			if by := f.claims[key][0]; by != id && key.Scope == bpf.ScopeAny {
 				v.doubts = append(v.doubts, doubt{"services", v.own.Name + "/" + id, taken(key, v.own.Name+"/"+by)})
 			}
 		}

@@ -90,7 +90,7 @@ func (b *bench) restart() {
 	b.follower, b.mesh = meshes.Follower(), nil
 	start := make(chan struct{})
 	close(start)
-	if b.p, err = New(Config{Self: "n1", APIServers: b.apiServers, Tables: b.tab, Maps: b.maps, Rows: rows, Start: start, Log: slog.New(slog.DiscardHandler)}); err != nil {
+	if b.p, err = New(Config{Self: "n1", APIServers: b.apiServers, Ports: []uint16{81}, Tables: b.tab, Maps: b.maps, Rows: rows, Start: start, Log: slog.New(slog.DiscardHandler)}); err != nil {
 		b.t.Fatal(err)
 	}
 }

@@ -35,8 +35,10 @@ type Config struct {
 	// APIServers returns the addresses of our own cluster's API servers, when it names these;
 	// nil: it has not yet.
 	APIServers func(*wire.Access) []netip.Addr
-	Tables     *tables.Tables
-	Maps       *bpf.Maps
+	// Ports are those at which a machine with an agent needs its own address for itself.
+	Ports  []uint16
+	Tables *tables.Tables
+	Maps   *bpf.Maps
 	// Rows give nodes their indexes, before anything refers to them.
 	Rows *paths.Rows
 	// Start is closed once all sources have been listed and the node's pods adopted.
@@ -153,7 +155,7 @@ func New(cfg Config) (*Program, error) {
 		return nil, err
 	}
 	v := p.beliefs.view
-	v.answered, v.servers, v.former.kernel = cfg.Rows.HasAnswered, cfg.APIServers, &p.members
+	v.answered, v.servers, v.former.kernel, v.fixed = cfg.Rows.HasAnswered, cfg.APIServers, &p.members, cfg.Ports
 	if p.settings, _, err = cfg.Maps.Settings.Lookup(0); err != nil {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
@@ -276,8 +278,8 @@ func (p *Program) takeAddresses(v *view) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.frontends.addressed = p.addressed
-	if !slices.Equal(v.addresses, p.exposed) {
-		v.addresses, p.frontends.readdressed = p.exposed, true
+	if !slices.Equal(v.addresses, p.exposed) || v.internal != p.internal[0] {
+		v.addresses, v.internal, p.frontends.readdressed = p.exposed, p.internal[0], true
 	}
 }
 

@@ -35,6 +35,7 @@ type everything struct {
 	services  map[bpf.ServiceKey]bpf.Service
 	slots     map[bpf.SlotKey]bpf.Backend
 	members   map[bpf.MemberKey]bpf.Member
+	ranges    map[bpf.RangeKey]uint32
 	classes   map[bpf.ClassKey]uint32
 	policy    map[bpf.PolicyKey]bpf.PolicyEntry
 	sets      map[bpf.SetKey]bpf.SetInfo
@@ -55,7 +56,7 @@ type judged struct {
 func (b *bench) everything() everything {
 	e := everything{
 		rowsIn(b.maps.IPs), rowsIn(b.maps.Prefixes), rowsIn(b.maps.Endpoints), rowsIn(b.maps.Nodes), rowsIn(b.maps.Clusters),
-		rowsIn(b.maps.Services), rowsIn(b.maps.Backends), rowsIn(b.maps.Members), rowsIn(b.maps.Classes), rowsIn(b.maps.Policy), rowsIn(b.maps.Sets), rowsIn(b.maps.Ports),
+		rowsIn(b.maps.Services), rowsIn(b.maps.Backends), rowsIn(b.maps.Members), rowsIn(b.maps.Sources), rowsIn(b.maps.Classes), rowsIn(b.maps.Policy), rowsIn(b.maps.Sets), rowsIn(b.maps.Ports),
 		map[judged]string{}, map[string]string{},
 	}
 	for pod := range e.endpoints {
@@ -80,7 +81,7 @@ func (e everything) differ(other everything) string {
 	return firstOf(
 		differ("ips", e.ips, other.ips), differ("prefixes", e.prefixes, other.prefixes), differ("endpoints", withoutSets(e.endpoints), withoutSets(other.endpoints)),
 		differ("nodes", e.nodes, other.nodes), differ("clusters", e.clusters, other.clusters), differ("services", e.services, other.services),
-		differ("slots", e.slots, other.slots), differ("members", e.members, other.members), differ("verdicts", e.verdicts, other.verdicts),
+		differ("slots", e.slots, other.slots), differ("members", e.members, other.members), differ("ranges", e.ranges, other.ranges), differ("verdicts", e.verdicts, other.verdicts),
 		differ("policy", e.policyRows(), other.policyRows()), differ("problems", e.problems, other.problems),
 	)
 }

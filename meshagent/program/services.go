@@ -13,7 +13,8 @@ import (
 // frontend is one address and port of a service, as kernel rows.
 type frontend struct {
 	key     bpf.ServiceKey
-	timeout bpf.Seconds
+	timeout bpf.Seconds           // and flags
+	ranges  map[bpf.RangeKey]bool // without the service number
 	groups  []bpf.Group
 	slots   map[uint16][]bpf.Backend     // by the groups' numbers
 	members map[bpf.MemberKey]bpf.Member // without the service number
@@ -52,7 +53,7 @@ func deriveService(v *view, id string, index func(string) uint16) (d derived) {
 	if own == nil {
 		return d
 	}
-	d.own, d.client, d.fronts = own, v.client(), append(own.Fronts(), own.NodeFronts(v.addresses)...)
+	d.own, d.client, d.fronts = own, v.client(), append(own.Fronts(), own.Outer(v.addresses)...)
 	cluster, inside, outside := service.ClusterID(v.own.ID()), d.from, d.from
 	if own.NodeLocal || own.ExternalLocal {
 		d.partial = true
@@ -66,7 +67,19 @@ func deriveService(v *view, id string, index func(string) uint16) (d derived) {
 	row := own.Key()
 	d.read = append(d.read, rowName{"services", row})
 	seen := map[bpf.ServiceKey]bool{}
-	for _, f := range append(service.Frontends(d.client, &own.Service, inside), service.NodePorts(d.client, &own.Service, v.addresses, outside)...) {
+	all := service.Frontends(d.client, &own.Service, inside)
+	for _, f := range service.Outer(d.client, &own.Service, v.addresses, d.from, outside) {
+		why := v.unfit(f)
+		if why == "" {
+			all = append(all, f)
+			continue
+		}
+		d.partial = true
+		if refused := (doubt{"services", row, why}); !slices.Contains(d.doubts, refused) {
+			d.doubts = append(d.doubts, refused)
+		}
+	}
+	for _, f := range all {
 		if f.Flat {
 			d.partial = true
 			d.doubts = append(d.doubts, doubt{"services", row, fmt.Sprintf("its backends are in more than %d groups by cluster and zone: which are near does not count", service.MaxGroups)})
@@ -78,7 +91,9 @@ func deriveService(v *view, id string, index func(string) uint16) (d derived) {
 		w := v.rowsFor(f, index)
 		if seen[w.key] {
 			d.partial = true
-			d.doubts = append(d.doubts, doubt{"services", row, taken(w.key, row)})
+			if !f.Outside {
+				d.doubts = append(d.doubts, doubt{"services", row, taken(w.key, row)})
+			}
 			continue
 		}
 		seen[w.key] = true
@@ -176,8 +191,18 @@ func keyOf(addr netip.Addr, port uint16, protocol service.Protocol) bpf.ServiceK
 // rowsFor turns a frontend into rows.
 func (v *view) rowsFor(f service.Frontend, index func(string) uint16) frontend {
 	w := frontend{
-		key: keyOf(f.Addr, f.Port, f.Protocol), timeout: bpf.SecondsOf(f.Session),
+		key: keyOf(f.Addr, f.Port, f.Protocol), timeout: bpf.SecondsOf(f.Session), ranges: map[bpf.RangeKey]bool{},
 		slots: map[uint16][]bpf.Backend{}, members: map[bpf.MemberKey]bpf.Member{},
+	}
+	if f.Outside {
+		w.key.Scope = bpf.ScopeOutside
+	}
+	if f.Split {
+		w.timeout = w.timeout.With(bpf.ServiceSplit)
+	}
+	if f.Ranged {
+		w.timeout = w.timeout.With(bpf.ServiceRanged)
+		v.admit(f, w.ranges)
 	}
 	for _, g := range f.Groups {
 		number := bpf.PartOf(uint16(g.Cluster), uint8(g.Near))

@@ -263,6 +263,7 @@ func (c changer) service(txn statedb.WriteTxn, cluster string, there bool) {
 		if c.IntN(2) == 0 {
 			row.Ports[0].NodePort = uint16(30080 + c.IntN(2))
 		}
+		c.outside(&row.Service)
 		row.Session = time.Duration(c.IntN(3)) * 100000 * time.Second
 		if c.IntN(4) == 0 {
 			row.Ports = append(row.Ports, service.Port{Protocol: service.TCP, Port: 80})
@@ -272,6 +273,27 @@ func (c changer) service(txn statedb.WriteTxn, cluster string, there bool) {
 			Endpoints: []service.Endpoint{{Addr: c.addr(2, 1, byte(2+c.IntN(3))), Ready: true}}}}
 	}
 	put(txn, c.tab.Services, row, there)
+}
+
+// outside gives a service addresses outside of the mesh, or what some clusters take for inside.
+func (c changer) outside(s *service.Service) {
+	pick := func() (out []netip.Addr) {
+		for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{203, 0, 113, byte(1 + c.IntN(2))}), six(203, 0, byte(1+c.IntN(2))), netip.AddrFrom4([4]byte{192, 0, 2, byte(1 + c.IntN(4))}),
+			netip.AddrFrom4([4]byte{10, byte(2 + c.IntN(3)), 1, 2}), netip.AddrFrom4([4]byte{10, byte(102 + c.IntN(3)), 0, 2})} {
+			if c.IntN(4) == 0 {
+				out = append(out, a)
+			}
+		}
+		return out
+	}
+	s.External, s.Balanced = pick(), pick()
+	if s.Ranged = c.IntN(2) == 0; s.Ranged {
+		for _, p := range []string{"198.51.100.0/24", "192.0.2.0/31", "fd00::/16", "0.0.0.0/0"} {
+			if c.IntN(2) == 0 {
+				s.Ranges = append(s.Ranges, netip.MustParsePrefix(p))
+			}
+		}
+	}
 }
 
 // addresses changes those at which the node offers node ports.
@@ -340,20 +362,25 @@ func TestNodePorts(t *testing.T) {
 	local.ExternalLocal = true
 	b.write(func(txn statedb.WriteTxn) { tables.Put(txn, b.tab.Services, &local) })
 	b.pass()
-	has("on this node", own, first, second)
-	if rows := rowsIn(b.maps.Services); rows[second].Group[0].Count != 2 || rows[own].Group[0].Count != 3 {
-		t.Errorf("%+v, inside %+v", rows[second].Group[0], rows[own].Group[0])
+	of := func(k bpf.ServiceKey) bpf.ServiceKey { k.Scope = bpf.ScopeOutside; return k }
+	has("on this node", own, first, second, of(first), of(second))
+	rows := rowsIn(b.maps.Services)
+	if rows[of(second)].Group[0].Count != 2 || rows[second].Group[0].Count != 3 || rows[own].Group[0].Count != 3 {
+		t.Errorf("outside %+v, inside %+v and %+v", rows[of(second)].Group[0], rows[second].Group[0], rows[own].Group[0])
+	}
+	if rows[second].Timeout.Flags() != bpf.ServiceSplit || rows[own].Timeout.Flags() != 0 {
+		t.Errorf("flags %v, inside %v", rows[second].Timeout, rows[own].Timeout)
 	}
 
 	b.restart()
 	b.p.addressed = false // as with Config.Outside
 	b.pass()
-	if n := len(rowsIn(b.maps.Services)); n != 3 {
+	if n := len(rowsIn(b.maps.Services)); n != 5 {
 		t.Errorf("%d frontends after a restart", n)
 	}
 	b.p.SetAddresses([]netip.Addr{netip.MustParseAddr("198.51.100.1")})
 	b.pass()
-	has("one address left", own, second)
+	has("one address left", own, second, of(second))
 }
 
 // A backend that is no longer a member keeps its open TCP connections, but no UDP

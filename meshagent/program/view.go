@@ -7,6 +7,7 @@ import (
 
 	"github.com/cilium/statedb"
 
+	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/wire"
@@ -21,6 +22,8 @@ type view struct {
 	self   string // this node's name
 	// addresses are those of this node at which it offers node ports.
 	addresses []netip.Addr
+	// internal is the client that processes of this node are for services.
+	internal bpf.Addr
 
 	own      *tables.Cluster // nil until it is known
 	split    identity.Split
@@ -34,6 +37,10 @@ type view struct {
 	// answered says whether a peer has ever answered through the tunnel; nil means
 	// that all have.
 	answered func(identity.ClusterID) bool
+
+	// ports are those of Weft's own processes on machines of the mesh: what an agent always
+	// has, and what API servers say.
+	fixed, ports []uint16
 
 	// apiServers are those of our own cluster, which servers returns when it names these.
 	apiServers []netip.Addr
@@ -63,7 +70,7 @@ func (v *view) load(txn statedb.ReadTxn) bool {
 	if v.own == nil {
 		return false
 	}
-	v.apiServers = v.servers(v.own.Access)
+	v.apiServers, v.ports = v.servers(v.own.Access), slices.Concat(v.fixed, portsOf(v.own.Access))
 	v.split, _ = identity.SplitFor(int(v.own.Own.MaxConnectedClusters))
 	if v.split == 0 {
 		v.split = identity.Split255
@@ -97,7 +104,7 @@ func (v *view) follow(txn statedb.ReadTxn, c change) *moved {
 			return nil
 		}
 		v.own = row
-		if !slices.Equal(v.servers(v.own.Access), v.apiServers) {
+		if !slices.Equal(v.servers(v.own.Access), v.apiServers) || !slices.Equal(slices.Concat(v.fixed, portsOf(v.own.Access)), v.ports) {
 			return nil
 		}
 	}

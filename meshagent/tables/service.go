@@ -2,6 +2,7 @@ package tables
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/statedb"
 	"github.com/cilium/statedb/index"
@@ -31,7 +32,7 @@ var services = table[*Service]{
 	columns: []string{"Cluster", "Namespace", "Name", "Addresses", "Ports"},
 	cells: func(s *Service) []string {
 		var ips, ports []string
-		for _, ip := range s.Addresses {
+		for _, ip := range slices.Concat(s.Addresses, s.External, s.Balanced) {
 			ips = append(ips, ip.String())
 		}
 		for _, p := range s.Ports {
@@ -52,8 +53,10 @@ var servicesByFrontend = statedb.Index[*Service, netip.AddrPort]{
 	Name: "frontend",
 	FromObject: func(s *Service) index.KeySet {
 		var keys []string
-		for _, f := range append(s.Fronts(), s.NodeFronts(anywhere)...) {
-			keys = append(keys, netip.AddrPortFrom(f.Addr, f.Port).String())
+		for _, f := range append(s.Fronts(), s.Outer(anywhere)...) {
+			if !f.Outside { // the other one has the same
+				keys = append(keys, netip.AddrPortFrom(f.Addr, f.Port).String())
+			}
 		}
 		return index.StringSlice(keys)
 	},
