@@ -69,6 +69,7 @@ type Agent struct {
 	attachments *attachments
 	masquerade  *masquerade
 	access      *access
+	health      *healthChecks
 	files       *files
 	ring        *flow.Ring
 
@@ -151,9 +152,10 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 		return nil, err
 	}
 	a.access = newAccess(n.bundle, net.DefaultResolver.LookupNetIP, a.Tables, edges.Reach, partTrouble(a.Tables, "access", "the join bundle does not follow the API servers", log))
+	a.health = newHealthChecks(edges.HealthCheck, a.Tables, log)
 	a.program, err = program.New(program.Config{
 		Self: n.name, APIServers: a.access.servers, Ports: cfg.ports(), Tables: a.Tables, Maps: edges.Datapath.Maps(), Rows: a.rows, Start: a.start, Trace: cfg.Trace, Log: log, Outside: edges.Outside != nil,
-		Remember: membersFile(a.membersPath()).write,
+		Remember: membersFile(a.membersPath()).write, Health: a.health.set,
 	})
 	if err != nil {
 		return nil, err
@@ -209,7 +211,7 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 	if a.edges.Cgroup != nil {
 		more = append(more, a.sockets)
 	}
-	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.tunnels, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments, a.masquerade, a.access}
+	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.tunnels, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments, a.masquerade, a.access, a.health}
 	for _, r := range a.reflectors {
 		parts = append(parts, r)
 	}

@@ -2,6 +2,7 @@ package meshagent
 
 import (
 	"context"
+	"net"
 	"net/netip"
 
 	"github.com/weft-mesh/weft/bpf"
@@ -68,6 +69,8 @@ type Edges struct {
 	Outside func() (Outside, error)
 	// Cgroup is that of the node's processes, which reach services; nil: they do not.
 	Cgroup func() (dir string, err error)
+	// HealthCheck listens at a port of the node for load balancers; nil: they are told nothing.
+	HealthCheck func(port uint16) (net.Listener, error)
 	// Transport opens probes from the node's internal addresses.
 	Transport func(sources ...netip.Addr) (probe.Transport, error)
 	// Gossip takes part in the cluster's gossip until ctx ends; nil: the agent does not.

@@ -113,7 +113,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			}
 			return outsideOf(now)
 		},
-		Cgroup:    cfg.cgroup(),
+		Cgroup: cfg.cgroup(),
+		HealthCheck: func(port uint16) (net.Listener, error) {
+			return net.Listen("tcp", fmt.Sprintf(":%d", port))
+		},
 		Transport: func(sources ...netip.Addr) (probe.Transport, error) { return probe.NewICMP(sources...) },
 		Gossip:    joinPool,
 		Reach:     certificates.Reach,

@@ -30,6 +30,8 @@ type Frontend struct {
 	Session         time.Duration // the service's
 	// Split says that clients outside of the mesh have a frontend of their own here, Outside.
 	Split, Outside bool
+	// Here says that its backends are on the client's node, whatever their addresses say.
+	Here bool
 	// Ranged says that the frontend is only for clients in Ranges.
 	Ranged bool
 	Ranges []netip.Prefix
@@ -161,6 +163,20 @@ func (s *Service) Outer(node []netip.Addr) (out []Front) {
 	add(s.External, false, func(p Port) uint16 { return p.Port })
 	add(s.Balanced, true, func(p Port) uint16 { return p.Port })
 	return out
+}
+
+// Local counts the endpoints that clients outside may be sent to, of these slices: those that are
+// ready, each pod once.
+func (s *Service) Local(here []Slice) int {
+	seen := map[netip.Addr]bool{}
+	for i := range here {
+		for _, e := range here[i].Endpoints {
+			if e.Ready && (len(s.Families) == 0 || FamilyOf(e.Addr) == s.Families[0]) {
+				seen[e.Addr] = true
+			}
+		}
+	}
+	return len(seen)
 }
 
 // HasOuter reports whether it has addresses of its own outside of the mesh.

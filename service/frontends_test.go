@@ -472,3 +472,52 @@ func TestNodePortsAreOfTheirRange(t *testing.T) {
 		}
 	}
 }
+
+// At addresses outside of the mesh, clients from there have a frontend of their own if they are to
+// stay on the node, and source ranges are for those of a load balancer alone.
+func TestOuter(t *testing.T) {
+	ips := func(all ...string) (out []netip.Addr) {
+		for _, a := range all {
+			out = append(out, netip.MustParseAddr(a))
+		}
+		return out
+	}
+	svc := Service{
+		Namespace: "shop", Name: "web", Families: []corev1.IPFamily{corev1.IPv4Protocol},
+		Ports:    []Port{{Name: "http", Protocol: TCP, Port: 80, NodePort: 30080}, {Name: "sctp", Protocol: SCTP, Port: 81}},
+		External: ips("203.0.113.9", "2001:db8::9"), Balanced: ips("203.0.113.20"),
+		Ranged: true, Ranges: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/32")},
+	}
+	slice := func(addrs ...string) map[ClusterID][]Slice {
+		s := Slice{Ports: []SlicePort{{"http", TCP, 8080}}}
+		for _, a := range ips(addrs...) {
+			s.Endpoints = append(s.Endpoints, Endpoint{Addr: a, Ready: true})
+		}
+		return map[ClusterID][]Slice{1: {s}}
+	}
+	show := func() string {
+		var out []string
+		for _, f := range Outer(Client{Cluster: 1}, &svc, ips("192.0.2.1", "2001:db8::1"), slice("10.1.1.2", "10.1.2.2"), slice("10.1.1.2")) {
+			text := fmt.Sprintf("%v:%d %d", f.Addr, f.Port, len(f.Groups[0].Backends))
+			if f.Split {
+				text += " split"
+			}
+			if f.Outside {
+				text += " outside"
+			}
+			if f.Ranged {
+				text += fmt.Sprint(" ", f.Ranges)
+			}
+			out = append(out, text)
+		}
+		return strings.Join(out, ", ")
+	}
+	if got, want := show(), "192.0.2.1:30080 2, 203.0.113.9:80 2, 203.0.113.20:80 2 [198.51.100.0/24]"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	svc.ExternalLocal = true
+	if got, want := show(), "192.0.2.1:30080 1 outside, 192.0.2.1:30080 2 split, 203.0.113.9:80 1 outside, 203.0.113.9:80 2 split, "+
+		"203.0.113.20:80 1 outside [198.51.100.0/24], 203.0.113.20:80 2 split [198.51.100.0/24]"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}

@@ -84,6 +84,9 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 	s.ExternalLocal = (outside || len(svc.Spec.ExternalIPs) > 0) && svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 	s.External, s.Balanced = ExternalIPs(&svc.Spec), Balanced(svc)
 	s.Ranges, s.Ranged = SourceRanges(&svc.Spec), len(svc.Spec.LoadBalancerSourceRanges) > 0
+	if p := svc.Spec.HealthCheckNodePort; HasHealthCheck(&svc.Spec) && p >= FirstNodePort && p <= LastNodePort {
+		s.HealthPort = uint16(p)
+	}
 	for _, text := range ClusterIPs(svc) {
 		if text == corev1.ClusterIPNone {
 			continue
@@ -128,6 +131,12 @@ const FirstNodePort, LastNodePort = 30000, 32767
 // mesh.
 func HasNodePorts(spec *corev1.ServiceSpec) bool {
 	return spec.Type == corev1.ServiceTypeNodePort || spec.Type == corev1.ServiceTypeLoadBalancer
+}
+
+// HasHealthCheck reports whether nodes tell a load balancer which of them have backends of a
+// service like this: it should send clients to no other.
+func HasHealthCheck(spec *corev1.ServiceSpec) bool {
+	return spec.Type == corev1.ServiceTypeLoadBalancer && spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 }
 
 // ExternalIPs are the usable ones of spec.externalIPs, each once. A headless service has none.

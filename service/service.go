@@ -74,6 +74,9 @@ type Service struct {
 	External, Balanced []netip.Addr
 	Ranges             []netip.Prefix
 	Ranged             bool
+	// HealthPort is where each node tells a load balancer how many backends it has itself; 0:
+	// nowhere.
+	HealthPort uint16
 	// Distribution says which backends are preferred by how near they are. It has no
 	// effect if NodeLocal.
 	Distribution Distribution

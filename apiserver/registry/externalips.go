@@ -40,9 +40,6 @@ func checkExternal(r *reading, svc *corev1.Service) {
 		r.refuse("spec.clusterIP is None, and external IPs need the service to have an address; remove spec.externalIPs, or spec.clusterIP")
 	}
 	checkSourceRanges(r, spec)
-	if spec.HealthCheckNodePort != 0 {
-		r.warn("spec.healthCheckNodePort has no effect: no health check listens there")
-	}
 	balancer := spec.Type == corev1.ServiceTypeLoadBalancer
 	if spec.LoadBalancerClass != nil && !balancer {
 		r.refuse("spec.loadBalancerClass is only for services of type LoadBalancer; remove it")

@@ -59,7 +59,7 @@ status:
 		fields = append(fields, strings.TrimSuffix(strings.Fields(w.Message)[0], ":"))
 	}
 	slices.Sort(fields)
-	if got, want := strings.Join(fields, " "), "spec.clusterIP spec.healthCheckNodePort spec.ipFamilies status.loadBalancer"; got != want {
+	if got, want := strings.Join(fields, " "), "spec.clusterIP spec.ipFamilies status.loadBalancer"; got != want {
 		t.Errorf("warned of %s\nwant      %s", got, want)
 	}
 	kv, err := s.Get(t.Context(), wire.ObjectKey("services", "shop", "web"))

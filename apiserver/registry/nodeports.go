@@ -22,6 +22,8 @@ import (
 //     protocols of the same port share theirs.
 //   - A port keeps its number, by its name, for as long as the type has node ports.
 //   - A service of type LoadBalancer may do without: allocateLoadBalancerNodePorts.
+//   - One whose externalTrafficPolicy is Local has another for health checks, and keeps that for
+//     as long as it is so.
 
 const firstNodePort, lastNodePort = service.FirstNodePort, service.LastNodePort
 
@@ -33,6 +35,16 @@ func checkNodePorts(r *reading, spec *corev1.ServiceSpec) {
 	has := service.HasNodePorts(spec)
 	if has && spec.ClusterIP == corev1.ClusterIPNone {
 		r.refuse("spec.clusterIP is None, and a service of type %s needs an address; remove one of the two", spec.Type)
+	}
+	switch p := spec.HealthCheckNodePort; {
+	case p == 0:
+	case !service.HasHealthCheck(spec):
+		r.warn("spec.healthCheckNodePort %d is left out: only services of type LoadBalancer with externalTrafficPolicy Local have health checks", p)
+		spec.HealthCheckNodePort = 0
+	case p < firstNodePort || p > lastNodePort:
+		r.refuse("spec.healthCheckNodePort is %d; choose one from %d to %d, or none to have one chosen", p, firstNodePort, lastNodePort)
+	case slices.ContainsFunc(spec.Ports, func(port corev1.ServicePort) bool { return port.NodePort == p }):
+		r.refuse("spec.healthCheckNodePort is %d, which is the node port of one of spec.ports; choose another one, or none to have one chosen", p)
 	}
 	type use struct {
 		port     int32
@@ -68,6 +80,9 @@ func nodePortsOf(spec *corev1.ServiceSpec) map[int32]bool {
 		if p.NodePort != 0 && service.HasNodePorts(spec) {
 			all[p.NodePort] = true
 		}
+	}
+	if service.HasHealthCheck(spec) && spec.HealthCheckNodePort != 0 {
+		all[spec.HealthCheckNodePort] = true
 	}
 	return all
 }
@@ -122,6 +137,10 @@ func keepNodePorts(old, spec *corev1.ServiceSpec) {
 		return
 	}
 	used := nodePortsOf(spec)
+	if service.HasHealthCheck(old) && service.HasHealthCheck(spec) && spec.HealthCheckNodePort == 0 && !used[old.HealthCheckNodePort] {
+		spec.HealthCheckNodePort = old.HealthCheckNodePort
+		used[old.HealthCheckNodePort] = true
+	}
 	for i := range spec.Ports {
 		p := &spec.Ports[i]
 		for _, was := range old.Ports {
@@ -148,10 +167,16 @@ func (n *nodePorts) assign(c *change, spec *corev1.ServiceSpec) (problem string)
 			return fmt.Sprintf("spec.ports[%d].nodePort %d belongs to service %s; choose another one, or none to have one chosen", i, p.NodePort, by)
 		}
 	}
+	used := nodePortsOf(spec)
+	free := func(port int32) bool { return !used[port] && (n.taken[port] == "" || n.taken[port] == who) }
+	if service.HasHealthCheck(spec) {
+		if problem := n.assignHealthCheck(c, spec, used, free); problem != "" {
+			return problem
+		}
+	}
 	if !assignsNodePorts(spec) {
 		return ""
 	}
-	used := nodePortsOf(spec)
 	for i := range spec.Ports {
 		p := &spec.Ports[i]
 		if p.NodePort != 0 {
@@ -161,14 +186,33 @@ func (n *nodePorts) assign(c *change, spec *corev1.ServiceSpec) (problem string)
 			p.NodePort = shared
 			continue
 		}
-		port, ok := freeNodePort(fmt.Sprintf("%s/%d", who, p.Port), func(port int32) bool {
-			return !used[port] && (n.taken[port] == "" || n.taken[port] == who)
-		})
+		port, ok := freeNodePort(fmt.Sprintf("%s/%d", who, p.Port), free)
 		if !ok {
-			return fmt.Sprintf("none of the node ports %d-%d is free; delete services that have one", firstNodePort, lastNodePort)
+			return noNodePort
 		}
 		p.NodePort, used[port] = port, true
 	}
+	return ""
+}
+
+var noNodePort = fmt.Sprintf("none of the node ports %d-%d is free; delete services that have one", firstNodePort, lastNodePort)
+
+// assignHealthCheck chooses the node port of a service's health checks, unless it has one.
+func (n *nodePorts) assignHealthCheck(c *change, spec *corev1.ServiceSpec, used map[int32]bool, free func(int32) bool) (problem string) {
+	who, p := c.namespace+"/"+c.name, spec.HealthCheckNodePort
+	switch by := n.taken[p]; {
+	case p != 0 && (by == "" || by == who):
+		return ""
+	case p != 0 && !c.printed:
+		return fmt.Sprintf("spec.healthCheckNodePort %d belongs to service %s; choose another one, or none to have one chosen", p, by)
+	case p != 0:
+		c.warn("spec.healthCheckNodePort %d belongs to service %s here; the service gets another one", p, by)
+	}
+	p, ok := freeNodePort(who+"/health", free)
+	if !ok {
+		return noNodePort
+	}
+	spec.HealthCheckNodePort, used[p] = p, true
 	return ""
 }
 

@@ -49,9 +49,22 @@ func nodePortsIn(t *testing.T, r *Registry, name string) string {
 		}
 		out = append(out, text)
 	}
+	if h := svc.Spec.HealthCheckNodePort; h != 0 {
+		text := "health"
+		if h < 30100 {
+			text += fmt.Sprint(" ", h)
+		}
+		if chosen[h] != "" {
+			t.Errorf("health checks are at node port %d, which has another use", h)
+		}
+		out = append(out, text)
+	}
 	read, err := service.FromKubernetes(&svc)
 	if err != nil {
 		t.Error(err)
+	}
+	if int32(read.HealthPort) != svc.Spec.HealthCheckNodePort {
+		t.Errorf("health checks are at %d, read is %d", svc.Spec.HealthCheckNodePort, read.HealthPort)
 	}
 	for i, p := range read.Ports {
 		if int32(p.NodePort) != svc.Spec.Ports[i].NodePort {
@@ -84,32 +97,40 @@ func TestNodePorts(t *testing.T) {
 		two    = "type: NodePort, ports: [{name: a, port: 80}, {name: b, port: 81}]"
 		dns    = "type: NodePort, ports: [{name: a, port: 53, protocol: UDP}, {name: b, port: 53}]"
 		lb     = "type: LoadBalancer, ports: [{port: 80}]"
+		local  = "type: LoadBalancer, externalTrafficPolicy: Local, ports: [{port: 80}]"
 		lbNone = "type: LoadBalancer, allocateLoadBalancerNodePorts: false, ports: [{port: 80}]"
 	)
 	for name, steps := range map[string][]string{
-		"none":                      {plain, "-"},
-		"chosen, and kept":          {port, "N1", port, "N1"},
-		"asked for, and kept":       {asked, "30080", port, "30080", asked, "30080"},
-		"several":                   {two, "N1 N2"},
-		"two protocols share it":    {dns, "N1 N1"},
-		"as one of them says":       {strings.Replace(dns, "53}", "53, nodePort: 30053}", 1), "30053 30053"},
-		"or not":                    {"type: NodePort, ports: [{name: a, port: 53, protocol: UDP, nodePort: 30053}, {name: b, port: 53, nodePort: 30054}]", "30053 30054"},
-		"it goes with the name":     {strings.Replace(two, "port: 81", "port: 81, nodePort: 30081", 1), "N1 30081", "type: NodePort, ports: [{name: b, port: 82}, {name: c, port: 81}]", "30081 N1"},
-		"it can change":             {asked, "30080", "type: NodePort, ports: [{port: 80, nodePort: 30081}]", "30081"},
-		"it goes with the type":     {asked, "30080", plain, "-", port, "N1"},
-		"load balancer":             {lb, "N1", lbNone, "N1"},
-		"load balancer without":     {lbNone, "-", lb, "N1"},
-		"load balancer that asks":   {"type: LoadBalancer, allocateLoadBalancerNodePorts: false, ports: [{name: a, port: 80, nodePort: 30080}, {name: b, port: 81}]", "30080 -"},
-		"outside of the range":      {"type: NodePort, ports: [{port: 80, nodePort: 8080}]", "!spec.ports[0].nodePort is 8080; choose one from 30000 to 32767"},
-		"one beyond the range":      {"type: NodePort, ports: [{port: 80, nodePort: 32768}]", "!spec.ports[0].nodePort is 32768"},
-		"twice":                     {"type: NodePort, ports: [{name: a, port: 80, nodePort: 30080}, {name: b, port: 81, nodePort: 30080}]", "!spec.ports[1].nodePort: 30080/TCP is there twice"},
-		"of a type that has none":   {"ports: [{port: 80, nodePort: 30080}]", "!spec.ports[0].nodePort is 30080, which a service of type ClusterIP cannot have"},
-		"SCTP":                      {"type: NodePort, ports: [{port: 80, protocol: SCTP}]", "!spec.ports[0].protocol is SCTP, which node ports do not carry"},
-		"headless":                  {"type: NodePort, clusterIP: None, ports: [{port: 80}]", "!spec.clusterIP is None, and a service of type NodePort needs an address"},
-		"a policy that is not one":  {port + ", externalTrafficPolicy: Near", "!spec.externalTrafficPolicy Near does not exist; write Cluster or Local"},
-		"another's":                 {"type: NodePort, ports: [{port: 80, nodePort: 30099}]", "!spec.ports[0].nodePort 30099 belongs to service shop/other; choose another one"},
-		"another's, other protocol": {"type: NodePort, ports: [{port: 80, protocol: UDP, nodePort: 30099}]", "!belongs to service shop/other"},
-		"another's, on the way":     {port, "N1", "type: NodePort, ports: [{port: 80, nodePort: 30099}]", "!belongs to service shop/other"},
+		"none":                         {plain, "-"},
+		"chosen, and kept":             {port, "N1", port, "N1"},
+		"asked for, and kept":          {asked, "30080", port, "30080", asked, "30080"},
+		"several":                      {two, "N1 N2"},
+		"two protocols share it":       {dns, "N1 N1"},
+		"as one of them says":          {strings.Replace(dns, "53}", "53, nodePort: 30053}", 1), "30053 30053"},
+		"or not":                       {"type: NodePort, ports: [{name: a, port: 53, protocol: UDP, nodePort: 30053}, {name: b, port: 53, nodePort: 30054}]", "30053 30054"},
+		"it goes with the name":        {strings.Replace(two, "port: 81", "port: 81, nodePort: 30081", 1), "N1 30081", "type: NodePort, ports: [{name: b, port: 82}, {name: c, port: 81}]", "30081 N1"},
+		"it can change":                {asked, "30080", "type: NodePort, ports: [{port: 80, nodePort: 30081}]", "30081"},
+		"it goes with the type":        {asked, "30080", plain, "-", port, "N1"},
+		"load balancer":                {lb, "N1", lbNone, "N1"},
+		"load balancer without":        {lbNone, "-", lb, "N1"},
+		"load balancer that asks":      {"type: LoadBalancer, allocateLoadBalancerNodePorts: false, ports: [{name: a, port: 80, nodePort: 30080}, {name: b, port: 81}]", "30080 -"},
+		"health checks":                {local, "N1 health", local, "N1 health", lb, "N1", local, "N1 health"},
+		"health checks asked for":      {local + ", healthCheckNodePort: 30090", "N1 health 30090", local, "N1 health 30090", local + ", healthCheckNodePort: 30091", "N1 health 30091", plain, "-"},
+		"health checks alone":          {strings.Replace(local, "Local", "Local, allocateLoadBalancerNodePorts: false", 1), "- health"},
+		"health checks of a node port": {port + ", externalTrafficPolicy: Local", "N1", port + ", externalTrafficPolicy: Local, healthCheckNodePort: 30090", "N1"},
+		"health checks at a node port": {"type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30080, ports: [{port: 80, nodePort: 30080}]", "!spec.healthCheckNodePort is 30080, which is the node port of one of spec.ports"},
+		"health checks elsewhere":      {local + ", healthCheckNodePort: 8080", "!spec.healthCheckNodePort is 8080; choose one from 30000 to 32767"},
+		"health checks at another's":   {local + ", healthCheckNodePort: 30099", "!spec.healthCheckNodePort 30099 belongs to service shop/other"},
+		"outside of the range":         {"type: NodePort, ports: [{port: 80, nodePort: 8080}]", "!spec.ports[0].nodePort is 8080; choose one from 30000 to 32767"},
+		"one beyond the range":         {"type: NodePort, ports: [{port: 80, nodePort: 32768}]", "!spec.ports[0].nodePort is 32768"},
+		"twice":                        {"type: NodePort, ports: [{name: a, port: 80, nodePort: 30080}, {name: b, port: 81, nodePort: 30080}]", "!spec.ports[1].nodePort: 30080/TCP is there twice"},
+		"of a type that has none":      {"ports: [{port: 80, nodePort: 30080}]", "!spec.ports[0].nodePort is 30080, which a service of type ClusterIP cannot have"},
+		"SCTP":                         {"type: NodePort, ports: [{port: 80, protocol: SCTP}]", "!spec.ports[0].protocol is SCTP, which node ports do not carry"},
+		"headless":                     {"type: NodePort, clusterIP: None, ports: [{port: 80}]", "!spec.clusterIP is None, and a service of type NodePort needs an address"},
+		"a policy that is not one":     {port + ", externalTrafficPolicy: Near", "!spec.externalTrafficPolicy Near does not exist; write Cluster or Local"},
+		"another's":                    {"type: NodePort, ports: [{port: 80, nodePort: 30099}]", "!spec.ports[0].nodePort 30099 belongs to service shop/other; choose another one"},
+		"another's, other protocol":    {"type: NodePort, ports: [{port: 80, protocol: UDP, nodePort: 30099}]", "!belongs to service shop/other"},
+		"another's, on the way":        {port, "N1", "type: NodePort, ports: [{port: 80, nodePort: 30099}]", "!belongs to service shop/other"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, _ := fixture(t)

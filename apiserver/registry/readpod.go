@@ -2,9 +2,12 @@ package registry
 
 import (
 	"fmt"
+	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/weft-mesh/weft/service"
 )
 
 // ownImage is the image of a lab's pods. The lab runs their commands.
@@ -35,6 +38,7 @@ func readPod(r *reading) {
 	names := map[string]bool{}
 	checkContainers(r, "spec.initContainers", spec.InitContainers, names)
 	checkContainers(r, "spec.containers", spec.Containers, names)
+	checkHostPorts(r, spec)
 	for i, c := range spec.Containers {
 		if c.Image != "" && c.Image != ownImage {
 			r.warn("spec.containers[%d].image %q is not run: a pod is a network namespace here, /run/netns/%s_%s on its node, in which you start processes yourself", i, c.Image, r.namespace, r.name)
@@ -65,13 +69,11 @@ func checkContainers(r *reading, field string, containers []corev1.Container, na
 			if p.ContainerPort < 1 || p.ContainerPort > 65535 {
 				r.refuse("%s.ports[%d].containerPort is %d; choose one from 1 to 65535", at, j, p.ContainerPort)
 			}
-			if p.HostPort != 0 {
-				r.refuse("%s.ports[%d].hostPort is not supported; remove it and use a service", at, j)
-			}
 			checkProtocol(r, p.Protocol, "%s.ports[%d].protocol", at, j)
 			if p.Protocol == "" {
 				c.Ports[j].Protocol = corev1.ProtocolTCP
 			}
+			checkHostPort(r, fmt.Sprintf("%s.ports[%d]", at, j), &c.Ports[j])
 			if p.Name == "" {
 				continue
 			}
@@ -83,5 +85,52 @@ func checkContainers(r *reading, field string, containers []corev1.Container, na
 			}
 			ports[p.Name] = true
 		}
+	}
+}
+
+// checkHostPort checks at which address and port of its node a pod is to be reached.
+func checkHostPort(r *reading, at string, p *corev1.ContainerPort) {
+	switch {
+	case p.HostPort == 0:
+		if p.HostIP != "" {
+			r.warn("%s.hostIP has no effect without a hostPort", at)
+		}
+		return
+	case p.HostPort < 1 || p.HostPort > 65535:
+		r.refuse("%s.hostPort is %d; choose one from 1 to 65535", at, p.HostPort)
+	case p.HostPort >= firstNodePort && p.HostPort <= lastNodePort:
+		r.refuse("%s.hostPort is %d, and ports %d-%d are for services; choose another one", at, p.HostPort, firstNodePort, lastNodePort)
+	case p.Protocol == corev1.ProtocolSCTP:
+		r.refuse("%s.protocol is SCTP, which host ports do not carry; remove the hostPort and use a service", at)
+	}
+	if p.HostIP == "" {
+		return
+	}
+	ip, err := netip.ParseAddr(p.HostIP)
+	if err == nil && ip.IsUnspecified() {
+		return
+	}
+	if err == nil {
+		err = service.CheckAddress(ip)
+	}
+	if err != nil {
+		r.refuse("%s.hostIP %q is not an address at which others reach a node; write one of the node's, or none for all of them", at, p.HostIP)
+		return
+	}
+	p.HostIP = ip.String()
+}
+
+// checkHostPorts refuses host ports that a pod has twice.
+func checkHostPorts(r *reading, spec *corev1.PodSpec) {
+	seen := map[string]bool{}
+	for _, h := range service.HostPorts(spec) {
+		at := fmt.Sprintf("%d/%s", h.Port, h.Protocol)
+		if h.Addr.IsValid() {
+			at = fmt.Sprintf("%s at %s", at, h.Addr)
+		}
+		if seen[at] {
+			r.refuse("hostPort %s is there twice; keep one", at)
+		}
+		seen[at] = true
 	}
 }

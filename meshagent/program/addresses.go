@@ -85,7 +85,7 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 				p.ported.put(&ip)
 			}
 			if ip.Cluster == v.own.Name && ip.Prefix.IsSingleIP() {
-				p.frontends.pods = append(p.frontends.pods, ip.Prefix.Addr())
+				p.frontends.reassigned = append(p.frontends.reassigned, ip.Prefix.Addr())
 			}
 			p.ipRow(v, &ip, gone, &w)
 		}

@@ -3,6 +3,7 @@ package program
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/weft-mesh/weft/bpf"
@@ -33,6 +34,28 @@ func (b *bench) balance(got everything) string {
 			if _, ok := wanted[w.key]; !ok {
 				wanted[w.key] = w
 			}
+		}
+	}
+	for _, pod := range tables.All(v.txn, v.tables.Pods) { // after services
+		for _, f := range v.hostFrontends(pod) {
+			w := v.rowsFor(f, b.p.cfg.Rows.Index)
+			if _, ok := wanted[w.key]; !ok && v.unfit(f) == "" {
+				wanted[w.key] = w
+			}
+		}
+	}
+	for _, row := range tables.All(v.txn, v.tables.Services) {
+		want, local := Health{row.Namespace, row.Name, row.HealthPort, 0, false}, map[netip.Addr]bool{}
+		for _, s := range b.offered(v, row, true)[1] {
+			for _, e := range s.Endpoints {
+				if e.Ready {
+					local[e.Addr] = true
+				}
+			}
+		}
+		want.Local = len(local)
+		if got, ok := b.p.frontends.health[row.ID()]; row.Cluster == v.own.Name && row.HealthPort != 0 != ok || ok && row.Cluster == v.own.Name && got != want {
+			return fmt.Sprintf("load balancers are told %+v (%v), want %+v", got, ok, want)
 		}
 	}
 	slots, members, ranges := 0, 0, 0

@@ -18,6 +18,7 @@ import (
 type frontends struct {
 	services feed[*tables.Service]
 	slices   feed[*tables.Slice]
+	pods     feed[*tables.Pod]
 	balancer *balancer
 
 	// all is set until everything has been derived once, pruned once what an earlier
@@ -33,8 +34,8 @@ type frontends struct {
 	// backends may be on another node.
 	clusters       map[string]bool
 	renamed, moved []netip.Prefix
-	// pods are addresses of our own cluster that somebody else has than before.
-	pods []netip.Addr
+	// reassigned are addresses of our own cluster that somebody else has than before.
+	reassigned []netip.Addr
 	// placed is the index of the node that has a pod CIDR, as the backends say now.
 	placed ranges[uint16]
 
@@ -50,6 +51,10 @@ type frontends struct {
 	// byHand maps an address to the services with a hand-written slice that names it:
 	// whether it may depends on which pod has the address.
 	byHand map[netip.Addr]map[string]bool
+	// health are the health checks of services, without whether their rows are written; checkable,
+	// that they may differ from what was last told.
+	health    map[string]Health
+	checkable bool
 	// again and gone are services and removed frontends that have not reached the kernel.
 	again map[string]bool
 	gone  map[bpf.ServiceKey]bool
@@ -86,12 +91,16 @@ func newFrontends(m *bpf.Maps, t *tables.Tables, left func(bpf.Addr)) (*frontend
 	if f.slices, err = follow(t.DB, t.Slices); err != nil {
 		return nil, err
 	}
+	if f.pods, err = follow(t.DB, t.Pods); err != nil {
+		return nil, err
+	}
 	return f, nil
 }
 
 func (f *frontends) close() {
 	f.services.close()
 	f.slices.close()
+	f.pods.close()
 }
 
 // forget makes the next pass derive everything from scratch.
@@ -101,6 +110,7 @@ func (f *frontends) forget() {
 	f.placed, f.offers = ranges[uint16]{}, newOffers()
 	f.known, f.partOf = map[string]known{}, map[string]string{}
 	f.claims, f.byHand, f.outer = map[bpf.ServiceKey][]string{}, map[netip.Addr]map[string]bool{}, map[string][]netip.Addr{}
+	f.health = map[string]Health{}
 	f.again, f.gone = map[string]bool{}, map[bpf.ServiceKey]bool{}
 }
 
@@ -118,7 +128,7 @@ func (f *frontends) write(v *view, index func(string) uint16, r *report) (change
 	all, prune := f.all, complete && !f.pruned
 	moved := f.moved
 	if all {
-		r.stage("services", "slices")
+		r.stage("services", "slices", hostPorts)
 		f.skip(v, dirty, index)
 	} else {
 		f.take(v, r, dirty)
@@ -150,6 +160,7 @@ func (f *frontends) write(v *view, index func(string) uint16, r *report) (change
 	for id, d := range work {
 		changed += f.carry(v, id, d, r)
 	}
+	f.checkable = true
 	for key := range touched {
 		if len(f.claims[key]) > 0 {
 			continue
@@ -248,7 +259,13 @@ func frontendName(key bpf.ServiceKey) string {
 func (f *frontends) skip(v *view, dirty dirt, index func(string) uint16) {
 	f.services.skip(v.txn)
 	f.slices.skip(v.txn)
-	f.pods = nil
+	f.reassigned = nil
+	f.pods.skip(v.txn)
+	for p := range v.tables.Pods.All(v.txn) {
+		if len(v.hostPortsOf(p)) > 0 {
+			dirty.whole(podID(p))
+		}
+	}
 	f.offers, f.placed = newOffers(), ranges[uint16]{}
 	for id := range f.known {
 		dirty.whole(id)
@@ -300,6 +317,7 @@ func (f *frontends) take(v *view, r *report, dirty dirt) {
 			dirty.whole(id)
 		}
 	}
+	f.takePods(v, r, dirty)
 	for name := range f.clusters {
 		for s := range tables.OfCluster(v.txn, v.tables.Services, name) {
 			dirty.whole(s.ID())
@@ -336,12 +354,12 @@ func (f *frontends) take(v *view, r *report, dirty dirt) {
 			f.offers.set(offer{id, key, false}, inSlice(c.Object))
 		}
 	}
-	for _, a := range f.pods {
+	for _, a := range f.reassigned {
 		for id := range f.byHand[a] {
 			dirty.whole(id)
 		}
 	}
-	f.pods = nil
+	f.reassigned = nil
 }
 
 // place takes over which nodes have these pod CIDRs, once the backends say so.
@@ -400,9 +418,13 @@ func (f *frontends) learn(id string, d derived, touched map[bpf.ServiceKey]bool,
 		}
 		f.byHand[a][id] = true
 	}
+	delete(f.health, id)
+	if d.own != nil && d.own.HealthPort != 0 {
+		f.health[id] = Health{Namespace: d.own.Namespace, Name: d.own.Name, Port: d.own.HealthPort, Local: d.own.Local(d.here)}
+	}
 	delete(f.outer, id)
-	if d.own != nil && d.own.HasOuter() {
-		f.outer[id] = slices.Concat(d.own.External, d.own.Balanced)
+	if len(d.outer) > 0 {
+		f.outer[id] = d.outer
 	}
 	if len(next.keys)+len(next.read) == 0 {
 		delete(f.known, id)
@@ -434,7 +456,8 @@ func (f *frontends) settle(v *view, index func(string) uint16, work map[string]d
 		v.doubts = append(v.doubts, k.doubts...)
 		for _, key := range k.keys {
 			if by := f.claims[key][0]; by != id && key.Scope == bpf.ScopeAny {
-				v.doubts = append(v.doubts, doubt{"services", v.own.Name + "/" + id, taken(key, v.own.Name+"/"+by)})
+				row := v.rowOf(id)
+				v.doubts = append(v.doubts, doubt{row.table, row.row, taken(key, v.rowOf(by).holder())})
 			}
 		}
 	}
@@ -450,7 +473,8 @@ func (f *frontends) carry(v *view, id string, d derived, r *report) (changed int
 		n, err := f.balancer.put(w)
 		if changed += n; err != nil {
 			f.again[id] = true
-			r.fail("services", v.own.Name+"/"+id, err)
+			row := v.rowOf(id)
+			r.fail(row.table, row.row, err)
 		}
 	}
 	return changed

@@ -2,6 +2,7 @@ package program
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -51,4 +52,23 @@ func (v *view) admit(f service.Frontend, to map[bpf.RangeKey]bool) {
 			to[bpf.RangeKey{Bits: 32 + 128, Addr: v.internal}] = true
 		}
 	}
+}
+
+// Health is what a load balancer is told of a service with externalTrafficPolicy Local.
+type Health struct {
+	Namespace, Name string
+	Port            uint16
+	// Local counts the service's backends on this node. Written says that the kernel knows them.
+	Local   int
+	Written bool
+}
+
+// checks are the health checks of all services, in order of name.
+func (f *frontends) checks() (all []Health) {
+	for _, id := range slices.Sorted(maps.Keys(f.health)) {
+		h := f.health[id]
+		h.Written = !f.again[id]
+		all = append(all, h)
+	}
+	return all
 }

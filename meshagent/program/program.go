@@ -49,6 +49,9 @@ type Config struct {
 	Remember func([]netip.Prefix) error
 	// Trace requests an event for every new allowed flow.
 	Trace bool
+	// Health is called with the health checks of all services whenever one is new; nil: nobody
+	// asks.
+	Health func([]Health)
 	// Outside says that SetAddresses will be called. Until then node ports of an earlier
 	// agent stay.
 	Outside bool
@@ -393,6 +396,10 @@ func (p *Program) write(v *view, r *report) {
 	}
 
 	changed += p.frontends.write(v, p.cfg.Rows.Index, r)
+	if p.cfg.Health != nil && p.frontends.checkable {
+		p.frontends.checkable = false
+		p.cfg.Health(p.frontends.checks())
+	}
 	changed += obsolete()
 	if len(p.variants.idle) > 0 {
 		p.policies.tire() // a number that only those rows had goes, too

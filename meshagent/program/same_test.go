@@ -330,7 +330,7 @@ func (c changer) change(txn statedb.WriteTxn) {
 		}
 		labels := identity.PodLabels("shop", nil, map[string]string{"app": "web"}, "default", "east")
 		put(txn, c.tab.Endpoints, &tables.Endpoint{Namespace: "shop", Pod: name, ID: uint16(ip.As4()[3]), IP: ip, Ifindex: int(ip.As4()[3]), Phase: tables.Held}, there)
-		put(txn, c.tab.Pods, &tables.Pod{Namespace: "shop", Name: name, Endpoint: &wire.Endpoint{Namespace: "shop", Pod: name, IP: ip, Identity: number, Labels: labels, NamedPorts: c.ports()}}, there)
+		put(txn, c.tab.Pods, &tables.Pod{Namespace: "shop", Name: name, Object: c.hosted(), Endpoint: &wire.Endpoint{Namespace: "shop", Pod: name, Node: fmt.Sprint("n", 1+c.IntN(4)/3), IP: ip, Identity: number, Labels: labels, NamedPorts: c.ports()}}, there)
 	case 7:
 		c.service(txn, cluster, there)
 	case 8:

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -26,6 +27,8 @@ type derived struct {
 	// read names the table rows that it depends on and that doubts may name.
 	read   []rowName
 	doubts []doubt
+	// outer are the addresses outside of the mesh that it names itself.
+	outer []netip.Addr
 	// byHand are the backends in our own cluster's hand-written slices.
 	byHand []netip.Addr
 
@@ -38,14 +41,18 @@ type derived struct {
 	slicesRead []*tables.Slice
 	whole      map[string]*tables.Slice
 	from       map[service.ClusterID][]service.Slice
+	here       []service.Slice // of our own cluster, with this node's endpoints, if ExternalLocal
 	partial    bool
 }
 
 type rowName struct{ table, row string }
 
 // deriveService says which backends each frontend has that our own cluster declares
-// for the service.
+// for the service, or for the host ports of a pod.
 func deriveService(v *view, id string, index func(string) uint16) (d derived) {
+	if pod, ok := strings.CutPrefix(id, podMark); ok {
+		return derivePod(v, pod, index)
+	}
 	services := v.tables.ServicesOf(v.txn, id)
 	d.slicesRead = v.tables.SlicesOf(v.txn, id)
 	d.from = d.slices(v, d.slicesRead, services)
@@ -62,44 +69,55 @@ func deriveService(v *view, id string, index func(string) uint16) (d derived) {
 		}
 		if own.ExternalLocal {
 			outside = onNode(d.from, cluster, v.self)
+			d.here = outside[cluster]
 		}
 	}
-	row := own.Key()
-	d.read = append(d.read, rowName{"services", row})
-	seen := map[bpf.ServiceKey]bool{}
-	all := service.Frontends(d.client, &own.Service, inside)
-	for _, f := range service.Outer(d.client, &own.Service, v.addresses, d.from, outside) {
+	row := rowName{"services", own.Key()}
+	d.read, d.outer = append(d.read, row), slices.Concat(own.External, own.Balanced)
+	d.add(v, row, service.Frontends(d.client, &own.Service, inside), index)
+	d.addOuter(v, row, service.Outer(d.client, &own.Service, v.addresses, d.from, outside), index)
+	return d
+}
+
+// addOuter adds frontends outside of the mesh, as far as this node can offer them.
+func (d *derived) addOuter(v *view, row rowName, all []service.Frontend, index func(string) uint16) {
+	fit := make([]service.Frontend, 0, len(all))
+	for _, f := range all {
 		why := v.unfit(f)
 		if why == "" {
-			all = append(all, f)
+			fit = append(fit, f)
 			continue
 		}
 		d.partial = true
-		if refused := (doubt{"services", row, why}); !slices.Contains(d.doubts, refused) {
+		if refused := (doubt{row.table, row.row, why}); !slices.Contains(d.doubts, refused) {
 			d.doubts = append(d.doubts, refused)
 		}
 	}
+	d.add(v, row, fit, index)
+}
+
+// add adds frontends, each once.
+func (d *derived) add(v *view, row rowName, all []service.Frontend, index func(string) uint16) {
+	tell := func(format string, args ...any) {
+		d.partial = true
+		d.doubts = append(d.doubts, doubt{row.table, row.row, fmt.Sprintf(format, args...)})
+	}
 	for _, f := range all {
 		if f.Flat {
-			d.partial = true
-			d.doubts = append(d.doubts, doubt{"services", row, fmt.Sprintf("its backends are in more than %d groups by cluster and zone: which are near does not count", service.MaxGroups)})
+			tell("its backends are in more than %d groups by cluster and zone: which are near does not count", service.MaxGroups)
 		}
 		if len(f.Omitted) > 0 {
-			d.partial = true
-			d.doubts = append(d.doubts, doubt{"services", row, fmt.Sprintf("%d clusters offer it, at most %d can be used: clusters %v are left out", len(f.Groups)+len(f.Omitted), len(f.Groups), f.Omitted)})
+			tell("%d clusters offer it, at most %d can be used: clusters %v are left out", len(f.Groups)+len(f.Omitted), len(f.Groups), f.Omitted)
 		}
 		w := v.rowsFor(f, index)
-		if seen[w.key] {
-			d.partial = true
-			if !f.Outside {
-				d.doubts = append(d.doubts, doubt{"services", row, taken(w.key, row)})
+		if slices.ContainsFunc(d.frontends, func(other frontend) bool { return other.key == w.key }) {
+			if d.partial = true; !f.Outside {
+				tell("%s", taken(w.key, row.holder()))
 			}
 			continue
 		}
-		seen[w.key] = true
 		d.frontends = append(d.frontends, w)
 	}
-	return d
 }
 
 // client is where clients of services are: on this node.
@@ -130,9 +148,9 @@ func ownOf(v *view, services []*tables.Service) *tables.Service {
 	return nil
 }
 
-// taken says which service has a frontend.
+// taken says who has a frontend.
 func taken(key bpf.ServiceKey, by string) string {
-	return fmt.Sprintf("%v port %d already belongs to service %s", key.Addr, key.Port.Number(), by)
+	return fmt.Sprintf("%v port %d already belongs to %s", key.Addr, key.Port.Number(), by)
 }
 
 // slices groups a service's slices by cluster, without endpoints that the author may
@@ -204,10 +222,16 @@ func (v *view) rowsFor(f service.Frontend, index func(string) uint16) frontend {
 		w.timeout = w.timeout.With(bpf.ServiceRanged)
 		v.admit(f, w.ranges)
 	}
+	node := func(a netip.Addr) uint16 {
+		if f.Here {
+			return 0
+		}
+		return v.nodeOf(a, index)
+	}
 	for _, g := range f.Groups {
 		number := bpf.PartOf(uint16(g.Cluster), uint8(g.Near))
 		for _, b := range g.Backends {
-			w.slots[number] = append(w.slots[number], bpf.Backend{Addr: bpf.AddrOf(b.Addr), Port: bpf.PortOf(b.Port), Node: v.nodeOf(b.Addr, index)})
+			w.slots[number] = append(w.slots[number], bpf.Backend{Addr: bpf.AddrOf(b.Addr), Port: bpf.PortOf(b.Port), Node: node(b.Addr)})
 			w.members[bpf.MemberKey{Addr: bpf.AddrOf(b.Addr), Port: bpf.PortOf(b.Port)}] = bpf.Member{}
 		}
 		for _, b := range g.Draining {

@@ -264,6 +264,9 @@ func (c changer) service(txn statedb.WriteTxn, cluster string, there bool) {
 			row.Ports[0].NodePort = uint16(30080 + c.IntN(2))
 		}
 		c.outside(&row.Service)
+		if row.ExternalLocal && c.IntN(2) == 0 {
+			row.HealthPort = 30000
+		}
 		row.Session = time.Duration(c.IntN(3)) * 100000 * time.Second
 		if c.IntN(4) == 0 {
 			row.Ports = append(row.Ports, service.Port{Protocol: service.TCP, Port: 80})
@@ -294,6 +297,17 @@ func (c changer) outside(s *service.Service) {
 			}
 		}
 	}
+}
+
+// hosted is a pod that may have host ports.
+func (c changer) hosted() *corev1.Pod {
+	pod := &corev1.Pod{Spec: corev1.PodSpec{NodeName: fmt.Sprint("n", 1+c.IntN(4)/3)}}
+	for i, at := range []string{"", "0.0.0.0", "::", "192.0.2.1", "10.2.1.2", "203.0.113.1"} {
+		if c.IntN(4) == 0 {
+			pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Ports: []corev1.ContainerPort{{HostPort: 80 + int32(c.IntN(3)), HostIP: at, ContainerPort: 8080 + int32(i)}}})
+		}
+	}
+	return pod
 }
 
 // addresses changes those at which the node offers node ports.
