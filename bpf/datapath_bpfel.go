@@ -45,6 +45,7 @@ const (
 	datapathMapPolicy             = "policy"
 	datapathMapPorts              = "ports"
 	datapathMapPrefixes           = "prefixes"
+	datapathMapPromoted           = "promoted"
 	datapathMapQuoted             = "quoted"
 	datapathMapRevisions          = "revisions"
 	datapathMapSearch             = "search"
@@ -53,6 +54,7 @@ const (
 	datapathMapSettings           = "settings"
 	datapathMapShares             = "shares"
 	datapathMapSockets            = "sockets"
+	datapathMapSources            = "sources"
 	datapathMapUnmasked           = "unmasked"
 	datapathMapWork               = "work"
 	datapathProgConnect4          = "connect4"
@@ -181,6 +183,7 @@ type datapathMapSpecs struct {
 	Policy       *ebpf.MapSpec `ebpf:"policy"`
 	Ports        *ebpf.MapSpec `ebpf:"ports"`
 	Prefixes     *ebpf.MapSpec `ebpf:"prefixes"`
+	Promoted     *ebpf.MapSpec `ebpf:"promoted"`
 	Quoted       *ebpf.MapSpec `ebpf:"quoted"`
 	Revisions    *ebpf.MapSpec `ebpf:"revisions"`
 	Search       *ebpf.MapSpec `ebpf:"search"`
@@ -189,6 +192,7 @@ type datapathMapSpecs struct {
 	Settings     *ebpf.MapSpec `ebpf:"settings"`
 	Shares       *ebpf.MapSpec `ebpf:"shares"`
 	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
+	Sources      *ebpf.MapSpec `ebpf:"sources"`
 	Unmasked     *ebpf.MapSpec `ebpf:"unmasked"`
 	Work         *ebpf.MapSpec `ebpf:"work"`
 }
@@ -257,6 +261,7 @@ type datapathMaps struct {
 	Policy       *ebpf.Map `ebpf:"policy"`
 	Ports        *ebpf.Map `ebpf:"ports"`
 	Prefixes     *ebpf.Map `ebpf:"prefixes"`
+	Promoted     *ebpf.Map `ebpf:"promoted"`
 	Quoted       *ebpf.Map `ebpf:"quoted"`
 	Revisions    *ebpf.Map `ebpf:"revisions"`
 	Search       *ebpf.Map `ebpf:"search"`
@@ -265,6 +270,7 @@ type datapathMaps struct {
 	Settings     *ebpf.Map `ebpf:"settings"`
 	Shares       *ebpf.Map `ebpf:"shares"`
 	Sockets      *ebpf.Map `ebpf:"sockets"`
+	Sources      *ebpf.Map `ebpf:"sources"`
 	Unmasked     *ebpf.Map `ebpf:"unmasked"`
 	Work         *ebpf.Map `ebpf:"work"`
 }
@@ -300,6 +306,7 @@ func (m *datapathMaps) Close() error {
 		m.Policy,
 		m.Ports,
 		m.Prefixes,
+		m.Promoted,
 		m.Quoted,
 		m.Revisions,
 		m.Search,
@@ -308,6 +315,7 @@ func (m *datapathMaps) Close() error {
 		m.Settings,
 		m.Shares,
 		m.Sockets,
+		m.Sources,
 		m.Unmasked,
 		m.Work,
 	)
