@@ -28,7 +28,7 @@ const (
 	socketWait = 500 * time.Millisecond
 	// socketRest is how much longer than a look the next one waits: a look passes over the
 	// kernel's table of all connections, which takes a few milliseconds.
-	socketRest = 100
+	socketRest = 40
 )
 
 // Run looks whenever backends or paths may have changed, until ctx ends.
