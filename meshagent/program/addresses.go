@@ -413,11 +413,11 @@ func (v *view) infoOf(ip *tables.IP, index func(string) uint16, number func(endp
 		return bpf.IPInfo{}, false
 	}
 	info := bpf.IPInfo{Identity: uint32(number(endpointAt{ip.Prefix, ip.Identity, ip.NamedPorts})), Cluster: uint16(c.ID()), Flags: bpf.IPMember}
-	if n := v.behind(ip.Cluster, ip.Host); n != nil {
+	if key, n := v.behind(ip.Cluster, ip.Host); n != nil {
 		if v.isSelf(n) {
 			info.Flags |= bpf.IPLocal
 		} else {
-			info.Node = index(n.Key())
+			info.Node = index(key)
 		}
 	}
 	return info, true

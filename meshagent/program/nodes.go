@@ -274,12 +274,12 @@ func (v *view) nodeOf(addr netip.Addr, index func(string) uint16) uint16 {
 	return 0
 }
 
-// behind returns the node with a tunnel endpoint, or nil.
-func (v *view) behind(cluster string, addr netip.Addr) *tables.Node {
+// behind returns the node with a tunnel endpoint, and its key; nil if there is none.
+func (v *view) behind(cluster string, addr netip.Addr) (key string, n *tables.Node) {
 	if keys := v.nodes.hosts[host{cluster, addr}]; len(keys) > 0 {
-		return v.node(keys[0])
+		return keys[0], v.node(keys[0])
 	}
-	return nil
+	return "", nil
 }
 
 // outside returns the first node, except one, that has an address outside the mesh, and
