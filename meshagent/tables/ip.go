@@ -31,7 +31,8 @@ func (i *IP) Key() string {
 
 // IPBlock is a row of table ips: all of a cluster's addresses and prefixes that differ in
 // their last bits only. A mesh has more addresses than anything else; as a row, with its
-// places in the table's two indexes, each would take five times the memory.
+// places in the table's two indexes, each would take five times the memory. While one of them
+// is pending, its neighbours are shown so too.
 type IPBlock struct {
 	cluster string
 	first   netip.Addr // the lowest address of the block, whether or not somebody has it
