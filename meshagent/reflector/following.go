@@ -22,7 +22,8 @@ import (
 type following struct {
 	*Reflector
 	known *known
-	// current is up to which revision known was read.
+	// current is up to which revision known was read. While peers are doubted, it does not go
+	// back: what is kept of them is from before.
 	current int64
 	// doubted are the peers whose copies were not complete when they were listed.
 	doubted map[string]bool
@@ -70,7 +71,11 @@ func (f *following) take(ctx context.Context, b store.Batch) error {
 	if len(events) > 0 {
 		f.cfg.Apply(events)
 	}
-	f.current = b.Revision
+	if len(f.doubted) > 0 {
+		f.current = max(f.current, b.Revision)
+	} else {
+		f.current = b.Revision
+	}
 	f.update(func(s *State) {
 		s.Synced, s.Connected, s.Error, s.Heard, s.Revision, s.Keys = true, true, "", time.Now(), b.Revision, f.known.count
 	})

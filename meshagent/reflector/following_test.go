@@ -139,6 +139,26 @@ func TestAnOldCopyOfAPeerChangesNothing(t *testing.T) {
 	}
 }
 
+// The same if the store was empty in between: that what it said then was younger than nothing
+// makes an old copy no news.
+func TestAnOldCopyAfterAnEmptyStoreChangesNothing(t *testing.T) {
+	inWorld(t, func(w *world, _ *reflector.Reflector) {
+		for _, value := range []string{"oldest", "older", "old"} { // not among the first revisions
+			w.write(store.Put(west+"10.2.0.1", []byte(value)))
+		}
+		before := w.Copy()
+		w.write(store.Put(west+"10.2.0.1", []byte("new")), store.Put(north+"10.3.0.1", []byte("new")))
+		w.want("changed", 0, map[string]string{west + "10.2.0.1": "new", west + "10.2.0.2": "old", north + "10.3.0.1": "new", "cilium/own": "old"})
+		w.doubt("west")
+		w.PutBack(storetest.New().Copy())
+		w.want("empty", time.Minute, map[string]string{west + "10.2.0.1": "new", west + "10.2.0.2": "old"})
+		w.write(store.Put("cilium/own", []byte("begun again")))
+		w.want("in use", 0, map[string]string{west + "10.2.0.1": "new", west + "10.2.0.2": "old", "cilium/own": "begun again"})
+		w.PutBack(before)
+		w.want("restored", time.Minute, map[string]string{west + "10.2.0.1": "new", west + "10.2.0.2": "old", north + "10.3.0.1": "old", "cilium/own": "old"})
+	})
+}
+
 // A copy that is being made, or is too large to be made, is no reason to miss what it says.
 func TestWhatWasWrittenWhileNobodyLookedIsNews(t *testing.T) {
 	inWorld(t, func(w *world, r *reflector.Reflector) {
