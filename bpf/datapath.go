@@ -154,11 +154,11 @@ func load(c Config, o options) (_ *Datapath, err error) {
 		return nil, err
 	}
 	// Before the programs change, or they would not know open connections.
-	if moved["flows"].former {
+	if moved["flows"].former || moved["masquerades"].former {
 		if err := d.catchUp(moved); err != nil {
 			return nil, err
 		}
-		c.Log.Info("took over the flows of the version before")
+		c.Log.Info("took over the connections of the version before")
 	}
 	d.hooks = newHooks(d, o.clsact)
 	n, err := d.hooks.adopt()

@@ -56,6 +56,7 @@ const (
 	datapathMapSockets            = "sockets"
 	datapathMapSources            = "sources"
 	datapathMapUnmasked           = "unmasked"
+	datapathMapVisitors           = "visitors"
 	datapathMapWork               = "work"
 	datapathProgConnect4          = "connect4"
 	datapathProgConnect6          = "connect6"
@@ -194,6 +195,7 @@ type datapathMapSpecs struct {
 	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
 	Sources      *ebpf.MapSpec `ebpf:"sources"`
 	Unmasked     *ebpf.MapSpec `ebpf:"unmasked"`
+	Visitors     *ebpf.MapSpec `ebpf:"visitors"`
 	Work         *ebpf.MapSpec `ebpf:"work"`
 }
 
@@ -272,6 +274,7 @@ type datapathMaps struct {
 	Sockets      *ebpf.Map `ebpf:"sockets"`
 	Sources      *ebpf.Map `ebpf:"sources"`
 	Unmasked     *ebpf.Map `ebpf:"unmasked"`
+	Visitors     *ebpf.Map `ebpf:"visitors"`
 	Work         *ebpf.Map `ebpf:"work"`
 }
 
@@ -317,6 +320,7 @@ func (m *datapathMaps) Close() error {
 		m.Sockets,
 		m.Sources,
 		m.Unmasked,
+		m.Visitors,
 		m.Work,
 	)
 }

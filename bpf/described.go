@@ -28,7 +28,8 @@ type Maps struct {
 	Backends     Table[SlotKey, Backend]
 	Members      Table[MemberKey, Member]
 	Affinities   Table[AffinityKey, Affinity]
-	Sources      Table[RangeKey, uint32] // the value means nothing
+	Sources      Table[RangeKey, uint32]      // the value means nothing
+	Visitors     Table[AffinityKey, Affinity] // affinities of clients outside
 	Classes      Table[ClassKey, uint32]
 	Ports        Table[uint32, uint16] // by PortIndex
 	Policy       Table[PolicyKey, PolicyEntry]
@@ -45,8 +46,9 @@ var described = []description{
 		sized(func(l *Limits) *uint32 { return &l.Flows }, 1<<19, "connections of all pods of this node; each pod has a guaranteed share").
 		derived(func(c Config) uint32 { return rowsPerFlow * c.Limits.Flows }).
 		inheriting(), // see catchUp
-	of("masquerades", 1, func(m *Maps) *Table[FlowKey, Masquerade] { return &m.Masquerades }).
-		derived(func(c Config) uint32 { return 4 * c.Limits.Flows }), // two, or four through a node port, so a share of flows is a share of these
+	of("masquerades", 2, func(m *Maps) *Table[FlowKey, Masquerade] { return &m.Masquerades }).
+		derived(func(c Config) uint32 { return 4 * c.Limits.Flows }). // two, or four through a node port, so a share of flows is a share of these
+		inheriting(),
 	of("masquerading", 1, func(m *Maps) *Table[uint32, Masquerading] { return &m.Masquerading }),
 	of("native", 1, func(m *Maps) *Table[PrefixKey, uint32] { return &m.Native }).
 		sized(func(l *Limits) *uint32 { return &l.Native }, 1<<10, "rows of the table of CIDRs that pods reach with their own addresses"),
@@ -69,7 +71,9 @@ var described = []description{
 	of("members", 1, func(m *Maps) *Table[MemberKey, Member] { return &m.Members }).
 		sized(func(l *Limits) *uint32 { return &l.Members }, 1<<18, "rows of the table of current backends"),
 	of("affinities", 1, func(m *Maps) *Table[AffinityKey, Affinity] { return &m.Affinities }).
-		sized(func(l *Limits) *uint32 { return &l.Affinities }, 1<<14, "clients that are remembered by services with session affinity; the longest absent is forgotten first"),
+		sized(func(l *Limits) *uint32 { return &l.Affinities }, 1<<14, "clients that are remembered by services with session affinity, and as many outside of the mesh; the longest absent is forgotten first"),
+	of("visitors", 1, func(m *Maps) *Table[AffinityKey, Affinity] { return &m.Visitors }).
+		derived(func(c Config) uint32 { return c.Limits.Affinities }),
 	of("sources", 1, func(m *Maps) *Table[RangeKey, uint32] { return &m.Sources }).
 		sized(func(l *Limits) *uint32 { return &l.Sources }, 1<<16, "prefixes of clients in the loadBalancerSourceRanges of all services"),
 	of("classes", 1, func(m *Maps) *Table[ClassKey, uint32] { return &m.Classes }).
@@ -114,7 +118,8 @@ type description struct {
 	about string
 	// size is how many rows the map gets; nil if the program says.
 	size func(Config) uint32
-	// inherits says that the rows of the version before are taken over.
+	// inherits says that the rows of the version before are taken over: the row has only
+	// grown at its end since.
 	inherits bool
 }
 

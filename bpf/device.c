@@ -4,7 +4,7 @@
  * here unencrypted; the world reaches pods and services only as the pods' policy allows, and
  * sees the node's address instead of theirs.
  */
-#include "lib/nodeport.h"
+#include "lib/leaves.h"
 
 /* CIDRs decide, not single addresses: the guard must not depend on which addresses
  * are known. */

@@ -5,7 +5,7 @@
  */
 #include "lib/deliver.h"
 #include "lib/host.h"
-#include "lib/nodeport.h"
+#include "lib/leaves.h"
 
 SEC("tc")
 int from_tunnel(struct __sk_buff *skb)

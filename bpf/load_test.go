@@ -338,6 +338,35 @@ func TestFlowsOfTheVersionBefore(t *testing.T) {
 	}
 }
 
+// Rows of the version before, which were shorter, are taken over.
+func TestMasqueradesOfTheVersionBefore(t *testing.T) {
+	c := smallConfig(ownNamespaces(t))
+	first := mustLoad(t, c, options{})
+	m := first.maps["masquerades"]
+	before := described[slices.IndexFunc(described, func(d description) bool { return d.name == "masquerades" })]
+	before.version--
+	old, err := ebpf.NewMap(&ebpf.MapSpec{Type: m.Type(), Flags: m.Flags(), KeySize: m.KeySize(), ValueSize: 20, MaxEntries: m.MaxEntries()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	key := FlowKey{Local: addr(outside), Remote: addr(world), Lport: PortOf(5000), Rport: PortOf(443), Proto: 6}
+	row := struct { // as it was
+		Addr   Addr
+		Port   Port
+		Answer uint8
+		Kind   MasqueradeKind
+	}{addr(podA), PortOf(2000), 1, MasqueradePod}
+	if err := errors.Join(old.Put(key, row), old.Pin(filepath.Join(c.PinDir, before.pin())), os.Remove(filepath.Join(c.PinDir, pinOf("masquerades")))); err != nil {
+		t.Fatal(err)
+	}
+	second := mustLoad(t, c, options{})
+	want := Masquerade{Addr: row.Addr, Port: row.Port, Answer: 1, Kind: MasqueradePod}
+	if got, ok, err := second.Maps().Masquerades.Lookup(key); got != want || !ok || err != nil {
+		t.Errorf("row %+v, %v, %v", got, ok, err)
+	}
+}
+
 func queryTCX(t *testing.T, ifindex int, way ebpf.AttachType) (ids []ebpf.ProgramID) {
 	t.Helper()
 	if !haveTCX() {

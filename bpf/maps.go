@@ -23,15 +23,12 @@ type resized struct {
 	old, new *ebpf.Map
 	former   bool
 	since    uint64 // when the rows were copied, see Now
+	rows     uint32 // that a row of old may need; 0: one
 }
 
 // smaller says whether rows may be left behind.
 func (r resized) smaller() bool {
-	rows := r.old.MaxEntries()
-	if r.former { // flows, whose answers had another map
-		rows *= rowsPerFlow
-	}
-	return r.new.MaxEntries() < rows
+	return r.new.MaxEntries() < r.old.MaxEntries()*max(r.rows, 1)
 }
 
 // openMaps opens the pinned maps of spec, creates those that are absent, and copies
@@ -73,8 +70,11 @@ func openMaps(spec *ebpf.CollectionSpec, dir string, log *slog.Logger) (maps map
 			if err != nil {
 				return maps, moved, fmt.Errorf("open map %s of the version before: %w", name, err)
 			}
-			if former != nil && former.KeySize() == m.KeySize() && former.ValueSize() == m.ValueSize() {
+			if former != nil && former.KeySize() == m.KeySize() && former.ValueSize() <= m.ValueSize() {
 				moved[name] = resized{old: former, new: m, former: true}
+				if name == "flows" { // their answers had another map
+					moved[name] = resized{old: former, new: m, former: true, rows: rowsPerFlow}
+				}
 			} else if former != nil {
 				former.Close()
 			}

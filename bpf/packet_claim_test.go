@@ -178,6 +178,9 @@ func TestOnePortManyServices(t *testing.T) {
 							k.fails()
 						}
 						talks[2].complains()
+						if s, err := SweepMaps(n.m, Now(), n.forget); s.Orphans != 0 || s.Deleted != 0 || err != nil {
+							t.Errorf("a sweep deleted rows of live flows: %+v, %v", s, err)
+						}
 						for _, j := range orders[(i+proto2(proto))%len(orders)] {
 							talks[j].ends()
 							talks[j] = nil

@@ -259,14 +259,27 @@ var nodePortCases = []packetCase{
 			both(n)
 		}, hook: "into node", in: ip(world, outside, udp(7000, nodePort)), want: ReasonDelivered, out: ip(world, podB, udp(7000, 8080)), check: rowsAre(2)},
 	}},
-	{name: "one client port, two node ports, one backend", state: func(n *node) {
-		here(n)
-		row, _, _ := n.m.Services.Lookup(ServiceKey{Addr: addr(outside), Port: PortOf(nodePort), Proto: 6})
-		set(n, n.m.Services, ServiceKey{Addr: addr("192.0.2.2"), Port: PortOf(nodePort), Proto: 6}, row)
+	{name: "clients outside stay on this node, and its own pods do not", state: func(n *node) {
+		there(n)
+		at := ServiceKey{Addr: addr(outside), Port: PortOf(nodePort), Proto: 6}
+		row, _, _ := n.m.Services.Lookup(at)
+		row.Timeout = row.Timeout.With(ServiceSplit)
+		set(n, n.m.Services, at, row)
+		row = Service{ID: 80, Groups: 1}
+		row.Group[0] = Group{Cluster: 1, Weight: 1, Count: 1}
+		at.Scope = ScopeOutside
+		set(n, n.m.Services, at, row)
 	}, steps: []step{
 		{hook: "into node", in: ip(world, outside, tcp(7000, nodePort, "S")), want: ReasonDelivered, out: ip(world, podB, tcp(7000, 8080, "S"))},
-		{hook: "into node", in: ip(world, "192.0.2.2", tcp(7000, nodePort, "S").at(4, 0)), want: ReasonFlowClash, out: ip("192.0.2.2", world, tcp(nodePort, 7000, "RA").at(0, 5)), check: rowsAre(2)},
-		{hook: "into node", in: ip(world, "192.0.2.2", tcp(7001, nodePort, "S")), want: ReasonDelivered, out: ip(world, podB, tcp(7001, 8080, "S"))},
+		{hook: "from a", in: ip(podA, outside, tcp(1000, nodePort, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},
+		{change: func(n *node) {
+			set(n, n.m.Services, ServiceKey{Addr: addr(outside), Port: PortOf(nodePort), Proto: 6, Scope: ScopeOutside}, Service{ID: 80})
+		}, hook: "into node", in: ip(world, outside, tcp(7001, nodePort, "S")), want: ReasonNoBackend, out: ip(outside, world, tcp(nodePort, 7001, "RA").at(0, 1))},
+		{hook: "from a", in: ip(podA, outside, tcp(1001, nodePort, "S")), want: ReasonTunnelled, out: ip(podA, podC, tcp(1001, 8080, "S")), check: func(n *node, _ sent) {
+			if got, _, _ := n.m.Affinities.Lookup(AffinityKey{Client: addr(podA), Service: 81}); got != (Affinity{}) {
+				n.Errorf("the bit is taken for a timeout: %+v", got)
+			}
+		}},
 	}},
 	{name: "a hop too many", state: there, steps: []step{
 		{hook: "into node", in: ip(world, outside, tcp(7000, nodePort, "S")).withTTL(1), want: ReasonTTLExceeded, check: rowsAre(0)},

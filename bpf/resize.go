@@ -16,7 +16,7 @@ import (
 //
 //   - Of connections (flows, masquerades) those are kept that fit: first those that were
 //     answered, none that are over, and each with all of its rows.
-//   - Of clients (affinities) those are kept that came last.
+//   - Of clients (affinities, visitors) those are kept that came last.
 //   - What the agent wrote is kept as a whole, in the map of the former size: a policy without
 //     one of its rows might allow what it denies, and a pod without its row has no network.
 
@@ -32,7 +32,7 @@ func carry(name string, r resized, maps map[string]*ebpf.Map, moved map[string]r
 		left, err = carryFlows(r, 0)
 	case name == "masquerades":
 		err = carryMasquerades(r, flowsOf(maps, moved))
-	case name == "affinities":
+	case name == "affinities" || name == "visitors":
 		left, err = carryAffinities(r)
 	default:
 		err = copyRows(r.old, r.new)
@@ -46,11 +46,13 @@ func carry(name string, r resized, maps map[string]*ebpf.Map, moved map[string]r
 // isFull says whether an error is of a write to a map that has no room.
 func isFull(err error) bool { return errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) }
 
-// copyRows copies a map's rows as bytes; they may change meanwhile.
+// copyRows copies a map's rows as bytes; they may change meanwhile. What rows have now that
+// those of the version before had not is zero.
 func copyRows(from, to *ebpf.Map) error {
-	key, value := make([]byte, from.KeySize()), make([]byte, from.ValueSize())
+	key, row, added := make([]byte, from.KeySize()), make([]byte, from.ValueSize()), make([]byte, to.ValueSize()-from.ValueSize())
 	rows := from.Iterate()
-	for rows.Next(&key, &value) {
+	for rows.Next(&key, &row) {
+		value := append(row, added...)
 		if from.Type() == ebpf.Array {
 			if isZero(value) {
 				continue
@@ -175,10 +177,9 @@ func carryMasquerades(r resized, flows []*table[FlowKey, Flow]) error {
 		if row.Answer != 0 || !isConnection(flows, old, k, row) {
 			continue
 		}
-		answer := k
-		answer.Local, answer.Lport = row.Addr, row.Port
+		answer := row.otherOfPair(k)
 		back, there, err := old.Lookup(answer)
-		if err != nil || !there || back.Answer == 0 || back.Addr != k.Local || back.Port != k.Lport {
+		if err != nil || !there || back.Answer == 0 || back.otherOfPair(answer) != k {
 			continue // half of a pair
 		}
 		// The port first: see masquerade.h.
@@ -259,7 +260,7 @@ func carryAffinities(r resized) (left int, err error) {
 func (d *Datapath) catchUp(moved map[string]resized) error {
 	flows, resizedFlows := moved["flows"]
 	masked, resizedMasquerades := moved["masquerades"]
-	if resizedMasquerades && !masked.smaller() {
+	if resizedMasquerades && (masked.former || !masked.smaller()) {
 		if err := copyRows(masked.old, masked.new); err != nil && !isFull(err) {
 			return fmt.Errorf("carry over masquerades: %w", err)
 		}
@@ -273,7 +274,7 @@ func (d *Datapath) catchUp(moved map[string]resized) error {
 			d.log.Warn("dropped flows that found no room when programs were replaced: raise the limit to keep as many", "map", "flows", "dropped", left, "limit", flows.new.MaxEntries())
 		}
 	}
-	if resizedMasquerades && masked.smaller() {
+	if resizedMasquerades && !masked.former && masked.smaller() {
 		return carryMasquerades(masked, flowsOf(d.maps, moved))
 	}
 	return nil

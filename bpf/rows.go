@@ -143,6 +143,17 @@ type Masquerade struct {
 	Port   Port
 	Answer uint8 // 1: of what the world answers
 	Kind   MasqueradeKind
+	Other  Port // of a node port: the client's port in the other row's key, if it is another
+	Pad    [2]uint8
+}
+
+// otherOfPair is the key of the other row of the pair.
+func (row Masquerade) otherOfPair(k FlowKey) FlowKey {
+	k.Local, k.Lport = row.Addr, row.Port
+	if row.Other != (Port{}) {
+		k.Rport = row.Other
+	}
+	return k
 }
 
 // MasqueradeKind says whose connection it is.

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 )
@@ -131,3 +132,46 @@ func TestASessionEnds(t *testing.T) {
 
 // forgetClients ends all sessions.
 func (n *node) forgetClients() { clearer(n.m.Affinities)(n) }
+
+// Clients outside have sessions too, and however many there are, pods keep theirs.
+func TestVisitorsDoNotEndSessionsOfPods(t *testing.T) {
+	const rows = 64
+	shared := newNodeWith(t, func(c *Config) { c.Limits.Affinities = rows })
+	families(t, func(t *testing.T) {
+		n := shared.again(t)
+		n.sticky(100000 * time.Second)
+		exposes(81, Group{Cluster: 2, Weight: 1, Count: 2})(n)
+		at := ServiceKey{Addr: addr(outside), Port: PortOf(nodePort), Proto: 6}
+		row, _, _ := n.m.Services.Lookup(at)
+		row.Timeout = SecondsOf(100000 * time.Second)
+		set(t, n.m.Services, at, row)
+		visits := func(from string, sport uint16) Addr {
+			t.Helper()
+			if got := n.send("from_device", n.b, 0, packet(ip(from, outside, tcp(sport, nodePort, "S")))); got.reason != ReasonTunnelled {
+				t.Fatalf("%s: %v", from, got.reason)
+			}
+			exposed, _, _ := n.m.Masquerades.Lookup(FlowKey{Local: addr(outside), Remote: addr(from), Lport: PortOf(nodePort), Rport: PortOf(sport), Proto: 6})
+			return exposed.Addr
+		}
+		first, visited := n.given(podA, n.a, 1), visits(world, 1)
+		for sport := uint16(2); sport < 30; sport++ {
+			if got := visits(world, sport); got != visited {
+				t.Fatalf("visit %d went to %v, the first to %v", sport, got, visited)
+			}
+		}
+		for i := range 20 * rows {
+			clearer(n.m.Flows)(n)
+			clearer(n.m.Masquerades)(n)
+			clearer(n.m.Shares)(n)
+			visits(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}).String(), 1)
+		}
+		if n, err := n.m.Visitors.Len(); n > rows || err != nil {
+			t.Errorf("%d rows of visitors, %v", n, err)
+		}
+		for sport := uint16(2); sport < 30; sport++ {
+			if got := n.given(podA, n.a, sport); got != first {
+				t.Fatalf("connection %d went to %v, the first to %v", sport, got, first)
+			}
+		}
+	})
+}

@@ -137,7 +137,7 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 			kept = 1;
 		}
 	}
-	why = kept ? 0 : choose_for(s, svc, &s->internal[0], &to);
+	why = kept ? 0 : choose_for(s, svc, &s->internal[0], &to, 0);
 	if (why)
 		return refuse_socket(why, why == REASON_SOURCE_RANGE ? NOT_PERMITTED : CONNECTION_REFUSED);
 	mine->spoken[mine->next++ % REMEMBERED] = (struct spoken){

@@ -76,33 +76,28 @@ int sweep(struct sweep *asked)
 static long sweep_masquerade(void *map, const struct flow_key *key, const struct masquerade *row, struct sweeping *s)
 {
 	struct flow_key k = *key, pod = *key;
-	__be16 port = row->port;
-	struct addr a = row->addr;
+	struct masquerade is = *row;
 
-	if (row->answer) {
-		pod.local = a;
-		pod.lport = port;
-	}
-	if (in_use(&pod, row->kind, s->now)) {
-		if (row->kind == OF_POD)
+	if (is.answer)
+		other_of_pair(&pod, &is);
+	if (in_use(&pod, is.kind, s->now)) {
+		if (is.kind == OF_POD)
 			s->count++;
 		return 0;
 	}
-	if (!row->answer) {
+	if (!is.answer) {
 		/* The pod's row first: see masquerade.h. */
 		if (bpf_map_delete_elem(&masquerades, &k))
 			return 0;
 		s->gone++;
-		k.local = a;
-		k.lport = port;
+		other_of_pair(&k, &is);
 		if (!bpf_map_delete_elem(&masquerades, &k))
 			s->gone++;
 		return 0;
 	}
 	/* Without the pod's row it is half of a pair. */
 	pod = k;
-	pod.local = a;
-	pod.lport = port;
+	other_of_pair(&pod, &is);
 	if (!bpf_map_lookup_elem(&masquerades, &pod) && !bpf_map_delete_elem(&masquerades, &k))
 		s->gone++;
 	return 0;

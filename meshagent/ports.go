@@ -8,7 +8,8 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// ports reports while pods' connections to the world find no port of the node.
+// ports reports while new connections find no source port: pods' with the world, and those
+// that would share one towards a backend.
 type ports struct {
 	datapath Datapath
 	tables   *tables.Tables
@@ -22,7 +23,7 @@ type ports struct {
 }
 
 // noPort does not change while it is reported: each change would be a write to etcd.
-const noPort = "pods' new connections to some address of the world find no free port of the node and are dropped (no-port)"
+const noPort = "new connections to some address find no free source port and are dropped (no-port)"
 
 // look compares what was dropped with the last look. What lacked ports is named until there
 // were enough for calmLooks.
@@ -47,9 +48,9 @@ func (p *ports) look() error {
 	p.known, p.last = true, now
 	switch {
 	case p.said && !was:
-		p.log.Warn("pods' connections to the world find no free port of the node", "dropped", more)
+		p.log.Warn("new connections find no free source port", "dropped", more)
 	case was && !p.said:
-		p.log.Info("there are enough ports for pods' connections to the world again", "dropped", now)
+		p.log.Info("there are enough source ports for new connections again", "dropped", now)
 	case !p.said:
 		return nil
 	}

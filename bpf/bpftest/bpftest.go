@@ -145,6 +145,7 @@ func New() *bpf.Maps {
 		Members:      NewTable[bpf.MemberKey, bpf.Member]("members", int(l.Members)),
 		Affinities:   NewTable[bpf.AffinityKey, bpf.Affinity]("affinities", int(l.Affinities)),
 		Sources:      NewTable[bpf.RangeKey, uint32]("sources", int(l.Sources)),
+		Visitors:     NewTable[bpf.AffinityKey, bpf.Affinity]("visitors", int(l.Affinities)),
 		Classes:      NewTable[bpf.ClassKey, uint32]("classes", int(l.Classes)),
 		Ports:        newArray[uint32, uint16]("ports", bpf.PortRows),
 		Policy:       NewTable[bpf.PolicyKey, bpf.PolicyEntry]("policy", int(l.Policy)),

@@ -14,9 +14,6 @@
 
 #include "ports.h"
 
-#define FIRST_SOURCE 1024 /* the range: up to 65535 */
-#define WALK 512          /* ports tried in turn after random ones */
-
 /* The server's side of a pod that reaches itself through a service: see loop.h. */
 inline_always void loop_server(struct flow_key *server, const struct flow_key *client, __be16 bport, __be16 sport)
 {
@@ -80,10 +77,7 @@ once int claim_elsewhere(const struct flow_key *key)
 	t->answer.remote = f->backend;
 	t->answer.rport = f->bport;
 	t->answer.beside = 0;
-	t->first = FIRST_SOURCE;
-	t->common = 65536 - FIRST_SOURCE;
-	t->own = WALK;
-	t->own_first = FIRST_SOURCE + bpf_get_prandom_u32() % (65536 - FIRST_SOURCE - WALK);
+	search_all(t);
 	row->flags |= (__u32)key->lport << FLOW_PORT;
 	bpf_loop(TRIES + WALK, try_source, &zero, 0);
 	if (t->full)

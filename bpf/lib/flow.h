@@ -291,6 +291,15 @@ struct pair {
 
 ARRAY(unmasked, MAP_PERCPU_ARRAY, struct pair, 1); /* scratch: the stack is short */
 
+/* Turns the key of a row in masquerades into that of the other one of its pair. */
+inline_always void other_of_pair(struct flow_key *key, const struct masquerade *row)
+{
+	key->local = row->addr;
+	key->lport = row->port;
+	if (row->other)
+		key->rport = row->other;
+}
+
 /* Deletes a pair of rows in masquerades: who deletes the pod's owns the other (see
  * masquerade.h). Returns 0 if it did. */
 inline_always long delete_pair(const struct flow_key *pod, const struct flow_key *answer)
@@ -322,8 +331,7 @@ inline_always void unmask_client(const struct flow_key *key, struct pair *both)
 	if (!row || row->answer || row->kind != EXPOSED)
 		return;
 	*front = *inside;
-	front->local = row->addr;
-	front->lport = row->port;
+	other_of_pair(front, row);
 	delete_pair(inside, front);
 }
 
@@ -349,8 +357,7 @@ part void unmask(const struct flow_key *key, const struct flow *f)
 	if (!row || row->answer)
 		return;
 	both->answer = both->pod;
-	both->answer.local = row->addr;
-	both->answer.lport = row->port;
+	other_of_pair(&both->answer, row);
 	delete_pair(&both->pod, &both->answer);
 }
 

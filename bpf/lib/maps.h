@@ -81,12 +81,16 @@ HASH(policy, struct policy_key, struct policy_entry);
 HASH(sets, struct set_key, struct set_info);
 
 /* Evicting the client that has been away for longest is what its timeout would do. */
-struct {
-	__uint(type, MAP_LRU_HASH);
-	__type(key, struct affinity_key);
-	__type(value, struct affinity);
-	__uint(max_entries, 1024);
-} affinities SEC(".maps");
+#define SESSIONS(map_name) \
+	struct { \
+		__uint(type, MAP_LRU_HASH); \
+		__type(key, struct affinity_key); \
+		__type(value, struct affinity); \
+		__uint(max_entries, 1024); \
+	} map_name SEC(".maps")
+
+SESSIONS(affinities);
+SESSIONS(visitors);
 
 /* The ports of fragmented datagrams. Evicting the oldest row is fine here: a datagram
  * that has waited longest has lost a fragment anyway. No sender has more rows than

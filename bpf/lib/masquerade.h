@@ -131,13 +131,11 @@ inline_always int reclaim(struct search *t, const struct masquerade *answer)
 	struct masquerade *row;
 
 	t->other = t->answer;
-	t->other.local = answer->addr;
-	t->other.lport = answer->port;
+	other_of_pair(&t->other, answer);
 	if (in_use(&t->other, answer->kind, t->now))
 		return 0;
 	t->other = t->answer; /* in_use changed it */
-	t->other.local = answer->addr;
-	t->other.lport = answer->port;
+	other_of_pair(&t->other, answer);
 	row = bpf_map_lookup_elem(&masquerades, &t->other);
 	if (!row || row->answer || row->port != t->answer.lport || !same(&row->addr, &t->answer.local))
 		return 0; /* half of a pair: the sweep deletes it */
@@ -253,9 +251,32 @@ once int masquerade_error(struct __sk_buff *skb, struct packet *p)
 	row = bpf_map_lookup_elem(&masquerades, &about->flow);
 	if (!row || row->answer || row->kind == OF_CLIENT)
 		return 0; /* of a connection that is not masqueraded */
+	if (row->other) {
+		mine = q->src; /* stays as it is */
+		why = restore_quote(skb, q, SOURCE, &mine, row->other);
+		if (why)
+			return why;
+	}
 	mine = row->addr;
 	why = restore_quote(skb, q, DESTINATION, &mine, row->port);
 	return why ? why : rewrite(skb, p, SOURCE, &mine, 0);
+}
+
+/* Lets what a backend answers a client leave as the node port, which row names. Returns 0 or a
+ * reason. */
+part int leave_as(struct __sk_buff *skb, struct packet *p, const struct masquerade *row)
+{
+	struct addr a;
+	int why;
+
+	if (unlikely(row->other)) {
+		a = p->dst; /* stays as it is */
+		why = rewrite(skb, p, DESTINATION, &a, row->other);
+		if (why)
+			return why;
+	}
+	a = row->addr;
+	return rewrite(skb, p, SOURCE, &a, row->port);
 }
 
 /* Lets what ep, a pod of this node, sends to the world come from the node, if it has to.
@@ -276,10 +297,8 @@ once int masquerade(struct __sk_buff *skb, struct packet *p, const struct endpoi
 		return masquerade_error(skb, p);
 	sent_key(&key, p);
 	row = bpf_map_lookup_elem(&masquerades, &key);
-	if (row && !row->answer && row->kind == EXPOSED) { /* the answer of a node port */
-		mine = row->addr;
-		return rewrite(skb, p, SOURCE, &mine, row->port);
-	}
+	if (row && !row->answer && row->kind == EXPOSED) /* the answer of a node port */
+		return leave_as(skb, p, row);
 	outside = seen_outside(read_masquerading(), p);
 	if (!outside)
 		return 0;
@@ -333,7 +352,7 @@ once int error_to_elsewhere(struct __sk_buff *skb, struct packet *p)
 
 	if (!p || !about)
 		return REASON_FAILED;
-	set_key(&about->flow, &about->quote.dst, &p->dst, about->quote.dport, about->flow.lport, about->quote.proto);
+	set_key(&about->flow, &about->quote.dst, &p->dst, about->flow.rport, about->flow.lport, about->quote.proto);
 	row = bpf_map_lookup_elem(&masquerades, &about->flow);
 	if (!row || row->answer || row->kind != OF_CLIENT)
 		return 0;
@@ -365,8 +384,16 @@ once int unmasquerade_error(struct __sk_buff *skb, struct packet *p)
 	if (!row || !row->answer || row->kind == OF_CLIENT || !same(&p->dst, &q->src))
 		return 0;
 	exposed = row->kind == EXPOSED;
-	pod = row->addr;
 	about->flow.lport = row->port; /* for error_to_elsewhere */
+	if (row->other) {
+		about->flow.rport = row->other;
+		pod = q->dst; /* stays as it is */
+		why = restore_quote(skb, q, DESTINATION, &pod, row->other);
+		if (why)
+			return why;
+		q->dport = row->other; /* for error_to_elsewhere */
+	}
+	pod = row->addr;
 	why = restore_quote(skb, q, SOURCE, &pod, row->port);
 	if (!why)
 		why = rewrite(skb, p, DESTINATION, &pod, 0);

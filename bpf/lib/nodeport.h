@@ -12,6 +12,10 @@
  * elsewhere sees this node's ingress address (see place.h), and for its policy that is the
  * world. Backends elsewhere have a flow of the node's here, charged to OUTSIDERS.
  *
+ * A client that reaches one backend from one port at several node ports or addresses has
+ * connections that the backend could not tell apart: the later one gets another port of the
+ * client's there.
+ *
  * Rows in masquerades remember a connection (EXPOSED and OF_CLIENT): by what the client
  * sends, where that goes; by what the backend sends, as whom that leaves. They live as long
  * as the flow, which is the pod's own if that is on this node.
@@ -36,6 +40,8 @@ struct entry {
 	__u64 now;
 	__u32 service;
 	__u32 why; /* the backend is nowhere */
+	__be16 cport; /* the client's port, as the backend knows it */
+	__u16 pad;
 };
 
 ARRAY(entering, MAP_PERCPU_ARRAY, struct entry, 1);
@@ -85,8 +91,8 @@ inline_always void aim_at(const struct settings *s, struct entry *t)
 {
 	const struct flow_key *k = &t->front;
 
-	set_key(&t->inside, &t->to.addr, &k->remote, t->to.port, k->rport, k->proto);
-	set_key(&t->client, &k->remote, &t->to.addr, k->rport, t->to.port, k->proto);
+	set_key(&t->inside, &t->to.addr, &k->remote, t->to.port, t->cport, k->proto);
+	set_key(&t->client, &k->remote, &t->to.addr, t->cport, t->to.port, k->proto);
 	t->why = locate(s, &t->to.addr, &t->at);
 }
 
@@ -144,22 +150,17 @@ part int vacate(struct entry *t, const struct flow_key *key)
 {
 	struct masquerade *row = bpf_map_lookup_elem(&masquerades, key);
 	struct flow_key *other = &t->other;
-	__be16 port;
 
 	if (!row)
 		return 0;
 	t->row = *row;
 	*other = *key;
-	if (row->answer) {
-		other->local = t->row.addr;
-		other->lport = t->row.port;
-	}
+	if (row->answer)
+		other_of_pair(other, &t->row);
 	if (in_use(other, t->row.kind, t->now))
 		return REASON_FLOW_CLASH;
 	*other = *key; /* in_use changed it */
-	other->local = t->row.addr;
-	port = t->row.port;
-	other->lport = port;
+	other_of_pair(other, &t->row);
 	if (bpf_map_delete_elem(&masquerades, t->row.answer ? other : key))
 		return REASON_FLOW_CLASH; /* half of a pair: the sweep deletes it */
 	bpf_map_delete_elem(&masquerades, t->row.answer ? key : other);
@@ -187,20 +188,66 @@ once int withdraw(void)
 	return 0;
 }
 
+/* Tries a port of the client's towards the backend. One from which the client speaks to the
+ * backend itself will not do. */
+static long try_client(__u32 i, const __u32 *unused)
+{
+	struct search *found = searching();
+	struct entry *t = entry();
+	struct flow *f;
+
+	if (!t || !found)
+		return 1;
+	t->inside.rport = htons(port_to_try(found, i));
+	if (t->inside.rport == t->front.rport || vacate(t, &t->inside))
+		return 0;
+	f = bpf_map_lookup_elem(&flows, &t->inside);
+	if (f && (t->now <= f->seen || t->now - f->seen <= lifetime(f, t->inside.proto)))
+		return 0;
+	found->found = 1;
+	return 1;
+}
+
+/* Finds another port of the client's, at which the backend knows no other connection of its.
+ * Returns 0 or a reason. */
+once int another_client_port(void)
+{
+	struct search *found = searching();
+	struct entry *t = entry();
+	__u32 unused = 0;
+
+	if (!t || !found)
+		return REASON_FAILED;
+	begin_search(found, &t->inside);
+	search_all(found);
+	bpf_loop(TRIES + WALK, try_client, &unused, 0);
+	if (!found->found)
+		return REASON_NO_PORT;
+	t->cport = t->inside.rport;
+	t->client.lport = t->cport;
+	return 0;
+}
+
 /* Writes the pair of rows between node port and backend. Returns 0 or a reason. */
-part int expose(struct entry *t)
+inline_always int expose(struct entry *t)
 {
 	int why = vacate(t, &t->front);
+	__be16 other;
 	long err;
 
-	if (!why)
-		why = vacate(t, &t->inside);
 	if (why)
 		return why;
-	t->row = (struct masquerade){.addr = t->to.addr, .port = t->to.port, .answer = 1, .kind = EXPOSED};
+	if (unlikely(vacate(t, &t->inside))) {
+		why = another_client_port();
+		if (why)
+			return why;
+	}
+	other = t->cport == t->front.rport ? 0 : t->cport;
+	t->row = (struct masquerade){.addr = t->to.addr, .port = t->to.port, .answer = 1, .kind = EXPOSED, .other = other};
 	err = bpf_map_update_elem(&masquerades, &t->front, &t->row, ROW_NEW);
 	if (!err) {
-		t->row = (struct masquerade){.addr = t->front.local, .port = t->front.lport, .kind = EXPOSED};
+		other = other ? t->front.rport : 0;
+		t->row = (struct masquerade){.addr = t->front.local, .port = t->front.lport, .kind = EXPOSED, .other = other};
 		err = bpf_map_update_elem(&masquerades, &t->inside, &t->row, ROW_NEW);
 		if (err)
 			bpf_map_delete_elem(&masquerades, &t->front);
@@ -226,8 +273,7 @@ part int open_elsewhere(struct __sk_buff *skb, const struct settings *s, const s
 	if (!ingress_address(s, p->ipv6, &ingress))
 		return REASON_NO_TUNNEL;
 	begin_mask(found, &t->client, &ingress);
-	found->first = 1024;
-	found->common = 65536 - 1024;
+	search_all(found);
 	found->kind = OF_CLIENT;
 	why = search_port(skb, found, TRIES);
 	if (why)
@@ -238,6 +284,9 @@ part int open_elsewhere(struct __sk_buff *skb, const struct settings *s, const s
 		.via = VIA_TUNNEL, .owner = OUTSIDERS, .said[EGRESS] = {p->seq, p->ack},
 	};
 	why = store(&t->answer, f);
+	/* The flow of an earlier connection may not have been swept yet. */
+	if (unlikely(why == ELSEWHERE) && !clashes(&t->answer, t->now))
+		why = store(&t->answer, f);
 	if (!why || why == ELSEWHERE)
 		return 0;
 	delete_pair(&t->client, &t->answer);
@@ -278,7 +327,7 @@ inline_always int open_exposed(struct __sk_buff *skb, const struct settings *s, 
 		return REASON_TTL_EXCEEDED;
 	p->service = p->dst;
 	p->service_port = p->dport;
-	why = choose_for(s, svc, &t->front.remote, &t->to);
+	why = choose_for(s, svc, &t->front.remote, &t->to, 1);
 	if (why)
 		return why;
 	aim_at(s, t);
@@ -343,6 +392,8 @@ once int send_inside(struct __sk_buff *skb, const struct settings *s, int begins
 	if (!w || !s || !t)
 		return ACT_SHOT;
 	why = rewrite(skb, &w->p, DESTINATION, &t->to.addr, t->to.port);
+	if (unlikely(t->cport != w->p.sport) && !why)
+		why = change_source(skb, &w->p, t->cport);
 	if (!why && t->at.via == VIA_POD)
 		return begins ? BEGINS : TO_POD;
 	ingress = t->answer.local;
@@ -399,11 +450,14 @@ once int enter(struct __sk_buff *skb, const struct settings *s, const struct ser
 	t->now = bpf_ktime_get_coarse_ns();
 	t->service = svc->id;
 	received_key(&t->front, &w->p);
+	t->cport = t->front.rport;
 	row = bpf_map_lookup_elem(&masquerades, &t->front);
 	if (!row || !row->answer || row->kind != EXPOSED)
 		return OPENS;
 	t->to.addr = row->addr;
 	t->to.port = row->port;
+	if (row->other)
+		t->cport = row->other;
 	aim_at(s, t);
 	f = find_exposed(t);
 	course = decide_exposed(s, &w->p, t, f);
@@ -422,6 +476,7 @@ once int enter(struct __sk_buff *skb, const struct settings *s, const struct ser
 		return drop(skb, &w->p, t->why, INGRESS);
 	default:
 		withdraw();
+		t->cport = t->front.rport;
 		return OPENS;
 	}
 }
@@ -439,72 +494,4 @@ once int send_error_inside(struct __sk_buff *skb, const struct settings *s)
 	p = &w->p;
 	why = p->ttl <= 1 ? REASON_TTL_EXCEEDED : locate(s, &p->dst, &at);
 	return why ? drop(skb, p, why, INGRESS) : tunnel(skb, p, s, at.node);
-}
-
-/* ---- What backends answer ---- */
-
-/* A backend's answer to the ingress address: it goes to the client, and at the node's device
- * it gets the address of the node port. */
-once int to_client(struct __sk_buff *skb, const struct settings *s)
-{
-	struct work *w = working();
-	struct about *about = error_about();
-	struct flow_key *key;
-	struct masquerade *row;
-	struct place from = {};
-	struct packet *p;
-	struct addr client;
-	struct flow *f;
-	__u64 now = bpf_ktime_get_coarse_ns();
-	int why = 0;
-
-	if (!w || !s || !about)
-		return ACT_SHOT;
-	p = &w->p;
-	key = &about->flow;
-	if (p->error) {
-		why = read_quote(skb, p, &about->quote);
-		if (why || !same(&about->quote.src, &p->dst))
-			return drop(skb, p, REASON_INVALID, INGRESS);
-		set_key(key, &about->quote.src, &about->quote.dst, about->quote.sport, about->quote.dport, about->quote.proto);
-	} else {
-		received_key(key, p);
-	}
-	f = bpf_map_lookup_elem(&flows, key);
-	row = bpf_map_lookup_elem(&masquerades, key);
-	if (!f || f->flags & FLOW_ANSWERS || over(f, p, now) || !row || !row->answer || row->kind != OF_CLIENT)
-		return drop(skb, p, REASON_NODE_CLOSED, INGRESS);
-	client = row->addr;
-	if (p->error) {
-		resolve(s, &p->src, &from);
-		if (from.cluster != f->cluster)
-			return drop(skb, p, REASON_SPOOFED_SOURCE, INGRESS);
-		why = restore_quote(skb, &about->quote, SOURCE, &client, row->port);
-		if (!why)
-			why = rewrite(skb, p, DESTINATION, &client, 0);
-	} else {
-		advance(f, p, 0, now);
-		why = rewrite(skb, p, DESTINATION, &client, row->port);
-	}
-	return why ? drop(skb, p, why, INGRESS) : leave(skb, REASON_TO_STACK, INGRESS, ACT_OK);
-}
-
-/* Lets what a backend elsewhere answers a client leave as the node port. What is no such
- * answer is left alone. Returns 0 or a reason. */
-once int leaves(struct __sk_buff *skb, struct packet *p)
-{
-	struct masquerade *row;
-	struct flow_key key;
-	struct addr front;
-
-	if (!p)
-		return REASON_FAILED;
-	if (p->error)
-		return masquerade_error(skb, p);
-	sent_key(&key, p);
-	row = bpf_map_lookup_elem(&masquerades, &key);
-	if (!row || row->answer || row->kind != EXPOSED)
-		return 0;
-	front = row->addr;
-	return rewrite(skb, p, SOURCE, &front, row->port);
 }

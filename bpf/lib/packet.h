@@ -207,7 +207,13 @@ once int find_ports(struct packet *p, __be32 id)
 	struct fragment_key key = fragment_key_of(p, id);
 	const struct fragment *row = bpf_map_lookup_elem(&fragments, &key);
 
-	/* Without ports there is no flow and no verdict. The sender retransmits. */
+	/* Without ports there is no flow and no verdict. The sender retransmits.
+	 *
+	 * A fragment that overtook its first is lost here too. Nothing at this hook can keep
+	 * it: no helper holds a packet back, and bpf_skb_* reach only the current one. The
+	 * kernel reassembles for programs at its netfilter hooks alone (since 6.6, with
+	 * BPF_F_NETFILTER_IP_DEFRAG), and for itself where it delivers or tracks connections:
+	 * all of these come after ingress, and pods' packets never get there. */
 	if (!row || row->id != id || row->proto != p->proto || !same(&row->src, &p->src) || !same(&row->dst, &p->dst))
 		return REASON_FRAGMENT;
 	p->sport = row->sport;

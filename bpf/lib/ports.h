@@ -3,7 +3,9 @@
 
 #include "flow.h"
 
-#define TRIES 64 /* ports drawn at random from those that belong to nobody */
+#define TRIES 64        /* ports drawn at random from those that belong to nobody */
+#define FIRST_PORT 1024 /* of the whole range, which ends at 65535 */
+#define WALK 512        /* of that, ports tried in turn after random ones */
 
 /* A search for a free port. In a row of each CPU, because the stack is short. */
 struct search {
@@ -36,6 +38,15 @@ inline_always void begin_search(struct search *t, const struct flow_key *pod)
 	t->pod = *pod;
 	t->answer = *pod;
 	t->now = bpf_ktime_get_coarse_ns();
+}
+
+/* Searches the whole range: TRIES + WALK ports of it. */
+inline_always void search_all(struct search *t)
+{
+	t->first = FIRST_PORT;
+	t->common = 65536 - FIRST_PORT;
+	t->own = WALK;
+	t->own_first = FIRST_PORT + bpf_get_prandom_u32() % (65536 - FIRST_PORT - WALK);
 }
 
 /* The i-th port to try, in host order. */

@@ -222,12 +222,13 @@ inline_always __u64 session_of(const struct service *svc)
 
 /* Finds the backend that the client was last given, if that still takes connections and
  * its path is alive. Returns 1 with to filled in, or 0. */
-once int find_session(const struct settings *s, const struct service *svc, const struct addr *client, struct target *to)
+once int find_session(const struct settings *s, const struct service *svc, const struct addr *client, struct target *to,
+		      int outside)
 {
 	if (!s || !svc || !client || !to)
 		return 0;
 	struct affinity_key key = {.client = *client, .service = svc->id};
-	struct affinity *last = bpf_map_lookup_elem(&affinities, &key);
+	struct affinity *last = outside ? bpf_map_lookup_elem(&visitors, &key) : bpf_map_lookup_elem(&affinities, &key);
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct member_key member = {};
 	struct place at = {};
@@ -251,14 +252,17 @@ once int find_session(const struct settings *s, const struct service *svc, const
 	return 1;
 }
 
-once int keep_session(const struct service *svc, const struct addr *client, const struct target *to)
+once int keep_session(const struct service *svc, const struct addr *client, const struct target *to, int outside)
 {
 	if (!svc || !client || !to)
 		return 0;
 	struct affinity_key key = {.client = *client, .service = svc->id};
 	struct affinity row = {.seen = bpf_ktime_get_coarse_ns(), .backend = to->addr, .port = to->port};
 
-	bpf_map_update_elem(&affinities, &key, &row, ROW_ANY);
+	if (outside)
+		bpf_map_update_elem(&visitors, &key, &row, ROW_ANY);
+	else
+		bpf_map_update_elem(&affinities, &key, &row, ROW_ANY);
 	return 0;
 }
 
@@ -274,18 +278,19 @@ once int admits(const struct service *svc, const struct addr *client)
 	return bpf_map_lookup_elem(&sources, &key) != 0;
 }
 
-/* Chooses a backend for a new connection of a client. Returns 0 or a reason. */
+/* Chooses a backend for a new connection of a client, which may be outside of the mesh. Returns
+ * 0 or a reason. */
 inline_always int choose_for(const struct settings *s, const struct service *svc, const struct addr *client,
-			     struct target *to)
+			     struct target *to, int outside)
 {
 	int session = session_of(svc) != 0, why;
 
 	if (unlikely(svc->timeout[2] & SERVICE_RANGED) && !admits(svc, client))
 		return REASON_SOURCE_RANGE;
-	if (unlikely(session) && find_session(s, svc, client, to))
+	if (unlikely(session) && find_session(s, svc, client, to, outside))
 		return 0;
 	why = choose_backend(s, svc, to, 0);
 	if (unlikely(session) && !why)
-		keep_session(svc, client, to);
+		keep_session(svc, client, to, outside);
 	return why;
 }

@@ -25,7 +25,7 @@ inline_always int aim(const struct settings *s, __u8 proto, const struct addr *c
 	if (!svc)
 		return 0;
 	to->service = svc->id;
-	return choose_for(s, svc, client, to);
+	return choose_for(s, svc, client, to, 0);
 }
 
 enum side {

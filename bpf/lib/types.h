@@ -125,7 +125,9 @@ struct flow {
  *
  * A connection of the world with a node port has such a pair too, for its backend; and
  * another one if that is elsewhere, in which the client takes the place of a pod, and what
- * the backend sees that of the node: see nodeport.h. */
+ * the backend sees that of the node: see nodeport.h. Of a client that reaches one backend from
+ * one port at several node ports, the keys with the backend have another port of the client's
+ * than those with the node port. */
 enum masquerade_kind {
 	OF_POD = 0,
 	EXPOSED = 1,   /* a node port and its backend */
@@ -137,6 +139,8 @@ struct masquerade {
 	__be16 port;
 	__u8 answer; /* 1: of what the world answers; OF_CLIENT: the backend */
 	__u8 kind;   /* enum masquerade_kind */
+	__be16 other; /* EXPOSED: the client's port in the other key, if it is another; 0: none */
+	__u16 pad;
 };
 
 /* masquerading: a single row, written by the agent. */
@@ -278,9 +282,11 @@ struct range_key {
 	struct addr addr;
 };
 
-/* affinities: the backend that a client was last given. A client is a pod's address, that of
- * somebody outside, or the node's internal one for its own processes, so none has more rows
- * than there are services. */
+/* affinities: the backend that a client was last given. A client is a pod's address, or the
+ * node's internal one for its own processes, so none has more rows than there are services.
+ * visitors: the same of clients outside, who have as many addresses as they like, and write
+ * here before any policy is asked. They have a table of their own, or a flood of them would
+ * end the sessions of pods. */
 struct affinity_key {
 	struct addr client;
 	__u32 service;
