@@ -91,14 +91,16 @@ func Frontends(client Client, svc *Service, slices map[ClusterID][]Slice) []Fron
 // Outer is Frontends for the addresses outside of the mesh: those of a node, with node ports,
 // and those that the service has there itself. Of here, its slices with only this node's
 // endpoints, are what clients outside get if svc says ExternalLocal; all others get all, as in
-// kube-proxy.
+// kube-proxy, near ones first: NodeLocal does not concern these addresses.
 func Outer(client Client, svc *Service, node []netip.Addr, all, here map[ClusterID][]Slice) (out []Frontend) {
+	everywhere, local := *svc, *svc
+	everywhere.NodeLocal, local.NodeLocal = false, true
 	for _, at := range svc.Outer(node) {
-		from := all
+		as, from := &everywhere, all
 		if at.Outside {
-			from = here
+			as, from = &local, here
 		}
-		out = append(out, frontends(client, svc, []Front{at}, from)...)
+		out = append(out, frontends(client, as, []Front{at}, from)...)
 	}
 	return out
 }

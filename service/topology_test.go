@@ -2,6 +2,7 @@ package service
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -127,6 +128,45 @@ func TestTrafficDistributionWithoutEffect(t *testing.T) {
 	svc.NodeLocal = true
 	if got := tiers(Frontends(fromEast, svc, from)[0]); got != "e2 e3" {
 		t.Errorf("local: %s", got)
+	}
+}
+
+// As in kube-proxy: at node ports, the node's own pods and processes have all backends, the
+// near ones first, whatever the traffic policies say; clients outside have those on the node
+// alone under externalTrafficPolicy Local, however near, and else the same as pods.
+func TestNodePortsHaveTheirOwnPolicy(t *testing.T) {
+	from := map[ClusterID][]Slice{east: where("10.1.1.2 n2 a", "10.1.1.3 n1 b", "10.1.1.4 n3 a"), west: where("10.2.1.2 n1 a")}
+	here := map[ClusterID][]Slice{east: where("10.1.1.3 n1 b")}
+	node := []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	for _, c := range []struct {
+		internal, external     bool
+		inside, nodes, outside string
+	}{
+		{false, false, "e2 e4 w2 | e3", "e2 e4 w2 | e3", ""},
+		{true, false, "e3", "e2 e4 w2 | e3", ""},
+		{false, true, "e2 e4 w2 | e3", "e2 e4 w2 | e3", "e3"},
+		{true, true, "e3", "e2 e4 w2 | e3", "e3"},
+	} {
+		svc := web(t, AnnotationGlobal, "true")
+		svc.Distribution, svc.NodeLocal, svc.ExternalLocal = SameZone, c.internal, c.external
+		svc.Ports[0].NodePort = 30080
+		inside := from
+		if c.internal {
+			inside = here
+		}
+		got := map[bool]string{}
+		for _, f := range Outer(fromEast, svc, node, from, here) {
+			if f.Port != 30080 {
+				continue
+			}
+			if f.Split != (c.external && !f.Outside) {
+				t.Errorf("%+v", f)
+			}
+			got[f.Outside] = tiers(f)
+		}
+		if i := tiers(Frontends(fromEast, svc, inside)[0]); i != c.inside || got[false] != c.nodes || got[true] != c.outside {
+			t.Errorf("policies %v %v: inside %q, node port %q, from outside %q", c.internal, c.external, i, got[false], got[true])
+		}
 	}
 }
 
