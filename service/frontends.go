@@ -161,9 +161,11 @@ func (s *Service) Outer(node []netip.Addr) (out []Front) {
 			}
 		}
 	}
+	own := func(p Port) uint16 { return p.Port }
 	add(node, false, func(p Port) uint16 { return p.NodePort })
-	add(s.External, false, func(p Port) uint16 { return p.Port })
-	add(s.Balanced, true, func(p Port) uint16 { return p.Port })
+	add(s.Balanced, true, own)
+	// Its source ranges hold for an address that is an external one as well.
+	add(slices.DeleteFunc(slices.Clone(s.External), func(a netip.Addr) bool { return slices.Contains(s.Balanced, a) }), false, own)
 	return out
 }
 

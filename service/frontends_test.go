@@ -485,7 +485,7 @@ func TestOuter(t *testing.T) {
 	svc := Service{
 		Namespace: "shop", Name: "web", Families: []corev1.IPFamily{corev1.IPv4Protocol},
 		Ports:    []Port{{Name: "http", Protocol: TCP, Port: 80, NodePort: 30080}, {Name: "sctp", Protocol: SCTP, Port: 81}},
-		External: ips("203.0.113.9", "2001:db8::9"), Balanced: ips("203.0.113.20"),
+		External: ips("203.0.113.9", "2001:db8::9", "203.0.113.20"), Balanced: ips("203.0.113.20"),
 		Ranged: true, Ranges: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/32")},
 	}
 	slice := func(addrs ...string) map[ClusterID][]Slice {
@@ -512,12 +512,12 @@ func TestOuter(t *testing.T) {
 		}
 		return strings.Join(out, ", ")
 	}
-	if got, want := show(), "192.0.2.1:30080 2, 203.0.113.9:80 2, 203.0.113.20:80 2 [198.51.100.0/24]"; got != want {
+	if got, want := show(), "192.0.2.1:30080 2, 203.0.113.20:80 2 [198.51.100.0/24], 203.0.113.9:80 2"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 	svc.ExternalLocal = true
-	if got, want := show(), "192.0.2.1:30080 1 outside, 192.0.2.1:30080 2 split, 203.0.113.9:80 1 outside, 203.0.113.9:80 2 split, "+
-		"203.0.113.20:80 1 outside [198.51.100.0/24], 203.0.113.20:80 2 split [198.51.100.0/24]"; got != want {
+	if got, want := show(), "192.0.2.1:30080 1 outside, 192.0.2.1:30080 2 split, 203.0.113.20:80 1 outside [198.51.100.0/24], "+
+		"203.0.113.20:80 2 split [198.51.100.0/24], 203.0.113.9:80 1 outside, 203.0.113.9:80 2 split"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }

@@ -3,8 +3,8 @@ package scenario
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
