@@ -1,7 +1,9 @@
 package bpf
 
 import (
+	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -88,6 +90,13 @@ func (f FlowFlags) withOther(p Port) FlowFlags {
 
 // Alone are the flags without the port.
 func (f FlowFlags) Alone() FlowFlags { return f & (1<<flowPort - 1) }
+
+func (f FlowFlags) String() string {
+	if other := f.Other(); other != (Port{}) {
+		return fmt.Sprintf("%d:%d", uint32(f.Alone()), other.Number())
+	}
+	return strconv.FormatUint(uint64(f), 10)
+}
 
 // Via is where the other side of a flow is.
 type Via uint8
