@@ -104,7 +104,7 @@ var externalCases = []packetCase{
 		{hook: "into node", in: ip(world, external, tcp(7000, 80, "S")), want: ReasonDelivered, out: ip(world, podB, tcp(7000, 8080, "S"))},
 		{change: func(n *node) {
 			clearer(n.m.Sources)(n)
-			if rows, err := n.m.Affinities.Len(); err != nil || rows != 1 {
+			if rows, err := n.m.Visitors.Len(); err != nil || rows != 1 {
 				n.Errorf("%d clients, %v", rows, err)
 			}
 		}, hook: "into node", in: ip(world, external, tcp(7001, 80, "S")), want: ReasonSourceRange, silent: true},
