@@ -15,7 +15,7 @@ var weights = []struct {
 }{
 	{StopAgent, 2}, {StartAgent, 4}, {Reboot, 1}, {LoseNode, 1}, {CutAgent, 2}, {HealAgent, 4},
 	{Isolate, 1}, {Join, 3}, {FailKernel, 1}, {MendKernel, 4},
-	{StopServer, 2}, {KillServer, 2}, {StartServer, 6}, {LoseServer, 1}, {CutServer, 3}, {HealServer, 6}, {Depose, 1},
+	{StopServer, 2}, {KillServer, 2}, {StartServer, 6}, {LoseServer, 1}, {CutServer, 3}, {HealServer, 6}, {Depose, 1}, {CutLeader, 2},
 	{CutControl, 3}, {HealControl, 5}, {CutData, 2}, {HealData, 4},
 	{TakeStore, 1}, {GiveStore, 5}, {Compact, 2}, {Backup, 2}, {PutBack, 2}, {LoseStore, 1}, {Meet, 4}, {Part, 1},
 	{AddPod, 14}, {DeletePod, 6}, {AddPolicy, 5}, {DropPolicy, 3}, {AddService, 5}, {DropService, 2},
@@ -44,8 +44,14 @@ func Steps(seed uint64, n int) (steps []Step) {
 		m.apply(s)
 		steps = append(steps, s)
 	}
-	for len(steps) < n {
-		s := next(r, m)
+	for burst := 0; len(steps) < n; burst-- {
+		if burst <= 0 && r.IntN(16) == 0 {
+			burst = 2 + r.IntN(5)
+		}
+		s := next(r, m, burst > 1)
+		if burst > 1 {
+			s.Then = 0
+		}
 		m.apply(s)
 		steps = append(steps, s)
 	}
@@ -66,8 +72,10 @@ func setup(m *model, r *rand.Rand) (steps []Step) {
 	return steps
 }
 
-// next draws the next step that makes sense.
-func next(r *rand.Rand, m *model) Step {
+// next draws the next step that makes sense; one that changes objects if so wanted and there
+// is an API server to change them at.
+func next(r *rand.Rand, m *model, object bool) Step {
+	object = object && slices.ContainsFunc(m.clusters, func(c *cluster) bool { return c.answers() != nil })
 	total := 0
 	for _, w := range weights {
 		total += w.n
@@ -79,7 +87,7 @@ func next(r *rand.Rand, m *model) Step {
 			i++
 		}
 		s := target(r, m, weights[i].do)
-		if s.On != "" && m.allows(s) {
+		if s.On != "" && m.allows(s) && (!object || s.changes()) {
 			s.Then = pause(r)
 			return s
 		}
@@ -104,7 +112,10 @@ func target(r *rand.Rand, m *model, do Verb) Step {
 	other := one(r, m.clusters)
 	s := Step{Do: do}
 	switch do {
-	case StopAgent, StartAgent, Reboot, LoseNode, HealAgent, Join, FailKernel, MendKernel:
+	case FailKernel:
+		s.With = one(r, []string{"", "some"})
+		fallthrough
+	case StopAgent, StartAgent, Reboot, LoseNode, HealAgent, Join, MendKernel:
 		s.On = n.name
 	case CutAgent:
 		s.On, s.With = n.name, one(r, faults)
@@ -112,6 +123,8 @@ func target(r *rand.Rand, m *model, do Verb) Step {
 		s.On, s.With = n.name, one(r, []string{"out", "in"})
 	case StopServer, KillServer, StartServer, LoseServer, HealServer:
 		s.On = srv.name
+	case CutLeader:
+		s.On, s.With = c.name, one(r, append(slices.Clip(faults), "suspended"))
 	case CutServer:
 		s.On, s.With = srv.name, one(r, append(slices.Clip(faults), "suspended"))
 	case CutControl:

@@ -29,9 +29,11 @@ type cluster struct {
 }
 
 type server struct {
-	name  string
-	up    bool
-	fault string // of its link to the store; "": none
+	name string
+	up   bool
+	// killed says that it did not say so when it ended.
+	killed bool
+	fault  string // of its link to the store; "": none
 }
 
 type node struct {
@@ -163,12 +165,20 @@ func (m *model) server(name string) (*cluster, *server) {
 	return nil, nil
 }
 
-// answers is an API server that operators get an answer from, nil if there is none.
-func (c *cluster) answers() *server {
+// working are the API servers that run and reach their store, if it is there.
+func (c *cluster) working() (out []*server) {
 	for _, s := range c.servers {
 		if s.up && s.fault == "" && !c.away && !c.empty {
-			return s
+			out = append(out, s)
 		}
+	}
+	return out
+}
+
+// answers is an API server that operators get an answer from, nil if there is none.
+func (c *cluster) answers() *server {
+	if all := c.working(); len(all) > 0 {
+		return all[0]
 	}
 	return nil
 }
@@ -217,6 +227,8 @@ func (m *model) allows(s Step) bool {
 		return m.data[s.On]
 	case TakeStore, Depose, Compact:
 		return c != nil && !c.away
+	case CutLeader:
+		return c != nil && c.answers() != nil && len(c.working()) > 1
 	case LoseStore:
 		return c != nil && !c.away && !c.empty && c.copied != nil && c.restartable()
 	case Meet:
@@ -280,7 +292,7 @@ func (m *model) apply(s Step) {
 	case FailKernel, MendKernel:
 		n.failing = s.Do == FailKernel
 	case StopServer, KillServer, StartServer:
-		srv.up = s.Do == StartServer
+		srv.up, srv.killed = s.Do == StartServer, s.Do == KillServer
 	case CutServer, HealServer:
 		srv.fault = s.With
 	case CutControl:

@@ -100,7 +100,10 @@ type runner struct {
 	at        int
 	protected map[protection]pod
 	backing   map[backing]backed
-	failing   map[string]bool // nodes on which kernel writes fail
+	failing   map[string]bool    // nodes on which kernel writes fail
+	sparing   map[string]bool    // those of them on which two writes of three succeed
+	tried     int                // writes on such nodes
+	refused   map[string]refusal // of their writes
 	meaning   map[identity.Number]string
 }
 
@@ -157,7 +160,7 @@ func (r *runner) raise() {
 		all = append(all, c.name)
 	}
 	mesh, clusters := meshtest.New(r.t, all...)
-	r.mesh, r.failing = mesh, map[string]bool{}
+	r.mesh, r.failing, r.sparing, r.refused = mesh, map[string]bool{}, map[string]bool{}, map[string]refusal{}
 	for i, c := range r.m.clusters {
 		r.clusters[c.name] = clusters[i]
 		for range c.servers[1:] {
@@ -228,10 +231,9 @@ func (r *runner) touch(s Step) {
 		a, b := r.m.pair(s.On)
 		r.since[a.name], r.since[b.name] = now, now
 	}
-	switch s.Do {
-	case AddPod, DeletePod, AddPolicy, DropPolicy, AddService, DropService:
+	if s.changes() {
 		r.since[objectsOf(s.On)] = now
-	default:
+	} else {
 		r.since[s.On] = now
 	}
 }
@@ -266,7 +268,8 @@ func (r *runner) perform(s Step) {
 		n.SetData(s.With == "out", s.With == "in")
 	case FailKernel, MendKernel:
 		r.mu.Lock()
-		r.failing[s.On] = s.Do == FailKernel
+		r.failing[s.On], r.sparing[s.On] = s.Do == FailKernel, s.With == "some"
+		delete(r.refused, s.On)
 		r.mu.Unlock()
 	case StopServer:
 		srv.Stop()
@@ -303,6 +306,8 @@ func (r *runner) perform(s Step) {
 		r.call(s, a.name, http.MethodDelete, "/v1/peers/"+b.name, nil, nil)
 	case Depose:
 		c.Depose()
+	case CutLeader:
+		r.cutLeader(s, fault)
 	default:
 		r.change(s)
 	}
@@ -380,6 +385,7 @@ func (r *runner) look() {
 	r.checkPolicies(false)
 	r.checkFlows()
 	r.checkStatus()
+	r.checkAway()
 }
 
 // settled checks what must hold once everything works: soon, and then still.

@@ -15,6 +15,9 @@ import (
 // is given up first.
 const telling = time.Minute
 
+// retried is how soon an agent tries again what its kernel refused.
+const retried = 15 * time.Second
+
 // expectation is what the status of a cluster must name.
 type expectation struct{ cluster, what string }
 
@@ -33,8 +36,13 @@ func (r *runner) brokenFor(d time.Duration) (out []expectation) {
 	}
 	for _, c := range r.m.clusters {
 		for _, s := range c.servers {
-			if s.fault != "" && r.calm(s.name, d) {
+			if (s.fault != "" || s.killed) && r.calm(s.name, d) {
 				add(c, "API server "+r.server(s.name).Addr().String())
+			}
+		}
+		for _, n := range c.nodes {
+			if n.up && n.fault == "" && n.failing && r.calm(n.name, d) && r.refusing(n.name, d) {
+				add(c, "node "+n.name)
 			}
 		}
 		for _, other := range r.m.clusters {
@@ -80,6 +88,30 @@ func (r *runner) checkStatus() {
 		}
 		if !named {
 			r.fail("status of %s does not name %q, broken for %v; it names %s", e.cluster, e.what, telling, words(seen[e.cluster]))
+		}
+	}
+}
+
+// checkAway checks that an API server whose store is away says so, also to whom it cannot say
+// more.
+func (r *runner) checkAway() {
+	for _, c := range r.m.clusters {
+		if !c.away || !r.calm(c.name, telling) {
+			continue
+		}
+		for _, s := range c.servers {
+			if !s.up || s.fault != "" || !r.calm(s.name, telling) {
+				continue
+			}
+			var is api.Status
+			err := r.server(s.name).Call("GET", "/v1/status", nil, &is)
+			named := err != nil && strings.Contains(err.Error(), "store")
+			for _, concern := range is.Concerns {
+				named = named || strings.Contains(concern.Object+concern.Message, "store")
+			}
+			if !named {
+				r.fail("status of %s does not name its store, away for %v: %v; it names %s", s.name, telling, err, words(is.Concerns))
+			}
 		}
 	}
 }

@@ -51,6 +51,7 @@ const (
 	CutServer   Verb = "break the link to its store of API server"
 	HealServer  Verb = "mend the link to its store of API server"
 	Depose      Verb = "end the leadership in"
+	CutLeader   Verb = "for a while, break the link to its store of the leader of"
 
 	CutControl  Verb = "break the control link"
 	HealControl Verb = "mend the control link"
@@ -72,6 +73,15 @@ const (
 	AddService  Verb = "apply a service in"
 	DropService Verb = "delete a service in"
 )
+
+// changes reports whether a step is an operator's change of an object.
+func (s Step) changes() bool {
+	switch s.Do {
+	case AddPod, DeletePod, AddPolicy, DropPolicy, AddService, DropService:
+		return true
+	}
+	return false
+}
 
 func (s Step) String() string {
 	words := []string{string(s.Do), s.On}

@@ -2,10 +2,44 @@ package chaos
 
 import (
 	"errors"
+	"time"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
 )
+
+// refusal says since when and until when a node's kernel has refused writes that were tried
+// again and again.
+type refusal struct{ first, last time.Time }
+
+// refuseLocked notes a write that fails, with r.mu held.
+func (r *runner) refuseLocked(node string) {
+	now, was := time.Now(), r.refused[node]
+	if now.Sub(was.last) > retried {
+		was.first = now
+	}
+	r.refused[node] = refusal{was.first, now}
+}
+
+// spareLocked reports whether a write succeeds although some fail, with r.mu held.
+func (r *runner) spareLocked(node string) bool {
+	r.tried++
+	return r.sparing[node] && r.tried%3 != 0
+}
+
+// refusing reports whether a node's kernel has refused all writes for d, and still does: what
+// it was asked to write is wanted now as it was then.
+func (r *runner) refusing(node string, d time.Duration) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	is := r.refused[node]
+	for _, changed := range r.since {
+		if time.Since(changed) < retried {
+			return false
+		}
+	}
+	return r.failing[node] && !r.sparing[node] && time.Since(is.first) >= d && time.Since(is.last) <= retried
+}
 
 var errKernel = errors.New("no memory")
 
@@ -15,7 +49,8 @@ func onTable[K, V comparable](r *runner, table bpf.Table[K, V], node string, del
 	table.(*bpftest.Table[K, V]).Fail(func(op string, k K) error {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if r.failing[node] {
+		if r.failing[node] && !r.spareLocked(node) {
+			r.refuseLocked(node)
 			return errKernel
 		}
 		if op == "delete" && deleted != nil {
