@@ -318,3 +318,37 @@ func TestAllSourcePorts(t *testing.T) {
 		t.Errorf("%d rows: a live flow lost its own, %v", live, err)
 	}
 }
+
+// The world is a backend too: what gets another source port here leaves as the node all the
+// same, and comes back.
+func TestOnePortThroughMasquerades(t *testing.T) {
+	shared := newNode(t)
+	families(t, func(t *testing.T) {
+		n := shared.again(t)
+		const svc = "10.101.0.83"
+		set(n, n.m.Services, front(svc, 6), Service{ID: 83, Groups: 1, Group: [MaxGroups]Group{{Cluster: 1, Weight: 1, Count: 1}}})
+		set(n, n.m.Backends, SlotKey{Service: 83, Cluster: 1}, Backend{Addr: addr(world), Port: PortOf(8080)})
+		set(n, n.m.Members, MemberKey{Service: 83, Addr: addr(world), Port: PortOf(8080)}, Member{})
+		var all []*dialogue
+		for i, to := range []struct {
+			addr string
+			port uint16
+		}{{svc, 80}, {world, 8080}} {
+			masquerades(5000, uint16(5000+i))(n)
+			k := &dialogue{node: n, pod: podA, at: "a", proto: 6, sport: 1000, to: to.addr, port: to.port, backend: world, goes: ReasonToStack}
+			k.opens()
+			n.step(1, step{hook: "out of node", in: ip(podA, world, tcp(k.as, 8080, "S")), want: ReasonNotOurs, out: ip(outside, world, tcp(uint16(5000+i), 8080, "S"))})
+			all = append(all, k)
+		}
+		if all[1].as == 1000 {
+			t.Error("the second has the first one's port")
+		}
+		for i, k := range all {
+			unmasks(n)
+			n.step(2, step{hook: "into node", in: ip(world, outside, tcp(8080, uint16(5000+i), "SA")), want: ReasonDelivered, out: ip(k.to, podA, tcp(k.port, 1000, "SA"))})
+			n.step(3, step{hook: "into node", in: ip("192.0.2.9", outside, portUnreachable().quoting(ip(outside, world, tcp(uint16(5000+i), 8080, "S")))), want: ReasonDelivered,
+				out: ip("192.0.2.9", podA, portUnreachable().quoting(ip(podA, k.to, tcp(1000, k.port, "S"))))})
+		}
+		rowsAre(4)(n, sent{})
+	})
+}
