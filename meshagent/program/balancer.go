@@ -24,9 +24,6 @@ type balancer struct {
 	// hold something: the row was not written yet, or only the row was removed.
 	begun  map[bpf.ServiceKey]uint32
 	lastID uint32
-	// waits is set until everything is known: what an earlier agent left may be a backend of a
-	// peer whose services have not been read again, and open connections rest on it.
-	waits bool
 	// left is called after an address has ceased to be a backend of a service.
 	left func(bpf.Addr)
 }
@@ -41,9 +38,7 @@ type behind struct {
 	// stray slots are beyond those. They are removed once the row's counts exclude them.
 	stray   map[bpf.SlotKey]bool
 	members map[bpf.MemberKey]bpf.Member
-	// found are those of them that an earlier agent left and this one has not wanted yet.
-	found  map[bpf.MemberKey]bool
-	ranges map[bpf.RangeKey]bool
+	ranges  map[bpf.RangeKey]bool
 }
 
 func newBalancer(m *bpf.Maps, left func(bpf.Addr)) (*balancer, error) {
@@ -63,8 +58,7 @@ func newBalancer(m *bpf.Maps, left func(bpf.Addr)) (*balancer, error) {
 	}
 	members, failed := m.Members.All()
 	for k, member := range members {
-		own := b.of(k.Service)
-		own.members[k], own.found[k] = member, true
+		b.of(k.Service).members[k] = member
 	}
 	if err := failed(); err != nil {
 		return nil, fmt.Errorf("read map members: %w", err)
@@ -104,7 +98,7 @@ func (b *balancer) adopt(row bpf.Service, found map[bpf.SlotKey]bpf.Backend) {
 // of returns what the kernel holds for a service number.
 func (b *balancer) of(id uint32) *behind {
 	if b.behind[id] == nil {
-		b.behind[id] = &behind{groups: map[uint16][]bpf.Backend{}, at: map[uint16]map[bpf.Backend]uint32{}, stray: map[bpf.SlotKey]bool{}, members: map[bpf.MemberKey]bpf.Member{}, ranges: map[bpf.RangeKey]bool{}, found: map[bpf.MemberKey]bool{}}
+		b.behind[id] = &behind{groups: map[uint16][]bpf.Backend{}, at: map[uint16]map[bpf.Backend]uint32{}, stray: map[bpf.SlotKey]bool{}, members: map[bpf.MemberKey]bpf.Member{}, ranges: map[bpf.RangeKey]bool{}}
 	}
 	return b.behind[id]
 }
@@ -197,7 +191,6 @@ func (b *balancer) admit(own *behind, id uint32, ranges map[bpf.RangeKey]bool) (
 func (b *balancer) join(own *behind, id uint32, members map[bpf.MemberKey]bpf.Member) (changed int, err error) {
 	for k, m := range members {
 		k.Service = id
-		delete(own.found, k)
 		if old, ok := own.members[k]; ok && old == m {
 			continue
 		}
@@ -254,7 +247,7 @@ func (b *balancer) tidy(own *behind, keep map[bpf.MemberKey]bpf.Member, admitted
 	for k := range own.members {
 		bare := k
 		bare.Service = 0
-		if _, ok := keep[bare]; !ok && !(b.waits && own.found[k]) {
+		if _, ok := keep[bare]; !ok {
 			gone = append(gone, k)
 		}
 	}
@@ -275,18 +268,8 @@ func (b *balancer) tidy(own *behind, keep map[bpf.MemberKey]bpf.Member, admitted
 func (b *balancer) part(own *behind, gone []bpf.MemberKey) (changed int, err error) {
 	return removeAll(b.members, gone, func(k bpf.MemberKey) {
 		delete(own.members, k)
-		delete(own.found, k)
 		b.left(k.Addr)
 	})
-}
-
-// release removes the members that waited for everything to be known, and that nobody wants.
-func (b *balancer) release() (changed int, err error) {
-	for _, own := range b.behind {
-		n, failed := b.part(own, slices.Collect(maps.Keys(own.found)))
-		changed, err = changed+n, errors.Join(err, failed)
-	}
-	return changed, err
 }
 
 // removeAll deletes rows and calls gone for each that is deleted. It goes on after an
