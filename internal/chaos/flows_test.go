@@ -92,8 +92,9 @@ func (r *runner) unbackLocked(s Step) {
 	for at, b := range r.backing {
 		booted := (s.Do == Reboot || s.Do == LoseNode) && at.node == s.On
 		ours, theirs := r.m.of(at.node), r.m.of(b.pod.node)
-		// See unprotect: the copies of peers in a store put back underneath may be old.
-		old := s.Do == PutBack && s.With == underneath && ours.name == s.On && ours != theirs
+		// The copies of peers in a store that was put back may be old, and an agent that starts
+		// on them knows no others: unlike addresses, members do not wait for what is read again.
+		old := s.Do == PutBack && ours.name == s.On && ours != theirs
 		if booted || old || !r.m.serves(b.pod, b.service) || !r.m.knows(at.node, b.pod.node) ||
 			ours.wants.services[b.service].born != b.ours || theirs.wants.services[b.service].born != b.theirs {
 			delete(r.backing, at)
