@@ -57,7 +57,7 @@ bench-mesh: build ## measure one agent and API server in a mesh of up to 511 clu
 	$(call run,internal/benchmesh) $(if $(CLUSTERS),-effort quick -clusters $(CLUSTERS),-docs docs)
 
 # Kubernetes' programs are built once, which takes some ten minutes, and are not part of the
-# tree's own module. All sizes take three quarters of an hour; their figures and curves are
+# tree's own module. All sizes take more than an hour; their figures and curves are
 # kept in docs. SERVICES=1000 is a quick look at one.
 .PHONY: bench-services
 bench-services: build kubernetes ## measure services beside kube-proxy in iptables and nftables mode, and draw the curves
