@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -302,8 +303,12 @@ func (d *Datapath) Remove() error {
 	return errors.Join(append(errs, d.Close())...)
 }
 
-// Events passes every event to f until ctx ends, then returns nil. Only one caller
-// at a time; until then, events wait in the buffer.
+// eventsEvery is how long events wait for their reader, unless there are many: wakeup in
+// lib/events.h.
+const eventsEvery = 20 * time.Millisecond
+
+// Events passes every event to f until ctx ends, then returns nil; each comes some 20 ms late.
+// Only one caller at a time; until then, events wait in the buffer.
 func (d *Datapath) Events(ctx context.Context, f func(Event)) error {
 	r, err := ringbuf.NewReader(d.maps["events"])
 	if err != nil {
@@ -312,9 +317,13 @@ func (d *Datapath) Events(ctx context.Context, f func(Event)) error {
 	defer r.Close()
 	stop := context.AfterFunc(ctx, func() { r.Close() })
 	defer stop()
+	r.SetDeadline(time.Now().Add(eventsEvery))
 	var record ringbuf.Record
 	for {
 		switch err := r.ReadInto(&record); {
+		case errors.Is(err, os.ErrDeadlineExceeded): // after all that there was
+			r.SetDeadline(time.Now().Add(eventsEvery))
+			continue
 		case errors.Is(err, ringbuf.ErrClosed):
 			return nil
 		case err != nil:

@@ -63,6 +63,11 @@ enum update_flags {
 
 #define STORAGE_CREATE 1
 
+enum ring_wakeup {
+	RING_LET_SLEEP = 1,
+	RING_WAKE = 2,
+};
+
 enum ring_query {
 	RING_UNREAD = 0, /* bytes */
 };
