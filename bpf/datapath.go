@@ -155,11 +155,8 @@ func load(c Config, o options) (_ *Datapath, err error) {
 		return nil, err
 	}
 	// Before the programs change, or they would not know open connections.
-	if moved["flows"].former || moved["masquerades"].former {
-		if err := d.catchUp(moved); err != nil {
-			return nil, err
-		}
-		c.Log.Info("took over the connections of the version before")
+	if err := d.takeOver(moved); err != nil {
+		return nil, err
 	}
 	d.hooks = newHooks(d, o.clsact)
 	n, err := d.hooks.adopt()
@@ -307,8 +304,8 @@ func (d *Datapath) Remove() error {
 // lib/events.h.
 const eventsEvery = 20 * time.Millisecond
 
-// Events passes every event to f until ctx ends, then returns nil; each comes some 20 ms late.
-// Only one caller at a time; until then, events wait in the buffer.
+// Events passes every event to f until ctx ends, then returns nil; each up to 20 ms late. Only
+// one caller at a time; until then, events wait in the buffer.
 func (d *Datapath) Events(ctx context.Context, f func(Event)) error {
 	r, err := ringbuf.NewReader(d.maps["events"])
 	if err != nil {

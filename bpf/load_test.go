@@ -360,7 +360,25 @@ func TestMasqueradesOfTheVersionBefore(t *testing.T) {
 	if err := errors.Join(old.Put(key, row), old.Pin(filepath.Join(c.PinDir, before.pin())), os.Remove(filepath.Join(c.PinDir, pinOf("masquerades")))); err != nil {
 		t.Fatal(err)
 	}
+	// A start that ends before it has the rows leaves them to the next one.
+	spec, err := loadDatapath()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := configure(spec, c, options{}); err != nil {
+		t.Fatal(err)
+	}
+	maps, moved, err := openMaps(spec, c.PinDir, slog.New(slog.DiscardHandler))
+	if err != nil || !moved["masquerades"].former {
+		t.Fatalf("masquerades of the version before are not seen: %v", err)
+	}
+	moved["masquerades"].old.Close()
+	closeMaps(maps)
+
 	second := mustLoad(t, c, options{})
+	if _, err := os.Stat(filepath.Join(c.PinDir, pinOf("masquerades"))); err != nil {
+		t.Error(err)
+	}
 	want := Masquerade{Addr: row.Addr, Port: row.Port, Answer: 1, Kind: MasqueradePod}
 	if got, ok, err := second.Maps().Masquerades.Lookup(key); got != want || !ok || err != nil {
 		t.Errorf("row %+v, %v, %v", got, ok, err)

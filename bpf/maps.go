@@ -63,20 +63,23 @@ func openMaps(spec *ebpf.CollectionSpec, dir string, log *slog.Logger) (maps map
 				return maps, moved, fmt.Errorf("create map %s: %w", name, err)
 			}
 			maps[name] = m
-			if err := m.Pin(path); err != nil {
-				return maps, moved, fmt.Errorf("pin map %s: %w", name, err)
-			}
 			former, err := d.former(dir)
 			if err != nil {
 				return maps, moved, fmt.Errorf("open map %s of the version before: %w", name, err)
 			}
-			if former != nil && former.KeySize() == m.KeySize() && former.ValueSize() <= m.ValueSize() {
+			takesOver := former != nil && former.KeySize() == m.KeySize() && former.ValueSize() <= m.ValueSize()
+			if takesOver { // and is pinned once it has the rows
 				moved[name] = resized{old: former, new: m, former: true}
 				if name == "flows" { // their answers had another map
 					moved[name] = resized{old: former, new: m, former: true, rows: rowsPerFlow}
 				}
-			} else if former != nil {
+				continue
+			}
+			if former != nil {
 				former.Close()
+			}
+			if err := m.Pin(path); err != nil {
+				return maps, moved, fmt.Errorf("pin map %s: %w", name, err)
 			}
 			continue
 		case err != nil:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -253,6 +254,30 @@ func carryAffinities(r resized) (left int, err error) {
 		}
 	}
 	return left, nil
+}
+
+// takeOver fills the maps that take the place of one of the version before, and pins them:
+// until then a start that did not get through leaves the rows to the next one.
+func (d *Datapath) takeOver(moved map[string]resized) error {
+	var former []description
+	for _, m := range described {
+		if moved[m.name].former {
+			former = append(former, m)
+		}
+	}
+	if len(former) == 0 {
+		return nil
+	}
+	if err := d.catchUp(moved); err != nil {
+		return err
+	}
+	for _, m := range former {
+		if err := moved[m.name].new.Pin(filepath.Join(d.dir, m.pin())); err != nil {
+			return fmt.Errorf("pin map %s: %w", m.name, err)
+		}
+		d.log.Info("took over the rows of the version before", "map", m.name)
+	}
+	return nil
 }
 
 // catchUp carries over the connections that the previous generation wrote after the maps

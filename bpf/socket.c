@@ -241,8 +241,8 @@ struct stranded {
 	__u8 pad[5];
 };
 
-/* Is a socket that is connected to this backend stranded? The rules are those of pods' packets: datagrams go
- * elsewhere, a connection over TCP goes on without its service while its pod is there. */
+/* Is a socket that is connected to this backend stranded? As pods' do, datagrams go elsewhere,
+ * and a connection over TCP goes on without its service while its pod is there. */
 part enum stranding stranding_of(const struct settings *s, const struct spoken *to, __u8 proto)
 {
 	struct member_key key = {.addr = to->backend, .service = to->id, .port = to->bport};
@@ -296,13 +296,13 @@ part int look_at(struct seq_file *seq, struct sock *sk, const struct tcp_sock *t
 		return 0;
 	ends_of(sk, &l);
 	l.proto = tcp ? PROTO_TCP : PROTO_UDP;
-	for (int i = 0; i < REMEMBERED; i++) {
-		to = mine->spoken[i];
+	for (__u32 i = 1; i <= REMEMBERED; i++) { /* the newest counts, as in backwards */
+		to = mine->spoken[(mine->next - i) % REMEMBERED];
 		if (!to.id || to.bport != l.rport || !same(&to.backend, &l.remote))
 			continue;
 		l.why = stranding_of(s, &to, l.proto);
 		if (l.why == NOT_STRANDED)
-			continue;
+			return 0;
 		if (tcp)
 			l.progress = tcp->bytes_received + tcp->bytes_acked;
 		l.cookie = bpf_get_socket_cookie(sk);

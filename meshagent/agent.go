@@ -182,10 +182,12 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	if len(internals) > 1 {
 		ways.Second = internals[1]
 	}
-	// First who is where: no packet uses a tunnel before that is known, and handshakes with
-	// thousands of nodes take all CPUs where WireGuard is in user space.
+	// After a boot first who is where: no packet uses a tunnel before that is known, and
+	// handshakes with thousands of nodes take all CPUs where WireGuard is in user space.
 	after := ways
-	after.Start = a.program.Tried()
+	if a.booted {
+		after.Start = a.program.Tried()
+	}
 	a.tunnels = paths.NewTunnels(after, a.meshes.Follower())
 	a.liveness = paths.NewLiveness(ways, a.meshes.Follower(), a.tunnels)
 	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, tunnels: a.tunnels, paths: a.liveness, trust: a.trust, settled: a.readiness.settled, told: make(chan struct{}), lost: make(chan struct{}, 1), trouble: partTrouble(a.Tables, "publisher", "the store does not take this node's state", log)}
@@ -195,7 +197,8 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	a.shares = &shares{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "shares", "shares of the flow table cannot be read", log), log: log}
 	a.masquerade = &masquerade{conf: cfg, node: n.addrs, maps: edges.Datapath.Maps(), outside: edges.Outside, expose: a.program.SetAddresses, trouble: partTrouble(a.Tables, "masquerade", "pods may not reach the world", log),
 		ports: ports{datapath: edges.Datapath, tables: a.Tables, log: log}}
-	a.sockets = &sockets{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "sockets", "sockets of the node keep backends that are lost", log), log: log}
+	a.sockets = &sockets{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "sockets", "sockets of the node keep backends that are lost", log), log: log,
+		written: a.program.Passed()}
 	a.attachments = &attachments{datapath: edges.Datapath, device: edges.Device, cgroup: edges.Cgroup, tables: a.Tables, log: log}
 	return a, nil
 }

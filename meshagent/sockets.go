@@ -17,6 +17,9 @@ type sockets struct {
 	tables   *tables.Tables
 	trouble  *trouble
 	log      *slog.Logger
+	// written is closed once everything known at the start is in the kernel: before, a map
+	// that lacks a backend says nothing.
+	written <-chan struct{}
 
 	ended atomic.Uint64 // in all
 }
@@ -26,13 +29,18 @@ const (
 	socketLook = 100 * time.Millisecond
 	// socketWait is the time to the next look while a socket is in doubt, or after a failure.
 	socketWait = 500 * time.Millisecond
-	// socketRest is how much longer than a look the next one waits: a look passes over the
-	// kernel's table of all connections, which takes a few milliseconds.
+	// socketRest is how many times as long as a look the pause after it is: a look passes over
+	// the kernel's table of all connections, which takes a few milliseconds.
 	socketRest = 40
 )
 
 // Run looks whenever backends or paths may have changed, until ctx ends.
 func (s *sockets) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-s.written:
+	}
 	var cost pace.Pace
 	for {
 		now := s.tables.DB.ReadTxn()

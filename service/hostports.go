@@ -48,13 +48,14 @@ func ofPod(spec *corev1.PodSpec) []corev1.Container {
 	return all
 }
 
-// at are the addresses at which it is offered by a node that has these.
+// Named says whether it is only for one address.
+func (h HostPort) Named() bool { return h.Addr.IsValid() && !h.Addr.IsUnspecified() }
+
+// at are the addresses at which it is offered by a node that has these: never at one that the
+// node does not have, or a pod could take any address of the world from its node.
 func (h HostPort) at(node []netip.Addr) []netip.Addr {
-	if h.Addr.IsValid() && !h.Addr.IsUnspecified() {
-		return []netip.Addr{h.Addr}
-	}
 	return slices.DeleteFunc(slices.Clone(node), func(a netip.Addr) bool {
-		return h.Addr.IsValid() && h.Addr.Is4() != a.Is4()
+		return h.Named() && a != h.Addr || h.Addr.IsValid() && h.Addr.Is4() != a.Is4()
 	})
 }
 

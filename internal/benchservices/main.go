@@ -168,7 +168,7 @@ func (o options) run(ctx context.Context, out io.Writer) error {
 	err := b.run(ctx, o.sizes)
 	fmt.Fprint(os.Stderr, table(all))
 	if err != nil {
-		return err
+		return err // what was measured is on standard output: see -from
 	}
 	return o.keep(all)
 }

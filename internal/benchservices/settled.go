@@ -34,10 +34,11 @@ func (b *bench) settled(ctx context.Context, m *machine) error {
 			if err := synced(ctx, m); err != nil {
 				return err
 			}
-			if n, err := b.written(ctx, m); err != nil || n < b.services+1 {
-				return fmt.Errorf("kube-proxy in %s mode has written %d of %d services: %w", m.mode, n, b.services+1, err)
+			n, err := b.written(ctx, m)
+			if err == nil && n < b.services+1 {
+				err = fmt.Errorf("kube-proxy in %s mode has written %d of %d services", m.mode, n, b.services+1)
 			}
-			return nil
+			return err
 		})
 	}
 	return nil

@@ -193,8 +193,11 @@ func (b *bench) fromNothing(ctx context.Context, m *machine) (seconds float64, e
 		}
 		// Maps and programs end with their pins.
 		pins, err := filepath.Glob(m.node.Path("/sys/fs/bpf/weft/*"))
-		if err != nil || len(pins) == 0 {
-			return 0, fmt.Errorf("node %s has no pins to remove: %w", m.node.Full(), err)
+		if err != nil {
+			return 0, err
+		}
+		if len(pins) == 0 {
+			return 0, fmt.Errorf("node %s has no pins to remove", m.node.Full())
 		}
 		for _, pin := range pins {
 			if err := os.Remove(pin); err != nil {

@@ -52,6 +52,14 @@ func (o *owners) ip(key bpf.PrefixKey) {
 	}
 }
 
+// tellServices notes that somebody else may have an address, for services with a hand-written
+// slice that names it.
+func (p *Program) tellServices(v *view, ip *tables.IP) {
+	if ip.Cluster == v.own.Name && ip.Prefix.IsSingleIP() {
+		p.frontends.reassigned = append(p.frontends.reassigned, ip.Prefix.Addr())
+	}
+}
+
 // addresses writes which identity and node each address belongs to. Call obsolete,
 // which removes the rows no longer wanted, once nothing refers to them.
 func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() int) {
@@ -66,7 +74,14 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 	}
 	w := newOwnerRows(many)
 	if todo.all {
-		p.ips.skip(v.txn)
+		if p.frontends.all { // services are derived from scratch as well
+			p.ips.skip(v.txn)
+		} else {
+			changes, _ := p.ips.take(v.txn)
+			for ip := range changes {
+				p.tellServices(v, &ip)
+			}
+		}
 		r.stage("ips")
 		p.learnHosts(v)
 		p.everyOwner(v, &w)
@@ -84,9 +99,7 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 				p.hosted.put(&ip)
 				p.ported.put(&ip)
 			}
-			if ip.Cluster == v.own.Name && ip.Prefix.IsSingleIP() {
-				p.frontends.reassigned = append(p.frontends.reassigned, ip.Prefix.Addr())
-			}
+			p.tellServices(v, &ip)
 			p.ipRow(v, &ip, gone, &w)
 		}
 		if p.crowded(v) {

@@ -137,10 +137,8 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 	}
 	next := bpf.Service{ID: row.ID, Groups: uint8(len(f.groups)), Timeout: f.timeout}
 	var errs []error
-	n, err := b.admit(own, row.ID, f.ranges)
-	if changed += n; err != nil {
-		errs = append(errs, err)
-	}
+	n, full := b.admit(own, row.ID, f.ranges)
+	changed += n
 	for i, g := range f.groups {
 		n, err := b.fill(own, row.ID, g.Cluster, f.slots[g.Cluster])
 		changed += n
@@ -152,10 +150,20 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 	}
 	if have, ok := b.rows.Row(f.key); !ok || have != next {
 		if err := b.rows.Put(f.key, next); err != nil {
-			return changed, errors.Join(append(errs, err)...)
+			return changed, errors.Join(append(errs, full, err)...)
 		}
 		delete(b.begun, f.key)
 		changed++
+	}
+	// Whatever else failed, nobody stays who may no longer use it.
+	n, err = b.refuse(own, f.ranges)
+	changed += n
+	if full != nil && n > 0 { // there is room now
+		n, full = b.admit(own, row.ID, f.ranges)
+		changed += n
+	}
+	if err = errors.Join(full, err); err != nil {
+		errs = append(errs, err)
 	}
 	if len(errs) > 0 {
 		return changed, errors.Join(errs...)
@@ -167,7 +175,7 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 			delete(own.at, cluster)
 		}
 	}
-	n, err = b.tidy(own, f.members, f.ranges)
+	n, err = b.tidy(own, f.members)
 	return changed + n, err
 }
 
@@ -185,6 +193,19 @@ func (b *balancer) admit(own *behind, id uint32, ranges map[bpf.RangeKey]bool) (
 		changed++
 	}
 	return changed, nil
+}
+
+// refuse removes the clients that may no longer use a frontend, whatever else fails.
+func (b *balancer) refuse(own *behind, ranges map[bpf.RangeKey]bool) (changed int, err error) {
+	var out []bpf.RangeKey
+	for k := range own.ranges {
+		bare := k
+		bare.Service = 0
+		if !ranges[bare] {
+			out = append(out, k)
+		}
+	}
+	return removeAll(b.ranges, out, func(k bpf.RangeKey) { delete(own.ranges, k) })
 }
 
 // join writes members, those that are new or have changed.
@@ -240,8 +261,8 @@ func (b *balancer) fill(own *behind, id uint32, cluster uint16, want []bpf.Backe
 	return changed, nil
 }
 
-// tidy removes stray slots, and all members and clients but those in keep and admitted.
-func (b *balancer) tidy(own *behind, keep map[bpf.MemberKey]bpf.Member, admitted map[bpf.RangeKey]bool) (changed int, err error) {
+// tidy removes stray slots, and all members but those in keep.
+func (b *balancer) tidy(own *behind, keep map[bpf.MemberKey]bpf.Member) (changed int, err error) {
 	changed, err = removeAll(b.slots, slices.Collect(maps.Keys(own.stray)), func(k bpf.SlotKey) { delete(own.stray, k) })
 	var gone []bpf.MemberKey
 	for k := range own.members {
@@ -252,16 +273,7 @@ func (b *balancer) tidy(own *behind, keep map[bpf.MemberKey]bpf.Member, admitted
 		}
 	}
 	n, other := b.part(own, gone)
-	var out []bpf.RangeKey
-	for k := range own.ranges {
-		bare := k
-		bare.Service = 0
-		if !admitted[bare] {
-			out = append(out, k)
-		}
-	}
-	m, third := removeAll(b.ranges, out, func(k bpf.RangeKey) { delete(own.ranges, k) })
-	return changed + n + m, errors.Join(err, other, third)
+	return changed + n, errors.Join(err, other)
 }
 
 // part removes members.
@@ -423,10 +435,12 @@ func (b *balancer) bury(id uint32) (changed int, err error) {
 	}
 	clear(own.groups)
 	clear(own.at)
-	if changed, err = b.tidy(own, nil, nil); err == nil {
+	changed, err = b.tidy(own, nil)
+	n, other := b.refuse(own, nil)
+	if err = errors.Join(err, other); err == nil {
 		delete(b.behind, id)
 	}
-	return changed, err
+	return changed + n, err
 }
 
 // prune removes frontends that are not wanted, those of an earlier agent only if all is

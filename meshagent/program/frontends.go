@@ -165,6 +165,10 @@ func (f *frontends) write(v *view, index func(string) uint16, r *report) (change
 		if len(f.claims[key]) > 0 {
 			continue
 		}
+		if key.Scope == bpf.ScopeOutside && f.unsettled(key) {
+			f.gone[key] = true
+			continue
+		}
 		r.row("services", frontendName(key))
 		n, err := f.balancer.drop(key)
 		if changed += n; err != nil {
@@ -313,7 +317,7 @@ func (f *frontends) take(v *view, r *report, dirty dirt) {
 		}
 	}
 	for id, addrs := range f.outer {
-		if slices.ContainsFunc(f.renamed, func(p netip.Prefix) bool { return slices.ContainsFunc(addrs, p.Contains) }) {
+		if len(f.renamed) > 0 && slices.ContainsFunc(f.renamed, func(p netip.Prefix) bool { return slices.ContainsFunc(addrs, p.Contains) }) {
 			dirty.whole(id)
 		}
 	}
@@ -463,16 +467,36 @@ func (f *frontends) settle(v *view, index func(string) uint16, work map[string]d
 	}
 }
 
+// outsideOf is the row for clients outside beside a frontend's.
+func outsideOf(key bpf.ServiceKey) bpf.ServiceKey {
+	key.Scope = bpf.ScopeOutside
+	return key
+}
+
+// unsettled tells whether the frontend beside this row for clients outside may still send them
+// here, because it could not be written.
+func (f *frontends) unsettled(outside bpf.ServiceKey) bool {
+	beside := outside
+	beside.Scope = bpf.ScopeAny
+	claims := f.claims[beside]
+	return len(claims) > 0 && f.again[claims[0]]
+}
+
 // carry writes the frontends that a service has.
 func (f *frontends) carry(v *view, id string, d derived, r *report) (changed int) {
+	refused := map[bpf.ServiceKey]bool{}
 	for i := range d.frontends {
 		w := &d.frontends[i]
 		if f.claims[w.key][0] != id {
 			continue
 		}
+		// One that sends clients outside to a row of their own needs that row first.
+		if w.timeout.Flags()&bpf.ServiceSplit != 0 && refused[outsideOf(w.key)] {
+			continue
+		}
 		n, err := f.balancer.put(w)
 		if changed += n; err != nil {
-			f.again[id] = true
+			f.again[id], refused[w.key] = true, true
 			row := v.rowOf(id)
 			r.fail(row.table, row.row, err)
 		}

@@ -1,6 +1,8 @@
 package program
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -56,8 +58,12 @@ func derivePod(v *view, name string, index func(string) uint16) (d derived) {
 	row := rowName{hostPorts, name}
 	for _, h := range v.hostPortsOf(p) {
 		d.read = []rowName{row}
-		if h.Addr.IsValid() && !h.Addr.IsUnspecified() {
-			d.outer = append(d.outer, h.Addr)
+		if !h.Named() {
+			continue
+		}
+		d.outer = append(d.outer, h.Addr)
+		if len(v.addresses) > 0 && !slices.Contains(v.addresses, h.Addr) {
+			d.doubts = append(d.doubts, doubt{row.table, row.row, fmt.Sprintf("hostIP %v is no address of this node's device; leave it out, or name one of %v", h.Addr, v.addresses)})
 		}
 	}
 	d.addOuter(v, row, v.hostFrontends(p), index)

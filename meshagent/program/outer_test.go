@@ -202,3 +202,26 @@ func local(s *tables.Service) *tables.Service {
 	s.ExternalLocal = true
 	return s
 }
+
+// In a full table, who may no longer use a service makes room for who may.
+func TestSourceRangesMakeRoom(t *testing.T) {
+	m := bpftest.New()
+	m.Sources = bpftest.NewTable[bpf.RangeKey, uint32]("sources", 1)
+	b, err := newBalancer(m, func(bpf.Addr) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{"198.51.100.0/24", "203.0.113.0/24"} {
+		f := frontendWith(nil)
+		key := bpf.RangeOf(netip.MustParsePrefix(p))
+		f.timeout, f.ranges = f.timeout.With(bpf.ServiceRanged), map[bpf.RangeKey]bool{key: true}
+		if _, err := b.put(f); err != nil {
+			t.Fatal(err)
+		}
+		for k := range rowsIn(m.Sources) {
+			if k.Netip() != key.Netip() {
+				t.Errorf("%v may use it, not %s", k.Netip(), p)
+			}
+		}
+	}
+}

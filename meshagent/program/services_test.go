@@ -421,3 +421,35 @@ func TestNotReadyBackendsAreNoMembers(t *testing.T) {
 		t.Errorf("members %v, want %v", got, want)
 	}
 }
+
+// Services with a hand-written slice hear of who has an address also in a pass that writes all
+// addresses again.
+func TestServicesHearOfAnAddressWhileAllAreWritten(t *testing.T) {
+	b := newBench(t)
+	row := &tables.Service{Cluster: "east", Service: service.Service{Namespace: "shop", Name: "web",
+		Addresses: []netip.Addr{netip.MustParseAddr("10.101.0.1")}, Families: []corev1.IPFamily{corev1.IPv4Protocol},
+		Ports: []service.Port{{Protocol: service.TCP, Port: 80}}}}
+	slice := sliceOf("east", "web-1", "web", netip.MustParseAddr("10.1.1.2"))
+	slice.Endpoints[0].Node = "n1"
+	of := func(namespace string) *tables.IP {
+		return &tables.IP{Cluster: "east", Prefix: netip.MustParsePrefix("10.1.1.2/32"), Namespace: namespace, Pod: "web-0"}
+	}
+	b.write(func(txn statedb.WriteTxn) {
+		tables.Put(txn, b.tab.Services, row)
+		tables.Put(txn, b.tab.Slices, slice)
+		tables.PutIP(txn, b.tab, of("shop"))
+	})
+	b.pass()
+	backends := func() uint32 {
+		return rowsIn(b.maps.Services)[keyOf(row.Addresses[0], 80, service.TCP)].Group[0].Count
+	}
+	if n := backends(); n != 1 {
+		t.Fatalf("%d backends", n)
+	}
+	b.write(func(txn statedb.WriteTxn) { tables.PutIP(txn, b.tab, of("other")) })
+	b.p.owners.all = true
+	b.pass()
+	if n := backends(); n != 0 {
+		t.Errorf("%d backends, of which one is another namespace's pod", n)
+	}
+}

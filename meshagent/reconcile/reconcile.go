@@ -65,8 +65,8 @@ func New[K, V comparable](to Map[K, V], batch int, wrote func(k K, was, is V, th
 	return NewIn(plain[K, V]{}, to, batch, wrote)
 }
 
-// NewIn is New with a memory of the caller's, which is empty. While Rows yields, no row may
-// be written or deleted.
+// NewIn is New with a memory of the caller's, which is empty. It may need that no row is
+// written or deleted while Rows yields.
 func NewIn[K, V comparable](rows Memory[K, V], to Map[K, V], batch int, wrote func(k K, was, is V, there bool)) (*Reconciler[K, V], error) {
 	r := &Reconciler[K, V]{to: to, batch: batch, rows: rows, found: map[K]bool{}, unsure: map[K]bool{}, wrote: wrote}
 	all, failed := to.All()
@@ -85,7 +85,8 @@ func (r *Reconciler[K, V]) Row(k K) (V, bool) {
 	return r.rows.Get(k)
 }
 
-// Rows yields the rows that the map holds. Rows may be written and deleted meanwhile.
+// Rows yields the rows that the map holds. Rows may be written and deleted meanwhile, unless
+// NewIn was given a memory that does not bear it.
 func (r *Reconciler[K, V]) Rows() iter.Seq2[K, V] { return r.rows.All() }
 
 // Found says whether a row is an earlier agent's that this one has never wanted.
