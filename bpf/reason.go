@@ -41,7 +41,7 @@ const (
 	ReasonFormerMember  Reason = 40 // address of a removed peer: blocked until `weft peer forget`
 	ReasonNodeAddress   Reason = 41 // a pod's packet to another node's own address
 	ReasonNodeClosed    Reason = 42 // the node accepts only echoes and answers from tunnels
-	ReasonNoPort        Reason = 43 // no port of the node is free towards this address and port of the world
+	ReasonNoPort        Reason = 43 // no source port is free towards this address and port: of the node, or of the client itself
 	ReasonSourceRange   Reason = 44 // the client is in none of the service's loadBalancerSourceRanges
 )
 

@@ -99,9 +99,9 @@ func RangeOf(p netip.Prefix) RangeKey {
 // Netip returns the prefix.
 func (k RangeKey) Netip() netip.Prefix { return PrefixKey{Bits: k.Bits - 32, Addr: k.Addr}.Netip() }
 
-// SecondsOf drops what is less than a second.
+// SecondsOf drops what is less than a second, and what there is no room for.
 func SecondsOf(d time.Duration) Seconds {
-	s := uint32(d / time.Second)
+	s := uint32(min(d/time.Second, 1<<20-1))
 	return Seconds{uint8(s), uint8(s >> 8), uint8(s >> 16)}
 }
 
@@ -117,7 +117,7 @@ func (s Seconds) String() string {
 }
 
 // AffinityKey is a client of a service: the address of a pod, or the node's internal one for
-// its own processes.
+// its own processes; of Visitors, that of a client outside.
 type AffinityKey struct {
 	Client  Addr
 	Service uint32

@@ -36,8 +36,8 @@ part int fill(struct event *e, const struct __sk_buff *skb, const struct packet 
 	return 0;
 }
 
-/* Waking the agent costs a new connection more than all the rest. It looks every 20 ms by
- * itself, and is woken only where much has come since. */
+/* Waking the agent costs a new connection more than all the rest. The agent looks every 20 ms
+ * unasked, and is woken only if much has come since. */
 inline_always __u64 wakeup(void)
 {
 	return bpf_ringbuf_query(&events, RING_UNREAD) < events_bytes / 8 ? RING_LET_SLEEP : RING_WAKE;

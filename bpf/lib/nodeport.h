@@ -208,7 +208,7 @@ static long try_client(__u32 i, const __u32 *unused)
 	return 1;
 }
 
-/* Finds another port of the client's, at which the backend knows no other connection of its.
+/* Finds another port of the client's, at which the backend has no connection with it.
  * Returns 0 or a reason. */
 once int another_client_port(void)
 {

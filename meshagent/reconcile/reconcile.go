@@ -104,7 +104,7 @@ func (r *Reconciler[K, V]) Update(want map[K]V, failed Failed[K]) (changed int) 
 	if r.rows.Len()+len(r.unsure) > 0 { // in an empty map all rows differ, and there may be very many
 		differ = map[K]V{}
 		for k, v := range want {
-			delete(r.found, k)
+			r.wanted(k)
 			if !r.as(k, v) {
 				differ[k] = v
 			}
@@ -170,9 +170,19 @@ func (r *Reconciler[K, V]) failed(many bool, k K) {
 	}
 }
 
+// wanted takes a row over from an earlier agent.
+func (r *Reconciler[K, V]) wanted(k K) {
+	if len(r.found) == 0 {
+		return
+	}
+	if delete(r.found, k); len(r.found) == 0 {
+		r.found = map[K]bool{} // a map does not shrink
+	}
+}
+
 // Put writes one row.
 func (r *Reconciler[K, V]) Put(k K, v V) error {
-	delete(r.found, k)
+	r.wanted(k)
 	if r.as(k, v) {
 		return nil
 	}
@@ -220,7 +230,7 @@ func (r *Reconciler[K, V]) holds(k K, v V) {
 func (r *Reconciler[K, V]) lacks(k K) {
 	was, _ := r.rows.Get(k)
 	r.rows.Delete(k)
-	delete(r.found, k)
+	r.wanted(k)
 	delete(r.unsure, k)
 	if r.wrote != nil {
 		var none V
