@@ -32,6 +32,8 @@ const (
 	// socketRest is how many times as long as a look the pause after it is: a look passes over
 	// the kernel's table of all connections, which takes a few milliseconds.
 	socketRest = 40
+	// socketPause is the longest pause, whatever a look takes.
+	socketPause = time.Second
 )
 
 // Run looks whenever backends or paths may have changed, until ctx ends.
@@ -68,7 +70,7 @@ func (s *sockets) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(cost.Rest(socketLook, socketRest)):
+		case <-time.After(min(cost.Rest(socketLook, socketRest), socketPause)):
 		}
 	}
 }
