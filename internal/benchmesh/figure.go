@@ -1,17 +1,12 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
-	"encoding/json"
-	"fmt"
-	"io"
 	"maps"
-	"math"
 	"slices"
 	"strings"
 
-	"github.com/weft-mesh/weft/internal/benchmesh/curve"
+	"github.com/weft-mesh/weft/internal/figures"
 )
 
 // A figure is one line of the output.
@@ -77,9 +72,9 @@ func judged(f figure) figure {
 	if f.What != "" {
 		key += "/" + f.What
 	}
-	f.Value = digits(f.Value)
+	f.Value = figures.Digits(f.Value)
 	for k, v := range f.Detail {
-		f.Detail[k] = digits(v)
+		f.Detail[k] = figures.Digits(v)
 	}
 	a, ok := aims[key]
 	if !ok {
@@ -88,40 +83,19 @@ func judged(f figure) figure {
 	met := f.Value <= a.most && f.Error == ""
 	f.Unit, f.Target, f.Met = a.unit, &a.most, &met
 	if !met && a.most > 0 {
-		f.Over = digits(f.Value / a.most)
+		f.Over = figures.Digits(f.Value / a.most)
 	} else if !met {
 		f.Over = f.Value
 	}
 	return f
 }
 
-// digits keeps four digits.
-func digits(v float64) float64 {
-	if v == 0 || math.IsNaN(v) || math.IsInf(v, 0) {
-		return 0
+// lacks says what a line lacks to be a figure.
+func (f figure) lacks() string {
+	if f.Line == "" || f.Clusters < 1 {
+		return "a line or a number of clusters"
 	}
-	scale := math.Pow(10, 3-math.Floor(math.Log10(math.Abs(v))))
-	return math.Round(v*scale) / scale
-}
-
-// readFigures reads what an earlier run printed.
-func readFigures(r io.Reader) (all []figure, err error) {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, 1<<20)
-	for n := 1; lines.Scan(); n++ {
-		if strings.TrimSpace(lines.Text()) == "" {
-			continue
-		}
-		var f figure
-		if err := json.Unmarshal(lines.Bytes(), &f); err != nil {
-			return nil, fmt.Errorf("line %d is not a figure: %w", n, err)
-		}
-		if f.Line == "" || f.Clusters < 1 {
-			return nil, fmt.Errorf("line %d is not a figure: it has no line or no clusters", n)
-		}
-		all = append(all, f)
-	}
-	return all, lines.Err()
+	return ""
 }
 
 // panels says which figures are drawn together. A curve is all figures of one name.
@@ -157,22 +131,22 @@ func draw(all []figure) []byte {
 		}
 		values[key][f.Clusters] = f.Value
 	}
-	var out []curve.Panel
+	var out []figures.Panel
 	for _, p := range panels {
 		a := aims[p.keys[0]]
-		panel := curve.Panel{Title: p.title, Unit: a.unit, Target: a.most}
+		panel := figures.Panel{Title: p.title, Unit: a.unit, Target: a.most}
 		for _, key := range p.keys {
-			line := curve.Line{}
+			line := figures.Line{}
 			if len(p.keys) > 1 {
 				_, what, _ := strings.Cut(key, "/")
 				line.Name = strings.ReplaceAll(what, "_", " ")
 			}
 			for _, x := range slices.SortedFunc(maps.Keys(values[key]), cmp.Compare[int]) {
-				line.Points = append(line.Points, curve.Point{X: float64(x), Y: values[key][x]})
+				line.Points = append(line.Points, figures.Point{X: float64(x), Y: values[key][x]})
 			}
 			panel.Lines = append(panel.Lines, line)
 		}
 		out = append(out, panel)
 	}
-	return curve.Draw("One agent and one API server in a mesh of many clusters (dashed: target)", "clusters", out)
+	return figures.Draw("One agent and one API server in a mesh of many clusters (dashed: target)", "clusters", out)
 }

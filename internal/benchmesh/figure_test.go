@@ -15,6 +15,7 @@ import (
 
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/internal/benchmesh/peers"
+	"github.com/weft-mesh/weft/internal/figures"
 	"github.com/weft-mesh/weft/lab/scenario"
 )
 
@@ -98,7 +99,7 @@ func TestFiguresAreDrawn(t *testing.T) {
 		t.Errorf("drawn:\n%s", text)
 	}
 	for _, bad := range []string{"{", `{"value":1}`, `{"line":"x","clusters":0}`} {
-		if _, err := readFigures(strings.NewReader(bad)); err == nil || !strings.Contains(err.Error(), "line 1 is not a figure") {
+		if _, err := figures.Read(strings.NewReader(bad), figure.lacks); err == nil || !strings.Contains(err.Error(), "line 1 is not a figure") {
 			t.Errorf("%s is read as a figure: %v", bad, err)
 		}
 	}
@@ -108,7 +109,7 @@ func FuzzReadFigures(f *testing.F) {
 	f.Add(`{"line":"bootstrap","clusters":10,"known":9000,"value":3,"unit":"s"}`)
 	f.Add("{\"line\":\"flat\",\"what\":\"node\",\"clusters\":3,\"value\":-1}\n\n{}")
 	f.Fuzz(func(t *testing.T, text string) {
-		all, err := readFigures(strings.NewReader(text))
+		all, err := figures.Read(strings.NewReader(text), figure.lacks)
 		if err == nil && !bytes.HasSuffix(draw(all), []byte("</svg>\n")) {
 			t.Errorf("%q is not drawn to the end", text)
 		}

@@ -11,7 +11,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,6 +29,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/internal/benchmesh/peers"
+	"github.com/weft-mesh/weft/internal/figures"
 	"github.com/weft-mesh/weft/lab"
 )
 
@@ -144,7 +144,7 @@ func (o options) run(ctx context.Context, out io.Writer) error {
 			return err
 		}
 		defer file.Close()
-		all, err := readFigures(file)
+		all, err := figures.Read(file, figure.lacks)
 		if err != nil {
 			return fmt.Errorf("%s: %w", o.from, err)
 		}
@@ -190,15 +190,7 @@ func (o options) run(ctx context.Context, out io.Writer) error {
 
 // keep writes figures and their curves.
 func (o options) keep(all []figure) error {
-	var text bytes.Buffer
-	lines := json.NewEncoder(&text)
-	for _, f := range all {
-		if err := lines.Encode(f); err != nil {
-			return err
-		}
-	}
-	path := filepath.Join(o.docs, "bench-mesh")
-	return errors.Join(os.WriteFile(path+".jsonl", text.Bytes(), 0o644), os.WriteFile(path+".svg", draw(all), 0o644))
+	return figures.Keep(filepath.Join(o.docs, "bench-mesh"), all, draw(all))
 }
 
 func (o options) bench(clusters int, print func(figure)) *bench {

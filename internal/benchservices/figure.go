@@ -1,17 +1,14 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
-	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"math"
 	"slices"
 	"strings"
 
-	"github.com/weft-mesh/weft/internal/benchmesh/curve"
+	"github.com/weft-mesh/weft/internal/figures"
 )
 
 // A mode is one of the four that are compared.
@@ -97,15 +94,15 @@ func compared(same []figure) []figure {
 				if f.Ratio == nil {
 					f.Ratio = map[mode]float64{}
 				}
-				f.Ratio[other.Mode] = digits(f.Value / other.Value)
+				f.Ratio[other.Mode] = figures.Digits(f.Value / other.Value)
 			}
 		}
 	}
 	for i := range same {
 		f := &same[i]
-		f.Value = digits(f.Value)
+		f.Value = figures.Digits(f.Value)
 		for k, v := range f.Detail {
-			f.Detail[k] = digits(v)
+			f.Detail[k] = figures.Digits(v)
 		}
 		if f.Mode != weft || f.Error != "" {
 			continue
@@ -121,19 +118,10 @@ func compared(same []figure) []figure {
 			if !ok {
 				continue // there is nothing to compare with
 			}
-			f.Targets = append(f.Targets, verdict{Over: a.over, Bound: digits(a.bound), Least: a.least, Is: is, Met: a.least && is >= a.bound || !a.least && is <= a.bound})
+			f.Targets = append(f.Targets, verdict{Over: a.over, Bound: figures.Digits(a.bound), Least: a.least, Is: is, Met: a.least && is >= a.bound || !a.least && is <= a.bound})
 		}
 	}
 	return same
-}
-
-// digits keeps four digits.
-func digits(v float64) float64 {
-	if v == 0 || math.IsNaN(v) || math.IsInf(v, 0) {
-		return 0
-	}
-	scale := math.Pow(10, 3-math.Floor(math.Log10(math.Abs(v))))
-	return math.Round(v*scale) / scale
 }
 
 // median is the middle value, or the mean of the two in the middle; 0 of none.
@@ -155,24 +143,12 @@ func percentile(values []float64, share float64) float64 {
 	return s[min(len(s)-1, max(0, int(math.Ceil(share*float64(len(s))))-1))]
 }
 
-// readFigures reads what an earlier run printed.
-func readFigures(r io.Reader) (all []figure, err error) {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, 1<<20)
-	for n := 1; lines.Scan(); n++ {
-		if strings.TrimSpace(lines.Text()) == "" {
-			continue
-		}
-		var f figure
-		if err := json.Unmarshal(lines.Bytes(), &f); err != nil {
-			return nil, fmt.Errorf("line %d is not a figure: %w", n, err)
-		}
-		if f.Line == "" || f.Services < 1 || !slices.Contains(modes, f.Mode) {
-			return nil, fmt.Errorf("line %d is not a figure: it lacks a line, a mode or a number of services", n)
-		}
-		all = append(all, f)
+// lacks says what a line lacks to be a figure.
+func (f figure) lacks() string {
+	if f.Line == "" || f.Services < 1 || !slices.Contains(modes, f.Mode) {
+		return "a line, a mode or a number of services"
 	}
-	return all, lines.Err()
+	return ""
 }
 
 // row is what the figures of a row of the table have in common.
@@ -267,9 +243,9 @@ var panels = []struct{ line, place, title string }{
 
 // draw returns the curves of some figures.
 func draw(all []figure) []byte {
-	var out []curve.Panel
+	var out []figures.Panel
 	for _, p := range panels {
-		panel := curve.Panel{Title: p.title}
+		panel := figures.Panel{Title: p.title}
 		for _, m := range modes {
 			points := map[int]float64{}
 			for _, f := range all {
@@ -277,13 +253,13 @@ func draw(all []figure) []byte {
 					points[f.Services], panel.Unit = f.Value, f.Unit
 				}
 			}
-			line := curve.Line{Name: string(m)}
+			line := figures.Line{Name: string(m)}
 			for _, x := range slices.SortedFunc(maps.Keys(points), cmp.Compare[int]) {
-				line.Points = append(line.Points, curve.Point{X: float64(x), Y: points[x]})
+				line.Points = append(line.Points, figures.Point{X: float64(x), Y: points[x]})
 			}
 			panel.Lines = append(panel.Lines, line)
 		}
 		out = append(out, panel)
 	}
-	return curve.Draw("What services cost, by their number: Weft beside kube-proxy and plain forwarding", "services", out)
+	return figures.Draw("What services cost, by their number: Weft beside kube-proxy and plain forwarding", "services", out)
 }

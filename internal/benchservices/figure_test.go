@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/weft-mesh/weft/internal/figures"
 )
 
 func TestCompared(t *testing.T) {
@@ -102,7 +104,7 @@ func TestTableAndDrawing(t *testing.T) {
 {"line":"crr","mode":"nftables","services":1,"unit":"1/s","error":"no"}
 {"line":"crr","mode":"weft","services":1000,"value":8000,"unit":"1/s"}
 `
-	all, err := readFigures(strings.NewReader(text))
+	all, err := figures.Read(strings.NewReader(text), figure.lacks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +126,7 @@ func TestTableAndDrawing(t *testing.T) {
 		t.Error("a panel without figures is drawn")
 	}
 	for _, bad := range []string{`{"line":"crr"}`, `{"line":"crr","mode":"ipvs","services":1}`, `crr`} {
-		if _, err := readFigures(strings.NewReader(bad)); err == nil {
+		if _, err := figures.Read(strings.NewReader(bad), figure.lacks); err == nil {
 			t.Errorf("%s is read as a figure", bad)
 		}
 	}
@@ -191,7 +193,7 @@ func TestAddressesDoNotOverlap(t *testing.T) {
 
 func TestReadings(t *testing.T) {
 	c, err := parseCPU("cpu  100 10 50 9000 40 0 20 5 0 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n")
-	if err != nil || c.softirq != 0.2 || digits(c.busy) != 1.85 {
+	if err != nil || c.softirq != 0.2 || figures.Digits(c.busy) != 1.85 {
 		t.Errorf("read %+v, %v; want 0.2 s in soft interrupts and 1.85 s busy", c, err)
 	}
 	if _, err := parseCPU("intr 1 2 3\n"); err == nil {

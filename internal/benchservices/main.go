@@ -12,7 +12,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +27,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/weft-mesh/weft/internal/figures"
 	"github.com/weft-mesh/weft/lab"
 )
 
@@ -140,11 +140,12 @@ func parse(args []string, out io.Writer) (o options, err error) {
 // run measures all sizes, shows the figures as a table and keeps them.
 func (o options) run(ctx context.Context, out io.Writer) error {
 	if o.from != "" {
-		text, err := os.ReadFile(o.from)
+		file, err := os.Open(o.from)
 		if err != nil {
 			return err
 		}
-		all, err := readFigures(bytes.NewReader(text))
+		defer file.Close()
+		all, err := figures.Read(file, figure.lacks)
 		if err != nil {
 			return fmt.Errorf("%s: %w", o.from, err)
 		}
@@ -167,10 +168,10 @@ func (o options) run(ctx context.Context, out io.Writer) error {
 	b.wants = func(line string) bool { return len(o.only) == 0 || slices.Contains(o.only, line) }
 	err := b.run(ctx, o.sizes)
 	fmt.Fprint(os.Stderr, table(all))
-	if err != nil {
-		return err // what was measured is on standard output: see -from
+	if err != nil && len(all) == 0 {
+		return err
 	}
-	return o.keep(all)
+	return errors.Join(err, o.keep(all)) // of sizes that failed, what there is
 }
 
 // keep writes figures and curves into the folder for them.
@@ -178,19 +179,7 @@ func (o options) keep(all []figure) error {
 	if o.docs == "" {
 		return nil
 	}
-	var text bytes.Buffer
-	lines := json.NewEncoder(&text)
-	lines.SetEscapeHTML(false)
-	for _, f := range all {
-		if err := lines.Encode(f); err != nil {
-			return err
-		}
-	}
-	base := filepath.Join(o.docs, "bench-services")
-	if err := os.WriteFile(base+".jsonl", text.Bytes(), 0o644); err != nil {
-		return err
-	}
-	return os.WriteFile(base+".svg", draw(all), 0o644)
+	return figures.Keep(filepath.Join(o.docs, "bench-services"), all, draw(all))
 }
 
 func progress(format string, args ...any) {

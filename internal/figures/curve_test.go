@@ -1,4 +1,4 @@
-package curve
+package figures
 
 import (
 	"encoding/xml"

@@ -1,7 +1,4 @@
-// Package curve draws measurements as curves: small panels in one SVG.
-//
-// What is measured, and what counts as good, is up to the caller.
-package curve
+package figures
 
 import (
 	"bytes"
