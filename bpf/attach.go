@@ -16,6 +16,8 @@ const (
 	RolePod    Role = "pod"    // host side of a pod's veth
 	RoleTunnel Role = "tunnel" // a lane
 	RoleDevice Role = "device" // towards the outside
+
+	RoleWaiting Role = "waiting" // far end of the waiting room, see waiting.go
 )
 
 // Attachment is one device with programs in both directions.
@@ -38,6 +40,8 @@ func (r Role) programs() (receives, sends string) {
 		return "from_pod", "to_pod"
 	case RoleTunnel:
 		return "from_tunnel", "to_tunnel"
+	case RoleWaiting:
+		return "from_waiting", "to_waiting"
 	}
 	return "from_device", "to_device"
 }
@@ -122,12 +126,13 @@ func (d *Datapath) Detach(ifindex int) error {
 }
 
 // Attached lists the devices that have programs, including those attached by an
-// earlier agent, in order of ifindex.
+// earlier agent, in order of ifindex. The waiting room is the datapath's own, and left out.
 func (d *Datapath) Attached() ([]Attachment, error) {
 	all, err := d.hooks.attached()
 	if err != nil {
 		return nil, fmt.Errorf("list attached devices: %w", err)
 	}
+	all = slices.DeleteFunc(all, func(a Attachment) bool { return a.Role == RoleWaiting })
 	slices.SortFunc(all, Attachment.Compare)
 	return slices.Compact(all), nil
 }

@@ -8,5 +8,6 @@
 #include "device.c"
 #include "socket.c"
 #include "sweep.c"
+#include "waiting.c"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -35,6 +35,8 @@ type Datapath struct {
 	rows    *Maps
 	hooks   hooks
 
+	waiting *ebpf.Map // device of the waiting room
+
 	masqueraded atomic.Uint32 // rows that the last sweep left
 
 	// mending is held for writing while one device is mended, for reading while one
@@ -120,6 +122,7 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	}
 	d.sweep, d.settle, d.doomed = coll.DetachProgram("sweep"), coll.DetachProgram("settle"), coll.DetachMap("doomed")
 	d.sweepMasquerades = coll.DetachProgram("sweep_masquerades")
+	d.waiting = coll.DetachMap("waiting_room")
 	for hook := range socketHooks {
 		d.sockets[hook] = coll.DetachProgram(hook)
 	}
@@ -168,6 +171,9 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	}
 	if err := d.adoptSockets(); err != nil {
 		return nil, err
+	}
+	if err := d.openWaitingRoom(); err != nil { // Mend tries again, and status tells
+		c.Log.Warn("fragments that overtake the first of their datagram are lost", "error", err)
 	}
 	return d, d.catchUp(moved)
 }
@@ -269,6 +275,7 @@ func (d *Datapath) Close() error {
 	d.settle.Close()
 	d.sweepMasquerades.Close()
 	d.doomed.Close()
+	d.waiting.Close()
 	d.stranding.Lock()
 	defer d.stranding.Unlock()
 	for _, it := range d.stranded {
@@ -288,7 +295,7 @@ func (d *Datapath) Remove() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove datapath: %w", err)
 	}
-	var errs []error
+	errs := []error{removeWaitingRoom()}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), "weft_") {
 			errs = append(errs, os.Remove(filepath.Join(d.dir, e.Name())))

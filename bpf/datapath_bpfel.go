@@ -57,12 +57,15 @@ const (
 	datapathMapSources            = "sources"
 	datapathMapUnmasked           = "unmasked"
 	datapathMapVisitors           = "visitors"
+	datapathMapWaited             = "waited"
+	datapathMapWaitingRoom        = "waiting_room"
 	datapathMapWork               = "work"
 	datapathProgConnect4          = "connect4"
 	datapathProgConnect6          = "connect6"
 	datapathProgFromDevice        = "from_device"
 	datapathProgFromPod           = "from_pod"
 	datapathProgFromTunnel        = "from_tunnel"
+	datapathProgFromWaiting       = "from_waiting"
 	datapathProgGetpeername4      = "getpeername4"
 	datapathProgGetpeername6      = "getpeername6"
 	datapathProgRecvmsg4          = "recvmsg4"
@@ -77,6 +80,7 @@ const (
 	datapathProgToDevice          = "to_device"
 	datapathProgToPod             = "to_pod"
 	datapathProgToTunnel          = "to_tunnel"
+	datapathProgToWaiting         = "to_waiting"
 	datapathVarEventsBytes        = "events_bytes"
 	datapathVarEventsEach         = "events_each"
 	datapathVarHostNetns          = "host_netns"
@@ -135,6 +139,7 @@ type datapathProgramSpecs struct {
 	FromDevice       *ebpf.ProgramSpec `ebpf:"from_device"`
 	FromPod          *ebpf.ProgramSpec `ebpf:"from_pod"`
 	FromTunnel       *ebpf.ProgramSpec `ebpf:"from_tunnel"`
+	FromWaiting      *ebpf.ProgramSpec `ebpf:"from_waiting"`
 	Getpeername4     *ebpf.ProgramSpec `ebpf:"getpeername4"`
 	Getpeername6     *ebpf.ProgramSpec `ebpf:"getpeername6"`
 	Recvmsg4         *ebpf.ProgramSpec `ebpf:"recvmsg4"`
@@ -149,6 +154,7 @@ type datapathProgramSpecs struct {
 	ToDevice         *ebpf.ProgramSpec `ebpf:"to_device"`
 	ToPod            *ebpf.ProgramSpec `ebpf:"to_pod"`
 	ToTunnel         *ebpf.ProgramSpec `ebpf:"to_tunnel"`
+	ToWaiting        *ebpf.ProgramSpec `ebpf:"to_waiting"`
 }
 
 // datapathMapSpecs contains maps before they are loaded into the kernel.
@@ -196,6 +202,8 @@ type datapathMapSpecs struct {
 	Sources      *ebpf.MapSpec `ebpf:"sources"`
 	Unmasked     *ebpf.MapSpec `ebpf:"unmasked"`
 	Visitors     *ebpf.MapSpec `ebpf:"visitors"`
+	Waited       *ebpf.MapSpec `ebpf:"waited"`
+	WaitingRoom  *ebpf.MapSpec `ebpf:"waiting_room"`
 	Work         *ebpf.MapSpec `ebpf:"work"`
 }
 
@@ -275,6 +283,8 @@ type datapathMaps struct {
 	Sources      *ebpf.Map `ebpf:"sources"`
 	Unmasked     *ebpf.Map `ebpf:"unmasked"`
 	Visitors     *ebpf.Map `ebpf:"visitors"`
+	Waited       *ebpf.Map `ebpf:"waited"`
+	WaitingRoom  *ebpf.Map `ebpf:"waiting_room"`
 	Work         *ebpf.Map `ebpf:"work"`
 }
 
@@ -321,6 +331,8 @@ func (m *datapathMaps) Close() error {
 		m.Sources,
 		m.Unmasked,
 		m.Visitors,
+		m.Waited,
+		m.WaitingRoom,
 		m.Work,
 	)
 }
@@ -349,6 +361,7 @@ type datapathPrograms struct {
 	FromDevice       *ebpf.Program `ebpf:"from_device"`
 	FromPod          *ebpf.Program `ebpf:"from_pod"`
 	FromTunnel       *ebpf.Program `ebpf:"from_tunnel"`
+	FromWaiting      *ebpf.Program `ebpf:"from_waiting"`
 	Getpeername4     *ebpf.Program `ebpf:"getpeername4"`
 	Getpeername6     *ebpf.Program `ebpf:"getpeername6"`
 	Recvmsg4         *ebpf.Program `ebpf:"recvmsg4"`
@@ -363,6 +376,7 @@ type datapathPrograms struct {
 	ToDevice         *ebpf.Program `ebpf:"to_device"`
 	ToPod            *ebpf.Program `ebpf:"to_pod"`
 	ToTunnel         *ebpf.Program `ebpf:"to_tunnel"`
+	ToWaiting        *ebpf.Program `ebpf:"to_waiting"`
 }
 
 func (p *datapathPrograms) Close() error {
@@ -372,6 +386,7 @@ func (p *datapathPrograms) Close() error {
 		p.FromDevice,
 		p.FromPod,
 		p.FromTunnel,
+		p.FromWaiting,
 		p.Getpeername4,
 		p.Getpeername6,
 		p.Recvmsg4,
@@ -386,6 +401,7 @@ func (p *datapathPrograms) Close() error {
 		p.ToDevice,
 		p.ToPod,
 		p.ToTunnel,
+		p.ToWaiting,
 	)
 }
 

@@ -16,7 +16,7 @@ func TestEveryMapIsDescribed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	here := []string{"doomed", "no_share"} // of one sweep, and always empty
+	here := []string{"doomed", "no_share", "waiting_room", "waited"} // of one sweep, always empty, and of one generation
 	var c Config
 	maps := map[string]*ebpf.Map{}
 	for _, d := range described {

@@ -4,6 +4,7 @@
  * here unencrypted; the world reaches pods and services only as the pods' policy allows, and
  * sees the node's address instead of theirs.
  */
+#include "lib/early.h"
 #include "lib/leaves.h"
 
 /* CIDRs decide, not single addresses: the guard must not depend on which addresses
@@ -50,6 +51,14 @@ inline_always int knock(struct __sk_buff *skb, struct work *w, const struct sett
 	return act == OPENS ? begin_inside(skb, s, svc) : act;
 }
 
+/* May a packet of which only the addresses are known be for a pod, or for a service? */
+inline_always int may_be_ours(struct work *w, const struct settings *s)
+{
+	const struct addr *node = seen_outside(read_masquerading(), &w->p);
+
+	return receiver(w, s) || (node && same(&w->p.dst, node));
+}
+
 SEC("tc")
 int from_device(struct __sk_buff *skb)
 {
@@ -70,6 +79,12 @@ int from_device(struct __sk_buff *skb)
 	src = cidr_flags(&p->src);
 	if (src & IP_MEMBER)
 		return drop(skb, p, outside(src), INGRESS);
+	if (unlikely(why == REASON_FRAGMENT) && may_be_ours(w, s)) {
+		act = wait_for_first(skb, p, OUTSIDERS, INGRESS);
+		if (act != NO_ROOM)
+			return act;
+		act = TO_NODE;
+	}
 	if (!why) {
 		why = unmasquerade(skb, p);
 		if (why)

@@ -12,6 +12,7 @@
  */
 #include "lib/claim.h"
 #include "lib/deliver.h"
+#include "lib/early.h"
 #include "lib/loop.h"
 #include "lib/refuse.h"
 
@@ -33,11 +34,16 @@ int from_pod(struct __sk_buff *skb)
 	enum course course;
 	struct flow *f;
 	__u64 now;
-	int why;
+	int why, act;
 
 	if (!w)
 		return leave(skb, REASON_FAILED, EGRESS, ACT_SHOT);
 	why = parse_eth(skb, &w->p);
+	if (unlikely(why == REASON_FRAGMENT)) {
+		act = wait_for_first(skb, &w->p, skb->ifindex, EGRESS);
+		if (act != NO_ROOM)
+			return act;
+	}
 	if (why)
 		return why < FIRST_DROP ? leave(skb, why, EGRESS, ACT_OK) : turn_away(skb, &w->p, why);
 	if (!s || !s->revision)

@@ -4,6 +4,7 @@
  * source address tells which of that node's pods did.
  */
 #include "lib/deliver.h"
+#include "lib/early.h"
 #include "lib/host.h"
 #include "lib/leaves.h"
 
@@ -15,11 +16,17 @@ int from_tunnel(struct __sk_buff *skb)
 	struct packet *p = &w->p;
 	struct origin o = {.via = VIA_TUNNEL};
 	struct endpoint *ep;
-	int why;
+	int why, act;
 
 	if (!w)
 		return leave(skb, REASON_FAILED, INGRESS, ACT_SHOT);
 	why = parse_lane(skb, p);
+	if (unlikely(why == REASON_FRAGMENT)) {
+		ep = receiver(w, s);
+		act = wait_for_first(skb, p, ep ? ep->ifindex : OUTSIDERS, INGRESS);
+		if (act != NO_ROOM)
+			return act;
+	}
 	if (why)
 		return drop(skb, p, why, INGRESS);
 	if (!s || !s->revision)

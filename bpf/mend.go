@@ -43,6 +43,11 @@ func (d *Datapath) Mend() (mended []string, failed map[string]error) {
 			mended = append(mended, "programs of "+name)
 		}
 	}
+	if again, err := d.mendWaitingRoom(); err != nil {
+		failed[waitingIn] = err
+	} else if again {
+		mended = append(mended, "devices in which fragments wait")
+	}
 	for _, of := range described {
 		name, path := of.name, filepath.Join(d.dir, of.pin())
 		m, ok := d.maps[name]

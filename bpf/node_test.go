@@ -48,6 +48,7 @@ type node struct {
 	config Config
 	a, b   int // devices of the pods' host sides
 	events *ringbuf.Reader
+	mark   uint32 // of the next packet
 
 	network netns.NsHandle
 }
@@ -328,7 +329,9 @@ func (n *node) set7() SetInfo {
 
 // skb is the part of struct __sk_buff that a test run may set.
 type skb struct {
-	_              [36]byte
+	_              [8]byte
+	Mark           uint32
+	_              [24]byte
 	IngressIfindex uint32
 	Ifindex        uint32
 	_              [148]byte
@@ -338,6 +341,7 @@ type skb struct {
 type sent struct {
 	action int
 	out    []byte
+	mark   uint32
 	reason Reason
 	dir    Direction
 	event  *Event
@@ -349,6 +353,18 @@ const (
 	redirect = 7
 )
 
+func actionOf(hook string, r Reason) int {
+	switch {
+	case r.Drop():
+		return dropped
+	case r == ReasonDelivered && (hook == "to a" || hook == "to b" || hook == "forwarded to a"):
+		return pass
+	case r == ReasonToStack, r == ReasonNotOurs, r == ReasonEnteredTunnel:
+		return pass
+	}
+	return redirect
+}
+
 // send runs a program on a packet. Every packet must be counted exactly once.
 func (n *node) send(program string, ifindex, from int, in []byte) sent {
 	n.Helper()
@@ -357,12 +373,12 @@ func (n *node) send(program string, ifindex, from int, in []byte) sent {
 		n.Fatalf("%d bytes are no packet", len(in))
 	}
 	out := make([]byte, len(in)+256)
-	opts := &ebpf.RunOptions{Data: in, DataOut: out, Context: skb{Ifindex: uint32(ifindex), IngressIfindex: uint32(from)}, Repeat: 1}
+	opts := &ebpf.RunOptions{Data: in, DataOut: out, Context: skb{Mark: n.mark, Ifindex: uint32(ifindex), IngressIfindex: uint32(from)}, ContextOut: new(skb), Repeat: 1}
 	action, err := n.progs[program].Run(opts)
 	if err != nil {
 		n.Fatalf("%s: %v", program, err)
 	}
-	s := sent{action: int(action), out: opts.DataOut}
+	s := sent{action: int(action), out: opts.DataOut, mark: opts.ContextOut.(*skb).Mark}
 	moved := 0
 	for c, packets := range n.counts() {
 		if d := packets - before[c]; d != 0 {

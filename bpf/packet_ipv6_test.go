@@ -57,7 +57,7 @@ var ipv6Cases = inIPv6([]packetCase{
 		{hook: "from a", in: ip(podA, podC, udp(1, 2)).behind(44), want: ReasonTunnelled},
 		{hook: "from a", in: ip(podA, podC, udp(1, 2)).piece(7, 0, true), want: ReasonTunnelled},
 		{hook: "from a", in: ip(podA, podC, raw("later")).udp().piece(7, 1448, false), want: ReasonTunnelled},
-		{hook: "from a", in: ip(podA, podC, raw("later")).udp().piece(8, 1448, false), want: ReasonFragment, check: flowsAre(1)},
+		{hook: "from a", in: ip(podA, podC, raw("later")).udp().piece(8, 1448, false), want: ReasonEarlyFragment, check: flowsAre(1)},
 	}},
 	{name: "the path's MTU", steps: []step{
 		{hook: "from a", in: ip(podA, far, tcp(1000, 80, "S")), change: onlyC, want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S"))},

@@ -170,6 +170,12 @@ var masqueradeCases = []packetCase{
 			out: ip(world, podA, udp(53, 40000).says("87654321")).piece(8, 0, true)},
 		{hook: "into node", in: ip(world, outside, raw("later")).udp().piece(8, 16, false), want: ReasonDelivered, out: ip(world, podA, raw("later")).udp().piece(8, 16, false)},
 	}},
+	{name: "a later fragment that comes first waits, then it is the node's", state: masquerades(5000, 5000), steps: []step{
+		{hook: "into node", in: ip(world, outside, raw("later")).udp().piece(8, 16, false), want: ReasonEarlyFragment},
+		{hook: "into node", in: ip(world, outside, raw("later")).udp().piece(8, 16, false), waited: 31, want: ReasonNotOurs},
+		{hook: "into node", in: ip(world, "192.0.2.77", raw("later")).udp().piece(8, 16, false), want: ReasonNotOurs},
+		{hook: "into node", in: ip(podC, outside, raw("later")).udp().piece(8, 16, false), want: ReasonPlaintext},
+	}},
 	{name: "SCTP keeps its port, or does not leave", state: masquerades(1024, 29999), steps: []step{
 		{hook: "from a", in: ip(podA, world, &sctpLayer{2000, 443}), want: ReasonToStack},
 		{hook: "out of node", in: ip(podA, world, &sctpLayer{2000, 443}), want: ReasonNotOurs, out: ip(outside, world, &sctpLayer{2000, 443})},

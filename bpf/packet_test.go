@@ -27,6 +27,7 @@ type step struct {
 	hook   string      // where it shows up, see hookOf
 	in     layer
 	frame  []byte // instead of in: not an IP packet
+	waited uint32 // how often it has waited for the first fragment
 	want   Reason
 	out    layer             // nil: as it came
 	outs   func(*node) layer // instead of out: it depends on what the packet did
@@ -62,18 +63,6 @@ func (n *node) hookOf(name string) (program string, device, from int) {
 	return
 }
 
-func actionOf(hook string, r Reason) int {
-	switch {
-	case r.Drop():
-		return dropped
-	case r == ReasonDelivered && (hook == "to a" || hook == "to b" || hook == "forwarded to a"):
-		return pass
-	case r == ReasonToStack, r == ReasonNotOurs, r == ReasonEnteredTunnel:
-		return pass
-	}
-	return redirect
-}
-
 func (n *node) step(i int, s step) {
 	n.Helper()
 	if s.change != nil {
@@ -84,7 +73,14 @@ func (n *node) step(i int, s step) {
 		in = packet(s.in)
 	}
 	program, device, from := n.hookOf(s.hook)
+	n.mark = 0
+	if s.waited > 0 {
+		n.mark = earlyMark(s.waited, device)
+	}
 	got := n.send(program, device, from, in)
+	if want := map[bool]uint32{true: earlyMark(s.waited+1, device)}[s.want == ReasonEarlyFragment]; got.mark != want {
+		n.Errorf("packet %d, %s: mark %#x, want %#x", i, s.hook, got.mark, want)
+	}
 	if s.outs != nil {
 		s.out = s.outs(n)
 	}

@@ -19,6 +19,7 @@ const (
 	ReasonResetSent     Reason = 5 // an open connection of the pod was reset
 	ReasonEnteredTunnel Reason = 6 // entered a tunnel, from a pod or from the node itself
 	ReasonChangedTunnel Reason = 7 // the node's own packet, moved to the tunnel in use
+	ReasonEarlyFragment Reason = 8 // waits for the first fragment of its datagram, which it overtook
 
 	ReasonPolicyDenied  Reason = 16 // a rule denies it or no rule allows it
 	ReasonUnknownMember Reason = 17 // denied; the other side is a member's address without an identity
@@ -53,6 +54,7 @@ var reasonNames = map[Reason]string{
 	ReasonResetSent:     "reset-sent",
 	ReasonEnteredTunnel: "entered-tunnel",
 	ReasonChangedTunnel: "changed-tunnel",
+	ReasonEarlyFragment: "early-fragment",
 	ReasonPolicyDenied:  "policy-denied",
 	ReasonUnknownMember: "unknown-member",
 	ReasonNoTunnel:      "no-tunnel",

@@ -78,6 +78,10 @@ enum action {
 	ACT_REDIRECT = 7,
 };
 
+enum redirect_flags {
+	REDIRECT_INGRESS = 1, /* as if the device had received it */
+};
+
 /* The fields up to the last one used; the kernel's struct is longer. */
 struct __sk_buff {
 	__u32 len;

@@ -200,6 +200,18 @@ once int leave_ports(const struct packet *p, __be32 id)
 	return 0;
 }
 
+/* The mark of a fragment that waits for the first of its datagram, see early.h. */
+#define EARLY (0x57u << 25) /* the mark's upper seven bits */
+#define EARLY_BITS (0x7fu << 25)
+#define WAITS_SHIFT 20 /* how often it has waited, five bits; below them is its device */
+#define WAITS_MAX 31u
+#define DEVICE_BITS ((1u << WAITS_SHIFT) - 1)
+
+inline_always int is_early(const struct __sk_buff *skb)
+{
+	return (skb->mark & EARLY_BITS) == EARLY;
+}
+
 once int find_ports(struct packet *p, __be32 id)
 {
 	if (!p)
@@ -207,13 +219,7 @@ once int find_ports(struct packet *p, __be32 id)
 	struct fragment_key key = fragment_key_of(p, id);
 	const struct fragment *row = bpf_map_lookup_elem(&fragments, &key);
 
-	/* Without ports there is no flow and no verdict. The sender retransmits.
-	 *
-	 * A fragment that overtook its first is lost here too. Nothing at this hook can keep
-	 * it: no helper holds a packet back, and bpf_skb_* reach only the current one. The
-	 * kernel reassembles for programs at its netfilter hooks alone (since 6.6, with
-	 * BPF_F_NETFILTER_IP_DEFRAG), and for itself where it delivers or tracks connections:
-	 * all of these come after ingress, and pods' packets never get there. */
+	/* Without ports there is no flow and no verdict: see early.h. */
 	if (!row || row->id != id || row->proto != p->proto || !same(&row->src, &p->src) || !same(&row->dst, &p->dst))
 		return REASON_FRAGMENT;
 	p->sport = row->sport;
@@ -424,7 +430,10 @@ inline_always int parse_ip(struct __sk_buff *skb, struct packet *p, __u32 l3)
 		 * ports than it showed us. */
 		if (p->proto == PROTO_TCP && frag.off < sizeof(struct tcphdr))
 			return REASON_INVALID;
-		return find_ports(p, frag.id);
+		why = find_ports(p, frag.id);
+		if (!why && is_early(skb))
+			skb->mark = 0;
+		return why;
 	}
 	l4 = p->l4;
 	FORGET(l4);

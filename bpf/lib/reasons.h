@@ -14,6 +14,7 @@
 	REASON(5, RESET_SENT, "reset-sent") \
 	REASON(6, ENTERED_TUNNEL, "entered-tunnel") \
 	REASON(7, CHANGED_TUNNEL, "changed-tunnel") \
+	REASON(8, EARLY_FRAGMENT, "early-fragment") \
 	REASON(16, POLICY_DENIED, "policy-denied") \
 	REASON(17, UNKNOWN_MEMBER, "unknown-member") \
 	REASON(18, NO_TUNNEL, "no-tunnel") \

@@ -62,6 +62,7 @@ inline_always enum answer answer_to(enum reason reason)
 	case REASON_RESET_SENT:
 	case REASON_ENTERED_TUNNEL:
 	case REASON_CHANGED_TUNNEL:
+	case REASON_EARLY_FRAGMENT:
 		break;
 	}
 	return SILENCE;
