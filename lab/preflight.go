@@ -3,8 +3,12 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -47,6 +51,20 @@ func Preflight() error {
 	}
 	ns.Close()
 	return canBPF()
+}
+
+// Missing says in one line which of the script's tools this machine lacks; nil if none.
+func (t Topology) Missing() error {
+	var tools, packages []string
+	for _, tool := range slices.Sorted(maps.Keys(t.Tools)) {
+		if _, err := exec.LookPath(tool); err != nil {
+			tools, packages = append(tools, tool), append(packages, t.Tools[tool])
+		}
+	}
+	if len(tools) == 0 {
+		return nil
+	}
+	return fmt.Errorf("needs %s: apt-get install %s", strings.Join(tools, ", "), strings.Join(packages, " "))
 }
 
 // canBPF checks for the file system that pins need, and makes the smallest possible

@@ -28,6 +28,9 @@ type Topology struct {
 	// Userspace runs `weft tunnel` on every node even if the kernel has WireGuard,
 	// for scripts about that process.
 	Userspace bool `json:"userspace,omitempty"`
+	// Tools are commands that the script runs and Weft does not bring along, each with the
+	// Debian package that has it.
+	Tools map[string]string `json:"tools,omitempty"`
 }
 
 // Cluster is one cluster to raise.

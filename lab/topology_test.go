@@ -80,3 +80,19 @@ func TestProcessesOfANode(t *testing.T) {
 		}
 	}
 }
+
+// A scenario that needs other programs says which package has them.
+func TestMissingTools(t *testing.T) {
+	top, err := ParseTopology([]byte("clusters: [{name: east, id: 1}]\ntools: {sh: dash, no-such-tool: some-package, nor-this: another}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := top.Missing(); err == nil || err.Error() != "needs no-such-tool, nor-this: apt-get install some-package another" {
+		t.Errorf("missing: %v", err)
+	}
+	delete(top.Tools, "no-such-tool")
+	delete(top.Tools, "nor-this")
+	if err := top.Missing(); err != nil {
+		t.Errorf("nothing is missing: %v", err)
+	}
+}

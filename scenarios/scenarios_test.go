@@ -25,7 +25,7 @@ var wanted = []string{
 	"encryption", "peer-lifecycle", "cilium-peer", "hybrid", "bad-input", "restore", "backup", "three-servers", "moved-server", "refused",
 	"policy-kinds",
 	"status-tells", "status-tells-mesh", "mended",
-	"operations", "manifests", "dual-stack", "services-dual-stack", "ipv6-only", "masquerade", "node-processes", "backend-choice", "traffic-distribution", "node-ports", "external-addresses",
+	"operations", "manifests", "dual-stack", "services-dual-stack", "ipv6-only", "masquerade", "node-processes", "backend-choice", "traffic-distribution", "node-ports", "external-addresses", "real-tools",
 }
 
 func files(t *testing.T) []string {
@@ -159,6 +159,13 @@ func TestScenarios(t *testing.T) {
 	weft := build(t)
 	for _, file := range files(t) {
 		t.Run(strings.TrimSuffix(file, ".txtar"), func(t *testing.T) {
+			_, topology, err := scenario.Load(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := topology.Missing(); err != nil && os.Getenv("CI") == "" { // which installs them
+				t.Skip(err)
+			}
 			result := scenario.Run(t.Context(), file, scenario.Options{Binary: weft, View: scenario.NewPlain(t.Output())})
 			if !result.OK {
 				t.Fatal(result.Error)

@@ -123,6 +123,9 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 	if err := lab.Preflight(); err != nil {
 		return err
 	}
+	if err := topology.Missing(); err != nil {
+		return fmt.Errorf("scenario %s %w", s.Name, err)
+	}
 	if _, err := lab.Prune(); err != nil {
 		return err
 	}
