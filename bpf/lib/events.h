@@ -37,10 +37,15 @@ part int fill(struct event *e, const struct __sk_buff *skb, const struct packet 
 }
 
 /* Waking the agent costs a new connection more than all the rest. The agent looks every 20 ms
- * unasked, and is woken only if much has come since. */
+ * unasked, and is woken only when much has come since: by the events of that moment, not by
+ * all that follow until it has read them. */
+#define MOMENT 4096 /* bytes, more than all CPUs write at once */
+
 inline_always __u64 wakeup(void)
 {
-	return bpf_ringbuf_query(&events, RING_UNREAD) < events_bytes / 8 ? RING_LET_SLEEP : RING_WAKE;
+	__u64 much = events_bytes / 8, unread = bpf_ringbuf_query(&events, RING_UNREAD);
+
+	return unread >= much && unread < much + MOMENT ? RING_WAKE : RING_LET_SLEEP;
 }
 
 once int report(struct __sk_buff *skb, struct packet *p, __u32 type, __u32 reason, __u32 dir)
