@@ -79,11 +79,16 @@ func (h *filterHooks) holds(a Attachment) (bool, error) {
 	return true, nil
 }
 
-// set attaches this generation's program, replacing an older one's in place.
+// set attaches this generation's program, replacing an older one's in place. Filters of others
+// keep their handles; of those with the first priority, the kernel asks the newest first.
 func (h *filterHooks) set(a Attachment, program string, parent uint32) error {
+	handle, err := h.handle(a.Ifindex, parent)
+	if err != nil {
+		return err
+	}
 	filter := &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: a.Ifindex, Parent: parent, Handle: 1, Priority: 1, Protocol: unix.ETH_P_ALL,
+			LinkIndex: a.Ifindex, Parent: parent, Handle: handle, Priority: 1, Protocol: unix.ETH_P_ALL,
 		},
 		Fd: h.d.progs[program].FD(), Name: a.filterName(program), DirectAction: true,
 	}
@@ -91,6 +96,35 @@ func (h *filterHooks) set(a Attachment, program string, parent uint32) error {
 		return fmt.Errorf("set filter %s (CONFIG_NET_CLS_BPF): %w", program, err)
 	}
 	return nil
+}
+
+// handle is that of our filter in one direction of a device, or a free one.
+func (h *filterHooks) handle(ifindex int, parent uint32) (uint32, error) {
+	link, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return 0, err
+	}
+	filters, err := netlink.FilterList(link, parent)
+	if err != nil {
+		return 0, fmt.Errorf("list filters of %s: %w", link.Attrs().Name, err)
+	}
+	taken := map[uint32]bool{}
+	for _, f := range filters {
+		if f.Attrs().Priority != 1 {
+			continue
+		}
+		taken[f.Attrs().Handle] = true
+		if ours, ok := f.(*netlink.BpfFilter); ok {
+			if _, _, ok := parseFilterName(ours.Name); ok {
+				return ours.Handle, nil
+			}
+		}
+	}
+	handle := uint32(1)
+	for taken[handle] {
+		handle++
+	}
+	return handle, nil
 }
 
 // leaveLane detaches another device that served a's lane.

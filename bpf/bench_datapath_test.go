@@ -391,7 +391,7 @@ func yardsticks(b *testing.B) {
 		asm.Mod.Imm32(asm.R0, rows),
 		asm.StoreMem(asm.RFP, -4, asm.R0, asm.Word),
 	}
-	end := asm.Instructions{asm.Mov.Imm(asm.R0, pass), asm.Return()}
+	end := asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}
 	find := asm.Instructions{
 		asm.LoadMapPtr(asm.R1, table.FD()),
 		asm.Mov.Reg(asm.R2, asm.RFP),

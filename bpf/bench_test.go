@@ -156,7 +156,7 @@ func BenchmarkCases(b *testing.B) {
 func emptyProgram(b *testing.B) *ebpf.Program {
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.SchedCLS, License: "MIT",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, pass), asm.Return()},
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
 	})
 	if err != nil {
 		b.Fatal(err)

@@ -75,7 +75,7 @@ int from_device(struct __sk_buff *skb)
 	why = parse_eth(skb, p);
 	/* Packets without IP addresses are left to the node. */
 	if (why && !p->l3)
-		return leave(skb, REASON_NOT_OURS, INGRESS, ACT_OK);
+		return leave(skb, REASON_NOT_OURS, INGRESS, ACT_NEXT);
 	src = cidr_flags(&p->src);
 	if (src & IP_MEMBER)
 		return drop(skb, p, outside(src), INGRESS);
@@ -102,7 +102,7 @@ int from_device(struct __sk_buff *skb)
 		dst = cidr_flags(&p->dst);
 		if (dst & IP_MEMBER)
 			return drop(skb, p, dst & IP_LOCAL ? REASON_NO_ENDPOINT : outside(dst), INGRESS);
-		return leave(skb, REASON_NOT_OURS, INGRESS, ACT_OK);
+		return leave(skb, REASON_NOT_OURS, INGRESS, ACT_NEXT);
 	}
 	if (why)
 		return leave_unread(skb, p, why, INGRESS);
@@ -127,7 +127,7 @@ int to_device(struct __sk_buff *skb)
 		return leave(skb, REASON_FAILED, EGRESS, ACT_SHOT);
 	why = parse_eth(skb, p);
 	if (why && !p->l3)
-		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
+		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_NEXT);
 	dst = cidr_flags(&p->dst);
 	if (dst & IP_MEMBER)
 		return drop(skb, p, outside(dst), EGRESS);
@@ -137,7 +137,7 @@ int to_device(struct __sk_buff *skb)
 	if (!(src & IP_MEMBER)) {
 		if (!why)
 			take_identifier(p);
-		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
+		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_NEXT);
 	}
 	if (!(src & IP_LOCAL)) {
 		/* Unless they answer a client of a node port. */
@@ -146,7 +146,7 @@ int to_device(struct __sk_buff *skb)
 			if (why)
 				return drop(skb, p, why, EGRESS);
 			if (!(cidr_flags(&p->src) & IP_MEMBER))
-				return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
+				return leave(skb, REASON_NOT_OURS, EGRESS, ACT_NEXT);
 		}
 		return drop(skb, p, outside(src), EGRESS);
 	}
@@ -157,12 +157,12 @@ int to_device(struct __sk_buff *skb)
 		return drop(skb, p, REASON_NODE_ADDRESS, EGRESS);
 	ep = bpf_map_lookup_elem(&endpoints, &p->src);
 	if (!ep) /* the node's own internal address */
-		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
+		return leave(skb, REASON_NOT_OURS, EGRESS, ACT_NEXT);
 	p->pod = ep->ifindex;
 	p->src_identity = ep->identity;
 	if (!why)
 		why = masquerade(skb, p, ep);
 	if (why)
 		return drop(skb, p, why, EGRESS);
-	return leave(skb, REASON_NOT_OURS, EGRESS, ACT_OK);
+	return leave(skb, REASON_NOT_OURS, EGRESS, ACT_NEXT);
 }

@@ -45,7 +45,7 @@ int from_pod(struct __sk_buff *skb)
 			return act;
 	}
 	if (why)
-		return why < FIRST_DROP ? leave(skb, why, EGRESS, ACT_OK) : turn_away(skb, &w->p, why);
+		return why < FIRST_DROP ? leave(skb, why, EGRESS, ACT_NEXT) : turn_away(skb, &w->p, why);
 	if (!s || !s->revision)
 		return drop(skb, &w->p, REASON_NOT_READY, EGRESS);
 	if (unlikely(w->p.error))
@@ -385,7 +385,7 @@ inline_always int send_on(struct __sk_buff *skb, struct work *w, const struct se
 			return deliver_error(skb, p, s, ep, &o);
 		return deliver_next_door(skb, s, ep, &o);
 	}
-	return leave(skb, REASON_TO_STACK, EGRESS, ACT_OK);
+	return leave(skb, REASON_TO_STACK, EGRESS, ACT_NEXT);
 }
 
 /* Sends a packet the way of its flow. */

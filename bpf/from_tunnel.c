@@ -36,7 +36,7 @@ int from_tunnel(struct __sk_buff *skb)
 		return deliver(skb, w, s, ep, &o);
 	if (own(s, &p->dst)) {
 		why = asked_for(skb, p);
-		return why ? drop(skb, p, why, INGRESS) : leave(skb, REASON_TO_STACK, INGRESS, ACT_OK);
+		return why ? drop(skb, p, why, INGRESS) : leave(skb, REASON_TO_STACK, INGRESS, ACT_NEXT);
 	}
 	if (is_ingress(s, p->ipv6, &p->dst))
 		return to_client(skb, s);

@@ -348,7 +348,7 @@ type sent struct {
 }
 
 const (
-	pass     = 0
+	pass     = 1<<32 - 1 // -1
 	dropped  = 2
 	redirect = 7
 )

@@ -54,5 +54,5 @@ int to_tunnel(struct __sk_buff *skb)
 	} else if (!bpf_map_lookup_elem(&endpoints, &p->src) && !is_ingress(s, p->ipv6, &p->src)) {
 		return drop(skb, p, REASON_SPOOFED_SOURCE, EGRESS);
 	}
-	return leave(skb, REASON_ENTERED_TUNNEL, EGRESS, ACT_OK);
+	return leave(skb, REASON_ENTERED_TUNNEL, EGRESS, ACT_NEXT);
 }

@@ -81,7 +81,7 @@ part int hand_over(struct __sk_buff *skb, struct packet *p, const struct endpoin
 	__u32 check;
 
 	if (o->through)
-		return leave(skb, REASON_DELIVERED, INGRESS, ACT_OK);
+		return leave(skb, REASON_DELIVERED, INGRESS, ACT_NEXT);
 	__builtin_memcpy(head.eth.dest, ep->mac, 6);
 	__builtin_memcpy(head.eth.source, ep->host_mac, 6);
 	__u32 ifindex = ep->ifindex;

@@ -98,6 +98,6 @@ inline_always int drop(struct __sk_buff *skb, struct packet *p, __u32 reason, __
 inline_always int leave_unread(struct __sk_buff *skb, struct packet *p, __u32 reason, __u32 dir)
 {
 	if (reason < FIRST_DROP)
-		return leave(skb, reason, dir, ACT_OK);
+		return leave(skb, reason, dir, ACT_NEXT);
 	return drop(skb, p, reason, dir);
 }

@@ -73,7 +73,7 @@ enum ring_query {
 };
 
 enum action {
-	ACT_OK = 0,
+	ACT_NEXT = -1, /* let through, as far as we are concerned: others at the hook decide too */
 	ACT_SHOT = 2,
 	ACT_REDIRECT = 7,
 };

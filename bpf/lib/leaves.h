@@ -46,7 +46,7 @@ once int to_client(struct __sk_buff *skb, const struct settings *s)
 		advance(f, p, 0, now);
 		why = rewrite(skb, p, DESTINATION, &client, row->port);
 	}
-	return why ? drop(skb, p, why, INGRESS) : leave(skb, REASON_TO_STACK, INGRESS, ACT_OK);
+	return why ? drop(skb, p, why, INGRESS) : leave(skb, REASON_TO_STACK, INGRESS, ACT_NEXT);
 }
 
 /* Lets what a backend elsewhere answers a client leave as the node port. What is no such
