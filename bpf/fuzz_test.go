@@ -7,28 +7,6 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// maxVerified is how many instructions the verifier may process per program. Its own
-// limit is a million; far below it, loading is quick and kernels agree.
-const maxVerified = 50_000
-
-func TestVerifiedInstructions(t *testing.T) {
-	n := newNode(t)
-	for name, p := range n.progs {
-		info, err := p.Info()
-		if err != nil {
-			t.Fatal(err)
-		}
-		verified, ok := info.VerifiedInstructions()
-		if !ok {
-			t.Fatalf("%s: the kernel does not tell verified instructions", name)
-		}
-		t.Logf("%s: %d", name, verified)
-		if verified > maxVerified {
-			t.Errorf("%s: %d verified instructions, want at most %d", name, verified, maxVerified)
-		}
-	}
-}
-
 // FuzzPacket feeds bytes to every program: only known actions come out, each
 // packet counts exactly once, and no packet to a member leaves in plaintext.
 func FuzzPacket(f *testing.F) {
