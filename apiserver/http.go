@@ -55,6 +55,7 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("DELETE /v1/nodes/{name}", s.answer(s.deleteNode))
 	mux.HandleFunc("GET /v1/nodes/{name}/status", s.proxy(func(r *http.Request) string { return "/v1/status" }))
 	mux.HandleFunc("GET /v1/nodes/{name}/tables", s.proxy(func(r *http.Request) string { return "/v1/tables" }))
+	mux.HandleFunc("GET /v1/nodes/{name}/trace", s.proxy(func(r *http.Request) string { return "/v1/trace" }))
 	mux.HandleFunc("GET /v1/nodes/{name}/tables/{table}", s.proxy(func(r *http.Request) string { return "/v1/tables/" + r.PathValue("table") }))
 	mux.HandleFunc("POST /v1/rotate", s.answer(s.postRotate))
 	mux.HandleFunc("POST /v1/release", s.answer(s.postRelease))

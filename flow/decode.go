@@ -43,7 +43,7 @@ func (r *Resolver) Decode(ev *bpf.Event) Flow {
 		Suppressed: uint64(ev.Suppressed),
 	}
 	if ev.Src != (bpf.Addr{}) {
-		f.Protocol = protocolName(ev.Proto)
+		f.Protocol = ProtocolName(ev.Proto)
 	}
 	if r.Time != nil {
 		f.Time = r.Time(ev.Time)

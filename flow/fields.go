@@ -133,7 +133,7 @@ func parseProtocol(s string) (string, error) {
 		}
 	}
 	if n, err := strconv.ParseUint(s, 10, 8); err == nil {
-		return protocolName(uint8(n)), nil
+		return ProtocolName(uint8(n)), nil
 	}
 	return "", fmt.Errorf("there is no protocol %q; choose TCP, UDP, ICMP, ICMPV6, SCTP or a number", s)
 }
@@ -173,8 +173,8 @@ func parsePrefix(s string) (netip.Prefix, error) {
 // protocols are the names the filters and the reports use.
 var protocols = map[uint8]string{1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPV6", 132: "SCTP"}
 
-// protocolName returns a protocol's name, or its number if it has no name here.
-func protocolName(n uint8) string {
+// ProtocolName returns a protocol's name, or its number if it has no name here.
+func ProtocolName(n uint8) string {
 	if name, ok := protocols[n]; ok {
 		return name
 	}

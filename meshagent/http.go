@@ -21,6 +21,7 @@ import (
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/reflector"
 	"github.com/weft-mesh/weft/meshagent/tables"
+	"github.com/weft-mesh/weft/meshagent/trace"
 )
 
 // Status answers GET /v1/status.
@@ -94,6 +95,7 @@ func (a *Agent) handler() http.Handler {
 		answer(w, api.Table{Cluster: a.node.cluster, Node: a.node.name, Name: name, Columns: shown.Columns, Rows: shown.Rows})
 	})
 	mux.HandleFunc("GET /v1/observe", a.observe)
+	mux.HandleFunc("GET /v1/trace", a.trace)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	return mux
@@ -110,6 +112,29 @@ func (a *Agent) socketHandler() http.Handler {
 	endpoint.Serve(mux, requests)
 	mux.Handle("/", a.handler())
 	return mux
+}
+
+// trace says what this node does with a connection.
+func (a *Agent) trace(w http.ResponseWriter, r *http.Request) {
+	q, err := api.ParseTraceQuestion(r.URL.Query())
+	if err != nil {
+		refuse(w, api.Invalid("", "%v", err))
+		return
+	}
+	t, err := a.tracer().Follow(r.Context(), q)
+	if err != nil {
+		refuse(w, api.Refuse(http.StatusInternalServerError, "", "%v", err))
+		return
+	}
+	answer(w, t)
+}
+
+func (a *Agent) tracer() *trace.Node {
+	o := a.observer
+	return &trace.Node{
+		Cluster: a.node.cluster, Name: a.node.name, Maps: a.edges.Datapath.Maps(), Tables: a.Tables, Ring: a.ring,
+		Resolver: o.resolver(), RuleOf: o.ruleInfo, Hint: o.hint, Tunnels: a.edges.Lanes.Status,
+	}
 }
 
 // observe streams flows as JSON lines.

@@ -30,10 +30,7 @@ type observer struct {
 
 // Run works until ctx ends.
 func (o *observer) Run(ctx context.Context) error {
-	resolver := flow.Resolver{
-		Node: o.node.key(), Time: sinceBoot,
-		Endpoint: o.endpoint, Rule: o.rule, Selecting: o.selecting, Service: o.service,
-	}
+	resolver := o.resolver()
 	lost, _ := o.datapath.Lost() // the kernel counts across restarts of the agent
 	o.trouble.retry(ctx, func(ctx context.Context) error {
 		return o.datapath.Events(ctx, func(e bpf.Event) {
@@ -42,11 +39,19 @@ func (o *observer) Run(ctx context.Context) error {
 				lost = now
 			}
 			f := resolver.Decode(&e)
-			f.Hint = o.hint(&f, &e)
+			f.Hint = o.hint(&f, e.Proto)
 			o.ring.Add(f)
 		})
 	})
 	return nil
+}
+
+// resolver names what the kernel only has as numbers.
+func (o *observer) resolver() flow.Resolver {
+	return flow.Resolver{
+		Node: o.node.key(), Time: sinceBoot,
+		Endpoint: o.endpoint, Rule: o.rule, Selecting: o.selecting, Service: o.service,
+	}
 }
 
 // sinceBoot converts a time of the kernel's boot clock.
@@ -94,12 +99,16 @@ func texts(labels identity.Labels) []string {
 }
 
 func (o *observer) rule(gen, cookie uint32) (flow.Policy, bool) {
+	r, ok := o.ruleInfo(gen, cookie)
+	return flow.Policy{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name}, ok
+}
+
+func (o *observer) ruleInfo(gen, cookie uint32) (policy.RuleInfo, bool) {
 	x := o.explain().Of(gen)
 	if x == nil || int(cookie) >= len(x.Rules) {
-		return flow.Policy{}, false
+		return policy.RuleInfo{}, false
 	}
-	r := x.Rules[cookie]
-	return flow.Policy{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name}, true
+	return x.Rules[cookie], true
 }
 
 func (o *observer) selecting(gen, set uint32, dir flow.Direction) []flow.Policy {
@@ -120,7 +129,7 @@ func (o *observer) selecting(gen, set uint32, dir flow.Direction) []flow.Policy 
 
 // hint suggests what is missing in the policies that denied a flow by default; "" if
 // there is no suggestion.
-func (o *observer) hint(f *flow.Flow, e *bpf.Event) string {
+func (o *observer) hint(f *flow.Flow, proto uint8) string {
 	if !f.DefaultDeny {
 		return ""
 	}
@@ -145,7 +154,7 @@ func (o *observer) hint(f *flow.Flow, e *bpf.Event) string {
 			w.Policies = append(w.Policies, row.Policies...)
 		}
 	}
-	if policy.OwnClusterOnly(w, policy.Flow{Subject: labels(subject), Direction: dir, Peer: peer.Identity, Proto: e.Proto, Port: port}) {
+	if policy.OwnClusterOnly(w, policy.Flow{Subject: labels(subject), Direction: dir, Peer: peer.Identity, Proto: proto, Port: port}) {
 		return policy.ScopeHint
 	}
 	return ""

@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/flow"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/meshagent/tables"
@@ -51,7 +50,7 @@ func TestHintAtClusterScope(t *testing.T) {
 			Policies: []flow.Policy{{Kind: "CiliumNetworkPolicy", Namespace: "shop", Name: "gone"}}}, 6, ""},
 		{"from nobody who is known", flow.Flow{Direction: flow.Ingress, Source: flow.Endpoint{Identity: identity.UnknownMember}, Destination: web, Policies: named, DefaultDeny: true}, 6, ""},
 	} {
-		if got := o.hint(&tt.f, &bpf.Event{Proto: tt.proto}); got != tt.want {
+		if got := o.hint(&tt.f, tt.proto); got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
 		}
 	}

@@ -20,7 +20,7 @@ import (
 // wanted lists scenarios that must exist.
 var wanted = []string{
 	"burst", "reused-address", "sealed",
-	"noisy-pod",
+	"noisy-pod", "debug-trace",
 	"demo", "global-service", "identity-policy", "global-failover", "agent-restart", "control-partition",
 	"encryption", "peer-lifecycle", "cilium-peer", "hybrid", "bad-input", "restore", "backup", "three-servers", "moved-server", "refused",
 	"policy-kinds",

@@ -15,7 +15,7 @@ import (
 
 func debugCommand() *cobra.Command {
 	return groupCommand("debug", "Inspect a node's tables, maps and tunnels", look,
-		debugTablesCommand(), debugTableCommand(), debugMapsCommand(), debugMapCommand(), debugTunnelsCommand(), debugAgentCommand())
+		debugTablesCommand(), debugTableCommand(), debugMapsCommand(), debugMapCommand(), debugTunnelsCommand(), debugTraceCommand(), debugAgentCommand())
 }
 
 // agentFlags choose an agent: one in a cluster with --node, otherwise this machine's.

@@ -97,6 +97,7 @@ func newFake(name string, id uint32, mesh map[string]*fake) *fake {
 	mux.HandleFunc("GET /v1/observe", serveFlows(name))
 	mux.HandleFunc("GET /v1/backup", f.backup)
 	mux.HandleFunc("GET /v1/nodes/{node}/tables", f.answer(func(r *http.Request) (any, error) { return tables(name, r.PathValue("node")), nil }))
+	mux.HandleFunc("GET /v1/nodes/{node}/trace", f.answer(f.trace))
 	mux.HandleFunc("GET /v1/nodes/{node}/tables/{table}", f.answer(func(r *http.Request) (any, error) {
 		return paths(name, r.PathValue("node"), r.PathValue("table"))
 	}))
@@ -412,6 +413,33 @@ func paths(cluster, node, name string) (any, error) {
 	}
 	return api.Table{Cluster: cluster, Node: node, Name: name, Columns: []string{"Cluster", "Node", "Alive"},
 		Rows: [][]string{{"west", "west-1", "yes"}, {"west", "west-2", "no"}}}, nil
+}
+
+// trace lets a pod of east reach west's first node, whose policy lets in only port 80. Nothing is
+// known of west's second node.
+func (f *fake) trace(r *http.Request) (any, error) {
+	q, err := api.ParseTraceQuestion(r.URL.Query())
+	if err != nil {
+		return nil, api.Invalid("", "%v", err)
+	}
+	at := f.name + "/" + r.PathValue("node")
+	switch {
+	case f.name == "east":
+		next := &api.TraceNext{Cluster: "west", Node: "west-1", From: q.From, To: netip.AddrPortFrom(addr("10.%d.1.9", 2), q.To.Port()), Arrives: api.ArrivesByTunnel}
+		if q.To.Port() == 443 {
+			next.Node = "west-2"
+		}
+		return api.Trace{End: "tunnelled", Next: next, Steps: []api.TraceStep{
+			{At: at, Hook: "from_pod", LookUp: "source", Found: q.From.String()}, {At: at, Hook: "to_tunnel", LookUp: "tunnel", Found: "tunnel 1 to west/" + next.Node}}}, nil
+	case r.PathValue("node") == "west-2":
+		return nil, api.Refuse(http.StatusBadGateway, "", "the agent of node west-2 does not answer")
+	case q.To.Port() == 80 && q.Protocol == 6:
+		return api.Trace{End: "delivered", Steps: []api.TraceStep{{At: at, Hook: "from_tunnel", LookUp: "pod", Found: "delivered"},
+			{At: at, Hook: "from_tunnel", LookUp: "report", Found: "dropped 3s ago: held", Reason: "held"}}}, nil
+	}
+	by := []string{"shop/web (CiliumNetworkPolicy)"}
+	return api.Trace{End: "policy-denied", Dropped: true, Steps: []api.TraceStep{
+		{At: at, Hook: "from_tunnel", LookUp: "policy", Found: "ingress: not allowed by " + by[0], Reason: "policy-denied", Policies: by, Advice: "let a rule allow it"}}}, nil
 }
 
 func addr(format string, n int) netip.Addr     { return netip.MustParseAddr(fmt.Sprintf(format, n)) }
