@@ -80,6 +80,13 @@ chaos: build ## let everything fail in simulated and in real meshes for FOR (10m
 	cd internal/chaos && go test -count=1 -timeout 0 -run TestSeeds -first $$(date +%s) -seeds 1 -for $(FOR)
 	$(call run,internal/chaos/labchaos) $(if $(ROUNDS),-rounds $(ROUNDS),-for $(FOR)) $(if $(SEED),-seed $(SEED) -pods=false)
 
+# CI has a few of these rounds, in its scenario.
+.PHONY: upgrade
+upgrade: ROUNDS ?= 50
+upgrade: build ## upgrade all agents under load to a version with other programs and back, ROUNDS times; needs root
+	internal/next-version.sh .bin/weft-next
+	./weft lab run --next .bin/weft-next --set ROUNDS=$(ROUNDS) scenarios/upgrade.txtar
+
 .PHONY: generate
 generate: ## compile the BPF programs again, which needs clang-19, and make Go of .proto files
 	go generate ./...

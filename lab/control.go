@@ -71,6 +71,22 @@ func (l *Lab) BootNode(n *Node) error {
 	return l.record()
 }
 
+// Upgrade has processes start from the next version of weft from now on, or again from the first.
+func (l *Lab) Upgrade(refs []Ref, next bool) error {
+	if next && l.next == "" {
+		return notThere("there is no other version of weft: build one with `internal/next-version.sh FILE`, and give it with --next FILE")
+	}
+	for _, r := range refs {
+		r.Node.mu.Lock()
+		if r.Node.upgraded == nil {
+			r.Node.upgraded = map[string]bool{}
+		}
+		r.Node.upgraded[r.Process] = next
+		r.Node.mu.Unlock()
+	}
+	return nil
+}
+
 // each acts on all processes at the same time.
 func each(refs []Ref, do func(Ref, *process) error) error {
 	failed := make([]error, len(refs))

@@ -34,6 +34,7 @@ import (
 type Config struct {
 	Topology Topology
 	Binary   string       // weft; the running program if empty
+	Next     string       // another version of it, to which scripts upgrade; may be empty
 	File     string       // the lab file, for `weft lab list`
 	ID       string       // random if empty
 	Log      *slog.Logger // nil discards
@@ -52,6 +53,7 @@ type Lab struct {
 	log     *slog.Logger
 	file    string
 	binary  string
+	next    string // another version of it; "" if there is none
 	started time.Time
 	lock    *os.File
 	cgroup  space.Cgroup
@@ -72,7 +74,7 @@ type Lab struct {
 // Raise makes the network and powers on every machine. Weft's own processes are
 // started by Boot.
 func Raise(ctx context.Context, c Config) (_ *Lab, err error) {
-	l := &Lab{Topology: c.Topology, ID: c.ID, file: c.File, binary: c.Binary, log: c.Log, started: time.Now(),
+	l := &Lab{Topology: c.Topology, ID: c.ID, file: c.File, binary: c.Binary, next: c.Next, log: c.Log, started: time.Now(),
 		nodes: map[string]*Node{}, pods: map[string]*podState{}}
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)

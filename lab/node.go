@@ -44,6 +44,8 @@ type Node struct {
 	group   *os.File // cgroup, for starting children
 	net     *os.File
 	procs   map[string]*process
+	// upgraded are the processes that start from the next version of weft.
+	upgraded map[string]bool
 }
 
 // Full is the node's name as scripts write it, such as east/n1.
@@ -276,11 +278,21 @@ func (n *Node) Start(name string) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(n.lab.binary, args[1:]...)
+	cmd := exec.Command(n.program(name), args[1:]...)
 	cmd.Dir = "/"
 	cmd.Env = append(n.lab.environment(), env...)
 	_, err = n.spawnNice(name, cmd, u.nice)
 	return err
+}
+
+// program is the file that one of Weft's own processes is started from.
+func (n *Node) program(process string) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.upgraded[process] {
+		return n.lab.next
+	}
+	return n.lab.binary
 }
 
 // process finds a process by name; nil if it has not been started since power on.

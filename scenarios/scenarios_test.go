@@ -20,7 +20,7 @@ import (
 // wanted lists scenarios that must exist.
 var wanted = []string{
 	"burst", "reused-address", "sealed",
-	"noisy-pod", "debug-trace",
+	"noisy-pod", "debug-trace", "upgrade",
 	"demo", "global-service", "identity-policy", "global-failover", "agent-restart", "control-partition",
 	"encryption", "peer-lifecycle", "cilium-peer", "hybrid", "bad-input", "restore", "backup", "three-servers", "moved-server", "refused",
 	"policy-kinds",
@@ -157,6 +157,10 @@ func needLab(t *testing.T) {
 func TestScenarios(t *testing.T) {
 	needLab(t)
 	weft := build(t)
+	next := filepath.Join(filepath.Dir(weft), "next")
+	if out, err := exec.Command("../internal/next-version.sh", next).CombinedOutput(); err != nil {
+		t.Fatalf("build the next version of weft: %v\n%s", err, out)
+	}
 	for _, file := range files(t) {
 		t.Run(strings.TrimSuffix(file, ".txtar"), func(t *testing.T) {
 			_, topology, err := scenario.Load(file)
@@ -166,7 +170,7 @@ func TestScenarios(t *testing.T) {
 			if err := topology.Missing(); err != nil && os.Getenv("CI") == "" { // which installs them
 				t.Skip(err)
 			}
-			result := scenario.Run(t.Context(), file, scenario.Options{Binary: weft, View: scenario.NewPlain(t.Output())})
+			result := scenario.Run(t.Context(), file, scenario.Options{Binary: weft, Next: next, View: scenario.NewPlain(t.Output())})
 			if !result.OK {
 				t.Fatal(result.Error)
 			}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -33,6 +34,8 @@ func labCommand() *cobra.Command {
 
 func labRunCommand() *cobra.Command {
 	var watch, keep bool
+	var next string
+	var set map[string]string
 	cmd := &cobra.Command{
 		Use:   "run FILE...",
 		Short: "Run scenarios",
@@ -55,12 +58,21 @@ func labRunCommand() *cobra.Command {
 					return usageError{err}
 				}
 			}
+			if next != "" {
+				var err error
+				if next, err = filepath.Abs(next); err == nil {
+					_, err = os.Stat(next)
+				}
+				if err != nil {
+					return usageError{fmt.Errorf("--next: %w", err)}
+				}
+			}
 			if err := lab.Preflight(); err != nil {
 				return incapable{err}
 			}
 			failed := false
 			for _, file := range files {
-				o := scenario.Options{View: labView(cmd, watch, f == "json")}
+				o := scenario.Options{View: labView(cmd, watch, f == "json"), Next: next, Set: set}
 				if keep {
 					o.Keep = keepLab(cmd.ErrOrStderr())
 				}
@@ -80,6 +92,8 @@ func labRunCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&watch, "watch", false, "draw a live picture if the output is a terminal")
 	cmd.Flags().BoolVar(&keep, "keep", false, "keep the clusters up at the end, until interrupted")
+	cmd.Flags().StringVar(&next, "next", "", "another version of weft, to which scripts upgrade (internal/next-version.sh builds one)")
+	cmd.Flags().StringToStringVar(&set, "set", nil, "variables of scripts, instead of the values that they have there")
 	return cmd
 }
 

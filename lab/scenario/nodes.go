@@ -78,6 +78,17 @@ func (v *Live) restart(_ context.Context, args []string) error {
 	return v.processes(args, lab.Restart)
 }
 
+func (v *Live) version(_ context.Context, args []string) error {
+	if len(args) < 2 || args[0] != "first" && args[0] != "next" {
+		return usageError{}
+	}
+	refs, err := v.refs(args[1:])
+	if err != nil {
+		return err
+	}
+	return v.Lab.Upgrade(refs, args[0] == "next")
+}
+
 func (v *Live) ended(_ context.Context, args []string) error {
 	refs, err := v.refs(args)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,9 +22,12 @@ import (
 
 // Options controls how a scenario runs.
 type Options struct {
-	Binary string   // weft; the running program if empty
-	View   View     // shows what happens; may be nil
-	Keep   KeepFunc // if not nil, called before the lab is taken down
+	Binary string // weft; the running program if empty
+	Next   string // another version of it, for the verb version; may be empty
+	// Set replaces what scripts set with env.
+	Set  map[string]string
+	View View     // shows what happens; may be nil
+	Keep KeepFunc // if not nil, called before the lab is taken down
 }
 
 // KeepFunc is called at the end of a run, while the lab is still up. The lab is taken
@@ -136,7 +140,7 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 		}
 	}
 	raising := time.Now()
-	l, err := lab.Raise(ctx, lab.Config{Topology: topology, Binary: o.Binary, File: path})
+	l, err := lab.Raise(ctx, lab.Config{Topology: topology, Binary: o.Binary, Next: o.Next, File: path})
 	if err != nil && ctx.Err() != nil {
 		return errInterrupted
 	}
@@ -160,6 +164,8 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 	if err := live.unpack(s); err != nil {
 		return err
 	}
+	live.state.Given = o.Set
+	maps.Copy(live.state.Env, o.Set)
 	if !topology.Manual {
 		if err := l.Boot(ctx); err != nil {
 			return fmt.Errorf("start the clusters: %w", err)

@@ -44,6 +44,7 @@ func (v *Live) verbs() map[string]script.Command {
 	add(false, "stop", "PROCESS@NODE...", "stops processes with SIGTERM and waits for them", v.stop)
 	add(false, "start", "PROCESS@NODE...", "starts processes", v.start)
 	add(false, "restart", "PROCESS@NODE...", "stops processes and starts them again", v.restart)
+	add(false, "version", "first|next PROCESS@NODE...", "processes start from this version of weft from now on; next is that of --next", v.version)
 	add(false, "ended", "PROCESS@NODE...", "processes exited by themselves, as expected", v.ended)
 	add(false, "power", "off|on NODE...", "kills everything on a machine and unplugs it; or boots it", v.power)
 	add(false, "disk", "fill|free NODE", "fills a limited disk, or frees it", v.disk)

@@ -29,9 +29,9 @@ func init() {
 		"json":   {Usage: "PATH =|!=|~|<|> VALUE", Summary: "compares a value in the JSON that the last command printed", Run: onJSON},
 		"save":   {Usage: "FILE", Summary: "saves the last command's standard output", Run: save},
 		"copies": {Usage: "N FILE TO", Summary: "writes N copies of a file into another, with ${i} counting from 1", Run: copies},
-		"env":    {Usage: "NAME=VALUE...", Summary: "sets variables; the value stdout stands for the last command's standard output", Run: setEnv},
+		"env":    {Usage: "NAME=VALUE...", Summary: "sets variables that `weft lab run --set` does not; the value stdout stands for the last command's standard output", Run: setEnv},
 		"take":   {Usage: "NAME REGEXP", Summary: "sets a variable to what the regexp's group matches in the last command's output", Run: take},
-		"repeat": {Usage: "N … end", Summary: "runs the lines up to end N times, with $i counting from 1"},
+		"repeat": {Usage: "N|$NAME … end", Summary: "runs the lines up to end N times, with $i counting from 1"},
 	}
 }
 
@@ -184,6 +184,9 @@ func setEnv(_ context.Context, s *State, args []string) error {
 		name, value, ok := strings.Cut(arg, "=")
 		if !ok || name == "" {
 			return usage("env")
+		}
+		if _, given := s.Given[name]; given {
+			continue
 		}
 		if value == "stdout" {
 			value = strings.TrimSpace(s.Stdout)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,10 +18,16 @@ import (
 type State struct {
 	Dir    string            // holds the attached files
 	Env    map[string]string // variables
+	Given  map[string]string // of those, what env does not set: the values are already there
 	Stdout string            // of the last command that made output
 	Stderr string
 
 	remake func(context.Context) error // reruns that command
+}
+
+func (s *State) lookup(name string) (string, bool) {
+	v, ok := s.Env[name]
+	return v, ok
 }
 
 // Path resolves a file name of a script.
@@ -95,7 +102,9 @@ func (e *Engine) Check(s *Script) error {
 	walk = func(lines []Line) {
 		for _, l := range lines {
 			if l.Words[0] == "repeat" {
-				if _, err := times(l.Words); err != nil {
+				if len(l.Words) == 2 && strings.Contains(l.Words[1], "$") {
+					// known when it is run
+				} else if _, err := times(l.Words); err != nil {
 					mistakes = append(mistakes, fmt.Errorf("%s:%d: %w", s.Name, l.Number, err))
 				}
 				walk(l.Body)
@@ -166,9 +175,16 @@ func (e *Engine) block(ctx context.Context, s *Script, state *State, lines []Lin
 }
 
 func (e *Engine) repeat(ctx context.Context, s *Script, state *State, l *Line) error {
-	n, err := times(l.Words)
+	words := slices.Clone(l.Words)
+	for i, word := range words {
+		var err error
+		if words[i], err = expand(word, state.lookup); err != nil {
+			return fmt.Errorf("%s:%d: %s: %w", s.Name, l.Number, l.Text, err)
+		}
+	}
+	n, err := times(words)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s:%d: %s: %w", s.Name, l.Number, l.Text, err)
 	}
 	saved := maps.Clone(state.Env)
 	defer func() { state.Env = saved }()
@@ -187,7 +203,7 @@ func (e *Engine) repeat(ctx context.Context, s *Script, state *State, l *Line) e
 func (e *Engine) line(ctx context.Context, state *State, l *Line) (text string, err error) {
 	args := make([]string, len(l.Words))
 	for i, word := range l.Words {
-		if args[i], err = expand(word, func(name string) (string, bool) { v, ok := state.Env[name]; return v, ok }); err != nil {
+		if args[i], err = expand(word, state.lookup); err != nil {
 			return l.Text, err
 		}
 	}

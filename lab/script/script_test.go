@@ -37,6 +37,10 @@ func TestRun(t *testing.T) {
 		"variables":                   {"env who=me\necho $who '$who' ${who}2\nstdout '^me \\$who me2$'", ""},
 		"unknown variable":            {"echo $nobody", "variable $nobody is not set"},
 		"repeat":                      {"repeat 3\ncount\nend\nstdout 'run 3'", ""},
+		"repeat a variable":           {"env N=2\nrepeat $N\ncount\nend\nstdout 'run 2'", ""},
+		"repeat what is no number":    {"env N=no\nrepeat $N\necho\nend", "write repeat and a number above zero"},
+		"repeat an unknown variable":  {"repeat $N\necho\nend", "variable $N is not set"},
+		"given variables":             {"env given=mine other=mine\necho $given $other\nstdout '^theirs mine$'", ""},
 		"round of a failure":          {"repeat 3\necho $i\n! stdout 2\nend", "round 2 of 3"},
 		"unknown command":             {"frobnicate", `x:1: there is no command "frobnicate"`},
 		"repeat without end":          {"repeat 3\necho", "repeat has no end"},
@@ -73,7 +77,7 @@ func TestRun(t *testing.T) {
 					err = Unpack(s, dir)
 				}
 				if err == nil {
-					err = engine().Run(t.Context(), s, &State{Dir: dir})
+					err = engine().Run(t.Context(), s, &State{Dir: dir, Env: map[string]string{"given": "theirs"}, Given: map[string]string{"given": "theirs"}})
 				}
 				switch {
 				case tt.want == "" && err != nil:
