@@ -171,6 +171,11 @@ var sequenceCases = []packetCase{
 		{hook: fromC, in: ip(podC, podA, tcp(7, 80, "R").at(1001, 0)), want: ReasonDelivered},
 		{change: ages(11 * time.Second), hook: fromA, in: ip(podA, podC, tcp(80, 7, "A").at(5001, 1001)), want: ReasonPolicyDenied},
 	}},
+	{name: "a connection into a pod that was met at its end", state: deny(Egress), steps: []step{
+		{hook: fromC, in: ip(podC, podA, tcp(7, 80, "FA").at(1000, 5000)), want: ReasonDelivered},
+		{hook: fromA, in: ip(podA, podC, tcp(80, 7, "FA").at(5000, 1001)), want: ReasonTunnelled},
+		{change: ages(11 * time.Second), hook: fromA, in: ip(podA, podC, tcp(80, 7, "A").at(5001, 1001)), want: ReasonPolicyDenied},
+	}},
 	{name: "a connection through a service", state: onlyC, steps: []step{
 		{hook: fromA, in: ip(podA, far, tcp(1000, 80, "S").at(1000, 0)), want: ReasonTunnelled, out: ip(podA, podC, tcp(1000, 8080, "S").at(1000, 0))},
 		{hook: fromC, in: ip(podC, podA, tcp(8080, 1000, "SA").at(5000, 1001)), want: ReasonDelivered, out: ip(far, podA, tcp(80, 1000, "SA").at(5000, 1001))},

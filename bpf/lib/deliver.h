@@ -59,6 +59,8 @@ once int open_ingress(struct work *w, const struct settings *s, const struct end
 		.owner = o->host ? NODE_ITSELF : p->pod,
 		.said[INGRESS] = {p->seq, p->ack},
 	};
+	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_FIN)
+		f->flags |= FLOW_FIN_REMOTE;
 	return 0;
 }
 
