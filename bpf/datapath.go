@@ -62,6 +62,7 @@ type Datapath struct {
 type options struct {
 	ethernetTunnel bool // lanes carry Ethernet headers, as in test runs
 	clsact         bool // behave as on a kernel without tcx
+	edit           func(*ebpf.CollectionSpec)
 }
 
 // Load brings a new generation into the kernel: it opens the pinned maps with their
@@ -96,6 +97,9 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	}
 	if err := configure(spec, c, o); err != nil {
 		return nil, err
+	}
+	if o.edit != nil {
+		o.edit(spec)
 	}
 	maps, moved, err := openMaps(spec, c.PinDir, c.Log)
 	if err != nil {

@@ -1,0 +1,73 @@
+package model
+
+import (
+	"net/netip"
+
+	"github.com/weft-mesh/weft/bpf"
+)
+
+// ToTunnel is what the node's stack sends into a lane.
+func (n *Node) ToTunnel(device int, frame []byte) Outcome {
+	p, why := n.read(frame, 0)
+	switch {
+	case why == bpf.ReasonNotOurs:
+		return drop(bpf.ReasonNotSupported, bpf.Egress)
+	case why != 0 && why != bpf.ReasonFragment: // a later fragment of the node's own was not noted
+		return drop(why, bpf.Egress)
+	case !n.Ready:
+		return drop(bpf.ReasonNotReady, bpf.Egress)
+	}
+	if !n.own(p.Src) {
+		if n.Pods[p.Src] == nil && !n.isIngress(p.Src) {
+			return drop(bpf.ReasonSpoofedSource, bpf.Egress)
+		}
+		return pass(p, bpf.ReasonEnteredTunnel, bpf.Egress)
+	}
+	if why == 0 {
+		n.noteSent(p)
+	}
+	// Its routes know only one lane; the other must be idle for its key to change.
+	at := n.who(p.Dst)
+	if lane := n.lane(at.node); at.node != 0 && lane != 0 && lane != device {
+		return Outcome{Verdict: Redirect, Device: lane, Reason: bpf.ReasonChangedTunnel, Frame: p.Frame}
+	}
+	return pass(p, bpf.ReasonEnteredTunnel, bpf.Egress)
+}
+
+// noteSent remembers what the node asks, so that the answer is let in. Echoes need no flow.
+func (n *Node) noteSent(p *Packet) {
+	if p.later || p.icmp() && (p.err || p.sense == answers || p.Dport == echo(p.Proto)) {
+		return
+	}
+	key := p.sentKey()
+	f := n.flows.inside[key]
+	if f != nil && !n.over(f, p) {
+		n.advance(f, p, bpf.Egress, false)
+		return
+	}
+	if f != nil {
+		n.flows.remove(f)
+	}
+	n.flows.add(&Flow{Inside: key, To: netip.AddrPortFrom(key.Peer, key.PeerPort), As: key.Port, Identity: host, Via: bpf.ViaTunnel, Seen: n.Now})
+}
+
+// accepts tells why the node takes something from a tunnel, or 0: echoes, which is how nodes
+// learn that a path is alive, and answers to what it asked.
+func (n *Node) accepts(p *Packet) bpf.Reason {
+	if p.err {
+		q, ok := p.readQuote()
+		if !ok || q.src != p.Dst || !isICMP(q.proto) && n.flows.received(Key{q.src, q.dst, q.sport, q.dport, q.proto}) == nil {
+			return bpf.ReasonInvalid
+		}
+		return 0
+	}
+	if p.icmp() && p.Dport == echo(p.Proto) {
+		return 0
+	}
+	f := n.flows.received(p.receivedKey())
+	if f == nil || n.over(f, p) {
+		return bpf.ReasonNodeClosed
+	}
+	n.advance(f, p, bpf.Ingress, false)
+	return 0
+}
