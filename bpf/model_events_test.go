@@ -226,6 +226,11 @@ func (w *world) opens(rng *rand.Rand) step {
 	case 4, 5: // from outside
 		p.src, p.dst = draw(rng, elsewhere(f, 0, 7), elsewhere(f, 1, 7), w.somewhere(rng, f)), p.src
 		at = draw(rng, hook{program: "from_device", device: w.device}, hook{program: "to_pod", device: w.pods[pod], forwarded: true})
+		if rng.IntN(2) == 0 { // a node port or external address
+			f := bit(p.src.Is6())
+			front := draw(rng, netip.AddrPortFrom(elsewhere(f, 2, 1), 30080), netip.AddrPortFrom(elsewhere(f, 2, 9), 80))
+			p.dst, p.dport, at = front.Addr(), front.Port(), hook{program: "from_device", device: w.device}
+		}
 	case 6: // the node's own
 		p.src, p.dst = podAt(f, own, here, 1), p.src
 		at = hook{program: "to_pod", device: w.pods[pod]}

@@ -2,6 +2,7 @@ package bpf_test
 
 import (
 	"bytes"
+	"cmp"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	cmpdiff "github.com/google/go-cmp/cmp"
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/model"
 )
@@ -151,8 +153,8 @@ type tale struct {
 	late  bool // the kernel's clock went on too far to say how old a flow was
 
 	rows  map[bpf.FlowKey]bpf.Flow // as they are in the kernel
+	masks map[model.Key]model.MaskRow
 	event *bpf.Event
-	in    []byte // the frame that is being worked on
 }
 
 func (t *tale) step(s step, rng *rand.Rand) {
@@ -234,7 +236,7 @@ func (t *tale) packet(at hook, frame []byte) {
 		return
 	}
 	t.readFlows()
-	t.event, t.in = event, frame
+	t.event = event
 	want := at.in(t.n, frame)
 	for _, c := range t.n.Complaints() {
 		t.fail("%s", c)
@@ -275,6 +277,12 @@ func (t *tale) readFlows() {
 		t.rows[k] = f
 	}
 	t.must(failed())
+	t.masks = map[model.Key]model.MaskRow{}
+	masks, failed := t.m.Masquerades.All()
+	for k, m := range masks {
+		t.masks[keyOf(k)] = model.MaskRow{Kind: m.Kind, Answer: m.Answer == 1, To: netip.AddrPortFrom(m.Addr.Netip(), m.Port.Number()), Other: m.Other.Number()}
+	}
+	t.must(failed())
 }
 
 // remembered is what both know of a flow.
@@ -313,6 +321,9 @@ func (t *tale) compareFlows() {
 	}
 	for k, have := range got {
 		t.fail("flow %v is remembered: %+v", k, have)
+	}
+	if diff := cmpdiff.Diff(t.n.MaskRows(), t.masks, cmpdiff.Comparer(func(a, b netip.AddrPort) bool { return a == b }), cmpdiff.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.fail("rows of masquerades (- want, + got):\n%s", diff)
 	}
 }
 
@@ -361,6 +372,9 @@ func (t *tale) Backend(k model.Key) (netip.AddrPort, bool) {
 	if f, ok := t.find(k); ok && f.Flags&bpf.FlowService != 0 {
 		return netip.AddrPortFrom(f.Backend.Netip(), f.Bport.Number()), true
 	}
+	if row, ok := t.masks[k]; ok && row.Answer && row.Kind == bpf.MasqueradeExposed {
+		return row.To, true
+	}
 	if t.event != nil {
 		return netip.AddrPortFrom(t.event.Dst.Netip(), t.event.Dport.Number()), true
 	}
@@ -372,8 +386,16 @@ func (t *tale) Port(k model.Key) (uint16, bool) {
 	return f.Flags.Other().Number(), ok && f.Flags.Other() != bpf.Port{}
 }
 
-func (t *tale) Mask(model.Key) (uint16, bool)   { return 0, false }
-func (t *tale) Client(model.Key) (uint16, bool) { return 0, false }
+// Mask is the port of a row by what leaves, Client that of a client's towards its backend.
+func (t *tale) Mask(k model.Key) (uint16, bool) {
+	row, ok := t.masks[k]
+	return row.To.Port(), ok && !row.Answer
+}
+
+func (t *tale) Client(k model.Key) (uint16, bool) {
+	row, ok := t.masks[k]
+	return cmp.Or(row.Other, k.PeerPort), ok && row.Answer
+}
 
 // portClasses writes the classes of ports, the same for every world.
 func (r *rig) portClasses() {

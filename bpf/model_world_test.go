@@ -75,7 +75,7 @@ var portClasses = map[uint8][][]uint16{
 
 // draw makes a world.
 func (r *rig) draw(rng *rand.Rand) *world {
-	w := &world{rig: r, n: model.New(), revision: 1}
+	w := &world{rig: r, n: model.New(), revision: 1, devices: true}
 	r.clear()
 	n := w.n
 	n.Cluster, n.Lanes, n.Ready = own, r.lanes, true
@@ -134,8 +134,26 @@ func (r *rig) draw(rng *rand.Rand) *world {
 	for i := range 4 {
 		w.service(rng, i)
 	}
+	w.outside(rng)
 	w.settings()
 	return w
+}
+
+// outside lets pods leave as the node, mostly: with few ports, or with many.
+func (w *world) outside(rng *rand.Rand) {
+	row := bpf.Masquerading{First: 5000, Last: uint16(draw(rng, 5000, 5002, 30000))}
+	w.n.First, w.n.Last = row.First, row.Last
+	for _, f := range families {
+		if rng.IntN(4) > 0 {
+			w.n.Outside[f] = elsewhere(f, 2, 1)
+			row.Addr[f] = bpf.AddrOf(w.n.Outside[f])
+		}
+		if p, _ := elsewhere(f, 1, 0).Prefix(map[int]int{0: 24, 1: 48}[f]); rng.IntN(3) == 0 {
+			w.n.Native = append(w.n.Native, p)
+			w.must(w.m.Native.Update(bpf.PrefixOf(p), 1))
+		}
+	}
+	w.must(w.m.Masquerading.Update(0, row))
 }
 
 // policies draws sets 1 to 3; pods with set 0 have none, and set 3 may be missing.
@@ -233,6 +251,18 @@ func (w *world) service(rng *rand.Rand, i int) {
 			if i == 3 && proto != 132 { // external
 				d.fronts = append(d.fronts, model.Front{At: netip.AddrPortFrom(elsewhere(f, 2, 1), 30080), Proto: proto}, model.Front{At: netip.AddrPortFrom(elsewhere(f, 2, 9), 80), Proto: proto})
 			}
+		}
+		if i == 3 && rng.IntN(3) == 0 { // clients outside get backends of this cluster alone
+			d.Split = true
+			outer := &drawn{Service: &model.Service{ID: d.ID + 100, Timeout: d.Timeout}, parts: []uint16{own}}
+			outer.Groups = []model.Group{{Cluster: own, Weight: 1, Backends: []model.Backend{w.drawBackend(rng, f, own, port)}}}
+			for _, front := range d.fronts {
+				front.Outside = true
+				outer.fronts = append(outer.fronts, front)
+			}
+			w.services = append(w.services, outer)
+			w.writeService(outer)
+			w.member(model.Member{Service: outer.ID, At: outer.Groups[0].Backends[0].At}, false)
 		}
 		w.services = append(w.services, d)
 		w.writeService(d)

@@ -15,11 +15,13 @@ var hopeless = []bpf.Reason{
 	bpf.ReasonFormerMember, bpf.ReasonNodeAddress, bpf.ReasonNotSupported,
 }
 
+func isHopeless(why bpf.Reason) bool { return slices.Contains(hopeless, why) }
+
 // turnAway drops what a pod sent, and tells it so if that helps.
 func (n *Node) turnAway(p *Packet, v verdict) Outcome {
 	o := dropBy(v, bpf.Egress)
 	exceeded := v.why == bpf.ReasonTTLExceeded // traceroute waits for it
-	if !exceeded && !slices.Contains(hopeless, v.why) || !n.answerable(p) {
+	if !exceeded && !isHopeless(v.why) || !n.answerable(p) {
 		return o
 	}
 	original := *p

@@ -87,7 +87,12 @@ func (n *Node) choose(s *Service, client netip.Addr, outside bool, flow Key) (ne
 	drawn := hat[0]
 	if len(hat) > 1 {
 		var ok bool
-		if drawn, ok = n.Witness.Backend(flow); !ok || !slices.Contains(hat, drawn) {
+		drawn, ok = n.Witness.Backend(flow)
+		if outside && !slices.Contains(hat, drawn) { // it was refused, so nothing tells which it was
+			i := slices.IndexFunc(hat, func(b netip.AddrPort) bool { at, why := n.locate(b.Addr()); return why != 0 || at.via == bpf.ViaStack })
+			drawn = hat[max(i, 0)]
+		}
+		if !slices.Contains(hat, drawn) {
 			n.complain("chose backend %v (known: %v), not one of %v", drawn, ok, hat)
 			drawn = hat[0]
 		}
