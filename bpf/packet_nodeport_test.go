@@ -201,6 +201,12 @@ var nodePortCases = []packetCase{
 		{hook: "out of tunnel", in: ip(podE, ingress, portUnreachable().quoting(ip(ingress, podC, udp(53, 8080)))), want: ReasonSpoofedSource},
 		{hook: "out of tunnel", in: ip(podC, ingress, portUnreachable().quoting(ip(ingress, podC, udp(54, 8080)))), want: ReasonNodeClosed},
 	}},
+	{name: "an error about an idle connection with a backend elsewhere", state: there, steps: []step{
+		{hook: "into node", in: ip(world, outside, tcp(7000, nodePort, "S")), want: ReasonTunnelled, out: ip(ingress, podC, tcp(7000, 8080, "S"))},
+		{hook: "out of tunnel", in: ip(podC, ingress, tcp(8080, 7000, "SA")), want: ReasonToStack, out: ip(podC, world, tcp(8080, 7000, "SA"))},
+		{change: ages(2 * time.Minute), hook: "out of tunnel", in: ip(podC, ingress, portUnreachable().quoting(ip(ingress, podC, tcp(7000, 8080, "PA")))), want: ReasonToStack,
+			out: ip(podC, world, portUnreachable().quoting(ip(world, podC, tcp(7000, 8080, "PA"))))},
+	}},
 	{name: "the own backends go, and the other cluster answers", state: both, steps: []step{
 		{hook: "into node", in: ip(world, outside, tcp(7000, nodePort, "S")), want: ReasonDelivered, out: ip(world, podB, tcp(7000, 8080, "S"))},
 		{hook: "from b", in: ip(podB, world, tcp(8080, 7000, "SA")), want: ReasonToStack},

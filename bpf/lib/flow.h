@@ -127,13 +127,17 @@ inline_always void tried(struct flow *f, __u32 why, __u64 now)
 		f->seen = now;
 }
 
+/* Was this flow of the protocol idle for too long? */
+inline_always int expired(const struct flow *f, __u8 proto, __u64 now)
+{
+	return now > f->seen && now - f->seen > lifetime(f, proto);
+}
+
 /* p cannot belong to this flow any longer: it was idle for too long, or it was closed
  * and p opens a new connection with the same ports. */
 inline_always int over(const struct flow *f, const struct packet *p, __u64 now)
 {
-	if (now > f->seen && now - f->seen > lifetime(f, p->proto))
-		return 1;
-	return opens(p) && closing(f);
+	return expired(f, p->proto, now) || (opens(p) && closing(f));
 }
 
 /* Notes that p passed at the time now. Flags are only set and times only grow, so an

@@ -32,7 +32,8 @@ once int to_client(struct __sk_buff *skb, const struct settings *s)
 	}
 	f = bpf_map_lookup_elem(&flows, key);
 	row = bpf_map_lookup_elem(&masquerades, key);
-	if (!f || f->flags & FLOW_ANSWERS || over(f, p, now) || !row || !row->answer || row->kind != OF_CLIENT)
+	/* An error is about another protocol than its own. */
+	if (!f || f->flags & FLOW_ANSWERS || (p->error ? expired(f, key->proto, now) : over(f, p, now)) || !row || !row->answer || row->kind != OF_CLIENT)
 		return drop(skb, p, REASON_NODE_CLOSED, INGRESS);
 	client = row->addr;
 	if (p->error) {
