@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/weft-mesh/weft/bpf"
@@ -40,25 +39,25 @@ func (w *world) next(rng *rand.Rand, story []sent) step {
 	for {
 		var s step
 		switch n := rng.IntN(100); {
-		case n < 32:
+		case n < 28:
 			s = w.answers(rng, story)
-		case n < 48:
+		case n < 42:
 			s = w.goesOn(rng, story)
-		case n < 68:
+		case n < 58:
 			s = w.opens(rng)
-		case n < 76:
+		case n < 68:
 			s = w.complains(rng, story)
-		case n < 80:
-			s = w.onward(rng, story)
 		case n < 84:
+			s = w.onward(rng, story)
+		case n < 87:
 			s = w.junk(rng)
-		case n < 92:
+		case n < 94:
 			s.pause = draw(rng, 300*time.Millisecond, 300*time.Millisecond, 3300*time.Millisecond, 13700*time.Millisecond, 71900*time.Millisecond, 9000500*time.Millisecond)
 			s.what = fmt.Sprintf("%v pass", s.pause)
 		default:
 			s = w.changes(rng)
 		}
-		if s.what != "" && (w.devices || !strings.HasSuffix(s.at.program, "_device")) {
+		if s.what != "" {
 			return s
 		}
 	}
@@ -80,6 +79,8 @@ func (w *world) receiver(rng *rand.Rand, s sent, p packet) (hook, bool) {
 	switch {
 	case s.out.Verdict == model.Into:
 		return hook{program: "from_pod", device: s.out.Device}, true
+	case s.out.Verdict == model.Redirect && s.out.Device == w.device:
+		return s.at, true // a client that was told something
 	case s.out.Verdict == model.Redirect, s.out.Reason == bpf.ReasonEnteredTunnel:
 		return hook{program: "from_tunnel", device: draw(rng, w.lanes[0], w.lanes[1])}, true
 	case s.at.program == "to_pod":
@@ -217,32 +218,46 @@ func (w *world) opens(rng *rand.Rand) step {
 	pod := rng.IntN(3)
 	p := packet{src: podAt(f, own, here, byte(10+pod)), dst: w.somewhere(rng, f), sport: draw(rng, uint16(1000), 1000, 2000, 8080, 80), dport: draw(rng, uint16(80), 80, 8080, 22, 53)}
 	at := hook{program: "from_pod", device: w.pods[pod]}
-	switch rng.IntN(20) {
+	kind := rng.IntN(24)
+	if w.about == nodePorts && rng.IntN(2) == 0 {
+		kind = 5
+	}
+	switch kind {
 	case 0: // spoofed
 		at.device = w.pods[rng.IntN(3)]
 	case 1, 2, 3: // from another node
 		p.src, p.dst = p.dst, p.src
 		at = hook{program: "from_tunnel", device: w.lanes[rng.IntN(2)]}
-	case 4, 5: // from outside
+	case 4: // from outside
 		p.src, p.dst = draw(rng, elsewhere(f, 0, 7), elsewhere(f, 1, 7), w.somewhere(rng, f)), p.src
 		at = draw(rng, hook{program: "from_device", device: w.device}, hook{program: "to_pod", device: w.pods[pod], forwarded: true})
-		if rng.IntN(2) == 0 { // a node port or external address
-			f := bit(p.src.Is6())
-			front := draw(rng, netip.AddrPortFrom(elsewhere(f, 2, 1), 30080), netip.AddrPortFrom(elsewhere(f, 2, 9), 80))
-			p.dst, p.dport, at = front.Addr(), front.Port(), hook{program: "from_device", device: w.device}
-		}
+	case 5: // the same, to a node port
+		front := draw(rng, exposed(f)...)
+		p.src, p.dst, p.dport = draw(rng, elsewhere(f, 0, 7), elsewhere(f, 0, 7), elsewhere(f, 1, 7)), front.Addr(), front.Port()
+		p.sport = draw(rng, uint16(7000), 7000, 7001)
+		at = hook{program: "from_device", device: w.device}
 	case 6: // the node's own
 		p.src, p.dst = podAt(f, own, here, 1), p.src
 		at = hook{program: "to_pod", device: w.pods[pod]}
 	case 7:
 		p.src = draw(rng, podAt(f, own, here, 1), p.src)
 		at = hook{program: "to_tunnel", device: w.lanes[0]}
+	case 8: // the node's own towards the world, mostly with an identifier that pods may have
+		p.src, p.dst, p.sport = draw(rng, elsewhere(f, 2, 1), elsewhere(f, 2, 1), p.src), draw(rng, elsewhere(f, 0, 7), elsewhere(f, 0, 7), p.dst), uint16(5000+rng.IntN(3))
+		at = hook{program: "to_device", device: w.device}
 	default:
-		if rng.IntN(5) < 3 {
-			front := draw(rng, draw(rng, w.services...).fronts...)
-			if front.At.Addr().Is4() == p.src.Is4() {
-				p.dst, p.dport = front.At.Addr(), front.At.Port()
+		switch front := draw(rng, draw(rng, w.services...).fronts...); {
+		case w.about == masquerading && rng.IntN(2) == 0:
+			p.dst = draw(rng, elsewhere(f, 0, 7), elsewhere(f, 0, 7), elsewhere(f, 1, 7))
+		case w.about == sharing:
+			p.sport = 1000
+			if p.dst = podAt(f, own, here, 10); rng.IntN(3) > 0 {
+				p.dst, p.dport = serviceAt(f, byte(1+rng.IntN(3))), 80
+			} else if p.dport = 8080; rng.IntN(2) == 0 {
+				p.dst = podAt(f, peer, byte(3+rng.IntN(2)), 10)
 			}
+		case front.At.Addr().Is4() == p.src.Is4() && rng.IntN(5) < 3:
+			p.dst, p.dport = front.At.Addr(), front.At.Port()
 		}
 	}
 	p.proto = draw(rng, uint8(6), 6, 6, 6, 17, 17, 17, 132, 1, 1, 47)
@@ -305,16 +320,15 @@ func bit(b bool) int {
 
 // onward takes a frame to the next hook of this node.
 func (w *world) onward(rng *rand.Rand, story []sent) (s step) {
-	o, p, ok := one(rng, story)
-	if !ok || !(o.out.Verdict == model.Redirect || o.out.Reason == bpf.ReasonToStack) {
+	o, p, _ := one(rng, story)
+	switch {
+	case len(story) == 0:
 		return s
-	}
-	s.at = hook{program: "to_tunnel", device: w.lanes[0]}
-	if o.out.Verdict == model.Redirect {
-		s.at.device = o.out.Device
-	} else if w.devices {
+	case o.out.Verdict == model.Redirect && o.out.Device != w.device:
+		s.at = hook{program: "to_tunnel", device: o.out.Device}
+	case o.out.Reason == bpf.ReasonToStack:
 		s.at = hook{program: "to_device", device: w.device}
-	} else {
+	default:
 		return s
 	}
 	s.what, s.frames = fmt.Sprintf("%v: onward %v", s.at, p), [][]byte{o.out.Frame}

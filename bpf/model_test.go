@@ -178,6 +178,9 @@ func (t *tale) step(s step, rng *rand.Rand) {
 // the kernel looks.
 const aged = 80 * time.Millisecond
 
+// tick is more than one of the kernel's coarse clock.
+const tick = 10 * time.Millisecond
+
 // settle makes sure of that, and lets no real time pass for the kernel's rows.
 func (t *tale) settle() (now uint64) {
 	limits := []time.Duration{500 * time.Millisecond, time.Second, bpf.NotTCP, bpf.TCPClosing, bpf.TCPEstablished, 20 * time.Second, 100 * time.Second}
@@ -200,7 +203,8 @@ func (t *tale) settle() (now uint64) {
 	rows := map[bpf.FlowKey]bpf.Flow{}
 	for k, row := range t.rows {
 		if f := t.n.Flows()[keyOf(k)]; f != nil && row.Flags&bpf.FlowAnswers == 0 {
-			row.Seen = now - uint64(t.n.Now-f.Seen)
+			// A tick ago, so that the next sequence number is noted: see lib/sequence.h.
+			row.Seen = now - uint64(t.n.Now-f.Seen+tick)
 			rows[k] = row
 		}
 	}
@@ -252,7 +256,7 @@ func (t *tale) packet(at hook, frame []byte) {
 		t.compare(frame, got.Frame, want.Frame)
 	}
 	t.compareFlows()
-	if got.Verdict != model.Drop {
+	if got.Verdict != model.Drop && model.Sound(frame) {
 		t.story = append(t.story, sent{at, frame, got})
 	}
 }

@@ -17,9 +17,21 @@ type world struct {
 	n         *model.Node
 	services  []*drawn
 	revision  uint32
-	devices   bool // the hooks of the device are in use
+	about     theme
+	calm      bool // nothing is forbidden or broken, at first: connections go on for longer
 	datagrams uint32
 }
+
+// theme is what most connections of a seed are about.
+type theme int
+
+const (
+	anything theme = iota
+	nodePorts
+	masquerading
+	sharing // one source port, many services with few backends
+	themes
+)
 
 // drawn is a service with its rows.
 type drawn struct {
@@ -66,6 +78,11 @@ const (
 
 var nodeOf = map[uint16]byte{2: own, 3: peer, 4: peer}
 
+// exposed are the node ports and external addresses of the service that has some.
+func exposed(family int) []netip.AddrPort {
+	return []netip.AddrPort{netip.AddrPortFrom(elsewhere(family, 2, 1), 30080), netip.AddrPortFrom(elsewhere(family, 2, 1), 30081), netip.AddrPortFrom(elsewhere(family, 2, 9), 80)}
+}
+
 func draw[T any](rng *rand.Rand, of ...T) T { return of[rng.IntN(len(of))] }
 
 // portClasses are the ports that policies name, by protocol.
@@ -75,7 +92,7 @@ var portClasses = map[uint8][][]uint16{
 
 // draw makes a world.
 func (r *rig) draw(rng *rand.Rand) *world {
-	w := &world{rig: r, n: model.New(), revision: 1, devices: true}
+	w := &world{rig: r, n: model.New(), revision: 1, about: theme(rng.IntN(int(themes))), calm: rng.IntN(3) > 0}
 	r.clear()
 	n := w.n
 	n.Cluster, n.Lanes, n.Ready = own, r.lanes, true
@@ -86,18 +103,16 @@ func (r *rig) draw(rng *rand.Rand) *world {
 		return draw(rng, bpf.PathAlive, bpf.PathAlive, bpf.PathAlive, bpf.PathSilent, bpf.PathDead)
 	}
 	for _, cluster := range []uint16{own, peer} {
-		w.cluster(cluster, draw(rng, bpf.PathAlive, bpf.PathAlive, bpf.PathAlive, pathOf()))
+		w.cluster(cluster, draw(rng, bpf.PathAlive, pathOf()))
 	}
 	for node := range nodeOf {
-		w.peer(node, model.Peer{Path: pathOf(), Lane: rng.IntN(2), Keyed: rng.IntN(12) > 0})
+		w.peer(node, model.Peer{Path: pathOf(), Lane: rng.IntN(2), Keyed: w.calm || rng.IntN(12) > 0})
 	}
 	for _, f := range families {
-		everything := netip.PrefixFrom(podAt(f, 0, 0, 0), 0).Masked()
 		if rng.IntN(2) == 0 {
 			w.prefix(netip.PrefixFrom(netip.AddrFrom16([16]byte{}), 0), model.Owner{Identity: 9})
 			w.prefix(netip.PrefixFrom(netip.IPv4Unspecified(), 0), model.Owner{Identity: 8})
 		}
-		_ = everything
 		for _, c := range []byte{own, peer, former} {
 			flags := bpf.IPMember
 			if c == former {
@@ -123,10 +138,14 @@ func (r *rig) draw(rng *rand.Rand) *world {
 		w.host(elsewhere(f, 2, 2), model.Owner{Identity: 6, Flags: bpf.IPNode}) // another one's
 	}
 	w.policies(rng)
+	sets := 4
+	if w.calm {
+		sets = 1
+	}
 	for i, device := range r.pods {
 		for _, f := range families {
 			w.pod(podAt(f, own, here, byte(10+i)), &model.Pod{
-				Device: device, Identity: own<<16 + uint32(10+i), Set: uint32(rng.IntN(4)), ID: uint16(i + 1), Held: rng.IntN(20) == 0,
+				Device: device, Identity: own<<16 + uint32(10+i), Set: uint32(rng.IntN(sets)), ID: uint16(i + 1), Held: !w.calm && rng.IntN(20) == 0,
 				MAC: [6]byte{0xaa, 5: byte(10 + i)}, Host: [6]byte{0xaa, 5: 0xf},
 			})
 		}
@@ -201,6 +220,9 @@ func (w *world) drawSet(rng *rand.Rand, id uint32) *model.Set {
 // backendAt are the places where backends may be.
 func (w *world) drawBackend(rng *rand.Rand, family int, cluster uint16, port uint16) model.Backend {
 	pod := byte(10 + rng.IntN(3))
+	if w.about == sharing {
+		pod = 10
+	}
 	if cluster == own && rng.IntN(3) > 0 {
 		return model.Backend{At: netip.AddrPortFrom(podAt(family, own, here, pod), port)}
 	}
@@ -232,7 +254,9 @@ func (w *world) service(rng *rand.Rand, i int) {
 		if i == 2 {
 			port = 80 // as its own, so that SCTP works
 		}
-		for _, part := range []uint16{own, peer, bpf.PartOf(peer, 1), bpf.PartOf(own, 1)}[:rng.IntN(5)] {
+		parts := []uint16{own, peer, bpf.PartOf(peer, 1), bpf.PartOf(own, 1)}
+		rng.Shuffle(len(parts), func(i, j int) { parts[i], parts[j] = parts[j], parts[i] })
+		for _, part := range parts[:min(rng.IntN(6), 4)] {
 			cluster, _ := bpf.ClusterOf(part)
 			g := model.Group{Cluster: cluster, Tier: uint8(rng.IntN(3)), Weight: 1}
 			for range rng.IntN(4) {
@@ -248,8 +272,10 @@ func (w *world) service(rng *rand.Rand, i int) {
 			if i == 0 { // a second port, from which a port is shared
 				d.fronts = append(d.fronts, model.Front{At: netip.AddrPortFrom(serviceAt(f, byte(i+1)), 8080), Proto: proto})
 			}
-			if i == 3 && proto != 132 { // external
-				d.fronts = append(d.fronts, model.Front{At: netip.AddrPortFrom(elsewhere(f, 2, 1), 30080), Proto: proto}, model.Front{At: netip.AddrPortFrom(elsewhere(f, 2, 9), 80), Proto: proto})
+			if i == 3 && proto != 132 {
+				for _, at := range exposed(f) {
+					d.fronts = append(d.fronts, model.Front{At: at, Proto: proto})
+				}
 			}
 		}
 		if i == 3 && rng.IntN(3) == 0 { // clients outside get backends of this cluster alone

@@ -326,10 +326,10 @@ func (p *Packet) rewrite(s side, to netip.AddrPort) bpf.Reason {
 	if p.Proto == sctp && *port != to.Port() { // its checksum covers its ports
 		return bpf.ReasonNotSupported
 	}
-	before := slices.Clone(p.Frame)
+	before, other := slices.Clone(p.Frame), *port != to.Port()
 	*addr, *port = to.Addr(), to.Port()
 	p.writeAddr(s, to.Addr())
-	if !p.later && !p.err && p.Proto != sctp {
+	if other && !p.later && !p.err {
 		at := p.l4 + map[side]int{source: 0, destination: 2}[s]
 		if p.icmp() {
 			at = p.l4 + 4

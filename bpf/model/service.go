@@ -88,9 +88,8 @@ func (n *Node) choose(s *Service, client netip.Addr, outside bool, flow Key) (ne
 	if len(hat) > 1 {
 		var ok bool
 		drawn, ok = n.Witness.Backend(flow)
-		if outside && !slices.Contains(hat, drawn) { // it was refused, so nothing tells which it was
-			i := slices.IndexFunc(hat, func(b netip.AddrPort) bool { at, why := n.locate(b.Addr()); return why != 0 || at.via == bpf.ViaStack })
-			drawn = hat[max(i, 0)]
+		if !slices.Contains(hat, drawn) { // it was refused, and nothing tells which it was
+			drawn = n.refusable(hat, client, outside)
 		}
 		if !slices.Contains(hat, drawn) {
 			n.complain("chose backend %v (known: %v), not one of %v", drawn, ok, hat)
@@ -101,6 +100,18 @@ func (n *Node) choose(s *Service, client netip.Addr, outside bool, flow Key) (ne
 		n.sessions[key] = &lasting{n.Now, drawn}
 	}
 	return drawn, 0
+}
+
+// refusable is the backend that a connection can have got if it was refused after the choice:
+// the client itself, or for clients outside one that cannot be reached.
+func (n *Node) refusable(hat []netip.AddrPort, client netip.Addr, outside bool) (none netip.AddrPort) {
+	for _, b := range hat {
+		at, why := n.locate(b.Addr())
+		if b.Addr() == client || outside && (why != 0 || at.via == bpf.ViaStack) {
+			return b
+		}
+	}
+	return none
 }
 
 // takes tells whether a client may stay with its backend: that takes connections, and its path
