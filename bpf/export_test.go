@@ -24,5 +24,8 @@ func LoadEdited(c Config, edit func(*ebpf.CollectionSpec)) (*Datapath, error) {
 func (d *Datapath) Program(name string) *ebpf.Program { return d.progs[name] }
 func (d *Datapath) Map(name string) *ebpf.Map         { return d.maps[name] }
 
+// CloseWaitingRoom has no fragment wait for the first of its datagram any more.
+func (d *Datapath) CloseWaitingRoom() error { return d.waiting.Put(uint32(0), uint32(0)) }
+
 // Forget is how Sweep deletes flows.
 func (d *Datapath) Forget(dead []FlowKey, now uint64) (int, error) { return d.forget(dead, now) }

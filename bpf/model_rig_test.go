@@ -101,6 +101,9 @@ func newRig(t testing.TB) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.d.Close() })
+	if err := r.d.CloseWaitingRoom(); err != nil { // a fragment that waits is no outcome
+		t.Fatal(err)
+	}
 	r.m = r.d.Maps()
 	for i := range r.pods {
 		r.pods[i] = bpf.AddVeth(t, fmt.Sprint("pod", i))
@@ -167,7 +170,7 @@ func (r *rig) run(h hook, frame []byte) (o model.Outcome, event *bpf.Event, err 
 		return o, nil, err
 	}
 	switch action {
-	case 0:
+	case 1<<32 - 1: // TC_ACT_UNSPEC: others at the hook decide too
 		o.Verdict, o.Frame = model.Pass, opts.DataOut
 	case 2:
 		o.Verdict = model.Drop

@@ -64,7 +64,7 @@ func (t Topology) Missing() error {
 	if len(tools) == 0 {
 		return nil
 	}
-	return fmt.Errorf("needs %s: apt-get install %s", strings.Join(tools, ", "), strings.Join(packages, " "))
+	return fmt.Errorf("missing %s: apt-get install %s", strings.Join(tools, ", "), strings.Join(packages, " "))
 }
 
 // canBPF checks for the file system that pins need, and makes the smallest possible

@@ -87,7 +87,7 @@ func TestMissingTools(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := top.Missing(); err == nil || err.Error() != "needs no-such-tool, nor-this: apt-get install some-package another" {
+	if err := top.Missing(); err == nil || err.Error() != "missing no-such-tool, nor-this: apt-get install some-package another" {
 		t.Errorf("missing: %v", err)
 	}
 	delete(top.Tools, "no-such-tool")

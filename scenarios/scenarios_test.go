@@ -168,7 +168,7 @@ func TestScenarios(t *testing.T) {
 				t.Fatal(err)
 			}
 			if err := topology.Missing(); err != nil && os.Getenv("CI") == "" { // which installs them
-				t.Skip(err)
+				t.Skipf("needs other programs: %v", err)
 			}
 			result := scenario.Run(t.Context(), file, scenario.Options{Binary: weft, Next: next, View: scenario.NewPlain(t.Output())})
 			if !result.OK {

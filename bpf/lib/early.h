@@ -44,7 +44,7 @@ inline_always int may_wait(__u32 owner)
 
 /* Has a fragment of which p has the addresses wait, if it may. Returns an action, or
  * NO_ROOM: then it is as if nobody had asked. */
-#define NO_ROOM (-1)
+#define NO_ROOM 0
 once int wait_for_first(struct __sk_buff *skb, const struct packet *p, __u32 owner, __u32 dir)
 {
 	__u32 zero = 0, *room = bpf_map_lookup_elem(&waiting_room, &zero), waits = 0;

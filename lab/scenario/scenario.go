@@ -128,7 +128,7 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 		return err
 	}
 	if err := topology.Missing(); err != nil {
-		return fmt.Errorf("scenario %s %w", s.Name, err)
+		return fmt.Errorf("scenario %s: %w", s.Name, err)
 	}
 	if _, err := lab.Prune(); err != nil {
 		return err
