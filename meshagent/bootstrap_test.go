@@ -214,8 +214,8 @@ func (s *sink[K, V]) All() (iter.Seq2[K, V], func() error) {
 // forgetful are tunnels that take every peer, and have none.
 type forgetful struct{ tunnel.Lanes }
 
-func (forgetful) Set(context.Context, []tunnel.Peer, bool) ([]tunnel.Refusal, error) {
-	return nil, nil
+func (f forgetful) Set(ctx context.Context, _ []tunnel.Peer, _ bool) (tunnel.Status, error) {
+	return f.Status(ctx)
 }
 
 func (forgetful) Change(context.Context, []tunnel.Peer, []string, bool) (tunnel.Verdicts, error) {

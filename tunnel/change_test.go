@@ -73,7 +73,7 @@ func changeIsAsSet(t *testing.T, random *rand.Rand) {
 		maps.Copy(refused, verdicts)
 		maps.DeleteFunc(refused, func(_, why string) bool { return why == "" })
 		want := map[string]string{}
-		for _, r := range all {
+		for _, r := range all.Refused {
 			want[r.Cluster+"/"+r.Node] = r.Reason
 		}
 		if !maps.Equal(refused, want) {

@@ -19,6 +19,8 @@ func (b blind) Device(name string) (*wgtypes.Device, error) {
 	return &d, nil
 }
 
+func (b blind) Head(name string) (*wgtypes.Device, error) { return b.Device(name) }
+
 func (b blind) ConfigureDevice(name string, c wgtypes.Config) error {
 	if c.PrivateKey != nil {
 		b.devices[name].PrivateKey = *c.PrivateKey

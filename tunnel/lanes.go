@@ -36,8 +36,9 @@ type Lanes interface {
 	// Set gives both devices the wanted peers. Unchanged peers are not touched.
 	// Peers that are not wanted are removed only if complete is set, which says
 	// that want lists all peers. Wanted peers that contradict each other are
-	// refused and returned; the others are configured.
-	Set(ctx context.Context, want []Peer, complete bool) ([]Refusal, error)
+	// refused and returned; the others are configured. It reads the devices, once if
+	// nothing has to be changed, and returns what they have then.
+	Set(ctx context.Context, want []Peer, complete bool) (Status, error)
 	// Change is Set for a few: all others stay as Set was told, and no device is read,
 	// so that it costs what the change is. Peers that are gone are removed only if
 	// complete is set. It returns the verdict on each wanted peer that the change
@@ -96,6 +97,8 @@ type Status struct {
 	// Status is called: data between two calls counts as received at the second.
 	Quiet [LaneCount]time.Duration
 	Peers []PeerStatus
+	// Refused are those that Set did not configure.
+	Refused []Refusal
 }
 
 // PeerStatus is one wanted peer as the devices see it.

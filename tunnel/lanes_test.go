@@ -41,9 +41,9 @@ func pass(d time.Duration) { <-time.After(d) }
 
 func mustSet(t *testing.T, w *WireGuard, complete bool, want ...Peer) {
 	t.Helper()
-	refused, err := w.Set(t.Context(), want, complete)
-	if err != nil || len(refused) > 0 {
-		t.Fatalf("set: %v, refused %v", err, refused)
+	st, err := w.Set(t.Context(), want, complete)
+	if err != nil || len(st.Refused) > 0 {
+		t.Fatalf("set: %v, refused %v", err, st.Refused)
 	}
 }
 
@@ -155,9 +155,9 @@ func TestRefusedPeerIsLeftAsItWas(t *testing.T) {
 	mustSet(t, w, true, a, b)
 	before := m.holds("weft0")
 	b.Allowed = a.Allowed
-	refused, err := w.Set(t.Context(), []Peer{a, b}, true)
-	if err != nil || len(refused) != 1 || refused[0].Node != "b" {
-		t.Fatalf("refused %v, %v, want b", refused, err)
+	st, err := w.Set(t.Context(), []Peer{a, b}, true)
+	if err != nil || len(st.Refused) != 1 || st.Refused[0].Node != "b" {
+		t.Fatalf("refused %v, %v, want b", st.Refused, err)
 	}
 	if got := m.holds("weft0"); got != before {
 		t.Errorf("weft0 holds\n%s\nwant what it had\n%s", got, before)
@@ -168,8 +168,8 @@ func TestRefusedPeerIsLeftAsItWas(t *testing.T) {
 		t.Fatal(err)
 	}
 	mimic.Keys[0] = own.Lanes[1].PublicKey
-	if refused, err = w.Set(t.Context(), []Peer{mimic}, false); err != nil || len(refused) != 1 || !strings.Contains(refused[0].Reason, "own public key") {
-		t.Errorf("with our own key: %v, %v", refused, err)
+	if st, err = w.Set(t.Context(), []Peer{mimic}, false); err != nil || len(st.Refused) != 1 || !strings.Contains(st.Refused[0].Reason, "own public key") {
+		t.Errorf("with our own key: %v, %v", st.Refused, err)
 	}
 }
 

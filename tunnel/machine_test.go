@@ -51,6 +51,8 @@ func (m *machine) Device(name string) (*wgtypes.Device, error) {
 	return &clone, nil
 }
 
+func (m *machine) Head(name string) (*wgtypes.Device, error) { return m.Device(name) }
+
 func (m *machine) ConfigureDevice(name string, c wgtypes.Config) error {
 	if m.failure != nil {
 		return m.failure

@@ -262,9 +262,9 @@ func (n *node) set(peers ...tunnel.Peer) {
 	n.t.Helper()
 	n.peers = peers
 	n.do(func() error {
-		refused, err := n.lanes.Set(context.Background(), peers, true)
-		if len(refused) > 0 {
-			return fmt.Errorf("refused: %v", refused)
+		st, err := n.lanes.Set(context.Background(), peers, true)
+		if len(st.Refused) > 0 {
+			return fmt.Errorf("refused: %v", st.Refused)
 		}
 		return err
 	})

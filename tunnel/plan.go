@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -22,20 +23,13 @@ const Keepalive = 25 * time.Second
 // The order within the plan matters: giving an address to its new owner takes it from
 // the old one in the same instant, so peers that get addresses come before peers that
 // are removed.
-func plan(lane int, device []wgtypes.Peer, admitted []Peer, before roster, keep map[Key]bool, calls func(Key) bool, complete bool) []wgtypes.PeerConfig {
-	present := map[Key]wgtypes.Peer{}
-	for _, p := range device {
-		present[Key(p.PublicKey)] = p
-	}
-	wanted := map[Key]bool{}
-	claimed := map[netip.Prefix]bool{}
+func plan(lane int, device []wgtypes.Peer, admitted []*Peer, before roster, keep map[Key]bool, calls func(key Key, there bool) bool, complete bool) []wgtypes.PeerConfig {
+	present := peersByKey(device)
+	wanted := make(map[Key]bool, len(admitted))
 	replaced := map[Key]bool{}
 	for _, p := range admitted {
 		if key := p.Keys[lane]; !key.IsZero() {
 			wanted[key] = true
-			for _, prefix := range p.Allowed {
-				claimed[prefix] = true
-			}
 		}
 		// A node that announces a new key has given up the old one.
 		if old := before[p.Name()]; old != nil && old.Keys[lane] != p.Keys[lane] {
@@ -44,7 +38,7 @@ func plan(lane int, device []wgtypes.Peer, admitted []Peer, before roster, keep 
 	}
 
 	var changes, gone []wgtypes.PeerConfig
-	var orphans []net.IPNet
+	lost := map[netip.Prefix]bool{}
 	for _, p := range admitted {
 		key := p.Keys[lane]
 		if key.IsZero() {
@@ -53,29 +47,35 @@ func plan(lane int, device []wgtypes.Peer, admitted []Peer, before roster, keep 
 		old := before[p.Name()]
 		moved := old == nil || old.Endpoint[lane] != p.Endpoint[lane] || old.Keys[lane] != key
 		now, there := present[key]
-		change, lost := update(key, p.Endpoint[lane], p.Allowed, now, there, moved, calls(key))
-		if change != nil {
+		if !there {
+			now = &wgtypes.Peer{}
+		}
+		if change := update(key, p.Endpoint[lane], p.Allowed, now, there, moved, calls(key, there), lost); change != nil {
 			changes = append(changes, *change)
 		}
-		for _, prefix := range lost {
-			if !claimed[prefix] {
-				orphans = append(orphans, ipNet(prefix))
+	}
+	if len(lost) > 0 {
+		for _, p := range admitted {
+			if !p.Keys[lane].IsZero() {
+				for _, prefix := range p.Allowed {
+					delete(lost, prefix) // its new owner takes it
+				}
 			}
 		}
 	}
-	for _, p := range device {
-		key := Key(p.PublicKey)
+	for i := range device {
+		key := Key(device[i].PublicKey)
 		if wanted[key] || keep[key] || !(complete || replaced[key]) {
 			continue
 		}
-		gone = append(gone, wgtypes.PeerConfig{PublicKey: p.PublicKey, Remove: true})
+		gone = append(gone, wgtypes.PeerConfig{PublicKey: device[i].PublicKey, Remove: true})
 	}
-	return slices.Concat(changes, drop(orphans), gone)
+	return slices.Concat(changes, drop(lost), gone)
 }
 
-// update is the change for one wanted peer, nil if there is none, and the prefixes
+// update is the change for one wanted peer, nil if there is none. It adds the prefixes to lost
 // that it has but should not have.
-func update(key Key, endpoint netip.AddrPort, allowed []netip.Prefix, now wgtypes.Peer, there, moved, calls bool) (*wgtypes.PeerConfig, []netip.Prefix) {
+func update(key Key, endpoint netip.AddrPort, allowed []netip.Prefix, now *wgtypes.Peer, there, moved, calls bool, lost map[netip.Prefix]bool) *wgtypes.PeerConfig {
 	change := wgtypes.PeerConfig{PublicKey: wgtypes.Key(key)}
 	changed := !there
 	// A roaming peer has a better endpoint than the announced one, so only a newly
@@ -89,40 +89,40 @@ func update(key Key, endpoint netip.AddrPort, allowed []netip.Prefix, now wgtype
 		change.PersistentKeepaliveInterval = &interval
 		changed = true
 	}
-	var lost []netip.Prefix
-	has := map[netip.Prefix]bool{}
+	has := make([]netip.Prefix, 0, 4)
 	for _, n := range now.AllowedIPs {
 		prefix := fromIPNet(n)
-		has[prefix] = true
-		if !slices.Contains(allowed, prefix) {
-			lost = append(lost, prefix)
+		if has = append(has, prefix); !slices.Contains(allowed, prefix) {
+			lost[prefix] = true
 		}
 	}
 	for _, prefix := range allowed {
-		if !has[prefix] {
+		if !slices.Contains(has, prefix) {
 			change.AllowedIPs = append(change.AllowedIPs, ipNet(prefix))
 			changed = true
 		}
 	}
 	if !changed {
-		return nil, lost
+		return nil
 	}
-	return &change, lost
+	return &change
 }
 
 // drop takes single prefixes from whichever peer has them. Replacing that peer's list
 // would empty it first and lose packets, so the prefixes are given to a peer that
 // does not exist, and that peer is removed.
-func drop(prefixes []net.IPNet) []wgtypes.PeerConfig {
+func drop(prefixes map[netip.Prefix]bool) []wgtypes.PeerConfig {
 	if len(prefixes) == 0 {
 		return nil
 	}
 	// A key that no node has, and without an endpoint, so that nothing is sent.
-	nobody := wgtypes.Key{31: 0x42}
-	return []wgtypes.PeerConfig{
-		{PublicKey: nobody, AllowedIPs: prefixes},
-		{PublicKey: nobody, Remove: true},
+	nobody := wgtypes.PeerConfig{PublicKey: wgtypes.Key{31: 0x42}}
+	taken := nobody
+	for _, prefix := range slices.SortedFunc(maps.Keys(prefixes), netip.Prefix.Compare) {
+		taken.AllowedIPs = append(taken.AllowedIPs, ipNet(prefix))
 	}
+	nobody.Remove = true
+	return []wgtypes.PeerConfig{taken, nobody}
 }
 
 func sameEndpoint(have *net.UDPAddr, want netip.AddrPort) bool {

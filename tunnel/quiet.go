@@ -26,9 +26,10 @@ func (w *watch) packets(received uint64, now time.Time) {
 // bytes takes the number of bytes that each peer has sent. The kernel counts
 // handshakes and keepalives too, so a difference is data only if they do not explain
 // it.
-func (w *watch) bytes(peers map[Key]wgtypes.Peer, now time.Time) {
+func (w *watch) bytes(peers []wgtypes.Peer, now time.Time) {
 	seen := make(map[Key]int64, len(peers))
-	for key, p := range peers {
+	for i := range peers {
+		p, key := &peers[i], Key(peers[i].PublicKey)
 		seen[key] = p.ReceiveBytes
 		before := w.perPeer[key]
 		if before > p.ReceiveBytes {

@@ -47,8 +47,8 @@ type asking struct {
 func (s strangers) due(own Key, peers []wgtypes.Peer, silent map[Key]bool, since, now time.Time) (due []wgtypes.Peer, awaited map[Key]bool) {
 	waiting := map[Key]bool{}
 	awaited = map[Key]bool{}
-	for _, p := range peers {
-		key := Key(p.PublicKey)
+	for i := range peers {
+		p, key := &peers[i], Key(peers[i].PublicKey)
 		shaken := p.LastHandshakeTime.After(time.Unix(0, 0)) && p.LastHandshakeTime.After(since)
 		if p.Endpoint == nil || shaken && !(silent[key] && unheard(p, now)) {
 			if shaken && silent[key] && p.ReceiveBytes <= withoutData {
@@ -88,7 +88,7 @@ func (s strangers) due(own Key, peers []wgtypes.Peer, silent map[Key]bool, since
 			pause += pause / 2
 		}
 		if now.Sub(a.since) >= pause {
-			due = append(due, p)
+			due = append(due, *p)
 			s[key] = asking{since: now, times: a.times + 1} // its counters begin anew
 		}
 	}
@@ -106,23 +106,28 @@ const withoutData = 2 * (messageInitiation + messageResponse + messageKeepalive)
 // unheard reports whether a peer, for all that was sent to it since its handshake, has sent
 // nothing but handshakes and keepalives. If it is silent as well, the two may have keys that
 // differ. A peer that was heard and then fell silent keeps its session for when it is back.
-func unheard(p wgtypes.Peer, now time.Time) bool {
+func unheard(p *wgtypes.Peer, now time.Time) bool {
 	return now.Sub(p.LastHandshakeTime) >= time.Second && p.ReceiveBytes <= withoutData && p.TransmitBytes > withoutData
 }
 
 // renewLocked is the change that replaces admitted peers of the lane by equal new ones.
 // They keep the endpoint where they were last heard, which is better than the
 // announced one. It also returns the peers whose call is awaited.
-func (w *WireGuard) renewLocked(lane int, held []wgtypes.Peer, admitted []Peer, silentNames map[string]bool) (change []wgtypes.PeerConfig, awaited map[Key]bool) {
-	wanted, silent := map[Key]bool{}, map[Key]bool{}
+func (w *WireGuard) renewLocked(lane int, held []wgtypes.Peer, admitted []*Peer, silentNames map[string]bool) (change []wgtypes.PeerConfig, awaited map[Key]bool) {
+	wanted, silent := make(map[Key]bool, len(admitted)), map[Key]bool{}
 	for _, p := range admitted {
 		wanted[p.Keys[lane]] = true
-		if silentNames[p.Name()] {
+		if len(silentNames) > 0 && silentNames[p.Name()] {
 			silent[p.Keys[lane]] = true
 		}
 	}
-	held = slices.DeleteFunc(slices.Clone(held), func(p wgtypes.Peer) bool { return !wanted[Key(p.PublicKey)] })
+	if slices.ContainsFunc(held, func(p wgtypes.Peer) bool { return !wanted[Key(p.PublicKey)] }) {
+		held = slices.DeleteFunc(slices.Clone(held), func(p wgtypes.Peer) bool { return !wanted[Key(p.PublicKey)] })
+	}
 	due, awaited := w.asked[lane].due(w.own.Lanes[lane].PublicKey, held, silent, w.keys.Lanes[lane].Since, time.Now())
+	if len(w.asked[lane]) == 0 {
+		w.asked[lane] = strangers{} // a map that has been large stays so
+	}
 	for _, p := range due {
 		change = append(change,
 			wgtypes.PeerConfig{PublicKey: p.PublicKey, Remove: true},

@@ -316,12 +316,12 @@ func TestStrangersAreQuiet(t *testing.T) {
 	w := watch{last: start}
 	key := Key{1}
 	for i, received := range []int64{0, messageInitiation, 0, messageResponse, messageKeepalive} {
-		w.bytes(map[Key]wgtypes.Peer{key: {ReceiveBytes: received}}, start.Add(time.Duration(i)*time.Second))
+		w.bytes([]wgtypes.Peer{{PublicKey: wgtypes.Key(key), ReceiveBytes: received}}, start.Add(time.Duration(i)*time.Second))
 	}
 	if !w.last.Equal(start) {
 		t.Errorf("what a new peer was sent counts as data, %v after the start", w.last.Sub(start))
 	}
-	w.bytes(map[Key]wgtypes.Peer{key: {ReceiveBytes: messageKeepalive + 64}}, start.Add(time.Minute))
+	w.bytes([]wgtypes.Peer{{PublicKey: wgtypes.Key(key), ReceiveBytes: messageKeepalive + 64}}, start.Add(time.Minute))
 	if got := w.last.Sub(start); got != time.Minute {
 		t.Errorf("data was last seen after %v, want a minute", got)
 	}

@@ -14,7 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/weft-mesh/weft/internal/pace"
@@ -63,8 +62,10 @@ var _ Lanes = (*WireGuard)(nil)
 
 // control is what we need of wgctrl.
 type control interface {
-	// Device reads a device; fs.ErrNotExist if nothing serves it.
+	// Device reads a device; fs.ErrNotExist if nothing serves it. Head may leave its peers
+	// out.
 	Device(name string) (*wgtypes.Device, error)
+	Head(name string) (*wgtypes.Device, error)
 	// ConfigureDevice applies a change; what it does not name stays.
 	ConfigureDevice(name string, change wgtypes.Config) error
 }
@@ -102,21 +103,24 @@ func NewLanes(cfg LanesConfig) *WireGuard {
 func (w *WireGuard) Ensure(context.Context) (Own, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, err := w.ensureLocked(); err != nil {
+	if _, err := w.ensureLocked(w.control.Head); err != nil {
 		return Own{}, fmt.Errorf("set up tunnels: %w", err)
 	}
 	return w.own, nil
 }
 
-// ensureLocked brings up the devices with our keys and returns their configuration.
-func (w *WireGuard) ensureLocked() (held [LaneCount]*wgtypes.Device, err error) {
+// reader is one of control's two ways to read a device.
+type reader func(name string) (*wgtypes.Device, error)
+
+// ensureLocked brings up the devices with our keys and returns what it has read of them.
+func (w *WireGuard) ensureLocked(read reader) (held [LaneCount]*wgtypes.Device, err error) {
 	var own Own
 	for i, name := range w.cfg.Devices {
 		own.Lanes[i].Device, own.Lanes[i].Port = name, w.cfg.Ports[i]
 		if own.Lanes[i].Ifindex, own.Lanes[i].Kind, err = w.links.ensure(name); err != nil {
 			return held, err
 		}
-		if held[i], err = w.deviceLocked(name); err != nil {
+		if held[i], err = readDevice(read, name); err != nil {
 			return held, err
 		}
 	}
@@ -142,7 +146,7 @@ func (w *WireGuard) ensureLocked() (held [LaneCount]*wgtypes.Device, err error) 
 			w.keys.Lanes[i].Since = time.Now()
 			w.unsaved[keyringFile(w.cfg.StateDir)] = true
 			// The device drops peers whose key equals its own new one.
-			if held[i], err = w.deviceLocked(name); err != nil {
+			if held[i], err = readDevice(read, name); err != nil {
 				return held, err
 			}
 		}
@@ -242,8 +246,8 @@ func (w *WireGuard) loadLocked(held [LaneCount]*wgtypes.Device) error {
 	return nil
 }
 
-func (w *WireGuard) deviceLocked(name string) (*wgtypes.Device, error) {
-	dev, err := w.control.Device(name)
+func readDevice(read reader, name string) (*wgtypes.Device, error) {
+	dev, err := read(name)
 	switch {
 	case err == nil:
 		return dev, nil
@@ -254,12 +258,12 @@ func (w *WireGuard) deviceLocked(name string) (*wgtypes.Device, error) {
 }
 
 // Set implements Lanes.
-func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) ([]Refusal, error) {
+func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) (Status, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	held, err := w.ensureLocked()
+	held, err := w.ensureLocked(w.control.Device)
 	if err != nil {
-		return nil, fmt.Errorf("set peers: %w", err)
+		return Status{}, fmt.Errorf("set peers: %w", err)
 	}
 	if w.book == nil {
 		w.book = newBook()
@@ -283,12 +287,21 @@ func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) ([]Refusa
 	for i := range devices {
 		devices[i] = held[i].Peers
 	}
-	refused, err := w.settleLocked(names, devices, silent, complete, true)
+	refused, changed, err := w.settleLocked(names, devices, silent, complete, true)
 	if err != nil {
-		return refused, fmt.Errorf("set peers: %w", err)
+		return Status{}, fmt.Errorf("set peers: %w", err)
 	}
 	w.savePeersLocked()
-	return refused, nil
+	for i, name := range w.cfg.Devices {
+		if changed[i] {
+			if held[i], err = readDevice(w.control.Device, name); err != nil {
+				return Status{}, fmt.Errorf("set peers: %w", err)
+			}
+		}
+	}
+	st, err := w.statusLocked(held)
+	st.Refused = refused
+	return st, err
 }
 
 // Change implements Lanes.
@@ -330,7 +343,7 @@ func (w *WireGuard) Change(_ context.Context, changed []Peer, gone []string, com
 			}
 		}
 	}
-	refused, err := w.settleLocked(concerned, devices, nil, complete, false)
+	refused, _, err := w.settleLocked(concerned, devices, nil, complete, false)
 	if err != nil {
 		return nil, fmt.Errorf("change peers: %w", err)
 	}
@@ -360,11 +373,10 @@ func asConfigured(p Peer, lane int) wgtypes.Peer {
 
 // settleLocked configures those of the named peers that may have what they want, and
 // removes those that are not wanted. All of devices' peers are among the named ones,
-// unless everything is named.
-func (w *WireGuard) settleLocked(names map[string]bool, devices [LaneCount][]wgtypes.Peer, silent map[string]bool, complete, everything bool) ([]Refusal, error) {
-	var admitted []Peer
-	var settled []string // their names
-	var refused []Refusal
+// unless everything is named. It says which devices it changed.
+func (w *WireGuard) settleLocked(names map[string]bool, devices [LaneCount][]wgtypes.Peer, silent map[string]bool, complete, everything bool) (refused []Refusal, changed [LaneCount]bool, err error) {
+	admitted := make([]*Peer, 0, len(names))
+	settled := make([]string, 0, len(names)) // their names
 	keep := map[Key]bool{}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		p := w.book.wanted[name]
@@ -376,7 +388,7 @@ func (w *WireGuard) settleLocked(names map[string]bool, devices [LaneCount][]wgt
 			why = "announces this node's own public key"
 		}
 		if why == "" {
-			admitted, settled = append(admitted, *p), append(settled, name)
+			admitted, settled = append(admitted, p), append(settled, name)
 			continue
 		}
 		refused = append(refused, Refusal{p.Cluster, p.Node, why})
@@ -390,24 +402,21 @@ func (w *WireGuard) settleLocked(names map[string]bool, devices [LaneCount][]wgt
 		if everything {
 			renewed, awaited = w.renewLocked(i, devices[i], admitted, silent)
 		}
-		there := make(map[Key]bool, len(devices[i]))
-		for _, p := range devices[i] {
-			there[Key(p.PublicKey)] = true
-		}
 		own := w.own.Lanes[i].PublicKey
-		calls := func(key Key) bool { return own.calls(key) || there[key] && !awaited[key] }
+		calls := func(key Key, there bool) bool { return own.calls(key) || there && !awaited[key] }
 		change := slices.Concat(renewed, plan(i, devices[i], admitted, w.held.peers, keep, calls, complete))
 		if len(change) == 0 {
 			continue
 		}
+		changed[i] = true
 		if err := w.control.ConfigureDevice(name, wgtypes.Config{Peers: change}); err != nil {
-			return refused, fmt.Errorf("configure %s: %w", name, err)
+			return refused, changed, fmt.Errorf("configure %s: %w", name, err)
 		}
 		w.cfg.Log.Debug("changed peers", "device", name, "changes", len(change))
 	}
 	for i, name := range settled {
-		if !w.held.peers.has(name, admitted[i]) {
-			w.held.put(name, w.book.wanted[name])
+		if !w.held.peers.has(name, *admitted[i]) {
+			w.held.put(name, admitted[i])
 			w.unsaved[rosterFile(w.cfg.StateDir)] = true
 		}
 	}
@@ -417,7 +426,7 @@ func (w *WireGuard) settleLocked(names map[string]bool, devices [LaneCount][]wgt
 			w.unsaved[rosterFile(w.cfg.StateDir)] = true
 		}
 	}
-	return refused, nil
+	return refused, changed, nil
 }
 
 // oursLocked reports whether a peer announces one of our own keys.
@@ -430,7 +439,7 @@ func (w *WireGuard) oursLocked(p Peer) bool {
 func (w *WireGuard) Rotate(_ context.Context, to uint64) (Own, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, err := w.ensureLocked(); err != nil {
+	if _, err := w.ensureLocked(w.control.Head); err != nil {
 		return Own{}, fmt.Errorf("rotate to epoch %d: %w", to, err)
 	}
 	if to <= w.keys.Epoch || (to-w.keys.Epoch)%2 != 1 {
@@ -449,7 +458,7 @@ func (w *WireGuard) Rotate(_ context.Context, to uint64) (Own, error) {
 		return Own{}, fmt.Errorf("rotate to epoch %d: %w", to, err)
 	}
 	w.keys = &keys
-	if _, err := w.ensureLocked(); err != nil {
+	if _, err := w.ensureLocked(w.control.Head); err != nil {
 		return Own{}, fmt.Errorf("rotate to epoch %d: %w", to, err)
 	}
 	w.cfg.Log.Info("rotated key", "epoch", to, "tunnel", to%LaneCount)
@@ -463,19 +472,24 @@ func (w *WireGuard) Status(context.Context) (Status, error) {
 	if w.keys == nil {
 		return Status{}, errors.New("read tunnel status: the tunnels have not been set up yet")
 	}
-	st := Status{Own: w.own}
-	var byKey [LaneCount]map[Key]wgtypes.Peer
-	now := time.Now()
+	var held [LaneCount]*wgtypes.Device
 	for i, name := range w.cfg.Devices {
-		dev, err := w.deviceLocked(name)
-		if err != nil {
+		var err error
+		if held[i], err = readDevice(w.control.Device, name); err != nil {
 			return Status{}, fmt.Errorf("read tunnel status: %w", err)
 		}
-		byKey[i] = map[Key]wgtypes.Peer{}
-		for _, p := range dev.Peers {
-			byKey[i][Key(p.PublicKey)] = p
-		}
-		if err := w.watchLocked(i, byKey[i], now); err != nil {
+	}
+	return w.statusLocked(held)
+}
+
+// statusLocked is what devices that have just been read say.
+func (w *WireGuard) statusLocked(held [LaneCount]*wgtypes.Device) (Status, error) {
+	st := Status{Own: w.own, Peers: make([]PeerStatus, 0, len(w.held.peers))}
+	var byKey [LaneCount]map[Key]*wgtypes.Peer
+	now := time.Now()
+	for i, dev := range held {
+		byKey[i] = peersByKey(dev.Peers)
+		if err := w.watchLocked(i, dev.Peers, now); err != nil {
 			return Status{}, fmt.Errorf("read tunnel status: %w", err)
 		}
 		st.Quiet[i] = now.Sub(w.quiet[i].last)
@@ -493,7 +507,15 @@ func (w *WireGuard) Status(context.Context) (Status, error) {
 	return st, nil
 }
 
-func peerLane(p wgtypes.Peer, since time.Time) PeerLane {
+func peersByKey(peers []wgtypes.Peer) map[Key]*wgtypes.Peer {
+	byKey := make(map[Key]*wgtypes.Peer, len(peers))
+	for i := range peers {
+		byKey[Key(peers[i].PublicKey)] = &peers[i]
+	}
+	return byKey
+}
+
+func peerLane(p *wgtypes.Peer, since time.Time) PeerLane {
 	lane := PeerLane{Key: Key(p.PublicKey), RxBytes: p.ReceiveBytes, TxBytes: p.TransmitBytes}
 	// A handshake from before our own key changed belongs to a dead session.
 	if p.LastHandshakeTime.After(since) && p.LastHandshakeTime.UnixNano() > 0 {
@@ -505,7 +527,7 @@ func peerLane(p wgtypes.Peer, since time.Time) PeerLane {
 	return lane
 }
 
-func (w *WireGuard) watchLocked(lane int, peers map[Key]wgtypes.Peer, now time.Time) error {
+func (w *WireGuard) watchLocked(lane int, peers []wgtypes.Peer, now time.Time) error {
 	if w.own.Lanes[lane].Kind == Kernel {
 		w.quiet[lane].bytes(peers, now)
 		return nil
@@ -516,26 +538,4 @@ func (w *WireGuard) watchLocked(lane int, peers map[Key]wgtypes.Peer, now time.T
 	}
 	w.quiet[lane].packets(packets, now)
 	return nil
-}
-
-// dialled opens wgctrl for each call, because the kernel's module may be loaded, or
-// `weft tunnel` started, after this process.
-type dialled struct{}
-
-func (dialled) Device(name string) (*wgtypes.Device, error) {
-	c, err := wgctrl.New()
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	return c.Device(name)
-}
-
-func (dialled) ConfigureDevice(name string, change wgtypes.Config) error {
-	c, err := wgctrl.New()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	return c.ConfigureDevice(name, change)
 }

@@ -54,9 +54,9 @@ type Tunnels struct {
 	reported   [2]string
 }
 
-// peer is a node as we want it, of which the mesh has the rest, and as the devices had it.
+// peer is a node as the devices had it, and of what we want, which the mesh has, what is asked
+// for often.
 type peer struct {
-	keys  [tunnel.LaneCount]tunnel.Key
 	epoch uint64
 	seen  [tunnel.LaneCount]seen
 	apart bool // there can be no tunnel to it
@@ -254,7 +254,6 @@ func (t *Tunnels) learnNode(key string, n *tables.Node) {
 		p = &peer{}
 		t.peers[key] = p
 	}
-	p.keys = t.peerOf(n).Keys
 	_, p.epoch = n.Lanes()
 	p.apart = apart(t.cfg.Addresses, n.Addresses())
 }
@@ -293,16 +292,15 @@ func (t *Tunnels) everything(ctx context.Context, network tunnel.Network, comple
 }
 
 func (t *Tunnels) allPeers(ctx context.Context, complete bool) error {
-	var want []tunnel.Peer
+	want := make([]tunnel.Peer, 0, len(t.peers))
 	for key, p := range t.peers {
-		if p.usable() {
-			w := t.peerOf(t.mesh.Node(key))
+		if w := t.peerOf(t.mesh.Node(key)); p.usable(w) {
 			_, path, ok := t.cfg.Rows.Lane(key)
 			w.Silent = ok && path != bpf.PathAlive
 			want = append(want, w)
 		}
 	}
-	refused, err := t.cfg.Lanes.Set(ctx, want, complete)
+	status, err := t.cfg.Lanes.Set(ctx, want, complete)
 	if err != nil {
 		return err
 	}
@@ -312,14 +310,10 @@ func (t *Tunnels) allPeers(ctx context.Context, complete bool) error {
 			t.refused[key] = t.whyApart(t.mesh.Node(key))
 		}
 	}
-	for _, r := range refused {
+	for _, r := range status.Refused {
 		t.refused[r.Cluster+"/"+r.Node] = r.Reason
 	}
 	tables.SetProblems(t.cfg.Tables, "tunnels", t.refused)
-	status, err := t.cfg.Lanes.Status(ctx)
-	if err != nil {
-		return err
-	}
 	now := time.Now()
 	t.setOwn(status.Own)
 	for _, p := range t.peers {
@@ -345,11 +339,13 @@ func (t *Tunnels) some(ctx context.Context, keys, moved map[string]bool) error {
 	var changed []tunnel.Peer
 	var gone []string
 	for key := range keys {
-		if p := t.peers[key]; p != nil && p.usable() {
-			changed = append(changed, t.peerOf(t.mesh.Node(key)))
-		} else {
-			gone = append(gone, key)
+		if p := t.peers[key]; p != nil {
+			if w := t.peerOf(t.mesh.Node(key)); p.usable(w) {
+				changed = append(changed, w)
+				continue
+			}
 		}
+		gone = append(gone, key)
 	}
 	var verdicts tunnel.Verdicts
 	if len(keys) > 0 {
@@ -380,7 +376,7 @@ func (t *Tunnels) some(ctx context.Context, keys, moved map[string]bool) error {
 	for key, why := range verdicts {
 		tell(key, why)
 		if p := t.peers[key]; p != nil && why == "" {
-			p.configured()
+			p.configured(t.peerOf(t.mesh.Node(key)).Keys)
 		}
 		moved[key] = true
 	}
@@ -395,17 +391,17 @@ func (t *Tunnels) some(ctx context.Context, keys, moved map[string]bool) error {
 
 // configured notes that the devices were given what is wanted since they were read: a key
 // that is new has no handshake yet.
-func (p *peer) configured() {
-	for i, key := range p.keys {
+func (p *peer) configured(keys [tunnel.LaneCount]tunnel.Key) {
+	for i, key := range keys {
 		if p.seen[i].key != key {
 			p.seen[i] = seen{key: key}
 		}
 	}
 }
 
-// usable reports whether anything can be sent to a peer.
-func (p *peer) usable() bool {
-	return !p.apart && (!p.keys[0].IsZero() || !p.keys[1].IsZero())
+// usable reports whether anything can be sent to a peer that is wanted like this.
+func (p *peer) usable(w tunnel.Peer) bool {
+	return !p.apart && (!w.Keys[0].IsZero() || !w.Keys[1].IsZero())
 }
 
 // choose writes which tunnel to use for nodes. A node whose key is not on the device is
@@ -429,7 +425,9 @@ func (t *Tunnels) choose(keys iter.Seq[string]) error {
 		if p.seen[lane].key.IsZero() && !p.seen[1-lane].key.IsZero() {
 			lane = 1 - lane
 		}
-		lanes[key] = Lane{lane, !p.seen[lane].key.IsZero()}
+		if next := (Lane{lane, !p.seen[lane].key.IsZero()}); next != row {
+			lanes[key] = next
+		}
 		wanted := tunnel.Lane(t.own.Epoch, p.epoch)
 		switch awaited := !p.seen[wanted].key.IsZero() && (!p.seen[wanted].shaken || lane != wanted) && path != bpf.PathDead; {
 		case !awaited:
@@ -437,6 +435,9 @@ func (t *Tunnels) choose(keys iter.Seq[string]) error {
 		case !t.awaited[key]:
 			t.awaited[key], t.awaitUntil = true, time.Now().Add(awaitFor)
 		}
+	}
+	if len(t.awaited) == 0 {
+		t.awaited = map[string]bool{} // a map that has been large stays so
 	}
 	return t.cfg.Rows.SetLanes(lanes)
 }

@@ -117,17 +117,20 @@ func (l *Lanes) Ensure(context.Context) (tunnel.Own, error) {
 }
 
 // Set implements tunnel.Lanes.
-func (l *Lanes) Set(_ context.Context, want []tunnel.Peer, complete bool) ([]tunnel.Refusal, error) {
+func (l *Lanes) Set(_ context.Context, want []tunnel.Peer, complete bool) (tunnel.Status, error) {
 	l.wire.mu.Lock()
 	defer l.wire.mu.Unlock()
 	if l.failure != nil {
-		return nil, l.failure
+		return tunnel.Status{}, l.failure
 	}
 	if !l.made {
-		return nil, fmt.Errorf("set peers: the tunnels do not exist yet, call Ensure")
+		return tunnel.Status{}, fmt.Errorf("set peers: the tunnels do not exist yet, call Ensure")
 	}
 	l.asked = map[string]tunnel.Peer{}
-	return l.setLocked(want, complete), nil
+	refused := l.setLocked(want, complete)
+	st := l.statusLocked()
+	st.Refused = refused
+	return st, nil
 }
 
 func (l *Lanes) setLocked(want []tunnel.Peer, complete bool) []tunnel.Refusal {
@@ -183,6 +186,10 @@ func (l *Lanes) Status(context.Context) (tunnel.Status, error) {
 	if l.failure != nil {
 		return tunnel.Status{}, l.failure
 	}
+	return l.statusLocked(), nil
+}
+
+func (l *Lanes) statusLocked() tunnel.Status {
 	l.reads++
 	st := tunnel.Status{Own: l.own}
 	for i := range st.Quiet {
@@ -199,7 +206,7 @@ func (l *Lanes) Status(context.Context) (tunnel.Status, error) {
 		}
 		st.Peers = append(st.Peers, ps)
 	}
-	return st, nil
+	return st
 }
 
 // Rotate implements tunnel.Lanes.

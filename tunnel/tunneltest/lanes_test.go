@@ -44,8 +44,8 @@ func (a *agent) turn(t *testing.T, all []*agent, wanted uint64) {
 		peers = append(peers, p)
 		epochs[p.Name()] = other.own.Epoch
 	}
-	if refused, err := a.lanes.Set(ctx, peers, true); err != nil || len(refused) > 0 {
-		t.Fatalf("%v, refused %v", err, refused)
+	if st, err := a.lanes.Set(ctx, peers, true); err != nil || len(st.Refused) > 0 {
+		t.Fatalf("%v, refused %v", err, st.Refused)
 	}
 	st, err := a.lanes.Status(ctx)
 	if err != nil {
