@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -112,12 +113,32 @@ func loadRoster(dir string) (roster, error) {
 }
 
 func (r roster) store(dir string) error {
-	text, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("store peers: %w", err)
-	}
-	if err := statefile.Write(rosterFile(dir), text); err != nil {
+	if err := statefile.Create(rosterFile(dir), r.write); err != nil {
 		return fmt.Errorf("store peers: %w", err)
 	}
 	return nil
+}
+
+// write writes a JSON object one peer after another: in a large mesh the whole takes ten
+// megabytes.
+func (r roster) write(f *os.File) error {
+	w := bufio.NewWriterSize(f, 64<<10)
+	before := "{"
+	for _, name := range slices.Sorted(maps.Keys(r)) {
+		key, err := json.Marshal(name)
+		if err != nil {
+			return err
+		}
+		value, err := json.Marshal(r[name])
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "%s%s:%s", before, key, value) // Flush returns the error
+		before = ","
+	}
+	if len(r) == 0 {
+		w.WriteString(before)
+	}
+	w.WriteString("}")
+	return w.Flush()
 }
