@@ -202,7 +202,7 @@ func (a *Agent) Status() Status {
 		seen := p.Seen()
 		s.Paths = append(s.Paths, NodePath{
 			Cluster: p.Cluster, Node: p.Node, Alive: p.Alive, State: string(seen.State), Since: seen.Since,
-			RTTMicros: seen.RTT.Microseconds(), Lane: p.Lane, Keyed: p.Keyed, GossipDead: p.GossipDead, Reason: seen.Reason,
+			RTTMicros: seen.RTT.Microseconds(), Lane: int(p.Lane), Keyed: p.Keyed, GossipDead: p.GossipDead, Reason: seen.Reason,
 		})
 		if c := byCluster[p.Cluster]; c != nil {
 			c.Nodes++

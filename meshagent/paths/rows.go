@@ -31,9 +31,10 @@ type Rows struct {
 	mu       sync.Mutex
 	nodes    *reconcile.Wanted[uint32, bpf.Node]
 	clusters *reconcile.Wanted[uint32, bpf.Cluster]
-	// ways are the nodes that have an index, by "cluster/node"; names has their keys.
+	// ways are the nodes that have an index, by "cluster/node"; names has their keys, by
+	// index, and those of nodes that had one.
 	ways  map[string]*way
-	names map[uint16]string
+	names []string
 	// answered are the clusters of which some node has answered through the tunnel, to
 	// this agent or an earlier one; answers those of which that has changed.
 	answered, answers map[identity.ClusterID]bool
@@ -84,7 +85,7 @@ func (w *way) edit(f func(row *tables.Path)) {
 // node with which pod CIDR; flows keep referring to it.
 func NewRows(t *tables.Tables, m *bpf.Maps) (*Rows, error) {
 	r := &Rows{
-		tables: t, limit: m.Nodes.MaxEntries(), ways: map[string]*way{}, names: map[uint16]string{}, found: map[netip.Prefix]uint16{}, stale: map[string]bool{},
+		tables: t, limit: m.Nodes.MaxEntries(), ways: map[string]*way{}, found: map[netip.Prefix]uint16{}, stale: map[string]bool{},
 		answered: map[identity.ClusterID]bool{}, answers: map[identity.ClusterID]bool{}, news: make(chan struct{}, 1),
 		owed: [2]map[uint32]bool{{}, {}}, forTunnels: newMoves(), forLiveness: newMoves(),
 	}
@@ -134,6 +135,14 @@ func (r *Rows) indexLocked(key string) uint16 {
 	return 0
 }
 
+// nameLocked is the key of the node that has an index, or had it last.
+func (r *Rows) nameLocked(i uint32) string {
+	if int(i) < len(r.names) {
+		return r.names[i]
+	}
+	return ""
+}
+
 // Keys lists the nodes that have an index.
 func (r *Rows) Keys() []string {
 	r.mu.Lock()
@@ -172,7 +181,10 @@ func (r *Rows) Assign(n Member) (changed bool, err error) {
 		row = bpf.Node{Path: bpf.PathAlive, Cluster: uint16(n.Cluster)}
 	}
 	cluster, node := split(n.Key)
-	r.ways[n.Key] = &way{path: row.Path, row: &tables.Path{Cluster: cluster, Node: node, Index: i, Lane: int(row.Lane), Keyed: row.Keyed == 1, Alive: row.Path == bpf.PathAlive}}
+	r.ways[n.Key] = &way{path: row.Path, row: &tables.Path{Cluster: cluster, Node: node, Index: i, Lane: row.Lane, Keyed: row.Keyed == 1, Alive: row.Path == bpf.PathAlive}}
+	if more := int(i) + 1 - len(r.names); more > 0 {
+		r.names = append(r.names, make([]string, more)...)
+	}
 	r.names[i] = n.Key
 	r.nodes.Update(uint32(i), row)
 	r.owed[ofNodes][uint32(i)] = true
@@ -291,7 +303,7 @@ func (r *Rows) Flush() (failed Failed) {
 		if !r.owed[ofNodes][i] {
 			continue
 		}
-		if key := r.names[uint16(i)]; key != "" {
+		if key := r.nameLocked(i); key != "" {
 			failed.Nodes[key] = err
 		} else {
 			failed.Pruned = err
@@ -310,7 +322,7 @@ func (r *Rows) flushLocked() (nodes, clusters map[uint32]error) {
 	// Clusters first: one row helps every service at once.
 	clusters, nodes = r.clusters.Flush(), r.nodes.Flush()
 	for i, failed := range []map[uint32]error{nodes, clusters} {
-		maps.DeleteFunc(r.owed[i], func(row uint32, _ bool) bool { return failed[row] == nil })
+		r.owed[i] = reconcile.Left(r.owed[i], failed)
 	}
 	if len(r.stale) == 0 {
 		return nodes, clusters
@@ -328,7 +340,7 @@ func (r *Rows) flushLocked() (nodes, clusters map[uint32]error) {
 		}
 	}
 	txn.Commit()
-	clear(r.stale)
+	r.stale = map[string]bool{} // a map that has been large stays so
 	return nodes, clusters
 }
 
@@ -346,7 +358,7 @@ func (r *Rows) Lane(key string) (lane Lane, path bpf.Path, ok bool) {
 	if w == nil {
 		return Lane{}, bpf.PathAlive, false
 	}
-	return Lane{w.row.Lane, w.row.Keyed}, w.path, true
+	return Lane{int(w.row.Lane), w.row.Keyed}, w.path, true
 }
 
 // SetLanes sets the tunnels that lead to nodes. Nodes without an index are ignored.
@@ -354,8 +366,8 @@ func (r *Rows) SetLanes(lanes map[string]Lane) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for key, lane := range lanes {
-		if w := r.ways[key]; w != nil && (w.row.Lane != lane.Lane || w.row.Keyed != lane.Keyed) {
-			w.edit(func(row *tables.Path) { row.Lane, row.Keyed = lane.Lane, lane.Keyed })
+		if w := r.ways[key]; w != nil && (int(w.row.Lane) != lane.Lane || w.row.Keyed != lane.Keyed) {
+			w.edit(func(row *tables.Path) { row.Lane, row.Keyed = uint8(lane.Lane), lane.Keyed })
 			r.changedLocked(key, w)
 			r.forLiveness.add(key)
 		}
@@ -366,7 +378,7 @@ func (r *Rows) SetLanes(lanes map[string]Lane) error {
 // changedLocked notes that what is known of a path may ask for another row.
 func (r *Rows) changedLocked(key string, w *way) {
 	row, _ := r.nodes.Row(uint32(w.row.Index))
-	row.Path, row.Lane, row.Keyed = w.path, uint8(w.row.Lane), bit(w.row.Keyed)
+	row.Path, row.Lane, row.Keyed = w.path, w.row.Lane, bit(w.row.Keyed)
 	r.nodes.Update(uint32(w.row.Index), row)
 	r.stale[key] = true
 }
@@ -378,7 +390,7 @@ func (r *Rows) writtenLocked() error {
 		errs = append(errs, fmt.Errorf("cluster %d: %w", id, err))
 	}
 	for i, err := range nodes {
-		errs = append(errs, fmt.Errorf("node %s: %w", r.names[uint16(i)], err))
+		errs = append(errs, fmt.Errorf("node %s: %w", r.nameLocked(i), err))
 	}
 	return errors.Join(errs...)
 }
@@ -398,7 +410,7 @@ func (r *Rows) named(indexes map[uint16]bool) map[string]bool {
 	defer r.mu.Unlock()
 	keys := map[string]bool{}
 	for i := range indexes {
-		if key := r.names[i]; r.indexLocked(key) == i {
+		if key := r.nameLocked(uint32(i)); r.indexLocked(key) == i {
 			keys[key] = true
 		}
 	}

@@ -220,6 +220,9 @@ func (p *Program) ways(v *view, r *report) {
 			delete(p.joining, key)
 		}
 	}
+	if len(p.joining) == 0 {
+		p.joining = map[string]bool{} // a map that has been large stays so
+	}
 	for id := range p.cfg.Rows.Answers() {
 		p.frontends.clusters[v.clusters.withID(id)] = true
 	}

@@ -66,7 +66,7 @@ func (r *revisions) raise() error {
 	if err := r.table.UpdateBatch(rows); err != nil {
 		return err
 	}
-	clear(r.due)
+	r.due = map[uint32]bool{} // a map that has been large stays so
 	return nil
 }
 
@@ -81,7 +81,7 @@ func (p *Program) raise() error {
 		return err
 	}
 	p.settings, p.revisions.all = want, false
-	clear(p.revisions.due)
+	p.revisions.due = map[uint32]bool{}
 	return nil
 }
 

@@ -1,7 +1,5 @@
 package reconcile
 
-import "maps"
-
 // Wanted are the rows that a map should hold, for callers that learn of them one by one:
 // Flush carries those that have changed into the map, and again those that it did not take.
 // It is not safe for concurrent use.
@@ -75,6 +73,18 @@ func (w *Wanted[K, V]) Flush() (failed map[K]error) {
 	}
 	w.to.Update(want, note)
 	w.to.Delete(gone, note)
-	maps.DeleteFunc(w.due, func(k K, _ bool) bool { return failed[k] == nil })
+	w.due = Left(w.due, failed)
 	return failed
+}
+
+// Left are those of the rows that were due whose write failed, in a map of their size: one
+// that has been large stays so.
+func Left[K comparable](due map[K]bool, failed map[K]error) map[K]bool {
+	left := map[K]bool{}
+	for k := range failed {
+		if due[k] {
+			left[k] = true
+		}
+	}
+	return left
 }

@@ -11,14 +11,14 @@ import (
 // Path is what is known about the path to a node.
 type Path struct {
 	Cluster, Node string
-	// Index is the node's row in the kernel.
-	Index uint16
-	Alive bool
-	Lane  int
-	// Keyed is set once packets may be sent to the node.
-	Keyed bool
 	// Observation is nil if nobody probes the node: in a large mesh most are like that.
 	Observation *probe.Observation
+	// Index is the node's row in the kernel.
+	Index uint16
+	Lane  uint8
+	Alive bool
+	// Keyed is set once packets may be sent to the node.
+	Keyed bool
 	// GossipDead is set while members of the node's cluster consider it dead.
 	GossipDead bool
 }
@@ -47,7 +47,7 @@ var paths = table[*Path]{
 		if o.Limit > 0 {
 			limit = strconv.Itoa(o.Limit)
 		}
-		return []string{p.Cluster, p.Node, fmt.Sprint(p.Index), yes(p.Alive), strconv.Itoa(p.Lane), yes(p.Keyed),
+		return []string{p.Cluster, p.Node, fmt.Sprint(p.Index), yes(p.Alive), fmt.Sprint(p.Lane), yes(p.Keyed),
 			or(string(o.State)), stamp(o.Since), o.RTT.Round(time.Microsecond).String(), limit, gossip, or(o.Reason)}
 	},
 }
