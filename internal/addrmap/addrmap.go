@@ -48,8 +48,12 @@ func (m *Map[K, V]) Put(k K, value V) {
 	if m.blocks == nil {
 		m.blocks = map[[15]byte][]entry[V]{}
 	}
-	if len(block) == cap(block) { // it grows by less than append would
-		block = append(make([]entry[V], 0, len(block)+4+len(block)/8), block...)
+	if len(block) == cap(block) { // it grows by less than append would, and may stay alone
+		room := 1
+		if len(block) > 0 {
+			room = len(block) + 4 + len(block)/8
+		}
+		block = append(make([]entry[V], 0, room), block...)
 	}
 	m.blocks[high] = slices.Insert(block, i, entry[V]{value, k[15]})
 	m.count++

@@ -83,8 +83,11 @@ func (p *Program) addresses(v *view, r *report) (changed int, obsolete func() in
 			}
 		}
 		r.stage("ips")
-		p.learnHosts(v)
+		p.hosted = newHosted()
 		p.everyOwner(v, &w)
+		if p.ported != nil {
+			p.learnPorts(v)
+		}
 	} else {
 		changes, some := p.ips.take(v.txn)
 		if some {
@@ -216,9 +219,10 @@ func (p *Program) announce(v *view, w *ownerRows, failAddr reconcile.Failed[bpf.
 }
 
 // everyOwner adds the rows of all addresses and prefixes, and of all that the kernel
-// has rows for.
+// has rows for. It learns what is behind each node.
 func (p *Program) everyOwner(v *view, w *ownerRows) {
 	for ip := range v.tables.EachIP(v.txn) {
+		p.hosted.put(&ip)
 		p.ipRow(v, &ip, false, w)
 	}
 	prefixes := []netip.Prefix{everyIPv4}
@@ -228,10 +232,10 @@ func (p *Program) everyOwner(v *view, w *ownerRows) {
 		prefixes = append(prefixes, s.pods...)
 		prefixes = append(prefixes, s.services...)
 	}
-	addrs := slices.Collect(maps.Keys(v.nodes.named))
+	addrs := slices.Collect(v.nodes.named.addrs)
 	for _, s := range v.nodes.known {
 		if s.believed != nil {
-			prefixes = append(prefixes, s.cidrs...)
+			prefixes = append(prefixes, s.cidrs()...)
 			addrs = append(addrs, s.believed.Internals()...)
 		}
 	}
@@ -266,7 +270,7 @@ func (p *Program) ipRow(v *view, ip *tables.IP, deleted bool, w *ownerRows) {
 		} else {
 			p.prefixRow(v, key, w)
 		}
-	case ok && len(v.nodes.inside[ip.Prefix.Addr()]) == 0:
+	case ok && v.nodes.inside.first(ip.Prefix.Addr()) == "":
 		w.addrs[bpf.AddrOf(ip.Prefix.Addr())] = info
 	default:
 		p.addrRow(v, bpf.AddrOf(ip.Prefix.Addr()), w)
@@ -293,8 +297,8 @@ func (w *ownerRows) prefix(key bpf.PrefixKey, info bpf.IPInfo, ok bool) {
 // a pod's.
 func (p *Program) addrRow(v *view, key bpf.Addr, w *ownerRows) {
 	addr := key.Netip()
-	if keys := v.nodes.inside[addr]; len(keys) > 0 {
-		w.addr(key, p.nodeInfo(v, v.node(keys[0]), addr), true)
+	if at := v.nodes.inside.first(addr); at != "" {
+		w.addr(key, p.nodeInfo(v, v.node(at), addr), true)
 		return
 	}
 	info, ok := p.outsideInfo(v, addr)
@@ -307,8 +311,8 @@ func (p *Program) addrRow(v *view, key bpf.Addr, w *ownerRows) {
 // nameOf names an address by the row behind it: in table ips, or the node's.
 func (v *view) nameOf(key bpf.Addr) string {
 	addr := key.Netip()
-	if keys := v.nodes.inside[addr]; len(keys) > 0 {
-		return keys[0]
+	if at := v.nodes.inside.first(addr); at != "" {
+		return at
 	}
 	if ip := ipOf(v, whole(addr)); ip != nil {
 		return ip.Key()
@@ -358,7 +362,7 @@ func (p *Program) outsideInfo(v *view, addr netip.Addr) (bpf.IPInfo, bool) {
 	if key, _ := v.outside(addr, ""); key == "" {
 		return bpf.IPInfo{}, false
 	}
-	if v.node(self) != nil && slices.Contains(v.nodes.named[addr], self) {
+	if v.node(self) != nil && slices.Contains(v.nodes.named.of(addr), self) {
 		return bpf.IPInfo{Identity: uint32(identity.Host)}, true
 	}
 	key, who := v.outside(addr, self)

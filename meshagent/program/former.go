@@ -97,7 +97,7 @@ func (v *view) followFormer(all bool, m *moved) {
 }
 
 // without returns those of ps that are not in other.
-func without(ps, other []netip.Prefix) (out []netip.Prefix) {
+func without[T comparable](ps, other []T) (out []T) {
 	for _, p := range ps {
 		if !slices.Contains(other, p) {
 			out = append(out, p)

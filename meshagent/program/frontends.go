@@ -286,7 +286,7 @@ func (f *frontends) skip(v *view, dirty dirt, index func(string) uint16) {
 	}
 	for _, s := range v.nodes.known {
 		if s.believed != nil {
-			f.place(v, s.cidrs, index)
+			f.place(v, s.cidrs(), index)
 		}
 	}
 }

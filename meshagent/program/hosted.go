@@ -15,6 +15,8 @@ type hosted struct {
 	count  int
 }
 
+func newHosted() hosted { return hosted{behind: map[host]*spots{}} }
+
 func (h *hosted) put(ip *tables.IP) {
 	if !ip.Host.IsValid() {
 		return
@@ -53,7 +55,7 @@ func (h *hosted) at(of host) iter.Seq[bpf.PrefixKey] {
 
 // learnHosts makes the index again from the table, without those that have moved away.
 func (p *Program) learnHosts(v *view) {
-	p.hosted = hosted{behind: map[host]*spots{}}
+	p.hosted = newHosted()
 	for ip := range v.tables.EachIP(v.txn) {
 		p.hosted.put(&ip)
 	}

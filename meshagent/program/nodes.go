@@ -8,6 +8,7 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/internal/addrmap"
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
@@ -20,28 +21,27 @@ type nodes struct {
 	// named lists who names an address as a node's outside the mesh, whether or not the
 	// rest of the row is believed; cidrs lists who claims a pod CIDR, believed or not.
 	// Our own nodes come first, then they are sorted by name.
-	named map[netip.Addr][]string
+	named holders
 	cidrs ranges[[]string]
 	// places finds the addresses in named by range.
 	places spots
-	// Of those believed: inside lists who has an address inside the mesh, hosts who has
-	// a tunnel endpoint.
-	inside map[netip.Addr][]string
-	hosts  map[host][]string
+	// Of those believed: inside lists who has an address inside the mesh, hosts which of our
+	// own has a tunnel endpoint. A peer's node names its endpoints.
+	inside, hosts holders
 	// nameless is set if nobody asks who has an address: there are none in named, inside
 	// and hosts then.
 	nameless bool
 }
 
-// standing is what is known about one node.
+// standing is what is known about one node. There is one for each, so what the row says is
+// not said again.
 type standing struct {
-	// why is what keeps the node out on its own account, over the CIDR that another has
-	// that is no longer than its own.
-	why, over string
-	named     []netip.Addr
-	cidrs     []netip.Prefix // claimed, none of a node that has nothing to claim
-	row       *tables.Node
-	believed  *tables.Node // nil if it is not
+	row      *tables.Node // nil of a cluster that is no member
+	believed *tables.Node // nil if it is not
+	// why is what keeps the node out.
+	why string
+	// claims says that the row's pod CIDRs are among cidrs: the node may claim them.
+	claims bool
 }
 
 // host is a tunnel endpoint. Clusters may use the same addresses.
@@ -51,7 +51,15 @@ type host struct {
 }
 
 func newNodes(nameless bool) nodes {
-	return nodes{nameless: nameless, known: map[string]*standing{}, named: map[netip.Addr][]string{}, inside: map[netip.Addr][]string{}, hosts: map[host][]string{}}
+	return nodes{nameless: nameless, known: map[string]*standing{}}
+}
+
+// cidrs are the pod CIDRs that the node claims.
+func (s *standing) cidrs() []netip.Prefix {
+	if !s.claims {
+		return nil
+	}
+	return valid(s.row.PodCIDRs())
 }
 
 // followNodes takes up new rows, nil for those that are gone, and settles the
@@ -76,49 +84,40 @@ func (v *view) claim(key string, row *tables.Node, m *moved, concerned map[strin
 	if before == nil {
 		before = &standing{}
 	}
-	next := &standing{row: row, believed: before.believed}
+	next := &standing{believed: before.believed}
 	if row != nil && v.member(row.Cluster) != nil {
-		next.why, next.cidrs = v.entitled(row)
-		if !n.nameless {
-			next.named = v.names(row)
-		}
+		next.row = row
+		next.why, next.claims = v.entitled(row)
 	}
-	for _, a := range before.named {
-		if !slices.Contains(next.named, a) {
+	if !n.nameless {
+		was, is := v.names(before.row), v.names(next.row)
+		for _, a := range without(was, is) {
 			m.addrs[a] = true
-			if release(n.named, a, key); len(n.named[a]) == 0 {
+			if n.named.release(a, key); n.named.first(a) == "" {
 				n.places.drop(bpf.PrefixOf(whole(a)))
 			}
 		}
-	}
-	for _, a := range next.named {
-		if !slices.Contains(before.named, a) {
+		for _, a := range without(is, was) {
 			m.addrs[a] = true
 			n.places.put(bpf.PrefixOf(whole(a)))
-			take(n.named, a, key, v.order)
+			n.named.take(a, key, v.order)
 		}
 	}
-	for _, p := range before.cidrs {
-		if !slices.Contains(next.cidrs, p) {
-			v.rivals(p, concerned)
-			by, _ := n.cidrs.get(p)
-			if by = slices.DeleteFunc(slices.Clone(by), func(other string) bool { return other == key }); len(by) > 0 {
-				n.cidrs.put(p, by)
-			} else {
-				n.cidrs.drop(p)
-			}
+	was, is := before.cidrs(), next.cidrs()
+	for _, p := range without(was, is) {
+		v.rivals(p, concerned)
+		by, _ := n.cidrs.get(p)
+		if by = slices.DeleteFunc(slices.Clone(by), func(other string) bool { return other == key }); len(by) > 0 {
+			n.cidrs.put(p, by)
+		} else {
+			n.cidrs.drop(p)
 		}
 	}
-	for _, p := range next.cidrs {
-		if !slices.Contains(before.cidrs, p) {
-			by, _ := n.cidrs.get(p)
-			i, _ := slices.BinarySearchFunc(by, key, v.order)
-			n.cidrs.put(p, slices.Insert(slices.Clone(by), i, key))
-			v.rivals(p, concerned)
-		}
-	}
-	if row == nil || v.member(row.Cluster) == nil {
-		next.row = nil
+	for _, p := range without(is, was) {
+		by, _ := n.cidrs.get(p)
+		i, _ := slices.BinarySearchFunc(by, key, v.order)
+		n.cidrs.put(p, slices.Insert(slices.Clone(by), i, key))
+		v.rivals(p, concerned)
 	}
 	n.known[key] = next
 }
@@ -137,16 +136,63 @@ func (v *view) order(a, b string) int {
 	return cmp.Or(first(clusterOf(b) == v.own.Name)-first(clusterOf(a) == v.own.Name), cmp.Compare(a, b))
 }
 
-// take and release add and remove one who has, or claims, a thing.
-func take[K comparable](of map[K][]string, k K, key string, order func(a, b string) int) {
-	if i, there := slices.BinarySearchFunc(of[k], key, order); !there {
-		of[k] = slices.Insert(of[k], i, key)
+// holders are the nodes that have, or claim, an address, in order. Nearly always it is one.
+// The zero value is empty.
+type holders struct {
+	firsts addrmap.Map[bpf.Addr, string]
+	all    map[bpf.Addr][]string // where there are several
+}
+
+// first returns the first node with an address, "" if there is none.
+func (h *holders) first(a netip.Addr) string {
+	key, _ := h.firsts.Get(bpf.AddrOf(a))
+	return key
+}
+
+// of returns all nodes with an address; do not change the list.
+func (h *holders) of(a netip.Addr) []string {
+	if all := h.all[bpf.AddrOf(a)]; all != nil {
+		return all
+	}
+	if first := h.first(a); first != "" {
+		return []string{first}
+	}
+	return nil
+}
+
+// addrs yields the addresses that somebody has.
+func (h *holders) addrs(yield func(netip.Addr) bool) {
+	for a := range h.firsts.All() {
+		if !yield(a.Netip()) {
+			return
+		}
 	}
 }
 
-func release[K comparable](of map[K][]string, k K, key string) {
-	if of[k] = slices.DeleteFunc(of[k], func(other string) bool { return other == key }); len(of[k]) == 0 {
-		delete(of, k)
+func (h *holders) take(a netip.Addr, key string, order func(a, b string) int) {
+	all := h.of(a)
+	if i, there := slices.BinarySearchFunc(all, key, order); !there {
+		h.set(bpf.AddrOf(a), slices.Insert(slices.Clone(all), i, key))
+	}
+}
+
+func (h *holders) release(a netip.Addr, key string) {
+	h.set(bpf.AddrOf(a), without(h.of(a), []string{key}))
+}
+
+func (h *holders) set(a bpf.Addr, all []string) {
+	if len(all) == 0 {
+		h.firsts.Delete(a)
+	} else {
+		h.firsts.Put(a, all[0])
+	}
+	if len(all) > 1 {
+		if h.all == nil {
+			h.all = map[bpf.Addr][]string{}
+		}
+		h.all[a] = all
+	} else {
+		delete(h.all, a)
 	}
 }
 
@@ -154,6 +200,9 @@ func release[K comparable](of map[K][]string, k K, key string) {
 // Our own cluster's nodes have those an operator registered, whether or not they ever
 // started.
 func (v *view) names(n *tables.Node) (out []netip.Addr) {
+	if n == nil {
+		return nil
+	}
 	addrs := n.Addresses()
 	if n.Cluster == v.own.Name {
 		if n.Registration == nil {
@@ -172,16 +221,14 @@ func (v *view) names(n *tables.Node) (out []netip.Addr) {
 	return out
 }
 
-// entitled returns the pod CIDRs that a node of a member may claim, none if it has
-// nothing to claim yet, or else says what it claims beyond its rights.
-func (v *view) entitled(n *tables.Node) (why string, cidrs []netip.Prefix) {
+// entitled says whether a node of a member has pod CIDRs that it may claim, or else what it
+// claims beyond its rights; "" if it has nothing to claim yet.
+func (v *view) entitled(n *tables.Node) (why string, claims bool) {
 	if !n.Internal().IsValid() || len(n.PodCIDRs()) == 0 {
-		return "", nil
+		return "", false
 	}
-	if why := overclaim(v.member(n.Cluster), n); why != "" {
-		return why, nil
-	}
-	return "", valid(n.PodCIDRs())
+	why = overclaim(v.member(n.Cluster), n)
+	return why, why == ""
 }
 
 // overclaim says what a node claims beyond its rights, or "" if nothing.
@@ -208,13 +255,15 @@ func (v *view) decide(key string, m *moved) {
 	n := &v.nodes
 	s := n.known[key]
 	before, next := s.believed, s.row
-	if len(s.cidrs) == 0 {
+	cidrs := s.cidrs()
+	if len(cidrs) == 0 {
 		next = nil
+	} else {
+		s.why = ""
 	}
-	s.over = ""
-	for _, p := range s.cidrs {
+	for _, p := range cidrs {
 		if by, of := v.claimant(p); by != key {
-			next, s.over = nil, fmt.Sprintf("its pod CIDR %v overlaps %v of node %s", p, of, by)
+			next, s.why = nil, fmt.Sprintf("its pod CIDR %v overlaps %v of node %s", p, of, by)
 			break
 		}
 	}
@@ -227,18 +276,18 @@ func (v *view) decide(key string, m *moved) {
 	}
 	if before != nil && !n.nameless {
 		for _, a := range before.Internals() {
-			release(n.inside, a, key)
+			n.inside.release(a, key)
 		}
-		for _, a := range before.Addresses() {
-			release(n.hosts, host{before.Cluster, a}, key)
+		for _, a := range v.ownHosts(before) {
+			n.hosts.release(a, key)
 		}
 	}
 	if next != nil && !n.nameless {
 		for _, a := range next.Internals() {
-			take(n.inside, a, key, v.order)
+			n.inside.take(a, key, v.order)
 		}
-		for _, a := range next.Addresses() {
-			take(n.hosts, host{next.Cluster, a}, key, v.order)
+		for _, a := range v.ownHosts(next) {
+			n.hosts.take(a, key, v.order)
 		}
 	}
 	m.nodes = append(m.nodes, movedNode{key, before, next})
@@ -276,17 +325,34 @@ func (v *view) nodeOf(addr netip.Addr, index func(string) uint16) uint16 {
 
 // behind returns the node with a tunnel endpoint, and its key; nil if there is none.
 func (v *view) behind(cluster string, addr netip.Addr) (key string, n *tables.Node) {
-	if keys := v.nodes.hosts[host{cluster, addr}]; len(keys) > 0 {
-		return keys[0], v.node(keys[0])
+	keys := v.nodes.named.of(addr)
+	if cluster == v.own.Name {
+		keys = v.nodes.hosts.of(addr)
+	}
+	for _, key := range keys {
+		if clusterOf(key) != cluster {
+			continue
+		}
+		if n := v.node(key); n != nil && slices.Contains(n.Addresses(), addr) {
+			return key, n
+		}
 	}
 	return "", nil
+}
+
+// ownHosts are the tunnel endpoints of a node of ours.
+func (v *view) ownHosts(n *tables.Node) []netip.Addr {
+	if n.Cluster != v.own.Name {
+		return nil
+	}
+	return n.Addresses()
 }
 
 // outside returns the first node, except one, that has an address outside the mesh, and
 // the identity of such an address; "" if there is none. A peer cannot claim the
 // addresses of our API servers.
 func (v *view) outside(a netip.Addr, except string) (key string, who identity.Number) {
-	for _, key := range v.nodes.named[a] {
+	for _, key := range v.nodes.named.of(a) {
 		switch {
 		case key == except:
 		case v.inMesh(whole(a)):
@@ -305,8 +371,8 @@ func (v *view) outside(a netip.Addr, except string) (key string, who identity.Nu
 // nodeAt returns the node that has an address, inside or outside the mesh; "" if none
 // has.
 func (v *view) nodeAt(a netip.Addr) string {
-	if keys := v.nodes.inside[a]; len(keys) > 0 {
-		return keys[0]
+	if key := v.nodes.inside.first(a); key != "" {
+		return key
 	}
 	key, _ := v.outside(a, "")
 	return key

@@ -14,10 +14,27 @@ import (
 type ranges[V any] struct{ v4, v6 *branch[V] }
 
 type branch[V any] struct {
-	at    netip.Prefix // masked
-	held  bool         // value is set
 	value V
 	below [2]*branch[V]
+	// addr, bits and four are a masked prefix: there are two branches for each node in
+	// several of these, and a netip.Prefix is twice as large.
+	addr [16]byte
+	bits uint8
+	four bool // of IPv4
+	held bool // value is set
+}
+
+func newBranch[V any](p netip.Prefix) *branch[V] {
+	return &branch[V]{addr: p.Addr().As16(), bits: uint8(p.Bits()), four: p.Addr().Is4()}
+}
+
+// at is where a branch is.
+func (b *branch[V]) at() netip.Prefix {
+	a := netip.AddrFrom16(b.addr)
+	if b.four {
+		a = a.Unmap()
+	}
+	return netip.PrefixFrom(a, int(b.bits))
 }
 
 func (r *ranges[V]) root(p netip.Prefix) **branch[V] {
@@ -33,27 +50,29 @@ func (r *ranges[V]) empty() bool { return r.v4 == nil && r.v6 == nil }
 func (r *ranges[V]) put(p netip.Prefix, value V) {
 	p = p.Masked()
 	link := r.root(p)
-	leaf := &branch[V]{at: p, held: true, value: value}
+	leaf := newBranch[V](p)
+	leaf.held, leaf.value = true, value
 	for {
 		b := *link
 		if b == nil {
 			*link = leaf
 			return
 		}
-		switch n := shared(b.at, p); {
-		case n == b.at.Bits() && n == p.Bits():
+		at := b.at()
+		switch n := shared(at, p); {
+		case n == at.Bits() && n == p.Bits():
 			b.held, b.value = true, value
 			return
-		case n == b.at.Bits():
+		case n == at.Bits():
 			link = &b.below[bitAt(p, n)]
 			continue
 		case n == p.Bits():
-			leaf.below[bitAt(b.at, n)] = b
+			leaf.below[bitAt(at, n)] = b
 			*link = leaf
 			return
 		default:
-			fork := &branch[V]{at: netip.PrefixFrom(p.Addr(), n).Masked()}
-			fork.below[bitAt(b.at, n)], fork.below[bitAt(p, n)] = b, leaf
+			fork := newBranch[V](netip.PrefixFrom(p.Addr(), n).Masked())
+			fork.below[bitAt(at, n)], fork.below[bitAt(p, n)] = b, leaf
 			*link = fork
 			return
 		}
@@ -67,14 +86,14 @@ func (r *ranges[V]) drop(p netip.Prefix) {
 }
 
 func (b *branch[V]) without(p netip.Prefix) *branch[V] {
-	if b == nil || !holds(b.at, p) {
+	if b == nil || !holds(b.at(), p) {
 		return b
 	}
-	if b.at == p {
+	if int(b.bits) == p.Bits() {
 		var none V
 		b.held, b.value = false, none
 	} else {
-		below := &b.below[bitAt(p, b.at.Bits())]
+		below := &b.below[bitAt(p, int(b.bits))]
 		*below = (*below).without(p)
 	}
 	switch {
@@ -100,8 +119,9 @@ func (r *ranges[V]) get(p netip.Prefix) (value V, ok bool) {
 // around yields the prefixes that contain p, the widest first, p itself last.
 func (r *ranges[V]) around(p netip.Prefix) iter.Seq2[netip.Prefix, V] {
 	return func(yield func(netip.Prefix, V) bool) {
-		for b := *r.root(p); b != nil && holds(b.at, p); b = b.below[bitAt(p, b.at.Bits())] {
-			if b.held && !yield(b.at, b.value) || b.at.Bits() == p.Bits() {
+		for b := *r.root(p); b != nil; b = b.below[bitAt(p, int(b.bits))] {
+			at := b.at()
+			if !holds(at, p) || b.held && !yield(at, b.value) || at.Bits() == p.Bits() {
 				return
 			}
 		}
@@ -121,17 +141,17 @@ func (r *ranges[V]) holdsAny(p netip.Prefix) bool {
 func (r *ranges[V]) within(p netip.Prefix) iter.Seq2[netip.Prefix, V] {
 	return func(yield func(netip.Prefix, V) bool) {
 		b := *r.root(p)
-		for b != nil && b.at.Bits() < p.Bits() && holds(b.at, p) {
-			b = b.below[bitAt(p, b.at.Bits())]
+		for b != nil && int(b.bits) < p.Bits() && holds(b.at(), p) {
+			b = b.below[bitAt(p, int(b.bits))]
 		}
-		if b != nil && holds(p, b.at) {
+		if b != nil && holds(p, b.at()) {
 			b.walk(yield)
 		}
 	}
 }
 
 func (b *branch[V]) walk(yield func(netip.Prefix, V) bool) bool {
-	return b == nil || (!b.held || yield(b.at, b.value)) && b.below[0].walk(yield) && b.below[1].walk(yield)
+	return b == nil || (!b.held || yield(b.at(), b.value)) && b.below[0].walk(yield) && b.below[1].walk(yield)
 }
 
 // holds says whether inner lies in outer or equals it.

@@ -206,7 +206,7 @@ func (k variant) with(own identity.Labels) identity.Labels {
 func (p *Program) meshEndpoints(v *view) iter.Seq[endpointAt] {
 	return func(yield func(endpointAt) bool) {
 		for ip := range v.tables.EachIP(v.txn) {
-			if ip.Prefix.IsSingleIP() && len(v.nodes.inside[ip.Prefix.Addr()]) > 0 {
+			if ip.Prefix.IsSingleIP() && v.nodes.inside.first(ip.Prefix.Addr()) != "" {
 				continue // the node's, whoever else claims it
 			}
 			if c := v.member(ip.Cluster); c != nil && v.doubtful(c, &ip) == "" && !yield(endpointAt{ip.Prefix, ip.Identity, ip.NamedPorts}) {
@@ -222,7 +222,7 @@ func (p *Program) meshEndpoints(v *view) iter.Seq[endpointAt] {
 				}
 			}
 		}
-		for addr := range v.nodes.named {
+		for addr := range v.nodes.named.addrs {
 			if key, who := v.outside(addr, v.selfKey()); key != "" && !yield(endpointAt{whole(addr), who, nil}) {
 				return
 			}

@@ -167,10 +167,8 @@ func (v *view) why(row rowName) string {
 	case "clusters":
 		return v.clusters.why[row.row]
 	case "nodes":
-		if s := v.nodes.known[row.row]; s != nil && s.why != "" {
+		if s := v.nodes.known[row.row]; s != nil {
 			return s.why
-		} else if s != nil {
-			return s.over
 		}
 	}
 	return ""
