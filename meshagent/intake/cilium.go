@@ -68,11 +68,13 @@ func (w *writer) cilium(e store.Event) error {
 		}
 		row := &tables.Service{Cluster: ref.Cluster, Service: service.Service{Namespace: ref.Namespace, Name: ref.Name}}
 		if v != nil {
-			row.Service, row.Carried = v.Service(), v.Slices()
+			row.Service = v.Service()
 			row.Namespace, row.Name = ref.Namespace, one(ref.Name)
-			for i := range row.Carried {
-				w.intern(&row.Carried[i])
+			carried := v.Slices()
+			for i := range carried {
+				w.intern(&carried[i])
 			}
+			row.Carried = tables.CarriedOf(carried)
 		}
 		return write(w, w.t.Services, row, v != nil)
 	case wire.EndpointSlices:

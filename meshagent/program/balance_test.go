@@ -128,7 +128,7 @@ func (b *bench) offered(v *view, row *tables.Service, local bool) map[service.Cl
 			continue
 		}
 		if _, ok := newer[service.ClusterID(c.ID())]; !ok {
-			for _, carried := range s.Carried {
+			for _, carried := range s.CarriedSlices() {
 				add(c, carried, false)
 			}
 		}

@@ -39,9 +39,7 @@ type frontends struct {
 	// placed is the index of the node that has a pod CIDR, as the backends say now.
 	placed ranges[uint16]
 
-	known map[string]known
-	// partOf maps a slice's key to its service.
-	partOf map[string]string
+	known  map[string]known
 	offers offers
 	// claims lists the services that declare a frontend, sorted. The first has it.
 	claims map[bpf.ServiceKey][]string
@@ -108,7 +106,7 @@ func (f *frontends) forget() {
 	f.all, f.pruned = true, false
 	f.clusters, f.renamed, f.moved = map[string]bool{}, nil, nil
 	f.placed, f.offers = ranges[uint16]{}, newOffers()
-	f.known, f.partOf = map[string]known{}, map[string]string{}
+	f.known = map[string]known{}
 	f.claims, f.byHand, f.outer = map[bpf.ServiceKey][]string{}, map[netip.Addr]map[string]bool{}, map[string][]netip.Addr{}
 	f.health = map[string]Health{}
 	f.again, f.gone = map[string]bool{}, map[bpf.ServiceKey]bool{}
@@ -274,15 +272,23 @@ func (f *frontends) skip(v *view, dirty dirt, index func(string) uint16) {
 	for id := range f.known {
 		dirty.whole(id)
 	}
-	for s := range v.tables.Services.All(v.txn) {
-		dirty.whole(s.ID())
-		f.offers.set(offer{s.ID(), s.Key(), true}, inService(s))
+	ids := map[string]string{} // one copy of each is kept
+	one := func(id string) string {
+		if have, ok := ids[id]; ok {
+			return have
+		}
+		ids[id] = id
+		return id
 	}
-	clear(f.partOf)
+	for s := range v.tables.Services.All(v.txn) {
+		id := one(s.ID())
+		dirty.whole(id)
+		f.offers.carry(id, s.Key(), inService(s))
+	}
 	for s := range v.tables.Slices.All(v.txn) {
-		dirty.whole(s.ServiceID())
-		f.partOf[s.Key()] = s.ServiceID()
-		f.offers.set(offer{s.ServiceID(), s.Key(), false}, inSlice(s))
+		id := one(s.ServiceID())
+		dirty.whole(id)
+		f.offers.slice(id, s.Key(), inSlice(s))
 	}
 	for _, s := range v.nodes.known {
 		if s.believed != nil {
@@ -331,31 +337,26 @@ func (f *frontends) take(v *view, r *report, dirty dirt) {
 		}
 	}
 	for _, c := range f.services.take(v.txn) {
-		r.row("services", c.Object.Key())
-		dirty.whole(c.Object.ID())
-		of := offer{c.Object.ID(), c.Object.Key(), true}
+		id, key := c.Object.ID(), c.Object.Key()
+		r.row("services", key)
+		dirty.whole(id)
 		if c.Deleted {
-			f.offers.set(of, nil)
+			f.offers.carry(id, key, nil)
 		} else {
-			f.offers.set(of, inService(c.Object))
+			f.offers.carry(id, key, inService(c.Object))
 		}
 	}
 	for _, c := range f.slices.take(v.txn) {
 		key := c.Object.Key()
 		r.row("slices", key)
 		id := c.Object.ServiceID()
-		if before, ok := f.partOf[key]; ok && before != id {
+		if before := f.offers.slice(id, key, inSlice(c.Object)); before != "" && before != id {
 			dirty.whole(before)
-			f.offers.set(offer{before, key, false}, nil)
 		}
 		of := dirty.of(id)
 		of.slices = append(of.slices, c)
 		if c.Deleted {
-			delete(f.partOf, key)
-			f.offers.set(offer{id, key, false}, nil)
-		} else {
-			f.partOf[key] = id
-			f.offers.set(offer{id, key, false}, inSlice(c.Object))
+			f.offers.dropSlice(key)
 		}
 	}
 	for _, a := range f.reassigned {

@@ -195,7 +195,7 @@ func (d *derived) slices(v *view, slices []*tables.Slice, services []*tables.Ser
 		if c == nil || out[service.ClusterID(c.ID())] != nil {
 			continue
 		}
-		for _, carried := range s.Carried {
+		for _, carried := range s.CarriedSlices() {
 			add(c, carried, rowName{"services", s.Key()}, false)
 		}
 	}

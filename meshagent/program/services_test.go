@@ -272,8 +272,7 @@ func (c changer) service(txn statedb.WriteTxn, cluster string, there bool) {
 			row.Ports = append(row.Ports, service.Port{Protocol: service.TCP, Port: 80})
 		}
 	} else {
-		row.Carried = []service.Slice{{Namespace: "shop", Name: row.Name, Service: row.Name, Ports: []service.SlicePort{{Protocol: service.TCP, Port: 80}},
-			Endpoints: []service.Endpoint{{Addr: c.addr(2, 1, byte(2+c.IntN(3))), Ready: true}}}}
+		row.Carried = []tables.Carried{{Ports: []service.SlicePort{{Protocol: service.TCP, Port: 80}}, Addrs: []netip.Addr{c.addr(2, 1, byte(2+c.IntN(3)))}}}
 	}
 	put(txn, c.tab.Services, row, there)
 }

@@ -16,8 +16,50 @@ type Service struct {
 	Cluster string
 	service.Service
 	// Carried are backends that a peer's service names itself, instead of in slices:
-	// the export's older format.
-	Carried []service.Slice
+	// the export's older format. Most peers write both, and then the slices count.
+	Carried []Carried
+}
+
+// Carried are backends with the same ports.
+type Carried struct {
+	Ports []service.SlicePort
+	// Addrs are those of which nothing but the address is known, Others the rest.
+	Addrs  []netip.Addr
+	Others []service.Endpoint
+}
+
+// CarriedOf keeps what slices of a service, which is all ready, say beyond its name.
+func CarriedOf(all []service.Slice) (out []Carried) {
+	for _, s := range all {
+		c := Carried{Ports: s.Ports}
+		for _, e := range s.Endpoints {
+			if e == carried(e.Addr) {
+				c.Addrs = append(c.Addrs, e.Addr)
+			} else {
+				c.Others = append(c.Others, e)
+			}
+		}
+		c.Addrs, c.Others = slices.Clip(slices.Clone(c.Addrs)), slices.Clone(c.Others)
+		out = append(out, c)
+	}
+	return slices.Clone(out)
+}
+
+func carried(a netip.Addr) service.Endpoint {
+	return service.Endpoint{Addr: a, Ready: true, Serving: true}
+}
+
+// CarriedSlices are the backends that the service carries, as slices.
+func (s *Service) CarriedSlices() (all []service.Slice) {
+	for _, c := range s.Carried {
+		slice := service.Slice{Namespace: s.Namespace, Name: s.Name, Service: s.Name, Ports: c.Ports, Endpoints: slices.Clone(c.Others)}
+		for _, a := range c.Addrs {
+			slice.Endpoints = append(slice.Endpoints, carried(a))
+		}
+		slices.SortFunc(slice.Endpoints, func(a, b service.Endpoint) int { return a.Addr.Compare(b.Addr) })
+		all = append(all, slice)
+	}
+	return all
 }
 
 // Key is "cluster/namespace/name".
