@@ -28,17 +28,51 @@ type balancer struct {
 	left func(bpf.Addr)
 }
 
-// behind is what belongs to one service number.
+// behind is what belongs to one service number. There may be very many, so its maps are nil
+// while they are empty.
 type behind struct {
-	// groups are each group's slots from 0 on, without duplicates. A group goes by its
-	// cluster's number, with the part that it is of the cluster's backends: bpf.PartOf.
-	groups map[uint16][]bpf.Backend
+	groups []group
 	// at finds a backend's slot, for groups whose slots changed one by one.
 	at map[uint16]map[bpf.Backend]uint32
 	// stray slots are beyond those. They are removed once the row's counts exclude them.
 	stray   map[bpf.SlotKey]bool
 	members map[bpf.MemberKey]bpf.Member
 	ranges  map[bpf.RangeKey]bool
+}
+
+// group has a group's slots from 0 on, without duplicates. It goes by its cluster's number,
+// with the part that it is of the cluster's backends: bpf.PartOf.
+type group struct {
+	cluster uint16
+	slots   []bpf.Backend
+}
+
+// slots returns the slots of a group.
+func (h *behind) slots(cluster uint16) []bpf.Backend {
+	for i := range h.groups {
+		if h.groups[i].cluster == cluster {
+			return h.groups[i].slots
+		}
+	}
+	return nil
+}
+
+// hold replaces the slots of a group.
+func (h *behind) hold(cluster uint16, slots []bpf.Backend) {
+	i := slices.IndexFunc(h.groups, func(g group) bool { return g.cluster == cluster })
+	if i < 0 {
+		h.groups = append(slices.Clip(h.groups), group{cluster, slots})
+		return
+	}
+	h.groups[i].slots = slots
+}
+
+// enter puts something into a map that is nil while it is empty.
+func enter[K comparable, V any](to *map[K]V, k K, v V) {
+	if *to == nil {
+		*to = map[K]V{}
+	}
+	(*to)[k] = v
 }
 
 func newBalancer(m *bpf.Maps, left func(bpf.Addr)) (*balancer, error) {
@@ -51,21 +85,21 @@ func newBalancer(m *bpf.Maps, left func(bpf.Addr)) (*balancer, error) {
 	found := map[bpf.SlotKey]bpf.Backend{}
 	for k, backend := range slots {
 		found[k] = backend
-		b.of(k.Service).stray[k] = true
+		enter(&b.of(k.Service).stray, k, true)
 	}
 	if err := failed(); err != nil {
 		return nil, fmt.Errorf("read map backends: %w", err)
 	}
 	members, failed := m.Members.All()
 	for k, member := range members {
-		b.of(k.Service).members[k] = member
+		enter(&b.of(k.Service).members, k, member)
 	}
 	if err := failed(); err != nil {
 		return nil, fmt.Errorf("read map members: %w", err)
 	}
 	ranges, failed := m.Sources.All()
 	for k := range ranges {
-		b.of(k.Service).ranges[k] = true
+		enter(&b.of(k.Service).ranges, k, true)
 	}
 	if err := failed(); err != nil {
 		return nil, fmt.Errorf("read map sources: %w", err)
@@ -98,7 +132,7 @@ func (b *balancer) adopt(row bpf.Service, found map[bpf.SlotKey]bpf.Backend) {
 // of returns what the kernel holds for a service number.
 func (b *balancer) of(id uint32) *behind {
 	if b.behind[id] == nil {
-		b.behind[id] = &behind{groups: map[uint16][]bpf.Backend{}, at: map[uint16]map[bpf.Backend]uint32{}, stray: map[bpf.SlotKey]bool{}, members: map[bpf.MemberKey]bpf.Member{}, ranges: map[bpf.RangeKey]bool{}}
+		b.behind[id] = &behind{}
 	}
 	return b.behind[id]
 }
@@ -111,15 +145,15 @@ func (h *behind) use(id uint32, cluster uint16, slots []bpf.Backend) {
 		seen[slots[n]] = true
 		delete(h.stray, bpf.SlotKey{Service: id, Slot: uint32(n), Cluster: cluster})
 	}
-	h.strayFrom(id, cluster, n, max(len(slots), len(h.groups[cluster])))
-	h.groups[cluster] = slots[:n]
+	h.strayFrom(id, cluster, n, max(len(slots), len(h.slots(cluster))))
+	h.hold(cluster, slots[:n])
 	delete(h.at, cluster)
 }
 
 // strayFrom marks the slots from first to end-1 as stray.
 func (h *behind) strayFrom(id uint32, cluster uint16, first, end int) {
 	for i := first; i < end; i++ {
-		h.stray[bpf.SlotKey{Service: id, Slot: uint32(i), Cluster: cluster}] = true
+		enter(&h.stray, bpf.SlotKey{Service: id, Slot: uint32(i), Cluster: cluster}, true)
 	}
 }
 
@@ -145,7 +179,7 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 		if err != nil {
 			errs = append(errs, err) // use what fits
 		}
-		g.Count = uint32(len(own.groups[g.Cluster]))
+		g.Count = uint32(len(own.slots(g.Cluster)))
 		next.Group[i] = g
 	}
 	if have, ok := b.rows.Row(f.key); !ok || have != next {
@@ -168,13 +202,14 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 	if len(errs) > 0 {
 		return changed, errors.Join(errs...)
 	}
-	for cluster := range own.groups {
-		if _, ok := f.slots[cluster]; !ok {
-			own.strayFrom(row.ID, cluster, 0, len(own.groups[cluster]))
-			delete(own.groups, cluster)
-			delete(own.at, cluster)
+	own.groups = slices.DeleteFunc(own.groups, func(g group) bool {
+		_, wanted := f.slots[g.cluster]
+		if !wanted {
+			own.strayFrom(row.ID, g.cluster, 0, len(g.slots))
+			delete(own.at, g.cluster)
 		}
-	}
+		return !wanted
+	})
 	n, err = b.tidy(own, f.members)
 	return changed + n, err
 }
@@ -189,7 +224,7 @@ func (b *balancer) admit(own *behind, id uint32, ranges map[bpf.RangeKey]bool) (
 		if err := b.ranges.Update(k, 1); err != nil {
 			return changed, err
 		}
-		own.ranges[k] = true
+		enter(&own.ranges, k, true)
 		changed++
 	}
 	return changed, nil
@@ -218,7 +253,7 @@ func (b *balancer) join(own *behind, id uint32, members map[bpf.MemberKey]bpf.Me
 		if err := b.members.Update(k, m); err != nil {
 			return changed, err
 		}
-		own.members[k] = m
+		enter(&own.members, k, m)
 		changed++
 	}
 	return changed, nil
@@ -236,7 +271,7 @@ func (b *balancer) begin(key bpf.ServiceKey) uint32 {
 // fill writes one group's slots. The kernel reads as many as before until the row is
 // written.
 func (b *balancer) fill(own *behind, id uint32, cluster uint16, want []bpf.Backend) (changed int, err error) {
-	have := own.groups[cluster]
+	have := own.slots(cluster)
 	ops, slots := service.Slots(have, want)
 	if len(ops) == 0 {
 		return 0, nil
@@ -313,7 +348,7 @@ func (b *balancer) apply(d *delta) (changed int, err error) {
 	}
 	next := bpf.Service{ID: row.ID, Groups: uint8(len(d.groups)), Timeout: row.Timeout}
 	for i, g := range d.groups {
-		g.Count = uint32(len(own.groups[g.Cluster]))
+		g.Count = uint32(len(own.slots(g.Cluster)))
 		next.Group[i] = g
 	}
 	if row != next {
@@ -336,7 +371,7 @@ func (b *balancer) apply(d *delta) (changed int, err error) {
 // swap puts newcomers into the slots of those that leave, or behind the last one, and the
 // last ones into slots that stay empty.
 func (b *balancer) swap(own *behind, id uint32, group uint16, x *exchange) (changed int, err error) {
-	slots := own.groups[group]
+	slots := own.slots(group)
 	at := own.at[group]
 	if at == nil {
 		at = make(map[bpf.Backend]uint32, len(slots))
@@ -345,8 +380,8 @@ func (b *balancer) swap(own *behind, id uint32, group uint16, x *exchange) (chan
 		}
 	}
 	defer func() {
-		own.groups[group] = slots
-		if own.at[group] = at; err != nil {
+		own.hold(group, slots)
+		if enter(&own.at, group, at); err != nil {
 			own.use(id, group, slots)
 		}
 	}()
@@ -430,11 +465,10 @@ func (b *balancer) drop(key bpf.ServiceKey) (changed int, err error) {
 // bury removes what is left of a service number whose row is gone.
 func (b *balancer) bury(id uint32) (changed int, err error) {
 	own := b.of(id)
-	for cluster, slots := range own.groups {
-		own.strayFrom(id, cluster, 0, len(slots))
+	for _, g := range own.groups {
+		own.strayFrom(id, g.cluster, 0, len(g.slots))
 	}
-	clear(own.groups)
-	clear(own.at)
+	own.groups, own.at = nil, nil
 	changed, err = b.tidy(own, nil)
 	n, other := b.refuse(own, nil)
 	if err = errors.Join(err, other); err == nil {
