@@ -281,7 +281,9 @@ func (w *IPWriter) Flush() {
 			Drop(w.txn, w.t.IPs, b)
 			continue
 		}
-		b.entries = slices.Clone(b.entries) // without the room to grow
+		if cap(b.entries) > len(b.entries)+1 {
+			b.entries = slices.Clone(b.entries) // without the room to grow
+		}
 		Put(w.txn, w.t.IPs, b)
 	}
 	clear(w.changed)
