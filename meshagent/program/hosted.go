@@ -4,6 +4,7 @@ import (
 	"iter"
 
 	"github.com/weft-mesh/weft/bpf"
+	"github.com/weft-mesh/weft/internal/addrmap"
 	"github.com/weft-mesh/weft/meshagent/tables"
 )
 
@@ -11,21 +12,33 @@ import (
 // that have moved away since. There is one entry for each address in the mesh, so it
 // is not an index of the table, which would take thirty times the memory.
 type hosted struct {
-	behind map[host]*spots
+	behind map[string]*addrmap.Map[bpf.Addr, *spots] // by cluster
 	count  int
 }
 
-func newHosted() hosted { return hosted{behind: map[host]*spots{}} }
+func newHosted() hosted { return hosted{behind: map[string]*addrmap.Map[bpf.Addr, *spots]{}} }
+
+// spots are the addresses and prefixes behind a tunnel endpoint; nil: none.
+func (h *hosted) spots(of host) *spots {
+	hosts := h.behind[of.cluster]
+	if hosts == nil {
+		return nil
+	}
+	in, _ := hosts.Get(bpf.AddrOf(of.addr))
+	return in
+}
 
 func (h *hosted) put(ip *tables.IP) {
 	if !ip.Host.IsValid() {
 		return
 	}
-	at := host{ip.Cluster, ip.Host}
-	in := h.behind[at]
+	in := h.spots(host{ip.Cluster, ip.Host})
 	if in == nil {
 		in = &spots{}
-		h.behind[at] = in
+		if h.behind[ip.Cluster] == nil {
+			h.behind[ip.Cluster] = &addrmap.Map[bpf.Addr, *spots]{}
+		}
+		h.behind[ip.Cluster].Put(bpf.AddrOf(ip.Host), in)
 	}
 	h.count -= in.count
 	in.put(bpf.PrefixOf(ip.Prefix))
@@ -33,21 +46,23 @@ func (h *hosted) put(ip *tables.IP) {
 }
 
 func (h *hosted) drop(ip *tables.IP) {
-	at := host{ip.Cluster, ip.Host}
-	in := h.behind[at]
+	in := h.spots(host{ip.Cluster, ip.Host})
 	if in == nil {
 		return
 	}
 	h.count -= in.count
 	in.drop(bpf.PrefixOf(ip.Prefix))
-	if h.count += in.count; in.count == 0 {
-		delete(h.behind, at)
+	if h.count += in.count; in.count > 0 {
+		return
+	}
+	if h.behind[ip.Cluster].Delete(bpf.AddrOf(ip.Host)); h.behind[ip.Cluster].Len() == 0 {
+		delete(h.behind, ip.Cluster)
 	}
 }
 
 // at yields what is behind a tunnel endpoint.
 func (h *hosted) at(of host) iter.Seq[bpf.PrefixKey] {
-	if in := h.behind[of]; in != nil {
+	if in := h.spots(of); in != nil {
 		return in.all()
 	}
 	return func(func(bpf.PrefixKey) bool) {}

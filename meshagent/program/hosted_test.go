@@ -24,7 +24,7 @@ func TestHostedAgreesWithASimpleIndex(t *testing.T) {
 	}
 	for seed := range uint64(50) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		h, simple := hosted{behind: map[host]*spots{}}, map[host]map[bpf.PrefixKey]struct{}{}
+		h, simple := newHosted(), map[host]map[bpf.PrefixKey]struct{}{}
 		for range 200 {
 			ip := &tables.IP{Cluster: fmt.Sprint("c", r.IntN(2)), Host: netip.AddrFrom4([4]byte{192, 0, 2, byte(r.IntN(3))}), Prefix: prefixes[r.IntN(len(prefixes))]}
 			if r.IntN(20) == 0 {
@@ -60,7 +60,7 @@ func TestHostedAgreesWithASimpleIndex(t *testing.T) {
 						want[k] = struct{}{}
 					}
 				}
-				if spots := h.behind[at]; spots != nil && !maps.Equal(want, setOf(slices.Collect(spots.within(netip.MustParsePrefix(in))))) {
+				if spots := h.spots(at); spots != nil && !maps.Equal(want, setOf(slices.Collect(spots.within(netip.MustParsePrefix(in))))) {
 					t.Errorf("seed %d: behind %v within %s, want %v", seed, at, in, want)
 				}
 			}
