@@ -175,6 +175,10 @@ func (t *table[K, V]) Update(k K, v V) error { return t.wrote(t.m.Put(k, v)) }
 // batch is the number of rows per system call.
 const batch = 4096
 
+// firstBatch is that of the first when a map is read: some that have few rows are read all
+// the time.
+const firstBatch = 256
+
 func (t *table[K, V]) UpdateBatch(rows map[K]V) error {
 	keys, values := make([]K, 0, min(len(rows), batch)), make([]V, 0, min(len(rows), batch))
 	flush := func() error {
@@ -277,7 +281,7 @@ func (t *table[K, V]) walk(yield func(K, V) bool) error {
 		return t.walkMapped(yield)
 	}
 	var cursor ebpf.MapBatchCursor
-	size := batch
+	size := firstBatch
 	keys, values := make([]K, size), make([]V, size)
 	for {
 		n, err := t.m.BatchLookup(&cursor, keys, values, nil)
@@ -297,6 +301,10 @@ func (t *table[K, V]) walk(yield func(K, V) bool) error {
 			return nil
 		case err != nil:
 			return err
+		}
+		if size < batch {
+			size *= 4
+			keys, values = make([]K, size), make([]V, size)
 		}
 	}
 }
