@@ -245,19 +245,36 @@ func (b *balancer) refuse(own *behind, ranges map[bpf.RangeKey]bool) (changed in
 
 // join writes members, those that are new or have changed.
 func (b *balancer) join(own *behind, id uint32, members map[bpf.MemberKey]bpf.Member) (changed int, err error) {
+	due := map[bpf.MemberKey]bpf.Member{}
 	for k, m := range members {
 		k.Service = id
-		if old, ok := own.members[k]; ok && old == m {
-			continue
+		if old, ok := own.members[k]; !ok || old != m {
+			due[k] = m
 		}
-		if err := b.members.Update(k, m); err != nil {
-			return changed, err
-		}
-		enter(&own.members, k, m)
-		changed++
 	}
-	return changed, nil
+	batched := len(due) >= fewRows && b.members.UpdateBatch(due) == nil
+	for k, m := range due {
+		if !batched {
+			if e := b.members.Update(k, m); e != nil {
+				if err = e; len(due) < fewRows {
+					return changed, err
+				}
+				m = unsureMember // the batch may have come to it
+			}
+		}
+		if enter(&own.members, k, m); m != unsureMember {
+			changed++
+		}
+	}
+	return changed, err
 }
+
+// fewRows is from how many rows on members and slots of one service are written as a batch.
+// A new agent writes those of thousands of services.
+const fewRows = 4
+
+// unsureMember is a member that the kernel may have, and that nobody wants like this.
+var unsureMember = bpf.Member{Terminating: 255}
 
 // begin returns the number for a new row.
 func (b *balancer) begin(key bpf.ServiceKey) uint32 {
@@ -277,6 +294,15 @@ func (b *balancer) fill(own *behind, id uint32, cluster uint16, want []bpf.Backe
 		return 0, nil
 	}
 	now := slices.Clone(have)
+	if rows := freshSlots(id, cluster, have, ops); rows != nil {
+		if err := b.slots.UpdateBatch(rows); err == nil {
+			own.use(id, cluster, slots)
+			return len(rows), nil
+		}
+		// The batch may have come to some, and the first ones have to find room.
+		own.strayFrom(id, cluster, 0, len(rows))
+		_ = b.slots.DeleteBatch(slices.Collect(maps.Keys(rows))) // else tidy does
+	}
 	for _, op := range ops {
 		if op.Kind != service.Put {
 			continue // the row sets the count; clearing comes after it
@@ -294,6 +320,20 @@ func (b *balancer) fill(own *behind, id uint32, cluster uint16, want []bpf.Backe
 	}
 	own.use(id, cluster, slots)
 	return changed, nil
+}
+
+// freshSlots are the slots of a group that had none, if that is worth a batch.
+func freshSlots(id uint32, cluster uint16, have []bpf.Backend, ops []service.SlotOp[bpf.Backend]) map[bpf.SlotKey]bpf.Backend {
+	if len(have) > 0 || len(ops) < fewRows {
+		return nil
+	}
+	rows := make(map[bpf.SlotKey]bpf.Backend, len(ops))
+	for _, op := range ops {
+		if op.Kind == service.Put {
+			rows[bpf.SlotKey{Service: id, Slot: op.Slot, Cluster: cluster}] = op.Backend
+		}
+	}
+	return rows
 }
 
 // tidy removes stray slots, and all members but those in keep.
