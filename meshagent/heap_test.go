@@ -10,9 +10,28 @@ import (
 )
 
 func TestPercentFor(t *testing.T) {
-	for live, want := range map[uint64]int{0: 100, 1 << 20: 100, 32 << 20: 100, 64 << 20: 50, 128 << 20: 25, 4 << 30: 25} {
+	for live, want := range map[uint64]int{0: 100, 1 << 20: 100, 16 << 20: 100, 32 << 20: 50, 64 << 20: 25, 128 << 20: 12, 4 << 30: 12} {
 		if got := percentFor(live); got != want {
 			t.Errorf("%d MiB in use: %d %%, want %d %%", live>>20, got, want)
+		}
+	}
+}
+
+func TestGiveBack(t *testing.T) {
+	for name, c := range map[string]struct {
+		live, idle uint64
+		after      time.Duration
+		want       bool
+	}{
+		"a little of a small heap":     {10 << 20, 32 << 20, time.Hour, false},
+		"more than a small heap needs": {10 << 20, 33 << 20, time.Hour, true},
+		"as a large heap keeps":        {400 << 20, 100 << 20, time.Hour, false},
+		"what a burst has left":        {400 << 20, 101 << 20, time.Hour, true},
+		"soon after the last time":     {400 << 20, 200 << 20, idlePause - 1, false},
+		"not soon any more":            {400 << 20, 200 << 20, idlePause, true},
+	} {
+		if got := giveBack(c.live, c.idle, c.after); got != c.want {
+			t.Errorf("%s: %v", name, got)
 		}
 	}
 }
@@ -47,7 +66,7 @@ func TestHeapStaysSmall(t *testing.T) {
 	close(read)
 	become("with little in use", func(p int) bool { return p == 100 })
 	much := make([]byte, 256<<20)
-	become("with 256 MiB in use", func(p int) bool { return p < 50 })
+	become("with 256 MiB in use", func(p int) bool { return p < 25 })
 	runtime.KeepAlive(much)
 	cancel()
 	if err := <-done; err != nil || setting() != 77 {
