@@ -83,6 +83,16 @@ func TestAConnectionIsFollowedOverTwoNodes(t *testing.T) {
 		steps, _ = follow(t, w, east, "10.1.1.2:40113", to, 6)
 		has(t, steps, "east/east-1 from_pod flow: none")
 
+		// A flow that has ended decides nothing.
+		ended := row
+		ended.Flags |= bpf.FlowReset
+		ended.Backend = bpf.AddrOf(netip.MustParseAddr("10.2.1.9"))
+		if err := east.maps().Flows.Update(key, ended); err != nil {
+			t.Fatal(err)
+		}
+		steps, _ = follow(t, w, east, "10.1.1.2:0", to, 6)
+		has(t, steps, "east/east-1 from_pod flow: port 40112: reset", "east/east-1 from_pod destination: west/shop/web-1 10.2.1.2")
+
 		// What an agent has reported is told by the node that did.
 		east.datapath.Emit(bpf.Event{Type: bpf.EventDrop, Reason: bpf.ReasonFlowTableFull, Dir: bpf.Egress, Proto: 6,
 			Src: key.Local, Dst: row.Backend, Service: key.Remote, Sport: bpf.PortOf(40112), Dport: row.Bport, ServicePort: key.Rport})
@@ -129,7 +139,27 @@ func TestWhereAConnectionEnds(t *testing.T) {
 		synctest.Wait()
 		ends("one to a cluster that is cut off", "10.1.1.2:0", service, 6, "no-backend", "east/east-1 from_pod backend: tier 0: west/shop/web-1 10.2.1.2, identity ",
 			"east/east-1 from_pod service: shop/web 80/TCP has no backend that can be reached")
+		// A flow that is open says nothing of new connections.
+		key := bpf.FlowKey{Local: bpf.AddrOf(netip.MustParseAddr("10.1.1.2")), Remote: bpf.AddrOf(vip), Lport: bpf.PortOf(40112), Rport: bpf.PortOf(80), Proto: 6}
+		if err := east.maps().Flows.Update(key, bpf.Flow{Seen: bpf.Now(), Flags: bpf.FlowService | bpf.FlowReplied, Backend: bpf.AddrOf(netip.MustParseAddr("10.2.1.2")), Bport: bpf.PortOf(8080)}); err != nil {
+			t.Fatal(err)
+		}
+		ends("a new one beside one that is open", "10.1.1.2:0", service, 6, "no-backend")
+		ends("one that is open", "10.1.1.2:40112", service, 6, "path-down")
 		ends("one to its pod", "10.1.1.2:0", "10.2.1.2:8080", 6, "path-down", "east/east-1 from_pod path: node west/west-1 is dead since ")
+	})
+}
+
+func TestAConnectionWithinANode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, east, _, _ := raise(t)
+		east.pod("other", "other")
+		w.step()
+		steps, end := follow(t, w, east, "10.1.1.2:0", east.endpoint("other").IP.String()+":80", 6)
+		if end != "delivered" {
+			t.Errorf("it ends %s", end)
+		}
+		has(t, steps, "east/east-1 from_pod destination: east/shop/other ", "east/east-1 from_pod policy: egress: no policy", "east/east-1 from_pod policy: ingress: no policy", "east/east-1 from_pod pod: delivered")
 	})
 }
 

@@ -160,7 +160,8 @@ func (w *walk) choose(svc bpf.Service, client bpf.Addr, known *known) (netip.Add
 	if at >= 0 {
 		followed = netip.AddrPortFrom(all[at].Addr.Netip(), all[at].Port.Number())
 	}
-	if known != nil && known.Flags&bpf.FlowService != 0 {
+	// With no port of the client, the question is about new connections too.
+	if known != nil && known.Flags&bpf.FlowService != 0 && (usable > 0 || w.q.From.Port() != 0) {
 		followed, why = netip.AddrPortFrom(known.Backend.Netip(), known.Bport.Number()), "that of the flow"
 	}
 	w.found("service", "%s: %s, of which new connections get %d", name, api.Count(len(all), "backend"), usable)
