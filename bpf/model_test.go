@@ -20,7 +20,7 @@ import (
 
 var (
 	firstSeed = flag.Uint64("first", 1, "the first seed of TestModel")
-	seeds     = flag.Int("seeds", 150, "how many seeds TestModel tries")
+	seeds     = flag.Int("seeds", 200, "how many seeds TestModel tries")
 	onlySteps = flag.String("only", "", "make only these steps of each seed, as a failure printed them")
 )
 
@@ -131,10 +131,8 @@ func (r *rig) play(seed uint64, script []step, only []int, all *tally) ([]step, 
 			}
 		}
 		switch {
-		case t.wrong != "" && !t.late:
-			return script, strings.Join(append(t.told, t.wrong), "\n")
 		case !t.late:
-			return script, ""
+			return script, t.verdict()
 		case drawing:
 			script = nil
 		}
@@ -172,6 +170,14 @@ func (t *tale) step(s step, rng *rand.Rand) {
 			return
 		}
 	}
+}
+
+// verdict is what went wrong, after what.
+func (t *tale) verdict() string {
+	if t.wrong == "" {
+		return ""
+	}
+	return strings.Join(append(t.told, t.wrong), "\n")
 }
 
 // aged is how far from a limit a row's age is kept, so that it does not matter when exactly

@@ -313,14 +313,17 @@ func (n *Node) openExposed(p *Packet, s *Service, e *entry) bpf.Reason {
 		return bpf.ReasonFlowClash
 	}
 	if !n.vacant(e.inside()) { // the client's port is taken towards this backend
-		drawn, ok := n.Witness.Client(e.front)
-		if !ok || drawn < 1024 || drawn == e.front.PeerPort {
-			n.complain("client %v got port %d (known: %v)", e.front, drawn, ok)
+		free := func() bool {
+			f := n.flows.received(e.inside())
+			return n.vacant(e.inside()) && (f == nil || n.expired(f))
 		}
-		e.port = drawn
-		f := n.flows.received(e.inside())
-		if !n.vacant(e.inside()) || f != nil && !n.expired(f) {
-			n.complain("client %v got port %d, which another one has", e.front, drawn)
+		drawn, ok := n.Witness.Client(e.front)
+		if e.port = drawn; ok && (drawn < 1024 || drawn == e.front.PeerPort || !free()) {
+			n.complain("client %v got port %d, which is not free", e.front, drawn)
+		}
+		// It was refused after all, and nothing tells which port it would have had.
+		for !ok && (e.port < 1024 || !free()) {
+			e.port--
 		}
 	}
 	n.masks.add(&mask{bpf.MasqueradeExposed, e.inside(), e.front})
