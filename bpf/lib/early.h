@@ -48,17 +48,16 @@ inline_always int may_wait(__u32 owner)
 once int wait_for_first(struct __sk_buff *skb, const struct packet *p, __u32 owner, __u32 dir)
 {
 	__u32 zero = 0, *room = bpf_map_lookup_elem(&waiting_room, &zero), waits = 0;
+	int early = is_early(skb);
 
-	if (!p || !room || !*room || skb->ifindex > DEVICE_BITS)
-		return NO_ROOM;
-	if (is_early(skb)) {
+	if (early) {
 		waits = skb->mark >> WAITS_SHIFT & WAITS_MAX;
 		skb->mark = 0;
-		if (waits == WAITS_MAX)
-			return NO_ROOM;
-	} else if (skb->mark || !may_wait(owner)) {
-		return NO_ROOM;
 	}
+	if (!p || !room || !*room || skb->ifindex > DEVICE_BITS || waits == WAITS_MAX)
+		return NO_ROOM;
+	if (!early && (skb->mark || !may_wait(owner)))
+		return NO_ROOM;
 	skb->mark = EARLY | (waits + 1) << WAITS_SHIFT | skb->ifindex;
 	if (!p->l3) { /* what comes out of a lane has no Ethernet header, and needs one here */
 		struct ethhdr eth = {.proto = p->ipv6 ? htons(ETH_IPV6) : htons(ETH_IP)};
