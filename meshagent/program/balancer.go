@@ -24,6 +24,9 @@ type balancer struct {
 	// hold something: the row was not written yet, or only the row was removed.
 	begun  map[bpf.ServiceKey]uint32
 	lastID uint32
+	// waits is set until everything is known: what an earlier agent left may be a backend of a
+	// peer whose services have not been read again, and open connections rest on it.
+	waits bool
 	// left is called after an address has ceased to be a backend of a service.
 	left func(bpf.Addr)
 }
@@ -37,7 +40,9 @@ type behind struct {
 	// stray slots are beyond those. They are removed once the row's counts exclude them.
 	stray   map[bpf.SlotKey]bool
 	members map[bpf.MemberKey]bpf.Member
-	ranges  map[bpf.RangeKey]bool
+	// found are those of them that an earlier agent left and this one has not wanted yet.
+	found  map[bpf.MemberKey]bool
+	ranges map[bpf.RangeKey]bool
 }
 
 // group has a group's slots from 0 on, without duplicates. It goes by its cluster's number,
@@ -92,7 +97,9 @@ func newBalancer(m *bpf.Maps, left func(bpf.Addr)) (*balancer, error) {
 	}
 	members, failed := m.Members.All()
 	for k, member := range members {
-		enter(&b.of(k.Service).members, k, member)
+		own := b.of(k.Service)
+		enter(&own.members, k, member)
+		enter(&own.found, k, true)
 	}
 	if err := failed(); err != nil {
 		return nil, fmt.Errorf("read map members: %w", err)
@@ -248,6 +255,7 @@ func (b *balancer) join(own *behind, id uint32, members map[bpf.MemberKey]bpf.Me
 	due := map[bpf.MemberKey]bpf.Member{}
 	for k, m := range members {
 		k.Service = id
+		delete(own.found, k)
 		if old, ok := own.members[k]; !ok || old != m {
 			due[k] = m
 		}
@@ -336,14 +344,14 @@ func freshSlots(id uint32, cluster uint16, have []bpf.Backend, ops []service.Slo
 	return rows
 }
 
-// tidy removes stray slots, and all members but those in keep.
+// tidy removes stray slots, and all members but those in keep and those that wait.
 func (b *balancer) tidy(own *behind, keep map[bpf.MemberKey]bpf.Member) (changed int, err error) {
 	changed, err = removeAll(b.slots, slices.Collect(maps.Keys(own.stray)), func(k bpf.SlotKey) { delete(own.stray, k) })
 	var gone []bpf.MemberKey
 	for k := range own.members {
 		bare := k
 		bare.Service = 0
-		if _, ok := keep[bare]; !ok {
+		if _, ok := keep[bare]; !ok && !(b.waits && own.found[k]) {
 			gone = append(gone, k)
 		}
 	}
@@ -355,8 +363,18 @@ func (b *balancer) tidy(own *behind, keep map[bpf.MemberKey]bpf.Member) (changed
 func (b *balancer) part(own *behind, gone []bpf.MemberKey) (changed int, err error) {
 	return removeAll(b.members, gone, func(k bpf.MemberKey) {
 		delete(own.members, k)
+		delete(own.found, k)
 		b.left(k.Addr)
 	})
+}
+
+// release removes the members that waited for everything to be known, and that nobody wants.
+func (b *balancer) release() (changed int, err error) {
+	for _, own := range b.behind {
+		n, failed := b.part(own, slices.Collect(maps.Keys(own.found)))
+		changed, err = changed+n, errors.Join(err, failed)
+	}
+	return changed, err
 }
 
 // removeAll deletes rows and calls gone for each that is deleted. It goes on after an
@@ -508,7 +526,7 @@ func (b *balancer) bury(id uint32) (changed int, err error) {
 	for _, g := range own.groups {
 		own.strayFrom(id, g.cluster, 0, len(g.slots))
 	}
-	own.groups, own.at = nil, nil
+	own.groups, own.at, own.found = nil, nil, nil // nothing waits
 	changed, err = b.tidy(own, nil)
 	n, other := b.refuse(own, nil)
 	if err = errors.Join(err, other); err == nil {

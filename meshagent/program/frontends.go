@@ -124,6 +124,7 @@ func (f *frontends) write(v *view, index func(string) uint16, r *report) (change
 	}
 	complete := v.complete() && f.addressed
 	all, prune := f.all, complete && !f.pruned
+	f.balancer.waits = !complete
 	moved := f.moved
 	if all {
 		r.stage("services", "slices", hostPorts)
@@ -180,6 +181,16 @@ func (f *frontends) write(v *view, index func(string) uint16, r *report) (change
 			f.all, f.pruned = true, false
 			r.fail("services", frontendName(key), err)
 		})
+	}
+	if (all || prune) && f.pruned {
+		n, err := 0, error(nil)
+		if f.pruned = len(f.again) == 0; f.pruned { // else some may be wanted
+			n, err = f.balancer.release()
+		}
+		if changed += n; err != nil {
+			f.all, f.pruned = true, false
+			r.fail("services", "", err)
+		}
 	}
 	return changed
 }

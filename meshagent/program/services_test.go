@@ -452,3 +452,45 @@ func TestServicesHearOfAnAddressWhileAllAreWritten(t *testing.T) {
 		t.Errorf("%d backends, of which one is another namespace's pod", n)
 	}
 }
+
+// A backend that an earlier agent left, of a peer whose services have not been read again, stays
+// for the connections that rest on it, and takes no new ones. Once everything was read, it goes
+// unless it is wanted.
+func TestABackendOfAPeerThatIsNotReadYetKeepsItsConnections(t *testing.T) {
+	b := newBench(t)
+	lost, there := netip.MustParseAddr("10.2.1.2"), netip.MustParseAddr("10.2.1.3")
+	svc := service.Service{Namespace: "shop", Name: "s0", Global: true, Shared: true, Addresses: []netip.Addr{netip.MustParseAddr("10.101.0.1")}, Ports: []service.Port{{Protocol: service.TCP, Port: 80}}}
+	synced := func(is bool) {
+		b.write(func(txn statedb.WriteTxn) {
+			row := &tables.Cluster{Name: "west", Peer: &wire.Peer{Name: "west", ID: 2, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}}}
+			if is {
+				row.Synced = map[wire.Resource]time.Time{wire.Nodes: {}, wire.Identities: {}, wire.IPs: {}, wire.Services: {}}
+			}
+			tables.Put(txn, b.tab.Clusters, row)
+		})
+	}
+	offer := func(addrs ...netip.Addr) {
+		b.write(func(txn statedb.WriteTxn) {
+			tables.Put(txn, b.tab.Services, &tables.Service{Cluster: "east", Service: svc})
+			tables.Put(txn, b.tab.Slices, sliceOf("west", "s0-0", "s0", addrs...))
+		})
+	}
+	want := func(when string, members, slots int) {
+		t.Helper()
+		if m, s := len(rowsIn(b.maps.Members)), len(rowsIn(b.maps.Backends)); m != members || s != slots {
+			t.Errorf("%s: %d members and %d slots, want %d and %d", when, m, s, members, slots)
+		}
+	}
+	synced(true)
+	offer(lost, there)
+	b.pass()
+	want("at first", 2, 2)
+	synced(false)
+	offer(there) // as an old copy says
+	b.restart()
+	b.pass()
+	want("not read yet", 2, 1)
+	synced(true)
+	b.pass()
+	want("read", 1, 1)
+}
