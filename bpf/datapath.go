@@ -166,6 +166,10 @@ func load(c Config, o options) (_ *Datapath, err error) {
 		return nil, err
 	}
 	d.hooks = newHooks(d, o.clsact)
+	// Before fragments meet the new programs.
+	if err := d.openWaitingRoom(); err != nil { // Mend tries again, and status tells
+		c.Log.Warn("fragments that overtake the first of their datagram are lost", "error", err)
+	}
 	n, err := d.hooks.adopt()
 	if err != nil {
 		return nil, fmt.Errorf("replace the programs of the previous generation: %w", err)
@@ -175,9 +179,6 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	}
 	if err := d.adoptSockets(); err != nil {
 		return nil, err
-	}
-	if err := d.openWaitingRoom(); err != nil { // Mend tries again, and status tells
-		c.Log.Warn("fragments that overtake the first of their datagram are lost", "error", err)
 	}
 	return d, d.catchUp(moved)
 }

@@ -51,12 +51,16 @@ inline_always int knock(struct __sk_buff *skb, struct work *w, const struct sett
 	return act == OPENS ? begin_inside(skb, s, svc) : act;
 }
 
-/* May a packet of which only the addresses are known be for a pod, or for a service? */
-inline_always int may_be_ours(struct work *w, const struct settings *s)
+/* Has a fragment wait if it may be for a pod: by its address, or as an answer that the world
+ * gives the node. */
+inline_always int wait_outside(struct __sk_buff *skb, struct work *w, const struct settings *s)
 {
+	struct endpoint *ep = receiver(w, s);
 	const struct addr *node = seen_outside(read_masquerading(), &w->p);
 
-	return receiver(w, s) || (node && same(&w->p.dst, node));
+	if (ep)
+		return wait_for_first(skb, &w->p, RECEIVED_BY(ep->ifindex), INGRESS, 0);
+	return node && same(&w->p.dst, node) ? wait_for_first(skb, &w->p, OUTSIDERS, INGRESS, 1) : NO_ROOM;
 }
 
 SEC("tc")
@@ -79,8 +83,8 @@ int from_device(struct __sk_buff *skb)
 	src = cidr_flags(&p->src);
 	if (src & IP_MEMBER)
 		return drop(skb, p, outside(src), INGRESS);
-	if (unlikely(why == REASON_FRAGMENT) && may_be_ours(w, s)) {
-		act = wait_for_first(skb, p, OUTSIDERS, INGRESS);
+	if (unlikely(why == REASON_FRAGMENT)) {
+		act = wait_outside(skb, w, s);
 		if (act != NO_ROOM)
 			return act;
 		act = TO_NODE;

@@ -40,7 +40,7 @@ int from_pod(struct __sk_buff *skb)
 		return leave(skb, REASON_FAILED, EGRESS, ACT_SHOT);
 	why = parse_eth(skb, &w->p);
 	if (unlikely(why == REASON_FRAGMENT)) {
-		act = wait_for_first(skb, &w->p, skb->ifindex, EGRESS);
+		act = wait_for_first(skb, &w->p, skb->ifindex, EGRESS, 0);
 		if (act != NO_ROOM)
 			return act;
 	}

@@ -23,7 +23,9 @@ int from_tunnel(struct __sk_buff *skb)
 	why = parse_lane(skb, p);
 	if (unlikely(why == REASON_FRAGMENT)) {
 		ep = receiver(w, s);
-		act = wait_for_first(skb, p, ep ? ep->ifindex : OUTSIDERS, INGRESS);
+		act = NO_ROOM;
+		if (ep || (s && (own(s, &p->dst) || is_ingress(s, p->ipv6, &p->dst))))
+			act = wait_for_first(skb, p, ep ? RECEIVED_BY(ep->ifindex) : OUTSIDERS, INGRESS, 0);
 		if (act != NO_ROOM)
 			return act;
 	}

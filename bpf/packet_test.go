@@ -27,6 +27,7 @@ type step struct {
 	hook   string      // where it shows up, see hookOf
 	in     layer
 	frame  []byte // instead of in: not an IP packet
+	ends   bool   // dropped, although the reason is not one to drop
 	waited uint32 // how often it has waited for the first fragment
 	want   Reason
 	out    layer             // nil: as it came
@@ -93,6 +94,9 @@ func (n *node) step(i int, s step) {
 	}
 	if s.want.Drop() && out != nil {
 		wantAction, wantEvent = redirect, EventRefused
+	}
+	if s.ends {
+		wantAction = dropped
 	}
 	if got.action != wantAction {
 		n.Errorf("packet %d, %s: action %d, want %d", i, s.hook, got.action, wantAction)

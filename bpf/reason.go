@@ -19,7 +19,7 @@ const (
 	ReasonResetSent     Reason = 5 // an open connection of the pod was reset
 	ReasonEnteredTunnel Reason = 6 // entered a tunnel, from a pod or from the node itself
 	ReasonChangedTunnel Reason = 7 // the node's own packet, moved to the tunnel in use
-	ReasonEarlyFragment Reason = 8 // waits for the first fragment of its datagram, which it overtook
+	ReasonEarlyFragment Reason = 8 // waits for the first fragment of its datagram, which it overtook; counted each time it does
 
 	ReasonPolicyDenied  Reason = 16 // a rule denies it or no rule allows it
 	ReasonUnknownMember Reason = 17 // denied; the other side is a member's address without an identity

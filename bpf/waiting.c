@@ -8,7 +8,7 @@
 SEC("tc")
 int from_waiting(struct __sk_buff *skb)
 {
-	if (!is_early(skb))
+	if ((skb->mark & EARLY_BITS) != EARLY)
 		return leave(skb, REASON_NOT_OURS, INGRESS, ACT_SHOT);
 	return bpf_redirect(skb->mark & DEVICE_BITS, REDIRECT_INGRESS);
 }

@@ -3,6 +3,8 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"net"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -16,15 +18,20 @@ const (
 	waitingOut = "weft_wait_out"
 )
 
-// waitingQueue lets one packet pass every 250 µs. Whoever waits alone comes back 31 times, so
-// for 8 ms. The overhead (bytes) makes all packets take about as long, whatever their size, and
-// the burst (bytes) is the largest that fits; the queue holds 64 of an Ethernet's size.
+// waitingQueue lets one packet pass every 250 µs, and holds 64. Whoever waits alone comes back 31
+// times, so for 8 ms. The overhead (bytes) makes all packets take about as long, whatever their
+// size, and the burst (bytes) is the largest that fits.
 const (
 	waitingOverhead = 1<<16 - 1
 	waitingRate     = waitingOverhead * 4000 // bytes per second
 	waitingBurst    = 1 << 14
-	waitingLimit    = 64 * 1514
+	waitingPackets  = 64
+	waitingMTU      = waitingBurst - 14
 )
+
+// errNoQueue says that the kernel has no such queue. This is a limit, not a problem: nothing
+// mends it.
+var errNoQueue = errors.New("this kernel has no token bucket queue (CONFIG_NET_SCH_TBF)")
 
 // addrGenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h: a device gets no address by itself.
 const addrGenNone = 1
@@ -33,7 +40,8 @@ const addrGenNone = 1
 func (d *Datapath) openWaitingRoom() error {
 	in, out, err := waitingDevices()
 	if err != nil {
-		return fmt.Errorf("devices in which fragments wait for their first: %w", err)
+		err = fmt.Errorf("devices in which fragments wait for their first: %w", err)
+		return errors.Join(err, d.waiting.Put(uint32(0), uint32(0)))
 	}
 	if err := d.attach(Attachment{Role: RoleWaiting, Ifindex: out}); err != nil {
 		return err
@@ -41,17 +49,37 @@ func (d *Datapath) openWaitingRoom() error {
 	return d.waiting.Put(uint32(0), uint32(in))
 }
 
-// mendWaitingRoom opens the waiting room again if its devices are gone.
+// mendWaitingRoom opens the waiting room again if something of it is gone.
 func (d *Datapath) mendWaitingRoom() (again bool, err error) {
 	var in uint32
 	if err := d.waiting.Lookup(uint32(0), &in); err != nil {
 		return false, fmt.Errorf("look at the waiting room: %w", err)
 	}
-	_, err = netlink.LinkByName(waitingIn)
-	if err == nil && in != 0 {
+	if waitingRoomStands(int(in)) {
 		return false, nil
 	}
-	return true, d.openWaitingRoom()
+	if err = d.openWaitingRoom(); errors.Is(err, errNoQueue) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// waitingRoomStands says whether both devices are up, the one with this index with its queue.
+func waitingRoomStands(in int) bool {
+	for _, name := range []string{waitingIn, waitingOut} {
+		l, err := netlink.LinkByName(name)
+		if err != nil || l.Attrs().Flags&net.FlagUp == 0 || name == waitingIn && l.Attrs().Index != in {
+			return false
+		}
+		if name == waitingOut {
+			continue
+		}
+		queues, err := netlink.QdiscList(l)
+		if err != nil || !slices.ContainsFunc(queues, func(q netlink.Qdisc) bool { return q.Type() == "tbf" }) {
+			return false
+		}
+	}
+	return true
 }
 
 // waitingDevices finds the pair, or makes it, with its queue.
@@ -59,8 +87,8 @@ func waitingDevices() (in, out int, err error) {
 	a, err := netlink.LinkByName(waitingIn)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU = waitingIn, 1<<16-1 // no fragment is larger
-		if err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: waitingOut, PeerMTU: 1<<16 - 1}); err == nil {
+		attrs.Name, attrs.MTU = waitingIn, waitingMTU
+		if err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: waitingOut, PeerMTU: waitingMTU}); err == nil {
 			a, err = netlink.LinkByName(waitingIn)
 		}
 	}
@@ -92,17 +120,28 @@ func waitingDevices() (in, out int, err error) {
 	return a.Attrs().Index, b.Attrs().Index, nil
 }
 
-// setWaitingQueue replaces a device's queue: a token bucket (sch_tbf). netlink.Tbf knows no
-// overhead.
+// setWaitingQueue replaces a device's queue: a token bucket (sch_tbf) over one of so many packets
+// (sch_fifo). netlink.Tbf knows no overhead.
 func setWaitingQueue(ifindex int) error {
 	rate := nl.TcRateSpec{Linklayer: nl.LINKLAYER_ETHERNET, Overhead: waitingOverhead, Rate: waitingRate}
-	conf := nl.TcTbfQopt{Rate: rate, Limit: waitingLimit}
-	options := nl.NewRtAttr(nl.TCA_OPTIONS, nil)
-	options.AddRtAttr(nl.TCA_TBF_PARMS, conf.Serialize())
-	options.AddRtAttr(nl.TCA_TBF_BURST, nl.Uint32Attr(waitingBurst))
+	conf := nl.TcTbfQopt{Rate: rate, Limit: waitingPackets * waitingBurst}
+	bucket := nl.NewRtAttr(nl.TCA_OPTIONS, nil)
+	bucket.AddRtAttr(nl.TCA_TBF_PARMS, conf.Serialize())
+	bucket.AddRtAttr(nl.TCA_TBF_BURST, nl.Uint32Attr(waitingBurst))
+	if err := setQueue(ifindex, "tbf", netlink.HANDLE_ROOT, netlink.MakeHandle(1, 0), bucket); err != nil {
+		if errors.Is(err, unix.ENOENT) {
+			return errNoQueue
+		}
+		return err
+	}
+	return setQueue(ifindex, "pfifo", netlink.MakeHandle(1, 1), 0, nl.NewRtAttr(nl.TCA_OPTIONS, nl.Uint32Attr(waitingPackets)))
+}
+
+// setQueue puts a queue of this kind under a parent, in place of another.
+func setQueue(ifindex int, kind string, parent, handle uint32, options *nl.RtAttr) error {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_REPLACE|unix.NLM_F_ACK)
-	req.AddData(&nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(ifindex), Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT})
-	req.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated("tbf")))
+	req.AddData(&nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(ifindex), Handle: handle, Parent: parent})
+	req.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated(kind)))
 	req.AddData(options)
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err

@@ -14,9 +14,14 @@
 #include "events.h"
 
 /* Who is charged for a packet may have WAITING_AT_ONCE fragments wait, and one more for each
- * WAITING_EVERY (ns): an eighth of what the queue holds. */
-#define WAITING_EVERY (4 * 1000 * 1000ULL)
+ * WAITING_EVERY (ns): an eighth of what passes through the queue. CPUs that ask at the same
+ * moment may let one more in each. */
+#define WAITING_EVERY (62 * 1000 * 1000ULL)
 #define WAITING_AT_ONCE 8
+
+/* The account of what a pod of this node receives: others must not spend what it has for what it
+ * sends. */
+#define RECEIVED_BY(ifindex) ((ifindex) | 1u << 31)
 
 /* The device whose queue they wait in, 0 if there is none. Written by the agent. */
 ARRAY(waiting_room, MAP_ARRAY, __u32, 1);
@@ -42,12 +47,15 @@ inline_always int may_wait(__u32 owner)
 	return 1;
 }
 
-/* Has a fragment of which p has the addresses wait, if it may. Returns an action, or
- * NO_ROOM: then it is as if nobody had asked. */
 #define NO_ROOM 0
-once int wait_for_first(struct __sk_buff *skb, const struct packet *p, __u32 owner, __u32 dir)
+
+/* Has a fragment of which p has the addresses wait, if it may. Returns an action, or
+ * NO_ROOM: then it is as if nobody had asked. shared: it may be the node's own, whose stack
+ * puts fragments in any order. So a copy waits, and NO_ROOM lets the packet go on; a copy that
+ * waited in vain ends. */
+once int wait_for_first(struct __sk_buff *skb, const struct packet *p, __u32 owner, __u32 dir, int shared)
 {
-	__u32 zero = 0, *room = bpf_map_lookup_elem(&waiting_room, &zero), waits = 0;
+	__u32 zero = 0, *room = bpf_map_lookup_elem(&waiting_room, &zero), waits = 0, mark;
 	int early = is_early(skb);
 
 	if (early) {
@@ -55,15 +63,22 @@ once int wait_for_first(struct __sk_buff *skb, const struct packet *p, __u32 own
 		skb->mark = 0;
 	}
 	if (!p || !room || !*room || skb->ifindex > DEVICE_BITS || waits == WAITS_MAX)
-		return NO_ROOM;
+		return early && shared ? leave(skb, REASON_NOT_OURS, dir, ACT_SHOT) : NO_ROOM;
 	if (!early && (skb->mark || !may_wait(owner)))
 		return NO_ROOM;
-	skb->mark = EARLY | (waits + 1) << WAITS_SHIFT | skb->ifindex;
+	mark = EARLY | (waits + 1) << WAITS_SHIFT | skb->ifindex;
+	if (!early && shared) {
+		skb->mark = mark;
+		bpf_clone_redirect(skb, *room, 0);
+		skb->mark = 0;
+		return NO_ROOM;
+	}
 	if (!p->l3) { /* what comes out of a lane has no Ethernet header, and needs one here */
 		struct ethhdr eth = {.proto = p->ipv6 ? htons(ETH_IPV6) : htons(ETH_IP)};
 
 		if (bpf_skb_change_head(skb, ETH_HLEN, 0) || bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
 			return NO_ROOM;
 	}
+	skb->mark = mark;
 	return leave(skb, REASON_EARLY_FRAGMENT, dir, bpf_redirect(*room, 0));
 }

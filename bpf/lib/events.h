@@ -39,7 +39,7 @@ part int fill(struct event *e, const struct __sk_buff *skb, const struct packet 
 /* Waking the agent costs a new connection more than all the rest. The agent looks every 20 ms
  * unasked, and is woken only when much has come since: by the events of that moment, not by
  * all that follow until it has read them. */
-#define MOMENT 4096 /* bytes, more than all CPUs write at once */
+#define MOMENT 4096 /* bytes; if more are written at once, nobody is woken before those 20 ms */
 
 inline_always __u64 wakeup(void)
 {

@@ -209,7 +209,7 @@ once int leave_ports(const struct packet *p, __be32 id)
 
 inline_always int is_early(const struct __sk_buff *skb)
 {
-	return (skb->mark & EARLY_BITS) == EARLY;
+	return (skb->mark & (EARLY_BITS | DEVICE_BITS)) == (EARLY | skb->ifindex);
 }
 
 once int find_ports(struct packet *p, __be32 id)
