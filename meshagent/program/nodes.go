@@ -3,6 +3,7 @@ package program
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -147,6 +148,20 @@ type holders struct {
 func (h *holders) first(a netip.Addr) string {
 	key, _ := h.firsts.Get(bpf.AddrOf(a))
 	return key
+}
+
+// each yields all nodes with an address.
+func (h *holders) each(a netip.Addr) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, key := range h.all[bpf.AddrOf(a)] {
+			if !yield(key) {
+				return
+			}
+		}
+		if first := h.first(a); first != "" && len(h.all[bpf.AddrOf(a)]) == 0 {
+			yield(first)
+		}
+	}
 }
 
 // of returns all nodes with an address; do not change the list.
@@ -325,11 +340,11 @@ func (v *view) nodeOf(addr netip.Addr, index func(string) uint16) uint16 {
 
 // behind returns the node with a tunnel endpoint, and its key; nil if there is none.
 func (v *view) behind(cluster string, addr netip.Addr) (key string, n *tables.Node) {
-	keys := v.nodes.named.of(addr)
+	hosts := &v.nodes.named
 	if cluster == v.own.Name {
-		keys = v.nodes.hosts.of(addr)
+		hosts = &v.nodes.hosts
 	}
-	for _, key := range keys {
+	for key := range hosts.each(addr) {
 		if clusterOf(key) != cluster {
 			continue
 		}
@@ -352,7 +367,7 @@ func (v *view) ownHosts(n *tables.Node) []netip.Addr {
 // the identity of such an address; "" if there is none. A peer cannot claim the
 // addresses of our API servers.
 func (v *view) outside(a netip.Addr, except string) (key string, who identity.Number) {
-	for _, key := range v.nodes.named.of(a) {
+	for key := range v.nodes.named.each(a) {
 		switch {
 		case key == except:
 		case v.inMesh(whole(a)):
