@@ -84,7 +84,7 @@ func TestBootstrapIsFrugal(t *testing.T) {
 	for _, c := range []struct {
 		of                             exporter
 		clusters, mostAllocs, mostHeap int
-	}{{sparse, 20, 36, 900}, {dense, 2, 11, 255}} {
+	}{{sparse, 20, 36, 770}, {dense, 2, 11, 235}} {
 		t.Run(c.of.name, func(t *testing.T) {
 			s := storetest.New()
 			for i := range c.clusters {
