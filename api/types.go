@@ -397,8 +397,14 @@ type Service struct {
 	Shared      bool     `json:"shared"`
 	Affinity    string   `json:"affinity"`
 	// SessionTimeoutSeconds is for how long a client stays with its backend; 0: it does not.
-	SessionTimeoutSeconds int64            `json:"sessionTimeoutSeconds,omitempty"`
-	Backends              []ServiceBackend `json:"backends"`
+	SessionTimeoutSeconds int64 `json:"sessionTimeoutSeconds,omitempty"`
+	// Algorithm says how a new connection's backend is chosen: random, or maglev by tables of
+	// TableSize slots; if the ports have several, the largest.
+	Algorithm string `json:"algorithm,omitempty"`
+	TableSize uint32 `json:"tableSize,omitempty"`
+	// ClusterWeights are each cluster's share of new connections; "*" is that of all others.
+	ClusterWeights map[string]uint16 `json:"clusterWeights,omitempty"`
+	Backends       []ServiceBackend  `json:"backends"`
 }
 
 // ServiceBackend is one backend of a service, in whichever cluster. Each address
@@ -411,6 +417,8 @@ type ServiceBackend struct {
 	// the service; LeftOut says on which they do not, and why.
 	Ready   bool      `json:"ready"`
 	LeftOut []LeftOut `json:"leftOut,omitempty"`
+	// Weight is its share of new connections relative to others; 0: it is in maintenance.
+	Weight uint16 `json:"weight"`
 }
 
 // LeftOut is why a backend gets no new connections.

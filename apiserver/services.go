@@ -49,6 +49,7 @@ func serviceList(own string, all []stored, r reach) *api.ServiceList {
 		row := api.Service{
 			Cluster: own, Namespace: svc.Namespace, Name: svc.Name, ClusterIPs: svc.clusterIPs, ExternalIPs: svc.externalIPs,
 			Global: svc.Global, Shared: svc.Shared, Affinity: string(svc.Affinity), SessionTimeoutSeconds: int64(svc.Session.Seconds()), Ports: []string{}, Backends: []api.ServiceBackend{},
+			Algorithm: string(svc.Algorithm), ClusterWeights: svc.ClusterWeights,
 		}
 		if len(svc.clusterIPs) > 0 {
 			row.ClusterIP = svc.clusterIPs[0]
@@ -60,18 +61,37 @@ func serviceList(own string, all []stored, r reach) *api.ServiceList {
 			}
 			row.Ports, row.PortNames = append(row.Ports, text), append(row.PortNames, p.Label())
 		}
+		taking := map[frontend]int{}
 		for _, cluster := range slices.Sorted(maps.Keys(svc.slices)) {
 			if cluster != own && (!svc.Global || svc.NodeLocal) {
 				continue
 			}
-			for _, b := range service.Stands(&svc.Service, svc.slices[cluster], cluster == own) {
+			for _, b := range service.Stands(&svc.Service, cluster, svc.slices[cluster], cluster == own) {
 				left := leftOut(b, row.PortNames, r.why(cluster, b.Node))
-				row.Backends = append(row.Backends, api.ServiceBackend{Cluster: cluster, Node: b.Node, Address: b.Addr, Ready: len(left) == 0, LeftOut: left})
+				row.Backends = append(row.Backends, api.ServiceBackend{Cluster: cluster, Node: b.Node, Address: b.Addr, Ready: len(left) == 0, LeftOut: left, Weight: b.Weight})
+				for i, why := range b.Why {
+					if why == "" {
+						taking[frontend{i, b.Addr.Is4()}]++
+					}
+				}
+			}
+		}
+		if svc.Algorithm == service.Maglev && len(svc.clusterIPs) > 0 {
+			if row.TableSize = svc.TableSize; row.TableSize == 0 {
+				for _, n := range taking {
+					row.TableSize = max(row.TableSize, service.TableSizeFor(n))
+				}
 			}
 		}
 		out.Services = append(out.Services, row)
 	}
 	return out
+}
+
+// frontend is a port of a service, by its index, in one IP family.
+type frontend struct {
+	port int
+	v4   bool
 }
 
 // leftOut says on which ports a backend gets no new connections, and why. What applies to

@@ -40,7 +40,7 @@ const (
 // Limits are rows per map. A row takes its memory when it is used, except for Flows, which
 // packets write: there it is reserved up front, two rows of 168 bytes for each, and a new
 // connection costs half as much. Also reserved are 16 bytes for each possible row, 8 in
-// Nodes. That makes 267 MB with the defaults, of which half the Flows would save 113 MB.
+// Nodes. That makes 270 MB with the defaults, of which half the Flows would save 113 MB.
 type Limits struct {
 	// Flows bounds the connections of all pods of the node. Each has a second row if
 	// it goes through a service, so the map is twice as large. A new flow is refused
@@ -56,6 +56,9 @@ type Limits struct {
 	Nodes uint32
 	// Services bounds frontends, Backends and Members the backends of all of them.
 	Services, Backends, Members uint32
+	// Maglev bounds the pieces of 64 slots of services' Maglev tables. Each takes 192 bytes when
+	// it is used: a service of four backends has eight, and a large one 2,048.
+	Maglev uint32
 	// Affinities bounds the clients that services with session affinity remember.
 	Affinities uint32
 	// Sources bounds the prefixes of clients that services at load balancer addresses are

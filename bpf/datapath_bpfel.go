@@ -20,6 +20,7 @@ const (
 	datapathMapAffinities         = "affinities"
 	datapathMapAnswers            = "answers"
 	datapathMapBackends           = "backends"
+	datapathMapBalancing          = "balancing"
 	datapathMapBudgets            = "budgets"
 	datapathMapClasses            = "classes"
 	datapathMapClusters           = "clusters"
@@ -36,6 +37,7 @@ const (
 	datapathMapIps                = "ips"
 	datapathMapJudgedAgain        = "judged_again"
 	datapathMapLost               = "lost"
+	datapathMapMaglev             = "maglev"
 	datapathMapMasquerades        = "masquerades"
 	datapathMapMasquerading       = "masquerading"
 	datapathMapMembers            = "members"
@@ -165,6 +167,7 @@ type datapathMapSpecs struct {
 	Affinities   *ebpf.MapSpec `ebpf:"affinities"`
 	Answers      *ebpf.MapSpec `ebpf:"answers"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
+	Balancing    *ebpf.MapSpec `ebpf:"balancing"`
 	Budgets      *ebpf.MapSpec `ebpf:"budgets"`
 	Classes      *ebpf.MapSpec `ebpf:"classes"`
 	Clusters     *ebpf.MapSpec `ebpf:"clusters"`
@@ -181,6 +184,7 @@ type datapathMapSpecs struct {
 	Ips          *ebpf.MapSpec `ebpf:"ips"`
 	JudgedAgain  *ebpf.MapSpec `ebpf:"judged_again"`
 	Lost         *ebpf.MapSpec `ebpf:"lost"`
+	Maglev       *ebpf.MapSpec `ebpf:"maglev"`
 	Masquerades  *ebpf.MapSpec `ebpf:"masquerades"`
 	Masquerading *ebpf.MapSpec `ebpf:"masquerading"`
 	Members      *ebpf.MapSpec `ebpf:"members"`
@@ -246,6 +250,7 @@ type datapathMaps struct {
 	Affinities   *ebpf.Map `ebpf:"affinities"`
 	Answers      *ebpf.Map `ebpf:"answers"`
 	Backends     *ebpf.Map `ebpf:"backends"`
+	Balancing    *ebpf.Map `ebpf:"balancing"`
 	Budgets      *ebpf.Map `ebpf:"budgets"`
 	Classes      *ebpf.Map `ebpf:"classes"`
 	Clusters     *ebpf.Map `ebpf:"clusters"`
@@ -262,6 +267,7 @@ type datapathMaps struct {
 	Ips          *ebpf.Map `ebpf:"ips"`
 	JudgedAgain  *ebpf.Map `ebpf:"judged_again"`
 	Lost         *ebpf.Map `ebpf:"lost"`
+	Maglev       *ebpf.Map `ebpf:"maglev"`
 	Masquerades  *ebpf.Map `ebpf:"masquerades"`
 	Masquerading *ebpf.Map `ebpf:"masquerading"`
 	Members      *ebpf.Map `ebpf:"members"`
@@ -294,6 +300,7 @@ func (m *datapathMaps) Close() error {
 		m.Affinities,
 		m.Answers,
 		m.Backends,
+		m.Balancing,
 		m.Budgets,
 		m.Classes,
 		m.Clusters,
@@ -310,6 +317,7 @@ func (m *datapathMaps) Close() error {
 		m.Ips,
 		m.JudgedAgain,
 		m.Lost,
+		m.Maglev,
 		m.Masquerades,
 		m.Masquerading,
 		m.Members,

@@ -25,7 +25,9 @@ type Maps struct {
 	Nodes        Table[uint32, Node]    // by node index, from 1
 	Clusters     Table[uint32, Cluster] // by cluster ID
 	Services     Table[ServiceKey, Service]
+	Balancing    Table[uint32, Balancing] // by service number
 	Backends     Table[SlotKey, Backend]
+	Maglev       Table[MaglevKey, MaglevSlots]
 	Members      Table[MemberKey, Member]
 	Affinities   Table[AffinityKey, Affinity]
 	Sources      Table[RangeKey, uint32]      // the value means nothing
@@ -66,6 +68,10 @@ var described = []description{
 	of("clusters", 1, func(m *Maps) *Table[uint32, Cluster] { return &m.Clusters }),
 	of("services", 1, func(m *Maps) *Table[ServiceKey, Service] { return &m.Services }).
 		sized(func(l *Limits) *uint32 { return &l.Services }, 1<<16, "rows of the table of services"),
+	of("balancing", 1, func(m *Maps) *Table[uint32, Balancing] { return &m.Balancing }).
+		derived(func(c Config) uint32 { return c.Limits.Services }),
+	of("maglev", 1, func(m *Maps) *Table[MaglevKey, MaglevSlots] { return &m.Maglev }).
+		sized(func(l *Limits) *uint32 { return &l.Maglev }, 1<<17, "pieces of 64 slots of the tables of services that use Maglev"),
 	of("backends", 1, func(m *Maps) *Table[SlotKey, Backend] { return &m.Backends }).
 		sized(func(l *Limits) *uint32 { return &l.Backends }, 1<<18, "rows of the table of backends"),
 	of("members", 1, func(m *Maps) *Table[MemberKey, Member] { return &m.Members }).

@@ -124,7 +124,7 @@ once int alive_elsewhere(const struct settings *s, const struct flow_key *key)
 	struct service *svc = bpf_map_lookup_elem(&services, &front);
 	struct target to = {};
 
-	return !svc || !choose_backend(s, svc, &to, 1);
+	return !svc || !choose_backend(s, svc, &to, &front.addr, ONLY_ALIVE);
 }
 
 /* Does f end here because its path is silent or dead, rather than wait for it? */
@@ -260,7 +260,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 		f->flags = FLOW_FIN_LOCAL;
 	to.addr = p->dst;
 	to.port = p->dport;
-	why = aim(s, p->proto, &p->src, &to);
+	why = aim(s, p, &to);
 	if (to.service) {
 		p->service = p->dst;
 		p->service_port = p->dport;

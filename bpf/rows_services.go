@@ -71,12 +71,20 @@ type ServiceFlags uint8
 const (
 	ServiceSplit  ServiceFlags = 0x80 // clients outside have a row of their own: ScopeOutside
 	ServiceRanged ServiceFlags = 0x40 // only for clients in its source ranges
-	serviceFlags  ServiceFlags = 0xf0
+	// ServiceBalanced has a row in Balancing.
+	ServiceBalanced ServiceFlags = 0x20
+	serviceFlags    ServiceFlags = 0xf0
 )
 
 // With adds flags.
 func (s Seconds) With(f ServiceFlags) Seconds {
 	s[2] |= uint8(f)
+	return s
+}
+
+// Without takes flags away.
+func (s Seconds) Without(f ServiceFlags) Seconds {
+	s[2] &^= uint8(f)
 	return s
 }
 
@@ -113,6 +121,9 @@ func (s Seconds) String() string {
 	if s.Flags()&ServiceRanged != 0 {
 		text += ",ranged"
 	}
+	if s.Flags()&ServiceBalanced != 0 {
+		text += ",balanced"
+	}
 	return text
 }
 
@@ -144,8 +155,33 @@ type Backend struct {
 	Addr Addr
 	Port Port
 	Node uint16 // 0: on this node or not behind a tunnel
-	Pad  uint32
+	// Reject is how often, out of 65536 times, it is not taken when it is drawn at random.
+	Reject uint16
+	Weight uint16 // 0: the default
 }
+
+// Balancing is how the backends of a service with ServiceBalanced share its connections.
+type Balancing struct {
+	Weights    [MaxGroups]uint32 // of the groups: take the place of Group.Weight, unless that is 0
+	Slots      uint32            // of the Maglev table of each tier; 0: chosen at random
+	Generation uint8             // of the tables
+	Pad        [3]uint8
+}
+
+// MaglevKey is a piece of a Maglev table.
+type MaglevKey struct {
+	Service    uint32
+	Piece      uint16
+	Tier       uint8
+	Generation uint8
+}
+
+// Piece is how many slots a piece has.
+const Piece = 64
+
+// MaglevSlots says which backends have these slots: each number is that of a slot of the group
+// with Cluster 0; 0 is nobody.
+type MaglevSlots struct{ Backend [Piece]uint16 }
 
 // MemberKey is a backend of a service. It is looked up when a flow is judged again.
 type MemberKey struct {

@@ -112,6 +112,7 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 	struct socket *mine;
 	struct spoken *old;
 	int kept = 0, why;
+	__be16 any;
 
 	if (!s || !s->revision || !of_host(ctx))
 		return ALLOW;
@@ -137,7 +138,8 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 			kept = 1;
 		}
 	}
-	why = kept ? 0 : choose_for(s, svc, &s->internal[0], &to, 0);
+	any = bpf_get_prandom_u32(); /* for Maglev: it has no port yet */
+	why = kept ? 0 : choose_for(s, svc, &s->internal[0], &any, &front.proto, &to, 0);
 	if (why)
 		return refuse_socket(why, why == REASON_SOURCE_RANGE ? NOT_PERMITTED : CONNECTION_REFUSED);
 	mine->spoken[mine->next++ % REMEMBERED] = (struct spoken){

@@ -38,35 +38,37 @@ type Frontend struct {
 	// Groups may be empty: the service is known and has no backend. They are sorted
 	// by tier, then by cluster; groups that take no new connections come last.
 	Groups []Group
-	// Flat is set if there are more groups than MaxGroups unless all backends of a cluster
-	// are in one: how near they are does not count then.
-	Flat bool
+	// Merged is set if there are more groups than MaxGroups unless all backends of a cluster
+	// are in one. Flat as well if some are nearer, which does not count then.
+	Merged, Flat bool
+	// Algorithm and TableSize are the service's.
+	Algorithm Algorithm
+	TableSize uint32
 	// Omitted are the least preferred clusters, those beyond MaxGroups. Connections that
 	// were draining there are cut: their backends no longer belong to the service.
 	Omitted []ClusterID
 }
 
-// Group holds the backends of one cluster that are as near. What drains is in the first
-// group of its cluster.
+// Group holds the backends of one cluster that are as near and whose weights are of one
+// class. What drains is in the first group of its cluster.
 type Group struct {
 	Cluster ClusterID
 	Near    Near
+	Class   Class
 	// Tier orders groups: a group is used only while every group of a lower tier is
 	// dead or empty.
-	Tier uint8
-	// Weight multiplies the number of backends when choosing between groups of the
-	// same tier.
-	Weight   uint8
+	Tier     uint8
 	Backends []Backend
 	Draining []Backend
 }
 
 // Backend is an address and port that answers for a service. Node is "" if
-// the source does not say.
+// the source does not say. Weight is 0 if it takes no new connections.
 type Backend struct {
-	Addr netip.Addr
-	Port uint16
-	Node string
+	Addr   netip.Addr
+	Port   uint16
+	Node   string
+	Weight uint16
 }
 
 func (b Backend) compare(other Backend) int {
@@ -110,7 +112,7 @@ func frontends(client Client, svc *Service, fronts []Front, from map[ClusterID][
 		f := Frontend{
 			Namespace: svc.Namespace, Name: svc.Name,
 			PortName: at.Of.Name, Addr: at.Addr, Port: at.Port, Protocol: at.Of.Protocol, Session: svc.Session,
-			Split: at.Split, Outside: at.Outside,
+			Split: at.Split, Outside: at.Outside, Algorithm: svc.Algorithm, TableSize: svc.TableSize,
 		}
 		if at.Balanced && svc.Ranged {
 			f.Ranged = true
@@ -197,12 +199,12 @@ func (f *Frontend) groups(client Client, svc *Service, port Port, from map[Clust
 		s := sortOut(port, f.Addr.Is4(), from[cluster], client.sees(svc, cluster))
 		all[cluster], stocks[cluster] = &s, s.stock()
 	}
-	var places []Place
-	places, f.Omitted, f.Flat = arrange(client.Cluster, svc, stocks)
-	for _, p := range places {
+	a := arrange(client.Cluster, svc, stocks)
+	f.Omitted, f.Merged, f.Flat = a.omitted, a.merged, a.flat
+	for _, p := range a.places {
 		s := all[p.Cluster]
-		g := Group{Cluster: p.Cluster, Near: p.Near, Tier: p.Tier, Weight: 1, Backends: s.taking[p.Near], Draining: s.draining}
-		if f.Flat {
+		g := Group{Cluster: p.Cluster, Near: p.Near, Class: p.Class, Tier: p.Tier, Backends: s.taking[part{p.Near, p.Class}], Draining: s.draining}
+		if f.Merged {
 			g.Backends = s.together()
 		}
 		s.draining = nil
@@ -220,27 +222,38 @@ func tier(a Affinity, local bool) uint8 {
 // candidate is an endpoint with the port applied.
 type candidate struct {
 	Backend
-	near, lacks                 Near
-	ready, lastResort, draining bool
+	near, lacks          Near
+	ready                uint16 // how many endpoints are, with the sum of their weights
+	weight               uint32
+	lastResort, draining bool
 }
 
-// sorted are the endpoints of one cluster: those that take connections, by how near they
-// are, and those that only keep theirs. Ready ones take connections; if there are none,
-// those that are terminating but still serving do, however near.
+// sorted are the endpoints of one cluster: those that take connections, by part, and those
+// that only keep theirs. Ready ones take connections; if there are none, those that are
+// terminating but still serving do, however near, and all alike.
 type sorted struct {
-	taking   [Nears][]Backend
+	taking   map[part][]Backend
 	draining []Backend
 	lacks    Near
 	ready    bool // whether those that take connections are
 }
 
+// part are backends that are as near and whose weights are of one class.
+type part struct {
+	near  Near
+	class Class
+}
+
 func sortOut(port Port, v4 bool, from []Slice, by sight) (s sorted) {
+	s.taking = map[part][]Backend{}
 	var last []Backend
 	for _, c := range candidates(port, v4, from, by) {
 		switch {
-		case c.ready:
+		case c.ready > 0:
 			s.ready = true
-			s.taking[c.near] = append(s.taking[c.near], c.Backend)
+			c.Weight = meanWeight(c.weight, c.ready)
+			at := part{c.near, ClassOf(c.Weight)}
+			s.taking[at] = append(s.taking[at], c.Backend)
 			s.lacks |= c.lacks
 		case c.lastResort:
 			last = append(last, c.Backend)
@@ -249,7 +262,10 @@ func sortOut(port Port, v4 bool, from []Slice, by sight) (s sorted) {
 		}
 	}
 	if !s.ready {
-		s.taking[0] = last
+		for i := range last {
+			last[i].Weight = DefaultWeight
+		}
+		s.taking[part{}] = last
 	} else if len(last) > 0 {
 		s.draining = append(s.draining, last...)
 		slices.SortFunc(s.draining, Backend.compare)
@@ -257,10 +273,13 @@ func sortOut(port Port, v4 bool, from []Slice, by sight) (s sorted) {
 	return s
 }
 
+// meanWeight is the mean of some weights, whose sum is given.
+func meanWeight(sum uint32, of uint16) uint16 { return uint16(sum / uint32(of)) }
+
 // together are all that take connections.
 func (s *sorted) together() (out []Backend) {
-	for _, part := range s.taking {
-		out = append(out, part...)
+	for _, some := range s.taking {
+		out = append(out, some...)
 	}
 	slices.SortFunc(out, Backend.compare)
 	return out
@@ -282,8 +301,10 @@ func candidates(port Port, v4 bool, from []Slice, by sight) []candidate {
 			if e.Addr.Is4() != v4 {
 				continue
 			}
-			c := candidate{Backend: Backend{e.Addr, number, e.Node}, ready: e.Ready, lastResort: e.Serving && e.Terminating && !e.Draining, draining: e.Draining}
-			if c.ready {
+			c := candidate{Backend: Backend{Addr: e.Addr, Port: number, Node: e.Node}}
+			var ready bool
+			if ready, c.lastResort, c.draining = by.roles(e); ready {
+				c.ready, c.weight = 1, uint32(from[i].Weighs())
 				c.near, c.lacks = by.of(e)
 			}
 			all = append(all, c)
@@ -302,12 +323,13 @@ func candidates(port Port, v4 bool, from []Slice, by sight) []candidate {
 		}
 		have := &out[n-1]
 		// The ready one knows the node.
-		if c.ready && !have.ready || c.ready == have.ready && c.Node > have.Node {
+		if now, was := c.ready > 0, have.ready > 0; now && !was || now == was && c.Node > have.Node {
 			have.Node = c.Node
 		}
 		have.near |= c.near
 		have.lacks |= c.lacks
-		have.ready = have.ready || c.ready
+		have.ready += c.ready
+		have.weight += c.weight
 		have.lastResort = have.lastResort || c.lastResort
 		have.draining = have.draining || c.draining
 	}

@@ -253,7 +253,7 @@ func TestFromKubernetes(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Service{
-		Namespace: "shop", Name: "web", Affinity: AffinityNone, PublishNotReady: true, Session: 3 * time.Hour, NodeLocal: true,
+		Namespace: "shop", Name: "web", Affinity: AffinityNone, Algorithm: Random, PublishNotReady: true, Session: 3 * time.Hour, NodeLocal: true,
 		Addresses: []netip.Addr{addr("10.101.0.1"), addr("fd00::1")},
 		Families:  []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol},
 		Ports:     []Port{{"http", TCP, 80, 0, 80, ""}, {"admin", TCP, 81, 0, 0, "adm"}, {"dns", UDP, 53, 0, 5353, ""}},

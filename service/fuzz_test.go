@@ -20,6 +20,9 @@ func FuzzFromKubernetes(f *testing.F) {
 	f.Add(
 		[]byte(`{"spec":{"clusterIPs":["10.101.0.1","fd00::1"],"ports":[{"port":443}],"trafficDistribution":"PreferSameNode"}}`),
 		[]byte(`{"metadata":{"annotations":{"service.cilium.io/weight":"0"}},"ports":[{"port":8443},{}],"endpoints":[{"addresses":["fd00:1::2","10.1.1.2","nowhere"],"hints":{"forZones":[{"name":"a"}]}}]}`))
+	f.Add(
+		[]byte(`{"metadata":{"annotations":{"service.cilium.io/global":"true","weft.io/cluster-weights":"east=0,*=3"}},"spec":{"clusterIP":"10.101.0.1","ports":[{"port":443}]}}`),
+		[]byte(`{"metadata":{"annotations":{"service.cilium.io/weight":"250"}},"ports":[{"port":8443}],"endpoints":[{"addresses":["10.1.1.2","10.1.1.3"]}]}`))
 	f.Fuzz(func(t *testing.T, service, slice []byte) {
 		var (
 			ks corev1.Service
@@ -32,8 +35,9 @@ func FuzzFromKubernetes(f *testing.F) {
 		if err != nil {
 			return
 		}
+		svc.Split = svc.ClusterWeights.Split(func(name string) ClusterID { return map[string]ClusterID{"east": 1}[name] })
 		from := []Slice{SliceFromKubernetes(&es)}
-		stands := Stands(&svc, from, true)
+		stands := Stands(&svc, "east", from, true)
 		for i, fe := range Frontends(fromEast, &svc, map[ClusterID][]Slice{1: from}) {
 			used := map[netip.Addr]bool{}
 			for _, g := range fe.Groups {

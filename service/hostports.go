@@ -70,7 +70,7 @@ func HostFrontends(on Client, p *Pod, addrs, node []netip.Addr, ports []HostPort
 			}
 			out = append(out, Frontend{
 				Namespace: p.Namespace, Name: p.Name, Addr: at, Port: h.Port, Protocol: h.Protocol, Here: true,
-				Groups: []Group{{Cluster: on.Cluster, Weight: 1, Backends: []Backend{{addrs[i], h.Target, on.Node}}}},
+				Groups: []Group{{Cluster: on.Cluster, Backends: []Backend{{Addr: addrs[i], Port: h.Target, Node: on.Node, Weight: DefaultWeight}}}},
 			})
 		}
 	}

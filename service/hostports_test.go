@@ -38,7 +38,7 @@ func TestHostPorts(t *testing.T) {
 			var got []string
 			for _, f := range HostFrontends(Client{Cluster: 1, Node: "n1"}, &Pod{Namespace: "shop", Name: "web"}, c.addrs, node, HostPorts(&c.spec)) {
 				b := f.Groups[0].Backends
-				if len(f.Groups) != 1 || len(b) != 1 || b[0].Port != 8080 || b[0].Node != "n1" || f.Groups[0].Cluster != 1 || f.Groups[0].Weight != 1 {
+				if len(f.Groups) != 1 || len(b) != 1 || b[0].Port != 8080 || b[0].Node != "n1" || f.Groups[0].Cluster != 1 || b[0].Weight != DefaultWeight {
 					t.Errorf("groups %+v", f.Groups)
 				}
 				got = append(got, fmt.Sprintf("%v/%s>%v", netip.AddrPortFrom(f.Addr, f.Port), f.Protocol, b[0].Addr))

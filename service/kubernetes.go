@@ -27,9 +27,18 @@ const (
 	// AnnotationWeight on an endpoint slice is the weight of each of its endpoints.
 	AnnotationWeight = "service.cilium.io/weight"
 
+	// AnnotationAlgorithm on a service is its Algorithm.
+	AnnotationAlgorithm = "service.cilium.io/lb-algorithm"
+
 	// AnnotationNamespaceGlobal on a namespace, if "false" in any case, keeps everything
 	// in the namespace from being exported.
 	AnnotationNamespaceGlobal = "clustermesh.cilium.io/global"
+)
+
+// Our own annotations of services.
+const (
+	AnnotationClusterWeights = "weft.io/cluster-weights"
+	AnnotationTableSize      = "weft.io/maglev-table-size"
 )
 
 // annotation returns the value in lower case. The newer name wins.
@@ -61,6 +70,19 @@ func sharing(a map[string]string) (global, shared bool, affinity Affinity) {
 	return true, shared, affinity
 }
 
+// balancing reads how a service chooses backends. What it cannot read was refused, or comes
+// from an older version: it has no effect.
+func balancing(a map[string]string) (Algorithm, uint32) {
+	if v, _ := annotation(a, AnnotationAlgorithm, ""); Algorithm(v) != Maglev {
+		return Random, 0
+	}
+	size, err := ParseTableSize(a[AnnotationTableSize])
+	if err != nil {
+		return Maglev, 0
+	}
+	return Maglev, size
+}
+
 // FromKubernetes reads a Kubernetes service. A service of type ExternalName
 // has neither addresses nor ports.
 func FromKubernetes(svc *corev1.Service) (Service, error) {
@@ -70,6 +92,10 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 		PublishNotReady: svc.Spec.PublishNotReadyAddresses,
 	}
 	s.Global, s.Shared, s.Affinity = sharing(svc.Annotations)
+	s.Algorithm, s.TableSize = balancing(svc.Annotations)
+	if text, ok := svc.Annotations[AnnotationClusterWeights]; ok && s.Global {
+		s.ClusterWeights, _ = ParseClusterWeights(text)
+	}
 	s.Session = SessionTimeout(&svc.Spec)
 	if p := svc.Spec.InternalTrafficPolicy; p != nil {
 		s.NodeLocal = *p == corev1.ServiceInternalTrafficPolicyLocal
@@ -279,17 +305,20 @@ func SliceFromKubernetes(es *discoveryv1.EndpointSlice) Slice {
 			s.Endpoints = append(s.Endpoints, end)
 		}
 	}
-	if Weightless(es.Annotations) {
-		s.Drain()
-	}
+	s.Weigh(es.Annotations)
 	return s
 }
 
-// Weightless reports whether a slice's annotations give its endpoints weight 0, which
-// means maintenance. All other weights are treated alike.
-func Weightless(annotations map[string]string) bool {
-	weight, err := strconv.ParseUint(annotations[AnnotationWeight], 10, 16)
-	return err == nil && weight == 0
+// Weigh gives the slice's endpoints the weight that its annotations say. 0 means maintenance.
+// What is not a weight has no effect.
+func (s *Slice) Weigh(annotations map[string]string) {
+	switch weight, err := strconv.ParseUint(annotations[AnnotationWeight], 10, 16); {
+	case err != nil:
+	case weight == 0:
+		s.Drain()
+	default:
+		s.Weight = uint16(weight)
+	}
 }
 
 // Conditions fills in what an endpoint slice leaves out: ready defaults to true, serving

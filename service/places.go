@@ -2,6 +2,7 @@ package service
 
 import (
 	"cmp"
+	"math/bits"
 	"slices"
 )
 
@@ -9,6 +10,7 @@ import (
 type Place struct {
 	Cluster ClusterID
 	Near    Near
+	Class   Class
 	Tier    uint8
 	// Taking is whether any of its backends gets new connections.
 	Taking bool
@@ -16,8 +18,9 @@ type Place struct {
 
 // stock counts what one cluster has behind one port.
 type stock struct {
-	// ready ones by how near they are, and the kinds of hints that some of them lack.
-	ready          [Nears]int
+	// ready says which classes there are of the ready ones, by how near they are, and lacks
+	// the kinds of hints that some of them lack.
+	ready          [Nears]classSet
 	lacks          Near
 	last, draining int
 }
@@ -25,27 +28,28 @@ type stock struct {
 func (s *sorted) stock() (n stock) {
 	n.lacks, n.draining = s.lacks, len(s.draining)
 	if !s.ready {
-		n.last = len(s.taking[0])
+		n.last = len(s.taking[part{}])
 		return n
 	}
-	for near, part := range s.taking {
-		n.ready[near] = len(part)
+	for p := range s.taking {
+		n.ready[p.near] |= 1 << p.class
 	}
 	return n
 }
 
-func (s *stock) allReady() (n int) {
-	for _, part := range s.ready {
-		n += part
+// all are the classes of all that are ready.
+func (s *stock) all() (classes classSet) {
+	for _, some := range s.ready {
+		classes |= some
 	}
-	return n
+	return classes
 }
 
 // nearest is the least step of a ready backend.
 func (s *stock) nearest() uint8 {
 	least := uint8(stepFar)
-	for near, n := range s.ready {
-		if n > 0 {
+	for near, classes := range s.ready {
+		if classes != 0 {
 			least = min(least, step(Near(near), s.lacks))
 		}
 	}
@@ -59,28 +63,41 @@ func Places(own ClusterID, svc *Service, pools map[ClusterID]*Pool) (places []Pl
 	for cluster, p := range pools {
 		stocks[cluster] = p.stock()
 	}
-	places, omitted, flat := arrange(own, svc, stocks)
-	return places, len(omitted) == 0 && !flat
+	a := arrange(own, svc, stocks)
+	return a.places, len(a.omitted) == 0 && !a.merged
+}
+
+// arrangement is the order of a frontend's groups.
+type arrangement struct {
+	places  []Place
+	omitted []ClusterID
+	// merged says that all backends of a cluster are one group, because they would be too many;
+	// flat, that some of them are nearer than others.
+	merged, flat bool
 }
 
 // arrange orders the groups of a frontend. If they are too many, those of a cluster become
-// one, flat, and then the least preferred clusters are omitted.
-func arrange(own ClusterID, svc *Service, of map[ClusterID]stock) (places []Place, omitted []ClusterID, flat bool) {
-	if places = inOrder(own, svc, of); len(places) > MaxGroups {
+// one, and then the least preferred clusters are omitted.
+func arrange(own ClusterID, svc *Service, of map[ClusterID]stock) (a arrangement) {
+	if a.places = inOrder(own, svc, of); len(a.places) > MaxGroups {
+		a.merged = true
 		for cluster, s := range of {
-			n := s.allReady()
-			flat = flat || n > s.ready[0]
-			s.ready = [Nears]int{n}
+			all := s.all()
+			a.flat = a.flat || all != 0 && s.ready != [Nears]classSet{all}
+			s.ready = [Nears]classSet{}
+			if all != 0 {
+				s.ready[0] = 1 << all.merged()
+			}
 			of[cluster] = s
 		}
-		places = inOrder(own, svc, of)
+		a.places = inOrder(own, svc, of)
 	}
-	for len(places) > MaxGroups {
-		omitted = append(omitted, places[len(places)-1].Cluster)
-		places = places[:len(places)-1]
+	for len(a.places) > MaxGroups {
+		a.omitted = append(a.omitted, a.places[len(a.places)-1].Cluster)
+		a.places = a.places[:len(a.places)-1]
 	}
-	slices.Reverse(omitted)
-	return places, omitted, flat
+	slices.Reverse(a.omitted)
+	return a
 }
 
 func inOrder(own ClusterID, svc *Service, of map[ClusterID]stock) (places []Place) {
@@ -102,10 +119,11 @@ func inOrder(own ClusterID, svc *Service, of map[ClusterID]stock) (places []Plac
 			far = stepFar
 		}
 		switch {
-		case s.allReady() > 0:
-			for part, n := range s.ready {
-				if n > 0 {
-					add(Place{Near: Near(part), Taking: true}, min(far, step(Near(part), s.lacks)))
+		case s.all() != 0:
+			for near, classes := range s.ready {
+				for ; classes != 0; classes &= classes - 1 {
+					at := Place{Near: Near(near), Class: Class(bits.TrailingZeros32(uint32(classes))), Taking: true}
+					add(at, min(far, step(at.Near, s.lacks)))
 				}
 			}
 		case s.last > 0:
@@ -123,7 +141,7 @@ func inOrder(own ClusterID, svc *Service, of map[ClusterID]stock) (places []Plac
 // its tier, so that it is omitted only while it takes none.
 func (p Place) compare(other Place, own ClusterID) int {
 	return cmp.Or(first(other.Taking)-first(p.Taking), cmp.Compare(p.Tier, other.Tier), first(other.Cluster == own)-first(p.Cluster == own),
-		cmp.Compare(p.Cluster, other.Cluster), cmp.Compare(p.Near, other.Near))
+		cmp.Compare(p.Cluster, other.Cluster), cmp.Compare(p.Near, other.Near), cmp.Compare(p.Class, other.Class))
 }
 
 func first(yes bool) int {

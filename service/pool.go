@@ -18,19 +18,20 @@ type Pool struct {
 	// How many offers are ready, or else a last resort, or else draining; the ready ones
 	// also by how near they are, and those that lack hints of each kind.
 	ready, last, draining int
-	parts                 [Nears]int
+	parts                 [Nears][Classes]int
 	lacking               [kinds]int
 }
 
 // offer counts endpoints. Those that are ready count again if hints name the client, and if
-// they lack hints, of each kind.
+// they lack hints, of each kind. weight is the sum of their weights.
 type offer struct {
 	ready, last, draining uint16
 	near, lacks           [kinds]uint16
+	weight                uint32
 }
 
 // Role is what a backend may do.
-type Role uint8
+type Role uint32
 
 // The roles.
 const (
@@ -38,18 +39,23 @@ const (
 	NoRole Role = iota
 	// Draining backends keep the connections that they have.
 	Draining
-	// Taking backends also get new ones. Those that are near have a role of their own for
-	// each Near: this plus that.
+	// Taking backends also get new ones. They have a role of their own for each Near, this
+	// plus that, and for each weight, in the bits from weightBits on.
 	Taking
 )
 
+const weightBits = 16
+
+// takes is the role of backends that get new connections.
+func takes(near Near, weight uint16) Role { return Taking + Role(near) | Role(weight)<<weightBits }
+
 // Takes returns whether backends of the role get new connections, and if so how near they
-// are.
-func (r Role) Takes() (near Near, ok bool) {
+// are and what they weigh.
+func (r Role) Takes() (near Near, weight uint16, ok bool) {
 	if r < Taking {
-		return 0, false
+		return 0, 0, false
 	}
-	return Near(r - Taking), true
+	return Near(r&(1<<weightBits-1) - Taking), uint16(r >> weightBits), true
 }
 
 // NewPool returns an empty pool for what a cluster has behind a port of a service, at a
@@ -82,7 +88,7 @@ func (p *Pool) Replace(before, after *Slice, changed func(b netip.AddrPort, befo
 			if _, ok := touched[b]; !ok {
 				touched[b] = o.role(only)
 			}
-			p.put(b, o, o.with(e, p.by, by))
+			p.put(b, o, o.with(e, s.Weighs(), p.by, by))
 		}
 	}
 	count(after, 1)
@@ -102,30 +108,36 @@ func (p *Pool) Replace(before, after *Slice, changed func(b netip.AddrPort, befo
 }
 
 // with is o with an endpoint counted by times more.
-func (o offer) with(e *Endpoint, seen sight, by uint16) offer {
-	if e.Ready {
+func (o offer) with(e *Endpoint, weight uint16, seen sight, by uint16) offer {
+	ready, last, draining := seen.roles(e)
+	if ready {
 		o.ready += by
+		o.weight += uint32(weight) * uint32(int16(by))
 		near, lacks := seen.of(e)
 		for i := range kinds {
 			o.near[i] += by * uint16(near>>i&1)
 			o.lacks[i] += by * uint16(lacks>>i&1)
 		}
 	}
-	if e.Serving && e.Terminating && !e.Draining {
+	if last {
 		o.last += by
 	}
-	if e.Draining {
+	if draining {
 		o.draining += by
 	}
 	return o
 }
 
+// weighs is the weight of a ready offer. One that is in slices of several weights, while it
+// moves from one to the other, has the mean of them.
+func (o offer) weighs() uint16 { return meanWeight(o.weight, o.ready) }
+
 func (o offer) role(lastResortsTake bool) Role {
 	switch {
 	case o.ready > 0:
-		return Taking + Role(o.nearness())
+		return takes(o.nearness(), o.weighs())
 	case o.last > 0 && lastResortsTake:
-		return Taking
+		return takes(0, DefaultWeight)
 	case o.last > 0, o.draining > 0:
 		return Draining
 	}
@@ -172,7 +184,7 @@ func (p *Pool) count(o offer, by int) {
 	if o.ready == 0 {
 		return
 	}
-	p.parts[o.nearness()] += by
+	p.parts[o.nearness()][ClassOf(o.weighs())] += by
 	for i, n := range o.lacks {
 		if n > 0 {
 			p.lacking[i] += by
@@ -208,8 +220,23 @@ func (p *Pool) Backends() iter.Seq2[netip.AddrPort, Role] {
 	}
 }
 
+// Taking is how many backends get new connections.
+func (p *Pool) Taking() int {
+	if p.ready > 0 {
+		return p.ready
+	}
+	return p.last
+}
+
 func (p *Pool) stock() stock {
-	s := stock{ready: p.parts, last: p.last, draining: p.draining}
+	s := stock{last: p.last, draining: p.draining}
+	for near := range p.parts {
+		for class, n := range p.parts[near] {
+			if n > 0 {
+				s.ready[near] |= 1 << class
+			}
+		}
+	}
 	for i, n := range p.lacking {
 		if n > 0 {
 			s.lacks |= 1 << i

@@ -17,6 +17,10 @@ func TestPoolsFollowFrontends(t *testing.T) {
 		svc.Affinity = []Affinity{AffinityNone, AffinityLocal, AffinityRemote}[seed%3]
 		svc.Global = seed%4 > 0
 		svc.Distribution = Distribution(seed / 3 % 3)
+		svc.Split = nil
+		if seed%5 == 0 {
+			svc.Split = &Split{By: map[ClusterID]uint16{2: uint16(seed / 5 % 2)}, Rest: 3}
+		}
 		slices := map[ClusterID][]Slice{}
 		pools := map[ClusterID]*Pool{}
 		roles := map[ClusterID]map[netip.AddrPort]Role{}
@@ -52,26 +56,26 @@ func TestPoolsFollowFrontends(t *testing.T) {
 			})
 			want := Frontends(fromEast, svc, slices)[0]
 			places, ok := Places(east, svc, pools)
-			if ok != (len(want.Omitted) == 0 && !want.Flat) || len(places) != len(want.Groups) {
-				t.Fatalf("seed %d step %d: %v and %v, want %v, %v and %v", seed, step, places, ok, want.Groups, want.Omitted, want.Flat)
+			if ok != (len(want.Omitted) == 0 && !want.Merged) || len(places) != len(want.Groups) {
+				t.Fatalf("seed %d step %d: %v and %v, want %v, %v and %v", seed, step, places, ok, want.Groups, want.Omitted, want.Merged)
 			}
 			members := map[ClusterID]map[netip.AddrPort]Role{}
 			for i, g := range want.Groups {
-				if at := (Place{g.Cluster, g.Near, g.Tier, len(g.Backends) > 0}); places[i] != at {
+				if at := (Place{g.Cluster, g.Near, g.Class, g.Tier, len(g.Backends) > 0}); places[i] != at {
 					t.Fatalf("seed %d step %d: place %d is %v, want %v", seed, step, i, places[i], at)
 				}
 				if members[g.Cluster] == nil {
 					members[g.Cluster] = map[netip.AddrPort]Role{}
 				}
 				for _, b := range g.Backends {
-					members[g.Cluster][netip.AddrPortFrom(b.Addr, b.Port)] = Taking + Role(g.Near)
+					members[g.Cluster][netip.AddrPortFrom(b.Addr, b.Port)] = takes(g.Near, b.Weight)
 				}
 				for _, b := range g.Draining {
 					members[g.Cluster][netip.AddrPortFrom(b.Addr, b.Port)] = Draining
 				}
 			}
 			for cluster, have := range members {
-				if !want.Flat && !maps.Equal(have, roles[cluster]) || !maps.Equal(roles[cluster], maps.Collect(pools[cluster].Backends())) {
+				if !want.Merged && !maps.Equal(have, roles[cluster]) || !maps.Equal(roles[cluster], maps.Collect(pools[cluster].Backends())) {
 					t.Fatalf("seed %d step %d: cluster %d has %v, want %v", seed, step, cluster, roles[cluster], have)
 				}
 			}
@@ -94,8 +98,11 @@ func randomSlice(r *rand.Rand, n int) Slice {
 		}
 		s.Endpoints = append(s.Endpoints, e)
 	}
-	if r.IntN(5) == 0 {
+	switch r.IntN(5) {
+	case 0:
 		s.Drain()
+	case 1, 2:
+		s.Weight = []uint16{1, 50, 99, 101, 200, 65535}[r.IntN(6)]
 	}
 	return s
 }

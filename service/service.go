@@ -6,6 +6,7 @@
 package service
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"time"
@@ -47,6 +48,16 @@ const (
 	AffinityRemote Affinity = "remote"
 )
 
+// Algorithm says how a new connection's backend is chosen.
+type Algorithm string
+
+// The algorithms. Random, the default, gives every connection any backend. Maglev gives the
+// same backend to connections from the same address and port, whichever node they reach.
+const (
+	Random Algorithm = "random"
+	Maglev Algorithm = "maglev"
+)
+
 // Service is a service as its own cluster declares it.
 type Service struct {
 	Namespace, Name string
@@ -64,6 +75,14 @@ type Service struct {
 	Shared bool
 	// Affinity is AffinityNone unless Global.
 	Affinity Affinity
+	// ClusterWeights are nil unless Global. Split is what follows from them, for whoever knows
+	// the numbers of clusters.
+	ClusterWeights ClusterWeights
+	Split          *Split
+	// Algorithm chooses among backends. TableSize is that of a Maglev table; 0: it follows
+	// from the number of backends.
+	Algorithm Algorithm
+	TableSize uint32
 	// NodeLocal gives clients the backends on their own node alone. ExternalLocal gives
 	// clients outside of the mesh those on the node that they reach.
 	NodeLocal, ExternalLocal bool
@@ -109,7 +128,12 @@ type Slice struct {
 	Service         string
 	Ports           []SlicePort
 	Endpoints       []Endpoint
+	// Weight is that of each endpoint; 0 means DefaultWeight. See Drain for a weight of 0.
+	Weight uint16
 }
+
+// Weighs is the weight of each of the slice's endpoints.
+func (s *Slice) Weighs() uint16 { return cmp.Or(s.Weight, DefaultWeight) }
 
 // Drain keeps new connections from the slice's endpoints.
 func (s *Slice) Drain() {

@@ -13,6 +13,9 @@ import (
 type Stand struct {
 	Addr netip.Addr
 	Node string
+	// Weight is how large a share of new connections it gets, if any, beside others of its
+	// cluster.
+	Weight uint16
 	// Why says for each port of the service, in order, why no new connection to the port
 	// reaches the endpoint; "" if connections do.
 	Why []string
@@ -23,7 +26,7 @@ type Stand struct {
 // Stands returns the state of every endpoint of one cluster, each address once, sorted by
 // address. own is true for the service's own cluster. It agrees with Frontends on which
 // endpoints take new connections.
-func Stands(svc *Service, from []Slice, own bool) []Stand {
+func Stands(svc *Service, cluster string, from []Slice, own bool) []Stand {
 	all := map[netip.Addr]*Stand{}
 	for i := range from {
 		for _, e := range from[i].Endpoints {
@@ -33,6 +36,9 @@ func Stands(svc *Service, from []Slice, own bool) []Stand {
 				all[e.Addr] = s
 			}
 			s.Node = cmp.Or(s.Node, e.Node)
+			if !e.Draining {
+				s.Weight = max(s.Weight, from[i].Weighs())
+			}
 		}
 	}
 	for i, port := range svc.Ports {
@@ -49,6 +55,8 @@ func Stands(svc *Service, from []Slice, own bool) []Stand {
 				s.Why[i] = fmt.Sprintf("the service has no %s here", FamilyOf(s.Addr))
 			case !used[s.Addr]:
 				s.Why[i], s.Misfit[i] = left(port, s.Addr, from, own)
+			case svc.ClusterWeights.Of(cluster) == 0:
+				s.Why[i] = "the service gives its cluster weight 0"
 			}
 		}
 	}

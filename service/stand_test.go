@@ -38,7 +38,7 @@ func TestStands(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := ""
-			for _, s := range Stands(&Service{Ports: []Port{c.port}}, c.from, c.own) {
+			for _, s := range Stands(&Service{Ports: []Port{c.port}}, "east", c.from, c.own) {
 				if got != "" {
 					got += " "
 				}
@@ -68,7 +68,7 @@ func TestStandsAgreeWithFrontends(t *testing.T) {
 			}
 			from = append(from, s)
 		}
-		stands := Stands(&svc, from, false)
+		stands := Stands(&svc, "west", from, false)
 		for i, f := range Frontends(Client{Cluster: 1}, &svc, map[ClusterID][]Slice{1: from}) {
 			used := map[netip.Addr]bool{}
 			for _, g := range f.Groups {
@@ -97,7 +97,7 @@ func TestStandsOfAnotherFamily(t *testing.T) {
 		for _, f := range strings.Fields(families) {
 			svc.Families = append(svc.Families, corev1.IPFamily(f))
 		}
-		all := Stands(&svc, from, false)
+		all := Stands(&svc, "west", from, false)
 		if got := all[0].Why[0] + " | " + all[1].Why[0]; got != want || all[0].Misfit[0] || all[1].Misfit[0] {
 			t.Errorf("%q: %s, want %s; misfits %v %v", families, got, want, all[0].Misfit, all[1].Misfit)
 		}

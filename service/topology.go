@@ -70,18 +70,28 @@ type sight struct {
 	node, zone string // "" is near nothing
 	as         Distribution
 	foreign    bool // another cluster's endpoints
+	drains     bool // their cluster has weight 0
 }
 
 // sees is how a client sees the endpoints that a cluster has for a service.
 func (c Client) sees(svc *Service, cluster ClusterID) sight {
+	drains := svc.Split.Of(cluster) == 0
 	if svc.NodeLocal {
-		return sight{} // all that it may use are on its node
+		return sight{drains: drains} // all that it may use are on its node
 	}
-	s := sight{node: c.Node, zone: c.Zone, as: svc.Distribution, foreign: cluster != c.Cluster}
+	s := sight{node: c.Node, zone: c.Zone, as: svc.Distribution, foreign: cluster != c.Cluster, drains: drains}
 	if s.foreign {
 		s.node = ""
 	}
 	return s
+}
+
+// roles are an endpoint's: ready takes connections, last if none is ready, draining none.
+func (s sight) roles(e *Endpoint) (ready, last, draining bool) {
+	if last = e.Serving && e.Terminating && !e.Draining; !s.drains {
+		return e.Ready, last, e.Draining
+	}
+	return false, false, e.Draining || e.Ready || last
 }
 
 // of says which hints of an endpoint that is ready name the client, and which kinds of

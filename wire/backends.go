@@ -42,9 +42,7 @@ func (s *ClusterEndpointSlice) Slice() service.Slice {
 			out.Endpoints = append(out.Endpoints, end)
 		}
 	}
-	if service.Weightless(s.Annotations) {
-		out.Drain()
-	}
+	out.Weigh(s.Annotations)
 	return out
 }
 

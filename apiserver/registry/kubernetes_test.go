@@ -84,14 +84,14 @@ func TestAnnotationsWithoutEffectAreNamed(t *testing.T) {
 	r, _ := fixture(t)
 	const (
 		typo    = "annotation service.cilium.io/globl has no effect; did you mean service.cilium.io/global?"
-		unknown = "annotation service.cilium.io/lb-algorithm has no effect"
+		unknown = "annotation service.cilium.io/forwarding-mode has no effect"
 	)
 	for name, c := range map[string]struct {
 		annotations string
 		want        []string
 	}{
 		"one letter short":       {`service.cilium.io/globl: "true"`, []string{typo}},
-		"of Cilium, not of Weft": {"service.cilium.io/lb-algorithm: maglev", []string{unknown}},
+		"of Cilium, not of Weft": {"service.cilium.io/forwarding-mode: dsr", []string{unknown}},
 		"ours":                   {`service.cilium.io/global: "true", io.cilium/shared-service: "true", service.cilium.io/affinity: local`, nil},
 		"somebody else's":        {"example.com/global: x, kubectl.kubernetes.io/last-applied-configuration: x", nil},
 	} {

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/weft-mesh/weft/service"
+	"github.com/weft-mesh/weft/wire"
 )
 
 func readService(r *reading) {
@@ -43,7 +44,8 @@ func readService(r *reading) {
 	checkExternal(r, svc)
 	checkBool(r, svc.Annotations, service.AnnotationGlobal, "io.cilium/global-service")
 	checkBool(r, svc.Annotations, service.AnnotationShared, "io.cilium/shared-service")
-	warnAnnotations(r, svc.Annotations, service.AnnotationGlobal, service.AnnotationShared, service.AnnotationAffinity,
+	checkBalancing(r, svc)
+	warnAnnotations(r, svc.Annotations, service.AnnotationGlobal, service.AnnotationShared, service.AnnotationAffinity, service.AnnotationAlgorithm,
 		"io.cilium/global-service", "io.cilium/shared-service", "io.cilium/service-affinity")
 	for _, name := range []string{service.AnnotationAffinity, "io.cilium/service-affinity"} {
 		value, ok := svc.Annotations[name]
@@ -71,6 +73,50 @@ func checkSession(r *reading, spec *corev1.ServiceSpec) {
 		}
 	default:
 		r.refuse("spec.sessionAffinity %s does not exist; write ClientIP or None", spec.SessionAffinity)
+	}
+}
+
+// checkBalancing checks how a service shares connections among its backends.
+func checkBalancing(r *reading, svc *corev1.Service) {
+	algorithm, chosen := svc.Annotations[service.AnnotationAlgorithm]
+	maglev := service.Algorithm(strings.ToLower(algorithm)) == service.Maglev
+	if chosen && !maglev && service.Algorithm(strings.ToLower(algorithm)) != service.Random {
+		r.refuse("annotation %s is %q; write %s or %s", service.AnnotationAlgorithm, algorithm, service.Random, service.Maglev)
+	}
+	headless := svc.Spec.ClusterIP == corev1.ClusterIPNone
+	if maglev && headless {
+		r.warn("annotation %s has no effect on a headless service: its clients choose among the addresses that they ask for", service.AnnotationAlgorithm)
+	}
+	if text, ok := svc.Annotations[service.AnnotationTableSize]; ok {
+		if _, err := service.ParseTableSize(text); err != nil || text == "" {
+			r.refuse("annotation %s is %q; write one of %v, or remove it to have one chosen", service.AnnotationTableSize, text, service.TableSizes)
+		} else if !maglev {
+			r.refuse("annotation %s has no effect without %s: %s; write that, or remove it", service.AnnotationTableSize, service.AnnotationAlgorithm, service.Maglev)
+		}
+	}
+	text, ok := svc.Annotations[service.AnnotationClusterWeights]
+	if !ok {
+		return
+	}
+	weights, err := service.ParseClusterWeights(text)
+	if err != nil {
+		r.refuse("annotation %s: %v", service.AnnotationClusterWeights, err)
+		return
+	}
+	for _, name := range weights.Names() {
+		if err := wire.CheckClusterName(name); err != nil {
+			r.refuse("annotation %s: %v", service.AnnotationClusterWeights, err)
+		}
+	}
+	global := svc.Annotations[service.AnnotationGlobal]
+	if global == "" {
+		global = svc.Annotations["io.cilium/global-service"]
+	}
+	switch {
+	case !strings.EqualFold(global, "true"):
+		r.refuse("annotation %s has no effect without %s: \"true\"; write that, or remove it", service.AnnotationClusterWeights, service.AnnotationGlobal)
+	case headless:
+		r.refuse("annotation %s has no effect on a headless service: its clients choose among the addresses that they ask for; remove it", service.AnnotationClusterWeights)
 	}
 }
 

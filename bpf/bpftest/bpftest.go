@@ -141,6 +141,8 @@ func New() *bpf.Maps {
 		Nodes:        newArray[uint32, bpf.Node]("nodes", int(l.Nodes)),
 		Clusters:     newArray[uint32, bpf.Cluster]("clusters", bpf.MaxClusters),
 		Services:     NewTable[bpf.ServiceKey, bpf.Service]("services", int(l.Services)),
+		Balancing:    NewTable[uint32, bpf.Balancing]("balancing", int(l.Services)),
+		Maglev:       NewTable[bpf.MaglevKey, bpf.MaglevSlots]("maglev", int(l.Maglev)),
 		Backends:     NewTable[bpf.SlotKey, bpf.Backend]("backends", int(l.Backends)),
 		Members:      NewTable[bpf.MemberKey, bpf.Member]("members", int(l.Members)),
 		Affinities:   NewTable[bpf.AffinityKey, bpf.Affinity]("affinities", int(l.Affinities)),

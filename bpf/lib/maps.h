@@ -64,7 +64,9 @@ struct {
 ARRAY(nodes, MAP_ARRAY, struct node, 1 << 16);
 ARRAY(clusters, MAP_ARRAY, struct cluster, 512);
 HASH(services, struct service_key, struct service);
+HASH(balancing, __u32, struct balancing);
 HASH(backends, struct slot_key, struct backend);
+HASH(maglev, struct maglev_key, struct maglev);
 HASH(members, struct member_key, struct member);
 
 struct {

@@ -327,7 +327,8 @@ inline_always int open_exposed(struct __sk_buff *skb, const struct settings *s, 
 		return REASON_TTL_EXCEEDED;
 	p->service = p->dst;
 	p->service_port = p->dport;
-	why = choose_for(s, svc, &t->front.remote, &t->to, 1);
+	t->to.port = t->front.lport;
+	why = choose_for(s, svc, &t->front.remote, &t->front.rport, &t->front.proto, &t->to, 1);
 	if (why)
 		return why;
 	aim_at(s, t);

@@ -1,4 +1,4 @@
-/* Choosing a service's backend. Needs neither a packet nor a flow: see aim. */
+/* Choosing a service's backend. Needs neither a packet nor a flow. */
 #pragma once
 
 #include "place.h"
@@ -12,37 +12,51 @@ struct target {
 };
 
 #define NO_TIER 256
-#define DRAWS 16                /* tickets drawn at random before all are tried in turn */
-#define MAX_TRIES (1u << 22)    /* below 1 << 23, the most that bpf_loop accepts */
+#define DRAWS 16                /* tickets drawn at random before all slots are tried in turn */
+#define MANY_DRAWS 256          /* likewise, if backends weigh more or less */
+#define PROBES 128              /* slots of a Maglev table that are tried */
+#define MAX_TRIES (1u << 22)    /* in all; below 1 << 23, the most that bpf_loop accepts */
 
 /* A choice in progress. Each backend of a group holds as many tickets as the group's
  * weight, and tickets are tried until one names a backend whose path is alive. The
  * first DRAWS are drawn at random: this is exactly fair, and quick unless most backends
- * are dead. Then every ticket is tried once, in an order shuffled for this choice, so
- * a live backend is found whenever there is one. Loops use bpf_loop, whose body is
- * verified once. */
+ * are dead. A backend that weighs less than others of its group is rejected now and then;
+ * that may have to be repeated, so MANY_DRAWS are made then: shares are right as long as a
+ * fiftieth of all weight is alive. Then every slot is tried once, in an order shuffled for
+ * this choice, so a live backend is found whenever there is one. Loops use bpf_loop, whose
+ * body is verified once.
+ *
+ * With Maglev, who asks begins at a slot of the tier's table and goes on in steps of its own:
+ * everywhere the same ones. Where PROBES slots lead to nobody alive, tickets are tried. */
 struct choice {
 	const struct settings *s;
 	const struct service *svc;
+	const struct balancing *how; /* null: evenly and at random */
 	struct target *to;
+	__u32 groups; /* usable ones of the current tier, a bit mask */
+	__u32 total;  /* their tickets */
+	__u32 slots;  /* and their slots */
+	__u32 hash;   /* of who asks, for Maglev */
+	__u32 key;    /* the slot of the Maglev table that comes next, then that of the shuffle */
 	__u32 from;   /* tiers below were given up */
 	__u32 tier;   /* current: the lowest from there with a usable group, or NO_TIER */
-	__u32 groups; /* its usable groups, a bit mask */
-	__u32 total;  /* their tickets */
-	__u32 mask;   /* of the shuffle: the smallest 2^bits - 1 that covers all tickets */
-	__u32 half;   /* bits / 2, rounded up */
-	__u32 key[3];
-	__u8 alive;    /* only alive paths will do */
+	__u8 bits;    /* of the shuffle: the fewest that number all slots */
 	__u8 found;
-	__u8 doubtful; /* silent paths will do: no path is alive */
-	__u8 silent;   /* a silent path was passed over */
+	__u8 silence; /* enum silence */
+	__u8 silent;  /* a silent path was passed over */
+}; /* the stack is short: 64 bytes */
+
+enum silence {
+	NOT_YET, /* alive paths come first */
+	WILL_DO, /* silent paths do as well: no path is alive */
+	NEVER,
 };
 
 inline_always int usable(struct choice *c, __u8 path)
 {
 	if (path == PATH_SILENT)
 		c->silent = 1;
-	return path == PATH_ALIVE || (path == PATH_SILENT && c->doubtful);
+	return path == PATH_ALIVE || (path == PATH_SILENT && c->silence == WILL_DO);
 }
 
 /* The cluster of a group, of which it may have only a part of the backends. */
@@ -51,9 +65,15 @@ inline_always __u32 cluster_in(__u32 group)
 	return group & ((1u << CLUSTER_BITS) - 1);
 }
 
-inline_always __u32 tickets(const struct group *g)
+/* How many tickets each backend of the i-th group holds. */
+inline_always __u32 tickets(const struct choice *c, __u32 i)
 {
-	return g->count * g->weight;
+	return unlikely(c->how) ? c->how->weights[i] : c->svc->group[i].weight;
+}
+
+inline_always __u32 draws(const struct choice *c)
+{
+	return unlikely(c->how) ? MANY_DRAWS : DRAWS;
 }
 
 /* One pass finds the tier and counts its tickets. */
@@ -66,7 +86,7 @@ static long consider_group(__u32 i, struct choice *c)
 		return 1;
 	g = &c->svc->group[i];
 	cluster = cluster_in(g->cluster);
-	if (!tickets(g) || g->tier < c->from || g->tier > c->tier)
+	if (!g->count || !g->weight || g->tier < c->from || g->tier > c->tier)
 		return 0;
 	if (cluster != c->s->cluster) {
 		struct cluster *row = bpf_map_lookup_elem(&clusters, &cluster);
@@ -76,127 +96,240 @@ static long consider_group(__u32 i, struct choice *c)
 	if (g->tier < c->tier) {
 		c->tier = g->tier;
 		c->total = 0;
+		c->slots = 0;
 		c->groups = 0;
 	}
-	c->total += tickets(g);
+	c->total += g->count * tickets(c, i);
+	c->slots += g->count * g->weight;
 	c->groups |= 1u << i;
 	return 0;
 }
 
-/* Chooses the backend that a ticket names, if it can be reached. */
-inline_always long choose(__u32 ticket, struct choice *c)
+/* Chooses the backend in a slot, if it can be reached. One that is drawn may be rejected. */
+inline_always long take_slot(const struct slot_key *key, struct choice *c, int drawn)
 {
-	const struct service *svc = c->svc;
-	struct slot_key key = {.service = svc->id};
+	struct backend *b = bpf_map_lookup_elem(&backends, key);
 	struct place at = {};
-	struct backend *b;
-	__u32 node;
+	__u32 node, cluster;
 
-	for (int i = 0; i < MAX_GROUPS; i++) {
-		__u32 share = tickets(&svc->group[i]), count = svc->group[i].count;
-
-		if (!(c->groups >> i))
-			return 0;
-		if (!(c->groups >> i & 1))
-			continue;
-		if (ticket >= share) {
-			ticket -= share;
-			continue;
-		}
-		if (!count)
-			return 0;
-		key.cluster = svc->group[i].cluster;
-		key.slot = ticket % count;
-		break;
-	}
-	b = bpf_map_lookup_elem(&backends, &key);
-	if (!b)
+	if (!b || (drawn && unlikely(b->reject) && (bpf_get_prandom_u32() & 0xffff) < b->reject))
 		return 0;
 	node = b->node;
+	cluster = cluster_in(key->cluster);
 	if (!node) { /* on this node, outside the mesh, or on a node that is not known yet */
 		if (locate(c->s, &b->addr, &at))
 			return 0;
 		node = at.node;
 	}
-	if (node && (!usable(c, path_to(c->s, node, cluster_in(key.cluster))) || !lane_of(c->s, bpf_map_lookup_elem(&nodes, &node))))
-		return 0;
+	if (node) {
+		struct node *n = bpf_map_lookup_elem(&nodes, &node);
+
+		if (!cluster && n) /* of a Maglev table */
+			cluster = n->cluster;
+		if (!usable(c, path_to(c->s, node, cluster)) || !lane_of(c->s, n))
+			return 0;
+	}
 	c->to->addr = b->addr;
 	c->to->port = b->port;
 	c->found = 1;
 	return 1;
 }
 
+/* Which slot a ticket is for. */
+struct pick {
+	const struct choice *c;
+	__u32 ticket;
+	__u32 drawn;
+	struct slot_key key; /* not that of a slot, if the ticket is for none */
+};
+
+static long pick_group(__u32 i, struct pick *p)
+{
+	const struct choice *c = p->c;
+	__u32 each, share;
+
+	if (i >= MAX_GROUPS || !(c->groups >> i))
+		return 1;
+	if (!(c->groups >> i & 1))
+		return 0;
+	each = p->drawn ? tickets(c, i) : c->svc->group[i].weight;
+	share = each * c->svc->group[i].count;
+	if (p->ticket >= share) {
+		p->ticket -= share;
+		return 0;
+	}
+	if (!each)
+		return 1;
+	p->key.cluster = c->svc->group[i].cluster;
+	p->key.slot = p->ticket / each;
+	return 1;
+}
+
+/* Chooses the backend that a ticket names, if it can be reached: a ticket that was drawn, or
+ * one of those that every slot has as many of as its group's own weight says, which is one. */
+inline_always long choose(__u32 ticket, struct choice *c, int drawn)
+{
+	struct pick p = {.c = c, .ticket = ticket, .drawn = drawn, .key.service = c->svc->id};
+
+	bpf_loop(MAX_GROUPS, pick_group, &p, 0);
+	return take_slot(&p.key, c, drawn);
+}
+
 /* The i-th number of a shuffle in which each of 0 … mask occurs once, because every
  * step is reversible. */
 inline_always __u32 shuffled(const struct choice *c, __u32 i)
 {
-	__u32 half = c->half & 31;
+	__u32 bits = c->bits & 31, mask = (1u << bits) - 1, half = (bits + 1) / 2;
+	__u32 more = (c->key ^ c->key >> 16) * 0x85ebca6bu;
+	__u32 last = (more ^ more >> 13) * 0xc2b2ae35u;
 
-	i = (i + c->key[0]) * (c->key[1] | 1) & c->mask;
+	i = (i + c->key) * (more | 1) & mask;
 	i ^= i >> half;
-	i = (i + c->key[2]) * (c->key[1] >> 16 | 1) & c->mask;
+	i = (i + last) * (more >> 16 | 1) & mask;
 	i ^= i >> half;
-	return i * (c->key[2] >> 16 | 1) & c->mask;
+	return i * (last >> 16 | 1) & mask;
 }
 
-static long ask_ticket(__u32 i, struct choice *c)
+/* Begins a shuffle of all slots. */
+inline_always void shuffle(struct choice *c)
 {
-	__u32 ticket;
+	__u32 mask = (c->slots - 1) | 1;
 
-	if (i < DRAWS) {
-		ticket = bpf_get_prandom_u32();
-		if (c->total)
-			ticket %= c->total;
-	} else {
-		ticket = shuffled(c, i - DRAWS);
-	}
-	return ticket < c->total ? choose(ticket, c) : 0;
-}
-
-/* Tries the tickets of the next tier. */
-static long ask_next_tier(__u32 i, struct choice *c)
-{
-	__u32 mask, key;
-
-	c->tier = NO_TIER;
-	c->groups = 0;
-	c->total = 0;
-	bpf_loop(MAX_GROUPS, consider_group, c, 0);
-	if (c->tier >= NO_TIER) {
-		if (c->doubtful || c->alive || !c->silent)
-			return 1;
-		c->doubtful = 1;
-		c->from = 0;
-		return 0;
-	}
-	mask = (c->total - 1) | 1;
 	mask |= mask >> 1;
 	mask |= mask >> 2;
 	mask |= mask >> 4;
 	mask |= mask >> 8;
 	mask |= mask >> 16;
-	c->mask = mask;
-	c->half = (__builtin_popcount(mask) + 1) / 2;
-	/* One random number: most choices end with the first draw. */
-	key = bpf_get_prandom_u32();
-	c->key[0] = key;
-	key = (key ^ key >> 16) * 0x85ebca6bu;
-	c->key[1] = key;
-	key = (key ^ key >> 13) * 0xc2b2ae35u;
-	c->key[2] = key;
-	bpf_loop(DRAWS + (mask < MAX_TRIES ? mask + 1 : MAX_TRIES), ask_ticket, c, 0);
+	c->bits = __builtin_popcount(mask);
+	c->key = bpf_get_prandom_u32();
+}
+
+static long ask_ticket(__u32 i, struct choice *c)
+{
+	__u32 first = draws(c), ticket;
+	int drawn = likely(i < first);
+
+	if (drawn) {
+		/* Not the remainder, which the first tickets would have more often than the last. */
+		ticket = (__u64)bpf_get_prandom_u32() * c->total >> 32;
+	} else {
+		i -= first;
+		ticket = shuffled(c, i);
+		if (ticket >= c->slots)
+			return 0;
+	}
+	return choose(ticket, c, drawn);
+}
+
+/* ---- Maglev ---- */
+
+inline_always __u32 mixed(__u32 h, __u32 word)
+{
+	h = (h ^ word) * 0xcc9e2d51u;
+	h ^= h >> 15;
+	return h * 0x1b873593u;
+}
+
+/* Who asks, and how: both ports and the protocol. */
+#define ASKS(port, front, proto) ((__u64)(proto) << 32 | (__u32)(port) << 16 | (front))
+#define ONLY_ALIVE (1ULL << 40)
+
+/* What stays the same wherever a connection is seen. The service's address is not part of it:
+ * that of a node port is another one on each node. */
+inline_always __u32 hash_of(const struct addr *client, __u64 asks)
+{
+	__u32 h = 0x77656674;
+
+	for (int i = 0; i < 4; i++)
+		h = mixed(h, client->w[i]);
+	return mixed(mixed(h, asks), asks >> 32);
+}
+
+/* The number of the backend in a slot of the tier's table. NO_TABLE: it was just removed, or
+ * there is no room for it. */
+#define NO_TABLE (1u << 16)
+
+part __u32 listed(const struct choice *c, __u32 slot)
+{
+	struct maglev_key at = {.service = c->svc->id, .piece = slot / PIECE, .tier = c->tier};
+	const struct balancing *how = c->how;
+	struct maglev *m;
+
+	if (!how)
+		return NO_TABLE;
+	at.generation = how->generation;
+	m = bpf_map_lookup_elem(&maglev, &at);
+	return m ? m->backend[slot % PIECE] : NO_TABLE;
+}
+
+/* Tries the next slot of the tier's table. */
+static long ask_slot(__u32 i, struct choice *c)
+{
+	struct slot_key key = {.service = c->svc->id};
+	const struct balancing *how = c->how;
+
+	key.slot = listed(c, c->key);
+	if (key.slot == NO_TABLE || !how || how->slots < 2)
+		return 1;
+	if (key.slot && take_slot(&key, c, 0))
+		return 1;
+	c->key += mixed(c->hash, how->slots) % (how->slots - 1) + 1;
+	if (c->key >= how->slots)
+		c->key -= how->slots;
+	return 0;
+}
+
+/* Tries the tier's Maglev table, if it has one. */
+inline_always void ask_table(struct choice *c)
+{
+	if (!c->how->slots)
+		return;
+	c->key = c->hash % c->how->slots;
+	bpf_loop(PROBES, ask_slot, c, 0);
+}
+
+/* Tries the tickets of the next tier. */
+static long ask_next_tier(__u32 i, struct choice *c)
+{
+	__u32 slots;
+
+	c->tier = NO_TIER;
+	c->groups = 0;
+	c->total = 0;
+	c->slots = 0;
+	bpf_loop(MAX_GROUPS, consider_group, c, 0);
+	if (c->tier >= NO_TIER) {
+		if (c->silence != NOT_YET || !c->silent)
+			return 1;
+		c->silence = WILL_DO;
+		c->from = 0;
+		return 0;
+	}
+	if (unlikely(c->how)) {
+		ask_table(c);
+		if (c->found)
+			return 1;
+	}
+	shuffle(c);
+	slots = 1u << (c->bits & 31);
+	bpf_loop(draws(c) + (slots < MAX_TRIES ? slots : MAX_TRIES), ask_ticket, c, 0);
 	c->from = c->tier + 1;
 	return !!c->found;
 }
 
-/* Fills in a backend's address and port. A silent path is used if none is alive, unless
- * alive is set. Returns 0 or a reason. */
-once int choose_backend(const struct settings *s, const struct service *svc, struct target *to, int alive)
+/* Fills in a backend's address and port for a client that asks. A silent path is used if none is
+ * alive, unless asks has ONLY_ALIVE. Returns 0 or a reason. */
+once int choose_backend(const struct settings *s, const struct service *svc, struct target *to, const struct addr *client, __u64 asks)
 {
-	if (!s || !svc || !to)
+	if (!s || !svc || !to || !client)
 		return REASON_FAILED;
-	struct choice c = {.s = s, .svc = svc, .to = to, .alive = !!alive};
+	struct choice c = {.s = s, .svc = svc, .to = to, .silence = asks & ONLY_ALIVE ? NEVER : NOT_YET};
 
+	if (unlikely(svc->timeout[2] & SERVICE_BALANCED)) {
+		c.groups = svc->id; /* on the stack, see once */
+		c.how = bpf_map_lookup_elem(&balancing, &c.groups);
+		c.hash = hash_of(client, asks);
+	}
 	/* Every group may be a tier of its own, and be tried with alive paths, then silent. */
 	bpf_loop(2 * MAX_GROUPS + 2, ask_next_tier, &c, 0);
 	return c.found ? 0 : REASON_NO_BACKEND;
@@ -278,10 +411,10 @@ once int admits(const struct service *svc, const struct addr *client)
 	return bpf_map_lookup_elem(&sources, &key) != 0;
 }
 
-/* Chooses a backend for a new connection of a client, which may be outside of the mesh. Returns
- * 0 or a reason. */
+/* Chooses a backend for a new connection of a client, which may be outside of the mesh, from
+ * its port to the one in to. Returns 0 or a reason. */
 inline_always int choose_for(const struct settings *s, const struct service *svc, const struct addr *client,
-			     struct target *to, int outside)
+			     const __be16 *port, const __u8 *proto, struct target *to, int outside)
 {
 	int session = session_of(svc) != 0, why;
 
@@ -289,7 +422,8 @@ inline_always int choose_for(const struct settings *s, const struct service *svc
 		return REASON_SOURCE_RANGE;
 	if (unlikely(session) && find_session(s, svc, client, to, outside))
 		return 0;
-	why = choose_backend(s, svc, to, 0);
+	/* A client that stays with its backend has the same one from all of its ports. */
+	why = choose_backend(s, svc, to, client, ASKS(session ? 0 : *port, to->port, *proto));
 	if (unlikely(session) && !why)
 		keep_session(svc, client, to, outside);
 	return why;

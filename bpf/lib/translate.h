@@ -6,26 +6,25 @@
  *
  * If need be, the source port changes too: see claim.h.
  *
- * aim needs neither a packet nor a flow. ICMP errors quote what they are about and
- * are translated in icmp.h.
+ * ICMP errors quote what they are about and are translated in icmp.h.
  */
 #pragma once
 
 #include "flow.h"
 #include "service.h"
 
-/* Finds where a client's new flow to an address goes: to is the address on entry, and a
+/* Finds where the new flow of a pod that sends p goes: to is the address on entry, and a
  * backend on return if the address is a service's. Returns 0 or a reason; to->service says
  * if a service has the address. */
-inline_always int aim(const struct settings *s, __u8 proto, const struct addr *client, struct target *to)
+inline_always int aim(const struct settings *s, const struct packet *p, struct target *to)
 {
-	struct service_key front = {.addr = to->addr, .port = to->port, .proto = proto};
+	struct service_key front = {.addr = to->addr, .port = to->port, .proto = p->proto};
 	struct service *svc = bpf_map_lookup_elem(&services, &front);
 
 	if (!svc)
 		return 0;
 	to->service = svc->id;
-	return choose_for(s, svc, client, to, 0);
+	return choose_for(s, svc, &p->src, &p->sport, &p->proto, to, 0);
 }
 
 enum side {

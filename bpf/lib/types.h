@@ -272,7 +272,34 @@ struct service {
 enum service_flags { /* of the last byte of timeout */
 	SERVICE_SPLIT = 0x80,  /* clients outside have a row of their own */
 	SERVICE_RANGED = 0x40, /* only for clients in its sources */
+	SERVICE_BALANCED = 0x20, /* it has a row in balancing */
 	SERVICE_FLAGS = 0xf0,
+};
+
+/* balancing: how the backends of a service share its connections, by its number, unless they
+ * do so evenly and at random. */
+struct balancing {
+	__u32 weights[MAX_GROUPS]; /* take the place of each group's weight, unless that is 0 */
+	__u32 slots;               /* of its Maglev tables, one for each tier; 0: it has none */
+	__u8 generation;           /* of the tables */
+	__u8 pad[3];
+};
+
+/* maglev: the Maglev tables of services, in pieces. A slot has the number of a backend, whose
+ * row in backends is that of the slot with this number in the group with cluster 0; 0: nobody.
+ * The agent writes piece by piece: every slot has the backend from before or the one from now,
+ * and neither's row is removed before. Tables of another size are another generation. */
+#define PIECE 64
+
+struct maglev_key {
+	__u32 service;
+	__u16 piece;
+	__u8 tier;
+	__u8 generation;
+};
+
+struct maglev {
+	__u16 backend[PIECE];
 };
 
 /* sources: the clients that may use a service with SERVICE_RANGED. */
@@ -312,7 +339,8 @@ struct backend {
 	struct addr addr;
 	__be16 port;
 	__u16 node; /* 0: on this node, or not behind a tunnel */
-	__u32 pad;
+	__u16 reject; /* so many times out of 65536 when it is drawn: others of its group weigh more */
+	__u16 weight; /* for people, and Maglev tables; 0: the default */
 };
 
 /* members: is this still a backend? Looked up when a flow is judged again, so the agent

@@ -42,6 +42,8 @@ type state struct {
 	nodes     map[uint32]bpf.Node
 	clusters  map[uint32]bpf.Cluster
 	services  map[bpf.ServiceKey]bpf.Service
+	balancing map[uint32]bpf.Balancing
+	maglev    map[bpf.MaglevKey]bpf.MaglevSlots
 	backends  map[bpf.SlotKey]bpf.Backend
 	members   map[bpf.MemberKey]bpf.Member
 	classes   map[bpf.ClassKey]uint32
@@ -59,7 +61,7 @@ func read(m *bpf.Maps) (*state, error) {
 	s.settings, _, err = m.Settings.Lookup(0)
 	return s, errors.Join(err,
 		rows(m.Shares, &s.shares), rows(m.Endpoints, &s.endpoints), rows(m.IPs, &s.ips), rows(m.Prefixes, &s.prefixes),
-		rows(m.Nodes, &s.nodes), rows(m.Clusters, &s.clusters), rows(m.Services, &s.services), rows(m.Backends, &s.backends),
+		rows(m.Nodes, &s.nodes), rows(m.Clusters, &s.clusters), rows(m.Services, &s.services), rows(m.Balancing, &s.balancing), rows(m.Maglev, &s.maglev), rows(m.Backends, &s.backends),
 		rows(m.Members, &s.members), rows(m.Classes, &s.classes), rows(m.Ports, &s.ports), rows(m.Policy, &s.policy), rows(m.Sets, &s.sets))
 }
 
@@ -153,13 +155,18 @@ func (s *state) serviceRows() {
 					continue
 				}
 				reached[key] = true
-				to = append(to, fmt.Sprintf("%v:%d on node %s", b.Addr, b.Port.Number(), s.node(b.Node)))
+				text := fmt.Sprintf("%v:%d on node %s", b.Addr, b.Port.Number(), s.node(b.Node))
+				if b.Weight != 0 {
+					text += fmt.Sprintf(" weighs %d, rejected %d", b.Weight, b.Reject)
+				}
+				to = append(to, text)
 			}
 			slices.Sort(to)
 			cluster, part := bpf.ClusterOf(g.Cluster)
 			s.say("service %s: cluster %d, part %d, tier %d, weight %d: %s", name, cluster, part, g.Tier, g.Weight, strings.Join(to, ", "))
 		}
 	}
+	s.balancingRows(names, reached)
 	for k, b := range s.backends {
 		if !reached[k] {
 			s.say("stray slot: %v:%d", b.Addr, b.Port.Number())
@@ -170,6 +177,51 @@ func (s *state) serviceRows() {
 			s.say("member of service %s: %v:%d, terminating %d", name, k.Addr, k.Port.Number(), member.Terminating)
 		} else {
 			s.say("stray member: %v:%d", k.Addr, k.Port.Number())
+		}
+	}
+}
+
+// balancingRows says how services share connections, if not evenly and at random. Of a Maglev
+// table it says who has which slots.
+func (s *state) balancingRows(names map[uint32]string, reached map[bpf.SlotKey]bool) {
+	used := map[uint32]bpf.Balancing{}
+	for k, row := range s.services {
+		how, ok := s.balancing[row.ID]
+		if row.Timeout.Flags()&bpf.ServiceBalanced == 0 {
+			continue
+		}
+		if !ok {
+			s.say("service %s: how it is balanced is missing", names[row.ID])
+			continue
+		}
+		used[row.ID] = how
+		s.say("service %s: groups weigh %v, %d slots", names[row.ID], how.Weights[:row.Groups], how.Slots)
+		tiers := map[uint8]bool{}
+		for _, g := range row.Group[:row.Groups] {
+			tiers[g.Tier] = true
+		}
+		for tier := range tiers {
+			of := map[string][]uint32{}
+			for slot := range how.Slots {
+				piece := s.maglev[bpf.MaglevKey{Service: row.ID, Piece: uint16(slot / bpf.Piece), Tier: tier, Generation: how.Generation}]
+				key := bpf.SlotKey{Service: row.ID, Slot: uint32(piece.Backend[slot%bpf.Piece])}
+				b := s.backends[key]
+				who := fmt.Sprintf("%v:%d on node %s", b.Addr, b.Port.Number(), s.node(b.Node))
+				of[who], reached[key] = append(of[who], slot), true
+			}
+			for who, slots := range of {
+				s.say("service %v:%d/%s: tier %d: %s has slots %v", k.Addr, k.Port.Number(), protocol(k.Proto), tier, who, slots)
+			}
+		}
+	}
+	for id := range s.balancing {
+		if _, ok := used[id]; !ok {
+			s.say("stray balancing")
+		}
+	}
+	for k := range s.maglev {
+		if how := used[k.Service]; k.Generation != how.Generation || uint32(k.Piece)*bpf.Piece >= how.Slots {
+			s.say("stray piece %d of a Maglev table of tier %d", k.Piece, k.Tier)
 		}
 	}
 }

@@ -246,6 +246,7 @@ func (d *description) backends(ctx context.Context, c *api.Client, namespace, na
 	}
 	for _, s := range l.Services {
 		if s.Namespace == namespace && s.Name == name {
+			d.add("Balancing", balancing(s))
 			d.add("Backends", backendLines(s))
 			if left := leftOut(s.Backends); left != "" {
 				d.add("Left out", strings.ReplaceAll(left, "; ", "\n"))

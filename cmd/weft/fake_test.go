@@ -273,9 +273,10 @@ func (f *fake) identities() api.IdentityList {
 func (f *fake) services() api.ServiceList {
 	return api.ServiceList{Cluster: f.name, Services: []api.Service{
 		{Cluster: f.name, Namespace: "shop", Name: "web", ClusterIP: "10.101.0.7", Ports: []string{"http 80/TCP"}, PortNames: []string{"http"}, Global: true, Shared: true, Affinity: "none",
+			Algorithm: "maglev", TableSize: 509, ClusterWeights: map[string]uint16{"west": 1, "east": 3},
 			Backends: []api.ServiceBackend{
-				{Cluster: "west", Address: addr("10.2.1.%d", 9), Ready: true}, {Cluster: "west", Address: addr("10.2.2.%d", 9), LeftOut: []api.LeftOut{{Reason: "not ready"}}},
-				{Cluster: "east", Node: "east-1", Address: addr("10.1.1.%d", 9), Ready: true}}},
+				{Cluster: "west", Address: addr("10.2.1.%d", 9), Ready: true, Weight: 100}, {Cluster: "west", Address: addr("10.2.2.%d", 9), LeftOut: []api.LeftOut{{Reason: "not ready"}}},
+				{Cluster: "east", Node: "east-1", Address: addr("10.1.1.%d", 9), Ready: true, Weight: 50}}},
 		{Cluster: f.name, Namespace: "kube", Name: "dns", Ports: []string{"dns 53/UDP"}, Affinity: "none"},
 	}}
 }

@@ -24,7 +24,8 @@ func serviceListCommand() *cobra.Command {
 		Short: "Show services and their backends",
 		Long: "Show services with their backends in every cluster, as CLUSTER:REACHED/ALL: how many of all\n" +
 			"its backends new connections from here can reach. LEFT-OUT counts the others by reason.\n" +
-			"-o wide lists each backend.",
+			"-o wide says how their connections are shared, and lists each backend, with its weight\n" +
+			"unless that is 100.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ask := func(ctx context.Context, c *api.Client) (*api.ServiceList, error) {
@@ -41,13 +42,13 @@ func serviceListCommand() *cobra.Command {
 
 func serviceTable(lists []*api.ServiceList) table {
 	t := table{
-		columns: columns("CLUSTER", "NAMESPACE", "NAME", "CLUSTER-IP", "PORTS", "GLOBAL", "SHARED", "AFFINITY", "BACKENDS", "LEFT-OUT", "*SESSION", "*ADDRESSES"),
+		columns: columns("CLUSTER", "NAMESPACE", "NAME", "CLUSTER-IP", "PORTS", "GLOBAL", "SHARED", "AFFINITY", "BACKENDS", "LEFT-OUT", "*SESSION", "*BALANCING", "*ADDRESSES"),
 		name:    2, empty: "there are no services",
 	}
 	for _, l := range lists {
 		for _, s := range l.Services {
 			t.rows = append(t.rows, []string{s.Cluster, s.Namespace, s.Name, cmp.Or(strings.Join(s.ClusterIPs, ","), s.ClusterIP), strings.Join(s.Ports, ","),
-				fmt.Sprint(s.Global), fmt.Sprint(s.Shared), s.Affinity, backendCounts(s), leftOut(s.Backends), session(s), backendAddresses(s.Backends)})
+				fmt.Sprint(s.Global), fmt.Sprint(s.Shared), s.Affinity, backendCounts(s), leftOut(s.Backends), session(s), balancing(s), backendAddresses(s.Backends)})
 		}
 	}
 	return t
@@ -59,6 +60,23 @@ func session(s api.Service) string {
 		return "-"
 	}
 	return (time.Duration(s.SessionTimeoutSeconds) * time.Second).String()
+}
+
+// balancing says how a service's backends share new connections, as in "maglev/1021
+// east=3,west=1".
+func balancing(s api.Service) string {
+	text := cmp.Or(s.Algorithm, "random")
+	if s.TableSize > 0 {
+		text += fmt.Sprintf("/%d", s.TableSize)
+	}
+	var weights []string
+	for _, cluster := range slices.Sorted(maps.Keys(s.ClusterWeights)) {
+		weights = append(weights, fmt.Sprintf("%s=%d", cluster, s.ClusterWeights[cluster]))
+	}
+	if len(weights) > 0 {
+		text += " " + strings.Join(weights, ",")
+	}
+	return text
 }
 
 // backendCounts returns "east:2/2 west:1/2": for each cluster, how many of its backends new
@@ -116,8 +134,11 @@ func leftOut(backends []api.ServiceBackend) string {
 	return strings.Join(words, "; ")
 }
 
-// backendAddresses lists the backends; an exclamation mark means that not every new
-// connection may reach it.
+// usualWeight is that of a backend of which nobody says one.
+const usualWeight = 100
+
+// backendAddresses lists the backends, with their weights if they have others than usual; an
+// exclamation mark means that not every new connection may reach it.
 func backendAddresses(backends []api.ServiceBackend) string {
 	var words []string
 	for _, b := range backends {
@@ -125,7 +146,11 @@ func backendAddresses(backends []api.ServiceBackend) string {
 		if !b.Ready {
 			mark = "!"
 		}
-		words = append(words, mark+b.Cluster+"/"+b.Address.String())
+		word := mark + b.Cluster + "/" + b.Address.String()
+		if b.Weight != usualWeight && b.Weight != 0 {
+			word += fmt.Sprintf("=%d", b.Weight)
+		}
+		words = append(words, word)
 	}
 	slices.Sort(words)
 	return strings.Join(words, " ")

@@ -23,14 +23,16 @@ func (b *bench) balance(got everything) string {
 		if row.Cluster != v.own.Name {
 			continue
 		}
-		fronts := service.Frontends(v.client(), &row.Service, b.offered(v, row, row.NodeLocal))
-		for _, f := range service.Outer(v.client(), &row.Service, b.p.exposed, b.offered(v, row, false), b.offered(v, row, row.ExternalLocal)) {
+		svc := v.resolved(row)
+		fronts := service.Frontends(v.client(), &svc, b.offered(v, row, row.NodeLocal))
+		for _, f := range service.Outer(v.client(), &svc, b.p.exposed, b.offered(v, row, false), b.offered(v, row, row.ExternalLocal)) {
 			if v.unfit(f) == "" {
 				fronts = append(fronts, f)
 			}
 		}
 		for _, f := range fronts {
 			w := v.rowsFor(f, b.p.cfg.Rows.Index)
+			w.how = balancingOf(&svc)
 			if _, ok := wanted[w.key]; !ok {
 				wanted[w.key] = w
 			}
@@ -53,7 +55,9 @@ func (b *bench) balance(got everything) string {
 				}
 			}
 		}
-		want.Local = len(local)
+		if svc := v.resolved(row); svc.Split.Of(1) > 0 {
+			want.Local = len(local)
+		}
 		if got, ok := b.p.frontends.health[row.ID()]; row.Cluster == v.own.Name && row.HealthPort != 0 != ok || ok && row.Cluster == v.own.Name && got != want {
 			return fmt.Sprintf("load balancers are told %+v (%v), want %+v", got, ok, want)
 		}
@@ -64,7 +68,11 @@ func (b *bench) balance(got everything) string {
 		if !ok || !slices.Equal(row.Group[:row.Groups], w.groups) {
 			return fmt.Sprintf("service %v has groups %v (%v), want %v", key, row.Group[:row.Groups], ok, w.groups)
 		}
-		if row.Timeout != w.timeout {
+		n, where := balances(got, row, w)
+		if slots += n; where != "" {
+			return fmt.Sprintf("service %v: %s", key, where)
+		}
+		if row.Timeout.Without(bpf.ServiceBalanced) != w.timeout {
 			return fmt.Sprintf("clients of service %v stay for %v, want %v", key, row.Timeout, w.timeout)
 		}
 		for cluster, backends := range w.slots {
@@ -96,6 +104,9 @@ func (b *bench) balance(got everything) string {
 	// Rows of an earlier agent stay until everything was read in full.
 	if !v.complete() {
 		return ""
+	}
+	if where := strayShares(got); where != "" {
+		return where
 	}
 	if len(got.services) != len(wanted) || len(got.slots) != slots || len(got.members) != members || len(got.ranges) != ranges {
 		return fmt.Sprintf("%d services, %d slots, %d members and %d ranges, want %d, %d, %d and %d", len(got.services), len(got.slots), len(got.members), len(got.ranges), len(wanted), slots, members, ranges)

@@ -11,13 +11,17 @@ import (
 	"github.com/weft-mesh/weft/service"
 )
 
-// balancer writes frontends to the maps services, backends, members and sources. A group's slots
+// balancer writes frontends to the maps services, balancing, maglev, backends, members and
+// sources. A group's slots
 // change with the fewest possible writes, each of which leaves a usable state.
 type balancer struct {
 	rows    *reconcile.Reconciler[bpf.ServiceKey, bpf.Service]
 	slots   bpf.Table[bpf.SlotKey, bpf.Backend]
 	members bpf.Table[bpf.MemberKey, bpf.Member]
 	ranges  bpf.Table[bpf.RangeKey, uint32]
+
+	balancing bpf.Table[uint32, bpf.Balancing]
+	tables    bpf.Table[bpf.MaglevKey, bpf.MaglevSlots]
 	// behind is what the kernel holds for each service number.
 	behind map[uint32]*behind
 	// begun are the numbers of frontends without a row, for which the other maps may
@@ -31,57 +35,8 @@ type balancer struct {
 	left func(bpf.Addr)
 }
 
-// behind is what belongs to one service number. There may be very many, so its maps are nil
-// while they are empty.
-type behind struct {
-	groups []group
-	// at finds a backend's slot, for groups whose slots changed one by one.
-	at map[uint16]map[bpf.Backend]uint32
-	// stray slots are beyond those. They are removed once the row's counts exclude them.
-	stray   map[bpf.SlotKey]bool
-	members map[bpf.MemberKey]bpf.Member
-	// found are those of them that an earlier agent left and this one has not wanted yet.
-	found  map[bpf.MemberKey]bool
-	ranges map[bpf.RangeKey]bool
-}
-
-// group has a group's slots from 0 on, without duplicates. It goes by its cluster's number,
-// with the part that it is of the cluster's backends: bpf.PartOf.
-type group struct {
-	cluster uint16
-	slots   []bpf.Backend
-}
-
-// slots returns the slots of a group.
-func (h *behind) slots(cluster uint16) []bpf.Backend {
-	for i := range h.groups {
-		if h.groups[i].cluster == cluster {
-			return h.groups[i].slots
-		}
-	}
-	return nil
-}
-
-// hold replaces the slots of a group.
-func (h *behind) hold(cluster uint16, slots []bpf.Backend) {
-	i := slices.IndexFunc(h.groups, func(g group) bool { return g.cluster == cluster })
-	if i < 0 {
-		h.groups = append(slices.Clip(h.groups), group{cluster, slots})
-		return
-	}
-	h.groups[i].slots = slots
-}
-
-// enter puts something into a map that is nil while it is empty.
-func enter[K comparable, V any](to *map[K]V, k K, v V) {
-	if *to == nil {
-		*to = map[K]V{}
-	}
-	(*to)[k] = v
-}
-
 func newBalancer(m *bpf.Maps, left func(bpf.Addr)) (*balancer, error) {
-	b := &balancer{left: left, slots: m.Backends, members: m.Members, ranges: m.Sources, behind: map[uint32]*behind{}, begun: map[bpf.ServiceKey]uint32{}}
+	b := &balancer{left: left, slots: m.Backends, members: m.Members, ranges: m.Sources, balancing: m.Balancing, tables: m.Maglev, behind: map[uint32]*behind{}, begun: map[bpf.ServiceKey]uint32{}}
 	var err error
 	if b.rows, err = reconcile.New(m.Services, batchFrom, nil); err != nil {
 		return nil, err
@@ -114,6 +69,9 @@ func newBalancer(m *bpf.Maps, left func(bpf.Addr)) (*balancer, error) {
 	for _, row := range b.rows.Rows() {
 		b.adopt(row, found)
 	}
+	if err := b.adoptShares(m, found); err != nil {
+		return nil, err
+	}
 	for id := range b.behind {
 		b.lastID = max(b.lastID, id)
 	}
@@ -144,28 +102,8 @@ func (b *balancer) of(id uint32) *behind {
 	return b.behind[id]
 }
 
-// use records what a group's slots hold. From the first duplicate on, slots are stray.
-func (h *behind) use(id uint32, cluster uint16, slots []bpf.Backend) {
-	seen := make(map[bpf.Backend]bool, len(slots))
-	n := 0
-	for ; n < len(slots) && !seen[slots[n]]; n++ {
-		seen[slots[n]] = true
-		delete(h.stray, bpf.SlotKey{Service: id, Slot: uint32(n), Cluster: cluster})
-	}
-	h.strayFrom(id, cluster, n, max(len(slots), len(h.slots(cluster))))
-	h.hold(cluster, slots[:n])
-	delete(h.at, cluster)
-}
-
-// strayFrom marks the slots from first to end-1 as stray.
-func (h *behind) strayFrom(id uint32, cluster uint16, first, end int) {
-	for i := first; i < end; i++ {
-		enter(&h.stray, bpf.SlotKey{Service: id, Slot: uint32(i), Cluster: cluster}, true)
-	}
-}
-
-// put writes one frontend. Order: members, clients that may use it, new slots, the row itself
-// with its counts; then, if all of that succeeded, removal of what the row no longer leads to.
+// put writes one frontend. Order: members, clients that may use it, new slots, how they share
+// connections, the row itself with its counts; then, if all of that succeeded, removal of what the row no longer leads to.
 // A client that finds no room is kept out: the row says that there are some.
 func (b *balancer) put(f *frontend) (changed int, err error) {
 	row, known := b.rows.Row(f.key)
@@ -188,6 +126,10 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 		}
 		g.Count = uint32(len(own.slots(g.Cluster)))
 		next.Group[i] = g
+	}
+	n, err = b.share(own, &next, f.how)
+	if changed += n; err != nil {
+		errs = append(errs, err)
 	}
 	if have, ok := b.rows.Row(f.key); !ok || have != next {
 		if err := b.rows.Put(f.key, next); err != nil {
@@ -217,6 +159,10 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 		}
 		return !wanted
 	})
+	n, err = b.unshare(own, row.ID, next)
+	if changed += n; err != nil {
+		return changed, err
+	}
 	n, err = b.tidy(own, f.members)
 	return changed + n, err
 }
@@ -409,13 +355,20 @@ func (b *balancer) apply(d *delta) (changed int, err error) {
 		g.Count = uint32(len(own.slots(g.Cluster)))
 		next.Group[i] = g
 	}
+	n, err := b.share(own, &next, d.how)
+	if changed += n; err != nil {
+		return changed, err
+	}
 	if row != next {
 		if err := b.rows.Put(d.key, next); err != nil {
 			return changed, err
 		}
 		changed++
 	}
-	n, err := removeAll(b.slots, slices.Collect(maps.Keys(own.stray)), func(k bpf.SlotKey) { delete(own.stray, k) })
+	if n, err = b.unshare(own, row.ID, next); err == nil {
+		changed += n
+		n, err = removeAll(b.slots, slices.Collect(maps.Keys(own.stray)), func(k bpf.SlotKey) { delete(own.stray, k) })
+	}
 	if changed += n; err != nil {
 		return changed, err
 	}
@@ -527,6 +480,10 @@ func (b *balancer) bury(id uint32) (changed int, err error) {
 		own.strayFrom(id, g.cluster, 0, len(g.slots))
 	}
 	own.groups, own.at, own.found = nil, nil, nil // nothing waits
+	changed, err = b.unshare(own, id, bpf.Service{})
+	if err != nil {
+		return changed, err
+	}
 	changed, err = b.tidy(own, nil)
 	n, other := b.refuse(own, nil)
 	if err = errors.Join(err, other); err == nil {

@@ -46,6 +46,8 @@ type frontends struct {
 	// outer are the addresses outside of the mesh that a service has itself: whether it may
 	// have them depends on where the mesh is.
 	outer map[string][]netip.Addr
+	// split are the services that give clusters weights: any cluster that joins may be one of them.
+	split map[string]bool
 	// byHand maps an address to the services with a hand-written slice that names it:
 	// whether it may depends on which pod has the address.
 	byHand map[netip.Addr]map[string]bool
@@ -108,7 +110,7 @@ func (f *frontends) forget() {
 	f.placed, f.offers = ranges[uint16]{}, newOffers()
 	f.known = map[string]known{}
 	f.claims, f.byHand, f.outer = map[bpf.ServiceKey][]string{}, map[netip.Addr]map[string]bool{}, map[string][]netip.Addr{}
-	f.health = map[string]Health{}
+	f.health, f.split = map[string]Health{}, map[string]bool{}
 	f.again, f.gone = map[string]bool{}, map[bpf.ServiceKey]bool{}
 }
 
@@ -339,6 +341,11 @@ func (f *frontends) take(v *view, r *report, dirty dirt) {
 		}
 	}
 	f.takePods(v, r, dirty)
+	if len(f.clusters) > 0 {
+		for id := range f.split {
+			dirty.whole(id)
+		}
+	}
 	for name := range f.clusters {
 		for s := range tables.OfCluster(v.txn, v.tables.Services, name) {
 			dirty.whole(s.ID())
@@ -436,7 +443,14 @@ func (f *frontends) learn(id string, d derived, touched map[bpf.ServiceKey]bool,
 	}
 	delete(f.health, id)
 	if d.own != nil && d.own.HealthPort != 0 {
-		f.health[id] = Health{Namespace: d.own.Namespace, Name: d.own.Name, Port: d.own.HealthPort, Local: d.own.Local(d.here)}
+		h := Health{Namespace: d.own.Namespace, Name: d.own.Name, Port: d.own.HealthPort, Local: d.own.Local(d.here)}
+		if d.svc.Split.Of(d.client.Cluster) == 0 { // they get no new connections
+			h.Local = 0
+		}
+		f.health[id] = h
+	}
+	if delete(f.split, id); d.svc.Split != nil {
+		f.split[id] = true
 	}
 	delete(f.outer, id)
 	if len(d.outer) > 0 {

@@ -16,6 +16,8 @@ import (
 // until anything else about the service does.
 type live struct {
 	own *tables.Service
+	svc service.Service
+	how balancing
 	// fronts are its frontends.
 	fronts []service.Front
 	// pools are those of each frontend, by cluster.
@@ -32,14 +34,14 @@ func newLive(d *derived) *live {
 	if d.own == nil || d.partial {
 		return nil
 	}
-	l := &live{own: d.own, fronts: d.fronts, slices: d.whole, of: map[string]int{}}
+	l := &live{own: d.own, svc: d.svc, how: balancingOf(&d.svc), fronts: d.fronts, slices: d.whole, of: map[string]int{}}
 	for _, s := range d.slicesRead {
 		l.of[s.Cluster]++
 	}
 	for _, f := range l.fronts {
 		pools := map[service.ClusterID]*service.Pool{}
 		for cluster, slices := range d.from {
-			pools[cluster] = service.NewPool(d.client, &d.own.Service, cluster, f.Of, f.Addr.Is4())
+			pools[cluster] = service.NewPool(d.client, &d.svc, cluster, f.Of, f.Addr.Is4())
 			for i := range slices {
 				pools[cluster].Replace(nil, &slices[i], func(netip.AddrPort, service.Role, service.Role) {})
 			}
@@ -54,6 +56,7 @@ type delta struct {
 	key     bpf.ServiceKey
 	cluster uint16
 	groups  []bpf.Group // without their counts
+	how     balancing
 	// slots are those of the cluster's groups, by their numbers.
 	slots   map[uint16]*exchange
 	members map[bpf.MemberKey]bpf.Member // without the service number
@@ -64,8 +67,8 @@ type delta struct {
 type exchange struct{ add, gone []bpf.Backend }
 
 // of is the exchange in one of the cluster's groups.
-func (d *delta) of(near service.Near) *exchange {
-	number := bpf.PartOf(d.cluster, uint8(near))
+func (d *delta) of(near service.Near, class service.Class) *exchange {
+	number := groupOf(service.ClusterID(d.cluster), near, class)
 	if d.slots[number] == nil {
 		d.slots[number] = &exchange{}
 	}
@@ -104,7 +107,7 @@ func (l *live) follow(v *view, c statedb.Change[*tables.Slice], index func(strin
 	}
 	cluster := service.ClusterID(m.ID())
 	for i, f := range l.fronts {
-		d := newDelta(f, cluster)
+		d := newDelta(f, cluster, l.how)
 		if l.pools[i][cluster] == nil {
 			return nil, false // it has joined, or has another ID, and a slice is gone at once
 		}
@@ -120,15 +123,25 @@ func (l *live) follow(v *view, c statedb.Change[*tables.Slice], index func(strin
 }
 
 // newDelta is an empty change of one cluster's backends in a frontend.
-func newDelta(f service.Front, cluster service.ClusterID) delta {
-	return delta{key: keyOf(f.Addr, f.Port, f.Of.Protocol), cluster: uint16(cluster), slots: map[uint16]*exchange{}, members: map[bpf.MemberKey]bpf.Member{}}
+func newDelta(f service.Front, cluster service.ClusterID, how balancing) delta {
+	return delta{key: keyOf(f.Addr, f.Port, f.Of.Protocol), how: how, cluster: uint16(cluster), slots: map[uint16]*exchange{}, members: map[bpf.MemberKey]bpf.Member{}}
 }
 
-// groups are those of a frontend. It returns false if they are too many.
+// groups are those of a frontend. It returns false if they are too many, or their backends too
+// many for a Maglev table.
 func (l *live) groups(v *view, i int) (groups []bpf.Group, ok bool) {
-	places, ok := service.Places(service.ClusterID(v.own.ID()), &l.own.Service, l.pools[i])
+	places, ok := service.Places(service.ClusterID(v.own.ID()), &l.svc, l.pools[i])
 	for _, p := range places {
-		groups = append(groups, bpf.Group{Cluster: bpf.PartOf(uint16(p.Cluster), uint8(p.Near)), Tier: p.Tier, Weight: v.weight(p.Cluster)})
+		groups = append(groups, bpf.Group{Cluster: groupOf(p.Cluster, p.Near, p.Class), Tier: p.Tier, Weight: v.weight(p.Cluster)})
+	}
+	if l.how.maglev {
+		n := 0
+		for cluster, p := range l.pools[i] {
+			if cluster == service.ClusterID(v.own.ID()) || l.svc.Global {
+				n += p.Taking()
+			}
+		}
+		ok = ok && service.FitsTable(n, l.how.size)
 	}
 	return groups, ok
 }
@@ -153,16 +166,20 @@ func (l *live) move(v *view, keys []string, was, now func(netip.Addr) uint16) (d
 		}
 		cluster := service.ClusterID(m.ID())
 		for i, f := range l.fronts {
-			d := newDelta(f, cluster)
+			d := newDelta(f, cluster, l.how)
 			if l.pools[i][cluster] == nil {
 				return nil, false
 			}
 			for b, role := range l.pools[i][cluster].Of(&s.Slice) {
-				backend := bpf.Backend{Addr: bpf.AddrOf(b.Addr()), Port: bpf.PortOf(b.Port()), Node: was(b.Addr())}
-				near, takes := role.Takes()
-				if to := now(b.Addr()); takes && to != backend.Node && !done[spot{i, cluster, b}] {
+				near, weight, takes := role.Takes()
+				if !takes {
+					continue
+				}
+				class := service.ClassOf(weight)
+				backend := slotOf(b, was(b.Addr()), weight, class)
+				if to := now(b.Addr()); to != backend.Node && !done[spot{i, cluster, b}] {
 					done[spot{i, cluster, b}] = true
-					x := d.of(near)
+					x := d.of(near, class)
 					x.gone = append(x.gone, backend)
 					backend.Node = to
 					x.add = append(x.add, backend)
@@ -181,22 +198,24 @@ func (l *live) move(v *view, keys []string, was, now func(netip.Addr) uint16) (d
 
 // change notes that a backend's role has changed.
 func (d *delta) change(v *view, b netip.AddrPort, was, now service.Role, index func(string) uint16) {
-	backend := bpf.Backend{Addr: bpf.AddrOf(b.Addr()), Port: bpf.PortOf(b.Port()), Node: v.nodeOf(b.Addr(), index)}
-	member := bpf.MemberKey{Addr: backend.Addr, Port: backend.Port}
-	near, takes := now.Takes()
+	node := v.nodeOf(b.Addr(), index)
+	member := bpf.MemberKey{Addr: bpf.AddrOf(b.Addr()), Port: bpf.PortOf(b.Port())}
+	near, weight, takes := now.Takes()
 	switch {
 	case takes:
-		x := d.of(near)
-		x.add = append(x.add, backend)
+		class := service.ClassOf(weight)
+		x := d.of(near, class)
+		x.add = append(x.add, slotOf(b, node, weight, class))
 		d.members[member] = bpf.Member{}
 	case now == service.Draining:
 		d.members[member] = bpf.Member{Terminating: 1}
 	default:
 		d.left = append(d.left, member)
 	}
-	if near, took := was.Takes(); took {
-		x := d.of(near)
-		x.gone = append(x.gone, backend)
+	if near, weight, took := was.Takes(); took {
+		class := service.ClassOf(weight)
+		x := d.of(near, class)
+		x.gone = append(x.gone, slotOf(b, node, weight, class))
 	}
 }
 

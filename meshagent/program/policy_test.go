@@ -345,7 +345,8 @@ func tapMaps(m *bpf.Maps, t *tap) *bpf.Maps {
 	out.Policy = tapped[bpf.PolicyKey, bpf.PolicyEntry]{m.Policy, t}
 	out.Sets = tapped[bpf.SetKey, bpf.SetInfo]{m.Sets, t}
 	out.Services, out.Members = tapped[bpf.ServiceKey, bpf.Service]{m.Services, t}, tapped[bpf.MemberKey, bpf.Member]{m.Members, t}
-	out.Backends = tappedBatch{tapped[bpf.SlotKey, bpf.Backend]{m.Backends, t}}
+	out.Backends = tappedBatch[bpf.SlotKey, bpf.Backend]{tapped[bpf.SlotKey, bpf.Backend]{m.Backends, t}}
+	out.Balancing, out.Maglev = tapped[uint32, bpf.Balancing]{m.Balancing, t}, tappedBatch[bpf.MaglevKey, bpf.MaglevSlots]{tapped[bpf.MaglevKey, bpf.MaglevSlots]{m.Maglev, t}}
 	out.Nodes, out.Clusters = tapped[uint32, bpf.Node]{m.Nodes, t}, tapped[uint32, bpf.Cluster]{m.Clusters, t}
 	out.Prefixes, out.IPs = tapped[bpf.PrefixKey, bpf.IPInfo]{m.Prefixes, t}, tapped[bpf.Addr, bpf.IPInfo]{m.IPs, t}
 	return &out

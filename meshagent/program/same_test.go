@@ -33,6 +33,8 @@ type everything struct {
 	nodes     map[uint32]bpf.Node
 	clusters  map[uint32]bpf.Cluster
 	services  map[bpf.ServiceKey]bpf.Service
+	balancing map[uint32]bpf.Balancing
+	maglev    map[bpf.MaglevKey]bpf.MaglevSlots
 	slots     map[bpf.SlotKey]bpf.Backend
 	members   map[bpf.MemberKey]bpf.Member
 	ranges    map[bpf.RangeKey]uint32
@@ -56,7 +58,7 @@ type judged struct {
 func (b *bench) everything() everything {
 	e := everything{
 		rowsIn(b.maps.IPs), rowsIn(b.maps.Prefixes), rowsIn(b.maps.Endpoints), rowsIn(b.maps.Nodes), rowsIn(b.maps.Clusters),
-		rowsIn(b.maps.Services), rowsIn(b.maps.Backends), rowsIn(b.maps.Members), rowsIn(b.maps.Sources), rowsIn(b.maps.Classes), rowsIn(b.maps.Policy), rowsIn(b.maps.Sets), rowsIn(b.maps.Ports),
+		rowsIn(b.maps.Services), rowsIn(b.maps.Balancing), rowsIn(b.maps.Maglev), rowsIn(b.maps.Backends), rowsIn(b.maps.Members), rowsIn(b.maps.Sources), rowsIn(b.maps.Classes), rowsIn(b.maps.Policy), rowsIn(b.maps.Sets), rowsIn(b.maps.Ports),
 		map[judged]string{}, map[string]string{},
 	}
 	for pod := range e.endpoints {
@@ -81,7 +83,7 @@ func (e everything) differ(other everything) string {
 	return firstOf(
 		differ("ips", e.ips, other.ips), differ("prefixes", e.prefixes, other.prefixes), differ("endpoints", withoutSets(e.endpoints), withoutSets(other.endpoints)),
 		differ("nodes", e.nodes, other.nodes), differ("clusters", e.clusters, other.clusters), differ("services", e.services, other.services),
-		differ("slots", e.slots, other.slots), differ("members", e.members, other.members), differ("ranges", e.ranges, other.ranges), differ("verdicts", e.verdicts, other.verdicts),
+		differ("balancing", e.balancing, other.balancing), differ("maglev", e.maglev, other.maglev), differ("slots", e.slots, other.slots), differ("members", e.members, other.members), differ("ranges", e.ranges, other.ranges), differ("verdicts", e.verdicts, other.verdicts),
 		differ("policy", e.policyRows(), other.policyRows()), differ("problems", e.problems, other.problems),
 	)
 }
@@ -500,6 +502,7 @@ func (c changer) endpoints(txn statedb.WriteTxn) {
 	if c.IntN(8) == 0 {
 		of = 1 + of%3 // another's
 	}
+	row.Weight = c.weight()
 	for range c.IntN(5) {
 		row.Endpoints = append(row.Endpoints, c.somewhere(service.Endpoint{Addr: c.addr(of, byte(1+c.IntN(2)), byte(2+c.IntN(5))),
 			Ready: c.IntN(4) > 0, Serving: true, Terminating: c.IntN(2) == 0}))
@@ -510,7 +513,7 @@ func (c changer) endpoints(txn statedb.WriteTxn) {
 func (c changer) slice(txn statedb.WriteTxn, cluster string, speaksOf, node byte, there bool) {
 	name := fmt.Sprint("s", c.IntN(3), "-", c.IntN(2))
 	row := sliceOf(cluster, name, fmt.Sprint("s", c.IntN(3)), c.addr(speaksOf, node, byte(2+c.IntN(3))))
-	row.Derived = c.IntN(2) == 0
+	row.Derived, row.Weight = c.IntN(2) == 0, c.weight()
 	for i := range row.Endpoints {
 		row.Endpoints[i] = c.somewhere(row.Endpoints[i])
 		row.Endpoints[i].Ready, row.Endpoints[i].Serving, row.Endpoints[i].Terminating = c.IntN(3) > 0, true, c.IntN(2) == 0

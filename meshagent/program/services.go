@@ -1,6 +1,7 @@
 package program
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -19,6 +20,7 @@ type frontend struct {
 	groups  []bpf.Group
 	slots   map[uint16][]bpf.Backend     // by the groups' numbers
 	members map[bpf.MemberKey]bpf.Member // without the service number
+	how     balancing
 }
 
 // derived is the result of deriveService.
@@ -37,6 +39,7 @@ type derived struct {
 	// whether some frontend or cluster was left out.
 	client     service.Client
 	own        *tables.Service
+	svc        service.Service // with what follows from the numbers of clusters
 	fronts     []service.Front
 	slicesRead []*tables.Slice
 	whole      map[string]*tables.Slice
@@ -73,9 +76,16 @@ func deriveService(v *view, id string, index func(string) uint16) (d derived) {
 		}
 	}
 	row := rowName{"services", own.Key()}
+	if d.svc = v.resolved(own); own.ClusterWeights != nil {
+		for _, name := range own.ClusterWeights.Names() {
+			if v.member(name) == nil {
+				d.doubts = append(d.doubts, doubt{row.table, row.row, fmt.Sprintf("its annotation %s names %s, which is not a cluster of the mesh: correct the name, or add the peer", service.AnnotationClusterWeights, name)})
+			}
+		}
+	}
 	d.read, d.outer = append(d.read, row), slices.Concat(own.External, own.Balanced)
-	d.add(v, row, service.Frontends(d.client, &own.Service, inside), index)
-	d.addOuter(v, row, service.Outer(d.client, &own.Service, v.addresses, d.from, outside), index)
+	d.add(v, row, service.Frontends(d.client, &d.svc, inside), index)
+	d.addOuter(v, row, service.Outer(d.client, &d.svc, v.addresses, d.from, outside), index)
 	return d
 }
 
@@ -104,12 +114,22 @@ func (d *derived) add(v *view, row rowName, all []service.Frontend, index func(s
 	}
 	for _, f := range all {
 		if f.Flat {
-			tell("its backends are in more than %d groups by cluster and zone: which are near does not count", service.MaxGroups)
+			tell("its backends are in more than %d groups by cluster, zone and weight: which are near does not count", service.MaxGroups)
 		}
 		if len(f.Omitted) > 0 {
 			tell("%d clusters offer it, at most %d can be used: clusters %v are left out", len(f.Groups)+len(f.Omitted), len(f.Groups), f.Omitted)
 		}
+		d.partial = d.partial || f.Merged
 		w := v.rowsFor(f, index)
+		if w.how = balancingOf(&d.svc); w.how.maglev {
+			n := 0
+			for _, backends := range w.slots {
+				n += len(backends)
+			}
+			if !service.FitsTable(n, w.how.size) {
+				tell("a Maglev table of %d slots does not fit its %d backends: they are chosen at random; raise annotation %s", cmp.Or(w.how.size, service.TableSizeFor(n)), n, service.AnnotationTableSize)
+			}
+		}
 		if slices.ContainsFunc(d.frontends, func(other frontend) bool { return other.key == w.key }) {
 			if d.partial = true; !f.Outside {
 				tell("%s", taken(w.key, row.holder()))
@@ -118,6 +138,18 @@ func (d *derived) add(v *view, row rowName, all []service.Frontend, index func(s
 		}
 		d.frontends = append(d.frontends, w)
 	}
+}
+
+// resolved is a service of our own cluster with what follows from the numbers of clusters.
+func (v *view) resolved(own *tables.Service) service.Service {
+	svc := own.Service
+	svc.Split = svc.ClusterWeights.Split(func(name string) service.ClusterID {
+		if c := v.member(name); c != nil {
+			return service.ClusterID(c.ID())
+		}
+		return 0
+	})
+	return svc
 }
 
 // client is where clients of services are: on this node.
@@ -229,9 +261,9 @@ func (v *view) rowsFor(f service.Frontend, index func(string) uint16) frontend {
 		return v.nodeOf(a, index)
 	}
 	for _, g := range f.Groups {
-		number := bpf.PartOf(uint16(g.Cluster), uint8(g.Near))
+		number := groupOf(g.Cluster, g.Near, g.Class)
 		for _, b := range g.Backends {
-			w.slots[number] = append(w.slots[number], bpf.Backend{Addr: bpf.AddrOf(b.Addr), Port: bpf.PortOf(b.Port), Node: node(b.Addr)})
+			w.slots[number] = append(w.slots[number], slotOf(netip.AddrPortFrom(b.Addr, b.Port), node(b.Addr), b.Weight, g.Class))
 			w.members[bpf.MemberKey{Addr: bpf.AddrOf(b.Addr), Port: bpf.PortOf(b.Port)}] = bpf.Member{}
 		}
 		for _, b := range g.Draining {

@@ -59,6 +59,9 @@ func usable(m *bpf.Maps) error {
 					return fmt.Errorf("%v: backend %v is not a member", key, b.Addr)
 				}
 			}
+			if err := listed(m, s, g.Tier); g.Count > 0 && g.Weight > 0 && err != nil {
+				return fmt.Errorf("%v: %w", key, err)
+			}
 		}
 	}
 	return nil
@@ -73,7 +76,9 @@ func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
 		inner := bpftest.New()
 		m := *inner
 		m.Services = tapped[bpf.ServiceKey, bpf.Service]{inner.Services, tp}
-		m.Backends = tappedBatch{tapped[bpf.SlotKey, bpf.Backend]{inner.Backends, tp}}
+		m.Backends = tappedBatch[bpf.SlotKey, bpf.Backend]{tapped[bpf.SlotKey, bpf.Backend]{inner.Backends, tp}}
+		m.Balancing = tapped[uint32, bpf.Balancing]{inner.Balancing, tp}
+		m.Maglev = tappedBatch[bpf.MaglevKey, bpf.MaglevSlots]{tapped[bpf.MaglevKey, bpf.MaglevSlots]{inner.Maglev, tp}}
 		m.Members = tapped[bpf.MemberKey, bpf.Member]{inner.Members, tp}
 		tp.after = func() {
 			if err := usable(inner); err != nil && !t.Failed() {
@@ -109,12 +114,15 @@ func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			how := randomBalancing(r)
+			f := frontendWith(clusters)
+			f.how = how
 			failing = true
 			for range 3 {
-				_, _ = s.put(frontendWith(clusters))
+				_, _ = s.put(f)
 			}
 			failing = false
-			if _, err := s.put(frontendWith(clusters)); err != nil {
+			if _, err := s.put(f); err != nil {
 				t.Fatal(err)
 			}
 
@@ -122,8 +130,18 @@ func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
 			for _, b := range clusters {
 				n += len(b)
 			}
-			if got, members := len(rowsIn(inner.Backends)), len(rowsIn(inner.Members)); (got != n || members != n) && !t.Failed() {
-				t.Errorf("seed %d round %d: %d slots and %d members, want %d", seed, round, got, members, n)
+			if got := rowsIn(inner.Services)[f.key]; how.maglev != (rowsIn(inner.Balancing)[got.ID].Slots > 0) && !t.Failed() {
+				t.Errorf("seed %d round %d: maglev %v, row %+v", seed, round, how.maglev, rowsIn(inner.Balancing)[got.ID])
+			}
+			members := n
+			if how.maglev {
+				n *= 2
+			}
+			if got, have := len(rowsIn(inner.Backends)), len(rowsIn(inner.Members)); (got != n || have != members) && !t.Failed() {
+				t.Errorf("seed %d round %d: %d slots and %d members, want %d and %d", seed, round, got, have, n, members)
+			}
+			if stray := strayShares(everything{services: rowsIn(inner.Services), balancing: rowsIn(inner.Balancing), maglev: rowsIn(inner.Maglev)}); stray != "" && !t.Failed() {
+				t.Errorf("seed %d round %d: %s", seed, round, stray)
 			}
 			for _, row := range rowsIn(inner.Services) {
 				if id == 0 {
@@ -148,13 +166,20 @@ func TestServicesAreUsableAfterEveryWrite(t *testing.T) {
 	}
 }
 
-// tappedBatch also calls the hook before batch deletions.
-type tappedBatch struct {
-	tapped[bpf.SlotKey, bpf.Backend]
+// tappedBatch also calls the hook before batch deletions, and for every row of batch updates.
+type tappedBatch[K, V comparable] struct{ tapped[K, V] }
+
+func (t tappedBatch[K, V]) DeleteBatch(keys []K) error {
+	return t.tap.write(func() error { return t.Table.DeleteBatch(keys) })
 }
 
-func (t tappedBatch) DeleteBatch(keys []bpf.SlotKey) error {
-	return t.tap.write(func() error { return t.Table.DeleteBatch(keys) })
+func (t tappedBatch[K, V]) UpdateBatch(rows map[K]V) error {
+	for k, v := range rows {
+		if err := t.Update(k, v); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func TestAFullMapSaysWhichAndKeepsWhatFits(t *testing.T) {
@@ -193,7 +218,7 @@ func TestServicesUseAPeerOnceItHasAnswered(t *testing.T) {
 	v := &view{own: &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1}}, answered: rows.HasAnswered}
 	weights := func() (east, west uint16) {
 		f := service.Frontend{Addr: netip.MustParseAddr("10.101.0.1"), Port: 80, Protocol: service.TCP,
-			Groups: []service.Group{{Cluster: 1, Weight: 1}, {Cluster: 2, Weight: 1}}}
+			Groups: []service.Group{{Cluster: 1}, {Cluster: 2}}}
 		g := v.rowsFor(f, func(string) uint16 { return 0 }).groups
 		return uint16(g[0].Weight), uint16(g[1].Weight)
 	}
@@ -268,6 +293,7 @@ func (c changer) service(txn statedb.WriteTxn, cluster string, there bool) {
 			row.HealthPort = 30000
 		}
 		row.Session = time.Duration(c.IntN(3)) * 100000 * time.Second
+		c.balancing(&row.Service)
 		if c.IntN(4) == 0 {
 			row.Ports = append(row.Ports, service.Port{Protocol: service.TCP, Port: 80})
 		}
