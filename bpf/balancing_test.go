@@ -36,7 +36,7 @@ func (n *node) remote(i, node int) Backend {
 // Connections are shared by tickets, and by how often a backend is rejected: exactly, as far
 // as six standard deviations tell.
 func TestChoiceByWeight(t *testing.T) {
-	n := newNode(t)
+	shared := newNode(t)
 	const flows = 12_000
 	for name, c := range map[string]struct {
 		weights [2]uint32  // of the groups
@@ -51,6 +51,7 @@ func TestChoiceByWeight(t *testing.T) {
 		"most dead, the living rejected": {[2]uint32{1, 2}, [][]uint16{{60000, 0, 0, 0, 0, 0}, {30000, 0, 0, 0, 0, 0}}, map[int]bool{1: true, 2: true, 3: true, 4: true, 5: true, 7: true, 8: true, 9: true, 10: true, 11: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			n := shared.again(t)
 			nodeDies(4)(n)
 			var groups []Group
 			shares, all, i := map[netip.Addr]float64{}, 0.0, 0

@@ -133,7 +133,7 @@ func (n *node) again(t testing.TB) *node {
 	for _, clear := range []func(testing.TB){
 		clearer(n.m.Settings), clearer(n.m.Revisions), clearer(n.m.Flows), clearer(n.m.Masquerades), clearer(n.m.Masquerading), clearer(n.m.Native), clearer(n.m.Affinities), clearer(n.m.Visitors), clearer(n.m.Sources), clearer(n.m.Shares), clearer(n.m.Endpoints), clearer(n.m.IPs),
 		clearer(n.m.Prefixes), clearer(n.m.Nodes), clearer(n.m.Clusters), clearer(n.m.Services), clearer(n.m.Backends),
-		clearer(n.m.Members), clearer(n.m.Classes), clearer(n.m.Policy), clearer(n.m.Sets),
+		clearer(n.m.Balancing), clearer(n.m.Maglev), clearer(n.m.Members), clearer(n.m.Classes), clearer(n.m.Policy), clearer(n.m.Sets),
 		clearer(&table[[24]byte, [44]byte]{"fragments", n.maps["fragments"]}), clearer(&table[uint32, uint64]{"errors_sent", n.maps["errors_sent"]}),
 	} {
 		clear(t)
