@@ -166,6 +166,8 @@ int to_device(struct __sk_buff *skb)
 	p->src_identity = ep->identity;
 	if (!why)
 		why = masquerade(skb, p, ep);
+	else if (why == REASON_NOT_OURS) /* what keeps a link, and this is not the pod's */
+		why = REASON_NOT_SUPPORTED;
 	if (why)
 		return drop(skb, p, why, EGRESS);
 	return leave(skb, REASON_NOT_OURS, EGRESS, ACT_NEXT);

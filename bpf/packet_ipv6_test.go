@@ -27,6 +27,7 @@ var ipv6Cases = inIPv6([]packetCase{
 		{hook: "to a", in: ip("fe80::1", "ff02::1", icmpv6(130, 0)), want: ReasonNotOurs},
 	}},
 	{name: "but nothing of theirs goes further", steps: []step{
+		{hook: "out of node", in: ip(podA, "ff02::1:ff01:2", icmpv6(135, 0)), want: ReasonNotSupported},
 		{hook: "from a", in: ip(podA, world, icmpv6(135, 0)), want: ReasonNotSupported, silent: true},
 		{hook: "from a", in: ip(podA, podC, icmpv6(136, 0)), want: ReasonNotSupported, silent: true},
 		{hook: "from a", in: ip("fe80::2", "fe80::1", icmpv6(137, 0)), want: ReasonNotSupported, silent: true},
