@@ -34,7 +34,7 @@ SEEDS ?= 200
 .PHONY: test
 test: build ## everything there is to test; what needs root or WireGuard in the kernel where there is that
 	go test $(RACE) -timeout 10m $$(go list ./... | grep -v '/scenarios$$')
-	go test -count=1 -timeout 10m -run '^(TestSeeds|TestRowByRowIsAsFromScratch)$$' ./internal/chaos ./meshagent/program -seeds $(SEEDS)
+	go test -count=1 -timeout 10m -run '^(TestSeeds|TestRowByRowIsAsFromScratch|TestModel)$$' ./internal/chaos ./meshagent/program ./bpf -seeds $(SEEDS)
 	go test -count=1 -timeout 40m ./scenarios
 
 .PHONY: test-kernels

@@ -51,7 +51,7 @@ func (w *world) next(rng *rand.Rand, story []sent) step {
 			s = w.onward(rng, story)
 		case n < 87:
 			s = w.junk(rng)
-		case n < 94:
+		case n < 94 && (w.about != clinging || n < 89):
 			s.pause = draw(rng, 300*time.Millisecond, 300*time.Millisecond, 3300*time.Millisecond, 13700*time.Millisecond, 71900*time.Millisecond, 9000500*time.Millisecond)
 			s.what = fmt.Sprintf("%v pass", s.pause)
 		default:
@@ -244,11 +244,16 @@ func (w *world) opens(rng *rand.Rand) step {
 		at = hook{program: "to_tunnel", device: w.lanes[0]}
 	case 8: // the node's own towards the world, mostly with an identifier that pods may have
 		p.src, p.dst, p.sport = draw(rng, elsewhere(f, 2, 1), elsewhere(f, 2, 1), p.src), draw(rng, elsewhere(f, 0, 7), elsewhere(f, 0, 7), p.dst), uint16(5000+rng.IntN(3))
+		if f == 1 && rng.IntN(4) == 0 { // what a link needs
+			p.src, p.dst = draw(rng, p.src, podAt(1, own, here, 10)), netip.MustParseAddr("ff02::1")
+		}
 		at = hook{program: "to_device", device: w.device}
 	default:
 		switch front := draw(rng, draw(rng, w.services...).fronts...); {
 		case w.about == masquerading && rng.IntN(2) == 0:
 			p.dst = draw(rng, elsewhere(f, 0, 7), elsewhere(f, 0, 7), elsewhere(f, 1, 7))
+		case w.about == clinging && rng.IntN(3) > 0:
+			p.dst, p.dport = serviceAt(f, 2), 80
 		case w.about == sharing:
 			p.sport = 1000
 			if p.dst = podAt(f, own, here, 10); rng.IntN(3) > 0 {
@@ -366,6 +371,13 @@ func (w *world) changes(rng *rand.Rand) step {
 	mine, remote := podAt(f, own, here, pod), podAt(f, nodeOf[node], byte(node), pod)
 	pathOf := draw(rng, bpf.PathAlive, bpf.PathAlive, bpf.PathSilent, bpf.PathDead)
 	d := rng.IntN(len(w.services))
+	if w.about == clinging {
+		d = slices.IndexFunc(w.services, func(d *drawn) bool { return d.fronts[0].At.Addr() == serviceAt(f, 2) })
+	}
+	backends := step{what: fmt.Sprintf("service %d loses or gets a backend", w.services[d].ID), change: func(w *world, rng *rand.Rand) { w.changeBackends(rng, w.services[d]) }}
+	if w.about == clinging && rng.IntN(3) > 0 {
+		return backends
+	}
 	return draw(rng,
 		step{what: fmt.Sprintf("path of node %d: %d", node, pathOf), change: func(w *world, rng *rand.Rand) {
 			p := w.n.Peers[node]
@@ -425,7 +437,7 @@ func (w *world) changes(rng *rand.Rand) step {
 			w.prefix(p, o)
 			w.changed(nil)
 		}},
-		step{what: fmt.Sprintf("service %d loses or gets a backend", w.services[d].ID), change: func(w *world, rng *rand.Rand) { w.changeBackends(rng, w.services[d]) }},
+		backends,
 	)
 }
 
@@ -452,7 +464,7 @@ func (w *world) changeBackends(rng *rand.Rand, d *drawn) {
 	g.Backends = g.Backends[:len(g.Backends)-1]
 	w.writeService(d)
 	m := model.Member{Service: d.ID, At: b.At}
-	if _, ok := w.n.Members[m]; ok && rng.IntN(3) == 0 {
+	if _, ok := w.n.Members[m]; ok && rng.IntN(2) == 0 {
 		w.member(m, true) // it is about to go
 		return
 	}

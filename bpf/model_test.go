@@ -116,7 +116,7 @@ func (r *rig) shorten(seed uint64, script []step, wrong string) ([]int, string) 
 // script, with the frames that were drawn then.
 func (r *rig) play(seed uint64, script []step, only []int, all *tally) ([]step, string) {
 	drawing := script == nil
-	for range 100 {
+	for range 1000 {
 		t := &tale{world: r.draw(rand.New(rand.NewPCG(seed, 0))), all: all}
 		t.n.Witness = t
 		for i := range steps {
@@ -182,7 +182,7 @@ func (t *tale) verdict() string {
 
 // aged is how far from a limit a row's age is kept, so that it does not matter when exactly
 // the kernel looks.
-const aged = 80 * time.Millisecond
+const aged = 150 * time.Millisecond
 
 // tick is more than one of the kernel's coarse clock.
 const tick = 10 * time.Millisecond
@@ -242,7 +242,7 @@ func (t *tale) packet(at hook, frame []byte) {
 		t.fail("%v", err)
 		return
 	}
-	if t.late = bpf.Now()-now > uint64(aged/2); t.late {
+	if t.late = bpf.Now()-now > uint64(aged-2*tick); t.late {
 		return
 	}
 	t.readFlows()

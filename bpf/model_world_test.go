@@ -29,7 +29,8 @@ const (
 	anything theme = iota
 	nodePorts
 	masquerading
-	sharing // one source port, many services with few backends
+	sharing  // one source port, many services with few backends
+	clinging // clients stay with backends that come and go
 	themes
 )
 

@@ -20,5 +20,8 @@
 //
 // It does not cover: programs on sockets; shares and budgets (the table is never full);
 // sweeping; the limit on ICMP errors; weights other than 0 and 1, and how even a choice is;
-// the trace of new flows; fragments that overtake the first; a packet on two CPUs at once.
+// the trace of new flows; who is who in events; fragments that overtake the first, or more
+// datagrams of a sender than are remembered; sockets of the node that have a port; generations
+// of policy; a packet on two CPUs at once. TCP's numbers are noted with each packet, as if the
+// kernel's clock had always moved on.
 package model
