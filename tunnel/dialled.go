@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -18,31 +19,45 @@ import (
 )
 
 // dialled opens wgctrl for each call, because the kernel's module may be loaded, or
-// `weft tunnel` started, after this process. It knows how many peers each device had.
-type dialled map[string]int
-
-func (d dialled) Device(name string) (*wgtypes.Device, error) {
-	if dev, err := readServed(name, d[name]); err == nil {
-		d[name] = len(dev.Peers)
-		return dev, nil
-	}
-	return d.read(name)
+// `weft tunnel` started, after this process. What `weft tunnel` serves it reads itself:
+// wgctrl makes several kilobytes of garbage for each peer, and takes an answer that is cut
+// off for a whole one.
+type dialled struct {
+	dir   string         // of the sockets
+	peers map[string]int // how many each device had
 }
 
-func (d dialled) Head(name string) (*wgtypes.Device, error) {
-	if dev, err := readServed(name, headOnly); err == nil {
-		return dev, nil
+func newDialled(dir string) dialled { return dialled{dir, map[string]int{}} }
+
+func (d dialled) Device(name string, kind Kind) (*wgtypes.Device, error) {
+	if kind == Kernel {
+		return readKernel(name)
 	}
-	return d.read(name)
+	dev, err := d.readServed(name, d.peers[name])
+	if err == nil {
+		d.peers[name] = len(dev.Peers)
+	}
+	return dev, err
 }
 
-func (dialled) read(name string) (*wgtypes.Device, error) {
+func (d dialled) Head(name string, kind Kind) (*wgtypes.Device, error) {
+	if kind == Kernel {
+		return readKernel(name)
+	}
+	return d.readServed(name, headOnly)
+}
+
+func readKernel(name string) (*wgtypes.Device, error) {
 	c, err := wgctrl.New()
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	return c.Device(name)
+	dev, err := c.Device(name)
+	if err == nil && dev.Type == wgtypes.Userspace {
+		return nil, fs.ErrNotExist // the kernel's is gone: the next look finds out
+	}
+	return dev, err
 }
 
 func (dialled) ConfigureDevice(name string, change wgtypes.Config) error {
@@ -54,10 +69,10 @@ func (dialled) ConfigureDevice(name string, change wgtypes.Config) error {
 	return c.ConfigureDevice(name, change)
 }
 
-// readServed reads a device that `weft tunnel` serves. wgctrl reads it too, but makes several
-// kilobytes of garbage for each peer. room is how many peers it may have, or headOnly.
-func readServed(name string, room int) (*wgtypes.Device, error) {
-	c, err := net.Dial("unix", filepath.Join(DefaultSocketDir, name+".sock"))
+// readServed reads a device that `weft tunnel` serves. room is how many peers it may have,
+// or headOnly.
+func (d dialled) readServed(name string, room int) (*wgtypes.Device, error) {
+	c, err := net.Dial("unix", filepath.Join(d.dir, name+".sock"))
 	if err != nil {
 		return nil, err
 	}
@@ -65,12 +80,12 @@ func readServed(name string, room int) (*wgtypes.Device, error) {
 	if _, err := io.WriteString(c, "get=1\n\n"); err != nil {
 		return nil, err
 	}
-	d, err := parseServed(c, room)
+	dev, err := parseServed(c, room)
 	if err != nil {
-		return nil, fmt.Errorf("read what serves %s: %w", name, err)
+		return nil, fmt.Errorf("the answer of what serves it: %w", err)
 	}
-	d.Name = name
-	return d, nil
+	dev.Name = name
+	return dev, nil
 }
 
 // headOnly leaves the peers out.

@@ -1,12 +1,18 @@
 package tunnel
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -68,6 +74,74 @@ func TestReadServed(t *testing.T) {
 	} {
 		if _, err := parseServed(strings.NewReader(text), 0); err == nil || !strings.Contains(err.Error(), want) || text == "" && !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+}
+
+// A device that `weft tunnel` serves is read from its socket alone, and an answer that is cut
+// off is an error, whoever else would take it; where nothing answers, the error says so. The
+// kernel's is not read from there.
+func TestDialled(t *testing.T) {
+	key, peer := strings.Repeat("11", 32), strings.Repeat("22", 32)
+	whole := "private_key=" + key + "\npublic_key=" + peer + "\npublic_key=" + key + "\nerrno=0\n\n"
+	const name = "weft-dialled"
+	d := newDialled(t.TempDir())
+	path := filepath.Join(d.dir, name+".sock")
+	for _, read := range []reader{d.Device, d.Head} {
+		if _, err := read(name, Userspace); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("without a socket: %v", err)
+		}
+	}
+	serve := func(text string) *net.UnixListener {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.SetUnlinkOnClose(false)
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = bufio.NewReader(c).ReadString('\n')
+				_, _ = io.WriteString(c, text)
+				c.Close()
+			}
+		}()
+		return l
+	}
+	for _, tt := range []struct {
+		text    string
+		peers   int // -1: an error
+		head    bool
+		what    string
+		failure error
+	}{
+		{whole, 2, true, "whole", nil},
+		{strings.TrimSuffix(whole, "\n"), -1, true, "without the empty line", io.ErrUnexpectedEOF},
+		{whole[:strings.LastIndex(whole, "public_key")], -1, true, "without its last peer", io.ErrUnexpectedEOF},
+		{"private_key=" + key + "\n", -1, false, "without peers", io.ErrUnexpectedEOF},
+	} {
+		l := serve(tt.text)
+		dev, err := d.Device(name, Userspace)
+		if tt.peers < 0 && !errors.Is(err, tt.failure) || tt.peers >= 0 && (err != nil || len(dev.Peers) != tt.peers || dev.Name != name) {
+			t.Errorf("%s: %+v, %v", tt.what, dev, err)
+		}
+		if dev, err := d.Head(name, Userspace); tt.head != (err == nil) || err == nil && (len(dev.Peers) > 0 || dev.PrivateKey[0] != 0x11) {
+			t.Errorf("%s: the head alone: %+v, %v", tt.what, dev, err)
+		}
+		for _, read := range []reader{d.Device, d.Head} {
+			if dev, err := read(name, Kernel); err == nil {
+				t.Errorf("%s: read as the kernel's: %+v", tt.what, dev)
+			}
+		}
+		l.Close()
+		if _, err := d.Device(name, Userspace); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("a socket that a killed process left: %v", err)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

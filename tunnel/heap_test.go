@@ -14,12 +14,12 @@ type blind struct{ devices map[string]*wgtypes.Device }
 
 func (b blind) ensure(name string) (int, Kind, error) { return 10, Userspace, nil }
 func (b blind) received(string) (uint64, error)       { return 0, nil }
-func (b blind) Device(name string) (*wgtypes.Device, error) {
+func (b blind) Device(name string, kind Kind) (*wgtypes.Device, error) {
 	d := *b.devices[name]
 	return &d, nil
 }
 
-func (b blind) Head(name string) (*wgtypes.Device, error) { return b.Device(name) }
+func (b blind) Head(name string, kind Kind) (*wgtypes.Device, error) { return b.Device(name, kind) }
 
 func (b blind) ConfigureDevice(name string, c wgtypes.Config) error {
 	if c.PrivateKey != nil {

@@ -37,7 +37,7 @@ func (m *machine) ensure(name string) (int, Kind, error) {
 
 func (m *machine) received(name string) (uint64, error) { return m.packets[name], nil }
 
-func (m *machine) Device(name string) (*wgtypes.Device, error) {
+func (m *machine) Device(name string, kind Kind) (*wgtypes.Device, error) {
 	if m.failure != nil {
 		return nil, m.failure
 	}
@@ -51,7 +51,7 @@ func (m *machine) Device(name string) (*wgtypes.Device, error) {
 	return &clone, nil
 }
 
-func (m *machine) Head(name string) (*wgtypes.Device, error) { return m.Device(name) }
+func (m *machine) Head(name string, kind Kind) (*wgtypes.Device, error) { return m.Device(name, kind) }
 
 func (m *machine) ConfigureDevice(name string, c wgtypes.Config) error {
 	if m.failure != nil {

@@ -38,7 +38,7 @@ type LanesConfig struct {
 }
 
 // WireGuard implements Lanes on this machine, with the kernel's WireGuard if there is
-// one, otherwise with `weft tunnel`, both through wgctrl.
+// one, otherwise with `weft tunnel`; both are configured through wgctrl.
 type WireGuard struct {
 	cfg     LanesConfig
 	links   links
@@ -47,6 +47,7 @@ type WireGuard struct {
 	mu    sync.Mutex
 	keys  *keyring             // guarded by mu; nil until Ensure
 	own   Own                  // guarded by mu
+	kinds [LaneCount]Kind      // guarded by mu: what the devices were when they were ensured
 	held  holders              // guarded by mu: the peers that were configured
 	book  *book                // guarded by mu: the wanted peers; nil until Set
 	quiet [LaneCount]watch     // guarded by mu
@@ -62,10 +63,10 @@ var _ Lanes = (*WireGuard)(nil)
 
 // control is what we need of wgctrl.
 type control interface {
-	// Device reads a device; fs.ErrNotExist if nothing serves it. Head may leave its peers
-	// out.
-	Device(name string) (*wgtypes.Device, error)
-	Head(name string) (*wgtypes.Device, error)
+	// Device reads a device of a kind; fs.ErrNotExist if nothing serves it. Head leaves the
+	// peers out where that costs less: not with the kernel's.
+	Device(name string, kind Kind) (*wgtypes.Device, error)
+	Head(name string, kind Kind) (*wgtypes.Device, error)
 	// ConfigureDevice applies a change; what it does not name stays.
 	ConfigureDevice(name string, change wgtypes.Config) error
 }
@@ -92,7 +93,7 @@ func NewLanes(cfg LanesConfig) *WireGuard {
 	if cfg.Tell == nil {
 		cfg.Tell = func(string, error) {}
 	}
-	w := &WireGuard{cfg: cfg, held: newHolders(), unsaved: map[string]bool{}, links: kernelLinks{}, control: dialled{}}
+	w := &WireGuard{cfg: cfg, held: newHolders(), unsaved: map[string]bool{}, links: kernelLinks{}, control: newDialled(DefaultSocketDir)}
 	for i := range w.asked {
 		w.asked[i] = strangers{}
 	}
@@ -110,7 +111,7 @@ func (w *WireGuard) Ensure(context.Context) (Own, error) {
 }
 
 // reader is one of control's two ways to read a device.
-type reader func(name string) (*wgtypes.Device, error)
+type reader func(name string, kind Kind) (*wgtypes.Device, error)
 
 // ensureLocked brings up the devices with our keys and returns what it has read of them.
 func (w *WireGuard) ensureLocked(read reader) (held [LaneCount]*wgtypes.Device, err error) {
@@ -120,7 +121,8 @@ func (w *WireGuard) ensureLocked(read reader) (held [LaneCount]*wgtypes.Device, 
 		if own.Lanes[i].Ifindex, own.Lanes[i].Kind, err = w.links.ensure(name); err != nil {
 			return held, err
 		}
-		if held[i], err = readDevice(read, name); err != nil {
+		w.kinds[i] = own.Lanes[i].Kind
+		if held[i], err = w.read(read, i); err != nil {
 			return held, err
 		}
 	}
@@ -146,7 +148,7 @@ func (w *WireGuard) ensureLocked(read reader) (held [LaneCount]*wgtypes.Device, 
 			w.keys.Lanes[i].Since = time.Now()
 			w.unsaved[keyringFile(w.cfg.StateDir)] = true
 			// The device drops peers whose key equals its own new one.
-			if held[i], err = readDevice(read, name); err != nil {
+			if held[i], err = w.read(read, i); err != nil {
 				return held, err
 			}
 		}
@@ -246,8 +248,10 @@ func (w *WireGuard) loadLocked(held [LaneCount]*wgtypes.Device) error {
 	return nil
 }
 
-func readDevice(read reader, name string) (*wgtypes.Device, error) {
-	dev, err := read(name)
+// read reads the device of a lane.
+func (w *WireGuard) read(read reader, lane int) (*wgtypes.Device, error) {
+	name := w.cfg.Devices[lane]
+	dev, err := read(name, w.kinds[lane])
 	switch {
 	case err == nil:
 		return dev, nil
@@ -292,9 +296,9 @@ func (w *WireGuard) Set(_ context.Context, want []Peer, complete bool) (Status, 
 		return Status{}, fmt.Errorf("set peers: %w", err)
 	}
 	w.savePeersLocked()
-	for i, name := range w.cfg.Devices {
+	for i := range w.cfg.Devices {
 		if changed[i] {
-			if held[i], err = readDevice(w.control.Device, name); err != nil {
+			if held[i], err = w.read(w.control.Device, i); err != nil {
 				return Status{}, fmt.Errorf("set peers: %w", err)
 			}
 		}
@@ -473,9 +477,9 @@ func (w *WireGuard) Status(context.Context) (Status, error) {
 		return Status{}, errors.New("read tunnel status: the tunnels have not been set up yet")
 	}
 	var held [LaneCount]*wgtypes.Device
-	for i, name := range w.cfg.Devices {
+	for i := range w.cfg.Devices {
 		var err error
-		if held[i], err = readDevice(w.control.Device, name); err != nil {
+		if held[i], err = w.read(w.control.Device, i); err != nil {
 			return Status{}, fmt.Errorf("read tunnel status: %w", err)
 		}
 	}
