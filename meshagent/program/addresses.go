@@ -362,7 +362,7 @@ func (p *Program) outsideInfo(v *view, addr netip.Addr) (bpf.IPInfo, bool) {
 	if key, _ := v.outside(addr, ""); key == "" {
 		return bpf.IPInfo{}, false
 	}
-	if v.node(self) != nil && slices.Contains(v.nodes.named.of(addr), self) {
+	if v.node(self) != nil && v.nodes.named.has(addr, self, v.order) {
 		return bpf.IPInfo{Identity: uint32(identity.Host)}, true
 	}
 	key, who := v.outside(addr, self)

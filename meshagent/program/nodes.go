@@ -29,6 +29,9 @@ type nodes struct {
 	// Of those believed: inside lists who has an address inside the mesh, hosts which of our
 	// own has a tunnel endpoint. A peer's node names its endpoints.
 	inside, hosts holders
+	// found is what behind has found since nodes last changed, where several name an address:
+	// everything behind it asks.
+	found map[host]string
 	// nameless is set if nobody asks who has an address: there are none in named, inside
 	// and hosts then.
 	nameless bool
@@ -66,6 +69,9 @@ func (s *standing) cidrs() []netip.Prefix {
 // followNodes takes up new rows, nil for those that are gone, and settles the
 // conflicts that they begin or end.
 func (v *view) followNodes(rows map[string]*tables.Node, m *moved) {
+	if len(rows) > 0 {
+		v.nodes.found = nil
+	}
 	concerned := map[string]bool{}
 	for key, row := range rows {
 		concerned[key] = true
@@ -94,7 +100,7 @@ func (v *view) claim(key string, row *tables.Node, m *moved, concerned map[strin
 		was, is := v.names(before.row), v.names(next.row)
 		for _, a := range without(was, is) {
 			m.addrs[a] = true
-			if n.named.release(a, key); n.named.first(a) == "" {
+			if n.named.release(a, key, v.order); n.named.first(a) == "" {
 				n.places.drop(bpf.PrefixOf(whole(a)))
 			}
 		}
@@ -164,17 +170,6 @@ func (h *holders) each(a netip.Addr) iter.Seq[string] {
 	}
 }
 
-// of returns all nodes with an address; do not change the list.
-func (h *holders) of(a netip.Addr) []string {
-	if all := h.all[bpf.AddrOf(a)]; all != nil {
-		return all
-	}
-	if first := h.first(a); first != "" {
-		return []string{first}
-	}
-	return nil
-}
-
 // addrs yields the addresses that somebody has.
 func (h *holders) addrs(yield func(netip.Addr) bool) {
 	for a := range h.firsts.All() {
@@ -184,30 +179,80 @@ func (h *holders) addrs(yield func(netip.Addr) bool) {
 	}
 }
 
+// has says whether a node has an address.
+func (h *holders) has(a netip.Addr, key string, order func(a, b string) int) bool {
+	first := h.first(a)
+	if first == key || first == "" {
+		return first != ""
+	}
+	_, there := slices.BinarySearchFunc(h.all[bpf.AddrOf(a)], key, order)
+	return there
+}
+
+// take and release change a list in place: a peer may have all of its nodes name one address.
 func (h *holders) take(a netip.Addr, key string, order func(a, b string) int) {
-	all := h.of(a)
-	if i, there := slices.BinarySearchFunc(all, key, order); !there {
-		h.set(bpf.AddrOf(a), slices.Insert(slices.Clone(all), i, key))
+	at, first := bpf.AddrOf(a), h.first(a)
+	all := h.all[at]
+	switch {
+	case first == "":
+		h.firsts.Put(at, key)
+		return
+	case first == key:
+		return
+	case all == nil:
+		all = []string{first}
+	}
+	i, there := slices.BinarySearchFunc(all, key, order)
+	if there {
+		return
+	}
+	if h.all == nil {
+		h.all = map[bpf.Addr][]string{}
+	}
+	h.all[at] = slices.Insert(all, i, key)
+	if i == 0 {
+		h.firsts.Put(at, key)
 	}
 }
 
-func (h *holders) release(a netip.Addr, key string) {
-	h.set(bpf.AddrOf(a), without(h.of(a), []string{key}))
-}
-
-func (h *holders) set(a bpf.Addr, all []string) {
-	if len(all) == 0 {
-		h.firsts.Delete(a)
-	} else {
-		h.firsts.Put(a, all[0])
-	}
-	if len(all) > 1 {
-		if h.all == nil {
-			h.all = map[bpf.Addr][]string{}
+func (h *holders) release(a netip.Addr, key string, order func(a, b string) int) {
+	at := bpf.AddrOf(a)
+	all := h.all[at]
+	if all == nil {
+		if h.first(a) == key {
+			h.firsts.Delete(at)
 		}
-		h.all[a] = all
-	} else {
-		delete(h.all, a)
+		return
+	}
+	i, there := slices.BinarySearchFunc(all, key, order)
+	if !there {
+		return
+	}
+	all = slices.Delete(all, i, i+1)
+	if i == 0 {
+		h.firsts.Put(at, all[0])
+	}
+	if h.all[at] = all; len(all) == 1 {
+		delete(h.all, at)
+	}
+}
+
+// ofCluster yields the nodes of a peer that have an address.
+func (h *holders) ofCluster(a netip.Addr, cluster string, order func(a, b string) int) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		all := h.all[bpf.AddrOf(a)]
+		if len(all) == 0 {
+			if first := h.first(a); first != "" && clusterOf(first) == cluster {
+				yield(first)
+			}
+			return
+		}
+		i, _ := slices.BinarySearchFunc(all, cluster+"/", order)
+		for ; i < len(all) && clusterOf(all[i]) == cluster; i++ {
+			if !yield(all[i]) {
+				return
+			}
+		}
 	}
 }
 
@@ -291,10 +336,10 @@ func (v *view) decide(key string, m *moved) {
 	}
 	if before != nil && !n.nameless {
 		for _, a := range before.Internals() {
-			n.inside.release(a, key)
+			n.inside.release(a, key, v.order)
 		}
 		for _, a := range v.ownHosts(before) {
-			n.hosts.release(a, key)
+			n.hosts.release(a, key, v.order)
 		}
 	}
 	if next != nil && !n.nameless {
@@ -344,15 +389,24 @@ func (v *view) behind(cluster string, addr netip.Addr) (key string, n *tables.No
 	if cluster == v.own.Name {
 		hosts = &v.nodes.hosts
 	}
-	for key := range hosts.each(addr) {
-		if clusterOf(key) != cluster {
-			continue
-		}
-		if n := v.node(key); n != nil && slices.Contains(n.Addresses(), addr) {
-			return key, n
+	asked := host{cluster, addr}
+	several := len(hosts.all[bpf.AddrOf(addr)]) > 0
+	if several {
+		if key, known := v.nodes.found[asked]; known {
+			return key, v.node(key)
 		}
 	}
-	return "", nil
+	for of := range hosts.ofCluster(addr, cluster, v.order) {
+		if n = v.node(of); n != nil && slices.Contains(n.Addresses(), addr) {
+			key = of
+			break
+		}
+		n = nil
+	}
+	if several {
+		enter(&v.nodes.found, asked, key)
+	}
+	return key, n
 }
 
 // ownHosts are the tunnel endpoints of a node of ours.

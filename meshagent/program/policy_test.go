@@ -66,7 +66,7 @@ func (b *bench) apiServers(told *wire.Access) (all []netip.Addr) {
 	return all
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	b := &bench{t: t, tab: tables.New(), tap: &tap{}}
 	b.maps = tapMaps(bpftest.New(), b.tap)
 	b.restart()
