@@ -368,14 +368,17 @@ func (f *frontends) take(v *view, r *report, dirty dirt) {
 		key := c.Object.Key()
 		r.row("slices", key)
 		id := c.Object.ServiceID()
-		if before := f.offers.slice(id, key, inSlice(c.Object)); before != "" && before != id {
+		var before string
+		if c.Deleted {
+			before = f.offers.dropSlice(key)
+		} else {
+			before = f.offers.slice(id, key, inSlice(c.Object))
+		}
+		if before != "" && before != id {
 			dirty.whole(before)
 		}
 		of := dirty.of(id)
 		of.slices = append(of.slices, c)
-		if c.Deleted {
-			f.offers.dropSlice(key)
-		}
 	}
 	for _, a := range f.reassigned {
 		for id := range f.byHand[a] {

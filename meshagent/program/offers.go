@@ -45,11 +45,14 @@ func (o *offers) slice(service, key string, addrs []netip.Addr) (before string) 
 	return before
 }
 
-func (o *offers) dropSlice(key string) {
+// dropSlice returns the service that the slice was part of, "" if there was none.
+func (o *offers) dropSlice(key string) (before string) {
 	if of := o.slices[key]; of != nil {
+		before = of.service
 		o.set(of, nil)
 		delete(o.slices, key)
 	}
+	return before
 }
 
 // carry takes up what the row of a service offers itself.
