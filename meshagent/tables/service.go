@@ -39,7 +39,7 @@ func CarriedOf(all []service.Slice) (out []Carried) {
 				c.Others = append(c.Others, e)
 			}
 		}
-		c.Addrs, c.Others = slices.Clip(slices.Clone(c.Addrs)), slices.Clone(c.Others)
+		c.Addrs, c.Others = slices.Clone(c.Addrs), slices.Clone(c.Others)
 		out = append(out, c)
 	}
 	return slices.Clone(out)
