@@ -244,6 +244,10 @@ func (t *table[K, V]) Lookup(k K) (v V, ok bool, err error) {
 		}
 		return v, false, failed()
 	}
+	return t.Match(k)
+}
+
+func (t *table[K, V]) Match(k K) (v V, ok bool, err error) {
 	switch err := t.m.Lookup(k, &v); {
 	case errors.Is(err, ebpf.ErrKeyNotExist):
 		return v, false, nil

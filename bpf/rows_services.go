@@ -113,8 +113,13 @@ func SecondsOf(d time.Duration) Seconds {
 	return Seconds{uint8(s), uint8(s >> 8), uint8(s >> 16)}
 }
 
+// Duration is the time without the flags.
+func (s Seconds) Duration() time.Duration {
+	return time.Duration(uint32(s[0])|uint32(s[1])<<8|uint32(s[2]&^uint8(serviceFlags))<<16) * time.Second
+}
+
 func (s Seconds) String() string {
-	text := (time.Duration(uint32(s[0])|uint32(s[1])<<8|uint32(s[2]&^uint8(serviceFlags))<<16) * time.Second).String()
+	text := s.Duration().String()
 	if s.Flags()&ServiceSplit != 0 {
 		text += ",split"
 	}

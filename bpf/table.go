@@ -26,6 +26,9 @@ type Table[K comparable, V any] interface {
 	DeleteBatch([]K) error
 	// Lookup reads the row with exactly this key, also in the prefix table.
 	Lookup(K) (V, bool, error)
+	// Match reads the row that a packet finds with this key: in a table of prefixes that of
+	// the longest one that covers it, elsewhere that of Lookup.
+	Match(K) (V, bool, error)
 	// All yields the rows. The function that it returns as well tells, after the
 	// walk, why it ended early; nil if it did not. Rows that change meanwhile may be
 	// missed or come twice.

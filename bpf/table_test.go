@@ -148,6 +148,53 @@ func TestPrefixes(t *testing.T) {
 	})
 }
 
+// What a packet finds in a trie is the longest prefix that covers its key.
+func TestTableMatchesTheLongestPrefix(t *testing.T) {
+	both(t, func(t *testing.T, m *bpf.Maps) {
+		full := func(s string) bpf.PrefixKey {
+			a := netip.MustParseAddr(s)
+			return bpf.PrefixOf(netip.PrefixFrom(a, a.BitLen()))
+		}
+		rows := map[bpf.PrefixKey]bpf.IPInfo{}
+		for i, p := range []string{"::/0", "10.1.0.0/16", "10.1.2.0/23", "10.1.2.3/32", "fd00:1::/48"} {
+			rows[bpf.PrefixOf(netip.MustParsePrefix(p))] = bpf.IPInfo{Node: uint16(i + 1)}
+		}
+		if err := m.Prefixes.UpdateBatch(rows); err != nil {
+			t.Fatal(err)
+		}
+		for a, want := range map[string]uint16{"10.1.2.3": 4, "10.1.3.3": 3, "10.1.4.3": 2, "10.2.0.1": 1, "fd00:1::7": 5, "fd00:2::7": 1} {
+			if v, ok, err := m.Prefixes.Match(full(a)); v.Node != want || !ok || err != nil {
+				t.Errorf("%s matches row %d, %v, %v; want %d", a, v.Node, ok, err, want)
+			}
+		}
+		// A prefix is not covered by a longer one.
+		if v, ok, err := m.Prefixes.Match(bpf.PrefixOf(netip.MustParsePrefix("10.1.2.0/24"))); v.Node != 3 || !ok || err != nil {
+			t.Errorf("10.1.2.0/24 matches row %d, %v, %v", v.Node, ok, err)
+		}
+		of := func(service uint32, p string) bpf.RangeKey {
+			k := bpf.RangeOf(netip.MustParsePrefix(p))
+			k.Service = service
+			return k
+		}
+		if err := m.Sources.UpdateBatch(map[bpf.RangeKey]uint32{of(7, "10.1.0.0/16"): 1, of(8, "0.0.0.0/0"): 1}); err != nil {
+			t.Fatal(err)
+		}
+		for k, want := range map[bpf.RangeKey]bool{of(7, "10.1.2.3/32"): true, of(7, "10.2.2.3/32"): false, of(8, "10.2.2.3/32"): true, of(9, "10.1.2.3/32"): false} {
+			if _, ok, err := m.Sources.Match(k); ok != want || err != nil {
+				t.Errorf("%v of service %d: %v, %v", k.Netip(), k.Service, ok, err)
+			}
+		}
+		// Elsewhere it is the row with the key.
+		if err := m.Classes.Update(bpf.ClassKey{Gen: 1, Identity: 2}, 5); err != nil {
+			t.Fatal(err)
+		}
+		v, ok, err := m.Classes.Match(bpf.ClassKey{Gen: 1, Identity: 2})
+		if _, other, failed := m.Classes.Match(bpf.ClassKey{Gen: 1, Identity: 3}); v != 5 || !ok || other || errors.Join(err, failed) != nil {
+			t.Errorf("classes: %d, %v, %v, %v", v, ok, other, errors.Join(err, failed))
+		}
+	})
+}
+
 func TestFull(t *testing.T) {
 	m := kernelMaps(t, func(l *bpf.Limits) { l.Endpoints, l.Classes = 2, 2 })
 	for i := range 3 {

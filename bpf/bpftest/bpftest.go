@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -108,6 +109,36 @@ func (t *Table[K, V]) Lookup(k K) (V, bool, error) {
 	defer t.mu.Unlock()
 	v, ok := t.rows[k]
 	return v, ok, nil
+}
+
+func (t *Table[K, V]) Match(k K) (v V, ok bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	longest := uint32(0)
+	for key, row := range t.rows {
+		if bits, covers := covers(key, k); covers && (!ok || bits > longest) {
+			longest, v, ok = bits, row, true
+		}
+	}
+	return v, ok, nil
+}
+
+// covers says whether a row with one key is found with another, and of a prefix its length.
+func covers(row, key any) (bits uint32, ok bool) {
+	switch row := row.(type) {
+	case bpf.PrefixKey:
+		key := key.(bpf.PrefixKey)
+		return row.Bits, row.Bits <= key.Bits && within(key.Addr, row.Addr, row.Bits)
+	case bpf.RangeKey:
+		key := key.(bpf.RangeKey)
+		return row.Bits, row.Service == key.Service && row.Bits <= key.Bits && within(key.Addr, row.Addr, row.Bits-32)
+	}
+	return 0, row == key
+}
+
+// within takes addresses of IPv4 as the maps do, for some of IPv6.
+func within(a, prefix bpf.Addr, bits uint32) bool {
+	return netip.PrefixFrom(netip.AddrFrom16(prefix), int(bits)).Contains(netip.AddrFrom16(a))
 }
 
 // All yields the rows as they are when it is called.
