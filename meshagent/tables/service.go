@@ -28,7 +28,8 @@ type Carried struct {
 	Others []service.Endpoint
 }
 
-// CarriedOf keeps what slices of a service, which is all ready, say beyond its name.
+// CarriedOf stores the slices of one service in less room: without its name, and backends that are
+// ready and of which nothing else is known as their addresses alone.
 func CarriedOf(all []service.Slice) (out []Carried) {
 	for _, s := range all {
 		c := Carried{Ports: s.Ports}
