@@ -62,19 +62,28 @@ func ParseTraceQuestion(query url.Values) (q TraceQuestion, err error) {
 // own GET /v1/trace.
 type Trace struct {
 	Steps []TraceStep `json:"steps"`
-	// End is how the node is done with the connection: delivered, tunnelled or to-stack, or
-	// the reason for which it is dropped.
+	// End is how the node is done with the connection: one of the Ends below, or the reason for
+	// which it is dropped.
 	End string `json:"end"`
 	// Dropped says that it ends here.
 	Dropped bool `json:"dropped"`
-	// Next is where it arrives if it goes on to a pod, the same node's or another's.
+	// Next is where it arrives if it goes on to a pod: with EndToPod and EndTunnelled.
 	Next *TraceNext `json:"next,omitempty"`
 }
+
+// Ends of a connection on a node that does not drop it.
+const (
+	EndDelivered = "delivered" // to a pod of this node
+	EndToPod     = "to-pod"    // goes on to a pod of the same node, which Next is about
+	EndTunnelled = "tunnelled" // goes on to the node of Next
+	EndToStack   = "to-stack"  // left to the node's routes and firewall
+	EndUnknown   = "unknown"   // goes on, and the agent does not know where; the last look-up says why
+)
 
 // TraceStep is one thing that a hook looks up.
 type TraceStep struct {
 	At     string `json:"at"`   // cluster/node
-	Hook   string `json:"hook"` // the program: from_pod, to_tunnel, from_tunnel, to_device
+	Hook   string `json:"hook"` // the program: from_pod, to_tunnel, from_tunnel, to_device; of a report "" if it is not known
 	LookUp string `json:"lookUp"`
 	Found  string `json:"found"`
 	// Reason is why the connection ends here, with the names of the drop counters.

@@ -74,12 +74,13 @@ func TestAConnectionIsFollowedOverTwoNodes(t *testing.T) {
 
 		// The flow that is there tells which backend it is about, and what the other side calls it.
 		key := bpf.FlowKey{Local: bpf.AddrOf(netip.MustParseAddr("10.1.1.2")), Remote: bpf.AddrOf(vip), Lport: bpf.PortOf(40112), Rport: bpf.PortOf(80), Proto: 6}
-		row := bpf.Flow{Seen: bpf.Now(), Flags: bpf.FlowService | bpf.FlowReplied, Backend: bpf.AddrOf(netip.MustParseAddr("10.2.1.2")), Bport: bpf.PortOf(8080)}
+		ep, _, _ := east.maps().Endpoints.Lookup(key.Local)
+		row := bpf.Flow{Seen: bpf.Now(), Ifindex: ep.Ifindex, Flags: bpf.FlowService | bpf.FlowReplied, Via: bpf.ViaTunnel, Backend: bpf.AddrOf(netip.MustParseAddr("10.2.1.2")), Bport: bpf.PortOf(8080)}
 		if err := east.maps().Flows.Update(key, row); err != nil {
 			t.Fatal(err)
 		}
 		steps, _ = follow(t, w, east, "10.1.1.2:40112", to, 6)
-		has(t, steps, "east/east-1 from_pod flow: port 40112: open, last packet ", "east/east-1 from_pod service: what follows is about 10.2.1.2:8080, that of the flow")
+		has(t, steps, "east/east-1 from_pod flow: port 40112: open, last packet ", "east/east-1 from_pod flow: what follows is about this open connection, to its backend 10.2.1.2:8080: ")
 		steps, _ = follow(t, w, east, "10.1.1.2:40113", to, 6)
 		has(t, steps, "east/east-1 from_pod flow: none")
 
@@ -141,7 +142,8 @@ func TestWhereAConnectionEnds(t *testing.T) {
 			"east/east-1 from_pod service: shop/web 80/TCP has no backend that can be reached")
 		// A flow that is open says nothing of new connections.
 		key := bpf.FlowKey{Local: bpf.AddrOf(netip.MustParseAddr("10.1.1.2")), Remote: bpf.AddrOf(vip), Lport: bpf.PortOf(40112), Rport: bpf.PortOf(80), Proto: 6}
-		if err := east.maps().Flows.Update(key, bpf.Flow{Seen: bpf.Now(), Flags: bpf.FlowService | bpf.FlowReplied, Backend: bpf.AddrOf(netip.MustParseAddr("10.2.1.2")), Bport: bpf.PortOf(8080)}); err != nil {
+		ep, _, _ := east.maps().Endpoints.Lookup(key.Local)
+		if err := east.maps().Flows.Update(key, bpf.Flow{Seen: bpf.Now(), Ifindex: ep.Ifindex, Via: bpf.ViaTunnel, Flags: bpf.FlowService | bpf.FlowReplied, Backend: bpf.AddrOf(netip.MustParseAddr("10.2.1.2")), Bport: bpf.PortOf(8080)}); err != nil {
 			t.Fatal(err)
 		}
 		ends("a new one beside one that is open", "10.1.1.2:0", service, 6, "no-backend")

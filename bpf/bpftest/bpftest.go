@@ -114,6 +114,9 @@ func (t *Table[K, V]) Lookup(k K) (V, bool, error) {
 func (t *Table[K, V]) Match(k K) (v V, ok bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if v, ok = t.rows[k]; ok {
+		return v, true, nil
+	}
 	longest := uint32(0)
 	for key, row := range t.rows {
 		if bits, covers := covers(key, k); covers && (!ok || bits > longest) {
@@ -123,7 +126,7 @@ func (t *Table[K, V]) Match(k K) (v V, ok bool, err error) {
 	return v, ok, nil
 }
 
-// covers says whether a row with one key is found with another, and of a prefix its length.
+// covers says whether the row of a prefix is found with another key, and how long it is.
 func covers(row, key any) (bits uint32, ok bool) {
 	switch row := row.(type) {
 	case bpf.PrefixKey:
@@ -133,7 +136,7 @@ func covers(row, key any) (bits uint32, ok bool) {
 		key := key.(bpf.RangeKey)
 		return row.Bits, row.Service == key.Service && row.Bits <= key.Bits && within(key.Addr, row.Addr, row.Bits-32)
 	}
-	return 0, row == key
+	return 0, false
 }
 
 // within takes addresses of IPv4 as the maps do, for some of IPv6.

@@ -1,6 +1,8 @@
 package trace
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -14,31 +16,27 @@ import (
 
 // rows reads the maps. The first error stays, and everything after it is absent.
 type rows struct {
+	ctx      context.Context
 	maps     *bpf.Maps
 	settings bpf.Settings
 	err      error
 }
 
+// look finds what a packet would.
 func look[K, V comparable](r *rows, t bpf.Table[K, V], k K) (row V, ok bool) {
-	if r.err != nil {
+	if r.err = cmp.Or(r.err, r.ctx.Err()); r.err != nil {
 		return row, false
 	}
-	row, ok, err := t.Lookup(k)
+	row, ok, err := t.Match(k)
 	if err != nil {
 		r.err = fmt.Errorf("read map %s: %w", t.Name(), err)
 	}
 	return row, ok && err == nil
 }
 
-// longest finds the longest prefix with an address, as the kernel does; the table itself only
-// finds exact keys.
+// longest finds the longest prefix with an address.
 func longest[V comparable](r *rows, t bpf.Table[bpf.PrefixKey, V], a bpf.Addr) (row V, ok bool) {
-	for bits := range slices.Backward(make([]struct{}, 129)) {
-		if row, ok = look(r, t, bpf.PrefixKey{Bits: uint32(bits), Addr: masked(a, bits)}); ok {
-			return row, true
-		}
-	}
-	return row, false
+	return look(r, t, bpf.PrefixKey{Bits: 128, Addr: a})
 }
 
 // masked clears all but the first bits.
@@ -277,12 +275,39 @@ func (r *rows) backends(svc bpf.Service) (all []backend) {
 
 // admits says whether a client is in the source ranges of a service.
 func (r *rows) admits(svc bpf.Service, client bpf.Addr) bool {
-	for bits := range slices.Backward(make([]struct{}, 129)) {
-		if _, ok := look(r, r.maps.Sources, bpf.RangeKey{Bits: 32 + uint32(bits), Service: svc.ID, Addr: masked(client, bits)}); ok {
-			return true
-		}
+	_, ok := look(r, r.maps.Sources, bpf.RangeKey{Bits: 32 + 128, Service: svc.ID, Addr: client})
+	return ok
+}
+
+// session is the backend that the client was last given, if it gets it again: find_session. Unlike
+// a chosen one it may be of any tier, but its path has to be alive.
+func (r *rows) session(svc bpf.Service, client bpf.Addr, now uint64) (backend bpf.Affinity, ok bool) {
+	stay := svc.Timeout.Duration()
+	last, ok := look(r, r.maps.Affinities, bpf.AffinityKey{Client: client, Service: svc.ID})
+	if !ok || stay == 0 || now > last.Seen && now-last.Seen > uint64(stay) {
+		return last, false
 	}
-	return false
+	member, ok := look(r, r.maps.Members, bpf.MemberKey{Addr: last.Backend, Service: svc.ID, Port: last.Port})
+	if !ok || member.Terminating != 0 {
+		return last, false
+	}
+	at, why := r.locate(last.Backend)
+	if why != 0 || at.node == 0 {
+		return last, why == 0
+	}
+	path, _ := r.path(at.node, at.cluster)
+	_, tunnel := r.tunnel(at.node)
+	return last, tunnel && path == bpf.PathAlive
+}
+
+// keeps says whether an open flow keeps its backend: rejudge. One that was removed from its
+// service keeps its open connections for as long as it exists.
+func (r *rows) keeps(f *known) bool {
+	if _, ok := look(r, r.maps.Members, bpf.MemberKey{Addr: f.Backend, Service: f.Service, Port: f.Bport}); ok {
+		return true
+	}
+	at, why := r.locate(f.Backend)
+	return f.established() && (why == 0 || why == bpf.ReasonNoTunnel) && at.via == f.Via && at.identity != uint32(identity.UnknownMember)
 }
 
 // holds says whether a flow's verdict still rests on what is in the maps: if not, its next

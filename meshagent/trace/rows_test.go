@@ -1,6 +1,7 @@
 package trace
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -22,7 +23,7 @@ func put[K comparable, V any](t *testing.T, table bpf.Table[K, V], k K, v V) {
 
 func rowsOf(m *bpf.Maps) *rows {
 	s, _, _ := m.Settings.Lookup(0)
-	return &rows{maps: m, settings: s}
+	return &rows{ctx: context.Background(), maps: m, settings: s}
 }
 
 // mesh is a node of cluster 1 with the pod 10.1.1.2, beside one node of cluster 2 and one of 3.

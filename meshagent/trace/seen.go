@@ -26,6 +26,9 @@ type known struct {
 	bpf.Flow
 }
 
+// established says of a TCP connection that both sides have sent something.
+func (f *known) established() bool { return f.key.Proto == 6 && f.Flags&bpf.FlowReplied != 0 }
+
 // flows tells of the live flows with this key, in which a zero port of the client is any, and
 // returns the latest that has not ended; nil: there is none.
 func (w *walk) flows(key bpf.FlowKey) *known {
@@ -50,6 +53,9 @@ func (w *walk) flows(key bpf.FlowKey) *known {
 	} else {
 		rows, failed := w.maps.Flows.All()
 		for k, f := range rows {
+			if w.err = cmp.Or(w.err, w.ctx.Err()); w.err != nil {
+				return nil
+			}
 			if k.Local == key.Local && k.Remote == key.Remote && k.Proto == key.Proto &&
 				(k.Rport == key.Rport || key.Rport == (bpf.Port{})) && (k.Lport == key.Lport || key.Lport == (bpf.Port{})) {
 				keep(k, f)
@@ -127,9 +133,37 @@ func (w *walk) seenFrom(known *known) netip.AddrPort {
 	return w.q.From
 }
 
+// continues says where a flow takes the connection, if the question names its port; false: it is a
+// new connection.
+func (w *walk) continues(ep bpf.Endpoint, f *known) (to netip.AddrPort, open bool) {
+	if to = w.q.To; f == nil || w.q.From.Port() == 0 || f.Flags&bpf.FlowRemoteInitiated != 0 || f.Ifindex != ep.Ifindex {
+		return to, false
+	}
+	if f.Flags&bpf.FlowService == 0 {
+		w.found("flow", "what follows is about this open connection")
+		return to, true
+	}
+	backend := netip.AddrPortFrom(f.Backend.Netip(), f.Bport.Number())
+	stays := w.keeps(f)
+	if !stays && f.established() {
+		w.drop("flow", fmt.Sprintf("its backend %v is gone: the pod is told by a reset at its next packet", backend), bpf.ReasonPathDown)
+		return to, false
+	}
+	if at, _ := w.locate(f.Backend); stays && at.node != 0 && !f.established() {
+		path, _ := w.rows.path(at.node, at.cluster)
+		stays = path != bpf.PathDead
+	}
+	if !stays {
+		w.found("flow", "its backend %v cannot be reached: what follows is about a new choice", backend)
+		return to, false
+	}
+	w.found("flow", "what follows is about this open connection, to its backend %v: the service and its source ranges are not looked up again", backend)
+	return backend, true
+}
+
 // choose tells which backends a service has for a new connection of the client, and returns the
-// one that is followed: that of the flow or session there is, or one that may be chosen; false if
-// there is none.
+// one that is followed: that of the client's session, or of those that may be chosen that of a
+// flow or else the first; false if there is none.
 func (w *walk) choose(svc bpf.Service, client bpf.Addr, known *known) (netip.AddrPort, bool) {
 	name := w.q.To.Addr().String()
 	if namespace, of := w.Resolver.Service(w.q.To, w.q.Protocol); of != "" {
@@ -144,25 +178,21 @@ func (w *walk) choose(svc bpf.Service, client bpf.Addr, known *known) (netip.Add
 	slices.SortStableFunc(all, func(a, b backend) int {
 		return cmp.Or(cmp.Compare(a.group.Tier, b.group.Tier), a.Addr.Netip().Compare(b.Addr.Netip()))
 	})
-	at, why := slices.IndexFunc(all, func(b backend) bool { return b.chosen }), "the first that may be"
-	usable := 0
+	followed, why, usable := netip.AddrPort{}, firstChosen, 0
 	for _, b := range all {
-		if b.chosen {
-			usable++
+		if !b.chosen {
+			continue
+		}
+		at := netip.AddrPortFrom(b.Addr.Netip(), b.Port.Number())
+		if usable++; usable == 1 {
+			followed = at
+		}
+		if known != nil && w.q.From.Port() == 0 && known.Flags&bpf.FlowService != 0 && b.Addr == known.Backend && b.Port == known.Bport {
+			followed, why = at, "that of the newest flow"
 		}
 	}
-	if last, ok := look(&w.rows, w.maps.Affinities, bpf.AffinityKey{Client: client, Service: svc.ID}); ok && svc.Timeout.String() != "0s" {
-		if i := slices.IndexFunc(all, func(b backend) bool { return b.chosen && b.Addr == last.Backend && b.Port == last.Port }); i >= 0 {
-			at, why = i, "the one of the client's session"
-		}
-	}
-	followed := netip.AddrPort{}
-	if at >= 0 {
-		followed = netip.AddrPortFrom(all[at].Addr.Netip(), all[at].Port.Number())
-	}
-	// With no port of the client, the question is about new connections too.
-	if known != nil && known.Flags&bpf.FlowService != 0 && (usable > 0 || w.q.From.Port() != 0) {
-		followed, why = netip.AddrPortFrom(known.Backend.Netip(), known.Bport.Number()), "that of the flow"
+	if last, ok := w.session(svc, client, bpf.Now()); ok {
+		followed, why = netip.AddrPortFrom(last.Backend.Netip(), last.Port.Number()), "that of the client's session"
 	}
 	w.found("service", "%s: %s, of which new connections get %d", name, api.Count(len(all), "backend"), usable)
 	for i := range all {
@@ -180,16 +210,18 @@ func (w *walk) choose(svc bpf.Service, client bpf.Addr, known *known) (netip.Add
 		w.drop("service", found, bpf.ReasonNoBackend)
 		return followed, false
 	}
-	if usable != 1 || why != "the first that may be" {
+	if usable != 1 || why != firstChosen {
 		w.found("service", "what follows is about %v, %s", followed, why)
 	}
 	return followed, true
 }
 
+const firstChosen = "the first that may be chosen"
+
 func (w *walk) backendText(b *backend) string {
-	at := place{identity: 0}
-	if info, why := w.locate(b.Addr); why == 0 {
-		at = info
+	at, why := w.locate(b.Addr)
+	if why != 0 {
+		at.identity = 0
 	}
 	text := fmt.Sprintf("tier %d: %s, port %d", b.group.Tier, w.name(b.Addr.Netip(), at.identity), b.Port.Number())
 	switch {
@@ -246,10 +278,7 @@ var advice = map[bpf.Reason]string{
 func (w *walk) reported() {
 	past := w.Ring.Last(-1, w.isReport)
 	for _, f := range past[max(0, len(past)-shownReports):] {
-		step := api.TraceStep{LookUp: "report", Hook: "from_pod", Reason: f.Reason}
-		if f.Direction == flow.Ingress {
-			step.Hook = w.hook
-		}
+		step := api.TraceStep{At: w.at(), LookUp: "report", Hook: reportHook(&f, w.q.Arrives), Reason: f.Reason}
 		text := strings.ToLower(string(f.Verdict))
 		if f.Source.Port != 0 {
 			text += fmt.Sprintf(" from port %d", f.Source.Port)
@@ -271,8 +300,19 @@ func (w *walk) reported() {
 		if step.Found = text; f.Hint != "" {
 			step.Advice = f.Hint
 		}
-		w.add(step)
+		w.trace.Steps = append(w.trace.Steps, step)
 	}
+}
+
+// reportHook is the hook that reported a packet; "" if another one behind it may have.
+func reportHook(f *flow.Flow, arrives string) string {
+	switch {
+	case arrives == api.ArrivesByTunnel:
+		return "from_tunnel"
+	case arrives == "" && f.Service == nil && f.Verdict != flow.Forwarded && len(f.Policies) == 0 && !f.DefaultDeny:
+		return "" // to_tunnel and to_device know neither services nor policies
+	}
+	return "from_pod"
 }
 
 // isReport says whether a report is about the connection.
@@ -293,5 +333,7 @@ func (w *walk) isReport(f *flow.Flow) bool {
 	if f.Service != nil {
 		return f.Service.Address == w.q.To.Addr() && f.Service.Port == w.q.To.Port()
 	}
-	return f.Destination.Address == w.q.To.Addr() && f.Destination.Port == w.q.To.Port()
+	to := netip.AddrPortFrom(f.Destination.Address, f.Destination.Port)
+	// What to_tunnel and to_device drop has the backend's address.
+	return to == w.q.To || to == w.backend && f.Verdict == flow.Dropped && reportHook(f, w.q.Arrives) == ""
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/weft-mesh/weft/meshagent/tables"
 	"github.com/weft-mesh/weft/policy"
 	"github.com/weft-mesh/weft/tunnel"
+	"github.com/weft-mesh/weft/tunnel/probe"
 )
 
 // Node is what is known on a node.
@@ -47,11 +48,28 @@ type Node struct {
 
 // Follow says what the node does with a connection.
 func (n *Node) Follow(ctx context.Context, q api.TraceQuestion) (*api.Trace, error) {
+	w, err := n.once(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	// The rows of a generation of the policy go once there is a newer one.
+	if now, _, err := n.Maps.Settings.Lookup(0); err != nil {
+		return nil, fmt.Errorf("read map settings: %w", err)
+	} else if now.PolicyGen != w.settings.PolicyGen {
+		if w, err = n.once(ctx, q); err != nil {
+			return nil, err
+		}
+	}
+	return &w.trace, nil
+}
+
+// once follows the connection with the settings as they are when it begins.
+func (n *Node) once(ctx context.Context, q api.TraceQuestion) (*walk, error) {
 	settings, _, err := n.Maps.Settings.Lookup(0)
 	if err != nil {
 		return nil, fmt.Errorf("read map settings: %w", err)
 	}
-	w := &walk{Node: n, ctx: ctx, q: q, rows: rows{maps: n.Maps, settings: settings}, hook: "from_pod"}
+	w := &walk{Node: n, q: q, rows: rows{ctx: ctx, maps: n.Maps, settings: settings}, hook: "from_pod"}
 	if q.Arrives == api.ArrivesByTunnel {
 		w.hook = "from_tunnel"
 	}
@@ -67,14 +85,13 @@ func (n *Node) Follow(ctx context.Context, q api.TraceQuestion) (*api.Trace, err
 	if w.err != nil {
 		return nil, w.err
 	}
-	return &w.trace, nil
+	return w, nil
 }
 
 // walk is one connection on its way through a node.
 type walk struct {
 	*Node
 	rows
-	ctx   context.Context
 	q     api.TraceQuestion
 	hook  string
 	trace api.Trace
@@ -126,27 +143,42 @@ func (w *walk) sent() {
 	w.found("source", "%s", from)
 	known := w.flows(bpf.FlowKey{Local: src, Remote: dst, Lport: w.sport(), Rport: bpf.PortOf(w.q.To.Port()), Proto: w.q.Protocol})
 
-	to := w.q.To
-	if svc, ok := look(&w.rows, w.maps.Services, bpf.ServiceKey{Addr: dst, Port: bpf.PortOf(to.Port()), Proto: w.q.Protocol}); ok {
-		if to, ok = w.choose(svc, src, known); !ok {
-			return
-		}
+	// An open connection stays with its backend, whatever has become of the service's row and ranges.
+	to, open := w.continues(ep, known)
+	switch {
+	case w.trace.Dropped:
+		return
+	case open && known.Flags&bpf.FlowService != 0:
 		w.backend = to
-		if to.Addr() == w.q.From.Addr() {
-			w.found("destination", "the pod itself, which may always reach itself through a service")
-			w.trace.End = bpf.ReasonDelivered.String()
-			return
+	case !open:
+		svc, ok := look(&w.rows, w.maps.Services, bpf.ServiceKey{Addr: dst, Port: bpf.PortOf(to.Port()), Proto: w.q.Protocol})
+		if ok {
+			if to, ok = w.choose(svc, src, known); !ok {
+				return
+			}
+			w.backend = to
 		}
+		known = nil
+	}
+	if w.backend.Addr() == w.q.From.Addr() {
+		w.found("destination", "the pod itself, which may always reach itself through a service")
+		w.trace.End = bpf.ReasonDelivered.String()
+		return
 	}
 	w.send(ep, to, known)
 }
 
-// send judges what a pod sends to a pod or to the world, and sends it there.
+// send judges what a pod sends to a pod or to the world, and sends it there. An open connection
+// is known.
 func (w *walk) send(ep bpf.Endpoint, to netip.AddrPort, known *known) {
 	dst := bpf.AddrOf(to.Addr())
 	at, why := w.locate(dst)
 	if why == bpf.ReasonNoBackend {
-		w.drop("destination", fmt.Sprintf("%v is a service address, and no service has port %s there", to.Addr(), w.portName(to.Port())), why)
+		what := "no service has port " + w.portName(to.Port()) + " there"
+		if isICMP(w.q.Protocol) {
+			what = "those do not answer echoes"
+		}
+		w.drop("destination", fmt.Sprintf("%v is a service address, and %s", to.Addr(), what), why)
 		return
 	}
 	where := ""
@@ -172,7 +204,7 @@ func (w *walk) send(ep bpf.Endpoint, to netip.AddrPort, known *known) {
 	}
 	switch at.via {
 	case bpf.ViaPod:
-		w.trace.End = "to-pod"
+		w.trace.End = api.EndToPod
 		w.trace.Next = &api.TraceNext{Cluster: w.Cluster, Node: w.Name, From: w.seenFrom(known), To: to, Arrives: api.ArrivesFromPod}
 	case bpf.ViaTunnel:
 		w.enter(at, to, known)
@@ -213,10 +245,13 @@ func (w *walk) enter(at place, to netip.AddrPort, known *known) {
 	}
 	w.hook = "to_tunnel"
 	w.found("tunnel", "tunnel %d to %s%s", lane, key, w.handshake(key, lane))
-	w.trace.End = bpf.ReasonTunnelled.String()
-	if cluster, node, ok := strings.Cut(key, "/"); ok {
-		w.trace.Next = &api.TraceNext{Cluster: cluster, Node: node, From: w.seenFrom(known), To: to, Arrives: api.ArrivesByTunnel}
+	if row == nil {
+		w.trace.End = api.EndUnknown
+		w.found("tunnel", "the agent does not know yet which node that is: ask again in a moment, or see `weft debug table paths`")
+		return
 	}
+	w.trace.End = api.EndTunnelled
+	w.trace.Next = &api.TraceNext{Cluster: row.Cluster, Node: row.Node, From: w.seenFrom(known), To: to, Arrives: api.ArrivesByTunnel}
 }
 
 // leave hands the connection to the node's stack.
@@ -224,13 +259,13 @@ func (w *walk) leave(to netip.AddrPort) {
 	w.trace.End = bpf.ReasonToStack.String()
 	a := bpf.AddrOf(to.Addr())
 	if at := w.resolve(a); at.identity == uint32(identity.Host) {
-		w.found("route", "to the node's own stack")
+		w.found("route", "to the node's own stack: whether its firewall lets it through and something listens is not known here")
 		return
 	}
 	w.found("route", "to the node's stack, whose routes and firewall decide")
 	w.hook = "to_device"
 	if seen, ok := w.masqueraded(a); ok {
-		w.found("masquerade", "the world sees %v instead of the pod's address", seen)
+		w.found("masquerade", "the world sees %v instead of the pod's address, if it leaves by the device towards the other nodes", seen)
 	} else if seen.IsValid() {
 		w.found("masquerade", "none: %v is in a native CIDR, and sees the pod's own address", to.Addr())
 	} else {
@@ -327,9 +362,8 @@ func (w *walk) policy(v verdict, dir flow.Direction, to netip.AddrPort, subject,
 	if dir == flow.Ingress {
 		f.Source, f.Destination = w.Resolver.Endpoint(w.q.From.Addr(), identity.Number(peer)), w.Resolver.Endpoint(to.Addr(), identity.Number(subject))
 	}
-	f.Destination.Port = to.Port()
-	if isICMP(w.q.Protocol) {
-		f.ICMP = &flow.ICMP{Type: uint8(to.Port())}
+	if f.Destination.Port = to.Port(); isICMP(w.q.Protocol) {
+		f.Destination.Port, f.ICMP = 0, &flow.ICMP{Type: uint8(to.Port())}
 	}
 	if v.reason == bpf.ReasonPolicyDenied {
 		step.Advice = w.Hint(f, w.q.Protocol)
@@ -379,13 +413,14 @@ func (w *walk) pathRow(index uint16) *tables.Path {
 	return nil
 }
 
-// sinceDown says since when a path is down, and why.
+// sinceDown says since when the path to a node is down, and why; nothing if it is up itself, and
+// what is dead is its cluster.
 func sinceDown(p *tables.Path) string {
 	if p == nil {
 		return ""
 	}
 	o := p.Seen()
-	if o.Since.IsZero() {
+	if o.Since.IsZero() || o.State == probe.Up {
 		return ""
 	}
 	text := " since " + ago(time.Since(o.Since))
