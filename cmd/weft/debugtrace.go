@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -26,7 +25,7 @@ type traced struct {
 	To       traceEnd        `json:"to"`
 	Protocol string          `json:"protocol"`
 	Steps    []api.TraceStep `json:"steps"`
-	// End is where it ends: delivered, to-stack, a reason to drop it, or unknown.
+	// End is how it ends: api.EndDelivered, api.EndToStack, a reason to drop it, or api.EndUnknown.
 	End string `json:"end"`
 	// Passes says that new connections get through, as far as nodes know.
 	Passes bool `json:"passes"`
@@ -68,8 +67,8 @@ func debugTraceCommand() *cobra.Command {
 		Long: "Follow one connection of a pod from hook to hook and node to node, and say where it ends and\n" +
 			"why. Agents answer from the maps that packets meet, from their flows, and from the packets that\n" +
 			"they reported last; nothing is sent. A pod or a service is written as [cluster/]namespace/name;\n" +
-			"without a cluster it is of the client's. Every cluster on the way needs a context. Exits with 1 if\n" +
-			"new connections do not get through.",
+			"without a cluster, --from is of the current context's and --to of the client's. Every cluster on\n" +
+			"the way needs a context. Exits with 1 if new connections do not get through.",
 		Example: "  weft debug trace --from east/shop/web --to west/db/pg:5432\n" +
 			"  weft debug trace --from east/shop/web --to db/pg:5432 --sport 40112\n" +
 			"  weft debug trace --from 10.1.1.2 --to 10.2.1.7:53 --proto udp -o json",
@@ -81,6 +80,11 @@ func debugTraceCommand() *cobra.Command {
 			}
 			if from == "" || to == "" {
 				return usageError{errors.New("give both ends of the connection: --from and --to")}
+			}
+			if f, err := format(cmd); err != nil {
+				return err
+			} else if f == "name" {
+				return usageError{fmt.Errorf("-o %s is not supported by `debug trace` (use table, json or yaml)", f)}
 			}
 			ctx, cancel := patient(cmd)
 			defer cancel()
@@ -111,7 +115,7 @@ func completeEnds(plurals ...string) completer {
 	return func(cmd *cobra.Command, _ []string, begin string) ([]string, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
 		defer cancel()
-		all, err := traceClients(cmd)
+		all, _, _, err := traceClients(cmd)
 		if err != nil {
 			return nil, onlyThese
 		}
@@ -130,32 +134,70 @@ func completeEnds(plurals ...string) completer {
 			}
 			return names, nil
 		})
-		return starting(slices.Concat(found...), begin), onlyThese | cobra.ShellCompDirectiveNoSpace
+		words := slices.Concat(found...)
+		slices.Sort(words)
+		return starting(slices.Compact(words), begin), onlyThese | cobra.ShellCompDirectiveNoSpace
 	}
 }
 
-// traceClients connects to the clusters of -c, or of all contexts: a connection may lead
-// through any of them.
-func traceClients(cmd *cobra.Command) ([]*api.Client, error) {
-	if cmd.Flags().Changed("context") {
-		return clients(cmd)
+// traceContexts are those of -c or else all, the current one first. home is that of a client
+// without a cluster: the only one of -c or the current one; "" for none.
+func traceContexts(cmd *cobra.Command) (file *api.Config, names []string, home string, err error) {
+	if file, err = contexts(); err != nil {
+		return nil, nil, "", err
 	}
-	file, err := contexts()
+	if names = namedContexts(cmd, file); len(names) == 1 {
+		return file, names, names[0], nil
+	}
+	if len(names) > 1 {
+		return file, names, "", nil
+	}
+	current, unset := file.Context("")
+	if names = file.Names(); len(names) == 0 {
+		return nil, nil, "", usageError{unset}
+	}
+	if unset == nil {
+		names = slices.DeleteFunc(names, func(name string) bool { return name == current.Name })
+		names = slices.Insert(names, 0, current.Name)
+	}
+	return file, names, current.Name, nil
+}
+
+// namedContexts are those of -c; none: all are meant.
+func namedContexts(cmd *cobra.Command, file *api.Config) []string {
+	names := chosen(cmd)
+	if slices.Contains(names, "all") && !slices.Contains(file.Names(), "all") {
+		return nil
+	}
+	return names
+}
+
+// traceClients connects to the clusters that a connection may lead through. Unless -c names it, a
+// context that cannot be used is like one that does not answer; failed says why.
+func traceClients(cmd *cobra.Command) (all []*api.Client, home string, failed, err error) {
+	file, names, home, err := traceContexts(cmd)
 	if err != nil {
-		return nil, err
+		return nil, "", nil, err
 	}
-	if len(file.Names()) == 0 {
-		return clients(cmd) // which says what is missing
-	}
-	var all []*api.Client
-	for _, name := range file.Names() {
+	for _, name := range names {
 		c, err := clientOf(file, name)
+		if err != nil && len(namedContexts(cmd, file)) > 0 {
+			closeAll(all)
+			return nil, "", nil, err
+		}
 		if err != nil {
-			return nil, err
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", name, err))
+			continue
 		}
 		all = append(all, c)
 	}
-	return all, nil
+	return all, home, failed, nil
+}
+
+func closeAll(all []*api.Client) {
+	for _, c := range all {
+		c.Close()
+	}
 }
 
 // whoPatience is how long a context may take to say which cluster it is of.
@@ -165,7 +207,7 @@ const whoPatience = 5 * time.Second
 type follower struct {
 	cmd      *cobra.Command
 	clusters map[string]*traceCluster
-	home     string // of ends without a cluster; "" if several clusters could be meant
+	home     string // of a client without a cluster; "" if it is not known
 	failed   error  // of clusters that did not answer
 }
 
@@ -176,42 +218,37 @@ type traceCluster struct {
 }
 
 func newFollower(ctx context.Context, cmd *cobra.Command) (*follower, error) {
-	all, err := traceClients(cmd)
+	all, home, failed, err := traceClients(cmd)
 	if err != nil {
 		return nil, err
 	}
-	f := &follower{cmd: cmd, clusters: map[string]*traceCluster{}}
+	f := &follower{cmd: cmd, clusters: map[string]*traceCluster{}, failed: failed}
 	who, cancel := context.WithTimeout(ctx, whoPatience) // one that is not on the way must not delay the others
 	defer cancel()
-	lists, failed := make([]*api.NodeList, len(all)), make([]error, len(all))
+	lists, unanswered := make([]*api.NodeList, len(all)), make([]error, len(all))
 	var asked sync.WaitGroup
 	for i, c := range all {
-		asked.Go(func() { lists[i], failed[i] = c.Nodes(who) })
+		asked.Go(func() { lists[i], unanswered[i] = c.Nodes(who) })
 	}
 	asked.Wait()
 	for i, c := range all {
-		switch {
-		case failed[i] != nil:
-			f.failed = errors.Join(f.failed, fmt.Errorf("%s: %w", c.Name(), advised(c, failed[i])))
+		if unanswered[i] != nil {
+			f.failed = errors.Join(f.failed, fmt.Errorf("%s: %w", c.Name(), advised(c, unanswered[i])))
 			c.Close()
-		case f.clusters[lists[i].Cluster] != nil: // two contexts of one cluster
-			c.Close()
-		default:
-			f.clusters[lists[i].Cluster] = &traceCluster{c, lists[i].Nodes}
+			continue
 		}
+		cluster := lists[i].Cluster
+		if c.Name() == home {
+			f.home = cluster
+		}
+		if f.clusters[cluster] != nil { // two contexts of one cluster: the first counts
+			c.Close()
+			continue
+		}
+		f.clusters[cluster] = &traceCluster{c, lists[i].Nodes}
 	}
 	if len(f.clusters) == 0 {
 		return nil, f.failed
-	}
-	file, err := contexts()
-	if err != nil {
-		return nil, err
-	}
-	current, unset := file.Context("")
-	for name, c := range f.clusters {
-		if len(f.clusters) == 1 || !cmd.Flags().Changed("context") && unset == nil && c.client.Name() == current.Name {
-			f.home = name
-		}
 	}
 	return f, nil
 }
@@ -229,126 +266,10 @@ func (f *follower) cluster(name string) (*traceCluster, error) {
 	if f.failed != nil {
 		return nil, fmt.Errorf("cluster %s is not among those that answer: %w", name, f.failed)
 	}
-	return nil, usageError{fmt.Errorf("there is no context of cluster %s: merge one with `weft config merge`, or leave -c out", name)}
-}
-
-// traceObject is what is read of pods and services.
-type traceObject struct {
-	Metadata struct{ Namespace, Name string }
-	Spec     struct {
-		NodeName   string
-		ClusterIP  string
-		ClusterIPs []string
+	if file, err := contexts(); err == nil && len(namedContexts(f.cmd, file)) > 0 {
+		return nil, usageError{fmt.Errorf("no context of -c is of cluster %s: add it, or leave -c out", name)}
 	}
-	Status struct {
-		PodIP  string
-		PodIPs []struct{ IP string }
-	}
-}
-
-// addresses are those of the pod or the service.
-func (o *traceObject) addresses() (all []netip.Addr) {
-	texts := append(slices.Clone(o.Spec.ClusterIPs), o.Spec.ClusterIP, o.Status.PodIP)
-	for _, ip := range o.Status.PodIPs {
-		texts = append(texts, ip.IP)
-	}
-	for _, text := range texts {
-		if a, err := netip.ParseAddr(text); err == nil && !slices.Contains(all, a) {
-			all = append(all, a)
-		}
-	}
-	return all
-}
-
-// party is an end of the connection: the cluster it was found in, its name and addresses.
-type party struct {
-	cluster, name string
-	addresses     []netip.Addr
-	node          string // of a pod
-	port          uint16
-}
-
-// splitPort takes the port off what an operator wrote.
-func splitPort(text string) (host string, port uint16, err error) {
-	if a, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil {
-		return a.String(), 0, nil
-	}
-	host, number, ok := cutLast(text, ":")
-	if !ok {
-		return text, 0, nil
-	}
-	n, err := strconv.ParseUint(number, 10, 16)
-	if err != nil || n == 0 {
-		return "", 0, fmt.Errorf("%q: %q is not a port from 1 to 65535", text, number)
-	}
-	return strings.Trim(host, "[]"), uint16(n), nil
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	i := strings.LastIndex(s, sep)
-	if i < 0 {
-		return s, "", false
-	}
-	return s[:i], s[i+len(sep):], true
-}
-
-// find finds a pod or, if it may be one, a service, or takes an address as it is.
-func (f *follower) find(ctx context.Context, flag, text, home string, plurals ...string) (p party, err error) {
-	host, port, err := splitPort(text)
-	if err != nil {
-		return p, usageError{fmt.Errorf("--%s: %w", flag, err)}
-	}
-	if a, err := netip.ParseAddr(host); err == nil {
-		return party{addresses: []netip.Addr{a.Unmap()}, port: port}, nil
-	}
-	words := strings.Split(host, "/")
-	if len(words) > 3 || slices.Contains(words, "") {
-		return p, usageError{fmt.Errorf("--%s: write %q as [cluster/]namespace/name, or give an address", flag, text)}
-	}
-	name := words[len(words)-1]
-	ns := cmp.Or(namespace(f.cmd), "default")
-	if len(words) > 1 {
-		ns = words[len(words)-2]
-	}
-	if len(words) == 3 {
-		home = words[0]
-	}
-	if home == "" {
-		return p, usageError{fmt.Errorf("--%s: which cluster is %s of? Write cluster/%s/%s", flag, host, ns, name)}
-	}
-	c, err := f.cluster(home)
-	if err != nil {
-		return p, err
-	}
-	var missing error
-	for _, plural := range plurals {
-		l, err := c.client.Object(ctx, plural, ns, name)
-		if absent(err) {
-			missing = errors.Join(missing, advised(c.client, err))
-			continue
-		}
-		if err != nil {
-			return p, advised(c.client, err)
-		}
-		if len(l.Items) == 0 {
-			continue
-		}
-		if p.cluster != "" {
-			return p, usageError{fmt.Errorf("--%s: %s/%s is both a pod and a service of %s: give the address of one of them", flag, ns, name, home)}
-		}
-		var o traceObject
-		if err := json.Unmarshal(l.Items[0], &o); err != nil {
-			return p, fmt.Errorf("read %s %s/%s of %s: %w", plural, ns, name, home, err)
-		}
-		p = party{cluster: home, name: home + "/" + ns + "/" + name, addresses: o.addresses(), node: o.Spec.NodeName, port: port}
-		if len(p.addresses) == 0 {
-			return p, fmt.Errorf("%s %s has no address yet", strings.TrimSuffix(plural, "s"), p.name)
-		}
-	}
-	if p.cluster == "" {
-		return p, missing
-	}
-	return p, nil
+	return nil, usageError{fmt.Errorf("there is no context of cluster %s: merge one with `weft config merge`", name)}
 }
 
 // follow follows the connection from node to node.
@@ -389,34 +310,53 @@ func (f *follower) follow(ctx context.Context, fromText, toText string, proto ui
 	}
 	t := &traced{From: traceEnd{from.name, client, sport}, To: traceEnd{to.name, server, to.port}, Protocol: protocolText(proto), Steps: []api.TraceStep{}}
 	q := api.TraceQuestion{From: t.From.addrPort(), To: t.To.addrPort(), Protocol: proto}
-	cluster, node := from.cluster, from.node
-	for {
+	if proto == 1 || proto == 58 { // in a question the port is the type
+		t.To.Port = 0
+	}
+	return t, f.walk(ctx, t, from.cluster, from.node, q)
+}
+
+// mostArrivals bounds how often a connection may go on to a pod.
+const mostArrivals = 2
+
+// walk asks one node after the other.
+func (f *follower) walk(ctx context.Context, t *traced, cluster, node string, q api.TraceQuestion) error {
+	for range 1 + mostArrivals {
 		t.At = cluster + "/" + node
 		one, err := f.ask(ctx, cluster, node, q)
 		if err != nil {
 			if len(t.Steps) == 0 {
-				return nil, err
+				return err
 			}
-			t.End, t.Why = "unknown", "what happens at "+t.At+" is not known: "+err.Error()
-			return t, nil
+			t.End, t.Why = api.EndUnknown, "what happens at "+t.At+" is not known: "+err.Error()
+			return nil
 		}
-		t.Steps = append(t.Steps, one.Steps...)
 		t.End = one.End
-		if one.Dropped {
-			for _, s := range one.Steps {
-				if s.LookUp != "report" && s.Reason != "" {
-					t.Why, t.Advice = s.Found, s.Advice
-				}
+		goesOn := one.End == api.EndUnknown || one.End == api.EndTunnelled || one.End == api.EndToPod
+		for _, s := range one.Steps {
+			s.At = t.At // whatever a peer's cluster says
+			t.Steps = append(t.Steps, s)
+			if s.LookUp != "report" && (s.Reason != "" || goesOn && !one.Dropped) {
+				t.Why, t.Advice = s.Found, s.Advice
 			}
-			return t, nil
 		}
-		if one.Next == nil {
+		switch {
+		case one.Dropped:
+			return nil
+		case one.Next != nil:
+			cluster, node = one.Next.Cluster, one.Next.Node
+			q = api.TraceQuestion{From: one.Next.From, To: one.Next.To, Protocol: q.Protocol, Arrives: one.Next.Arrives}
+		case goesOn:
+			t.End = api.EndUnknown
+			return nil
+		default:
 			t.Passes = true
-			return t, nil
+			return nil
 		}
-		cluster, node = one.Next.Cluster, one.Next.Node
-		q = api.TraceQuestion{From: one.Next.From, To: one.Next.To, Protocol: proto, Arrives: one.Next.Arrives}
+		t.Why, t.Advice = "", ""
 	}
+	t.End, t.Why = api.EndUnknown, fmt.Sprintf("nodes send it on and on: it does not stay at %s either", t.At)
+	return nil
 }
 
 func protocolText(proto uint8) string {
@@ -428,34 +368,13 @@ func protocolText(proto uint8) string {
 	return "icmpv6"
 }
 
-func sameFamily(a, b []netip.Addr) (x, y netip.Addr, ok bool) {
-	for _, x := range a {
-		for _, y := range b {
-			if x.Is4() == y.Is4() {
-				return x, y, true
-			}
-		}
-	}
-	return x, y, false
-}
-
-// locate finds the node whose pod CIDR has the client's address.
-func (f *follower) locate(p *party) error {
-	for name, c := range f.clusters {
-		for _, n := range c.nodes {
-			if slices.ContainsFunc(n.PodCIDRs, func(cidr netip.Prefix) bool { return cidr.Contains(p.addresses[0]) }) {
-				p.cluster, p.node = name, n.Name
-				return nil
-			}
-		}
-	}
-	return errors.Join(fmt.Errorf("--from: %v is in no node's pod CIDR: only a pod's connections can be followed", p.addresses[0]), f.failed)
-}
-
 func (f *follower) ask(ctx context.Context, cluster, node string, q api.TraceQuestion) (*api.Trace, error) {
 	c, err := f.cluster(cluster)
 	if err != nil {
 		return nil, err
+	}
+	if node == "" { // which would be the agent itself, and this is an API server
+		return nil, errors.New("the node has no name")
 	}
 	t, err := c.client.Trace(ctx, node, q)
 	return t, advised(c.client, err)
@@ -463,18 +382,12 @@ func (f *follower) ask(ctx context.Context, cluster, node string, q api.TraceQue
 
 // showTrace prints the steps and, for people, where they end.
 func showTrace(cmd *cobra.Command, t *traced) error {
-	rows := table{columns: columns("AT", "HOOK", "LOOK-UP", "FOUND"), name: 0, ordered: true}
-	for _, s := range t.Steps {
-		rows.rows = append(rows.rows, []string{s.At, s.Hook, s.LookUp, s.Found})
-	}
-	if err := show(cmd, []*traced{t}, rows); err != nil {
+	f, err := format(cmd)
+	if err != nil {
 		return err
 	}
-	if f, err := format(cmd); err != nil {
+	if err := writeTrace(cmd, f, t); err != nil {
 		return err
-	} else if f == "table" || f == "wide" {
-		fmt.Fprintln(cmd.OutOrStdout())
-		io.WriteString(cmd.OutOrStdout(), printableLines(t.ending()))
 	}
 	if !t.Passes {
 		return errNo
@@ -482,11 +395,27 @@ func showTrace(cmd *cobra.Command, t *traced) error {
 	return nil
 }
 
+// writeTrace prints one document, or a table of the steps and the ending.
+func writeTrace(cmd *cobra.Command, f string, t *traced) error {
+	if f == "json" || f == "yaml" {
+		return document(cmd.OutOrStdout(), f, t, 0)
+	}
+	rows := table{columns: columns("AT", "HOOK", "LOOK-UP", "FOUND"), name: 0, ordered: true}
+	for _, s := range t.Steps {
+		rows.rows = append(rows.rows, []string{s.At, s.Hook, s.LookUp, s.Found})
+	}
+	if err := show(cmd, []*traced{t}, rows); err != nil {
+		return err
+	}
+	_, err := io.WriteString(cmd.OutOrStdout(), "\n"+printableLines(t.ending()))
+	return err
+}
+
 // ending says where the connection ends.
 func (t *traced) ending() string {
 	what := fmt.Sprintf("%s from %s to %s", t.Protocol, t.From, t.To)
 	switch {
-	case t.End == "unknown":
+	case t.End == api.EndUnknown:
 		return fmt.Sprintf("UNKNOWN  %s: %s\n", what, t.Why)
 	case !t.Passes:
 		text := fmt.Sprintf("ENDS     %s at %s: %s: %s\n", what, t.At, t.End, t.Why)
@@ -497,7 +426,7 @@ func (t *traced) ending() string {
 	}
 	text := fmt.Sprintf("PASSES   %s: %s at %s\n", what, t.End, t.At)
 	if last := t.lastDrop(); last != nil {
-		text += fmt.Sprintf("but the last packet that %s reported was not let through (%s)\n", last.At, last.Reason)
+		text += fmt.Sprintf("but the last packet that %s reported was not let through: %s\n", last.At, last.Found)
 	}
 	return text
 }

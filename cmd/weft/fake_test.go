@@ -344,6 +344,9 @@ func (f *fake) objects(r *http.Request) (any, error) {
 
 func (f *fake) object(r *http.Request) (any, error) {
 	text, ok := stored[r.PathValue("plural")][r.PathValue("name")]
+	if r.PathValue("plural") == "services" && r.PathValue("name") == "headless" { // in no listing
+		text, ok = `{"apiVersion":"v1","kind":"Service","metadata":{"name":"headless","namespace":"shop"},"spec":{"clusterIP":"None","clusterIPs":["None"]}}`, true
+	}
 	if ns := r.PathValue("namespace"); !ok || ns != "_" && ns != "shop" {
 		return nil, api.NotFound(fmt.Sprintf("`weft get %s` lists them", r.PathValue("plural")), "there is no %s %s/%s in cluster %s", r.PathValue("plural"), r.PathValue("namespace"), r.PathValue("name"), f.name)
 	}
@@ -417,7 +420,8 @@ func paths(cluster, node, name string) (any, error) {
 }
 
 // trace lets a pod of east reach west's first node, whose policy lets in only port 80. Nothing is
-// known of west's second node.
+// known of west's second node, which port 443 is on, or where port 444 is. West's first node sends
+// port 445 on and on, in the name of another cluster.
 func (f *fake) trace(r *http.Request) (any, error) {
 	q, err := api.ParseTraceQuestion(r.URL.Query())
 	if err != nil {
@@ -427,14 +431,20 @@ func (f *fake) trace(r *http.Request) (any, error) {
 	switch {
 	case f.name == "east":
 		next := &api.TraceNext{Cluster: "west", Node: "west-1", From: q.From, To: netip.AddrPortFrom(addr("10.%d.1.9", 2), q.To.Port()), Arrives: api.ArrivesByTunnel}
-		if q.To.Port() == 443 {
+		switch q.To.Port() {
+		case 443:
 			next.Node = "west-2"
+		case 444:
+			return api.Trace{End: api.EndUnknown, Steps: []api.TraceStep{{At: at, Hook: "to_tunnel", LookUp: "tunnel", Found: "the agent does not know yet which node that is"}}}, nil
 		}
 		return api.Trace{End: "tunnelled", Next: next, Steps: []api.TraceStep{
 			{At: at, Hook: "from_pod", LookUp: "source", Found: q.From.String()}, {At: at, Hook: "to_tunnel", LookUp: "tunnel", Found: "tunnel 1 to west/" + next.Node}}}, nil
 	case r.PathValue("node") == "west-2":
 		return nil, api.Refuse(http.StatusBadGateway, "", "the agent of node west-2 does not answer")
-	case q.To.Port() == 80 && q.Protocol == 6:
+	case q.To.Port() == 445:
+		return api.Trace{End: api.EndTunnelled, Next: &api.TraceNext{Cluster: "west", Node: "west-1", From: q.From, To: q.To, Arrives: api.ArrivesByTunnel},
+			Steps: []api.TraceStep{{At: "north/n9", Hook: "from_tunnel", LookUp: "tunnel", Found: "tunnel 0 to west/west-1"}}}, nil
+	case q.To.Port() == 80 && q.Protocol == 6, q.Protocol == 1:
 		return api.Trace{End: "delivered", Steps: []api.TraceStep{{At: at, Hook: "from_tunnel", LookUp: "pod", Found: "delivered"},
 			{At: at, Hook: "from_tunnel", LookUp: "report", Found: "dropped 3s ago: held", Reason: "held"}}}, nil
 	}

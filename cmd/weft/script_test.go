@@ -70,6 +70,21 @@ func TestScripts(t *testing.T) {
 			// stranger is a context that trusts another CA than its server's.
 			config.Set(api.Context{Name: "stranger", Server: config.Contexts[0].Server, CA: cert, Cert: cert, Key: key})
 
+			// In meshes, another mesh has a cluster east of its own, and one context cannot be used.
+			other := newFake("east", 5, map[string]*fake{})
+			env.Defer(other.Close)
+			meshes := &api.Config{Current: "east", Contexts: []api.Context{
+				{Name: "other", Server: other.URL, CA: other.ca(), Cert: cert, Key: key}, {Name: "broken", Server: other.URL, CA: "no certificate", Cert: cert, Key: key}}}
+			for _, x := range config.Contexts[:2] {
+				meshes.Set(x)
+			}
+			again := config.Contexts[0]
+			again.Name = "again"
+			meshes.Set(again)
+			if err := meshes.Save(filepath.Join(env.WorkDir, "meshes")); err != nil {
+				return err
+			}
+
 			path := filepath.Join(env.WorkDir, "contexts")
 			env.Setenv("WEFT_CONFIG", path)
 			env.Setenv("HOME", env.WorkDir)
