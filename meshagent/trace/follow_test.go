@@ -159,6 +159,35 @@ func TestAFlowDecidesOnlyAboutItself(t *testing.T) {
 	to(ofFlow, "10.1.1.3:8080")
 }
 
+// A connection with an address that became a service's afterwards goes on to the address, and the
+// other side sees the port that it has there.
+func TestAnOpenConnectionWithAnAddressStays(t *testing.T) {
+	m := mesh(t)
+	svc := web(t, m)
+	put(t, m.Services, bpf.ServiceKey{Addr: addr("10.2.1.2"), Port: bpf.PortOf(80), Proto: 6}, svc)
+	const other = bpf.FlowFlags(40000>>8)<<16 | bpf.FlowFlags(40000&0xff)<<24
+	put(t, m.Flows, bpf.FlowKey{Local: addr("10.1.1.2"), Remote: addr("10.2.1.2"), Lport: bpf.PortOf(40112), Rport: bpf.PortOf(80), Proto: 6},
+		bpf.Flow{Seen: bpf.Now(), Ifindex: 5, Via: bpf.ViaTunnel, Flags: bpf.FlowDirect | bpf.FlowReplied | other})
+	n := nodeOf(m)
+	lines, got := follow(t, n, ofFlow, "10.2.1.2:80")
+	if got.Next == nil || got.Next.To.String() != "10.2.1.2:80" || got.Next.From.String() != "10.1.1.2:40000" {
+		t.Errorf("it goes on to %+v:\n%s", got.Next, strings.Join(lines, "\n"))
+	}
+	if _, got := follow(t, n, "10.1.1.2:40113", "10.2.1.2:80"); got.Next == nil || got.Next.To.String() != "10.1.1.3:8080" {
+		t.Errorf("a new one goes on to %+v", got.Next)
+	}
+}
+
+func TestAPodKeepsReachingItself(t *testing.T) {
+	m := mesh(t)
+	web(t, m)
+	open(t, m, "10.1.1.2", bpf.FlowLoop)
+	lines, got := follow(t, nodeOf(m), ofFlow, service)
+	if got.End != api.EndDelivered {
+		t.Errorf("it ends %s:\n%s", got.End, strings.Join(lines, "\n"))
+	}
+}
+
 // A client's session leads to its backend as find_session says: of any tier, if its path is alive.
 func TestASessionIsFollowed(t *testing.T) {
 	m := mesh(t)

@@ -300,9 +300,12 @@ func (r *rows) session(svc bpf.Service, client bpf.Addr, now uint64) (backend bp
 	return last, tunnel && path == bpf.PathAlive
 }
 
-// keeps says whether an open flow keeps its backend: rejudge. One that was removed from its
-// service keeps its open connections for as long as it exists.
+// keeps says whether a flow keeps its backend: rejudge. One that was removed from its service keeps
+// its open connections for as long as it exists, and a pod that reaches itself always keeps itself.
 func (r *rows) keeps(f *known) bool {
+	if f.Flags&bpf.FlowLoop != 0 {
+		return true
+	}
 	if _, ok := look(r, r.maps.Members, bpf.MemberKey{Addr: f.Backend, Service: f.Service, Port: f.Bport}); ok {
 		return true
 	}
