@@ -196,40 +196,6 @@ func (b *balancer) refuse(own *behind, ranges map[bpf.RangeKey]bool) (changed in
 	return removeAll(b.ranges, out, func(k bpf.RangeKey) { delete(own.ranges, k) })
 }
 
-// join writes members, those that are new or have changed.
-func (b *balancer) join(own *behind, id uint32, members map[bpf.MemberKey]bpf.Member) (changed int, err error) {
-	due := map[bpf.MemberKey]bpf.Member{}
-	for k, m := range members {
-		k.Service = id
-		delete(own.found, k)
-		if old, ok := own.members[k]; !ok || old != m {
-			due[k] = m
-		}
-	}
-	batched := len(due) >= fewRows && b.members.UpdateBatch(due) == nil
-	for k, m := range due {
-		if !batched {
-			if e := b.members.Update(k, m); e != nil {
-				if err = e; len(due) < fewRows {
-					return changed, err
-				}
-				m = unsureMember // the batch may have come to it
-			}
-		}
-		if enter(&own.members, k, m); m != unsureMember {
-			changed++
-		}
-	}
-	return changed, err
-}
-
-// fewRows is from how many rows on members and slots of one service are written as a batch.
-// A new agent writes those of thousands of services.
-const fewRows = 4
-
-// unsureMember is a member that the kernel may have, and that nobody wants like this.
-var unsureMember = bpf.Member{Terminating: 255}
-
 // begin returns the number for a new row.
 func (b *balancer) begin(key bpf.ServiceKey) uint32 {
 	if b.begun[key] == 0 {
@@ -303,15 +269,6 @@ func (b *balancer) tidy(own *behind, keep map[bpf.MemberKey]bpf.Member) (changed
 	}
 	n, other := b.part(own, gone)
 	return changed + n, errors.Join(err, other)
-}
-
-// part removes members.
-func (b *balancer) part(own *behind, gone []bpf.MemberKey) (changed int, err error) {
-	return removeAll(b.members, gone, func(k bpf.MemberKey) {
-		delete(own.members, k)
-		delete(own.found, k)
-		b.left(k.Addr)
-	})
 }
 
 // release removes the members that waited for everything to be known, and that nobody wants.

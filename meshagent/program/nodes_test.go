@@ -101,7 +101,9 @@ func TestBehindAsksOnce(t *testing.T) {
 
 var sharedHost = netip.MustParseAddr("192.0.2.77")
 
-func believedThere() *tables.Node { return nodeThere("west", "believed", "10.2.255.0/24", "10.2.255.1") }
+func believedThere() *tables.Node {
+	return nodeThere("west", "believed", "10.2.255.0/24", "10.2.255.1")
+}
 
 func nodeThere(cluster, name, cidr, internal string) *tables.Node {
 	alloc := wire.CIDR(netip.MustParsePrefix(cidr))
