@@ -124,10 +124,10 @@ func checkBool(r *reading, annotations map[string]string, names ...string) {
 	}
 }
 
-// annotationDomains are Cilium's: an annotation there is meant to have an effect.
-var annotationDomains = []string{"service.cilium.io", "clustermesh.cilium.io", "io.cilium"}
+// annotationDomains are Cilium's and our own: an annotation there is meant to have an effect.
+var annotationDomains = []string{"service.cilium.io", "clustermesh.cilium.io", "io.cilium", "weft.io"}
 
-// warnAnnotations names the annotations that look like Cilium's and are not among those
+// warnAnnotations names the annotations that look like Cilium's or ours and are not among those
 // that have an effect on this kind. A misspelt one would keep a service to its cluster.
 func warnAnnotations(r *reading, annotations map[string]string, heeded ...string) {
 	for _, name := range slices.Sorted(maps.Keys(annotations)) {

@@ -46,6 +46,7 @@ func readService(r *reading) {
 	checkBool(r, svc.Annotations, service.AnnotationShared, "io.cilium/shared-service")
 	checkBalancing(r, svc)
 	warnAnnotations(r, svc.Annotations, service.AnnotationGlobal, service.AnnotationShared, service.AnnotationAffinity, service.AnnotationAlgorithm,
+		service.AnnotationClusterWeights, service.AnnotationTableSize,
 		"io.cilium/global-service", "io.cilium/shared-service", "io.cilium/service-affinity")
 	for _, name := range []string{service.AnnotationAffinity, "io.cilium/service-affinity"} {
 		value, ok := svc.Annotations[name]

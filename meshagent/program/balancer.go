@@ -127,13 +127,13 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 		g.Count = uint32(len(own.slots(g.Cluster)))
 		next.Group[i] = g
 	}
-	n, err = b.share(own, &next, f.how)
+	n, unlisted, err := b.share(own, &next, f.how)
 	if changed += n; err != nil {
 		errs = append(errs, err)
 	}
 	if have, ok := b.rows.Row(f.key); !ok || have != next {
 		if err := b.rows.Put(f.key, next); err != nil {
-			return changed, errors.Join(append(errs, full, err)...)
+			return changed, errors.Join(append(errs, full, unlisted, err)...)
 		}
 		delete(b.begun, f.key)
 		changed++
@@ -149,7 +149,7 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 		errs = append(errs, err)
 	}
 	if len(errs) > 0 {
-		return changed, errors.Join(errs...)
+		return changed, errors.Join(append(errs, unlisted)...)
 	}
 	own.groups = slices.DeleteFunc(own.groups, func(g group) bool {
 		_, wanted := f.slots[g.cluster]
@@ -161,10 +161,10 @@ func (b *balancer) put(f *frontend) (changed int, err error) {
 	})
 	n, err = b.unshare(own, row.ID, next)
 	if changed += n; err != nil {
-		return changed, err
+		return changed, errors.Join(unlisted, err)
 	}
 	n, err = b.tidy(own, f.members)
-	return changed + n, err
+	return changed + n, errors.Join(unlisted, err)
 }
 
 // admit writes the clients that may use a frontend, those that are new.
@@ -312,9 +312,9 @@ func (b *balancer) apply(d *delta) (changed int, err error) {
 		g.Count = uint32(len(own.slots(g.Cluster)))
 		next.Group[i] = g
 	}
-	n, err := b.share(own, &next, d.how)
-	if changed += n; err != nil {
-		return changed, err
+	n, unlisted, err := b.share(own, &next, d.how)
+	if changed += n; unlisted != nil || err != nil {
+		return changed, errors.Join(unlisted, err)
 	}
 	if row != next {
 		if err := b.rows.Put(d.key, next); err != nil {
@@ -441,7 +441,8 @@ func (b *balancer) bury(id uint32) (changed int, err error) {
 	if err != nil {
 		return changed, err
 	}
-	changed, err = b.tidy(own, nil)
+	n, err := b.tidy(own, nil)
+	changed += n
 	n, other := b.refuse(own, nil)
 	if err = errors.Join(err, other); err == nil {
 		delete(b.behind, id)

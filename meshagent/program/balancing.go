@@ -94,9 +94,9 @@ func (b *balancer) adoptShares(m *bpf.Maps, found map[bpf.SlotKey]bpf.Backend) e
 }
 
 // share writes how the backends in a row's groups share connections, before the row itself,
-// and says so in the row. If a table cannot be written, the one from before stays in use, or
-// backends are chosen at random.
-func (b *balancer) share(own *behind, next *bpf.Service, how balancing) (changed int, err error) {
+// and says so in the row. unlisted says why a table could not be written: backends are chosen at
+// random then, because the one from before may name none that is left.
+func (b *balancer) share(own *behind, next *bpf.Service, how balancing) (changed int, unlisted, err error) {
 	var row bpf.Balancing
 	groups := next.Group[:next.Groups]
 	weighted := own.weigh(groups, how.split, &row.Weights)
@@ -105,33 +105,32 @@ func (b *balancer) share(own *behind, next *bpf.Service, how balancing) (changed
 	}
 	next.Timeout = next.Timeout.Without(bpf.ServiceBalanced)
 	if !weighted && row.Slots == 0 {
-		return 0, nil
+		return 0, nil, nil
 	}
 	s := own.sharing()
-	before := s.row
-	row.Generation = before.Generation
+	row.Generation = s.row.Generation
 	if row.Slots > 0 {
-		if before.Slots != row.Slots {
+		if s.row.Slots != row.Slots {
 			row.Generation++ // readers of the table from before still use that
 		}
-		if changed, err = b.list(own, next.ID, groups, how.split, row); err != nil {
-			if row.Slots, row.Generation = before.Slots, before.Generation; !weighted && row.Slots == 0 {
-				return changed, err
+		if changed, unlisted = b.list(own, next.ID, groups, how.split, row); unlisted != nil {
+			if row.Slots = 0; !weighted {
+				return changed, unlisted, nil
 			}
 		}
 	}
 	if !s.there || s.row != row {
-		if failed := b.balancing.Update(next.ID, row); failed != nil {
+		if err := b.balancing.Update(next.ID, row); err != nil {
 			if s.there {
 				next.Timeout = next.Timeout.With(bpf.ServiceBalanced)
 			}
-			return changed, errors.Join(err, failed)
+			return changed, unlisted, err
 		}
 		s.row, s.there = row, true
 		changed++
 	}
 	next.Timeout = next.Timeout.With(bpf.ServiceBalanced)
-	return changed, err
+	return changed, unlisted, nil
 }
 
 // weigh says how many tickets the backends of each group hold; false if all hold one.
