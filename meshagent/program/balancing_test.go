@@ -188,7 +188,20 @@ func TestTablesChangeLittle(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// led is where each slot leads: a backend that comes back has another number.
+	led := func() map[bpf.MaglevKey][bpf.Piece]netip.AddrPort {
+		all := map[bpf.MaglevKey][bpf.Piece]netip.AddrPort{}
+		for k, piece := range rowsIn(inner) {
+			var slots [bpf.Piece]netip.AddrPort
+			for i, n := range piece.Backend {
+				slots[i] = spotOf(b.behind[1].shares.listed[n])
+			}
+			all[k] = slots
+		}
+		return all
+	}
 	put(40)
+	whole := led()
 	numbers := maps.Clone(b.behind[1].shares.number)
 	before := rowsIn(inner)
 	if len(before) != 256 || writes != 256 {
@@ -220,7 +233,7 @@ func TestTablesChangeLittle(t *testing.T) {
 	if put(39); writes != 0 {
 		t.Errorf("%d writes after a restart", writes)
 	}
-	if put(40); !maps.Equal(before, rowsIn(inner)) && len(b.behind[1].shares.listed) != 40 {
+	if put(40); !maps.Equal(whole, led()) {
 		t.Error("the backend is back, the table is not")
 	}
 }
@@ -241,6 +254,30 @@ func TestTablesWithoutRoom(t *testing.T) {
 	}
 	if row := rowsIn(m.Services)[f.key]; row.Groups != 1 || row.Timeout.Flags() != 0 {
 		t.Errorf("row %+v", row)
+	}
+	if n := len(rowsIn(m.Maglev)); n > 0 {
+		t.Errorf("%d pieces of the table keep their room", n)
+	}
+	// A smaller table fits, and is given up for one that does not: nobody is sent to who is gone.
+	m.Maglev = bpftest.NewTable[bpf.MaglevKey, bpf.MaglevSlots]("maglev", 4)
+	if b, err = newBalancer(m, func(bpf.Addr) {}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.put(f); err != nil || len(rowsIn(m.Maglev)) != 4 {
+		t.Errorf("a table of 251 slots: %v, %d pieces", err, len(rowsIn(m.Maglev)))
+	}
+	grown := frontendWith(map[uint16][]bpf.Backend{1: {backendAt(3), backendAt(4), backendAt(5), backendAt(6), backendAt(7), backendAt(8)}})
+	grown.key, grown.how = f.key, f.how
+	if _, err := b.put(grown); !errors.Is(err, bpf.ErrFull) {
+		t.Errorf("a table of 1021 slots: %v", err)
+	}
+	for k, backend := range rowsIn(m.Backends) {
+		if backend.Addr == backendAt(1).Addr || backend.Addr == backendAt(2).Addr {
+			t.Errorf("slot %v still leads to %v", k, backend)
+		}
+	}
+	if n := len(rowsIn(m.Maglev)); n > 0 {
+		t.Errorf("%d pieces are left of a table that leads nowhere", n)
 	}
 	f.how.maglev = false
 	if _, err := b.put(f); err != nil || len(rowsIn(m.Maglev))+len(rowsIn(m.Balancing)) != 0 || len(rowsIn(m.Backends)) != 2 {
