@@ -344,9 +344,18 @@ func (n *Node) free(k Key) bool {
 
 // claim finds a source port at which the answers of a flow are told from those of all others:
 // its own, or else a random one. also says what else must be so of it.
+//
+// A flow that stands beside others' answers gets their key when these are over. Who asks just
+// then may be given another port, whether or not that flow is over as well.
 func (n *Node) claim(f *Flow, also func(port uint16) bool) bpf.Reason {
-	if (also == nil || also(f.As)) && n.free(f.Outside()) {
+	heir := n.flows.inside[f.Outside()]
+	stored, known := n.Witness.Port(f.Inside)
+	yields := heir != nil && heir.As != heir.Inside.Port && known && stored != 0 && stored != f.As
+	if !yields && (also == nil || also(f.As)) && n.free(f.Outside()) {
 		return 0
+	}
+	if before := n.flows.outside[f.Outside()]; yields && before != nil && !n.live(before) {
+		n.flows.remove(before)
 	}
 	if f.Inside.Proto == sctp { // its checksum covers its ports
 		return bpf.ReasonFlowClash
