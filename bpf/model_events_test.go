@@ -109,14 +109,18 @@ func (p packet) length() uint32 {
 	return n
 }
 
+// heard draws something that got through, and where its receiver speaks.
+func (w *world) heard(rng *rand.Rand, story []sent) (o sent, p packet, at hook, ok bool) {
+	if o, p, ok = one(rng, story); ok {
+		at, ok = w.receiver(rng, o, p)
+	}
+	return o, p, at, ok
+}
+
 func say(rng *rand.Rand) []byte { return []byte("weft datapath")[:rng.IntN(13)] }
 
 func (w *world) answers(rng *rand.Rand, story []sent) (s step) {
-	o, p, ok := one(rng, story)
-	if !ok {
-		return s
-	}
-	at, ok := w.receiver(rng, o, p)
+	_, p, at, ok := w.heard(rng, story)
 	if !ok {
 		return s
 	}
@@ -292,11 +296,7 @@ func (w *world) opens(rng *rand.Rand) step {
 // complains is an ICMP error about something that got through, from its receiver or from a
 // router on the way.
 func (w *world) complains(rng *rand.Rand, story []sent) (s step) {
-	o, p, ok := one(rng, story)
-	if !ok {
-		return s
-	}
-	at, ok := w.receiver(rng, o, p)
+	o, p, at, ok := w.heard(rng, story)
 	if !ok {
 		return s
 	}
