@@ -23,6 +23,13 @@ all: lint check-generated test
 build: ## put ./weft here
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o weft ./cmd/weft
 
+# The same commit gives the same image. PLATFORMS=local builds for this machine alone.
+.PHONY: image
+image: ## build the container image, as an archive that registries and runtimes take: .bin/weft-image.tar
+	@mkdir -p .bin
+	go run ./internal/image -version '$(VERSION)' -created "$$(git show -s --format=%ct HEAD)" -output .bin/weft-image.tar \
+		$(if $(PLATFORMS),-platforms $(PLATFORMS))
+
 .PHONY: demo
 demo: build ## raise two clusters on this machine, do the main job, show and check it
 	./weft lab run --watch scenarios/demo.txtar
@@ -63,12 +70,13 @@ bench-mesh: build ## measure one agent and API server in a mesh of up to 511 clu
 bench-services: build kubernetes ## measure services beside kube-proxy in iptables and nftables mode, and draw the curves
 	$(call run,internal/benchservices) $(if $(SERVICES),-rounds 3 -services $(SERVICES),-docs docs)
 
-KUBERNETES := internal/benchservices/kubernetes
+KUBERNETES := scenarios/kubernetes
+KUBERNETES_PROGRAMS ?= kube-proxy kube-apiserver
 .PHONY: kubernetes
-kubernetes: ## build the real kube-proxy, with the API server and the etcd that it needs
+kubernetes: ## build Kubernetes' own programs, those of KUBERNETES_PROGRAMS, and the etcd that they need
 	cd $(KUBERNETES) && CGO_ENABLED=0 nice -n 19 go build -p 2 -trimpath -o $(CURDIR)/.bin/kubernetes/ \
 		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes)" \
-		k8s.io/kubernetes/cmd/kube-proxy k8s.io/kubernetes/cmd/kube-apiserver
+		$(addprefix k8s.io/kubernetes/cmd/,$(KUBERNETES_PROGRAMS))
 	cd $(KUBERNETES) && CGO_ENABLED=0 nice -n 19 go build -p 2 -trimpath -o $(CURDIR)/.bin/kubernetes/etcd -ldflags '-s -w' go.etcd.io/etcd/server/v3
 
 # Simulated meshes for FOR, then real ones in the lab: fifty pods at once, ten times, and

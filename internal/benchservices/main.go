@@ -5,8 +5,8 @@
 // Each of the four has a machine of a lab with the same client and the same backends, on
 // the same machine so that no tunnel is in between, and knows the same services, of which
 // most lead nowhere. The four take turns within every round; a figure is the median of the
-// rounds. kube-proxy is the real one and reads a real Kubernetes API server; the module in
-// the folder kubernetes says in which version.
+// rounds. kube-proxy is the real one and reads a real Kubernetes API server; the
+// module scenarios/kubernetes says in which version.
 //
 // `make bench-services` runs it as root, after building ./weft and Kubernetes' programs.
 package main
