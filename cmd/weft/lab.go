@@ -1,3 +1,5 @@
+//go:build !nolab
+
 package main
 
 import (
@@ -19,6 +21,9 @@ import (
 	"github.com/weft-mesh/weft/lab/scenario"
 	"github.com/weft-mesh/weft/lab/traffic"
 )
+
+// labCommands is the lab, which images do not hold.
+func labCommands() []*cobra.Command { return []*cobra.Command{labCommand()} }
 
 func labCommand() *cobra.Command {
 	cmd := groupCommand("lab", "Run whole clusters on this machine", look,

@@ -52,10 +52,11 @@ func rootCommand() *cobra.Command {
 	root.AddCommand(
 		applyCommand(), getCommand(), describeCommand(), deleteCommand(),
 		peerCommand(), nodeCommand(), serverCommand(), policyCommand(), configCommand(), backupCommand(), restoreCommand(),
-		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), debugCommand(), labCommand(),
+		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), debugCommand(),
 		apiserverCommand(), agentCommand(), tunnelCommand(),
 		versionCommand(),
 	)
+	root.AddCommand(labCommands()...)
 	return root
 }
 
