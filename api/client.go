@@ -26,6 +26,7 @@ type Client struct {
 	bases []*url.URL // of servers of which any will do
 	at    atomic.Int32
 	http  *http.Client
+	token string // shown in place of a certificate; empty: none
 }
 
 // NewClient creates a client from a context. It does not connect yet.
@@ -143,6 +144,9 @@ func (c *Client) send(ctx context.Context, method string, u *url.URL, contentTyp
 	}
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	resp, err = c.http.Do(req)
 	return resp, sent, err

@@ -335,6 +335,10 @@ const InviteKind = "WeftInvite"
 // that exists issues new certificates for it.
 type NodeRequest struct {
 	Name string `json:"name"`
+	// UID is that of the Kubernetes object that stands for the node. A node that is registered
+	// with another UID was another machine: what it had is removed, and nothing of its
+	// registration counts. Empty: no object stands for it.
+	UID string `json:"uid,omitempty"`
 	// Addresses are the node's own; tunnels end at the first.
 	Addresses []netip.Addr   `json:"addresses"`
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`

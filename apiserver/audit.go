@@ -45,19 +45,23 @@ func (s *server) audited(next http.Handler) http.Handler {
 			what += "/" + added
 		}
 		objects := what == "apply" || what == "delete" || strings.HasPrefix(what, "objects/")
+		user := callerOf(r)
+		if user == "" {
+			user = "a token of Kubernetes"
+		}
 		action := map[string]string{http.MethodPost: "posted", http.MethodDelete: "deleted"}[r.Method]
 		switch {
 		case on.on: // it is in the trail of the server that leads
 		case !told || r.URL.Query().Get("dry-run") == "true":
 		case answer.status >= 500 && answer.status != http.StatusInsufficientStorage:
-			s.log.Warn("audit", "user", callerOf(r), "action", action, "object", what, "result", "unconfirmed", "status", answer.status)
+			s.log.Warn("audit", "user", user, "action", action, "object", what, "result", "unconfirmed", "status", answer.status)
 		case answer.status >= 300 || objects:
 		default:
 			level := slog.LevelInfo
 			if isAgent(callerOf(r)) {
 				level = slog.LevelDebug
 			}
-			s.log.Log(ctx, level, "audit", "user", callerOf(r), "action", action, "object", what)
+			s.log.Log(ctx, level, "audit", "user", user, "action", action, "object", what)
 		}
 	})
 }

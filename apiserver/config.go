@@ -18,6 +18,7 @@ import (
 	"strconv"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/enroll"
 	"github.com/weft-mesh/weft/apiserver/members"
 	"github.com/weft-mesh/weft/apiserver/mirror"
 	"github.com/weft-mesh/weft/identity"
@@ -73,6 +74,15 @@ type Config struct {
 	// are in it. The API server that leads follows it, so all of them should have the same.
 	// Empty: objects come from `weft apply` alone.
 	Manifests string `json:"manifests,omitempty"`
+	// Kubeconfig is the file with the access to the Kubernetes of this cluster. Empty: that of
+	// the pod in which the API server runs.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// AgentAccount is the service account of Kubernetes, as NAMESPACE/NAME, that the agents'
+	// pods have: an agent that shows its token gets the join bundle of its node, as Kubernetes
+	// has it. Empty: operators add nodes.
+	AgentAccount string `json:"agentAccount,omitempty"`
+	// IPAM says who gives such a node its pod CIDRs.
+	IPAM enroll.IPAM `json:"ipam"`
 	// MetricsAddress is where /metrics is served, in plain HTTP and without
 	// authentication. Empty: not served.
 	MetricsAddress string `json:"metricsAddress"`
@@ -139,6 +149,7 @@ func Defaults() Config {
 		PeerBytes:            mirror.DefaultLimit().Bytes,
 		PeerChanges:          mirror.DefaultRate().Changes,
 		PeerHistoryBytes:     mirror.DefaultRate().Bytes,
+		IPAM:                 enroll.ClusterPool,
 		GossipPort:           gossipPort,
 		WANGossipPort:        api.WANGossipPort,
 		Log:                  slog.Default(),
@@ -196,6 +207,14 @@ func (c Config) Validate() error {
 		add("join is for the embedded etcd, and etcd-endpoints name an existing one: give one of them")
 	case c.EtcdPeerListen == "":
 		add("join needs etcd-peer-listen: the other API servers have to reach this one")
+	}
+	if c.AgentAccount != "" {
+		if _, _, err := enroll.ParseAccount(c.AgentAccount); err != nil {
+			add("agent-account: %w", err)
+		}
+	}
+	if c.IPAM != enroll.ClusterPool && c.IPAM != enroll.Kubernetes {
+		add("ipam is %q: give %s or %s", c.IPAM, enroll.ClusterPool, enroll.Kubernetes)
 	}
 	if c.GossipPort != 0 && c.GossipPort == c.WANGossipPort {
 		add("gossip-port and wan-gossip-port are both %d: give each its own", c.GossipPort)

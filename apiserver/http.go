@@ -24,8 +24,8 @@ import (
 // maxRequest is the largest request that is not a manifest.
 const maxRequest = 1 << 20
 
-// handler serves the API. Every caller has a certificate from the cluster's authority;
-// admit decides what it allows.
+// handler serves the API. Every caller has a certificate from the cluster's authority, except
+// for an agent that enrolls; admit decides what it allows.
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/apply", s.changing(s.postApply))
@@ -53,6 +53,7 @@ func (s *server) handler() http.Handler {
 	}))
 	mux.HandleFunc("POST /v1/nodes", s.answer(s.postNode))
 	mux.HandleFunc("DELETE /v1/nodes/{name}", s.answer(s.deleteNode))
+	mux.HandleFunc("POST /v1/enroll", s.answer(s.postEnroll))
 	mux.HandleFunc("GET /v1/nodes/{name}/status", s.proxy(func(r *http.Request) string { return "/v1/status" }))
 	mux.HandleFunc("GET /v1/nodes/{name}/tables", s.proxy(func(r *http.Request) string { return "/v1/tables" }))
 	mux.HandleFunc("GET /v1/nodes/{name}/trace", s.proxy(func(r *http.Request) string { return "/v1/trace" }))
@@ -81,6 +82,10 @@ func unknownPath(w http.ResponseWriter, r *http.Request) {
 func (s *server) admit(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch user := callerOf(r); {
+		case s.enrolls(r): // postEnroll checks the token
+		case user == "":
+			refuse(w, api.Refuse(http.StatusUnauthorized, "use the context of an operator of cluster "+s.cluster.Name, "%s %s needs a certificate of the cluster", r.Method, r.URL.Path))
+			return
 		case user == authority.Admin, user == authority.Root:
 		case isAgent(user) && (r.Method == http.MethodGet && r.URL.Path == "/v1/status" || r.Method == http.MethodPost && r.URL.Path == "/v1/nodes"):
 			// postNode checks that it is the agent's own node.

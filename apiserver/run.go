@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/enroll"
 	"github.com/weft-mesh/weft/apiserver/leader"
 	"github.com/weft-mesh/weft/apiserver/members"
 	"github.com/weft-mesh/weft/apiserver/nodes"
@@ -53,6 +54,8 @@ type server struct {
 	registry     *registry.Registry
 	manifests    *semaphore.Weighted // bytes of manifests that are worked on
 	registrar    *nodes.Registrar
+	enroller     *enroll.Enroller    // nil: nodes are added by operators alone
+	enrolling    *semaphore.Weighted // requests to enroll
 	directory    *peering.Directory
 	board        *problems.Board
 	state        *state.Cache
@@ -188,6 +191,10 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 	}
 	s.registry = s.newRegistry(s.store)
 	s.manifests = semaphore.NewWeighted(manifestsAtOnce)
+	s.enrolling = semaphore.NewWeighted(enrollAtOnce)
+	if s.enroller, err = f.enroller(); err != nil {
+		return nil, err
+	}
 	s.registrar = nodes.New(nodes.Config{
 		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f,
 		Server: url, EtcdEndpoints: s.etcdEndpoints, Others: s.otherURLs, Seeds: s.gossipSeeds,
@@ -264,6 +271,10 @@ func (s *server) identitiesInUse(ctx context.Context) (map[identity.Number]bool,
 // tls returns the API's TLS settings. Certificate and roots are looked up for each
 // connection, because both may change.
 func (s *server) tls() *tls.Config {
+	clients := tls.RequireAndVerifyClientCert
+	if s.enroller != nil {
+		clients = tls.VerifyClientCertIfGiven // admit refuses the rest
+	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"},
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
@@ -272,7 +283,7 @@ func (s *server) tls() *tls.Config {
 			return &tls.Config{
 				MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"},
 				Certificates: []tls.Certificate{*s.cert},
-				ClientCAs:    s.authority.Pool(), ClientAuth: tls.RequireAndVerifyClientCert,
+				ClientCAs:    s.authority.Pool(), ClientAuth: clients,
 			}, nil
 		},
 	}

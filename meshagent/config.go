@@ -25,6 +25,11 @@ import (
 type Config struct {
 	// Join is the bundle that the API server issued for this node, 0600.
 	Join string `json:"join"`
+	// Token is the file with the agent's service account token, where this is a node of
+	// Kubernetes: for that, an API server issues the bundle. Bootstrap is the file that says
+	// where those are, as api.Bootstrap. Empty: an operator puts the bundle there.
+	Token     string `json:"token,omitempty"`
+	Bootstrap string `json:"bootstrap,omitempty"`
 	// NodeName, NodeIP and PodCIDR are the join bundle's unless given. NodeIP is
 	// where others reach this node, and where tunnels to it end. Of the bundle's pod CIDRs
 	// the first of each IP family is used; PodCIDR is the one to use of its family.
@@ -125,6 +130,14 @@ func (c Config) Validate() error {
 	} {
 		if !filepath.IsAbs(f.path) {
 			errs = append(errs, fmt.Errorf("%s is %q: give an absolute path", f.name, f.path))
+		}
+	}
+	if (c.Token == "") != (c.Bootstrap == "") {
+		errs = append(errs, fmt.Errorf("token is %q and bootstrap %q: give both, or neither", c.Token, c.Bootstrap))
+	}
+	for _, f := range []struct{ name, path string }{{"token", c.Token}, {"bootstrap", c.Bootstrap}} {
+		if f.path != "" && !filepath.IsAbs(f.path) {
+			errs = append(errs, fmt.Errorf("%s is %q: give an absolute path, or leave it empty", f.name, f.path))
 		}
 	}
 	if c.Hosts != "" && !filepath.IsAbs(c.Hosts) {

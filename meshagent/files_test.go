@@ -159,9 +159,9 @@ func TestAFullDiskIsToldByPod(t *testing.T) {
 	})
 }
 
-// A join bundle that is damaged is replaced by the copy of the last start, and kept;
-// without a copy there is nothing to start from.
-func TestADamagedJoinBundleIsReplacedByItsCopy(t *testing.T) {
+// testBundle is the join bundle of a node, of a new cluster.
+func testBundle(t *testing.T, name string) *api.JoinBundle {
+	t.Helper()
 	east := newCA(t, "east")
 	pair := func(user string) (cert, key string) {
 		c := east.issue(t, user, time.Now().Add(time.Hour), net.IPv4(192, 0, 2, 1))
@@ -171,12 +171,19 @@ func TestADamagedJoinBundleIsReplacedByItsCopy(t *testing.T) {
 		}
 		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate[0]})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: text}))
 	}
-	bundle := api.JoinBundle{
-		Cluster: "east", ClusterID: 1, Node: "e1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")},
+	bundle := &api.JoinBundle{
+		Cluster: "east", ClusterID: 1, Node: name, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")},
 		CA: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: east.cert.Raw})),
 	}
-	bundle.Cert, bundle.Key = pair("agent-e1")
-	bundle.ServerCert, bundle.ServerKey = pair("e1")
+	bundle.Cert, bundle.Key = pair("agent-" + name)
+	bundle.ServerCert, bundle.ServerKey = pair(name)
+	return bundle
+}
+
+// A join bundle that is damaged is replaced by the copy of the last start, and kept;
+// without a copy there is nothing to start from.
+func TestADamagedJoinBundleIsReplacedByItsCopy(t *testing.T) {
+	bundle := testBundle(t, "e1")
 	good, err := yaml.Marshal(bundle)
 	if err != nil {
 		t.Fatal(err)

@@ -45,6 +45,14 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer unlock()
+	enrollment := cfg.enrollment()
+	if enrollment != nil {
+		if err := enrollment.await(ctx); ctx.Err() != nil {
+			return nil // it was told to stop before it joined
+		} else if err != nil {
+			return err
+		}
+	}
 	n, err := join(cfg.Join, cfg.StateDir, cfg.Log, func(path string) (node, error) {
 		cfg := cfg
 		cfg.Join = path
@@ -73,7 +81,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return diagnose(ctx, n.cluster, agentUser+n.name, urls, certificates.Client())
 	}
 	certificates, err = certificate.New(n.bundle, certificate.Config{
-		Path: cfg.Join, Log: cfg.Log,
+		Path: cfg.Join, Ask: enrollment.renew, Log: cfg.Log,
 		Tell: func(problem string) { a.tellOfCertificates(problem) },
 		Use:  func(urls []string) { etcd.SetEndpoints(urls) },
 		Answers: func(ctx context.Context, urls []string) error {

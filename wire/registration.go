@@ -10,9 +10,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// Registration is what an operator has declared about a node.
+// Registration is what an operator, or Kubernetes, has declared about a node.
 type Registration struct {
-	Name      string         `json:"name"`
+	Name string `json:"name"`
+	// UID is that of the Kubernetes object that stands for the node; empty if an operator
+	// added it.
+	UID       string         `json:"uid,omitempty"`
 	Addresses []netip.Addr   `json:"addresses"` // the first one is for tunnels
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
 	Added     time.Time      `json:"added"`

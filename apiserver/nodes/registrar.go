@@ -125,6 +125,11 @@ func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (wire
 		}
 		old, there := register[request.Name]
 		delete(register, request.Name)
+		var ops []store.Op
+		if there && request.UID != "" && old.UID != "" && request.UID != old.UID {
+			old, there = wire.Registration{}, false
+			ops = append(ops, store.DeletePrefix(wire.NodePrefix(request.Name)))
+		}
 		peers, err := r.peerCIDRs(ctx)
 		if err != nil {
 			return wire.Registration{}, err
@@ -134,7 +139,7 @@ func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (wire
 			return wire.Registration{}, err
 		}
 		moved := !slices.Equal(old.Addresses, reg.Addresses)
-		if there && !moved && slices.Equal(old.PodCIDRs, reg.PodCIDRs) && maps.Equal(old.Labels, reg.Labels) {
+		if there && !moved && old.UID == reg.UID && slices.Equal(old.PodCIDRs, reg.PodCIDRs) && maps.Equal(old.Labels, reg.Labels) {
 			return reg, nil
 		}
 		if there && moved && !request.Replace {
@@ -143,10 +148,10 @@ func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (wire
 		}
 		_, done, err := r.conf.Store.Commit(ctx, store.Txn{
 			If: []store.Cond{{Key: wire.RegistrationsTurnKey, Modified: guard.Modified}},
-			Then: []store.Op{
+			Then: append(ops,
 				store.Put(wire.RegistrationsTurnKey, []byte(reg.Name)),
 				store.Put(wire.RegistrationKey(reg.Name), wire.Marshal(reg)),
-			},
+			),
 		})
 		if err != nil || done {
 			return reg, err
@@ -181,7 +186,7 @@ func (r *Registrar) admit(request api.NodeRequest, old wire.Registration, others
 	if mistakes := validation.IsDNS1123Subdomain(request.Name); len(mistakes) > 0 || len(request.Name) > maxName {
 		return old, api.Invalid(fmt.Sprintf("use up to %d of a-z, 0-9, '-' and '.'", maxName), "%q cannot be a node's name", request.Name)
 	}
-	reg := wire.Registration{Name: request.Name, Addresses: request.Addresses, PodCIDRs: request.PodCIDRs, Labels: request.Labels, Added: old.Added}
+	reg := wire.Registration{Name: request.Name, UID: cmp.Or(request.UID, old.UID), Addresses: request.Addresses, PodCIDRs: request.PodCIDRs, Labels: request.Labels, Added: old.Added}
 	if mistakes := metav1validation.ValidateLabels(request.Labels, field.NewPath("labels")); len(mistakes) > 0 {
 		return old, api.Invalid("write labels as in Kubernetes, for example topology.kubernetes.io/zone=eu-1a", "labels of node %s: %v", request.Name, mistakes.ToAggregate())
 	}

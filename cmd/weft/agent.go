@@ -13,6 +13,8 @@ import (
 func agentCommand() *cobra.Command {
 	usage := map[string]string{
 		"join":                 "join bundle of this node",
+		"token":                "file with the service account token of this agent's pod, for which an API server issues the join bundle; needs --bootstrap",
+		"bootstrap":            "file that says where the API servers are and how to know them",
 		"node-name":            "name of this node (default: from the join bundle)",
 		"node-ip":              "address where tunnels to this node end (default: from the join bundle)",
 		"pod-cidr":             "addresses of this node's pods, of one IP family (default: from the join bundle)",

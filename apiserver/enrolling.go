@@ -1,0 +1,84 @@
+package apiserver
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/enroll"
+)
+
+// What nobody's certificate proves is kept small: requests to enroll that are worked on at
+// once, their bytes, and how long they wait for Kubernetes.
+const (
+	enrollAtOnce   = 16
+	maxEnroll      = 4 << 10
+	maxToken       = 16 << 10
+	enrollPatience = 15 * time.Second
+)
+
+// enroller decides which nodes of Kubernetes may join; nil if none may.
+func (f *foundation) enroller() (*enroll.Enroller, error) {
+	if f.conf.AgentAccount == "" {
+		return nil, nil
+	}
+	namespace, name, err := enroll.ParseAccount(f.conf.AgentAccount)
+	if err != nil {
+		return nil, err
+	}
+	client := f.edges.Kubernetes
+	if client == nil {
+		if client, err = dialKubernetes(f.conf.Kubeconfig); err != nil {
+			return nil, err
+		}
+	}
+	return enroll.New(enroll.Config{Client: client, Namespace: namespace, Account: name, IPAM: f.conf.IPAM}), nil
+}
+
+// enrolls says whether a request is one to enroll, which needs no certificate.
+func (s *server) enrolls(r *http.Request) bool {
+	return s.enroller != nil && r.Method == http.MethodPost && r.URL.Path == "/v1/enroll"
+}
+
+// postEnroll gives an agent the join bundle of the node that its token names.
+func (s *server) postEnroll(r *http.Request) (any, error) {
+	if s.enroller == nil {
+		return nil, api.NotFound("start it with --agent-account, or add the node with `weft node add`", "this API server admits no nodes by token")
+	}
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok || token == "" || len(token) > maxToken {
+		return nil, api.Refuse(http.StatusUnauthorized, "send a service account token of Kubernetes with the audience "+api.TokenAudience, "the request has no token")
+	}
+	text, err := io.ReadAll(io.LimitReader(r.Body, maxEnroll))
+	if err != nil {
+		return nil, fmt.Errorf("read request: %w", err)
+	}
+	var request api.EnrollRequest
+	if err := json.Unmarshal(text, &request); err != nil {
+		return nil, api.Invalid("", "the request cannot be read: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), enrollPatience)
+	defer cancel()
+	if err := s.enrolling.Acquire(ctx, 1); err != nil {
+		return nil, api.Refuse(http.StatusServiceUnavailable, "try again", "too many nodes join at once")
+	}
+	defer s.enrolling.Release(1)
+	node, err := s.enroller.Node(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	if request.Node != "" && request.Node != node.Name {
+		return nil, api.Refuse(http.StatusForbidden, "give the agent the name that its node has in Kubernetes (--node-name)",
+			"the token is for node %s, and the agent calls itself %s", node.Name, request.Node)
+	}
+	if err := s.space.refusal(); err != nil {
+		return nil, err
+	}
+	r.SetPathValue(api.Added, node.Name)
+	return s.registrar.Add(ctx, node)
+}

@@ -1,0 +1,149 @@
+package apiserver
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/scheme"
+
+	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/authority"
+)
+
+// kubernetesAPI answers what an API server asks Kubernetes about an agent of node n1, whose
+// token is "right". It returns a kubeconfig file.
+func kubernetesAPI(t *testing.T) string {
+	t.Helper()
+	answer := func(w http.ResponseWriter, status int, v any) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		if err := json.NewEncoder(w).Encode(v); err != nil {
+			t.Error(err)
+		}
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /apis/authentication.k8s.io/v1/tokenreviews", func(w http.ResponseWriter, r *http.Request) {
+		var review authenticationv1.TokenReview
+		text, err := io.ReadAll(r.Body)
+		if err == nil {
+			_, _, err = scheme.Codecs.UniversalDeserializer().Decode(text, nil, &review)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		if review.Spec.Token == "right" {
+			review.Status = authenticationv1.TokenReviewStatus{Authenticated: true, Audiences: review.Spec.Audiences, User: authenticationv1.UserInfo{
+				Username: "system:serviceaccount:weft-system:weft-agent", Extra: map[string]authenticationv1.ExtraValue{"authentication.kubernetes.io/node-name": {"n1"}},
+			}}
+		}
+		review.TypeMeta = metav1.TypeMeta{APIVersion: "authentication.k8s.io/v1", Kind: "TokenReview"}
+		answer(w, http.StatusCreated, review)
+	})
+	mux.HandleFunc("GET /api/v1/nodes/n1", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, http.StatusOK, corev1.Node{
+			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Node"}, ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u1"},
+			Spec:   corev1.NodeSpec{PodCIDRs: []string{"10.1.77.0/24"}},
+			Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "172.16.1.7"}}},
+		})
+	})
+	server := httptest.NewServer(mux)
+	t.Cleanup(server.Close)
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	text := `{apiVersion: v1, kind: Config, current-context: c, clusters: [{name: c, cluster: {server: "` + server.URL + `"}}], users: [{name: c, user: {token: t}}], contexts: [{name: c, context: {cluster: c, user: c}}]}`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// A node of Kubernetes joins with nothing but its token and what everybody may know.
+func TestANodeJoinsByItsToken(t *testing.T) {
+	conf := config(t)
+	conf.AgentAccount, conf.Kubeconfig, conf.IPAM = "weft-system/weft-agent", kubernetesAPI(t), "kubernetes"
+	p := start(t, conf)
+	where := api.Bootstrap{Servers: []string{p.url}, CA: string(p.srv.authority.Bundle())}
+	b, err := api.Enroll(t.Context(), where, "right", "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.Node != "n1" || b.Cluster != conf.Cluster || b.PodCIDRs[0].String() != "10.1.77.0/24" || b.Addresses[0].String() != "172.16.1.7" {
+		t.Errorf("the bundle is for %s/%s, %v at %v", b.Cluster, b.Node, b.PodCIDRs, b.Addresses)
+	}
+	if err := authority.CheckPair([]byte(b.Cert), []byte(b.Key), []byte(b.CA), "agent-n1"); err != nil {
+		t.Error(err)
+	}
+	// The certificate is as good as an operator's bundle has.
+	c, err := api.NewClient(api.Context{Name: "n1", Server: p.url, CA: b.CA, Cert: b.Cert, Key: b.Key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.AddNode(t.Context(), api.NodeRequest{Name: "n1"}); err != nil {
+		t.Error(err)
+	}
+
+	for _, c := range []struct {
+		token, node string
+		status      int
+		want        string
+	}{
+		{"wrong", "", 401, "does not accept the token"},
+		{"", "", 401, "has no token"},
+		{strings.Repeat("x", maxToken+1), "", 401, "has no token"},
+		{"right", "n2", 403, "the agent calls itself n2"},
+	} {
+		_, err := api.Enroll(t.Context(), where, c.token, c.node)
+		var refusal *api.Error
+		if !errors.As(err, &refusal) || refusal.Status != c.status || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("token %.10q for node %q: %v, want %d with %q", c.token, c.node, err, c.status, c.want)
+		}
+	}
+	nodes, err := p.admin().Nodes(t.Context())
+	if err != nil || len(nodes.Nodes) != 1 {
+		t.Errorf("nodes are %+v, %v; want n1 alone", nodes, err)
+	}
+}
+
+// Where nodes join by token, everything else still needs a certificate.
+func TestATokenIsForJoiningAlone(t *testing.T) {
+	conf := config(t)
+	conf.AgentAccount, conf.Kubeconfig = "weft-system/weft-agent", kubernetesAPI(t)
+	p := start(t, conf)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: p.srv.authority.Pool(), MinVersion: tls.VersionTLS13}}}
+	defer client.CloseIdleConnections()
+	for _, what := range []string{"GET /v1/status", "GET /v1/nodes", "POST /v1/nodes", "POST /v1/apply", "GET /v1/enroll", "POST /v1/enroll/x", "GET /v1/backup", "GET /debug/pprof/"} {
+		method, path, _ := strings.Cut(what, " ")
+		r, err := http.NewRequestWithContext(t.Context(), method, p.url+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer right")
+		resp, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("%s is answered with %d, want 401", what, resp.StatusCode)
+		}
+	}
+}
+
+func TestWithoutAnAccountNobodyJoinsByToken(t *testing.T) {
+	p := start(t, config(t))
+	where := api.Bootstrap{Servers: []string{p.url}, CA: string(p.srv.authority.Bundle())}
+	if _, err := api.Enroll(t.Context(), where, "right", "n1"); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("it is answered with %v, want that a certificate is required", err)
+	}
+}

@@ -1,0 +1,60 @@
+package nodes
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+// A node of Kubernetes that was deleted and is there again is another machine, whatever the
+// register had of it.
+func TestAnotherNodeObjectIsAnotherMachine(t *testing.T) {
+	r, s, _ := registrar(t)
+	first := request("n1", "172.16.1.1", "10.1.1.0/24")
+	first.UID, first.Replace = "u1", true
+	if _, err := r.Add(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Write(t.Context(), s, store.Put(wire.NodeKey("n1"), []byte("{}"))); err != nil {
+		t.Fatal(err)
+	}
+
+	moved := request("n1", "172.16.1.7", "10.1.1.0/24")
+	moved.UID, moved.Replace = "u1", true
+	if _, err := r.Add(t.Context(), moved); err != nil {
+		t.Fatalf("the same object with another address: %v", err)
+	}
+	if _, err := s.Get(t.Context(), wire.NodeKey("n1")); err != nil {
+		t.Errorf("what the node wrote: %v", err)
+	}
+
+	other := request("n1", "172.16.1.8", "10.1.9.0/24")
+	other.UID = "u1"
+	if _, err := r.Add(t.Context(), other); err == nil || !strings.Contains(err.Error(), "cannot change") {
+		t.Errorf("the same object with another pod CIDR: %v", err)
+	}
+	other.UID = "u2"
+	b, err := r.Add(t.Context(), other)
+	if err != nil {
+		t.Fatalf("another object: %v", err)
+	}
+	if b.PodCIDRs[0].String() != "10.1.9.0/24" || b.Addresses[0].String() != "172.16.1.8" {
+		t.Errorf("its bundle has %v at %v", b.PodCIDRs, b.Addresses)
+	}
+	if _, err := s.Get(t.Context(), wire.NodeKey("n1")); err == nil {
+		t.Error("what the first machine wrote is still there")
+	}
+	register, err := r.Register(t.Context())
+	if err != nil || register["n1"].UID != "u2" {
+		t.Errorf("it is registered as %+v, %v", register["n1"], err)
+	}
+	// Its agent renews its bundle without naming an object.
+	if _, err := r.Add(t.Context(), request("n1", "", "")); err != nil {
+		t.Error(err)
+	}
+	if register, _ := r.Register(t.Context()); register["n1"].UID != "u2" {
+		t.Errorf("after that it is registered as %+v", register["n1"])
+	}
+}
