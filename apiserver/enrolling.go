@@ -22,22 +22,26 @@ const (
 	enrollPatience = 15 * time.Second
 )
 
-// enroller decides which nodes of Kubernetes may join; nil if none may.
-func (f *foundation) enroller() (*enroll.Enroller, error) {
-	if f.conf.AgentAccount == "" {
-		return nil, nil
+// admitNodes prepares for nodes of Kubernetes that join by token, if any may.
+func (s *server) admitNodes() error {
+	if s.conf.AgentAccount == "" {
+		return nil
 	}
-	namespace, name, err := enroll.ParseAccount(f.conf.AgentAccount)
+	namespace, name, err := enroll.ParseAccount(s.conf.AgentAccount)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	client := f.edges.Kubernetes
+	client := s.edges.Kubernetes
 	if client == nil {
-		if client, err = dialKubernetes(f.conf.Kubeconfig); err != nil {
-			return nil, err
+		if client, err = dialKubernetes(s.conf.Kubeconfig); err != nil {
+			return err
 		}
 	}
-	return enroll.New(enroll.Config{Client: client, Namespace: namespace, Account: name, IPAM: f.conf.IPAM}), nil
+	s.enroller = enroll.New(enroll.Config{Client: client, Namespace: namespace, Account: name, IPAM: s.conf.IPAM})
+	s.publisher = &enroll.Publisher{Client: client, Namespace: namespace, Log: s.log, Now: func() api.Bootstrap {
+		return api.Bootstrap{Servers: append(s.otherURLs(), s.self.URL), CA: string(s.Bundle())}
+	}}
+	return nil
 }
 
 // enrolls says whether a request is one to enroll, which needs no certificate.

@@ -56,6 +56,7 @@ type server struct {
 	registrar    *nodes.Registrar
 	enroller     *enroll.Enroller    // nil: nodes are added by operators alone
 	enrolling    *semaphore.Weighted // requests to enroll
+	publisher    *enroll.Publisher   // tells agents where to; nil without enroller
 	directory    *peering.Directory
 	board        *problems.Board
 	state        *state.Cache
@@ -192,7 +193,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 	s.registry = s.newRegistry(s.store)
 	s.manifests = semaphore.NewWeighted(manifestsAtOnce)
 	s.enrolling = semaphore.NewWeighted(enrollAtOnce)
-	if s.enroller, err = f.enroller(); err != nil {
+	if err := s.admitNodes(); err != nil {
 		return nil, err
 	}
 	s.registrar = nodes.New(nodes.Config{

@@ -1,0 +1,92 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
+
+	"github.com/weft-mesh/weft/api"
+)
+
+// What agents are told follows the cluster, and comes back when somebody takes it away.
+func TestAgentsAreToldWhereTheAPIServersAre(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset()
+		servers := []string{"https://192.0.2.2:7443", "https://192.0.2.1:7443"}
+		p := &Publisher{Client: client, Namespace: "weft-system", Log: slog.New(slog.DiscardHandler),
+			Now: func() api.Bootstrap { return api.Bootstrap{Servers: servers, CA: testCA} }}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- p.Run(ctx) }()
+		maps := client.CoreV1().ConfigMaps("weft-system")
+		says := func(want int) {
+			t.Helper()
+			synctest.Wait()
+			is, err := maps.Get(t.Context(), ConfigMap, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := api.ReadBootstrap([]byte(is.Data[BootstrapKey]))
+			if err != nil || len(b.Servers) != want || b.Servers[0] != "https://192.0.2.1:7443" {
+				t.Errorf("agents are told %+v, %v; want %d servers in order", b.Servers, err, want)
+			}
+		}
+		says(2)
+		writes := func() (n int) {
+			for _, a := range client.Actions() {
+				if a.GetVerb() != "get" {
+					n++
+				}
+			}
+			return n
+		}
+		before := writes()
+		time.Sleep(10 * publishTurn)
+		synctest.Wait()
+		if n := writes(); n != before {
+			t.Errorf("%d writes while nothing changes", n-before)
+		}
+		servers = servers[1:]
+		time.Sleep(publishTurn)
+		says(1)
+		if err := maps.Delete(t.Context(), ConfigMap, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(publishTurn)
+		says(1)
+
+		away := true
+		client.PrependReactor("get", "configmaps", func(k8stesting.Action) (bool, runtime.Object, error) {
+			return away, nil, errors.New("connection refused")
+		})
+		servers = append(servers, "https://192.0.2.3:7443")
+		time.Sleep(2 * publishTurn)
+		away = false
+		time.Sleep(publishTurn)
+		says(2)
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// testCA is a certificate of nobody's.
+const testCA = `-----BEGIN CERTIFICATE-----
+MIIBNDCB56ADAgECAhRFbSkMb3EhUE3TKDjalbqsHheqNzAFBgMrZXAwDzENMAsG
+A1UEAwwEdGVzdDAgFw0yNjExMzAxODMyNTNaGA8yMTI2MTEwNjE4MzI1M1owDzEN
+MAsGA1UEAwwEdGVzdDAqMAUGAytlcAMhACfjr6j4lxdbi3pwJySw4ysUUSBoQvTE
+4bTho06xMxE6o1MwUTAdBgNVHQ4EFgQU1PLXV2VRV0zFUgTgYAQYSlirxOwwHwYD
+VR0jBBgwFoAU1PLXV2VRV0zFUgTgYAQYSlirxOwwDwYDVR0TAQH/BAUwAwEB/zAF
+BgMrZXADQQAI2GjdZbq6bR8Y7ascLwqtmgu5ap0ri9Yz16nE311eu+GDIvlVn4v7
+sbyXLAaxS/7k5cXGUhW5RhcYnTl92OkO
+-----END CERTIFICATE-----
+`
