@@ -23,11 +23,19 @@ const bootPatience = 60 * time.Second
 // would: the API server, then `weft node add` and the bundle for each machine, then
 // the tunnel and the agent. It returns when every node is ready.
 func (l *Lab) Boot(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, bootPatience)
+	patience := bootPatience
+	if l.Topology.usesKubernetes() {
+		patience += kubernetesPatience
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var g errgroup.Group
 	for i := range l.Topology.Clusters {
-		if c := &l.Topology.Clusters[i]; !c.Bare {
+		c := &l.Topology.Clusters[i]
+		switch {
+		case c.Kubernetes:
+			g.Go(func() error { return l.bootKubernetes(ctx, c) })
+		case !c.Bare:
 			g.Go(func() error { return l.bootControl(ctx, c) })
 		}
 	}
@@ -38,7 +46,7 @@ func (l *Lab) Boot(ctx context.Context) error {
 		return err
 	}
 	for i := range l.Topology.Clusters {
-		if c := &l.Topology.Clusters[i]; !c.Bare {
+		if c := &l.Topology.Clusters[i]; c.bootsWeft() {
 			g.Go(func() error { return l.bootServers(ctx, c) })
 		}
 	}
@@ -50,7 +58,7 @@ func (l *Lab) Boot(ctx context.Context) error {
 	}
 	for i := range l.Topology.Clusters {
 		c := &l.Topology.Clusters[i]
-		if c.Bare {
+		if !c.bootsWeft() {
 			continue
 		}
 		g.Go(func() error { return l.bootNodes(ctx, c) })
@@ -64,6 +72,9 @@ func (l *Lab) Boot(ctx context.Context) error {
 	l.mu.Unlock()
 	return l.record()
 }
+
+// bootsWeft says whether the lab itself starts Weft on the cluster's machines.
+func (c *Cluster) bootsWeft() bool { return !c.Bare && !c.Kubernetes }
 
 // bootControl starts a cluster's first API server, and waits for the admin context that it
 // writes for its first operator.
@@ -130,7 +141,7 @@ func (l *Lab) mergeContexts() error {
 	merged := &api.Config{}
 	for i := range l.Topology.Clusters {
 		c := &l.Topology.Clusters[i]
-		if c.Bare {
+		if !c.bootsWeft() {
 			continue
 		}
 		one, err := api.LoadConfig(l.control(c).path(api.AdminConfigPath))

@@ -54,7 +54,7 @@ func (l *Lab) Refs(pattern string) (refs []Ref, err error) {
 
 // installed is what a machine starts at boot, in this order.
 func (l *Lab) installed(n *Node) []string {
-	if n.Cluster == nil || n.Cluster.Bare {
+	if n.Cluster == nil || !n.Cluster.bootsWeft() {
 		return nil
 	}
 	if n.Name == n.Cluster.Control || slices.Contains(n.Cluster.Servers, n.Name) {

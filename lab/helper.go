@@ -9,7 +9,7 @@ import (
 
 // Helpers are the commands that the lab runs itself, as in `weft lab sandbox …`.
 // They are not for people.
-var Helpers = []string{"sandbox", "enter", "pods", "etcd"}
+var Helpers = []string{"sandbox", "enter", "pods", "etcd", "pause"}
 
 // Helper is what a helper process runs. args begins with its name.
 func Helper(ctx context.Context, args []string) error {
@@ -18,6 +18,9 @@ func Helper(ctx context.Context, args []string) error {
 		return HoldSandbox(args[1])
 	case len(args) > 4 && args[0] == "enter" && args[3] == "--":
 		return EnterPod(args[1], args[2], args[4:])
+	case len(args) == 1 && args[0] == "pause": // holds a pod's namespaces
+		<-ctx.Done()
+		return nil
 	case len(args) == 2 && args[0] == "etcd":
 		return askEtcd(ctx, args[1], os.Stdout)
 	case len(args) == 2 && args[0] == "pods":

@@ -33,11 +33,14 @@ import (
 // Config describes a lab.
 type Config struct {
 	Topology Topology
-	Binary   string       // weft; the running program if empty
-	Next     string       // another version of it, to which scripts upgrade; may be empty
-	File     string       // the lab file, for `weft lab list`
-	ID       string       // random if empty
-	Log      *slog.Logger // nil discards
+	Binary   string // weft; the running program if empty
+	Next     string // another version of it, to which scripts upgrade; may be empty
+	// Kubernetes is the folder with Kubernetes' programs, for clusters of Kubernetes;
+	// .bin/kubernetes if empty.
+	Kubernetes string
+	File       string       // the lab file, for `weft lab list`
+	ID         string       // random if empty
+	Log        *slog.Logger // nil discards
 }
 
 // Lab is a set of clusters running on this machine. Close ends them. If the process
@@ -60,6 +63,8 @@ type Lab struct {
 	forker  *space.Thread // starts the sandboxes, so that they die with the lab
 	nodes   map[string]*Node
 	kernel  bool // the kernel has WireGuard
+	// kubernetes is the folder with Kubernetes' programs.
+	kubernetes string
 
 	tasks context.CancelCauseFunc // ends what runs in group
 	group *errgroup.Group
@@ -68,13 +73,15 @@ type Lab struct {
 	mu    sync.Mutex
 	ready bool                 // guarded by mu, like what follows
 	pods  map[string]*podState // by cluster/namespace/name
-	close sync.Once
+	// kubeContexts are what is in the operator's kubeconfig, by cluster.
+	kubeContexts map[string]kubernetesSite
+	close        sync.Once
 }
 
 // Raise makes the network and powers on every machine. Weft's own processes are
 // started by Boot.
 func Raise(ctx context.Context, c Config) (_ *Lab, err error) {
-	l := &Lab{Topology: c.Topology, ID: c.ID, file: c.File, binary: c.Binary, next: c.Next, log: c.Log, started: time.Now(),
+	l := &Lab{Topology: c.Topology, ID: c.ID, file: c.File, binary: c.Binary, next: c.Next, kubernetes: c.Kubernetes, log: c.Log, started: time.Now(),
 		nodes: map[string]*Node{}, pods: map[string]*podState{}}
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)
@@ -141,6 +148,11 @@ func (l *Lab) prepare() (err error) {
 	}
 	if err := linkWeft(l.bin(), l.binary); err != nil {
 		return err
+	}
+	if l.Topology.usesKubernetes() {
+		if err := l.prepareKubernetes(); err != nil {
+			return err
+		}
 	}
 	root, err := space.CgroupRoot()
 	if err != nil {
@@ -262,7 +274,7 @@ func (l *Lab) logFile(node, name string) string {
 func (l *Lab) environment() []string {
 	return []string{
 		"PATH=" + machineBin + ":" + l.bin() + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-		"HOME=/root", "LANG=C.UTF-8", "WEFT_CONFIG=" + l.ConfigPath(), "NO_COLOR=1",
+		"HOME=/root", "LANG=C.UTF-8", "WEFT_CONFIG=" + l.ConfigPath(), "KUBECONFIG=" + l.kubeconfig(), "NO_COLOR=1",
 	}
 }
 

@@ -131,6 +131,9 @@ func (n *Node) startSandboxLocked() error {
 	config := SandboxConfig{Hostname: n.dashed(), Etc: filepath.Join(n.dir, "etc"), Var: filepath.Join(n.dir, "var"), Weft: n.lab.binary}
 	if n.Cluster != nil {
 		config.Disk = n.Cluster.Disk
+		if n.Cluster.Kubernetes {
+			config.Kubernetes = filepath.Join(n.dir, "kubernetes")
+		}
 	} else {
 		config.Plain = true
 	}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -22,6 +23,9 @@ type SandboxConfig struct {
 	Disk     string `json:"disk,omitempty"`  // size of a fresh /var/lib/weft instead of Var
 	Weft     string `json:"weft"`            // program that commands call weft
 	Plain    bool   `json:"plain,omitempty"` // keeps the host's file system
+	// Kubernetes is the directory whose folders become those of a container runtime and a
+	// kubelet; empty: the machine has none.
+	Kubernetes string `json:"kubernetes,omitempty"`
 }
 
 // Sandbox prepares a machine in the calling process, which was started in new
@@ -38,8 +42,12 @@ func Sandbox(c SandboxConfig) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	// Etc and Var are below /run, which is about to be covered.
-	binds, err := openAll(c.Etc, c.Var)
+	// They are below /run, which is about to be covered.
+	dirs, err := c.kubernetesDirs()
+	if err != nil {
+		return err
+	}
+	binds, err := openAll(append([]string{c.Etc, c.Var}, dirs...)...)
 	if err != nil {
 		return err
 	}
@@ -72,7 +80,34 @@ func Sandbox(c SandboxConfig) error {
 			return err
 		}
 	}
+	for i := range dirs {
+		if err := bind(binds[2+i], kubernetesDirs[i]); err != nil {
+			return err
+		}
+	}
+	if c.Kubernetes != "" {
+		// As systemd does. What pods mount for their node shows on it, and on no other.
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+			return fmt.Errorf("share mounts with containers: %w", err)
+		}
+	}
 	return loopbackUp()
+}
+
+// kubernetesDirs makes the folders that become kubernetesDirs, in that order; none without
+// Kubernetes.
+func (c SandboxConfig) kubernetesDirs() (dirs []string, err error) {
+	if c.Kubernetes == "" {
+		return nil, nil
+	}
+	for _, dir := range kubernetesDirs {
+		dir = filepath.Join(c.Kubernetes, strings.ReplaceAll(strings.TrimPrefix(dir, "/"), "/", "-"))
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+		dirs = append(dirs, dir)
+	}
+	return dirs, nil
 }
 
 // linkWeft makes a directory for PATH, with the lab's program under the name weft:

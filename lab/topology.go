@@ -46,10 +46,13 @@ type Cluster struct {
 	// NodeIPFamilies are those of the machines themselves, the one to prefer first: [IPv4]
 	// if empty, [IPv6] or both.
 	NodeIPFamilies []IPFamily `json:"nodeIPFamilies,omitempty"`
-	Bare           bool       `json:"bare,omitempty"`      // machines only: no process is started
-	Disk           string     `json:"disk,omitempty"`      // limits /var/lib/weft of each node, such as 64m; it then forgets at power loss
-	APIServer      []string   `json:"apiserver,omitempty"` // extra flags of weft apiserver
-	Agent          []string   `json:"agent,omitempty"`     // extra flags of weft agent
+	Bare           bool       `json:"bare,omitempty"` // machines only: no process is started
+	// Kubernetes makes it a cluster of Kubernetes, with a kubelet on each node and without
+	// Weft, which the script installs.
+	Kubernetes bool     `json:"kubernetes,omitempty"`
+	Disk       string   `json:"disk,omitempty"`      // limits /var/lib/weft of each node, such as 64m; it then forgets at power loss
+	APIServer  []string `json:"apiserver,omitempty"` // extra flags of weft apiserver
+	Agent      []string `json:"agent,omitempty"`     // extra flags of weft agent
 }
 
 // IPFamily is a family of addresses, as Kubernetes calls it.

@@ -39,7 +39,7 @@ func labCommand() *cobra.Command {
 
 func labRunCommand() *cobra.Command {
 	var watch, keep bool
-	var next string
+	var next, kubernetes string
 	var set map[string]string
 	cmd := &cobra.Command{
 		Use:   "run FILE...",
@@ -77,7 +77,7 @@ func labRunCommand() *cobra.Command {
 			}
 			failed := false
 			for _, file := range files {
-				o := scenario.Options{View: labView(cmd, watch, f == "json"), Next: next, Set: set}
+				o := scenario.Options{View: labView(cmd, watch, f == "json"), Next: next, Kubernetes: kubernetes, Set: set}
 				if keep {
 					o.Keep = keepLab(cmd.ErrOrStderr())
 				}
@@ -98,6 +98,7 @@ func labRunCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&watch, "watch", false, "draw a live picture if the output is a terminal")
 	cmd.Flags().BoolVar(&keep, "keep", false, "keep the clusters up at the end, until interrupted")
 	cmd.Flags().StringVar(&next, "next", "", "another version of weft, to which scripts upgrade (internal/next-version.sh builds one)")
+	cmd.Flags().StringVar(&kubernetes, "kubernetes", ".bin/kubernetes", "folder with Kubernetes' programs, for clusters of Kubernetes; the image of weft is beside it")
 	cmd.Flags().StringToStringVar(&set, "set", nil, "variables of scripts, instead of the values that they have there")
 	return cmd
 }

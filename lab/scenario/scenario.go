@@ -24,6 +24,8 @@ import (
 type Options struct {
 	Binary string // weft; the running program if empty
 	Next   string // another version of it, for the verb version; may be empty
+	// Kubernetes is the folder with Kubernetes' programs, as lab.Config has it.
+	Kubernetes string
 	// Set replaces what scripts set with env.
 	Set  map[string]string
 	View View     // shows what happens; may be nil
@@ -140,7 +142,7 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 		}
 	}
 	raising := time.Now()
-	l, err := lab.Raise(ctx, lab.Config{Topology: topology, Binary: o.Binary, Next: o.Next, File: path})
+	l, err := lab.Raise(ctx, lab.Config{Topology: topology, Binary: o.Binary, Next: o.Next, Kubernetes: o.Kubernetes, File: path})
 	if err != nil && ctx.Err() != nil {
 		return errInterrupted
 	}
