@@ -1,5 +1,5 @@
-// Package deploy contains what a plain machine needs to run Weft: systemd units and example
-// configuration.
+// Package deploy contains what a plain machine needs to run Weft, systemd units and example
+// configuration, and what a cluster of Kubernetes needs, a Helm chart.
 //
 // It only holds the files. An operator installs them; the lab starts its nodes from the
 // same ones.
@@ -11,3 +11,8 @@ import "embed"
 //
 //go:embed systemd example
 var Files embed.FS
+
+// Chart is the Helm chart, under chart/.
+//
+//go:embed all:chart
+var Chart embed.FS

@@ -52,6 +52,7 @@ func rootCommand() *cobra.Command {
 	root.AddCommand(
 		applyCommand(), getCommand(), describeCommand(), deleteCommand(),
 		peerCommand(), nodeCommand(), serverCommand(), policyCommand(), configCommand(), backupCommand(), restoreCommand(),
+		installCommand(),
 		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), debugCommand(),
 		apiserverCommand(), agentCommand(), tunnelCommand(),
 		versionCommand(),

@@ -1,0 +1,193 @@
+package install
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/restmapper"
+)
+
+// manager is who owns the fields that are applied.
+const manager = "weft-install"
+
+// Installer applies objects to one cluster.
+type Installer struct {
+	client  dynamic.Interface
+	mapper  meta.RESTMapper
+	version string
+	// Say is called with each step.
+	Say func(text string)
+}
+
+// NewInstaller connects to a cluster.
+func NewInstaller(conf *rest.Config) (*Installer, error) {
+	d, err := discovery.NewDiscoveryClientForConfig(conf)
+	if err != nil {
+		return nil, err
+	}
+	v, err := d.ServerVersion()
+	if err != nil {
+		return nil, fmt.Errorf("ask the Kubernetes API server for its version: %w", err)
+	}
+	groups, err := restmapper.GetAPIGroupResources(d)
+	if err != nil {
+		return nil, fmt.Errorf("ask the Kubernetes API server for its resources: %w", err)
+	}
+	client, err := dynamic.NewForConfig(conf)
+	if err != nil {
+		return nil, err
+	}
+	return &Installer{client: client, mapper: restmapper.NewDiscoveryRESTMapper(groups), version: v.GitVersion, Say: func(string) {}}, nil
+}
+
+// Version is that of the cluster's Kubernetes.
+func (i *Installer) Version() string { return i.version }
+
+// Apply makes the cluster have the objects, and their namespace, as they are given. It may be
+// repeated: what is right already stays untouched. With dry, the API server only says what it
+// would do.
+func (i *Installer) Apply(ctx context.Context, namespace string, objects []*unstructured.Unstructured, dry bool) error {
+	ns := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "Namespace",
+		"metadata": map[string]any{"name": namespace, "labels": map[string]any{"pod-security.kubernetes.io/enforce": "privileged"}},
+	}}
+	for _, o := range append([]*unstructured.Unstructured{ns}, objects...) {
+		what, err := i.apply(ctx, o, dry)
+		if dry && apierrors.IsNotFound(err) && o.GetNamespace() == namespace {
+			what, err = "would be created", nil // together with its namespace
+		}
+		if err != nil {
+			return fmt.Errorf("apply %s %s: %w", o.GetKind(), o.GetName(), err)
+		}
+		i.Say(fmt.Sprintf("%s %s %s", o.GetKind(), o.GetName(), what))
+	}
+	return nil
+}
+
+// apply applies one object, and says what has become of it.
+func (i *Installer) apply(ctx context.Context, o *unstructured.Unstructured, dry bool) (string, error) {
+	r, err := i.resource(o)
+	if err != nil {
+		return "", err
+	}
+	before, err := r.Get(ctx, o.GetName(), metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return "", err
+	}
+	existed := err == nil
+	text, err := json.Marshal(o)
+	if err != nil {
+		return "", err
+	}
+	force := true
+	options := metav1.PatchOptions{FieldManager: manager, Force: &force}
+	would := ""
+	if dry {
+		options.DryRun, would = []string{metav1.DryRunAll}, "would be "
+	}
+	after, err := r.Patch(ctx, o.GetName(), types.ApplyPatchType, text, options)
+	switch {
+	case err != nil:
+		return "", err
+	case !existed:
+		return would + "created", nil
+	case before.GetResourceVersion() == after.GetResourceVersion() && !dry, dry && before.GetGeneration() == after.GetGeneration() && before.GetGeneration() > 0:
+		return "is as it should be", nil
+	}
+	return would + "changed", nil
+}
+
+func (i *Installer) resource(o *unstructured.Unstructured) (dynamic.ResourceInterface, error) {
+	kind := o.GroupVersionKind()
+	m, err := i.mapper.RESTMapping(kind.GroupKind(), kind.Version)
+	if err != nil {
+		return nil, fmt.Errorf("this Kubernetes has no %s: %w", kind, err)
+	}
+	if m.Scope.Name() == meta.RESTScopeNameNamespace {
+		return i.client.Resource(m.Resource).Namespace(o.GetNamespace()), nil
+	}
+	return i.client.Resource(m.Resource), nil
+}
+
+// waitTurn is how often Wait looks.
+const waitTurn = time.Second
+
+// Wait returns once all pods of the objects run and are ready, as they are now. When ctx
+// ends before that, the error says what is missing.
+func (i *Installer) Wait(ctx context.Context, objects []*unstructured.Unstructured) error {
+	for _, o := range objects {
+		var told string
+		for {
+			missing, err := i.missing(ctx, o)
+			if err == nil && missing == "" {
+				break
+			}
+			if err != nil {
+				missing = err.Error()
+			}
+			if missing != told && ctx.Err() == nil {
+				i.Say(fmt.Sprintf("%s %s: %s", o.GetKind(), o.GetName(), missing))
+				told = missing
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%s %s/%s is not ready: %s; `kubectl -n %s describe pods` says why", o.GetKind(), o.GetNamespace(), o.GetName(), told, o.GetNamespace())
+			case <-time.After(waitTurn):
+			}
+		}
+	}
+	return nil
+}
+
+// missing says what an object lacks; "" if nothing.
+func (i *Installer) missing(ctx context.Context, o *unstructured.Unstructured) (string, error) {
+	if kind := o.GetKind(); kind != "Deployment" && kind != "DaemonSet" {
+		return "", nil
+	}
+	r, err := i.resource(o)
+	if err != nil {
+		return "", err
+	}
+	is, err := r.Get(ctx, o.GetName(), metav1.GetOptions{})
+	if err != nil {
+		return "", err
+	}
+	if o.GetKind() == "Deployment" {
+		var d appsv1.Deployment
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(is.Object, &d); err != nil {
+			return "", err
+		}
+		return missingOf(d.Status.ObservedGeneration >= d.Generation, *d.Spec.Replicas, min(d.Status.UpdatedReplicas, d.Status.AvailableReplicas)), nil
+	}
+	var d appsv1.DaemonSet
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(is.Object, &d); err != nil {
+		return "", err
+	}
+	return missingOf(d.Status.ObservedGeneration >= d.Generation, d.Status.DesiredNumberScheduled, min(d.Status.UpdatedNumberScheduled, d.Status.NumberAvailable)), nil
+}
+
+func missingOf(seen bool, want, have int32) string {
+	switch {
+	case !seen:
+		return "Kubernetes has not seen it yet"
+	case have < want:
+		return fmt.Sprintf("%d of %d pods are ready", have, want)
+	}
+	return ""
+}
+
+// ErrNoCluster says that nothing names a cluster of Kubernetes.
+var ErrNoCluster = errors.New("no cluster of Kubernetes is named: give --kubeconfig, or set KUBECONFIG")
