@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 )
 
 // EndpointRequest asks a node's agent for something about the network of one pod. All
@@ -34,6 +35,39 @@ type EndpointRequest struct {
 	// with pod CIDRs of both, a pod has the same place in both, so that one names the other.
 	// Empty: the agent chooses.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// Network is the runtime's name for the network that the pod is attached to. Retain is
+	// about one network; a pod without one is never removed by it.
+	Network string `json:"network,omitempty"`
+	// WaitSeconds is how long Add waits for the pod's identity, at most MostWait. 0: it
+	// returns while packets may not pass yet.
+	WaitSeconds float64 `json:"waitSeconds,omitempty"`
+}
+
+// MostWait bounds how long Add waits for a pod's identity.
+const MostWait = time.Minute
+
+// EndpointRetention says which pods of a network have remained, by their sandboxes. The
+// networks of all others have no owner.
+type EndpointRetention struct {
+	Network string `json:"network"`
+	// Attachments may be empty, but not missing.
+	Attachments []EndpointAttachment `json:"attachments"`
+}
+
+// EndpointAttachment is a pod's device: a sandbox and the device's name in it.
+type EndpointAttachment struct {
+	Container string `json:"container"`
+	Interface string `json:"interface"`
+}
+
+// EndpointReadiness says whether pods can be added to a node.
+type EndpointReadiness struct {
+	Ready bool `json:"ready"`
+	// Limited says that pods of before may be cut off, too.
+	Limited bool `json:"limited,omitempty"`
+	// Why is what is missing, and Hint what to do about it.
+	Why  string `json:"why,omitempty"`
+	Hint string `json:"hint,omitempty"`
 }
 
 // EndpointResult is the network of a pod.
@@ -76,21 +110,37 @@ type EndpointRequests interface {
 	Remove(ctx context.Context, r EndpointRequest) error
 	// Look returns a pod's network as it is in the kernel. The error says what is missing.
 	Look(ctx context.Context, r EndpointRequest) (*EndpointResult, error)
+	// Retain takes away the networks of pods that were attached to a network and have not
+	// remained. It spares pods that are added meanwhile, and goes on after a failure.
+	Retain(ctx context.Context, r EndpointRetention) error
 }
 
 // Key is the pod as people write it.
 func (r EndpointRequest) Key() string { return r.Namespace + "/" + r.Name }
 
-const maxEndpointRequest = 64 << 10
+const (
+	maxEndpointRequest = 64 << 10
+	// maxEndpointRetention has room for tens of thousands of pods.
+	maxEndpointRetention = 8 << 20
+)
 
 // ReadEndpointRequest decodes and validates a request.
-func ReadEndpointRequest(in io.Reader) (r EndpointRequest, err error) {
-	text, err := io.ReadAll(io.LimitReader(in, maxEndpointRequest+1))
+func ReadEndpointRequest(in io.Reader) (EndpointRequest, error) {
+	return readRequest[EndpointRequest](in, maxEndpointRequest)
+}
+
+// ReadEndpointRetention decodes and validates what Retain is asked for.
+func ReadEndpointRetention(in io.Reader) (EndpointRetention, error) {
+	return readRequest[EndpointRetention](in, maxEndpointRetention)
+}
+
+func readRequest[R interface{ Validate() error }](in io.Reader, limit int64) (r R, err error) {
+	text, err := io.ReadAll(io.LimitReader(in, limit+1))
 	if err != nil {
 		return r, fmt.Errorf("read request: %w", err)
 	}
-	if len(text) > maxEndpointRequest {
-		return r, Invalid("", "the request is longer than %d bytes", maxEndpointRequest)
+	if int64(len(text)) > limit {
+		return r, Invalid("", "the request is longer than %d bytes", limit)
 	}
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
@@ -136,6 +186,12 @@ func (r EndpointRequest) Validate() error {
 	if len(r.Addresses) > 2 || len(r.Addresses) == 2 && r.Addresses[0].BitLen() == r.Addresses[1].BitLen() {
 		add("%d addresses are more than one of each IP family", len(r.Addresses))
 	}
+	if !opaque.MatchString(r.Network) {
+		add("network %q is not up to 128 printable characters", r.Network)
+	}
+	if !(r.WaitSeconds >= 0 && r.WaitSeconds <= MostWait.Seconds()) {
+		add("waitSeconds %v is not between 0 and %v", r.WaitSeconds, MostWait.Seconds())
+	}
 	for _, a := range r.Addresses {
 		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
 			add("address %v is not one that a pod can have", a)
@@ -147,11 +203,32 @@ func (r EndpointRequest) Validate() error {
 	return nil
 }
 
+// Validate reports the mistakes of the first wrong attachment.
+func (r EndpointRetention) Validate() error {
+	if r.Network == "" || !opaque.MatchString(r.Network) {
+		return Invalid("", "network %q is not 1 to 128 printable characters", r.Network)
+	}
+	if r.Attachments == nil {
+		return Invalid("name those that remain; an empty list removes all", "the attachments are missing")
+	}
+	for _, a := range r.Attachments {
+		if a.Container == "" || !opaque.MatchString(a.Container) {
+			return Invalid("", "container %q is not 1 to 128 printable characters", a.Container)
+		}
+		if a.Interface == "" || !opaque.MatchString(a.Interface) {
+			return Invalid("", "interface %q is not 1 to 128 printable characters", a.Interface)
+		}
+	}
+	return nil
+}
+
 // Paths of the requests, on the agent's socket alone.
 const (
 	EndpointAddPath    = "/v1/endpoint/add"
 	EndpointRemovePath = "/v1/endpoint/remove"
 	EndpointLookPath   = "/v1/endpoint/look"
+	EndpointRetainPath = "/v1/endpoint/retain"
+	EndpointReadyPath  = "/v1/endpoint/ready"
 )
 
 // endpoints makes requests to the agent of a client.
@@ -172,4 +249,14 @@ func (e endpoints) Remove(ctx context.Context, r EndpointRequest) error {
 func (e endpoints) Look(ctx context.Context, r EndpointRequest) (*EndpointResult, error) {
 	out := &EndpointResult{}
 	return out, e.c.call(ctx, http.MethodPost, EndpointLookPath, nil, r, out)
+}
+
+func (e endpoints) Retain(ctx context.Context, r EndpointRetention) error {
+	return e.c.call(ctx, http.MethodPost, EndpointRetainPath, nil, r, nil)
+}
+
+// EndpointsReady says whether pods can be added to this machine's node.
+func (c *Client) EndpointsReady(ctx context.Context) (EndpointReadiness, error) {
+	var out EndpointReadiness
+	return out, c.call(ctx, http.MethodGet, EndpointReadyPath, nil, nil, &out)
 }

@@ -216,7 +216,11 @@ func (l *Lab) Join(ctx context.Context, n *Node) error {
 	if err := installExample(n, "agent", nil); err != nil {
 		return err
 	}
-	return writeFlags(n, "agent", append([]string{"--pods-from", "requests", "--cgroup-root", n.cgroup.Dir}, n.Cluster.Agent...))
+	flags := []string{"--pods-from", "requests", "--cgroup-root", n.cgroup.Dir}
+	if n.Cluster.CNI {
+		flags = append(flags, cniFlags()...)
+	}
+	return writeFlags(n, "agent", append(flags, n.Cluster.Agent...))
 }
 
 // StartAgent starts the agent of a joined machine, and the tunnel if it needs one.

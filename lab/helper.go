@@ -9,7 +9,7 @@ import (
 
 // Helpers are the commands that the lab runs itself, as in `weft lab sandbox …`.
 // They are not for people.
-var Helpers = []string{"sandbox", "enter", "pods", "etcd", "pause"}
+var Helpers = []string{"sandbox", "enter", "pods", "etcd", "pause", "cni"}
 
 // Helper is what a helper process runs. args begins with its name.
 func Helper(ctx context.Context, args []string) error {
@@ -21,6 +21,8 @@ func Helper(ctx context.Context, args []string) error {
 	case len(args) == 1 && args[0] == "pause": // holds a pod's namespaces
 		<-ctx.Done()
 		return nil
+	case len(args) > 1 && args[0] == "cni":
+		return Plugin(ctx, args[1:])
 	case len(args) == 2 && args[0] == "etcd":
 		return askEtcd(ctx, args[1], os.Stdout)
 	case len(args) == 2 && args[0] == "pods":

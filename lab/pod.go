@@ -286,8 +286,8 @@ func (l *Lab) syncPodLocked(state *podState, p *process) {
 		return
 	}
 	network := state.network()
-	if network == 0 {
-		return
+	if network == 0 || state.Node.Cluster.CNI && state.requests.added != state.uid {
+		return // a namespace alone is no network yet
 	}
 	if p != nil && p.running() {
 		// The pod may have replaced another of the same name, and been started

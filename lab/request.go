@@ -75,9 +75,14 @@ func (l *Lab) syncNetworkLocked(state *podState) {
 	}
 	state.requests.handled = true
 	req := api.EndpointRequest{Namespace: state.Namespace, Name: state.Name, UID: state.uid}
-	socket := state.Node.path(agentSocket)
+	node, socket := state.Node, state.Node.path(agentSocket)
 	l.group.Go(func() error {
-		err := ask(l.ctx, socket, due, req)
+		var err error
+		if node.Cluster.CNI {
+			err = l.askPlugin(l.ctx, node, due, req)
+		} else {
+			err = ask(l.ctx, socket, due, req)
+		}
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.answeredLocked(state, due, req.UID, err)

@@ -16,6 +16,7 @@ package meshagent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -70,6 +71,7 @@ type Agent struct {
 	masquerade  *masquerade
 	access      *access
 	health      *healthChecks
+	plugin      *plugin
 	files       *files
 	ring        *flow.Ring
 
@@ -95,7 +97,7 @@ func New(cfg Config, b *api.JoinBundle, edges *Edges) (*Agent, error) {
 		return nil, err
 	}
 	t := tables.New()
-	a, err := newAgent(cfg, n, t, newFiles(t, cfg.StateDir, cfg.Log), edges)
+	a, err := newAgent(cfg, n, t, newFiles(t, cfg.StateDir, cfg.CNISpoolDir, cfg.Log), edges)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +162,20 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	if err != nil {
 		return nil, err
 	}
+	var spool api.EndpointSpool
+	if cfg.PodsFrom == Requests {
+		spool = api.EndpointSpool(cfg.CNISpoolDir)
+	}
+	noAddress := partTrouble(a.Tables, "addresses", "pods get no address", log)
 	a.endpoints, err = endpoint.New(endpoint.Config{
+		Spool: spool, TellSpool: partTrouble(a.Tables, "removals", "pods that were deleted while the agent was away keep their network", log).tell,
+		TellPool: func(why string) {
+			var err error
+			if why != "" {
+				err = errors.New(why)
+			}
+			noAddress.tell(err)
+		},
 		CIDRs: n.cidrs, MTU: edges.MTU, Tables: a.Tables, Datapath: edges.Datapath, Plumbing: edges.Plumbing, Dir: endpoint.Dir(filepath.Join(cfg.StateDir, "endpoints")),
 		Tell: func(pod, why string) { setProblem(t, wire.ProblemPods, pod, why) }, Log: log,
 	})
@@ -199,6 +214,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 		ports: ports{datapath: edges.Datapath, tables: a.Tables, log: log}}
 	a.sockets = &sockets{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "sockets", "sockets of the node keep backends that are lost", log), log: log,
 		written: a.program.Passed()}
+	a.plugin = newPlugin(cfg, a.program.Passed(), partTrouble(a.Tables, "cni", "the CNI plugin is not installed as it should be", log))
 	a.attachments = &attachments{datapath: edges.Datapath, device: edges.Device, cgroup: edges.Cgroup, tables: a.Tables, log: log}
 	return a, nil
 }
@@ -214,7 +230,7 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 	if a.edges.Cgroup != nil {
 		more = append(more, a.sockets)
 	}
-	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.tunnels, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments, a.masquerade, a.access, a.health}
+	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.tunnels, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments, a.masquerade, a.access, a.health, a.plugin}
 	for _, r := range a.reflectors {
 		parts = append(parts, r)
 	}

@@ -53,6 +53,12 @@ type Config struct {
 	NetnsDir string `json:"netnsDir"`
 	// PodsFrom says who requests the pods' networks.
 	PodsFrom PodsFrom `json:"podsFrom"`
+	// CNIConfDir and CNIBinDir are where a container runtime looks for network
+	// configurations and plugins; empty: the CNI plugin is not installed.
+	CNIConfDir string `json:"cniConfDir,omitempty"`
+	CNIBinDir  string `json:"cniBinDir,omitempty"`
+	// CNISpoolDir is where the plugin leaves what is to be removed while no agent answers.
+	CNISpoolDir string `json:"cniSpoolDir"`
 	// Hosts is the file that names services, in the form of /etc/hosts, for
 	// bind-mounting into pods. Empty: none is written.
 	Hosts string `json:"hosts"`
@@ -95,6 +101,7 @@ func Defaults() Config {
 		BPFDir:         bpf.Defaults().PinDir,
 		NetnsDir:       "/run/netns",
 		PodsFrom:       Objects,
+		CNISpoolDir:    string(api.DefaultEndpointSpool),
 		SocketLB:       true,
 		Hosts:          "/run/weft/hosts",
 		Socket:         "/run/weft/agent.sock",
@@ -126,7 +133,7 @@ func LoadConfig(path string, base Config) (Config, error) {
 func (c Config) Validate() error {
 	var errs []error
 	for _, f := range []struct{ name, path string }{
-		{"join", c.Join}, {"data-dir", c.StateDir}, {"bpf-dir", c.BPFDir}, {"netns-dir", c.NetnsDir}, {"socket", c.Socket},
+		{"join", c.Join}, {"data-dir", c.StateDir}, {"bpf-dir", c.BPFDir}, {"netns-dir", c.NetnsDir}, {"socket", c.Socket}, {"cni-spool-dir", c.CNISpoolDir},
 	} {
 		if !filepath.IsAbs(f.path) {
 			errs = append(errs, fmt.Errorf("%s is %q: give an absolute path", f.name, f.path))
@@ -145,6 +152,17 @@ func (c Config) Validate() error {
 	}
 	if c.CgroupRoot != "" && !filepath.IsAbs(c.CgroupRoot) {
 		errs = append(errs, fmt.Errorf("cgroup-root is %q: give an absolute path, or leave it empty", c.CgroupRoot))
+	}
+	for _, f := range []struct{ name, path string }{{"cni-conf-dir", c.CNIConfDir}, {"cni-bin-dir", c.CNIBinDir}} {
+		if f.path != "" && !filepath.IsAbs(f.path) {
+			errs = append(errs, fmt.Errorf("%s is %q: give an absolute path, or leave it empty", f.name, f.path))
+		}
+	}
+	if (c.CNIConfDir == "") != (c.CNIBinDir == "") {
+		errs = append(errs, errors.New("cni-conf-dir and cni-bin-dir belong together: give both or neither"))
+	}
+	if c.CNIConfDir != "" && c.PodsFrom == Objects {
+		errs = append(errs, fmt.Errorf("cni-conf-dir is %q, but pods-from is %s: with a container runtime it is %s", c.CNIConfDir, Objects, Requests))
 	}
 	if c.PodsFrom != Objects && c.PodsFrom != Requests {
 		errs = append(errs, fmt.Errorf("pods-from is %q: give %s or %s", c.PodsFrom, Objects, Requests))

@@ -35,9 +35,9 @@ type files struct {
 // filesTurn is how often the folders are checked. Each check lists them once.
 const filesTurn = 3 * time.Second
 
-func newFiles(t *tables.Tables, stateDir string, log *slog.Logger) *files {
+func newFiles(t *tables.Tables, stateDir, spool string, log *slog.Logger) *files {
 	return &files{
-		tables: t, dirs: []string{stateDir, filepath.Join(stateDir, "endpoints"), filepath.Join(stateDir, "lanes"), tunnel.DefaultServeStateDir},
+		tables: t, dirs: []string{stateDir, filepath.Join(stateDir, "endpoints"), filepath.Join(stateDir, "lanes"), spool, tunnel.DefaultServeStateDir},
 		log: log, failing: map[string]string{}, changed: make(chan struct{}, 1),
 	}
 }

@@ -2,7 +2,6 @@ package meshagent
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -244,15 +243,24 @@ func (r *requester) note(done asked) {
 // pods' networks itself.
 type byObject struct{ api.EndpointRequests }
 
-func (byObject) refusal(r api.EndpointRequest) error {
-	return api.Conflict(fmt.Sprintf("start the agent with --pods-from %s if a container runtime starts this node's pods", Requests),
-		"pod %s: this node's agent gives pods their networks by their objects", r.Key())
+// byObjectHint is what to do about that.
+const byObjectHint = "start the agent with --pods-from " + string(Requests) + " if a container runtime starts this node's pods"
+
+func (byObject) refusal(what string) error {
+	return api.Conflict(byObjectHint, "%s: this node's agent gives pods their networks by their objects", what)
 }
 
 // Add implements api.EndpointRequests.
 func (b byObject) Add(_ context.Context, r api.EndpointRequest) (*api.EndpointResult, error) {
-	return nil, b.refusal(r)
+	return nil, b.refusal("pod " + r.Key())
 }
 
 // Remove implements api.EndpointRequests.
-func (b byObject) Remove(_ context.Context, r api.EndpointRequest) error { return b.refusal(r) }
+func (b byObject) Remove(_ context.Context, r api.EndpointRequest) error {
+	return b.refusal("pod " + r.Key())
+}
+
+// Retain implements api.EndpointRequests.
+func (b byObject) Retain(_ context.Context, r api.EndpointRetention) error {
+	return b.refusal("network " + r.Network)
+}

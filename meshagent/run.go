@@ -101,7 +101,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer etcd.Close()
 
 	tables := tables.New()
-	files := newFiles(tables, cfg.StateDir, cfg.Log)
+	files := newFiles(tables, cfg.StateDir, cfg.CNISpoolDir, cfg.Log)
 	a, err = newAgent(cfg, n, tables, files, &Edges{
 		Store: etcd, Datapath: datapath,
 		Lanes:    tunnel.NewLanes(tunnel.LanesConfig{StateDir: filepath.Join(cfg.StateDir, "lanes"), Tell: files.tell, Log: cfg.Log}),

@@ -12,9 +12,14 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/weft-mesh/weft/cni"
 )
 
 func main() {
+	if cni.Called(os.Args, os.Getenv) {
+		os.Exit(cni.Main())
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	root := rootCommand()
 	refuseUnknownShells(root)
@@ -51,7 +56,7 @@ func rootCommand() *cobra.Command {
 	)
 	root.AddCommand(
 		applyCommand(), getCommand(), describeCommand(), deleteCommand(),
-		peerCommand(), nodeCommand(), serverCommand(), policyCommand(), configCommand(), backupCommand(), restoreCommand(),
+		peerCommand(), nodeCommand(), cniCommand(), serverCommand(), policyCommand(), configCommand(), backupCommand(), restoreCommand(),
 		installCommand(),
 		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), debugCommand(),
 		apiserverCommand(), agentCommand(), tunnelCommand(),

@@ -23,11 +23,15 @@ var mayImport = map[string][]string{
 	"flow":      {"identity", "bpf"},
 	"api":       {"statefile"},
 	"store":     {"wire"},
+	// What a container runtime starts for each pod: it must start fast.
+	"cni": {"api"},
+	// Installs it, for operators and for agents.
+	"cni/conflist": {"statefile"},
 	// The lab signs with the authorities of its clusters, to show what is done
 	// about forgeries.
 	"apiserver/authority": {"api", "statefile"},
 	"apiserver":           {"api", "apiserver/authority", "store", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile", "internal/pace"},
-	"meshagent":           {"meshagent/tables", "meshagent/reconcile", "meshagent/paths", "manifest", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread", "internal/pace", "internal/addrmap"},
+	"meshagent":           {"meshagent/tables", "meshagent/reconcile", "meshagent/paths", "manifest", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread", "cni/conflist", "internal/pace", "internal/addrmap"},
 	// Knows a map by what it can do, not what it is for.
 	"meshagent/reconcile": {},
 	"meshagent/tables":    {"identity", "wire", "policy", "service", "tunnel"},
@@ -35,7 +39,7 @@ var mayImport = map[string][]string{
 	"meshagent/paths": {"meshagent/tables", "meshagent/reconcile", "identity", "wire", "bpf", "tunnel", "internal/pace"},
 	// Scripts compare what the maps of its machines say.
 	"lab":       {"api", "apiserver/authority", "flow", "deploy", "bpf", "internal/firstthread"},
-	"cmd/weft":  {"manifest", "api", "apiserver", "meshagent", "meshagent/tables", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},
+	"cmd/weft":  {"manifest", "api", "cni", "cni/conflist", "apiserver", "meshagent", "meshagent/tables", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},
 	"scenarios": {"lab"},
 	"internal":  {"lab"},
 	// Speaks the wire format, and is read by the real API server of a lab's cluster.

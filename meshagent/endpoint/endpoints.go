@@ -34,10 +34,16 @@ type Config struct {
 	Datapath Datapath
 	Plumbing Plumbing
 	Dir      Dir
+	// Spool holds removals that were requested while no agent answered; "": none is.
+	Spool api.EndpointSpool
 	// Tell is told why a pod has no network, or keeps one that should go; "" when that is
 	// over.
 	Tell func(pod, why string)
-	Log  *slog.Logger
+	// TellPool is told why pods get no address; "" when that is over. TellSpool is told why
+	// removals that were left to the agent cannot be made. Both may be nil.
+	TellPool  func(why string)
+	TellSpool func(error)
+	Log       *slog.Logger
 }
 
 // Endpoints are a node's pods with a network. They come and go by requests alone: those of
@@ -50,6 +56,9 @@ type Config struct {
 // Each step can be repeated, and none is needed to undo an earlier one.
 type Endpoints struct {
 	cfg Config
+	// drained is closed once the removals that were left to the agent before it started have
+	// been tried: until then, none is added.
+	drained chan struct{}
 	// adopted is closed once the pods of the previous agent have been taken over.
 	adopted chan struct{}
 	// plumbers has a place for each pod that is worked on.
@@ -72,6 +81,12 @@ type Endpoints struct {
 	// ran says whether a pod kept running while no agent did. One whose machine has
 	// rebooted did not.
 	ran map[string]bool
+	// adds counts what was done to add each pod, and adding says how many requests for it
+	// have not ended.
+	adds   map[string]uint64
+	adding map[string]int
+	// short is when a pod last got no address; zero: never, or there are some again.
+	short time.Time
 }
 
 // turn is whose turn it is to work on a pod: the holder has put an element into free.
@@ -109,10 +124,17 @@ func New(cfg Config) (*Endpoints, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.TellPool == nil {
+		cfg.TellPool = func(string) {}
+	}
+	if cfg.TellSpool == nil {
+		cfg.TellSpool = func(error) {}
+	}
 	e := &Endpoints{
-		cfg: cfg, adopted: make(chan struct{}), plumbers: make(chan struct{}, Plumbers), ended: make(chan struct{}),
+		cfg: cfg, drained: make(chan struct{}), adopted: make(chan struct{}), plumbers: make(chan struct{}, Plumbers), ended: make(chan struct{}),
 		pool: NewPool(cfg.CIDRs, records, released, time.Now()), records: map[string]Record{}, prepared: map[string]Record{},
 		turns: map[string]*turn{}, failed: map[string]bool{}, inherited: map[string]bool{}, ran: map[string]bool{},
+		adds: map[string]uint64{}, adding: map[string]int{},
 	}
 	for _, r := range records {
 		e.records[r.Key()], e.inherited[r.Key()] = r, true
@@ -145,10 +167,13 @@ func (c Config) recovered(lost Record) (Record, bool) {
 	return lost, lost.IP.IsValid()
 }
 
-// Run takes over the pods of the previous agent, and tries again what could not be brought
-// up. It works until ctx ends, and then waits for what is worked on. Pods keep their network.
+// Run makes the removals that were left to the agent, takes over the pods of the previous
+// one, and tries again what could not be brought up. It works until ctx ends, and then waits
+// for what is worked on. Pods keep their network.
 func (e *Endpoints) Run(ctx context.Context) error {
 	defer e.end()
+	e.drain(ctx)
+	close(e.drained)
 	e.bringAll(ctx, e.Records())
 	if ctx.Err() != nil {
 		return nil
@@ -160,6 +185,8 @@ func (e *Endpoints) Run(ctx context.Context) error {
 			return nil
 		case <-time.After(Again):
 		}
+		e.drain(ctx)
+		e.lookForRoom(time.Now())
 		e.bringAll(ctx, e.unwell())
 	}
 }
@@ -320,7 +347,9 @@ func (e *Endpoints) address(r api.EndpointRequest) (Record, error) {
 		return p, nil
 	}
 	if len(r.Addresses) == 0 {
-		return e.pool.Take(time.Now())
+		got, err := e.pool.Take(time.Now())
+		e.noteRoomLocked(err)
+		return got, err
 	}
 	claimed, err := e.pool.Claim(r.Addresses, time.Now())
 	if errors.Is(err, ErrClaim) {
@@ -345,6 +374,22 @@ func (e *Endpoints) Add(ctx context.Context, req api.EndpointRequest) (*api.Endp
 	if err := req.Validate(); err != nil {
 		return nil, err
 	}
+	defer e.startAdd(req.Key())()
+	got, err := e.add(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return e.awaitIdentity(ctx, req, got)
+}
+
+func (e *Endpoints) add(ctx context.Context, req api.EndpointRequest) (*api.EndpointResult, error) {
+	select {
+	case <-e.drained:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-e.ended:
+		return nil, errEnding
+	}
 	leave, err := e.enter(ctx, req.Key())
 	if err != nil {
 		return nil, err
@@ -364,6 +409,9 @@ func (e *Endpoints) Add(ctx context.Context, req api.EndpointRequest) (*api.Endp
 			return nil, fmt.Errorf("remove the pod that had the name %s before: %w", r.Key(), err)
 		}
 		has = false
+	}
+	if has && req.Container != "" && req.Container == r.Container && cmp.Or(req.Interface, podDevice) != r.Device() {
+		return nil, api.Conflict("attach it to this network once", "pod %s has its network at %s already", r.Key(), r.Device())
 	}
 	for _, a := range req.Addresses {
 		if has && !slices.Contains(r.IPs(), a) {
@@ -388,10 +436,11 @@ func (e *Endpoints) save(req api.EndpointRequest, before Record, has bool) (Reco
 		}
 	}
 	next.Namespace, next.Pod, next.UID = req.Namespace, req.Name, req.UID
-	next.Container, next.Netns, next.Interface = req.Container, req.Netns, req.Interface
+	next.Container, next.Netns, next.Interface, next.Network = req.Container, req.Netns, req.Interface, req.Network
 	if has {
 		next.UID, next.Container = cmp.Or(next.UID, before.UID), cmp.Or(next.Container, before.Container)
 		next.Netns, next.Interface = cmp.Or(next.Netns, before.Netns), cmp.Or(next.Interface, before.Interface)
+		next.Network = cmp.Or(next.Network, before.Network)
 		if next == before && before.UID != "" { // without a UID, it may be recovered and not on disk
 			return next, nil
 		}

@@ -31,10 +31,11 @@ type Record struct {
 	Second netip.Addr `json:"second,omitzero"`
 	// ID is the pod's number on this node, from 1.
 	ID uint16 `json:"id"`
-	// Container, Netns and Interface are as requested.
+	// Container, Netns, Interface and Network are as requested.
 	Container string `json:"container,omitempty"`
 	Netns     string `json:"netns,omitempty"`
 	Interface string `json:"interface,omitempty"`
+	Network   string `json:"network,omitempty"`
 }
 
 // IPs are the pod's addresses: one, or one of each family.

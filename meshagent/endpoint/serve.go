@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 
 	"github.com/weft-mesh/weft/api"
@@ -11,18 +12,22 @@ import (
 
 // Serve adds the requests to a mux.
 func Serve(mux *http.ServeMux, e api.EndpointRequests) {
-	mux.HandleFunc("POST "+api.EndpointAddPath, serve(e.Add))
-	mux.HandleFunc("POST "+api.EndpointLookPath, serve(e.Look))
-	mux.HandleFunc("POST "+api.EndpointRemovePath, serve(func(ctx context.Context, r api.EndpointRequest) (struct{}, error) {
-		return struct{}{}, e.Remove(ctx, r)
-	}))
+	mux.HandleFunc("POST "+api.EndpointAddPath, serve(api.ReadEndpointRequest, e.Add))
+	mux.HandleFunc("POST "+api.EndpointLookPath, serve(api.ReadEndpointRequest, e.Look))
+	mux.HandleFunc("POST "+api.EndpointRemovePath, serve(api.ReadEndpointRequest, empty(e.Remove)))
+	mux.HandleFunc("POST "+api.EndpointRetainPath, serve(api.ReadEndpointRetention, empty(e.Retain)))
 }
 
-func serve[T any](do func(context.Context, api.EndpointRequest) (T, error)) http.HandlerFunc {
+// empty is a request with nothing to answer.
+func empty[R any](do func(context.Context, R) error) func(context.Context, R) (struct{}, error) {
+	return func(ctx context.Context, r R) (struct{}, error) { return struct{}{}, do(ctx, r) }
+}
+
+func serve[R, T any](read func(io.Reader) (R, error), do func(context.Context, R) (T, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		var answer any
-		req, err := api.ReadEndpointRequest(r.Body)
+		req, err := read(r.Body)
 		if err == nil {
 			answer, err = do(r.Context(), req)
 		}

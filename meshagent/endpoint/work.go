@@ -193,6 +193,7 @@ func (e *Endpoints) remove(r Record) error {
 	delete(e.records, r.Key())
 	delete(e.ran, r.Key())
 	delete(e.inherited, r.Key())
+	delete(e.adds, r.Key())
 	e.mu.Unlock()
 	e.forget(r)
 	e.cfg.Log.Info("pod removed", "pod", r.Key(), "ip", r.addresses())
