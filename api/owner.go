@@ -12,6 +12,8 @@ const (
 	OwnerApply = "apply"
 	// OwnerManifests is the folder of manifests that the API server follows.
 	OwnerManifests = "manifests"
+	// OwnerKubernetes is the Kubernetes API server that the API server reads.
+	OwnerKubernetes = "kubernetes"
 	// OwnerDerived owns what is derived from other objects: the endpoint slices of
 	// services.
 	OwnerDerived = "weft"

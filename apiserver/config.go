@@ -21,6 +21,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/enroll"
 	"github.com/weft-mesh/weft/apiserver/members"
 	"github.com/weft-mesh/weft/apiserver/mirror"
+	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/wire"
@@ -74,15 +75,21 @@ type Config struct {
 	// are in it. The API server that leads follows it, so all of them should have the same.
 	// Empty: objects come from `weft apply` alone.
 	Manifests string `json:"manifests,omitempty"`
-	// Kubeconfig is the file with the access to the Kubernetes of this cluster. Empty: that of
-	// the pod in which the API server runs.
-	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// Kubernetes says that the cluster's objects are those of a Kubernetes cluster: its API
+	// server is read with Kubeconfig, in KubeContext, or if there is none with the service
+	// account of the pod that this process runs in. The API server that leads reads it.
+	Kubernetes  bool   `json:"kubernetes,omitempty"`
+	Kubeconfig  string `json:"kubeconfig,omitempty"`
+	KubeContext string `json:"kubeContext,omitempty"`
+	// KubernetesUID is that of the namespace kube-system, to follow another Kubernetes
+	// cluster from now on. Empty: only the one that was followed first is.
+	KubernetesUID string `json:"kubernetesUID,omitempty"`
 	// AgentAccount is the service account of Kubernetes, as NAMESPACE/NAME, that the agents'
 	// pods have: an agent that shows its token gets the join bundle of its node, as Kubernetes
 	// has it. Empty: operators add nodes.
 	AgentAccount string `json:"agentAccount,omitempty"`
-	// IPAM says who gives such a node its pod CIDRs.
-	IPAM enroll.IPAM `json:"ipam"`
+	// IPAM says who gives nodes of Kubernetes their pod CIDRs.
+	IPAM nodes.IPAM `json:"ipam"`
 	// MetricsAddress is where /metrics is served, in plain HTTP and without
 	// authentication. Empty: not served.
 	MetricsAddress string `json:"metricsAddress"`
@@ -149,7 +156,7 @@ func Defaults() Config {
 		PeerBytes:            mirror.DefaultLimit().Bytes,
 		PeerChanges:          mirror.DefaultRate().Changes,
 		PeerHistoryBytes:     mirror.DefaultRate().Bytes,
-		IPAM:                 enroll.ClusterPool,
+		IPAM:                 nodes.Kubernetes,
 		GossipPort:           gossipPort,
 		WANGossipPort:        api.WANGossipPort,
 		Log:                  slog.Default(),
@@ -178,6 +185,14 @@ func (c Config) Validate() error {
 	}
 	if c.Manifests != "" && !filepath.IsAbs(c.Manifests) {
 		add("manifests is %q: give an absolute path", c.Manifests)
+	}
+	switch {
+	case c.Kubeconfig != "" && !filepath.IsAbs(c.Kubeconfig):
+		add("kubeconfig is %q: give an absolute path", c.Kubeconfig)
+	case c.KubeContext != "" && c.Kubeconfig == "":
+		add("kube-context is %q, and contexts are in a file: give kubeconfig too", c.KubeContext)
+	case !c.Kubernetes && (c.Kubeconfig != "" || c.KubernetesUID != ""):
+		add("kubeconfig and kubernetes-uid need kubernetes: set it to read the cluster's objects from Kubernetes")
 	}
 	if !filepath.IsAbs(c.AdminConfig) {
 		add("admin-config is %q: give an absolute path", c.AdminConfig)
@@ -211,10 +226,12 @@ func (c Config) Validate() error {
 	if c.AgentAccount != "" {
 		if _, _, err := enroll.ParseAccount(c.AgentAccount); err != nil {
 			add("agent-account: %w", err)
+		} else if !c.Kubernetes {
+			add("agent-account is %q, and tokens are Kubernetes': set kubernetes too", c.AgentAccount)
 		}
 	}
-	if c.IPAM != enroll.ClusterPool && c.IPAM != enroll.Kubernetes {
-		add("ipam is %q: give %s or %s", c.IPAM, enroll.ClusterPool, enroll.Kubernetes)
+	if c.IPAM != nodes.ClusterPool && c.IPAM != nodes.Kubernetes {
+		add("ipam is %q: give %s or %s", c.IPAM, nodes.ClusterPool, nodes.Kubernetes)
 	}
 	if c.GossipPort != 0 && c.GossipPort == c.WANGossipPort {
 		add("gossip-port and wan-gossip-port are both %d: give each its own", c.GossipPort)

@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/rest"
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/endpoints"
@@ -14,6 +15,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/mirror"
 	"github.com/weft-mesh/weft/apiserver/peering"
 	"github.com/weft-mesh/weft/apiserver/problems"
+	"github.com/weft-mesh/weft/apiserver/sources/kubernetes"
 	"github.com/weft-mesh/weft/apiserver/sources/manifests"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -28,9 +30,19 @@ import (
 type controllers struct {
 	endpoints *endpoints.Controller
 	exporter  *export.Exporter
-	manifests *manifests.Source
-	peering   *peering.Peering
-	peers     http.Handler // the API of the peers, whose mirrors run here
+	// sources are where objects come from beside `weft apply`.
+	manifests  *manifests.Source
+	kubernetes *kubernetes.Source
+	peering    *peering.Peering
+	peers      http.Handler // the API of the peers, whose mirrors run here
+}
+
+// kubernetesAccess returns how to reach Kubernetes; nil if it is not followed.
+func (s *server) kubernetesAccess() func() (*rest.Config, error) {
+	if !s.conf.Kubernetes {
+		return nil
+	}
+	return kubernetes.Access{Kubeconfig: s.conf.Kubeconfig, Context: s.conf.KubeContext}.Config
 }
 
 // lead runs the controllers for one term. It implements leader.Config's Lead.
@@ -49,6 +61,10 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 		endpoints: endpoints.New(endpoints.Config{State: s.state, Store: st, Allocator: allocator, Cluster: s.cluster.Name, Log: s.log}),
 		exporter:  export.New(export.Config{State: s.state, Store: st, Cluster: s.cluster, Log: s.log}),
 		manifests: manifests.New(manifests.Config{Dir: s.conf.Manifests, Registry: s.newRegistry(st).Owned(api.OwnerManifests), Log: s.log}),
+		kubernetes: kubernetes.New(kubernetes.Config{
+			Access: s.kubernetesAccess(), UID: s.conf.KubernetesUID, Registry: s.newRegistry(st).Owned(api.OwnerKubernetes),
+			Nodes: s.newRegistrar(st, leader.Users(st, s.store)), IPAM: s.conf.IPAM, Store: st, Name: s.self.Name, Log: s.log,
+		}),
 		peering: peering.New(peering.Config{
 			Cluster: s.cluster, Store: st, Users: leader.Users(st, s.store), Authority: s.foundation,
 			EtcdEndpoints: s.etcdEndpoints, GossipAddresses: s.wanGossip, GossipKey: s.wanKey,
@@ -68,6 +84,7 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 	g.Go(func() error { return collector.Run(ctx) })
 	g.Go(func() error { return c.exporter.Run(ctx) })
 	g.Go(func() error { return c.manifests.Run(ctx) })
+	g.Go(func() error { return c.kubernetes.Run(ctx) })
 	g.Go(func() error { return c.peering.Run(ctx) })
 	g.Go(func() error { return s.gossiper.write(ctx, st) })
 	g.Go(func() error { return s.watchConcerns(ctx) })
@@ -84,6 +101,9 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 	})
 	persist("writing what is wrong with manifests", func(ctx context.Context) error {
 		return problems.Publish(ctx, st, c.manifests, wire.SourceProblemsKey(api.OwnerManifests))
+	})
+	persist("writing what is wrong with Kubernetes", func(ctx context.Context) error {
+		return problems.Publish(ctx, st, c.kubernetes, wire.SourceProblemsKey(api.OwnerKubernetes))
 	})
 	persist("writing since when concerns exist", func(ctx context.Context) error { return s.sightings.write(ctx, st) })
 	s.controllers.Store(c)
@@ -109,5 +129,6 @@ func (s *server) problemRows() problems.Rows {
 	replace(c.endpoints, endpoints.ProblemPrefixes()...)
 	replace(c.exporter, wire.NotExportedPrefix)
 	replace(c.manifests, wire.SourceProblemsKey(api.OwnerManifests))
+	replace(c.kubernetes, wire.SourceProblemsKey(api.OwnerKubernetes))
 	return rows
 }

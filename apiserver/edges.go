@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/weft-mesh/weft/apiserver/peering"
 	"github.com/weft-mesh/weft/store"
@@ -48,8 +47,6 @@ type Edges struct {
 	// Servers reaches the APIs of the cluster's other API servers as this one; nil: over
 	// the network.
 	Servers http.RoundTripper
-	// Kubernetes is the API of the cluster's Kubernetes; nil without one.
-	Kubernetes kubernetes.Interface
 }
 
 // RunOn is Run at the given edges: it starts no store and listens nowhere. ready gets the

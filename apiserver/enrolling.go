@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/client-go/kubernetes"
+
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/enroll"
 )
@@ -31,11 +33,14 @@ func (s *server) admitNodes() error {
 	if err != nil {
 		return err
 	}
-	client := s.edges.Kubernetes
-	if client == nil {
-		if client, err = dialKubernetes(s.conf.Kubeconfig); err != nil {
-			return err
-		}
+	conf, err := s.kubernetesAccess()()
+	if err != nil {
+		return fmt.Errorf("kubernetes: %w", err)
+	}
+	conf.UserAgent = "weft-apiserver"
+	client, err := kubernetes.NewForConfig(conf)
+	if err != nil {
+		return err
 	}
 	s.enroller = enroll.New(enroll.Config{Client: client, Namespace: namespace, Account: name, IPAM: s.conf.IPAM})
 	s.publisher = &enroll.Publisher{Client: client, Namespace: namespace, Log: s.log, Now: func() api.Bootstrap {
@@ -84,5 +89,5 @@ func (s *server) postEnroll(r *http.Request) (any, error) {
 		return nil, err
 	}
 	r.SetPathValue(api.Added, node.Name)
-	return s.registrar.Add(ctx, node)
+	return s.registrar.AddFrom(ctx, node, api.OwnerKubernetes)
 }

@@ -70,7 +70,7 @@ func kubernetesAPI(t *testing.T) string {
 // A node of Kubernetes joins with nothing but its token and what everybody may know.
 func TestANodeJoinsByItsToken(t *testing.T) {
 	conf := config(t)
-	conf.AgentAccount, conf.Kubeconfig, conf.IPAM = "weft-system/weft-agent", kubernetesAPI(t), "kubernetes"
+	conf.AgentAccount, conf.Kubernetes, conf.Kubeconfig, conf.IPAM = "weft-system/weft-agent", true, kubernetesAPI(t), "kubernetes"
 	p := start(t, conf)
 	where := api.Bootstrap{Servers: []string{p.url}, CA: string(p.srv.authority.Bundle())}
 	b, err := api.Enroll(t.Context(), where, "right", "n1")
@@ -118,7 +118,7 @@ func TestANodeJoinsByItsToken(t *testing.T) {
 // Where nodes join by token, everything else still needs a certificate.
 func TestATokenIsForJoiningAlone(t *testing.T) {
 	conf := config(t)
-	conf.AgentAccount, conf.Kubeconfig = "weft-system/weft-agent", kubernetesAPI(t)
+	conf.AgentAccount, conf.Kubernetes, conf.Kubeconfig = "weft-system/weft-agent", true, kubernetesAPI(t)
 	p := start(t, conf)
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: p.srv.authority.Pool(), MinVersion: tls.VersionTLS13}}}
 	defer client.CloseIdleConnections()

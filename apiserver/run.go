@@ -196,10 +196,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 	if err := s.admitNodes(); err != nil {
 		return nil, err
 	}
-	s.registrar = nodes.New(nodes.Config{
-		Cluster: f.cluster, Store: s.store, Users: s.store, Authority: f,
-		Server: url, EtcdEndpoints: s.etcdEndpoints, Others: s.otherURLs, Seeds: s.gossipSeeds,
-	})
+	s.registrar = s.newRegistrar(s.store, s.store)
 	if s.split, err = identity.SplitFor(int(f.cluster.MaxConnectedClusters)); err != nil {
 		return nil, err
 	}
@@ -221,9 +218,17 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 	return s, nil
 }
 
+// newRegistrar returns the register on the store, or through a leader's fence.
+func (s *server) newRegistrar(st store.Store, users store.Users) *nodes.Registrar {
+	return nodes.New(nodes.Config{
+		Cluster: s.cluster, Store: st, Users: users, Authority: s.foundation,
+		Server: s.self.URL, EtcdEndpoints: s.etcdEndpoints, Others: s.otherURLs, Seeds: s.gossipSeeds,
+	})
+}
+
 // newRegistry returns the registry on the store, or through a leader's fence.
 func (s *server) newRegistry(st store.Store) *registry.Registry {
-	return registry.New(st, registry.Config{Cluster: s.cluster.Name, ServiceCIDR: s.cluster.ServiceCIDR, IPv6ServiceCIDR: s.cluster.IPv6ServiceCIDR, Waits: s.waits, Audit: s.auditObject, Log: s.log})
+	return registry.New(st, registry.Config{Cluster: s.cluster.Name, ServiceCIDR: s.cluster.ServiceCIDR, IPv6ServiceCIDR: s.cluster.IPv6ServiceCIDR, Kubernetes: s.conf.Kubernetes, Waits: s.waits, Audit: s.auditObject, Log: s.log})
 }
 
 // fixed returns the keys that are written at the start and then only read. Without them,

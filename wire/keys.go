@@ -68,6 +68,9 @@ const (
 	ExportLineageKey = "weft/export/lineage"
 	// JoinedClustersPrefix has a folder per peer; see JoinedPrefix.
 	JoinedClustersPrefix = "weft/joined/"
+	// KubernetesKey holds the UID of the namespace kube-system in the Kubernetes cluster that
+	// objects come from.
+	KubernetesKey = "weft/kubernetes"
 	// HeardKey holds a Heard.
 	HeardKey = "weft/heard"
 	// CachePrefix covers our copies of peers' ExportPrefix, a folder per peer.

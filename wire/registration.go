@@ -21,6 +21,8 @@ type Registration struct {
 	Added     time.Time      `json:"added"`
 	// Labels are Kubernetes node labels. Peers see them.
 	Labels map[string]string `json:"labels,omitempty"`
+	// Source is who declared the node: "" is an operator, by `weft node add`.
+	Source string `json:"source,omitempty"`
 }
 
 // Zone returns the failure domain of the node; "" if it has none or r is nil.

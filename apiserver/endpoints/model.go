@@ -219,7 +219,8 @@ func (m *model) applyObject(ev state.Event) {
 	case manifest.Services:
 		delete(m.services, who)
 		unset(m.servicesIn, ns, who)
-		if v := read[state.Service](ev); v != nil && v.Wrong == nil {
+		// Kubernetes derives the slices of its services itself.
+		if v := read[state.Service](ev); v != nil && v.Wrong == nil && !v.Kubernetes {
 			m.services[who] = &v.Service
 			set(m.servicesIn, ns, who)
 		}

@@ -17,6 +17,7 @@ import (
 	k8stesting "k8s.io/client-go/testing"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/nodes"
 )
 
 const agent = "system:serviceaccount:weft-system:weft-agent"
@@ -50,7 +51,7 @@ func node(change func(*corev1.Node)) *corev1.Node {
 }
 
 // enroller returns one whose Kubernetes says this of the token "right".
-func enroller(t *testing.T, says authenticationv1.TokenReviewStatus, ipam IPAM, objects ...runtime.Object) (*Enroller, *fake.Clientset) {
+func enroller(t *testing.T, says authenticationv1.TokenReviewStatus, ipam nodes.IPAM, objects ...runtime.Object) (*Enroller, *fake.Clientset) {
 	t.Helper()
 	client := fake.NewClientset(objects...)
 	client.PrependReactor("create", "tokenreviews", func(action k8stesting.Action) (bool, runtime.Object, error) {
@@ -65,7 +66,7 @@ func enroller(t *testing.T, says authenticationv1.TokenReviewStatus, ipam IPAM, 
 }
 
 func TestAnAgentsTokenNamesItsNode(t *testing.T) {
-	e, _ := enroller(t, review(nil), Kubernetes, node(nil))
+	e, _ := enroller(t, review(nil), nodes.Kubernetes, node(nil))
 	r, err := e.Node(t.Context(), "right")
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +76,7 @@ func TestAnAgentsTokenNamesItsNode(t *testing.T) {
 		!slices.Equal(r.PodCIDRs, []netip.Prefix{netip.MustParsePrefix("10.1.3.0/24"), netip.MustParsePrefix("fd00::/64")}) {
 		t.Errorf("the node asks for %+v", r)
 	}
-	e, _ = enroller(t, review(nil), ClusterPool, node(nil))
+	e, _ = enroller(t, review(nil), nodes.ClusterPool, node(nil))
 	if r, err = e.Node(t.Context(), "right"); err != nil || r.PodCIDRs != nil {
 		t.Errorf("with a pool of the cluster's, the node asks for pod CIDRs %v, %v; want none", r.PodCIDRs, err)
 	}
@@ -85,13 +86,13 @@ func TestAnAgentsTokenNamesItsNode(t *testing.T) {
 func TestATokenOfAnOlderKubernetesNamesItsPod(t *testing.T) {
 	older := review(func(s *authenticationv1.TokenReviewStatus) { delete(s.User.Extra, nodeNameKey) })
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "weft-system", Name: "weft-agent-x", UID: "p1"}, Spec: corev1.PodSpec{NodeName: "n1"}}
-	e, _ := enroller(t, older, ClusterPool, node(nil), pod)
+	e, _ := enroller(t, older, nodes.ClusterPool, node(nil), pod)
 	if r, err := e.Node(t.Context(), "right"); err != nil || r.Name != "n1" {
 		t.Errorf("the node is %q, %v; want n1", r.Name, err)
 	}
 	successor := pod.DeepCopy()
 	successor.UID = "p2"
-	e, _ = enroller(t, older, ClusterPool, node(nil), successor)
+	e, _ = enroller(t, older, nodes.ClusterPool, node(nil), successor)
 	refused(t, e, "right", http.StatusForbidden, "is gone")
 }
 
@@ -126,14 +127,14 @@ func TestWhoMayNotJoin(t *testing.T) {
 		"bad CIDR":              {"right", review(nil), node(func(n *corev1.Node) { n.Spec.PodCIDRs = []string{"10.1.3.0"} }), http.StatusUnprocessableEntity, "10.1.3.0"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e, _ := enroller(t, c.review, Kubernetes, c.node)
+			e, _ := enroller(t, c.review, nodes.Kubernetes, c.node)
 			refused(t, e, c.token, c.status, c.text)
 		})
 	}
 }
 
 func TestKubernetesIsAway(t *testing.T) {
-	e, client := enroller(t, review(nil), Kubernetes, node(nil))
+	e, client := enroller(t, review(nil), nodes.Kubernetes, node(nil))
 	client.PrependReactor("get", "nodes", func(k8stesting.Action) (bool, runtime.Object, error) {
 		return true, nil, apierrors.NewForbidden(corev1.Resource("nodes"), "n1", errors.New("no role"))
 	})
@@ -142,13 +143,6 @@ func TestKubernetesIsAway(t *testing.T) {
 		return true, nil, errors.New("connection refused")
 	})
 	refused(t, e, "right", http.StatusServiceUnavailable, "connection refused")
-}
-
-func TestANodeWithoutInternalAddressIsReachedFromOutside(t *testing.T) {
-	n := node(func(n *corev1.Node) { n.Status.Addresses = n.Status.Addresses[:2] })
-	if r, err := Request(n, ClusterPool); err != nil || !slices.Equal(r.Addresses, []netip.Addr{netip.MustParseAddr("203.0.113.1")}) {
-		t.Errorf("addresses are %v, %v; want the external one", r.Addresses, err)
-	}
 }
 
 func TestParseAccount(t *testing.T) {

@@ -91,7 +91,12 @@ func (r *Registrar) Register(ctx context.Context) (map[string]wire.Registration,
 // Add registers a node and issues its bundle. A node that is already registered gets
 // new certificates, and new addresses if the request has any and sets Replace.
 func (r *Registrar) Add(ctx context.Context, request api.NodeRequest) (*api.JoinBundle, error) {
-	reg, err := r.register(ctx, request)
+	return r.AddFrom(ctx, request, "")
+}
+
+// AddFrom is Add for a node that a source declares.
+func (r *Registrar) AddFrom(ctx context.Context, request api.NodeRequest, source string) (*api.JoinBundle, error) {
+	reg, err := r.register(ctx, request, source)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +118,29 @@ func agentRights(node string) store.User {
 	}
 }
 
-func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (wire.Registration, error) {
+// Declare registers a node for a source, without a bundle: that is given to who asks for it
+// with Add. A node that an operator has added stays as it is.
+func (r *Registrar) Declare(ctx context.Context, request api.NodeRequest, source string) (wire.Registration, error) {
+	return r.register(ctx, request, source)
+}
+
+// Withdraw removes a node that a source has declared, and nothing of any other.
+func (r *Registrar) Withdraw(ctx context.Context, node, source string) error {
+	kv, err := r.conf.Store.Get(ctx, wire.RegistrationKey(node))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if reg, err := wire.Unmarshal[wire.Registration](kv.Value); err != nil || reg.Source != source {
+		return err
+	}
+	_, err = r.Remove(ctx, node)
+	return err
+}
+
+func (r *Registrar) register(ctx context.Context, request api.NodeRequest, source string) (wire.Registration, error) {
 	for range attempts {
 		guard, err := r.conf.Store.Get(ctx, wire.RegistrationsTurnKey)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -124,6 +151,9 @@ func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (wire
 			return wire.Registration{}, err
 		}
 		old, there := register[request.Name]
+		if there && source != "" && old.Source != source {
+			return old, nil
+		}
 		delete(register, request.Name)
 		var ops []store.Op
 		if there && request.UID != "" && old.UID != "" && request.UID != old.UID {
@@ -137,6 +167,9 @@ func (r *Registrar) register(ctx context.Context, request api.NodeRequest) (wire
 		reg, err := r.admit(request, old, register, peers)
 		if err != nil {
 			return wire.Registration{}, err
+		}
+		if reg.Source = old.Source; !there {
+			reg.Source = source
 		}
 		moved := !slices.Equal(old.Addresses, reg.Addresses)
 		if there && !moved && old.UID == reg.UID && slices.Equal(old.PodCIDRs, reg.PodCIDRs) && maps.Equal(old.Labels, reg.Labels) {

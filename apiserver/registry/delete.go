@@ -42,7 +42,7 @@ func (r *Registry) DeleteManifest(ctx context.Context, manifest []byte, opts api
 func (r *Registry) delete(ctx context.Context, objects []object, opts api.ManifestOptions) (*api.ApplyResult, error) {
 	for range attempts {
 		result, done, err := r.change(ctx, opts.DryRun, func() ([]change, error) {
-			return accepted(r.planDeletion(ctx, objects, writer{api.OwnerApply, opts.TakeOver}))
+			return accepted(r.planDeletion(ctx, objects, r.operator(opts)))
 		})
 		if err != nil || done {
 			return result, err

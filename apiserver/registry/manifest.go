@@ -45,6 +45,9 @@ type object struct {
 	// cluster chose, such as an address. uid is what it called the object.
 	printed bool
 	uid     string
+	// native is set if Kubernetes has the object: it keeps uid and created.
+	native  bool
+	created metav1.Time
 	// skipped is set for an object of an unknown kind.
 	skipped bool
 }
@@ -81,6 +84,9 @@ type header struct {
 		Name         string `json:"name"`
 		GenerateName string `json:"generateName"`
 		Namespace    string `json:"namespace"`
+		// Kubernetes' own objects keep these.
+		UID     string      `json:"uid"`
+		Created metav1.Time `json:"creationTimestamp"`
 	} `json:"metadata"`
 }
 
@@ -136,7 +142,7 @@ func readDocument(n int, doc []byte, opts api.ManifestOptions, headOnly bool) (o
 		problems = append(problems, api.Problem{Document: n, Item: item, Message: fmt.Sprintf(format, args...)})
 	}
 	add := func(item int, text []byte) {
-		o, found := readObject(n, item, text, opts, headOnly)
+		o, found := readObject(n, item, text, opts, headOnly, false)
 		problems = append(problems, found...)
 		if o != nil && len(found) == 0 {
 			objects = append(objects, *o)
@@ -220,8 +226,9 @@ func inflated(doc []byte) bool {
 	return left < 0
 }
 
-// readObject reads one object from JSON; nil if there is nothing.
-func readObject(n, item int, text []byte, opts api.ManifestOptions, headOnly bool) (*object, []api.Problem) {
+// readObject reads one object from JSON; nil if there is nothing. A native one is
+// Kubernetes' own.
+func readObject(n, item int, text []byte, opts api.ManifestOptions, headOnly, native bool) (*object, []api.Problem) {
 	namespace := opts.Namespace
 	complain := func(format string, args ...any) []api.Problem {
 		return []api.Problem{{Document: n, Item: item, Message: fmt.Sprintf(format, args...)}}
@@ -260,6 +267,9 @@ func readObject(n, item int, text []byte, opts api.ManifestOptions, headOnly boo
 		return nil, complain("unknown kind %q; known kinds are %s; --ignore-unknown leaves others out", head.Kind, knownKinds())
 	}
 	r := reading{text: text, object: object{document: n, item: item, kind: kind, namespace: head.Metadata.Namespace, name: head.Metadata.Name}}
+	if native {
+		r.native, r.uid, r.created = true, head.Metadata.UID, head.Metadata.Created
+	}
 	if head.APIVersion != kind.APIVersion {
 		r.refuse("apiVersion is %q; write %q", head.APIVersion, kind.APIVersion)
 		return nil, r.problems
@@ -325,8 +335,10 @@ func decode[T runtime.Object](r *reading) (T, bool) {
 	meta.SetNamespace(r.namespace)
 	// These fields are the store's to set. They are dropped, because what `get -o yaml`
 	// of another cluster prints must be a valid manifest.
-	r.uid = string(meta.GetUID())
-	r.printed = meta.GetUID() != "" || meta.GetResourceVersion() != ""
+	if !r.native {
+		r.uid = string(meta.GetUID())
+		r.printed = meta.GetUID() != "" || meta.GetResourceVersion() != ""
+	}
 	meta.SetManagedFields(nil)
 	meta.SetResourceVersion("")
 	meta.SetUID("")

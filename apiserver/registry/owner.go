@@ -15,27 +15,51 @@ import (
 // writer is who changes objects.
 type writer struct {
 	owner string
-	// takeOver says that objects of other owners become the writer's.
+	// takeOver says that objects of other owners become the writer's, except for those of the
+	// source lasting, which would have them back at once.
 	takeOver bool
+	lasting  string
 }
+
+// operator is whoever uses `weft apply` or `weft delete`.
+func (r *Registry) operator(opts api.ManifestOptions) writer {
+	by := writer{owner: api.OwnerApply, takeOver: opts.TakeOver}
+	if r.conf.Kubernetes {
+		by.lasting = api.OwnerKubernetes
+	}
+	return by
+}
+
+// takes reports whether the writer may have what belongs to an owner.
+func (by writer) takes(was string) bool {
+	return was == by.owner || by.takeOver && was != by.lasting
+}
+
+// native reports whether the writer is Kubernetes: its objects keep the UIDs, the times of
+// creation, the addresses and the node ports that they have there.
+func (by writer) native() bool { return by.owner == api.OwnerKubernetes }
 
 // owns decides whose an object is once by has written it, and whether it may. same says
 // that the object would become no other: then nobody's wishes are hurt, and what was
 // applied by hand goes to the source that has it now.
 func (by writer) owns(was string, same bool) (owner string, may bool) {
 	switch {
-	case was == by.owner, by.takeOver, same && was == api.OwnerApply:
+	case by.takes(was), same && was == api.OwnerApply:
 		return by.owner, true
 	}
 	return was, same
 }
 
 // mayDelete reports whether the writer may delete an object of an owner.
-func (by writer) mayDelete(was string) bool { return was == by.owner || by.takeOver }
+func (by writer) mayDelete(was string) bool { return by.takes(was) }
 
 // conflict says whose an object is that the writer may not overwrite.
 func (by writer) conflict(was string) string {
 	switch {
+	case was == by.lasting:
+		return "comes from Kubernetes: change it there, with `kubectl apply` or `kubectl delete`"
+	case by.owner == api.OwnerKubernetes && was == api.OwnerApply:
+		return "was applied here with `weft apply`: `weft delete` it, and what Kubernetes has takes its place"
 	case by.owner == api.OwnerApply:
 		return fmt.Sprintf("belongs to the source %q: change it there, or repeat with --take-over", was)
 	case was == api.OwnerApply:

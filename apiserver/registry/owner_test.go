@@ -32,7 +32,7 @@ func TestWhoseAnObjectBecomes(t *testing.T) {
 		{"a source's, taken over", apply, files, false, true, apply, true},
 		{"a source's, the same and taken over", apply, files, true, true, apply, true},
 	} {
-		if owner, may := (writer{c.by, c.takeOver}).owns(c.was, c.same); owner != c.owner || may != c.may {
+		if owner, may := (writer{owner: c.by, takeOver: c.takeOver}).owns(c.was, c.same); owner != c.owner || may != c.may {
 			t.Errorf("%s: %s, %v", c.name, owner, may)
 		}
 	}
@@ -240,9 +240,9 @@ func FuzzSyncNames(f *testing.F) {
 	// Whatever a unit can be read as, its objects are among those that are kept; else
 	// nothing is deleted.
 	f.Fuzz(func(t *testing.T, text []byte) {
-		units := []Unit{{"a.yaml", text}}
-		keys, readable := named(units)
-		objects, _ := readUnits(units)
+		units, owned := []Unit{{Name: "a.yaml", Manifest: text}}, &Owned{owner: api.OwnerManifests}
+		keys, readable := owned.named(units)
+		objects, _ := owned.readUnits(units)
 		for _, o := range objects {
 			if !keys[o.key()] && readable {
 				t.Errorf("%s would be deleted", o.key())

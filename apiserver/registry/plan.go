@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/weft-mesh/weft/api"
@@ -104,6 +105,9 @@ func (p *planner) plan(ctx context.Context, c *change) (problem string, err erro
 		return "", nil
 	}
 	c.old = p.seen[c.key()]
+	if p.conf.Kubernetes && !p.by.native() && kubernetesAlone[c.kind.Plural] {
+		return "is Kubernetes' to have in this cluster: apply it there, with `kubectl apply`", nil
+	}
 	if problem, err := p.fit(ctx, c); problem != "" || err != nil {
 		return problem, err
 	}
@@ -133,7 +137,7 @@ func (p *planner) plan(ctx context.Context, c *change) (problem string, err erro
 
 // fit checks an object against the store and completes it.
 func (p *planner) fit(ctx context.Context, c *change) (problem string, err error) {
-	if problem := p.identify(c.meta(), c.old); problem != "" {
+	if problem := p.identify(c); problem != "" {
 		return problem, nil
 	}
 	switch v := c.value.(type) {
@@ -142,6 +146,9 @@ func (p *planner) fit(ctx context.Context, c *change) (problem string, err error
 	case *corev1.Pod:
 		return p.fitPod(ctx, c, v)
 	case *corev1.Service:
+		if c.native {
+			return p.fitNative(ctx, c, v)
+		}
 		if problem, err := p.ips.fit(ctx, c, v); problem != "" || err != nil {
 			return problem, err
 		}
@@ -153,6 +160,9 @@ func (p *planner) fit(ctx context.Context, c *change) (problem string, err error
 		var old discoveryv1.EndpointSlice
 		if c.old.Modified != 0 && json.Unmarshal(c.old.Value, &old) == nil && old.Labels[discoveryv1.LabelManagedBy] == wire.ManagedBy {
 			return "is derived from service " + old.Labels[discoveryv1.LabelServiceName] + "; choose another name", nil
+		}
+		if c.native {
+			return "", nil // agents leave out what no service may lead to
 		}
 		return p.fitSlice(ctx, v)
 	}
@@ -176,8 +186,14 @@ func (p *planner) warnOfGroups(ctx context.Context, c *change, of *policy.Policy
 }
 
 // identify keeps an object's UID and creation time when it changes. A new object of the
-// same name gets a new UID.
-func (r *Registry) identify(meta metav1.Object, old store.KV) (problem string) {
+// same name gets a new UID. Kubernetes' own have those that they have there.
+func (r *Registry) identify(c *change) (problem string) {
+	meta, old := c.meta(), c.old
+	if c.native {
+		meta.SetUID(types.UID(c.uid))
+		meta.SetCreationTimestamp(metav1.NewTime(c.created.UTC()))
+		return ""
+	}
 	if old.Modified == 0 {
 		meta.SetUID(uuid.NewUUID())
 		meta.SetCreationTimestamp(metav1.NewTime(r.now().UTC().Truncate(time.Second)))
@@ -199,7 +215,7 @@ func (p *planner) fitPod(ctx context.Context, c *change, pod *corev1.Pod) (strin
 		return p.unknownNode(ctx, node)
 	}
 	c.conds = append(c.conds, store.Cond{Key: kv.Key, Modified: kv.Modified})
-	if c.old.Modified == 0 {
+	if c.old.Modified == 0 || c.native { // Kubernetes decides what of a pod may change
 		return "", nil
 	}
 	var old corev1.Pod

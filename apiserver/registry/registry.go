@@ -47,6 +47,9 @@ type Config struct {
 	ServiceCIDR netip.Prefix
 	// IPv6ServiceCIDR is where services' IPv6 addresses are from; invalid: they have none.
 	IPv6ServiceCIDR netip.Prefix
+	// Kubernetes says that the cluster's pods, services, endpoint slices and namespaces come
+	// from Kubernetes, so that nobody else may write any.
+	Kubernetes bool
 	// Waits is called once per listing with pods that are not ready, and the function it
 	// returns once per such pod. That returns why the pod waits: a word in CamelCase and a
 	// sentence. Waits may be nil.
@@ -94,7 +97,7 @@ func (r *Registry) Apply(ctx context.Context, manifest []byte, opts api.Manifest
 			return nil, refusal(problems)
 		}
 		result, done, err := r.change(ctx, opts.DryRun, func() ([]change, error) {
-			return accepted(r.plan(ctx, objects, writer{api.OwnerApply, opts.TakeOver}))
+			return accepted(r.plan(ctx, objects, r.operator(opts)))
 		})
 		if err != nil || done {
 			return result, err

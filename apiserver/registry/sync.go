@@ -13,6 +13,9 @@ import (
 type Unit struct {
 	Name     string // unique in its source; messages begin with it
 	Manifest []byte // YAML or JSON; it may hold no object
+	// Object is one object in JSON, instead of Manifest. The registry of Kubernetes' objects
+	// keeps its UID and its creation time.
+	Object []byte
 }
 
 // Set is what a source has.
@@ -51,12 +54,21 @@ func (s *Owned) Sync(ctx context.Context, set Set) (*Outcome, error) {
 	if callerOf(ctx).User == "" {
 		ctx = By(ctx, Caller{User: "source " + s.owner})
 	}
-	keep, readable := named(set.Units)
+	keep, readable := s.named(set.Units)
+	out, err := s.make(ctx, func(out *Outcome) ([]change, error) {
+		return s.plan(ctx, set, keep, readable && set.Complete, out)
+	})
+	if err == nil {
+		out.Refused = tellable(out.Refused, "there are more mistakes than these")
+	}
+	return out, err
+}
+
+// make makes what plan returns, again if somebody else changed the same objects meanwhile.
+func (s *Owned) make(ctx context.Context, plan func(*Outcome) ([]change, error)) (*Outcome, error) {
 	for range attempts {
 		out := &Outcome{}
-		result, done, err := s.registry.change(ctx, false, func() ([]change, error) {
-			return s.plan(ctx, set, keep, readable && set.Complete, out)
-		})
+		result, done, err := s.registry.change(ctx, false, func() ([]change, error) { return plan(out) })
 		if err != nil {
 			return nil, err
 		}
@@ -69,7 +81,6 @@ func (s *Owned) Sync(ctx context.Context, set Set) (*Outcome, error) {
 				out.Changed = append(out.Changed, o)
 			}
 		}
-		out.Refused = tellable(out.Refused, "there are more mistakes than these")
 		return out, nil
 	}
 	return nil, busy()
@@ -87,10 +98,10 @@ func (s *Owned) Turn(ctx context.Context) (journal.Turn, error) {
 
 // named returns the keys of all objects in the units, also of those with mistakes. It is
 // false if a unit cannot be read that far.
-func named(units []Unit) (keys map[string]bool, readable bool) {
+func (s *Owned) named(units []Unit) (keys map[string]bool, readable bool) {
 	keys, readable = map[string]bool{}, true
 	for _, u := range units {
-		objects, problems := readDocuments(u.Manifest, api.ManifestOptions{}, true)
+		objects, problems := s.readUnit(u, true)
 		readable = readable && len(problems) == 0
 		for _, o := range objects {
 			keys[o.key()] = true
@@ -126,7 +137,7 @@ func (s *Owned) planUnits(ctx context.Context, units []Unit, by writer, out *Out
 	bad := map[string]bool{}
 	for {
 		units = slices.DeleteFunc(slices.Clone(units), func(u Unit) bool { return bad[u.Name] })
-		objects, problems := readUnits(units)
+		objects, problems := s.readUnits(units)
 		var changes []change
 		if len(problems) == 0 {
 			var err error
@@ -145,10 +156,10 @@ func (s *Owned) planUnits(ctx context.Context, units []Unit, by writer, out *Out
 }
 
 // readUnits reads all objects of the units. An object belongs to the first unit that has it.
-func readUnits(units []Unit) (all []object, problems []api.Problem) {
+func (s *Owned) readUnits(units []Unit) (all []object, problems []api.Problem) {
 	holder := map[string]string{}
 	for _, u := range units {
-		objects, found := readDocuments(u.Manifest, api.ManifestOptions{}, false)
+		objects, found := s.readUnit(u, false)
 		for i := range objects {
 			o := &objects[i]
 			o.unit = u.Name
@@ -167,4 +178,16 @@ func readUnits(units []Unit) (all []object, problems []api.Problem) {
 		all, problems = append(all, objects...), append(problems, found...)
 	}
 	return all, problems
+}
+
+// readUnit reads the objects of a unit.
+func (s *Owned) readUnit(u Unit, headOnly bool) ([]object, []api.Problem) {
+	if u.Object == nil {
+		return readDocuments(u.Manifest, api.ManifestOptions{}, headOnly)
+	}
+	o, problems := readObject(0, 0, u.Object, api.ManifestOptions{}, headOnly, writer{owner: s.owner}.native())
+	if o == nil || len(problems) > 0 {
+		return nil, problems
+	}
+	return []object{*o}, nil
 }

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/service"
 	"github.com/weft-mesh/weft/store"
@@ -30,6 +31,8 @@ type Service struct {
 	Object *corev1.Service
 	service.Service
 	Wrong error
+	// Kubernetes says that it comes from there, with its endpoint slices.
+	Kubernetes bool
 }
 
 // Event is one change of a key. Object is its value, nil if the key was deleted or cannot
@@ -126,7 +129,7 @@ func readService(b []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{Object: v.(*corev1.Service)}
+	s := &Service{Object: v.(*corev1.Service), Kubernetes: api.OwnerOf(b) == api.OwnerKubernetes}
 	s.Service, s.Wrong = service.FromKubernetes(s.Object)
 	return s, nil
 }

@@ -4,6 +4,9 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -56,5 +59,14 @@ func TestAnotherNodeObjectIsAnotherMachine(t *testing.T) {
 	}
 	if register, _ := r.Register(t.Context()); register["n1"].UID != "u2" {
 		t.Errorf("after that it is registered as %+v", register["n1"])
+	}
+}
+
+func TestANodeWithoutInternalAddressIsReachedFromOutside(t *testing.T) {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
+		{Type: corev1.NodeHostName, Address: "n1"}, {Type: corev1.NodeExternalIP, Address: "203.0.113.1"},
+	}}}
+	if r, err := FromKubernetes(n, ClusterPool); err != nil || len(r.Addresses) != 1 || r.Addresses[0].String() != "203.0.113.1" {
+		t.Errorf("addresses are %v, %v; want the external one", r.Addresses, err)
 	}
 }

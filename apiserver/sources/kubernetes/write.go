@@ -1,0 +1,446 @@
+package kubernetes
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/nodes"
+	"github.com/weft-mesh/weft/apiserver/registry"
+	"github.com/weft-mesh/weft/manifest"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/wire"
+)
+
+const (
+	// gather is how long the first change of a burst waits for the others: they share one
+	// transaction.
+	gather = 20 * time.Millisecond
+	// mostUnits and mostBytes are what one update takes.
+	mostUnits = 2000
+	mostBytes = 4 << 20
+	// Pauses after a failure double from the first to the last.
+	firstRetry = time.Second
+	lastRetry  = 15 * time.Second
+	// waitPause is the pause between two looks at the register while pods wait for nodes.
+	waitPause = 2 * time.Second
+)
+
+// systemNamespace exists in each cluster for as long as the cluster does.
+const systemNamespace = "kube-system"
+
+// writer is the goroutine that writes.
+type writer struct {
+	*Source
+	// registered are the nodes, as of a turn of the register.
+	registered map[string]bool
+	turn       int64
+	// uid is the cluster's that is followed, as far as it is known.
+	uid string
+}
+
+// write writes what has changed until ctx ends.
+func (s *Source) write(ctx context.Context) error {
+	w := &writer{Source: s}
+	var pause time.Duration
+	for {
+		var again <-chan time.Time
+		switch {
+		case pause > 0:
+			again = time.After(pause)
+		case s.waits():
+			again = time.After(waitPause)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.work:
+		case <-again:
+		}
+		if !sleep(ctx, gather) {
+			return nil
+		}
+		err := w.step(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if pause = 0; err != nil {
+			pause = min(max(2*pause, firstRetry), lastRetry)
+		}
+		s.note(func() { s.failing = err })
+	}
+}
+
+// waits reports whether something waits for a node.
+func (s *Source) waits() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.homeless)+len(s.unready) > 0
+}
+
+// step writes everything that has changed, if it can be believed.
+func (w *writer) step(ctx context.Context) error {
+	if !w.ready() {
+		return nil
+	}
+	if ok, err := w.known(ctx); !ok || err != nil {
+		return err
+	}
+	refs := w.take()
+	err := w.all(ctx, refs)
+	w.note(func() {
+		if err != nil {
+			for _, ref := range refs {
+				w.dirty[ref] = true // what was done is not done twice
+			}
+			return
+		}
+		if !w.begun {
+			w.begun, w.looked = true, true
+			w.conf.Log.Info("the objects of Kubernetes are applied", "server", w.host)
+		}
+	})
+	return err
+}
+
+// ready starts and stops what follows custom resources, and reports whether all resources
+// that there are were listed.
+func (s *Source) ready() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := true
+	for _, r := range resources {
+		m := s.mirrors[r.plural]
+		if r.custom && s.mirrors[definitions].listed {
+			installed := s.mirrors[definitions].rows[name{"", r.definition()}] != nil
+			stop, running := s.stop[r.plural]
+			switch {
+			case installed && !running:
+				s.start[r.plural]()
+			case !installed && running:
+				stop()
+				delete(s.stop, r.plural)
+			}
+			if !installed { // and so is no object of it
+				m.listed, m.absent, m.err = false, false, nil
+				for n := range m.rows {
+					m.remove(n)
+				}
+				continue
+			}
+		}
+		all = all && (m.listed || m.absent)
+	}
+	return all
+}
+
+// known reports whether this is the cluster that was followed before, if any was.
+func (w *writer) known(ctx context.Context) (bool, error) {
+	w.mu.Lock()
+	uid := ""
+	if r := w.mirrors[manifest.Namespaces].rows[name{"", systemNamespace}]; r != nil {
+		uid = r.uid
+	}
+	w.mu.Unlock()
+	foreign := ""
+	switch {
+	case uid == "":
+		foreign = fmt.Sprintf("Kubernetes at %s lists no namespace %s, which every cluster has: nothing of it is believed", w.host, systemNamespace)
+	case uid != w.uid:
+		kv, err := w.conf.Store.Get(ctx, wire.KubernetesKey)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return false, err
+		}
+		switch was := string(kv.Value); {
+		case was == uid:
+			w.uid = uid
+		case was == "" || w.conf.UID == uid:
+			if err := store.Write(ctx, w.conf.Store, store.Put(wire.KubernetesKey, []byte(uid))); err != nil {
+				return false, err
+			}
+			w.uid = uid
+		default:
+			foreign = fmt.Sprintf("Kubernetes at %s is another cluster than before: its namespace %s has the UID %s, and had %s; what came from the other one is kept", w.host, systemNamespace, uid, was)
+		}
+	}
+	w.note(func() { w.foreign, w.looked = foreign, true })
+	return foreign == "", nil
+}
+
+// take returns what has changed, in the order in which it is written.
+func (s *Source) take() []registry.Ref {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	refs := slices.SortedFunc(maps.Keys(s.dirty), func(a, b registry.Ref) int {
+		return cmp.Or(s.mirrors[a.Plural].rank-s.mirrors[b.Plural].rank, cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	clear(s.dirty)
+	return refs
+}
+
+// all writes the objects. In one update the registry orders them itself.
+func (w *writer) all(ctx context.Context, refs []registry.Ref) error {
+	if err := w.declare(ctx, refs); err != nil {
+		return err
+	}
+	if err := w.readRegister(ctx); err != nil {
+		return err
+	}
+	var puts []registry.Unit
+	var gone []registry.Ref
+	of := map[string]registry.Ref{}
+	w.mu.Lock()
+	for _, ref := range refs {
+		if ref.Plural == machines || ref.Plural == definitions {
+			continue
+		}
+		w.leave(ref)
+		r := w.mirrors[ref.Plural].rows[name{ref.Namespace, ref.Name}]
+		switch {
+		case r == nil || r.text == nil:
+			gone = append(gone, ref)
+			continue
+		case r.node != "" && !w.registered[r.node]:
+			if w.homeless[r.node] == nil {
+				w.homeless[r.node] = map[registry.Ref]bool{}
+			}
+			w.homeless[r.node][ref] = true
+			gone = append(gone, ref) // an earlier one of its name
+			continue
+		case w.atNode(r):
+			w.atNodes[ref] = true
+		}
+		of[ref.Key()] = ref
+		puts = append(puts, registry.Unit{Name: ref.Key(), Object: r.text})
+	}
+	w.mu.Unlock()
+	// What no longer speaks for a pod goes before all else, and what no longer forbids after.
+	first := func(ref registry.Ref) bool { return ref.Plural == manifest.Pods }
+	delta := registry.Delta{Delete: slices.DeleteFunc(slices.Clone(gone), func(r registry.Ref) bool { return !first(r) })}
+	later := slices.DeleteFunc(gone, first)
+	for size := 0; ; {
+		n := 0
+		for n < len(puts) && n < mostUnits && size < mostBytes {
+			size += len(puts[n].Object)
+			n++
+		}
+		delta.Put, puts = puts[:n], puts[n:]
+		if len(puts) == 0 {
+			delta.Delete = append(delta.Delete, later...)
+		}
+		if err := w.update(ctx, delta, of); err != nil {
+			return err
+		}
+		if len(puts) == 0 {
+			return w.withdraw(ctx, refs)
+		}
+		delta, size = registry.Delta{}, 0
+	}
+}
+
+// update writes a part, and notes what is wrong with it.
+func (w *writer) update(ctx context.Context, d registry.Delta, of map[string]registry.Ref) error {
+	if len(d.Put)+len(d.Delete) == 0 {
+		return nil
+	}
+	out, err := w.conf.Registry.Update(ctx, d)
+	if err != nil {
+		return err
+	}
+	refused := map[string][]string{}
+	for _, p := range out.Refused {
+		if len(refused[p.File]) < 3 {
+			refused[p.File] = append(refused[p.File], p.Message)
+		}
+	}
+	for _, p := range out.Warnings {
+		w.conf.Log.Debug("an object of Kubernetes is applied with a warning", "object", of[p.File].String(), "warning", p.Message)
+	}
+	w.note(func() {
+		for _, u := range d.Put {
+			ref := of[u.Name]
+			m := w.mirrors[ref.Plural]
+			r := m.rows[name{ref.Namespace, ref.Name}]
+			if r == nil {
+				continue // it has gone meanwhile, and is dirty
+			}
+			t := trouble{kind: m.kind, message: r.partly, partly: true}
+			if why := refused[u.Name]; why != nil {
+				t.message, t.partly = strings.Join(why, "; "), false
+			}
+			if t.message == "" {
+				continue
+			}
+			if w.wrong[ref] != t {
+				w.conf.Log.Warn("an object of Kubernetes is not applied as it is", "kind", m.kind, "object", ref.String(), "problem", t.message)
+			}
+			w.wrong[ref] = t
+			w.reports.tell(m.resource, ref, r.uid, t)
+		}
+	})
+	return nil
+}
+
+// leave forgets what was wrong with an object. The mutex is held.
+func (w *writer) leave(ref registry.Ref) {
+	delete(w.wrong, ref)
+	delete(w.atNodes, ref)
+	for node, pods := range w.homeless {
+		if delete(pods, ref); len(pods) == 0 {
+			delete(w.homeless, node)
+		}
+	}
+}
+
+// atNode reports whether a slice leads to the address of a node. The mutex is held.
+func (w *writer) atNode(r *row) bool {
+	return slices.ContainsFunc(r.addresses, func(ip netip.Addr) bool { return w.nodeAddresses[ip] })
+}
+
+// declare registers the nodes that have changed, and those that could not be before.
+func (w *writer) declare(ctx context.Context, refs []registry.Ref) error {
+	w.mu.Lock()
+	due := map[string]bool{}
+	for node := range w.unready {
+		due[node] = true
+	}
+	for _, ref := range refs {
+		if ref.Plural == machines {
+			due[ref.Name] = true
+		}
+	}
+	objects := map[string]*corev1.Node{}
+	for node := range due {
+		var object corev1.Node
+		if r := w.mirrors[machines].rows[name{"", node}]; r != nil && r.text != nil && json.Unmarshal(r.text, &object) == nil {
+			objects[node] = &object
+		}
+	}
+	w.mu.Unlock()
+	for _, node := range slices.Sorted(maps.Keys(due)) {
+		why := ""
+		if object, there := objects[node]; there {
+			request, err := nodes.FromKubernetes(object, w.conf.IPAM)
+			if err == nil {
+				_, err = w.conf.Nodes.Declare(ctx, request, api.OwnerKubernetes)
+			}
+			var answer *api.Error
+			switch {
+			case errors.As(err, &answer):
+				why = answer.Error()
+			case err != nil:
+				return err
+			}
+		}
+		w.note(func() {
+			if w.unready[node] = why; why == "" {
+				delete(w.unready, node)
+			}
+		})
+	}
+	if len(due) > 0 {
+		w.placeNodes()
+	}
+	return nil
+}
+
+// placeNodes notes the addresses of all nodes.
+func (w *writer) placeNodes() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	at := map[netip.Addr]bool{}
+	for _, r := range w.mirrors[machines].rows {
+		var request api.NodeRequest
+		if json.Unmarshal(r.text, &request) == nil {
+			for _, ip := range request.Addresses {
+				at[ip] = true
+			}
+		}
+	}
+	if maps.Equal(at, w.nodeAddresses) {
+		return
+	}
+	w.nodeAddresses = at
+	for n, r := range w.mirrors[manifest.EndpointSlices].rows {
+		ref := w.mirrors[manifest.EndpointSlices].ref(n)
+		if w.atNodes[ref] = w.atNode(r); !w.atNodes[ref] {
+			delete(w.atNodes, ref)
+		}
+	}
+}
+
+// withdraw removes nodes that are gone.
+func (w *writer) withdraw(ctx context.Context, refs []registry.Ref) error {
+	for _, ref := range refs {
+		if ref.Plural != machines {
+			continue
+		}
+		w.mu.Lock()
+		gone := w.mirrors[machines].rows[name{"", ref.Name}] == nil
+		w.mu.Unlock()
+		if !gone {
+			continue
+		}
+		if err := w.conf.Nodes.Withdraw(ctx, ref.Name, api.OwnerKubernetes); err != nil {
+			return err
+		}
+		// Pods that are still declared on it went with it.
+		w.mu.Lock()
+		for n, r := range w.mirrors[manifest.Pods].rows {
+			if r.node == ref.Name {
+				w.dirt(w.mirrors[manifest.Pods], n)
+			}
+		}
+		w.mu.Unlock()
+	}
+	return nil
+}
+
+// readRegister reads which nodes are registered, if that has changed. Pods that have waited
+// for one that is are written again.
+func (w *writer) readRegister(ctx context.Context) error {
+	turn, err := w.conf.Registry.Turn(ctx)
+	if err != nil {
+		return err
+	}
+	at := int64(0)
+	for _, c := range turn {
+		if c.Key == wire.RegistrationsTurnKey {
+			at = c.Modified
+		}
+	}
+	if w.registered != nil && at == w.turn {
+		return nil
+	}
+	register, err := w.conf.Nodes.Register(ctx)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.registered, w.turn = map[string]bool{}, at
+	for node := range register {
+		w.registered[node] = true
+		for ref := range w.homeless[node] {
+			w.dirty[ref] = true
+			signal(w.work)
+		}
+	}
+	for ref := range w.wrong {
+		if ref.Plural == manifest.Pods {
+			w.dirty[ref] = true
+			signal(w.work)
+		}
+	}
+	return nil
+}
