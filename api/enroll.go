@@ -16,6 +16,14 @@ import (
 // API servers. A token that was made for anybody else is refused.
 const TokenAudience = "weft.io"
 
+// Where a cluster of Kubernetes keeps its first operator's context: in the Secret
+// OperatorSecret of the namespace SystemNamespace, under OperatorContextKey.
+const (
+	SystemNamespace    = "weft-system"
+	OperatorSecret     = "weft-operator"
+	OperatorContextKey = "contexts.yaml"
+)
+
 // Bootstrap is what a node needs to ask for its join bundle: where the API servers are, and
 // how to know them. It holds no secret.
 type Bootstrap struct {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -43,9 +44,13 @@ func (s *server) admitNodes() error {
 		return err
 	}
 	s.enroller = enroll.New(enroll.Config{Client: client, Namespace: namespace, Account: name, IPAM: s.conf.IPAM})
-	s.publisher = &enroll.Publisher{Client: client, Namespace: namespace, Log: s.log, Now: func() api.Bootstrap {
-		return api.Bootstrap{Servers: append(s.otherURLs(), s.self.URL), CA: string(s.Bundle())}
-	}}
+	s.publisher = &enroll.Publisher{
+		Client: client, Namespace: namespace, Log: s.log,
+		Now: func() api.Bootstrap {
+			return api.Bootstrap{Servers: append(s.otherURLs(), s.self.URL), CA: string(s.Bundle())}
+		},
+		Operator: func() ([]byte, error) { return os.ReadFile(s.conf.AdminConfig) },
+	}
 	return nil
 }
 

@@ -237,8 +237,12 @@ func (l *Lab) startKubelet(ctx context.Context, n *Node, site kubernetesSite) er
 	if err != nil {
 		return err
 	}
+	// The lab's own folder is out of a machine's sight.
+	if err := os.Link(l.images(), filepath.Join(SandboxConfig{Kubernetes: filepath.Join(n.dir, "kubernetes")}.kubernetesDir(kubernetesDir), "images.tar")); err != nil {
+		return err
+	}
 	for _, args := range [][]string{
-		{"images", "import", l.images()}, {"images", "import", imageIn(l.kubernetes)}, {"images", "tag", "--force", name, weftImage},
+		{"images", "import", kubernetesDir + "/images.tar"}, {"images", "import", imageIn(l.kubernetes)}, {"images", "tag", "--force", name, weftImage},
 	} {
 		if err := ctr(args...); err != nil {
 			return err

@@ -94,6 +94,11 @@ func Sandbox(c SandboxConfig) error {
 	return loopbackUp()
 }
 
+// kubernetesDir is where one of kubernetesDirs is kept.
+func (c SandboxConfig) kubernetesDir(dir string) string {
+	return filepath.Join(c.Kubernetes, strings.ReplaceAll(strings.TrimPrefix(dir, "/"), "/", "-"))
+}
+
 // kubernetesDirs makes the folders that become kubernetesDirs, in that order; none without
 // Kubernetes.
 func (c SandboxConfig) kubernetesDirs() (dirs []string, err error) {
@@ -101,7 +106,7 @@ func (c SandboxConfig) kubernetesDirs() (dirs []string, err error) {
 		return nil, nil
 	}
 	for _, dir := range kubernetesDirs {
-		dir = filepath.Join(c.Kubernetes, strings.ReplaceAll(strings.TrimPrefix(dir, "/"), "/", "-"))
+		dir = c.kubernetesDir(dir)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err
 		}

@@ -1,7 +1,9 @@
 package enroll
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -24,16 +26,26 @@ const (
 	BootstrapKey = "bootstrap.yaml"
 )
 
-// publishTurn is how often the object is looked at: somebody may have changed it.
+// OperatorSecret is the name of the object, in the same namespace, with the context of the
+// first operator; its key ContextKey holds contexts as `weft -c` reads them. Who may read it
+// in Kubernetes may operate the cluster's mesh.
+const (
+	OperatorSecret = api.OperatorSecret
+	ContextKey     = api.OperatorContextKey
+)
+
+// publishTurn is how often the objects are looked at: somebody may have changed them.
 const publishTurn = 30 * time.Second
 
-// Publisher keeps the ConfigMap as it should be.
+// Publisher keeps ConfigMap and Secret as they should be.
 type Publisher struct {
 	Client    kubernetes.Interface
 	Namespace string
 	// Now is what it should say.
 	Now func() api.Bootstrap
-	Log *slog.Logger
+	// Operator is what the Secret should say.
+	Operator func() ([]byte, error)
+	Log      *slog.Logger
 }
 
 // Run works until ctx ends. While Kubernetes is away, agents keep what they have.
@@ -41,15 +53,15 @@ func (p *Publisher) Run(ctx context.Context) error {
 	var told string
 	for ctx.Err() == nil {
 		text := ""
-		if err := p.look(ctx); err != nil && ctx.Err() == nil {
+		if err := errors.Join(p.look(ctx), p.lookAtSecret(ctx)); err != nil && ctx.Err() == nil {
 			text = err.Error()
 		}
 		switch {
 		case text == told:
 		case text == "":
-			p.Log.Info("agents can be told again how to reach the API servers")
+			p.Log.Info("agents and operators can be told again how to reach the API servers")
 		default:
-			p.Log.Warn("cannot tell agents how to reach the API servers; retrying", "error", text)
+			p.Log.Warn("cannot tell agents and operators how to reach the API servers; retrying", "error", text)
 		}
 		told = text
 		select {
@@ -60,7 +72,30 @@ func (p *Publisher) Run(ctx context.Context) error {
 	return nil
 }
 
-// look corrects the object if it differs.
+// lookAtSecret corrects the Secret if it differs.
+func (p *Publisher) lookAtSecret(ctx context.Context) error {
+	text, err := p.Operator()
+	if err != nil {
+		return fmt.Errorf("read the operator's context: %w", err)
+	}
+	secrets := p.Client.CoreV1().Secrets(p.Namespace)
+	is, err := secrets.Get(ctx, OperatorSecret, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		is = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: OperatorSecret, Namespace: p.Namespace}, Data: map[string][]byte{ContextKey: text}}
+		_, err = secrets.Create(ctx, is, metav1.CreateOptions{})
+	case err == nil && !bytes.Equal(is.Data[ContextKey], text):
+		is = is.DeepCopy()
+		is.Data = map[string][]byte{ContextKey: text}
+		_, err = secrets.Update(ctx, is, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("Secret %s/%s: %w", p.Namespace, OperatorSecret, err)
+	}
+	return nil
+}
+
+// look corrects the ConfigMap if it differs.
 func (p *Publisher) look(ctx context.Context) error {
 	now := p.Now()
 	now.Servers = slices.Sorted(slices.Values(now.Servers)) // the same whoever leads

@@ -22,7 +22,8 @@ func TestAgentsAreToldWhereTheAPIServersAre(t *testing.T) {
 		client := fake.NewClientset()
 		servers := []string{"https://192.0.2.2:7443", "https://192.0.2.1:7443"}
 		p := &Publisher{Client: client, Namespace: "weft-system", Log: slog.New(slog.DiscardHandler),
-			Now: func() api.Bootstrap { return api.Bootstrap{Servers: servers, CA: testCA} }}
+			Operator: func() ([]byte, error) { return []byte("contexts: []"), nil },
+			Now:      func() api.Bootstrap { return api.Bootstrap{Servers: servers, CA: testCA} }}
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- p.Run(ctx) }()
@@ -47,6 +48,10 @@ func TestAgentsAreToldWhereTheAPIServersAre(t *testing.T) {
 				}
 			}
 			return n
+		}
+		secret, err := client.CoreV1().Secrets("weft-system").Get(t.Context(), OperatorSecret, metav1.GetOptions{})
+		if err != nil || string(secret.Data[ContextKey]) != "contexts: []" {
+			t.Errorf("operators are told %v, %v", secret, err)
 		}
 		before := writes()
 		time.Sleep(10 * publishTurn)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"sync"
@@ -75,6 +76,9 @@ func contexts() (*api.Config, error) {
 	if errors.As(err, &syntax) {
 		err = fmt.Errorf("contexts file %s: %w", syntax.Path, fileError(syntax.Err))
 	}
+	if errors.Is(err, fs.ErrNotExist) && len(kubernetesContexts()) > 0 {
+		return &api.Config{}, nil
+	}
 	if err != nil {
 		return nil, usageError{err}
 	}
@@ -84,7 +88,13 @@ func contexts() (*api.Config, error) {
 func clientOf(file *api.Config, name string) (*api.Client, error) {
 	x, err := file.Context(name)
 	if err != nil {
-		return nil, usageError{err}
+		var there bool
+		if x, there, err = contextOfKubernetes(name, err); !there {
+			return nil, usageError{err}
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	c, err := api.NewClient(x)
 	if err != nil {

@@ -6,10 +6,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
 
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/deploy/install"
 )
 
@@ -43,7 +42,7 @@ func installCommand() *cobra.Command {
 		if err != nil {
 			return usageError{err}
 		}
-		namespace := "weft-system"
+		namespace := api.SystemNamespace
 		if n := cmd.Flag("namespace"); n != nil && n.Changed {
 			namespace = n.Value.String()
 		}
@@ -82,19 +81,4 @@ func installCommand() *cobra.Command {
 		return i.Wait(ctx, objects)
 	}
 	return cmd
-}
-
-// kubernetesAccess is the access to Kubernetes that kubectl would use.
-func kubernetesAccess(file, name string) (*rest.Config, error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = file
-	conf, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: name}).ClientConfig()
-	if clientcmd.IsEmptyConfig(err) {
-		return nil, install.ErrNoCluster
-	}
-	if err != nil {
-		return nil, fmt.Errorf("access to Kubernetes: %w", err)
-	}
-	conf.UserAgent = "weft-install"
-	return conf, nil
 }

@@ -360,10 +360,12 @@ func (w *writer) placeNodes() {
 	defer w.mu.Unlock()
 	at := map[netip.Addr]bool{}
 	for _, r := range w.mirrors[machines].rows {
-		var request api.NodeRequest
-		if json.Unmarshal(r.text, &request) == nil {
-			for _, ip := range request.Addresses {
-				at[ip] = true
+		var object corev1.Node
+		if json.Unmarshal(r.text, &object) == nil {
+			for _, a := range object.Status.Addresses {
+				if ip, err := netip.ParseAddr(a.Address); err == nil {
+					at[ip.Unmap()] = true
+				}
 			}
 		}
 	}
