@@ -22,6 +22,7 @@ import (
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/bpf/bpftest"
 	"github.com/weft-mesh/weft/cni"
+	_ "github.com/weft-mesh/weft/internal/firstthread"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 	"github.com/weft-mesh/weft/meshagent/endpoint/endpointtest"
 	"github.com/weft-mesh/weft/meshagent/tables"

@@ -24,3 +24,31 @@ func TestAddressesToListenOn(t *testing.T) {
 		}
 	}
 }
+
+// The CNI plugin is for nodes whose pods a container runtime starts, and needs both folders.
+func TestWhereTheCNIPluginIsInstalled(t *testing.T) {
+	for _, test := range []struct {
+		conf, bin string
+		from      PodsFrom
+		wrong     string
+	}{
+		{from: Objects},
+		{from: Requests},
+		{conf: "/etc/cni/net.d", bin: "/opt/cni/bin", from: Requests},
+		{conf: "/etc/cni/net.d", bin: "/opt/cni/bin", from: Objects, wrong: "pods-from is objects"},
+		{conf: "/etc/cni/net.d", from: Requests, wrong: "belong together"},
+		{bin: "/opt/cni/bin", from: Requests, wrong: "belong together"},
+		{conf: "net.d", bin: "/opt/cni/bin", from: Requests, wrong: "absolute path"},
+	} {
+		c := Defaults()
+		c.CNIConfDir, c.CNIBinDir, c.PodsFrom = test.conf, test.bin, test.from
+		if err := c.Validate(); (err == nil) != (test.wrong == "") || err != nil && !strings.Contains(err.Error(), test.wrong) {
+			t.Errorf("%+v: %v", test, err)
+		}
+	}
+	c := Defaults()
+	c.CNISpoolDir = ""
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "cni-spool-dir") {
+		t.Errorf("without a spool: %v", err)
+	}
+}

@@ -67,6 +67,7 @@ var mayImport = map[string][]string{
 var testsMayImport = map[string][]string{
 	"deploy":         {"apiserver", "meshagent"}, // the examples are read as the processes read them
 	"apiserver":      {"internal/loopbacktest"},
+	"cni":            {"cni/conflist", "meshagent", "meshagent/tables", "bpf", "internal/firstthread"}, // it asks a real agent
 	"store":          {"internal/loopbacktest"},
 	"cmd/weft":       {"deploy"}, // the example is refused until it is edited
 	"meshagent":      {"internal/loopbacktest"},

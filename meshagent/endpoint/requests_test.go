@@ -34,6 +34,7 @@ type machine struct {
 	datapath *bpftest.Datapath
 	plumbing *endpointtest.Plumbing
 	cidrs    []netip.Prefix
+	spool    api.EndpointSpool
 
 	mu sync.Mutex // guards step
 	// step is called before each act on the kernel, which fails with its error.
@@ -48,7 +49,7 @@ func (m *machine) onStep(step func(act, pod string) error) {
 }
 
 func newMachine(t *testing.T) *machine {
-	return &machine{t: t, dir: endpoint.Dir(filepath.Join(t.TempDir(), "endpoints")), datapath: bpftest.NewDatapath(), plumbing: &endpointtest.Plumbing{}, cidrs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}}
+	return &machine{t: t, dir: endpoint.Dir(filepath.Join(t.TempDir(), "endpoints")), spool: api.EndpointSpool(filepath.Join(t.TempDir(), "spool")), datapath: bpftest.NewDatapath(), plumbing: &endpointtest.Plumbing{}, cidrs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}}
 }
 
 // life is one agent's endpoints.
@@ -68,13 +69,7 @@ func (m *machine) start() *life {
 	var err error
 	l.Endpoints, err = endpoint.New(endpoint.Config{
 		CIDRs: m.cidrs, MTU: 1420, Tables: l.tab, Datapath: stepping{m.datapath, m}, Plumbing: acting{m.plumbing, m}, Dir: m.dir,
-		Tell: func(pod, why string) {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			if l.why[pod] = why; why == "" {
-				delete(l.why, pod)
-			}
-		}, Log: slog.New(slog.DiscardHandler),
+		Tell: l.tell, TellPool: func(why string) { l.tell("addresses", why) }, Spool: m.spool, TellSpool: l.tellSpool, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		m.t.Fatal(err)
