@@ -146,7 +146,11 @@ func (c Call) run(ctx context.Context) (spoken string, answer any, err error) {
 	if err := c.validate(do.needs); err != nil {
 		return conf.CNIVersion, nil, err
 	}
-	answer, err = do.do(ctx, r)
+	if conf.Type == Loopback {
+		answer, err = loopback(ctx, name, r)
+	} else {
+		answer, err = do.do(ctx, r)
+	}
 	return conf.CNIVersion, answer, err
 }
 

@@ -25,6 +25,7 @@ const maxConfig = 8 << 20
 type config struct {
 	CNIVersion string    `json:"cniVersion"`
 	Name       string    `json:"name"`
+	Type       string    `json:"type"`
 	Socket     string    `json:"socket"`
 	Spool      string    `json:"spool"`
 	DNS        types.DNS `json:"dns"`

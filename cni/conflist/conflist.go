@@ -26,6 +26,9 @@ const (
 	File = "05-weft.conflist"
 	// Network is the name of the network in it.
 	Network = "weft"
+
+	// loopback is the name of another plugin that runtimes may need beside ours.
+	loopback = "loopback"
 )
 
 // Config says what to install where.
@@ -236,8 +239,11 @@ func (c Config) files() (names []string, err error) {
 func (c Config) InstallProgram() error {
 	path := filepath.Join(c.BinDir, Type)
 	same, err := sameContent(c.Program, path)
-	if err != nil || same {
+	if err != nil {
 		return err
+	}
+	if same {
+		return c.installLoopback()
 	}
 	if err := os.MkdirAll(c.BinDir, 0o755); err != nil {
 		return err
@@ -247,12 +253,24 @@ func (c Config) InstallProgram() error {
 		return err
 	}
 	defer from.Close()
-	return statefile.Create(path, func(f *os.File) error {
+	if err := statefile.Create(path, func(f *os.File) error {
 		if _, err := io.Copy(f, from); err != nil {
 			return err
 		}
 		return f.Chmod(0o755)
-	})
+	}); err != nil {
+		return err
+	}
+	return c.installLoopback()
+}
+
+// installLoopback has our program stand in for the plugin loopback, unless somebody's is there.
+func (c Config) installLoopback() error {
+	err := os.Symlink(Type, filepath.Join(c.BinDir, loopback))
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
 }
 
 // sameContent says whether a program is another's copy that can be run.
@@ -326,6 +344,11 @@ func (c Config) Uninstall() error {
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	if to, err := os.Readlink(filepath.Join(c.BinDir, loopback)); err == nil && to == Type {
+		if err := os.Remove(filepath.Join(c.BinDir, loopback)); err != nil {
+			return err
+		}
 	}
 	if err := os.Remove(filepath.Join(c.BinDir, Type)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

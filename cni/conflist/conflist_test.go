@@ -1,6 +1,7 @@
 package conflist
 
 import (
+	"errors"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -148,12 +149,39 @@ func TestTheProgramIsCopiedWhole(t *testing.T) {
 			t.Errorf("%q after another version, %v", content(), err)
 		}
 	}
-	if files, err := os.ReadDir(conf.BinDir); err != nil || len(files) != 1 {
-		t.Errorf("left over: %v, %v", files, err)
+	if files, err := os.ReadDir(conf.BinDir); err != nil || len(files) != 2 {
+		t.Errorf("there are %v, %v; want the program and the link that stands in for loopback", files, err)
 	}
 	conf.Program = filepath.Join(conf.BinDir, "never")
 	if err := conf.InstallProgram(); err == nil || content() != "longer" {
 		t.Errorf("without a program: %v", err)
+	}
+}
+
+// Distributions bring the plugin loopback along; ours stands in for it where it is missing.
+func TestAnothersLoopbackStays(t *testing.T) {
+	conf := config(t)
+	path := filepath.Join(conf.BinDir, "loopback")
+	if err := conf.InstallProgram(); err != nil {
+		t.Fatal(err)
+	}
+	if to, err := os.Readlink(path); err != nil || to != Type {
+		t.Errorf("loopback leads to %q, %v; want %s", to, err, Type)
+	}
+	if err := conf.Uninstall(); err != nil {
+		t.Fatal(err)
+	}
+	if files, err := os.ReadDir(conf.BinDir); err != nil || len(files) > 0 {
+		t.Errorf("left over: %v, %v", files, err)
+	}
+	if err := os.WriteFile(path, []byte("theirs"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(conf.InstallProgram(), conf.Uninstall()); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "theirs" {
+		t.Errorf("another's loopback is %q, %v", text, err)
 	}
 }
 
