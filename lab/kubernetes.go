@@ -18,7 +18,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -26,6 +25,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // A cluster with kubernetes: true is a real one: etcd and Kubernetes' control plane on its
@@ -39,7 +39,7 @@ import (
 var KubernetesPrograms = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl"}
 
 // kubernetesTools are Debian's programs that a node of Kubernetes needs.
-var kubernetesTools = map[string]string{"containerd": "containerd", "ctr": "containerd", "runc": "runc", "mount": "mount"}
+var kubernetesTools = map[string]string{"containerd": "containerd", "ctr": "containerd", "runc": "runc", "mount": "mount", "unshare": "util-linux"}
 
 const (
 	kubernetesPort = 6443
@@ -133,9 +133,6 @@ func (l *Lab) bootKubernetes(ctx context.Context, c *Cluster) error {
 	if err := l.startControlPlane(ctx, control, &site); err != nil {
 		return err
 	}
-	if err := l.addKubeContext(c.Name, site); err != nil {
-		return err
-	}
 	g, nodes := errgroup.WithContext(ctx)
 	for _, name := range c.Nodes {
 		g.Go(func() error { return l.startKubelet(nodes, l.nodes[c.Name+"/"+name], site) })
@@ -198,6 +195,16 @@ func (l *Lab) startControlPlane(ctx context.Context, n *Node, site *kubernetesSi
 		return err
 	}
 	site.CA = base64.StdEncoding.EncodeToString(ca)
+	if err := l.addKubeContext(n.Cluster.Name, *site); err != nil {
+		return err
+	}
+	// The others end if it does not answer in time.
+	if err := l.await(ctx, "kube-apiserver on "+n.Full(), n, func() error {
+		_, err := l.kubectl(ctx, n.Cluster.Name, "get", "--raw", "/readyz")
+		return err
+	}); err != nil {
+		return err
+	}
 	if err := writeKubernetesFiles(n, *site, "manager.conf", "scheduler.conf"); err != nil {
 		return err
 	}
@@ -215,11 +222,10 @@ func (l *Lab) startKubelet(ctx context.Context, n *Node, site kubernetesSite) er
 	if err := writeKubernetesFiles(n, site, "containerd.toml", "kubelet.yaml", "kubelet.conf"); err != nil {
 		return err
 	}
-	containerd, err := exec.LookPath("containerd")
-	if err != nil {
-		return err
-	}
-	if err := l.startProgram(n, "containerd", containerd, "-c", kubernetesDir+"/containerd.toml"); err != nil {
+	// Containers have cgroups of their own, outside of the machine's. In a namespace of process
+	// IDs that begins with containerd, they end with it, and with the machine.
+	if err := l.startProgram(n, "containerd", "/usr/bin/env", "unshare", "--fork", "--kill-child", "--pid", "--mount", "--propagation", "unchanged", "--mount-proc",
+		"containerd", "-c", kubernetesDir+"/containerd.toml"); err != nil {
 		return err
 	}
 	ctr := func(args ...string) error {
@@ -262,6 +268,55 @@ func (l *Lab) startProgram(n *Node, name string, command ...string) error {
 	cmd.Dir = "/"
 	_, err := n.spawn(name, cmd)
 	return err
+}
+
+// containers are the IDs of all containers that run on the lab's machines.
+func (l *Lab) containers() (ids []string) {
+	for _, n := range l.nodes {
+		if !n.Cluster.Kubernetes || !n.Powered() {
+			continue
+		}
+		entries, _ := os.ReadDir(n.path("/run/containerd/io.containerd.runtime.v2.task/k8s.io"))
+		for _, e := range entries {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids
+}
+
+// cgroupPatience is how long dead containers' processes may take to leave their cgroups.
+const cgroupPatience = 5 * time.Second
+
+// removeContainerCgroups removes what containers leave behind in the hierarchies of cgroups.
+func removeContainerCgroups(ids []string) error {
+	var left []string
+	for deadline := time.Now().Add(cgroupPatience); ; time.Sleep(20 * time.Millisecond) {
+		left = nil
+		for _, parent := range containerCgroups() {
+			for _, id := range ids {
+				dir := filepath.Join(parent, id)
+				if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+					left = append(left, dir)
+				}
+			}
+			_ = unix.Rmdir(parent) // if it was the last one's
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("cgroups of containers are in use: %s", strings.Join(left, ", "))
+		}
+	}
+}
+
+// containerCgroups are the folders in which a runtime has its containers' cgroups.
+func containerCgroups() (parents []string) {
+	for _, pattern := range []string{"/sys/fs/cgroup/k8s.io", "/sys/fs/cgroup/*/k8s.io"} {
+		found, _ := filepath.Glob(pattern)
+		parents = append(parents, found...)
+	}
+	return parents
 }
 
 // addKubeContext adds a cluster to the operator's kubeconfig.

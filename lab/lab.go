@@ -347,6 +347,7 @@ func (l *Lab) closeOnce() error {
 	if l.tasks != nil {
 		l.tasks(nil)
 	}
+	containers := l.containers()
 	var g errgroup.Group
 	for _, n := range l.nodes {
 		g.Go(n.PowerOff)
@@ -369,6 +370,7 @@ func (l *Lab) closeOnce() error {
 	if l.cgroup.Dir != "" {
 		failed = append(failed, l.cgroup.Remove())
 	}
+	failed = append(failed, removeContainerCgroups(containers))
 	if l.Dir != "" {
 		failed = append(failed, os.RemoveAll(l.Dir))
 	}

@@ -36,7 +36,9 @@ func clients(cmd *cobra.Command) ([]*api.Client, error) {
 		return nil, err
 	}
 	if slices.Contains(names, "all") && !slices.Contains(file.Names(), "all") {
-		names = file.Names()
+		if names = file.Names(); len(names) == 0 {
+			names = kubernetesContexts()
+		}
 	}
 	if len(names) == 0 {
 		names = []string{""}

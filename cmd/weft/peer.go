@@ -90,8 +90,8 @@ func peerAddCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if !slices.Contains(file.Names(), args[0]) {
-					return addInvite(ctx, cmd, here, args[0], file.Names())
+				if known := append(file.Names(), kubernetesContexts()...); !slices.Contains(known, args[0]) {
+					return addInvite(ctx, cmd, here, args[0], known)
 				}
 				there, err := clientOf(file, args[0])
 				if err != nil {
