@@ -1,0 +1,172 @@
+package install
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+)
+
+var update = flag.Bool("update", false, "write what the chart renders now to testdata")
+
+// needed are the values that have no default.
+var needed = []string{"cluster.name=east,cluster.id=1,cluster.serviceCIDR=10.96.0.0/12", "cluster.podCIDRs={10.244.0.0/16}"}
+
+func render(t *testing.T, set ...string) []*unstructured.Unstructured {
+	t.Helper()
+	values, err := Values(nil, append(slices.Clone(needed), set...), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, err := Render("weft-system", "v1.2.3", "v1.36.3", values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects
+}
+
+// What the chart renders is kept, so that a change shows what it changes for whoever upgrades.
+func TestRendered(t *testing.T) {
+	for name, set := range map[string][]string{
+		"default": nil,
+		"dual-stack": {"cluster.podCIDRs={10.244.0.0/16,fd00:10:244::/56}", "cluster.ipv6ServiceCIDR=fd00:10:96::/112", "ipam.mode=cluster-pool",
+			"k8sServiceHost=192.0.2.10", "image.repository=registry.example/weft", "image.digest=sha256:" + strings.Repeat("a", 64), "imagePullSecrets[0].name=registry",
+			"tunnel.userspace=never", "cni.install=false", "agent.extraArgs={--log-level=debug}", "apiServer.extraArgs={--peer-changes=500}"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var text strings.Builder
+			for _, o := range render(t, set...) {
+				one, err := yaml.Marshal(o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				text.WriteString("---\n" + string(one))
+			}
+			file := filepath.Join("testdata", name+".yaml")
+			if *update {
+				if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil || string(want) != text.String() {
+				t.Errorf("the chart renders something else than %s (%v); if that is wanted, run go test ./deploy/install -update", file, err)
+			}
+		})
+	}
+}
+
+// Every object belongs to the release, and what refers to another one finds it.
+func TestObjectsBelongTogether(t *testing.T) {
+	accounts := map[string]bool{}
+	var order []string
+	for _, o := range render(t) {
+		order = append(order, o.GetKind())
+		if o.GetLabels()["app.kubernetes.io/instance"] != Release || o.GetLabels()["app.kubernetes.io/version"] != "v1.2.3" {
+			t.Errorf("%s %s has the labels %v", o.GetKind(), o.GetName(), o.GetLabels())
+		}
+		switch o.GetKind() {
+		case "ServiceAccount":
+			accounts[o.GetName()] = true
+		case "Deployment", "DaemonSet":
+			account, _, _ := unstructured.NestedString(o.Object, "spec", "template", "spec", "serviceAccountName")
+			if !accounts[account] {
+				t.Errorf("%s %s runs as %q, which is not there before it", o.GetKind(), o.GetName(), account)
+			}
+			containers, _, _ := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "containers")
+			for _, c := range containers {
+				if image := c.(map[string]any)["image"]; image != "ghcr.io/weft-mesh/weft:v1.2.3" {
+					t.Errorf("%s %s runs %v", o.GetKind(), o.GetName(), image)
+				}
+			}
+		case "ClusterRoleBinding", "RoleBinding":
+			subjects, _, _ := unstructured.NestedSlice(o.Object, "subjects")
+			for _, s := range subjects {
+				if name := s.(map[string]any)["name"]; name != "weft-apiserver" {
+					t.Errorf("%s %s gives rights to %v, and only the API server needs any", o.GetKind(), o.GetName(), name)
+				}
+			}
+		}
+	}
+	if last := order[len(order)-1]; last != "DaemonSet" {
+		t.Errorf("the last object is a %s: pods come after what they need", last)
+	}
+}
+
+func TestWrongValues(t *testing.T) {
+	for _, c := range []struct {
+		set  []string
+		want string
+	}{
+		{nil, "cluster/name"},
+		{[]string{"cluster.name=east"}, "cluster/id"},
+		{append(needed[:2:2], "cluster.id=300"), "it may be 1 to 255"},
+		{append(needed[:2:2], "cluster.id=0"), "cluster/id"},
+		{append(needed[:2:2], "cluster.name=East"), "cluster/name"},
+		{append(needed[:2:2], "cluster.podCIDRs={10.244.0.0}"), "podCIDRs/0"},
+		{append(needed[:2:2], "ipam.mode=crd"), "ipam/mode"},
+		{append(needed[:2:2], "agnt.dataDir=/x"), "agnt"},
+		{append(needed[:2:2], "agent.dataDir=x"), "agent/dataDir"},
+		{append(needed[:2:2], "image.digest=latest"), "image/digest"},
+	} {
+		values, err := Values(nil, c.set, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Render("weft-system", "v1", "", values); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: %v, want it to name %s", c.set, err, c.want)
+		}
+	}
+	if _, err := Values(nil, []string{"cluster.podCIDRs={10.0.0.0/8"}, nil); err == nil {
+		t.Error("an assignment that does not end was accepted")
+	}
+	if _, err := Values([]string{"no-such-file.yaml"}, nil, nil); err == nil {
+		t.Error("a file that is not there was read")
+	}
+}
+
+func TestAnOldKubernetesIsRefused(t *testing.T) {
+	values, err := Values(nil, needed, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Render("weft-system", "v1", "v1.29.4", values); err == nil || !strings.Contains(err.Error(), ">=1.30.0") {
+		t.Errorf("Kubernetes 1.29: %v", err)
+	}
+}
+
+// Of two files the later one wins, and assignments win over files.
+func TestValuesOfFilesAndAssignments(t *testing.T) {
+	first := filepath.Join(t.TempDir(), "first.yaml")
+	if err := os.WriteFile(first, []byte("cluster: {name: a, id: 1}\nimage: {tag: x}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	values, err := Values([]string{first, "-"}, []string{"cluster.name=c"}, strings.NewReader("cluster: {name: b, id: 2}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := yaml.Marshal(values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "cluster:\n  id: 2\n  name: c\nimage:\n  tag: x\n"; string(text) != want {
+		t.Errorf("values are\n%s, want\n%s", text, want)
+	}
+}
+
+func TestWhatIsMissing(t *testing.T) {
+	for _, c := range []struct {
+		seen       bool
+		want, have int32
+		says       string
+	}{{false, 1, 1, "not seen"}, {true, 3, 2, "2 of 3"}, {true, 3, 3, ""}, {true, 0, 0, ""}} {
+		if got := missingOf(c.seen, c.want, c.have); (got == "") != (c.says == "") || !strings.Contains(got, c.says) {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}
