@@ -62,6 +62,40 @@ func TestStories(t *testing.T) {
 	}
 }
 
+// Every command on the page about Kubernetes is run by the scenarios of make test-kubernetes.
+func TestKubernetesPageRuns(t *testing.T) {
+	page, err := os.ReadFile("../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	scripts, err := filepath.Glob("kubernetes/*.txtar")
+	if err != nil || len(scripts) == 0 {
+		t.Fatalf("scripts: %v, %v", scripts, err)
+	}
+	var typed []string
+	for _, file := range scripts {
+		s, _, err := scenario.Load(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range s.Lines {
+			typed = append(typed, strings.Join(l.Words, " "))
+		}
+	}
+	found := 0
+	for line := range strings.Lines(string(page)) {
+		if command, ok := strings.CutPrefix(line, "    "); ok {
+			if command = strings.TrimSpace(command); !slices.Contains(typed, command) {
+				t.Errorf("no script runs `%s`", command)
+			}
+			found++
+		}
+	}
+	if found < 4 {
+		t.Errorf("the page has %d commands", found)
+	}
+}
+
 // Every command on the operations page is run by a scenario, and the mode of every file
 // there is checked.
 func TestOperationsPageRuns(t *testing.T) {

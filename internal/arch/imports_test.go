@@ -18,11 +18,13 @@ var mayImport = map[string][]string{
 	"statefile": {},
 	"tunnel":    {"statefile", "internal/pace"},
 	"deploy":    {},
-	"wire":      {"identity", "service"}, // what a peer exports of services, as backends
-	"policy":    {"identity", "manifest"},
-	"flow":      {"identity", "bpf"},
-	"api":       {"statefile"},
-	"store":     {"wire"},
+	// Renders the chart that is beside it.
+	"deploy/install": {"deploy"},
+	"wire":           {"identity", "service"}, // what a peer exports of services, as backends
+	"policy":         {"identity", "manifest"},
+	"flow":           {"identity", "bpf"},
+	"api":            {"statefile"},
+	"store":          {"wire"},
 	// What a container runtime starts for each pod: it must start fast.
 	"cni": {"api"},
 	// Installs it, for operators and for agents.
@@ -39,7 +41,7 @@ var mayImport = map[string][]string{
 	"meshagent/paths": {"meshagent/tables", "meshagent/reconcile", "identity", "wire", "bpf", "tunnel", "internal/pace"},
 	// Scripts compare what the maps of its machines say.
 	"lab":       {"api", "apiserver/authority", "flow", "deploy", "bpf", "internal/firstthread"},
-	"cmd/weft":  {"manifest", "api", "cni", "cni/conflist", "apiserver", "meshagent", "meshagent/tables", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile"},
+	"cmd/weft":  {"manifest", "api", "cni", "cni/conflist", "apiserver", "meshagent", "meshagent/tables", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile", "deploy/install"},
 	"scenarios": {"lab"},
 	"internal":  {"lab"},
 	// Speaks the wire format, and is read by the real API server of a lab's cluster.
