@@ -110,7 +110,7 @@ func (s *Source) unread() (out []api.Concern) {
 		}
 		switch {
 		case apierrors.IsForbidden(m.err), apierrors.IsUnauthorized(m.err):
-			c.Next = "apply deploy/kubernetes/rbac.yaml there, and use its service account"
+			c.Next = "give its account the role that the chart has for it (deploy/chart/templates/rbac.yaml)"
 		case m.absent:
 			c.Message = fmt.Sprintf("%s is installed in Kubernetes, but not in version %s: its objects are not applied", r.definition(), r.group)
 			c.Next = "install the definition of Cilium 1.18 or newer"
