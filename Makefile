@@ -71,7 +71,7 @@ bench-services: build kubernetes ## measure services beside kube-proxy in iptabl
 	$(call run,internal/benchservices) $(if $(SERVICES),-rounds 3 -services $(SERVICES),-docs docs)
 
 KUBERNETES := scenarios/kubernetes
-KUBERNETES_PROGRAMS ?= kube-proxy kube-apiserver
+KUBERNETES_PROGRAMS ?= kube-proxy kube-apiserver kube-controller-manager kubectl
 .PHONY: kubernetes
 kubernetes: ## build Kubernetes' own programs, those of KUBERNETES_PROGRAMS, and the etcd that they need
 	cd $(KUBERNETES) && CGO_ENABLED=0 nice -n 19 go build -p 2 -trimpath -o $(CURDIR)/.bin/kubernetes/ \
@@ -85,7 +85,7 @@ kubernetes: ## build Kubernetes' own programs, those of KUBERNETES_PROGRAMS, and
 test-kubernetes: build ## scenarios on clusters of Kubernetes; needs root, and builds Kubernetes once
 	$(MAKE) kubernetes KUBERNETES_PROGRAMS="kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl"
 	$(MAKE) image PLATFORMS=local
-	./weft lab run scenarios/kubernetes/*.txtar
+	./weft lab run --set PROGRAMS=$(CURDIR)/.bin/kubernetes scenarios/kubernetes/*.txtar
 
 # Simulated meshes for FOR, then real ones in the lab: fifty pods at once, ten times, and
 # rounds of a minute or two for FOR as well, or as many as ROUNDS; SEED repeats the first of

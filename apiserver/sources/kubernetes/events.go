@@ -122,7 +122,7 @@ func (c *client) event(ctx context.Context, from string, p report) error {
 	if namespace == "" {
 		namespace = metav1.NamespaceDefault
 	}
-	reason, message := "NotApplied", "Weft does not apply this "+p.of.kind+": it "+p.message
+	reason, message := "NotApplied", "Weft does not apply this "+p.of.kind+": "+p.message
 	if p.partly {
 		reason, message = "AppliedInPart", "Weft applies this "+p.of.kind+" in part: "+p.message
 	}

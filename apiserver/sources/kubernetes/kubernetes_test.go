@@ -129,7 +129,7 @@ func TestOthersMayNotWriteWhatKubernetesHas(t *testing.T) {
 		}
 		w.kube.put(manifest.NetworkPolicies, netpol("mine", closed))
 		w.settle()
-		w.says("of the same name", "NetworkPolicy default/mine of Kubernetes is not applied: it was applied here with `weft apply`: `weft delete` it")
+		w.says("of the same name", "NetworkPolicy default/mine of Kubernetes is not applied: was applied here with `weft apply`: `weft delete` it")
 		w.kube.remove(manifest.NetworkPolicies, name{"default", "mine"})
 		w.settle()
 		w.has("at the end", append([]string{"networkpolicies/default/mine"}, populated...)...)
@@ -161,6 +161,15 @@ func TestCustomResourcesComeAndGo(t *testing.T) {
 		w.after(time.Minute)
 		w.has("not listed once", with...)
 		w.stop()
+		first := true
+		w.kube.set(func() {
+			w.kube.lists = func(plural string, items []object, version uint64, _ bool) ([]object, uint64) {
+				if plural == definitions && first {
+					items, first = nil, false
+				}
+				return items, version
+			}
+		})
 		w.start("")
 		w.after(time.Minute)
 		w.has("not listed at the start of a term", with...)
@@ -191,7 +200,7 @@ func TestWhatIsRefusedIsTold(t *testing.T) {
 		w.has("refused", append([]string{"pods/default/odd"}, populated...)...)
 		w.says("refused",
 			"Pod default/odd of Kubernetes is applied in part: hostPort 30001 of container main is not served: ports 30000-32767 are for services",
-			"Service default/bad of Kubernetes is not applied: it spec.clusterIPs[0] 10.99.0.1 is outside of the service CIDR 10.101.0.0/16")
+			"Service default/bad of Kubernetes is not applied: spec.clusterIPs[0] 10.99.0.1 is outside of the service CIDR 10.101.0.0/16")
 		told := func() (out []string) {
 			w.kube.set(func() {
 				for _, e := range w.kube.events {
@@ -214,6 +223,11 @@ func TestWhatIsRefusedIsTold(t *testing.T) {
 		}
 		if got := told(); len(got) != 2 {
 			t.Errorf("events %q", got)
+		}
+		// Before Kubernetes forgets it, it is.
+		w.after(time.Hour)
+		if got := told(); len(got) != 4 {
+			t.Errorf("events an hour later: %q", got)
 		}
 		w.kube.remove(manifest.Services, name{"default", "bad"})
 		w.kube.remove(manifest.Pods, name{"default", "odd"})

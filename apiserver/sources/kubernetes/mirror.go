@@ -249,6 +249,9 @@ func (m *mirror) judge(list runtime.Object) error {
 	}
 	m.source.mu.Lock()
 	defer m.source.mu.Unlock()
+	if at := version(of.GetResourceVersion()); !m.back && at > 0 && at < m.newest {
+		m.back, m.need, m.agreed, m.since = true, thrice, 0, time.Now() // not just a server is behind
+	}
 	m.agreed++
 	decided := m.agreed >= m.need
 	if m.back && version(of.GetResourceVersion()) >= m.newest {

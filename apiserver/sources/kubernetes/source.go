@@ -123,6 +123,7 @@ const (
 	accessPause = 5 * time.Second
 	probePause  = 5 * time.Second
 	probeLimit  = 4 * time.Second
+	remindEvery = 60 // probes
 )
 
 // Run follows Kubernetes until ctx ends.
@@ -209,8 +210,13 @@ func (s *Source) remember(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, ref := range held {
-		if m := s.mirrors[ref.Plural]; m != nil {
-			m.rows[name{ref.Namespace, ref.Name}] = &row{}
+		m := s.mirrors[ref.Plural]
+		if m == nil {
+			continue
+		}
+		m.rows[name{ref.Namespace, ref.Name}] = &row{}
+		if m.custom {
+			s.mirrors[definitions].rows[name{"", m.definition()}] = &row{}
 		}
 	}
 	for node, reg := range register {
@@ -234,7 +240,7 @@ func (m *mirror) follow(ctx context.Context, from all) error {
 
 // probe asks the API server whether it is there until ctx ends.
 func (s *Source) probe(ctx context.Context, c *client) error {
-	for {
+	for n := 0; ; {
 		inner, cancel := context.WithTimeout(ctx, probeLimit)
 		err := c.probe(inner)
 		cancel()
@@ -255,8 +261,24 @@ func (s *Source) probe(ctx context.Context, c *client) error {
 				s.awayWhy = err
 			}
 		})
+		if n++; n%remindEvery == 0 {
+			s.remind()
+		}
 		if !sleep(ctx, probePause) {
 			return nil
+		}
+	}
+}
+
+// remind has events written again of what still is not applied as it is, where those of
+// before are about to expire.
+func (s *Source) remind() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for ref, t := range s.wrong {
+		m := s.mirrors[ref.Plural]
+		if r := m.rows[name{ref.Namespace, ref.Name}]; r != nil {
+			s.reports.tell(m.resource, ref, r.uid, t)
 		}
 	}
 }

@@ -165,7 +165,7 @@ func (s *Source) objectConcerns() (out []api.Concern) {
 		t := s.wrong[ref]
 		c := api.Concern{
 			Object: strings.ToLower(t.kind) + " " + ref.String(), Reason: "KubernetesRefused",
-			Message: fmt.Sprintf("%s %s of Kubernetes is not applied: it %s", t.kind, ref, t.message), Next: "correct it in Kubernetes; until then what was applied of it before, if anything, stays",
+			Message: fmt.Sprintf("%s %s of Kubernetes is not applied: %s", t.kind, ref, t.message), Next: "correct it in Kubernetes; until then what was applied of it before, if anything, stays",
 		}
 		if t.partly {
 			c.Reason, c.Message, c.Next = "KubernetesPartly", fmt.Sprintf("%s %s of Kubernetes is applied in part: %s", t.kind, ref, t.message), "correct it in Kubernetes"
