@@ -13,13 +13,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/weft-mesh/weft/cni"
+	_ "github.com/weft-mesh/weft/cmd/weft/plugin" // what a container runtime starts
 )
 
 func main() {
-	if cni.Called(os.Args, os.Getenv) {
-		os.Exit(cni.Main())
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	root := rootCommand()
 	refuseUnknownShells(root)
