@@ -98,9 +98,14 @@ func newNode(t testing.TB) *node {
 
 func newNodeWith(t testing.TB, edit func(*Config)) *node {
 	t.Helper()
+	return newNodeOf(t, edit, options{ethernetTunnel: true})
+}
+
+func newNodeOf(t testing.TB, edit func(*Config), o options) *node {
+	t.Helper()
 	n := &node{TB: t, config: smallConfig(ownNamespaces(t))}
 	edit(&n.config)
-	d, err := load(n.config, options{ethernetTunnel: true})
+	d, err := load(n.config, o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,9 +28,9 @@ inline_always int loop_clashes(const struct flow_key *server, const struct flow_
 
 /* Writes a row for answers in place of one that is over. Returns 0, -EXISTS if the key is a
  * live flow's, or another error. */
-inline_always long claim_at(const struct flow_key *at, const struct flow *row, __u64 now)
+inline_always int claim_at(const struct flow_key *at, const struct flow *row, __u64 now)
 {
-	long err = bpf_map_update_elem(&flows, at, row, ROW_NEW);
+	int err = bpf_map_update_elem(&flows, at, row, ROW_NEW);
 
 	if (err != -EXISTS || clashes(at, now))
 		return err;
@@ -42,7 +42,7 @@ static long try_source(__u32 i, const __u32 *unused)
 	__u32 zero = 0;
 	struct flow *row = bpf_map_lookup_elem(&answers, &zero), *f = fresh_flow();
 	struct search *t = searching();
-	long err;
+	int err;
 
 	if (!row || !f || !t)
 		return 1;
@@ -58,7 +58,7 @@ static long try_source(__u32 i, const __u32 *unused)
 	if (err == -EXISTS)
 		return 0;
 	t->found = !err;
-	t->full = !!err;
+	t->why = err ? unwritten(err) : 0;
 	return 1;
 }
 
@@ -80,8 +80,8 @@ once int claim_elsewhere(const struct flow_key *key)
 	search_all(t);
 	row->flags |= (__u32)key->lport << FLOW_PORT;
 	bpf_loop(TRIES + WALK, try_source, &zero, 0);
-	if (t->full)
-		return REASON_FLOW_TABLE_FULL;
+	if (t->why)
+		return t->why;
 	if (!t->found)
 		return REASON_NO_PORT;
 	f->flags |= (__u32)t->answer.lport << FLOW_PORT;
@@ -95,7 +95,7 @@ inline_always int claim_answers(const struct flow_key *key, const struct flow *f
 	__u32 zero = 0;
 	struct flow *row = bpf_map_lookup_elem(&answers, &zero), *old;
 	struct flow_key at;
-	long err;
+	int err;
 
 	if (!row)
 		return REASON_FAILED;
@@ -115,7 +115,7 @@ inline_always int claim_answers(const struct flow_key *key, const struct flow *f
 	err = claim_at(&at, row, f->seen);
 	if (err == -EXISTS)
 		return claim_elsewhere(key);
-	return err ? REASON_FLOW_TABLE_FULL : 0;
+	return err ? unwritten(err) : 0;
 }
 
 /* Gives back the port that the fresh flow has claimed, if another CPU has stored the flow with

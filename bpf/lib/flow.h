@@ -306,9 +306,9 @@ inline_always void other_of_pair(struct flow_key *key, const struct masquerade *
 
 /* Deletes a pair of rows in masquerades: who deletes the pod's owns the other (see
  * masquerade.h). Returns 0 if it did. */
-inline_always long delete_pair(const struct flow_key *pod, const struct flow_key *answer)
+inline_always int delete_pair(const struct flow_key *pod, const struct flow_key *answer)
 {
-	long err = bpf_map_delete_elem(&masquerades, pod);
+	int err = bpf_map_delete_elem(&masquerades, pod);
 
 	if (!err)
 		bpf_map_delete_elem(&masquerades, answer);
@@ -425,7 +425,7 @@ enum {
 part int put(const struct flow_key *key, const struct flow *f, int admitted)
 {
 	__u32 owner = f->owner;
-	long err = bpf_map_update_elem(&flows, key, f, ROW_NEW);
+	int err = bpf_map_update_elem(&flows, key, f, ROW_NEW);
 	const struct flow *old;
 	struct share *sh;
 
@@ -439,15 +439,16 @@ part int put(const struct flow_key *key, const struct flow *f, int admitted)
 		return old && old->flags & FLOW_ANSWERS ? REASON_FLOW_CLASH : ELSEWHERE;
 	}
 	sh = share_of(owner);
-	if (!sh)
-		return err ? REASON_FAILED : 0;
-	if (!err) {
+	if (err) {
+		if (sh && err == -TOO_BIG)
+			__sync_fetch_and_add(&sh->refused, 1);
+		return unwritten(err);
+	}
+	if (sh) {
 		sh->newest[sh->next % NEWEST] = *key;
 		__sync_fetch_and_add(&sh->next, 1);
-		return 0;
 	}
-	__sync_fetch_and_add(&sh->refused, 1);
-	return REASON_FLOW_TABLE_FULL;
+	return 0;
 }
 
 /* Admits and writes a flow. Returns what put does. */

@@ -57,6 +57,7 @@ enum update_flags {
 };
 
 #define NOT_PERMITTED 1
+#define TOO_BIG 7
 #define NO_MEMORY 12
 #define EXISTS 17
 #define CONNECTION_REFUSED 111
@@ -363,8 +364,10 @@ enum store_flags {
 
 /* Helpers, by their numbers in the kernel. */
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
-static long (*const bpf_map_update_elem)(void *map, const void *key, const void *val, __u64 flags) = (void *)2;
-static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
+/* int: before Linux 6.4, the upper half of what these two return is zero, errors included, because
+ * a call of them becomes one of the map's own function. */
+static int (*const bpf_map_update_elem)(void *map, const void *key, const void *val, __u64 flags) = (void *)2;
+static int (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
 static __u32 (*const bpf_get_prandom_u32)(void) = (void *)7;
 static long (*const bpf_skb_store_bytes)(struct __sk_buff *, __u32 off, const void *from, __u32 len, __u64 flags) = (void *)9;
 static long (*const bpf_l3_csum_replace)(struct __sk_buff *, __u32 off, __u64 from, __u64 to, __u64 size) = (void *)10;

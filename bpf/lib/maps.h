@@ -123,6 +123,14 @@ volatile const __u32 events_bytes; /* size of events */
 volatile const __u32 events_each;  /* events a second that a pod may always send */
 volatile const __u32 tunnel_l3; /* offset of the IP header on a lane: 0, or ETH_HLEN */
 
+/* Why a row was not written. Only a table without room is full; all else lasts for a moment: the
+ * kernel has no memory at hand, or was interrupted on this CPU while it had the same part of
+ * the table locked. */
+inline_always int unwritten(int err)
+{
+	return err == -TOO_BIG ? REASON_FLOW_TABLE_FULL : REASON_FAILED;
+}
+
 inline_always struct flow *fresh_flow(void)
 {
 	__u32 zero = 0;

@@ -151,7 +151,7 @@ static long try_port(__u32 i, struct masking *s)
 	struct search *t = s->t;
 	struct masquerade *old;
 	__u32 port;
-	long err;
+	int err;
 
 	if (t->pod.proto == PROTO_SCTP) /* its checksum covers its ports */
 		port = ntohs(t->pod.lport);
@@ -170,7 +170,7 @@ static long try_port(__u32 i, struct masking *s)
 	if (err == -EXISTS)
 		return 0;
 	t->found = !err;
-	t->full = !!err;
+	t->why = err ? unwritten(err) : 0;
 	return 1;
 }
 
@@ -187,18 +187,19 @@ inline_always void begin_mask(struct search *t, const struct flow_key *pod, cons
 inline_always int search_port(struct __sk_buff *skb, struct search *t, __u32 tries)
 {
 	struct masking s = {.skb = skb, .t = t};
+	int err;
 
 	bpf_loop(tries, try_port, &s, 0);
-	if (t->full)
-		return REASON_FLOW_TABLE_FULL;
+	if (t->why)
+		return t->why;
 	if (!t->found)
 		return REASON_NO_PORT;
 	t->row = (struct masquerade){.addr = t->answer.local, .port = t->answer.lport, .kind = t->kind};
-	if (bpf_map_update_elem(&masquerades, &t->pod, &t->row, ROW_ANY)) {
-		bpf_map_delete_elem(&masquerades, &t->answer);
-		return REASON_FLOW_TABLE_FULL;
-	}
-	return 0;
+	err = bpf_map_update_elem(&masquerades, &t->pod, &t->row, ROW_ANY);
+	if (!err)
+		return 0;
+	bpf_map_delete_elem(&masquerades, &t->answer);
+	return unwritten(err);
 }
 
 /* Gives a flow of the pod with this number a port of the node at mine. Returns 0 with

@@ -233,7 +233,7 @@ inline_always int expose(struct entry *t)
 {
 	int why = vacate(t, &t->front);
 	__be16 other;
-	long err;
+	int err;
 
 	if (why)
 		return why;
@@ -253,7 +253,7 @@ inline_always int expose(struct entry *t)
 			bpf_map_delete_elem(&masquerades, &t->front);
 	}
 	/* Another CPU may be at the same connection: the sender tries again. */
-	return err == -EXISTS ? REASON_FAILED : err ? REASON_FLOW_TABLE_FULL : 0;
+	return err ? unwritten(err) : 0;
 }
 
 /* Gives the client a port of the ingress address towards its backend, and stores the flow.

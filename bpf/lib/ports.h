@@ -20,7 +20,7 @@ struct search {
 	__u32 own_first;
 	__u8 ipv6;
 	__u8 found;
-	__u8 full;
+	__u8 why; /* nothing can be written: a reason */
 	__u8 kind; /* of the rows, enum masquerade_kind */
 };
 
