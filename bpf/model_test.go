@@ -153,6 +153,7 @@ type tale struct {
 	rows  map[bpf.FlowKey]bpf.Flow // as they are in the kernel
 	masks map[model.Key]model.MaskRow
 	event *bpf.Event
+	why   bpf.Reason
 }
 
 func (t *tale) step(s step, rng *rand.Rand) {
@@ -216,11 +217,7 @@ func (t *tale) settle() (now uint64) {
 	}
 	t.must(t.m.Flows.UpdateBatch(rows))
 	for k, seen := range t.n.Sessions() {
-		table := t.m.Affinities
-		if k.Outside {
-			table = t.m.Visitors
-		}
-		at := bpf.AffinityKey{Client: bpf.AddrOf(k.Client), Service: k.Service}
+		table, at := t.session(k)
 		row, ok, err := table.Lookup(at)
 		if row.Seen = now - uint64(t.n.Now-seen); ok {
 			err = table.Update(at, row)
@@ -228,6 +225,15 @@ func (t *tale) settle() (now uint64) {
 		t.must(err)
 	}
 	return now
+}
+
+// session is where the row of a client's session is.
+func (t *tale) session(k model.Client) (bpf.Table[bpf.AffinityKey, bpf.Affinity], bpf.AffinityKey) {
+	at := bpf.AffinityKey{Client: bpf.AddrOf(k.Client), Service: k.Service}
+	if k.Outside {
+		return t.m.Visitors, at
+	}
+	return t.m.Affinities, at
 }
 
 func keyOf(k bpf.FlowKey) model.Key {
@@ -246,7 +252,7 @@ func (t *tale) packet(at hook, frame []byte) {
 		return
 	}
 	t.readFlows()
-	t.event = event
+	t.event, t.why = event, got.Reason
 	want := at.in(t.n, frame)
 	for _, c := range t.n.Complaints() {
 		t.fail("%s", c)
@@ -406,6 +412,15 @@ func (t *tale) Client(k model.Key) (uint16, bool) {
 	row, ok := t.masks[k]
 	return cmp.Or(row.Other, k.PeerPort), ok && row.Answer
 }
+
+func (t *tale) Session(k model.Client) (netip.AddrPort, bool) {
+	table, at := t.session(k)
+	row, ok, err := table.Lookup(at)
+	t.must(err)
+	return netip.AddrPortFrom(row.Backend.Netip(), row.Port.Number()), ok
+}
+
+func (t *tale) Reason() bpf.Reason { return t.why }
 
 // portClasses writes the classes of ports, the same for every world.
 func (r *rig) portClasses() {

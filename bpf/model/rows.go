@@ -53,6 +53,10 @@ type Witness interface {
 	Mask(inside Key) (uint16, bool)
 	// Client is the port that a client has towards a backend, if it could not keep its own.
 	Client(front Key) (uint16, bool)
+	// Session is the backend that a client stays with.
+	Session(Client) (netip.AddrPort, bool)
+	// Reason is what became of the packet.
+	Reason() bpf.Reason
 }
 
 // Pod is a pod of this node.

@@ -88,7 +88,10 @@ func (n *Node) choose(s *Service, client netip.Addr, outside bool, flow Key) (ne
 	if len(hat) > 1 {
 		var ok bool
 		drawn, ok = n.Witness.Backend(flow)
-		if !slices.Contains(hat, drawn) { // it was refused, and nothing tells which it was
+		if !slices.Contains(hat, drawn) && s.Timeout > 0 {
+			drawn, ok = n.Witness.Session(Client{client, s.ID, outside})
+		}
+		if !slices.Contains(hat, drawn) { // it was refused, and only the reason tells which it was
 			drawn = n.refusable(hat, client, outside)
 		}
 		if !slices.Contains(hat, drawn) {
@@ -103,11 +106,15 @@ func (n *Node) choose(s *Service, client netip.Addr, outside bool, flow Key) (ne
 }
 
 // refusable is the backend that a connection can have got if it was refused after the choice:
-// the client itself, or for clients outside one that cannot be reached.
+// the client itself, or for clients outside one that cannot be reached, for the reason that was
+// told.
 func (n *Node) refusable(hat []netip.AddrPort, client netip.Addr, outside bool) (none netip.AddrPort) {
 	for _, b := range hat {
 		at, why := n.locate(b.Addr())
-		if b.Addr() == client || outside && (why != 0 || at.via == bpf.ViaStack) {
+		if why == 0 && at.via == bpf.ViaStack {
+			why = bpf.ReasonNotSupported
+		}
+		if outside && why != 0 && why == n.Witness.Reason() || !outside && b.Addr() == client {
 			return b
 		}
 	}
