@@ -27,7 +27,7 @@ func (l *Lab) Boot(ctx context.Context) error {
 	if l.Topology.usesKubernetes() {
 		patience += kubernetesPatience
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, patience*time.Duration(max(l.slower, 1)))
 	defer cancel()
 	var g errgroup.Group
 	for i := range l.Topology.Clusters {
@@ -238,7 +238,8 @@ func (l *Lab) nodeProcesses() []string {
 // the command wrote to stderr.
 func (l *Lab) weft(ctx context.Context, args ...string) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
-	if err := l.Run(ctx, l.Dir, &stdout, &stderr, append([]string{"weft"}, args...)...); err != nil {
+	limit := fmt.Sprintf("--timeout=%ds", 30*max(l.slower, 1))
+	if err := l.Run(ctx, l.Dir, &stdout, &stderr, append([]string{"weft", limit}, args...)...); err != nil {
 		return nil, fmt.Errorf("weft %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.Bytes(), nil

@@ -39,6 +39,7 @@ type Config struct {
 	// .bin/kubernetes if empty.
 	Kubernetes string
 	File       string       // the lab file, for `weft lab list`
+	Slower     int          // how many times longer than elsewhere clusters may take to start; 0 and 1: no longer
 	ID         string       // random if empty
 	Log        *slog.Logger // nil discards
 }
@@ -65,6 +66,7 @@ type Lab struct {
 	kernel  bool // the kernel has WireGuard
 	// kubernetes is the folder with Kubernetes' programs.
 	kubernetes string
+	slower     int
 
 	tasks context.CancelCauseFunc // ends what runs in group
 	group *errgroup.Group
@@ -81,7 +83,7 @@ type Lab struct {
 // Raise makes the network and powers on every machine. Weft's own processes are
 // started by Boot.
 func Raise(ctx context.Context, c Config) (_ *Lab, err error) {
-	l := &Lab{Topology: c.Topology, ID: c.ID, file: c.File, binary: c.Binary, next: c.Next, kubernetes: c.Kubernetes, log: c.Log, started: time.Now(),
+	l := &Lab{Topology: c.Topology, ID: c.ID, file: c.File, binary: c.Binary, next: c.Next, kubernetes: c.Kubernetes, slower: c.Slower, log: c.Log, started: time.Now(),
 		nodes: map[string]*Node{}, pods: map[string]*podState{}}
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)

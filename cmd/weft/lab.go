@@ -39,6 +39,7 @@ func labCommand() *cobra.Command {
 
 func labRunCommand() *cobra.Command {
 	var watch, keep bool
+	var patience int
 	var next, kubernetes string
 	var set map[string]string
 	cmd := &cobra.Command{
@@ -77,7 +78,7 @@ func labRunCommand() *cobra.Command {
 			}
 			failed := false
 			for _, file := range files {
-				o := scenario.Options{View: labView(cmd, watch, f == "json"), Next: next, Kubernetes: kubernetes, Set: set}
+				o := scenario.Options{View: labView(cmd, watch, f == "json"), Next: next, Kubernetes: kubernetes, Set: set, Patience: patience}
 				if keep {
 					o.Keep = keepLab(cmd.ErrOrStderr())
 				}
@@ -100,6 +101,7 @@ func labRunCommand() *cobra.Command {
 	cmd.Flags().StringVar(&next, "next", "", "another version of weft, to which scripts upgrade (internal/next-version.sh builds one)")
 	cmd.Flags().StringVar(&kubernetes, "kubernetes", ".bin/kubernetes", "folder with Kubernetes' programs, for clusters of Kubernetes; the image of weft is beside it")
 	cmd.Flags().StringToStringVar(&set, "set", nil, "variables of scripts, instead of the values that they have there")
+	cmd.Flags().IntVar(&patience, "patience", 1, "how many times longer than they say scripts wait for things, on a slow machine")
 	return cmd
 }
 

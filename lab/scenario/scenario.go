@@ -27,9 +27,12 @@ type Options struct {
 	// Kubernetes is the folder with Kubernetes' programs, as lab.Config has it.
 	Kubernetes string
 	// Set replaces what scripts set with env.
-	Set  map[string]string
-	View View     // shows what happens; may be nil
-	Keep KeepFunc // if not nil, called before the lab is taken down
+	Set map[string]string
+	// Patience is how many times longer than they say scripts wait for things, on a slow
+	// machine; 0 and 1: no longer.
+	Patience int
+	View     View     // shows what happens; may be nil
+	Keep     KeepFunc // if not nil, called before the lab is taken down
 }
 
 // KeepFunc is called at the end of a run, while the lab is still up. The lab is taken
@@ -142,7 +145,7 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 		}
 	}
 	raising := time.Now()
-	l, err := lab.Raise(ctx, lab.Config{Topology: topology, Binary: o.Binary, Next: o.Next, Kubernetes: o.Kubernetes, File: path})
+	l, err := lab.Raise(ctx, lab.Config{Topology: topology, Binary: o.Binary, Next: o.Next, Kubernetes: o.Kubernetes, File: path, Slower: o.Patience})
 	if err != nil && ctx.Err() != nil {
 		return errInterrupted
 	}
@@ -175,16 +178,16 @@ func run(ctx context.Context, path string, o Options, view View, figures *Figure
 		figures.Set("raise_seconds", time.Since(raising).Seconds())
 	}
 	view.Up(live)
-	return live.tell(ctx, s)
+	return live.tell(ctx, s, max(o.Patience, 1))
 }
 
 // tell runs the script and notes when the machine stalled.
-func (v *Live) tell(ctx context.Context, s *script.Script) error {
+func (v *Live) tell(ctx context.Context, s *script.Script, slower int) error {
 	var machine stall
 	var measuring sync.WaitGroup
 	watched, stop := context.WithCancel(ctx)
 	measuring.Go(func() { machine.Run(watched) })
-	engine := &script.Engine{Commands: v.verbs(), Watch: v.view.Event}
+	engine := &script.Engine{Commands: v.verbs(), Watch: v.view.Event, Slower: slower}
 	err := engine.Run(ctx, s, v.state)
 	stop()
 	measuring.Wait()

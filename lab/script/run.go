@@ -1,6 +1,7 @@
 package script
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -89,6 +90,9 @@ type Engine struct {
 	Watch func(Event)
 	// Patience bounds one attempt of one command; 0 is a minute.
 	Patience time.Duration
+	// Slower is how many times longer than that and than lines say everything may take; 0 and 1:
+	// no longer.
+	Slower int
 }
 
 // retryPause is the time between two attempts of a line.
@@ -233,7 +237,8 @@ func (e *Engine) line(ctx context.Context, state *State, l *Line) (text string, 
 	if command.Makes {
 		state.remake = once
 	}
-	deadline := time.Now().Add(l.Retry)
+	retry := l.Retry * time.Duration(max(e.Slower, 1))
+	deadline := time.Now().Add(retry)
 	for {
 		err = attempt(ctx)
 		if err == nil || ctx.Err() != nil || time.Now().After(deadline) {
@@ -245,16 +250,13 @@ func (e *Engine) line(ctx context.Context, state *State, l *Line) (text string, 
 		}
 	}
 	if err != nil && l.Retry > 0 {
-		err = fmt.Errorf("not within %v: %w", l.Retry, err)
+		err = fmt.Errorf("not within %v: %w", retry, err)
 	}
 	return text, err
 }
 
 func (e *Engine) patience() time.Duration {
-	if e.Patience > 0 {
-		return e.Patience
-	}
-	return time.Minute
+	return cmp.Or(e.Patience, time.Minute) * time.Duration(max(e.Slower, 1))
 }
 
 var errSucceeded = errors.New("it succeeded but should have failed")

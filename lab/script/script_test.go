@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // engine has echo, which prints its arguments; fail; and count, which prints how often
@@ -24,6 +25,29 @@ func engine() *Engine {
 		"count": {Makes: true, Run: print(func([]string) string { runs++; return fmt.Sprint("run ", runs) })},
 		"fail":  {Run: func(context.Context, *State, []string) error { return errors.New("out of luck") }},
 	}}
+}
+
+// On a slower machine a line is retried for longer.
+func TestSlower(t *testing.T) {
+	for slower, want := range map[int]bool{0: false, 1: false, 4: true} {
+		synctest.Test(t, func(t *testing.T) {
+			e, begin := engine(), time.Now()
+			e.Slower = slower
+			e.Commands["late"] = Command{Run: func(context.Context, *State, []string) error {
+				if time.Since(begin) < 30*time.Second {
+					return errors.New("too early")
+				}
+				return nil
+			}}
+			s, err := Parse("slow", []byte("* late\n"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Run(t.Context(), s, &State{}); (err == nil) != want {
+				t.Errorf("%d times slower: %v", slower, err)
+			}
+		})
+	}
 }
 
 func TestRun(t *testing.T) {
