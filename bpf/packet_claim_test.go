@@ -96,6 +96,9 @@ func (k *dialogue) ends() {
 	k.Helper()
 	key, f := k.key()
 	f.Seen = 1
+	if k.proto == 6 { // nothing is as old as an idle connection when the machine has just started
+		f.Flags |= FlowReset
+	}
 	set(k, k.m.Flows, key, f)
 	if gone, err := k.forget([]FlowKey{key}, Now()); gone != 1 || err != nil {
 		k.Fatalf("%v: %d flows forgotten, %v", k, gone, err)
