@@ -464,12 +464,16 @@ func (n *node) rowsOfFlows() (flows, answers int) {
 	return flows, answers
 }
 
-// age moves a flow's last packet into the past.
+// age moves a flow's last packet into the past. A connection that shall be over is reset as
+// well: on a machine that has just started, nothing is old enough.
 func (n *node) age(by time.Duration) {
 	n.Helper()
 	rows, failed := n.m.Flows.All()
 	for k, f := range rows {
 		f.Seen -= min(f.Seen, uint64(by))
+		if k.Proto == 6 && by > TCPEstablished {
+			f.Flags |= FlowReset
+		}
 		set(n, n.m.Flows, k, f)
 	}
 	if err := failed(); err != nil {
