@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# The only process of a machine that run.sh starts: runs its tests, and ends it.
+# The only process of a machine that run.sh starts: runs its scripts and tests, and ends it.
 if [ ! -e /moved ]; then
 	# Nothing can be mounted over an initramfs, as labs do.
 	/bin/busybox --install -s /bin
@@ -23,34 +23,36 @@ mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /run
 ln -sf /proc/self/fd /dev/fd
 ip link set lo up
-for module in tun veth dummy wireguard sch_ingress cls_bpf; do
+for module in tun veth dummy wireguard sctp sch_ingress cls_bpf; do
 	modprobe $module || echo "== no module $module"
 done
 echo "== $(uname -sr)"
 
-# Tests of what ends after a while make its rows up to a minute older, but none can be older
-# than the machine.
-while [ "$(cut -d. -f1 /proc/uptime)" -lt 75 ]; do sleep 1; done
-
 failed=0
-while read -r name folder run skip; do
-	cd "/src/$folder"
-	if "/tests/$name" -test.v -test.timeout 40m -test.run "$run" -test.skip "$skip" </dev/null; then
-		echo "== $folder: passed after $(cut -d. -f1 /proc/uptime) s"
+ended() { # what, and how
+	if [ "$2" = 0 ]; then
+		echo "== $1: passed after $(cut -d. -f1 /proc/uptime) s"
 	else
-		echo "== $folder: FAILED"
+		echo "== $1: FAILED"
 		failed=$((failed + 1))
 	fi
-done </tests.list
+}
+while read -r module; do
+	[ -z "$module" ] || modprobe "$module" || ended "module $module" 1
+done </modules.list
 cd /src
 while read -r file; do
 	[ -n "$file" ] || continue
-	if weft lab run "$file" </dev/null; then
-		echo "== $file: passed after $(cut -d. -f1 /proc/uptime) s"
-	else
-		echo "== $file: FAILED"
-		failed=$((failed + 1))
-	fi
+	weft lab run $(cat /lab.flags) "$file" </dev/null
+	ended "$file" $?
 done </scenarios.list
+while read -r name folder run skip; do
+	# Tests of what ends after a while make its rows up to a minute older, but none can be older
+	# than the machine.
+	while [ "$folder" = bpf ] && [ "$(cut -d. -f1 /proc/uptime)" -lt 75 ]; do sleep 1; done
+	cd "/src/$folder"
+	"/tests/$name" -test.v -test.timeout 40m -test.run "$run" -test.skip "$skip" </dev/null
+	ended "$folder" $?
+done </tests.list
 echo "== done: $failed failed"
 poweroff -f

@@ -5,11 +5,17 @@
 #
 #	internal/kernels/run.sh [RELEASE…]      by default 6.1 6.12 6.18
 #
-#	PACKAGES    tests to run, by default those that load programs or make devices
+#	PACKAGES    tests to run, by default those that load programs or make devices;
+#	            ./bpf=TestPodsTalk|TestFull has tests of its own instead of RUN
 #	RUN, SKIP   only tests that match, or do not, as in `go test -run`
-#	SCENARIOS   scripts to run afterwards, such as scenarios/global-service.txtar
+#	SCENARIOS   scripts to run before them, such as scenarios/smoke.txtar
+#	SET         variables of the scripts, as in `weft lab run --set`
+#	PATIENCE    how many times longer scripts wait than they say: 10 under emulation
+#	MODULES     kernel modules without which the run fails, such as wireguard
 #	CPUS, MEMORY_MB, MINUTES   of a machine: 2, 3072, 60
+#	NICE        its priority: 15
 #	CACHE       for kernels and logs: ${XDG_CACHE_HOME:-~/.cache}/weft-kernels
+#	MIRROR      of Debian: http://deb.debian.org
 #
 # A machine has no disk and no network: everything is in its initramfs. It is
 # emulated, as CI has no KVM, and some twenty times slower than a real machine, so
@@ -24,10 +30,22 @@ releases=("$@")
 read -ra packages <<<"${PACKAGES-./bpf ./tunnel ./tunnel/gossip ./tunnel/probe ./meshagent/endpoint ./lab/space ./lab/fabric ./lab}"
 read -ra scenarios <<<"${SCENARIOS-}"
 cache=${CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/weft-kernels}
+mirror=${MIRROR:-http://deb.debian.org}
+minutes=${MINUTES:-60}
 accel=${ACCEL:-tcg,thread=multi}
 # Counts what userspace WireGuard sends until it repeats itself, after 5 s.
 slow='TestQuestionThatNobodyUnderstoodIsAskedAgain/userspace$'
-[[ $accel == tcg* ]] || slow=
+patience=${PATIENCE:-10}
+# Page tables of five levels, and what keeps a processor from speculating, cost time under
+# emulation, and protect nobody.
+cpu=max,la57=off
+quick=mitigations=off
+if [[ $accel != tcg* ]]; then
+	slow=
+	patience=${PATIENCE:-1}
+	cpu=max
+	quick=
+fi
 skip=${SKIP-$slow}
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
@@ -56,42 +74,73 @@ trap 'rm -rf "$work"' EXIT
 apt=$cache/apt
 mkdir -p "$apt"/{lists,archives}/partial
 : >"$apt/status"
-for suite in "debian bookworm" "debian-security bookworm-security" "debian trixie" "debian-security trixie-security" "debian trixie-backports"; do
-	echo "deb [arch=amd64 signed-by=$keyring] http://deb.debian.org/$suite main"
-done >"$apt/sources"
+for release in "${releases[@]}"; do
+	case $release in
+	6.1) echo debian bookworm; echo debian-security bookworm-security ;;
+	6.12) echo debian trixie; echo debian-security trixie-security ;;
+	*) echo debian trixie-backports ;;
+	esac
+done | sort -u | sed "s|.*|deb [arch=amd64 signed-by=$keyring] $mirror/& main|" >"$apt/sources"
 settings=(-q -o APT::Architecture=amd64 -o APT::Architectures::=amd64 -o APT::Sandbox::User=root -o Acquire::Languages=none
+	-o Acquire::Retries=3 -o APT::Update::Error-Mode=any
 	-o Dir::Etc::SourceList="$apt/sources" -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Status="$apt/status"
 	-o Dir::State::Lists="$apt/lists" -o Dir::Cache="$apt")
 
+# newest prints the newest of the packages it reads that is a kernel of a release.
+newest() {
+	grep -E -- "^linux-image-${1//./\\.}\.[0-9.]+([-+][a-z0-9.]+)*-cloud-amd64$" | sort -V | tail -n 1
+}
+
+# unreachable says that a mirror cannot be had.
+unreachable() {
+	cat "$work/apt" >&2
+	echo "test-kernels: $mirror, from which the kernels come, cannot be reached or gave an error (see above): try again when it is back, or set MIRROR to another mirror of Debian" >&2
+	return 1
+}
+
 # kernel puts the newest kernel of a release into the cache and sets $kernel to
-# its folder.
+# its folder. Without the mirror, the one that is there will do.
 updated=
 kernel() {
+	local package name
 	if [[ -z $updated ]]; then
-		apt-get "${settings[@]}" update >"$work/apt" 2>&1 || {
-			cat "$work/apt" >&2
-			return 1
-		}
 		updated=yes
+		apt-get "${settings[@]}" update >"$work/apt" 2>&1 || updated=failed
 	fi
-	local package
-	package=$(apt-cache "${settings[@]}" pkgnames "linux-image-$1." | grep -E -- '^linux-image-[0-9.]+([-+][a-z0-9.]+)?-cloud-amd64$' | sort -V | tail -n 1)
-	if [[ -z $package ]]; then
-		echo "test-kernels: Debian has no kernel $1 (no package linux-image-$1.*-cloud-amd64 in bookworm, trixie or trixie-backports): leave it out" >&2
-		return 1
+	if [[ $updated == yes ]]; then
+		package=$(apt-cache "${settings[@]}" pkgnames "linux-image-$1." | newest "$1" || true)
+		if [[ -z $package ]]; then
+			echo "test-kernels: Debian has no kernel $1 (no package linux-image-$1.*-cloud-amd64 in bookworm, trixie or trixie-backports): leave it out" >&2
+			return 1
+		fi
+	else
+		package=$(cd "$cache" && ls -d linux-image-*/complete 2>/dev/null | sed 's,/complete,,' | newest "$1" || true)
+		[[ -n $package ]] || unreachable || return 1
+		echo "test-kernels: $mirror cannot be reached: testing $package, which is in the cache" >&2
 	fi
 	kernel=$cache/$package
 	[[ -e $kernel/complete ]] && return
 	rm -rf "$kernel"
 	mkdir -p "$kernel"
-	(cd "$work" && apt-get "${settings[@]}" download "$package" >/dev/null && dpkg-deb -x "$package"_*.deb "$kernel")
+	(cd "$work" && apt-get "${settings[@]}" download "$package" >"$work/apt" 2>&1) || unreachable || return 1
+	# Without modules for what no test and no lab has.
+	dpkg-deb --fsys-tarfile "$work/$package"_*.deb | tar -x -C "$kernel" --wildcards \
+		--exclude='*/kernel/fs/*' --exclude='*/kernel/sound/*' --exclude='*/kernel/drivers/gpu/*' --exclude='*/kernel/drivers/media/*' \
+		--exclude='*/kernel/drivers/hid/*' --exclude='*/kernel/drivers/usb/*' --exclude='*/kernel/drivers/scsi/*' --exclude='*/kernel/drivers/ata/*' \
+		--exclude='*/kernel/drivers/nvme/*' --exclude='*/kernel/drivers/net/ethernet/*'
 	[[ -d $kernel/lib ]] || mv "$kernel/usr/lib" "$kernel/lib"
-	find "$kernel/lib/modules" -name '*.ko.xz' -exec xz -d {} +
-	local name
+	find "$kernel/lib/modules" -name '*.ko.xz' -print0 | xargs -0 -r -n 50 -P 2 xz -d
 	name=$(basename "$kernel"/lib/modules/*)
 	PATH=$PATH:/usr/sbin:/sbin depmod -b "$kernel" "$name"
 	touch "$kernel/complete"
 }
+
+# All kernels first: one that cannot be had is refused now, not after an hour.
+declare -A kernels
+for release in "${releases[@]}"; do
+	kernel "$release"
+	kernels[$release]=$kernel
+done
 
 # What all machines have: tools, the tree, and the tests.
 root=$work/root
@@ -106,36 +155,46 @@ printf '127.0.0.1 localhost\n::1 localhost\n' >"$root/etc/hosts"
 git ls-files -z | xargs -0 cp --parents -t "$root/src"
 export CGO_ENABLED=0
 for package in "${packages[@]}"; do
+	run=${RUN:-.}
+	if [[ $package == *=* ]]; then
+		run=${package#*=}
+		package=${package%%=*}
+	fi
 	name=${package#./}
 	name=${name//\//-}
 	go test -c -trimpath -ldflags '-s -w' -o "$root/tests/$name" "$package"
-	echo "$name ${package#./} ${RUN:-.} $skip"
+	echo "$name ${package#./} $run $skip"
 done >"$root/tests.list"
 go build -trimpath -ldflags '-s -w' -o "$root/bin/weft" ./cmd/weft
 printf '%s\n' "${scenarios[@]}" >"$root/scenarios.list"
-
-# All kernels first: one that cannot be had is refused now, not after an hour.
-for release in "${releases[@]}"; do
-	kernel "$release"
-done
+printf '%s\n' ${MODULES-} >"$root/modules.list"
+echo "--patience $patience ${SET:+--set $SET}" >"$root/lab.flags"
 
 failed=()
 for release in "${releases[@]}"; do
-	kernel "$release"
+	kernel=${kernels[$release]}
 	name=$(basename "$kernel"/lib/modules/*)
 	log=$cache/$release.log
-	printf '\n== Linux %s: %s; all of it is in %s\n' "$release" "${packages[*]} ${scenarios[*]}" "$log"
+	printf '\n== Linux %s: %s; all of it is in %s\n' "$release" "${scenarios[*]} ${packages[*]%%=*}" "$log"
 	# The second archive has the modules, and is unpacked over the first.
 	(cd "$root" && find . | cpio --quiet -o -H newc) >"$work/initramfs"
-	(cd "$kernel" && find lib/modules -path '*/build' -prune -o -path '*/source' -prune -o -print |
-		grep -Ev '/kernel/(fs|sound|drivers/(gpu|media|hid|usb|scsi|ata|nvme|net/ethernet))/' | cpio --quiet -o -H newc) >>"$work/initramfs"
-	timeout --foreground $((${MINUTES:-60} * 60)) nice -n 15 qemu-system-x86_64 \
-		-accel "$accel" -cpu max -smp "${CPUS:-2}" -m "${MEMORY_MB:-3072}" \
+	(cd "$kernel" && find lib/modules -path '*/build' -prune -o -path '*/source' -prune -o -print | cpio --quiet -o -H newc) >>"$work/initramfs"
+	ended=0
+	timeout --foreground $((minutes * 60)) nice -n "${NICE:-15}" qemu-system-x86_64 \
+		-accel "$accel" -cpu "$cpu" -smp "${CPUS:-2}" -m "${MEMORY_MB:-3072}" \
 		-nodefaults -no-user-config -display none -serial stdio -no-reboot \
 		-kernel "$kernel/boot/vmlinuz-$name" -initrd "$work/initramfs" \
-		-append 'console=ttyS0 quiet panic=-1' </dev/null 2>&1 |
-		sed -u 's,\r$,,' | tee "$log" | grep --line-buffered -aE '^ *--- FAIL|^(panic|fatal error): |^== |Kernel panic|BUG:|WARNING:|Oops' || true
-	grep -aqx '== done: 0 failed' "$log" || failed+=("$release")
+		-append "console=ttyS0 quiet panic=-1 $quick" </dev/null 2>&1 |
+		sed -u 's,\r$,,' | tee "$log" | grep --line-buffered -aE '^ *--- FAIL|^(panic|fatal error): |^== |Kernel panic|BUG:|WARNING:|Oops' || ended=${PIPESTATUS[0]}
+	grep -aqx '== done: 0 failed' "$log" && continue
+	failed+=("$release")
+	if [[ $ended == 124 ]]; then
+		echo "test-kernels: Linux $release was not done after $minutes minutes: set MINUTES for a slower machine"
+	fi
+	if [[ -n ${CI:-} ]]; then # where the log is lost
+		echo "== the end of what Linux $release printed"
+		tail -n 150 "$log"
+	fi
 done
 if ((${#failed[@]})); then
 	echo "test-kernels: failed on ${failed[*]}" >&2
