@@ -135,6 +135,9 @@ type Front struct {
 
 // Fronts are a service's own, in the order of Frontends.
 func (s *Service) Fronts() (out []Front) {
+	if s.LeftAlone {
+		return nil
+	}
 	for _, a := range s.Addresses {
 		for _, p := range s.Ports {
 			out = append(out, Front{Addr: a, Port: p.Port, Of: p})
@@ -147,6 +150,9 @@ func (s *Service) Fronts() (out []Front) {
 // node ports at these addresses of a node, and its own ports at its external ones. One for
 // clients outside comes before the one that it is split from. Nodes carry TCP and UDP there.
 func (s *Service) Outer(node []netip.Addr) (out []Front) {
+	if s.LeftAlone {
+		return nil
+	}
 	add := func(addrs []netip.Addr, balanced bool, number func(Port) uint16) {
 		for _, a := range addrs {
 			for _, p := range s.Ports {

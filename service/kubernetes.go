@@ -35,6 +35,16 @@ const (
 	AnnotationNamespaceGlobal = "clustermesh.cilium.io/global"
 )
 
+// LabelProxyName on a service names the proxy that serves it, which is not this one. So does
+// corev1.IsHeadlessService, to Kubernetes' proxy, whatever address the service has.
+const LabelProxyName = "service.kubernetes.io/service-proxy-name"
+
+func leftAlone(labels map[string]string) bool {
+	_, other := labels[LabelProxyName]
+	_, headless := labels[corev1.IsHeadlessService]
+	return other || headless
+}
+
 // Our own annotations of services.
 const (
 	AnnotationClusterWeights = "weft.io/cluster-weights"
@@ -90,6 +100,7 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 		Namespace: svc.Namespace, Name: svc.Name,
 		Selector:        svc.Spec.Selector,
 		PublishNotReady: svc.Spec.PublishNotReadyAddresses,
+		LeftAlone:       leftAlone(svc.Labels),
 	}
 	s.Global, s.Shared, s.Affinity = sharing(svc.Annotations)
 	s.Algorithm, s.TableSize = balancing(svc.Annotations)
@@ -110,7 +121,7 @@ func FromKubernetes(svc *corev1.Service) (Service, error) {
 	s.ExternalLocal = (outside || len(svc.Spec.ExternalIPs) > 0) && svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 	s.External, s.Balanced = ExternalIPs(&svc.Spec), Balanced(svc)
 	s.Ranges, s.Ranged = SourceRanges(&svc.Spec), len(svc.Spec.LoadBalancerSourceRanges) > 0
-	if p := svc.Spec.HealthCheckNodePort; HasHealthCheck(&svc.Spec) && p >= FirstNodePort && p <= LastNodePort {
+	if p := svc.Spec.HealthCheckNodePort; HasHealthCheck(&svc.Spec) && !s.LeftAlone && p >= FirstNodePort && p <= LastNodePort {
 		s.HealthPort = uint16(p)
 	}
 	for _, text := range ClusterIPs(svc) {

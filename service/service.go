@@ -104,6 +104,8 @@ type Service struct {
 	Session time.Duration
 	// PublishNotReady treats backends that are not ready as ready.
 	PublishNotReady bool
+	// LeftAlone says that its addresses are another proxy's to serve: it has no frontends.
+	LeftAlone bool
 }
 
 // Exported reports whether peers may learn of the service.

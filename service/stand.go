@@ -51,6 +51,8 @@ func Stands(svc *Service, cluster string, from []Slice, own bool) []Stand {
 		}
 		for _, s := range all {
 			switch {
+			case svc.LeftAlone:
+				s.Why[i] = "a label of the service leaves it to another proxy"
 			case !svc.has(s.Addr):
 				s.Why[i] = fmt.Sprintf("the service has no %s here", FamilyOf(s.Addr))
 			case !used[s.Addr]:

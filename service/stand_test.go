@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 func TestStands(t *testing.T) {
@@ -136,6 +137,30 @@ func TestPublishNotReadyAddresses(t *testing.T) {
 		}
 		if got := text(Frontends(fromEast, svc, map[ClusterID][]Slice{east: all})[0]); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
+// A service that its labels leave to another proxy has no frontend of any kind, and is told so.
+func TestServicesOfAnotherProxy(t *testing.T) {
+	for label, alone := range map[string]bool{LabelProxyName: true, corev1.IsHeadlessService: true, "app": false} {
+		svc, err := FromKubernetes(&corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Labels: map[string]string{label: ""}},
+			Spec: corev1.ServiceSpec{
+				Type: corev1.ServiceTypeLoadBalancer, ClusterIP: "10.101.0.7", ExternalIPs: []string{"203.0.113.9"}, Selector: map[string]string{"app": "web"},
+				ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, HealthCheckNodePort: 30999, Ports: []corev1.ServicePort{{Port: 80, NodePort: 30080}},
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fronts := append(svc.Fronts(), svc.Outer([]netip.Addr{netip.MustParseAddr("192.0.2.1")})...)
+		if (len(fronts) == 0) != alone || (svc.HealthPort == 0) != alone {
+			t.Errorf("label %s: %d frontends, health check at %d", label, len(fronts), svc.HealthPort)
+		}
+		from := []Slice{{Ports: []SlicePort{{Protocol: TCP, Port: 80}}, Endpoints: []Endpoint{{Addr: netip.MustParseAddr("10.2.1.2"), Ready: true}}}}
+		if why := Stands(&svc, "east", from, true)[0].Why[0]; strings.Contains(why, "another proxy") != alone {
+			t.Errorf("label %s: told %q", label, why)
 		}
 	}
 }
