@@ -71,3 +71,15 @@ func (n *Node) accepts(p *Packet) bpf.Reason {
 	n.advance(f, p, bpf.Ingress, false)
 	return 0
 }
+
+// Connect is where a process of the node gets when it connects to an address, or why it is
+// refused: a backend if a service is there, and otherwise what it asked for. What sockets
+// remember is not covered.
+func (n *Node) Connect(at netip.AddrPort, proto uint8) (netip.AddrPort, bpf.Reason) {
+	s := n.Services[Front{At: at, Proto: proto}]
+	if s == nil || !n.Ready {
+		return at, 0
+	}
+	self := n.Internal[family(at.Addr())]
+	return n.choose(s, self, false, Key{Local: self, Peer: at.Addr(), PeerPort: at.Port(), Proto: proto})
+}

@@ -63,21 +63,24 @@ var mayImport = map[string][]string{
 	"internal/meshtest": {"api", "apiserver", "apiserver/authority", "meshagent", "store", "identity", "bpf", "tunnel", "wire"},
 	// What may happen to such a mesh; its tests make it happen.
 	"internal/chaos": {},
+	// What Kubernetes expects of services; its tests show it on such clusters.
+	"internal/expectations": {},
 }
 
 // testsMayImport is what a part's tests may import in addition.
 var testsMayImport = map[string][]string{
-	"deploy":         {"apiserver", "meshagent"}, // the examples are read as the processes read them
-	"apiserver":      {"internal/loopbacktest"},
-	"cni":            {"cni/conflist", "meshagent", "meshagent/tables", "bpf", "internal/firstthread"}, // it asks a real agent
-	"store":          {"internal/loopbacktest"},
-	"cmd/weft":       {"deploy"}, // the example is refused until it is edited
-	"meshagent":      {"internal/loopbacktest"},
-	"tunnel":         {"internal/loopbacktest", "internal/firstthread"},
-	"bpf":            {"internal/firstthread"},
-	"statefile":      {"internal/firstthread"},
-	"lab":            {"internal/loopbacktest"},
-	"internal/chaos": {"internal/meshtest", "api", "meshagent", "meshagent/tables", "store", "identity", "policy", "bpf", "wire"},
+	"deploy":                {"apiserver", "meshagent"}, // the examples are read as the processes read them
+	"apiserver":             {"internal/loopbacktest"},
+	"cni":                   {"cni/conflist", "meshagent", "meshagent/tables", "bpf", "internal/firstthread"}, // it asks a real agent
+	"store":                 {"internal/loopbacktest"},
+	"cmd/weft":              {"deploy"}, // the example is refused until it is edited
+	"meshagent":             {"internal/loopbacktest"},
+	"tunnel":                {"internal/loopbacktest", "internal/firstthread"},
+	"bpf":                   {"internal/firstthread"},
+	"statefile":             {"internal/firstthread"},
+	"lab":                   {"internal/loopbacktest"},
+	"internal/chaos":        {"internal/meshtest", "api", "meshagent", "meshagent/tables", "store", "identity", "policy", "bpf", "wire"},
+	"internal/expectations": {"internal/meshtest", "wire", "bpf"},
 	// Its etcd is compared with a real one.
 	"internal/benchmesh": {"apiserver", "service", "store"},
 }

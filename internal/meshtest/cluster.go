@@ -26,8 +26,9 @@ type Cluster struct {
 	// Nodes are those that were added, by name.
 	Nodes map[string]*Node
 
-	mesh *Mesh
-	id   int
+	mesh      *Mesh
+	id        int
+	dualStack bool
 
 	mu    sync.Mutex     // guards what follows, and Servers against requests between them
 	roots *x509.CertPool // of its authority

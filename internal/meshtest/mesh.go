@@ -37,9 +37,22 @@ type Mesh struct {
 // API servers run.
 func New(t *testing.T, names ...string) (*Mesh, []*Cluster) {
 	t.Helper()
+	return raise(t, false, names)
+}
+
+// NewDualStack is New for clusters whose services and pods may have IPv6 as well.
+func NewDualStack(t *testing.T, names ...string) (*Mesh, []*Cluster) {
+	t.Helper()
+	return raise(t, true, names)
+}
+
+func raise(t *testing.T, dualStack bool, names []string) (*Mesh, []*Cluster) {
+	t.Helper()
 	m := &Mesh{t: t}
 	for i, name := range names {
-		m.clusters = append(m.clusters, newCluster(m, name, i+1))
+		c := newCluster(m, name, i+1)
+		c.dualStack = dualStack
+		m.clusters = append(m.clusters, c)
 	}
 	for _, c := range m.clusters {
 		c.AddServer()
@@ -144,4 +157,9 @@ func (p peers) Open(endpoints []string, conf *tls.Config) (mirror.Source, error)
 // addr is an address of the underlay: one network per cluster.
 func addr(cluster, host int) netip.Addr {
 	return netip.AddrFrom4([4]byte{172, 16, byte(cluster), byte(host)})
+}
+
+// six is the network of a node's pods, of a cluster's with node 0.
+func six(cluster, node int) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfd, 5: byte(cluster), 7: byte(node)})
 }

@@ -36,24 +36,40 @@ type Node struct {
 	lanes    *tunneltest.Lanes
 	host     *tunneltest.Host
 	plumbing *endpointtest.Plumbing
+	site     Site
+	checks   checks
 	stop     func()
 }
 
+// Site is what a node may have beyond what all have.
+type Site struct {
+	Labels map[string]string
+	// Outside are the addresses at which the world reaches the node; nil: it does not.
+	Outside []netip.Addr
+	// IPv6 gives its pods addresses of IPv6 as well.
+	IPv6 bool
+}
+
 // Node adds the cluster's next node and starts its agent.
-func (c *Cluster) Node() *Node {
+func (c *Cluster) Node() *Node { return c.NodeAt(Site{}) }
+
+// NodeAt is Node for one that is not like all.
+func (c *Cluster) NodeAt(site Site) *Node {
 	t := c.mesh.t
 	t.Helper()
 	number := len(c.Nodes) + 1
 	n := &Node{
+		site: site,
 		Name: fmt.Sprintf("%s-%d", c.Name, number), Link: storetest.NewLink(c.Store), cluster: c, dir: t.TempDir(),
 		cidr:     netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(c.id), byte(number), 0}), 24),
 		datapath: bpftest.NewDatapath(), lanes: c.mesh.wire.New(), host: &tunneltest.Host{}, plumbing: &endpointtest.Plumbing{},
 	}
 	c.Nodes[n.Name] = n
-	c.must(http.MethodPost, "/v1/nodes", api.NodeRequest{
-		Name: n.Name, Addresses: []netip.Addr{addr(c.id, number)},
-		PodCIDRs: []netip.Prefix{n.cidr},
-	}, &n.bundle)
+	ask := api.NodeRequest{Name: n.Name, Addresses: []netip.Addr{addr(c.id, number)}, PodCIDRs: []netip.Prefix{n.cidr}, Labels: site.Labels}
+	if site.IPv6 {
+		ask.PodCIDRs = append(ask.PodCIDRs, netip.PrefixFrom(six(c.id, number), 64))
+	}
+	c.must(http.MethodPost, "/v1/nodes", ask, &n.bundle)
 	n.Start()
 	return n
 }
@@ -68,11 +84,18 @@ func (n *Node) Start() {
 	if err != nil {
 		t.Fatalf("agent of %s: %v", n.Name, err)
 	}
-	n.Agent, err = meshagent.New(conf, &n.bundle, &meshagent.Edges{
+	edges := &meshagent.Edges{
 		Store: n.Link.As(user), Datapath: n.datapath, Lanes: n.lanes, Host: n.host, Plumbing: n.plumbing,
 		Transport: func(src ...netip.Addr) (probe.Transport, error) { return n.cluster.mesh.Probes.From(src...), nil },
 		MTU:       1420, BootID: fmt.Sprint("boot ", n.boots),
-	})
+	}
+	if n.site.Outside != nil {
+		edges.Outside = func() (meshagent.Outside, error) {
+			return meshagent.Outside{Addrs: n.site.Outside, FirstPort: 32768, LastPort: 60999}, nil
+		}
+		edges.HealthCheck = n.checks.listen
+	}
+	n.Agent, err = meshagent.New(conf, &n.bundle, edges)
 	if err != nil {
 		t.Fatalf("agent of %s: %v", n.Name, err)
 	}

@@ -84,6 +84,10 @@ func (s *Server) Start() {
 	conf := apiserver.Defaults()
 	conf.Cluster, conf.ID, conf.PodCIDRs = c.Name, uint32(c.id), []netip.Prefix{c.podCIDR()}
 	conf.ServiceCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + c.id), 0, 0}), 16)
+	if c.dualStack {
+		conf.PodCIDRs = append(conf.PodCIDRs, netip.PrefixFrom(six(c.id, 0), 48))
+		conf.IPv6ServiceCIDR = netip.PrefixFrom(six(100+c.id, 0), 112)
+	}
 	conf.Advertise, conf.DataDir, conf.AdminConfig = s.addr, s.dir, filepath.Join(s.dir, "admin.conf")
 	conf.GossipPort, conf.WANGossipPort, conf.Log = 0, 0, slog.New(slog.DiscardHandler)
 	edges := apiserver.Edges{Store: s.Link.Root(), Endpoints: []string{c.endpoint()}, Peers: peers{s}, Servers: siblings{c}}
