@@ -217,6 +217,22 @@ func TestEveryKindOfStepIsDrawn(t *testing.T) {
 			t.Errorf("never drawn: %s", w.do)
 		}
 	}
+	for _, do := range []Verb{Wait, LoseIdentities} {
+		if drawn[do] == 0 {
+			t.Errorf("no story has: %s", do)
+		}
+	}
+}
+
+// Each story, alone in a few meshes.
+func TestStories(t *testing.T) {
+	for _, s := range stories {
+		for seed := range uint64(3) {
+			if r := run(t, seed, s.steps(seed), func(string) {}); len(r.Broken) > 0 {
+				t.Errorf("%s, seed %d: %s", s.name, seed, strings.Join(r.Broken, "\n\t"))
+			}
+		}
+	}
 }
 
 func TestShrink(t *testing.T) {

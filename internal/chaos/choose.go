@@ -48,6 +48,15 @@ func Steps(seed uint64, n int) (steps []Step) {
 		if burst <= 0 && r.IntN(16) == 0 {
 			burst = 2 + r.IntN(5)
 		}
+		if burst <= 0 && r.IntN(storyEvery) == 0 {
+			for _, s := range one(r, stories).tell(r, m) {
+				if m.allows(s) {
+					m.apply(s)
+					steps = append(steps, s)
+				}
+			}
+			continue
+		}
 		s := next(r, m, burst > 1)
 		if burst > 1 {
 			s.Then = 0
@@ -113,7 +122,7 @@ func target(r *rand.Rand, m *model, do Verb) Step {
 	s := Step{Do: do}
 	switch do {
 	case FailKernel:
-		s.With = one(r, []string{"", "some"})
+		s.With = one(r, []string{"", "some", "policies"})
 		fallthrough
 	case StopAgent, StartAgent, Reboot, LoseNode, HealAgent, Join, MendKernel:
 		s.On = n.name

@@ -3,6 +3,7 @@ package chaos
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/bpf/bpftest"
@@ -15,6 +16,9 @@ import (
 // maps no longer give, whether or not an agent runs; what the maps give, checkPolicies
 // compares with the policies. And a flow through a service goes on for as long as the maps
 // hold its backend, so no backend that lives may leave them.
+//
+// What may pass goes on passing while nothing changes that it rests on, whatever happens to the
+// agent and whatever its kernel refuses it meanwhile.
 
 // flow is one between a pod of a node and an address of the mesh, at port 80.
 type flow struct {
@@ -28,6 +32,9 @@ type memory struct {
 	maps     *bpf.Maps // in which it is; a reboot ends it
 	identity uint32    // that it was judged by
 	sum      uint32    // of revisions, as in bpf/lib/revision.h
+	// firm is when it was let pass by a node that had been told all that its cluster wants; zero:
+	// never.
+	firm time.Time
 }
 
 // sum is what the datapath compares for a flow that was judged by an identity.
@@ -44,9 +51,10 @@ func (f flow) sum(m *bpf.Maps, identity uint32) uint32 {
 // checkFlows lets a packet of every flow pass.
 func (r *runner) checkFlows() {
 	for _, n := range r.nodes() {
-		if r.m.node(n.Name).failing {
-			continue // what has to be judged again cannot be told the kernel
-		}
+		c := r.m.of(n.Name)
+		is := r.m.node(n.Name)
+		failing := is.failing // what has to be judged again cannot be told the kernel
+		settled := is.up && is.fault == "" && !failing && c.answers() != nil && r.calm(n.Name, lag) && r.calm(c.name, lag) && r.calm(objectsOf(c.name), lag)
 		m := n.Maps()
 		remotes := meshtest.Rows(n, m.IPs)
 		for pod, row := range meshtest.Rows(n, m.Endpoints) {
@@ -59,11 +67,23 @@ func (r *runner) checkFlows() {
 					was, established := r.flows[f]
 					kept := established && was.maps == m && was.sum == f.sum(m, was.identity)
 					allow, _ := bpftest.Judge(m, pod, info.Identity, dir, 6, 80)
+					if established && was.maps == m && was.identity == info.Identity && !allow && r.unchanged(c, was.firm) {
+						r.fail("%s: %s %v, peer %v (identity %d) was let pass, nothing changed, and the maps deny it", n.Name, []string{"egress of", "ingress of"}[dir], pod, remote, info.Identity)
+					}
+					if failing {
+						continue
+					}
 					if kept && !allow {
 						r.fail("%s: %s %v, peer %v (identity %d, was %d): the flow is established and goes on, and the maps deny it", n.Name, []string{"egress of", "ingress of"}[dir], pod, remote, info.Identity, was.identity)
 					}
 					if allow {
-						r.flows[f] = memory{m, info.Identity, f.sum(m, info.Identity)}
+						now := memory{m, info.Identity, f.sum(m, info.Identity), time.Time{}}
+						if settled {
+							now.firm = time.Now()
+						} else if was.identity == info.Identity && was.maps == m {
+							now.firm = was.firm
+						}
+						r.flows[f] = now
 					} else {
 						delete(r.flows, f)
 					}
@@ -71,6 +91,11 @@ func (r *runner) checkFlows() {
 			}
 		}
 	}
+}
+
+// unchanged reports whether what a cluster's operators want is what it was.
+func (r *runner) unchanged(c *cluster, since time.Time) bool {
+	return !since.IsZero() && r.since[objectsOf(c.name)].Before(since) && r.since[c.name].Before(since)
 }
 
 // backing is a backend in a node's maps.

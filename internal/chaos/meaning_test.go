@@ -3,6 +3,8 @@ package chaos
 import (
 	"context"
 	"log/slog"
+	"strings"
+	"time"
 
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/internal/meshtest"
@@ -26,6 +28,30 @@ func (r *runner) watchIdentities(ctx context.Context, c *meshtest.Cluster) {
 			return nil
 		})
 	})
+}
+
+// loseIdentities takes away what a cluster's store has of a peer's identities until its nodes
+// have heard, and puts it back.
+func (r *runner) loseIdentities(s Step) {
+	c, peer := r.ends(s.On)
+	kv := map[string][]byte{}
+	for _, line := range c.Store.Dump(wire.Identities.CachePrefix(peer.Name)) {
+		key, value, _ := strings.Cut(line, "=")
+		kv[key] = []byte(value)
+		if err := c.Store.Delete(r.t.Context(), key); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	r.since[c.Name] = time.Now()
+	r.mesh.Pass(2 * time.Second)
+	r.checkFlows()
+	for _, key := range sorted(kv) {
+		if err := c.Store.Put(r.t.Context(), key, kv[key]); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	r.mesh.Pass(2 * time.Second)
+	r.since[c.Name] = time.Now()
 }
 
 // means notes that a number means these labels to somebody.

@@ -225,6 +225,11 @@ func (m *model) allows(s Step) bool {
 		return !m.data[s.On]
 	case HealData:
 		return m.data[s.On]
+	case Wait:
+		return n != nil
+	case LoseIdentities:
+		a, b := m.pair(s.On)
+		return a != nil && b != nil && a.answers() != nil && a.joined(b)
 	case TakeStore, Depose, Compact:
 		return c != nil && !c.away
 	case CutLeader:

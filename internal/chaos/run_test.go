@@ -101,7 +101,7 @@ type runner struct {
 	protected map[protection]pod
 	backing   map[backing]backed
 	failing   map[string]bool    // nodes on which kernel writes fail
-	sparing   map[string]bool    // those of them on which two writes of three succeed
+	sparing   map[string]string  // those of them on which not all do, as in FailKernel
 	tried     int                // writes on such nodes
 	refused   map[string]refusal // of their writes
 	meaning   map[identity.Number]string
@@ -160,7 +160,7 @@ func (r *runner) raise() {
 		all = append(all, c.name)
 	}
 	mesh, clusters := meshtest.New(r.t, all...)
-	r.mesh, r.failing, r.sparing, r.refused = mesh, map[string]bool{}, map[string]bool{}, map[string]refusal{}
+	r.mesh, r.failing, r.sparing, r.refused = mesh, map[string]bool{}, map[string]string{}, map[string]refusal{}
 	for i, c := range r.m.clusters {
 		r.clusters[c.name] = clusters[i]
 		for range c.servers[1:] {
@@ -224,6 +224,9 @@ func (r *runner) step(s Step) {
 // touch notes that a step disturbs what may be expected of a node or a cluster.
 func (r *runner) touch(s Step) {
 	now := time.Now()
+	if s.Do == Wait {
+		return
+	}
 	if c, srv := r.m.server(s.On); srv != nil {
 		r.since[c.name] = now
 	}
@@ -268,7 +271,7 @@ func (r *runner) perform(s Step) {
 		n.SetData(s.With == "out", s.With == "in")
 	case FailKernel, MendKernel:
 		r.mu.Lock()
-		r.failing[s.On], r.sparing[s.On] = s.Do == FailKernel, s.With == "some"
+		r.failing[s.On], r.sparing[s.On] = s.Do == FailKernel, s.With
 		delete(r.refused, s.On)
 		r.mu.Unlock()
 	case StopServer:
@@ -308,6 +311,9 @@ func (r *runner) perform(s Step) {
 		c.Depose()
 	case CutLeader:
 		r.cutLeader(s, fault)
+	case LoseIdentities:
+		r.loseIdentities(s)
+	case Wait:
 	default:
 		r.change(s)
 	}

@@ -23,7 +23,7 @@ type Step struct {
 	// On is what it happens to: a cluster, a node or an API server; for links, from>to; for
 	// peers, both.
 	On string
-	// With says more: a pod or policy, or the fault of a link.
+	// With says more: a pod or policy, the fault of a link, or which kernel writes fail.
 	With string
 	Then time.Duration
 }
@@ -52,26 +52,28 @@ const (
 	HealServer  Verb = "mend the link to its store of API server"
 	Depose      Verb = "end the leadership in"
 	CutLeader   Verb = "for a while, break the link to its store of the leader of"
+	Wait        Verb = "wait for"
 
 	CutControl  Verb = "break the control link"
 	HealControl Verb = "mend the control link"
 	CutData     Verb = "lose all packets"
 	HealData    Verb = "carry all packets"
 
-	TakeStore   Verb = "take away the store of"
-	GiveStore   Verb = "give back the store of"
-	Compact     Verb = "compact the store of"
-	Backup      Verb = "copy the store of"
-	PutBack     Verb = "put back the copy of the store of"
-	LoseStore   Verb = "lose the store, and restart the API servers, of"
-	Meet        Verb = "make peers of"
-	Part        Verb = "remove a peer from a cluster,"
-	AddPod      Verb = "apply a pod in"
-	DeletePod   Verb = "delete a pod in"
-	AddPolicy   Verb = "apply a policy in"
-	DropPolicy  Verb = "delete a policy in"
-	AddService  Verb = "apply a service in"
-	DropService Verb = "delete a service in"
+	TakeStore      Verb = "take away the store of"
+	GiveStore      Verb = "give back the store of"
+	Compact        Verb = "compact the store of"
+	Backup         Verb = "copy the store of"
+	PutBack        Verb = "put back the copy of the store of"
+	LoseStore      Verb = "lose the store, and restart the API servers, of"
+	LoseIdentities Verb = "for a while, lose a peer's identities,"
+	Meet           Verb = "make peers of"
+	Part           Verb = "remove a peer from a cluster,"
+	AddPod         Verb = "apply a pod in"
+	DeletePod      Verb = "delete a pod in"
+	AddPolicy      Verb = "apply a policy in"
+	DropPolicy     Verb = "delete a policy in"
+	AddService     Verb = "apply a service in"
+	DropService    Verb = "delete a service in"
 )
 
 // changes reports whether a step is an operator's change of an object.

@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/weft-mesh/weft/bpf"
@@ -22,9 +23,15 @@ func (r *runner) refuseLocked(node string) {
 }
 
 // spareLocked reports whether a write succeeds although some fail, with r.mu held.
-func (r *runner) spareLocked(node string) bool {
+func (r *runner) spareLocked(node, table string) bool {
 	r.tried++
-	return r.sparing[node] && r.tried%3 != 0
+	switch r.sparing[node] {
+	case "some":
+		return r.tried%3 != 0
+	case "policies":
+		return !slices.Contains([]string{"classes", "policy", "sets"}, table)
+	}
+	return false
 }
 
 // refusing reports whether a node's kernel has refused all writes for d, and still does: what
@@ -38,7 +45,7 @@ func (r *runner) refusing(node string, d time.Duration) bool {
 			return false
 		}
 	}
-	return r.failing[node] && !r.sparing[node] && time.Since(is.first) >= d && time.Since(is.last) <= retried
+	return r.failing[node] && r.sparing[node] == "" && time.Since(is.first) >= d && time.Since(is.last) <= retried
 }
 
 var errKernel = errors.New("no memory")
@@ -49,7 +56,7 @@ func onTable[K, V comparable](r *runner, table bpf.Table[K, V], node string, del
 	table.(*bpftest.Table[K, V]).Fail(func(op string, k K) error {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if r.failing[node] && !r.spareLocked(node) {
+		if r.failing[node] && !r.spareLocked(node, table.Name()) {
 			r.refuseLocked(node)
 			return errKernel
 		}
