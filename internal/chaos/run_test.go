@@ -25,9 +25,6 @@ const (
 	// what passes of a mesh's time costs ours.
 	settle = 2 * time.Minute
 	poll   = 5 * time.Second
-	// lag is how long a change may take to reach an agent whose links work. In between,
-	// old policies may hold.
-	lag = 10 * time.Second
 	// patience is how long an API server that works may refuse an operator, while
 	// another takes the leadership.
 	patience = 20 * time.Second

@@ -11,13 +11,6 @@ import (
 // fall silent are told by gossip, which these meshes do not have, or by the end of their
 // lease, a quarter of an hour later; that is not waited for here.
 
-// telling is how long something may be broken until status names it: a link that is silent
-// is given up first.
-const telling = time.Minute
-
-// retried is how soon an agent tries again what its kernel refused.
-const retried = 15 * time.Second
-
 // expectation is what the status of a cluster must name.
 type expectation struct{ cluster, what string }
 

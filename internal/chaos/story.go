@@ -6,6 +6,17 @@ import (
 	"time"
 )
 
+// lag is how long a change may take to reach an agent whose links work, of virtual time. In
+// between, old policies may hold.
+const lag = 10 * time.Second
+
+// telling is how long something may be broken until status names it: a link that is silent
+// is given up first.
+const telling = time.Minute
+
+// retried is how soon an agent tries again what its kernel refused.
+const retried = 15 * time.Second
+
 // story is steps that only together reach what is drawn too seldom: each is of a promise that
 // nothing else here would see broken.
 type story struct {

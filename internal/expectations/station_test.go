@@ -58,6 +58,12 @@ func (s *station) Mask(model.Key) (uint16, bool) {
 // Client implements model.Witness.
 func (s *station) Client(model.Key) (uint16, bool) { return 0, false }
 
+// Session implements model.Witness: the model keeps sessions itself.
+func (s *station) Session(model.Client) (netip.AddrPort, bool) { return netip.AddrPort{}, false }
+
+// Reason implements model.Witness: no kernel has told one.
+func (s *station) Reason() bpf.Reason { return 0 }
+
 // sound ends the test if the model saw what cannot be, and tells whether the lot fell on a
 // backend that may be chosen.
 func (s *station) sound() (chosen bool) {
