@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,10 +21,20 @@ import (
 func TestAgentsAreToldWhereTheAPIServersAre(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset()
-		servers := []string{"https://192.0.2.2:7443", "https://192.0.2.1:7443"}
+		var mu sync.Mutex // guards servers and away
+		servers, away := []string{"https://192.0.2.2:7443", "https://192.0.2.1:7443"}, false
+		set := func(change func()) {
+			mu.Lock()
+			defer mu.Unlock()
+			change()
+		}
 		p := &Publisher{Client: client, Namespace: "weft-system", Log: slog.New(slog.DiscardHandler),
 			Operator: func() ([]byte, error) { return []byte("contexts: []"), nil },
-			Now:      func() api.Bootstrap { return api.Bootstrap{Servers: servers, CA: testCA} }}
+			Now: func() api.Bootstrap {
+				mu.Lock()
+				defer mu.Unlock()
+				return api.Bootstrap{Servers: servers, CA: testCA}
+			}}
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- p.Run(ctx) }()
@@ -59,7 +70,7 @@ func TestAgentsAreToldWhereTheAPIServersAre(t *testing.T) {
 		if n := writes(); n != before {
 			t.Errorf("%d writes while nothing changes", n-before)
 		}
-		servers = servers[1:]
+		set(func() { servers = servers[1:] })
 		time.Sleep(publishTurn)
 		says(1)
 		if err := maps.Delete(t.Context(), ConfigMap, metav1.DeleteOptions{}); err != nil {
@@ -68,13 +79,15 @@ func TestAgentsAreToldWhereTheAPIServersAre(t *testing.T) {
 		time.Sleep(publishTurn)
 		says(1)
 
-		away := true
+		set(func() { away = true })
 		client.PrependReactor("get", "configmaps", func(k8stesting.Action) (bool, runtime.Object, error) {
+			mu.Lock()
+			defer mu.Unlock()
 			return away, nil, errors.New("connection refused")
 		})
-		servers = append(servers, "https://192.0.2.3:7443")
+		set(func() { servers = append(servers, "https://192.0.2.3:7443") })
 		time.Sleep(2 * publishTurn)
-		away = false
+		set(func() { away = false })
 		time.Sleep(publishTurn)
 		says(2)
 		stop()
