@@ -86,7 +86,7 @@ func TestTheCommandsInDocumentsRun(t *testing.T) {
 			typed[path][f] = true
 		}
 	}
-	for _, text := range textsOf(t, "../../scenarios/*.txtar", "testdata/script/*.txtar", "../../deploy/systemd/*.service") {
+	for _, text := range textsOf(t, "../../scenarios/*.txtar", "../../scenarios/kubernetes/*.txtar", "testdata/script/*.txtar", "../../deploy/systemd/*.service") {
 		script, _, _ := strings.Cut(text, "\n-- ")
 		for _, m := range regexp.MustCompile(`(?m)^.*?\bweft (.*)$`).FindAllStringSubmatch(script, -1) {
 			says(strings.ReplaceAll(m[1], "'", ""))

@@ -147,7 +147,7 @@ func basics() []row {
 		{file: specs, spec: "should be rejected for evicted pods (no endpoints exist)", nothing: "pods are not evicted: one that is declared runs, and one that is deleted is gone"},
 		{file: specs, spec: "should find a service from listing all namespaces", nothing: "there is no service `kubernetes` to find; `weft get services -A` lists all"},
 		{file: specs, spec: "should complete a service status lifecycle", nothing: "a service's status is what its manifest says of its load balancer; nobody else writes it"},
-		{file: specs, spec: "should delete a collection of services", nothing: "`weft delete -f` deletes what a manifest has"},
+		{file: specs, spec: "should delete a collection of services", nothing: "`weft delete -f FILE` deletes what a manifest has"},
 	}
 }
 
