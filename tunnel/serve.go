@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
@@ -41,7 +42,9 @@ type ServeConfig struct {
 	StateDir string
 	// SocketDir holds the configuration sockets.
 	SocketDir string
-	Log       *slog.Logger `json:"-"`
+	// IfNeeded lets the process wait, and serve nothing, where the kernel has WireGuard.
+	IfNeeded bool
+	Log      *slog.Logger `json:"-"`
 }
 
 // ServeDefaults is the configuration of an ordinary node.
@@ -105,6 +108,17 @@ func validDevice(name string) error {
 func Serve(ctx context.Context, cfg ServeConfig) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("tunnel configuration: %w", err)
+	}
+	if cfg.IfNeeded {
+		need, err := needed(cfg.Devices[0], netlink.LinkByName, tryWireGuard)
+		if err != nil {
+			return err
+		}
+		if !need {
+			cfg.Log.Info("the kernel has WireGuard: nothing is served in user space")
+			<-ctx.Done()
+			return nil
+		}
 	}
 	release, err := statefile.Lock(cfg.StateDir, "tunnel")
 	if err != nil {

@@ -22,6 +22,7 @@ func tunnelCommand() *cobra.Command {
 		"mtu":        "MTU of newly created devices, in bytes",
 		"state-dir":  "folder for keys and peers, kept when the process stops",
 		"socket-dir": "folder for the devices' configuration sockets",
+		"if-needed":  "serve nothing where the kernel has WireGuard, and wait until it is stopped",
 	}, func(ctx context.Context, c tunnel.ServeConfig, log *slog.Logger) error {
 		c.Log = log
 		return tunnel.Serve(ctx, c)
