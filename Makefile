@@ -84,10 +84,10 @@ kubernetes: ## build Kubernetes' own programs, those of KUBERNETES_PROGRAMS, and
 		$(addprefix k8s.io/kubernetes/cmd/,$(KUBERNETES_PROGRAMS))
 	cd $(KUBERNETES) && CGO_ENABLED=0 nice -n 19 go build -p 2 -trimpath -o $(CURDIR)/.bin/kubernetes/etcd -ldflags '-s -w' go.etcd.io/etcd/server/v3
 
-# Real clusters of Kubernetes in a lab: control plane and kubelets of their own build, with
+# Real Kubernetes clusters in a lab: control plane and kubelets of their own build, with
 # Debian's containerd and runc.
 .PHONY: test-kubernetes
-test-kubernetes: build ## scenarios on clusters of Kubernetes; needs root, and builds Kubernetes once
+test-kubernetes: build ## scenarios on Kubernetes clusters; needs root, and builds Kubernetes once
 	$(MAKE) kubernetes KUBERNETES_PROGRAMS="kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl"
 	$(MAKE) image PLATFORMS=local
 	./weft lab run --set PROGRAMS=$(CURDIR)/.bin/kubernetes scenarios/kubernetes/*.txtar

@@ -16,7 +16,7 @@ import (
 // API servers. A token that was made for anybody else is refused.
 const TokenAudience = "weft.io"
 
-// Where a cluster of Kubernetes keeps its first operator's context: in the Secret
+// Where a Kubernetes cluster keeps its first operator's context: in the Secret
 // OperatorSecret of the namespace SystemNamespace, under OperatorContextKey.
 const (
 	SystemNamespace    = "weft-system"

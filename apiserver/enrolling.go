@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/enroll"
@@ -23,6 +25,9 @@ const (
 	maxEnroll      = 4 << 10
 	maxToken       = 16 << 10
 	enrollPatience = 15 * time.Second
+	beginPatience  = 5 * time.Second
+	// enrollsPerSecond is how many requests to Kubernetes they may cause.
+	enrollsPerSecond = 50
 )
 
 // admitNodes prepares for nodes of Kubernetes that join by token, if any may.
@@ -38,14 +43,27 @@ func (s *server) admitNodes() error {
 	if err != nil {
 		return fmt.Errorf("kubernetes: %w", err)
 	}
-	conf.UserAgent = "weft-apiserver"
+	conf.UserAgent, conf.QPS, conf.Burst = "weft-apiserver", enrollsPerSecond, 2*enrollsPerSecond
 	client, err := kubernetes.NewForConfig(conf)
 	if err != nil {
 		return err
 	}
+	// Requests of its own: those to enroll, which anybody can make, must not hold it up.
+	own, err := kubernetes.NewForConfig(rest.CopyConfig(conf))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), beginPatience)
+	defer cancel()
+	switch err := enroll.CheckBeginning(ctx, own, namespace, s.cluster.Name, s.Bundle()); {
+	case errors.As(err, new(enroll.Unknown)):
+		s.log.Warn("Kubernetes does not say whether this cluster has another store", "error", err)
+	case err != nil:
+		return err
+	}
 	s.enroller = enroll.New(enroll.Config{Client: client, Namespace: namespace, Account: name, IPAM: s.conf.IPAM})
 	s.publisher = &enroll.Publisher{
-		Client: client, Namespace: namespace, Log: s.log,
+		Client: own, Namespace: namespace, Log: s.log,
 		Now: func() api.Bootstrap {
 			return api.Bootstrap{Servers: append(s.otherURLs(), s.self.URL), CA: string(s.Bundle())}
 		},
@@ -68,20 +86,20 @@ func (s *server) postEnroll(r *http.Request) (any, error) {
 	if !ok || token == "" || len(token) > maxToken {
 		return nil, api.Refuse(http.StatusUnauthorized, "send a service account token of Kubernetes with the audience "+api.TokenAudience, "the request has no token")
 	}
-	text, err := io.ReadAll(io.LimitReader(r.Body, maxEnroll))
-	if err != nil {
-		return nil, fmt.Errorf("read request: %w", err)
-	}
-	var request api.EnrollRequest
-	if err := json.Unmarshal(text, &request); err != nil {
-		return nil, api.Invalid("", "the request cannot be read: %v", err)
-	}
 	ctx, cancel := context.WithTimeout(r.Context(), enrollPatience)
 	defer cancel()
 	if err := s.enrolling.Acquire(ctx, 1); err != nil {
 		return nil, api.Refuse(http.StatusServiceUnavailable, "try again", "too many nodes join at once")
 	}
 	defer s.enrolling.Release(1)
+	text, err := io.ReadAll(io.LimitReader(r.Body, maxEnroll))
+	if err != nil {
+		return nil, api.Invalid("", "the request cannot be read: %v", err)
+	}
+	var request api.EnrollRequest
+	if err := json.Unmarshal(text, &request); err != nil {
+		return nil, api.Invalid("", "the request cannot be read: %v", err)
+	}
 	node, err := s.enroller.Node(ctx, token)
 	if err != nil {
 		return nil, err

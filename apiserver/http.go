@@ -53,7 +53,11 @@ func (s *server) handler() http.Handler {
 	}))
 	mux.HandleFunc("POST /v1/nodes", s.answer(s.postNode))
 	mux.HandleFunc("DELETE /v1/nodes/{name}", s.answer(s.deleteNode))
-	mux.HandleFunc("POST /v1/enroll", s.answer(s.postEnroll))
+	mux.HandleFunc("POST /v1/enroll", func(w http.ResponseWriter, r *http.Request) {
+		// Whoever asks has no certificate, and may be slow on purpose.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(enrollPatience))
+		s.answer(s.postEnroll)(w, r)
+	})
 	mux.HandleFunc("GET /v1/nodes/{name}/status", s.proxy(func(r *http.Request) string { return "/v1/status" }))
 	mux.HandleFunc("GET /v1/nodes/{name}/tables", s.proxy(func(r *http.Request) string { return "/v1/tables" }))
 	mux.HandleFunc("GET /v1/nodes/{name}/trace", s.proxy(func(r *http.Request) string { return "/v1/trace" }))
@@ -162,7 +166,7 @@ func (s *server) postNode(r *http.Request) (any, error) {
 	}
 	if node, ok := authority.ParseAgentUser(callerOf(r)); ok {
 		// An agent may renew its own bundle, but not change its registration.
-		if node != request.Name || len(request.Addresses) > 0 || len(request.PodCIDRs) > 0 || request.Labels != nil || request.Replace {
+		if node != request.Name || len(request.Addresses) > 0 || len(request.PodCIDRs) > 0 || request.Labels != nil || request.Replace || request.UID != "" {
 			return nil, api.Refuse(http.StatusForbidden, "", "the agent of node %s may ask for its own bundle only, as it is registered", node)
 		}
 	}

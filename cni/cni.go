@@ -316,8 +316,8 @@ func del(ctx context.Context, r request) (any, error) {
 			return nil, types.NewError(types.ErrTryAgainLater, err.Error()+"; and the removal cannot be left to it: "+left.Error(), "make room on the disk, or start `weft agent`; the runtime tries again")
 		}
 		return nil, nil
-	case errors.As(err, &refused) && refused.status < 500:
-		return nil, nil
+	case errors.As(err, &refused) && slices.Contains([]int{400, 404, 422}, refused.status):
+		return nil, nil // nothing to remove can be meant
 	}
 	return nil, err
 }

@@ -1,5 +1,5 @@
 // Package deploy contains what a plain machine needs to run Weft, systemd units and example
-// configuration, and what a cluster of Kubernetes needs, a Helm chart.
+// configuration, and what a Kubernetes cluster needs, a Helm chart.
 //
 // It only holds the files. An operator installs them; the lab starts its nodes from the
 // same ones.

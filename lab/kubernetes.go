@@ -80,7 +80,7 @@ func (t Topology) usesKubernetes() bool {
 	return false
 }
 
-// missingKubernetes says what a machine lacks for clusters of Kubernetes.
+// missingKubernetes says what a machine lacks for Kubernetes clusters.
 func missingKubernetes(folder string) error {
 	for _, name := range KubernetesPrograms {
 		if _, err := os.Stat(filepath.Join(folder, name)); err != nil {
@@ -94,7 +94,7 @@ func missingKubernetes(folder string) error {
 	return t.Missing()
 }
 
-// prepareKubernetes finds what clusters of Kubernetes need, and makes the lab's images.
+// prepareKubernetes finds what Kubernetes clusters need, and makes the lab's images.
 func (l *Lab) prepareKubernetes() (err error) {
 	if l.kubernetes, err = filepath.Abs(cmp.Or(l.kubernetes, filepath.Join(".bin", "kubernetes"))); err != nil {
 		return err
@@ -159,7 +159,7 @@ func (l *Lab) kubectl(ctx context.Context, cluster string, args ...string) (stri
 	return stdout.String(), err
 }
 
-// kubeconfig is the file with the operator's contexts of all clusters of Kubernetes.
+// kubeconfig is the file with the operator's contexts of all Kubernetes clusters.
 func (l *Lab) kubeconfig() string { return filepath.Join(l.Dir, "kubeconfig") }
 
 // startControlPlane starts etcd and Kubernetes' own servers.
@@ -176,11 +176,12 @@ func (l *Lab) startControlPlane(ctx context.Context, n *Node, site *kubernetesSi
 	if err := writeKubernetesFiles(n, *site, "tokens.csv", "manager.conf", "scheduler.conf"); err != nil {
 		return err
 	}
-	if err := l.startKubernetes(n, "etcd", "--data-dir", kubernetesDir+"/etcd", "--listen-client-urls", "http://127.0.0.1:12379",
-		"--advertise-client-urls", "http://127.0.0.1:12379", "--listen-peer-urls", "http://127.0.0.1:12380", "--unsafe-no-fsync"); err != nil {
+	if err := l.startKubernetes(n, "etcd", "--data-dir", kubernetesDir+"/etcd", "--unsafe-no-fsync", "--advertise-client-urls", "http://127.0.0.1:2379",
+		// As kubeadm has it, so that nobody else can want these ports.
+		"--listen-client-urls", "http://127.0.0.1:2379,http://"+site.Address+":2379", "--listen-peer-urls", "http://"+site.Address+":2380"); err != nil {
 		return err
 	}
-	if err := l.startKubernetes(n, "kube-apiserver", "--etcd-servers", "http://127.0.0.1:12379", "--service-cluster-ip-range", site.ServiceCIDR,
+	if err := l.startKubernetes(n, "kube-apiserver", "--etcd-servers", "http://127.0.0.1:2379", "--service-cluster-ip-range", site.ServiceCIDR,
 		"--bind-address", "0.0.0.0", "--advertise-address", site.Address, "--secure-port", strconv.Itoa(kubernetesPort), "--cert-dir", kubernetesDir+"/pki",
 		"--token-auth-file", kubernetesDir+"/tokens.csv", "--authorization-mode", "Node,RBAC", "--allow-privileged",
 		"--kubelet-preferred-address-types", "InternalIP", "--service-account-issuer", "https://kubernetes.default.svc",
@@ -391,5 +392,5 @@ func imageName(archive string) (string, error) {
 	}
 }
 
-// kubernetesPatience bounds the start of one cluster of Kubernetes.
+// kubernetesPatience bounds the start of one Kubernetes cluster.
 const kubernetesPatience = 3 * time.Minute

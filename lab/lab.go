@@ -35,7 +35,7 @@ type Config struct {
 	Topology Topology
 	Binary   string // weft; the running program if empty
 	Next     string // another version of it, to which scripts upgrade; may be empty
-	// Kubernetes is the folder with Kubernetes' programs, for clusters of Kubernetes;
+	// Kubernetes is the folder with Kubernetes' programs, for Kubernetes clusters;
 	// .bin/kubernetes if empty.
 	Kubernetes string
 	File       string       // the lab file, for `weft lab list`

@@ -47,7 +47,7 @@ type Cluster struct {
 	// if empty, [IPv6] or both.
 	NodeIPFamilies []IPFamily `json:"nodeIPFamilies,omitempty"`
 	Bare           bool       `json:"bare,omitempty"` // machines only: no process is started
-	// Kubernetes makes it a cluster of Kubernetes, with a kubelet on each node and without
+	// Kubernetes makes it a Kubernetes cluster, with a kubelet on each node and without
 	// Weft, which the script installs.
 	Kubernetes bool     `json:"kubernetes,omitempty"`
 	Disk       string   `json:"disk,omitempty"`      // limits /var/lib/weft of each node, such as 64m; it then forgets at power loss

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -36,6 +37,7 @@ const (
 	enrollPatience  = 20 * time.Second
 	enrollRetry     = time.Second
 	enrollRetryMost = 30 * time.Second
+	refreshPatience = 3 * time.Second
 )
 
 // enrollment is nil if operators add this node.
@@ -51,6 +53,7 @@ func (c Config) enrollment() *enrollment {
 func (e *enrollment) await(ctx context.Context) error {
 	why := e.lacking(time.Now())
 	if why == "" {
+		e.refresh(ctx)
 		return nil
 	}
 	e.log.Info("asking for this node's join bundle", "why", why)
@@ -81,6 +84,31 @@ func (e *enrollment) await(ctx context.Context) error {
 		case <-time.After(retry):
 		}
 	}
+}
+
+// refresh replaces the bundle if the node is registered in another way by now, which a
+// certificate does not tell. It does not hold up the start: packets do not wait for it, but
+// their node's agent would.
+func (e *enrollment) refresh(ctx context.Context) {
+	var is api.JoinBundle
+	text, err := os.ReadFile(e.join)
+	if err != nil || yaml.UnmarshalStrict(text, &is) != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, refreshPatience)
+	defer cancel()
+	now, err := e.fetch(ctx)
+	if err != nil {
+		e.log.Info("starting with the join bundle of before", "error", err)
+		return
+	}
+	if slices.Equal(now.Addresses, is.Addresses) && slices.Equal(now.PodCIDRs, is.PodCIDRs) && now.CA == is.CA {
+		return
+	}
+	if text, err = yaml.Marshal(now); err == nil {
+		err = statefile.Write(e.join, text)
+	}
+	e.log.Info("this node is registered in another way than before", "addresses", now.Addresses, "podCIDRs", now.PodCIDRs, "error", err)
 }
 
 // lacking says why the bundle cannot do; "" if it may.

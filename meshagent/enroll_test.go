@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -112,6 +113,38 @@ func TestWhenAnAgentAsksForAnotherBundle(t *testing.T) {
 	if why := e.lacking(time.Now()); why != "there is none" {
 		t.Errorf("without a file it lacks %q", why)
 	}
+}
+
+// A node that is registered in another way by now starts with the bundle that says so; while
+// nobody answers, with the one that it has.
+func TestAnAgentStartsAsItIsRegistered(t *testing.T) {
+	was := testBundle(t, "n1")
+	var now *api.JoinBundle
+	e := enrolling(t, func(api.Bootstrap, string, string) (*api.JoinBundle, error) {
+		if now == nil {
+			return nil, errors.New("nobody answers")
+		}
+		return now, nil
+	})
+	put(t, e.join, was)
+	put(t, e.token, "secret")
+	put(t, e.bootstrap, api.Bootstrap{Servers: []string{"https://192.0.2.1:7443"}, CA: was.CA})
+	starts := func(want netip.Addr) {
+		t.Helper()
+		if err := e.await(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var is api.JoinBundle
+		text, err := os.ReadFile(e.join)
+		if err != nil || yaml.Unmarshal(text, &is) != nil || is.Addresses[0] != want {
+			t.Errorf("it starts at %v, %v; want %v", is.Addresses, err, want)
+		}
+	}
+	starts(was.Addresses[0])
+	moved := *was
+	moved.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.7")}
+	now = &moved
+	starts(moved.Addresses[0])
 }
 
 func TestEnrollmentNeedsBothFiles(t *testing.T) {

@@ -4,15 +4,18 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
+	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/api"
 )
@@ -95,6 +98,40 @@ func TestAgentsAreToldWhereTheAPIServersAre(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// An API server that was moved to another node finds no store there, and must not begin one.
+func TestAMovedAPIServerDoesNotBeginAgain(t *testing.T) {
+	secret := func(text string) *corev1.Secret {
+		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "weft-system", Name: OperatorSecret}, Data: map[string][]byte{ContextKey: []byte(text)}}
+	}
+	contexts, err := yaml.Marshal(api.Config{Contexts: []api.Context{{Name: "east", Server: "https://192.0.2.1:7443", CA: testCA}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		objects []runtime.Object
+		ca      string
+		refused bool
+	}{
+		"a new cluster":         {nil, testCA, false},
+		"its own store":         {[]runtime.Object{secret(string(contexts))}, testCA, false},
+		"with a new CA as well": {[]runtime.Object{secret(string(contexts))}, strings.Repeat(testCA, 2), false},
+		"an empty store":        {[]runtime.Object{secret(string(contexts))}, "", true},
+		"a damaged Secret":      {[]runtime.Object{secret("contexts: [")}, "", false},
+	} {
+		err := CheckBeginning(t.Context(), fake.NewClientset(c.objects...), "weft-system", "east", []byte(c.ca))
+		if (err != nil) != c.refused || c.refused && !strings.Contains(err.Error(), "192.0.2.1") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	client := fake.NewClientset()
+	client.PrependReactor("get", "secrets", func(k8stesting.Action) (bool, runtime.Object, error) {
+		return true, nil, errors.New("connection refused")
+	})
+	if err := CheckBeginning(t.Context(), client, "weft-system", "east", nil); !errors.As(err, new(Unknown)) {
+		t.Errorf("Kubernetes is away: %v", err)
+	}
 }
 
 // testCA is a certificate of nobody's.

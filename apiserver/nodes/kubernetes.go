@@ -46,20 +46,16 @@ func FromKubernetes(node *corev1.Node, ipam IPAM) (api.NodeRequest, error) {
 	return r, nil
 }
 
-// addressesOf are the node's internal addresses, and its external ones where it has no other.
+// addressesOf are the node's internal addresses. External ones do not stand in for them: an
+// internal one that is missing for a moment must not move the node.
 func addressesOf(node *corev1.Node) (out []netip.Addr) {
-	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
-		for _, a := range node.Status.Addresses {
-			ip, err := netip.ParseAddr(a.Address)
-			if a.Type == kind && err == nil && !slices.Contains(out, ip.Unmap()) {
-				out = append(out, ip.Unmap())
-			}
-		}
-		if len(out) > 0 {
-			return out
+	for _, a := range node.Status.Addresses {
+		ip, err := netip.ParseAddr(a.Address)
+		if a.Type == corev1.NodeInternalIP && err == nil && !slices.Contains(out, ip.Unmap()) {
+			out = append(out, ip.Unmap())
 		}
 	}
-	return nil
+	return out
 }
 
 func cidrsOf(node *corev1.Node) []string {

@@ -62,11 +62,39 @@ func TestAnotherNodeObjectIsAnotherMachine(t *testing.T) {
 	}
 }
 
-func TestANodeWithoutInternalAddressIsReachedFromOutside(t *testing.T) {
+// An internal address that is missing for a moment must not move the node.
+func TestANodeWithoutInternalAddressWaits(t *testing.T) {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
 		{Type: corev1.NodeHostName, Address: "n1"}, {Type: corev1.NodeExternalIP, Address: "203.0.113.1"},
 	}}}
-	if r, err := FromKubernetes(n, ClusterPool); err != nil || len(r.Addresses) != 1 || r.Addresses[0].String() != "203.0.113.1" {
-		t.Errorf("addresses are %v, %v; want the external one", r.Addresses, err)
+	if r, err := FromKubernetes(n, ClusterPool); err == nil || !strings.Contains(err.Error(), "no internal address") {
+		t.Errorf("it asks for %v, %v; want that it has no internal address", r.Addresses, err)
+	}
+}
+
+// Whoever makes a node of Kubernetes with the name of one that an operator added must not
+// become that machine.
+func TestATokenDoesNotTakeOverAnotherNode(t *testing.T) {
+	r, s, users := registrar(t)
+	if _, err := r.Add(t.Context(), request("n1", "172.16.1.1", "10.1.1.0/24")); err != nil {
+		t.Fatal(err)
+	}
+	before := s.Dump("")
+	rival := request("n1", "172.16.1.9", "10.1.9.0/24")
+	rival.UID, rival.Replace = "u1", true
+	if b, err := r.AddFrom(t.Context(), rival, "kubernetes"); err == nil || !strings.Contains(err.Error(), "operator") {
+		t.Errorf("a bundle was issued: %v, %v", b, err)
+	}
+	if after := s.Dump(""); len(after) != len(before) {
+		t.Errorf("the store has changed: %v", after)
+	}
+	// One that Kubernetes declared has its rights before its agent asks for a bundle.
+	second := request("n2", "172.16.1.2", "10.1.2.0/24")
+	second.UID = "u2"
+	if _, err := r.Declare(t.Context(), second, "kubernetes"); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := users.User("agent-n2"); !ok {
+		t.Error("the agent of a declared node has no rights: one that has its bundle still would be cut off")
 	}
 }

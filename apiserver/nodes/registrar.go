@@ -100,6 +100,9 @@ func (r *Registrar) AddFrom(ctx context.Context, request api.NodeRequest, source
 	if err != nil {
 		return nil, err
 	}
+	if source != "" && reg.Source != source {
+		return nil, api.Conflict(fmt.Sprintf("rename the node there, or `weft node delete %s`", reg.Name), "an operator added node %s, which is not the one of %s", reg.Name, source)
+	}
 	if err := r.conf.Users.SetUser(ctx, agentRights(reg.Name)); err != nil {
 		return nil, err
 	}
@@ -121,7 +124,12 @@ func agentRights(node string) store.User {
 // Declare registers a node for a source, without a bundle: that is given to who asks for it
 // with Add. A node that an operator has added stays as it is.
 func (r *Registrar) Declare(ctx context.Context, request api.NodeRequest, source string) (wire.Registration, error) {
-	return r.register(ctx, request, source)
+	reg, err := r.register(ctx, request, source)
+	if err != nil || reg.Source != source {
+		return reg, err
+	}
+	// An agent that has its bundle from before goes on with it.
+	return reg, r.conf.Users.SetUser(ctx, agentRights(reg.Name))
 }
 
 // Withdraw removes a node that a source has declared, and nothing of any other.

@@ -99,7 +99,7 @@ func labRunCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&watch, "watch", false, "draw a live picture if the output is a terminal")
 	cmd.Flags().BoolVar(&keep, "keep", false, "keep the clusters up at the end, until interrupted")
 	cmd.Flags().StringVar(&next, "next", "", "another version of weft, to which scripts upgrade (internal/next-version.sh builds one)")
-	cmd.Flags().StringVar(&kubernetes, "kubernetes", ".bin/kubernetes", "folder with Kubernetes' programs, for clusters of Kubernetes; the image of weft is beside it")
+	cmd.Flags().StringVar(&kubernetes, "kubernetes", ".bin/kubernetes", "folder with Kubernetes' programs, for Kubernetes clusters; the image of weft is beside it")
 	cmd.Flags().StringToStringVar(&set, "set", nil, "variables of scripts, instead of the values that they have there")
 	cmd.Flags().IntVar(&patience, "patience", 1, "how many times longer than they say scripts wait for things, on a slow machine")
 	return cmd

@@ -1,10 +1,12 @@
 package install
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -104,10 +106,22 @@ func (i *Installer) apply(ctx context.Context, o *unstructured.Unstructured, dry
 		return "", err
 	case !existed:
 		return would + "created", nil
-	case before.GetResourceVersion() == after.GetResourceVersion() && !dry, dry && before.GetGeneration() == after.GetGeneration() && before.GetGeneration() > 0:
-		return "is as it should be", nil
+	case same(before, after):
+		return "unchanged", nil
 	}
 	return would + "changed", nil
+}
+
+// same says whether two states of an object differ in nothing that counts.
+func same(a, b *unstructured.Unstructured) bool {
+	bare := func(o *unstructured.Unstructured) map[string]any {
+		o = o.DeepCopy()
+		o.SetManagedFields(nil)
+		o.SetResourceVersion("")
+		o.SetGeneration(0)
+		return o.Object
+	}
+	return reflect.DeepEqual(bare(a), bare(b))
 }
 
 func (i *Installer) resource(o *unstructured.Unstructured) (dynamic.ResourceInterface, error) {
@@ -144,7 +158,7 @@ func (i *Installer) Wait(ctx context.Context, objects []*unstructured.Unstructur
 			}
 			select {
 			case <-ctx.Done():
-				return fmt.Errorf("%s %s/%s is not ready: %s; `kubectl -n %s describe pods` says why", o.GetKind(), o.GetNamespace(), o.GetName(), told, o.GetNamespace())
+				return fmt.Errorf("%s %s/%s is not ready: %s; `kubectl -n %s describe pods` says why", o.GetKind(), o.GetNamespace(), o.GetName(), cmp.Or(told, missing), o.GetNamespace())
 			case <-time.After(waitTurn):
 			}
 		}
@@ -182,12 +196,12 @@ func (i *Installer) missing(ctx context.Context, o *unstructured.Unstructured) (
 func missingOf(seen bool, want, have int32) string {
 	switch {
 	case !seen:
-		return "Kubernetes has not seen it yet"
+		return "waiting for Kubernetes to act on it"
 	case have < want:
 		return fmt.Sprintf("%d of %d pods are ready", have, want)
 	}
 	return ""
 }
 
-// ErrNoCluster says that nothing names a cluster of Kubernetes.
-var ErrNoCluster = errors.New("no cluster of Kubernetes is named: give --kubeconfig, or set KUBECONFIG")
+// ErrNoCluster says that nothing names a Kubernetes cluster.
+var ErrNoCluster = errors.New("no Kubernetes cluster is named: give --kubeconfig, or set KUBECONFIG")

@@ -1,4 +1,4 @@
-// Package install puts Weft onto a cluster of Kubernetes without Helm: it renders the same
+// Package install puts Weft onto a Kubernetes cluster without Helm: it renders the same
 // chart, and has the API server apply what comes of it.
 //
 // What Weft consists of there is up to the chart.
@@ -66,7 +66,7 @@ func Render(namespace, version, kubernetes string, values map[string]any) ([]*un
 	if err != nil {
 		return nil, err
 	}
-	c.Metadata.AppVersion = version
+	c.Metadata.AppVersion = Tag(version)
 	able := chartutil.DefaultCapabilities.Copy()
 	if kubernetes != "" {
 		v, err := chartutil.ParseKubeVersion(kubernetes)
@@ -99,6 +99,19 @@ func Render(namespace, version, kubernetes string, values map[string]any) ([]*un
 	}
 	slices.SortFunc(objects, inOrder)
 	return objects, nil
+}
+
+// Tag is a version as an image's tag, and as a label's value, which may hold letters, digits
+// and _ . - alone.
+func Tag(version string) string {
+	out := strings.Map(func(r rune) rune {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', strings.ContainsRune("_.-", r):
+			return r
+		}
+		return '-'
+	}, version)
+	return strings.Trim(out[:min(len(out), 63)], ".-_")
 }
 
 // load reads the chart that is in the program.

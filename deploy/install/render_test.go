@@ -15,7 +15,7 @@ import (
 var update = flag.Bool("update", false, "write what the chart renders now to testdata")
 
 // needed are the values that have no default.
-var needed = []string{"cluster.name=east,cluster.id=1,cluster.serviceCIDR=10.96.0.0/12", "cluster.podCIDRs={10.244.0.0/16}"}
+var needed = []string{"cluster.name=east,cluster.id=1,cluster.serviceCIDR=10.96.0.0/12,k8sServiceHost=192.0.2.10", "cluster.podCIDRs={10.244.0.0/16}"}
 
 func render(t *testing.T, set ...string) []*unstructured.Unstructured {
 	t.Helper()
@@ -35,7 +35,7 @@ func TestRendered(t *testing.T) {
 	for name, set := range map[string][]string{
 		"default": nil,
 		"dual-stack": {"cluster.podCIDRs={10.244.0.0/16,fd00:10:244::/56}", "cluster.ipv6ServiceCIDR=fd00:10:96::/112", "ipam.mode=cluster-pool",
-			"k8sServiceHost=192.0.2.10", "image.repository=registry.example/weft", "image.digest=sha256:" + strings.Repeat("a", 64), "imagePullSecrets[0].name=registry",
+			"image.repository=registry.example/weft", "image.digest=sha256:" + strings.Repeat("a", 64), "imagePullSecrets[0].name=registry",
 			"tunnel.userspace=never", "cni.install=false", "agent.extraArgs={--log-level=debug}", "apiServer.extraArgs={--peer-changes=500}"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -98,12 +98,52 @@ func TestObjectsBelongTogether(t *testing.T) {
 	}
 }
 
+// What a process has on its node is mounted where it looks for it, and nothing is mounted in
+// vain.
+func TestFoldersAreMounted(t *testing.T) {
+	for _, o := range render(t) {
+		if kind := o.GetKind(); kind != "Deployment" && kind != "DaemonSet" {
+			continue
+		}
+		mounted, used := map[string]bool{}, map[string]bool{}
+		containers, _, _ := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "containers")
+		for _, c := range containers {
+			mounts, _, _ := unstructured.NestedSlice(c.(map[string]any), "volumeMounts")
+			for _, m := range mounts {
+				m := m.(map[string]any)
+				mounted[m["mountPath"].(string)], used[m["name"].(string)] = true, true
+			}
+		}
+		volumes, _, _ := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "volumes")
+		for _, v := range volumes {
+			if name := v.(map[string]any)["name"].(string); !used[name] {
+				t.Errorf("%s: nothing mounts volume %s", o.GetName(), name)
+			}
+		}
+		want := map[string][]string{
+			"weft-apiserver": {"/var/lib/weft/apiserver", "/tmp"},
+			"weft-agent": {"/var/lib/weft/agent", "/var/lib/weft/cni", "/run/weft", "/var/run/wireguard", "/run/netns", "/var/run/netns", "/sys/fs/bpf", "/sys/fs/cgroup",
+				"/etc/cni/net.d", "/opt/cni/bin", "/var/run/secrets/weft.io", "/var/run/weft.io/bootstrap"},
+			"weft-tunnel": {"/var/lib/weft/tunnel", "/var/run/wireguard", "/dev/net"},
+		}[o.GetName()]
+		if len(want) == 0 {
+			t.Errorf("%s is new here", o.GetName())
+		}
+		for _, path := range want {
+			if !mounted[path] {
+				t.Errorf("%s: nothing is mounted at %s", o.GetName(), path)
+			}
+		}
+	}
+}
+
 func TestWrongValues(t *testing.T) {
 	for _, c := range []struct {
 		set  []string
 		want string
 	}{
 		{nil, "cluster/name"},
+		{append(needed[:2:2], "k8sServiceHost="), "k8sServiceHost"},
 		{[]string{"cluster.name=east"}, "cluster/id"},
 		{append(needed[:2:2], "cluster.id=300"), "it may be 1 to 255"},
 		{append(needed[:2:2], "cluster.id=0"), "cluster/id"},
@@ -164,7 +204,7 @@ func TestWhatIsMissing(t *testing.T) {
 		seen       bool
 		want, have int32
 		says       string
-	}{{false, 1, 1, "not seen"}, {true, 3, 2, "2 of 3"}, {true, 3, 3, ""}, {true, 0, 0, ""}} {
+	}{{false, 1, 1, "waiting"}, {true, 3, 2, "2 of 3"}, {true, 3, 3, ""}, {true, 0, 0, ""}} {
 		if got := missingOf(c.seen, c.want, c.have); (got == "") != (c.says == "") || !strings.Contains(got, c.says) {
 			t.Errorf("%+v: %q", c, got)
 		}

@@ -32,7 +32,7 @@ func (v *Live) verbs() map[string]script.Command {
 		}}
 	}
 	add(true, "at", "NODE|POD COMMAND...", "runs a command on a machine or in a pod", v.at)
-	add(true, "kubectl", "ARGS...", "runs kubectl as the operator; its contexts are the clusters of Kubernetes", v.kubectl)
+	add(true, "kubectl", "ARGS...", "runs kubectl as the operator; its contexts are the Kubernetes clusters", v.kubectl)
 	add(false, "put", "FILE NODE PATH", "copies a file of the operator to a machine, mode 0600", v.put)
 	add(true, "request", "[--count N] [--timeout D] [--refused D] [--from ADDR] NODE|POD TARGET", "asks a server and prints who answered; fails if one of N requests fails. --refused: each must be refused within D instead", v.request)
 	add(false, "daemon", "NAME NODE|POD COMMAND...", "starts a command and leaves it running", v.daemon)
@@ -162,7 +162,7 @@ func (v *Live) at(ctx context.Context, args []string) error {
 	return said(err, &stderr)
 }
 
-// kubectl is for clusters of Kubernetes.
+// kubectl is for Kubernetes clusters.
 func (v *Live) kubectl(ctx context.Context, args []string) error {
 	var stdout, stderr bytes.Buffer
 	err := v.Lab.Run(ctx, v.state.Dir, &stdout, &stderr, append([]string{"/usr/bin/env", "kubectl"}, args...)...)

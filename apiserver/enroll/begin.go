@@ -1,0 +1,55 @@
+package enroll
+
+import (
+	"context"
+	"encoding/pem"
+	"fmt"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/api"
+)
+
+// CheckBeginning returns an error if Kubernetes knows the mesh of this cluster under another
+// certificate authority than ca: the API server was moved to a node that has not its store, and
+// would begin an empty one, to which agents would turn. The error is Unknown if Kubernetes does not say.
+func CheckBeginning(ctx context.Context, client kubernetes.Interface, namespace, cluster string, ca []byte) error {
+	secret, err := client.CoreV1().Secrets(namespace).Get(ctx, OperatorSecret, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return Unknown{err}
+	}
+	var file api.Config
+	if err := yaml.Unmarshal(secret.Data[ContextKey], &file); err != nil {
+		return nil // it is written again
+	}
+	x, err := file.Context(cluster)
+	if err != nil || shareCertificate([]byte(x.CA), ca) {
+		return nil
+	}
+	return fmt.Errorf("this cluster's store is on another node, that of the API server at %s: run it there (apiServer.nodeSelector of the chart), restore a backup here (`weft restore`), or, to begin a new mesh, delete Secret %s/%s", x.Server, namespace, OperatorSecret)
+}
+
+// Unknown is the error of a Kubernetes that does not say whether the cluster has a store.
+type Unknown struct{ error }
+
+func (e Unknown) Unwrap() error { return e.error }
+
+// shareCertificate says whether two bundles in PEM have a certificate in common.
+func shareCertificate(a, b []byte) bool {
+	in := map[string]bool{}
+	for block, rest := pem.Decode(a); block != nil; block, rest = pem.Decode(rest) {
+		in[string(block.Bytes)] = true
+	}
+	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
+		if in[string(block.Bytes)] {
+			return true
+		}
+	}
+	return false
+}
