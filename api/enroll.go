@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http"
@@ -78,4 +79,18 @@ func Enroll(ctx context.Context, b Bootstrap, token, node string) (*JoinBundle, 
 	c.token = token
 	var out JoinBundle
 	return &out, c.call(ctx, http.MethodPost, "/v1/enroll", nil, EnrollRequest{Node: node}, &out)
+}
+
+// ShareCertificate says whether two bundles in PEM have a certificate in common.
+func ShareCertificate(a, b []byte) bool {
+	in := map[string]bool{}
+	for block, rest := pem.Decode(a); block != nil; block, rest = pem.Decode(rest) {
+		in[string(block.Bytes)] = true
+	}
+	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
+		if in[string(block.Bytes)] {
+			return true
+		}
+	}
+	return false
 }

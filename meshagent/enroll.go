@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -129,7 +128,7 @@ func (e *enrollment) lacking(now time.Time) string {
 		return fmt.Sprintf("it was issued for node %s", b.Node)
 	}
 	current, err := e.where()
-	if err == nil && !shareCertificate([]byte(b.CA), []byte(current.CA)) {
+	if err == nil && !api.ShareCertificate([]byte(b.CA), []byte(current.CA)) {
 		return "it is that of a cluster that is no longer there"
 	}
 	return ""
@@ -188,18 +187,4 @@ func (e *enrollment) renew(ctx context.Context, b *api.JoinBundle, conf *tls.Con
 		return nil, errors.Join(err, fmt.Errorf("by its token, this is node %s/%s: restart the agent", got.Cluster, got.Node))
 	}
 	return got, nil
-}
-
-// shareCertificate says whether two bundles in PEM have a certificate in common.
-func shareCertificate(a, b []byte) bool {
-	in := map[string]bool{}
-	for block, rest := pem.Decode(a); block != nil; block, rest = pem.Decode(rest) {
-		in[string(block.Bytes)] = true
-	}
-	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
-		if in[string(block.Bytes)] {
-			return true
-		}
-	}
-	return false
 }

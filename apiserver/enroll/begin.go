@@ -2,7 +2,6 @@ package enroll
 
 import (
 	"context"
-	"encoding/pem"
 	"fmt"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -29,7 +28,7 @@ func CheckBeginning(ctx context.Context, client kubernetes.Interface, namespace,
 		return nil // it is written again
 	}
 	x, err := file.Context(cluster)
-	if err != nil || shareCertificate([]byte(x.CA), ca) {
+	if err != nil || api.ShareCertificate([]byte(x.CA), ca) {
 		return nil
 	}
 	return fmt.Errorf("this cluster's store is on another node, that of the API server at %s: run it there (apiServer.nodeSelector of the chart), restore a backup here (`weft restore`), or, to begin a new mesh, delete Secret %s/%s", x.Server, namespace, OperatorSecret)
@@ -39,17 +38,3 @@ func CheckBeginning(ctx context.Context, client kubernetes.Interface, namespace,
 type Unknown struct{ error }
 
 func (e Unknown) Unwrap() error { return e.error }
-
-// shareCertificate says whether two bundles in PEM have a certificate in common.
-func shareCertificate(a, b []byte) bool {
-	in := map[string]bool{}
-	for block, rest := pem.Decode(a); block != nil; block, rest = pem.Decode(rest) {
-		in[string(block.Bytes)] = true
-	}
-	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
-		if in[string(block.Bytes)] {
-			return true
-		}
-	}
-	return false
-}

@@ -11,7 +11,7 @@
 #	SCENARIOS   scripts to run before them, such as scenarios/smoke.txtar
 #	SET         variables of the scripts, as in `weft lab run --set`
 #	PATIENCE    how many times longer scripts wait than they say: 10 under emulation
-#	MODULES     kernel modules without which the run fails, such as wireguard
+#	MODULES     kernel modules without which the run fails: sctp
 #	CPUS, MEMORY_MB, MINUTES   of a machine: 2, 3072, 60
 #	NICE        its priority: 15
 #	CACHE       for kernels and logs: ${XDG_CACHE_HOME:-~/.cache}/weft-kernels
@@ -162,12 +162,12 @@ for package in "${packages[@]}"; do
 	fi
 	name=${package#./}
 	name=${name//\//-}
-	go test -c -trimpath -ldflags '-s -w' -o "$root/tests/$name" "$package"
+	go test -c -tags sctp -trimpath -ldflags '-s -w' -o "$root/tests/$name" "$package"
 	echo "$name ${package#./} $run $skip"
 done >"$root/tests.list"
 go build -trimpath -ldflags '-s -w' -o "$root/bin/weft" ./cmd/weft
 printf '%s\n' "${scenarios[@]}" >"$root/scenarios.list"
-printf '%s\n' ${MODULES-} >"$root/modules.list"
+printf '%s\n' ${MODULES-sctp} >"$root/modules.list"
 echo "--patience $patience ${SET:+--set $SET}" >"$root/lab.flags"
 
 failed=()
