@@ -66,6 +66,8 @@ func (p *plugin) install() error {
 		if p.seen, err = os.Stat(path); err != nil {
 			return err
 		}
+	} else if err := p.conflist.InstallLoopback(); err != nil {
+		return err
 	}
 	return p.conflist.InstallNetwork()
 }

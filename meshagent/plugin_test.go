@@ -61,6 +61,15 @@ func TestThePluginIsInstalledOnceTheNodeIsReady(t *testing.T) {
 		}
 		time.Sleep(pluginTurn)
 		there("removed by somebody", true)
+		link := filepath.Join(cfg.CNIBinDir, "loopback")
+		if err := os.Remove(link); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(pluginTurn)
+		synctest.Wait()
+		if to, err := os.Readlink(link); to != conflist.Type || err != nil {
+			t.Errorf("loopback, removed by somebody, leads to %q, %v", to, err)
+		}
 		if err := os.WriteFile(program, []byte("torn"), 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -243,7 +243,7 @@ func (c Config) InstallProgram() error {
 		return err
 	}
 	if same {
-		return c.installLoopback()
+		return c.InstallLoopback()
 	}
 	if err := os.MkdirAll(c.BinDir, 0o755); err != nil {
 		return err
@@ -261,12 +261,16 @@ func (c Config) InstallProgram() error {
 	}); err != nil {
 		return err
 	}
-	return c.installLoopback()
+	return c.InstallLoopback()
 }
 
-// installLoopback has our program stand in for the plugin loopback, unless somebody's is there.
-func (c Config) installLoopback() error {
-	err := os.Symlink(Type, filepath.Join(c.BinDir, loopback))
+// InstallLoopback has our program stand in for the plugin loopback, unless somebody's is there.
+func (c Config) InstallLoopback() error {
+	path := filepath.Join(c.BinDir, loopback)
+	if _, err := os.Lstat(path); err == nil {
+		return nil
+	}
+	err := os.Symlink(Type, path)
 	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}
