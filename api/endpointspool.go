@@ -59,7 +59,7 @@ func (d EndpointSpool) path(r EndpointRequest) string {
 
 // Each makes all removals, and forgets those that do returns nil for: after a crash in
 // between, they are made again. It goes on after a failure. What cannot be read as a removal
-// is put aside.
+// is put aside, and the error says so once: nobody else knows which pod it was about.
 func (d EndpointSpool) Each(do func(EndpointRequest) error) error {
 	files, err := os.ReadDir(string(d))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -84,9 +84,15 @@ func (d EndpointSpool) Each(do func(EndpointRequest) error) error {
 		}
 		r, err := ReadEndpointRequest(bytes.NewReader(text))
 		if err != nil || r.Container == "" {
-			if _, err := statefile.PutAside(path); err != nil {
-				errs = append(errs, err)
+			if err == nil {
+				err = errors.New("it names no container")
 			}
+			aside, failed := statefile.PutAside(path)
+			if failed != nil {
+				errs = append(errs, failed)
+				continue
+			}
+			errs = append(errs, fmt.Errorf("a removal left to the agent cannot be read (%w): its pod keeps its network until the runtime collects it; the file is kept as %s", err, aside.Aside))
 			continue
 		}
 		if err := do(r); err != nil {

@@ -56,8 +56,11 @@ func TestRemovalsWaitInASpool(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := spool.Each(none); err == nil || strings.Count(err.Error(), "its pod keeps its network") != 3 || !strings.Contains(err.Error(), "half.json") {
+		t.Errorf("of what cannot be read it says %v", err)
+	}
 	if err := spool.Each(none); err != nil {
-		t.Error(err)
+		t.Errorf("it says it again: %v", err)
 	}
 	if aside, err := os.ReadDir(filepath.Join(string(spool), "damaged")); err != nil || len(aside) != 3 {
 		t.Errorf("put aside %v, %v", aside, err)
