@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/weft-mesh/weft/apiserver/problems"
 	"github.com/weft-mesh/weft/manifest"
 )
@@ -117,6 +120,75 @@ func TestListsThatLack(t *testing.T) {
 		w.has("many are gone")
 		w.says("many are gone")
 	})
+}
+
+// A watch that breaks again and again does not keep for ever what is gone.
+func TestListsThatLackWhileWatchesBreak(t *testing.T) {
+	follow(t, func(w *world) {
+		w.kube.put("nodes", node("n1", 1))
+		var all []string
+		for i := range 30 {
+			w.kube.put(manifest.Pods, pod(fmt.Sprintf("p%02d", i), "n1"))
+			all = append(all, fmt.Sprintf("pods/default/p%02d", i))
+		}
+		w.settle()
+		w.has("at first", all...)
+		w.kube.leave()
+		for i := range 30 {
+			w.kube.remove(manifest.Pods, name{"default", fmt.Sprintf("p%02d", i)})
+		}
+		w.kube.cut(true)
+		w.kube.comeBack()
+		for range 4 {
+			w.after(4 * time.Second)
+			w.has("in doubt", all...)
+			w.kube.cut(true)
+		}
+		for range 12 {
+			w.after(4 * time.Second)
+			w.kube.cut(true)
+		}
+		w.has("gone")
+	})
+}
+
+// What a list lacks that the ones before had is doubted from then on.
+func TestAnotherDoubtBeginsTheCountAgain(t *testing.T) {
+	s := New(Config{})
+	m := s.mirrors[manifest.Pods]
+	var all []any
+	for i := range 30 {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("p", i), UID: "u", ResourceVersion: "5"}}
+		all = append(all, p)
+		if err := m.Add(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replace := func(items ...any) {
+		t.Helper()
+		if err := m.Replace(items, "6"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct {
+		what   string
+		do     func()
+		agreed int
+	}{
+		{"a list without any", func() { replace() }, 0},
+		{"one from etcd", func() {
+			if err := m.judge(&corev1.PodList{ListMeta: metav1.ListMeta{ResourceVersion: "6"}}); err != nil {
+				t.Fatal(err)
+			}
+		}, 1},
+		{"the same again", func() { replace() }, 1},
+		{"one is back", func() { replace(all[0]) }, 1},
+		{"and missing again", func() { replace() }, 0},
+	} {
+		if step.do(); m.agreed != step.agreed || m.need != thrice || len(m.rows) != 30 {
+			t.Errorf("%s: %d of %d lists agree, %d rows; want %d", step.what, m.agreed, m.need, len(m.rows), step.agreed)
+		}
+	}
 }
 
 // A server that is behind takes nothing back; a store that was restored does, in the end.

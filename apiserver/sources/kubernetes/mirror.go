@@ -119,17 +119,21 @@ func (m *mirror) Replace(all []any, at string) error {
 			seen[n] = true
 		}
 	}
-	clear(m.doubts)
+	// Doubts that this list confirms stay as old as they are: a watch that keeps breaking must
+	// not keep for ever what is gone.
+	fresh := len(m.doubts) == 0 && !m.back
 	for n := range m.rows {
-		if !seen[n] {
-			m.doubts[n] = true
+		if !seen[n] && !m.doubts[n] {
+			m.doubts[n], fresh = true, true
 		}
 	}
-	m.back = version(at) < m.newest
+	back := version(at) < m.newest
 	m.newest = max(m.newest, version(at))
 	m.listed, m.absent = true, false
-	m.agreed, m.need, m.since = 0, once, time.Time{}
-	if m.back || many(len(m.doubts), len(m.rows)) {
+	if fresh || back != m.back {
+		m.agreed, m.need, m.since = 0, once, time.Time{}
+	}
+	if m.back = back; m.need != thrice && (back || many(len(m.doubts), len(m.rows))) {
 		m.need, m.since = thrice, time.Now()
 	}
 	if m.back || len(m.doubts) > 0 {
