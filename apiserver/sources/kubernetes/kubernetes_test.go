@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -223,6 +224,29 @@ func TestWhatIsRefusedIsTold(t *testing.T) {
 		}
 		if got := told(); len(got) != 2 {
 			t.Errorf("events %q", got)
+		}
+		if n := w.log.count("is not applied as it is"); n != 2 {
+			t.Errorf("logged %d times, want once for each object", n)
+		}
+		// What was wrong is so while nothing can be written, too.
+		before := w.lines()
+		w.store.Fail(func(call, _ string) error {
+			if call == "commit" {
+				return errors.New("out of space")
+			}
+			return nil
+		})
+		bad["metadata"].(object)["labels"] = object{"n": "last"}
+		w.kube.put(manifest.Services, bad)
+		w.kube.put(manifest.Pods, pod("web", "n1", "tier=front"))
+		w.settle()
+		if now := w.lines(); len(now) != len(before)+1 || !strings.Contains(now[0], "are not applied: ") || !slices.Equal(now[1:], before) {
+			t.Errorf("while nothing can be written it says %q, before %q", now, before)
+		}
+		w.store.Fail(nil)
+		w.after(lastRetry)
+		if now := w.lines(); !slices.Equal(now, before) {
+			t.Errorf("after that it says %q, before %q", now, before)
 		}
 		// Before Kubernetes forgets it, it is.
 		w.after(time.Hour)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,7 +19,6 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/nodes"
-	"github.com/weft-mesh/weft/apiserver/problems"
 	"github.com/weft-mesh/weft/apiserver/registry"
 	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/store"
@@ -48,7 +48,28 @@ type world struct {
 	hands  *registry.Registry // of operators
 	nodes  *nodes.Registrar
 	source *Source
+	log    *logged
 	stop   func()
+}
+
+// logged is what was logged.
+type logged struct {
+	mu   sync.Mutex // guards text
+	text strings.Builder
+}
+
+// Write implements io.Writer.
+func (l *logged) Write(text []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(text)
+}
+
+// count is how often it was logged.
+func (l *logged) count(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), text)
 }
 
 // follow runs f while a source follows Kubernetes in virtual time.
@@ -66,7 +87,7 @@ func follow(t *testing.T, f func(w *world)) {
 }
 
 func newWorld(t *testing.T, k *twin) *world {
-	w := &world{T: t, kube: k, store: storetest.New()}
+	w := &world{T: t, kube: k, store: storetest.New(), log: &logged{}}
 	w.hands = registry.New(w.store, registry.Config{Cluster: "east", ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16"), Kubernetes: true})
 	w.nodes = nodes.New(nodes.Config{
 		Cluster: wire.Cluster{Name: "east", ID: 1, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16")},
@@ -79,7 +100,7 @@ func newWorld(t *testing.T, k *twin) *world {
 func (w *world) start(uid string) {
 	w.source = New(Config{
 		IPAM: nodes.Kubernetes, Access: func() (*rest.Config, error) { return w.kube.config() }, UID: uid, Registry: w.hands.Owned(api.OwnerKubernetes),
-		Nodes: w.nodes, Store: w.store, Name: "s1", Log: slog.New(slog.DiscardHandler),
+		Nodes: w.nodes, Store: w.store, Name: "s1", Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	})
 	ctx, cancel := context.WithCancel(w.Context())
 	ended := make(chan error, 1)
@@ -136,17 +157,22 @@ func (w *world) has(when string, want ...string) {
 	}
 }
 
+// lines are those of the status.
+func (w *world) lines() (lines []string) {
+	rows, _ := w.source.Problems()
+	for _, c := range rows.Sources() {
+		lines = append(lines, c.String())
+	}
+	return lines
+}
+
 // says checks the lines of the status.
 func (w *world) says(when string, want ...string) {
 	w.Helper()
-	rows, looked := w.source.Problems()
-	if !looked {
+	if _, looked := w.source.Problems(); !looked {
 		w.Fatalf("%s: it has not looked yet", when)
 	}
-	var lines []string
-	for _, c := range problems.Rows(rows).Sources() {
-		lines = append(lines, c.String())
-	}
+	lines := w.lines()
 	if len(lines) != len(want) {
 		w.Errorf("%s: it says %q, want %q", when, lines, want)
 		return

@@ -267,6 +267,9 @@ func (w *writer) update(ctx context.Context, d registry.Delta, of map[string]reg
 		w.conf.Log.Debug("an object of Kubernetes is applied with a warning", "object", of[p.File].String(), "warning", p.Message)
 	}
 	w.note(func() {
+		for _, ref := range d.Delete {
+			delete(w.wrong, ref)
+		}
 		for _, u := range d.Put {
 			ref := of[u.Name]
 			m := w.mirrors[ref.Plural]
@@ -279,6 +282,7 @@ func (w *writer) update(ctx context.Context, d registry.Delta, of map[string]reg
 				t.message, t.partly = strings.Join(why, "; "), false
 			}
 			if t.message == "" {
+				delete(w.wrong, ref)
 				continue
 			}
 			if w.wrong[ref] != t {
@@ -291,9 +295,9 @@ func (w *writer) update(ctx context.Context, d registry.Delta, of map[string]reg
 	return nil
 }
 
-// leave forgets what was wrong with an object. The mutex is held.
+// leave forgets where an object was. What was wrong with it is so until it is written again.
+// The mutex is held.
 func (w *writer) leave(ref registry.Ref) {
-	delete(w.wrong, ref)
 	delete(w.atNodes, ref)
 	for node, pods := range w.homeless {
 		if delete(pods, ref); len(pods) == 0 {
