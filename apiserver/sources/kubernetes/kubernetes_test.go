@@ -266,6 +266,9 @@ func TestWhatIsRefusedIsTold(t *testing.T) {
 		w.settle()
 		w.has("no node", populated...)
 		w.says("no node", "node n2 of Kubernetes is not registered: node n2 has no pod CIDR from Kubernetes")
+		if rows, _ := w.source.Problems(); !strings.Contains(rows.Sources()[0].Next, "--allocate-node-cidrs") {
+			t.Errorf("what to do next: %q", rows.Sources()[0].Next)
+		}
 		w.kube.put("nodes", node("n2", 2))
 		w.settle()
 		w.has("with its node", append([]string{"pods/default/away"}, populated...)...)

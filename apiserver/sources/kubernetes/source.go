@@ -97,8 +97,8 @@ type Source struct {
 	// nodeAddresses are those of all nodes, and atNodes the slices that lead there.
 	nodeAddresses map[netip.Addr]bool
 	atNodes       map[registry.Ref]bool
-	// unready are nodes that cannot be registered, and why.
-	unready map[string]string
+	// unready are nodes that cannot be registered.
+	unready map[string]unready
 	start   map[string]func() // starts to follow a custom resource
 	stop    map[string]context.CancelFunc
 }
@@ -108,7 +108,7 @@ func New(c Config) *Source {
 	s := &Source{
 		conf: c, news: make(chan struct{}, 1), work: make(chan struct{}, 1), mirrors: map[string]*mirror{},
 		dirty: map[registry.Ref]bool{}, wrong: map[registry.Ref]trouble{}, homeless: map[string]map[registry.Ref]bool{},
-		atNodes: map[registry.Ref]bool{}, unready: map[string]string{}, start: map[string]func(){}, stop: map[string]context.CancelFunc{},
+		atNodes: map[registry.Ref]bool{}, unready: map[string]unready{}, start: map[string]func(){}, stop: map[string]context.CancelFunc{},
 	}
 	for _, r := range resources {
 		s.mirrors[r.plural] = newMirror(s, r)

@@ -34,6 +34,9 @@ type trouble struct {
 	partly bool
 }
 
+// unready is why a node cannot be registered, and what to do.
+type unready struct{ why, next string }
+
 // failed notes why a resource cannot be listed or watched. Watches that end are usual.
 func (s *Source) failed(m *mirror, err error) {
 	switch {
@@ -142,7 +145,11 @@ func (s *Source) short() (out []api.Concern) {
 
 func (s *Source) nodeConcerns() (out []api.Concern) {
 	for _, node := range slices.Sorted(maps.Keys(s.unready)) {
-		out = append(out, api.Concern{Object: "node " + node, Node: node, Reason: "NodeNotRegistered", Grace: nodeGrace, Message: fmt.Sprintf("node %s of Kubernetes is not registered: %s", node, s.unready[node])})
+		u := s.unready[node]
+		out = append(out, api.Concern{
+			Object: "node " + node, Node: node, Reason: "NodeNotRegistered", Grace: nodeGrace,
+			Message: fmt.Sprintf("node %s of Kubernetes is not registered: %s", node, u.why), Next: cmp.Or(u.next, "correct its Node in Kubernetes; it is tried again"),
+		})
 	}
 	for _, node := range slices.Sorted(maps.Keys(s.homeless)) {
 		if _, said := s.unready[node]; said {

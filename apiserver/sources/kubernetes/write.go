@@ -332,7 +332,7 @@ func (w *writer) declare(ctx context.Context, refs []registry.Ref) error {
 	}
 	w.mu.Unlock()
 	for _, node := range slices.Sorted(maps.Keys(due)) {
-		why := ""
+		var why unready
 		if object, there := objects[node]; there {
 			request, err := nodes.FromKubernetes(object, w.conf.IPAM)
 			if err == nil {
@@ -341,13 +341,13 @@ func (w *writer) declare(ctx context.Context, refs []registry.Ref) error {
 			var answer *api.Error
 			switch {
 			case errors.As(err, &answer):
-				why = answer.Error()
+				why = unready{answer.Error(), answer.Hint}
 			case err != nil:
 				return err
 			}
 		}
 		w.note(func() {
-			if w.unready[node] = why; why == "" {
+			if w.unready[node] = why; why == (unready{}) {
 				delete(w.unready, node)
 			}
 		})
