@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weft-mesh/weft/service"
 )
@@ -34,7 +36,7 @@ type made struct {
 func strip(in any) (any, error) {
 	switch v := in.(type) {
 	case *corev1.Pod:
-		stripMeta(v)
+		stripMeta(v, mirrorOf)
 		v.Spec = podSpec(&v.Spec)
 		v.Status = corev1.PodStatus{Phase: v.Status.Phase}
 	case *corev1.Service:
@@ -64,11 +66,16 @@ func strip(in any) (any, error) {
 	return in, nil
 }
 
+// mirrorOf is the annotation of a pod that stands for a static one, which a kubelet has from a
+// file: the UID that the static pod has on its node.
+const mirrorOf = corev1.MirrorPodAnnotationKey
+
 // ownAnnotations are the domains of the annotations that have an effect here.
 var ownAnnotations = []string{"service.cilium.io", "clustermesh.cilium.io", "io.cilium", "weft.io"}
 
-// stripMeta keeps what names an object, its labels and the annotations that count.
-func stripMeta(m metav1.Object) {
+// stripMeta keeps what names an object, its labels and the annotations that count, and those
+// that are named.
+func stripMeta(m metav1.Object, annotations ...string) {
 	m.SetManagedFields(nil)
 	m.SetOwnerReferences(nil)
 	m.SetFinalizers(nil)
@@ -79,7 +86,7 @@ func stripMeta(m metav1.Object) {
 	m.SetDeletionGracePeriodSeconds(nil)
 	kept := map[string]string{}
 	for name, value := range m.GetAnnotations() {
-		if domain, _, _ := strings.Cut(name, "/"); slices.Contains(ownAnnotations, domain) {
+		if domain, _, _ := strings.Cut(name, "/"); slices.Contains(ownAnnotations, domain) || slices.Contains(annotations, name) {
 			kept[name] = value
 		}
 	}
@@ -164,8 +171,24 @@ func convertPod(pod *corev1.Pod, r *resource) made {
 	for i := range pod.Spec.InitContainers {
 		m.partly = joined(m.partly, hostPorts(&pod.Spec.InitContainers[i]))
 	}
-	m.text = encode(pod, r)
+	m.text = encode(known(pod), r)
 	return m
+}
+
+// known is the pod as a node's runtime knows it, which never hears of the UID that Kubernetes
+// gives to the object of a static pod.
+func known(pod *corev1.Pod) *corev1.Pod {
+	static, is := pod.Annotations[mirrorOf]
+	if !is {
+		return pod
+	}
+	out := *pod
+	out.Annotations = maps.Clone(pod.Annotations)
+	delete(out.Annotations, mirrorOf)
+	if static != "" {
+		out.UID = types.UID(static)
+	}
+	return &out
 }
 
 // hostPorts drops the host ports that nodes cannot serve, and says which. The pod needs its

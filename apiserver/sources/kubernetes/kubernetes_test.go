@@ -67,6 +67,18 @@ func TestObjectsFollowKubernetes(t *testing.T) {
 					t.Errorf("still %s", is)
 				}
 
+				// A static pod is the one that its node's runtime knows; told of it is its object.
+				static := pod("static", "n1")
+				metaOf(static)["annotations"] = object{"kubernetes.io/config.mirror": "of-the-file", "kubernetes.io/config.source": "file"}
+				w.kube.put(manifest.Pods, static)
+				w.settle()
+				if s := w.held()["pods/default/static"]; !strings.Contains(s, `"uid":"of-the-file"`) || strings.Contains(s, "config.") {
+					t.Errorf("the static pod is %s", s)
+				}
+				w.kube.remove(manifest.Pods, nameOf(static))
+				w.settle()
+				w.has("without the static pod", populated...)
+
 				// Pods without an address of their own are left out.
 				host := pod("host", "n1")
 				host["spec"].(object)["hostNetwork"] = true
