@@ -68,6 +68,9 @@ const (
 	ExportLineageKey = "weft/export/lineage"
 	// JoinedClustersPrefix has a folder per peer; see JoinedPrefix.
 	JoinedClustersPrefix = "weft/joined/"
+	// WithdrawnPrefix holds a key per node whose registration is gone, and whose rights are
+	// about to go.
+	WithdrawnPrefix = "weft/withdrawn/nodes/"
 	// KubernetesKey holds the UID of the namespace kube-system in the Kubernetes cluster that
 	// objects come from.
 	KubernetesKey = "weft/kubernetes"
@@ -198,6 +201,12 @@ func ParseEndpointKey(key string) (ns, pod string, ok bool) {
 
 // RegistrationKey holds a node's Registration.
 func RegistrationKey(node string) string { return RegistrationsPrefix + node }
+
+// WithdrawnKey marks a node that a source has withdrawn.
+func WithdrawnKey(node string) string { return WithdrawnPrefix + node }
+
+// ParseWithdrawnKey is the inverse of WithdrawnKey.
+func ParseWithdrawnKey(key string) (node string, ok bool) { return one(key, WithdrawnPrefix) }
 
 // ParseRegistrationKey is the inverse of RegistrationKey.
 func ParseRegistrationKey(key string) (node string, ok bool) { return one(key, RegistrationsPrefix) }

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -91,8 +92,8 @@ func TestATokenDoesNotTakeOverAnotherNode(t *testing.T) {
 	// One that Kubernetes declared has its rights before its agent asks for a bundle.
 	second := request("n2", "172.16.1.2", "10.1.2.0/24")
 	second.UID = "u2"
-	if _, err := r.Declare(t.Context(), second, "kubernetes"); err != nil {
-		t.Fatal(err)
+	if refused, err := r.Declare(t.Context(), []api.NodeRequest{second}, "kubernetes", nil); err != nil || len(refused) > 0 {
+		t.Fatal(refused, err)
 	}
 	if _, ok := users.User("agent-n2"); !ok {
 		t.Error("the agent of a declared node has no rights: one that has its bundle still would be cut off")

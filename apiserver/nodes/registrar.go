@@ -71,21 +71,50 @@ type Registrar struct{ conf Config }
 // New makes a Registrar.
 func New(c Config) *Registrar { return &Registrar{conf: c} }
 
-// Register returns every registration, by name.
-func (r *Registrar) Register(ctx context.Context) (map[string]wire.Registration, error) {
+// Registered is a registration, and the store's revision at which it began: a node that was
+// removed and is there again has another one.
+type Registered struct {
+	wire.Registration
+	Began int64
+}
+
+// Registered returns every registration, by name.
+func (r *Registrar) Registered(ctx context.Context) (map[string]Registered, error) {
 	kvs, _, err := r.conf.Store.List(ctx, wire.RegistrationsPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("read the register of nodes: %w", err)
 	}
-	register := make(map[string]wire.Registration, len(kvs))
+	register := make(map[string]Registered, len(kvs))
 	for _, kv := range kvs {
 		reg, err := wire.Unmarshal[wire.Registration](kv.Value)
 		if err != nil {
 			return nil, fmt.Errorf("read the register of nodes: %s: %w", kv.Key, err)
 		}
-		register[reg.Name] = reg
+		register[reg.Name] = Registered{reg, kv.Created}
 	}
 	return register, nil
+}
+
+// Register is Registered without since when.
+func (r *Registrar) Register(ctx context.Context) (map[string]wire.Registration, error) {
+	all, err := r.Registered(ctx)
+	if err != nil {
+		return nil, err
+	}
+	register := make(map[string]wire.Registration, len(all))
+	for name, reg := range all {
+		register[name] = reg.Registration
+	}
+	return register, nil
+}
+
+// get reads a node's registration; its Modified is 0 if there is none.
+func (r *Registrar) get(ctx context.Context, node string) (store.KV, error) {
+	kv, err := r.conf.Store.Get(ctx, wire.RegistrationKey(node))
+	if errors.Is(err, store.ErrNotFound) {
+		return store.KV{}, nil
+	}
+	return kv, err
 }
 
 // Add registers a node and issues its bundle. A node that is already registered gets
@@ -121,84 +150,104 @@ func agentRights(node string) store.User {
 	}
 }
 
-// Declare registers a node for a source, without a bundle: that is given to who asks for it
-// with Add. A node that an operator has added stays as it is.
-func (r *Registrar) Declare(ctx context.Context, request api.NodeRequest, source string) (wire.Registration, error) {
-	reg, err := r.register(ctx, request, source)
-	if err != nil || reg.Source != source {
-		return reg, err
-	}
-	// An agent that has its bundle from before goes on with it.
-	return reg, r.conf.Users.SetUser(ctx, agentRights(reg.Name))
-}
-
-// Withdraw removes a node that a source has declared, and nothing of any other.
-func (r *Registrar) Withdraw(ctx context.Context, node, source string) error {
-	kv, err := r.conf.Store.Get(ctx, wire.RegistrationKey(node))
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if reg, err := wire.Unmarshal[wire.Registration](kv.Value); err != nil || reg.Source != source {
-		return err
-	}
-	_, err = r.Remove(ctx, node)
-	return err
-}
-
+// register registers a node, or what has changed of it.
 func (r *Registrar) register(ctx context.Context, request api.NodeRequest, source string) (wire.Registration, error) {
+	kv, err := r.get(ctx, request.Name)
+	if err != nil {
+		return wire.Registration{}, err
+	}
+	if reg, err := wire.Unmarshal[wire.Registration](kv.Value); kv.Modified != 0 && err == nil && r.has(reg, request, source) {
+		return reg, nil // without reading all others
+	}
 	for range attempts {
-		guard, err := r.conf.Store.Get(ctx, wire.RegistrationsTurnKey)
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return wire.Registration{}, err
-		}
-		register, err := r.Register(ctx)
+		o, err := r.roster(ctx)
 		if err != nil {
 			return wire.Registration{}, err
 		}
-		old, there := register[request.Name]
-		if there && source != "" && old.Source != source {
-			return old, nil
+		reg, ops, err := r.plan(o, request, source)
+		if err != nil || len(ops) == 0 {
+			return reg, err
 		}
-		delete(register, request.Name)
-		var ops []store.Op
-		if there && request.UID != "" && old.UID != "" && request.UID != old.UID {
-			old, there = wire.Registration{}, false
-			ops = append(ops, store.DeletePrefix(wire.NodePrefix(request.Name)))
-		}
-		peers, err := r.peerCIDRs(ctx)
-		if err != nil {
-			return wire.Registration{}, err
-		}
-		reg, err := r.admit(request, old, register, peers)
-		if err != nil {
-			return wire.Registration{}, err
-		}
-		if reg.Source = old.Source; !there {
-			reg.Source = source
-		}
-		moved := !slices.Equal(old.Addresses, reg.Addresses)
-		if there && !moved && old.UID == reg.UID && slices.Equal(old.PodCIDRs, reg.PodCIDRs) && maps.Equal(old.Labels, reg.Labels) {
-			return reg, nil
-		}
-		if there && moved && !request.Replace {
-			return wire.Registration{}, api.Conflict("give the address it has, or confirm that it has moved: `weft node add --replace`",
-				"node %s is registered with address %s; another one would cut it off until its agent has the new bundle", reg.Name, join(old.Addresses))
-		}
-		_, done, err := r.conf.Store.Commit(ctx, store.Txn{
-			If: []store.Cond{{Key: wire.RegistrationsTurnKey, Modified: guard.Modified}},
-			Then: append(ops,
-				store.Put(wire.RegistrationsTurnKey, []byte(reg.Name)),
-				store.Put(wire.RegistrationKey(reg.Name), wire.Marshal(reg)),
-			),
-		})
-		if err != nil || done {
+		if done, err := r.commit(ctx, o, ops); err != nil || done {
 			return reg, err
 		}
 	}
-	return wire.Registration{}, api.Conflict("try again", "someone else is changing the register of nodes")
+	return wire.Registration{}, busy()
+}
+
+func busy() error {
+	return api.Conflict("try again", "someone else is changing the register of nodes")
+}
+
+// has reports whether a registration has everything that a request asks for.
+func (r *Registrar) has(reg wire.Registration, request api.NodeRequest, source string) bool {
+	if source != "" && reg.Source != source {
+		return true // it stays as it is
+	}
+	for _, first := range wire.OfEachFamily(r.conf.Cluster.PodCIDRs) {
+		if !slices.ContainsFunc(reg.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().BitLen() == first.Addr().BitLen() }) {
+			return false
+		}
+	}
+	return (request.UID == "" || request.UID == reg.UID) &&
+		(len(request.Addresses) == 0 || slices.Equal(request.Addresses, reg.Addresses)) &&
+		(len(request.PodCIDRs) == 0 || slices.Equal(request.PodCIDRs, reg.PodCIDRs)) &&
+		(request.Labels == nil || maps.Equal(request.Labels, reg.Labels))
+}
+
+// replaces reports whether a request is for another object than the one that is registered.
+func replaces(request api.NodeRequest, old wire.Registration) bool {
+	return request.UID != "" && old.UID != "" && request.UID != old.UID
+}
+
+// plan decides what a request writes; nothing if it changes nothing. The roster then has the
+// node as it will be.
+func (r *Registrar) plan(o *roster, request api.NodeRequest, source string) (reg wire.Registration, ops []store.Op, err error) {
+	was, there := o.nodes[request.Name]
+	if there && source != "" && was.Source != source {
+		return was, nil, nil
+	}
+	old, known := was, there
+	if known && replaces(request, old) {
+		old, known = wire.Registration{}, false
+		ops = append(ops, store.DeletePrefix(wire.NodePrefix(request.Name)))
+	}
+	o.remove(request.Name)
+	defer func() {
+		switch {
+		case err == nil:
+			o.put(reg)
+		case there:
+			o.put(was)
+		}
+	}()
+	if reg, err = r.admit(request, old, o); err != nil {
+		return reg, nil, err
+	}
+	if reg.Source = old.Source; !known {
+		reg.Source = source
+	}
+	moved := !slices.Equal(old.Addresses, reg.Addresses)
+	if known && !moved && old.UID == reg.UID && slices.Equal(old.PodCIDRs, reg.PodCIDRs) && maps.Equal(old.Labels, reg.Labels) {
+		return reg, nil, nil
+	}
+	if known && moved && !request.Replace {
+		return reg, nil, api.Conflict("give the address it has, or confirm that it has moved: `weft node add --replace`",
+			"node %s is registered with address %s; another one would cut it off until its agent has the new bundle", reg.Name, join(old.Addresses))
+	}
+	return reg, append(ops, store.Put(wire.RegistrationKey(reg.Name), wire.Marshal(reg))), nil
+}
+
+// commit changes the register, unless somebody else has since the roster was read.
+func (r *Registrar) commit(ctx context.Context, o *roster, ops []store.Op) (done bool, err error) {
+	at, done, err := r.conf.Store.Commit(ctx, store.Txn{
+		If:   []store.Cond{{Key: wire.RegistrationsTurnKey, Modified: o.turn}},
+		Then: append(ops, store.Put(wire.RegistrationsTurnKey, nil)),
+	})
+	if err == nil && done {
+		o.turn = at
+	}
+	return done, err
 }
 
 // peerCIDRs are the CIDRs of pods and services of the connected peers, by peer.
@@ -220,9 +269,9 @@ func (r *Registrar) peerCIDRs(ctx context.Context) (map[string][]netip.Prefix, e
 	return out, nil
 }
 
-// admit decides what a request registers, given the node's current registration, if
-// any, those of all other nodes, and the CIDRs of each peer.
-func (r *Registrar) admit(request api.NodeRequest, old wire.Registration, others map[string]wire.Registration, peers map[string][]netip.Prefix) (wire.Registration, error) {
+// admit decides what a request registers, given the node's current registration, if any, and
+// those of all other nodes.
+func (r *Registrar) admit(request api.NodeRequest, old wire.Registration, others *roster) (wire.Registration, error) {
 	c := r.conf.Cluster
 	if mistakes := validation.IsDNS1123Subdomain(request.Name); len(mistakes) > 0 || len(request.Name) > maxName {
 		return old, api.Invalid(fmt.Sprintf("use up to %d of a-z, 0-9, '-' and '.'", maxName), "%q cannot be a node's name", request.Name)
@@ -258,15 +307,13 @@ func (r *Registrar) admit(request api.NodeRequest, old wire.Registration, others
 		if inside(c.PodCIDRs, ip) || inside(c.ServiceCIDRs(), ip) {
 			return old, api.Invalid("give the node's own address, not one of its pods", "address %s of node %s is in a CIDR of the cluster's pods or services", ip, reg.Name)
 		}
-		for _, peer := range slices.Sorted(maps.Keys(peers)) {
-			if inside(peers[peer], ip) {
+		for _, peer := range slices.Sorted(maps.Keys(others.peers)) {
+			if inside(others.peers[peer], ip) {
 				return old, api.Conflict("give the node an address outside the mesh", "address %s of node %s is in a CIDR of cluster %s", ip, reg.Name, peer)
 			}
 		}
-		for _, other := range others {
-			if slices.Contains(other.Addresses, ip) {
-				return old, api.Conflict("give each node its own address", "address %s belongs to node %s", ip, other.Name)
-			}
+		if other, taken := others.addresses[ip]; taken {
+			return old, api.Conflict("give each node its own address", "address %s belongs to node %s", ip, other)
 		}
 	}
 	if err := r.sameFamily(reg, old, others); err != nil {
@@ -277,7 +324,7 @@ func (r *Registrar) admit(request api.NodeRequest, old wire.Registration, others
 		if slices.ContainsFunc(reg.PodCIDRs, same) {
 			continue
 		}
-		free, ok := freeCIDR(slices.DeleteFunc(slices.Clone(c.PodCIDRs), func(p netip.Prefix) bool { return !same(p) }), others)
+		free, ok := others.freeCIDR(slices.DeleteFunc(slices.Clone(c.PodCIDRs), func(p netip.Prefix) bool { return !same(p) }))
 		switch {
 		case ok:
 			reg.PodCIDRs = append(slices.Clone(reg.PodCIDRs), free)
@@ -294,26 +341,21 @@ func (r *Registrar) admit(request api.NodeRequest, old wire.Registration, others
 // sameFamily refuses a node whose first address is of another IP family than that of the API
 // server or of another node: in gossip, all of them reach each other at their first addresses.
 // A node that stays where it is, is left alone.
-func (r *Registrar) sameFamily(reg, old wire.Registration, others map[string]wire.Registration) error {
+func (r *Registrar) sameFamily(reg, old wire.Registration, others *roster) error {
 	if slices.Equal(reg.Addresses, old.Addresses) {
 		return nil
 	}
-	firsts := map[string]netip.Addr{}
-	for name, other := range others {
-		if len(other.Addresses) > 0 {
-			firsts["node "+name] = other.Addresses[0]
-		}
+	first := reg.Addresses[0]
+	refuse := func(whose string, other netip.Addr) error {
+		return api.Conflict(fmt.Sprintf("name its %s address first, and its %s address after it", service.FamilyOf(other), service.FamilyOf(first)),
+			"the first address of node %s is %s, but that of %s is %s: all of a cluster need first addresses of one IP family", reg.Name, first, whose, other)
+	}
+	if node, found := others.ofOtherFamily(first); found {
+		return refuse("node "+node, others.nodes[node].Addresses[0])
 	}
 	if u, err := url.Parse(r.conf.Server); err == nil {
-		if a, err := netip.ParseAddr(u.Hostname()); err == nil {
-			firsts["the API server"] = a
-		}
-	}
-	first := reg.Addresses[0]
-	for _, whose := range slices.Sorted(maps.Keys(firsts)) {
-		if other := firsts[whose]; other.BitLen() != first.BitLen() {
-			return api.Conflict(fmt.Sprintf("name its %s address first, and its %s address after it", service.FamilyOf(other), service.FamilyOf(first)),
-				"the first address of node %s is %s, but that of %s is %s: all of a cluster need first addresses of one IP family", reg.Name, first, whose, other)
+		if a, err := netip.ParseAddr(u.Hostname()); err == nil && a.BitLen() != first.BitLen() {
+			return refuse("the API server", a)
 		}
 	}
 	return nil
@@ -339,7 +381,7 @@ func inOrder(whole, cidrs []netip.Prefix) []netip.Prefix {
 	return slices.SortedStableFunc(slices.Values(cidrs), func(a, b netip.Prefix) int { return cmp.Compare(later(a), later(b)) })
 }
 
-func checkCIDRs(c wire.Cluster, reg wire.Registration, others map[string]wire.Registration) error {
+func checkCIDRs(c wire.Cluster, reg wire.Registration, others *roster) error {
 	for i, p := range reg.PodCIDRs {
 		if !p.IsValid() || p != p.Masked() || p.Addr().BitLen()-p.Bits() < 2 {
 			return api.Invalid("write it like 10.1.2.0/24, with room for at least two addresses", "%s cannot be a node's pod CIDR", p)
@@ -352,36 +394,11 @@ func checkCIDRs(c wire.Cluster, reg wire.Registration, others map[string]wire.Re
 				return api.Invalid("give CIDRs that do not overlap", "pod CIDRs %s and %s overlap", q, p)
 			}
 		}
-		for _, other := range others {
-			for _, q := range other.PodCIDRs {
-				if q.Overlaps(p) {
-					return api.Conflict("choose one that is free", "pod CIDR %s overlaps %s of node %s", p, q, other.Name)
-				}
-			}
+		if q, other, taken := others.overlapping(p); taken {
+			return api.Conflict("choose one that is free", "pod CIDR %s overlaps %s of node %s", p, q, other)
 		}
 	}
 	return nil
-}
-
-// freeCIDR returns the first part of the cluster's CIDRs that no node has.
-func freeCIDR(whole []netip.Prefix, others map[string]wire.Registration) (netip.Prefix, bool) {
-	taken := func(p netip.Prefix) bool {
-		for _, other := range others {
-			if slices.ContainsFunc(other.PodCIDRs, p.Overlaps) {
-				return true
-			}
-		}
-		return false
-	}
-	for _, w := range whole {
-		bits := max(w.Bits(), defaultBits(w))
-		for a := w.Masked().Addr(); w.Contains(a); a = wire.LastAddr(netip.PrefixFrom(a, bits)).Next() {
-			if p := netip.PrefixFrom(a, bits); !taken(p) {
-				return p, true
-			}
-		}
-	}
-	return netip.Prefix{}, false
 }
 
 func defaultBits(of netip.Prefix) int {

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -88,6 +90,19 @@ func newClient(conf *rest.Config) (*client, error) {
 	}
 	c.meta, err = metadata.NewForConfigAndClient(metadata.ConfigFor(conf), shared)
 	return c, err
+}
+
+// uidOf reads a node's UID from etcd, not from what a server remembers; "" if there is none of
+// that name.
+func (c *client) uidOf(ctx context.Context, node string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	var object corev1.Node
+	err := c.core.Get().Resource(machines).Name(node).Do(ctx).Into(&object)
+	if apierrors.IsNotFound(err) {
+		return "", nil
+	}
+	return string(object.UID), err
 }
 
 // probe asks whether the API server is ready.

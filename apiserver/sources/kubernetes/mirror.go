@@ -175,6 +175,9 @@ func (m *mirror) put(obj any) (n name, ok bool) {
 }
 
 func (m *mirror) remove(n name) {
+	if r := m.rows[n]; r != nil && m.plural == machines {
+		m.source.departed[n.name] = r.uid
+	}
 	delete(m.rows, n)
 	delete(m.doubts, n)
 	m.source.dirt(m, n)

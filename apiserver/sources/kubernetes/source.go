@@ -38,12 +38,16 @@ type Registry interface {
 
 // Nodes takes the nodes.
 type Nodes interface {
-	// Register returns every registration, by name.
-	Register(ctx context.Context) (map[string]wire.Registration, error)
-	// Declare registers a node, or what has changed of it.
-	Declare(ctx context.Context, request api.NodeRequest, source string) (wire.Registration, error)
-	// Withdraw removes a node that a source has declared, and nothing of any other.
-	Withdraw(ctx context.Context, node, source string) error
+	// Registered returns every registration, by name.
+	Registered(ctx context.Context) (map[string]nodes.Registered, error)
+	// Declare registers nodes, or what has changed of them, and says which cannot be. One that
+	// would take the place of another object of its name is confirmed first.
+	Declare(ctx context.Context, requests []api.NodeRequest, source string, confirm func(context.Context, api.NodeRequest) (bool, error)) (refused map[string]error, err error)
+	// Withdraw removes the node that a source has declared for an object, and nothing of any
+	// other. An empty uid is any.
+	Withdraw(ctx context.Context, node, uid, source string) error
+	// Settle finishes withdrawals of an earlier term.
+	Settle(ctx context.Context) error
 }
 
 // Config of a Source.
@@ -99,8 +103,10 @@ type Source struct {
 	atNodes       map[registry.Ref]bool
 	// unready are nodes that cannot be registered.
 	unready map[string]unready
-	start   map[string]func() // starts to follow a custom resource
-	stop    map[string]context.CancelFunc
+	// departed are the UIDs of nodes that are gone, until their registrations are.
+	departed map[string]string
+	start    map[string]func() // starts to follow a custom resource
+	stop     map[string]context.CancelFunc
 }
 
 // New makes a Source.
@@ -108,7 +114,7 @@ func New(c Config) *Source {
 	s := &Source{
 		conf: c, news: make(chan struct{}, 1), work: make(chan struct{}, 1), mirrors: map[string]*mirror{},
 		dirty: map[registry.Ref]bool{}, wrong: map[registry.Ref]trouble{}, homeless: map[string]map[registry.Ref]bool{},
-		atNodes: map[registry.Ref]bool{}, unready: map[string]unready{}, start: map[string]func(){}, stop: map[string]context.CancelFunc{},
+		atNodes: map[registry.Ref]bool{}, unready: map[string]unready{}, departed: map[string]string{}, start: map[string]func(){}, stop: map[string]context.CancelFunc{},
 	}
 	for _, r := range resources {
 		s.mirrors[r.plural] = newMirror(s, r)
@@ -163,7 +169,8 @@ func (s *Source) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { return s.probe(ctx, c) })
 	g.Go(func() error { return s.reports.run(ctx, c) })
-	g.Go(func() error { return s.write(ctx) })
+	g.Go(func() error { return s.write(ctx, c) })
+	g.Go(func() error { return s.watchRegister(ctx) })
 	return g.Wait()
 }
 
@@ -203,7 +210,10 @@ func (s *Source) remember(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	register, err := s.conf.Nodes.Register(ctx)
+	if err := s.conf.Nodes.Settle(ctx); err != nil {
+		return err
+	}
+	register, err := s.conf.Nodes.Registered(ctx)
 	if err != nil {
 		return err
 	}
@@ -221,10 +231,20 @@ func (s *Source) remember(ctx context.Context) error {
 	}
 	for node, reg := range register {
 		if reg.Source == api.OwnerKubernetes {
-			s.mirrors[machines].rows[name{"", node}] = &row{}
+			s.mirrors[machines].rows[name{"", node}] = &row{uid: reg.UID}
 		}
 	}
 	return nil
+}
+
+// watchRegister has the writer look at the register when somebody has changed it.
+func (s *Source) watchRegister(ctx context.Context) error {
+	return store.Persist(ctx, s.conf.Log, "following the register of nodes", func(ctx context.Context) error {
+		return store.Follow(ctx, s.conf.Store, wire.RegistrationsTurnKey, func(store.Batch) error {
+			signal(s.work)
+			return nil
+		})
+	})
 }
 
 // follow lists and watches a resource until ctx ends.

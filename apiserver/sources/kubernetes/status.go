@@ -37,6 +37,14 @@ type trouble struct {
 // unready is why a node cannot be registered, and what to do.
 type unready struct{ why, next string }
 
+func unreadyFor(err error) unready {
+	var answer *api.Error
+	if errors.As(err, &answer) {
+		return unready{answer.Error(), answer.Hint}
+	}
+	return unready{why: err.Error()}
+}
+
 // failed notes why a resource cannot be listed or watched. Watches that end are usual.
 func (s *Source) failed(m *mirror, err error) {
 	switch {

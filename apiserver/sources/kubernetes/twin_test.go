@@ -210,6 +210,15 @@ func (k *twin) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if p[len(p)-2] == machines { // one of them
+		k.requests["a node"]++
+		o := k.objects[machines][name{"", plural}]
+		if o == nil {
+			return refusal(404, "NotFound", "nodes "+plural+" not found"), nil
+		}
+		text, err := json.Marshal(o)
+		return answer(200, "application/json", text), err
+	}
 	k.requests[plural]++
 	switch {
 	case k.forbidden[plural]:

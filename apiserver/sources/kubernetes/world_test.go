@@ -49,6 +49,7 @@ type world struct {
 	nodes  *nodes.Registrar
 	source *Source
 	log    *logged
+	counts Nodes // nil: nodes
 	stop   func()
 }
 
@@ -98,9 +99,13 @@ func newWorld(t *testing.T, k *twin) *world {
 
 // start begins a term.
 func (w *world) start(uid string) {
+	register := w.counts
+	if register == nil {
+		register = w.nodes
+	}
 	w.source = New(Config{
 		IPAM: nodes.Kubernetes, Access: func() (*rest.Config, error) { return w.kube.config() }, UID: uid, Registry: w.hands.Owned(api.OwnerKubernetes),
-		Nodes: w.nodes, Store: w.store, Name: "s1", Log: slog.New(slog.NewTextHandler(w.log, nil)),
+		Nodes: register, Store: w.store, Name: "s1", Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	})
 	ctx, cancel := context.WithCancel(w.Context())
 	ended := make(chan error, 1)

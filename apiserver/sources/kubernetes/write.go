@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -32,7 +33,7 @@ const (
 	// Pauses after a failure double from the first to the last.
 	firstRetry = time.Second
 	lastRetry  = 15 * time.Second
-	// waitPause is the pause between two looks at the register while pods wait for nodes.
+	// waitPause is the pause between two attempts to register nodes that could not be.
 	waitPause = 2 * time.Second
 )
 
@@ -42,16 +43,23 @@ const systemNamespace = "kube-system"
 // writer is the goroutine that writes.
 type writer struct {
 	*Source
+	client *client
 	// registered are the nodes, as of a turn of the register.
-	registered map[string]bool
+	registered map[string]registered
 	turn       int64
 	// uid is the cluster's that is followed, as far as it is known.
 	uid string
 }
 
+// registered tells a node's registration apart from an earlier one.
+type registered struct {
+	uid   string
+	began int64
+}
+
 // write writes what has changed until ctx ends.
-func (s *Source) write(ctx context.Context) error {
-	w := &writer{Source: s}
+func (s *Source) write(ctx context.Context, c *client) error {
+	w := &writer{Source: s, client: c}
 	var pause time.Duration
 	for {
 		var again <-chan time.Time
@@ -81,11 +89,11 @@ func (s *Source) write(ctx context.Context) error {
 	}
 }
 
-// waits reports whether something waits for a node.
+// waits reports whether a node could not be registered.
 func (s *Source) waits() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.homeless)+len(s.unready) > 0
+	return len(s.unready) > 0
 }
 
 // step writes everything that has changed, if it can be believed.
@@ -210,7 +218,7 @@ func (w *writer) all(ctx context.Context, refs []registry.Ref) error {
 		case r == nil || r.text == nil:
 			gone = append(gone, ref)
 			continue
-		case r.node != "" && !w.registered[r.node]:
+		case r.node != "" && w.registered[r.node] == registered{}:
 			if w.homeless[r.node] == nil {
 				w.homeless[r.node] = map[registry.Ref]bool{}
 			}
@@ -331,31 +339,46 @@ func (w *writer) declare(ctx context.Context, refs []registry.Ref) error {
 		}
 	}
 	w.mu.Unlock()
-	for _, node := range slices.Sorted(maps.Keys(due)) {
-		var why unready
-		if object, there := objects[node]; there {
-			request, err := nodes.FromKubernetes(object, w.conf.IPAM)
-			if err == nil {
-				_, err = w.conf.Nodes.Declare(ctx, request, api.OwnerKubernetes)
-			}
-			var answer *api.Error
-			switch {
-			case errors.As(err, &answer):
-				why = unready{answer.Error(), answer.Hint}
-			case err != nil:
-				return err
-			}
+	unready := map[string]unready{}
+	var requests []api.NodeRequest
+	for _, node := range slices.Sorted(maps.Keys(objects)) {
+		request, err := nodes.FromKubernetes(objects[node], w.conf.IPAM)
+		if err != nil {
+			unready[node] = unreadyFor(err)
+			continue
 		}
-		w.note(func() {
-			if w.unready[node] = why; why == (unready{}) {
+		requests = append(requests, request)
+	}
+	if len(requests) > 0 {
+		refused, err := w.conf.Nodes.Declare(ctx, requests, api.OwnerKubernetes, w.confirm)
+		if err != nil {
+			return err
+		}
+		for node, err := range refused {
+			unready[node] = unreadyFor(err)
+		}
+	}
+	w.note(func() {
+		for node := range due {
+			if w.unready[node] = unready[node]; w.unready[node].why == "" {
 				delete(w.unready, node)
 			}
-		})
-	}
+		}
+	})
 	if len(due) > 0 {
 		w.placeNodes()
 	}
 	return nil
+}
+
+// confirm says whether Kubernetes still has the object that a request is for. What was heard
+// of it may be older than what an agent has joined as.
+func (w *writer) confirm(ctx context.Context, request api.NodeRequest) (bool, error) {
+	uid, err := w.client.uidOf(ctx, request.Name)
+	if err != nil {
+		return false, api.Refuse(http.StatusServiceUnavailable, "it is tried again", "another node of its name is registered, and Kubernetes does not say whether that is gone: %v", cause(err))
+	}
+	return uid == request.UID, nil
 }
 
 // placeNodes notes the addresses of all nodes.
@@ -385,35 +408,33 @@ func (w *writer) placeNodes() {
 	}
 }
 
-// withdraw removes nodes that are gone.
+// withdraw removes nodes that are gone. Their pods follow, by the register.
 func (w *writer) withdraw(ctx context.Context, refs []registry.Ref) error {
 	for _, ref := range refs {
 		if ref.Plural != machines {
 			continue
 		}
 		w.mu.Lock()
+		uid := w.departed[ref.Name]
 		gone := w.mirrors[machines].rows[name{"", ref.Name}] == nil
 		w.mu.Unlock()
-		if !gone {
-			continue
-		}
-		if err := w.conf.Nodes.Withdraw(ctx, ref.Name, api.OwnerKubernetes); err != nil {
-			return err
-		}
-		// Pods that are still declared on it went with it.
-		w.mu.Lock()
-		for n, r := range w.mirrors[manifest.Pods].rows {
-			if r.node == ref.Name {
-				w.dirt(w.mirrors[manifest.Pods], n)
+		if gone {
+			if err := w.conf.Nodes.Withdraw(ctx, ref.Name, uid, api.OwnerKubernetes); err != nil {
+				return err
 			}
 		}
-		w.mu.Unlock()
+		w.note(func() {
+			if w.departed[ref.Name] == uid {
+				delete(w.departed, ref.Name)
+			}
+		})
 	}
 	return nil
 }
 
 // readRegister reads which nodes are registered, if that has changed. Pods that have waited
-// for one that is are written again.
+// for one that is are written again, and so are those of nodes that are no longer registered,
+// or again: their pods went with their registrations.
 func (w *writer) readRegister(ctx context.Context) error {
 	turn, err := w.conf.Registry.Turn(ctx)
 	if err != nil {
@@ -428,25 +449,56 @@ func (w *writer) readRegister(ctx context.Context) error {
 	if w.registered != nil && at == w.turn {
 		return nil
 	}
-	register, err := w.conf.Nodes.Register(ctx)
+	register, err := w.conf.Nodes.Registered(ctx)
 	if err != nil {
 		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.registered, w.turn = map[string]bool{}, at
-	for node := range register {
-		w.registered[node] = true
+	before := w.registered
+	w.registered, w.turn = make(map[string]registered, len(register)), at
+	for node, reg := range register {
+		w.registered[node] = registered{reg.UID, reg.Began}
 		for ref := range w.homeless[node] {
-			w.dirty[ref] = true
-			signal(w.work)
+			w.again(ref)
 		}
 	}
+	lost := map[string]bool{}
+	for node, was := range before {
+		if w.registered[node] != was {
+			lost[node] = true
+		}
+	}
+	if len(lost) > 0 {
+		for n, r := range w.mirrors[manifest.Pods].rows {
+			if lost[r.node] {
+				w.again(w.mirrors[manifest.Pods].ref(n))
+			}
+		}
+	}
+	w.declareAgain(register, lost)
 	for ref := range w.wrong {
 		if ref.Plural == manifest.Pods {
-			w.dirty[ref] = true
-			signal(w.work)
+			w.again(ref)
 		}
 	}
 	return nil
+}
+
+// declareAgain has nodes declared that somebody else has removed, or registered as an object
+// that is not the one that Kubernetes has. The mutex is held.
+func (w *writer) declareAgain(register map[string]nodes.Registered, changed map[string]bool) {
+	for node := range changed {
+		r := w.mirrors[machines].rows[name{"", node}]
+		reg, there := register[node]
+		if r != nil && r.text != nil && (!there || reg.Source == api.OwnerKubernetes && reg.UID != r.uid) {
+			w.again(w.mirrors[machines].ref(name{"", node}))
+		}
+	}
+}
+
+// again has an object written again in the next step. The mutex is held.
+func (w *writer) again(ref registry.Ref) {
+	w.dirty[ref] = true
+	signal(w.work)
 }
