@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -12,10 +11,11 @@ import (
 	"time"
 
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/enroll"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // What nobody's certificate proves is kept small: requests to enroll that are worked on at
@@ -39,37 +39,47 @@ func (s *server) admitNodes() error {
 	if err != nil {
 		return err
 	}
-	conf, err := s.kubernetesAccess()()
-	if err != nil {
-		return fmt.Errorf("kubernetes: %w", err)
-	}
-	conf.UserAgent, conf.QPS, conf.Burst = "weft-apiserver", enrollsPerSecond, 2*enrollsPerSecond
-	client, err := kubernetes.NewForConfig(conf)
-	if err != nil {
-		return err
-	}
 	// Requests of its own: those to enroll, which anybody can make, must not hold it up.
-	own, err := kubernetes.NewForConfig(rest.CopyConfig(conf))
-	if err != nil {
-		return err
-	}
+	own := s.kubernetesCluster()
 	ctx, cancel := context.WithTimeout(context.Background(), beginPatience)
 	defer cancel()
-	switch err := enroll.CheckBeginning(ctx, own, namespace, s.cluster.Name, s.Bundle()); {
+	switch err := own.CheckBeginning(ctx, namespace, s.cluster.Name, s.Bundle()); {
 	case errors.As(err, new(enroll.Unknown)):
+		// The nodes that have joined do not need it. Nothing is published before it says.
 		s.log.Warn("Kubernetes does not say whether this cluster has another store", "error", err)
 	case err != nil:
 		return err
 	}
-	s.enroller = enroll.New(enroll.Config{Client: client, Namespace: namespace, Account: name, IPAM: s.conf.IPAM})
+	s.enroller = enroll.New(enroll.Config{Cluster: s.kubernetesCluster(), Namespace: namespace, Account: name, IPAM: s.conf.IPAM})
 	s.publisher = &enroll.Publisher{
-		Client: own, Namespace: namespace, Log: s.log,
+		Cluster: own, Namespace: namespace, Mesh: s.cluster.Name, Log: s.log,
 		Now: func() api.Bootstrap {
 			return api.Bootstrap{Servers: append(s.otherURLs(), s.self.URL), CA: string(s.Bundle())}
 		},
 		Operator: func() ([]byte, error) { return os.ReadFile(s.conf.AdminConfig) },
 	}
 	return nil
+}
+
+// kubernetesCluster is the Kubernetes cluster that is followed, with connections of its own.
+func (s *server) kubernetesCluster() *enroll.Cluster {
+	return &enroll.Cluster{
+		Connect: func() (kubernetes.Interface, error) {
+			conf, err := s.kubernetesAccess()()
+			if err != nil {
+				return nil, err
+			}
+			conf.UserAgent, conf.QPS, conf.Burst = "weft-apiserver", enrollsPerSecond, 2*enrollsPerSecond
+			return kubernetes.NewForConfig(conf)
+		},
+		Followed: func(ctx context.Context) (string, error) {
+			kv, err := s.store.Get(ctx, wire.KubernetesKey)
+			if errors.Is(err, store.ErrNotFound) {
+				return "", nil
+			}
+			return string(kv.Value), err
+		},
+	}
 }
 
 // enrolls says whether a request is one to enroll, which needs no certificate.

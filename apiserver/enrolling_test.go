@@ -19,6 +19,8 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/wire"
 )
 
 // kubernetesAPI answers what an API server asks Kubernetes about an agent of node n1, whose
@@ -57,6 +59,9 @@ func kubernetesAPI(t *testing.T) string {
 			Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "172.16.1.7"}}},
 		})
 	})
+	mux.HandleFunc("GET /api/v1/namespaces/kube-system", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, http.StatusOK, corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: "kube-system", UID: "k1"}})
+	})
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
 	file := filepath.Join(t.TempDir(), "kubeconfig")
@@ -67,12 +72,29 @@ func kubernetesAPI(t *testing.T) string {
 	return file
 }
 
+// follows makes it known which Kubernetes cluster objects come from.
+func follows(t *testing.T, p *process, uid string) {
+	t.Helper()
+	if err := store.Write(t.Context(), p.srv.store, store.Put(wire.KubernetesKey, []byte(uid))); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A node of Kubernetes joins with nothing but its token and what everybody may know.
 func TestANodeJoinsByItsToken(t *testing.T) {
 	conf := config(t)
 	conf.AgentAccount, conf.Kubernetes, conf.Kubeconfig, conf.IPAM = "weft-system/weft-agent", true, kubernetesAPI(t), "kubernetes"
 	p := start(t, conf)
 	where := api.Bootstrap{Servers: []string{p.url}, CA: string(p.srv.authority.Bundle())}
+	for _, step := range []struct{ followed, want string }{{"", "has not read Kubernetes yet"}, {"k2", "another Kubernetes cluster"}} {
+		if step.followed != "" {
+			follows(t, p, step.followed)
+		}
+		if _, err := api.Enroll(t.Context(), where, "right", "n1"); err == nil || !strings.Contains(err.Error(), step.want) {
+			t.Errorf("following %q, it is answered with %v, want %q", step.followed, err, step.want)
+		}
+	}
+	follows(t, p, "k1")
 	b, err := api.Enroll(t.Context(), where, "right", "n1")
 	if err != nil {
 		t.Fatal(err)
@@ -137,6 +159,31 @@ func TestATokenIsForJoiningAlone(t *testing.T) {
 		if resp.StatusCode != http.StatusUnauthorized {
 			t.Errorf("%s is answered with %d, want 401", what, resp.StatusCode)
 		}
+	}
+}
+
+// A kubeconfig that cannot be read keeps nobody from the mesh that there is. What cannot be
+// told is said.
+func TestAnAPIServerStartsWithoutKubernetes(t *testing.T) {
+	conf := config(t)
+	conf.AgentAccount, conf.Kubernetes, conf.IPAM = "weft-system/weft-agent", true, "kubernetes"
+	right := kubernetesAPI(t)
+	conf.Kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
+	p := start(t, conf)
+	follows(t, p, "k1")
+	where := api.Bootstrap{Servers: []string{p.url}, CA: string(p.srv.authority.Bundle())}
+	if _, err := api.Enroll(t.Context(), where, "right", "n1"); err == nil || !strings.Contains(err.Error(), "cannot be read") {
+		t.Errorf("it is answered with %v", err)
+	}
+	text, err := os.ReadFile(right)
+	if err == nil {
+		err = os.WriteFile(conf.Kubeconfig, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := api.Enroll(t.Context(), where, "right", "n1"); err != nil {
+		t.Errorf("once it can be read: %v", err)
 	}
 }
 

@@ -23,7 +23,7 @@ import (
 
 // Config of an Enroller.
 type Config struct {
-	Client kubernetes.Interface
+	Cluster *Cluster
 	// Namespace and Account are the service account of the agents' pods.
 	Namespace, Account string
 	IPAM               nodes.IPAM
@@ -46,7 +46,11 @@ const (
 // Node returns the node on which the pod runs that a token was issued to, as Kubernetes has
 // it. Tokens of anybody but the agents, and those that are not bound to a pod, are refused.
 func (e *Enroller) Node(ctx context.Context, token string) (api.NodeRequest, error) {
-	review, err := e.conf.Client.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
+	client, err := e.conf.Cluster.Client(ctx)
+	if err != nil {
+		return api.NodeRequest{}, err
+	}
+	review, err := client.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{api.TokenAudience}},
 	}, metav1.CreateOptions{})
 	if err != nil {
@@ -56,11 +60,11 @@ func (e *Enroller) Node(ctx context.Context, token string) (api.NodeRequest, err
 	if err != nil {
 		return api.NodeRequest{}, err
 	}
-	name, err := e.nodeOf(ctx, user)
+	name, err := e.nodeOf(ctx, client, user)
 	if err != nil {
 		return api.NodeRequest{}, err
 	}
-	node, err := e.conf.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return api.NodeRequest{}, api.Refuse(http.StatusForbidden, "wait until its kubelet has registered it", "Kubernetes has no node %q", name)
 	}
@@ -90,7 +94,7 @@ func (e *Enroller) agent(s authenticationv1.TokenReviewStatus) (authenticationv1
 }
 
 // nodeOf returns the node of the pod that a token was issued to.
-func (e *Enroller) nodeOf(ctx context.Context, user authenticationv1.UserInfo) (string, error) {
+func (e *Enroller) nodeOf(ctx context.Context, client kubernetes.Interface, user authenticationv1.UserInfo) (string, error) {
 	if names := user.Extra[nodeNameKey]; len(names) == 1 && names[0] != "" {
 		return names[0], nil
 	}
@@ -98,7 +102,7 @@ func (e *Enroller) nodeOf(ctx context.Context, user authenticationv1.UserInfo) (
 	if len(names) != 1 || len(uids) != 1 {
 		return "", api.Refuse(http.StatusForbidden, "give the agent a projected token, which is bound to its pod", "the token is not bound to a pod")
 	}
-	pod, err := e.conf.Client.CoreV1().Pods(e.conf.Namespace).Get(ctx, names[0], metav1.GetOptions{})
+	pod, err := client.CoreV1().Pods(e.conf.Namespace).Get(ctx, names[0], metav1.GetOptions{})
 	switch {
 	case err != nil && !apierrors.IsNotFound(err):
 		return "", away("read pod "+e.conf.Namespace+"/"+names[0], err)

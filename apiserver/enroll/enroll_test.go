@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
 
@@ -62,7 +64,64 @@ func enroller(t *testing.T, says authenticationv1.TokenReviewStatus, ipam nodes.
 		}
 		return true, out, nil
 	})
-	return New(Config{Client: client, Namespace: "weft-system", Account: "weft-agent", IPAM: ipam}), client
+	return New(Config{Cluster: followed(t, client), Namespace: "weft-system", Account: "weft-agent", IPAM: ipam}), client
+}
+
+// followed is the Kubernetes cluster of a client as the one that objects come from.
+func followed(t *testing.T, client *fake.Clientset) *Cluster {
+	t.Helper()
+	system := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "kube-system", UID: "k1"}}
+	if err := client.Tracker().Add(system); err != nil {
+		t.Fatal(err)
+	}
+	return &Cluster{
+		Connect:  func() (kubernetes.Interface, error) { return client, nil },
+		Followed: func(context.Context) (string, error) { return "k1", nil },
+	}
+}
+
+// Nobody joins, and nothing is told, but in the cluster that objects come from.
+func TestOnlyTheFollowedCluster(t *testing.T) {
+	e, client := enroller(t, review(nil), nodes.ClusterPool, node(nil))
+	c, uid, connected := e.conf.Cluster, "", 0
+	c.Followed = func(context.Context) (string, error) { return uid, nil }
+	c.Connect = func() (kubernetes.Interface, error) {
+		if connected++; connected == 1 {
+			return nil, errors.New("no such file")
+		}
+		return client, nil
+	}
+	p := &Publisher{Cluster: c, Namespace: "weft-system", Mesh: "east", Operator: func() ([]byte, error) { return []byte("contexts: []"), nil },
+		Now: func() api.Bootstrap { return api.Bootstrap{Servers: []string{"https://192.0.2.1:7443"}, CA: testCA} }}
+	for _, step := range []struct{ followed, want string }{
+		{"", "has not read Kubernetes yet"}, {"k1", "cannot be read: no such file"}, {"k2", "another Kubernetes cluster"},
+	} {
+		uid = step.followed
+		if step.followed == "k1" {
+			connected = 0
+		}
+		refused(t, e, "right", map[string]int{"": 503, "k1": 503, "k2": 409}[uid], step.want)
+		if step.followed == "k1" {
+			connected = 0
+		}
+		if err := p.publish(t.Context()); err == nil || !strings.Contains(err.Error(), step.want) {
+			t.Errorf("following %q, it is told: %v", uid, err)
+		}
+	}
+	for _, a := range client.Actions() {
+		if a.GetResource().Resource != "namespaces" {
+			t.Errorf("%s of %s", a.GetVerb(), a.GetResource().Resource)
+		}
+	}
+	// The kubeconfig is read again after it has led elsewhere.
+	before := connected
+	uid = "k1"
+	if _, err := e.Node(t.Context(), "right"); err != nil || connected != before+1 {
+		t.Errorf("%v, connected %d times more", err, connected-before)
+	}
+	if err := p.publish(t.Context()); err != nil || connected != before+1 {
+		t.Errorf("%v, connected %d times more", err, connected-before)
+	}
 }
 
 func TestAnAgentsTokenNamesItsNode(t *testing.T) {

@@ -34,13 +34,20 @@ const (
 	ContextKey     = api.OperatorContextKey
 )
 
-// publishTurn is how often the objects are looked at: somebody may have changed them.
-const publishTurn = 30 * time.Second
+// publishTurn is how often the objects are looked at: somebody may have changed them. After a
+// failure the first look comes sooner, and each later one after twice as long: in a new
+// cluster, nodes wait for it.
+const (
+	publishTurn  = 30 * time.Second
+	publishRetry = time.Second
+)
 
 // Publisher keeps ConfigMap and Secret as they should be.
 type Publisher struct {
-	Client    kubernetes.Interface
+	Cluster   *Cluster
 	Namespace string
+	// Mesh is the cluster's name in the mesh.
+	Mesh string
 	// Now is what it should say.
 	Now func() api.Bootstrap
 	// Operator is what the Secret should say.
@@ -51,10 +58,14 @@ type Publisher struct {
 // Run works until ctx ends. While Kubernetes is away, agents keep what they have.
 func (p *Publisher) Run(ctx context.Context) error {
 	var told string
+	retry := publishRetry
 	for ctx.Err() == nil {
-		text := ""
-		if err := errors.Join(p.look(ctx), p.lookAtSecret(ctx)); err != nil && ctx.Err() == nil {
+		text, pause := "", publishTurn
+		if err := p.publish(ctx); err != nil && ctx.Err() == nil {
 			text = err.Error()
+			pause, retry = retry, min(2*retry, publishTurn)
+		} else {
+			retry = publishRetry
 		}
 		switch {
 		case text == told:
@@ -66,25 +77,46 @@ func (p *Publisher) Run(ctx context.Context) error {
 		told = text
 		select {
 		case <-ctx.Done():
-		case <-time.After(publishTurn):
+		case <-time.After(pause):
 		}
 	}
 	return nil
 }
 
-// lookAtSecret corrects the Secret if it differs.
-func (p *Publisher) lookAtSecret(ctx context.Context) error {
+// publish corrects what differs, unless it is another mesh's: the objects of another Kubernetes
+// cluster, or those of a store that runs on another node.
+func (p *Publisher) publish(ctx context.Context) error {
+	client, err := p.Cluster.Client(ctx)
+	if err != nil {
+		return err
+	}
+	now := p.Now()
+	secret, err := client.CoreV1().Secrets(p.Namespace).Get(ctx, OperatorSecret, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		secret = nil
+	case err != nil:
+		return fmt.Errorf("Secret %s/%s: %w", p.Namespace, OperatorSecret, err)
+	default:
+		if err := checkSecret(secret, p.Mesh, []byte(now.CA)); err != nil {
+			return err
+		}
+	}
+	return errors.Join(p.look(ctx, client, now), p.lookAtSecret(ctx, client, secret))
+}
+
+// lookAtSecret corrects the Secret if it differs; nil if there is none.
+func (p *Publisher) lookAtSecret(ctx context.Context, client kubernetes.Interface, is *corev1.Secret) error {
 	text, err := p.Operator()
 	if err != nil {
 		return fmt.Errorf("read the operator's context: %w", err)
 	}
-	secrets := p.Client.CoreV1().Secrets(p.Namespace)
-	is, err := secrets.Get(ctx, OperatorSecret, metav1.GetOptions{})
+	secrets := client.CoreV1().Secrets(p.Namespace)
 	switch {
-	case apierrors.IsNotFound(err):
+	case is == nil:
 		is = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: OperatorSecret, Namespace: p.Namespace}, Data: map[string][]byte{ContextKey: text}}
 		_, err = secrets.Create(ctx, is, metav1.CreateOptions{})
-	case err == nil && !bytes.Equal(is.Data[ContextKey], text):
+	case !bytes.Equal(is.Data[ContextKey], text):
 		is = is.DeepCopy()
 		is.Data = map[string][]byte{ContextKey: text}
 		_, err = secrets.Update(ctx, is, metav1.UpdateOptions{})
@@ -96,14 +128,13 @@ func (p *Publisher) lookAtSecret(ctx context.Context) error {
 }
 
 // look corrects the ConfigMap if it differs.
-func (p *Publisher) look(ctx context.Context) error {
-	now := p.Now()
+func (p *Publisher) look(ctx context.Context, client kubernetes.Interface, now api.Bootstrap) error {
 	now.Servers = slices.Sorted(slices.Values(now.Servers)) // the same whoever leads
 	text, err := yaml.Marshal(now)
 	if err != nil {
 		return err
 	}
-	maps := p.Client.CoreV1().ConfigMaps(p.Namespace)
+	maps := client.CoreV1().ConfigMaps(p.Namespace)
 	is, err := maps.Get(ctx, ConfigMap, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):

@@ -31,7 +31,7 @@ func TestAgentsAreToldWhereTheAPIServersAre(t *testing.T) {
 			defer mu.Unlock()
 			change()
 		}
-		p := &Publisher{Client: client, Namespace: "weft-system", Log: slog.New(slog.DiscardHandler),
+		p := &Publisher{Cluster: followed(t, client), Namespace: "weft-system", Mesh: "east", Log: slog.New(slog.DiscardHandler),
 			Operator: func() ([]byte, error) { return []byte("contexts: []"), nil },
 			Now: func() api.Bootstrap {
 				mu.Lock()
@@ -120,16 +120,35 @@ func TestAMovedAPIServerDoesNotBeginAgain(t *testing.T) {
 		"an empty store":        {[]runtime.Object{secret(string(contexts))}, "", true},
 		"a damaged Secret":      {[]runtime.Object{secret("contexts: [")}, "", false},
 	} {
-		err := CheckBeginning(t.Context(), fake.NewClientset(c.objects...), "weft-system", "east", []byte(c.ca))
+		client := fake.NewClientset(c.objects...)
+		kube := followed(t, client)
+		err := kube.CheckBeginning(t.Context(), "weft-system", "east", []byte(c.ca))
 		if (err != nil) != c.refused || c.refused && !strings.Contains(err.Error(), "192.0.2.1") {
 			t.Errorf("%s: %v", name, err)
+		}
+		// If Kubernetes did not say at the start, what it has is not overwritten later.
+		before := len(client.Actions())
+		p := &Publisher{Cluster: kube, Namespace: "weft-system", Mesh: "east", Operator: func() ([]byte, error) { return []byte("contexts: []"), nil },
+			Now: func() api.Bootstrap { return api.Bootstrap{Servers: []string{"https://192.0.2.9:7443"}, CA: c.ca} }}
+		if err := p.publish(t.Context()); (err != nil) != c.refused {
+			t.Errorf("%s: published: %v", name, err)
+		}
+		for _, a := range client.Actions()[before:] {
+			if c.refused && a.GetVerb() != "get" {
+				t.Errorf("%s: %s of %s", name, a.GetVerb(), a.GetResource().Resource)
+			}
+		}
+		// Another cluster's Secret says nothing about this one.
+		kube.Followed = func(context.Context) (string, error) { return "k2", nil }
+		if err := kube.CheckBeginning(t.Context(), "weft-system", "east", []byte(c.ca)); !errors.As(err, new(Unknown)) {
+			t.Errorf("%s, in another cluster: %v", name, err)
 		}
 	}
 	client := fake.NewClientset()
 	client.PrependReactor("get", "secrets", func(k8stesting.Action) (bool, runtime.Object, error) {
 		return true, nil, errors.New("connection refused")
 	})
-	if err := CheckBeginning(t.Context(), client, "weft-system", "east", nil); !errors.As(err, new(Unknown)) {
+	if err := followed(t, client).CheckBeginning(t.Context(), "weft-system", "east", nil); !errors.As(err, new(Unknown)) {
 		t.Errorf("Kubernetes is away: %v", err)
 	}
 }
