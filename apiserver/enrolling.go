@@ -52,13 +52,28 @@ func (s *server) admitNodes() error {
 	}
 	s.enroller = enroll.New(enroll.Config{Cluster: s.kubernetesCluster(), Namespace: namespace, Account: name, IPAM: s.conf.IPAM})
 	s.publisher = &enroll.Publisher{
-		Cluster: own, Namespace: namespace, Mesh: s.cluster.Name, Log: s.log,
+		Cluster: own, Namespace: namespace, Mesh: s.cluster.Name,
+		Tell: func(err error) {
+			s.publishing.note(s.log, "agents and operators cannot be told how to reach the API servers; retrying", err)
+		},
 		Now: func() api.Bootstrap {
 			return api.Bootstrap{Servers: append(s.otherURLs(), s.self.URL), CA: string(s.Bundle())}
 		},
 		Operator: func() ([]byte, error) { return os.ReadFile(s.conf.AdminConfig) },
 	}
 	return nil
+}
+
+// publishGrace is how long a new API server may take to read Kubernetes for the first time.
+const publishGrace = 10 * time.Second
+
+// publishConcerns says that Kubernetes is not told how to reach the API servers.
+func publishConcerns(failing *failing) []api.Concern {
+	return failing.concern(api.Concern{
+		Object: "Kubernetes", Reason: "BootstrapNotPublished", Grace: publishGrace,
+		Message: "agents and operators are not told in Kubernetes how to reach the API servers",
+		Next:    "correct that: until then new nodes cannot join, and those that have joined go on; it is tried again",
+	})
 }
 
 // kubernetesCluster is the Kubernetes cluster that is followed, with connections of its own.

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -175,6 +176,21 @@ func TestAnAPIServerStartsWithoutKubernetes(t *testing.T) {
 	if _, err := api.Enroll(t.Context(), where, "right", "n1"); err == nil || !strings.Contains(err.Error(), "cannot be read") {
 		t.Errorf("it is answered with %v", err)
 	}
+	told := func() (all []api.Concern) {
+		for _, c := range p.srv.processConcerns() {
+			if c.Reason == "BootstrapNotPublished" {
+				all = append(all, c)
+			}
+		}
+		return all
+	}
+	eventually(t, "it is told that nothing is published", func() error {
+		all := told()
+		if len(all) != 1 || all[0].Object != "Kubernetes" || all[0].Since.IsZero() || !strings.Contains(all[0].Message, "cannot be read") || !strings.Contains(all[0].Next, "--kubeconfig") {
+			return fmt.Errorf("told: %+v", all)
+		}
+		return nil
+	})
 	text, err := os.ReadFile(right)
 	if err == nil {
 		err = os.WriteFile(conf.Kubeconfig, text, 0o600)

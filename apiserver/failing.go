@@ -1,6 +1,8 @@
 package apiserver
 
 import (
+	"cmp"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -17,6 +19,7 @@ type failing struct {
 	mu     sync.Mutex // guards what follows
 	since  time.Time
 	text   string
+	hint   string // what to do, if the failure says so
 	logged time.Time
 }
 
@@ -25,10 +28,14 @@ func (f *failing) note(log *slog.Logger, what string, err error, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err == nil {
-		f.since, f.text = time.Time{}, ""
+		f.since, f.text, f.hint = time.Time{}, "", ""
 		return
 	}
 	now, begins, changed := time.Now(), f.since.IsZero(), f.text != err.Error()
+	f.hint = ""
+	if refusal := (*api.Error)(nil); errors.As(err, &refusal) {
+		f.hint = refusal.Hint
+	}
 	if f.text = err.Error(); begins {
 		f.since = now
 	}
@@ -54,5 +61,6 @@ func (f *failing) concern(c api.Concern) []api.Concern {
 	}
 	c.Since = f.since
 	c.Message += ": " + f.text
+	c.Next = cmp.Or(f.hint, c.Next)
 	return []api.Concern{c}
 }

@@ -69,6 +69,7 @@ type server struct {
 	history      *history         // nil: an existing etcd takes care of its own
 	members      *members.Members // nil: an existing etcd is used
 	renewal      failing
+	publishing   failing // what the publisher does
 	agents       *agents
 	metrics      *metrics
 	serviceTable *serviceTable

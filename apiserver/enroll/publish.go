@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"time"
 
@@ -52,29 +51,25 @@ type Publisher struct {
 	Now func() api.Bootstrap
 	// Operator is what the Secret should say.
 	Operator func() ([]byte, error)
-	Log      *slog.Logger
+	// Tell gets how the latest attempt ended.
+	Tell func(error)
 }
 
 // Run works until ctx ends. While Kubernetes is away, agents keep what they have.
 func (p *Publisher) Run(ctx context.Context) error {
-	var told string
+	defer p.Tell(nil) // another one tells by now
 	retry := publishRetry
 	for ctx.Err() == nil {
-		text, pause := "", publishTurn
-		if err := p.publish(ctx); err != nil && ctx.Err() == nil {
-			text = err.Error()
+		pause := publishTurn
+		err := p.publish(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if p.Tell(err); err != nil {
 			pause, retry = retry, min(2*retry, publishTurn)
 		} else {
 			retry = publishRetry
 		}
-		switch {
-		case text == told:
-		case text == "":
-			p.Log.Info("agents and operators can be told again how to reach the API servers")
-		default:
-			p.Log.Warn("cannot tell agents and operators how to reach the API servers; retrying", "error", text)
-		}
-		told = text
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):

@@ -3,7 +3,6 @@ package enroll
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -24,20 +23,27 @@ import (
 func TestAgentsAreToldWhereTheAPIServersAre(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset()
-		var mu sync.Mutex // guards servers and away
+		var mu sync.Mutex // guards servers, away and told
 		servers, away := []string{"https://192.0.2.2:7443", "https://192.0.2.1:7443"}, false
+		var told error
 		set := func(change func()) {
 			mu.Lock()
 			defer mu.Unlock()
 			change()
 		}
-		p := &Publisher{Cluster: followed(t, client), Namespace: "weft-system", Mesh: "east", Log: slog.New(slog.DiscardHandler),
+		p := &Publisher{Cluster: followed(t, client), Namespace: "weft-system", Mesh: "east",
+			Tell:     func(err error) { set(func() { told = err }) },
 			Operator: func() ([]byte, error) { return []byte("contexts: []"), nil },
 			Now: func() api.Bootstrap {
 				mu.Lock()
 				defer mu.Unlock()
 				return api.Bootstrap{Servers: servers, CA: testCA}
 			}}
+		client.PrependReactor("get", "configmaps", func(k8stesting.Action) (bool, runtime.Object, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return away, nil, errors.New("connection refused")
+		})
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- p.Run(ctx) }()
@@ -83,19 +89,26 @@ func TestAgentsAreToldWhereTheAPIServersAre(t *testing.T) {
 		says(1)
 
 		set(func() { away = true })
-		client.PrependReactor("get", "configmaps", func(k8stesting.Action) (bool, runtime.Object, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			return away, nil, errors.New("connection refused")
-		})
 		set(func() { servers = append(servers, "https://192.0.2.3:7443") })
 		time.Sleep(2 * publishTurn)
-		set(func() { away = false })
+		set(func() {
+			if told == nil || !strings.Contains(told.Error(), "ConfigMap weft-system/weft-bootstrap: connection refused") {
+				t.Errorf("while Kubernetes is away, it tells %v", told)
+			}
+			away = false
+		})
 		time.Sleep(publishTurn)
 		says(2)
+		set(func() {
+			if told != nil {
+				t.Errorf("it still tells %v", told)
+			}
+			away = true
+		})
+		time.Sleep(publishTurn)
 		stop()
-		if err := <-ended; err != nil {
-			t.Error(err)
+		if err := <-ended; err != nil || told != nil {
+			t.Errorf("%v; who no longer publishes tells %v", err, told)
 		}
 	})
 }
