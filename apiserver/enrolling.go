@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -104,12 +106,47 @@ func (s *server) enrolls(r *http.Request) bool {
 
 // postEnroll gives an agent the join bundle of the node that its token names.
 func (s *server) postEnroll(r *http.Request) (any, error) {
+	b, err := s.enroll(r)
+	if err != nil {
+		s.refusals.note(s.log, r.RemoteAddr, err)
+		return nil, err
+	}
+	return b, nil
+}
+
+// refusals logs who may not join, and not more often than somebody reads it: anybody may ask.
+// The zero value has refused nobody.
+type refusals struct {
+	mu     sync.Mutex // guards what follows
+	logged time.Time
+	more   int // since then
+}
+
+// refusalPause is the pause between two lines.
+const refusalPause = 10 * time.Second
+
+func (f *refusals) note(log *slog.Logger, from string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	if now.Sub(f.logged) < refusalPause {
+		f.more++
+		return
+	}
+	log.Warn("a request to join by token was refused", "from", from, "error", err, "unloggedBefore", f.more)
+	f.logged, f.more = now, 0
+}
+
+func (s *server) enroll(r *http.Request) (*api.JoinBundle, error) {
 	if s.enroller == nil {
 		return nil, api.NotFound("start it with --agent-account, or add the node with `weft node add`", "this API server admits no nodes by token")
 	}
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok || token == "" || len(token) > maxToken {
 		return nil, api.Refuse(http.StatusUnauthorized, "send a service account token of Kubernetes with the audience "+api.TokenAudience, "the request has no token")
+	}
+	if err := s.enroller.Plausible(token); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), enrollPatience)
 	defer cancel()

@@ -2,16 +2,20 @@ package apiserver
 
 import (
 	"crypto/tls"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -24,8 +28,14 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
+// right is an agent's token, signed by nobody.
+var right = func() string {
+	part := base64.RawURLEncoding.EncodeToString
+	return part([]byte(`{"alg":"RS256"}`)) + "." + part([]byte(`{"sub":"system:serviceaccount:weft-system:weft-agent","aud":["weft.io"],"exp":99999999999}`)) + "." + part([]byte("signed"))
+}()
+
 // kubernetesAPI answers what an API server asks Kubernetes about an agent of node n1, whose
-// token is "right". It returns a kubeconfig file.
+// token is right. It returns a kubeconfig file.
 func kubernetesAPI(t *testing.T) string {
 	t.Helper()
 	answer := func(w http.ResponseWriter, status int, v any) {
@@ -45,7 +55,7 @@ func kubernetesAPI(t *testing.T) string {
 		if err != nil {
 			t.Error(err)
 		}
-		if review.Spec.Token == "right" {
+		if review.Spec.Token == right {
 			review.Status = authenticationv1.TokenReviewStatus{Authenticated: true, Audiences: review.Spec.Audiences, User: authenticationv1.UserInfo{
 				Username: "system:serviceaccount:weft-system:weft-agent", Extra: map[string]authenticationv1.ExtraValue{"authentication.kubernetes.io/node-name": {"n1"}},
 			}}
@@ -91,12 +101,12 @@ func TestANodeJoinsByItsToken(t *testing.T) {
 		if step.followed != "" {
 			follows(t, p, step.followed)
 		}
-		if _, err := api.Enroll(t.Context(), where, "right", "n1"); err == nil || !strings.Contains(err.Error(), step.want) {
+		if _, err := api.Enroll(t.Context(), where, right, "n1"); err == nil || !strings.Contains(err.Error(), step.want) {
 			t.Errorf("following %q, it is answered with %v, want %q", step.followed, err, step.want)
 		}
 	}
 	follows(t, p, "k1")
-	b, err := api.Enroll(t.Context(), where, "right", "n1")
+	b, err := api.Enroll(t.Context(), where, right, "n1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,10 +131,11 @@ func TestANodeJoinsByItsToken(t *testing.T) {
 		status      int
 		want        string
 	}{
-		{"wrong", "", 401, "does not accept the token"},
+		{right[:len(right)-1], "", 401, "does not accept the token"},
+		{"wrong", "", 401, "the token cannot be an agent's"},
 		{"", "", 401, "has no token"},
 		{strings.Repeat("x", maxToken+1), "", 401, "has no token"},
-		{"right", "n2", 403, "the agent calls itself n2"},
+		{right, "n2", 403, "the agent calls itself n2"},
 	} {
 		_, err := api.Enroll(t.Context(), where, c.token, c.node)
 		var refusal *api.Error
@@ -151,7 +162,7 @@ func TestATokenIsForJoiningAlone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.Header.Set("Authorization", "Bearer right")
+		r.Header.Set("Authorization", "Bearer "+right)
 		resp, err := client.Do(r)
 		if err != nil {
 			t.Fatal(err)
@@ -168,12 +179,12 @@ func TestATokenIsForJoiningAlone(t *testing.T) {
 func TestAnAPIServerStartsWithoutKubernetes(t *testing.T) {
 	conf := config(t)
 	conf.AgentAccount, conf.Kubernetes, conf.IPAM = "weft-system/weft-agent", true, "kubernetes"
-	right := kubernetesAPI(t)
+	readable := kubernetesAPI(t)
 	conf.Kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
 	p := start(t, conf)
 	follows(t, p, "k1")
 	where := api.Bootstrap{Servers: []string{p.url}, CA: string(p.srv.authority.Bundle())}
-	if _, err := api.Enroll(t.Context(), where, "right", "n1"); err == nil || !strings.Contains(err.Error(), "cannot be read") {
+	if _, err := api.Enroll(t.Context(), where, right, "n1"); err == nil || !strings.Contains(err.Error(), "cannot be read") {
 		t.Errorf("it is answered with %v", err)
 	}
 	told := func() (all []api.Concern) {
@@ -191,22 +202,44 @@ func TestAnAPIServerStartsWithoutKubernetes(t *testing.T) {
 		}
 		return nil
 	})
-	text, err := os.ReadFile(right)
+	text, err := os.ReadFile(readable)
 	if err == nil {
 		err = os.WriteFile(conf.Kubeconfig, text, 0o600)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := api.Enroll(t.Context(), where, "right", "n1"); err != nil {
+	if _, err := api.Enroll(t.Context(), where, right, "n1"); err != nil {
 		t.Errorf("once it can be read: %v", err)
 	}
+}
+
+// Whoever asks without right fills no log.
+func TestRefusalsAreLoggedNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		var f refusals
+		ask := func(n int) {
+			for i := range n {
+				f.note(slog.New(slog.NewTextHandler(&log, nil)), fmt.Sprint("192.0.2.", i), errors.New("no token"))
+			}
+		}
+		ask(1000)
+		if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "from=192.0.2.0") || !strings.Contains(text, "no token") {
+			t.Errorf("logged %s", text)
+		}
+		time.Sleep(refusalPause)
+		ask(2)
+		if text := log.String(); strings.Count(text, "\n") != 2 || !strings.Contains(text, "unloggedBefore=999") {
+			t.Errorf("logged %s", text)
+		}
+	})
 }
 
 func TestWithoutAnAccountNobodyJoinsByToken(t *testing.T) {
 	p := start(t, config(t))
 	where := api.Bootstrap{Servers: []string{p.url}, CA: string(p.srv.authority.Bundle())}
-	if _, err := api.Enroll(t.Context(), where, "right", "n1"); err == nil || !strings.Contains(err.Error(), "certificate") {
+	if _, err := api.Enroll(t.Context(), where, right, "n1"); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("it is answered with %v, want that a certificate is required", err)
 	}
 }

@@ -69,7 +69,8 @@ type server struct {
 	history      *history         // nil: an existing etcd takes care of its own
 	members      *members.Members // nil: an existing etcd is used
 	renewal      failing
-	publishing   failing // what the publisher does
+	publishing   failing  // what the publisher does
+	refusals     refusals // of requests to enroll
 	agents       *agents
 	metrics      *metrics
 	serviceTable *serviceTable

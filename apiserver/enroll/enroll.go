@@ -46,6 +46,9 @@ const (
 // Node returns the node on which the pod runs that a token was issued to, as Kubernetes has
 // it. Tokens of anybody but the agents, and those that are not bound to a pod, are refused.
 func (e *Enroller) Node(ctx context.Context, token string) (api.NodeRequest, error) {
+	if err := e.Plausible(token); err != nil {
+		return api.NodeRequest{}, err
+	}
 	client, err := e.conf.Cluster.Client(ctx)
 	if err != nil {
 		return api.NodeRequest{}, err
@@ -74,9 +77,14 @@ func (e *Enroller) Node(ctx context.Context, token string) (api.NodeRequest, err
 	return nodes.FromKubernetes(node, e.conf.IPAM)
 }
 
+// user is who agents are in Kubernetes.
+func (e *Enroller) user() string {
+	return "system:serviceaccount:" + e.conf.Namespace + ":" + e.conf.Account
+}
+
 // agent returns the user of a token that is an agent's.
 func (e *Enroller) agent(s authenticationv1.TokenReviewStatus) (authenticationv1.UserInfo, error) {
-	want := "system:serviceaccount:" + e.conf.Namespace + ":" + e.conf.Account
+	want := e.user()
 	switch {
 	case !s.Authenticated:
 		why := "it has expired, its pod is gone, or it is another cluster's"
