@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -158,5 +161,52 @@ func TestTablesOfAnAgent(t *testing.T) {
 		if _, err := p.admin().Table(t.Context(), node, "ghosts"); !errors.As(err, &refused) || !strings.Contains(err.Error(), want) || refused.Hint == "" {
 			t.Errorf("%s: %v", node, err)
 		}
+	}
+}
+
+// An agent is known by the node that its certificate was issued to, wherever it is.
+func TestAnAgentIsKnownByItsName(t *testing.T) {
+	ca, err := authority.Open(t.TempDir(), "east")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := authority.Open(t.TempDir(), "east")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		by      *authority.Authority
+		request authority.Request
+		want    string
+	}{
+		"itself":                 {ca, authority.Request{User: "n1", Server: true, Names: []string{"localhost"}}, ""},
+		"another node":           {ca, authority.Request{User: "n2", Server: true, Names: []string{"n1"}, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}, "not that of node n1"},
+		"of another authority":   {other, authority.Request{User: "n1", Server: true}, "certificate"},
+		"a client, not a server": {ca, authority.Request{User: "n1", Client: true}, "certificate"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pair, err := c.by.Issue(c.request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cert, err := pair.TLS()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("{}")) }))
+			s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
+			s.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+			s.StartTLS()
+			defer s.Close()
+			a := &agents{clients: map[agentAt]*api.Client{}, port: s.Listener.Addr().(*net.TCPAddr).Port, conf: &tls.Config{RootCAs: ca.Pool()}}
+			defer a.close()
+			client, err := a.client(wire.Registration{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := client.Nodes(t.Context()); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Errorf("it answers %v, want %q", err, c.want)
+			}
+		})
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -224,7 +225,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 func (s *server) newRegistrar(st store.Store, users store.Users) *nodes.Registrar {
 	return nodes.New(nodes.Config{
 		Cluster: s.cluster, Store: st, Users: users, Authority: s.foundation,
-		Server: s.self.URL, EtcdEndpoints: s.etcdEndpoints, Others: s.otherURLs, Seeds: s.gossipSeeds,
+		Server: s.self.URL, Names: append(slices.Clone(s.conf.AdvertiseNames), s.conf.Cluster, s.conf.Advertise.String()), EtcdEndpoints: s.etcdEndpoints, Others: s.otherURLs, Seeds: s.gossipSeeds,
 	})
 }
 

@@ -1,6 +1,9 @@
 package nodes
 
 import (
+	"crypto/tls"
+	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -97,5 +100,39 @@ func TestATokenDoesNotTakeOverAnotherNode(t *testing.T) {
 	}
 	if _, ok := users.User("agent-n2"); !ok {
 		t.Error("the agent of a declared node has no rights: one that has its bundle still would be cut off")
+	}
+}
+
+// A kubelet says which addresses its node has, and Kubernetes believes it. That must not make
+// it an API server, on whose machine a node may be all the same.
+func TestAKubeletDoesNotBecomeAnAPIServer(t *testing.T) {
+	r, _, _ := registrar(t)
+	r.conf.Names, r.conf.EtcdEndpoints = []string{"mesh.example"}, func() []string { return []string{"https://172.16.1.3:2379"} }
+	certified := func(n api.NodeRequest, source string) string {
+		t.Helper()
+		b, err := r.AddFrom(t.Context(), n, source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pair, err := tls.X509KeyPair([]byte(b.ServerCert), []byte(b.ServerKey))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pair.Leaf.Subject.CommonName != n.Name {
+			t.Errorf("issued to %q", pair.Leaf.Subject.CommonName)
+		}
+		return fmt.Sprint(pair.Leaf.DNSNames, pair.Leaf.IPAddresses)
+	}
+	several := of("u1", "n1", "172.16.1.1", "")
+	several.Addresses = append(several.Addresses, netip.MustParseAddr("172.16.1.2"), netip.MustParseAddr("172.16.1.3"), netip.MustParseAddr("172.16.1.4"))
+	for _, c := range []struct{ got, want string }{
+		{certified(several, "kubernetes"), "[n1 localhost] [172.16.1.4]"},
+		{certified(request("n1", "", ""), ""), "[n1 localhost] [172.16.1.4]"}, // its agent renews its bundle
+		{certified(of("u2", "mesh.example", "172.16.1.5", ""), "kubernetes"), "[localhost] [172.16.1.5]"},
+		{certified(request("mine", "172.16.1.6", ""), ""), "[mine localhost] [172.16.1.6]"},
+	} {
+		if c.got != c.want {
+			t.Errorf("its certificate is for %s, want %s", c.got, c.want)
+		}
 	}
 }

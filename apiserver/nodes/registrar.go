@@ -60,6 +60,8 @@ type Config struct {
 	// Server and EtcdEndpoints are what agents connect to.
 	Server        string
 	EtcdEndpoints func() []string
+	// Names are names of API servers beside the hosts of their URLs.
+	Names []string
 	// Others returns the URLs of the cluster's other API servers, Seeds the host:port of
 	// LAN gossip of all of them.
 	Others, Seeds func() []string
@@ -430,7 +432,7 @@ func (r *Registrar) bundle(ctx context.Context, reg wire.Registration) (*api.Joi
 	if err != nil {
 		return nil, err
 	}
-	server, err := ca.Issue(authority.Request{User: reg.Name, Server: true, Names: []string{reg.Name, "localhost"}, Addresses: reg.Addresses})
+	server, err := ca.Issue(r.serverRequest(reg))
 	if err != nil {
 		return nil, err
 	}
@@ -447,6 +449,34 @@ func (r *Registrar) bundle(ctx context.Context, reg wire.Registration) (*api.Joi
 		ServerCert: string(server.Cert), ServerKey: string(server.Key),
 		GossipKey: base64.StdEncoding.EncodeToString(keys.LAN[0]), GossipSeeds: named.GossipSeeds,
 	}, nil
+}
+
+// serverRequest is for the certificate of a node's agent. One that a source has declared gets
+// none for an API server or the store, to whom a kubelet could otherwise make itself by the
+// address or the name that it reports. The node itself may well be on such a machine: the API
+// server knows its agent by its name.
+func (r *Registrar) serverRequest(reg wire.Registration) authority.Request {
+	req := authority.Request{User: reg.Name, Server: true, Names: []string{reg.Name, "localhost"}, Addresses: reg.Addresses}
+	if reg.Source == "" {
+		return req
+	}
+	servers := slices.Clone(r.conf.Names)
+	for _, text := range slices.Concat([]string{r.conf.Server}, r.conf.Others(), r.conf.EtcdEndpoints()) {
+		if u, err := url.Parse(text); err == nil {
+			servers = append(servers, u.Hostname())
+		}
+	}
+	is := func(name string) bool {
+		return slices.ContainsFunc(servers, func(s string) bool { return strings.EqualFold(s, name) })
+	}
+	req.Names = slices.DeleteFunc(req.Names, is)
+	req.Addresses = slices.DeleteFunc(slices.Clone(req.Addresses), func(a netip.Addr) bool {
+		return is(a.String()) || slices.ContainsFunc(servers, func(s string) bool {
+			other, err := netip.ParseAddr(s)
+			return err == nil && other.Unmap() == a.Unmap()
+		})
+	})
+	return req
 }
 
 // Remove removes a node: first its rights, then everything it wrote and the pods that
