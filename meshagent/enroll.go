@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"slices"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -60,12 +59,8 @@ func (e *enrollment) await(ctx context.Context) error {
 	for retry := enrollRetry; ; retry = min(2*retry, enrollRetryMost) {
 		b, err := e.fetch(ctx)
 		if err == nil {
-			text, err := yaml.Marshal(b)
-			if err != nil {
+			if err := e.keep(b); err != nil {
 				return err
-			}
-			if err := statefile.Write(e.join, text); err != nil {
-				return fmt.Errorf("keep the join bundle: %w", err)
 			}
 			e.log.Info("this node has joined", "cluster", b.Cluster, "node", b.Node, "podCIDRs", b.PodCIDRs)
 			return nil
@@ -101,13 +96,23 @@ func (e *enrollment) refresh(ctx context.Context) {
 		e.log.Info("starting with the join bundle of before", "error", err)
 		return
 	}
-	if slices.Equal(now.Addresses, is.Addresses) && slices.Equal(now.PodCIDRs, is.PodCIDRs) && now.CA == is.CA {
+	if sameNode(now, &is) {
 		return
 	}
-	if text, err = yaml.Marshal(now); err == nil {
+	err = e.keep(now)
+	e.log.Info("this node is registered in another way than before", "addresses", now.Addresses, "podCIDRs", now.PodCIDRs, "error", err)
+}
+
+// keep writes the bundle that the next start uses.
+func (e *enrollment) keep(b *api.JoinBundle) error {
+	text, err := yaml.Marshal(b)
+	if err == nil {
 		err = statefile.Write(e.join, text)
 	}
-	e.log.Info("this node is registered in another way than before", "addresses", now.Addresses, "podCIDRs", now.PodCIDRs, "error", err)
+	if err != nil {
+		return fmt.Errorf("keep the join bundle: %w", err)
+	}
+	return nil
 }
 
 // lacking says why the bundle cannot do; "" if it may.

@@ -34,7 +34,7 @@ import (
 
 // Run is the agent of this machine. It works until ctx ends or a part fails, and leaves
 // everything in the kernel as it is.
-func Run(ctx context.Context, cfg Config) (err error) {
+func Run(ctx context.Context, cfg Config) error {
 	cfg.Log = cmp.Or(cfg.Log, slog.Default())
 	if err := cfg.Validate(); err != nil {
 		return err
@@ -45,6 +45,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer unlock()
+	for {
+		if err := runOnce(ctx, cfg); !errors.Is(err, errRejoined) {
+			return err
+		}
+	}
+}
+
+// runOnce is Run from one join bundle. It returns errRejoined once there is another one: an
+// agent that starts again in its process is as one that was restarted.
+func runOnce(ctx context.Context, cfg Config) (err error) {
 	enrollment := cfg.enrollment()
 	if enrollment != nil {
 		if err := enrollment.await(ctx); ctx.Err() != nil {
@@ -147,7 +157,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	a.log.Info("agent starts", "address", n.ip, "podCIDRs", n.cidrs, "device", device.Attrs().Name, "mtu", inner)
-	return a.run(ctx, append(servers, certificates, heap{a.program.Passed()})...)
+	return a.run(ctx, append(servers, certificates, heap{a.program.Passed()}, a.rejoin(enrollment))...)
 }
 
 // lock keeps out a second agent, on this machine and in the same folders.

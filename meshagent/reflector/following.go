@@ -78,6 +78,7 @@ func (f *following) take(ctx context.Context, b store.Batch) error {
 	}
 	f.update(func(s *State) {
 		s.Synced, s.Connected, s.Error, s.Heard, s.Revision, s.Keys = true, true, "", time.Now(), b.Revision, f.known.count
+		s.Denied = false
 	})
 	f.once.Do(func() { close(f.synced) })
 	return f.lookAgain(ctx, b)

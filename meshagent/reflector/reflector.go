@@ -71,6 +71,8 @@ type State struct {
 	Heard time.Time `json:"heard"`
 	// Error says why it is not connected; empty otherwise.
 	Error string `json:"error,omitempty"`
+	// Denied says that the store denies what is read here.
+	Denied bool `json:"denied,omitempty"`
 }
 
 // New makes a reflector that does nothing until Run.
@@ -143,7 +145,7 @@ func (r *Reflector) Run(ctx context.Context) error {
 		})
 		if ctx.Err() == nil && !errors.Is(err, errCompleted) {
 			r.cfg.Log.Debug("store cannot be reached; keeping the last known state", "prefix", r.cfg.Prefix, "error", err)
-			r.update(func(s *State) { s.Connected, s.Error = false, cause(err) })
+			r.update(func(s *State) { s.Connected, s.Error, s.Denied = false, cause(err), errors.Is(err, store.ErrDenied) })
 		}
 		return err
 	})
