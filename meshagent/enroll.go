@@ -24,9 +24,11 @@ type enrollment struct {
 	// join is the file of the bundle; token and bootstrap are files that Kubernetes keeps up
 	// to date, so they are read each time.
 	join, token, bootstrap string
-	node                   string // empty: the token's
-	ask                    func(ctx context.Context, b api.Bootstrap, token, node string) (*api.JoinBundle, error)
-	log                    *slog.Logger
+	// state is the agent's folder, with the copy of the bundle from its last start.
+	state string
+	node  string // empty: the token's
+	ask   func(ctx context.Context, b api.Bootstrap, token, node string) (*api.JoinBundle, error)
+	log   *slog.Logger
 }
 
 // enrollPatience is how long one question to the API servers may take. After a failure, the
@@ -43,7 +45,7 @@ func (c Config) enrollment() *enrollment {
 	if c.Token == "" {
 		return nil
 	}
-	return &enrollment{join: c.Join, token: c.Token, bootstrap: c.Bootstrap, node: c.NodeName, ask: api.Enroll, log: c.Log}
+	return &enrollment{join: c.Join, token: c.Token, bootstrap: c.Bootstrap, state: c.StateDir, node: c.NodeName, ask: api.Enroll, log: c.Log}
 }
 
 // await returns once there is a bundle to start from. It asks for none while the one that
@@ -53,6 +55,10 @@ func (e *enrollment) await(ctx context.Context) error {
 	if why == "" {
 		e.refresh(ctx)
 		return nil
+	}
+	if why == damagedBundle {
+		d, err := statefile.KeepCopy(e.join, e.state)
+		e.log.Error("the join bundle is damaged, and there is no copy", "file", e.join, "kept", d.Aside, "error", err)
 	}
 	e.log.Info("asking for this node's join bundle", "why", why)
 	var told string
@@ -122,8 +128,14 @@ func (e *enrollment) lacking(now time.Time) string {
 		return "there is none"
 	}
 	var b api.JoinBundle
-	if err != nil || yaml.UnmarshalStrict(text, &b) != nil || certificate.Check(&b) != nil {
-		return "" // join says what is wrong, and may have a copy
+	if err != nil {
+		return "" // join says what is wrong
+	}
+	if !usable(text, &b) {
+		if spare, err := os.ReadFile(spareBundle(e.state)); err == nil && usable(spare, &b) {
+			return "" // join uses the copy
+		}
+		return damagedBundle
 	}
 	pair, err := tls.X509KeyPair([]byte(b.Cert), []byte(b.Key))
 	if err == nil && now.After(pair.Leaf.NotAfter) {
@@ -137,6 +149,15 @@ func (e *enrollment) lacking(now time.Time) string {
 		return "it is that of a cluster that is no longer there"
 	}
 	return ""
+}
+
+// damagedBundle is why a bundle is asked for that is there.
+const damagedBundle = "it is damaged"
+
+// usable reads a bundle, and says whether an agent can start with it.
+func usable(text []byte, b *api.JoinBundle) bool {
+	*b = api.JoinBundle{}
+	return yaml.UnmarshalStrict(text, b) == nil && certificate.Check(b) == nil && b.Cluster != "" && b.Node != ""
 }
 
 // where is how the API servers are reached.

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/statefile"
 )
 
 // enrolling returns the files of a node that joins by token, and its questions.
@@ -22,7 +23,7 @@ func enrolling(t *testing.T, answer func(b api.Bootstrap, token, node string) (*
 	t.Helper()
 	dir := t.TempDir()
 	return &enrollment{
-		join: filepath.Join(dir, "join.yaml"), token: filepath.Join(dir, "token"), bootstrap: filepath.Join(dir, "bootstrap.yaml"), node: "n1",
+		state: filepath.Join(dir, "state"), join: filepath.Join(dir, "join.yaml"), token: filepath.Join(dir, "token"), bootstrap: filepath.Join(dir, "bootstrap.yaml"), node: "n1",
 		ask: func(_ context.Context, b api.Bootstrap, token, node string) (*api.JoinBundle, error) {
 			return answer(b, token, node)
 		},
@@ -91,7 +92,8 @@ func TestWhenAnAgentAsksForAnotherBundle(t *testing.T) {
 	}{
 		"it may do":                         {mine, api.Bootstrap{Servers: []string{"https://192.0.2.1:7443"}, CA: mine.CA}, 0, ""},
 		"nobody says where the servers are": {mine, nil, 0, ""},
-		"the file is damaged":               {"join: [", nil, 0, ""},
+		"the file is damaged":               {"join: [", nil, 0, "it is damaged"},
+		"the file is empty":                 {"", nil, 0, "it is damaged"},
 		"expired":                           {mine, nil, 10 * 365 * 24 * time.Hour, "expired"},
 		"another node's":                    {other, nil, 0, "node n2"},
 		"another cluster":                   {mine, api.Bootstrap{Servers: []string{"https://192.0.2.1:7443"}, CA: other.CA}, 0, "no longer there"},
@@ -112,6 +114,40 @@ func TestWhenAnAgentAsksForAnotherBundle(t *testing.T) {
 	os.Remove(e.join)
 	if why := e.lacking(time.Now()); why != "there is none" {
 		t.Errorf("without a file it lacks %q", why)
+	}
+}
+
+// A damaged bundle is no reason to ask while there is a copy. Without one, it is kept and
+// another one is asked for.
+func TestADamagedBundleIsAskedForAgain(t *testing.T) {
+	want, asked := testBundle(t, "n1"), 0
+	e := enrolling(t, func(api.Bootstrap, string, string) (*api.JoinBundle, error) {
+		asked++
+		return want, nil
+	})
+	put(t, e.token, "secret")
+	put(t, e.bootstrap, api.Bootstrap{Servers: []string{"https://192.0.2.1:7443"}, CA: want.CA})
+	put(t, e.join, "join: [")
+	if err := os.MkdirAll(e.state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	put(t, spareBundle(e.state), want)
+	if why := e.lacking(time.Now()); why != "" {
+		t.Errorf("with a copy it lacks %q", why)
+	}
+	put(t, spareBundle(e.state), "join: [")
+	if err := e.await(t.Context()); err != nil || asked != 1 {
+		t.Fatalf("%v, asked %d times", err, asked)
+	}
+	if why := e.lacking(time.Now()); why != "" {
+		t.Errorf("it lacks %q", why)
+	}
+	kept := statefile.Damages(e.state)
+	if len(kept) != 1 {
+		t.Fatalf("kept %v", kept)
+	}
+	if was, err := os.ReadFile(kept[0].Aside); err != nil || string(was) != "join: [" {
+		t.Errorf("kept %q, %v", was, err)
 	}
 }
 

@@ -104,10 +104,13 @@ type badBundle struct{ error }
 
 func (e badBundle) Unwrap() error { return e.error }
 
+// spareBundle is the copy of the join bundle from the last start.
+func spareBundle(stateDir string) string { return filepath.Join(stateDir, "join.yaml") }
+
 // join reads the join bundle with read. A damaged one is kept aside and replaced by the
 // copy that the last start left in the state folder. Without a copy, join fails.
 func join[T any](path, stateDir string, log *slog.Logger, read func(path string) (T, error)) (T, error) {
-	spare := filepath.Join(stateDir, "join.yaml")
+	spare := spareBundle(stateDir)
 	v, err := read(path)
 	if err == nil {
 		text, err := os.ReadFile(path)
