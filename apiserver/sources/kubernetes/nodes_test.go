@@ -109,8 +109,8 @@ func TestAnAgentKnowsItsNodeFirst(t *testing.T) {
 		metaOf(third)["uid"] = "third"
 		w.kube.put("nodes", third)
 		w.kube.set(func() {
-			w.kube.lists = func(plural string, items []object, version uint64, consistent bool) ([]object, uint64) {
-				if plural == machines && !consistent {
+			w.kube.lists = func(plural string, items []object, version uint64, _ bool) ([]object, uint64) {
+				if plural == machines {
 					return old, at
 				}
 				return items, version
