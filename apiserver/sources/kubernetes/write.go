@@ -82,7 +82,9 @@ func (s *Source) write(ctx context.Context, c *client) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if pause = 0; err != nil {
+		if err == nil {
+			pause = 0
+		} else {
 			pause = min(max(2*pause, firstRetry), lastRetry)
 		}
 		s.note(func() { s.failing = err })
