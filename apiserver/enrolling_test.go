@@ -147,6 +147,13 @@ func TestANodeJoinsByItsToken(t *testing.T) {
 	if err != nil || len(nodes.Nodes) != 1 {
 		t.Errorf("nodes are %+v, %v; want n1 alone", nodes, err)
 	}
+	// Kubernetes has it, and decides when it goes.
+	if _, err := p.admin().RemoveNode(t.Context(), "n1", false); err == nil || !strings.Contains(err.Error(), "comes from Kubernetes") {
+		t.Errorf("it was removed here: %v", err)
+	}
+	if _, err := p.admin().RemoveNode(t.Context(), "n1", true); err != nil {
+		t.Error(err)
+	}
 }
 
 // Where nodes join by token, everything else still needs a certificate.

@@ -207,8 +207,16 @@ func (s *server) deleteNode(r *http.Request) (any, error) {
 }
 
 // mayRemove refuses to remove a node whose agent runs: its pods would keep running, cut
-// off from the network.
+// off from the network. Kubernetes decides about its own, which would be back at once.
 func (s *server) mayRemove(ctx context.Context, name string) error {
+	kv, err := s.store.Get(ctx, wire.RegistrationKey(name))
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	if reg, err := wire.Unmarshal[wire.Registration](kv.Value); s.conf.Kubernetes && err == nil && reg.Source == api.OwnerKubernetes {
+		return api.Conflict("delete it there, with `kubectl delete node "+name+"`; with --force it is removed here, and is back if Kubernetes still has it",
+			"node %s comes from Kubernetes", name)
+	}
 	nodes, err := s.nodeStatus(ctx)
 	if err != nil {
 		return err
