@@ -278,6 +278,8 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	if (to.service && !still_member(f))
 		revision--;
 	why = locate(s, &to.addr, &at);
+	if (why == REASON_NODE_ADDRESS && at.node && offered(&to.addr, to.port, p->proto))
+		why = 0;
 	p->dst_identity = at.identity;
 	if (why == REASON_NO_BACKEND)
 		return why;

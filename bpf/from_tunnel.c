@@ -16,15 +16,17 @@ int from_tunnel(struct __sk_buff *skb)
 	struct packet *p = &w->p;
 	struct origin o = {.via = VIA_TUNNEL};
 	struct endpoint *ep;
+	struct addr dst;
 	int why, act;
 
 	if (!w)
 		return leave(skb, REASON_FAILED, INGRESS, ACT_SHOT);
 	why = parse_lane(skb, p);
 	if (unlikely(why == REASON_FRAGMENT)) {
+		dst = p->dst;
 		ep = receiver(w, s);
 		act = NO_ROOM;
-		if (ep || (s && (own(s, &p->dst) || is_ingress(s, p->ipv6, &p->dst))))
+		if (ep || (s && (own(s, &p->dst) || is_ingress(s, p->ipv6, &p->dst) || of_machine(s, &dst))))
 			act = wait_for_first(skb, p, ep ? RECEIVED_BY(ep->ifindex) : OUTSIDERS, INGRESS, 0);
 		if (act != NO_ROOM)
 			return act;
@@ -42,6 +44,6 @@ int from_tunnel(struct __sk_buff *skb)
 	}
 	if (is_ingress(s, p->ipv6, &p->dst))
 		return to_client(skb, s);
-	/* Nothing else is forwarded from a tunnel into another one or to the world. */
-	return drop(skb, p, REASON_NO_ENDPOINT, INGRESS);
+	why = reaches_process(s, p);
+	return why ? drop(skb, p, why, INGRESS) : leave(skb, REASON_TO_STACK, INGRESS, ACT_NEXT);
 }

@@ -213,7 +213,7 @@ func (w *world) somewhere(rng *rand.Rand, f int) netip.Addr {
 	node := draw(rng, uint16(2), 3, 3, 4)
 	pods := byte(10 + rng.IntN(4))
 	return draw(rng, podAt(f, own, here, pods), podAt(f, own, here, pods), podAt(f, nodeOf[node], byte(node), pods), podAt(f, nodeOf[node], byte(node), pods),
-		podAt(f, nodeOf[node], byte(node), pods), elsewhere(f, 0, 7), elsewhere(f, 0, 8), elsewhere(f, 1, 7), elsewhere(f, 2, 1), elsewhere(f, 2, 2),
+		podAt(f, nodeOf[node], byte(node), pods), elsewhere(f, 0, 7), elsewhere(f, 0, 8), elsewhere(f, 1, 7), elsewhere(f, 2, 1), elsewhere(f, 2, 2), elsewhere(f, 2, 2), elsewhere(f, 2, 3),
 		podAt(f, own, here, 1), podAt(f, own, here, 0), podAt(f, nodeOf[node], byte(node), 0), podAt(f, nodeOf[node], byte(node), 1), podAt(f, peer, 9, 9), podAt(f, former, 1, 9), serviceAt(f, 77))
 }
 
@@ -231,7 +231,9 @@ func (w *world) opens(rng *rand.Rand) step {
 		at.device = w.pods[rng.IntN(3)]
 	case 1, 2, 3: // from another node
 		p.src, p.dst = p.dst, p.src
-		at = hook{program: "from_tunnel", device: w.lanes[rng.IntN(2)]}
+		if at = (hook{program: "from_tunnel", device: w.lanes[rng.IntN(2)]}); rng.IntN(4) == 0 { // to a process of this one
+			p.dst = elsewhere(f, 2, 1)
+		}
 	case 4: // from outside
 		p.src, p.dst = draw(rng, elsewhere(f, 0, 7), elsewhere(f, 1, 7), w.somewhere(rng, f)), p.src
 		at = draw(rng, hook{program: "from_device", device: w.device}, hook{program: "to_pod", device: w.pods[pod], forwarded: true})
@@ -244,7 +246,10 @@ func (w *world) opens(rng *rand.Rand) step {
 		p.src, p.dst = podAt(f, own, here, 1), p.src
 		at = hook{program: "to_pod", device: w.pods[pod]}
 	case 7:
-		p.src = draw(rng, podAt(f, own, here, 1), p.src)
+		p.src = draw(rng, podAt(f, own, here, 1), p.src, elsewhere(f, 2, 1))
+		if p.src == elsewhere(f, 2, 1) { // a process answers
+			p.sport = draw(rng, uint16(80), 8080, 1000)
+		}
 		at = hook{program: "to_tunnel", device: w.lanes[0]}
 	case 8: // the node's own towards the world, mostly with an identifier that pods may have
 		p.src, p.dst, p.sport = draw(rng, elsewhere(f, 2, 1), elsewhere(f, 2, 1), p.src), draw(rng, elsewhere(f, 0, 7), elsewhere(f, 0, 7), p.dst), uint16(5000+rng.IntN(3))
@@ -436,6 +441,11 @@ func (w *world) changes(rng *rand.Rand) step {
 			}
 			w.prefix(p, o)
 			w.changed(nil)
+		}},
+		step{what: "a process of a node comes behind a service, or leaves it", change: func(w *world, rng *rand.Rand) {
+			front := model.Front{At: draw(rng, processes(f)...), Proto: draw(rng, uint8(6), 17, 132)}
+			w.offer(front, !w.n.Offered[front])
+			w.changed(front.At.Addr())
 		}},
 		backends,
 	)

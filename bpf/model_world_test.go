@@ -84,6 +84,14 @@ func exposed(family int) []netip.AddrPort {
 	return []netip.AddrPort{netip.AddrPortFrom(elsewhere(family, 2, 1), 30080), netip.AddrPortFrom(elsewhere(family, 2, 1), 30081), netip.AddrPortFrom(elsewhere(family, 2, 9), 80)}
 }
 
+// processes are where processes of nodes may be behind services.
+func processes(family int) (all []netip.AddrPort) {
+	for _, node := range []byte{1, 2, 3} {
+		all = append(all, netip.AddrPortFrom(elsewhere(family, 2, node), 80), netip.AddrPortFrom(elsewhere(family, 2, node), 8080))
+	}
+	return all
+}
+
 func draw[T any](rng *rand.Rand, of ...T) T { return of[rng.IntN(len(of))] }
 
 // portClasses are the ports that policies name, by protocol.
@@ -135,8 +143,14 @@ func (r *rig) draw(rng *rand.Rand) *world {
 		w.prefix(services, model.Owner{Flags: bpf.IPService})
 		named, _ := elsewhere(f, 1, 0).Prefix(map[int]int{0: 24, 1: 48}[f])
 		w.prefix(named, model.Owner{Identity: worldCIDR})
-		w.host(elsewhere(f, 2, 1), model.Owner{Identity: 1})                    // this node's own
-		w.host(elsewhere(f, 2, 2), model.Owner{Identity: 6, Flags: bpf.IPNode}) // another one's
+		w.host(elsewhere(f, 2, 1), model.Owner{Identity: 1})                             // this node's own
+		w.host(elsewhere(f, 2, 2), model.Owner{Identity: 6, Flags: bpf.IPNode, Node: 2}) // another one's
+		w.host(elsewhere(f, 2, 3), model.Owner{Identity: 6, Flags: bpf.IPNode})          // a peer's node's
+		for _, at := range processes(f) {
+			for _, proto := range []uint8{6, 17, 132} {
+				w.offer(model.Front{At: at, Proto: proto}, rng.IntN(4) > 0)
+			}
+		}
 	}
 	w.policies(rng)
 	sets := 4
@@ -223,6 +237,9 @@ func (w *world) drawBackend(rng *rand.Rand, family int, cluster uint16, port uin
 	pod := byte(10 + rng.IntN(3))
 	if w.about == sharing {
 		pod = 10
+	}
+	if cluster == own && rng.IntN(6) == 0 {
+		return model.Backend{At: netip.AddrPortFrom(elsewhere(family, 2, byte(1+rng.IntN(2))), port)}
 	}
 	if cluster == own && rng.IntN(3) > 0 {
 		return model.Backend{At: netip.AddrPortFrom(podAt(family, own, here, pod), port)}
@@ -413,6 +430,17 @@ func (w *world) source(service uint32, p netip.Prefix) {
 	k := bpf.RangeOf(p)
 	k.Service = service
 	w.must(w.m.Sources.Update(k, 1))
+}
+
+// offer says whether a process of a node is behind a service.
+func (w *world) offer(f model.Front, on bool) {
+	w.n.Offered[f] = on
+	k := bpf.ServiceKey{Addr: bpf.AddrOf(f.At.Addr()), Port: bpf.PortOf(f.At.Port()), Proto: f.Proto, Scope: bpf.ScopeNode}
+	if on {
+		w.must(w.m.Services.Update(k, bpf.Service{ID: 1000}))
+	} else {
+		w.must(w.m.Services.Delete(k))
+	}
 }
 
 // set writes a policy set in place of another one with its number.

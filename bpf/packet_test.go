@@ -209,7 +209,7 @@ func onLane(lane int) func(*node) {
 }
 
 // packetTable is every case. TestPackets checks it, BenchmarkCases measures it.
-var packetTable = slices.Concat(pathCases, policyCases, serviceCases, failureCases, guardCases, icmpCases, fragmentCases, stateCases, shareCases, refusalCases, hopCases, sequenceCases, sealedCases, ipv6Cases, masqueradeCases, nodePortCases, externalCases)
+var packetTable = slices.Concat(pathCases, policyCases, serviceCases, failureCases, guardCases, icmpCases, fragmentCases, stateCases, shareCases, refusalCases, hopCases, sequenceCases, sealedCases, processCases, ipv6Cases, masqueradeCases, nodePortCases, externalCases)
 
 func TestPackets(t *testing.T) {
 	shared := newNode(t)

@@ -240,7 +240,8 @@ const (
 	// With IPMember: in the CIDR of a removed peer. Blocked until an operator says
 	// otherwise.
 	IPFormer IPFlags = 1 << 3
-	// Another node's own address: pods do not send to it in the clear.
+	// Another node's own address: pods do not send to it in the clear. If the row has a node, it is
+	// one of the cluster's own, whose tunnel leads there.
 	IPNode IPFlags = 1 << 4
 )
 

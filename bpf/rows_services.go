@@ -25,11 +25,17 @@ const (
 	ScopeAny Scope = iota
 	// ScopeOutside is for clients outside of the mesh, if the other row has ServiceSplit.
 	ScopeOutside
+	// ScopeNode is no frontend: a process at this address of one of the cluster's own nodes is
+	// behind a service, and the cluster's pods may speak to it.
+	ScopeNode
 )
 
 func (s Scope) String() string {
-	if s == ScopeOutside {
+	switch s {
+	case ScopeOutside:
 		return "outside"
+	case ScopeNode:
+		return "node"
 	}
 	return "any"
 }

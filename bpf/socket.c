@@ -72,7 +72,7 @@ inline_always int reachable(const struct settings *s, const struct spoken *to, _
 	struct addr a = to->backend;
 	__u32 node;
 
-	if (!bpf_map_lookup_elem(&members, &key) || locate(s, &a, &at))
+	if (!bpf_map_lookup_elem(&members, &key) || locate_backend(s, &a, &at))
 		return 0;
 	node = at.node;
 	return !node || (path_to(s, node, at.cluster) == PATH_ALIVE && lane_of(s, bpf_map_lookup_elem(&nodes, &node)));
@@ -250,7 +250,7 @@ part enum stranding stranding_of(const struct settings *s, const struct spoken *
 	struct member_key key = {.addr = to->backend, .service = to->id, .port = to->bport};
 	struct addr a = to->backend;
 	struct place at = {};
-	int why = locate(s, &a, &at);
+	int why = locate_backend(s, &a, &at);
 
 	if (!bpf_map_lookup_elem(&members, &key) &&
 	    (proto != PROTO_TCP || why == REASON_NO_ENDPOINT || why == REASON_FORMER_MEMBER || at.identity == IDENTITY_UNKNOWN_MEMBER))

@@ -1,7 +1,8 @@
 //go:build ignore
 
 /* to_tunnel: what goes into a lane. The source must be an address of this node (its ingress
- * address stands for clients of node ports) or of one of its pods, because the far side trusts it.
+ * address stands for clients of node ports; with its own outside of the mesh it only answers) or
+ * of one of its pods, because the far side trusts it.
  *
  * The kernel's routes know only lane 0. What the node itself sends, above all its
  * answers to probes, is moved here to the lane that its pods use: the other must be
@@ -32,7 +33,7 @@ int to_tunnel(struct __sk_buff *skb)
 	const struct settings *s = read_settings();
 	struct work *w = begin(0);
 	struct packet *p = &w->p;
-	int why;
+	int why, mine;
 
 	if (!w)
 		return leave(skb, REASON_FAILED, EGRESS, ACT_SHOT);
@@ -42,17 +43,18 @@ int to_tunnel(struct __sk_buff *skb)
 		return drop(skb, p, why, EGRESS);
 	if (!s || !s->revision)
 		return drop(skb, p, REASON_NOT_READY, EGRESS);
-	if (own(s, &p->src)) {
+	mine = own(s, &p->src);
+	if (mine || (!bpf_map_lookup_elem(&endpoints, &p->src) && !is_ingress(s, p->ipv6, &p->src))) {
 		__u32 ifindex = lane_to(s, p);
 
-		if (!why)
+		if (!mine)
+			why = process_answers(skb, p, s, why != 0);
+		else if (!why)
 			why = note_sent(p, s);
 		if (why && why != REASON_FRAGMENT)
 			return drop(skb, p, why, EGRESS);
 		if (ifindex && ifindex != skb->ifindex)
 			return leave(skb, REASON_CHANGED_TUNNEL, EGRESS, bpf_redirect(ifindex, 0));
-	} else if (!bpf_map_lookup_elem(&endpoints, &p->src) && !is_ingress(s, p->ipv6, &p->src)) {
-		return drop(skb, p, REASON_SPOOFED_SOURCE, EGRESS);
 	}
 	return leave(skb, REASON_ENTERED_TUNNEL, EGRESS, ACT_NEXT);
 }

@@ -79,6 +79,9 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 		return keep(f, revision + identity_revision(f->identity));
 
 	why = locate(s, &a, &at);
+	port = remote ? key->lport : f->flags & FLOW_SERVICE ? f->bport : key->rport;
+	if (why == REASON_NODE_ADDRESS && at.node && !remote && offered(&a, port, key->proto))
+		why = 0;
 	revision += identity_revision(at.identity);
 	/* A backend that was removed from its service keeps its open connections for
 	 * as long as it exists, even while its node is unknown. Other flows choose a
@@ -90,14 +93,13 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 	sent = same(&p->src, &key->local);
 	/* What once went through a tunnel never becomes traffic of the stack, whoever
 	 * has the address now. The event names who had it then. */
-	if (f->via == VIA_TUNNEL && (at.via == VIA_STACK || at.flags & IP_FORMER)) {
+	if (f->via == VIA_TUNNEL && why != REASON_NODE_ADDRESS && (at.via == VIA_STACK || at.flags & IP_FORMER)) {
 		p->src_identity = sent ? ep->identity : f->identity;
 		p->dst_identity = sent ? f->identity : ep->identity;
 		return REASON_FORMER_MEMBER;
 	}
 	p->src_identity = sent ? ep->identity : at.identity;
 	p->dst_identity = sent ? at.identity : ep->identity;
-	port = remote ? key->lport : f->flags & FLOW_SERVICE ? f->bport : key->rport;
 	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(remote ? INGRESS : EGRESS, port));
 	if (verdict)
 		return verdict;

@@ -127,8 +127,9 @@ once int locate(const struct settings *s, const struct addr *a, struct place *at
 	/* No service has it, or not yet: the stack would use the default route. */
 	if (at->flags & IP_SERVICE)
 		return REASON_NO_BACKEND;
-	/* Nodes accept nothing from other nodes' pods, and their own addresses are not
-	 * reached through tunnels: the stack would send it in the clear. */
+	/* Nodes accept only what is behind a service from other nodes' pods, and only through
+	 * tunnels: the stack would send it in the clear. Who knows that it is asks offered or
+	 * locate_backend. */
 	if (at->flags & IP_NODE)
 		return REASON_NODE_ADDRESS;
 	if (at->via != VIA_TUNNEL)
@@ -143,6 +144,24 @@ once int locate(const struct settings *s, const struct addr *a, struct place *at
 	if (!at->node)
 		return REASON_NO_TUNNEL;
 	return 0;
+}
+
+/* The same for a backend of a service: it may be a process of another node. */
+inline_always int locate_backend(const struct settings *s, const struct addr *a, struct place *at)
+{
+	int why = locate(s, a, at);
+
+	return why == REASON_NODE_ADDRESS && at->node ? 0 : why;
+}
+
+/* Is a process behind a service that listens at this address of a node, on this port? */
+once int offered(const struct addr *a, __be16 port, __u8 proto)
+{
+	if (!a)
+		return 0;
+	struct service_key key = {.addr = *a, .port = port, .proto = proto, .scope = SCOPE_NODE};
+
+	return bpf_map_lookup_elem(&services, &key) != 0;
 }
 
 /* May a packet from this address arrive neither through a tunnel nor from this node

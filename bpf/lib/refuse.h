@@ -29,7 +29,7 @@ inline_always enum answer answer_to(enum reason reason)
 	case REASON_PATH_DOWN:     /* probes found the node dead; the client may have another choice */
 	case REASON_FLOW_CLASH:    /* fails while the other flow is open; another source port works */
 	case REASON_FORMER_MEMBER: /* its cluster was removed; blocked until an operator says otherwise */
-	case REASON_NODE_ADDRESS:  /* never open to pods */
+	case REASON_NODE_ADDRESS:  /* no process behind a service listens there */
 	case REASON_NOT_SUPPORTED: /* a protocol that is never carried */
 		return REFUSAL;
 	case REASON_TTL_EXCEEDED:

@@ -117,7 +117,7 @@ inline_always long take_slot(const struct slot_key *key, struct choice *c, int d
 	node = b->node;
 	cluster = cluster_in(key->cluster);
 	if (!node) { /* on this node, outside the mesh, or on a node that is not known yet */
-		if (locate(c->s, &b->addr, &at))
+		if (locate_backend(c->s, &b->addr, &at))
 			return 0;
 		node = at.node;
 	}
@@ -374,7 +374,7 @@ once int find_session(const struct settings *s, const struct service *svc, const
 	member.service = svc->id;
 	member.port = last->port;
 	m = bpf_map_lookup_elem(&members, &member);
-	if (!m || m->terminating || locate(s, &member.addr, &at))
+	if (!m || m->terminating || locate_backend(s, &member.addr, &at))
 		return 0;
 	node = at.node;
 	if (node && (path_to(s, node, at.cluster) != PATH_ALIVE || !lane_of(s, bpf_map_lookup_elem(&nodes, &node))))

@@ -201,7 +201,8 @@ enum ip_flags {
 	IP_LOCAL = 1 << 1,  /* in this node's own pod CIDR */
 	IP_SERVICE = 1 << 2, /* in a cluster's service CIDR: only services have addresses there */
 	IP_FORMER = 1 << 3, /* with IP_MEMBER: in the CIDR of a removed peer; blocked */
-	IP_NODE = 1 << 4, /* another node's own address: pods do not send to it in the clear */
+	IP_NODE = 1 << 4, /* another node's own address: pods do not send to it in the clear. If it has
+			   * a node, that is one of the cluster's own, and its tunnel leads there */
 };
 
 struct prefix_key {
@@ -248,10 +249,13 @@ struct service_key {
 };
 
 /* Who uses a frontend. Clients outside of the mesh have a row of their own, SCOPE_OUTSIDE, if
- * the flags of the other one say so: they may get other backends. */
+ * the flags of the other one say so: they may get other backends. SCOPE_NODE is no frontend: a
+ * process that listens at this address of one of the cluster's own nodes is behind a service, so
+ * the cluster's pods may speak to it, from any node. */
 enum scope {
 	SCOPE_ANY,
 	SCOPE_OUTSIDE,
+	SCOPE_NODE,
 };
 
 struct group {

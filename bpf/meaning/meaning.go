@@ -142,6 +142,10 @@ func (s *state) serviceRows() {
 	for k, row := range s.services {
 		name := fmt.Sprintf("%v:%d/%s", k.Addr, k.Port.Number(), protocol(k.Proto))
 		names[row.ID] = name
+		if k.Scope == bpf.ScopeNode {
+			s.say("process %s: behind a service", name)
+			continue
+		}
 		if row.Groups == 0 {
 			s.say("service %s: no backends", name)
 		}

@@ -230,18 +230,21 @@ func (n *Node) judgeAgain(f *Flow) (again, verdict) {
 		n.stamp(f)
 		return kept, verdict{}
 	}
-	to := f.Inside.Peer
+	to := netip.AddrPortFrom(f.Inside.Peer, f.Inside.PeerPort)
 	if f.Service != 0 {
-		to = f.To.Addr()
+		to = f.To
 	}
-	at, why := n.locate(to)
+	at, why := n.locateOffered(to, f.Inside.Proto)
+	if f.ByPeer {
+		at, why = n.locate(to.Addr())
+	}
 	// A backend that left its service keeps open connections for as long as it exists.
 	if _, member := n.Members[Member{f.Service, f.To}]; f.Service != 0 && !member &&
 		(!f.open() || why != 0 && why != bpf.ReasonNoTunnel || at.via != f.Via || at.identity == unknownMember) {
 		return gone, verdict{}
 	}
 	// What went through a tunnel never leaves in the clear.
-	if f.Via == bpf.ViaTunnel && (at.via == bpf.ViaStack || at.flags&bpf.IPFormer != 0) {
+	if f.Via == bpf.ViaTunnel && why != bpf.ReasonNodeAddress && (at.via == bpf.ViaStack || at.flags&bpf.IPFormer != 0) {
 		return denied, verdict{why: bpf.ReasonFormerMember}
 	}
 	port := f.To.Port()
@@ -296,7 +299,7 @@ func (n *Node) open(p *Packet, key Key, device int) (*Flow, verdict) {
 			return n.openLoop(f)
 		}
 	}
-	at, why := n.locate(f.To.Addr())
+	at, why := n.locateOffered(f.To, p.Proto)
 	if why == bpf.ReasonNoBackend {
 		return no(why)
 	}

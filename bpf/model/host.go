@@ -17,14 +17,17 @@ func (n *Node) ToTunnel(device int, frame []byte) Outcome {
 	case !n.Ready:
 		return drop(bpf.ReasonNotReady, bpf.Egress)
 	}
-	if !n.own(p.Src) {
-		if n.Pods[p.Src] == nil && !n.isIngress(p.Src) {
-			return drop(bpf.ReasonSpoofedSource, bpf.Egress)
+	switch {
+	case n.own(p.Src):
+		if why == 0 {
+			n.noteSent(p)
 		}
+	case n.Pods[p.Src] != nil, n.isIngress(p.Src):
 		return pass(p, bpf.ReasonEnteredTunnel, bpf.Egress)
-	}
-	if why == 0 {
-		n.noteSent(p)
+	default:
+		if why := n.processAnswers(p, why != 0); why != 0 {
+			return drop(why, bpf.Egress)
+		}
 	}
 	// Its routes know only one lane; the other must be idle for its key to change.
 	at := n.who(p.Dst)
@@ -69,6 +72,42 @@ func (n *Node) accepts(p *Packet) bpf.Reason {
 		return bpf.ReasonNodeClosed
 	}
 	n.advance(f, p, bpf.Ingress, false)
+	return 0
+}
+
+// reachesProcess tells why no process of the node gets something from a tunnel, or 0: it is behind
+// a service, and the sender is a pod of another node of the cluster, or in its place.
+func (n *Node) reachesProcess(p *Packet) bpf.Reason {
+	switch {
+	case !n.machine(p.Dst): // nothing is forwarded from a tunnel
+		return bpf.ReasonNoEndpoint
+	case p.icmp(), !n.offers(netip.AddrPortFrom(p.Dst, p.Dport), p.Proto), !n.neighbour(p.Src):
+		return bpf.ReasonNodeClosed
+	}
+	return 0
+}
+
+// processAnswers tells why something may not go into a tunnel, or 0: it is what such a process
+// answers, or an error about what it was sent. A fragment whose ports are not known has none.
+func (n *Node) processAnswers(p *Packet, portless bool) bpf.Reason {
+	if !n.machine(p.Src) {
+		return bpf.ReasonSpoofedSource
+	}
+	switch {
+	case p.err:
+		q, ok := p.readQuote()
+		if !ok {
+			return bpf.ReasonInvalid
+		}
+		if q.dst != p.Src || q.src != p.Dst || !n.offers(netip.AddrPortFrom(q.dst, q.dport), q.proto) {
+			return bpf.ReasonSpoofedSource
+		}
+	case !portless && !n.offers(netip.AddrPortFrom(p.Src, p.Sport), p.Proto):
+		return bpf.ReasonSpoofedSource
+	}
+	if !n.neighbour(p.Dst) {
+		return bpf.ReasonSpoofedSource
+	}
 	return 0
 }
 

@@ -59,7 +59,10 @@ func (n *Node) FromTunnel(frame []byte) Outcome {
 	case n.isIngress(p.Dst):
 		return n.toClient(p)
 	}
-	return drop(bpf.ReasonNoEndpoint, bpf.Ingress) // nothing is forwarded from a tunnel
+	if why := n.reachesProcess(p); why != 0 {
+		return drop(why, bpf.Ingress)
+	}
+	return pass(p, bpf.ReasonToStack, bpf.Ingress)
 }
 
 // arrive is a packet for a pod, from anywhere but next door.

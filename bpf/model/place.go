@@ -107,6 +107,42 @@ func (n *Node) locate(a netip.Addr) (place, bpf.Reason) {
 	return at, 0
 }
 
+// locateBackend is locate for a backend, which may be a process of another node.
+func (n *Node) locateBackend(a netip.Addr) (place, bpf.Reason) {
+	at, why := n.locate(a)
+	if why == bpf.ReasonNodeAddress && at.node != 0 {
+		return at, 0
+	}
+	return at, why
+}
+
+// locateOffered is locate for where a connection goes, which may be a process of another node
+// that is behind a service.
+func (n *Node) locateOffered(to netip.AddrPort, proto uint8) (place, bpf.Reason) {
+	at, why := n.locate(to.Addr())
+	if why == bpf.ReasonNodeAddress && at.node != 0 && n.offers(to, proto) {
+		return at, 0
+	}
+	return at, why
+}
+
+// offers tells whether a process at an address of a node is behind a service.
+func (n *Node) offers(at netip.AddrPort, proto uint8) bool {
+	return n.Offered[Front{At: at, Proto: proto}]
+}
+
+// machine tells whether an address is this node's own, outside of the mesh.
+func (n *Node) machine(a netip.Addr) bool {
+	at := n.who(a)
+	return !n.own(a) && at.identity == host && !at.member && at.flags == 0
+}
+
+// neighbour tells whether an address is in the pod CIDR of another node of this cluster.
+func (n *Node) neighbour(a netip.Addr) bool {
+	at := n.who(a)
+	return at.member && at.node != 0 && at.cluster == n.Cluster && at.flags&bpf.IPFormer == 0
+}
+
 // inTheClear says why a source may not arrive outside of tunnels.
 func inTheClear(from place) bpf.Reason {
 	switch {

@@ -21,6 +21,7 @@ type Node struct {
 	Clusters map[uint16]bpf.Path
 
 	Services map[Front]*Service
+	Offered  map[Front]bool  // processes of nodes that are behind services
 	Members  map[Member]bool // whether it is about to go
 	Sources  map[uint32][]netip.Prefix
 
@@ -140,7 +141,7 @@ type Rule struct {
 func New() *Node {
 	return &Node{
 		Pods: map[netip.Addr]*Pod{}, Hosts: map[netip.Addr]Owner{}, Prefixes: map[netip.Prefix]Owner{},
-		Peers: map[uint16]Peer{}, Clusters: map[uint16]bpf.Path{}, Services: map[Front]*Service{}, Members: map[Member]bool{},
+		Peers: map[uint16]Peer{}, Clusters: map[uint16]bpf.Path{}, Services: map[Front]*Service{}, Offered: map[Front]bool{}, Members: map[Member]bool{},
 		Sources: map[uint32][]netip.Prefix{}, Sets: map[uint32]*Set{}, Class: map[uint32]uint32{},
 		flows: newTable(), datagrams: map[datagram]ports{}, sessions: map[session]*lasting{},
 		masks: newMasks(), changes: map[any]uint64{},

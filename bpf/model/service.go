@@ -28,7 +28,7 @@ func (n *Node) reach(b Backend, cluster uint16) bpf.Path {
 	}
 	node := b.Node
 	if node == 0 {
-		at, why := n.locate(b.At.Addr())
+		at, why := n.locateBackend(b.At.Addr())
 		if why != 0 {
 			return bpf.PathDead
 		}
@@ -128,7 +128,7 @@ func (n *Node) takes(service uint32, backend netip.AddrPort) bool {
 	if !ok || going {
 		return false
 	}
-	at, why := n.locate(backend.Addr())
+	at, why := n.locateBackend(backend.Addr())
 	if why != 0 {
 		return false
 	}
