@@ -17,7 +17,8 @@ type Peer struct {
 	// Keys are the node's public keys, per lane; zero: not configured there.
 	Keys [LaneCount]Key
 	// Allowed are the inner addresses that only this node may send from, and that
-	// are encrypted for it: its pod CIDRs and its internal address.
+	// are encrypted for it: its pod CIDRs and its internal address, and of a node of our own
+	// cluster those outside the mesh, for pods alone.
 	Allowed []netip.Prefix
 	// Silent is set while nothing comes back from the node. A session with it that never
 	// carried anything is begun anew.

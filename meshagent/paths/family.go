@@ -75,5 +75,25 @@ func (t *Tunnels) peerOf(n *tables.Node) tunnel.Peer {
 			p.Allowed = append(p.Allowed, netip.PrefixFrom(in, in.BitLen()))
 		}
 	}
+	for _, a := range t.processesAt(n) {
+		p.Allowed = append(p.Allowed, netip.PrefixFrom(a, a.BitLen()))
+	}
 	return p
+}
+
+// processesAt are the addresses outside the mesh at which pods reach processes of a node through
+// its tunnel: those of a node of our own cluster. They get no route: what WireGuard itself and the
+// node's own processes send there goes outside of tunnels.
+func (t *Tunnels) processesAt(n *tables.Node) (out []netip.Addr) {
+	if t.mesh == nil || t.mesh.Own == nil || n.Cluster != t.mesh.Own.Name {
+		return nil
+	}
+	for _, a := range n.Addresses() {
+		a = a.Unmap()
+		inside := slices.ContainsFunc(slices.Concat(t.mesh.CIDRs, t.mesh.Former), func(cidr netip.Prefix) bool { return cidr.Contains(a) })
+		if a.IsValid() && !inside && !slices.Contains(t.cfg.Addresses, a) && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out
 }

@@ -66,6 +66,36 @@ func at(n *tables.Node, outside string) *tables.Node {
 	return &next
 }
 
+// Pods reach processes of our own cluster's nodes at the nodes' addresses, and of no other's. An
+// address that is also somebody's in the mesh, or this node's, is not such a one.
+func TestProcessesOfOwnNodesAreBehindTheirTunnels(t *testing.T) {
+	w := worldOf(t, 0)
+	own := nodeOf(0, 0)
+	own.Cluster = "own"
+	for _, c := range []struct {
+		node          *tables.Node
+		outside, want string
+	}{
+		{own, "172.16.0.2 203.0.113.2", "10.0.0.0/24 172.16.0.2/32 203.0.113.2/32"},
+		{own, "172.16.0.2 fd00::2 172.16.0.2", "10.0.0.0/24 172.16.0.2/32 fd00::2/128"},
+		{own, "10.0.9.9 172.16.0.1 172.16.0.2", "10.0.0.0/24 172.16.0.2/32"},
+		{nodeOf(0, 0), "172.16.0.2", "10.0.0.0/24"},
+	} {
+		w.put(at(c.node, c.outside), true)
+		w.turn(t)
+		mesh := *w.tunnels.mesh
+		mesh.Own, mesh.CIDRs = &tables.Cluster{Name: "own"}, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")}
+		w.tunnels.mesh = &mesh
+		var got []string
+		for _, p := range w.tunnels.peerOf(at(c.node, c.outside)).Allowed {
+			got = append(got, p.String())
+		}
+		if got := strings.Join(got, " "); got != c.want {
+			t.Errorf("%s at %s: %s, want %s", c.node.Key(), c.outside, got, c.want)
+		}
+	}
+}
+
 // Nothing is sent to a node whose first address is of another family, and operators are told,
 // until it has one of ours.
 func TestNodesWithFirstAddressesOfTwoFamilies(t *testing.T) {

@@ -356,7 +356,8 @@ func (p *Program) cidrInfo(v *view, n *tables.Node) bpf.IPInfo {
 // none. It has one as soon as anybody names it, whether or not the rest of the node's
 // row is believed: its tunnels end there, so a pod's packet to one would leave in the
 // clear. No handshake is needed first. A peer that names an address that is not its
-// node's only keeps our pods from reaching it; it gains nothing.
+// node's only keeps our pods from reaching it; it gains nothing. The tunnel to a believed node of
+// our own cluster leads to its addresses too: to processes there that are behind services.
 func (p *Program) outsideInfo(v *view, addr netip.Addr) (bpf.IPInfo, bool) {
 	self := v.selfKey()
 	if key, _ := v.outside(addr, ""); key == "" {
@@ -366,7 +367,11 @@ func (p *Program) outsideInfo(v *view, addr netip.Addr) (bpf.IPInfo, bool) {
 		return bpf.IPInfo{Identity: uint32(identity.Host)}, true
 	}
 	key, who := v.outside(addr, self)
-	return bpf.IPInfo{Identity: uint32(p.variants.of(endpointAt{whole(addr), who, nil})), Flags: bpf.IPNode}, key != ""
+	info := bpf.IPInfo{Identity: uint32(p.variants.of(endpointAt{whole(addr), who, nil})), Flags: bpf.IPNode}
+	if at := v.carrier(addr); at != "" && at == key {
+		info.Node = p.cfg.Rows.Index(at)
+	}
+	return info, key != ""
 }
 
 // everyIPv4 always has a row. The kernel stores IPv4 as ::ffff:0:0/96, so without it

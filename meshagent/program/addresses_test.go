@@ -54,10 +54,14 @@ func TestEveryAddressOfANodeIsKnownAsOne(t *testing.T) {
 	info := func(who identity.Number, flags bpf.IPFlags) bpf.IPInfo {
 		return bpf.IPInfo{Identity: uint32(who), Flags: flags}
 	}
+	carried := info(identity.RemoteNode, bpf.IPNode) // processes there may be backends
+	if carried.Node = b.p.cfg.Rows.Index("east/n2"); carried.Node == 0 {
+		t.Error("east/n2 has no index")
+	}
 	want := map[string]bpf.IPInfo{
 		"192.0.2.1":    info(identity.Host, 0),
-		"192.0.2.2":    info(identity.RemoteNode, bpf.IPNode),
-		"192.0.2.22":   info(identity.RemoteNode, bpf.IPNode),
+		"192.0.2.2":    carried,
+		"192.0.2.22":   carried,
 		"192.0.2.3":    info(identity.RemoteNode, bpf.IPNode),
 		"192.0.2.4":    info(identity.RemoteNode, bpf.IPNode),
 		"203.0.113.1":  info(identity.RemoteNode, bpf.IPNode),

@@ -17,8 +17,8 @@ func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 	all := tables.New()
 	own := &tables.Cluster{Name: "east", Own: &wire.Cluster{Name: "east", ID: 1, PodCIDRs: []netip.Prefix{prefix("10.1.0.0/16")}, ServiceCIDR: prefix("10.101.0.0/16")}}
 	peer := &tables.Cluster{Name: "west", Peer: &wire.Peer{Name: "west", ID: 2, PodCIDRs: []netip.Prefix{prefix("10.2.0.0/16")}}}
-	node := func(cluster, underlay, internal string) *tables.Node {
-		addrs := []netip.Addr{addr(underlay)}
+	node := func(cluster, underlay, internal string, more ...netip.Addr) *tables.Node {
+		addrs := append([]netip.Addr{addr(underlay)}, more...)
 		cidrs := []netip.Prefix{netip.PrefixFrom(addr(internal), 24).Masked()}
 		return &tables.Node{Cluster: cluster, Name: "n1", Registration: &wire.Registration{Addresses: addrs, PodCIDRs: cidrs}, State: &wire.NodeState{Name: "n1", Addresses: addrs, Internal: addr(internal), PodCIDRs: cidrs}}
 	}
@@ -38,7 +38,12 @@ func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 		"loopback":                {slice("east", "shop", false, "127.0.0.1"), "loopback"},
 		"cloud metadata":          {slice("east", "shop", false, "169.254.169.254"), "link-local"},
 		"a service":               {slice("east", "shop", false, "10.101.0.1"), "is a service's address"},
-		"a node":                  {slice("east", "shop", false, "192.0.2.1"), "is the address of node east/n1"},
+		"own node's process":      {slice("east", "shop", false, "192.0.2.1"), ""},
+		"the same, derived":       {slice("east", "shop", true, "192.0.2.1"), ""},
+		"a node's second address": {slice("east", "shop", false, "192.0.2.2"), ""},
+		"a node not started":      {slice("east", "shop", false, "192.0.2.3"), "is the address of node east/n3, which has not joined yet"},
+		"own, offered by a peer":  {slice("west", "shop", false, "192.0.2.1"), "is the address of node east/n1"},
+		"a node, from inside":     {slice("east", "shop", false, "10.1.1.1"), "is the address of node east/n1"},
 		"a node, derived":         {slice("east", "shop", true, "10.1.1.1"), "is the address of node east/n1"},
 		"a peer's pod":            {slice("east", "shop", false, "10.2.1.2"), "belongs to cluster west"},
 		"peer's own":              {slice("west", "shop", false, "10.2.1.2"), ""},
@@ -50,7 +55,8 @@ func TestBackendsAreTheirOwnersOnly(t *testing.T) {
 		txn := all.DB.WriteTxn(all.Clusters, all.IPs, all.Nodes)
 		tables.Put(txn, all.Clusters, own)
 		tables.Put(txn, all.Clusters, peer)
-		tables.Put(txn, all.Nodes, node("east", "192.0.2.1", "10.1.1.1"))
+		tables.Put(txn, all.Nodes, node("east", "192.0.2.1", "10.1.1.1", addr("192.0.2.2")))
+		tables.Put(txn, all.Nodes, &tables.Node{Cluster: "east", Name: "n3", Registration: &wire.Registration{Addresses: []netip.Addr{addr("192.0.2.3")}}})
 		tables.Put(txn, all.Nodes, node("west", "192.0.2.99", "10.2.1.1"))
 		tables.PutIP(txn, all, &tables.IP{Cluster: "east", Prefix: prefix("10.1.1.2/32"), Namespace: "shop", Pod: "web-0"})
 		v := newView(all, "n1")

@@ -25,7 +25,25 @@ func (b *bench) balance(got everything) string {
 		}
 		svc := v.resolved(row)
 		fronts := service.Frontends(v.client(), &svc, b.offered(v, row, row.NodeLocal))
-		for _, f := range service.Outer(v.client(), &svc, b.p.exposed, b.offered(v, row, false), b.offered(v, row, row.ExternalLocal)) {
+		pods := map[bool]map[service.ClusterID][]service.Slice{}
+		for _, local := range []bool{false, row.ExternalLocal} { // nobody outside reaches processes of nodes
+			pods[local] = b.offered(v, row, local)
+			for _, s := range pods[local][service.ClusterID(v.own.ID())] {
+				for _, e := range s.Endpoints {
+					for _, p := range s.Ports {
+						if key := keyOf(e.Addr, p.Port, p.Protocol); !local && v.process(e.Addr) {
+							key.Scope = bpf.ScopeNode
+							wanted[key] = frontend{key: key}
+						}
+					}
+				}
+			}
+			for i := range pods[local][service.ClusterID(v.own.ID())] {
+				s := &pods[local][service.ClusterID(v.own.ID())][i]
+				s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e service.Endpoint) bool { return v.process(e.Addr) })
+			}
+		}
+		for _, f := range service.Outer(v.client(), &svc, b.p.exposed, pods[false], pods[row.ExternalLocal]) {
 			if v.unfit(f) == "" {
 				fronts = append(fronts, f)
 			}

@@ -417,6 +417,9 @@ func (b *balancer) drop(key bpf.ServiceKey) (changed int, err error) {
 			return 0, err
 		}
 		id, changed = row.ID, 1
+		if key.Scope == bpf.ScopeNode { // its connections end
+			b.left(key.Addr)
+		}
 	}
 	if id == 0 {
 		return 0, nil

@@ -175,7 +175,11 @@ func (w *census) rows() (ips map[bpf.Addr]bpf.IPInfo, prefixes map[bpf.PrefixKey
 				continue
 			}
 			for addr, who := range w.outsideOf(n) {
-				ips[bpf.AddrOf(addr)] = bpf.IPInfo{Identity: uint32(p.variants.of(endpointAt{whole(addr), who, nil})), Flags: bpf.IPNode}
+				info := bpf.IPInfo{Identity: uint32(p.variants.of(endpointAt{whole(addr), who, nil})), Flags: bpf.IPNode}
+				if at := w.carrier(addr); own && at != "" {
+					info.Node = p.cfg.Rows.Index(at)
+				}
+				ips[bpf.AddrOf(addr)] = info
 			}
 		}
 	}
@@ -221,6 +225,27 @@ func (w *census) rows() (ips map[bpf.Addr]bpf.IPInfo, prefixes map[bpf.PrefixKey
 		}
 	}
 	return ips, prefixes
+}
+
+// carrier is the first of our own nodes that has an address, if it is also the first that is
+// registered with it.
+func (w *census) carrier(addr netip.Addr) string {
+	registered, believed := "", ""
+	for _, n := range tables.All(w.b.tab.DB.ReadTxn(), w.b.tab.Nodes) { // in order of name
+		if n.Cluster != w.own.Name {
+			continue
+		}
+		if registered == "" && n.Registration != nil && slices.Contains(n.Registration.Addresses, addr) {
+			registered = n.Key()
+		}
+		if believed == "" && w.nodes[n.Key()] != nil && slices.Contains(n.Addresses(), addr) {
+			believed = n.Key()
+		}
+	}
+	if registered != believed || w.inMesh(whole(addr)) {
+		return ""
+	}
+	return believed
 }
 
 func (w *census) isSelf(n *tables.Node) bool { return n.Key() == w.own.Name+"/"+w.b.p.cfg.Self }

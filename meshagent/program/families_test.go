@@ -14,3 +14,11 @@ func (c changer) addr(cluster, node, last byte) netip.Addr {
 func six(cluster, node, last byte) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x10, 5: cluster, 7: node, 15: last})
 }
+
+// backend is an address of a pod, or sometimes of a process of one of our nodes.
+func (c changer) backend(cluster, node, last byte) netip.Addr {
+	if c.IntN(8) == 0 {
+		return netip.AddrFrom4([4]byte{192, 0, 1, 1 + last%3})
+	}
+	return c.addr(cluster, node, last)
+}

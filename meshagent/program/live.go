@@ -95,7 +95,7 @@ func (l *live) follow(v *view, c statedb.Change[*tables.Slice], index func(strin
 			return nil, false
 		}
 		for _, e := range s.Endpoints {
-			if v.misplaced(m, e.Addr) != "" {
+			if v.misplaced(m, e.Addr) != "" || v.process(e.Addr) {
 				return nil, false
 			}
 		}

@@ -180,6 +180,10 @@ func (p *Program) moveNode(v *view, n *tables.Node) {
 			p.owners.ip(key)
 		}
 	}
+	for _, addr := range v.ownHosts(n) { // and processes that are backends
+		p.owners.addr(addr)
+		p.frontends.renamed = append(p.frontends.renamed, whole(addr))
+	}
 	if v.isSelf(n) {
 		for _, addr := range v.names(n) {
 			p.owners.addr(addr)

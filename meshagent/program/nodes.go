@@ -417,6 +417,20 @@ func (v *view) ownHosts(n *tables.Node) []netip.Addr {
 	return n.Addresses()
 }
 
+// process says whether an address is that of a believed node of our own cluster outside of the
+// mesh: what listens there may be a backend, and other nodes' pods reach it through the node's tunnel.
+func (v *view) process(a netip.Addr) bool { return v.carrier(a) != "" }
+
+// carrier is the node of our own cluster whose tunnel leads to an address of its own outside of
+// the mesh, or this node; "" if there is none. It has to be the one that the address's row is of.
+func (v *view) carrier(a netip.Addr) string {
+	key := v.nodes.hosts.first(a)
+	if key == "" || v.nodes.named.first(a) != key || v.inMesh(whole(a)) {
+		return ""
+	}
+	return key
+}
+
 // outside returns the first node, except one, that has an address outside the mesh, and
 // the identity of such an address; "" if there is none. A peer cannot claim the
 // addresses of our API servers.

@@ -504,7 +504,7 @@ func (c changer) endpoints(txn statedb.WriteTxn) {
 	}
 	row.Weight = c.weight()
 	for range c.IntN(5) {
-		row.Endpoints = append(row.Endpoints, c.somewhere(service.Endpoint{Addr: c.addr(of, byte(1+c.IntN(2)), byte(2+c.IntN(5))),
+		row.Endpoints = append(row.Endpoints, c.somewhere(service.Endpoint{Addr: c.backend(of, byte(1+c.IntN(2)), byte(2+c.IntN(5))),
 			Ready: c.IntN(4) > 0, Serving: true, Terminating: c.IntN(2) == 0}))
 	}
 	tables.Put(txn, c.tab.Slices, &row)
@@ -512,7 +512,7 @@ func (c changer) endpoints(txn statedb.WriteTxn) {
 
 func (c changer) slice(txn statedb.WriteTxn, cluster string, speaksOf, node byte, there bool) {
 	name := fmt.Sprint("s", c.IntN(3), "-", c.IntN(2))
-	row := sliceOf(cluster, name, fmt.Sprint("s", c.IntN(3)), c.addr(speaksOf, node, byte(2+c.IntN(3))))
+	row := sliceOf(cluster, name, fmt.Sprint("s", c.IntN(3)), c.backend(speaksOf, node, byte(2+c.IntN(3))))
 	row.Derived, row.Weight = c.IntN(2) == 0, c.weight()
 	for i := range row.Endpoints {
 		row.Endpoints[i] = c.somewhere(row.Endpoints[i])

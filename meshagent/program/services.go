@@ -84,8 +84,17 @@ func deriveService(v *view, id string, index func(string) uint16) (d derived) {
 		}
 	}
 	d.read, d.outer = append(d.read, row), slices.Concat(own.External, own.Balanced)
+	d.processes(v)
 	d.add(v, row, service.Frontends(d.client, &d.svc, inside), index)
-	d.addOuter(v, row, service.Outer(d.client, &d.svc, v.addresses, d.from, outside), index)
+	if len(d.fronts) > len(own.Fronts()) {
+		// What arrives at these addresses goes to pods: the answers of a node would leave as its own.
+		all, process := v.pods(d.from)
+		here, _ := v.pods(outside)
+		if process.IsValid() {
+			d.doubts = append(d.doubts, doubt{row.table, row.row, fmt.Sprintf("backend %v is the address of a node, which is reached at the service's cluster IP, and not at its node ports or external addresses: ask the node itself, or put a pod with a network of its own behind the service", process)})
+		}
+		d.addOuter(v, row, service.Outer(d.client, &d.svc, v.addresses, all, here), index)
+	}
 	return d
 }
 

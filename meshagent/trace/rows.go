@@ -124,6 +124,27 @@ func (r *rows) locate(a bpf.Addr) (place, bpf.Reason) {
 	return p, 0
 }
 
+// locateBackend is locate for a backend, which may be a process of another node.
+func (r *rows) locateBackend(a bpf.Addr) (place, bpf.Reason) {
+	p, why := r.locate(a)
+	if why == bpf.ReasonNodeAddress && p.node != 0 {
+		why = 0
+	}
+	return p, why
+}
+
+// locateOffered is locate for where a connection goes, which may be a process of another node that
+// is behind a service.
+func (r *rows) locateOffered(a bpf.Addr, port bpf.Port, proto uint8) (place, bpf.Reason) {
+	p, why := r.locate(a)
+	if why == bpf.ReasonNodeAddress && p.node != 0 {
+		if _, ok := look(r, r.maps.Services, bpf.ServiceKey{Addr: a, Port: port, Proto: proto, Scope: bpf.ScopeNode}); ok {
+			why = 0
+		}
+	}
+	return p, why
+}
+
 // path is the state of the path to a node, and whether that is its cluster's rather than its own.
 func (r *rows) path(node, cluster uint16) (state bpf.Path, ofCluster bool) {
 	n, ok := look(r, r.maps.Nodes, uint32(node))
@@ -239,7 +260,7 @@ func (r *rows) backends(svc bpf.Service) (all []backend) {
 			b := backend{Backend: row, group: g, node: row.Node, path: bpf.PathAlive}
 			if b.node == 0 {
 				var at place
-				at, b.why = r.locate(row.Addr)
+				at, b.why = r.locateBackend(row.Addr)
 				b.node = at.node
 			}
 			if b.remote = b.node != 0; b.remote {
@@ -291,7 +312,7 @@ func (r *rows) session(svc bpf.Service, client bpf.Addr, now uint64) (backend bp
 	if !ok || member.Terminating != 0 {
 		return last, false
 	}
-	at, why := r.locate(last.Backend)
+	at, why := r.locateBackend(last.Backend)
 	if why != 0 || at.node == 0 {
 		return last, why == 0
 	}
@@ -309,7 +330,7 @@ func (r *rows) keeps(f *known) bool {
 	if _, ok := look(r, r.maps.Members, bpf.MemberKey{Addr: f.Backend, Service: f.Service, Port: f.Bport}); ok {
 		return true
 	}
-	at, why := r.locate(f.Backend)
+	at, why := r.locateOffered(f.Backend, f.Bport, f.key.Proto)
 	return f.established() && (why == 0 || why == bpf.ReasonNoTunnel) && at.via == f.Via && at.identity != uint32(identity.UnknownMember)
 }
 

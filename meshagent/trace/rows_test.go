@@ -42,6 +42,7 @@ func mesh(t *testing.T) *bpf.Maps {
 	put(t, m.Prefixes, bpf.PrefixOf(netip.MustParsePrefix("10.1.1.0/24")), bpf.IPInfo{Cluster: 1, Flags: bpf.IPMember | bpf.IPLocal})
 	put(t, m.Prefixes, bpf.PrefixOf(netip.MustParsePrefix("10.101.0.0/16")), bpf.IPInfo{Flags: bpf.IPService})
 	put(t, m.Prefixes, bpf.PrefixOf(netip.MustParsePrefix("10.9.0.0/16")), bpf.IPInfo{Cluster: 9, Flags: bpf.IPMember | bpf.IPFormer})
+	put(t, m.IPs, addr("172.16.1.2"), bpf.IPInfo{Identity: uint32(identity.RemoteNode), Flags: bpf.IPNode, Node: 1})
 	put(t, m.IPs, addr("172.16.2.1"), bpf.IPInfo{Identity: uint32(identity.RemoteNode), Flags: bpf.IPNode})
 	return m
 }
@@ -63,12 +64,46 @@ func TestLocate(t *testing.T) {
 		"10.2.2.3":   {bpf.ReasonNoTunnel, bpf.ViaTunnel, identity.UnknownMember, 0},
 		"10.9.1.2":   {bpf.ReasonFormerMember, bpf.ViaTunnel, identity.UnknownMember, 0},
 		"10.101.0.9": {bpf.ReasonNoBackend, bpf.ViaStack, 0, 0},
+		"172.16.1.2": {bpf.ReasonNodeAddress, bpf.ViaTunnel, identity.RemoteNode, 1},
 		"172.16.2.1": {bpf.ReasonNodeAddress, bpf.ViaStack, identity.RemoteNode, 0},
 		"192.0.2.1":  {0, bpf.ViaStack, identity.World, 0},
 	} {
 		at, why := r.locate(addr(a))
 		if why != want.why || at.via != want.via || at.identity != uint32(want.identity) || at.node != want.node {
 			t.Errorf("%s: %+v, %v; want %+v", a, at, why, want)
+		}
+	}
+	if r.err != nil {
+		t.Error(r.err)
+	}
+}
+
+// A process of another node of the cluster is reached if it is behind a service.
+func TestLocateProcesses(t *testing.T) {
+	m := mesh(t)
+	for _, a := range []string{"172.16.1.2", "172.16.2.1"} {
+		put(t, m.Services, bpf.ServiceKey{Addr: addr(a), Port: bpf.PortOf(6443), Proto: 6, Scope: bpf.ScopeNode}, bpf.Service{ID: 9})
+	}
+	r := rowsOf(m)
+	for _, c := range []struct {
+		addr  string
+		port  uint16
+		proto uint8
+		want  bpf.Reason
+	}{
+		{"172.16.1.2", 6443, 6, 0},
+		{"172.16.1.2", 6443, 17, bpf.ReasonNodeAddress},
+		{"172.16.1.2", 6444, 6, bpf.ReasonNodeAddress},
+		{"172.16.2.1", 6443, 6, bpf.ReasonNodeAddress}, // a peer's
+		{"10.2.1.2", 6443, 6, 0},
+	} {
+		if _, why := r.locateOffered(addr(c.addr), bpf.PortOf(c.port), c.proto); why != c.want {
+			t.Errorf("%+v: %v", c, why)
+		}
+	}
+	for a, want := range map[string]bpf.Reason{"172.16.1.2": 0, "172.16.2.1": bpf.ReasonNodeAddress} {
+		if _, why := r.locateBackend(addr(a)); why != want {
+			t.Errorf("backend %s: %v", a, why)
 		}
 	}
 	if r.err != nil {

@@ -219,7 +219,7 @@ func (w *walk) choose(svc bpf.Service, client bpf.Addr, known *known) (netip.Add
 const firstChosen = "the first that may be chosen"
 
 func (w *walk) backendText(b *backend) string {
-	at, why := w.locate(b.Addr)
+	at, why := w.locateBackend(b.Addr)
 	if why != 0 {
 		at.identity = 0
 	}
@@ -251,7 +251,7 @@ var pathNames = map[bpf.Path]string{bpf.PathDead: "dead", bpf.PathAlive: "alive"
 // unreachable is why an address is not reached, in words.
 var unreachable = map[bpf.Reason]string{
 	bpf.ReasonNoBackend:    "it is a service address that no service has",
-	bpf.ReasonNodeAddress:  "it is another node's own address, which no tunnel leads to",
+	bpf.ReasonNodeAddress:  "it is another node's own address, and no process of the cluster that is behind a service listens there",
 	bpf.ReasonFormerMember: "it is an address of a peer that was removed",
 	bpf.ReasonNoEndpoint:   "it is in this node's pod CIDR, and no pod has it",
 	bpf.ReasonNoTunnel:     "it is a member's address, and of no known node",

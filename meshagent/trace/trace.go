@@ -15,6 +15,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -172,7 +173,7 @@ func (w *walk) sent() {
 // is known.
 func (w *walk) send(ep bpf.Endpoint, to netip.AddrPort, known *known) {
 	dst := bpf.AddrOf(to.Addr())
-	at, why := w.locate(dst)
+	at, why := w.locateOffered(dst, bpf.PortOf(to.Port()), w.q.Protocol)
 	if why == bpf.ReasonNoBackend {
 		what := "no service has port " + w.portName(to.Port()) + " there"
 		if isICMP(w.q.Protocol) {
@@ -277,6 +278,9 @@ func (w *walk) leave(to netip.AddrPort) {
 func (w *walk) received() {
 	src, dst := bpf.AddrOf(w.q.From.Addr()), bpf.AddrOf(w.q.To.Addr())
 	ep, ok := look(&w.rows, w.maps.Endpoints, dst)
+	if !ok && w.q.Arrives == api.ArrivesByTunnel && w.toProcess(src, dst) {
+		return
+	}
 	if !ok {
 		w.drop("destination", fmt.Sprintf("no pod of this node has %v", w.q.To.Addr()), bpf.ReasonNoEndpoint)
 		return
@@ -305,6 +309,27 @@ func (w *walk) received() {
 		w.found("pod", "delivered")
 		w.trace.End = bpf.ReasonDelivered.String()
 	}
+}
+
+// toProcess is what the delivery to a process of this node does; false if that is not asked.
+func (w *walk) toProcess(src, dst bpf.Addr) bool {
+	at := w.resolve(dst)
+	if at.identity != uint32(identity.Host) || at.member || at.flags != 0 || slices.Contains(w.settings.Internal[:], dst) {
+		return false
+	}
+	_, open := look(&w.rows, w.maps.Services, bpf.ServiceKey{Addr: dst, Port: bpf.PortOf(w.q.To.Port()), Proto: w.q.Protocol, Scope: bpf.ScopeNode})
+	from := w.resolve(src)
+	switch {
+	case !open:
+		w.drop("destination", fmt.Sprintf("%v is this node itself, and no service has a backend at %s there", w.q.To.Addr(), w.portName(w.q.To.Port())), bpf.ReasonNodeClosed)
+	case !from.member || from.node == 0 || from.cluster != w.settings.Cluster:
+		w.drop("source", fmt.Sprintf("%v is not an address of a pod of another node of this cluster", w.q.From.Addr()), bpf.ReasonNodeClosed)
+	default:
+		w.found("destination", "%v, this node itself: a process at %s is behind a service", w.q.To.Addr(), w.portName(w.q.To.Port()))
+		w.found("route", "to the node's own stack: whether its firewall lets it through and something listens is not known here")
+		w.trace.End = bpf.ReasonToStack.String()
+	}
+	return true
 }
 
 // askedByRemote marks the type of an ICMP request that the other side sent: ASKED_BY_REMOTE.
