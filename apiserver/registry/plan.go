@@ -250,8 +250,8 @@ func (p *planner) registrations(ctx context.Context) (kvs []store.KV, err error)
 	return p.register, nil
 }
 
-// nodeAddresses returns the nodes' names by their addresses.
-func (p *planner) nodeAddresses(ctx context.Context) (map[netip.Addr]string, error) {
+// insideAddresses returns the nodes' names by their addresses inside the mesh.
+func (p *planner) insideAddresses(ctx context.Context) (map[netip.Addr]string, error) {
 	if p.addresses != nil {
 		return p.addresses, nil
 	}
@@ -262,7 +262,7 @@ func (p *planner) nodeAddresses(ctx context.Context) (map[netip.Addr]string, err
 	p.addresses = map[netip.Addr]string{}
 	for _, kv := range kvs {
 		if reg, err := wire.Unmarshal[wire.Registration](kv.Value); err == nil {
-			for _, a := range append(reg.Internals(), reg.Addresses...) {
+			for _, a := range reg.Internals() {
 				p.addresses[a] = reg.Name
 			}
 		}

@@ -68,11 +68,12 @@ func readEndpointSlice(r *reading) {
 	}
 }
 
-// fitSlice refuses addresses of nodes and services, because a slice, written in one
-// namespace, leads the clients of its service there. Agents check this again, as nodes
+// fitSlice refuses addresses of services and those that nodes have inside the mesh, because a
+// slice, written in one namespace, leads the clients of its service there. Processes of nodes are
+// behind a service at their nodes' other addresses. Agents check this again, as nodes
 // may be added later, and also check whose pod an address is.
 func (p *planner) fitSlice(ctx context.Context, slice *discoveryv1.EndpointSlice) (problem string, err error) {
-	of, err := p.nodeAddresses(ctx)
+	of, err := p.insideAddresses(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -86,7 +87,7 @@ func (p *planner) fitSlice(ctx context.Context, slice *discoveryv1.EndpointSlice
 				return fmt.Sprintf("endpoints[%d].addresses: %v is a service's address; write those of the pods behind it", i, ip), nil
 			}
 			if node, ok := of[ip]; ok {
-				return fmt.Sprintf("endpoints[%d].addresses: %v is the address of node %s, and no service may lead there", i, ip, node), nil
+				return fmt.Sprintf("endpoints[%d].addresses: %v is the address of node %s inside the mesh, where nothing is behind a service; write the one outside, which it is registered with", i, ip, node), nil
 			}
 		}
 	}

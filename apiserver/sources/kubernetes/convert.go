@@ -25,8 +25,6 @@ type made struct {
 	text []byte
 	// node is that of a pod.
 	node string
-	// addresses are those of the endpoints of a slice.
-	addresses []netip.Addr
 	// partly says what of the object has no effect here; "" if all has.
 	partly string
 }
@@ -239,13 +237,5 @@ func convertSlice(slice *discoveryv1.EndpointSlice, r *resource) made {
 	if slice.AddressType == discoveryv1.AddressTypeFQDN || slice.Labels[discoveryv1.LabelServiceName] == "" {
 		return made{}
 	}
-	m := made{text: encode(slice, r)}
-	for _, e := range slice.Endpoints {
-		for _, text := range e.Addresses {
-			if ip, err := netip.ParseAddr(text); err == nil {
-				m.addresses = append(m.addresses, ip)
-			}
-		}
-	}
-	return m
+	return made{text: encode(slice, r)}
 }

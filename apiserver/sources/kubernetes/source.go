@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -98,9 +97,6 @@ type Source struct {
 	// registered, by node.
 	wrong    map[registry.Ref]trouble
 	homeless map[string]map[registry.Ref]bool
-	// nodeAddresses are those of all nodes, and atNodes the slices that lead there.
-	nodeAddresses map[netip.Addr]bool
-	atNodes       map[registry.Ref]bool
 	// unready are nodes that cannot be registered.
 	unready map[string]unready
 	// departed are the UIDs of nodes that are gone, until their registrations are.
@@ -114,7 +110,7 @@ func New(c Config) *Source {
 	s := &Source{
 		conf: c, news: make(chan struct{}, 1), work: make(chan struct{}, 1), mirrors: map[string]*mirror{},
 		dirty: map[registry.Ref]bool{}, wrong: map[registry.Ref]trouble{}, homeless: map[string]map[registry.Ref]bool{},
-		atNodes: map[registry.Ref]bool{}, unready: map[string]unready{}, departed: map[string]string{}, start: map[string]func(){}, stop: map[string]context.CancelFunc{},
+		unready: map[string]unready{}, departed: map[string]string{}, start: map[string]func(){}, stop: map[string]context.CancelFunc{},
 	}
 	for _, r := range resources {
 		s.mirrors[r.plural] = newMirror(s, r)

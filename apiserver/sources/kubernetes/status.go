@@ -188,14 +188,6 @@ func (s *Source) objectConcerns() (out []api.Concern) {
 		out = append(out, c)
 	}
 	out = shorten(out, "KubernetesRefused", "objects of Kubernetes that are not applied as they are")
-	if n := len(s.atNodes); n > 0 {
-		first := slices.MinFunc(slices.Collect(maps.Keys(s.atNodes)), func(a, b registry.Ref) int { return cmp.Compare(a.String(), b.String()) })
-		out = append(out, api.Concern{
-			Object: "Kubernetes", Reason: "KubernetesNodeBackends",
-			Message: fmt.Sprintf("%s of Kubernetes at addresses of nodes (for example %s): services do not lead to processes of nodes, such as pods with hostNetwork", api.Count(n, "endpoint slice"), first),
-			Next:    "reach them at the node's address",
-		})
-	}
 	return out
 }
 

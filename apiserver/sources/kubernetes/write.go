@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -227,8 +226,6 @@ func (w *writer) all(ctx context.Context, refs []registry.Ref) error {
 			w.homeless[r.node][ref] = true
 			gone = append(gone, ref) // an earlier one of its name
 			continue
-		case w.atNode(r):
-			w.atNodes[ref] = true
 		}
 		of[ref.Key()] = ref
 		puts = append(puts, registry.Unit{Name: ref.Key(), Object: r.text})
@@ -308,17 +305,11 @@ func (w *writer) update(ctx context.Context, d registry.Delta, of map[string]reg
 // leave forgets where an object was. What was wrong with it is so until it is written again.
 // The mutex is held.
 func (w *writer) leave(ref registry.Ref) {
-	delete(w.atNodes, ref)
 	for node, pods := range w.homeless {
 		if delete(pods, ref); len(pods) == 0 {
 			delete(w.homeless, node)
 		}
 	}
-}
-
-// atNode reports whether a slice leads to the address of a node. The mutex is held.
-func (w *writer) atNode(r *row) bool {
-	return slices.ContainsFunc(r.addresses, func(ip netip.Addr) bool { return w.nodeAddresses[ip] })
 }
 
 // declare registers the nodes that have changed, and those that could not be before.
@@ -367,9 +358,6 @@ func (w *writer) declare(ctx context.Context, refs []registry.Ref) error {
 			}
 		}
 	})
-	if len(due) > 0 {
-		w.placeNodes()
-	}
 	return nil
 }
 
@@ -381,33 +369,6 @@ func (w *writer) confirm(ctx context.Context, request api.NodeRequest) (bool, er
 		return false, api.Refuse(http.StatusServiceUnavailable, "it is tried again", "another node of its name is registered, and Kubernetes does not say whether that is gone: %v", cause(err))
 	}
 	return uid == request.UID, nil
-}
-
-// placeNodes notes the addresses of all nodes.
-func (w *writer) placeNodes() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	at := map[netip.Addr]bool{}
-	for _, r := range w.mirrors[machines].rows {
-		var object corev1.Node
-		if json.Unmarshal(r.text, &object) == nil {
-			for _, a := range object.Status.Addresses {
-				if ip, err := netip.ParseAddr(a.Address); err == nil {
-					at[ip.Unmap()] = true
-				}
-			}
-		}
-	}
-	if maps.Equal(at, w.nodeAddresses) {
-		return
-	}
-	w.nodeAddresses = at
-	for n, r := range w.mirrors[manifest.EndpointSlices].rows {
-		ref := w.mirrors[manifest.EndpointSlices].ref(n)
-		if w.atNodes[ref] = w.atNode(r); !w.atNodes[ref] {
-			delete(w.atNodes, ref)
-		}
-	}
 }
 
 // withdraw removes nodes that are gone. Their pods follow, by the register.
