@@ -356,7 +356,7 @@ func labRequestCommand() *cobra.Command {
 				if err != nil {
 					return usageError{err}
 				}
-				if len(args) > 1 && (target.Scheme == "http" || !strings.Contains(from, ":") || refused > 0) {
+				if len(args) > 1 && (strings.HasPrefix(target.Scheme, "http") || !strings.Contains(from, ":") || refused > 0) {
 					return usageError{errors.New("several targets are asked with tcp or udp, and need --from address:port")}
 				}
 				targets = append(targets, target)

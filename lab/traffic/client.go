@@ -3,6 +3,7 @@ package traffic
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -17,9 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Target is a server's address: http://web/, tcp://web:81 or udp://10.1.1.2:82.
+// Target is a server's address: http://web/, tcp://web:81 or udp://10.1.1.2:82. One of https is
+// somebody else's.
 type Target struct {
-	Scheme string // http, tcp, udp
+	Scheme string // http, https, tcp, udp
 	Host   string // host:port
 	URL    string // as it was written
 }
@@ -35,8 +37,10 @@ func ParseTarget(s string) (Target, error) {
 	}
 	t := Target{Scheme: u.Scheme, Host: u.Host, URL: s}
 	switch {
-	case u.Scheme != "http" && u.Scheme != "tcp" && u.Scheme != "udp":
-		return Target{}, fmt.Errorf("target %q: write http://…, tcp://… or udp://…", s)
+	case !slices.Contains([]string{"http", "https", "tcp", "udp"}, u.Scheme):
+		return Target{}, fmt.Errorf("target %q: write http://…, https://…, tcp://… or udp://…", s)
+	case u.Port() == "" && u.Scheme == "https":
+		t.Host = net.JoinHostPort(u.Hostname(), "443")
 	case u.Port() == "" && u.Scheme != "http":
 		return Target{}, fmt.Errorf("target %q: needs a port", s)
 	case u.Port() == "":
@@ -48,8 +52,11 @@ func ParseTarget(s string) (Target, error) {
 // Request makes one request on a new connection. from, if not empty, is the local
 // address or address:port to use.
 func Request(ctx context.Context, t Target, from, echo string) (Answer, error) {
-	if t.Scheme == "http" {
+	switch t.Scheme {
+	case "http":
 		return requestHTTP(ctx, t, from, echo)
+	case "https":
+		return requestHTTPS(ctx, t, from)
 	}
 	conn, err := dial(ctx, t, from)
 	if err != nil {
@@ -85,14 +92,44 @@ func Together(ctx context.Context, limit time.Duration, targets []Target, from s
 	return answers, nil
 }
 
-func requestHTTP(ctx context.Context, t Target, from, echo string) (Answer, error) {
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+// once is a transport for one request, from a local address.
+func once(from string) *http.Transport {
+	return &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 		d, err := dialer("tcp", from)
 		if err != nil {
 			return nil, err
 		}
 		return d.DialContext(ctx, "tcp"+family(ctx, addr), addr)
 	}}
+}
+
+// requestHTTPS asks a server that is not of the lab, such as that of the Kubernetes API, whatever
+// its certificate says: the question is whether it is reached. The first words of what it answers
+// are the echo.
+func requestHTTPS(ctx context.Context, t Target, from string) (Answer, error) {
+	transport := once(from)
+	transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.URL, nil)
+	if err != nil {
+		return Answer{}, err
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 256))
+	switch {
+	case err != nil:
+		return Answer{}, fmt.Errorf("read answer: %w", err)
+	case resp.StatusCode != http.StatusOK:
+		return Answer{}, fmt.Errorf("answer has status %s", resp.Status)
+	}
+	return Answer{Echo: strings.Join(strings.Fields(string(body)), " ")}, nil
+}
+
+func requestHTTP(ctx context.Context, t Target, from, echo string) (Answer, error) {
+	transport := once(from)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.URL, nil)
 	if err != nil {
 		return Answer{}, err

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -231,5 +233,29 @@ func TestPercentile(t *testing.T) {
 		if got := Percentile(values, share); got != want {
 			t.Errorf("Percentile(%v) = %v, want %v", share, got, want)
 		}
+	}
+}
+
+// A server of somebody else's is reached whatever its certificate says.
+func TestRequestToATLSServer(t *testing.T) {
+	status := http.StatusOK
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(status)
+		fmt.Fprint(w, "ok\n", r.URL.Path)
+	}))
+	defer s.Close()
+	target, err := ParseTarget(s.URL + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, err := Request(t.Context(), target, "", ""); err != nil || a.Echo != "ok /readyz" {
+		t.Errorf("answer %+v, %v", a, err)
+	}
+	status = http.StatusForbidden
+	if _, err := Request(t.Context(), target, "", ""); err == nil || !strings.Contains(err.Error(), "403") {
+		t.Errorf("forbidden: %v", err)
+	}
+	if target, err := ParseTarget("https://10.101.0.1/readyz"); err != nil || target.Host != "10.101.0.1:443" {
+		t.Errorf("without a port: %+v, %v", target, err)
 	}
 }
