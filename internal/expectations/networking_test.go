@@ -229,8 +229,15 @@ func networking() []row {
 			says: "endpoints may be on a node's own network",
 			test: func(w *world) {
 				w.apply(manifest("Service", "web", "", "spec: {ports: [{port: 80}]}"))
-				w.refuses(slice("web-x", "web", "endpoints: [{addresses: [172.16.1.2]}]\nports: [{port: 80}]"), "no service may lead there")
-			}, differs: "refused: in a service they would lead whoever may write slices to every port of a node"},
+				w.apply(slice("web-x", "web", "endpoints: [{addresses: [172.16.1.2]}]\nports: [{port: 80}]"))
+				w.everywhere("web:80", Left)
+				w.reaches("pod@1", "172.16.1.2:80", Left)
+				w.reaches("pod@1", "172.16.1.2:81", Refused)
+				w.reaches("pod@1", "172.16.1.2:80/UDP", Refused)
+				w.delete("endpointslices", "web-x")
+				w.everywhere("web:80", Refused)
+				w.reaches("pod@1", "172.16.1.2:80", Refused)
+			}, differs: "at cluster IPs; at node ports and external addresses a service leads to pods alone"},
 		{file: file, spec: "should recreate its iptables rules if they are deleted", says: "what somebody removes from the kernel is restored", elsewhere: "scenarios/mended.txtar", line: "All pins of the datapath"},
 		{file: file, spec: "should allow creating a Pod with an SCTP HostPort [LinuxOnly]",
 			says: "a host port may be one of SCTP",

@@ -138,8 +138,11 @@ func dualStack() []row {
 		{spec: "should be able to handle large requests: udp", says: "a datagram that travels in pieces arrives", elsewhere: "scenarios/real-tools.txtar", line: "@$SIX long.test TXT"},
 		{spec: "should function for service endpoints using hostNetwork", says: "endpoints may be on a node's own network",
 			test: func(w *world) {
-				w.refuses(manifest("Pod", "host-1", "", "spec: {nodeName: east-1, hostNetwork: true, containers: [{name: main}]}"), "spec.hostNetwork is true")
-			}, differs: "refused, as with one family"},
+				w.apply(manifest("Service", "web", "", "spec: {ipFamilyPolicy: RequireDualStack, ports: [{port: 80}]}"))
+				w.apply(slice("web-4", "web", "endpoints: [{addresses: [172.16.1.2]}]\nports: [{port: 80}]"))
+				w.everywhere("web:80", Left)
+				w.everywhere("[2]web:80", Refused) // these nodes are registered with addresses of IPv4
+			}, differs: "at cluster IPs; at node ports and external addresses a service leads to pods alone"},
 	}
 	for i := range all {
 		all[i].file, all[i].dualStack = file, true

@@ -132,7 +132,7 @@ func labels() []row {
 
 // traffic is about clients that are to stay on the node that they are on, or ask.
 func traffic() []row {
-	const hostPod = "pods on the host's network are refused, and so are slices with a node's address: only what has an address of its own is in the mesh"
+	const hostPod = "outside of Kubernetes, pods on the host's network are refused, and a slice written by hand names the node's address"
 	hostNetwork := manifest("Pod", "host-1", "", "spec: {nodeName: east-1, hostNetwork: true, containers: [{name: main}]}")
 	return []row{
 		{file: specs, spec: "should respect internalTrafficPolicy=Local Pod to Pod",
@@ -159,8 +159,11 @@ func traffic() []row {
 			test: func(w *world) {
 				w.refuses(hostNetwork, "spec.hostNetwork is true")
 				w.apply(manifest("Service", "web", "", "spec: {internalTrafficPolicy: Local, ports: [{port: 80}]}"))
-				w.refuses(slice("web-x", "web", "endpoints: [{addresses: [172.16.1.1], nodeName: east-1}]\nports: [{port: 80}]"), "is the address of node east-1")
-				w.everywhere("web:80", Refused)
+				w.apply(slice("web-x", "web", "endpoints: [{addresses: [172.16.1.1], nodeName: east-1}]\nports: [{port: 80}]"))
+				w.reaches("pod@1", "web:80", Left)
+				w.reaches("node@1", "web:80", Left)
+				w.reaches("pod@2", "web:80", Refused)
+				w.reaches("node@2", "web:80", Refused)
 			}},
 		{file: specs, spec: "should support externalTrafficPolicy=Local for type=NodePort",
 			says: "with externalTrafficPolicy Local, who asks a node from outside of it is seen with its own address by an endpoint there",

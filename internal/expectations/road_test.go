@@ -62,6 +62,11 @@ func (w *world) carry(on *station, o model.Outcome) end {
 			}
 			dst := read(o.Frame).dst.Addr()
 			next := w.home(dst)
+			for _, s := range w.stations {
+				if s.has(dst) {
+					next = s
+				}
+			}
 			if next == nil || next == on {
 				return end{on: on, what: fmt.Sprintf("in a tunnel to nobody (%v)", dst)}
 			}
@@ -105,6 +110,15 @@ func (w *world) stack(on *station, frame []byte, why bpf.Reason) (*station, mode
 // has tells whether an address is the node's own.
 func (s *station) has(a netip.Addr) bool { return slices.Contains(s.public, a) }
 
+// abroad tells whether an address is another node's own.
+func (s *station) abroad(a netip.Addr) bool { return s.Hosts[a].Flags&bpf.IPNode != 0 }
+
+// publicOf is the node's own address of the family of another.
+func (s *station) publicOf(a netip.Addr) netip.Addr {
+	i := slices.IndexFunc(s.public, func(own netip.Addr) bool { return own.Is4() == a.Is4() })
+	return s.public[max(i, 0)]
+}
+
 // home is the node that has a pod's address.
 func (w *world) home(a netip.Addr) *station {
 	for _, s := range w.stations {
@@ -142,6 +156,9 @@ func (w *world) send(c client, to netip.AddrPort, proto uint8) end {
 		}
 		return w.carry(next, next.FromTunnel(p.frame()))
 	}
+	if c.on.abroad(at.Addr()) { // the way there is not a tunnel's, and neither is the source
+		p.src = netip.AddrPortFrom(c.on.publicOf(at.Addr()), c.port)
+	}
 	o := c.on.ToDevice(p.frame())
 	if o.Verdict != model.Pass {
 		return w.carry(c.on, o)
@@ -154,17 +171,35 @@ func (w *world) send(c client, to netip.AddrPort, proto uint8) end {
 	return end{on: c.on, packet: p, what: Left}
 }
 
-// reply sends what the pod answers, and says what is wrong with how the client hears it.
+// answers sends a packet of a node's process to a pod.
+func (w *world) answers(on *station, p packet) end {
+	if pod := on.Pods[p.dst.Addr()]; pod != nil {
+		return w.carry(on, on.ToPod(pod.Device, false, p.frame()))
+	}
+	next := w.home(p.dst.Addr())
+	if o := on.ToTunnel(lanes[0], p.frame()); o.Verdict == model.Drop || next == nil {
+		return w.carry(on, o)
+	}
+	return w.carry(next, next.FromTunnel(p.frame()))
+}
+
+// reply sends what the pod or the node's process answers, and says what is wrong with how the
+// client hears it.
 func (w *world) reply(c client, to netip.AddrPort, got end) (wrong string) {
 	back := got.packet.answer()
-	e := w.carry(got.on, got.on.FromPod(got.device, back.frame()))
+	var e end
+	if got.device != 0 {
+		e = w.carry(got.on, got.on.FromPod(got.device, back.frame()))
+	} else {
+		e = w.answers(got.on, back)
+	}
 	from := to
 	if c.kind == ofNode { // its socket turns the backend back into the service
 		from = got.packet.dst
 	}
 	switch heard := e.packet; {
 	case e.what != "" && e.what != Left:
-		return "its answer is " + e.what
+		return fmt.Sprintf("its answer is %s (%v)", e.what, back)
 	case heard.src != from, heard.dst.Port() != c.port, c.kind != ofNode && heard.dst.Addr() != c.addr:
 		return fmt.Sprintf("its answer arrives as %v", heard)
 	case c.kind == ofPod && (e.on != c.on || e.device != c.on.Pods[c.addr].Device), c.kind != ofPod && e.on != c.on:

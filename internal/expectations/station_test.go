@@ -142,8 +142,13 @@ func (s *station) services() {
 	s.t.Helper()
 	m := s.of.Maps()
 	clear(s.Services)
+	clear(s.Offered)
 	slots := meshtest.Rows(s.of, m.Backends)
 	for k, row := range meshtest.Rows(s.of, m.Services) {
+		if k.Scope == bpf.ScopeNode {
+			s.Offered[model.Front{At: netip.AddrPortFrom(k.Addr.Netip(), k.Port.Number()), Proto: k.Proto}] = true
+			continue
+		}
 		if row.Timeout.Flags()&bpf.ServiceBalanced != 0 {
 			s.t.Fatalf("%v:%d is weighed, which no expectation is about", k.Addr, k.Port.Number())
 		}

@@ -314,7 +314,7 @@ func (w *world) connect(c client, to netip.AddrPort, proto uint8, lot netip.Addr
 	}
 	got := w.send(c, to, proto)
 	where = w.name(got)
-	if got.device != 0 {
+	if got.device != 0 || got.what == Left && c.kind == ofPod && got.on.has(got.packet.dst.Addr()) {
 		if wrong := w.reply(c, to, got); wrong != "" {
 			where += ", and " + wrong
 		}
