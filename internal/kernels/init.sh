@@ -55,4 +55,5 @@ while read -r name folder run skip; do
 	ended "$folder" $?
 done </tests.list
 echo "== done: $failed failed"
+sleep 1 # what the kernel says when it stops must not get into that line
 poweroff -f
