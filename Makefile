@@ -1,5 +1,6 @@
 # Weft. `make demo` shows what it does, `make test` checks all of it, and
-# `make` alone does what CI does; none of them changes the tree.
+# `make` alone does what CI does (test-kubernetes where there is containerd); none of them
+# changes the tree.
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -17,7 +18,7 @@ export GORACE := atexit_sleep_ms=0
 run = go build -o .bin/ ./$(1) && exec .bin/$(notdir $(1))
 
 .PHONY: all
-all: lint check-generated test test-guest
+all: lint check-generated test test-guest $(if $(shell PATH=$$PATH:/usr/sbin command -v containerd),test-kubernetes)
 
 .PHONY: build
 build: ## put ./weft here
@@ -86,11 +87,12 @@ kubernetes: ## build Kubernetes' own programs, those of KUBERNETES_PROGRAMS, and
 
 # Real Kubernetes clusters in a lab: control plane and kubelets of their own build, with
 # Debian's containerd and runc.
+KUBERNETES_SCENARIOS ?= scenarios/kubernetes/*.txtar
 .PHONY: test-kubernetes
 test-kubernetes: build ## scenarios on Kubernetes clusters; needs root, and builds Kubernetes once
 	$(MAKE) kubernetes KUBERNETES_PROGRAMS="kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl"
 	$(MAKE) image PLATFORMS=local
-	./weft lab run --set PROGRAMS=$(CURDIR)/.bin/kubernetes scenarios/kubernetes/*.txtar
+	./weft lab run --set PROGRAMS=$(CURDIR)/.bin/kubernetes $(KUBERNETES_SCENARIOS)
 
 # Simulated meshes for FOR, then real ones in the lab: fifty pods at once, ten times, and
 # rounds of a minute or two for FOR as well, or as many as ROUNDS; SEED repeats the first of
