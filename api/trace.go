@@ -83,7 +83,7 @@ const (
 // TraceStep is one thing that a hook looks up.
 type TraceStep struct {
 	At     string `json:"at"`   // cluster/node
-	Hook   string `json:"hook"` // the program: from_pod, to_tunnel, from_tunnel, to_device; of a report "" if it is not known
+	Hook   string `json:"hook"` // the program: from_pod, to_tunnel, from_tunnel, to_device, or socket (connect4 and its like); of a report "" if it is not known
 	LookUp string `json:"lookUp"`
 	Found  string `json:"found"`
 	// Reason is why the connection ends here, with the names of the drop counters.

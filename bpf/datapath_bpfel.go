@@ -41,6 +41,7 @@ const (
 	datapathMapMasquerades        = "masquerades"
 	datapathMapMasquerading       = "masquerading"
 	datapathMapMembers            = "members"
+	datapathMapNamespaces         = "namespaces"
 	datapathMapNative             = "native"
 	datapathMapNoShare            = "no_share"
 	datapathMapNodes              = "nodes"
@@ -188,6 +189,7 @@ type datapathMapSpecs struct {
 	Masquerades  *ebpf.MapSpec `ebpf:"masquerades"`
 	Masquerading *ebpf.MapSpec `ebpf:"masquerading"`
 	Members      *ebpf.MapSpec `ebpf:"members"`
+	Namespaces   *ebpf.MapSpec `ebpf:"namespaces"`
 	Native       *ebpf.MapSpec `ebpf:"native"`
 	NoShare      *ebpf.MapSpec `ebpf:"no_share"`
 	Nodes        *ebpf.MapSpec `ebpf:"nodes"`
@@ -271,6 +273,7 @@ type datapathMaps struct {
 	Masquerades  *ebpf.Map `ebpf:"masquerades"`
 	Masquerading *ebpf.Map `ebpf:"masquerading"`
 	Members      *ebpf.Map `ebpf:"members"`
+	Namespaces   *ebpf.Map `ebpf:"namespaces"`
 	Native       *ebpf.Map `ebpf:"native"`
 	NoShare      *ebpf.Map `ebpf:"no_share"`
 	Nodes        *ebpf.Map `ebpf:"nodes"`
@@ -321,6 +324,7 @@ func (m *datapathMaps) Close() error {
 		m.Masquerades,
 		m.Masquerading,
 		m.Members,
+		m.Namespaces,
 		m.Native,
 		m.NoShare,
 		m.Nodes,

@@ -20,6 +20,7 @@ type Maps struct {
 	Shares       Table[uint32, Share]        // by device
 	Budgets      Table[uint32, Budget]       // one row, key 0
 	Endpoints    Table[Addr, Endpoint]
+	Namespaces   Table[uint64, Namespace] // by cookie
 	IPs          Table[Addr, IPInfo]
 	Prefixes     Table[PrefixKey, IPInfo]
 	Nodes        Table[uint32, Node]    // by node index, from 1
@@ -59,6 +60,8 @@ var described = []description{
 	of("budgets", 1, func(m *Maps) *Table[uint32, Budget] { return &m.Budgets }),
 	of("endpoints", 1, func(m *Maps) *Table[Addr, Endpoint] { return &m.Endpoints }).
 		sized(func(l *Limits) *uint32 { return &l.Endpoints }, 1<<12, "rows of the table of this node's pods"),
+	of("namespaces", 1, func(m *Maps) *Table[uint64, Namespace] { return &m.Namespaces }).
+		derived(func(c Config) uint32 { return c.Limits.Endpoints }),
 	of("ips", 1, func(m *Maps) *Table[Addr, IPInfo] { return &m.IPs }).
 		sized(func(l *Limits) *uint32 { return &l.IPs }, 1<<20, "rows of the table of all pods of the mesh"),
 	of("prefixes", 1, func(m *Maps) *Table[PrefixKey, IPInfo] { return &m.Prefixes }).

@@ -15,6 +15,7 @@
 #include "lib/early.h"
 #include "lib/loop.h"
 #include "lib/refuse.h"
+#include "lib/spoken.h"
 
 inline_always struct flow *find(struct work *w);
 inline_always enum course decide(struct __sk_buff *skb, struct work *w, const struct settings *s, struct flow *f,
@@ -116,14 +117,19 @@ inline_always struct flow *find(struct work *w)
 /* ---- 2. Decide: packets of known flows ---- */
 
 /* Does the flow's service have a backend whose path is alive? */
-once int alive_elsewhere(const struct settings *s, const struct flow_key *key)
+once int alive_elsewhere(const struct settings *s, const struct flow_key *key, const struct flow *f)
 {
-	if (!s || !key)
+	if (!s || !key || !f)
 		return 0;
 	struct service_key front = {.addr = key->remote, .port = key->rport, .proto = key->proto};
-	struct service *svc = bpf_map_lookup_elem(&services, &front);
+	struct service *svc;
 	struct target to = {};
 
+	if (f->flags & FLOW_MEMBER) {
+		front.addr = f->backend;
+		front.port = f->bport;
+	}
+	svc = bpf_map_lookup_elem(&services, &front);
 	return !svc || !choose_backend(s, svc, &to, &front.addr, ONLY_ALIVE);
 }
 
@@ -132,9 +138,9 @@ inline_always int ends(const struct settings *s, const struct flow_key *key, con
 {
 	if (path == PATH_DEAD)
 		return !established(f, key->proto) || !lately(f, now);
-	if (f->flags & FLOW_REPLIED || !(f->flags & FLOW_SERVICE))
+	if (f->flags & FLOW_REPLIED || !(f->flags & (FLOW_SERVICE | FLOW_MEMBER)))
 		return 0;
-	return alive_elsewhere(s, key);
+	return alive_elsewhere(s, key, f);
 }
 
 /* Is this reason the end of an open connection? */
@@ -185,7 +191,7 @@ part enum course decide_lost(const struct settings *s, struct work *w, struct fl
 	 * cannot get it any other way. If the path is down, it is lost there. */
 	if (f->flags & FLOW_REMOTE_INITIATED)
 		return GO;
-	if (f->flags & FLOW_SERVICE)
+	if (f->flags & (FLOW_SERVICE | FLOW_MEMBER))
 		return OPEN;
 	return because(w, TURN_AWAY, REASON_PATH_DOWN);
 }
@@ -258,12 +264,15 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	};
 	if (p->proto == PROTO_TCP && p->tcp_flags & TCP_FIN)
 		f->flags = FLOW_FIN_LOCAL;
-	to.addr = p->dst;
-	to.port = p->dport;
-	why = aim(s, p, &to);
+	ask_socket(skb, s, p, f, &to);
+	why = to.told < TOLD ? aim(s, p, &to) : 0;
+	if (unlikely(to.told))
+		heed_socket(p, f, &to, why);
 	if (to.service) {
-		p->service = p->dst;
-		p->service_port = p->dport;
+		if (likely(!p->direct)) {
+			p->service = p->dst;
+			p->service_port = p->dport;
+		}
 		if (why)
 			return why;
 		f->flags |= FLOW_SERVICE;
@@ -275,7 +284,7 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	}
 	revision += address_revision(&to.addr);
 	/* Removed since it was chosen: the next packet looks again. */
-	if (to.service && !still_member(f))
+	if (f->flags & (FLOW_SERVICE | FLOW_MEMBER) && !is_member(&to.addr, to.port, f->service))
 		revision--;
 	why = locate(s, &to.addr, &at);
 	if (why == REASON_NODE_ADDRESS && at.node && offered(&to.addr, to.port, p->proto))

@@ -68,6 +68,9 @@ const (
 	FlowDirect  FlowFlags = 1 << 9  // has another source port; Backend and Bport are the address itself
 	FlowBeside  FlowFlags = 1 << 10 // of a row for answers: the flow's key has Beside
 	FlowShared  FlowFlags = 1 << 11 // likewise: there is a flow beside it
+	// The pod's socket was given the backend, which Remote is: Service is set, Backend and Bport
+	// are its address and port.
+	FlowMember FlowFlags = 1 << 12
 
 	// FlowTranslated are the flags of flows that have a second row.
 	FlowTranslated = FlowService | FlowDirect
@@ -227,6 +230,12 @@ type Endpoint struct {
 	HostMAC  [6]uint8 // of the host side
 	Held     uint8    // 1: not programmed yet; receives and sends nothing
 	Pad      uint8
+}
+
+// Namespace is the network namespace of a pod of this node, by cookie: sockets there are given
+// the backends of services.
+type Namespace struct {
+	Addr [2]Addr // of the pod: IPv4, IPv6; zero: none
 }
 
 // IPFlags say what kind of address it is.

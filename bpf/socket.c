@@ -1,47 +1,50 @@
 //go:build ignore
 
-/* connect4 … getpeername6: what processes of the node itself send to services. They are
- * attached to the root of the node's cgroups and act in the node's network namespace alone:
- * pods' packets are translated at their devices.
+/* connect4 … getpeername6: what processes of the node itself and of its pods send to services.
+ * They are attached to the root of the node's cgroups and act in the node's network namespace
+ * and in those of its pods alone.
  *
  * The backend is chosen once, when a socket connects, and costs its packets nothing. A
  * datagram that a socket sends without connecting goes to the backend that the last one to
  * its service went to, as long as that can be reached. What the process sees is the service.
+ *
+ * A pod's packets still pass its device, where policy decides, and which is told by the socket
+ * what service they are for: see spoken.h. So whatever is not as usual is left to it, and happens
+ * as if there were no socket: a pod that is held, a service without backends or for others, a
+ * pod that reaches itself; and a port that one socket or several may use towards two services with
+ * one backend, which the backend could not tell apart (claim.h).
  */
-#include "lib/service.h"
-
-#define REMEMBERED 4 /* services per socket, a power of two */
-
-/* A service that a socket talks to, and its backend. */
-struct spoken {
-	struct addr service;
-	struct addr backend;
-	__be16 sport;
-	__be16 bport;
-	__u32 id;
-};
-
-/* What a socket remembers: the last services it talked to. */
-struct socket {
-	__u32 next; /* slot of spoken to write next */
-	struct spoken spoken[REMEMBERED];
-};
-
-struct {
-	__uint(type, MAP_SK_STORAGE);
-	__uint(map_flags, MAP_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct socket);
-} sockets SEC(".maps");
+#include "lib/spoken.h"
 
 volatile const __u64 host_netns; /* cookie of the node's network namespace; 0: not known */
 
 #define ALLOW 1
 #define REFUSED 0
 
-inline_always int of_host(struct bpf_sock_addr *ctx)
+enum whose {
+	NOBODYS,
+	NODES_OWN,
+	PODS,
+};
+
+/* Whose socket sends to an address, and as which client. */
+inline_always enum whose whose_is(struct bpf_sock_addr *ctx, const struct settings *s, const struct addr *to,
+				  struct addr *client)
 {
-	return host_netns && bpf_get_netns_cookie(ctx) == host_netns;
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	struct namespace *pod;
+	struct endpoint *ep;
+
+	if (host_netns && netns == host_netns) {
+		*client = s->internal[0];
+		return NODES_OWN;
+	}
+	pod = bpf_map_lookup_elem(&namespaces, &netns);
+	if (!pod)
+		return NOBODYS;
+	*client = nobodys(to) ? pod->addr[0] : pod->addr[1];
+	ep = bpf_map_lookup_elem(&endpoints, client);
+	return ep && !ep->held ? PODS : NOBODYS;
 }
 
 inline_always struct addr address_of(const struct bpf_sock_addr *ctx, int ipv6)
@@ -64,20 +67,6 @@ inline_always void set_address(struct bpf_sock_addr *ctx, const struct addr *a, 
 	ctx->user_port = port;
 }
 
-/* Can a datagram still go to this backend? */
-inline_always int reachable(const struct settings *s, const struct spoken *to, __u32 service)
-{
-	struct member_key key = {.addr = to->backend, .service = service, .port = to->bport};
-	struct place at = {};
-	struct addr a = to->backend;
-	__u32 node;
-
-	if (!bpf_map_lookup_elem(&members, &key) || locate_backend(s, &a, &at))
-		return 0;
-	node = at.node;
-	return !node || (path_to(s, node, at.cluster) == PATH_ALIVE && lane_of(s, bpf_map_lookup_elem(&nodes, &node)));
-}
-
 /* The socket speaks to this address itself: what comes from there is of no service. */
 inline_always void speaks_to(struct bpf_sock_addr *ctx, const struct addr *a, __be16 port)
 {
@@ -90,7 +79,24 @@ inline_always void speaks_to(struct bpf_sock_addr *ctx, const struct addr *a, __
 			mine->spoken[i].id = 0;
 }
 
-/* Counts a socket that is refused. Nobody has sent a packet yet. */
+/* The port of a socket; 0: it is not bound yet. */
+inline_always __be16 port_of(struct bpf_sock_addr *ctx)
+{
+	const struct bpf_sock *sk = (void *)ctx->sk;
+
+	return sk ? htons(sk->src_port) : 0;
+}
+
+/* Does the socket talk to this backend as that of another service? */
+inline_always int overlaps(const struct socket *mine, const struct target *to)
+{
+	for (int i = 0; i < REMEMBERED; i++)
+		if (mine->spoken[i].id && mine->spoken[i].bport == to->port && same(&mine->spoken[i].backend, &to->addr))
+			return 1;
+	return 0;
+}
+
+/* Counts a socket of the node that is refused. Nobody has sent a packet yet. */
 inline_always int refuse_socket(__u32 reason, int error)
 {
 	__u32 row = reason << 1 | EGRESS;
@@ -111,12 +117,17 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 	struct service *svc;
 	struct socket *mine;
 	struct spoken *old;
-	int kept = 0, why;
-	__be16 any;
+	struct addr client = {};
+	enum whose whose;
+	int kept = 0, left = 0, why;
+	__be16 port = port_of(ctx);
 
-	if (!s || !s->revision || !of_host(ctx))
+	if (!s || !s->revision)
 		return ALLOW;
 	to.addr = front.addr = address_of(ctx, ipv6);
+	whose = whose_is(ctx, s, &front.addr, &client);
+	if (whose == NOBODYS)
+		return ALLOW;
 	to.port = front.port = ctx->user_port;
 	front.proto = ctx->protocol;
 	svc = bpf_map_lookup_elem(&services, &front);
@@ -124,28 +135,41 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 		speaks_to(ctx, &front.addr, front.port);
 		return ALLOW;
 	}
+	/* The kernel finds an unbound socket a port that is free towards the backend. */
+	if (whose == PODS && connects && port)
+		return ALLOW;
 	mine = bpf_sk_storage_get(&sockets, (void *)ctx->sk, 0, STORAGE_CREATE);
 	if (!mine)
-		return refuse_socket(REASON_FAILED, NO_MEMORY);
+		return whose == PODS ? ALLOW : refuse_socket(REASON_FAILED, NO_MEMORY);
 	for (int i = 0; i < REMEMBERED; i++) {
 		old = &mine->spoken[i];
 		if (old->id != svc->id || old->sport != front.port || !same(&old->service, &front.addr))
 			continue;
+		if (!connects && !old->bport)
+			return ALLOW;
 		old->id = 0; /* the newest is the one that counts */
-		if (!connects && reachable(s, old, svc->id)) {
+		if (!connects && reachable(s, &old->backend, old->bport, svc->id)) {
 			to.addr = old->backend;
 			to.port = old->bport;
 			kept = 1;
 		}
 	}
-	any = bpf_get_prandom_u32(); /* for Maglev: it has no port yet */
-	why = kept ? 0 : choose_for(s, svc, &s->internal[0], &any, &front.proto, &to, 0);
+	if (!port) /* for Maglev: the socket keeps its backend, so nobody asks again */
+		port = bpf_get_prandom_u32();
+	why = kept ? 0 : choose_for(s, svc, &client, &port, &front.proto, &to, 0);
+	if (why && whose == PODS)
+		return ALLOW;
 	if (why)
 		return refuse_socket(why, why == REASON_SOURCE_RANGE ? NOT_PERMITTED : CONNECTION_REFUSED);
+	if (whose == PODS)
+		left = same(&to.addr, &client) || (!connects && overlaps(mine, &to));
+	if (left && !same(&to.addr, &client)) /* packets choose */
+		__builtin_memset(&to, 0, sizeof(to));
 	mine->spoken[mine->next++ % REMEMBERED] = (struct spoken){
 		.service = front.addr, .backend = to.addr, .sport = front.port, .bport = to.port, .id = svc->id,
 	};
-	set_address(ctx, &to.addr, to.port, ipv6);
+	if (!left)
+		set_address(ctx, &to.addr, to.port, ipv6);
 	return ALLOW;
 }
 
@@ -156,8 +180,6 @@ inline_always int backwards(struct bpf_sock_addr *ctx, int ipv6)
 	struct spoken *with;
 	struct addr from;
 
-	if (!of_host(ctx))
-		return ALLOW;
 	mine = bpf_sk_storage_get(&sockets, (void *)ctx->sk, 0, 0);
 	if (!mine)
 		return ALLOW;

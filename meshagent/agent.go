@@ -177,7 +177,8 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 			noAddress.tell(err)
 		},
 		CIDRs: n.cidrs, MTU: edges.MTU, Tables: a.Tables, Datapath: edges.Datapath, Plumbing: edges.Plumbing, Dir: endpoint.Dir(filepath.Join(cfg.StateDir, "endpoints")),
-		Tell: func(pod, why string) { setProblem(t, wire.ProblemPods, pod, why) }, Log: log,
+		Sockets: edges.Cgroup != nil && !cfg.SocketLBHostNamespaceOnly,
+		Tell:    func(pod, why string) { setProblem(t, wire.ProblemPods, pod, why) }, Log: log,
 	})
 	if err != nil {
 		return nil, err

@@ -40,10 +40,15 @@ type Config struct {
 	// NodeIP.
 	Device string `json:"device,omitempty"`
 
-	// SocketLB lets processes of the node itself reach services: those in and below
-	// CgroupRoot, a folder of the version 2 tree; empty: where that tree is mounted.
+	// SocketLB gives sockets the backends of services when they connect or send: those of
+	// processes in and below CgroupRoot, a folder of the version 2 tree; empty: where that
+	// tree is mounted. Without it, processes of the node itself reach no services.
 	SocketLB   bool   `json:"socketLB"`
 	CgroupRoot string `json:"cgroupRoot,omitempty"`
+	// SocketLBHostNamespaceOnly leaves sockets of pods alone: what they send to services is
+	// translated at the pods' devices, after whatever redirects it in the pod (Istio). The name
+	// is Cilium's.
+	SocketLBHostNamespaceOnly bool `json:"socketLBHostNamespaceOnly,omitempty"`
 
 	// StateDir holds what outlives a reboot: endpoints and keys.
 	StateDir string `json:"dataDir"`

@@ -170,6 +170,7 @@ func New() *bpf.Maps {
 		Native:       NewTable[bpf.PrefixKey, uint32]("native", int(l.Native)),
 		Budgets:      newArray[uint32, bpf.Budget]("budgets", 1),
 		Endpoints:    NewTable[bpf.Addr, bpf.Endpoint]("endpoints", int(l.Endpoints)),
+		Namespaces:   NewTable[uint64, bpf.Namespace]("namespaces", int(l.Endpoints)),
 		IPs:          NewTable[bpf.Addr, bpf.IPInfo]("ips", int(l.IPs)),
 		Prefixes:     NewTable[bpf.PrefixKey, bpf.IPInfo]("prefixes", int(l.Prefixes)),
 		Nodes:        newArray[uint32, bpf.Node]("nodes", int(l.Nodes)),

@@ -158,7 +158,9 @@ inline_always void stand_beside(struct flow_key *key, struct flow *f)
 	key->beside = 1;
 	if (f->flags & FLOW_SERVICE)
 		return;
-	f->flags |= FLOW_DIRECT;
+	/* It has no room for a service's address as well. */
+	f->flags = (f->flags & ~FLOW_MEMBER) | FLOW_DIRECT;
+	f->service = 0;
 	f->backend = key->remote;
 	f->bport = key->rport;
 }

@@ -79,14 +79,14 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 		return keep(f, revision + identity_revision(f->identity));
 
 	why = locate(s, &a, &at);
-	port = remote ? key->lport : f->flags & FLOW_SERVICE ? f->bport : key->rport;
+	port = f->flags & FLOW_SERVICE ? f->bport : key->rport;
 	if (why == REASON_NODE_ADDRESS && at.node && !remote && offered(&a, port, key->proto))
 		why = 0;
 	revision += identity_revision(at.identity);
 	/* A backend that was removed from its service keeps its open connections for
 	 * as long as it exists, even while its node is unknown. Other flows choose a
 	 * backend again. */
-	if (f->flags & FLOW_SERVICE && !still_member(f) &&
+	if (f->flags & (FLOW_SERVICE | FLOW_MEMBER) && !is_member(&a, port, f->service) &&
 	    (!established(f, key->proto) || (why && why != REASON_NO_TUNNEL) || at.via != f->via ||
 	     at.identity == IDENTITY_UNKNOWN_MEMBER))
 		return GONE;
@@ -100,6 +100,8 @@ once int rejudge(const struct settings *s, struct packet *p, const struct flow_k
 	}
 	p->src_identity = sent ? ep->identity : at.identity;
 	p->dst_identity = sent ? at.identity : ep->identity;
+	if (remote)
+		port = key->lport;
 	verdict = judge(s, p, ep->set, at.identity, DIR_PORT(remote ? INGRESS : EGRESS, port));
 	if (verdict)
 		return verdict;

@@ -41,6 +41,7 @@ ARRAY(given_up, MAP_PERCPU_ARRAY, struct flow_key, 1); /* scratch: the stack is 
 ARRAY(answers, MAP_PERCPU_ARRAY, struct flow, 1); /* likewise */
 ARRAY(no_share, MAP_ARRAY, struct share, 1); /* all zero, never written: how an account begins */
 HASH(endpoints, struct addr, struct endpoint);
+HASH(namespaces, __u64, struct namespace);
 HASH(ips, struct addr, struct ip_info);
 
 struct {

@@ -31,6 +31,8 @@ struct packet {
 	struct addr service; /* the pod used; only with a port */
 	__be16 service_port;
 	__be16 own_port; /* the pod's, if sport is no longer that */
+	__u8 direct;     /* the pod's socket speaks to the service's backend itself */
+	__u8 pad[7];
 
 	__u32 seq;    /* TCP, in host order */
 	__u32 ack;

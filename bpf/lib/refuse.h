@@ -204,7 +204,7 @@ inline_always int answer(struct __sk_buff *skb, struct packet *p, __u32 reason)
 	why = undo_translate(skb, p, &dst);
 	if (why)
 		return why;
-	if (p->service_port)
+	if (p->service_port && !p->direct)
 		dst = p->service;
 	/* IP options would move the checksum, which a device may still have to fill in. */
 	if (kind == REFUSAL && p->proto == PROTO_TCP && p->l4 == ETH_HLEN + ip_size(p))

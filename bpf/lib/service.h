@@ -7,7 +7,7 @@
 struct target {
 	struct addr addr;
 	__be16 port;
-	__u16 pad;
+	__u16 told;    /* enum told: why it is that */
 	__u32 service; /* whose backend it is; 0: nobody's */
 };
 
@@ -335,10 +335,10 @@ once int choose_backend(const struct settings *s, const struct service *svc, str
 	return c.found ? 0 : REASON_NO_BACKEND;
 }
 
-/* Does the flow's backend still belong to its service? */
-inline_always int still_member(const struct flow *f)
+/* Is this a backend of the service? */
+part int is_member(const struct addr *a, __be16 port, __u32 service)
 {
-	struct member_key key = {.addr = f->backend, .service = f->service, .port = f->bport};
+	struct member_key key = {.addr = *a, .service = service, .port = port};
 
 	return bpf_map_lookup_elem(&members, &key) != 0;
 }

@@ -97,9 +97,21 @@ once int rewrite(struct __sk_buff *skb, struct packet *p, enum side side, const 
 	return 0;
 }
 
+/* Fills in, for the event, the service in place of which the pod's socket was given its backend. */
+inline_always void name_given(struct packet *p, const struct flow *f)
+{
+	p->service = f->backend;
+	p->service_port = f->bport;
+	p->direct = 1;
+}
+
 /* Fills in, for the event, the service that p's flow goes through and its backend. */
 inline_always void name_service(struct packet *p, const struct flow_key *key, const struct flow *f)
 {
+	if (f->flags & FLOW_MEMBER) {
+		name_given(p, f);
+		return;
+	}
 	if (!(f->flags & FLOW_SERVICE))
 		return;
 	p->service = key->remote;
@@ -160,7 +172,7 @@ inline_always int undo_translate(struct __sk_buff *skb, struct packet *p, const 
 	__be16 port = p->dport;
 	int why = 0;
 
-	if (p->service_port && !same(dst, &service)) {
+	if (p->service_port && !p->direct && !same(dst, &service)) {
 		why = rewrite(skb, p, DESTINATION, &service, p->service_port);
 		p->dst = backend;
 		p->dport = port;

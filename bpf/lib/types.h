@@ -75,6 +75,8 @@ enum flow_flags {
 					 * what backend and bport are */
 	FLOW_BESIDE = 1 << 10,          /* of a row for answers: the flow's key has the mark */
 	FLOW_SHARED = 1 << 11,          /* likewise: there is a flow beside it */
+	FLOW_MEMBER = 1 << 12,          /* the pod's socket was given the backend, which remote is:
+					 * service is set, backend and bport are its address */
 };
 
 /* A flow with one of these flags has a second row, for its answers. */
@@ -184,6 +186,12 @@ struct endpoint {
 	__u8 host_mac[6]; /* of the host side */
 	__u8 held;      /* 1: not programmed yet; receives and sends nothing */
 	__u8 pad;
+};
+
+/* namespaces: the network namespaces of this node's pods, by cookie. Sockets there are given
+ * the backends of services; without a row, packets are translated at the pod's device. */
+struct namespace {
+	struct addr addr[2]; /* of the pod: IPv4, IPv6; zero: none */
 };
 
 /* ips: single addresses. prefixes: asked when ips has no row; the longest wins. */

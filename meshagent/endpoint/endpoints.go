@@ -33,7 +33,9 @@ type Config struct {
 	Tables   *tables.Tables
 	Datapath Datapath
 	Plumbing Plumbing
-	Dir      Dir
+	// Sockets lets sockets in pods be given the backends of services.
+	Sockets bool
+	Dir     Dir
 	// Spool holds removals that were requested while no agent answered; "": none is.
 	Spool api.EndpointSpool
 	// Tell is told why a pod has no network, or keeps one that should go; "" when that is
@@ -50,8 +52,8 @@ type Config struct {
 // one pod are handled one after the other, those of different pods at the same time. What
 // was saved for a pod is brought back at start, whatever was done when the agent ended:
 //
-//	add:    address ─► file ─► device pair, row (held), programs ─► up
-//	remove: row ─► device pair ─► programs ─► row in the kernel ─► file ─► address rests
+//	add:    address ─► file ─► device pair, rows (held), programs ─► up
+//	remove: row ─► device pair ─► programs ─► rows in the kernel ─► file ─► address rests
 //
 // Each step can be repeated, and none is needed to undo an earlier one.
 type Endpoints struct {
@@ -73,6 +75,8 @@ type Endpoints struct {
 	prepared map[string]Record
 	turns    map[string]*turn
 	working  sync.WaitGroup
+	// namespaces are the cookies of the pods' network namespaces, of which the kernel has rows.
+	namespaces map[string]uint64
 	// failed are pods that are not as requested, and whether to try again without being
 	// asked: what is on disk is brought up, but nothing is removed that way.
 	failed map[string]bool
@@ -133,7 +137,7 @@ func New(cfg Config) (*Endpoints, error) {
 	e := &Endpoints{
 		cfg: cfg, drained: make(chan struct{}), adopted: make(chan struct{}), plumbers: make(chan struct{}, Plumbers), ended: make(chan struct{}),
 		pool: NewPool(cfg.CIDRs, records, released, time.Now()), records: map[string]Record{}, prepared: map[string]Record{},
-		turns: map[string]*turn{}, failed: map[string]bool{}, inherited: map[string]bool{}, ran: map[string]bool{},
+		turns: map[string]*turn{}, namespaces: map[string]uint64{}, failed: map[string]bool{}, inherited: map[string]bool{}, ran: map[string]bool{},
 		adds: map[string]uint64{}, adding: map[string]int{},
 	}
 	for _, r := range records {
@@ -178,6 +182,7 @@ func (e *Endpoints) Run(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return nil
 	}
+	e.pruneNamespaces()
 	close(e.adopted)
 	for {
 		select {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -62,6 +63,20 @@ func ensureNamespace(dir, path string, ipv6 bool) error {
 func isNamespace(path string) bool {
 	var fs unix.Statfs_t
 	return unix.Statfs(path, &fs) == nil && fs.Type == unix.NSFS_MAGIC
+}
+
+// cookieOf identifies a network namespace: until the machine reboots, no other has its cookie.
+func cookieOf(ns netns.NsHandle) (uint64, error) {
+	s, err := nl.GetNetlinkSocketAt(ns, netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		return 0, fmt.Errorf("enter namespace: %w", err)
+	}
+	defer s.Close()
+	cookie, err := unix.GetsockoptUint64(s.GetFd(), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("identify the network namespace: %w", err)
+	}
+	return cookie, nil
 }
 
 // oneSetting lets one goroutine at a time write a setting.

@@ -29,6 +29,8 @@ type Link struct {
 	Host    string
 	// MAC is the pod's device's, HostMAC the host side's.
 	MAC, HostMAC net.HardwareAddr
+	// Netns is the cookie of the pod's network namespace.
+	Netns uint64
 }
 
 // Plumbing is what a pod needs of the kernel.
@@ -169,7 +171,9 @@ func (k Kernel) Create(r Record) (_ Link, err error) {
 	if err := configureHost(host, inside.Attrs().HardwareAddr, r.IPs()); err != nil {
 		return Link{}, err
 	}
-	return linkOf(host, inside), nil
+	link := linkOf(host, inside)
+	link.Netns, err = cookieOf(ns)
+	return link, err
 }
 
 func linkOf(host, inside netlink.Link) Link {

@@ -66,6 +66,9 @@ func (e *Endpoints) create(r Record) (link Link, row bpf.Endpoint, err error) {
 	if err := e.cfg.Datapath.AttachPod(link.Ifindex); err != nil {
 		return link, row, err
 	}
+	if err := e.openNamespace(r, link); err != nil {
+		return link, row, err
+	}
 	return link, row, e.cfg.Plumbing.Up(link, r)
 }
 
@@ -217,6 +220,9 @@ func (e *Endpoints) unplumb(r Record) error {
 	}
 	if ifindex != 0 {
 		e.detach(r, ifindex)
+	}
+	if err := e.closeNamespace(r.Key(), 0); err != nil {
+		return err
 	}
 	for _, ip := range r.IPs() {
 		if err := e.cfg.Datapath.Maps().Endpoints.Delete(bpf.AddrOf(ip)); err != nil {

@@ -327,10 +327,12 @@ func (r *rows) keeps(f *known) bool {
 	if f.Flags&bpf.FlowLoop != 0 {
 		return true
 	}
-	if _, ok := look(r, r.maps.Members, bpf.MemberKey{Addr: f.Backend, Service: f.Service, Port: f.Bport}); ok {
+	backend, _ := f.backend()
+	addr := bpf.AddrOf(backend.Addr())
+	if _, ok := look(r, r.maps.Members, bpf.MemberKey{Addr: addr, Service: f.Service, Port: bpf.PortOf(backend.Port())}); ok {
 		return true
 	}
-	at, why := r.locateOffered(f.Backend, f.Bport, f.key.Proto)
+	at, why := r.locateOffered(addr, bpf.PortOf(backend.Port()), f.key.Proto)
 	return f.established() && (why == 0 || why == bpf.ReasonNoTunnel) && at.via == f.Via && at.identity != uint32(identity.UnknownMember)
 }
 
@@ -347,6 +349,18 @@ func (r *rows) holds(k bpf.FlowKey, f bpf.Flow) bool {
 		sum += n
 	}
 	return sum == f.Revision
+}
+
+// givesBackends says whether sockets of the pod with this address are given the backends of
+// services.
+func (r *rows) givesBackends(pod bpf.Addr) bool {
+	all, failed := r.maps.Namespaces.All()
+	given := false
+	for _, n := range all {
+		given = given || slices.Contains(n.Addr[:], pod)
+	}
+	r.err = cmp.Or(r.err, failed())
+	return given
 }
 
 // masqueraded is the address that the world sees instead of a pod's; false: the pod's own.

@@ -29,6 +29,19 @@ type known struct {
 // established says of a TCP connection that both sides have sent something.
 func (f *known) established() bool { return f.key.Proto == 6 && f.Flags&bpf.FlowReplied != 0 }
 
+// backend is that of the service which the flow goes through; false: it goes through none.
+func (f *known) backend() (netip.AddrPort, bool) {
+	switch {
+	case f.Flags&bpf.FlowService != 0:
+		return netip.AddrPortFrom(f.Backend.Netip(), f.Bport.Number()), true
+	case f.Flags&bpf.FlowMember != 0: // the pod's socket was given it
+		return netip.AddrPortFrom(f.key.Remote.Netip(), f.key.Rport.Number()), true
+	}
+	return netip.AddrPort{}, false
+}
+
+func (f *known) throughService() bool { return f.Flags&(bpf.FlowService|bpf.FlowMember) != 0 }
+
 // flows tells of the live flows with this key, in which a zero port of the client is any, and
 // returns the latest that has not ended; nil: there is none.
 func (w *walk) flows(key bpf.FlowKey) *known {
@@ -43,6 +56,9 @@ func (w *walk) flows(key bpf.FlowKey) *known {
 			all = append(all, known{k, f})
 		}
 	}
+	given := func(f bpf.Flow) bool {
+		return f.Flags&bpf.FlowMember != 0 && f.Backend == key.Remote && f.Bport == key.Rport
+	}
 	if client != (bpf.Port{}) {
 		for _, beside := range []uint8{0, 1} {
 			key.Beside = beside
@@ -50,14 +66,18 @@ func (w *walk) flows(key bpf.FlowKey) *known {
 				keep(key, f)
 			}
 		}
-	} else {
+	}
+	// A flow that a socket was given a backend for has the backend's key.
+	if client == (bpf.Port{}) || len(all) == 0 && w.q.Arrives == "" && w.inSockets() {
 		rows, failed := w.maps.Flows.All()
 		for k, f := range rows {
 			if w.err = cmp.Or(w.err, w.ctx.Err()); w.err != nil {
 				return nil
 			}
-			if k.Local == key.Local && k.Remote == key.Remote && k.Proto == key.Proto &&
-				(k.Rport == key.Rport || key.Rport == (bpf.Port{})) && (k.Lport == key.Lport || key.Lport == (bpf.Port{})) {
+			if k.Local != key.Local || k.Proto != key.Proto || k.Lport != key.Lport && key.Lport != (bpf.Port{}) {
+				continue
+			}
+			if given(f) || k.Remote == key.Remote && (k.Rport == key.Rport || key.Rport == (bpf.Port{})) {
 				keep(k, f)
 			}
 		}
@@ -103,8 +123,8 @@ func (w *walk) flowText(f known, now uint64) string {
 		text = append(text, "opened by the other side")
 	}
 	text = append(text, "last packet "+ago(time.Duration(max(now, f.Seen)-f.Seen))+" ago")
-	if f.Flags&bpf.FlowService != 0 {
-		text = append(text, fmt.Sprintf("backend %v", netip.AddrPortFrom(f.Backend.Netip(), f.Bport.Number())))
+	if backend, ok := f.backend(); ok {
+		text = append(text, fmt.Sprintf("backend %v", backend))
 	}
 	if other := f.Flags.Other(); other != (bpf.Port{}) {
 		text = append(text, fmt.Sprintf("with port %d towards the other side", other.Number()))
@@ -139,17 +159,17 @@ func (w *walk) continues(ep bpf.Endpoint, f *known) (to netip.AddrPort, open boo
 	if to = w.q.To; f == nil || w.q.From.Port() == 0 || f.Flags&bpf.FlowRemoteInitiated != 0 || f.Ifindex != ep.Ifindex {
 		return to, false
 	}
-	if f.Flags&bpf.FlowService == 0 {
+	backend, ok := f.backend()
+	if !ok {
 		w.found("flow", "what follows is about this open connection")
 		return to, true
 	}
-	backend := netip.AddrPortFrom(f.Backend.Netip(), f.Bport.Number())
 	stays := w.keeps(f)
 	if !stays && f.established() {
 		w.drop("flow", fmt.Sprintf("its backend %v is gone: the pod is told by a reset at its next packet", backend), bpf.ReasonPathDown)
 		return to, false
 	}
-	if at, _ := w.locate(f.Backend); stays && at.node != 0 && !f.established() {
+	if at, _ := w.locate(bpf.AddrOf(backend.Addr())); stays && at.node != 0 && !f.established() {
 		path, _ := w.rows.path(at.node, at.cluster)
 		stays = path != bpf.PathDead
 	}
@@ -174,7 +194,7 @@ func (w *walk) choose(svc bpf.Service, client bpf.Addr, known *known) (netip.Add
 		w.drop("service", fmt.Sprintf("%s: %v is in none of its loadBalancerSourceRanges", name, w.q.From.Addr()), bpf.ReasonSourceRange)
 		return netip.AddrPort{}, false
 	}
-	all := w.backends(svc)
+	all, hook := w.backends(svc), w.hook
 	slices.SortStableFunc(all, func(a, b backend) int {
 		return cmp.Or(cmp.Compare(a.group.Tier, b.group.Tier), a.Addr.Netip().Compare(b.Addr.Netip()))
 	})
@@ -187,12 +207,19 @@ func (w *walk) choose(svc bpf.Service, client bpf.Addr, known *known) (netip.Add
 		if usable++; usable == 1 {
 			followed = at
 		}
-		if known != nil && w.q.From.Port() == 0 && known.Flags&bpf.FlowService != 0 && b.Addr == known.Backend && b.Port == known.Bport {
+		if known == nil || w.q.From.Port() != 0 {
+			continue
+		}
+		if now, ok := known.backend(); ok && now == at {
 			followed, why = at, "that of the newest flow"
 		}
 	}
 	if last, ok := w.session(svc, client, bpf.Now()); ok {
 		followed, why = netip.AddrPortFrom(last.Backend.Netip(), last.Port.Number()), "that of the client's session"
+	}
+	if followed.IsValid() && w.inSockets() {
+		w.hook = "socket"
+		defer func() { w.hook = hook }()
 	}
 	w.found("service", "%s: %s, of which new connections get %d", name, api.Count(len(all), "backend"), usable)
 	for i := range all {

@@ -149,7 +149,7 @@ func (w *walk) sent() {
 	switch {
 	case w.trace.Dropped:
 		return
-	case open && known.Flags&bpf.FlowService != 0:
+	case open && known.throughService():
 		w.backend = to
 	case !open:
 		svc, ok := look(&w.rows, w.maps.Services, bpf.ServiceKey{Addr: dst, Port: bpf.PortOf(to.Port()), Proto: w.q.Protocol})
@@ -167,6 +167,11 @@ func (w *walk) sent() {
 		return
 	}
 	w.send(ep, to, known)
+}
+
+// inSockets says whether sockets choose the backend of this connection.
+func (w *walk) inSockets() bool {
+	return (w.q.Protocol == 6 || w.q.Protocol == 17) && w.givesBackends(bpf.AddrOf(w.q.From.Addr()))
 }
 
 // send judges what a pod sends to a pod or to the world, and sends it there. An open connection

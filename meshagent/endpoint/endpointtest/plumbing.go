@@ -44,7 +44,7 @@ func (p *Plumbing) Create(r endpoint.Record) (endpoint.Link, error) {
 	l, ok := p.links[r.Key()]
 	if !ok {
 		p.next++
-		l = endpoint.Link{Ifindex: 1000 + p.next, Host: endpoint.HostDevice(r), MAC: net.HardwareAddr{2, 0, 0, 0, 0, byte(p.next)}, HostMAC: net.HardwareAddr{2, 0, 0, 0, 1, byte(p.next)}}
+		l = endpoint.Link{Ifindex: 1000 + p.next, Host: endpoint.HostDevice(r), MAC: net.HardwareAddr{2, 0, 0, 0, 0, byte(p.next)}, HostMAC: net.HardwareAddr{2, 0, 0, 0, 1, byte(p.next)}, Netns: uint64(5000 + p.next)}
 		if p.links == nil {
 			p.links = map[string]endpoint.Link{}
 		}
