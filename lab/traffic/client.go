@@ -18,10 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Target is a server's address: http://web/, tcp://web:81 or udp://10.1.1.2:82. One of https is
-// somebody else's.
+// Target is a server's address: http://web/, tcp://web:81 or udp://10.1.1.2:82; with sendto://
+// instead of udp://, it is asked from a socket that is not connected. One of https is somebody else's.
 type Target struct {
-	Scheme string // http, https, tcp, udp
+	Scheme string // http, https, tcp, udp, sendto
 	Host   string // host:port
 	URL    string // as it was written
 }
@@ -37,8 +37,8 @@ func ParseTarget(s string) (Target, error) {
 	}
 	t := Target{Scheme: u.Scheme, Host: u.Host, URL: s}
 	switch {
-	case !slices.Contains([]string{"http", "https", "tcp", "udp"}, u.Scheme):
-		return Target{}, fmt.Errorf("target %q: write http://…, https://…, tcp://… or udp://…", s)
+	case !slices.Contains([]string{"http", "https", "tcp", "udp", "sendto"}, u.Scheme):
+		return Target{}, fmt.Errorf("target %q: write http://…, https://…, tcp://…, udp://… or sendto://…", s)
 	case u.Port() == "" && u.Scheme == "https":
 		t.Host = net.JoinHostPort(u.Hostname(), "443")
 	case u.Port() == "" && u.Scheme != "http":
@@ -214,6 +214,9 @@ type connection struct {
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second}
 
 func dial(ctx context.Context, t Target, from string) (*connection, error) {
+	if t.Scheme == "sendto" {
+		return openTo(ctx, t, from)
+	}
 	d, err := dialer(t.Scheme, from)
 	if err != nil {
 		return nil, err
@@ -227,11 +230,53 @@ func dial(ctx context.Context, t Target, from string) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A socket that was given a service's backend still sees the service.
+	if asked, err := netip.ParseAddrPort(t.Host); err == nil && conn.RemoteAddr().String() != asked.String() {
+		conn.Close()
+		return nil, fmt.Errorf("connected to %v instead of %v", conn.RemoteAddr(), asked)
+	}
 	c := &connection{Conn: conn}
 	if t.Scheme != "udp" {
 		c.in = bufio.NewReader(conn)
 	}
 	return c, nil
+}
+
+// unconnected is a UDP socket that is not connected, and speaks to one address.
+type unconnected struct {
+	*net.UDPConn
+	to *net.UDPAddr
+}
+
+func openTo(ctx context.Context, t Target, from string) (*connection, error) {
+	network := "udp" + family(ctx, t.Host)
+	to, err := net.ResolveUDPAddr(network, t.Host)
+	if err != nil {
+		return nil, err
+	}
+	d, err := dialer("udp", from)
+	if err != nil {
+		return nil, err
+	}
+	local := ""
+	if d.LocalAddr != nil {
+		local = d.LocalAddr.String()
+	}
+	socket, err := (&net.ListenConfig{Control: d.Control}).ListenPacket(ctx, network, local)
+	if err != nil {
+		return nil, err
+	}
+	return &connection{Conn: &unconnected{socket.(*net.UDPConn), to}}, nil
+}
+
+func (u *unconnected) Write(b []byte) (int, error) { return u.WriteTo(b, u.to) }
+
+func (u *unconnected) Read(b []byte) (int, error) {
+	n, from, err := u.ReadFrom(b)
+	if err == nil && from.String() != u.to.String() {
+		err = fmt.Errorf("asked %v, but %v answered", u.to, from)
+	}
+	return n, err
 }
 
 // ask sends a word and waits for the answer to it until ctx ends.

@@ -74,7 +74,7 @@ func Load(ctx context.Context, c LoadConfig, out io.Writer) error {
 	switch {
 	case c.Keep == 0:
 		g.Go(func() error { return l.fresh(ctx) })
-	case c.Target.Scheme == "udp":
+	case c.Target.Scheme == "udp" || c.Target.Scheme == "sendto":
 		for i := range c.Keep {
 			g.Go(func() error { return l.packets(ctx, i+1) })
 		}

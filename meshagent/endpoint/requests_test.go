@@ -35,6 +35,7 @@ type machine struct {
 	plumbing *endpointtest.Plumbing
 	cidrs    []netip.Prefix
 	spool    api.EndpointSpool
+	sockets  bool // sockets of pods are given backends
 
 	mu sync.Mutex // guards step
 	// step is called before each act on the kernel, which fails with its error.
@@ -68,7 +69,7 @@ func (m *machine) start() *life {
 	l := &life{m: m, tab: tables.New(), why: map[string]string{}}
 	var err error
 	l.Endpoints, err = endpoint.New(endpoint.Config{
-		CIDRs: m.cidrs, MTU: 1420, Tables: l.tab, Datapath: stepping{m.datapath, m}, Plumbing: acting{m.plumbing, m}, Dir: m.dir,
+		CIDRs: m.cidrs, MTU: 1420, Tables: l.tab, Datapath: stepping{m.datapath, m}, Plumbing: acting{m.plumbing, m}, Dir: m.dir, Sockets: m.sockets,
 		Tell: l.tell, TellPool: func(why string) { l.tell("addresses", why) }, Spool: m.spool, TellSpool: l.tellSpool, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -92,6 +92,44 @@ func open(t *testing.T, m *bpf.Maps, backend string, flags bpf.FlowFlags) {
 
 const anyPort, ofFlow, service = "10.1.1.2:0", "10.1.1.2:40112", "10.101.0.7:80"
 
+// Where sockets are given backends, they choose, and an open connection is found under its
+// backend's address.
+func TestSocketsChoose(t *testing.T) {
+	m := mesh(t)
+	svc := web(t, m)
+	n := nodeOf(m)
+	lines, _ := follow(t, n, anyPort, service)
+	has(t, lines, "from_pod service: ", "from_pod backend: ", "from_pod policy: ")
+	put(t, m.Namespaces, 77, bpf.Namespace{Addr: [2]bpf.Addr{addr("10.1.1.2")}})
+	lines, _ = follow(t, n, anyPort, service)
+	has(t, lines, "socket service: ", "socket backend: ", "from_pod destination: ", "from_pod policy: ")
+
+	given := bpf.FlowKey{Local: addr("10.1.1.2"), Remote: addr("10.2.1.2"), Lport: bpf.PortOf(40112), Rport: bpf.PortOf(8080), Proto: 6}
+	put(t, m.Flows, given, bpf.Flow{Seen: bpf.Now(), Ifindex: 5, Service: 7, Backend: addr("10.101.0.7"), Bport: bpf.PortOf(80), Via: bpf.ViaTunnel, Flags: bpf.FlowMember | bpf.FlowReplied})
+	for from, want := range map[string]string{anyPort: "socket service: what follows is about 10.2.1.2:8080, that of the newest flow", ofFlow: "from_pod flow: what follows is about this open connection, to its backend 10.2.1.2:8080: "} {
+		svc.Group[1].Tier, svc.Group[0].Tier = 0, 1
+		setService(t, m, svc)
+		lines, got := follow(t, n, from, service)
+		has(t, lines, "from_pod flow: port 40112: open, ", want)
+		if got.Next == nil || got.Next.To.String() != "10.2.1.2:8080" {
+			t.Errorf("from %s it goes on to %+v", from, got.Next)
+		}
+	}
+	// Gone from its service and from the mesh.
+	if err := errors.Join(m.Members.Delete(bpf.MemberKey{Addr: addr("10.2.1.2"), Service: 7, Port: bpf.PortOf(8080)}), m.IPs.Delete(addr("10.2.1.2"))); err != nil {
+		t.Fatal(err)
+	}
+	lines, got := follow(t, n, ofFlow, service)
+	has(t, lines, "from_pod flow: its backend 10.2.1.2:8080 is gone: the pod is told by a reset at its next packet")
+	if got.End != bpf.ReasonPathDown.String() {
+		t.Errorf("it ends %s", got.End)
+	}
+	// Of another service, or from another port.
+	if lines, _ := follow(t, n, "10.1.1.2:40113", service); slices.ContainsFunc(lines, func(s string) bool { return strings.Contains(s, "40112") }) {
+		t.Errorf("another port's flow is in\n%s", strings.Join(lines, "\n"))
+	}
+}
+
 // A node whose number has no name yet is not where a connection is known to go on.
 func TestAnUnnamedNodeIsUnknown(t *testing.T) {
 	n := nodeOf(mesh(t))

@@ -68,7 +68,7 @@ func (w *walk) flows(key bpf.FlowKey) *known {
 		}
 	}
 	// A flow that a socket was given a backend for has the backend's key.
-	if client == (bpf.Port{}) || len(all) == 0 && w.q.Arrives == "" && w.inSockets() {
+	if client == (bpf.Port{}) || len(all) == 0 && w.q.Arrives == "" && w.isService() && w.inSockets() {
 		rows, failed := w.maps.Flows.All()
 		for k, f := range rows {
 			if w.err = cmp.Or(w.err, w.ctx.Err()); w.err != nil {
@@ -179,6 +179,12 @@ func (w *walk) continues(ep bpf.Endpoint, f *known) (to netip.AddrPort, open boo
 	}
 	w.found("flow", "what follows is about this open connection, to its backend %v: the service and its source ranges are not looked up again", backend)
 	return backend, true
+}
+
+// isService says whether a service has the address and port that are asked for.
+func (w *walk) isService() bool {
+	_, ok := look(&w.rows, w.maps.Services, bpf.ServiceKey{Addr: bpf.AddrOf(w.q.To.Addr()), Port: bpf.PortOf(w.q.To.Port()), Proto: w.q.Protocol})
+	return ok
 }
 
 // choose tells which backends a service has for a new connection of the client, and returns the
