@@ -145,6 +145,10 @@ func (n *realNode) addPod(name, ip string) (macs [2]net.HardwareAddr) {
 		n.must(err)
 		up = link.Attrs().OperState == netlink.OperUp
 	}
+	for ours := !overIPv6; !ours; { // until then it takes nothing for the address
+		routes, err := h.RouteGet(pod.IP)
+		ours = err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
+	}
 	return macs
 }
 

@@ -100,7 +100,8 @@ func (n *realNode) asks(c *net.UDPConn, to string) netip.AddrPort {
 	b := make([]byte, 100)
 	size, from, err := c.ReadFromUDPAddrPort(b)
 	if err != nil || string(b[:size]) != to {
-		n.Fatalf("asked %s, read %q: %v", to, b[:size], err)
+		counters, _ := n.d.Counters()
+		n.Fatalf("asked %s, read %q: %v; counted: %+v", to, b[:size], err, counters)
 	}
 	return netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 }
@@ -484,4 +485,61 @@ func testConnectionsOfAPodsSocketMoveOnOrEnd(t *testing.T) {
 	unset(t, n.d.Maps().IPs, addr(pod))
 	n.changed()
 	ends(c)
+}
+
+// With Maglev, a socket with a port of its choice has the backend that its packets would have, and
+// one without a port gets any.
+func TestMaglevForSocketsOfPods(t *testing.T) { families(t, testMaglevForSocketsOfPods) }
+
+func testMaglevForSocketsOfPods(t *testing.T) {
+	n := newSocketNode(t)
+	m := n.d.Maps()
+	for i, pod := range []string{podC, podD} {
+		set(t, m.Backends, SlotKey{Service: 81, Slot: uint32(7 + i)}, Backend{Addr: addr(pod), Port: PortOf(8080), Node: uint16(nodeOf(pod))})
+	}
+	for piece := range 4 {
+		var row MaglevSlots
+		for i := range row.Backend {
+			row.Backend[i] = uint16(7 + i%2)
+		}
+		set(t, m.Maglev, MaglevKey{Service: 81, Piece: uint16(piece), Tier: 1, Generation: 5}, row)
+	}
+	set(t, m.Balancing, 81, Balancing{Weights: [MaxGroups]uint32{1}, Slots: 251, Generation: 5})
+	svc, _, _ := m.Services.Lookup(front(far, 17))
+	svc.Timeout = svc.Timeout.With(ServiceBalanced)
+	set(t, m.Services, front(far, 17), svc)
+	ask := func(port uint16) string {
+		t.Helper()
+		var c net.Conn
+		n.in(podA, func() (err error) {
+			local := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at(podA, port)))
+			d := net.Dialer{}
+			if port != 0 {
+				d.LocalAddr = local
+			}
+			c, err = d.Dial(network("udp"), at(far, 80))
+			return err
+		})
+		defer c.Close()
+		if _, err := io.WriteString(c, "question"); err != nil {
+			t.Fatal(err)
+		}
+		_, pod := n.leaves(17)
+		return pod
+	}
+	bound, loose := map[string]int{}, map[string]int{}
+	for port := uint16(5000); port < 5016; port++ {
+		first := ask(port)
+		clearer(m.Flows)(t)
+		if second := ask(port); second != first {
+			t.Errorf("port %d reached %s, then %s", port, first, second)
+		}
+		bound[first]++
+	}
+	for range 40 {
+		loose[ask(0)]++
+	}
+	if len(bound) != 2 || len(loose) != 2 {
+		t.Errorf("bound sockets reached %v, others %v", bound, loose)
+	}
 }

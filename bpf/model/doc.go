@@ -18,7 +18,7 @@
 //   - what a sender is told: resets and ICMP errors, byte by byte;
 //   - node ports and external addresses with a backend here or elsewhere; masquerading.
 //
-// It does not cover: programs on sockets; shares and budgets (the table is never full);
+// It does not cover: programs on sockets, and what their sockets tell a packet; shares and budgets (the table is never full);
 // sweeping; the limit on ICMP errors; weights other than 0 and 1, and how even a choice is;
 // the trace of new flows; who is who in events; fragments that overtake the first, or more
 // datagrams of a sender than are remembered; sockets of the node that have a port; generations
