@@ -4,22 +4,30 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
-// socketHooks are the programs on what sockets do, and where they are attached.
-var socketHooks = map[string]ebpf.AttachType{
-	"connect4":     ebpf.AttachCGroupInet4Connect,
-	"connect6":     ebpf.AttachCGroupInet6Connect,
-	"sendmsg4":     ebpf.AttachCGroupUDP4Sendmsg,
-	"sendmsg6":     ebpf.AttachCGroupUDP6Sendmsg,
-	"recvmsg4":     ebpf.AttachCGroupUDP4Recvmsg,
-	"recvmsg6":     ebpf.AttachCGroupUDP6Recvmsg,
-	"getpeername4": ebpf.AttachCgroupInet4GetPeername,
-	"getpeername6": ebpf.AttachCgroupInet6GetPeername,
+// socketHook is a program on what sockets do, and where it is attached.
+type socketHook struct {
+	name string
+	at   ebpf.AttachType
+}
+
+// socketHooks are attached in this order, and detached in the other: what turns backends into their
+// services again is there for every socket that was given one.
+var socketHooks = []socketHook{
+	{"recvmsg4", ebpf.AttachCGroupUDP4Recvmsg},
+	{"recvmsg6", ebpf.AttachCGroupUDP6Recvmsg},
+	{"getpeername4", ebpf.AttachCgroupInet4GetPeername},
+	{"getpeername6", ebpf.AttachCgroupInet6GetPeername},
+	{"connect4", ebpf.AttachCGroupInet4Connect},
+	{"connect6", ebpf.AttachCGroupInet6Connect},
+	{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg},
+	{"sendmsg6", ebpf.AttachCGroupUDP6Sendmsg},
 }
 
 func socketPin(hook string) string { return linkPrefix + "socket_" + hook }
@@ -32,16 +40,16 @@ func (d *Datapath) AttachSockets(cgroup string) error {
 	if err := unix.Stat(cgroup, &at); err != nil {
 		return fmt.Errorf("attach to sockets: cgroup %s: %w", cgroup, err)
 	}
-	for hook, kind := range socketHooks {
-		if err := d.attachSocket(cgroup, at.Ino, hook, kind); err != nil {
-			return fmt.Errorf("attach %s to cgroup %s: %w", hook, cgroup, err)
+	for _, hook := range socketHooks {
+		if err := d.attachSocket(cgroup, at.Ino, hook); err != nil {
+			return fmt.Errorf("attach %s to cgroup %s: %w", hook.name, cgroup, err)
 		}
 	}
 	return nil
 }
 
-func (d *Datapath) attachSocket(cgroup string, id uint64, hook string, kind ebpf.AttachType) error {
-	path, prog := filepath.Join(d.dir, socketPin(hook)), d.sockets[hook]
+func (d *Datapath) attachSocket(cgroup string, id uint64, hook socketHook) error {
+	path, prog := filepath.Join(d.dir, socketPin(hook.name)), d.sockets[hook.name]
 	old, err := open(path)
 	if err != nil {
 		return err
@@ -66,7 +74,7 @@ func (d *Datapath) attachSocket(cgroup string, id uint64, hook string, kind ebpf
 			return err
 		}
 	}
-	l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: kind, Program: prog})
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: hook.at, Program: prog})
 	if err != nil {
 		return err
 	}
@@ -76,18 +84,18 @@ func (d *Datapath) attachSocket(cgroup string, id uint64, hook string, kind ebpf
 
 // adoptSockets replaces the programs of an earlier generation, wherever they are attached.
 func (d *Datapath) adoptSockets() error {
-	for hook, prog := range d.sockets {
-		l, err := open(filepath.Join(d.dir, socketPin(hook)))
+	for _, hook := range socketHooks {
+		l, err := open(filepath.Join(d.dir, socketPin(hook.name)))
 		if err != nil {
 			return err
 		}
 		if l == nil {
 			continue
 		}
-		err = l.Update(prog)
+		err = l.Update(d.sockets[hook.name])
 		l.Close()
 		if err != nil {
-			return fmt.Errorf("replace program %s of the previous generation: %w", hook, err)
+			return fmt.Errorf("replace program %s of the previous generation: %w", hook.name, err)
 		}
 	}
 	return nil
@@ -95,9 +103,9 @@ func (d *Datapath) adoptSockets() error {
 
 // DetachSockets ends what AttachSockets began, also what an earlier process attached.
 func (d *Datapath) DetachSockets() error {
-	for hook := range socketHooks {
-		if err := os.Remove(filepath.Join(d.dir, socketPin(hook))); err != nil && !os.IsNotExist(err) {
-			return fmt.Errorf("detach %s: %w", hook, err)
+	for _, hook := range slices.Backward(socketHooks) {
+		if err := os.Remove(filepath.Join(d.dir, socketPin(hook.name))); err != nil && !os.IsNotExist(err) {
+			return fmt.Errorf("detach %s: %w", hook.name, err)
 		}
 	}
 	return nil

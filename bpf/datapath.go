@@ -127,8 +127,8 @@ func load(c Config, o options) (_ *Datapath, err error) {
 	d.sweep, d.settle, d.doomed = coll.DetachProgram("sweep"), coll.DetachProgram("settle"), coll.DetachMap("doomed")
 	d.sweepMasquerades = coll.DetachProgram("sweep_masquerades")
 	d.waiting = coll.DetachMap("waiting_room")
-	for hook := range socketHooks {
-		d.sockets[hook] = coll.DetachProgram(hook)
+	for _, hook := range socketHooks {
+		d.sockets[hook.name] = coll.DetachProgram(hook.name)
 	}
 	if d.stranded, err = attachIters(coll, strandedPrograms); err != nil {
 		return nil, err

@@ -125,12 +125,13 @@ once int alive_elsewhere(const struct settings *s, const struct flow_key *key, c
 	struct service *svc;
 	struct target to = {};
 
-	if (f->flags & FLOW_MEMBER) {
+	if (f->flags & FLOW_MEMBER && !(f->flags & FLOW_TRANSLATED)) {
 		front.addr = f->backend;
 		front.port = f->bport;
 	}
 	svc = bpf_map_lookup_elem(&services, &front);
-	return !svc || !choose_backend(s, svc, &to, &front.addr, ONLY_ALIVE);
+	/* Without it, waiting does no harm: whoever opens a flow again is refused. */
+	return svc ? !choose_backend(s, svc, &to, &front.addr, ONLY_ALIVE) : 0;
 }
 
 /* Does f end here because its path is silent or dead, rather than wait for it? */
@@ -267,8 +268,8 @@ once int open_egress(struct __sk_buff *skb, struct packet *p, const struct setti
 	ask_socket(skb, s, p, f, &to);
 	why = to.told < TOLD ? aim(s, p, &to) : 0;
 	if (unlikely(to.told))
-		heed_socket(p, f, &to, why);
-	if (to.service) {
+		why = heed_socket(p, f, &to, why);
+	if (to.service || unlikely(why)) {
 		if (likely(!p->direct)) {
 			p->service = p->dst;
 			p->service_port = p->dport;

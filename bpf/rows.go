@@ -69,7 +69,7 @@ const (
 	FlowBeside  FlowFlags = 1 << 10 // of a row for answers: the flow's key has Beside
 	FlowShared  FlowFlags = 1 << 11 // likewise: there is a flow beside it
 	// The pod's socket was given the backend, which Remote is: Service is set, Backend and Bport
-	// are its address and port.
+	// are its address and port, unless the flow is translated as well.
 	FlowMember FlowFlags = 1 << 12
 
 	// FlowTranslated are the flags of flows that have a second row.

@@ -6,13 +6,16 @@
  *
  * The backend is chosen once, when a socket connects, and costs its packets nothing. A
  * datagram that a socket sends without connecting goes to the backend that the last one to
- * its service went to, as long as that can be reached. What the process sees is the service.
+ * its service went to; from the node itself, as long as that can be reached. What the process
+ * sees is the service.
  *
  * A pod's packets still pass its device, where policy decides, and which is told by the socket
  * what service they are for: see spoken.h. So whatever is not as usual is left to it, and happens
  * as if there were no socket: a pod that is held, a service without backends or for others, a
- * pod that reaches itself; and a port that one socket or several may use towards two services with
- * one backend, which the backend could not tell apart (claim.h).
+ * pod that reaches itself; a port that one socket or several may use towards two services with
+ * one backend, which the backend could not tell apart (claim.h); and a fifth service of a socket
+ * that is not connected. What such a socket remembers stays for as long as it is open, so that every
+ * answer comes from the service: packets find another backend if that one is lost.
  */
 #include "lib/spoken.h"
 
@@ -67,16 +70,20 @@ inline_always void set_address(struct bpf_sock_addr *ctx, const struct addr *a, 
 	ctx->user_port = port;
 }
 
-/* The socket speaks to this address itself: what comes from there is of no service. */
-inline_always void speaks_to(struct bpf_sock_addr *ctx, const struct addr *a, __be16 port)
+/* The socket speaks to this address itself: what comes from there is of no service. What a pod's
+ * says to a service that has this backend is told apart from that by packets, from now on. */
+inline_always void speaks_to(struct socket *mine, enum whose whose, const struct addr *a, __be16 port)
 {
-	struct socket *mine = bpf_sk_storage_get(&sockets, (void *)ctx->sk, 0, 0);
-
 	if (!mine)
 		return;
-	for (int i = 0; i < REMEMBERED; i++)
-		if (mine->spoken[i].bport == port && same(&mine->spoken[i].backend, a))
+	for (int i = 0; i < REMEMBERED; i++) {
+		if (mine->spoken[i].bport != port || !same(&mine->spoken[i].backend, a))
+			continue;
+		if (whose == NODES_OWN)
 			mine->spoken[i].id = 0;
+		mine->spoken[i].backend = (struct addr){};
+		mine->spoken[i].bport = 0;
+	}
 }
 
 /* The port of a socket; 0: it is not bound yet. */
@@ -94,6 +101,38 @@ inline_always int overlaps(const struct socket *mine, const struct target *to)
 		if (mine->spoken[i].id && mine->spoken[i].bport == to->port && same(&mine->spoken[i].backend, &to->addr))
 			return 1;
 	return 0;
+}
+
+/* The row of a pod's packets from this port, while they come: what they did before the socket was
+ * given backends, or what another socket at this port does. */
+part const struct flow *spoken_by_packets(const struct addr *client, __be16 port, const struct addr *to, __be16 to_port,
+					   __u8 proto)
+{
+	struct flow_key key;
+	struct flow *f;
+
+	set_key(&key, client, to, port, to_port, proto);
+	f = bpf_map_lookup_elem(&flows, &key);
+	return f && !expired(f, proto, bpf_ktime_get_coarse_ns()) ? f : 0;
+}
+
+/* Is a backend that a pod's socket would be given for a datagram one that packets of its port are
+ * translated to? Then packets tell the two apart. */
+inline_always int given_to_packets(const struct addr *client, __be16 port, const struct target *to)
+{
+	const struct flow *f = spoken_by_packets(client, port, &to->addr, to->port, PROTO_UDP);
+
+	return f && f->flags & FLOW_ANSWERS;
+}
+
+/* Sends what a pod's socket sends to a service again where it went before, whatever has become of
+ * that: a flow that was answered waits for a path that is silent, and packets find another
+ * backend if this one is lost. */
+inline_always int as_before(struct bpf_sock_addr *ctx, const struct spoken *with, int ipv6)
+{
+	if (with->bport && !is_zero(&with->backend))
+		set_address(ctx, &with->backend, with->bport, ipv6);
+	return ALLOW;
 }
 
 /* Counts a socket of the node that is refused. Nobody has sent a packet yet. */
@@ -120,55 +159,72 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 	struct addr client = {};
 	enum whose whose;
 	int kept = 0, left = 0, why;
-	__be16 port = port_of(ctx);
+	__be16 port = port_of(ctx), asks;
 
 	if (!s || !s->revision)
 		return ALLOW;
 	to.addr = front.addr = address_of(ctx, ipv6);
 	whose = whose_is(ctx, s, &front.addr, &client);
-	if (whose == NOBODYS)
+	mine = bpf_sk_storage_get(&sockets, (void *)ctx->sk, 0, 0);
+	if (whose == NOBODYS && !mine)
 		return ALLOW;
 	to.port = front.port = ctx->user_port;
 	front.proto = ctx->protocol;
 	svc = bpf_map_lookup_elem(&services, &front);
 	if (!svc) {
-		speaks_to(ctx, &front.addr, front.port);
+		speaks_to(mine, whose, &front.addr, front.port);
 		return ALLOW;
 	}
-	/* The kernel finds an unbound socket a port that is free towards the backend. */
-	if (whose == PODS && connects && port)
-		return ALLOW;
-	mine = bpf_sk_storage_get(&sockets, (void *)ctx->sk, 0, STORAGE_CREATE);
-	if (!mine)
-		return whose == PODS ? ALLOW : refuse_socket(REASON_FAILED, NO_MEMORY);
-	for (int i = 0; i < REMEMBERED; i++) {
+	for (int i = 0; mine && i < REMEMBERED; i++) {
 		old = &mine->spoken[i];
-		if (old->id != svc->id || old->sport != front.port || !same(&old->service, &front.addr))
+		if (!old->id || old->sport != front.port || !same(&old->service, &front.addr))
 			continue;
-		if (!connects && !old->bport)
-			return ALLOW;
-		old->id = 0; /* the newest is the one that counts */
-		if (!connects && reachable(s, &old->backend, old->bport, svc->id)) {
+		if (whose != NODES_OWN && !connects) {
+			old->id = svc->id; /* at this address there may be another one by now */
+			return as_before(ctx, old, ipv6);
+		}
+		if (whose == NODES_OWN && !connects && old->id == svc->id && reachable(s, &old->backend, old->bport, svc->id)) {
 			to.addr = old->backend;
 			to.port = old->bport;
 			kept = 1;
 		}
+		old->id = 0; /* the newest is the one that counts */
 	}
-	if (!port) /* for Maglev: the socket keeps its backend, so nobody asks again */
-		port = bpf_get_prandom_u32();
-	why = kept ? 0 : choose_for(s, svc, &client, &port, &front.proto, &to, 0);
-	if (why && whose == PODS)
+	if (whose == NOBODYS)
 		return ALLOW;
-	if (why)
-		return refuse_socket(why, why == REASON_SOURCE_RANGE ? NOT_PERMITTED : CONNECTION_REFUSED);
-	if (whose == PODS)
-		left = same(&to.addr, &client) || (!connects && overlaps(mine, &to));
-	if (left && !same(&to.addr, &client)) /* packets choose */
-		__builtin_memset(&to, 0, sizeof(to));
+	if (whose == PODS && connects && port) /* the kernel finds an unbound socket a port that is free towards the backend */
+		return ALLOW;
+	if (whose == PODS && !connects && mine && mine->spoken[mine->next % REMEMBERED].id) /* it cannot forget */
+		return ALLOW;
+	if (!mine)
+		mine = bpf_sk_storage_get(&sockets, (void *)ctx->sk, 0, STORAGE_CREATE);
+	if (!mine)
+		return whose == PODS ? ALLOW : refuse_socket(REASON_FAILED, NO_MEMORY);
+	if (whose == PODS && !connects && port)
+		left = !!spoken_by_packets(&client, port, &front.addr, front.port, front.proto);
+	if (!kept && !left) {
+		/* For Maglev: a socket without a port keeps its backend, so nobody asks again. */
+		asks = port ? port : bpf_get_prandom_u32();
+		why = choose_for(s, svc, &client, &asks, &front.proto, &to, 0);
+		if (why && whose == PODS)
+			return ALLOW;
+		if (why)
+			return refuse_socket(why, why == REASON_SOURCE_RANGE ? NOT_PERMITTED : CONNECTION_REFUSED);
+	}
+	if (whose == PODS && !left) {
+		if (same(&to.addr, &client))
+			to.addr = (struct addr){};
+		else if (!connects)
+			left = overlaps(mine, &to) || given_to_packets(&client, port, &to);
+	}
+	if (left) {
+		to.addr = (struct addr){};
+		to.port = 0;
+	}
 	mine->spoken[mine->next++ % REMEMBERED] = (struct spoken){
 		.service = front.addr, .backend = to.addr, .sport = front.port, .bport = to.port, .id = svc->id,
 	};
-	if (!left)
+	if (!is_zero(&to.addr))
 		set_address(ctx, &to.addr, to.port, ipv6);
 	return ALLOW;
 }

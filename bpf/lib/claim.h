@@ -158,9 +158,9 @@ inline_always void stand_beside(struct flow_key *key, struct flow *f)
 	key->beside = 1;
 	if (f->flags & FLOW_SERVICE)
 		return;
-	/* It has no room for a service's address as well. */
-	f->flags = (f->flags & ~FLOW_MEMBER) | FLOW_DIRECT;
-	f->service = 0;
+	/* If its socket was given the backend, it has no room for the service's address as well,
+	 * but goes on knowing whose backend that is. */
+	f->flags |= FLOW_DIRECT;
 	f->backend = key->remote;
 	f->bport = key->rport;
 }

@@ -6,8 +6,9 @@
 
 #define REMEMBERED 4 /* services per socket, a power of two */
 
-/* A service that a socket talks to, and its backend. Without a port of the backend, packets are
- * translated. */
+/* A service that a socket talks to, and its backend: an address and its port; the pod itself, if the
+ * address is zero; or one that packets choose, if the port is zero too. The socket was given the
+ * first alone: in the other cases its packets go to the service. */
 struct spoken {
 	struct addr service;
 	struct addr backend;
@@ -29,6 +30,11 @@ struct {
 	__type(value, struct socket);
 } sockets SEC(".maps");
 
+inline_always int is_zero(const struct addr *a)
+{
+	return !(a->w[0] | a->w[1] | a->w[2] | a->w[3]);
+}
+
 /* Can something new still go to this backend of the service? */
 once int reachable(const struct settings *s, const struct addr *backend, __be16 port, __u32 service)
 {
@@ -47,7 +53,7 @@ once int reachable(const struct settings *s, const struct addr *backend, __be16 
 /* What the socket that sends a packet was told of its destination. */
 enum told {
 	NOT_TOLD,
-	TOLD_IN_VAIN, /* it is a backend of a service, which the socket asked for, but will not do any more */
+	TOLD_IN_VAIN, /* it was a backend of a service, which the socket asked for, but will not do any more */
 	TOLD,         /* it is a backend of a service, which the socket asked for */
 	TOLD_ITSELF,  /* it is a service, and the pod itself the backend that was chosen */
 };
@@ -86,8 +92,8 @@ once int ask_socket(struct __sk_buff *skb, const struct settings *s, const struc
 				*to = (struct target){.addr = with->service, .port = with->sport, .told = TOLD_IN_VAIN};
 			return 0;
 		}
-		if (with->sport == to->port && same(&with->service, &to->addr) && same(&with->backend, &p->src)) {
-			if (reachable(s, &p->src, with->bport, with->id))
+		if (with->sport == to->port && same(&with->service, &to->addr)) {
+			if (with->bport && is_zero(&with->backend) && reachable(s, &p->src, with->bport, with->id))
 				*to = (struct target){.addr = p->src, .port = with->bport, .told = TOLD_ITSELF, .service = with->id};
 			return 0;
 		}
@@ -96,25 +102,25 @@ once int ask_socket(struct __sk_buff *skb, const struct settings *s, const struc
 }
 
 /* Makes of what the socket was told a flow with a backend, where the packet goes; or leaves it to
- * a flow that is translated, if the service has another one. why is what looking up to has
- * returned. */
+ * a flow that is translated, from this backend to the one that is in to by now. why is what
+ * looking up to has returned. Returns that, or why there is no flow. */
 once int heed_socket(struct packet *p, struct flow *f, struct target *to, int why)
 {
-	if (!p || !f || !to || to->told == TOLD_ITSELF)
-		return 0;
-	if (to->told == TOLD_IN_VAIN) {
-		if (to->service && why)
-			name_given(p, f);
-		/* Is there another backend? */
-		if (to->service && (why || !same(&to->addr, &p->dst) || to->port != p->dport))
-			return 0;
-		*to = (struct target){.addr = p->dst, .port = p->dport, .told = to->service ? TOLD : NOT_TOLD};
-	}
-	if (to->told != TOLD) { /* the service is gone */
-		f->service = 0;
-		return 0;
-	}
-	f->flags |= FLOW_MEMBER;
+	if (!p || !f || !to)
+		return REASON_FAILED;
+	if (to->told == TOLD_ITSELF)
+		return why;
 	name_given(p, f);
+	f->flags |= FLOW_MEMBER;
+	if (to->told == TOLD)
+		return 0;
+	/* The service is gone: who had a backend of it has no right to that one. */
+	if (!to->service)
+		return REASON_NO_BACKEND;
+	if (why || !same(&to->addr, &p->dst) || to->port != p->dport)
+		return why;
+	/* There is no other. The service may be another one by now, at the same address. */
+	f->service = to->service;
+	*to = (struct target){.addr = p->dst, .port = p->dport, .told = TOLD};
 	return 0;
 }

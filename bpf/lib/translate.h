@@ -108,14 +108,18 @@ inline_always void name_given(struct packet *p, const struct flow *f)
 /* Fills in, for the event, the service that p's flow goes through and its backend. */
 inline_always void name_service(struct packet *p, const struct flow_key *key, const struct flow *f)
 {
-	if (f->flags & FLOW_MEMBER) {
+	/* One that is translated as well has no room for the service's address: only the event of
+	 * its first packet names it. */
+	if (f->flags & FLOW_MEMBER && !(f->flags & FLOW_TRANSLATED)) {
 		name_given(p, f);
 		return;
 	}
 	if (!(f->flags & FLOW_SERVICE))
 		return;
-	p->service = key->remote;
-	p->service_port = key->rport;
+	if (likely(!(f->flags & FLOW_MEMBER))) {
+		p->service = key->remote;
+		p->service_port = key->rport;
+	}
 	if (same(&p->src, &key->local)) {
 		p->dst = f->backend;
 		p->dport = f->bport;
@@ -139,8 +143,10 @@ inline_always int translate(struct __sk_buff *skb, struct packet *p, const struc
 	int why = 0;
 
 	if (likely(f->flags & FLOW_SERVICE)) {
-		p->service = p->dst;
-		p->service_port = p->dport;
+		if (likely(!(f->flags & FLOW_MEMBER))) {
+			p->service = p->dst;
+			p->service_port = p->dport;
+		}
 		why = rewrite(skb, p, DESTINATION, &f->backend, f->bport);
 	}
 	if (unlikely(other) && !why)

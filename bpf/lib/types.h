@@ -76,7 +76,9 @@ enum flow_flags {
 	FLOW_BESIDE = 1 << 10,          /* of a row for answers: the flow's key has the mark */
 	FLOW_SHARED = 1 << 11,          /* likewise: there is a flow beside it */
 	FLOW_MEMBER = 1 << 12,          /* the pod's socket was given the backend, which remote is:
-					 * service is set, backend and bport are its address */
+					 * service is set, backend and bport are its address. With
+					 * FLOW_SERVICE: remote was, and backend takes its place.
+					 * With FLOW_DIRECT: see there */
 };
 
 /* A flow with one of these flags has a second row, for its answers. */

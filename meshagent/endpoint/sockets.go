@@ -1,6 +1,10 @@
 package endpoint
 
-import "github.com/weft-mesh/weft/bpf"
+import (
+	"cmp"
+
+	"github.com/weft-mesh/weft/bpf"
+)
 
 // openNamespace lets sockets in a pod's network namespace be given the backends of services, if
 // that is wanted.
@@ -43,23 +47,15 @@ func (e *Endpoints) closeNamespace(pod string, now uint64) error {
 }
 
 // pruneNamespaces removes the rows of namespaces that a previous agent left and no pod has now. A
-// pod that could not be brought up yet gets its row again then.
+// pod that could not be brought up yet keeps its row: its sockets go on as they are.
 func (e *Endpoints) pruneNamespaces() {
 	rows, failed := e.cfg.Datapath.Maps().Namespaces.All()
-	var stale []uint64
-	e.mu.Lock()
-	kept := make(map[uint64]bool, len(e.namespaces))
-	for _, cookie := range e.namespaces {
-		kept[cookie] = true
-	}
-	e.mu.Unlock()
-	for cookie := range rows {
-		if !kept[cookie] {
-			stale = append(stale, cookie)
-		}
+	left := map[uint64]bpf.Namespace{}
+	for cookie, row := range rows {
+		left[cookie] = row
 	}
 	err := failed()
-	for _, cookie := range stale {
+	for _, cookie := range e.adoptNamespaces(left) {
 		if err == nil {
 			err = e.cfg.Datapath.Maps().Namespaces.Delete(cookie)
 		}
@@ -67,4 +63,35 @@ func (e *Endpoints) pruneNamespaces() {
 	if err != nil {
 		e.cfg.Log.Warn("network namespaces of pods that are gone stay in the kernel's table", "error", err)
 	}
+}
+
+// adoptNamespaces takes over the rows of pods that have a record and no namespace yet, and returns
+// those that are nobody's.
+func (e *Endpoints) adoptNamespaces(rows map[uint64]bpf.Namespace) (stale []uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	kept, waiting := map[uint64]bool{}, map[bpf.Addr]string{}
+	for _, cookie := range e.namespaces {
+		kept[cookie] = true
+	}
+	for key, r := range e.records {
+		if _, has := e.namespaces[key]; has || !e.cfg.Sockets {
+			continue
+		}
+		for _, ip := range r.IPs() {
+			waiting[bpf.AddrOf(ip)] = key
+		}
+	}
+	for cookie, row := range rows {
+		if kept[cookie] {
+			continue
+		}
+		pod := cmp.Or(waiting[row.Addr[0]], waiting[row.Addr[1]])
+		if _, has := e.namespaces[pod]; pod == "" || has {
+			stale = append(stale, cookie)
+			continue
+		}
+		e.namespaces[pod] = cookie
+	}
+	return stale
 }

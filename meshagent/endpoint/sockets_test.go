@@ -1,6 +1,7 @@
 package endpoint_test
 
 import (
+	"errors"
 	"maps"
 	"net/netip"
 	"testing"
@@ -74,6 +75,23 @@ func TestSocketsOfPodsAreGivenBackends(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("removed", map[uint64][2]string{5003: first})
+
+	// A pod that cannot be brought up yet keeps its row, until it has another namespace.
+	m.onStep(func(act, pod string) error {
+		if act == "create" {
+			return errors.New("the kernel is busy")
+		}
+		return nil
+	})
+	if err := m.datapath.Maps().Namespaces.Update(4711, bpf.Namespace{Addr: [2]bpf.Addr{bpf.AddrOf(netip.MustParseAddr("10.1.1.200"))}}); err != nil {
+		t.Fatal(err)
+	}
+	l = m.start()
+	want("while nothing can be brought up", map[uint64][2]string{5003: first})
+	m.plumbing.Reboot()
+	m.onStep(nil)
+	l.add(web)
+	want("brought up in another namespace", map[uint64][2]string{5005: first})
 
 	m.sockets = false
 	l = m.start()

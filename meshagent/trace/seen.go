@@ -57,7 +57,7 @@ func (w *walk) flows(key bpf.FlowKey) *known {
 		}
 	}
 	given := func(f bpf.Flow) bool {
-		return f.Flags&bpf.FlowMember != 0 && f.Backend == key.Remote && f.Bport == key.Rport
+		return f.Flags&(bpf.FlowMember|bpf.FlowTranslated) == bpf.FlowMember && f.Backend == key.Remote && f.Bport == key.Rport
 	}
 	if client != (bpf.Port{}) {
 		for _, beside := range []uint8{0, 1} {
