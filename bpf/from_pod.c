@@ -116,7 +116,9 @@ inline_always struct flow *find(struct work *w)
 
 /* ---- 2. Decide: packets of known flows ---- */
 
-/* Does the flow's service have a backend whose path is alive? */
+/* Does the flow's service have a backend whose path is alive? One that is gone refuses whoever opens a
+ * flow again. One whose address is not known, because what a socket was given is translated as well
+ * (FLOW_MEMBER), is not asked for each packet. */
 once int alive_elsewhere(const struct settings *s, const struct flow_key *key, const struct flow *f)
 {
 	if (!s || !key || !f)
@@ -125,13 +127,14 @@ once int alive_elsewhere(const struct settings *s, const struct flow_key *key, c
 	struct service *svc;
 	struct target to = {};
 
-	if (f->flags & FLOW_MEMBER && !(f->flags & FLOW_TRANSLATED)) {
+	if (f->flags & FLOW_MEMBER) {
+		if (f->flags & FLOW_TRANSLATED)
+			return 0;
 		front.addr = f->backend;
 		front.port = f->bport;
 	}
 	svc = bpf_map_lookup_elem(&services, &front);
-	/* Without it, waiting does no harm: whoever opens a flow again is refused. */
-	return svc ? !choose_backend(s, svc, &to, &front.addr, ONLY_ALIVE) : 0;
+	return !svc || !choose_backend(s, svc, &to, &front.addr, ONLY_ALIVE);
 }
 
 /* Does f end here because its path is silent or dead, rather than wait for it? */

@@ -179,11 +179,13 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 		old = &mine->spoken[i];
 		if (!old->id || old->sport != front.port || !same(&old->service, &front.addr))
 			continue;
+		if (whose == NODES_OWN && old->id != svc->id)
+			continue;
 		if (whose != NODES_OWN && !connects) {
 			old->id = svc->id; /* at this address there may be another one by now */
 			return as_before(ctx, old, ipv6);
 		}
-		if (whose == NODES_OWN && !connects && old->id == svc->id && reachable(s, &old->backend, old->bport, svc->id)) {
+		if (!connects && reachable(s, &old->backend, old->bport, svc->id)) {
 			to.addr = old->backend;
 			to.port = old->bport;
 			kept = 1;
