@@ -80,7 +80,7 @@ func (d *Datapath) EndStranded() (ended, doubtful int, err error) {
 		switch err := s.end(); {
 		case err == nil:
 			ended++
-		case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESTALE): // closed meanwhile
+		case unlessClosed(err) != nil:
 			errs = append(errs, fmt.Errorf("end the socket to %v:%d: %w", s.Remote, s.Rport.Number(), err))
 		}
 	}

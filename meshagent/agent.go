@@ -66,7 +66,8 @@ type Agent struct {
 	observer    *observer
 	standing    *standing
 	shares      *shares
-	sockets     *sockets
+	sockets     *sockets // of the node's processes
+	connections *sockets // of pods
 	attachments *attachments
 	masquerade  *masquerade
 	access      *access
@@ -213,8 +214,12 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	a.shares = &shares{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "shares", "shares of the flow table cannot be read", log), log: log}
 	a.masquerade = &masquerade{conf: cfg, node: n.addrs, maps: edges.Datapath.Maps(), outside: edges.Outside, expose: a.program.SetAddresses, trouble: partTrouble(a.Tables, "masquerade", "pods may not reach the world", log),
 		ports: ports{datapath: edges.Datapath, tables: a.Tables, log: log}}
-	a.sockets = &sockets{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "sockets", "sockets of the node keep backends that are lost", log), log: log,
-		written: a.program.Passed()}
+	endStranded := func(context.Context) (ended, doubtful int, err error) { return edges.Datapath.EndStranded() }
+	a.sockets = &sockets{look: endStranded, what: "sockets of the node", paths: true, longest: socketPause, tables: a.Tables, log: log, written: a.program.Passed(),
+		trouble: partTrouble(a.Tables, "sockets", "sockets of the node keep backends that are lost", log)}
+	ofPods := &connections{maps: edges.Datapath.Maps(), pods: a.endpoints}
+	a.connections = &sockets{look: ofPods.look, what: "connections of pods", tables: a.Tables, log: log, written: a.program.Passed(),
+		trouble: partTrouble(a.Tables, "connections", "pods that only wait keep connections with backends that are gone", log)}
 	a.plugin = newPlugin(cfg, a.program.Passed(), partTrouble(a.Tables, "cni", "the CNI plugin is not installed as it should be", log))
 	a.attachments = &attachments{datapath: edges.Datapath, device: edges.Device, cgroup: edges.Cgroup, tables: a.Tables, log: log}
 	return a, nil
@@ -231,7 +236,7 @@ func (a *Agent) run(ctx context.Context, more ...part) error {
 	if a.edges.Cgroup != nil {
 		more = append(more, a.sockets)
 	}
-	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.tunnels, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments, a.masquerade, a.access, a.health, a.plugin}
+	parts := []part{a.endpoints, a.requester, a.readiness, a.program, a.tunnels, a.publisher, a.hosts, a.observer, a.standing, a.shares, a.files, a.attachments, a.masquerade, a.connections, a.access, a.health, a.plugin}
 	for _, r := range a.reflectors {
 		parts = append(parts, r)
 	}

@@ -28,7 +28,7 @@ var (
 	descAgain   = desc("flows_judged_again_total", "Packets that found their flow's verdict out of date and had it judged again.")
 	descLost    = desc("events_lost_total", "Events that found the buffer full.")
 	descMasked  = desc("masqueraded_connections", "Connections of pods with the world that come from the node's address, as of half a minute ago.")
-	descEnded   = desc("sockets_ended_total", "Sockets of the node's processes that were ended because their service's backend was gone or cut off.")
+	descEnded   = desc("sockets_ended_total", "Sockets that were ended because their service's backend was gone or, of the node's processes, cut off.")
 	descHeld    = desc("flow_rows", "Rows of the flow table by the pod that opened them; without a pod those of the node itself.", "namespace", "pod")
 	descShare   = desc("flow_share_rows", "Rows of the flow table that a pod, or the node itself, is sure of.", "namespace", "pod")
 	descRefused = desc("flows_refused_total", "New flows that found no room in what their pod may hold of the flow table.", "namespace", "pod")
@@ -113,7 +113,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	if again, err := a.edges.Datapath.JudgedAgain(); err == nil {
 		count(descAgain, float64(again))
 	}
-	count(descEnded, float64(a.sockets.ended.Load()))
+	count(descEnded, float64(a.sockets.ended.Load()+a.connections.ended.Load()))
 	gauge(descMasked, float64(a.edges.Datapath.Masqueraded()))
 	if all, err := a.edges.Datapath.Holdings(); err == nil {
 		owners := a.shares.owners()

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -52,6 +53,17 @@ func (b *broken) EndStranded() (ended, doubtful int, err error) { return 0, 0, b
 
 func (b *broken) Holdings() ([]bpf.Holding, error) { return nil, b.err() }
 
+// unreadable is a table of flows that cannot be read while b is set.
+type unreadable struct {
+	bpf.Table[bpf.FlowKey, bpf.Flow]
+	b *broken
+}
+
+func (u unreadable) All() (iter.Seq2[bpf.FlowKey, bpf.Flow], func() error) {
+	all, failed := u.Table.All()
+	return all, func() error { return errors.Join(failed(), u.b.err()) }
+}
+
 // Whatever part of an agent fails, and keeps failing each time it is started again,
 // the log says so once and the cluster is told until it works again.
 func TestAPartThatKeepsFailingIsToldUntilItWorks(t *testing.T) {
@@ -62,6 +74,12 @@ func TestAPartThatKeepsFailingIsToldUntilItWorks(t *testing.T) {
 		{"flow events", wire.ProblemParts, "events", func(e *Edges, b *broken) { e.Datapath = b }},
 		{"sweeping", wire.ProblemParts, "flows", func(e *Edges, b *broken) { e.Datapath = b }},
 		{"sockets", wire.ProblemParts, "sockets", func(e *Edges, b *broken) { e.Datapath, e.Cgroup = b, func() (string, error) { return "", nil } }},
+		{"connections of pods", wire.ProblemParts, "connections", func(e *Edges, b *broken) {
+			flows := &e.Datapath.Maps().Flows
+			if _, already := (*flows).(unreadable); !already {
+				*flows = unreadable{*flows, b}
+			}
+		}},
 		{"shares", wire.ProblemParts, "shares", func(e *Edges, b *broken) { e.Datapath = b }},
 		{"gossip", wire.ProblemParts, "gossip", func(e *Edges, b *broken) {
 			e.Gossip = func(ctx context.Context, _ gossip.Config, _ []string) error {
@@ -115,7 +133,7 @@ func TestAPartThatKeepsFailingIsToldUntilItWorks(t *testing.T) {
 					return out
 				}
 				b.Store(true)
-				if test.table != wire.ProblemParts || test.row == "events" {
+				if test.table != wire.ProblemParts || test.row == "events" || test.row == "connections" {
 					w.setCut("west", true) // so that there is something to write
 					east.stop()            // what is open does not fail
 					east.run()

@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-mesh/weft/bpf"
 	_ "github.com/weft-mesh/weft/internal/firstthread"
 )
 
@@ -49,6 +50,10 @@ type Plumbing interface {
 	// Up lets packets through, and returns when the pod's first will not be lost;
 	// harmless when they already pass.
 	Up(l Link, r Record) error
+	// End ends open TCP connections of a pod, given as the pod knows them, if still says so once
+	// the socket is known, and says how many. Those that no socket has are left out, and all if the
+	// pod's namespace is gone.
+	End(r Record, connections []bpf.FlowKey, still func(bpf.FlowKey) (bool, error)) (int, error)
 	// Remove takes everything away; nil if nothing is left.
 	Remove(r Record) error
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/weft-mesh/weft/api"
@@ -57,6 +58,16 @@ func TestSocketsOfPodsAreGivenBackends(t *testing.T) {
 	db := api.EndpointRequest{Namespace: "shop", Name: "db-1", UID: "two"}
 	second := both(l.add(db))
 	want("with another pod", map[uint64][2]string{5001: first, 5002: second})
+
+	// Connections are ended in the namespaces of their pods alone, and only while they are lost.
+	lost := bpf.FlowKey{Local: bpf.AddrOf(netip.MustParseAddr(first[1])), Lport: bpf.PortOf(4000), Proto: 6}
+	found, nobodys := lost, lost
+	found.Lport = bpf.PortOf(4001)
+	nobodys.Local = bpf.AddrOf(netip.MustParseAddr("10.1.1.200"))
+	still := func(k bpf.FlowKey) (bool, error) { return k != found, nil }
+	if n, err := l.EndConnections([]bpf.FlowKey{nobodys, found, lost}, still); n != 1 || err != nil || !slices.Equal(m.plumbing.Ended(web.Key()), []bpf.FlowKey{lost}) || len(m.plumbing.Ended(db.Key())) != 0 {
+		t.Errorf("ended %d connections, %v: %v", n, err, m.plumbing.Ended(web.Key()))
+	}
 
 	// Its namespace is another one now, as after a crash of the runtime.
 	m.plumbing.Reboot()

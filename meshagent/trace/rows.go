@@ -321,19 +321,9 @@ func (r *rows) session(svc bpf.Service, client bpf.Addr, now uint64) (backend bp
 	return last, tunnel && path == bpf.PathAlive
 }
 
-// keeps says whether a flow keeps its backend: rejudge. One that was removed from its service keeps
-// its open connections for as long as it exists, and a pod that reaches itself always keeps itself.
+// keeps says whether a flow keeps its backend. A pod that reaches itself always keeps itself.
 func (r *rows) keeps(f *known) bool {
-	if f.Flags&bpf.FlowLoop != 0 {
-		return true
-	}
-	backend, _ := f.backend()
-	addr := bpf.AddrOf(backend.Addr())
-	if _, ok := look(r, r.maps.Members, bpf.MemberKey{Addr: addr, Service: f.Service, Port: bpf.PortOf(backend.Port())}); ok {
-		return true
-	}
-	at, why := r.locateOffered(addr, bpf.PortOf(backend.Port()), f.key.Proto)
-	return f.established() && (why == 0 || why == bpf.ReasonNoTunnel) && at.via == f.Via && at.identity != uint32(identity.UnknownMember)
+	return f.Flags&bpf.FlowLoop != 0 || r.fate(memberOf(f.key, f.Flow), f.key.Proto).keeps(f.key, f.Flow)
 }
 
 // holds says whether a flow's verdict still rests on what is in the maps: if not, its next

@@ -66,16 +66,16 @@ func (n *Node) Follow(ctx context.Context, q api.TraceQuestion) (*api.Trace, err
 
 // once follows the connection with the settings as they are when it begins.
 func (n *Node) once(ctx context.Context, q api.TraceQuestion) (*walk, error) {
-	settings, _, err := n.Maps.Settings.Lookup(0)
+	r, err := newRows(ctx, n.Maps)
 	if err != nil {
-		return nil, fmt.Errorf("read map settings: %w", err)
+		return nil, err
 	}
-	w := &walk{Node: n, q: q, rows: rows{ctx: ctx, maps: n.Maps, settings: settings}, hook: "from_pod"}
+	w := &walk{Node: n, q: q, rows: r, hook: "from_pod"}
 	if q.Arrives == api.ArrivesByTunnel {
 		w.hook = "from_tunnel"
 	}
 	switch {
-	case settings.Revision == 0:
+	case w.settings.Revision == 0:
 		w.drop("settings", "the agent has not written them yet", bpf.ReasonNotReady)
 	case q.Arrives == "":
 		w.sent()

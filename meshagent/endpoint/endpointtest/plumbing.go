@@ -8,8 +8,10 @@ import (
 	"cmp"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 
+	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/meshagent/endpoint"
 )
 
@@ -19,6 +21,7 @@ type Plumbing struct {
 	mu    sync.Mutex // guards what follows
 	next  int
 	links map[string]endpoint.Link
+	ended map[string][]bpf.FlowKey
 }
 
 var _ endpoint.Plumbing = (*Plumbing)(nil)
@@ -77,6 +80,33 @@ func (p *Plumbing) Look(r endpoint.Record) (endpoint.Link, error) {
 
 // Up implements endpoint.Plumbing.
 func (p *Plumbing) Up(endpoint.Link, endpoint.Record) error { return nil }
+
+// End implements endpoint.Plumbing. Every connection has a socket.
+func (p *Plumbing) End(r endpoint.Record, connections []bpf.FlowKey, still func(bpf.FlowKey) (bool, error)) (ended int, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended == nil {
+		p.ended = map[string][]bpf.FlowKey{}
+	}
+	for _, key := range connections {
+		ok, err := still(key)
+		if err != nil {
+			return ended, err
+		}
+		if ok {
+			p.ended[r.Key()] = append(p.ended[r.Key()], key)
+			ended++
+		}
+	}
+	return ended, nil
+}
+
+// Ended returns the connections of a pod that were ended.
+func (p *Plumbing) Ended(pod string) []bpf.FlowKey {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.ended[pod])
+}
 
 // Remove implements endpoint.Plumbing.
 func (p *Plumbing) Remove(r endpoint.Record) error {
