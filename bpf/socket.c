@@ -135,6 +135,17 @@ inline_always int as_before(struct bpf_sock_addr *ctx, const struct spoken *with
 	return ALLOW;
 }
 
+/* Is it an address of services that no service has at this port? */
+once int nobody_serves(const struct settings *s, const struct addr *a)
+{
+	if (!s || !a)
+		return 0;
+	struct addr to = *a;
+	struct place at = {};
+
+	return locate(s, &to, &at) == REASON_NO_BACKEND;
+}
+
 /* Counts a socket of the node that is refused. Nobody has sent a packet yet. */
 inline_always int refuse_socket(__u32 reason, int error)
 {
@@ -173,7 +184,8 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 	svc = bpf_map_lookup_elem(&services, &front);
 	if (!svc) {
 		speaks_to(mine, whose, &front.addr, front.port);
-		return ALLOW;
+		/* Pods are told when they send. */
+		return whose == NODES_OWN && nobody_serves(s, &front.addr) ? refuse_socket(REASON_NO_BACKEND, CONNECTION_REFUSED) : ALLOW;
 	}
 	for (int i = 0; mine && i < REMEMBERED; i++) {
 		old = &mine->spoken[i];

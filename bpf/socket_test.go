@@ -156,6 +156,22 @@ func TestSocketsReachServices(t *testing.T) {
 		if !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("a service without backends: %v", err)
 		}
+		set(n, n.m.Prefixes, prefix("10.102.0.0/16"), IPInfo{Identity: 2, Flags: IPService})
+		nobody := netip.AddrPortFrom(inFamily(netip.MustParseAddr("10.102.0.9")), 80)
+		before := refusedSockets(n)
+		if _, err := net.Dial("tcp", nobody.String()); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("an address that no service has: %v", err)
+		}
+		if _, err := net.Dial("udp", nobody.String()); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("the same over UDP: %v", err)
+		}
+		if _, err := from.WriteToUDPAddrPort([]byte("?"), nobody); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("a datagram to it: %v", err)
+		}
+		if got := refusedSockets(n) - before; got != 3 {
+			t.Errorf("counted %d", got)
+		}
+		unset(n, n.m.Prefixes, prefix("10.102.0.0/16"))
 
 		// At a load balancer's address, the node is a client like others.
 		offers(80, ServiceRanged, groupHere)(n)
@@ -171,6 +187,21 @@ func TestSocketsReachServices(t *testing.T) {
 			c.Close()
 		}
 	})
+}
+
+// refusedSockets counts what was refused because nobody serves it.
+func refusedSockets(n *node) (packets uint64) {
+	n.Helper()
+	all, err := n.Counters()
+	if err != nil {
+		n.Fatal(err)
+	}
+	for _, c := range all {
+		if c.Reason == ReasonNoBackend && c.Dir == Egress {
+			packets += c.Packets
+		}
+	}
+	return packets
 }
 
 // A datagram goes to the backend of the one before it, until that cannot be reached.

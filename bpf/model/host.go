@@ -112,11 +112,17 @@ func (n *Node) processAnswers(p *Packet, portless bool) bpf.Reason {
 }
 
 // Connect is where a process of the node gets when it connects to an address, or why it is
-// refused: a backend if a service is there, and otherwise what it asked for. What sockets
-// remember is not covered.
+// refused: a backend if a service is there, nowhere if only services have such addresses, and
+// otherwise what it asked for. What sockets remember is not covered.
 func (n *Node) Connect(at netip.AddrPort, proto uint8) (netip.AddrPort, bpf.Reason) {
 	s := n.Services[Front{At: at, Proto: proto}]
-	if s == nil || !n.Ready {
+	if !n.Ready {
+		return at, 0
+	}
+	if s == nil {
+		if _, why := n.locate(at.Addr()); why == bpf.ReasonNoBackend {
+			return at, why
+		}
 		return at, 0
 	}
 	self := n.Internal[family(at.Addr())]

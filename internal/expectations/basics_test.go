@@ -83,7 +83,7 @@ func basics() []row {
 				w.everywhere("one:80", "one-1:80", "one-2:80")
 				first := w.get("one").Spec.ClusterIP + ":80"
 				w.delete("services", "one")
-				w.nowhere(first)
+				w.everywhere(first, Refused)
 				w.everywhere("two:80", "two-1:80", "two-2:80")
 				w.apply(service("three", web80))
 				w.pods("three-1@2")
@@ -281,9 +281,9 @@ func types() []row {
 			test: func(w *world) {
 				w.apply(service("web", web80))
 				w.pods("web-1@1")
-				w.nowhere("10.101.0.9:80")
-				w.nowhere("web:81")
-			}, differs: "pods are told; what processes of a node send there is dropped (`no-backend`)"},
+				w.everywhere("10.101.0.9:80", Refused)
+				w.everywhere("web:81", Refused)
+			}},
 		{file: beside, spec: "node ports on loopback",
 			says: "with iptables, processes of a node reach node ports at 127.0.0.1",
 			test: func(w *world) {

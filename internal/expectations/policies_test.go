@@ -107,19 +107,19 @@ func labels() []row {
 			plain := manifest("Service", "web", "", "spec: {selector: {app: web}, type: NodePort, externalIPs: [203.0.113.9], ports: [{port: 80}]}")
 			w.pods("web-1@1", "web-2@2")
 			w.apply(labelled("never"))
-			w.nowhere("never:80")
+			w.everywhere("never:80", Refused)
 			w.apply(plain)
 			at := "node:" + w.nodePort("web", 80)
 			for range 2 {
 				w.everywhere("web:80", "web-1:80", "web-2:80")
 				w.everywhere(at, "web-1:80", "web-2:80")
 				w.apply(labelled("web"))
-				w.nowhere("web:80")
+				w.everywhere("web:80", Refused)
 				w.everywhere(at, Left)
 				w.everywhere("203.0.113.9:80", Left)
 				w.apply(plain)
 			}
-			w.nowhere("never:80")
+			w.everywhere("never:80", Refused)
 		}
 	}
 	return []row{
@@ -311,7 +311,7 @@ func ports() []row {
 				w.everywhere("web:80/UDP", "web-1:80", "web-2:80")
 				w.apply(service("web", "ports: [{name: udp, port: 80, protocol: UDP}]"))
 				w.everywhere("web:80/UDP", "web-1:80", "web-2:80")
-				w.nowhere("web:80")
+				w.everywhere("web:80", Refused)
 			}},
 		{file: specs, spec: "should serve endpoints on same port and different protocol for internal traffic on Type LoadBalancer",
 			says: "the same inside, for a service of type LoadBalancer",

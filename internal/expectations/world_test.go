@@ -362,15 +362,6 @@ func (w *world) everywhere(target string, want ...string) {
 	}
 }
 
-// nowhere checks that no service is at a cluster IP, which pods are told and processes are not.
-func (w *world) nowhere(target string) {
-	w.t.Helper()
-	for i := range w.stations {
-		w.reaches(fmt.Sprintf("pod@%d", i+1), target, Refused)
-		w.reaches(fmt.Sprintf("node@%d", i+1), target, Dropped)
-	}
-}
-
 // lot is a pod's port, as a backend.
 func (w *world) lot(at string) netip.AddrPort {
 	w.t.Helper()
