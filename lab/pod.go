@@ -408,6 +408,13 @@ func (t *Task) Stop() error { return t.process.stop() }
 // Running reports whether the task has not ended.
 func (t *Task) Running() bool { return t.process.running() }
 
+// Err is how the task ended: nil if it runs, or exited with status 0.
+func (t *Task) Err() error {
+	t.process.mu.Lock()
+	defer t.process.mu.Unlock()
+	return t.process.err
+}
+
 // Log returns the last lines that the task wrote to stderr.
 func (t *Task) Log() string { return tail(t.process.log, 10) }
 

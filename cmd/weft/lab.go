@@ -347,6 +347,7 @@ func labRequestCommand() *cobra.Command {
 	var count int
 	var timeout, refused time.Duration
 	var from string
+	var idle bool
 	cmd := &cobra.Command{
 		Use: "request TARGET...", Short: "Ask a server who it is, or several at once from one port", Hidden: true, Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -373,6 +374,16 @@ func labRequestCommand() *cobra.Command {
 				return nil
 			}
 			target := targets[0]
+			if idle {
+				a, ended, err := traffic.Idle(cmd.Context(), timeout, target, from)
+				if err != nil {
+					return hinted{fmt.Errorf("%s: %w", traffic.Reason(err), err), ""}
+				}
+				if traffic.Reason(ended) != "reset" {
+					return hinted{fmt.Errorf("the connection with %s was not reset: %w", a.Pod, ended), ""}
+				}
+				return nil
+			}
 			for range count {
 				start := time.Now()
 				a, err := traffic.RequestWithin(cmd.Context(), timeout, target, from, "")
@@ -396,6 +407,7 @@ func labRequestCommand() *cobra.Command {
 	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Second, "time limit of each request")
 	cmd.Flags().DurationVar(&refused, "refused", 0, "fail unless each request is refused within this time; 0 expects answers")
 	cmd.Flags().StringVar(&from, "from", "", "local address, or address:port")
+	cmd.Flags().BoolVar(&idle, "idle", false, "after one answer over TCP, send nothing and wait until the connection ends; fail unless it is reset")
 	return cmd
 }
 

@@ -90,7 +90,24 @@ func (v *Live) version(_ context.Context, args []string) error {
 }
 
 func (v *Live) ended(_ context.Context, args []string) error {
-	refs, err := v.refs(args)
+	var processes []string
+	for _, arg := range args {
+		task := v.daemons[arg]
+		if task == nil {
+			processes = append(processes, arg)
+			continue
+		}
+		if task.Running() {
+			return fmt.Errorf("%s is still running", arg)
+		}
+		if err := task.Err(); err != nil {
+			return misuse("%s ended with %w: %s", arg, err, task.Log())
+		}
+	}
+	if len(processes) == 0 && len(args) > 0 {
+		return nil
+	}
+	refs, err := v.refs(processes)
 	if err != nil {
 		return err
 	}

@@ -72,6 +72,8 @@ type Live struct {
 	view  View
 	state *script.State
 	marks map[string]time.Time
+	// daemons are those that the script has started, by name.
+	daemons map[string]*lab.Task
 
 	mu       sync.Mutex
 	loads    map[string]*load           // guarded by mu, for views

@@ -46,7 +46,7 @@ func (v *Live) verbs() map[string]script.Command {
 	add(false, "start", "PROCESS@NODE...", "starts processes", v.start)
 	add(false, "restart", "PROCESS@NODE...", "stops processes and starts them again", v.restart)
 	add(false, "version", "first|next PROCESS@NODE...", "processes start from this version of weft from now on; next is that of --next", v.version)
-	add(false, "ended", "PROCESS@NODE...", "processes exited by themselves, as expected", v.ended)
+	add(false, "ended", "PROCESS@NODE|DAEMON...", "processes exited by themselves, as expected; daemons with status 0", v.ended)
 	add(false, "power", "off|on NODE...", "kills everything on a machine and unplugs it; or boots it", v.power)
 	add(false, "disk", "fill|free NODE", "fills a limited disk, or frees it", v.disk)
 	add(true, "metrics", "PROCESS@NODE...", "prints the metrics of processes", v.metrics)
@@ -176,10 +176,18 @@ func (v *Live) daemon(_ context.Context, args []string) error {
 		return usageError{}
 	}
 	place, err := v.Lab.Place(args[1])
-	if err == nil {
-		_, err = v.Lab.StartAt(place, args[0], nil, args[2:]...)
+	if err != nil {
+		return err
 	}
-	return err
+	task, err := v.Lab.StartAt(place, args[0], nil, args[2:]...)
+	if err != nil {
+		return err
+	}
+	if v.daemons == nil {
+		v.daemons = map[string]*lab.Task{}
+	}
+	v.daemons[args[0]] = task
+	return nil
 }
 
 func (v *Live) request(ctx context.Context, args []string) error {

@@ -316,6 +316,34 @@ func (c *connection) line() (string, error) {
 	return string(pkt[:n]), err
 }
 
+// Idle asks a server over TCP once, and then says nothing and waits until the connection ends: it
+// returns the answer, and how that ended. Nothing is sent to keep it alive.
+func Idle(ctx context.Context, limit time.Duration, t Target, from string) (a Answer, ended, err error) {
+	if t.Scheme != "tcp" {
+		return a, nil, fmt.Errorf("%s: only a connection over TCP can be idle", t.URL)
+	}
+	asking, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	conn, err := dial(asking, t, from)
+	if err != nil {
+		return a, nil, err
+	}
+	defer conn.Close()
+	if err := conn.Conn.(*net.TCPConn).SetKeepAlive(false); err != nil {
+		return a, nil, err
+	}
+	if a, err = conn.ask(asking, ""); err != nil {
+		return a, nil, err
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return a, nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	_, ended = conn.line()
+	return a, ended, ctx.Err()
+}
+
 // lost is how many segments a TCP connection has lost since it was made, as far as the
 // kernel knows: those it sent again, except those that the other side reported as
 // received twice, which were only slow.

@@ -1,6 +1,7 @@
 package traffic
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -257,5 +259,50 @@ func TestRequestToATLSServer(t *testing.T) {
 	}
 	if target, err := ParseTarget("https://10.101.0.1/readyz"); err != nil || target.Host != "10.101.0.1:443" {
 		t.Errorf("without a port: %+v, %v", target, err)
+	}
+}
+
+// A connection that only waits sends nothing, and tells how it ended.
+func TestIdle(t *testing.T) {
+	addr := netip.AddrPortFrom(loopbacktest.Addr(t), 10083)
+	l, err := net.Listen("tcp", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	target, err := ParseTarget("tcp://" + addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"closed", "reset"} {
+		served := make(chan error, 1)
+		go func() {
+			c, err := l.Accept()
+			if err != nil {
+				served <- err
+				return
+			}
+			defer c.Close()
+			in := bufio.NewReader(c)
+			if _, err = in.ReadString('\n'); err == nil {
+				_, err = fmt.Fprintln(c, Answer{Cluster: "east", Pod: "web", Echo: "hello"})
+			}
+			if want == "reset" {
+				err = errors.Join(err, c.(*net.TCPConn).SetLinger(0))
+			}
+			served <- err
+		}()
+		a, ended, err := Idle(t.Context(), time.Minute, target, "")
+		if err != nil || a.Pod != "web" || Reason(ended) != want {
+			t.Errorf("%s: answered by %+v, ended with %v; %v", want, a, ended, err)
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := Idle(ctx, time.Minute, target, ""); !errors.Is(err, context.Canceled) {
+		t.Errorf("after the end: %v", err)
 	}
 }
