@@ -94,6 +94,24 @@ test-kubernetes: build ## scenarios on Kubernetes clusters; needs root, and buil
 	$(MAKE) image PLATFORMS=local
 	./weft lab run --set PROGRAMS=$(CURDIR)/.bin/kubernetes $(KUBERNETES_SCENARIOS)
 
+# Kubernetes' own end-to-end specs of networks, what their pods run, and the cluster's DNS.
+.PHONY: kubernetes-suites
+kubernetes-suites:
+	cd $(KUBERNETES) && CGO_ENABLED=0 nice -n 19 go test -c -p 2 -trimpath -o $(CURDIR)/.bin/kubernetes/e2e.test \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes)" ./e2e
+	cd $(KUBERNETES) && CGO_ENABLED=0 nice -n 19 go build -p 2 -trimpath -o $(CURDIR)/.bin/kubernetes/agnhost -ldflags '-s -w' k8s.io/kubernetes/test/images/agnhost
+	GOBIN=$(CURDIR)/.bin/kubernetes CGO_ENABLED=0 nice -n 19 go install -p 2 -trimpath -ldflags '-s -w' github.com/coredns/coredns@v1.14.2
+
+# SUITES=netpol is one of them, and FOCUS='API|egress' some of its specs; docs/conformance.md has
+# the last outcome of each spec in .bin/conformance.
+.PHONY: conformance
+conformance: build ## run Kubernetes' own specs of networks and keep the results in docs; hours, needs root, containerd and runc
+	$(MAKE) kubernetes KUBERNETES_PROGRAMS="kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl"
+	$(MAKE) kubernetes-suites
+	$(MAKE) image PLATFORMS=local
+	$(call run,internal/conformance) -version '$(VERSION)' -agnhost "$$(cd $(KUBERNETES) && go list -f '{{.Dir}}' k8s.io/kubernetes/test/images/agnhost)" \
+		$(if $(SUITES),-suites $(SUITES)) $(if $(FOCUS),-focus '$(FOCUS)')
+
 # Simulated meshes for FOR, then real ones in the lab: fifty pods at once, ten times, and
 # rounds of a minute or two for FOR as well, or as many as ROUNDS; SEED repeats the first of
 # those, without the pods. CI has simulated meshes and one round in short, as tests.

@@ -43,6 +43,7 @@ func Exec(id, where string, command []string) error {
 	}
 	if where == "operator" {
 		os.Setenv("WEFT_CONFIG", r.Config)
+		os.Setenv("KUBECONFIG", kubeconfigIn(filepath.Dir(r.Config)))
 	} else {
 		os.Unsetenv("WEFT_CONFIG")
 	}

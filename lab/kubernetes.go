@@ -63,6 +63,7 @@ type kubernetesSite struct {
 	Server               string // host and port of the API server
 	CA                   string // its, in base64; empty until it has started
 	PodCIDR, ServiceCIDR string
+	DNS                  []string // addresses of the service of the cluster's DNS, for who installs one
 	PauseImage           string
 	// Tokens of the cluster's users; Kubelet is that of the machine's, Tokens are all of them
 	// by node.
@@ -125,7 +126,7 @@ func (l *Lab) bootKubernetes(ctx context.Context, c *Cluster) error {
 	site := kubernetesSite{
 		Server: net.JoinHostPort(control.Addr.String(), strconv.Itoa(kubernetesPort)),
 		Admin:  token(), Manager: token(), Scheduler: token(), Tokens: map[string]string{},
-		PodCIDR: list(c.PodCIDRs()), ServiceCIDR: list(c.ServiceCIDRs()), PauseImage: pauseImage,
+		PodCIDR: list(c.PodCIDRs()), ServiceCIDR: list(c.ServiceCIDRs()), PauseImage: pauseImage, DNS: clusterDNS(c),
 	}
 	for _, name := range c.Nodes {
 		site.Tokens[name] = token()
@@ -149,6 +150,18 @@ func (l *Lab) bootKubernetes(ctx context.Context, c *Cluster) error {
 	})
 }
 
+// clusterDNS are the tenth addresses of a cluster's services, as kubeadm has it.
+func clusterDNS(c *Cluster) (addrs []string) {
+	for _, cidr := range c.ServiceCIDRs() {
+		addr := cidr.Addr()
+		for range 10 {
+			addr = addr.Next()
+		}
+		addrs = append(addrs, addr.String())
+	}
+	return addrs
+}
+
 // kubectl runs kubectl as the operator.
 func (l *Lab) kubectl(ctx context.Context, cluster string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
@@ -160,7 +173,9 @@ func (l *Lab) kubectl(ctx context.Context, cluster string, args ...string) (stri
 }
 
 // kubeconfig is the file with the operator's contexts of all Kubernetes clusters.
-func (l *Lab) kubeconfig() string { return filepath.Join(l.Dir, "kubeconfig") }
+func (l *Lab) kubeconfig() string { return kubeconfigIn(l.Dir) }
+
+func kubeconfigIn(lab string) string { return filepath.Join(lab, "kubeconfig") }
 
 // startControlPlane starts etcd and Kubernetes' own servers.
 func (l *Lab) startControlPlane(ctx context.Context, n *Node, site *kubernetesSite) error {
