@@ -103,7 +103,7 @@ kubernetes-suites:
 	GOBIN=$(CURDIR)/.bin/kubernetes CGO_ENABLED=0 nice -n 19 go install -p 2 -trimpath -ldflags '-s -w' github.com/coredns/coredns@v1.14.2
 
 # SUITES=netpol is one of them, and FOCUS='API|egress' some of its specs; docs/conformance.md has
-# the last outcome of each spec in .bin/conformance.
+# the last outcome of each spec in .bin/conformance-reports.
 .PHONY: conformance
 conformance: build ## run Kubernetes' own specs of networks and keep the results in docs; hours, needs root, containerd and runc
 	$(MAKE) kubernetes KUBERNETES_PROGRAMS="kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl"

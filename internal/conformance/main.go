@@ -64,7 +64,7 @@ func parse(args []string) (o options, err error) {
 	f.StringVar(&o.programs, "kubernetes", ".bin/kubernetes", "folder with Kubernetes' programs; the image of weft is beside it")
 	f.StringVar(&o.agnhost, "agnhost", "", "folder with Kubernetes' source of agnhost")
 	f.StringVar(&o.version, "version", "", "version of weft, for the page")
-	f.StringVar(&o.reports, "reports", ".bin/conformance", "folder for reports, which are kept: the page has the last report of each spec")
+	f.StringVar(&o.reports, "reports", ".bin/conformance-reports", "folder for reports, which are kept: the page has the last report of each spec")
 	f.StringVar(&o.docs, "docs", "docs/conformance.md", "the page to write; none if empty")
 	f.StringVar(&names, "suites", "netpol,network", "suites to run; none writes the page from the reports that there are")
 	f.StringVar(&o.focus, "focus", "", "of those, only specs that match this regular expression")

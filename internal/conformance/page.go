@@ -66,8 +66,11 @@ Weft as ` + "`weft install`" + ` installs it, no kube-proxy, CoreDNS. ` + "`make
 	for _, s := range suites {
 		fmt.Fprintf(&b, "    e2e.test %s\n", quoted(s.arguments("")))
 	}
+	for _, a := range leftOut() {
+		fmt.Fprintf(&b, "\nLeft out here, and not counted: specs whose names match `%s`, because %s.\n", a.pattern, a.reason)
+	}
 	b.WriteString(`
-Specs that were not of these names are not counted. A lab reaches no registry, so the images that specs pull are made on
+A lab reaches no registry, so the images that specs pull are made on
 the spot, under their names:
 
 | image | made of |

@@ -10,17 +10,19 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // suite is a choice among the specs of Kubernetes' e2e.test.
 type suite struct {
 	name, title string
-	focus, skip string // regular expressions, as -ginkgo.focus and -ginkgo.skip
+	focus       string // a regular expression, as -ginkgo.focus has it
 }
 
 var suites = []suite{
-	{"netpol", "Network policies (`test/e2e/network/netpol`)", `\[sig-network\] Netpol`, ``},
-	{"network", "Conformance specs of networks (`[sig-network]`, `[Conformance]`)", `\[sig-network\].*\[Conformance\]`, ``},
+	{"netpol", "Network policies (`test/e2e/network/netpol`)", `\[sig-network\] Netpol`},
+	{"network", "Conformance specs of networks (`[sig-network]`, `[Conformance]`)", `\[sig-network\].*\[Conformance\]`},
 }
 
 func suiteOf(name string) (suite, bool) {
@@ -31,6 +33,35 @@ func suiteOf(name string) (suite, bool) {
 	return suites[i], true
 }
 
+// absent are the specs that a machine cannot run, with the reason of each.
+type absent struct {
+	pattern, reason string
+	missing         func() bool
+}
+
+var absences = []absent{
+	{`Feature:SCTPConnectivity`, "the kernel of the machine has no SCTP, so that no server of these specs starts", noSCTP},
+}
+
+// noSCTP says whether the kernel lacks SCTP.
+func noSCTP() bool {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return errors.Is(err, unix.EPROTONOSUPPORT)
+}
+
+// leftOut are the absences of this machine.
+func leftOut() (out []absent) {
+	for _, a := range absences {
+		if a.missing() {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
 // arguments are those of e2e.test, but for the files that it reads and writes. Only patience differs from its
 // defaults, because two machines of a lab share few cores: a spec has
 // its own limits beside these.
@@ -39,8 +70,8 @@ func (s suite) arguments(focus string) []string {
 		focus = s.focus
 	}
 	args := []string{"-provider", "local", "-ginkgo.focus", focus}
-	if s.skip != "" {
-		args = append(args, "-ginkgo.skip", s.skip)
+	for _, a := range leftOut() {
+		args = append(args, "-ginkgo.skip", a.pattern)
 	}
 	return append(args, "-ginkgo.timeout", "4h", "-ginkgo.no-color", "-dump-logs-on-failure=false", "-disable-log-dump")
 }
