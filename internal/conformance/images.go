@@ -102,7 +102,10 @@ func debianRoot(f files, _ sources) error {
 		return fmt.Errorf("busybox --list: %w", err)
 	}
 	for _, command := range strings.Fields(string(out)) {
-		if at := "/bin/" + command; f[at] == nil {
+		// Busybox as a shell would prefer its own commands to other programs of the same name.
+		if at := "/bin/" + command; at == "/bin/sh" {
+			f.link(at, "bash")
+		} else if f[at] == nil {
 			f.link(at, "busybox")
 		}
 	}

@@ -95,7 +95,8 @@ func (o options) suite(ctx context.Context, s suite) error {
 	args := slices.Concat([]string{"lab", "exec", o.lab, "operator", "--", filepath.Join(programs, "e2e.test")}, s.arguments(focus),
 		[]string{"-context", "east", "-kubectl-path", filepath.Join(programs, "kubectl"), "-ginkgo.json-report", report})
 	failed := o.command(ctx, nil, args...)
-	if ctx.Err() != nil {
+	if ctx.Err() != nil { // what it has written is not whole
+		_ = os.Remove(report)
 		return errors.Join(context.Cause(ctx), failed)
 	}
 	// It fails if a spec does: the report says which.
