@@ -25,7 +25,7 @@ import (
 
 // tools are Debian's programs that specs run in their pods, each with the package that has it.
 // They stand in for Alpine's.
-var tools = map[string]string{"busybox": "busybox-static", "bash": "bash", "curl": "curl", "dig": "bind9-dnsutils", "nc": "netcat-openbsd"}
+var tools = map[string]string{"busybox": "busybox-static", "bash": "bash", "curl": "curl", "dig": "bind9-dnsutils", "getent": "libc-bin", "nc": "netcat-openbsd"}
 
 // image is one that specs pull: a root file system and what is started in it.
 type image struct {
@@ -46,9 +46,9 @@ const registry = "registry.k8s.io/"
 
 // images are all that the chosen specs pull, under the names by which they do.
 var images = []image{
-	{registry + "e2e-test-images/agnhost:2.63.0", "Kubernetes' agnhost built from its source, and CoreDNS, on Debian's busybox, bash, curl, dig and nc instead of Alpine's", agnhostRoot,
+	{registry + "e2e-test-images/agnhost:2.63.0", "Kubernetes' agnhost built from its source, and CoreDNS, on Debian's busybox, bash, curl, dig, getent and nc instead of Alpine's", agnhostRoot,
 		v1.Config{Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}, Env: searchPath}},
-	{registry + "e2e-test-images/glibc-dns-testing:2.0.0", "Debian's dig with its glibc, and busybox", debianRoot, v1.Config{Cmd: []string{"/bin/sh"}, Env: searchPath}},
+	{registry + "e2e-test-images/glibc-dns-testing:2.0.0", "Debian's dig and getent with their glibc, and busybox", debianRoot, v1.Config{Cmd: []string{"/bin/sh"}, Env: searchPath}},
 	{registry + "e2e-test-images/busybox:1.37.0-1", "Debian's busybox", debianRoot, v1.Config{Cmd: []string{"/bin/sh"}, Env: searchPath}},
 	{registry + "e2e-test-images/nginx:1.15-4", "Debian's busybox as a web server", debianRoot, v1.Config{Cmd: []string{"/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/srv"}, Env: searchPath}},
 	{registry + "pause:3.10.2", "the lab's own program, which waits", func(f files, s sources) error { return f.program("/usr/bin/weft", s.weft) },

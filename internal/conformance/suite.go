@@ -181,12 +181,12 @@ func decode(suite string, text []byte) (results []result, err error) {
 				state: s.State, message: s.Failure.Message, seconds: s.RunTime.Seconds(),
 			}
 			switch {
-			case s.LeafNodeType != "It" && s.State == "passed", s.State == "pending":
+			case s.LeafNodeType != "It" && s.State == "passed", s.State == "pending", s.State == "interrupted":
 				continue
 			case s.State == "skipped" && r.message == "": // not chosen
 				continue
 			case s.State != "passed" && s.State != "skipped":
-				r.state = "failed" // or it panicked, was interrupted, took too long
+				r.state = "failed" // or it panicked, or took too long
 			}
 			if s.LeafNodeType != "It" {
 				// Before or after all of them.
