@@ -43,7 +43,7 @@ type Maps struct {
 // its declaration in lib/maps.h and the form of its rows; whatever sizes, pins, opens,
 // copies or mends maps, and the agent's settings, go by it.
 var described = []description{
-	of("settings", 2, func(m *Maps) *Table[uint32, Settings] { return &m.Settings }),
+	of("settings", 3, func(m *Maps) *Table[uint32, Settings] { return &m.Settings }),
 	of("revisions", 1, func(m *Maps) *Table[uint32, uint32] { return &m.Revisions }),
 	of("flows", 4, func(m *Maps) *Table[FlowKey, Flow] { return &m.Flows }).
 		sized(func(l *Limits) *uint32 { return &l.Flows }, 1<<19, "connections of all pods of this node; each pod has a guaranteed share").

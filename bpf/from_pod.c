@@ -133,7 +133,7 @@ once int alive_elsewhere(const struct settings *s, const struct flow_key *key, c
 		front.addr = f->backend;
 		front.port = f->bport;
 	}
-	svc = bpf_map_lookup_elem(&services, &front);
+	svc = service_at(s, &front);
 	return !svc || !choose_backend(s, svc, &to, &front.addr, ONLY_ALIVE);
 }
 

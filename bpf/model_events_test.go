@@ -272,6 +272,9 @@ func (w *world) opens(rng *rand.Rand) step {
 			}
 		case front.At.Addr().Is4() == p.src.Is4() && rng.IntN(5) < 3:
 			p.dst, p.dport = front.At.Addr(), front.At.Port()
+			if p.dst == elsewhere(f, 2, 1) { // a node port, often of another node
+				p.dst = elsewhere(f, 2, byte(1+rng.IntN(3)))
+			}
 		}
 	}
 	p.proto = draw(rng, uint8(6), 6, 6, 6, 17, 17, 17, 132, 1, 1, 47)

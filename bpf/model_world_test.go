@@ -106,7 +106,7 @@ func (r *rig) draw(rng *rand.Rand) *world {
 	n := w.n
 	n.Cluster, n.Lanes, n.Ready = own, r.lanes, true
 	for _, f := range families {
-		n.Internal[f] = podAt(f, own, here, 1)
+		n.Internal[f], n.Exposed[f] = podAt(f, own, here, 1), elsewhere(f, 2, 1)
 	}
 	pathOf := func() bpf.Path {
 		return draw(rng, bpf.PathAlive, bpf.PathAlive, bpf.PathAlive, bpf.PathSilent, bpf.PathDead)
@@ -350,7 +350,7 @@ func (w *world) changed(what any) {
 func (w *world) settings() {
 	s := bpf.Settings{Revision: w.revision, PolicyGen: 1, Cluster: w.n.Cluster}
 	for i := range 2 {
-		s.TunnelIfindex[i], s.Internal[i] = uint32(w.n.Lanes[i]), bpf.AddrOf(w.n.Internal[i])
+		s.TunnelIfindex[i], s.Internal[i], s.Exposed[i] = uint32(w.n.Lanes[i]), bpf.AddrOf(w.n.Internal[i]), bpf.AddrOf(w.n.Exposed[i])
 	}
 	w.must(w.m.Settings.Update(0, s))
 }

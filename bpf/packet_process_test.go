@@ -12,6 +12,17 @@ func offer(n *node, at string, proto uint8, port uint16) {
 	set(n, n.m.Services, offerKey(at, proto, port), Service{ID: 500})
 }
 
+// setExposed says at which address the node has node ports.
+func (n *node) setExposed(at string) {
+	n.Helper()
+	s, _, err := n.m.Settings.Lookup(0)
+	if err != nil {
+		n.Fatal(err)
+	}
+	s.Exposed[bit(addr(at).Netip().Is6())] = addr(at)
+	set(n, n.m.Settings, 0, s)
+}
+
 func offerKey(at string, proto uint8, port uint16) ServiceKey {
 	return ServiceKey{Addr: addr(at), Port: PortOf(port), Proto: proto, Scope: ScopeNode}
 }
@@ -63,6 +74,19 @@ var processCases = []packetCase{
 		{hook: "out of tunnel", in: ip(otherNode, podA, tcp(6443, 9, "S")), want: ReasonSpoofedSource},
 		{hook: "out of tunnel", in: ip(otherNode, podA, udp(dns, 9)), want: ReasonSpoofedSource},
 		{hook: "into node", in: ip(otherNode, podA, tcp(6443, 9, "S")), want: ReasonPlaintext, check: flowsAre(0)},
+	}},
+	{name: "a node port of another node, which leads where our own does", state: func(n *node) {
+		processes(n)
+		both(n)
+		n.setExposed(outside)
+	}, steps: []step{
+		{hook: "from a", in: ip(podA, otherNode, tcp(1000, nodePort, "S")), want: ReasonDelivered, out: ip(podA, podB, tcp(1000, 8080, "S"))},
+		{hook: "from b", in: ip(podB, podA, tcp(8080, 1000, "SA")), want: ReasonDelivered, out: ip(otherNode, podA, tcp(nodePort, 1000, "SA"))},
+		{hook: "from a", in: ip(podA, otherNode, udp(1000, nodePort)), want: ReasonDelivered, out: ip(podA, podB, udp(1000, 8080))},
+		{hook: "from a", in: ip(podA, otherNode, tcp(1000, nodePort+1, "S")), want: ReasonNodeAddress},
+		{hook: "into node", in: ip(world, otherNode, tcp(7000, nodePort, "S")), want: ReasonNotOurs},
+		{change: func(n *node) { set(n, n.m.IPs, addr(otherNode), IPInfo{Identity: 6, Flags: IPNode}) }, // a peer's
+			hook: "from a", in: ip(podA, otherNode, tcp(1001, nodePort, "S")), want: ReasonNodeAddress},
 	}},
 	{name: "a node whose tunnel leads to nothing of its own", state: func(n *node) {
 		processes(n)

@@ -35,6 +35,7 @@ type Settings struct {
 	Cluster       uint16    // own cluster's ID
 	Trace         uint8     // 1: an event for every new allowed flow
 	Pad           uint8
+	Exposed       [2]Addr // an address at which this node has node ports: IPv4, IPv6; zero: none
 }
 
 // FlowKey is a connection as one local pod sees it. Remote is the address the pod

@@ -181,7 +181,7 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 		return ALLOW;
 	to.port = front.port = ctx->user_port;
 	front.proto = ctx->protocol;
-	svc = bpf_map_lookup_elem(&services, &front);
+	svc = service_at(s, &front);
 	if (!svc) {
 		speaks_to(mine, whose, &front.addr, front.port);
 		/* Pods are told when they send. */

@@ -411,6 +411,38 @@ once int admits(const struct service *svc, const struct addr *client)
 	return bpf_map_lookup_elem(&sources, &key) != 0;
 }
 
+#define FIRST_NODE_PORT 30000
+#define LAST_NODE_PORT 32767
+
+/* Is this a node port of another node of the cluster? */
+once int at_other_node(const struct addr *a, __be16 port)
+{
+	if (!a)
+		return 0;
+	struct addr key = *a;
+	__u16 number = ntohs(port);
+	struct ip_info *ip;
+
+	if (number < FIRST_NODE_PORT || number > LAST_NODE_PORT)
+		return 0;
+	ip = bpf_map_lookup_elem(&ips, &key);
+	return ip && ip->flags & IP_NODE && ip->node;
+}
+
+/* The service at an address and port, for pods and processes of the node. A node port is the
+ * same at each node of the cluster, so that another node's leads from here where our own does:
+ * no tunnel carries it there. */
+part struct service *service_at(const struct settings *s, const struct service_key *front)
+{
+	struct service *svc = bpf_map_lookup_elem(&services, front);
+	struct service_key ours = *front;
+
+	if (svc || !at_other_node(&ours.addr, ours.port))
+		return svc;
+	ours.addr = s->exposed[ours.addr.w[2] != htonl(0xffff) || ours.addr.w[0] || ours.addr.w[1]];
+	return bpf_map_lookup_elem(&services, &ours);
+}
+
 /* Chooses a backend for a new connection of a client, which may be outside of the mesh, from
  * its port to the one in to. Returns 0 or a reason. */
 inline_always int choose_for(const struct settings *s, const struct service *svc, const struct addr *client,

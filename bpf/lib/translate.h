@@ -19,7 +19,7 @@
 inline_always int aim(const struct settings *s, const struct packet *p, struct target *to)
 {
 	struct service_key front = {.addr = to->addr, .port = to->port, .proto = p->proto};
-	struct service *svc = bpf_map_lookup_elem(&services, &front);
+	struct service *svc = service_at(s, &front);
 
 	if (!svc)
 		return 0;

@@ -27,6 +27,7 @@ struct settings {
 	__u16 cluster;          /* own cluster's ID */
 	__u8 trace;             /* 1: an event for every new allowed flow */
 	__u8 pad;
+	struct addr exposed[2]; /* an address at which this node has node ports: IPv4, IPv6; zero: none */
 };
 
 /* revisions: of addresses and identities, by hash: see revision.h. */

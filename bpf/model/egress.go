@@ -288,7 +288,7 @@ func (n *Node) open(p *Packet, key Key, device int) (*Flow, verdict) {
 	f.Fin[bpf.Egress] = p.Proto == tcp && p.Flags&fin != 0
 	f.said[bpf.Egress] = numbers{p.Seq, p.Ack}
 	member := true
-	if s := n.Services[Front{At: f.To, Proto: p.Proto}]; s != nil {
+	if s := n.serviceAt(Front{At: f.To, Proto: p.Proto}); s != nil {
 		to, why := n.choose(s, p.Src, false, key)
 		if why != 0 {
 			return no(why)

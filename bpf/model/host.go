@@ -115,7 +115,7 @@ func (n *Node) processAnswers(p *Packet, portless bool) bpf.Reason {
 // refused: a backend if a service is there, nowhere if only services have such addresses, and
 // otherwise what it asked for. What sockets remember is not covered.
 func (n *Node) Connect(at netip.AddrPort, proto uint8) (netip.AddrPort, bpf.Reason) {
-	s := n.Services[Front{At: at, Proto: proto}]
+	s := n.serviceAt(Front{At: at, Proto: proto})
 	if !n.Ready {
 		return at, 0
 	}

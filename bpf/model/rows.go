@@ -12,7 +12,8 @@ type Node struct {
 	Cluster  uint16
 	Lanes    [2]int // tunnel devices
 	Internal [2]netip.Addr
-	Ready    bool // the settings were written
+	Exposed  [2]netip.Addr // where it has node ports
+	Ready    bool          // the settings were written
 
 	Pods     map[netip.Addr]*Pod
 	Hosts    map[netip.Addr]Owner   // single addresses

@@ -135,9 +135,19 @@ func (n *Node) takes(service uint32, backend netip.AddrPort) bool {
 	return at.node == 0 || n.lane(at.node) != 0 && n.path(at.node, at.cluster) == bpf.PathAlive
 }
 
+// serviceAt is the service that pods and processes reach there. Node ports of the cluster's other
+// nodes lead where this node's do.
+func (n *Node) serviceAt(front Front) *Service {
+	s, owner := n.Services[front], n.Hosts[front.At.Addr()]
+	if port := front.At.Port(); s == nil && owner.Flags&bpf.IPNode != 0 && owner.Node != 0 && 30000 <= port && port <= 32767 {
+		s = n.Services[Front{At: netip.AddrPortFrom(n.Exposed[family(front.At.Addr())], port), Proto: front.Proto}]
+	}
+	return s
+}
+
 // aliveElsewhere tells whether a service has a backend whose path is alive, or is not there.
 func (n *Node) aliveElsewhere(k Key) bool {
-	s := n.Services[Front{At: netip.AddrPortFrom(k.Peer, k.PeerPort), Proto: k.Proto}]
+	s := n.serviceAt(Front{At: netip.AddrPortFrom(k.Peer, k.PeerPort), Proto: k.Proto})
 	return s == nil || len(n.eligible(s, bpf.PathAlive)) > 0
 }
 

@@ -436,12 +436,26 @@ func (p *Program) policy(v *view, r *report) (changed int) {
 	return changed
 }
 
+// exposedAt is the first of a node's addresses of each family.
+func exposedAt(addrs []netip.Addr) (at [2]bpf.Addr) {
+	for _, a := range addrs {
+		family := 1
+		if a.Is4() {
+			family = 0
+		}
+		if at[family] == (bpf.Addr{}) {
+			at[family] = bpf.AddrOf(a)
+		}
+	}
+	return at
+}
+
 // writeSettings writes the one row that all programs read, and then raises the revisions
 // of what has changed.
 func (p *Program) writeSettings(v *view, r *report) {
 	p.mu.Lock()
 	want := p.settings
-	want.TunnelIfindex, want.Internal = p.lanes, p.internal
+	want.TunnelIfindex, want.Internal, want.Exposed = p.lanes, p.internal, exposedAt(p.exposed)
 	p.mu.Unlock()
 	want.Cluster, want.PolicyGen, want.Trace = uint16(v.own.ID()), p.policies.gen, bit(p.cfg.Trace)
 	if p.policies.current == nil {

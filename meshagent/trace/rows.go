@@ -9,6 +9,7 @@ import (
 
 	"github.com/weft-mesh/weft/bpf"
 	"github.com/weft-mesh/weft/identity"
+	services "github.com/weft-mesh/weft/service"
 )
 
 // What the programs look up, in the same order: lib/place.h, lib/policy.h and lib/service.h
@@ -87,6 +88,23 @@ func (r *rows) resolve(a bpf.Addr) place {
 		}
 	}
 	return p
+}
+
+// serviceAt is the service at an address and port. Node ports of the cluster's other nodes lead
+// where this node's do.
+func (r *rows) serviceAt(a bpf.Addr, port bpf.Port, proto uint8) (bpf.Service, bool) {
+	svc, ok := look(r, r.maps.Services, bpf.ServiceKey{Addr: a, Port: port, Proto: proto})
+	if n := port.Number(); ok || n < services.FirstNodePort || n > services.LastNodePort {
+		return svc, ok
+	}
+	if info, known := look(r, r.maps.IPs, a); !known || info.Flags&bpf.IPNode == 0 || info.Node == 0 {
+		return svc, false
+	}
+	ours := r.settings.Exposed[1]
+	if a.Netip().Is4() {
+		ours = r.settings.Exposed[0]
+	}
+	return look(r, r.maps.Services, bpf.ServiceKey{Addr: ours, Port: port, Proto: proto})
 }
 
 // restOfWorld is the identity of addresses of a's family that no policy names.

@@ -152,7 +152,7 @@ func (w *walk) sent() {
 	case open && known.throughService():
 		w.backend = to
 	case !open:
-		svc, ok := look(&w.rows, w.maps.Services, bpf.ServiceKey{Addr: dst, Port: bpf.PortOf(to.Port()), Proto: w.q.Protocol})
+		svc, ok := w.serviceAt(dst, bpf.PortOf(to.Port()), w.q.Protocol)
 		if ok {
 			if to, ok = w.choose(svc, src, known); !ok {
 				return
