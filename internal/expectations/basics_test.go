@@ -7,10 +7,6 @@ import (
 
 const specs = "service.go"
 
-// otherNodes is what differs wherever a spec has a pod or a process ask a node port of another
-// node.
-const otherNodes = "so at the node ports of the client's own node and for clients outside; from pods and processes, other nodes' addresses are not reached (`node-address`, `plaintext`), because no tunnel carries them"
-
 const web80 = "ports: [{port: 80}]"
 
 // basics are about a service whose pods come and go.
@@ -177,9 +173,11 @@ func types() []row {
 				w.pods("web-1@1", "web-2@2")
 				w.everywhere("web:80", "web-1:80", "web-2:80")
 				w.everywhere("node:30080", "web-1:80", "web-2:80")
-				w.reaches("pod@1", "node@2:30080", Refused)
-				w.reaches("node@1", "node@2:30080", Dropped)
-			}, differs: otherNodes},
+				w.reaches("pod@1", "node@2:30080", "web-1:80", "web-2:80")
+				w.reaches("node@1", "node@2:30080", "web-1:80", "web-2:80")
+				w.reaches("pod@1", "node@2:30081", Refused)
+				w.reaches("node@1", "node@2:30081", Dropped)
+			}},
 		{file: specs, spec: "should be possible to connect to a service via ExternalIP when the external IP is not assigned to a node",
 			says: "an external IP leads to the service's pods from every pod and node, although no node has it",
 			test: func(w *world) {

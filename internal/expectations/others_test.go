@@ -117,8 +117,8 @@ func dualStack() []row {
 		{spec: "should create service with ipv6 cluster ip", says: "a service may have IPv6 alone", test: families("ipFamilies: [IPv6], ", "6")},
 		{spec: "should create service with ipv4,v6 cluster ip", says: "a service may have both, IPv4 first", test: families(both+"ipFamilies: [IPv4, IPv6], ", "46")},
 		{spec: "should create service with ipv6,v4 cluster ip", says: "a service may have both, IPv6 first", test: families(both+"ipFamilies: [IPv6, IPv4], ", "64")},
-		{spec: "should function for pod-Service: http", says: "pods reach either address of a service, and node ports at either of a node", test: function("TCP", pods...), differs: otherNodes},
-		{spec: "should function for pod-Service: udp", says: "the same over UDP", test: function("UDP", pods...), differs: otherNodes},
+		{spec: "should function for pod-Service: http", says: "pods reach either address of a service, and node ports at either of a node", test: function("TCP", pods...)},
+		{spec: "should function for pod-Service: udp", says: "the same over UDP", test: function("UDP", pods...)},
 		{spec: "should function for pod-Service: sctp", says: "pods reach either address of a service over SCTP, and node ports",
 			test: func(w *world) {
 				w.apply(service("web", both+"ports: [{port: 80, protocol: SCTP}]"))
@@ -126,8 +126,8 @@ func dualStack() []row {
 				w.reaches("pod@2", "web:80/SCTP", "web-1:80")
 				w.reaches("pod@2", "[2]web:80/SCTP", "web-1:80")
 			}, differs: "at cluster IPs; node ports have TCP and UDP"},
-		{spec: "should function for node-Service: http", says: "so do processes of a node", test: function("TCP", nodes...), differs: otherNodes},
-		{spec: "should function for node-Service: udp", says: "the same over UDP", test: function("UDP", nodes...), differs: otherNodes},
+		{spec: "should function for node-Service: http", says: "so do processes of a node", test: function("TCP", nodes...)},
+		{spec: "should function for node-Service: udp", says: "the same over UDP", test: function("UDP", nodes...)},
 		{spec: "should function for endpoint-Service: http", says: "so do a service's own pods", test: function("TCP", endpoints...)},
 		{spec: "should function for endpoint-Service: udp", says: "the same over UDP", test: function("UDP", endpoints...)},
 		{spec: "should update endpoints: http", says: "a pod that is replaced is out at both addresses, and the new one in", test: updated("TCP")},

@@ -172,8 +172,9 @@ func traffic() []row {
 				w.pods("web-1@1")
 				w.reaches("outside@1", "node:30080", "web-1:80")
 				w.sees("outside@1", "node:30080", outsiders[0].String())
-				w.reaches("node@2", "node@1:30080", Dropped)
-			}, differs: otherNodes},
+				w.reaches("node@2", "node@1:30080", "web-1:80")
+				w.reaches("pod@1", "node@2:30080", "web-1:80")
+			}},
 		{file: specs, spec: "should implement NodePort and HealthCheckNodePort correctly when ExternalTrafficPolicy changes",
 			says: "with Local, nodes without an endpoint do not answer clients outside and their health check says 503; with Cluster all answer, and there is no health check",
 			test: func(w *world) {

@@ -88,7 +88,7 @@ func (s *station) look() {
 	}
 	s.Cluster, s.Lanes, s.Ready = settings.Cluster, lanes, settings.Revision != 0
 	for i, a := range settings.Internal {
-		s.Internal[i] = a.Netip()
+		s.Internal[i], s.Exposed[i] = a.Netip(), settings.Exposed[i].Netip()
 	}
 	mask, _, _ := m.Masquerading.Lookup(0)
 	for i, a := range mask.Addr {
