@@ -14,6 +14,8 @@ const (
 	OwnerManifests = "manifests"
 	// OwnerKubernetes is the Kubernetes API server that the API server reads.
 	OwnerKubernetes = "kubernetes"
+	// OwnerMCS owns what follows from the service exports of all clusters.
+	OwnerMCS = "mcs"
 	// OwnerDerived owns what is derived from other objects: the endpoint slices of
 	// services.
 	OwnerDerived = "weft"

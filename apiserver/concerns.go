@@ -129,6 +129,8 @@ func exported(cluster, key string) api.Concern {
 			return api.Concern{Object: "service " + ref.Namespace + "/" + ref.Name, Next: "split the service, or raise the store's limit on requests"}
 		case wire.EndpointSlices:
 			return api.Concern{Object: "endpointslice " + ref.Namespace + "/" + ref.Name, Next: "split the slice, or raise the store's limit on requests"}
+		case wire.ServiceExports:
+			return api.Concern{Object: "serviceexport " + ref.Namespace + "/" + ref.Name, Next: "export fewer annotations, or raise the store's limit on requests"}
 		}
 	}
 	return api.Concern{Object: "entry " + key, Next: "raise the store's limit on requests"}

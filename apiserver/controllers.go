@@ -12,6 +12,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/export"
 	"github.com/weft-mesh/weft/apiserver/identities"
 	"github.com/weft-mesh/weft/apiserver/leader"
+	"github.com/weft-mesh/weft/apiserver/mcs"
 	"github.com/weft-mesh/weft/apiserver/mirror"
 	"github.com/weft-mesh/weft/apiserver/peering"
 	"github.com/weft-mesh/weft/apiserver/problems"
@@ -33,6 +34,7 @@ type controllers struct {
 	// sources are where objects come from beside `weft apply`.
 	manifests  *manifests.Source
 	kubernetes *kubernetes.Source
+	mcs        *mcs.Controller
 	peering    *peering.Peering
 	peers      http.Handler // the API of the peers, whose mirrors run here
 }
@@ -71,6 +73,7 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 			Limit: mirror.Limit{Entries: s.conf.PeerEntries, Bytes: s.conf.PeerBytes}, Rate: mirror.Rate{Changes: s.conf.PeerChanges, Bytes: s.conf.PeerHistoryBytes}, Dialer: s.edges.Peers, Log: s.log,
 		}),
 	}
+	c.mcs = mcs.New(mcs.Config{Cluster: s.cluster, State: s.state, Store: st, Registry: s.newRegistry(st).Owned(api.OwnerMCS), Log: s.log})
 	mux := http.NewServeMux()
 	c.peering.Mount(mux)
 	mux.HandleFunc("/", unknownPath)
@@ -85,6 +88,7 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 	g.Go(func() error { return c.exporter.Run(ctx) })
 	g.Go(func() error { return c.manifests.Run(ctx) })
 	g.Go(func() error { return c.kubernetes.Run(ctx) })
+	g.Go(func() error { return c.mcs.Run(ctx) })
 	g.Go(func() error { return c.peering.Run(ctx) })
 	g.Go(func() error { return s.gossiper.write(ctx, st) })
 	g.Go(func() error { return s.watchConcerns(ctx) })
@@ -104,6 +108,9 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 	})
 	persist("writing what is wrong with Kubernetes", func(ctx context.Context) error {
 		return problems.Publish(ctx, st, c.kubernetes, wire.SourceProblemsKey(api.OwnerKubernetes))
+	})
+	persist("writing what is wrong with service exports", func(ctx context.Context) error {
+		return problems.Publish(ctx, st, c.mcs, wire.SourceProblemsKey(api.OwnerMCS))
 	})
 	persist("writing since when concerns exist", func(ctx context.Context) error { return s.sightings.write(ctx, st) })
 	s.controllers.Store(c)
@@ -130,5 +137,6 @@ func (s *server) problemRows() problems.Rows {
 	replace(c.exporter, wire.NotExportedPrefix)
 	replace(c.manifests, wire.SourceProblemsKey(api.OwnerManifests))
 	replace(c.kubernetes, wire.SourceProblemsKey(api.OwnerKubernetes))
+	replace(c.mcs, wire.SourceProblemsKey(api.OwnerMCS))
 	return rows
 }

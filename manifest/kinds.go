@@ -11,6 +11,8 @@ import (
 type Kind struct {
 	Name       string // as in manifests: "Pod"
 	APIVersion string // "v1"
+	// Also is an older version, whose objects have the same fields; "" if there is none.
+	Also       string
 	Plural     string // as in keys and paths: "pods"
 	Short      []string
 	Namespaced bool
@@ -28,6 +30,8 @@ const (
 	ClusterwidePolicies = "ciliumclusterwidenetworkpolicies"
 	NetworkPolicies     = "networkpolicies"
 	CIDRGroups          = "ciliumcidrgroups"
+	ServiceExports      = "serviceexports"
+	ServiceImports      = "serviceimports"
 )
 
 // kinds are in the order in which operators see them.
@@ -40,6 +44,8 @@ var kinds = []Kind{
 	{Name: "CiliumClusterwideNetworkPolicy", APIVersion: "cilium.io/v2", Plural: ClusterwidePolicies, Short: []string{"ccnp"}, Policy: true},
 	{Name: "NetworkPolicy", APIVersion: "networking.k8s.io/v1", Plural: NetworkPolicies, Short: []string{"netpol", "np"}, Namespaced: true, Policy: true},
 	{Name: "CiliumCIDRGroup", APIVersion: "cilium.io/v2", Plural: CIDRGroups, Short: []string{"ccg"}},
+	{Name: "ServiceExport", APIVersion: "multicluster.x-k8s.io/v1beta1", Also: "multicluster.x-k8s.io/v1alpha1", Plural: ServiceExports, Short: []string{"svcex", "svcexport"}, Namespaced: true},
+	{Name: "ServiceImport", APIVersion: "multicluster.x-k8s.io/v1beta1", Also: "multicluster.x-k8s.io/v1alpha1", Plural: ServiceImports, Short: []string{"svcim", "svcimport"}, Namespaced: true},
 }
 
 // Kinds returns all kinds in a fixed order. The caller owns the slice.

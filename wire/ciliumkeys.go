@@ -2,7 +2,6 @@ package wire
 
 import (
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -18,19 +17,14 @@ const (
 	Identities     Resource = "identities"
 	Services       Resource = "services"
 	EndpointSlices Resource = "endpointslices"
-	// ServiceExports are those of the MCS API. We export none, but still announce
-	// the empty list as complete: Cilium waits for its canary if the cluster config
-	// contains serviceExportsEnabled, whether true or false.
+	// ServiceExports are those of the Multi-Cluster Services API.
 	ServiceExports Resource = "serviceexports"
 )
 
 // Resources are the kinds that we export and mirror. Identities come before the
-// addresses that use them, nodes before what runs on them.
-var Resources = []Resource{Nodes, Identities, IPs, Services, EndpointSlices}
-
-// Canaries are the resources for which a cluster writes a canary once it has written
-// everything it exports.
-var Canaries = append(slices.Clone(Resources), ServiceExports)
+// addresses that use them, nodes before what runs on them. Once a cluster has written
+// everything that it exports of one, it writes a canary.
+var Resources = []Resource{Nodes, Identities, IPs, Services, EndpointSlices, ServiceExports}
 
 // StatePrefix covers a cluster's entries in its own etcd. Keys of addresses and
 // identities do not contain the cluster.
@@ -149,7 +143,7 @@ type CacheRef struct {
 	Cluster  string
 
 	Node            string          // Nodes
-	Namespace, Name string          // Services, EndpointSlices
+	Namespace, Name string          // Services, EndpointSlices, ServiceExports
 	IP              netip.Prefix    // IPs; a single address has all bits
 	Identity        identity.Number // Identities
 }
@@ -189,7 +183,7 @@ func (r Resource) ref(cluster, rest string) (ref CacheRef, ok bool) {
 	switch r {
 	case Nodes:
 		ref.Node, ok = one(rest, "")
-	case Services, EndpointSlices:
+	case Services, EndpointSlices, ServiceExports:
 		var p []string
 		if p, ok = parts(rest, "", 2); ok {
 			ref.Namespace, ref.Name = p[0], p[1]

@@ -166,7 +166,7 @@ func (e *Exporter) watchCanaries(ctx context.Context) error {
 		for _, ev := range b.Events {
 			there[ev.Key] = !ev.Deleted
 		}
-		for _, r := range wire.Canaries {
+		for _, r := range wire.Resources {
 			if is, named := there[r.StateSyncedKey(e.conf.Cluster.Name)]; !is && (named || b.Complete) {
 				return errLowered
 			}
@@ -347,8 +347,8 @@ func (e *Exporter) write(ctx context.Context, have content, ops []store.Op) (too
 
 func (e *Exporter) canaries() []store.Op {
 	now := wire.TimeText(time.Now())
-	ops := make([]store.Op, 0, len(wire.Canaries))
-	for _, r := range wire.Canaries {
+	ops := make([]store.Op, 0, len(wire.Resources))
+	for _, r := range wire.Resources {
 		ops = append(ops, store.Put(r.StateSyncedKey(e.conf.Cluster.Name), now))
 	}
 	return ops

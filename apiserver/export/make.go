@@ -28,19 +28,21 @@ func (v *views) make(d view) map[string][]byte {
 		return v.ofSlice(d.ns, d.name)
 	case ofService:
 		return v.ofService(d.ns, d.name)
+	case ofServiceExport:
+		return v.ofServiceExport(d.ns, d.name)
 	}
 	return nil
 }
 
 func (v *views) ofCluster() map[string][]byte {
-	off := false
+	on := true
 	return map[string][]byte{
 		wire.ClusterConfigKey(v.cluster.Name): wire.Marshal(wire.ClusterConfig{
 			ID: uint32(v.cluster.ID),
 			Capabilities: wire.Capabilities{
 				SyncedCanaries:           true,
 				MaxConnectedClusters:     v.cluster.MaxConnectedClusters,
-				ServiceExportsEnabled:    &off,
+				ServiceExportsEnabled:    &on,
 				EndpointSlicesExportMode: wire.ServicesAndEndpointSlices,
 			},
 		}),

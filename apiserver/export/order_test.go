@@ -45,7 +45,7 @@ func (b *bench) raisedLast(when string, entries int) {
 	if got := len(b.st.Dump(wire.CiliumStatePrefix)); got != entries {
 		b.t.Errorf("%s: %d of %d entries", when, got, entries)
 	}
-	if last, first, n := b.written(); n != len(wire.Canaries) || first <= last {
+	if last, first, n := b.written(); n != len(wire.Resources) || first <= last {
 		b.t.Errorf("%s: %d canaries from revision %d, but the last entry has %d", when, n, first, last)
 	}
 }

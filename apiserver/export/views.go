@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	mcs "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/weft-mesh/weft/apiserver/state"
 	"github.com/weft-mesh/weft/identity"
@@ -18,7 +19,7 @@ import (
 )
 
 // view is a part of the export that is rebuilt as a whole: one node, one endpoint, one
-// identity, one slice, or one service.
+// identity, one slice, one service, or one service export.
 type view struct {
 	kind     kind
 	ns, name string
@@ -33,6 +34,7 @@ const (
 	ofIdentity
 	ofSlice
 	ofService // in the older format
+	ofServiceExport
 )
 
 // views holds the state and the export derived from it. It is pure: events in, wanted
@@ -54,6 +56,7 @@ type views struct {
 	services   map[[2]string]*state.Service
 	backends   map[[2]string]*backends // by service, also of those that are absent
 	sliceOf    map[[2]string]string    // slice to service
+	offered    map[[2]string]*mcs.ServiceExport
 
 	made     map[view]map[string][]byte
 	wanted   map[string]map[view]bool
@@ -77,6 +80,7 @@ func newViews(c wire.Cluster) *views {
 		services:   map[[2]string]*state.Service{},
 		backends:   map[[2]string]*backends{},
 		sliceOf:    map[[2]string]string{},
+		offered:    map[[2]string]*mcs.ServiceExport{},
 		made:       map[view]map[string][]byte{},
 		wanted:     map[string]map[view]bool{},
 		problems:   map[string]string{},
@@ -197,7 +201,13 @@ func (v *views) object(e state.Event, plural, ns, name string, d dirty) error {
 		}
 	case manifest.Services:
 		v.touchService(ns, name, d)
+		if v.offered[[2]string{ns, name}] != nil {
+			d.add(view{ofServiceExport, ns, name})
+		}
 		return set(v.services, [2]string{ns, name}, e)
+	case manifest.ServiceExports:
+		d.add(view{ofServiceExport, ns, name})
+		return set(v.offered, [2]string{ns, name}, e)
 	case manifest.EndpointSlices:
 		d.add(view{ofSlice, ns, name})
 		if was, ok := v.deleteSlice(ns, name); ok {
@@ -233,6 +243,11 @@ func (v *views) touchNamespace(ns string, d dirty) {
 	for key := range v.services {
 		if key[0] == ns {
 			v.touchService(key[0], key[1], d)
+		}
+	}
+	for key := range v.offered {
+		if key[0] == ns {
+			d.add(view{ofServiceExport, key[0], key[1]})
 		}
 	}
 	for n := range v.identities {
@@ -307,6 +322,9 @@ func (v *views) all() map[string][]byte {
 	}
 	for key := range v.services {
 		v.touchService(key[0], key[1], d)
+	}
+	for key := range v.offered {
+		d.add(view{ofServiceExport, key[0], key[1]})
 	}
 	v.refresh(d)
 	all := make(map[string][]byte, len(v.wanted))

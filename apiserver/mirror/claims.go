@@ -56,7 +56,7 @@ type folder struct {
 // read returns what is read of the peer: of the two forms that services have, only one.
 func (c claims) read(has wire.Capabilities) []folder {
 	return slices.DeleteFunc(c.folders(has.Cached), func(f folder) bool {
-		return f.resource != "" && !expected(f.resource, has.EndpointSlicesExportMode)
+		return f.resource != "" && !expected(f.resource, has)
 	})
 }
 
@@ -136,6 +136,10 @@ func (c claims) rest(f folder, key string, value []byte) (ours string, rest []by
 		rest, reason, err = c.service(ref, value)
 	case wire.EndpointSlices:
 		rest, reason, err = c.slice(ref, value)
+	case wire.ServiceExports:
+		if _, err = wire.ParseServiceExport(ref, value); err != nil {
+			reason = Malformed
+		}
 	}
 	return ours, rest, reason, err
 }

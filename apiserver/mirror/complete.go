@@ -12,15 +12,18 @@ import (
 	"github.com/weft-mesh/weft/wire"
 )
 
-// expected reports whether a resource is read of a cluster with this export mode. A
+// expected reports whether a resource is read of a cluster. A
 // cluster that writes both forms of its services has the same backends in both, but a
-// change rewrites all of a service in the older one, and one slice in the other.
-func expected(r wire.Resource, mode string) bool {
+// change rewrites all of a service in the older one, and one slice in the other. One that
+// does not know service exports writes no canary for them.
+func expected(r wire.Resource, has wire.Capabilities) bool {
 	switch r {
 	case wire.Services:
-		return mode == ""
+		return has.EndpointSlicesExportMode == ""
 	case wire.EndpointSlices:
-		return mode != ""
+		return has.EndpointSlicesExportMode != ""
+	case wire.ServiceExports:
+		return has.ServiceExportsEnabled != nil && *has.ServiceExportsEnabled
 	}
 	return true
 }
@@ -83,7 +86,7 @@ func (m *Mirror) vouched(ctx context.Context, src Source, config wire.ClusterCon
 
 // raiseCanaries tells our agents which resources of the copy are complete. Canaries of
 // what is read stay, because a later session does not make the copy incomplete.
-func (m *Mirror) raiseCanaries(ctx context.Context, mode string) error {
+func (m *Mirror) raiseCanaries(ctx context.Context, has wire.Capabilities) error {
 	var ops []store.Op
 	var raised []wire.Resource
 	without := map[wire.Resource]bool{}
@@ -94,7 +97,7 @@ func (m *Mirror) raiseCanaries(ctx context.Context, mode string) error {
 			return fmt.Errorf("raise canaries: %w", err)
 		}
 		switch there := err == nil; {
-		case !expected(r, mode):
+		case !expected(r, has):
 			without[r] = true
 			if there {
 				ops = append(ops, store.Delete(key))

@@ -253,7 +253,7 @@ func (m *Mirror) readAll(ctx context.Context, src Source, config wire.ClusterCon
 	if err := m.sweep(ctx, lists, nil); err != nil {
 		return nil, err
 	}
-	if err := m.raiseCanaries(ctx, config.Capabilities.EndpointSlicesExportMode); err != nil {
+	if err := m.raiseCanaries(ctx, config.Capabilities); err != nil {
 		return nil, err
 	}
 	from := make([]followed, len(lists))

@@ -130,7 +130,7 @@ func (s *ciliumSite) fill() {
 		prefix, _ := s.at(r)
 		s.put(prefix+entry[0], entry[1])
 	}
-	for _, r := range wire.Canaries {
+	for _, r := range wire.Resources {
 		_, canary := s.at(r)
 		s.put(canary, string(wire.TimeText(time.Now())))
 	}

@@ -99,22 +99,27 @@ func (r *Registry) planDeletion(ctx context.Context, objects []object, by writer
 		c.action = api.Deleted
 		c.conds = []store.Cond{{Key: o.key(), Modified: c.old.Modified}}
 		c.writes = []wire.Write{{Key: o.key(), Delete: true, Action: string(c.action)}}
-		if o.kind.Plural == manifest.Services {
-			var svc corev1.Service
-			if json.Unmarshal(c.old.Value, &svc) == nil {
-				for _, ip := range allocated(&svc) {
-					c.writes = append(c.writes, wire.Write{Key: wire.ServiceIPKey(ip), Delete: true})
-				}
-				writes, err := r.freeNodePorts(ctx, &svc, o.namespace+"/"+o.name)
-				if err != nil {
-					return nil, nil, storeError(err)
-				}
-				c.writes = append(c.writes, writes...)
-			}
+		freed, err := r.frees(ctx, &o, c.old)
+		if err != nil {
+			return nil, nil, storeError(err)
 		}
+		c.writes = append(c.writes, freed...)
 		changes = append(changes, c)
 	}
 	return changes, problems, nil
+}
+
+// frees returns the writes that give back what a service was allocated.
+func (r *Registry) frees(ctx context.Context, o *object, old store.KV) (writes []wire.Write, err error) {
+	var svc corev1.Service
+	if o.kind.Plural != manifest.Services || json.Unmarshal(old.Value, &svc) != nil {
+		return nil, nil
+	}
+	for _, ip := range allocated(&svc) {
+		writes = append(writes, wire.Write{Key: wire.ServiceIPKey(ip), Delete: true})
+	}
+	ports, err := r.freeNodePorts(ctx, &svc, o.namespace+"/"+o.name)
+	return append(writes, ports...), err
 }
 
 // fewNamespaces is how many are listed one by one.
@@ -176,7 +181,7 @@ func (c *contents) mayGo(ctx context.Context, o *object, old store.KV, going map
 		var left []string
 		for _, kv := range kvs {
 			plural, _, name, _ := wire.ParseObjectKey(kv.Key)
-			if plural == manifest.EndpointSlices && managed(kv.Value) || going[kv.Key] {
+			if plural == manifest.EndpointSlices && managed(kv.Value) || going[kv.Key] || api.OwnerOf(kv.Value) == api.OwnerMCS {
 				continue
 			}
 			kind, _ := FindKind(plural)

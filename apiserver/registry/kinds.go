@@ -40,6 +40,8 @@ var readers = map[string]func(*reading){
 	manifest.ClusterwidePolicies: readPolicy,
 	manifest.NetworkPolicies:     readPolicy,
 	manifest.CIDRGroups:          readGroup,
+	manifest.ServiceExports:      readServiceExport,
+	manifest.ServiceImports:      readServiceImport,
 }
 
 var kinds = func() (all []Kind) {

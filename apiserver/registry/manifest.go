@@ -15,10 +15,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/apimachinery/pkg/util/validation"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/kubernetes/scheme"
 	kjson "sigs.k8s.io/json"
+	mcs "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/api"
@@ -27,7 +29,15 @@ import (
 )
 
 // decoder reads Kubernetes' types and refuses unknown fields.
-var decoder = serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
+var decoder = serializer.NewCodecFactory(objectTypes, serializer.EnableStrict).UniversalDeserializer()
+
+// objectTypes are Kubernetes' own and those of the Multi-Cluster Services API.
+var objectTypes = func() *runtime.Scheme {
+	s := runtime.NewScheme()
+	utilruntime.Must(scheme.AddToScheme(s))
+	utilruntime.Must(mcs.Install(s))
+	return s
+}()
 
 // object is one document of a manifest, or an item of one, with what can be said about it
 // without the store.
@@ -270,6 +280,10 @@ func readObject(n, item int, text []byte, opts api.ManifestOptions, headOnly, na
 	if native {
 		r.native, r.uid, r.created = true, head.Metadata.UID, head.Metadata.Created
 	}
+	if kind.Also != "" && head.APIVersion == kind.Also {
+		text = withField(text, "apiVersion", kind.APIVersion)
+		r.text, head.APIVersion = text, kind.APIVersion
+	}
 	if head.APIVersion != kind.APIVersion {
 		r.refuse("apiVersion is %q; write %q", head.APIVersion, kind.APIVersion)
 		return nil, r.problems
@@ -299,6 +313,16 @@ func readObject(n, item int, text []byte, opts api.ManifestOptions, headOnly, na
 	}
 	kind.read(&r)
 	return &r.object, r.problems
+}
+
+// withField writes a field of an object's JSON.
+func withField(text []byte, name, value string) []byte {
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(text, &fields) != nil {
+		return text // its reader says what is wrong
+	}
+	fields[name] = wire.Marshal(value)
+	return wire.Marshal(fields)
 }
 
 // withNamespace writes the namespace into the metadata of an object's JSON.

@@ -18,7 +18,7 @@ import (
 
 // kubernetesAlone are the kinds that nobody but Kubernetes may write in a cluster of its:
 // it allocates their addresses and ports, or creates them itself.
-var kubernetesAlone = map[string]bool{manifest.Namespaces: true, manifest.Pods: true, manifest.Services: true, manifest.EndpointSlices: true}
+var kubernetesAlone = map[string]bool{manifest.Namespaces: true, manifest.Pods: true, manifest.Services: true, manifest.EndpointSlices: true, manifest.ServiceExports: true}
 
 // fitNative checks a service of Kubernetes' against the cluster.
 func (p *planner) fitNative(ctx context.Context, c *change, svc *corev1.Service) (problem string, err error) {

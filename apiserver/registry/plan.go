@@ -105,7 +105,11 @@ func (p *planner) plan(ctx context.Context, c *change) (problem string, err erro
 		return "", nil
 	}
 	c.old = p.seen[c.key()]
-	if p.conf.Kubernetes && !p.by.native() && kubernetesAlone[c.kind.Plural] {
+	derives := p.by.owner == api.OwnerMCS
+	if c.kind.Plural == manifest.ServiceImports && !derives {
+		return "follows from the ServiceExports of all clusters: apply a ServiceExport in a cluster that has the service", nil
+	}
+	if p.conf.Kubernetes && !p.by.native() && !derives && kubernetesAlone[c.kind.Plural] {
 		return "is Kubernetes' to have in this cluster: apply it there, with `kubectl apply`", nil
 	}
 	if problem, err := p.fit(ctx, c); problem != "" || err != nil {

@@ -16,8 +16,11 @@ import (
 // A manifest's status is not stored. A pod's status is derived from its endpoint when the
 // pod is read. A pod without an endpoint is Pending.
 
-// showStatus fills in the status of pods. Other kinds are left alone.
+// showStatus fills in the status of pods and service exports. Other kinds are left alone.
 func (r *Registry) showStatus(ctx context.Context, kind Kind, namespace string, items []json.RawMessage) error {
+	if kind.Plural == manifest.ServiceExports {
+		return r.showExports(ctx, items)
+	}
 	if kind.Plural != manifest.Pods || len(items) == 0 {
 		return nil
 	}
@@ -46,6 +49,11 @@ func (r *Registry) showStatus(ctx context.Context, kind Kind, namespace string, 
 
 // showOneStatus is showStatus for a single object.
 func (r *Registry) showOneStatus(ctx context.Context, kind Kind, namespace, name string, item json.RawMessage) (json.RawMessage, error) {
+	if kind.Plural == manifest.ServiceExports {
+		items := []json.RawMessage{item}
+		err := r.showExports(ctx, items)
+		return items[0], err
+	}
 	if kind.Plural != manifest.Pods {
 		return item, nil
 	}

@@ -77,11 +77,19 @@ func (s *Owned) planGone(ctx context.Context, refs []Ref) ([]change, error) {
 			continue
 		}
 		o := object{kind: kind, namespace: refs[i].Namespace, name: refs[i].Name}
-		changes = append(changes, change{
+		c := change{
 			object: o, old: kv, action: api.Deleted,
 			writes: []wire.Write{{Key: kv.Key, Delete: true, Action: string(api.Deleted)}},
 			conds:  []store.Cond{{Key: kv.Key, Modified: kv.Modified}},
-		})
+		}
+		if s.owner != api.OwnerKubernetes { // which allocates itself
+			freed, err := s.registry.frees(ctx, &o, kv)
+			if err != nil {
+				return nil, storeError(err)
+			}
+			c.writes = append(c.writes, freed...)
+		}
+		changes = append(changes, c)
 	}
 	return changes, nil
 }

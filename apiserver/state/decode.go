@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	mcs "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/manifest"
@@ -40,8 +41,9 @@ type Service struct {
 // there only for endpoints and endpoint slices, whose texts are compared.
 //
 // By key, Object is a *Pod, *Service, *corev1.Namespace, *discoveryv1.EndpointSlice,
-// *wire.NodeState, *wire.EndpointState, *wire.Registration, *wire.Endpoint, or the
-// identity.Labels of an identity.
+// *mcs.ServiceExport, *mcs.ServiceImport, *mcs.ServiceExportStatus, *wire.NodeState,
+// *wire.EndpointState, *wire.Registration, *wire.Endpoint, or the identity.Labels of an
+// identity.
 type Event struct {
 	store.Event
 	Object any
@@ -77,6 +79,10 @@ func reader(key string) func([]byte) (any, error) {
 			return readObject[corev1.Namespace]
 		case manifest.EndpointSlices:
 			return readObject[discoveryv1.EndpointSlice]
+		case manifest.ServiceExports:
+			return readObject[mcs.ServiceExport]
+		case manifest.ServiceImports:
+			return readObject[mcs.ServiceImport]
 		}
 		return nil
 	}
@@ -96,6 +102,9 @@ func reader(key string) func([]byte) (any, error) {
 	}
 	if _, _, ok := wire.ParseEndpointKey(key); ok {
 		return readValue[wire.Endpoint]
+	}
+	if _, _, ok := wire.ParseExportStatusKey(key); ok {
+		return readObject[mcs.ServiceExportStatus]
 	}
 	if _, ok := wire.ParseIdentityIDKey(key); ok {
 		return func(b []byte) (any, error) { return orNothing(wire.ParseIdentity(b)) }

@@ -11,6 +11,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	mcs "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/manifest"
@@ -47,6 +48,34 @@ var listings = map[string]listing{
 	manifest.ClusterwidePolicies: {columns("SELECTS", "RULES"), policyCells},
 	manifest.NetworkPolicies:     {columns("SELECTS", "RULES"), cells(networkPolicyCells)},
 	manifest.CIDRGroups:          {columns("PREFIXES"), cells(groupCells)},
+	manifest.ServiceExports: {columns("VALID", "CONFLICT"), cells(func(e *mcs.ServiceExport) []string {
+		return []string{condition(e.Status.Conditions, string(mcs.ServiceExportConditionValid)), condition(e.Status.Conditions, string(mcs.ServiceExportConditionConflict))}
+	})},
+	manifest.ServiceImports: {columns("TYPE", "IP", "PORTS", "CLUSTERS"), cells(importCells)},
+}
+
+// condition is how a condition stands, with the reason of one that is not as it should be.
+func condition(all []metav1.Condition, name string) string {
+	for _, c := range all {
+		if c.Type == name {
+			if good := (name == string(mcs.ServiceExportConditionConflict)) != (c.Status == metav1.ConditionTrue); good {
+				return string(c.Status)
+			}
+			return string(c.Status) + " (" + c.Reason + ")"
+		}
+	}
+	return "Unknown"
+}
+
+func importCells(i *mcs.ServiceImport) []string {
+	var ports, clusters []string
+	for _, p := range i.Spec.Ports {
+		ports = append(ports, fmt.Sprintf("%d/%s", p.Port, cmp.Or(p.Protocol, corev1.ProtocolTCP)))
+	}
+	for _, c := range i.Status.Clusters {
+		clusters = append(clusters, c.Cluster)
+	}
+	return []string{string(i.Spec.Type), strings.Join(i.Spec.IPs, ","), strings.Join(ports, ","), strings.Join(clusters, ",")}
 }
 
 var kinds = func() (all []kind) {

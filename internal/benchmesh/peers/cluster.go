@@ -118,7 +118,7 @@ func (c *Cluster) fill() {
 		c.offer(w, LargeService, c.order[:n])
 	}
 	now := wire.TimeText(time.Now())
-	for _, r := range wire.Canaries {
+	for _, r := range wire.Resources {
 		w.put(r.StateSyncedKey(name), now)
 	}
 	w.put(wire.HeartbeatKey, now)

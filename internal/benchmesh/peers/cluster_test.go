@@ -121,7 +121,7 @@ func TestWhatAClusterExports(t *testing.T) {
 		if err != nil || config.ID != uint32(c.ID()) || !config.Capabilities.SyncedCanaries {
 			t.Errorf("%s introduces itself as %+v: %v", c.Name(), config, err)
 		}
-		for _, r := range wire.Canaries {
+		for _, r := range wire.Resources {
 			if c.Store.Get(r.StateSyncedKey(c.Name())) == nil {
 				t.Errorf("%s raises no canary for %s", c.Name(), r)
 			}
