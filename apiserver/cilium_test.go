@@ -59,7 +59,7 @@ func TestKVStoreMeshReadsUs(t *testing.T) {
 		return nil
 	})
 	got, err := reader.Get(t.Context(), "cilium/cluster-config/east")
-	const introduced = `{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":false,"endpointSlicesExportMode":"services-and-endpointslices"}}`
+	const introduced = `{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":true,"endpointSlicesExportMode":"services-and-endpointslices"}}`
 	if err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != introduced {
 		t.Errorf("configuration %v, %v", got, err)
 	}

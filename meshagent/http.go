@@ -111,6 +111,7 @@ func (a *Agent) socketHandler() http.Handler {
 	mux := http.NewServeMux()
 	endpoint.Serve(mux, requests)
 	mux.HandleFunc("GET "+api.EndpointReadyPath, func(w http.ResponseWriter, r *http.Request) { answer(w, a.readyForPods()) })
+	mux.HandleFunc("GET "+api.NamesPath, a.names.serve)
 	mux.Handle("/", a.handler())
 	return mux
 }

@@ -107,6 +107,12 @@ func readAndWrite(key string, value []byte) ([]byte, error) {
 			return nil, err
 		}
 		return Marshal(v), nil
+	case ServiceExports:
+		v, err := ParseServiceExport(ref, value)
+		if err != nil {
+			return nil, err
+		}
+		return Marshal(v), nil
 	}
 	v, err := ParseSlice(ref, 0, value)
 	if err != nil {
@@ -140,7 +146,7 @@ func TestWhatWeWriteReadsBack(t *testing.T) {
 			}
 		}
 	}
-	for _, r := range Canaries {
+	for _, r := range Resources {
 		if values[r.StateSyncedKey("east")] == nil {
 			t.Errorf("no fixture of %s", r.StateSyncedKey("east"))
 		}
@@ -234,7 +240,7 @@ func TestTypesWriteTheFixtures(t *testing.T) {
 }
 
 // freely lists the fields whose names are data, such as addresses and labels.
-var freely = []string{"frontends", "backends", "hostnames", "zones", "labels", "selector", "Labels", "Annotations"}
+var freely = []string{"frontends", "backends", "hostnames", "zones", "labels", "selector", "Labels", "Annotations", "annotations"}
 
 // Whatever field has a value of another type is refused, and a field that nobody knows
 // is not.

@@ -40,6 +40,7 @@ func ServiceExportStateKey(cluster, ns, name string) string {
 const (
 	mostExportPorts  = 256
 	mostExportLabels = 64 << 10 // bytes of labels and annotations
+	longestSession   = 86400    // seconds, as in Kubernetes
 )
 
 // ParseServiceExport reads the export at ref and refuses what Cilium's readers refuse.
@@ -64,6 +65,11 @@ func ParseServiceExport(ref CacheRef, b []byte) (*ServiceExport, error) {
 	}
 	if a := e.SessionAffinity; a != corev1.ServiceAffinityNone && a != corev1.ServiceAffinityClientIP {
 		bad("sessionAffinity %q is neither None nor ClientIP", a)
+	}
+	if c := e.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		if t := *c.ClientIP.TimeoutSeconds; t < 1 || t > longestSession {
+			bad("sessionAffinityConfig.clientIP.timeoutSeconds %d is not from 1 to %d", t, longestSession)
+		}
 	}
 	if p := e.InternalTrafficPolicy; p != nil && *p != corev1.ServiceInternalTrafficPolicyCluster && *p != corev1.ServiceInternalTrafficPolicyLocal {
 		bad("internalTrafficPolicy %q is neither Cluster nor Local", *p)

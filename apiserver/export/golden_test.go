@@ -14,7 +14,7 @@ import (
 
 func TestClusterIntroducesItself(t *testing.T) {
 	run(t, nil, func(b *bench) {
-		if got, want := b.value("cilium/cluster-config/east"), `{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":false,"endpointSlicesExportMode":"services-and-endpointslices"}}`; got != want {
+		if got, want := b.value("cilium/cluster-config/east"), `{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":true,"endpointSlicesExportMode":"services-and-endpointslices"}}`; got != want {
 			t.Errorf("cluster-config %s", got)
 		}
 		if got, want := b.value(wire.ExportClusterKey), `{"podCIDRs":["10.1.0.0/16"],"generation":"g1"}`; got != want {

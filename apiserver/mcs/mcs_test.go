@@ -151,16 +151,6 @@ ports: [{name: http, port: 8080}, {name: admin, port: 9000}]
 `
 )
 
-// The name is the one that Cilium gives, or clusters would not find each other's backends.
-func TestDerivedName(t *testing.T) {
-	if got := wire.DerivedName("default", "nginx"); len(got) != len("derived-")+10 {
-		t.Errorf("%s", got)
-	}
-	if wire.DerivedName("a", "b") == wire.DerivedName("a", "c") {
-		t.Error("two services of one name")
-	}
-}
-
 func TestExportAndImport(t *testing.T) {
 	run(t, func(b *bench) {
 		b.apply(webService + "---" + webSlice + "---" + webExport)

@@ -42,12 +42,14 @@ func entriesOf(lease store.Lease, cached bool) (entries, canaries []store.Op) {
 	put(wire.Services, "shop/web", []byte(`{"cluster":"west","namespace":"shop","name":"web","frontends":{"10.102.0.1":{"http":{"Protocol":"TCP","Port":80}}},`+
 		`"backends":{"10.2.1.2":{"http":{"Protocol":"TCP","Port":8080}}},"hostnames":{},"zones":{},"labels":{},"selector":{"app":"web"},"includeExternal":true,"shared":true,"clusterID":2}`))
 	put(wire.EndpointSlices, "shop/web-x7k2p", slice(func(s *wire.ClusterEndpointSlice) { s.Name = "web-x7k2p" }))
+	put(wire.ServiceExports, "shop/web", []byte(`{"cluster":"west","name":"web","namespace":"shop","exportCreationTimestamp":"2026-02-03T04:05:06Z",`+
+		`"ports":[{"name":"http","protocol":"TCP","port":80}],"type":"ClusterSetIP","sessionAffinity":"None"}`))
 	return entries, canaries
 }
 
 const (
-	plainConfig  = `{"id":2,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":false,"endpointSlicesExportMode":"services-and-endpointslices"}}`
-	cachedConfig = `{"id":2,"capabilities":{"syncedCanaries":true,"cached":true,"maxConnectedClusters":255,"serviceExportsEnabled":false,"endpointSlicesExportMode":"services-and-endpointslices"}}`
+	plainConfig  = `{"id":2,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":true,"endpointSlicesExportMode":"services-and-endpointslices"}}`
+	cachedConfig = `{"id":2,"capabilities":{"syncedCanaries":true,"cached":true,"maxConnectedClusters":255,"serviceExportsEnabled":true,"endpointSlicesExportMode":"services-and-endpointslices"}}`
 )
 
 // cilium runs a mirror of a Cilium cluster whose store is still empty, apart from its
@@ -111,8 +113,8 @@ func TestMirrorsCilium(t *testing.T) {
 			}
 		})
 	}
-	if len(copies[0]) != 4 {
-		t.Errorf("%d of 4 entries copied: %q", len(copies[0]), copies[0])
+	if len(copies[0]) != 5 {
+		t.Errorf("%d of 5 entries copied: %q", len(copies[0]), copies[0])
 	}
 	if diff := cmp.Diff(copies[0], copies[1]); diff != "" {
 		t.Errorf("a KVStoreMesh's copy is mirrored otherwise:\n%s", diff)
@@ -128,8 +130,8 @@ func TestExpiredLeasesWithdrawNothing(t *testing.T) {
 			b.there(entries...)
 			b.there(canaries...)
 			before := b.ours.Dump("cilium/cache/")
-			if len(before) != 4 {
-				t.Fatalf("%d of 4 entries copied", len(before))
+			if len(before) != 5 {
+				t.Fatalf("%d of 5 entries copied", len(before))
 			}
 			b.theirs.Expire(lease)
 			b.wait()

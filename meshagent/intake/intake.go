@@ -19,6 +19,7 @@ import (
 	"github.com/cilium/statedb"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	mcs "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/manifest"
@@ -461,6 +462,16 @@ func (w *writer) object(e store.Event) error {
 		}
 		row.Namespace, row.Name = namespace, name
 		return write(w, w.t.Slices, row, v != nil)
+	case manifest.ServiceImports:
+		v, err := value(e, readObject[*mcs.ServiceImport])
+		if err != nil {
+			return err
+		}
+		row := &tables.Import{Namespace: namespace, Name: name}
+		if v != nil {
+			row.Object = *v
+		}
+		return write(w, w.t.Imports, row, v != nil)
 	case manifest.CIDRGroups:
 		v, err := value(e, policy.ParseGroup)
 		if err != nil {

@@ -29,6 +29,7 @@ type Tables struct {
 	Identities statedb.RWTable[*Identity]
 	Services   statedb.RWTable[*Service]
 	Slices     statedb.RWTable[*Slice]
+	Imports    statedb.RWTable[*Import]
 	Namespaces statedb.RWTable[*Namespace]
 	Pods       statedb.RWTable[*Pod]
 	Policies   statedb.RWTable[*Policy]
@@ -57,6 +58,7 @@ func New() *Tables {
 	t.Identities = identities.in(t)
 	t.Services = services.in(t)
 	t.Slices = sliceTable.in(t)
+	t.Imports = imports.in(t)
 	t.Namespaces = namespaces.in(t)
 	t.Pods = pods.in(t)
 	t.Policies = policies.in(t)
