@@ -1,13 +1,9 @@
 package api
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"net/netip"
 )
 
@@ -53,28 +49,12 @@ type NamesEvent struct {
 // FollowNames calls each with every service, and then with changes, until ctx or the agent
 // ends.
 func (c *Client) FollowNames(ctx context.Context, each func(NamesEvent) error) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.bases[0].JoinPath(NamesPath).String(), nil)
-	if err != nil {
-		return err
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return fmt.Errorf("ask for names: %w", err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask for names: the agent answers %s", resp.Status)
-	}
-	d := json.NewDecoder(bufio.NewReader(resp.Body))
-	for {
+	_, err := c.stream(ctx, NamesPath, nil, func(line []byte) error {
 		var e NamesEvent
-		if err := d.Decode(&e); errors.Is(err, io.EOF) {
-			return errors.New("the agent has ended")
-		} else if err != nil {
+		if err := json.Unmarshal(line, &e); err != nil {
 			return fmt.Errorf("read names: %w", err)
 		}
-		if err := each(e); err != nil {
-			return err
-		}
-	}
+		return each(e)
+	})
+	return err
 }

@@ -434,9 +434,9 @@ func (l *Lab) podCommand(p Pod, command []string) *exec.Cmd {
 }
 
 // EnterPod turns the calling process into a pod's command, in the pod's network
-// namespace and with the node's hosts file. It has no name server: the real machine's
-// does not answer here, and asking it would take seconds. EnterPod returns only
-// errors.
+// namespace and with the node's hosts file, and its resolv.conf for pods. Without one it has
+// no name server: the real machine's does not answer here, and asking it would take seconds.
+// EnterPod returns only errors.
 func EnterPod(netns, hosts string, command []string) error {
 	runtime.LockOSThread()
 	ns, err := os.Open(netns)
@@ -454,7 +454,11 @@ func EnterPod(netns, hosts string, command []string) error {
 			return fmt.Errorf("mount hosts file: %w", err)
 		}
 	}
-	if err := unix.Mount(os.DevNull, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil && !errors.Is(err, unix.ENOENT) {
+	resolv := filepath.Join(filepath.Dir(hosts), "resolv.conf")
+	if _, err := os.Stat(resolv); err != nil {
+		resolv = os.DevNull
+	}
+	if err := unix.Mount(resolv, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("hide the machine's name servers: %w", err)
 	}
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {

@@ -23,7 +23,7 @@ type unit struct {
 func loadUnit(process string) (unit, error) {
 	data, err := deploy.Files.ReadFile(path.Join("systemd", "weft-"+process+".service"))
 	if err != nil {
-		return unit{}, fmt.Errorf("no unit for process %q; there are apiserver, agent and tunnel", process)
+		return unit{}, fmt.Errorf("no unit for process %q; there are apiserver, agent, tunnel and dns", process)
 	}
 	return parseUnit(string(data))
 }

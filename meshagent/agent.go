@@ -210,7 +210,7 @@ func newAgent(cfg Config, n node, t *tables.Tables, f *files, edges *Edges) (*Ag
 	a.liveness = paths.NewLiveness(ways, a.meshes.Follower(), a.tunnels)
 	a.publisher = &publisher{node: n, edges: edges, tables: a.Tables, tunnels: a.tunnels, paths: a.liveness, trust: a.trust, settled: a.readiness.settled, told: make(chan struct{}), lost: make(chan struct{}, 1), trouble: partTrouble(a.Tables, "publisher", "the store does not take this node's state", log)}
 	a.names = &names{own: n.cluster, tables: a.Tables, listed: a.listed}
-	a.hosts = &hosts{path: cfg.Hosts, tell: f.tell, own: n.cluster, tables: a.Tables, listed: a.listed}
+	a.hosts = &hosts{path: cfg.Hosts, dns: cfg.ClusterDNS, domain: cfg.ClusterDomain, tell: f.tell, own: n.cluster, tables: a.Tables, listed: a.listed}
 	a.observer = &observer{node: n, datapath: edges.Datapath, tables: a.Tables, explain: a.program.Explain, identity: a.program.Identity, ring: a.ring,
 		trouble: partTrouble(a.Tables, "events", "flow events cannot be read", log)}
 	a.shares = &shares{datapath: edges.Datapath, tables: a.Tables, trouble: partTrouble(a.Tables, "shares", "shares of the flow table cannot be read", log), log: log}

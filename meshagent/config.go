@@ -67,6 +67,11 @@ type Config struct {
 	// Hosts is the file that names services, in the form of /etc/hosts, for
 	// bind-mounting into pods. Empty: none is written.
 	Hosts string `json:"hosts"`
+	// ClusterDNS are the addresses at which pods reach a name server (`weft dns`, behind a
+	// service). Beside Hosts, which then names no service, resolv.conf is written for
+	// bind-mounting into pods. ClusterDomain is that of the cluster's own services.
+	ClusterDNS    []netip.Addr `json:"clusterDNS,omitempty"`
+	ClusterDomain string       `json:"clusterDomain,omitempty"`
 	// Socket is the local API, 0600; Listen its port on NodeIP, by mutual TLS.
 	Socket string `json:"socket"`
 	Listen string `json:"listen"`
@@ -109,6 +114,7 @@ func Defaults() Config {
 		CNISpoolDir:    string(api.DefaultEndpointSpool),
 		SocketLB:       true,
 		Hosts:          "/run/weft/hosts",
+		ClusterDomain:  "cluster.local",
 		Socket:         "/run/weft/agent.sock",
 		Listen:         fmt.Sprintf(":%d", api.AgentPort),
 		MetricsAddress: "127.0.0.1:9962",
@@ -154,6 +160,12 @@ func (c Config) Validate() error {
 	}
 	if c.Hosts != "" && !filepath.IsAbs(c.Hosts) {
 		errs = append(errs, fmt.Errorf("hosts is %q: give an absolute path, or leave it empty", c.Hosts))
+	}
+	if len(c.ClusterDNS) > 0 && c.Hosts == "" {
+		errs = append(errs, errors.New("cluster-dns is given, but hosts is empty: resolv.conf is written beside that file"))
+	}
+	if len(c.ClusterDNS) > 3 {
+		errs = append(errs, fmt.Errorf("cluster-dns names %d addresses: pods ask three at most", len(c.ClusterDNS)))
 	}
 	if c.CgroupRoot != "" && !filepath.IsAbs(c.CgroupRoot) {
 		errs = append(errs, fmt.Errorf("cgroup-root is %q: give an absolute path, or leave it empty", c.CgroupRoot))

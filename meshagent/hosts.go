@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,13 +15,16 @@ import (
 )
 
 // hosts keeps a file in the format of /etc/hosts with the services of the own cluster,
-// under the same names whichever cluster's backends answer.
+// under the same names whichever cluster's backends answer. Or, if there is a name server, a
+// resolv.conf beside a file without services.
 //
 // The file is bind-mounted into pods, and a bind mount follows the inode, so the file is
 // rewritten in place, in one write. A file of more than a page may be seen half written
 // for a moment.
 type hosts struct {
 	path   string
+	dns    []netip.Addr // where pods ask for names instead; none: nowhere
+	domain string
 	own    string
 	tables *tables.Tables
 	listed <-chan struct{}
@@ -39,6 +43,10 @@ const (
 // Run works until ctx ends. The file stays.
 func (h *hosts) Run(ctx context.Context) error {
 	if h.path == "" {
+		return nil
+	}
+	if len(h.dns) > 0 {
+		h.resolve(ctx)
 		return nil
 	}
 	select {
@@ -81,6 +89,43 @@ func (h *hosts) Run(ctx context.Context) error {
 			rest = nil
 		}
 	}
+}
+
+// resolve has pods ask for names. It returns when ctx ends.
+func (h *hosts) resolve(ctx context.Context) {
+	files := []struct {
+		path    string
+		content []byte
+	}{{h.path, hostsFile(nil)}, {filepath.Join(filepath.Dir(h.path), "resolv.conf"), resolvFile(h.dns, h.domain)}}
+	for {
+		failed := false
+		for _, f := range files {
+			err := writeInPlace(f.path, f.content)
+			failed = failed || err != nil
+			h.tell(f.path, err)
+		}
+		var again <-chan time.Time
+		if failed {
+			again = time.After(hostsRetry)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+		}
+	}
+}
+
+// resolvFile is a resolv.conf for pods, with which the services of the default namespace are
+// known by name alone, as they are by the hosts file.
+func resolvFile(servers []netip.Addr, domain string) []byte {
+	var b strings.Builder
+	for _, a := range servers {
+		fmt.Fprintf(&b, "nameserver %s\n", a)
+	}
+	domain = strings.TrimSuffix(domain, ".")
+	fmt.Fprintf(&b, "search %s.svc.%s svc.%s %s\noptions ndots:5\n", defaultNamespace, domain, domain, domain)
+	return []byte(b.String())
 }
 
 // note takes in a service, and reports whether that changes the file.

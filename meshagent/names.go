@@ -23,8 +23,12 @@ type names struct {
 	listed <-chan struct{}
 }
 
-// mostNames are told at once.
-const mostNames = 500
+const (
+	// mostTold bounds what is told at once, in services and endpoints.
+	mostTold = 2000
+	// mostEndpoints of a headless service are told: no answer has room for more.
+	mostEndpoints = 4000
+)
 
 // serve tells everything and then what changes, until the caller leaves.
 func (n *names) serve(w http.ResponseWriter, r *http.Request) {
@@ -50,7 +54,8 @@ func (n *names) serve(w http.ResponseWriter, r *http.Request) {
 	defer parts.Close()
 	defer imports.Close()
 
-	told := map[string]uint64{} // hashes, by key
+	hashes := map[string]uint64{}   // of what was told, by key
+	importOf := map[string]string{} // keys of imports, by the service that has the address
 	seed := maphash.MakeSeed()
 	flush := http.NewResponseController(w)
 	out := json.NewEncoder(w)
@@ -58,20 +63,28 @@ func (n *names) serve(w http.ResponseWriter, r *http.Request) {
 	for {
 		txn := db.ReadTxn()
 		dirty := map[string]bool{} // "namespace/name" of services, and with a slash before it of imports
+		mark := func(id string) {
+			dirty[id] = true
+			if key := importOf[id]; key != "" {
+				dirty[key] = true
+			}
+		}
 		seqS, moreS := services.Next(txn)
 		for c := range seqS {
-			n.touch(dirty, c.Object.ID())
+			mark(c.Object.ID())
 		}
 		seqP, moreP := parts.Next(txn)
 		for c := range seqP {
-			n.touch(dirty, c.Object.ServiceID())
+			mark(c.Object.ServiceID())
 		}
 		seqI, moreI := imports.Next(txn)
 		for c := range seqI {
-			dirty["/"+c.Object.Key()] = true
-			dirty[c.Object.Namespace+"/"+wire.DerivedName(c.Object.Namespace, c.Object.Name)] = true
+			key, id := "/"+c.Object.Key(), c.Object.Namespace+"/"+wire.DerivedName(c.Object.Namespace, c.Object.Name)
+			if importOf[id] = key; c.Deleted {
+				delete(importOf, id)
+			}
+			dirty[key] = true
 		}
-		n.derived(txn, dirty)
 		var e api.NamesEvent
 		send := func() bool {
 			if err := out.Encode(e); err != nil {
@@ -80,21 +93,25 @@ func (n *names) serve(w http.ResponseWriter, r *http.Request) {
 			e = api.NamesEvent{}
 			return flush.Flush() == nil
 		}
+		told := 0
 		for key := range dirty {
 			v := n.of(txn, key)
-			_, known := told[key]
+			was, known := hashes[key]
 			if v.Gone && !known {
 				continue
 			}
 			sum := maphash.Bytes(seed, wire.Marshal(v))
-			if known && told[key] == sum {
+			if known && was == sum {
 				continue
 			}
-			if told[key] = sum; v.Gone {
-				delete(told, key)
+			if hashes[key] = sum; v.Gone {
+				delete(hashes, key)
 			}
-			if e.Services = append(e.Services, v); len(e.Services) == mostNames && !send() {
-				return
+			e.Services = append(e.Services, v)
+			if told += 1 + len(v.Endpoints); told >= mostTold {
+				if told = 0; !send() {
+					return
+				}
 			}
 		}
 		if !complete || len(e.Services) > 0 {
@@ -109,26 +126,6 @@ func (n *names) serve(w http.ResponseWriter, r *http.Request) {
 		case <-moreS:
 		case <-moreP:
 		case <-moreI:
-		}
-	}
-}
-
-// touch marks a service, unless nothing but its backends can have changed and it is not named
-// by them.
-func (n *names) touch(dirty map[string]bool, id string) { dirty[id] = true }
-
-// derived marks the imports whose derived services are marked.
-func (n *names) derived(txn statedb.ReadTxn, dirty map[string]bool) {
-	some := false
-	for key := range dirty {
-		some = some || strings.Contains(key, "/derived-")
-	}
-	if !some {
-		return
-	}
-	for i := range n.tables.Imports.All(txn) {
-		if dirty[i.Namespace+"/"+wire.DerivedName(i.Namespace, i.Name)] {
-			dirty["/"+i.Key()] = true
 		}
 	}
 }
@@ -172,7 +169,7 @@ func (n *names) of(txn statedb.ReadTxn, key string) api.NamedService {
 			ports = append(ports, api.NamedPort{Name: p.Name, Protocol: string(p.Protocol), Port: p.Port})
 		}
 		for _, e := range s.Endpoints {
-			if e.Ready || svc.PublishNotReady && !e.Draining {
+			if len(v.Endpoints) < mostEndpoints && (e.Ready || svc.PublishNotReady && !e.Draining) {
 				v.Endpoints = append(v.Endpoints, api.NamedEndpoint{Cluster: cluster, Hostname: e.Hostname, Address: e.Addr, Ports: ports})
 			}
 		}

@@ -27,6 +27,8 @@ func agentCommand() *cobra.Command {
 		"cni-bin-dir":                   "folder for the CNI plugin's program (/opt/cni/bin)",
 		"cni-spool-dir":                 "folder where the CNI plugin leaves removals while no agent answers",
 		"hosts":                         "file to write service names to, in the format of /etc/hosts; empty: none",
+		"cluster-dns":                   "addresses at which pods reach a name server; resolv.conf is written beside --hosts, which then names no services",
+		"cluster-domain":                "domain of the cluster's own services, for resolv.conf",
 		"socket":                        "socket of the local API",
 		"listen":                        "address of the API for the API server, with mutual TLS",
 		"metrics-address":               "address and port for /metrics in plain HTTP; empty: none",

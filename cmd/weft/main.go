@@ -56,7 +56,7 @@ func rootCommand() *cobra.Command {
 		peerCommand(), nodeCommand(), cniCommand(), serverCommand(), policyCommand(), configCommand(), backupCommand(), restoreCommand(),
 		installCommand(),
 		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), debugCommand(),
-		apiserverCommand(), agentCommand(), tunnelCommand(),
+		apiserverCommand(), agentCommand(), tunnelCommand(), dnsCommand(),
 		versionCommand(),
 	)
 	root.AddCommand(labCommands()...)

@@ -12,6 +12,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver"
 	"github.com/weft-mesh/weft/deploy"
 	"github.com/weft-mesh/weft/meshagent"
+	"github.com/weft-mesh/weft/names"
 	"github.com/weft-mesh/weft/tunnel"
 )
 
@@ -24,6 +25,7 @@ func TestEverySettingHasAFlag(t *testing.T) {
 		{apiserverCommand(), reflect.TypeFor[apiserver.Config]()},
 		{agentCommand(), reflect.TypeFor[meshagent.Config]()},
 		{tunnelCommand(), reflect.TypeFor[tunnel.ServeConfig]()},
+		{dnsCommand(), reflect.TypeFor[names.Config]()},
 	} {
 		for _, s := range settingsOf(process.config, "", nil) {
 			if f := process.cmd.Flags().Lookup(s.flag); f == nil || f.Usage == "" {
