@@ -73,7 +73,11 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 			Limit: mirror.Limit{Entries: s.conf.PeerEntries, Bytes: s.conf.PeerBytes}, Rate: mirror.Rate{Changes: s.conf.PeerChanges, Bytes: s.conf.PeerHistoryBytes}, Dialer: s.edges.Peers, Log: s.log,
 		}),
 	}
-	c.mcs = mcs.New(mcs.Config{Cluster: s.cluster, State: s.state, Store: st, Registry: s.newRegistry(st).Owned(api.OwnerMCS), Log: s.log})
+	set := mcs.Config{Cluster: s.cluster, State: s.state, Store: st, Registry: s.newRegistry(st).Owned(api.OwnerMCS), Log: s.log}
+	if access := s.kubernetesAccess(); access != nil {
+		set.Outside = &kubernetes.ClusterSet{Access: access}
+	}
+	c.mcs = mcs.New(set)
 	mux := http.NewServeMux()
 	c.peering.Mount(mux)
 	mux.HandleFunc("/", unknownPath)

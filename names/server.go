@@ -92,17 +92,27 @@ func Serve(ctx context.Context, c Config) error {
 		}
 		s.upstream = append(s.upstream, to)
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.follow(ctx, api.NewUnixClient(c.Socket), c.Log) })
+	// Until then, whoever asks had better ask another node.
+	select {
+	case <-ctx.Done():
+		return g.Wait()
+	case <-s.zone.Known():
+	}
 	for _, l := range c.Listen {
 		packets, err := net.ListenPacket("udp", l)
 		if err != nil {
-			return fmt.Errorf("listen for questions: %w", err)
+			cancel()
+			return errors.Join(fmt.Errorf("listen for questions: %w", err), g.Wait())
 		}
 		stream, err := net.Listen("tcp", l)
 		if err != nil {
 			_ = packets.Close()
-			return fmt.Errorf("listen for questions: %w", err)
+			cancel()
+			return errors.Join(fmt.Errorf("listen for questions: %w", err), g.Wait())
 		}
 		g.Go(func() error { return s.serve(ctx, &dns.Server{PacketConn: packets, Handler: s}) })
 		g.Go(func() error {
@@ -120,8 +130,8 @@ func (s *server) follow(ctx context.Context, agent *api.Client, log *slog.Logger
 		if ctx.Err() != nil {
 			return nil
 		}
-		if !told && !s.zone.Known() {
-			log.Warn("the agent does not tell what services there are: questions about them fail until it does", "err", err)
+		if !told && !closed(s.zone.Known()) {
+			log.Warn("the agent does not tell what services there are: no questions are answered until it does", "err", err)
 			told = true
 		}
 		select {

@@ -35,8 +35,8 @@ type id struct {
 type Zone struct {
 	domain string // of the cluster, with a dot at its end
 
-	mu         sync.RWMutex // guards what follows
-	known      bool         // everything was told once
+	mu         sync.RWMutex  // guards what follows
+	known      chan struct{} // closed once everything was told
 	services   map[id]*api.NamedService
 	namespaces map[id]int // how many services each has; without names
 	pointers   map[netip.Addr]map[string]bool
@@ -44,14 +44,19 @@ type Zone struct {
 
 // NewZone returns an empty zone for the cluster's domain.
 func NewZone(domain string) *Zone {
-	return &Zone{domain: dns.CanonicalName(domain), services: map[id]*api.NamedService{}, namespaces: map[id]int{}, pointers: map[netip.Addr]map[string]bool{}}
+	return &Zone{domain: dns.CanonicalName(domain), known: make(chan struct{}), services: map[id]*api.NamedService{}, namespaces: map[id]int{}, pointers: map[netip.Addr]map[string]bool{}}
 }
 
-// Known reports whether the zone was told everything once.
-func (z *Zone) Known() bool {
-	z.mu.RLock()
-	defer z.mu.RUnlock()
-	return z.known
+// Known is closed once the zone was told everything.
+func (z *Zone) Known() <-chan struct{} { return z.known }
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // Follow takes in what one agent tells, from its first event on: what it does not name until
@@ -78,7 +83,9 @@ func (z *Zone) Follow() func(api.NamesEvent) error {
 					z.drop(key)
 				}
 			}
-			seen, z.known = nil, true
+			if seen = nil; !closed(z.known) {
+				close(z.known)
+			}
 		}
 		return nil
 	}
@@ -182,7 +189,7 @@ func (z *Zone) Answer(q dns.Question) (m *dns.Msg, ours bool) {
 	switch {
 	case zone == "":
 		return m, z.pointer(q, name, m)
-	case !z.known:
+	case !closed(z.known):
 		m.Authoritative, m.Rcode = false, dns.RcodeServerFailure
 		return m, true
 	case q.Qclass != dns.ClassINET:

@@ -8,6 +8,7 @@
 package mcs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	mcs "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/weft-mesh/weft/api"
@@ -47,6 +49,9 @@ type Outside interface {
 	Imports(ctx context.Context) ([]Name, error)
 	PutExportStatus(ctx context.Context, ns, name string, s mcs.ServiceExportStatus) error
 }
+
+// ErrUndefined says that nobody has installed the definition of ServiceImports.
+var ErrUndefined = errors.New("there is no definition of ServiceImports")
 
 // Name is a service's in every cluster.
 type Name struct{ Namespace, Name string }
@@ -113,15 +118,7 @@ func (c *Controller) follow(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		m := newModel(c.conf.Cluster, c.conf.Outside != nil)
-		if c.conf.Outside != nil {
-			left, err := c.conf.Outside.Imports(ctx)
-			if err != nil {
-				return err
-			}
-			for _, n := range left {
-				m.dirty[n] = true
-			}
-		}
+		listed := c.conf.Outside == nil
 		var again <-chan time.Time
 		for {
 			select {
@@ -136,10 +133,17 @@ func (c *Controller) follow(ctx context.Context) error {
 			if !m.complete() {
 				continue
 			}
+			if !listed { // what an earlier term has left there
+				left, err := c.conf.Outside.Imports(ctx)
+				for _, n := range left {
+					m.dirty[n] = true
+				}
+				listed = err == nil
+			}
 			if err := c.settle(ctx, m); err != nil {
 				return err
 			}
-			if len(m.failed) > 0 && again == nil {
+			if (len(m.failed) > 0 || !listed) && again == nil {
 				again = time.After(retryAfter)
 			}
 		}
@@ -154,11 +158,16 @@ func (c *Controller) settle(ctx context.Context, m *model) error {
 	var delta registry.Delta
 	var status []store.Op
 	of := map[string]Name{}
+	down := "" // why Kubernetes takes nothing
 	for _, n := range names {
 		delete(m.failed, n)
 		w := m.derive(n)
 		if c.conf.Outside != nil {
-			w.problem = c.outside(ctx, m, n, &w)
+			var problem string
+			if problem = down; down == "" {
+				problem, down = c.outside(ctx, m, n, &w)
+			}
+			w.problem = cmp.Or(w.problem, problem)
 		}
 		if w.problem != "" {
 			m.failed[n] = true
@@ -206,8 +215,9 @@ func (c *Controller) settle(ctx context.Context, m *model) error {
 	return nil
 }
 
-// outside writes to Kubernetes, and says what of it fails.
-func (c *Controller) outside(ctx context.Context, m *model, n Name, w *wanted) string {
+// outside writes to Kubernetes, and says what of it fails, and why nothing else will succeed
+// now; empty if it may.
+func (c *Controller) outside(ctx context.Context, m *model, n Name, w *wanted) (problem, down string) {
 	o := c.conf.Outside
 	var errs []error
 	do := func(err error) { errs = append(errs, err) }
@@ -221,8 +231,10 @@ func (c *Controller) outside(ctx context.Context, m *model, n Name, w *wanted) s
 	case w.imported != nil:
 		if same := m.outside[n]; same != string(wire.Marshal(w.imported)) {
 			err := o.PutImport(ctx, w.imported)
-			if do(err); err == nil {
+			if err == nil {
 				m.outside[n] = string(wire.Marshal(w.imported))
+			} else if !errors.Is(err, ErrUndefined) {
+				do(err)
 			}
 		}
 	default:
@@ -237,10 +249,16 @@ func (c *Controller) outside(ctx context.Context, m *model, n Name, w *wanted) s
 			m.said[n] = string(wire.Marshal(w.exported))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return strings.ReplaceAll(err.Error(), "\n", "; ")
+	err := errors.Join(errs...)
+	if err == nil {
+		return "", ""
 	}
-	return ""
+	problem = strings.ReplaceAll(err.Error(), "\n", "; ")
+	var answer interface{ Status() metav1.Status }
+	if !errors.As(err, &answer) {
+		down = problem
+	}
+	return problem, down
 }
 
 // Changed implements problems.Source.

@@ -125,6 +125,7 @@ func TestFoldersAreMounted(t *testing.T) {
 			"weft-agent": {"/var/lib/weft/agent", "/var/lib/weft/cni", "/run/weft", "/var/run/wireguard", "/run/netns", "/var/run/netns", "/sys/fs/bpf", "/sys/fs/cgroup",
 				"/etc/cni/net.d", "/opt/cni/bin", "/var/run/secrets/weft.io", "/var/run/weft.io/bootstrap"},
 			"weft-tunnel": {"/var/lib/weft/tunnel", "/var/run/wireguard", "/dev/net"},
+			"weft-dns":    {"/run/weft"},
 		}[o.GetName()]
 		if len(want) == 0 {
 			t.Errorf("%s is new here", o.GetName())

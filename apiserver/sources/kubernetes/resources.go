@@ -43,14 +43,17 @@ var resources = []*resource{
 	{group: networkingv1.SchemeGroupVersion, plural: manifest.NetworkPolicies, kind: "NetworkPolicy", sample: &networkingv1.NetworkPolicy{}, rank: 4},
 	{group: corev1.SchemeGroupVersion, plural: manifest.Namespaces, kind: "Namespace", sample: &corev1.Namespace{}, rank: 5},
 	{group: corev1.SchemeGroupVersion, plural: manifest.Services, kind: "Service", sample: &corev1.Service{}, rank: 6},
+	{group: mcsGroup, plural: manifest.ServiceExports, kind: "ServiceExport", sample: customIn(mcsGroup, "ServiceExport"), custom: true, rank: 6},
 	{group: discoveryv1.SchemeGroupVersion, plural: manifest.EndpointSlices, kind: "EndpointSlice", sample: &discoveryv1.EndpointSlice{}, rank: 7},
 	{group: corev1.SchemeGroupVersion, plural: manifest.Pods, kind: "Pod", sample: &corev1.Pod{}, rank: 8},
 }
 
 // custom is an object of a kind that has no Go type here.
-func custom(kind string) *unstructured.Unstructured {
+func custom(kind string) *unstructured.Unstructured { return customIn(ciliumGroup, kind) }
+
+func customIn(group schema.GroupVersion, kind string) *unstructured.Unstructured {
 	u := &unstructured.Unstructured{}
-	u.SetGroupVersionKind(ciliumGroup.WithKind(kind))
+	u.SetGroupVersionKind(group.WithKind(kind))
 	return u
 }
 

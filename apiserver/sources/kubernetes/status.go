@@ -124,7 +124,9 @@ func (s *Source) unread() (out []api.Concern) {
 			c.Next = "give its account the role that the chart has for it (deploy/chart/templates/rbac.yaml)"
 		case m.absent:
 			c.Message = fmt.Sprintf("%s is installed in Kubernetes, but not in version %s: its objects are not applied", r.definition(), r.group)
-			c.Next = "install the definition of Cilium 1.18 or newer"
+			if c.Next = "install the definition of Cilium 1.18 or newer"; r.group == mcsGroup {
+				c.Next = "install the definition of mcs-api v0.5 or newer"
+			}
 		}
 		if !m.listed && !m.absent && !s.begun {
 			c.Message += "; nothing is applied before"
