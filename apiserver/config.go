@@ -88,6 +88,10 @@ type Config struct {
 	// pods have: an agent that shows its token gets the join bundle of its node, as Kubernetes
 	// has it. Empty: operators add nodes.
 	AgentAccount string `json:"agentAccount,omitempty"`
+	// KubernetesNamespace is the namespace of Kubernetes in which the API servers of this
+	// cluster find each other, and keep what a lost store could not get back: one with an
+	// empty disk joins the others, or begins the store again with it. Empty: they do neither.
+	KubernetesNamespace string `json:"kubernetesNamespace,omitempty"`
 	// IPAM says who gives nodes of Kubernetes their pod CIDRs.
 	IPAM nodes.IPAM `json:"ipam"`
 	// MetricsAddress is where /metrics is served, in plain HTTP and without
@@ -229,6 +233,9 @@ func (c Config) Validate() error {
 		} else if !c.Kubernetes {
 			add("agent-account is %q, and tokens are Kubernetes': set kubernetes too", c.AgentAccount)
 		}
+	}
+	if c.KubernetesNamespace != "" && !c.Kubernetes {
+		add("kubernetes-namespace is %q, and Kubernetes is not read: set kubernetes too", c.KubernetesNamespace)
 	}
 	if c.IPAM != nodes.ClusterPool && c.IPAM != nodes.Kubernetes {
 		add("ipam is %q: give %s or %s", c.IPAM, nodes.ClusterPool, nodes.Kubernetes)

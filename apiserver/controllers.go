@@ -89,11 +89,21 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 	}
 	g.Go(func() error { return c.endpoints.Run(ctx) })
 	g.Go(func() error { return collector.Run(ctx) })
-	g.Go(func() error { return c.exporter.Run(ctx) })
 	g.Go(func() error { return c.manifests.Run(ctx) })
 	g.Go(func() error { return c.kubernetes.Run(ctx) })
-	g.Go(func() error { return c.mcs.Run(ctx) })
-	g.Go(func() error { return c.peering.Run(ctx) })
+	// Peers see a store that was lost only once it has everything again.
+	g.Go(func() error {
+		if !s.rebuild(ctx, st, c.kubernetes) {
+			return nil
+		}
+		g.Go(func() error { return c.exporter.Run(ctx) })
+		g.Go(func() error { return c.mcs.Run(ctx) })
+		return c.peering.Run(ctx)
+	})
+	if s.conf.KubernetesNamespace != "" {
+		g.Go(func() error { return s.keeper(st).Run(ctx) })
+		g.Go(func() error { return s.recordMembers(ctx) })
+	}
 	g.Go(func() error { return s.gossiper.write(ctx, st) })
 	g.Go(func() error { return s.watchConcerns(ctx) })
 	g.Go(func() error { return kept.Keep(ctx, s.fixed()...) })

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -34,18 +35,28 @@ func (f *foundation) invited() (*api.ServerBundle, error) {
 	if err != nil {
 		return nil, &Misconfigured{Setting: "join", Err: err}
 	}
+	return &b, f.takeOver(b)
+}
+
+// takeOver takes over the certificate authority of the API servers that a bundle is for.
+func (f *foundation) takeOver(b api.ServerBundle) error {
 	if host, _, err := net.SplitHostPort(b.Address); err != nil || host != f.conf.Advertise.String() {
-		return nil, &Misconfigured{Setting: "join", Err: fmt.Errorf("%s is for an API server at %s, and this one advertises %s: the others would not find it", f.conf.Join, b.Address, f.conf.Advertise)}
+		return &Misconfigured{Setting: "join", Err: fmt.Errorf("%s is for an API server at %s, and this one advertises %s: the others would not find it", f.conf.Join, b.Address, f.conf.Advertise)}
 	}
+	return f.adopt(authority.Secret{Bundle: []byte(b.CA), Key: []byte(b.CAKey)}, "to join")
+}
+
+// adopt makes the authority of the cluster that of this API server, which has none yet.
+func (f *foundation) adopt(of authority.Secret, why string) error {
 	pki := filepath.Join(f.conf.DataDir, "pki")
 	key, err := os.ReadFile(filepath.Join(pki, "ca.key"))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		_, err = authority.Write(pki, f.conf.Cluster, authority.Secret{Bundle: []byte(b.CA), Key: []byte(b.CAKey)})
-	case err == nil && string(key) != b.CAKey:
-		err = fmt.Errorf("%s is another certificate authority than that of cluster %s: move it away to join", pki, b.Cluster)
+		_, err = authority.Write(pki, f.conf.Cluster, of)
+	case err == nil && !bytes.Equal(key, of.Key):
+		err = fmt.Errorf("%s is another certificate authority than that of cluster %s: move it away %s", pki, f.conf.Cluster, why)
 	}
-	return &b, err
+	return err
 }
 
 // startEtcd starts the embedded etcd: alone, as one of several members, or as a new one of

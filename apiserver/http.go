@@ -274,27 +274,11 @@ func (s *server) postRelease(r *http.Request) (any, error) {
 	if !rebuilt && len(s.census.holding()) == 0 {
 		return nil, api.Conflict("", "nothing to release: no store of cluster %s was lost, and its nodes use this one", s.cluster.Name)
 	}
-	for {
-		kv, err := s.store.Get(r.Context(), wire.ClusterKey)
-		if err != nil {
-			return nil, err
-		}
-		c, err := wire.Unmarshal[wire.Cluster](kv.Value)
-		if err != nil {
-			return nil, err
-		}
-		c.Released = true
-		_, done, err := s.store.Commit(r.Context(), store.Txn{
-			If:   []store.Cond{{Key: wire.ClusterKey, Modified: kv.Modified}},
-			Then: []store.Op{store.Put(wire.ClusterKey, wire.Marshal(c))},
-		})
-		if err != nil {
-			return nil, err
-		}
-		if done {
-			return api.ReleaseResult{Cluster: s.cluster.Name, Generation: c.Generation, Nodes: s.census.holding()}, nil
-		}
+	c, err := release(r.Context(), s.store, store.Delete(wire.RebuildingKey))
+	if err != nil {
+		return nil, err
 	}
+	return api.ReleaseResult{Cluster: s.cluster.Name, Generation: c.Generation, Nodes: s.census.holding()}, nil
 }
 
 // watch streams objects as JSON lines.

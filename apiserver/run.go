@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/embedded"
 	"github.com/weft-mesh/weft/apiserver/enroll"
 	"github.com/weft-mesh/weft/apiserver/leader"
 	"github.com/weft-mesh/weft/apiserver/members"
@@ -71,6 +72,8 @@ type server struct {
 	members      *members.Members // nil: an existing etcd is used
 	renewal      failing
 	publishing   failing  // what the publisher does
+	keeping      failing  // of what a lost store needs, in Kubernetes
+	rebuilding   failing  // a store that was lost
 	refusals     refusals // of requests to enroll
 	agents       *agents
 	metrics      *metrics
@@ -83,7 +86,11 @@ type server struct {
 // Run serves until ctx ends or a part fails. When it returns, nothing that it started is
 // still running. Everything is in the store, so killing it does no harm.
 func Run(ctx context.Context, conf Config) error {
-	return run(ctx, conf, nil)
+	err := run(ctx, conf, nil)
+	if errors.Is(err, embedded.ErrRemoved) && conf.KubernetesNamespace != "" {
+		return putRemovedAside(conf, err)
+	}
+	return err
 }
 
 // run is Run; ready, if not nil, is called with the API's URL once it listens.

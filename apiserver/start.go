@@ -25,6 +25,7 @@ import (
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/embedded"
+	"github.com/weft-mesh/weft/apiserver/keeping"
 	"github.com/weft-mesh/weft/statefile"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
@@ -50,6 +51,7 @@ type foundation struct {
 	fresh     bool   // the embedded etcd is a new or restored one that starts for the first time
 	etcdCA    []byte // of an existing etcd, PEM
 	cluster   wire.Cluster
+	kept      *keeping.Kept // what Kubernetes keeps of a store that is lost; nil: nothing
 	closers   []func()
 }
 
@@ -75,12 +77,15 @@ func lay(ctx context.Context, conf Config, edges *Edges) (_ *foundation, err err
 	if err := f.checkAuthority(); err != nil {
 		return nil, err
 	}
-	if edges == nil {
+	if edges == nil && !f.forms() {
 		if err := checkBeginning(ctx, conf); err != nil {
 			return nil, err
 		}
 	}
 	bundle, err := f.invited()
+	if err == nil && bundle == nil && f.forms() {
+		bundle, err = f.form(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -107,6 +112,11 @@ func lay(ctx context.Context, conf Config, edges *Edges) (_ *foundation, err err
 	}
 	if err := f.store.EnableAuth(ctx); err != nil {
 		return nil, err
+	}
+	if f.forms() && bundle == nil {
+		if err := f.refill(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if f.cluster, err = agree(ctx, f.store, conf.cluster()); err != nil {
 		return nil, err

@@ -71,6 +71,8 @@ const (
 	// WithdrawnPrefix holds a key per node whose registration is gone, and whose rights are
 	// about to go.
 	WithdrawnPrefix = "weft/withdrawn/nodes/"
+	// RebuildingKey exists while a store that was lost is filled again.
+	RebuildingKey = SecretPrefix + "rebuilding"
 	// KubernetesKey holds the UID of the namespace kube-system in the Kubernetes cluster that
 	// objects come from.
 	KubernetesKey = "weft/kubernetes"

@@ -36,7 +36,8 @@ func TestRendered(t *testing.T) {
 		"default": nil,
 		"dual-stack": {"cluster.podCIDRs={10.244.0.0/16,fd00:10:244::/56}", "cluster.ipv6ServiceCIDR=fd00:10:96::/112", "ipam.mode=cluster-pool",
 			"image.repository=registry.example/weft", "image.digest=sha256:" + strings.Repeat("a", 64), "imagePullSecrets[0].name=registry",
-			"tunnel.userspace=never", "cni.install=false", "agent.extraArgs={--log-level=debug}", "apiServer.extraArgs={--peer-changes=500}"},
+			"tunnel.userspace=never", "cni.install=false", "agent.extraArgs={--log-level=debug}", "apiServer.extraArgs={--peer-changes=500}", "apiServer.etcd.endpoints={https://192.0.2.20:2379}", "apiServer.etcd.secret=etcd"},
+		"several": {"apiServer.replicas=3"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var text strings.Builder
@@ -154,6 +155,9 @@ func TestWrongValues(t *testing.T) {
 		{append(needed[:2:2], "agnt.dataDir=/x"), "agnt"},
 		{append(needed[:2:2], "agent.dataDir=x"), "agent/dataDir"},
 		{append(needed[:2:2], "image.digest=latest"), "image/digest"},
+		{append(needed[:2:2], "apiServer.replicas=2"), "apiServer/replicas"},
+		{append(needed[:2:2], "apiServer.etcd.endpoints={https://192.0.2.20:2379}"), "apiServer.etcd.secret"},
+		{append(needed[:2:2], "apiServer.etcd.endpoints={http://192.0.2.20:2379}"), "apiServer/etcd/endpoints"},
 	} {
 		values, err := Values(nil, c.set, nil)
 		if err != nil {

@@ -128,6 +128,13 @@ const (
 	remindEvery = 60 // probes
 )
 
+// Begun reports whether everything that Kubernetes has was written once.
+func (s *Source) Begun() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.begun
+}
+
 // Run follows Kubernetes until ctx ends.
 func (s *Source) Run(ctx context.Context) error {
 	if s.conf.Access == nil {
