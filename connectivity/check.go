@@ -53,6 +53,8 @@ const (
 	Outside Need = "outside"
 	Inbound Need = "inbound"
 	Peer    Need = "a peer"
+	// External is a service with an external address.
+	External Need = "an external address"
 )
 
 // Step asks a question from one place, and says what should come of it.

@@ -58,7 +58,7 @@ type Kubernetes struct {
 func NewKubernetes(ctx context.Context, kubeContext string, conf *rest.Config, mesh *api.Client) (*Kubernetes, error) {
 	k := &Kubernetes{context: kubeContext, conf: rest.CopyConfig(conf), mesh: mesh}
 	// Several checks ask at once, each many times.
-	k.conf.QPS, k.conf.Burst = 100, 200
+	k.conf.QPS, k.conf.Burst, k.conf.WarningHandler = 100, 200, rest.NoWarnings{}
 	var err error
 	if k.client, err = kubernetes.NewForConfig(k.conf); err != nil {
 		return nil, err
@@ -171,11 +171,13 @@ func (k *Kubernetes) Prepare(ctx context.Context, f *Facts) error {
 			return err
 		}
 	}
-	var text []byte
-	for _, doc := range strings.Split(services, "---\n") {
-		text = append(append(text, "---\n"...), doc...)
+	if err := k.Apply(ctx, services); err != nil {
+		return err
 	}
-	if err := k.Apply(ctx, string(text)); err != nil {
+	switch err := k.Apply(ctx, external); {
+	case apierrors.IsForbidden(err):
+		f.NoExternal = fmt.Sprintf("cluster %s refuses external IPs of services", k.name)
+	case err != nil:
 		return err
 	}
 	all := p.objects()

@@ -20,7 +20,12 @@ const (
 //go:embed services.yaml
 var services string
 
-// Images say which image the pods run, and how it is started.
+// external is a service that some clusters refuse. Nobody has its address, which is for
+// documentation.
+const external = `{apiVersion: v1, kind: Service, metadata: {name: external},
+  spec: {externalIPs: [198.51.100.77], selector: {app: server}, ports: [{port: 80, targetPort: 8080}]}}`
+
+// pods are those of a cluster.
 type pods struct {
 	cluster, image string
 	near, far      string // nodes

@@ -64,6 +64,8 @@ type Facts struct {
 	Here             []netip.Addr
 	HerePort         uint16
 	Outside, Inbound string
+	// NoExternal says why there is no service with an external address.
+	NoExternal string
 }
 
 // Service is the addresses of one.
@@ -209,6 +211,8 @@ func (n Need) missing(f, peer *Facts, why string) string {
 		return f.Outside
 	case Inbound:
 		return f.Inbound
+	case External:
+		return f.NoExternal
 	case Peer:
 		return why
 	}

@@ -18,8 +18,8 @@ const sealedBytes = 1 << 20
 // tunnelPeer is the part of `weft debug tunnels` that counts.
 type tunnelPeer struct {
 	Allowed  []string `json:"allowed"`
-	Received int64    `json:"received"`
-	Sent     int64    `json:"sent"`
+	Received int64    `json:"receivedBytes"`
+	Sent     int64    `json:"sentBytes"`
 }
 
 // counted adds up what the tunnels to whoever has an address have carried.

@@ -82,7 +82,7 @@ var serviceChecks = []Check{
 		asks("client", "svc/empty:80").refused("no-backend"))},
 	{Name: "service-unknown-port-refused", Says: "a port that a service does not have is refused at once, and an event says so", Steps: steps(
 		asks("client", "svc/server:82").refused("no-backend"))},
-	{Name: "service-external-ip", Says: "pods reach a service at its external address", Steps: steps(
+	{Name: "service-external-ip", Says: "pods reach a service at its external address", Needs: needs(External), Steps: steps(
 		asks("client", "external/external:80").by("server-near", "server-far").times(5))},
 	{Name: "service-node-port-from-pod", Says: "pods reach a service at the node port of their own node", Steps: steps(
 		asks("client", "node-port/node-port@near:80").by("server-near", "server-far").times(5), asks("client", "node-port/node-port@near:80/udp").by("server-near", "server-far"))},

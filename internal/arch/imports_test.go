@@ -25,6 +25,10 @@ var mayImport = map[string][]string{
 	"flow":           {"identity", "bpf"},
 	"api":            {"statefile"},
 	"store":          {"wire"},
+	// What it asks in pods, it asks of nobody else's packages.
+	"connectivity":       {"connectivity/probe", "api", "flow"},
+	"connectivity/probe": {},
+	"sysdump":            {},
 	// What a container runtime starts for each pod: it must start fast.
 	"cni": {"api"},
 	// Installs it, for operators and for agents.
@@ -41,7 +45,7 @@ var mayImport = map[string][]string{
 	"meshagent/paths": {"meshagent/tables", "meshagent/reconcile", "identity", "wire", "bpf", "tunnel", "internal/pace"},
 	// Scripts compare what the maps of its machines say.
 	"lab":       {"api", "apiserver/authority", "flow", "deploy", "bpf", "internal/firstthread"},
-	"cmd/weft":  {"manifest", "api", "cni", "cni/conflist", "apiserver", "meshagent", "meshagent/tables", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile", "deploy/install"},
+	"cmd/weft":  {"manifest", "api", "cni", "cni/conflist", "apiserver", "meshagent", "meshagent/tables", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile", "deploy/install", "connectivity", "connectivity/probe", "sysdump"},
 	"scenarios": {"lab"},
 	"internal":  {"lab"},
 	// Speaks the wire format, and is read by the real API server of a lab's cluster.

@@ -217,8 +217,9 @@ func (e *Engine) line(ctx context.Context, state *State, l *Line) (text string, 
 	if !ok {
 		command = builtins[args[0]]
 	}
+	retry := l.Retry * time.Duration(max(e.Slower, 1))
 	once := func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, e.patience())
+		ctx, cancel := context.WithTimeout(ctx, max(e.patience(), retry))
 		defer cancel()
 		return judge(l.Want, command.Run(ctx, state, args[1:]))
 	}
@@ -237,7 +238,6 @@ func (e *Engine) line(ctx context.Context, state *State, l *Line) (text string, 
 	if command.Makes {
 		state.remake = once
 	}
-	retry := l.Retry * time.Duration(max(e.Slower, 1))
 	deadline := time.Now().Add(retry)
 	for {
 		err = attempt(ctx)
