@@ -247,16 +247,14 @@ func (a *attempt) ask(ctx context.Context, from string, all []asked, since time.
 		if what := judge(q.step.Want, answers[i], o); what != "" {
 			return Finding{
 				Tried: fmt.Sprintf("%s (%s)", q.step, q.q.To), Expected: q.step.Want.String(), Happened: what,
-				From: podName(cluster.Name, pod), To: traceTo(q), Protocol: traceProtocol(q.q.Protocol),
+				From: podName(cluster.Name, pod), To: q.q.To, Through: q.to.through(), Protocol: traceProtocol(q.q.Protocol),
 			}
 		}
 	}
 	return Finding{OK: true}
 }
 
-// traceTo is the destination as `weft debug trace` takes it.
-func traceTo(q asked) string { return q.q.To }
-
+// traceProtocol is a protocol as `weft debug trace` calls it.
 func traceProtocol(proto string) string {
 	switch proto {
 	case probe.UDP:
@@ -303,6 +301,7 @@ func (a *attempt) eventsOf(ctx context.Context, q asked, cluster *Facts, pod str
 	r := flow.Request{Last: 50, Filter: flow.Filter{Verdicts: []flow.Verdict{flow.Dropped, flow.Refused, flow.Reset}}}
 	// Clocks of machines differ a little.
 	r.Filter.Since = since.Add(-time.Second)
+	servers := a.servers()
 	for deadline := time.Now().Add(eventsPatience); ; {
 		out = nil
 		for _, s := range a.sites {
@@ -311,7 +310,7 @@ func (a *attempt) eventsOf(ctx context.Context, q asked, cluster *Facts, pod str
 				continue // another cluster may know
 			}
 			for _, f := range flows {
-				if about(f, cluster, pod, q.q.To) {
+				if about(f, cluster, pod, q.q.To, q.to.through(), servers) {
 					out = append(out, f)
 				}
 			}
@@ -322,14 +321,31 @@ func (a *attempt) eventsOf(ctx context.Context, q asked, cluster *Facts, pod str
 	}
 }
 
-// about says whether a flow is that of a pod to an address.
-func about(f flow.Flow, cluster *Facts, pod, to string) bool {
+// about says whether a flow is that of a pod to an address. Where the backend of a service is, nobody
+// knows any more which service it was: then any pod of the test is one.
+func about(f flow.Flow, cluster *Facts, pod, to string, through bool, pods []netip.Addr) bool {
 	if f.Source.Name() != podName(cluster.Name, pod) && !slices.Contains(cluster.Addresses[pod], f.Source.Address) {
 		return false
 	}
 	host := hostOf(to)
-	return f.Destination.Address.String() == host || f.Service != nil && f.Service.Address.String() == host
+	return f.Destination.Address.String() == host || f.Service != nil && f.Service.Address.String() == host ||
+		through && f.Service == nil && slices.Contains(pods, f.Destination.Address)
 }
+
+// servers are the addresses of all pods of the test.
+func (a *attempt) servers() (out []netip.Addr) {
+	for _, f := range []*Facts{a.facts, a.peer} {
+		if f != nil {
+			for _, addrs := range f.Addresses {
+				out = append(out, addrs...)
+			}
+		}
+	}
+	return out
+}
+
+// through says whether a place is a service.
+func (p place) through() bool { return p.kind != "" && p.kind != "node" && p.kind != "slice" }
 
 // maxEvidence is how many events a failure shows.
 const maxEvidence = 5
@@ -345,6 +361,7 @@ func (a *attempt) evidence(ctx context.Context, f Finding) (events []string, nex
 	if a.peer != nil && strings.HasPrefix(f.From, a.peer.Name+"/") {
 		cluster = a.peer
 	}
+	servers := a.servers()
 	for _, s := range a.sites {
 		flows, err := s.Flows(ctx, r)
 		if err != nil {
@@ -352,7 +369,7 @@ func (a *attempt) evidence(ctx context.Context, f Finding) (events []string, nex
 			continue
 		}
 		for _, fl := range slices.Backward(flows) {
-			if len(events) < maxEvidence && about(fl, cluster, pod, f.To) {
+			if len(events) < maxEvidence && about(fl, cluster, pod, f.To, f.Through, servers) {
 				events = append(events, fl.Line())
 			}
 		}

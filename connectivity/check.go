@@ -164,6 +164,7 @@ type Finding struct {
 	// From and To are the ends, as `weft debug trace` takes them, if there are two.
 	From, To string
 	Protocol string
+	Through  bool // a service
 }
 
 // observed is what is known of the events of a question.

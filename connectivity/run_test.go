@@ -331,6 +331,32 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+func TestEventsAreThoseOfTheRequest(t *testing.T) {
+	east := &Facts{Name: "east", Addresses: map[string][]netip.Addr{"client": {addr("10.1.1.2")}}}
+	client := flow.Endpoint{Cluster: "east", Namespace: Namespace, Pod: "client", Address: addr("10.1.1.2")}
+	server := flow.Endpoint{Cluster: "east", Namespace: Namespace, Pod: "server-near", Address: addr("10.1.1.5")}
+	pods := []netip.Addr{server.Address, client.Address}
+	at := flow.Flow{Source: client, Destination: server}
+	for name, c := range map[string]struct {
+		f       flow.Flow
+		to      string
+		through bool
+		want    bool
+	}{
+		"to the pod":                        {at, "10.1.1.5:80", false, true},
+		"to another":                        {at, "10.1.1.6:80", false, false},
+		"of another":                        {flow.Flow{Source: server, Destination: server}, "10.1.1.5:80", false, false},
+		"through a service":                 {flow.Flow{Source: client, Destination: server, Service: &flow.Service{Address: addr("10.101.0.1")}}, "10.101.0.1:80", true, true},
+		"through a service, at its backend": {at, "10.101.0.1:80", true, true},
+		"through another service":           {flow.Flow{Source: client, Destination: server, Service: &flow.Service{Address: addr("10.101.0.2")}}, "10.101.0.1:80", true, false},
+		"not at a backend":                  {flow.Flow{Source: client, Destination: flow.Endpoint{Address: addr("192.0.2.1")}}, "10.101.0.1:80", true, false},
+	} {
+		if got := about(c.f, east, "client", c.to, c.through, pods); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestSelect(t *testing.T) {
 	got, err := Select(trial, "^(near|far)$")
 	if err != nil || len(got) != 2 || got[1].Name != "far" {

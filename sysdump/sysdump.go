@@ -185,18 +185,23 @@ func (a *Archive) Write(w io.Writer, at time.Time) error {
 
 var (
 	privateKey = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----`)
-	// The same within base64, as Kubernetes has it: "PRIVATE KEY" at each of the three offsets.
-	encodedKey = regexp.MustCompile(`UFJJVkFURSBLRVkt|BSSVZBVEUgS0VZL|QUklWQVRFIEtFWS|FBSSVZBVEUgS0VZL`)
 	token      = regexp.MustCompile(`\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}`)
 	bearer     = regexp.MustCompile(`(?i)\bauthorization: *bearer +\S{12,}`)
 )
 
+// encodedKeys are "PRIVATE KEY-" in base64, as Kubernetes has it, at each of the three offsets.
+var encodedKeys = []string{"UFJJVkFURSBLRVkt", "BSSVZBVEUgS0VZL", "QUklWQVRFIEtFWS"}
+
+func encoded(text []byte) bool {
+	return slices.ContainsFunc(encodedKeys, func(key string) bool { return bytes.Contains(text, []byte(key)) })
+}
+
 // Secret says which secret a text holds, or "".
 func Secret(text []byte, known []string) string {
 	switch {
-	case privateKey.Match(text), encodedKey.Match(text):
+	case bytes.Contains(text, []byte("PRIVATE KEY")) && privateKey.Match(text), encoded(text):
 		return "a private key"
-	case token.Match(text), bearer.Match(text):
+	case bytes.Contains(text, []byte("eyJ")) && token.Match(text), bytes.Contains(text, []byte("earer ")) && bearer.Match(text):
 		return "a token"
 	}
 	for _, s := range known {

@@ -56,6 +56,7 @@ func connectivityTestCommand() *cobra.Command {
 	f.DurationVar(&o.Start, "start", 3*time.Minute, "how long the pods may take to start")
 	f.IntVar(&o.Parallel, "parallel", 4, "how many checks of a cluster run at the same time, where they may")
 	o.Removal = 2 * time.Minute
+	complete(cmd, "test", fixed(checkNames()...))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		format, err := format(cmd)
 		if err != nil {
@@ -103,6 +104,13 @@ func connectivityTestCommand() *cobra.Command {
 		return failed
 	}
 	return cmd
+}
+
+func checkNames() (names []string) {
+	for _, c := range connectivity.Checks() {
+		names = append(names, c.Name)
+	}
+	return names
 }
 
 // writeFile writes a file as a whole or not at all.

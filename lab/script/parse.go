@@ -44,7 +44,7 @@ type Line struct {
 	Text    string
 	Section string // the comment before it; "" if none directly precedes it
 	Want    Want
-	Retry   time.Duration // how long to retry; 0 runs it once
+	Retry   time.Duration // how long to retry, and how long a run may take if that is longer than others may; 0 runs it once
 	Words   []string      // as written, quotes and variables included
 	Body    []Line        // of repeat
 }
