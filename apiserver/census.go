@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/sources/kubernetes"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/wire"
@@ -317,6 +318,32 @@ func (c *census) status(cluster string, register map[string]wire.Registration, e
 	return c.statusAt(time.Now(), cluster, register, endpoints, refused)
 }
 
+// agents says what is known of each node's agent, for those who tell Kubernetes.
+func (c *census) agents() map[string]kubernetes.Agent {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := make(map[string]kubernetes.Agent, len(c.claims))
+	for node := range c.claims {
+		problems := slices.ContainsFunc(c.problems[node].Problems, func(p wire.NodeProblem) bool { return unready(api.NodeProblem(p)) })
+		switch alive, known := c.gossiped[node]; {
+		case c.awayLocked(node):
+			out[node] = kubernetes.AgentAway
+		case c.synced[node] && known && alive && c.standing[node].Cause == "" && !problems:
+			out[node] = kubernetes.AgentReady
+		default:
+			out[node] = kubernetes.AgentUnsure
+		}
+	}
+	return out
+}
+
+// awayLocked reports whether a node's agent does not answer: by gossip, or if that has not
+// heard of it yet, by the mark that it keeps.
+func (c *census) awayLocked(node string) bool {
+	alive, known := c.gossiped[node]
+	return known && !alive || !known && !c.synced[node]
+}
+
 func (c *census) statusAt(now time.Time, cluster string, register map[string]wire.Registration, endpoints map[string]int, refused map[string]uint64) []api.NodeStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -341,7 +368,7 @@ func (c *census) statusAt(now time.Time, cluster string, register map[string]wir
 		switch {
 		case !claimed && s.LastSeen.IsZero():
 			s.State = api.NodeNeverConnected
-		case known && !alive, !known && !c.synced[name]:
+		case c.awayLocked(name):
 			s.State = api.NodeSilent
 		case !c.synced[name]:
 			s.State = api.NodeStarting

@@ -65,7 +65,7 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 		manifests: manifests.New(manifests.Config{Dir: s.conf.Manifests, Registry: s.newRegistry(st).Owned(api.OwnerManifests), Log: s.log}),
 		kubernetes: kubernetes.New(kubernetes.Config{
 			Access: s.kubernetesAccess(), UID: s.conf.KubernetesUID, Registry: s.newRegistry(st).Owned(api.OwnerKubernetes),
-			Nodes: s.newRegistrar(st, leader.Users(st, s.store)), IPAM: s.conf.IPAM, Store: st, Name: s.self.Name, Log: s.log,
+			Nodes: s.newRegistrar(st, leader.Users(st, s.store)), IPAM: s.conf.IPAM, Agents: s.census.agents, Store: st, Name: s.self.Name, Log: s.log,
 		}),
 		peering: peering.New(peering.Config{
 			Cluster: s.cluster, Store: st, Users: leader.Users(st, s.store), Authority: s.foundation,

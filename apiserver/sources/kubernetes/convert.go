@@ -42,8 +42,8 @@ func strip(in any) (any, error) {
 		v.Status.Conditions = nil
 	case *corev1.Node:
 		stripMeta(v)
-		v.Spec = corev1.NodeSpec{PodCIDR: v.Spec.PodCIDR, PodCIDRs: v.Spec.PodCIDRs}
-		v.Status = corev1.NodeStatus{Addresses: v.Status.Addresses}
+		v.Spec = corev1.NodeSpec{PodCIDR: v.Spec.PodCIDR, PodCIDRs: v.Spec.PodCIDRs, Taints: ownTaints(v.Spec.Taints)}
+		v.Status = corev1.NodeStatus{Addresses: v.Status.Addresses, Conditions: ownConditions(v.Status.Conditions)}
 	case *corev1.Namespace:
 		stripMeta(v)
 		v.Spec, v.Status = corev1.NamespaceSpec{}, corev1.NamespaceStatus{}

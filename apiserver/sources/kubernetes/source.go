@@ -1,4 +1,5 @@
-// Package kubernetes makes the objects of a cluster what its Kubernetes API server has.
+// Package kubernetes makes the objects of a cluster what its Kubernetes API server has, and
+// tells that what nobody else knows: what is wrong with an object, and which nodes have a network.
 //
 // What an object must be like is decided in package registry, and what a node may be in
 // package nodes. Nothing is derived here.
@@ -61,6 +62,8 @@ type Config struct {
 	Nodes    Nodes
 	// IPAM says who gives nodes their pod CIDRs.
 	IPAM nodes.IPAM
+	// Agents says what is known of each node's agent.
+	Agents func() map[string]Agent
 	// Store remembers which cluster is followed.
 	Store store.Store
 	// Name is this API server's, for events.
@@ -99,6 +102,8 @@ type Source struct {
 	homeless map[string]map[registry.Ref]bool
 	// unready are nodes that cannot be registered.
 	unready map[string]unready
+	// untold are nodes of which Kubernetes could not be told whether they have a network.
+	untold map[string]error
 	// departed are the UIDs of nodes that are gone, until their registrations are.
 	departed map[string]string
 	start    map[string]func() // starts to follow a custom resource
@@ -110,7 +115,7 @@ func New(c Config) *Source {
 	s := &Source{
 		conf: c, news: make(chan struct{}, 1), work: make(chan struct{}, 1), mirrors: map[string]*mirror{},
 		dirty: map[registry.Ref]bool{}, wrong: map[registry.Ref]trouble{}, homeless: map[string]map[registry.Ref]bool{},
-		unready: map[string]unready{}, departed: map[string]string{}, start: map[string]func(){}, stop: map[string]context.CancelFunc{},
+		unready: map[string]unready{}, untold: map[string]error{}, departed: map[string]string{}, start: map[string]func(){}, stop: map[string]context.CancelFunc{},
 	}
 	for _, r := range resources {
 		s.mirrors[r.plural] = newMirror(s, r)
@@ -173,6 +178,7 @@ func (s *Source) Run(ctx context.Context) error {
 	g.Go(func() error { return s.probe(ctx, c) })
 	g.Go(func() error { return s.reports.run(ctx, c) })
 	g.Go(func() error { return s.write(ctx, c) })
+	g.Go(func() error { return s.serve(ctx, c) })
 	g.Go(func() error { return s.watchRegister(ctx) })
 	return g.Wait()
 }

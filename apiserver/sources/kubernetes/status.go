@@ -105,6 +105,7 @@ func (s *Source) concerns() (out []api.Concern) {
 	}
 	out = append(out, s.short()...)
 	out = append(out, s.nodeConcerns()...)
+	out = append(out, s.untoldConcerns()...)
 	return append(out, s.objectConcerns()...)
 }
 

@@ -208,6 +208,9 @@ func (k *twin) RoundTrip(r *http.Request) (*http.Response, error) {
 		k.set(func() { k.events = append(k.events, o) })
 		return answer(201, "application/json", text), err
 	}
+	if r.Method == http.MethodPatch {
+		return k.patch(p, r)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if p[len(p)-2] == machines { // one of them

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -50,6 +51,7 @@ type world struct {
 	source *Source
 	log    *logged
 	counts Nodes // nil: nodes
+	agents map[string]Agent
 	stop   func()
 }
 
@@ -88,7 +90,7 @@ func follow(t *testing.T, f func(w *world)) {
 }
 
 func newWorld(t *testing.T, k *twin) *world {
-	w := &world{T: t, kube: k, store: storetest.New(), log: &logged{}}
+	w := &world{T: t, kube: k, store: storetest.New(), log: &logged{}, agents: map[string]Agent{}}
 	w.hands = registry.New(w.store, registry.Config{Cluster: "east", ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16"), Kubernetes: true})
 	w.nodes = nodes.New(nodes.Config{
 		Cluster: wire.Cluster{Name: "east", ID: 1, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, ServiceCIDR: netip.MustParsePrefix("10.101.0.0/16")},
@@ -105,7 +107,7 @@ func (w *world) start(uid string) {
 	}
 	w.source = New(Config{
 		IPAM: nodes.Kubernetes, Access: func() (*rest.Config, error) { return w.kube.config() }, UID: uid, Registry: w.hands.Owned(api.OwnerKubernetes),
-		Nodes: register, Store: w.store, Name: "s1", Log: slog.New(slog.NewTextHandler(w.log, nil)),
+		Nodes: register, Agents: w.agentsNow, Store: w.store, Name: "s1", Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	})
 	ctx, cancel := context.WithCancel(w.Context())
 	ended := make(chan error, 1)
@@ -123,6 +125,15 @@ func (w *world) start(uid string) {
 		}
 	}
 }
+
+// agentsNow is a copy of agents.
+func (w *world) agentsNow() (all map[string]Agent) {
+	w.kube.set(func() { all = maps.Clone(w.agents) })
+	return all
+}
+
+// agent says what is known of an agent from now on.
+func (w *world) agent(node string, is Agent) { w.kube.set(func() { w.agents[node] = is }) }
 
 // after lets time pass.
 func (w *world) after(d time.Duration) {
