@@ -77,11 +77,11 @@ func (c Config) cgroup() func() (string, error) {
 	case c.CgroupRoot != "":
 		return func() (string, error) { return c.CgroupRoot, nil }
 	}
-	return cgroupRoot
+	return CgroupRoot
 }
 
-// cgroupRoot is where the version 2 tree of cgroups is mounted.
-func cgroupRoot() (string, error) {
+// CgroupRoot is where the version 2 tree of cgroups is mounted.
+func CgroupRoot() (string, error) {
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		return "", err

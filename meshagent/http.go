@@ -112,6 +112,7 @@ func (a *Agent) socketHandler() http.Handler {
 	endpoint.Serve(mux, requests)
 	mux.HandleFunc("GET "+api.EndpointReadyPath, func(w http.ResponseWriter, r *http.Request) { answer(w, a.readyForPods()) })
 	mux.HandleFunc("GET "+api.NamesPath, a.names.serve)
+	mux.HandleFunc("GET "+api.NodeFactsPath, func(w http.ResponseWriter, r *http.Request) { answer(w, a.facts()) })
 	mux.Handle("/", a.handler())
 	return mux
 }

@@ -55,7 +55,7 @@ func rootCommand() *cobra.Command {
 		applyCommand(), getCommand(), describeCommand(), deleteCommand(),
 		peerCommand(), nodeCommand(), cniCommand(), serverCommand(), policyCommand(), configCommand(), backupCommand(), restoreCommand(),
 		installCommand(),
-		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), debugCommand(), connectivityCommand(), sysdumpCommand(),
+		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), doctorCommand(), debugCommand(), connectivityCommand(), sysdumpCommand(),
 		apiserverCommand(), agentCommand(), tunnelCommand(), dnsCommand(),
 		versionCommand(),
 	)

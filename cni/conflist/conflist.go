@@ -214,11 +214,56 @@ func (c Config) first(names []string, at string) error {
 		return err
 	}
 	_, _, plugins, err := pluginsOf(text)
-	if err == nil && slices.ContainsFunc(plugins, func(p plugin) bool { return strings.HasPrefix(p.Type, "multus") }) {
+	if err == nil && slices.ContainsFunc(plugins, callsOthers) {
 		return nil
 	}
 	return fmt.Errorf("a container runtime uses %s, because it comes before %s; remove it if the network is Weft's", path, at)
 }
+
+// Other is a network configuration without our plugin.
+type Other struct {
+	File string
+	// Types are those of its plugins, for people.
+	Types string
+	// First says that a runtime uses it instead of ours, and Calls that it calls other files'
+	// plugins on purpose.
+	First, Calls bool
+}
+
+// Others lists the network configurations in a folder that are not ours.
+func Others(dir string) (out []Other, err error) {
+	if _, err := os.Stat(dir); err != nil {
+		return nil, err
+	}
+	names, err := Config{ConfDir: dir}.files()
+	if err != nil {
+		return nil, err
+	}
+	own := false
+	for _, name := range names {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return nil, err
+		}
+		o := Other{File: name, First: !own, Types: "not readable"}
+		if _, _, plugins, err := pluginsOf(text); err == nil {
+			if slices.ContainsFunc(plugins, ours) {
+				own = true
+				continue
+			}
+			var types []string
+			for _, p := range plugins {
+				types = append(types, p.Type)
+			}
+			o.Types, o.Calls = strings.Join(types, ", "), slices.ContainsFunc(plugins, callsOthers)
+		}
+		out = append(out, o)
+	}
+	return out, nil
+}
+
+// callsOthers reports whether a plugin calls those of other files.
+func callsOthers(p plugin) bool { return strings.HasPrefix(p.Type, "multus") }
 
 // files are the configurations in the folder, in the order in which a runtime looks.
 func (c Config) files() (names []string, err error) {

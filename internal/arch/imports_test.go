@@ -40,12 +40,14 @@ var mayImport = map[string][]string{
 	"meshagent":           {"meshagent/tables", "meshagent/reconcile", "meshagent/paths", "manifest", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread", "cni/conflist", "internal/pace", "internal/addrmap"},
 	// Knows a map by what it can do, not what it is for.
 	"meshagent/reconcile": {},
-	"meshagent/tables":    {"identity", "wire", "policy", "service", "tunnel"},
+	// Looks at a node from outside of the agent.
+	"meshagent/doctor": {"bpf", "tunnel", "cni/conflist"},
+	"meshagent/tables": {"identity", "wire", "policy", "service", "tunnel"},
 	// Alone owns the way to other nodes; who they are is decided above it.
 	"meshagent/paths": {"meshagent/tables", "meshagent/reconcile", "identity", "wire", "bpf", "tunnel", "internal/pace"},
 	// Scripts compare what the maps of its machines say.
 	"lab":       {"api", "apiserver/authority", "flow", "deploy", "bpf", "internal/firstthread"},
-	"cmd/weft":  {"manifest", "api", "cni", "cni/conflist", "apiserver", "meshagent", "meshagent/tables", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile", "deploy/install", "connectivity", "connectivity/probe", "sysdump"},
+	"cmd/weft":  {"manifest", "api", "cni", "cni/conflist", "apiserver", "meshagent", "meshagent/tables", "meshagent/doctor", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile", "deploy/install", "connectivity", "connectivity/probe", "sysdump"},
 	"scenarios": {"lab"},
 	"internal":  {"lab"},
 	// Speaks the wire format, and is read by the real API server of a lab's cluster.
