@@ -172,7 +172,7 @@ func TestWhatAKernelLacks(t *testing.T) {
 			w.deaf["192.0.2.2:7443"] = true
 		}, []string{"warning servers: API server 192.0.2.2:7443"}},
 		{"a clock that is behind", func(w *twin) { w.clock = 45 * time.Second }, []string{"warning servers: this node's clock is 4"}},
-		{"a clock that is ahead by much", func(w *twin) { w.clock = -time.Hour-time.Minute }, []string{"error servers: this node's clock is 1h"}},
+		{"a clock that is ahead by much", func(w *twin) { w.clock = -time.Hour - time.Minute }, []string{"error servers: this node's clock is 1h"}},
 		{"a port is taken", func(w *twin) {
 			w.node.Running = false
 			w.write("/proc/self/net/udp", "  sl  local_address rem_address   st\n 1: 00000000:CA9F 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4711 2 0 0\n")
