@@ -330,7 +330,7 @@ func TestRevisionsAreReadFirst(t *testing.T) {
 		program, function string
 		want              []string
 	}{
-		{"from_pod", "open_egress", []string{"revisions", "endpoints", "ask_socket", "services", "revisions", "is_member", "locate", "revisions", "judge"}},
+		{"from_pod", "open_egress", []string{"revisions", "endpoints", "ask_socket", "service_at", "revisions", "is_member", "locate", "revisions", "judge"}},
 		{"from_pod", "rejudge", []string{"revisions", "endpoints", "revisions", "locate", "revisions", "is_member", "judge"}},
 		{"from_tunnel", "from_tunnel", []string{"revisions", "endpoints", "flows", "open_ingress"}},
 		{"to_pod", "to_pod", []string{"revisions", "endpoints", "flows", "open_ingress"}},
