@@ -224,14 +224,18 @@ func (l *Lab) Join(ctx context.Context, n *Node) error {
 }
 
 // StartAgent starts the agent of a joined machine, and the tunnel if it needs one.
-func (l *Lab) StartAgent(n *Node) error { return startInOrder(n, l.nodeProcesses()) }
+func (l *Lab) StartAgent(n *Node) error { return startInOrder(n, l.nodeProcesses(n.Cluster)) }
 
-// nodeProcesses are the processes that run on every node.
-func (l *Lab) nodeProcesses() []string {
-	if l.kernel && !l.Topology.Userspace {
-		return []string{"agent"}
+// nodeProcesses are the processes that run on every node of a cluster.
+func (l *Lab) nodeProcesses(c *Cluster) (all []string) {
+	if !l.kernel || l.Topology.Userspace {
+		all = append(all, "tunnel")
 	}
-	return []string{"tunnel", "agent"}
+	all = append(all, "agent")
+	if c.DNS {
+		all = append(all, "dns")
+	}
+	return all
 }
 
 // weft runs an operator's command and returns its output. The error includes what

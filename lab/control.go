@@ -58,9 +58,9 @@ func (l *Lab) installed(n *Node) []string {
 		return nil
 	}
 	if n.Name == n.Cluster.Control || slices.Contains(n.Cluster.Servers, n.Name) {
-		return append([]string{"apiserver"}, l.nodeProcesses()...)
+		return append([]string{"apiserver"}, l.nodeProcesses(n.Cluster)...)
 	}
-	return l.nodeProcesses()
+	return l.nodeProcesses(n.Cluster)
 }
 
 // BootNode starts everything that the machine is meant to run, as after power on.

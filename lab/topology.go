@@ -52,6 +52,7 @@ type Cluster struct {
 	Kubernetes bool     `json:"kubernetes,omitempty"`
 	Disk       string   `json:"disk,omitempty"`      // limits /var/lib/weft of each node, such as 64m; it then forgets at power loss
 	CNI        bool     `json:"cni,omitempty"`       // the CNI plugin requests the pods' networks, as a container runtime calls it
+	DNS        bool     `json:"dns,omitempty"`       // a name server runs on each node
 	APIServer  []string `json:"apiserver,omitempty"` // extra flags of weft apiserver
 	Agent      []string `json:"agent,omitempty"`     // extra flags of weft agent
 }

@@ -66,16 +66,17 @@ func TestParseTopologyMistakes(t *testing.T) {
 // A script about `weft tunnel` runs on any kernel.
 func TestProcessesOfANode(t *testing.T) {
 	for _, tt := range []struct {
-		kernel, userspace bool
-		want              []string
+		kernel, userspace, dns bool
+		want                   []string
 	}{
-		{false, false, []string{"tunnel", "agent"}},
-		{false, true, []string{"tunnel", "agent"}},
-		{true, false, []string{"agent"}},
-		{true, true, []string{"tunnel", "agent"}},
+		{false, false, false, []string{"tunnel", "agent"}},
+		{false, true, false, []string{"tunnel", "agent"}},
+		{true, false, false, []string{"agent"}},
+		{true, true, false, []string{"tunnel", "agent"}},
+		{true, false, true, []string{"agent", "dns"}},
 	} {
 		l := &Lab{kernel: tt.kernel, Topology: Topology{Userspace: tt.userspace}}
-		if got := l.nodeProcesses(); !slices.Equal(got, tt.want) {
+		if got := l.nodeProcesses(&Cluster{DNS: tt.dns}); !slices.Equal(got, tt.want) {
 			t.Errorf("kernel %v, userspace %v: %q, want %q", tt.kernel, tt.userspace, got, tt.want)
 		}
 	}
