@@ -48,6 +48,7 @@ const (
 	// labImage is the lab's own program as an image, for pods that answer and ask; pauseImage
 	// the same, as what holds a pod's namespaces; weftImage is Weft's, whatever its version.
 	labImage, pauseImage, weftImage = "weft.test/lab:lab", "weft.test/pause:lab", "weft.test/weft:lab"
+	corednsImage                    = "weft.test/coredns:lab"
 )
 
 // kubernetesDirs are the folders outside of /run of a container runtime and a kubelet, which

@@ -25,7 +25,7 @@ var wanted = []string{
 	"encryption", "peer-lifecycle", "cilium-peer", "hybrid", "bad-input", "restore", "backup", "three-servers", "moved-server", "refused",
 	"policy-kinds",
 	"status-tells", "status-tells-mesh", "mended",
-	"smoke", "operations", "manifests", "dual-stack", "services-dual-stack", "ipv6-only", "masquerade", "node-processes", "sockets", "backend-choice", "weights", "traffic-distribution", "node-ports", "external-addresses", "real-tools", "cni",
+	"smoke", "operations", "manifests", "dual-stack", "services-dual-stack", "ipv6-only", "masquerade", "node-processes", "sockets", "backend-choice", "weights", "traffic-distribution", "node-ports", "external-addresses", "real-tools", "cni", "mcs", "names",
 }
 
 func files(t *testing.T) []string {
@@ -143,6 +143,36 @@ func TestOperationsPageRuns(t *testing.T) {
 	}
 	if modes < 9 {
 		t.Errorf("found the modes of only %d files", modes)
+	}
+}
+
+// So is every command on the page about the cluster set.
+func TestClusterSetPageRuns(t *testing.T) {
+	page, err := os.ReadFile("../docs/cluster-set.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var typed []string
+	for _, name := range []string{"mcs.txtar", "names.txtar"} {
+		s, _, err := scenario.Load(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range s.Lines {
+			typed = append(typed, strings.Join(l.Words, " "))
+		}
+	}
+	commands := 0
+	for line := range strings.Lines(string(page)) {
+		if command, ok := strings.CutPrefix(line, "    weft "); ok {
+			commands++
+			if command = "weft " + strings.TrimSpace(command); !slices.Contains(typed, command) {
+				t.Errorf("no scenario runs %q", command)
+			}
+		}
+	}
+	if commands < 3 {
+		t.Errorf("found only %d commands", commands)
 	}
 }
 

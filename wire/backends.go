@@ -37,7 +37,7 @@ func (s *ClusterEndpointSlice) Slice() service.Slice {
 			if err != nil {
 				continue
 			}
-			end := service.Endpoint{Addr: a, Node: e.NodeName, Zone: e.Zone, Hints: hints}
+			end := service.Endpoint{Addr: a, Node: e.NodeName, Hostname: e.Hostname, Zone: e.Zone, Hints: hints}
 			end.Ready, end.Serving, end.Terminating = service.Conditions(e.Conditions.Ready, e.Conditions.Serving, e.Conditions.Terminating)
 			out.Endpoints = append(out.Endpoints, end)
 		}
@@ -89,7 +89,7 @@ func (s *ClusterService) Slices() []service.Slice {
 			with[string(text)] = i
 			out = append(out, service.Slice{Namespace: s.Namespace, Name: s.Name, Service: s.Name, Ports: slices.Clone(ports)})
 		}
-		end := service.Endpoint{Addr: addr, Ready: true, Serving: true}
+		end := service.Endpoint{Addr: addr, Hostname: s.Hostnames[addr], Ready: true, Serving: true}
 		if z, ok := s.Zones[addr]; ok {
 			var names []string
 			for _, of := range z.ForZones {

@@ -38,6 +38,8 @@ var mayImport = map[string][]string{
 	"apiserver/authority": {"api", "statefile"},
 	"apiserver":           {"api", "apiserver/authority", "store", "identity", "manifest", "wire", "policy", "service", "flow", "tunnel", "statefile", "internal/pace"},
 	"meshagent":           {"meshagent/tables", "meshagent/reconcile", "meshagent/paths", "manifest", "api", "store", "identity", "wire", "policy", "service", "flow", "bpf", "tunnel", "statefile", "internal/firstthread", "cni/conflist", "internal/pace", "internal/addrmap"},
+	// A process beside the agent, which tells it what to answer.
+	"names": {"api"},
 	// Knows a map by what it can do, not what it is for.
 	"meshagent/reconcile": {},
 	// Looks at a node from outside of the agent.
@@ -47,7 +49,7 @@ var mayImport = map[string][]string{
 	"meshagent/paths": {"meshagent/tables", "meshagent/reconcile", "identity", "wire", "bpf", "tunnel", "internal/pace"},
 	// Scripts compare what the maps of its machines say.
 	"lab":       {"api", "apiserver/authority", "flow", "deploy", "bpf", "internal/firstthread"},
-	"cmd/weft":  {"manifest", "api", "cni", "cni/conflist", "apiserver", "meshagent", "meshagent/tables", "meshagent/doctor", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile", "deploy/install", "connectivity", "connectivity/probe", "sysdump"},
+	"cmd/weft":  {"manifest", "api", "cni", "cni/conflist", "apiserver", "meshagent", "meshagent/tables", "meshagent/doctor", "tunnel", "lab", "policy", "service", "flow", "identity", "bpf", "statefile", "deploy/install", "connectivity", "connectivity/probe", "sysdump", "names"},
 	"scenarios": {"lab"},
 	"internal":  {"lab"},
 	// Speaks the wire format, and is read by the real API server of a lab's cluster.
