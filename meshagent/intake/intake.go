@@ -462,6 +462,9 @@ func (w *writer) object(e store.Event) error {
 		}
 		row.Namespace, row.Name = namespace, name
 		return write(w, w.t.Slices, row, v != nil)
+	case manifest.ServiceExports:
+		_, err := value(e, readObject[mcs.ServiceExport])
+		return err // what follows from it, the API server writes
 	case manifest.ServiceImports:
 		v, err := value(e, readObject[*mcs.ServiceImport])
 		if err != nil {
