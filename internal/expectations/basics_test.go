@@ -176,7 +176,7 @@ func types() []row {
 				w.reaches("pod@1", "node@2:30080", "web-1:80", "web-2:80")
 				w.reaches("node@1", "node@2:30080", "web-1:80", "web-2:80")
 				w.reaches("pod@1", "node@2:30081", Refused)
-				w.reaches("node@1", "node@2:30081", Dropped)
+				w.reaches("node@1", "node@2:30081", Left)
 			}},
 		{file: specs, spec: "should be possible to connect to a service via ExternalIP when the external IP is not assigned to a node",
 			says: "an external IP leads to the service's pods from every pod and node, although no node has it",

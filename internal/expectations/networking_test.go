@@ -159,6 +159,8 @@ func networking() []row {
 				}
 				if protocol != "SCTP" && strings.Contains(who, "@") {
 					w.reaches(who, "node:30080/"+protocol, "web-1:80", "web-2:80", "web-3:80")
+				}
+				if protocol != "SCTP" && !strings.HasPrefix(who, "outside") {
 					w.reaches(who, "node@2:30080/"+protocol, "web-1:80", "web-2:80", "web-3:80")
 				}
 			}

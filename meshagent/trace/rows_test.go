@@ -78,6 +78,40 @@ func TestLocate(t *testing.T) {
 	}
 }
 
+// A node port of another node of the cluster leads where this node's does; a peer's does not.
+func TestNodePortsOfOtherNodes(t *testing.T) {
+	m := mesh(t)
+	s, _, _ := m.Settings.Lookup(0)
+	s.Exposed[0] = addr("172.16.1.1")
+	put(t, m.Settings, 0, s)
+	for _, port := range []uint16{80, 30080} {
+		put(t, m.Services, bpf.ServiceKey{Addr: addr("172.16.1.1"), Port: bpf.PortOf(port), Proto: 6}, bpf.Service{ID: 9})
+	}
+	r := rowsOf(m)
+	for _, c := range []struct {
+		addr  string
+		port  uint16
+		proto uint8
+		want  bool
+	}{
+		{"172.16.1.1", 80, 6, true},
+		{"172.16.1.1", 30080, 6, true},
+		{"172.16.1.2", 30080, 6, true},
+		{"172.16.1.2", 30080, 17, false},
+		{"172.16.1.2", 30081, 6, false},
+		{"172.16.1.2", 80, 6, false},
+		{"172.16.2.1", 30080, 6, false},
+		{"192.0.2.1", 30080, 6, false},
+	} {
+		if _, ok := r.serviceAt(addr(c.addr), bpf.PortOf(c.port), c.proto); ok != c.want {
+			t.Errorf("%+v: %v", c, ok)
+		}
+	}
+	if r.err != nil {
+		t.Error(r.err)
+	}
+}
+
 // A process of another node of the cluster is reached if it is behind a service.
 func TestLocateProcesses(t *testing.T) {
 	m := mesh(t)
