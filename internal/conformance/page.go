@@ -51,10 +51,11 @@ func (o options) page(results []result, reasons []reason) []byte {
 
 What Kubernetes' own end-to-end specs say of Weft. They are those of ` + "`k8s.io/kubernetes/test/e2e`" + `, unmodified, and run against a
 cluster of the lab: Kubernetes of the same version, built from its source, two kubelets with containerd and runc,
-Weft as ` + "`weft install`" + ` installs it, no kube-proxy, CoreDNS. ` + "`make conformance`" + ` writes this page.
+Weft as ` + "`weft install`" + ` installs it, no kube-proxy, CoreDNS. ` + "`make conformance`" + ` writes this page; with ` + "`FOCUS`" + `
+it runs some specs again, and each counts with its last run.
 
 `)
-	fmt.Fprintf(&b, "Versions: Weft %s, Kubernetes %s, CoreDNS %s, %s.\n\n", o.version, o.kubernetes(), corednsVersion, said("uname", "-sr"))
+	fmt.Fprintf(&b, "Versions of the last run: Weft %s, Kubernetes %s, CoreDNS %s, %s.\n\n", o.version, o.kubernetes(), corednsVersion, said("uname", "-sr"))
 	b.WriteString("| suite | passed | failed | skipped |\n|---|---|---|---|\n")
 	for _, s := range suites {
 		n := map[string]int{}
@@ -133,7 +134,7 @@ func quoted(args []string) string {
 		if i > 0 {
 			b.WriteByte(' ')
 		}
-		if strings.ContainsAny(arg, `\[]().* `) {
+		if strings.ContainsAny(arg, `\[]()* `) {
 			arg = "'" + arg + "'"
 		}
 		b.WriteString(arg)
