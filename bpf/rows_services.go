@@ -28,6 +28,8 @@ const (
 	// ScopeNode is no frontend: a process at this address of one of the cluster's own nodes is
 	// behind a service, and the cluster's pods may speak to it.
 	ScopeNode
+	// ScopeProcess is for processes of this node alone: a host port at loopback.
+	ScopeProcess
 )
 
 func (s Scope) String() string {
@@ -36,6 +38,8 @@ func (s Scope) String() string {
 		return "outside"
 	case ScopeNode:
 		return "node"
+	case ScopeProcess:
+		return "process"
 	}
 	return "any"
 }

@@ -182,6 +182,10 @@ inline_always int towards(struct bpf_sock_addr *ctx, int ipv6, int connects)
 	to.port = front.port = ctx->user_port;
 	front.proto = ctx->protocol;
 	svc = service_at(s, &front);
+	if (!svc && whose == NODES_OWN) {
+		front.scope = SCOPE_PROCESS;
+		svc = bpf_map_lookup_elem(&services, &front);
+	}
 	if (!svc) {
 		speaks_to(mine, whose, &front.addr, front.port);
 		/* Pods are told when they send. */

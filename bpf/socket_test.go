@@ -91,6 +91,46 @@ func give(t *testing.T, ip string) net.IP {
 	}
 }
 
+// A host port at loopback is for processes of the node, of which no other row tells.
+func TestSocketsReachHostPortsAtLoopback(t *testing.T) {
+	n := newNode(t)
+	cgroup := ownCgroup(t)
+	if err := n.AttachSockets(cgroup); err != nil {
+		t.Fatal(err)
+	}
+	families(t, func(t *testing.T) {
+		n.again(t)
+		backend := give(t, podB)
+		tcp, err := net.ListenTCP("tcp", &net.TCPAddr{IP: backend, Port: 8080})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tcp.Close()
+		loopback := netip.MustParseAddr("127.0.0.1")
+		if overIPv6 {
+			loopback = netip.IPv6Loopback()
+		}
+		at := netip.AddrPortFrom(loopback, 5432)
+		row, _, err := n.m.Services.Lookup(front(near, 6))
+		if err != nil {
+			t.Fatal(err)
+		}
+		set(t, n.m.Services, ServiceKey{Addr: AddrOf(loopback), Port: PortOf(5432), Proto: 6, Scope: ScopeProcess}, row)
+		c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if got := c.RemoteAddr().(*net.TCPAddr).AddrPort(); got != at {
+			t.Errorf("connected to %v, want %v", got, at)
+		}
+		if c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(netip.AddrPortFrom(loopback, 5433))); err == nil {
+			c.Close()
+			t.Error("another port of loopback has answered")
+		}
+	})
+}
+
 // Processes of the node reach services over TCP and UDP, and see the service alone.
 func TestSocketsReachServices(t *testing.T) {
 	n := newNode(t)

@@ -26,7 +26,7 @@ func HostPorts(spec *corev1.PodSpec) (out []HostPort) {
 			}
 			if p.HostIP != "" {
 				a, err := netip.ParseAddr(p.HostIP)
-				if err != nil || !a.IsUnspecified() && CheckAddress(a) != nil {
+				if err != nil || CheckHostIP(a) != nil {
 					continue
 				}
 				h.Addr = a
@@ -35,6 +35,15 @@ func HostPorts(spec *corev1.PodSpec) (out []HostPort) {
 		}
 	}
 	return out
+}
+
+// CheckHostIP returns an error if no host port can be at the address. At loopback, the node's own
+// processes have it alone.
+func CheckHostIP(a netip.Addr) error {
+	if a.IsUnspecified() || a.IsLoopback() && !a.Is4In6() {
+		return nil
+	}
+	return CheckAddress(a)
 }
 
 // ofPod are the containers that run as long as their pod.
@@ -54,6 +63,9 @@ func (h HostPort) Named() bool { return h.Addr.IsValid() && !h.Addr.IsUnspecifie
 // at are the addresses at which it is offered by a node that has these: never at one that the
 // node does not have, or a pod could take any address of the world from its node.
 func (h HostPort) at(node []netip.Addr) []netip.Addr {
+	if h.Addr.IsLoopback() {
+		return []netip.Addr{h.Addr}
+	}
 	return slices.DeleteFunc(slices.Clone(node), func(a netip.Addr) bool {
 		return h.Named() && a != h.Addr || h.Addr.IsValid() && h.Addr.Is4() != a.Is4()
 	})

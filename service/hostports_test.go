@@ -30,7 +30,8 @@ func TestHostPorts(t *testing.T) {
 		"at another machine's":     {corev1.PodSpec{Containers: []corev1.Container{{Ports: port(53, "203.0.113.9", corev1.ProtocolUDP)}}}, []netip.Addr{four, six}, ""},
 		"at all of a family":       {corev1.PodSpec{Containers: []corev1.Container{{Ports: port(80, "::", "")}}}, []netip.Addr{four, six}, "[2001:db8::1]:80/TCP>fd00::2"},
 		"at one of another family": {corev1.PodSpec{Containers: []corev1.Container{{Ports: port(80, "2001:db8::1", "")}}}, []netip.Addr{four}, ""},
-		"at what is no node's":     {corev1.PodSpec{Containers: []corev1.Container{{Ports: port(80, "127.0.0.1", "")}}}, []netip.Addr{four}, ""},
+		"at loopback":              {corev1.PodSpec{Containers: []corev1.Container{{Ports: port(80, "127.0.0.1", "")}}}, []netip.Addr{four, six}, "127.0.0.1:80/TCP>10.1.1.2"},
+		"at what is no node's":     {corev1.PodSpec{Containers: []corev1.Container{{Ports: port(80, "169.254.1.1", "")}}}, []netip.Addr{four}, ""},
 		"SCTP":                     {corev1.PodSpec{Containers: []corev1.Container{{Ports: port(80, "", corev1.ProtocolSCTP)}}}, []netip.Addr{four}, ""},
 		"of a sidecar":             {corev1.PodSpec{InitContainers: []corev1.Container{{Ports: port(80, "198.51.100.1", ""), RestartPolicy: &always}, {Ports: port(81, "198.51.100.1", "")}}}, []netip.Addr{four}, "198.51.100.1:80/TCP>10.1.1.2"},
 	} {

@@ -111,7 +111,7 @@ func checkHostPort(r *reading, at string, p *corev1.ContainerPort) {
 		return
 	}
 	if err == nil {
-		err = service.CheckAddress(ip)
+		err = service.CheckHostIP(ip)
 	}
 	if err != nil {
 		r.refuse("%s.hostIP %q is not an address at which others reach a node; write one of the node's, or none for all of them", at, p.HostIP)

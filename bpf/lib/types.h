@@ -262,11 +262,13 @@ struct service_key {
 /* Who uses a frontend. Clients outside of the mesh have a row of their own, SCOPE_OUTSIDE, if
  * the flags of the other one say so: they may get other backends. SCOPE_NODE is no frontend: a
  * process that listens at this address of one of the cluster's own nodes is behind a service, so
- * the cluster's pods may speak to it, from any node. */
+ * the cluster's pods may speak to it, from any node. SCOPE_PROCESS is for processes of this node
+ * alone: a pod's host port at loopback, which means themselves to everybody else. */
 enum scope {
 	SCOPE_ANY,
 	SCOPE_OUTSIDE,
 	SCOPE_NODE,
+	SCOPE_PROCESS,
 };
 
 struct group {

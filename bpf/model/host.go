@@ -116,6 +116,9 @@ func (n *Node) processAnswers(p *Packet, portless bool) bpf.Reason {
 // otherwise what it asked for. What sockets remember is not covered.
 func (n *Node) Connect(at netip.AddrPort, proto uint8) (netip.AddrPort, bpf.Reason) {
 	s := n.serviceAt(Front{At: at, Proto: proto})
+	if s == nil {
+		s = n.Services[Front{At: at, Proto: proto, Process: true}]
+	}
 	if !n.Ready {
 		return at, 0
 	}

@@ -92,6 +92,7 @@ type Front struct {
 	At      netip.AddrPort
 	Proto   uint8
 	Outside bool
+	Process bool // for processes of the node alone
 }
 
 // Service has groups of backends.

@@ -267,15 +267,19 @@ func hostPorts() []row {
 				at := func(name, ip, protocol string) string {
 					return pod(name+"@1", fmt.Sprintf("ports: [{containerPort: 8080, hostPort: 5432, hostIP: %s, protocol: %s}]", ip, protocol))
 				}
-				w.refuses(at("one", "127.0.0.1", "TCP"), "is not an address at which others reach a node")
-				w.apply(at("two", "172.16.1.1", "TCP") + "---\n" + at("three", "172.16.1.1", "UDP") + "---\n" + pod("four@2", "ports: [{containerPort: 8080, hostPort: 5432}]"))
+				w.apply(at("one", "127.0.0.1", "TCP") + "---\n" + at("two", "172.16.1.1", "TCP") + "---\n" + at("three", "172.16.1.1", "UDP") + "---\n" + pod("four@2", "ports: [{containerPort: 8080, hostPort: 5432}]"))
 				for _, who := range []string{"node@1", "pod@1", "outside@1"} {
 					w.reaches(who, "node:5432", "two:8080")
 					w.reaches(who, "node:5432/UDP", "three:8080")
 				}
+				w.reaches("node@1", "127.0.0.1:5432", "one:8080")
+				w.reaches("node@1", "127.0.0.1:5432/UDP", Left)
+				w.reaches("node@2", "127.0.0.1:5432", Left)
+				w.reaches("pod@1", "127.0.0.1:5432", Left)
+				w.reaches("outside@1", "127.0.0.1:5432", Left)
 				w.reaches("outside@2", "node:5432", "four:8080")
 				w.reaches("outside@3", "node:5432", Left)
-			}, differs: "so at the addresses of the node's device; loopback is refused"},
+			}},
 		{file: beside, spec: "two pods with one host port",
 			says: "a node has one pod at a host port; the scheduler sees to that",
 			test: func(w *world) {

@@ -165,7 +165,7 @@ func (s *station) services() {
 			}
 			svc.Groups = append(svc.Groups, group)
 		}
-		s.Services[model.Front{At: netip.AddrPortFrom(k.Addr.Netip(), k.Port.Number()), Proto: k.Proto, Outside: k.Scope == bpf.ScopeOutside}] = svc
+		s.Services[model.Front{At: netip.AddrPortFrom(k.Addr.Netip(), k.Port.Number()), Proto: k.Proto, Outside: k.Scope == bpf.ScopeOutside, Process: k.Scope == bpf.ScopeProcess}] = svc
 	}
 	clear(s.Members)
 	for k, row := range meshtest.Rows(s.of, m.Members) {

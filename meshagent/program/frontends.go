@@ -488,7 +488,7 @@ func (f *frontends) settle(v *view, index func(string) uint16, work map[string]d
 		}
 		v.doubts = append(v.doubts, k.doubts...)
 		for _, key := range k.keys {
-			if by := f.claims[key][0]; by != id && key.Scope == bpf.ScopeAny {
+			if by := f.claims[key][0]; by != id && key.Scope != bpf.ScopeOutside {
 				row := v.rowOf(id)
 				v.doubts = append(v.doubts, doubt{row.table, row.row, taken(key, v.rowOf(by).holder())})
 			}

@@ -58,7 +58,7 @@ func derivePod(v *view, name string, index func(string) uint16) (d derived) {
 	row := rowName{hostPorts, name}
 	for _, h := range v.hostPortsOf(p) {
 		d.read = []rowName{row}
-		if !h.Named() {
+		if !h.Named() || h.Addr.IsLoopback() {
 			continue
 		}
 		d.outer = append(d.outer, h.Addr)

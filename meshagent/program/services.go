@@ -253,6 +253,9 @@ func (v *view) rowsFor(f service.Frontend, index func(string) uint16) frontend {
 		key: keyOf(f.Addr, f.Port, f.Protocol), timeout: bpf.SecondsOf(f.Session), ranges: map[bpf.RangeKey]bool{},
 		slots: map[uint16][]bpf.Backend{}, members: map[bpf.MemberKey]bpf.Member{},
 	}
+	if f.Addr.IsLoopback() {
+		w.key.Scope = bpf.ScopeProcess
+	}
 	if f.Outside {
 		w.key.Scope = bpf.ScopeOutside
 	}

@@ -201,7 +201,7 @@ func hostPorts(c *corev1.Container) (partly string) {
 			why = fmt.Sprintf("ports %d-%d are for services", service.FirstNodePort, service.LastNodePort)
 		case p.Protocol == corev1.ProtocolSCTP:
 			why = "host ports do not carry SCTP"
-		case p.HostIP != "" && (err != nil || !ip.IsUnspecified() && service.CheckAddress(ip) != nil):
+		case p.HostIP != "" && (err != nil || service.CheckHostIP(ip) != nil):
 			why = fmt.Sprintf("hostIP %s is not an address at which others reach a node", p.HostIP)
 		}
 		if why != "" {
