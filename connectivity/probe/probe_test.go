@@ -121,7 +121,7 @@ func TestQuestionsAreChecked(t *testing.T) {
 func TestPing(t *testing.T) {
 	probe, err := net.ListenPacket("ip4:icmp", "")
 	if err != nil {
-		t.Skip("raw sockets are not allowed here:", err)
+		t.Skip("needs raw sockets:", err)
 	}
 	probe.Close()
 	answers, err := All(t.Context(), []Question{{Protocol: Ping, To: "127.0.0.1", Patience: patience}})
